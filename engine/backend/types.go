@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backend
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Op names a verb, for Supports.
+type Op uint8
+
+// The verbs of a backend.
+const (
+	OpEncode Op = iota
+	OpDecode
+	OpDemote
+	OpAttend
+	OpRelevance
+)
+
+// String returns the verb in lower case.
+func (o Op) String() string {
+	if int(o) < len(opNames) {
+		return opNames[o]
+	}
+	return fmt.Sprintf("Op(%d)", uint8(o))
+}
+
+var opNames = [...]string{"encode", "decode", "demote", "attend", "relevance"}
+
+// Caps describes an open backend.
+type Caps struct {
+	Name    string // "cpu" or "cuda"
+	Device  string // what the hardware calls itself
+	ISA     string // "generic", "avx2", "avx512", "neon", "sm_90"
+	Workers int    // parallel workers, 0 where that has no meaning
+	Memory  int64  // bytes the backend may allocate, 0 when not known
+	Reason  string // why this backend was chosen over a better one; empty when it is the best
+}
+
+// Span is a range of bytes [Off, Off+Len) of a buffer. The zero Span is "not given".
+type Span struct {
+	Buf Buffer
+	Off int64
+	Len int64
+}
+
+// Given reports whether the span refers to a buffer.
+func (s Span) Given() bool { return s.Buf != nil }
+
+// Side is one packed side (K or V) of a block: rows*dim values as quant lays them out.
+type Side struct {
+	Coding quant.Coding
+	Data   Span   // exactly Coding.PackedBytes(rows, dim) bytes, starting on 16 bytes
+	Seed   uint64 // of the rotation; ignored by codings that are not rotated
+}
+
+// Block is a handle of packed rows of one (layer, kv_head). It owns nothing.
+//
+// Position of row r: Base + Pos[r], or Base + r without Pos. Rows need not be in order.
+type Block struct {
+	Layer, KVHead int32
+	Rows          int32
+	K, V          Side
+	Base          int64 // position of the block's segment; positions mask, they do not rotate
+	Pos           Span  // [rows] uint16, or not given
+	Count         Span  // [rows] uint16 tokens merged into the row (>= 1; + log(count) on its score), or not given: all 1
+	Bias          Span  // [rows] float32 added to the row's score, or not given: 0
+	// Noise switches the row bias on: with e the coding error of a row of K and s its row
+	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).
+	// Attend and Relevance add -1/2 * Scale^2 * |q|^2 * Noise * s^2 to the score of the row. 0 is off.
+	Noise float32
+	// Offset is the RoPE shift of the segment: q is turned by this many further positions
+	// before it meets the block's K, so that a context shift re-codes nothing.
+	Offset int32
+}
+
+// Queries is a batch of queries with the list of blocks each attends to (CSR).
+// One query is the group of query heads of one token that share a KV head.
+type Queries struct {
+	Q        []float32 // [n, group, head_dim], RoPE applied, original basis
+	Group    int       // query heads a query holds: the GQA ratio
+	HeadDim  int
+	HeadDimV int
+	Scale    float32 // on q.k, most often 1/sqrt(head_dim)
+	Softcap  float32 // score = Softcap*tanh(score/Softcap) before biases; 0 is off
+	// Pos [n] are the queries' positions; a row is seen where 0 <= pos - row position, and
+	// < Window when Window > 0. nil: every row is seen (Window must be 0).
+	Pos    []int64
+	Window int64
+	// Rope is needed only where a block's Offset is not 0.
+	Rope *quant.Rope
+	// Blocks of query i are BlockIdx[BlockPtr[i]:BlockPtr[i+1]], indices into the block list.
+	// All rotated K sides of one query's list share one seed, and likewise its V sides.
+	BlockPtr []int32 // [n+1], ascending from 0
+	BlockIdx []int32
+}
+
+// Len returns the number of queries.
+func (q *Queries) Len() int {
+	if len(q.BlockPtr) == 0 {
+		return 0
+	}
+	return len(q.BlockPtr) - 1
+}
+
+// RelevanceOut receives Relevance: row r of block b is Sum[RowPtr[b]+r].
+type RelevanceOut struct {
+	Power  int       // 1: sum of p; 2: sum of p^2
+	RowPtr []int32   // [blocks+1]
+	Sum    []float32 // [RowPtr[blocks]], added to
+}
+
+// EncodeJob packs Rows rows of Dim values.
+type EncodeJob struct {
+	Src    Span        // rows of SrcDType, row i at i*SrcStride bytes
+	DType  quant.DType // element type of Src
+	Stride int64       // bytes from row to row; 0: Dim * element size
+	Index  Span        // [rows] int32: packed row i is source row Index[i]; not given: i
+	Rows   int
+	Dim    int
+	Dst    Side
+}
+
+// DecodeJob unpacks Rows rows of Dim values to consecutive rows of float32 in the original basis.
+type DecodeJob struct {
+	Src  Side
+	Rows int
+	Dim  int
+	Dst  Span // rows*dim float32
+}
+
+// DemoteJob re-codes Rows packed lm rows to To (same options, fewer bits). Dst may start where
+// Src starts, or not overlap it.
+type DemoteJob struct {
+	Src  Side
+	To   quant.Coding
+	Rows int
+	Dim  int
+	Dst  Span // To.PackedBytes(rows, dim) bytes
+}
+
+// JobError says which job and row of a batch failed. errors.Is sees through it.
+type JobError struct {
+	Op  Op
+	Job int
+	Row int // -1 when the job as a whole is at fault
+	Err error
+}
+
+// Error names the verb, the job and the row.
+func (e *JobError) Error() string {
+	if e.Row < 0 {
+		return fmt.Sprintf("kvist/backend: %s job %d: %v", e.Op, e.Job, e.Err)
+	}
+	return fmt.Sprintf("kvist/backend: %s job %d row %d: %v", e.Op, e.Job, e.Row, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *JobError) Unwrap() error { return e.Err }

@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Option is one way to store an item.
+type Option struct {
+	Bytes  int64
+	Damage float64
+}
+
+// Item is a thing to store and the menu of ways to do so, in any order.
+type Item struct {
+	Options []Option
+}
+
+// Plan is the answer: an option for every item.
+type Plan struct {
+	Choice []int   // [items], index into the item's options
+	Bytes  int64   // sum over the choices
+	Damage float64 // sum over the choices
+	// Slope is the damage that one more byte would have saved where the budget ran out: the
+	// marginal price of a byte. 0 when every item got its best option.
+	Slope float64
+}
+
+// Solve picks the options with the least total damage whose bytes sum to at most budget.
+//
+// Errors: quant.ErrBudget with the least possible budget; quant.ErrShape.
+func Solve(items []Item, budget int64) (*Plan, error) {
+	w, err := newWalk(items)
+	if err != nil {
+		return nil, err
+	}
+	if w.plan.Bytes > budget {
+		return nil, fmt.Errorf("kvist/plan: budget of %d bytes: the least possible is %d: %w",
+			budget, w.plan.Bytes, quant.ErrBudget)
+	}
+	for k, s := range w.steps {
+		if w.plan.Bytes+s.bytes > budget {
+			w.plan.Slope = s.slope
+			w.settle(k, budget)
+			break
+		}
+		w.take(s)
+	}
+	return w.finish(), nil
+}
+
+// SolveDamage picks the options with the least bytes whose damage sums to at most bound.
+//
+// Errors: quant.ErrBudget with the least possible damage; quant.ErrShape.
+func SolveDamage(items []Item, bound float64) (*Plan, error) {
+	w, err := newWalk(items)
+	if err != nil {
+		return nil, err
+	}
+	for _, s := range w.steps {
+		if w.plan.Damage <= bound {
+			w.plan.Slope = s.slope
+			break
+		}
+		if w.at[s.item] == s.from {
+			w.take(s)
+		}
+	}
+	p := w.finish()
+	if p.Damage > bound*(1+1e-12) {
+		return nil, fmt.Errorf("kvist/plan: damage of at most %g: the least possible is %g: %w",
+			bound, p.Damage, quant.ErrBudget)
+	}
+	return p, nil
+}
+
+// step moves an item one point along its hull.
+type step struct {
+	item     int32
+	from, to int16 // hull points as option indices
+	bytes    int64
+	saved    float64
+	slope    float64 // damage saved per byte
+}
+
+type walk struct {
+	items []Item
+	at    []int16 // [items] option held
+	steps []step  // descending slope
+	plan  Plan
+}
+
+func newWalk(items []Item) (*walk, error) {
+	if len(items) > math.MaxInt32 {
+		return nil, fmt.Errorf("kvist/plan: %d items: %w", len(items), quant.ErrTooLarge)
+	}
+	w := &walk{items: items, at: make([]int16, len(items))}
+	var hull []int16
+	for i, it := range items {
+		if len(it.Options) == 0 || len(it.Options) > math.MaxInt16 {
+			return nil, fmt.Errorf("kvist/plan: item %d has %d options: %w", i, len(it.Options), quant.ErrShape)
+		}
+		for j, o := range it.Options {
+			if o.Bytes < 0 || !(o.Damage >= 0) || math.IsInf(o.Damage, 0) {
+				return nil, fmt.Errorf("kvist/plan: item %d option %d: %d bytes, damage %g: %w",
+					i, j, o.Bytes, o.Damage, quant.ErrShape)
+			}
+		}
+		hull = lowerHull(hull[:0], it.Options)
+		w.at[i] = hull[0]
+		w.plan.Bytes += it.Options[hull[0]].Bytes
+		w.plan.Damage += it.Options[hull[0]].Damage
+		for k := 1; k < len(hull); k++ {
+			a, b := it.Options[hull[k-1]], it.Options[hull[k]]
+			s := step{item: int32(i), from: hull[k-1], to: hull[k],
+				bytes: b.Bytes - a.Bytes, saved: a.Damage - b.Damage}
+			s.slope = s.saved / float64(s.bytes)
+			w.steps = append(w.steps, s)
+		}
+	}
+	// Within an item slopes fall strictly, so a stable sort keeps its steps in order.
+	slices.SortStableFunc(w.steps, func(a, b step) int { return cmp.Compare(b.slope, a.slope) })
+	return w, nil
+}
+
+// lowerHull returns the options on the lower left convex hull of (bytes, damage), from the
+// cheapest (least damage among equals) to the least damaging.
+func lowerHull(hull []int16, options []Option) []int16 {
+	order := make([]int16, len(options))
+	for i := range order {
+		order[i] = int16(i)
+	}
+	slices.SortStableFunc(order, func(a, b int16) int {
+		return cmp.Or(cmp.Compare(options[a].Bytes, options[b].Bytes),
+			cmp.Compare(options[a].Damage, options[b].Damage))
+	})
+	for _, i := range order {
+		p := options[i]
+		if n := len(hull); n > 0 && p.Damage >= options[hull[n-1]].Damage {
+			continue // dominated
+		}
+		for len(hull) >= 2 {
+			a, b := options[hull[len(hull)-2]], options[hull[len(hull)-1]]
+			// b stays only if the slope a->b is steeper than b->p.
+			if (a.Damage-b.Damage)*float64(p.Bytes-b.Bytes) > (b.Damage-p.Damage)*float64(b.Bytes-a.Bytes) {
+				break
+			}
+			hull = hull[:len(hull)-1]
+		}
+		hull = append(hull, i)
+	}
+	return hull
+}
+
+func (w *walk) take(s step) {
+	w.at[s.item] = s.to
+	w.plan.Bytes += s.bytes
+	w.plan.Damage -= s.saved
+}
+
+// coreItems bounds the items around the break that settle decides exactly; coreCells the budget
+// cells it does so in.
+const (
+	coreItems = 32
+	coreCells = 1 << 13
+)
+
+// settle decides the items whose steps lie around steps[k], the first that no longer fits, by
+// dynamic programming over what is left of the budget (the core of a knapsack problem: Pisinger,
+// "A minimal algorithm for the multiple-choice knapsack problem", 1995). All others are decided
+// by the walk.
+func (w *walk) settle(k int, budget int64) {
+	var core []int32
+	seen := map[int32]bool{}
+	add := func(i int) {
+		if i >= 0 && i < len(w.steps) && len(core) < coreItems && !seen[w.steps[i].item] {
+			seen[w.steps[i].item] = true
+			core = append(core, w.steps[i].item)
+		}
+	}
+	for d := 0; d < 4*coreItems; d++ {
+		add(k + d)
+		add(k - 1 - d)
+	}
+	slices.Sort(core)
+	left := budget - w.plan.Bytes
+	for _, i := range core {
+		left += w.items[i].Options[w.at[i]].Bytes
+	}
+	// What the core needs at the least is not counted in cells: that keeps them fine.
+	var base int64
+	for _, i := range core {
+		base += cheapest(w.items[i].Options)
+	}
+	cell := max(1, (left-base+coreCells-1)/coreCells)
+	cells := int((left - base) / cell)
+	best := make([]float64, cells+1)
+	next := make([]float64, cells+1)
+	pick := make([][]int16, len(core))
+	for n, i := range core {
+		options, low := w.items[i].Options, cheapest(w.items[i].Options)
+		pick[n] = make([]int16, cells+1)
+		for b := range next {
+			next[b] = math.Inf(1)
+			for j, o := range options {
+				// Cells round up, so that what fits in cells fits in bytes.
+				c := int64(b) - (o.Bytes-low+cell-1)/cell
+				if c >= 0 && best[c]+o.Damage < next[b] {
+					next[b], pick[n][b] = best[c]+o.Damage, int16(j)
+				}
+			}
+		}
+		best, next = next, best
+	}
+	var now float64
+	for _, i := range core {
+		now += w.items[i].Options[w.at[i]].Damage
+	}
+	if best[cells] >= now {
+		return // cells coarser than bytes can lose to the walk
+	}
+	b := cells
+	for n := len(core) - 1; n >= 0; n-- {
+		i := core[n]
+		options := w.items[i].Options
+		j := pick[n][b]
+		w.plan.Bytes += options[j].Bytes - options[w.at[i]].Bytes
+		w.at[i] = j
+		b -= int((options[j].Bytes - cheapest(options) + cell - 1) / cell)
+	}
+}
+
+func cheapest(options []Option) int64 {
+	low := options[0].Bytes
+	for _, o := range options {
+		low = min(low, o.Bytes)
+	}
+	return low
+}
+
+// finish sums the choices anew, so that totals carry no error of the walk.
+func (w *walk) finish() *Plan {
+	p := &w.plan
+	p.Choice = make([]int, len(w.items))
+	p.Bytes, p.Damage = 0, 0
+	for i, it := range w.items {
+		p.Choice[i] = int(w.at[i])
+		p.Bytes += it.Options[w.at[i]].Bytes
+		p.Damage += it.Options[w.at[i]].Damage
+	}
+	return p
+}

@@ -1,0 +1,137 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quant
+
+import (
+	"fmt"
+	"math"
+)
+
+// Rotation is the randomised Hadamard transform of rows of one dim, for one seed: an orthogonal
+// map that spreads every component of a row over all of them, so that any row looks Gaussian to
+// the quantizer and massive channels do no harm.
+//
+// It works in windows: the powers of two of dim's binary expansion, largest first (80 = 64 + 16,
+// 96 = 64 + 32, 64 = 64). Each window gets signs, then the Walsh-Hadamard butterflies, then a
+// factor 1/sqrt(length). The package comment says why windows and nothing that mixes them.
+//
+// Source: QuIP# (2024, arXiv 2402.04396) for the sign-Hadamard transform.
+//
+// A Rotation is immutable and safe for concurrent use.
+type Rotation struct {
+	dim     int
+	windows []Window
+}
+
+// Window is one power-of-two stretch of a rotation.
+type Window struct {
+	Start, Len int
+	Norm       float32  // 1/sqrt(Len)
+	Signs      []uint64 // bit i of word i/64: component Start+i changes its sign
+}
+
+// NewRotation returns the rotation of rows of dim values for a seed.
+//
+// Errors: ErrUnsupported unless dim is a multiple of 8 in [8, MaxDim].
+func NewRotation(dim int, seed uint64) (*Rotation, error) {
+	if dim <= 0 || dim%8 != 0 || dim > MaxDim {
+		return nil, fmt.Errorf("kvist/quant: rotation of rows of %d values (wants a multiple of 8 up to %d): %w",
+			dim, MaxDim, ErrUnsupported)
+	}
+	r := &Rotation{dim: dim}
+	word := uint64(0)
+	for start := 0; start < dim; {
+		w := Window{Start: start, Len: 8}
+		for w.Len*2 <= dim-start {
+			w.Len *= 2
+		}
+		w.Norm = float32(1 / math.Sqrt(float64(w.Len)))
+		for range (w.Len + 63) / 64 {
+			w.Signs = append(w.Signs, splitMix64(seed, word))
+			word++
+		}
+		r.windows = append(r.windows, w)
+		start += w.Len
+	}
+	return r, nil
+}
+
+// splitMix64 is output n of the generator SplitMix64 started at seed (Steele, Lea, Flood 2014).
+func splitMix64(seed, n uint64) uint64 {
+	z := seed + (n+1)*0x9e3779b97f4a7c15
+	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+	z = (z ^ z>>27) * 0x94d049bb133111eb
+	return z ^ z>>31
+}
+
+// Dim returns the row length.
+func (r *Rotation) Dim() int { return r.dim }
+
+// Windows describes the transform to other implementations. Read only.
+func (r *Rotation) Windows() []Window { return r.windows }
+
+// Forward rotates one row in place; len(x) must be Dim.
+func (r *Rotation) Forward(x []float32) {
+	for _, w := range r.windows {
+		v := x[w.Start : w.Start+w.Len]
+		flip(v, w.Signs)
+		butterflies(v)
+		scaleBy(v, w.Norm)
+	}
+}
+
+// Inverse undoes Forward, up to rounding.
+func (r *Rotation) Inverse(x []float32) {
+	for _, w := range r.windows {
+		v := x[w.Start : w.Start+w.Len]
+		butterflies(v)
+		scaleBy(v, w.Norm)
+		flip(v, w.Signs)
+	}
+}
+
+func flip(x []float32, signs []uint64) {
+	for i := range x {
+		if signs[i/64]>>(i%64)&1 != 0 {
+			x[i] = -x[i]
+		}
+	}
+}
+
+// butterflies is the unnormalised Walsh-Hadamard transform. The strides ascend: that order is
+// part of the format, because float32 sums depend on it.
+func butterflies(x []float32) {
+	for h := 1; h < len(x); h *= 2 {
+		for i := 0; i < len(x); i += 2 * h {
+			for j := i; j < i+h; j++ {
+				a, b := x[j], x[j+h]
+				x[j], x[j+h] = a+b, a-b
+			}
+		}
+	}
+}
+
+func scaleBy(x []float32, f float32) {
+	for i := range x {
+		x[i] = float32(x[i] * f)
+	}
+}
+
+// treeSum adds x in the fixed order of the formats, destroying x: with P the power of two from
+// len(x) up, x[i] += x[i+h] for h = P/2, P/4, ... 1, where i+h exists. A vector unit of any
+// width computes the same sum.
+func treeSum(x []float32) float32 {
+	if len(x) == 0 {
+		return 0
+	}
+	h := 1
+	for h < len(x) {
+		h *= 2
+	}
+	for h /= 2; h > 0; h /= 2 {
+		for i := 0; i < h && i+h < len(x); i++ {
+			x[i] += x[i+h]
+		}
+	}
+	return x[0]
+}
