@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package capture reads and writes the tensor files that kvist compresses: safetensors and .npy.
+//
+// # Concepts
+//
+// A Source is one open file. Open and New find its format by content, never by file name, and
+// parse nothing but the header; rows and raw bytes are then read where they are asked for, so
+// that a file of any size needs memory for the rows asked only. A Source is of one of two kinds:
+//
+//   - KV: a safetensors file whose metadata say format = kv-capture/1. It has a Geometry, Layers,
+//     and for each layer the parts K, V, Q and those of the tokens after (KNext, VNext, QNext).
+//     Every shape is checked against the metadata and against the other layers at Open.
+//   - Activations: any other safetensors file, and every .npy. Each tensor of F16, BF16 or F32
+//     with two or more dims is a matrix of rows over its last dim (ActTensors). All others are
+//     side tensors, which have raw access only, so that they can be kept exactly.
+//
+// A Tensor is a handle of rows: [heads, rows, dim], row-major, of one element type. ReadRows
+// hands out the bytes as they are stored, ReadRowsF32 converts them; both conversions, from F16
+// and from BF16, are exact, subnormals and payloads of NaN included.
+//
+// A Writer lays a file out from declarations and then takes the bytes of its tensors in any
+// order. It writes to an io.WriterAt; a file that must appear whole or not at all is written
+// through engine/atomicfile.
+//
+// # Layout of a KV capture
+//
+//	layers.N.k         [kv_heads, tokens, head_dim]     F16, BF16 or F32, RoPE applied
+//	layers.N.v         [kv_heads, tokens, head_dim_v]   F16, BF16 or F32
+//	layers.N.q         [heads, tokens, head_dim]        optional; RoPE applied
+//	layers.N.k_next    and v_next, q_next: the same of the tokens after, tokens_next rows;
+//	                   optional, but k_next and v_next come together, q_next only with them
+//	layers.N.o_weight  [hidden, heads * head_dim_v]     optional
+//	layers.N.kept      [kv_heads, tokens] U8            optional: 0 marks a dropped token
+//	layers.N.bias      [kv_heads, tokens] F32           optional: row bias without log-count
+//	tokens             [tokens] I32                     optional, as are the next two
+//	surprisal          [tokens] F32                     -log p of the token, nats
+//	positions          [tokens] I32                     default first_position + i
+//	tokens_next, surprisal_next, positions_next         [tokens_next]
+//	rope_inv_freq      [rotary_dim/2] F32               optional
+//
+// Metadata (text, as all metadata of safetensors): format, layers (of the model; the numbers
+// present may be fewer), heads, kv_heads, head_dim, rope_layout (half, interleaved or none)
+// are required; rope_applied must be true and rope_theta or rope_inv_freq be given unless
+// rope_layout is none. Defaults: head_dim_v from the shape of V, rotary_dim = head_dim,
+// first_position = 0, model empty. Tensors of other names are side tensors.
+//
+// # Layout of the files
+//
+//	safetensors   u64 header length n | n bytes of JSON | data
+//	.npy          "\x93NUMPY" major minor | u16 (major 1) or u32 length n | n bytes of text | data
+//
+// All integers are little-endian. The header of safetensors maps each name to dtype, shape and
+// data_offsets [begin, end), counted from the first byte of data. The tensors cover the data
+// without gap or overlap, and the file ends where the last of them does: one byte more or less
+// is an error. Writer orders tensors as the reference implementation does: by element type,
+// larger ones first (U64 I64 F64 C64 F32 U32 I32 BF16 F16 ...), then by name, and pads the
+// header with spaces to a multiple of 8; so every tensor is aligned to its elements. Metadata
+// come first, keys ascending. The same declarations give the same bytes on every machine.
+//
+// # Errors
+//
+// What is wrong with a file comes as a *FormatError that names file, section, tensor and
+// offset and wraps one of quant.ErrCorrupt (not a valid file, or a capture that contradicts
+// itself), quant.ErrVersion, quant.ErrUnsupported (valid, but not read here: big-endian or
+// Fortran order .npy, K without RoPE applied, ...) and quant.ErrTooLarge (a limit of Limits).
+// Wrong arguments give quant.ErrShape, calls after Close quant.ErrClosed. Errors of the
+// underlying reader or writer are passed on as they are, inside a *FormatError when reading.
+//
+// # Concurrency
+//
+// All methods of a Source but Close may be called from many goroutines at once, as far as its
+// io.ReaderAt allows that (os.File does). The same holds for Writer.WriteAt and Writer.Copy.
+package capture

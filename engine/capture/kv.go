@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+import (
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// KVFormat is the value of the metadata key "format" in a KV capture.
+const KVFormat = "kv-capture/1"
+
+// isKVFormat reports whether a file of that format is a KV capture of this or another version.
+func isKVFormat(format string) bool { return strings.HasPrefix(format, "kv-capture/") }
+
+// Part names a tensor of rows of a layer.
+type Part uint8
+
+// The parts.
+const (
+	K Part = iota
+	V
+	Q
+	KNext // of the tokens after
+	VNext
+	QNext
+
+	numParts
+)
+
+var partNames = [numParts]string{"k", "v", "q", "k_next", "v_next", "q_next"}
+
+// String returns the last part of the tensor's name: k, v, q, k_next, v_next, q_next.
+func (p Part) String() string {
+	if p < numParts {
+		return partNames[p]
+	}
+	return "Part(" + strconv.Itoa(int(p)) + ")"
+}
+
+// Next reports whether p belongs to the tokens after.
+func (p Part) Next() bool { return p >= KNext && p <= QNext }
+
+// Meta is what the metadata of a KV capture say beside its Geometry.
+type Meta struct {
+	Format        string
+	Model         string
+	FirstPosition int64             // position of the first token
+	Values        map[string]string // all metadata, these included
+}
+
+// kvCapture is the checked header of a KV capture.
+type kvCapture struct {
+	meta               Meta
+	geo                quant.Geometry
+	layers             []int
+	parts              map[int]*kvLayer
+	tokens, tokensNext int
+	hasNext            bool
+}
+
+// kvLayer holds the tensors of one layer; the zero Tensor or TensorInfo is one that is absent.
+type kvLayer struct {
+	parts      [numParts]Tensor
+	oWeight    Tensor
+	kept, bias bool
+}
+
+// Meta returns the metadata of a KV capture, the zero Meta for activations.
+func (s *Source) Meta() Meta {
+	if s.kv == nil {
+		return Meta{}
+	}
+	m := s.kv.meta
+	m.Values = maps.Clone(m.Values)
+	return m
+}
+
+// Geometry returns the shape of the captured cache, the zero Geometry for activations.
+func (s *Source) Geometry() quant.Geometry {
+	if s.kv == nil {
+		return quant.Geometry{}
+	}
+	g := s.kv.geo
+	g.Rope.InvFreq = slices.Clone(g.Rope.InvFreq)
+	return g
+}
+
+// Layers returns the numbers of the layers that the capture holds, ascending.
+func (s *Source) Layers() []int {
+	if s.kv == nil {
+		return nil
+	}
+	return slices.Clone(s.kv.layers)
+}
+
+// Tokens returns the number of captured tokens.
+func (s *Source) Tokens() int {
+	if s.kv == nil {
+		return 0
+	}
+	return s.kv.tokens
+}
+
+// TokensNext returns the number of tokens after the captured ones, 0 where there are none.
+func (s *Source) TokensNext() int {
+	if s.kv == nil {
+		return 0
+	}
+	return s.kv.tokensNext
+}
+
+// KV returns the rows of one part of a layer; false where the capture does not hold them.
+func (s *Source) KV(layer int, p Part) (Tensor, bool) {
+	l := s.layer(layer)
+	if l == nil || p >= numParts {
+		return Tensor{}, false
+	}
+	return l.parts[p], l.parts[p].src != nil
+}
+
+// DType returns the element type of a part, DTypeInvalid where the capture does not hold it.
+func (s *Source) DType(layer int, p Part) quant.DType {
+	t, _ := s.KV(layer, p)
+	return t.dtype
+}
+
+// HasQ reports whether the layer's queries were captured.
+func (s *Source) HasQ(layer int) bool {
+	_, ok := s.KV(layer, Q)
+	return ok
+}
+
+// HasNext reports whether K, V and Q of the tokens after were captured for the layer, so that
+// errors of future attention can be measured.
+func (s *Source) HasNext(layer int) bool {
+	_, ok := s.KV(layer, QNext) // it implies the other two
+	return ok
+}
+
+// OWeight returns the output projection of the layer as rows [hidden, heads * head_dim_v], head
+// 0; false where the capture does not hold it.
+func (s *Source) OWeight(layer int) (Tensor, bool) {
+	l := s.layer(layer)
+	if l == nil {
+		return Tensor{}, false
+	}
+	return l.oWeight, l.oWeight.src != nil
+}
+
+func (s *Source) layer(n int) *kvLayer {
+	if s.kv == nil {
+		return nil
+	}
+	return s.kv.parts[n]
+}
+
+// KVMetadata returns the metadata that describe a capture with this geometry. Frequencies of
+// g.Rope.InvFreq go into the tensor rope_inv_freq, which is the caller's to declare.
+func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]string {
+	m := map[string]string{
+		"format":         KVFormat,
+		"model":          model,
+		"layers":         strconv.Itoa(g.Layers),
+		"heads":          strconv.Itoa(g.Heads),
+		"kv_heads":       strconv.Itoa(g.KVHeads),
+		"head_dim":       strconv.Itoa(g.HeadDim),
+		"head_dim_v":     strconv.Itoa(g.HeadDimV),
+		"first_position": strconv.FormatInt(firstPosition, 10),
+		"rope_layout":    g.Rope.Layout.String(),
+		"rope_applied":   strconv.FormatBool(g.Rope.Layout != quant.RopeNone),
+	}
+	if g.Rope.Layout != quant.RopeNone {
+		m["rotary_dim"] = strconv.Itoa(g.Rope.RotaryDim)
+		if g.Rope.Theta > 0 {
+			m["rope_theta"] = strconv.FormatFloat(g.Rope.Theta, 'g', -1, 64)
+		}
+	}
+	return m
+}

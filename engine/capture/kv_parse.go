@@ -1,0 +1,428 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Names of the tensors of a capture that belong to no layer.
+const (
+	nameTokens    = "tokens"
+	nameSurprisal = "surprisal"
+	namePositions = "positions"
+	nameInvFreq   = "rope_inv_freq"
+	nextSuffix    = "_next"
+	layerPrefix   = "layers."
+)
+
+// kvReader checks the header of a KV capture and makes a kvCapture of it.
+type kvReader struct {
+	src *Source
+	kv  *kvCapture
+}
+
+func (s *Source) readKV() error {
+	r := &kvReader{src: s, kv: &kvCapture{parts: make(map[int]*kvLayer)}}
+	steps := []func() error{r.readMeta, r.readGeometry, r.findLayers, r.checkLayers,
+		r.checkSide, r.readInvFreq}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	if err := r.kv.geo.Validate(); err != nil {
+		// %v: the file is at fault, so the category is ours.
+		return r.metaError(corruptf("%v", err))
+	}
+	s.kv = r.kv
+	return nil
+}
+
+func (r *kvReader) metaError(cause error) error {
+	return r.src.formatError(SectionMetadata, "", -1, cause)
+}
+
+func (r *kvReader) tensorError(t TensorInfo, cause error) error {
+	return r.src.formatError(SectionTensor, t.Name, t.Offset, cause)
+}
+
+// integer reads a decimal number of [least, most] from the metadata; def stands for a key that
+// is absent, where it is not negative.
+func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
+	text, ok := r.src.metadata[key]
+	if !ok {
+		if def >= 0 {
+			return def, nil
+		}
+		return 0, r.metaError(corruptf("key %q is missing", key))
+	}
+	v, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || v < least || v > most {
+		return 0, r.metaError(corruptf("%s is %.64q, want an integer of [%d, %d]",
+			key, text, least, most))
+	}
+	return v, nil
+}
+
+func (r *kvReader) readMeta() error {
+	m := r.src.metadata
+	if m["format"] != KVFormat {
+		return r.metaError(fmt.Errorf("format is %.64q, want %q: %w",
+			m["format"], KVFormat, quant.ErrVersion))
+	}
+	first, err := r.integer("first_position", 0, quant.MaxTokens, 0)
+	if err != nil {
+		return err
+	}
+	r.kv.meta = Meta{Format: KVFormat, Model: m["model"], FirstPosition: first,
+		Values: maps.Clone(m)}
+	return nil
+}
+
+// readGeometry reads what metadata say; head_dim_v stays 0 where it is left to V.
+func (r *kvReader) readGeometry() error {
+	g := &r.kv.geo
+	for _, f := range []struct {
+		key  string
+		dst  *int
+		most int64
+		def  int64
+	}{
+		{"layers", &g.Layers, quant.MaxLayers, -1},
+		{"heads", &g.Heads, quant.MaxHeads, -1},
+		{"kv_heads", &g.KVHeads, quant.MaxHeads, -1},
+		{"head_dim", &g.HeadDim, quant.MaxDim, -1},
+		{"head_dim_v", &g.HeadDimV, quant.MaxDim, 0},
+	} {
+		v, err := r.integer(f.key, 1, f.most, f.def)
+		if err != nil {
+			return err
+		}
+		*f.dst = int(v)
+	}
+	return r.readRope()
+}
+
+func (r *kvReader) readRope() error {
+	rope, m := &r.kv.geo.Rope, r.src.metadata
+	switch layout := m["rope_layout"]; layout {
+	case "none":
+		return nil
+	case "half":
+		rope.Layout = quant.RopeHalf
+	case "interleaved":
+		rope.Layout = quant.RopeInterleaved
+	case "":
+		return r.metaError(corruptf("key %q is missing", "rope_layout"))
+	default:
+		return r.metaError(unsupportedf("rope_layout is %.64q, want half, interleaved or none",
+			layout))
+	}
+	if v := m["rope_applied"]; v != "true" {
+		return r.metaError(unsupportedf("rope_applied is %.64q, want \"true\": K without "+
+			"RoPE applied is not read", v))
+	}
+	dim, err := r.integer("rotary_dim", 2, quant.MaxDim, int64(r.kv.geo.HeadDim))
+	if err != nil {
+		return err
+	}
+	rope.RotaryDim = int(dim)
+	text, ok := m["rope_theta"]
+	if _, freq := r.src.Lookup(nameInvFreq); !ok && !freq {
+		return r.metaError(corruptf("key %q is missing, and so is tensor %q",
+			"rope_theta", nameInvFreq))
+	} else if !ok {
+		return nil
+	}
+	theta, err := strconv.ParseFloat(text, 64)
+	if err != nil || !(theta > 0) || math.IsInf(theta, 0) {
+		return r.metaError(corruptf("rope_theta is %.64q, want a positive number", text))
+	}
+	rope.Theta = theta
+	return nil
+}
+
+// layerName splits "layers.N.rest". ok is false for names that are none of a layer.
+func layerName(name string) (layer int, rest string, ok bool) {
+	tail, ok := strings.CutPrefix(name, layerPrefix)
+	if !ok {
+		return 0, "", false
+	}
+	num, rest, ok := strings.Cut(tail, ".")
+	if !ok {
+		return 0, "", false
+	}
+	n, err := strconv.ParseUint(num, 10, 31)
+	if err != nil || strconv.FormatUint(n, 10) != num { // one number has one name
+		return 0, "", false
+	}
+	return int(n), rest, true
+}
+
+// findLayers sorts the tensors into layers and side tensors. The parts of a layer get handles
+// here and are checked later, when the number of tokens is known.
+func (r *kvReader) findLayers() error {
+	for _, t := range r.src.tensors {
+		n, rest, ok := layerName(t.Name)
+		part := slices.Index(partNames[:], rest)
+		known := part >= 0 || rest == "o_weight" || rest == "kept" || rest == "bias"
+		if !ok || !known {
+			r.src.side = append(r.src.side, t)
+			continue
+		}
+		if n >= r.kv.geo.Layers {
+			return r.tensorError(t, corruptf("layer %d, the model has %d", n, r.kv.geo.Layers))
+		}
+		l := r.kv.parts[n]
+		if l == nil {
+			l = &kvLayer{}
+			r.kv.parts[n] = l
+			r.kv.layers = append(r.kv.layers, n)
+		}
+		switch {
+		case part >= 0:
+			l.parts[part] = Tensor{src: r.src, name: t.Name, off: t.Offset}
+			continue
+		case rest == "o_weight":
+			l.oWeight = Tensor{src: r.src, name: t.Name, off: t.Offset}
+		case rest == "kept":
+			l.kept = true
+		case rest == "bias":
+			l.bias = true
+		}
+		r.src.side = append(r.src.side, t)
+	}
+	if len(r.kv.layers) == 0 {
+		return r.src.formatError(SectionHeader, "", -1,
+			corruptf("no tensor %q in a KV capture", layerPrefix+"N.k"))
+	}
+	slices.Sort(r.kv.layers)
+	return nil
+}
+
+// info returns the declaration behind a handle; its name is in the file.
+func (r *kvReader) info(t Tensor) TensorInfo {
+	i, _ := r.src.Lookup(t.name)
+	return i
+}
+
+// checkLayers checks every tensor of every layer against metadata and the other layers.
+func (r *kvReader) checkLayers() error {
+	kv := r.kv
+	for _, n := range kv.layers {
+		l := kv.parts[n]
+		for _, need := range []struct{ have, want Part }{
+			{K, V}, {V, K}, {Q, K}, {KNext, K}, {KNext, VNext}, {VNext, KNext}, {QNext, KNext},
+		} {
+			have, want := l.parts[need.have], l.parts[need.want]
+			if have.src != nil && want.src == nil {
+				return r.tensorError(r.info(have), corruptf("tensor \"%s%d.%s\" is missing",
+					layerPrefix, n, need.want))
+			}
+		}
+		if l.parts[K].src == nil {
+			return r.src.formatError(SectionHeader, "", -1,
+				corruptf("tensor \"%s%d.k\" is missing", layerPrefix, n))
+		}
+		for p := range l.parts {
+			if l.parts[p].src == nil {
+				continue
+			}
+			if err := r.checkPart(&l.parts[p], Part(p)); err != nil {
+				return err
+			}
+		}
+	}
+	return r.checkLayerExtras()
+}
+
+// checkPart checks one tensor of rows and completes its handle. The first K gives the number of
+// tokens, the first V head_dim_v where metadata leave it open, the first K of the tokens after
+// their number.
+func (r *kvReader) checkPart(t *Tensor, p Part) error {
+	kv, info := r.kv, r.info(*t)
+	t.dtype = rowDType(info.DTypeName)
+	if t.dtype == quant.DTypeInvalid {
+		return r.tensorError(info, unsupportedf("element type %s, want F16, BF16 or F32",
+			info.DTypeName))
+	}
+	if len(info.Shape) != 3 {
+		return r.tensorError(info, corruptf("shape %v, want [heads, tokens, dim]", info.Shape))
+	}
+	if p == K && t.name == fmt.Sprintf("%s%d.k", layerPrefix, kv.layers[0]) {
+		tokens, err := r.tokenCount(info)
+		if err != nil {
+			return err
+		}
+		kv.tokens = tokens
+	}
+	if p == KNext && !kv.hasNext {
+		tokens, err := r.tokenCount(info)
+		if err != nil {
+			return err
+		}
+		kv.tokensNext, kv.hasNext = tokens, true
+	}
+	if d := info.Shape[2]; p == V && kv.geo.HeadDimV == 0 {
+		if d < 1 || d > quant.MaxDim {
+			return r.tensorError(info, corruptf("shape %v has head_dim_v %d, want [1, %d]",
+				info.Shape, d, quant.MaxDim))
+		}
+		kv.geo.HeadDimV = int(d)
+	}
+	t.heads, t.rows, t.dim = kv.geo.KVHeads, kv.tokens, kv.geo.HeadDim
+	text := "[kv_heads, tokens, head_dim]"
+	switch p {
+	case Q, QNext:
+		t.heads, text = kv.geo.Heads, "[heads, tokens, head_dim]"
+	case V, VNext:
+		t.dim, text = kv.geo.HeadDimV, "[kv_heads, tokens, head_dim_v]"
+	}
+	if p.Next() {
+		t.rows, text = kv.tokensNext, strings.Replace(text, "tokens", "tokens_next", 1)
+	}
+	return r.wantShape(info, text, t.heads, t.rows, t.dim)
+}
+
+// wantShape compares a shape with the one that metadata and the first layer ask for.
+func (r *kvReader) wantShape(info TensorInfo, text string, want ...int) error {
+	ok := len(info.Shape) == len(want)
+	for i := 0; ok && i < len(want); i++ {
+		ok = info.Shape[i] == int64(want[i])
+	}
+	if ok {
+		return nil
+	}
+	return r.tensorError(info, corruptf("shape %v, want %v = %s by metadata and the first layer",
+		info.Shape, want, text))
+}
+
+// tokenCount checks dim 1 of the tensor that sets the number of tokens.
+func (r *kvReader) tokenCount(info TensorInfo) (int, error) {
+	n := info.Shape[1]
+	if n > quant.MaxTokens || n > math.MaxInt {
+		return 0, r.tensorError(info, tooLargef("%d tokens, want at most %d", n,
+			min(int64(quant.MaxTokens), math.MaxInt)))
+	}
+	return int(n), nil
+}
+
+// checkLayerExtras checks o_weight, kept and bias.
+func (r *kvReader) checkLayerExtras() error {
+	g := r.kv.geo
+	for _, n := range r.kv.layers {
+		l := r.kv.parts[n]
+		if o := &l.oWeight; o.src != nil {
+			info := r.info(*o)
+			o.dtype = rowDType(info.DTypeName)
+			if o.dtype == quant.DTypeInvalid {
+				return r.tensorError(info, unsupportedf(
+					"element type %s, want F16, BF16 or F32", info.DTypeName))
+			}
+			hidden := int64(-1)
+			if len(info.Shape) == 2 && info.Shape[0] <= math.MaxInt32 {
+				hidden = info.Shape[0]
+			}
+			o.heads, o.rows, o.dim = 1, int(hidden), g.Heads*g.HeadDimV
+			if hidden < 0 || info.Shape[1] != int64(o.dim) {
+				return r.tensorError(info, corruptf("shape %v, want [hidden, heads * head_dim_v = %d]",
+					info.Shape, o.dim))
+			}
+		}
+		for _, e := range []struct {
+			have        bool
+			rest, dtype string
+		}{{l.kept, "kept", "U8"}, {l.bias, "bias", "F32"}} {
+			if !e.have {
+				continue
+			}
+			info, _ := r.src.Lookup(fmt.Sprintf("%s%d.%s", layerPrefix, n, e.rest))
+			if err := r.wantDType(info, e.dtype); err != nil {
+				return err
+			}
+			if err := r.wantShape(info, "[kv_heads, tokens]", g.KVHeads, r.kv.tokens); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (r *kvReader) wantDType(info TensorInfo, dtype string) error {
+	if info.DTypeName != dtype {
+		return r.tensorError(info, unsupportedf("element type %s, want %s",
+			info.DTypeName, dtype))
+	}
+	return nil
+}
+
+// checkSide checks the tensors that hold one value a token.
+func (r *kvReader) checkSide() error {
+	for _, e := range []struct{ name, dtype string }{
+		{nameTokens, "I32"}, {nameSurprisal, "F32"}, {namePositions, "I32"},
+	} {
+		for _, next := range []bool{false, true} {
+			info, ok := r.src.Lookup(sideName(e.name, next))
+			if !ok {
+				continue
+			}
+			if err := r.wantDType(info, e.dtype); err != nil {
+				return err
+			}
+			n, text := r.kv.tokens, "[tokens]"
+			if next {
+				n, text = r.kv.tokensNext, "[tokens_next]"
+			}
+			if next && !r.kv.hasNext {
+				return r.tensorError(info, corruptf("no layer has tokens after"))
+			}
+			if err := r.wantShape(info, text, n); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// readInvFreq reads the frequencies of RoPE, where the capture gives them.
+func (r *kvReader) readInvFreq() error {
+	info, ok := r.src.Lookup(nameInvFreq)
+	rope := &r.kv.geo.Rope
+	if !ok || rope.Layout == quant.RopeNone {
+		return nil
+	}
+	if err := r.wantDType(info, "F32"); err != nil {
+		return err
+	}
+	// The length is checked before anything is allocated for it: RotaryDim <= quant.MaxDim.
+	if err := r.wantShape(info, "[rotary_dim/2]", rope.RotaryDim/2); err != nil {
+		return err
+	}
+	raw := make([]byte, info.Bytes)
+	if err := r.src.readFull(SectionTensor, info.Name, info.Offset, raw); err != nil {
+		return err
+	}
+	rope.InvFreq = make([]float32, rope.RotaryDim/2)
+	convertF32(quant.Float32, rope.InvFreq, raw)
+	for i, f := range rope.InvFreq {
+		if f != f || math.IsInf(float64(f), 0) {
+			return r.tensorError(info, corruptf("value %d is %v, want a finite number", i, f))
+		}
+	}
+	return nil
+}
+
+func sideName(name string, next bool) string {
+	if next {
+		return name + nextSuffix
+	}
+	return name
+}

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+// Limits bound what a file may ask of its reader. A zero field takes its default. A file that
+// exceeds one is refused with quant.ErrTooLarge.
+type Limits struct {
+	HeaderBytes int64 // length of the header; default 100e6, as the reference implementation
+	Tensors     int   // tensors of a file; default 1 << 18
+	Dims        int   // dims of a tensor; default 64, as NumPy 2
+	NameBytes   int   // bytes of a tensor's name; default 4096
+	TotalBytes  int64 // bytes of the file; default 1 << 46 (64 TiB)
+	MetaKeys    int   // keys of the metadata; default 1 << 16
+}
+
+const (
+	defaultHeaderBytes = 100_000_000
+	defaultTensors     = 1 << 18
+	defaultDims        = 64
+	defaultNameBytes   = 4096
+	defaultTotalBytes  = 1 << 46
+	defaultMetaKeys    = 1 << 16
+)
+
+func (l Limits) withDefaults() Limits {
+	if l.HeaderBytes <= 0 {
+		l.HeaderBytes = defaultHeaderBytes
+	}
+	if l.Tensors <= 0 {
+		l.Tensors = defaultTensors
+	}
+	if l.Dims <= 0 {
+		l.Dims = defaultDims
+	}
+	if l.NameBytes <= 0 {
+		l.NameBytes = defaultNameBytes
+	}
+	if l.TotalBytes <= 0 {
+		l.TotalBytes = defaultTotalBytes
+	}
+	if l.MetaKeys <= 0 {
+		l.MetaKeys = defaultMetaKeys
+	}
+	return l
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// HasTokens reports whether the capture holds the token numbers, of the tokens after with next.
+func (s *Source) HasTokens(next bool) bool { return s.hasSide(nameTokens, next) }
+
+// HasSurprisal reports whether the capture holds the tokens' surprisal.
+func (s *Source) HasSurprisal(next bool) bool { return s.hasSide(nameSurprisal, next) }
+
+// HasPositions reports whether the capture holds positions, rather than their default.
+func (s *Source) HasPositions(next bool) bool { return s.hasSide(namePositions, next) }
+
+// HasKept reports whether the layer says which of its tokens were kept.
+func (s *Source) HasKept(layer int) bool {
+	l := s.layer(layer)
+	return l != nil && l.kept
+}
+
+// HasBias reports whether the layer has row biases.
+func (s *Source) HasBias(layer int) bool {
+	l := s.layer(layer)
+	return l != nil && l.bias
+}
+
+func (s *Source) hasSide(name string, next bool) bool {
+	_, ok := s.Lookup(sideName(name, next))
+	return ok && s.kv != nil
+}
+
+// ReadTokens reads the numbers of tokens [first, first+len(dst)), of the tokens after with next.
+//
+// Errors: quant.ErrShape; quant.ErrUnsupported where the capture holds none; quant.ErrClosed;
+// *FormatError.
+func (s *Source) ReadTokens(next bool, first int, dst []int32) error {
+	return s.readSide(nameTokens, next, first, len(dst), func(at int, raw []byte) {
+		for i := range len(raw) / 4 {
+			dst[at+i] = int32(binary.LittleEndian.Uint32(raw[4*i:]))
+		}
+	})
+}
+
+// ReadSurprisal reads -log p, in nats, of tokens [first, first+len(dst)).
+//
+// Errors: as ReadTokens.
+func (s *Source) ReadSurprisal(next bool, first int, dst []float32) error {
+	return s.readSide(nameSurprisal, next, first, len(dst), func(at int, raw []byte) {
+		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
+	})
+}
+
+// ReadPositions reads the positions of tokens [first, first+len(dst)). Where the capture does not
+// hold them, they count up from first_position, and those of the tokens after from the last
+// position before them.
+//
+// Errors: quant.ErrShape, quant.ErrClosed, *FormatError (also for a negative position).
+func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
+	if err := s.checkTokens(namePositions, next, first, len(dst)); err != nil {
+		return err
+	}
+	if s.hasSide(namePositions, next) {
+		bad := -1
+		err := s.readSide(namePositions, next, first, len(dst), func(at int, raw []byte) {
+			for i := range len(raw) / 4 {
+				dst[at+i] = int64(int32(binary.LittleEndian.Uint32(raw[4*i:])))
+				if dst[at+i] < 0 && bad < 0 {
+					bad = at + i
+				}
+			}
+		})
+		if err == nil && bad >= 0 {
+			name := sideName(namePositions, next)
+			t, _ := s.Lookup(name)
+			err = s.formatError(SectionTensor, name, t.Offset+4*int64(first+bad),
+				corruptf("position %d of token %d is negative", dst[bad], first+bad))
+		}
+		return err
+	}
+	base := s.kv.meta.FirstPosition
+	if next {
+		base += int64(s.kv.tokens)
+		if s.kv.tokens > 0 && s.hasSide(namePositions, false) {
+			var last [1]int64
+			if err := s.ReadPositions(false, s.kv.tokens-1, last[:]); err != nil {
+				return err
+			}
+			base = last[0] + 1
+		}
+	}
+	for i := range dst {
+		dst[i] = base + int64(first) + int64(i)
+	}
+	return nil
+}
+
+// ReadKept reads, for tokens [first, first+len(dst)) of one KV head, whether they were kept: 0
+// for a dropped token. Without tensor "kept", all were.
+//
+// Errors: quant.ErrShape, quant.ErrClosed, *FormatError.
+func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
+	off, err := s.locateMark(layer, kvHead, first, len(dst), "kept", 1)
+	if err != nil {
+		return err
+	}
+	if !s.HasKept(layer) {
+		for i := range dst {
+			dst[i] = 1
+		}
+		return nil
+	}
+	return s.readFull(SectionTensor, markName(layer, "kept"), off, dst)
+}
+
+// ReadBias reads the row biases, without log-count, of tokens [first, first+len(dst)) of one KV
+// head: 0 without tensor "bias".
+//
+// Errors: as ReadKept.
+func (s *Source) ReadBias(layer, kvHead, first int, dst []float32) error {
+	off, err := s.locateMark(layer, kvHead, first, len(dst), "bias", 4)
+	if err != nil {
+		return err
+	}
+	if !s.HasBias(layer) {
+		clear(dst)
+		return nil
+	}
+	return s.pieces(markName(layer, "bias"), off, len(dst), 4, func(at int, raw []byte) {
+		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
+	})
+}
+
+func markName(layer int, rest string) string {
+	return fmt.Sprintf("%s%d.%s", layerPrefix, layer, rest)
+}
+
+// locateMark checks a range of a [kv_heads, tokens] tensor and returns its byte in the file; the
+// byte means nothing where the tensor is absent.
+func (s *Source) locateMark(layer, kvHead, first, n int, rest string, size int64) (int64, error) {
+	name := markName(layer, rest)
+	if s.layer(layer) == nil {
+		return 0, callErrorf("read %s: tensor %q: layer %d is not in the file",
+			s.name, name, layer)
+	}
+	if err := s.checkTokens(name, false, first, n); err != nil {
+		return 0, err
+	}
+	if kvHead < 0 || kvHead >= s.kv.geo.KVHeads {
+		return 0, callErrorf("read %s: tensor %q: kv_head %d, want [0, %d)",
+			s.name, name, kvHead, s.kv.geo.KVHeads)
+	}
+	t, _ := s.Lookup(name)
+	return t.Offset + size*(int64(kvHead)*int64(s.kv.tokens)+int64(first)), nil
+}
+
+func (s *Source) readSide(name string, next bool, first, n int, use func(int, []byte)) error {
+	if err := s.checkTokens(name, next, first, n); err != nil {
+		return err
+	}
+	name = sideName(name, next)
+	t, ok := s.Lookup(name)
+	if !ok {
+		return s.formatError(SectionHeader, "", -1,
+			unsupportedf("tensor %q is not in the capture", name))
+	}
+	return s.pieces(name, t.Offset+4*int64(first), n, 4, use)
+}
+
+// checkTokens checks a range of tokens.
+func (s *Source) checkTokens(name string, next bool, first, n int) error {
+	if s.closed.Load() {
+		return s.errClosed()
+	}
+	if s.kv == nil {
+		return callErrorf("read %s: %s: the file is not a KV capture", s.name, name)
+	}
+	have := s.kv.tokens
+	if next {
+		have = s.kv.tokensNext
+	}
+	if first < 0 || first > have || n > have-first {
+		return callErrorf("read %s: %s: %d tokens from token %d, there are %d",
+			s.name, sideName(name, next), n, first, have)
+	}
+	return nil
+}

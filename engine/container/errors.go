@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// CorruptError says where a file is not what was written. It matches quant.ErrCorrupt.
+type CorruptError struct {
+	File    string // the name given to Open
+	Section string // "header", "record", "side tensor", "index", "trailer", "bytes" (a gap)
+	Layer   int    // index into the stored layers or tensors, -1 where it has no meaning
+	Segment int    // -1 where it has no meaning
+	Head    int    // KV head, -1 where it has no meaning
+	Block   int    // within the head, -1 where it has no meaning
+	Offset  int64  // in the file, of the field at fault
+	Want    any    // what would have been right, nil where there is no one answer
+	Got     any    // what the file says
+	Err     error  // the cause; wraps quant.ErrCorrupt
+}
+
+// Error names the file, the section, the offset, and what was expected and found.
+func (e *CorruptError) Error() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "kvist/container: reading %s: %s", e.File, e.Section)
+	for _, p := range []struct {
+		name string
+		i    int
+	}{{"layer", e.Layer}, {"segment", e.Segment}, {"head", e.Head}, {"block", e.Block}} {
+		if p.i >= 0 {
+			fmt.Fprintf(&s, " %s %d", p.name, p.i)
+		}
+	}
+	fmt.Fprintf(&s, " at offset %d: ", e.Offset)
+	if e.Want != nil {
+		fmt.Fprintf(&s, "want %v, got %v: ", e.Want, e.Got)
+	} else if e.Got != nil {
+		fmt.Fprintf(&s, "got %v: ", e.Got)
+	}
+	fmt.Fprintf(&s, "%v", e.Err)
+	return s.String()
+}
+
+// Unwrap returns the cause.
+func (e *CorruptError) Unwrap() error { return e.Err }
+
+// RefusedError says where a file asks for what this build, or the limits in force, do not
+// allow: the file may well be sound. It matches quant.ErrVersion, quant.ErrUnsupported or
+// quant.ErrTooLarge.
+type RefusedError struct {
+	File    string
+	Section string
+	Offset  int64
+	Err     error
+}
+
+// Error names the file, the section, the offset and the reason.
+func (e *RefusedError) Error() string {
+	return fmt.Sprintf("kvist/container: reading %s: %s at offset %d: %v",
+		e.File, e.Section, e.Offset, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *RefusedError) Unwrap() error { return e.Err }
+
+// place is what the parser knows about where it stands; it makes the errors.
+type place struct {
+	file, section               string
+	layer, segment, head, block int
+}
+
+func (p place) in(section string) place {
+	return place{file: p.file, section: section, layer: -1, segment: -1, head: -1, block: -1}
+}
+
+func (p place) corrupt(off int64, what string, want, got any) error {
+	return &CorruptError{
+		File: p.file, Section: p.section, Layer: p.layer, Segment: p.segment, Head: p.head,
+		Block: p.block, Offset: off, Want: want, Got: got,
+		Err: fmt.Errorf("%s: %w", what, quant.ErrCorrupt),
+	}
+}
+
+func (p place) refuse(off int64, err error) error {
+	return &RefusedError{File: p.file, Section: p.section, Offset: off, Err: err}
+}
+
+func (p place) tooLarge(off int64, what string, limit, got any) error {
+	return p.refuse(off, fmt.Errorf("%s is %v, the limit is %v: %w", what, got, limit,
+		quant.ErrTooLarge))
+}
+
+// shapef makes the error of a call whose arguments do not fit together.
+func shapef(format string, args ...any) error {
+	return fmt.Errorf("kvist/container: "+format+": %w", append(args, quant.ErrShape)...)
+}

@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+	"math"
+	"strings"
+	"unicode/utf8"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Kind says what a file holds.
+type Kind uint16
+
+// The kinds of files.
+const (
+	KindInvalid Kind = 0
+	KindCache   Kind = 1 // a KV cache: records of (layer, segment) with K and V
+	KindRows    Kind = 2 // rows of tensors: hidden states, embeddings; records have the K side only
+	KindProfile Kind = 3 // a profile; reserved, refused by this version
+)
+
+// String returns "cache", "rows" or "profile".
+func (k Kind) String() string {
+	switch k {
+	case KindCache:
+		return "cache"
+	case KindRows:
+		return "rows"
+	case KindProfile:
+		return "profile"
+	}
+	return fmt.Sprintf("Kind(%d)", uint16(k))
+}
+
+// Source is the file format that a KindRows file was made from, so that it can be written back.
+type Source uint8
+
+// The sources.
+const (
+	SourceNone        Source = 0 // KindCache
+	SourceNPY         Source = 1
+	SourceSafetensors Source = 2
+)
+
+// String returns "none", "npy" or "safetensors".
+func (s Source) String() string {
+	switch s {
+	case SourceNone:
+		return "none"
+	case SourceNPY:
+		return "npy"
+	case SourceSafetensors:
+		return "safetensors"
+	}
+	return fmt.Sprintf("Source(%d)", uint8(s))
+}
+
+// Tensor describes a tensor whose rows are stored in records.
+type Tensor struct {
+	Name  string
+	DType string  // element type of the original, as safetensors names it: F32, F16, BF16
+	Shape []int64 // 1 to 8 dimensions; the last one is the row
+}
+
+// Dim returns the values of a row.
+func (t *Tensor) Dim() int { return int(t.Shape[len(t.Shape)-1]) }
+
+// Rows returns the number of rows: the product of all dimensions but the last.
+func (t *Tensor) Rows() int64 {
+	n := int64(1)
+	for _, d := range t.Shape[:len(t.Shape)-1] {
+		n *= d
+	}
+	return n
+}
+
+// Limits of the header, beside those of quant.Geometry.
+const (
+	maxTensorDims = 8
+	maxStored     = 1 << 16 // layers or tensors: a record names them in 16 bits
+	maxName       = 1<<16 - 1
+	maxDType      = 255
+)
+
+// Header is all that is true of the file as a whole.
+type Header struct {
+	Version Version // set by Open; the writer chooses
+	Kind    Kind
+
+	// Geometry of the model, KindCache only.
+	Geometry quant.Geometry
+	// Layers are the model's numbers of the layers stored, ascending. KindCache only.
+	Layers []int
+	// Tensors are those whose rows are stored, KindRows only.
+	Tensors []Tensor
+	// Source is the format that KindRows was made from.
+	Source Source
+
+	// Tokens is the number of tokens of every layer; for KindRows the rows of all tensors.
+	Tokens int64
+	// First is the position of token 0.
+	First int64
+	// SegmentTokens is the tokens (rows) of a segment, 1 to MaxSegmentTokens; the last segment
+	// of a layer may have fewer.
+	SegmentTokens int
+	// Sinks and Window are how many first and last tokens the plan kept at high detail.
+	Sinks, Window int
+	// KType and VType are the element types of the original. KindCache only.
+	KType, VType quant.DType
+
+	// Seed is that of the rotation of all rotated codings.
+	Seed uint64
+	// Config is the configuration the file was made with, as text. Not interpreted here.
+	Config string
+	// Model names the model.
+	Model string
+	// Metadata is that of the original file.
+	Metadata map[string]string
+	// Profile identifies the profile that the plan was made with; zero: none.
+	Profile [32]byte
+	// QueryEnergy is the mean of |q|^2, [stored layers, kv_heads], for the row bias. Or nil.
+	QueryEnergy []float32
+}
+
+// Stored returns the number of stored layers, or tensors: the range of Record.Layer.
+func (h *Header) Stored() int {
+	if h.Kind == KindRows {
+		return len(h.Tensors)
+	}
+	return len(h.Layers)
+}
+
+// KVHeads returns the heads of every record: kv_heads, or 1 for KindRows.
+func (h *Header) KVHeads() int {
+	if h.Kind == KindRows {
+		return 1
+	}
+	return h.Geometry.KVHeads
+}
+
+// Dims returns the values of a row of K and of V. V is 0 for KindRows.
+func (h *Header) Dims(layer int) (k, v int) {
+	if h.Kind == KindRows {
+		return h.Tensors[layer].Dim(), 0
+	}
+	return h.Geometry.HeadDim, h.Geometry.HeadDimV
+}
+
+// LayerTokens returns the tokens (rows) of a stored layer or tensor.
+func (h *Header) LayerTokens(layer int) int64 {
+	if h.Kind == KindRows {
+		return h.Tensors[layer].Rows()
+	}
+	return h.Tokens
+}
+
+// Segments returns the number of segments of a stored layer or tensor.
+func (h *Header) Segments(layer int) int64 {
+	n := int64(h.SegmentTokens)
+	return (h.LayerTokens(layer) + n - 1) / n
+}
+
+// SegmentLen returns the tokens of a segment.
+func (h *Header) SegmentLen(layer, segment int) int {
+	from := int64(segment) * int64(h.SegmentTokens)
+	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
+}
+
+// Records returns the number of records of a whole file: one for each (layer, segment).
+func (h *Header) Records() int64 {
+	if h.Kind != KindRows {
+		return int64(len(h.Layers)) * h.Segments(0)
+	}
+	n := int64(0)
+	for i := range h.Tensors {
+		n += h.Segments(i)
+	}
+	return n
+}
+
+// Validate checks that the header describes a file.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported.
+func (h *Header) Validate() error {
+	switch {
+	case h.Kind == KindProfile:
+		return fmt.Errorf("kvist/container: header: files of kind profile are reserved: %w",
+			quant.ErrUnsupported)
+	case h.Kind != KindCache && h.Kind != KindRows:
+		return shapef("header: %s, want cache or rows", h.Kind)
+	case h.SegmentTokens < 1 || h.SegmentTokens > MaxSegmentTokens:
+		return shapef("header: segments of %d tokens, want 1 to %d", h.SegmentTokens, MaxSegmentTokens)
+	case h.Tokens < 0 || h.Tokens > quant.MaxTokens:
+		return shapef("header: %d tokens, want 0 to %d", h.Tokens, int64(quant.MaxTokens))
+	case h.First < 0 || h.First > quant.MaxTokens:
+		return shapef("header: first position %d, want 0 to %d", h.First, int64(quant.MaxTokens))
+	case h.Sinks < 0 || h.Window < 0 || int64(h.Sinks) > math.MaxUint32 ||
+		int64(h.Window) > math.MaxUint32:
+		return shapef("header: sinks %d, window %d, want 0 to 2^32-1", h.Sinks, h.Window)
+	}
+	for _, t := range []struct{ name, s string }{{"config", h.Config}, {"model", h.Model}} {
+		if !utf8.ValidString(t.s) || strings.ContainsRune(t.s, 0) {
+			return shapef("header: %s is not UTF-8 without NUL", t.name)
+		}
+	}
+	for k, v := range h.Metadata {
+		if !utf8.ValidString(k) || !utf8.ValidString(v) {
+			return shapef("header: metadata %q is not UTF-8", k)
+		}
+	}
+	if h.Kind == KindRows {
+		return h.validateRows()
+	}
+	return h.validateCache()
+}
+
+func (h *Header) validateCache() error {
+	g := h.Geometry
+	if err := g.Validate(); err != nil {
+		return fmt.Errorf("kvist/container: header: %w", err)
+	}
+	switch {
+	case g.Rope.Layout == quant.RopeNone && (g.Rope.InvFreq != nil || g.Rope.RotaryDim != 0):
+		return shapef("header: rotary_dim %d and %d inv_freq without rope", g.Rope.RotaryDim,
+			len(g.Rope.InvFreq))
+	case len(h.Layers) < 1 || len(h.Layers) > g.Layers:
+		return shapef("header: %d layers stored, want 1 to %d", len(h.Layers), g.Layers)
+	case len(h.Tensors) != 0 || h.Source != SourceNone:
+		return shapef("header: a file of kind cache with a tensor table")
+	case h.KType.Size() == 0 || h.VType.Size() == 0:
+		return shapef("header: element types %s and %s of K and V", h.KType, h.VType)
+	case h.QueryEnergy != nil && len(h.QueryEnergy) != len(h.Layers)*g.KVHeads:
+		return shapef("header: query energy has %d values, want layers * kv_heads = %d",
+			len(h.QueryEnergy), len(h.Layers)*g.KVHeads)
+	}
+	for i, l := range h.Layers {
+		if l < 0 || l >= g.Layers || (i > 0 && l <= h.Layers[i-1]) {
+			return shapef("header: stored layer %d is %d, want ascending in [0, %d)", i, l, g.Layers)
+		}
+	}
+	for i, f := range h.QueryEnergy {
+		if !(f >= 0) || math.IsInf(float64(f), 0) {
+			return shapef("header: query energy %d is %v, want finite and not negative", i, f)
+		}
+	}
+	for i, f := range g.Rope.InvFreq {
+		if v := float64(f); math.IsNaN(v) || math.IsInf(v, 0) {
+			return shapef("header: inv_freq %d is %v, want finite", i, f)
+		}
+	}
+	return nil
+}
+
+func (h *Header) validateRows() error {
+	g := h.Geometry
+	switch {
+	case len(h.Tensors) < 1 || len(h.Tensors) > maxStored:
+		return shapef("header: %d tensors, want 1 to %d", len(h.Tensors), maxStored)
+	case h.Source != SourceNPY && h.Source != SourceSafetensors:
+		return shapef("header: source %s, want npy or safetensors", h.Source)
+	case g.Layers != 0 || g.Heads != 0 || g.KVHeads != 0 || g.HeadDim != 0 || g.HeadDimV != 0 ||
+		g.Rope.Layout != 0 || g.Rope.RotaryDim != 0 || g.Rope.Theta != 0 || g.Rope.InvFreq != nil ||
+		h.Layers != nil || h.QueryEnergy != nil:
+		return shapef("header: a file of kind rows with a geometry")
+	case h.KType != 0 || h.VType != 0 || h.First != 0 || h.Sinks != 0 || h.Window != 0:
+		return shapef("header: a file of kind rows with positions, sinks, window or types of K and V")
+	}
+	names := make(map[string]bool, len(h.Tensors))
+	total := int64(0)
+	for i := range h.Tensors {
+		t := &h.Tensors[i]
+		if err := t.validate(); err != nil {
+			return err
+		}
+		if names[t.Name] {
+			return shapef("header: tensor %q given twice", t.Name)
+		}
+		names[t.Name] = true
+		total += t.Rows() // both at most MaxTokens = 2^40, and 2^16 tensors: no overflow
+	}
+	if total != h.Tokens {
+		return shapef("header: %d tokens, want the %d rows of all tensors", h.Tokens, total)
+	}
+	return nil
+}
+
+func (t *Tensor) validate() error {
+	switch {
+	case !utf8.ValidString(t.Name) || len(t.Name) > maxName:
+		return shapef("header: tensor name of %d bytes, want UTF-8 of at most %d", len(t.Name), maxName)
+	case dtypeSize(t.DType) == 0:
+		return fmt.Errorf("kvist/container: header: tensor %q has element type %q: %w",
+			t.Name, t.DType, quant.ErrUnsupported)
+	case len(t.Shape) < 1 || len(t.Shape) > maxTensorDims:
+		return shapef("header: tensor %q has %d dimensions, want 1 to %d", t.Name, len(t.Shape),
+			maxTensorDims)
+	}
+	last := len(t.Shape) - 1
+	if d := t.Shape[last]; d < 1 || d > quant.MaxDim {
+		return shapef("header: tensor %q has rows of %d values, want 1 to %d", t.Name, d, quant.MaxDim)
+	}
+	if _, ok := product(t.Shape[:last], quant.MaxTokens); !ok {
+		return shapef("header: tensor %q has shape %v, want at most %d rows", t.Name, t.Shape,
+			int64(quant.MaxTokens))
+	}
+	return nil
+}
+
+// product multiplies dims; ok is false for a negative one or where the product, of the dims
+// other than zero, passes limit.
+func product(dims []int64, limit int64) (n int64, ok bool) {
+	n = 1
+	zero := false
+	for _, d := range dims {
+		if d == 0 {
+			zero = true
+			continue
+		}
+		if d < 0 || d > limit/n {
+			return 0, false
+		}
+		n *= d
+	}
+	if zero {
+		return 0, true
+	}
+	return n, true
+}
+
+// dtypeSize returns the bytes of an element of a safetensors type, 0 for an unknown one.
+func dtypeSize(name string) int {
+	switch name {
+	case "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3":
+		return 1
+	case "U16", "I16", "F16", "BF16":
+		return 2
+	case "U32", "I32", "F32":
+		return 4
+	case "U64", "I64", "F64":
+		return 8
+	}
+	return 0
+}

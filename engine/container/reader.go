@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+)
+
+// Reader reads a file. Its methods may be called from many goroutines at once, as those of the
+// io.ReaderAt below it.
+type Reader struct {
+	name    string
+	src     io.ReaderAt
+	size    int64
+	lim     Limits
+	h       *Header
+	hdrLen  int64
+	entries []entry // in file order
+	records []int   // entries that are records
+	lookup  map[[2]int]int
+	sides   []int // entries that are side tensors
+	index   int64 // offset of the index; -1 in a salvaged reader whose index is lost
+}
+
+// RecordInfo says where a record is.
+type RecordInfo struct {
+	Layer   int // index into Header.Layers or Header.Tensors
+	Segment int
+	Offset  int64 // of the section in the file
+	Length  int64 // of the section
+}
+
+// first is how much Open reads from the front: most headers fit.
+const first = 4096
+
+// Open reads header, index and trailer of the file of size bytes that r gives access to. name is
+// for messages. The zero Limits are the defaults.
+//
+// Errors: *CorruptError (quant.ErrCorrupt), *RefusedError (quant.ErrVersion,
+// quant.ErrUnsupported, quant.ErrTooLarge), those of r.
+func Open(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
+	rd, err := openHeader(name, r, size, lim)
+	if err != nil {
+		return nil, err
+	}
+	p := place{file: name}.in("trailer")
+	if size < rd.hdrLen+IndexSize(0)+TrailerSize {
+		return nil, p.corrupt(size, "file is too short", rd.hdrLen+IndexSize(0)+TrailerSize, size)
+	}
+	b, err := rd.read(p, size-TrailerSize, TrailerSize)
+	if err != nil {
+		return nil, err
+	}
+	off, n, err := parseTrailer(p, &rd.lim, b, size)
+	if err != nil {
+		return nil, err
+	}
+	if off < rd.hdrLen {
+		return nil, p.corrupt(size-TrailerSize, "index lies in the header", rd.hdrLen, off)
+	}
+	p = p.in("index")
+	if b, err = rd.read(p, off, n); err != nil {
+		return nil, err
+	}
+	if rd.entries, err = parseIndex(p, &rd.lim, rd.h, rd.hdrLen, off, b); err != nil {
+		return nil, err
+	}
+	rd.index = off
+	return rd, rd.sort(p, off)
+}
+
+// openHeader reads the header section and returns a reader that knows nothing else yet.
+func openHeader(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
+	rd := &Reader{name: name, src: r, size: size, lim: lim.withDefaults(), index: -1}
+	p := place{file: name}.in("header")
+	if size < fileHeaderBytes {
+		return nil, p.corrupt(max(size, 0), "file is too short for a header", fileHeaderBytes, size)
+	}
+	if size > rd.lim.MaxTotalBytes {
+		return nil, p.tooLarge(0, "file length", rd.lim.MaxTotalBytes, size)
+	}
+	b, err := rd.read(p, 0, min(first, size))
+	if err != nil {
+		return nil, err
+	}
+	v, k, n, err := parseFileHeader(p, &rd.lim, b, size)
+	if err != nil {
+		return nil, err
+	}
+	if n > int64(len(b)) {
+		rest, err := rd.read(p, int64(len(b)), n-int64(len(b)))
+		if err != nil {
+			return nil, err
+		}
+		b = append(b, rest...)
+	}
+	rd.hdrLen = n
+	rd.h, err = parseHeader(p, b[:n], v, k)
+	return rd, err
+}
+
+// sort builds the lists of records and side tensors from the entries.
+func (r *Reader) sort(p place, off int64) error {
+	r.lookup = make(map[[2]int]int, len(r.entries))
+	for i, e := range r.entries {
+		switch e.kind {
+		case entryRecord:
+			key := [2]int{int(e.layer), int(e.segment)}
+			if _, ok := r.lookup[key]; ok {
+				p.layer, p.segment = key[0], key[1]
+				return p.corrupt(off+IndexSize(i), "record given twice", nil, nil)
+			}
+			r.lookup[key] = len(r.records)
+			r.records = append(r.records, i)
+		case entrySide:
+			r.sides = append(r.sides, i)
+		}
+	}
+	return nil
+}
+
+// read returns n bytes at off, which lie within the file.
+func (r *Reader) read(p place, off, n int64) ([]byte, error) {
+	b := make([]byte, n)
+	k, err := r.src.ReadAt(b, off)
+	if k == len(b) {
+		return b, nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return nil, p.corrupt(off+int64(k), "file ends early", r.size, off+int64(k))
+	}
+	return nil, fmt.Errorf("kvist/container: reading %s: %s at offset %d: %w", r.name, p.section,
+		off, err)
+}
+
+// Header returns the header. It must not be changed.
+func (r *Reader) Header() *Header { return r.h }
+
+// Size returns the size of the file in bytes.
+func (r *Reader) Size() int64 { return r.size }
+
+// Records lists the records in the order of the file.
+func (r *Reader) Records() []RecordInfo {
+	infos := make([]RecordInfo, len(r.records))
+	for i, j := range r.records {
+		e := &r.entries[j]
+		infos[i] = RecordInfo{Layer: int(e.layer), Segment: int(e.segment), Offset: e.offset,
+			Length: e.length}
+	}
+	return infos
+}
+
+// Find returns the index in Records of a (layer, segment). Only a salvaged file may lack one.
+func (r *Reader) Find(layer, segment int) (i int, ok bool) {
+	i, ok = r.lookup[[2]int{layer, segment}]
+	return i, ok
+}
+
+// ReadRecord reads record i of Records and checks all of it. The payloads of the result share
+// one buffer that is its own.
+//
+// Errors: *CorruptError, *RefusedError, those of the underlying reader; quant.ErrShape for an
+// index out of range.
+func (r *Reader) ReadRecord(i int) (*Record, error) {
+	if i < 0 || i >= len(r.records) {
+		return nil, shapef("record %d, want [0, %d)", i, len(r.records))
+	}
+	return r.readRecord(&r.entries[r.records[i]])
+}
+
+func (r *Reader) recordPlace(e *entry) place {
+	p := place{file: r.name}.in("record")
+	p.layer, p.segment = int(e.layer), int(e.segment)
+	return p
+}
+
+func (r *Reader) readRecord(e *entry) (*Record, error) {
+	p := r.recordPlace(e)
+	if e.length > r.lim.MaxRecordBytes {
+		return nil, p.tooLarge(e.offset, "length of a record", r.lim.MaxRecordBytes, e.length)
+	}
+	s, err := r.read(p, e.offset, e.length)
+	if err != nil {
+		return nil, err
+	}
+	rec, err := parseRecord(r.h, &r.lim, p, e.offset, s)
+	if err != nil {
+		return nil, err
+	}
+	if rec.Layer != int(e.layer) || rec.Segment != int(e.segment) {
+		return nil, p.corrupt(e.offset+4, "record is not the one in the index",
+			fmt.Sprintf("layer %d, segment %d", e.layer, e.segment),
+			fmt.Sprintf("layer %d, segment %d", rec.Layer, rec.Segment))
+	}
+	return rec, nil
+}
+
+// readSide reads a side section and all of it but the payload's decoding.
+func (r *Reader) readSide(e *entry) (*AuxInfo, []byte, error) {
+	p := place{file: r.name}.in("side tensor")
+	// A section holds no more than the tensor raw, its name and its shape.
+	if most := r.lim.MaxSideBytes + first + maxName; e.length > most {
+		return nil, nil, p.tooLarge(e.offset, "length of a side tensor", most, e.length)
+	}
+	s, err := r.read(p, e.offset, e.length)
+	if err != nil {
+		return nil, nil, err
+	}
+	return parseAuxInfo(&r.lim, p, e.offset, s)
+}
+
+// Auxes describes the side tensors in the order of the file. It reads and checks their sections.
+//
+// Errors: *CorruptError, *RefusedError, those of the underlying reader.
+func (r *Reader) Auxes() ([]AuxInfo, error) {
+	infos := make([]AuxInfo, 0, len(r.sides))
+	names := make(map[string]bool, len(r.sides))
+	for _, j := range r.sides {
+		info, _, err := r.readSide(&r.entries[j])
+		if err != nil {
+			return nil, err
+		}
+		if names[info.Name] {
+			return nil, place{file: r.name}.in("side tensor").corrupt(info.Offset, "name given twice", nil,
+				info.Name)
+		}
+		names[info.Name] = true
+		infos = append(infos, *info)
+	}
+	return infos, nil
+}
+
+// ReadAux reads the side tensor called name.
+//
+// Errors: fs.ErrNotExist where the file has none of that name, *CorruptError, *RefusedError,
+// those of the underlying reader.
+func (r *Reader) ReadAux(name string) (*Aux, error) {
+	var damaged error // another one that cannot be read must not hide the one asked for
+	for _, j := range r.sides {
+		info, payload, err := r.readSide(&r.entries[j])
+		if err != nil {
+			damaged = errors.Join(damaged, err)
+			continue
+		}
+		if info.Name != name {
+			continue
+		}
+		data, err := decodeAux(place{file: r.name}.in("side tensor"), info, payload)
+		if err != nil {
+			return nil, err
+		}
+		return &Aux{Name: info.Name, DType: info.DType, Shape: info.Shape, Data: data}, nil
+	}
+	if damaged == nil {
+		damaged = fmt.Errorf("kvist/container: reading %s: side tensor %q: %w", r.name, name,
+			fs.ErrNotExist)
+	}
+	return nil, damaged
+}
+
+// Verify reads the whole file and checks every byte of it: that sections follow each other from
+// the first byte to the last, that their checksums hold, and that all they say is possible.
+// progress, unless nil, is told after each section how many bytes are done. Verify goes on after
+// damage and returns all of it, joined; each part is an error as ReadRecord and ReadAux return.
+func (r *Reader) Verify(progress func(done, total int64)) error {
+	var errs []error
+	done := r.hdrLen // checked by Open, as index and trailer
+	names := make(map[string]bool, len(r.sides))
+	for i := range r.entries {
+		e := &r.entries[i]
+		err := r.verifySection(e, names)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		done += e.length
+		if progress != nil {
+			progress(done, r.size)
+		}
+	}
+	if progress != nil {
+		progress(r.size, r.size)
+	}
+	return errors.Join(errs...)
+}
+
+func (r *Reader) verifySection(e *entry, names map[string]bool) error {
+	switch e.kind {
+	case entryRecord:
+		_, err := r.readRecord(e)
+		return err
+	case entrySide:
+		info, payload, err := r.readSide(e)
+		if err != nil {
+			return err
+		}
+		p := place{file: r.name}.in("side tensor")
+		if names[info.Name] {
+			return p.corrupt(e.offset, "name given twice", nil, info.Name)
+		}
+		names[info.Name] = true
+		_, err = decodeAux(p, info, payload)
+		return err
+	}
+	return r.verifyUnknown(e)
+}
+
+// verifyUnknown checks the checksum of a section of a kind that is not known: all sections but
+// records, now and later, start as a side section does, with marker, crc and length.
+func (r *Reader) verifyUnknown(e *entry) error {
+	p := place{file: r.name}.in("section")
+	if e.length > r.lim.MaxRecordBytes {
+		return p.tooLarge(e.offset, "length of a section", r.lim.MaxRecordBytes, e.length)
+	}
+	s, err := r.read(p, e.offset, e.length)
+	if err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	if n := le.Uint64(s[8:]); n != uint64(e.length) {
+		return p.corrupt(e.offset+8, "section length", e.length, n)
+	}
+	if want, got := checksum(s, sideCRCAt), le.Uint32(s[sideCRCAt:]); want != got {
+		return p.corrupt(e.offset+sideCRCAt, "checksum", hex32(want), hex32(got))
+	}
+	return nil
+}

@@ -1,0 +1,418 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"encoding/binary"
+	"fmt"
+	"hash/crc32"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// MaxSegmentTokens is the most tokens of a segment: offsets and counts take 16 bits.
+const MaxSegmentTokens = 1<<16 - 1
+
+// MaxBlocks is the most blocks of one KV head in one segment.
+const MaxBlocks = 255
+
+// align is the alignment of sections and payloads.
+const align = 16
+
+func padded(n int64) int64 { return (n + align - 1) &^ (align - 1) }
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// checksum is the CRC32C of section with the four bytes at field left out.
+func checksum(section []byte, field int) uint32 {
+	c := crc32.Update(0, castagnoli, section[:field])
+	return crc32.Update(c, castagnoli, section[field+4:])
+}
+
+// Record is one segment of one layer: all KV heads and all their blocks.
+type Record struct {
+	Layer   int    // index into Header.Layers, or Header.Tensors for KindRows
+	Segment int    // holds tokens [Segment*SegmentTokens, ...) of the layer
+	Heads   []Head // [kv_heads]; 1 for KindRows
+}
+
+// Head is one KV head of a record. Every token of the segment is in exactly one block. At most
+// one block is DROPPED: nothing tells two of them apart. Blocks that share a level and codings
+// are best handed in as one too, since their rows cost the same and telling them apart costs bits.
+type Head struct {
+	Blocks []Block // 1 to MaxBlocks
+}
+
+// Block is a set of tokens of one KV head that share a level and codings.
+//
+// Row r of a FULL block is token Tokens[r]. Row r of a CHUNKS or SUMMARY block stands for
+// Counts[r] tokens, taken in order from Tokens. A DROPPED block has no rows.
+type Block struct {
+	Level  quant.Level
+	K, V   quant.Coding // zero for DROPPED; V is zero for KindRows
+	Tokens []uint16     // [tokens] offsets within the segment, ascending, at least one
+	Counts []uint16     // [rows] for CHUNKS and SUMMARY, each at least 1, sum len(Tokens); else nil
+	KData  []byte       // K.PackedBytes(rows, head_dim) bytes
+	VData  []byte       // V.PackedBytes(rows, head_dim_v) bytes; empty for KindRows
+}
+
+// Rows returns the number of rows that the block stores.
+func (b *Block) Rows() int {
+	switch b.Level {
+	case quant.Full:
+		return len(b.Tokens)
+	case quant.Dropped:
+		return 0
+	}
+	return len(b.Counts)
+}
+
+// packedBytes is Coding.PackedBytes guarded against overflow of int.
+func packedBytes(c quant.Coding, rows, dim int) (int64, error) {
+	if rows == 0 || dim == 0 {
+		return 0, nil
+	}
+	if int64(rows)*int64(dim) > math.MaxInt/64 {
+		return 0, fmt.Errorf("%d rows of %d values: %w", rows, dim, quant.ErrTooLarge)
+	}
+	return int64(c.PackedBytes(rows, dim)), nil
+}
+
+// RecordSize returns the bytes that WriteRecord will write for rec, header, table, padding and
+// payloads counted, the 16 bytes of its index entry not. Payloads may be nil: only levels,
+// codings, tokens and counts are looked at.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge.
+func RecordSize(h *Header, rec *Record) (int64, error) {
+	if err := checkRecord(h, rec); err != nil {
+		return 0, err
+	}
+	table, err := encodeTable(nil, rec, h.SegmentLen(rec.Layer, rec.Segment))
+	if err != nil {
+		return 0, err
+	}
+	n := padded(int64(recordHeaderBytes + len(table)))
+	kDim, vDim := h.Dims(rec.Layer)
+	err = eachSide(rec, kDim, vDim, func(_, _ int, _ bool, size int64, _ []byte) error {
+		n += padded(size)
+		return nil
+	})
+	if err == nil && n > math.MaxUint32 {
+		err = errRecordTooLarge(rec, n)
+	}
+	return n, err
+}
+
+func errRecordTooLarge(rec *Record, n int64) error {
+	return fmt.Errorf("kvist/container: record (layer %d, segment %d) takes %d bytes, limit %d: %w",
+		rec.Layer, rec.Segment, n, int64(math.MaxUint32), quant.ErrTooLarge)
+}
+
+// eachSide calls f for every payload of rec in file order: head, block, K then V.
+func eachSide(rec *Record, kDim, vDim int,
+	f func(head, block int, isV bool, size int64, data []byte) error) error {
+	for hi := range rec.Heads {
+		for bi := range rec.Heads[hi].Blocks {
+			b := &rec.Heads[hi].Blocks[bi]
+			if b.Level == quant.Dropped {
+				continue
+			}
+			k, err := packedBytes(b.K, b.Rows(), kDim)
+			if err == nil {
+				err = f(hi, bi, false, k, b.KData)
+			}
+			if err != nil {
+				return err
+			}
+			if vDim == 0 {
+				continue
+			}
+			v, err := packedBytes(b.V, b.Rows(), vDim)
+			if err == nil {
+				err = f(hi, bi, true, v, b.VData)
+			}
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// checkRecord says whether rec fits the header, payloads aside.
+func checkRecord(h *Header, rec *Record) error {
+	if rec.Layer < 0 || rec.Layer >= h.Stored() {
+		return shapef("record layer %d, want [0, %d)", rec.Layer, h.Stored())
+	}
+	if n := h.Segments(rec.Layer); rec.Segment < 0 || int64(rec.Segment) >= n {
+		return shapef("record of layer %d: segment %d, want [0, %d)", rec.Layer, rec.Segment, n)
+	}
+	if len(rec.Heads) != h.KVHeads() {
+		return shapef("record (layer %d, segment %d): %d heads, want %d kv_heads",
+			rec.Layer, rec.Segment, len(rec.Heads), h.KVHeads())
+	}
+	kDim, vDim := h.Dims(rec.Layer)
+	tokens := h.SegmentLen(rec.Layer, rec.Segment)
+	seen := make([]bool, tokens)
+	for hi := range rec.Heads {
+		head := &rec.Heads[hi]
+		if len(head.Blocks) < 1 || len(head.Blocks) > MaxBlocks {
+			return shapef("record (layer %d, segment %d) head %d: %d blocks, want 1 to %d",
+				rec.Layer, rec.Segment, hi, len(head.Blocks), MaxBlocks)
+		}
+		clear(seen)
+		left, dropped := tokens, 0
+		for bi := range head.Blocks {
+			if head.Blocks[bi].Level == quant.Dropped {
+				dropped++
+			}
+			if err := checkBlock(&head.Blocks[bi], kDim, vDim, seen); err != nil {
+				return fmt.Errorf("kvist/container: record (layer %d, segment %d) head %d block %d: %w",
+					rec.Layer, rec.Segment, hi, bi, err)
+			}
+			left -= len(head.Blocks[bi].Tokens)
+		}
+		if left != 0 {
+			return shapef("record (layer %d, segment %d) head %d: blocks hold %d tokens, want %d",
+				rec.Layer, rec.Segment, hi, tokens-left, tokens)
+		}
+		if dropped > 1 {
+			return shapef("record (layer %d, segment %d) head %d: %d DROPPED blocks, want one at most",
+				rec.Layer, rec.Segment, hi, dropped)
+		}
+	}
+	return nil
+}
+
+func checkBlock(b *Block, kDim, vDim int, seen []bool) error {
+	if !b.Level.Valid() {
+		return fmt.Errorf("level %d is not known: %w", b.Level, quant.ErrUnsupported)
+	}
+	if err := checkCodings(b.Level, b.K, b.V, kDim, vDim); err != nil {
+		return err
+	}
+	if len(b.Tokens) == 0 {
+		return fmt.Errorf("no tokens: %w", quant.ErrShape)
+	}
+	for i, t := range b.Tokens {
+		if int(t) >= len(seen) || (i > 0 && t <= b.Tokens[i-1]) {
+			return fmt.Errorf("token %d is %d, want ascending in [0, %d): %w", i, t, len(seen),
+				quant.ErrShape)
+		}
+		if seen[t] {
+			return fmt.Errorf("token %d is in two blocks: %w", t, quant.ErrShape)
+		}
+		seen[t] = true
+	}
+	if b.Level == quant.Full || b.Level == quant.Dropped {
+		if b.Counts != nil {
+			return fmt.Errorf("%s block with counts: %w", b.Level, quant.ErrShape)
+		}
+		return nil
+	}
+	sum := 0
+	for i, c := range b.Counts {
+		if c == 0 {
+			return fmt.Errorf("row %d counts no token: %w", i, quant.ErrShape)
+		}
+		sum += int(c)
+	}
+	if sum != len(b.Tokens) {
+		return fmt.Errorf("counts add up to %d, want %d tokens: %w", sum, len(b.Tokens), quant.ErrShape)
+	}
+	return nil
+}
+
+// checkCodings says whether codings go with the level and the dims. A side that stores nothing
+// has the zero coding, so that one content has one file.
+func checkCodings(l quant.Level, k, v quant.Coding, kDim, vDim int) error {
+	check := func(side string, c quant.Coding, dim int, stored bool) error {
+		if stored {
+			return c.CheckDim(dim)
+		}
+		if c != (quant.Coding{}) {
+			return fmt.Errorf("coding %s of %s, which is not stored: %w", c, side, quant.ErrShape)
+		}
+		return nil
+	}
+	if err := check("K", k, kDim, l != quant.Dropped); err != nil {
+		return err
+	}
+	return check("V", v, vDim, l != quant.Dropped && vDim != 0)
+}
+
+// appendRecord appends the record section to dst, which must be empty or end on 16 bytes.
+func appendRecord(dst []byte, h *Header, rec *Record) ([]byte, error) {
+	if err := checkRecord(h, rec); err != nil {
+		return dst, err
+	}
+	start := len(dst)
+	dst = append(dst, make([]byte, recordHeaderBytes)...)
+	dst, err := encodeTable(dst, rec, h.SegmentLen(rec.Layer, rec.Segment))
+	if err != nil {
+		return dst, err
+	}
+	tableLen := len(dst) - start - recordHeaderBytes
+	dst = appendPadding(dst, start)
+	kDim, vDim := h.Dims(rec.Layer)
+	err = eachSide(rec, kDim, vDim, func(hi, bi int, isV bool, size int64, data []byte) error {
+		if int64(len(data)) != size {
+			return shapef("record (layer %d, segment %d) head %d block %d: payload of %s "+
+				"has %d bytes, want %d",
+				rec.Layer, rec.Segment, hi, bi, sideName(isV), len(data), size)
+		}
+		dst = appendPadding(append(dst, data...), start)
+		return nil
+	})
+	if err != nil {
+		return dst, err
+	}
+	if int64(len(dst)-start) > math.MaxUint32 {
+		return dst, errRecordTooLarge(rec, int64(len(dst)-start))
+	}
+	s := dst[start:]
+	copy(s, markRecord)
+	le := binary.LittleEndian
+	le.PutUint16(s[4:], uint16(rec.Layer))
+	le.PutUint16(s[6:], 0)
+	le.PutUint32(s[8:], uint32(rec.Segment))
+	le.PutUint32(s[12:], uint32(tableLen))
+	le.PutUint32(s[16:], uint32(len(s)))
+	le.PutUint32(s[recordCRCAt:], checksum(s, recordCRCAt))
+	return dst, nil
+}
+
+func sideName(isV bool) string {
+	if isV {
+		return "V"
+	}
+	return "K"
+}
+
+// appendPadding pads dst with zeros to 16 bytes from start.
+func appendPadding(dst []byte, start int) []byte {
+	n := len(dst) - start
+	return append(dst, make([]byte, padded(int64(n))-int64(n))...)
+}
+
+// recordHead is the fixed part of a record section.
+type recordHead struct {
+	layer, segment int
+	table, total   int64
+}
+
+// parseRecordHead reads and checks the fixed part, all but the checksum.
+// b holds at least recordHeaderBytes bytes.
+func parseRecordHead(h *Header, p place, off int64, b []byte) (recordHead, error) {
+	le := binary.LittleEndian
+	r := recordHead{
+		layer: int(le.Uint16(b[4:])), segment: int(le.Uint32(b[8:])),
+		table: int64(le.Uint32(b[12:])), total: int64(le.Uint32(b[16:])),
+	}
+	if string(b[:4]) != markRecord {
+		return r, p.corrupt(off, "marker", fmt.Sprintf("%q", markRecord), fmt.Sprintf("%q", b[:4]))
+	}
+	if r.total < recordHeaderBytes || r.total%align != 0 {
+		return r, p.corrupt(off+16, "record length is not a multiple of 16 beyond the header",
+			nil, r.total)
+	}
+	if r.table > r.total-recordHeaderBytes {
+		return r, p.corrupt(off+12, "table is longer than the record",
+			fmt.Sprintf("at most %d", r.total-recordHeaderBytes), r.table)
+	}
+	if r.layer >= h.Stored() {
+		return r, p.corrupt(off+4, "layer", fmt.Sprintf("below %d", h.Stored()), r.layer)
+	}
+	if int64(r.segment) >= h.Segments(r.layer) {
+		return r, p.corrupt(off+8, "segment", fmt.Sprintf("below %d", h.Segments(r.layer)), r.segment)
+	}
+	return r, nil
+}
+
+// parseRecord reads a whole record section that starts at off in the file. Payloads share
+// memory with s.
+func parseRecord(h *Header, lim *Limits, p place, off int64, s []byte) (*Record, error) {
+	if len(s) < recordHeaderBytes {
+		return nil, p.corrupt(off, "section is shorter than a record header", recordHeaderBytes, len(s))
+	}
+	head, err := parseRecordHead(h, p, off, s)
+	if err != nil {
+		return nil, err
+	}
+	if head.total != int64(len(s)) {
+		return nil, p.corrupt(off+16, "record length", len(s), head.total)
+	}
+	le := binary.LittleEndian
+	if want, got := checksum(s, recordCRCAt), le.Uint32(s[recordCRCAt:]); want != got {
+		return nil, p.corrupt(off+recordCRCAt, "checksum", hex32(want), hex32(got))
+	}
+	if f := le.Uint16(s[6:]); f != 0 {
+		if f == recordFlagArchive {
+			return nil, p.refuse(off+6, fmt.Errorf("record in archive form: %w", quant.ErrUnsupported))
+		}
+		return nil, p.refuse(off+6, fmt.Errorf("record flags %#x: %w", f, quant.ErrUnsupported))
+	}
+	tokens := h.SegmentLen(head.layer, head.segment)
+	if n := int64(tokens) * int64(h.KVHeads()); n > lim.MaxRecordTokens {
+		return nil, p.tooLarge(off, "kv_heads * tokens of a record", lim.MaxRecordTokens, n)
+	}
+	p.layer, p.segment = head.layer, head.segment
+	rec := &Record{Layer: head.layer, Segment: head.segment}
+	kDim, vDim := h.Dims(head.layer)
+	tableEnd := recordHeaderBytes + head.table
+	t := tableReader{
+		place: p, off: off + recordHeaderBytes, kvHeads: h.KVHeads(), tokens: tokens,
+		kDim: kDim, vDim: vDim, maxStored: len(s) / align,
+	}
+	rec.Heads, err = t.decode(s[recordHeaderBytes:tableEnd])
+	if err != nil {
+		return nil, err
+	}
+	return rec, slicePayloads(p, rec, off, s, tableEnd, kDim, vDim)
+}
+
+// slicePayloads sets KData and VData to their bytes of s and checks that payloads and zero
+// padding fill s exactly.
+func slicePayloads(p place, rec *Record, off int64, s []byte, at int64, kDim, vDim int) error {
+	pad := func() error {
+		for ; at%align != 0; at++ {
+			if at >= int64(len(s)) {
+				return p.corrupt(off+at, "record ends within its padding", nil, nil)
+			}
+			if s[at] != 0 {
+				return p.corrupt(off+at, "padding", 0, s[at])
+			}
+		}
+		return nil
+	}
+	if err := pad(); err != nil {
+		return err
+	}
+	err := eachSide(rec, kDim, vDim, func(hi, bi int, isV bool, size int64, _ []byte) error {
+		p.head, p.block = hi, bi
+		if size > int64(len(s))-at {
+			return p.corrupt(off+at, "payload of "+sideName(isV)+" is longer than the record",
+				size, int64(len(s))-at)
+		}
+		b := &rec.Heads[hi].Blocks[bi]
+		data := s[at : at+size : at+size]
+		if isV {
+			b.VData = data
+		} else {
+			b.KData = data
+		}
+		at += size
+		return pad()
+	})
+	if err != nil {
+		return err
+	}
+	p.head, p.block = -1, -1
+	if at != int64(len(s)) {
+		return p.corrupt(off+at, "bytes behind the last payload", at, len(s))
+	}
+	return nil
+}
+
+func hex32(v uint32) string { return fmt.Sprintf("%#08x", v) }

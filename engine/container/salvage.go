@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// Salvage opens a file whose index, trailer or records are damaged, or that was cut short. It
+// walks the file from section to section; where none stands it looks for the next marker in
+// steps of 16 bytes, and takes a section only when its checksum and all it says hold. The reader
+// it returns has the records and side tensors that are intact. lost names what is not: records
+// by layer and segment, side tensors by their offset where the index is intact, otherwise
+// stretches of bytes. A file without damage gives no losses.
+//
+// The header must be intact: without it no record can be understood.
+//
+// Errors: those of Open for the header, quant.ErrTooLarge where the header promises more records
+// than the limits allow, those of r.
+func Salvage(name string, r io.ReaderAt, size int64, lim Limits) (rd *Reader,
+	lost []*CorruptError, err error) {
+	rd, err = openHeader(name, r, size, lim)
+	if err != nil {
+		return nil, nil, err
+	}
+	p := place{file: name}.in("header")
+	if n := rd.h.Records(); n > rd.lim.MaxRecords {
+		return nil, nil, p.tooLarge(0, "number of records", rd.lim.MaxRecords, n)
+	}
+	s := &salvager{Reader: rd, index: -1, work: salvageWork*size + salvageWorkFloor}
+	whole, err := Open(name, r, size, lim)
+	var bad *CorruptError
+	switch {
+	case err == nil:
+		s.known, s.index = whole.entries, whole.index
+	case errors.As(err, &bad):
+		s.lost = append(s.lost, bad)
+	default:
+		var refused *RefusedError
+		if !errors.As(err, &refused) {
+			return nil, nil, err // the underlying reader
+		}
+	}
+	if err := s.scan(); err != nil {
+		return nil, nil, err
+	}
+	s.report()
+	rd.index = s.index
+	return rd, s.lost, nil
+}
+
+type salvager struct {
+	*Reader
+	known []entry         // of an intact index
+	names map[string]bool // of the side tensors found
+	index int64           // its offset, -1 while none was found
+	lost  []*CorruptError
+	gaps  [][2]int64
+	work  int64 // bytes that failing candidates may still cost
+
+	win    []byte // the bytes last read, from winOff
+	winOff int64
+}
+
+// peek returns n bytes at off, nil where the file ends before.
+func (s *salvager) peek(off int64, n int) ([]byte, error) {
+	if off+int64(n) > s.size {
+		return nil, nil
+	}
+	if off < s.winOff || off+int64(n) > s.winOff+int64(len(s.win)) {
+		b, err := s.read(place{file: s.name}.in("bytes"), off, min(1<<16, s.size-off))
+		if err != nil {
+			return nil, err
+		}
+		s.win, s.winOff = b, off
+	}
+	return s.win[off-s.winOff:][:n], nil
+}
+
+// scan walks the file behind the header.
+func (s *salvager) scan() error {
+	s.lookup, s.names = map[[2]int]int{}, map[string]bool{}
+	gap := int64(-1)
+	for pos := s.hdrLen; pos < s.size; {
+		n, err := s.section(pos)
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			if gap < 0 {
+				gap = pos
+			}
+			pos += align
+			continue
+		}
+		if gap >= 0 {
+			s.gaps = append(s.gaps, [2]int64{gap, pos})
+			gap = -1
+		}
+		pos += n
+	}
+	if gap >= 0 {
+		s.gaps = append(s.gaps, [2]int64{gap, s.size})
+	}
+	return nil
+}
+
+// section takes the section that starts at pos and returns its length, or 0 where there is no
+// intact one.
+func (s *salvager) section(pos int64) (int64, error) {
+	b, err := s.peek(pos, recordHeaderBytes)
+	if b == nil || err != nil {
+		return 0, err
+	}
+	switch string(b[:4]) {
+	case markRecord:
+		return s.record(pos, b)
+	case markSide:
+		return s.side(pos, b)
+	case markIndex:
+		return s.foundIndex(pos, b)
+	}
+	if pos != s.size-TrailerSize || s.index < 0 {
+		return 0, nil
+	}
+	if b, err = s.peek(pos, TrailerSize); b == nil || err != nil {
+		return 0, err
+	}
+	if _, _, err := parseTrailer(place{}, &s.lim, b, s.size); err != nil {
+		return 0, nil // named by Open already
+	}
+	return TrailerSize, nil
+}
+
+// candidate reads n bytes at pos, unless a section of that length cannot be or would cost too
+// much. The caller gives the work back when the candidate proves good.
+func (s *salvager) candidate(pos, n, limit int64) ([]byte, error) {
+	if n < align || n%align != 0 || n > limit || n > s.size-pos || n > s.work {
+		return nil, nil
+	}
+	s.work -= n
+	return s.read(place{file: s.name}.in("bytes"), pos, n)
+}
+
+func (s *salvager) record(pos int64, b []byte) (int64, error) {
+	p := place{file: s.name}.in("record")
+	head, err := parseRecordHead(s.h, p, pos, b)
+	if err != nil {
+		return 0, nil
+	}
+	sec, err := s.candidate(pos, head.total, s.lim.MaxRecordBytes)
+	if sec == nil || err != nil {
+		return 0, err
+	}
+	rec, err := parseRecord(s.h, &s.lim, p, pos, sec)
+	if err != nil {
+		return 0, nil // reported as a lost record
+	}
+	s.work += head.total
+	key := [2]int{rec.Layer, rec.Segment}
+	if _, ok := s.lookup[key]; ok {
+		p.layer, p.segment = rec.Layer, rec.Segment
+		s.lose(p.corrupt(pos, "record given twice; the first one is kept", nil, nil))
+		return head.total, nil
+	}
+	s.lookup[key] = len(s.records)
+	s.records = append(s.records, len(s.entries))
+	s.entries = append(s.entries, entry{offset: pos, length: head.total,
+		segment: uint32(rec.Segment), layer: uint16(rec.Layer), kind: entryRecord})
+	return head.total, nil
+}
+
+func (s *salvager) side(pos int64, b []byte) (int64, error) {
+	n := int64(min(binary.LittleEndian.Uint64(b[8:]), 1<<62))
+	sec, err := s.candidate(pos, n, s.lim.MaxSideBytes+first+maxName)
+	if sec == nil || err != nil {
+		return 0, err
+	}
+	p := place{file: s.name}.in("side tensor")
+	info, payload, err := parseAuxInfo(&s.lim, p, pos, sec)
+	if err != nil || int64(len(s.sides)) >= s.lim.MaxSides {
+		return 0, nil
+	}
+	if _, err := decodeAux(p, info, payload); err != nil {
+		return 0, nil
+	}
+	s.work += n
+	if s.names[info.Name] {
+		s.lose(p.corrupt(pos, "name given twice; the first one is kept", nil, info.Name))
+		return n, nil
+	}
+	s.names[info.Name] = true
+	s.sides = append(s.sides, len(s.entries))
+	s.entries = append(s.entries, entry{offset: pos, length: n, kind: entrySide})
+	return n, nil
+}
+
+// foundIndex takes an index. One that the trailer did not lead to still says what stood where.
+func (s *salvager) foundIndex(pos int64, b []byte) (int64, error) {
+	n := indexEntryBytes * (1 + int64(binary.LittleEndian.Uint32(b[8:])))
+	sec, err := s.candidate(pos, n, IndexSize(0)+indexEntryBytes*(s.lim.MaxRecords+s.lim.MaxSides))
+	if sec == nil || err != nil {
+		return 0, err
+	}
+	entries, err := parseIndex(place{file: s.name}.in("index"), &s.lim, s.h, s.hdrLen, pos, sec)
+	if err != nil {
+		return 0, nil
+	}
+	s.work += n
+	s.known, s.index = entries, pos
+	return n, nil
+}
+
+func (s *salvager) lose(err error) {
+	var c *CorruptError
+	if errors.As(err, &c) {
+		s.lost = append(s.lost, c)
+	}
+}
+
+// report names everything that was not found.
+func (s *salvager) report() {
+	found := make(map[int64]bool, len(s.entries))
+	for _, e := range s.entries {
+		found[e.offset] = true
+	}
+	for i := range s.known {
+		e := &s.known[i]
+		if e.kind == entrySide && !found[e.offset] {
+			s.lose(place{file: s.name}.in("side tensor").corrupt(e.offset, "lost", nil, nil))
+		}
+	}
+	at := map[[2]int]int64{}
+	for _, e := range s.known {
+		if e.kind == entryRecord {
+			at[[2]int{int(e.layer), int(e.segment)}] = e.offset
+		}
+	}
+	for layer := range s.h.Stored() {
+		for segment := range int(s.h.Segments(layer)) {
+			key := [2]int{layer, segment}
+			if _, ok := s.lookup[key]; ok {
+				continue
+			}
+			p := place{file: s.name}.in("record")
+			p.layer, p.segment = layer, segment
+			off, ok := at[key]
+			switch {
+			case ok:
+			case len(s.gaps) > 0:
+				off = s.gaps[0][0] // somewhere from here on
+			default:
+				off = s.size // cut off cleanly between two sections
+			}
+			s.lose(p.corrupt(off, "lost", nil, nil))
+		}
+	}
+	if s.known != nil {
+		return // the index says what stood in every gap
+	}
+	for _, g := range s.gaps {
+		s.lose(place{file: s.name}.in("bytes").corrupt(g[0], "no intact section", nil,
+			fmt.Sprintf("%d bytes", g[1]-g[0])))
+	}
+}

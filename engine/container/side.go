@@ -1,0 +1,310 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"bytes"
+	"compress/flate"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"unicode/utf8"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Encoding says how a side tensor is stored. The writer takes the smallest.
+type Encoding uint8
+
+// The encodings.
+const (
+	// EncodingRaw stores the elements as they are.
+	EncodingRaw Encoding = 0
+	// EncodingPlanes stores byte 0 of every element, then byte 1 and so on, deflated: the high
+	// bytes of token numbers and the exponents of floats repeat.
+	EncodingPlanes Encoding = 1
+	// EncodingProgression stores integers start, start+step, ... as start and step.
+	EncodingProgression Encoding = 2
+)
+
+// String returns "raw", "planes" or "progression".
+func (e Encoding) String() string {
+	switch e {
+	case EncodingRaw:
+		return "raw"
+	case EncodingPlanes:
+		return "planes"
+	case EncodingProgression:
+		return "progression"
+	}
+	return fmt.Sprintf("Encoding(%d)", uint8(e))
+}
+
+// maxInflate bounds what deflate can make of a byte (1032), so that a length that no stored
+// bytes could give is refused before memory is taken for it.
+const maxInflate = 1032
+
+// Aux is a side tensor: kept exactly, read by name. Token numbers, surprisal, positions, and
+// what an activations file holds beside its rows.
+type Aux struct {
+	Name  string
+	DType string  // as safetensors names it
+	Shape []int64 // up to 8 dimensions; none for a scalar
+	Data  []byte  // little-endian, row-major
+}
+
+// AuxInfo describes a side tensor of a file.
+type AuxInfo struct {
+	Name     string
+	DType    string
+	Shape    []int64
+	Encoding Encoding
+	Decoded  int64 // bytes of the tensor
+	Offset   int64 // of its section in the file
+	Length   int64 // of its section
+}
+
+func (a *Aux) check() error {
+	size := dtypeSize(a.DType)
+	switch {
+	case !utf8.ValidString(a.Name) || len(a.Name) > maxName:
+		return shapef("side tensor name of %d bytes, want UTF-8 of at most %d", len(a.Name), maxName)
+	case size == 0:
+		return fmt.Errorf("kvist/container: side tensor %q has element type %q: %w",
+			a.Name, a.DType, quant.ErrUnsupported)
+	case len(a.Shape) > maxTensorDims:
+		return shapef("side tensor %q has %d dimensions, want at most %d", a.Name, len(a.Shape),
+			maxTensorDims)
+	}
+	n, ok := product(a.Shape, math.MaxInt64/8)
+	if !ok || n*int64(size) != int64(len(a.Data)) {
+		return shapef("side tensor %q: %d bytes, want shape %v of %s", a.Name, len(a.Data), a.Shape,
+			a.DType)
+	}
+	return nil
+}
+
+// AuxSize returns the bytes that WriteAux will write for a, its index entry not counted.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported.
+func AuxSize(a *Aux) (int64, error) {
+	if err := a.check(); err != nil {
+		return 0, err
+	}
+	_, payload, err := a.encode()
+	n := sideHeaderBytes + 8*len(a.Shape) + len(a.Name) + len(a.DType) + len(payload)
+	return padded(int64(n)), err
+}
+
+// encode returns the smallest payload, the lowest encoding at a tie.
+func (a *Aux) encode() (Encoding, []byte, error) {
+	enc, payload := EncodingRaw, a.Data
+	var deflated bytes.Buffer
+	z, err := flate.NewWriter(&deflated, flate.BestCompression)
+	if err == nil {
+		_, err = z.Write(splitPlanes(a.Data, dtypeSize(a.DType)))
+	}
+	if err == nil {
+		err = z.Close()
+	}
+	if err != nil {
+		return 0, nil, fmt.Errorf("kvist/container: deflate side tensor %q: %w", a.Name, err)
+	}
+	if deflated.Len() < len(payload) {
+		enc, payload = EncodingPlanes, deflated.Bytes()
+	}
+	if p, ok := a.progression(); ok && len(p) < len(payload) {
+		enc, payload = EncodingProgression, p
+	}
+	return enc, payload, nil
+}
+
+// progression returns start and step where the elements are integers that go up evenly.
+// Sums wrap at the width of the element, so start and step are taken modulo 2^64.
+func (a *Aux) progression() ([]byte, bool) {
+	size := dtypeSize(a.DType)
+	if !isInteger(a.DType) || len(a.Data) < size {
+		return nil, false
+	}
+	start := element(a.Data, size)
+	step := uint64(0)
+	if len(a.Data) > size {
+		step = element(a.Data[size:], size) - start
+	}
+	mask := uint64(math.MaxUint64) >> (64 - 8*size)
+	for i, v := 0, start; i < len(a.Data); i, v = i+size, v+step {
+		if element(a.Data[i:], size) != v&mask {
+			return nil, false
+		}
+	}
+	le := binary.LittleEndian
+	return le.AppendUint64(le.AppendUint64(nil, start), step), true
+}
+
+func isInteger(dtype string) bool { return dtype[0] == 'I' || dtype[0] == 'U' }
+
+func element(b []byte, size int) uint64 {
+	var v [8]byte
+	copy(v[:], b[:size])
+	return binary.LittleEndian.Uint64(v[:])
+}
+
+// splitPlanes turns elements of size bytes into planes of bytes; joinPlanes turns them back.
+func splitPlanes(b []byte, size int) []byte {
+	n := len(b) / size
+	out := make([]byte, len(b))
+	for i := range n {
+		for j := range size {
+			out[j*n+i] = b[i*size+j]
+		}
+	}
+	return out
+}
+
+func joinPlanes(b []byte, size int) []byte {
+	n := len(b) / size
+	out := make([]byte, len(b))
+	for i := range n {
+		for j := range size {
+			out[i*size+j] = b[j*n+i]
+		}
+	}
+	return out
+}
+
+// appendAux appends the section of a to dst, which must be empty or end on 16 bytes.
+func appendAux(dst []byte, a *Aux) ([]byte, error) {
+	if err := a.check(); err != nil {
+		return dst, err
+	}
+	enc, payload, err := a.encode()
+	if err != nil {
+		return dst, err
+	}
+	start := len(dst)
+	dst = append(dst, make([]byte, sideHeaderBytes)...)
+	le := binary.LittleEndian
+	for _, d := range a.Shape {
+		dst = le.AppendUint64(dst, uint64(d))
+	}
+	dst = append(append(append(dst, a.Name...), a.DType...), payload...)
+	dst = appendPadding(dst, start)
+	s := dst[start:]
+	copy(s, markSide)
+	le.PutUint64(s[8:], uint64(len(s)))
+	le.PutUint64(s[16:], uint64(len(payload)))
+	le.PutUint64(s[24:], uint64(len(a.Data)))
+	le.PutUint16(s[32:], uint16(len(a.Name)))
+	s[34], s[35], s[36] = byte(len(a.DType)), byte(len(a.Shape)), byte(enc)
+	le.PutUint32(s[sideCRCAt:], checksum(s, sideCRCAt))
+	return dst, nil
+}
+
+// parseAuxInfo reads all of a side section but the payload and returns where that starts and
+// ends. s is the whole section.
+func parseAuxInfo(lim *Limits, p place, off int64, s []byte) (*AuxInfo, []byte, error) {
+	le := binary.LittleEndian
+	if len(s) < sideHeaderBytes || string(s[:4]) != markSide {
+		return nil, nil, p.corrupt(off, "marker", fmt.Sprintf("%q", markSide),
+			fmt.Sprintf("%q", s[:min(4, len(s))]))
+	}
+	if n := le.Uint64(s[8:]); n != uint64(len(s)) {
+		return nil, nil, p.corrupt(off+8, "section length", len(s), n)
+	}
+	if want, got := checksum(s, sideCRCAt), le.Uint32(s[sideCRCAt:]); want != got {
+		return nil, nil, p.corrupt(off+sideCRCAt, "checksum", hex32(want), hex32(got))
+	}
+	stored, decoded := le.Uint64(s[16:]), le.Uint64(s[24:])
+	c := &cursor{place: p, b: s[36:], off: off + 36}
+	info := &AuxInfo{Encoding: Encoding(c.uint(1)), Offset: off, Length: int64(len(s))}
+	c.zero(3)
+	if s[35] > maxTensorDims {
+		c.fail("dimensions", maxTensorDims, s[35])
+	} else {
+		for range s[35] {
+			info.Shape = append(info.Shape, int64(c.uint(8)))
+		}
+	}
+	info.Name = c.string(int(le.Uint16(s[32:])))
+	info.DType = c.string(int(s[34]))
+	if c.err != nil {
+		return nil, nil, c.err
+	}
+	size := dtypeSize(info.DType)
+	if size == 0 {
+		return nil, nil, p.refuse(off+34, fmt.Errorf("element type %q: %w", info.DType,
+			quant.ErrUnsupported))
+	}
+	if info.Encoding > EncodingProgression {
+		return nil, nil, p.refuse(off+36, fmt.Errorf("%s: %w", info.Encoding, quant.ErrUnsupported))
+	}
+	if !utf8.ValidString(info.Name) {
+		return nil, nil, p.corrupt(off+sideHeaderBytes, "name is not UTF-8", nil,
+			fmt.Sprintf("%q", info.Name))
+	}
+	if decoded > uint64(lim.MaxSideBytes) {
+		return nil, nil, p.tooLarge(off+24, "decoded length", lim.MaxSideBytes, decoded)
+	}
+	n, ok := product(info.Shape, math.MaxInt64/8)
+	if !ok || uint64(n)*uint64(size) != decoded {
+		return nil, nil, p.corrupt(off+24, "decoded length", fmt.Sprint(info.Shape, " of ", info.DType),
+			decoded)
+	}
+	info.Decoded = int64(decoded)
+	if stored > uint64(len(c.b)) || padded(int64(len(s)-len(c.b))+int64(stored)) != int64(len(s)) {
+		return nil, nil, p.corrupt(off+16, "stored length", fmt.Sprintf("at most %d", len(c.b)), stored)
+	}
+	payload := c.b[:stored]
+	for i, b := range c.b[stored:] {
+		if b != 0 {
+			return nil, nil, p.corrupt(c.off+int64(stored)+int64(i), "padding", 0, b)
+		}
+	}
+	return info, payload, nil
+}
+
+// decodeAux decodes the payload of a parsed side section.
+func decodeAux(p place, info *AuxInfo, payload []byte) ([]byte, error) {
+	size := dtypeSize(info.DType)
+	n := int64(len(payload))
+	bad := func(what string, want, got any) error { return p.corrupt(info.Offset+24, what, want, got) }
+	switch info.Encoding {
+	case EncodingRaw:
+		if n != info.Decoded {
+			return nil, bad("decoded length", n, info.Decoded)
+		}
+		return bytes.Clone(payload), nil
+	case EncodingProgression:
+		if n != 16 || !isInteger(info.DType) || info.Decoded == 0 {
+			return nil, bad("progression", "16 bytes of an integer type", fmt.Sprint(n, " of ", info.DType))
+		}
+		v, step := element(payload, 8), element(payload[8:], 8)
+		out := make([]byte, info.Decoded)
+		var b [8]byte
+		for i := 0; i < len(out); i += size {
+			binary.LittleEndian.PutUint64(b[:], v)
+			copy(out[i:i+size], b[:])
+			v += step
+		}
+		return out, nil
+	}
+	if info.Decoded/maxInflate > n {
+		return nil, bad("decoded length of deflated data", fmt.Sprintf("at most %d", (n+1)*maxInflate),
+			info.Decoded)
+	}
+	src := bytes.NewReader(payload)
+	z := flate.NewReader(src)
+	out := make([]byte, info.Decoded)
+	if _, err := io.ReadFull(z, out); err != nil {
+		return nil, bad("deflated data: "+err.Error(), nil, nil)
+	}
+	var one [1]byte
+	if k, err := z.Read(one[:]); k != 0 || err != io.EOF {
+		return nil, bad("deflated data is longer than the tensor", info.Decoded, nil)
+	}
+	if src.Len() != 0 {
+		return nil, bad("bytes behind the deflated data", nil, src.Len())
+	}
+	return joinPlanes(out, size), nil
+}

@@ -1,0 +1,469 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package container
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// The table of a record: a palette of (level, K coding, V coding), five bytes an entry, then one
+// range-coded stream that says for every head how many blocks it has, which palette entry each
+// is, which block every token belongs to, and where the rows of merged blocks start.
+
+// paletteEntryBytes is the size of a palette entry: level, K coding, V coding.
+const paletteEntryBytes = 5
+
+type paletteEntry struct {
+	level quant.Level
+	k, v  quant.Coding
+}
+
+func (e paletteEntry) pack() [paletteEntryBytes]byte {
+	k, v := e.k.Pack(), e.v.Pack()
+	return [paletteEntryBytes]byte{byte(e.level), k[0], k[1], v[0], v[1]}
+}
+
+// How the blocks of a head's tokens are coded. The writer takes the cheapest, the first at a tie.
+const (
+	memberFlat  = iota // every block equally likely for every token
+	memberEven         // blocks of equal size, the first ones one larger: drawn from an urn
+	memberSizes        // sizes given, then drawn from an urn
+	memberRuns         // sizes given, one adaptive bit "same as the token before", else from the urn
+	numMembers
+)
+
+// encodeTable appends the table of rec, a checked record of tokens tokens a head, to dst.
+func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
+	index := map[paletteEntry]int{}
+	var entries []paletteEntry
+	for hi := range rec.Heads {
+		for bi := range rec.Heads[hi].Blocks {
+			b := &rec.Heads[hi].Blocks[bi]
+			e := paletteEntry{b.Level, b.K, b.V}
+			if _, ok := index[e]; !ok {
+				index[e] = len(entries)
+				entries = append(entries, e)
+			}
+		}
+	}
+	if len(entries) > MaxBlocks {
+		return dst, shapef("record (layer %d, segment %d): %d kinds of blocks, want at most %d",
+			rec.Layer, rec.Segment, len(entries), MaxBlocks)
+	}
+	dst = append(dst, byte(len(entries)))
+	for _, e := range entries {
+		b := e.pack()
+		dst = append(dst, b[:]...)
+	}
+	enc := newRangeEncoder()
+	var starts [2]bitModel
+	starts[0], starts[1] = newBitModel(), newBitModel()
+	owner := make([]uint8, tokens)
+	for hi := range rec.Heads {
+		blocks := rec.Heads[hi].Blocks
+		enc.uniform(len(blocks)-1, MaxBlocks)
+		sizes := make([]int, len(blocks))
+		for bi := range blocks {
+			b := &blocks[bi]
+			enc.uniform(index[paletteEntry{b.Level, b.K, b.V}], len(entries))
+			sizes[bi] = len(b.Tokens)
+			for _, t := range b.Tokens {
+				owner[t] = uint8(bi)
+			}
+		}
+		mode := cheapestMember(owner, sizes)
+		if len(blocks) > 1 {
+			enc.uniform(mode, numMembers)
+			encodeMembers(&enc, mode, owner, sizes)
+		}
+		for bi := range blocks {
+			encodeStarts(&enc, &starts, &blocks[bi])
+		}
+	}
+	return append(dst, enc.finish()...), nil
+}
+
+// cheapestMember tries every way to code the membership and returns the cheapest. It counts
+// with integers, so that every machine takes the same one.
+func cheapestMember(owner []uint8, sizes []int) int {
+	best, bestCost := memberFlat, 0
+	if len(sizes) == 1 {
+		return best
+	}
+	for mode := range numMembers {
+		if mode == memberEven && !isEven(sizes, len(owner)) {
+			continue
+		}
+		e := newRangeEncoder()
+		encodeMembers(&e, mode, owner, sizes)
+		if c := e.cost(); mode == memberFlat || c < bestCost {
+			best, bestCost = mode, c
+		}
+	}
+	return best
+}
+
+func isEven(sizes []int, tokens int) bool {
+	for i, n := range sizes {
+		if n != evenSize(i, len(sizes), tokens) {
+			return false
+		}
+	}
+	return true
+}
+
+// evenSize is the size of block i of n when tokens are shared out evenly.
+func evenSize(i, n, tokens int) int {
+	if i < tokens%n {
+		return tokens/n + 1
+	}
+	return tokens / n
+}
+
+// urn holds how many tokens of each block are still to come.
+type urn struct {
+	rem   []uint32
+	total uint32
+}
+
+func newUrn(sizes []int) urn {
+	u := urn{rem: make([]uint32, len(sizes))}
+	for i, n := range sizes {
+		u.rem[i] = uint32(n)
+		u.total += uint32(n)
+	}
+	return u
+}
+
+// without returns the interval of block b in the urn with block skip (-1: none) left out.
+func (u *urn) without(b, skip int) (cum, freq, total uint32) {
+	for i, n := range u.rem[:b] {
+		if i != skip {
+			cum += n
+		}
+	}
+	total = u.total
+	if skip >= 0 {
+		total -= u.rem[skip]
+	}
+	return cum, u.rem[b], total
+}
+
+// find returns the block whose interval contains v, with block skip left out.
+func (u *urn) find(v uint32, skip int) (b int, cum uint32) {
+	for i, n := range u.rem {
+		if i == skip {
+			continue
+		}
+		if v < cum+n {
+			return i, cum
+		}
+		cum += n
+	}
+	return -1, cum // not reached: v < total
+}
+
+func (u *urn) draw(b int) { u.rem[b]--; u.total-- }
+
+// choice reports whether, after a token of block prev, both "same" and "another" are possible.
+// same is the answer where they are not.
+func (u *urn) choice(prev int) (open, same bool) {
+	if prev < 0 || u.rem[prev] == 0 {
+		return false, false
+	}
+	if u.rem[prev] == u.total {
+		return false, true
+	}
+	return true, false
+}
+
+func encodeMembers(e *rangeEncoder, mode int, owner []uint8, sizes []int) {
+	if mode == memberFlat {
+		for _, b := range owner {
+			e.uniform(int(b), len(sizes))
+		}
+		return
+	}
+	if mode != memberEven {
+		left := len(owner)
+		for i, n := range sizes[:len(sizes)-1] {
+			most := left - (len(sizes) - 1 - i) // the blocks behind hold a token each
+			e.uniform(n-1, most)
+			left -= n
+		}
+	}
+	u := newUrn(sizes)
+	m := newBitModel()
+	prev := -1
+	for _, o := range owner {
+		b, skip := int(o), -1
+		if mode == memberRuns {
+			open, same := u.choice(prev)
+			if open {
+				same = b == prev
+				e.bit(same, &m)
+			}
+			if same {
+				u.draw(b)
+				continue
+			}
+			skip = prev
+		}
+		e.encode(u.without(b, skip))
+		u.draw(b)
+		prev = b
+	}
+}
+
+// decodeMembers fills owner. Every block gets at least one token, or ok is false.
+func decodeMembers(d *rangeDecoder, mode int, owner []uint8, sizes []int) (ok bool) {
+	n := len(sizes)
+	switch mode {
+	case memberFlat:
+		for i := range owner {
+			b := d.uniform(n)
+			owner[i] = uint8(b)
+			sizes[b]++
+		}
+		for _, s := range sizes {
+			if s == 0 {
+				return false
+			}
+		}
+		return true
+	case memberEven:
+		for i := range sizes {
+			sizes[i] = evenSize(i, n, len(owner))
+		}
+	default:
+		left := len(owner)
+		for i := range sizes[:n-1] {
+			sizes[i] = d.uniform(left-(n-1-i)) + 1
+			left -= sizes[i]
+		}
+		sizes[n-1] = left
+	}
+	u := newUrn(sizes)
+	m := newBitModel()
+	prev := -1
+	for i := range owner {
+		skip := -1
+		if mode == memberRuns {
+			open, same := u.choice(prev)
+			if open {
+				same = d.bit(&m)
+			}
+			if same {
+				owner[i] = uint8(prev)
+				u.draw(prev)
+				continue
+			}
+			skip = prev
+		}
+		total := u.total
+		if skip >= 0 {
+			total -= u.rem[skip]
+		}
+		b, cum := u.find(d.target(total), skip)
+		d.take(cum, u.rem[b], total)
+		owner[i] = uint8(b)
+		u.draw(b)
+		prev = b
+	}
+	return true
+}
+
+// startModel returns the model of a merged level, nil for the others.
+func startModel(starts *[2]bitModel, l quant.Level) *bitModel {
+	switch l {
+	case quant.Chunks:
+		return &starts[0]
+	case quant.Summary:
+		return &starts[1]
+	}
+	return nil
+}
+
+// encodeStarts codes one bit for every token of a merged block but the first: whether a row
+// starts with it.
+func encodeStarts(e *rangeEncoder, starts *[2]bitModel, b *Block) {
+	m := startModel(starts, b.Level)
+	if m == nil {
+		return
+	}
+	for i, c := range b.Counts {
+		if i > 0 {
+			e.bit(true, m)
+		}
+		for range c - 1 {
+			e.bit(false, m)
+		}
+	}
+}
+
+func decodeStarts(d *rangeDecoder, m *bitModel, tokens int) []uint16 {
+	counts := []uint16{1}
+	for range tokens - 1 {
+		if d.bit(m) {
+			counts = append(counts, 1)
+		} else {
+			counts[len(counts)-1]++
+		}
+	}
+	return counts
+}
+
+// tableReader reads the table of one record.
+type tableReader struct {
+	place
+	off             int64 // of the table in the file
+	kvHeads, tokens int
+	kDim, vDim      int
+	maxStored       int // blocks with payload that the record has room for
+	stored          int // those met so far
+	entries         []paletteEntry
+	used            int // entries met so far: they come in the order of their first use
+	dec             rangeDecoder
+	starts          [2]bitModel
+}
+
+func (t *tableReader) decode(s []byte) ([]Head, error) {
+	rest, err := t.palette(s)
+	if err != nil {
+		return nil, err
+	}
+	t.off += int64(len(s) - len(rest))
+	t.dec = newRangeDecoder(rest)
+	t.starts[0], t.starts[1] = newBitModel(), newBitModel()
+	heads := make([]Head, t.kvHeads)
+	owner := make([]uint8, t.tokens)
+	for hi := range heads {
+		t.head = hi
+		if heads[hi].Blocks, err = t.blocks(); err != nil {
+			return nil, err
+		}
+		if err := t.members(heads[hi].Blocks, owner); err != nil {
+			return nil, err
+		}
+	}
+	t.head = -1
+	if t.used != len(t.entries) {
+		return nil, t.corrupt(t.off, "palette entries used", len(t.entries), t.used)
+	}
+	if !t.dec.canonical() {
+		return nil, t.corrupt(t.off, "bytes behind the end of the coded table", t.dec.pos, len(rest))
+	}
+	return heads, nil
+}
+
+// blocks reads how many blocks a head has and what they are.
+func (t *tableReader) blocks() ([]Block, error) {
+	n := t.dec.uniform(MaxBlocks) + 1
+	if n > t.tokens {
+		return nil, t.corrupt(t.off, "more blocks than tokens", fmt.Sprintf("at most %d", t.tokens), n)
+	}
+	blocks := make([]Block, n)
+	dropped := 0
+	for bi := range blocks {
+		i := t.dec.uniform(len(t.entries))
+		if i > t.used {
+			return nil, t.corrupt(t.off, "palette entry out of order", fmt.Sprintf("at most %d", t.used), i)
+		}
+		t.used = max(t.used, i+1)
+		e := t.entries[i]
+		if e.level == quant.Dropped {
+			dropped++
+		} else {
+			t.stored++
+		}
+		blocks[bi] = Block{Level: e.level, K: e.k, V: e.v}
+	}
+	if dropped > 1 {
+		return nil, t.corrupt(t.off, "DROPPED blocks of a head", "at most 1", dropped)
+	}
+	// Also what bounds the memory for blocks by the size of the section.
+	if t.stored > t.maxStored {
+		return nil, t.corrupt(t.off, "more blocks than the record has room for",
+			fmt.Sprintf("at most %d", t.maxStored), t.stored)
+	}
+	return blocks, nil
+}
+
+// members reads which tokens and rows the blocks of a head have. owner is scratch, [tokens].
+func (t *tableReader) members(blocks []Block, owner []uint8) error {
+	sizes := make([]int, len(blocks))
+	if len(blocks) == 1 {
+		clear(owner)
+		sizes[0] = t.tokens
+	} else if !decodeMembers(&t.dec, t.dec.uniform(numMembers), owner, sizes) {
+		return t.corrupt(t.off, "block without tokens", nil, nil)
+	}
+	shareTokens(blocks, owner, sizes)
+	for bi := range blocks {
+		if m := startModel(&t.starts, blocks[bi].Level); m != nil {
+			blocks[bi].Counts = decodeStarts(&t.dec, m, len(blocks[bi].Tokens))
+		}
+	}
+	return nil
+}
+
+// shareTokens gives every block its list of tokens; the lists share one array.
+func shareTokens(blocks []Block, owner []uint8, sizes []int) {
+	all := make([]uint16, len(owner))
+	at := 0
+	for bi := range blocks {
+		blocks[bi].Tokens = all[at : at : at+sizes[bi]]
+		at += sizes[bi]
+	}
+	for t, b := range owner {
+		blocks[b].Tokens = append(blocks[b].Tokens, uint16(t))
+	}
+}
+
+// palette reads the palette at the head of a table and returns what is behind it.
+func (t *tableReader) palette(s []byte) (rest []byte, err error) {
+	if len(s) < 1 || s[0] == 0 || len(s) < 1+paletteEntryBytes*int(s[0]) {
+		return nil, t.corrupt(t.off, "palette does not fit the table", nil, len(s))
+	}
+	entries := make([]paletteEntry, s[0])
+	seen := make(map[paletteEntry]bool, len(entries))
+	rest = s[1:]
+	for i := range entries {
+		b := rest[:paletteEntryBytes]
+		at := t.off + 1 + int64(i)*paletteEntryBytes
+		e := paletteEntry{level: quant.Level(b[0])}
+		if !e.level.Valid() {
+			return nil, t.refuse(at, fmt.Errorf("level %d: %w", b[0], quant.ErrUnsupported))
+		}
+		if e.k, err = unpackCoding([2]byte(b[1:3])); err == nil {
+			e.v, err = unpackCoding([2]byte(b[3:5]))
+		}
+		if err != nil {
+			return nil, t.refuse(at, err)
+		}
+		if err := checkCodings(e.level, e.k, e.v, t.kDim, t.vDim); err != nil {
+			// Only the category of damage: that of err belongs to a caller's own codings.
+			c := t.corrupt(at, "palette entry", nil, nil).(*CorruptError)
+			c.Err = fmt.Errorf("palette entry: %w (%v)", quant.ErrCorrupt, err)
+			return nil, c
+		}
+		if seen[e] {
+			return nil, t.corrupt(at, "palette entry given twice", nil, i)
+		}
+		seen[e] = true
+		entries[i] = e
+		rest = rest[paletteEntryBytes:]
+	}
+	t.entries = entries
+	return rest, nil
+}
+
+// unpackCoding is quant.UnpackCoding, with the zero coding for a side that is not stored.
+func unpackCoding(b [2]byte) (quant.Coding, error) {
+	if b == [2]byte{} {
+		return quant.Coding{}, nil
+	}
+	return quant.UnpackCoding(b)
+}
