@@ -99,7 +99,7 @@ func decodeExact(dst []float32, f Format, src []byte) {
 // fewer or as many bits.
 //
 // The expected squared error ends within 3 % of encoding directly at the lower width for rows
-// that the rotation makes Gaussian; up to 20 % for lm1 from rows that few values carry. A scale
+// that the rotation makes Gaussian; only lm1 from rows that few values carry can be half worse. A scale
 // that would pass the largest binary16 is held there.
 //
 // Errors: ErrShape, ErrUnsupported.

@@ -14,6 +14,19 @@ type Block struct {
 	// KDamage and VDamage are the damage of a relative squared error of 1 in all rows of K and V:
 	// the sum over rows of sensitivity * energy. A coding of relative error e costs e times that.
 	KDamage, VDamage float64
+	// KCurve and VCurve bend that line where damage was measured at low widths; nil: straight.
+	KCurve, VCurve *Curve
+}
+
+// Curve holds factors on the damage of lm1..lm3, by bits (index 0 is not used). Errors of first
+// order grow with the squared error; large ones grow faster in K, where they move the softmax.
+type Curve [4]float64
+
+func (c *Curve) at(coding quant.Coding) float64 {
+	if b := coding.Format.Bits(); c != nil && coding.Format.Nested() && b < len(c) {
+		return c[b]
+	}
+	return 1
 }
 
 // Menu lists the codings that a block may take; every pair of one for K and one for V is an option.
@@ -50,14 +63,14 @@ func (m Menu) Item(b Block, dimK, dimV int) (Item, error) {
 		}
 		o := Option{
 			Bytes:  int64(k.PackedBytes(b.Rows, dimK)),
-			Damage: b.KDamage * k.RelativeError(),
+			Damage: b.KDamage * k.RelativeError() * b.KCurve.at(k),
 		}
 		if dimV > 0 {
 			if err := v.CheckDim(dimV); err != nil {
 				return Item{}, err
 			}
 			o.Bytes += int64(v.PackedBytes(b.Rows, dimV))
-			o.Damage += b.VDamage * v.RelativeError()
+			o.Damage += b.VDamage * v.RelativeError() * b.VCurve.at(v)
 		}
 		it.Options = append(it.Options, o)
 	}

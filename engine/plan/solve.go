@@ -256,3 +256,27 @@ func (w *walk) finish() *Plan {
 	}
 	return p
 }
+
+// Least returns the bytes of the cheapest options.
+func Least(items []Item) (n int64) {
+	for _, it := range items {
+		if len(it.Options) > 0 {
+			n += cheapest(it.Options)
+		}
+	}
+	return n
+}
+
+// Most returns the bytes that Solve spends when the budget has no end.
+func Most(items []Item) (n int64) {
+	for _, it := range items {
+		best := Option{Damage: math.Inf(1)}
+		for _, o := range it.Options {
+			if o.Damage < best.Damage || (o.Damage == best.Damage && o.Bytes < best.Bytes) {
+				best = o
+			}
+		}
+		n += best.Bytes
+	}
+	return n
+}

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama_test
+
+import (
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/stretchr/testify/require"
+)
+
+func TestLoad_Refuses(t *testing.T) {
+	key := func(k string, v any) func(*tiny) { return func(m *tiny) { m.set(k, v) } }
+	tensor := func(name string) func(*tiny) {
+		return func(m *tiny) { m.tensor(name, llama.TensorF32, 1, 4) }
+	}
+	for _, c := range []struct {
+		name  string
+		setup func(*tiny)
+		want  error
+		text  string // the error must say what it is about
+	}{
+		{"arch", key("general.architecture", "qwen2"), quant.ErrUnsupported, `"qwen2"`},
+		{"arch missing", func(m *tiny) { m.drop("general.architecture") },
+			quant.ErrUnsupported, "general.architecture"},
+		{"arch type", key("general.architecture", uint32(1)), quant.ErrCorrupt, "general.architecture"},
+		{"moe key", key("llama.expert_count", uint32(8)), quant.ErrUnsupported, "mixture of experts"},
+		{"moe tensor", tensor("blk.0.ffn_gate_exps.weight"), quant.ErrUnsupported, "mixture of experts"},
+		{"window", key("llama.attention.sliding_window", uint32(4096)),
+			quant.ErrUnsupported, "sliding-window"},
+		{"mla key", key("llama.attention.kv_lora_rank", uint32(512)), quant.ErrUnsupported, "latent"},
+		{"mla tensor", tensor("blk.0.attn_kv_a_mqa.weight"), quant.ErrUnsupported, "latent"},
+		{"sinks", tensor("blk.1.attn_sinks.weight"), quant.ErrUnsupported, "attention sinks"},
+		{"bias", tensor("blk.1.attn_q.bias"), quant.ErrUnsupported, "biases"},
+		{"unknown tensor", tensor("blk.1.extra.weight"), quant.ErrUnsupported, "blk.1.extra.weight"},
+		{"unknown key", key("llama.attention.new_thing", float32(2)), quant.ErrUnsupported, "new_thing"},
+		{"not causal", key("llama.attention.causal", false), quant.ErrUnsupported, "causal"},
+		{"longrope", key("llama.rope.scaling.type", "longrope"), quant.ErrUnsupported, "longrope"},
+		{"log multiplier", key("llama.rope.scaling.yarn_log_multiplier", float32(0.1)),
+			quant.ErrUnsupported, "yarn_log_multiplier"},
+		{"factor", key("llama.rope.scaling.factor", float32(-1)), quant.ErrCorrupt, "factor"},
+		{"theta", key("llama.rope.freq_base", float32(0)), quant.ErrCorrupt, "freq_base"},
+		{"eps", key("llama.attention.layer_norm_rms_epsilon", float32(-1)), quant.ErrCorrupt, "epsilon"},
+		{"rotary odd", key("llama.rope.dimension_count", uint32(7)),
+			quant.ErrCorrupt, "dimension_count"},
+		{"rotary large", key("llama.rope.dimension_count", uint32(18)),
+			quant.ErrCorrupt, "dimension_count"},
+		{"heads 0", key("llama.attention.head_count", uint32(0)), quant.ErrCorrupt, "head_count"},
+		{"heads per layer", key("llama.attention.head_count", []int32{4, 4}),
+			quant.ErrCorrupt, "head_count"},
+		{"kv_heads", key("llama.attention.head_count_kv", uint32(3)), quant.ErrCorrupt, "kv_heads"},
+		{"layers", key("llama.block_count", uint32(1<<31)), quant.ErrCorrupt, "block_count"},
+		{"layer missing", key("llama.block_count", uint32(3)),
+			quant.ErrCorrupt, "blk.2.attn_norm.weight"},
+		{"context", func(m *tiny) { m.drop("llama.context_length") },
+			quant.ErrCorrupt, "context_length"},
+		{"shape", key("llama.embedding_length", uint32(96)), quant.ErrCorrupt, "dimensions"},
+		{"ffn", key("llama.feed_forward_length", uint32(95)), quant.ErrCorrupt, "ffn_gate"},
+		{"freq factors", tensor("rope_freqs.weight"), quant.ErrCorrupt, "rope_freqs"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := newTiny(1)
+			m.fill(false, llama.TensorF32)
+			c.setup(m)
+			f, err := read(m.bytes())
+			require.NoError(t, err)
+			_, err = llama.Load(f, llama.Options{})
+			requireTyped(t, err)
+			require.ErrorIs(t, err, c.want)
+			require.ErrorContains(t, err, c.text)
+		})
+	}
+}
+
+func TestLoad_HarmlessKeys(t *testing.T) {
+	m := newTiny(1)
+	m.fill(false, llama.TensorF32)
+	m.set("llama.vocab_size", uint32(48))
+	m.set("llama.expert_count", uint32(0))
+	m.set("llama.attention.sliding_window", uint32(0))
+	m.set("llama.attention.causal", true)
+	m.set("qwen2.expert_count", uint32(8)) // another architecture's key says nothing here
+	model := m.load(t, llama.Options{})
+	require.Equal(t, "tiny", model.Name)
+	require.Nil(t, model.Tokenizer())
+	w, err := model.OutputWeight(1)
+	require.NoError(t, err)
+	require.Equal(t, float32(m.w["blk.1.attn_output.weight"][70]), w[70])
+	_, err = model.OutputWeight(2)
+	require.ErrorIs(t, err, quant.ErrShape)
+}
+
+func TestLoad_Options(t *testing.T) {
+	m := newTiny(1)
+	m.fill(false, llama.TensorF32)
+	f, err := read(m.bytes())
+	require.NoError(t, err)
+	_, err = llama.Load(f, llama.Options{Workers: -1})
+	require.ErrorIs(t, err, quant.ErrShape)
+	_, err = llama.Load(f, llama.Options{ISA: "mmx"})
+	require.ErrorIs(t, err, quant.ErrUnsupported)
+	generic, err := llama.Load(f, llama.Options{ISA: "generic"})
+	require.NoError(t, err)
+	tokens := m.tokens(20)
+	got := forward(t, generic, tokens, newKV(t, generic, llama.KVOptions{}), 0,
+		llama.ForwardOptions{Logits: llama.LogitsAll})
+	requireLogits(t, m.forward(tokens, plainAngle(m)), got)
+}
+
+func TestOpen_VocabularyMustFit(t *testing.T) {
+	for vocab, ok := range map[int]bool{300: true, 301: false} {
+		m := newTiny(1)
+		m.vocab = 300
+		m.fill(false, llama.TensorF32)
+		addVocabulary(&m.builder, vocab)
+		path := filepath.Join(t.TempDir(), "m.gguf")
+		require.NoError(t, os.WriteFile(path, m.bytes(), 0o600))
+		model, err := llama.Open(path, llama.Options{})
+		if !ok {
+			require.ErrorIs(t, err, quant.ErrCorrupt)
+			continue
+		}
+		require.NoError(t, err)
+		require.Equal(t, 300, model.Tokenizer().Vocab())
+	}
+}
+
+func TestFindModel(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, llama.ModelFile)
+	require.NoError(t, os.WriteFile(path, []byte("x"), 0o600))
+	for _, c := range []struct{ model, cache, want string }{
+		{path, "", path}, {"", dir, path}, {path, "/nowhere", path},
+		{path + "x", dir, ""}, {dir, "", ""}, {"", filepath.Join(dir, "none"), ""},
+	} {
+		t.Setenv("KVIST_MODEL", c.model)
+		t.Setenv("KVIST_CACHE", c.cache)
+		got, err := llama.FindModel()
+		require.Equal(t, c.want, got)
+		if c.want == "" {
+			require.ErrorIs(t, err, quant.ErrUnavailable)
+		}
+	}
+}

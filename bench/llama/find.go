@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// ModelFile is the name of the model that tests and benchmarks run, as fetch-model.sh stores it.
+const ModelFile = "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+// FindModel returns the path of the model for tests and benchmarks: the environment variable
+// KVIST_MODEL, else ModelFile in the folder KVIST_CACHE or ~/.cache/kvist. Nothing is downloaded.
+//
+// Errors: ErrUnavailable where there is no such file; the text says how to get it.
+func FindModel() (path string, err error) {
+	const op = "kvist/llama: find model"
+	path = os.Getenv("KVIST_MODEL")
+	hint := "KVIST_MODEL names it"
+	if path == "" {
+		hint = "run make model"
+		dir := os.Getenv("KVIST_CACHE")
+		if dir == "" {
+			home, err := os.UserHomeDir()
+			if err != nil {
+				return "", fmt.Errorf("%s: no home folder: %w: %w", op, err, quant.ErrUnavailable)
+			}
+			dir = filepath.Join(home, ".cache", "kvist")
+		}
+		path = filepath.Join(dir, ModelFile)
+	}
+	st, err := os.Stat(path)
+	if err != nil {
+		return "", fmt.Errorf("%s: %s: %w: %w", op, hint, err, quant.ErrUnavailable)
+	}
+	if !st.Mode().IsRegular() {
+		return "", fmt.Errorf("%s: %s: not a regular file: %w", op, path, quant.ErrUnavailable)
+	}
+	return path, nil
+}

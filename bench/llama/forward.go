@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// LogitsMode says for which of the tokens given to Forward logits are computed.
+type LogitsMode uint8
+
+// The modes. The output matrix is a fifth of a small model, so logits are not free.
+const (
+	LogitsLast  LogitsMode = iota // of the last token
+	LogitsNone                    // of none: to fill a cache
+	LogitsAll                     // of every token
+	LogitsRange                   // of tokens [From, To) of this call
+)
+
+// An Observer sees q, k and v of a chunk in one layer, RoPE applied, before they enter the
+// cache: q [n, heads, head_dim], k [n, kv_heads, head_dim], v [n, kv_heads, head_dim_v], the
+// first row at position pos. The slices are valid during the call only. An error ends the pass.
+type Observer func(layer, pos, n int, q, k, v []float32) error
+
+// ForwardOptions are the options of one pass. The zero value computes the logits of the last
+// token.
+type ForwardOptions struct {
+	Logits   LogitsMode
+	From, To int // for LogitsRange: tokens of this call, half-open
+
+	// OnLogits, if set, is given the logits of each token of this call, in order, and Forward
+	// returns none: memory stays bounded however many there are. The slice, [vocab], is valid
+	// during the call only. An error ends the pass.
+	OnLogits func(i int, logits []float32) error
+
+	// Observer, if set, is called once per chunk and layer, in order.
+	Observer Observer
+
+	// Chunk is how many tokens go through the layers at once. Default 256. The results differ
+	// between chunk sizes by rounding only.
+	Chunk int
+}
+
+const (
+	defaultChunk   = 256
+	maxChunk       = 4096
+	logitsBatch    = 64      // rows of logits computed at once: 12.6 MB for a vocabulary of 49152
+	maxLogitValues = 1 << 27 // of returned logits, 512 MiB
+)
+
+// Forward runs the model over tokens whose first stands at position pos and returns the logits
+// asked for, [rows, vocab]. K and V go through kv, which must hold the positions before pos.
+//
+// Errors: ErrShape for no tokens, a token outside the vocabulary, a range outside the tokens;
+// ErrTooLarge for positions beyond the model's context or more logits than memory should hold;
+// those of kv and of the hooks, after which kv holds a part of the chunk: truncate it.
+func (m *Model) Forward(tokens []int32, kv KVStore, pos int, o ForwardOptions) ([]float32, error) {
+	from, to, err := m.check(tokens, pos, &o)
+	if err != nil {
+		return nil, err
+	}
+	var out []float32
+	if o.OnLogits == nil && to > from {
+		if (to-from)*m.Vocab > maxLogitValues {
+			return nil, fmt.Errorf("kvist/llama: forward: %d rows of %d logits at once, "+
+				"the limit is %d values (use OnLogits): %w",
+				to-from, m.Vocab, maxLogitValues, quant.ErrTooLarge)
+		}
+		out = make([]float32, (to-from)*m.Vocab)
+	}
+	s := m.scratch.Get().(*scratch)
+	defer m.scratch.Put(s)
+	s.size(m, min(o.Chunk, len(tokens)))
+	for lo := 0; lo < len(tokens); lo += o.Chunk {
+		hi := min(lo+o.Chunk, len(tokens))
+		if err := m.chunk(s, tokens[lo:hi], kv, pos+lo, o.Observer); err != nil {
+			return nil, fmt.Errorf("kvist/llama: forward positions [%d, %d): %w", pos+lo, pos+hi, err)
+		}
+		a, b := max(lo, from), min(hi, to)
+		if a >= b {
+			continue
+		}
+		var dst []float32
+		if out != nil {
+			dst = out[(a-from)*m.Vocab : (b-from)*m.Vocab]
+		}
+		if err := m.logits(s, dst, a, b, lo, o.OnLogits); err != nil {
+			return nil, fmt.Errorf("kvist/llama: forward: logits: %w", err)
+		}
+	}
+	return out, nil
+}
+
+func (m *Model) check(tokens []int32, pos int, o *ForwardOptions) (from, to int, err error) {
+	const op = "forward"
+	n := len(tokens)
+	if n == 0 {
+		return 0, 0, shapef(op, "no tokens")
+	}
+	if pos < 0 {
+		return 0, 0, shapef(op, "position %d, want 0 or more", pos)
+	}
+	if n > m.Context || pos > m.Context-n {
+		return 0, 0, fmt.Errorf("kvist/llama: forward: positions [%d, %d), the model's context is %d: %w",
+			pos, pos+n, m.Context, quant.ErrTooLarge)
+	}
+	for i, t := range tokens {
+		if t < 0 || int(t) >= m.Vocab {
+			return 0, 0, shapef(op, "token %d is %d, want 0 to %d", i, t, m.Vocab-1)
+		}
+	}
+	if o.Chunk == 0 {
+		o.Chunk = defaultChunk
+	}
+	if o.Chunk < 1 || o.Chunk > maxChunk {
+		return 0, 0, shapef(op, "chunk of %d tokens, want 1 to %d", o.Chunk, maxChunk)
+	}
+	switch o.Logits {
+	case LogitsLast:
+		return n - 1, n, nil
+	case LogitsNone:
+		return 0, 0, nil
+	case LogitsAll:
+		return 0, n, nil
+	case LogitsRange:
+		if o.From < 0 || o.To > n || o.From > o.To {
+			return 0, 0, shapef(op, "logits of [%d, %d), want within [0, %d)", o.From, o.To, n)
+		}
+		return o.From, o.To, nil
+	}
+	return 0, 0, shapef(op, "logits mode %d is not known", o.Logits)
+}
+
+// scratch is the working memory of one pass over a chunk.
+type scratch struct {
+	x, h, proj, qkv, q, k, v, att, gateUp, act, tmp, cos, sin, logits []float32
+}
+
+// resize returns a slice of n values, reusing b's memory; the values are arbitrary.
+func resize(b []float32, n int) []float32 {
+	if cap(b) < n {
+		return make([]float32, n)
+	}
+	return b[:n]
+}
+
+func (s *scratch) size(m *Model, n int) {
+	qDim, kDim, vDim := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim, m.KVHeads*m.HeadDimV
+	s.x = resize(s.x, n*m.Hidden)
+	s.h = resize(s.h, n*m.Hidden)
+	s.proj = resize(s.proj, n*m.Hidden)
+	s.qkv = resize(s.qkv, n*(qDim+kDim+vDim))
+	s.q = resize(s.q, n*qDim)
+	s.k = resize(s.k, n*kDim)
+	s.v = resize(s.v, n*vDim)
+	s.att = resize(s.att, n*m.Heads*m.HeadDimV)
+	s.gateUp = resize(s.gateUp, n*2*m.FFN)
+	s.act = resize(s.act, n*m.FFN)
+	s.tmp = resize(s.tmp, n*max(qDim, vDim, m.FFN))
+	s.cos = resize(s.cos, n*m.rope.dim/2)
+	s.sin = resize(s.sin, n*m.rope.dim/2)
+}
+
+// chunk runs tokens through all layers; s.x is their residual stream after it.
+func (m *Model) chunk(s *scratch, tokens []int32, kv KVStore, pos int, observe Observer) error {
+	n, workers := len(tokens), m.opts.Workers
+	for i, t := range tokens {
+		m.embed.row(int(t), s.x[i*m.Hidden:(i+1)*m.Hidden])
+	}
+	m.rope.angles(pos, n, s.cos, s.sin)
+	for l := range m.layers {
+		w := &m.layers[l]
+		m.norm(s.h, s.x, w.attnNorm, n)
+		if err := w.qkv.mul(m.par, s.qkv, s.h, s.tmp, n, m.opts.Fast); err != nil {
+			return err
+		}
+		parallel(workers, n, 8, func(lo, hi int) { m.split(s, lo, hi) })
+		q, k, v := s.q[:n*m.Heads*m.HeadDim], s.k[:n*m.KVHeads*m.HeadDim], s.v[:n*m.KVHeads*m.HeadDimV]
+		if observe != nil {
+			if err := observe(l, pos, n, q, k, v); err != nil {
+				return err
+			}
+		}
+		if err := kv.Append(l, pos, k, v, n); err != nil {
+			return err
+		}
+		att := s.att[:n*m.Heads*m.HeadDimV]
+		if err := kv.Attend(l, pos, q, n, att); err != nil {
+			return err
+		}
+		if err := w.o.mul(m.par, s.proj, att, n, m.opts.Fast); err != nil {
+			return err
+		}
+		addTo(s.x[:n*m.Hidden], s.proj)
+		m.norm(s.h, s.x, w.ffnNorm, n)
+		if err := w.gateUp.mul(m.par, s.gateUp, s.h, s.tmp, n, m.opts.Fast); err != nil {
+			return err
+		}
+		parallel(workers, n, 4, func(lo, hi int) {
+			swiglu(s.act[lo*m.FFN:hi*m.FFN], s.gateUp[lo*2*m.FFN:hi*2*m.FFN], hi-lo, m.FFN)
+		})
+		if err := w.down.mul(m.par, s.proj, s.act, n, m.opts.Fast); err != nil {
+			return err
+		}
+		addTo(s.x[:n*m.Hidden], s.proj)
+	}
+	return nil
+}
+
+func (m *Model) norm(dst, x, w []float32, n int) {
+	parallel(m.opts.Workers, n, 16, func(lo, hi int) {
+		rmsNorm(dst[lo*m.Hidden:hi*m.Hidden], x[lo*m.Hidden:hi*m.Hidden], w, hi-lo, m.Eps)
+	})
+}
+
+// split cuts the rows [lo, hi) of s.qkv into q, k and v and applies RoPE to q and k.
+func (m *Model) split(s *scratch, lo, hi int) {
+	qDim, kDim, vDim := m.Heads*m.HeadDim, m.KVHeads*m.HeadDim, m.KVHeads*m.HeadDimV
+	half := m.rope.dim / 2
+	for t := lo; t < hi; t++ {
+		row := s.qkv[t*(qDim+kDim+vDim) : (t+1)*(qDim+kDim+vDim)]
+		q, k := s.q[t*qDim:(t+1)*qDim], s.k[t*kDim:(t+1)*kDim]
+		copy(q, row)
+		copy(k, row[qDim:])
+		copy(s.v[t*vDim:(t+1)*vDim], row[qDim+kDim:])
+		cos, sin := s.cos[t*half:(t+1)*half], s.sin[t*half:(t+1)*half]
+		for h := 0; h < qDim; h += m.HeadDim {
+			m.rope.apply(q[h:h+m.HeadDim], cos, sin)
+		}
+		for h := 0; h < kDim; h += m.HeadDim {
+			m.rope.apply(k[h:h+m.HeadDim], cos, sin)
+		}
+	}
+}
+
+// logits computes those of tokens [from, to) of the call; s.x holds the chunk that starts at
+// token first. They go to dst, or, batch by batch, to on.
+func (m *Model) logits(s *scratch, dst []float32, from, to, first int,
+	on func(int, []float32) error) error {
+	for lo := from; lo < to; lo += logitsBatch {
+		n := min(logitsBatch, to-lo)
+		out := dst
+		if dst == nil {
+			s.logits = resize(s.logits, n*m.Vocab)
+			out = s.logits
+		} else {
+			dst = dst[n*m.Vocab:]
+		}
+		m.norm(s.h, s.x[(lo-first)*m.Hidden:], m.outNorm, n)
+		if err := m.output.mul(m.par, out, s.h, n, m.opts.Fast); err != nil {
+			return err
+		}
+		for i := 0; on != nil && i < n; i++ {
+			if err := on(lo+i, out[i*m.Vocab:(i+1)*m.Vocab:(i+1)*m.Vocab]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,445 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama
+
+import (
+	"bufio"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Limits bound what reading a model file may allocate and how deep it may go. The zero value
+// means the defaults. Whatever the limits, nothing is allocated for a count that the rest of the
+// file could not hold.
+type Limits struct {
+	MaxKeys        int   // metadata entries; default 65536
+	MaxTensors     int   // tensors; default 65536
+	MaxStringBytes int   // bytes of one string; default 16 MiB
+	MaxArrayLen    int   // elements of one array; default 1<<24
+	MaxMetaBytes   int64 // header, metadata and tensor list together; default 1 GiB
+	MaxNesting     int   // arrays within arrays; default 4
+}
+
+func (l Limits) withDefaults() Limits {
+	def := func(p *int, v int) {
+		if *p <= 0 {
+			*p = v
+		}
+	}
+	def(&l.MaxKeys, 1<<16)
+	def(&l.MaxTensors, 1<<16)
+	def(&l.MaxStringBytes, 16<<20)
+	def(&l.MaxArrayLen, 1<<24)
+	def(&l.MaxNesting, 4)
+	if l.MaxMetaBytes <= 0 {
+		l.MaxMetaBytes = 1 << 30
+	}
+	return l
+}
+
+const (
+	ggufMagic        = "GGUF"
+	ggufAlignment    = 32 // where general.alignment does not say otherwise
+	ggufMaxAlignment = 1 << 20
+	ggufMaxDims      = 4
+	ggufMaxName      = 65535 // of a key; the specification's limit
+)
+
+// File is an open GGUF file: its metadata and the list of its tensors. Tensor data stays in the
+// file until it is asked for.
+type File struct {
+	Name    string
+	Version uint32
+	meta    map[string]Value
+	keys    []string // in file order
+	tensors []Tensor // in file order
+	index   map[string]int
+	r       io.ReaderAt
+	closer  io.Closer
+}
+
+// OpenFile opens the GGUF file at path with the default limits. Close it when no more tensors
+// are to be read.
+//
+// Errors: those of ReadFile and of the file system.
+func OpenFile(path string) (*File, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/llama: open model: %w", err)
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("kvist/llama: open model %s: not a regular file: %w", path, quant.ErrUnsupported)
+	}
+	var g *File
+	if err == nil {
+		g, err = ReadFile(f, st.Size(), path, Limits{})
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	g.closer = f
+	return g, nil
+}
+
+// ReadFile reads the header, the metadata and the tensor list of a GGUF file (versions 2 and 3,
+// little-endian) of size bytes. name is what errors call the file.
+//
+// Every count, length and offset is checked against the file's size and the limits before it is
+// believed; tensors must be aligned, lie within the file and not overlap.
+//
+// Errors: *FileError wrapping ErrCorrupt, ErrVersion, ErrUnsupported (a big-endian file, a
+// tensor type this package does not know), ErrTooLarge, or the reader's error.
+func ReadFile(r io.ReaderAt, size int64, name string, lim Limits) (*File, error) {
+	lim = lim.withDefaults()
+	f := &File{Name: name, r: r, meta: map[string]Value{}, index: map[string]int{}}
+	end := min(size, lim.MaxMetaBytes)
+	c := &cursor{
+		r: bufio.NewReaderSize(io.NewSectionReader(r, 0, end), 1<<16), end: end,
+		cut: end < size, file: name, section: "header", lim: lim,
+	}
+	if err := f.read(c, size); err != nil {
+		var fe *FileError
+		if errors.As(err, &fe) {
+			return nil, err
+		}
+		return nil, &FileError{File: name, Section: c.section, Offset: c.off, Err: err}
+	}
+	return f, nil
+}
+
+// Close closes the file below, where OpenFile opened it. Idempotent.
+func (f *File) Close() error {
+	c := f.closer
+	f.closer = nil
+	if c == nil {
+		return nil
+	}
+	return c.Close()
+}
+
+func (f *File) read(c *cursor, size int64) error {
+	var magic [4]byte
+	if err := c.bytes(magic[:]); err != nil {
+		return err
+	}
+	if string(magic[:]) != ggufMagic {
+		return corruptf("magic is %q, want %q", magic[:], ggufMagic)
+	}
+	var err error
+	if f.Version, err = c.u32(); err != nil {
+		return err
+	}
+	switch f.Version {
+	case 2, 3:
+	case 2 << 24, 3 << 24:
+		return unsupportedf("a big-endian file")
+	default:
+		return fmt.Errorf("version %d, want 2 or 3: %w", f.Version, quant.ErrVersion)
+	}
+	nTensors, err := c.count("tensors", c.lim.MaxTensors, 8+4+4+8)
+	if err != nil {
+		return err
+	}
+	nKeys, err := c.count("keys", c.lim.MaxKeys, 8+4+1)
+	if err != nil {
+		return err
+	}
+	for i := range nKeys {
+		if err := f.readKey(c, i); err != nil {
+			return err
+		}
+	}
+	align, err := f.alignment()
+	if err != nil {
+		return err
+	}
+	for i := range nTensors {
+		if err := f.readTensorInfo(c, i); err != nil {
+			return err
+		}
+	}
+	c.section = "tensor data"
+	return f.placeTensors((c.off+align-1)/align*align, align, size)
+}
+
+func (f *File) readKey(c *cursor, i int) error {
+	c.section = fmt.Sprintf("key %d", i)
+	key, err := c.str(ggufMaxName)
+	if err != nil {
+		return err
+	}
+	if key == "" {
+		return corruptf("an empty name")
+	}
+	c.section = fmt.Sprintf("key %q", key)
+	if _, twice := f.meta[key]; twice {
+		return corruptf("the key stands in the file twice")
+	}
+	t, err := c.u32()
+	if err != nil {
+		return err
+	}
+	v, err := c.value(ValueType(t), 0)
+	if err != nil {
+		return err
+	}
+	f.meta[key] = v
+	f.keys = append(f.keys, key)
+	return nil
+}
+
+func (f *File) alignment() (int64, error) {
+	v, ok := f.meta["general.alignment"]
+	if !ok {
+		return ggufAlignment, nil
+	}
+	a, ok := v.Int()
+	if !ok || a < 1 || a > ggufMaxAlignment || a&(a-1) != 0 {
+		return 0, &FileError{File: f.Name, Section: `key "general.alignment"`, Offset: -1,
+			Err: corruptf("%s, want a power of two up to %d", v, ggufMaxAlignment)}
+	}
+	return a, nil
+}
+
+func (f *File) readTensorInfo(c *cursor, i int) error {
+	c.section = fmt.Sprintf("tensor %d", i)
+	name, err := c.str(ggufMaxName)
+	if err != nil {
+		return err
+	}
+	c.section = fmt.Sprintf("tensor %q", name)
+	if _, twice := f.index[name]; twice || name == "" {
+		return corruptf("the name is empty or stands in the file twice")
+	}
+	nd, err := c.u32()
+	if err != nil {
+		return err
+	}
+	if nd < 1 || nd > ggufMaxDims {
+		return corruptf("%d dimensions, want 1 to %d", nd, ggufMaxDims)
+	}
+	t := Tensor{Name: name, Dims: make([]int64, nd)}
+	for j := range t.Dims {
+		u, err := c.u64()
+		if err != nil {
+			return err
+		}
+		if u < 1 || u > 1<<40 {
+			return corruptf("dimension %d is %d, want 1 to 2^40", j, u)
+		}
+		t.Dims[j] = int64(u)
+	}
+	typ, err := c.u32()
+	if err != nil {
+		return err
+	}
+	t.Type = TensorType(typ)
+	off, err := c.u64()
+	if err != nil {
+		return err
+	}
+	if off > 1<<62 {
+		return corruptf("data offset %d is beyond any file", off)
+	}
+	t.offset = int64(off)
+	if t.bytes, err = t.Type.bytesOf(t.Dims); err != nil {
+		return err
+	}
+	f.index[name] = len(f.tensors)
+	f.tensors = append(f.tensors, t)
+	return nil
+}
+
+// placeTensors turns the relative offsets into places in the file and checks them.
+func (f *File) placeTensors(base, align, size int64) error {
+	order := make([]int, len(f.tensors))
+	for i := range f.tensors {
+		order[i] = i
+		t := &f.tensors[i]
+		at := func(off int64, err error) error {
+			return &FileError{File: f.Name, Section: fmt.Sprintf("tensor %q", t.Name), Offset: off, Err: err}
+		}
+		if t.offset%align != 0 {
+			return at(-1, corruptf("data offset %d is not a multiple of %d", t.offset, align))
+		}
+		t.offset += base // both below 2^62
+		if t.bytes > size || t.offset > size-t.bytes {
+			return at(t.offset, corruptf("its %d bytes end beyond the file's %d", t.bytes, size))
+		}
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		return int(min(max(f.tensors[a].offset-f.tensors[b].offset, -1), 1))
+	})
+	for i := 1; i < len(order); i++ {
+		a, b := &f.tensors[order[i-1]], &f.tensors[order[i]]
+		if a.offset+a.bytes > b.offset {
+			return &FileError{File: f.Name, Section: fmt.Sprintf("tensor %q", b.Name), Offset: b.offset,
+				Err: corruptf("it overlaps tensor %q", a.Name)}
+		}
+	}
+	return nil
+}
+
+// Keys returns the metadata keys in file order.
+func (f *File) Keys() []string { return slices.Clone(f.keys) }
+
+// Meta returns the value of a key.
+func (f *File) Meta(key string) (Value, bool) {
+	v, ok := f.meta[key]
+	return v, ok
+}
+
+// Tensors lists the tensors in file order.
+func (f *File) Tensors() []Tensor { return slices.Clone(f.tensors) }
+
+// Tensor finds a tensor by name.
+func (f *File) Tensor(name string) (Tensor, bool) {
+	i, ok := f.index[name]
+	if !ok {
+		return Tensor{}, false
+	}
+	return f.tensors[i], true
+}
+
+func (f *File) keyErr(key string, err error) error {
+	return &FileError{File: f.Name, Section: fmt.Sprintf("key %q", key), Offset: -1, Err: err}
+}
+
+func (f *File) tensorErr(t Tensor, err error) error {
+	return &FileError{File: f.Name, Section: fmt.Sprintf("tensor %q", t.Name), Offset: t.offset,
+		Err: err}
+}
+
+// cursor reads the front of the file in order and knows where it stands.
+type cursor struct {
+	r       *bufio.Reader
+	off     int64
+	end     int64 // no byte at or beyond it is read
+	cut     bool  // end is a limit, not the end of the file
+	file    string
+	section string
+	lim     Limits
+}
+
+// need checks that n more bytes exist before anything is allocated for them.
+func (c *cursor) need(n int64) error {
+	if n <= c.end-c.off {
+		return nil
+	}
+	if c.cut {
+		return tooLargef("the metadata does not fit in %d bytes", c.end)
+	}
+	return corruptf("%d bytes are missing at the end of the file", n-(c.end-c.off))
+}
+
+func (c *cursor) bytes(b []byte) error {
+	if err := c.need(int64(len(b))); err != nil {
+		return err
+	}
+	n, err := io.ReadFull(c.r, b)
+	c.off += int64(n)
+	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
+		return corruptf("the file is shorter than its stated size")
+	}
+	return err
+}
+
+func (c *cursor) u32() (uint32, error) {
+	var b [4]byte
+	err := c.bytes(b[:])
+	return binary.LittleEndian.Uint32(b[:]), err
+}
+
+func (c *cursor) u64() (uint64, error) {
+	var b [8]byte
+	err := c.bytes(b[:])
+	return binary.LittleEndian.Uint64(b[:]), err
+}
+
+// count reads a number of things that take at least each bytes in the rest of the file.
+func (c *cursor) count(what string, limit int, each int64) (int, error) {
+	u, err := c.u64()
+	if err != nil {
+		return 0, err
+	}
+	if u > uint64(limit) {
+		return 0, tooLargef("%d %s, the limit is %d", u, what, limit)
+	}
+	if err := c.need(int64(u) * each); err != nil {
+		return 0, fmt.Errorf("%d %s: %w", u, what, err)
+	}
+	return int(u), nil
+}
+
+func (c *cursor) str(limit int) (string, error) {
+	n, err := c.count("bytes of a string", limit, 1)
+	if err != nil {
+		return "", err
+	}
+	b := make([]byte, n)
+	err = c.bytes(b)
+	return string(b), err
+}
+
+func (c *cursor) value(t ValueType, depth int) (Value, error) {
+	v := Value{Type: t}
+	switch {
+	case t == TypeString:
+		s, err := c.str(c.lim.MaxStringBytes)
+		v.strs = []string{s}
+		return v, err
+	case t == TypeArray:
+		return c.array(depth)
+	case t.size() > 0:
+		v.raw = make([]byte, t.size())
+		return v, c.bytes(v.raw)
+	}
+	return v, corruptf("value type %d is not known", uint32(t))
+}
+
+func (c *cursor) array(depth int) (Value, error) {
+	v := Value{Type: TypeArray}
+	if depth >= c.lim.MaxNesting {
+		return v, tooLargef("arrays within arrays, the limit is %d deep", c.lim.MaxNesting)
+	}
+	e, err := c.u32()
+	if err != nil {
+		return v, err
+	}
+	v.Elem = ValueType(e)
+	if v.Elem.minStored() == 0 {
+		return v, corruptf("element type %d is not known", e)
+	}
+	n, err := c.count("elements of an array", c.lim.MaxArrayLen, v.Elem.minStored())
+	if err != nil {
+		return v, err
+	}
+	switch v.Elem {
+	case TypeString:
+		v.strs = make([]string, n)
+		for i := range v.strs {
+			if v.strs[i], err = c.str(c.lim.MaxStringBytes); err != nil {
+				return v, err
+			}
+		}
+	case TypeArray:
+		for range n { // appended, since a Value is larger than an empty array in the file
+			e, err := c.array(depth + 1)
+			if err != nil {
+				return v, err
+			}
+			v.nested = append(v.nested, e)
+		}
+	default:
+		v.raw = make([]byte, n*v.Elem.size())
+		err = c.bytes(v.raw)
+	}
+	return v, err
+}

@@ -1,0 +1,197 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama
+
+import (
+	"math"
+	"sync"
+	"sync/atomic"
+)
+
+// parallel calls do for the ranges that n things are cut into, on up to workers goroutines.
+// Fewer than least things a range are not worth a goroutine.
+func parallel(workers, n, least int, do func(lo, hi int)) {
+	w := min(workers, n/max(least, 1))
+	if w <= 1 {
+		do(0, n)
+		return
+	}
+	var wg sync.WaitGroup
+	for i := 1; i < w; i++ {
+		wg.Go(func() { do(n*i/w, n*(i+1)/w) })
+	}
+	do(0, n/w)
+	wg.Wait()
+}
+
+// parallelItems calls do for every item in [0, n); workers take the next one when they are free.
+// worker, in [0, workers), identifies the goroutine for its scratch memory. The first error ends
+// the work.
+func parallelItems(workers, n int, do func(worker, item int) error) error {
+	workers = max(1, min(workers, n))
+	errs := make([]error, workers)
+	var next, failed atomic.Int64
+	run := func(w int) {
+		for failed.Load() == 0 {
+			i := int(next.Add(1)) - 1
+			if i >= n {
+				return
+			}
+			if err := do(w, i); err != nil {
+				errs[w] = err
+				failed.Store(1)
+				return
+			}
+		}
+	}
+	var wg sync.WaitGroup
+	for w := 1; w < workers; w++ {
+		wg.Go(func() { run(w) })
+	}
+	run(0)
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// exp32 splits x = n*ln2/256 + r, so that e^x = 2^(n/256) * e^r with |r| < 0.0014, where three
+// terms of the series are exact to 5e-10. ln2/256 is cut in two so that n times the first, of 9
+// bits, is exact. Below e^-87, about the least normal float32, a result counts as 0.
+const (
+	expScale = 256 / math.Ln2
+	expHi    = 355.0 / (1 << 17) // ln2/256 to 9 bits
+	expLo    = math.Ln2/256 - expHi
+	expMagic = 3 << 22 // added to a float32, it leaves the nearest integer in the low bits
+	expMin   = -87
+	expMax   = 88
+)
+
+// expTable holds 2^(i/256).
+var expTable = func() (t [256]float32) {
+	for i := range t {
+		t[i] = float32(math.Exp2(float64(i) / 256))
+	}
+	return t
+}()
+
+// exp32 returns e^x in float32 with a relative error below 2e-7; 0 below -87, e^88 above 88, NaN
+// for NaN. Softmax takes one per query, head and token, and math.Exp takes several times as long.
+func exp32(x float32) float32 {
+	if x < expMin {
+		return 0
+	}
+	if x > expMax {
+		x = expMax
+	}
+	n := x*expScale + expMagic
+	bits := math.Float32bits(n)
+	n -= expMagic
+	r := x - n*expHi - n*expLo
+	p := r + r*r*0.5
+	// Adding to the exponent multiplies by 2^floor(n/256); what else is in bits is shifted out.
+	scale := math.Float32frombits(math.Float32bits(expTable[bits&255]) + bits>>8<<23)
+	return scale + scale*p
+}
+
+// expSum writes exp32(x - top) to dst, which may be x, and returns their sum.
+func expSum(dst, x []float32, top float32) float32 {
+	var sum float32
+	dst = dst[:len(x)]
+	for i, v := range x {
+		e := exp32(v - top)
+		dst[i] = e
+		sum += e
+	}
+	return sum
+}
+
+// largest returns the largest of x and top. NaN is passed over. (The built-in max takes several
+// times as long, for its care with NaN and -0.)
+func largest(x []float32, top float32) float32 {
+	for _, v := range x {
+		if v > top {
+			top = v
+		}
+	}
+	return top
+}
+
+// rmsNorm writes x / sqrt(mean(x^2) + eps) * w to dst for n rows.
+func rmsNorm(dst, x, w []float32, n int, eps float64) {
+	k := len(w)
+	for t := range n {
+		row, out := x[t*k:(t+1)*k], dst[t*k:(t+1)*k]
+		var s0, s1 float64
+		i := 0
+		for ; i+1 < len(row); i += 2 {
+			s0 += float64(row[i]) * float64(row[i])
+			s1 += float64(row[i+1]) * float64(row[i+1])
+		}
+		for ; i < len(row); i++ {
+			s0 += float64(row[i]) * float64(row[i])
+		}
+		scale := float32(1 / math.Sqrt((s0+s1)/float64(k)+eps))
+		for i, v := range row {
+			out[i] = v * scale * w[i]
+		}
+	}
+}
+
+// swiglu writes silu(gate) * up to dst for n rows; gateUp has [gate, up] in each row.
+func swiglu(dst, gateUp []float32, n, ffn int) {
+	for t := range n {
+		g := gateUp[t*2*ffn : t*2*ffn+ffn]
+		u := gateUp[t*2*ffn+ffn : (t+1)*2*ffn]
+		out := dst[t*ffn : (t+1)*ffn]
+		for i, v := range g {
+			// For v below -88 the divisor saturates at e^88 and the quotient is 0 in effect.
+			out[i] = v / (1 + exp32(-v)) * u[i]
+		}
+	}
+}
+
+func addTo(dst, src []float32) {
+	src = src[:len(dst)]
+	for i := range dst {
+		dst[i] += src[i]
+	}
+}
+
+// LogSumExp returns log(sum(exp(x))) of logits.
+func LogSumExp(x []float32) float64 {
+	if len(x) == 0 {
+		return math.Inf(-1)
+	}
+	top := largest(x, x[0])
+	var sum float64
+	// Float32 sums of a few hundred terms, float64 above them: fast, and exact enough for
+	// differences of distributions.
+	var tmp [256]float32
+	for len(x) > 0 {
+		n := min(len(x), len(tmp))
+		sum += float64(expSum(tmp[:n], x[:n], top))
+		x = x[n:]
+	}
+	return float64(top) + math.Log(sum)
+}
+
+// Surprisal returns -log p of a token, in nats, under the distribution of a row of logits.
+// token must be within the row.
+func Surprisal(logits []float32, token int32) float64 {
+	return LogSumExp(logits) - float64(logits[token])
+}
+
+// Argmax returns the token with the largest logit, the first of equals.
+func Argmax(logits []float32) int32 {
+	best := 0
+	for i, v := range logits {
+		if v > logits[best] {
+			best = i
+		}
+	}
+	return int32(best)
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama
+
+import (
+	"fmt"
+	"runtime"
+	"sync"
+
+	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Options say how a model is run. The zero value is the default of everything.
+type Options struct {
+	// ISA is the instruction set of the matrix products, as matmul.Options names them. Default
+	// "": the best that the machine has.
+	ISA string
+	// Workers is the number of threads. Default 0: GOMAXPROCS.
+	Workers int
+	// Fast quantizes activations to int8 for the matrix products with quantized weights.
+	// Default false: float32 activations, for work on quality.
+	Fast bool
+}
+
+// Model is a loaded model. It does not change and may be used from many goroutines at once, each
+// with a KVStore of its own.
+type Model struct {
+	Config
+	opts Options
+	tok  *Tokenizer
+
+	par *matmul.Engine // runs one product on all workers
+	one *matmul.Engine // runs one product on the calling goroutine
+
+	embed   matrix
+	output  matrix // embed where they are tied
+	outNorm []float32
+	layers  []layerWeights
+	scratch sync.Pool // *scratch
+}
+
+type layerWeights struct {
+	attnNorm, ffnNorm []float32
+	qkv               *stack // q [heads*head_dim], k [kv_heads*head_dim], v [kv_heads*head_dim_v]
+	o                 matrix // [hidden, heads*head_dim_v]
+	gateUp            *stack // gate [ffn], up [ffn]
+	down              matrix // [hidden, ffn]
+}
+
+// Open loads the model at path with its tokenizer.
+//
+// Errors: *FileError wrapping ErrCorrupt, ErrVersion, ErrTooLarge, or ErrUnsupported for what
+// this package does not run: architectures other than llama, tensor types and tokenizers that
+// package comment does not list, mixture of experts, sliding windows, sinks.
+func Open(path string, opts Options) (*Model, error) {
+	f, err := OpenFile(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	tok, err := NewTokenizer(f)
+	if err != nil {
+		return nil, err
+	}
+	m, err := Load(f, opts)
+	if err != nil {
+		return nil, err
+	}
+	if tok.Vocab() != m.Vocab {
+		return nil, f.keyErr("tokenizer.ggml.tokens",
+			corruptf("%d tokens, token_embd.weight has %d rows", tok.Vocab(), m.Vocab))
+	}
+	m.tok = tok
+	return m, nil
+}
+
+// Load loads the weights of an open file, without its tokenizer. The file may be closed after.
+// Quantized matrices stay quantized in memory; F16 and BF16 ones are widened to float32.
+//
+// Errors: as Open, but for those of the tokenizer.
+func Load(f *File, opts Options) (*Model, error) {
+	c, err := readConfig(f)
+	if err != nil {
+		return nil, err
+	}
+	if opts.Workers < 0 {
+		return nil, shapef("load model", "%d workers, want 0 or more", opts.Workers)
+	}
+	if opts.Workers == 0 {
+		opts.Workers = runtime.GOMAXPROCS(0)
+	}
+	m := &Model{Config: c, opts: opts}
+	if m.par, err = matmul.Open(matmul.Options{ISA: opts.ISA, Workers: opts.Workers}); err != nil {
+		return nil, fmt.Errorf("kvist/llama: load model: %w", err)
+	}
+	if m.one, err = matmul.Open(matmul.Options{ISA: opts.ISA, Workers: 1}); err != nil {
+		return nil, fmt.Errorf("kvist/llama: load model: %w", err)
+	}
+	if err := m.load(f); err != nil {
+		return nil, err
+	}
+	m.scratch.New = func() any { return new(scratch) }
+	return m, nil
+}
+
+func (m *Model) load(f *File) error {
+	for _, t := range f.tensors { // before anything is found missing for the same reason
+		if what, ok := tensorFeature(t.Name); ok {
+			return f.tensorErr(t, unsupportedf("%s", what))
+		}
+	}
+	l := &loader{f: f, used: map[string]bool{"rope_freqs.weight": true}}
+	var err error
+	m.embed, err = l.matrix1("token_embd.weight", m.Vocab, m.Hidden)
+	if err != nil {
+		return err
+	}
+	m.output = m.embed
+	if _, ok := f.Tensor("output.weight"); ok {
+		if m.output, err = l.matrix1("output.weight", m.Vocab, m.Hidden); err != nil {
+			return err
+		}
+	}
+	if m.outNorm, err = l.vector("output_norm.weight", m.Hidden); err != nil {
+		return err
+	}
+	m.layers = make([]layerWeights, 0, min(m.Layers, len(f.tensors)))
+	for i := range m.Layers {
+		w, err := m.loadLayer(l, fmt.Sprintf("blk.%d.", i))
+		if err != nil {
+			return err
+		}
+		m.layers = append(m.layers, w)
+	}
+	for _, t := range f.tensors {
+		if !l.used[t.Name] {
+			return f.tensorErr(t, unsupportedf("a tensor that this version does not know"))
+		}
+	}
+	return nil
+}
+
+func (l *loader) matrix1(name string, n, k int) (matrix, error) {
+	s, err := l.stack(k, part{name: name, n: n})
+	if err != nil {
+		return nil, err
+	}
+	return s.parts[0], nil
+}
+
+func (m *Model) loadLayer(l *loader, p string) (w layerWeights, err error) {
+	if w.attnNorm, err = l.vector(p+"attn_norm.weight", m.Hidden); err != nil {
+		return w, err
+	}
+	if w.ffnNorm, err = l.vector(p+"ffn_norm.weight", m.Hidden); err != nil {
+		return w, err
+	}
+	half := unpermute(m.HeadDim, m.rope.dim)
+	w.qkv, err = l.stack(m.Hidden,
+		part{p + "attn_q.weight", m.Heads * m.HeadDim, half},
+		part{p + "attn_k.weight", m.KVHeads * m.HeadDim, half},
+		part{p + "attn_v.weight", m.KVHeads * m.HeadDimV, nil})
+	if err != nil {
+		return w, err
+	}
+	if w.o, err = l.matrix1(p+"attn_output.weight", m.Hidden, m.Heads*m.HeadDimV); err != nil {
+		return w, err
+	}
+	w.gateUp, err = l.stack(m.Hidden,
+		part{p + "ffn_gate.weight", m.FFN, nil}, part{p + "ffn_up.weight", m.FFN, nil})
+	if err != nil {
+		return w, err
+	}
+	w.down, err = l.matrix1(p+"ffn_down.weight", m.Hidden, m.FFN)
+	return w, err
+}
+
+// Geometry returns the shape of the model's KV cache: K with RoPE applied, half-split layout.
+func (m *Model) Geometry() quant.Geometry { return m.geometry() }
+
+// Tokenizer returns the model's tokenizer; nil for a model from Load.
+func (m *Model) Tokenizer() *Tokenizer { return m.tok }
+
+// OutputWeight decodes the attention output projection of a layer, [hidden, heads*head_dim_v].
+//
+// Errors: ErrShape for a layer the model does not have.
+func (m *Model) OutputWeight(layer int) ([]float32, error) {
+	if layer < 0 || layer >= m.Layers {
+		return nil, shapef("read o_weight", "layer %d, want 0 to %d", layer, m.Layers-1)
+	}
+	k := m.Heads * m.HeadDimV
+	w := make([]float32, m.Hidden*k)
+	for i := range m.Hidden {
+		m.layers[layer].o.row(i, w[i*k:(i+1)*k])
+	}
+	return w, nil
+}

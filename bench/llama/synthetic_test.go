@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama_test
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/stretchr/testify/require"
+)
+
+// builder writes GGUF files: version 3 and alignment 32 unless told otherwise.
+type builder struct {
+	version uint32
+	align   int
+	keys    []kvPair
+	tensors []rawTensor
+}
+
+type kvPair struct {
+	key string
+	val any
+}
+
+type rawTensor struct {
+	name string
+	typ  llama.TensorType
+	dims []uint64
+	data []byte
+}
+
+func (b *builder) set(key string, val any) {
+	for i := range b.keys {
+		if b.keys[i].key == key {
+			b.keys[i].val = val
+			return
+		}
+	}
+	b.keys = append(b.keys, kvPair{key, val})
+}
+
+func (b *builder) drop(key string) {
+	for i := range b.keys {
+		if b.keys[i].key == key {
+			b.keys = append(b.keys[:i], b.keys[i+1:]...)
+			return
+		}
+	}
+}
+
+func (b *builder) add(name string, typ llama.TensorType, data []byte, dims ...uint64) {
+	b.tensors = append(b.tensors, rawTensor{name, typ, dims, data})
+}
+
+func put(w *bytes.Buffer, vals ...any) {
+	for _, v := range vals {
+		switch v := v.(type) {
+		case string:
+			_ = binary.Write(w, binary.LittleEndian, uint64(len(v)))
+			w.WriteString(v)
+		default:
+			_ = binary.Write(w, binary.LittleEndian, v)
+		}
+	}
+}
+
+func putValue(w *bytes.Buffer, val any) {
+	switch v := val.(type) {
+	case uint8:
+		put(w, uint32(0), v)
+	case int8:
+		put(w, uint32(1), v)
+	case uint16:
+		put(w, uint32(2), v)
+	case int16:
+		put(w, uint32(3), v)
+	case uint32:
+		put(w, uint32(4), v)
+	case int32:
+		put(w, uint32(5), v)
+	case float32:
+		put(w, uint32(6), v)
+	case bool:
+		put(w, uint32(7), v)
+	case string:
+		put(w, uint32(8), v)
+	case uint64:
+		put(w, uint32(10), v)
+	case int64:
+		put(w, uint32(11), v)
+	case float64:
+		put(w, uint32(12), v)
+	case []string:
+		put(w, uint32(9), uint32(8), uint64(len(v)))
+		for _, s := range v {
+			put(w, s)
+		}
+	case []int32:
+		put(w, uint32(9), uint32(5), uint64(len(v)), v)
+	case []any: // array of arrays of int32
+		put(w, uint32(9), uint32(9), uint64(len(v)))
+		for _, e := range v {
+			var inner bytes.Buffer
+			putValue(&inner, e)
+			w.Write(inner.Bytes()[4:])
+		}
+	default:
+		panic(fmt.Sprintf("no GGUF type for %T", val))
+	}
+}
+
+func (b *builder) bytes() []byte {
+	var w bytes.Buffer
+	version, align := b.version, b.align
+	if version == 0 {
+		version = 3
+	}
+	if align == 0 {
+		align = 32
+	}
+	w.WriteString("GGUF")
+	put(&w, version, uint64(len(b.tensors)), uint64(len(b.keys)))
+	for _, k := range b.keys {
+		put(&w, k.key)
+		putValue(&w, k.val)
+	}
+	off := 0
+	for _, t := range b.tensors {
+		put(&w, t.name, uint32(len(t.dims)), t.dims, uint32(t.typ), uint64(off))
+		off += (len(t.data) + align - 1) / align * align
+	}
+	for _, t := range b.tensors {
+		w.Write(make([]byte, (align-w.Len()%align)%align))
+		w.Write(t.data)
+	}
+	return w.Bytes()
+}
+
+func read(data []byte) (*llama.File, error) {
+	return llama.ReadFile(bytes.NewReader(data), int64(len(data)), "test.gguf", llama.Limits{})
+}
+
+// store encodes x in a type and returns the bytes and the values that they stand for. The
+// scales are powers of two so that the values follow without doubt.
+func store(typ llama.TensorType, x []float64) (data []byte, stored []float64) {
+	var w bytes.Buffer
+	group := 32
+	if typ == llama.TensorF32 || typ == llama.TensorF16 || typ == llama.TensorBF16 {
+		group = 1
+	}
+	clamp := func(v, lo, hi float64) float64 { return math.Min(hi, math.Max(lo, math.Round(v))) }
+	for ; len(x) > 0; x = x[group:] {
+		const s8, s4, low = 1.0 / 256, 1.0 / 16, -0.5
+		var codes [32]uint8
+		switch typ {
+		case llama.TensorF32:
+			put(&w, float32(x[0]))
+			stored = append(stored, float64(float32(x[0])))
+		case llama.TensorF16:
+			h := quant.F32ToF16(float32(x[0]))
+			put(&w, h)
+			stored = append(stored, float64(quant.F16ToF32(h)))
+		case llama.TensorBF16:
+			h := quant.F32ToBF16(float32(x[0]))
+			put(&w, h)
+			stored = append(stored, float64(quant.BF16ToF32(h)))
+		case llama.TensorQ8_0:
+			put(&w, quant.F32ToF16(s8))
+			for _, v := range x[:32] {
+				c := clamp(v/s8, -127, 127)
+				put(&w, int8(c))
+				stored = append(stored, c*s8)
+			}
+		case llama.TensorQ4_0, llama.TensorQ4_1:
+			put(&w, quant.F32ToF16(s4))
+			lo := -8 * s4
+			if typ == llama.TensorQ4_1 {
+				lo = low
+				put(&w, quant.F32ToF16(low))
+			}
+			for i, v := range x[:32] {
+				c := clamp((v-lo)/s4, 0, 15)
+				codes[i] = uint8(c)
+				stored = append(stored, lo+c*s4)
+			}
+			for i := range 16 {
+				put(&w, codes[i]|codes[i+16]<<4)
+			}
+		}
+	}
+	return w.Bytes(), stored
+}
+
+// tiny is a small random llama model: what its file holds, and its weights in float64.
+type tiny struct {
+	builder
+	layers, hidden, ffn, heads, kvHeads, headDim, rotary, vocab int
+	theta, eps                                                  float64
+	w                                                           map[string][]float64
+	rng                                                         *rand.Rand
+}
+
+func newTiny(seed uint64) *tiny {
+	m := &tiny{layers: 2, hidden: 64, ffn: 96, heads: 4, kvHeads: 2, headDim: 16, rotary: 16,
+		vocab: 48, theta: 10000, eps: 1e-5, w: map[string][]float64{},
+		rng: rand.New(rand.NewPCG(seed, 1))}
+	m.set("general.architecture", "llama")
+	m.set("general.name", "tiny")
+	m.set("llama.block_count", uint32(m.layers))
+	m.set("llama.context_length", uint32(512))
+	m.set("llama.embedding_length", uint32(m.hidden))
+	m.set("llama.feed_forward_length", uint32(m.ffn))
+	m.set("llama.attention.head_count", uint32(m.heads))
+	m.set("llama.attention.head_count_kv", uint32(m.kvHeads))
+	m.set("llama.attention.layer_norm_rms_epsilon", float32(m.eps))
+	m.eps = float64(float32(m.eps))
+	m.set("llama.rope.freq_base", float32(m.theta))
+	return m
+}
+
+func (m *tiny) tensor(name string, typ llama.TensorType, rows, cols int) {
+	x := make([]float64, rows*cols)
+	for i := range x {
+		x[i] = m.rng.NormFloat64() * 0.25
+		if rows == 1 { // a norm
+			x[i]++
+		}
+	}
+	data, stored := store(typ, x)
+	m.w[name] = stored
+	dims := []uint64{uint64(cols), uint64(rows)}
+	if rows == 1 {
+		dims = dims[:1]
+	}
+	m.add(name, typ, data, dims...)
+}
+
+// fill adds all tensors; types are taken in turn.
+func (m *tiny) fill(untied bool, types ...llama.TensorType) {
+	i := -1
+	next := func() llama.TensorType { i++; return types[i%len(types)] }
+	m.tensor("token_embd.weight", next(), m.vocab, m.hidden)
+	if untied {
+		m.tensor("output.weight", next(), m.vocab, m.hidden)
+	}
+	m.tensor("output_norm.weight", llama.TensorF32, 1, m.hidden)
+	for l := range m.layers {
+		p := fmt.Sprintf("blk.%d.", l)
+		m.tensor(p+"attn_norm.weight", llama.TensorF32, 1, m.hidden)
+		m.tensor(p+"ffn_norm.weight", llama.TensorF32, 1, m.hidden)
+		m.tensor(p+"attn_q.weight", next(), m.heads*m.headDim, m.hidden)
+		m.tensor(p+"attn_k.weight", next(), m.kvHeads*m.headDim, m.hidden)
+		m.tensor(p+"attn_v.weight", next(), m.kvHeads*m.headDim, m.hidden)
+		m.tensor(p+"attn_output.weight", next(), m.hidden, m.heads*m.headDim)
+		m.tensor(p+"ffn_gate.weight", next(), m.ffn, m.hidden)
+		m.tensor(p+"ffn_up.weight", next(), m.ffn, m.hidden)
+		m.tensor(p+"ffn_down.weight", next(), m.hidden, m.ffn)
+	}
+}
+
+func (m *tiny) load(t testing.TB, o llama.Options) *llama.Model {
+	t.Helper()
+	f, err := read(m.bytes())
+	require.NoError(t, err)
+	model, err := llama.Load(f, o)
+	require.NoError(t, err)
+	return model
+}
+
+// tokens returns n random tokens.
+func (m *tiny) tokens(n int) []int32 {
+	t := make([]int32, n)
+	for i := range t {
+		t[i] = int32(m.rng.IntN(m.vocab))
+	}
+	return t
+}
+
+// angleFunc gives the angle and the magnitude of pair i (of the interleaved layout) at pos.
+type angleFunc func(pos, i int) (angle, scale float64)
+
+func matVec(w, x []float64) []float64 {
+	y := make([]float64, len(w)/len(x))
+	for i := range y {
+		for j, v := range x {
+			y[i] += w[i*len(x)+j] * v
+		}
+	}
+	return y
+}
+
+func (m *tiny) norm(x, w []float64) []float64 {
+	var s float64
+	for _, v := range x {
+		s += v * v
+	}
+	y := make([]float64, len(x))
+	for i, v := range x {
+		y[i] = v / math.Sqrt(s/float64(len(x))+m.eps) * w[i]
+	}
+	return y
+}
+
+// forward is the naive float64 pass, a token at a time, in the layout of the file: q and k stay
+// permuted and RoPE turns components 2i and 2i+1.
+func (m *tiny) forward(tokens []int32, angle angleFunc) [][]float64 {
+	k, v := make([][][]float64, m.layers), make([][][]float64, m.layers)
+	var logits [][]float64
+	turn := func(x []float64, pos int) {
+		for h := 0; h < len(x); h += m.headDim {
+			for i := range m.rotary / 2 {
+				a, s := angle(pos, i)
+				x0, x1 := x[h+2*i], x[h+2*i+1]
+				x[h+2*i] = s * (x0*math.Cos(a) - x1*math.Sin(a))
+				x[h+2*i+1] = s * (x0*math.Sin(a) + x1*math.Cos(a))
+			}
+		}
+	}
+	for pos, tok := range tokens {
+		x := append([]float64{}, m.w["token_embd.weight"][int(tok)*m.hidden:int(tok+1)*m.hidden]...)
+		for l := range m.layers {
+			w := func(name string) []float64 { return m.w[fmt.Sprintf("blk.%d.%s.weight", l, name)] }
+			h := m.norm(x, w("attn_norm"))
+			q, kRow := matVec(w("attn_q"), h), matVec(w("attn_k"), h)
+			turn(q, pos)
+			turn(kRow, pos)
+			k[l], v[l] = append(k[l], kRow), append(v[l], matVec(w("attn_v"), h))
+			for i, y := range matVec(w("attn_output"), m.attend(q, k[l], v[l])) {
+				x[i] += y
+			}
+			h = m.norm(x, w("ffn_norm"))
+			act, up := matVec(w("ffn_gate"), h), matVec(w("ffn_up"), h)
+			for i, g := range act {
+				act[i] = g / (1 + math.Exp(-g)) * up[i]
+			}
+			for i, y := range matVec(w("ffn_down"), act) {
+				x[i] += y
+			}
+		}
+		out := m.w["output.weight"]
+		if out == nil {
+			out = m.w["token_embd.weight"]
+		}
+		logits = append(logits, matVec(out, m.norm(x, m.w["output_norm.weight"])))
+	}
+	return logits
+}
+
+func (m *tiny) attend(q []float64, k, v [][]float64) []float64 {
+	out := make([]float64, len(q))
+	for h := range m.heads {
+		kv := h / (m.heads / m.kvHeads) * m.headDim
+		p := make([]float64, len(k))
+		var sum float64
+		for t := range k {
+			for i := range m.headDim {
+				p[t] += q[h*m.headDim+i] * k[t][kv+i]
+			}
+			p[t] = math.Exp(p[t] / math.Sqrt(float64(m.headDim)))
+			sum += p[t]
+		}
+		for t := range v {
+			for i := range m.headDim {
+				out[h*m.headDim+i] += p[t] / sum * v[t][kv+i]
+			}
+		}
+	}
+	return out
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package llama
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// matrix is a weight matrix [n, k] in the form in which it is kept in memory.
+type matrix interface {
+	// mul computes c[m, n] = a[m, k] . w^T. With fast, activations may be quantized to int8.
+	mul(e *matmul.Engine, c, a []float32, m int, fast bool) error
+	// row decodes row i to dst, [k].
+	row(i int, dst []float32)
+	rows() int
+}
+
+type f32Matrix struct {
+	n, k int
+	data []float32
+}
+
+func (w *f32Matrix) mul(e *matmul.Engine, c, a []float32, m int, _ bool) error {
+	return e.F32(c[:m*w.n], a[:m*w.k], w.data, m, w.n, w.k)
+}
+func (w *f32Matrix) row(i int, dst []float32) { copy(dst, w.data[i*w.k:(i+1)*w.k]) }
+func (w *f32Matrix) rows() int                { return w.n }
+
+type q8Matrix struct {
+	n, k int
+	w    *matmul.Q8Matrix
+}
+
+func (w *q8Matrix) mul(e *matmul.Engine, c, a []float32, m int, fast bool) error {
+	if fast {
+		return e.Q8(c[:m*w.n], a[:m*w.k], w.w, m)
+	}
+	return e.Q8Exact(c[:m*w.n], a[:m*w.k], w.w, m)
+}
+func (w *q8Matrix) row(i int, dst []float32) { w.w.Row(i, dst[:w.k]) }
+func (w *q8Matrix) rows() int                { return w.n }
+
+type q4Matrix struct {
+	n, k int
+	w    *matmul.Q4Matrix
+}
+
+func (w *q4Matrix) mul(e *matmul.Engine, c, a []float32, m int, fast bool) error {
+	if fast {
+		return e.Q4(c[:m*w.n], a[:m*w.k], w.w, m)
+	}
+	return e.Q4Exact(c[:m*w.n], a[:m*w.k], w.w, m)
+}
+func (w *q4Matrix) row(i int, dst []float32) { w.w.Row(i, dst[:w.k]) }
+func (w *q4Matrix) rows() int                { return w.n }
+
+// stack is several matrices of one k, one below the other: q, k and v, or gate and up, which
+// meet the same activations. Parts that are stored alike become one matrix when loaded.
+type stack struct {
+	n     int
+	parts []matrix
+}
+
+// mul computes c[m, n]. Where there are several parts, tmp, at least [m, rows of the largest],
+// takes their products.
+func (s *stack) mul(e *matmul.Engine, c, a, tmp []float32, m int, fast bool) error {
+	if len(s.parts) == 1 {
+		return s.parts[0].mul(e, c, a, m, fast)
+	}
+	off := 0
+	for _, p := range s.parts {
+		n := p.rows()
+		if err := p.mul(e, tmp, a, m, fast); err != nil {
+			return err
+		}
+		for i := range m {
+			copy(c[i*s.n+off:i*s.n+off+n], tmp[i*n:(i+1)*n])
+		}
+		off += n
+	}
+	return nil
+}
+
+// part is a tensor to load and the order of its rows: row r of the file becomes row place(r).
+type part struct {
+	name  string
+	n     int
+	place func(r int) int // nil: as they are
+}
+
+// unpermute undoes the row order that GGUF gives q and k of llama models: within a head, rows
+// 2i and 2i+1 of the file are components i and dim/2+i, which RoPE rotates together. Components
+// beyond the rotary ones stay where they are.
+func unpermute(headDim, rotaryDim int) func(r int) int {
+	return func(r int) int {
+		head, c := r/headDim*headDim, r%headDim
+		if c >= rotaryDim {
+			return r
+		}
+		return head + c%2*(rotaryDim/2) + c/2
+	}
+}
+
+// loader reads the weights of a file and notes which tensors were used.
+type loader struct {
+	f    *File
+	used map[string]bool
+}
+
+func (l *loader) tensor(name string, dims ...int) (Tensor, error) {
+	t, ok := l.f.Tensor(name)
+	if !ok {
+		return t, &FileError{File: l.f.Name, Section: fmt.Sprintf("tensor %q", name), Offset: -1,
+			Err: corruptf("missing")}
+	}
+	ok = len(t.Dims) == len(dims)
+	for i := 0; ok && i < len(dims); i++ {
+		ok = t.Dims[i] == int64(dims[i])
+	}
+	if !ok {
+		return t, l.f.tensorErr(t, corruptf("dimensions %v, want %v", t.Dims, dims))
+	}
+	l.used[name] = true
+	return t, nil
+}
+
+func (l *loader) vector(name string, n int) ([]float32, error) {
+	t, err := l.tensor(name, n)
+	if err != nil {
+		return nil, err
+	}
+	return l.f.Floats(t)
+}
+
+// stack loads matrices [n, k] that stand one below the other.
+func (l *loader) stack(k int, parts ...part) (*stack, error) {
+	s := &stack{}
+	same := true
+	var first TensorType
+	for i, p := range parts {
+		t, err := l.tensor(p.name, k, p.n)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			first = t.Type
+		}
+		same = same && t.Type == first
+		s.n += p.n
+	}
+	step := 1
+	if same {
+		step = len(parts)
+	}
+	for i := 0; i < len(parts); i += step {
+		m, err := l.matrix(k, parts[i:i+step])
+		if err != nil {
+			return nil, err
+		}
+		s.parts = append(s.parts, m)
+	}
+	return s, nil
+}
+
+// matrix loads parts of one type as one matrix. Quantized types stay quantized; F16 and BF16
+// become float32.
+func (l *loader) matrix(k int, parts []part) (matrix, error) {
+	n := 0
+	for _, p := range parts {
+		n += p.n
+	}
+	var typ TensorType
+	if t, ok := l.f.Tensor(parts[0].name); ok {
+		typ = t.Type
+	}
+	vals, _ := typ.layout()
+	groups := n * k / int(vals)
+	var b groupSink
+	switch typ {
+	case TensorQ8_0:
+		b = &q8Sink{codes: make([]int8, n*k), scales: make([]float32, groups)}
+	case TensorQ4_0, TensorQ4_1:
+		b = &q4Sink{codes: make([]uint8, n*k), scales: make([]float32, groups),
+			mins: make([]float32, groups)}
+	default:
+		b = &f32Sink{data: make([]float32, n*k)}
+	}
+	row0 := 0
+	for _, p := range parts {
+		t, err := l.tensor(p.name, k, p.n)
+		if err != nil {
+			return nil, err
+		}
+		if err := l.place(b, t, row0, p.place); err != nil {
+			return nil, err
+		}
+		row0 += p.n
+	}
+	m, err := b.matrix(n, k)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/llama: load tensor %q: %w", parts[0].name, err)
+	}
+	return m, nil
+}
+
+func (l *loader) place(b groupSink, t Tensor, row0 int, place func(int) int) error {
+	vals, bytes := t.Type.layout()
+	perRow := t.Cols() / vals
+	return l.f.eachGroups(t, func(first int64, data []byte) {
+		for g := first; len(data) > 0; g++ {
+			r := int(g / perRow)
+			if place != nil {
+				r = place(r)
+			}
+			b.group(t.Type, (row0+r)*int(perRow)+int(g%perRow), data[:bytes])
+			data = data[bytes:]
+		}
+	})
+}
+
+// groupSink collects stored groups; g is the group's number in the matrix to be.
+type groupSink interface {
+	group(t TensorType, g int, b []byte)
+	matrix(n, k int) (matrix, error)
+}
+
+type f32Sink struct{ data []float32 }
+
+func (s *f32Sink) group(t TensorType, g int, b []byte) { decodeGroup(t, b, s.data[g:]) }
+func (s *f32Sink) matrix(n, k int) (matrix, error)     { return &f32Matrix{n, k, s.data}, nil }
+
+type q8Sink struct {
+	codes  []int8
+	scales []float32
+}
+
+func (s *q8Sink) group(_ TensorType, g int, b []byte) {
+	s.scales[g] = quant.F16ToF32(uint16(b[0]) | uint16(b[1])<<8)
+	codes := s.codes[g*groupSize : (g+1)*groupSize]
+	for i := range codes {
+		codes[i] = int8(b[2+i])
+	}
+}
+
+func (s *q8Sink) matrix(n, k int) (matrix, error) {
+	w, err := matmul.NewQ8(n, k, s.codes, s.scales)
+	return &q8Matrix{n, k, w}, err
+}
+
+type q4Sink struct {
+	codes        []uint8
+	scales, mins []float32
+}
+
+func (s *q4Sink) group(t TensorType, g int, b []byte) {
+	s.scales[g], s.mins[g] = q4Group(t, b, s.codes[g*groupSize:(g+1)*groupSize])
+}
+
+func (s *q4Sink) matrix(n, k int) (matrix, error) {
+	w, err := matmul.NewQ4(n, k, s.codes, s.scales, s.mins)
+	return &q4Matrix{n, k, w}, err
+}

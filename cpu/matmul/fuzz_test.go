@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package matmul
+
+import (
+	"encoding/binary"
+	"math"
+	"testing"
+)
+
+// FuzzIsas feeds arbitrary activation bits and codes to every vector instruction set: they
+// must agree bit for bit with each other (NaN with NaN), and with plain Go in which elements
+// are NaN.
+func FuzzIsas(f *testing.F) {
+	f.Add(uint8(3), uint8(17), []byte{0, 0, 0x80, 0x7f, 1, 2, 3, 4, 0xff, 0xff, 0xff, 0xff})
+	f.Add(uint8(19), uint8(33), []byte{0, 0, 0x80, 0x3f, 0xff, 0xff, 0x7f, 0x7f})
+	f.Fuzz(func(t *testing.T, rows, outputs uint8, data []byte) {
+		m, n, k := 1+int(rows)%40, 1+int(outputs)%40, 64
+		if len(data) < 4 {
+			t.Skip("no data")
+		}
+		a, c8, c4 := make([]float32, m*k), make([]int8, n*k), make([]uint8, n*k)
+		for i := range a {
+			var w [4]byte
+			for j := range w {
+				w[j] = data[(4*i+j)%len(data)]
+			}
+			a[i] = math.Float32frombits(binary.LittleEndian.Uint32(w[:]))
+		}
+		for i := range c8 {
+			c8[i], c4[i] = int8(data[i%len(data)]), data[i%len(data)]&15
+		}
+		scales := make([]float32, n*k/groupSize)
+		for i := range scales {
+			scales[i] = float32(i%5) + 0.25
+		}
+		w8, err8 := NewQ8(n, k, c8, scales)
+		w4, err4 := NewQ4(n, k, c4, scales, scales)
+		if err8 != nil || err4 != nil {
+			t.Fatal(err8, err4)
+		}
+		var last [2][]float32
+		for i, e := range engines(t, 1) {
+			got := [2][]float32{make([]float32, m*n), make([]float32, m*n)}
+			if err := e.Q8(got[0], a, w8, m); err != nil {
+				t.Fatal(err)
+			}
+			if err := e.Q4(got[1], a, w4, m); err != nil {
+				t.Fatal(err)
+			}
+			for p := range got {
+				for j, v := range got[p] {
+					if i == 0 {
+						break
+					}
+					w := last[p][j]
+					if math.IsInf(float64(w), 0) || math.IsInf(float64(v), 0) {
+						continue // sums beyond float32: fusing decides
+					}
+					if math.IsNaN(float64(v)) != math.IsNaN(float64(w)) &&
+						!overflows(a) {
+						t.Fatalf("%s product %d element %d: %v, want %v", e.ISA(), p, j, v, w)
+					}
+					if e.ISA() != "generic" && v != w && v == v {
+						t.Fatalf("%s product %d element %d: %v, want %v", e.ISA(), p, j, v, w)
+					}
+				}
+			}
+			last = got
+		}
+	})
+}
+
+// overflows says whether finite activations may sum beyond float32.
+func overflows(a []float32) bool {
+	for _, v := range a {
+		if math.Abs(float64(v)) > 1e30 && !math.IsInf(float64(v), 0) {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package matmul
+
+import (
+	"bytes"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// TestGenerated_Fresh: the generator gives the committed bytes.
+func TestGenerated_Fresh(t *testing.T) {
+	for _, tool := range []string{"go", "sh"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			t.Skipf("no %s: %v", tool, err)
+		}
+	}
+	build := exec.Command("go", "build", "-o", os.DevNull, ".")
+	build.Dir = "_gen"
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Skipf("the generator's modules are not at hand: %v\n%s", err, out)
+	}
+	dir := t.TempDir()
+	out, err := exec.Command("sh", "generate.sh", dir).CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	for _, name := range []string{"matmul_amd64.s", "stubs_amd64.go"} {
+		want, err := os.ReadFile(filepath.Join(dir, name))
+		require.NoError(t, err)
+		got, err := os.ReadFile(name)
+		require.NoError(t, err)
+		require.True(t, bytes.Equal(want, got),
+			"%s is not what the generator writes: run go generate ./cpu/matmul", name)
+	}
+}
