@@ -29,6 +29,9 @@
 // for rows that the query sees, and -Inf for others: a row that is not seen cannot reach the
 // result, even where it holds a NaN. turn rotates q by Offset further RoPE positions.
 //
+// Relevance looks at K only: V of a block may be left out. Its RowPtr leaves each block exactly
+// the block's rows. Outputs must not overlap the queries.
+//
 // # Two bases
 //
 // Rows of the rotated codings stay in the rotated basis: q is rotated once per seed, and V is
@@ -51,7 +54,7 @@
 //	quant.ErrShape        lengths, offsets, indices, or a buffer of another backend
 //	quant.ErrUnsupported  Supports says no
 //	quant.ErrTooLarge     Alloc beyond what the backend may take
-//	quant.ErrClosed       the backend is closed, or a buffer was freed
+//	quant.ErrClosed       the backend is closed, or a buffer was freed before
 //	quant.ErrRange        Encode met a row that its coding cannot hold (*JobError: the first
 //	                      failing job, and the row); what the call's destinations then hold is
 //	                      not defined

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+# Bare `make` lists the targets.
+
+GO       ?= go
+CAPTURE  := testdata/smollm2-sqlite-1k.safetensors
+STATIC   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+QEMU     := $(shell command -v qemu-aarch64-static)
+# Packages without purego, whose test binaries need no loader under qemu.
+PORTABLE := ./quant/... ./engine/... ./cpu/... ./importance
+TIMEOUT  := -timeout 15m
+# Names what must not be skipped: model, avx2, avx512 (comma-separated).
+export KVIST_REQUIRE
+
+.DEFAULT_GOAL := help
+.PHONY: help setup model demo test test-main test-nocgo test-noasm test-v3 test-arm64 test-race \
+        lint bench fuzz-smoke golden quality tidy-check clean
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
+
+setup: ## fetch modules and the test model (the only target that uses the network)
+	@$(GO) mod download
+	@$(MAKE) --no-print-directory model
+
+model: ## fetch SmolLM2-135M for the tests and the evaluation; idempotent, hash-checked
+	@bash bench/llama/fetch-model.sh
+
+demo: ## compress the capture in testdata, verify it, write demo.html
+	@mkdir -p bin
+	@$(GO) build -o bin/kvist ./cmd/kvist
+	bin/kvist compress $(CAPTURE) -o demo.kvist --form hot --bits 4.3 --force
+	bin/kvist verify demo.kvist --against $(CAPTURE)
+	bin/kvist report demo.kvist --against $(CAPTURE) -o demo.html --force
+	@echo "open demo.html in a browser"
+
+test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race test-main ## everything below, then the whole suite
+
+test-main: ## the whole suite, once
+	$(GO) test $(TIMEOUT) ./...
+
+test-nocgo: ## without cgo
+	CGO_ENABLED=0 $(GO) build ./...
+	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE)
+
+test-noasm: ## without assembly
+	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/offline
+
+test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
+	GOAMD64=v3 $(GO) test $(TIMEOUT) -short ./quant/... ./cpu/... ./engine/offline ./engine/plan
+
+test-arm64: ## cross-build for arm64; run under qemu where there is one
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
+ifneq ($(QEMU),)
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./engine/plan ./engine/container
+else
+	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
+endif
+
+test-race: ## race detector, short
+	$(GO) test $(TIMEOUT) -short -race ./cpu/... ./engine/...
+
+lint: ## gofmt, vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) run $(STATIC) ./...
+
+bench: ## Go benchmarks of every package
+	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
+
+fuzz-smoke: ## every fuzzer for a fixed number of iterations
+	@for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
+	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20000x $$p || exit 1; \
+	  done; done
+
+golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as they are
+	$(GO) test ./engine/container -update
+
+quality: model ## the quality table, measured in a real model; writes bench/results/quality.*
+	$(GO) run ./cmd/kvist eval smollm2 --standard --out bench/results/quality
+
+tidy-check: ## go.mod and go.sum are tidy
+	$(GO) mod tidy -diff
+
+clean: ## remove what the targets made
+	rm -rf bin demo.kvist demo.html

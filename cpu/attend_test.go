@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/quanttest"
+)
+
+// rig is a backend with blocks of random rows on it.
+type rig struct {
+	b      *Backend
+	blocks []backend.Block
+}
+
+func newRig(t testing.TB, workers, dim, rows, n int, codings ...string) rig {
+	b, err := Open(Options{ISA: "generic", Workers: workers})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, b.Close()) })
+	r := rig{b: b}
+	for i := range n {
+		c, err := quant.ParseCoding(codings[i%len(codings)])
+		require.NoError(t, err)
+		side := func(draw uint64) backend.Side {
+			x := quanttest.Rows(quanttest.Gaussian, rows, dim, draw)
+			packed := make([]byte, c.PackedBytes(rows, dim))
+			require.NoError(t, quant.Encode(packed, c, x, 1))
+			buf, err := b.Alloc(int64(len(packed)))
+			require.NoError(t, err)
+			require.NoError(t, buf.Upload(0, packed))
+			return backend.Side{Coding: c, Seed: 1,
+				Data: backend.Span{Buf: buf, Len: int64(len(packed))}}
+		}
+		r.blocks = append(r.blocks, backend.Block{Rows: int32(rows), Base: int64(i * rows),
+			K: side(uint64(2 * i)), V: side(uint64(2*i + 1))})
+	}
+	return r
+}
+
+// queries lists all blocks once per query.
+func (r rig) queries(n, group, dim int) *backend.Queries {
+	q := &backend.Queries{Q: quanttest.Rows(quanttest.Gaussian, n*group, dim, 9).Data, Group: group,
+		HeadDim: dim, HeadDimV: dim, Scale: float32(1 / math.Sqrt(float64(dim))),
+		BlockPtr: []int32{0}}
+	for i := range n {
+		q.Pos = append(q.Pos, int64(100000+i))
+		for j := range r.blocks {
+			q.BlockIdx = append(q.BlockIdx, int32(j))
+		}
+		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
+	}
+	return q
+}
+
+func (r rig) attend(t testing.TB, q *backend.Queries) (out, lse []float32) {
+	out = make([]float32, q.Len()*q.Group*q.HeadDimV)
+	lse = make([]float32, q.Len()*q.Group)
+	require.NoError(t, r.b.Attend(context.Background(), q, r.blocks, out, lse))
+	return out, lse
+}
+
+// Long lists, cut into many pieces, give the same bits for any number of workers, and relevance
+// likewise.
+func TestAttend_SameBitsForAnyWorkers(t *testing.T) {
+	const dim = 16
+	var wantOut, wantSum []float32
+	for _, workers := range []int{1, 2, 3, 8} {
+		r := newRig(t, workers, dim, 1333, 5, "lm4", "f16", "u8+s8")
+		q := r.queries(9, 4, dim)
+		q.Pos = nil
+		out, lse := r.attend(t, q)
+		rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0}}
+		for i := range r.blocks {
+			rel.RowPtr = append(rel.RowPtr, int32(1333*(i+1)))
+		}
+		rel.Sum = make([]float32, 1333*len(r.blocks))
+		require.NoError(t, r.b.Relevance(context.Background(), q, lse, r.blocks, rel))
+		if wantOut == nil {
+			wantOut, wantSum = out, rel.Sum
+		}
+		require.Equal(t, wantOut, out, "workers=%d", workers)
+		require.Equal(t, wantSum, rel.Sum, "workers=%d", workers)
+	}
+}
+
+// A query's bits do not depend on what else is in the batch.
+func TestAttend_BatchDoesNotMatter(t *testing.T) {
+	const dim, group, n = 16, 3, 25
+	r := newRig(t, 2, dim, 333, 9, "lm2", "bf16", "tqmse3")
+	q := r.queries(n, group, dim)
+	for i := range q.Pos {
+		q.Pos[i] = int64(i * 120)
+	}
+	out, lse := r.attend(t, q)
+	for i := range n {
+		one := *q
+		one.Q = q.Q[i*group*dim : (i+1)*group*dim]
+		one.Pos = q.Pos[i : i+1]
+		one.BlockPtr, one.BlockIdx = []int32{0, 9}, q.BlockIdx[:9]
+		o, l := r.attend(t, &one)
+		require.Equal(t, out[i*group*dim:(i+1)*group*dim], o, "query %d", i)
+		require.Equal(t, lse[i*group:(i+1)*group], l, "query %d", i)
+	}
+}
+
+// Queries whose partial results do not fit at once go in waves; the result is that of each alone.
+func TestAttend_Waves(t *testing.T) {
+	if testing.Short() {
+		t.Skip("82000 rows a query")
+	}
+	const dim, group, n, list = 256, 32, 3, 2048
+	r := newRig(t, 2, dim, 40, 2, "f16")
+	q := &backend.Queries{Q: quanttest.Rows(quanttest.Gaussian, n*group, dim, 9).Data, Group: group,
+		HeadDim: dim, HeadDimV: dim, Scale: 0.0625, BlockPtr: []int32{0}}
+	for i := range n {
+		for j := range list {
+			q.BlockIdx = append(q.BlockIdx, int32((i+j)%2))
+		}
+		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
+	}
+	units := cutUnits(q, r.blocks)
+	require.Len(t, units, n)
+	require.Less(t, wave(units, q), n, "more than one wave")
+	out, _ := r.attend(t, q)
+	last := *q
+	last.Q, last.BlockPtr, last.BlockIdx = q.Q[2*group*dim:], []int32{0, list}, q.BlockIdx[2*list:]
+	want, _ := r.attend(t, &last)
+	require.Equal(t, want, out[2*group*dim:])
+}
+
+// The pieces of a list cover every row once, in order, at tile boundaries of their block.
+func TestCutList_CoversEveryRowOnce(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		size := rapid.OneOf(rapid.IntRange(0, 100), rapid.IntRange(0, 5000), rapid.Just(0),
+			rapid.IntRange(0, 200000))
+		counts := rapid.SliceOfN(size, 0, 40).Draw(t, "rows")
+		blocks := make([]backend.Block, len(counts))
+		list := make([]int32, len(counts))
+		total := 0
+		for i, n := range counts {
+			blocks[i].Rows, list[i] = int32(n), int32(i)
+			total += n
+		}
+		cuts := cutList(list, blocks)
+		if total == 0 {
+			require.Empty(t, cuts)
+			return
+		}
+		require.Equal(t, cut{0, 0}, cuts[0])
+		require.Equal(t, cut{len(list), 0}, cuts[len(cuts)-1])
+		require.LessOrEqual(t, len(cuts)-1, maxChunks+1)
+		rowsBefore := func(c cut) int {
+			n := c.row
+			for _, rows := range counts[:c.entry] {
+				n += rows
+			}
+			return n
+		}
+		largest := max(chunkRows, (total+maxChunks-1)/maxChunks) + tileRows
+		for i, c := range cuts[1:] {
+			require.Zero(t, c.row%tileRows)
+			if c.entry < len(list) {
+				require.True(t, c.row == 0 || c.row < counts[c.entry])
+			}
+			piece := rowsBefore(c) - rowsBefore(cuts[i])
+			require.GreaterOrEqual(t, piece, 0)
+			require.LessOrEqual(t, piece, largest)
+		}
+	})
+}
+
+func BenchmarkAttend(b *testing.B) {
+	const dim, rows = 128, 32
+	for _, format := range []string{"f16", "u8", "lm4", "lm2"} {
+		for _, group := range []int{1, 4, 8} {
+			name := fmt.Sprintf("backend=cpu-generic/format=%s/gqa=%d/head_dim=%d/tokens=8192", format,
+				group, dim)
+			b.Run(name, func(b *testing.B) {
+				r := newRig(b, 1, dim, rows, 8192/rows, format)
+				q := r.queries(1, group, dim)
+				out := make([]float32, group*dim)
+				b.SetBytes(8192 * dim * 2 * 2) // of K and V as f16
+				b.ReportAllocs()
+				for b.Loop() {
+					require.NoError(b, r.b.Attend(context.Background(), q, r.blocks, out, nil))
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"runtime"
+	"sync"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Options are what Open needs. The zero value is the best that this machine has.
+type Options struct {
+	// ISA is the instruction set: one of ISAs. Empty: what KVIST_CPU says, else the best.
+	ISA string
+	// Workers is the number of goroutines that a call may use, at most MaxWorkers.
+	// 0: runtime.GOMAXPROCS(0).
+	Workers int
+	// Memory limits the live bytes of all buffers. 0: the memory of the machine, where known.
+	Memory int64
+	// Reason is what Caps reports: why this backend was chosen over a better one.
+	Reason string
+}
+
+// MaxWorkers is the largest Options.Workers.
+const MaxWorkers = 1 << 12
+
+// Backend is the cpu backend. It implements backend.Backend.
+type Backend struct {
+	caps    backend.Caps
+	workers *workers
+	scratch sync.Pool // of *scratch
+
+	mu     sync.Mutex
+	closed bool
+	live   int64 // bytes of buffers that are not freed
+	bufs   map[*buffer]struct{}
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// Open returns a backend.
+//
+// Errors: quant.ErrUnsupported for an instruction set that this build does not have,
+// quant.ErrShape for numbers out of range.
+func Open(o Options) (*Backend, error) {
+	if o.Workers < 0 || o.Workers > MaxWorkers {
+		return nil, fmt.Errorf("kvist/cpu: opening: %d workers, want 0 to %d: %w", o.Workers,
+			MaxWorkers, quant.ErrShape)
+	}
+	if o.Memory < 0 {
+		return nil, fmt.Errorf("kvist/cpu: opening: memory limit of %d bytes: %w", o.Memory,
+			quant.ErrShape)
+	}
+	isa, err := chooseISA(o.ISA, environment)
+	if err != nil {
+		return nil, err
+	}
+	if o.Workers == 0 {
+		o.Workers = min(runtime.GOMAXPROCS(0), MaxWorkers)
+	}
+	if o.Memory == 0 {
+		o.Memory = physicalMemory()
+	}
+	return &Backend{
+		caps: backend.Caps{
+			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: isa,
+			Workers: o.Workers, Memory: o.Memory, Reason: o.Reason,
+		},
+		workers: newWorkers(o.Workers),
+		scratch: sync.Pool{New: func() any { return new(scratch) }},
+		bufs:    make(map[*buffer]struct{}),
+	}, nil
+}
+
+// Caps describes the backend. It may be called after Close.
+func (b *Backend) Caps() backend.Caps { return b.caps }
+
+// Supports reports whether op works on rows of dim values in coding c: every coding and dim that
+// package quant has, and demotion within lm1..lm4.
+func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
+	if op > backend.OpRelevance || c.CheckDim(dim) != nil {
+		return false
+	}
+	return op != backend.OpDemote || c.Format.Nested()
+}
+
+// Alloc returns a zeroed buffer of n bytes, aligned to 64.
+//
+// Errors: quant.ErrShape for a negative n, quant.ErrTooLarge beyond Caps.Memory, quant.ErrClosed.
+func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
+	if n < 0 {
+		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes: %w", n, quant.ErrShape)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.closed {
+		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes: backend: %w", n, quant.ErrClosed)
+	}
+	limit := b.caps.Memory
+	if limit == 0 {
+		limit = math.MaxInt64
+	}
+	limit = min(limit, math.MaxInt-bufferAlign)
+	if n > limit-b.live {
+		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes beside %d, limit %d: %w", n, b.live,
+			limit, quant.ErrTooLarge)
+	}
+	buf := newBuffer(b, n)
+	b.bufs[buf] = struct{}{}
+	b.live += n
+	return buf, nil
+}
+
+// LiveBytes returns the bytes of all buffers that are not freed.
+func (b *Backend) LiveBytes() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.live
+}
+
+// Close frees the backend and its buffers. Calls in flight end as usual; later ones give
+// quant.ErrClosed. A second Close does nothing.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.closed = true
+	for buf := range b.bufs {
+		buf.mem.Store(nil)
+	}
+	clear(b.bufs)
+	b.live = 0
+	return nil
+}
+
+// open fails when the backend is closed or the context is done: the first thing of every verb.
+func (b *Backend) open(ctx context.Context, op backend.Op) error {
+	b.mu.Lock()
+	closed := b.closed
+	b.mu.Unlock()
+	if closed {
+		return fmt.Errorf("kvist/cpu: %s: backend: %w", op, quant.ErrClosed)
+	}
+	return cancelled(ctx, op)
+}
+
+func cancelled(ctx context.Context, op backend.Op) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("kvist/cpu: %s: %w", op, err)
+	}
+	return nil
+}

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/backendtest"
+)
+
+func TestBackend_Suite(t *testing.T) {
+	for _, isa := range ISAs() {
+		t.Run("isa="+isa, func(t *testing.T) {
+			backendtest.RunBackend(t, func(t *testing.T) backend.Backend {
+				b, err := Open(Options{ISA: isa, Workers: 3})
+				require.NoError(t, err)
+				return b
+			})
+		})
+	}
+}

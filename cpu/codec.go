@@ -1,0 +1,227 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// encodeTask is an EncodeJob with its memory.
+type encodeTask struct {
+	job             *backend.EncodeJob
+	src, index, dst []byte
+	stride          int
+}
+
+// Encode packs rows, see backend.Backend.
+func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
+	if err := b.open(ctx, backend.OpEncode); err != nil {
+		return err
+	}
+	tasks := make([]encodeTask, len(jobs))
+	for i := range jobs {
+		t, err := b.encodeTask(&jobs[i])
+		if err != nil {
+			return jobError(backend.OpEncode, i, err)
+		}
+		tasks[i] = t
+	}
+	return b.workers.run(ctx, backend.OpEncode, len(tasks), func(i int) error {
+		if err := tasks[i].run(); err != nil {
+			return jobError(backend.OpEncode, i, err)
+		}
+		return nil
+	})
+}
+
+// jobError names the job, and the row where the cause knows it.
+func jobError(op backend.Op, job int, err error) error {
+	var row *quant.RowError
+	if errors.As(err, &row) {
+		return &backend.JobError{Op: op, Job: job, Row: row.Row, Err: row.Err}
+	}
+	return &backend.JobError{Op: op, Job: job, Row: -1, Err: err}
+}
+
+func (b *Backend) encodeTask(j *backend.EncodeJob) (encodeTask, error) {
+	t := encodeTask{job: j}
+	var err error
+	if t.dst, err = b.side("destination", backend.OpEncode, j.Dst, j.Rows, j.Dim); err != nil {
+		return t, err
+	}
+	elem := j.DType.Size()
+	if elem == 0 {
+		return t, fmt.Errorf("source: element type %s: %w", j.DType, quant.ErrUnsupported)
+	}
+	rowBytes := int64(j.Dim * elem)
+	stride := j.Stride
+	if stride == 0 {
+		stride = rowBytes
+	}
+	if stride < rowBytes || stride%int64(elem) != 0 {
+		return t, fmt.Errorf("source: stride %d, want a multiple of %d from %d up: %w", stride, elem,
+			rowBytes, quant.ErrShape)
+	}
+	if t.src, err = b.bytes("source", j.Src, j.Src.Len, int64(elem)); err != nil {
+		return t, err
+	}
+	rows := int64(0) // that the source has
+	if j.Src.Len >= rowBytes {
+		rows = (j.Src.Len-rowBytes)/stride + 1
+	}
+	t.stride = int(min(stride, math.MaxInt)) // with one row only, it does not matter
+	if overlap(j.Dst.Data, j.Src) || overlap(j.Dst.Data, j.Index) {
+		return t, fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
+	}
+	if absent(j.Index) {
+		if int64(j.Rows) > rows {
+			return t, fmt.Errorf("source: span of %d bytes has %d rows, want %d: %w", j.Src.Len, rows,
+				j.Rows, quant.ErrShape)
+		}
+		return t, nil
+	}
+	if t.index, err = b.bytes("index", j.Index, 4*int64(j.Rows), 4); err != nil {
+		return t, err
+	}
+	for r := range j.Rows {
+		if i := t.row(r); i < 0 || int64(i) >= rows {
+			return t, &quant.RowError{Row: r, Err: fmt.Errorf("index %d of a source of %d rows: %w", i,
+				rows, quant.ErrShape)}
+		}
+	}
+	return t, nil
+}
+
+// row returns the source row of packed row r.
+func (t *encodeTask) row(r int) int {
+	if t.index == nil {
+		return r
+	}
+	return int(int32(binary.LittleEndian.Uint32(t.index[4*r:])))
+}
+
+func (t *encodeTask) run() error {
+	j := t.job
+	rowBytes := j.Dim * j.DType.Size()
+	if j.Dst.Coding.Format == j.DType.Format() {
+		for r := range j.Rows { // the same bits, whatever they stand for
+			copy(t.dst[r*rowBytes:(r+1)*rowBytes], t.src[t.row(r)*t.stride:])
+		}
+		return nil
+	}
+	x := quant.Rows{Dim: j.Dim, Data: make([]float32, j.Rows*j.Dim)}
+	exact := quant.Coding{Format: j.DType.Format()}
+	for r := range j.Rows {
+		at := t.row(r) * t.stride
+		unpackExact(x.Row(r), exact.Format, t.src[at:at+rowBytes])
+	}
+	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
+}
+
+// Decode unpacks rows, see backend.Backend.
+func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
+	if err := b.open(ctx, backend.OpDecode); err != nil {
+		return err
+	}
+	type task struct{ src, dst []byte }
+	tasks := make([]task, len(jobs))
+	for i := range jobs {
+		j := &jobs[i]
+		src, err := b.side("source", backend.OpDecode, j.Src, j.Rows, j.Dim)
+		if err != nil {
+			return jobError(backend.OpDecode, i, err)
+		}
+		dst, err := b.bytes("destination", j.Dst, 4*int64(j.Rows)*int64(j.Dim), 4)
+		if err == nil && overlap(j.Dst, j.Src.Data) {
+			err = fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
+		}
+		if err != nil {
+			return jobError(backend.OpDecode, i, err)
+		}
+		tasks[i] = task{src, dst}
+	}
+	return b.workers.run(ctx, backend.OpDecode, len(tasks), func(i int) error {
+		j := &jobs[i]
+		err := decode(tasks[i].dst, j.Src.Coding, tasks[i].src, j.Rows, j.Dim, j.Src.Seed)
+		if err != nil {
+			return jobError(backend.OpDecode, i, err)
+		}
+		return nil
+	})
+}
+
+// decode unpacks to little-endian float32 in the original basis.
+func decode(dst []byte, c quant.Coding, src []byte, rows, dim int, seed uint64) error {
+	var rot *quant.Rotation
+	if c.Format.Rotated() {
+		var err error
+		if rot, err = quant.NewRotation(dim, seed); err != nil {
+			return err
+		}
+	}
+	tile := make([]float32, tileRows*dim)
+	for r := 0; r < rows; r += tileRows {
+		n := min(tileRows, rows-r)
+		unpackRows(tile, c, src, rows, dim, r, n)
+		for i := range n {
+			if rot != nil {
+				rot.Inverse(tile[i*dim : (i+1)*dim])
+			}
+		}
+		out := dst[4*r*dim:]
+		for i, v := range tile[:n*dim] {
+			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(v))
+		}
+	}
+	return nil
+}
+
+// Demote re-codes packed rows to fewer bits, see backend.Backend.
+func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
+	if err := b.open(ctx, backend.OpDemote); err != nil {
+		return err
+	}
+	type task struct{ src, dst []byte }
+	tasks := make([]task, len(jobs))
+	for i := range jobs {
+		src, dst, err := b.demoteTask(&jobs[i])
+		if err != nil {
+			return jobError(backend.OpDemote, i, err)
+		}
+		tasks[i] = task{src, dst}
+	}
+	return b.workers.run(ctx, backend.OpDemote, len(tasks), func(i int) error {
+		j := &jobs[i]
+		err := quant.Demote(tasks[i].dst, j.To, tasks[i].src, j.Src.Coding, j.Rows, j.Dim)
+		if err != nil {
+			return jobError(backend.OpDemote, i, err)
+		}
+		return nil
+	})
+}
+
+func (b *Backend) demoteTask(j *backend.DemoteJob) (src, dst []byte, err error) {
+	from := j.Src.Coding
+	if src, err = b.side("source", backend.OpDemote, j.Src, j.Rows, j.Dim); err != nil {
+		return nil, nil, err
+	}
+	to := backend.Side{Coding: j.To, Data: j.Dst}
+	if dst, err = b.side("destination", backend.OpDemote, to, j.Rows, j.Dim); err != nil {
+		return nil, nil, err
+	}
+	if j.To.Format > from.Format || j.To.Rule != from.Rule || j.To.Scale != from.Scale {
+		return nil, nil, fmt.Errorf("%s to %s: %w", from, j.To, quant.ErrUnsupported)
+	}
+	if overlap(j.Src.Data, j.Dst) && j.Src.Data.Off != j.Dst.Off {
+		return nil, nil, fmt.Errorf("destination overlaps the source and starts elsewhere: %w",
+			quant.ErrShape)
+	}
+	return src, dst, nil
+}

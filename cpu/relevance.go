@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// itemTiles is how many tiles of a block one piece of work of Relevance has at most.
+const itemTiles = 32
+
+// relevanceItem is a range of rows of a block.
+type relevanceItem struct {
+	block    int32
+	from, to int32
+}
+
+// Relevance adds up attention per row, see backend.Backend.
+func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
+	blocks []backend.Block, rel *backend.RelevanceOut) error {
+	if err := b.open(ctx, backend.OpRelevance); err != nil {
+		return err
+	}
+	sd, err := b.checkRelevance(q, lse, blocks, rel)
+	if err != nil {
+		return fmt.Errorf("kvist/cpu: relevance: %w", err)
+	}
+	p, err := b.prepare(ctx, backend.OpRelevance, q, sd)
+	if err != nil {
+		return err
+	}
+	ptr, users := usersOf(q, len(blocks))
+	var items []relevanceItem
+	for i := range blocks {
+		if ptr[i] == ptr[i+1] {
+			continue
+		}
+		rows := blocks[i].Rows
+		for r := int32(0); r < rows; r += itemTiles * tileRows {
+			items = append(items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
+		}
+	}
+	return b.workers.run(ctx, backend.OpRelevance, len(items), func(i int) error {
+		it := items[i]
+		blk, err := b.view(&blocks[it.block], backend.OpRelevance, q)
+		if err != nil {
+			return fmt.Errorf("kvist/cpu: relevance: block %d: %w", it.block, err)
+		}
+		s := b.scratch.Get().(*scratch)
+		defer b.release(s)
+		return s.relevance(ctx, p, blk, it, users[ptr[it.block]:ptr[it.block+1]], lse, rel)
+	})
+}
+
+func (b *Backend) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
+	rel *backend.RelevanceOut) ([]seeds, error) {
+	if err := checkQueries(q, len(blocks)); err != nil {
+		return nil, err
+	}
+	if heads := int64(q.Len()) * int64(q.Group); int64(len(lse)) != heads {
+		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
+	}
+	if rel == nil {
+		return nil, fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
+	}
+	if rel.Power != 1 && rel.Power != 2 {
+		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
+	}
+	if len(rel.RowPtr) != len(blocks)+1 || rel.RowPtr[0] != 0 ||
+		int(rel.RowPtr[len(blocks)]) != len(rel.Sum) {
+		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
+			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
+	}
+	sd, err := b.checkBlocks(backend.OpRelevance, q, blocks)
+	if err != nil {
+		return nil, err
+	}
+	for i := range blocks {
+		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != int64(blocks[i].Rows) {
+			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
+				blocks[i].Rows, quant.ErrShape)
+		}
+	}
+	return sd, nil
+}
+
+// usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
+func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
+	ptr = make([]int, blocks+2)
+	for _, b := range q.BlockIdx {
+		ptr[b+2]++
+	}
+	for i := 2; i < len(ptr); i++ {
+		ptr[i] += ptr[i-1]
+	}
+	users = make([]int32, len(q.BlockIdx))
+	for i := range q.Len() {
+		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
+			users[ptr[b+1]] = int32(i)
+			ptr[b+1]++
+		}
+	}
+	return ptr[:blocks+1], users
+}
+
+// relevance works on one range of rows. Sums over the queries are float64.
+func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it relevanceItem,
+	users []int32, lse []float32, rel *backend.RelevanceOut) error {
+	s.acc = grow(s.acc, int(it.to-it.from))
+	clear(s.acc)
+	batch := max(1, unitHeads/p.Group)
+	for len(users) > 0 {
+		if err := cancelled(ctx, backend.OpRelevance); err != nil {
+			return err
+		}
+		n := min(batch, len(users))
+		s.reset(p, users[:n])
+		s.block(blk)
+		for r := it.from; r < it.to; r += tileRows {
+			rows := int(min(tileRows, it.to-r))
+			if s.scorer.tile(int(r), rows) {
+				s.addRelevance(s.acc[r-it.from:][:rows], lse, rel.Power)
+			}
+		}
+		users = users[n:]
+	}
+	sum := rel.Sum[int(rel.RowPtr[it.block])+int(it.from):]
+	for r, x := range s.acc {
+		sum[r] = float32(float64(sum[r]) + x)
+	}
+	return nil
+}
+
+// addRelevance adds the tile at work to acc, one entry a row.
+func (s *scratch) addRelevance(acc []float64, lse []float32, power int) {
+	for i, q := range s.qs {
+		for h := range s.p.Group {
+			l := float64(lse[int(q)*s.p.Group+h])
+			if l == negInf {
+				continue // the query saw nothing
+			}
+			if _, ok := s.scores(&s.scored, i, h); !ok {
+				continue
+			}
+			for r, x := range s.scored[:len(acc)] {
+				if x == negInf {
+					continue
+				}
+				p := math.Exp(x - l)
+				if power == 2 {
+					p *= p
+				}
+				acc[r] += p
+			}
+		}
+	}
+}

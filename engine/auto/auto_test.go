@@ -1,0 +1,146 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package auto
+
+import (
+	"bytes"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/quant"
+)
+
+const (
+	openVersion = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  570.86.15  Release Build" +
+		"  (dvs-builder)  Fri Jan 24 2025\nGCC version: gcc version 12.3.0\n"
+	oldVersion = "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5 22:23:56" +
+		" UTC 2024\n"
+	library = "usr/lib/x86_64-linux-gnu/libcuda.so.1"
+)
+
+// fake is a linux machine that has some files.
+func fake(t *testing.T, files map[string]string) machine {
+	root := t.TempDir()
+	for p, text := range files {
+		full := filepath.Join(root, filepath.FromSlash(p))
+		require.NoError(t, os.MkdirAll(filepath.Dir(full), 0o755))
+		require.NoError(t, os.WriteFile(full, []byte(text), 0o644))
+	}
+	return machine{root: root, goos: "linux", isas: cpu.ISAs()}
+}
+
+func TestProbeCUDA_Reasons(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		files map[string]string
+		want  string
+	}{
+		{"nothing", nil, "no libcuda.so.1 found (looked in /usr/lib/x86_64-linux-gnu, "},
+		{"library and driver", map[string]string{library: "elf", driverVersion: oldVersion},
+			"found driver 550.54.15, but this build has no CUDA backend yet"},
+		{"open driver", map[string]string{"usr/lib64/libcuda.so.1": "elf", driverVersion: openVersion},
+			"found driver 570.86.15, but this build has no CUDA backend yet"},
+		{"driver without library", map[string]string{driverVersion: oldVersion},
+			"found driver 550.54.15, but no libcuda.so.1 (looked in "},
+		{"toolkit stub only", map[string]string{"usr/lib64/libcuda.so": "elf"},
+			"no libcuda.so.1 found"},
+		{"library without driver", map[string]string{library: "elf"}, "but no driver is loaded"},
+		{"known to the loader", map[string]string{driverVersion: oldVersion,
+			loaderCache: "glibc-ld.so.cache\x00/opt/odd/libcuda.so.1\x00"},
+			"found driver 550.54.15, but this build"},
+		{"loader knows another", map[string]string{
+			loaderCache: "glibc-ld.so.cache\x00/opt/odd/libcuda.so.12\x00"}, "no libcuda.so.1 found"},
+		{"WSL", map[string]string{"usr/lib/wsl/lib/libcuda.so.1": "elf", "dev/dxg": ""},
+			"found a driver of unknown version"},
+		{"version file that says nothing", map[string]string{library: "elf",
+			driverVersion: "NVRM version: what\n"}, "found driver of unknown version"},
+		{"version file of noise", map[string]string{library: "elf", driverVersion: "\x00\xff 1.2"},
+			"but no driver is loaded"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := fake(t, c.files).probeCUDA()
+			require.Equal(t, CUDA, got.Name)
+			require.False(t, got.Usable)
+			require.Contains(t, got.Reason, c.want)
+		})
+	}
+}
+
+func TestProbeCUDA_Details(t *testing.T) {
+	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion, "dev/nvidia0": "",
+		"dev/nvidia1": "", "dev/nvidiactl": "",
+		"proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA L4\nIRQ: 12\n",
+		"proc/driver/nvidia/gpus/0000:02:00.0/information": "IRQ: 13\n"})
+	got := map[string]string{}
+	for _, d := range m.probeCUDA().Details {
+		got[d.Name] = d.Value
+	}
+	require.Equal(t, filepath.Join(m.root, library), got["library"])
+	require.Equal(t, "550.54.15", got["driver"])
+	require.Equal(t, "NVIDIA L4", got["GPUs"])
+	require.Equal(t, 1, strings.Count(got["devices"], ","), "two devices, not the control file")
+}
+
+func TestProbeCUDA_OtherSystems(t *testing.T) {
+	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion})
+	m.goos = "plan9"
+	require.Equal(t, "this build has no CUDA backend for plan9", m.probeCUDA().Reason)
+}
+
+func TestOpen_CUDAIsRefusedWithTheReason(t *testing.T) {
+	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion})
+	_, err := m.open(CUDA, Options{})
+	require.ErrorIs(t, err, quant.ErrUnavailable)
+	require.ErrorContains(t, err, "found driver 550.54.15, but this build has no CUDA backend yet")
+	_, err = Open(CUDA, Options{})
+	require.ErrorIs(t, err, quant.ErrUnavailable)
+}
+
+func TestOpen_AutoFallsBackAndSaysWhyOnce(t *testing.T) {
+	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion})
+	for _, name := range []string{Auto, ""} {
+		var log bytes.Buffer
+		logger := slog.New(slog.NewTextHandler(&log, nil))
+		b, err := m.open(name, Options{Workers: 2, Logger: logger})
+		require.NoError(t, err)
+		require.Equal(t, "cpu", b.Caps().Name)
+		require.Equal(t, 2, b.Caps().Workers)
+		require.Contains(t, b.Caps().Reason, "found driver 550.54.15, but this build")
+		require.Equal(t, 1, strings.Count(log.String(), "\n"))
+		require.Contains(t, log.String(), "found driver 550.54.15")
+		require.NoError(t, b.Close())
+	}
+}
+
+func TestOpen_Names(t *testing.T) {
+	b, err := Open(CPU, Options{})
+	require.NoError(t, err)
+	require.Equal(t, "asked for by name", b.Caps().Reason)
+	require.NoError(t, b.Close())
+	_, err = Open("tpu", Options{})
+	require.ErrorIs(t, err, quant.ErrUnsupported)
+	require.ErrorContains(t, err, "auto, cpu, cuda")
+	_, err = Open(CPU, Options{Workers: -1})
+	require.ErrorIs(t, err, quant.ErrShape)
+}
+
+func TestOpen_BadISAIsNotHidden(t *testing.T) {
+	t.Setenv(cpu.EnvISA, "abacus")
+	_, err := Open(Auto, Options{})
+	require.ErrorIs(t, err, quant.ErrUnsupported)
+}
+
+func TestProbe_ThisMachine(t *testing.T) {
+	got := Probe()
+	require.Len(t, got, 2)
+	require.Equal(t, CUDA, got[0].Name)
+	require.NotEmpty(t, got[0].Reason)
+	require.Equal(t, CPU, got[1].Name)
+	require.True(t, got[1].Usable)
+}

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backendtest
+
+import (
+	"context"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/backend"
+)
+
+// relFor makes room for the rows of blocks; every sum starts at start.
+func relFor(blocks []known, power int, start float32) *backend.RelevanceOut {
+	rel := &backend.RelevanceOut{Power: power, RowPtr: []int32{0}}
+	for _, b := range blocks {
+		rel.RowPtr = append(rel.RowPtr, rel.RowPtr[len(rel.RowPtr)-1]+int32(b.rows))
+		for range b.rows {
+			rel.Sum = append(rel.Sum, start)
+		}
+	}
+	return rel
+}
+
+func testRelevance(t *testing.T, b backend.Backend) {
+	for n := range mixtures() {
+		t.Run(fmt.Sprintf("case=%d", n), func(t *testing.T) {
+			a := newArena(t, b)
+			defer a.free()
+			m := drawMixture(a, b, 5000+n)
+			a.upload()
+			_, lse := attend(t, b, m.q, m.blocks)
+			hs := handles(m.blocks)
+			if n%3 == 0 {
+				for i := range hs { // V is none of its business
+					hs[i].V = backend.Side{}
+				}
+			}
+			var total float64
+			for power := 1; power <= 2; power++ {
+				rel := relFor(m.blocks, power, 0.25)
+				require.NoError(t, b.Relevance(context.Background(), m.q, lse, hs, rel))
+				checkRelevance(t, m.q, lse, m.blocks, rel, 0.25, fmt.Sprintf("power=%d", power))
+				if power == 1 {
+					for _, x := range rel.Sum {
+						total += float64(x) - 0.25
+					}
+				}
+			}
+			a.unchanged()
+			// Every head that sees a row spends a probability of 1.
+			want := 0.0
+			for _, l := range lse {
+				if l > -1e30 {
+					want++
+				}
+			}
+			require.InDelta(t, want, total, 1e-3*(1+want))
+		})
+	}
+}
+
+// argument is a way to get Attend or Relevance wrong.
+type argument struct {
+	name string
+	want error
+	f    func(c *call)
+}
+
+// call is what Attend and Relevance take.
+type call struct {
+	q      backend.Queries
+	blocks []backend.Block
+	out    []float32
+	lse    []float32
+	rel    backend.RelevanceOut
+}
+
+func (c call) clone() call {
+	c.q.BlockPtr = append([]int32(nil), c.q.BlockPtr...)
+	c.q.BlockIdx = append([]int32(nil), c.q.BlockIdx...)
+	c.q.Pos = append([]int64(nil), c.q.Pos...)
+	c.blocks = append([]backend.Block(nil), c.blocks...)
+	c.out = append([]float32(nil), c.out...)
+	c.lse = append([]float32(nil), c.lse...)
+	c.rel.RowPtr = append([]int32(nil), c.rel.RowPtr...)
+	c.rel.Sum = append([]float32(nil), c.rel.Sum...)
+	return c
+}

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backendtest
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/quanttest"
+)
+
+// RunBackend runs the whole suite. open returns a fresh backend, which the suite closes. Under
+// -short the matrix is a part of the whole.
+func RunBackend(t *testing.T, open func(t *testing.T) backend.Backend) {
+	for _, part := range []struct {
+		name string
+		run  func(t *testing.T, b backend.Backend)
+	}{
+		{"caps", testCaps},
+		{"buffers", testBuffers},
+		{"supports", testSupports},
+		{"encode", testEncode},
+		{"encode-same-type", testEncodeSameType},
+		{"encode-range", testEncodeRange},
+		{"encode-arguments", testEncodeArguments},
+		{"decode", testDecode},
+		{"decode-any-bytes", testDecodeAnyBytes},
+		{"decode-arguments", testDecodeArguments},
+		{"demote", testDemote},
+		{"demote-arguments", testDemoteArguments},
+		{"attend", testAttendMatrix},
+		{"attend-mixed", testAttendMixed},
+		{"attend-count", testAttendCount},
+		{"attend-unseen", testAttendUnseen},
+		{"attend-nothing", testAttendNothing},
+		{"attend-split", testAttendSplit},
+		{"attend-order", testAttendOrder},
+		{"attend-pieces", testAttendPieces},
+		{"attend-long", testAttendLong},
+		{"attend-arguments", testAttendArguments},
+		{"relevance", testRelevance},
+		{"relevance-arguments", testRelevanceArguments},
+		{"repeat", testRepeat},
+		{"concurrent", testConcurrent},
+		{"cancelled", testCancelled},
+	} {
+		t.Run(part.name, func(t *testing.T) {
+			b := open(t)
+			defer func() { require.NoError(t, b.Close()) }()
+			part.run(t, b)
+		})
+	}
+	t.Run("closed", func(t *testing.T) { testClosed(t, open(t)) })
+	t.Run("foreign", func(t *testing.T) {
+		a, b := open(t), open(t)
+		defer func() { require.NoError(t, a.Close()); require.NoError(t, b.Close()) }()
+		testForeign(t, a, b)
+	})
+}
+
+// dims returns the row lengths of the matrix. The exact codings alone take rows of 5.
+func dims() []int {
+	if testing.Short() {
+		return []int{5, 8, 64, 80}
+	}
+	return []int{5, 8, 64, 80, 96, 128, 256}
+}
+
+// rowCounts returns the row counts of the matrix.
+func rowCounts() []int {
+	if testing.Short() {
+		return []int{0, 1, 7, 33}
+	}
+	return []int{0, 1, 7, 31, 32, 33, 257}
+}
+
+// groups returns the GQA ratios of the matrix.
+func groups() []int {
+	if testing.Short() {
+		return []int{1, 3}
+	}
+	return []int{1, 3, 4, 8}
+}
+
+// codingsFor returns the codings that b supports for op at dim.
+func codingsFor(b backend.Backend, op backend.Op, dim int) []quant.Coding {
+	var cs []quant.Coding
+	for _, c := range quanttest.Codings() {
+		if b.Supports(op, c, dim) {
+			cs = append(cs, c)
+		}
+	}
+	return cs
+}
+
+func mustCoding(t testing.TB, s string) quant.Coding {
+	c, err := quant.ParseCoding(s)
+	require.NoError(t, err)
+	return c
+}
+
+// pack is the oracle's encoding.
+func pack(t testing.TB, c quant.Coding, x quant.Rows, seed uint64) []byte {
+	t.Helper()
+	p := make([]byte, c.PackedBytes(x.Len(), x.Dim))
+	require.NoError(t, quant.Encode(p, c, x, seed))
+	return p
+}
+
+// unpack is the oracle's decoding.
+func unpack(t testing.TB, c quant.Coding, p []byte, rows, dim int, seed uint64) quant.Rows {
+	t.Helper()
+	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
+	require.NoError(t, quant.Decode(x, c, p, seed))
+	return x
+}

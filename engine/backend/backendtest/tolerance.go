@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package backendtest
+
+import (
+	"math"
+	"math/bits"
+	"testing"
+
+	"github.com/kvist-project/kvist/engine/backend"
+)
+
+// eps is the largest relative error of one float32 rounding, 2^-24.
+const eps = 1.0 / (1 << 24)
+
+// smallestNormal is the smallest normal float32, 2^-126.
+const smallestNormal = 0x1p-126
+
+// Attend and Relevance are compared with float64 sums over the rows that quant.Decode gives. The
+// differences that a correct backend in float32 may have are bounded here, to first order in eps
+// with the second order covered by factors said below. n is head_dim.
+//
+//  1. An inner product of n terms, added in float32 in any order, is off by at most n*eps times
+//     the sum of |q_i k_i|, which is at most |q||k|. Products rounded on their own: one eps more.
+//  2. A rotation of length P takes log2 P additions, a norm and signs a pass: at most (log2 P + 2)
+//     eps of the vector's length, each pass (three where n is no power of two). A rotated side
+//     has two: q forward in the backend, k inverse in quant.Decode. Each stored value is rounded
+//     once more where unit*centroid is computed.
+//  3. A turn by RoPE: sine and cosine to half an ulp, two products, a sum: 4 eps. A backend may
+//     take sine and cosine in float32: of an angle that was reduced in float64.
+//  4. Score: products with Scale, tanh, and the sums with count and bias round 4 times, relative
+//     to the parts. Row scale, |q|^2 and the products of the noise bias: (n+8) eps of it, for
+//     |q|^2 is itself a sum of n terms.
+//  5. exp(s - top): s and top are rounded where they are float32, eps of each; exp itself within
+//     4 eps plus eps*|s-top| (fast hardware exponentials scale their argument first).
+//
+// A score that is off by e changes exp by a factor within exp(+-e).
+func productSlack(q *backend.Queries, b *known, lengths, score float64) float64 {
+	n := float64(q.HeadDim + 1)
+	if b.k.Format.Rotated() {
+		n += 2*rotationSlack(q.HeadDim) + 1
+	}
+	if b.offset != 0 {
+		n += 4
+	}
+	return eps * (math.Abs(float64(q.Scale))*lengths*n + 2*math.Abs(score))
+}
+
+// rotationSlack is the error of one rotation over eps and the length of the vector: item 2.
+func rotationSlack(dim int) float64 {
+	log := float64(bits.Len(uint(dim)) - 1)
+	if dim&(dim-1) != 0 {
+		return 3 * (log + 2)
+	}
+	return log + 2
+}
+
+// sumSlack is item 4.
+func sumSlack(s, extra, noise float64) float64 {
+	if math.IsInf(extra, 0) {
+		extra = 0
+	}
+	return eps * (4*(math.Abs(s)+math.Abs(extra)+noise) + 264*noise)
+}
+
+// tileTerms is how many terms a backend may add in float32 before it folds the sum into
+// something better (float64, a compensated sum, or a tree): item 6. It does not depend on the
+// number of rows, for the error must not grow with the context.
+const tileTerms = 128
+
+type tolerances struct{ out, lse float64 }
+
+// attendTolerance bounds the error of out and lse of one head; p are the rows' probabilities.
+//
+// With factors f_r = exp(+-e_r) on the weights, sum p_r |f_r - 1| <= E := sum p_r (exp(e_r) - 1),
+// the sum of weights is off by at most E relative, so lse by E/(1-E), and
+//
+//	|out' - out| <= sum p_r (exp(e_r)-1) |v_r - out| / (1-E)
+//	             <= (sum p_r (exp(e_r)-1) |v_r| + E A) / (1-E)
+//
+// with A = sum p_r |v_r| >= |out|, in 2-norms, which bound every component in either basis. To
+// it comes item 6, tileTerms*eps*A, and item 2 twice for V: back in the backend, and in Decode.
+// What falls below the smallest normal float32 may be lost in every term of a tile.
+func attendTolerance(t testing.TB, q *backend.Queries, rows []scored, p []float64,
+	lse float64) tolerances {
+	var e, a, d float64
+	for j, r := range rows {
+		if p[j] == 0 {
+			continue
+		}
+		var vv float64
+		for _, v := range r.v {
+			vv += float64(v) * float64(v)
+		}
+		off := probabilitySlack(r.slack, r.score, lse, 1)
+		e += p[j] * off
+		a += p[j] * math.Sqrt(vv)
+		d += p[j] * off * math.Sqrt(vv)
+	}
+	if e > 0.05 {
+		t.Fatalf("the rows leave room for an error of %g of the weights: such a test says nothing", e)
+	}
+	return tolerances{
+		out: (d+e*a)/(1-e) + eps*a*(tileTerms+2*rotationSlack(q.HeadDimV)+4) +
+			tileTerms*smallestNormal,
+		lse: e/(1-e) + eps*(tileTerms+2*math.Abs(lse)),
+	}
+}
+
+// probabilitySlack is the relative error of exp(score - lse)^power: items 1 to 5.
+func probabilitySlack(slack, score, lse float64, power int) float64 {
+	if math.IsInf(score, -1) {
+		return 0
+	}
+	e := slack + eps*(4+2*math.Abs(score)+2*math.Abs(lse)+math.Abs(score-lse))
+	return math.Expm1(e * float64(power))
+}

@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package offline compresses captures to .kvist files and brings them back: what the verbs of the
+// command line call, and what a program calls that has activations on disk.
+//
+// # Concepts
+//
+// Compress runs in two passes over the capture, a segment at a time: the first measures what an
+// error in each block would cost, then the planner picks codings under the target, the second
+// encodes and writes. Memory does not grow with the capture, but for some forty bytes a block
+// of 32 tokens.
+//
+// What a head's errors cost is calibrated on the capture's own last queries: how concentrated the
+// attention is, how long queries, keys, values and outputs are. Weights tell tokens apart; without
+// weights all tokens of a head count the same.
+//
+// Targets: bits a value, bytes, a share of the original, a bound on the future-attention error, or
+// fixed codings. Bits and bytes are those of the whole file: header, tables, side tensors,
+// padding and index included.
+//
+// The config that made a file is stored in it as text (Config.String, ParseConfig).
+//
+// # Errors
+//
+// quant.ErrBudget states the least possible budget. quant.ErrRange names tensor, head and token
+// of a value that is not finite. Damage of a file is a *container.CorruptError.
+//
+// # Concurrency
+//
+// Each call uses the backend's workers; calls are independent.
+//
+// # Determinism
+//
+// The same capture, config and kvist version give the same file: bytes of rows by the contract
+// of package quant; plans depend on floats of the backend's Attend only through the calibration,
+// so two backends may differ in ties.
+package offline

@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// noiseOf returns what Block.Noise is for a coding of K: NoisePerScale2 where the row bias is on.
+// 8 bits and more need no bias.
+func noiseOf(c quant.Coding, rowBias bool) float32 {
+	if !rowBias || !c.Format.Nested() {
+		return 0
+	}
+	return float32(c.NoisePerScale2())
+}
+
+// loadRecord uploads the blocks of a record, per head. first is the position of the segment.
+func loadRecord(up *uploader, h *container.Header, rec *container.Record, number int, rowBias bool) ([][]backend.Block, error) {
+	heads := make([][]backend.Block, len(rec.Heads))
+	base := int64(rec.Segment) * int64(h.SegmentTokens)
+	for hi := range rec.Heads {
+		for bi := range rec.Heads[hi].Blocks {
+			b := &rec.Heads[hi].Blocks[bi]
+			if b.Level == quant.Dropped {
+				continue
+			}
+			var err error
+			put := func(data []byte) (s backend.Span) {
+				if err == nil {
+					s, err = up.upload(data)
+				}
+				return s
+			}
+			blk := backend.Block{Layer: int32(number), KVHead: int32(hi), Rows: int32(b.Rows()), Base: base,
+				K: backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
+				V: backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
+			}
+			blk.Noise = noiseOf(b.K, rowBias)
+			blk.Pos = put(shorts(rowTokens(b)))
+			if b.Counts != nil {
+				blk.Count = put(shorts(b.Counts))
+			}
+			if err != nil {
+				return nil, err
+			}
+			heads[hi] = append(heads[hi], blk)
+		}
+	}
+	return heads, nil
+}
+
+// rowTokens returns the first token of every row.
+func rowTokens(b *container.Block) []uint16 {
+	if b.Level == quant.Full {
+		return b.Tokens
+	}
+	at, first := 0, make([]uint16, 0, len(b.Counts))
+	for _, n := range b.Counts {
+		first = append(first, b.Tokens[at])
+		at += int(n)
+	}
+	return first
+}
+
+func shorts(x []uint16) []byte {
+	b := make([]byte, 2*len(x))
+	for i, v := range x {
+		binary.LittleEndian.PutUint16(b[2*i:], v)
+	}
+	return b
+}
+
+// decodeSide unpacks one side of a block to float32 rows.
+func decodeSide(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.Rows, error) {
+	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
+	return x, quant.Decode(x, c, data, seed)
+}
+
+// packRow stores a decoded row in the element type of the original. A value that rounding pushed
+// past the type's largest is held there: what was finite stays finite.
+func packRow(dst []byte, dt quant.DType, row []float32) {
+	for i, v := range row {
+		switch dt {
+		case quant.Float32:
+			binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(v))
+		case quant.Float16:
+			if v == v && !math.IsInf(float64(v), 0) {
+				v = min(max(v, -65504), 65504)
+			}
+			binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
+		case quant.BFloat16:
+			h := quant.F32ToBF16(v)
+			if h&0x7fff == 0x7f80 && !math.IsInf(float64(v), 0) {
+				h--
+			}
+			binary.LittleEndian.PutUint16(dst[2*i:], h)
+		}
+	}
+}

@@ -1,0 +1,420 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/quality"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// LayerError is what compression did to a layer (or to a tensor of activations).
+type LayerError struct {
+	Layer int    // the model's number, or the tensor's index
+	Name  string // "layer 9", `tensor "x"`
+	// KError and VError are sum|x - x'|^2 / sum|x|^2 over the rows. Activations have K only.
+	KError, VError float64
+	// Cosine is the mean cosine between rows and their decoded selves, K (or rows) and V.
+	KCosine, VCosine float64
+	// FutureError is the future-attention error; NaN where the capture has no later queries.
+	FutureError float64
+}
+
+// Comparison is a file held against its original.
+type Comparison struct {
+	Layers []LayerError
+	// Means over layers; FutureError is NaN where no layer has one.
+	KError, VError, FutureError float64
+	// SideTensors is the number of side tensors found identical.
+	SideTensors int
+}
+
+// Compare measures a file against the capture it was made from, a layer at a time.
+//
+// Errors: quant.ErrShape where the two do not belong together, quant.ErrCorrupt for side tensors
+// that differ; *container.CorruptError, *capture.FormatError; those of the backend.
+func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be backend.Backend, progress Progress) (*Comparison, error) {
+	h := r.Header()
+	in, err := newInput(src, h.SegmentTokens)
+	if err != nil {
+		return nil, err
+	}
+	if err := belongs(h, in); err != nil {
+		return nil, err
+	}
+	cfg, err := ParseConfig(h.Config)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/offline: config of the file: %w", err)
+	}
+	cmp := &Comparison{}
+	for i := range in.layers {
+		l := &in.layers[i]
+		progress.say("comparing", int64(i), int64(len(in.layers)))
+		var recs []*container.Record
+		for s := range l.segments() {
+			at, ok := r.Find(i, s)
+			if !ok {
+				return nil, fmt.Errorf("kvist/offline: %s segment %d is not in the file: %w", l.name, s, quant.ErrCorrupt)
+			}
+			rec, err := r.ReadRecord(at)
+			if err != nil {
+				return nil, err
+			}
+			recs = append(recs, rec)
+		}
+		e, err := compareLayer(ctx, in, l, h, recs, be, cfg.RowBias)
+		if err != nil {
+			return nil, err
+		}
+		cmp.Layers = append(cmp.Layers, e)
+	}
+	progress.say("comparing", int64(len(in.layers)), int64(len(in.layers)))
+	cmp.summarise()
+	cmp.SideTensors, err = compareSides(r, src)
+	return cmp, err
+}
+
+func (c *Comparison) summarise() {
+	n, future := 0, 0
+	var f float64
+	for _, l := range c.Layers {
+		c.KError += l.KError
+		c.VError += l.VError
+		n++
+		if !math.IsNaN(l.FutureError) {
+			f += l.FutureError
+			future++
+		}
+	}
+	c.KError, c.VError = c.KError/float64(max(1, n)), c.VError/float64(max(1, n))
+	c.FutureError = math.NaN()
+	if future > 0 {
+		c.FutureError = f / float64(future)
+	}
+}
+
+// belongs checks that a file can have been made from a capture.
+func belongs(h *container.Header, in *input) error {
+	mismatch := func(what string, got, want any) error {
+		return fmt.Errorf("kvist/offline: %s is not what the file was made from: %s %v, the file has %v: %w",
+			in.src.Name(), what, got, want, quant.ErrShape)
+	}
+	if (h.Kind == container.KindCache) != in.kv {
+		return mismatch("kind", in.src.Kind(), h.Kind)
+	}
+	if h.Stored() != len(in.layers) {
+		return mismatch("layers", len(in.layers), h.Stored())
+	}
+	for i := range in.layers {
+		l := &in.layers[i]
+		k, v := h.Dims(i)
+		switch {
+		case l.k.Dim() != k || l.dimV() != v:
+			return mismatch(l.name+" dims", []int{l.k.Dim(), l.dimV()}, []int{k, v})
+		case int64(l.tokens) != h.LayerTokens(i):
+			return mismatch(l.name+" tokens", l.tokens, h.LayerTokens(i))
+		case l.heads != h.KVHeads():
+			return mismatch(l.name+" kv_heads", l.heads, h.KVHeads())
+		case in.kv && l.number != h.Layers[i]:
+			return mismatch("layer number", l.number, h.Layers[i])
+		}
+	}
+	return nil
+}
+
+// compareLayer measures a layer from its records.
+func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.Header, recs []*container.Record,
+	be backend.Backend, rowBias bool) (LayerError, error) {
+	e := LayerError{Layer: l.number, Name: l.name, FutureError: math.NaN()}
+	var k, v rowSum
+	for _, rec := range recs {
+		first, _ := l.span(rec.Segment)
+		for hi := range rec.Heads {
+			for bi := range rec.Heads[hi].Blocks {
+				b := &rec.Heads[hi].Blocks[bi]
+				if err := k.add(in, l.k, hi, first, b, b.K, b.KData, h.Seed); err != nil {
+					return e, err
+				}
+				if l.hasV {
+					if err := v.add(in, l.v, hi, first, b, b.V, b.VData, h.Seed); err != nil {
+						return e, err
+					}
+				}
+			}
+		}
+	}
+	e.KError, e.KCosine = k.Relative(), k.cosine()
+	e.VError, e.VCosine = v.Relative(), v.cosine()
+	if !l.hasV || !in.src.HasNext(l.number) {
+		return e, nil
+	}
+	s, err := futureError(ctx, in, l, h, recs, be, rowBias)
+	e.FutureError = s.Relative()
+	return e, err
+}
+
+// rowSum accumulates errors of rows.
+type rowSum struct {
+	quality.Sum
+	cos  float64
+	rows int
+}
+
+func (s *rowSum) cosine() float64 { return s.cos / float64(max(1, s.rows)) }
+
+// add compares the tokens of one block with their rows. Rows that are not finite must be identical
+// and count nowhere else; tokens that were dropped count as zeros.
+func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c quant.Coding, data []byte, seed uint64) error {
+	var x quant.Rows
+	if b.Level != quant.Dropped {
+		var err error
+		if x, err = decodeSide(c, data, b.Rows(), t.Dim(), seed); err != nil {
+			return err
+		}
+	}
+	ref, zero := make([]float32, t.Dim()), make([]float32, t.Dim())
+	row, left := -1, 0
+	for _, tok := range b.Tokens {
+		if err := in.src.ReadRowsF32(t, head, first+int(tok), 1, ref); err != nil {
+			return err
+		}
+		got := zero
+		switch {
+		case b.Level == quant.Dropped:
+		case b.Counts == nil:
+			row++
+			got = x.Row(row)
+		default:
+			if left == 0 {
+				row++
+				left = int(b.Counts[row])
+			}
+			left--
+			got = x.Row(row)
+		}
+		if !finiteValues(ref) {
+			for i := range ref {
+				if math.Float32bits(ref[i]) != math.Float32bits(got[i]) {
+					return fmt.Errorf("kvist/offline: %s head %d token %d is not finite and not kept exactly: %w",
+						t.Name(), head, first+int(tok), quant.ErrCorrupt)
+				}
+			}
+			continue
+		}
+		s.Add(ref, got)
+		s.cos += cosine(ref, got)
+		s.rows++
+	}
+	return nil
+}
+
+func finiteValues(x []float32) bool {
+	for _, v := range x {
+		if math.IsNaN(float64(v)) || math.IsInf(float64(v), 0) {
+			return false
+		}
+	}
+	return true
+}
+
+// cosine of two zero vectors is 1, of one 0.
+func cosine(a, b []float32) float64 {
+	var ab, aa, bb float64
+	for i := range a {
+		ab += float64(a[i]) * float64(b[i])
+		aa += float64(a[i]) * float64(a[i])
+		bb += float64(b[i]) * float64(b[i])
+	}
+	switch {
+	case aa == 0 && bb == 0:
+		return 1
+	case aa == 0 || bb == 0:
+		return 0
+	}
+	return ab / math.Sqrt(aa*bb)
+}
+
+// futureError runs the later queries of a layer over its compressed and its exact context.
+func futureError(ctx context.Context, in *input, l *layerInput, h *container.Header, recs []*container.Record,
+	be backend.Backend, rowBias bool) (quality.Sum, error) {
+	up := &uploader{be: be}
+	defer up.free()
+	rope := in.geo.Rope
+	f := &quality.Future{Group: in.geo.GQARatio(), HeadDim: l.k.Dim(), HeadDimV: l.v.Dim(), Rope: &rope,
+		Coded: make([][]backend.Block, l.heads)}
+	for _, rec := range recs {
+		heads, err := loadRecord(up, h, rec, l.number, rowBias)
+		if err != nil {
+			return quality.Sum{}, err
+		}
+		for hi := range heads {
+			f.Coded[hi] = append(f.Coded[hi], heads[hi]...)
+		}
+	}
+	next := in.src.TokensNext()
+	kNext, _ := in.src.KV(l.number, capture.KNext)
+	vNext, _ := in.src.KV(l.number, capture.VNext)
+	qNext, _ := in.src.KV(l.number, capture.QNext)
+	for hi := range l.heads {
+		c := &compressor{in: in, be: be}
+		blocks, _, err := c.exactHead(up, l, hi, []int{0, l.tokens})
+		if err != nil {
+			return quality.Sum{}, err
+		}
+		f.Exact = append(f.Exact, blocks)
+		tail, err := exactBlock(up, in.src, kNext, vNext, hi, int64(l.tokens), next)
+		if err != nil {
+			return quality.Sum{}, err
+		}
+		f.Tail = append(f.Tail, []backend.Block{tail})
+	}
+	f.Q = make([]float32, qNext.Heads()*next*l.k.Dim())
+	for hd := range qNext.Heads() {
+		if err := in.src.ReadRowsF32(qNext, hd, 0, next, f.Q[hd*next*l.k.Dim():(hd+1)*next*l.k.Dim()]); err != nil {
+			return quality.Sum{}, err
+		}
+	}
+	for i := range next {
+		f.Pos = append(f.Pos, int64(l.tokens+i))
+	}
+	return f.Measure(ctx, be)
+}
+
+// exactBlock uploads all rows of one head as they are.
+func exactBlock(up *uploader, src *capture.Source, k, v tensor, head int, base int64, n int) (backend.Block, error) {
+	b := backend.Block{KVHead: int32(head), Rows: int32(n), Base: base}
+	for _, side := range []struct {
+		t  tensor
+		to *backend.Side
+	}{{k, &b.K}, {v, &b.V}} {
+		raw := make([]byte, n*side.t.RowBytes())
+		if err := src.ReadRows(side.t, head, 0, n, raw); err != nil {
+			return b, err
+		}
+		span, err := up.upload(raw)
+		if err != nil {
+			return b, err
+		}
+		*side.to = backend.Side{Coding: exact(side.t), Data: span}
+	}
+	return b, nil
+}
+
+// compareSides checks that every side tensor of the file is that of the capture, byte for byte.
+func compareSides(r *container.Reader, src *capture.Source) (int, error) {
+	infos, err := r.Auxes()
+	if err != nil {
+		return 0, err
+	}
+	for _, info := range infos {
+		a, err := r.ReadAux(info.Name)
+		if err != nil {
+			return 0, err
+		}
+		t, ok := src.Lookup(info.Name)
+		if !ok || t.Bytes != int64(len(a.Data)) {
+			return 0, fmt.Errorf("kvist/offline: side tensor %q of the file is not in %s at that size: %w",
+				info.Name, src.Name(), quant.ErrShape)
+		}
+		want := make([]byte, t.Bytes)
+		if err := src.ReadAt(info.Name, 0, want); err != nil {
+			return 0, err
+		}
+		if string(want) != string(a.Data) {
+			return 0, fmt.Errorf("kvist/offline: side tensor %q differs from the original: %w", info.Name, quant.ErrCorrupt)
+		}
+	}
+	return len(infos), nil
+}
+
+// fitError finds the least bytes whose measured future-attention error is within the bound, by
+// bisection on the file's bytes.
+func (c *compressor) fitError(ctx context.Context) ([]int, float64, error) {
+	for i := range c.in.layers {
+		if l := &c.in.layers[i]; !l.hasV || !c.in.src.HasNext(l.number) {
+			return nil, 0, fmt.Errorf("kvist/offline: a bound on the future-attention error needs q_next, k_next and v_next of every layer; %s of %s has none: %w",
+				l.name, c.in.src.Name(), quant.ErrUnsupported)
+		}
+	}
+	top, err := c.fileBytes(c.bestChoice())
+	if err != nil {
+		return nil, 0, err
+	}
+	best := c.bestChoice()
+	bestErr, err := c.measureChoice(ctx, best)
+	if err != nil {
+		return nil, 0, err
+	}
+	if bestErr > c.cfg.MaxError {
+		return nil, 0, fmt.Errorf("kvist/offline: future-attention error of at most %g: the least possible with these codings is %.3g, at %d bytes: %w",
+			c.cfg.MaxError, bestErr, top, quant.ErrBudget)
+	}
+	low, err := c.fileBytes(c.leastChoice())
+	if err != nil {
+		return nil, 0, err
+	}
+	const rounds = 10
+	high := top
+	for i := range rounds {
+		c.say.say("fitting the error", int64(i), rounds)
+		mid := int64(math.Sqrt(float64(low) * float64(high)))
+		if mid <= low || mid >= high || float64(high) < 1.003*float64(low) {
+			break
+		}
+		choice, _, err := c.fit(mid)
+		if err != nil {
+			return nil, 0, err
+		}
+		e, err := c.measureChoice(ctx, choice)
+		if err != nil {
+			return nil, 0, err
+		}
+		if e <= c.cfg.MaxError {
+			best, bestErr, high = choice, e, mid
+		} else {
+			low = mid
+		}
+	}
+	c.say.say("fitting the error", rounds, rounds)
+	return best, bestErr, nil
+}
+
+func (c *compressor) bestChoice() []int {
+	choice := make([]int, len(c.items))
+	for i, it := range c.items {
+		for j, o := range it.Options {
+			b := it.Options[choice[i]]
+			if o.Damage < b.Damage || (o.Damage == b.Damage && o.Bytes < b.Bytes) {
+				choice[i] = j
+			}
+		}
+	}
+	return choice
+}
+
+// measureChoice encodes a plan in memory, a layer at a time, and measures its mean
+// future-attention error.
+func (c *compressor) measureChoice(ctx context.Context, choice []int) (float64, error) {
+	var sum float64
+	var recs []*container.Record
+	err := c.eachRecord(choice, func(rec *container.Record) error {
+		if err := c.encodeRecord(ctx, rec); err != nil {
+			return err
+		}
+		recs = append(recs, rec)
+		l := &c.in.layers[rec.Layer]
+		if rec.Segment < l.segments()-1 {
+			return nil
+		}
+		s, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.cfg.RowBias)
+		sum, recs = sum+s.Relative(), nil
+		return err
+	})
+	return sum / float64(len(c.in.layers)), err
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const module = "github.com/kvist-project/kvist"
+
+// allowed lists, for every package of the module, which packages of the module it may import.
+// Arrows go one way: quant below everything, engine/backend a leaf above it, cpu and cuda beside
+// each other, engine/auto the one place where they meet. A new package needs a row.
+var allowed = map[string][]string{
+	"quant":                      {},
+	"quant/quanttest":            {"quant"},
+	"importance":                 {"quant"},
+	"kernels":                    {},
+	"cuda":                       {"quant", "engine/backend", "kernels"},
+	"cpu":                        {"quant", "engine/backend"},
+	"cpu/matmul":                 {"quant"},
+	"engine":                     {"quant", "importance", "engine/backend", "engine/plan", "engine/container"},
+	"engine/atomicfile":          {},
+	"engine/backend":             {"quant"},
+	"engine/backend/backendtest": {"quant", "quant/quanttest", "engine/backend"},
+	"engine/plan":                {"quant", "importance"},
+	"engine/container":           {"quant"},
+	"engine/capture":             {"quant"},
+	"engine/quality":             {"quant", "engine/backend"},
+	"engine/offline": {"quant", "engine/backend", "engine/plan", "engine/container", "engine/capture",
+		"engine/quality", "importance"},
+	"engine/auto": {"quant", "engine/backend", "cpu", "cuda"},
+	"bench":       {},
+	"bench/llama": {"quant", "cpu/matmul", "engine/capture", "engine/atomicfile"},
+}
+
+// free are the trees that may import anything of the module (nothing imports them but each other).
+var free = []string{"cmd/", "bench/quality"}
+
+// suites may use testify outside _test.go files.
+var suites = []string{"quant/quanttest", "engine/backend/backendtest"}
+
+type goPackage struct {
+	ImportPath string
+	Dir        string
+	GoFiles    []string
+	Imports    []string
+	Standard   bool
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("no go command to list packages with")
+	}
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,Standard", module+"/...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	require.NoError(t, err, stderr.String())
+	var all []goPackage
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p goPackage
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else {
+			require.NoError(t, err)
+		}
+		all = append(all, p)
+	}
+}
+
+func isFree(rel string) bool {
+	return slices.ContainsFunc(free, func(f string) bool { return strings.HasPrefix(rel+"/", f) || strings.HasPrefix(rel, f) })
+}
+
+func TestImports_OneWay(t *testing.T) {
+	seen := map[string]bool{}
+	for _, p := range packages(t) {
+		rel := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		seen[rel] = true
+		ok, known := allowed[rel]
+		if strings.Contains(rel, "/internal/") && !known {
+			// Internals belong to their parent and may import what it may, and its other internals.
+			parent := rel[:strings.Index(rel, "/internal/")]
+			ok, known = append(slices.Clone(allowed[parent]), parent+"/internal/"), true
+		}
+		if !known && !isFree(rel) {
+			t.Errorf("package %s has no row in the table of allowed imports", rel)
+		}
+		for _, imp := range p.Imports {
+			checkImport(t, rel, imp, ok)
+		}
+	}
+	for rel := range allowed {
+		require.True(t, seen[rel], "the table names %s, which does not exist", rel)
+	}
+}
+
+func checkImport(t *testing.T, rel, imp string, ok []string) {
+	t.Helper()
+	if in, found := strings.CutPrefix(imp, module+"/"); found {
+		fits := slices.ContainsFunc(ok, func(a string) bool {
+			return in == a || strings.HasPrefix(in, a) && strings.HasSuffix(a, "/") || strings.HasPrefix(in, rel+"/internal/")
+		})
+		if !fits && !isFree(rel) {
+			t.Errorf("%s must not import %s", rel, in)
+		}
+		return
+	}
+	domain, _, _ := strings.Cut(imp, "/")
+	switch {
+	case !strings.Contains(domain, "."), domain == "golang.org" && rel != "quant":
+	case strings.Contains(imp, "ebitengine/purego"):
+		require.Equal(t, "cuda/internal/driver", rel, "purego")
+	case strings.HasPrefix(imp, "gorgonia.org/tensor"):
+		require.Equal(t, "engine/tensorio", rel, "gorgonia.org/tensor")
+	case strings.Contains(imp, "stretchr/testify"):
+		if !slices.Contains(suites, rel) {
+			t.Errorf("%s imports %s outside tests", rel, imp)
+		}
+	default:
+		if !isFree(rel) {
+			t.Errorf("library package %s must not import %s", rel, imp)
+		}
+	}
+}
+
+// House rules on the code of the library: an SPDX line on top, no init, no panic with a text, causes
+// wrapped with %w, errors of a function not anonymous, the environment read in stated places only.
+func TestHouseRules(t *testing.T) {
+	getenv := []string{"cpu/isa.go", "bench/llama/find.go"}
+	err := filepath.WalkDir("..", func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (strings.HasPrefix(d.Name(), "_") || strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || d.Name() == "testdata") {
+			return fs.SkipDir
+		}
+		if d.IsDir() || !strings.HasSuffix(path, ".go") {
+			return nil
+		}
+		rel := filepath.ToSlash(strings.TrimPrefix(path, "../"))
+		src, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		if !bytes.Contains(src[:min(len(src), 200)], []byte("SPDX-License-Identifier: Apache-2.0")) {
+			t.Errorf("%s: no SPDX line on top", rel)
+		}
+		if strings.HasSuffix(rel, "_test.go") {
+			return nil
+		}
+		set := token.NewFileSet()
+		f, err := parser.ParseFile(set, path, src, 0)
+		if err != nil {
+			return err
+		}
+		checkFile(t, rel, set, f, slices.Contains(getenv, rel) || strings.HasPrefix(rel, "cmd/"))
+		return nil
+	})
+	require.NoError(t, err)
+}
+
+func checkFile(t *testing.T, rel string, set *token.FileSet, f *ast.File, mayGetenv bool) {
+	t.Helper()
+	for _, decl := range f.Decls {
+		fn, ok := decl.(*ast.FuncDecl)
+		if !ok {
+			continue
+		}
+		if fn.Name.Name == "init" && fn.Recv == nil {
+			t.Errorf("%s: func init", set.Position(fn.Pos()))
+		}
+		ast.Inspect(fn, func(n ast.Node) bool {
+			call, ok := n.(*ast.CallExpr)
+			if !ok {
+				return true
+			}
+			where := set.Position(call.Pos())
+			switch name(call.Fun) {
+			case "panic":
+				if _, text := literal(call); text && !strings.Contains(rel, "test/") {
+					t.Errorf("%s: panic with a text", where)
+				}
+			case "errors.New":
+				if strings.HasPrefix(rel, "cmd/") {
+					break
+				}
+				t.Errorf("%s: errors.New inside a function: wrap a category", where)
+			case "fmt.Errorf":
+				if s, ok := literal(call); ok && !strings.Contains(s, "%w") &&
+					!strings.HasPrefix(rel, "cmd/") && !strings.Contains(rel, "test/") {
+					t.Errorf("%s: fmt.Errorf without %%w: %q", where, s)
+				}
+			case "os.Getenv", "os.LookupEnv":
+				if !mayGetenv {
+					t.Errorf("%s: reads the environment", where)
+				}
+			}
+			return true
+		})
+	}
+}
+
+func name(e ast.Expr) string {
+	switch e := e.(type) {
+	case *ast.Ident:
+		return e.Name
+	case *ast.SelectorExpr:
+		return name(e.X) + "." + e.Sel.Name
+	}
+	return ""
+}
+
+func literal(call *ast.CallExpr) (string, bool) {
+	if len(call.Args) == 0 {
+		return "", false
+	}
+	lit, ok := call.Args[0].(*ast.BasicLit)
+	if !ok || lit.Kind != token.STRING {
+		return "", false
+	}
+	s, err := strconv.Unquote(lit.Value)
+	return s, err == nil
+}
