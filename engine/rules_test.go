@@ -28,14 +28,20 @@ const module = "github.com/kvist-project/kvist"
 // Arrows go one way: quant below everything, engine/backend a leaf above it, cpu and cuda beside
 // each other, engine/auto the one place where they meet. A new package needs a row.
 var allowed = map[string][]string{
-	"quant":                      {},
-	"quant/quanttest":            {"quant"},
-	"importance":                 {"quant"},
-	"kernels":                    {},
-	"cuda":                       {"quant", "engine/backend", "kernels"},
-	"cpu":                        {"quant", "engine/backend"},
-	"cpu/matmul":                 {"quant"},
-	"engine":                     {"quant", "importance", "engine/backend", "engine/plan", "engine/container"},
+	"quant":           {},
+	"quant/quanttest": {"quant"},
+	"importance":      {"quant"},
+	"kernels":         {},
+	"cuda":            {"quant", "engine/backend", "kernels"},
+	"cpu":             {"quant", "engine/backend"},
+	"cpu/matmul":      {"quant"},
+	"engine": {
+		"quant",
+		"importance",
+		"engine/backend",
+		"engine/plan",
+		"engine/container",
+	},
 	"engine/atomicfile":          {},
 	"engine/backend":             {"quant"},
 	"engine/backend/backendtest": {"quant", "quant/quanttest", "engine/backend"},
@@ -43,15 +49,22 @@ var allowed = map[string][]string{
 	"engine/container":           {"quant"},
 	"engine/capture":             {"quant"},
 	"engine/quality":             {"quant", "engine/backend"},
-	"engine/offline": {"quant", "engine/backend", "engine/plan", "engine/container", "engine/capture",
-		"engine/quality", "importance"},
+	"engine/offline": {
+		"quant",
+		"engine/backend",
+		"engine/plan",
+		"engine/container",
+		"engine/capture",
+		"engine/quality",
+		"importance",
+	},
 	"engine/auto": {"quant", "engine/backend", "cpu", "cuda"},
 	"bench":       {},
 	"bench/llama": {"quant", "cpu/matmul", "engine/capture", "engine/atomicfile"},
 }
 
 // free are the trees that may import anything of the module (nothing imports them but each other).
-var free = []string{"cmd/", "bench/quality"}
+var free = []string{"cmd/", "bench/quality", "bench/capturetable"}
 
 // suites may use testify outside _test.go files.
 var suites = []string{"quant/quanttest", "engine/backend/backendtest"}
@@ -69,7 +82,12 @@ func packages(t *testing.T) []goPackage {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("no go command to list packages with")
 	}
-	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,Standard", module+"/...")
+	cmd := exec.Command(
+		"go",
+		"list",
+		"-json=ImportPath,Dir,GoFiles,Imports,Standard",
+		module+"/...",
+	)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -87,7 +105,10 @@ func packages(t *testing.T) []goPackage {
 }
 
 func isFree(rel string) bool {
-	return slices.ContainsFunc(free, func(f string) bool { return strings.HasPrefix(rel+"/", f) || strings.HasPrefix(rel, f) })
+	return slices.ContainsFunc(
+		free,
+		func(f string) bool { return strings.HasPrefix(rel+"/", f) || strings.HasPrefix(rel, f) },
+	)
 }
 
 func TestImports_OneWay(t *testing.T) {
@@ -117,7 +138,8 @@ func checkImport(t *testing.T, rel, imp string, ok []string) {
 	t.Helper()
 	if in, found := strings.CutPrefix(imp, module+"/"); found {
 		fits := slices.ContainsFunc(ok, func(a string) bool {
-			return in == a || strings.HasPrefix(in, a) && strings.HasSuffix(a, "/") || strings.HasPrefix(in, rel+"/internal/")
+			return in == a || strings.HasPrefix(in, a) && strings.HasSuffix(a, "/") ||
+				strings.HasPrefix(in, rel+"/internal/")
 		})
 		if !fits && !isFree(rel) {
 			t.Errorf("%s must not import %s", rel, in)
@@ -150,7 +172,8 @@ func TestHouseRules(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if d.IsDir() && (strings.HasPrefix(d.Name(), "_") || strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || d.Name() == "testdata") {
+		if d.IsDir() &&
+			(strings.HasPrefix(d.Name(), "_") || strings.HasPrefix(d.Name(), ".") && len(d.Name()) > 2 || d.Name() == "testdata") {
 			return fs.SkipDir
 		}
 		if d.IsDir() || !strings.HasSuffix(path, ".go") {
@@ -161,7 +184,10 @@ func TestHouseRules(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if !bytes.Contains(src[:min(len(src), 200)], []byte("SPDX-License-Identifier: Apache-2.0")) {
+		if !bytes.Contains(
+			src[:min(len(src), 200)],
+			[]byte("SPDX-License-Identifier: Apache-2.0"),
+		) {
 			t.Errorf("%s: no SPDX line on top", rel)
 		}
 		if strings.HasSuffix(rel, "_test.go") {

@@ -159,10 +159,19 @@ func ParseCoding(s string) (Coding, error) {
 	}
 	if c.Format == FormatInvalid {
 		if plannedFormats[parts[0]] {
-			return Coding{}, fmt.Errorf("kvist/quant: coding %q: format %s is planned, this version cannot store it: %w",
-				s, parts[0], ErrUnsupported)
+			return Coding{}, fmt.Errorf(
+				"kvist/quant: coding %q: format %s is planned, this version cannot store it: %w",
+				s,
+				parts[0],
+				ErrUnsupported,
+			)
 		}
-		return Coding{}, fmt.Errorf("kvist/quant: coding %q: unknown format %q: %w", s, parts[0], ErrUnsupported)
+		return Coding{}, fmt.Errorf(
+			"kvist/quant: coding %q: unknown format %q: %w",
+			s,
+			parts[0],
+			ErrUnsupported,
+		)
 	}
 	for _, o := range parts[1:] {
 		switch {
@@ -173,10 +182,19 @@ func ParseCoding(s string) (Coding, error) {
 		case o == "s8" && c.Scale == ScaleF16:
 			c.Scale = ScaleLog8
 		case isExtra(o):
-			return Coding{}, fmt.Errorf("kvist/quant: coding %q: extra %q is planned, this version cannot store it: %w",
-				s, o, ErrUnsupported)
+			return Coding{}, fmt.Errorf(
+				"kvist/quant: coding %q: extra %q is planned, this version cannot store it: %w",
+				s,
+				o,
+				ErrUnsupported,
+			)
 		default:
-			return Coding{}, fmt.Errorf("kvist/quant: coding %q: unknown or repeated option %q: %w", s, o, ErrUnsupported)
+			return Coding{}, fmt.Errorf(
+				"kvist/quant: coding %q: unknown or repeated option %q: %w",
+				s,
+				o,
+				ErrUnsupported,
+			)
 		}
 	}
 	if err := c.Validate(); err != nil {
@@ -201,13 +219,27 @@ func isExtra(o string) bool {
 // Errors: ErrUnsupported.
 func (c Coding) Validate() error {
 	if !c.Format.Valid() {
-		return fmt.Errorf("kvist/quant: %s is not a format of this version: %w", c.Format, ErrUnsupported)
+		return fmt.Errorf(
+			"kvist/quant: %s is not a format of this version: %w",
+			c.Format,
+			ErrUnsupported,
+		)
 	}
 	if c.Rule > InnerProduct || (c.Rule != LeastSquares && !c.Format.Nested()) {
-		return fmt.Errorf("kvist/quant: format %s has no scale rule %d: %w", c.Format, c.Rule, ErrUnsupported)
+		return fmt.Errorf(
+			"kvist/quant: format %s has no scale rule %d: %w",
+			c.Format,
+			c.Rule,
+			ErrUnsupported,
+		)
 	}
 	if c.Scale > ScaleLog8 || (c.Scale != ScaleF16 && !c.Format.Nested() && c.Format != U8) {
-		return fmt.Errorf("kvist/quant: format %s has no scale form %d: %w", c.Format, c.Scale, ErrUnsupported)
+		return fmt.Errorf(
+			"kvist/quant: format %s has no scale form %d: %w",
+			c.Format,
+			c.Scale,
+			ErrUnsupported,
+		)
 	}
 	return nil
 }
@@ -241,8 +273,14 @@ func (c Coding) CheckDim(dim int) error {
 		mult = 32
 	}
 	if dim <= 0 || dim > MaxDim || dim%mult != 0 {
-		return fmt.Errorf("kvist/quant: coding %s cannot store rows of %d values (wants a multiple of %d up to %d): %w",
-			c, dim, mult, MaxDim, ErrUnsupported)
+		return fmt.Errorf(
+			"kvist/quant: coding %s cannot store rows of %d values (wants a multiple of %d up to %d): %w",
+			c,
+			dim,
+			mult,
+			MaxDim,
+			ErrUnsupported,
+		)
 	}
 	return nil
 }

@@ -74,13 +74,19 @@ func encodeExact(dst []byte, f Format, x Rows) error {
 		case F16:
 			h := F32ToF16(v)
 			if h&0x7fff == 0x7c00 && finite(v) {
-				return &RowError{Row: i / x.Dim, Err: fmt.Errorf("value %g is beyond binary16 (65504): %w", v, ErrRange)}
+				return &RowError{
+					Row: i / x.Dim,
+					Err: fmt.Errorf("value %g is beyond binary16 (65504): %w", v, ErrRange),
+				}
 			}
 			binary.LittleEndian.PutUint16(dst[2*i:], h)
 		case BF16:
 			h := F32ToBF16(v)
 			if h&0x7fff == 0x7f80 && finite(v) {
-				return &RowError{Row: i / x.Dim, Err: fmt.Errorf("value %g is beyond bfloat16: %w", v, ErrRange)}
+				return &RowError{
+					Row: i / x.Dim,
+					Err: fmt.Errorf("value %g is beyond bfloat16: %w", v, ErrRange),
+				}
 			}
 			binary.LittleEndian.PutUint16(dst[2*i:], h)
 		}
@@ -150,8 +156,14 @@ func normalise(y, x []float32) (int, error) {
 // quantizeCells writes the codes of a rotated row: the sign bit on top, then the number of
 // thresholds (in units of sigma) that the magnitude reaches. A row of zeros takes the smallest
 // positive code throughout.
-func quantizeCells(codes []byte, thresholds []float32, bits, rows, r int, y []float32, sigma float32,
-	each func(i int, code uint8)) {
+func quantizeCells(
+	codes []byte,
+	thresholds []float32,
+	bits, rows, r int,
+	y []float32,
+	sigma float32,
+	each func(i int, code uint8),
+) {
 	half := uint8(1) << (bits - 1)
 	plane := PlaneBytes(rows, len(y))
 	var t [8]float32

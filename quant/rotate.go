@@ -35,8 +35,12 @@ type Window struct {
 // Errors: ErrUnsupported unless dim is a multiple of 8 in [8, MaxDim].
 func NewRotation(dim int, seed uint64) (*Rotation, error) {
 	if dim <= 0 || dim%8 != 0 || dim > MaxDim {
-		return nil, fmt.Errorf("kvist/quant: rotation of rows of %d values (wants a multiple of 8 up to %d): %w",
-			dim, MaxDim, ErrUnsupported)
+		return nil, fmt.Errorf(
+			"kvist/quant: rotation of rows of %d values (wants a multiple of 8 up to %d): %w",
+			dim,
+			MaxDim,
+			ErrUnsupported,
+		)
 	}
 	r := &Rotation{dim: dim}
 	word := uint64(0)

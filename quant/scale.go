@@ -74,7 +74,14 @@ func putScales(dst []byte, c Coding, scales []float32) error {
 		for r, s := range scales {
 			h := F32ToF16(s)
 			if h&0x7c00 == 0x7c00 {
-				return &RowError{Row: r, Err: fmt.Errorf("row scale %g is beyond binary16 (65504); a coding with +s8 has the range of float32: %w", s, ErrRange)}
+				return &RowError{
+					Row: r,
+					Err: fmt.Errorf(
+						"row scale %g is beyond binary16 (65504); a coding with +s8 has the range of float32: %w",
+						s,
+						ErrRange,
+					),
+				}
 			}
 			binary.LittleEndian.PutUint16(dst[2*r:], h)
 		}
@@ -83,7 +90,10 @@ func putScales(dst []byte, c Coding, scales []float32) error {
 	var base float32
 	for r, s := range scales {
 		if !finite(s) {
-			return &RowError{Row: r, Err: fmt.Errorf("row scale %g is beyond float32: %w", s, ErrRange)}
+			return &RowError{
+				Row: r,
+				Err: fmt.Errorf("row scale %g is beyond float32: %w", s, ErrRange),
+			}
 		}
 		base = max(base, s)
 	}
@@ -119,7 +129,12 @@ func RowScales(dst []float32, c Coding, src []byte, rows, dim int) error {
 		return err
 	}
 	if len(dst) != rows {
-		return fmt.Errorf("kvist/quant: row scales: room for %d, want %d: %w", len(dst), rows, ErrShape)
+		return fmt.Errorf(
+			"kvist/quant: row scales: room for %d, want %d: %w",
+			len(dst),
+			rows,
+			ErrShape,
+		)
 	}
 	tail := src[len(src)-c.ScaleBytes(rows):]
 	switch {

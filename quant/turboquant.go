@@ -15,6 +15,15 @@ package quant
 func encodeTurboQuant(codes []byte, f Format, rows, r int, y, tmp []float32) float32 {
 	sumSq := energy(y, tmp)
 	sigma := sqrt32(float32(sumSq / float32(len(y))))
-	quantizeCells(codes, lloydThresholds[f.Bits()], f.Bits(), rows, r, y, sigma, func(int, uint8) {})
+	quantizeCells(
+		codes,
+		lloydThresholds[f.Bits()],
+		f.Bits(),
+		rows,
+		r,
+		y,
+		sigma,
+		func(int, uint8) {},
+	)
 	return sqrt32(sumSq)
 }

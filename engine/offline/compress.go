@@ -144,13 +144,25 @@ func layerWeights(weights Weights, l *layerInput) ([][]float32, error) {
 			return nil, err
 		}
 		if w != nil && len(w) != l.tokens {
-			return nil, fmt.Errorf("kvist/offline: weights of %s head %d: %d values, want one of %d tokens: %w",
-				l.name, h, len(w), l.tokens, quant.ErrShape)
+			return nil, fmt.Errorf(
+				"kvist/offline: weights of %s head %d: %d values, want one of %d tokens: %w",
+				l.name,
+				h,
+				len(w),
+				l.tokens,
+				quant.ErrShape,
+			)
 		}
 		for t, v := range w {
 			if !(v >= 0) || math.IsInf(float64(v), 0) {
-				return nil, fmt.Errorf("kvist/offline: weights of %s head %d token %d: %v, want finite and at least 0: %w",
-					l.name, h, t, v, quant.ErrRange)
+				return nil, fmt.Errorf(
+					"kvist/offline: weights of %s head %d token %d: %v, want finite and at least 0: %w",
+					l.name,
+					h,
+					t,
+					v,
+					quant.ErrRange,
+				)
 			}
 		}
 		all[h] = w
@@ -210,8 +222,17 @@ func (c *compressor) prepareHeader() error {
 		for i, l := range c.in.layers {
 			withQ = withQ && l.hasQ
 			if l.k.DType() != h.KType || l.v.DType() != h.VType {
-				return fmt.Errorf("kvist/offline: %s: %s is stored as %s and %s, %s as %s and %s; one file keeps one type: %w",
-					src.Name(), l.name, l.k.DType(), l.v.DType(), c.in.layers[0].name, h.KType, h.VType, quant.ErrUnsupported)
+				return fmt.Errorf(
+					"kvist/offline: %s: %s is stored as %s and %s, %s as %s and %s; one file keeps one type: %w",
+					src.Name(),
+					l.name,
+					l.k.DType(),
+					l.v.DType(),
+					c.in.layers[0].name,
+					h.KType,
+					h.VType,
+					quant.ErrUnsupported,
+				)
 			}
 			for _, st := range c.stats[i] {
 				h.QueryEnergy = append(h.QueryEnergy, float32(st.queryEnergy))
@@ -235,7 +256,12 @@ func (c *compressor) prepareHeader() error {
 		if c.in.kv && !keptSide(t.Name) {
 			continue
 		}
-		a := &container.Aux{Name: t.Name, DType: t.DTypeName, Shape: slices.Clone(t.Shape), Data: make([]byte, t.Bytes)}
+		a := &container.Aux{
+			Name:  t.Name,
+			DType: t.DTypeName,
+			Shape: slices.Clone(t.Shape),
+			Data:  make([]byte, t.Bytes),
+		}
 		if err := src.ReadAt(t.Name, 0, a.Data); err != nil {
 			return err
 		}
@@ -274,13 +300,22 @@ func (c *compressor) fit(total int64) ([]int, float64, error) {
 		return nil, 0, err
 	}
 	if least > total {
-		return nil, 0, fmt.Errorf("kvist/offline: %d bytes for %s: the least possible with these codings is %d (%.3f bits/value): %w",
-			total, c.in.src.Name(), least, quant.BitsPerValue(least, c.in.values()), quant.ErrBudget)
+		return nil, 0, fmt.Errorf(
+			"kvist/offline: %d bytes for %s: the least possible with these codings is %d (%.3f bits/value): %w",
+			total,
+			c.in.src.Name(),
+			least,
+			quant.BitsPerValue(least, c.in.values()),
+			quant.ErrBudget,
+		)
 	}
 	var best []int
 	var bestBytes int64 = -1
 	low, high := plan.Least(c.items), total
-	budget := min(high, max(low, total-(least-low))) // the tables of the least plan as a first guess
+	budget := min(
+		high,
+		max(low, total-(least-low)),
+	) // the tables of the least plan as a first guess
 	for range 24 {
 		p, err := plan.Solve(c.items, budget)
 		if err != nil {
@@ -393,10 +428,16 @@ func (c *compressor) eachRecord(choice []int, f func(*container.Record) error) e
 				}
 				k, v := m.Pair(choice[i])
 				head := &rec.Heads[b.head]
-				at := slices.IndexFunc(head.Blocks, func(o container.Block) bool { return o.K == k && o.V == v })
+				at := slices.IndexFunc(
+					head.Blocks,
+					func(o container.Block) bool { return o.K == k && o.V == v },
+				)
 				if at < 0 {
 					at = len(head.Blocks)
-					head.Blocks = append(head.Blocks, container.Block{Level: quant.Full, K: k, V: v})
+					head.Blocks = append(
+						head.Blocks,
+						container.Block{Level: quant.Full, K: k, V: v},
+					)
 				}
 				head.Blocks[at].Tokens = append(head.Blocks[at].Tokens, b.tokens...)
 			}
@@ -460,7 +501,12 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice []int) (*Res
 	res.Bytes = out.Size()
 	s := res.Sections
 	if sum := s.Header + s.Payload + s.Tables + s.Side + s.Index; sum != res.Bytes {
-		return nil, fmt.Errorf("kvist/offline: wrote %d bytes where %d were planned: %w", res.Bytes, sum, quant.ErrCorrupt)
+		return nil, fmt.Errorf(
+			"kvist/offline: wrote %d bytes where %d were planned: %w",
+			res.Bytes,
+			sum,
+			quant.ErrCorrupt,
+		)
 	}
 	res.BitsPerValue = quant.BitsPerValue(res.Bytes, res.Values)
 	res.OriginalBytes = 2 * res.Values
@@ -485,8 +531,17 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 		if err != nil {
 			return err
 		}
-		jobs = append(jobs, backend.EncodeJob{Src: src, DType: t.DType(), Index: index, Rows: b.Rows(), Dim: t.Dim(),
-			Dst: backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}})
+		jobs = append(
+			jobs,
+			backend.EncodeJob{
+				Src:   src,
+				DType: t.DType(),
+				Index: index,
+				Rows:  b.Rows(),
+				Dim:   t.Dim(),
+				Dst:   backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed},
+			},
+		)
 		into = append(into, data)
 		return nil
 	}
@@ -519,7 +574,14 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 		}
 	}
 	if err := c.be.Encode(ctx, jobs); err != nil {
-		return fmt.Errorf("kvist/offline: encode %s segment %d (tokens %d to %d): %w", l.name, rec.Segment, first, first+n, err)
+		return fmt.Errorf(
+			"kvist/offline: encode %s segment %d (tokens %d to %d): %w",
+			l.name,
+			rec.Segment,
+			first,
+			first+n,
+			err,
+		)
 	}
 	for i, j := range jobs {
 		if err := j.Dst.Data.Buf.Download(0, *into[i]); err != nil {

@@ -49,12 +49,18 @@ func newInput(src *capture.Source, segment int) (*input, error) {
 		}
 		seg := min(max(rowSegmentValues/most, 32), 32768)
 		for i, a := range acts {
-			in.layers = append(in.layers, layerInput{name: fmt.Sprintf("tensor %q", a.Name), index: i, number: i,
-				k: a.Tensor, heads: 1, tokens: a.Rows, segment: seg})
+			in.layers = append(
+				in.layers,
+				layerInput{name: fmt.Sprintf("tensor %q", a.Name), index: i, number: i,
+					k: a.Tensor, heads: 1, tokens: a.Rows, segment: seg},
+			)
 		}
 		if len(acts) == 0 {
-			return nil, fmt.Errorf("kvist/offline: %s holds no tensor of rows (F16, BF16 or F32 with two or more dims): %w",
-				src.Name(), quant.ErrUnsupported)
+			return nil, fmt.Errorf(
+				"kvist/offline: %s holds no tensor of rows (F16, BF16 or F32 with two or more dims): %w",
+				src.Name(),
+				quant.ErrUnsupported,
+			)
 		}
 		return in, nil
 	}

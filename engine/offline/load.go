@@ -21,7 +21,13 @@ func noiseOf(c quant.Coding, rowBias bool) float32 {
 }
 
 // loadRecord uploads the blocks of a record, per head. first is the position of the segment.
-func loadRecord(up *uploader, h *container.Header, rec *container.Record, number int, rowBias bool) ([][]backend.Block, error) {
+func loadRecord(
+	up *uploader,
+	h *container.Header,
+	rec *container.Record,
+	number int,
+	rowBias bool,
+) ([][]backend.Block, error) {
 	heads := make([][]backend.Block, len(rec.Heads))
 	base := int64(rec.Segment) * int64(h.SegmentTokens)
 	for hi := range rec.Heads {
@@ -37,9 +43,13 @@ func loadRecord(up *uploader, h *container.Header, rec *container.Record, number
 				}
 				return s
 			}
-			blk := backend.Block{Layer: int32(number), KVHead: int32(hi), Rows: int32(b.Rows()), Base: base,
-				K: backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
-				V: backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
+			blk := backend.Block{
+				Layer:  int32(number),
+				KVHead: int32(hi),
+				Rows:   int32(b.Rows()),
+				Base:   base,
+				K:      backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
+				V:      backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
 			}
 			blk.Noise = noiseOf(b.K, rowBias)
 			blk.Pos = put(shorts(rowTokens(b)))

@@ -146,13 +146,29 @@ const (
 // Errors: *container.CorruptError; quant.ErrShape where cmp is of another file; context errors.
 func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, error) {
 	h := r.Header()
-	b := &reporter{r: r, h: h, sections: map[string]int64{}, codings: map[ReportCoding]*ReportCoding{},
-		kinds: map[ReportKind]int{}}
-	b.rep = &Report{Kind: h.Kind.String(), Version: h.Version.String(), Model: h.Model, Config: h.Config,
-		Bytes: r.Size(), Tokens: h.Tokens, FirstPosition: h.First, SegmentTokens: h.SegmentTokens,
-		KVHeads: h.KVHeads(), Sinks: h.Sinks, Window: h.Window,
-		Layers: []ReportLayer{}, Codings: []ReportCoding{},
-		Map: ReportMap{Kinds: []ReportKind{}, Rows: []ReportMapRow{}}}
+	b := &reporter{
+		r:        r,
+		h:        h,
+		sections: map[string]int64{},
+		codings:  map[ReportCoding]*ReportCoding{},
+		kinds:    map[ReportKind]int{},
+	}
+	b.rep = &Report{
+		Kind:          h.Kind.String(),
+		Version:       h.Version.String(),
+		Model:         h.Model,
+		Config:        h.Config,
+		Bytes:         r.Size(),
+		Tokens:        h.Tokens,
+		FirstPosition: h.First,
+		SegmentTokens: h.SegmentTokens,
+		KVHeads:       h.KVHeads(),
+		Sinks:         h.Sinks,
+		Window:        h.Window,
+		Layers:        []ReportLayer{},
+		Codings:       []ReportCoding{},
+		Map:           ReportMap{Kinds: []ReportKind{}, Rows: []ReportMapRow{}},
+	}
 	if h.Kind == container.KindCache {
 		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim, h.Geometry.HeadDimV
 	} else if h.Stored() > 0 {
@@ -171,8 +187,12 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 		return b.rep, nil
 	}
 	if len(cmp.Layers) != h.Stored() {
-		return nil, fmt.Errorf("kvist/offline: report: comparison of %d layers, the file has %d: %w",
-			len(cmp.Layers), h.Stored(), quant.ErrShape)
+		return nil, fmt.Errorf(
+			"kvist/offline: report: comparison of %d layers, the file has %d: %w",
+			len(cmp.Layers),
+			h.Stored(),
+			quant.ErrShape,
+		)
 	}
 	b.rep.Errors = reportErrors(cmp, h.Kind == container.KindCache)
 	return b.rep, nil
@@ -252,8 +272,12 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 		}
 		at, ok := b.r.Find(i, s)
 		if !ok {
-			return fmt.Errorf("kvist/offline: record of layer index %d segment %d is not in the file: %w",
-				i, s, quant.ErrCorrupt)
+			return fmt.Errorf(
+				"kvist/offline: record of layer index %d segment %d is not in the file: %w",
+				i,
+				s,
+				quant.ErrCorrupt,
+			)
 		}
 		rec, err := b.r.ReadRecord(at)
 		if err != nil {
@@ -283,7 +307,12 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 }
 
 // head accounts for one head of a record and returns the bytes of its payloads, padded.
-func (b *reporter) head(rec *container.Record, hi, kDim, vDim int, line *mapLine, packed *[2]int64) (held int64) {
+func (b *reporter) head(
+	rec *container.Record,
+	hi, kDim, vDim int,
+	line *mapLine,
+	packed *[2]int64,
+) (held int64) {
 	n := b.h.SegmentLen(rec.Layer, rec.Segment)
 	first := int64(rec.Segment) * int64(b.h.SegmentTokens)
 	tokens := make([]mapToken, n)
@@ -400,7 +429,11 @@ type mapLine struct {
 }
 
 func newMapLine(columns int, hasV bool) *mapLine {
-	l := &mapLine{k: make([]float64, columns), n: make([]int64, columns), votes: make([]map[int]int64, columns)}
+	l := &mapLine{
+		k:     make([]float64, columns),
+		n:     make([]int64, columns),
+		votes: make([]map[int]int64, columns),
+	}
 	if hasV {
 		l.v = make([]float64, columns)
 	}
@@ -420,8 +453,13 @@ func (l *mapLine) add(column int64, t mapToken) {
 }
 
 func (l *mapLine) row(layer, head int) ReportMapRow {
-	r := ReportMapRow{Layer: layer, Head: head, Kind: make([]int, len(l.n)), KBits: make([]float32, len(l.n)),
-		VBits: make([]float32, len(l.v))}
+	r := ReportMapRow{
+		Layer: layer,
+		Head:  head,
+		Kind:  make([]int, len(l.n)),
+		KBits: make([]float32, len(l.n)),
+		VBits: make([]float32, len(l.v)),
+	}
 	for c, n := range l.n {
 		best := -1
 		for kind, votes := range l.votes[c] {
@@ -439,8 +477,12 @@ func (l *mapLine) row(layer, head int) ReportMapRow {
 }
 
 func reportErrors(c *Comparison, hasV bool) *ReportErrors {
-	e := &ReportErrors{KError: number(c.KError), FutureError: number(c.FutureError), SideTensors: c.SideTensors,
-		Layers: []ReportLayerError{}}
+	e := &ReportErrors{
+		KError:      number(c.KError),
+		FutureError: number(c.FutureError),
+		SideTensors: c.SideTensors,
+		Layers:      []ReportLayerError{},
+	}
 	if hasV {
 		e.VError = number(c.VError)
 	}

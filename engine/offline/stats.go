@@ -49,7 +49,11 @@ type headStats struct {
 func queryBudget(tokens int) int { return min(tokens, max(4, min(64, 1<<17/max(1, tokens)))) }
 
 // survey measures every planning block of a layer. weights is [heads][tokens], or nil.
-func (c *compressor) survey(ctx context.Context, l *layerInput, weights [][]float32) ([]cell, []headStats, error) {
+func (c *compressor) survey(
+	ctx context.Context,
+	l *layerInput,
+	weights [][]float32,
+) ([]cell, []headStats, error) {
 	stats := make([]headStats, l.heads)
 	var out float64
 	for h := range stats {
@@ -90,7 +94,12 @@ func (c *compressor) survey(ctx context.Context, l *layerInput, weights [][]floa
 }
 
 // surveySegment splits the tokens of a segment into planning blocks and prices them.
-func (c *compressor) surveySegment(l *layerInput, head, seg int, st headStats, w []float32) ([]cell, error) {
+func (c *compressor) surveySegment(
+	l *layerInput,
+	head, seg int,
+	st headStats,
+	w []float32,
+) ([]cell, error) {
 	first, n := l.span(seg)
 	kEnergy, badK, err := c.rowEnergies(l, l.k, head, first, n)
 	if err != nil {
@@ -169,7 +178,11 @@ func (c *compressor) surveySegment(l *layerInput, head, seg int, st headStats, w
 // attention get energy 1: all count the same, relative to their length.
 //
 // Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *compressor) rowEnergies(l *layerInput, t tensor, head, first, n int) ([]float64, []bool, error) {
+func (c *compressor) rowEnergies(
+	l *layerInput,
+	t tensor,
+	head, first, n int,
+) ([]float64, []bool, error) {
 	raw := make([]byte, n*t.RowBytes())
 	if err := c.in.src.ReadRows(t, head, first, n, raw); err != nil {
 		return nil, nil, err
@@ -182,8 +195,14 @@ func (c *compressor) rowEnergies(l *layerInput, t tensor, head, first, n int) ([
 	for r := range n {
 		if !finiteRow(t.DType(), raw[r*t.RowBytes():(r+1)*t.RowBytes()]) {
 			if !c.cfg.AllowNonfinite {
-				return nil, nil, fmt.Errorf("kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
-					c.in.src.Name(), t.Name(), head, first+r, quant.ErrRange)
+				return nil, nil, fmt.Errorf(
+					"kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
+					c.in.src.Name(),
+					t.Name(),
+					head,
+					first+r,
+					quant.ErrRange,
+				)
 			}
 			bad[r] = true
 			continue
@@ -221,7 +240,8 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int) (he
 	dim := float64(l.k.Dim())
 	st.kSensitivity *= st.queryEnergy / (dim * dim) / (n * n)
 	st.vSensitivity = 1 / (n * n)
-	if c3 := probeCoding(3); !l.hasQ || past <= sinks || c3.CheckDim(l.k.Dim()) != nil || c3.CheckDim(l.v.Dim()) != nil {
+	if c3 := probeCoding(3); !l.hasQ || past <= sinks || c3.CheckDim(l.k.Dim()) != nil ||
+		c3.CheckDim(l.v.Dim()) != nil {
 		return st, nil
 	}
 	q, err := c.lastQueries(l, head, past, len(blocks))
@@ -236,7 +256,9 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int) (he
 func (c *compressor) lastQueries(l *layerInput, head, past, nb int) (*backend.Queries, error) {
 	n, group, dim := queryBudget(l.tokens), c.in.geo.GQARatio(), l.k.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.v.Dim(),
-		Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
+		Scale: float32(
+			1 / math.Sqrt(float64(dim)),
+		), Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
 	for i := range n {
 		at := past + i*(l.tokens-past)/n
 		q.Pos = append(q.Pos, int64(at))
@@ -259,7 +281,11 @@ func (c *compressor) lastQueries(l *layerInput, head, past, nb int) (*backend.Qu
 
 // probeCoding is the coding a probe uses at a width.
 func probeCoding(bits int) quant.Coding {
-	return quant.Coding{Format: quant.LM1 + quant.Format(bits-1), Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
+	return quant.Coding{
+		Format: quant.LM1 + quant.Format(bits-1),
+		Rule:   quant.LengthKeeping,
+		Scale:  quant.ScaleLog8,
+	}
 }
 
 // probe plays the future: queries of the last quarter attend to the rows before it, coded at 1, 2
@@ -267,8 +293,15 @@ func probeCoding(bits int) quant.Coding {
 // errors in this head cost. It sees what no formula over attention probabilities does: how
 // errors of rows that are alike add up (equal tokens have equal V in the first layer, and equal
 // errors), and how the softmax bends large ones.
-func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Queries, blocks []backend.Block,
-	sinks, past int, rows rowStats, st *headStats) error {
+func (c *compressor) probe(
+	ctx context.Context,
+	l *layerInput,
+	q *backend.Queries,
+	blocks []backend.Block,
+	sinks, past int,
+	rows rowStats,
+	st *headStats,
+) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	if err := c.be.Attend(ctx, q, blocks, out, nil); err != nil {
@@ -296,7 +329,12 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Querie
 			curve[bits] = cost[bits] / cost[3]
 			// Fewer bits never cost less, whatever the sample says.
 			if bits < 3 {
-				fewer, more := probeCoding(bits).RelativeError(), probeCoding(bits+1).RelativeError()
+				fewer, more := probeCoding(
+					bits,
+				).RelativeError(),
+					probeCoding(
+						bits+1,
+					).RelativeError()
 				curve[bits] = max(curve[bits], curve[bits+1]*more/fewer)
 			}
 		}
@@ -310,8 +348,15 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Querie
 }
 
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
-func (c *compressor) probeAt(ctx context.Context, l *layerInput, q *backend.Queries, blocks []backend.Block,
-	sinks, past, side int, coding quant.Coding, want []float32) (float64, error) {
+func (c *compressor) probeAt(
+	ctx context.Context,
+	l *layerInput,
+	q *backend.Queries,
+	blocks []backend.Block,
+	sinks, past, side int,
+	coding quant.Coding,
+	want []float32,
+) (float64, error) {
 	up := &uploader{be: c.be}
 	defer up.free()
 	coded := slices.Clone(blocks)
@@ -332,7 +377,16 @@ func (c *compressor) probeAt(ctx context.Context, l *layerInput, q *backend.Quer
 			return 0, err
 		}
 		to := backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}
-		jobs = append(jobs, backend.EncodeJob{Src: from.Data, DType: t.DType(), Rows: int(b.Rows), Dim: t.Dim(), Dst: to})
+		jobs = append(
+			jobs,
+			backend.EncodeJob{
+				Src:   from.Data,
+				DType: t.DType(),
+				Rows:  int(b.Rows),
+				Dim:   t.Dim(),
+				Dst:   to,
+			},
+		)
 		*from = to
 	}
 	if err := c.be.Encode(ctx, jobs); err != nil {
@@ -365,8 +419,17 @@ const exactChunk = 4096
 
 // exactHead uploads K and V of a head as exact blocks that start anew at each of the cuts, the
 // first of which is 0 and the last the number of tokens. Rows that are not finite become zeros.
-func (c *compressor) exactHead(up *uploader, l *layerInput, head int, cuts []int) (blocks []backend.Block, st rowStats, err error) {
-	st = rowStats{k: make([]float64, l.tokens), v: make([]float64, l.tokens), vDev: make([]float64, l.tokens)}
+func (c *compressor) exactHead(
+	up *uploader,
+	l *layerInput,
+	head int,
+	cuts []int,
+) (blocks []backend.Block, st rowStats, err error) {
+	st = rowStats{
+		k:    make([]float64, l.tokens),
+		v:    make([]float64, l.tokens),
+		vDev: make([]float64, l.tokens),
+	}
 	mean, dot := make([]float64, l.v.Dim()), make([]float64, 0, l.tokens)
 	var values []quant.Rows
 	for first, cut := 0, 1; first < l.tokens; {
@@ -374,7 +437,12 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int, cuts []int
 			cut++
 		}
 		n := min(exactChunk, cuts[cut]-first)
-		b := backend.Block{Layer: int32(l.number), KVHead: int32(head), Rows: int32(n), Base: int64(first)}
+		b := backend.Block{
+			Layer:  int32(l.number),
+			KVHead: int32(head),
+			Rows:   int32(n),
+			Base:   int64(first),
+		}
 		k, err := c.exactSide(up, l.k, head, first, n, &b.K)
 		if err != nil {
 			return nil, st, err
@@ -413,7 +481,12 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int, cuts []int
 }
 
 // exactSide uploads rows of one head as they are, and returns them as float32.
-func (c *compressor) exactSide(up *uploader, t tensor, head, first, n int, side *backend.Side) (quant.Rows, error) {
+func (c *compressor) exactSide(
+	up *uploader,
+	t tensor,
+	head, first, n int,
+	side *backend.Side,
+) (quant.Rows, error) {
 	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, n*t.Dim())}
 	raw := make([]byte, n*t.RowBytes())
 	if err := c.in.src.ReadRows(t, head, first, n, raw); err != nil {

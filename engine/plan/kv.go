@@ -52,8 +52,13 @@ func (m Menu) Len() int { return len(m.K) * max(1, len(m.V)) }
 // Errors: quant.ErrUnsupported for a coding that cannot store the dim.
 func (m Menu) Item(b Block, dimK, dimV int) (Item, error) {
 	if len(m.K) == 0 || (dimV > 0) != (len(m.V) > 0) {
-		return Item{}, fmt.Errorf("kvist/plan: menu of %d codings for K, %d for V, head_dim_v %d: %w",
-			len(m.K), len(m.V), dimV, quant.ErrShape)
+		return Item{}, fmt.Errorf(
+			"kvist/plan: menu of %d codings for K, %d for V, head_dim_v %d: %w",
+			len(m.K),
+			len(m.V),
+			dimV,
+			quant.ErrShape,
+		)
 	}
 	it := Item{Options: make([]Option, 0, m.Len())}
 	for i := range m.Len() {

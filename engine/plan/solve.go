@@ -104,7 +104,12 @@ func newWalk(items []Item) (*walk, error) {
 	var hull []int16
 	for i, it := range items {
 		if len(it.Options) == 0 || len(it.Options) > math.MaxInt16 {
-			return nil, fmt.Errorf("kvist/plan: item %d has %d options: %w", i, len(it.Options), quant.ErrShape)
+			return nil, fmt.Errorf(
+				"kvist/plan: item %d has %d options: %w",
+				i,
+				len(it.Options),
+				quant.ErrShape,
+			)
 		}
 		for j, o := range it.Options {
 			if o.Bytes < 0 || !(o.Damage >= 0) || math.IsInf(o.Damage, 0) {
@@ -148,7 +153,11 @@ func lowerHull(hull []int16, options []Option) []int16 {
 		for len(hull) >= 2 {
 			a, b := options[hull[len(hull)-2]], options[hull[len(hull)-1]]
 			// b stays only if the slope a->b is steeper than b->p.
-			if (a.Damage-b.Damage)*float64(p.Bytes-b.Bytes) > (b.Damage-p.Damage)*float64(b.Bytes-a.Bytes) {
+			if (a.Damage-b.Damage)*float64(
+				p.Bytes-b.Bytes,
+			) > (b.Damage-p.Damage)*float64(
+				b.Bytes-a.Bytes,
+			) {
 				break
 			}
 			hull = hull[:len(hull)-1]
