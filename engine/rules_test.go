@@ -82,12 +82,8 @@ func packages(t *testing.T) []goPackage {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("no go command to list packages with")
 	}
-	cmd := exec.Command(
-		"go",
-		"list",
-		"-json=ImportPath,Dir,GoFiles,Imports,Standard",
-		module+"/...",
-	)
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,GoFiles,Imports,Standard",
+		module+"/...")
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
@@ -184,10 +180,8 @@ func TestHouseRules(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		if !bytes.Contains(
-			src[:min(len(src), 200)],
-			[]byte("SPDX-License-Identifier: Apache-2.0"),
-		) {
+		if !bytes.Contains(src[:min(len(src), 200)],
+			[]byte("SPDX-License-Identifier: Apache-2.0")) {
 			t.Errorf("%s: no SPDX line on top", rel)
 		}
 		if strings.HasSuffix(rel, "_test.go") {

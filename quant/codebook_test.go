@@ -73,16 +73,10 @@ func TestNestedCodebook_Derivation(t *testing.T) {
 	}
 	for f := LM1; f <= LM4; f++ {
 		ts := NestedThresholds(f)
-		cut, ints, means := make(
+		cut, ints, means := make([]float64, len(ts)), make(
 			[]float64,
 			len(ts),
-		), make(
-			[]float64,
-			len(ts),
-		), make(
-			[]float64,
-			len(ts),
-		)
+		), make([]float64, len(ts))
 		for i := range ts {
 			cut[i], ints[i] = float64(ts[i]), float64(nestedCentroids[f.Bits()][i])
 			end := 40.0
@@ -168,12 +162,8 @@ func TestHalf_EveryBinary16(t *testing.T) {
 	}
 	require.Equal(t, uint16(0x7bff), F32ToF16(65519.996))
 	require.Equal(t, uint16(0x7c00), F32ToF16(65520))
-	require.Equal(
-		t,
-		uint16(0x7e00),
-		F32ToF16(math.Float32frombits(0x7f800001))|0x200,
-		"a NaN stays a NaN",
-	)
+	require.Equal(t, uint16(0x7e00), F32ToF16(math.Float32frombits(0x7f800001))|0x200,
+		"a NaN stays a NaN")
 }
 
 func TestTreeSum_Order(t *testing.T) {

@@ -161,17 +161,10 @@ func ParseCoding(s string) (Coding, error) {
 		if plannedFormats[parts[0]] {
 			return Coding{}, fmt.Errorf(
 				"kvist/quant: coding %q: format %s is planned, this version cannot store it: %w",
-				s,
-				parts[0],
-				ErrUnsupported,
-			)
+				s, parts[0], ErrUnsupported)
 		}
-		return Coding{}, fmt.Errorf(
-			"kvist/quant: coding %q: unknown format %q: %w",
-			s,
-			parts[0],
-			ErrUnsupported,
-		)
+		return Coding{}, fmt.Errorf("kvist/quant: coding %q: unknown format %q: %w", s,
+			parts[0], ErrUnsupported)
 	}
 	for _, o := range parts[1:] {
 		switch {
@@ -184,17 +177,11 @@ func ParseCoding(s string) (Coding, error) {
 		case isExtra(o):
 			return Coding{}, fmt.Errorf(
 				"kvist/quant: coding %q: extra %q is planned, this version cannot store it: %w",
-				s,
-				o,
-				ErrUnsupported,
-			)
+				s, o, ErrUnsupported)
 		default:
 			return Coding{}, fmt.Errorf(
-				"kvist/quant: coding %q: unknown or repeated option %q: %w",
-				s,
-				o,
-				ErrUnsupported,
-			)
+				"kvist/quant: coding %q: unknown or repeated option %q: %w", s, o,
+				ErrUnsupported)
 		}
 	}
 	if err := c.Validate(); err != nil {
@@ -219,27 +206,16 @@ func isExtra(o string) bool {
 // Errors: ErrUnsupported.
 func (c Coding) Validate() error {
 	if !c.Format.Valid() {
-		return fmt.Errorf(
-			"kvist/quant: %s is not a format of this version: %w",
-			c.Format,
-			ErrUnsupported,
-		)
+		return fmt.Errorf("kvist/quant: %s is not a format of this version: %w", c.Format,
+			ErrUnsupported)
 	}
 	if c.Rule > InnerProduct || (c.Rule != LeastSquares && !c.Format.Nested()) {
-		return fmt.Errorf(
-			"kvist/quant: format %s has no scale rule %d: %w",
-			c.Format,
-			c.Rule,
-			ErrUnsupported,
-		)
+		return fmt.Errorf("kvist/quant: format %s has no scale rule %d: %w", c.Format, c.Rule,
+			ErrUnsupported)
 	}
 	if c.Scale > ScaleLog8 || (c.Scale != ScaleF16 && !c.Format.Nested() && c.Format != U8) {
-		return fmt.Errorf(
-			"kvist/quant: format %s has no scale form %d: %w",
-			c.Format,
-			c.Scale,
-			ErrUnsupported,
-		)
+		return fmt.Errorf("kvist/quant: format %s has no scale form %d: %w", c.Format, c.Scale,
+			ErrUnsupported)
 	}
 	return nil
 }

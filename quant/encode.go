@@ -156,14 +156,8 @@ func normalise(y, x []float32) (int, error) {
 // quantizeCells writes the codes of a rotated row: the sign bit on top, then the number of
 // thresholds (in units of sigma) that the magnitude reaches. A row of zeros takes the smallest
 // positive code throughout.
-func quantizeCells(
-	codes []byte,
-	thresholds []float32,
-	bits, rows, r int,
-	y []float32,
-	sigma float32,
-	each func(i int, code uint8),
-) {
+func quantizeCells(codes []byte, thresholds []float32, bits, rows, r int, y []float32,
+	sigma float32, each func(i int, code uint8)) {
 	half := uint8(1) << (bits - 1)
 	plane := PlaneBytes(rows, len(y))
 	var t [8]float32

@@ -40,10 +40,8 @@ func decode(t testing.TB, c quant.Coding, b []byte, n, dim int) quant.Rows {
 
 // The suite holds the oracle to its own promises on guards, determinism and demotion in place.
 func TestRunFormat_Oracle(t *testing.T) {
-	quanttest.RunFormat(
-		t,
-		quanttest.Codec{Encode: quant.Encode, Decode: quant.Decode, Demote: quant.Demote},
-	)
+	quanttest.RunFormat(t,
+		quanttest.Codec{Encode: quant.Encode, Decode: quant.Decode, Demote: quant.Demote})
 }
 
 func TestCoding_StringParse(t *testing.T) {
@@ -84,16 +82,8 @@ func TestEncode_GaussianTheory(t *testing.T) {
 			y := decode(t, c, encode(t, c, x), n, dim)
 			low, high := quanttest.Tolerance(c, dim)
 			e := quanttest.NMSE(x.Data, y.Data)
-			require.True(
-				t,
-				e >= low && e <= high,
-				"%s head_dim=%d: NMSE %g outside [%g, %g]",
-				c,
-				dim,
-				e,
-				low,
-				high,
-			)
+			require.True(t, e >= low && e <= high, "%s head_dim=%d: NMSE %g outside [%g, %g]",
+				c, dim, e, low, high)
 			var xy, xx float64
 			var length float64
 			for r := range n {
@@ -168,12 +158,8 @@ func TestDemote_Steps(t *testing.T) {
 	require.NoError(t, quant.Demote(b, two, packed, four, 33, 64))
 	planes := len(a) - two.ScaleBytes(33)
 	require.Equal(t, b[:planes], a[:planes])
-	require.Equal(
-		t,
-		encode(t, two, x)[:planes],
-		a[:planes],
-		"the codes are those of direct encoding",
-	)
+	require.Equal(t, encode(t, two, x)[:planes], a[:planes],
+		"the codes are those of direct encoding")
 	err := quant.Demote(packed, four, step, three, 33, 64)
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 	require.ErrorIs(t, quant.Demote(a, parse(t, "lm2"), packed, four, 33, 64), quant.ErrUnsupported)
@@ -192,14 +178,8 @@ func TestRotation_Orthogonal(t *testing.T) {
 			dot += float64(x.Row(0)[i]) * float64(x.Row(1)[i])
 			dotRot += float64(a[i]) * float64(b[i])
 		}
-		require.InDelta(
-			t,
-			dot,
-			dotRot,
-			1e-4*math.Sqrt(float64(dim)),
-			"inner products are kept, dim %d",
-			dim,
-		)
+		require.InDelta(t, dot, dotRot, 1e-4*math.Sqrt(float64(dim)),
+			"inner products are kept, dim %d", dim)
 		rot.Inverse(a)
 		for i := range a {
 			require.InDelta(t, x.Row(0)[i], a[i], 3e-6)
@@ -310,11 +290,8 @@ func TestArguments(t *testing.T) {
 	b := make([]byte, c.PackedBytes(4, 64))
 	require.ErrorIs(t, quant.Encode(b[:10], c, x, 0), quant.ErrShape)
 	require.ErrorIs(t, quant.Encode(b, c, quant.Rows{Dim: 63, Data: x.Data}, 0), quant.ErrShape)
-	require.ErrorIs(
-		t,
-		quant.Encode(b, c, quant.Rows{Dim: 4, Data: x.Data}, 0),
-		quant.ErrUnsupported,
-	)
+	require.ErrorIs(t, quant.Encode(b, c, quant.Rows{Dim: 4, Data: x.Data}, 0),
+		quant.ErrUnsupported)
 	require.ErrorIs(t, quant.Encode(b, c, quant.Rows{}, 0), quant.ErrShape)
 	require.ErrorIs(t, quant.Decode(x, c, b[1:], 0), quant.ErrShape)
 	require.ErrorIs(t, quant.RowScales(make([]float32, 3), c, b, 4, 64), quant.ErrShape)
@@ -351,23 +328,16 @@ func TestGGML_FixedVectors(t *testing.T) {
 
 	zero := quant.Rows{Dim: 32, Data: make([]float32, 32)}
 	// d = 0/-8 is minus zero, in ggml as here.
-	require.Equal(
-		t,
-		"0080"+"88888888888888888888888888888888",
-		hex.EncodeToString(encode(t, parse(t, "ggml-q4_0"), zero)),
-	)
+	require.Equal(t, "0080"+"88888888888888888888888888888888",
+		hex.EncodeToString(encode(t, parse(t, "ggml-q4_0"), zero)))
 	require.Equal(t, make([]byte, 34), encode(t, parse(t, "ggml-q8_0"), zero))
 	// The sign of the scale follows the value of largest magnitude: +4 at the end gives d = -0.5.
 	pos := quant.Rows{Dim: 32, Data: make([]float32, 32)}
 	pos.Data[31] = 4
 	got := encode(t, parse(t, "ggml-q4_0"), pos)
 	require.Equal(t, "00b8", hex.EncodeToString(got[:2]))
-	require.Equal(
-		t,
-		byte(0x08),
-		got[17]&0xff,
-		"x/d = -8 gives code 0 in the high nibble, 0 gives 8",
-	)
+	require.Equal(t, byte(0x08), got[17]&0xff,
+		"x/d = -8 gives code 0 in the high nibble, 0 gives 8")
 }
 
 // A hand-derived lm block: one row of 8, drawn so that every step can be followed.

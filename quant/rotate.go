@@ -37,10 +37,7 @@ func NewRotation(dim int, seed uint64) (*Rotation, error) {
 	if dim <= 0 || dim%8 != 0 || dim > MaxDim {
 		return nil, fmt.Errorf(
 			"kvist/quant: rotation of rows of %d values (wants a multiple of 8 up to %d): %w",
-			dim,
-			MaxDim,
-			ErrUnsupported,
-		)
+			dim, MaxDim, ErrUnsupported)
 	}
 	r := &Rotation{dim: dim}
 	word := uint64(0)

@@ -129,12 +129,8 @@ func RowScales(dst []float32, c Coding, src []byte, rows, dim int) error {
 		return err
 	}
 	if len(dst) != rows {
-		return fmt.Errorf(
-			"kvist/quant: row scales: room for %d, want %d: %w",
-			len(dst),
-			rows,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: row scales: room for %d, want %d: %w", len(dst), rows,
+			ErrShape)
 	}
 	tail := src[len(src)-c.ScaleBytes(rows):]
 	switch {

@@ -116,25 +116,14 @@ func (r Rope) Validate(headDim int) error {
 	case r.Layout == RopeNone:
 		return nil
 	case r.RotaryDim <= 0 || r.RotaryDim%2 != 0 || r.RotaryDim > headDim:
-		return fmt.Errorf(
-			"kvist/quant: rotary_dim %d, want even, in [2, head_dim %d]: %w",
-			r.RotaryDim,
-			headDim,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: rotary_dim %d, want even, in [2, head_dim %d]: %w",
+			r.RotaryDim, headDim, ErrShape)
 	case r.InvFreq != nil && len(r.InvFreq) != r.RotaryDim/2:
-		return fmt.Errorf(
-			"kvist/quant: inv_freq has %d values, want rotary_dim/2 = %d: %w",
-			len(r.InvFreq),
-			r.RotaryDim/2,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: inv_freq has %d values, want rotary_dim/2 = %d: %w",
+			len(r.InvFreq), r.RotaryDim/2, ErrShape)
 	case r.InvFreq == nil && !(r.Theta > 0 && !math.IsInf(r.Theta, 0)):
-		return fmt.Errorf(
-			"kvist/quant: rope theta %v, want a positive number: %w",
-			r.Theta,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: rope theta %v, want a positive number: %w", r.Theta,
+			ErrShape)
 	}
 	return nil
 }
@@ -167,28 +156,14 @@ func (g Geometry) Validate() error {
 	case g.Layers < 1 || g.Layers > MaxLayers:
 		return fmt.Errorf("kvist/quant: %d layers, want 1 to %d: %w", g.Layers, MaxLayers, ErrShape)
 	case g.KVHeads < 1 || g.KVHeads > MaxHeads:
-		return fmt.Errorf(
-			"kvist/quant: %d kv_heads, want 1 to %d: %w",
-			g.KVHeads,
-			MaxHeads,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: %d kv_heads, want 1 to %d: %w", g.KVHeads, MaxHeads,
+			ErrShape)
 	case g.Heads < g.KVHeads || g.Heads > MaxHeads || g.Heads%g.KVHeads != 0:
-		return fmt.Errorf(
-			"kvist/quant: %d heads, want a multiple of %d kv_heads up to %d: %w",
-			g.Heads,
-			g.KVHeads,
-			MaxHeads,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: %d heads, want a multiple of %d kv_heads up to %d: %w",
+			g.Heads, g.KVHeads, MaxHeads, ErrShape)
 	case g.HeadDim < 1 || g.HeadDim > MaxDim || g.HeadDimV < 1 || g.HeadDimV > MaxDim:
-		return fmt.Errorf(
-			"kvist/quant: head_dim %d, head_dim_v %d, want 1 to %d: %w",
-			g.HeadDim,
-			g.HeadDimV,
-			MaxDim,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: head_dim %d, head_dim_v %d, want 1 to %d: %w",
+			g.HeadDim, g.HeadDimV, MaxDim, ErrShape)
 	}
 	return g.Rope.Validate(g.HeadDim)
 }
@@ -215,12 +190,8 @@ func (r Rows) Row(i int) []float32 { return r.Data[i*r.Dim : (i+1)*r.Dim : (i+1)
 // Errors: ErrShape.
 func (r Rows) Validate() error {
 	if r.Dim <= 0 || r.Dim > MaxDim || len(r.Data)%r.Dim != 0 {
-		return fmt.Errorf(
-			"kvist/quant: %d values are not rows of %d: %w",
-			len(r.Data),
-			r.Dim,
-			ErrShape,
-		)
+		return fmt.Errorf("kvist/quant: %d values are not rows of %d: %w", len(r.Data), r.Dim,
+			ErrShape)
 	}
 	return nil
 }

@@ -32,20 +32,23 @@ const (
 )
 
 // configs are the rows of the table. Single codings keep no sinks apart, as the systems they
-// stand for do not; the planner's rows keep 4.
+// stand for do not, but where the name says so; the planner's rows keep 4.
 var configs = []struct{ name, config string }{
 	{"f16", "k=f16 v=f16 sinks=0"},
 	{"ggml-q8_0", "k=ggml-q8_0 v=ggml-q8_0 sinks=0"},
 	{"u8+s8", "k=u8+s8 v=u8+s8 sinks=0"},
 	{"ggml-q4_0", "k=ggml-q4_0 v=ggml-q4_0 sinks=0"},
 	{"TurboQuant-mse 4", "k=tqmse4 v=tqmse4 sinks=0"},
+	{"TurboQuant-mse 4, 4 sinks f16", "k=tqmse4 v=tqmse4"},
 	{"lm4+len+s8", "k=lm4+len+s8 v=lm4+len+s8 sinks=0"},
 	{"**planned, 4.3 bits**", "bits=4.3"},
 	{"TurboQuant-mse 3", "k=tqmse3 v=tqmse3 sinks=0"},
+	{"TurboQuant-mse 3, 4 sinks f16", "k=tqmse3 v=tqmse3"},
 	{"lm3+len+s8", "k=lm3+len+s8 v=lm3+len+s8 sinks=0"},
 	{"**planned, 3.25 bits**", "bits=3.25"},
 	{"**planned, 2.75 bits**", "bits=2.75"},
 	{"TurboQuant-mse 2", "k=tqmse2 v=tqmse2 sinks=0"},
+	{"TurboQuant-mse 2, 4 sinks f16", "k=tqmse2 v=tqmse2"},
 	{"lm2+len+s8", "k=lm2+len+s8 v=lm2+len+s8 sinks=0"},
 	{"**planned, 2.25 bits**", "bits=2.25"},
 	{"lm1+len+s8", "k=lm1+len+s8 v=lm1+len+s8 sinks=0"},

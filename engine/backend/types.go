@@ -66,7 +66,7 @@ type Block struct {
 	K, V          Side
 	Base          int64 // position of the block's segment; positions mask, they do not rotate
 	Pos           Span  // [rows] uint16, or not given
-	Count         Span  // [rows] uint16 tokens merged into the row (>= 1; + log(count) on its score), or not given: all 1
+	Count         Span  // [rows] uint16 tokens merged into the row, at least 1, or not given: all 1
 	Bias          Span  // [rows] float32 added to the row's score, or not given: 0
 	// Noise switches the row bias on: with e the coding error of a row of K and s its row
 	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).

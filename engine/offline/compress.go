@@ -128,6 +128,7 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		if err != nil {
 			return fmt.Errorf("kvist/offline: %s: %w", l.name, err)
 		}
+		it.Options = plan.Prune(it.Options)
 		c.items = append(c.items, it)
 	}
 	return c.prepareHeader()
@@ -146,23 +147,13 @@ func layerWeights(weights Weights, l *layerInput) ([][]float32, error) {
 		if w != nil && len(w) != l.tokens {
 			return nil, fmt.Errorf(
 				"kvist/offline: weights of %s head %d: %d values, want one of %d tokens: %w",
-				l.name,
-				h,
-				len(w),
-				l.tokens,
-				quant.ErrShape,
-			)
+				l.name, h, len(w), l.tokens, quant.ErrShape)
 		}
 		for t, v := range w {
 			if !(v >= 0) || math.IsInf(float64(v), 0) {
 				return nil, fmt.Errorf(
 					"kvist/offline: weights of %s head %d token %d: %v, want finite and at least 0: %w",
-					l.name,
-					h,
-					t,
-					v,
-					quant.ErrRange,
-				)
+					l.name, h, t, v, quant.ErrRange)
 			}
 		}
 		all[h] = w
@@ -312,10 +303,8 @@ func (c *compressor) fit(total int64) ([]int, float64, error) {
 	var best []int
 	var bestBytes int64 = -1
 	low, high := plan.Least(c.items), total
-	budget := min(
-		high,
-		max(low, total-(least-low)),
-	) // the tables of the least plan as a first guess
+	// The tables of the least plan are the first guess at those of the plan to be.
+	budget := min(high, max(low, total-(least-low)))
 	for range 24 {
 		p, err := plan.Solve(c.items, budget)
 		if err != nil {
@@ -426,7 +415,7 @@ func (c *compressor) eachRecord(choice []int, f func(*container.Record) error) e
 				if err != nil {
 					return err
 				}
-				k, v := m.Pair(choice[i])
+				k, v := m.Pair(c.items[i].Options[choice[i]].ID)
 				head := &rec.Heads[b.head]
 				at := slices.IndexFunc(
 					head.Blocks,
@@ -434,10 +423,8 @@ func (c *compressor) eachRecord(choice []int, f func(*container.Record) error) e
 				)
 				if at < 0 {
 					at = len(head.Blocks)
-					head.Blocks = append(
-						head.Blocks,
-						container.Block{Level: quant.Full, K: k, V: v},
-					)
+					head.Blocks = append(head.Blocks,
+						container.Block{Level: quant.Full, K: k, V: v})
 				}
 				head.Blocks[at].Tokens = append(head.Blocks[at].Tokens, b.tokens...)
 			}
@@ -501,12 +488,8 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice []int) (*Res
 	res.Bytes = out.Size()
 	s := res.Sections
 	if sum := s.Header + s.Payload + s.Tables + s.Side + s.Index; sum != res.Bytes {
-		return nil, fmt.Errorf(
-			"kvist/offline: wrote %d bytes where %d were planned: %w",
-			res.Bytes,
-			sum,
-			quant.ErrCorrupt,
-		)
+		return nil, fmt.Errorf("kvist/offline: wrote %d bytes where %d were planned: %w",
+			res.Bytes, sum, quant.ErrCorrupt)
 	}
 	res.BitsPerValue = quant.BitsPerValue(res.Bytes, res.Values)
 	res.OriginalBytes = 2 * res.Values
@@ -574,14 +557,8 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 		}
 	}
 	if err := c.be.Encode(ctx, jobs); err != nil {
-		return fmt.Errorf(
-			"kvist/offline: encode %s segment %d (tokens %d to %d): %w",
-			l.name,
-			rec.Segment,
-			first,
-			first+n,
-			err,
-		)
+		return fmt.Errorf("kvist/offline: encode %s segment %d (tokens %d to %d): %w", l.name,
+			rec.Segment, first, first+n, err)
 	}
 	for i, j := range jobs {
 		if err := j.Dst.Data.Buf.Download(0, *into[i]); err != nil {

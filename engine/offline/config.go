@@ -76,10 +76,8 @@ func (c *Config) fixed() bool { return len(c.K) == 1 && len(c.V) == 1 }
 func (c *Config) Validate() error {
 	var errs []error
 	bad := func(format string, args ...any) {
-		errs = append(
-			errs,
-			fmt.Errorf("kvist/offline: config: "+format+": %w", append(args, quant.ErrShape)...),
-		)
+		errs = append(errs,
+			fmt.Errorf("kvist/offline: config: "+format+": %w", append(args, quant.ErrShape)...))
 	}
 	targets := 0
 	for _, v := range []float64{c.Bits, float64(c.Bytes), c.Share, c.MaxError} {

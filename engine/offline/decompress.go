@@ -32,13 +32,8 @@ type Restored struct {
 // are written at each of their positions. salvage accepts records that are missing or damaged.
 //
 // Errors: *container.CorruptError for a damaged record unless salvage; those of w.
-func Decompress(
-	ctx context.Context,
-	r *container.Reader,
-	w io.WriterAt,
-	salvage bool,
-	progress Progress,
-) (*Restored, error) {
+func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
+	progress Progress) (*Restored, error) {
 	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
 	cfg, err := ParseConfig(d.h.Config)
 	if err != nil {
@@ -175,11 +170,8 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 			return nil, nil
 		}
 		return nil, fmt.Errorf(
-			"kvist/offline: record of layer index %d segment %d is not in the file: %w",
-			layer,
-			segment,
-			quant.ErrCorrupt,
-		)
+			"kvist/offline: record of layer index %d segment %d is not in the file: %w", layer,
+			segment, quant.ErrCorrupt)
 	}
 	rec, err := d.r.ReadRecord(at)
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
@@ -198,13 +190,8 @@ func (d *decompressor) segment(layer, seg int) error {
 	if rec == nil {
 		d.res.Lost = append(
 			d.res.Lost,
-			fmt.Sprintf(
-				"%s segment %d (tokens %d to %d)",
-				d.name(layer),
-				seg,
-				first,
-				first+int64(n),
-			),
+			fmt.Sprintf("%s segment %d (tokens %d to %d)", d.name(layer), seg, first,
+				first+int64(n)),
 		)
 		rec = &container.Record{
 			Layer:   layer,
@@ -223,14 +210,8 @@ func (d *decompressor) segment(layer, seg int) error {
 			rows := make([]byte, n*dim*dt.Size())
 			for bi := range rec.Heads[hi].Blocks {
 				if err := d.block(&rec.Heads[hi].Blocks[bi], side, dim, dt, rows, kept); err != nil {
-					return fmt.Errorf(
-						"kvist/offline: %s segment %d head %d block %d: %w",
-						d.name(layer),
-						seg,
-						hi,
-						bi,
-						err,
-					)
+					return fmt.Errorf("kvist/offline: %s segment %d head %d block %d: %w",
+						d.name(layer), seg, hi, bi, err)
 				}
 			}
 			at := (int64(hi)*d.h.LayerTokens(layer) + first) * int64(dim*dt.Size())
@@ -293,12 +274,8 @@ func dtypeOf(name string) quant.DType {
 }
 
 // block writes the rows of one side of a block to their tokens' places.
-func (d *decompressor) block(
-	b *container.Block,
-	side, dim int,
-	dt quant.DType,
-	rows, kept []byte,
-) error {
+func (d *decompressor) block(b *container.Block, side, dim int, dt quant.DType,
+	rows, kept []byte) error {
 	if b.Level == quant.Dropped {
 		return nil
 	}
@@ -405,10 +382,7 @@ func Verify(ctx context.Context, r *container.Reader, progress Progress) error {
 			if _, ok := r.Find(i, s); !ok {
 				return fmt.Errorf(
 					"kvist/offline: record of layer index %d segment %d is not in the file: %w",
-					i,
-					s,
-					quant.ErrCorrupt,
-				)
+					i, s, quant.ErrCorrupt)
 			}
 		}
 		if err := ctx.Err(); err != nil {

@@ -7,8 +7,9 @@
 //
 // Compress runs in two passes over the capture, a segment at a time: the first measures what an
 // error in each block would cost, then the planner picks codings under the target, the second
-// encodes and writes. Memory does not grow with the capture, but for some forty bytes a block
-// of 32 tokens.
+// encodes and writes. Memory holds the rows of one head while it is calibrated, one segment while
+// it is encoded, and some 400 bytes of plan for every block of 32 tokens (2 to 5 % of the
+// capture's K and V).
 //
 // What a head's errors cost is calibrated on the capture's own last queries: how concentrated the
 // attention is, how long queries, keys, values and outputs are. Weights tell tokens apart; without

@@ -21,13 +21,8 @@ func noiseOf(c quant.Coding, rowBias bool) float32 {
 }
 
 // loadRecord uploads the blocks of a record, per head. first is the position of the segment.
-func loadRecord(
-	up *uploader,
-	h *container.Header,
-	rec *container.Record,
-	number int,
-	rowBias bool,
-) ([][]backend.Block, error) {
+func loadRecord(up *uploader, h *container.Header, rec *container.Record, number int,
+	rowBias bool) ([][]backend.Block, error) {
 	heads := make([][]backend.Block, len(rec.Heads))
 	base := int64(rec.Segment) * int64(h.SegmentTokens)
 	for hi := range rec.Heads {

@@ -39,13 +39,8 @@ type Comparison struct {
 //
 // Errors: quant.ErrShape where the two do not belong together, quant.ErrCorrupt for side tensors
 // that differ; *container.CorruptError, *capture.FormatError; those of the backend.
-func Compare(
-	ctx context.Context,
-	r *container.Reader,
-	src *capture.Source,
-	be backend.Backend,
-	progress Progress,
-) (*Comparison, error) {
+func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be backend.Backend,
+	progress Progress) (*Comparison, error) {
 	h := r.Header()
 	in, err := newInput(src, h.SegmentTokens)
 	if err != nil {
@@ -66,12 +61,8 @@ func Compare(
 		for s := range l.segments() {
 			at, ok := r.Find(i, s)
 			if !ok {
-				return nil, fmt.Errorf(
-					"kvist/offline: %s segment %d is not in the file: %w",
-					l.name,
-					s,
-					quant.ErrCorrupt,
-				)
+				return nil, fmt.Errorf("kvist/offline: %s segment %d is not in the file: %w",
+					l.name, s, quant.ErrCorrupt)
 			}
 			rec, err := r.ReadRecord(at)
 			if err != nil {
@@ -115,12 +106,7 @@ func belongs(h *container.Header, in *input) error {
 	mismatch := func(what string, got, want any) error {
 		return fmt.Errorf(
 			"kvist/offline: %s is not what the file was made from: %s %v, the file has %v: %w",
-			in.src.Name(),
-			what,
-			got,
-			want,
-			quant.ErrShape,
-		)
+			in.src.Name(), what, got, want, quant.ErrShape)
 	}
 	if (h.Kind == container.KindCache) != in.kv {
 		return mismatch("kind", in.src.Kind(), h.Kind)
@@ -146,15 +132,8 @@ func belongs(h *container.Header, in *input) error {
 }
 
 // compareLayer measures a layer from its records.
-func compareLayer(
-	ctx context.Context,
-	in *input,
-	l *layerInput,
-	h *container.Header,
-	recs []*container.Record,
-	be backend.Backend,
-	rowBias bool,
-) (LayerError, error) {
+func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.Header,
+	recs []*container.Record, be backend.Backend, rowBias bool) (LayerError, error) {
 	e := LayerError{Layer: l.number, Name: l.name, FutureError: math.NaN()}
 	var k, v rowSum
 	for _, rec := range recs {
@@ -194,15 +173,8 @@ func (s *rowSum) cosine() float64 { return s.cos / float64(max(1, s.rows)) }
 
 // add compares the tokens of one block with their rows. Rows that are not finite must be identical
 // and count nowhere else; tokens that were dropped count as zeros.
-func (s *rowSum) add(
-	in *input,
-	t tensor,
-	head, first int,
-	b *container.Block,
-	c quant.Coding,
-	data []byte,
-	seed uint64,
-) error {
+func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c quant.Coding,
+	data []byte, seed uint64) error {
 	var x quant.Rows
 	if b.Level != quant.Dropped {
 		var err error
@@ -235,11 +207,7 @@ func (s *rowSum) add(
 				if math.Float32bits(ref[i]) != math.Float32bits(got[i]) {
 					return fmt.Errorf(
 						"kvist/offline: %s head %d token %d is not finite and not kept exactly: %w",
-						t.Name(),
-						head,
-						first+int(tok),
-						quant.ErrCorrupt,
-					)
+						t.Name(), head, first+int(tok), quant.ErrCorrupt)
 				}
 			}
 			continue
@@ -278,15 +246,8 @@ func cosine(a, b []float32) float64 {
 }
 
 // futureError runs the later queries of a layer over its compressed and its exact context.
-func futureError(
-	ctx context.Context,
-	in *input,
-	l *layerInput,
-	h *container.Header,
-	recs []*container.Record,
-	be backend.Backend,
-	rowBias bool,
-) (quality.Sum, error) {
+func futureError(ctx context.Context, in *input, l *layerInput, h *container.Header,
+	recs []*container.Record, be backend.Backend, rowBias bool) (quality.Sum, error) {
 	up := &uploader{be: be}
 	defer up.free()
 	rope := in.geo.Rope
@@ -336,14 +297,8 @@ func futureError(
 }
 
 // exactBlock uploads all rows of one head as they are.
-func exactBlock(
-	up *uploader,
-	src *capture.Source,
-	k, v tensor,
-	head int,
-	base int64,
-	n int,
-) (backend.Block, error) {
+func exactBlock(up *uploader, src *capture.Source, k, v tensor, head int, base int64,
+	n int) (backend.Block, error) {
 	b := backend.Block{KVHead: int32(head), Rows: int32(n), Base: base}
 	for _, side := range []struct {
 		t  tensor
@@ -377,21 +332,15 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 		if !ok || t.Bytes != int64(len(a.Data)) {
 			return 0, fmt.Errorf(
 				"kvist/offline: side tensor %q of the file is not in %s at that size: %w",
-				info.Name,
-				src.Name(),
-				quant.ErrShape,
-			)
+				info.Name, src.Name(), quant.ErrShape)
 		}
 		want := make([]byte, t.Bytes)
 		if err := src.ReadAt(info.Name, 0, want); err != nil {
 			return 0, err
 		}
 		if string(want) != string(a.Data) {
-			return 0, fmt.Errorf(
-				"kvist/offline: side tensor %q differs from the original: %w",
-				info.Name,
-				quant.ErrCorrupt,
-			)
+			return 0, fmt.Errorf("kvist/offline: side tensor %q differs from the original: %w",
+				info.Name, quant.ErrCorrupt)
 		}
 	}
 	return len(infos), nil

@@ -46,12 +46,8 @@ func config(t testing.TB, target string) offline.Config {
 	return c
 }
 
-func compress(
-	t testing.TB,
-	src *capture.Source,
-	be backend.Backend,
-	cfg offline.Config,
-) ([]byte, *offline.Result) {
+func compress(t testing.TB, src *capture.Source, be backend.Backend,
+	cfg offline.Config) ([]byte, *offline.Result) {
 	t.Helper()
 	var buf bytes.Buffer
 	res, err := offline.Compress(context.Background(), src, &buf, be, cfg, nil, nil)
@@ -90,25 +86,14 @@ func TestCompress_Budgets(t *testing.T) {
 		require.LessOrEqual(t, res.Bytes, target, "bits %g", bits)
 		require.GreaterOrEqual(t, float64(res.Bytes), 0.99*float64(target), "bits %g", bits)
 		cmp := measure(t, src, be, b)
-		t.Logf(
-			"bits %.3f: K %.5f V %.5f future %.5f predicted %.5f",
-			res.BitsPerValue,
-			cmp.KError,
-			cmp.VError,
-			cmp.FutureError,
-			res.Predicted,
-		)
+		t.Logf("bits %.3f: K %.5f V %.5f future %.5f predicted %.5f", res.BitsPerValue,
+			cmp.KError, cmp.VError, cmp.FutureError, res.Predicted)
 		require.Less(t, cmp.FutureError, last, "more bits, more error")
 		last = cmp.FutureError
 		if bits >= 3 && bits < 5 {
 			// The prediction is made on the last quarter of the context, the measurement on what follows.
-			require.InEpsilon(
-				t,
-				cmp.FutureError,
-				res.Predicted,
-				1,
-				"prediction off by more than a factor 2",
-			)
+			require.InEpsilon(t, cmp.FutureError, res.Predicted, 1,
+				"prediction off by more than a factor 2")
 		}
 	}
 }
@@ -120,14 +105,8 @@ func TestCompress_Codings(t *testing.T) {
 	for _, kv := range []string{"ggml-q4_0", "tqmse4", "lm4", "lm4+len+s8", "tqmse3", "lm3+len+s8", "tqmse2", "lm2+len+s8"} {
 		b, res := compress(t, src, be, config(t, fmt.Sprintf("k=%s v=%s sinks=0", kv, kv)))
 		cmp := measure(t, src, be, b)
-		t.Logf(
-			"%-12s bits %.3f K %.5f V %.5f future %.5f",
-			kv,
-			res.BitsPerValue,
-			cmp.KError,
-			cmp.VError,
-			cmp.FutureError,
-		)
+		t.Logf("%-12s bits %.3f K %.5f V %.5f future %.5f", kv, res.BitsPerValue, cmp.KError,
+			cmp.VError, cmp.FutureError)
 		future[kv] = cmp.FutureError
 	}
 	// At the same or fewer bytes, sinks coded like all else.
@@ -147,13 +126,8 @@ func TestCompress_PlannerBeatsUniform(t *testing.T) {
 		b, planned := compress(t, src, be, config(t, fmt.Sprintf("bytes=%d", uniform.Bytes)))
 		require.LessOrEqual(t, planned.Bytes, uniform.Bytes)
 		cmp := measure(t, src, be, b)
-		t.Logf(
-			"%v %.3f bits: uniform %.5f planned %.5f",
-			kv,
-			uniform.BitsPerValue,
-			even.FutureError,
-			cmp.FutureError,
-		)
+		t.Logf("%v %.3f bits: uniform %.5f planned %.5f", kv, uniform.BitsPerValue,
+			even.FutureError, cmp.FutureError)
 		require.Less(t, cmp.FutureError, even.FutureError)
 	}
 }

@@ -189,10 +189,7 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 	if len(cmp.Layers) != h.Stored() {
 		return nil, fmt.Errorf(
 			"kvist/offline: report: comparison of %d layers, the file has %d: %w",
-			len(cmp.Layers),
-			h.Stored(),
-			quant.ErrShape,
-		)
+			len(cmp.Layers), h.Stored(), quant.ErrShape)
 	}
 	b.rep.Errors = reportErrors(cmp, h.Kind == container.KindCache)
 	return b.rep, nil
@@ -273,11 +270,8 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 		at, ok := b.r.Find(i, s)
 		if !ok {
 			return fmt.Errorf(
-				"kvist/offline: record of layer index %d segment %d is not in the file: %w",
-				i,
-				s,
-				quant.ErrCorrupt,
-			)
+				"kvist/offline: record of layer index %d segment %d is not in the file: %w", i,
+				s, quant.ErrCorrupt)
 		}
 		rec, err := b.r.ReadRecord(at)
 		if err != nil {
@@ -307,12 +301,8 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 }
 
 // head accounts for one head of a record and returns the bytes of its payloads, padded.
-func (b *reporter) head(
-	rec *container.Record,
-	hi, kDim, vDim int,
-	line *mapLine,
-	packed *[2]int64,
-) (held int64) {
+func (b *reporter) head(rec *container.Record, hi, kDim, vDim int, line *mapLine,
+	packed *[2]int64) (held int64) {
 	n := b.h.SegmentLen(rec.Layer, rec.Segment)
 	first := int64(rec.Segment) * int64(b.h.SegmentTokens)
 	tokens := make([]mapToken, n)

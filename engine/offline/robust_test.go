@@ -41,12 +41,8 @@ type shape struct {
 }
 
 // synthetic makes a capture whose rows of K come from a family.
-func synthetic(
-	t testing.TB,
-	s shape,
-	fam quanttest.Family,
-	edit func(k quant.Rows),
-) *capture.Source {
+func synthetic(t testing.TB, s shape, fam quanttest.Family,
+	edit func(k quant.Rows)) *capture.Source {
 	t.Helper()
 	g := quant.Geometry{
 		Layers:   4,
@@ -123,15 +119,8 @@ func TestCompress_Shapes(t *testing.T) {
 		{2, 1, 100, 20, 12, quant.Float16, true}, // exact codings only
 	} {
 		t.Run(
-			fmt.Sprintf(
-				"heads=%d/kv_heads=%d/tokens=%d/head_dim=%d/head_dim_v=%d/dtype=%s",
-				s.heads,
-				s.kvHeads,
-				s.tokens,
-				s.dim,
-				s.dimV,
-				s.dtype,
-			),
+			fmt.Sprintf("heads=%d/kv_heads=%d/tokens=%d/head_dim=%d/head_dim_v=%d/dtype=%s",
+				s.heads, s.kvHeads, s.tokens, s.dim, s.dimV, s.dtype),
 			func(t *testing.T) {
 				src := synthetic(t, s, quanttest.Gaussian, nil)
 				cfg := offline.DefaultConfig()
@@ -169,15 +158,8 @@ func TestCompress_Families(t *testing.T) {
 			x := make([]float32, 130*64)
 			require.NoError(t, back.ReadRowsF32(tensor, 1, 0, 130, x))
 			for i, v := range x {
-				require.False(
-					t,
-					math.IsNaN(float64(v)) || math.IsInf(float64(v), 0),
-					"%s %s value %d is %g",
-					fam,
-					dt,
-					i,
-					v,
-				)
+				require.False(t, math.IsNaN(float64(v)) || math.IsInf(float64(v), 0),
+					"%s %s value %d is %g", fam, dt, i, v)
 			}
 		}
 	}
@@ -209,12 +191,8 @@ func TestCompress_Nonfinite(t *testing.T) {
 	tensor, _ := back.KV(2, capture.K)
 	row := make([]byte, 64*4)
 	require.NoError(t, back.ReadRows(tensor, 1, 7, 1, row))
-	require.Equal(
-		t,
-		uint32(0x7fc12345),
-		binary.LittleEndian.Uint32(row[12:]),
-		"the NaN's payload is kept",
-	)
+	require.Equal(t, uint32(0x7fc12345), binary.LittleEndian.Uint32(row[12:]),
+		"the NaN's payload is kept")
 	cmp := measure(t, src, be, b)
 	require.Less(t, cmp.KError, 0.05)
 }
@@ -240,11 +218,8 @@ func TestDecompress_Salvage(t *testing.T) {
 	res, err := offline.Decompress(context.Background(), reader(t, bad), &m, true, nil)
 	require.NoError(t, err)
 	require.Len(t, res.Lost, 1)
-	require.Contains(
-		t,
-		res.Lost[0],
-		fmt.Sprintf("layer %d segment %d", src.Layers()[info.Layer], info.Segment),
-	)
+	require.Contains(t, res.Lost[0],
+		fmt.Sprintf("layer %d segment %d", src.Layers()[info.Layer], info.Segment))
 	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
 	require.NoError(t, err)
 	whole := decompress(t, good)
@@ -287,10 +262,8 @@ func TestDecompress_Flips(t *testing.T) {
 		}
 		require.Error(t, err, "byte %d", at)
 		require.True(t, errors.Is(err, quant.ErrCorrupt) || errors.Is(err, quant.ErrVersion) ||
-			errors.Is(
-				err,
-				quant.ErrUnsupported,
-			) || errors.Is(err, quant.ErrTooLarge), "byte %d: %v", at, err)
+			errors.Is(err,
+				quant.ErrUnsupported) || errors.Is(err, quant.ErrTooLarge), "byte %d: %v", at, err)
 	}
 }
 
@@ -302,12 +275,8 @@ func TestCompress_Activations(t *testing.T) {
 		require.LessOrEqual(t, res.BitsPerValue, bits)
 		require.Greater(t, res.BitsPerValue, 0.99*bits)
 		cmp := measure(t, src, be, b)
-		t.Logf(
-			"%.3f bits/value: error %.5f cosine %.5f",
-			res.BitsPerValue,
-			cmp.KError,
-			cmp.Layers[0].KCosine,
-		)
+		t.Logf("%.3f bits/value: error %.5f cosine %.5f", res.BitsPerValue, cmp.KError,
+			cmp.Layers[0].KCosine)
 		// Rows of unit length: the prediction is off only by the fit of finite rows, and for u8 by the
 		// peak of a row, which grows with the dim.
 		slack := 0.15
@@ -337,15 +306,8 @@ func TestCompress_Weights(t *testing.T) {
 		return w, nil
 	}
 	var buf bytes.Buffer
-	_, err := offline.Compress(
-		context.Background(),
-		src,
-		&buf,
-		be,
-		config(t, "bits=3"),
-		weights,
-		nil,
-	)
+	_, err := offline.Compress(context.Background(), src, &buf, be, config(t, "bits=3"),
+		weights, nil)
 	require.NoError(t, err)
 	back := decompress(t, buf.Bytes())
 	var heavy, light, nh, nl float64
@@ -367,41 +329,20 @@ func TestCompress_Weights(t *testing.T) {
 	require.Less(t, heavy/nh, light/nl/4)
 
 	bad := func(layer, head int) ([]float32, error) { return make([]float32, 3), nil }
-	_, err = offline.Compress(
-		context.Background(),
-		src,
-		io.Discard,
-		be,
-		config(t, "bits=3"),
-		bad,
-		nil,
-	)
+	_, err = offline.Compress(context.Background(), src, io.Discard, be, config(t, "bits=3"),
+		bad, nil)
 	require.ErrorIs(t, err, quant.ErrShape)
 	nan := func(layer, head int) ([]float32, error) {
 		w := make([]float32, src.Tokens())
 		w[5] = float32(math.NaN())
 		return w, nil
 	}
-	_, err = offline.Compress(
-		context.Background(),
-		src,
-		io.Discard,
-		be,
-		config(t, "bits=3"),
-		nan,
-		nil,
-	)
+	_, err = offline.Compress(context.Background(), src, io.Discard, be, config(t, "bits=3"),
+		nan, nil)
 	require.ErrorIs(t, err, quant.ErrRange)
 	zero := func(layer, head int) ([]float32, error) { return make([]float32, src.Tokens()), nil }
-	_, err = offline.Compress(
-		context.Background(),
-		src,
-		io.Discard,
-		be,
-		config(t, "bits=3"),
-		zero,
-		nil,
-	)
+	_, err = offline.Compress(context.Background(), src, io.Discard, be, config(t, "bits=3"),
+		zero, nil)
 	require.NoError(t, err, "weights that are all zero: the cheapest file")
 }
 
@@ -418,13 +359,8 @@ func TestConfig_StringParse(t *testing.T) {
 		"bits", "colour=red", "bits=3 k=lm9", "bits=3 sinks=-1", "bits=3 segment=1", "bits=3 segment=99999"} {
 		_, err := offline.ParseConfig(s)
 		require.Error(t, err, s)
-		require.True(
-			t,
-			errors.Is(err, quant.ErrShape) || errors.Is(err, quant.ErrUnsupported),
-			"%s: %v",
-			s,
-			err,
-		)
+		require.True(t, errors.Is(err, quant.ErrShape) || errors.Is(err, quant.ErrUnsupported),
+			"%s: %v", s, err)
 	}
 }
 
@@ -443,15 +379,8 @@ var errFull = errors.New("no space left on device")
 func TestCompress_WriterFails(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	for _, n := range []int{0, 100, 5000, 100000} {
-		_, err := offline.Compress(
-			context.Background(),
-			src,
-			&failing{n},
-			be,
-			config(t, "k=lm2 v=lm2"),
-			nil,
-			nil,
-		)
+		_, err := offline.Compress(context.Background(), src, &failing{n}, be,
+			config(t, "k=lm2 v=lm2"), nil, nil)
 		require.ErrorIs(t, err, errFull)
 	}
 	ctx, cancel := context.WithCancel(context.Background())

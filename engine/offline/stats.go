@@ -49,11 +49,8 @@ type headStats struct {
 func queryBudget(tokens int) int { return min(tokens, max(4, min(64, 1<<17/max(1, tokens)))) }
 
 // survey measures every planning block of a layer. weights is [heads][tokens], or nil.
-func (c *compressor) survey(
-	ctx context.Context,
-	l *layerInput,
-	weights [][]float32,
-) ([]cell, []headStats, error) {
+func (c *compressor) survey(ctx context.Context, l *layerInput,
+	weights [][]float32) ([]cell, []headStats, error) {
 	stats := make([]headStats, l.heads)
 	var out float64
 	for h := range stats {
@@ -94,12 +91,8 @@ func (c *compressor) survey(
 }
 
 // surveySegment splits the tokens of a segment into planning blocks and prices them.
-func (c *compressor) surveySegment(
-	l *layerInput,
-	head, seg int,
-	st headStats,
-	w []float32,
-) ([]cell, error) {
+func (c *compressor) surveySegment(l *layerInput, head, seg int, st headStats,
+	w []float32) ([]cell, error) {
 	first, n := l.span(seg)
 	kEnergy, badK, err := c.rowEnergies(l, l.k, head, first, n)
 	if err != nil {
@@ -178,11 +171,8 @@ func (c *compressor) surveySegment(
 // attention get energy 1: all count the same, relative to their length.
 //
 // Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *compressor) rowEnergies(
-	l *layerInput,
-	t tensor,
-	head, first, n int,
-) ([]float64, []bool, error) {
+func (c *compressor) rowEnergies(l *layerInput, t tensor,
+	head, first, n int) ([]float64, []bool, error) {
 	raw := make([]byte, n*t.RowBytes())
 	if err := c.in.src.ReadRows(t, head, first, n, raw); err != nil {
 		return nil, nil, err
@@ -257,8 +247,7 @@ func (c *compressor) lastQueries(l *layerInput, head, past, nb int) (*backend.Qu
 	n, group, dim := queryBudget(l.tokens), c.in.geo.GQARatio(), l.k.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.v.Dim(),
 		Scale: float32(
-			1 / math.Sqrt(float64(dim)),
-		), Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
+			1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
 	for i := range n {
 		at := past + i*(l.tokens-past)/n
 		q.Pos = append(q.Pos, int64(at))
@@ -293,15 +282,8 @@ func probeCoding(bits int) quant.Coding {
 // errors in this head cost. It sees what no formula over attention probabilities does: how
 // errors of rows that are alike add up (equal tokens have equal V in the first layer, and equal
 // errors), and how the softmax bends large ones.
-func (c *compressor) probe(
-	ctx context.Context,
-	l *layerInput,
-	q *backend.Queries,
-	blocks []backend.Block,
-	sinks, past int,
-	rows rowStats,
-	st *headStats,
-) error {
+func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Queries,
+	blocks []backend.Block, sinks, past int, rows rowStats, st *headStats) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	if err := c.be.Attend(ctx, q, blocks, out, nil); err != nil {
@@ -329,12 +311,8 @@ func (c *compressor) probe(
 			curve[bits] = cost[bits] / cost[3]
 			// Fewer bits never cost less, whatever the sample says.
 			if bits < 3 {
-				fewer, more := probeCoding(
-					bits,
-				).RelativeError(),
-					probeCoding(
-						bits+1,
-					).RelativeError()
+				fewer, more := probeCoding(bits).RelativeError(),
+					probeCoding(bits+1).RelativeError()
 				curve[bits] = max(curve[bits], curve[bits+1]*more/fewer)
 			}
 		}
@@ -348,15 +326,9 @@ func (c *compressor) probe(
 }
 
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
-func (c *compressor) probeAt(
-	ctx context.Context,
-	l *layerInput,
-	q *backend.Queries,
-	blocks []backend.Block,
-	sinks, past, side int,
-	coding quant.Coding,
-	want []float32,
-) (float64, error) {
+func (c *compressor) probeAt(ctx context.Context, l *layerInput, q *backend.Queries,
+	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
+	want []float32) (float64, error) {
 	up := &uploader{be: c.be}
 	defer up.free()
 	coded := slices.Clone(blocks)
@@ -419,12 +391,8 @@ const exactChunk = 4096
 
 // exactHead uploads K and V of a head as exact blocks that start anew at each of the cuts, the
 // first of which is 0 and the last the number of tokens. Rows that are not finite become zeros.
-func (c *compressor) exactHead(
-	up *uploader,
-	l *layerInput,
-	head int,
-	cuts []int,
-) (blocks []backend.Block, st rowStats, err error) {
+func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
+	cuts []int) (blocks []backend.Block, st rowStats, err error) {
 	st = rowStats{
 		k:    make([]float64, l.tokens),
 		v:    make([]float64, l.tokens),
@@ -481,12 +449,8 @@ func (c *compressor) exactHead(
 }
 
 // exactSide uploads rows of one head as they are, and returns them as float32.
-func (c *compressor) exactSide(
-	up *uploader,
-	t tensor,
-	head, first, n int,
-	side *backend.Side,
-) (quant.Rows, error) {
+func (c *compressor) exactSide(up *uploader, t tensor, head, first, n int,
+	side *backend.Side) (quant.Rows, error) {
 	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, n*t.Dim())}
 	raw := make([]byte, n*t.RowBytes())
 	if err := c.in.src.ReadRows(t, head, first, n, raw); err != nil {

@@ -45,7 +45,7 @@ func (m Menu) Pair(i int) (k, v quant.Coding) {
 // Len returns the number of options.
 func (m Menu) Len() int { return len(m.K) * max(1, len(m.V)) }
 
-// Item prices a block at every option of the menu. dimV is 0, and the menu without V codings,
+// Item prices a block at every option of the menu; an option's ID is what Pair takes. dimV is 0, and the menu without V codings,
 // for rows that have one side only. Bytes are the packed sides; what a container adds is the
 // caller's.
 //
@@ -53,12 +53,8 @@ func (m Menu) Len() int { return len(m.K) * max(1, len(m.V)) }
 func (m Menu) Item(b Block, dimK, dimV int) (Item, error) {
 	if len(m.K) == 0 || (dimV > 0) != (len(m.V) > 0) {
 		return Item{}, fmt.Errorf(
-			"kvist/plan: menu of %d codings for K, %d for V, head_dim_v %d: %w",
-			len(m.K),
-			len(m.V),
-			dimV,
-			quant.ErrShape,
-		)
+			"kvist/plan: menu of %d codings for K, %d for V, head_dim_v %d: %w", len(m.K),
+			len(m.V), dimV, quant.ErrShape)
 	}
 	it := Item{Options: make([]Option, 0, m.Len())}
 	for i := range m.Len() {
@@ -69,6 +65,7 @@ func (m Menu) Item(b Block, dimK, dimV int) (Item, error) {
 		o := Option{
 			Bytes:  int64(k.PackedBytes(b.Rows, dimK)),
 			Damage: b.KDamage * k.RelativeError() * b.KCurve.at(k),
+			ID:     i,
 		}
 		if dimV > 0 {
 			if err := v.CheckDim(dimV); err != nil {

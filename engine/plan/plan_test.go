@@ -69,11 +69,8 @@ func TestSolve_NearOptimum(t *testing.T) {
 func TestSolve_Properties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 2))
-		items := randomItems(
-			rng,
-			rapid.IntRange(0, 40).Draw(rt, "items"),
-			rapid.IntRange(1, 7).Draw(rt, "options"),
-		)
+		items := randomItems(rng, rapid.IntRange(0, 40).Draw(rt, "items"),
+			rapid.IntRange(1, 7).Draw(rt, "options"))
 		low, err := plan.Solve(items, 1<<40)
 		require.NoError(rt, err)
 		top := low.Bytes

@@ -15,6 +15,7 @@ import (
 type Option struct {
 	Bytes  int64
 	Damage float64
+	ID     int // the caller's name for it; not looked at
 }
 
 // Item is a thing to store and the menu of ways to do so, in any order.
@@ -104,12 +105,8 @@ func newWalk(items []Item) (*walk, error) {
 	var hull []int16
 	for i, it := range items {
 		if len(it.Options) == 0 || len(it.Options) > math.MaxInt16 {
-			return nil, fmt.Errorf(
-				"kvist/plan: item %d has %d options: %w",
-				i,
-				len(it.Options),
-				quant.ErrShape,
-			)
+			return nil, fmt.Errorf("kvist/plan: item %d has %d options: %w", i, len(it.Options),
+				quant.ErrShape)
 		}
 		for j, o := range it.Options {
 			if o.Bytes < 0 || !(o.Damage >= 0) || math.IsInf(o.Damage, 0) {
@@ -153,9 +150,7 @@ func lowerHull(hull []int16, options []Option) []int16 {
 		for len(hull) >= 2 {
 			a, b := options[hull[len(hull)-2]], options[hull[len(hull)-1]]
 			// b stays only if the slope a->b is steeper than b->p.
-			if (a.Damage-b.Damage)*float64(
-				p.Bytes-b.Bytes,
-			) > (b.Damage-p.Damage)*float64(
+			if (a.Damage-b.Damage)*float64(p.Bytes-b.Bytes) > (b.Damage-p.Damage)*float64(
 				b.Bytes-a.Bytes,
 			) {
 				break
@@ -264,6 +259,17 @@ func (w *walk) finish() *Plan {
 		p.Damage += it.Options[w.at[i]].Damage
 	}
 	return p
+}
+
+// Prune returns the options on the lower convex hull of a menu, in ascending bytes: all that Solve
+// takes but for the last few bytes of a budget. It keeps large plans small.
+func Prune(options []Option) []Option {
+	hull := lowerHull(nil, options)
+	kept := make([]Option, len(hull))
+	for i, j := range hull {
+		kept[i] = options[j]
+	}
+	return kept
 }
 
 // Least returns the bytes of the cheapest options.

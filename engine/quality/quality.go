@@ -62,12 +62,7 @@ func (f *Future) Measure(ctx context.Context, be backend.Backend) (Sum, error) {
 	if len(f.Coded) != heads || len(f.Tail) != heads || len(f.Q) != heads*f.Group*n*f.HeadDim {
 		return Sum{}, fmt.Errorf(
 			"kvist/quality: future attention: %d values of q for %d kv_heads, group %d, %d queries: %w",
-			len(f.Q),
-			heads,
-			f.Group,
-			n,
-			quant.ErrShape,
-		)
+			len(f.Q), heads, f.Group, n, quant.ErrShape)
 	}
 	exact, err := f.attend(ctx, be, f.Exact)
 	if err != nil {
@@ -83,11 +78,8 @@ func (f *Future) Measure(ctx context.Context, be backend.Backend) (Sum, error) {
 }
 
 // attend returns [kv_heads, queries, group, head_dim_v].
-func (f *Future) attend(
-	ctx context.Context,
-	be backend.Backend,
-	context [][]backend.Block,
-) ([]float32, error) {
+func (f *Future) attend(ctx context.Context, be backend.Backend,
+	context [][]backend.Block) ([]float32, error) {
 	heads, n, dim := len(context), len(f.Pos), f.HeadDim
 	q := &backend.Queries{
 		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV, Rope: f.Rope,

@@ -56,11 +56,8 @@ func checkCodec(t *testing.T, codec Codec, c quant.Coding, x quant.Rows, fam Fam
 		return
 	}
 	if !bytes.Equal(got.Bytes, want) {
-		t.Fatalf(
-			"%s: packed bytes differ from the oracle's at %d",
-			name,
-			firstDiff(got.Bytes, want),
-		)
+		t.Fatalf("%s: packed bytes differ from the oracle's at %d", name,
+			firstDiff(got.Bytes, want))
 	}
 	a := quant.Rows{Dim: x.Dim, Data: make([]float32, len(x.Data))}
 	b := quant.Rows{Dim: x.Dim, Data: make([]float32, len(x.Data))}
@@ -72,14 +69,8 @@ func checkCodec(t *testing.T, codec Codec, c quant.Coding, x quant.Rows, fam Fam
 	}
 	for i := range a.Data {
 		if math.Float32bits(a.Data[i]) != math.Float32bits(b.Data[i]) {
-			t.Fatalf(
-				"%s: decode: row %d value %d: got %g want %g",
-				name,
-				i/x.Dim,
-				i%x.Dim,
-				b.Data[i],
-				a.Data[i],
-			)
+			t.Fatalf("%s: decode: row %d value %d: got %g want %g", name, i/x.Dim, i%x.Dim,
+				b.Data[i], a.Data[i])
 		}
 		if f := float64(a.Data[i]); math.IsNaN(f) || math.IsInf(f, 0) {
 			t.Fatalf("%s: finite row %d decodes to %g", name, i/x.Dim, f)
@@ -88,14 +79,8 @@ func checkCodec(t *testing.T, codec Codec, c quant.Coding, x quant.Rows, fam Fam
 	checkDemote(t, codec, c, want, x, name)
 }
 
-func checkDemote(
-	t *testing.T,
-	codec Codec,
-	c quant.Coding,
-	packed []byte,
-	x quant.Rows,
-	name string,
-) {
+func checkDemote(t *testing.T, codec Codec, c quant.Coding, packed []byte, x quant.Rows,
+	name string) {
 	t.Helper()
 	for to := c; c.Format.Nested() && to.Format >= quant.LM1; to.Format-- {
 		want := make([]byte, to.PackedBytes(x.Len(), x.Dim))

@@ -28,11 +28,8 @@ func (g *Guarded) Check(t testing.TB) {
 	n := len(g.all)
 	for i, b := range g.all {
 		if (i < guardBytes || i >= n-guardBytes) && b != 0xa5 {
-			t.Fatalf(
-				"byte %d of the buffer was written (buffer has %d)",
-				i-guardBytes,
-				n-2*guardBytes,
-			)
+			t.Fatalf("byte %d of the buffer was written (buffer has %d)", i-guardBytes,
+				n-2*guardBytes)
 		}
 	}
 }
