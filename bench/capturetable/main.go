@@ -31,6 +31,8 @@ const (
 	endMark     = "<!-- table: end -->\n"
 )
 
+var errNoMarkers = errors.New("README.md has no table markers")
+
 // configs are the rows of the table. Single codings keep no sinks apart, as the systems they
 // stand for do not, but where the name says so; the planner's rows keep 4.
 var configs = []struct{ name, config string }{
@@ -88,7 +90,7 @@ func splice(text, table string) (string, error) {
 	head, rest, ok := strings.Cut(text, beginMark)
 	_, tail, ok2 := strings.Cut(rest, endMark)
 	if !ok || !ok2 {
-		return "", errors.New("README.md has no table markers")
+		return "", errNoMarkers
 	}
 	return head + beginMark + table + endMark + tail, nil
 }

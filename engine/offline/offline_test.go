@@ -23,6 +23,14 @@ import (
 
 const kvFile = "../../testdata/smollm2-sqlite-1k.safetensors"
 
+// long skips what measures on the whole capture again and again.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("measures the whole capture many times: not with -short")
+	}
+}
+
 func open(t testing.TB, path string) *capture.Source {
 	t.Helper()
 	src, err := capture.Open(path, capture.Limits{})
@@ -100,6 +108,7 @@ func TestCompress_Budgets(t *testing.T) {
 
 // What the README says of every coding beside ggml-q4_0 and TurboQuant-mse.
 func TestCompress_Codings(t *testing.T) {
+	long(t)
 	src, be := open(t, kvFile), openCPU(t)
 	future := map[string]float64{}
 	for _, kv := range []string{"ggml-q4_0", "tqmse4", "lm4", "lm4+len+s8", "tqmse3", "lm3+len+s8", "tqmse2", "lm2+len+s8"} {
@@ -119,6 +128,7 @@ func TestCompress_Codings(t *testing.T) {
 
 // The planner against one coding for all, sinks kept in both, at no more bytes.
 func TestCompress_PlannerBeatsUniform(t *testing.T) {
+	long(t)
 	src, be := open(t, kvFile), openCPU(t)
 	for _, kv := range [][2]string{{"lm4+len+s8", "lm4+len+s8"}, {"lm3+len+s8", "lm3+len+s8"}, {"lm3+len+s8", "lm2+len+s8"}} {
 		b, uniform := compress(t, src, be, config(t, fmt.Sprintf("k=%s v=%s", kv[0], kv[1])))
@@ -135,6 +145,7 @@ func TestCompress_PlannerBeatsUniform(t *testing.T) {
 // Attention with coarse rows of K among fine ones, on the real cache: the row bias at least halves
 // the error.
 func TestRowBias_MixedCodings(t *testing.T) {
+	long(t)
 	src, be := open(t, kvFile), openCPU(t)
 	// Weights in four classes make the planner mix lm2 and lm4.
 	weights := func(layer, head int) ([]float32, error) {
@@ -162,6 +173,7 @@ func TestRowBias_MixedCodings(t *testing.T) {
 }
 
 func TestCompress_MaxError(t *testing.T) {
+	long(t)
 	src, be := open(t, kvFile), openCPU(t)
 	b, res := compress(t, src, be, config(t, "max-error=0.004"))
 	cmp := measure(t, src, be, b)
@@ -210,6 +222,7 @@ func raw(t testing.TB, s *capture.Source, name string) []byte {
 
 func TestCompress_Refusals(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
+	long(t)
 	for cfg, want := range map[string]error{
 		"bits=0.1":                            quant.ErrBudget,
 		"bytes=1000":                          quant.ErrBudget,

@@ -45,8 +45,8 @@ func (m Menu) Pair(i int) (k, v quant.Coding) {
 // Len returns the number of options.
 func (m Menu) Len() int { return len(m.K) * max(1, len(m.V)) }
 
-// Item prices a block at every option of the menu; an option's ID is what Pair takes. dimV is 0, and the menu without V codings,
-// for rows that have one side only. Bytes are the packed sides; what a container adds is the
+// Item prices a block at every option of the menu; an option's ID is what Pair takes. dimV is 0,
+// and the menu without V codings, for rows that have one side only. Bytes are the packed sides; what a container adds is the
 // caller's.
 //
 // Errors: quant.ErrUnsupported for a coding that cannot store the dim.
