@@ -99,8 +99,8 @@ func decodeExact(dst []float32, f Format, src []byte) {
 // fewer or as many bits.
 //
 // The expected squared error ends within 3 % of encoding directly at the lower width for rows
-// that the rotation makes Gaussian, within 10 % for rows that few values carry (lm1: half as
-// much again). A scale that would pass the largest binary16 is held there.
+// that the rotation makes Gaussian, within 10 % for rows that few values carry (no promise for
+// lm1 of those). A scale that would pass the largest binary16 is held there.
 //
 // Errors: ErrShape, ErrUnsupported.
 func Demote(dst []byte, to Coding, src []byte, from Coding, rows, dim int) error {

