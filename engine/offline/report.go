@@ -170,7 +170,8 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 		Map:           ReportMap{Kinds: []ReportKind{}, Rows: []ReportMapRow{}},
 	}
 	if h.Kind == container.KindCache {
-		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim, h.Geometry.HeadDimV
+		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim,
+			h.Geometry.HeadDimV
 	} else if h.Stored() > 0 {
 		b.rep.HeadDim = h.Tensors[0].Dim()
 	}
@@ -388,8 +389,8 @@ func (b *reporter) finish() {
 	r.BitsPerValue = quant.BitsPerValue(r.Bytes, r.Values)
 	r.OriginalBytes = 2 * r.Values
 	r.Ratio = float64(r.OriginalBytes) / float64(max(1, r.Bytes))
-	for _, name := range []string{sectionKCodes, sectionVCodes, sectionRows, sectionScales, sectionTables,
-		sectionSide, sectionHeader, sectionIndex, sectionPadding, sectionOther} {
+	for _, name := range []string{sectionKCodes, sectionVCodes, sectionRows, sectionScales,
+		sectionTables, sectionSide, sectionHeader, sectionIndex, sectionPadding, sectionOther} {
 		if n := b.sections[name]; n > 0 {
 			r.Sections = append(r.Sections, ReportSection{Name: name, Bytes: n})
 		}

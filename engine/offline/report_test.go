@@ -130,8 +130,10 @@ func levels(t *testing.T, layers, tokens, heads int) *container.Reader {
 	t.Helper()
 	cfg := offline.DefaultConfig()
 	cfg.Bits = 2
-	h := &container.Header{Kind: container.KindCache, Tokens: int64(tokens), SegmentTokens: 64, KType: quant.Float16,
-		VType: quant.Float16, Config: cfg.String(), Geometry: quant.Geometry{Layers: layers, Heads: heads, KVHeads: heads,
+	h := &container.Header{Kind: container.KindCache, Tokens: int64(tokens), SegmentTokens: 64,
+		KType: quant.Float16,
+		VType: quant.Float16, Config: cfg.String(), Geometry: quant.Geometry{Layers: layers,
+			Heads: heads, KVHeads: heads,
 			HeadDim: 32, HeadDimV: 16}}
 	for i := range layers {
 		h.Layers = append(h.Layers, i)
@@ -144,7 +146,8 @@ func levels(t *testing.T, layers, tokens, heads int) *container.Reader {
 		for s := range int(h.Segments(l)) {
 			rec := &container.Record{Layer: l, Segment: s}
 			for range heads {
-				blocks := []container.Block{{Level: quant.Dropped}, {Level: quant.Chunks, K: lm2, V: lm2, Counts: []uint16{5, 5}},
+				blocks := []container.Block{{Level: quant.Dropped}, {Level: quant.Chunks, K: lm2,
+					V: lm2, Counts: []uint16{5, 5}},
 					{Level: quant.Full, K: lm4, V: lm2}}
 				for tok := range h.SegmentLen(l, s) {
 					b := &blocks[min(tok/10, 2)]
@@ -195,5 +198,6 @@ func TestBuildReport_Bounded(t *testing.T) {
 	checkReport(t, r, rep)
 	require.Len(t, rep.Map.Rows, 5)
 	require.Equal(t, -1, rep.Map.Rows[4].Head)
-	require.InDelta(t, 8*float64(44*16+44*2)/(44*32), float64(rep.Map.Rows[4].KBits[60]), 1e-4, "the mean over equal heads")
+	require.InDelta(t, 8*float64(44*16+44*2)/(44*32), float64(rep.Map.Rows[4].KBits[60]), 1e-4,
+		"the mean over equal heads")
 }

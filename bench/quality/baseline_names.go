@@ -1,0 +1,246 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Standard returns the methods of the quality table, from 16 bits a value to 1, family by family.
+func Standard() []Method {
+	same := func(f quant.Format, sinks int) Method {
+		c := quant.Coding{Format: f}
+		return Uniform{K: c, V: c, Sinks: sinks}
+	}
+	lm := func(k, v quant.Format) Method {
+		side := func(f quant.Format) quant.Coding {
+			return quant.Coding{Format: f, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
+		}
+		return Uniform{K: side(k), V: side(v), Sinks: 4}
+	}
+	list := []Method{
+		same(quant.F16, 0), same(quant.GGMLQ8_0, 0), FP8{},
+		KIVI{Bits: 4}, KIVI{Bits: 3}, KIVI{Bits: 2}, KIVI{Bits: 2, Window: 128},
+		GEAR{Bits: 4}, GEAR{Bits: 2},
+		same(quant.GGMLQ4_0, 0), same(quant.GGMLQ4_0, 4),
+		same(quant.TQMSE4, 0), same(quant.TQMSE4, 4), same(quant.TQMSE3, 0), same(quant.TQMSE3, 4),
+		same(quant.TQMSE2, 0), same(quant.TQMSE2, 4),
+		TurboQuantProd{Bits: 4}, TurboQuantProd{Bits: 3}, TurboQuantProd{Bits: 2},
+		lm(quant.LM4, quant.LM4), lm(quant.LM3, quant.LM3),
+		lm(quant.LM3, quant.LM2), lm(quant.LM2, quant.LM2),
+	}
+	for _, share := range []float64{0.5, 0.25, 0.125, 0.0625} {
+		list = append(list, Eviction{Policy: SnapKV, Keep: share})
+	}
+	for p := H2O; int(p) < len(evictionPolicies); p++ {
+		list = append(list, Eviction{Policy: p, Keep: 0.25})
+	}
+	for _, bits := range []float64{4.25, 3.25, 2.75, 2.25, 1.75, 1.5} {
+		k := Kvist{Config: offline.DefaultConfig()}
+		k.Config.Bits = bits
+		list = append(list, k)
+	}
+	return list
+}
+
+// ByName returns the method of a name, written name or name:argument,argument,...
+//
+//	f16  lm3+len  ggml-q4_0  tqmse4:sinks=4      one coding for K and V (package quant)
+//	uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4    a coding for each
+//	kivi2  kivi2:window=128
+//	tqprod3  fp8
+//	gear2  gear2:rank=8,share=1%
+//	snapkv:25%  snapkv:25%,window=32,pool=7      also h2o, sinks-recent, expected, adakv,
+//	                                             pyramidkv, ems, kvzip
+//	kvist:2.75                                   bits a value of the file
+//	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of offline.Config
+//
+// The Name of what it returns gives the same method again.
+//
+// Errors: quant.ErrUnsupported for a name that is none; those of offline.ParseConfig.
+func ByName(name string) (Method, error) {
+	base, rest, hasArgs := strings.Cut(name, ":")
+	var fields []string
+	if hasArgs {
+		fields = strings.Split(rest, ",")
+	}
+	m, err := byBase(base, fields)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/quality: method %q: %w", name, err)
+	}
+	return m, nil
+}
+
+// maxMethodArgs bounds the arguments of a name.
+const maxMethodArgs = 64
+
+func byBase(base string, fields []string) (Method, error) {
+	if len(fields) > maxMethodArgs {
+		return nil, fmt.Errorf("%d arguments, want at most %d: %w", len(fields), maxMethodArgs,
+			quant.ErrUnsupported)
+	}
+	if base == "kvist" {
+		return kvistByName(fields)
+	}
+	for p := SnapKV; int(p) < len(evictionPolicies); p++ {
+		if base == p.String() {
+			return evictionByName(p, fields)
+		}
+	}
+	a, err := parseArgs(fields)
+	if err != nil {
+		return nil, err
+	}
+	var m Method
+	bits := func(prefix string) int {
+		digit, ok := strings.CutPrefix(base, prefix)
+		if !ok || len(digit) != 1 || digit[0] < '1' || digit[0] > '8' {
+			return 0
+		}
+		return int(digit[0] - '0')
+	}
+	switch {
+	case base == "fp8":
+		m = FP8{}
+	case base == "uniform":
+		m = Uniform{K: a.coding("k"), V: a.coding("v"), Sinks: a.count("sinks")}
+	case bits("kivi") > 0:
+		m = KIVI{Bits: bits("kivi"), Window: a.count("window")}
+	case bits("gear") > 0:
+		m = GEAR{Bits: bits("gear"), Rank: a.count("rank"), Share: a.share("share")}
+	case bits("tqprod") >= 2 && bits("tqprod") <= 4:
+		m = TurboQuantProd{Bits: bits("tqprod")}
+	default:
+		coding, err := quant.ParseCoding(base)
+		if err != nil {
+			return nil, fmt.Errorf("neither a method nor a coding: %w", err)
+		}
+		m = Uniform{K: coding, V: coding, Sinks: a.count("sinks")}
+	}
+	return m, a.done()
+}
+
+func evictionByName(p EvictionPolicy, fields []string) (Method, error) {
+	if len(fields) == 0 {
+		return nil, fmt.Errorf("want the share of rows kept, as in %s:25%%: %w", p, quant.ErrUnsupported)
+	}
+	a, err := parseArgs(append([]string{"keep=" + fields[0]}, fields[1:]...))
+	if err != nil {
+		return nil, err
+	}
+	e := Eviction{Policy: p, Keep: a.share("keep"), Window: a.count("window"), Pool: a.count("pool")}
+	if err := a.done(); err != nil {
+		return nil, err
+	}
+	return e, e.validate()
+}
+
+// kvistByName joins the fields to a config. A part without "=" belongs to the menu before it; a
+// first one is the target in bits.
+func kvistByName(fields []string) (Method, error) {
+	if len(fields) == 0 {
+		return nil, fmt.Errorf("want a target, as in kvist:2.75: %w", quant.ErrUnsupported)
+	}
+	var config strings.Builder
+	for i, f := range fields {
+		switch {
+		case strings.ContainsAny(f, " \t\n"):
+			return nil, fmt.Errorf("argument %q holds a space: %w", f, quant.ErrUnsupported)
+		case strings.Contains(f, "="):
+			config.WriteByte(' ')
+		case i == 0:
+			config.WriteString("bits=")
+		default:
+			config.WriteByte(',')
+		}
+		config.WriteString(f)
+	}
+	m, err := NewKvist(config.String())
+	if err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// args are key=value arguments; each is taken once, and done says what was wrong.
+type args struct {
+	values map[string]string
+	err    error
+}
+
+func parseArgs(fields []string) (*args, error) {
+	a := &args{values: make(map[string]string, len(fields))}
+	for _, f := range fields {
+		k, v, ok := strings.Cut(f, "=")
+		if _, twice := a.values[k]; !ok || twice {
+			return nil, fmt.Errorf("argument %q is not key=value, or is there twice: %w",
+				f, quant.ErrUnsupported)
+		}
+		a.values[k] = v
+	}
+	return a, nil
+}
+
+func (a *args) take(key string) (string, bool) {
+	v, ok := a.values[key]
+	delete(a.values, key)
+	return v, ok
+}
+
+func (a *args) fail(key, value, want string) {
+	if a.err == nil {
+		a.err = fmt.Errorf("argument %s=%s, want %s: %w", key, value, want, quant.ErrUnsupported)
+	}
+}
+
+// count returns a number of at least 0; 0 where it is not given.
+func (a *args) count(key string) int {
+	v, ok := a.take(key)
+	if !ok {
+		return 0
+	}
+	n, err := strconv.ParseUint(v, 10, 30)
+	if err != nil {
+		a.fail(key, v, "a count")
+	}
+	return int(n)
+}
+
+// share returns a share in (0, 1], written as a percentage; 0 where it is not given.
+func (a *args) share(key string) float64 {
+	v, ok := a.take(key)
+	if !ok {
+		return 0
+	}
+	digits, percent := strings.CutSuffix(v, "%")
+	x, err := strconv.ParseFloat(digits, 64)
+	if err != nil || !percent || !(x > 0 && x <= 100) {
+		a.fail(key, v, "a percentage in (0%, 100%]")
+	}
+	return x / 100
+}
+
+// coding returns a coding, which must be given.
+func (a *args) coding(key string) quant.Coding {
+	v, _ := a.take(key)
+	c, err := quant.ParseCoding(v)
+	if err != nil && a.err == nil {
+		a.err = err
+	}
+	return c
+}
+
+// done returns the first error, also for arguments that nothing took.
+func (a *args) done() error {
+	for _, k := range slices.Sorted(maps.Keys(a.values)) {
+		a.fail(k, a.values[k], "no such argument here")
+	}
+	return a.err
+}

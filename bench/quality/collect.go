@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// collector is an observer that keeps K, V and the queries of every layer.
+type collector struct {
+	geo    quant.Geometry
+	n      int // tokens there is room for
+	layers []Layer
+}
+
+func newCollector(g quant.Geometry, tokens int) *collector {
+	c := &collector{geo: g, n: tokens, layers: make([]Layer, g.Layers)}
+	for l := range c.layers {
+		c.layers[l] = Layer{
+			K: make([]float32, g.KVHeads*tokens*g.HeadDim),
+			V: make([]float32, g.KVHeads*tokens*g.HeadDimV),
+			Q: make([]float32, g.Heads*tokens*g.HeadDim),
+		}
+	}
+	return c
+}
+
+// observe is the llama.Observer. Tokens beyond the room are not kept.
+func (c *collector) observe(layer, pos, n int, q, k, v []float32) error {
+	if layer < 0 || layer >= len(c.layers) {
+		return shapef("collect context", "layer %d of %d", layer, len(c.layers))
+	}
+	g, l := c.geo, &c.layers[layer]
+	c.scatter(l.Q, q, pos, n, g.Heads, g.HeadDim)
+	c.scatter(l.K, k, pos, n, g.KVHeads, g.HeadDim)
+	c.scatter(l.V, v, pos, n, g.KVHeads, g.HeadDimV)
+	return nil
+}
+
+// scatter writes src [n, heads, dim] to positions pos.. of dst [heads, tokens, dim].
+func (c *collector) scatter(dst, src []float32, pos, n, heads, dim int) {
+	for t := 0; t < n && pos+t < c.n; t++ {
+		for h := range heads {
+			copy(dst[(h*c.n+pos+t)*dim:], src[(t*heads+h)*dim:(t*heads+h+1)*dim])
+		}
+	}
+}
+
+// context returns the tokens [0, n) as a method sees them. Of all tokens it shares memory.
+func (c *collector) context(tokens []int32, n int) *Context {
+	ctx := &Context{Geometry: c.geo, Tokens: tokens[:n:n], Layers: c.layers}
+	if n == c.n {
+		return ctx
+	}
+	g := c.geo
+	ctx.Layers = make([]Layer, len(c.layers))
+	for l, x := range c.layers {
+		ctx.Layers[l] = Layer{K: c.cut(x.K, g.KVHeads, g.HeadDim, 0, n),
+			V: c.cut(x.V, g.KVHeads, g.HeadDimV, 0, n), Q: c.cut(x.Q, g.Heads, g.HeadDim, 0, n)}
+	}
+	return ctx
+}
+
+// cut copies the tokens [from, to) of x [heads, tokens, dim].
+func (c *collector) cut(x []float32, heads, dim, from, to int) []float32 {
+	out := make([]float32, 0, heads*(to-from)*dim)
+	for h := range heads {
+		out = append(out, x[(h*c.n+from)*dim:(h*c.n+to)*dim]...)
+	}
+	return out
+}
+
+// values returns how many values of K and V a context of n tokens has.
+func values(g quant.Geometry, n int) int64 {
+	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
+}
+
+// fill appends what a method left of n tokens to every layer of an empty cache.
+func fill(kv *llama.ExactKV, c *Cache, n int) error {
+	g := kv.Geometry()
+	if c == nil || len(c.Layers) != g.Layers {
+		got := 0
+		if c != nil {
+			got = len(c.Layers)
+		}
+		return shapef("fill cache", "%d layers, want %d", got, g.Layers)
+	}
+	if c.Bytes < 0 {
+		return shapef("fill cache", "%d bytes", c.Bytes)
+	}
+	for l, x := range c.Layers {
+		rows := llama.ContextRows{K: x.K, V: x.V, Bias: x.Bias, Keep: x.Keep}
+		if err := kv.AppendRows(l, n, rows); err != nil {
+			return fmt.Errorf("kvist/quality: fill cache: %w", err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Kvist is the product itself: the context becomes a capture in memory (K, V and Q at f16, no
+// side tensors), which is compressed to a .kvist file and read back from it. Attention sees the
+// rows, the row bias and the kept marks that Decompress gives.
+//
+// Bytes: the whole file, header, index, tables, checksums and padding included.
+type Kvist struct {
+	Config offline.Config
+	// Weights, if set, says what the tokens of a context are worth. Layers are numbered from 0.
+	Weights func(c *Context) (offline.Weights, error)
+	// Label tells methods with Weights apart; it is part of the name, after a space.
+	Label string
+	// Backend does the work, nil: one of package cpu, opened for the call.
+	Backend backend.Backend
+}
+
+// NewKvist returns the method for a config as offline.ParseConfig reads it.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported.
+func NewKvist(config string) (Kvist, error) {
+	cfg, err := offline.ParseConfig(config)
+	return Kvist{Config: cfg}, err
+}
+
+// Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config.
+func (k Kvist) Name() string {
+	def := offline.DefaultConfig()
+	known := map[string]bool{}
+	for field := range strings.FieldsSeq(def.String()) {
+		known[field] = true
+	}
+	var args []string
+	for field := range strings.FieldsSeq(k.Config.String()) {
+		if !known[field] {
+			args = append(args, field)
+		}
+	}
+	if len(args) > 0 {
+		args[0] = strings.TrimPrefix(args[0], "bits=")
+	}
+	name := withArgs("kvist", args)
+	if k.Label != "" {
+		name += " " + k.Label
+	}
+	return name
+}
+
+// Source says that this is kvist.
+func (k Kvist) Source() string { return "this project: bytes of the whole file" }
+
+// Compress implements Method.
+//
+// Errors: quant.ErrShape; quant.ErrRange for values beyond binary16; those of offline.Compress,
+// quant.ErrBudget among them.
+func (k Kvist) Compress(ctx context.Context, c *Context) (*Cache, error) {
+	s, err := c.shape(k.Name(), false)
+	if err != nil {
+		return nil, err
+	}
+	be := k.Backend
+	if be == nil {
+		own, err := cpu.Open(cpu.Options{})
+		if err != nil {
+			return nil, fmt.Errorf("kvist/quality: %s: %w", k.Name(), err)
+		}
+		defer own.Close() //nolint:errcheck // its buffers are all freed, nothing is left to fail
+		be = own
+	}
+	cache, err := k.through(ctx, c, s, be)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/quality: %s: %w", k.Name(), err)
+	}
+	return cache, nil
+}
+
+// through takes the context through a file.
+func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
+	be backend.Backend) (*Cache, error) {
+	var raw memory
+	if err := writeCapture(&raw, c, s); err != nil {
+		return nil, err
+	}
+	src, err := capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	var weights offline.Weights
+	if k.Weights != nil {
+		if weights, err = k.Weights(c); err != nil {
+			return nil, err
+		}
+	}
+	var file bytes.Buffer
+	if _, err := offline.Compress(ctx, src, &file, be, k.Config, weights, nil); err != nil {
+		return nil, err
+	}
+	r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
+		container.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	var restored memory
+	if _, err := offline.Decompress(ctx, r, &restored, false, nil); err != nil {
+		return nil, err
+	}
+	back, err := capture.New("restored", &restored, int64(len(restored.data)), capture.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	cache := &Cache{Layers: make([]CacheLayer, len(c.Layers)), Bytes: int64(file.Len())}
+	return cache, inParallel(ctx, len(c.Layers), func(i int) error {
+		return readLayer(back, i, s, &cache.Layers[i])
+	})
+}
+
+// writeCapture writes K, V and, where there are some, Q as a capture.
+func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
+	g := c.Geometry
+	g.Layers = max(g.Layers, len(c.Layers))
+	type tensor struct {
+		name string
+		x    []float32
+	}
+	var tensors []tensor
+	var decls []capture.Decl
+	add := func(name string, x []float32, heads, dim int) {
+		if len(x) == 0 {
+			return
+		}
+		tensors = append(tensors, tensor{name, x})
+		decls = append(decls, capture.Decl{Name: name, DTypeName: quant.Float16.String(),
+			Shape: []int64{int64(heads), int64(s.tokens), int64(dim)}})
+	}
+	for i, l := range c.Layers {
+		add(fmt.Sprintf("layers.%d.k", i), l.K, s.kvHeads, s.dimK)
+		add(fmt.Sprintf("layers.%d.v", i), l.V, s.kvHeads, s.dimV)
+		add(fmt.Sprintf("layers.%d.q", i), l.Q, s.heads, s.dimK)
+	}
+	if n := len(g.Rope.InvFreq); n > 0 {
+		decls = append(decls, capture.Decl{Name: "rope_inv_freq",
+			DTypeName: quant.Float32.String(), Shape: []int64{int64(n)}})
+	}
+	out, err := capture.NewWriter(w, decls, capture.KVMetadata(g, "", 0))
+	if err != nil {
+		return err
+	}
+	for _, t := range tensors {
+		b := make([]byte, 2*len(t.x))
+		for i, x := range t.x {
+			if _, err := halfOf(x); err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			binary.LittleEndian.PutUint16(b[2*i:], quant.F32ToF16(x))
+		}
+		if err := out.WriteAt(t.name, 0, b); err != nil {
+			return err
+		}
+	}
+	if len(g.Rope.InvFreq) > 0 {
+		b, err := binary.Append(nil, binary.LittleEndian, g.Rope.InvFreq)
+		if err != nil {
+			return err
+		}
+		if err := out.WriteAt("rope_inv_freq", 0, b); err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
+
+// readLayer reads what Decompress wrote of a layer.
+func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error {
+	out.K = make([]float32, s.kvHeads*s.tokens*s.dimK)
+	out.V = make([]float32, s.kvHeads*s.tokens*s.dimV)
+	if err := readPart(src, layer, capture.K, out.K); err != nil {
+		return err
+	}
+	if err := readPart(src, layer, capture.V, out.V); err != nil {
+		return err
+	}
+	marks := make([]uint8, s.tokens)
+	for h := range s.kvHeads {
+		if src.HasKept(layer) {
+			if err := src.ReadKept(layer, h, 0, marks); err != nil {
+				return err
+			}
+			for _, m := range marks {
+				out.Keep = append(out.Keep, m != 0)
+			}
+		}
+		if src.HasBias(layer) {
+			bias := make([]float32, s.tokens)
+			if err := src.ReadBias(layer, h, 0, bias); err != nil {
+				return err
+			}
+			out.Bias = append(out.Bias, bias...)
+		}
+	}
+	return nil
+}
+
+// readPart reads all heads of a tensor of a layer, [heads, tokens, dim].
+func readPart(src *capture.Source, layer int, p capture.Part, dst []float32) error {
+	t, ok := src.KV(layer, p)
+	if !ok || t.Heads()*t.Rows()*t.Dim() != len(dst) {
+		return fmt.Errorf("kvist/quality: %s: layer %d: %s of %d values, want %d: %w",
+			src.Name(), layer, p, t.Heads()*t.Rows()*t.Dim(), len(dst), quant.ErrShape)
+	}
+	n := t.Rows() * t.Dim()
+	for h := range t.Heads() {
+		if err := src.ReadRowsF32(t, h, 0, t.Rows(), dst[h*n:(h+1)*n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// memory is a file in memory. Writes do not overlap in time.
+type memory struct{ data []byte }
+
+func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	end := int(off) + len(p)
+	if end > len(m.data) {
+		if end > cap(m.data) {
+			grown := make([]byte, len(m.data), max(end, 2*cap(m.data)))
+			copy(grown, m.data)
+			m.data = grown
+		}
+		m.data = m.data[:end]
+	}
+	return copy(m.data[off:end], p), nil
+}
+
+func (m *memory) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > int64(len(m.data)) {
+		return 0, io.EOF
+	}
+	n := copy(p, m.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}

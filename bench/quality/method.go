@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"context"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Context is what a method may see: all of the context, nothing of what comes after.
+type Context struct {
+	Geometry quant.Geometry
+	Tokens   []int32
+	Layers   []Layer // every layer of the model
+}
+
+// Layer is one layer of a context.
+type Layer struct {
+	K, V []float32 // [kv_heads, tokens, head_dim], K with RoPE
+	Q    []float32 // [heads, tokens, head_dim], RoPE applied
+}
+
+// Cache is what a method left of the context, as attention sees it.
+type Cache struct {
+	Layers []CacheLayer
+	Bytes  int64 // all stored bytes: codes, scales, indices, exact windows, headers
+}
+
+// CacheLayer is one layer of a [Cache].
+type CacheLayer struct {
+	K, V []float32 // [kv_heads, tokens, head_dim] decoded; rows that are not kept are ignored
+	Keep []bool    // [kv_heads, tokens], nil: all
+	Bias []float32 // [kv_heads, tokens] added to scores (log count of merged rows, row bias), nil: 0
+}
+
+// Method compresses a context in one way: a published method, a plain format, or kvist.
+//
+// Compress must not change the context. It may run its layers in parallel, and gives the same
+// cache, bit for bit, each time.
+type Method interface {
+	Name() string   // "kivi4", "snapkv:25%": what ByName reads
+	Source() string // paper or project, with the deviation in a half sentence
+	Compress(ctx context.Context, c *Context) (*Cache, error)
+}

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/engine/auto"
+	"github.com/kvist-project/kvist/engine/backend"
+)
+
+// backendFlags choose the backend of a verb that computes.
+type backendFlags struct {
+	name    string
+	threads int
+}
+
+func (b *backendFlags) add(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&b.name, "backend", auto.Auto, "`NAME` of the backend: auto, cpu or cuda")
+	cmd.Flags().IntVar(&b.threads, "threads", 0, "CPU `threads` to use; 0: all")
+}
+
+// check refuses values that no backend has.
+func (b *backendFlags) check() error {
+	if !slices.Contains(auto.Names(), b.name) {
+		return usagef("--backend %q: want one of %s", b.name, strings.Join(auto.Names(), ", "))
+	}
+	if b.threads < 0 || b.threads > cpu.MaxWorkers {
+		return usagef("--threads %d: want 0 to %d", b.threads, cpu.MaxWorkers)
+	}
+	return nil
+}
+
+// openBackend opens the backend and says once, on standard error, why it is not a better one.
+func (a *app) openBackend(f backendFlags) (backend.Backend, error) {
+	be, err := auto.Open(f.name, auto.Options{Workers: f.threads})
+	if err != nil {
+		return nil, err
+	}
+	if c := be.Caps(); f.name == auto.Auto && c.Reason != "" {
+		// What was looked at in vain is for doctor to tell.
+		reason, _, _ := strings.Cut(c.Reason, " (")
+		fmt.Fprintf(a.stderr, "kvist: backend %s: %s (kvist doctor says more)\n", c.Name, reason)
+	}
+	return be, nil
+}
+
+// backendJSON describes a backend in the output of --json.
+type backendJSON struct {
+	Name    string `json:"name"`
+	Device  string `json:"device"`
+	ISA     string `json:"isa"`
+	Workers int    `json:"workers"`
+	Memory  int64  `json:"memory"`
+	Reason  string `json:"reason"`
+}
+
+func describe(c backend.Caps) backendJSON {
+	return backendJSON{Name: c.Name, Device: c.Device, ISA: c.ISA, Workers: c.Workers,
+		Memory: c.Memory,
+		Reason: c.Reason}
+}
+
+func (b backendJSON) String() string {
+	s := fmt.Sprintf("%s, %s, %s", b.Name, b.ISA, b.Device)
+	if b.Workers > 0 {
+		s += fmt.Sprintf(", %d threads", b.Workers)
+	}
+	return s
+}

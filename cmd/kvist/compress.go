@@ -1,0 +1,357 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// defaultBits is the target when none is given: about a quarter of f16, where the measured
+// error of attention is a small part of a percent.
+const defaultBits = 4.3
+
+type compressFlags struct {
+	out, budget, coding, form, profile, weights string
+	bits, maxError                              float64
+	sinks, window, segment                      int
+	seed                                        uint64
+	rowBias, nonfinite, json, force             bool
+	backend                                     backendFlags
+}
+
+func newCompress(a *app) *cobra.Command {
+	var f compressFlags
+	def := offline.DefaultConfig()
+	cmd := &cobra.Command{
+		Use:   "compress IN -o OUT.kvist",
+		Short: "Compress a capture to a .kvist file",
+		Long: `compress reads a capture, decides what each block of tokens is worth, and writes a
+.kvist file.
+
+One target at most: --bits, --budget or --max-error. Without one, and without --coding that leaves
+no choice, the target is --bits 4.3. Bits and bytes are those of the whole file: header, tables,
+side tensors, padding and index included. The percentage of --budget is of the f16 bytes of K and
+V (of all rows, for activations).
+
+--coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
+activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
+
+--weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
+[layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F32 or F16.
+
+Fields of --json: input, output, target, default_target, bytes, values, bits_per_value,
+original_bytes, ratio, predicted_error, measured_error (null unless --max-error), sections (header,
+payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
+workers, memory, reason), config.`,
+		Example: `  kvist compress cache.safetensors -o cache.kvist
+  kvist compress cache.safetensors -o cache.kvist --bits 2.5 --weights worth.npy
+  kvist compress cache.safetensors -o cache.kvist --budget 12%
+  kvist compress cache.safetensors -o cache.kvist --max-error 0.002
+  kvist compress embeddings.npy -o embeddings.kvist --coding rows=lm4
+  producer | kvist compress - -o - --bits 3 > cache.kvist`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
+			cfg, err := f.config(cmd)
+			if err != nil {
+				return err
+			}
+			return a.compress(cmd.Context(), args[0], &f, cfg)
+		}),
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
+	fl.Float64Var(&f.bits, "bits", 0, "target in `bits` a value, all bytes counted (default 4.3)")
+	fl.StringVar(&f.budget, "budget", "",
+		"target in `BYTES` (1500000, 1.5M, 2GiB) or percent of f16 (10%)")
+	fl.Float64Var(&f.maxError, "max-error", 0,
+		"least bytes whose mean future-attention `error` is at most this")
+	fl.StringVar(&f.coding, "coding", "", "`codings` the planner may choose from")
+	fl.StringVar(&f.form, "form", "hot", "`form` of the file: hot or archive")
+	fl.StringVar(&f.profile, "profile", "", "profile `FILE` of the model")
+	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
+	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly")
+	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")
+	fl.Uint64Var(&f.seed, "seed", def.Seed, "`seed` of the rotation")
+	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
+	fl.BoolVar(&f.rowBias, "row-bias", def.RowBias,
+		"correct the scores of coarse rows for their noise")
+	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
+		"keep rows with NaN or Inf exactly instead of refusing")
+	fl.BoolVar(&f.json, "json", false, "print one JSON object")
+	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
+	f.backend.add(cmd)
+	_ = cmd.MarkFlagRequired("output") // the flag is there
+	return cmd
+}
+
+// config turns the flags into a Config. All its errors are of usage, but for what is not built.
+func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
+	cfg := offline.DefaultConfig()
+	switch f.form {
+	case "hot":
+	case "archive":
+		return cfg, fmt.Errorf("--form archive: the entropy-coded archive form is not built yet; "+
+			"--form hot is: %w", quant.ErrUnsupported)
+	default:
+		return cfg, usagef("--form %q: want hot or archive", f.form)
+	}
+	if f.profile != "" {
+		return cfg, fmt.Errorf("--profile %s: profiles are not built yet: %w", f.profile,
+			quant.ErrUnsupported)
+	}
+	if err := f.backend.check(); err != nil {
+		return cfg, err
+	}
+	targets := 0
+	for _, name := range []string{"bits", "budget", "max-error"} {
+		if cmd.Flags().Changed(name) {
+			targets++
+		}
+	}
+	if targets > 1 {
+		return cfg, usagef("--bits, --budget and --max-error contradict each other: give one")
+	}
+	for name, v := range map[string]float64{"bits": f.bits, "max-error": f.maxError} {
+		if cmd.Flags().Changed(name) && !(v > 0) {
+			return cfg, usagef("--%s %g: want a positive number", name, v)
+		}
+	}
+	cfg.Bits, cfg.MaxError = f.bits, f.maxError
+	if cmd.Flags().Changed("budget") {
+		var err error
+		if cfg.Bytes, cfg.Share, err = parseBudget(f.budget); err != nil {
+			return cfg, &usageError{err: err}
+		}
+	}
+	if err := f.menus(&cfg); err != nil {
+		return cfg, err
+	}
+	cfg.Sinks, cfg.Window, cfg.Segment, cfg.Seed = f.sinks, f.window, f.segment, f.seed
+	cfg.RowBias, cfg.AllowNonfinite = f.rowBias, f.nonfinite
+	if targets == 0 && !(len(cfg.K) == 1 && len(cfg.V) == 1) {
+		cfg.Bits = defaultBits
+	}
+	if err := cfg.Validate(); err != nil {
+		return cfg, &usageError{err: err}
+	}
+	return cfg, nil
+}
+
+func (f *compressFlags) menus(cfg *offline.Config) error {
+	if f.coding == "" {
+		return nil
+	}
+	m, err := parseCodings(f.coding)
+	if err != nil {
+		return &usageError{err: err}
+	}
+	if m.rows != nil {
+		cfg.Rows = m.rows
+		if m.k == nil && m.v == nil {
+			m.k, m.v = m.rows, m.rows // a file of rows has no K and V: let them not leave a choice
+		}
+	}
+	if m.k != nil {
+		cfg.K = m.k
+	}
+	if m.v != nil {
+		cfg.V = m.v
+	}
+	return nil
+}
+
+// checkSides refuses a --coding that says nothing about what the input holds.
+func (f *compressFlags) checkSides(kind capture.Kind) error {
+	m, err := parseCodings(f.coding)
+	switch {
+	case f.coding == "" || err != nil:
+		return nil
+	case kind == capture.Activations && m.rows == nil:
+		return usagef("--coding %s: the input holds rows, not K and V: want rows=...", f.coding)
+	case kind == capture.KV && m.k == nil && m.v == nil, kind == capture.KV && m.rows != nil &&
+		m.k == nil:
+		return usagef("--coding %s: the input holds K and V: want k=...,v=...", f.coding)
+	}
+	return nil
+}
+
+// compressJSON is what --json prints.
+type compressJSON struct {
+	Input          string       `json:"input"`
+	Output         string       `json:"output"`
+	Target         string       `json:"target"`
+	DefaultTarget  bool         `json:"default_target"`
+	Bytes          int64        `json:"bytes"`
+	Values         int64        `json:"values"`
+	BitsPerValue   float64      `json:"bits_per_value"`
+	OriginalBytes  int64        `json:"original_bytes"`
+	Ratio          float64      `json:"ratio"`
+	PredictedError *float64     `json:"predicted_error"`
+	MeasuredError  *float64     `json:"measured_error"`
+	Sections       sectionsJSON `json:"sections"`
+	Codings        []codingJSON `json:"codings"`
+	Backend        backendJSON  `json:"backend"`
+	Config         string       `json:"config"`
+
+	rows bool // errors are of rows, not of attention
+}
+
+type sectionsJSON struct {
+	Header  int64 `json:"header"`
+	Payload int64 `json:"payload"`
+	Tables  int64 `json:"tables"`
+	Side    int64 `json:"side"`
+	Index   int64 `json:"index"`
+}
+
+type codingJSON struct {
+	Coding string  `json:"coding"`
+	Values int64   `json:"values"`
+	Share  float64 `json:"share"`
+}
+
+func (a *app) compress(ctx context.Context, name string, f *compressFlags,
+	cfg offline.Config) (err error) {
+	if name == stdStream && f.weights == stdStream {
+		return usagef("the capture and --weights cannot both be standard input")
+	}
+	src, in, err := a.openCapture(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer closing(in, &err)
+	if err := f.checkSides(src.Kind()); err != nil {
+		return err
+	}
+	var weights offline.Weights
+	if f.weights != "" {
+		layers := src.Layers()
+		for i := range src.ActTensors() {
+			layers = append(layers, i)
+		}
+		w, file, err := a.openWeights(ctx, f.weights, layers)
+		if err != nil {
+			return err
+		}
+		defer closing(file, &err)
+		weights = w
+	}
+	out, err := a.create(f.out, f.force)
+	if err != nil {
+		return err
+	}
+	res, caps, err := a.compressTo(ctx, src, out, f, cfg, weights)
+	out.finish(&err)
+	if err != nil {
+		return err
+	}
+	cfg.Weighted = weights != nil
+	sum := summarise(res, caps, cfg)
+	sum.Input, sum.Output, sum.rows = in.name, out.name, src.Kind() == capture.Activations
+	sum.DefaultTarget = cfg.Bits != 0 && f.bits == 0
+	if f.json {
+		return printJSON(a.summaryTo(f.out), sum)
+	}
+	p := &printer{w: a.summaryTo(f.out)}
+	sum.print(p)
+	return p.err
+}
+
+func (a *app) compressTo(ctx context.Context, src *capture.Source, out *output, f *compressFlags,
+	cfg offline.Config,
+	weights offline.Weights) (res *offline.Result, caps backend.Caps, err error) {
+	be, err := a.openBackend(f.backend)
+	if err != nil {
+		return nil, caps, err
+	}
+	defer closing(be, &err)
+	say, clear := a.progress()
+	defer clear()
+	res, err = offline.Compress(ctx, src, out, be, cfg, weights, say)
+	return res, be.Caps(), err
+}
+
+func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *compressJSON {
+	s := res.Sections
+	sum := &compressJSON{Target: targetText(&cfg), Bytes: res.Bytes, Values: res.Values,
+		BitsPerValue: res.BitsPerValue, OriginalBytes: res.OriginalBytes, Ratio: res.Ratio,
+		PredictedError: number(res.Predicted), Sections: sectionsJSON{s.Header, s.Payload, s.Tables,
+			s.Side, s.Index},
+		Codings: []codingJSON{}, Backend: describe(caps), Config: cfg.String()}
+	if cfg.MaxError > 0 {
+		sum.MeasuredError = number(res.MeasuredError)
+	}
+	for name, n := range res.Codings {
+		sum.Codings = append(sum.Codings, codingJSON{name, n, float64(n) / float64(max(1,
+			res.Values))})
+	}
+	slices.SortFunc(sum.Codings, func(x, y codingJSON) int {
+		return cmp.Or(cmp.Compare(y.Values, x.Values), cmp.Compare(x.Coding, y.Coding))
+	})
+	return sum
+}
+
+// targetText says what was asked for, as flags.
+func targetText(c *offline.Config) string {
+	g := func(x float64) string { return strconv.FormatFloat(x, 'g', 6, 64) }
+	switch {
+	case c.Bits > 0:
+		return "--bits " + g(c.Bits)
+	case c.Bytes > 0:
+		return "--budget " + strconv.FormatInt(c.Bytes, 10)
+	case c.Share > 0:
+		return "--budget " + g(100*c.Share) + "%"
+	case c.MaxError > 0:
+		return "--max-error " + g(c.MaxError)
+	}
+	return "the codings given"
+}
+
+func (s *compressJSON) print(p *printer) {
+	p.printf("%s: %s bytes, %.4g bits/value, %.2fx smaller than f16 (%s bytes)\n", s.Output,
+		count(s.Bytes),
+		s.BitsPerValue, s.Ratio, count(s.OriginalBytes))
+	target := s.Target
+	if s.DefaultTarget {
+		target += " (the default; --bits, --budget or --max-error set another)"
+	}
+	p.printf("target     %s\n", target)
+	what := "relative squared error of attention outputs"
+	if s.rows {
+		what = "relative squared error of rows"
+	}
+	if s.PredictedError != nil {
+		p.printf("predicted  %s %s\n", percent(*s.PredictedError), what)
+	}
+	if s.MeasuredError != nil {
+		p.printf("measured   %s future-attention error\n", percent(*s.MeasuredError))
+	}
+	p.printf("backend    %s\n\n", s.Backend)
+	t := newTable([]any{"section", "bytes", "share"}, 1, 2)
+	for _, x := range []struct {
+		name string
+		n    int64
+	}{{"payload", s.Sections.Payload}, {"tables", s.Sections.Tables}, {"side tensors",
+		s.Sections.Side},
+		{"header", s.Sections.Header}, {"index", s.Sections.Index}} {
+		t.AppendRow([]any{x.name, count(x.n), share(x.n, s.Bytes)})
+	}
+	p.table(t)
+	p.printf("\n")
+	t = newTable([]any{"coding", "values", "share"}, 1, 2)
+	for _, c := range s.Codings {
+		t.AppendRow([]any{c.Coding, count(c.Values), share(c.Values, s.Values)})
+	}
+	p.table(t)
+}

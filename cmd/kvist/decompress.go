@@ -1,0 +1,140 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/offline"
+)
+
+type decompressFlags struct {
+	out                  string
+	salvage, json, force bool
+}
+
+func newDecompress(a *app) *cobra.Command {
+	var f decompressFlags
+	cmd := &cobra.Command{
+		Use:   "decompress IN.kvist -o OUT",
+		Short: "Write the capture that a .kvist file stands for",
+		Long: `decompress writes a capture in the format that the file was made from: safetensors
+with layers.N.k and layers.N.v, or the tensors or the .npy of activations. Side tensors come back
+exactly. layers.N.bias holds the row bias of coarse rows, layers.N.kept marks tokens that were
+dropped or lost.
+
+--salvage reads what is intact of a damaged file. What was lost is listed on standard error, its
+tokens are zeros, and the exit status is 3 although the output was written.
+
+Fields of --json: input, output, tensors, bytes, dropped_rows, lost (texts).`,
+		Example: `  kvist decompress cache.kvist -o cache.safetensors
+  kvist decompress embeddings.kvist -o embeddings.npy
+  kvist decompress broken.kvist -o rest.safetensors --salvage`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
+			return a.decompress(cmd.Context(), args[0], &f)
+		}),
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
+	fl.BoolVar(&f.salvage, "salvage", false, "read what is intact of a damaged file")
+	fl.BoolVar(&f.json, "json", false, "print one JSON object")
+	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
+	_ = cmd.MarkFlagRequired("output") // the flag is there
+	return cmd
+}
+
+// decompressJSON is what --json prints.
+type decompressJSON struct {
+	Input       string   `json:"input"`
+	Output      string   `json:"output"`
+	Tensors     int      `json:"tensors"`
+	Bytes       int64    `json:"bytes"`
+	DroppedRows int64    `json:"dropped_rows"`
+	Lost        []string `json:"lost"`
+}
+
+func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (err error) {
+	in, err := a.openInput(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer closing(in, &err)
+	r, damage, err := openSalvage(in, f.salvage)
+	if err != nil {
+		return err
+	}
+	if err := checkExtension(f.out, r.Header()); err != nil {
+		return err
+	}
+	out, err := a.create(f.out, f.force)
+	if err != nil {
+		return err
+	}
+	say, clear := a.progress()
+	res, err := offline.Decompress(ctx, r, out, f.salvage, say)
+	clear()
+	out.finish(&err)
+	if err != nil {
+		return err
+	}
+	lost := append(damage, res.Lost...)
+	if f.json {
+		err = printJSON(a.summaryTo(f.out), decompressJSON{in.name, out.name, res.Tensors,
+			res.Bytes,
+			res.DroppedRows, append([]string{}, lost...)})
+	} else {
+		p := &printer{w: a.summaryTo(f.out)}
+		p.printf("%s: %s bytes, %d tensors\n", out.name, count(res.Bytes), res.Tensors)
+		if res.DroppedRows > 0 {
+			p.printf("%s tokens of a head are zeros, marked in layers.N.kept\n",
+				count(res.DroppedRows))
+		}
+		err = p.err
+	}
+	for _, l := range lost {
+		fmt.Fprintf(a.stderr, "kvist: lost: %s\n", l)
+	}
+	if err == nil && len(lost) > 0 {
+		return errLost
+	}
+	return err
+}
+
+// openSalvage opens a .kvist file, with salvage what is intact of it; lost says what is not.
+func openSalvage(in *input, salvage bool) (r *container.Reader, lost []string, err error) {
+	if !salvage {
+		r, err = container.Open(in.name, in, in.size, container.Limits{})
+		return r, nil, err
+	}
+	r, damage, err := container.Salvage(in.name, in, in.size, container.Limits{})
+	if err != nil {
+		return nil, nil, err
+	}
+	for _, d := range damage {
+		lost = append(lost, oneLine(d))
+	}
+	return r, lost, nil
+}
+
+// checkExtension refuses a name that promises another format than the file was made from.
+func checkExtension(name string, h *container.Header) error {
+	format := "safetensors"
+	if h.Kind == container.KindRows && h.Source == container.SourceNPY && len(h.Tensors) == 1 {
+		format = "npy"
+	}
+	switch ext := strings.TrimPrefix(strings.ToLower(filepath.Ext(name)), "."); {
+	case name == stdStream || ext == format:
+	case ext == "npy", ext == "safetensors":
+		return &usageError{err: errors.New("-o " + name + ": the file was made from ." + format +
+			" and is written as that")}
+	}
+	return nil
+}

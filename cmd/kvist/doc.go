@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command kvist compresses KV caches of language models, hidden states and embeddings, and shows
+// what was kept and what it cost.
+//
+// # Verbs
+//
+//	kvist compress    a capture (safetensors, .npy) to a .kvist file
+//	kvist decompress  a .kvist file back to a capture
+//	kvist verify      every checksum of a file, and its error against the original
+//	kvist inspect     what is in a .kvist file or a capture, with its spectrum
+//	kvist report      one HTML page about a file
+//	kvist doctor      the backends of this machine, and a self-test
+//	kvist version     version and build
+//	kvist completion  shell completion
+//
+// All work is done by the packages under engine; the verbs read flags and print. "-" stands for
+// standard input or output: input is spooled to a temporary file, output is handed on only when
+// it is complete.
+//
+// # Errors
+//
+// One line on standard error, "kvist: ...". Exit status: 0 done; 1 failed (a missing file, a full
+// disk, a budget that cannot be met); 2 wrong usage; 3 the input is damaged, or not a file that
+// this build reads.
+//
+// # Concurrency
+//
+// One verb a process. An interrupt cancels the work and removes temporary files.
+package main

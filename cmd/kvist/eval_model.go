@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// smolLM2 is the name that stands for the model of the tests, where fetch-model.sh put it.
+const smolLM2 = "smollm2"
+
+// modelThreads bounds --threads of the verbs that run a model.
+const modelThreads = 1 << 10
+
+// modelFlags are those of every verb that runs a model.
+type modelFlags struct{ threads int }
+
+func (f *modelFlags) add(cmd *cobra.Command) {
+	cmd.Flags().IntVar(&f.threads, "threads", 0, "CPU `threads` to use; 0: all")
+}
+
+func (f *modelFlags) check() error {
+	if f.threads < 0 || f.threads > modelThreads {
+		return usagef("--threads %d: want 0 to %d", f.threads, modelThreads)
+	}
+	return nil
+}
+
+// open loads the model called name: a GGUF file, or smollm2.
+func (f *modelFlags) open(name string) (*llama.Model, error) {
+	if name == smolLM2 {
+		path, err := llama.FindModel()
+		if err != nil {
+			return nil, err
+		}
+		name = path
+	}
+	return llama.Open(name, llama.Options{Workers: f.threads})
+}
+
+// maxText bounds a text file: a model's context is some hundred thousand tokens.
+const maxText = 64 << 20
+
+// readText reads a text file; "-" is standard input.
+func (a *app) readText(ctx context.Context, name string) (string, error) {
+	in, err := a.openInput(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	defer in.Close()
+	if in.size > maxText {
+		return "", fmt.Errorf("text %s: %d bytes, the limit is %d: %w", in.name, in.size, maxText,
+			quant.ErrTooLarge)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(in, 0, in.size))
+	if err != nil {
+		return "", fmt.Errorf("read %s: %w", in.name, err)
+	}
+	return string(b), nil
+}
+
+// parseLayers reads "all" or numbers joined by commas; nil stands for all.
+func parseLayers(s string, layers int) ([]int, error) {
+	if s == "all" {
+		return nil, nil
+	}
+	var out []int
+	for part := range strings.SplitSeq(s, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(part))
+		if err != nil || n < 0 || n >= layers {
+			return nil, fmt.Errorf("layer %q: want all, or numbers from 0 to %d", part, layers-1)
+		}
+		for _, m := range out {
+			if m == n {
+				return nil, fmt.Errorf("layer %d is named twice", n)
+			}
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// spoolPath runs write with the path of a file that does not exist yet, and copies what it wrote
+// to standard output.
+func (a *app) spoolPath(write func(path string) error) error {
+	dir, err := os.MkdirTemp("", "kvist-*.tmp")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder that stays harms nothing
+	path := dir + string(os.PathSeparator) + "out"
+	if err := write(path); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := io.Copy(a.stdout, f); err != nil {
+		return fmt.Errorf("write standard output: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,88 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// The exit statuses.
+const (
+	exitOK      = 0
+	exitFailed  = 1
+	exitUsage   = 2
+	exitDamaged = 3
+)
+
+// usageError is a command line that cannot be.
+type usageError struct{ err error }
+
+func (e *usageError) Error() string { return e.err.Error() }
+func (e *usageError) Unwrap() error { return e.err }
+
+func usagef(format string, args ...any) error {
+	return &usageError{err: fmt.Errorf(format,
+		args...)}
+}
+
+// errLost is a salvage that lost something: the output was written, and the exit status says that
+// it is not all. errDamage is damage that was listed already.
+var (
+	errLost   = fmt.Errorf("parts of the input were lost: %w", quant.ErrCorrupt)
+	errDamage = fmt.Errorf("the file is damaged: %w", quant.ErrCorrupt)
+)
+
+// exitCode maps an error to the exit status.
+//
+// 3 stands for an input that is damaged (quant.ErrCorrupt), of another version, or valid but not
+// read by this build: a container.RefusedError, or a capture.FormatError of one of the categories.
+// A file that is missing or cannot be read for reasons of the system is 1.
+func exitCode(err error) int {
+	var usage *usageError
+	var refused *container.RefusedError
+	var format *capture.FormatError
+	switch {
+	case err == nil:
+		return exitOK
+	case errors.As(err, &usage):
+		return exitUsage
+	case errors.Is(err, quant.ErrCorrupt), errors.Is(err, quant.ErrVersion), errors.As(err,
+		&refused):
+		return exitDamaged
+	case errors.As(err, &format) &&
+		(errors.Is(err, quant.ErrUnsupported) || errors.Is(err, quant.ErrTooLarge)):
+		return exitDamaged
+	}
+	return exitFailed
+}
+
+var packagePrefix = regexp.MustCompile(`kvist/[a-z/]+: `)
+
+// oneLine is the text of an error on one line, without the names of our packages.
+func oneLine(err error) string {
+	if errors.Is(err, context.Canceled) {
+		return "interrupted"
+	}
+	s := packagePrefix.ReplaceAllString(err.Error(), "")
+	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }),
+		"; ")
+}
+
+// eachError calls f for the errors that were joined into err, or for err itself.
+func eachError(err error, f func(error)) {
+	if j, ok := err.(interface{ Unwrap() []error }); ok {
+		for _, e := range j.Unwrap() {
+			eachError(e, f)
+		}
+		return
+	}
+	f(err)
+}

@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+func main() { os.Exit(mainCode()) }
+
+// mainCode runs the process and returns its exit status. A first interrupt cancels the work, a
+// second one ends the process.
+func mainCode() int {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop)
+	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
+}
+
+// app is what all verbs share.
+type app struct {
+	stdin          io.Reader
+	stdout, stderr io.Writer
+	started        bool // a verb's own code has run: errors before that are of usage
+}
+
+// run executes one command line and returns the exit status.
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	root := newRoot(a)
+	root.SetArgs(args)
+	root.SetIn(stdin)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err != nil && !a.started {
+		err = &usageError{err: err}
+	}
+	if err != nil {
+		if line := oneLine(err); line != "" {
+			fmt.Fprintf(stderr, "kvist: %s\n", line)
+		}
+	}
+	return exitCode(err)
+}
+
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kvist",
+		Short: "Compress KV caches, hidden states and embeddings by what each token is worth",
+		Long: `kvist compresses the KV cache of language models, hidden states and embeddings to a
+few bits a value, and shows what was kept and what it cost.
+
+Captures are safetensors files (format kv-capture/1, or any tensors of two or more dimensions)
+and .npy files. "-" stands for standard input or output.
+
+Exit status:
+  0  done
+  1  failed: a missing file, a full disk, a budget that cannot be met, something not supported
+  2  wrong usage
+  3  the input is damaged, or not a file that this build reads`,
+		Example: `  kvist compress cache.safetensors -o cache.kvist --bits 3
+  kvist verify cache.kvist --against cache.safetensors
+  kvist report cache.kvist -o cache.html --against cache.safetensors
+  kvist decompress cache.kvist -o back.safetensors`,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cmd.SetOut(a.stderr)
+			_ = cmd.Help() // its errors are those of standard error
+			return usagef("no verb given")
+		},
+	}
+	root.AddCommand(newCompress(a), newDecompress(a), newVerify(a), newInspect(a), newReport(a),
+		newDoctor(a), newVersion(a), newCapture(a), newEval(a))
+	root.InitDefaultCompletionCmd()
+	return root
+}
+
+// verb wraps a verb's code, so that errors of parsing are told from its own.
+func (a *app) verb(f func(cmd *cobra.Command, args []string) error) func(*cobra.Command,
+	[]string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		a.started = true
+		return f(cmd, args)
+	}
+}

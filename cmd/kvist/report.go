@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/cmd/kvist/internal/page"
+	"github.com/kvist-project/kvist/engine/offline"
+)
+
+type reportFlags struct {
+	out, against string
+	json, force  bool
+	backend      backendFlags
+}
+
+func newReport(a *app) *cobra.Command {
+	var f reportFlags
+	cmd := &cobra.Command{
+		Use:   "report FILE.kvist -o page.html",
+		Short: "Make one HTML page about a file",
+		Long: `report writes one self-contained page that needs no network: the bits that every
+token kept, layer by layer and head by head, where the bytes went, the codings, and the config.
+--against adds what was lost of K, V and future attention (see kvist verify).
+
+--json writes the page's data as one JSON object instead, in the fields of offline.Report: kind,
+version, model, config, bytes, values, bits_per_value, ratio, layers, sections, codings, map, errors
+and so on.`,
+		Example: `  kvist report cache.kvist -o cache.html
+  kvist report cache.kvist -o cache.html --against cache.safetensors
+  kvist report cache.kvist -o - --json | jq .codings`,
+		Args: cobra.ExactArgs(1),
+		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
+			if err := f.backend.check(); err != nil {
+				return err
+			}
+			return a.report(cmd.Context(), args[0], &f)
+		}),
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
+	fl.StringVar(&f.against, "against", "", "`ORIGINAL` capture to measure the error against")
+	fl.BoolVar(&f.json, "json", false, "write the data as JSON instead of a page")
+	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
+	f.backend.add(cmd)
+	_ = cmd.MarkFlagRequired("output") // the flag is there
+	return cmd
+}
+
+func (a *app) report(ctx context.Context, name string, f *reportFlags) (err error) {
+	if name == stdStream && f.against == stdStream {
+		return usagef("FILE and --against cannot both be standard input")
+	}
+	r, in, err := a.openContainer(ctx, name)
+	if err != nil {
+		return err
+	}
+	defer closing(in, &err)
+	out, err := a.create(f.out, f.force)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		out.finish(&err)
+		if err == nil && f.out != stdStream {
+			_, err = fmt.Fprintf(a.stdout, "%s: written\n", out.name)
+		}
+	}()
+	var cmp *offline.Comparison
+	if f.against != "" {
+		if cmp, _, err = a.compare(ctx, r, f.against, f.backend); err != nil {
+			return err
+		}
+	}
+	rep, err := offline.BuildReport(ctx, r, cmp)
+	if err != nil {
+		return err
+	}
+	rep.File = in.name
+	w := bufio.NewWriterSize(out, 1<<20)
+	if f.json {
+		err = printJSON(w, rep)
+	} else {
+		err = page.Write(w, rep, buildVersion().Version)
+	}
+	if err != nil {
+		return err
+	}
+	return w.Flush()
+}

@@ -1,0 +1,265 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/kvist-project/kvist/cmd/kvist/internal/spectrum"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// headSpectrum is the spectrum of one side of one head.
+type headSpectrum struct {
+	Name string `json:"name"` // "layer 9", `tensor "x"`
+	Side string `json:"side"` // "K", "V" or "rows"
+	Head int    `json:"head"`
+	spectrum.Spectrum
+}
+
+// sampleRows is how many rows of a head are measured unless all are asked for; spectrumStep how
+// many are read at once.
+const (
+	sampleRows   = 4096
+	spectrumStep = 512
+)
+
+// add appends the spectrum of rows rows of dim values that read hands out in steps: all of them, or
+// limit of them in evenly spaced steps.
+func (r *inspectJSON) add(ctx context.Context, name, side string, head int, rows int64, dim int,
+	limit int64,
+	read func(first int64, dst []float32) error) error {
+	acc, err := spectrum.New(dim)
+	if errors.Is(err, quant.ErrTooLarge) {
+		r.skipped = oneLine(err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	every := int64(1)
+	if limit > 0 && rows > limit {
+		every = (rows + limit - 1) / limit
+	}
+	buf := make([]float32, int(min(rows, spectrumStep))*dim)
+	for step, first := int64(0), int64(0); first < rows; step, first = step+1, first+spectrumStep {
+		if step%every != 0 {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		part := buf[:int(min(spectrumStep, rows-first))*dim]
+		if err := read(first, part); err != nil {
+			return err
+		}
+		if err := acc.Add(part); err != nil {
+			return err
+		}
+	}
+	s, err := acc.Result()
+	r.Spectra = append(r.Spectra, headSpectrum{name, side, head, s})
+	return err
+}
+
+// captureSpectra measures K and V of a capture, or its rows.
+func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *inspectJSON,
+	say offline.Progress) error {
+	one := func(name, side string, t capture.Tensor) error {
+		for h := range t.Heads() {
+			err := res.add(ctx, name, side, h, int64(t.Rows()), t.Dim(), limit, func(first int64,
+				dst []float32) error {
+				return src.ReadRowsF32(t, h, int(first), len(dst)/t.Dim(), dst)
+			})
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	for i, n := range src.Layers() {
+		report(say, "measuring the spectrum", i, len(src.Layers()))
+		for _, part := range []capture.Part{capture.K, capture.V} {
+			t, _ := src.KV(n, part) // every layer has K and V
+			side := map[capture.Part]string{capture.K: "K", capture.V: "V"}[part]
+			if err := one(fmt.Sprintf("layer %d", n), side, t); err != nil {
+				return err
+			}
+		}
+	}
+	acts := src.ActTensors()
+	for i, t := range acts {
+		report(say, "measuring the spectrum", i, len(acts))
+		if err := one(fmt.Sprintf("tensor %q", t.Name), "rows", t.Tensor); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func report(say offline.Progress, stage string, done, total int) {
+	if say != nil {
+		say(stage, int64(done), int64(total))
+	}
+}
+
+// containerSpectra measures the decoded rows of a file, a record at a time. Rows that stand for
+// several tokens count once for each of them.
+func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res *inspectJSON,
+	say offline.Progress) error {
+	h := r.Header()
+	for i := range h.Stored() {
+		report(say, "measuring the spectrum", i, h.Stored())
+		kDim, vDim := h.Dims(i)
+		if max(kDim, vDim) > spectrum.MaxDim {
+			res.skipped = fmt.Sprintf("rows of %d values, the spectrum takes at most %d", max(kDim,
+				vDim), spectrum.MaxDim)
+			continue
+		}
+		var accs []*spectrum.Accumulator // K of every head, then V
+		for _, dim := range []int{kDim, vDim} {
+			for range h.KVHeads() {
+				if dim == 0 {
+					continue
+				}
+				acc, err := spectrum.New(dim)
+				if err != nil {
+					return err
+				}
+				accs = append(accs, acc)
+			}
+		}
+		if err := layerSpectra(ctx, r, i, limit, accs); err != nil {
+			return err
+		}
+		name := fmt.Sprintf("layer %d", i)
+		side := []string{"K", "V"}
+		if h.Kind == container.KindCache {
+			name = fmt.Sprintf("layer %d", h.Layers[i])
+		} else {
+			name, side[0] = fmt.Sprintf("tensor %q", h.Tensors[i].Name), "rows"
+		}
+		for j, acc := range accs {
+			s, err := acc.Result()
+			if err != nil {
+				return err
+			}
+			res.Spectra = append(res.Spectra, headSpectrum{name, side[j/h.KVHeads()],
+				j % h.KVHeads(), s})
+		}
+	}
+	return nil
+}
+
+// layerSpectra decodes the records of a layer: all of them, or some of them evenly spaced.
+func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int64,
+	accs []*spectrum.Accumulator) error {
+	h := r.Header()
+	kDim, vDim := h.Dims(layer)
+	every := int64(1)
+	if limit > 0 {
+		every = max(1, h.LayerTokens(layer)/max(limit, int64(h.SegmentTokens)))
+	}
+	for s := int64(0); s < h.Segments(layer); s += every {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		at, ok := r.Find(layer, int(s))
+		if !ok {
+			continue // Open has checked that all are there
+		}
+		rec, err := r.ReadRecord(at)
+		if err != nil {
+			return err
+		}
+		for hi := range rec.Heads {
+			for bi := range rec.Heads[hi].Blocks {
+				b := &rec.Heads[hi].Blocks[bi]
+				if err := addSide(accs[hi], b, b.K, b.KData, kDim, h.Seed); err != nil {
+					return err
+				}
+				if vDim == 0 {
+					continue
+				}
+				if err := addSide(accs[len(rec.Heads)+hi], b, b.V, b.VData, vDim,
+					h.Seed); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func addSide(acc *spectrum.Accumulator, b *container.Block, c quant.Coding, data []byte, dim int,
+	seed uint64) error {
+	if b.Rows() == 0 {
+		return nil
+	}
+	x := quant.Rows{Dim: dim, Data: make([]float32, b.Rows()*dim)}
+	if err := quant.Decode(x, c, data, seed); err != nil {
+		return err
+	}
+	if b.Counts == nil {
+		return acc.Add(x.Data)
+	}
+	for row, n := range b.Counts {
+		for range n {
+			if err := acc.Add(x.Row(row)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// printSpectra prints the mean effective rank, or a table of all heads.
+func (r *inspectJSON) printSpectra(p *printer, all bool) {
+	if r.skipped != "" {
+		p.printf("\nno spectrum: %s\n", r.skipped)
+	}
+	if len(r.Spectra) == 0 {
+		return
+	}
+	p.printf("\n")
+	if !all {
+		p.printf("effective rank (mean over heads, of dim; --spectrum shows every head)\n")
+		type key struct {
+			side string
+			dim  int
+		}
+		sums, n := map[key]float64{}, map[key]int{}
+		var keys []key
+		for _, s := range r.Spectra {
+			k := key{s.Side, s.Dim}
+			if n[k]++; n[k] == 1 {
+				keys = append(keys, k)
+			}
+			sums[k] += s.EffectiveRank
+		}
+		slices.SortFunc(keys, func(a, b key) int {
+			return cmp.Or(cmp.Compare(a.side, b.side),
+				a.dim-b.dim)
+		})
+		for _, k := range keys {
+			p.printf("  %-4s %.1f of %d\n", k.side, sums[k]/float64(n[k]), k.dim)
+		}
+		return
+	}
+	t := newTable([]any{"spectrum", "side", "head", "rows", "dim", "top share", "90 %", "99 %",
+		"effective rank"},
+		2, 3, 4, 5, 6, 7, 8)
+	for _, s := range r.Spectra {
+		t.AppendRow([]any{title(s.Name), s.Side, s.Head, count(s.Rows), s.Dim, percent(s.TopShare),
+			s.Components90,
+			s.Components99, fmt.Sprintf("%.1f", s.EffectiveRank)})
+	}
+	p.table(t)
+}
