@@ -46,21 +46,6 @@ func count(n int64) string {
 	return s
 }
 
-// byteText writes bytes for reading: 812 B, 1.69 MB.
-func byteText(n int64) string {
-	x := float64(n)
-	for _, u := range []string{"B", "kB", "MB", "GB", "TB"} {
-		if math.Abs(x) < 999.5 || u == "TB" {
-			if u == "B" {
-				return fmt.Sprintf("%d B", n)
-			}
-			return fmt.Sprintf("%.3g %s", x, u)
-		}
-		x /= 1000
-	}
-	return ""
-}
-
 // percent writes a share of one.
 func percent(x float64) string {
 	switch {

@@ -139,7 +139,7 @@ func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res
 		if err := layerSpectra(ctx, r, i, limit, accs); err != nil {
 			return err
 		}
-		name := fmt.Sprintf("layer %d", i)
+		var name string
 		side := []string{"K", "V"}
 		if h.Kind == container.KindCache {
 			name = fmt.Sprintf("layer %d", h.Layers[i])

@@ -60,6 +60,7 @@ type compressor struct {
 	stats  [][]headStats // [layers][heads]
 	cells  []cell
 	items  []plan.Item
+	want   [][]float32 // [layers] outputs over the exact context, for MaxError
 }
 
 // Compress reads src and writes a .kvist file to w, which need not be able to seek.

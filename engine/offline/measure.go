@@ -157,7 +157,8 @@ func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.He
 	if !l.hasV || !in.src.HasNext(l.number) {
 		return e, nil
 	}
-	s, err := futureError(ctx, in, l, h, recs, be, rowBias)
+	var want []float32
+	s, err := futureError(ctx, in, l, h, recs, be, rowBias, &want)
 	e.FutureError = s.Relative()
 	return e, err
 }
@@ -245,9 +246,10 @@ func cosine(a, b []float32) float64 {
 	return ab / math.Sqrt(aa*bb)
 }
 
-// futureError runs the later queries of a layer over its compressed and its exact context.
+// futureError runs the later queries of a layer over its compressed and its exact context. want
+// keeps the outputs over the exact context from call to call.
 func futureError(ctx context.Context, in *input, l *layerInput, h *container.Header,
-	recs []*container.Record, be backend.Backend, rowBias bool) (quality.Sum, error) {
+	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (quality.Sum, error) {
 	up := &uploader{be: be}
 	defer up.free()
 	rope := in.geo.Rope
@@ -257,6 +259,7 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 		HeadDimV: l.v.Dim(),
 		Rope:     &rope,
 		Coded:    make([][]backend.Block, l.heads),
+		Want:     *want,
 	}
 	for _, rec := range recs {
 		heads, err := loadRecord(up, h, rec, l.number, rowBias)
@@ -272,12 +275,14 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 	vNext, _ := in.src.KV(l.number, capture.VNext)
 	qNext, _ := in.src.KV(l.number, capture.QNext)
 	for hi := range l.heads {
-		c := &compressor{in: in, be: be}
-		blocks, _, err := c.exactHead(up, l, hi, []int{0, l.tokens})
-		if err != nil {
-			return quality.Sum{}, err
+		if f.Want == nil {
+			c := &compressor{in: in, be: be}
+			blocks, _, err := c.exactHead(up, l, hi, []int{0, l.tokens})
+			if err != nil {
+				return quality.Sum{}, err
+			}
+			f.Exact = append(f.Exact, blocks)
 		}
-		f.Exact = append(f.Exact, blocks)
 		tail, err := exactBlock(up, in.src, kNext, vNext, hi, int64(l.tokens), next)
 		if err != nil {
 			return quality.Sum{}, err
@@ -293,7 +298,9 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 	for i := range next {
 		f.Pos = append(f.Pos, int64(l.tokens+i))
 	}
-	return f.Measure(ctx, be)
+	sum, err := f.Measure(ctx, be)
+	*want = f.Want
+	return sum, err
 }
 
 // exactBlock uploads all rows of one head as they are.
@@ -423,6 +430,9 @@ func (c *compressor) bestChoice() []int {
 // measureChoice encodes a plan in memory, a layer at a time, and measures its mean
 // future-attention error.
 func (c *compressor) measureChoice(ctx context.Context, choice []int) (float64, error) {
+	if c.want == nil {
+		c.want = make([][]float32, len(c.in.layers))
+	}
 	var sum float64
 	var recs []*container.Record
 	err := c.eachRecord(choice, func(rec *container.Record) error {
@@ -434,7 +444,9 @@ func (c *compressor) measureChoice(ctx context.Context, choice []int) (float64, 
 		if rec.Segment < l.segments()-1 {
 			return nil
 		}
-		s, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.cfg.RowBias)
+		want := c.want[rec.Layer]
+		s, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.cfg.RowBias, &want)
+		c.want[rec.Layer] = want
 		sum, recs = sum+s.Relative(), nil
 		return err
 	})

@@ -52,28 +52,33 @@ type Future struct {
 	Pos []int64
 	// Per KV head: the context as it was, the context as it is now, and the exact tail.
 	Exact, Coded, Tail [][]backend.Block
+	// Want holds the outputs over Exact. Measure fills it where it is nil; a caller that measures
+	// the same layer again and again hands it in, and may leave Exact out.
+	Want []float32
 }
 
 // Measure returns the future-attention error of the layer, over all its heads.
 //
 // Errors: quant.ErrShape and those of the backend.
 func (f *Future) Measure(ctx context.Context, be backend.Backend) (Sum, error) {
-	heads, n := len(f.Exact), len(f.Pos)
-	if len(f.Coded) != heads || len(f.Tail) != heads || len(f.Q) != heads*f.Group*n*f.HeadDim {
+	heads, n := len(f.Coded), len(f.Pos)
+	if (f.Want == nil && len(f.Exact) != heads) || (f.Want != nil && len(f.Want) != heads*n*f.Group*f.HeadDimV) || len(f.Tail) != heads || len(f.Q) != heads*f.Group*n*f.HeadDim {
 		return Sum{}, fmt.Errorf(
 			"kvist/quality: future attention: %d values of q for %d kv_heads, group %d, %d queries: %w",
 			len(f.Q), heads, f.Group, n, quant.ErrShape)
 	}
-	exact, err := f.attend(ctx, be, f.Exact)
-	if err != nil {
-		return Sum{}, err
+	if f.Want == nil {
+		var err error
+		if f.Want, err = f.attend(ctx, be, f.Exact); err != nil {
+			return Sum{}, err
+		}
 	}
 	coded, err := f.attend(ctx, be, f.Coded)
 	if err != nil {
 		return Sum{}, err
 	}
 	var s Sum
-	s.Add(exact, coded)
+	s.Add(f.Want, coded)
 	return s, nil
 }
 
