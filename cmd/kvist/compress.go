@@ -22,12 +22,12 @@ import (
 const defaultBits = 4.3
 
 type compressFlags struct {
-	out, budget, coding, form, profile, weights string
-	bits, maxError                              float64
-	sinks, window, segment                      int
-	seed                                        uint64
-	rowBias, nonfinite, json, force             bool
-	backend                                     backendFlags
+	out, budget, coding, form, profile, weights, importance string
+	bits, maxError                                          float64
+	sinks, window, segment                                  int
+	seed                                                    uint64
+	rowBias, nonfinite, json, force                         bool
+	backend                                                 backendFlags
 }
 
 func newCompress(a *app) *cobra.Command {
@@ -84,6 +84,8 @@ workers, memory, reason), config.`,
 	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")
 	fl.Uint64Var(&f.seed, "seed", def.Seed, "`seed` of the rotation")
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
+	fl.StringVar(&f.importance, "importance", def.Importance,
+		"`profile` that weighs tokens by the attention they get: default, none, or its fields")
 	fl.BoolVar(&f.rowBias, "row-bias", def.RowBias,
 		"correct the scores of coarse rows for their noise")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
@@ -139,6 +141,7 @@ func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 	}
 	cfg.Sinks, cfg.Window, cfg.Segment, cfg.Seed = f.sinks, f.window, f.segment, f.seed
 	cfg.RowBias, cfg.AllowNonfinite = f.rowBias, f.nonfinite
+	cfg.Importance = f.importance
 	if targets == 0 && !(len(cfg.K) == 1 && len(cfg.V) == 1) {
 		cfg.Bits = defaultBits
 	}
@@ -188,23 +191,45 @@ func (f *compressFlags) checkSides(kind capture.Kind) error {
 
 // compressJSON is what --json prints.
 type compressJSON struct {
-	Input          string       `json:"input"`
-	Output         string       `json:"output"`
-	Target         string       `json:"target"`
-	DefaultTarget  bool         `json:"default_target"`
-	Bytes          int64        `json:"bytes"`
-	Values         int64        `json:"values"`
-	BitsPerValue   float64      `json:"bits_per_value"`
-	OriginalBytes  int64        `json:"original_bytes"`
-	Ratio          float64      `json:"ratio"`
-	PredictedError *float64     `json:"predicted_error"`
-	MeasuredError  *float64     `json:"measured_error"`
-	Sections       sectionsJSON `json:"sections"`
-	Codings        []codingJSON `json:"codings"`
-	Backend        backendJSON  `json:"backend"`
-	Config         string       `json:"config"`
+	Input          string         `json:"input"`
+	Output         string         `json:"output"`
+	Target         string         `json:"target"`
+	DefaultTarget  bool           `json:"default_target"`
+	Bytes          int64          `json:"bytes"`
+	Values         int64          `json:"values"`
+	BitsPerValue   float64        `json:"bits_per_value"`
+	OriginalBytes  int64          `json:"original_bytes"`
+	Ratio          float64        `json:"ratio"`
+	PredictedError *float64       `json:"predicted_error"`
+	MeasuredError  *float64       `json:"measured_error"`
+	Sections       sectionsJSON   `json:"sections"`
+	Codings        []codingJSON   `json:"codings"`
+	Backend        backendJSON    `json:"backend"`
+	Importance     importanceJSON `json:"importance"`
+	Config         string         `json:"config"`
 
 	rows bool // errors are of rows, not of attention
+}
+
+// importanceJSON says how tokens were weighed.
+type importanceJSON struct {
+	Profile   string `json:"profile"`
+	Heads     int    `json:"heads"`
+	Collapsed int    `json:"collapsed"`
+	Reason    string `json:"reason"`
+}
+
+func (i importanceJSON) String() string {
+	switch {
+	case i.Reason != "":
+		return "none: " + i.Reason
+	case i.Profile == "none":
+		return "none: all tokens of a head weigh the same"
+	case i.Collapsed > 0:
+		return fmt.Sprintf("%s; attention collapsed and not believed in %d of %d heads",
+			i.Profile, i.Collapsed, i.Heads)
+	}
+	return i.Profile
 }
 
 type sectionsJSON struct {
@@ -289,6 +314,10 @@ func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *comp
 		PredictedError: number(res.Predicted), Sections: sectionsJSON{s.Header, s.Payload, s.Tables,
 			s.Side, s.Index},
 		Codings: []codingJSON{}, Backend: describe(caps), Config: cfg.String()}
+	sum.Importance = importanceJSON(res.Importance)
+	if cfg.Weighted {
+		sum.Importance.Profile = "weights handed in"
+	}
 	if cfg.MaxError > 0 {
 		sum.MeasuredError = number(res.MeasuredError)
 	}
@@ -336,6 +365,9 @@ func (s *compressJSON) print(p *printer) {
 	}
 	if s.MeasuredError != nil {
 		p.printf("measured   %s future-attention error\n", percent(*s.MeasuredError))
+	}
+	if !s.rows {
+		p.printf("importance %s\n", s.Importance)
 	}
 	p.printf("backend    %s\n\n", s.Backend)
 	t := newTable([]any{"section", "bytes", "share"}, 1, 2)

@@ -37,12 +37,14 @@ type Result struct {
 	OriginalBytes int64   // f16 bytes of the values
 	Ratio         float64 // OriginalBytes / Bytes
 	// Predicted is the planner's mean relative squared error of attention outputs (of rows, for
-	// activations), MeasuredError the mean future-attention error where MaxError asked for it.
+	// activations); NaN where tokens were weighed, because a sum weighted by past attention is too
+	// hopeful of attention to come. MeasuredError the mean future-attention error where MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64
 	Sections      Sections
 	// Codings counts the values stored in each coding.
-	Codings map[string]int64
+	Codings    map[string]int64
+	Importance ImportanceUse
 }
 
 // Sections says where the bytes of a file went.
@@ -60,6 +62,7 @@ type compressor struct {
 	stats  [][]headStats // [layers][heads]
 	cells  []cell
 	items  []plan.Item
+	use    ImportanceUse
 	want   [][]float32 // [layers] outputs over the exact context, for MaxError
 }
 
@@ -73,11 +76,14 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
+	if cfg.Weighted {
+		cfg.Importance = "none" // weights that are handed in take its place
+	}
 	in, err := newInput(src, cfg.Segment)
 	if err != nil {
 		return nil, err
 	}
-	c := &compressor{in: in, be: be, cfg: cfg, say: progress}
+	c := &compressor{in: in, be: be, cfg: cfg, say: progress, use: ImportanceUse{Profile: cfg.Importance}}
 	if err := c.prepare(ctx, weights); err != nil {
 		return nil, err
 	}
@@ -89,7 +95,10 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	if err != nil {
 		return nil, err
 	}
-	res.MeasuredError = measured
+	res.MeasuredError, res.Importance = measured, c.use
+	if cfg.Weighted || c.use.Heads > 0 {
+		res.Predicted = math.NaN()
+	}
 	return res, nil
 }
 
@@ -99,6 +108,9 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		l := &c.in.layers[i]
 		c.say.say("measuring", int64(i), int64(len(c.in.layers)))
 		w, err := layerWeights(weights, l)
+		if err == nil && weights == nil {
+			w, err = c.weigh(ctx, l)
+		}
 		if err != nil {
 			return err
 		}

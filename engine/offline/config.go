@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -41,6 +42,10 @@ type Config struct {
 	RowBias bool
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
+	// Importance is the profile of the signals that weigh tokens where no weights are handed in
+	// (importance.ParseProfile): "none" weighs all the same. It needs the capture's queries; without
+	// them, tokens weigh the same and Result.Importance says so.
+	Importance string
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }
@@ -64,6 +69,7 @@ func DefaultConfig() Config {
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
+	c.Importance = "none"
 	return c
 }
 
@@ -109,6 +115,9 @@ func (c *Config) Validate() error {
 	if len(c.K) == 0 || len(c.V) == 0 || len(c.Rows) == 0 {
 		bad("an empty menu (k %d, v %d, rows %d codings)", len(c.K), len(c.V), len(c.Rows))
 	}
+	if _, err := importance.ParseProfile(c.Importance); err != nil {
+		errs = append(errs, err)
+	}
 	for _, m := range [][]quant.Coding{c.K, c.V, c.Rows} {
 		for _, coding := range m {
 			if err := coding.Validate(); err != nil {
@@ -144,6 +153,7 @@ func (c *Config) String() string {
 	add("seed", strconv.FormatUint(c.Seed, 10))
 	add("row-bias", strconv.FormatBool(c.RowBias))
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
+	add("importance", c.Importance)
 	add("weighted", strconv.FormatBool(c.Weighted))
 	return strings.Join(b, " ")
 }
@@ -208,6 +218,8 @@ func ParseConfig(s string) (Config, error) {
 			c.RowBias, err = strconv.ParseBool(v)
 		case k == "allow-nonfinite":
 			c.AllowNonfinite, err = strconv.ParseBool(v)
+		case k == "importance":
+			c.Importance = v
 		case k == "weighted":
 			c.Weighted, err = strconv.ParseBool(v)
 		default:

@@ -89,7 +89,7 @@ func TestCompress_Budgets(t *testing.T) {
 	}
 	last := math.Inf(1)
 	for _, bits := range budgets {
-		b, res := compress(t, src, be, config(t, fmt.Sprintf("bits=%g", bits)))
+		b, res := compress(t, src, be, config(t, fmt.Sprintf("bits=%g importance=none", bits)))
 		target := int64(bits * float64(res.Values) / 8)
 		require.LessOrEqual(t, res.Bytes, target, "bits %g", bits)
 		require.GreaterOrEqual(t, float64(res.Bytes), 0.99*float64(target), "bits %g", bits)
@@ -103,6 +103,24 @@ func TestCompress_Budgets(t *testing.T) {
 			require.InEpsilon(t, cmp.FutureError, res.Predicted, 1,
 				"prediction off by more than a factor 2")
 		}
+	}
+}
+
+// Weighing tokens by the attention they get lowers the error of attention to come, at equal bytes.
+func TestCompress_Importance(t *testing.T) {
+	long(t)
+	src, be := open(t, kvFile), openCPU(t)
+	for _, bits := range []float64{2.25, 3.25} {
+		future := map[string]float64{}
+		for _, profile := range []string{"none", "default"} {
+			b, res := compress(t, src, be, config(t, fmt.Sprintf("bits=%g importance=%s", bits, profile)))
+			require.Equal(t, profile == "none", res.Importance.Heads == 0)
+			require.LessOrEqual(t, res.BitsPerValue, bits)
+			require.Greater(t, res.BitsPerValue, 0.99*bits)
+			future[profile] = measure(t, src, be, b).FutureError
+		}
+		t.Logf("bits %g: %v", bits, future)
+		require.Less(t, future["default"], future["none"]/2)
 	}
 }
 

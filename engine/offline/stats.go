@@ -74,7 +74,7 @@ func (c *compressor) survey(ctx context.Context, l *layerInput,
 		st := stats[h]
 		var w []float32
 		if weights != nil {
-			w = weights[h]
+			w = levelWeights(weights[h], c.cfg.Sinks)
 		}
 		for s := range l.segments() {
 			part, err := c.surveySegment(l, h, s, st, w)
@@ -384,6 +384,8 @@ func energyOf(x []float32) (e float64) {
 type rowStats struct {
 	k, v []float64 // |k|^2, |v|^2
 	vDev []float64 // |v - mean v|^2
+	// The rows themselves, in chunks of exactChunk where there are no cuts between.
+	keys, values []quant.Rows
 }
 
 // exactChunk is the rows of an exact block.
@@ -399,7 +401,6 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 		vDev: make([]float64, l.tokens),
 	}
 	mean, dot := make([]float64, l.v.Dim()), make([]float64, 0, l.tokens)
-	var values []quant.Rows
 	for first, cut := 0, 1; first < l.tokens; {
 		for cuts[cut] <= first {
 			cut++
@@ -425,7 +426,7 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 				mean[i] += float64(x) / float64(l.tokens)
 			}
 		}
-		values = append(values, v)
+		st.keys, st.values = append(st.keys, k), append(st.values, v)
 		blocks = append(blocks, b)
 		first += n
 	}
@@ -433,7 +434,7 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 	for _, x := range mean {
 		mm += x * x
 	}
-	for _, v := range values {
+	for _, v := range st.values {
 		for r := range v.Len() {
 			var d float64
 			for i, x := range v.Row(r) {
