@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/importance"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // ImportanceUse says what became of the importance profile.
@@ -29,7 +30,7 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput) ([][]float32, err
 	switch {
 	case !l.hasV || p.String() == "none":
 		return nil, nil
-	case p.Uses(importance.SignalRelevance) && !l.hasQ:
+	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.hasQ:
 		c.use.Reason = "the capture holds no queries"
 		return nil, nil
 	}
@@ -79,8 +80,17 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int,
 			return nil, err
 		}
 	}
+	if p.Uses(importance.SignalExpected) {
+		if err := c.observeQueries(l, head, track); err != nil {
+			return nil, err
+		}
+	}
+	keys := quant.Rows{Dim: l.k.Dim()}
+	for _, k := range rows.keys {
+		keys.Data = append(keys.Data, k.Data...)
+	}
 	w := make([]float32, l.tokens)
-	conc, err := track.Weights(w)
+	conc, err := track.Weights(w, keys)
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +149,30 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 			return err
 		}
 		at += n
+	}
+	return nil
+}
+
+// observeQueries feeds the tracker with all queries of the capture, for expected attention.
+func (c *compressor) observeQueries(l *layerInput, head int, track *importance.Tracker) error {
+	group, dim := c.in.geo.GQARatio(), l.k.Dim()
+	for first := 0; first < l.tokens; first += exactChunk {
+		n := min(exactChunk, l.tokens-first)
+		heads := make([]quant.Rows, group)
+		finite := true
+		for g := range heads {
+			heads[g] = quant.Rows{Dim: dim, Data: make([]float32, n*dim)}
+			if err := c.in.src.ReadRowsF32(l.q, head*group+g, first, n, heads[g].Data); err != nil {
+				return err
+			}
+			finite = finite && finiteValues(heads[g].Data)
+		}
+		if !finite {
+			continue // queries that are not finite weigh nothing
+		}
+		if err := track.ObserveQueries(int64(first), heads...); err != nil {
+			return err
+		}
 	}
 	return nil
 }
