@@ -163,8 +163,8 @@ type sideCoder func(dst, src quant.Rows) (int64, error)
 func eachHead(ctx context.Context, m Method, c *Context, sinks, window int,
 	k, v sideCoder) (*Cache, error) {
 	if sinks < 0 || window < 0 {
-		return nil, fmt.Errorf("kvist/quality: %s: %d sinks, window of %d tokens, want none below 0: %w",
-			m.Name(), sinks, window, quant.ErrShape)
+		return nil, fmt.Errorf("kvist/quality: %s: %d sinks, window of %d tokens, "+
+			"want none below 0: %w", m.Name(), sinks, window, quant.ErrShape)
 	}
 	return eachLayer(ctx, m, c, false, func(j *job, layer int, out *CacheLayer) (int64, error) {
 		var bytes int64

@@ -61,6 +61,7 @@ func Standard() []Method {
 //	                                             pyramidkv, ems, kvzip
 //	kvist:2.75                                   bits a value of the file
 //	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of offline.Config
+//	kvist:2.75,importance=default;expected=0.5   a profile, its fields apart by ";"
 //
 // The Name of what it returns gives the same method again.
 //
@@ -129,13 +130,15 @@ func byBase(base string, fields []string) (Method, error) {
 
 func evictionByName(p EvictionPolicy, fields []string) (Method, error) {
 	if len(fields) == 0 {
-		return nil, fmt.Errorf("want the share of rows kept, as in %s:25%%: %w", p, quant.ErrUnsupported)
+		return nil, fmt.Errorf("want the share of rows kept, as in %s:25%%: %w", p,
+			quant.ErrUnsupported)
 	}
 	a, err := parseArgs(append([]string{"keep=" + fields[0]}, fields[1:]...))
 	if err != nil {
 		return nil, err
 	}
-	e := Eviction{Policy: p, Keep: a.share("keep"), Window: a.count("window"), Pool: a.count("pool")}
+	e := Eviction{Policy: p, Keep: a.share("keep"),
+		Window: a.count("window"), Pool: a.count("pool")}
 	if err := a.done(); err != nil {
 		return nil, err
 	}
@@ -159,6 +162,9 @@ func kvistByName(fields []string) (Method, error) {
 			config.WriteString("bits=")
 		default:
 			config.WriteByte(',')
+		}
+		if strings.HasPrefix(f, "importance=") {
+			f = strings.ReplaceAll(f, ";", ",") // a profile's own fields
 		}
 		config.WriteString(f)
 	}

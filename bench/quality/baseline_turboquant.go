@@ -32,7 +32,7 @@ func (t TurboQuantProd) Name() string { return "tqprod" + strconv.Itoa(t.Bits) }
 
 // Source names the paper.
 func (t TurboQuantProd) Source() string {
-	return "TurboQuant-prod for K, -mse for V, arXiv 2504.19874; Hadamard in place of a dense rotation"
+	return "TurboQuant-prod for K, -mse for V, arXiv 2504.19874; Hadamard, no dense rotation"
 }
 
 // Compress implements Method.
@@ -75,7 +75,8 @@ type qjl struct {
 }
 
 func newQJL(engine *matmul.Engine, dim int) *qjl {
-	q := &qjl{engine: engine, dim: dim, s: make([]float32, dim*dim), trans: make([]float32, dim*dim)}
+	q := &qjl{engine: engine, dim: dim,
+		s: make([]float32, dim*dim), trans: make([]float32, dim*dim)}
 	rng := rand.New(rand.NewPCG(rotationSeed, uint64(dim)))
 	for i := range q.s {
 		q.s[i] = float32(rng.NormFloat64())

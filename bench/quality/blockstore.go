@@ -134,7 +134,8 @@ func (s *BlockStore) record(h *container.Header, rec *container.Record, rowBias 
 			if b.Level == quant.Dropped {
 				continue
 			}
-			blk := backend.Block{Layer: int32(rec.Layer), KVHead: int32(head), Rows: int32(b.Rows()),
+			blk := backend.Block{Layer: int32(rec.Layer), KVHead: int32(head),
+				Rows: int32(b.Rows()),
 				K:    backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
 				V:    backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
 				Base: base, Pos: put(rowPositions(b))}
@@ -230,7 +231,8 @@ func (s *BlockStore) Append(layer, pos int, k, v []float32, n int) error {
 	g, l := s.geo, &s.layers[layer]
 	if n < 0 || pos != s.tokens+l.n || len(k) != n*g.KVHeads*g.HeadDim ||
 		len(v) != n*g.KVHeads*g.HeadDimV {
-		return shapef(op, "layer %d: %d rows at position %d with %d and %d values, want position %d",
+		return shapef(op,
+			"layer %d: %d rows at position %d with %d and %d values, want position %d",
 			layer, n, pos, len(k), len(v), s.tokens+l.n)
 	}
 	if n > s.room-l.n {
@@ -303,7 +305,8 @@ func (s *BlockStore) queries(l *blockLayer, pos int, q []float32,
 	blocks := append([]backend.Block{}, l.blocks...)
 	exact := quant.Coding{Format: quant.F32}
 	for h := range g.KVHeads {
-		blocks = append(blocks, backend.Block{KVHead: int32(h), Rows: int32(l.n), Base: int64(s.tokens),
+		blocks = append(blocks, backend.Block{KVHead: int32(h), Rows: int32(l.n),
+			Base: int64(s.tokens),
 			K: backend.Side{Coding: exact, Data: backend.Span{Buf: l.k,
 				Off: 4 * int64(h*s.room*g.HeadDim), Len: 4 * int64(l.n*g.HeadDim)}},
 			V: backend.Side{Coding: exact, Data: backend.Span{Buf: l.v,

@@ -3,6 +3,7 @@
 package quality
 
 import (
+	"context"
 	"fmt"
 
 	"github.com/kvist-project/kvist/bench/llama"
@@ -78,19 +79,28 @@ func values(g quant.Geometry, n int) int64 {
 	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
 }
 
+// compressChecked calls a method and checks what every use of the result relies on; the lengths
+// of rows are checked by fill.
+func compressChecked(ctx context.Context, method Method, c *Context) (*Cache, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	left, err := method.Compress(ctx, c)
+	switch {
+	case err != nil:
+		return nil, err
+	case left == nil:
+		return nil, shapef("compress", "no cache")
+	case len(left.Layers) != c.Geometry.Layers:
+		return nil, shapef("compress", "%d layers, want %d", len(left.Layers), c.Geometry.Layers)
+	case left.Bytes < 0:
+		return nil, shapef("compress", "%d bytes", left.Bytes)
+	}
+	return left, nil
+}
+
 // fill appends what a method left of n tokens to every layer of an empty cache.
 func fill(kv *llama.ExactKV, c *Cache, n int) error {
-	g := kv.Geometry()
-	if c == nil || len(c.Layers) != g.Layers {
-		got := 0
-		if c != nil {
-			got = len(c.Layers)
-		}
-		return shapef("fill cache", "%d layers, want %d", got, g.Layers)
-	}
-	if c.Bytes < 0 {
-		return shapef("fill cache", "%d bytes", c.Bytes)
-	}
 	for l, x := range c.Layers {
 		rows := llama.ContextRows{K: x.K, V: x.V, Bias: x.Bias, Keep: x.Keep}
 		if err := kv.AppendRows(l, n, rows); err != nil {

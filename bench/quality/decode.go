@@ -42,7 +42,7 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 		var err error
 		if old := p - t.o.Window; old > 0 {
 			var left *Cache
-			if left, err = method.Compress(ctx, c.context(t.in.Tokens, old)); err != nil {
+			if left, err = compressChecked(ctx, method, c.context(t.in.Tokens, old)); err != nil {
 				return Score{}, err
 			}
 			dropped = keepDropped(left, dropped, g.KVHeads, old)

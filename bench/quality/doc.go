@@ -26,7 +26,7 @@
 // # Numbers
 //
 //	bits/value   8 * Cache.Bytes / (2 * layers * kv_heads * tokens * head_dim)
-//	KL           sum_i p_i (log p_i - log q_i), in float64 from float32 logits, mean over positions
+//	KL           sum_i p_i (log p_i - log q_i), float64 of float32 logits, mean over positions
 //	perplexity   exp of the mean surprisal over the positions whose next token is known
 //	top-1        share of positions where both distributions have the same arg max
 //

@@ -137,7 +137,8 @@ func (t *textRun) do(ctx context.Context, methods []Method) (*TextResult, error)
 }
 
 // prefill runs a context through the model and returns it as methods see it, and its cache.
-func prefill(ctx context.Context, m *llama.Model, tokens []int32) (*Context, *llama.ExactKV, error) {
+func prefill(ctx context.Context, m *llama.Model, tokens []int32) (*Context, *llama.ExactKV,
+	error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
@@ -197,10 +198,7 @@ func (t *textRun) prefilled(ctx context.Context, c *Context, method Method) (Sco
 // compressed returns a cache with what a method left of a context, and the bytes it took.
 func compressed(ctx context.Context, m *llama.Model, c *Context, method Method) (*llama.ExactKV,
 	int64, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, 0, err
-	}
-	left, err := method.Compress(ctx, c)
+	left, err := compressChecked(ctx, method, c)
 	if err != nil {
 		return nil, 0, err
 	}

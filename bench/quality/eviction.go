@@ -62,14 +62,14 @@ const (
 )
 
 var evictionPolicies = [...]struct{ name, source string }{
-	SnapKV:            {"snapkv", "SnapKV, arXiv 2404.14469; a choice per KV head, mean over its query heads"},
+	SnapKV:            {"snapkv", "SnapKV, arXiv 2404.14469; one choice per KV head"},
 	H2O:               {"h2o", "H2O, arXiv 2306.14048; scored once, after the context"},
-	SinksRecent:       {"sinks-recent", "StreamingLLM, arXiv 2309.17453; rows keep their positions"},
+	SinksRecent:       {"sinks-recent", "StreamingLLM, arXiv 2309.17453; positions kept"},
 	ExpectedAttention: {"expected", "Expected Attention, arXiv 2510.00636, as in kvpress"},
 	AdaKV:             {"adakv", "Ada-KV, arXiv 2407.11550, on the scores of SnapKV"},
 	PyramidKV:         {"pyramidkv", "PyramidKV, arXiv 2406.02069, on the scores of SnapKV"},
 	EMS:               {"ems", "EMS, arXiv 2412.08521; fixed similarity threshold, bias by count"},
-	KVzip:             {"kvzip", "KVzip, arXiv 2505.23416; later queries in place of a second pass"},
+	KVzip:             {"kvzip", "KVzip, arXiv 2505.23416; later queries, no second pass"},
 }
 
 // String returns the policy's name: "snapkv", "h2o", "sinks-recent", "expected", "adakv",

@@ -143,7 +143,8 @@ func (j *job) attention(layer, kvHead, first int, use func(query int, p []float3
 		for start := first; start < j.tokens; start += attentionChunk {
 			n := min(attentionChunk, j.tokens-start)
 			seen := start + n
-			err := j.engine.F32(scores, cut(q, start, seen).Data, k.Data[:seen*k.Dim], n, seen, k.Dim)
+			part := cut(q, start, seen).Data
+			err := j.engine.F32(scores, part, k.Data[:seen*k.Dim], n, seen, k.Dim)
 			if err != nil {
 				return err
 			}
@@ -195,7 +196,8 @@ func (j *job) expected(layer, kvHead int) ([]float64, error) {
 		p := make([]float32, j.tokens)
 		for t := range p {
 			row := k.Row(t)
-			p[t] = float32(dot(row, mean)/math.Sqrt(d) + dot(row, product[t*k.Dim:(t+1)*k.Dim])/(2*d))
+			turned := product[t*k.Dim : (t+1)*k.Dim]
+			p[t] = float32(dot(row, mean)/math.Sqrt(d) + dot(row, turned)/(2*d))
 		}
 		softmax(p[first:], 1)
 		for t := first; t < j.tokens; t++ {

@@ -196,7 +196,8 @@ func TestExpectedAttention_UndoesRoPE(t *testing.T) {
 	const tokens, dim = 64, 8
 	for _, layout := range []quant.RopeLayout{quant.RopeHalf, quant.RopeInterleaved} {
 		c := one(dim, make([]float32, tokens*dim), make([]float32, tokens*dim))
-		c.Geometry.Rope = quant.Rope{Layout: layout, RotaryDim: dim, InvFreq: []float32{1e-4, 2e-4, 0, 3e-4}}
+		c.Geometry.Rope = quant.Rope{Layout: layout, RotaryDim: dim,
+			InvFreq: []float32{1e-4, 2e-4, 0, 3e-4}}
 		base := []float32{1, 2, 3, 4, 5, 6, 7, 8}
 		want := slices.Clone(base)
 		for i, f := range c.Geometry.Rope.Frequencies() {

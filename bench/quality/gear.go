@@ -67,7 +67,8 @@ func (g GEAR) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	}
 	if g.Bits < 1 || g.Bits > 8 || g.Rank < 0 || g.Rank > 64 || !(g.Share > 0 && g.Share < 1) {
 		return nil, fmt.Errorf("kvist/quality: %s: bits %d, rank %d, share %g, "+
-			"want 1 to 8, 1 to 64, (0, 1): %w", g.Name(), g.Bits, g.Rank, g.Share, quant.ErrUnsupported)
+			"want 1 to 8, 1 to 64, (0, 1): %w", g.Name(), g.Bits, g.Rank, g.Share,
+			quant.ErrUnsupported)
 	}
 	return eachLayer(ctx, g, c, false, func(j *job, layer int, out *CacheLayer) (int64, error) {
 		l := c.Layers[layer]

@@ -145,7 +145,10 @@ func TestCollector_OrdersByHead(t *testing.T) {
 	c := newCollector(g, 3)
 	// Two chunks: tokens 0 and 1, then 2 and one that is not kept. q of token t, head h: t.h
 	q := func(t int) []float32 { return []float32{float32(t), 0, float32(t), 1} }
-	kv := func(t int) ([]float32, []float32) { return []float32{float32(t), 9}, []float32{float32(-t)} }
+	kv := func(t int) ([]float32, []float32) {
+		return []float32{float32(t), 9},
+			[]float32{float32(-t)}
+	}
 	for _, from := range []int{0, 2} {
 		k0, v0 := kv(from)
 		k1, v1 := kv(from + 1)
@@ -179,10 +182,12 @@ func TestKeepDropped_StaysDropped(t *testing.T) {
 }
 
 func TestEvaluateText_ShortOrWrong(t *testing.T) {
-	_, err := EvaluateText(context.Background(), nil, Input{Tokens: make([]int32, 10)}, nil, Options{})
+	_, err := EvaluateText(context.Background(), nil, Input{Tokens: make([]int32, 10)}, nil,
+		Options{})
 	require.ErrorIs(t, err, quant.ErrShape)
 	for _, o := range []Options{{Context: -1}, {Next: 1}, {Window: -3}, {Chunk: 1 << 30}} {
-		_, err := EvaluateText(context.Background(), nil, Input{Tokens: make([]int32, 9999)}, nil, o)
+		_, err := EvaluateText(context.Background(), nil, Input{Tokens: make([]int32, 9999)}, nil,
+			o)
 		require.ErrorIs(t, err, quant.ErrShape)
 	}
 	_, err = Evaluate(context.Background(), nil, nil, nil, Options{})
@@ -240,6 +245,17 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 			[]Method{fake{name, func(*Context) *Cache { return c }}}, o)
 		require.ErrorIs(t, err, quant.ErrShape, name)
 		require.ErrorContains(t, err, name, "the method is named")
+		decode := Options{Context: 8, Next: 4, Decode: true, Window: 2, Chunk: 4}
+		whole := identity
+		calls := 0
+		_, err = EvaluateText(context.Background(), m, in,
+			[]Method{fake{name, func(x *Context) *Cache {
+				if calls++; calls < 3 {
+					return whole(x)
+				}
+				return c
+			}}}, decode)
+		require.ErrorIs(t, err, quant.ErrShape, name)
 	}
 	nan := fake{"nan", func(c *Context) *Cache {
 		out := identity(c)
@@ -322,6 +338,37 @@ func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
 	require.ErrorIs(t, r.AddRetrieval(q, a[:1]), quant.ErrShape)
 }
 
+// One pass over many questions is many passes over one, but for the positions: the first question
+// is exactly where it would be alone.
+func TestFan_ContinuationsDoNotSeeEachOther(t *testing.T) {
+	m := realModel(t)
+	in := evalInput(t, m, 0, Options{Context: 100, Next: 30})
+	_, kv, err := prefill(context.Background(), m, in.Tokens[:100])
+	require.NoError(t, err)
+	a, b := in.Tokens[100:110], in.Tokens[110:130]
+	alone, err := m.Forward(a, kv.Clone(), 100, llama.ForwardOptions{})
+	require.NoError(t, err)
+	// The second one alone, at the positions it has in the pass.
+	late := fan{geo: m.Geometry(), base: 100, parts: []fanPart{{kv.Clone(), 10, 30}}}
+	lateAlone, err := m.Forward(b, &late, 110, llama.ForwardOptions{})
+	require.NoError(t, err)
+	both := fan{geo: m.Geometry(), base: 100, parts: []fanPart{{kv.Clone(), 0, 10}, {kv.Clone(),
+		10, 30}}}
+	got := map[int][]float32{}
+	_, err = m.Forward(in.Tokens[100:130], &both, 100,
+		llama.ForwardOptions{Logits: llama.LogitsAll, Chunk: 7,
+			OnLogits: func(i int, x []float32) error {
+				got[i] = append([]float32{}, x...)
+				return nil
+			}})
+	require.NoError(t, err)
+	for i, want := range map[int][]float32{9: alone, 29: lateAlone} {
+		for j := range want {
+			require.InDelta(t, want[j], got[i][j], 2e-3)
+		}
+	}
+}
+
 func TestNewRetrieval_QuestionsFitTheirContexts(t *testing.T) {
 	m := realModel(t)
 	tok := m.Tokenizer()
@@ -344,9 +391,11 @@ func TestNewRetrieval_QuestionsFitTheirContexts(t *testing.T) {
 		for _, x := range c.Questions {
 			kinds[x.Kind]++
 			about := x.Prompt[strings.LastIndex(x.Prompt, "\n")+1:]
-			require.Equal(t, 1, strings.Count(string(text), about+x.Answer), "%q is there once", about)
+			require.Equal(t, 1, strings.Count(string(text), about+x.Answer), "%q is there once",
+				about)
 			require.Equal(t, 1, strings.Count(string(text), about), "and has one answer")
-			asked, err := tok.Decode(append(append([]int32{}, x.PromptTokens...), x.AnswerTokens...))
+			asked, err := tok.Decode(append(append([]int32{}, x.PromptTokens...),
+				x.AnswerTokens...))
 			require.NoError(t, err)
 			require.Equal(t, x.Prompt+x.Answer, string(asked))
 			at := float64(strings.Index(string(text), about)) / float64(len(text))

@@ -51,6 +51,9 @@ func (k Kvist) Name() string {
 	var args []string
 	for field := range strings.FieldsSeq(k.Config.String()) {
 		if !known[field] {
+			if strings.HasPrefix(field, "importance=") {
+				field = strings.ReplaceAll(field, ",", ";") // "," parts the fields of a name
+			}
 			args = append(args, field)
 		}
 	}

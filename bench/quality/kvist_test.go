@@ -35,12 +35,13 @@ func TestKvist_AgreesWithCompare(t *testing.T) {
 	var file bytes.Buffer
 	_, err = offline.Compress(context.Background(), src, &file, be, m.Config, nil, nil)
 	require.NoError(t, err)
-	r, err := container.Open("f", bytes.NewReader(file.Bytes()), int64(file.Len()), container.Limits{})
+	size := int64(file.Len())
+	r, err := container.Open("f", bytes.NewReader(file.Bytes()), size, container.Limits{})
 	require.NoError(t, err)
 	cmp, err := offline.Compare(context.Background(), r, src, be, nil)
 	require.NoError(t, err)
 
-	f := realFamily(t)
+	f := realFamily(t, 256)
 	cache := compress(t, m, f.c)
 	layers, err := f.future.Layers(context.Background(), cache)
 	require.NoError(t, err)
@@ -110,7 +111,8 @@ func TestKvist_Weights(t *testing.T) {
 		for i := range cache.Layers {
 			for h := range 2 {
 				for tok := 40; tok < 72; tok++ {
-					a, b := f.future.v(f.c.Layers[i].V, h).Row(tok), f.future.v(cache.Layers[i].V, h).Row(tok)
+					a := f.future.v(f.c.Layers[i].V, h).Row(tok)
+					b := f.future.v(cache.Layers[i].V, h).Row(tok)
 					for c := range a {
 						e += float64(a[c]-b[c]) * float64(a[c]-b[c])
 						all += float64(a[c]) * float64(a[c])

@@ -26,7 +26,8 @@ func (r *Results) decoded() bool { return len(r.Methods) > 0 && r.Methods[0].Dec
 
 // Table returns the cells of every row, the exact run first.
 func (r *Results) Table() [][]string {
-	exact := []string{"exact (f32)", "32", "0.50", "0", "", fmt.Sprintf("%.3f", r.Exact.Perplexity), "1"}
+	exact := []string{"exact (f32)", "32", "0.50", "0", "", fmt.Sprintf("%.3f",
+		r.Exact.Perplexity), "1"}
 	if q := r.Exact.Retrieval; q != nil {
 		exact = append(exact, found(q), fmt.Sprintf("%.3f", q.Nats))
 	}
@@ -111,9 +112,9 @@ func (r *Results) Markdown(w io.Writer) error {
 	}
 	p.printf("\n")
 	p.table(r.Headers(), r.Table())
-	p.printf("\nKL: mean divergence of next-token distributions from the exact float32 cache, nats, " +
-		"mean over texts with a bootstrap over texts. bits/value counts all stored bytes over the " +
-		"values of K and V of the original. top-1: same arg max.\n")
+	p.printf("\nKL: mean divergence of next-token distributions from the exact float32 cache, " +
+		"nats, mean over texts with a bootstrap over texts. bits/value counts all stored bytes " +
+		"over the values of K and V of the original. top-1: same arg max.\n")
 	if q := r.Exact.Retrieval; q != nil {
 		p.printf("\nfound: questions about %d facts answered by greedy tokens, asked after "+
 			"compression (", q.Asked)
@@ -126,14 +127,15 @@ func (r *Results) Markdown(w io.Writer) error {
 		p.printf("). nats/answer: mean of -log of the probability of the whole answer.\n")
 	}
 	if r.decoded() {
-		p.printf("\nKL decoding: rows are compressed once they are older than %d tokens, in chunks "+
-			"of %d, so that errors feed back; the %d tokens of the window count 16 bits a value.\n",
+		p.printf("\nKL decoding: rows are compressed once they are older than %d tokens, in "+
+			"chunks of %d, so that errors feed back; the %d tokens of the window count 16 bits a "+
+			"value.\n",
 			r.Window, r.Chunk, r.Window)
 	}
 	if len(r.Pairs) > 0 {
-		p.printf("\n## Paired differences at the same bytes\n\nAgainst the least divergence of any " +
-			"other method of at most 1.1 times the bytes, on the same texts and questions; the " +
-			"ratio is the geometric mean over texts. Below 1 the method is better.\n\n")
+		p.printf("\n## Paired differences at the same bytes\n\nAgainst the least divergence of " +
+			"any other method of at most 1.1 times the bytes, on the same texts and questions; " +
+			"the ratio is the geometric mean over texts. Below 1 the method is better.\n\n")
 		p.table(r.PairHeaders(), r.PairTable())
 	}
 	p.printf("\n## KL by text\n\n")

@@ -4,11 +4,15 @@ package quality
 
 import (
 	"cmp"
+	"encoding/json"
+	"fmt"
+	"io"
 	"math"
 	"slices"
 	"strings"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // ResultsFormat names the JSON of Results.
@@ -48,7 +52,7 @@ type MethodResult struct {
 	Source       string           `json:"source"`
 	Family       string           `json:"family"` // methods of a family share a line in plots
 	BitsPerValue float64          `json:"bits_per_value"`
-	Ratio        float64          `json:"ratio"` // 16 / bits_per_value: original f16 bytes over stored
+	Ratio        float64          `json:"ratio"` // original f16 bytes over stored ones
 	KL           Interval         `json:"kl"`
 	Perplexity   float64          `json:"perplexity"` // exp of the mean surprisal of all texts
 	Top1         float64          `json:"top1"`
@@ -101,16 +105,59 @@ func newResults(m *llama.Model, methods []Method, o Options) *Results {
 	return r
 }
 
+// maxResults bounds the JSON that ReadResults takes.
+const maxResults = 64 << 20
+
+// ReadResults reads the JSON of Results, so that tables and plots can be made again without
+// measuring again.
+//
+// Errors: quant.ErrCorrupt for what is no such JSON, or contradicts itself; quant.ErrVersion for
+// another format; those of r.
+func ReadResults(rd io.Reader) (*Results, error) {
+	const op = "kvist/quality: read results"
+	raw, err := io.ReadAll(io.LimitReader(rd, maxResults+1))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", op, err)
+	}
+	if len(raw) > maxResults {
+		return nil, fmt.Errorf("%s: more than %d bytes: %w", op, maxResults, quant.ErrTooLarge)
+	}
+	var r Results
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, fmt.Errorf("%s: %w: %w", op, err, quant.ErrCorrupt)
+	}
+	if r.Format != ResultsFormat {
+		return nil, fmt.Errorf("%s: format %q, want %q: %w", op, r.Format, ResultsFormat,
+			quant.ErrVersion)
+	}
+	for i := range r.Methods {
+		m := &r.Methods[i]
+		m.Family = Family(m.Name)
+		if len(m.Texts) != len(r.Exact.Texts) ||
+			(m.Retrieval == nil) != (r.Exact.Retrieval == nil) ||
+			(m.Decoding == nil) != (r.Methods[0].Decoding == nil) {
+			return nil, fmt.Errorf("%s: method %q has %d texts, want %d, or measures that others "+
+				"have not: %w", op, m.Name, len(m.Texts), len(r.Exact.Texts), quant.ErrCorrupt)
+		}
+	}
+	return &r, nil
+}
+
 // Family returns what the names of a method's settings have in common: "kivi" of "kivi4", "ggml"
-// of "ggml-q8_0", "snapkv" of "snapkv:25%", "tqmse sinks=4" of "tqmse3:sinks=4". Arguments that
-// choose a size (bits, codings) are settings, other ones make a family of their own.
+// of "ggml-q8_0", "snapkv" of "snapkv:25%", "tqmse sinks=4" of "tqmse3:sinks=4", "uniform" of
+// "lm3+len". Arguments that choose a size (bits, codings) are settings, other ones make a family
+// of their own.
 func Family(name string) string {
 	base, rest, _ := strings.Cut(name, ":")
+	base, _, _ = strings.Cut(base, "+")
 	family := strings.TrimRight(base, "0123456789.")
 	if b, _, ok := strings.Cut(base, "-q"); ok && b != "" {
 		family = b
 	}
-	if len(family) < 3 { // f16, u8, fp8
+	switch {
+	case family == "lm":
+		family = "uniform" // one coding for K and V, or one for each
+	case len(family) < 3: // f16, u8, fp8
 		family = base
 	}
 	for f := range strings.SplitSeq(rest, ",") {

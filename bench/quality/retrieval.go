@@ -11,11 +11,12 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // Question asks for one fact of a context.
 type Question struct {
-	Kind   string  `json:"kind"`  // "fact": a sentence in a text; "list": a line of a list in a text
+	Kind   string  `json:"kind"`  // "fact": a sentence in the text; "list": a line of a list in it
 	Depth  float64 `json:"depth"` // where the fact stands, as a share of the context's tokens
 	Prompt string  `json:"prompt"`
 	Answer string  `json:"answer"`
@@ -227,7 +228,8 @@ func (b *builder) facts() (RetrievalContext, error) {
 		f := facts[i]
 		answer := b.answer(f)
 		said = append(said, f.about+answer+".")
-		questions = append(questions, Question{Kind: "fact", Prompt: "\n\n" + f.about, Answer: answer})
+		questions = append(questions, Question{Kind: "fact", Prompt: "\n\n" + f.about,
+			Answer: answer})
 	}
 	text, err := b.fit(said)
 	if err != nil {
@@ -259,7 +261,8 @@ func (b *builder) list() (RetrievalContext, error) {
 	for i := range listLines {
 		answer := " " + b.number(4)
 		lines = append(lines, "\n"+keys[order[i]]+":"+answer)
-		questions = append(questions, Question{Kind: "list", Prompt: "\n\nThe list of codes.\n" + keys[order[i]] + ":",
+		questions = append(questions, Question{Kind: "list",
+			Prompt: "\n\nThe list of codes.\n" + keys[order[i]] + ":",
 			Answer: answer})
 	}
 	lines = append(lines, "\n\n")
@@ -281,7 +284,8 @@ func (b *builder) list() (RetrievalContext, error) {
 }
 
 // context joins the parts and encodes it all. at says in which part the fact of a question is.
-func (b *builder) context(parts []string, at []int, questions []Question) (RetrievalContext, error) {
+func (b *builder) context(parts []string, at []int, questions []Question) (RetrievalContext,
+	error) {
 	var c RetrievalContext
 	var err error
 	if c.Tokens, err = b.tok.Encode(strings.Join(parts, " "), false); err != nil {
@@ -356,7 +360,8 @@ func (r *Retrieval) Ask(ctx context.Context, m *llama.Model, methods []Method,
 			}
 			bytes[i] += size
 			if err := out[i].ask(m, kv, rc); err != nil {
-				return nil, fmt.Errorf("kvist/quality: retrieval: method %s: %w", out[i].Method, err)
+				return nil, fmt.Errorf("kvist/quality: retrieval: method %s: %w", out[i].Method,
+					err)
 			}
 			done++
 			if progress != nil {
@@ -370,31 +375,94 @@ func (r *Retrieval) Ask(ctx context.Context, m *llama.Model, methods []Method,
 	return out, nil
 }
 
-// ask puts the questions of one context to a cache that holds it.
+// ask puts the questions of one context to a cache that holds it, in one pass: each question sees
+// the context and itself only, but stands behind those before it, so that its distance to the
+// context is up to some hundred tokens longer. One pass costs half of one for each.
 func (a *Answers) ask(m *llama.Model, kv *llama.ExactKV, rc RetrievalContext) error {
-	var found []bool
-	var nats []float64
-	for _, q := range rc.Questions {
-		tokens := append(append([]int32{}, q.PromptTokens...), q.AnswerTokens[:len(q.AnswerTokens)-1]...)
-		first := len(q.PromptTokens) - 1
-		ok, sum := true, 0.0
-		fo := llama.ForwardOptions{Logits: llama.LogitsRange, From: first, To: len(tokens),
-			OnLogits: func(i int, logits []float32) error {
-				want := q.AnswerTokens[i-first]
-				ok = ok && llama.Argmax(logits) == want
-				sum += logSumExp(logits) - float64(logits[want])
-				return nil
-			}}
-		if _, err := m.Forward(tokens, kv.Clone(), len(rc.Tokens), fo); err != nil {
-			return err
+	found, nats := make([]bool, len(rc.Questions)), make([]float64, len(rc.Questions))
+	f := fan{geo: m.Geometry(), base: len(rc.Tokens)}
+	var tokens []int32
+	type target struct {
+		question int
+		token    int32 // -1: within the prompt
+	}
+	var targets []target
+	for i, q := range rc.Questions {
+		found[i] = true
+		f.parts = append(f.parts, fanPart{kv: kv.Clone(), from: len(tokens)})
+		tokens = append(tokens, q.PromptTokens...)
+		tokens = append(tokens, q.AnswerTokens[:len(q.AnswerTokens)-1]...)
+		f.parts[i].to = len(tokens)
+		for range len(q.PromptTokens) - 1 {
+			targets = append(targets, target{i, -1})
 		}
-		if math.IsNaN(sum) {
-			ok = false
+		for _, t := range q.AnswerTokens {
+			targets = append(targets, target{i, t})
 		}
-		found, nats = append(found, ok), append(nats, sum)
+	}
+	fo := llama.ForwardOptions{Logits: llama.LogitsAll, OnLogits: func(i int,
+		logits []float32) error {
+		t := targets[i]
+		if t.token < 0 {
+			return nil
+		}
+		found[t.question] = found[t.question] && llama.Argmax(logits) == t.token
+		s := logSumExp(logits) - float64(logits[t.token])
+		if math.IsNaN(s) {
+			return fmt.Errorf("question %d: surprisal %v: %w", t.question, s, quant.ErrRange)
+		}
+		nats[t.question] += s
+		return nil
+	}}
+	if _, err := m.Forward(tokens, &f, f.base, fo); err != nil {
+		return err
 	}
 	a.Found, a.Nats = append(a.Found, found), append(a.Nats, nats)
 	return nil
+}
+
+// fan is a store of many continuations of one context that do not see each other: the tokens at
+// [base+from, base+to) belong to one of them.
+type fan struct {
+	geo   quant.Geometry
+	base  int // tokens of the context
+	parts []fanPart
+}
+
+type fanPart struct {
+	kv       *llama.ExactKV // holds the context
+	from, to int
+}
+
+// each calls f with every part of the tokens [pos, pos+n): tokens [lo, hi) of the call, at position
+// at of the part's cache.
+func (f *fan) each(pos, n int, do func(kv *llama.ExactKV, lo, hi, at int) error) error {
+	for _, p := range f.parts {
+		lo, hi := max(p.from, pos-f.base), min(p.to, pos-f.base+n)
+		if lo >= hi {
+			continue
+		}
+		if err := do(p.kv, lo+f.base-pos, hi+f.base-pos, f.base+lo-p.from); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Append implements llama.KVStore.
+func (f *fan) Append(layer, pos int, k, v []float32, n int) error {
+	dk, dv := f.geo.KVHeads*f.geo.HeadDim, f.geo.KVHeads*f.geo.HeadDimV
+	return f.each(pos, n, func(kv *llama.ExactKV, lo, hi, at int) error {
+		return kv.Append(layer, at, k[lo*dk:hi*dk], v[lo*dv:hi*dv], hi-lo)
+	})
+}
+
+// Attend implements llama.KVStore.
+func (f *fan) Attend(layer, pos int, q []float32, n int, out []float32) error {
+	dq, do := f.geo.Heads*f.geo.HeadDim, f.geo.Heads*f.geo.HeadDimV
+	return f.each(pos, n, func(kv *llama.ExactKV, lo, hi, at int) error {
+		return kv.Attend(layer, at, q[lo*dq:hi*dq], hi-lo, out[lo*do:hi*do])
+	})
 }
 
 // pairFound compares the answers of two methods: A minus B, whole contexts drawn.

@@ -53,7 +53,7 @@ type reference struct {
 	score  Score
 }
 
-// newReference makes room for the positions of the tokens; following is what comes after them.
+// newReference makes room for the positions of tokens, each of which predicts the one after it.
 func newReference(vocab int, tokens []int32) *reference {
 	n := len(tokens)
 	r := &reference{vocab: vocab, logits: make([]float32, n*vocab), prob: make([]float32, n*vocab),
@@ -104,12 +104,11 @@ func (r *reference) kl(i int, logits []float32) (kl, lse float64) {
 
 // scorer adds up what a run is against the reference, position by position.
 type scorer struct {
-	ref        *reference
-	n, agree   int
-	kl, klMax  float64
-	nll        float64
-	nllCount   int
-	positional []float64 // KL per position
+	ref       *reference
+	n, agree  int
+	kl, klMax float64
+	nll       float64
+	nllCount  int
 }
 
 func (s *scorer) add(i int, logits []float32) error {
@@ -127,7 +126,6 @@ func (s *scorer) add(i int, logits []float32) error {
 	s.n++
 	s.kl += kl
 	s.klMax = max(s.klMax, kl)
-	s.positional = append(s.positional, kl)
 	if llama.Argmax(logits) == s.ref.top[i] {
 		s.agree++
 	}

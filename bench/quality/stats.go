@@ -126,5 +126,6 @@ func pairKL(a, b []float64) (diff, ratio Interval) {
 		return diff, Interval{}
 	}
 	ratio = Bootstrap(logs)
-	return diff, Interval{Mean: math.Exp(ratio.Mean), Low: math.Exp(ratio.Low), High: math.Exp(ratio.High)}
+	return diff, Interval{Mean: math.Exp(ratio.Mean), Low: math.Exp(ratio.Low),
+		High: math.Exp(ratio.High)}
 }

@@ -15,7 +15,8 @@ func TestWilson_KnownIntervals(t *testing.T) {
 	for _, c := range []struct {
 		k, n      int
 		low, high float64
-	}{{81, 263, 0.2553, 0.3662}, {15, 148, 0.0624, 0.1605}, {0, 20, 0, 0.1611}, {1, 29, 0.0061, 0.1718}} {
+	}{{81, 263, 0.2553, 0.3662}, {15, 148, 0.0624, 0.1605}, {0, 20, 0, 0.1611}, {1, 29, 0.0061,
+		0.1718}} {
 		got := Wilson(c.k, c.n)
 		require.InDelta(t, float64(c.k)/float64(c.n), got.Mean, 1e-12)
 		require.InDelta(t, c.low, got.Low, 6e-5)
@@ -70,9 +71,12 @@ func TestPairKL_RatioIsGeometric(t *testing.T) {
 
 func TestFamily_Names(t *testing.T) {
 	for name, want := range map[string]string{
-		"f16": "f16", "u8": "u8", "fp8": "fp8", "kivi4": "kivi", "kivi2:window=128": "kivi window=128",
-		"ggml-q8_0": "ggml", "ggml-q4_0:sinks=4": "ggml sinks=4", "snapkv:12.5%": "snapkv",
-		"tqmse3:sinks=4": "tqmse sinks=4", "kvist:2.75": "kvist", "kvist:bits=3,sinks=8": "kvist sinks=8",
+		"f16": "f16", "u8": "u8", "fp8": "fp8", "kivi4": "kivi",
+		"kivi2:window=128": "kivi window=128",
+		"ggml-q8_0":        "ggml", "ggml-q4_0:sinks=4": "ggml sinks=4", "snapkv:12.5%": "snapkv",
+		"tqmse3:sinks=4": "tqmse sinks=4", "kvist:2.75": "kvist",
+		"kvist:bits=3,sinks=8": "kvist sinks=8",
+		"lm3+len+s8:sinks=4":   "uniform sinks=4", "lm2": "uniform",
 		"uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4": "uniform sinks=4",
 	} {
 		require.Equal(t, want, Family(name), name)
@@ -80,18 +84,21 @@ func TestFamily_Names(t *testing.T) {
 }
 
 func TestSignificant_TwoDigits(t *testing.T) {
-	for x, want := range map[float64]string{0: "0", 0.000036: "0.000036", 0.0123: "0.012", 12.34: "12",
-		1.26: "1.3", 3e-8: "3.0e-08", -0.00046: "-0.00046"} {
+	for x, want := range map[float64]string{0: "0", 0.000036: "0.000036", 0.0123: "0.012",
+		12.34: "12",
+		1.26:  "1.3", 3e-8: "3.0e-08", -0.00046: "-0.00046"} {
 		require.Equal(t, want, Significant(x))
 	}
 }
 
 func TestComparePairs_BestRivalAtTheSameBytes(t *testing.T) {
 	m := func(name string, bits, kl float64) MethodResult {
-		texts := []NamedScore{{"a", Score{KL: kl, BitsPerValue: bits}}, {"b", Score{KL: 2 * kl, BitsPerValue: bits}}}
+		texts := []NamedScore{{"a", Score{KL: kl, BitsPerValue: bits}}, {"b", Score{KL: 2 * kl,
+			BitsPerValue: bits}}}
 		return MethodResult{Name: name, Family: Family(name), Texts: texts}
 	}
-	r := Results{Methods: []MethodResult{m("kvist:3", 3, 0.01), m("kivi2", 3, 0.2), m("tqmse3", 3.25, 0.03),
+	r := Results{Methods: []MethodResult{m("kvist:3", 3, 0.01), m("kivi2", 3, 0.2), m("tqmse3",
+		3.25, 0.03),
 		m("kivi4", 5, 0.004), m("kvist:1", 1, 0.5)}}
 	r.finish()
 	require.NoError(t, r.ComparePairs("kvist"))

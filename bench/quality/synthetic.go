@@ -33,7 +33,8 @@ func (o *SyntheticOptions) defaults() error {
 			*f.v = f.def
 		}
 		if *f.v < f.least || *f.v > f.most {
-			return shapef("synthetic context", "%s %d, want %d to %d", f.name, *f.v, f.least, f.most)
+			return shapef("synthetic context", "%s %d, want %d to %d",
+				f.name, *f.v, f.least, f.most)
 		}
 	}
 	if o.HeadDim%8 != 0 {
@@ -185,7 +186,8 @@ type synHead struct {
 func newSynHead(o SyntheticOptions, text *synText, rng *rand.Rand) *synHead {
 	dim := o.HeadDim
 	h := &synHead{o: o, text: text, rng: rng,
-		biasK: make([]float64, dim), scaleK: make([]float64, dim), scaleV: make([]float64, dim), meanQ: make([]float64, dim)}
+		biasK: make([]float64, dim), scaleK: make([]float64, dim),
+		scaleV: make([]float64, dim), meanQ: make([]float64, dim)}
 	for i := range dim {
 		h.biasK[i] = synBias * rng.NormFloat64()
 		h.scaleK[i] = math.Exp(0.4 * rng.NormFloat64())

@@ -64,7 +64,8 @@ func NewFuture(c *Context, next *Next) (*Future, error) {
 		k, v, q := s.kvHeads*f.later*s.dimK, s.kvHeads*f.later*s.dimV, s.heads*f.later*s.dimK
 		if f.later == 0 || len(l.K) != k || len(l.V) != v || len(l.Q) != q {
 			return nil, shapef("future attention",
-				"layer %d: later K, V, Q of %d, %d, %d values, want %d, %d, %d", i, len(l.K), len(l.V), len(l.Q), k, v, q)
+				"layer %d: later K, V, Q of %d, %d, %d values, want %d, %d, %d",
+				i, len(l.K), len(l.V), len(l.Q), k, v, q)
 		}
 	}
 	if f.engine, err = matmul.Open(matmul.Options{Workers: 1}); err != nil {
@@ -104,7 +105,8 @@ func (f *Future) Layers(ctx context.Context, cache *Cache) ([]float64, error) {
 		if len(l.K) != rows*f.dimK || len(l.V) != rows*f.dimV ||
 			(l.Keep != nil && len(l.Keep) != rows) || (l.Bias != nil && len(l.Bias) != rows) {
 			return shapef("future attention", "layer %d: K %d, V %d values, keep %d, bias %d, "+
-				"want %d, %d, %d rows or none", i, len(l.K), len(l.V), len(l.Keep), len(l.Bias), rows*f.dimK, rows*f.dimV, rows)
+				"want %d, %d, %d rows or none", i, len(l.K), len(l.V), len(l.Keep), len(l.Bias),
+				rows*f.dimK, rows*f.dimV, rows)
 		}
 		out, err := f.attend(i, l)
 		if err != nil {

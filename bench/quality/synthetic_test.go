@@ -63,8 +63,8 @@ func TestSynthetic_Statistics(t *testing.T) {
 			}))
 		}
 		n := float64(queries)
-		t.Logf("layer %d: attention to sinks %.2f, last 64 %.2f, before %.2f; scores vary by %.2f nats",
-			layer, sinks/n, near/n, far/n, spread/n)
+		t.Logf("layer %d: attention to sinks %.2f, last 64 %.2f, before %.2f; "+
+			"scores vary by %.2f nats", layer, sinks/n, near/n, far/n, spread/n)
 		require.InDelta(t, 0.35, sinks/n, 0.3)
 		require.Greater(t, near/n, 64.0/500*0.5)
 		require.Greater(t, far/n, 0.1)

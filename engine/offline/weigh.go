@@ -5,6 +5,7 @@ package offline
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/importance"
@@ -101,8 +102,11 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int,
 	return w, nil
 }
 
+// standInDim is the head_dim_v of rows that stand in for V.
+const standInDim = 8
+
 // observe feeds the tracker with the attention of the capture's last queries: those of the
-// window, and where all queries count as many more as have not faded to a sixteenth.
+// window, and where all queries count as many more as have not faded to a quarter.
 func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Profile) error {
 	window := p.Attention.Window
@@ -113,9 +117,20 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 	if p.Attention.Mix == 0 {
 		need = window
 	} else if p.Attention.HalfLife > 0 {
-		need = window + int(math.Ceil(4*p.Attention.HalfLife))
+		need = window + int(math.Ceil(2*p.Attention.HalfLife))
 	}
 	group, dim := c.in.geo.GQARatio(), l.k.Dim()
+	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
+	up := &uploader{be: c.be}
+	defer up.free()
+	blocks = slices.Clone(blocks)
+	for i := range blocks {
+		zeros, err := up.alloc(int64(blocks[i].Rows) * 2 * standInDim)
+		if err != nil {
+			return err
+		}
+		blocks[i].V = backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}
+	}
 	// A batch never crosses a window that ends with the last query, so the last one is exact.
 	first := max(0, l.tokens-(need+window-1)/window*window)
 	for at := first; at < l.tokens; {
@@ -123,7 +138,7 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 		if r := (l.tokens - at) % window; r > 0 {
 			n = min(n, r)
 		}
-		q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.v.Dim(), BlockPtr: []int32{0},
+		q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
 			Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
 		row := make([]float32, n*dim)
 		for g := range group {
