@@ -28,7 +28,7 @@ model: ## fetch SmolLM2-135M for the tests and the evaluation; idempotent, hash-
 demo: ## compress the capture in testdata, verify it, write demo.html
 	@mkdir -p bin
 	@$(GO) build -o bin/kvist ./cmd/kvist
-	bin/kvist compress $(CAPTURE) -o demo.kvist --form hot --bits 4.3 --force
+	bin/kvist compress $(CAPTURE) -o demo.kvist --form hot --bits 2.75 --force
 	bin/kvist verify demo.kvist --against $(CAPTURE)
 	bin/kvist report demo.kvist --against $(CAPTURE) -o demo.html --force
 	@echo "open demo.html in a browser"
