@@ -8,6 +8,7 @@ QEMU     := $(shell command -v qemu-aarch64-static)
 # Packages without purego, whose test binaries need no loader under qemu.
 PORTABLE := ./quant/... ./engine/... ./cpu/... ./importance
 TIMEOUT  := -timeout 15m
+FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512 (comma-separated).
 export KVIST_REQUIRE
 
@@ -33,7 +34,7 @@ demo: ## compress the capture in testdata, verify it, write demo.html
 	bin/kvist report demo.kvist --against $(CAPTURE) -o demo.html --force
 	@echo "open demo.html in a browser"
 
-test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race test-main ## everything below, then the whole suite
+test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke test-main ## all that follows, the whole suite last
 
 test-main: ## the whole suite, once
 	$(GO) test $(TIMEOUT) ./...
@@ -68,11 +69,12 @@ lint: ## gofmt, vet, staticcheck
 bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
 
-fuzz-smoke: ## every fuzzer for a fixed number of iterations
-	@for p in $$($(GO) list ./...); do \
-	  for f in $$($(GO) test -list '^Fuzz' $$p | grep '^Fuzz'); do \
-	    echo "$$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime 20000x $$p || exit 1; \
-	  done; done
+fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
+	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
+	  offline:FuzzParseConfig; do \
+	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
+	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
+	$(GO) test -run '^$$' -fuzz '^FuzzGGUF$$' -fuzztime $(FUZZ) ./bench/llama
 
 golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as they are
 	$(GO) test ./engine/container -update

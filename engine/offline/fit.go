@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// choose finds the plan for the target.
+func (c *compressor) choose(ctx context.Context) (choice []int, measured float64, err error) {
+	most := c.in.values() * 4
+	switch {
+	case c.cfg.Bits > 0:
+		return c.fit(int64(c.cfg.Bits * float64(c.in.values()) / 8))
+	case c.cfg.Bytes > 0:
+		return c.fit(c.cfg.Bytes)
+	case c.cfg.Share > 0:
+		return c.fit(int64(c.cfg.Share * float64(2*c.in.values())))
+	case c.cfg.MaxError > 0:
+		return c.fitError(ctx)
+	}
+	return c.fit(most + 1<<40) // fixed codings
+}
+
+// fit finds the plan whose whole file comes closest to total bytes from below. What tables and
+// padding take depends on the plan, so the planner's budget is moved until the file fits.
+func (c *compressor) fit(total int64) ([]int, float64, error) {
+	least, err := c.fileBytes(c.leastChoice())
+	if err != nil {
+		return nil, 0, err
+	}
+	if least > total {
+		return nil, 0, fmt.Errorf(
+			"kvist/offline: %d bytes for %s: the least possible with these codings is %d (%.3f bits/value): %w",
+			total,
+			c.in.src.Name(),
+			least,
+			quant.BitsPerValue(least, c.in.values()),
+			quant.ErrBudget,
+		)
+	}
+	var best []int
+	var bestBytes int64 = -1
+	low, high := plan.Least(c.items), total
+	// The tables of the least plan are the first guess at those of the plan to be.
+	budget := min(high, max(low, total-(least-low)))
+	for range 24 {
+		p, err := plan.Solve(c.items, budget)
+		if err != nil {
+			return nil, 0, err
+		}
+		n, err := c.fileBytes(p.Choice)
+		if err != nil {
+			return nil, 0, err
+		}
+		if n <= total {
+			if n > bestBytes {
+				best, bestBytes = p.Choice, n
+			}
+			if p.Bytes == plan.Most(c.items) || total-n <= total/4096 {
+				break
+			}
+			low = budget
+			budget = min(budget+(total-n), high)
+		} else {
+			high = budget
+			budget -= n - total
+		}
+		if budget <= low || budget >= high { // the guess left the bracket: halve it
+			budget = (low + high) / 2
+		}
+		if high-low < 8 {
+			break
+		}
+	}
+	if best == nil {
+		best = c.leastChoice()
+	}
+	return best, 0, nil
+}
+
+func (c *compressor) leastChoice() []int {
+	choice := make([]int, len(c.items))
+	for i, it := range c.items {
+		for j, o := range it.Options {
+			if o.Bytes < it.Options[choice[i]].Bytes {
+				choice[i] = j
+			}
+		}
+	}
+	return choice
+}
+
+// fileBytes returns the exact bytes of the file that a choice makes.
+func (c *compressor) fileBytes(choice []int) (int64, error) {
+	s, err := c.sections(choice)
+	return s.Header + s.Payload + s.Tables + s.Side + s.Index, err
+}
+
+func (c *compressor) sections(choice []int) (Sections, error) {
+	var s Sections
+	var err error
+	if s.Header, err = container.HeaderSize(c.header); err != nil {
+		return s, err
+	}
+	for _, a := range c.aux {
+		n, err := container.AuxSize(a)
+		if err != nil {
+			return s, err
+		}
+		s.Side += n
+	}
+	records := 0
+	err = c.eachRecord(choice, func(rec *container.Record) error {
+		n, err := container.RecordSize(c.header, rec)
+		if err != nil {
+			return err
+		}
+		kDim, vDim := c.header.Dims(rec.Layer)
+		var payload int64
+		for _, h := range rec.Heads {
+			for _, b := range h.Blocks {
+				payload += int64(b.K.PackedBytes(b.Rows(), kDim))
+				if vDim > 0 {
+					payload += int64(b.V.PackedBytes(b.Rows(), vDim))
+				}
+			}
+		}
+		records++
+		s.Payload += payload
+		s.Tables += n - payload
+		return nil
+	})
+	s.Index = container.IndexSize(records+len(c.aux)) + container.TrailerSize
+	return s, err
+}
