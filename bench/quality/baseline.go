@@ -172,12 +172,12 @@ func eachHead(ctx context.Context, m Method, c *Context, sinks, window int,
 			l := &c.Layers[layer]
 			n, err := codeSide(j.k(out.K, h), j.k(l.K, h), sinks, window, k)
 			if err != nil {
-				return 0, fmt.Errorf("K of kv_head %d: %w", h, err)
+				return 0, fmt.Errorf("rows of K, kv_head %d: %w", h, err)
 			}
 			bytes += n
 			n, err = codeSide(j.v(out.V, h), j.v(l.V, h), sinks, window, v)
 			if err != nil {
-				return 0, fmt.Errorf("V of kv_head %d: %w", h, err)
+				return 0, fmt.Errorf("rows of V, kv_head %d: %w", h, err)
 			}
 			bytes += n
 		}

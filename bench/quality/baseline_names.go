@@ -13,8 +13,28 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Standard returns the methods of the quality table, from 16 bits a value to 1, family by family.
+// Standard returns the methods of the quality table: of each family of All what stands for it,
+// from 16 bits to 1.5, and kvist with its importance off beside it.
 func Standard() []Method {
+	names := []string{
+		"f16", "ggml-q8_0", "kivi4", "ggml-q4_0", "tqmse4", "tqmse4:sinks=4", "kivi3", "tqprod3",
+		"tqmse3", "lm3+len+s8:sinks=4", "kivi2", "uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4", "tqmse2",
+		"lm2+len+s8:sinks=4", "snapkv:50%", "snapkv:25%", "snapkv:12.5%", "sinks-recent:25%",
+		"adakv:25%", "kvist:4.25", "kvist:3", "kvist:2.75", "kvist:2.75,importance=none", "kvist:2.25",
+		"kvist:2.25,importance=none", "kvist:2", "kvist:1.5",
+	}
+	var list []Method
+	for _, n := range names {
+		// A name that is none would be a fault of this list; TestStandard_Names holds that there is none.
+		if m, err := ByName(n); err == nil {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// All returns the methods of the quality table, from 16 bits a value to 1, family by family.
+func All() []Method {
 	same := func(f quant.Format, sinks int) Method {
 		c := quant.Coding{Format: f}
 		return Uniform{K: c, V: c, Sinks: sinks}

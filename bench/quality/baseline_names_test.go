@@ -59,7 +59,7 @@ func errorIsCategory(err error) bool {
 }
 
 func FuzzByName(f *testing.F) {
-	for _, m := range Standard() {
+	for _, m := range All() {
 		f.Add(m.Name())
 	}
 	f.Add("kvist:3,k=lm2+len+s8,lm4,sinks=8")
@@ -76,4 +76,14 @@ func FuzzByName(f *testing.F) {
 		require.Equal(t, m.Name(), again.Name())
 		require.NotEmpty(t, m.Source())
 	})
+}
+
+// Every name of the standard table is a method, and no two are the same.
+func TestStandard_Names(t *testing.T) {
+	seen := map[string]bool{}
+	for _, m := range Standard() {
+		require.False(t, seen[m.Name()], m.Name())
+		seen[m.Name()] = true
+	}
+	require.Len(t, seen, 27)
 }

@@ -94,7 +94,7 @@ func TestBaseline_Table(t *testing.T) {
 	var table strings.Builder
 	w := tabwriter.NewWriter(&table, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "method\tbits/value\tsmollm2\tbits/value\tsynthetic\t")
-	for _, m := range Standard() {
+	for _, m := range All() {
 		fmt.Fprintf(w, "%s\t", m.Name())
 		for _, f := range families {
 			cache := compress(t, m, f.c)
@@ -369,7 +369,7 @@ func TestBaseline_Contract(t *testing.T) {
 			*x = append(*x, slices.Repeat([]float32{float32(math.NaN())}, n)...)[:n]
 		}
 	}
-	for _, m := range Standard() {
+	for _, m := range All() {
 		a, b := compress(t, m, f.c), compress(t, m, other)
 		require.True(t, reflect.DeepEqual(a, b), "%s: not the same twice", m.Name())
 		require.True(t, reflect.DeepEqual(before, f.c), "%s changed the context", m.Name())
@@ -415,14 +415,14 @@ func TestBaseline_Refusals(t *testing.T) {
 		"token count":  func(c *Context) { c.Tokens = c.Tokens[1:] },
 		"bad geometry": func(c *Context) { c.Geometry.KVHeads = 3 },
 	} {
-		for _, m := range Standard() {
+		for _, m := range All() {
 			c := good.clone()
 			spoil(c)
 			_, err := m.Compress(ctx, c)
 			require.ErrorIs(t, err, quant.ErrShape, "%s: %s", m.Name(), name)
 		}
 	}
-	for _, m := range Standard() {
+	for _, m := range All() {
 		_, err := m.Compress(ctx, nil)
 		require.ErrorIs(t, err, quant.ErrShape, m.Name())
 		c := good.clone()
@@ -450,7 +450,7 @@ func TestBaseline_Refusals(t *testing.T) {
 	}
 	done, cancel := context.WithCancel(ctx)
 	cancel()
-	for _, m := range Standard() {
+	for _, m := range All() {
 		_, err := m.Compress(done, good)
 		require.ErrorIs(t, err, context.Canceled, m.Name())
 	}

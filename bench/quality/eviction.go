@@ -251,11 +251,11 @@ func (e Eviction) store(j *job, layer int, out *CacheLayer, kept [][]int) (int64
 			out.Keep[h*j.tokens+t] = true
 			n, err := keepF16(cut(toK, t, t+1), cut(k, t, t+1))
 			if err != nil {
-				return 0, fmt.Errorf("K of kv_head %d, token %d: %w", h, t, err)
+				return 0, fmt.Errorf("rows of K, kv_head %d, token %d: %w", h, t, err)
 			}
 			m, err := keepF16(cut(toV, t, t+1), cut(v, t, t+1))
 			if err != nil {
-				return 0, fmt.Errorf("V of kv_head %d, token %d: %w", h, t, err)
+				return 0, fmt.Errorf("rows of V, kv_head %d, token %d: %w", h, t, err)
 			}
 			bytes += n + m
 		}

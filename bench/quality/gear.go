@@ -81,7 +81,7 @@ func (g GEAR) Compress(ctx context.Context, c *Context) (*Cache, error) {
 				return affineChannels(dst, src, part, g.Bits, gearGroup)
 			})
 			if err != nil {
-				return 0, fmt.Errorf("K of kv_head %d: %w", h, err)
+				return 0, fmt.Errorf("rows of K, kv_head %d: %w", h, err)
 			}
 			bytes += m
 		}
@@ -94,7 +94,7 @@ func (g GEAR) Compress(ctx context.Context, c *Context) (*Cache, error) {
 				return affineTokens(dst, src, part, g.Bits, gearGroup)
 			})
 			if err != nil {
-				return 0, fmt.Errorf("V of kv_head %d: %w", h, err)
+				return 0, fmt.Errorf("rows of V, kv_head %d: %w", h, err)
 			}
 			bytes += m
 		}

@@ -50,7 +50,6 @@ type reference struct {
 	lse    []float64 // [positions]
 	top    []int32   // [positions]
 	next   []int32   // [positions] the true next token, -1 where it is not known
-	score  Score
 }
 
 // newReference makes room for the positions of tokens, each of which predicts the one after it.

@@ -26,15 +26,15 @@ func newCapture(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "capture MODEL TEXT -o OUT.safetensors",
 		Short: "Run a model over a text and write its K, V and queries",
-		Long: `capture runs a model over the first tokens of a text and writes K, V and the queries of its layers
-as a capture (kv-capture/1) that compress takes. The first --context tokens are what gets compressed,
-the --next tokens after them are stored apart and serve to measure the damage.
+		Long: `capture runs a model over the first tokens of a text and writes K, V and the queries
+of its layers as a capture (kv-capture/1) that compress takes. The first --context tokens are what
+gets compressed, the --next tokens after them are stored apart and serve to measure the damage.
 
 MODEL is a GGUF file of the llama architecture, or smollm2: SmolLM2-135M-Instruct, where make model
 put it. TEXT is a text file; - is standard input.
 
-Fields of --json: model, text, output, bytes, tokens, next, layers (numbers), dtype, heads, kv_heads,
-head_dim.`,
+Fields of --json: model, text, output, bytes, tokens, next, layers (numbers), dtype, heads,
+kv_heads, head_dim.`,
 		Example: `  kvist capture smollm2 book.txt -o cache.safetensors
   kvist capture model.gguf book.txt -o cache.safetensors --context 4096 --layers 0,9,19 --dtype f32
   kvist capture smollm2 - -o - --next 0 < book.txt | kvist compress - -o cache.kvist`,
@@ -73,7 +73,8 @@ type capturedJSON struct {
 	HeadDim int    `json:"head_dim"`
 }
 
-var captureTypes = map[string]quant.DType{"f16": quant.Float16, "bf16": quant.BFloat16, "f32": quant.Float32}
+var captureTypes = map[string]quant.DType{"f16": quant.Float16, "bf16": quant.BFloat16,
+	"f32": quant.Float32}
 
 func (f *captureFlags) check() (quant.DType, error) {
 	dt, ok := captureTypes[f.dtype]
@@ -114,10 +115,12 @@ func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) 
 		return err
 	}
 	if n := f.context + f.next; len(tokens) < n {
-		return fmt.Errorf("%s has %d tokens, --context and --next ask for %d: %w", text, len(tokens), n,
+		return fmt.Errorf("%s has %d tokens, --context and --next ask for %d: %w", text,
+			len(tokens), n,
 			quant.ErrShape)
 	}
-	o := llama.CaptureOptions{Next: f.next, Layers: layers, DType: dt, OWeight: f.oWeight, NoQ: f.noQ,
+	o := llama.CaptureOptions{Next: f.next, Layers: layers, DType: dt, OWeight: f.oWeight,
+		NoQ:   f.noQ,
 		Force: f.force}
 	sum := &capturedJSON{Model: m.Name, Text: text, Output: f.out, Tokens: f.context, Next: f.next,
 		Layers: layers, DType: f.dtype, Heads: m.Heads, KVHeads: m.KVHeads, HeadDim: m.HeadDim}
@@ -158,6 +161,7 @@ func (a *app) printCapture(sum *capturedJSON, f *captureFlags) error {
 	p := &printer{w: a.summaryTo(f.out)}
 	p.printf("%s: %s bytes, %s, %s\n", sum.Output, count(sum.Bytes), sum.Model, sum.DType)
 	p.printf("%s tokens of context, %s after it, %d layers, %d heads, %d kv_heads, head_dim %d\n",
-		count(int64(sum.Tokens)), count(int64(sum.Next)), len(sum.Layers), sum.Heads, sum.KVHeads, sum.HeadDim)
+		count(int64(sum.Tokens)), count(int64(sum.Next)), len(sum.Layers), sum.Heads, sum.KVHeads,
+		sum.HeadDim)
 	return p.err
 }

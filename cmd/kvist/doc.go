@@ -10,6 +10,8 @@
 //	kvist verify      every checksum of a file, and its error against the original
 //	kvist inspect     what is in a .kvist file or a capture, with its spectrum
 //	kvist report      one HTML page about a file
+//	kvist capture     K, V and queries of a model on a text, as a capture
+//	kvist eval        what methods of compression do to the predictions of a model
 //	kvist doctor      the backends of this machine, and a self-test
 //	kvist version     version and build
 //	kvist completion  shell completion

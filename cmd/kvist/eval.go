@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"path/filepath"
 	"runtime"
@@ -34,7 +35,8 @@ const standardQuestions = 96
 const retrievalSeed = 1
 
 type evalFlags struct {
-	methods, plot, html, results        string
+	methods, plot, html, results, name  string
+	from                                string
 	context, next, needles              int
 	decode, standard, json, force, list bool
 	window, chunk                       int
@@ -44,12 +46,12 @@ type evalFlags struct {
 func newEval(a *app) *cobra.Command {
 	var f evalFlags
 	cmd := &cobra.Command{
-		Use:   "eval MODEL [TEXT...]",
+		Use:   "eval MODEL [TEXT...] | --from FILE",
 		Short: "Measure in a model what compression methods do to its predictions",
-		Long: `eval runs a model over texts, compresses the K and V of the context with each method, and continues
-on what is left. It prints bytes, the divergence of the next-token distributions from the exact
-cache (KL, nats), perplexity and the share of equal top tokens; for methods of kvist also the paired
-difference from the best other method at the same bytes.
+		Long: `eval runs a model over texts, compresses the K and V of the context with each method,
+and continues on what is left. It prints bytes, the divergence of the next-token distributions from
+the exact cache (KL, nats), perplexity and the share of equal top tokens; for methods of kvist also
+the paired difference from the best other method at the same bytes.
 
 MODEL is a GGUF file of the llama architecture, or smollm2: SmolLM2-135M-Instruct, where make model
 put it. TEXTs are text files of at least --context and --next tokens; without any the ten texts that
@@ -64,7 +66,7 @@ match, standard for all of them. --list-methods prints these. Names are those of
 
 --needles asks questions about facts in the texts, after compression. --decode compresses while the
 tokens go through, so that errors feed back. --standard is the table of the project: all eval texts,
-the whole table of methods, 96 questions, written to --results.
+the whole table of methods, 96 questions, written to --results (bench/results).
 
 Fields of --json: format, model, command, machine, context, next, window, chunk, exact (texts,
 perplexity, retrieval), methods (name, source, family, bits_per_value, ratio, kl, perplexity, top1,
@@ -72,7 +74,8 @@ texts, decoding, retrieval), pairs (a, b, kl, ratio, found). Intervals are mean,
 		Example: `  kvist eval smollm2
   kvist eval smollm2 --methods "kivi4 kivi2 kvist:*" --needles 48 --plot quality.svg
   kvist eval model.gguf book.txt --context 4096 --methods "ggml-q8_0 kvist:3" --json
-  kvist eval smollm2 --standard --results bench/results`,
+  kvist eval smollm2 --standard
+  kvist eval --from bench/results/quality.json --html quality.html`,
 		Args: cobra.ArbitraryArgs,
 		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
 			return a.eval(cmd.Context(), args, &f)
@@ -88,7 +91,9 @@ texts, decoding, retrieval), pairs (a, b, kl, ratio, found). Intervals are mean,
 	fl.IntVar(&f.chunk, "chunk", 128, "`tokens` between two compressions while decoding")
 	fl.IntVar(&f.needles, "needles", 0, "`questions` asked after compression; 0: none")
 	fl.BoolVar(&f.standard, "standard", false, "measure the table of the project")
-	fl.StringVar(&f.results, "results", "", "`DIR` to write quality.md, quality.json and quality.svg to")
+	fl.StringVar(&f.results, "results", "", "`DIR` to write NAME.md, NAME.json and NAME.svg to")
+	fl.StringVar(&f.name, "name", "quality", "`NAME` of the files in --results")
+	fl.StringVar(&f.from, "from", "", "`FILE` of --json to show again instead of measuring")
 	fl.StringVar(&f.plot, "plot", "", "`FILE` to plot KL against bits a value to (SVG)")
 	fl.StringVar(&f.html, "html", "", "`FILE` to write a page with tables and plot to")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -101,17 +106,22 @@ func (f *evalFlags) check(args []string) error {
 	for _, x := range []struct {
 		name         string
 		v, low, high int
-	}{{"context", f.context, 1, 1 << 20}, {"next", f.next, 2, 1 << 20}, {"window", f.window, 1, 1 << 20},
+	}{{"context", f.context, 1, 1 << 20}, {"next", f.next, 2, 1 << 20}, {"window", f.window, 1,
+		1 << 20},
 		{"chunk", f.chunk, 1, 4096}, {"needles", f.needles, 0, 1 << 16}} {
 		if x.v < x.low || x.v > x.high {
 			return usagef("--%s %d: want %d to %d", x.name, x.v, x.low, x.high)
 		}
 	}
 	switch {
-	case len(args) == 0 && !f.list:
+	case f.from != "" && len(args) > 0:
+		return usagef("--from measures nothing: it takes no model and no texts")
+	case len(args) == 0 && !f.list && f.from == "":
 		return usagef("no model given: a GGUF file, or %s", smolLM2)
 	case f.standard && len(args) > 1:
 		return usagef("--standard has texts of its own")
+	case f.name == "" || filepath.Base(f.name) != f.name:
+		return usagef("--name %q: want the name of a file without its folder", f.name)
 	case f.needles > 0 && f.context < 256:
 		return usagef("--needles with --context %d: want 256 or more", f.context)
 	}
@@ -169,6 +179,13 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		}
 		return p.err
 	}
+	if f.from != "" {
+		res, err := a.readResults(ctx, f.from)
+		if err != nil {
+			return err
+		}
+		return a.evalOutput(res, f)
+	}
 	f.fill()
 	methods, err := chooseMethods(f.methods)
 	if err != nil {
@@ -192,7 +209,15 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	if err := res.ComparePairs("kvist"); err != nil {
 		return err
 	}
+	if res.Machine, err = machineClass(); err != nil {
+		return err
+	}
+	res.Command = f.command(args)
 	if f.needles > 0 {
+		// The questions take as long again: what is measured already is not to be lost.
+		if err := a.saveResults(res, f); err != nil {
+			return err
+		}
 		q, err := quality.NewRetrieval(m.Tokenizer(), bodies, f.needles, f.context, retrievalSeed)
 		if err != nil {
 			return err
@@ -206,11 +231,17 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		}
 	}
 	clear()
-	if res.Machine, err = machineClass(); err != nil {
-		return err
-	}
-	res.Command = f.command(args)
 	return a.evalOutput(res, f)
+}
+
+// readResults reads what --json or --results wrote.
+func (a *app) readResults(ctx context.Context, name string) (res *quality.Results, err error) {
+	in, err := a.openInput(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer closing(in, &err)
+	return quality.ReadResults(io.NewSectionReader(in, 0, in.size))
 }
 
 // fill sets what --standard stands for.
@@ -300,31 +331,45 @@ func machineClass() (string, error) {
 	return fmt.Sprintf("%d cores, %s, %s", runtime.NumCPU(), runtime.GOARCH, isa), nil
 }
 
+// saveResults writes the files of --results, in the place of those that are there.
+func (a *app) saveResults(res *quality.Results, f *evalFlags) error {
+	if f.results == "" {
+		return nil
+	}
+	if err := os.MkdirAll(f.results, 0o777); err != nil {
+		return err
+	}
+	for _, x := range []struct {
+		ext   string
+		write func(io.Writer) error
+	}{
+		{".md", res.Markdown},
+		{".json", func(w io.Writer) error { return printJSON(w, res) }},
+		{".svg", func(w io.Writer) error { return plotKL(w, res) }},
+	} {
+		if err := a.writeFile(filepath.Join(f.results, f.name+x.ext), true, x.write); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // evalOutput prints the results and writes the files asked for.
 func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
-	type file struct {
-		name  string
-		force bool
-		write func(io.Writer) error
-	}
-	var files []file
-	svg := func(w io.Writer) error { return plotKL(w, res) }
-	if f.results != "" {
-		at := func(name string) string { return filepath.Join(f.results, name) }
-		files = append(files, file{at("quality.md"), true, res.Markdown},
-			file{at("quality.json"), true, func(w io.Writer) error { return printJSON(w, res) }},
-			file{at("quality.svg"), true, svg})
-	}
-	if f.plot != "" {
-		files = append(files, file{f.plot, f.force, svg})
-	}
-	if f.html != "" {
-		files = append(files, file{f.html, f.force, func(w io.Writer) error { return evalPage(w, res) }})
+	if err := a.saveResults(res, f); err != nil {
+		return err
 	}
 	toStdout := false
-	for _, x := range files {
+	for _, x := range []struct {
+		name  string
+		write func(io.Writer, *quality.Results) error
+	}{{f.plot, plotKL}, {f.html, evalPage}} {
+		if x.name == "" {
+			continue
+		}
 		toStdout = toStdout || x.name == stdStream
-		if err := a.writeFile(x.name, x.force, x.write); err != nil {
+		write := func(w io.Writer) error { return x.write(w, res) }
+		if err := a.writeFile(x.name, f.force, write); err != nil {
 			return err
 		}
 	}

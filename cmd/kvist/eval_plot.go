@@ -11,6 +11,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 
 	"gonum.org/v1/plot"
@@ -29,11 +30,16 @@ const (
 )
 
 // evalColours tell families apart, also for most colour-blind eyes (Okabe and Ito, 2008), then
-// again with dashes. The first is kvist's.
+// again with dashes and other marks. The first is kvist's.
 var evalColours = []color.RGBA{
-	{0xd5, 0x5e, 0x00, 0xff}, {0x00, 0x72, 0xb2, 0xff}, {0x00, 0x9e, 0x73, 0xff}, {0xcc, 0x79, 0xa7, 0xff},
+	{0xd5, 0x5e, 0x00, 0xff}, {0x00, 0x72, 0xb2, 0xff}, {0x00, 0x9e, 0x73, 0xff}, {0xcc, 0x79,
+		0xa7, 0xff},
 	{0x56, 0xb4, 0xe9, 0xff}, {0xe6, 0x9f, 0x00, 0xff}, {0x55, 0x55, 0x55, 0xff},
 }
+
+// evalShapes go with the rounds of colours.
+var evalShapes = []draw.GlyphDrawer{draw.CircleGlyph{}, draw.SquareGlyph{}, draw.PyramidGlyph{},
+	draw.RingGlyph{}}
 
 // curve is one family, by bits a value.
 type curve struct {
@@ -82,6 +88,12 @@ func plotKL(w io.Writer, res *quality.Results) error {
 	p.Y.Label.Text = "KL divergence of next-token distributions, nats"
 	p.Y.Scale, p.Y.Tick.Marker = plot.LogScale{}, plot.LogTicks{Prec: -1}
 	p.Legend.Top = true
+	p.Legend.TextStyle.Font.Size = vg.Points(9)
+	ticks := plot.ConstantTicks{}
+	for b := range plotMaxBits + 1 {
+		ticks = append(ticks, plot.Tick{Value: float64(b), Label: strconv.Itoa(b)})
+	}
+	p.X.Tick.Marker = ticks
 	p.Add(plotter.NewGrid())
 	list := curves(res)
 	low, high := math.Inf(1), 0.0
@@ -99,7 +111,7 @@ func plotKL(w io.Writer, res *quality.Results) error {
 			line.Dashes = []vg.Length{vg.Points(5), vg.Points(2 * float64(n))}
 		}
 		points.Color, points.Radius = line.Color, vg.Points(2.5)
-		points.Shape = draw.CircleGlyph{}
+		points.Shape = evalShapes[i/len(evalColours)%len(evalShapes)]
 		p.Add(line, points)
 		p.Legend.Add(c.family, line, points)
 		for _, q := range c.points {
