@@ -80,7 +80,7 @@ golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as t
 	$(GO) test ./engine/container -update
 
 quality: model ## the quality table, measured in a real model; writes bench/results/quality.*
-	$(GO) run ./cmd/kvist eval smollm2 --standard --out bench/results/quality
+	$(GO) run ./cmd/kvist eval smollm2 --standard --results bench/results
 
 tidy-check: ## go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
