@@ -16,6 +16,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
+// maxExpansion bounds what a file may promise: bytes of the capture over bytes of the file. Tokens
+// that were dropped cost next to nothing, so a small hostile file could fill any disk.
+const maxExpansion = 4096
+
 // Restored says what Decompress brought back.
 type Restored struct {
 	Tensors int
@@ -31,15 +35,15 @@ type Restored struct {
 // and where they say something layers.N.kept and layers.N.bias (package capture). Merged rows
 // are written at each of their positions. salvage accepts records that are missing or damaged.
 //
-// Errors: *container.CorruptError for a damaged record unless salvage; those of w.
+// Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
+// that promises more than 4096 times its size; those of w.
 func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
 	progress Progress) (*Restored, error) {
 	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
-	cfg, err := ParseConfig(d.h.Config)
-	if err != nil {
-		return nil, fmt.Errorf("kvist/offline: config of the file: %w", err)
+	d.rowBias = rowBiasOf(d.h) && d.h.QueryEnergy != nil
+	if err := d.checkExpansion(); err != nil {
+		return nil, err
 	}
-	d.rowBias = cfg.RowBias && d.h.QueryEnergy != nil
 	if err := d.open(w); err != nil {
 		return nil, err
 	}
@@ -136,6 +140,20 @@ func floats(x []float32) []byte {
 		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
 	}
 	return b
+}
+
+// checkExpansion refuses a file that promises far more than a file of its size can hold.
+func (d *decompressor) checkExpansion() error {
+	var promised float64
+	for i := range d.h.Stored() {
+		k, v := d.h.Dims(i)
+		promised += float64(d.h.LayerTokens(i)) * float64(d.h.KVHeads()) * float64(k+v) * 2
+	}
+	if promised > maxExpansion*float64(d.r.Size()) {
+		return fmt.Errorf("kvist/offline: the file of %d bytes promises %.3g bytes, limit %d times: %w",
+			d.r.Size(), promised, maxExpansion, quant.ErrTooLarge)
+	}
+	return nil
 }
 
 // scan finds the layers with dropped or lost tokens. Only damage and drops matter, so a file
@@ -374,9 +392,6 @@ func Verify(ctx context.Context, r *container.Reader, progress Progress) error {
 		return err
 	}
 	h := r.Header()
-	if _, err := ParseConfig(h.Config); err != nil {
-		return fmt.Errorf("kvist/offline: config of the file: %w", err)
-	}
 	for i := range h.Stored() {
 		for s := range int(h.Segments(i)) {
 			if _, ok := r.Find(i, s); !ok {

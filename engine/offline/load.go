@@ -5,11 +5,19 @@ package offline
 import (
 	"encoding/binary"
 	"math"
+	"slices"
+	"strings"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/quant"
 )
+
+// rowBiasOf reports whether the plan of a file counts on the row bias. The config is read for that
+// one field only: a file outlives the version that wrote its other fields.
+func rowBiasOf(h *container.Header) bool {
+	return !slices.Contains(strings.Fields(h.Config), "row-bias=false")
+}
 
 // noiseOf returns what Block.Noise is for a coding of K: NoisePerScale2 where the row bias is on.
 // 8 bits and more need no bias.

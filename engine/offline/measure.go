@@ -49,10 +49,6 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	if err := belongs(h, in); err != nil {
 		return nil, err
 	}
-	cfg, err := ParseConfig(h.Config)
-	if err != nil {
-		return nil, fmt.Errorf("kvist/offline: config of the file: %w", err)
-	}
 	cmp := &Comparison{}
 	for i := range in.layers {
 		l := &in.layers[i]
@@ -70,7 +66,7 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 			}
 			recs = append(recs, rec)
 		}
-		e, err := compareLayer(ctx, in, l, h, recs, be, cfg.RowBias)
+		e, err := compareLayer(ctx, in, l, h, recs, be, rowBiasOf(h))
 		if err != nil {
 			return nil, err
 		}

@@ -421,3 +421,47 @@ func ExampleCompress() {
 	}
 	// Output: 3.00 bits/value, 5.3x
 }
+
+// Goldens of the format decompress whatever their config says: a file outlives the version that
+// wrote it, and its other fields.
+func TestDecompress_Goldens(t *testing.T) {
+	files, err := filepath.Glob("../../testdata/golden/v*/pass-*.kvist")
+	require.NoError(t, err)
+	require.NotEmpty(t, files)
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		require.NoError(t, err)
+		r := reader(t, b)
+		require.NoError(t, offline.Verify(context.Background(), r, nil), path)
+		var m memory
+		_, err = offline.Decompress(context.Background(), r, &m, false, nil)
+		require.NoError(t, err, path)
+	}
+}
+
+// A small file cannot promise a large capture.
+func TestDecompress_Expansion(t *testing.T) {
+	h := &container.Header{Kind: container.KindCache, Tokens: 60000 * 64, SegmentTokens: 60000,
+		KType: quant.Float16, VType: quant.Float16, Layers: []int{0},
+		Geometry: quant.Geometry{Layers: 1, Heads: 4, KVHeads: 4, HeadDim: 256, HeadDimV: 256}}
+	var buf bytes.Buffer
+	w, err := container.NewWriter(&buf, h)
+	require.NoError(t, err)
+	all := make([]uint16, h.SegmentTokens)
+	for i := range all {
+		all[i] = uint16(i)
+	}
+	for s := range 64 {
+		rec := &container.Record{Segment: s}
+		for range 4 {
+			rec.Heads = append(rec.Heads,
+				container.Head{Blocks: []container.Block{{Level: quant.Dropped, Tokens: all}}})
+		}
+		require.NoError(t, w.WriteRecord(rec))
+	}
+	require.NoError(t, w.Close())
+	var m memory
+	_, err = offline.Decompress(context.Background(), reader(t, buf.Bytes()), &m, false, nil)
+	require.ErrorIs(t, err, quant.ErrTooLarge)
+	require.Empty(t, m.b, "nothing was written")
+}
