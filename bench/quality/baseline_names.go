@@ -18,7 +18,8 @@ import (
 func Standard() []Method {
 	names := []string{
 		"f16", "ggml-q8_0", "kivi4", "ggml-q4_0", "tqmse4", "tqmse4:sinks=4", "kivi3", "tqmse3",
-		"tqmse3:sinks=4", "kivi2", "tqmse2", "tqmse2:sinks=4", "lm3+len+s8:sinks=4", "snapkv:50%",
+		"tqmse3:sinks=4", "kivi2", "tqmse2", "tqmse2:sinks=4", "lm3+len+s8:sinks=4",
+		"uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4", "snapkv:50%",
 		"snapkv:25%", "snapkv:12.5%", "sinks-recent:25%", "kvist:4.25", "kvist:3", "kvist:2.75",
 		"kvist:2.75,importance=none", "kvist:2.25", "kvist:2",
 	}
