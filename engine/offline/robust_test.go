@@ -147,7 +147,11 @@ func TestCompress_Shapes(t *testing.T) {
 // the range of binary16.
 func TestCompress_Families(t *testing.T) {
 	be := openCPU(t)
-	for _, fam := range append(quanttest.Finite(), quanttest.Huge) {
+	families := append(quanttest.Finite(), quanttest.Huge)
+	if testing.Short() {
+		families = []quanttest.Family{quanttest.Massive, quanttest.Subnormals, quanttest.Huge}
+	}
+	for _, fam := range families {
 		for _, dt := range []quant.DType{quant.Float32, quant.BFloat16} {
 			src := synthetic(t, shape{4, 2, 130, 64, 64, dt, true}, fam, nil)
 			cfg := offline.DefaultConfig()
@@ -248,7 +252,7 @@ func TestDecompress_Flips(t *testing.T) {
 	good, _ := compress(t, src, be, config(t, "bits=4.5"))
 	step := 1
 	if testing.Short() {
-		step = 37
+		step = 199
 	}
 	for at := 0; at < len(good); at += step {
 		bad := bytes.Clone(good)
@@ -270,7 +274,11 @@ func TestDecompress_Flips(t *testing.T) {
 func TestCompress_Activations(t *testing.T) {
 	be := openCPU(t)
 	src := open(t, "../../testdata/minilm-base-4096x384.npy")
-	for _, bits := range []float64{2, 4.1, 8.3} {
+	budgets := []float64{2, 4.1, 8.3}
+	if testing.Short() {
+		budgets = budgets[:1]
+	}
+	for _, bits := range budgets {
 		b, res := compress(t, src, be, config(t, fmt.Sprintf("bits=%g", bits)))
 		require.LessOrEqual(t, res.BitsPerValue, bits)
 		require.Greater(t, res.BitsPerValue, 0.99*bits)
@@ -294,6 +302,7 @@ func TestCompress_Activations(t *testing.T) {
 
 // Weights sort rows into blocks and pull bits to where they point.
 func TestCompress_Weights(t *testing.T) {
+	long(t)
 	src, be := open(t, kvFile), openCPU(t)
 	weights := func(layer, head int) ([]float32, error) {
 		w := make([]float32, src.Tokens())
