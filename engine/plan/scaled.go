@@ -24,7 +24,7 @@ type Class struct {
 // their damages add up.
 type Scaled struct {
 	Classes     []Class
-	Class       []uint16  // [items] index into Classes
+	Class       []uint32  // [items] index into Classes
 	Sensitivity []float64 // [items] finite, at least 0
 }
 

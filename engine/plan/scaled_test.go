@@ -49,7 +49,7 @@ func randomScaled(rng *rand.Rand, n, classes int, dyadic bool) *plan.Scaled {
 		if rng.IntN(20) == 0 {
 			v = 0
 		}
-		p.Class = append(p.Class, uint16(rng.IntN(classes)))
+		p.Class = append(p.Class, uint32(rng.IntN(classes)))
 		p.Sensitivity = append(p.Sensitivity, v)
 	}
 	return p
@@ -130,7 +130,7 @@ func TestSolveScaled_NearOptimum(t *testing.T) {
 func TestSolveScaled_AllEqual(t *testing.T) {
 	const n = 1 << 16
 	p := &plan.Scaled{Classes: []plan.Class{{Options: []plan.Option{{Bytes: 10, Damage: 1},
-		{Bytes: 20, Damage: 0.25}}}}, Class: make([]uint16, n), Sensitivity: make([]float64, n)}
+		{Bytes: 20, Damage: 0.25}}}}, Class: make([]uint32, n), Sensitivity: make([]float64, n)}
 	for i := range p.Sensitivity {
 		p.Sensitivity[i] = 3
 	}
@@ -172,7 +172,7 @@ func TestScaled_AtSlope(t *testing.T) {
 	slices.SortFunc(order, func(a, b int) int {
 		return int(math.Copysign(1, p.Sensitivity[a]-p.Sensitivity[b]))
 	})
-	last := map[uint16]int64{}
+	last := map[uint32]int64{}
 	for _, i := range order {
 		b := p.Classes[p.Class[i]].Options[at[i]].Bytes
 		require.GreaterOrEqual(t, b, last[p.Class[i]])
@@ -187,11 +187,11 @@ func TestSolveScaled_Refusals(t *testing.T) {
 		"too many":        {Classes: []plan.Class{{Options: make([]plan.Option, 256)}}},
 		"negative bytes":  {Classes: []plan.Class{{Options: []plan.Option{{Bytes: -1}}}}},
 		"NaN damage":      {Classes: []plan.Class{{Options: []plan.Option{{Damage: math.NaN()}}}}},
-		"unknown class":   {Classes: []plan.Class{ok}, Class: []uint16{1}, Sensitivity: []float64{1}},
-		"NaN":             {Classes: []plan.Class{ok}, Class: []uint16{0}, Sensitivity: []float64{math.NaN()}},
-		"infinite":        {Classes: []plan.Class{ok}, Class: []uint16{0}, Sensitivity: []float64{math.Inf(1)}},
-		"negative weight": {Classes: []plan.Class{ok}, Class: []uint16{0}, Sensitivity: []float64{-1}},
-		"lengths":         {Classes: []plan.Class{ok}, Class: []uint16{0}},
+		"unknown class":   {Classes: []plan.Class{ok}, Class: []uint32{1}, Sensitivity: []float64{1}},
+		"NaN":             {Classes: []plan.Class{ok}, Class: []uint32{0}, Sensitivity: []float64{math.NaN()}},
+		"infinite":        {Classes: []plan.Class{ok}, Class: []uint32{0}, Sensitivity: []float64{math.Inf(1)}},
+		"negative weight": {Classes: []plan.Class{ok}, Class: []uint32{0}, Sensitivity: []float64{-1}},
+		"lengths":         {Classes: []plan.Class{ok}, Class: []uint32{0}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := plan.SolveScaled(bad, 1<<40)
@@ -219,7 +219,7 @@ func largeScaled(blocks int) *plan.Scaled {
 	}
 	for h := range 2 * heads {
 		for range blocks {
-			p.Class = append(p.Class, uint16(h))
+			p.Class = append(p.Class, uint32(h))
 			p.Sensitivity = append(p.Sensitivity, math.Exp(2*rng.NormFloat64()))
 		}
 	}
