@@ -210,37 +210,44 @@ func (s *VariedSolver) AtSlope(slope float64) *VariedPlan {
 		if slope >= 0 {
 			v.Variant[g] = group.pick(slope)
 		}
+		bytes, damage := s.VariantAt(g, v.Variant[g], slope)
+		v.Bytes, v.Damage = v.Bytes+bytes, v.Damage+damage
 		x := group.Variants[v.Variant[g]]
-		v.Bytes += x.Bytes
-		v.Damage += x.Damage
 		for i := x.First; i < x.First+x.Items; i++ {
-			h, sens := &s.walk.hulls[s.p.Class[i]], s.p.Sensitivity[i]
-			n := 0
-			for n < len(h.rate) && sens*h.rate[n] > slope {
-				n++
-			}
-			v.Choice[i] = h.option[n]
-			o := &s.p.Classes[s.p.Class[i]].Options[h.option[n]]
-			v.Bytes += o.Bytes
-			v.Damage += sens * o.Damage
+			v.Choice[i] = s.option(i, slope)
 		}
 	}
 	return v
 }
 
+// VariantAt returns bytes and damage of a variant of a group, its items at their hull points for a
+// multiplier.
+func (s *VariedSolver) VariantAt(group, variant int, slope float64) (bytes int64, damage float64) {
+	x := s.p.Groups[group].Variants[variant]
+	bytes, damage = x.Bytes, x.Damage
+	for i := x.First; i < x.First+x.Items; i++ {
+		o := &s.p.Classes[s.p.Class[i]].Options[s.option(i, slope)]
+		bytes += o.Bytes
+		damage += s.p.Sensitivity[i] * o.Damage
+	}
+	return bytes, damage
+}
+
+// option returns the hull point of an item for a multiplier.
+func (s *VariedSolver) option(i int, slope float64) uint8 {
+	h, sens := &s.walk.hulls[s.p.Class[i]], s.p.Sensitivity[i]
+	n := 0
+	for n < len(h.rate) && sens*h.rate[n] > slope {
+		n++
+	}
+	return h.option[n]
+}
+
 // bytesAt is the bytes of AtSlope.
 func (s *VariedSolver) bytesAt(slope float64) (n int64) {
 	for g := range s.p.Groups {
-		group := &s.p.Groups[g]
-		x := group.Variants[group.pick(slope)]
-		n += x.Bytes
-		for i := x.First; i < x.First+x.Items; i++ {
-			h, sens := &s.walk.hulls[s.p.Class[i]], s.p.Sensitivity[i]
-			n += s.p.Classes[s.p.Class[i]].Options[h.option[0]].Bytes
-			for k := 0; k < len(h.rate) && sens*h.rate[k] > slope; k++ {
-				n += h.bytes[k]
-			}
-		}
+		bytes, _ := s.VariantAt(g, s.p.Groups[g].pick(slope), slope)
+		n += bytes
 	}
 	return n
 }
