@@ -22,12 +22,12 @@ import (
 const defaultBits = 4.3
 
 type compressFlags struct {
-	out, budget, coding, form, profile, weights, importance string
-	bits, maxError                                          float64
-	sinks, window, segment                                  int
-	seed                                                    uint64
-	rowBias, nonfinite, json, force                         bool
-	backend                                                 backendFlags
+	out, budget, coding, form, profile, weights, importance, levels string
+	bits, maxError, unseen                                          float64
+	sinks, window, segment                                          int
+	seed                                                            uint64
+	rowBias, nonfinite, json, force                                 bool
+	backend                                                         backendFlags
 }
 
 func newCompress(a *app) *cobra.Command {
@@ -46,6 +46,11 @@ V (of all rows, for activations).
 
 --coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
 activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
+
+--levels lets the planner merge runs of adjacent tokens that weigh little to one row each (chunks),
+merge what weighs little of a whole segment to a few rows (summary), or drop it (dropped), where
+that costs less than coding it. --unseen is how much it is held back from what past attention did
+not look at.
 
 --weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F32 or F16.
@@ -86,6 +91,10 @@ workers, memory, reason), config.`,
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
 	fl.StringVar(&f.importance, "importance", def.Importance,
 		"`profile` that weighs tokens by the attention they get: default, none, or its fields")
+	fl.StringVar(&f.levels, "levels", offline.LevelNames(def.Levels),
+		"`levels` of detail that the planner may choose from")
+	fl.Float64Var(&f.unseen, "unseen", def.Unseen,
+		"`share` of queries to expect that are unlike those seen, 0 to 1")
 	fl.BoolVar(&f.rowBias, "row-bias", def.RowBias,
 		"correct the scores of coarse rows for their noise")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
@@ -141,7 +150,11 @@ func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 	}
 	cfg.Sinks, cfg.Window, cfg.Segment, cfg.Seed = f.sinks, f.window, f.segment, f.seed
 	cfg.RowBias, cfg.AllowNonfinite = f.rowBias, f.nonfinite
-	cfg.Importance = f.importance
+	cfg.Importance, cfg.Unseen = f.importance, f.unseen
+	var err error
+	if cfg.Levels, err = offline.ParseLevels(f.levels); err != nil {
+		return cfg, &usageError{err: err}
+	}
 	if targets == 0 && !(len(cfg.K) == 1 && len(cfg.V) == 1) {
 		cfg.Bits = defaultBits
 	}
