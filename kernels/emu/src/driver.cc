@@ -72,12 +72,19 @@ unsigned seed;
 constexpr size_t page = 4096;
 constexpr unsigned char guard = 0xc5;
 
+// A context that is lost does no further work.
+CUresult lose(CUresult e) {
+  primary.sticky = e;
+  for (Stream* x : streams) x->queue.clear();
+  return e;
+}
+
 // What every entry does first. Returns the error to give, or SUCCESS.
 CUresult enter(const char* name, bool need_context) {
   calls++;
   if (calls == fail_at) {
     failed_call = name;
-    if (fail_code == ILLEGAL_ADDRESS_ || fail_code == LAUNCH_FAILED) primary.sticky = fail_code;
+    if (fail_code == ILLEGAL_ADDRESS_ || fail_code == LAUNCH_FAILED) lose(fail_code);
     return fail_code;
   }
   if (!initialised) return NOT_INITIALIZED;
@@ -100,11 +107,7 @@ CUresult drain(Stream* s) {
   while (!s->queue.empty()) {
     auto work = std::move(s->queue.front());
     s->queue.pop_front();
-    if (CUresult e = work()) {
-      primary.sticky = e;
-      for (Stream* x : streams) x->queue.clear();
-      return e;
-    }
+    if (CUresult e = work()) return lose(e);
   }
   return primary.sticky;
 }
@@ -241,10 +244,18 @@ extern "C" __attribute__((visibility("default"))) const char* cuEmuText(int what
 
 API cuInit(unsigned flags) {
   std::lock_guard<std::recursive_mutex> hold(lock);
-  static std::once_flag once;
-  std::call_once(once, [] { configure(getenv("KVIST_EMU")); });
+  static std::string seen;  // of the variable: a test may set it anew
+  const char* now = getenv("KVIST_EMU");
+  if (seen != (now ? now : "")) {
+    seen = now ? now : "";
+    config = Config();
+    configure(now);
+  }
   calls++;
-  if (calls == fail_at) return fail_code;
+  if (calls == fail_at) {
+    failed_call = __func__;
+    return fail_code;
+  }
   if (flags) return INVALID_VALUE;
   if (config.init) return config.init;
   initialised = true;
@@ -253,7 +264,10 @@ API cuInit(unsigned flags) {
 API cuDriverGetVersion(int* v) {
   std::lock_guard<std::recursive_mutex> hold(lock);
   calls++;
-  if (calls == fail_at) return fail_code;
+  if (calls == fail_at) {
+    failed_call = __func__;
+    return fail_code;
+  }
   *v = config.version;
   return SUCCESS;
 }
