@@ -33,6 +33,7 @@ func (d DeviceInfo) ISA() string { return fmt.Sprintf("sm_%d", d.Capability) }
 // Info is what Probe found.
 type Info struct {
 	Library string // by which name or path it was opened
+	Loaded  bool   // the library is one, with all symbols that are needed
 	Driver  int    // the CUDA version it supports: 12020 is 12.2
 	Devices []DeviceInfo
 }
@@ -59,6 +60,7 @@ func open(library string) (*driver.API, Info, error) {
 	if err != nil {
 		return nil, info, err
 	}
+	info.Loaded = true
 	if err := api.Init(); err != nil {
 		return nil, info, err
 	}
@@ -133,6 +135,15 @@ func choose(info Info, want int) (DeviceInfo, error) {
 			" later: %w", best.Index, best.Name, best.ISA(), MinCapability, quant.ErrUnavailable)
 	}
 	return best, nil
+}
+
+// Kernels describes the kernels of this build: "PTX ISA 8.0 for sm_75 and later, by NVRTC 12.0.140".
+func Kernels() string {
+	m, err := kernels.ReadManifest()
+	if err != nil {
+		return err.Error()
+	}
+	return fmt.Sprintf("PTX ISA %s for %s and later, by %s", m.ISA, m.Target, m.Compiler)
 }
 
 // device is an opened device: its context and the kernels.
