@@ -24,6 +24,10 @@ func AVX512() *Kernels {
 }
 
 func exactAVX512(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
+	if padDim%16 != 0 { // the assembly writes whole vectors
+		exactGeneric(dst, f, src, rows, dim, padDim)
+		return
+	}
 	_, _ = dst[rows*padDim-1], src[rows*dim*f.Bits()/8-1]
 	full, tail := dim/16, uint32(1)<<(dim%16)-1
 	zeros := max(0, padDim/16-(dim+15)/16)
