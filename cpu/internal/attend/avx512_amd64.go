@@ -15,7 +15,7 @@ import (
 // AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI and GFNI.
 func AVX512() *Kernels {
 	return &Kernels{
-		isa: "avx512", pad: 64, lane: true,
+		isa: "avx512", pad: 64, lane: true, wide: true,
 		exact: exactAVX512, u8: u8AVX512, planes: planesAVX512, dots: dotsAVX512,
 		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
