@@ -170,7 +170,11 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 // Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a
 // multiple of 16 or dim itself.
 func (k *Kernels) Exact(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
-	if rows > 0 {
+	switch {
+	case rows == 0:
+	case padDim%16 != 0: // the assembly stores 16 values at a time
+		exactGeneric(dst[:rows*padDim], f, src[:rows*dim*f.Bits()/8], rows, dim, padDim)
+	default:
 		k.exact(dst[:rows*padDim], f, src[:rows*dim*f.Bits()/8], rows, dim, padDim)
 	}
 }
