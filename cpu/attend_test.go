@@ -4,7 +4,6 @@ package cpu
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"testing"
 
@@ -20,10 +19,15 @@ import (
 type rig struct {
 	b      *Backend
 	blocks []backend.Block
+	bytes  int64 // packed
 }
 
 func newRig(t testing.TB, workers, dim, rows, n int, codings ...string) rig {
-	b, err := Open(Options{Workers: workers})
+	return newRigOf(t, Options{Workers: workers}, dim, rows, n, codings...)
+}
+
+func newRigOf(t testing.TB, o Options, dim, rows, n int, codings ...string) rig {
+	b, err := Open(o)
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	r := rig{b: b}
@@ -37,6 +41,7 @@ func newRig(t testing.TB, workers, dim, rows, n int, codings ...string) rig {
 			buf, err := b.Alloc(int64(len(packed)))
 			require.NoError(t, err)
 			require.NoError(t, buf.Upload(0, packed))
+			r.bytes += int64(len(packed))
 			return backend.Side{Coding: c, Seed: 1,
 				Data: backend.Span{Buf: buf, Len: int64(len(packed))}}
 		}
@@ -176,24 +181,4 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 			require.LessOrEqual(t, piece, largest)
 		}
 	})
-}
-
-func BenchmarkAttend(b *testing.B) {
-	const dim, rows = 128, 32
-	for _, format := range []string{"f16", "u8", "lm4", "lm2"} {
-		for _, group := range []int{1, 4, 8} {
-			name := fmt.Sprintf("backend=cpu-%s/format=%s/gqa=%d/head_dim=%d/tokens=8192", ISAs()[len(ISAs())-1], format,
-				group, dim)
-			b.Run(name, func(b *testing.B) {
-				r := newRig(b, 1, dim, rows, 8192/rows, format)
-				q := r.queries(1, group, dim)
-				out := make([]float32, group*dim)
-				b.SetBytes(8192 * dim * 2 * 2) // of K and V as f16
-				b.ReportAllocs()
-				for b.Loop() {
-					require.NoError(b, r.b.Attend(context.Background(), q, r.blocks, out, nil))
-				}
-			})
-		}
-	}
 }

@@ -10,8 +10,8 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// codec writes the kernels of encoding and decoding.
-func codec() {
+// codec512 writes the kernels of encoding and decoding for AVX-512 with VBMI and GFNI.
+func codec512() {
 	for _, n := range []int{8, 16, 32, 64, 128} {
 		hadamard512(n, false)
 		hadamard512(n, true)

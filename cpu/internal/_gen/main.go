@@ -24,17 +24,19 @@ func main() {
 	ConstraintExpr("amd64,!noasm")
 	switch *family {
 	case "attend":
-		attend()
+		attend512()
+		attend256()
 	case "codec":
-		codec()
+		codec512()
+		codec256()
 	default:
 		log.Fatalf("no family %q", *family)
 	}
 	Generate()
 }
 
-// attend writes the kernels of attention and relevance.
-func attend() {
+// attend512 writes the kernels of attention for AVX-512 with VBMI and GFNI.
+func attend512() {
 	for _, r := range []exactRows{f16Rows, bf16Rows, f32Rows} {
 		unpackExact512(r)
 	}

@@ -64,6 +64,7 @@ type Kernels struct {
 	isa  string
 	pad  int  // rows are padded to a multiple of it
 	lane bool // rotated rows are in lane order, K in planes in quad order
+	wide bool // planes are read by up to 8 bytes
 
 	exact  func(dst []float32, f quant.Format, src []byte, rows, dim, padDim int)
 	u8     func(dst []float32, src []byte, rows, dim, padDim int)
@@ -158,7 +159,7 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 		rowBytes := quant.RowPlaneBytes(dim)
 		p := planes{src: src[r0*rowBytes:], bits: f.Bits(), plane: quant.PlaneBytes(rows, dim),
 			rowBytes: rowBytes, rows: n, padDim: padDim, table: &codebooks[f]}
-		if k.lane {
+		if k.wide {
 			p.wide(dst, l == Quads, k.planes, tmp)
 		} else {
 			k.planes(dst, p, false)
@@ -169,7 +170,11 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 // Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a
 // multiple of 16 or dim itself.
 func (k *Kernels) Exact(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
-	if rows > 0 {
+	switch {
+	case rows == 0:
+	case padDim%16 != 0: // the assembly stores 16 values at a time
+		exactGeneric(dst[:rows*padDim], f, src[:rows*dim*f.Bits()/8], rows, dim, padDim)
+	default:
 		k.exact(dst[:rows*padDim], f, src[:rows*dim*f.Bits()/8], rows, dim, padDim)
 	}
 }

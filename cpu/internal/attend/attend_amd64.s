@@ -5024,3 +5024,1320 @@ TEXT ·squareAVX512(SB), NOSPLIT, $0-20
 	VMOVUPS      Z1, 64(AX)
 	VZEROUPPER
 	RET
+
+// func cpuidECX() uint32
+// Requires: CPUID
+TEXT ·cpuidECX(SB), NOSPLIT, $0-4
+	MOVL $0x00000001, AX
+	XORL CX, CX
+	CPUID
+	MOVL CX, ret+0(FP)
+	RET
+
+// func unpackF16AVX2(dst *float32, src *byte, n int)
+// Requires: AVX, F16C
+TEXT ·unpackF16AVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+loop:
+	VCVTPH2PS (CX), Y0
+	VMOVUPS   Y0, (AX)
+	ADDQ      $0x10, CX
+	ADDQ      $0x20, AX
+	SUBQ      $0x01, DX
+	JNZ       loop
+	VZEROUPPER
+	RET
+
+// func unpackBF16AVX2(dst *float32, src *byte, n int)
+// Requires: AVX, AVX2
+TEXT ·unpackBF16AVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+loop:
+	VPMOVZXWD (CX), Y0
+	VPSLLD    $0x10, Y0, Y0
+	VMOVUPS   Y0, (AX)
+	ADDQ      $0x10, CX
+	ADDQ      $0x20, AX
+	SUBQ      $0x01, DX
+	JNZ       loop
+	VZEROUPPER
+	RET
+
+// func unpackU8AVX2(dst *float32, src *byte, n int)
+// Requires: AVX, AVX2
+TEXT ·unpackU8AVX2(SB), NOSPLIT, $0-24
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         n+16(FP), DX
+	VBROADCASTSS float80<>+0(SB), Y0
+
+loop:
+	VPMOVZXBD (CX), Y1
+	VPSUBD    Y0, Y1, Y1
+	VCVTDQ2PS Y1, Y1
+	VMOVUPS   Y1, (AX)
+	ADDQ      $0x08, CX
+	ADDQ      $0x20, AX
+	SUBQ      $0x01, DX
+	JNZ       loop
+	VZEROUPPER
+	RET
+
+DATA float80<>+0(SB)/8, $0x0000008000000080
+GLOBL float80<>(SB), RODATA|NOPTR, $8
+
+// func unpackLM1AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+// Requires: AVX, AVX2
+TEXT ·unpackLM1AVX2(SB), NOSPLIT, $0-56
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+24(FP), BX
+	MOVQ           rows+32(FP), SI
+	MOVQ           row+40(FP), DI
+	MOVQ           blocks+48(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float1010101<>+0(SB), Y2
+	VBROADCASTI128 (BX), Y3
+	LEAQ           (DX)(DX*2), DX
+
+row:
+	MOVQ CX, DX
+	MOVQ R8, BX
+
+block:
+	VPBROADCASTD (DX), Y4
+	VPSHUFB      Y0, Y4, Y4
+	VPAND        Y1, Y4, Y4
+	VPCMPEQB     Y1, Y4, Y4
+	VPAND        Y2, Y4, Y4
+	VPSHUFB      Y4, Y3, Y4
+	VEXTRACTI128 $0x00, Y4, X5
+	VPMOVSXBD    X5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VMOVUPS      Y5, (AX)
+	VEXTRACTI128 $0x00, Y4, X5
+	VPSRLDQ      $0x08, X5, X5
+	VPMOVSXBD    X5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VMOVUPS      Y5, 32(AX)
+	VEXTRACTI128 $0x01, Y4, X5
+	VPMOVSXBD    X5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VMOVUPS      Y5, 64(AX)
+	VEXTRACTI128 $0x01, Y4, X4
+	VPSRLDQ      $0x08, X4, X4
+	VPMOVSXBD    X4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VMOVUPS      Y4, 96(AX)
+	ADDQ         $0x04, DX
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x01, BX
+	JNZ          block
+	ADDQ         DI, CX
+	SUBQ         $0x01, SI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA spread32<>+0(SB)/8, $0x0000000000000000
+DATA spread32<>+8(SB)/8, $0x0101010101010101
+DATA spread32<>+16(SB)/8, $0x0202020202020202
+DATA spread32<>+24(SB)/8, $0x0303030303030303
+GLOBL spread32<>(SB), RODATA|NOPTR, $32
+
+DATA bit32<>+0(SB)/8, $0x8040201008040201
+DATA bit32<>+8(SB)/8, $0x8040201008040201
+DATA bit32<>+16(SB)/8, $0x8040201008040201
+DATA bit32<>+24(SB)/8, $0x8040201008040201
+GLOBL bit32<>(SB), RODATA|NOPTR, $32
+
+DATA float1010101<>+0(SB)/8, $0x0101010101010101
+GLOBL float1010101<>(SB), RODATA|NOPTR, $8
+
+// func unpackLM2AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+// Requires: AVX, AVX2
+TEXT ·unpackLM2AVX2(SB), NOSPLIT, $0-56
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+24(FP), BX
+	MOVQ           rows+32(FP), SI
+	MOVQ           row+40(FP), DI
+	MOVQ           blocks+48(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float2020202<>+0(SB), Y2
+	VBROADCASTSS   float1010101<>+0(SB), Y3
+	VBROADCASTI128 (BX), Y4
+	LEAQ           (DX)(DX*2), BX
+
+row:
+	MOVQ CX, BX
+	MOVQ R8, R9
+
+block:
+	VPBROADCASTD (BX), Y5
+	VPSHUFB      Y0, Y5, Y5
+	VPAND        Y1, Y5, Y5
+	VPCMPEQB     Y1, Y5, Y5
+	VPAND        Y2, Y5, Y5
+	VPBROADCASTD (BX)(DX*1), Y6
+	VPSHUFB      Y0, Y6, Y6
+	VPAND        Y1, Y6, Y6
+	VPCMPEQB     Y1, Y6, Y6
+	VPAND        Y3, Y6, Y6
+	VPOR         Y6, Y5, Y5
+	VPSHUFB      Y5, Y4, Y5
+	VEXTRACTI128 $0x00, Y5, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMOVUPS      Y6, (AX)
+	VEXTRACTI128 $0x00, Y5, X6
+	VPSRLDQ      $0x08, X6, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMOVUPS      Y6, 32(AX)
+	VEXTRACTI128 $0x01, Y5, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMOVUPS      Y6, 64(AX)
+	VEXTRACTI128 $0x01, Y5, X5
+	VPSRLDQ      $0x08, X5, X5
+	VPMOVSXBD    X5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VMOVUPS      Y5, 96(AX)
+	ADDQ         $0x04, BX
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x01, R9
+	JNZ          block
+	ADDQ         DI, CX
+	SUBQ         $0x01, SI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float2020202<>+0(SB)/8, $0x0202020202020202
+GLOBL float2020202<>(SB), RODATA|NOPTR, $8
+
+// func unpackLM3AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+// Requires: AVX, AVX2
+TEXT ·unpackLM3AVX2(SB), NOSPLIT, $0-56
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+24(FP), BX
+	MOVQ           rows+32(FP), SI
+	MOVQ           row+40(FP), DI
+	MOVQ           blocks+48(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float4040404<>+0(SB), Y2
+	VBROADCASTSS   float2020202<>+0(SB), Y3
+	VBROADCASTSS   float1010101<>+0(SB), Y4
+	VBROADCASTI128 (BX), Y5
+	LEAQ           (DX)(DX*2), BX
+
+row:
+	MOVQ CX, BX
+	MOVQ R8, R9
+
+block:
+	VPBROADCASTD (BX), Y6
+	VPSHUFB      Y0, Y6, Y6
+	VPAND        Y1, Y6, Y6
+	VPCMPEQB     Y1, Y6, Y6
+	VPAND        Y2, Y6, Y6
+	VPBROADCASTD (BX)(DX*1), Y7
+	VPSHUFB      Y0, Y7, Y7
+	VPAND        Y1, Y7, Y7
+	VPCMPEQB     Y1, Y7, Y7
+	VPAND        Y3, Y7, Y7
+	VPOR         Y7, Y6, Y6
+	VPBROADCASTD (BX)(DX*2), Y7
+	VPSHUFB      Y0, Y7, Y7
+	VPAND        Y1, Y7, Y7
+	VPCMPEQB     Y1, Y7, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y7, Y6, Y6
+	VPSHUFB      Y6, Y5, Y6
+	VEXTRACTI128 $0x00, Y6, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMOVUPS      Y7, (AX)
+	VEXTRACTI128 $0x00, Y6, X7
+	VPSRLDQ      $0x08, X7, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMOVUPS      Y7, 32(AX)
+	VEXTRACTI128 $0x01, Y6, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMOVUPS      Y7, 64(AX)
+	VEXTRACTI128 $0x01, Y6, X6
+	VPSRLDQ      $0x08, X6, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMOVUPS      Y6, 96(AX)
+	ADDQ         $0x04, BX
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x01, R9
+	JNZ          block
+	ADDQ         DI, CX
+	SUBQ         $0x01, SI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float4040404<>+0(SB)/8, $0x0404040404040404
+GLOBL float4040404<>(SB), RODATA|NOPTR, $8
+
+// func unpackLM4AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+// Requires: AVX, AVX2
+TEXT ·unpackLM4AVX2(SB), NOSPLIT, $0-56
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+24(FP), BX
+	MOVQ           rows+32(FP), SI
+	MOVQ           row+40(FP), DI
+	MOVQ           blocks+48(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float8080808<>+0(SB), Y2
+	VBROADCASTSS   float4040404<>+0(SB), Y3
+	VBROADCASTSS   float2020202<>+0(SB), Y4
+	VBROADCASTSS   float1010101<>+0(SB), Y5
+	VBROADCASTI128 (BX), Y6
+	LEAQ           (DX)(DX*2), BX
+
+row:
+	MOVQ CX, R9
+	MOVQ R8, R10
+
+block:
+	VPBROADCASTD (R9), Y7
+	VPSHUFB      Y0, Y7, Y7
+	VPAND        Y1, Y7, Y7
+	VPCMPEQB     Y1, Y7, Y7
+	VPAND        Y2, Y7, Y7
+	VPBROADCASTD (R9)(DX*1), Y8
+	VPSHUFB      Y0, Y8, Y8
+	VPAND        Y1, Y8, Y8
+	VPCMPEQB     Y1, Y8, Y8
+	VPAND        Y3, Y8, Y8
+	VPOR         Y8, Y7, Y7
+	VPBROADCASTD (R9)(DX*2), Y8
+	VPSHUFB      Y0, Y8, Y8
+	VPAND        Y1, Y8, Y8
+	VPCMPEQB     Y1, Y8, Y8
+	VPAND        Y4, Y8, Y8
+	VPOR         Y8, Y7, Y7
+	VPBROADCASTD (R9)(BX*1), Y8
+	VPSHUFB      Y0, Y8, Y8
+	VPAND        Y1, Y8, Y8
+	VPCMPEQB     Y1, Y8, Y8
+	VPAND        Y5, Y8, Y8
+	VPOR         Y8, Y7, Y7
+	VPSHUFB      Y7, Y6, Y7
+	VEXTRACTI128 $0x00, Y7, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMOVUPS      Y8, (AX)
+	VEXTRACTI128 $0x00, Y7, X8
+	VPSRLDQ      $0x08, X8, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMOVUPS      Y8, 32(AX)
+	VEXTRACTI128 $0x01, Y7, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMOVUPS      Y8, 64(AX)
+	VEXTRACTI128 $0x01, Y7, X7
+	VPSRLDQ      $0x08, X7, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMOVUPS      Y7, 96(AX)
+	ADDQ         $0x04, R9
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x01, R10
+	JNZ          block
+	ADDQ         DI, CX
+	SUBQ         $0x01, SI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float8080808<>+0(SB)/8, $0x0808080808080808
+GLOBL float8080808<>(SB), RODATA|NOPTR, $8
+
+// func scalesF16AVX2(dst *float32, src *byte, factor float32)
+// Requires: AVX, F16C
+TEXT ·scalesF16AVX2(SB), NOSPLIT, $0-20
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	VBROADCASTSS factor+16(FP), Y0
+	VCVTPH2PS    (CX), Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, (AX)
+	VCVTPH2PS    16(CX), Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	VCVTPH2PS    32(CX), Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 64(AX)
+	VCVTPH2PS    48(CX), Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 96(AX)
+	VZEROUPPER
+	RET
+
+// func dotRows1AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
+// Requires: AVX, FMA3
+TEXT ·dotRows1AVX2(SB), NOSPLIT, $0-48
+	MOVQ dots+0(FP), AX
+	MOVQ q+8(FP), CX
+	MOVQ tile+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ blocks+32(FP), SI
+	MOVQ groups+40(FP), DI
+	LEAQ (BX)(BX*2), R8
+
+group:
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	LEAQ   (DX)(BX*4), R9
+	MOVQ   SI, R10
+
+block:
+	VMOVUPS      (CX), Y8
+	VFMADD231PS  (DX), Y8, Y0
+	VFMADD231PS  (DX)(BX*1), Y8, Y1
+	VFMADD231PS  (DX)(BX*2), Y8, Y2
+	VFMADD231PS  (DX)(R8*1), Y8, Y3
+	VFMADD231PS  (R9), Y8, Y4
+	VFMADD231PS  (R9)(BX*1), Y8, Y5
+	VFMADD231PS  (R9)(BX*2), Y8, Y6
+	VFMADD231PS  (R9)(R8*1), Y8, Y7
+	VMOVUPS      32(CX), Y8
+	VFMADD231PS  32(DX), Y8, Y0
+	VFMADD231PS  32(DX)(BX*1), Y8, Y1
+	VFMADD231PS  32(DX)(BX*2), Y8, Y2
+	VFMADD231PS  32(DX)(R8*1), Y8, Y3
+	VFMADD231PS  32(R9), Y8, Y4
+	VFMADD231PS  32(R9)(BX*1), Y8, Y5
+	VFMADD231PS  32(R9)(BX*2), Y8, Y6
+	VFMADD231PS  32(R9)(R8*1), Y8, Y7
+	VMOVUPS      64(CX), Y8
+	VFMADD231PS  64(DX), Y8, Y0
+	VFMADD231PS  64(DX)(BX*1), Y8, Y1
+	VFMADD231PS  64(DX)(BX*2), Y8, Y2
+	VFMADD231PS  64(DX)(R8*1), Y8, Y3
+	VFMADD231PS  64(R9), Y8, Y4
+	VFMADD231PS  64(R9)(BX*1), Y8, Y5
+	VFMADD231PS  64(R9)(BX*2), Y8, Y6
+	VFMADD231PS  64(R9)(R8*1), Y8, Y7
+	VMOVUPS      96(CX), Y8
+	VFMADD231PS  96(DX), Y8, Y0
+	VFMADD231PS  96(DX)(BX*1), Y8, Y1
+	VFMADD231PS  96(DX)(BX*2), Y8, Y2
+	VFMADD231PS  96(DX)(R8*1), Y8, Y3
+	VFMADD231PS  96(R9), Y8, Y4
+	VFMADD231PS  96(R9)(BX*1), Y8, Y5
+	VFMADD231PS  96(R9)(BX*2), Y8, Y6
+	VFMADD231PS  96(R9)(R8*1), Y8, Y7
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x00000080, R9
+	SUBQ         $0x01, R10
+	JNZ          block
+	VHADDPS      Y1, Y0, Y0
+	VHADDPS      Y3, Y2, Y2
+	VHADDPS      Y2, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VMOVUPS      X1, (AX)
+	VHADDPS      Y5, Y4, Y4
+	VHADDPS      Y7, Y6, Y6
+	VHADDPS      Y6, Y4, Y4
+	VEXTRACTF128 $0x01, Y4, X0
+	VADDPS       X0, X4, X0
+	VMOVUPS      X0, 16(AX)
+	MOVQ         SI, R9
+	SHLQ         $0x07, R9
+	SUBQ         R9, CX
+	SUBQ         R9, DX
+	LEAQ         (DX)(BX*4), DX
+	LEAQ         (DX)(BX*4), DX
+	ADDQ         $0x00000020, AX
+	SUBQ         $0x01, DI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+// func accumulate1AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
+// Requires: AVX, FMA3
+TEXT ·accumulate1AVX2(SB), NOSPLIT, $0-48
+	MOVQ acc+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ tile+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ blocks+32(FP), SI
+	MOVQ rows+40(FP), DI
+
+block:
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS 64(AX), Y2
+	VMOVUPS 96(AX), Y3
+	MOVQ    DX, R8
+	MOVQ    CX, R9
+	MOVQ    DI, R10
+
+row:
+	VBROADCASTSS (R9), Y4
+	VFMADD231PS  (R8), Y4, Y0
+	VFMADD231PS  32(R8), Y4, Y1
+	VFMADD231PS  64(R8), Y4, Y2
+	VFMADD231PS  96(R8), Y4, Y3
+	ADDQ         BX, R8
+	ADDQ         $0x04, R9
+	SUBQ         $0x01, R10
+	JNZ          row
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func dotRows2AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
+// Requires: AVX, FMA3
+TEXT ·dotRows2AVX2(SB), NOSPLIT, $0-48
+	MOVQ dots+0(FP), AX
+	MOVQ q+8(FP), CX
+	MOVQ tile+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ blocks+32(FP), SI
+	MOVQ groups+40(FP), DI
+	LEAQ (BX)(BX*2), R8
+
+group:
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	LEAQ   (DX)(BX*4), R9
+	MOVQ   SI, R10
+
+block:
+	VMOVUPS      (CX), Y8
+	VMOVUPS      (CX)(BX*1), Y9
+	VMOVUPS      (DX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      (DX)(BX*1), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      (DX)(BX*2), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      (DX)(R8*1), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	VMOVUPS      32(CX), Y8
+	VMOVUPS      32(CX)(BX*1), Y9
+	VMOVUPS      32(DX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(DX)(BX*1), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      32(DX)(BX*2), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      32(DX)(R8*1), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	VMOVUPS      64(CX), Y8
+	VMOVUPS      64(CX)(BX*1), Y9
+	VMOVUPS      64(DX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      64(DX)(BX*1), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      64(DX)(BX*2), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      64(DX)(R8*1), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	VMOVUPS      96(CX), Y8
+	VMOVUPS      96(CX)(BX*1), Y9
+	VMOVUPS      96(DX), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      96(DX)(BX*1), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      96(DX)(BX*2), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      96(DX)(R8*1), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x00000080, R9
+	SUBQ         $0x01, R10
+	JNZ          block
+	VHADDPS      Y1, Y0, Y0
+	VHADDPS      Y3, Y2, Y2
+	VHADDPS      Y2, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VMOVUPS      X1, (AX)
+	VHADDPS      Y5, Y4, Y4
+	VHADDPS      Y7, Y6, Y6
+	VHADDPS      Y6, Y4, Y4
+	VEXTRACTF128 $0x01, Y4, X0
+	VADDPS       X0, X4, X0
+	VMOVUPS      X0, 128(AX)
+	MOVQ         SI, R9
+	SHLQ         $0x07, R9
+	SUBQ         R9, CX
+	SUBQ         R9, DX
+	LEAQ         (DX)(BX*4), DX
+	ADDQ         $0x00000010, AX
+	SUBQ         $0x01, DI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+// func accumulate2AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
+// Requires: AVX, FMA3
+TEXT ·accumulate2AVX2(SB), NOSPLIT, $0-48
+	MOVQ acc+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ tile+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ blocks+32(FP), SI
+	MOVQ rows+40(FP), DI
+
+block:
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS 64(AX), Y2
+	VMOVUPS 96(AX), Y3
+	VMOVUPS (AX)(BX*1), Y4
+	VMOVUPS 32(AX)(BX*1), Y5
+	VMOVUPS 64(AX)(BX*1), Y6
+	VMOVUPS 96(AX)(BX*1), Y7
+	MOVQ    DX, R8
+	MOVQ    CX, R9
+	MOVQ    DI, R10
+
+row:
+	VBROADCASTSS (R9), Y8
+	VBROADCASTSS 128(R9), Y9
+	VMOVUPS      (R8), Y10
+	VFMADD231PS  Y10, Y8, Y0
+	VFMADD231PS  Y10, Y9, Y4
+	VMOVUPS      32(R8), Y10
+	VFMADD231PS  Y10, Y8, Y1
+	VFMADD231PS  Y10, Y9, Y5
+	VMOVUPS      64(R8), Y10
+	VFMADD231PS  Y10, Y8, Y2
+	VFMADD231PS  Y10, Y9, Y6
+	VMOVUPS      96(R8), Y10
+	VFMADD231PS  Y10, Y8, Y3
+	VFMADD231PS  Y10, Y9, Y7
+	ADDQ         BX, R8
+	ADDQ         $0x04, R9
+	SUBQ         $0x01, R10
+	JNZ          row
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	VMOVUPS      Y4, (AX)(BX*1)
+	VMOVUPS      Y5, 32(AX)(BX*1)
+	VMOVUPS      Y6, 64(AX)(BX*1)
+	VMOVUPS      Y7, 96(AX)(BX*1)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func softmaxAVX2(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, tmp *float32)
+// Requires: AVX, AVX2, FMA3
+TEXT ·softmaxAVX2(SB), NOSPLIT, $0-96
+	MOVQ w+0(FP), AX
+	MOVQ sums+8(FP), CX
+	MOVQ tops+16(FP), DX
+	MOVQ dots+24(FP), BX
+	MOVQ scale+56(FP), SI
+	MOVQ energy+64(FP), DI
+	MOVQ masks+72(FP), R8
+	MOVQ mul+32(FP), R9
+	MOVQ add+40(FP), R10
+	MOVQ noise+48(FP), R11
+	MOVQ tmp+88(FP), R12
+
+head:
+	VBROADCASTSS (DI), Y0
+	VPBROADCASTD (R8), Y1
+	VMOVUPS      minusInf<>+0(SB), Y2
+	VMOVDQU      rowBits<>+0(SB), Y4
+	VPAND        Y4, Y1, Y3
+	VPCMPEQD     Y4, Y3, Y4
+	VMOVUPS      (BX), Y3
+	VMOVUPS      (R9), Y5
+	VFMADD213PS  (R10), Y5, Y3
+	VFNMADD231PS (R11), Y0, Y3
+	VCMPPS       $0x04, minusInf<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y3, (R12)
+	VMOVUPS      Y4, 128(R12)
+	VMOVUPS      minusInf<>+0(SB), Y5
+	VBLENDVPS    Y4, Y3, Y5, Y3
+	VMAXPS       Y2, Y3, Y2
+	VMOVDQU      rowBits<>+32(SB), Y4
+	VPAND        Y4, Y1, Y3
+	VPCMPEQD     Y4, Y3, Y4
+	VMOVUPS      32(BX), Y3
+	VMOVUPS      32(R9), Y5
+	VFMADD213PS  32(R10), Y5, Y3
+	VFNMADD231PS 32(R11), Y0, Y3
+	VCMPPS       $0x04, minusInf<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y3, 32(R12)
+	VMOVUPS      Y4, 160(R12)
+	VMOVUPS      minusInf<>+0(SB), Y5
+	VBLENDVPS    Y4, Y3, Y5, Y3
+	VMAXPS       Y2, Y3, Y2
+	VMOVDQU      rowBits<>+64(SB), Y4
+	VPAND        Y4, Y1, Y3
+	VPCMPEQD     Y4, Y3, Y4
+	VMOVUPS      64(BX), Y3
+	VMOVUPS      64(R9), Y5
+	VFMADD213PS  64(R10), Y5, Y3
+	VFNMADD231PS 64(R11), Y0, Y3
+	VCMPPS       $0x04, minusInf<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      Y3, 64(R12)
+	VMOVUPS      Y4, 192(R12)
+	VMOVUPS      minusInf<>+0(SB), Y5
+	VBLENDVPS    Y4, Y3, Y5, Y3
+	VMAXPS       Y2, Y3, Y2
+	VMOVDQU      rowBits<>+96(SB), Y3
+	VPAND        Y3, Y1, Y1
+	VPCMPEQD     Y3, Y1, Y3
+	VMOVUPS      96(BX), Y1
+	VMOVUPS      96(R9), Y4
+	VFMADD213PS  96(R10), Y4, Y1
+	VFNMADD231PS 96(R11), Y0, Y1
+	VCMPPS       $0x04, minusInf<>+0(SB), Y1, Y0
+	VANDPS       Y0, Y3, Y3
+	VMOVUPS      Y1, 96(R12)
+	VMOVUPS      Y3, 224(R12)
+	VMOVUPS      minusInf<>+0(SB), Y0
+	VBLENDVPS    Y3, Y1, Y0, Y1
+	VMAXPS       Y2, Y1, Y2
+	VBROADCASTSS (DX), Y0
+	VMAXPS       Y0, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VMAXPS       X0, X2, X0
+	VPERMILPS    $0x4e, X0, X1
+	VMAXPS       X1, X0, X0
+	VPERMILPS    $0xb1, X0, X1
+	VMAXPS       X1, X0, X0
+	VMOVSS       X0, (DX)
+	VBROADCASTSS X0, Y0
+	VXORPS       Y1, Y1, Y1
+	XORL         R13, R13
+	VMOVUPS      96(R12), Y2
+	VMOVUPS      224(R12), Y3
+	VSUBPS       Y0, Y2, Y2
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y2, Y4
+	VANDPS       Y4, Y3, Y3
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y4
+	VMAXPS       Y2, Y4, Y2
+	VMOVUPS      eight42b20000<>+0(SB), Y4
+	VMINPS       Y2, Y4, Y2
+	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y4
+	VROUNDPS     $0x08, Y4, Y4
+	VFNMADD231PS eight3f317200<>+0(SB), Y4, Y2
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y4, Y2
+	VMOVUPS      eight39506967<>+0(SB), Y5
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3c088908<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3f000000<>+0(SB), Y2, Y5
+	VMULPS       Y2, Y2, Y6
+	VADDPS       eight3f800000<>+0(SB), Y2, Y2
+	VFMADD231PS  Y6, Y5, Y2
+	VCVTPS2DQ    Y4, Y4
+	VPSRAD       $0x01, Y4, Y5
+	VPSUBD       Y5, Y4, Y4
+	VPADDD       eight7f<>+0(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y2, Y2
+	VPADDD       eight7f<>+0(SB), Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMULPS       96(SI), Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VMOVUPS      Y2, 96(AX)
+	VMOVMSKPS    Y3, R14
+	SHLL         $0x08, R13
+	ORL          R14, R13
+	VMOVUPS      64(R12), Y2
+	VMOVUPS      192(R12), Y3
+	VSUBPS       Y0, Y2, Y2
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y2, Y4
+	VANDPS       Y4, Y3, Y3
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y4
+	VMAXPS       Y2, Y4, Y2
+	VMOVUPS      eight42b20000<>+0(SB), Y4
+	VMINPS       Y2, Y4, Y2
+	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y4
+	VROUNDPS     $0x08, Y4, Y4
+	VFNMADD231PS eight3f317200<>+0(SB), Y4, Y2
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y4, Y2
+	VMOVUPS      eight39506967<>+0(SB), Y5
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3c088908<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3f000000<>+0(SB), Y2, Y5
+	VMULPS       Y2, Y2, Y6
+	VADDPS       eight3f800000<>+0(SB), Y2, Y2
+	VFMADD231PS  Y6, Y5, Y2
+	VCVTPS2DQ    Y4, Y4
+	VPSRAD       $0x01, Y4, Y5
+	VPSUBD       Y5, Y4, Y4
+	VPADDD       eight7f<>+0(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y2, Y2
+	VPADDD       eight7f<>+0(SB), Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMULPS       64(SI), Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VMOVUPS      Y2, 64(AX)
+	VMOVMSKPS    Y3, R14
+	SHLL         $0x08, R13
+	ORL          R14, R13
+	VMOVUPS      32(R12), Y2
+	VMOVUPS      160(R12), Y3
+	VSUBPS       Y0, Y2, Y2
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y2, Y4
+	VANDPS       Y4, Y3, Y3
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y4
+	VMAXPS       Y2, Y4, Y2
+	VMOVUPS      eight42b20000<>+0(SB), Y4
+	VMINPS       Y2, Y4, Y2
+	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y4
+	VROUNDPS     $0x08, Y4, Y4
+	VFNMADD231PS eight3f317200<>+0(SB), Y4, Y2
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y4, Y2
+	VMOVUPS      eight39506967<>+0(SB), Y5
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3c088908<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y2, Y5
+	VFMADD213PS  eight3f000000<>+0(SB), Y2, Y5
+	VMULPS       Y2, Y2, Y6
+	VADDPS       eight3f800000<>+0(SB), Y2, Y2
+	VFMADD231PS  Y6, Y5, Y2
+	VCVTPS2DQ    Y4, Y4
+	VPSRAD       $0x01, Y4, Y5
+	VPSUBD       Y5, Y4, Y4
+	VPADDD       eight7f<>+0(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y2, Y2
+	VPADDD       eight7f<>+0(SB), Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMULPS       32(SI), Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VMOVUPS      Y2, 32(AX)
+	VMOVMSKPS    Y3, R14
+	SHLL         $0x08, R13
+	ORL          R14, R13
+	VMOVUPS      (R12), Y2
+	VMOVUPS      128(R12), Y3
+	VSUBPS       Y0, Y2, Y2
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y2, Y0
+	VANDPS       Y0, Y3, Y3
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y0
+	VMAXPS       Y2, Y0, Y2
+	VMOVUPS      eight42b20000<>+0(SB), Y0
+	VMINPS       Y2, Y0, Y2
+	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y0
+	VROUNDPS     $0x08, Y0, Y0
+	VFNMADD231PS eight3f317200<>+0(SB), Y0, Y2
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y0, Y2
+	VMOVUPS      eight39506967<>+0(SB), Y4
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y2, Y4
+	VFMADD213PS  eight3c088908<>+0(SB), Y2, Y4
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y2, Y4
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y2, Y4
+	VFMADD213PS  eight3f000000<>+0(SB), Y2, Y4
+	VMULPS       Y2, Y2, Y5
+	VADDPS       eight3f800000<>+0(SB), Y2, Y2
+	VFMADD231PS  Y5, Y4, Y2
+	VCVTPS2DQ    Y0, Y0
+	VPSRAD       $0x01, Y0, Y4
+	VPSUBD       Y4, Y0, Y0
+	VPADDD       eight7f<>+0(SB), Y4, Y4
+	VPSLLD       $0x17, Y4, Y4
+	VMULPS       Y4, Y2, Y2
+	VPADDD       eight7f<>+0(SB), Y0, Y0
+	VPSLLD       $0x17, Y0, Y0
+	VMULPS       Y0, Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VADDPS       Y2, Y1, Y1
+	VMULPS       (SI), Y2, Y2
+	VANDPS       Y3, Y2, Y2
+	VMOVUPS      Y2, (AX)
+	VMOVMSKPS    Y3, R14
+	SHLL         $0x08, R13
+	ORL          R14, R13
+	MOVL         R13, (R8)
+	VEXTRACTF128 $0x01, Y1, X0
+	VADDPS       X0, X1, X0
+	VPERMILPS    $0x4e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0xb1, X0, X1
+	VADDPS       X1, X0, X0
+	VMOVSS       X0, (CX)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, BX
+	ADDQ         $0x04, CX
+	ADDQ         $0x04, DX
+	ADDQ         $0x04, DI
+	ADDQ         $0x04, R8
+	MOVQ         heads+80(FP), R13
+	SUBQ         $0x01, R13
+	MOVQ         R13, heads+80(FP)
+	JNZ          head
+	VZEROUPPER
+	RET
+
+DATA minusInf<>+0(SB)/8, $0xff800000ff800000
+DATA minusInf<>+8(SB)/8, $0xff800000ff800000
+DATA minusInf<>+16(SB)/8, $0xff800000ff800000
+DATA minusInf<>+24(SB)/8, $0xff800000ff800000
+GLOBL minusInf<>(SB), RODATA|NOPTR, $32
+
+DATA rowBits<>+0(SB)/8, $0x0000000200000001
+DATA rowBits<>+8(SB)/8, $0x0000000800000004
+DATA rowBits<>+16(SB)/8, $0x0000002000000010
+DATA rowBits<>+24(SB)/8, $0x0000008000000040
+DATA rowBits<>+32(SB)/8, $0x0000020000000100
+DATA rowBits<>+40(SB)/8, $0x0000080000000400
+DATA rowBits<>+48(SB)/8, $0x0000200000001000
+DATA rowBits<>+56(SB)/8, $0x0000800000004000
+DATA rowBits<>+64(SB)/8, $0x0002000000010000
+DATA rowBits<>+72(SB)/8, $0x0008000000040000
+DATA rowBits<>+80(SB)/8, $0x0020000000100000
+DATA rowBits<>+88(SB)/8, $0x0080000000400000
+DATA rowBits<>+96(SB)/8, $0x0200000001000000
+DATA rowBits<>+104(SB)/8, $0x0800000004000000
+DATA rowBits<>+112(SB)/8, $0x2000000010000000
+DATA rowBits<>+120(SB)/8, $0x8000000040000000
+GLOBL rowBits<>(SB), RODATA|NOPTR, $128
+
+DATA eightc2aeac4f<>+0(SB)/8, $0xc2aeac4fc2aeac4f
+DATA eightc2aeac4f<>+8(SB)/8, $0xc2aeac4fc2aeac4f
+DATA eightc2aeac4f<>+16(SB)/8, $0xc2aeac4fc2aeac4f
+DATA eightc2aeac4f<>+24(SB)/8, $0xc2aeac4fc2aeac4f
+GLOBL eightc2aeac4f<>(SB), RODATA|NOPTR, $32
+
+DATA eight42b20000<>+0(SB)/8, $0x42b2000042b20000
+DATA eight42b20000<>+8(SB)/8, $0x42b2000042b20000
+DATA eight42b20000<>+16(SB)/8, $0x42b2000042b20000
+DATA eight42b20000<>+24(SB)/8, $0x42b2000042b20000
+GLOBL eight42b20000<>(SB), RODATA|NOPTR, $32
+
+DATA eight3fb8aa3b<>+0(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA eight3fb8aa3b<>+8(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA eight3fb8aa3b<>+16(SB)/8, $0x3fb8aa3b3fb8aa3b
+DATA eight3fb8aa3b<>+24(SB)/8, $0x3fb8aa3b3fb8aa3b
+GLOBL eight3fb8aa3b<>(SB), RODATA|NOPTR, $32
+
+DATA eight3f317200<>+0(SB)/8, $0x3f3172003f317200
+DATA eight3f317200<>+8(SB)/8, $0x3f3172003f317200
+DATA eight3f317200<>+16(SB)/8, $0x3f3172003f317200
+DATA eight3f317200<>+24(SB)/8, $0x3f3172003f317200
+GLOBL eight3f317200<>(SB), RODATA|NOPTR, $32
+
+DATA eight35bfbe8e<>+0(SB)/8, $0x35bfbe8e35bfbe8e
+DATA eight35bfbe8e<>+8(SB)/8, $0x35bfbe8e35bfbe8e
+DATA eight35bfbe8e<>+16(SB)/8, $0x35bfbe8e35bfbe8e
+DATA eight35bfbe8e<>+24(SB)/8, $0x35bfbe8e35bfbe8e
+GLOBL eight35bfbe8e<>(SB), RODATA|NOPTR, $32
+
+DATA eight39506967<>+0(SB)/8, $0x3950696739506967
+DATA eight39506967<>+8(SB)/8, $0x3950696739506967
+DATA eight39506967<>+16(SB)/8, $0x3950696739506967
+DATA eight39506967<>+24(SB)/8, $0x3950696739506967
+GLOBL eight39506967<>(SB), RODATA|NOPTR, $32
+
+DATA eight3ab743ce<>+0(SB)/8, $0x3ab743ce3ab743ce
+DATA eight3ab743ce<>+8(SB)/8, $0x3ab743ce3ab743ce
+DATA eight3ab743ce<>+16(SB)/8, $0x3ab743ce3ab743ce
+DATA eight3ab743ce<>+24(SB)/8, $0x3ab743ce3ab743ce
+GLOBL eight3ab743ce<>(SB), RODATA|NOPTR, $32
+
+DATA eight3c088908<>+0(SB)/8, $0x3c0889083c088908
+DATA eight3c088908<>+8(SB)/8, $0x3c0889083c088908
+DATA eight3c088908<>+16(SB)/8, $0x3c0889083c088908
+DATA eight3c088908<>+24(SB)/8, $0x3c0889083c088908
+GLOBL eight3c088908<>(SB), RODATA|NOPTR, $32
+
+DATA eight3d2aa9c1<>+0(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA eight3d2aa9c1<>+8(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA eight3d2aa9c1<>+16(SB)/8, $0x3d2aa9c13d2aa9c1
+DATA eight3d2aa9c1<>+24(SB)/8, $0x3d2aa9c13d2aa9c1
+GLOBL eight3d2aa9c1<>(SB), RODATA|NOPTR, $32
+
+DATA eight3e2aaaaa<>+0(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA eight3e2aaaaa<>+8(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA eight3e2aaaaa<>+16(SB)/8, $0x3e2aaaaa3e2aaaaa
+DATA eight3e2aaaaa<>+24(SB)/8, $0x3e2aaaaa3e2aaaaa
+GLOBL eight3e2aaaaa<>(SB), RODATA|NOPTR, $32
+
+DATA eight3f000000<>+0(SB)/8, $0x3f0000003f000000
+DATA eight3f000000<>+8(SB)/8, $0x3f0000003f000000
+DATA eight3f000000<>+16(SB)/8, $0x3f0000003f000000
+DATA eight3f000000<>+24(SB)/8, $0x3f0000003f000000
+GLOBL eight3f000000<>(SB), RODATA|NOPTR, $32
+
+DATA eight3f800000<>+0(SB)/8, $0x3f8000003f800000
+DATA eight3f800000<>+8(SB)/8, $0x3f8000003f800000
+DATA eight3f800000<>+16(SB)/8, $0x3f8000003f800000
+DATA eight3f800000<>+24(SB)/8, $0x3f8000003f800000
+GLOBL eight3f800000<>(SB), RODATA|NOPTR, $32
+
+DATA eight7f<>+0(SB)/8, $0x0000007f0000007f
+DATA eight7f<>+8(SB)/8, $0x0000007f0000007f
+DATA eight7f<>+16(SB)/8, $0x0000007f0000007f
+DATA eight7f<>+24(SB)/8, $0x0000007f0000007f
+GLOBL eight7f<>(SB), RODATA|NOPTR, $32
+
+// func probsAVX2(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
+// Requires: AVX, AVX2, FMA3
+TEXT ·probsAVX2(SB), NOSPLIT, $0-80
+	MOVQ acc+0(FP), AX
+	MOVQ dots+8(FP), CX
+	MOVQ energy+40(FP), DX
+	MOVQ lse+48(FP), BX
+	MOVQ masks+56(FP), SI
+	MOVQ mul+16(FP), DI
+	MOVQ add+24(FP), R8
+	MOVQ noise+32(FP), R9
+	MOVQ heads+64(FP), R10
+	MOVQ power+72(FP), R11
+
+head:
+	VBROADCASTSS (DX), Y0
+	VPBROADCASTD (SI), Y1
+	VBROADCASTSS (BX), Y2
+	VMOVDQU      rowBits<>+0(SB), Y4
+	VPAND        Y4, Y1, Y3
+	VPCMPEQD     Y4, Y3, Y4
+	VMOVUPS      (CX), Y3
+	VMOVUPS      (DI), Y5
+	VFMADD213PS  (R8), Y5, Y3
+	VFNMADD231PS (R9), Y0, Y3
+	VCMPPS       $0x04, minusInf<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VSUBPS       Y2, Y3, Y3
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y5
+	VMAXPS       Y3, Y5, Y3
+	VMOVUPS      eight42b20000<>+0(SB), Y5
+	VMINPS       Y3, Y5, Y3
+	VMULPS       eight3fb8aa3b<>+0(SB), Y3, Y5
+	VROUNDPS     $0x08, Y5, Y5
+	VFNMADD231PS eight3f317200<>+0(SB), Y5, Y3
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y5, Y3
+	VMOVUPS      eight39506967<>+0(SB), Y6
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3c088908<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3f000000<>+0(SB), Y3, Y6
+	VMULPS       Y3, Y3, Y7
+	VADDPS       eight3f800000<>+0(SB), Y3, Y3
+	VFMADD231PS  Y7, Y6, Y3
+	VCVTPS2DQ    Y5, Y5
+	VPSRAD       $0x01, Y5, Y6
+	VPSUBD       Y6, Y5, Y5
+	VPADDD       eight7f<>+0(SB), Y6, Y6
+	VPSLLD       $0x17, Y6, Y6
+	VMULPS       Y6, Y3, Y3
+	VPADDD       eight7f<>+0(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y3, Y3
+	VANDPS       Y4, Y3, Y3
+	CMPQ         R11, $0x02
+	JNE          once0
+	VMULPS       Y3, Y3, Y3
+
+once0:
+	VEXTRACTF128 $0x00, Y3, X4
+	VCVTPS2PD    X4, Y4
+	VADDPD       (AX), Y4, Y4
+	VMOVUPD      Y4, (AX)
+	VEXTRACTF128 $0x01, Y3, X3
+	VCVTPS2PD    X3, Y3
+	VADDPD       32(AX), Y3, Y3
+	VMOVUPD      Y3, 32(AX)
+	VMOVDQU      rowBits<>+32(SB), Y4
+	VPAND        Y4, Y1, Y3
+	VPCMPEQD     Y4, Y3, Y4
+	VMOVUPS      32(CX), Y3
+	VMOVUPS      32(DI), Y5
+	VFMADD213PS  32(R8), Y5, Y3
+	VFNMADD231PS 32(R9), Y0, Y3
+	VCMPPS       $0x04, minusInf<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VSUBPS       Y2, Y3, Y3
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y5
+	VMAXPS       Y3, Y5, Y3
+	VMOVUPS      eight42b20000<>+0(SB), Y5
+	VMINPS       Y3, Y5, Y3
+	VMULPS       eight3fb8aa3b<>+0(SB), Y3, Y5
+	VROUNDPS     $0x08, Y5, Y5
+	VFNMADD231PS eight3f317200<>+0(SB), Y5, Y3
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y5, Y3
+	VMOVUPS      eight39506967<>+0(SB), Y6
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3c088908<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3f000000<>+0(SB), Y3, Y6
+	VMULPS       Y3, Y3, Y7
+	VADDPS       eight3f800000<>+0(SB), Y3, Y3
+	VFMADD231PS  Y7, Y6, Y3
+	VCVTPS2DQ    Y5, Y5
+	VPSRAD       $0x01, Y5, Y6
+	VPSUBD       Y6, Y5, Y5
+	VPADDD       eight7f<>+0(SB), Y6, Y6
+	VPSLLD       $0x17, Y6, Y6
+	VMULPS       Y6, Y3, Y3
+	VPADDD       eight7f<>+0(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y3, Y3
+	VANDPS       Y4, Y3, Y3
+	CMPQ         R11, $0x02
+	JNE          once1
+	VMULPS       Y3, Y3, Y3
+
+once1:
+	VEXTRACTF128 $0x00, Y3, X4
+	VCVTPS2PD    X4, Y4
+	VADDPD       64(AX), Y4, Y4
+	VMOVUPD      Y4, 64(AX)
+	VEXTRACTF128 $0x01, Y3, X3
+	VCVTPS2PD    X3, Y3
+	VADDPD       96(AX), Y3, Y3
+	VMOVUPD      Y3, 96(AX)
+	VMOVDQU      rowBits<>+64(SB), Y4
+	VPAND        Y4, Y1, Y3
+	VPCMPEQD     Y4, Y3, Y4
+	VMOVUPS      64(CX), Y3
+	VMOVUPS      64(DI), Y5
+	VFMADD213PS  64(R8), Y5, Y3
+	VFNMADD231PS 64(R9), Y0, Y3
+	VCMPPS       $0x04, minusInf<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VSUBPS       Y2, Y3, Y3
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y3, Y5
+	VANDPS       Y5, Y4, Y4
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y5
+	VMAXPS       Y3, Y5, Y3
+	VMOVUPS      eight42b20000<>+0(SB), Y5
+	VMINPS       Y3, Y5, Y3
+	VMULPS       eight3fb8aa3b<>+0(SB), Y3, Y5
+	VROUNDPS     $0x08, Y5, Y5
+	VFNMADD231PS eight3f317200<>+0(SB), Y5, Y3
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y5, Y3
+	VMOVUPS      eight39506967<>+0(SB), Y6
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3c088908<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y3, Y6
+	VFMADD213PS  eight3f000000<>+0(SB), Y3, Y6
+	VMULPS       Y3, Y3, Y7
+	VADDPS       eight3f800000<>+0(SB), Y3, Y3
+	VFMADD231PS  Y7, Y6, Y3
+	VCVTPS2DQ    Y5, Y5
+	VPSRAD       $0x01, Y5, Y6
+	VPSUBD       Y6, Y5, Y5
+	VPADDD       eight7f<>+0(SB), Y6, Y6
+	VPSLLD       $0x17, Y6, Y6
+	VMULPS       Y6, Y3, Y3
+	VPADDD       eight7f<>+0(SB), Y5, Y5
+	VPSLLD       $0x17, Y5, Y5
+	VMULPS       Y5, Y3, Y3
+	VANDPS       Y4, Y3, Y3
+	CMPQ         R11, $0x02
+	JNE          once2
+	VMULPS       Y3, Y3, Y3
+
+once2:
+	VEXTRACTF128 $0x00, Y3, X4
+	VCVTPS2PD    X4, Y4
+	VADDPD       128(AX), Y4, Y4
+	VMOVUPD      Y4, 128(AX)
+	VEXTRACTF128 $0x01, Y3, X3
+	VCVTPS2PD    X3, Y3
+	VADDPD       160(AX), Y3, Y3
+	VMOVUPD      Y3, 160(AX)
+	VMOVDQU      rowBits<>+96(SB), Y3
+	VPAND        Y3, Y1, Y1
+	VPCMPEQD     Y3, Y1, Y3
+	VMOVUPS      96(CX), Y1
+	VMOVUPS      96(DI), Y4
+	VFMADD213PS  96(R8), Y4, Y1
+	VFNMADD231PS 96(R9), Y0, Y1
+	VCMPPS       $0x04, minusInf<>+0(SB), Y1, Y0
+	VANDPS       Y0, Y3, Y3
+	VSUBPS       Y2, Y1, Y1
+	VCMPPS       $0x05, eightc2aeac4f<>+0(SB), Y1, Y0
+	VANDPS       Y0, Y3, Y3
+	VMOVUPS      eightc2aeac4f<>+0(SB), Y0
+	VMAXPS       Y1, Y0, Y1
+	VMOVUPS      eight42b20000<>+0(SB), Y0
+	VMINPS       Y1, Y0, Y1
+	VMULPS       eight3fb8aa3b<>+0(SB), Y1, Y0
+	VROUNDPS     $0x08, Y0, Y0
+	VFNMADD231PS eight3f317200<>+0(SB), Y0, Y1
+	VFNMADD231PS eight35bfbe8e<>+0(SB), Y0, Y1
+	VMOVUPS      eight39506967<>+0(SB), Y2
+	VFMADD213PS  eight3ab743ce<>+0(SB), Y1, Y2
+	VFMADD213PS  eight3c088908<>+0(SB), Y1, Y2
+	VFMADD213PS  eight3d2aa9c1<>+0(SB), Y1, Y2
+	VFMADD213PS  eight3e2aaaaa<>+0(SB), Y1, Y2
+	VFMADD213PS  eight3f000000<>+0(SB), Y1, Y2
+	VMULPS       Y1, Y1, Y4
+	VADDPS       eight3f800000<>+0(SB), Y1, Y1
+	VFMADD231PS  Y4, Y2, Y1
+	VCVTPS2DQ    Y0, Y0
+	VPSRAD       $0x01, Y0, Y2
+	VPSUBD       Y2, Y0, Y0
+	VPADDD       eight7f<>+0(SB), Y2, Y2
+	VPSLLD       $0x17, Y2, Y2
+	VMULPS       Y2, Y1, Y1
+	VPADDD       eight7f<>+0(SB), Y0, Y0
+	VPSLLD       $0x17, Y0, Y0
+	VMULPS       Y0, Y1, Y1
+	VANDPS       Y3, Y1, Y1
+	CMPQ         R11, $0x02
+	JNE          once3
+	VMULPS       Y1, Y1, Y1
+
+once3:
+	VEXTRACTF128 $0x00, Y1, X0
+	VCVTPS2PD    X0, Y0
+	VADDPD       192(AX), Y0, Y0
+	VMOVUPD      Y0, 192(AX)
+	VEXTRACTF128 $0x01, Y1, X0
+	VCVTPS2PD    X0, Y0
+	VADDPD       224(AX), Y0, Y0
+	VMOVUPD      Y0, 224(AX)
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x04, BX
+	ADDQ         $0x04, DX
+	ADDQ         $0x04, SI
+	SUBQ         $0x01, R10
+	JNZ          head
+	VZEROUPPER
+	RET
+
+// func foldAVX2(sum *float64, acc *float32, n int)
+// Requires: AVX
+TEXT ·foldAVX2(SB), NOSPLIT, $0-24
+	MOVQ   sum+0(FP), AX
+	MOVQ   acc+8(FP), CX
+	MOVQ   n+16(FP), DX
+	VXORPS Y0, Y0, Y0
+
+loop:
+	VCVTPS2PD (CX), Y1
+	VADDPD    (AX), Y1, Y1
+	VMOVUPD   Y1, (AX)
+	VCVTPS2PD 16(CX), Y1
+	VADDPD    32(AX), Y1, Y1
+	VMOVUPD   Y1, 32(AX)
+	VMOVUPS   Y0, (CX)
+	ADDQ      $0x20, CX
+	ADDQ      $0x40, AX
+	SUBQ      $0x01, DX
+	JNZ       loop
+	VZEROUPPER
+	RET
+
+// func squareAVX2(dst *float32, src *float32, factor float32)
+// Requires: AVX
+TEXT ·squareAVX2(SB), NOSPLIT, $0-20
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	VBROADCASTSS factor+16(FP), Y0
+	VMOVUPS      (CX), Y1
+	VMULPS       Y1, Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, (AX)
+	VMOVUPS      32(CX), Y1
+	VMULPS       Y1, Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      64(CX), Y1
+	VMULPS       Y1, Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 64(AX)
+	VMOVUPS      96(CX), Y1
+	VMULPS       Y1, Y1, Y1
+	VMULPS       Y0, Y1, Y1
+	VMOVUPS      Y1, 96(AX)
+	VZEROUPPER
+	RET

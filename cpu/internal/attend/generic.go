@@ -48,7 +48,9 @@ func planesGeneric(dst []float32, p planes, _ bool) {
 	for r := range p.rows {
 		at := r * p.rowBytes
 		p0, p1, p2, p3 := planeRow(p.src, p.bits, p.plane, at, p.rowBytes)
-		expandPlanes(dst[r*p.padDim:][:dim], p.table, p.bits, p0, p1, p2, p3)
+		row := dst[r*p.padDim : (r+1)*p.padDim]
+		expandPlanes(row[:dim], p.table, p.bits, p0, p1, p2, p3)
+		clear(row[dim:])
 	}
 }
 

@@ -10,8 +10,12 @@ import "golang.org/x/sys/cpu"
 func Native() []*Kernels {
 	var list []*Kernels
 	x := &cpu.X86
-	if x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ && x.HasAVX512VBMI &&
-		x.HasAVX512GFNI && x.HasFMA {
+	avx2 := x.HasAVX2 && x.HasFMA && cpuidECX()>>29&1 != 0
+	if avx2 {
+		list = append(list, AVX2())
+	}
+	if avx2 && x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ && x.HasAVX512VBMI &&
+		x.HasAVX512GFNI {
 		list = append(list, AVX512())
 	}
 	return list

@@ -245,3 +245,100 @@ func foldAVX512(sum *float64, acc *float32, n int)
 //
 //go:noescape
 func squareAVX512(dst *float32, src *float32, factor float32)
+
+// cpuidECX returns ECX of CPUID leaf 1: bit 29 says whether F16C is there.
+//
+//go:noescape
+func cpuidECX() uint32
+
+// unpackF16AVX2 converts n times 8 values (binary16) to float32.
+//
+//go:noescape
+func unpackF16AVX2(dst *float32, src *byte, n int)
+
+// unpackBF16AVX2 converts n times 8 values (bfloat16) to float32.
+//
+//go:noescape
+func unpackBF16AVX2(dst *float32, src *byte, n int)
+
+// unpackU8AVX2 converts n times 8 values (code-128) to float32.
+//
+//go:noescape
+func unpackU8AVX2(dst *float32, src *byte, n int)
+
+// unpackLM1AVX2 expands codes of rows of blocks times 32 values to table[code], 16
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// are read.
+//
+//go:noescape
+func unpackLM1AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+
+// unpackLM2AVX2 expands codes of rows of blocks times 32 values to table[code], 16
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// are read.
+//
+//go:noescape
+func unpackLM2AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+
+// unpackLM3AVX2 expands codes of rows of blocks times 32 values to table[code], 16
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// are read.
+//
+//go:noescape
+func unpackLM3AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+
+// unpackLM4AVX2 expands codes of rows of blocks times 32 values to table[code], 16
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// are read.
+//
+//go:noescape
+func unpackLM4AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+
+// scalesF16AVX2 writes 32 binary16 scales times factor.
+//
+//go:noescape
+func scalesF16AVX2(dst *float32, src *byte, factor float32)
+
+// dotRows1AVX2 writes the inner products of 1 queries, stride bytes apart, with groups
+// times 8 rows of blocks times 32 values, stride bytes apart.
+//
+//go:noescape
+func dotRows1AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
+
+// accumulate1AVX2 adds w[head][row]*row to 1 sums of blocks times 32 values; sums and
+// rows lie stride bytes apart.
+//
+//go:noescape
+func accumulate1AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
+
+// dotRows2AVX2 writes the inner products of 2 queries, stride bytes apart, with groups
+// times 4 rows of blocks times 32 values, stride bytes apart.
+//
+//go:noescape
+func dotRows2AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
+
+// accumulate2AVX2 adds w[head][row]*row to 2 sums of blocks times 32 values; sums and
+// rows lie stride bytes apart.
+//
+//go:noescape
+func accumulate2AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
+
+// softmaxAVX2 is softmaxAVX512; tmp is scratch of 64 floats.
+//
+//go:noescape
+func softmaxAVX2(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, tmp *float32)
+
+// probsAVX2 is probsAVX512.
+//
+//go:noescape
+func probsAVX2(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
+
+// foldAVX2 adds n times 8 floats to doubles and clears them.
+//
+//go:noescape
+func foldAVX2(sum *float64, acc *float32, n int)
+
+// squareAVX2 writes factor*src^2, 32 values.
+//
+//go:noescape
+func squareAVX2(dst *float32, src *float32, factor float32)

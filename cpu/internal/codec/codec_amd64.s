@@ -2076,3 +2076,1767 @@ next:
 	JNZ  row
 	VZEROUPPER
 	RET
+
+// func forward8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·forward8AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VXORPS      (CX), Y1, Y1
+	VPERMILPS   $0xb1, Y1, Y2
+	VMOVUPS     signs1<>+0(SB), Y3
+	VFMADD213PS Y2, Y3, Y1
+	VPERMILPS   $0x4e, Y1, Y2
+	VMOVUPS     signs2<>+0(SB), Y3
+	VFMADD213PS Y2, Y3, Y1
+	VPERM2F128  $0x01, Y1, Y1, Y2
+	VMOVUPS     signs4<>+0(SB), Y3
+	VFMADD213PS Y2, Y3, Y1
+	VMULPS      Y0, Y1, Y1
+	VMOVUPS     Y1, (AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func inverse8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·inverse8AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VPERMILPS   $0xb1, Y1, Y2
+	VMOVUPS     signs1<>+0(SB), Y3
+	VFMADD213PS Y2, Y3, Y1
+	VPERMILPS   $0x4e, Y1, Y2
+	VMOVUPS     signs2<>+0(SB), Y3
+	VFMADD213PS Y2, Y3, Y1
+	VPERM2F128  $0x01, Y1, Y1, Y2
+	VMOVUPS     signs4<>+0(SB), Y3
+	VFMADD213PS Y2, Y3, Y1
+	VMULPS      Y0, Y1, Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     Y1, (AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func forward16AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·forward16AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     32(AX), Y2
+	VXORPS      32(CX), Y2, Y2
+	VPERMILPS   $0xb1, Y1, Y3
+	VMOVUPS     signs1<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y1
+	VPERMILPS   $0xb1, Y2, Y3
+	VMOVUPS     signs1<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y2
+	VPERMILPS   $0x4e, Y1, Y3
+	VMOVUPS     signs2<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y1
+	VPERMILPS   $0x4e, Y2, Y3
+	VMOVUPS     signs2<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y2
+	VPERM2F128  $0x01, Y1, Y1, Y3
+	VMOVUPS     signs4<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y1
+	VPERM2F128  $0x01, Y2, Y2, Y3
+	VMOVUPS     signs4<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y2
+	VSUBPS      Y2, Y1, Y3
+	VADDPS      Y2, Y1, Y1
+	VMULPS      Y0, Y1, Y1
+	VMOVUPS     Y1, (AX)
+	VMULPS      Y0, Y3, Y3
+	VMOVUPS     Y3, 32(AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func inverse16AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·inverse16AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VMOVUPS     32(AX), Y2
+	VPERMILPS   $0xb1, Y1, Y3
+	VMOVUPS     signs1<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y1
+	VPERMILPS   $0xb1, Y2, Y3
+	VMOVUPS     signs1<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y2
+	VPERMILPS   $0x4e, Y1, Y3
+	VMOVUPS     signs2<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y1
+	VPERMILPS   $0x4e, Y2, Y3
+	VMOVUPS     signs2<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y2
+	VPERM2F128  $0x01, Y1, Y1, Y3
+	VMOVUPS     signs4<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y1
+	VPERM2F128  $0x01, Y2, Y2, Y3
+	VMOVUPS     signs4<>+0(SB), Y4
+	VFMADD213PS Y3, Y4, Y2
+	VSUBPS      Y2, Y1, Y3
+	VADDPS      Y2, Y1, Y1
+	VMULPS      Y0, Y1, Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     Y1, (AX)
+	VMULPS      Y0, Y3, Y3
+	VXORPS      32(CX), Y3, Y3
+	VMOVUPS     Y3, 32(AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func forward32AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·forward32AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     32(AX), Y2
+	VXORPS      32(CX), Y2, Y2
+	VMOVUPS     64(AX), Y3
+	VXORPS      64(CX), Y3, Y3
+	VMOVUPS     96(AX), Y4
+	VXORPS      96(CX), Y4, Y4
+	VPERMILPS   $0xb1, Y1, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y1
+	VPERMILPS   $0xb1, Y2, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y2
+	VPERMILPS   $0xb1, Y3, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y3
+	VPERMILPS   $0xb1, Y4, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y4
+	VPERMILPS   $0x4e, Y1, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y1
+	VPERMILPS   $0x4e, Y2, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y2
+	VPERMILPS   $0x4e, Y3, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y3
+	VPERMILPS   $0x4e, Y4, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y4
+	VPERM2F128  $0x01, Y1, Y1, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y1
+	VPERM2F128  $0x01, Y2, Y2, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y2
+	VPERM2F128  $0x01, Y3, Y3, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y3
+	VPERM2F128  $0x01, Y4, Y4, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y4
+	VSUBPS      Y2, Y1, Y5
+	VADDPS      Y2, Y1, Y1
+	VSUBPS      Y4, Y3, Y2
+	VADDPS      Y4, Y3, Y3
+	VSUBPS      Y3, Y1, Y4
+	VADDPS      Y3, Y1, Y1
+	VSUBPS      Y2, Y5, Y3
+	VADDPS      Y2, Y5, Y5
+	VMULPS      Y0, Y1, Y1
+	VMOVUPS     Y1, (AX)
+	VMULPS      Y0, Y5, Y5
+	VMOVUPS     Y5, 32(AX)
+	VMULPS      Y0, Y4, Y4
+	VMOVUPS     Y4, 64(AX)
+	VMULPS      Y0, Y3, Y3
+	VMOVUPS     Y3, 96(AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func inverse32AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·inverse32AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VMOVUPS     32(AX), Y2
+	VMOVUPS     64(AX), Y3
+	VMOVUPS     96(AX), Y4
+	VPERMILPS   $0xb1, Y1, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y1
+	VPERMILPS   $0xb1, Y2, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y2
+	VPERMILPS   $0xb1, Y3, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y3
+	VPERMILPS   $0xb1, Y4, Y5
+	VMOVUPS     signs1<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y4
+	VPERMILPS   $0x4e, Y1, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y1
+	VPERMILPS   $0x4e, Y2, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y2
+	VPERMILPS   $0x4e, Y3, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y3
+	VPERMILPS   $0x4e, Y4, Y5
+	VMOVUPS     signs2<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y4
+	VPERM2F128  $0x01, Y1, Y1, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y1
+	VPERM2F128  $0x01, Y2, Y2, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y2
+	VPERM2F128  $0x01, Y3, Y3, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y3
+	VPERM2F128  $0x01, Y4, Y4, Y5
+	VMOVUPS     signs4<>+0(SB), Y6
+	VFMADD213PS Y5, Y6, Y4
+	VSUBPS      Y2, Y1, Y5
+	VADDPS      Y2, Y1, Y1
+	VSUBPS      Y4, Y3, Y2
+	VADDPS      Y4, Y3, Y3
+	VSUBPS      Y3, Y1, Y4
+	VADDPS      Y3, Y1, Y1
+	VSUBPS      Y2, Y5, Y3
+	VADDPS      Y2, Y5, Y5
+	VMULPS      Y0, Y1, Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     Y1, (AX)
+	VMULPS      Y0, Y5, Y5
+	VXORPS      32(CX), Y5, Y5
+	VMOVUPS     Y5, 32(AX)
+	VMULPS      Y0, Y4, Y4
+	VXORPS      64(CX), Y4, Y4
+	VMOVUPS     Y4, 64(AX)
+	VMULPS      Y0, Y3, Y3
+	VXORPS      96(CX), Y3, Y3
+	VMOVUPS     Y3, 96(AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func forward64AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·forward64AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     32(AX), Y2
+	VXORPS      32(CX), Y2, Y2
+	VMOVUPS     64(AX), Y3
+	VXORPS      64(CX), Y3, Y3
+	VMOVUPS     96(AX), Y4
+	VXORPS      96(CX), Y4, Y4
+	VMOVUPS     128(AX), Y5
+	VXORPS      128(CX), Y5, Y5
+	VMOVUPS     160(AX), Y6
+	VXORPS      160(CX), Y6, Y6
+	VMOVUPS     192(AX), Y7
+	VXORPS      192(CX), Y7, Y7
+	VMOVUPS     224(AX), Y8
+	VXORPS      224(CX), Y8, Y8
+	VPERMILPS   $0xb1, Y1, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y1
+	VPERMILPS   $0xb1, Y2, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y2
+	VPERMILPS   $0xb1, Y3, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y3
+	VPERMILPS   $0xb1, Y4, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y4
+	VPERMILPS   $0xb1, Y5, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y5
+	VPERMILPS   $0xb1, Y6, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y6
+	VPERMILPS   $0xb1, Y7, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y7
+	VPERMILPS   $0xb1, Y8, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y8
+	VPERMILPS   $0x4e, Y1, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y1
+	VPERMILPS   $0x4e, Y2, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y2
+	VPERMILPS   $0x4e, Y3, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y3
+	VPERMILPS   $0x4e, Y4, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y4
+	VPERMILPS   $0x4e, Y5, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y5
+	VPERMILPS   $0x4e, Y6, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y6
+	VPERMILPS   $0x4e, Y7, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y7
+	VPERMILPS   $0x4e, Y8, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y8
+	VPERM2F128  $0x01, Y1, Y1, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y1
+	VPERM2F128  $0x01, Y2, Y2, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y2
+	VPERM2F128  $0x01, Y3, Y3, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y3
+	VPERM2F128  $0x01, Y4, Y4, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y4
+	VPERM2F128  $0x01, Y5, Y5, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y5
+	VPERM2F128  $0x01, Y6, Y6, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y6
+	VPERM2F128  $0x01, Y7, Y7, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y7
+	VPERM2F128  $0x01, Y8, Y8, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y8
+	VSUBPS      Y2, Y1, Y9
+	VADDPS      Y2, Y1, Y1
+	VSUBPS      Y4, Y3, Y2
+	VADDPS      Y4, Y3, Y3
+	VSUBPS      Y6, Y5, Y4
+	VADDPS      Y6, Y5, Y5
+	VSUBPS      Y8, Y7, Y6
+	VADDPS      Y8, Y7, Y7
+	VSUBPS      Y3, Y1, Y8
+	VADDPS      Y3, Y1, Y1
+	VSUBPS      Y2, Y9, Y3
+	VADDPS      Y2, Y9, Y9
+	VSUBPS      Y7, Y5, Y2
+	VADDPS      Y7, Y5, Y5
+	VSUBPS      Y6, Y4, Y7
+	VADDPS      Y6, Y4, Y4
+	VSUBPS      Y5, Y1, Y6
+	VADDPS      Y5, Y1, Y1
+	VSUBPS      Y4, Y9, Y5
+	VADDPS      Y4, Y9, Y9
+	VSUBPS      Y2, Y8, Y4
+	VADDPS      Y2, Y8, Y8
+	VSUBPS      Y7, Y3, Y2
+	VADDPS      Y7, Y3, Y3
+	VMULPS      Y0, Y1, Y1
+	VMOVUPS     Y1, (AX)
+	VMULPS      Y0, Y9, Y9
+	VMOVUPS     Y9, 32(AX)
+	VMULPS      Y0, Y8, Y8
+	VMOVUPS     Y8, 64(AX)
+	VMULPS      Y0, Y3, Y3
+	VMOVUPS     Y3, 96(AX)
+	VMULPS      Y0, Y6, Y6
+	VMOVUPS     Y6, 128(AX)
+	VMULPS      Y0, Y5, Y5
+	VMOVUPS     Y5, 160(AX)
+	VMULPS      Y0, Y4, Y4
+	VMOVUPS     Y4, 192(AX)
+	VMULPS      Y0, Y2, Y2
+	VMOVUPS     Y2, 224(AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func inverse64AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+// Requires: AVX, FMA3
+TEXT ·inverse64AVX2(SB), NOSPLIT, $0-44
+	MOVQ         x+0(FP), AX
+	MOVQ         signs+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         stride+24(FP), BX
+	MOVQ         signStride+32(FP), SI
+	VBROADCASTSS norm+40(FP), Y0
+
+row:
+	VMOVUPS     (AX), Y1
+	VMOVUPS     32(AX), Y2
+	VMOVUPS     64(AX), Y3
+	VMOVUPS     96(AX), Y4
+	VMOVUPS     128(AX), Y5
+	VMOVUPS     160(AX), Y6
+	VMOVUPS     192(AX), Y7
+	VMOVUPS     224(AX), Y8
+	VPERMILPS   $0xb1, Y1, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y1
+	VPERMILPS   $0xb1, Y2, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y2
+	VPERMILPS   $0xb1, Y3, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y3
+	VPERMILPS   $0xb1, Y4, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y4
+	VPERMILPS   $0xb1, Y5, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y5
+	VPERMILPS   $0xb1, Y6, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y6
+	VPERMILPS   $0xb1, Y7, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y7
+	VPERMILPS   $0xb1, Y8, Y9
+	VMOVUPS     signs1<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y8
+	VPERMILPS   $0x4e, Y1, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y1
+	VPERMILPS   $0x4e, Y2, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y2
+	VPERMILPS   $0x4e, Y3, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y3
+	VPERMILPS   $0x4e, Y4, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y4
+	VPERMILPS   $0x4e, Y5, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y5
+	VPERMILPS   $0x4e, Y6, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y6
+	VPERMILPS   $0x4e, Y7, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y7
+	VPERMILPS   $0x4e, Y8, Y9
+	VMOVUPS     signs2<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y8
+	VPERM2F128  $0x01, Y1, Y1, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y1
+	VPERM2F128  $0x01, Y2, Y2, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y2
+	VPERM2F128  $0x01, Y3, Y3, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y3
+	VPERM2F128  $0x01, Y4, Y4, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y4
+	VPERM2F128  $0x01, Y5, Y5, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y5
+	VPERM2F128  $0x01, Y6, Y6, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y6
+	VPERM2F128  $0x01, Y7, Y7, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y7
+	VPERM2F128  $0x01, Y8, Y8, Y9
+	VMOVUPS     signs4<>+0(SB), Y10
+	VFMADD213PS Y9, Y10, Y8
+	VSUBPS      Y2, Y1, Y9
+	VADDPS      Y2, Y1, Y1
+	VSUBPS      Y4, Y3, Y2
+	VADDPS      Y4, Y3, Y3
+	VSUBPS      Y6, Y5, Y4
+	VADDPS      Y6, Y5, Y5
+	VSUBPS      Y8, Y7, Y6
+	VADDPS      Y8, Y7, Y7
+	VSUBPS      Y3, Y1, Y8
+	VADDPS      Y3, Y1, Y1
+	VSUBPS      Y2, Y9, Y3
+	VADDPS      Y2, Y9, Y9
+	VSUBPS      Y7, Y5, Y2
+	VADDPS      Y7, Y5, Y5
+	VSUBPS      Y6, Y4, Y7
+	VADDPS      Y6, Y4, Y4
+	VSUBPS      Y5, Y1, Y6
+	VADDPS      Y5, Y1, Y1
+	VSUBPS      Y4, Y9, Y5
+	VADDPS      Y4, Y9, Y9
+	VSUBPS      Y2, Y8, Y4
+	VADDPS      Y2, Y8, Y8
+	VSUBPS      Y7, Y3, Y2
+	VADDPS      Y7, Y3, Y3
+	VMULPS      Y0, Y1, Y1
+	VXORPS      (CX), Y1, Y1
+	VMOVUPS     Y1, (AX)
+	VMULPS      Y0, Y9, Y9
+	VXORPS      32(CX), Y9, Y9
+	VMOVUPS     Y9, 32(AX)
+	VMULPS      Y0, Y8, Y8
+	VXORPS      64(CX), Y8, Y8
+	VMOVUPS     Y8, 64(AX)
+	VMULPS      Y0, Y3, Y3
+	VXORPS      96(CX), Y3, Y3
+	VMOVUPS     Y3, 96(AX)
+	VMULPS      Y0, Y6, Y6
+	VXORPS      128(CX), Y6, Y6
+	VMOVUPS     Y6, 128(AX)
+	VMULPS      Y0, Y5, Y5
+	VXORPS      160(CX), Y5, Y5
+	VMOVUPS     Y5, 160(AX)
+	VMULPS      Y0, Y4, Y4
+	VXORPS      192(CX), Y4, Y4
+	VMOVUPS     Y4, 192(AX)
+	VMULPS      Y0, Y2, Y2
+	VXORPS      224(CX), Y2, Y2
+	VMOVUPS     Y2, 224(AX)
+	ADDQ        BX, AX
+	ADDQ        SI, CX
+	SUBQ        $0x01, DX
+	JNZ         row
+	VZEROUPPER
+	RET
+
+// func butterfliesAVX2(x *float32, h int, pairs int, factor float32)
+// Requires: AVX
+TEXT ·butterfliesAVX2(SB), NOSPLIT, $0-28
+	MOVQ         x+0(FP), AX
+	MOVQ         h+8(FP), CX
+	MOVQ         pairs+16(FP), DX
+	VBROADCASTSS factor+24(FP), Y0
+
+pair:
+	MOVQ CX, BX
+	SHRQ $0x05, BX
+
+value:
+	VMOVUPS (AX), Y1
+	VMOVUPS (AX)(CX*1), Y2
+	VADDPS  Y2, Y1, Y3
+	VSUBPS  Y2, Y1, Y1
+	VMULPS  Y0, Y3, Y3
+	VMULPS  Y0, Y1, Y1
+	VMOVUPS Y3, (AX)
+	VMOVUPS Y1, (AX)(CX*1)
+	ADDQ    $0x20, AX
+	SUBQ    $0x01, BX
+	JNZ     value
+	ADDQ    CX, AX
+	SUBQ    $0x01, DX
+	JNZ     pair
+	VZEROUPPER
+	RET
+
+// func peaksAVX2(peaks *uint32, x *float32, rows int, n int, stride int)
+// Requires: AVX, AVX2
+TEXT ·peaksAVX2(SB), NOSPLIT, $0-40
+	MOVQ         peaks+0(FP), AX
+	MOVQ         x+8(FP), CX
+	MOVQ         rows+16(FP), DX
+	MOVQ         n+24(FP), BX
+	MOVQ         stride+32(FP), SI
+	VBROADCASTSS float7fffffff<>+0(SB), Y0
+
+row:
+	VPXOR Y1, Y1, Y1
+	MOVQ  CX, DI
+	MOVQ  BX, R8
+
+value:
+	VPAND        (DI), Y0, Y2
+	VPMAXUD      Y2, Y1, Y1
+	ADDQ         $0x20, DI
+	SUBQ         $0x01, R8
+	JNZ          value
+	VEXTRACTF128 $0x01, Y1, X2
+	VPMAXUD      X2, X1, X2
+	VPERMILPS    $0x4e, X2, X1
+	VPMAXUD      X1, X2, X2
+	VPERMILPS    $0xb1, X2, X1
+	VPMAXUD      X1, X2, X2
+	VMOVD        X2, (AX)
+	ADDQ         $0x04, AX
+	ADDQ         SI, CX
+	SUBQ         $0x01, DX
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float7fffffff<>+0(SB)/8, $0x7fffffff7fffffff
+GLOBL float7fffffff<>(SB), RODATA|NOPTR, $8
+
+// func scaleRowsAVX2(x *float32, factors *float32, rows int, n int, stride int)
+// Requires: AVX
+TEXT ·scaleRowsAVX2(SB), NOSPLIT, $0-40
+	MOVQ x+0(FP), AX
+	MOVQ factors+8(FP), CX
+	MOVQ rows+16(FP), DX
+	MOVQ n+24(FP), BX
+	MOVQ stride+32(FP), SI
+
+row:
+	VBROADCASTSS (CX), Y0
+	MOVQ         AX, DI
+	MOVQ         BX, R8
+
+value:
+	VMULPS  (DI), Y0, Y1
+	VMOVUPS Y1, (DI)
+	ADDQ    $0x20, DI
+	SUBQ    $0x01, R8
+	JNZ     value
+	ADDQ    $0x04, CX
+	ADDQ    SI, AX
+	SUBQ    $0x01, DX
+	JNZ     row
+	VZEROUPPER
+	RET
+
+// func quantizeLM1AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+// Requires: AVX, AVX2
+TEXT ·quantizeLM1AVX2(SB), NOSPLIT, $0-112
+	MOVQ    planes+0(FP), AX
+	MOVQ    plane+8(FP), CX
+	MOVQ    y+24(FP), CX
+	MOVQ    tmp+88(FP), DX
+	MOVQ    centroids+80(FP), BX
+	VMOVDQU (BX), Y0
+
+row:
+	MOVQ n+48(FP), BX
+	MOVQ half+56(FP), SI
+	MOVQ CX, DI
+	MOVQ DX, R8
+	MOVQ BX, R9
+
+square:
+	VMOVUPS (DI), Y1
+	VMULPS  Y1, Y1, Y1
+	VMOVUPS Y1, (R8)
+	ADDQ    $0x20, DI
+	ADDQ    $0x20, R8
+	SUBQ    $0x01, R9
+	JNZ     square
+	MOVQ    SI, DI
+	MOVQ    BX, R8
+
+xxstride:
+	TESTQ DI, DI
+	JZ    xxlanes
+	SUBQ  DI, R8
+	MOVQ  DX, R9
+	MOVQ  DI, R10
+	SHLQ  $0x05, R10
+
+xxpair:
+	VMOVUPS (R9), Y1
+	VADDPS  (R9)(R10*1), Y1, Y1
+	VMOVUPS Y1, (R9)
+	ADDQ    $0x20, R9
+	SUBQ    $0x01, R8
+	JNZ     xxpair
+	MOVQ    DI, R8
+	SHRQ    $0x01, DI
+	JMP     xxstride
+
+xxlanes:
+	VMOVUPS      (DX), Y1
+	VEXTRACTF128 $0x01, Y1, X2
+	VADDPS       X2, X1, X2
+	VPERMILPS    $0x4e, X2, X1
+	VADDPS       X1, X2, X2
+	VPERMILPS    $0xb1, X2, X1
+	VADDPS       X1, X2, X2
+	MOVQ         sums+96(FP), R10
+	VMOVSS       X2, (R10)
+	VDIVSS       dim+64(FP), X2, X2
+	VSQRTSS      X2, X2, X2
+	VBROADCASTSS X2, Y1
+	VXORPS       Y2, Y2, Y2
+	VCMPPS       $0x04, Y2, Y1, Y1
+	MOVQ         thresholds+72(FP), DI
+	VPXOR        Y1, Y1, Y1
+	MOVQ         CX, DI
+	MOVQ         DX, R8
+	MOVQ         AX, R11
+	MOVQ         BX, R9
+
+chunk:
+	VMOVUPS      (DI), Y2
+	VXORPS       Y4, Y4, Y4
+	VCMPPS       $0x01, Y4, Y2, Y3
+	VBROADCASTSS float7fffffff<>+0(SB), Y5
+	VANDPS       Y5, Y2, Y2
+	VPERMD       Y0, Y4, Y5
+	VCVTDQ2PS    Y5, Y6
+	VMULPS       Y6, Y2, Y6
+	VMOVUPS      Y6, (R8)
+	VPMADDWD     Y5, Y5, Y5
+	VPADDD       Y5, Y1, Y1
+	MOVQ         R11, R12
+	VMOVMSKPS    Y3, R13
+	NOTL         R13
+	MOVB         R13, (R12)
+	VPXOR        Y3, Y4, Y4
+	ADDQ         $0x20, DI
+	ADDQ         $0x20, R8
+	ADDQ         $0x01, R11
+	SUBQ         $0x01, R9
+	JNZ          chunk
+	MOVQ         BX, BX
+
+xcstride:
+	TESTQ SI, SI
+	JZ    xclanes
+	SUBQ  SI, BX
+	MOVQ  DX, DI
+	MOVQ  SI, R8
+	SHLQ  $0x05, R8
+
+xcpair:
+	VMOVUPS (DI), Y2
+	VADDPS  (DI)(R8*1), Y2, Y2
+	VMOVUPS Y2, (DI)
+	ADDQ    $0x20, DI
+	SUBQ    $0x01, BX
+	JNZ     xcpair
+	MOVQ    SI, BX
+	SHRQ    $0x01, SI
+	JMP     xcstride
+
+xclanes:
+	VMOVUPS      (DX), Y2
+	VEXTRACTF128 $0x01, Y2, X3
+	VADDPS       X3, X2, X3
+	VPERMILPS    $0x4e, X3, X2
+	VADDPS       X2, X3, X3
+	VPERMILPS    $0xb1, X3, X2
+	VADDPS       X2, X3, X3
+	VMOVSS       X3, 4(R10)
+	ADDQ         $0x08, R10
+	MOVQ         R10, sums+96(FP)
+	VEXTRACTF128 $0x01, Y1, X2
+	VPADDD       X2, X1, X2
+	VPERMILPS    $0x4e, X2, X1
+	VPADDD       X1, X2, X2
+	VPERMILPS    $0xb1, X2, X1
+	VPADDD       X1, X2, X2
+	MOVQ         cc+104(FP), BX
+	VMOVD        X2, (BX)
+	ADDQ         $0x04, BX
+	MOVQ         BX, cc+104(FP)
+	MOVQ         stride+40(FP), BX
+	MOVQ         rowBytes+16(FP), SI
+	MOVQ         rows+32(FP), DI
+	ADDQ         BX, CX
+	ADDQ         SI, AX
+	SUBQ         $0x01, DI
+	MOVQ         DI, rows+32(FP)
+	JNZ          row
+	VZEROUPPER
+	RET
+
+// func quantizeLM2AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+// Requires: AVX, AVX2
+TEXT ·quantizeLM2AVX2(SB), NOSPLIT, $0-112
+	MOVQ    planes+0(FP), AX
+	MOVQ    plane+8(FP), CX
+	MOVQ    y+24(FP), DX
+	MOVQ    tmp+88(FP), BX
+	MOVQ    centroids+80(FP), SI
+	VMOVDQU (SI), Y1
+
+row:
+	MOVQ n+48(FP), SI
+	MOVQ half+56(FP), DI
+	MOVQ DX, R8
+	MOVQ BX, R9
+	MOVQ SI, R10
+
+square:
+	VMOVUPS (R8), Y0
+	VMULPS  Y0, Y0, Y0
+	VMOVUPS Y0, (R9)
+	ADDQ    $0x20, R8
+	ADDQ    $0x20, R9
+	SUBQ    $0x01, R10
+	JNZ     square
+	MOVQ    DI, R8
+	MOVQ    SI, R9
+
+xxstride:
+	TESTQ R8, R8
+	JZ    xxlanes
+	SUBQ  R8, R9
+	MOVQ  BX, R10
+	MOVQ  R8, R11
+	SHLQ  $0x05, R11
+
+xxpair:
+	VMOVUPS (R10), Y0
+	VADDPS  (R10)(R11*1), Y0, Y0
+	VMOVUPS Y0, (R10)
+	ADDQ    $0x20, R10
+	SUBQ    $0x01, R9
+	JNZ     xxpair
+	MOVQ    R8, R9
+	SHRQ    $0x01, R8
+	JMP     xxstride
+
+xxlanes:
+	VMOVUPS      (BX), Y0
+	VEXTRACTF128 $0x01, Y0, X2
+	VADDPS       X2, X0, X2
+	VPERMILPS    $0x4e, X2, X0
+	VADDPS       X0, X2, X2
+	VPERMILPS    $0xb1, X2, X0
+	VADDPS       X0, X2, X2
+	MOVQ         sums+96(FP), R11
+	VMOVSS       X2, (R11)
+	VDIVSS       dim+64(FP), X2, X2
+	VSQRTSS      X2, X2, X2
+	VBROADCASTSS X2, Y2
+	VXORPS       Y0, Y0, Y0
+	VCMPPS       $0x04, Y0, Y2, Y3
+	MOVQ         thresholds+72(FP), R8
+	VBROADCASTSS 4(R8), Y0
+	VMULPS       Y2, Y0, Y0
+	VPXOR        Y2, Y2, Y2
+	MOVQ         DX, R8
+	MOVQ         BX, R9
+	MOVQ         AX, R12
+	MOVQ         SI, R10
+
+chunk:
+	VMOVUPS      (R8), Y4
+	VXORPS       Y6, Y6, Y6
+	VCMPPS       $0x01, Y6, Y4, Y5
+	VBROADCASTSS float7fffffff<>+0(SB), Y7
+	VANDPS       Y7, Y4, Y4
+	VCMPPS       $0x0d, Y0, Y4, Y7
+	VANDPS       Y3, Y7, Y7
+	VPSUBD       Y7, Y6, Y6
+	VPERMD       Y1, Y6, Y7
+	VCVTDQ2PS    Y7, Y8
+	VMULPS       Y8, Y4, Y8
+	VMOVUPS      Y8, (R9)
+	VPMADDWD     Y7, Y7, Y7
+	VPADDD       Y7, Y2, Y2
+	MOVQ         R12, R13
+	VMOVMSKPS    Y5, R14
+	NOTL         R14
+	MOVB         R14, (R13)
+	VPXOR        Y5, Y6, Y6
+	VPSLLD       $0x1f, Y6, Y4
+	VMOVMSKPS    Y4, R14
+	ADDQ         CX, R13
+	MOVB         R14, (R13)
+	ADDQ         $0x20, R8
+	ADDQ         $0x20, R9
+	ADDQ         $0x01, R12
+	SUBQ         $0x01, R10
+	JNZ          chunk
+	MOVQ         SI, SI
+
+xcstride:
+	TESTQ DI, DI
+	JZ    xclanes
+	SUBQ  DI, SI
+	MOVQ  BX, R8
+	MOVQ  DI, R9
+	SHLQ  $0x05, R9
+
+xcpair:
+	VMOVUPS (R8), Y0
+	VADDPS  (R8)(R9*1), Y0, Y0
+	VMOVUPS Y0, (R8)
+	ADDQ    $0x20, R8
+	SUBQ    $0x01, SI
+	JNZ     xcpair
+	MOVQ    DI, SI
+	SHRQ    $0x01, DI
+	JMP     xcstride
+
+xclanes:
+	VMOVUPS      (BX), Y0
+	VEXTRACTF128 $0x01, Y0, X3
+	VADDPS       X3, X0, X3
+	VPERMILPS    $0x4e, X3, X0
+	VADDPS       X0, X3, X3
+	VPERMILPS    $0xb1, X3, X0
+	VADDPS       X0, X3, X3
+	VMOVSS       X3, 4(R11)
+	ADDQ         $0x08, R11
+	MOVQ         R11, sums+96(FP)
+	VEXTRACTF128 $0x01, Y2, X0
+	VPADDD       X0, X2, X0
+	VPERMILPS    $0x4e, X0, X2
+	VPADDD       X2, X0, X0
+	VPERMILPS    $0xb1, X0, X2
+	VPADDD       X2, X0, X0
+	MOVQ         cc+104(FP), SI
+	VMOVD        X0, (SI)
+	ADDQ         $0x04, SI
+	MOVQ         SI, cc+104(FP)
+	MOVQ         stride+40(FP), SI
+	MOVQ         rowBytes+16(FP), DI
+	MOVQ         rows+32(FP), R8
+	ADDQ         SI, DX
+	ADDQ         DI, AX
+	SUBQ         $0x01, R8
+	MOVQ         R8, rows+32(FP)
+	JNZ          row
+	VZEROUPPER
+	RET
+
+// func quantizeLM3AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+// Requires: AVX, AVX2
+TEXT ·quantizeLM3AVX2(SB), NOSPLIT, $0-112
+	MOVQ    planes+0(FP), AX
+	MOVQ    plane+8(FP), CX
+	MOVQ    y+24(FP), DX
+	MOVQ    tmp+88(FP), BX
+	MOVQ    centroids+80(FP), SI
+	VMOVDQU (SI), Y3
+
+row:
+	MOVQ n+48(FP), SI
+	MOVQ half+56(FP), DI
+	MOVQ DX, R8
+	MOVQ BX, R9
+	MOVQ SI, R10
+
+square:
+	VMOVUPS (R8), Y0
+	VMULPS  Y0, Y0, Y0
+	VMOVUPS Y0, (R9)
+	ADDQ    $0x20, R8
+	ADDQ    $0x20, R9
+	SUBQ    $0x01, R10
+	JNZ     square
+	MOVQ    DI, R8
+	MOVQ    SI, R9
+
+xxstride:
+	TESTQ R8, R8
+	JZ    xxlanes
+	SUBQ  R8, R9
+	MOVQ  BX, R10
+	MOVQ  R8, R11
+	SHLQ  $0x05, R11
+
+xxpair:
+	VMOVUPS (R10), Y0
+	VADDPS  (R10)(R11*1), Y0, Y0
+	VMOVUPS Y0, (R10)
+	ADDQ    $0x20, R10
+	SUBQ    $0x01, R9
+	JNZ     xxpair
+	MOVQ    R8, R9
+	SHRQ    $0x01, R8
+	JMP     xxstride
+
+xxlanes:
+	VMOVUPS      (BX), Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VPERMILPS    $0x4e, X1, X0
+	VADDPS       X0, X1, X1
+	VPERMILPS    $0xb1, X1, X0
+	VADDPS       X0, X1, X1
+	MOVQ         sums+96(FP), R11
+	VMOVSS       X1, (R11)
+	VDIVSS       dim+64(FP), X1, X1
+	VSQRTSS      X1, X1, X1
+	VBROADCASTSS X1, Y4
+	VXORPS       Y0, Y0, Y0
+	VCMPPS       $0x04, Y0, Y4, Y5
+	MOVQ         thresholds+72(FP), R8
+	VBROADCASTSS 4(R8), Y0
+	VMULPS       Y4, Y0, Y0
+	VBROADCASTSS 8(R8), Y1
+	VMULPS       Y4, Y1, Y1
+	VBROADCASTSS 12(R8), Y2
+	VMULPS       Y4, Y2, Y2
+	VPXOR        Y4, Y4, Y4
+	MOVQ         DX, R8
+	MOVQ         BX, R9
+	MOVQ         AX, R12
+	MOVQ         SI, R10
+
+chunk:
+	VMOVUPS      (R8), Y6
+	VXORPS       Y8, Y8, Y8
+	VCMPPS       $0x01, Y8, Y6, Y7
+	VBROADCASTSS float7fffffff<>+0(SB), Y9
+	VANDPS       Y9, Y6, Y6
+	VCMPPS       $0x0d, Y0, Y6, Y9
+	VANDPS       Y5, Y9, Y9
+	VPSUBD       Y9, Y8, Y8
+	VCMPPS       $0x0d, Y1, Y6, Y9
+	VANDPS       Y5, Y9, Y9
+	VPSUBD       Y9, Y8, Y8
+	VCMPPS       $0x0d, Y2, Y6, Y9
+	VANDPS       Y5, Y9, Y9
+	VPSUBD       Y9, Y8, Y8
+	VPERMD       Y3, Y8, Y9
+	VCVTDQ2PS    Y9, Y10
+	VMULPS       Y10, Y6, Y10
+	VMOVUPS      Y10, (R9)
+	VPMADDWD     Y9, Y9, Y9
+	VPADDD       Y9, Y4, Y4
+	MOVQ         R12, R13
+	VMOVMSKPS    Y7, R14
+	NOTL         R14
+	MOVB         R14, (R13)
+	VPXOR        Y7, Y8, Y8
+	VPSLLD       $0x1e, Y8, Y6
+	VMOVMSKPS    Y6, R14
+	ADDQ         CX, R13
+	MOVB         R14, (R13)
+	VPSLLD       $0x1f, Y8, Y6
+	VMOVMSKPS    Y6, R14
+	ADDQ         CX, R13
+	MOVB         R14, (R13)
+	ADDQ         $0x20, R8
+	ADDQ         $0x20, R9
+	ADDQ         $0x01, R12
+	SUBQ         $0x01, R10
+	JNZ          chunk
+	MOVQ         SI, SI
+
+xcstride:
+	TESTQ DI, DI
+	JZ    xclanes
+	SUBQ  DI, SI
+	MOVQ  BX, R8
+	MOVQ  DI, R9
+	SHLQ  $0x05, R9
+
+xcpair:
+	VMOVUPS (R8), Y0
+	VADDPS  (R8)(R9*1), Y0, Y0
+	VMOVUPS Y0, (R8)
+	ADDQ    $0x20, R8
+	SUBQ    $0x01, SI
+	JNZ     xcpair
+	MOVQ    DI, SI
+	SHRQ    $0x01, DI
+	JMP     xcstride
+
+xclanes:
+	VMOVUPS      (BX), Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VPERMILPS    $0x4e, X1, X0
+	VADDPS       X0, X1, X1
+	VPERMILPS    $0xb1, X1, X0
+	VADDPS       X0, X1, X1
+	VMOVSS       X1, 4(R11)
+	ADDQ         $0x08, R11
+	MOVQ         R11, sums+96(FP)
+	VEXTRACTF128 $0x01, Y4, X0
+	VPADDD       X0, X4, X0
+	VPERMILPS    $0x4e, X0, X1
+	VPADDD       X1, X0, X0
+	VPERMILPS    $0xb1, X0, X1
+	VPADDD       X1, X0, X0
+	MOVQ         cc+104(FP), SI
+	VMOVD        X0, (SI)
+	ADDQ         $0x04, SI
+	MOVQ         SI, cc+104(FP)
+	MOVQ         stride+40(FP), SI
+	MOVQ         rowBytes+16(FP), DI
+	MOVQ         rows+32(FP), R8
+	ADDQ         SI, DX
+	ADDQ         DI, AX
+	SUBQ         $0x01, R8
+	MOVQ         R8, rows+32(FP)
+	JNZ          row
+	VZEROUPPER
+	RET
+
+// func quantizeLM4AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+// Requires: AVX, AVX2
+TEXT ·quantizeLM4AVX2(SB), NOSPLIT, $0-112
+	MOVQ    planes+0(FP), AX
+	MOVQ    plane+8(FP), CX
+	MOVQ    y+24(FP), DX
+	MOVQ    tmp+88(FP), BX
+	MOVQ    centroids+80(FP), SI
+	VMOVDQU (SI), Y7
+
+row:
+	MOVQ n+48(FP), SI
+	MOVQ half+56(FP), DI
+	MOVQ DX, R8
+	MOVQ BX, R9
+	MOVQ SI, R10
+
+square:
+	VMOVUPS (R8), Y0
+	VMULPS  Y0, Y0, Y0
+	VMOVUPS Y0, (R9)
+	ADDQ    $0x20, R8
+	ADDQ    $0x20, R9
+	SUBQ    $0x01, R10
+	JNZ     square
+	MOVQ    DI, R8
+	MOVQ    SI, R9
+
+xxstride:
+	TESTQ R8, R8
+	JZ    xxlanes
+	SUBQ  R8, R9
+	MOVQ  BX, R10
+	MOVQ  R8, R11
+	SHLQ  $0x05, R11
+
+xxpair:
+	VMOVUPS (R10), Y0
+	VADDPS  (R10)(R11*1), Y0, Y0
+	VMOVUPS Y0, (R10)
+	ADDQ    $0x20, R10
+	SUBQ    $0x01, R9
+	JNZ     xxpair
+	MOVQ    R8, R9
+	SHRQ    $0x01, R8
+	JMP     xxstride
+
+xxlanes:
+	VMOVUPS      (BX), Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VPERMILPS    $0x4e, X1, X0
+	VADDPS       X0, X1, X1
+	VPERMILPS    $0xb1, X1, X0
+	VADDPS       X0, X1, X1
+	MOVQ         sums+96(FP), R11
+	VMOVSS       X1, (R11)
+	VDIVSS       dim+64(FP), X1, X1
+	VSQRTSS      X1, X1, X1
+	VBROADCASTSS X1, Y8
+	VXORPS       Y0, Y0, Y0
+	VCMPPS       $0x04, Y0, Y8, Y9
+	MOVQ         thresholds+72(FP), R8
+	VBROADCASTSS 4(R8), Y0
+	VMULPS       Y8, Y0, Y0
+	VBROADCASTSS 8(R8), Y1
+	VMULPS       Y8, Y1, Y1
+	VBROADCASTSS 12(R8), Y2
+	VMULPS       Y8, Y2, Y2
+	VBROADCASTSS 16(R8), Y3
+	VMULPS       Y8, Y3, Y3
+	VBROADCASTSS 20(R8), Y4
+	VMULPS       Y8, Y4, Y4
+	VBROADCASTSS 24(R8), Y5
+	VMULPS       Y8, Y5, Y5
+	VBROADCASTSS 28(R8), Y6
+	VMULPS       Y8, Y6, Y6
+	VPXOR        Y8, Y8, Y8
+	MOVQ         DX, R8
+	MOVQ         BX, R9
+	MOVQ         AX, R12
+	MOVQ         SI, R10
+
+chunk:
+	VMOVUPS      (R8), Y10
+	VXORPS       Y12, Y12, Y12
+	VCMPPS       $0x01, Y12, Y10, Y11
+	VBROADCASTSS float7fffffff<>+0(SB), Y13
+	VANDPS       Y13, Y10, Y10
+	VCMPPS       $0x0d, Y0, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VCMPPS       $0x0d, Y1, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VCMPPS       $0x0d, Y2, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VCMPPS       $0x0d, Y3, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VCMPPS       $0x0d, Y4, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VCMPPS       $0x0d, Y5, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VCMPPS       $0x0d, Y6, Y10, Y13
+	VANDPS       Y9, Y13, Y13
+	VPSUBD       Y13, Y12, Y12
+	VPERMD       Y7, Y12, Y13
+	VCVTDQ2PS    Y13, Y14
+	VMULPS       Y14, Y10, Y14
+	VMOVUPS      Y14, (R9)
+	VPMADDWD     Y13, Y13, Y13
+	VPADDD       Y13, Y8, Y8
+	MOVQ         R12, R13
+	VMOVMSKPS    Y11, R14
+	NOTL         R14
+	MOVB         R14, (R13)
+	VPXOR        Y11, Y12, Y12
+	VPSLLD       $0x1d, Y12, Y10
+	VMOVMSKPS    Y10, R14
+	ADDQ         CX, R13
+	MOVB         R14, (R13)
+	VPSLLD       $0x1e, Y12, Y10
+	VMOVMSKPS    Y10, R14
+	ADDQ         CX, R13
+	MOVB         R14, (R13)
+	VPSLLD       $0x1f, Y12, Y10
+	VMOVMSKPS    Y10, R14
+	ADDQ         CX, R13
+	MOVB         R14, (R13)
+	ADDQ         $0x20, R8
+	ADDQ         $0x20, R9
+	ADDQ         $0x01, R12
+	SUBQ         $0x01, R10
+	JNZ          chunk
+	MOVQ         SI, SI
+
+xcstride:
+	TESTQ DI, DI
+	JZ    xclanes
+	SUBQ  DI, SI
+	MOVQ  BX, R8
+	MOVQ  DI, R9
+	SHLQ  $0x05, R9
+
+xcpair:
+	VMOVUPS (R8), Y0
+	VADDPS  (R8)(R9*1), Y0, Y0
+	VMOVUPS Y0, (R8)
+	ADDQ    $0x20, R8
+	SUBQ    $0x01, SI
+	JNZ     xcpair
+	MOVQ    DI, SI
+	SHRQ    $0x01, DI
+	JMP     xcstride
+
+xclanes:
+	VMOVUPS      (BX), Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VPERMILPS    $0x4e, X1, X0
+	VADDPS       X0, X1, X1
+	VPERMILPS    $0xb1, X1, X0
+	VADDPS       X0, X1, X1
+	VMOVSS       X1, 4(R11)
+	ADDQ         $0x08, R11
+	MOVQ         R11, sums+96(FP)
+	VEXTRACTF128 $0x01, Y8, X0
+	VPADDD       X0, X8, X0
+	VPERMILPS    $0x4e, X0, X1
+	VPADDD       X1, X0, X0
+	VPERMILPS    $0xb1, X0, X1
+	VPADDD       X1, X0, X0
+	MOVQ         cc+104(FP), SI
+	VMOVD        X0, (SI)
+	ADDQ         $0x04, SI
+	MOVQ         SI, cc+104(FP)
+	MOVQ         stride+40(FP), SI
+	MOVQ         rowBytes+16(FP), DI
+	MOVQ         rows+32(FP), R8
+	ADDQ         SI, DX
+	ADDQ         DI, AX
+	SUBQ         $0x01, R8
+	MOVQ         R8, rows+32(FP)
+	JNZ          row
+	VZEROUPPER
+	RET
+
+// func quantizeU8AVX2(codes *byte, y *float32, steps *float32, rows int, stride int, n int)
+// Requires: AVX, AVX2
+TEXT ·quantizeU8AVX2(SB), NOSPLIT, $0-48
+	MOVQ         codes+0(FP), AX
+	MOVQ         y+8(FP), CX
+	MOVQ         steps+16(FP), DX
+	MOVQ         rows+24(FP), BX
+	MOVQ         stride+32(FP), SI
+	MOVQ         n+40(FP), DI
+	VBROADCASTSS float42fe0000<>+0(SB), Y0
+	VBROADCASTSS floatc2fe0000<>+0(SB), Y1
+	VBROADCASTSS float80<>+0(SB), Y2
+	VXORPS       Y3, Y3, Y3
+	VMOVDQU      lowBytes<>+0(SB), Y4
+
+row:
+	VBROADCASTSS (DX), Y5
+	VCMPPS       $0x04, Y3, Y5, Y6
+	MOVQ         CX, R8
+	MOVQ         DI, R9
+
+chunk:
+	VMOVUPS      (R8), Y7
+	VDIVPS       Y5, Y7, Y7
+	VANDPS       Y6, Y7, Y7
+	VMINPS       Y0, Y7, Y7
+	VMAXPS       Y1, Y7, Y7
+	VCVTPS2DQ    Y7, Y7
+	VPADDD       Y2, Y7, Y7
+	VPSHUFB      Y4, Y7, Y7
+	VEXTRACTI128 $0x01, Y7, X8
+	VPUNPCKLDQ   X8, X7, X8
+	VMOVQ        X8, (AX)
+	ADDQ         $0x20, R8
+	ADDQ         $0x08, AX
+	SUBQ         $0x01, R9
+	JNZ          chunk
+	ADDQ         $0x04, DX
+	ADDQ         SI, CX
+	SUBQ         $0x01, BX
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float80<>+0(SB)/8, $0x0000008000000080
+GLOBL float80<>(SB), RODATA|NOPTR, $8
+
+DATA lowBytes<>+0(SB)/8, $0x808080800c080400
+DATA lowBytes<>+8(SB)/8, $0x8080808080808080
+DATA lowBytes<>+16(SB)/8, $0x808080800c080400
+DATA lowBytes<>+24(SB)/8, $0x8080808080808080
+GLOBL lowBytes<>(SB), RODATA|NOPTR, $32
+
+// func decodeLM1AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+// Requires: AVX, AVX2
+TEXT ·decodeLM1AVX2(SB), NOSPLIT, $0-72
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+32(FP), BX
+	MOVQ           units+40(FP), SI
+	MOVQ           rows+48(FP), DI
+	MOVQ           blocks+56(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float1010101<>+0(SB), Y2
+	VBROADCASTI128 (BX), Y3
+	LEAQ           (DX)(DX*2), DX
+
+row:
+	VBROADCASTSS (SI), Y4
+	MOVQ         CX, DX
+	MOVQ         AX, BX
+	MOVQ         R8, R9
+
+block:
+	VPBROADCASTD (DX), Y5
+	VPSHUFB      Y0, Y5, Y5
+	VPAND        Y1, Y5, Y5
+	VPCMPEQB     Y1, Y5, Y5
+	VPAND        Y2, Y5, Y5
+	VPSHUFB      Y5, Y3, Y5
+	VEXTRACTI128 $0x00, Y5, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y4, Y6, Y6
+	VMOVUPS      Y6, (BX)
+	VEXTRACTI128 $0x00, Y5, X6
+	VPSRLDQ      $0x08, X6, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y4, Y6, Y6
+	VMOVUPS      Y6, 32(BX)
+	VEXTRACTI128 $0x01, Y5, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y4, Y6, Y6
+	VMOVUPS      Y6, 64(BX)
+	VEXTRACTI128 $0x01, Y5, X5
+	VPSRLDQ      $0x08, X5, X5
+	VPMOVSXBD    X5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VMULPS       Y4, Y5, Y5
+	VMOVUPS      Y5, 96(BX)
+	ADDQ         $0x04, DX
+	ADDQ         $0x00000080, BX
+	SUBQ         $0x01, R9
+	JNZ          block
+	ADDQ         $0x04, SI
+	MOVQ         rowBytes+24(FP), DX
+	MOVQ         stride+64(FP), BX
+	ADDQ         DX, CX
+	ADDQ         BX, AX
+	SUBQ         $0x01, DI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA spread32<>+0(SB)/8, $0x0000000000000000
+DATA spread32<>+8(SB)/8, $0x0101010101010101
+DATA spread32<>+16(SB)/8, $0x0202020202020202
+DATA spread32<>+24(SB)/8, $0x0303030303030303
+GLOBL spread32<>(SB), RODATA|NOPTR, $32
+
+DATA bit32<>+0(SB)/8, $0x8040201008040201
+DATA bit32<>+8(SB)/8, $0x8040201008040201
+DATA bit32<>+16(SB)/8, $0x8040201008040201
+DATA bit32<>+24(SB)/8, $0x8040201008040201
+GLOBL bit32<>(SB), RODATA|NOPTR, $32
+
+DATA float1010101<>+0(SB)/8, $0x0101010101010101
+GLOBL float1010101<>(SB), RODATA|NOPTR, $8
+
+// func decodeLM2AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+// Requires: AVX, AVX2
+TEXT ·decodeLM2AVX2(SB), NOSPLIT, $0-72
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+32(FP), BX
+	MOVQ           units+40(FP), SI
+	MOVQ           rows+48(FP), DI
+	MOVQ           blocks+56(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float2020202<>+0(SB), Y2
+	VBROADCASTSS   float1010101<>+0(SB), Y3
+	VBROADCASTI128 (BX), Y4
+	LEAQ           (DX)(DX*2), BX
+
+row:
+	VBROADCASTSS (SI), Y5
+	MOVQ         CX, BX
+	MOVQ         AX, R9
+	MOVQ         R8, R10
+
+block:
+	VPBROADCASTD (BX), Y6
+	VPSHUFB      Y0, Y6, Y6
+	VPAND        Y1, Y6, Y6
+	VPCMPEQB     Y1, Y6, Y6
+	VPAND        Y2, Y6, Y6
+	VPBROADCASTD (BX)(DX*1), Y7
+	VPSHUFB      Y0, Y7, Y7
+	VPAND        Y1, Y7, Y7
+	VPCMPEQB     Y1, Y7, Y7
+	VPAND        Y3, Y7, Y7
+	VPOR         Y7, Y6, Y6
+	VPSHUFB      Y6, Y4, Y6
+	VEXTRACTI128 $0x00, Y6, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VMOVUPS      Y7, (R9)
+	VEXTRACTI128 $0x00, Y6, X7
+	VPSRLDQ      $0x08, X7, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VMOVUPS      Y7, 32(R9)
+	VEXTRACTI128 $0x01, Y6, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VMOVUPS      Y7, 64(R9)
+	VEXTRACTI128 $0x01, Y6, X6
+	VPSRLDQ      $0x08, X6, X6
+	VPMOVSXBD    X6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y5, Y6, Y6
+	VMOVUPS      Y6, 96(R9)
+	ADDQ         $0x04, BX
+	ADDQ         $0x00000080, R9
+	SUBQ         $0x01, R10
+	JNZ          block
+	ADDQ         $0x04, SI
+	MOVQ         rowBytes+24(FP), BX
+	MOVQ         stride+64(FP), R9
+	ADDQ         BX, CX
+	ADDQ         R9, AX
+	SUBQ         $0x01, DI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float2020202<>+0(SB)/8, $0x0202020202020202
+GLOBL float2020202<>(SB), RODATA|NOPTR, $8
+
+// func decodeLM3AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+// Requires: AVX, AVX2
+TEXT ·decodeLM3AVX2(SB), NOSPLIT, $0-72
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+32(FP), BX
+	MOVQ           units+40(FP), SI
+	MOVQ           rows+48(FP), DI
+	MOVQ           blocks+56(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float4040404<>+0(SB), Y2
+	VBROADCASTSS   float2020202<>+0(SB), Y3
+	VBROADCASTSS   float1010101<>+0(SB), Y4
+	VBROADCASTI128 (BX), Y5
+	LEAQ           (DX)(DX*2), BX
+
+row:
+	VBROADCASTSS (SI), Y6
+	MOVQ         CX, BX
+	MOVQ         AX, R9
+	MOVQ         R8, R10
+
+block:
+	VPBROADCASTD (BX), Y7
+	VPSHUFB      Y0, Y7, Y7
+	VPAND        Y1, Y7, Y7
+	VPCMPEQB     Y1, Y7, Y7
+	VPAND        Y2, Y7, Y7
+	VPBROADCASTD (BX)(DX*1), Y8
+	VPSHUFB      Y0, Y8, Y8
+	VPAND        Y1, Y8, Y8
+	VPCMPEQB     Y1, Y8, Y8
+	VPAND        Y3, Y8, Y8
+	VPOR         Y8, Y7, Y7
+	VPBROADCASTD (BX)(DX*2), Y8
+	VPSHUFB      Y0, Y8, Y8
+	VPAND        Y1, Y8, Y8
+	VPCMPEQB     Y1, Y8, Y8
+	VPAND        Y4, Y8, Y8
+	VPOR         Y8, Y7, Y7
+	VPSHUFB      Y7, Y5, Y7
+	VEXTRACTI128 $0x00, Y7, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y6, Y8, Y8
+	VMOVUPS      Y8, (R9)
+	VEXTRACTI128 $0x00, Y7, X8
+	VPSRLDQ      $0x08, X8, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y6, Y8, Y8
+	VMOVUPS      Y8, 32(R9)
+	VEXTRACTI128 $0x01, Y7, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y6, Y8, Y8
+	VMOVUPS      Y8, 64(R9)
+	VEXTRACTI128 $0x01, Y7, X7
+	VPSRLDQ      $0x08, X7, X7
+	VPMOVSXBD    X7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y6, Y7, Y7
+	VMOVUPS      Y7, 96(R9)
+	ADDQ         $0x04, BX
+	ADDQ         $0x00000080, R9
+	SUBQ         $0x01, R10
+	JNZ          block
+	ADDQ         $0x04, SI
+	MOVQ         rowBytes+24(FP), BX
+	MOVQ         stride+64(FP), R9
+	ADDQ         BX, CX
+	ADDQ         R9, AX
+	SUBQ         $0x01, DI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float4040404<>+0(SB)/8, $0x0404040404040404
+GLOBL float4040404<>(SB), RODATA|NOPTR, $8
+
+// func decodeLM4AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+// Requires: AVX, AVX2
+TEXT ·decodeLM4AVX2(SB), NOSPLIT, $0-72
+	MOVQ           dst+0(FP), AX
+	MOVQ           src+8(FP), CX
+	MOVQ           plane+16(FP), DX
+	MOVQ           table+32(FP), BX
+	MOVQ           units+40(FP), SI
+	MOVQ           rows+48(FP), DI
+	MOVQ           blocks+56(FP), R8
+	VMOVDQU        spread32<>+0(SB), Y0
+	VMOVDQU        bit32<>+0(SB), Y1
+	VBROADCASTSS   float8080808<>+0(SB), Y2
+	VBROADCASTSS   float4040404<>+0(SB), Y3
+	VBROADCASTSS   float2020202<>+0(SB), Y4
+	VBROADCASTSS   float1010101<>+0(SB), Y5
+	VBROADCASTI128 (BX), Y6
+	LEAQ           (DX)(DX*2), BX
+
+row:
+	VBROADCASTSS (SI), Y7
+	MOVQ         CX, R9
+	MOVQ         AX, R10
+	MOVQ         R8, R11
+
+block:
+	VPBROADCASTD (R9), Y8
+	VPSHUFB      Y0, Y8, Y8
+	VPAND        Y1, Y8, Y8
+	VPCMPEQB     Y1, Y8, Y8
+	VPAND        Y2, Y8, Y8
+	VPBROADCASTD (R9)(DX*1), Y9
+	VPSHUFB      Y0, Y9, Y9
+	VPAND        Y1, Y9, Y9
+	VPCMPEQB     Y1, Y9, Y9
+	VPAND        Y3, Y9, Y9
+	VPOR         Y9, Y8, Y8
+	VPBROADCASTD (R9)(DX*2), Y9
+	VPSHUFB      Y0, Y9, Y9
+	VPAND        Y1, Y9, Y9
+	VPCMPEQB     Y1, Y9, Y9
+	VPAND        Y4, Y9, Y9
+	VPOR         Y9, Y8, Y8
+	VPBROADCASTD (R9)(BX*1), Y9
+	VPSHUFB      Y0, Y9, Y9
+	VPAND        Y1, Y9, Y9
+	VPCMPEQB     Y1, Y9, Y9
+	VPAND        Y5, Y9, Y9
+	VPOR         Y9, Y8, Y8
+	VPSHUFB      Y8, Y6, Y8
+	VEXTRACTI128 $0x00, Y8, X9
+	VPMOVSXBD    X9, Y9
+	VCVTDQ2PS    Y9, Y9
+	VMULPS       Y7, Y9, Y9
+	VMOVUPS      Y9, (R10)
+	VEXTRACTI128 $0x00, Y8, X9
+	VPSRLDQ      $0x08, X9, X9
+	VPMOVSXBD    X9, Y9
+	VCVTDQ2PS    Y9, Y9
+	VMULPS       Y7, Y9, Y9
+	VMOVUPS      Y9, 32(R10)
+	VEXTRACTI128 $0x01, Y8, X9
+	VPMOVSXBD    X9, Y9
+	VCVTDQ2PS    Y9, Y9
+	VMULPS       Y7, Y9, Y9
+	VMOVUPS      Y9, 64(R10)
+	VEXTRACTI128 $0x01, Y8, X8
+	VPSRLDQ      $0x08, X8, X8
+	VPMOVSXBD    X8, Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y7, Y8, Y8
+	VMOVUPS      Y8, 96(R10)
+	ADDQ         $0x04, R9
+	ADDQ         $0x00000080, R10
+	SUBQ         $0x01, R11
+	JNZ          block
+	ADDQ         $0x04, SI
+	MOVQ         rowBytes+24(FP), R9
+	MOVQ         stride+64(FP), R10
+	ADDQ         R9, CX
+	ADDQ         R10, AX
+	SUBQ         $0x01, DI
+	JNZ          row
+	VZEROUPPER
+	RET
+
+DATA float8080808<>+0(SB)/8, $0x0808080808080808
+GLOBL float8080808<>(SB), RODATA|NOPTR, $8
+
+// func decodeU8AVX2(dst *float32, src *byte, units *float32, rows int, n int, stride int)
+// Requires: AVX, AVX2
+TEXT ·decodeU8AVX2(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         units+16(FP), DX
+	MOVQ         rows+24(FP), BX
+	MOVQ         n+32(FP), SI
+	MOVQ         stride+40(FP), DI
+	VBROADCASTSS float80<>+0(SB), Y0
+
+row:
+	VBROADCASTSS (DX), Y1
+	MOVQ         AX, R8
+	MOVQ         SI, R9
+
+chunk:
+	VPMOVZXBD (CX), Y2
+	VPSUBD    Y0, Y2, Y2
+	VCVTDQ2PS Y2, Y2
+	VMULPS    Y1, Y2, Y2
+	VMOVUPS   Y2, (R8)
+	ADDQ      $0x20, R8
+	ADDQ      $0x08, CX
+	SUBQ      $0x01, R9
+	JNZ       chunk
+	ADDQ      $0x04, DX
+	ADDQ      DI, AX
+	SUBQ      $0x01, BX
+	JNZ       row
+	VZEROUPPER
+	RET

@@ -149,3 +149,135 @@ func decodeLM4AVX512(dst *float32, src *byte, plane int, rowBytes int, table *fl
 //
 //go:noescape
 func decodeU8AVX512(dst *float32, src *byte, units *float32, rows int, n int, odd int, stride int)
+
+// forward8AVX2 flips signs, then transforms and scales rows of 8 values that lie stride
+// bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func forward8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// inverse8AVX2 transforms and scales, then flips signs of rows of 8 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func inverse8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// forward16AVX2 flips signs, then transforms and scales rows of 16 values that lie stride
+// bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func forward16AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// inverse16AVX2 transforms and scales, then flips signs of rows of 16 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func inverse16AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// forward32AVX2 flips signs, then transforms and scales rows of 32 values that lie stride
+// bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func forward32AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// inverse32AVX2 transforms and scales, then flips signs of rows of 32 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func inverse32AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// forward64AVX2 flips signs, then transforms and scales rows of 64 values that lie stride
+// bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func forward64AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// inverse64AVX2 transforms and scales, then flips signs of rows of 64 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func inverse64AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// butterfliesAVX2 runs the butterflies of stride h bytes, a multiple of 32, over pairs
+// times 2h bytes, and multiplies with factor.
+//
+//go:noescape
+func butterfliesAVX2(x *float32, h int, pairs int, factor float32)
+
+// peaksAVX2 writes the largest magnitude, as bits, of rows of n times 8 values.
+//
+//go:noescape
+func peaksAVX2(peaks *uint32, x *float32, rows int, n int, stride int)
+
+// scaleRowsAVX2 multiplies rows of n times 8 values with a factor each.
+//
+//go:noescape
+func scaleRowsAVX2(x *float32, factors *float32, rows int, n int, stride int)
+
+// quantizeLM1AVX2 writes the codes of rows of n times 8 values to bit planes. sums gets
+// |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
+// one. centroids has 8 entries.
+//
+//go:noescape
+func quantizeLM1AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+
+// quantizeLM2AVX2 writes the codes of rows of n times 8 values to bit planes. sums gets
+// |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
+// one. centroids has 8 entries.
+//
+//go:noescape
+func quantizeLM2AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+
+// quantizeLM3AVX2 writes the codes of rows of n times 8 values to bit planes. sums gets
+// |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
+// one. centroids has 8 entries.
+//
+//go:noescape
+func quantizeLM3AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+
+// quantizeLM4AVX2 writes the codes of rows of n times 8 values to bit planes. sums gets
+// |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
+// one. centroids has 8 entries.
+//
+//go:noescape
+func quantizeLM4AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
+
+// quantizeU8AVX2 writes 128 + y/step, rounded to even and held within 1 to 255, of rows
+// of n times 8 values. A step of 0 gives 128.
+//
+//go:noescape
+func quantizeU8AVX2(codes *byte, y *float32, steps *float32, rows int, stride int, n int)
+
+// decodeLM1AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
+// 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
+// 3 bytes behind a row are read.
+//
+//go:noescape
+func decodeLM1AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+
+// decodeLM2AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
+// 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
+// 3 bytes behind a row are read.
+//
+//go:noescape
+func decodeLM2AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+
+// decodeLM3AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
+// 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
+// 3 bytes behind a row are read.
+//
+//go:noescape
+func decodeLM3AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+
+// decodeLM4AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
+// 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
+// 3 bytes behind a row are read.
+//
+//go:noescape
+func decodeLM4AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
+
+// decodeU8AVX2 writes units[row]*(code-128) of rows of n times 8 values, which lie stride
+// bytes apart in dst.
+//
+//go:noescape
+func decodeU8AVX2(dst *float32, src *byte, units *float32, rows int, n int, stride int)

@@ -15,7 +15,7 @@ import (
 // AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI and GFNI.
 func AVX512() *Kernels {
 	return &Kernels{
-		isa: "avx512", pad: 64, lane: true,
+		isa: "avx512", pad: 64, lane: true, wide: true,
 		exact: exactAVX512, u8: u8AVX512, planes: planesAVX512, dots: dotsAVX512,
 		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
@@ -30,7 +30,7 @@ func exactAVX512(dst []float32, f quant.Format, src []byte, rows, dim, padDim in
 	}
 	_, _ = dst[rows*padDim-1], src[rows*dim*f.Bits()/8-1]
 	full, tail := dim/16, uint32(1)<<(dim%16)-1
-	zeros := max(0, padDim/16-(dim+15)/16)
+	zeros := padDim/16 - (dim+15)/16
 	switch f {
 	case quant.F16:
 		unpackF16AVX512(&dst[0], &src[0], rows, full, tail, zeros)

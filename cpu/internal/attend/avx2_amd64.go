@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !noasm
+
+package attend
+
+import "github.com/kvist-project/kvist/quant"
+
+// AVX2 returns the kernels for AVX2 with FMA and F16C.
+func AVX2() *Kernels {
+	return &Kernels{
+		isa: "avx2", pad: 32, wide: true,
+		exact: exactAVX2, u8: u8AVX2, planes: planesAVX2, dots: dotsAVX2, add: addAVX2,
+		fold: foldSlicesAVX2, square: squareTileAVX2, softmax: softmaxHeadsAVX2,
+		probs: probsHeadsAVX2, f16: f16AVX2, log8: scalesLog8Generic,
+	}
+}
+
+// byRows converts rows with a kernel for 8 values at a time, and what is left over one by one.
+func byRows(dst []float32, src []byte, rows, dim, padDim, size int,
+	convert func(dst *float32, src *byte, n int), rest func(dst []float32, src []byte)) {
+	if dim == padDim && dim%8 == 0 {
+		dim, padDim, rows = rows*dim, rows*dim, 1
+	}
+	for r := range rows {
+		to, from := dst[r*padDim:(r+1)*padDim], src[r*dim*size:(r+1)*dim*size]
+		whole := dim &^ 7
+		if whole > 0 {
+			convert(&to[0], &from[0], whole/8)
+		}
+		if whole < dim {
+			rest(to[whole:dim], from[whole*size:])
+		}
+		clear(to[dim:])
+	}
+}
+
+func exactAVX2(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
+	_, _ = dst[rows*padDim-1], src[rows*dim*f.Bits()/8-1]
+	rest := func(dst []float32, src []byte) { unpackExact(dst, f, src) }
+	switch f {
+	case quant.F16:
+		byRows(dst, src, rows, dim, padDim, 2, unpackF16AVX2, rest)
+	case quant.BF16:
+		byRows(dst, src, rows, dim, padDim, 2, unpackBF16AVX2, rest)
+	default:
+		exactGeneric(dst, f, src, rows, dim, padDim)
+	}
+}
+
+func u8AVX2(dst []float32, src []byte, rows, dim, padDim int) {
+	_, _ = dst[rows*padDim-1], src[rows*dim-1]
+	byRows(dst, src, rows, dim, padDim, 1, unpackU8AVX2, nil)
+}
+
+// byteBooks are the integer centroids of lm1..lm4, repeated up to 16.
+var byteBooks = func() (t [4][16]int8) {
+	for i := range t {
+		book := quant.NestedCodebook(quant.LM1 + quant.Format(i))
+		for j := range t[i] {
+			t[i][j] = book[j%len(book)]
+		}
+	}
+	return t
+}()
+
+func planesAVX2(dst []float32, p planes, _ bool) {
+	blocks := p.padDim / 32
+	_ = dst[p.rows*p.padDim-1]
+	_ = p.src[(p.bits-1)*p.plane+(p.rows-1)*p.rowBytes+4*blocks-1]
+	if p.table != &codebooks[quant.LM1+quant.Format(p.bits-1)] {
+		planesGeneric(dst, p, false) // tqmse has centroids that are no integers
+		return
+	}
+	table := &byteBooks[p.bits-1][0]
+	switch p.bits {
+	case 1:
+		unpackLM1AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
+	case 2:
+		unpackLM2AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
+	case 3:
+		unpackLM3AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
+	default:
+		unpackLM4AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
+	}
+}
+
+func dotsAVX2(dots, q []float32, heads int, _ Layout, tile []float32, padDim, rows int) {
+	_, _, _ = dots[heads*TileRows-1], q[heads*padDim-1], tile[TileRows*padDim-1]
+	for heads > 0 {
+		n := min(heads, 2)
+		if n == 1 {
+			dotRows1AVX2(&dots[0], &q[0], &tile[0], 4*padDim, padDim/32, (rows+7)/8)
+		} else {
+			dotRows2AVX2(&dots[0], &q[0], &tile[0], 4*padDim, padDim/32, (rows+3)/4)
+		}
+		heads -= n
+		dots, q = dots[n*TileRows:], q[n*padDim:]
+	}
+}
+
+func addAVX2(acc, w []float32, heads int, tile []float32, padDim, rows int) {
+	_, _, _ = acc[heads*padDim-1], w[heads*TileRows-1], tile[rows*padDim-1]
+	for heads > 0 {
+		n := min(heads, 2)
+		if n == 1 {
+			accumulate1AVX2(&acc[0], &w[0], &tile[0], 4*padDim, padDim/32, rows)
+		} else {
+			accumulate2AVX2(&acc[0], &w[0], &tile[0], 4*padDim, padDim/32, rows)
+		}
+		heads -= n
+		acc, w = acc[n*padDim:], w[n*TileRows:]
+	}
+}
+
+func foldSlicesAVX2(sum []float64, acc []float32) {
+	if n := len(acc) / 8; n > 0 {
+		_ = sum[8*n-1]
+		foldAVX2(&sum[0], &acc[0], n)
+	}
+	foldGeneric(sum[len(acc)&^7:], acc[len(acc)&^7:])
+}
+
+func squareTileAVX2(dst, src *[TileRows]float32, factor float32) {
+	squareAVX2(&dst[0], &src[0], factor)
+}
+
+func softmaxHeadsAVX2(h *Heads, t *Terms, scale *[TileRows]float32) {
+	var tmp [64]float32
+	softmaxAVX2(&h.Weights[0], &h.Sums[0], &h.Tops[0], &h.Dots[0], &t.Mul[0], &t.Add[0],
+		&t.Noise[0], &scale[0], &h.Energy[0], &h.Masks[0], len(h.Masks), &tmp[0])
+}
+
+func probsHeadsAVX2(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
+	probsAVX2(&acc[0], &h.Dots[0], &t.Mul[0], &t.Add[0], &t.Noise[0], &h.Energy[0], &lse[0],
+		&h.Masks[0], len(h.Masks), power)
+}
+
+func f16AVX2(dst *[TileRows]float32, src []byte, factor float32) {
+	var buf [2 * TileRows]byte
+	copy(buf[:], src)
+	scalesF16AVX2(&dst[0], &buf[0], factor)
+}
