@@ -160,11 +160,11 @@ def innermost_loops(module):
         labels = {x[:-1]: i for i, x in enumerate(lines) if re.fullmatch(r"\$\w+:", x)}
         loops = []
         for i, x in enumerate(lines):
-            m = re.search(r"bra(?:\.uni)? +(\$\w+);", x)
+            m = re.search(r"bra(?:\.uni)?\s+(\$\w+);", x)
             if m and labels[m.group(1)] < i:
                 loops.append((labels[m.group(1)], i))
         inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-        code = re.compile(r"(@!?%p\d+ )?[a-z]")
+        code = re.compile(r"(@!?%p\d+\s+)?[a-z]")
         name = re.match(r"\w+", part).group(0)
         out[name] = [[x for x in lines[a:b + 1] if code.match(x)] for a, b in inner]
     return out
@@ -180,9 +180,9 @@ def per_value(heads):
         bits = len(loads)
         if not 1 <= bits <= 4 or fma % heads or values not in (8, 32):
             continue
-        if values == 32 and all("ld.global.u32" in x for x in loads):
+        if values == 32 and all(re.search(r"ld\.global\.(nc\.)?u32", x) for x in loads):
             rows[f"K {bits} bits"] = len(loop) / values
-        if values == 8 and all("ld.global.u8" in x for x in loads) and "setp.eq.f32" in " ".join(loop):
+        if values == 8 and all(re.search(r"ld\.global\.(nc\.)?u8", x) for x in loads):
             rows[f"V {bits} bits"] = len(loop) / values
     return rows
 
