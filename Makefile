@@ -9,11 +9,11 @@ QEMU     := $(shell command -v qemu-aarch64-static)
 PORTABLE := ./quant/... ./engine/... ./cpu/... ./importance
 TIMEOUT  := -timeout 15m
 FUZZ     ?= 4000x
-# Names what must not be skipped: model, avx2, avx512 (comma-separated).
+# Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo test test-main test-nocgo test-noasm test-v3 test-arm64 test-race \
+.PHONY: help setup model demo ptx check-ptx gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 test-race \
         lint bench fuzz-smoke golden quality tidy-check clean
 
 help: ## list the targets
@@ -41,7 +41,7 @@ test-main: ## the whole suite, once
 
 test-nocgo: ## without cgo
 	CGO_ENABLED=0 $(GO) build ./...
-	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE)
+	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE) ./kernels/... ./cuda/...
 
 test-noasm: ## without assembly
 	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/offline
@@ -84,6 +84,13 @@ quality: model ## the quality table, measured in a real model; writes bench/resu
 
 tidy-check: ## go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
+
+ptx: ## compile kernels/src to PTX with a pinned compiler, fetched by pip; the only writer of kernels/ptx
+	python3 kernels/ptx.py build
+
+check-ptx: ## compile again, compare, and assemble for sm_75..sm_120 with an old and a new ptxas
+	python3 kernels/ptx.py check
+	python3 kernels/ptx.py report bench/results/cuda-ptx.md
 
 clean: ## remove what the targets made
 	rm -rf bin demo.kvist demo.html

@@ -150,6 +150,43 @@ def assemble(ptxas, arch, module):
     return out
 
 
+def innermost_loops(module):
+    """Returns {entry: [lines of an innermost loop]} of a PTX."""
+    with open(os.path.join(HERE, "ptx", module + ".ptx")) as f:
+        text = f.read()
+    out = {}
+    for part in re.split(r"(?m)^\.visible \.entry ", text)[1:]:
+        lines = [x.strip() for x in part.splitlines()]
+        labels = {x[:-1]: i for i, x in enumerate(lines) if re.fullmatch(r"\$\w+:", x)}
+        loops = []
+        for i, x in enumerate(lines):
+            m = re.search(r"bra(?:\.uni)?\s+(\$\w+);", x)
+            if m and labels[m.group(1)] < i:
+                loops.append((labels[m.group(1)], i))
+        inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+        code = re.compile(r"(@!?%p\d+\s+)?[a-z]")
+        name = re.match(r"\w+", part).group(0)
+        out[name] = [[x for x in lines[a:b + 1] if code.match(x)] for a, b in inner]
+    return out
+
+
+def per_value(heads):
+    """Rows of a table: PTX instructions a value of K and of V, for attend of so many heads."""
+    rows = {}
+    for loop in innermost_loops("attend")[f"kvist_attend_h{heads}"]:
+        loads = [x for x in loop if "ld.global" in x]
+        fma = sum("fma.rn.f32" in x for x in loop)
+        values = fma // heads
+        bits = len(loads)
+        if not 1 <= bits <= 4 or fma % heads or values not in (8, 32):
+            continue
+        if values == 32 and all(re.search(r"ld\.global\.(nc\.)?u32", x) for x in loads):
+            rows[f"K {bits} bits"] = len(loop) / values
+        if values == 8 and all(re.search(r"ld\.global\.(nc\.)?u8", x) for x in loads):
+            rows[f"V {bits} bits"] = len(loop) / values
+    return rows
+
+
 def report(path):
     tools = {}
     for role in ("ptxas12", "ptxas13"):
@@ -178,6 +215,16 @@ def report(path):
             cells = [table[entry].get(a, "-") for a in SHOWN]
             lines.append(f"| {entry} | " + " | ".join(cells) + " |")
         lines.append("")
+    lines += ["## Instructions a value", "",
+              "PTX instructions of the innermost loop of attend, over the values of K or V that it",
+              "unpacks; every value meets all heads of the unit, one fused multiply-add each. SASS has",
+              "about as many.", ""]
+    heads = (1, 2, 4, 8)
+    counts = [per_value(h) for h in heads]
+    lines += ["| loop | " + " | ".join(f"{h} heads" for h in heads) + " |", "|---|---|---|---|---|"]
+    for name in sorted(counts[-1]):
+        lines.append(f"| {name} | " + " | ".join(
+            f"{c[name]:.1f}" if name in c else "-" for c in counts) + " |")
     with open(path, "w") as f:
         f.write("\n".join(lines).rstrip() + "\n")
     print(path)

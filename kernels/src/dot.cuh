@@ -22,6 +22,23 @@ __device__ __forceinline__ View view_of(uint64_t side, int f, int rows, int dim,
           plane_bytes(rows, dim), dim % 8 == 0};
 }
 
+// binary16 to float32 by the hardware, and its twin. Only payloads of NaNs may differ.
+__device__ __forceinline__ float half_to_float(uint16_t h) {
+#ifdef KVIST_EMU
+  return f16_to_f32(h);
+#else
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+#endif
+}
+
+// Centroid k of 8 codes of 4 bits: the offset in bytes is cut out in two operations.
+__device__ __forceinline__ float centroid(const float* book, uint32_t codes, int k) {
+  const uint32_t offset = (k == 0 ? codes << 2 : codes >> (4 * k - 2)) & 0x3c;
+  return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(book) + offset);
+}
+
 // Bit i of b goes to bit 4i.
 __device__ __forceinline__ uint32_t spread(uint32_t b) {
   b = (b | b << 12) & 0x000f000fu;
@@ -36,12 +53,12 @@ __device__ __forceinline__ void unpack8(const View& w, int64_t at, int n, float 
     uint32_t codes = 0;
 #pragma unroll
     for (int p = 0; p < KIND; p++) {
-      codes |= spread(w.side[p * w.plane + at / 8]) << (KIND - 1 - p);
+      codes |= spread(__ldg(w.side + p * w.plane + at / 8)) << (KIND - 1 - p);
     }
 #pragma unroll
-    for (int i = 0; i < 8; i++) x[i] = w.book[codes >> 4 * i & 15];
+    for (int i = 0; i < 8; i++) x[i] = centroid(w.book, codes, i);
   } else if (KIND == K_U8) {
-    const uint2 c = *reinterpret_cast<const uint2*>(w.side + at);
+    const uint2 c = __ldg(reinterpret_cast<const uint2*>(w.side + at));
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       x[i] = static_cast<float>(static_cast<int>((i < 4 ? c.x : c.y) >> 8 * (i & 3) & 255) - 128);
@@ -49,40 +66,40 @@ __device__ __forceinline__ void unpack8(const View& w, int64_t at, int n, float 
   } else if (KIND == K_F32) {
     const float* src = reinterpret_cast<const float*>(w.side) + at;
     if (w.vec) {
-      const float4 a = reinterpret_cast<const float4*>(src)[0];
-      const float4 b = reinterpret_cast<const float4*>(src)[1];
+      const float4 a = __ldg(reinterpret_cast<const float4*>(src));
+      const float4 b = __ldg(reinterpret_cast<const float4*>(src) + 1);
       x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w;
       x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
     } else {
 #pragma unroll
-      for (int i = 0; i < 8; i++) x[i] = i < n ? src[i] : 0;
+      for (int i = 0; i < 8; i++) x[i] = i < n ? __ldg(src + i) : 0;
     }
   } else if (KIND == K_F16 || KIND == K_BF16) {
     const uint16_t* src = reinterpret_cast<const uint16_t*>(w.side) + at;
     uint32_t h[4] = {0, 0, 0, 0};
     if (w.vec) {
-      const uint4 a = *reinterpret_cast<const uint4*>(src);
+      const uint4 a = __ldg(reinterpret_cast<const uint4*>(src));
       h[0] = a.x, h[1] = a.y, h[2] = a.z, h[3] = a.w;
     } else {
 #pragma unroll
       for (int i = 0; i < 8; i++) {
-        if (i < n) h[i / 2] |= static_cast<uint32_t>(src[i]) << 16 * (i & 1);
+        if (i < n) h[i / 2] |= static_cast<uint32_t>(__ldg(src + i)) << 16 * (i & 1);
       }
     }
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const uint16_t v = static_cast<uint16_t>(h[i / 2] >> 16 * (i & 1));
-      x[i] = KIND == K_F16 ? f16_to_f32(v) : bf16_to_f32(v);
+      x[i] = KIND == K_F16 ? half_to_float(v) : bf16_to_f32(v);
     }
   } else {
     const uint8_t* g = w.side + at / 32 * (KIND == K_Q8_0 ? 34 : 18);
-    const float d = f16_to_f32(*reinterpret_cast<const uint16_t*>(g));
+    const float d = half_to_float(__ldg(reinterpret_cast<const uint16_t*>(g)));
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       const int j = static_cast<int>(at & 31) + i;
       x[i] = d * (KIND == K_Q8_0
-                      ? static_cast<float>(static_cast<int8_t>(g[2 + j]))
-                      : static_cast<float>((g[2 + (j & 15)] >> (j & 16 ? 4 : 0) & 15) - 8));
+                      ? static_cast<float>(static_cast<int8_t>(__ldg(g + 2 + j)))
+                      : static_cast<float>((__ldg(g + 2 + (j & 15)) >> (j & 16 ? 4 : 0) & 15) - 8));
     }
   }
 }
@@ -115,7 +132,7 @@ __device__ __forceinline__ void dot_row_kind(const View& w, int dim, int r, cons
       uint32_t word[4];
 #pragma unroll
       for (int p = 0; p < KIND && p < 4; p++) {
-        word[p] = *reinterpret_cast<const uint32_t*>(w.side + p * w.plane + (at + i) / 8);
+        word[p] = __ldg(reinterpret_cast<const uint32_t*>(w.side + p * w.plane + (at + i) / 8));
       }
 #pragma unroll
       for (int s = 0; s < 4; s++) {
@@ -125,7 +142,7 @@ __device__ __forceinline__ void dot_row_kind(const View& w, int dim, int r, cons
           codes |= spread(word[p] >> 8 * s & 255) << (KIND - 1 - p);
         }
 #pragma unroll
-        for (int k = 0; k < 8; k++) x[k] = w.book[codes >> 4 * k & 15];
+        for (int k = 0; k < 8; k++) x[k] = centroid(w.book, codes, k);
         add_dot<H>(q + i + 8 * s, stride, x, dot);
       }
     }
@@ -173,7 +190,7 @@ __device__ __forceinline__ void add_rows_kind(const View& w, int dim, int i0, in
 #pragma unroll
     for (int h = 0; h < H; h++) {
       const float p = weight[h * TILE_ROWS + r];
-      if (p != 0) {
+      if (KIND <= 4 || KIND == K_U8 || p != 0) {  // codes are finite: 0 times one is 0
 #pragma unroll
         for (int i = 0; i < 8; i++) acc[h][i] += p * x[i];
       }

@@ -117,6 +117,8 @@ static inline T atomicMin(T* p, T v) {
   return old;
 }
 
+template <class T>
+static inline T __ldg(const T* p) { return *p; }
 static inline uint32_t __float_as_uint(float f) { return emu::from_bits<uint32_t>(emu::to_bits(f)); }
 static inline float __uint_as_float(uint32_t u) { return emu::from_bits<float>(u); }
 static inline float __int_as_float(int i) {
