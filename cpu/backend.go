@@ -9,6 +9,8 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -32,21 +34,25 @@ const MaxWorkers = 1 << 12
 // Backend is the cpu backend. It implements backend.Backend.
 type Backend struct {
 	caps    backend.Caps
+	kern    *attend.Kernels
+	codec   *codec.Kernels
 	workers *workers
 	scratch sync.Pool // of *scratch
+	coders  sync.Pool // of *coder
 
-	mu     sync.Mutex
-	closed bool
-	live   int64 // bytes of buffers that are not freed
-	bufs   map[*buffer]struct{}
+	mu        sync.Mutex
+	rotations map[rotKey]*codec.Rotation
+	closed    bool
+	live      int64 // bytes of buffers that are not freed
+	bufs      map[*buffer]struct{}
 }
 
 var _ backend.Backend = (*Backend)(nil)
 
 // Open returns a backend.
 //
-// Errors: quant.ErrUnsupported for an instruction set that this build does not have,
-// quant.ErrShape for numbers out of range.
+// Errors: quant.ErrUnsupported for an unknown instruction set, quant.ErrUnavailable for one that
+// this build or this machine does not have, quant.ErrShape for numbers out of range.
 func Open(o Options) (*Backend, error) {
 	if o.Workers < 0 || o.Workers > MaxWorkers {
 		return nil, fmt.Errorf("kvist/cpu: opening: %d workers, want 0 to %d: %w", o.Workers,
@@ -56,7 +62,7 @@ func Open(o Options) (*Backend, error) {
 		return nil, fmt.Errorf("kvist/cpu: opening: memory limit of %d bytes: %w", o.Memory,
 			quant.ErrShape)
 	}
-	isa, err := chooseISA(o.ISA, environment)
+	kern, coding, err := chooseISA(o.ISA, environment)
 	if err != nil {
 		return nil, err
 	}
@@ -67,13 +73,16 @@ func Open(o Options) (*Backend, error) {
 		o.Memory = physicalMemory()
 	}
 	return &Backend{
+		kern: kern, codec: coding,
 		caps: backend.Caps{
-			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: isa,
+			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: kern.ISA(),
 			Workers: o.Workers, Memory: o.Memory, Reason: o.Reason,
 		},
-		workers: newWorkers(o.Workers),
-		scratch: sync.Pool{New: func() any { return new(scratch) }},
-		bufs:    make(map[*buffer]struct{}),
+		workers:   newWorkers(o.Workers),
+		scratch:   sync.Pool{New: func() any { return new(scratch) }},
+		coders:    sync.Pool{New: func() any { return newCoder(coding) }},
+		rotations: make(map[rotKey]*codec.Rotation),
+		bufs:      make(map[*buffer]struct{}),
 	}, nil
 }
 

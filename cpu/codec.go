@@ -5,11 +5,13 @@ package cpu
 import (
 	"context"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"math"
+	"unsafe"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -34,69 +36,32 @@ func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 		tasks[i] = t
 	}
 	return b.workers.run(ctx, backend.OpEncode, len(tasks), func(i int) error {
-		if err := tasks[i].run(); err != nil {
+		if err := tasks[i].run(b); err != nil {
 			return jobError(backend.OpEncode, i, err)
 		}
 		return nil
 	})
 }
 
-// jobError names the job, and the row where the cause knows it.
-func jobError(op backend.Op, job int, err error) error {
-	var row *quant.RowError
-	if errors.As(err, &row) {
-		return &backend.JobError{Op: op, Job: job, Row: row.Row, Err: row.Err}
-	}
-	return &backend.JobError{Op: op, Job: job, Row: -1, Err: err}
-}
+func jobError(op backend.Op, job int, err error) error { return args.JobError(op, job, err) }
 
 func (b *Backend) encodeTask(j *backend.EncodeJob) (encodeTask, error) {
-	t := encodeTask{job: j}
-	var err error
-	if t.dst, err = b.side("destination", backend.OpEncode, j.Dst, j.Rows, j.Dim); err != nil {
-		return t, err
+	w, err := b.check().Encode(j, eachIndex)
+	t := encodeTask{job: j, src: w.SrcMem, dst: w.DstMem, stride: int(w.RowStride)}
+	if w.Indexed {
+		t.index = w.IndexMem
 	}
-	elem := j.DType.Size()
-	if elem == 0 {
-		return t, fmt.Errorf("source: element type %s: %w", j.DType, quant.ErrUnsupported)
-	}
-	rowBytes := int64(j.Dim * elem)
-	stride := j.Stride
-	if stride == 0 {
-		stride = rowBytes
-	}
-	if stride < rowBytes || stride%int64(elem) != 0 {
-		return t, fmt.Errorf("source: stride %d, want a multiple of %d from %d up: %w", stride, elem,
-			rowBytes, quant.ErrShape)
-	}
-	if t.src, err = b.bytes("source", j.Src, j.Src.Len, int64(elem)); err != nil {
-		return t, err
-	}
-	rows := int64(0) // that the source has
-	if j.Src.Len >= rowBytes {
-		rows = (j.Src.Len-rowBytes)/stride + 1
-	}
-	t.stride = int(min(stride, math.MaxInt)) // with one row only, it does not matter
-	if overlap(j.Dst.Data, j.Src) || overlap(j.Dst.Data, j.Index) {
-		return t, fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
-	}
-	if absent(j.Index) {
-		if int64(j.Rows) > rows {
-			return t, fmt.Errorf("source: span of %d bytes has %d rows, want %d: %w", j.Src.Len, rows,
-				j.Rows, quant.ErrShape)
-		}
-		return t, nil
-	}
-	if t.index, err = b.bytes("index", j.Index, 4*int64(j.Rows), 4); err != nil {
-		return t, err
-	}
-	for r := range j.Rows {
-		if i := t.row(r); i < 0 || int64(i) >= rows {
-			return t, &quant.RowError{Row: r, Err: fmt.Errorf("index %d of a source of %d rows: %w", i,
-				rows, quant.ErrShape)}
+	return t, err
+}
+
+func eachIndex(index []byte, rows int, at func(r int, i int32) error) error {
+	t := encodeTask{index: index}
+	for r := range rows {
+		if err := at(r, int32(t.row(r))); err != nil {
+			return err
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // row returns the source row of packed row r.
@@ -107,7 +72,7 @@ func (t *encodeTask) row(r int) int {
 	return int(int32(binary.LittleEndian.Uint32(t.index[4*r:])))
 }
 
-func (t *encodeTask) run() error {
+func (t *encodeTask) run(b *Backend) error {
 	j := t.job
 	rowBytes := j.Dim * j.DType.Size()
 	if j.Dst.Coding.Format == j.DType.Format() {
@@ -116,13 +81,82 @@ func (t *encodeTask) run() error {
 		}
 		return nil
 	}
+	if codec.Encodes(j.Dst.Coding) && j.Rows > 0 {
+		rot, err := b.rotation(j.Dim, j.Dst.Seed)
+		if err != nil {
+			return err
+		}
+		w := b.coders.Get().(*coder)
+		defer b.coders.Put(w)
+		w.task, w.kern = t, b.kern
+		ok := w.Encode(t.dst, j.Dst.Coding, j.Rows, rot, w.load)
+		w.task = nil
+		if ok {
+			return nil
+		}
+	}
+	// Other codings, and rows that package quant refuses: it says why.
 	x := quant.Rows{Dim: j.Dim, Data: make([]float32, j.Rows*j.Dim)}
-	exact := quant.Coding{Format: j.DType.Format()}
 	for r := range j.Rows {
 		at := t.row(r) * t.stride
-		unpackExact(x.Row(r), exact.Format, t.src[at:at+rowBytes])
+		b.kern.Exact(x.Row(r), j.DType.Format(), t.src[at:at+rowBytes], 1, j.Dim, j.Dim)
 	}
 	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
+}
+
+// coder is a codec.Worker that loads the rows of a task.
+type coder struct {
+	*codec.Worker
+	kern *attend.Kernels
+	task *encodeTask
+	load codec.Loader
+	tile []float32
+}
+
+func newCoder(k *codec.Kernels) *coder {
+	c := &coder{Worker: k.NewWorker()}
+	c.load = c.loadRows
+	return c
+}
+
+// loadRows is a codec.Loader.
+func (c *coder) loadRows(tile []float32, stride, r0, n int) {
+	t := c.task
+	dim, f := t.job.Dim, t.job.DType.Format()
+	rowBytes := dim * t.job.DType.Size()
+	if t.index == nil && t.stride == rowBytes {
+		c.kern.Exact(tile, f, t.src[r0*rowBytes:(r0+n)*rowBytes], n, dim, stride)
+		return
+	}
+	for i := range n {
+		at := t.row(r0+i) * t.stride
+		c.kern.Exact(tile[i*stride:(i+1)*stride], f, t.src[at:at+rowBytes], 1, dim, stride)
+	}
+}
+
+// maxRotations is how many rotations are kept: a model has few seeds and row lengths.
+const maxRotations = 64
+
+// rotation returns the rotation of a seed, kept from call to call.
+func (b *Backend) rotation(dim int, seed uint64) (*codec.Rotation, error) {
+	key := rotKey{seed, dim}
+	b.mu.Lock()
+	r := b.rotations[key]
+	b.mu.Unlock()
+	if r != nil {
+		return r, nil
+	}
+	r, err := codec.NewRotation(dim, seed)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.rotations) >= maxRotations {
+		clear(b.rotations)
+	}
+	b.rotations[key] = r
+	return r, nil
 }
 
 // Decode unpacks rows, see backend.Backend.
@@ -133,15 +167,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {
-		j := &jobs[i]
-		src, err := b.side("source", backend.OpDecode, j.Src, j.Rows, j.Dim)
-		if err != nil {
-			return jobError(backend.OpDecode, i, err)
-		}
-		dst, err := b.bytes("destination", j.Dst, 4*int64(j.Rows)*int64(j.Dim), 4)
-		if err == nil && overlap(j.Dst, j.Src.Data) {
-			err = fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
-		}
+		src, dst, err := b.check().Decode(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpDecode, i, err)
 		}
@@ -149,8 +175,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	}
 	return b.workers.run(ctx, backend.OpDecode, len(tasks), func(i int) error {
 		j := &jobs[i]
-		err := decode(tasks[i].dst, j.Src.Coding, tasks[i].src, j.Rows, j.Dim, j.Src.Seed)
-		if err != nil {
+		if err := b.decode(tasks[i].dst, j, tasks[i].src); err != nil {
 			return jobError(backend.OpDecode, i, err)
 		}
 		return nil
@@ -158,30 +183,48 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 }
 
 // decode unpacks to little-endian float32 in the original basis.
-func decode(dst []byte, c quant.Coding, src []byte, rows, dim int, seed uint64) error {
-	var rot *quant.Rotation
+func (b *Backend) decode(dst []byte, j *backend.DecodeJob, src []byte) error {
+	c, dim := j.Src.Coding, j.Dim
+	var rot *codec.Rotation
 	if c.Format.Rotated() {
 		var err error
-		if rot, err = quant.NewRotation(dim, seed); err != nil {
+		if rot, err = b.rotation(dim, j.Src.Seed); err != nil {
 			return err
 		}
 	}
-	tile := make([]float32, tileRows*dim)
-	for r := 0; r < rows; r += tileRows {
-		n := min(tileRows, rows-r)
-		unpackRows(tile, c, src, rows, dim, r, n)
-		for i := range n {
-			if rot != nil {
-				rot.Inverse(tile[i*dim : (i+1)*dim])
-			}
+	w := b.coders.Get().(*coder)
+	defer b.coders.Put(w)
+	w.tile = grow(w.tile, tileRows*dim)
+	for r := 0; r < j.Rows; r += tileRows {
+		n := min(tileRows, j.Rows-r)
+		tile := w.tile[:n*dim]
+		if rot != nil {
+			w.Decode(tile, c, src, j.Rows, rot, r, n)
+		} else {
+			attend.UnpackScaled(tile, c, src, j.Rows, dim, r, n)
 		}
-		out := dst[4*r*dim:]
-		for i, v := range tile[:n*dim] {
-			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(v))
-		}
+		putFloats(dst[4*r*dim:], tile)
 	}
 	return nil
 }
+
+// putFloats writes little-endian float32.
+func putFloats(dst []byte, x []float32) {
+	dst = dst[:4*len(x)]
+	if littleEndian {
+		copy(dst, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x))), 4*len(x)))
+		return
+	}
+	for i, v := range x {
+		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(v))
+	}
+}
+
+// littleEndian reports whether this machine stores float32 as the formats do.
+var littleEndian = func() bool {
+	x := uint16(1)
+	return *(*byte)(unsafe.Pointer(&x)) == 1
+}()
 
 // Demote re-codes packed rows to fewer bits, see backend.Backend.
 func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
@@ -191,7 +234,7 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {
-		src, dst, err := b.demoteTask(&jobs[i])
+		src, dst, err := b.check().Demote(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpDemote, i, err)
 		}
@@ -199,29 +242,17 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	}
 	return b.workers.run(ctx, backend.OpDemote, len(tasks), func(i int) error {
 		j := &jobs[i]
+		if j.To.Format < j.Src.Coding.Format {
+			w := b.coders.Get().(*coder)
+			defer b.coders.Put(w)
+			if w.Demote(tasks[i].dst, j.To, tasks[i].src, j.Src.Coding, j.Rows, j.Dim) {
+				return nil
+			}
+		}
 		err := quant.Demote(tasks[i].dst, j.To, tasks[i].src, j.Src.Coding, j.Rows, j.Dim)
 		if err != nil {
 			return jobError(backend.OpDemote, i, err)
 		}
 		return nil
 	})
-}
-
-func (b *Backend) demoteTask(j *backend.DemoteJob) (src, dst []byte, err error) {
-	from := j.Src.Coding
-	if src, err = b.side("source", backend.OpDemote, j.Src, j.Rows, j.Dim); err != nil {
-		return nil, nil, err
-	}
-	to := backend.Side{Coding: j.To, Data: j.Dst}
-	if dst, err = b.side("destination", backend.OpDemote, to, j.Rows, j.Dim); err != nil {
-		return nil, nil, err
-	}
-	if j.To.Format > from.Format || j.To.Rule != from.Rule || j.To.Scale != from.Scale {
-		return nil, nil, fmt.Errorf("%s to %s: %w", from, j.To, quant.ErrUnsupported)
-	}
-	if overlap(j.Src.Data, j.Dst) && j.Src.Data.Off != j.Dst.Off {
-		return nil, nil, fmt.Errorf("destination overlaps the source and starts elsewhere: %w",
-			quant.ErrShape)
-	}
-	return src, dst, nil
 }

@@ -5,10 +5,8 @@ package cpu
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/quant"
 )
 
 // itemTiles is how many tiles of a block one piece of work of Relevance has at most.
@@ -26,11 +24,11 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	sd, err := b.checkRelevance(q, lse, blocks, rel)
+	sd, err := b.check().Relevance(q, lse, blocks, rel)
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}
-	p, err := b.prepare(ctx, backend.OpRelevance, q, sd)
+	p, err := b.prepare(ctx, backend.OpRelevance, q, blocks, sd)
 	if err != nil {
 		return err
 	}
@@ -57,38 +55,6 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	})
 }
 
-func (b *Backend) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
-	rel *backend.RelevanceOut) ([]seeds, error) {
-	if err := checkQueries(q, len(blocks)); err != nil {
-		return nil, err
-	}
-	if heads := int64(q.Len()) * int64(q.Group); int64(len(lse)) != heads {
-		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
-	}
-	if rel == nil {
-		return nil, fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
-	}
-	if rel.Power != 1 && rel.Power != 2 {
-		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
-	}
-	if len(rel.RowPtr) != len(blocks)+1 || rel.RowPtr[0] != 0 ||
-		int(rel.RowPtr[len(blocks)]) != len(rel.Sum) {
-		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
-			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
-	}
-	sd, err := b.checkBlocks(backend.OpRelevance, q, blocks)
-	if err != nil {
-		return nil, err
-	}
-	for i := range blocks {
-		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != int64(blocks[i].Rows) {
-			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
-				blocks[i].Rows, quant.ErrShape)
-		}
-	}
-	return sd, nil
-}
-
 // usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
 func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
 	ptr = make([]int, blocks+2)
@@ -111,7 +77,7 @@ func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
 // relevance works on one range of rows. Sums over the queries are float64.
 func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it relevanceItem,
 	users []int32, lse []float32, rel *backend.RelevanceOut) error {
-	s.acc = grow(s.acc, int(it.to-it.from))
+	s.acc = grow(s.acc, int(it.to-it.from)+tileRows)
 	clear(s.acc)
 	batch := max(1, unitHeads/p.Group)
 	for len(users) > 0 {
@@ -120,43 +86,33 @@ func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it 
 		}
 		n := min(batch, len(users))
 		s.reset(p, users[:n])
+		s.lse = grow(s.lse, n*p.Group)
+		for i, q := range s.qs {
+			copy(s.lse[i*p.Group:(i+1)*p.Group], lse[int(q)*p.Group:])
+		}
 		s.block(blk)
 		for r := it.from; r < it.to; r += tileRows {
-			rows := int(min(tileRows, it.to-r))
-			if s.scorer.tile(int(r), rows) {
-				s.addRelevance(s.acc[r-it.from:][:rows], lse, rel.Power)
+			if s.scorer.tile(int(r), int(min(tileRows, it.to-r))) {
+				s.addRelevance((*[tileRows]float64)(s.acc[r-it.from:]), rel.Power)
 			}
 		}
 		users = users[n:]
 	}
 	sum := rel.Sum[int(rel.RowPtr[it.block])+int(it.from):]
-	for r, x := range s.acc {
+	for r, x := range s.acc[:it.to-it.from] {
 		sum[r] = float32(float64(sum[r]) + x)
 	}
 	return nil
 }
 
 // addRelevance adds the tile at work to acc, one entry a row.
-func (s *scratch) addRelevance(acc []float64, lse []float32, power int) {
-	for i, q := range s.qs {
-		for h := range s.p.Group {
-			l := float64(lse[int(q)*s.p.Group+h])
-			if l == negInf {
-				continue // the query saw nothing
-			}
-			if _, ok := s.scores(&s.scored, i, h); !ok {
-				continue
-			}
-			for r, x := range s.scored[:len(acc)] {
-				if x == negInf {
-					continue
-				}
-				p := math.Exp(x - l)
-				if power == 2 {
-					p *= p
-				}
-				acc[r] += p
+func (s *scratch) addRelevance(acc *[tileRows]float64, power int) {
+	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
+		for h := lo; h < hi; h++ {
+			if s.lse[h] == float32(negInf) {
+				s.heads.Masks[h] = 0 // the query saw nothing
 			}
 		}
+		s.p.kern.Probs(acc, &s.run, &s.terms, s.lse[lo:hi], power)
 	}
 }
