@@ -4,6 +4,7 @@ package offline
 
 import (
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/plan"
@@ -131,14 +132,33 @@ type headOf struct {
 	share float64   // of the damage that the head's count in the mean
 }
 
-// weight2 is what the squared error of a row costs in this head, relative to its mean: of a row
-// that stands for n tokens of weights that add up to sum. The part of the expectation that is
-// over queries unlike those seen gives every token the same.
-func (h *headOf) weight2(sum float64, n int, unseen float64) float64 {
-	if h.w == nil {
-		return float64(n)
+// rowDamage returns the damage of a relative squared error of 1 in a row of K and one of V, of those
+// energies: a row that stands for n tokens, whose weights add up to sum.
+//
+// unseen is the share of queries that put all their attention on one token, whichever. Next to the
+// thin attention of others that is a lot; but an error of K can take no more from such a query
+// than the token's V, which is about what one bit does to it.
+func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64) (k, v float64) {
+	st, tokens := h.st, float64(n)
+	scale := h.share / st.outEnergy
+	if h.w == nil || !h.l.hasV {
+		w := tokens
+		if h.w != nil {
+			w = (1-unseen)*sum*sum + unseen*tokens
+		}
+		return scale * w * st.kSensitivity * kEnergy, scale * w * st.vSensitivity * vEnergy
 	}
-	return (1-unseen)*sum*sum + unseen*float64(n)
+	past := (1 - unseen) * sum * sum
+	k, v = past*st.kSensitivity*kEnergy, past*st.vSensitivity*vEnergy
+	if unseen > 0 {
+		asked := unseen * tokens / float64(h.limit)
+		lost := vEnergy / quant.Coding{Format: quant.LM1}.RelativeError()
+		if x := st.kSensitivity / st.vSensitivity * kEnergy; x < lost {
+			lost = x
+		}
+		k, v = k+asked*lost, v+asked*vEnergy
+	}
+	return scale * k, scale * v
 }
 
 func (h *headOf) weight(tok int) float64 {
@@ -192,6 +212,9 @@ func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
 			continue
 		}
 		v.damage = c.levelDamage(h, r, &v, h.st.ratios[i])
+		if math.IsNaN(v.damage) || math.IsInf(v.damage, 0) {
+			continue // rows so large that their squares are not numbers
+		}
 		v.cells = slices.Concat(whole.cells[:kept], v.cells, last)
 		p.variants = append(p.variants, v)
 	}
@@ -214,17 +237,9 @@ func sortByWeight(tokens []uint16, weight func(uint16) float64) {
 func (c *compressor) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens []uint16) cell {
 	b := cell{kind: kind, tokens: slices.Sorted(slices.Values(tokens))}
 	for _, t := range tokens {
-		w := h.weight2(h.weight(r.first+int(t)), 1, c.cfg.Unseen)
-		b.kDamage += w * r.kEnergy[t]
-		b.vDamage += w * r.vEnergy[t]
+		k, v := h.rowDamage(h.weight(r.first+int(t)), 1, r.kEnergy[t], r.vEnergy[t], c.cfg.Unseen)
+		b.kDamage, b.vDamage = b.kDamage+k, b.vDamage+v
 	}
-	return h.priced(b)
-}
-
-// priced turns sums of weight^2 * energy into damage.
-func (h *headOf) priced(b cell) cell {
-	b.kDamage *= h.st.kSensitivity / h.st.outEnergy * h.share
-	b.vDamage *= h.st.vSensitivity / h.st.outEnergy * h.share
 	return b
 }
 

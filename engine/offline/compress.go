@@ -41,7 +41,10 @@ type Result struct {
 	// otherwise. MeasuredError is the mean future-attention error where MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64
-	Sections      Sections
+	// Damage is the planner's own sum, on the same scale; what weighing by past attention moves out
+	// of its sight makes it hopeful.
+	Damage   float64
+	Sections Sections
 	// Codings counts the values of the original by the coding that stands for them now, be it
 	// that of a merged row; "dropped" for those of tokens that were dropped.
 	Codings    map[string]int64
@@ -93,6 +96,7 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 		return nil, err
 	}
 	res.MeasuredError, res.Importance = measured, c.use
+	res.Damage = choice.Damage
 	if res.Predicted, err = c.predict(ctx, choice); err != nil {
 		return nil, err
 	}

@@ -51,9 +51,9 @@ type Config struct {
 	// nil: see DefaultConfig. Levels beyond FULL need weights and the capture's queries; without
 	// them FULL is all there is.
 	Levels []quant.Level
-	// Unseen is the share of the expectation that is over queries unlike those seen, which ask for
-	// every token alike: it holds back from starving, merging and dropping what past attention
-	// did not look at. Range [0, 1].
+	// Unseen is the share of queries to expect that are unlike those seen: each puts all its
+	// attention on one token, and all tokens are asked for alike. It holds back from starving,
+	// merging and dropping what past attention did not look at. Range [0, 1].
 	Unseen float64
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
@@ -84,7 +84,7 @@ func DefaultConfig() Config {
 }
 
 // defaultUnseen is Config.Unseen by default.
-const defaultUnseen = 0.1
+const defaultUnseen = 0.001
 
 // levels returns the levels that a plan may use.
 func (c *Config) levels() []quant.Level {

@@ -121,8 +121,8 @@ func split(tokens []uint16, n int) (pieces [][]uint16) {
 func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 	runs [][]uint16) (cells []cell) {
 	type row struct {
-		tokens             []uint16
-		weight, kRow, vRow float64
+		tokens       []uint16
+		weight, k, v float64
 	}
 	rows := make([]row, len(runs))
 	k, v := make([]float32, r.k.Dim), make([]float32, r.v.Dim)
@@ -134,8 +134,8 @@ func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 		weights := h.runWeights(r, run)
 		meanRow(k, r.k, run, weights)
 		meanRow(v, r.v, run, weights)
-		w := h.weight2(sum, len(run), c.cfg.Unseen)
-		rows[i] = row{run, w, w * energyOf(k), w * energyOf(v)}
+		rows[i] = row{tokens: run, weight: sum}
+		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), energyOf(k), energyOf(v), c.cfg.Unseen)
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
 		switch {
@@ -153,10 +153,9 @@ func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 		for _, x := range block {
 			b.tokens = append(b.tokens, x.tokens...)
 			b.counts = append(b.counts, uint16(len(x.tokens)))
-			b.kDamage += x.kRow
-			b.vDamage += x.vRow
+			b.kDamage, b.vDamage = b.kDamage+x.k, b.vDamage+x.v
 		}
-		cells = append(cells, h.priced(b))
+		cells = append(cells, b)
 	}
 	return cells
 }
@@ -195,12 +194,11 @@ func meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
 
 // levelDamage is what merging and dropping of a variant costs, on the scale of coding damage. It is
 // the damage that the head's own queries were seen to suffer (ratio puts the estimate on that
-// scale), and for the part of the expectation over queries unlike those seen what every token on
-// its own would cost, all asked for alike.
+// scale), and for queries unlike those seen what every token on its own would cost.
 func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
 	past, alone := c.levelTerms(h, r, v)
-	scale := h.st.vSensitivity / h.st.outEnergy * h.share
-	return scale * ((1-c.cfg.Unseen)*ratio*past + c.cfg.Unseen*alone)
+	seen := (1 - c.cfg.Unseen) * ratio * h.st.vSensitivity * past
+	return h.share / h.st.outEnergy * (seen + c.cfg.Unseen*alone/float64(h.limit))
 }
 
 // levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V
@@ -272,6 +270,7 @@ func (h *headOf) mergeCost(k, kMean, v, vMean []float32) float64 {
 // estimated damage. want are the outputs over the exact rows, tail the blocks from past on.
 func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Queries,
 	tail []backend.Block, want []float32) ([]float64, error) {
+	q, want = fewer(q, want, levelQueries)
 	outputs := float64(q.Len() * q.Group)
 	ratios := make([]float64, len(c.specs))
 	segments := make([]*segmentRows, 0, h.l.segments())
@@ -321,11 +320,35 @@ func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Quer
 			return nil, err
 		}
 		ratios[i] = 1
-		if scale := estimate * h.st.vSensitivity; scale > 0 && e > 0 {
-			ratios[i] = e / outputs / scale
+		scale := estimate * h.st.vSensitivity
+		if r := e / outputs / scale; r > 0 && !math.IsInf(r, 0) {
+			ratios[i] = r
 		}
 	}
 	return ratios, nil
+}
+
+// levelQueries is the number of queries that probe levels: whole tokens come and go, which shows in
+// a few queries, and there are many variants.
+const levelQueries = 16
+
+// fewer returns about n of the queries, evenly spread, and their outputs.
+func fewer(q *backend.Queries, want []float32, n int) (*backend.Queries, []float32) {
+	if q.Len() <= n {
+		return q, want
+	}
+	some := &backend.Queries{Group: q.Group, HeadDim: q.HeadDim, HeadDimV: q.HeadDimV,
+		Scale: q.Scale, BlockPtr: []int32{0}}
+	var out []float32
+	in, per := q.Group*q.HeadDim, q.Group*q.HeadDimV
+	for i := range n {
+		at := i * q.Len() / n
+		some.Q = append(some.Q, q.Q[at*in:(at+1)*in]...)
+		some.Pos = append(some.Pos, q.Pos[at])
+		some.BlockPtr = append(some.BlockPtr, 0)
+		out = append(out, want[at*per:(at+1)*per]...)
+	}
+	return some, out
 }
 
 // attendError runs queries over blocks, and returns the squared error against want.
