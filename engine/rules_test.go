@@ -57,6 +57,7 @@ var allowed = map[string][]string{
 		"engine/container",
 		"engine/capture",
 		"engine/quality",
+		"engine/profile",
 		"importance",
 	},
 	"engine/auto": {"quant", "engine/backend", "cpu", "cuda"},

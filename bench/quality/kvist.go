@@ -15,6 +15,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -27,23 +28,50 @@ type Kvist struct {
 	Config offline.Config
 	// Weights, if set, says what the tokens of a context are worth. Layers are numbered from 0.
 	Weights func(c *Context) (offline.Weights, error)
+	// Path is the file that Config.Profile was read from; it is part of the name.
+	Path string
 	// Label tells methods with Weights apart; it is part of the name, after a space.
 	Label string
 	// Backend does the work, nil: one of package cpu, opened for the call.
 	Backend backend.Backend
 }
 
-// NewKvist returns the method for a config as offline.ParseConfig reads it.
+// NewKvist returns the method for a config as offline.ParseConfig reads it. A field profile=PATH
+// is the profile of the model: its settings come before all other fields, wherever it stands.
 //
-// Errors: quant.ErrShape, quant.ErrUnsupported.
+// Errors: quant.ErrShape, quant.ErrUnsupported; those of profile.Open.
 func NewKvist(config string) (Kvist, error) {
-	cfg, err := offline.ParseConfig(config)
-	return Kvist{Config: cfg}, err
+	k := Kvist{Config: offline.DefaultConfig()}
+	var rest []string
+	for field := range strings.FieldsSeq(config) {
+		path, ok := strings.CutPrefix(field, "profile=")
+		if !ok {
+			rest = append(rest, field)
+			continue
+		}
+		if k.Path != "" {
+			return Kvist{}, fmt.Errorf("two profiles, %s and %s: %w", k.Path, path, quant.ErrUnsupported)
+		}
+		p, err := profile.Open(path, profile.Limits{})
+		if err != nil {
+			return Kvist{}, err
+		}
+		if err := k.Config.Apply(p); err != nil {
+			return Kvist{}, err
+		}
+		k.Path = path
+	}
+	var err error
+	k.Config, err = k.Config.With(strings.Join(rest, " "))
+	return k, err
 }
 
-// Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config.
+// Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config, or from
+// that of the profile.
 func (k Kvist) Name() string {
 	def := offline.DefaultConfig()
+	// What Apply refuses never became the config of a method.
+	_ = def.Apply(k.Config.Profile)
 	known := map[string]bool{}
 	for field := range strings.FieldsSeq(def.String()) {
 		known[field] = true
@@ -59,6 +87,9 @@ func (k Kvist) Name() string {
 	}
 	if len(args) > 0 {
 		args[0] = strings.TrimPrefix(args[0], "bits=")
+	}
+	if k.Path != "" {
+		args = append(args, "profile="+k.Path)
 	}
 	name := withArgs("kvist", args)
 	if k.Label != "" {

@@ -38,7 +38,7 @@ type Result struct {
 	Ratio         float64 // OriginalBytes / Bytes
 	// Predicted is the planner's mean relative squared error of attention outputs (of rows, for
 	// activations); NaN where tokens were weighed, because a sum weighted by past attention is too
-	// hopeful of attention to come. MeasuredError the mean future-attention error where MaxError asked for it.
+	// hopeful of attention to come, and where a profile's sensitivities make it another quantity. MeasuredError the mean future-attention error where MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64
 	Sections      Sections
@@ -63,12 +63,15 @@ type compressor struct {
 	cells  []cell
 	items  []plan.Item
 	use    ImportanceUse
-	want   [][]float32 // [layers] outputs over the exact context, for MaxError
+	// sensitive: a profile's factors were put on the damages.
+	sensitive bool
+	want      [][]float32 // [layers] outputs over the exact context, for MaxError
 }
 
 // Compress reads src and writes a .kvist file to w, which need not be able to seek.
 //
-// Errors: quant.ErrShape for a config that cannot be, quant.ErrBudget, quant.ErrRange,
+// Errors: quant.ErrShape for a config that cannot be or a profile of another model
+// (*profile.MismatchError), quant.ErrBudget, quant.ErrRange,
 // quant.ErrUnsupported; *capture.FormatError; those of w.
 func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.Backend, cfg Config,
 	weights Weights, progress Progress) (*Result, error) {
@@ -81,6 +84,9 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	}
 	in, err := newInput(src, cfg.Segment)
 	if err != nil {
+		return nil, err
+	}
+	if err := checkProfile(cfg.Profile, in); err != nil {
 		return nil, err
 	}
 	c := &compressor{in: in, be: be, cfg: cfg, say: progress, use: ImportanceUse{Profile: cfg.Importance}}
@@ -96,7 +102,7 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 		return nil, err
 	}
 	res.MeasuredError, res.Importance = measured, c.use
-	if cfg.Weighted || c.use.Heads > 0 {
+	if cfg.Weighted || c.use.Heads > 0 || c.sensitive {
 		res.Predicted = math.NaN()
 	}
 	return res, nil
@@ -121,6 +127,9 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		c.cells, c.stats = append(c.cells, cells...), append(c.stats, stats)
 	}
 	c.say.say("measuring", int64(len(c.in.layers)), int64(len(c.in.layers)))
+	if err := c.sensitise(); err != nil {
+		return err
+	}
 	heads := 0
 	for _, l := range c.in.layers {
 		heads += l.heads
@@ -215,6 +224,7 @@ func (c *compressor) menuOf(l *layerInput, kind cellKind) (plan.Menu, error) {
 func (c *compressor) prepareHeader() error {
 	src := c.in.src
 	h := &container.Header{Seed: c.cfg.Seed, Config: c.cfg.String(), Metadata: src.Metadata(),
+		Profile:       profileID(c.cfg.Profile),
 		SegmentTokens: c.in.layers[0].segment}
 	if c.in.kv {
 		h.Kind, h.Geometry, h.Layers = container.KindCache, c.in.geo, src.Layers()

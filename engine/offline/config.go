@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -46,6 +47,10 @@ type Config struct {
 	// (importance.ParseProfile): "none" weighs all the same. It needs the capture's queries; without
 	// them, tokens weigh the same and Result.Importance says so.
 	Importance string
+	// Profile is what was learnt about the model, or nil: its settings are put into the config by
+	// Apply, its sensitivities weigh the heads against each other. Not part of String: files name it
+	// in their header.
+	Profile *profile.Profile
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }
@@ -185,7 +190,22 @@ func ParseCodings(s string) ([]quant.Coding, error) {
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func ParseConfig(s string) (Config, error) {
-	c := DefaultConfig()
+	return DefaultConfig().With(s)
+}
+
+// With returns c with the fields that s names, as ParseConfig reads them, in place of its own.
+//
+// Errors: those of ParseConfig.
+func (c Config) With(s string) (Config, error) {
+	c, err := c.with(s)
+	if err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+// with returns c with the fields that s names changed, not validated.
+func (c Config) with(s string) (Config, error) {
 	for field := range strings.FieldsSeq(s) {
 		k, v, ok := strings.Cut(field, "=")
 		var err error
@@ -232,7 +252,7 @@ func ParseConfig(s string) (Config, error) {
 			return Config{}, fmt.Errorf("kvist/offline: config: %q: %w", field, err)
 		}
 	}
-	return c, c.Validate()
+	return c, nil
 }
 
 // menu is the planner's menu for blocks of one kind.

@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// unprofiled are the fields of a Config that belong to a file and not to a model: how much it may
+// take, and what its rows are. A profile that sets one of them is refused.
+var unprofiled = []string{"bits", "bytes", "share", "max-error", "seed", "rows", "window",
+	"allow-nonfinite", "weighted"}
+
+// Apply makes p the profile of the config and puts p's settings in the place of the config's own.
+// What is set afterwards overrides them. A nil p changes nothing.
+//
+// Errors: quant.ErrUnsupported for a setting that no Config has or that a profile may not make;
+// those of ParseConfig.
+func (c *Config) Apply(p *profile.Profile) error {
+	if p == nil {
+		return nil
+	}
+	params, err := p.Params()
+	if err != nil {
+		return err
+	}
+	next, err := c.WithParams(params)
+	if err != nil {
+		return fmt.Errorf("profile %s: %w", p.ID(), err)
+	}
+	next.Profile = p
+	*c = next
+	return nil
+}
+
+// WithParams returns the config with these settings in place of its own. Keys and values are
+// those of String.
+//
+// Errors: quant.ErrUnsupported for a setting that no Config has or that a profile may not make;
+// those of ParseConfig.
+func (c Config) WithParams(params profile.Params) (Config, error) {
+	if err := params.Validate(); err != nil {
+		return c, err
+	}
+	for _, k := range slices.Sorted(maps.Keys(params)) {
+		if slices.Contains(unprofiled, k) {
+			return c, fmt.Errorf("kvist/offline: %s=%s is a setting of a file, not of a model: %w", k,
+				params[k], quant.ErrUnsupported)
+		}
+	}
+	return c.with(params.String())
+}
+
+// profileID is what the header of a file says of the profile.
+func profileID(p *profile.Profile) [32]byte {
+	if p == nil {
+		return [32]byte{}
+	}
+	return p.ID()
+}
+
+// profileText is what a report says of a header's profile.
+func profileText(id profile.ID) string {
+	if id == (profile.ID{}) {
+		return ""
+	}
+	return id.Full()
+}
+
+// checkProfile holds that a profile, unless nil, is of the model of the input.
+func checkProfile(p *profile.Profile, in *input) error {
+	switch {
+	case p == nil:
+		return nil
+	case !in.kv:
+		return fmt.Errorf("kvist/offline: %s holds rows; a profile is of a KV cache: %w", in.src.Name(),
+			quant.ErrShape)
+	}
+	if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
+		return fmt.Errorf("kvist/offline: %s: %w", in.src.Name(), err)
+	}
+	return nil
+}
+
+// sensitise puts the factors of the profile on the damages of all blocks.
+func (c *compressor) sensitise() error {
+	if c.cfg.Profile == nil {
+		return nil
+	}
+	s, err := c.cfg.Profile.Sensitivity()
+	if err != nil || s == nil {
+		return err
+	}
+	c.sensitive = true
+	for i := range c.cells {
+		b := &c.cells[i]
+		k, v := s.At(c.in.layers[b.layer].number, int(b.head), c.in.geo.KVHeads)
+		b.KDamage, b.VDamage = k*b.KDamage, v*b.VDamage
+	}
+	return nil
+}
