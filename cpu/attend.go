@@ -63,7 +63,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
-	sd, err := b.checkAttend(q, blocks, out, lse)
+	sd, err := b.check().Attend(q, blocks, out, lse)
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: attend: %w", err)
 	}
@@ -80,22 +80,6 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 		units = units[n:]
 	}
 	return nil
-}
-
-func (b *Backend) checkAttend(q *backend.Queries, blocks []backend.Block,
-	out, lse []float32) ([]seeds, error) {
-	if err := checkQueries(q, len(blocks)); err != nil {
-		return nil, err
-	}
-	heads := int64(q.Len()) * int64(q.Group)
-	if int64(len(out)) != heads*int64(q.HeadDimV) {
-		return nil, fmt.Errorf("out has %d values, want %d heads * %d: %w", len(out), heads,
-			q.HeadDimV, quant.ErrShape)
-	}
-	if lse != nil && int64(len(lse)) != heads {
-		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
-	}
-	return b.checkBlocks(backend.OpAttend, q, blocks)
 }
 
 // cutUnits groups neighbouring queries with the same list, and cuts the lists.

@@ -4,72 +4,24 @@ package cpu
 
 import (
 	"fmt"
-	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// sideAlign is the alignment of packed sides within their buffer.
-const sideAlign = 16
+// check returns the checker of arguments for the memory of this backend.
+func (b *Backend) check() args.Checker[[]byte] {
+	return args.Checker[[]byte]{Supports: b.Supports, Bytes: b.memory}
+}
 
-// bytes returns the memory of a span that must hold want bytes and start on a multiple of align.
-// A span that is not given holds nothing.
-func (b *Backend) bytes(what string, s backend.Span, want, align int64) ([]byte, error) {
-	if s.Len != want {
-		return nil, fmt.Errorf("%s: span of %d bytes, want %d: %w", what, s.Len, want, quant.ErrShape)
-	}
-	if !s.Given() && want == 0 {
-		return nil, nil
-	}
+// memory returns the memory of a span.
+func (b *Backend) memory(s backend.Span) ([]byte, error) {
 	buf, ok := s.Buf.(*buffer)
 	if !ok || buf == nil || buf.owner != b {
-		return nil, fmt.Errorf("%s: the buffer is not one of this backend: %w", what, quant.ErrShape)
+		return nil, fmt.Errorf("the buffer is not one of this backend: %w", quant.ErrShape)
 	}
-	p, err := buf.bytes(s.Off, s.Len)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	if s.Off%align != 0 {
-		return nil, fmt.Errorf("%s: offset %d, want a multiple of %d: %w", what, s.Off, align,
-			quant.ErrShape)
-	}
-	return p, nil
-}
-
-// side returns the memory of a packed side.
-func (b *Backend) side(what string, op backend.Op, s backend.Side, rows, dim int) ([]byte, error) {
-	if !b.Supports(op, s.Coding, dim) {
-		return nil, fmt.Errorf("%s: %s of rows of %d values in %s: %w", what, op, dim, s.Coding,
-			quant.ErrUnsupported)
-	}
-	if err := checkRows(rows, dim); err != nil {
-		return nil, fmt.Errorf("%s: %w", what, err)
-	}
-	return b.bytes(what, s.Data, int64(s.Coding.PackedBytes(rows, dim)), sideAlign)
-}
-
-// checkRows holds rows*dim values, at up to 8 bytes each, within int.
-func checkRows(rows, dim int) error {
-	if rows < 0 || rows > math.MaxInt32 {
-		return fmt.Errorf("%d rows: %w", rows, quant.ErrShape)
-	}
-	if dim < 1 || dim > quant.MaxDim {
-		return fmt.Errorf("rows of %d values, want 1 to %d: %w", dim, quant.MaxDim, quant.ErrShape)
-	}
-	if int64(rows)*int64(dim) > math.MaxInt/8 {
-		return fmt.Errorf("%d rows of %d values: %w", rows, dim, quant.ErrTooLarge)
-	}
-	return nil
-}
-
-// absent reports whether a span is the zero Span. Buffers of unknown types are not compared.
-func absent(s backend.Span) bool { return s.Buf == nil && s.Off == 0 && s.Len == 0 }
-
-// overlap reports whether two spans share bytes; a has been resolved before.
-func overlap(a, b backend.Span) bool {
-	return a.Given() && a.Buf == b.Buf && a.Len > 0 && b.Len > 0 &&
-		a.Off < b.Off+b.Len && b.Off < a.Off+a.Len
+	return buf.bytes(s.Off, s.Len)
 }
 
 // blockView is the memory of a block, resolved.
@@ -80,142 +32,9 @@ type blockView struct {
 
 // view resolves and checks one block. Relevance does not look at V.
 func (b *Backend) view(blk *backend.Block, op backend.Op, q *backend.Queries) (blockView, error) {
-	w := blockView{Block: blk}
-	rows := int(blk.Rows)
-	var err error
-	if w.k, err = b.side("K", op, blk.K, rows, q.HeadDim); err != nil {
-		return w, err
-	}
-	if op == backend.OpAttend {
-		if w.v, err = b.side("V", op, blk.V, rows, q.HeadDimV); err != nil {
-			return w, err
-		}
-	}
-	if w.pos, err = b.optional("Pos", blk.Pos, rows, 2); err != nil {
-		return w, err
-	}
-	if w.count, err = b.optional("Count", blk.Count, rows, 2); err != nil {
-		return w, err
-	}
-	if w.bias, err = b.optional("Bias", blk.Bias, rows, 4); err != nil {
-		return w, err
-	}
-	if n := float64(blk.Noise); math.IsNaN(n) || math.IsInf(n, 0) {
-		return w, fmt.Errorf("noise %g: %w", n, quant.ErrShape)
-	}
-	if blk.Offset != 0 {
-		if q.Rope == nil {
-			return w, fmt.Errorf("offset %d without Rope: %w", blk.Offset, quant.ErrShape)
-		}
-		if err := q.Rope.Validate(q.HeadDim); err != nil {
-			return w, err
-		}
-	}
-	return w, nil
+	w, err := b.check().Block(blk, op, q)
+	return blockView{blk, w.KMem, w.VMem, w.PosMem, w.CountMem, w.BiasMem}, err
 }
-
-// optional returns the memory of a span of one element a row, nil where it is not given.
-func (b *Backend) optional(what string, s backend.Span, rows, size int) ([]byte, error) {
-	if absent(s) {
-		return nil, nil
-	}
-	return b.bytes(what, s, int64(rows)*int64(size), int64(size))
-}
-
-// checkQueries checks everything about a batch of queries but the memory of the blocks.
-func checkQueries(q *backend.Queries, blocks int) error {
-	if q == nil {
-		return fmt.Errorf("no queries given: %w", quant.ErrShape)
-	}
-	n := q.Len()
-	switch {
-	case q.HeadDim < 1 || q.HeadDim > quant.MaxDim || q.HeadDimV < 1 || q.HeadDimV > quant.MaxDim:
-		return fmt.Errorf("head_dim %d, head_dim_v %d, want 1 to %d: %w", q.HeadDim, q.HeadDimV,
-			quant.MaxDim, quant.ErrShape)
-	case q.Group < 1 || q.Group > quant.MaxHeads:
-		return fmt.Errorf("group of %d heads, want 1 to %d: %w", q.Group, quant.MaxHeads,
-			quant.ErrShape)
-	case int64(len(q.Q)) != int64(n)*int64(q.Group)*int64(q.HeadDim):
-		return fmt.Errorf("q holds %d values, want %d queries * %d heads * %d: %w", len(q.Q), n,
-			q.Group, q.HeadDim, quant.ErrShape)
-	case q.Pos != nil && len(q.Pos) != n:
-		return fmt.Errorf("%d positions, want %d: %w", len(q.Pos), n, quant.ErrShape)
-	case q.Window < 0 || (q.Window > 0 && q.Pos == nil):
-		return fmt.Errorf("window %d (positions given: %t): %w", q.Window, q.Pos != nil,
-			quant.ErrShape)
-	case !finite(q.Scale) || !finite(q.Softcap) || q.Softcap < 0:
-		return fmt.Errorf("scale %g, softcap %g: %w", q.Scale, q.Softcap, quant.ErrShape)
-	}
-	if len(q.BlockPtr) == 0 {
-		if len(q.BlockIdx) != 0 {
-			return fmt.Errorf("BlockIdx has %d entries without BlockPtr: %w", len(q.BlockIdx),
-				quant.ErrShape)
-		}
-		return nil
-	}
-	if q.BlockPtr[0] != 0 || int(q.BlockPtr[n]) != len(q.BlockIdx) {
-		return fmt.Errorf("BlockPtr runs from %d to %d, want 0 to %d: %w", q.BlockPtr[0],
-			q.BlockPtr[n], len(q.BlockIdx), quant.ErrShape)
-	}
-	for i := range n {
-		if q.BlockPtr[i] > q.BlockPtr[i+1] {
-			return fmt.Errorf("BlockPtr[%d] is %d, after %d: %w", i+1, q.BlockPtr[i+1],
-				q.BlockPtr[i], quant.ErrShape)
-		}
-	}
-	for i, idx := range q.BlockIdx {
-		if idx < 0 || int(idx) >= blocks {
-			return fmt.Errorf("BlockIdx[%d] is %d, of %d blocks: %w", i, idx, blocks, quant.ErrShape)
-		}
-	}
-	return nil
-}
-
-func finite(f float32) bool { return math.Float32bits(f)&0x7f800000 != 0x7f800000 }
 
 // seeds are the seeds of the rotated sides of one query's list.
-type seeds struct {
-	k, v       uint64
-	hasK, hasV bool
-}
-
-// add takes in what op reads of a block; it reports whether the block agrees with those before.
-func (s *seeds) add(blk *backend.Block, op backend.Op) bool {
-	ok := true
-	if blk.K.Coding.Format.Rotated() {
-		ok = !s.hasK || s.k == blk.K.Seed
-		s.k, s.hasK = blk.K.Seed, true
-	}
-	if op == backend.OpAttend && blk.V.Coding.Format.Rotated() {
-		ok = ok && (!s.hasV || s.v == blk.V.Seed)
-		s.v, s.hasV = blk.V.Seed, true
-	}
-	return ok
-}
-
-// checkBlocks checks every block, and that the rotated sides of each query's list share seeds.
-// It returns the seeds per query: one entry for all queries where all blocks agree.
-func (b *Backend) checkBlocks(op backend.Op, q *backend.Queries,
-	blocks []backend.Block) ([]seeds, error) {
-	var all seeds
-	agree := true
-	for i := range blocks {
-		if _, err := b.view(&blocks[i], op, q); err != nil {
-			return nil, fmt.Errorf("block %d: %w", i, err)
-		}
-		agree = all.add(&blocks[i], op) && agree
-	}
-	if agree {
-		return []seeds{all}, nil
-	}
-	per := make([]seeds, q.Len())
-	for i := range per {
-		for _, idx := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			if !per[i].add(&blocks[idx], op) {
-				return nil, fmt.Errorf("query %d: block %d is rotated by another seed than blocks"+
-					" before: %w", i, idx, quant.ErrShape)
-			}
-		}
-	}
-	return per, nil
-}
+type seeds = args.Seeds

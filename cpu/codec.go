@@ -5,11 +5,10 @@ package cpu
 import (
 	"context"
 	"encoding/binary"
-	"errors"
-	"fmt"
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -41,62 +40,25 @@ func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	})
 }
 
-// jobError names the job, and the row where the cause knows it.
-func jobError(op backend.Op, job int, err error) error {
-	var row *quant.RowError
-	if errors.As(err, &row) {
-		return &backend.JobError{Op: op, Job: job, Row: row.Row, Err: row.Err}
-	}
-	return &backend.JobError{Op: op, Job: job, Row: -1, Err: err}
-}
+func jobError(op backend.Op, job int, err error) error { return args.JobError(op, job, err) }
 
 func (b *Backend) encodeTask(j *backend.EncodeJob) (encodeTask, error) {
-	t := encodeTask{job: j}
-	var err error
-	if t.dst, err = b.side("destination", backend.OpEncode, j.Dst, j.Rows, j.Dim); err != nil {
-		return t, err
+	w, err := b.check().Encode(j, eachIndex)
+	t := encodeTask{job: j, src: w.SrcMem, dst: w.DstMem, stride: int(w.RowStride)}
+	if w.Indexed {
+		t.index = w.IndexMem
 	}
-	elem := j.DType.Size()
-	if elem == 0 {
-		return t, fmt.Errorf("source: element type %s: %w", j.DType, quant.ErrUnsupported)
-	}
-	rowBytes := int64(j.Dim * elem)
-	stride := j.Stride
-	if stride == 0 {
-		stride = rowBytes
-	}
-	if stride < rowBytes || stride%int64(elem) != 0 {
-		return t, fmt.Errorf("source: stride %d, want a multiple of %d from %d up: %w", stride, elem,
-			rowBytes, quant.ErrShape)
-	}
-	if t.src, err = b.bytes("source", j.Src, j.Src.Len, int64(elem)); err != nil {
-		return t, err
-	}
-	rows := int64(0) // that the source has
-	if j.Src.Len >= rowBytes {
-		rows = (j.Src.Len-rowBytes)/stride + 1
-	}
-	t.stride = int(min(stride, math.MaxInt)) // with one row only, it does not matter
-	if overlap(j.Dst.Data, j.Src) || overlap(j.Dst.Data, j.Index) {
-		return t, fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
-	}
-	if absent(j.Index) {
-		if int64(j.Rows) > rows {
-			return t, fmt.Errorf("source: span of %d bytes has %d rows, want %d: %w", j.Src.Len, rows,
-				j.Rows, quant.ErrShape)
-		}
-		return t, nil
-	}
-	if t.index, err = b.bytes("index", j.Index, 4*int64(j.Rows), 4); err != nil {
-		return t, err
-	}
-	for r := range j.Rows {
-		if i := t.row(r); i < 0 || int64(i) >= rows {
-			return t, &quant.RowError{Row: r, Err: fmt.Errorf("index %d of a source of %d rows: %w", i,
-				rows, quant.ErrShape)}
+	return t, err
+}
+
+func eachIndex(index []byte, rows int, at func(r int, i int32) error) error {
+	t := encodeTask{index: index}
+	for r := range rows {
+		if err := at(r, int32(t.row(r))); err != nil {
+			return err
 		}
 	}
-	return t, nil
+	return nil
 }
 
 // row returns the source row of packed row r.
@@ -133,15 +95,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {
-		j := &jobs[i]
-		src, err := b.side("source", backend.OpDecode, j.Src, j.Rows, j.Dim)
-		if err != nil {
-			return jobError(backend.OpDecode, i, err)
-		}
-		dst, err := b.bytes("destination", j.Dst, 4*int64(j.Rows)*int64(j.Dim), 4)
-		if err == nil && overlap(j.Dst, j.Src.Data) {
-			err = fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
-		}
+		src, dst, err := b.check().Decode(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpDecode, i, err)
 		}
@@ -191,7 +145,7 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {
-		src, dst, err := b.demoteTask(&jobs[i])
+		src, dst, err := b.check().Demote(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpDemote, i, err)
 		}
@@ -205,23 +159,4 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 		}
 		return nil
 	})
-}
-
-func (b *Backend) demoteTask(j *backend.DemoteJob) (src, dst []byte, err error) {
-	from := j.Src.Coding
-	if src, err = b.side("source", backend.OpDemote, j.Src, j.Rows, j.Dim); err != nil {
-		return nil, nil, err
-	}
-	to := backend.Side{Coding: j.To, Data: j.Dst}
-	if dst, err = b.side("destination", backend.OpDemote, to, j.Rows, j.Dim); err != nil {
-		return nil, nil, err
-	}
-	if j.To.Format > from.Format || j.To.Rule != from.Rule || j.To.Scale != from.Scale {
-		return nil, nil, fmt.Errorf("%s to %s: %w", from, j.To, quant.ErrUnsupported)
-	}
-	if overlap(j.Src.Data, j.Dst) && j.Src.Data.Off != j.Dst.Off {
-		return nil, nil, fmt.Errorf("destination overlaps the source and starts elsewhere: %w",
-			quant.ErrShape)
-	}
-	return src, dst, nil
 }

@@ -39,7 +39,7 @@ func (b *Backend) prepare(ctx context.Context, op backend.Op, q *backend.Queries
 	p := &prepared{Queries: q, seeds: sd, rot: make(map[rotKey]*quant.Rotation)}
 	anyRotated := false
 	for i := range sd {
-		anyRotated = anyRotated || sd[i].hasK
+		anyRotated = anyRotated || sd[i].HasK
 		if err := p.addRotations(sd[i]); err != nil {
 			return nil, err
 		}
@@ -77,24 +77,24 @@ func (p *prepared) addRotations(s seeds) error {
 		p.rot[key] = r
 		return err
 	}
-	if err := add(s.hasK, s.k, p.HeadDim); err != nil {
+	if err := add(s.HasK, s.K, p.HeadDim); err != nil {
 		return err
 	}
-	return add(s.hasV, s.v, p.HeadDimV)
+	return add(s.HasV, s.V, p.HeadDimV)
 }
 
 // rotK returns the rotation of query i's K sides, nil when none is rotated.
 func (p *prepared) rotK(i int) *quant.Rotation {
-	if s := p.seedsOf(i); s.hasK {
-		return p.rot[rotKey{s.k, p.HeadDim}]
+	if s := p.seedsOf(i); s.HasK {
+		return p.rot[rotKey{s.K, p.HeadDim}]
 	}
 	return nil
 }
 
 // rotV returns the rotation of query i's V sides, nil when none is rotated.
 func (p *prepared) rotV(i int) *quant.Rotation {
-	if s := p.seedsOf(i); s.hasV {
-		return p.rot[rotKey{s.v, p.HeadDimV}]
+	if s := p.seedsOf(i); s.HasV {
+		return p.rot[rotKey{s.V, p.HeadDimV}]
 	}
 	return nil
 }

@@ -8,7 +8,6 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/quant"
 )
 
 // itemTiles is how many tiles of a block one piece of work of Relevance has at most.
@@ -26,7 +25,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	sd, err := b.checkRelevance(q, lse, blocks, rel)
+	sd, err := b.check().Relevance(q, lse, blocks, rel)
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}
@@ -55,38 +54,6 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		defer b.release(s)
 		return s.relevance(ctx, p, blk, it, users[ptr[it.block]:ptr[it.block+1]], lse, rel)
 	})
-}
-
-func (b *Backend) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
-	rel *backend.RelevanceOut) ([]seeds, error) {
-	if err := checkQueries(q, len(blocks)); err != nil {
-		return nil, err
-	}
-	if heads := int64(q.Len()) * int64(q.Group); int64(len(lse)) != heads {
-		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
-	}
-	if rel == nil {
-		return nil, fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
-	}
-	if rel.Power != 1 && rel.Power != 2 {
-		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
-	}
-	if len(rel.RowPtr) != len(blocks)+1 || rel.RowPtr[0] != 0 ||
-		int(rel.RowPtr[len(blocks)]) != len(rel.Sum) {
-		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
-			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
-	}
-	sd, err := b.checkBlocks(backend.OpRelevance, q, blocks)
-	if err != nil {
-		return nil, err
-	}
-	for i := range blocks {
-		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != int64(blocks[i].Rows) {
-			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
-				blocks[i].Rows, quant.ErrShape)
-		}
-	}
-	return sd, nil
 }
 
 // usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.

@@ -32,8 +32,8 @@ var allowed = map[string][]string{
 	"quant/quanttest": {"quant"},
 	"importance":      {"quant"},
 	"kernels":         {},
-	"cuda":            {"quant", "engine/backend", "kernels"},
-	"cpu":             {"quant", "engine/backend"},
+	"cuda":            {"quant", "engine/backend", "engine/backend/args", "kernels"},
+	"cpu":             {"quant", "engine/backend", "engine/backend/args"},
 	"cpu/matmul":      {"quant"},
 	"engine": {
 		"quant",
@@ -44,6 +44,7 @@ var allowed = map[string][]string{
 	},
 	"engine/atomicfile":          {},
 	"engine/backend":             {"quant"},
+	"engine/backend/args":        {"quant", "engine/backend"},
 	"engine/backend/backendtest": {"quant", "quant/quanttest", "engine/backend"},
 	"engine/plan":                {"quant", "importance"},
 	"engine/container":           {"quant"},

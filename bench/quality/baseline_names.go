@@ -82,6 +82,7 @@ func All() []Method {
 //	kvist:2.75                                   bits a value of the file
 //	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of offline.Config
 //	kvist:2.75,importance=default;expected=0.5   its fields apart by ";"
+//	kvist:2.75,weights=random                    tokens weighed by chance, as a control
 //	kvist:2.75,profile=model.kvprofile           with what was tuned for the model
 //
 // The Name of what it returns gives the same method again.
@@ -174,8 +175,12 @@ func kvistByName(fields []string) (Method, error) {
 		return nil, fmt.Errorf("want a target, as in kvist:2.75: %w", quant.ErrUnsupported)
 	}
 	var config strings.Builder
+	random := false
 	for i, f := range fields {
 		switch {
+		case f == randomWeightsArg && !random:
+			random = true
+			continue
 		case strings.ContainsAny(f, " \t\n"):
 			return nil, fmt.Errorf("argument %q holds a space: %w", f, quant.ErrUnsupported)
 		case strings.Contains(f, "="):
@@ -194,6 +199,7 @@ func kvistByName(fields []string) (Method, error) {
 	if err != nil {
 		return nil, err
 	}
+	m.Random = random
 	return m, nil
 }
 

@@ -28,6 +28,7 @@ func TestByName(t *testing.T) {
 		"kvist:3,k=lm2+len+s8,lm4+len+s8,sinks=8": "",
 		"kvist:bits=3,sinks=8":                    "kvist:3,sinks=8",
 		"kvist:share=0.1":                         "",
+		"kvist:2.75,weights=random":               "",
 	} {
 		m, err := ByName(name)
 		require.NoError(t, err, name)
@@ -44,7 +45,7 @@ func TestByName(t *testing.T) {
 		"kivi2:window=1,window=2", "tqprod5", "tqprod1", "snapkv", "snapkv:25", "snapkv:0%",
 		"snapkv:101%", "snapkv:NaN%", "snapkv:25%,pool=4", "uniform", "uniform:k=lm3",
 		"uniform:k=lm3,v=lm9", "fp8:sinks=4", "kvist", "kvist:", "kvist:x", "kvist:k=lm4",
-		"kvist:2.75,bytes=5", "kvist:bits=2 sinks=8", "gear2:share=100%,rank=x", "lm3+out2",
+		"kvist:2.75,bytes=5", "kvist:2,weights=random,weights=random", "kvist:2,weights=1", "kvist:bits=2 sinks=8", "gear2:share=100%,rank=x", "lm3+out2",
 		"kivi2:" + strings.Repeat("a=1,", 100),
 	} {
 		_, err := ByName(name)

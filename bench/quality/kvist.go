@@ -8,6 +8,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
+	"math/rand/v2"
 	"strings"
 
 	"github.com/kvist-project/kvist/cpu"
@@ -30,6 +32,9 @@ type Kvist struct {
 	Weights func(c *Context) (offline.Weights, error)
 	// Path is the file that Config.Profile was read from; it is part of the name.
 	Path string
+	// Random weighs the tokens by chance, as a control: what weights of the same spread do that
+	// know nothing. In a name it is weights=random.
+	Random bool
 	// Label tells methods with Weights apart; it is part of the name, after a space.
 	Label string
 	// Backend does the work, nil: one of package cpu, opened for the call.
@@ -88,6 +93,9 @@ func (k Kvist) Name() string {
 	if len(args) > 0 {
 		args[0] = strings.TrimPrefix(args[0], "bits=")
 	}
+	if k.Random {
+		args = append(args, randomWeightsArg)
+	}
 	if k.Path != "" {
 		args = append(args, "profile="+k.Path)
 	}
@@ -138,6 +146,9 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		return nil, err
 	}
 	var weights offline.Weights
+	if k.Random {
+		weights = randomWeights(len(c.Tokens))
+	}
 	if k.Weights != nil {
 		if weights, err = k.Weights(c); err != nil {
 			return nil, err
@@ -164,6 +175,26 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	return cache, inParallel(ctx, len(c.Layers), func(i int) error {
 		return readLayer(back, i, s, &cache.Layers[i])
 	})
+}
+
+// randomWeightsArg asks for Kvist.Random in a name.
+const randomWeightsArg = "weights=random"
+
+// randomSpread is the standard deviation of the logarithm of random weights: about the median of
+// the default profile's weights over the heads of the capture in testdata (0.33 to 0.68).
+const randomSpread = 0.65
+
+// randomWeights gives every head log-normal weights of its own, the same for every context of as
+// many tokens.
+func randomWeights(tokens int) offline.Weights {
+	return func(layer, kvHead int) ([]float32, error) {
+		rng := rand.New(rand.NewPCG(uint64(layer), uint64(kvHead)))
+		w := make([]float32, tokens)
+		for t := range w {
+			w[t] = float32(math.Exp(randomSpread * rng.NormFloat64()))
+		}
+		return w, nil
+	}
 }
 
 // writeCapture writes K, V and, where there are some, Q as a capture.

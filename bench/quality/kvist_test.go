@@ -85,6 +85,20 @@ func TestKvist_RowBias(t *testing.T) {
 	require.Equal(t, 3*2*(160-4), negative, "all rows but the sinks")
 }
 
+// Weights by chance are a control: they move bytes between tokens, and the same ones each time.
+func TestKvist_RandomWeights(t *testing.T) {
+	f := smallFamily(t)
+	random := compress(t, method(t, "kvist:2.5,weights=random"), f.c)
+	require.Equal(t, random, compress(t, method(t, "kvist:2.5,weights=random"), f.c))
+	require.NotEqual(t, random.Layers, compress(t, method(t, "kvist:2.5,importance=none"), f.c).Layers)
+	w := randomWeights(4096)
+	a, err := w(0, 0)
+	require.NoError(t, err)
+	b, err := w(0, 1)
+	require.NoError(t, err)
+	require.NotEqual(t, a, b)
+}
+
 // TestKvist_Weights gives a few tokens all the weight: they must come back better.
 func TestKvist_Weights(t *testing.T) {
 	f := smallFamily(t)

@@ -55,7 +55,7 @@ const listLines = 8
 
 // NewRetrieval builds at least questions questions over contexts of at most tokens tokens made
 // from the texts. Two contexts of three hold sentences at evenly spread depths ("The secret code
-// of the red fox is 4821."), every third a list of keys and values ("apple: 4821") that stands
+// of the red fox is 482193."), every third a list of keys and values ("apple: 482193") that stands
 // somewhere in the first three quarters of the text. Facts, answers and places come from the seed.
 //
 // Errors: quant.ErrShape for no texts or too few tokens; those of the tokenizer.
@@ -116,21 +116,23 @@ type fact struct {
 
 // The facts are worded differently, each of them, because small models mix up facts that differ
 // in a name only: of "The secret code of the red fox is" and seven more such sentences the exact
-// cache of SmolLM2-135M finds half, of these all.
+// cache of SmolLM2-135M finds half, of these all. Numbers are long, because one wrong digit is a
+// wrong answer: with two to four digits a cache at 2 bits a value finds half of the facts, with
+// these less, and the exact cache as many (measured on the calibration texts).
 var (
 	facts = []fact{
-		{about: "The secret code of the red fox is", digits: 4},
-		{about: "The telephone number of Doctor Miller is", digits: 4},
+		{about: "The secret code of the red fox is", digits: 6},
+		{about: "The telephone number of Doctor Miller is", digits: 7},
 		{about: "The captain of the ship was called", answers: people},
 		{about: "The password for the library is", answers: passwords},
 		{about: "The train to the mountains leaves from platform", digits: 2},
-		{about: "The number of stones in the castle wall is", digits: 4},
+		{about: "The number of stones in the castle wall is", digits: 5},
 		{about: "The favourite food of the giant turtle is", answers: foods},
 		{about: "The old professor was born in the city of", answers: cities},
 		{about: "The name of the black cat is", answers: people},
-		{about: "The meeting of the committee takes place in room", digits: 3},
+		{about: "The meeting of the committee takes place in room", digits: 4},
 		{about: "The winner of the chess tournament came from", answers: cities},
-		{about: "The combination of the safe in the cellar is", digits: 4},
+		{about: "The combination of the safe in the cellar is", digits: 6},
 	}
 	people = []string{"Anna", "Peter", "Maria", "Thomas", "Julia", "Robert", "Sarah", "Daniel",
 		"Laura", "Martin"}
@@ -259,7 +261,7 @@ func (b *builder) list() (RetrievalContext, error) {
 	lines := []string{"\n\nThis is the list of codes."}
 	var questions []Question
 	for i := range listLines {
-		answer := " " + b.number(4)
+		answer := " " + b.number(6)
 		lines = append(lines, "\n"+keys[order[i]]+":"+answer)
 		questions = append(questions, Question{Kind: "list",
 			Prompt: "\n\nThe list of codes.\n" + keys[order[i]] + ":",

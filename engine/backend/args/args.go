@@ -1,0 +1,132 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package args
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// SideAlign is the alignment of packed sides within their buffer.
+const SideAlign = 16
+
+// Checker checks arguments for one backend, whose memory is of type M.
+type Checker[M any] struct {
+	Supports func(op backend.Op, c quant.Coding, dim int) bool
+	// Bytes returns the memory of a span that is given: quant.ErrShape for a buffer of another
+	// backend or a range beyond it, quant.ErrClosed for one that was freed.
+	Bytes func(s backend.Span) (M, error)
+}
+
+// Span returns the memory of a span that must hold want bytes and start on a multiple of align.
+// A span that is not given holds nothing: the zero M.
+func (c Checker[M]) Span(what string, s backend.Span, want, align int64) (M, error) {
+	var none M
+	if s.Len != want {
+		return none, fmt.Errorf("%s: span of %d bytes, want %d: %w", what, s.Len, want,
+			quant.ErrShape)
+	}
+	if !s.Given() && want == 0 {
+		return none, nil
+	}
+	m, err := c.Bytes(s)
+	if err != nil {
+		return none, fmt.Errorf("%s: %w", what, err)
+	}
+	if s.Off%align != 0 {
+		return none, fmt.Errorf("%s: offset %d, want a multiple of %d: %w", what, s.Off, align,
+			quant.ErrShape)
+	}
+	return m, nil
+}
+
+// Side returns the memory of a packed side.
+func (c Checker[M]) Side(what string, op backend.Op, s backend.Side, rows, dim int) (M, error) {
+	var none M
+	if !c.Supports(op, s.Coding, dim) {
+		return none, fmt.Errorf("%s: %s of rows of %d values in %s: %w", what, op, dim, s.Coding,
+			quant.ErrUnsupported)
+	}
+	if err := checkRows(rows, dim); err != nil {
+		return none, fmt.Errorf("%s: %w", what, err)
+	}
+	return c.Span(what, s.Data, int64(s.Coding.PackedBytes(rows, dim)), SideAlign)
+}
+
+// checkRows holds rows*dim values, at up to 8 bytes each, within int.
+func checkRows(rows, dim int) error {
+	if rows < 0 || rows > math.MaxInt32 {
+		return fmt.Errorf("%d rows: %w", rows, quant.ErrShape)
+	}
+	if dim < 1 || dim > quant.MaxDim {
+		return fmt.Errorf("rows of %d values, want 1 to %d: %w", dim, quant.MaxDim, quant.ErrShape)
+	}
+	if int64(rows)*int64(dim) > math.MaxInt/8 {
+		return fmt.Errorf("%d rows of %d values: %w", rows, dim, quant.ErrTooLarge)
+	}
+	return nil
+}
+
+// Absent reports whether a span is the zero Span. Buffers of unknown types are not compared.
+func Absent(s backend.Span) bool { return s.Buf == nil && s.Off == 0 && s.Len == 0 }
+
+// Overlap reports whether two spans share bytes; a has been resolved before.
+func Overlap(a, b backend.Span) bool {
+	return a.Given() && a.Buf == b.Buf && a.Len > 0 && b.Len > 0 &&
+		a.Off < b.Off+b.Len && b.Off < a.Off+a.Len
+}
+
+// optional returns the memory of a span of one element a row, the zero M where it is not given.
+func (c Checker[M]) optional(what string, s backend.Span, rows, size int) (M, error) {
+	if Absent(s) {
+		var none M
+		return none, nil
+	}
+	return c.Span(what, s, int64(rows)*int64(size), int64(size))
+}
+
+// BlockView is a block with its memory; the zero M where something is not given.
+type BlockView[M any] struct {
+	*backend.Block
+	KMem, VMem, PosMem, CountMem, BiasMem M
+}
+
+// Block resolves and checks one block. Relevance does not look at V.
+func (c Checker[M]) Block(blk *backend.Block, op backend.Op,
+	q *backend.Queries) (BlockView[M], error) {
+	w := BlockView[M]{Block: blk}
+	rows := int(blk.Rows)
+	var err error
+	if w.KMem, err = c.Side("K", op, blk.K, rows, q.HeadDim); err != nil {
+		return w, err
+	}
+	if op == backend.OpAttend {
+		if w.VMem, err = c.Side("V", op, blk.V, rows, q.HeadDimV); err != nil {
+			return w, err
+		}
+	}
+	if w.PosMem, err = c.optional("Pos", blk.Pos, rows, 2); err != nil {
+		return w, err
+	}
+	if w.CountMem, err = c.optional("Count", blk.Count, rows, 2); err != nil {
+		return w, err
+	}
+	if w.BiasMem, err = c.optional("Bias", blk.Bias, rows, 4); err != nil {
+		return w, err
+	}
+	if n := float64(blk.Noise); math.IsNaN(n) || math.IsInf(n, 0) {
+		return w, fmt.Errorf("noise %g: %w", n, quant.ErrShape)
+	}
+	if blk.Offset != 0 {
+		if q.Rope == nil {
+			return w, fmt.Errorf("offset %d without Rope: %w", blk.Offset, quant.ErrShape)
+		}
+		if err := q.Rope.Validate(q.HeadDim); err != nil {
+			return w, err
+		}
+	}
+	return w, nil
+}

@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package args
+
+import (
+	"errors"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// EncodeView is an EncodeJob with its memory.
+type EncodeView[M any] struct {
+	*backend.EncodeJob
+	SrcMem, IndexMem, DstMem M
+	Indexed                  bool
+	RowStride                int64 // bytes from row to row
+	SrcRows                  int64 // rows that the source has
+}
+
+// Encode resolves and checks one job. index calls at with every value of the job's index, and
+// returns its first error.
+func (c Checker[M]) Encode(j *backend.EncodeJob,
+	index func(m M, rows int, at func(r int, i int32) error) error) (EncodeView[M], error) {
+	t := EncodeView[M]{EncodeJob: j}
+	var err error
+	if t.DstMem, err = c.Side("destination", backend.OpEncode, j.Dst, j.Rows, j.Dim); err != nil {
+		return t, err
+	}
+	elem := j.DType.Size()
+	if elem == 0 {
+		return t, fmt.Errorf("source: element type %s: %w", j.DType, quant.ErrUnsupported)
+	}
+	rowBytes := int64(j.Dim * elem)
+	t.RowStride = j.Stride
+	if t.RowStride == 0 {
+		t.RowStride = rowBytes
+	}
+	if t.RowStride < rowBytes || t.RowStride%int64(elem) != 0 {
+		return t, fmt.Errorf("source: stride %d, want a multiple of %d from %d up: %w", t.RowStride,
+			elem, rowBytes, quant.ErrShape)
+	}
+	if t.SrcMem, err = c.Span("source", j.Src, j.Src.Len, int64(elem)); err != nil {
+		return t, err
+	}
+	if j.Src.Len >= rowBytes {
+		t.SrcRows = (j.Src.Len-rowBytes)/t.RowStride + 1
+	}
+	t.RowStride = min(t.RowStride, math.MaxInt) // with one row only, it does not matter
+	if Overlap(j.Dst.Data, j.Src) || Overlap(j.Dst.Data, j.Index) {
+		return t, fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
+	}
+	if Absent(j.Index) {
+		if int64(j.Rows) > t.SrcRows {
+			return t, fmt.Errorf("source: span of %d bytes has %d rows, want %d: %w", j.Src.Len,
+				t.SrcRows, j.Rows, quant.ErrShape)
+		}
+		return t, nil
+	}
+	t.Indexed = true
+	if t.IndexMem, err = c.Span("index", j.Index, 4*int64(j.Rows), 4); err != nil {
+		return t, err
+	}
+	return t, index(t.IndexMem, j.Rows, func(r int, i int32) error {
+		if i < 0 || int64(i) >= t.SrcRows {
+			return &quant.RowError{Row: r, Err: fmt.Errorf("index %d of a source of %d rows: %w", i,
+				t.SrcRows, quant.ErrShape)}
+		}
+		return nil
+	})
+}
+
+// Decode resolves and checks one job.
+func (c Checker[M]) Decode(j *backend.DecodeJob) (src, dst M, err error) {
+	if src, err = c.Side("source", backend.OpDecode, j.Src, j.Rows, j.Dim); err != nil {
+		return src, dst, err
+	}
+	dst, err = c.Span("destination", j.Dst, 4*int64(j.Rows)*int64(j.Dim), 4)
+	if err == nil && Overlap(j.Dst, j.Src.Data) {
+		err = fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
+	}
+	return src, dst, err
+}
+
+// Demote resolves and checks one job.
+func (c Checker[M]) Demote(j *backend.DemoteJob) (src, dst M, err error) {
+	from := j.Src.Coding
+	if src, err = c.Side("source", backend.OpDemote, j.Src, j.Rows, j.Dim); err != nil {
+		return src, dst, err
+	}
+	to := backend.Side{Coding: j.To, Data: j.Dst}
+	if dst, err = c.Side("destination", backend.OpDemote, to, j.Rows, j.Dim); err != nil {
+		return src, dst, err
+	}
+	if j.To.Format > from.Format || j.To.Rule != from.Rule || j.To.Scale != from.Scale {
+		return src, dst, fmt.Errorf("%s to %s: %w", from, j.To, quant.ErrUnsupported)
+	}
+	if Overlap(j.Src.Data, j.Dst) && j.Src.Data.Off != j.Dst.Off {
+		return src, dst, fmt.Errorf("destination overlaps the source and starts elsewhere: %w",
+			quant.ErrShape)
+	}
+	return src, dst, nil
+}
+
+// JobError names the job, and the row where the cause knows it.
+func JobError(op backend.Op, job int, err error) error {
+	var row *quant.RowError
+	if errors.As(err, &row) {
+		return &backend.JobError{Op: op, Job: job, Row: row.Row, Err: row.Err}
+	}
+	return &backend.JobError{Op: op, Job: job, Row: -1, Err: err}
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package args
+
+import (
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Queries checks everything about a batch of queries but the memory of the blocks.
+func Queries(q *backend.Queries, blocks int) error {
+	if q == nil {
+		return fmt.Errorf("no queries given: %w", quant.ErrShape)
+	}
+	n := q.Len()
+	switch {
+	case q.HeadDim < 1 || q.HeadDim > quant.MaxDim || q.HeadDimV < 1 || q.HeadDimV > quant.MaxDim:
+		return fmt.Errorf("head_dim %d, head_dim_v %d, want 1 to %d: %w", q.HeadDim, q.HeadDimV,
+			quant.MaxDim, quant.ErrShape)
+	case q.Group < 1 || q.Group > quant.MaxHeads:
+		return fmt.Errorf("group of %d heads, want 1 to %d: %w", q.Group, quant.MaxHeads,
+			quant.ErrShape)
+	case int64(len(q.Q)) != int64(n)*int64(q.Group)*int64(q.HeadDim):
+		return fmt.Errorf("q holds %d values, want %d queries * %d heads * %d: %w", len(q.Q), n,
+			q.Group, q.HeadDim, quant.ErrShape)
+	case q.Pos != nil && len(q.Pos) != n:
+		return fmt.Errorf("%d positions, want %d: %w", len(q.Pos), n, quant.ErrShape)
+	case q.Window < 0 || (q.Window > 0 && q.Pos == nil):
+		return fmt.Errorf("window %d (positions given: %t): %w", q.Window, q.Pos != nil,
+			quant.ErrShape)
+	case !finite(q.Scale) || !finite(q.Softcap) || q.Softcap < 0:
+		return fmt.Errorf("scale %g, softcap %g: %w", q.Scale, q.Softcap, quant.ErrShape)
+	}
+	if len(q.BlockPtr) == 0 {
+		if len(q.BlockIdx) != 0 {
+			return fmt.Errorf("BlockIdx has %d entries without BlockPtr: %w", len(q.BlockIdx),
+				quant.ErrShape)
+		}
+		return nil
+	}
+	if q.BlockPtr[0] != 0 || int(q.BlockPtr[n]) != len(q.BlockIdx) {
+		return fmt.Errorf("BlockPtr runs from %d to %d, want 0 to %d: %w", q.BlockPtr[0],
+			q.BlockPtr[n], len(q.BlockIdx), quant.ErrShape)
+	}
+	for i := range n {
+		if q.BlockPtr[i] > q.BlockPtr[i+1] {
+			return fmt.Errorf("BlockPtr[%d] is %d, after %d: %w", i+1, q.BlockPtr[i+1],
+				q.BlockPtr[i], quant.ErrShape)
+		}
+	}
+	for i, idx := range q.BlockIdx {
+		if idx < 0 || int(idx) >= blocks {
+			return fmt.Errorf("BlockIdx[%d] is %d, of %d blocks: %w", i, idx, blocks, quant.ErrShape)
+		}
+	}
+	return nil
+}
+
+func finite(f float32) bool { return math.Float32bits(f)&0x7f800000 != 0x7f800000 }
+
+// Seeds are the seeds of the rotated sides of one query's list.
+type Seeds struct {
+	K, V       uint64
+	HasK, HasV bool
+}
+
+// add takes in what op reads of a block; it reports whether the block agrees with those before.
+func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
+	ok := true
+	if blk.K.Coding.Format.Rotated() {
+		ok = !s.HasK || s.K == blk.K.Seed
+		s.K, s.HasK = blk.K.Seed, true
+	}
+	if op == backend.OpAttend && blk.V.Coding.Format.Rotated() {
+		ok = ok && (!s.HasV || s.V == blk.V.Seed)
+		s.V, s.HasV = blk.V.Seed, true
+	}
+	return ok
+}
+
+// blocks checks every block, and that the rotated sides of each query's list share seeds. It
+// returns the seeds per query: one entry for all queries where all blocks agree.
+func (c Checker[M]) blocks(op backend.Op, q *backend.Queries,
+	blocks []backend.Block) ([]Seeds, error) {
+	var all Seeds
+	agree := true
+	for i := range blocks {
+		if _, err := c.Block(&blocks[i], op, q); err != nil {
+			return nil, fmt.Errorf("block %d: %w", i, err)
+		}
+		agree = all.add(&blocks[i], op) && agree
+	}
+	if agree {
+		return []Seeds{all}, nil
+	}
+	per := make([]Seeds, q.Len())
+	for i := range per {
+		for _, idx := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
+			if !per[i].add(&blocks[idx], op) {
+				return nil, fmt.Errorf("query %d: block %d is rotated by another seed than blocks"+
+					" before: %w", i, idx, quant.ErrShape)
+			}
+		}
+	}
+	return per, nil
+}
+
+// Attend checks the arguments of Attend. It returns the seeds per query: one entry for all
+// queries where all blocks agree.
+func (c Checker[M]) Attend(q *backend.Queries, blocks []backend.Block,
+	out, lse []float32) ([]Seeds, error) {
+	if err := Queries(q, len(blocks)); err != nil {
+		return nil, err
+	}
+	heads := int64(q.Len()) * int64(q.Group)
+	if int64(len(out)) != heads*int64(q.HeadDimV) {
+		return nil, fmt.Errorf("out has %d values, want %d heads * %d: %w", len(out), heads,
+			q.HeadDimV, quant.ErrShape)
+	}
+	if lse != nil && int64(len(lse)) != heads {
+		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
+	}
+	return c.blocks(backend.OpAttend, q, blocks)
+}
+
+// Relevance checks the arguments of Relevance, and returns the seeds as Attend does.
+func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backend.Block,
+	rel *backend.RelevanceOut) ([]Seeds, error) {
+	if err := Queries(q, len(blocks)); err != nil {
+		return nil, err
+	}
+	if heads := int64(q.Len()) * int64(q.Group); int64(len(lse)) != heads {
+		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
+	}
+	if rel == nil {
+		return nil, fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
+	}
+	if rel.Power != 1 && rel.Power != 2 {
+		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
+	}
+	if len(rel.RowPtr) != len(blocks)+1 || rel.RowPtr[0] != 0 ||
+		int(rel.RowPtr[len(blocks)]) != len(rel.Sum) {
+		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
+			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
+	}
+	sd, err := c.blocks(backend.OpRelevance, q, blocks)
+	if err != nil {
+		return nil, err
+	}
+	for i := range blocks {
+		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != int64(blocks[i].Rows) {
+			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
+				blocks[i].Rows, quant.ErrShape)
+		}
+	}
+	return sd, nil
+}
