@@ -36,7 +36,7 @@ func TestCaptures_Search(t *testing.T) {
 	res, err := tune.Search(context.Background(), space, obj, tune.Options{
 		Base: profile.Params{"importance": "window=64,floor=0.1"}})
 	require.NoError(t, err)
-	require.Len(t, res.Trail, 4)
+	require.Len(t, res.Trail, 3)
 	require.Contains(t, res.Best.Params["importance"], "relevance=0.5")
 	require.Equal(t, "true", res.Best.Params["row-bias"])
 	t.Logf("mean log error: %.3f without relevance, %.3f with", res.Start.Value, res.Best.Value)
