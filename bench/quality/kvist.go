@@ -220,6 +220,10 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 		add(fmt.Sprintf("layers.%d.v", i), l.V, s.kvHeads, s.dimV)
 		add(fmt.Sprintf("layers.%d.q", i), l.Q, s.heads, s.dimK)
 	}
+	if len(c.Surprisal) > 0 {
+		decls = append(decls, capture.Decl{Name: "surprisal", DTypeName: quant.Float32.String(),
+			Shape: []int64{int64(len(c.Surprisal))}})
+	}
 	if n := len(g.Rope.InvFreq); n > 0 {
 		decls = append(decls, capture.Decl{Name: "rope_inv_freq",
 			DTypeName: quant.Float32.String(), Shape: []int64{int64(n)}})
@@ -237,6 +241,15 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 			binary.LittleEndian.PutUint16(b[2*i:], quant.F32ToF16(x))
 		}
 		if err := out.WriteAt(t.name, 0, b); err != nil {
+			return err
+		}
+	}
+	if len(c.Surprisal) > 0 {
+		b, err := binary.Append(nil, binary.LittleEndian, c.Surprisal)
+		if err != nil {
+			return err
+		}
+		if err := out.WriteAt("surprisal", 0, b); err != nil {
 			return err
 		}
 	}

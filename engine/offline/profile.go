@@ -3,10 +3,14 @@
 package offline
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"slices"
 
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -103,4 +107,61 @@ func (c *compressor) sensitise() error {
 		b.KDamage, b.VDamage = k*b.KDamage, v*b.VDamage
 	}
 	return nil
+}
+
+// HeadDamage is what the planner takes an error in one KV head for.
+type HeadDamage struct {
+	Layer, KVHead int // the model's number of the layer
+	// K and V are the damages of storing all tokens but the sinks of that side at a coding, the
+	// other side exactly: what importance and profile do is left out.
+	K, V float64
+}
+
+// Predict returns the damage that is predicted for storing K at coding k, or V at coding v, of every
+// head, in the order of the capture: what sensitivities measured in a model are held against.
+//
+// Errors: those of Compress before it plans.
+func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg Config,
+	k, v quant.Coding) ([]HeadDamage, error) {
+	in, err := newInput(src, cfg.Segment)
+	if err != nil {
+		return nil, err
+	}
+	if !in.kv {
+		return nil, fmt.Errorf("kvist/offline: %s holds rows, want K and V: %w", src.Name(),
+			quant.ErrShape)
+	}
+	c := &compressor{in: in, be: be, cfg: cfg}
+	var out []HeadDamage
+	for i := range in.layers {
+		l := &in.layers[i]
+		cells, _, err := c.survey(ctx, l, nil)
+		if err != nil {
+			return nil, err
+		}
+		heads := make([]HeadDamage, l.heads)
+		for h := range heads {
+			heads[h].Layer, heads[h].KVHead = l.number, h
+		}
+		for j := range cells {
+			if cells[j].kind != cellFree {
+				continue
+			}
+			b, h := cells[j].Block, &heads[cells[j].head]
+			vDamage := b.VDamage
+			for _, side := range []*float64{&h.K, &h.V} {
+				b.VDamage = 0
+				if side == &h.V {
+					b.KDamage, b.VDamage = 0, vDamage
+				}
+				it, err := plan.Menu{K: []quant.Coding{k}, V: []quant.Coding{v}}.Item(b, l.k.Dim(), l.dimV())
+				if err != nil {
+					return nil, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+				}
+				*side += it.Options[0].Damage
+			}
+		}
+		out = append(out, heads...)
+	}
+	return out, nil
 }

@@ -153,6 +153,9 @@ func TestProfile_OtherModel(t *testing.T) {
 	p := whole(t)
 	require.NoError(t, p.Check("golden", geometry()))
 	require.NoError(t, p.Check("", geometry()))
+	two := must[*profile.Profile](t)(profile.New("golden 7B | golden-7b", geometry()))
+	require.NoError(t, two.Check("golden-7b", geometry()))
+	require.Error(t, two.Check("golden", geometry()))
 	for what, change := range map[string]func(g *quant.Geometry){
 		"layers":     func(g *quant.Geometry) { g.Layers++ },
 		"heads":      func(g *quant.Geometry) { g.Heads *= 2 },

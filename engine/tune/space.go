@@ -3,6 +3,7 @@
 package tune
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"math"
@@ -168,4 +169,62 @@ func (p *Param) number(v float64) string {
 
 func shapef(format string, args ...any) error {
 	return fmt.Errorf("kvist/tune: "+format+": %w", append(args, quant.ErrShape)...)
+}
+
+// Value returns the value that settings have of a Param of the space; its Start where they do not
+// name it, "0" where an importance profile leaves it out.
+//
+// Errors: quant.ErrShape for a name that is not in the space.
+func (s Space) Value(p profile.Params, name string) (string, error) {
+	x, err := s.point(p)
+	if err != nil {
+		return "", err
+	}
+	for i := range s {
+		if s[i].Name == name {
+			return x[i], nil
+		}
+	}
+	return "", shapef("no setting %s", name)
+}
+
+// Replace returns settings with one Param's value changed.
+//
+// Errors: quant.ErrShape for a name that is not in the space, or a value that cannot be.
+func (s Space) Replace(p profile.Params, name, value string) (profile.Params, error) {
+	x, err := s.point(p)
+	if err != nil {
+		return nil, err
+	}
+	for i := range s {
+		if s[i].Name == name {
+			x[i] = value
+			return s.params(p, x)
+		}
+	}
+	return nil, shapef("no setting %s", name)
+}
+
+// point reads settings back.
+func (s Space) point(p profile.Params) (point, error) {
+	weights, err := importance.ParseProfile(cmp.Or(p["importance"], "none"))
+	if err != nil {
+		return nil, fmt.Errorf("kvist/tune: %w", err)
+	}
+	fields := map[string]string{}
+	for f := range strings.SplitSeq(weights.String(), ",") {
+		k, v, _ := strings.Cut(f, "=")
+		fields[k] = v
+	}
+	x := s.start()
+	for i := range s {
+		name, ok := strings.CutPrefix(s[i].Name, importancePrefix)
+		switch v, given := p[s[i].Name]; {
+		case ok:
+			x[i] = cmp.Or(fields[name], "0")
+		case given:
+			x[i] = v
+		}
+	}
+	return x, nil
 }
