@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -30,12 +31,12 @@ const (
 // scratch is what one worker needs.
 type scratch struct {
 	scorer
-	vt     []float32 // [tileRows, head_dim_v]
-	sum    []float32 // [head_dim_v], over one tile
-	scored [tileRows]float64
-	active [tileRows]int32   // rows of the tile with p > 0
-	weight [tileRows]float32 // their p
-	acc    []float64         // Relevance: per row of its item
+	vt     []float32 // [tileRows, padV]
+	vscale [tileRows]float32
+	before []float32 // [heads]: the largest scores before a tile
+	side   [2]sums   // by basis
+	acc    []float64 // Relevance: per row of its item
+	lse    []float32 // Relevance: per head at work
 }
 
 // unit is a run of queries with the same list.
@@ -51,10 +52,22 @@ type cut struct{ entry, row int }
 
 // part is the attention of a unit's heads over one piece of the list.
 type part struct {
-	top, sum []float64 // [heads]: largest score, sum of exp(score - top)
-	exact    []float64 // [heads, head_dim_v]: sum of exp(score - top) * v, original basis
-	rotated  []float64 // the same, for V sides that are rotated
+	top []float32 // [heads]: largest score
+	sum []float64 // [heads]: sum of exp(score - top)
+	// acc is, by basis (rotated or not), [heads, padV]: sum of exp(score - top) * v, in the layout
+	// of V sides of that basis.
+	acc [2][]float64
 }
+
+// sums are running sums of one basis that are still float32.
+type sums struct {
+	acc  []float32 // [heads, padV]
+	rows int       // that went into them
+}
+
+// foldRows is how many rows are added up in float32 at most: the error of the sums then does not
+// grow with the context, and folding costs little.
+const foldRows = 4 * tileRows
 
 // Attend computes attention over packed blocks, see backend.Backend. out and lse must not
 // overlap q.Q.
@@ -67,7 +80,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: attend: %w", err)
 	}
-	p, err := b.prepare(ctx, backend.OpAttend, q, sd)
+	p, err := b.prepare(ctx, backend.OpAttend, q, blocks, sd)
 	if err != nil {
 		return err
 	}
@@ -170,7 +183,7 @@ func (b *Backend) attendWave(ctx context.Context, p *prepared, units []unit,
 	parts := make([]part, len(owner))
 	err := b.workers.run(ctx, backend.OpAttend, len(parts), func(i int) error {
 		u := &units[owner[i]]
-		parts[i] = newPart(len(u.qs)*p.Group, p.HeadDimV)
+		parts[i] = newPart(len(u.qs)*p.Group, p.padV)
 		s := b.scratch.Get().(*scratch)
 		defer b.release(s)
 		return s.attend(ctx, b, p, u, i-u.at, blocks, &parts[i])
@@ -185,13 +198,13 @@ func (b *Backend) attendWave(ctx context.Context, p *prepared, units []unit,
 	})
 }
 
-func newPart(heads, dimV int) part {
-	f := make([]float64, partFloats(heads, dimV))
-	p := part{top: f[:heads], sum: f[heads : 2*heads]}
-	f = f[2*heads:]
-	p.exact, p.rotated = f[:heads*dimV], f[heads*dimV:]
+func newPart(heads, padV int) part {
+	f := make([]float64, heads*(1+2*padV))
+	p := part{top: make([]float32, heads), sum: f[:heads]}
+	f = f[heads:]
+	p.acc[0], p.acc[1] = f[:heads*padV], f[heads*padV:]
 	for i := range p.top {
-		p.top[i] = negInf
+		p.top[i] = float32(negInf)
 	}
 	return p
 }
@@ -206,7 +219,13 @@ func (b *Backend) release(s *scratch) {
 func (s *scratch) attend(ctx context.Context, b *Backend, p *prepared, u *unit, piece int,
 	blocks []backend.Block, dst *part) error {
 	s.reset(p, u.qs)
-	s.vt, s.sum = grow(s.vt, tileRows*p.HeadDimV), grow(s.sum, p.HeadDimV)
+	heads := len(u.qs) * p.Group
+	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
+	for i := range s.side {
+		s.side[i].acc = grow(s.side[i].acc, heads*p.padV)
+		s.side[i].rows = 0
+		clear(s.side[i].acc)
+	}
 	from, to := u.cuts[piece], u.cuts[piece+1]
 	for e := from.entry; e < len(u.list) && (e < to.entry || (e == to.entry && to.row > 0)); e++ {
 		if err := cancelled(ctx, backend.OpAttend); err != nil {
@@ -233,6 +252,9 @@ func (s *scratch) attend(ctx context.Context, b *Backend, p *prepared, u *unit, 
 			}
 		}
 	}
+	for i := range s.side {
+		s.fold(i, dst)
+	}
 	return nil
 }
 
@@ -241,129 +263,129 @@ func (s *scratch) attend(ctx context.Context, b *Backend, p *prepared, u *unit, 
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018, arXiv
 // 1805.02867); FlashAttention (2022, arXiv 2205.14135).
 func (s *scratch) addTile(r0 int, dst *part) {
-	b, dimV := &s.blk, s.p.HeadDimV
-	acc := dst.exact
-	if b.V.Coding.Format.Rotated() {
-		acc = dst.rotated
+	b, p := &s.blk, s.p
+	rows, f := int(b.Rows), b.V.Coding.Format
+	which := flag(f.Rotated())
+	side := &s.side[which]
+	if side.rows+s.n > foldRows {
+		s.fold(which, dst)
 	}
+	p.kern.Scales(&s.vscale, b.V.Coding, b.v, rows, r0, s.n, attend.Unit(f, p.HeadDimV))
 	unpacked := false
-	for i := range s.qs {
-		for h := range s.p.Group {
-			top, ok := s.scores(&s.scored, i, h)
-			if !ok {
-				continue
+	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
+		copy(s.before[lo:hi], dst.top[lo:hi])
+		s.run.Tops = dst.top[lo:hi]
+		p.kern.Softmax(&s.run, &s.terms, &s.vscale)
+		all := uint32(1<<uint(s.n) - 1)
+		live, any := all, uint32(0)
+		for h := lo; h < hi; h++ {
+			if dst.top[h] != s.before[h] {
+				s.raise(dst, h)
 			}
-			head := i*s.p.Group + h
-			if top > dst.top[head] {
-				raise(dst, head, dimV, top)
-			}
-			n := s.weigh(dst, head)
-			if n == 0 {
-				continue
-			}
-			if !unpacked {
-				unpackRows(s.vt, b.V.Coding, b.v, int(b.Rows), dimV, r0, s.n)
-				unpacked = true
-			}
-			sumRows(s.sum, s.vt, s.active[:n], s.weight[:n])
-			for d, x := range s.sum {
-				acc[head*dimV+d] += float64(x)
-			}
+			dst.sum[h] += float64(s.heads.Sums[h])
+			live &= s.heads.Masks[h]
+			any |= s.heads.Masks[h]
 		}
-	}
-}
-
-// raise makes top the reference of a head's sums.
-func raise(dst *part, head, dimV int, top float64) {
-	if dst.sum[head] != 0 {
-		f := math.Exp(dst.top[head] - top)
-		dst.sum[head] *= f
-		for _, acc := range [][]float64{dst.exact, dst.rotated} {
-			acc = acc[head*dimV : (head+1)*dimV]
-			for d := range acc {
-				acc[d] *= f
-			}
-		}
-	}
-	dst.top[head] = top
-}
-
-// weigh turns the scores of the tile into weights, adds them up, and lists the rows that have
-// one. A row without weight is left out, so that whatever it holds cannot reach the result.
-func (s *scratch) weigh(dst *part, head int) int {
-	n := 0
-	sum, top := 0.0, dst.top[head]
-	for r, x := range s.scored[:s.n] {
-		if x == negInf {
+		if any == 0 {
 			continue
 		}
-		p := math.Exp(x - top)
-		w := float32(p)
-		if w == 0 {
-			continue
+		if !unpacked {
+			p.kern.Unpack(s.vt, p.kern.LayoutV(f), b.V.Coding, b.v, rows, p.HeadDimV, r0, s.n,
+				&s.unpackT)
+			unpacked = true
 		}
-		sum += p
-		s.active[n], s.weight[n] = int32(r), w
-		n++
+		acc, w := side.acc[lo*p.padV:], s.heads.Weights[lo*tileRows:]
+		if live == all || f.Rotated() || finiteAll(s.vt[:s.n*p.padV]) {
+			p.kern.Accumulate(acc, w, hi-lo, s.vt, p.padV, s.n)
+		} else {
+			s.accumulateLive(lo, hi, side.acc)
+		}
 	}
-	dst.sum[head] += sum
-	return n
+	side.rows += s.n
 }
 
-// sumRows writes sum_i weights[i] * row rows[i] of v, in float32, four rows at a time.
-func sumRows(dst, v []float32, rows []int32, weights []float32) {
-	clear(dst)
-	dim := len(dst)
-	weights = weights[:len(rows)]
-	i := 0
-	for ; i+4 <= len(rows); i += 4 {
-		v0 := v[int(rows[i])*dim:][:dim]
-		v1 := v[int(rows[i+1])*dim:][:dim]
-		v2 := v[int(rows[i+2])*dim:][:dim]
-		v3 := v[int(rows[i+3])*dim:][:dim]
-		w0, w1, w2, w3 := weights[i], weights[i+1], weights[i+2], weights[i+3]
-		for d := range dst {
-			dst[d] += (w0*v0[d] + w1*v1[d]) + (w2*v2[d] + w3*v3[d])
+// accumulateLive adds a tile that holds infinities or NaNs to the sums of heads [lo, hi): heads
+// that do not look at all of its rows leave the others out.
+func (s *scratch) accumulateLive(lo, hi int, acc []float32) {
+	p := s.p
+	for h := lo; h < hi; h++ {
+		to, w := acc[h*p.padV:(h+1)*p.padV], s.heads.Weights[h*tileRows:]
+		if s.heads.Masks[h] == uint32(1<<uint(s.n)-1) {
+			p.kern.Accumulate(to, w, 1, s.vt, p.padV, s.n)
+		} else {
+			attend.AccumulateLive(to, w, 1, s.vt, p.padV, s.n)
 		}
 	}
-	for ; i < len(rows); i++ {
-		w := weights[i]
-		for d, x := range v[int(rows[i])*dim:][:dim] {
-			dst[d] += w * x
+}
+
+// finiteAll reports whether no value is an infinity or a NaN.
+func finiteAll(x []float32) bool {
+	var bad uint32
+	for _, v := range x {
+		bad |= (math.Float32bits(v)&0x7f800000 + 0x00800000) & 0x80000000
+	}
+	return bad == 0
+}
+
+// fold adds the float32 sums of a basis to those of the part.
+func (s *scratch) fold(which int, dst *part) {
+	if side := &s.side[which]; side.rows > 0 {
+		s.p.kern.Fold(dst.acc[which], side.acc)
+		side.rows = 0
+	}
+}
+
+// raise follows a head's largest score, which was before[head]: sums so far lose weight.
+func (s *scratch) raise(dst *part, head int) {
+	if dst.sum[head] == 0 {
+		return
+	}
+	f := math.Exp(float64(s.before[head]) - float64(dst.top[head]))
+	dst.sum[head] *= f
+	at, end := head*s.p.padV, (head+1)*s.p.padV
+	for i := range dst.acc {
+		acc := dst.acc[i][at:end]
+		if side := &s.side[i]; side.rows > 0 {
+			s.p.kern.Fold(acc, side.acc[at:end])
+		}
+		for d := range acc {
+			acc[d] *= f
 		}
 	}
 }
 
 // combine folds the parts of a unit together in the order of the list, and writes its results.
 func combine(p *prepared, u *unit, parts []part, out, lse []float32) {
-	dimV := p.HeadDimV
-	exact, rotated := make([]float64, dimV), make([]float64, dimV)
-	back := make([]float32, dimV)
+	padV := p.padV
+	sums := make([]float64, 2*padV+p.HeadDimV)
+	exact, rotated, natural := sums[:padV], sums[padV:2*padV], sums[2*padV:]
+	back := make([]float32, p.HeadDimV)
 	for i, q := range u.qs {
 		rot := p.rotV(int(q))
 		for h := range p.Group {
 			head := i*p.Group + h
-			clear(exact)
-			clear(rotated)
+			clear(sums)
 			top, sum := negInf, 0.0
 			for c := range parts {
 				if parts[c].sum[head] != 0 { // NaN is not 0
-					top = max(top, parts[c].top[head])
+					top = max(top, float64(parts[c].top[head]))
 				}
 			}
 			for c := range parts {
 				if parts[c].sum[head] == 0 {
 					continue
 				}
-				f := math.Exp(parts[c].top[head] - top)
+				f := math.Exp(float64(parts[c].top[head]) - top)
 				sum += f * parts[c].sum[head]
-				for d := range dimV {
-					exact[d] += f * parts[c].exact[head*dimV+d]
-					rotated[d] += f * parts[c].rotated[head*dimV+d]
+				a, b := parts[c].acc[0][head*padV:][:padV], parts[c].acc[1][head*padV:][:padV]
+				for d := range exact {
+					exact[d] += f * a[d]
+					rotated[d] += f * b[d]
 				}
 			}
+			attend.Restore(natural, rotated, p.kern.LayoutV(quant.LM1))
 			global := int(q)*p.Group + h
-			finish(out[global*dimV:(global+1)*dimV], exact, rotated, back, rot, sum)
+			finish(out[global*p.HeadDimV:(global+1)*p.HeadDimV], exact, natural, back, rot, sum)
 			if lse != nil {
 				lse[global] = float32(top + math.Log(sum))
 			}

@@ -23,7 +23,7 @@ type rig struct {
 }
 
 func newRig(t testing.TB, workers, dim, rows, n int, codings ...string) rig {
-	b, err := Open(Options{ISA: "generic", Workers: workers})
+	b, err := Open(Options{Workers: workers})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, b.Close()) })
 	r := rig{b: b}
@@ -182,7 +182,7 @@ func BenchmarkAttend(b *testing.B) {
 	const dim, rows = 128, 32
 	for _, format := range []string{"f16", "u8", "lm4", "lm2"} {
 		for _, group := range []int{1, 4, 8} {
-			name := fmt.Sprintf("backend=cpu-generic/format=%s/gqa=%d/head_dim=%d/tokens=8192", format,
+			name := fmt.Sprintf("backend=cpu-%s/format=%s/gqa=%d/head_dim=%d/tokens=8192", ISAs()[len(ISAs())-1], format,
 				group, dim)
 			b.Run(name, func(b *testing.B) {
 				r := newRig(b, 1, dim, rows, 8192/rows, format)

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -32,6 +33,7 @@ const MaxWorkers = 1 << 12
 // Backend is the cpu backend. It implements backend.Backend.
 type Backend struct {
 	caps    backend.Caps
+	kern    *attend.Kernels
 	workers *workers
 	scratch sync.Pool // of *scratch
 
@@ -45,8 +47,8 @@ var _ backend.Backend = (*Backend)(nil)
 
 // Open returns a backend.
 //
-// Errors: quant.ErrUnsupported for an instruction set that this build does not have,
-// quant.ErrShape for numbers out of range.
+// Errors: quant.ErrUnsupported for an unknown instruction set, quant.ErrUnavailable for one that
+// this build or this machine does not have, quant.ErrShape for numbers out of range.
 func Open(o Options) (*Backend, error) {
 	if o.Workers < 0 || o.Workers > MaxWorkers {
 		return nil, fmt.Errorf("kvist/cpu: opening: %d workers, want 0 to %d: %w", o.Workers,
@@ -56,7 +58,7 @@ func Open(o Options) (*Backend, error) {
 		return nil, fmt.Errorf("kvist/cpu: opening: memory limit of %d bytes: %w", o.Memory,
 			quant.ErrShape)
 	}
-	isa, err := chooseISA(o.ISA, environment)
+	kern, err := chooseISA(o.ISA, environment)
 	if err != nil {
 		return nil, err
 	}
@@ -67,8 +69,9 @@ func Open(o Options) (*Backend, error) {
 		o.Memory = physicalMemory()
 	}
 	return &Backend{
+		kern: kern,
 		caps: backend.Caps{
-			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: isa,
+			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: kern.ISA(),
 			Workers: o.Workers, Memory: o.Memory, Reason: o.Reason,
 		},
 		workers: newWorkers(o.Workers),

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"math"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
@@ -82,7 +83,7 @@ func (t *encodeTask) run() error {
 	exact := quant.Coding{Format: j.DType.Format()}
 	for r := range j.Rows {
 		at := t.row(r) * t.stride
-		unpackExact(x.Row(r), exact.Format, t.src[at:at+rowBytes])
+		attend.UnpackScaled(x.Row(r), exact, t.src[at:at+rowBytes], 1, j.Dim, 0, 1)
 	}
 	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
 }
@@ -123,7 +124,7 @@ func decode(dst []byte, c quant.Coding, src []byte, rows, dim int, seed uint64) 
 	tile := make([]float32, tileRows*dim)
 	for r := 0; r < rows; r += tileRows {
 		n := min(tileRows, rows-r)
-		unpackRows(tile, c, src, rows, dim, r, n)
+		attend.UnpackScaled(tile, c, src, rows, dim, r, n)
 		for i := range n {
 			if rot != nil {
 				rot.Inverse(tile[i*dim : (i+1)*dim])

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -15,28 +16,47 @@ import (
 // open. It is read by Open, and nowhere else.
 const EnvISA = "KVIST_CPU"
 
-const isaGeneric = "generic"
+// knownISAs are the instruction sets that some build of kvist has kernels for.
+var knownISAs = []string{"generic", "avx2", "avx512"}
 
-// ISAs lists the instruction sets that this build has kernels for, the best last.
-func ISAs() []string { return []string{isaGeneric} }
+// ISAs lists the instruction sets that this build has kernels for and this machine runs, the
+// best last.
+func ISAs() []string {
+	var names []string
+	for _, k := range available() {
+		names = append(names, k.ISA())
+	}
+	return names
+}
+
+func available() []*attend.Kernels {
+	return append([]*attend.Kernels{attend.Generic()}, attend.Native()...)
+}
 
 // chooseISA resolves Options.ISA.
 //
-// Errors: quant.ErrUnsupported naming what this build has.
-func chooseISA(asked string, getenv func(string) string) (string, error) {
+// Errors: quant.ErrUnsupported for an unknown name, quant.ErrUnavailable for an instruction set
+// that this build or this machine does not have; both name what there is.
+func chooseISA(asked string, getenv func(string) string) (*attend.Kernels, error) {
 	source := "Options.ISA"
 	if asked == "" {
 		asked, source = getenv(EnvISA), EnvISA
 	}
-	have := ISAs()
+	have := available()
 	if asked == "" {
 		return have[len(have)-1], nil
 	}
-	if !slices.Contains(have, asked) {
-		return "", fmt.Errorf("kvist/cpu: opening: %s %q: this build has %s: %w", source, asked,
-			strings.Join(have, ", "), quant.ErrUnsupported)
+	for _, k := range have {
+		if k.ISA() == asked {
+			return k, nil
+		}
 	}
-	return asked, nil
+	cause, what := quant.ErrUnsupported, "not an instruction set of kvist"
+	if slices.Contains(knownISAs, asked) {
+		cause, what = quant.ErrUnavailable, "not in this build or machine"
+	}
+	return nil, fmt.Errorf("kvist/cpu: opening: %s %q: %s, which has %s: %w", source, asked, what,
+		strings.Join(ISAs(), ", "), cause)
 }
 
 func environment(key string) string { return os.Getenv(key) }

@@ -3,6 +3,7 @@
 package cpu
 
 import (
+	"slices"
 	"testing"
 	"unsafe"
 
@@ -15,7 +16,7 @@ func TestOpen_ISA(t *testing.T) {
 	t.Setenv(EnvISA, "")
 	b, err := Open(Options{Reason: "no better one"})
 	require.NoError(t, err)
-	require.Equal(t, "generic", b.Caps().ISA)
+	require.Equal(t, ISAs()[len(ISAs())-1], b.Caps().ISA, "the best there is")
 	require.Equal(t, "no better one", b.Caps().Reason)
 	require.Positive(t, b.Caps().Workers)
 	require.NoError(t, b.Close())
@@ -24,6 +25,16 @@ func TestOpen_ISA(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 	require.ErrorContains(t, err, `Options.ISA "sve9"`)
 	require.ErrorContains(t, err, "generic", "names what there is")
+	for _, isa := range knownISAs {
+		b, err := Open(Options{ISA: isa})
+		if !slices.Contains(ISAs(), isa) {
+			require.ErrorIs(t, err, quant.ErrUnavailable, isa)
+			continue
+		}
+		require.NoError(t, err, isa)
+		require.Equal(t, isa, b.Caps().ISA)
+		require.NoError(t, b.Close())
+	}
 }
 
 func TestOpen_Environment(t *testing.T) {

@@ -6,23 +6,44 @@ import (
 	"context"
 	"math"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
 
+// layouts is how many layouts a query may be arranged for.
+const layouts = int(attend.Quads) + 1
+
+// basis is what a query has to be turned into before it meets a K side: the place in vecs.
+type basis struct {
+	rotated bool
+	layout  attend.Layout
+}
+
 // prepared is a batch of queries with all that is computed once a call.
 type prepared struct {
 	*backend.Queries
-	seeds   []seeds   // one for all queries, or one a query
-	energy  []float64 // [n, group]: |q|^2
-	rotated []float32 // [n, group, head_dim]: q behind the rotation of its K sides, or nil
-	freqs   []float64 // angle a position turns each RoPE pair by
-	rot     map[rotKey]*quant.Rotation
+	kern       *attend.Kernels
+	padK, padV int       // values of a row in a tile
+	seeds      []seeds   // one for all queries, or one a query
+	energy     []float32 // [n, group]: |q|^2
+	// vecs holds, for each basis that some K side has, the queries: [n, group, padK].
+	vecs  [2][layouts][]float32
+	freqs []float64 // angle a position turns each RoPE pair by
+	rot   map[rotKey]*quant.Rotation
 }
 
 type rotKey struct {
 	seed uint64
 	dim  int
+}
+
+// flag is 1 for true.
+func flag(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
 }
 
 func (p *prepared) seedsOf(i int) seeds {
@@ -32,39 +53,65 @@ func (p *prepared) seedsOf(i int) seeds {
 	return p.seeds[i]
 }
 
-// prepare rotates the queries and takes their energies.
+// basisOf returns the basis of a K side.
+func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
+
+// prepare rotates and arranges the queries and takes their energies.
 func (b *Backend) prepare(ctx context.Context, op backend.Op, q *backend.Queries,
-	sd []seeds) (*prepared, error) {
-	n, dim := q.Len(), q.HeadDim
-	p := &prepared{Queries: q, seeds: sd, rot: make(map[rotKey]*quant.Rotation)}
-	anyRotated := false
+	blocks []backend.Block, sd []seeds) (*prepared, error) {
+	n := q.Len()
+	p := &prepared{Queries: q, kern: b.kern, seeds: sd, rot: make(map[rotKey]*quant.Rotation),
+		padK: b.kern.PadDim(q.HeadDim), padV: b.kern.PadDim(q.HeadDimV)}
 	for i := range sd {
-		anyRotated = anyRotated || sd[i].HasK
 		if err := p.addRotations(sd[i]); err != nil {
 			return nil, err
 		}
 	}
-	if q.Rope != nil && q.Rope.Validate(dim) == nil {
+	if q.Rope != nil && q.Rope.Validate(q.HeadDim) == nil {
 		p.freqs = q.Rope.Frequencies()
 	}
-	p.energy = make([]float64, n*q.Group)
-	if anyRotated {
-		p.rotated = make([]float32, len(q.Q))
-		copy(p.rotated, q.Q)
+	p.energy = make([]float32, n*q.Group)
+	for i := range blocks {
+		bs := p.basisOf(blocks[i].K.Coding.Format)
+		v := &p.vecs[flag(bs.rotated)][bs.layout]
+		if *v == nil {
+			*v = make([]float32, n*q.Group*p.padK)
+		}
 	}
 	err := b.workers.run(ctx, op, n, func(i int) error {
-		rot := p.rotK(i)
-		for h := i * q.Group; h < (i+1)*q.Group; h++ {
-			for _, x := range q.Q[h*dim : (h+1)*dim] {
-				p.energy[h] += float64(x) * float64(x)
-			}
-			if rot != nil {
-				rot.Forward(p.rotated[h*dim : (h+1)*dim])
-			}
-		}
+		tmp := make([]float32, q.HeadDim)
+		p.arrange(i, tmp)
 		return nil
 	})
 	return p, err
+}
+
+// arrange fills in what belongs to query i. tmp is [head_dim].
+func (p *prepared) arrange(i int, tmp []float32) {
+	dim, rot := p.HeadDim, p.rotK(i)
+	for h := i * p.Group; h < (i+1)*p.Group; h++ {
+		src := p.Q[h*dim : (h+1)*dim]
+		var e float64
+		for _, x := range src {
+			e += float64(x) * float64(x)
+		}
+		p.energy[h] = float32(e)
+		for rotated := range p.vecs {
+			if rotated == 1 {
+				if rot == nil {
+					break
+				}
+				copy(tmp, src)
+				rot.Forward(tmp)
+				src = tmp
+			}
+			for l, v := range p.vecs[rotated] {
+				if v != nil {
+					attend.Arrange(v[h*p.padK:(h+1)*p.padK], src, attend.Layout(l))
+				}
+			}
+		}
+	}
 }
 
 func (p *prepared) addRotations(s seeds) error {

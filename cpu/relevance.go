@@ -5,7 +5,6 @@ package cpu
 import (
 	"context"
 	"fmt"
-	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
 )
@@ -29,7 +28,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}
-	p, err := b.prepare(ctx, backend.OpRelevance, q, sd)
+	p, err := b.prepare(ctx, backend.OpRelevance, q, blocks, sd)
 	if err != nil {
 		return err
 	}
@@ -78,7 +77,7 @@ func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
 // relevance works on one range of rows. Sums over the queries are float64.
 func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it relevanceItem,
 	users []int32, lse []float32, rel *backend.RelevanceOut) error {
-	s.acc = grow(s.acc, int(it.to-it.from))
+	s.acc = grow(s.acc, int(it.to-it.from)+tileRows)
 	clear(s.acc)
 	batch := max(1, unitHeads/p.Group)
 	for len(users) > 0 {
@@ -87,43 +86,33 @@ func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it 
 		}
 		n := min(batch, len(users))
 		s.reset(p, users[:n])
+		s.lse = grow(s.lse, n*p.Group)
+		for i, q := range s.qs {
+			copy(s.lse[i*p.Group:(i+1)*p.Group], lse[int(q)*p.Group:])
+		}
 		s.block(blk)
 		for r := it.from; r < it.to; r += tileRows {
-			rows := int(min(tileRows, it.to-r))
-			if s.scorer.tile(int(r), rows) {
-				s.addRelevance(s.acc[r-it.from:][:rows], lse, rel.Power)
+			if s.scorer.tile(int(r), int(min(tileRows, it.to-r))) {
+				s.addRelevance((*[tileRows]float64)(s.acc[r-it.from:]), rel.Power)
 			}
 		}
 		users = users[n:]
 	}
 	sum := rel.Sum[int(rel.RowPtr[it.block])+int(it.from):]
-	for r, x := range s.acc {
+	for r, x := range s.acc[:it.to-it.from] {
 		sum[r] = float32(float64(sum[r]) + x)
 	}
 	return nil
 }
 
 // addRelevance adds the tile at work to acc, one entry a row.
-func (s *scratch) addRelevance(acc []float64, lse []float32, power int) {
-	for i, q := range s.qs {
-		for h := range s.p.Group {
-			l := float64(lse[int(q)*s.p.Group+h])
-			if l == negInf {
-				continue // the query saw nothing
-			}
-			if _, ok := s.scores(&s.scored, i, h); !ok {
-				continue
-			}
-			for r, x := range s.scored[:len(acc)] {
-				if x == negInf {
-					continue
-				}
-				p := math.Exp(x - l)
-				if power == 2 {
-					p *= p
-				}
-				acc[r] += p
+func (s *scratch) addRelevance(acc *[tileRows]float64, power int) {
+	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
+		for h := lo; h < hi; h++ {
+			if s.lse[h] == float32(negInf) {
+				s.heads.Masks[h] = 0 // the query saw nothing
 			}
 		}
+		s.p.kern.Probs(acc, &s.run, &s.terms, s.lse[lo:hi], power)
 	}
 }

@@ -5,32 +5,44 @@ package cpu
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/quant"
 )
 
-// scorer computes the scores of some queries on tiles of blocks. Attend and Relevance share it.
+const tileRows = attend.TileRows
+
+// scorer readies tiles of blocks and multiplies them with some queries. Attend and Relevance
+// share it.
 type scorer struct {
 	p  *prepared
 	qs []int32 // the queries at work, indices into the batch
 
-	// Queries turned by the offset of the last block that had one, in both bases.
-	offset       int32
-	hasTurned    bool
-	hasTurnedRot bool
-	turned       []float32 // [len(qs), group, head_dim]
-	turnedRot    []float32
-	sin, cos     []float64
+	// Queries turned by the offset of the last block that had one, by basis.
+	offset    int32
+	hasTurned [2][layouts]bool
+	turned    [2][layouts][]float32 // [len(qs), group, padK]
+	one       []float32             // [head_dim]
+	sin, cos  []float64
+
+	// The block at work.
+	blk    blockView
+	layout attend.Layout
+	vecs   []float32 // where the queries are, in the basis and at the offset of the block
+	local  bool      // vecs is indexed by place in qs, not by query
 
 	// The tile at work.
-	blk   blockView
-	vecs  []float32 // where the queries are, in the basis and at the offset of the block
-	local bool      // vecs is indexed by place in qs, not by query
-	kt    []float32 // [tileRows, head_dim]
-	n     int
-	masks []uint32          // per query at work: bit r is set where row r is seen
-	add   [tileRows]float64 // log(count) + bias
-	noise [tileRows]float64 // Scale^2/2 * Noise * row scale^2; times |q|^2 it is subtracted
-	dots  [tileRows]float32
-	pos   [tileRows]int64
+	kt      []float32 // [tileRows, padK]
+	unpackT []byte
+	n       int
+	seen    []uint32 // per query at work: bit r is set where row r is seen
+	terms   attend.Terms
+	mul     [tileRows]float32 // row scale times unit times Queries.Scale
+	pos     [tileRows]int64
+
+	// Per head at work.
+	heads attend.Heads // of all queries at work
+	run   attend.Heads // of a run of them
 }
 
 var negInf = math.Inf(-1)
@@ -45,62 +57,60 @@ func grow[T any](s []T, n int) []T {
 // reset starts work on other queries.
 func (s *scorer) reset(p *prepared, qs []int32) {
 	s.p, s.qs = p, qs
-	s.hasTurned, s.hasTurnedRot = false, false
-	s.kt = grow(s.kt, tileRows*p.HeadDim)
-	s.masks = grow(s.masks, len(qs))
+	s.hasTurned = [2][layouts]bool{}
+	s.kt = grow(s.kt, tileRows*p.padK)
+	s.seen = grow(s.seen, len(qs))
+	h := len(qs) * p.Group
+	s.heads.Dots, s.heads.Weights = grow(s.heads.Dots, h*tileRows), grow(s.heads.Weights, h*tileRows)
+	s.heads.Energy = grow(s.heads.Energy, h)
+	s.heads.Tops, s.heads.Sums = grow(s.heads.Tops, h), grow(s.heads.Sums, h)
+	s.heads.Masks = grow(s.heads.Masks, h)
+	for i, q := range qs {
+		copy(s.heads.Energy[i*p.Group:(i+1)*p.Group], p.energy[int(q)*p.Group:])
+	}
 }
 
 // block starts work on a block.
 func (s *scorer) block(blk blockView) {
 	s.blk = blk
-	rotated := blk.K.Coding.Format.Rotated()
+	bs := s.p.basisOf(blk.K.Coding.Format)
+	s.layout = bs.layout
 	s.local = blk.Offset != 0 && len(s.p.freqs) > 0
-	switch {
-	case s.local:
-		s.vecs = s.turnedQueries(blk.Offset, rotated)
-	case rotated:
-		s.vecs = s.p.rotated
-	default:
-		s.vecs = s.p.Q
+	if s.local {
+		s.vecs = s.turnedQueries(blk.Offset, bs)
+	} else {
+		s.vecs = s.p.vecs[flag(bs.rotated)][bs.layout]
 	}
 }
 
 // turnedQueries returns the queries at work, turned by offset, kept until another offset comes.
-func (s *scorer) turnedQueries(offset int32, rotated bool) []float32 {
+func (s *scorer) turnedQueries(offset int32, bs basis) []float32 {
 	p := s.p
 	if s.offset != offset {
-		s.hasTurned, s.hasTurnedRot = false, false
+		s.hasTurned = [2][layouts]bool{}
 	}
 	s.offset = offset
-	size := p.Group * p.HeadDim
-	if !s.hasTurned {
-		s.hasTurned = true
-		s.sin, s.cos = grow(s.sin, len(p.freqs)), grow(s.cos, len(p.freqs))
-		sinCos(s.sin, s.cos, p.freqs, offset)
-		s.turned = grow(s.turned, len(s.qs)*size)
-		for i, q := range s.qs {
-			dst := s.turned[i*size : (i+1)*size]
-			copy(dst, p.Q[int(q)*size:])
-			for h := range p.Group {
-				turn(dst[h*p.HeadDim:(h+1)*p.HeadDim], p.Rope.Layout, s.sin, s.cos)
+	has, v := &s.hasTurned[flag(bs.rotated)][bs.layout], &s.turned[flag(bs.rotated)][bs.layout]
+	if *has {
+		return *v
+	}
+	*has = true
+	s.sin, s.cos = grow(s.sin, len(p.freqs)), grow(s.cos, len(p.freqs))
+	sinCos(s.sin, s.cos, p.freqs, offset)
+	*v = grow(*v, len(s.qs)*p.Group*p.padK)
+	s.one = grow(s.one, p.HeadDim)
+	for i, q := range s.qs {
+		for h := range p.Group {
+			copy(s.one, p.Q[(int(q)*p.Group+h)*p.HeadDim:])
+			turn(s.one, p.Rope.Layout, s.sin, s.cos)
+			if bs.rotated {
+				p.rotK(int(q)).Forward(s.one)
 			}
+			at := (i*p.Group + h) * p.padK
+			attend.Arrange((*v)[at:at+p.padK], s.one, bs.layout)
 		}
 	}
-	if !rotated {
-		return s.turned
-	}
-	if !s.hasTurnedRot {
-		s.hasTurnedRot = true
-		s.turnedRot = grow(s.turnedRot, len(s.turned))
-		copy(s.turnedRot, s.turned)
-		for i, q := range s.qs {
-			rot := p.rotK(int(q))
-			for h := i * p.Group; h < (i+1)*p.Group; h++ {
-				rot.Forward(s.turnedRot[h*p.HeadDim : (h+1)*p.HeadDim])
-			}
-		}
-	}
-	return s.turnedRot
+	return *v
 }
 
 // tile readies rows [r0, r0+n) of the block, and reports whether any query sees any of them.
@@ -110,117 +120,137 @@ func (s *scorer) tile(r0, n int) bool {
 	if !s.see(r0, n) {
 		return false
 	}
-	b := &s.blk
-	unpackRows(s.kt, b.K.Coding, b.k, int(b.Rows), s.p.HeadDim, r0, n)
-	half := 0.5 * float64(s.p.Scale) * float64(s.p.Scale) * float64(b.Noise)
-	for i := range n {
-		s.add[i], s.noise[i] = 0, 0
-		if b.count != nil {
-			if c := binary.LittleEndian.Uint16(b.count[2*(r0+i):]); c != 1 {
-				s.add[i] = math.Log(float64(c))
-			}
+	b, p := &s.blk, s.p
+	rows, f := int(b.Rows), b.K.Coding.Format
+	p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+	unit := attend.Unit(f, p.HeadDim)
+	p.kern.Scales(&s.mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
+	s.terms.Mul = s.mul
+	if b.count == nil && b.bias == nil {
+		s.terms.Add = [tileRows]float32{}
+	} else {
+		s.addends(r0, n)
+	}
+	s.terms.Noise = [tileRows]float32{}
+	if noise := 0.5 * b.Noise; noise != 0 && (f.Rotated()) {
+		if f == quant.U8 || f.Nested() {
+			noise /= unit * unit // Noise is relative to the row scale as quant.RowScales has it
 		}
-		if b.bias != nil {
-			bits := binary.LittleEndian.Uint32(b.bias[4*(r0+i):])
-			s.add[i] += float64(math.Float32frombits(bits))
-		}
-		if half != 0 {
-			scale := float64(rowScale(b.K.Coding, b.k, int(b.Rows), s.p.HeadDim, r0+i))
-			s.noise[i] = half * scale * scale
-		}
+		p.kern.Square(&s.terms.Noise, &s.mul, noise)
 	}
 	return true
 }
 
-// see fills the masks.
+// logCounts are the logarithms of small counts.
+var logCounts = func() (t [1024]float32) {
+	for i := range t {
+		t[i] = float32(math.Log(float64(i)))
+	}
+	return t
+}()
+
+// addends fills in log(count) + bias.
+func (s *scorer) addends(r0, n int) {
+	b := &s.blk
+	for i := range n {
+		var x float32
+		if b.count != nil {
+			if c := binary.LittleEndian.Uint16(b.count[2*(r0+i):]); int(c) < len(logCounts) {
+				x = logCounts[c]
+			} else {
+				x = float32(math.Log(float64(c)))
+			}
+		}
+		if b.bias != nil {
+			x += math.Float32frombits(binary.LittleEndian.Uint32(b.bias[4*(r0+i):]))
+		}
+		s.terms.Add[i] = x
+	}
+}
+
+// see fills in which query sees which row.
 func (s *scorer) see(r0, n int) bool {
 	all := uint32(1<<uint(n) - 1)
 	if s.p.Pos == nil {
-		for i := range s.masks {
-			s.masks[i] = all
+		for i := range s.seen {
+			s.seen[i] = all
 		}
-		return len(s.masks) > 0
+		return len(s.seen) > 0
 	}
 	b := &s.blk
+	least, most := int64(math.MaxInt64), int64(math.MinInt64)
 	for i := range n {
-		s.pos[i] = b.Base + int64(r0+i)
+		pos := b.Base + int64(r0+i)
 		if b.pos != nil {
-			s.pos[i] = b.Base + int64(binary.LittleEndian.Uint16(b.pos[2*(r0+i):]))
+			pos = b.Base + int64(binary.LittleEndian.Uint16(b.pos[2*(r0+i):]))
 		}
+		s.pos[i] = pos
+		least, most = min(least, pos), max(most, pos)
 	}
 	var any uint32
 	for i, q := range s.qs {
-		var mask uint32
 		at, window := s.p.Pos[q], s.p.Window
-		for r, pos := range s.pos[:n] {
-			if d := at - pos; d >= 0 && (window == 0 || d < window) {
-				mask |= 1 << r
+		var mask uint32
+		if at >= most && (window == 0 || at-least < window) {
+			mask = all
+		} else if at >= least {
+			for r, pos := range s.pos[:n] {
+				if d := at - pos; d >= 0 && (window == 0 || d < window) {
+					mask |= 1 << r
+				}
 			}
 		}
-		s.masks[i] = mask
+		s.seen[i] = mask
 		any |= mask
 	}
 	return any != 0
 }
 
-// scores writes the scores of head h of the i-th query at work on the rows of the tile, -Inf
-// where a row is not seen, and returns the largest. ok is false when the query sees no row.
-func (s *scorer) scores(dst *[tileRows]float64, i, h int) (top float64, ok bool) {
-	mask := s.masks[i]
-	if mask == 0 {
-		return negInf, false
+// nextRun finds the next queries from place i on that see a row and lie one after the other, and
+// computes their inner products: heads [a, b) of those at work. It returns the place behind them,
+// and a = b where there are none.
+func (s *scorer) nextRun(i int) (next, a, b int) {
+	for i < len(s.qs) && s.seen[i] == 0 {
+		i++
 	}
-	p, dim := s.p, s.p.HeadDim
-	head := int(s.qs[i])*p.Group + h
-	at := head * dim
-	if s.local {
-		at = (i*p.Group + h) * dim
+	if i == len(s.qs) {
+		return i, 0, 0
 	}
-	dotRows(&s.dots, s.vecs[at:at+dim], s.kt, s.n)
-	scale, softcap, energy := float64(p.Scale), float64(p.Softcap), p.energy[head]
-	top = negInf
-	for r := range s.n {
-		if mask>>r&1 == 0 {
-			dst[r] = negInf
-			continue
-		}
-		x := float64(s.dots[r]) * scale
-		if softcap > 0 {
-			x = softcap * math.Tanh(x/softcap)
-		}
-		x += s.add[r] - energy*s.noise[r]
-		dst[r] = x
-		if x > top {
-			top = x
+	end := i + 1
+	for end < len(s.qs) && s.seen[end] != 0 && (s.local || s.qs[end] == s.qs[end-1]+1) {
+		end++
+	}
+	p := s.p
+	for j := i; j < end; j++ {
+		for h := range p.Group {
+			s.heads.Masks[j*p.Group+h] = s.seen[j]
 		}
 	}
-	return top, true
+	from := i
+	if !s.local {
+		from = int(s.qs[i])
+	}
+	a, b = i*p.Group, end*p.Group
+	p.kern.Dots(s.heads.Dots[a*tileRows:], s.vecs[from*p.Group*p.padK:], b-a, s.layout, s.kt, p.padK,
+		s.n)
+	if p.Softcap > 0 {
+		s.cap(a, b)
+	}
+	s.heads.Slice(&s.run, a, b)
+	return end, a, b
 }
 
-// dotRows writes <q, row r of k> for the first n rows, four rows at a time so that the adds of
-// one do not wait for each other. Sums are float32 in ascending order of components.
-func dotRows(dst *[tileRows]float32, q, k []float32, n int) {
-	dim := len(q)
-	r := 0
-	for ; r+4 <= n; r += 4 {
-		k0 := k[r*dim:][:dim]
-		k1 := k[(r+1)*dim:][:dim]
-		k2 := k[(r+2)*dim:][:dim]
-		k3 := k[(r+3)*dim:][:dim]
-		var s0, s1, s2, s3 float32
-		for i, x := range q {
-			s0 += x * k0[i]
-			s1 += x * k1[i]
-			s2 += x * k2[i]
-			s3 += x * k3[i]
+// cap makes inner products capped scores: what is left to add is the same.
+func (s *scorer) cap(a, b int) {
+	softcap := float64(s.p.Softcap)
+	for h := a; h < b; h++ {
+		dots := s.heads.Dots[h*tileRows:][:s.n]
+		for r := range dots {
+			x := float64(dots[r]) * float64(s.mul[r])
+			dots[r] = float32(softcap * math.Tanh(x/softcap))
 		}
-		dst[r], dst[r+1], dst[r+2], dst[r+3] = s0, s1, s2, s3
 	}
-	for ; r < n; r++ {
-		var sum float32
-		for i, y := range k[r*dim:][:dim] {
-			sum += q[i] * y
-		}
-		dst[r] = sum
+	for r := range s.terms.Mul {
+		s.terms.Mul[r] = 1
 	}
 }

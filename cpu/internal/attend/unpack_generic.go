@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cpu
+package attend
 
 import (
 	"encoding/binary"
@@ -8,10 +8,6 @@ import (
 
 	"github.com/kvist-project/kvist/quant"
 )
-
-// tileRows is the number of rows that are unpacked at a time: 32 rows of 128 float32 are 16 KiB,
-// so that a tile of K and one of V stay in the first-level cache beside the queries.
-const tileRows = 32
 
 // spread[b] has bit i of b in byte i: it turns eight bits of a plane into eight codes.
 var spread = spreadTable()
@@ -25,7 +21,8 @@ func spreadTable() (t [256]uint64) {
 	return t
 }
 
-// codebooks are the centroids of the formats in planes: lm1..lm4 as floats, tqmse1..tqmse4.
+// codebooks are the centroids of the formats in planes, repeated up to 16: lm1..lm4 as floats,
+// tqmse1..tqmse4.
 var codebooks = codebookTable()
 
 func codebookTable() (t [quant.TQMSE4 + 1][16]float32) {
@@ -34,13 +31,18 @@ func codebookTable() (t [quant.TQMSE4 + 1][16]float32) {
 			t[f][i] = float32(v)
 		}
 		copy(t[f][:], quant.LloydMaxCodebook(f))
+		if f.Rotated() && f != quant.U8 {
+			for i := 1 << f.Bits(); i < len(t[f]); i++ {
+				t[f][i] = t[f][i-1<<f.Bits()]
+			}
+		}
 	}
 	return t
 }
 
-// unpackRows writes rows [r0, r0+n) of a packed side of rows rows to dst, [n, dim], in the basis
+// UnpackScaled writes rows [r0, r0+n) of a packed side of rows rows to dst, [n, dim], in the basis
 // they are stored in: the floats of quant.DecodeRotated, bit by bit. Lengths have been checked.
-func unpackRows(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {
+func UnpackScaled(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {
 	switch f := c.Format; {
 	case f.Exact():
 		rowBytes := dim * f.Bits() / 8
@@ -66,7 +68,7 @@ func rowScale(c quant.Coding, src []byte, rows, dim, r int) float32 {
 	tail := src[len(src)-c.ScaleBytes(rows):]
 	if c.Scale == quant.ScaleLog8 {
 		base := math.Float32frombits(binary.LittleEndian.Uint32(tail))
-		return quant.Log8Scale(base, tail[4+r])
+		return log8Scale(base, tail[4+r])
 	}
 	s := f16ToF32(binary.LittleEndian.Uint16(tail[2*r:]))
 	if f >= quant.TQMSE1 && f <= quant.TQMSE4 {
@@ -182,25 +184,29 @@ func unpackPlanes(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n in
 		}
 		at := (r0 + i) * rowBytes
 		p0, p1, p2, p3 := planeRow(src, bits, plane, at, rowBytes)
-		out := dst[i*dim : (i+1)*dim]
-		switch bits {
-		case 1:
-			for j, b := range p0 {
-				lookUp(out[8*j:8*j+8], &table, spread[b])
-			}
-		case 2:
-			for j, b := range p0 {
-				lookUp(out[8*j:8*j+8], &table, spread[b]<<1|spread[p1[j]])
-			}
-		case 3:
-			for j, b := range p0 {
-				lookUp(out[8*j:8*j+8], &table, spread[b]<<2|spread[p1[j]]<<1|spread[p2[j]])
-			}
-		default:
-			for j, b := range p0 {
-				lookUp(out[8*j:8*j+8], &table,
-					spread[b]<<3|spread[p1[j]]<<2|spread[p2[j]]<<1|spread[p3[j]])
-			}
+		expandPlanes(dst[i*dim:(i+1)*dim], &table, bits, p0, p1, p2, p3)
+	}
+}
+
+// expandPlanes looks up the codes of one row, gathered from its bytes in every plane.
+func expandPlanes(out []float32, table *[16]float32, bits int, p0, p1, p2, p3 []byte) {
+	switch bits {
+	case 1:
+		for j, b := range p0 {
+			lookUp(out[8*j:8*j+8], table, spread[b])
+		}
+	case 2:
+		for j, b := range p0 {
+			lookUp(out[8*j:8*j+8], table, spread[b]<<1|spread[p1[j]])
+		}
+	case 3:
+		for j, b := range p0 {
+			lookUp(out[8*j:8*j+8], table, spread[b]<<2|spread[p1[j]]<<1|spread[p2[j]])
+		}
+	default:
+		for j, b := range p0 {
+			lookUp(out[8*j:8*j+8], table,
+				spread[b]<<3|spread[p1[j]]<<2|spread[p2[j]]<<1|spread[p3[j]])
 		}
 	}
 }

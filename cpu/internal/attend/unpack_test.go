@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package cpu
+package attend
 
 import (
 	"encoding/binary"
@@ -27,7 +27,7 @@ func sameBits(t *testing.T, want, got []float32) {
 }
 
 // Every coding, dim, row count and range of rows gives the bits of quant.DecodeRotated.
-func TestUnpackRows_EqualsOracle(t *testing.T) {
+func TestUnpackScaled_EqualsOracle(t *testing.T) {
 	for _, c := range quanttest.Codings() {
 		for _, dim := range []int{5, 8, 32, 64, 80, 96, 128, 256} {
 			if c.CheckDim(dim) != nil {
@@ -52,10 +52,10 @@ func checkUnpack(t *testing.T, c quant.Coding, rows, dim int, fam quanttest.Fami
 	scales := make([]float32, rows)
 	require.NoError(t, quant.RowScales(scales, c, packed, rows, dim))
 	for r0 := 0; r0 < rows; r0 += 1 + rows/4 {
-		for _, n := range []int{1, min(3, rows-r0), min(tileRows, rows-r0)} {
+		for _, n := range []int{1, min(3, rows-r0), min(TileRows, rows-r0)} {
 			got := make([]float32, n*dim+1)
 			got[n*dim] = 77
-			unpackRows(got, c, packed, rows, dim, r0, n)
+			UnpackScaled(got, c, packed, rows, dim, r0, n)
 			sameBits(t, want.Data[r0*dim:(r0+n)*dim], got[:n*dim])
 			require.Equal(t, float32(77), got[n*dim], "wrote past the rows")
 		}
@@ -99,9 +99,9 @@ func TestUnpackF16_AllValuesAllPlaces(t *testing.T) {
 	}
 }
 
-// FuzzUnpackRows unpacks arbitrary bytes: no panic, and the oracle's bits but for the payload of
+// FuzzUnpackScaled unpacks arbitrary bytes: no panic, and the oracle's bits but for the payload of
 // NaNs that arithmetic makes.
-func FuzzUnpackRows(f *testing.F) {
+func FuzzUnpackScaled(f *testing.F) {
 	f.Add(uint8(3), uint8(7), []byte("any bytes"))
 	f.Fuzz(func(t *testing.T, ci, rows uint8, data []byte) {
 		all := quanttest.Codings()
@@ -115,7 +115,7 @@ func FuzzUnpackRows(f *testing.F) {
 		want := quant.Rows{Dim: dim, Data: make([]float32, int(rows)*dim)}
 		require.NoError(t, quant.DecodeRotated(want, c, src))
 		got := make([]float32, len(want.Data))
-		unpackRows(got, c, src, int(rows), dim, 0, int(rows))
+		UnpackScaled(got, c, src, int(rows), dim, 0, int(rows))
 		for i, w := range want.Data {
 			if g := got[i]; math.Float32bits(g) != math.Float32bits(w) && (g == g || w == w) {
 				t.Fatalf("%s: value %d: got %g, want %g", c, i, g, w)
@@ -124,7 +124,7 @@ func FuzzUnpackRows(f *testing.F) {
 	})
 }
 
-func BenchmarkUnpackRows(b *testing.B) {
+func BenchmarkUnpackScaled(b *testing.B) {
 	const dim, rows = 128, 1024
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, name := range []string{"f16", "bf16", "u8", "lm4", "lm3", "lm2", "lm1", "ggml-q4_0"} {
@@ -135,11 +135,11 @@ func BenchmarkUnpackRows(b *testing.B) {
 			for i := range src {
 				src[i] = byte(rng.Uint32())
 			}
-			dst := make([]float32, tileRows*dim)
+			dst := make([]float32, TileRows*dim)
 			b.SetBytes(rows * dim * 4)
 			for b.Loop() {
-				for r := 0; r < rows; r += tileRows {
-					unpackRows(dst, c, src, rows, dim, r, tileRows)
+				for r := 0; r < rows; r += TileRows {
+					UnpackScaled(dst, c, src, rows, dim, r, TileRows)
 				}
 			}
 		})

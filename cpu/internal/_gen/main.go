@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command _gen writes the assembly of the kernel families below cpu/internal.
+//
+// Run it with `go generate` in a family's folder. It is a module of its own so that avo never
+// becomes a dependency of kvist.
+package main
+
+import (
+	"flag"
+	"log"
+	"math"
+	"strings"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+var family = flag.String("family", "", "attend or codec")
+
+func main() {
+	flag.Parse()
+	ConstraintExpr("amd64,!noasm")
+	switch *family {
+	case "attend":
+		attend()
+	case "codec":
+		codec()
+	default:
+		log.Fatalf("no family %q", *family)
+	}
+	Generate()
+}
+
+// attend writes the kernels of attention and relevance.
+func attend() {
+	for _, r := range []exactRows{f16Rows, bf16Rows, f32Rows} {
+		unpackExact512(r)
+	}
+	unpackU8Rows512()
+	for bits := 1; bits <= 4; bits++ {
+		for _, quads := range []bool{false, true} {
+			unpackPlanes512(bits, quads, true)
+			unpackPlanes512(bits, quads, false)
+		}
+	}
+	scalesF16512()
+	scalesLog8512()
+	for heads := 1; heads <= 4; heads++ {
+		dotQuads512(heads)
+		dotRows512(heads)
+	}
+	for heads := 1; heads <= 3; heads++ {
+		accumulate512(heads)
+	}
+	softmax512()
+	probs512()
+	fold512()
+	square512()
+}
+
+// function starts a routine; its doc comment is wrapped at 90 columns.
+func function(name, signature, doc string) {
+	TEXT(name, NOSPLIT, signature)
+	Pragma("noescape") // no routine keeps a pointer
+	var lines []string
+	line := ""
+	for _, word := range strings.Fields(doc) {
+		if line != "" && len(line)+1+len(word) > 87 {
+			lines = append(lines, line)
+			line = ""
+		}
+		if line != "" {
+			line += " "
+		}
+		line += word
+	}
+	Doc(append(lines, line)...)
+}
+
+func load(name string) Register { return Load(Param(name), GP64()) }
+
+// param returns the address of a parameter.
+func param(name string) Mem {
+	a, err := Param(name).Resolve()
+	if err != nil {
+		log.Fatal(err)
+	}
+	return a.Addr
+}
+
+// zmms returns n fresh vector registers.
+func zmms(n int) []VecVirtual {
+	v := make([]VecVirtual, n)
+	for i := range v {
+		v[i] = ZMM()
+	}
+	return v
+}
+
+var constants = map[string]Mem{}
+
+// constant returns a read-only table of 64-bit words.
+func constant(name string, words ...uint64) Mem {
+	if m, ok := constants[name]; ok {
+		return m
+	}
+	m := GLOBL(name, RODATA|NOPTR)
+	for i, w := range words {
+		DATA(8*i, U64(w))
+	}
+	constants[name] = m
+	return m
+}
+
+// bytesConstant returns a read-only table of bytes, a multiple of 8 of them.
+func bytesConstant(name string, b []byte) Mem {
+	words := make([]uint64, len(b)/8)
+	for i, x := range b {
+		words[i/8] |= uint64(x) << (8 * (i % 8))
+	}
+	return constant(name, words...)
+}
+
+// dwordsConstant returns a read-only table of 32-bit words, an even number of them.
+func dwordsConstant(name string, d []uint32) Mem {
+	words := make([]uint64, len(d)/2)
+	for i, x := range d {
+		words[i/2] |= uint64(x) << (32 * (i % 2))
+	}
+	return constant(name, words...)
+}
+
+// floatsConstant returns a read-only table of float32, an even number of them.
+func floatsConstant(name string, f []float32) Mem {
+	d := make([]uint32, len(f))
+	for i, x := range f {
+		d[i] = math.Float32bits(x)
+	}
+	return dwordsConstant(name, d)
+}
+
+// at returns the place n bytes behind m.
+func at(m Mem, n int) Mem {
+	m.Disp += n
+	return m
+}
+
+// times runs body n times, n in a register that is used up. n is at least 1.
+func times(label string, n Register, body func()) {
+	Label(label)
+	body()
+	SUBQ(Imm(1), n)
+	JNZ(LabelRef(label))
+}

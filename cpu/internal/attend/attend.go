@@ -1,0 +1,308 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attend
+
+//go:generate sh ../generate.sh attend
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// TileRows is the number of rows that are unpacked at a time: 32 rows of 128 float32 are 16 KiB,
+// so that a tile of K and one of V stay in the caches nearest to a core beside the queries. It is
+// also the distance of heads in the arrays that have one entry a head and row.
+const TileRows = 32
+
+// Layout is an order of the values of a tile. Queries and sums are arranged to go with it.
+type Layout uint8
+
+// The layouts. A row takes PadDim values; what is beyond its dim is finite and of no meaning
+// where the row's format is rotated, and zero otherwise.
+const (
+	// Natural: rows one after the other, values in order.
+	Natural Layout = iota
+	// Lanes: rows one after the other; of each 64 values, value 4l+j is at 16j+l.
+	Lanes
+	// Quads: four rows together; each 64 values of them are 16 vectors of four lanes of four
+	// values. Lane l is row l, and the values of vector t in their order are those of quadValue.
+	Quads
+	numLayouts
+)
+
+// quadValue is the value (of 64) that vector t has in place e of each lane.
+func quadValue(t, e int) int {
+	m, s := t/8, t%8
+	return 8*(4*m+2*(e/2)+s%2) + 4*(e%2) + s/2
+}
+
+// place returns where value i of a row's query or sum stands.
+func (l Layout) place(i int) int {
+	b, i := i&^63, i&63
+	switch l {
+	case Lanes:
+		return b + 16*(i%4) + i/4
+	case Quads:
+		return b + int(quadPlaces[i])
+	}
+	return b + i
+}
+
+var quadPlaces = func() (p [64]uint8) {
+	for t := range 16 {
+		for e := range 4 {
+			p[quadValue(t, e)] = uint8(4*t + e)
+		}
+	}
+	return p
+}()
+
+// Kernels are the routines of one instruction set. Every method checks its arguments' lengths.
+type Kernels struct {
+	isa  string
+	pad  int  // rows are padded to a multiple of it
+	lane bool // rotated rows are in lane order, K in planes in quad order
+
+	exact  func(dst []float32, f quant.Format, src []byte, rows, dim, padDim int)
+	u8     func(dst []float32, src []byte, rows, dim, padDim int)
+	planes func(dst []float32, p planes, quads bool)
+	dots   func(dots, q []float32, heads int, l Layout, tile []float32, padDim, rows int)
+	add    func(acc, w []float32, heads int, tile []float32, padDim, rows int)
+	fold   func(sum []float64, acc []float32)
+	square func(dst, src *[TileRows]float32, factor float32)
+	// softmax and probs check nothing; Softmax and Probs do.
+	softmax func(h *Heads, t *Terms, scale *[TileRows]float32)
+	probs   func(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int)
+	f16     func(dst *[TileRows]float32, src []byte, factor float32)
+	log8    func(dst *[TileRows]float32, base float32, src []byte, factor float32)
+}
+
+// ISA returns the name of the instruction set.
+func (k *Kernels) ISA() string { return k.isa }
+
+// PadDim returns the values that a row of dim values takes in a tile, a query or a sum.
+func (k *Kernels) PadDim(dim int) int { return (dim + k.pad - 1) / k.pad * k.pad }
+
+// LayoutV returns the layout of rows of a format that are to be summed. All rotated formats have
+// one, and all others.
+func (k *Kernels) LayoutV(f quant.Format) Layout {
+	if k.lane && f.Rotated() {
+		return Lanes
+	}
+	return Natural
+}
+
+// LayoutK returns the layout of rows of a format that are to be multiplied with queries.
+func (k *Kernels) LayoutK(f quant.Format) Layout {
+	if k.lane && f.Rotated() && f != quant.U8 {
+		return Quads
+	}
+	return k.LayoutV(f)
+}
+
+// Arrange writes the values of src, one query, in the order of a layout, padded with zeros.
+// len(dst) is PadDim(len(src)).
+func Arrange(dst, src []float32, l Layout) {
+	if l == Natural {
+		clear(dst[copy(dst, src):])
+		return
+	}
+	clear(dst)
+	for i, x := range src {
+		dst[l.place(i)] = x
+	}
+}
+
+// Restore is the inverse of Arrange for sums.
+func Restore(dst, src []float64, l Layout) {
+	for i := range dst {
+		dst[i] = src[l.place(i)]
+	}
+}
+
+// planes is a range of rows of a packed side in bit planes.
+type planes struct {
+	src      []byte // from the first byte of the first row in plane 0 to the end of the side
+	bits     int
+	plane    int // bytes of a plane
+	rowBytes int
+	rows     int
+	padDim   int
+	table    *[16]float32 // entries repeated up to 16
+}
+
+// Unpack writes rows [r0, r0+n) of a packed side of rows rows to dst, without their row scale (Unit
+// and Scales have it): values for the exact formats and ggml's, code-128 for u8, centroids for the
+// rest. n is 1 to TileRows; len(dst) at least TileRows*PadDim(dim). tmp is scratch of the caller.
+func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, rows, dim, r0, n int,
+	tmp *[]byte) {
+	padDim := k.PadDim(dim)
+	dst = dst[:TileRows*padDim]
+	switch f := c.Format; {
+	case f.Exact():
+		rowBytes := dim * f.Bits() / 8
+		k.exact(dst, f, src[r0*rowBytes:(r0+n)*rowBytes], n, dim, padDim)
+	case f == quant.GGMLQ8_0 || f == quant.GGMLQ4_0:
+		at := c.PackedBytes(r0, dim)
+		rowBytes := c.PackedBytes(1, dim)
+		for i := range n {
+			row := dst[i*padDim : (i+1)*padDim]
+			unpackGGML(row[:dim], f, src[at+i*rowBytes:])
+			clear(row[dim:])
+		}
+	case f == quant.U8:
+		k.u8(dst, src[r0*dim:(r0+n)*dim], n, dim, padDim)
+	default:
+		rowBytes := quant.RowPlaneBytes(dim)
+		p := planes{src: src[r0*rowBytes:], bits: f.Bits(), plane: quant.PlaneBytes(rows, dim),
+			rowBytes: rowBytes, rows: n, padDim: padDim, table: &codebooks[f]}
+		if k.lane {
+			p.wide(dst, l == Quads, k.planes, tmp)
+		} else {
+			k.planes(dst, p, false)
+		}
+	}
+}
+
+// wide unpacks by groups of four rows, with kernels that read 8 bytes at a time. What would be
+// read behind the side is copied first.
+func (p planes) wide(dst []float32, quads bool, unpack func([]float32, planes, bool),
+	tmp *[]byte) {
+	whole := p.rows &^ 3
+	read := func(rows int) int { // the end of what is read
+		return (p.bits-1)*p.plane + (rows-1)*p.rowBytes + p.padDim/8
+	}
+	for whole > 0 && read(whole) > len(p.src) {
+		whole -= 4
+	}
+	if whole > 0 {
+		q := p
+		q.rows = whole
+		unpack(dst, q, quads)
+	}
+	rest := p.rows - whole
+	if rest == 0 {
+		return
+	}
+	q := p
+	q.rows = (rest + 3) &^ 3
+	q.plane = q.rows * p.rowBytes
+	need := p.bits*q.plane + 8
+	if cap(*tmp) < need {
+		*tmp = make([]byte, need)
+	}
+	q.src = (*tmp)[:need]
+	clear(q.src)
+	for i := range p.bits {
+		at := i*p.plane + whole*p.rowBytes
+		copy(q.src[i*q.plane:], p.src[at:at+rest*p.rowBytes])
+	}
+	unpack(dst[whole*p.padDim:], q, quads)
+}
+
+// Unit returns what an unpacked value is worth beside its row scale: value = scale * Unit * what
+// Unpack gives. Formats without a row scale have scale 1.
+func Unit(f quant.Format, dim int) float32 {
+	switch {
+	case f == quant.U8 || f.Nested():
+		return quant.CentroidUnit
+	case f >= quant.TQMSE1 && f <= quant.TQMSE4:
+		return float32(1 / math.Sqrt(float64(dim))) // stored is the norm
+	}
+	return 1
+}
+
+// Scales writes the scales of rows [r0, r0+n) of a packed side, as they are stored, times factor:
+// in effect factor alone for formats without one. n is at most TileRows.
+func (k *Kernels) Scales(dst *[TileRows]float32, c quant.Coding, src []byte, rows, r0, n int,
+	factor float32) {
+	tail := src[len(src)-c.ScaleBytes(rows):]
+	switch {
+	case len(tail) == 0:
+		for i := range dst {
+			dst[i] = factor
+		}
+	case c.Scale == quant.ScaleLog8:
+		base := math.Float32frombits(binary.LittleEndian.Uint32(tail))
+		k.log8(dst, base, tail[4+r0:4+r0+n], factor)
+	default:
+		k.f16(dst, tail[2*r0:2*(r0+n)], factor)
+	}
+}
+
+// Dots writes inner products of heads queries with the rows of a tile: dots[TileRows*h+r]. q holds
+// the queries one after the other, arranged for the layout. Entries behind the rows of the tile
+// may hold anything afterwards.
+func (k *Kernels) Dots(dots, q []float32, heads int, l Layout, tile []float32, padDim, rows int) {
+	if heads == 0 {
+		return
+	}
+	k.dots(dots[:heads*TileRows], q[:heads*padDim], heads, l, tile[:TileRows*padDim], padDim, rows)
+}
+
+// Accumulate adds w[TileRows*h+r] * row r to the sums of every head, which lie one after the other
+// in acc: float32, in ascending order of rows (or even and odd rows apart).
+func (k *Kernels) Accumulate(acc, w []float32, heads int, tile []float32, padDim, rows int) {
+	if heads == 0 || rows == 0 {
+		return
+	}
+	k.add(acc[:heads*padDim], w[:heads*TileRows], heads, tile[:TileRows*padDim], padDim, rows)
+}
+
+// Fold adds acc to sum and clears it.
+func (k *Kernels) Fold(sum []float64, acc []float32) { k.fold(sum[:len(acc)], acc) }
+
+// Terms are what the scores of a tile's rows are made of, beside the inner products:
+// score = dot*Mul + Add - energy*Noise.
+type Terms struct {
+	Mul, Add, Noise [TileRows]float32
+}
+
+// Square writes factor*src^2.
+func (k *Kernels) Square(dst, src *[TileRows]float32, factor float32) { k.square(dst, src, factor) }
+
+// Heads are arrays with an entry (or TileRows of them) for every head at work.
+type Heads struct {
+	Dots, Weights []float32 // [heads, TileRows]
+	Energy        []float32 // [heads]
+	Tops, Sums    []float32 // [heads]
+	// Masks has bit r where row r counts. Softmax clears those of rows whose weight is 0.
+	Masks []uint32
+}
+
+// Slice makes dst heads [a, b) of h.
+func (h *Heads) Slice(dst *Heads, a, b int) {
+	*dst = Heads{
+		Dots: h.Dots[a*TileRows : b*TileRows], Weights: h.Weights[a*TileRows : b*TileRows],
+		Energy: h.Energy[a:b], Tops: h.Tops[a:b], Sums: h.Sums[a:b], Masks: h.Masks[a:b],
+	}
+}
+
+// Softmax makes weights of inner products, per head:
+//
+//	s = Dots*Mul + Add - Energy*Noise
+//	Tops = max(Tops, s);  p = exp(s - Tops);  Sums = sum of p;  Weights = p * scale
+//
+// over the rows with a bit in Masks. p below the smallest normal float32 counts as 0. A row
+// without a bit, with s = -Inf or with p = 0 has weight 0 whatever it holds.
+func (k *Kernels) Softmax(h *Heads, t *Terms, scale *[TileRows]float32) {
+	n := len(h.Masks)
+	if n == 0 {
+		return
+	}
+	_, _ = h.Dots[n*TileRows-1], h.Weights[n*TileRows-1]
+	_, _, _ = h.Energy[n-1], h.Tops[n-1], h.Sums[n-1]
+	k.softmax(h, t, scale)
+}
+
+// Probs adds exp(s - lse)^power of every head to acc, with scores s as Softmax makes them.
+func (k *Kernels) Probs(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
+	n := len(h.Masks)
+	if n == 0 {
+		return
+	}
+	_, _, _ = h.Dots[n*TileRows-1], h.Energy[n-1], lse[n-1]
+	k.probs(acc, h, t, lse, power)
+}

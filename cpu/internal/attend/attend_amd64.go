@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !noasm
+
+package attend
+
+import (
+	"github.com/kvist-project/kvist/quant"
+)
+
+// The wrappers below turn slices into pointers and distances into bytes. Each first touches the
+// last element that the assembly will, so that a wrong caller panics instead of reading or
+// writing astray.
+
+// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI and GFNI.
+func AVX512() *Kernels {
+	return &Kernels{
+		isa: "avx512", pad: 64, lane: true,
+		exact: exactAVX512, u8: u8AVX512, planes: planesAVX512, dots: dotsAVX512,
+		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
+		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
+		f16: f16AVX512, log8: log8AVX512,
+	}
+}
+
+func exactAVX512(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
+	_, _ = dst[rows*padDim-1], src[rows*dim*f.Bits()/8-1]
+	full, tail := dim/16, uint32(1)<<(dim%16)-1
+	zeros := padDim/16 - (dim+15)/16
+	switch f {
+	case quant.F16:
+		unpackF16AVX512(&dst[0], &src[0], rows, full, tail, zeros)
+	case quant.BF16:
+		unpackBF16AVX512(&dst[0], &src[0], rows, full, tail, zeros)
+	default:
+		unpackF32AVX512(&dst[0], &src[0], rows, full, tail, zeros)
+	}
+}
+
+func u8AVX512(dst []float32, src []byte, rows, dim, padDim int) {
+	_, _ = dst[rows*padDim-1], src[rows*dim-1]
+	unpackU8AVX512(&dst[0], &src[0], rows, dim/64, uint64(1)<<(dim%64)-1)
+}
+
+func planesAVX512(dst []float32, p planes, quads bool) {
+	blocks, groups := p.padDim/64, p.rows/4
+	_ = dst[p.rows*p.padDim-1]
+	_ = p.src[(p.bits-1)*p.plane+(p.rows-1)*p.rowBytes+8*blocks-1]
+	d, s, t := &dst[0], &p.src[0], &p.table[0]
+	contiguous := blocks == 1 && p.rowBytes == 8
+	switch {
+	case quads && contiguous:
+		[]func(*float32, *byte, int, *float32, int){unpackLM1Quads64AVX512,
+			unpackLM2Quads64AVX512, unpackLM3Quads64AVX512,
+			unpackLM4Quads64AVX512}[p.bits-1](d, s, p.plane, t, groups)
+	case quads:
+		[]func(*float32, *byte, int, *float32, int, int, int){unpackLM1QuadsAVX512,
+			unpackLM2QuadsAVX512, unpackLM3QuadsAVX512,
+			unpackLM4QuadsAVX512}[p.bits-1](d, s, p.plane, t, groups, p.rowBytes, blocks)
+	case contiguous:
+		[]func(*float32, *byte, int, *float32, int){unpackLM1Rows64AVX512, unpackLM2Rows64AVX512,
+			unpackLM3Rows64AVX512, unpackLM4Rows64AVX512}[p.bits-1](d, s, p.plane, t, groups)
+	default:
+		[]func(*float32, *byte, int, *float32, int, int, int, int){unpackLM1RowsAVX512,
+			unpackLM2RowsAVX512, unpackLM3RowsAVX512, unpackLM4RowsAVX512}[p.bits-1](d, s, p.plane,
+			t, groups, p.rowBytes, blocks, 4*p.padDim)
+	}
+}
+
+// dotKernel multiplies up to four queries with groups of rows.
+type dotKernel struct {
+	f    func(dots, q, tile *float32, stride, blocks, groups int)
+	rows int // of a group
+}
+
+func dotsAVX512(dots, q []float32, heads int, l Layout, tile []float32, padDim, rows int) {
+	_, _, _ = dots[heads*TileRows-1], q[heads*padDim-1], tile[TileRows*padDim-1]
+	for heads > 0 {
+		n := min(heads, 4)
+		var k dotKernel
+		if l == Quads {
+			switch n {
+			case 1:
+				k = dotKernel{dotQuads1AVX512, 32}
+			case 2:
+				k = dotKernel{dotQuads2AVX512, 32}
+			case 3:
+				k = dotKernel{dotQuads3AVX512, 16}
+			default:
+				k = dotKernel{dotQuads4AVX512, 16}
+			}
+		} else {
+			switch n {
+			case 1:
+				k = dotKernel{dotRows1AVX512, 8}
+			case 2:
+				k = dotKernel{dotRows2AVX512, 8}
+			case 3:
+				k = dotKernel{dotRows3AVX512, 4}
+			default:
+				k = dotKernel{dotRows4AVX512, 4}
+			}
+		}
+		k.f(&dots[0], &q[0], &tile[0], 4*padDim, padDim/64, (rows+k.rows-1)/k.rows)
+		heads -= n
+		dots, q = dots[n*TileRows:], q[n*padDim:]
+	}
+}
+
+func addAVX512(acc, w []float32, heads int, tile []float32, padDim, rows int) {
+	_, _, _ = acc[heads*padDim-1], w[heads*TileRows-1], tile[rows*padDim-1]
+	for heads > 0 {
+		n := min(heads, 3)
+		if heads == 4 {
+			n = 2
+		}
+		switch n {
+		case 1:
+			accumulate1AVX512(&acc[0], &w[0], &tile[0], 4*padDim, padDim/64, rows)
+		case 2:
+			accumulate2AVX512(&acc[0], &w[0], &tile[0], 4*padDim, padDim/64, rows)
+		default:
+			accumulate3AVX512(&acc[0], &w[0], &tile[0], 4*padDim, padDim/64, rows)
+		}
+		heads -= n
+		acc, w = acc[n*padDim:], w[n*TileRows:]
+	}
+}
+
+func foldSlicesAVX512(sum []float64, acc []float32) {
+	if n := len(acc) / 16; n > 0 {
+		_ = sum[16*n-1]
+		foldAVX512(&sum[0], &acc[0], n)
+	}
+	foldGeneric(sum[len(acc)&^15:], acc[len(acc)&^15:])
+}
+
+func squareTileAVX512(dst, src *[TileRows]float32, factor float32) {
+	squareAVX512(&dst[0], &src[0], factor)
+}
+
+func softmaxHeadsAVX512(h *Heads, t *Terms, scale *[TileRows]float32) {
+	softmaxAVX512(&h.Weights[0], &h.Sums[0], &h.Tops[0], &h.Dots[0], &t.Mul[0], &t.Add[0],
+		&t.Noise[0], &scale[0], &h.Energy[0], &h.Masks[0], len(h.Masks))
+}
+
+func probsHeadsAVX512(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
+	probsAVX512(&acc[0], &h.Dots[0], &t.Mul[0], &t.Add[0], &t.Noise[0], &h.Energy[0], &lse[0],
+		&h.Masks[0], len(h.Masks), power)
+}
+
+func f16AVX512(dst *[TileRows]float32, src []byte, factor float32) {
+	if n := len(src) / 2; n > 0 {
+		scalesF16AVX512(&dst[0], &src[0], min(n, TileRows), factor)
+	}
+}
+
+func log8AVX512(dst *[TileRows]float32, base float32, src []byte, factor float32) {
+	if n := len(src); n > 0 {
+		scalesLog8AVX512(&dst[0], base, &src[0], min(n, TileRows), &log8Frac[0], factor)
+	}
+}
