@@ -31,13 +31,13 @@ type Sensitivities struct {
 }
 
 // MeasureSensitivities codes all tokens but the sinks of one side of one head after the other and
-// measures KL on the continuations of the texts. It takes 2 * layers * kv_heads + 1 passes of
+// measures KL on the continuations of the first most texts. It takes 2 * layers * kv_heads + 1 passes of
 // Next tokens for each text; with layersOnly, the heads of a layer are coded together and have
 // the same value, in 2 * layers + 1 passes.
 //
 // Errors: those of offline.Compress and of the model.
 func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
-	progress func(stage string, done, total int64)) (*Sensitivities, error) {
+	most int, progress func(stage string, done, total int64)) (*Sensitivities, error) {
 	g := t.m.Geometry()
 	n := g.Layers * g.KVHeads
 	s := &Sensitivities{Layers: g.Layers, KVHeads: g.KVHeads, Coding: coding,
@@ -50,11 +50,12 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 	if layersOnly {
 		step = g.KVHeads
 	}
-	total := int64(len(t.texts)) * int64(2*n/step+1)
-	for i := range t.texts {
-		x := &t.texts[i]
+	used := t.texts[:min(len(t.texts), max(1, most))]
+	total := int64(len(used)) * int64(2*n/step+1)
+	for i := range used {
+		x := &used[i]
 		s.Texts = append(s.Texts, x.run.in.Name)
-		if err := t.predict(ctx, x.c, cfg, s); err != nil {
+		if err := t.predict(ctx, x.c, cfg, s, len(used)); err != nil {
 			return nil, err
 		}
 		coded, err := compressChecked(ctx, Kvist{Config: cfg, Backend: t.o.Backend}, x.c)
@@ -67,7 +68,7 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 			}
 			kl, err := t.divergence(x, unit)
 			for j := range into {
-				into[j] += kl / float64(len(into)) / float64(len(t.texts))
+				into[j] += kl / float64(len(into)) / float64(len(used))
 			}
 			s.Passes++
 			if progress != nil {
@@ -131,7 +132,7 @@ func (t *Tuning) divergence(x *tuneText, unit func(out []CacheLayer)) (float64, 
 
 // predict adds the planner's predictions for a text.
 func (t *Tuning) predict(ctx context.Context, c *Context, cfg offline.Config,
-	s *Sensitivities) error {
+	s *Sensitivities, texts int) error {
 	shape, err := c.shape("sensitivities", false)
 	if err != nil {
 		return err
@@ -150,8 +151,8 @@ func (t *Tuning) predict(ctx context.Context, c *Context, cfg offline.Config,
 	}
 	for _, d := range all {
 		i := d.Layer*s.KVHeads + d.KVHead
-		s.PredictedK[i] += d.K / float64(len(t.texts))
-		s.PredictedV[i] += d.V / float64(len(t.texts))
+		s.PredictedK[i] += d.K / float64(texts)
+		s.PredictedV[i] += d.V / float64(texts)
 	}
 	return nil
 }

@@ -90,15 +90,18 @@ type Tuning struct {
 	id    string
 }
 
+// The memos save the planner's probe of a context, which no setting but the sinks changes.
 type tuneText struct {
-	run textRun
-	c   *Context
+	run  textRun
+	c    *Context
+	memo *offline.Memo
 }
 
 type tuneAsked struct {
 	rc    RetrievalContext
 	c     *Context
 	exact Answers
+	memo  *offline.Memo
 }
 
 // Measured is what settings do to texts and questions.
@@ -202,7 +205,7 @@ func hashTokens(h hash.Hash, tokens []int32) {
 }
 
 func (t *Tuning) prepare(ctx context.Context, in Input) (tuneText, error) {
-	x := tuneText{run: textRun{m: t.m, in: in, o: Options{Context: t.o.Context, Next: t.o.Next}}}
+	x := tuneText{memo: &offline.Memo{}, run: textRun{m: t.m, in: in, o: Options{Context: t.o.Context, Next: t.o.Next}}}
 	n := t.o.Context + t.o.Next
 	if len(in.Tokens) < n {
 		return x, shapef("tuning "+in.Name, "%d tokens, want %d of context and %d after", len(in.Tokens),
@@ -219,7 +222,7 @@ func (t *Tuning) prepare(ctx context.Context, in Input) (tuneText, error) {
 }
 
 func (t *Tuning) prepareAsked(ctx context.Context, rc RetrievalContext) (tuneAsked, error) {
-	x := tuneAsked{rc: rc}
+	x := tuneAsked{rc: rc, memo: &offline.Memo{}}
 	c, kv, err := t.prefill(ctx, rc.Tokens)
 	if err != nil {
 		return x, err
@@ -326,7 +329,7 @@ func (t *Tuning) MeasureConfig(ctx context.Context, cfg offline.Config) (*Measur
 		r.Texts = append(r.Texts, x.run.in.Name)
 		var kl, bits []float64
 		for _, b := range t.o.Bits {
-			cfg.Bits = b
+			cfg.Bits, cfg.Memo = b, x.memo
 			score, err := x.run.prefilled(ctx, x.c, Kvist{Config: cfg, Backend: t.o.Backend})
 			if err != nil {
 				return nil, err
@@ -337,6 +340,7 @@ func (t *Tuning) MeasureConfig(ctx context.Context, cfg offline.Config) (*Measur
 	}
 	cfg.Bits = slices.Min(t.o.Bits)
 	for i := range t.asked {
+		cfg.Memo = t.asked[i].memo
 		if err := t.ask(ctx, &t.asked[i], Kvist{Config: cfg, Backend: t.o.Backend}, r); err != nil {
 			return nil, err
 		}

@@ -110,6 +110,8 @@ func (f *tuneFlags) check(args []string) ([]float64, tune.Space, error) {
 		return nil, nil, usagef("--text needs --model")
 	case f.model == "" && slices.Contains(f.holdout, holdoutStandard):
 		return nil, nil, usagef("--holdout without --model: name captures, --holdout=FILE")
+	case f.model == "" && slices.ContainsFunc(f.holdout, func(h string) bool { return slices.Contains(args, h) }):
+		return nil, nil, usagef("--holdout: it is one of the captures to tune on")
 	case f.ablate && len(f.holdout) == 0:
 		return nil, nil, usagef("--ablate needs --holdout")
 	}

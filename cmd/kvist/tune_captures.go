@@ -30,9 +30,9 @@ type captureTuner struct {
 }
 
 func (a *app) newCaptureTuner(ctx context.Context, args []string, f *tuneFlags, bits []float64,
-	be backend.Backend) (t *captureTuner, done func() error, err error) {
+	be backend.Backend) (_ *captureTuner, _ func() error, err error) {
 	var files []io.Closer
-	done = func() (err error) {
+	done := func() (err error) {
 		for _, c := range files {
 			err = errors.Join(err, c.Close())
 		}
@@ -43,7 +43,7 @@ func (a *app) newCaptureTuner(ctx context.Context, args []string, f *tuneFlags, 
 			err = errors.Join(err, done())
 		}
 	}()
-	t = &captureTuner{bits: bits}
+	t := &captureTuner{bits: bits}
 	open := func(names []string) (*tune.Captures, error) {
 		var sources []*capture.Source
 		for _, name := range names {

@@ -34,6 +34,10 @@ func sensitivityCoding() quant.Coding {
 	return quant.Coding{Format: quant.LM2, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
 }
 
+// sensitivityTexts is how many of the texts sensitivities are measured on: two give what a search on
+// a handful of texts can use, and a pass for each side of each head is not cheap.
+const sensitivityTexts = 2
+
 // modelTuner measures in the model.
 type modelTuner struct {
 	m       *llama.Model
@@ -145,7 +149,7 @@ func (t *modelTuner) measure(ctx context.Context, f *tuneFlags, say offline.Prog
 			return err
 		}
 	}
-	s, err := t.tuning.MeasureSensitivities(ctx, sensitivityCoding(), false, say)
+	s, err := t.tuning.MeasureSensitivities(ctx, sensitivityCoding(), false, sensitivityTexts, say)
 	if err != nil {
 		return err
 	}

@@ -51,6 +51,8 @@ type Config struct {
 	// Apply, its sensitivities weigh the heads against each other. Not part of String: files name it
 	// in their header.
 	Profile *profile.Profile
+	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
+	Memo *Memo
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }

@@ -119,3 +119,46 @@ func TestProfile_Refusals(t *testing.T) {
 	_, err = offline.Compress(context.Background(), rows, &bytes.Buffer{}, be, cfg, nil, nil)
 	require.ErrorIs(t, err, quant.ErrShape)
 }
+
+// A memo changes nothing but the time.
+func TestMemo_SameBytes(t *testing.T) {
+	src, be := open(t, kvFile), openCPU(t)
+	memo := &offline.Memo{}
+	for _, target := range []string{"bits=2.5", "bits=2.25 importance=none", "bits=2.5 sinks=9"} {
+		cfg := config(t, target)
+		want, _ := compress(t, src, be, cfg)
+		for range 2 {
+			cfg.Memo = memo
+			got, _ := compress(t, src, be, cfg)
+			require.True(t, bytes.Equal(want, got), target)
+		}
+	}
+}
+
+// Predictions are those that plans are made from.
+func TestPredict(t *testing.T) {
+	src, be := open(t, kvFile), openCPU(t)
+	lm2 := quant.Coding{Format: quant.LM2, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
+	lm4 := quant.Coding{Format: quant.LM4, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
+	cfg := config(t, "bits=3 importance=none")
+	coarse, err := offline.Predict(context.Background(), src, be, cfg, lm2, lm4)
+	require.NoError(t, err)
+	require.Len(t, coarse, len(src.Layers())*src.Geometry().KVHeads)
+	fine, err := offline.Predict(context.Background(), src, be, cfg, lm4, lm4)
+	require.NoError(t, err)
+	var sum float64
+	for i, d := range coarse {
+		require.Equal(t, src.Layers()[i/3], d.Layer)
+		require.Equal(t, i%3, d.KVHead)
+		require.Greater(t, d.K, fine[i].K)
+		require.Equal(t, d.V, fine[i].V)
+		sum += fine[i].K + fine[i].V
+	}
+	// Compress says what it predicts for the mean over heads; sinks cost next to nothing.
+	_, res := compress(t, src, be, config(t, "k=lm4+len+s8 v=lm4+len+s8 importance=none"))
+	require.InEpsilon(t, res.Predicted, sum/float64(len(coarse)), 0.02)
+
+	rows := open(t, "../../testdata/minilm-queries-256x384.npy")
+	_, err = offline.Predict(context.Background(), rows, be, cfg, lm2, lm4)
+	require.ErrorIs(t, err, quant.ErrShape)
+}

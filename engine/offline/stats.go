@@ -57,7 +57,7 @@ func (c *compressor) survey(ctx context.Context, l *layerInput,
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
 		if l.hasV {
 			var err error
-			if stats[h], err = c.calibrate(ctx, l, h); err != nil {
+			if stats[h], err = c.calibrated(ctx, l, h); err != nil {
 				return nil, nil, err
 			}
 		}

@@ -310,3 +310,15 @@ func requireTyped(t testing.TB, err error) {
 	}
 	require.Equal(t, 1, n, "%v", err)
 }
+
+func TestSensitivity_Power(t *testing.T) {
+	s := sensitivity()
+	for _, f := range s.Power(0).K {
+		require.EqualValues(t, 1, f)
+	}
+	require.Equal(t, s, s.Power(1))
+	require.InDelta(t, 2, s.Power(0.5).K[0], 1e-6)
+	require.EqualValues(t, 1<<20, s.Power(1000).K[0], "held within the range")
+	_, err := whole(t).WithSensitivity(s.Power(-1000), nil)
+	require.NoError(t, err)
+}

@@ -24,6 +24,7 @@ import (
 //
 // It knows nothing of what is asked later and was never attended to: settings that starve it look
 // good here. Where the model is at hand, measure in the model.
+// NewCaptures makes one.
 type Captures struct {
 	Sources []*capture.Source // each with k_next, v_next, q_next of every layer
 	Bits    []float64         // rates, bits a value of the whole file
@@ -32,6 +33,7 @@ type Captures struct {
 	Profile *profile.Profile
 
 	identity string
+	memos    []*offline.Memo // of each source
 }
 
 // NewCaptures returns the objective over these captures. It reads them once, for their hashes.
@@ -60,6 +62,7 @@ func NewCaptures(sources []*capture.Source, bits []float64, be backend.Backend) 
 			return nil, fmt.Errorf("kvist/tune: capture %s holds no layers of K and V: %w", s.Name(),
 				quant.ErrUnsupported)
 		}
+		c.memos = append(c.memos, &offline.Memo{})
 		sum, err := hashTensors(s)
 		if err != nil {
 			return nil, err
@@ -98,9 +101,9 @@ func (c *Captures) Identity() string {
 // Errors: those of offline.Compress and offline.Compare.
 func (c *Captures) Evaluate(ctx context.Context, p profile.Params) (float64, error) {
 	var sum float64
-	for _, s := range c.Sources {
+	for i, s := range c.Sources {
 		for _, bits := range c.Bits {
-			e, err := c.one(ctx, s, bits, p)
+			e, err := c.one(ctx, s, c.memos[i], bits, p)
 			if errors.Is(err, quant.ErrBudget) {
 				return math.Inf(1), nil
 			}
@@ -113,13 +116,13 @@ func (c *Captures) Evaluate(ctx context.Context, p profile.Params) (float64, err
 	return sum / float64(len(c.Sources)*len(c.Bits)), nil
 }
 
-func (c *Captures) one(ctx context.Context, s *capture.Source, bits float64,
+func (c *Captures) one(ctx context.Context, s *capture.Source, memo *offline.Memo, bits float64,
 	p profile.Params) (float64, error) {
 	cfg, err := offline.DefaultConfig().WithParams(p)
 	if err != nil {
 		return 0, err
 	}
-	cfg.Bits, cfg.Profile = bits, c.Profile
+	cfg.Bits, cfg.Profile, cfg.Memo = bits, c.Profile, memo
 	var file bytes.Buffer
 	if _, err := offline.Compress(ctx, s, &file, c.Backend, cfg, nil, nil); err != nil {
 		return 0, err

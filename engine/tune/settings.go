@@ -8,16 +8,16 @@ package tune
 func DefaultSpace() Space {
 	const signalPrice = 0.01 // one percent of KL
 	signal := func(name string) Param {
-		return Param{Name: importancePrefix + name, Start: "0", Grid: []string{"0.25", "0.5", "1"},
+		return Param{Name: importancePrefix + name, Start: "0", Grid: []string{"0.25", "0.75"},
 			Low: 0, High: 1.5, Price: signalPrice}
 	}
 	return Space{
 		{Name: "importance.relevance", Start: "0.5", Grid: []string{"0", "0.25", "0.75", "1"}, Low: 0,
 			High: 1.5},
-		{Name: "importance.window", Start: "64", Grid: []string{"16", "32", "128", "256"}, Low: 8,
+		{Name: "importance.window", Start: "64", Grid: []string{"16", "32", "128"}, Low: 8,
 			High: 1024, Log: true, Integer: true},
-		{Name: "importance.mix", Start: "0.05", Grid: []string{"0", "0.2", "0.5", "1"}, Low: 0, High: 1},
-		{Name: "importance.half-life", Start: "64", Grid: []string{"16", "256", "1024"}, Low: 8,
+		{Name: "importance.mix", Start: "0.05", Grid: []string{"0", "0.2", "0.6"}, Low: 0, High: 1},
+		{Name: "importance.half-life", Start: "64", Grid: []string{"16", "256"}, Low: 8,
 			High: 4096, Log: true},
 		{Name: "importance.floor", Start: "0.1", Grid: []string{"0.03", "0.3"}, Low: 0.001, High: 1,
 			Log: true},
@@ -31,6 +31,6 @@ func DefaultSpace() Space {
 		signal("habituation"),
 		{Name: "importance.decay", Start: "0", Grid: []string{"0.1", "0.3"}, Low: 0, High: 1,
 			Price: signalPrice},
-		{Name: "sinks", Start: "4", Grid: []string{"1", "8", "16"}, Low: 0, High: 32, Integer: true},
+		{Name: "sinks", Start: "4", Grid: []string{"2", "8"}, Low: 0, High: 32, Integer: true},
 	}
 }
