@@ -23,12 +23,12 @@ import (
 const defaultBits = 4.3
 
 type compressFlags struct {
-	out, budget, coding, form, profile, weights, importance string
-	bits, maxError                                          float64
-	sinks, window, segment                                  int
-	seed                                                    uint64
-	rowBias, nonfinite, json, force                         bool
-	backend                                                 backendFlags
+	out, budget, coding, form, profile, weights, importance, levels string
+	bits, maxError, unseen                                          float64
+	sinks, window, segment                                          int
+	seed                                                            uint64
+	rowBias, nonfinite, json, force                                 bool
+	backend                                                         backendFlags
 }
 
 func newCompress(a *app) *cobra.Command {
@@ -47,6 +47,11 @@ V (of all rows, for activations).
 
 --coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
 activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
+
+--levels lets the planner merge runs of adjacent tokens that weigh little to one row each (chunks),
+merge what weighs little of a whole segment to a few rows (summary), or drop it (dropped), where
+that costs less than coding it. --unseen is how much it is held back from what past attention did
+not look at.
 
 --profile takes settings and the sensitivities of heads from a .kvprofile file of the model (kvist
 tune makes one); flags that are given override its settings. The output names it by its hash.
@@ -95,6 +100,10 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
 	fl.StringVar(&f.importance, "importance", def.Importance,
 		"`profile` that weighs tokens by the attention they get: default, none, or its fields")
+	fl.StringVar(&f.levels, "levels", offline.LevelNames(def.Levels),
+		"`levels` of detail that the planner may choose from")
+	fl.Float64Var(&f.unseen, "unseen", def.Unseen,
+		"`share` of queries to expect that are unlike those seen, 0 to 1")
 	fl.BoolVar(&f.rowBias, "row-bias", def.RowBias,
 		"correct the scores of coarse rows for their noise")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
@@ -148,12 +157,18 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 		return cfg, err
 	}
 	cfg.Window, cfg.Seed, cfg.AllowNonfinite = f.window, f.seed, f.nonfinite
+	levels, err := offline.ParseLevels(f.levels)
+	if err != nil {
+		return cfg, &usageError{err: err}
+	}
 	// A profile's settings stand in the place of defaults, not of what was asked for.
 	for name, set := range map[string]func(){
 		"sinks":      func() { cfg.Sinks = f.sinks },
 		"segment":    func() { cfg.Segment = f.segment },
 		"row-bias":   func() { cfg.RowBias = f.rowBias },
 		"importance": func() { cfg.Importance = f.importance },
+		"levels":     func() { cfg.Levels = levels },
+		"unseen":     func() { cfg.Unseen = f.unseen },
 	} {
 		if cmd.Flags().Changed(name) {
 			set()

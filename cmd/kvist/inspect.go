@@ -18,7 +18,11 @@ import (
 	"github.com/kvist-project/kvist/engine/offline"
 )
 
-type inspectFlags struct{ bytes, records, spectrum, json bool }
+type inspectFlags struct {
+	bytes, records, spectrum, why, json bool
+	against, weights                    string
+	backend                             backendFlags
+}
 
 func newInspect(a *app) *cobra.Command {
 	var f inspectFlags
@@ -32,23 +36,37 @@ exponential of the entropy of the eigenvalues of their covariance, the direction
 really use. It is taken from at most 4096 rows a head; --spectrum takes all rows and prints a
 table for every head.
 
+--why says of every block why it has its bits: what its tokens weigh, the damage that the planner
+expects of its codings and of those it did not take, and their price over the price of a byte (a
+coarser coding was not taken because its price is above 1, a finer one because it is below). It
+plans the file once more from --against, the capture that it was made from, and from --weights
+where it was made with weights.
+
 --records lists the records of a .kvist file, --bytes dumps every byte of it with what it means.
 
 Fields of --json: file, type (kvist, safetensors, npy), bytes, spectra (name, side, head, and rows,
 nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
-bytes); for captures: capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens,
-tokens_next), tensors (name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id,
-model, geometry, params, sections (name, bytes, meta, tensors).`,
+bytes), why with --why (slope, predicted, blocks, parts: those of offline.Why); for captures:
+capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next), tensors
+(name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id, model, geometry, params,
+sections (name, bytes, meta, tensors).`,
 		Example: `  kvist inspect cache.kvist
   kvist inspect cache.safetensors --spectrum
   kvist inspect cache.kvist --bytes | less
+  kvist inspect cache.kvist --why --against cache.safetensors | less
   kvist inspect embeddings.npy --json
   kvist inspect model.kvprofile`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
-			if f.bytes && (f.json || f.records || f.spectrum) {
-				return usagef("--bytes prints nothing else: leave out --json, --records, --spectrum")
+			if f.bytes && (f.json || f.records || f.spectrum || f.why) {
+				return usagef("--bytes prints nothing else: leave out --json, --records, --spectrum, --why")
+			}
+			if f.why != (f.against != "") {
+				return usagef("--why needs --against, the capture that the file was made from, and the other way round")
+			}
+			if err := f.backend.check(); err != nil {
+				return err
 			}
 			return a.inspect(cmd.Context(), args[0], &f)
 		}),
@@ -57,7 +75,11 @@ model, geometry, params, sections (name, bytes, meta, tensors).`,
 	cmd.Flags().BoolVar(&f.records, "records", false, "list the records of a .kvist file")
 	cmd.Flags().BoolVar(&f.spectrum, "spectrum", false,
 		"measure all rows, print the spectrum of every head")
+	cmd.Flags().BoolVar(&f.why, "why", false, "say of every block why it has its bits")
+	cmd.Flags().StringVar(&f.against, "against", "", "`CAPTURE` that the file was made from, for --why")
+	cmd.Flags().StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print one JSON object")
+	f.backend.add(cmd)
 	return cmd
 }
 
@@ -72,6 +94,7 @@ type inspectJSON struct {
 	Tensors  []tensorJSON      `json:"tensors,omitempty"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Spectra  []headSpectrum    `json:"spectra"`
+	Why      *offline.Why      `json:"why,omitempty"`
 
 	skipped string // why there is no spectrum of some rows
 }
@@ -129,8 +152,8 @@ func (a *app) inspect(ctx context.Context, name string, f *inspectFlags) (err er
 	if string(magic) == containerMagic || strings.EqualFold(filepath.Ext(name), ".kvist") {
 		err = a.inspectContainer(ctx, in, f, res)
 	} else {
-		if f.bytes || f.records {
-			return usagef("--bytes and --records are for .kvist files, %s is a capture", in.name)
+		if f.bytes || f.records || f.why {
+			return usagef("--bytes, --records and --why are for .kvist files, %s is a capture", in.name)
 		}
 		err = a.inspectCapture(ctx, in, f, res)
 	}
@@ -164,6 +187,11 @@ func (a *app) inspectContainer(ctx context.Context, in *input, f *inspectFlags,
 	if f.records {
 		for _, x := range r.Records() {
 			res.Records = append(res.Records, recordJSON{x.Layer, x.Segment, x.Offset, x.Length})
+		}
+	}
+	if f.why {
+		if res.Why, err = a.explain(ctx, r, f.against, f.weights, f.backend); err != nil {
+			return err
 		}
 	}
 	say, clear := a.progress()
@@ -214,6 +242,10 @@ func (r *inspectJSON) print(p *printer, f *inspectFlags) {
 				count(x.Bytes)})
 		}
 		p.table(t)
+	}
+	if r.Why != nil {
+		r.printWhy(p)
+		return
 	}
 	r.printSpectra(p, f.spectrum)
 }

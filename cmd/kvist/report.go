@@ -14,9 +14,9 @@ import (
 )
 
 type reportFlags struct {
-	out, against string
-	json, force  bool
-	backend      backendFlags
+	out, against, weights string
+	why, json, force      bool
+	backend               backendFlags
 }
 
 func newReport(a *app) *cobra.Command {
@@ -26,7 +26,9 @@ func newReport(a *app) *cobra.Command {
 		Short: "Make one HTML page about a file",
 		Long: `report writes one self-contained page that needs no network: the bits that every
 token kept, layer by layer and head by head, where the bytes went, the codings, and the config.
---against adds what was lost of K, V and future attention (see kvist verify).
+--against adds what was lost of K, V and future attention (see kvist verify); --why plans the file
+once more from that capture, and adds what each token weighs, the damage to expect, and what
+other codings would have cost (see kvist inspect).
 
 --json writes the page's data as one JSON object instead, in the fields of offline.Report: kind,
 version, model, config, bytes, values, bits_per_value, ratio, layers, sections, codings, map, errors
@@ -39,12 +41,17 @@ and so on.`,
 			if err := f.backend.check(); err != nil {
 				return err
 			}
+			if f.why && (f.against == "" || f.against == stdStream) {
+				return usagef("--why needs --against, a file: it is read twice")
+			}
 			return a.report(cmd.Context(), args[0], &f)
 		}),
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
 	fl.StringVar(&f.against, "against", "", "`ORIGINAL` capture to measure the error against")
+	fl.BoolVar(&f.why, "why", false, "add why every block has its bits (with --against)")
+	fl.StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
 	fl.BoolVar(&f.json, "json", false, "write the data as JSON instead of a page")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	f.backend.add(cmd)
@@ -82,6 +89,15 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 		return err
 	}
 	rep.File = in.name
+	if f.why {
+		why, err := a.explain(ctx, r, f.against, f.weights, f.backend)
+		if err != nil {
+			return err
+		}
+		if err := rep.AddWhy(why); err != nil {
+			return err
+		}
+	}
 	w := bufio.NewWriterSize(out, 1<<20)
 	if f.json {
 		err = printJSON(w, rep)

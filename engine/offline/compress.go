@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -36,13 +37,14 @@ type Result struct {
 	BitsPerValue  float64 // 8 * Bytes / Values
 	OriginalBytes int64   // f16 bytes of the values
 	Ratio         float64 // OriginalBytes / Bytes
-	// Predicted is the planner's mean relative squared error of attention outputs (of rows, for
-	// activations); NaN where tokens were weighed, because a sum weighted by past attention is too
-	// hopeful of attention to come, and where a profile's sensitivities make it another quantity. MeasuredError the mean future-attention error where MaxError asked for it.
+	// Predicted is the mean relative squared error of attention outputs (of rows, for activations)
+	// to expect: rehearsed on the capture's own last queries where it has some, the planner's sum
+	// otherwise, which a profile's sensitivities make another quantity; NaN with a memo. MeasuredError is the mean future-attention error where MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64
 	Sections      Sections
-	// Codings counts the values stored in each coding.
+	// Codings counts the values of the original by the coding that stands for them now, be it
+	// that of a merged row; "dropped" for those of tokens that were dropped.
 	Codings    map[string]int64
 	Importance ImportanceUse
 }
@@ -60,12 +62,15 @@ type compressor struct {
 	header *container.Header
 	aux    []*container.Aux
 	stats  [][]headStats // [layers][heads]
-	cells  []cell
-	items  []plan.Item
-	use    ImportanceUse
-	// sensitive: a profile's factors were put on the damages.
-	sensitive bool
-	want      [][]float32 // [layers] outputs over the exact context, for MaxError
+	// weights are kept because merged rows are means by weight: 4 bytes a token and KV head.
+	weights   []headWeights // [layers]
+	specs     []levelSpec   // levels that the planner may choose beside FULL
+	main      *planning
+	firstPart []int // [layers] the first of its parts
+	use       ImportanceUse
+	// sensitivity are the factors of the profile, or nil.
+	sensitivity *profile.Sensitivity
+	want        [][]float32 // [layers] outputs over the exact context, for MaxError
 }
 
 // Compress reads src and writes a .kvist file to w, which need not be able to seek.
@@ -76,20 +81,10 @@ type compressor struct {
 func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.Backend, cfg Config,
 	weights Weights, progress Progress) (*Result, error) {
 	cfg.Weighted = weights != nil
-	if err := cfg.Validate(); err != nil {
-		return nil, err
-	}
-	if cfg.Weighted {
-		cfg.Importance = "none" // weights that are handed in take its place
-	}
-	in, err := newInput(src, cfg.Segment)
+	c, err := newCompressor(src, be, cfg, progress)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkProfile(cfg.Profile, in); err != nil {
-		return nil, err
-	}
-	c := &compressor{in: in, be: be, cfg: cfg, say: progress, use: ImportanceUse{Profile: cfg.Importance}}
 	if err := c.prepare(ctx, weights); err != nil {
 		return nil, err
 	}
@@ -102,10 +97,36 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 		return nil, err
 	}
 	res.MeasuredError, res.Importance = measured, c.use
-	if cfg.Weighted || c.use.Heads > 0 || c.sensitive {
+	if cfg.Memo != nil {
 		res.Predicted = math.NaN()
+		return res, nil
+	}
+	if res.Predicted, err = c.predict(ctx, choice); err != nil {
+		return nil, err
 	}
 	return res, nil
+}
+
+func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
+	progress Progress) (*compressor, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Weighted {
+		cfg.Importance = "none" // weights that are handed in take its place
+	}
+	in, err := newInput(src, cfg.Segment)
+	if err != nil {
+		return nil, err
+	}
+	sensitivity, err := checkProfile(cfg.Profile, in)
+	if err != nil {
+		return nil, err
+	}
+	c := &compressor{in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
+		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels())}
+	c.main = newPlanning(c)
+	return c, nil
 }
 
 // prepare surveys the capture and prices every block.
@@ -114,44 +135,21 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		l := &c.in.layers[i]
 		c.say.say("measuring", int64(i), int64(len(c.in.layers)))
 		w, err := layerWeights(weights, l)
+		var past [][]float32
 		if err == nil && weights == nil {
-			w, err = c.weigh(ctx, l)
+			w, past, err = c.weigh(ctx, l)
 		}
 		if err != nil {
 			return err
 		}
-		cells, stats, err := c.survey(ctx, l, w)
-		if err != nil {
+		c.firstPart = append(c.firstPart, len(c.main.parts))
+		if err := c.survey(ctx, l, c.level(l, w, past)); err != nil {
 			return err
 		}
-		c.cells, c.stats = append(c.cells, cells...), append(c.stats, stats)
 	}
 	c.say.say("measuring", int64(len(c.in.layers)), int64(len(c.in.layers)))
-	if err := c.sensitise(); err != nil {
+	if err := c.main.ready(); err != nil {
 		return err
-	}
-	heads := 0
-	for _, l := range c.in.layers {
-		heads += l.heads
-	}
-	for i := range c.cells {
-		b := &c.cells[i]
-		l := &c.in.layers[b.layer]
-		m, err := c.menuOf(l, b.kind)
-		if err != nil {
-			return fmt.Errorf("kvist/offline: %s: %w", l.name, err)
-		}
-		if l.hasV { // the mean over heads; rows: the mean over rows, below
-			b.KDamage, b.VDamage = b.KDamage/float64(heads), b.VDamage/float64(heads)
-		} else {
-			b.KDamage /= float64(max(1, l.tokens)) * float64(heads)
-		}
-		it, err := m.Item(b.Block, l.k.Dim(), l.dimV())
-		if err != nil {
-			return fmt.Errorf("kvist/offline: %s: %w", l.name, err)
-		}
-		it.Options = plan.Prune(it.Options)
-		c.items = append(c.items, it)
 	}
 	return c.prepareHeader()
 }
@@ -291,40 +289,18 @@ func keptSide(name string) bool {
 }
 
 // eachRecord calls f for every record in file order, blocks without payload. Planning blocks of a
-// head that were given the same codings become one stored block: its rows cost the same, and
-// telling them apart would cost bits.
-func (c *compressor) eachRecord(choice []int, f func(*container.Record) error) error {
-	byRecord := map[[2]int32][]int{}
-	for i := range c.cells {
-		key := [2]int32{c.cells[i].layer, c.cells[i].segment}
-		byRecord[key] = append(byRecord[key], i)
-	}
+// head that were given the same level and codings become one stored block: its rows cost the
+// same, and telling them apart would cost bits.
+func (c *compressor) eachRecord(p *plan.VariedPlan, f func(*container.Record) error) error {
 	for li := range c.in.layers {
 		l := &c.in.layers[li]
 		for s := range l.segments() {
 			rec := &container.Record{Layer: li, Segment: s, Heads: make([]container.Head, l.heads)}
-			for _, i := range byRecord[[2]int32{int32(li), int32(s)}] {
-				b := &c.cells[i]
-				m, err := c.menuOf(l, b.kind)
-				if err != nil {
-					return err
-				}
-				k, v := m.Pair(c.items[i].Options[choice[i]].ID)
-				head := &rec.Heads[b.head]
-				at := slices.IndexFunc(
-					head.Blocks,
-					func(o container.Block) bool { return o.K == k && o.V == v },
-				)
-				if at < 0 {
-					at = len(head.Blocks)
-					head.Blocks = append(head.Blocks,
-						container.Block{Level: quant.Full, K: k, V: v})
-				}
-				head.Blocks[at].Tokens = append(head.Blocks[at].Tokens, b.tokens...)
-			}
 			for h := range rec.Heads {
-				for b := range rec.Heads[h].Blocks {
-					slices.Sort(rec.Heads[h].Blocks[b].Tokens)
+				var err error
+				at := c.firstPart[li] + h*l.segments() + s
+				if rec.Heads[h].Blocks, err = c.main.blocks(p, at); err != nil {
+					return err
 				}
 			}
 			if err := f(rec); err != nil {
@@ -333,4 +309,40 @@ func (c *compressor) eachRecord(choice []int, f func(*container.Record) error) e
 		}
 	}
 	return nil
+}
+
+// blocks returns the blocks of a part as the file stores them.
+func (n *planning) blocks(p *plan.VariedPlan, at int) (blocks []container.Block, err error) {
+	var runs [][][]uint16 // of each block: the tokens of its rows
+	err = n.chosen(p, at, func(s stored) error {
+		i := slices.IndexFunc(blocks, func(o container.Block) bool {
+			return o.Level == s.level && o.K == s.k && o.V == s.v
+		})
+		if i < 0 {
+			i = len(blocks)
+			blocks = append(blocks, container.Block{Level: s.level, K: s.k, V: s.v})
+			runs = append(runs, nil)
+		}
+		if s.counts == nil {
+			blocks[i].Tokens = append(blocks[i].Tokens, s.tokens...)
+			return nil
+		}
+		from := 0
+		for _, count := range s.counts {
+			runs[i] = append(runs[i], s.tokens[from:from+int(count)])
+			from += int(count)
+		}
+		return nil
+	})
+	for i := range blocks {
+		b := &blocks[i]
+		// Runs never interleave, so in order of their first tokens all tokens ascend.
+		slices.SortFunc(runs[i], func(x, y []uint16) int { return int(x[0]) - int(y[0]) })
+		for _, run := range runs[i] {
+			b.Tokens = append(b.Tokens, run...)
+			b.Counts = append(b.Counts, uint16(len(run)))
+		}
+		slices.Sort(b.Tokens)
+	}
+	return blocks, err
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -53,6 +54,14 @@ type Config struct {
 	Profile *profile.Profile
 	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
 	Memo *Memo
+	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
+	// nil: see DefaultConfig. Levels beyond FULL need weights and the capture's queries; without
+	// them FULL is all there is.
+	Levels []quant.Level
+	// Unseen is the share of the expectation that is over queries unlike those seen, which ask for
+	// every token alike: it holds back from starving, merging and dropping what past attention
+	// did not look at. Range [0, 1].
+	Unseen float64
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }
@@ -76,8 +85,20 @@ func DefaultConfig() Config {
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
-	c.Importance = "default"
+	c.Importance, c.Unseen = "default", defaultUnseen
+	c.Levels = []quant.Level{quant.Full, quant.Chunks, quant.Summary, quant.Dropped}
 	return c
+}
+
+// defaultUnseen is Config.Unseen by default.
+const defaultUnseen = 0.1
+
+// levels returns the levels that a plan may use.
+func (c *Config) levels() []quant.Level {
+	if c.fixed() {
+		return nil // codings that leave no choice mean every row
+	}
+	return c.Levels
 }
 
 // fixed reports whether the menus leave no choice.
@@ -125,6 +146,14 @@ func (c *Config) Validate() error {
 	if _, err := importance.ParseProfile(c.Importance); err != nil {
 		errs = append(errs, err)
 	}
+	if !(c.Unseen >= 0 && c.Unseen <= 1) {
+		bad("unseen %g, want 0 to 1", c.Unseen)
+	}
+	for i, l := range c.Levels {
+		if !l.Valid() || slices.Contains(c.Levels[:i], l) {
+			bad("level %s is not known or given twice", l)
+		}
+	}
 	for _, m := range [][]quant.Coding{c.K, c.V, c.Rows} {
 		for _, coding := range m {
 			if err := coding.Validate(); err != nil {
@@ -161,6 +190,8 @@ func (c *Config) String() string {
 	add("row-bias", strconv.FormatBool(c.RowBias))
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
 	add("importance", c.Importance)
+	add("levels", LevelNames(c.Levels))
+	add("unseen", strconv.FormatFloat(c.Unseen, 'g', -1, 64))
 	add("weighted", strconv.FormatBool(c.Weighted))
 	return strings.Join(b, " ")
 }
@@ -171,6 +202,36 @@ func codings(m []quant.Coding) string {
 		s[i] = c.String()
 	}
 	return strings.Join(s, ",")
+}
+
+// LevelNames joins levels by "+", in lower case, as ParseLevels reads them.
+func LevelNames(levels []quant.Level) string {
+	if len(levels) == 0 {
+		levels = []quant.Level{quant.Full}
+	}
+	names := make([]string, len(levels))
+	for i, l := range levels {
+		names[i] = strings.ToLower(l.String())
+	}
+	return strings.Join(names, "+")
+}
+
+// ParseLevels reads levels joined by "+": full+chunks+summary+dropped.
+//
+// Errors: quant.ErrShape.
+func ParseLevels(s string) (levels []quant.Level, err error) {
+	for name := range strings.SplitSeq(s, "+") {
+		l := quant.Full
+		for l.Valid() && !strings.EqualFold(name, l.String()) {
+			l++
+		}
+		if !l.Valid() {
+			return nil, fmt.Errorf("kvist/offline: level %q, want full, chunks, summary or dropped: %w",
+				name, quant.ErrShape)
+		}
+		levels = append(levels, l)
+	}
+	return levels, nil
 }
 
 // ParseCodings reads a comma-separated menu.
@@ -242,6 +303,10 @@ func (c Config) with(s string) (Config, error) {
 			c.AllowNonfinite, err = strconv.ParseBool(v)
 		case k == "importance":
 			c.Importance = v
+		case k == "levels":
+			c.Levels, err = ParseLevels(v)
+		case k == "unseen":
+			c.Unseen, err = strconv.ParseFloat(v, 64)
 		case k == "weighted":
 			c.Weighted, err = strconv.ParseBool(v)
 		default:

@@ -12,7 +12,7 @@ import (
 )
 
 // choose finds the plan for the target.
-func (c *compressor) choose(ctx context.Context) (choice []int, measured float64, err error) {
+func (c *compressor) choose(ctx context.Context) (choice *plan.VariedPlan, measured float64, err error) {
 	most := c.in.values() * 4
 	switch {
 	case c.cfg.Bits > 0:
@@ -29,8 +29,9 @@ func (c *compressor) choose(ctx context.Context) (choice []int, measured float64
 
 // fit finds the plan whose whole file comes closest to total bytes from below. What tables and
 // padding take depends on the plan, so the planner's budget is moved until the file fits.
-func (c *compressor) fit(total int64) ([]int, float64, error) {
-	least, err := c.fileBytes(c.leastChoice())
+func (c *compressor) fit(total int64) (*plan.VariedPlan, float64, error) {
+	leastPlan := c.main.solver.Least()
+	least, err := c.fileBytes(leastPlan)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -44,25 +45,25 @@ func (c *compressor) fit(total int64) ([]int, float64, error) {
 			quant.ErrBudget,
 		)
 	}
-	var best []int
+	var best *plan.VariedPlan
 	var bestBytes int64 = -1
-	low, high := plan.Least(c.items), total
+	low, high := leastPlan.Bytes, total
 	// The tables of the least plan are the first guess at those of the plan to be.
 	budget := min(high, max(low, total-(least-low)))
 	for range 24 {
-		p, err := plan.Solve(c.items, budget)
+		p, err := c.main.solver.Solve(budget)
 		if err != nil {
 			return nil, 0, err
 		}
-		n, err := c.fileBytes(p.Choice)
+		n, err := c.fileBytes(p)
 		if err != nil {
 			return nil, 0, err
 		}
 		if n <= total {
 			if n > bestBytes {
-				best, bestBytes = p.Choice, n
+				best, bestBytes = p, n
 			}
-			if p.Bytes == plan.Most(c.items) || total-n <= total/4096 {
+			if p.Slope == 0 || total-n <= total/4096 {
 				break
 			}
 			low = budget
@@ -79,30 +80,18 @@ func (c *compressor) fit(total int64) ([]int, float64, error) {
 		}
 	}
 	if best == nil {
-		best = c.leastChoice()
+		best = leastPlan
 	}
 	return best, 0, nil
 }
 
-func (c *compressor) leastChoice() []int {
-	choice := make([]int, len(c.items))
-	for i, it := range c.items {
-		for j, o := range it.Options {
-			if o.Bytes < it.Options[choice[i]].Bytes {
-				choice[i] = j
-			}
-		}
-	}
-	return choice
-}
-
 // fileBytes returns the exact bytes of the file that a choice makes.
-func (c *compressor) fileBytes(choice []int) (int64, error) {
+func (c *compressor) fileBytes(choice *plan.VariedPlan) (int64, error) {
 	s, err := c.sections(choice)
 	return s.Header + s.Payload + s.Tables + s.Side + s.Index, err
 }
 
-func (c *compressor) sections(choice []int) (Sections, error) {
+func (c *compressor) sections(choice *plan.VariedPlan) (Sections, error) {
 	var s Sections
 	var err error
 	if s.Header, err = container.HeaderSize(c.header); err != nil {
@@ -125,6 +114,9 @@ func (c *compressor) sections(choice []int) (Sections, error) {
 		var payload int64
 		for _, h := range rec.Heads {
 			for _, b := range h.Blocks {
+				if b.Level == quant.Dropped {
+					continue
+				}
 				payload += int64(b.K.PackedBytes(b.Rows(), kDim))
 				if vDim > 0 {
 					payload += int64(b.V.PackedBytes(b.Rows(), vDim))

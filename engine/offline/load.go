@@ -55,7 +55,7 @@ func loadRecord(up *uploader, h *container.Header, rec *container.Record, number
 				V:      backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
 			}
 			blk.Noise = noiseOf(b.K, rowBias)
-			blk.Pos = put(shorts(rowTokens(b)))
+			blk.Pos = put(shorts(firstTokens(b.Tokens, b.Counts)))
 			if b.Counts != nil {
 				blk.Count = put(shorts(b.Counts))
 			}
@@ -68,14 +68,14 @@ func loadRecord(up *uploader, h *container.Header, rec *container.Record, number
 	return heads, nil
 }
 
-// rowTokens returns the first token of every row.
-func rowTokens(b *container.Block) []uint16 {
-	if b.Level == quant.Full {
-		return b.Tokens
+// firstTokens returns the first token of every row; counts are nil where each token is a row.
+func firstTokens(tokens, counts []uint16) []uint16 {
+	if counts == nil {
+		return tokens
 	}
-	at, first := 0, make([]uint16, 0, len(b.Counts))
-	for _, n := range b.Counts {
-		first = append(first, b.Tokens[at])
+	at, first := 0, make([]uint16, 0, len(counts))
+	for _, n := range counts {
+		first = append(first, tokens[at])
 		at += int(n)
 	}
 	return first

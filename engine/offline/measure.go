@@ -10,6 +10,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -351,7 +352,7 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 
 // fitError finds the least bytes whose measured future-attention error is within the bound, by
 // bisection on the file's bytes.
-func (c *compressor) fitError(ctx context.Context) ([]int, float64, error) {
+func (c *compressor) fitError(ctx context.Context) (*plan.VariedPlan, float64, error) {
 	for i := range c.in.layers {
 		if l := &c.in.layers[i]; !l.hasV || !c.in.src.HasNext(l.number) {
 			return nil, 0, fmt.Errorf(
@@ -362,11 +363,11 @@ func (c *compressor) fitError(ctx context.Context) ([]int, float64, error) {
 			)
 		}
 	}
-	top, err := c.fileBytes(c.bestChoice())
+	best := c.main.solver.Best()
+	top, err := c.fileBytes(best)
 	if err != nil {
 		return nil, 0, err
 	}
-	best := c.bestChoice()
 	bestErr, err := c.measureChoice(ctx, best)
 	if err != nil {
 		return nil, 0, err
@@ -380,52 +381,68 @@ func (c *compressor) fitError(ctx context.Context) ([]int, float64, error) {
 			quant.ErrBudget,
 		)
 	}
-	low, err := c.fileBytes(c.leastChoice())
-	if err != nil {
-		return nil, 0, err
+	// The measured error follows the planner's damage up to a factor that changes slowly: the factor
+	// of the last plan that was measured says which budget to try next.
+	low, high, factor := c.main.solver.Least().Bytes, best.Bytes, 1.0
+	if best.Damage > 0 && bestErr > 0 {
+		factor = bestErr / best.Damage
 	}
 	const rounds = 10
-	high := top
 	for i := range rounds {
 		c.say.say("fitting the error", int64(i), rounds)
-		mid := int64(math.Sqrt(float64(low) * float64(high)))
-		if mid <= low || mid >= high || float64(high) < 1.003*float64(low) {
+		if float64(high) < 1.003*float64(low) || bestErr > 0.98*c.cfg.MaxError {
 			break
 		}
-		choice, _, err := c.fit(mid)
-		if err != nil {
-			return nil, 0, err
+		p, err := c.guess(c.cfg.MaxError*0.99/factor, low, high)
+		if p == nil || err != nil {
+			return best, bestErr, err
 		}
-		e, err := c.measureChoice(ctx, choice)
+		e, err := c.measureChoice(ctx, p)
 		if err != nil {
 			return nil, 0, err
 		}
 		if e <= c.cfg.MaxError {
-			best, bestErr, high = choice, e, mid
+			best, bestErr, high = p, e, p.Bytes
 		} else {
-			low = mid
+			low = p.Bytes
+		}
+		if p.Damage > 0 && e > 0 {
+			factor = e / p.Damage
 		}
 	}
 	c.say.say("fitting the error", rounds, rounds)
 	return best, bestErr, nil
 }
 
-func (c *compressor) bestChoice() []int {
-	choice := make([]int, len(c.items))
-	for i, it := range c.items {
-		for j, o := range it.Options {
-			b := it.Options[choice[i]]
-			if o.Damage < b.Damage || (o.Damage == b.Damage && o.Bytes < b.Bytes) {
-				choice[i] = j
-			}
+// guess returns a plan of about so much damage, with bytes well within the bracket; nil where the
+// bracket holds none.
+func (c *compressor) guess(damage float64, low, high int64) (*plan.VariedPlan, error) {
+	// Never at the ends, so that every round narrows the bracket.
+	from, to := low+(high-low)/16, high-(high-low)/16
+	var p *plan.VariedPlan
+	for from < to {
+		var err error
+		if p, err = c.main.solver.Solve((from + to) / 2); err != nil {
+			return nil, err
+		}
+		if p.Damage > damage {
+			from = (from+to)/2 + 1
+		} else {
+			to = (from + to) / 2
+		}
+		if float64(to-from) < 0.001*float64(to) {
+			break
 		}
 	}
-	return choice
+	if p == nil || p.Bytes <= low || p.Bytes >= high {
+		return nil, nil
+	}
+	return p, nil
 }
 
 // measureChoice encodes a plan in memory, a layer at a time, and measures its mean
 // future-attention error.
-func (c *compressor) measureChoice(ctx context.Context, choice []int) (float64, error) {
+func (c *compressor) measureChoice(ctx context.Context, choice *plan.VariedPlan) (float64, error) {
 	if c.want == nil {
 		c.want = make([][]float32, len(c.in.layers))
 	}

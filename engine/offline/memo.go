@@ -5,46 +5,52 @@ package offline
 import (
 	"context"
 	"sync"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // Memo keeps what Compress measured of one capture, for compressing the same capture again with
 // other settings: what an error costs in each head does not depend on the rate, the menus or the
-// importance. The result is the same with and without. A Memo belongs to one capture and one
-// backend; it is safe for concurrent use.
+// importance. The file is the same with and without; only what is to be expected of it is not
+// rehearsed. A Memo belongs to one capture and one backend; it is safe for concurrent use.
 type Memo struct {
-	mu    sync.Mutex
-	stats map[memoKey]headStats
+	mu     sync.Mutex
+	probes map[memoKey]float64
 }
 
-// memoKey is all that a head's calibration depends on, beside capture and backend.
+// memoKey is all that a probe depends on, beside capture and backend.
 type memoKey struct {
-	layer, head, sinks int
-	seed               uint64
-	rowBias            bool
+	layer, head, sinks, side int
+	coding                   quant.Coding
+	seed                     uint64
+	rowBias                  bool
 }
 
-// calibrated is calibrate, or what it gave before.
-func (c *compressor) calibrated(ctx context.Context, l *layerInput, head int) (headStats, error) {
+// probed is probeAt, or what it gave before.
+func (c *compressor) probed(ctx context.Context, l *layerInput, q *backend.Queries,
+	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
+	want []float32) (float64, error) {
 	m := c.cfg.Memo
 	if m == nil {
-		return c.calibrate(ctx, l, head)
+		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	}
-	key := memoKey{l.index, head, c.cfg.Sinks, c.cfg.Seed, c.cfg.RowBias}
+	key := memoKey{l.index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.cfg.RowBias}
 	m.mu.Lock()
-	st, ok := m.stats[key]
+	e, ok := m.probes[key]
 	m.mu.Unlock()
 	if ok {
-		return st, nil
+		return e, nil
 	}
-	st, err := c.calibrate(ctx, l, head)
+	e, err := c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	if err != nil {
-		return st, err
+		return e, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if m.stats == nil {
-		m.stats = map[memoKey]headStats{}
+	if m.probes == nil {
+		m.probes = map[memoKey]float64{}
 	}
-	m.stats[key] = st
-	return st, nil
+	m.probes[key] = e
+	return e, nil
 }

@@ -76,37 +76,28 @@ func profileText(id profile.ID) string {
 	return id.Full()
 }
 
-// checkProfile holds that a profile, unless nil, is of the model of the input.
-func checkProfile(p *profile.Profile, in *input) error {
+// checkProfile holds that a profile, unless nil, is of the model of the input, and returns its
+// sensitivities, nil where it has none.
+func checkProfile(p *profile.Profile, in *input) (*profile.Sensitivity, error) {
 	switch {
 	case p == nil:
-		return nil
+		return nil, nil
 	case !in.kv:
-		return fmt.Errorf("kvist/offline: %s holds rows; a profile is of a KV cache: %w", in.src.Name(),
-			quant.ErrShape)
+		return nil, fmt.Errorf("kvist/offline: %s holds rows; a profile is of a KV cache: %w",
+			in.src.Name(), quant.ErrShape)
 	}
 	if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
-		return fmt.Errorf("kvist/offline: %s: %w", in.src.Name(), err)
+		return nil, fmt.Errorf("kvist/offline: %s: %w", in.src.Name(), err)
 	}
-	return nil
+	return p.Sensitivity()
 }
 
-// sensitise puts the factors of the profile on the damages of all blocks.
-func (c *compressor) sensitise() error {
-	if c.cfg.Profile == nil {
-		return nil
+// factors returns the profile's sensitivities of K and V of a head.
+func (c *compressor) factors(l *layerInput, head int) (k, v float64) {
+	if c.sensitivity == nil {
+		return 1, 1
 	}
-	s, err := c.cfg.Profile.Sensitivity()
-	if err != nil || s == nil {
-		return err
-	}
-	c.sensitive = true
-	for i := range c.cells {
-		b := &c.cells[i]
-		k, v := s.At(c.in.layers[b.layer].number, int(b.head), c.in.geo.KVHeads)
-		b.KDamage, b.VDamage = k*b.KDamage, v*b.VDamage
-	}
-	return nil
+	return c.sensitivity.At(l.number, head, c.in.geo.KVHeads)
 }
 
 // HeadDamage is what the planner takes an error in one KV head for.
@@ -123,42 +114,45 @@ type HeadDamage struct {
 // Errors: those of Compress before it plans.
 func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg Config,
 	k, v quant.Coding) ([]HeadDamage, error) {
-	in, err := newInput(src, cfg.Segment)
+	cfg.Importance, cfg.Profile, cfg.Levels = "none", nil, nil
+	c, err := newCompressor(src, be, cfg, nil)
 	if err != nil {
 		return nil, err
 	}
-	if !in.kv {
+	if !c.in.kv {
 		return nil, fmt.Errorf("kvist/offline: %s holds rows, want K and V: %w", src.Name(),
 			quant.ErrShape)
 	}
-	c := &compressor{in: in, be: be, cfg: cfg}
 	var out []HeadDamage
-	for i := range in.layers {
-		l := &in.layers[i]
-		cells, _, err := c.survey(ctx, l, nil)
-		if err != nil {
+	for i := range c.in.layers {
+		l := &c.in.layers[i]
+		first := len(c.main.parts)
+		if err := c.survey(ctx, l, c.level(l, nil, nil)); err != nil {
 			return nil, err
 		}
 		heads := make([]HeadDamage, l.heads)
 		for h := range heads {
 			heads[h].Layer, heads[h].KVHead = l.number, h
 		}
-		for j := range cells {
-			if cells[j].kind != cellFree {
-				continue
-			}
-			b, h := cells[j].Block, &heads[cells[j].head]
-			vDamage := b.VDamage
-			for _, side := range []*float64{&h.K, &h.V} {
-				b.VDamage = 0
-				if side == &h.V {
-					b.KDamage, b.VDamage = 0, vDamage
+		for _, p := range c.main.parts[first:] {
+			st, h := &c.stats[i][p.head], &heads[p.head]
+			for _, b := range p.variants[0].cells {
+				if b.kind != cellFree {
+					continue
 				}
-				it, err := plan.Menu{K: []quant.Coding{k}, V: []quant.Coding{v}}.Item(b, l.k.Dim(), l.dimV())
-				if err != nil {
-					return nil, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+				for _, side := range []struct {
+					coding quant.Coding
+					curve  *plan.Curve
+					dim    int
+					damage float64
+					sum    *float64
+				}{{k, st.kCurve, l.k.Dim(), b.kDamage, &h.K}, {v, st.vCurve, l.v.Dim(), b.vDamage, &h.V}} {
+					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.rows(), side.dim)
+					if err != nil {
+						return nil, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+					}
+					*side.sum += side.damage * class.Options[0].Damage
 				}
-				*side += it.Options[0].Damage
 			}
 		}
 		out = append(out, heads...)

@@ -44,6 +44,7 @@ type Report struct {
 	Codings  []ReportCoding  `json:"codings"`  // by bytes, descending
 	Map      ReportMap       `json:"map"`
 	Errors   *ReportErrors   `json:"errors"` // nil unless compared with the original
+	Slope    float64         `json:"slope"`  // the price of a byte in damage, 0 before AddWhy
 }
 
 // ReportLayer is a stored layer, or a tensor of activations.
@@ -98,6 +99,13 @@ type ReportMapRow struct {
 	Kind  []int     `json:"kind"`   // [columns] index into Kinds: that of most tokens
 	KBits []float32 `json:"k_bits"` // [columns] mean packed bits a value of K, or of the rows
 	VBits []float32 `json:"v_bits"` // [columns] of V; empty for rows
+	// [columns] each, empty before AddWhy: mean weight of the tokens (1 is the head's), predicted
+	// damage of a token, and the price of the next coarser and the next finer coding over the price
+	// of a byte, of the side where it comes nearest to 1; 0 where there is none.
+	Weight  []float32 `json:"weight,omitempty"`
+	Damage  []float32 `json:"damage,omitempty"`
+	Coarser []float32 `json:"coarser,omitempty"`
+	Finer   []float32 `json:"finer,omitempty"`
 }
 
 // ReportErrors is a Comparison without NaN.

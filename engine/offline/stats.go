@@ -4,7 +4,6 @@ package offline
 
 import (
 	"context"
-	"fmt"
 	"math"
 	"slices"
 
@@ -14,51 +13,37 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// planRows is the number of tokens of a planning block.
-const planRows = 32
-
-// cellKind says what the planner may do with a block.
-type cellKind uint8
-
-const (
-	cellFree  cellKind = iota // any coding of the menu
-	cellSink                  // u8 or exact
-	cellExact                 // exact: the window, and rows that are not finite
-)
-
-// cell is a planning block: tokens of one (layer, segment, head).
-type cell struct {
-	layer, segment, head int32
-	kind                 cellKind
-	tokens               []uint16 // offsets in the segment, ascending
-	plan.Block
-}
-
 // headStats is what an error costs in one KV head, measured on the capture's own last queries.
 type headStats struct {
 	// Damage per unit of squared error in a row of K or V: squared error of the attention output,
 	// mean over queries and query heads.
 	kSensitivity, vSensitivity float64
 	kCurve, vCurve             *plan.Curve
-	queryEnergy                float64 // mean |q|^2
-	outEnergy                  float64 // mean |attention output|^2
+	queryEnergy                float64   // mean |q|^2
+	outEnergy                  float64   // mean |attention output|^2
+	meanOut                    []float64 // [head_dim_v] of V weighed by the attention it gets
+	ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
 }
 
 // queryBudget bounds the queries that calibrate a head: 64, fewer over long contexts, so that the
 // cost stays that of a few attention passes.
 func queryBudget(tokens int) int { return min(tokens, max(4, min(64, 1<<17/max(1, tokens)))) }
 
-// survey measures every planning block of a layer. weights is [heads][tokens], or nil.
-func (c *compressor) survey(ctx context.Context, l *layerInput,
-	weights [][]float32) ([]cell, []headStats, error) {
+// pastOf returns the token from which on queries play the future: those of the last quarter.
+func pastOf(l *layerInput) int {
+	return l.tokens - max(queryBudget(l.tokens), l.tokens/4)
+}
+
+// survey measures the heads of a layer and prices all their blocks.
+func (c *compressor) survey(ctx context.Context, l *layerInput, w headWeights) error {
 	stats := make([]headStats, l.heads)
 	var out float64
 	for h := range stats {
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
 		if l.hasV {
 			var err error
-			if stats[h], err = c.calibrated(ctx, l, h); err != nil {
-				return nil, nil, err
+			if stats[h], err = c.calibrate(ctx, l, h, w.past[h]); err != nil {
+				return err
 			}
 		}
 		out += stats[h].outEnergy / float64(l.heads)
@@ -66,156 +51,54 @@ func (c *compressor) survey(ctx context.Context, l *layerInput,
 	if !(out > 0) {
 		out = 1 // a layer without any energy costs nothing; keep the divisions defined
 	}
-	var cells []cell
+	c.stats, c.weights = append(c.stats, stats), append(c.weights, w)
 	for h := range l.heads {
 		// Errors are relative to the output of the whole layer, as the future-attention error is: a
 		// head that attends to a sink only, and puts out next to nothing, cannot claim bytes for it.
 		stats[h].outEnergy = out
-		st := stats[h]
-		var w []float32
-		if weights != nil {
-			w = levelWeights(weights[h], c.cfg.Sinks)
-		}
+		view := c.headOf(l, h, w.now[h], l.tokens)
 		for s := range l.segments() {
-			part, err := c.surveySegment(l, h, s, st, w)
+			p, err := c.buildPart(view, s)
 			if err != nil {
-				return nil, nil, err
+				return err
 			}
-			cells = append(cells, part...)
+			if err := c.main.add(p); err != nil {
+				return err
+			}
 			if err := ctx.Err(); err != nil {
-				return nil, nil, err
+				return err
 			}
 		}
 	}
-	return cells, stats, nil
+	return nil
 }
 
-// surveySegment splits the tokens of a segment into planning blocks and prices them.
-func (c *compressor) surveySegment(l *layerInput, head, seg int, st headStats,
-	w []float32) ([]cell, error) {
-	first, n := l.span(seg)
-	kEnergy, badK, err := c.rowEnergies(l, l.k, head, first, n)
-	if err != nil {
-		return nil, err
+// headOf returns the view of a head whose tokens before limit are planned.
+func (c *compressor) headOf(l *layerInput, head int, w []float32, limit int) *headOf {
+	h := &headOf{l: l, head: head, st: &c.stats[l.index][head], w: w, limit: limit}
+	h.kFactor, h.vFactor = c.factors(l, head)
+	heads := 0
+	for i := range c.in.layers {
+		heads += c.in.layers[i].heads
 	}
-	vEnergy, badV := make([]float64, n), make([]bool, n)
-	if l.hasV {
-		if vEnergy, badV, err = c.rowEnergies(l, l.v, head, first, n); err != nil {
-			return nil, err
-		}
+	h.share = 1 / float64(heads)
+	if !l.hasV { // the mean over rows
+		h.share = 1 / (float64(max(1, l.tokens)) * float64(heads))
 	}
-	var free, sinks, fixed []uint16
-	for t := range n {
-		switch tok := first + t; {
-		case badK[t] || badV[t] || (l.hasV && tok >= l.tokens-c.cfg.Window):
-			fixed = append(fixed, uint16(t))
-		case l.hasV && tok < c.cfg.Sinks:
-			sinks = append(sinks, uint16(t))
-		default:
-			free = append(free, uint16(t))
-		}
-	}
-	if w != nil {
-		// Blocks of equal worth: rows of a segment sorted by weight, ties by position.
-		slices.SortStableFunc(free, func(a, b uint16) int {
-			x, y := w[first+int(a)], w[first+int(b)]
-			switch {
-			case x > y:
-				return -1
-			case x < y:
-				return 1
-			}
-			return 0
-		})
-	}
-	var cells []cell
-	add := func(kind cellKind, tokens []uint16) {
-		b := cell{layer: int32(l.index), segment: int32(seg), head: int32(head), kind: kind,
-			tokens: slices.Sorted(slices.Values(tokens))}
-		b.Rows, b.KCurve, b.VCurve = len(tokens), st.kCurve, st.vCurve
-		for _, t := range tokens {
-			weight := 1.0
-			if w != nil {
-				weight = float64(w[first+int(t)])
-			}
-			b.KDamage += weight * weight * st.kSensitivity / st.outEnergy * kEnergy[t]
-			b.VDamage += weight * weight * st.vSensitivity / st.outEnergy * vEnergy[t]
-		}
-		cells = append(cells, b)
-	}
-	if len(sinks) > 0 {
-		add(cellSink, sinks)
-	}
-	for len(free) > 0 {
-		// Without weights, blocks start at multiples of 32 tokens, sinks or not.
-		k := planRows
-		if w == nil {
-			k = planRows - int(free[0])%planRows
-			for i := 1; i < min(k, len(free)); i++ {
-				if int(free[i]) >= int(free[0])/planRows*planRows+planRows {
-					k = i
-				}
-			}
-		}
-		k = min(k, len(free))
-		add(cellFree, free[:k])
-		free = free[k:]
-	}
-	if len(fixed) > 0 {
-		add(cellExact, fixed)
-	}
-	return cells, nil
-}
-
-// rowEnergies returns |x|^2 of each row and which rows are not finite (energy 0). Rows without
-// attention get energy 1: all count the same, relative to their length.
-//
-// Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *compressor) rowEnergies(l *layerInput, t tensor,
-	head, first, n int) ([]float64, []bool, error) {
-	raw := make([]byte, n*t.RowBytes())
-	if err := c.in.src.ReadRows(t, head, first, n, raw); err != nil {
-		return nil, nil, err
-	}
-	x := make([]float32, n*t.Dim())
-	if err := c.in.src.ReadRowsF32(t, head, first, n, x); err != nil {
-		return nil, nil, err
-	}
-	energy, bad := make([]float64, n), make([]bool, n)
-	for r := range n {
-		if !finiteRow(t.DType(), raw[r*t.RowBytes():(r+1)*t.RowBytes()]) {
-			if !c.cfg.AllowNonfinite {
-				return nil, nil, fmt.Errorf(
-					"kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
-					c.in.src.Name(),
-					t.Name(),
-					head,
-					first+r,
-					quant.ErrRange,
-				)
-			}
-			bad[r] = true
-			continue
-		}
-		for _, v := range x[r*t.Dim() : (r+1)*t.Dim()] {
-			energy[r] += float64(v) * float64(v)
-		}
-		if !l.hasV && energy[r] > 0 {
-			energy[r] = 1
-		}
-	}
-	return energy, bad, nil
+	return h
 }
 
 // calibrate measures what errors cost in a head. Without queries, attention is taken as even and
 // queries as long as keys: then V costs a^2 |dv|^2 and K costs a^2 |v - mean v|^2 |q|^2 |dk|^2 /
 // head_dim^2, with a = 1/tokens.
-func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int) (headStats, error) {
+//
+// w are the weights of the tokens before pastOf, as they were known there; nil: all the same.
+func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
+	w []float32) (headStats, error) {
 	n := float64(max(1, l.tokens))
 	up := &uploader{be: c.be}
 	defer up.free()
-	quarter := max(queryBudget(l.tokens), l.tokens/4)
-	past := l.tokens - quarter
+	past := pastOf(l)
 	sinks := min(c.cfg.Sinks, past)
 	blocks, rows, err := c.exactHead(up, l, head, []int{0, sinks, past, l.tokens})
 	if err != nil {
@@ -227,6 +110,7 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int) (he
 		st.outEnergy += rows.v[t] / n
 		st.kSensitivity += rows.vDev[t] / n
 	}
+	st.meanOut = rows.meanValue(w)
 	dim := float64(l.k.Dim())
 	st.kSensitivity *= st.queryEnergy / (dim * dim) / (n * n)
 	st.vSensitivity = 1 / (n * n)
@@ -238,7 +122,7 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int) (he
 	if q == nil || err != nil {
 		return st, err
 	}
-	return st, c.probe(ctx, l, q, blocks, sinks, past, rows, &st)
+	return st, c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st)
 }
 
 // lastQueries samples the queries from position past on, which attend to nb blocks; nil where one
@@ -282,8 +166,8 @@ func probeCoding(bits int) quant.Coding {
 // errors in this head cost. It sees what no formula over attention probabilities does: how
 // errors of rows that are alike add up (equal tokens have equal V in the first layer, and equal
 // errors), and how the softmax bends large ones.
-func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Queries,
-	blocks []backend.Block, sinks, past int, rows rowStats, st *headStats) error {
+func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *backend.Queries,
+	blocks []backend.Block, sinks, past int, rows rowStats, w []float32, st *headStats) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	if err := c.be.Attend(ctx, q, blocks, out, nil); err != nil {
@@ -297,7 +181,7 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Querie
 		}
 		var cost [4]float64 // damage per unit of squared error at each width
 		for bits := 3; bits >= 1; bits-- {
-			e, err := c.probeAt(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
+			e, err := c.probed(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
 			if err != nil {
 				return err
 			}
@@ -322,7 +206,19 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, q *backend.Querie
 			st.vSensitivity, st.vCurve = cost[3], curve
 		}
 	}
-	return nil
+	if len(c.specs) == 0 || w == nil || st.vCurve == nil {
+		return nil
+	}
+	var tail []backend.Block
+	for _, b := range blocks {
+		if b.Base >= int64(past) {
+			tail = append(tail, b)
+		}
+	}
+	view := &headOf{l: l, head: head, st: st, w: w, limit: past, share: 1, kFactor: 1, vFactor: 1}
+	var err error
+	st.ratios, err = c.probeLevels(ctx, view, q, tail, out)
+	return err
 }
 
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
@@ -388,20 +284,51 @@ type rowStats struct {
 	keys, values []quant.Rows
 }
 
+// meanValue returns the mean of V weighed by the weights of the first tokens; nil: all the same.
+func (s *rowStats) meanValue(w []float32) []float64 {
+	if len(s.values) == 0 {
+		return nil
+	}
+	mean, sum, at := make([]float64, s.values[0].Dim), 0.0, 0
+	for _, v := range s.values {
+		for r := range v.Len() {
+			weight := 1.0
+			if w != nil {
+				if at >= len(w) {
+					break
+				}
+				weight = float64(w[at])
+			}
+			for i, x := range v.Row(r) {
+				mean[i] += weight * float64(x)
+			}
+			sum += weight
+			at++
+		}
+	}
+	for i := range mean {
+		if sum > 0 {
+			mean[i] /= sum
+		}
+	}
+	return mean
+}
+
 // exactChunk is the rows of an exact block.
 const exactChunk = 4096
 
 // exactHead uploads K and V of a head as exact blocks that start anew at each of the cuts, the
-// first of which is 0 and the last the number of tokens. Rows that are not finite become zeros.
+// first of which is 0 and the last the number of tokens wanted. Rows that are not finite become zeros.
 func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 	cuts []int) (blocks []backend.Block, st rowStats, err error) {
+	tokens := cuts[len(cuts)-1]
 	st = rowStats{
-		k:    make([]float64, l.tokens),
-		v:    make([]float64, l.tokens),
-		vDev: make([]float64, l.tokens),
+		k:    make([]float64, tokens),
+		v:    make([]float64, tokens),
+		vDev: make([]float64, tokens),
 	}
-	mean, dot := make([]float64, l.v.Dim()), make([]float64, 0, l.tokens)
-	for first, cut := 0, 1; first < l.tokens; {
+	mean, dot := make([]float64, l.v.Dim()), make([]float64, 0, tokens)
+	for first, cut := 0, 1; first < tokens; {
 		for cuts[cut] <= first {
 			cut++
 		}
@@ -423,7 +350,7 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 		for r := range n {
 			st.k[first+r], st.v[first+r] = energyOf(k.Row(r)), energyOf(v.Row(r))
 			for i, x := range v.Row(r) {
-				mean[i] += float64(x) / float64(l.tokens)
+				mean[i] += float64(x) / float64(tokens)
 			}
 		}
 		st.keys, st.values = append(st.keys, k), append(st.values, v)

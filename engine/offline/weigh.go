@@ -22,84 +22,113 @@ type ImportanceUse struct {
 	Reason string
 }
 
-// weigh runs the importance profile over a layer: [heads][tokens] weights, or nil.
-func (c *compressor) weigh(ctx context.Context, l *layerInput) ([][]float32, error) {
+// headWeights are the weights of a layer's heads, of root mean square 1 over tokens that are no sinks:
+// now [heads][tokens], and past [heads][pastOf] as they were known before the queries of the last
+// quarter. Heads have nil where all tokens weigh the same.
+type headWeights struct {
+	now, past [][]float32
+}
+
+// level puts weights that are nil, or a layer's, on the planner's scale.
+func (c *compressor) level(l *layerInput, now, past [][]float32) headWeights {
+	w := headWeights{make([][]float32, l.heads), make([][]float32, l.heads)}
+	for h := range l.heads {
+		if now != nil && now[h] != nil {
+			w.now[h] = levelWeights(now[h], c.cfg.Sinks)
+			if past != nil {
+				w.past[h] = levelWeights(past[h], c.cfg.Sinks)
+			} else if n := pastOf(l); n > 0 {
+				w.past[h] = levelWeights(now[h][:n], c.cfg.Sinks)
+			}
+		}
+	}
+	return w
+}
+
+// weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and as of
+// pastOf.
+func (c *compressor) weigh(ctx context.Context, l *layerInput) (now, past [][]float32, err error) {
 	p, err := importance.ParseProfile(c.cfg.Importance)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	switch {
 	case !l.hasV || p.String() == "none":
-		return nil, nil
+		return nil, nil, nil
 	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.hasQ:
 		c.use.Reason = "the capture holds no queries"
-		return nil, nil
+		return nil, nil, nil
 	}
-	all := make([][]float32, l.heads)
-	for h := range all {
-		if all[h], err = c.weighHead(ctx, l, h, p); err != nil {
-			return nil, err
+	now, past = make([][]float32, l.heads), make([][]float32, l.heads)
+	for h := range now {
+		w, conc, err := c.weighHead(ctx, l, h, p, l.tokens)
+		if err != nil {
+			return nil, nil, err
+		}
+		now[h] = w
+		c.use.Heads++
+		if conc.Collapsed {
+			c.use.Collapsed++
+		}
+		if n := pastOf(l); n > 0 {
+			if past[h], _, err = c.weighHead(ctx, l, h, p, n); err != nil {
+				return nil, nil, err
+			}
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	return all, nil
+	return now, past, nil
 }
 
-func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int,
-	p importance.Profile) ([]float32, error) {
+// weighHead weighs the first tokens of a head by what was known when they were all there were.
+func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p importance.Profile,
+	tokens int) (w []float32, conc importance.Concentration, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
-	blocks, rows, err := c.exactHead(up, l, head, []int{0, l.tokens})
+	blocks, rows, err := c.exactHead(up, l, head, []int{0, tokens})
 	if err != nil {
-		return nil, err
+		return nil, conc, err
 	}
 	track, err := importance.NewTracker(p, l.k.Dim(), l.v.Dim(), c.in.geo.Rope)
 	if err != nil {
-		return nil, err
+		return nil, conc, err
 	}
 	var surprisal []float32
 	if p.Uses(importance.SignalSurprisal) && c.in.src.HasSurprisal(false) {
-		surprisal = make([]float32, l.tokens)
+		surprisal = make([]float32, tokens)
 		if err := c.in.src.ReadSurprisal(false, 0, surprisal); err != nil {
-			return nil, err
+			return nil, conc, err
 		}
 	}
-	for first := 0; first < l.tokens; first += exactChunk {
-		n := min(exactChunk, l.tokens-first)
+	for first := 0; first < tokens; first += exactChunk {
+		n := min(exactChunk, tokens-first)
 		part := surprisal
 		if surprisal != nil {
 			part = surprisal[first : first+n]
 		}
 		if err := track.Append(rows.keys[first/exactChunk], rows.values[first/exactChunk], part); err != nil {
-			return nil, err
+			return nil, conc, err
 		}
 	}
 	if p.Uses(importance.SignalRelevance) {
-		if err := c.observe(ctx, l, head, blocks, track, p); err != nil {
-			return nil, err
+		if err := c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
+			return nil, conc, err
 		}
 	}
 	if p.Uses(importance.SignalExpected) {
-		if err := c.observeQueries(l, head, track); err != nil {
-			return nil, err
+		if err := c.observeQueries(l, head, track, tokens); err != nil {
+			return nil, conc, err
 		}
 	}
 	keys := quant.Rows{Dim: l.k.Dim()}
 	for _, k := range rows.keys {
 		keys.Data = append(keys.Data, k.Data...)
 	}
-	w := make([]float32, l.tokens)
-	conc, err := track.Weights(w, keys)
-	if err != nil {
-		return nil, err
-	}
-	c.use.Heads++
-	if conc.Collapsed {
-		c.use.Collapsed++
-	}
-	return w, nil
+	w = make([]float32, tokens)
+	conc, err = track.Weights(w, keys)
+	return w, conc, err
 }
 
 // standInDim is the head_dim_v of rows that stand in for V.
@@ -108,12 +137,12 @@ const standInDim = 8
 // observe feeds the tracker with the attention of the capture's last queries: those of the
 // window, and where all queries count as many more as have not faded to a quarter.
 func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile) error {
+	track *importance.Tracker, p importance.Profile, tokens int) error {
 	window := p.Attention.Window
 	if window == 0 {
 		window = 64
 	}
-	need := l.tokens
+	need := tokens
 	if p.Attention.Mix == 0 {
 		need = window
 	} else if p.Attention.HalfLife > 0 {
@@ -132,10 +161,10 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 		blocks[i].V = backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}
 	}
 	// A batch never crosses a window that ends with the last query, so the last one is exact.
-	first := max(0, l.tokens-(need+window-1)/window*window)
-	for at := first; at < l.tokens; {
-		n := min(track.Room(), l.tokens-at)
-		if r := (l.tokens - at) % window; r > 0 {
+	first := max(0, tokens-(need+window-1)/window*window)
+	for at := first; at < tokens; {
+		n := min(track.Room(), tokens-at)
+		if r := (tokens - at) % window; r > 0 {
 			n = min(n, r)
 		}
 		q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
@@ -160,7 +189,7 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 			}
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
-		if err := c.observeBatch(ctx, l, q, blocks, track, int64(at)); err != nil {
+		if err := c.observeBatch(ctx, tokens, q, blocks, track, int64(at)); err != nil {
 			return err
 		}
 		at += n
@@ -169,10 +198,11 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 }
 
 // observeQueries feeds the tracker with all queries of the capture, for expected attention.
-func (c *compressor) observeQueries(l *layerInput, head int, track *importance.Tracker) error {
+func (c *compressor) observeQueries(l *layerInput, head int, track *importance.Tracker,
+	tokens int) error {
 	group, dim := c.in.geo.GQARatio(), l.k.Dim()
-	for first := 0; first < l.tokens; first += exactChunk {
-		n := min(exactChunk, l.tokens-first)
+	for first := 0; first < tokens; first += exactChunk {
+		n := min(exactChunk, tokens-first)
 		heads := make([]quant.Rows, group)
 		finite := true
 		for g := range heads {
@@ -192,14 +222,14 @@ func (c *compressor) observeQueries(l *layerInput, head int, track *importance.T
 	return nil
 }
 
-func (c *compressor) observeBatch(ctx context.Context, l *layerInput, q *backend.Queries,
+func (c *compressor) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
 	blocks []backend.Block, track *importance.Tracker, at int64) error {
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	lse := make([]float32, q.Len()*q.Group)
 	if err := c.be.Attend(ctx, q, blocks, out, lse); err != nil {
 		return err
 	}
-	rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0}, Sum: make([]float32, l.tokens)}
+	rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0}, Sum: make([]float32, tokens)}
 	for _, b := range blocks {
 		rel.RowPtr = append(rel.RowPtr, rel.RowPtr[len(rel.RowPtr)-1]+b.Rows)
 	}
@@ -214,12 +244,8 @@ func (c *compressor) observeBatch(ctx context.Context, l *layerInput, q *backend
 // sinks, so that weighing moves bytes between the head's tokens and not between heads, whose costs
 // were measured.
 func levelWeights(w []float32, sinks int) []float32 {
-	var sum float64
-	for _, v := range w[min(sinks, len(w)):] {
-		sum += float64(v) * float64(v)
-	}
-	f := math.Sqrt(float64(len(w)-min(sinks, len(w))) / sum)
-	if !(sum > 0) || math.IsInf(f, 0) {
+	f := 1 / rootMeanSquare(w[min(sinks, len(w)):])
+	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return w
 	}
 	out := make([]float32, len(w))
@@ -227,4 +253,9 @@ func levelWeights(w []float32, sinks int) []float32 {
 		out[t] = float32(min(float64(w[t])*f, math.MaxFloat32))
 	}
 	return out
+}
+
+// rootMeanSquare of nothing is 0.
+func rootMeanSquare(w []float32) float64 {
+	return math.Sqrt(energyOf(w) / float64(max(1, len(w))))
 }

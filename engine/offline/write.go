@@ -9,11 +9,15 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 
+// droppedCoding stands for values that are not stored, among codings.
+const droppedCoding = "dropped"
+
 // write encodes and writes the file.
-func (c *compressor) write(ctx context.Context, w io.Writer, choice []int) (*Result, error) {
+func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.VariedPlan) (*Result, error) {
 	res := &Result{Values: c.in.values(), Codings: map[string]int64{}}
 	var err error
 	if res.Sections, err = c.sections(choice); err != nil {
@@ -41,9 +45,13 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice []int) (*Res
 		kDim, vDim := c.header.Dims(rec.Layer)
 		for _, h := range rec.Heads {
 			for _, b := range h.Blocks {
-				res.Codings[b.K.String()] += int64(b.Rows() * kDim)
+				if b.Level == quant.Dropped {
+					res.Codings[droppedCoding] += int64(len(b.Tokens) * (kDim + vDim))
+					continue
+				}
+				res.Codings[b.K.String()] += int64(len(b.Tokens) * kDim)
 				if vDim > 0 {
-					res.Codings[b.V.String()] += int64(b.Rows() * vDim)
+					res.Codings[b.V.String()] += int64(len(b.Tokens) * vDim)
 				}
 			}
 		}
@@ -65,9 +73,6 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice []int) (*Res
 	res.BitsPerValue = quant.BitsPerValue(res.Bytes, res.Values)
 	res.OriginalBytes = 2 * res.Values
 	res.Ratio = float64(res.OriginalBytes) / float64(max(1, res.Bytes))
-	for i, j := range choice {
-		res.Predicted += c.items[i].Options[j].Damage
-	}
 	return res, nil
 }
 
@@ -99,6 +104,30 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 		into = append(into, data)
 		return nil
 	}
+	// Merged rows are means, which go to the backend as float32.
+	addMerged := func(h int, b *container.Block, r *segmentRows) error {
+		view := c.headOf(l, h, c.weights[l.index].now[h], l.tokens)
+		of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
+		for side, x := range []quant.Rows{r.k, r.v} {
+			coding, data := b.K, &b.KData
+			if side == 1 {
+				coding, data = b.V, &b.VData
+			}
+			src, err := up.upload(floats(view.rowsOf(r, &of, x)))
+			if err != nil {
+				return err
+			}
+			*data = make([]byte, coding.PackedBytes(b.Rows(), x.Dim))
+			dst, err := up.upload(*data)
+			if err != nil {
+				return err
+			}
+			jobs = append(jobs, backend.EncodeJob{Src: src, DType: quant.Float32, Rows: b.Rows(),
+				Dim: x.Dim, Dst: backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}})
+			into = append(into, data)
+		}
+		return nil
+	}
 	for h := range rec.Heads {
 		var spans [2]backend.Span
 		for i, t := range []tensor{l.k, l.v}[:1+min(1, l.dimV())] {
@@ -111,8 +140,24 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 				return err
 			}
 		}
+		var rows *segmentRows
 		for bi := range rec.Heads[h].Blocks {
 			b := &rec.Heads[h].Blocks[bi]
+			if b.Level == quant.Dropped {
+				continue
+			}
+			if b.Counts != nil {
+				var err error
+				if rows == nil {
+					if rows, err = c.readSegment(l, h, rec.Segment, l.tokens); err != nil {
+						return err
+					}
+				}
+				if err := addMerged(h, b, rows); err != nil {
+					return err
+				}
+				continue
+			}
 			index, err := up.upload(indexBytes(b.Tokens))
 			if err != nil {
 				return err

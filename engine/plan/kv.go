@@ -78,3 +78,21 @@ func (m Menu) Item(b Block, dimK, dimV int) (Item, error) {
 	}
 	return it, nil
 }
+
+// ClassOf prices one side of a block of rows at every coding of a menu: the class of its items, whose
+// sensitivity is the damage of a relative squared error of 1 in all its rows. ID is the index of
+// the coding.
+//
+// Errors: quant.ErrUnsupported for a coding that cannot store the dim.
+func ClassOf(codings []quant.Coding, curve *Curve, rows, dim int) (Class, error) {
+	var class Class
+	for i, coding := range codings {
+		if err := coding.CheckDim(dim); err != nil {
+			return class, err
+		}
+		class.Options = append(class.Options, Option{ID: i,
+			Bytes:  int64(coding.PackedBytes(rows, dim)),
+			Damage: coding.RelativeError() * curve.at(coding)})
+	}
+	return class, nil
+}

@@ -108,11 +108,8 @@ func newWalk(items []Item) (*walk, error) {
 			return nil, fmt.Errorf("kvist/plan: item %d has %d options: %w", i, len(it.Options),
 				quant.ErrShape)
 		}
-		for j, o := range it.Options {
-			if o.Bytes < 0 || !(o.Damage >= 0) || math.IsInf(o.Damage, 0) {
-				return nil, fmt.Errorf("kvist/plan: item %d option %d: %d bytes, damage %g: %w",
-					i, j, o.Bytes, o.Damage, quant.ErrShape)
-			}
+		if err := checkOptions(it.Options); err != nil {
+			return nil, fmt.Errorf("kvist/plan: item %d %w", i, err)
 		}
 		hull = lowerHull(hull[:0], it.Options)
 		w.at[i] = hull[0]
@@ -129,6 +126,16 @@ func newWalk(items []Item) (*walk, error) {
 	// Within an item slopes fall strictly, so a stable sort keeps its steps in order.
 	slices.SortStableFunc(w.steps, func(a, b step) int { return cmp.Compare(b.slope, a.slope) })
 	return w, nil
+}
+
+func checkOptions(options []Option) error {
+	for j, o := range options {
+		if o.Bytes < 0 || !(o.Damage >= 0) || math.IsInf(o.Damage, 0) {
+			return fmt.Errorf("option %d: %d bytes, damage %g: %w", j, o.Bytes, o.Damage,
+				quant.ErrShape)
+		}
+	}
+	return nil
 }
 
 // lowerHull returns the options on the lower left convex hull of (bytes, damage), from the
@@ -175,17 +182,30 @@ const (
 	coreCells = 1 << 13
 )
 
-// settle decides the items whose steps lie around steps[k], the first that no longer fits, by
-// dynamic programming over what is left of the budget (the core of a knapsack problem: Pisinger,
-// "A minimal algorithm for the multiple-choice knapsack problem", 1995). All others are decided
-// by the walk.
+// settle decides the items whose steps lie around steps[k], the first that no longer fits.
 func (w *walk) settle(k int, budget int64) {
+	core := coreOf(len(w.steps), k, func(i int) int32 { return w.steps[i].item })
+	menus := make([][]Option, len(core))
+	at := make([]int16, len(core))
+	for n, i := range core {
+		menus[n], at[n] = w.items[i].Options, w.at[i]
+	}
+	if !settleCore(menus, at, budget-w.plan.Bytes) {
+		return
+	}
+	for n, i := range core {
+		w.at[i] = at[n]
+	}
+}
+
+// coreOf returns the items of the steps nearest to step k of n, ascending.
+func coreOf(n, k int, item func(i int) int32) []int32 {
 	var core []int32
 	seen := map[int32]bool{}
 	add := func(i int) {
-		if i >= 0 && i < len(w.steps) && len(core) < coreItems && !seen[w.steps[i].item] {
-			seen[w.steps[i].item] = true
-			core = append(core, w.steps[i].item)
+		if i >= 0 && i < n && len(core) < coreItems && !seen[item(i)] {
+			seen[item(i)] = true
+			core = append(core, item(i))
 		}
 	}
 	for d := 0; d < 4*coreItems; d++ {
@@ -193,22 +213,27 @@ func (w *walk) settle(k int, budget int64) {
 		add(k - 1 - d)
 	}
 	slices.Sort(core)
-	left := budget - w.plan.Bytes
-	for _, i := range core {
-		left += w.items[i].Options[w.at[i]].Bytes
-	}
+	return core
+}
+
+// settleCore decides a few menus anew by dynamic programming over what is left of the budget (the
+// core of a knapsack problem: Pisinger, "A minimal algorithm for the multiple-choice knapsack
+// problem", 1995). at holds the options taken so far and gets the new ones; left is what they
+// leave over. false: nothing better was found.
+func settleCore(menus [][]Option, at []int16, left int64) bool {
 	// What the core needs at the least is not counted in cells: that keeps them fine.
 	var base int64
-	for _, i := range core {
-		base += cheapest(w.items[i].Options)
+	for n, options := range menus {
+		left += options[at[n]].Bytes
+		base += cheapest(options)
 	}
 	cell := max(1, (left-base+coreCells-1)/coreCells)
 	cells := int((left - base) / cell)
 	best := make([]float64, cells+1)
 	next := make([]float64, cells+1)
-	pick := make([][]int16, len(core))
-	for n, i := range core {
-		options, low := w.items[i].Options, cheapest(w.items[i].Options)
+	pick := make([][]int16, len(menus))
+	for n, options := range menus {
+		low := cheapest(options)
 		pick[n] = make([]int16, cells+1)
 		for b := range next {
 			next[b] = math.Inf(1)
@@ -223,21 +248,18 @@ func (w *walk) settle(k int, budget int64) {
 		best, next = next, best
 	}
 	var now float64
-	for _, i := range core {
-		now += w.items[i].Options[w.at[i]].Damage
+	for n, options := range menus {
+		now += options[at[n]].Damage
 	}
 	if best[cells] >= now {
-		return // cells coarser than bytes can lose to the walk
+		return false // cells coarser than bytes can lose to the walk
 	}
 	b := cells
-	for n := len(core) - 1; n >= 0; n-- {
-		i := core[n]
-		options := w.items[i].Options
-		j := pick[n][b]
-		w.plan.Bytes += options[j].Bytes - options[w.at[i]].Bytes
-		w.at[i] = j
-		b -= int((options[j].Bytes - cheapest(options) + cell - 1) / cell)
+	for n := len(menus) - 1; n >= 0; n-- {
+		at[n] = pick[n][b]
+		b -= int((menus[n][at[n]].Bytes - cheapest(menus[n]) + cell - 1) / cell)
 	}
+	return true
 }
 
 func cheapest(options []Option) int64 {

@@ -2,10 +2,17 @@
 
 package tune
 
+import (
+	"strconv"
+
+	"github.com/kvist-project/kvist/engine/offline"
+)
+
 // DefaultSpace lists the settings that kvist tune searches: the signals, how relevance is taken and
 // shaped, sinks. Grids are coarse on purpose; the refinement does the rest. A signal that is off
 // costs signalPrice to switch on.
 func DefaultSpace() Space {
+	def := offline.DefaultConfig()
 	const signalPrice = 0.01 // one percent of KL
 	signal := func(name string) Param {
 		return Param{Name: importancePrefix + name, Start: "0", Grid: []string{"0.25", "0.75"},
@@ -31,6 +38,9 @@ func DefaultSpace() Space {
 		signal("habituation"),
 		{Name: "importance.decay", Start: "0", Grid: []string{"0.1", "0.3"}, Low: 0, High: 1,
 			Price: signalPrice},
+		{Name: "unseen", Start: strconv.FormatFloat(def.Unseen, 'g', -1, 64), Grid: []string{"0", "0.3"},
+			Low: 0, High: 1},
+		{Name: "levels", Start: offline.LevelNames(def.Levels), Grid: []string{"full", "full+chunks"}},
 		{Name: "sinks", Start: "4", Grid: []string{"2", "8"}, Low: 0, High: 32, Integer: true},
 	}
 }

@@ -146,6 +146,12 @@ type packedRow struct {
 	Kind  string `json:"kind"` // u16 index of kinds
 	K     string `json:"k"`    // u16 hundredths of a bit
 	V     string `json:"v"`
+	// What the planner thought, where the report says so: u16 hundredths, of the damage those of
+	// -log10.
+	Weight  string `json:"weight,omitempty"`
+	Damage  string `json:"damage,omitempty"`
+	Coarser string `json:"coarser,omitempty"`
+	Finer   string `json:"finer,omitempty"`
 }
 
 func pack(rep *offline.Report) packed {
@@ -162,8 +168,17 @@ func pack(rep *offline.Report) packed {
 		for _, k := range r.Kind {
 			kinds = binary.LittleEndian.AppendUint16(kinds, uint16(min(k, math.MaxUint16)))
 		}
-		p.Rows = append(p.Rows, packedRow{r.Layer, r.Head, base64.StdEncoding.EncodeToString(kinds),
-			hundredths(r.KBits), hundredths(r.VBits)})
+		row := packedRow{Layer: r.Layer, Head: r.Head,
+			Kind: base64.StdEncoding.EncodeToString(kinds), K: hundredths(r.KBits), V: hundredths(r.VBits)}
+		if len(r.Weight) > 0 {
+			logs := make([]float32, len(r.Damage))
+			for i, d := range r.Damage {
+				logs[i] = float32(-math.Log10(max(float64(d), 1e-300)))
+			}
+			row.Weight, row.Damage = hundredths(r.Weight), hundredths(logs)
+			row.Coarser, row.Finer = hundredths(r.Coarser), hundredths(r.Finer)
+		}
+		p.Rows = append(p.Rows, row)
 	}
 	return p
 }

@@ -76,6 +76,30 @@ func TestWrite_MapSurvivesPacking(t *testing.T) {
 	require.Equal(t, []uint16{200, 200, 65535}, unpack(v.Rows[0].V), "held at the largest")
 }
 
+func TestWrite_Why(t *testing.T) {
+	r := report()
+	m := dataScript.FindStringSubmatch(write(t, r))
+	require.NotContains(t, m[1], "coarser", "nothing is said where nothing is known")
+	row := &r.Map.Rows[0]
+	row.Weight, row.Damage = []float32{0.5, 1, 3}, []float32{1e-6, 0, 1e-2}
+	row.Coarser, row.Finer = []float32{1.5, 2, 0}, []float32{0.25, 0, 1}
+	m = dataScript.FindStringSubmatch(write(t, r))
+	var v struct {
+		Rows []struct{ Weight, Damage, Coarser, Finer string }
+	}
+	require.NoError(t, json.Unmarshal([]byte(m[1]), &v))
+	first := func(s string) uint16 {
+		b, err := base64.StdEncoding.DecodeString(s)
+		require.NoError(t, err)
+		require.Len(t, b, 6)
+		return binary.LittleEndian.Uint16(b)
+	}
+	require.Equal(t, uint16(50), first(v.Rows[0].Weight))
+	require.Equal(t, uint16(600), first(v.Rows[0].Damage))
+	require.Equal(t, uint16(150), first(v.Rows[0].Coarser))
+	require.Equal(t, uint16(25), first(v.Rows[0].Finer))
+}
+
 // Names come out of files: none of them may become markup or script.
 func TestWrite_HostileNames(t *testing.T) {
 	evil := `</script><script>alert(1)</script><img src=x onerror=alert(2)>"'` + "\u2028"

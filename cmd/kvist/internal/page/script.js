@@ -9,7 +9,8 @@
     for (let i = 0; i < n; i++) out[i] = b.charCodeAt(2 * i) | b.charCodeAt(2 * i + 1) << 8;
     return out;
   };
-  const rows = D.rows.map(r => ({ layer: r.layer, head: r.head, kind: unpack(r.kind), k: unpack(r.k), v: unpack(r.v) }));
+  const rows = D.rows.map(r => ({ layer: r.layer, head: r.head, kind: unpack(r.kind), k: unpack(r.k), v: unpack(r.v),
+    why: r.weight ? ['weight', 'damage', 'coarser', 'finer'].map(x => unpack(r[x])) : null }));
   const unit = D.cache ? 'token' : 'row';
 
   // The scale: lightness falls steadily from 1 to 32 bits, hue turns from straw over green to
@@ -143,6 +144,14 @@
     if (kind.level !== D.dropped) {
       line((D.cache ? 'K ' : '') + kind.k, ' · ' + mean(x => x.k[c]).toFixed(2) + ' bits a value');
       if (D.cache) line('V ' + kind.v, ' · ' + mean(x => x.v[c]).toFixed(2) + ' bits a value');
+    }
+    if (r.why) { // what the planner thought; prices are over the price of a byte
+      const [weight, damage, coarser, finer] = r.why.map((_, i) => mean(x => x.why[i][c]));
+      line('weight ' + weight.toPrecision(2), kind.level === D.dropped ? '' : ' · damage ' + (10 ** -damage).toExponential(1) + ' a ' + unit);
+      const prices = [];
+      if (coarser > 0) prices.push('coarser costs ' + coarser.toPrecision(2) + '×');
+      if (finer > 0) prices.push('finer saves ' + finer.toPrecision(2) + '×');
+      if (prices.length) line('', prices.join(', ') + ' the price of a byte');
     }
     return out;
   }

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// planRows is the number of rows of a planning block.
+const planRows = 32
+
+// cellKind says what the planner may do with a block.
+type cellKind uint8
+
+const (
+	cellFree  cellKind = iota // any coding of the menu
+	cellSink                  // u8 or exact
+	cellExact                 // exact: the window, and rows that are not finite
+)
+
+// cell is a planning block: tokens of one (layer, segment, head) at one level.
+type cell struct {
+	level  quant.Level
+	kind   cellKind
+	tokens []uint16 // offsets in the segment, ascending
+	counts []uint16 // tokens of each row of a merged block, in the order of tokens; nil for others
+	// kDamage and vDamage are the damage of a relative squared error of 1 in all rows of K and V:
+	// the sum over rows of weight^2 * sensitivity * energy.
+	kDamage, vDamage float64
+}
+
+// rows returns the number of rows that the cell stores.
+func (b *cell) rows() int {
+	switch {
+	case b.level == quant.Dropped:
+		return 0
+	case b.counts != nil:
+		return len(b.counts)
+	}
+	return len(b.tokens)
+}
+
+// part is one (layer, segment, head) and the variants that the planner chooses from.
+type part struct {
+	layer, segment, head int32
+	variants             []variant
+	picks                []plan.Pick // which of them when; nil for a single one
+}
+
+// variant is one way to cut a part into planning blocks: which tokens are merged or dropped. The
+// first keeps every token.
+type variant struct {
+	spec   levelSpec
+	cells  []cell
+	damage float64 // of merging and dropping
+	bytes  int64   // that its tables take beyond those of the first variant, roughly
+}
+
+// segmentRows are the rows of one head in one segment.
+type segmentRows struct {
+	first, n         int
+	k, v             quant.Rows // rows that are not finite are zeros
+	kEnergy, vEnergy []float64
+	bad              []bool // rows of K or V that are not finite
+}
+
+// readSegment reads a segment's rows of one head, those of the tokens before limit.
+//
+// Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
+func (c *compressor) readSegment(l *layerInput, head, seg, limit int) (*segmentRows, error) {
+	first, n := l.span(seg)
+	r := &segmentRows{first: first, n: max(0, min(n, limit-first))}
+	r.bad = make([]bool, r.n)
+	var err error
+	if r.k, r.kEnergy, err = c.readRows(l, l.k, head, r); err != nil {
+		return nil, err
+	}
+	r.vEnergy = make([]float64, r.n)
+	if l.hasV {
+		r.v, r.vEnergy, err = c.readRows(l, l.v, head, r)
+	}
+	return r, err
+}
+
+// readRows reads one side. Rows without attention get energy 1: all count the same, relative
+// to their length.
+func (c *compressor) readRows(l *layerInput, t tensor, head int,
+	r *segmentRows) (quant.Rows, []float64, error) {
+	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, r.n*t.Dim())}
+	raw := make([]byte, r.n*t.RowBytes())
+	if err := c.in.src.ReadRows(t, head, r.first, r.n, raw); err != nil {
+		return x, nil, err
+	}
+	energy := make([]float64, r.n)
+	for i := range r.n {
+		row := raw[i*t.RowBytes() : (i+1)*t.RowBytes()]
+		if finiteRow(t.DType(), row) {
+			continue
+		}
+		if !c.cfg.AllowNonfinite {
+			return x, nil, fmt.Errorf(
+				"kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
+				c.in.src.Name(), t.Name(), head, r.first+i, quant.ErrRange)
+		}
+		r.bad[i] = true
+		clear(row)
+	}
+	if err := quant.Decode(x, exact(t), raw, 0); err != nil {
+		return x, nil, err
+	}
+	for i := range r.n {
+		energy[i] = energyOf(x.Row(i))
+		if !l.hasV && energy[i] > 0 {
+			energy[i] = 1
+		}
+	}
+	return x, energy, nil
+}
+
+// headOf is what pricing needs to know of a head: its statistics and its tokens' weights.
+type headOf struct {
+	l     *layerInput
+	head  int
+	st    *headStats
+	w     []float32 // [tokens] of root mean square 1, or nil
+	limit int       // tokens from here on are left out: they are not past yet
+	share float64   // of the damage that the head's count in the mean
+	// kFactor and vFactor are the profile's sensitivities.
+	kFactor, vFactor float64
+}
+
+// weight2 is what the squared error of a row costs in this head, relative to its mean: of a row
+// that stands for n tokens of weights that add up to sum. The part of the expectation that is
+// over queries unlike those seen gives every token the same.
+func (h *headOf) weight2(sum float64, n int, unseen float64) float64 {
+	if h.w == nil {
+		return float64(n)
+	}
+	return (1-unseen)*sum*sum + unseen*float64(n)
+}
+
+func (h *headOf) weight(tok int) float64 {
+	if h.w == nil {
+		return 1
+	}
+	return float64(h.w[tok])
+}
+
+// buildPart cuts a part into blocks, in all variants that are the best for some price of a byte.
+func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
+	p := part{layer: int32(h.l.index), segment: int32(seg), head: int32(h.head)}
+	r, err := c.readSegment(h.l, h.head, seg, h.limit)
+	if err != nil {
+		return p, err
+	}
+	var sinks, fixed, free []uint16
+	for t := range r.n {
+		switch tok := r.first + t; {
+		case r.bad[t] || (h.l.hasV && tok >= h.l.tokens-c.cfg.Window):
+			fixed = append(fixed, uint16(t))
+		case h.l.hasV && tok < c.cfg.Sinks:
+			sinks = append(sinks, uint16(t))
+		default:
+			free = append(free, uint16(t))
+		}
+	}
+	whole := variant{}
+	if len(sinks) > 0 {
+		whole.cells = append(whole.cells, c.fullCell(h, r, cellSink, sinks))
+	}
+	kept := len(whole.cells)
+	if h.w == nil {
+		whole.cells = append(whole.cells, c.timeCells(h, r, free)...)
+	} else {
+		sortByWeight(free, func(t uint16) float64 { return h.weight(r.first + int(t)) })
+		whole.cells = append(whole.cells, c.weightCells(h, r, free)...)
+	}
+	var last []cell
+	if len(fixed) > 0 {
+		last = append(last, c.fullCell(h, r, cellExact, fixed))
+	}
+	whole.cells = append(whole.cells, last...)
+	p.variants = append(p.variants, whole)
+	if h.w == nil || h.st.ratios == nil || len(free) == 0 {
+		return p, nil
+	}
+	for i, spec := range c.specs {
+		v, ok := c.levelVariant(h, r, spec, free)
+		if !ok {
+			continue
+		}
+		v.damage = c.levelDamage(h, r, &v, h.st.ratios[i])
+		v.cells = slices.Concat(whole.cells[:kept], v.cells, last)
+		p.variants = append(p.variants, v)
+	}
+	return p, c.usefulOnly(&p)
+}
+
+// sortByWeight sorts tokens by falling weight, ties by position.
+func sortByWeight(tokens []uint16, weight func(uint16) float64) {
+	slices.SortStableFunc(tokens, func(a, b uint16) int {
+		switch x, y := weight(a), weight(b); {
+		case x > y:
+			return -1
+		case x < y:
+			return 1
+		}
+		return 0
+	})
+}
+
+func (c *compressor) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens []uint16) cell {
+	b := cell{kind: kind, tokens: slices.Sorted(slices.Values(tokens))}
+	for _, t := range tokens {
+		w := h.weight2(h.weight(r.first+int(t)), 1, c.cfg.Unseen)
+		b.kDamage += w * r.kEnergy[t]
+		b.vDamage += w * r.vEnergy[t]
+	}
+	return h.priced(b)
+}
+
+// priced turns sums of weight^2 * energy into damage.
+func (h *headOf) priced(b cell) cell {
+	b.kDamage *= h.st.kSensitivity / h.st.outEnergy * h.share * h.kFactor
+	b.vDamage *= h.st.vSensitivity / h.st.outEnergy * h.share * h.vFactor
+	return b
+}
+
+// timeCells cuts tokens that weigh the same into blocks that start at multiples of 32 tokens,
+// sinks or not.
+func (c *compressor) timeCells(h *headOf, r *segmentRows, free []uint16) (cells []cell) {
+	for len(free) > 0 {
+		k := planRows - int(free[0])%planRows
+		for i := 1; i < min(k, len(free)); i++ {
+			if int(free[i]) >= int(free[0])/planRows*planRows+planRows {
+				k = i
+			}
+		}
+		k = min(k, len(free))
+		cells = append(cells, c.fullCell(h, r, cellFree, free[:k]))
+		free = free[k:]
+	}
+	return cells
+}
+
+// weightCells cuts tokens that are sorted by weight into blocks of equal worth.
+func (c *compressor) weightCells(h *headOf, r *segmentRows, sorted []uint16) (cells []cell) {
+	for part := range slices.Chunk(sorted, planRows) {
+		cells = append(cells, c.fullCell(h, r, cellFree, part))
+	}
+	return cells
+}
+
+// usefulOnly drops the variants that are the best for no price of a byte: most of them.
+func (c *compressor) usefulOnly(p *part) error {
+	n := newPlanning(c)
+	group, err := n.group(p)
+	if err != nil {
+		return err
+	}
+	if p.picks, err = n.problem.Picks(group.Variants); err != nil {
+		return err
+	}
+	at := make([]int, len(p.variants))
+	for i := range at {
+		at[i] = -1
+	}
+	var kept []variant
+	for i, x := range p.picks {
+		if at[x.Variant] < 0 {
+			at[x.Variant] = len(kept)
+			kept = append(kept, p.variants[x.Variant])
+		}
+		p.picks[i].Variant = at[x.Variant]
+	}
+	p.variants = kept
+	return nil
+}

@@ -1,0 +1,415 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/quality"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// levelSpec is a way to store the tokens of a part that weigh the least: share of the tokens that
+// are no sinks goes to level.
+type levelSpec struct {
+	level quant.Level
+	share float64
+}
+
+// levelShares are the shares of a part's tokens that a level may take. The last leaves sinks and
+// window only.
+var levelShares = []float64{0.25, 0.5, 0.75, 0.875, 0.9375, 1}
+
+// Runs of adjacent tokens that CHUNKS merges to one row hold at most chunkTokens; SUMMARY merges
+// what it takes of a segment, whatever was kept between, to rows of about summaryTokens.
+const (
+	chunkTokens   = 4
+	summaryTokens = 32
+)
+
+// specsOf lists the variants beyond FULL that a config allows.
+func specsOf(levels []quant.Level) (specs []levelSpec) {
+	for _, l := range levels {
+		if l == quant.Full {
+			continue
+		}
+		for _, s := range levelShares {
+			specs = append(specs, levelSpec{l, s})
+		}
+	}
+	return specs
+}
+
+// levelVariant cuts a part so that the tokens that weigh the least go to a level. free is sorted
+// by falling weight. false: nothing would be merged or dropped.
+func (c *compressor) levelVariant(h *headOf, r *segmentRows, spec levelSpec,
+	free []uint16) (v variant, ok bool) {
+	n := int(math.Round(spec.share * float64(len(free))))
+	high, low := free[:len(free)-n], slices.Clone(free[len(free)-n:])
+	if n == 0 {
+		return v, false
+	}
+	v.spec = spec
+	slices.Sort(low)
+	if spec.level == quant.Dropped {
+		v.cells = append(c.weightCells(h, r, high), cell{level: quant.Dropped, tokens: low})
+		v.bytes = memberBytes(n, len(free)-n)
+		return v, true
+	}
+	var runs [][]uint16
+	if spec.level == quant.Chunks {
+		var alone []uint16
+		runs, alone = adjacentRuns(low)
+		if len(alone) > 0 {
+			high = append(slices.Clone(high), alone...)
+			sortByWeight(high, func(t uint16) float64 { return h.weight(r.first + int(t)) })
+		}
+	} else {
+		runs = split(low, summaryTokens)
+	}
+	if len(runs) == 0 {
+		return v, false
+	}
+	v.cells = append(c.weightCells(h, r, high), c.mergedCells(h, r, spec.level, runs)...)
+	merged := len(free) - len(high)
+	v.bytes = memberBytes(merged, len(high)) + memberBytes(len(runs), merged-len(runs))
+	return v, true
+}
+
+// memberBytes is what it takes to say which of two sets each of a+b tokens is in.
+func memberBytes(a, b int) int64 {
+	var bits float64
+	for _, x := range []int{a, b} {
+		if x > 0 {
+			bits += float64(x) * math.Log2(float64(a+b)/float64(x))
+		}
+	}
+	return int64(math.Ceil(bits / 8))
+}
+
+// adjacentRuns returns the runs of neighbours in a sorted list, at most chunkTokens long, and the
+// tokens that have no neighbour.
+func adjacentRuns(sorted []uint16) (runs [][]uint16, alone []uint16) {
+	for i := 0; i < len(sorted); {
+		j := i + 1
+		for j < len(sorted) && sorted[j] == sorted[j-1]+1 {
+			j++
+		}
+		if j == i+1 {
+			alone = append(alone, sorted[i])
+		} else {
+			runs = append(runs, split(sorted[i:j], chunkTokens)...)
+		}
+		i = j
+	}
+	return runs, alone
+}
+
+// split cuts a list into pieces of at most n, as even as can be.
+func split(tokens []uint16, n int) (pieces [][]uint16) {
+	k := (len(tokens) + n - 1) / n
+	for i := range k {
+		pieces = append(pieces, tokens[i*len(tokens)/k:(i+1)*len(tokens)/k])
+	}
+	return pieces
+}
+
+// mergedCells sorts merged rows by weight into blocks.
+func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
+	runs [][]uint16) (cells []cell) {
+	type row struct {
+		tokens             []uint16
+		weight, kRow, vRow float64
+	}
+	rows := make([]row, len(runs))
+	k, v := make([]float32, r.k.Dim), make([]float32, r.v.Dim)
+	for i, run := range runs {
+		var sum float64
+		for _, t := range run {
+			sum += h.weight(r.first + int(t))
+		}
+		weights := h.runWeights(r, run)
+		meanRow(k, r.k, run, weights)
+		meanRow(v, r.v, run, weights)
+		w := h.weight2(sum, len(run), c.cfg.Unseen)
+		rows[i] = row{run, w, w * energyOf(k), w * energyOf(v)}
+	}
+	slices.SortStableFunc(rows, func(a, b row) int {
+		switch {
+		case a.weight > b.weight:
+			return -1
+		case a.weight < b.weight:
+			return 1
+		}
+		return 0
+	})
+	for block := range slices.Chunk(rows, planRows) {
+		block = slices.Clone(block)
+		slices.SortFunc(block, func(a, b row) int { return int(a.tokens[0]) - int(b.tokens[0]) })
+		b := cell{level: level}
+		for _, x := range block {
+			b.tokens = append(b.tokens, x.tokens...)
+			b.counts = append(b.counts, uint16(len(x.tokens)))
+			b.kDamage += x.kRow
+			b.vDamage += x.vRow
+		}
+		cells = append(cells, h.priced(b))
+	}
+	return cells
+}
+
+// runWeights returns the share of each token in the mean of a run.
+func (h *headOf) runWeights(r *segmentRows, run []uint16) []float64 {
+	w := make([]float64, len(run))
+	var sum float64
+	for i, t := range run {
+		w[i] = h.weight(r.first + int(t))
+		sum += w[i]
+	}
+	for i := range w {
+		if sum > 0 {
+			w[i] /= sum
+		} else {
+			w[i] = 1 / float64(len(run))
+		}
+	}
+	return w
+}
+
+// meanRow writes the weighted mean of rows. Sums go in the order of the run and are not fused, so
+// that every machine gets the same row.
+func meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
+	sum := make([]float64, len(dst))
+	for i, t := range run {
+		for d, v := range x.Row(int(t)) {
+			sum[d] += float64(weights[i] * float64(v))
+		}
+	}
+	for d, v := range sum {
+		dst[d] = float32(v)
+	}
+}
+
+// levelDamage is what merging and dropping of a variant costs, on the scale of coding damage. It is
+// the damage that the head's own queries were seen to suffer (ratio puts the estimate on that
+// scale), and for the part of the expectation over queries unlike those seen what every token on
+// its own would cost, all asked for alike.
+func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
+	past, alone := c.levelTerms(h, r, v)
+	// What is dropped or merged is missing from outputs, as errors of V are.
+	scale := h.st.vSensitivity / h.st.outEnergy * h.share * h.vFactor
+	return scale * ((1-c.cfg.Unseen)*ratio*past + c.cfg.Unseen*alone)
+}
+
+// levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V
+// in a row of weight 1.
+//
+// Dropping tokens moves the output by sum a_t (v_t - out), one coherent error over all of them, and
+// by what their attention varies around its mean. A row merged by weights keeps sum a_t v_t as it
+// was on average: what is left is how attention within the run varies, and what the score of the
+// mean key does to it.
+func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
+	dim := len(h.st.meanOut)
+	sum, k, mean := make([]float64, dim), make([]float32, r.k.Dim), make([]float32, dim)
+	for ci := range v.cells {
+		b := &v.cells[ci]
+		switch b.level {
+		case quant.Dropped:
+			for _, t := range b.tokens {
+				w := h.weight(r.first + int(t))
+				var dev float64
+				for d, x := range r.v.Row(int(t)) {
+					diff := float64(x) - h.st.meanOut[d]
+					sum[d] += w * diff
+					dev += diff * diff
+				}
+				past += w * w * dev
+				alone += dev
+			}
+		case quant.Chunks, quant.Summary:
+			at := 0
+			for _, n := range b.counts {
+				run := b.tokens[at : at+int(n)]
+				at += int(n)
+				weights := h.runWeights(r, run)
+				meanRow(k, r.k, run, weights)
+				meanRow(mean, r.v, run, weights)
+				for _, t := range run {
+					x := h.mergeCost(r.k.Row(int(t)), k, r.v.Row(int(t)), mean)
+					w := h.weight(r.first + int(t))
+					past += w * w * x
+					alone += x
+				}
+			}
+		}
+	}
+	for _, s := range sum {
+		past += s * s
+	}
+	return past, alone
+}
+
+// mergeCost is the squared error of V that stands for a token that became part of a merged row: its
+// V is another, and its score, off by q.dk / sqrt(head_dim), takes its V away as far as that goes.
+func (h *headOf) mergeCost(k, kMean, v, vMean []float32) float64 {
+	var dk, dv, dev float64
+	for d, x := range k {
+		dk += float64(x-kMean[d]) * float64(x-kMean[d])
+	}
+	for d, x := range v {
+		dv += float64(x-vMean[d]) * float64(x-vMean[d])
+		diff := float64(x) - h.st.meanOut[d]
+		dev += diff * diff
+	}
+	dim := float64(len(k))
+	return dv + min(1, h.st.queryEnergy*dk/(dim*dim))*dev
+}
+
+// probeLevels measures what each level does to the queries of the last quarter that attend to the
+// tokens before it, cut by weights that knew nothing of these queries; ratios hold measured over
+// estimated damage. want are the outputs over the exact rows, tail the blocks from past on.
+func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Queries,
+	tail []backend.Block, want []float32) ([]float64, error) {
+	outputs := float64(q.Len() * q.Group)
+	ratios := make([]float64, len(c.specs))
+	segments := make([]*segmentRows, 0, h.l.segments())
+	for s := range h.l.segments() {
+		r, err := c.readSegment(h.l, h.head, s, h.limit)
+		if err != nil {
+			return nil, err
+		}
+		if r.n > 0 {
+			segments = append(segments, r)
+		}
+	}
+	for i, spec := range c.specs {
+		var estimate float64
+		up := &uploader{be: c.be}
+		blocks := slices.Clone(tail)
+		for _, r := range segments {
+			var free, sinks []uint16
+			for t := range r.n {
+				if r.first+t < c.cfg.Sinks {
+					sinks = append(sinks, uint16(t))
+				} else {
+					free = append(free, uint16(t))
+				}
+			}
+			sortByWeight(free, func(t uint16) float64 { return h.weight(r.first + int(t)) })
+			v, ok := c.levelVariant(h, r, spec, free)
+			if !ok {
+				v.cells = c.weightCells(h, r, free)
+			}
+			past, _ := c.levelTerms(h, r, &v)
+			estimate += past
+			if len(sinks) > 0 {
+				v.cells = append(v.cells, c.fullCell(h, r, cellSink, sinks))
+			}
+			codings := slices.Repeat([][2]quant.Coding{{exact(h.l.k), exact(h.l.v)}}, len(v.cells))
+			got, err := c.codeCells(ctx, up, h, r, v.cells, codings)
+			if err != nil {
+				up.free()
+				return nil, err
+			}
+			blocks = append(blocks, got...)
+		}
+		e, err := c.attendError(ctx, q, blocks, want)
+		up.free()
+		if err != nil {
+			return nil, err
+		}
+		ratios[i] = 1
+		if scale := estimate * h.st.vSensitivity; scale > 0 && e > 0 {
+			ratios[i] = e / outputs / scale
+		}
+	}
+	return ratios, nil
+}
+
+// attendError runs queries over blocks, and returns the squared error against want.
+func (c *compressor) attendError(ctx context.Context, q *backend.Queries, blocks []backend.Block,
+	want []float32) (float64, error) {
+	all := *q
+	all.BlockPtr, all.BlockIdx = []int32{0}, nil
+	for range q.Len() {
+		for b := range blocks {
+			all.BlockIdx = append(all.BlockIdx, int32(b))
+		}
+		all.BlockPtr = append(all.BlockPtr, int32(len(all.BlockIdx)))
+	}
+	got := make([]float32, len(want))
+	if err := c.be.Attend(ctx, &all, blocks, got, nil); err != nil {
+		return 0, err
+	}
+	var sum quality.Sum
+	sum.Add(want, got)
+	return sum.Err, nil
+}
+
+// codeCells encodes cells of a segment to blocks in the backend.
+func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *segmentRows,
+	cells []cell, codings [][2]quant.Coding) ([]backend.Block, error) {
+	var blocks []backend.Block
+	var jobs []backend.EncodeJob
+	for i := range cells {
+		b := &cells[i]
+		if b.rows() == 0 {
+			continue
+		}
+		kc, vc := codings[i][0], codings[i][1]
+		blk := backend.Block{Layer: int32(h.l.number), KVHead: int32(h.head), Rows: int32(b.rows()),
+			Base: int64(r.first), Noise: noiseOf(kc, c.cfg.RowBias)}
+		for side, x := range []quant.Rows{r.k, r.v} {
+			coding, to := kc, &blk.K
+			if side == 1 {
+				coding, to = vc, &blk.V
+			}
+			src, err := up.upload(floats(h.rowsOf(r, b, x)))
+			if err != nil {
+				return nil, err
+			}
+			dst, err := up.alloc(int64(coding.PackedBytes(b.rows(), x.Dim)))
+			if err != nil {
+				return nil, err
+			}
+			*to = backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}
+			jobs = append(jobs, backend.EncodeJob{Src: src, DType: quant.Float32, Rows: b.rows(),
+				Dim: x.Dim, Dst: *to})
+		}
+		pos, err := up.upload(shorts(firstTokens(b.tokens, b.counts)))
+		if err != nil {
+			return nil, err
+		}
+		blk.Pos = pos
+		if b.counts != nil {
+			if blk.Count, err = up.upload(shorts(b.counts)); err != nil {
+				return nil, err
+			}
+		}
+		blocks = append(blocks, blk)
+	}
+	return blocks, c.be.Encode(ctx, jobs)
+}
+
+// rowsOf returns the rows of a cell, [rows * dim].
+func (h *headOf) rowsOf(r *segmentRows, b *cell, x quant.Rows) []float32 {
+	out := make([]float32, b.rows()*x.Dim)
+	at := 0
+	for i := range b.rows() {
+		n := 1
+		if b.counts != nil {
+			n = int(b.counts[i])
+		}
+		dst := out[i*x.Dim : (i+1)*x.Dim]
+		if run := b.tokens[at : at+n]; n == 1 {
+			copy(dst, x.Row(int(run[0])))
+		} else {
+			meanRow(dst, x, run, h.runWeights(r, run))
+		}
+		at += n
+	}
+	return out
+}

@@ -1,0 +1,181 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package plan_test
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// randomVaried draws groups of a few variants: fewer items, and so fewer bytes, for more damage.
+func randomVaried(t require.TestingT, rng *rand.Rand, groups int) *plan.Varied {
+	p := &plan.Varied{}
+	p.Classes = randomScaled(rng, 0, 3, false).Classes
+	for range groups {
+		var g plan.Group
+		items, damage := 1+rng.IntN(4), 0.0
+		weight := math.Exp(2 * rng.NormFloat64())
+		for range 1 + rng.IntN(4) {
+			v := plan.Variant{First: len(p.Class), Items: items, Bytes: int64(rng.IntN(3)),
+				Damage: damage}
+			for range items {
+				p.Class = append(p.Class, uint32(rng.IntN(3)))
+				p.Sensitivity = append(p.Sensitivity, weight*math.Exp(rng.NormFloat64()))
+			}
+			g.Variants = append(g.Variants, v)
+			items = max(0, items-1-rng.IntN(2))
+			damage += weight * rng.Float64()
+		}
+		var err error
+		g.Picks, err = p.Picks(g.Variants)
+		require.NoError(t, err)
+		p.Groups = append(p.Groups, g)
+	}
+	return p
+}
+
+// variedOptimum is the exact answer by dynamic programming over bytes.
+func variedOptimum(p *plan.Varied, budget int) float64 {
+	best := make([]float64, budget+1)
+	for _, g := range p.Groups {
+		next := make([]float64, budget+1)
+		for b := range next {
+			next[b] = math.Inf(1)
+		}
+		for _, v := range g.Variants {
+			part := make([]float64, budget+1)
+			for b := range part {
+				part[b] = math.Inf(1)
+				if b >= int(v.Bytes) {
+					part[b] = best[b-int(v.Bytes)] + v.Damage
+				}
+			}
+			for i := v.First; i < v.First+v.Items; i++ {
+				with := make([]float64, budget+1)
+				for b := range with {
+					with[b] = math.Inf(1)
+					for _, o := range p.Classes[p.Class[i]].Options {
+						if int(o.Bytes) <= b {
+							with[b] = min(with[b], part[b-int(o.Bytes)]+p.Sensitivity[i]*o.Damage)
+						}
+					}
+				}
+				part = with
+			}
+			for b := range next {
+				next[b] = min(next[b], part[b])
+			}
+		}
+		best = next
+	}
+	return best[budget]
+}
+
+func TestVaried_NearOptimum(t *testing.T) {
+	rng := rand.New(rand.NewPCG(21, 4))
+	trials, worst, sum := 40, 0.0, 0.0
+	if testing.Short() {
+		trials = 10
+	}
+	for range trials {
+		p := randomVaried(t, rng, 80)
+		s, err := plan.NewVariedSolver(p)
+		require.NoError(t, err)
+		least, most := s.Least().Bytes, s.Best().Bytes
+		budget := least + rng.Int64N(most-least+1)
+		got, err := s.Solve(budget)
+		require.NoError(t, err)
+		require.LessOrEqual(t, got.Bytes, budget)
+		gap := got.Damage/variedOptimum(p, int(budget)) - 1
+		require.GreaterOrEqual(t, gap, -1e-9, "better than the optimum")
+		worst, sum = max(worst, gap), sum+gap
+	}
+	t.Logf("above the optimum: mean %.2g, worst %.2g", sum/float64(trials), worst)
+	require.Less(t, worst, 0.01)
+}
+
+func TestVaried_Properties(t *testing.T) {
+	rapid.Check(t, func(rt *rapid.T) {
+		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 5))
+		p := randomVaried(rt, rng, rapid.IntRange(0, 30).Draw(rt, "groups"))
+		s, err := plan.NewVariedSolver(p)
+		require.NoError(rt, err)
+		least, most := s.Least(), s.Best()
+		_, err = s.Solve(least.Bytes - 1)
+		require.ErrorIs(rt, err, quant.ErrBudget)
+		last := math.Inf(1)
+		for f := int64(0); f <= 10; f++ {
+			budget := least.Bytes + (most.Bytes-least.Bytes)*f/10
+			got, err := s.Solve(budget)
+			require.NoError(rt, err)
+			var bytes int64
+			var damage float64
+			for g, n := range got.Variant {
+				v := p.Groups[g].Variants[n]
+				bytes, damage = bytes+v.Bytes, damage+v.Damage
+				for i := v.First; i < v.First+v.Items; i++ {
+					o := p.Classes[p.Class[i]].Options[got.Choice[i]]
+					bytes, damage = bytes+o.Bytes, damage+p.Sensitivity[i]*o.Damage
+				}
+			}
+			require.Equal(rt, bytes, got.Bytes)
+			require.LessOrEqual(rt, got.Bytes, budget)
+			require.InDelta(rt, damage, got.Damage, 1e-9*(1+damage))
+			// A handful of groups may turn at once: allow what one of them is worth.
+			require.LessOrEqual(rt, got.Damage, last*1.05+1e-12, "more bytes, more damage")
+			last = min(last, got.Damage)
+		}
+		require.InDelta(rt, most.Damage, last, 1e-9*(1+most.Damage))
+	})
+}
+
+// One variant each: the plan of SolveScaled.
+func TestVaried_SingleVariant(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 4))
+	flat := randomScaled(rng, 500, 4, false)
+	p := &plan.Varied{Scaled: *flat}
+	for i := 0; i < 500; i += 5 {
+		p.Groups = append(p.Groups, plan.Group{Variants: []plan.Variant{{First: i, Items: 5}}})
+	}
+	s, err := plan.NewVariedSolver(p)
+	require.NoError(t, err)
+	budget := (flat.Least() + s.Best().Bytes) / 2
+	want, err := plan.SolveScaled(flat, budget)
+	require.NoError(t, err)
+	got, err := s.Solve(budget)
+	require.NoError(t, err)
+	require.Equal(t, *want, got.ScaledPlan)
+}
+
+func TestVaried_Refusals(t *testing.T) {
+	ok := plan.Scaled{Classes: []plan.Class{{Options: []plan.Option{{Bytes: 1}}}},
+		Class: []uint32{0, 0}, Sensitivity: []float64{1, 1}}
+	one := []plan.Pick{{Variant: 0}}
+	for name, groups := range map[string][]plan.Group{
+		"no variants":   {{}},
+		"items left":    {{Variants: []plan.Variant{{Items: 1}}}},
+		"items beyond":  {{Variants: []plan.Variant{{Items: 3}}}},
+		"items twice":   {{Variants: []plan.Variant{{Items: 2}, {Items: 2}}, Picks: one}},
+		"no picks":      {{Variants: []plan.Variant{{Items: 1}, {First: 1, Items: 1}}}},
+		"wrong pick":    {{Variants: []plan.Variant{{Items: 2}}, Picks: []plan.Pick{{Variant: 1}}}},
+		"rising slopes": {{Variants: []plan.Variant{{Items: 2}}, Picks: []plan.Pick{{1, 0}, {2, 0}}}},
+		"NaN damage":    {{Variants: []plan.Variant{{Items: 2, Damage: math.NaN()}}}},
+		"bytes":         {{Variants: []plan.Variant{{Items: 2, Bytes: -1}}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := plan.NewVariedSolver(&plan.Varied{Scaled: ok, Groups: groups})
+			require.ErrorIs(t, err, quant.ErrShape)
+		})
+	}
+	_, err := ok.Picks(nil)
+	require.ErrorIs(t, err, quant.ErrShape)
+	_, err = ok.Picks([]plan.Variant{{First: 1, Items: 2}})
+	require.ErrorIs(t, err, quant.ErrShape)
+}
