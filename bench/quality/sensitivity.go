@@ -30,10 +30,25 @@ type Sensitivities struct {
 	Passes int
 }
 
+// sensitivityNext is how many tokens of a continuation sensitivities are measured on.
+const sensitivityNext = 64
+
+// shortened is a text whose continuation ends after n tokens.
+func (x *tuneText) shortened(n int) *tuneText {
+	y := *x
+	at := y.run.o.Context
+	n = min(n, len(y.run.in.Tokens)-at)
+	y.run.in.Tokens = y.run.in.Tokens[:at+n]
+	ref := *x.run.ref
+	ref.lse, ref.top, ref.next = ref.lse[:n], ref.top[:n], ref.next[:n]
+	y.run.ref = &ref
+	return &y
+}
+
 // MeasureSensitivities codes all tokens but the sinks of one side of one head after the other and
-// measures KL on the continuations of the first most texts. It takes 2 * layers * kv_heads + 1 passes of
-// Next tokens for each text; with layersOnly, the heads of a layer are coded together and have
-// the same value, in 2 * layers + 1 passes.
+// measures KL on the first 64 tokens of the continuations of the first most texts. It takes
+// 2 * layers * kv_heads + 1 passes for each text; with layersOnly, the heads of a layer are coded
+// together and have the same value, in 2 * layers + 1 passes.
 //
 // Errors: those of offline.Compress and of the model.
 func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
@@ -53,7 +68,7 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 	used := t.texts[:min(len(t.texts), max(1, most))]
 	total := int64(len(used)) * int64(2*n/step+1)
 	for i := range used {
-		x := &used[i]
+		x := used[i].shortened(sensitivityNext)
 		s.Texts = append(s.Texts, x.run.in.Name)
 		if err := t.predict(ctx, x.c, cfg, s, len(used)); err != nil {
 			return nil, err
