@@ -3,6 +3,7 @@ module github.com/kvist-project/kvist
 go 1.25.0
 
 require (
+	github.com/ebitengine/purego v0.11.3
 	github.com/jedib0t/go-pretty/v6 v6.8.3
 	github.com/rogpeppe/go-internal v1.16.0
 	github.com/schollz/progressbar/v3 v3.19.1

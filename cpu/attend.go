@@ -9,6 +9,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -385,7 +386,7 @@ func combine(p *prepared, u *unit, parts []part, out, lse []float32) {
 			}
 			attend.Restore(natural, rotated, p.kern.LayoutV(quant.LM1))
 			global := int(q)*p.Group + h
-			finish(out[global*p.HeadDimV:(global+1)*p.HeadDimV], exact, natural, back, rot, sum)
+			p.finish(out[global*p.HeadDimV:(global+1)*p.HeadDimV], exact, natural, back, rot, sum)
 			if lse != nil {
 				lse[global] = float32(top + math.Log(sum))
 			}
@@ -395,8 +396,8 @@ func combine(p *prepared, u *unit, parts []part, out, lse []float32) {
 
 // finish writes (exact + inverse rotation of rotated) / sum, and zeros for a query that saw no
 // row. Sums in the rotated basis go back once, here.
-func finish(out []float32, exact, rotated []float64, back []float32, rot *quant.Rotation,
-	sum float64) {
+func (p *prepared) finish(out []float32, exact, rotated []float64, back []float32,
+	rot *codec.Rotation, sum float64) {
 	if sum == 0 {
 		clear(out)
 		return
@@ -405,7 +406,7 @@ func finish(out []float32, exact, rotated []float64, back []float32, rot *quant.
 		back[d] = float32(rotated[d] / sum)
 	}
 	if rot != nil {
-		rot.Inverse(back)
+		p.codec.Inverse(rot, back, 1, p.HeadDimV)
 	}
 	for d := range out {
 		out[d] = float32(exact[d]/sum + float64(back[d]))

@@ -10,6 +10,7 @@ import (
 	"sync"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -34,13 +35,16 @@ const MaxWorkers = 1 << 12
 type Backend struct {
 	caps    backend.Caps
 	kern    *attend.Kernels
+	codec   *codec.Kernels
 	workers *workers
 	scratch sync.Pool // of *scratch
+	coders  sync.Pool // of *coder
 
-	mu     sync.Mutex
-	closed bool
-	live   int64 // bytes of buffers that are not freed
-	bufs   map[*buffer]struct{}
+	mu        sync.Mutex
+	rotations map[rotKey]*codec.Rotation
+	closed    bool
+	live      int64 // bytes of buffers that are not freed
+	bufs      map[*buffer]struct{}
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -58,7 +62,7 @@ func Open(o Options) (*Backend, error) {
 		return nil, fmt.Errorf("kvist/cpu: opening: memory limit of %d bytes: %w", o.Memory,
 			quant.ErrShape)
 	}
-	kern, err := chooseISA(o.ISA, environment)
+	kern, coding, err := chooseISA(o.ISA, environment)
 	if err != nil {
 		return nil, err
 	}
@@ -69,14 +73,16 @@ func Open(o Options) (*Backend, error) {
 		o.Memory = physicalMemory()
 	}
 	return &Backend{
-		kern: kern,
+		kern: kern, codec: coding,
 		caps: backend.Caps{
 			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: kern.ISA(),
 			Workers: o.Workers, Memory: o.Memory, Reason: o.Reason,
 		},
-		workers: newWorkers(o.Workers),
-		scratch: sync.Pool{New: func() any { return new(scratch) }},
-		bufs:    make(map[*buffer]struct{}),
+		workers:   newWorkers(o.Workers),
+		scratch:   sync.Pool{New: func() any { return new(scratch) }},
+		coders:    sync.Pool{New: func() any { return newCoder(coding) }},
+		rotations: make(map[rotKey]*codec.Rotation),
+		bufs:      make(map[*buffer]struct{}),
 	}, nil
 }
 

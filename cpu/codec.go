@@ -6,8 +6,10 @@ import (
 	"context"
 	"encoding/binary"
 	"math"
+	"unsafe"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
@@ -34,7 +36,7 @@ func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 		tasks[i] = t
 	}
 	return b.workers.run(ctx, backend.OpEncode, len(tasks), func(i int) error {
-		if err := tasks[i].run(); err != nil {
+		if err := tasks[i].run(b); err != nil {
 			return jobError(backend.OpEncode, i, err)
 		}
 		return nil
@@ -70,7 +72,7 @@ func (t *encodeTask) row(r int) int {
 	return int(int32(binary.LittleEndian.Uint32(t.index[4*r:])))
 }
 
-func (t *encodeTask) run() error {
+func (t *encodeTask) run(b *Backend) error {
 	j := t.job
 	rowBytes := j.Dim * j.DType.Size()
 	if j.Dst.Coding.Format == j.DType.Format() {
@@ -79,13 +81,82 @@ func (t *encodeTask) run() error {
 		}
 		return nil
 	}
+	if codec.Encodes(j.Dst.Coding) && j.Rows > 0 {
+		rot, err := b.rotation(j.Dim, j.Dst.Seed)
+		if err != nil {
+			return err
+		}
+		w := b.coders.Get().(*coder)
+		defer b.coders.Put(w)
+		w.task, w.kern = t, b.kern
+		ok := w.Encode(t.dst, j.Dst.Coding, j.Rows, rot, w.load)
+		w.task = nil
+		if ok {
+			return nil
+		}
+	}
+	// Other codings, and rows that package quant refuses: it says why.
 	x := quant.Rows{Dim: j.Dim, Data: make([]float32, j.Rows*j.Dim)}
-	exact := quant.Coding{Format: j.DType.Format()}
 	for r := range j.Rows {
 		at := t.row(r) * t.stride
-		attend.UnpackScaled(x.Row(r), exact, t.src[at:at+rowBytes], 1, j.Dim, 0, 1)
+		b.kern.Exact(x.Row(r), j.DType.Format(), t.src[at:at+rowBytes], 1, j.Dim, j.Dim)
 	}
 	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
+}
+
+// coder is a codec.Worker that loads the rows of a task.
+type coder struct {
+	*codec.Worker
+	kern *attend.Kernels
+	task *encodeTask
+	load codec.Loader
+	tile []float32
+}
+
+func newCoder(k *codec.Kernels) *coder {
+	c := &coder{Worker: k.NewWorker()}
+	c.load = c.loadRows
+	return c
+}
+
+// loadRows is a codec.Loader.
+func (c *coder) loadRows(tile []float32, stride, r0, n int) {
+	t := c.task
+	dim, f := t.job.Dim, t.job.DType.Format()
+	rowBytes := dim * t.job.DType.Size()
+	if t.index == nil && t.stride == rowBytes {
+		c.kern.Exact(tile, f, t.src[r0*rowBytes:(r0+n)*rowBytes], n, dim, stride)
+		return
+	}
+	for i := range n {
+		at := t.row(r0+i) * t.stride
+		c.kern.Exact(tile[i*stride:(i+1)*stride], f, t.src[at:at+rowBytes], 1, dim, stride)
+	}
+}
+
+// maxRotations is how many rotations are kept: a model has few seeds and row lengths.
+const maxRotations = 64
+
+// rotation returns the rotation of a seed, kept from call to call.
+func (b *Backend) rotation(dim int, seed uint64) (*codec.Rotation, error) {
+	key := rotKey{seed, dim}
+	b.mu.Lock()
+	r := b.rotations[key]
+	b.mu.Unlock()
+	if r != nil {
+		return r, nil
+	}
+	r, err := codec.NewRotation(dim, seed)
+	if err != nil {
+		return nil, err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.rotations) >= maxRotations {
+		clear(b.rotations)
+	}
+	b.rotations[key] = r
+	return r, nil
 }
 
 // Decode unpacks rows, see backend.Backend.
@@ -104,8 +175,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	}
 	return b.workers.run(ctx, backend.OpDecode, len(tasks), func(i int) error {
 		j := &jobs[i]
-		err := decode(tasks[i].dst, j.Src.Coding, tasks[i].src, j.Rows, j.Dim, j.Src.Seed)
-		if err != nil {
+		if err := b.decode(tasks[i].dst, j, tasks[i].src); err != nil {
 			return jobError(backend.OpDecode, i, err)
 		}
 		return nil
@@ -113,30 +183,48 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 }
 
 // decode unpacks to little-endian float32 in the original basis.
-func decode(dst []byte, c quant.Coding, src []byte, rows, dim int, seed uint64) error {
-	var rot *quant.Rotation
+func (b *Backend) decode(dst []byte, j *backend.DecodeJob, src []byte) error {
+	c, dim := j.Src.Coding, j.Dim
+	var rot *codec.Rotation
 	if c.Format.Rotated() {
 		var err error
-		if rot, err = quant.NewRotation(dim, seed); err != nil {
+		if rot, err = b.rotation(dim, j.Src.Seed); err != nil {
 			return err
 		}
 	}
-	tile := make([]float32, tileRows*dim)
-	for r := 0; r < rows; r += tileRows {
-		n := min(tileRows, rows-r)
-		attend.UnpackScaled(tile, c, src, rows, dim, r, n)
-		for i := range n {
-			if rot != nil {
-				rot.Inverse(tile[i*dim : (i+1)*dim])
-			}
+	w := b.coders.Get().(*coder)
+	defer b.coders.Put(w)
+	w.tile = grow(w.tile, tileRows*dim)
+	for r := 0; r < j.Rows; r += tileRows {
+		n := min(tileRows, j.Rows-r)
+		tile := w.tile[:n*dim]
+		if rot != nil {
+			w.Decode(tile, c, src, j.Rows, rot, r, n)
+		} else {
+			attend.UnpackScaled(tile, c, src, j.Rows, dim, r, n)
 		}
-		out := dst[4*r*dim:]
-		for i, v := range tile[:n*dim] {
-			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(v))
-		}
+		putFloats(dst[4*r*dim:], tile)
 	}
 	return nil
 }
+
+// putFloats writes little-endian float32.
+func putFloats(dst []byte, x []float32) {
+	dst = dst[:4*len(x)]
+	if littleEndian {
+		copy(dst, unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(x))), 4*len(x)))
+		return
+	}
+	for i, v := range x {
+		binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(v))
+	}
+}
+
+// littleEndian reports whether this machine stores float32 as the formats do.
+var littleEndian = func() bool {
+	x := uint16(1)
+	return *(*byte)(unsafe.Pointer(&x)) == 1
+}()
 
 // Demote re-codes packed rows to fewer bits, see backend.Backend.
 func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
@@ -154,6 +242,13 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	}
 	return b.workers.run(ctx, backend.OpDemote, len(tasks), func(i int) error {
 		j := &jobs[i]
+		if j.To.Format < j.Src.Coding.Format {
+			w := b.coders.Get().(*coder)
+			defer b.coders.Put(w)
+			if w.Demote(tasks[i].dst, j.To, tasks[i].src, j.Src.Coding, j.Rows, j.Dim) {
+				return nil
+			}
+		}
 		err := quant.Demote(tasks[i].dst, j.To, tasks[i].src, j.Src.Coding, j.Rows, j.Dim)
 		if err != nil {
 			return jobError(backend.OpDemote, i, err)

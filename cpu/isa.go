@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -24,39 +25,54 @@ var knownISAs = []string{"generic", "avx2", "avx512"}
 func ISAs() []string {
 	var names []string
 	for _, k := range available() {
-		names = append(names, k.ISA())
+		names = append(names, k.attend.ISA())
 	}
 	return names
 }
 
-func available() []*attend.Kernels {
-	return append([]*attend.Kernels{attend.Generic()}, attend.Native()...)
+// kernels are the kernel families of one instruction set.
+type kernels struct {
+	attend *attend.Kernels
+	codec  *codec.Kernels
+}
+
+func available() []kernels {
+	list := []kernels{{attend.Generic(), codec.Generic()}}
+	for _, a := range attend.Native() {
+		for _, c := range codec.Native() {
+			if a.ISA() == c.ISA() {
+				list = append(list, kernels{a, c})
+			}
+		}
+	}
+	return list
 }
 
 // chooseISA resolves Options.ISA.
 //
 // Errors: quant.ErrUnsupported for an unknown name, quant.ErrUnavailable for an instruction set
 // that this build or this machine does not have; both name what there is.
-func chooseISA(asked string, getenv func(string) string) (*attend.Kernels, error) {
+func chooseISA(asked string, getenv func(string) string) (*attend.Kernels, *codec.Kernels, error) {
 	source := "Options.ISA"
 	if asked == "" {
 		asked, source = getenv(EnvISA), EnvISA
 	}
 	have := available()
 	if asked == "" {
-		return have[len(have)-1], nil
+		best := have[len(have)-1]
+		return best.attend, best.codec, nil
 	}
 	for _, k := range have {
-		if k.ISA() == asked {
-			return k, nil
+		if k.attend.ISA() == asked {
+			return k.attend, k.codec, nil
 		}
 	}
 	cause, what := quant.ErrUnsupported, "not an instruction set of kvist"
 	if slices.Contains(knownISAs, asked) {
 		cause, what = quant.ErrUnavailable, "not in this build or machine"
 	}
-	return nil, fmt.Errorf("kvist/cpu: opening: %s %q: %s, which has %s: %w", source, asked, what,
-		strings.Join(ISAs(), ", "), cause)
+	return nil, nil, fmt.Errorf("kvist/cpu: opening: %s %q: %s, which has %s: %w", source, asked,
+		what, strings.Join(ISAs(), ", "), cause)
 }
 
 func environment(key string) string { return os.Getenv(key) }

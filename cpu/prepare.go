@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -30,7 +31,8 @@ type prepared struct {
 	// vecs holds, for each basis that some K side has, the queries: [n, group, padK].
 	vecs  [2][layouts][]float32
 	freqs []float64 // angle a position turns each RoPE pair by
-	rot   map[rotKey]*quant.Rotation
+	rot   map[rotKey]*codec.Rotation
+	codec *codec.Kernels
 }
 
 type rotKey struct {
@@ -60,10 +62,10 @@ func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.k
 func (b *Backend) prepare(ctx context.Context, op backend.Op, q *backend.Queries,
 	blocks []backend.Block, sd []seeds) (*prepared, error) {
 	n := q.Len()
-	p := &prepared{Queries: q, kern: b.kern, seeds: sd, rot: make(map[rotKey]*quant.Rotation),
+	p := &prepared{Queries: q, kern: b.kern, seeds: sd, rot: make(map[rotKey]*codec.Rotation), codec: b.codec,
 		padK: b.kern.PadDim(q.HeadDim), padV: b.kern.PadDim(q.HeadDimV)}
 	for i := range sd {
-		if err := p.addRotations(sd[i]); err != nil {
+		if err := p.addRotations(b, sd[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -102,7 +104,7 @@ func (p *prepared) arrange(i int, tmp []float32) {
 					break
 				}
 				copy(tmp, src)
-				rot.Forward(tmp)
+				p.codec.Forward(rot, tmp, 1, dim)
 				src = tmp
 			}
 			for l, v := range p.vecs[rotated] {
@@ -114,13 +116,13 @@ func (p *prepared) arrange(i int, tmp []float32) {
 	}
 }
 
-func (p *prepared) addRotations(s seeds) error {
+func (p *prepared) addRotations(b *Backend, s seeds) error {
 	add := func(has bool, seed uint64, dim int) error {
 		key := rotKey{seed, dim}
 		if !has || p.rot[key] != nil {
 			return nil
 		}
-		r, err := quant.NewRotation(dim, seed)
+		r, err := b.rotation(dim, seed)
 		p.rot[key] = r
 		return err
 	}
@@ -131,7 +133,7 @@ func (p *prepared) addRotations(s seeds) error {
 }
 
 // rotK returns the rotation of query i's K sides, nil when none is rotated.
-func (p *prepared) rotK(i int) *quant.Rotation {
+func (p *prepared) rotK(i int) *codec.Rotation {
 	if s := p.seedsOf(i); s.HasK {
 		return p.rot[rotKey{s.K, p.HeadDim}]
 	}
@@ -139,7 +141,7 @@ func (p *prepared) rotK(i int) *quant.Rotation {
 }
 
 // rotV returns the rotation of query i's V sides, nil when none is rotated.
-func (p *prepared) rotV(i int) *quant.Rotation {
+func (p *prepared) rotV(i int) *codec.Rotation {
 	if s := p.seedsOf(i); s.HasV {
 		return p.rot[rotKey{s.V, p.HeadDimV}]
 	}

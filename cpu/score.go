@@ -104,7 +104,7 @@ func (s *scorer) turnedQueries(offset int32, bs basis) []float32 {
 			copy(s.one, p.Q[(int(q)*p.Group+h)*p.HeadDim:])
 			turn(s.one, p.Rope.Layout, s.sin, s.cos)
 			if bs.rotated {
-				p.rotK(int(q)).Forward(s.one)
+				p.codec.Forward(p.rotK(int(q)), s.one, 1, p.HeadDim)
 			}
 			at := (i*p.Group + h) * p.padK
 			attend.Arrange((*v)[at:at+p.padK], s.one, bs.layout)

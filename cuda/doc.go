@@ -1,8 +1,44 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package cuda will hold the CUDA backend: libcuda opened at run time, no cgo, no toolkit.
+// Package cuda is the CUDA backend: the kernels of package kernels, launched through libcuda,
+// which is opened at run time. No cgo, no toolkit; a binary that holds this package runs on
+// machines without a GPU, where Open says why not.
 //
-// Status: not built. Package engine/auto detects libcuda and says so; asking for the cuda backend
-// fails with quant.ErrUnavailable, and "auto" uses package cpu and gives the reason in Caps. The
-// contract it will satisfy is engine/backend, its suite engine/backend/backendtest.
+// Status: every kernel runs in tests through the stand-in driver of kernels/emu, which holds it
+// against the oracle. No GPU has run it yet: nothing is claimed about its speed.
+//
+// # Concepts
+//
+// Packed blocks live in device memory: a Buffer is one allocation. A verb checks its arguments on
+// the host, takes a lane (a stream, pinned staging memory and scratch on the device, all of them
+// kept for the next call), sends what the kernels need to know in one copy, launches, and waits.
+//
+// Attend: neighbouring queries with one list of blocks share a unit of up to 8 heads, for which
+// rows are unpacked once. Lists are cut into pieces that depend on nothing but the list, so that
+// results do not change with what else is in a batch. Blocks whose V is in the original basis and
+// blocks whose V is rotated go to different pieces, and are combined last.
+//
+// # Layout
+//
+// Device addresses are numbers on the host; nothing on the host points into device memory. The
+// parameter structs are those of package kernels.
+//
+// # Errors
+//
+// Those of the contract, and *Error for a call of the driver that failed: with the call, the code,
+// the kernel launched before, and the compiler's log. It matches quant.ErrTooLarge where memory ran
+// out: free something, and call again. Otherwise quant.ErrUnavailable.
+//
+// A code that means that the device is gone (an illegal address, a failed launch) turns the
+// backend off: Lost names it, and every later call fails with quant.ErrUnavailable. Buffers are
+// then lost; another backend has to start afresh.
+//
+// # Concurrency
+//
+// All methods may be called from many goroutines. Calls beyond the number of lanes wait for one.
+//
+// # Determinism
+//
+// Packed bytes and decoded floats are those of package quant, bit by bit. Attend and Relevance give
+// the same bits on every call: no float is added atomically.
 package cuda

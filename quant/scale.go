@@ -39,6 +39,12 @@ func Log8Scale(base float32, k uint8) float32 {
 	return float32(float32(base*log8Frac[k%log8Steps]) * pow2(-int(k/log8Steps)))
 }
 
+// Log8Bound returns the scale below which the 8-bit logarithm is more than k, where the nearest is
+// wanted: base * 2^(-(k+1/2)/16), rounded as Log8Scale. A scale of exactly the bound takes k.
+func Log8Bound(base float32, k uint8) float32 {
+	return float32(float32(base*log8Mid[k%log8Steps]) * pow2(-int(k/log8Steps)))
+}
+
 // log8Code returns the nearest logarithm: the count of midpoints that s lies below, at most 254.
 // A scale that is not zero never becomes zero. With up, it is the smallest scale that is not
 // below s.
@@ -48,7 +54,7 @@ func log8Code(base, s float32, up bool) uint8 {
 	}
 	k := 0
 	for k < 254 {
-		bound := float32(float32(base*log8Mid[k%log8Steps]) * pow2(-(k / log8Steps)))
+		bound := Log8Bound(base, uint8(k))
 		if up {
 			bound = Log8Scale(base, uint8(k+1))
 		}

@@ -12,9 +12,9 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/cmd/kvist/internal/selftest"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/auto"
+	"github.com/kvist-project/kvist/engine/backend/selftest"
 )
 
 func newDoctor(a *app) *cobra.Command {

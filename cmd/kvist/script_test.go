@@ -17,6 +17,7 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/kernels/emu"
 )
 
 // TestMain lets scripts, and tests that kill the process, run the program as "kvist".
@@ -42,11 +43,23 @@ const (
 //	atmost FILE KEY X     its field KEY is a number of at most X
 //	weights FILE DIM...   FILE is an .npy of F32 of that shape: weights that fall and rise
 //	clean DIR             DIR holds no temporary file of ours
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
+
+// TestScripts_CUDA runs testdata/script-cuda with the stand-in for libcuda.so.1 where the loader
+// finds it; the variable KVIST_EMU gives it faults.
+func TestScripts_CUDA(t *testing.T) {
+	dir := filepath.Dir(emu.Build(t))
+	runScripts(t, "testdata/script-cuda", map[string]string{"LD_LIBRARY_PATH": dir})
+}
+
+func runScripts(t *testing.T, dir string, environment map[string]string) {
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Dir:                 dir,
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
+			for name, value := range environment {
+				env.Setenv(name, value)
+			}
 			for name, path := range map[string]string{"KV": kvCapture, "NPY": npyCapture,
 				"CORRUPT": corruptDir, "GOLDEN": "../../testdata/golden/v1"} {
 				abs, err := filepath.Abs(path)

@@ -56,9 +56,10 @@ func Probe() []Candidate { return system().probe() }
 
 // machine is where probing looks; tests have machines of their own.
 type machine struct {
-	root string // stands for "/"
-	goos string
-	isas []string
+	root    string // stands for "/"
+	goos    string
+	isas    []string
+	library string // of CUDA, by path; empty: as the loader finds it
 }
 
 func system() machine { return machine{root: "/", goos: runtime.GOOS, isas: cpu.ISAs()} }
@@ -77,11 +78,17 @@ func (m machine) probe() []Candidate {
 func (m machine) open(name string, opts Options) (backend.Backend, error) {
 	reason := "asked for by name"
 	switch name {
-	case CUDA:
-		return nil, fmt.Errorf("kvist/auto: opening backend cuda: %s: %w", m.probeCUDA().Reason,
-			quant.ErrUnavailable)
-	case Auto, "":
-		reason = "no cuda: " + m.probeCUDA().Reason
+	case CUDA, Auto, "":
+		f := m.findCUDA()
+		b, info, err := m.openCUDA(f)
+		if err == nil {
+			announce(opts.Logger, b.Caps())
+			return b, nil
+		}
+		reason = "no cuda: " + m.whyNot(f, info, err)
+		if name == CUDA {
+			return nil, &openError{strings.TrimPrefix(reason, "no cuda: "), err}
+		}
 	case CPU:
 	default:
 		return nil, fmt.Errorf("kvist/auto: opening backend %q: want one of %s: %w", name,
@@ -91,10 +98,23 @@ func (m machine) open(name string, opts Options) (backend.Backend, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kvist/auto: opening backend cpu: %w", err)
 	}
-	if opts.Logger != nil {
-		c := b.Caps()
-		opts.Logger.Info("backend chosen", "backend", c.Name, "isa", c.ISA, "workers", c.Workers,
-			"reason", c.Reason)
-	}
+	announce(opts.Logger, b.Caps())
 	return b, nil
+}
+
+// openError is the CUDA backend that cannot be opened: the reason in one line, and its cause.
+type openError struct {
+	reason string
+	err    error
+}
+
+func (e *openError) Error() string { return "kvist/auto: opening backend cuda: " + e.reason }
+func (e *openError) Unwrap() error { return e.err }
+
+// announce tells a logger which backend it is, and why.
+func announce(l *slog.Logger, c backend.Caps) {
+	if l != nil {
+		l.Info("backend chosen", "backend", c.Name, "device", c.Device, "isa", c.ISA, "workers",
+			c.Workers, "reason", c.Reason)
+	}
 }

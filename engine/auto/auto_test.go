@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/kernels/emu"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -32,7 +33,7 @@ func fake(t *testing.T, files map[string]string) machine {
 		require.NoError(t, os.MkdirAll(filepath.Dir(full), 0o755))
 		require.NoError(t, os.WriteFile(full, []byte(text), 0o644))
 	}
-	return machine{root: root, goos: "linux", isas: cpu.ISAs()}
+	return machine{root: root, goos: "linux", isas: cpu.ISAs(), library: "/nowhere/libcuda.so.1"}
 }
 
 func TestProbeCUDA_Reasons(t *testing.T) {
@@ -43,9 +44,9 @@ func TestProbeCUDA_Reasons(t *testing.T) {
 	}{
 		{"nothing", nil, "no libcuda.so.1 found (looked in /usr/lib/x86_64-linux-gnu, "},
 		{"library and driver", map[string]string{library: "elf", driverVersion: oldVersion},
-			"found driver 550.54.15, but this build has no CUDA backend yet"},
+			"found driver 550.54.15, but: opening /nowhere/libcuda.so.1"},
 		{"open driver", map[string]string{"usr/lib64/libcuda.so.1": "elf", driverVersion: openVersion},
-			"found driver 570.86.15, but this build has no CUDA backend yet"},
+			"found driver 570.86.15, but: opening /nowhere/libcuda.so.1"},
 		{"driver without library", map[string]string{driverVersion: oldVersion},
 			"found driver 550.54.15, but no libcuda.so.1 (looked in "},
 		{"toolkit stub only", map[string]string{"usr/lib64/libcuda.so": "elf"},
@@ -53,11 +54,11 @@ func TestProbeCUDA_Reasons(t *testing.T) {
 		{"library without driver", map[string]string{library: "elf"}, "but no driver is loaded"},
 		{"known to the loader", map[string]string{driverVersion: oldVersion,
 			loaderCache: "glibc-ld.so.cache\x00/opt/odd/libcuda.so.1\x00"},
-			"found driver 550.54.15, but this build"},
+			"found driver 550.54.15, but: opening"},
 		{"loader knows another", map[string]string{
 			loaderCache: "glibc-ld.so.cache\x00/opt/odd/libcuda.so.12\x00"}, "no libcuda.so.1 found"},
 		{"WSL", map[string]string{"usr/lib/wsl/lib/libcuda.so.1": "elf", "dev/dxg": ""},
-			"found a driver of unknown version"},
+			"found a driver of unknown version, but: opening"},
 		{"version file that says nothing", map[string]string{library: "elf",
 			driverVersion: "NVRM version: what\n"}, "found driver of unknown version"},
 		{"version file of noise", map[string]string{library: "elf", driverVersion: "\x00\xff 1.2"},
@@ -84,7 +85,7 @@ func TestProbeCUDA_Details(t *testing.T) {
 	require.Equal(t, filepath.Join(m.root, library), got["library"])
 	require.Equal(t, "550.54.15", got["driver"])
 	require.Equal(t, "NVIDIA L4", got["GPUs"])
-	require.Equal(t, 1, strings.Count(got["devices"], ","), "two devices, not the control file")
+	require.Equal(t, 1, strings.Count(got["device files"], ","), "two devices, not the control file")
 }
 
 func TestProbeCUDA_OtherSystems(t *testing.T) {
@@ -97,9 +98,53 @@ func TestOpen_CUDAIsRefusedWithTheReason(t *testing.T) {
 	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion})
 	_, err := m.open(CUDA, Options{})
 	require.ErrorIs(t, err, quant.ErrUnavailable)
-	require.ErrorContains(t, err, "found driver 550.54.15, but this build has no CUDA backend yet")
-	_, err = Open(CUDA, Options{})
-	require.ErrorIs(t, err, quant.ErrUnavailable)
+	require.ErrorContains(t, err, "found driver 550.54.15, but: opening /nowhere/libcuda.so.1")
+}
+
+// The stand-in driver takes the place of a GPU: what Open and Probe do with each of its faults.
+func TestOpen_CUDA(t *testing.T) {
+	m := machine{root: t.TempDir(), goos: "linux", isas: cpu.ISAs(), library: emu.Build(t)}
+	for _, c := range []struct{ name, config, reason string }{
+		{"good", "sm=90", ""},
+		{"old driver", "version=11080", "the driver supports CUDA 11.8, want 12.0"},
+		{"no device", "devices=0", "has no device"},
+		{"driver broken", "init=999", "CUDA_ERROR_UNKNOWN (999)"},
+		{"PTX refused", "ptx=71", "Unsupported .version 8.0"},
+		{"no memory", "memory=5000", "CUDA_ERROR_OUT_OF_MEMORY"},
+		{"wrong results", "skip=kvist_attend_h4", "self-test: attend"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Setenv("KVIST_EMU", c.config)
+			var log bytes.Buffer
+			opts := Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}
+			b, err := m.open(Auto, opts)
+			require.NoError(t, err)
+			caps := b.Caps()
+			require.NoError(t, b.Close())
+			require.Equal(t, 1, strings.Count(log.String(), "\n"), "logged once")
+			probe := m.probeCUDA()
+			require.Equal(t, c.reason == "", probe.Usable, probe.Reason)
+			named, err := m.open(CUDA, Options{})
+			if c.reason == "" {
+				require.Equal(t, "cuda", caps.Name)
+				require.Equal(t, "sm_90", caps.ISA)
+				require.Empty(t, caps.Reason)
+				require.NoError(t, err)
+				require.NoError(t, named.Close())
+				require.Contains(t, probe.Reason, "passes the self-test")
+				return
+			}
+			require.Equal(t, "cpu", caps.Name)
+			require.Contains(t, caps.Reason, "no cuda: opened ")
+			require.Contains(t, caps.Reason, "libcuda.so.1, but: ")
+			require.Contains(t, caps.Reason, c.reason)
+			require.NotContains(t, caps.Reason, "\n")
+			require.Contains(t, log.String(), "no cuda")
+			require.ErrorIs(t, err, quant.ErrUnavailable)
+			require.ErrorContains(t, err, c.reason)
+			require.Contains(t, probe.Reason, c.reason)
+		})
+	}
 }
 
 func TestOpen_AutoFallsBackAndSaysWhyOnce(t *testing.T) {
@@ -111,7 +156,7 @@ func TestOpen_AutoFallsBackAndSaysWhyOnce(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, "cpu", b.Caps().Name)
 		require.Equal(t, 2, b.Caps().Workers)
-		require.Contains(t, b.Caps().Reason, "found driver 550.54.15, but this build")
+		require.Contains(t, b.Caps().Reason, "found driver 550.54.15, but: opening")
 		require.Equal(t, 1, strings.Count(log.String(), "\n"))
 		require.Contains(t, log.String(), "found driver 550.54.15")
 		require.NoError(t, b.Close())

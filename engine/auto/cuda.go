@@ -4,11 +4,15 @@ package auto
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+
+	"github.com/kvist-project/kvist/cuda"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // cudaLibrary is the driver's library by the name that the dynamic loader resolves. libcuda.so
@@ -114,33 +118,80 @@ func parseModel(text []byte) string {
 	return ""
 }
 
-// probeCUDA says what stands between this machine and a CUDA backend.
+// probeCUDA opens the CUDA backend, describes it, and closes it again.
 func (m machine) probeCUDA() Candidate {
 	c := Candidate{Name: CUDA}
-	if m.goos != "linux" {
-		c.Reason = "this build has no CUDA backend for " + m.goos
-		return c
-	}
 	f := m.findCUDA()
 	for _, d := range []Detail{{"library", f.library}, {"driver", f.driver},
-		{"devices", strings.Join(f.devices, ", ")}, {"GPUs", strings.Join(f.gpus, ", ")}} {
+		{"device files", strings.Join(f.devices, ", ")}, {"GPUs", strings.Join(f.gpus, ", ")},
+		{"kernels", cuda.Kernels()}} {
 		if d.Value != "" {
 			c.Details = append(c.Details, d)
 		}
 	}
+	b, info, err := m.openCUDA(f)
+	if info.Driver > 0 {
+		c.Details = append(c.Details, Detail{"driver supports CUDA", cuda.VersionString(info.Driver)})
+	}
+	for _, d := range info.Devices {
+		c.Details = append(c.Details, Detail{fmt.Sprintf("device %d", d.Index),
+			fmt.Sprintf("%s, %s, %d multiprocessors, %.1f GiB", d.Name, d.ISA(), d.Units,
+				float64(d.Memory)/(1<<30))})
+	}
+	if err != nil {
+		c.Reason = m.whyNot(f, info, err)
+		return c
+	}
+	caps := b.Caps()
+	if err := b.Close(); err != nil {
+		c.Reason = m.whyNot(f, info, err)
+		return c
+	}
+	c.Usable = true
+	c.Reason = fmt.Sprintf("%s (%s) passes the self-test", caps.Device, caps.ISA)
+	return c
+}
+
+// openCUDA opens the backend by the library's name, as the loader finds it, or else by the path
+// where a library lies that the loader does not know.
+func (m machine) openCUDA(f cudaFindings) (*cuda.Backend, cuda.Info, error) {
+	if m.goos != "linux" {
+		return nil, cuda.Info{}, fmt.Errorf("kvist/auto: this build has no CUDA backend for %s: %w",
+			m.goos, quant.ErrUnavailable)
+	}
+	library := m.library
+	info, err := cuda.Probe(library)
+	if err != nil && !info.Loaded && library == "" && filepath.Base(f.library) == cudaLibrary {
+		library = f.library
+		info, err = cuda.Probe(library)
+	}
+	if err != nil {
+		return nil, info, err
+	}
+	b, err := cuda.Open(cuda.Options{Library: library, Device: cuda.AnyDevice})
+	return b, info, err
+}
+
+// whyNot says in one line what stands between this machine and the CUDA backend.
+func (m machine) whyNot(f cudaFindings, info cuda.Info, err error) string {
+	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "kvist/cuda: "), "kvist/auto: ")
+	text = strings.Join(strings.Fields(text), " ")
+	text = strings.TrimSuffix(text, ": "+quant.ErrUnavailable.Error())
 	looked := "/" + strings.Join(libraryFolders, ", /") + ", /" + loaderCache
 	switch {
+	case m.goos != "linux":
+		return text
+	case info.Loaded:
+		return "opened " + info.Library + ", but: " + text
 	case f.library == "" && f.driver != "":
-		c.Reason = "found driver " + f.driver + ", but no " + cudaLibrary + " (looked in " + looked + ")"
+		return "found driver " + f.driver + ", but no " + cudaLibrary + " (looked in " + looked + ")"
 	case f.library == "":
-		c.Reason = "no " + cudaLibrary + " found (looked in " + looked + ")"
+		return "no " + cudaLibrary + " found (looked in " + looked + ")"
 	case f.driver == "" && len(f.devices) == 0:
-		c.Reason = "found " + f.library + ", but no driver is loaded (no /" + driverVersion +
+		return "found " + f.library + ", but no driver is loaded (no /" + driverVersion +
 			", no device file)"
 	case f.driver == "":
-		c.Reason = "found a driver of unknown version, but this build has no CUDA backend yet"
-	default:
-		c.Reason = "found driver " + f.driver + ", but this build has no CUDA backend yet"
+		return "found a driver of unknown version, but: " + text
 	}
-	return c
+	return "found driver " + f.driver + ", but: " + text
 }

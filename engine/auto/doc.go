@@ -6,8 +6,12 @@
 // # Concepts
 //
 // A Candidate is a backend that kvist knows, whether it can be used here, and the reason.
-// Probing looks at files only: it loads no driver into the process and opens no device, so that
-// it cannot hang or crash on a broken installation.
+// Probing opens the CUDA driver and its best device, runs the self-test, and closes it again.
+// Where that fails, files of the system (the driver's version, device files, folders that may hold
+// the library) help to say why.
+//
+// A binary that holds this package is linked dynamically, for it may open libcuda.so.1. A server
+// that wants to stay static imports package cpu instead.
 //
 // Open by name never falls back: a name that cannot be used is an error. Only "auto" does, and
 // then the reason is in Caps.Reason of the backend it returns, and in the log, once.

@@ -166,6 +166,14 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 	}
 }
 
+// Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a
+// multiple of 16 or dim itself.
+func (k *Kernels) Exact(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
+	if rows > 0 {
+		k.exact(dst[:rows*padDim], f, src[:rows*dim*f.Bits()/8], rows, dim, padDim)
+	}
+}
+
 // wide unpacks by groups of four rows, with kernels that read 8 bytes at a time. What would be
 // read behind the side is copied first.
 func (p planes) wide(dst []float32, quads bool, unpack func([]float32, planes, bool),

@@ -26,7 +26,7 @@ func AVX512() *Kernels {
 func exactAVX512(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
 	_, _ = dst[rows*padDim-1], src[rows*dim*f.Bits()/8-1]
 	full, tail := dim/16, uint32(1)<<(dim%16)-1
-	zeros := padDim/16 - (dim+15)/16
+	zeros := max(0, padDim/16-(dim+15)/16)
 	switch f {
 	case quant.F16:
 		unpackF16AVX512(&dst[0], &src[0], rows, full, tail, zeros)

@@ -14,9 +14,7 @@ import (
 func Generic() *Kernels {
 	return &Kernels{
 		isa: "generic", pad: 1,
-		exact: func(dst []float32, f quant.Format, src []byte, rows, dim, _ int) {
-			unpackExact(dst[:rows*dim], f, src)
-		},
+		exact: exactGeneric,
 		u8: func(dst []float32, src []byte, rows, dim, _ int) {
 			unpackU8(dst[:rows*dim], 1, src)
 		},
@@ -29,6 +27,19 @@ func Generic() *Kernels {
 		probs:   probsGeneric,
 		f16:     scalesF16Generic,
 		log8:    scalesLog8Generic,
+	}
+}
+
+func exactGeneric(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
+	if padDim == dim {
+		unpackExact(dst[:rows*dim], f, src)
+		return
+	}
+	rowBytes := dim * f.Bits() / 8
+	for r := range rows {
+		row := dst[r*padDim : (r+1)*padDim]
+		unpackExact(row[:dim], f, src[r*rowBytes:(r+1)*rowBytes])
+		clear(row[dim:])
 	}
 }
 

@@ -9,9 +9,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/cmd/kvist/internal/selftest"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/selftest"
 )
 
 func open(t *testing.T) *cpu.Backend {

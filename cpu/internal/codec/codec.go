@@ -1,0 +1,340 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package codec
+
+//go:generate sh ../generate.sh codec
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// tileRows is how many rows are worked on together.
+const tileRows = 32
+
+// Kernels are the routines of one instruction set. x and y are rows of stride values; n is the
+// number of 16 values of a row, the last of which are zeros where dim is no multiple of 16.
+type Kernels struct {
+	isa string
+	// forward and inverse transform rows of one window of a power of two of 8 or more values.
+	// signs holds sign bits per value.
+	forward, inverse func(x []float32, signs []uint32, rows, stride, length int, norm float32)
+	// peaks writes the largest magnitude of every row, as bits: integer order is the order of
+	// magnitudes, then infinity, then NaN.
+	peaks func(peaks []uint32, x []float32, stride, n int)
+	// scale multiplies every row with its factor.
+	scale func(x, factors []float32, stride, n int)
+	// quantize writes the codes of rows of lm1..lm4, and what their scales are made of.
+	quantize func(q planesJob, y []float32)
+	// quantizeU8 writes codes of rows of steps.
+	quantizeU8 func(codes []byte, y, steps []float32, stride, dim int)
+	// planes and u8 decode rows, times a unit a row. planes reads up to 7 bytes behind a row.
+	planes func(dst []float32, p planeRows, units []float32, stride int)
+	u8     func(dst []float32, src []byte, units []float32, stride, dim int)
+}
+
+// planesJob is a tile of rows that quantize works on.
+type planesJob struct {
+	dst             []byte // from the first row in plane 0 to the end of the planes
+	plane           int    // bytes of a plane
+	rows, dim       int
+	stride          int
+	thresholds      []float32 // in units of the root mean square
+	centroids       []int32   // their magnitudes
+	tmp             []float32 // [stride]
+	sums            []float32 // [2*rows]: |y|^2, <y,c>
+	cc              []int32   // [rows]: <c,c>
+	bits, n, oddEnd int       // oddEnd: 1 where the last 16 values are 8
+}
+
+// planeRows is a range of rows of a packed side in bit planes.
+type planeRows struct {
+	src             []byte // from the first row in plane 0 to the end of the side
+	plane, rowBytes int
+	bits, rows      int
+	table           *[16]float32 // entries by code
+}
+
+// ISA returns the name of the instruction set.
+func (k *Kernels) ISA() string { return k.isa }
+
+// Rotation is quant.Rotation with what the kernels want of it.
+type Rotation struct {
+	dim     int
+	windows []window
+}
+
+type window struct {
+	start, length int
+	norm          float32
+	signs         []uint32 // the sign bit of every value
+}
+
+// NewRotation returns the rotation of rows of dim values for a seed.
+//
+// Errors: those of quant.NewRotation.
+func NewRotation(dim int, seed uint64) (*Rotation, error) {
+	q, err := quant.NewRotation(dim, seed)
+	if err != nil {
+		return nil, err
+	}
+	r := &Rotation{dim: dim}
+	for _, w := range q.Windows() {
+		v := window{start: w.Start, length: w.Len, norm: w.Norm, signs: make([]uint32, w.Len)}
+		for i := range v.signs {
+			v.signs[i] = uint32(w.Signs[i/64]>>(i%64)) << 31
+		}
+		r.windows = append(r.windows, v)
+	}
+	return r, nil
+}
+
+// Dim returns the row length.
+func (r *Rotation) Dim() int { return r.dim }
+
+// Forward rotates rows of stride values: for each, quant.Rotation.Forward of the first Dim values.
+func (k *Kernels) Forward(r *Rotation, x []float32, rows, stride int) {
+	for _, w := range r.windows {
+		if rows > 0 {
+			k.forward(x[w.start:(rows-1)*stride+w.start+w.length], w.signs, rows, stride, w.length,
+				w.norm)
+		}
+	}
+}
+
+// Inverse undoes Forward up to rounding: for each row, quant.Rotation.Inverse.
+func (k *Kernels) Inverse(r *Rotation, x []float32, rows, stride int) {
+	for _, w := range r.windows {
+		if rows > 0 {
+			k.inverse(x[w.start:(rows-1)*stride+w.start+w.length], w.signs, rows, stride, w.length,
+				w.norm)
+		}
+	}
+}
+
+// Worker encodes and decodes with scratch of its own.
+type Worker struct {
+	k          *Kernels
+	y, tmp     []float32
+	scales     []float32
+	peaks      [tileRows]uint32
+	factors    [tileRows]float32
+	exps       [tileRows]int32
+	sums       [2 * tileRows]float32
+	cc         [tileRows]int32
+	padded     []byte
+	centroids  [8]int32
+	thresholds [8]float32
+	tables     [16]float32
+}
+
+// NewWorker returns a worker of an instruction set.
+func (k *Kernels) NewWorker() *Worker { return &Worker{k: k} }
+
+func grow[T any](s []T, n int) []T {
+	if cap(s) < n {
+		return make([]T, n)
+	}
+	return s[:n]
+}
+
+// Loader writes rows [r0, r0+n) to tile, stride values apart; values behind those of a row are
+// zeroed.
+type Loader func(tile []float32, stride, r0, n int)
+
+// Encodes reports whether Encode takes a coding.
+func Encodes(c quant.Coding) bool { return c.Format.Nested() || c.Format == quant.U8 }
+
+// Encode packs rows as quant.Encode does. It reports false, and dst then holds nothing of use,
+// where quant.Encode would refuse a row.
+func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, load Loader) bool {
+	dim := rot.dim
+	stride := (dim + 63) &^ 63
+	w.y, w.tmp = grow(w.y, tileRows*stride), grow(w.tmp, stride)
+	w.scales = grow(w.scales, rows)
+	codes, tail := dst[:len(dst)-c.ScaleBytes(rows)], dst[len(dst)-c.ScaleBytes(rows):]
+	if c.Format == quant.U8 {
+		return w.encodeU8(codes, tail, c, rows, rot, load, stride)
+	}
+	f := c.Format
+	copy(w.thresholds[:], nested[f-quant.LM1].thresholds)
+	copy(w.centroids[:], nested[f-quant.LM1].centroids)
+	plane := quant.PlaneBytes(rows, dim)
+	if pad := plane - rows*quant.RowPlaneBytes(dim); pad > 0 {
+		for p := 1; p <= f.Bits(); p++ {
+			clear(codes[p*plane-pad : p*plane])
+		}
+	}
+	for r0 := 0; r0 < rows; r0 += tileRows {
+		n := min(tileRows, rows-r0)
+		if !w.rotated(rot, load, stride, r0, n) {
+			return false
+		}
+		w.k.quantize(planesJob{dst: codes[r0*quant.RowPlaneBytes(dim):], plane: plane, rows: n,
+			dim: dim, stride: stride, thresholds: w.thresholds[:], centroids: w.centroids[:],
+			tmp: w.tmp, sums: w.sums[:], cc: w.cc[:], bits: f.Bits(), n: (dim + 15) / 16,
+			oddEnd: dim / 8 % 2}, w.y)
+		for i := range n {
+			var s float32
+			if xx := w.sums[2*i]; float32(xx/float32(dim)) > 0 {
+				s = RuleScale(c.Rule, xx, w.sums[2*i+1], float32(w.cc[i]))
+			}
+			w.scales[r0+i] = float32(s * pow2(int(w.exps[i])))
+		}
+	}
+	return putScales(tail, c, w.scales)
+}
+
+// rotated loads rows, brings each to [1, 2) by a power of two, and rotates them. It reports false
+// where one is not finite or beyond quant.MaxMagnitude.
+func (w *Worker) rotated(rot *Rotation, load Loader, stride, r0, n int) bool {
+	y := w.y[:n*stride]
+	load(y, stride, r0, n)
+	vectors := (rot.dim + 15) / 16
+	w.k.peaks(w.peaks[:n], y, stride, vectors)
+	for i, p := range w.peaks[:n] {
+		if p > maxMagnitudeBits {
+			return false
+		}
+		e := int32(0)
+		if p > 0 { // subnormals give -127
+			e = min(max(int32(p>>23)-127, -120), 126)
+		}
+		w.exps[i], w.factors[i] = e, pow2(int(-e))
+	}
+	w.k.scale(y, w.factors[:n], stride, vectors)
+	w.k.Forward(rot, y, n, stride)
+	return true
+}
+
+const maxMagnitudeBits = (127 + 111) << 23 // 2^111
+
+// encodeU8 takes the codes with the scale as it is stored: rows are rotated twice.
+func (w *Worker) encodeU8(codes, tail []byte, c quant.Coding, rows int, rot *Rotation, load Loader,
+	stride int) bool {
+	dim := rot.dim
+	clear(codes[rows*dim:])
+	for r0 := 0; r0 < rows; r0 += tileRows {
+		n := min(tileRows, rows-r0)
+		if !w.rotated(rot, load, stride, r0, n) {
+			return false
+		}
+		w.k.peaks(w.peaks[:n], w.y, stride, (dim+15)/16)
+		for i, p := range w.peaks[:n] {
+			peak := math.Float32frombits(p)
+			w.scales[r0+i] = float32(float32(float32(peak/127)/quant.CentroidUnit) * pow2(int(w.exps[i])))
+		}
+	}
+	if !putScales(tail, c, w.scales) {
+		return false
+	}
+	getScales(w.scales, c, tail)
+	for r0 := 0; r0 < rows; r0 += tileRows {
+		n := min(tileRows, rows-r0)
+		if rows > tileRows { // else the rows are still there
+			w.rotated(rot, load, stride, r0, n)
+		}
+		for i := range n {
+			w.factors[i] = float32(float32(w.scales[r0+i]*pow2(int(-w.exps[i]))) * quant.CentroidUnit)
+		}
+		w.k.quantizeU8(codes[r0*dim:(r0+n)*dim], w.y, w.factors[:n], stride, dim)
+	}
+	return true
+}
+
+// Decode unpacks rows [r0, r0+n) of a packed side of rows rows to dst as quant.Decode does: n at
+// most tileRows, len(dst) n*dim. c is one of the rotated codings.
+func (w *Worker) Decode(dst []float32, c quant.Coding, src []byte, rows int, rot *Rotation, r0,
+	n int) {
+	dim := rot.dim
+	w.DecodeRotated(dst, c, src, rows, dim, r0, n)
+	w.k.Inverse(rot, dst, n, dim)
+}
+
+// TileRows is the most rows of one call of Decode.
+const TileRows = tileRows
+
+// DecodeRotated is Decode in the basis the rows are stored in.
+func (w *Worker) DecodeRotated(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {
+	dst = dst[:n*dim]
+	tail := src[len(src)-c.ScaleBytes(rows):]
+	w.scales = grow(w.scales, n)
+	scalesOf(w.scales, c, tail, r0)
+	out, stride := dst, dim
+	if dim%64 != 0 {
+		stride = (dim + 63) &^ 63
+		w.y = grow(w.y, tileRows*stride)
+		out = w.y[:n*stride]
+	}
+	f := c.Format
+	switch {
+	case f == quant.U8:
+		for i := range w.scales {
+			w.scales[i] *= quant.CentroidUnit
+		}
+		w.k.u8(out, src[r0*dim:(r0+n)*dim], w.scales, stride, dim)
+	default:
+		p := planeRows{src: src[r0*quant.RowPlaneBytes(dim):], plane: quant.PlaneBytes(rows, dim),
+			rowBytes: quant.RowPlaneBytes(dim), bits: f.Bits(), rows: n, table: &codebooks[f]}
+		for i := range w.scales {
+			if f.Nested() {
+				w.scales[i] *= quant.CentroidUnit
+			} else {
+				w.scales[i] = float32(w.scales[i] / float32(math.Sqrt(float64(dim))))
+			}
+		}
+		w.planes(out, p, stride)
+	}
+	if stride != dim {
+		for i := range n {
+			copy(dst[i*dim:(i+1)*dim], out[i*stride:])
+		}
+	}
+}
+
+// planes decodes, and copies first what would be read behind the side.
+func (w *Worker) planes(out []float32, p planeRows, stride int) {
+	for p.rows > 0 {
+		q := p
+		if q.end(stride) > len(q.src) {
+			q.rows--
+			for q.rows > 0 && q.end(stride) > len(q.src) {
+				q.rows--
+			}
+		}
+		done := q.rows
+		if q.rows == 0 { // the last rows, one at a time
+			q.rows, done, q.plane = 1, 1, p.rowBytes
+			w.padded = grow(w.padded, p.bits*p.rowBytes+8)
+			for b := range p.bits {
+				copy(w.padded[b*p.rowBytes:], p.src[b*p.plane:b*p.plane+p.rowBytes])
+			}
+			q.src = w.padded
+		}
+		w.k.planes(out, q, w.scales[len(w.scales)-p.rows:][:done], stride)
+		if p.rows -= done; p.rows > 0 {
+			p.src, out = p.src[done*p.rowBytes:], out[done*stride:]
+		}
+	}
+}
+
+// end returns the end of the bytes that are read, by 8 at a time.
+func (p *planeRows) end(stride int) int {
+	return (p.bits-1)*p.plane + (p.rows-1)*p.rowBytes + stride/8
+}
+
+// scalesOf decodes the stored scales of rows [r0, r0+len(dst)).
+func scalesOf(dst []float32, c quant.Coding, tail []byte, r0 int) {
+	if c.Scale == quant.ScaleLog8 {
+		base := math.Float32frombits(binary.LittleEndian.Uint32(tail))
+		for i := range dst {
+			dst[i] = quant.Log8Scale(base, tail[4+r0+i])
+		}
+		return
+	}
+	for i := range dst {
+		dst[i] = quant.F16ToF32(binary.LittleEndian.Uint16(tail[2*(r0+i):]))
+	}
+}

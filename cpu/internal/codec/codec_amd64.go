@@ -1,0 +1,152 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !noasm
+
+package codec
+
+// The wrappers below turn slices into pointers and distances into bytes. Each first touches the
+// last element that the assembly will, so that a wrong caller panics instead of reading or
+// writing astray.
+
+// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI and GFNI.
+func AVX512() *Kernels {
+	return &Kernels{isa: "avx512", forward: forwardAVX512, inverse: inverseAVX512,
+		peaks: peakRowsAVX512, scale: scaleSliceAVX512, quantize: quantizeAVX512,
+		quantizeU8: quantizeU8RowsAVX512, planes: decodePlanesAVX512, u8: decodeU8RowsAVX512}
+}
+
+func forwardAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {
+	_, _ = x[(rows-1)*stride+length-1], signs[length-1]
+	switch length {
+	case 8:
+		forward8AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 16:
+		forward16AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 32:
+		forward32AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 64:
+		forward64AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 128:
+		forward128AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	default:
+		for r := range rows {
+			row := x[r*stride:][:length]
+			forward128AVX512(&row[0], &signs[0], length/128, 512, 512, 1)
+			longAVX512(row, norm)
+		}
+	}
+}
+
+// longAVX512 runs the strides from 128 up, and multiplies with norm.
+func longAVX512(row []float32, norm float32) {
+	for h := 128; h < len(row); h *= 2 {
+		f := float32(1)
+		if 2*h == len(row) {
+			f = norm
+		}
+		butterfliesAVX512(&row[0], 4*h, len(row)/(2*h), f)
+	}
+}
+
+// noSigns flips nothing, in windows of 128.
+var noSigns [128]uint32
+
+func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {
+	_, _ = x[(rows-1)*stride+length-1], signs[length-1]
+	switch length {
+	case 8:
+		inverse8AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 16:
+		inverse16AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 32:
+		inverse32AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 64:
+		inverse64AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 128:
+		inverse128AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	default:
+		for r := range rows {
+			row := x[r*stride:][:length]
+			inverse128AVX512(&row[0], &noSigns[0], length/128, 512, 0, 1)
+			longAVX512(row, norm)
+			flip(row, signs)
+		}
+	}
+}
+
+func peakRowsAVX512(peaks []uint32, x []float32, stride, n int) {
+	if rows := len(peaks); rows > 0 {
+		_ = x[(rows-1)*stride+16*n-1]
+		peaksAVX512(&peaks[0], &x[0], rows, n, 4*stride)
+	}
+}
+
+func scaleSliceAVX512(x, factors []float32, stride, n int) {
+	if rows := len(factors); rows > 0 {
+		_ = x[(rows-1)*stride+16*n-1]
+		scaleRowsAVX512(&x[0], &factors[0], rows, n, 4*stride)
+	}
+}
+
+func quantizeAVX512(q planesJob, y []float32) {
+	if q.rows == 0 {
+		return
+	}
+	rowBytes := q.dim / 8
+	_, _ = y[(q.rows-1)*q.stride+16*q.n-1], q.tmp[16*q.n-1]
+	_ = q.dst[(q.bits-1)*q.plane+q.rows*rowBytes-1]
+	_, _ = q.sums[2*q.rows-1], q.cc[q.rows-1]
+	_, _ = q.thresholds[7], q.centroids[7]
+	half := 1
+	for half < q.n {
+		half *= 2
+	}
+	half /= 2
+	f := quantizeLM4AVX512
+	switch q.bits {
+	case 1:
+		f = quantizeLM1AVX512
+	case 2:
+		f = quantizeLM2AVX512
+	case 3:
+		f = quantizeLM3AVX512
+	}
+	f(&q.dst[0], q.plane, rowBytes, &y[0], q.rows, 4*q.stride, q.n, half, q.oddEnd,
+		float32(q.dim), &q.thresholds[0], &q.centroids[0], &q.tmp[0], &q.sums[0], &q.cc[0])
+}
+
+func quantizeU8RowsAVX512(codes []byte, y, steps []float32, stride, dim int) {
+	rows, n := len(steps), (dim+15)/16
+	if rows == 0 {
+		return
+	}
+	_, _ = codes[rows*dim-1], y[(rows-1)*stride+16*n-1]
+	quantizeU8AVX512(&codes[0], &y[0], &steps[0], rows, 4*stride, n, dim/8%2)
+}
+
+func decodePlanesAVX512(dst []float32, p planeRows, units []float32, stride int) {
+	if p.rows == 0 {
+		return
+	}
+	_, _ = dst[p.rows*stride-1], units[p.rows-1]
+	_ = p.src[p.end(stride)-1]
+	f := decodeLM4AVX512
+	switch p.bits {
+	case 1:
+		f = decodeLM1AVX512
+	case 2:
+		f = decodeLM2AVX512
+	case 3:
+		f = decodeLM3AVX512
+	}
+	f(&dst[0], &p.src[0], p.plane, p.rowBytes, &p.table[0], &units[0], p.rows, stride/64, 4*stride)
+}
+
+func decodeU8RowsAVX512(dst []float32, src []byte, units []float32, stride, dim int) {
+	rows, n := len(units), (dim+15)/16
+	if rows == 0 {
+		return
+	}
+	_, _ = dst[(rows-1)*stride+16*n-1], src[rows*dim-1]
+	decodeU8AVX512(&dst[0], &src[0], &units[0], rows, n, dim/8%2, 4*stride)
+}

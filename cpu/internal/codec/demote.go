@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package codec
+
+import (
+	"math/bits"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// demotion holds what the sums of quant.Demote are per magnitude of the finer code.
+type demotion struct{ xx, xc, cc [8]int64 }
+
+// weights turns values per magnitude 0..7 into weights of the counts of values whose magnitude has
+// certain bits: sum f[m] = sum over sets of bits s of g[s] * (values that have all bits of s).
+func weights(f [8]int64) (g [8]int64) {
+	g = f
+	for b := 1; b < 8; b *= 2 {
+		for s := range g {
+			if s&b != 0 {
+				g[s] -= g[s^b]
+			}
+		}
+	}
+	return g
+}
+
+// demotions are the demotions [from bits][to bits] of the nested family.
+var demotions = func() (t [5][5]demotion) {
+	for from := 2; from <= 4; from++ {
+		for to := 1; to < from; to++ {
+			fine, coarse := nested[from-1].centroids, nested[to-1].centroids
+			var d demotion
+			for m, a := range fine {
+				b := int64(coarse[m>>(from-to)])
+				d.xx[m], d.xc[m], d.cc[m] = int64(a)*int64(a), int64(a)*b, b*b
+			}
+			t[from][to] = demotion{weights(d.xx), weights(d.xc), weights(d.cc)}
+		}
+	}
+	return t
+}()
+
+// Demote re-codes rows as quant.Demote does; to has fewer bits than from. It counts, word by word
+// of the planes, how many values have which bits of their magnitude: the sums need no more.
+// It reports false where quant.Demote would refuse.
+func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Coding, rows,
+	dim int) bool {
+	if rows == 0 {
+		return true
+	}
+	w.scales = grow(w.scales, rows)
+	getScales(w.scales, from, src[len(src)-from.ScaleBytes(rows):])
+	plane, rowBytes := quant.PlaneBytes(rows, dim), quant.RowPlaneBytes(dim)
+	d := &demotions[from.Format.Bits()][to.Format.Bits()]
+	low := from.Format.Bits() - 1
+	for r, scale := range w.scales {
+		if scale == 0 {
+			continue
+		}
+		n := countBits(src, plane, r*rowBytes, rowBytes, low)
+		n[0] = int64(dim)
+		var xx, xc, cc int64
+		for s, c := range n[:1<<low] {
+			xx, xc, cc = xx+c*d.xx[s], xc+c*d.xc[s], cc+c*d.cc[s]
+		}
+		ratio := float32(RuleScale(to.Rule, float32(xx), float32(xc), float32(cc)) * quant.CentroidUnit)
+		w.scales[r] = float32(scale * ratio)
+		if to.Scale == quant.ScaleF16 {
+			w.scales[r] = min(w.scales[r], 65504)
+		}
+	}
+	// Scales go first: where they are refused, nothing of a source in place has changed. They
+	// lie behind the planes that stay.
+	end := to.Format.Bits() * plane
+	if !putScales(dst[end:], to, w.scales) {
+		return false
+	}
+	copy(dst[:end], src[:end]) // the same memory, or no overlap
+	return true
+}
+
+// countBits counts the values of a row by bits of their magnitude: n[s] have all bits of s. The
+// magnitude of a negative value stands complemented in the planes.
+func countBits(src []byte, plane, at, rowBytes, low int) (n [8]int64) {
+	for end := at + rowBytes; at < end; at += 8 {
+		size := min(8, end-at)
+		sign := word(src[at : at+size])
+		valid := ^uint64(0) >> (64 - 8*size)
+		var m [3]uint64 // the lowest bit first
+		for b := range low {
+			p := (low - b) * plane
+			m[b] = (word(src[p+at:p+at+size]) ^ ^sign) & valid
+		}
+		switch low {
+		case 3:
+			xy, xz, yz := m[0]&m[1], m[0]&m[2], m[1]&m[2]
+			n[4] += int64(bits.OnesCount64(m[2]))
+			n[5] += int64(bits.OnesCount64(xz))
+			n[6] += int64(bits.OnesCount64(yz))
+			n[7] += int64(bits.OnesCount64(xy & m[2]))
+			fallthrough
+		case 2:
+			n[2] += int64(bits.OnesCount64(m[1]))
+			n[3] += int64(bits.OnesCount64(m[0] & m[1]))
+			fallthrough
+		default:
+			n[1] += int64(bits.OnesCount64(m[0]))
+		}
+	}
+	return n
+}

@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build noasm || !amd64
+
+package codec
+
+// Native lists no kernels: this build has no assembly.
+func Native() []*Kernels { return nil }

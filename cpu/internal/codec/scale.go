@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package codec
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// nested are the codebooks of lm1..lm4 by magnitude.
+var nested = func() (t [4]struct {
+	thresholds []float32
+	centroids  []int32
+}) {
+	for i := range t {
+		f := quant.LM1 + quant.Format(i)
+		t[i].thresholds = quant.NestedThresholds(f)
+		book := quant.NestedCodebook(f)
+		for _, c := range book[len(book)/2:] {
+			t[i].centroids = append(t[i].centroids, int32(c))
+		}
+	}
+	return t
+}()
+
+// codebooks are the centroids of the formats in planes by code.
+var codebooks = func() (t [quant.TQMSE4 + 1][16]float32) {
+	for _, f := range quant.Formats() {
+		for i, v := range quant.NestedCodebook(f) {
+			t[f][i] = float32(v)
+		}
+		copy(t[f][:], quant.LloydMaxCodebook(f))
+	}
+	return t
+}()
+
+// RuleScale is the row scale by rule, from |x|^2, <x,c> and <c,c> with integer centroids c, as
+// package quant defines it.
+func RuleScale(rule quant.ScaleRule, xx, xc, cc float32) float32 {
+	var s float32
+	switch rule {
+	case quant.LengthKeeping:
+		s = float32(math.Sqrt(float64(float32(xx / cc))))
+	case quant.InnerProduct:
+		s = float32(xx / xc)
+	default:
+		s = float32(xc / cc)
+	}
+	return float32(s / quant.CentroidUnit)
+}
+
+// pow2 returns 2^e, for e in [-126, 127].
+func pow2(e int) float32 { return math.Float32frombits(uint32(e+127) << 23) }
+
+// putScales stores the row scales in the coding's form. It reports false, and has written
+// nothing, where one is beyond it.
+func putScales(dst []byte, c quant.Coding, scales []float32) bool {
+	if len(scales) == 0 {
+		return true
+	}
+	if c.Scale == quant.ScaleF16 {
+		for _, s := range scales {
+			if !(s < 65520 && s > -65520) { // what rounds to an infinity, and NaN
+				return false
+			}
+		}
+		for r, s := range scales {
+			binary.LittleEndian.PutUint16(dst[2*r:], quant.F32ToF16(s))
+		}
+		return true
+	}
+	var base float32
+	for _, s := range scales {
+		if math.Float32bits(s)&0x7f800000 == 0x7f800000 {
+			return false
+		}
+		base = max(base, s)
+	}
+	binary.LittleEndian.PutUint32(dst, math.Float32bits(base))
+	for r, s := range scales {
+		dst[4+r] = log8Code(base, s, c.Format == quant.U8)
+	}
+	return true
+}
+
+// getScales decodes the row scales.
+func getScales(dst []float32, c quant.Coding, tail []byte) { scalesOf(dst, c, tail, 0) }
+
+// log8Mid and log8Frac are the bounds and values of one octave of 8-bit logarithms.
+var log8Mid, log8Frac = func() (mid, frac [16]float32) {
+	for i := range mid {
+		mid[i], frac[i] = quant.Log8Bound(1, uint8(i)), quant.Log8Scale(1, uint8(i))
+	}
+	return mid, frac
+}()
+
+// log8Code returns the logarithm that package quant gives: bounds fall with k, so that the first
+// one at or below s is found by halving.
+func log8Code(base, s float32, up bool) uint8 {
+	if s == 0 {
+		return 255
+	}
+	lo, hi := 0, 254 // the code is in [lo, hi]
+	for lo < hi {
+		k := (lo + hi) / 2
+		var bound float32
+		if up {
+			bound = float32(float32(base*log8Frac[(k+1)%16]) * pow2(-((k + 1) / 16)))
+		} else {
+			bound = float32(float32(base*log8Mid[k%16]) * pow2(-(k / 16)))
+		}
+		if s > bound || (s == bound && !up) {
+			hi = k
+		} else {
+			lo = k + 1
+		}
+	}
+	return uint8(lo)
+}

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cuda
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
+	"github.com/kvist-project/kvist/engine/backend/selftest"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// AnyDevice lets Open choose.
+const AnyDevice = -1
+
+// Options are what Open needs.
+type Options struct {
+	// Library is the path of the driver's library. Empty: libcuda.so.1, as the loader finds it.
+	Library string
+	// Device is the number of the device, or AnyDevice.
+	Device int
+	// Memory limits the live bytes of all buffers. 0: what is free on the device when it is opened.
+	Memory int64
+	// NoSelfTest leaves out the comparison of a tiny example with package quant, some milliseconds.
+	NoSelfTest bool
+}
+
+// The most that the kernels have shared memory for.
+const (
+	MaxDim     = 4096 // of encode, decode and demote
+	MaxHeadDim = 1024 // of attend and relevance
+)
+
+// lanes is how many calls work at once.
+const lanes = 4
+
+// Backend is the CUDA backend. It implements backend.Backend.
+type Backend struct {
+	dev   *device
+	all   []*lane
+	lanes chan *lane // those that are free
+
+	mu     sync.Mutex
+	caps   backend.Caps
+	closed bool
+	lost   error
+	live   int64 // bytes of buffers that are not freed
+	bufs   map[*buffer]struct{}
+}
+
+var _ backend.Backend = (*Backend)(nil)
+
+// Open opens a device and tests it on a tiny example.
+//
+// Errors: quant.ErrUnavailable with the reason: no library, a driver that is too old, no device,
+// PTX that the driver refuses (*Error with the compiler's log), no memory for the scratch (which
+// matches quant.ErrTooLarge too), a self-test that fails. quant.ErrShape for a negative limit.
+func Open(o Options) (*Backend, error) {
+	if o.Memory < 0 {
+		return nil, fmt.Errorf("kvist/cuda: opening: memory limit of %d bytes: %w", o.Memory,
+			quant.ErrShape)
+	}
+	api, info, err := open(o.Library)
+	if err != nil {
+		return nil, err
+	}
+	chosen, err := choose(info, o.Device)
+	if err != nil {
+		return nil, err
+	}
+	dev, err := openDevice(api, chosen.Index)
+	if err != nil {
+		return nil, unavailable(err)
+	}
+	b := &Backend{dev: dev, lanes: make(chan *lane, lanes), bufs: map[*buffer]struct{}{},
+		caps: backend.Caps{Name: "cuda", Device: chosen.Name, ISA: chosen.ISA(), Memory: o.Memory}}
+	if err := b.start(o); err != nil {
+		return nil, errors.Join(unavailable(err), b.Close())
+	}
+	return b, nil
+}
+
+// unavailable adds the category to errors of opening that have another one.
+func unavailable(err error) error {
+	if errors.Is(err, quant.ErrUnavailable) {
+		return err
+	}
+	return fmt.Errorf("kvist/cuda: opening the device: %w: %w", err, quant.ErrUnavailable)
+}
+
+func (b *Backend) start(o Options) error {
+	err := b.dev.do(func() error {
+		if o.Memory == 0 {
+			free, _, err := b.dev.api.MemInfo()
+			if err != nil {
+				return err
+			}
+			b.caps.Memory = free
+		}
+		for range lanes {
+			l, err := newLane(b.dev)
+			if err != nil {
+				return err
+			}
+			b.all = append(b.all, l)
+			b.lanes <- l
+		}
+		return nil
+	})
+	if err != nil || o.NoSelfTest {
+		return err
+	}
+	for _, c := range selftest.Run(context.Background(), b) {
+		if !c.OK {
+			return fmt.Errorf("kvist/cuda: self-test: %s: %s: %w", c.Name, c.Detail,
+				quant.ErrUnavailable)
+		}
+	}
+	return nil
+}
+
+// Caps describes the backend. Reason is empty, or why it turned itself off.
+func (b *Backend) Caps() backend.Caps {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.caps
+}
+
+// Supports reports whether op works on rows of dim values in coding c: every coding of package
+// quant, rows of at most MaxDim values, or MaxHeadDim in attention.
+func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
+	if c.CheckDim(dim) != nil {
+		return false
+	}
+	switch op {
+	case backend.OpEncode, backend.OpDecode:
+		return dim <= MaxDim
+	case backend.OpDemote:
+		return dim <= MaxDim && c.Format.Nested()
+	case backend.OpAttend, backend.OpRelevance:
+		return dim <= MaxHeadDim
+	}
+	return false
+}
+
+// check returns the checker of arguments: the memory of a span is its device address.
+func (b *Backend) check() args.Checker[uint64] {
+	return args.Checker[uint64]{Supports: b.Supports, Bytes: b.address}
+}
+
+// open fails when the backend is closed or lost or the context is done: the first thing of every
+// verb.
+func (b *Backend) open(ctx context.Context, op backend.Op) error {
+	if err := b.usable(op.String()); err != nil {
+		return err
+	}
+	return cancelled(ctx, op)
+}
+
+func cancelled(ctx context.Context, op backend.Op) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("kvist/cuda: %s: %w", op, err)
+	}
+	return nil
+}
+
+// withLane calls f with a lane, on a thread on which the context is current.
+func (b *Backend) withLane(f func(l *lane) error) error {
+	l, ok := <-b.lanes
+	if !ok {
+		return fmt.Errorf("kvist/cuda: backend: %w", quant.ErrClosed)
+	}
+	defer func() { b.lanes <- l }()
+	l.kernel = ""
+	return b.noteLoss(b.dev.do(func() error { return f(l) }))
+}
+
+// LiveBytes returns the bytes of all buffers that are not freed.
+func (b *Backend) LiveBytes() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.live
+}
+
+// Close waits for calls in flight and gives everything back. A second Close does nothing.
+//
+// Errors: *Error of what could not be given back; the rest is.
+func (b *Backend) Close() error {
+	b.mu.Lock()
+	if b.closed {
+		b.mu.Unlock()
+		return nil
+	}
+	b.closed = true
+	bufs := b.bufs
+	b.bufs, b.live = nil, 0
+	b.mu.Unlock()
+
+	for range b.all { // until no call is in flight
+		<-b.lanes
+	}
+	close(b.lanes)
+	err := b.dev.giveBack(func() error {
+		var err error
+		for buf := range bufs {
+			err = errors.Join(err, buf.release())
+		}
+		for _, l := range b.all {
+			err = errors.Join(err, l.close())
+		}
+		return err
+	})
+	return errors.Join(err, b.dev.close())
+}

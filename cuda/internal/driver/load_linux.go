@@ -1,0 +1,61 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux && (amd64 || arm64)
+
+package driver
+
+import (
+	"fmt"
+
+	"github.com/ebitengine/purego"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Library is the driver's library by the name that the loader resolves. libcuda.so without a
+// version belongs to toolkits and may be a stub.
+const Library = "libcuda.so.1"
+
+// Load opens a driver library: by path, or Library where path is empty. It calls nothing in it.
+//
+// Errors: quant.ErrUnavailable, naming the library or the missing symbol.
+func Load(path string) (*API, error) {
+	if path == "" {
+		path = Library
+	}
+	h, err := purego.Dlopen(path, purego.RTLD_NOW|purego.RTLD_LOCAL)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/cuda: opening %s: %w: %w", path, err, quant.ErrUnavailable)
+	}
+	a := &API{path: path, handle: h}
+	for _, s := range a.symbols() {
+		at, err := purego.Dlsym(h, s.name)
+		if err != nil && !s.optional {
+			return nil, fmt.Errorf("kvist/cuda: %s has no symbol %s, the driver is too old: %w: %w",
+				path, s.name, err, quant.ErrUnavailable)
+		}
+		*s.at = at
+	}
+	return a, nil
+}
+
+// Symbol finds another exported name, for tests that steer a stand-in.
+//
+// Errors: quant.ErrUnavailable.
+func (a *API) Symbol(name string) (uintptr, error) {
+	at, err := purego.Dlsym(a.handle, name)
+	if err != nil {
+		return 0, fmt.Errorf("kvist/cuda: %s: symbol %s: %w: %w", a.path, name, err,
+			quant.ErrUnavailable)
+	}
+	return at, nil
+}
+
+// Call calls a C function. What is converted to uintptr in the call itself stays alive and in
+// place: Go stacks move, so such variables are put on the heap.
+//
+//go:uintptrescapes
+func Call(fn uintptr, args ...uintptr) uintptr {
+	r, _, _ := purego.SyscallN(fn, args...)
+	return r
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cuda
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/kernels"
+	"github.com/kvist-project/kvist/quant"
+)
+
+const (
+	// itemQueries is how many queries one item of Relevance takes in.
+	itemQueries = 64
+	// waveItems bounds the items of one launch, and so their results: 32 float64 each.
+	waveItems = 1 << 15
+	// relevanceHeads is how many heads the kernel holds at a time.
+	relevanceHeads = 8
+)
+
+// Relevance adds up attention per row, see backend.Backend.
+func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
+	blocks []backend.Block, rel *backend.RelevanceOut) error {
+	if err := b.open(ctx, backend.OpRelevance); err != nil {
+		return err
+	}
+	seeds, err := b.check().Relevance(q, lse, blocks, rel)
+	if err != nil {
+		return fmt.Errorf("kvist/cuda: relevance: %w", err)
+	}
+	if q.HeadDim > MaxHeadDim {
+		return fmt.Errorf("kvist/cuda: relevance: head_dim %d, want at most %d: %w", q.HeadDim,
+			MaxHeadDim, quant.ErrUnsupported)
+	}
+	t, err := b.newBatch(backend.OpRelevance, q, blocks)
+	if err != nil {
+		return err
+	}
+	seed := func(query int32) uint64 {
+		if len(seeds) == 1 {
+			return seeds[0].K
+		}
+		return seeds[query].K
+	}
+	ptr, users := usersOf(q, len(blocks))
+	var items []kernels.RelevanceItem
+	for i := range blocks {
+		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {
+			for r := int32(0); r < blocks[i].Rows; r += kernels.SubRows {
+				items = append(items, kernels.RelevanceItem{Block: int32(i), Row0: r, User0: int32(u),
+					Users: int32(min(itemQueries, ptr[i+1]-u)), Seed: seed(users[u])})
+			}
+		}
+	}
+	// Nothing is added before all is there: an error leaves the sums as they were.
+	sums := make([]float64, len(rel.Sum))
+	for len(items) > 0 {
+		if err := cancelled(ctx, backend.OpRelevance); err != nil {
+			return err
+		}
+		n := min(waveItems, len(items))
+		err := b.withLane(func(l *lane) error {
+			return t.relevanceWave(l, items[:n], users, lse, rel, sums)
+		})
+		if err != nil {
+			return err
+		}
+		items = items[n:]
+	}
+	for i, s := range sums {
+		rel.Sum[i] = float32(float64(rel.Sum[i]) + s)
+	}
+	return nil
+}
+
+// usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
+func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
+	ptr = make([]int, blocks+2)
+	for _, b := range q.BlockIdx {
+		ptr[b+2]++
+	}
+	for i := 2; i < len(ptr); i++ {
+		ptr[i] += ptr[i-1]
+	}
+	users = make([]int32, len(q.BlockIdx))
+	for i := range q.Len() {
+		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
+			users[ptr[b+1]] = int32(i)
+			ptr[b+1]++
+		}
+	}
+	return ptr[:blocks+1], users
+}
+
+// relevanceWave works on some items and adds their results to sums, in order.
+func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []int32,
+	lse []float32, rel *backend.RelevanceOut, sums []float64) error {
+	var y layout
+	qr := t.room(&y)
+	is, us := room[kernels.RelevanceItem](&y, len(items)), room[int32](&y, len(users))
+	ls := room[float32](&y, len(lse))
+	inputs := y.size
+	os := room[float64](&y, len(items)*kernels.SubRows)
+	if y.bad {
+		return fmt.Errorf("kvist/cuda: relevance: %d items: %w", len(items), quant.ErrTooLarge)
+	}
+	if err := l.ready(y.size, y.size); err != nil {
+		return err
+	}
+	t.fill(l, qr)
+	copy(slice[kernels.RelevanceItem](l, is), items)
+	copy(slice[int32](l, us), users)
+	copy(slice[float32](l, ls), lse)
+	if err := l.send(inputs); err != nil {
+		return err
+	}
+	p := kernels.RelevanceParams{Q: l.address(qr.q), Energy: l.address(qr.energy),
+		Pos: l.address(qr.pos), Blocks: l.address(qr.desc), Turns: l.address(qr.turns),
+		LSE: l.address(ls), Items: l.address(is), Users: l.address(us), Out: l.address(os),
+		Window: t.Window, Scale: t.Scale, Softcap: t.Softcap, HeadDim: int32(t.HeadDim),
+		Group: int32(t.Group), Pairs: int32(len(t.turns.freqs)), Interleaved: t.interleaved(),
+		Power: int32(rel.Power)}
+	stride := (t.HeadDim + 7) / 8 * 8
+	shared := 4 * (relevanceHeads*stride + kernels.BookFloats)
+	err := start(l, "kvist_relevance", [2]int{len(items), 1}, kernels.SubRows, shared, p)
+	if err == nil {
+		err = l.fetch(os.at, os.n)
+	}
+	if err := errLater(err, l.wait()); err != nil {
+		return err
+	}
+	got := slice[float64](l, os)
+	for i, it := range items {
+		at := int(rel.RowPtr[it.Block]) + int(it.Row0)
+		n := min(kernels.SubRows, int(rel.RowPtr[it.Block+1])-at)
+		for r := range n {
+			sums[at+r] += got[i*kernels.SubRows+r]
+		}
+	}
+	return nil
+}

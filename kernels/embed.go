@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernels
+
+import (
+	"embed"
+	"encoding/json"
+	"fmt"
+)
+
+//go:embed ptx/*.ptx manifest.json
+var files embed.FS
+
+// Manifest says what the PTX was made from and with.
+type Manifest struct {
+	Compiler string            `json:"compiler"` // "NVRTC 12.0.140"
+	Wheels   map[string]string `json:"wheels"`   // sha256 by file name
+	ISA      string            `json:"isa"`      // PTX ISA, "8.0"
+	Target   string            `json:"target"`   // "sm_75"
+	Sources  map[string]string `json:"sources"`  // sha256 by path within this folder
+	Modules  []Module          `json:"modules"`
+}
+
+// Module is one PTX.
+type Module struct {
+	Name   string   `json:"name"` // "codec"
+	Flags  []string `json:"flags"`
+	SHA256 string   `json:"sha256"` // of the PTX
+}
+
+// ReadManifest returns the manifest of the embedded PTX.
+//
+// Errors: only where the build itself is broken.
+func ReadManifest() (Manifest, error) {
+	var m Manifest
+	text, err := files.ReadFile("manifest.json")
+	if err == nil {
+		err = json.Unmarshal(text, &m)
+	}
+	if err != nil {
+		return m, fmt.Errorf("kvist/kernels: reading the manifest: %w", err)
+	}
+	return m, nil
+}
+
+// PTX returns the embedded PTX of a module: "codec" or "attend".
+//
+// Errors: a module of another name.
+func PTX(module string) ([]byte, error) {
+	text, err := files.ReadFile("ptx/" + module + ".ptx")
+	if err != nil {
+		return nil, fmt.Errorf("kvist/kernels: module %q: %w", module, err)
+	}
+	return text, nil
+}
+
+// Entry is a kernel.
+type Entry struct {
+	Name   string
+	Module string
+	Params any // the zero value of the struct that it takes
+}
+
+// Entries lists every kernel of the embedded PTX.
+func Entries() []Entry {
+	return []Entry{
+		{"kvist_encode", "codec", CodecParams{}},
+		{"kvist_scales", "codec", CodecParams{}},
+		{"kvist_decode", "codec", CodecParams{}},
+		{"kvist_demote", "codec", CodecParams{}},
+		{"kvist_attend_h1", "attend", AttendParams{}},
+		{"kvist_attend_h2", "attend", AttendParams{}},
+		{"kvist_attend_h4", "attend", AttendParams{}},
+		{"kvist_attend_h8", "attend", AttendParams{}},
+		{"kvist_combine", "attend", AttendParams{}},
+		{"kvist_relevance", "attend", RelevanceParams{}},
+	}
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+#include "../../src/codec.cu"
+
+KVIST_REGISTER(CodecParams, kvist_encode)
+KVIST_REGISTER(CodecParams, kvist_scales)
+KVIST_REGISTER(CodecParams, kvist_decode)
+KVIST_REGISTER(CodecParams, kvist_demote)

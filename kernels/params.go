@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kernels
+
+// The structs of src/params.cuh, where each field is explained. Addresses are of the device.
+
+// Numbers that the launchers share with the kernels.
+const (
+	TileRows    = 128 // TILE_ROWS
+	SubRows     = 32  // SUB_ROWS
+	BookFloats  = 64  // room for BOOK_FLOATS in shared memory
+	NoBlock     = -1  // SubTile.Block of nothing
+	NoTurn      = -1  // BlockDesc.Turn of offset 0
+	StatusClean = ^uint32(0)
+)
+
+// CodecJob is one job of encode, decode or demote.
+type CodecJob struct {
+	Src, Dst, Index, Scales, Status uint64
+	Seed                            uint64
+	Stride                          int64
+	Rows, Dim, First                int32
+	Format, Rule, Form, DType       uint8
+	From                            uint8
+	Pad                             [7]uint8
+}
+
+// CodecParams is what the kernels of codec.cu take.
+type CodecParams struct {
+	Jobs                       uint64
+	NJobs, Rows, Phase, Shared int32
+}
+
+// BlockDesc is one block as attend and relevance see it.
+type BlockDesc struct {
+	K, V, Pos, Count, Bias         uint64
+	Base                           int64
+	Rows, Turn                     int32
+	HalfNoise                      float32
+	KFormat, KForm, VFormat, VForm uint8
+}
+
+// SubTile is up to SubRows rows of a block.
+type SubTile struct{ Block, Row0 int32 }
+
+// Unit is a run of heads whose queries have one list of blocks.
+type Unit struct {
+	Head0, Heads, Part0, Parts int32
+	KSeed, VSeed               uint64
+	KRotated, Pad              int32
+}
+
+// Piece is a range of tiles of a unit's list.
+type Piece struct{ Unit, Tile0, Tile1, RotatedV int32 }
+
+// AttendParams is what kvist_attend_h* and kvist_combine take.
+type AttendParams struct {
+	Q, Energy, Pos, Blocks, Units, Pieces, Tiles, Turns, Parts, Out, LSE uint64
+	Window                                                               int64
+	Scale, Softcap                                                       float32
+	HeadDim, HeadDimV, Group, Pairs, Interleaved, UnitHeads              int32
+}
+
+// RelevanceItem is a range of a block's users on SubRows of its rows.
+type RelevanceItem struct {
+	Block, Row0, User0, Users int32
+	Seed                      uint64
+}
+
+// RelevanceParams is what kvist_relevance takes.
+type RelevanceParams struct {
+	Q, Energy, Pos, Blocks, Turns, LSE, Items, Users, Out uint64
+	Window                                                int64
+	Scale, Softcap                                        float32
+	HeadDim, Group, Pairs, Interleaved, Power, Pad        int32
+}
