@@ -81,12 +81,14 @@ func All() []Method {
 //	                                             pyramidkv, ems, kvzip
 //	kvist:2.75                                   bits a value of the file
 //	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of offline.Config
-//	kvist:2.75,importance=default;expected=0.5   a profile, its fields apart by ";"
+//	kvist:2.75,importance=default;expected=0.5   its fields apart by ";"
 //	kvist:2.75,weights=random                    tokens weighed by chance, as a control
+//	kvist:2.75,profile=model.kvprofile           with what was tuned for the model
 //
 // The Name of what it returns gives the same method again.
 //
-// Errors: quant.ErrUnsupported for a name that is none; those of offline.ParseConfig.
+// Errors: quant.ErrUnsupported for a name that is none; those of offline.ParseConfig and
+// profile.Open.
 func ByName(name string) (Method, error) {
 	base, rest, hasArgs := strings.Cut(name, ":")
 	var fields []string

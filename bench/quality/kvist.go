@@ -17,6 +17,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -29,6 +30,8 @@ type Kvist struct {
 	Config offline.Config
 	// Weights, if set, says what the tokens of a context are worth. Layers are numbered from 0.
 	Weights func(c *Context) (offline.Weights, error)
+	// Path is the file that Config.Profile was read from; it is part of the name.
+	Path string
 	// Random weighs the tokens by chance, as a control: what weights of the same spread do that
 	// know nothing. In a name it is weights=random.
 	Random bool
@@ -38,17 +41,42 @@ type Kvist struct {
 	Backend backend.Backend
 }
 
-// NewKvist returns the method for a config as offline.ParseConfig reads it.
+// NewKvist returns the method for a config as offline.ParseConfig reads it. A field profile=PATH
+// is the profile of the model: its settings come before all other fields, wherever it stands.
 //
-// Errors: quant.ErrShape, quant.ErrUnsupported.
+// Errors: quant.ErrShape, quant.ErrUnsupported; those of profile.Open.
 func NewKvist(config string) (Kvist, error) {
-	cfg, err := offline.ParseConfig(config)
-	return Kvist{Config: cfg}, err
+	k := Kvist{Config: offline.DefaultConfig()}
+	var rest []string
+	for field := range strings.FieldsSeq(config) {
+		path, ok := strings.CutPrefix(field, "profile=")
+		if !ok {
+			rest = append(rest, field)
+			continue
+		}
+		if k.Path != "" {
+			return Kvist{}, fmt.Errorf("two profiles, %s and %s: %w", k.Path, path, quant.ErrUnsupported)
+		}
+		p, err := profile.Open(path, profile.Limits{})
+		if err != nil {
+			return Kvist{}, err
+		}
+		if err := k.Config.Apply(p); err != nil {
+			return Kvist{}, err
+		}
+		k.Path = path
+	}
+	var err error
+	k.Config, err = k.Config.With(strings.Join(rest, " "))
+	return k, err
 }
 
-// Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config.
+// Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config, or from
+// that of the profile.
 func (k Kvist) Name() string {
 	def := offline.DefaultConfig()
+	// What Apply refuses never became the config of a method.
+	_ = def.Apply(k.Config.Profile)
 	known := map[string]bool{}
 	for field := range strings.FieldsSeq(def.String()) {
 		known[field] = true
@@ -67,6 +95,9 @@ func (k Kvist) Name() string {
 	}
 	if k.Random {
 		args = append(args, randomWeightsArg)
+	}
+	if k.Path != "" {
+		args = append(args, "profile="+k.Path)
 	}
 	name := withArgs("kvist", args)
 	if k.Label != "" {
@@ -189,6 +220,10 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 		add(fmt.Sprintf("layers.%d.v", i), l.V, s.kvHeads, s.dimV)
 		add(fmt.Sprintf("layers.%d.q", i), l.Q, s.heads, s.dimK)
 	}
+	if len(c.Surprisal) > 0 {
+		decls = append(decls, capture.Decl{Name: "surprisal", DTypeName: quant.Float32.String(),
+			Shape: []int64{int64(len(c.Surprisal))}})
+	}
 	if n := len(g.Rope.InvFreq); n > 0 {
 		decls = append(decls, capture.Decl{Name: "rope_inv_freq",
 			DTypeName: quant.Float32.String(), Shape: []int64{int64(n)}})
@@ -206,6 +241,15 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 			binary.LittleEndian.PutUint16(b[2*i:], quant.F32ToF16(x))
 		}
 		if err := out.WriteAt(t.name, 0, b); err != nil {
+			return err
+		}
+	}
+	if len(c.Surprisal) > 0 {
+		b, err := binary.Append(nil, binary.LittleEndian, c.Surprisal)
+		if err != nil {
+			return err
+		}
+		if err := out.WriteAt("surprisal", 0, b); err != nil {
 			return err
 		}
 	}

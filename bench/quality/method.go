@@ -13,6 +13,8 @@ type Context struct {
 	Geometry quant.Geometry
 	Tokens   []int32
 	Layers   []Layer // every layer of the model
+	// Surprisal is -log p of each token, nats, [tokens]; nil where it was not computed.
+	Surprisal []float32
 }
 
 // Layer is one layer of a context.

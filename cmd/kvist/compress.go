@@ -14,6 +14,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -52,22 +53,30 @@ merge what weighs little of a whole segment to a few rows (summary), or drop it 
 that costs less than coding it. --unseen is how much it is held back from what past attention did
 not look at.
 
+--profile takes settings and the sensitivities of heads from a .kvprofile file of the model (kvist
+tune makes one); flags that are given override its settings. The output names it by its hash.
+
 --weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F32 or F16.
 
 Fields of --json: input, output, target, default_target, bytes, values, bits_per_value,
 original_bytes, ratio, predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
-workers, memory, reason), config.`,
+workers, memory, reason), profile (its hash, or ""), config.`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist
   kvist compress cache.safetensors -o cache.kvist --bits 2.5 --weights worth.npy
   kvist compress cache.safetensors -o cache.kvist --budget 12%
   kvist compress cache.safetensors -o cache.kvist --max-error 0.002
+  kvist compress cache.safetensors -o cache.kvist --bits 2.75 --profile model.kvprofile
   kvist compress embeddings.npy -o embeddings.kvist --coding rows=lm4
   producer | kvist compress - -o - --bits 3 > cache.kvist`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
-			cfg, err := f.config(cmd)
+			prof, err := a.openProfile(cmd.Context(), f.profile)
+			if err != nil {
+				return err
+			}
+			cfg, err := f.config(cmd, prof)
 			if err != nil {
 				return err
 			}
@@ -83,7 +92,7 @@ workers, memory, reason), config.`,
 		"least bytes whose mean future-attention `error` is at most this")
 	fl.StringVar(&f.coding, "coding", "", "`codings` the planner may choose from")
 	fl.StringVar(&f.form, "form", "hot", "`form` of the file: hot or archive")
-	fl.StringVar(&f.profile, "profile", "", "profile `FILE` of the model")
+	fl.StringVar(&f.profile, "profile", "", "`FILE` of kvist tune or kvist calibrate for the model")
 	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
 	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly")
 	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")
@@ -107,8 +116,11 @@ workers, memory, reason), config.`,
 }
 
 // config turns the flags into a Config. All its errors are of usage, but for what is not built.
-func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
+func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offline.Config, error) {
 	cfg := offline.DefaultConfig()
+	if err := cfg.Apply(prof); err != nil {
+		return cfg, err
+	}
 	switch f.form {
 	case "hot":
 	case "archive":
@@ -116,10 +128,6 @@ func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 			"--form hot is: %w", quant.ErrUnsupported)
 	default:
 		return cfg, usagef("--form %q: want hot or archive", f.form)
-	}
-	if f.profile != "" {
-		return cfg, fmt.Errorf("--profile %s: profiles are not built yet: %w", f.profile,
-			quant.ErrUnsupported)
 	}
 	if err := f.backend.check(); err != nil {
 		return cfg, err
@@ -148,12 +156,23 @@ func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 	if err := f.menus(&cfg); err != nil {
 		return cfg, err
 	}
-	cfg.Sinks, cfg.Window, cfg.Segment, cfg.Seed = f.sinks, f.window, f.segment, f.seed
-	cfg.RowBias, cfg.AllowNonfinite = f.rowBias, f.nonfinite
-	cfg.Importance, cfg.Unseen = f.importance, f.unseen
-	var err error
-	if cfg.Levels, err = offline.ParseLevels(f.levels); err != nil {
+	cfg.Window, cfg.Seed, cfg.AllowNonfinite = f.window, f.seed, f.nonfinite
+	levels, err := offline.ParseLevels(f.levels)
+	if err != nil {
 		return cfg, &usageError{err: err}
+	}
+	// A profile's settings stand in the place of defaults, not of what was asked for.
+	for name, set := range map[string]func(){
+		"sinks":      func() { cfg.Sinks = f.sinks },
+		"segment":    func() { cfg.Segment = f.segment },
+		"row-bias":   func() { cfg.RowBias = f.rowBias },
+		"importance": func() { cfg.Importance = f.importance },
+		"levels":     func() { cfg.Levels = levels },
+		"unseen":     func() { cfg.Unseen = f.unseen },
+	} {
+		if cmd.Flags().Changed(name) {
+			set()
+		}
 	}
 	if targets == 0 && !(len(cfg.K) == 1 && len(cfg.V) == 1) {
 		cfg.Bits = defaultBits
@@ -219,6 +238,7 @@ type compressJSON struct {
 	Codings        []codingJSON   `json:"codings"`
 	Backend        backendJSON    `json:"backend"`
 	Importance     importanceJSON `json:"importance"`
+	Profile        string         `json:"profile"`
 	Config         string         `json:"config"`
 
 	rows bool // errors are of rows, not of attention
@@ -328,6 +348,9 @@ func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *comp
 			s.Side, s.Index},
 		Codings: []codingJSON{}, Backend: describe(caps), Config: cfg.String()}
 	sum.Importance = importanceJSON(res.Importance)
+	if cfg.Profile != nil {
+		sum.Profile = cfg.Profile.ID().Full()
+	}
 	if cfg.Weighted {
 		sum.Importance.Profile = "weights handed in"
 	}
@@ -381,6 +404,9 @@ func (s *compressJSON) print(p *printer) {
 	}
 	if !s.rows {
 		p.printf("importance %s\n", s.Importance)
+	}
+	if s.Profile != "" {
+		p.printf("profile    %.16s\n", s.Profile)
 	}
 	p.printf("backend    %s\n\n", s.Backend)
 	t := newTable([]any{"section", "bytes", "share"}, 1, 2)

@@ -63,6 +63,7 @@ match, standard for all of them. --list-methods prints these. Names are those of
   uniform:k=lm3+len+s8,v=lm2+len+s8     a coding for each
   kivi2:window=128  gear4  tqprod3  fp8  snapkv:25%
   kvist:2.75  kvist:bits=3,sinks=8      a whole .kvist file at so many bits a value
+  kvist:2.75,profile=model.kvprofile    the same with what kvist tune found for the model
 
 --needles asks questions about facts in the texts, after compression. --decode compresses while the
 tokens go through, so that errors feed back. --standard is the table of the project: all eval texts,

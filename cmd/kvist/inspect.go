@@ -269,6 +269,9 @@ func (r *inspectJSON) printContainer(p *printer) {
 		p.printf("rows      %s in %d tensors\n", count(k.Tokens), len(k.Layers))
 	}
 	p.printf("segments  of %s tokens\nconfig    %s\n\n", count(int64(k.SegmentTokens)), k.Config)
+	if k.Profile != "" {
+		p.printf("profile   %.16s\n\n", k.Profile)
+	}
 	t := newTable([]any{"layer", "tokens", "dim", "segments", "bytes", "K bits", "V bits"}, 1, 2, 3,
 		4, 5, 6)
 	if k.Kind != "cache" {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
 	"maps"
@@ -132,4 +133,17 @@ func factors(x []float32) string {
 	}
 	return fmt.Sprintf("%.3g (%.3g to %.3g)", math.Exp(sum/float64(len(x))), slices.Min(x),
 		slices.Max(x))
+}
+
+// openProfile reads the profile called name; nil where no name is given.
+func (a *app) openProfile(ctx context.Context, name string) (p *profile.Profile, err error) {
+	if name == "" {
+		return nil, nil
+	}
+	in, err := a.openInput(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	defer closing(in, &err)
+	return profile.Read(in.name, in, in.size, profile.Limits{})
 }

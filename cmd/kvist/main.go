@@ -80,7 +80,7 @@ Exit status:
 		},
 	}
 	root.AddCommand(newCompress(a), newDecompress(a), newVerify(a), newInspect(a), newReport(a),
-		newDoctor(a), newVersion(a), newCapture(a), newEval(a))
+		newDoctor(a), newVersion(a), newCapture(a), newEval(a), newTune(a))
 	root.InitDefaultCompletionCmd()
 	return root
 }

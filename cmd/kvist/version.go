@@ -85,3 +85,6 @@ func (v versionJSON) String() string {
 	}
 	return s + fmt.Sprintf(", %s %s/%s, file format %s", v.Go, v.OS, v.Arch, formats)
 }
+
+// versionText is the version of the program for what it writes.
+func versionText() string { return buildVersion().Version }

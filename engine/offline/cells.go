@@ -130,6 +130,8 @@ type headOf struct {
 	w     []float32 // [tokens] of root mean square 1, or nil
 	limit int       // tokens from here on are left out: they are not past yet
 	share float64   // of the damage that the head's count in the mean
+	// kFactor and vFactor are the profile's sensitivities.
+	kFactor, vFactor float64
 }
 
 // rowDamage returns the damage of a relative squared error of 1 in a row of K and one of V, of those
@@ -146,7 +148,8 @@ func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64)
 		if h.w != nil {
 			w = (1-unseen)*sum*sum + unseen*tokens
 		}
-		return scale * w * st.kSensitivity * kEnergy, scale * w * st.vSensitivity * vEnergy
+		return scale * h.kFactor * w * st.kSensitivity * kEnergy,
+			scale * h.vFactor * w * st.vSensitivity * vEnergy
 	}
 	past := (1 - unseen) * sum * sum
 	k, v = past*st.kSensitivity*kEnergy, past*st.vSensitivity*vEnergy
@@ -158,7 +161,7 @@ func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64)
 		}
 		k, v = k+asked*lost, v+asked*vEnergy
 	}
-	return scale * k, scale * v
+	return scale * h.kFactor * k, scale * h.vFactor * v
 }
 
 func (h *headOf) weight(tok int) float64 {

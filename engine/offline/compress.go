@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -38,7 +39,8 @@ type Result struct {
 	Ratio         float64 // OriginalBytes / Bytes
 	// Predicted is the mean relative squared error of attention outputs (of rows, for activations)
 	// to expect: rehearsed on the capture's own last queries where it has some, the planner's sum
-	// otherwise. MeasuredError is the mean future-attention error where MaxError asked for it.
+	// otherwise, which a profile's sensitivities make another quantity; NaN with a memo.
+	// MeasuredError is the mean future-attention error where MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64
 	// Damage is the planner's own sum, on the same scale; what weighing by past attention moves out
@@ -70,12 +72,15 @@ type compressor struct {
 	main      *planning
 	firstPart []int // [layers] the first of its parts
 	use       ImportanceUse
-	want      [][]float32 // [layers] outputs over the exact context, for MaxError
+	// sensitivity are the factors of the profile, or nil.
+	sensitivity *profile.Sensitivity
+	want        [][]float32 // [layers] outputs over the exact context, for MaxError
 }
 
 // Compress reads src and writes a .kvist file to w, which need not be able to seek.
 //
-// Errors: quant.ErrShape for a config that cannot be, quant.ErrBudget, quant.ErrRange,
+// Errors: quant.ErrShape for a config that cannot be or a profile of another model
+// (*profile.MismatchError), quant.ErrBudget, quant.ErrRange,
 // quant.ErrUnsupported; *capture.FormatError; those of w.
 func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.Backend, cfg Config,
 	weights Weights, progress Progress) (*Result, error) {
@@ -97,6 +102,10 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	}
 	res.MeasuredError, res.Importance = measured, c.use
 	res.Damage = choice.Damage
+	if cfg.Memo != nil {
+		res.Predicted = math.NaN()
+		return res, nil
+	}
 	if res.Predicted, err = c.predict(ctx, choice); err != nil {
 		return nil, err
 	}
@@ -115,7 +124,11 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if err != nil {
 		return nil, err
 	}
-	c := &compressor{in: in, be: be, cfg: cfg, say: progress,
+	sensitivity, err := checkProfile(cfg.Profile, in)
+	if err != nil {
+		return nil, err
+	}
+	c := &compressor{in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
 		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels())}
 	c.main = newPlanning(c)
 	return c, nil
@@ -214,6 +227,7 @@ func (c *compressor) menuOf(l *layerInput, kind cellKind) (plan.Menu, error) {
 func (c *compressor) prepareHeader() error {
 	src := c.in.src
 	h := &container.Header{Seed: c.cfg.Seed, Config: c.cfg.String(), Metadata: src.Metadata(),
+		Profile:       profileID(c.cfg.Profile),
 		SegmentTokens: c.in.layers[0].segment}
 	if c.in.kv {
 		h.Kind, h.Geometry, h.Layers = container.KindCache, c.in.geo, src.Layers()

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -47,6 +48,12 @@ type Config struct {
 	// (importance.ParseProfile): "none" weighs all the same. It needs the capture's queries; without
 	// them, tokens weigh the same and Result.Importance says so.
 	Importance string
+	// Profile is what was learnt about the model, or nil: its settings are put into the config by
+	// Apply, its sensitivities weigh the heads against each other. Not part of String: files name it
+	// in their header.
+	Profile *profile.Profile
+	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
+	Memo *Memo
 	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
 	// nil: see DefaultConfig. Levels beyond FULL need weights and the capture's queries; without
 	// them FULL is all there is.
@@ -246,7 +253,22 @@ func ParseCodings(s string) ([]quant.Coding, error) {
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func ParseConfig(s string) (Config, error) {
-	c := DefaultConfig()
+	return DefaultConfig().With(s)
+}
+
+// With returns c with the fields that s names, as ParseConfig reads them, in place of its own.
+//
+// Errors: those of ParseConfig.
+func (c Config) With(s string) (Config, error) {
+	c, err := c.with(s)
+	if err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+// with returns c with the fields that s names changed, not validated.
+func (c Config) with(s string) (Config, error) {
 	for field := range strings.FieldsSeq(s) {
 		k, v, ok := strings.Cut(field, "=")
 		var err error
@@ -297,7 +319,7 @@ func ParseConfig(s string) (Config, error) {
 			return Config{}, fmt.Errorf("kvist/offline: config: %q: %w", field, err)
 		}
 	}
-	return c, c.Validate()
+	return c, nil
 }
 
 // menu is the planner's menu for blocks of one kind.

@@ -51,6 +51,10 @@
 // fixed codings. Bits and bytes are those of the whole file: header, tables, side tensors,
 // padding and index included.
 //
+// A profile (engine/profile, made by kvist tune) brings settings found for the model, and
+// sensitivities that weigh heads against each other on top of what is calibrated here. The header
+// of a file names it; reading the file does not need it.
+//
 // The config that made a file is stored in it as text (Config.String, ParseConfig).
 //
 // # Errors

@@ -198,7 +198,7 @@ func meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
 func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
 	past, alone := c.levelTerms(h, r, v)
 	seen := (1 - c.cfg.Unseen) * ratio * h.st.vSensitivity * past
-	return h.share / h.st.outEnergy * (seen + c.cfg.Unseen*alone/float64(h.limit))
+	return h.share / h.st.outEnergy * h.vFactor * (seen + c.cfg.Unseen*alone/float64(h.limit))
 }
 
 // levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V

@@ -22,6 +22,7 @@ type Report struct {
 	Version       string  `json:"version"`
 	Model         string  `json:"model"`
 	Config        string  `json:"config"`
+	Profile       string  `json:"profile"` // hash of the profile the plan was made with, or ""
 	Bytes         int64   `json:"bytes"`
 	Values        int64   `json:"values"` // of K and V, or of all rows
 	BitsPerValue  float64 `json:"bits_per_value"`
@@ -166,6 +167,7 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 		Version:       h.Version.String(),
 		Model:         h.Model,
 		Config:        h.Config,
+		Profile:       profileText(h.Profile),
 		Bytes:         r.Size(),
 		Tokens:        h.Tokens,
 		FirstPosition: h.First,

@@ -76,6 +76,7 @@ func (c *compressor) survey(ctx context.Context, l *layerInput, w headWeights) e
 // headOf returns the view of a head whose tokens before limit are planned.
 func (c *compressor) headOf(l *layerInput, head int, w []float32, limit int) *headOf {
 	h := &headOf{l: l, head: head, st: &c.stats[l.index][head], w: w, limit: limit}
+	h.kFactor, h.vFactor = c.factors(l, head)
 	heads := 0
 	for i := range c.in.layers {
 		heads += c.in.layers[i].heads
@@ -180,7 +181,7 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *back
 		}
 		var cost [4]float64 // damage per unit of squared error at each width
 		for bits := 3; bits >= 1; bits-- {
-			e, err := c.probeAt(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
+			e, err := c.probed(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
 			if err != nil {
 				return err
 			}
@@ -214,7 +215,7 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *back
 			tail = append(tail, b)
 		}
 	}
-	view := &headOf{l: l, head: head, st: st, w: w, limit: past, share: 1}
+	view := &headOf{l: l, head: head, st: st, w: w, limit: past, share: 1, kFactor: 1, vFactor: 1}
 	var err error
 	st.ratios, err = c.probeLevels(ctx, view, q, tail, out)
 	return err

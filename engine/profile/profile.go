@@ -49,7 +49,8 @@ const (
 	maxTensorName  = 200
 )
 
-// New returns an empty profile of a model. A name may be empty; then Check compares geometries
+// New returns an empty profile of a model. Files name the same model in different ways: several
+// names are joined by " | ", and any of them is right. Without a name Check compares geometries
 // only.
 //
 // Errors: quant.ErrShape.
@@ -180,11 +181,11 @@ func validName(s string, most int, extra string) bool {
 }
 
 // Check holds that the profile is one of this model: the same geometry and, where both have a
-// name, the same name.
+// name, one that the profile has.
 //
 // Errors: *MismatchError, which matches quant.ErrShape.
 func (p *Profile) Check(model string, geo quant.Geometry) error {
-	if model != "" && p.model != "" && model != p.model {
+	if model != "" && p.model != "" && !slices.Contains(strings.Split(p.model, " | "), model) {
 		return &MismatchError{Profile: p.ID(), What: "model", Want: p.model, Got: model}
 	}
 	a, b := p.geo, geo

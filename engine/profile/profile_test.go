@@ -153,6 +153,9 @@ func TestProfile_OtherModel(t *testing.T) {
 	p := whole(t)
 	require.NoError(t, p.Check("golden", geometry()))
 	require.NoError(t, p.Check("", geometry()))
+	two := must[*profile.Profile](t)(profile.New("golden 7B | golden-7b", geometry()))
+	require.NoError(t, two.Check("golden-7b", geometry()))
+	require.Error(t, two.Check("golden", geometry()))
 	for what, change := range map[string]func(g *quant.Geometry){
 		"layers":     func(g *quant.Geometry) { g.Layers++ },
 		"heads":      func(g *quant.Geometry) { g.Heads *= 2 },
@@ -306,4 +309,16 @@ func requireTyped(t testing.TB, err error) {
 		}
 	}
 	require.Equal(t, 1, n, "%v", err)
+}
+
+func TestSensitivity_Power(t *testing.T) {
+	s := sensitivity()
+	for _, f := range s.Power(0).K {
+		require.EqualValues(t, 1, f)
+	}
+	require.Equal(t, s, s.Power(1))
+	require.InDelta(t, 2, s.Power(0.5).K[0], 1e-6)
+	require.EqualValues(t, 1<<20, s.Power(1000).K[0], "held within the range")
+	_, err := whole(t).WithSensitivity(s.Power(-1000), nil)
+	require.NoError(t, err)
 }

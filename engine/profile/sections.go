@@ -126,6 +126,19 @@ func (s *Sensitivity) At(layer, kvHead, kvHeads int) (k, v float64) {
 	return float64(s.K[i]), float64(s.V[i])
 }
 
+// Power returns the factors raised to x, held within their range: 0 gives ones, 1 the factors
+// themselves.
+func (s *Sensitivity) Power(x float64) *Sensitivity {
+	raise := func(v []float32) []float32 {
+		out := make([]float32, len(v))
+		for i, f := range v {
+			out[i] = float32(min(max(math.Pow(float64(f), x), 1.0/maxFactor), maxFactor))
+		}
+		return out
+	}
+	return &Sensitivity{K: raise(s.K), V: raise(s.V)}
+}
+
 // Sensitivity returns the factors, or nil where the profile has none.
 //
 // Errors: quant.ErrShape; not for a profile that was read or made by With.

@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"context"
+	"slices"
+
+	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Sensitivities is what noise in one side of one KV head does to the model, and what the planner
+// thinks it does. Slices are [layers, kv_heads], means over texts.
+type Sensitivities struct {
+	Layers, KVHeads int
+	Coding          quant.Coding
+	Texts           []string
+	// K and V are KL(exact || that side of that head coded), nats.
+	K, V []float64
+	// PredictedK and PredictedV are the damages that offline.Predict gives for the same.
+	PredictedK, PredictedV []float64
+	// All is the KL with both sides of every head coded; the sum of K and V is what it would be if
+	// the damages simply added up.
+	All float64
+	// Passes is the number of forward passes taken.
+	Passes int
+}
+
+// sensitivityNext is how many tokens of a continuation sensitivities are measured on.
+const sensitivityNext = 64
+
+// shortened is a text whose continuation ends after n tokens.
+func (x *tuneText) shortened(n int) *tuneText {
+	y := *x
+	at := y.run.o.Context
+	n = min(n, len(y.run.in.Tokens)-at)
+	y.run.in.Tokens = y.run.in.Tokens[:at+n]
+	ref := *x.run.ref
+	ref.lse, ref.top, ref.next = ref.lse[:n], ref.top[:n], ref.next[:n]
+	y.run.ref = &ref
+	return &y
+}
+
+// MeasureSensitivities codes all tokens but the sinks of one side of one head after the other and
+// measures KL on the first 64 tokens of the continuations of the first most texts. It takes
+// 2 * layers * kv_heads + 1 passes for each text; with layersOnly, the heads of a layer are coded
+// together and have the same value, in 2 * layers + 1 passes.
+//
+// Errors: those of offline.Compress and of the model.
+func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
+	most int, progress func(stage string, done, total int64)) (*Sensitivities, error) {
+	g := t.m.Geometry()
+	n := g.Layers * g.KVHeads
+	s := &Sensitivities{Layers: g.Layers, KVHeads: g.KVHeads, Coding: coding,
+		K: make([]float64, n), V: make([]float64, n), PredictedK: make([]float64, n),
+		PredictedV: make([]float64, n)}
+	cfg := offline.DefaultConfig()
+	cfg.K, cfg.V = []quant.Coding{coding}, []quant.Coding{coding}
+	cfg.Importance = "none"
+	step := 1
+	if layersOnly {
+		step = g.KVHeads
+	}
+	used := t.texts[:min(len(t.texts), max(1, most))]
+	total := int64(len(used)) * int64(2*n/step+1)
+	for i := range used {
+		x := used[i].shortened(sensitivityNext)
+		s.Texts = append(s.Texts, x.run.in.Name)
+		if err := t.predict(ctx, x.c, cfg, s, len(used)); err != nil {
+			return nil, err
+		}
+		coded, err := compressChecked(ctx, Kvist{Config: cfg, Backend: t.o.Backend}, x.c)
+		if err != nil {
+			return nil, err
+		}
+		measure := func(into []float64, unit func(out []CacheLayer)) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			kl, err := t.divergence(x, unit)
+			for j := range into {
+				into[j] += kl / float64(len(into)) / float64(len(used))
+			}
+			s.Passes++
+			if progress != nil {
+				progress("sensitivities", int64(s.Passes), total)
+			}
+			return err
+		}
+		for u := 0; u < n; u += step {
+			l, h := u/g.KVHeads, u%g.KVHeads
+			rows := len(x.c.Tokens)
+			if err := measure(s.K[u:u+step], func(out []CacheLayer) {
+				from, to := h*rows*g.HeadDim, (h+step)*rows*g.HeadDim
+				out[l].K = slices.Clone(out[l].K)
+				copy(out[l].K[from:to], coded.Layers[l].K[from:to])
+				if coded.Layers[l].Bias != nil {
+					out[l].Bias = make([]float32, g.KVHeads*rows)
+					copy(out[l].Bias[h*rows:(h+step)*rows], coded.Layers[l].Bias[h*rows:(h+step)*rows])
+				}
+			}); err != nil {
+				return nil, err
+			}
+			if err := measure(s.V[u:u+step], func(out []CacheLayer) {
+				from, to := h*rows*g.HeadDimV, (h+step)*rows*g.HeadDimV
+				out[l].V = slices.Clone(out[l].V)
+				copy(out[l].V[from:to], coded.Layers[l].V[from:to])
+			}); err != nil {
+				return nil, err
+			}
+		}
+		all := make([]float64, 1)
+		if err := measure(all, func(out []CacheLayer) { copy(out, coded.Layers) }); err != nil {
+			return nil, err
+		}
+		s.All += all[0]
+	}
+	return s, nil
+}
+
+// divergence is the KL of the continuation of a text over a cache that is exact but for what unit
+// changes in it.
+func (t *Tuning) divergence(x *tuneText, unit func(out []CacheLayer)) (float64, error) {
+	left := &Cache{Layers: make([]CacheLayer, len(x.c.Layers))}
+	for l := range left.Layers {
+		left.Layers[l] = CacheLayer{K: x.c.Layers[l].K, V: x.c.Layers[l].V}
+	}
+	unit(left.Layers)
+	kv, err := t.m.NewKV(llama.KVOptions{})
+	if err != nil {
+		return 0, err
+	}
+	if err := fill(kv, left, len(x.c.Tokens)); err != nil {
+		return 0, err
+	}
+	s := scorer{ref: x.run.ref}
+	if err := x.run.next(kv, s.add); err != nil {
+		return 0, err
+	}
+	score, err := s.score()
+	return score.KL, err
+}
+
+// predict adds the planner's predictions for a text.
+func (t *Tuning) predict(ctx context.Context, c *Context, cfg offline.Config,
+	s *Sensitivities, texts int) error {
+	shape, err := c.shape("sensitivities", false)
+	if err != nil {
+		return err
+	}
+	var raw memory
+	if err := writeCapture(&raw, c, shape); err != nil {
+		return err
+	}
+	src, err := capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
+	if err != nil {
+		return err
+	}
+	all, err := offline.Predict(ctx, src, t.o.Backend, cfg, cfg.K[0], cfg.V[0])
+	if err != nil {
+		return err
+	}
+	for _, d := range all {
+		i := d.Layer*s.KVHeads + d.KVHead
+		s.PredictedK[i] += d.K / float64(texts)
+		s.PredictedV[i] += d.V / float64(texts)
+	}
+	return nil
+}
+
+// Sum returns the sum of K and V: the KL of all that there would be if damages added up.
+func (s *Sensitivities) Sum() (sum float64) {
+	for i := range s.K {
+		sum += s.K[i] + s.V[i]
+	}
+	return sum
+}
+
+// sensitivityPrior is the share of the mean KL of a head that is added to what was measured and to
+// what was predicted, so that heads in which neither is much keep a factor of about 1.
+const sensitivityPrior = 0.1
+
+// Factors returns how much more than the planner thinks an error in a head counts: measured over
+// predicted, both with their means over all heads and sides set to 1 and the prior added. What the
+// probe of the planner sees already is not counted twice.
+func (s *Sensitivities) Factors() *profile.Sensitivity {
+	kl, predicted := s.Sum(), 0.0
+	for i := range s.K {
+		predicted += s.PredictedK[i] + s.PredictedV[i]
+	}
+	n := float64(2 * len(s.K))
+	factor := func(measured, thought []float64) []float32 {
+		out := make([]float32, len(measured))
+		for i := range out {
+			out[i] = 1
+			if kl > 0 && predicted > 0 {
+				out[i] = float32((measured[i]/kl*n + sensitivityPrior) /
+					(thought[i]/predicted*n + sensitivityPrior))
+			}
+		}
+		return out
+	}
+	f := &profile.Sensitivity{K: factor(s.K, s.PredictedK), V: factor(s.V, s.PredictedV)}
+	return f.Power(1) // held within the range of a profile
+}

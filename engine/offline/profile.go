@@ -1,0 +1,161 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// unprofiled are the fields of a Config that belong to a file and not to a model: how much it may
+// take, and what its rows are. A profile that sets one of them is refused.
+var unprofiled = []string{"bits", "bytes", "share", "max-error", "seed", "rows", "window",
+	"allow-nonfinite", "weighted"}
+
+// Apply makes p the profile of the config and puts p's settings in the place of the config's own.
+// What is set afterwards overrides them. A nil p changes nothing.
+//
+// Errors: quant.ErrUnsupported for a setting that no Config has or that a profile may not make;
+// those of ParseConfig.
+func (c *Config) Apply(p *profile.Profile) error {
+	if p == nil {
+		return nil
+	}
+	params, err := p.Params()
+	if err != nil {
+		return err
+	}
+	next, err := c.WithParams(params)
+	if err != nil {
+		return fmt.Errorf("profile %s: %w", p.ID(), err)
+	}
+	next.Profile = p
+	*c = next
+	return nil
+}
+
+// WithParams returns the config with these settings in place of its own. Keys and values are
+// those of String.
+//
+// Errors: quant.ErrUnsupported for a setting that no Config has or that a profile may not make;
+// those of ParseConfig.
+func (c Config) WithParams(params profile.Params) (Config, error) {
+	if err := params.Validate(); err != nil {
+		return c, err
+	}
+	for _, k := range slices.Sorted(maps.Keys(params)) {
+		if slices.Contains(unprofiled, k) {
+			return c, fmt.Errorf("kvist/offline: %s=%s is a setting of a file, not of a model: %w", k,
+				params[k], quant.ErrUnsupported)
+		}
+	}
+	return c.with(params.String())
+}
+
+// profileID is what the header of a file says of the profile.
+func profileID(p *profile.Profile) [32]byte {
+	if p == nil {
+		return [32]byte{}
+	}
+	return p.ID()
+}
+
+// profileText is what a report says of a header's profile.
+func profileText(id profile.ID) string {
+	if id == (profile.ID{}) {
+		return ""
+	}
+	return id.Full()
+}
+
+// checkProfile holds that a profile, unless nil, is of the model of the input, and returns its
+// sensitivities, nil where it has none.
+func checkProfile(p *profile.Profile, in *input) (*profile.Sensitivity, error) {
+	switch {
+	case p == nil:
+		return nil, nil
+	case !in.kv:
+		return nil, fmt.Errorf("kvist/offline: %s holds rows; a profile is of a KV cache: %w",
+			in.src.Name(), quant.ErrShape)
+	}
+	if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
+		return nil, fmt.Errorf("kvist/offline: %s: %w", in.src.Name(), err)
+	}
+	return p.Sensitivity()
+}
+
+// factors returns the profile's sensitivities of K and V of a head.
+func (c *compressor) factors(l *layerInput, head int) (k, v float64) {
+	if c.sensitivity == nil {
+		return 1, 1
+	}
+	return c.sensitivity.At(l.number, head, c.in.geo.KVHeads)
+}
+
+// HeadDamage is what the planner takes an error in one KV head for.
+type HeadDamage struct {
+	Layer, KVHead int // the model's number of the layer
+	// K and V are the damages of storing all tokens but the sinks of that side at a coding, the
+	// other side exactly: what importance and profile do is left out.
+	K, V float64
+}
+
+// Predict returns the damage that is predicted for storing K at coding k, or V at coding v, of every
+// head, in the order of the capture: what sensitivities measured in a model are held against.
+//
+// Errors: those of Compress before it plans.
+func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg Config,
+	k, v quant.Coding) ([]HeadDamage, error) {
+	cfg.Importance, cfg.Profile, cfg.Levels = "none", nil, nil
+	c, err := newCompressor(src, be, cfg, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !c.in.kv {
+		return nil, fmt.Errorf("kvist/offline: %s holds rows, want K and V: %w", src.Name(),
+			quant.ErrShape)
+	}
+	var out []HeadDamage
+	for i := range c.in.layers {
+		l := &c.in.layers[i]
+		first := len(c.main.parts)
+		if err := c.survey(ctx, l, c.level(l, nil, nil)); err != nil {
+			return nil, err
+		}
+		heads := make([]HeadDamage, l.heads)
+		for h := range heads {
+			heads[h].Layer, heads[h].KVHead = l.number, h
+		}
+		for _, p := range c.main.parts[first:] {
+			st, h := &c.stats[i][p.head], &heads[p.head]
+			for _, b := range p.variants[0].cells {
+				if b.kind != cellFree {
+					continue
+				}
+				for _, side := range []struct {
+					coding quant.Coding
+					curve  *plan.Curve
+					dim    int
+					damage float64
+					sum    *float64
+				}{{k, st.kCurve, l.k.Dim(), b.kDamage, &h.K}, {v, st.vCurve, l.v.Dim(), b.vDamage, &h.V}} {
+					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.rows(), side.dim)
+					if err != nil {
+						return nil, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+					}
+					*side.sum += side.damage * class.Options[0].Damage
+				}
+			}
+		}
+		out = append(out, heads...)
+	}
+	return out, nil
+}
