@@ -17,11 +17,14 @@ import (
 // from 16 bits a value to 2, and kvist with its importance off beside it.
 func Standard() []Method {
 	names := []string{
-		"f16", "ggml-q8_0", "kivi4", "ggml-q4_0", "tqmse4", "tqmse4:sinks=4", "kivi3", "tqmse3",
-		"tqmse3:sinks=4", "kivi2", "tqmse2", "tqmse2:sinks=4", "lm3+len+s8:sinks=4",
-		"uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4", "snapkv:50%",
-		"snapkv:25%", "snapkv:12.5%", "sinks-recent:25%", "kvist:4.25", "kvist:3", "kvist:2.75",
-		"kvist:2.75,importance=none", "kvist:2.25", "kvist:2",
+		"f16", "ggml-q8_0", "fp8", "kivi4", "gear4", "ggml-q4_0", "tqmse4", "tqmse4:sinks=4",
+		"tqprod4", "kivi3", "tqmse3", "tqmse3:sinks=4", "tqprod3", "kivi2", "tqmse2",
+		"tqmse2:sinks=4", "lm3+len+s8:sinks=4", "uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4",
+		"lm2+len+s8:sinks=4", "uniform:k=lm2+len+s8,v=lm1+len+s8,sinks=4",
+		"snapkv:50%", "snapkv:25%", "snapkv:12.5%", "sinks-recent:25%", "h2o:25%", "expected:25%",
+		"adakv:25%", "pyramidkv:25%", "ems:25%", "kvzip:25%",
+		"kvist:4.25", "kvist:3", "kvist:2.75", "kvist:2.75,importance=none", "kvist:2.25",
+		"kvist:2", "kvist:1.5",
 	}
 	var list []Method
 	for _, n := range names {

@@ -86,5 +86,5 @@ func TestStandard_Names(t *testing.T) {
 		require.False(t, seen[m.Name()], m.Name())
 		seen[m.Name()] = true
 	}
-	require.Len(t, seen, 24)
+	require.Len(t, seen, 37)
 }
