@@ -204,7 +204,7 @@ func TestCompress_Nonfinite(t *testing.T) {
 // A damaged record is named, refused, and the rest still comes back with salvage.
 func TestDecompress_Salvage(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
-	good, _ := compress(t, src, be, config(t, "bits=3"))
+	good, _ := compress(t, src, be, config(t, "bits=3 levels=full"))
 	r := reader(t, good)
 	info := r.Records()[3]
 	bad := bytes.Clone(good)

@@ -79,109 +79,112 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Varied
 // encodeRecord fills the payloads of a record.
 func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) error {
 	l := &c.in.layers[rec.Layer]
-	first, n := l.span(rec.Segment)
-	up := &uploader{be: c.be}
-	defer up.free()
-	var jobs []backend.EncodeJob
-	var into []*[]byte
-	add := func(t tensor, head int, coding quant.Coding, b *container.Block, src, index backend.Span, data *[]byte) error {
-		*data = make([]byte, coding.PackedBytes(b.Rows(), t.Dim()))
-		dst, err := up.upload(*data)
-		if err != nil {
+	e := &recordEncoder{c: c, l: l, rec: rec, up: &uploader{be: c.be}}
+	defer e.up.free()
+	for h := range rec.Heads {
+		if err := e.head(h); err != nil {
 			return err
 		}
-		jobs = append(
-			jobs,
-			backend.EncodeJob{
-				Src:   src,
-				DType: t.DType(),
-				Index: index,
-				Rows:  b.Rows(),
-				Dim:   t.Dim(),
-				Dst:   backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed},
-			},
-		)
-		into = append(into, data)
-		return nil
 	}
-	// Merged rows are means, which go to the backend as float32.
-	addMerged := func(h int, b *container.Block, r *segmentRows) error {
-		view := c.headOf(l, h, c.weights[l.index].now[h], l.tokens)
-		of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
-		for side, x := range []quant.Rows{r.k, r.v} {
-			coding, data := b.K, &b.KData
-			if side == 1 {
-				coding, data = b.V, &b.VData
-			}
-			src, err := up.upload(floats(view.rowsOf(r, &of, x)))
-			if err != nil {
-				return err
-			}
-			*data = make([]byte, coding.PackedBytes(b.Rows(), x.Dim))
-			dst, err := up.upload(*data)
-			if err != nil {
-				return err
-			}
-			jobs = append(jobs, backend.EncodeJob{Src: src, DType: quant.Float32, Rows: b.Rows(),
-				Dim: x.Dim, Dst: backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}})
-			into = append(into, data)
-		}
-		return nil
-	}
-	for h := range rec.Heads {
-		var spans [2]backend.Span
-		for i, t := range []tensor{l.k, l.v}[:1+min(1, l.dimV())] {
-			raw := make([]byte, n*t.RowBytes())
-			if err := c.in.src.ReadRows(t, h, first, n, raw); err != nil {
-				return err
-			}
-			var err error
-			if spans[i], err = up.upload(raw); err != nil {
-				return err
-			}
-		}
-		var rows *segmentRows
-		for bi := range rec.Heads[h].Blocks {
-			b := &rec.Heads[h].Blocks[bi]
-			if b.Level == quant.Dropped {
-				continue
-			}
-			if b.Counts != nil {
-				var err error
-				if rows == nil {
-					if rows, err = c.readSegment(l, h, rec.Segment, l.tokens); err != nil {
-						return err
-					}
-				}
-				if err := addMerged(h, b, rows); err != nil {
-					return err
-				}
-				continue
-			}
-			index, err := up.upload(indexBytes(b.Tokens))
-			if err != nil {
-				return err
-			}
-			if err := add(l.k, h, b.K, b, spans[0], index, &b.KData); err != nil {
-				return err
-			}
-			if l.hasV {
-				if err := add(l.v, h, b.V, b, spans[1], index, &b.VData); err != nil {
-					return err
-				}
-			}
-		}
-	}
-	if err := c.be.Encode(ctx, jobs); err != nil {
+	if err := c.be.Encode(ctx, e.jobs); err != nil {
+		first, n := l.span(rec.Segment)
 		return fmt.Errorf("kvist/offline: encode %s segment %d (tokens %d to %d): %w", l.name,
 			rec.Segment, first, first+n, err)
 	}
-	for i, j := range jobs {
-		if err := j.Dst.Data.Buf.Download(0, *into[i]); err != nil {
+	for i, j := range e.jobs {
+		if err := j.Dst.Data.Buf.Download(0, *e.into[i]); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// recordEncoder collects the jobs of a record.
+type recordEncoder struct {
+	c    *compressor
+	l    *layerInput
+	rec  *container.Record
+	up   *uploader
+	jobs []backend.EncodeJob
+	into []*[]byte // where the packed bytes of each job go
+}
+
+// head adds the blocks of a head.
+func (e *recordEncoder) head(h int) error {
+	sides := []tensor{e.l.k, e.l.v}[:1+min(1, e.l.dimV())]
+	first, n := e.l.span(e.rec.Segment)
+	var spans [2]backend.Span
+	for i, t := range sides {
+		raw := make([]byte, n*t.RowBytes())
+		if err := e.c.in.src.ReadRows(t, h, first, n, raw); err != nil {
+			return err
+		}
+		var err error
+		if spans[i], err = e.up.upload(raw); err != nil {
+			return err
+		}
+	}
+	var rows *segmentRows
+	for bi := range e.rec.Heads[h].Blocks {
+		b := &e.rec.Heads[h].Blocks[bi]
+		if b.Level == quant.Dropped {
+			continue
+		}
+		if b.Counts != nil {
+			var err error
+			if rows == nil {
+				if rows, err = e.c.readSegment(e.l, h, e.rec.Segment, e.l.tokens); err != nil {
+					return err
+				}
+			}
+			if err := e.merged(h, b, rows); err != nil {
+				return err
+			}
+			continue
+		}
+		index, err := e.up.upload(indexBytes(b.Tokens))
+		if err != nil {
+			return err
+		}
+		for i, t := range sides {
+			job := backend.EncodeJob{Src: spans[i], DType: t.DType(), Index: index, Dim: t.Dim()}
+			if err := e.add(b, i, job); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// merged adds a block of merged rows: means, which go to the backend as float32.
+func (e *recordEncoder) merged(h int, b *container.Block, r *segmentRows) error {
+	view := e.c.headOf(e.l, h, e.c.weights[e.l.index].now[h], e.l.tokens)
+	of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
+	for i, x := range []quant.Rows{r.k, r.v} {
+		src, err := e.up.upload(floats(view.rowsOf(r, &of, x)))
+		if err != nil {
+			return err
+		}
+		job := backend.EncodeJob{Src: src, DType: quant.Float32, Dim: x.Dim}
+		if err := e.add(b, i, job); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// add adds the job of side 0 (K, or the rows) or 1 (V) of a block.
+func (e *recordEncoder) add(b *container.Block, side int, job backend.EncodeJob) error {
+	coding, data := b.K, &b.KData
+	if side == 1 {
+		coding, data = b.V, &b.VData
+	}
+	*data = make([]byte, coding.PackedBytes(b.Rows(), job.Dim))
+	dst, err := e.up.upload(*data)
+	job.Rows = b.Rows()
+	job.Dst = backend.Side{Coding: coding, Data: dst, Seed: e.c.cfg.Seed}
+	e.jobs, e.into = append(e.jobs, job), append(e.into, data)
+	return err
 }
 
 func indexBytes(tokens []uint16) []byte {
