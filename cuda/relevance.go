@@ -124,7 +124,9 @@ func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []in
 		Power: int32(rel.Power)}
 	stride := (t.HeadDim + 7) / 8 * 8
 	shared := 4 * (relevanceHeads*stride + kernels.BookFloats)
-	err := start(l, "kvist_relevance", [2]int{len(items), 1}, kernels.SubRows, shared, p)
+	err := l.timed(func() error {
+		return start(l, "kvist_relevance", [2]int{len(items), 1}, kernels.SubRows, shared, p)
+	})
 	if err == nil {
 		err = l.fetch(os.at, os.n)
 	}
@@ -139,5 +141,5 @@ func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []in
 			sums[at+r] += got[i*kernels.SubRows+r]
 		}
 	}
-	return nil
+	return l.tick()
 }
