@@ -92,5 +92,16 @@ check-ptx: ## compile again, compare, and assemble for sm_75..sm_120 with an old
 	python3 kernels/ptx.py check
 	python3 kernels/ptx.py report bench/results/cuda-ptx.md
 
+BUNDLE := build/gpu-bundle
+gpu-bundle: ## one folder that runs tests and benchmarks on a machine with a GPU, without Go or network
+	@rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)
+	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) build -trimpath -ldflags '-s -w' -o $(BUNDLE)/kvist ./cmd/kvist
+	CGO_ENABLED=0 GOOS=linux GOARCH=amd64 $(GO) test -c -trimpath -ldflags '-s -w' -o $(BUNDLE)/cuda.test ./cuda
+	@cp bench/gpu/run.sh bench/gpu/torch_attention.py $(BUNDLE)/
+	@cp $(CAPTURE) $(BUNDLE)/capture.safetensors
+	@git describe --always --dirty > $(BUNDLE)/commit.txt
+	@test $$(du -sm $(BUNDLE) | cut -f1) -lt 60 || { echo "$(BUNDLE) is 60 MiB or more"; exit 1; }
+	@du -sh $(BUNDLE)
+
 clean: ## remove what the targets made
-	rm -rf bin demo.kvist demo.html
+	rm -rf bin build demo.kvist demo.html

@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 )
 
 // itemTiles is how many tiles of a block one piece of work of Relevance has at most.
@@ -32,7 +33,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err != nil {
 		return err
 	}
-	ptr, users := usersOf(q, len(blocks))
+	ptr, users := args.Users(q, len(blocks))
 	var items []relevanceItem
 	for i := range blocks {
 		if ptr[i] == ptr[i+1] {
@@ -53,25 +54,6 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		defer b.release(s)
 		return s.relevance(ctx, p, blk, it, users[ptr[it.block]:ptr[it.block+1]], lse, rel)
 	})
-}
-
-// usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
-func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
-	ptr = make([]int, blocks+2)
-	for _, b := range q.BlockIdx {
-		ptr[b+2]++
-	}
-	for i := 2; i < len(ptr); i++ {
-		ptr[i] += ptr[i-1]
-	}
-	users = make([]int32, len(q.BlockIdx))
-	for i := range q.Len() {
-		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			users[ptr[b+1]] = int32(i)
-			ptr[b+1]++
-		}
-	}
-	return ptr[:blocks+1], users
 }
 
 // relevance works on one range of rows. Sums over the queries are float64.

@@ -155,7 +155,7 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 		HeadDim: int32(t.HeadDim), HeadDimV: int32(dimV), Group: int32(t.Group),
 		Pairs: int32(len(t.turns.freqs)), Interleaved: t.interleaved(),
 		UnitHeads: int32(plan.unitHeads)}
-	err := launchAttend(l, p, len(pieces), len(units))
+	err := l.timed(func() error { return launchAttend(l, p, len(pieces), len(units)) })
 	if err == nil {
 		err = l.fetch(os.at, ls.at+ls.n-os.at)
 	}
@@ -166,7 +166,7 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 	if lse != nil {
 		copy(lse[head0:], slice[float32](l, ls))
 	}
-	return nil
+	return l.tick()
 }
 
 // launchAttend starts attend for every piece and combine for every unit.

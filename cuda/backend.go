@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
@@ -43,6 +44,7 @@ type Backend struct {
 	dev   *device
 	all   []*lane
 	lanes chan *lane // those that are free
+	clock atomic.Pointer[deviceClock]
 
 	mu     sync.Mutex
 	caps   backend.Caps
@@ -175,7 +177,7 @@ func (b *Backend) withLane(f func(l *lane) error) error {
 		return fmt.Errorf("kvist/cuda: backend: %w", quant.ErrClosed)
 	}
 	defer func() { b.lanes <- l }()
-	l.kernel = ""
+	l.kernel, l.clock = "", b.clock.Load()
 	return b.noteLoss(b.dev.do(func() error { return f(l) }))
 }
 

@@ -3,20 +3,75 @@
 package cuda
 
 import (
+	"context"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/backendtest"
+	"github.com/kvist-project/kvist/engine/backend/selftest"
 	"github.com/kvist-project/kvist/kernels/emu"
 )
 
-func TestBackend_Suite(t *testing.T) {
-	library := emu.Build(t)
+func TestBackend_Suite(t *testing.T) { suite(t, emu.Build(t)) }
+
+// TestBackend_SuiteOnDevice runs the suite on a real device. KVIST_REQUIRE=cuda makes a machine
+// without one a failure.
+func TestBackend_SuiteOnDevice(t *testing.T) {
+	requireDevice(t)
+	suite(t, "")
+}
+
+func TestSelfTest_OnDevice(t *testing.T) {
+	requireDevice(t)
+	b, err := Open(Options{Device: AnyDevice})
+	require.NoError(t, err)
+	for _, c := range selftest.Run(context.Background(), b) {
+		require.True(t, c.OK, "%s: %s", c.Name, c.Detail)
+	}
+	require.NoError(t, b.Close())
+}
+
+func suite(t *testing.T, library string) {
 	backendtest.RunBackend(t, func(t *testing.T) backend.Backend {
 		b, err := Open(Options{Library: library, Device: AnyDevice, NoSelfTest: true})
 		require.NoError(t, err)
 		return b
 	})
+}
+
+// requireDevice skips where there is no device, or fails where KVIST_REQUIRE names cuda.
+func requireDevice(tb testing.TB) {
+	tb.Helper()
+	info, err := Probe("")
+	if err == nil {
+		_, err = choose(info, AnyDevice)
+	}
+	if err == nil {
+		return
+	}
+	for _, w := range strings.Split(os.Getenv("KVIST_REQUIRE"), ",") {
+		if w == "cuda" {
+			tb.Fatalf("a CUDA device is required: %v", err)
+		}
+	}
+	tb.Skipf("no CUDA device: %v", err)
+}
+
+// The time of kernels is that of the events around them.
+func TestDeviceTime_CountsKernels(t *testing.T) {
+	s := newStandIn(t, "")
+	b, err := s.open(Options{NoSelfTest: true})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, b.Close()); s.clean() }()
+	sc := scenario{b: b}
+	d, err := b.DeviceTime(sc.run)
+	require.NoError(t, err)
+	require.Positive(t, d)
+	d, err = b.DeviceTime(func() error { return nil })
+	require.NoError(t, err)
+	require.Zero(t, d)
 }

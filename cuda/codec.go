@@ -5,6 +5,7 @@ package cuda
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math"
 
@@ -184,15 +185,16 @@ func (c *codecBatch) run(ctx context.Context, l *lane, op backend.Op, status []u
 	if err := l.send(staged); err != nil {
 		return err
 	}
-	if err := c.launch(ctx, l, op, l.address(jobs)); err != nil {
+	err := l.timed(func() error { return c.launch(ctx, l, op, l.address(jobs)) })
+	if err != nil {
 		return errLater(err, l.wait())
 	}
 	if err := l.fetch(state.at, state.n); err != nil {
 		return errLater(err, l.wait())
 	}
-	err := l.wait()
+	err = l.wait()
 	copy(status, slice[uint32](l, state))
-	return err
+	return errors.Join(err, l.tick())
 }
 
 // errLater returns the first of two errors, for the second follows from it.

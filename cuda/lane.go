@@ -33,7 +33,8 @@ type lane struct {
 	scratch driver.DevicePtr
 	size    int64 // of scratch
 	launch  *driver.Launch
-	kernel  string // launched last, for errors that show later
+	kernel  string       // launched last, for errors that show later
+	clock   *deviceClock // nil: nothing is timed
 }
 
 // newLane makes a lane; on failure nothing stays behind.
@@ -158,6 +159,31 @@ func (l *lane) fetch(at, n int64) error {
 		return nil
 	}
 	return l.dev.api.CopyToHost(l.staging[at:at+n], l.scratch+driver.DevicePtr(at), l.stream)
+}
+
+// timed starts kernels by f, between two events where somebody asks for their time; the events
+// are free, for transfers have ended when kernels start.
+func (l *lane) timed(f func() error) error {
+	if l.clock == nil {
+		return f()
+	}
+	if err := l.dev.api.Record(l.events[0], l.stream); err != nil {
+		return err
+	}
+	if err := f(); err != nil {
+		return err
+	}
+	return l.dev.api.Record(l.events[1], l.stream)
+}
+
+// tick adds the time of the kernels that timed started, when the stream has been waited for.
+func (l *lane) tick() error {
+	if l.clock == nil {
+		return nil
+	}
+	ms, err := l.dev.api.Elapsed(l.events[0], l.events[1])
+	l.clock.add(ms)
+	return err
 }
 
 // start launches a kernel with its parameter struct.

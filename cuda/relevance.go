@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/kernels"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -44,7 +45,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		}
 		return seeds[query].K
 	}
-	ptr, users := usersOf(q, len(blocks))
+	ptr, users := args.Users(q, len(blocks))
 	var items []kernels.RelevanceItem
 	for i := range blocks {
 		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {
@@ -73,25 +74,6 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		rel.Sum[i] = float32(float64(rel.Sum[i]) + s)
 	}
 	return nil
-}
-
-// usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
-func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
-	ptr = make([]int, blocks+2)
-	for _, b := range q.BlockIdx {
-		ptr[b+2]++
-	}
-	for i := 2; i < len(ptr); i++ {
-		ptr[i] += ptr[i-1]
-	}
-	users = make([]int32, len(q.BlockIdx))
-	for i := range q.Len() {
-		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			users[ptr[b+1]] = int32(i)
-			ptr[b+1]++
-		}
-	}
-	return ptr[:blocks+1], users
 }
 
 // relevanceWave works on some items and adds their results to sums, in order.
@@ -124,7 +106,9 @@ func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []in
 		Power: int32(rel.Power)}
 	stride := (t.HeadDim + 7) / 8 * 8
 	shared := 4 * (relevanceHeads*stride + kernels.BookFloats)
-	err := start(l, "kvist_relevance", [2]int{len(items), 1}, kernels.SubRows, shared, p)
+	err := l.timed(func() error {
+		return start(l, "kvist_relevance", [2]int{len(items), 1}, kernels.SubRows, shared, p)
+	})
 	if err == nil {
 		err = l.fetch(os.at, os.n)
 	}
@@ -139,5 +123,5 @@ func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []in
 			sums[at+r] += got[i*kernels.SubRows+r]
 		}
 	}
-	return nil
+	return l.tick()
 }

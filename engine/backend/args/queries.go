@@ -158,3 +158,22 @@ func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backen
 	}
 	return sd, nil
 }
+
+// Users transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
+func Users(q *backend.Queries, blocks int) (ptr []int, users []int32) {
+	ptr = make([]int, blocks+2)
+	for _, b := range q.BlockIdx {
+		ptr[b+2]++
+	}
+	for i := 2; i < len(ptr); i++ {
+		ptr[i] += ptr[i-1]
+	}
+	users = make([]int32, len(q.BlockIdx))
+	for i := range q.Len() {
+		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
+			users[ptr[b+1]] = int32(i)
+			ptr[b+1]++
+		}
+	}
+	return ptr[:blocks+1], users
+}

@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cuda
+
+import (
+	"sync"
+	"time"
+)
+
+// deviceClock adds up the time of kernels.
+type deviceClock struct {
+	mu    sync.Mutex
+	total time.Duration
+}
+
+func (c *deviceClock) add(ms float32) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.total += time.Duration(float64(ms) * float64(time.Millisecond))
+}
+
+// DeviceTime calls f, and returns the time that kernels of this backend took on the device
+// meanwhile, by the device's own clock: transfers and the host's work are not in it. For
+// benchmarks; calls of several goroutines at once add up.
+//
+// Errors: those of f.
+func (b *Backend) DeviceTime(f func() error) (time.Duration, error) {
+	c := new(deviceClock)
+	b.clock.Store(c)
+	defer b.clock.Store(nil)
+	err := f()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.total, err
+}
