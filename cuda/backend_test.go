@@ -16,13 +16,19 @@ import (
 	"github.com/kvist-project/kvist/kernels/emu"
 )
 
-func TestBackend_Suite(t *testing.T) { suite(t, emu.Build(t)) }
+func TestBackend_Suite(t *testing.T) { suite(t, Options{Library: emu.Build(t)}) }
 
 // TestBackend_SuiteOnDevice runs the suite on a real device. KVIST_REQUIRE=cuda makes a machine
 // without one a failure.
 func TestBackend_SuiteOnDevice(t *testing.T) {
 	requireDevice(t)
-	suite(t, "")
+	suite(t, Options{})
+}
+
+// TestTensorCores_OnDevice runs the same with the tensor cores.
+func TestTensorCores_OnDevice(t *testing.T) {
+	requireDevice(t)
+	suite(t, Options{TensorCores: true})
 }
 
 func TestSelfTest_OnDevice(t *testing.T) {
@@ -35,9 +41,10 @@ func TestSelfTest_OnDevice(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-func suite(t *testing.T, library string) {
+func suite(t *testing.T, o Options) {
+	o.Device, o.NoSelfTest = AnyDevice, true
 	backendtest.RunBackend(t, func(t *testing.T) backend.Backend {
-		b, err := Open(Options{Library: library, Device: AnyDevice, NoSelfTest: true})
+		b, err := Open(o)
 		require.NoError(t, err)
 		return b
 	})
