@@ -93,7 +93,8 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err != nil {
 		return err
 	}
-	plan := planAttend(q, blocks, t.desc, seeds)
+	t.mma = t.mma && mmaWorks(q.HeadDim, q.HeadDimV)
+	plan := planAttend(q, blocks, t.desc, seeds, t.mma)
 	partFloats := plan.unitHeads * (2 + q.HeadDimV)
 	for first := 0; first < len(plan.units); {
 		end := plan.wave(first, partFloats)
@@ -171,12 +172,17 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 	return l.tick()
 }
 
-// mmaKernel is the twin of kvist_attend_h8 with tensor cores.
-const mmaKernel = "kvist_attend_mma"
+// mmaKernel is the twin of kvist_attend_h8 with tensor cores, for mmaHeads heads.
+const (
+	mmaKernel = "kvist_attend_mma"
+	mmaHeads  = 8
+	mmaShared = 64 << 10 // more than it needs at the largest shape
+)
 
-// mmaWorks reports whether the tensor cores take a shape: whole groups of columns for four warps.
-func mmaWorks(unitHeads, dimV int) bool {
-	return unitHeads == 8 && (dimV == 64 || dimV == 128 || dimV == 256)
+// mmaWorks reports whether the tensor cores take a shape: whole groups of columns for four warps,
+// and 8 heads in shared memory.
+func mmaWorks(dim, dimV int) bool {
+	return mostHeads(dim) >= mmaHeads && (dimV == 64 || dimV == 128 || dimV == 256)
 }
 
 // launchAttend starts attend for every piece, by tensor cores or not, and combine for every unit.
@@ -189,7 +195,7 @@ func launchAttend(l *lane, p kernels.AttendParams, pieces []kernels.Piece, units
 	grid := [2]int{len(pieces), 1}
 	coded := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV == kernels.CodedV })
 	other := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV != kernels.CodedV })
-	if mma = mma && coded && mmaWorks(h, int(p.HeadDimV)); mma {
+	if mma = mma && coded; mma {
 		p.SkipCoded = 1
 		// As MmaLayout in attend_mma.cu: queries and weights as two binary16, a table, the sums.
 		more := h*stride + h*kernels.TileRows + 4*256 + 2*h + 2048

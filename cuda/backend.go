@@ -26,7 +26,7 @@ type Options struct {
 	Device int
 	// Memory limits the live bytes of all buffers. 0: what is free on the device when it is opened.
 	Memory int64
-	// TensorCores lets attention of 5 to 8 heads a list use them, from compute capability 8.0 on.
+	// TensorCores lets attention use them, from compute capability 8.0 on, for head_dim_v 64, 128, 256.
 	// Off by default: no GPU has run that kernel yet, only the stand-in driver.
 	TensorCores bool
 	// NoSelfTest leaves out the comparison of a tiny example with package quant, some milliseconds.

@@ -218,6 +218,9 @@ func (d *device) load() error {
 		}
 		d.functions[e.Name] = f
 	}
+	if f, ok := d.functions[mmaKernel]; ok {
+		return d.api.AllowShared(f, mmaKernel, mmaShared)
+	}
 	return nil
 }
 

@@ -60,11 +60,14 @@ func runsOf(q *backend.Queries) []run {
 	return runs
 }
 
-// planAttend cuts a batch.
+// planAttend cuts a batch, for tensor cores or not.
 func planAttend(q *backend.Queries, blocks []backend.Block, desc []kernels.BlockDesc,
-	seeds []args.Seeds) attendPlan {
+	seeds []args.Seeds, mma bool) attendPlan {
 	runs := runsOf(q)
 	p := attendPlan{unitHeads: 1}
+	if mma {
+		p.unitHeads = mmaHeads // rows of a product that no head uses cost nothing
+	}
 	for _, r := range runs {
 		for p.unitHeads < min(r.n*q.Group, mostHeads(q.HeadDim)) {
 			p.unitHeads *= 2

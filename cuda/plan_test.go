@@ -40,7 +40,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 				"list")...)
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
-		p := planAttend(q, blocks, desc, []args.Seeds{{}})
+		p := planAttend(q, blocks, desc, []args.Seeds{{}}, rapid.Bool().Draw(t, "mma"))
 		head := int32(0)
 		for _, u := range p.units {
 			require.Equal(t, head, u.Head0)
