@@ -8,8 +8,8 @@
 // Compress runs in two passes over the capture, a segment at a time: the first measures what an
 // error in each block would cost, then the planner picks levels and codings under the target, the
 // second encodes and writes. Memory holds the rows of one head while it is calibrated, one segment
-// while it is encoded, and the plan: some 150 bytes for every block of 32 tokens, times the
-// variants that levels of detail leave it (2 to 5).
+// while it is encoded, and the plan: some 10 bytes a token and KV head, 50 with levels of detail
+// (4 and 20 % of the K and V of 64 values each in binary16).
 //
 // What a head's errors cost is calibrated on the capture's own last queries: those of the last
 // quarter attend to the rows before it, coded at 1, 2 and 3 bits on one side. Weights (package
