@@ -178,20 +178,29 @@ def innermost_loops(module):
     return out
 
 
+LOADS = {("u32", 32): "K", ("u8", 8): "V"}  # width of the loads and values of a loop of attend
+
+
 def per_value(heads):
-    """Rows of a table: PTX instructions a value of K and of V, for attend of so many heads."""
+    """Returns {loop: PTX instructions a value} of attend for so many heads."""
     rows = {}
     for loop in innermost_loops("attend")[f"kvist_attend_h{heads}"]:
-        loads = [x for x in loop if "ld.global" in x]
+        loads = [m.group(1) for x in loop for m in [re.search(r"ld\.global\.(?:nc\.)?(u\d+)", x)] if m]
         fma = sum("fma.rn.f32" in x for x in loop)
-        values = fma // heads
-        bits = len(loads)
-        if not 1 <= bits <= 4 or fma % heads or values not in (8, 32):
-            continue
-        if values == 32 and all(re.search(r"ld\.global\.(nc\.)?u32", x) for x in loads):
-            rows[f"K {bits} bits"] = len(loop) / values
-        if values == 8 and all(re.search(r"ld\.global\.(nc\.)?u8", x) for x in loads):
-            rows[f"V {bits} bits"] = len(loop) / values
+        side = LOADS.get((loads[0] if loads else "", fma // heads))
+        if side and 1 <= len(loads) <= 4 and len(set(loads)) == 1:
+            rows[f"{side} {len(loads)} bits"] = len(loop) / (fma // heads)
+    return rows
+
+
+def per_value_mma():
+    """The same of attend_mma: a lane unpacks 4 x 8 values for 8 products."""
+    rows = {}
+    for loop in innermost_loops("attend_mma")["kvist_attend_mma"]:
+        loads = sum(bool(re.search(r"ld\.global\.nc\.u32", x)) for x in loop)
+        if sum("mma.sync" in x for x in loop) == 8 and loads:
+            side = "K" if any("ld.shared.v4" in x for x in loop) else "V"
+            rows[f"{side} {loads // 4} bits"] = len(loop) / 32
     return rows
 
 
@@ -227,11 +236,12 @@ def report(path):
         lines.append("")
     lines += ["## Instructions a value", "",
               "PTX instructions of the innermost loop of attend, over the values of K or V that it",
-              "unpacks; every value meets all heads of the unit, one fused multiply-add each. SASS has",
-              "about as many.", ""]
+              "unpacks; every value meets all heads of the unit, one fused multiply-add each, or in the",
+              "tensor core. SASS may have fewer, for it addresses shared memory with 32 bits.", ""]
     heads = (1, 2, 4, 8)
-    counts = [per_value(h) for h in heads]
-    lines += ["| loop | " + " | ".join(f"{h} heads" for h in heads) + " |", "|---|---|---|---|---|"]
+    counts = [per_value(h) for h in heads] + [per_value_mma()]
+    lines += ["| loop | " + " | ".join(f"{h} heads" for h in heads) + " | tensor cores, up to 8 heads |",
+              "|---|---|---|---|---|---|"]
     for name in sorted(counts[-1]):
         lines.append(f"| {name} | " + " | ".join(
             f"{c[name]:.1f}" if name in c else "-" for c in counts) + " |")
