@@ -5,6 +5,7 @@ package cuda
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/kernels"
@@ -16,12 +17,13 @@ type batch struct {
 	*backend.Queries
 	desc   []kernels.BlockDesc
 	turns  *turnTable
+	mma    bool
 	energy []float32 // [n, group]: |q|^2
 }
 
 // newBatch describes the blocks and takes the energies.
 func (b *Backend) newBatch(op backend.Op, q *backend.Queries, blocks []backend.Block) (*batch, error) {
-	t := &batch{Queries: q, turns: newTurnTable(q), desc: make([]kernels.BlockDesc, len(blocks)),
+	t := &batch{Queries: q, mma: b.mma, turns: newTurnTable(q), desc: make([]kernels.BlockDesc, len(blocks)),
 		energy: make([]float32, q.Len()*q.Group)}
 	half := 0.5 * float64(q.Scale) * float64(q.Scale)
 	for i := range blocks {
@@ -91,7 +93,8 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err != nil {
 		return err
 	}
-	plan := planAttend(q, blocks, t.desc, seeds)
+	t.mma = t.mma && mmaWorks(q.HeadDim, q.HeadDimV)
+	plan := planAttend(q, blocks, t.desc, seeds, t.mma)
 	partFloats := plan.unitHeads * (2 + q.HeadDimV)
 	for first := 0; first < len(plan.units); {
 		end := plan.wave(first, partFloats)
@@ -155,7 +158,7 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 		HeadDim: int32(t.HeadDim), HeadDimV: int32(dimV), Group: int32(t.Group),
 		Pairs: int32(len(t.turns.freqs)), Interleaved: t.interleaved(),
 		UnitHeads: int32(plan.unitHeads)}
-	err := l.timed(func() error { return launchAttend(l, p, len(pieces), len(units)) })
+	err := l.timed(func() error { return launchAttend(l, p, pieces, len(units), t.mma) })
 	if err == nil {
 		err = l.fetch(os.at, ls.at+ls.n-os.at)
 	}
@@ -169,16 +172,41 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 	return l.tick()
 }
 
-// launchAttend starts attend for every piece and combine for every unit.
-func launchAttend(l *lane, p kernels.AttendParams, pieces, units int) error {
+// mmaKernel is the twin of kvist_attend_h8 with tensor cores, for mmaHeads heads.
+const (
+	mmaKernel = "kvist_attend_mma"
+	mmaHeads  = 8
+	mmaShared = 64 << 10 // more than it needs at the largest shape
+)
+
+// mmaWorks reports whether the tensor cores take a shape: whole groups of columns for four warps,
+// and 8 heads in shared memory.
+func mmaWorks(dim, dimV int) bool {
+	return mostHeads(dim) >= mmaHeads && (dimV == 64 || dimV == 128 || dimV == 256)
+}
+
+// launchAttend starts attend for every piece, by tensor cores or not, and combine for every unit.
+func launchAttend(l *lane, p kernels.AttendParams, pieces []kernels.Piece, units int,
+	mma bool) error {
 	h := int(p.UnitHeads)
 	stride := (int(p.HeadDim) + 7) / 8 * 8
-	if pieces > 0 {
-		// As Layout in attend.cu.
-		floats := 2*h*stride + h*kernels.TileRows + 9*kernels.TileRows + kernels.BookFloats + 2*h
+	// As Layout in attend.cuh.
+	floats := 2*h*stride + h*kernels.TileRows + 9*kernels.TileRows + kernels.BookFloats + 2*h
+	grid := [2]int{len(pieces), 1}
+	coded := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV == kernels.CodedV })
+	other := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV != kernels.CodedV })
+	if mma = mma && coded; mma {
+		p.SkipCoded = 1
+		// As MmaLayout in attend_mma.cu: queries and weights as two binary16, a table, the sums.
+		more := h*stride + h*kernels.TileRows + 4*256 + 2*h + 2048
+		if err := start(l, mmaKernel, grid, kernels.TileRows, 4*(floats+more), p); err != nil {
+			return err
+		}
+	}
+	if other || coded && !mma {
 		name := map[int]string{1: "kvist_attend_h1", 2: "kvist_attend_h2", 4: "kvist_attend_h4",
 			8: "kvist_attend_h8"}[h]
-		if err := start(l, name, [2]int{pieces, 1}, kernels.TileRows, 4*floats, p); err != nil {
+		if err := start(l, name, grid, kernels.TileRows, 4*floats, p); err != nil {
 			return err
 		}
 	}

@@ -26,6 +26,9 @@ type Options struct {
 	Device int
 	// Memory limits the live bytes of all buffers. 0: what is free on the device when it is opened.
 	Memory int64
+	// TensorCores lets attention use them, from compute capability 8.0 on, for head_dim_v 64, 128, 256.
+	// Off by default: no GPU has run that kernel yet, only the stand-in driver.
+	TensorCores bool
 	// NoSelfTest leaves out the comparison of a tiny example with package quant, some milliseconds.
 	NoSelfTest bool
 }
@@ -42,6 +45,7 @@ const lanes = 4
 // Backend is the CUDA backend. It implements backend.Backend.
 type Backend struct {
 	dev   *device
+	mma   bool // Options.TensorCores, where the device has them
 	all   []*lane
 	lanes chan *lane // those that are free
 	clock atomic.Pointer[deviceClock]
@@ -74,11 +78,12 @@ func Open(o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	dev, err := openDevice(api, chosen.Index)
+	dev, err := openDevice(api, chosen)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	b := &Backend{dev: dev, lanes: make(chan *lane, lanes), bufs: map[*buffer]struct{}{},
+	_, mma := dev.functions[mmaKernel]
+	b := &Backend{dev: dev, mma: mma && o.TensorCores, lanes: make(chan *lane, lanes), bufs: map[*buffer]struct{}{},
 		caps: backend.Caps{Name: "cuda", Device: chosen.Name, ISA: chosen.ISA(), Memory: o.Memory}}
 	if err := b.start(o); err != nil {
 		return nil, errors.Join(unavailable(err), b.Close())

@@ -16,13 +16,43 @@ import (
 	"github.com/kvist-project/kvist/kernels/emu"
 )
 
-func TestBackend_Suite(t *testing.T) { suite(t, emu.Build(t)) }
+func TestBackend_Suite(t *testing.T) { suite(t, Options{Library: emu.Build(t)}) }
+
+// TestTensorCores_Suite holds the attention of tensor cores against the same oracle.
+func TestTensorCores_Suite(t *testing.T) {
+	s := newStandIn(t, "sm=80")
+	attention(t, Options{Library: s.library, TensorCores: true})
+	s.configure("sm=80,skip=" + mmaKernel) // it was this kernel that worked
+	_, err := s.open(Options{TensorCores: true})
+	require.ErrorContains(t, err, "self-test: attend")
+	s.configure("sm=75") // no tensor cores that the kernel could use: the plain one works
+	b, err := s.open(Options{TensorCores: true})
+	require.NoError(t, err)
+	require.False(t, b.mma)
+	require.NoError(t, b.Close())
+}
 
 // TestBackend_SuiteOnDevice runs the suite on a real device. KVIST_REQUIRE=cuda makes a machine
 // without one a failure.
 func TestBackend_SuiteOnDevice(t *testing.T) {
 	requireDevice(t)
-	suite(t, "")
+	suite(t, Options{})
+}
+
+// TestTensorCores_OnDevice runs the same with the tensor cores.
+func TestTensorCores_OnDevice(t *testing.T) {
+	requireDevice(t)
+	attention(t, Options{TensorCores: true})
+}
+
+func attention(t *testing.T, o Options) {
+	o.Device, o.NoSelfTest = AnyDevice, true
+	backendtest.RunAttention(t, func(t *testing.T) backend.Backend {
+		b, err := Open(o)
+		require.NoError(t, err)
+		require.True(t, b.mma, "the device has no tensor cores for this kernel")
+		return b
+	})
 }
 
 func TestSelfTest_OnDevice(t *testing.T) {
@@ -35,9 +65,10 @@ func TestSelfTest_OnDevice(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-func suite(t *testing.T, library string) {
+func suite(t *testing.T, o Options) {
+	o.Device, o.NoSelfTest = AnyDevice, true
 	backendtest.RunBackend(t, func(t *testing.T) backend.Backend {
-		b, err := Open(Options{Library: library, Device: AnyDevice, NoSelfTest: true})
+		b, err := Open(o)
 		require.NoError(t, err)
 		return b
 	})

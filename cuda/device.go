@@ -140,15 +140,16 @@ func choose(info Info, want int) (DeviceInfo, error) {
 // Kernels describes the kernels of this build: "PTX ISA 8.0 for sm_75 and later, by NVRTC 12.0.140".
 func Kernels() string {
 	m, err := kernels.ReadManifest()
-	if err != nil {
-		return err.Error()
+	if err != nil || len(m.Modules) == 0 {
+		return fmt.Sprint("no kernels: ", err)
 	}
-	return fmt.Sprintf("PTX ISA %s for %s and later, by %s", m.ISA, m.Target, m.Compiler)
+	return fmt.Sprintf("PTX ISA %s for %s and later, by %s", m.ISA, m.Modules[0].Target, m.Compiler)
 }
 
 // device is an opened device: its context and the kernels.
 type device struct {
 	api       *driver.API
+	info      DeviceInfo
 	handle    driver.Device
 	context   driver.Context
 	modules   []driver.Module
@@ -167,9 +168,9 @@ func (d *device) do(f func() error) (err error) {
 }
 
 // openDevice retains the context and compiles the kernels. On failure nothing stays behind.
-func openDevice(api *driver.API, index int) (d *device, err error) {
-	d = &device{api: api, functions: map[string]driver.Function{}}
-	if d.handle, err = api.Device(index); err != nil {
+func openDevice(api *driver.API, info DeviceInfo) (d *device, err error) {
+	d = &device{api: api, info: info, functions: map[string]driver.Function{}}
+	if d.handle, err = api.Device(info.Index); err != nil {
 		return nil, err
 	}
 	if d.context, err = api.Retain(d.handle); err != nil {
@@ -188,6 +189,13 @@ func (d *device) load() error {
 	}
 	byName := map[string]driver.Module{}
 	for _, mod := range m.Modules {
+		least, err := mod.Capability()
+		if err != nil {
+			return err
+		}
+		if d.info.Capability < least {
+			continue // its kernels are faster twins of others
+		}
 		ptx, err := kernels.PTX(mod.Name)
 		if err != nil {
 			return err
@@ -200,11 +208,18 @@ func (d *device) load() error {
 		byName[mod.Name] = h
 	}
 	for _, e := range kernels.Entries() {
-		f, err := d.api.Function(byName[e.Module], e.Name)
+		module, ok := byName[e.Module]
+		if !ok {
+			continue
+		}
+		f, err := d.api.Function(module, e.Name)
 		if err != nil {
 			return err
 		}
 		d.functions[e.Name] = f
+	}
+	if f, ok := d.functions[mmaKernel]; ok {
+		return d.api.AllowShared(f, mmaKernel, mmaShared)
 	}
 	return nil
 }

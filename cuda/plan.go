@@ -10,6 +10,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/kernels"
+	"github.com/kvist-project/kvist/quant"
 )
 
 const (
@@ -59,11 +60,14 @@ func runsOf(q *backend.Queries) []run {
 	return runs
 }
 
-// planAttend cuts a batch.
+// planAttend cuts a batch, for tensor cores or not.
 func planAttend(q *backend.Queries, blocks []backend.Block, desc []kernels.BlockDesc,
-	seeds []args.Seeds) attendPlan {
+	seeds []args.Seeds, mma bool) attendPlan {
 	runs := runsOf(q)
 	p := attendPlan{unitHeads: 1}
+	if mma {
+		p.unitHeads = mmaHeads // rows of a product that no head uses cost nothing
+	}
 	for _, r := range runs {
 		for p.unitHeads < min(r.n*q.Group, mostHeads(q.HeadDim)) {
 			p.unitHeads *= 2
@@ -105,12 +109,7 @@ func mostTiles(dimV int) int {
 // queries are turned once, and a piece rows whose V is in one basis. The order within stays.
 func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.BlockDesc,
 	most int) []kernels.Piece {
-	rotated := func(b int32) int32 {
-		if blocks[b].V.Coding.Format.Rotated() {
-			return 1
-		}
-		return 0
-	}
+	rotated := func(b int32) int32 { return basisOf(blocks[b].V.Coding.Format) }
 	order := slices.Clone(list)
 	slices.SortStableFunc(order, func(a, b int32) int {
 		return cmp.Or(cmp.Compare(rotated(a), rotated(b)), cmp.Compare(desc[a].Turn, desc[b].Turn))
@@ -145,6 +144,17 @@ func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.Bl
 		at = end
 	}
 	return pieces
+}
+
+// basisOf returns the Piece.RotatedV of a format of V.
+func basisOf(f quant.Format) int32 {
+	switch {
+	case !f.Rotated():
+		return 0
+	case f.Nested() || f == quant.U8:
+		return kernels.CodedV
+	}
+	return kernels.OtherV
 }
 
 // pad completes the tile at work.

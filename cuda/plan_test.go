@@ -31,7 +31,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 		for i := range blocks {
 			blocks[i].Rows = int32(rapid.SampledFrom([]int{0, 1, 31, 32, 33, 700, 5000}).Draw(t, "rows"))
 			desc[i].Turn = int32(rapid.IntRange(-1, 2).Draw(t, "turn"))
-			blocks[i].V.Coding.Format = rapid.SampledFrom([]quant.Format{quant.F16, quant.LM3}).Draw(t, "v")
+			blocks[i].V.Coding.Format = rapid.SampledFrom([]quant.Format{quant.F16, quant.LM3, quant.TQMSE2}).Draw(t, "v")
 		}
 		q := &backend.Queries{Group: rapid.IntRange(1, 9).Draw(t, "group"), HeadDim: 128,
 			HeadDimV: dimV, BlockPtr: []int32{0}}
@@ -40,7 +40,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 				"list")...)
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
-		p := planAttend(q, blocks, desc, []args.Seeds{{}})
+		p := planAttend(q, blocks, desc, []args.Seeds{{}}, rapid.Bool().Draw(t, "mma"))
 		head := int32(0)
 		for _, u := range p.units {
 			require.Equal(t, head, u.Head0)
@@ -58,7 +58,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 					got[[2]int32{s.Block, s.Row0}]++
 					require.Equal(t, desc[p.tiles[int(c.Tile0)*subTiles+k/subTiles*subTiles].Block].Turn,
 						desc[s.Block].Turn)
-					require.Equal(t, c.RotatedV == 1, blocks[s.Block].V.Coding.Format.Rotated())
+					require.Equal(t, c.RotatedV, basisOf(blocks[s.Block].V.Coding.Format))
 				}
 			}
 			for _, b := range q.BlockIdx[q.BlockPtr[query]:q.BlockPtr[query+1]] {

@@ -9,8 +9,8 @@
 // src/ are the sources. `make ptx` compiles each .cu to one PTX of ptx/, with a pinned compiler
 // that it fetches, and writes manifest.json: the hashes of sources and PTX, flags and versions. It
 // is the only writer. The PTX is committed and embedded, so that a build needs no CUDA at all. It
-// asks for compute capability 7.5 and PTX ISA 8.0: drivers from 525 on (CUDA 12.0) load it, and
-// compile it for their device.
+// asks for compute capability 7.5, attend_mma.cu for 8.0, and PTX ISA 8.0: drivers from 525 on
+// (CUDA 12.0) load it, and compile it for their device.
 //
 // Formats are told apart at run time, not by entry: one launch holds jobs, or blocks, of mixed
 // codings, because a launch costs more than a block. The switch is uniform over a warp.
@@ -20,6 +20,7 @@
 //	codec.cu    kvist_encode kvist_scales kvist_decode kvist_demote        CodecParams
 //	attend.cu   kvist_attend_h1 _h2 _h4 _h8 kvist_combine                  AttendParams
 //	            kvist_relevance                                            RelevanceParams
+//	attend_mma.cu  kvist_attend_mma, with tensor cores                      AttendParams
 //
 // codec.cu is compiled without contraction of products and sums, and every sum has its written
 // order: its results are those of package quant, bit by bit. attend.cu may contract.

@@ -6,6 +6,8 @@ import (
 	"embed"
 	"encoding/json"
 	"fmt"
+	"strconv"
+	"strings"
 )
 
 //go:embed ptx/*.ptx manifest.json
@@ -16,14 +18,14 @@ type Manifest struct {
 	Compiler string            `json:"compiler"` // "NVRTC 12.0.140"
 	Wheels   map[string]string `json:"wheels"`   // sha256 by file name
 	ISA      string            `json:"isa"`      // PTX ISA, "8.0"
-	Target   string            `json:"target"`   // "sm_75"
 	Sources  map[string]string `json:"sources"`  // sha256 by path within this folder
 	Modules  []Module          `json:"modules"`
 }
 
 // Module is one PTX.
 type Module struct {
-	Name   string   `json:"name"` // "codec"
+	Name   string   `json:"name"`   // "codec"
+	Target string   `json:"target"` // "sm_75"
 	Flags  []string `json:"flags"`
 	SHA256 string   `json:"sha256"` // of the PTX
 }
@@ -43,7 +45,7 @@ func ReadManifest() (Manifest, error) {
 	return m, nil
 }
 
-// PTX returns the embedded PTX of a module: "codec" or "attend".
+// PTX returns the embedded PTX of a module.
 //
 // Errors: a module of another name.
 func PTX(module string) ([]byte, error) {
@@ -52,6 +54,17 @@ func PTX(module string) ([]byte, error) {
 		return nil, fmt.Errorf("kvist/kernels: module %q: %w", module, err)
 	}
 	return text, nil
+}
+
+// Capability returns the compute capability that a module asks for at least: 75 for sm_75.
+//
+// Errors: only where the build itself is broken.
+func (m Module) Capability() (int, error) {
+	n, err := strconv.Atoi(strings.TrimPrefix(m.Target, "sm_"))
+	if err != nil {
+		return 0, fmt.Errorf("kvist/kernels: module %s: target %q: %w", m.Name, m.Target, err)
+	}
+	return n, nil
 }
 
 // Entry is a kernel.
@@ -72,6 +85,7 @@ func Entries() []Entry {
 		{"kvist_attend_h2", "attend", AttendParams{}},
 		{"kvist_attend_h4", "attend", AttendParams{}},
 		{"kvist_attend_h8", "attend", AttendParams{}},
+		{"kvist_attend_mma", "attend_mma", AttendParams{}},
 		{"kvist_combine", "attend", AttendParams{}},
 		{"kvist_relevance", "attend", RelevanceParams{}},
 	}

@@ -12,6 +12,8 @@ const (
 	NoBlock     = -1  // SubTile.Block of nothing
 	NoTurn      = -1  // BlockDesc.Turn of offset 0
 	StatusClean = ^uint32(0)
+	CodedV      = 1 // Piece.RotatedV of integer codes
+	OtherV      = 2 // of other rotated codings
 )
 
 // CodecJob is one job of encode, decode or demote.
@@ -53,12 +55,13 @@ type Unit struct {
 // Piece is a range of tiles of a unit's list.
 type Piece struct{ Unit, Tile0, Tile1, RotatedV int32 }
 
-// AttendParams is what kvist_attend_h* and kvist_combine take.
+// AttendParams is what kvist_attend_* and kvist_combine take.
 type AttendParams struct {
 	Q, Energy, Pos, Blocks, Units, Pieces, Tiles, Turns, Parts, Out, LSE uint64
 	Window                                                               int64
 	Scale, Softcap                                                       float32
 	HeadDim, HeadDimV, Group, Pairs, Interleaved, UnitHeads              int32
+	SkipCoded, Pad                                                       int32
 }
 
 // RelevanceItem is a range of a block's users on SubRows of its rows.

@@ -20,15 +20,23 @@ import zipfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("KVIST_CACHE") or os.path.join(HERE, "..", ".cache", "cuda")
-TARGET, ISA = "compute_75", "8.0"
-MODULES = {"codec": ["--fmad=false"], "attend": []}
-COMMON = ["--std=c++17", "-default-device", "--gpu-architecture=" + TARGET]
+ISA = "8.0"
+MODULES = {  # least compute capability, flags
+    "codec": (75, ["--fmad=false"]),
+    "attend": (75, []),
+    "attend_mma": (80, []),
+}
 SHOWN = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 WHEELS = {  # role: requirement, sha256
     "nvrtc": ("nvidia-cuda-nvrtc-cu12==12.0.140", "8e94e991d85c422de4da87bdc7472fdc1364367bd4aace7000b559cd33122071"),
     "ptxas12": ("nvidia-cuda-nvcc-cu12==12.0.140", "958d54df87d0c0b7207e7fed403d6eeda0890a01cc44cfeaccf87c7f90e9b165"),
     "ptxas13": ("nvidia-cuda-nvcc==13.0.88", "56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03"),
 }
+
+
+def flags(module):
+    capability, more = MODULES[module]
+    return ["--std=c++17", "-default-device", f"--gpu-architecture=compute_{capability}"] + more
 
 
 def sha256(path):
@@ -76,7 +84,7 @@ def compile_ptx(module):
     prog = ctypes.c_void_p()
     if lib.nvrtcCreateProgram(ctypes.byref(prog), source, name.encode(), 0, None, None):
         sys.exit("nvrtcCreateProgram failed")
-    options = COMMON + MODULES[module] + ["-I" + os.path.join(HERE, "src")]
+    options = flags(module) + ["-I" + os.path.join(HERE, "src")]
     array = (ctypes.c_char_p * len(options))(*[o.encode() for o in options])
     failed = lib.nvrtcCompileProgram(prog, len(options), array)
 
@@ -101,18 +109,18 @@ def sources():
 def build():
     os.makedirs(os.path.join(HERE, "ptx"), exist_ok=True)
     modules = []
-    for module, flags in MODULES.items():
+    for module, (capability, _) in MODULES.items():
         ptx = compile_ptx(module)
         path = os.path.join(HERE, "ptx", module + ".ptx")
         with open(path, "w") as f:
             f.write(ptx)
-        modules.append({"name": module, "flags": COMMON + flags, "sha256": sha256(path)})
+        modules.append({"name": module, "target": f"sm_{capability}", "flags": flags(module),
+                        "sha256": sha256(path)})
         print(f"{os.path.relpath(path)}: {len(ptx)} bytes")
     manifest = {
         "compiler": "NVRTC 12.0.140",
         "wheels": {WHEELS[r][0]: WHEELS[r][1] for r in ("nvrtc",)},
         "isa": ISA,
-        "target": TARGET.replace("compute", "sm"),
         "sources": sources(),
         "modules": modules,
     }
@@ -201,7 +209,9 @@ def report(path):
     for release, tool in tools.items():
         table = {}
         for arch in SHOWN:
-            for module in MODULES:
+            for module, (capability, _) in MODULES.items():
+                if int(arch[3:]) < capability:
+                    continue
                 got = assemble(tool, arch, module)
                 if isinstance(got, str):
                     if "arch" not in got and "gpu-name" not in got:

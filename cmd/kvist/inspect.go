@@ -19,9 +19,9 @@ import (
 )
 
 type inspectFlags struct {
-	bytes, records, spectrum, why, json bool
-	against, weights                    string
-	backend                             backendFlags
+	bytes, records, spectrum, json bool
+	whyFlags
+	backend backendFlags
 }
 
 func newInspect(a *app) *cobra.Command {
@@ -39,8 +39,8 @@ table for every head.
 --why says of every block why it has its bits: what its tokens weigh, the damage that the planner
 expects of its codings and of those it did not take, and their price over the price of a byte (a
 coarser coding was not taken because its price is above 1, a finer one because it is below). It
-plans the file once more from --against, the capture that it was made from, and from --weights
-where it was made with weights.
+plans the file once more from --against, the capture that it was made from, with the --weights and
+the --profile that it was made with.
 
 --records lists the records of a .kvist file, --bytes dumps every byte of it with what it means.
 
@@ -75,9 +75,8 @@ sections (name, bytes, meta, tensors).`,
 	cmd.Flags().BoolVar(&f.records, "records", false, "list the records of a .kvist file")
 	cmd.Flags().BoolVar(&f.spectrum, "spectrum", false,
 		"measure all rows, print the spectrum of every head")
-	cmd.Flags().BoolVar(&f.why, "why", false, "say of every block why it has its bits")
+	f.whyFlags.add(cmd)
 	cmd.Flags().StringVar(&f.against, "against", "", "`CAPTURE` that the file was made from, for --why")
-	cmd.Flags().StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print one JSON object")
 	f.backend.add(cmd)
 	return cmd
@@ -190,7 +189,7 @@ func (a *app) inspectContainer(ctx context.Context, in *input, f *inspectFlags,
 		}
 	}
 	if f.why {
-		if res.Why, err = a.explain(ctx, r, f.against, f.weights, f.backend); err != nil {
+		if res.Why, err = a.explain(ctx, r, &f.whyFlags, f.backend); err != nil {
 			return err
 		}
 	}

@@ -14,9 +14,10 @@ import (
 )
 
 type reportFlags struct {
-	out, against, weights string
-	why, json, force      bool
-	backend               backendFlags
+	out         string
+	json, force bool
+	whyFlags
+	backend backendFlags
 }
 
 func newReport(a *app) *cobra.Command {
@@ -50,8 +51,7 @@ and so on.`,
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
 	fl.StringVar(&f.against, "against", "", "`ORIGINAL` capture to measure the error against")
-	fl.BoolVar(&f.why, "why", false, "add why every block has its bits (with --against)")
-	fl.StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
+	f.whyFlags.add(cmd)
 	fl.BoolVar(&f.json, "json", false, "write the data as JSON instead of a page")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	f.backend.add(cmd)
@@ -90,7 +90,7 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 	}
 	rep.File = in.name
 	if f.why {
-		why, err := a.explain(ctx, r, f.against, f.weights, f.backend)
+		why, err := a.explain(ctx, r, &f.whyFlags, f.backend)
 		if err != nil {
 			return err
 		}

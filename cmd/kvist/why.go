@@ -7,30 +7,48 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
 )
 
+// whyFlags say what a file was made from and with.
+type whyFlags struct {
+	why                       bool
+	against, weights, profile string
+}
+
+func (f *whyFlags) add(cmd *cobra.Command) {
+	fl := cmd.Flags()
+	fl.BoolVar(&f.why, "why", false, "say why every block has its bits (with --against)")
+	fl.StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
+	fl.StringVar(&f.profile, "profile", "", "profile `FILE` that it was made with, for --why")
+}
+
 // explain plans a file once more from the capture it was made from.
-func (a *app) explain(ctx context.Context, r *container.Reader, capture, weights string,
+func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
 	b backendFlags) (why *offline.Why, err error) {
-	src, in, err := a.openCapture(ctx, capture)
+	var with offline.MadeWith
+	if with.Profile, err = a.openProfile(ctx, f.profile); err != nil {
+		return nil, err
+	}
+	src, in, err := a.openCapture(ctx, f.against)
 	if err != nil {
 		return nil, err
 	}
 	defer closing(in, &err)
-	var w offline.Weights
-	if weights != "" {
+	if f.weights != "" {
 		layers := src.Layers()
 		for i := range src.ActTensors() {
 			layers = append(layers, i)
 		}
-		given, file, err := a.openWeights(ctx, weights, layers)
+		given, file, err := a.openWeights(ctx, f.weights, layers)
 		if err != nil {
 			return nil, err
 		}
 		defer closing(file, &err)
-		w = given
+		with.Weights = given
 	}
 	be, err := a.openBackend(b)
 	if err != nil {
@@ -39,7 +57,7 @@ func (a *app) explain(ctx context.Context, r *container.Reader, capture, weights
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	return offline.Explain(ctx, r, src, be, w, say)
+	return offline.Explain(ctx, r, src, be, with, say)
 }
 
 // printWhy prints a line for every block, and one for every choice of levels.

@@ -8,8 +8,8 @@
 // Compress runs in two passes over the capture, a segment at a time: the first measures what an
 // error in each block would cost, then the planner picks levels and codings under the target, the
 // second encodes and writes. Memory holds the rows of one head while it is calibrated, one segment
-// while it is encoded, and the plan: some 150 bytes for every block of 32 tokens, times the
-// variants that levels of detail leave it (2 to 5).
+// while it is encoded, and the plan: some 10 bytes a token and KV head, 50 with levels of detail
+// (4 and 20 % of the K and V of 64 values each in binary16).
 //
 // What a head's errors cost is calibrated on the capture's own last queries: those of the last
 // quarter attend to the rows before it, coded at 1, 2 and 3 bits on one side. Weights (package
@@ -32,9 +32,18 @@
 // that put all their attention on one token, whichever: it is what holds the planner back from
 // dropping a needle.
 //
-// VERDICT
+// Verdict, in SmolLM2-135M on a calibration text (1,024 tokens compressed, divergence over the 256
+// that follow, 24 questions about facts asked after compression):
 //
-
+//	bits/value          levels full          all levels
+//	0.25                no plan fits         KL 0.232    0 of 24
+//	0.5                 no plan fits         KL 0.103    6 of 24
+//	1.5                 KL 0.085   6 of 24   KL 0.0118  19 of 24
+//	2.75                KL 0.0070 20 of 24   KL 0.0040  21 of 24
+//
+// So all levels are allowed by default. What plans use is DROPPED and SUMMARY; CHUNKS is hardly
+// ever the cheapest where SUMMARY is allowed.
+//
 // # Prediction
 //
 // Result.Predicted is what the future-attention error will be. The planner's own sum (Result.Damage)
@@ -42,12 +51,12 @@
 // rehearsed: tokens of the first three quarters are weighed by what was known then, planned at the
 // same price of a byte, coded, and attended to by the queries of the last quarter. On the capture
 // in testdata it lies within a factor of 1.4 of what is measured, from 0.5 to 6 bits a value
-// (TestPredicted_AgainstMeasured). Explain tells of every block what its alternatives would have
+// (TestPredicted_AgainstMeasured); for one coding everywhere it is too cautious, up to 1.7 times. Explain tells of every block what its alternatives would have
 // cost.
 //
 // # Targets
 //
-// Targets: bits a value, bytes, a share of the original, a bound on the future-attention error, or
+// Bits a value, bytes, a share of the original, a bound on the future-attention error, or
 // fixed codings. Bits and bytes are those of the whole file: header, tables, side tensors,
 // padding and index included.
 //

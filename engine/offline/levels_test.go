@@ -270,7 +270,7 @@ func TestExplain(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	b, res := compress(t, src, be, config(t, "bits=1.5 levels=full+chunks+dropped"))
 	r := reader(t, b)
-	why, err := offline.Explain(context.Background(), r, src, be, nil, nil)
+	why, err := offline.Explain(context.Background(), r, src, be, offline.MadeWith{}, nil)
 	require.NoError(t, err)
 	require.Positive(t, why.Slope)
 	require.InEpsilon(t, res.Damage, why.Predicted, 1e-9)
@@ -309,6 +309,6 @@ func TestExplain(t *testing.T) {
 	why.Blocks[0].Layer = 9
 	require.ErrorIs(t, rep.AddWhy(why), quant.ErrShape)
 	weights := func(int, int) ([]float32, error) { return nil, nil }
-	_, err = offline.Explain(context.Background(), r, src, be, weights, nil)
+	_, err = offline.Explain(context.Background(), r, src, be, offline.MadeWith{Weights: weights}, nil)
 	require.ErrorIs(t, err, quant.ErrShape)
 }

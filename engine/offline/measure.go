@@ -381,19 +381,18 @@ func (c *compressor) fitError(ctx context.Context) (*plan.VariedPlan, float64, e
 			quant.ErrBudget,
 		)
 	}
-	// The measured error follows the planner's damage up to a factor that changes slowly: the factor
-	// of the last plan that was measured says which budget to try next.
-	low, high, factor := c.main.solver.Least().Bytes, best.Bytes, 1.0
-	if best.Damage > 0 && bestErr > 0 {
-		factor = bestErr / best.Damage
-	}
+	// The measured error follows the planner's damage: error = factor * damage^power, with a power
+	// near 1. The last two plans that were measured say which damage to try next.
+	low, high := c.main.solver.Least().Bytes, best.Bytes
+	lastDamage, lastErr, power := 1.0, 1.0, 1.0
 	const rounds = 10
 	for i := range rounds {
 		c.say.say("fitting the error", int64(i), rounds)
-		if float64(high) < 1.003*float64(low) || bestErr > 0.98*c.cfg.MaxError {
+		if float64(high) < 1.01*float64(low) || bestErr > 0.95*c.cfg.MaxError {
 			break
 		}
-		p, err := c.guess(c.cfg.MaxError*0.99/factor, low, high)
+		target := lastDamage * math.Pow(0.98*c.cfg.MaxError/lastErr, 1/power)
+		p, err := c.guess(target, low, high)
 		if p == nil || err != nil {
 			return best, bestErr, err
 		}
@@ -407,7 +406,10 @@ func (c *compressor) fitError(ctx context.Context) (*plan.VariedPlan, float64, e
 			low = p.Bytes
 		}
 		if p.Damage > 0 && e > 0 {
-			factor = e / p.Damage
+			if x := math.Log(e/lastErr) / math.Log(p.Damage/lastDamage); i > 0 && !math.IsNaN(x) {
+				power = min(max(x, 0.5), 2)
+			}
+			lastDamage, lastErr = p.Damage, e
 		}
 	}
 	c.say.say("fitting the error", rounds, rounds)
@@ -418,7 +420,7 @@ func (c *compressor) fitError(ctx context.Context) (*plan.VariedPlan, float64, e
 // bracket holds none.
 func (c *compressor) guess(damage float64, low, high int64) (*plan.VariedPlan, error) {
 	// Never at the ends, so that every round narrows the bracket.
-	from, to := low+(high-low)/16, high-(high-low)/16
+	from, to := low+(high-low)/50, high-(high-low)/50
 	var p *plan.VariedPlan
 	for from < to {
 		var err error

@@ -179,7 +179,7 @@ func TestRowBias_MixedCodings(t *testing.T) {
 	var errs [2]float64
 	for i, bias := range []bool{true, false} {
 		var buf bytes.Buffer
-		cfg := config(t, fmt.Sprintf("bits=9.5 k=lm2,lm4 v=f16 row-bias=%v", bias))
+		cfg := config(t, fmt.Sprintf("bits=9.5 k=lm2,lm4 v=f16 levels=full row-bias=%v", bias))
 		res, err := offline.Compress(context.Background(), src, &buf, be, cfg, weights, nil)
 		require.NoError(t, err)
 		require.Greater(t, res.Codings["lm2"], res.Values/4, "most of K is lm2: %v", res.Codings)
@@ -242,7 +242,10 @@ func TestCompress_Refusals(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	long(t)
 	for cfg, want := range map[string]error{
-		"bits=0.1":                            quant.ErrBudget,
+		"bits=0.1":                            nil, // most tokens are dropped
+		"bits=0.1 levels=full":                quant.ErrBudget,
+		"bits=0.1 importance=none":            quant.ErrBudget, // nothing says which to drop
+		"bits=0.01":                           quant.ErrBudget,
 		"bytes=1000":                          quant.ErrBudget,
 		"max-error=1e-12 k=lm4,lm3":           nil, // the exact coding tops every menu of more than one
 		"max-error=1e-12 k=lm4 v=lm4 sinks=0": quant.ErrBudget,

@@ -11,6 +11,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -78,22 +79,35 @@ type WhyVariant struct {
 	Levels float64 `json:"levels"` // of it: of merging and dropping
 }
 
+// MadeWith is what a file was made with beside its capture and its config.
+type MadeWith struct {
+	Weights Weights
+	Profile *profile.Profile
+}
+
 // Explain plans a file once more from the capture it was made from, and checks that the plan is
-// that of the file. weights are needed for a file made with weights.
+// that of the file.
 //
-// Errors: quant.ErrShape where file, capture and weights do not belong together or give another
-// plan (another version of kvist, or a backend that rounds otherwise); those of Compress.
+// Errors: quant.ErrShape where file, capture, weights and profile do not belong together or give
+// another plan (another version of kvist, or a backend that rounds otherwise); those of Compress.
 func Explain(ctx context.Context, r *container.Reader, src *capture.Source, be backend.Backend,
-	weights Weights, progress Progress) (*Why, error) {
+	with MadeWith, progress Progress) (*Why, error) {
 	cfg, err := ParseConfig(r.Header().Config)
 	if err != nil {
 		return nil, err
 	}
+	weights := with.Weights
 	if cfg.Weighted != (weights != nil) {
 		return nil, fmt.Errorf(
 			"kvist/offline: explain: file made with weights: %t, weights given: %t: %w", cfg.Weighted,
 			weights != nil, quant.ErrShape)
 	}
+	if want, got := profile.ID(r.Header().Profile), profile.ID(profileID(with.Profile)); want != got {
+		return nil, fmt.Errorf("kvist/offline: explain: file made with profile %q, given %q: %w",
+			profileText(want), profileText(got), quant.ErrShape)
+	}
+	// The file's config holds the profile's settings already, and what overrode them.
+	cfg.Profile = with.Profile
 	c, err := newCompressor(src, be, cfg, progress)
 	if err != nil {
 		return nil, err

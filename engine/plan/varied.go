@@ -142,11 +142,12 @@ func (p *Scaled) curve(v Variant, c *variantCurve) error {
 	return nil
 }
 
-// VariedSolver solves one problem for many budgets.
+// VariedSolver solves one problem for many budgets. It belongs to one goroutine at a time.
 type VariedSolver struct {
 	p    *Varied
 	walk *scaledWalk
 	only bool // every group has one variant
+	last int  // grid point of the last budget's multiplier
 }
 
 // NewVariedSolver checks a problem and prepares its menus.
@@ -279,18 +280,7 @@ func (s *VariedSolver) Solve(budget int64) (*VariedPlan, error) {
 		best.Slope = 0
 		return best, nil
 	}
-	low, high := 0x1p-300, s.top() // bytes at low do not fit, bytes at high do
-	for range 80 {
-		mid := math.Sqrt(low) * math.Sqrt(high)
-		if !(mid > low && mid < high) || high < low*(1+1e-9) {
-			break
-		}
-		if s.bytesAt(mid) <= budget {
-			high = mid
-		} else {
-			low = mid
-		}
-	}
+	low, high := s.bracket(budget)
 	best, err := s.fill(s.AtSlope(high).Variant, budget)
 	if err != nil {
 		return nil, err
@@ -300,6 +290,53 @@ func (s *VariedSolver) Solve(budget int64) (*VariedPlan, error) {
 		best = other
 	}
 	return best, nil
+}
+
+// Multipliers lie on a grid of gridSteps to an octave, so that the bracket of a budget does not
+// depend on where the search for it began.
+const gridSteps = 1 << 16
+
+func gridSlope(k int) float64 { return math.Exp2(float64(k) / gridSteps) }
+
+// bracket returns two multipliers next to each other on the grid, of which the bytes at low do not
+// fit and those at high do. It starts from the last one it found: budgets that follow one another
+// are near.
+func (s *VariedSolver) bracket(budget int64) (low, high float64) {
+	from, to := -400*gridSteps, int(math.Ceil(math.Log2(s.top())*gridSteps))+1
+	fits := func(k int) bool { return s.bytesAt(gridSlope(k)) <= budget }
+	if s.last > from && s.last < to {
+		if fits(s.last) {
+			to = s.last
+		} else {
+			from = s.last
+		}
+		for step := gridSteps / 16; to-from > step; step *= 4 {
+			k := s.last + step
+			if to == s.last {
+				k = s.last - step
+			}
+			if k <= from || k >= to {
+				break
+			}
+			if ok := fits(k); ok {
+				to = k
+			} else {
+				from = k
+			}
+			if to-from <= 4*step {
+				break
+			}
+		}
+	}
+	for to-from > 1 {
+		if k := from + (to-from)/2; fits(k) {
+			to = k
+		} else {
+			from = k
+		}
+	}
+	s.last = to
+	return gridSlope(from), gridSlope(to)
 }
 
 // top is a multiplier for which no step is worth its bytes.

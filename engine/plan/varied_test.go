@@ -131,6 +131,11 @@ func TestVaried_Properties(t *testing.T) {
 			// A handful of groups may turn at once: allow what one of them is worth.
 			require.LessOrEqual(rt, got.Damage, last*1.05+1e-12, "more bytes, more damage")
 			last = min(last, got.Damage)
+			fresh, err := plan.NewVariedSolver(p)
+			require.NoError(rt, err)
+			again, err := fresh.Solve(budget)
+			require.NoError(rt, err)
+			require.Equal(rt, got, again, "a plan depends on the budgets before it")
 		}
 		require.InDelta(rt, most.Damage, last, 1e-9*(1+most.Damage))
 	})
@@ -152,6 +157,54 @@ func TestVaried_SingleVariant(t *testing.T) {
 	got, err := s.Solve(budget)
 	require.NoError(t, err)
 	require.Equal(t, *want, got.ScaledPlan)
+}
+
+// BenchmarkVaried plans 32 layers x 8 KV heads x 8K tokens, each segment of 512 tokens in six
+// variants.
+func BenchmarkVaried(b *testing.B) {
+	flat := largeScaled(1)
+	rng := rand.New(rand.NewPCG(8, 8))
+	p := &plan.Varied{}
+	p.Classes = flat.Classes
+	for head := range 256 {
+		for range 16 {
+			var g plan.Group
+			weight := math.Exp(rng.NormFloat64())
+			for level := range 6 {
+				v := plan.Variant{First: len(p.Class), Items: 2 * (16 - 3*level),
+					Damage: weight * float64(level*level) / 50}
+				for range v.Items {
+					p.Class = append(p.Class, uint32(2*head))
+					p.Sensitivity = append(p.Sensitivity, weight*math.Exp(2*rng.NormFloat64()))
+				}
+				g.Variants = append(g.Variants, v)
+			}
+			sub := plan.Scaled{Classes: p.Classes[2*head : 2*head+1]}
+			first := g.Variants[0].First
+			sub.Class = make([]uint32, len(p.Class)-first)
+			sub.Sensitivity = p.Sensitivity[first:]
+			local := make([]plan.Variant, len(g.Variants))
+			for i, v := range g.Variants {
+				local[i] = v
+				local[i].First -= first
+			}
+			var err error
+			g.Picks, err = sub.Picks(local)
+			require.NoError(b, err)
+			p.Groups = append(p.Groups, g)
+		}
+	}
+	s, err := plan.NewVariedSolver(p)
+	require.NoError(b, err)
+	budget := s.Best().Bytes / 8
+	b.Run("layers=32/kv_heads=8/tokens=8K/variants=6", func(b *testing.B) {
+		b.ReportAllocs()
+		for i := 0; b.Loop(); i++ {
+			if _, err := s.Solve(budget + budget/100*int64(i%5)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
 }
 
 func TestVaried_Refusals(t *testing.T) {

@@ -82,8 +82,10 @@ struct Unit {
 static_assert(sizeof(Unit) == 40, "Unit.size");
 static_assert(offsetof(Unit, k_seed) == 16, "Unit.k_seed");
 
+#define CODED_V 1  // Piece.rotated_v of pieces whose V is of lm1..lm4 and u8: small integers
+
 // A range of tiles of a unit's list: the work of one thread block. All its V sides are of one
-// basis.
+// basis: rotated_v is 0 for the original one.
 struct Piece {
   int32_t unit, tile0, tile1, rotated_v;
 };
@@ -109,8 +111,10 @@ struct AttendParams {
   int32_t pairs;        // RoPE pairs
   int32_t interleaved;  // 1: pair (2i, 2i+1); 0: (i, i + pairs)
   int32_t unit_heads;   // heads that a unit has room for
+  int32_t skip_coded;   // 1: attend leaves pieces of CODED_V to another kernel
+  int32_t pad;
 };
-static_assert(sizeof(AttendParams) == 128, "AttendParams.size");
+static_assert(sizeof(AttendParams) == 136, "AttendParams.size");
 static_assert(offsetof(AttendParams, window) == 88, "AttendParams.window");
 static_assert(offsetof(AttendParams, head_dim) == 104, "AttendParams.head_dim");
 static_assert(offsetof(AttendParams, unit_heads) == 124, "AttendParams.unit_heads");

@@ -63,6 +63,23 @@ __device__ __forceinline__ float f16_to_f32(uint16_t h) {
   return __uint_as_float(__float_as_uint(v) | sign);
 }
 
+__device__ __forceinline__ uint16_t f32_to_f16(float f) {
+  uint32_t b = __float_as_uint(f);
+  const uint16_t sign = b >> 16 & 0x8000;
+  b &= 0x7fffffff;
+  if (b > 0x7f800000) {
+    const uint16_t m = b >> 13 & 0x3ff;
+    return sign | 0x7c00 | (m ? m : 0x200);
+  }
+  if (b >= 0x477ff000) return sign | 0x7c00;
+  if (b < 0x38800000) {
+    const float v = __fadd_rn(__uint_as_float(b), 0.5f);
+    return sign | static_cast<uint16_t>(__float_as_uint(v) - 0x3f000000);
+  }
+  b += 0xfff + (b >> 13 & 1);
+  return sign | static_cast<uint16_t>((b - 0x38000000) >> 13);
+}
+
 __device__ __forceinline__ float bf16_to_f32(uint16_t h) {
   return __uint_as_float(static_cast<uint32_t>(h) << 16);
 }

@@ -26,6 +26,7 @@ const (
 	AttrMajor           = 75 // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
 	AttrMinor           = 76 // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR
 
+	funcMaxDynamicShared = 8 // CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
 	streamNonBlocking    = 1 // CU_STREAM_NON_BLOCKING
 	jitErrorLogBuffer    = 5 // CU_JIT_ERROR_LOG_BUFFER
 	jitErrorLogBytes     = 6 // CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES
@@ -171,6 +172,13 @@ func (a *API) Function(m Module, name string) (Function, error) {
 	err := a.check(Call(a.cuModuleGetFunction, uintptr(unsafe.Pointer(&f)), uintptr(m),
 		uintptr(unsafe.Pointer(&text[0]))), "cuModuleGetFunction(%s)", name)
 	return f, err
+}
+
+// AllowShared lets launches of f have n bytes of dynamic shared memory, beyond the 48 KiB that
+// every function may.
+func (a *API) AllowShared(f Function, kernel string, n int) error {
+	return a.check(Call(a.cuFuncSetAttribute, uintptr(f), funcMaxDynamicShared, uintptr(n)),
+		"cuFuncSetAttribute(%s, %d bytes of shared memory)", kernel, n)
 }
 
 // MemAlloc returns n bytes of device memory, n > 0, 256-byte aligned, of any content.

@@ -3,6 +3,7 @@
 package backendtest
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -15,50 +16,72 @@ import (
 // RunBackend runs the whole suite. open returns a fresh backend, which the suite closes. Under
 // -short the matrix is a part of the whole.
 func RunBackend(t *testing.T, open func(t *testing.T) backend.Backend) {
-	for _, part := range []struct {
-		name string
-		run  func(t *testing.T, b backend.Backend)
-	}{
-		{"caps", testCaps},
-		{"buffers", testBuffers},
-		{"supports", testSupports},
-		{"encode", testEncode},
-		{"encode-same-type", testEncodeSameType},
-		{"encode-range", testEncodeRange},
-		{"encode-arguments", testEncodeArguments},
-		{"decode", testDecode},
-		{"decode-any-bytes", testDecodeAnyBytes},
-		{"decode-arguments", testDecodeArguments},
-		{"demote", testDemote},
-		{"demote-arguments", testDemoteArguments},
-		{"attend", testAttendMatrix},
-		{"attend-mixed", testAttendMixed},
-		{"attend-count", testAttendCount},
-		{"attend-unseen", testAttendUnseen},
-		{"attend-nothing", testAttendNothing},
-		{"attend-split", testAttendSplit},
-		{"attend-order", testAttendOrder},
-		{"attend-pieces", testAttendPieces},
-		{"attend-long", testAttendLong},
-		{"attend-arguments", testAttendArguments},
-		{"relevance", testRelevance},
-		{"relevance-arguments", testRelevanceArguments},
-		{"repeat", testRepeat},
-		{"concurrent", testConcurrent},
-		{"cancelled", testCancelled},
-	} {
-		t.Run(part.name, func(t *testing.T) {
-			b := open(t)
-			defer func() { require.NoError(t, b.Close()) }()
-			part.run(t, b)
-		})
-	}
+	run(t, open, parts)
 	t.Run("closed", func(t *testing.T) { testClosed(t, open(t)) })
 	t.Run("foreign", func(t *testing.T) {
 		a, b := open(t), open(t)
 		defer func() { require.NoError(t, a.Close()); require.NoError(t, b.Close()) }()
 		testForeign(t, a, b)
 	})
+}
+
+// RunAttention runs the parts of the suite that Attend and Relevance decide: for a backend that has
+// more than one way to compute them.
+func RunAttention(t *testing.T, open func(t *testing.T) backend.Backend) {
+	var some []part
+	for _, p := range parts {
+		if strings.HasPrefix(p.name, "attend") || strings.HasPrefix(p.name, "relevance") ||
+			p.name == "repeat" {
+			some = append(some, p)
+		}
+	}
+	run(t, open, some)
+}
+
+func run(t *testing.T, open func(t *testing.T) backend.Backend, parts []part) {
+	for _, p := range parts {
+		t.Run(p.name, func(t *testing.T) {
+			b := open(t)
+			defer func() { require.NoError(t, b.Close()) }()
+			p.run(t, b)
+		})
+	}
+}
+
+// part is one test of the suite.
+type part struct {
+	name string
+	run  func(t *testing.T, b backend.Backend)
+}
+
+var parts = []part{
+	{"caps", testCaps},
+	{"buffers", testBuffers},
+	{"supports", testSupports},
+	{"encode", testEncode},
+	{"encode-same-type", testEncodeSameType},
+	{"encode-range", testEncodeRange},
+	{"encode-arguments", testEncodeArguments},
+	{"decode", testDecode},
+	{"decode-any-bytes", testDecodeAnyBytes},
+	{"decode-arguments", testDecodeArguments},
+	{"demote", testDemote},
+	{"demote-arguments", testDemoteArguments},
+	{"attend", testAttendMatrix},
+	{"attend-mixed", testAttendMixed},
+	{"attend-count", testAttendCount},
+	{"attend-unseen", testAttendUnseen},
+	{"attend-nothing", testAttendNothing},
+	{"attend-split", testAttendSplit},
+	{"attend-order", testAttendOrder},
+	{"attend-pieces", testAttendPieces},
+	{"attend-long", testAttendLong},
+	{"attend-arguments", testAttendArguments},
+	{"relevance", testRelevance},
+	{"relevance-arguments", testRelevanceArguments},
+	{"repeat", testRepeat},
+	{"concurrent", testConcurrent},
+	{"cancelled", testCancelled},
 }
 
 // dims returns the row lengths of the matrix. The exact codings alone take rows of 5.

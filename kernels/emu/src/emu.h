@@ -54,6 +54,9 @@ extern unsigned char shared[];  // dynamic shared memory of the thread block
 uint64_t warp_collective(Op op, uint32_t mask, uint64_t value, int arg);
 void block_barrier(int line);
 
+// Shows 12 floats of this thread to its warp, and returns those of all its lanes when they are there.
+const float* const* show(const float* mine);
+
 template <class T>
 inline uint64_t to_bits(T v) {
   static_assert(sizeof(T) <= 8, "shuffles move at most 8 bytes");

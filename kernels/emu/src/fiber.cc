@@ -255,6 +255,14 @@ uint64_t warp_collective(Op op, uint32_t mask, uint64_t value, int arg) {
   return f->result;
 }
 
+const float* const* show(const float* mine) {
+  static const float* shown[32][32];  // by warp and lane; fibers' stacks are plain memory
+  Fiber* f = current;
+  shown[f->warp][f->lane] = mine;
+  warp_collective(SYNCWARP, 0xffffffffu, 0, 0);
+  return shown[f->warp];
+}
+
 void block_barrier(int line) {
   current->line = line;
   current->state = Fiber::BLOCK_WAIT;
