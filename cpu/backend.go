@@ -39,6 +39,8 @@ type Backend struct {
 	workers *workers
 	scratch sync.Pool // of *scratch
 	coders  sync.Pool // of *coder
+	calls   sync.Pool // of *call
+	encodes sync.Pool // of *encodeCall
 
 	mu        sync.Mutex
 	rotations map[rotKey]*codec.Rotation
@@ -72,7 +74,7 @@ func Open(o Options) (*Backend, error) {
 	if o.Memory == 0 {
 		o.Memory = physicalMemory()
 	}
-	return &Backend{
+	b := &Backend{
 		kern: kern, codec: coding,
 		caps: backend.Caps{
 			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: kern.ISA(),
@@ -83,7 +85,10 @@ func Open(o Options) (*Backend, error) {
 		coders:    sync.Pool{New: func() any { return newCoder(coding) }},
 		rotations: make(map[rotKey]*codec.Rotation),
 		bufs:      make(map[*buffer]struct{}),
-	}, nil
+	}
+	b.calls.New = func() any { return newCall(b) }
+	b.encodes.New = func() any { return newEncodeCall(b) }
+	return b, nil
 }
 
 // Caps describes the backend. It may be called after Close.

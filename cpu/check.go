@@ -78,16 +78,33 @@ type blockView struct {
 	k, v, pos, count, bias []byte // optional ones nil where not given
 }
 
+// known are the codings of the last block that was checked: most have those of the one before.
+type known struct{ k, v quant.Coding }
+
+// sideAgain is side for a coding that may be known.
+func (b *Backend) sideAgain(what string, op backend.Op, s *backend.Side, rows, dim int,
+	last *quant.Coding) ([]byte, error) {
+	if s.Coding != *last || rows < 0 || last.Format == quant.FormatInvalid {
+		p, err := b.side(what, op, *s, rows, dim)
+		if err == nil {
+			*last = s.Coding
+		}
+		return p, err
+	}
+	return b.bytes(what, s.Data, int64(s.Coding.PackedBytes(rows, dim)), sideAlign)
+}
+
 // view resolves and checks one block. Relevance does not look at V.
-func (b *Backend) view(blk *backend.Block, op backend.Op, q *backend.Queries) (blockView, error) {
+func (b *Backend) view(blk *backend.Block, op backend.Op, q *backend.Queries,
+	last *known) (blockView, error) {
 	w := blockView{Block: blk}
 	rows := int(blk.Rows)
 	var err error
-	if w.k, err = b.side("K", op, blk.K, rows, q.HeadDim); err != nil {
+	if w.k, err = b.sideAgain("K", op, &blk.K, rows, q.HeadDim, &last.k); err != nil {
 		return w, err
 	}
 	if op == backend.OpAttend {
-		if w.v, err = b.side("V", op, blk.V, rows, q.HeadDimV); err != nil {
+		if w.v, err = b.sideAgain("V", op, &blk.V, rows, q.HeadDimV, &last.v); err != nil {
 			return w, err
 		}
 	}
@@ -112,6 +129,29 @@ func (b *Backend) view(blk *backend.Block, op backend.Op, q *backend.Queries) (b
 		}
 	}
 	return w, nil
+}
+
+// again resolves a block that has been checked in this call. Its memory may have been freed since.
+func (w *blockView) again(blk *backend.Block, withV bool) error {
+	*w = blockView{Block: blk}
+	if !spanAgain(&w.k, &blk.K.Data) || withV && !spanAgain(&w.v, &blk.V.Data) ||
+		!spanAgain(&w.pos, &blk.Pos) || !spanAgain(&w.count, &blk.Count) ||
+		!spanAgain(&w.bias, &blk.Bias) {
+		return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed)
+	}
+	return nil
+}
+
+func spanAgain(p *[]byte, s *backend.Span) bool {
+	if s.Buf == nil {
+		return true
+	}
+	mem := s.Buf.(*buffer).mem.Load()
+	if mem == nil {
+		return false
+	}
+	*p = (*mem)[s.Off : s.Off+s.Len : s.Off+s.Len]
+	return true
 }
 
 // optional returns the memory of a span of one element a row, nil where it is not given.
@@ -194,28 +234,30 @@ func (s *seeds) add(blk *backend.Block, op backend.Op) bool {
 }
 
 // checkBlocks checks every block, and that the rotated sides of each query's list share seeds.
-// It returns the seeds per query: one entry for all queries where all blocks agree.
-func (b *Backend) checkBlocks(op backend.Op, q *backend.Queries,
+// It appends the seeds per query: one entry for all queries where all blocks agree.
+func (b *Backend) checkBlocks(dst []seeds, op backend.Op, q *backend.Queries,
 	blocks []backend.Block) ([]seeds, error) {
 	var all seeds
+	var last known
 	agree := true
 	for i := range blocks {
-		if _, err := b.view(&blocks[i], op, q); err != nil {
+		if _, err := b.view(&blocks[i], op, q, &last); err != nil {
 			return nil, fmt.Errorf("block %d: %w", i, err)
 		}
 		agree = all.add(&blocks[i], op) && agree
 	}
 	if agree {
-		return []seeds{all}, nil
+		return append(dst, all), nil
 	}
-	per := make([]seeds, q.Len())
-	for i := range per {
+	for i := range q.Len() {
+		var s seeds
 		for _, idx := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			if !per[i].add(&blocks[idx], op) {
+			if !s.add(&blocks[idx], op) {
 				return nil, fmt.Errorf("query %d: block %d is rotated by another seed than blocks"+
 					" before: %w", i, idx, quant.ErrShape)
 			}
 		}
+		dst = append(dst, s)
 	}
-	return per, nil
+	return dst, nil
 }

@@ -23,25 +23,45 @@ type encodeTask struct {
 	stride          int
 }
 
+// encodeCall is one call of Encode, kept for later ones.
+type encodeCall struct {
+	b     *Backend
+	tasks []encodeTask
+	doRun func(i int) error // runOne, bound once
+}
+
+func newEncodeCall(b *Backend) *encodeCall {
+	c := &encodeCall{b: b}
+	c.doRun = c.runOne
+	return c
+}
+
+func (c *encodeCall) runOne(i int) error {
+	if err := c.tasks[i].run(c.b); err != nil {
+		return jobError(backend.OpEncode, i, err)
+	}
+	return nil
+}
+
 // Encode packs rows, see backend.Backend.
 func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	if err := b.open(ctx, backend.OpEncode); err != nil {
 		return err
 	}
-	tasks := make([]encodeTask, len(jobs))
+	c := b.encodes.Get().(*encodeCall)
+	defer func() {
+		clear(c.tasks)
+		b.encodes.Put(c)
+	}()
+	c.tasks = grow(c.tasks, len(jobs))
 	for i := range jobs {
 		t, err := b.encodeTask(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpEncode, i, err)
 		}
-		tasks[i] = t
+		c.tasks[i] = t
 	}
-	return b.workers.run(ctx, backend.OpEncode, len(tasks), func(i int) error {
-		if err := tasks[i].run(b); err != nil {
-			return jobError(backend.OpEncode, i, err)
-		}
-		return nil
-	})
+	return b.workers.run(ctx, backend.OpEncode, len(jobs), c.doRun)
 }
 
 // jobError names the job, and the row where the cause knows it.

@@ -25,105 +25,111 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	sd, err := b.checkRelevance(q, lse, blocks, rel)
-	if err != nil {
+	c := b.calls.Get().(*call)
+	defer c.done()
+	if err := c.checkRelevance(q, lse, blocks, rel); err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}
-	p, err := b.prepare(ctx, backend.OpRelevance, q, blocks, sd)
-	if err != nil {
+	if err := c.prepare(ctx, b, backend.OpRelevance, q, blocks); err != nil {
 		return err
 	}
-	ptr, users := usersOf(q, len(blocks))
-	var items []relevanceItem
+	c.ctx, c.blocks, c.lse, c.rel = ctx, blocks, lse, rel
+	c.findUsers()
+	c.items = c.items[:0]
 	for i := range blocks {
-		if ptr[i] == ptr[i+1] {
+		if c.ptr[i] == c.ptr[i+1] {
 			continue
 		}
 		rows := blocks[i].Rows
 		for r := int32(0); r < rows; r += itemTiles * tileRows {
-			items = append(items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
+			c.items = append(c.items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
 		}
 	}
-	return b.workers.run(ctx, backend.OpRelevance, len(items), func(i int) error {
-		it := items[i]
-		blk, err := b.view(&blocks[it.block], backend.OpRelevance, q)
-		if err != nil {
-			return fmt.Errorf("kvist/cpu: relevance: block %d: %w", it.block, err)
-		}
-		s := b.scratch.Get().(*scratch)
-		defer b.release(s)
-		return s.relevance(ctx, p, blk, it, users[ptr[it.block]:ptr[it.block+1]], lse, rel)
-	})
+	return b.workers.run(ctx, backend.OpRelevance, len(c.items), c.doRelevance)
 }
 
-func (b *Backend) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
-	rel *backend.RelevanceOut) ([]seeds, error) {
+// relevanceOne works on item i.
+func (c *call) relevanceOne(i int) error {
+	it := c.items[i]
+	s := c.b.scratch.Get().(*scratch)
+	err := s.relevance(c, it, c.users[c.ptr[it.block]:c.ptr[it.block+1]])
+	c.b.release(s)
+	return err
+}
+
+func (c *call) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
+	rel *backend.RelevanceOut) error {
 	if err := checkQueries(q, len(blocks)); err != nil {
-		return nil, err
+		return err
 	}
 	if heads := int64(q.Len()) * int64(q.Group); int64(len(lse)) != heads {
-		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
+		return fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
 	}
 	if rel == nil {
-		return nil, fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
+		return fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
 	}
 	if rel.Power != 1 && rel.Power != 2 {
-		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
+		return fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
 	}
 	if len(rel.RowPtr) != len(blocks)+1 || rel.RowPtr[0] != 0 ||
 		int(rel.RowPtr[len(blocks)]) != len(rel.Sum) {
-		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
+		return fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
 			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
 	}
-	sd, err := b.checkBlocks(backend.OpRelevance, q, blocks)
+	sd, err := c.b.checkBlocks(c.seeds[:0], backend.OpRelevance, q, blocks)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	for i := range blocks {
 		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != int64(blocks[i].Rows) {
-			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
+			return fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
 				blocks[i].Rows, quant.ErrShape)
 		}
 	}
-	return sd, nil
+	c.seeds = sd
+	return nil
 }
 
-// usersOf transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
-func usersOf(q *backend.Queries, blocks int) (ptr []int, users []int32) {
-	ptr = make([]int, blocks+2)
+// findUsers transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
+func (c *call) findUsers() {
+	q, blocks := c.Queries, len(c.blocks)
+	ptr := grow(c.ptr, blocks+2)
+	clear(ptr)
 	for _, b := range q.BlockIdx {
 		ptr[b+2]++
 	}
 	for i := 2; i < len(ptr); i++ {
 		ptr[i] += ptr[i-1]
 	}
-	users = make([]int32, len(q.BlockIdx))
+	c.users = grow(c.users, len(q.BlockIdx))
 	for i := range q.Len() {
 		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			users[ptr[b+1]] = int32(i)
+			c.users[ptr[b+1]] = int32(i)
 			ptr[b+1]++
 		}
 	}
-	return ptr[:blocks+1], users
+	c.ptr = ptr
 }
 
 // relevance works on one range of rows. Sums over the queries are float64.
-func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it relevanceItem,
-	users []int32, lse []float32, rel *backend.RelevanceOut) error {
+func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
+	p, rel := &c.prepared, c.rel
 	s.acc = grow(s.acc, int(it.to-it.from)+tileRows)
 	clear(s.acc)
 	batch := max(1, unitHeads/p.Group)
 	for len(users) > 0 {
-		if err := cancelled(ctx, backend.OpRelevance); err != nil {
+		if err := cancelled(c.ctx, backend.OpRelevance); err != nil {
 			return err
 		}
 		n := min(batch, len(users))
 		s.reset(p, users[:n])
 		s.lse = grow(s.lse, n*p.Group)
 		for i, q := range s.qs {
-			copy(s.lse[i*p.Group:(i+1)*p.Group], lse[int(q)*p.Group:])
+			copy(s.lse[i*p.Group:(i+1)*p.Group], c.lse[int(q)*p.Group:])
 		}
-		s.block(blk)
+		if err := s.block(&c.blocks[it.block], false); err != nil {
+			return fmt.Errorf("kvist/cpu: relevance: block %d: %w", it.block, err)
+		}
 		for r := it.from; r < it.to; r += tileRows {
 			if s.scorer.tile(int(r), int(min(tileRows, it.to-r))) {
 				s.addRelevance((*[tileRows]float64)(s.acc[r-it.from:]), rel.Power)

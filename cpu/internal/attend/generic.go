@@ -250,3 +250,19 @@ func log8Scale(base float32, k uint8) float32 {
 	}
 	return float32(base*log8Frac[k%16]) * math.Float32frombits(uint32(127-k/16)<<23)
 }
+
+// Span16 returns the smallest and the largest of little-endian 16-bit numbers, four at a time.
+func Span16(p []byte) (least, most uint16) {
+	least = math.MaxUint16
+	for ; len(p) >= 8; p = p[8:] {
+		w := binary.LittleEndian.Uint64(p)
+		a, b, c, d := uint16(w), uint16(w>>16), uint16(w>>32), uint16(w>>48)
+		least = min(least, min(min(a, b), min(c, d)))
+		most = max(most, max(max(a, b), max(c, d)))
+	}
+	for ; len(p) >= 2; p = p[2:] {
+		v := binary.LittleEndian.Uint16(p)
+		least, most = min(least, v), max(most, v)
+	}
+	return least, most
+}
