@@ -66,6 +66,7 @@ type part struct {
 type sums struct {
 	acc  []float32 // [heads, padV]
 	rows int       // that went into them
+	used bool      // something has been folded into the part
 }
 
 // foldRows is how many rows are added up in float32 at most: the error of the sums then does not
@@ -261,7 +262,7 @@ func (c *call) combineOne(i int) error {
 
 // release puts scratch back, without what belongs to the call.
 func (b *Backend) release(s *scratch) {
-	s.p, s.qs, s.vecs, s.blk = nil, nil, nil, blockView{}
+	s.p, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, blockView{}, nil
 	b.scratch.Put(s)
 }
 
@@ -273,9 +274,10 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
 	for i := range s.side {
 		s.side[i].acc = grow(s.side[i].acc, heads*p.padV)
-		s.side[i].rows = 0
+		s.side[i].rows, s.side[i].used = 0, false
 		clear(s.side[i].acc)
 	}
+	s.heads.Tops = dst.top
 	from, to := c.cuts[u.from+piece], c.cuts[u.from+piece+1]
 	for e := from.entry; e < len(u.list) && (e < to.entry || (e == to.entry && to.row > 0)); e++ {
 		if err := cancelled(c.ctx, backend.OpAttend); err != nil {
@@ -323,8 +325,7 @@ func (s *scratch) addTile(r0 int, dst *part) {
 	unpacked := false
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		copy(s.before[lo:hi], dst.top[lo:hi])
-		s.run.Tops = dst.top[lo:hi]
-		p.kern.Softmax(&s.run, &s.terms, &s.vscale)
+		p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
 		for h := lo; h < hi; h++ {
@@ -380,7 +381,7 @@ func finiteAll(x []float32) bool {
 func (s *scratch) fold(which int, dst *part) {
 	if side := &s.side[which]; side.rows > 0 {
 		s.p.kern.Fold(dst.acc[which], side.acc)
-		side.rows = 0
+		side.rows, side.used = 0, true
 	}
 }
 
@@ -396,6 +397,9 @@ func (s *scratch) raise(dst *part, head int) {
 		acc := dst.acc[i][at:end]
 		if side := &s.side[i]; side.rows > 0 {
 			s.p.kern.Fold(acc, side.acc[at:end])
+			side.used = true
+		} else if !side.used {
+			continue
 		}
 		for d := range acc {
 			acc[d] *= f

@@ -152,6 +152,6 @@ func (s *scratch) addRelevance(acc *[tileRows]float64, power int) {
 				s.heads.Masks[h] = 0 // the query saw nothing
 			}
 		}
-		s.p.kern.Probs(acc, &s.run, &s.terms, s.lse[lo:hi], power)
+		s.p.kern.Probs(acc, &s.heads, lo, hi, &s.terms, s.lse, power)
 	}
 }

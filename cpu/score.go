@@ -34,7 +34,7 @@ type scorer struct {
 
 	// The tile at work.
 	kt       []float32 // [tileRows, padK]
-	unpackT  []byte
+	unpackT  attend.Scratch
 	n        int
 	seen     []uint32 // per query at work: bit r is set where row r is seen
 	terms    attend.Terms
@@ -44,8 +44,7 @@ type scorer struct {
 	pos      [tileRows]int64
 
 	// Per head at work.
-	heads attend.Heads // of all queries at work
-	run   attend.Heads // of a run of them
+	heads attend.Heads
 }
 
 var negInf = math.Inf(-1)
@@ -66,7 +65,7 @@ func (s *scorer) reset(p *prepared, qs []int32) {
 	h := len(qs) * p.Group
 	s.heads.Dots, s.heads.Weights = grow(s.heads.Dots, h*tileRows), grow(s.heads.Weights, h*tileRows)
 	s.heads.Energy = grow(s.heads.Energy, h)
-	s.heads.Tops, s.heads.Sums = grow(s.heads.Tops, h), grow(s.heads.Sums, h)
+	s.heads.Sums = grow(s.heads.Sums, h)
 	s.heads.Masks = grow(s.heads.Masks, h)
 	for i, q := range qs {
 		copy(s.heads.Energy[i*p.Group:(i+1)*p.Group], p.energy[int(q)*p.Group:])
@@ -264,7 +263,6 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	if p.Softcap > 0 {
 		s.cap(a, b)
 	}
-	s.heads.Slice(&s.run, a, b)
 	return end, a, b
 }
 

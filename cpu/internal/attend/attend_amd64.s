@@ -4757,7 +4757,9 @@ head:
 	VMAXPS        Z23, Z21, K1, Z23
 	VMAXPS        Z23, Z22, K2, Z23
 	VBROADCASTSS  (DX), Z24
-	VMAXPS        Z24, Z23, Z23
+	VCMPPS        $0x0e, Z24, Z23, K3
+	KORTESTW      K3, K3
+	JZ            same
 	VEXTRACTF64X4 $0x01, Z23, Y24
 	VMAXPS        Y24, Y23, Y24
 	VEXTRACTF32X4 $0x01, Y24, X23
@@ -4768,6 +4770,8 @@ head:
 	VMAXPS        X24, X23, X23
 	VMOVSS        X23, (DX)
 	VBROADCASTSS  X23, Z24
+
+same:
 	VSUBPS        Z24, Z21, Z21
 	VCMPPS        $0x05, Z13, Z21, K1, K1
 	VMAXPS        Z21, Z14, Z21

@@ -43,7 +43,7 @@ func exactGeneric(dst []float32, f quant.Format, src []byte, rows, dim, padDim i
 	}
 }
 
-func planesGeneric(dst []float32, p planes, _ bool) {
+func planesGeneric(dst []float32, p *planes, _ bool) {
 	dim := 8 * p.rowBytes
 	for r := range p.rows {
 		at := r * p.rowBytes
@@ -146,9 +146,10 @@ var negInf = float32(math.Inf(-1))
 // minExp is the logarithm of the smallest normal float32: below it exp counts as 0.
 const minExp = -87.33654
 
-func softmaxGeneric(h *Heads, t *Terms, scale *[TileRows]float32) {
+func softmaxGeneric(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
 	var s [TileRows]float32
-	for i, mask := range h.Masks {
+	for i := a; i < b; i++ {
+		mask := h.Masks[i]
 		dots, w := h.Dots[i*TileRows:][:TileRows], h.Weights[i*TileRows:][:TileRows]
 		top, energy := h.Tops[i], h.Energy[i]
 		for m := mask; m != 0; m &= m - 1 {
@@ -177,8 +178,10 @@ func softmaxGeneric(h *Heads, t *Terms, scale *[TileRows]float32) {
 	}
 }
 
-func probsGeneric(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
-	for i, mask := range h.Masks {
+func probsGeneric(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
+	power int) {
+	for i := a; i < b; i++ {
+		mask := h.Masks[i]
 		dots := h.Dots[i*TileRows:][:TileRows]
 		for m := mask; m != 0; m &= m - 1 {
 			r := bits.TrailingZeros32(m) & (TileRows - 1)
