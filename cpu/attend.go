@@ -316,7 +316,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 func (s *scratch) addTile(r0 int, dst *part) {
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.V.Coding.Format
-	which := flag(f.Rotated())
+	which := index(f.Rotated())
 	side := &s.side[which]
 	if side.rows+s.n > foldRows {
 		s.fold(which, dst)

@@ -47,8 +47,8 @@ type namedRotation struct {
 	r *codec.Rotation
 }
 
-// flag is 1 for true.
-func flag(b bool) int {
+// index is 1 for true.
+func index(b bool) int {
 	if b {
 		return 1
 	}
@@ -80,7 +80,7 @@ func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backen
 	p.freqs, p.hasVecs = nil, [2][layouts]bool{}
 	for i := range blocks {
 		bs := p.basisOf(blocks[i].K.Coding.Format)
-		p.hasVecs[flag(bs.rotated)][bs.layout] = true
+		p.hasVecs[index(bs.rotated)][bs.layout] = true
 		if blocks[i].Offset != 0 && p.freqs == nil {
 			p.freqs = q.Rope.Frequencies()
 		}

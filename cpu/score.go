@@ -83,7 +83,7 @@ func (s *scorer) block(blk *backend.Block, withV bool) error {
 	if s.local {
 		s.vecs = s.turnedQueries(blk.Offset, bs)
 	} else {
-		s.vecs = s.p.vecs[flag(bs.rotated)][bs.layout]
+		s.vecs = s.p.vecs[index(bs.rotated)][bs.layout]
 	}
 	return nil
 }
@@ -95,7 +95,7 @@ func (s *scorer) turnedQueries(offset int32, bs basis) []float32 {
 		s.hasTurned = [2][layouts]bool{}
 	}
 	s.offset = offset
-	has, v := &s.hasTurned[flag(bs.rotated)][bs.layout], &s.turned[flag(bs.rotated)][bs.layout]
+	has, v := &s.hasTurned[index(bs.rotated)][bs.layout], &s.turned[index(bs.rotated)][bs.layout]
 	if *has {
 		return *v
 	}

@@ -158,8 +158,9 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 	default:
 		rowBytes := quant.RowPlaneBytes(dim)
 		p := &tmp.planes
-		*p = planes{src: src[r0*rowBytes:], bits: f.Bits(), plane: quant.PlaneBytes(rows, dim),
-			rowBytes: rowBytes, rows: n, padDim: padDim, table: &codebooks[f]}
+		p.src = src[r0*rowBytes:]
+		p.bits, p.plane = f.Bits(), quant.PlaneBytes(rows, dim)
+		p.rowBytes, p.rows, p.padDim, p.table = rowBytes, n, padDim, &codebooks[f]
 		if !k.wide || n%4 == 0 && p.end(n) <= len(p.src) {
 			k.planes(dst, p, l == Quads)
 		} else {

@@ -330,7 +330,7 @@ func scalesOf(dst []float32, c quant.Coding, tail []byte, r0 int) {
 	if c.Scale == quant.ScaleLog8 {
 		base := math.Float32frombits(binary.LittleEndian.Uint32(tail))
 		for i := range dst {
-			dst[i] = quant.Log8Scale(base, tail[4+r0+i])
+			dst[i] = log8Scale(base, tail[4+r0+i])
 		}
 		return
 	}

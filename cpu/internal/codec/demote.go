@@ -3,6 +3,7 @@
 package codec
 
 import (
+	"encoding/binary"
 	"math/bits"
 
 	"github.com/kvist-project/kvist/quant"
@@ -83,6 +84,28 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 // countBits counts the values of a row by bits of their magnitude: n[s] have all bits of s. The
 // magnitude of a negative value stands complemented in the planes.
 func countBits(src []byte, plane, at, rowBytes, low int) (n [8]int64) {
+	if rowBytes%8 == 0 {
+		for end := at + rowBytes; at < end; at += 8 {
+			flip := ^binary.LittleEndian.Uint64(src[at:])
+			x := binary.LittleEndian.Uint64(src[low*plane+at:]) ^ flip
+			n[1] += int64(bits.OnesCount64(x))
+			if low == 1 {
+				continue
+			}
+			y := binary.LittleEndian.Uint64(src[(low-1)*plane+at:]) ^ flip
+			n[2] += int64(bits.OnesCount64(y))
+			n[3] += int64(bits.OnesCount64(x & y))
+			if low == 2 {
+				continue
+			}
+			z := binary.LittleEndian.Uint64(src[plane+at:]) ^ flip
+			n[4] += int64(bits.OnesCount64(z))
+			n[5] += int64(bits.OnesCount64(x & z))
+			n[6] += int64(bits.OnesCount64(y & z))
+			n[7] += int64(bits.OnesCount64(x & y & z))
+		}
+		return n
+	}
 	for end := at + rowBytes; at < end; at += 8 {
 		size := min(8, end-at)
 		sign := word(src[at : at+size])
