@@ -342,6 +342,7 @@ func (s *scratch) addTile(r0 int, dst *part) {
 		if !unpacked {
 			p.kern.Unpack(s.vt, p.kern.LayoutV(f), b.V.Coding, b.v, rows, p.HeadDimV, r0, s.n,
 				&s.unpackT)
+			p.kern.Prefetch(b.V.Coding, b.v, p.HeadDimV, r0+s.n, min(tileRows, rows-r0-s.n))
 			unpacked = true
 		}
 		acc, w := side.acc[lo*p.padV:], s.heads.Weights[lo*tileRows:]

@@ -128,6 +128,7 @@ func (s *scorer) tile(r0, n int) bool {
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.K.Coding.Format
 	p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+	p.kern.Prefetch(b.K.Coding, b.k, p.HeadDim, r0+n, min(tileRows, rows-r0-n))
 	unit := attend.Unit(f, p.HeadDim)
 	p.kern.Scales(&s.terms.Mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
 	if b.count != nil || b.bias != nil {

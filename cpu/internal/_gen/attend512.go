@@ -560,3 +560,14 @@ func square512() {
 	VZEROUPPER()
 	RET()
 }
+
+func prefetch() {
+	function("prefetchLines", "func(p *byte, lines int)",
+		"prefetchLines asks for lines of 64 bytes, one at least.")
+	p, n := load("p"), load("lines")
+	times("line", n, func() {
+		PREFETCHT0(Mem{Base: p})
+		ADDQ(Imm(64), p)
+	})
+	RET()
+}

@@ -78,6 +78,8 @@ type Kernels struct {
 	probs   func(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32, power int)
 	f16     func(dst *[TileRows]float32, src []byte, factor float32)
 	log8    func(dst *[TileRows]float32, base float32, src []byte, factor float32)
+	// prefetch, nil where there is none, asks for bytes that are needed soon.
+	prefetch func(p []byte)
 }
 
 // ISA returns the name of the instruction set.
@@ -173,6 +175,17 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 type Scratch struct {
 	planes, edge planes
 	bytes        []byte
+}
+
+// Prefetch asks for the bytes of rows [r0, r0+n) of a side whose rows lie one after the other; n may
+// be 0. Other sides are left to the processor, which sees their few streams itself.
+func (k *Kernels) Prefetch(c quant.Coding, src []byte, dim, r0, n int) {
+	f := c.Format
+	if k.prefetch == nil || n <= 0 || !(f.Exact() || f == quant.U8) {
+		return
+	}
+	bytes := dim * f.Bits() / 8
+	k.prefetch(src[r0*bytes : (r0+n)*bytes])
 }
 
 // Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a

@@ -5029,6 +5029,19 @@ TEXT ·squareAVX512(SB), NOSPLIT, $0-20
 	VZEROUPPER
 	RET
 
+// func prefetchLines(p *byte, lines int)
+// Requires: MMX+
+TEXT ·prefetchLines(SB), NOSPLIT, $0-16
+	MOVQ p+0(FP), AX
+	MOVQ lines+8(FP), CX
+
+line:
+	PREFETCHT0 (AX)
+	ADDQ       $0x40, AX
+	SUBQ       $0x01, CX
+	JNZ        line
+	RET
+
 // func cpuidECX() uint32
 // Requires: CPUID
 TEXT ·cpuidECX(SB), NOSPLIT, $0-4

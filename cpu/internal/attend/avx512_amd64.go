@@ -19,7 +19,7 @@ func AVX512() *Kernels {
 		exact: exactAVX512, u8: u8AVX512, planes: planesAVX512, dots: dotsAVX512,
 		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
-		f16: f16AVX512, log8: log8AVX512,
+		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
 	}
 }
 
@@ -159,5 +159,11 @@ func f16AVX512(dst *[TileRows]float32, src []byte, factor float32) {
 func log8AVX512(dst *[TileRows]float32, base float32, src []byte, factor float32) {
 	if n := len(src); n > 0 {
 		scalesLog8AVX512(&dst[0], base, &src[0], min(n, TileRows), &log8Frac[0], factor)
+	}
+}
+
+func prefetchSlice(p []byte) {
+	if n := len(p) / 64; n > 0 {
+		prefetchLines(&p[0], n)
 	}
 }

@@ -140,9 +140,9 @@ func log8Search(base, s float32, up bool, lo, hi int) uint8 {
 // log8Reaches reports whether s is not below the bound of k, or, with up, above the scale of k+1.
 func log8Reaches(base, s float32, up bool, k int) bool {
 	if up {
-		return s > float32(base*log8Frac[(k+1)&15])*pow2(-((k + 1) >> 4))
+		return s > float32(base*log8Frac[(k+1)&15])*pow2(-((k+1)>>4))
 	}
-	return s >= float32(base*log8Mid[k&15])*pow2(-(k >> 4))
+	return s >= float32(base*log8Mid[k&15])*pow2(-(k>>4))
 }
 
 // log8Scale is quant.Log8Scale.
