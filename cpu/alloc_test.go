@@ -50,14 +50,11 @@ func TestSteadyState_AllocatesNothing(t *testing.T) {
 // encodeJobs are what a token, and a segment that closes, ask for.
 func encodeJobs(t testing.TB, b *Backend, dim int) []backend.EncodeJob {
 	var jobs []backend.EncodeJob
-	for i, name := range []string{"lm3+s8", "lm2+len", "u8+s8", "f16", "lm4"} {
+	for i, name := range []string{"lm3+s8", "lm2+len", "f16", "u8+s8", "lm4", "bf16"} {
 		c, err := quant.ParseCoding(name)
 		require.NoError(t, err)
 		rows := []int{1, 40}[i%2]
 		dt := []quant.DType{quant.Float32, quant.Float16}[i%2]
-		if name == "f16" {
-			dt = quant.Float16
-		}
 		x := quanttest.Rows(quanttest.Gaussian, rows, dim, uint64(i))
 		src := make([]byte, rows*dim*dt.Size())
 		require.NoError(t, quant.Encode(src, quant.Coding{Format: dt.Format()}, x, 0))

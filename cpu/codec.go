@@ -139,19 +139,8 @@ func (t *encodeTask) run(b *Backend) error {
 		}
 		return nil
 	}
-	if codec.Encodes(j.Dst.Coding) && j.Rows > 0 {
-		rot, err := b.rotation(j.Dim, j.Dst.Seed)
-		if err != nil {
-			return err
-		}
-		w := b.coders.Get().(*coder)
-		defer b.coders.Put(w)
-		w.task, w.kern = t, b.kern
-		ok := w.Encode(t.dst, j.Dst.Coding, j.Rows, rot, w.load)
-		w.task = nil
-		if ok {
-			return nil
-		}
+	if ok, err := t.fast(b); ok || err != nil {
+		return err
 	}
 	// Other codings, and rows that package quant refuses: it says why.
 	x := quant.Rows{Dim: j.Dim, Data: make([]float32, j.Rows*j.Dim)}
@@ -160,6 +149,28 @@ func (t *encodeTask) run(b *Backend) error {
 		b.kern.Exact(x.Row(r), j.DType.Format(), t.src[at:at+rowBytes], 1, j.Dim, j.Dim)
 	}
 	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
+}
+
+// fast encodes with kernels. It reports false for codings that have none, and where package quant
+// refuses a row.
+func (t *encodeTask) fast(b *Backend) (bool, error) {
+	j := t.job
+	c := j.Dst.Coding
+	if j.Rows == 0 || !codec.Encodes(c) && !c.Format.Exact() {
+		return false, nil
+	}
+	w := b.coders.Get().(*coder)
+	defer b.coders.Put(w)
+	w.task, w.kern = t, b.kern
+	defer func() { w.task = nil }()
+	if c.Format.Exact() {
+		return w.EncodeExact(t.dst, c.Format, j.Rows, j.Dim, w.load), nil
+	}
+	rot, err := b.rotation(j.Dim, j.Dst.Seed)
+	if err != nil {
+		return false, err
+	}
+	return w.Encode(t.dst, c, j.Rows, rot, w.load), nil
 }
 
 // coder is a codec.Worker that loads the rows of a task.

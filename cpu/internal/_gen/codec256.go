@@ -27,6 +27,7 @@ func codec256() {
 		decodePlanes256(bits)
 	}
 	decodeU8256()
+	toF16256()
 }
 
 // hadamard256 transforms windows of n values.
@@ -426,6 +427,21 @@ func decodeU8256() {
 		})
 		ADDQ(Imm(4), units)
 		ADDQ(stride, dst)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+func toF16256() {
+	function("toF16AVX2", "func(dst *byte, src *float32, n int)",
+		"toF16AVX2 rounds n times 8 values to binary16, ties to even.")
+	dst, src, n := load("dst"), load("src"), load("n")
+	times("loop", n, func() {
+		y := YMM()
+		VMOVUPS(Mem{Base: src}, y)
+		VCVTPS2PH(Imm(0), y, Mem{Base: dst})
+		ADDQ(Imm(32), src)
+		ADDQ(Imm(16), dst)
 	})
 	VZEROUPPER()
 	RET()

@@ -12,7 +12,8 @@ package codec
 func AVX512() *Kernels {
 	return &Kernels{isa: "avx512", forward: forwardAVX512, inverse: inverseAVX512,
 		peaks: peakRowsAVX512, scale: scaleSliceAVX512, quantize: quantizeAVX512,
-		quantizeU8: quantizeU8RowsAVX512, planes: decodePlanesAVX512, u8: decodeU8RowsAVX512}
+		quantizeU8: quantizeU8RowsAVX512, planes: decodePlanesAVX512, u8: decodeU8RowsAVX512,
+		toF16: toF16SliceAVX2}
 }
 
 func forwardAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {

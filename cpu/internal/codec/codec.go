@@ -33,6 +33,8 @@ type Kernels struct {
 	// planes and u8 decode rows, times a unit a row. planes reads up to 7 bytes behind a row.
 	planes func(dst []float32, p planeRows, units []float32, stride int)
 	u8     func(dst []float32, src []byte, units []float32, stride, dim int)
+	// toF16 rounds finite values that binary16 can hold, as quant.F32ToF16 does.
+	toF16 func(dst []byte, src []float32)
 }
 
 // planesJob is a tile of rows that quantize works on.
@@ -144,7 +146,7 @@ func grow[T any](s []T, n int) []T {
 // zeroed.
 type Loader func(tile []float32, stride, r0, n int)
 
-// Encodes reports whether Encode takes a coding.
+// Encodes reports whether Encode takes a coding. EncodeExact takes the exact formats.
 func Encodes(c quant.Coding) bool { return c.Format.Nested() || c.Format == quant.U8 }
 
 // Encode packs rows as quant.Encode does. It reports false, and dst then holds nothing of use,
@@ -185,6 +187,68 @@ func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, loa
 		}
 	}
 	return putScales(tail, c, w.scales)
+}
+
+// EncodeExact packs rows in an exact format as quant.Encode does. It reports false, and dst then
+// holds nothing of use, where quant.Encode would refuse a row.
+func (w *Worker) EncodeExact(dst []byte, f quant.Format, rows, dim int, load Loader) bool {
+	stride := (dim + 63) &^ 63
+	w.y = grow(w.y, tileRows*stride)
+	rowBytes := dim * f.Bits() / 8
+	for r0 := 0; r0 < rows; r0 += tileRows {
+		n := min(tileRows, rows-r0)
+		y := w.y[:n*stride]
+		load(y, stride, r0, n)
+		w.k.peaks(w.peaks[:n], y, stride, (dim+15)/16)
+		for i, peak := range w.peaks[:n] {
+			row, out := y[i*stride:][:dim], dst[(r0+i)*rowBytes:][:rowBytes]
+			ok := true
+			switch {
+			case f == quant.F32:
+				for j, v := range row {
+					binary.LittleEndian.PutUint32(out[4*j:], math.Float32bits(v))
+				}
+			case f == quant.BF16:
+				ok = toBF16(out, row)
+			case peak < overF16:
+				w.k.toF16(out, row)
+			default:
+				ok = toF16Checked(out, row)
+			}
+			if !ok {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+const (
+	overF16 = 0x477ff000 // 65520 and up rounds to an infinity
+	infBits = 0x7f800000
+)
+
+// toF16Checked reports false where a finite value is beyond binary16.
+func toF16Checked(dst []byte, src []float32) bool {
+	for i, v := range src {
+		if b := math.Float32bits(v) &^ (1 << 31); b >= overF16 && b < infBits {
+			return false
+		}
+		binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
+	}
+	return true
+}
+
+// toBF16 reports false where a finite value is beyond bfloat16.
+func toBF16(dst []byte, src []float32) bool {
+	for i, v := range src {
+		h := quant.F32ToBF16(v)
+		if h&0x7fff == 0x7f80 && math.Float32bits(v)&infBits != infBits {
+			return false
+		}
+		binary.LittleEndian.PutUint16(dst[2*i:], h)
+	}
+	return true
 }
 
 // rotated loads rows, brings each to [1, 2) by a power of two, and rotates them. It reports false

@@ -3840,3 +3840,20 @@ chunk:
 	JNZ       row
 	VZEROUPPER
 	RET
+
+// func toF16AVX2(dst *byte, src *float32, n int)
+// Requires: AVX, F16C
+TEXT ·toF16AVX2(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ n+16(FP), DX
+
+loop:
+	VMOVUPS   (CX), Y0
+	VCVTPS2PH $0x00, Y0, (AX)
+	ADDQ      $0x20, CX
+	ADDQ      $0x10, AX
+	SUBQ      $0x01, DX
+	JNZ       loop
+	VZEROUPPER
+	RET

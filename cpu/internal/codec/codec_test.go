@@ -229,3 +229,31 @@ func TestLog8Code_EqualsOracle(t *testing.T) {
 		}
 	}
 }
+
+// Exact formats of any length, with values of every kind.
+func TestEncodeExact_EqualsOracle(t *testing.T) {
+	each(t, func(t *testing.T, k *Kernels) {
+		w := k.NewWorker()
+		rng := rand.New(rand.NewPCG(8, 9))
+		for dim := 1; dim <= 300; dim += 1 + dim/16 {
+			for _, f := range []quant.Format{quant.F16, quant.BF16, quant.F32} {
+				c, rows := quant.Coding{Format: f}, 1+rng.IntN(40)
+				x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
+				wild := rng.IntN(3)
+				for i := range x.Data {
+					x.Data[i] = float32(rng.NormFloat64() * math.Exp2(float64(rng.IntN(40)-28)))
+					if wild > 0 && rng.IntN(50) == 0 {
+						x.Data[i] = math.Float32frombits(rng.Uint32())
+					}
+				}
+				want := make([]byte, c.PackedBytes(rows, dim))
+				oracle := quant.Encode(want, c, x, 0)
+				got := tight(t, make([]byte, len(want)))
+				require.Equal(t, oracle == nil, w.EncodeExact(got, f, rows, dim, loader(x)), "%v", oracle)
+				if oracle == nil {
+					require.Equal(t, want, got, "%s dim %d", f, dim)
+				}
+			}
+		}
+	})
+}

@@ -281,3 +281,8 @@ func decodeLM4AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8
 //
 //go:noescape
 func decodeU8AVX2(dst *float32, src *byte, units *float32, rows int, n int, stride int)
+
+// toF16AVX2 rounds n times 8 values to binary16, ties to even.
+//
+//go:noescape
+func toF16AVX2(dst *byte, src *float32, n int)
