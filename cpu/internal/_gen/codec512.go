@@ -12,7 +12,7 @@ import (
 
 // codec512 writes the kernels of encoding and decoding for AVX-512 with VBMI and GFNI.
 func codec512() {
-	for _, n := range []int{8, 16, 32, 64, 128} {
+	for _, n := range []int{8, 16, 32, 64, 128, 256} {
 		hadamard512(n, false)
 		hadamard512(n, true)
 	}

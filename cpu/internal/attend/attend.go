@@ -133,7 +133,8 @@ type planes struct {
 	rowBytes int
 	rows     int
 	padDim   int
-	table    *[16]float32 // entries repeated up to 16
+	table    *[16]float32     // entries repeated up to 16
+	pairs    *[256][2]float32 // entries of two codes
 }
 
 // Unpack writes rows [r0, r0+n) of a packed side of rows rows to dst, without their row scale (Unit
@@ -162,7 +163,8 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 		p := &tmp.planes
 		p.src = src[r0*rowBytes:]
 		p.bits, p.plane = f.Bits(), quant.PlaneBytes(rows, dim)
-		p.rowBytes, p.rows, p.padDim, p.table = rowBytes, n, padDim, &codebooks[f]
+		p.rowBytes, p.rows, p.padDim = rowBytes, n, padDim
+		p.table, p.pairs = &codebooks[f], &pairBooks[f]
 		if !k.wide || n%4 == 0 && p.end(n) <= len(p.src) {
 			k.planes(dst, p, l == Quads)
 		} else {

@@ -49,7 +49,7 @@ func planesGeneric(dst []float32, p *planes, _ bool) {
 		at := r * p.rowBytes
 		p0, p1, p2, p3 := planeRow(p.src, p.bits, p.plane, at, p.rowBytes)
 		row := dst[r*p.padDim : (r+1)*p.padDim]
-		expandPlanes(row[:dim], p.table, p.bits, p0, p1, p2, p3)
+		expandPairs(row[:dim], p.pairs, p.bits, p0, p1, p2, p3)
 		clear(row[dim:])
 	}
 }

@@ -167,6 +167,37 @@ func unpackGGML(dst []float32, f quant.Format, src []byte) {
 	}
 }
 
+// pairBooks are the centroids of two codes of four bits, the first in the low half of the index.
+var pairBooks = func() (t [quant.TQMSE4 + 1][256][2]float32) {
+	for f := range t {
+		for i := range t[f] {
+			t[f][i] = [2]float32{codebooks[f][i&15], codebooks[f][i>>4]}
+		}
+	}
+	return t
+}()
+
+// expandPairs is expandPlanes with a table of pairs: half the lookups.
+func expandPairs(out []float32, table *[256][2]float32, bits int, p0, p1, p2, p3 []byte) {
+	for j, b := range p0 {
+		codes := spread[b]
+		switch bits {
+		case 2:
+			codes = codes<<1 | spread[p1[j]]
+		case 3:
+			codes = codes<<2 | spread[p1[j]]<<1 | spread[p2[j]]
+		case 4:
+			codes = codes<<3 | spread[p1[j]]<<2 | spread[p2[j]]<<1 | spread[p3[j]]
+		}
+		codes |= codes >> 4 // two codes in each lower byte of two
+		o := (*[8]float32)(out[8*j:])
+		*(*[2]float32)(o[0:]) = table[codes&255]
+		*(*[2]float32)(o[2:]) = table[codes>>16&255]
+		*(*[2]float32)(o[4:]) = table[codes>>32&255]
+		*(*[2]float32)(o[6:]) = table[codes>>48&255]
+	}
+}
+
 // unpackPlanes converts rows of lm1..lm4 and tqmse1..tqmse4: eight codes at a time are gathered
 // from the planes, and looked up in a table that the row's scale is already in.
 func unpackPlanes(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {

@@ -29,18 +29,20 @@ func forwardAVX512(x []float32, signs []uint32, rows, stride, length int, norm f
 		forward64AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	case 128:
 		forward128AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 256:
+		forward256AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	default:
 		for r := range rows {
 			row := x[r*stride:][:length]
-			forward128AVX512(&row[0], &signs[0], length/128, 512, 512, 1)
+			forward256AVX512(&row[0], &signs[0], length/256, 1024, 1024, 1)
 			longAVX512(row, norm)
 		}
 	}
 }
 
-// longAVX512 runs the strides from 128 up, and multiplies with norm.
+// longAVX512 runs the strides from 256 up, and multiplies with norm.
 func longAVX512(row []float32, norm float32) {
-	for h := 128; h < len(row); h *= 2 {
+	for h := 256; h < len(row); h *= 2 {
 		f := float32(1)
 		if 2*h == len(row) {
 			f = norm
@@ -49,8 +51,8 @@ func longAVX512(row []float32, norm float32) {
 	}
 }
 
-// noSigns flips nothing, in windows of 128.
-var noSigns [128]uint32
+// noSigns flips nothing, in windows of up to 256.
+var noSigns [256]uint32
 
 func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {
 	_, _ = x[(rows-1)*stride+length-1], signs[length-1]
@@ -65,10 +67,12 @@ func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm f
 		inverse64AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	case 128:
 		inverse128AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 256:
+		inverse256AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	default:
 		for r := range rows {
 			row := x[r*stride:][:length]
-			inverse128AVX512(&row[0], &noSigns[0], length/128, 512, 0, 1)
+			inverse256AVX512(&row[0], &noSigns[0], length/256, 1024, 0, 1)
 			longAVX512(row, norm)
 			flip(row, signs)
 		}

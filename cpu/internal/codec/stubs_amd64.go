@@ -66,6 +66,18 @@ func forward128AVX512(x *float32, signs *uint32, rows int, stride int, signStrid
 //go:noescape
 func inverse128AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
+// forward256AVX512 flips signs, then transforms and scales rows of 256 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func forward256AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// inverse256AVX512 transforms and scales, then flips signs of rows of 256 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func inverse256AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
 // butterfliesAVX512 runs the butterflies of stride h bytes, a multiple of 64, over pairs
 // times 2h bytes, and multiplies with factor.
 //
