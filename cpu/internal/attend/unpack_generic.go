@@ -179,23 +179,37 @@ var pairBooks = func() (t [quant.TQMSE4 + 1][256][2]float32) {
 
 // expandPairs is expandPlanes with a table of pairs: half the lookups.
 func expandPairs(out []float32, table *[256][2]float32, bits int, p0, p1, p2, p3 []byte) {
-	for j, b := range p0 {
-		codes := spread[b]
-		switch bits {
-		case 2:
-			codes = codes<<1 | spread[p1[j]]
-		case 3:
-			codes = codes<<2 | spread[p1[j]]<<1 | spread[p2[j]]
-		case 4:
-			codes = codes<<3 | spread[p1[j]]<<2 | spread[p2[j]]<<1 | spread[p3[j]]
+	p1, p2, p3 = p1[:len(p0)], p2[:len(p0)], p3[:len(p0)]
+	switch bits {
+	case 1:
+		for _, b := range p0 {
+			out = lookUpPairs(out, table, spread[b])
 		}
-		codes |= codes >> 4 // two codes in each lower byte of two
-		o := (*[8]float32)(out[8*j:])
-		*(*[2]float32)(o[0:]) = table[codes&255]
-		*(*[2]float32)(o[2:]) = table[codes>>16&255]
-		*(*[2]float32)(o[4:]) = table[codes>>32&255]
-		*(*[2]float32)(o[6:]) = table[codes>>48&255]
+	case 2:
+		for j, b := range p0 {
+			out = lookUpPairs(out, table, spread[b]<<1|spread[p1[j]])
+		}
+	case 3:
+		for j, b := range p0 {
+			out = lookUpPairs(out, table, spread[b]<<2|spread[p1[j]]<<1|spread[p2[j]])
+		}
+	default:
+		for j, b := range p0 {
+			out = lookUpPairs(out, table,
+				spread[b]<<3|spread[p1[j]]<<2|spread[p2[j]]<<1|spread[p3[j]])
+		}
 	}
+}
+
+// lookUpPairs writes the values of eight codes, the lowest byte first, and returns what is behind.
+func lookUpPairs(out []float32, table *[256][2]float32, codes uint64) []float32 {
+	codes |= codes >> 4 // two codes in each lower byte of two
+	o := (*[8]float32)(out)
+	*(*[2]float32)(o[0:]) = table[uint8(codes)]
+	*(*[2]float32)(o[2:]) = table[uint8(codes>>16)]
+	*(*[2]float32)(o[4:]) = table[uint8(codes>>32)]
+	*(*[2]float32)(o[6:]) = table[uint8(codes>>48)]
+	return out[8:]
 }
 
 // unpackPlanes converts rows of lm1..lm4 and tqmse1..tqmse4: eight codes at a time are gathered
