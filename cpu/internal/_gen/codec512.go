@@ -27,6 +27,7 @@ func codec512() {
 		decodePlanes512(bits)
 	}
 	decodeU8512()
+	demote512()
 }
 
 // signs512 is +1 where bit h of the lane is 0 and -1 where it is 1.

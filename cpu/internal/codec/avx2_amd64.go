@@ -11,7 +11,7 @@ func AVX2() *Kernels {
 	return &Kernels{isa: "avx2", forward: forwardAVX2, inverse: inverseAVX2,
 		peaks: peakRowsAVX2, scale: scaleSliceAVX2, quantize: quantizeRowsAVX2,
 		quantizeU8: quantizeU8RowsAVX2, planes: decodePlanesAVX2, u8: decodeU8RowsAVX2,
-		toF16: toF16SliceAVX2}
+		toF16: toF16SliceAVX2, ratios: ratiosGeneric, log8: log8Generic}
 }
 
 func forwardAVX2(x []float32, signs []uint32, rows, stride, length int, norm float32) {

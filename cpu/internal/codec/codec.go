@@ -35,6 +35,20 @@ type Kernels struct {
 	u8     func(dst []float32, src []byte, units []float32, stride, dim int)
 	// toF16 rounds finite values that binary16 can hold, as quant.F32ToF16 does.
 	toF16 func(dst []byte, src []float32)
+	// count, nil where there is none, does what countRows does, for rows whose dim is a multiple of
+	// 64. It returns the rows that it has done.
+	count func(s *rowSums, src []byte, plane, rows, dim int, d *demotion, bits int) int
+	// ratios multiplies scales that are not 0 by what the rule makes of the sums.
+	ratios func(scales []float32, s *rowSums, rule quant.ScaleRule)
+	// log8 writes the 8-bit logarithms of scales below base.
+	log8 func(dst []byte, scales []float32, base float32)
+}
+
+// rowSums are the sums over a tile of rows that a demotion needs: <x,x>, <x,c>, <c,c>, and those of
+// single words of planes.
+type rowSums struct {
+	xx, xc, cc [tileRows]int32
+	words      [3][8 * tileRows]int32
 }
 
 // planesJob is a tile of rows that quantize works on.
@@ -129,7 +143,7 @@ type Worker struct {
 	padded     []byte
 	centroids  [8]int32
 	thresholds [8]float32
-	tables     [16]float32
+	rows       rowSums
 }
 
 // NewWorker returns a worker of an instruction set.
@@ -141,6 +155,9 @@ func grow[T any](s []T, n int) []T {
 	}
 	return s[:n]
 }
+
+// growScales leaves room for a whole vector behind the last scale.
+func growScales(s []float32, n int) []float32 { return grow(s, (n+15)&^15)[:n] }
 
 // Loader writes rows [r0, r0+n) to tile, stride values apart; values behind those of a row are
 // zeroed.
@@ -155,7 +172,7 @@ func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, loa
 	dim := rot.dim
 	stride := (dim + 63) &^ 63
 	w.y, w.tmp = grow(w.y, tileRows*stride), grow(w.tmp, stride)
-	w.scales = grow(w.scales, rows)
+	w.scales = growScales(w.scales, rows)
 	codes, tail := dst[:len(dst)-c.ScaleBytes(rows)], dst[len(dst)-c.ScaleBytes(rows):]
 	if c.Format == quant.U8 {
 		return w.encodeU8(codes, tail, c, rows, rot, load, stride)
@@ -186,7 +203,7 @@ func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, loa
 			w.scales[r0+i] = float32(s * pow2(int(w.exps[i])))
 		}
 	}
-	return putScales(tail, c, w.scales)
+	return w.k.putScales(tail, c, w.scales)
 }
 
 // EncodeExact packs rows in an exact format as quant.Encode does. It reports false, and dst then
@@ -291,7 +308,7 @@ func (w *Worker) encodeU8(codes, tail []byte, c quant.Coding, rows int, rot *Rot
 			w.scales[r0+i] = float32(float32(float32(peak/127)/quant.CentroidUnit) * pow2(int(w.exps[i])))
 		}
 	}
-	if !putScales(tail, c, w.scales) {
+	if !w.k.putScales(tail, c, w.scales) {
 		return false
 	}
 	getScales(w.scales, c, tail)

@@ -2633,6 +2633,301 @@ next:
 	VZEROUPPER
 	RET
 
+// func countLM2AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VPOPCNTDQ
+TEXT ·countLM2AVX512(SB), NOSPLIT, $0-56
+	MOVQ         xx+0(FP), AX
+	MOVQ         xc+8(FP), CX
+	MOVQ         cc+16(FP), DX
+	MOVQ         src+24(FP), BX
+	MOVQ         plane+32(FP), SI
+	MOVQ         weights+40(FP), DI
+	MOVQ         groups+48(FP), R8
+	LEAQ         (SI)(SI*2), R9
+	VPBROADCASTD (DI), Z0
+	VPBROADCASTD 16(DI), Z1
+	VPBROADCASTD 32(DI), Z2
+	VPBROADCASTQ all64<>+0(SB), Z3
+
+group:
+	VMOVDQU64  (BX), Z4
+	VMOVDQU64  (BX)(SI*1), Z5
+	VPTERNLOGQ $0x81, Z4, Z5, Z5
+	VPOPCNTQ   Z5, Z5
+	VPORQ      Z3, Z5, Z5
+	VPMADDWD   Z0, Z5, Z4
+	VPMADDWD   Z1, Z5, Z6
+	VPMADDWD   Z2, Z5, Z5
+	VPMOVQD    Z4, (AX)
+	ADDQ       $0x20, AX
+	VPMOVQD    Z6, (CX)
+	ADDQ       $0x20, CX
+	VPMOVQD    Z5, (DX)
+	ADDQ       $0x20, DX
+	ADDQ       $0x40, BX
+	SUBQ       $0x01, R8
+	JNZ        group
+	VZEROUPPER
+	RET
+
+DATA all64<>+0(SB)/8, $0x0000000000400000
+GLOBL all64<>(SB), RODATA|NOPTR, $8
+
+// func countLM3AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VPOPCNTDQ
+TEXT ·countLM3AVX512(SB), NOSPLIT, $0-56
+	MOVQ         xx+0(FP), AX
+	MOVQ         xc+8(FP), CX
+	MOVQ         cc+16(FP), DX
+	MOVQ         src+24(FP), BX
+	MOVQ         plane+32(FP), SI
+	MOVQ         weights+40(FP), DI
+	MOVQ         groups+48(FP), R8
+	LEAQ         (SI)(SI*2), R9
+	VPBROADCASTD (DI), Z0
+	VPBROADCASTD 4(DI), Z1
+	VPBROADCASTD 16(DI), Z2
+	VPBROADCASTD 20(DI), Z3
+	VPBROADCASTD 32(DI), Z4
+	VPBROADCASTD 36(DI), Z5
+	VPBROADCASTQ all64<>+0(SB), Z6
+
+group:
+	VMOVDQU64  (BX), Z7
+	VMOVDQU64  (BX)(SI*2), Z8
+	VPTERNLOGQ $0x81, Z7, Z8, Z8
+	VMOVDQU64  (BX)(SI*1), Z9
+	VPTERNLOGQ $0x81, Z7, Z9, Z9
+	VPANDQ     Z9, Z8, Z7
+	VPOPCNTQ   Z8, Z8
+	VPOPCNTQ   Z9, Z9
+	VPOPCNTQ   Z7, Z7
+	VPSLLD     $0x10, Z9, Z9
+	VPORQ      Z9, Z8, Z8
+	VPMADDWD   Z0, Z8, Z9
+	VPMADDWD   Z2, Z8, Z10
+	VPMADDWD   Z4, Z8, Z8
+	VPORQ      Z6, Z7, Z7
+	VPMADDWD   Z1, Z7, Z11
+	VPADDD     Z11, Z9, Z9
+	VPMADDWD   Z3, Z7, Z11
+	VPADDD     Z11, Z10, Z10
+	VPMADDWD   Z5, Z7, Z7
+	VPADDD     Z7, Z8, Z8
+	VPMOVQD    Z9, (AX)
+	ADDQ       $0x20, AX
+	VPMOVQD    Z10, (CX)
+	ADDQ       $0x20, CX
+	VPMOVQD    Z8, (DX)
+	ADDQ       $0x20, DX
+	ADDQ       $0x40, BX
+	SUBQ       $0x01, R8
+	JNZ        group
+	VZEROUPPER
+	RET
+
+// func countLM4AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VPOPCNTDQ
+TEXT ·countLM4AVX512(SB), NOSPLIT, $0-56
+	MOVQ         xx+0(FP), AX
+	MOVQ         xc+8(FP), CX
+	MOVQ         cc+16(FP), DX
+	MOVQ         src+24(FP), BX
+	MOVQ         plane+32(FP), SI
+	MOVQ         weights+40(FP), DI
+	MOVQ         groups+48(FP), R8
+	LEAQ         (SI)(SI*2), R9
+	VPBROADCASTD (DI), Z0
+	VPBROADCASTD 4(DI), Z1
+	VPBROADCASTD 8(DI), Z2
+	VPBROADCASTD 12(DI), Z3
+	VPBROADCASTD 16(DI), Z4
+	VPBROADCASTD 20(DI), Z5
+	VPBROADCASTD 24(DI), Z6
+	VPBROADCASTD 28(DI), Z7
+	VPBROADCASTD 32(DI), Z8
+	VPBROADCASTD 36(DI), Z9
+	VPBROADCASTD 40(DI), Z10
+	VPBROADCASTD 44(DI), Z11
+	VPBROADCASTQ all64<>+0(SB), Z12
+
+group:
+	VMOVDQU64  (BX), Z13
+	VMOVDQU64  (BX)(R9*1), Z14
+	VPTERNLOGQ $0x81, Z13, Z14, Z14
+	VMOVDQU64  (BX)(SI*2), Z15
+	VPTERNLOGQ $0x81, Z13, Z15, Z15
+	VMOVDQU64  (BX)(SI*1), Z16
+	VPTERNLOGQ $0x81, Z13, Z16, Z16
+	VPANDQ     Z15, Z14, Z13
+	VPANDQ     Z16, Z14, Z17
+	VPANDQ     Z16, Z15, Z18
+	VPANDQ     Z16, Z13, Z19
+	VPOPCNTQ   Z14, Z14
+	VPOPCNTQ   Z15, Z15
+	VPOPCNTQ   Z13, Z13
+	VPOPCNTQ   Z16, Z16
+	VPOPCNTQ   Z17, Z17
+	VPOPCNTQ   Z18, Z18
+	VPOPCNTQ   Z19, Z19
+	VPSLLD     $0x10, Z15, Z15
+	VPORQ      Z15, Z14, Z14
+	VPMADDWD   Z0, Z14, Z15
+	VPMADDWD   Z4, Z14, Z20
+	VPMADDWD   Z8, Z14, Z14
+	VPSLLD     $0x10, Z16, Z16
+	VPORQ      Z16, Z13, Z13
+	VPMADDWD   Z1, Z13, Z16
+	VPADDD     Z16, Z15, Z15
+	VPMADDWD   Z5, Z13, Z16
+	VPADDD     Z16, Z20, Z20
+	VPMADDWD   Z9, Z13, Z13
+	VPADDD     Z13, Z14, Z14
+	VPSLLD     $0x10, Z18, Z18
+	VPORQ      Z18, Z17, Z17
+	VPMADDWD   Z2, Z17, Z13
+	VPADDD     Z13, Z15, Z15
+	VPMADDWD   Z6, Z17, Z13
+	VPADDD     Z13, Z20, Z20
+	VPMADDWD   Z10, Z17, Z13
+	VPADDD     Z13, Z14, Z14
+	VPORQ      Z12, Z19, Z19
+	VPMADDWD   Z3, Z19, Z13
+	VPADDD     Z13, Z15, Z15
+	VPMADDWD   Z7, Z19, Z13
+	VPADDD     Z13, Z20, Z20
+	VPMADDWD   Z11, Z19, Z13
+	VPADDD     Z13, Z14, Z14
+	VPMOVQD    Z15, (AX)
+	ADDQ       $0x20, AX
+	VPMOVQD    Z20, (CX)
+	ADDQ       $0x20, CX
+	VPMOVQD    Z14, (DX)
+	ADDQ       $0x20, DX
+	ADDQ       $0x40, BX
+	SUBQ       $0x01, R8
+	JNZ        group
+	VZEROUPPER
+	RET
+
+// func ratiosAVX512(scales *float32, xx *int32, xc *int32, cc *int32, rule int, n int)
+// Requires: AVX, AVX512F
+TEXT ·ratiosAVX512(SB), NOSPLIT, $0-48
+	MOVQ   scales+0(FP), AX
+	MOVQ   xx+8(FP), CX
+	MOVQ   xc+16(FP), DX
+	MOVQ   cc+24(FP), BX
+	MOVQ   rule+32(FP), SI
+	MOVQ   n+40(FP), DI
+	VPXORD Z0, Z0, Z0
+
+loop:
+	VCVTDQ2PS (CX), Z1
+	VCVTDQ2PS (DX), Z2
+	VCVTDQ2PS (BX), Z3
+	VMOVUPS   (AX), Z4
+	CMPQ      SI, $0x01
+	JEQ       length
+	JGT       product
+	VDIVPS    Z3, Z2, Z1
+	JMP       scale
+
+length:
+	VDIVPS  Z3, Z1, Z1
+	VSQRTPS Z1, Z1
+	JMP     scale
+
+product:
+	VDIVPS Z2, Z1, Z1
+
+scale:
+	VCMPPS  $0x04, Z0, Z4, K1
+	VMULPS  Z1, Z4, K1, Z4
+	VMOVUPS Z4, (AX)
+	ADDQ    $0x40, AX
+	ADDQ    $0x40, CX
+	ADDQ    $0x40, DX
+	ADDQ    $0x40, BX
+	SUBQ    $0x01, DI
+	JNZ     loop
+	VZEROUPPER
+	RET
+
+// func log8CodesAVX512(dst *byte, scales *float32, base float32, n int, mid *float32, guess *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI
+TEXT ·log8CodesAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         scales+8(FP), DX
+	MOVQ         n+24(FP), BX
+	MOVQ         mid+32(FP), CX
+	MOVQ         guess+40(FP), SI
+	VBROADCASTSS base+16(FP), Z0
+	VMOVUPS      (CX), Z1
+	VMULPS       Z0, Z1, Z1
+	VMOVDQU64    (SI), Z2
+	VPXORD       Z3, Z3, Z3
+	MOVL         $0x0000007f, CX
+	VPBROADCASTD CX, Z4
+	MOVL         $0x0000003f, CX
+	VPBROADCASTD CX, Z5
+	MOVL         $0x000000fe, CX
+	VPBROADCASTD CX, Z6
+	MOVL         $0x00000001, CX
+	VPBROADCASTD CX, Z7
+	MOVL         $0x000000ff, CX
+	VPBROADCASTD CX, Z8
+	MOVQ         $0x1111111111111111, CX
+	KMOVQ        CX, K1
+
+loop:
+	MOVQ BX, CX
+	CMPQ CX, $0x10
+	JLE  part
+	MOVQ $0x00000010, CX
+
+part:
+	MOVQ      $0x00000001, SI
+	SHLQ      CL, SI
+	SUBQ      $0x01, SI
+	KMOVW     SI, K2
+	VMOVUPS   (DX), Z9
+	VDIVPS    Z9, Z0, Z10
+	VPSRLD    $0x17, Z10, Z11
+	VPSUBD    Z4, Z11, Z11
+	VPSLLD    $0x04, Z11, Z11
+	VPSRLD    $0x11, Z10, Z10
+	VPANDD    Z5, Z10, Z10
+	VPERMB.Z  Z2, Z10, K1, Z10
+	VPADDD    Z10, Z11, Z11
+	VPMAXSD   Z7, Z11, Z11
+	VPMINSD   Z6, Z11, Z11
+	VPSUBD    Z7, Z11, Z10
+	VPERMPS   Z1, Z10, Z12
+	VPSRLD    $0x04, Z10, Z13
+	VPSUBD    Z13, Z4, Z13
+	VPSLLD    $0x17, Z13, Z13
+	VMULPS    Z13, Z12, Z12
+	VCMPPS    $0x01, Z12, Z9, K3
+	VPERMPS   Z1, Z11, Z12
+	VPSRLD    $0x04, Z11, Z11
+	VPSUBD    Z11, Z4, Z11
+	VPSLLD    $0x17, Z11, Z11
+	VMULPS    Z11, Z12, Z12
+	VCMPPS    $0x01, Z12, Z9, K2, K2
+	VPADDD    Z7, Z10, K3, Z10
+	VPADDD    Z7, Z10, K2, Z10
+	VPMINSD   Z6, Z10, Z10
+	VCMPPS    $0x00, Z3, Z9, K3
+	VMOVDQA32 Z8, K3, Z10
+	KMOVW     SI, K2
+	VPMOVDB   Z10, K2, (AX)
+	ADDQ      $0x40, DX
+	ADDQ      $0x10, AX
+	SUBQ      $0x10, BX
+	JG        loop
+	VZEROUPPER
+	RET
+
 // func forward8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 // Requires: AVX, FMA3
 TEXT ·forward8AVX2(SB), NOSPLIT, $0-44

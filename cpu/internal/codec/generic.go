@@ -14,7 +14,7 @@ func Generic() *Kernels {
 	return &Kernels{isa: "generic", forward: forwardGeneric, inverse: inverseGeneric,
 		peaks: peaksGeneric, scale: scaleGeneric, quantize: quantizeGeneric,
 		quantizeU8: quantizeU8Generic, planes: planesGeneric, u8: u8Generic,
-		toF16: toF16Generic}
+		toF16: toF16Generic, ratios: ratiosGeneric, log8: log8Generic}
 }
 
 func forwardGeneric(x []float32, signs []uint32, rows, stride, length int, norm float32) {
@@ -242,5 +242,21 @@ func flip(x []float32, signs []uint32) {
 func toF16Generic(dst []byte, src []float32) {
 	for i, v := range src {
 		binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
+	}
+}
+
+func log8Generic(dst []byte, scales []float32, base float32) {
+	for r, s := range scales {
+		dst[r] = log8Code(base, s, false)
+	}
+}
+
+func ratiosGeneric(scales []float32, s *rowSums, rule quant.ScaleRule) {
+	for r, scale := range scales {
+		if scale != 0 {
+			ratio := RuleScale(rule, float32(s.xx[r]), float32(s.xc[r]), float32(s.cc[r])) *
+				quant.CentroidUnit
+			scales[r] = float32(scale * ratio)
+		}
 	}
 }

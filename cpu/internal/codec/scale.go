@@ -56,7 +56,7 @@ func pow2(e int) float32 { return math.Float32frombits(uint32(e+127) << 23) }
 
 // putScales stores the row scales in the coding's form. It reports false, and has written
 // nothing, where one is beyond it.
-func putScales(dst []byte, c quant.Coding, scales []float32) bool {
+func (k *Kernels) putScales(dst []byte, c quant.Coding, scales []float32) bool {
 	if len(scales) == 0 {
 		return true
 	}
@@ -66,9 +66,7 @@ func putScales(dst []byte, c quant.Coding, scales []float32) bool {
 				return false
 			}
 		}
-		for r, s := range scales {
-			binary.LittleEndian.PutUint16(dst[2*r:], quant.F32ToF16(s))
-		}
+		k.toF16(dst, scales)
 		return true
 	}
 	var base float32
@@ -79,8 +77,12 @@ func putScales(dst []byte, c quant.Coding, scales []float32) bool {
 		base = max(base, s)
 	}
 	binary.LittleEndian.PutUint32(dst, math.Float32bits(base))
+	if c.Format != quant.U8 {
+		k.log8(dst[4:4+len(scales)], scales, base)
+		return true
+	}
 	for r, s := range scales {
-		dst[4+r] = log8Code(base, s, c.Format == quant.U8)
+		dst[4+r] = log8Code(base, s, true)
 	}
 	return true
 }
