@@ -60,7 +60,7 @@ func TestOverlap_SharesBytes(t *testing.T) {
 
 func TestUsers_TransposesLists(t *testing.T) {
 	q := &backend.Queries{BlockPtr: []int32{0, 2, 2, 5}, BlockIdx: []int32{2, 0, 0, 2, 2}}
-	ptr, users := args.Users(q, 3)
+	ptr, users := args.Users(nil, nil, q, 3)
 	require.Equal(t, []int{0, 2, 2, 5}, ptr)
 	require.Equal(t, []int32{0, 2, 0, 2, 2}, users)
 }
