@@ -48,6 +48,7 @@ var allowed = map[string][]string{
 	"engine/plan":                {"quant", "importance"},
 	"engine/container":           {"quant"},
 	"engine/capture":             {"quant"},
+	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
 	"engine/quality":             {"quant", "engine/backend"},
 	"engine/offline": {
 		"quant",

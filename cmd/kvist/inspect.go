@@ -25,7 +25,8 @@ func newInspect(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect FILE",
 		Short: "Show what is in a .kvist file or a capture",
-		Long: `inspect describes a .kvist file (header, config, layers, codings, where its bytes
+		Long: `inspect describes a profile (model, identity, settings, sensitivities and how they were
+made; see kvist tune), a .kvist file (header, config, layers, codings, where its bytes
 went) or a capture (geometry, tensors, metadata), and the effective rank of K and V: the
 exponential of the entropy of the eigenvalues of their covariance, the directions that the rows
 really use. It is taken from at most 4096 rows a head; --spectrum takes all rows and prints a
@@ -37,11 +38,13 @@ Fields of --json: file, type (kvist, safetensors, npy), bytes, spectra (name, si
 nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
 bytes); for captures: capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens,
-tokens_next), tensors (name, dtype, shape, bytes), metadata.`,
+tokens_next), tensors (name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id,
+model, geometry, params, sections (name, bytes, meta, tensors).`,
 		Example: `  kvist inspect cache.kvist
   kvist inspect cache.safetensors --spectrum
   kvist inspect cache.kvist --bytes | less
-  kvist inspect embeddings.npy --json`,
+  kvist inspect embeddings.npy --json
+  kvist inspect model.kvprofile`,
 		Args: cobra.ExactArgs(1),
 		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
 			if f.bytes && (f.json || f.records || f.spectrum) {
@@ -50,7 +53,7 @@ tokens_next), tensors (name, dtype, shape, bytes), metadata.`,
 			return a.inspect(cmd.Context(), args[0], &f)
 		}),
 	}
-	cmd.Flags().BoolVar(&f.bytes, "bytes", false, "dump every byte of a .kvist file, annotated")
+	cmd.Flags().BoolVar(&f.bytes, "bytes", false, "dump every byte of a .kvist file or profile, annotated")
 	cmd.Flags().BoolVar(&f.records, "records", false, "list the records of a .kvist file")
 	cmd.Flags().BoolVar(&f.spectrum, "spectrum", false,
 		"measure all rows, print the spectrum of every head")
@@ -120,6 +123,9 @@ func (a *app) inspect(ctx context.Context, name string, f *inspectFlags) (err er
 		return fmt.Errorf("read %s: %w", in.name, err)
 	}
 	res := &inspectJSON{File: in.name, Bytes: in.size, Spectra: []headSpectrum{}}
+	if isProfile(in) {
+		return a.inspectProfile(in, f)
+	}
 	if string(magic) == containerMagic || strings.EqualFold(filepath.Ext(name), ".kvist") {
 		err = a.inspectContainer(ctx, in, f, res)
 	} else {

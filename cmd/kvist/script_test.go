@@ -48,7 +48,7 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			for name, path := range map[string]string{"KV": kvCapture, "NPY": npyCapture,
-				"CORRUPT": corruptDir} {
+				"CORRUPT": corruptDir, "GOLDEN": "../../testdata/golden/v1"} {
 				abs, err := filepath.Abs(path)
 				if err != nil {
 					return err

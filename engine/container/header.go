@@ -19,7 +19,7 @@ const (
 	KindInvalid Kind = 0
 	KindCache   Kind = 1 // a KV cache: records of (layer, segment) with K and V
 	KindRows    Kind = 2 // rows of tensors: hidden states, embeddings; records have the K side only
-	KindProfile Kind = 3 // a profile; reserved, refused by this version
+	KindProfile Kind = 3 // a profile: side tensors only; OpenProfile reads it, Open refuses it
 )
 
 // String returns "cache", "rows" or "profile".
@@ -125,10 +125,14 @@ type Header struct {
 	QueryEnergy []float32
 }
 
-// Stored returns the number of stored layers, or tensors: the range of Record.Layer.
+// Stored returns the number of stored layers, or tensors: the range of Record.Layer. A profile
+// has none.
 func (h *Header) Stored() int {
-	if h.Kind == KindRows {
+	switch h.Kind {
+	case KindRows:
 		return len(h.Tensors)
+	case KindProfile:
+		return 0
 	}
 	return len(h.Layers)
 }
@@ -169,9 +173,13 @@ func (h *Header) SegmentLen(layer, segment int) int {
 	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
 }
 
-// Records returns the number of records of a whole file: one for each (layer, segment).
+// Records returns the number of records of a whole file: one for each (layer, segment), none in a
+// profile.
 func (h *Header) Records() int64 {
-	if h.Kind != KindRows {
+	switch h.Kind {
+	case KindProfile:
+		return 0
+	case KindCache:
 		return int64(len(h.Layers)) * h.Segments(0)
 	}
 	n := int64(0)
@@ -186,11 +194,10 @@ func (h *Header) Records() int64 {
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func (h *Header) Validate() error {
 	switch {
+	case h.Kind != KindCache && h.Kind != KindRows && h.Kind != KindProfile:
+		return shapef("header: %s, want cache, rows or profile", h.Kind)
 	case h.Kind == KindProfile:
-		return fmt.Errorf("kvist/container: header: files of kind profile are reserved: %w",
-			quant.ErrUnsupported)
-	case h.Kind != KindCache && h.Kind != KindRows:
-		return shapef("header: %s, want cache or rows", h.Kind)
+		// Has none of what is checked here, as validateProfile holds.
 	case h.SegmentTokens < 1 || h.SegmentTokens > MaxSegmentTokens:
 		return shapef("header: segments of %d tokens, want 1 to %d", h.SegmentTokens, MaxSegmentTokens)
 	case h.Tokens < 0 || h.Tokens > quant.MaxTokens:
@@ -211,21 +218,51 @@ func (h *Header) Validate() error {
 			return shapef("header: metadata %q is not UTF-8", k)
 		}
 	}
-	if h.Kind == KindRows {
+	switch h.Kind {
+	case KindRows:
 		return h.validateRows()
+	case KindProfile:
+		return h.validateProfile()
 	}
 	return h.validateCache()
 }
 
-func (h *Header) validateCache() error {
+// validateProfile holds that a profile has a geometry, a model's name, metadata and nothing else.
+func (h *Header) validateProfile() error {
+	switch {
+	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Source != SourceNone:
+		return shapef("header: a file of kind profile with layers, tensors or query energy")
+	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Sinks != 0 || h.Window != 0:
+		return shapef("header: a file of kind profile with tokens")
+	case h.KType != 0 || h.VType != 0 || h.Seed != 0 || h.Config != "" || h.Profile != [32]byte{}:
+		return shapef("header: a file of kind profile with element types, seed, config or profile")
+	}
+	return h.validateGeometry()
+}
+
+func (h *Header) validateGeometry() error {
 	g := h.Geometry
 	if err := g.Validate(); err != nil {
 		return fmt.Errorf("kvist/container: header: %w", err)
 	}
-	switch {
-	case g.Rope.Layout == quant.RopeNone && (g.Rope.InvFreq != nil || g.Rope.RotaryDim != 0):
+	if g.Rope.Layout == quant.RopeNone && (g.Rope.InvFreq != nil || g.Rope.RotaryDim != 0) {
 		return shapef("header: rotary_dim %d and %d inv_freq without rope", g.Rope.RotaryDim,
 			len(g.Rope.InvFreq))
+	}
+	for i, f := range g.Rope.InvFreq {
+		if v := float64(f); math.IsNaN(v) || math.IsInf(v, 0) {
+			return shapef("header: inv_freq %d is %v, want finite", i, f)
+		}
+	}
+	return nil
+}
+
+func (h *Header) validateCache() error {
+	g := h.Geometry
+	if err := h.validateGeometry(); err != nil {
+		return err
+	}
+	switch {
 	case len(h.Layers) < 1 || len(h.Layers) > g.Layers:
 		return shapef("header: %d layers stored, want 1 to %d", len(h.Layers), g.Layers)
 	case len(h.Tensors) != 0 || h.Source != SourceNone:
@@ -244,11 +281,6 @@ func (h *Header) validateCache() error {
 	for i, f := range h.QueryEnergy {
 		if !(f >= 0) || math.IsInf(float64(f), 0) {
 			return shapef("header: query energy %d is %v, want finite and not negative", i, f)
-		}
-	}
-	for i, f := range g.Rope.InvFreq {
-		if v := float64(f); math.IsNaN(v) || math.IsInf(v, 0) {
-			return shapef("header: inv_freq %d is %v, want finite", i, f)
 		}
 	}
 	return nil

@@ -62,10 +62,10 @@ func appendHeader(dst []byte, h *Header) ([]byte, error) {
 // fieldValue returns the bytes of a header field, and whether the file has it.
 func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 	le := binary.LittleEndian
-	cache := h.Kind == KindCache
+	cache, rows := h.Kind == KindCache, h.Kind == KindRows
 	switch tag {
 	case tagGeometry:
-		return h.geometryValue(), cache
+		return h.geometryValue(), !rows
 	case tagInvFreq:
 		for _, f := range h.Geometry.Rope.InvFreq {
 			v = le.AppendUint32(v, math.Float32bits(f))
@@ -82,9 +82,9 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		v = le.AppendUint32(v, uint32(h.SegmentTokens))
 		v = le.AppendUint32(v, uint32(h.Sinks))
 		v = le.AppendUint32(v, uint32(h.Window))
-		return append(v, byte(h.KType), byte(h.VType), 0, 0), true
+		return append(v, byte(h.KType), byte(h.VType), 0, 0), cache || rows
 	case tagSeed:
-		return le.AppendUint64(v, h.Seed), true
+		return le.AppendUint64(v, h.Seed), cache || rows
 	case tagConfig:
 		return []byte(h.Config), h.Config != ""
 	case tagModel:
@@ -108,7 +108,7 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		}
 		return v, h.QueryEnergy != nil
 	case tagTensors:
-		return h.tensorsValue(), !cache
+		return h.tensorsValue(), rows
 	}
 	return nil, false
 }
@@ -229,14 +229,22 @@ func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (Version, K
 	return v, Kind(le.Uint16(b[10:])), n, nil
 }
 
-// parseHeader reads a whole header section whose fixed part was checked.
-func parseHeader(p place, s []byte, v Version, k Kind) (*Header, error) {
+// parseHeader reads a whole header section whose fixed part was checked: of a profile, or of
+// anything else.
+func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, error) {
 	le := binary.LittleEndian
 	if want, got := checksum(s, fileHeaderCRCAt), le.Uint32(s[fileHeaderCRCAt:]); want != got {
 		return nil, p.corrupt(fileHeaderCRCAt, "checksum", hex32(want), hex32(got))
 	}
-	if k != KindCache && k != KindRows {
+	switch {
+	case k != KindCache && k != KindRows && k != KindProfile:
 		return nil, p.refuse(10, fmt.Errorf("file of kind %s: %w", k, quant.ErrUnsupported))
+	case k == KindProfile && !profile:
+		return nil, p.refuse(10, fmt.Errorf("the file is a profile, which holds no cache and no rows "+
+			"but what to compress them with: %w", quant.ErrUnsupported))
+	case k != KindProfile && profile:
+		return nil, p.refuse(10, fmt.Errorf("the file is of kind %s, want a profile: %w", k,
+			quant.ErrUnsupported))
 	}
 	if f := le.Uint32(s[20:]); f != 0 {
 		return nil, p.refuse(20, fmt.Errorf("header flags %#x: %w", f, quant.ErrUnsupported))
@@ -247,8 +255,11 @@ func parseHeader(p place, s []byte, v Version, k Kind) (*Header, error) {
 		return nil, err
 	}
 	need := []uint16{tagSpan, tagSeed, tagTensors}
-	if k == KindCache {
+	switch k {
+	case KindCache:
 		need = []uint16{tagGeometry, tagLayers, tagSpan, tagSeed}
+	case KindProfile:
+		need = []uint16{tagGeometry}
 	}
 	for _, t := range need {
 		if !have[t] {
@@ -311,14 +322,14 @@ func (h *Header) parseFields(p place, s []byte) (map[uint16]bool, error) {
 
 // setField reads one header field into h. Unknown tags are left alone.
 func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
-	cache := h.Kind == KindCache
+	cache, rows := h.Kind == KindCache, h.Kind == KindRows
 	wrong := false
 	switch tag {
 	case tagGeometry:
-		wrong = !cache
+		wrong = rows
 		h.parseGeometry(c)
 	case tagInvFreq:
-		wrong = !cache
+		wrong = rows
 		h.Geometry.Rope.InvFreq = c.floats(len(c.b) / 4)
 	case tagLayers:
 		wrong = !cache
@@ -327,19 +338,23 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 			h.Layers[i] = c.size()
 		}
 	case tagSpan:
+		wrong = h.Kind == KindProfile
 		h.Tokens, h.First = int64(c.uint(8)), int64(c.uint(8))
 		h.SegmentTokens, h.Sinks, h.Window = int(c.u32()), int(c.u32()), int(c.u32())
 		h.KType, h.VType = quant.DType(c.uint(1)), quant.DType(c.uint(1))
 		c.zero(2)
 	case tagSeed:
+		wrong = h.Kind == KindProfile
 		h.Seed = c.uint(8)
 	case tagConfig:
+		wrong = h.Kind == KindProfile
 		h.Config = c.string(len(c.b))
 	case tagModel:
 		h.Model = c.string(len(c.b))
 	case tagMetadata:
 		h.parseMetadata(c)
 	case tagProfile:
+		wrong = h.Kind == KindProfile
 		copy(h.Profile[:], c.bytes(profileBytes))
 	case tagQueryEnergy:
 		wrong = !cache
@@ -350,7 +365,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 		}
 		h.QueryEnergy = c.floats(len(c.b) / 4)
 	case tagTensors:
-		wrong = cache
+		wrong = !rows
 		h.parseTensors(c)
 	default:
 		return false, nil

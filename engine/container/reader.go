@@ -38,12 +38,25 @@ type RecordInfo struct {
 const first = 4096
 
 // Open reads header, index and trailer of the file of size bytes that r gives access to. name is
-// for messages. The zero Limits are the defaults.
+// for messages. The zero Limits are the defaults. A profile is refused: OpenProfile reads it.
 //
 // Errors: *CorruptError (quant.ErrCorrupt), *RefusedError (quant.ErrVersion,
 // quant.ErrUnsupported, quant.ErrTooLarge), those of r.
 func Open(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
-	rd, err := openHeader(name, r, size, lim)
+	return open(name, r, size, lim, false)
+}
+
+// OpenProfile is Open for files of kind profile, and for no others: the reader has a header of
+// geometry, model and metadata, side tensors, and no records. Package engine/profile gives them
+// their meaning.
+//
+// Errors: those of Open.
+func OpenProfile(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
+	return open(name, r, size, lim, true)
+}
+
+func open(name string, r io.ReaderAt, size int64, lim Limits, profile bool) (*Reader, error) {
+	rd, err := openHeader(name, r, size, lim, profile)
 	if err != nil {
 		return nil, err
 	}
@@ -74,7 +87,8 @@ func Open(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
 }
 
 // openHeader reads the header section and returns a reader that knows nothing else yet.
-func openHeader(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
+func openHeader(name string, r io.ReaderAt, size int64, lim Limits,
+	profile bool) (*Reader, error) {
 	rd := &Reader{name: name, src: r, size: size, lim: lim.withDefaults(), index: -1}
 	p := place{file: name}.in("header")
 	if size < fileHeaderBytes {
@@ -99,7 +113,7 @@ func openHeader(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, er
 		b = append(b, rest...)
 	}
 	rd.hdrLen = n
-	rd.h, err = parseHeader(p, b[:n], v, k)
+	rd.h, err = parseHeader(p, b[:n], v, k, profile)
 	return rd, err
 }
 
@@ -232,6 +246,51 @@ func (r *Reader) Auxes() ([]AuxInfo, error) {
 		infos = append(infos, *info)
 	}
 	return infos, nil
+}
+
+// ReadAllAux reads all side tensors, in the order of the file, each once. What they take decoded is
+// checked against maxBytes as it adds up, before it is taken; 0 stands for Limits.MaxSideBytes.
+// Sections of kinds that are not known are checked and skipped, records left alone.
+//
+// Errors: *CorruptError, *RefusedError, those of the underlying reader. Any damage is an error.
+func (r *Reader) ReadAllAux(maxBytes int64) ([]*Aux, error) {
+	if maxBytes <= 0 {
+		maxBytes = r.lim.MaxSideBytes
+	}
+	all := make([]*Aux, 0, len(r.sides))
+	names := make(map[string]bool, len(r.sides))
+	p := place{file: r.name}.in("side tensor")
+	left := maxBytes
+	for i := range r.entries {
+		e := &r.entries[i]
+		if e.kind == entryRecord {
+			continue
+		}
+		if e.kind != entrySide {
+			if err := r.verifyUnknown(e); err != nil {
+				return nil, err
+			}
+			continue
+		}
+		info, payload, err := r.readSide(e)
+		if err != nil {
+			return nil, err
+		}
+		if names[info.Name] {
+			return nil, p.corrupt(info.Offset, "name given twice", nil, info.Name)
+		}
+		names[info.Name] = true
+		if left -= info.Decoded; left < 0 {
+			return nil, p.tooLarge(info.Offset, "bytes of all side tensors together", maxBytes,
+				maxBytes-left)
+		}
+		data, err := decodeAux(p, info, payload)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, &Aux{Name: info.Name, DType: info.DType, Shape: info.Shape, Data: data})
+	}
+	return all, nil
 }
 
 // ReadAux reads the side tensor called name.

@@ -22,7 +22,7 @@ import (
 // than the limits allow, those of r.
 func Salvage(name string, r io.ReaderAt, size int64, lim Limits) (rd *Reader,
 	lost []*CorruptError, err error) {
-	rd, err = openHeader(name, r, size, lim)
+	rd, err = openHeader(name, r, size, lim, false)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -65,7 +65,10 @@ type AuxInfo struct {
 	Length   int64 // of its section
 }
 
-func (a *Aux) check() error {
+// Check holds that name, type, shape and data fit together.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported.
+func (a *Aux) Check() error {
 	size := dtypeSize(a.DType)
 	switch {
 	case !utf8.ValidString(a.Name) || len(a.Name) > maxName:
@@ -89,7 +92,7 @@ func (a *Aux) check() error {
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func AuxSize(a *Aux) (int64, error) {
-	if err := a.check(); err != nil {
+	if err := a.Check(); err != nil {
 		return 0, err
 	}
 	_, payload, err := a.encode()
@@ -175,7 +178,7 @@ func joinPlanes(b []byte, size int) []byte {
 
 // appendAux appends the section of a to dst, which must be empty or end on 16 bytes.
 func appendAux(dst []byte, a *Aux) ([]byte, error) {
-	if err := a.check(); err != nil {
+	if err := a.Check(); err != nil {
 		return dst, err
 	}
 	enc, payload, err := a.encode()

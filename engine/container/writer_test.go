@@ -173,7 +173,7 @@ func TestHeader_RefusesWhatDoesNotFit(t *testing.T) {
 	h := goldenCache().h
 	h.Kind = KindProfile
 	_, err := HeaderSize(h)
-	require.ErrorIs(t, err, quant.ErrUnsupported)
+	require.ErrorIs(t, err, quant.ErrShape, "a profile has no layers")
 	for name, change := range map[string]func(h *Header){
 		"rows":     func(h *Header) { h.Tokens++ },
 		"geometry": func(h *Header) { h.Geometry.Heads = 1 },

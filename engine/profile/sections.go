@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package profile
+
+import (
+	"maps"
+	"math"
+	"slices"
+	"strings"
+	"unicode/utf8"
+)
+
+// Params are settings by name: what importance, planner and menus are to be. Keys are 1 to 64 of
+// a-z, 0-9 and "-"; values are printable without spaces, at most 4 KiB. Which keys there are is
+// for their reader (engine/offline takes the keys of its Config that say how, not how much); a
+// key it does not know is an error there, never ignored.
+type Params map[string]string
+
+const (
+	paramsText    = "text"
+	maxParamKey   = 64
+	maxParamValue = 1 << 12
+	maxParams     = 256
+)
+
+// String writes the settings as "key=value" joined by spaces, sorted by key. ParseParams reads it
+// back.
+func (p Params) String() string {
+	var s strings.Builder
+	for i, k := range slices.Sorted(maps.Keys(p)) {
+		if i > 0 {
+			s.WriteByte(' ')
+		}
+		s.WriteString(k + "=" + p[k])
+	}
+	return s.String()
+}
+
+// Validate checks names and values.
+//
+// Errors: quant.ErrShape.
+func (p Params) Validate() error {
+	if len(p) > maxParams {
+		return shapef("params: %d settings, want at most %d", len(p), maxParams)
+	}
+	for _, k := range slices.Sorted(maps.Keys(p)) {
+		if !validName(k, maxParamKey, "-") {
+			return shapef("params: key %q, want 1 to %d of a-z, 0-9 and -", short(k), maxParamKey)
+		}
+		v := p[k]
+		if len(v) == 0 || len(v) > maxParamValue || !utf8.ValidString(v) ||
+			strings.ContainsFunc(v, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
+			return shapef("params: %s of %d bytes, want 1 to %d without spaces", k, len(v), maxParamValue)
+		}
+	}
+	return nil
+}
+
+// ParseParams reads what String wrote, and nothing else: keys ascend, one space between.
+//
+// Errors: quant.ErrShape, naming the setting.
+func ParseParams(text string) (Params, error) {
+	p := Params{}
+	if text == "" {
+		return p, nil
+	}
+	last := ""
+	for part := range strings.SplitSeq(text, " ") {
+		k, v, ok := strings.Cut(part, "=")
+		if !ok || k <= last {
+			return nil, shapef("params: %q, want key=value with keys ascending", short(part))
+		}
+		if len(p) == maxParams {
+			return nil, shapef("params: more than %d settings", maxParams)
+		}
+		last, p[k] = k, v
+	}
+	return p, p.Validate()
+}
+
+// Params returns the settings; empty where the profile has none.
+//
+// Errors: quant.ErrShape; not for a profile that was read or made by With.
+func (p *Profile) Params() (Params, error) {
+	t, ok := p.Tensor(SectionParams, paramsText)
+	if !ok {
+		if len(p.sections[SectionParams]) > 0 {
+			return nil, shapef("section params lacks the tensor %q", paramsText)
+		}
+		return Params{}, nil
+	}
+	b, err := t.Bytes(-1)
+	if err != nil {
+		return nil, err
+	}
+	return ParseParams(string(b))
+}
+
+// WithParams returns a profile with these settings in place of its own; none removes the section.
+//
+// Errors: quant.ErrShape.
+func (p *Profile) WithParams(params Params, meta Meta) (*Profile, error) {
+	if err := params.Validate(); err != nil {
+		return nil, err
+	}
+	if len(params) == 0 {
+		return p.With(SectionParams, nil)
+	}
+	text := []byte(params.String())
+	return p.With(SectionParams, meta, OfBytes(paramsText, text, int64(len(text))))
+}
+
+// Sensitivity holds what the damage of a head counts for against the other heads of the model, K
+// and V apart: factors on the squared error, [layers, kv_heads], finite, from 2^-20 to 2^20; 1
+// changes nothing. The model's layers all stand in it, whichever a cache holds.
+type Sensitivity struct {
+	K, V []float32
+}
+
+// maxFactor bounds the factors, so that products of them with damages stay numbers.
+const maxFactor = 1 << 20
+
+// At returns the factors of a head.
+func (s *Sensitivity) At(layer, kvHead, kvHeads int) (k, v float64) {
+	i := layer*kvHeads + kvHead
+	return float64(s.K[i]), float64(s.V[i])
+}
+
+// Sensitivity returns the factors, or nil where the profile has none.
+//
+// Errors: quant.ErrShape; not for a profile that was read or made by With.
+func (p *Profile) Sensitivity() (*Sensitivity, error) {
+	if len(p.sections[SectionSensitivity]) == 0 {
+		return nil, nil
+	}
+	s := &Sensitivity{}
+	for _, side := range []struct {
+		name string
+		dst  *[]float32
+	}{{"k", &s.K}, {"v", &s.V}} {
+		t, ok := p.Tensor(SectionSensitivity, side.name)
+		if !ok {
+			return nil, shapef("section sensitivity lacks the tensor %q", side.name)
+		}
+		v, err := t.Float32(int64(p.geo.Layers), int64(p.geo.KVHeads))
+		if err != nil {
+			return nil, err
+		}
+		for i, f := range v {
+			if !(f >= 1.0/maxFactor && f <= maxFactor) || math.IsInf(float64(f), 0) {
+				return nil, shapef("sensitivity of %s, layer %d head %d: %v, want 2^-20 to 2^20", side.name,
+					i/p.geo.KVHeads, i%p.geo.KVHeads, f)
+			}
+		}
+		*side.dst = v
+	}
+	return s, nil
+}
+
+// WithSensitivity returns a profile with these factors in place of its own; nil removes them.
+//
+// Errors: quant.ErrShape.
+func (p *Profile) WithSensitivity(s *Sensitivity, meta Meta) (*Profile, error) {
+	if s == nil {
+		return p.With(SectionSensitivity, nil)
+	}
+	l, h := int64(p.geo.Layers), int64(p.geo.KVHeads)
+	return p.With(SectionSensitivity, meta, OfFloat32("k", s.K, l, h), OfFloat32("v", s.V, l, h))
+}
