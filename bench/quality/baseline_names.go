@@ -81,6 +81,7 @@ func All() []Method {
 //	                                             pyramidkv, ems, kvzip
 //	kvist:2.75                                   bits a value of the file
 //	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of offline.Config
+//	kvist-archive:1.8  kvist-archive:1.8,profile=FILE   the archive form
 //	kvist:2.75,importance=default;expected=0.5   a profile, its fields apart by ";"
 //
 // The Name of what it returns gives the same method again.
@@ -109,6 +110,9 @@ func byBase(base string, fields []string) (Method, error) {
 	}
 	if base == "kvist" {
 		return kvistByName(fields)
+	}
+	if base == "kvist-archive" {
+		return archiveByName(fields)
 	}
 	for p := SnapKV; int(p) < len(evictionPolicies); p++ {
 		if base == p.String() {
@@ -193,6 +197,26 @@ func kvistByName(fields []string) (Method, error) {
 		return nil, err
 	}
 	return m, nil
+}
+
+// archiveByName is kvistByName for the archive form; the field profile=FILE names a profile.
+func archiveByName(fields []string) (Method, error) {
+	path := ""
+	var rest []string
+	for _, f := range fields {
+		if p, ok := strings.CutPrefix(f, "profile="); ok {
+			path = p
+			continue
+		}
+		rest = append(rest, f)
+	}
+	m, err := kvistByName(append(rest, "form="+offline.FormArchive))
+	if err != nil {
+		return nil, err
+	}
+	k := m.(Kvist)
+	k.Profile = path
+	return k, nil
 }
 
 // args are key=value arguments; each is taken once, and done says what was wrong.

@@ -8,6 +8,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/kvist-project/kvist/cpu"
@@ -15,6 +16,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -29,6 +31,8 @@ type Kvist struct {
 	Weights func(c *Context) (offline.Weights, error)
 	// Label tells methods with Weights apart; it is part of the name, after a space.
 	Label string
+	// Profile is the file of the profile that a config of archive form is coded with; empty: none.
+	Profile string
 	// Backend does the work, nil: one of package cpu, opened for the call.
 	Backend backend.Backend
 }
@@ -60,7 +64,15 @@ func (k Kvist) Name() string {
 	if len(args) > 0 {
 		args[0] = strings.TrimPrefix(args[0], "bits=")
 	}
-	name := withArgs("kvist", args)
+	base := "kvist"
+	if k.Config.Form == offline.FormArchive {
+		base = "kvist-archive"
+		args = slices.DeleteFunc(args, func(a string) bool { return a == "form=archive" })
+		if k.Profile != "" {
+			args = append(args, "profile="+k.Profile)
+		}
+	}
+	name := withArgs(base, args)
 	if k.Label != "" {
 		name += " " + k.Label
 	}
@@ -113,7 +125,16 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		}
 	}
 	var file bytes.Buffer
-	if _, err := offline.Compress(ctx, src, &file, be, k.Config, weights, nil); err != nil {
+	cfg := k.Config
+	var profiles []*profile.Profile
+	if k.Profile != "" {
+		p, err := profile.Open(k.Profile, profile.Limits{})
+		if err != nil {
+			return nil, err
+		}
+		cfg.Profile, profiles = p, append(profiles, p)
+	}
+	if _, err := offline.Compress(ctx, src, &file, be, cfg, weights, nil); err != nil {
 		return nil, err
 	}
 	r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
@@ -122,7 +143,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		return nil, err
 	}
 	var restored memory
-	if _, err := offline.Decompress(ctx, r, &restored, false, nil); err != nil {
+	if _, err := offline.Decompress(ctx, r, &restored, false, nil, profiles...); err != nil {
 		return nil, err
 	}
 	back, err := capture.New("restored", &restored, int64(len(restored.data)), capture.Limits{})

@@ -25,7 +25,7 @@ type Params struct {
 }
 
 // Append appends the parameters, little-endian: u8 1, u8 own, u8 rope layout, u8 0, f32 fine,
-// i8[16] classes, u32 n, f64[n] frequencies, and the set where it is the file's own.
+// i8[16] classes, u32 n, f64[n] frequencies, and tables and transforms where they are the file's own.
 func (p *Params) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = append(dst, 1, byte(b2u(p.Own)), byte(p.Rope.Layout), 0)
@@ -38,7 +38,7 @@ func (p *Params) Append(dst []byte) []byte {
 		dst = le.AppendUint64(dst, math.Float64bits(f))
 	}
 	if p.Own {
-		dst = p.Set.Append(dst)
+		dst = p.Set.Append(p.Set.AppendTables(dst))
 	}
 	return dst
 }
@@ -75,7 +75,11 @@ func ParseParams(b []byte) (*Params, error) {
 		return nil, r.err
 	}
 	if p.Own {
-		s, err := ParseSet(r.b)
+		tables := r.take(1 + tablesBytes)
+		if r.err != nil {
+			return nil, r.err
+		}
+		s, err := ParseSet(tables, r.b)
 		if err != nil {
 			return nil, err
 		}

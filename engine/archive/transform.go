@@ -178,7 +178,10 @@ const (
 	maxBasisDim  = 1 << 11
 )
 
-// Append appends the set, little-endian: u8 1, u8 sides, u16 heads, u32 layers, tables, then for
+// AppendTables appends the tables: u8 1, then what they hold.
+func (s *Set) AppendTables(dst []byte) []byte { return appendTables(append(dst, 1), s.Tables) }
+
+// Append appends the transforms, little-endian: u8 1, u8 sides, u16 heads, u32 layers, then for
 // each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, f16 means, i16 deviations
 // and, with a basis, f32 scales and i8 components.
 func (s *Set) Append(dst []byte) []byte {
@@ -186,7 +189,6 @@ func (s *Set) Append(dst []byte) []byte {
 	dst = append(dst, 1, byte(s.Sides))
 	dst = le.AppendUint16(dst, uint16(s.Heads))
 	dst = le.AppendUint32(dst, uint32(len(s.Layers)))
-	dst = appendTables(dst, s.Tables)
 	for i, n := range s.Layers {
 		dst = le.AppendUint32(dst, uint32(n))
 		for _, t := range s.Transforms[i] {
@@ -256,10 +258,30 @@ func (r *setReader) fail(format string, args ...any) {
 	}
 }
 
-// ParseSet reads what Append wrote. It allocates no more than a small multiple of len(b).
+// ParseSet reads what AppendTables and Append wrote. It allocates no more than a small multiple of
+// their length.
 //
 // Errors: *CorruptError; quant.ErrVersion for a set of a later kind.
-func ParseSet(b []byte) (*Set, error) {
+func ParseSet(tables, transforms []byte) (*Set, error) {
+	r := &setReader{b: tables}
+	if v := r.uint(1); r.err == nil && v != 1 {
+		return nil, versionf("tables", v)
+	}
+	if len(tables) != 1+tablesBytes {
+		return nil, corrupt("tables", -1, -1, 0, "%d bytes, want %d", len(tables), 1+tablesBytes)
+	}
+	t, err := parseTables(r.b)
+	if err != nil {
+		return nil, corrupt("tables", -1, -1, 0, "%v", err)
+	}
+	s, err := parseTransforms(transforms)
+	if err == nil {
+		s.Tables = t
+	}
+	return s, err
+}
+
+func parseTransforms(b []byte) (*Set, error) {
 	r := &setReader{b: b}
 	if v := r.uint(1); r.err == nil && v != 1 {
 		return nil, versionf("set", v)
@@ -268,12 +290,6 @@ func ParseSet(b []byte) (*Set, error) {
 	layers := int(r.uint(4))
 	if r.err == nil && (s.Sides < 1 || s.Sides > 2 || s.Heads < 1 || layers > maxSetLayers) {
 		r.fail("%d sides, %d heads, %d layers", s.Sides, s.Heads, layers)
-	}
-	if b := r.take(tablesBytes); b != nil {
-		var err error
-		if s.Tables, err = parseTables(b); err != nil {
-			r.fail("%v", err)
-		}
 	}
 	for range layers {
 		if r.err != nil {

@@ -84,6 +84,9 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 		return nil, err
 	}
 	c := &compressor{in: in, be: be, cfg: cfg, say: progress, use: ImportanceUse{Profile: cfg.Importance}}
+	if cfg.Form == FormArchive {
+		return c.archiveTo(ctx, w, weights)
+	}
 	if err := c.prepare(ctx, weights); err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -46,9 +47,20 @@ type Config struct {
 	// (importance.ParseProfile): "none" weighs all the same. It needs the capture's queries; without
 	// them, tokens weigh the same and Result.Importance says so.
 	Importance string
+	// Form is FormHot, the default, or FormArchive.
+	Form string
+	// Profile holds the basis of the model for FormArchive; nil: one is fitted to the file. It is no
+	// part of the text: the file names it by its digest.
+	Profile *profile.Profile
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }
+
+// The forms of a file.
+const (
+	FormHot     = "hot"     // attended in place
+	FormArchive = "archive" // entropy-coded: a fraction of the bytes, decompressed before use
+)
 
 // DefaultConfig returns the defaults, without a target.
 //
@@ -69,7 +81,7 @@ func DefaultConfig() Config {
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
-	c.Importance = "default"
+	c.Importance, c.Form = "default", FormHot
 	return c
 }
 
@@ -99,6 +111,9 @@ func (c *Config) Validate() error {
 		bad("%d targets among bits, bytes, share and max-error, want one", targets)
 	case targets == 0 && !c.fixed():
 		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
+	}
+	if c.Form != FormHot && c.Form != FormArchive {
+		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
 	}
 	if c.Bits > 64 {
 		bad("bits %g, want at most 64", c.Bits)
@@ -155,6 +170,9 @@ func (c *Config) String() string {
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
 	add("importance", c.Importance)
 	add("weighted", strconv.FormatBool(c.Weighted))
+	if c.Form != FormHot {
+		add("form", c.Form)
+	}
 	return strings.Join(b, " ")
 }
 
@@ -220,6 +238,8 @@ func ParseConfig(s string) (Config, error) {
 			c.AllowNonfinite, err = strconv.ParseBool(v)
 		case k == "importance":
 			c.Importance = v
+		case k == "form":
+			c.Form = v
 		case k == "weighted":
 			c.Weighted, err = strconv.ParseBool(v)
 		default:

@@ -11,8 +11,10 @@ import (
 	"maps"
 	"math"
 
+	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -38,9 +40,13 @@ type Restored struct {
 // Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
 // that promises more than 4096 times its size; those of w.
 func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
-	progress Progress) (*Restored, error) {
+	progress Progress, profiles ...*profile.Profile) (*Restored, error) {
 	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
 	d.rowBias = rowBiasOf(d.h) && d.h.QueryEnergy != nil
+	var err error
+	if d.codec, err = archiveCodec(r, profiles); err != nil {
+		return nil, err
+	}
 	if err := d.checkExpansion(); err != nil {
 		return nil, err
 	}
@@ -72,7 +78,8 @@ type decompressor struct {
 	out     *capture.Writer
 	salvage bool
 	rowBias bool
-	kept    map[int]bool // layers that get a kept tensor
+	codec   *archive.Codec // nil without records in archive form
+	kept    map[int]bool   // layers that get a kept tensor
 	say     Progress
 	res     *Restored
 }
@@ -92,7 +99,9 @@ func (d *decompressor) open(w io.WriterAt) error {
 		decls = append(decls, capture.Decl{Name: name, DTypeName: dtype, Shape: shape})
 	}
 	for _, a := range infos {
-		declare(a.Name, a.DType, a.Shape...)
+		if a.Name != archiveAux {
+			declare(a.Name, a.DType, a.Shape...)
+		}
 	}
 	if d.h.Kind == container.KindRows {
 		for _, t := range d.h.Tensors {
@@ -216,6 +225,9 @@ func (d *decompressor) segment(layer, seg int) error {
 			Segment: seg,
 			Heads:   make([]container.Head, d.h.KVHeads()),
 		}
+	}
+	if rec.Archive != nil {
+		return d.archiveSegment(rec)
 	}
 	kDim, vDim := d.h.Dims(layer)
 	for hi := range rec.Heads {
@@ -369,6 +381,9 @@ func (d *decompressor) sides() error {
 		return err
 	}
 	for _, info := range infos {
+		if info.Name == archiveAux {
+			continue
+		}
 		a, err := d.r.ReadAux(info.Name)
 		if err != nil {
 			if !d.salvage || !errors.Is(err, quant.ErrCorrupt) {
