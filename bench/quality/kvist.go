@@ -33,6 +33,7 @@ type Kvist struct {
 	Label string
 	// Profile is the file of the profile that a config of archive form is coded with; empty: none.
 	Profile string
+	profile *profile.Profile // in place of a file
 	// Backend does the work, nil: one of package cpu, opened for the call.
 	Backend backend.Backend
 }
@@ -133,6 +134,9 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 			return nil, err
 		}
 		cfg.Profile, profiles = p, append(profiles, p)
+	}
+	if k.profile != nil {
+		cfg.Profile, profiles = k.profile, append(profiles, k.profile)
 	}
 	if _, err := offline.Compress(ctx, src, &file, be, cfg, weights, nil); err != nil {
 		return nil, err

@@ -11,14 +11,19 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
 type calibrateFlags struct {
-	out         string
+	out, runs   string
+	texts       []string
+	bits        float64
+	next        int
 	json, force bool
+	model       modelFlags
 }
 
 func newCalibrate(a *app) *cobra.Command {
@@ -34,19 +39,28 @@ those to be compressed.
 
 With -o naming a profile that exists, only these parts of it are replaced.
 
+--model and --text measure in the model what errors in each layer do to its predictions, and make
+the steps of the layers where they matter finer. Measured again, a profile is refined. Without
+captures, only that is done.
+
 Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 		Example: `  kvist capture smollm2 book.txt --o-weight -o book.safetensors
   kvist calibrate *.safetensors -o smollm2.kvprofile
   kvist compress cache.safetensors -o cache.kvist --form archive --profile smollm2.kvprofile`,
-		Args: cobra.MinimumNArgs(1),
+		Args: cobra.ArbitraryArgs,
 		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
 			return a.calibrate(cmd.Context(), args, &f)
 		}),
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
+	fl.StringVar(&f.runs, "model", "", "`MODEL` to measure steps in: a GGUF file, or smollm2")
+	fl.StringArrayVar(&f.texts, "text", nil, "text `FILE` to measure steps on, may be given again")
+	fl.Float64Var(&f.bits, "bits", 1.4, "`bits` a value at which steps are measured")
+	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "start a new profile if the output exists")
+	f.model.add(cmd)
 	_ = cmd.MarkFlagRequired("output") // the flag is there
 	return cmd
 }
@@ -61,6 +75,15 @@ type calibratedJSON struct {
 }
 
 func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) (err error) {
+	if len(names) == 0 && f.runs == "" {
+		return usagef("neither captures nor --model: nothing to learn from")
+	}
+	if (f.runs == "") != (len(f.texts) == 0) {
+		return usagef("--model and --text go together")
+	}
+	if err := f.model.check(); err != nil {
+		return err
+	}
 	var old *profile.Profile
 	if !f.force {
 		old, err = profile.Open(f.out, profile.Limits{})
@@ -80,11 +103,22 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 		sum.Tokens += src.Tokens()
 	}
 	say, clear := a.progress()
-	p, err := offline.Calibrate(ctx, captures, old, say)
-	clear()
-	if err != nil {
-		return err
+	defer clear()
+	p := old
+	if len(captures) > 0 {
+		if p, err = offline.Calibrate(ctx, captures, old, say); err != nil {
+			return err
+		}
 	}
+	if p == nil {
+		return fmt.Errorf("%s: no profile to refine, and no captures to make one from: %w", f.out, fs.ErrNotExist)
+	}
+	if f.runs != "" {
+		if p, err = a.measureSteps(ctx, f, p, say); err != nil {
+			return err
+		}
+	}
+	clear()
 	if err := p.Write(f.out, true); err != nil {
 		return err
 	}
@@ -103,6 +137,26 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	return pr.err
 }
 
+// measureSteps adds to a profile what the model says about steps.
+func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Profile,
+	say func(string, int64, int64)) (*profile.Profile, error) {
+	m, err := f.model.open(f.runs)
+	if err != nil {
+		return nil, err
+	}
+	o := quality.Options{Next: f.next, Progress: say}
+	inputs, _, err := a.evalTexts(ctx, m, f.texts, &evalFlags{context: 1024, next: f.next})
+	if err != nil {
+		return nil, err
+	}
+	steps, err := quality.ArchiveSteps(ctx, m, inputs, p, f.bits, o)
+	if err != nil {
+		return nil, err
+	}
+	return offline.WithArchiveSteps(p, steps, profile.Meta{"texts": fmt.Sprint(len(f.texts)),
+		"bits": fmt.Sprint(f.bits)})
+}
+
 // openProfile reads the profile of a flag; nil where none was given.
 func openProfile(name string) (*profile.Profile, error) {
 	if name == "" {
@@ -113,4 +167,17 @@ func openProfile(name string) (*profile.Profile, error) {
 		return nil, fmt.Errorf("--profile: %w", err)
 	}
 	return p, nil
+}
+
+// openProfiles reads the profiles of a flag that may be given again.
+func openProfiles(names []string) ([]*profile.Profile, error) {
+	var all []*profile.Profile
+	for _, n := range names {
+		p, err := openProfile(n)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
 }

@@ -14,7 +14,6 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/offline"
-	"github.com/kvist-project/kvist/quant"
 )
 
 // defaultBits is the target when none is given: about a quarter of f16, where the measured
@@ -101,16 +100,14 @@ workers, memory, reason), config.`,
 func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 	cfg := offline.DefaultConfig()
 	switch f.form {
-	case "hot":
-	case "archive":
-		return cfg, fmt.Errorf("--form archive: the entropy-coded archive form is not built yet; "+
-			"--form hot is: %w", quant.ErrUnsupported)
+	case offline.FormHot, offline.FormArchive:
+		cfg.Form = f.form
 	default:
 		return cfg, usagef("--form %q: want hot or archive", f.form)
 	}
-	if f.profile != "" {
-		return cfg, fmt.Errorf("--profile %s: profiles are not built yet: %w", f.profile,
-			quant.ErrUnsupported)
+	var err error
+	if cfg.Profile, err = openProfile(f.profile); err != nil {
+		return cfg, err
 	}
 	if err := f.backend.check(); err != nil {
 		return cfg, err
@@ -131,7 +128,6 @@ func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 	}
 	cfg.Bits, cfg.MaxError = f.bits, f.maxError
 	if cmd.Flags().Changed("budget") {
-		var err error
 		if cfg.Bytes, cfg.Share, err = parseBudget(f.budget); err != nil {
 			return cfg, &usageError{err: err}
 		}

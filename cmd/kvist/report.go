@@ -15,6 +15,7 @@ import (
 
 type reportFlags struct {
 	out, against string
+	profiles     []string
 	json, force  bool
 	backend      backendFlags
 }
@@ -45,6 +46,8 @@ and so on.`,
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
 	fl.StringVar(&f.against, "against", "", "`ORIGINAL` capture to measure the error against")
+	fl.StringArrayVar(&f.profiles, "profile", nil,
+		"profile `FILE` that an archive was coded with, for --against")
 	fl.BoolVar(&f.json, "json", false, "write the data as JSON instead of a page")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	f.backend.add(cmd)
@@ -73,7 +76,7 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 	}()
 	var cmp *offline.Comparison
 	if f.against != "" {
-		if cmp, _, err = a.compare(ctx, r, f.against, f.backend); err != nil {
+		if cmp, _, err = a.compare(ctx, r, f.against, f.profiles, f.backend); err != nil {
 			return err
 		}
 	}

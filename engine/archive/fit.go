@@ -51,6 +51,17 @@ func (m *Moments) AddDiagonal(rows []float32) {
 	}
 }
 
+// BasisGain returns how many bits a row takes less with the basis of FitTransform than without one,
+// where bits go down to noise, the squared error of a component in the metric.
+func BasisGain(with, without *Transform, noise float64) float64 {
+	var sum float64
+	for i := range with.Std8 {
+		a, b := math.Exp2(float64(without.Std8[i])/4), math.Exp2(float64(with.Std8[i])/4)
+		sum += 0.5 * math.Log2((a+noise)/(b+noise))
+	}
+	return sum
+}
+
 // covariance returns means and the full covariance.
 func (m *Moments) covariance() (mean, cov []float64) {
 	d, n := m.Dim, max(m.N, 1)
@@ -134,8 +145,14 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 		}
 	}
 	if !basis {
+		t.Scale = make([]float32, d)
 		for i := range d {
-			t.Std8[i] = deviation8(cov[i*d+i])
+			weight := 1.0
+			if metric != nil {
+				weight = max(metric[i*d+i]/float64(t.Gain), metricFloor)
+			}
+			t.Scale[i] = float32(1 / math.Sqrt(weight))
+			t.Std8[i] = deviation8(cov[i*d+i] * weight)
 		}
 		return t
 	}

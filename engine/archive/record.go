@@ -33,6 +33,42 @@ type Prepared struct {
 	delta [][]uint8   // [lanes][dim], symbols of the side stream
 }
 
+// Thin keeps two rows of every 2*k, for a quick estimate of costs.
+func (p *Prepared) Thin(k int) *Prepared {
+	if k <= 1 {
+		return p
+	}
+	keep := func(t int) bool { return t/2%k == 0 }
+	seg := *p.seg
+	out := &Prepared{seg: &seg, std8: p.std8, delta: p.delta}
+	seg.Pos, seg.Class = nil, nil
+	for t, pos := range p.seg.Pos {
+		if keep(t) {
+			seg.Pos = append(seg.Pos, pos)
+		}
+	}
+	for _, class := range p.seg.Class {
+		var c []uint8
+		for t, v := range class {
+			if keep(t) {
+				c = append(c, v)
+			}
+		}
+		seg.Class = append(seg.Class, c)
+	}
+	for i, y := range p.y {
+		d := seg.Dims[i%len(seg.Dims)]
+		var thin []float32
+		for t := range p.seg.Pos {
+			if keep(t) {
+				thin = append(thin, y[t*d:(t+1)*d]...)
+			}
+		}
+		out.y = append(out.y, thin)
+	}
+	return out
+}
+
 const (
 	deltaZero = 7 // the symbol of a deviation that is the one expected; a step is a quarter octave
 	stepZero  = 2048
@@ -372,4 +408,19 @@ func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
 		}
 		out[t] = gain * steps[t] * steps[t] * float32(sum)
 	}
+}
+
+// LaneSizes returns the bytes that each lane of a payload takes, [heads*sides].
+//
+// Errors: *CorruptError.
+func LaneSizes(payload []byte, lanes int) ([]int64, error) {
+	if len(payload) < 4+4*lanes {
+		return nil, corrupt("payload", -1, -1, len(payload), "%d bytes, want %d or more", len(payload),
+			4+4*lanes)
+	}
+	sizes := make([]int64, lanes)
+	for i := range sizes {
+		sizes[i] = int64(binary.LittleEndian.Uint32(payload[4+4*i:]))
+	}
+	return sizes, nil
 }

@@ -11,12 +11,12 @@ import (
 
 // Transform is a calibrated basis: row x = Mean + sum over i of y_i * component i. The components
 // are not orthogonal in general: y is measured in a metric in which errors of all its components
-// weigh the same. Without a basis the components are those of the row.
+// weigh the same. Without a basis component i is Scale[i] times value i of the row.
 type Transform struct {
 	Dim   int
 	Mean  []float32 // [dim], multiples of what binary16 holds
 	Std8  []int16   // [dim], 8*log2 of the deviation of y_i
-	Basis []int8    // [dim, dim], row i times Scale[i] is component i; nil: none
+	Basis []int8    // [dim, dim], row i times Scale[i] is component i; nil: Scale alone
 	Scale []float32 // [dim]
 	// Gain is what a squared error in y is worth in the metric that the basis was made for: for K
 	// the mean of (q . dk)^2 over queries is Gain * |dy|^2; 0 where it is not known.
@@ -35,6 +35,15 @@ const (
 // damaged profile.
 func (t *Transform) prepare(encode bool) error {
 	if t.Basis == nil {
+		if encode && t.forward == nil {
+			t.forward = make([]float32, t.Dim)
+			for i, s := range t.Scale {
+				if s == 0 {
+					return shapef("transform: the scale of component %d is 0", i)
+				}
+				t.forward[i] = 1 / s
+			}
+		}
 		return nil
 	}
 	if t.inverse == nil {
@@ -69,7 +78,7 @@ func (t *Transform) project(y, x []float32) {
 		row, out := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
 		if t.Basis == nil {
 			for i, v := range row {
-				out[i] = v - t.Mean[i]
+				out[i] = (v - t.Mean[i]) * t.forward[i]
 			}
 			continue
 		}
@@ -90,7 +99,7 @@ func (t *Transform) restore(x, y []float32) {
 		copy(row, t.Mean)
 		if t.Basis == nil {
 			for i, v := range in {
-				row[i] += v
+				row[i] += float32(v * t.Scale[i])
 			}
 			continue
 		}
@@ -182,8 +191,8 @@ const (
 func (s *Set) AppendTables(dst []byte) []byte { return appendTables(append(dst, 1), s.Tables) }
 
 // Append appends the transforms, little-endian: u8 1, u8 sides, u16 heads, u32 layers, then for
-// each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, f16 means, i16 deviations
-// and, with a basis, f32 scales and i8 components.
+// each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, f16 means, i16 deviations,
+// f32 scales and, with a basis, i8 components.
 func (s *Set) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = append(dst, 1, byte(s.Sides))
@@ -204,9 +213,6 @@ func (s *Set) Append(dst []byte) []byte {
 			}
 			for _, v := range t.Std8 {
 				dst = le.AppendUint16(dst, uint16(v))
-			}
-			if t.Basis == nil {
-				continue
 			}
 			for _, v := range t.Scale {
 				dst = le.AppendUint32(dst, math.Float32bits(v))
@@ -338,16 +344,16 @@ func (r *setReader) transform() *Transform {
 			r.fail("component %d: mean %v, deviation %d", i, m, t.Std8[i])
 		}
 	}
-	if kind == 0 {
-		return t
-	}
-	if len(r.b) < t.Dim*(4+t.Dim) {
+	if len(r.b) < t.Dim*(4+int(kind)*t.Dim) {
 		r.fail("basis of %d components in %d bytes", t.Dim, len(r.b))
 		return nil
 	}
 	t.Scale = make([]float32, t.Dim)
 	for i := range t.Scale {
 		t.Scale[i] = r.float()
+	}
+	if kind == 0 {
+		return t
 	}
 	t.Basis = make([]int8, t.Dim*t.Dim)
 	for i, v := range r.take(t.Dim * t.Dim) {

@@ -35,6 +35,13 @@ func knob(name string, def float64) float64 {
 	return def
 }
 
+type zzEntry struct {
+	stats [][]headStats
+	w     [][][]float32
+}
+
+var zzCache = map[string]*zzEntry{}
+
 // archiver compresses to archive form.
 type archiver struct {
 	*compressor
@@ -47,10 +54,7 @@ type archiver struct {
 	share   float64 // of the tokens that the sample holds
 }
 
-type prepared struct {
-	p *archive.Prepared
-	n int
-}
+type prepared struct{ p *archive.Prepared }
 
 // archiveTo is Compress for the archive form.
 func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights) (*Result, error) {
@@ -84,6 +88,22 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 // measure finds what tokens and heads are worth.
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
+	if k := os.Getenv("KA_CACHE"); k != "" {
+		if v, ok := zzCache[k]; ok {
+			c.stats = v.stats
+			for i := range c.in.layers {
+				l := &c.in.layers[i]
+				classes := make([][]uint8, l.heads)
+				for h := range classes {
+					classes[h] = a.classOf(v.w[i][h], l.tokens)
+				}
+				a.classes = append(a.classes, classes)
+			}
+			return nil
+		}
+		zzCache[k] = &zzEntry{}
+		defer func() { zzCache[k].stats = c.stats }()
+	}
 	for i := range c.in.layers {
 		l := &c.in.layers[i]
 		c.say.say("measuring", int64(i), int64(len(c.in.layers)))
@@ -108,6 +128,9 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 				hw = w[h]
 			}
 			classes[h] = a.classOf(hw, l.tokens)
+		}
+		if k := os.Getenv("KA_CACHE"); k != "" {
+			zzCache[k].w = append(zzCache[k].w, w)
 		}
 		c.stats, a.classes = append(c.stats, stats), append(a.classes, classes)
 	}
@@ -218,7 +241,8 @@ func (a *archiver) choosesSet(ctx context.Context) error {
 	return err
 }
 
-// fitSet makes transforms and tables of the file itself.
+// fitSet makes transforms and tables of the file itself. A basis costs dim*dim bytes: a head has
+// one where its rows are so many that they save twice that.
 func (a *archiver) fitSet(ctx context.Context) error {
 	in := a.in
 	a.params.Own = true
@@ -228,34 +252,87 @@ func (a *archiver) fitSet(ctx context.Context) error {
 		l := &in.layers[i]
 		set.Layers = append(set.Layers, l.number)
 		ts := make([]*archive.Transform, set.Heads*set.Sides)
-		for j := range ts {
-			t := l.k
-			if j%set.Sides == 1 {
-				t = l.v
-			}
-			ts[j] = nil
-			m := archive.NewMoments(t.Dim())
-			for s := range l.segments() {
-				first, n := l.span(s)
-				x := make([]float32, n*t.Dim())
-				if err := in.src.ReadRowsF32(t, j/set.Sides, first, n, x); err != nil {
-					return err
-				}
-				if l.hasV && j%2 == 0 {
-					pos := make([]int64, n)
-					if err := in.src.ReadPositions(false, first, pos); err != nil {
-						return err
-					}
-					a.params.Rope.Undo(x, t.Dim(), pos)
-				}
-				m.AddDiagonal(x)
-			}
-			ts[j] = archive.FitTransform(m, nil, false)
+		err := eachIndex(ctx, len(ts), func(j int) (err error) {
+			ts[j], err = a.fitTransform(l, j/set.Sides, j%set.Sides)
+			return err
+		})
+		if err != nil {
+			return err
 		}
 		set.Transforms = append(set.Transforms, ts)
 	}
 	return nil
 }
+
+// fitRows bounds the rows that a transform is fitted to.
+const fitRows = 1 << 15
+
+// eachRows calls f with rows of a head, segment by segment, at most fitRows of them.
+func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f func([]float32)) error {
+	every := l.tokens/fitRows + 1
+	for s := 0; s < l.segments(); s += every {
+		first, n := l.span(s)
+		x := make([]float32, n*t.Dim())
+		if err := a.in.src.ReadRowsF32(t, head, first, n, x); err != nil {
+			return err
+		}
+		if unrope {
+			pos := make([]int64, n)
+			if err := a.in.src.ReadPositions(false, first, pos); err != nil {
+				return err
+			}
+			a.params.Rope.Undo(x, t.Dim(), pos)
+		}
+		f(x)
+	}
+	return nil
+}
+
+func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transform, error) {
+	t := l.k
+	if side == 1 {
+		t = l.v
+	}
+	dim := t.Dim()
+	// What a basis could save at the very most is half the octaves between the deviations.
+	full := dim <= maxOwnBasis && float64(l.tokens) > 8*float64(dim)
+	m := archive.NewMoments(dim)
+	add := m.AddDiagonal
+	if full {
+		add = m.Add
+	}
+	if err := a.eachRows(l, t, head, l.hasV && side == 0, add); err != nil {
+		return nil, err
+	}
+	var metric []float64
+	if l.hasQ && side == 0 {
+		q := archive.NewMoments(dim)
+		group := a.in.geo.GQARatio()
+		for g := range group {
+			if err := a.eachRows(l, l.q, head*group+g, false, q.Add); err != nil {
+				return nil, err
+			}
+		}
+		metric = archive.QueryMetric(q, a.params.Rope)
+	}
+	without := archive.FitTransform(m, metric, false)
+	if !full {
+		return without, nil
+	}
+	with := archive.FitTransform(m, metric, true)
+	var energy float64
+	for _, s := range without.Std8 {
+		energy += math.Exp2(float64(s) / 4)
+	}
+	// Noise at a twentieth of the energy is about what 2 bits a value leave.
+	if archive.BasisGain(with, without, energy/float64(dim)/20)*float64(l.tokens) > 2*8*float64(dim*dim) {
+		return with, nil
+	}
+	return without, nil
+}
+
+// maxOwnBasis bounds the dim of a basis that is fitted to a file.
+const maxOwnBasis = 1 << 9
 
 // readSegment reads the rows of a segment.
 func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
@@ -308,10 +385,10 @@ func (a *archiver) segment(li, s int) (*archive.Prepared, error) {
 	return a.codec.Prepare(seg)
 }
 
-// sampleValues bounds the values that the search for the step holds in memory.
-const sampleValues = 1 << 24
+// sampleValues is about how many values the search for the step looks at.
+const sampleValues = 1 << 21
 
-// load prepares a sample of the segments: all of a small file.
+// load prepares a sample: some rows of the segments, of all segments where there are few.
 func (a *archiver) load(ctx context.Context) error {
 	type place struct{ layer, seg int }
 	var all []place
@@ -320,7 +397,9 @@ func (a *archiver) load(ctx context.Context) error {
 			all = append(all, place{i, s})
 		}
 	}
-	every := int(a.in.values()/sampleValues) + 1
+	// Reading a segment costs more than coding it: at most 8 times what is looked at is read.
+	every := int(a.in.values()/(8*sampleValues)) + 1
+	thin := int(min(8, a.in.values()/sampleValues+1))
 	var take []place
 	for i, p := range all {
 		if i%every == 0 {
@@ -330,11 +409,12 @@ func (a *archiver) load(ctx context.Context) error {
 	a.sample = make([]prepared, len(take))
 	err := eachIndex(ctx, len(take), func(i int) error {
 		p, err := a.segment(take[i].layer, take[i].seg)
-		_, n := a.in.layers[take[i].layer].span(take[i].seg)
-		a.sample[i] = prepared{p, n}
+		if err == nil {
+			a.sample[i].p = p.Thin(thin)
+		}
 		return err
 	})
-	a.share = float64(len(take)) / float64(len(all))
+	a.share = float64(len(take)) / float64(len(all)) / float64(thin)
 	return err
 }
 
@@ -440,52 +520,30 @@ func (a *archiver) shared() *container.Aux {
 }
 
 // fitAndWrite finds the step whose file comes closest to total bytes from below, and writes it.
+// The sample tells how bytes go with the step; whole encodings tell how far off it is.
 func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*Result, error) {
-	low, high := -400.0, 400.0
-	target := float64(total) // of the records; side streams and padding are learnt on the way
 	fix, err := a.fixed()
 	if err != nil {
 		return nil, err
 	}
-	over := float64(fix.Header + fix.Side + fix.Index)
-	values := float64(a.in.values())
-	guess := 0.0
-	var recs []*container.Record
+	over := fix.Header + fix.Side + fix.Index
 	var best []*container.Record
 	var bestFine float32
-	var bestBytes int64 = -1
-	var done int64
+	bestBytes := int64(-1)
+	ratio := 1.0 // bytes of records over what the sample says
+	aim := float64(total)
+	low, high := -300.0, 300.0
 	for try := range 6 {
-		// Bisect the sample's cost, first from afar, then around the last step.
-		want := 8 * (target - over)
-		if try > 0 {
-			low, high = guess-2, guess+2
+		a.say.say("encoding", int64(min(try, 2)), 3)
+		s, sampled, err := a.solve(ctx, 8*(aim-float64(over))/ratio, low, high)
+		if err != nil {
+			return nil, err
 		}
-		for range 20 {
-			mid := (low + high) / 2
-			c, err := a.cost(ctx, mid)
-			if err != nil {
-				return nil, err
-			}
-			if c > want {
-				low = mid
-			} else {
-				high = mid
-			}
-			if high-low < 0.01 || math.Abs(c-want) < 1e-4*want {
-				break
-			}
-			if c > 64*values {
-				low = max(low, mid)
-			}
-		}
-		guess = high
-		a.say.say("encoding", done, 3)
-		done = min(done+1, 2)
-		s8 := a.params.SetStep(guess)
-		recs = recs[:0:0]
-		bytes := int64(over)
-		err := a.encodeAll(ctx, s8, func(r *container.Record) error {
+		low, high = s-4, s+4
+		s8 := a.params.SetStep(s)
+		var recs []*container.Record
+		bytes := over
+		err = a.encodeAll(ctx, s8, func(r *container.Record) error {
 			n, err := container.RecordSize(a.header, r)
 			bytes += n
 			recs = append(recs, r)
@@ -497,17 +555,36 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 		if bytes <= total && bytes > bestBytes {
 			best, bestBytes, bestFine = recs, bytes, a.params.Fine
 		}
-		if bytes <= total && total-bytes <= total/2000 {
+		if bytes <= total && total-bytes <= max(total/2000, 64) {
 			break
 		}
-		// What the sample did not see is about the same at the next try.
-		target -= float64(bytes-total) + float64(total)/8000
+		ratio = float64(bytes-over) / max(sampled/8, 1)
+		aim = float64(total) * (1 - 0.0001*float64(1+try))
 	}
 	if best == nil {
 		return nil, fmt.Errorf("kvist/offline: %d bytes for %s as an archive: %w", total, a.in.src.Name(), quant.ErrBudget)
 	}
 	a.params.Fine = bestFine
 	return a.emit(w, best, fix)
+}
+
+// solve returns the step, as an exponent, at which the sample says so many bits.
+func (a *archiver) solve(ctx context.Context, bits, low, high float64) (s, got float64, err error) {
+	for range 40 {
+		s = (low + high) / 2
+		if got, err = a.cost(ctx, s); err != nil {
+			return 0, 0, err
+		}
+		if math.Abs(got-bits) < 1e-4*bits || high-low < 1e-3 {
+			break
+		}
+		if got > bits {
+			low = s
+		} else {
+			high = s
+		}
+	}
+	return s, got, nil
 }
 
 func (a *archiver) emit(w io.Writer, recs []*container.Record, fix Sections) (*Result, error) {

@@ -77,6 +77,15 @@ func WithArchiveSteps(p *profile.Profile, s *ArchiveSteps, meta profile.Meta) (*
 		profile.OfFloat32(tensorStepsV, s.V, shape...))
 }
 
+// OldArchiveSteps returns the steps of a profile, nil where it has none that can be used.
+func OldArchiveSteps(p *profile.Profile) *ArchiveSteps {
+	s, err := archiveSteps(p)
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
 // archiveSteps reads the steps of a profile, nil where it has none.
 func archiveSteps(p *profile.Profile) (*ArchiveSteps, error) {
 	g := p.Geometry()

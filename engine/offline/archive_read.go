@@ -3,6 +3,7 @@
 package offline
 
 import (
+	"errors"
 	"fmt"
 	"math"
 
@@ -75,7 +76,22 @@ func (e *MissingProfileError) Unwrap() error { return quant.ErrUnavailable }
 
 // decodeArchive decodes a record: rows as [heads*sides][tokens*dim], and the bias of each token of
 // each head where queries' energies are known.
+//
+// Errors: *container.CorruptError that names the record.
 func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Record) (rows, bias [][]float32, err error) {
+	fail := func(err error) error {
+		var c *archive.CorruptError
+		if errors.As(err, &c) {
+			return &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
+				Head: c.Head, Block: -1, Offset: int64(c.Offset), Err: err}
+		}
+		return err
+	}
+	if codec == nil {
+		return nil, nil, &container.CorruptError{Section: "record", Layer: rec.Layer,
+			Segment: rec.Segment, Head: -1, Block: -1,
+			Err: fmt.Errorf("archive form without the side tensor %q: %w", archiveAux, quant.ErrCorrupt)}
+	}
 	kDim, vDim := h.Dims(rec.Layer)
 	n := h.SegmentLen(rec.Layer, rec.Segment)
 	seg := &archive.Segment{Layer: rec.Layer, First: h.First + int64(rec.Segment)*int64(h.SegmentTokens),
@@ -95,7 +111,7 @@ func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Rec
 		}
 	}
 	if err := codec.Decode(seg, rec.Archive, noise); err != nil {
-		return nil, nil, err
+		return nil, nil, fail(err)
 	}
 	// noise is E[(q . dk)^2]; scores are divided by the root of head_dim, and the mean of
 	// exp(noise) is undone by minus half its variance.
@@ -108,11 +124,43 @@ func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Rec
 	return seg.Rows, bias, nil
 }
 
+// expand returns a record in archive form as one of exact rows in hot form, so that it can be
+// attended to, measured and shown as any other. Records in hot form come back as they are.
+func expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*container.Record, error) {
+	if rec.Archive == nil {
+		return rec, nil
+	}
+	rows, _, err := decodeArchive(codec, h, rec)
+	if err != nil {
+		return nil, err
+	}
+	types := []quant.DType{h.KType, h.VType}
+	if h.Kind == container.KindRows {
+		types = []quant.DType{dtypeOf(h.Tensors[rec.Layer].DType)}
+	}
+	out := &container.Record{Layer: rec.Layer, Segment: rec.Segment}
+	tokens := make([]uint16, h.SegmentLen(rec.Layer, rec.Segment))
+	for t := range tokens {
+		tokens[t] = uint16(t)
+	}
+	for i := 0; i < len(rows); i += len(types) {
+		b := container.Block{Level: quant.Full, Tokens: tokens}
+		for s, dt := range types {
+			data := make([]byte, len(rows[i+s])*dt.Size())
+			packRow(data, dt, rows[i+s])
+			if s == 0 {
+				b.K, b.KData = quant.Coding{Format: dt.Format()}, data
+			} else {
+				b.V, b.VData = quant.Coding{Format: dt.Format()}, data
+			}
+		}
+		out.Heads = append(out.Heads, container.Head{Blocks: []container.Block{b}})
+	}
+	return out, nil
+}
+
 // archiveSegment writes the rows of a record in archive form.
 func (d *decompressor) archiveSegment(rec *container.Record) error {
-	if d.codec == nil {
-		return fmt.Errorf("kvist/offline: record in archive form without the side tensor %q: %w", archiveAux, quant.ErrCorrupt)
-	}
 	rows, bias, err := decodeArchive(d.codec, d.h, rec)
 	if err != nil {
 		return fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(rec.Layer), rec.Segment, err)
