@@ -23,7 +23,7 @@ type calibrateFlags struct {
 	bits        float64
 	next        int
 	json, force bool
-	model       modelFlags
+	backend     backendFlags
 }
 
 func newCalibrate(a *app) *cobra.Command {
@@ -60,7 +60,7 @@ Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "start a new profile if the output exists")
-	f.model.add(cmd)
+	f.backend.add(cmd)
 	_ = cmd.MarkFlagRequired("output") // the flag is there
 	return cmd
 }
@@ -81,7 +81,7 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if (f.runs == "") != (len(f.texts) == 0) {
 		return usagef("--model and --text go together")
 	}
-	if err := f.model.check(); err != nil {
+	if err := f.backend.check(); err != nil {
 		return err
 	}
 	var old *profile.Profile
@@ -106,7 +106,12 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	defer clear()
 	p := old
 	if len(captures) > 0 {
-		if p, err = offline.Calibrate(ctx, captures, old, say); err != nil {
+		be, err := a.openBackend(f.backend)
+		if err != nil {
+			return err
+		}
+		defer closing(be, &err)
+		if p, err = offline.Calibrate(ctx, captures, be, old, say); err != nil {
 			return err
 		}
 	}
@@ -140,7 +145,7 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 // measureSteps adds to a profile what the model says about steps.
 func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Profile,
 	say func(string, int64, int64)) (*profile.Profile, error) {
-	m, err := f.model.open(f.runs)
+	m, err := (&modelFlags{threads: f.backend.threads}).open(f.runs)
 	if err != nil {
 		return nil, err
 	}

@@ -47,9 +47,13 @@ const maxMagnitude = 1 << 28
 // lane is one side of one head of a segment, as coefficients.
 type lane struct {
 	rows, dim int
+	chunks    int     // streams that share the components, in order; what a stream holds ends with it
 	std8      []int16 // [dim] deviation of each component
 	step8     []int16 // [rows] step of each row
 }
+
+// chunkOf returns the stream of a component.
+func (l *lane) chunkOf(i int) int { return i * l.chunks / l.dim }
 
 // rowQuantizer picks the levels of a row: the ones that cost least, squared error in steps plus
 // lambda times bits.
@@ -87,8 +91,7 @@ func (q *rowQuantizer) better(a float32, k int, n, m uint32) uint32 {
 	return m
 }
 
-// lanePass goes through the coefficients of a lane in the order of the stream, quantizes them and
-// tells what they cost. With a nil sink it only counts.
+// laneSink collects the symbols of one stream.
 type laneSink struct {
 	syms  []interval
 	state []uint8
@@ -127,10 +130,9 @@ func bitLen(v uint32) int {
 // escapeBits is what escape takes, with the sign.
 func escapeBits(v uint32) float32 { return float32(5+bitLen(v+1)-1) + 1 }
 
-// encode quantizes y, [rows, dim], with steps [rows], and appends the stream to dst unless dst is
-// nil; it returns the bits that the model gives the lane, and the squared error by row added to
-// noise unless that is nil.
-func (q *rowQuantizer) encode(l *lane, y, steps []float32, sink *laneSink) (cost float64) {
+// encode quantizes y, [rows, dim], with steps [rows], in the order of the streams, and returns the
+// bits that the model gives the lane. The symbols go to sinks, [chunks]; with nil it only counts.
+func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (cost float64) {
 	var exp [2][]uint64
 	for r := range exp {
 		exp[r] = make([]uint64, l.dim)
@@ -155,6 +157,10 @@ func (q *rowQuantizer) encode(l *lane, y, steps []float32, sink *laneSink) (cost
 						continue
 					}
 					v := y[(t+r)*l.dim+i] / steps[t+r]
+					var sink *laneSink
+					if sinks != nil {
+						sink = &sinks[l.chunkOf(i)]
+					}
 					m, b := q.one(r, v, scale+shift[r], scale, sink)
 					cost += float64(b)
 					st[r].add(m, exp[r][i])
@@ -229,42 +235,67 @@ func b2u(b bool) uint32 {
 	return 0
 }
 
-// decodeLane reads the stream of a lane into coefficients, in steps: the value is
-// step * (level - correction). out is [rows, dim].
-func (c *coder) decodeLane(l *lane, b []byte, out []float32) bool {
-	d := newRansDecoder(b)
+// decodeLane reads the streams of a lane, [chunks], into coefficients, in steps. out is [rows, dim].
+// Streams that were cut off, from some chunk on, leave zeros. It returns the chunk that is damaged,
+// or -1.
+func (c *coder) decodeLane(l *lane, streams [][]byte, out []float32) int {
+	ds := make([]ransDecoder, len(streams))
+	dim := l.dim // components that are there
+	for k, b := range streams {
+		if len(b) == 0 {
+			for dim > 0 && l.chunkOf(dim-1) >= k {
+				dim--
+			}
+			break
+		}
+		ds[k] = newRansDecoder(b)
+	}
+	if dim < l.dim {
+		clear(out)
+	}
+	of := make([]*ransDecoder, dim)
+	for i := range of {
+		of[i] = &ds[l.chunkOf(i)]
+	}
 	exp := make([]uint64, 2*l.dim)
 	for t := 0; t < l.rows; t += 2 {
 		n := min(2, l.rows-t)
 		var st [2]rowState
 		for r := range n {
-			for i := range l.dim {
+			for i := range dim {
 				exp[r*l.dim+i] = c.expectation(int(l.std8[i]) - int(l.step8[t+r]))
 			}
 		}
-		for g := 0; g < l.dim; g += groupSize {
+		for g := 0; g < dim; g += groupSize {
 			var shift [2]int
 			for r := range n {
 				shift[r] = st[r].shift8(c.Prior)
 			}
-			for i := g; i < min(g+groupSize, l.dim); i++ {
+			for i := g; i < min(g+groupSize, dim); i++ {
 				for r := range n {
 					scale := int(l.std8[i]) - int(l.step8[t+r])
 					if !coded(scale) {
 						out[(t+r)*l.dim+i] = 0
 						continue
 					}
-					v, m := c.next(&d, r, scale+shift[r])
+					v, m := c.next(of[i], r, scale+shift[r])
 					out[(t+r)*l.dim+i] = v
 					st[r].add(m, exp[r*l.dim+i])
 				}
 			}
 		}
-		if d.pos > len(b)+8 {
-			return false
+		for k := range ds {
+			if ds[k].pos > len(ds[k].b)+8 {
+				return k
+			}
 		}
 	}
-	return d.done()
+	for k := range ds {
+		if len(streams[k]) > 0 && !ds[k].done() {
+			return k
+		}
+	}
+	return -1
 }
 
 // next reads one coefficient.

@@ -4,6 +4,7 @@ package archive
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"slices"
 )
 
@@ -24,18 +25,18 @@ type interval uint32
 func newInterval(start, freq uint32) interval { return interval(start<<16 | freq) }
 
 // ransEncode appends the words of a sequence of intervals to dst, for a decoder that takes symbol
-// i with state lanes[i]. bits is the scale of interval i's frequencies: probBits, or sideBits.
-func ransEncode(dst []byte, syms []interval, state []uint8, bits uint) []byte {
+// i with state lanes[i]. scale is that of the frequencies: probBits or sideBits.
+func ransEncode(dst []byte, syms []interval, state []uint8, scale uint) []byte {
 	at := len(dst)
 	x := [2]uint32{ransLow, ransLow}
 	for i := len(syms) - 1; i >= 0; i-- {
 		start, freq := uint32(syms[i])>>16, uint32(syms[i])&0xffff
 		s := &x[state[i]&1]
-		if *s >= freq<<(32-bits) && freq < 1<<bits {
+		if *s >= freq<<(32-scale) && freq < 1<<scale {
 			dst = binary.LittleEndian.AppendUint16(dst, uint16(*s))
 			*s >>= 16
 		}
-		*s = (*s/freq)<<bits + *s%freq + start
+		*s = (*s/freq)<<scale + *s%freq + start
 	}
 	for i := 1; i >= 0; i-- {
 		dst = binary.LittleEndian.AppendUint16(dst, uint16(x[i]))
@@ -83,9 +84,9 @@ func (d *ransDecoder) done() bool {
 }
 
 // take moves state i past a symbol that was found at slot x & mask.
-func (d *ransDecoder) take(i int, start, freq uint32, bits uint) {
+func (d *ransDecoder) take(i int, start, freq uint32, scale uint) {
 	x := d.x[i]
-	x = freq*(x>>bits) + x&(1<<bits-1) - start
+	x = freq*(x>>scale) + x&(1<<scale-1) - start
 	if x < ransLow {
 		x = x<<16 | uint32(d.word())
 	}
@@ -99,17 +100,19 @@ const (
 	sideBits   = 15
 	sideOne    = 1 << sideBits
 	sideSyms   = 16
-	sideRate   = 4
+	sideRate   = 6 // of a model that has seen much; new ones move faster
 	sideMinGap = 8 // the least frequency a symbol can have
 )
 
 // sideModel holds cum[s], the start of symbol s; cum[16] is sideOne.
-type sideModel [sideSyms + 1]uint16
+type sideModel struct {
+	cum  [sideSyms + 1]uint16
+	seen uint8
+}
 
-func newSideModel() sideModel {
-	var m sideModel
-	for i := range m {
-		m[i] = uint16(i * (sideOne / sideSyms))
+func newSideModel() (m sideModel) {
+	for i := range m.cum {
+		m.cum[i] = uint16(i * (sideOne / sideSyms))
 	}
 	return m
 }
@@ -117,12 +120,16 @@ func newSideModel() sideModel {
 // update moves the table towards symbol s. Frequencies stay at or above sideMinGap because the
 // targets are that far apart.
 func (m *sideModel) update(s int) {
+	rate := min(2+bits.Len8(m.seen>>1), sideRate)
+	if m.seen < 255 {
+		m.seen++
+	}
 	for i := 1; i < sideSyms; i++ {
 		target := int32(i * sideMinGap)
 		if i > s {
 			target = sideOne - int32((sideSyms-i)*sideMinGap)
 		}
-		m[i] = uint16(int32(m[i]) + (target-int32(m[i]))>>sideRate)
+		m.cum[i] = uint16(int32(m.cum[i]) + (target-int32(m.cum[i]))>>rate)
 	}
 }
 
@@ -130,7 +137,7 @@ func (m *sideModel) update(s int) {
 type sideEncoder struct{ syms []interval }
 
 func (e *sideEncoder) put(m *sideModel, s int) {
-	e.syms = append(e.syms, newInterval(uint32(m[s]), uint32(m[s+1]-m[s])))
+	e.syms = append(e.syms, newInterval(uint32(m.cum[s]), uint32(m.cum[s+1]-m.cum[s])))
 	m.update(s)
 }
 
@@ -157,11 +164,11 @@ func (d *sideDecoder) get(m *sideModel) int {
 	i := d.n & 1
 	d.n++
 	slot := uint16(d.x[i] & (sideOne - 1))
-	s, found := slices.BinarySearch(m[:], slot)
+	s, found := slices.BinarySearch(m.cum[:], slot)
 	if !found {
 		s--
 	}
-	d.take(i, uint32(m[s]), uint32(m[s+1]-m[s]), sideBits)
+	d.take(i, uint32(m.cum[s]), uint32(m.cum[s+1]-m.cum[s]), sideBits)
 	m.update(s)
 	return s
 }

@@ -21,6 +21,9 @@ type Segment struct {
 	Dims []int // per side
 	// Class is [heads][tokens], the class of each token's step.
 	Class [][]uint8
+	// Chunks is how many streams a lane is cut into, 0 or 1 for one: those of its last components can
+	// be dropped later (Truncate).
+	Chunks int
 	// Step8 is [heads*sides], what a lane adds to its steps.
 	Step8 []int
 }
@@ -139,7 +142,7 @@ func (p *Params) SetStep(s float64) int {
 // lane returns lane i with its steps.
 func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []float32) {
 	n, sides := len(seg.Pos), len(seg.Dims)
-	l := &lane{rows: n, dim: seg.Dims[i%sides], std8: std8, step8: make([]int16, n)}
+	l := &lane{rows: n, dim: seg.Dims[i%sides], chunks: max(1, seg.Chunks), std8: std8, step8: make([]int16, n)}
 	steps := make([]float32, n)
 	var class [NumTokenClasses]float32
 	for k, o := range c.Class8 {
@@ -187,25 +190,113 @@ type Fit struct{ f fitter }
 // Tables returns tables made of the statistics, where there are few mixed with old ones.
 func (f *Fit) Tables(old *Tables) *Tables { return f.f.tables(old) }
 
+// The first byte of a payload.
+const (
+	modeTransform = 0
+	modeLossless  = 1
+)
+
+// MaxChunks is the most streams of a lane.
+const MaxChunks = 16
+
 // Encode appends the payload of a record to dst.
 //
-// Layout: u32 length of the side stream, u32 length of each lane, the side stream, the lanes.
+// Layout: u8 0, u8 chunks, u32 length of the side stream, u32 length of each stream of each lane,
+// the side stream, the streams.
 func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 	le := binary.LittleEndian
+	chunks := max(1, p.seg.Chunks)
+	dst = append(dst, modeTransform, byte(chunks))
 	head := len(dst)
-	dst = append(dst, make([]byte, 4+4*len(p.y))...)
+	dst = append(dst, make([]byte, 4+4*len(p.y)*chunks)...)
 	at := len(dst)
 	dst = c.encodeSide(dst, p, step8)
 	le.PutUint32(dst[head:], uint32(len(dst)-at))
 	q := &rowQuantizer{coder: c.c, lambda: e.Lambda}
-	var sink laneSink
+	sinks := make([]laneSink, chunks)
 	for i := range p.y {
-		at = len(dst)
-		sink.syms, sink.state = sink.syms[:0], sink.state[:0]
+		for k := range sinks {
+			sinks[k].syms, sinks[k].state = sinks[k].syms[:0], sinks[k].state[:0]
+		}
 		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
-		q.encode(l, p.y[i], steps, &sink)
-		dst = ransEncode(dst, sink.syms, sink.state, probBits)
-		le.PutUint32(dst[head+4+4*i:], uint32(len(dst)-at))
+		q.encode(l, p.y[i], steps, sinks)
+		for k := range sinks {
+			at = len(dst)
+			dst = ransEncode(dst, sinks[k].syms, sinks[k].state, probBits)
+			le.PutUint32(dst[head+4+4*(i*chunks+k):], uint32(len(dst)-at))
+		}
+	}
+	return dst
+}
+
+// streams are the parts of a payload in transform mode.
+type streams struct {
+	chunks int
+	side   []byte
+	lanes  [][][]byte // [lanes][chunks]
+	offset []int      // of each lane in the payload
+}
+
+// parse takes a payload apart.
+func parse(b []byte, lanes int) (*streams, error) {
+	if len(b) < 2 || b[0] != modeTransform {
+		return nil, corrupt("payload", -1, -1, 0, "not in transform mode")
+	}
+	s := &streams{chunks: int(b[1])}
+	head := 2 + 4 + 4*int64(lanes)*int64(s.chunks)
+	if s.chunks < 1 || s.chunks > MaxChunks || int64(len(b)) < head {
+		return nil, corrupt("payload", -1, -1, 1, "%d chunks in %d bytes", s.chunks, len(b))
+	}
+	at := head
+	part := func(i int) ([]byte, bool) {
+		size := int64(binary.LittleEndian.Uint32(b[2+4*i:]))
+		if size > int64(len(b))-at {
+			return nil, false
+		}
+		v := b[at : at+size : at+size]
+		at += size
+		return v, true
+	}
+	var ok bool
+	if s.side, ok = part(0); !ok {
+		return nil, corrupt("side stream", -1, -1, 2, "longer than the payload")
+	}
+	for i := range lanes {
+		var chunks [][]byte
+		s.offset = append(s.offset, int(at))
+		for k := range s.chunks {
+			v, ok := part(1 + i*s.chunks + k)
+			if !ok {
+				return nil, corrupt("lane", i, -1, 2+4*(1+i*s.chunks+k), "longer than the payload")
+			}
+			if k > 0 && len(v) > 0 && len(chunks[k-1]) == 0 {
+				return nil, corrupt("lane", i, -1, int(at), "chunk %d without the one before", k)
+			}
+			chunks = append(chunks, v)
+		}
+		s.lanes = append(s.lanes, chunks)
+	}
+	if at != int64(len(b)) {
+		return nil, corrupt("payload", -1, -1, int(at), "%d bytes behind the last lane", int64(len(b))-at)
+	}
+	return s, nil
+}
+
+// append puts the parts together again.
+func (s *streams) append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, modeTransform, byte(s.chunks))
+	dst = le.AppendUint32(dst, uint32(len(s.side)))
+	for _, l := range s.lanes {
+		for _, c := range l {
+			dst = le.AppendUint32(dst, uint32(len(c)))
+		}
+	}
+	dst = append(dst, s.side...)
+	for _, l := range s.lanes {
+		for _, c := range l {
+			dst = append(dst, c...)
+		}
 	}
 	return dst
 }
@@ -280,43 +371,26 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err != nil {
 		return err
 	}
-	le := binary.LittleEndian
-	if len(b) < 4+4*lanes {
-		return corrupt("payload", -1, -1, len(b), "%d bytes, want %d or more", len(b), 4+4*lanes)
+	parts, err := parse(b, lanes)
+	if err != nil {
+		return err
 	}
-	at := int64(4 + 4*lanes)
-	part := func(i int) ([]byte, bool) {
-		size := int64(le.Uint32(b[4*i:]))
-		if size > int64(len(b))-at {
-			return nil, false
-		}
-		s := b[at : at+size]
-		at += size
-		return s, true
-	}
-	side, ok := part(0)
-	if !ok {
-		return corrupt("side stream", -1, -1, 0, "longer than the payload")
-	}
-	std8, err := c.decodeSide(seg, ts, side)
+	seg.Chunks = parts.chunks
+	std8, err := c.decodeSide(seg, ts, parts.side)
 	if err != nil {
 		return err
 	}
 	sin, cos := c.Rope.angles(seg.Pos)
 	var y []float32
 	for i := range lanes {
-		off := int(at)
-		s, ok := part(i + 1)
-		if !ok {
-			return corrupt("lane", i/sides, i%sides, 4+4*i, "longer than the payload")
-		}
 		t := ts[i]
 		l, steps := c.lane(seg, i, std8[i], seg.Step8[i])
 		if len(y) < n*t.Dim {
 			y = make([]float32, n*t.Dim)
 		}
-		if !c.c.decodeLane(l, s, y[:n*t.Dim]) {
-			return corrupt("lane", i/sides, i%sides, off, "the stream does not end where it should")
+		if k := c.c.decodeLane(l, parts.lanes[i], y[:n*t.Dim]); k >= 0 {
+			return corrupt("lane", i/sides, i%sides, parts.offset[i],
+				"stream %d does not end where it should", k)
 		}
 		for r, f := range steps {
 			for j := range y[r*t.Dim : (r+1)*t.Dim] {
@@ -330,9 +404,6 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 		if noise != nil && noise[i] != nil {
 			c.noise(noise[i], l, steps, t.Gain)
 		}
-	}
-	if at != int64(len(b)) {
-		return corrupt("payload", -1, -1, int(at), "%d bytes behind the last lane", int64(len(b))-at)
 	}
 	return nil
 }
@@ -414,13 +485,22 @@ func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
 //
 // Errors: *CorruptError.
 func LaneSizes(payload []byte, lanes int) ([]int64, error) {
-	if len(payload) < 4+4*lanes {
-		return nil, corrupt("payload", -1, -1, len(payload), "%d bytes, want %d or more", len(payload),
-			4+4*lanes)
-	}
 	sizes := make([]int64, lanes)
-	for i := range sizes {
-		sizes[i] = int64(binary.LittleEndian.Uint32(payload[4+4*i:]))
+	if IsLossless(payload) {
+		l, err := parseLossless(payload, lanes)
+		for i := range l {
+			sizes[i] = int64(len(l[i]))
+		}
+		return sizes, err
+	}
+	p, err := parse(payload, lanes)
+	if err != nil {
+		return nil, err
+	}
+	for i, l := range p.lanes {
+		for _, c := range l {
+			sizes[i] += int64(len(c))
+		}
 	}
 	return sizes, nil
 }

@@ -47,8 +47,9 @@ type archiver struct {
 	*compressor
 	params  *archive.Params
 	codec   *archive.Codec
-	classes [][][]uint8 // [layers][heads][tokens]
-	step8   [][]int     // [layers][heads*sides]
+	classes [][][]uint8   // [layers][heads][tokens]
+	step8   [][]int       // [layers][heads*sides]
+	steps   *ArchiveSteps // of the profile
 	id      profile.ID
 	sample  []prepared
 	share   float64 // of the tokens that the sample holds
@@ -59,12 +60,19 @@ type prepared struct{ p *archive.Prepared }
 // archiveTo is Compress for the archive form.
 func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights) (*Result, error) {
 	a := &archiver{compressor: c}
+	if p := c.cfg.Profile; p != nil && c.in.kv {
+		var err error
+		if a.steps, err = archiveSteps(p); err != nil {
+			return nil, err
+		}
+	}
 	if err := a.measure(ctx, weights); err != nil {
 		return nil, err
 	}
 	if err := c.prepareHeader(); err != nil {
 		return nil, err
 	}
+	c.header.QueryEnergy = nil // the row bias of an archive follows from its steps
 	if err := a.choosesSet(ctx); err != nil {
 		return nil, err
 	}
@@ -118,7 +126,7 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 		classes := make([][]uint8, l.heads)
 		for h := range stats {
 			stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
-			if l.hasV {
+			if l.hasV && a.steps == nil {
 				if stats[h], err = c.calibrate(ctx, l, h); err != nil {
 					return err
 				}
@@ -154,8 +162,8 @@ func classSteps() (s [archive.NumTokenClasses]int8) {
 // classOf gives every token the class of its weight: the step goes as a power of it.
 func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 	class := make([]uint8, tokens)
-	pow, floor := knob("POW", 0.7), knob("FLOOR", 0.1)
-	smooth := int(knob("SMOOTH", 2))
+	pow, floor := knob("POW", 1), knob("FLOOR", 0.05)
+	smooth := int(knob("SMOOTH", 0))
 	if w != nil {
 		w = levelWeights(w, a.cfg.Sinks)
 	}
@@ -187,16 +195,12 @@ func (a *archiver) choosesSet(ctx context.Context) error {
 	if in.kv {
 		a.params.Rope = archive.NewRope(in.geo.Rope)
 	}
-	var steps *ArchiveSteps
 	if p := a.cfg.Profile; p != nil && in.kv {
 		if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
 			return err
 		}
 		set, err := archiveSet(p)
 		if err != nil {
-			return err
-		}
-		if steps, err = archiveSteps(p); err != nil {
 			return err
 		}
 		a.params.Set, a.id = set, ArchiveID(p)
@@ -217,19 +221,14 @@ func (a *archiver) choosesSet(ctx context.Context) error {
 					sens = st.vSensitivity
 				}
 				v := 0.0
-				if l.hasV {
-					v = -4 * knob("SENS", 1) * math.Log2(max(sens/max(st.outEnergy, 1e-30), 1e-30))
-					if l.number < 2 {
-						v -= knob("FIRST", 0)
-					}
-				}
-				if steps != nil && knob("STEPS", 1) > 0 {
-					k := l.number*in.geo.KVHeads + h
-					if side == 0 {
-						v += float64(steps.K[k])
-					} else {
-						v += float64(steps.V[k])
-					}
+				switch k := l.number*in.geo.KVHeads + h; {
+				case !l.hasV:
+				case a.steps == nil:
+					v = sensitivityStep(sens, st.outEnergy)
+				case side == 0:
+					v = float64(a.steps.K[k])
+				default:
+					v = float64(a.steps.V[k])
 				}
 				s[j] = int(math.Round(v))
 			}
@@ -532,14 +531,13 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 	bestBytes := int64(-1)
 	ratio := 1.0 // bytes of records over what the sample says
 	aim := float64(total)
-	low, high := -300.0, 300.0
+	s := a.firstStep()
 	for try := range 6 {
 		a.say.say("encoding", int64(min(try, 2)), 3)
-		s, sampled, err := a.solve(ctx, 8*(aim-float64(over))/ratio, low, high)
-		if err != nil {
+		var sampled float64
+		if s, sampled, err = a.solve(ctx, 8*(aim-float64(over))/ratio, s); err != nil {
 			return nil, err
 		}
-		low, high = s-4, s+4
 		s8 := a.params.SetStep(s)
 		var recs []*container.Record
 		bytes := over
@@ -568,23 +566,50 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 	return a.emit(w, best, fix)
 }
 
-// solve returns the step, as an exponent, at which the sample says so many bits.
-func (a *archiver) solve(ctx context.Context, bits, low, high float64) (s, got float64, err error) {
+// solve returns the step, as an exponent, at which the sample says so many bits, starting from a
+// guess. Bits fall with the step by at most one for every coefficient and octave.
+func (a *archiver) solve(ctx context.Context, bits, guess float64) (s, got float64, err error) {
+	low, high := math.Inf(-1), math.Inf(1) // too fine, too coarse
+	var lowBits, highBits float64
+	s = guess
 	for range 40 {
-		s = (low + high) / 2
 		if got, err = a.cost(ctx, s); err != nil {
 			return 0, 0, err
 		}
-		if math.Abs(got-bits) < 1e-4*bits || high-low < 1e-3 {
+		if math.Abs(got-bits) < 2e-4*bits || high-low < 1e-3 {
 			break
 		}
 		if got > bits {
-			low = s
+			low, lowBits = s, got
 		} else {
-			high = s
+			high, highBits = s, got
+		}
+		switch {
+		case math.IsInf(high, 0):
+			s += max(2, 8*(got-bits)/float64(a.in.values()))
+		case math.IsInf(low, 0):
+			s -= max(2, 4*(bits-got)/float64(a.in.values()))
+		default:
+			f := (lowBits - bits) / max(lowBits-highBits, 1)
+			s = low + (high-low)*min(max(f, 0.05), 0.95)
+		}
+		if math.Abs(s) > 1000 {
+			break // beyond any step there is
 		}
 	}
 	return s, got, nil
+}
+
+// firstStep is where the search for a step starts.
+func (a *archiver) firstStep() float64 {
+	var sum, n float64
+	for i, steps := range a.step8 {
+		for j, t := range a.params.Set.Find(a.in.layers[i].number) {
+			sum += float64(int(t.Std8[0]) - steps[j])
+			n++
+		}
+	}
+	return sum/max(n, 1) - 8
 }
 
 func (a *archiver) emit(w io.Writer, recs []*container.Record, fix Sections) (*Result, error) {

@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
@@ -104,8 +105,8 @@ func archiveSteps(p *profile.Profile) (*ArchiveSteps, error) {
 			return nil, err
 		}
 		for _, v := range *x.dst {
-			if !(math.Abs(float64(v)) <= 128) {
-				return nil, fmt.Errorf("kvist/offline: profile %s: step %v of an archive, want -128 to 128: %w",
+			if !(math.Abs(float64(v)) <= 400) {
+				return nil, fmt.Errorf("kvist/offline: profile %s: step %v of an archive, want -400 to 400: %w",
 					p.ID(), v, quant.ErrShape)
 			}
 		}
@@ -119,8 +120,8 @@ func archiveSteps(p *profile.Profile) (*ArchiveSteps, error) {
 // it. old is the profile to put them in, or nil for a new one.
 //
 // Errors: quant.ErrShape for captures that are of different models, or lack queries.
-func Calibrate(ctx context.Context, captures []*capture.Source, old *profile.Profile,
-	progress Progress) (*profile.Profile, error) {
+func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backend,
+	old *profile.Profile, progress Progress) (*profile.Profile, error) {
 	if len(captures) == 0 {
 		return nil, fmt.Errorf("kvist/offline: calibrate: no captures: %w", quant.ErrShape)
 	}
@@ -140,18 +141,70 @@ func Calibrate(ctx context.Context, captures []*capture.Source, old *profile.Pro
 			return nil, fmt.Errorf("kvist/offline: calibrate: %s: %w", src.Name(), err)
 		}
 	}
-	cal := &calibrator{captures: captures, geo: geo, say: progress}
+	cal := &calibrator{captures: captures, geo: geo, be: be, say: progress}
 	set, err := cal.set(ctx)
 	if err != nil {
 		return nil, err
 	}
 	meta := profile.Meta{"texts": fmt.Sprint(len(captures)), "tokens": fmt.Sprint(cal.tokens)}
-	return withSet(p, set, meta)
+	if p, err = withSet(p, set, meta); err != nil {
+		return nil, err
+	}
+	steps, err := cal.steps(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return WithArchiveSteps(p, steps, meta)
+}
+
+// steps returns what the captures' own queries say about the steps of heads: the mean over the
+// captures of what compressing each without a profile would take.
+func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
+	n := c.geo.Layers * c.geo.KVHeads
+	out := &ArchiveSteps{K: make([]float32, n), V: make([]float32, n)}
+	cfg := DefaultConfig()
+	for at, src := range c.captures {
+		in, err := newInput(src, cfg.Segment)
+		if err != nil {
+			return nil, err
+		}
+		comp := &compressor{in: in, be: c.be, cfg: cfg}
+		for i := range in.layers {
+			l := &in.layers[i]
+			c.say.say("measuring heads", int64(at*len(in.layers)+i), int64(len(c.captures)*len(in.layers)))
+			for h := range l.heads {
+				st, err := comp.calibrate(ctx, l, h)
+				if err != nil {
+					return nil, err
+				}
+				j := l.number*c.geo.KVHeads + h
+				out.K[j] += float32(sensitivityStep(st.kSensitivity, st.outEnergy)) / float32(len(c.captures))
+				out.V[j] += float32(sensitivityStep(st.vSensitivity, st.outEnergy)) / float32(len(c.captures))
+			}
+		}
+	}
+	// Only differences between heads mean something.
+	var mean float64
+	for j := range n {
+		mean += float64(out.K[j]+out.V[j]) / float64(2*n)
+	}
+	for j := range n {
+		out.K[j] -= float32(mean)
+		out.V[j] -= float32(mean)
+	}
+	return out, nil
+}
+
+// sensitivityStep is the step, in eighths of an octave, of rows whose squared errors cost so much:
+// the best steps make all squared errors cost the same.
+func sensitivityStep(sensitivity, outEnergy float64) float64 {
+	return -4 * math.Log2(max(sensitivity, 1e-30)/max(outEnergy, 1e-30))
 }
 
 type calibrator struct {
 	captures []*capture.Source
 	geo      quant.Geometry
+	be       backend.Backend
 	say      Progress
 	tokens   int
 }
@@ -295,10 +348,8 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 				if err != nil {
 					return err
 				}
-				top := 0.0
 				for j, t := range set.Transforms[i] {
 					seg.Step8[j] = int(t.Std8[0])
-					top += float64(t.Std8[0])
 				}
 				p, err := codec.Prepare(seg)
 				if err != nil {

@@ -42,11 +42,11 @@ type Restored struct {
 func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
 	progress Progress, profiles ...*profile.Profile) (*Restored, error) {
 	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
-	d.rowBias = rowBiasOf(d.h) && d.h.QueryEnergy != nil
 	var err error
 	if d.codec, err = archiveCodec(r, profiles); err != nil {
 		return nil, err
 	}
+	d.rowBias = rowBiasOf(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
 	if err := d.checkExpansion(); err != nil {
 		return nil, err
 	}
