@@ -25,7 +25,8 @@ type compressFlags struct {
 	bits, maxError                                          float64
 	sinks, window, segment                                  int
 	seed                                                    uint64
-	rowBias, nonfinite, json, force                         bool
+	rowBias, nonfinite, lossless, json, force               bool
+	streams                                                 int
 	backend                                                 backendFlags
 }
 
@@ -43,6 +44,11 @@ no choice, the target is --bits 4.3. Bits and bytes are those of the whole file:
 side tensors, padding and index included. The percentage of --budget is of the f16 bytes of K and
 V (of all rows, for activations).
 
+--form archive codes what is not attended in place: a fraction of the bytes for the same quality.
+--profile names what kvist calibrate has learnt of the model; the file then needs it to be
+decompressed. Without one, what is needed is fitted to the file and stored in it. --lossless keeps
+every row bit by bit. --streams 4 makes a file that kvist truncate can make coarser.
+
 --coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
 activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
 
@@ -57,6 +63,7 @@ workers, memory, reason), config.`,
   kvist compress cache.safetensors -o cache.kvist --bits 2.5 --weights worth.npy
   kvist compress cache.safetensors -o cache.kvist --budget 12%
   kvist compress cache.safetensors -o cache.kvist --max-error 0.002
+  kvist compress cache.safetensors -o cache.kvist --form archive --bits 1.8 --profile m.kvprofile
   kvist compress embeddings.npy -o embeddings.kvist --coding rows=lm4
   producer | kvist compress - -o - --bits 3 > cache.kvist`,
 		Args: cobra.ExactArgs(1),
@@ -78,6 +85,9 @@ workers, memory, reason), config.`,
 	fl.StringVar(&f.coding, "coding", "", "`codings` the planner may choose from")
 	fl.StringVar(&f.form, "form", "hot", "`form` of the file: hot or archive")
 	fl.StringVar(&f.profile, "profile", "", "profile `FILE` of the model")
+	fl.BoolVar(&f.lossless, "lossless", false, "archive: keep every row bit by bit")
+	fl.IntVar(&f.streams, "streams", def.Chunks,
+		"archive: `streams` to cut rows into, up to 16, that kvist truncate can drop")
 	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
 	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly")
 	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")
@@ -138,7 +148,11 @@ func (f *compressFlags) config(cmd *cobra.Command) (offline.Config, error) {
 	cfg.Sinks, cfg.Window, cfg.Segment, cfg.Seed = f.sinks, f.window, f.segment, f.seed
 	cfg.RowBias, cfg.AllowNonfinite = f.rowBias, f.nonfinite
 	cfg.Importance = f.importance
-	if targets == 0 && !(len(cfg.K) == 1 && len(cfg.V) == 1) {
+	cfg.Chunks, cfg.Lossless = f.streams, f.lossless
+	if f.lossless {
+		cfg.Form = offline.FormArchive
+	}
+	if targets == 0 && !f.lossless && (cfg.Form == offline.FormArchive || !(len(cfg.K) == 1 && len(cfg.V) == 1)) {
 		cfg.Bits = defaultBits
 	}
 	if err := cfg.Validate(); err != nil {
@@ -339,6 +353,9 @@ func targetText(c *offline.Config) string {
 		return "--budget " + g(100*c.Share) + "%"
 	case c.MaxError > 0:
 		return "--max-error " + g(c.MaxError)
+	}
+	if c.Lossless {
+		return "--lossless"
 	}
 	return "the codings given"
 }

@@ -79,7 +79,7 @@ Exit status:
 			return usagef("no verb given")
 		},
 	}
-	root.AddCommand(newCompress(a), newCalibrate(a), newDecompress(a), newVerify(a), newInspect(a), newReport(a),
+	root.AddCommand(newCompress(a), newCalibrate(a), newTruncate(a), newDecompress(a), newVerify(a), newInspect(a), newReport(a),
 		newDoctor(a), newVersion(a), newCapture(a), newEval(a))
 	root.InitDefaultCompletionCmd()
 	return root

@@ -164,12 +164,11 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 		}
 		root, unroot = roots(scaled, d)
 	}
-	w, vec := eigen(multiply(multiply(root, cov, d), root, d), d)
+	_, vec := eigen(multiply(multiply(root, cov, d), root, d), d)
 	// Component i in the space of rows is vec_i * unroot.
 	inv := multiply(transpose(vec, d), unroot, d)
 	t.Basis, t.Scale = make([]int8, d*d), make([]float32, d)
 	for i := range d {
-		t.Std8[i] = deviation8(w[i])
 		var most float64
 		for _, v := range inv[i*d : (i+1)*d] {
 			most = max(most, math.Abs(v))
@@ -178,6 +177,23 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 		for j, v := range inv[i*d : (i+1)*d] {
 			t.Basis[i*d+j] = int8(math.Round(v / (most / 127)))
 		}
+	}
+	// Rounding the basis mixes a little of the strong components into the weak ones: deviations are
+	// those of the basis as it is stored.
+	if err := t.prepare(true); err != nil {
+		return FitTransform(m, metric, false)
+	}
+	f := make([]float64, d*d)
+	for i, v := range t.forward {
+		f[i] = float64(v)
+	}
+	cf := multiply(cov, f, d)
+	for i := range d {
+		var v float64
+		for j := range d {
+			v += f[j*d+i] * cf[j*d+i]
+		}
+		t.Std8[i] = deviation8(v)
 	}
 	return t
 }

@@ -27,7 +27,7 @@ const (
 	halfPi3 = 0x1.3198a2e037073p-69
 )
 
-// sincos returns sine and cosine of x, within 2^-50 where |x| is below 2^20.
+// sincos returns sine and cosine of x, within 2^-46 where |x| is below 2^20.
 func sincos(x float64) (sin, cos float64) {
 	n := math.Floor(float64(x*(2/math.Pi)) + 0.5)
 	r := x - float64(n*halfPi1)

@@ -60,6 +60,9 @@ type prepared struct{ p *archive.Prepared }
 // archiveTo is Compress for the archive form.
 func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights) (*Result, error) {
 	a := &archiver{compressor: c}
+	if c.cfg.Lossless {
+		return a.losslessTo(ctx, w)
+	}
 	if p := c.cfg.Profile; p != nil && c.in.kv {
 		var err error
 		if a.steps, err = archiveSteps(p); err != nil {
@@ -87,8 +90,6 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 		total = cfg.Bytes
 	case cfg.Share > 0:
 		total = int64(cfg.Share * float64(2*c.in.values()))
-	default:
-		return nil, fmt.Errorf("kvist/offline: an archive takes bits, bytes or a share as its target: %w", quant.ErrUnsupported)
 	}
 	return a.fitAndWrite(ctx, w, total)
 }
@@ -282,6 +283,9 @@ func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f fu
 			}
 			a.params.Rope.Undo(x, t.Dim(), pos)
 		}
+		if !finiteValues(x) {
+			continue
+		}
 		f(x)
 	}
 	return nil
@@ -369,7 +373,8 @@ func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
 	return seg, nil
 }
 
-// segment reads and projects a segment.
+// segment reads and projects a segment; nil for one that is to be kept as it is, because it holds
+// NaN or Inf and that is allowed.
 func (a *archiver) segment(li, s int) (*archive.Prepared, error) {
 	l := &a.in.layers[li]
 	seg, err := readSegment(a.in, l, s)
@@ -380,7 +385,18 @@ func (a *archiver) segment(li, s int) (*archive.Prepared, error) {
 	for h := range l.heads {
 		seg.Class[h] = a.classes[li][h][first : first+n]
 	}
-	seg.Step8 = a.step8[li]
+	seg.Step8, seg.Chunks = a.step8[li], a.cfg.Chunks
+	for i, rows := range seg.Rows {
+		if finiteValues(rows) {
+			continue
+		}
+		if !a.cfg.AllowNonfinite {
+			return nil, fmt.Errorf("kvist/offline: %s: %s head %d: tokens %d to %d hold NaN or Inf "+
+				"(--allow-nonfinite keeps them exactly): %w", a.in.src.Name(), l.name, i/len(seg.Dims), first,
+				first+n, quant.ErrRange)
+		}
+		return nil, nil
+	}
 	return a.codec.Prepare(seg)
 }
 
@@ -408,7 +424,7 @@ func (a *archiver) load(ctx context.Context) error {
 	a.sample = make([]prepared, len(take))
 	err := eachIndex(ctx, len(take), func(i int) error {
 		p, err := a.segment(take[i].layer, take[i].seg)
-		if err == nil {
+		if err == nil && p != nil {
 			a.sample[i].p = p.Thin(thin)
 		}
 		return err
@@ -426,6 +442,9 @@ func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
 	s8 := a.params.SetStep(s)
 	bits := make([]float64, len(a.sample))
 	err := eachIndex(ctx, len(a.sample), func(i int) error {
+		if a.sample[i].p == nil {
+			return nil
+		}
 		bits[i] = a.codec.Cost(a.sample[i].p, s8, a.effort())
 		return nil
 	})
@@ -478,7 +497,12 @@ func (a *archiver) encodeAll(ctx context.Context, s8 int, emit func(*container.R
 				if err != nil {
 					return err
 				}
-				recs[j] = &container.Record{Layer: i, Segment: s + j, Archive: a.codec.Encode(nil, p, s8, a.effort())}
+				recs[j] = &container.Record{Layer: i, Segment: s + j}
+				if p == nil {
+					recs[j].Archive, err = a.lossless(i, s+j)
+					return err
+				}
+				recs[j].Archive = a.codec.Encode(nil, p, s8, a.effort())
 				return nil
 			})
 			if err != nil {
@@ -501,14 +525,18 @@ func (a *archiver) fixed() (Sections, error) {
 	if s.Header, err = container.HeaderSize(a.header); err != nil {
 		return s, err
 	}
-	for _, x := range append([]*container.Aux{a.shared()}, a.aux...) {
+	side := a.aux
+	if a.params != nil {
+		side = append([]*container.Aux{a.shared()}, a.aux...)
+	}
+	for _, x := range side {
 		n, err := container.AuxSize(x)
 		if err != nil {
 			return s, err
 		}
 		s.Side += n
 	}
-	s.Index = container.IndexSize(int(a.header.Records())+len(a.aux)+1) + container.TrailerSize
+	s.Index = container.IndexSize(int(a.header.Records())+len(side)) + container.TrailerSize
 	return s, nil
 }
 
@@ -613,29 +641,44 @@ func (a *archiver) firstStep() float64 {
 }
 
 func (a *archiver) emit(w io.Writer, recs []*container.Record, fix Sections) (*Result, error) {
+	return a.emitEach(w, fix, func(emit func(*container.Record) error) error {
+		for _, r := range recs {
+			if err := emit(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// emitEach writes the file; records hands over its records.
+func (a *archiver) emitEach(w io.Writer, fix Sections,
+	records func(emit func(*container.Record) error) error) (*Result, error) {
 	out, err := container.NewWriter(w, a.header)
 	if err != nil {
 		return nil, err
 	}
-	if err := out.WriteAux(a.shared()); err != nil {
-		return nil, err
+	side := a.aux
+	if a.params != nil {
+		side = append([]*container.Aux{a.shared()}, a.aux...)
 	}
-	for _, x := range a.aux {
+	for _, x := range side {
 		if err := out.WriteAux(x); err != nil {
 			return nil, err
 		}
 	}
 	res := &Result{Values: a.in.values(), Codings: map[string]int64{"archive": a.in.values()}, Sections: fix}
-	for _, r := range recs {
-		if err := out.WriteRecord(r); err != nil {
-			return nil, err
-		}
+	err = records(func(r *container.Record) error {
 		n, err := container.RecordSize(a.header, r)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		res.Sections.Payload += int64(len(r.Archive))
 		res.Sections.Tables += n - int64(len(r.Archive))
+		return out.WriteRecord(r)
+	})
+	if err != nil {
+		return nil, err
 	}
 	if err := out.Close(); err != nil {
 		return nil, err

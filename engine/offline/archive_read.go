@@ -74,19 +74,21 @@ func (e *MissingProfileError) Error() string {
 // Unwrap returns quant.ErrUnavailable.
 func (e *MissingProfileError) Unwrap() error { return quant.ErrUnavailable }
 
+// inRecord says of damage in a payload which record it is in.
+func inRecord(rec *container.Record, err error) error {
+	var c *archive.CorruptError
+	if !errors.As(err, &c) {
+		return err
+	}
+	return &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
+		Head: c.Head, Block: -1, Offset: int64(c.Offset), Err: err}
+}
+
 // decodeArchive decodes a record: rows as [heads*sides][tokens*dim], and the bias of each token of
 // each head where queries' energies are known.
 //
 // Errors: *container.CorruptError that names the record.
 func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Record) (rows, bias [][]float32, err error) {
-	fail := func(err error) error {
-		var c *archive.CorruptError
-		if errors.As(err, &c) {
-			return &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
-				Head: c.Head, Block: -1, Offset: int64(c.Offset), Err: err}
-		}
-		return err
-	}
 	if codec == nil {
 		return nil, nil, &container.CorruptError{Section: "record", Layer: rec.Layer,
 			Segment: rec.Segment, Head: -1, Block: -1,
@@ -111,7 +113,7 @@ func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Rec
 		}
 	}
 	if err := codec.Decode(seg, rec.Archive, noise); err != nil {
-		return nil, nil, fail(err)
+		return nil, nil, inRecord(rec, err)
 	}
 	// noise is E[(q . dk)^2]; scores are divided by the root of head_dim, and the mean of
 	// exp(noise) is undone by minus half its variance.
@@ -130,13 +132,13 @@ func expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*
 	if rec.Archive == nil {
 		return rec, nil
 	}
-	rows, _, err := decodeArchive(codec, h, rec)
-	if err != nil {
-		return nil, err
-	}
 	types := []quant.DType{h.KType, h.VType}
 	if h.Kind == container.KindRows {
 		types = []quant.DType{dtypeOf(h.Tensors[rec.Layer].DType)}
+	}
+	rows, _, err := packedRows(codec, h, rec)
+	if err != nil {
+		return nil, err
 	}
 	out := &container.Record{Layer: rec.Layer, Segment: rec.Segment}
 	tokens := make([]uint16, h.SegmentLen(rec.Layer, rec.Segment))
@@ -146,8 +148,7 @@ func expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*
 	for i := 0; i < len(rows); i += len(types) {
 		b := container.Block{Level: quant.Full, Tokens: tokens}
 		for s, dt := range types {
-			data := make([]byte, len(rows[i+s])*dt.Size())
-			packRow(data, dt, rows[i+s])
+			data := rows[i+s]
 			if s == 0 {
 				b.K, b.KData = quant.Coding{Format: dt.Format()}, data
 			} else {
@@ -159,20 +160,43 @@ func expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*
 	return out, nil
 }
 
+// packedRows decodes a record to rows in the types of the original, [heads*sides], and the bias of
+// tokens, [heads], nil where rows are exact.
+func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record) (packed [][]byte,
+	bias [][]float32, err error) {
+	if archive.IsLossless(rec.Archive) {
+		packed, err = decodeLossless(h, rec)
+		return packed, nil, err
+	}
+	rows, bias, err := decodeArchive(codec, h, rec)
+	if err != nil {
+		return nil, nil, err
+	}
+	types := []quant.DType{h.KType, h.VType}
+	if h.Kind == container.KindRows {
+		types = []quant.DType{dtypeOf(h.Tensors[rec.Layer].DType)}
+	}
+	for i, x := range rows {
+		dt := types[i%len(types)]
+		b := make([]byte, len(x)*dt.Size())
+		packRow(b, dt, x)
+		packed = append(packed, b)
+	}
+	return packed, bias, nil
+}
+
 // archiveSegment writes the rows of a record in archive form.
 func (d *decompressor) archiveSegment(rec *container.Record) error {
-	rows, bias, err := decodeArchive(d.codec, d.h, rec)
+	rows, bias, err := packedRows(d.codec, d.h, rec)
 	if err != nil {
 		return fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(rec.Layer), rec.Segment, err)
 	}
 	sides := len(rows) / d.h.KVHeads()
 	first := int64(rec.Segment) * int64(d.h.SegmentTokens)
 	kDim, vDim := d.h.Dims(rec.Layer)
-	for i, x := range rows {
+	for i, out := range rows {
 		dim := []int{kDim, vDim}[i%sides]
 		name, dt := d.sideTensor(rec.Layer, i%sides)
-		out := make([]byte, len(x)*dt.Size())
-		packRow(out, dt, x)
 		at := (int64(i/sides)*d.h.LayerTokens(rec.Layer) + first) * int64(dim*dt.Size())
 		if err := d.out.WriteAt(name, at, out); err != nil {
 			return err
@@ -192,7 +216,7 @@ func (d *decompressor) archiveSegment(rec *container.Record) error {
 				return err
 			}
 		}
-		if d.rowBias {
+		if d.rowBias && bias != nil {
 			b := bias[h]
 			for t, v := range b {
 				if math.IsInf(float64(v), 0) || v != v {

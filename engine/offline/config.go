@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
@@ -49,6 +50,11 @@ type Config struct {
 	Importance string
 	// Form is FormHot, the default, or FormArchive.
 	Form string
+	// Chunks cuts the lanes of an archive into as many streams, 1 to 16, so that Truncate can drop
+	// some. Each costs some 40 bytes a head and segment. Default 1.
+	Chunks int
+	// Lossless keeps every row of an archive bit by bit. It takes no target.
+	Lossless bool
 	// Profile holds the basis of the model for FormArchive; nil: one is fitted to the file. It is no
 	// part of the text: the file names it by its digest.
 	Profile *profile.Profile
@@ -81,7 +87,7 @@ func DefaultConfig() Config {
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
-	c.Importance, c.Form = "default", FormHot
+	c.Importance, c.Form, c.Chunks = "default", FormHot, 1
 	return c
 }
 
@@ -109,11 +115,19 @@ func (c *Config) Validate() error {
 	switch {
 	case targets > 1:
 		bad("%d targets among bits, bytes, share and max-error, want one", targets)
+	case c.Lossless && (targets > 0 || c.Form != FormArchive):
+		bad("lossless is for the archive form and takes no target")
+	case c.Lossless:
+	case targets == 0 && c.Form == FormArchive, c.MaxError > 0 && c.Form == FormArchive:
+		bad("an archive wants bits, bytes or a share as its target")
 	case targets == 0 && !c.fixed():
 		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
 	}
 	if c.Form != FormHot && c.Form != FormArchive {
 		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
+	}
+	if c.Chunks < 1 || c.Chunks > archive.MaxChunks {
+		bad("chunks %d, want 1 to %d", c.Chunks, archive.MaxChunks)
 	}
 	if c.Bits > 64 {
 		bad("bits %g, want at most 64", c.Bits)
@@ -172,6 +186,8 @@ func (c *Config) String() string {
 	add("weighted", strconv.FormatBool(c.Weighted))
 	if c.Form != FormHot {
 		add("form", c.Form)
+		add("chunks", strconv.Itoa(c.Chunks))
+		add("lossless", strconv.FormatBool(c.Lossless))
 	}
 	return strings.Join(b, " ")
 }
@@ -240,6 +256,10 @@ func ParseConfig(s string) (Config, error) {
 			c.Importance = v
 		case k == "form":
 			c.Form = v
+		case k == "chunks":
+			c.Chunks, err = strconv.Atoi(v)
+		case k == "lossless":
+			c.Lossless, err = strconv.ParseBool(v)
 		case k == "weighted":
 			c.Weighted, err = strconv.ParseBool(v)
 		default:
