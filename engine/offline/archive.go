@@ -163,7 +163,7 @@ func classSteps() (s [archive.NumTokenClasses]int8) {
 // classOf gives every token the class of its weight: the step goes as a power of it.
 func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 	class := make([]uint8, tokens)
-	pow, floor := knob("POW", 1), knob("FLOOR", 0.05)
+	pow, floor := knob("POW", 1.1), knob("FLOOR", 0.05)
 	smooth := int(knob("SMOOTH", 0))
 	if w != nil {
 		w = levelWeights(w, a.cfg.Sinks)
@@ -557,21 +557,26 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 	var best []*container.Record
 	var bestFine float32
 	bestBytes := int64(-1)
-	ratio := 1.0 // bytes of records over what the sample says
+	exact := int64(0) // bytes of records that are kept as they are
+	ratio := 1.0      // bytes of records over what the sample says
 	aim := float64(total)
 	s := a.firstStep()
-	for try := range 6 {
+	for try := range 8 {
 		a.say.say("encoding", int64(min(try, 2)), 3)
 		var sampled float64
-		if s, sampled, err = a.solve(ctx, 8*(aim-float64(over))/ratio, s); err != nil {
+		if s, sampled, err = a.solve(ctx, 8*(aim-float64(over+exact))/ratio, s); err != nil {
 			return nil, err
 		}
 		s8 := a.params.SetStep(s)
 		var recs []*container.Record
 		bytes := over
+		exact = 0
 		err = a.encodeAll(ctx, s8, func(r *container.Record) error {
 			n, err := container.RecordSize(a.header, r)
 			bytes += n
+			if archive.IsLossless(r.Archive) {
+				exact += n
+			}
 			recs = append(recs, r)
 			return err
 		})
@@ -584,7 +589,7 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 		if bytes <= total && total-bytes <= max(total/2000, 64) {
 			break
 		}
-		ratio = float64(bytes-over) / max(sampled/8, 1)
+		ratio = float64(bytes-over-exact) / max(sampled/8, 1)
 		aim = float64(total) * (1 - 0.0001*float64(1+try))
 	}
 	if best == nil {

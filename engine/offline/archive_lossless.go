@@ -12,6 +12,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
+// losslessSegment is the least tokens of a segment in lossless mode: its models learn as they go, and
+// rows repeat only within a segment.
+const losslessSegment = 8192
+
 // losslessTo writes an archive that keeps every row bit by bit.
 func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error) {
 	a.stats = make([][]headStats, len(a.in.layers))

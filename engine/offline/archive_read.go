@@ -216,8 +216,11 @@ func (d *decompressor) archiveSegment(rec *container.Record) error {
 				return err
 			}
 		}
-		if d.rowBias && bias != nil {
-			b := bias[h]
+		if d.rowBias {
+			b := make([]float32, len(kept))
+			if bias != nil {
+				b = bias[h]
+			}
 			for t, v := range b {
 				if math.IsInf(float64(v), 0) || v != v {
 					b[t] = 0

@@ -79,7 +79,11 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	if cfg.Weighted {
 		cfg.Importance = "none" // weights that are handed in take its place
 	}
-	in, err := newInput(src, cfg.Segment)
+	segment := cfg.Segment
+	if cfg.Lossless {
+		segment = max(segment, losslessSegment)
+	}
+	in, err := newInput(src, segment)
 	if err != nil {
 		return nil, err
 	}

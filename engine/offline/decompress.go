@@ -43,7 +43,8 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage
 	progress Progress, profiles ...*profile.Profile) (*Restored, error) {
 	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
 	var err error
-	if d.codec, err = archiveCodec(r, profiles); err != nil {
+	if d.codec, err = archiveCodec(r, profiles); err != nil &&
+		!(salvage && errors.Is(err, quant.ErrCorrupt)) {
 		return nil, err
 	}
 	d.rowBias = rowBiasOf(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
@@ -201,6 +202,9 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 			segment, quant.ErrCorrupt)
 	}
 	rec, err := d.r.ReadRecord(at)
+	if err == nil && d.salvage && rec.Archive != nil {
+		_, _, err = packedRows(d.codec, d.h, rec) // whether it can be read is known only then
+	}
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
 		return nil, nil
 	}
@@ -355,6 +359,9 @@ func eachToken(b *container.Block, f func(row int, token uint16)) {
 // biases computes the row bias of every token of a head, with the mean energy of the head's
 // queries in the place of a query.
 func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias []float32) error {
+	if d.h.QueryEnergy == nil {
+		return nil // what is left of an archive
+	}
 	scale := float32(1 / math.Sqrt(float64(dim)))
 	energy := d.h.QueryEnergy[layer*d.h.KVHeads()+head]
 	for bi := range rec.Heads[head].Blocks {
