@@ -407,3 +407,30 @@ func cmpFloat(a, b float64) int {
 	}
 	return 0
 }
+
+// TestDecodeOne_AsDefined holds the fast decoder of a lane against the one that defines it.
+func TestDecodeOne_AsDefined(t *testing.T) {
+	for _, tokens := range []int{1, 2, 7, 64, 65} {
+		c, seg := cache(t, tokens, 1)
+		b := encode(t, c, seg)
+		p, err := parse(b, 4)
+		require.NoError(t, err)
+		out := emptyLike(seg)
+		require.NoError(t, c.Decode(out, b, nil))
+		std, err := c.decodeSide(out, c.Set.Transforms[0], p.side)
+		require.NoError(t, err)
+		for i := range 4 {
+			l, _ := c.lane(out, i, std[i], out.Step8[i])
+			fast, slow := make([]float32, tokens*16), make([]float32, tokens*16)
+			require.True(t, c.c.decodeOne(l, p.lanes[i][0], fast))
+			d := newRansDecoder(p.lanes[i][0])
+			for r := 0; r < tokens; r += 2 {
+				c.c.decodeRows(&d, l, r, min(2, tokens-r), slow)
+			}
+			require.True(t, d.done())
+			require.Equal(t, slow, fast)
+			cut := p.lanes[i][0][:len(p.lanes[i][0])/2]
+			require.False(t, c.c.decodeOne(l, cut, fast))
+		}
+	}
+}

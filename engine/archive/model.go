@@ -133,17 +133,15 @@ func escapeBits(v uint32) float32 { return float32(5+bitLen(v+1)-1) + 1 }
 // encode quantizes y, [rows, dim], with steps [rows], in the order of the streams, and returns the
 // bits that the model gives the lane. The symbols go to sinks, [chunks]; with nil it only counts.
 func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (cost float64) {
-	var exp [2][]uint64
-	for r := range exp {
-		exp[r] = make([]uint64, l.dim)
-	}
+	var known []*rowScales
 	for t := 0; t < l.rows; t += 2 {
 		n := min(2, l.rows-t)
 		var st [2]rowState
+		var of [2]*rowScales
+		var inv [2]float32
 		for r := range n {
-			for i := range l.dim {
-				exp[r][i] = q.expectation(int(l.std8[i]) - int(l.step8[t+r]))
-			}
+			known, of[r] = q.scalesOf(known, l, l.step8[t+r])
+			inv[r] = 1 / steps[t+r]
 		}
 		for g := 0; g < l.dim; g += groupSize {
 			var shift [2]int
@@ -151,19 +149,18 @@ func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (co
 				shift[r] = st[r].shift8(q.Prior)
 			}
 			for i := g; i < min(g+groupSize, l.dim); i++ {
+				var sink *laneSink
+				if sinks != nil {
+					sink = &sinks[l.chunkOf(i)]
+				}
 				for r := range n {
-					scale := int(l.std8[i]) - int(l.step8[t+r])
+					scale := int(of[r].scale[i])
 					if !coded(scale) {
 						continue
 					}
-					v := y[(t+r)*l.dim+i] / steps[t+r]
-					var sink *laneSink
-					if sinks != nil {
-						sink = &sinks[l.chunkOf(i)]
-					}
-					m, b := q.one(r, v, scale+shift[r], scale, sink)
+					m, b := q.one(r, y[(t+r)*l.dim+i]*inv[r], scale+shift[r], scale, sink)
 					cost += float64(b)
-					st[r].add(m, exp[r][i])
+					st[r].add(m, of[r].exp[i])
 				}
 			}
 		}
@@ -177,7 +174,10 @@ func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int, sink *laneS
 	if s > 0 {
 		return q.coarse(state, v, k, s, sink)
 	}
-	a := min(max(v, -v), maxMagnitude)
+	a := max(v, -v)
+	if !(a <= maxMagnitude) {
+		a = maxMagnitude
+	}
 	m = q.level(a, k)
 	if q.fit != nil {
 		q.fit.add(k, prior8, a, m)
@@ -204,6 +204,9 @@ func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int, sink *laneS
 
 // coarse stores a coefficient of a class above all tables: its low bits as they are.
 func (q *rowQuantizer) coarse(state int, v float32, k int, s uint, sink *laneSink) (m uint32, cost float32) {
+	if v != v {
+		v = 0
+	}
 	n := int32(math.Floor(float64(min(max(v, -maxMagnitude), maxMagnitude)) + 0.5))
 	hi := n >> s
 	u := uint32(max(hi, -hi))
@@ -253,37 +256,18 @@ func (c *coder) decodeLane(l *lane, streams [][]byte, out []float32) int {
 	if dim < l.dim {
 		clear(out)
 	}
+	if len(streams) == 1 && dim > 0 {
+		if !c.decodeOne(l, streams[0], out) {
+			return 0
+		}
+		return -1
+	}
 	of := make([]*ransDecoder, dim)
 	for i := range of {
 		of[i] = &ds[l.chunkOf(i)]
 	}
-	exp := make([]uint64, 2*l.dim)
 	for t := 0; t < l.rows; t += 2 {
-		n := min(2, l.rows-t)
-		var st [2]rowState
-		for r := range n {
-			for i := range dim {
-				exp[r*l.dim+i] = c.expectation(int(l.std8[i]) - int(l.step8[t+r]))
-			}
-		}
-		for g := 0; g < dim; g += groupSize {
-			var shift [2]int
-			for r := range n {
-				shift[r] = st[r].shift8(c.Prior)
-			}
-			for i := g; i < min(g+groupSize, dim); i++ {
-				for r := range n {
-					scale := int(l.std8[i]) - int(l.step8[t+r])
-					if !coded(scale) {
-						out[(t+r)*l.dim+i] = 0
-						continue
-					}
-					v, m := c.next(of[i], r, scale+shift[r])
-					out[(t+r)*l.dim+i] = v
-					st[r].add(m, exp[r*l.dim+i])
-				}
-			}
-		}
+		c.decodeRowsOf(of, l, t, min(2, l.rows-t), out)
 		for k := range ds {
 			if ds[k].pos > len(ds[k].b)+8 {
 				return k
@@ -296,6 +280,39 @@ func (c *coder) decodeLane(l *lane, streams [][]byte, out []float32) int {
 		}
 	}
 	return -1
+}
+
+// decodeRows decodes n rows from row t on, 1 or 2, from one stream.
+func (c *coder) decodeRows(d *ransDecoder, l *lane, t, n int, out []float32) {
+	of := make([]*ransDecoder, l.dim)
+	for i := range of {
+		of[i] = d
+	}
+	c.decodeRowsOf(of, l, t, n, out)
+}
+
+// decodeRowsOf decodes n rows from row t on, component i from stream of[i]. It is the definition of
+// the order of symbols.
+func (c *coder) decodeRowsOf(of []*ransDecoder, l *lane, t, n int, out []float32) {
+	var st [2]rowState
+	for g := 0; g < len(of); g += groupSize {
+		var shift [2]int
+		for r := range n {
+			shift[r] = st[r].shift8(c.Prior)
+		}
+		for i := g; i < min(g+groupSize, len(of)); i++ {
+			for r := range n {
+				scale := int(l.std8[i]) - int(l.step8[t+r])
+				if !coded(scale) {
+					out[(t+r)*l.dim+i] = 0
+					continue
+				}
+				v, m := c.next(of[i], r, scale+shift[r])
+				out[(t+r)*l.dim+i] = v
+				st[r].add(m, c.expectation(scale))
+			}
+		}
+	}
 }
 
 // next reads one coefficient.

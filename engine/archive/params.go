@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math"
 	"slices"
+	"sync"
 )
 
 // NumTokenClasses is how many steps tokens of a head can choose from.
@@ -94,6 +95,48 @@ func ParseParams(b []byte) (*Params, error) {
 type Codec struct {
 	*Params
 	c *coder
+
+	mu    sync.Mutex
+	turns []turns // of the segments last met: those of all layers are at the same positions
+}
+
+// turns are the sines and cosines of positions that count up from first.
+type turns struct {
+	first    int64
+	n        int
+	sin, cos []float32
+}
+
+// maxTurns is how many segments a codec remembers the turns of.
+const maxTurns = 4
+
+// angles returns Rope.angles of positions.
+func (c *Codec) angles(pos []int64) (sin, cos []float32) {
+	n := len(pos)
+	for t, p := range pos {
+		if p != pos[0]+int64(t) {
+			return c.Rope.angles(pos)
+		}
+	}
+	if n == 0 || len(c.Rope.Freqs) == 0 {
+		return nil, nil
+	}
+	c.mu.Lock()
+	for _, t := range c.turns {
+		if t.first == pos[0] && t.n >= n {
+			c.mu.Unlock()
+			return t.sin, t.cos
+		}
+	}
+	c.mu.Unlock()
+	sin, cos = c.Rope.angles(pos)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.turns) == maxTurns {
+		c.turns = append(c.turns[:0], c.turns[1:]...)
+	}
+	c.turns = append(c.turns, turns{pos[0], n, sin, cos})
+	return sin, cos
 }
 
 // NewCodec makes a codec. encode prepares for encoding as well.

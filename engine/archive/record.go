@@ -87,7 +87,7 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		return nil, err
 	}
 	p := &Prepared{seg: seg}
-	sin, cos := c.Rope.angles(seg.Pos)
+	sin, cos := c.angles(seg.Pos)
 	for i, rows := range seg.Rows {
 		t := ts[i]
 		if sides == 2 && i%2 == 0 {
@@ -380,7 +380,7 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err != nil {
 		return err
 	}
-	sin, cos := c.Rope.angles(seg.Pos)
+	sin, cos := c.angles(seg.Pos)
 	var y []float32
 	for i := range lanes {
 		t := ts[i]

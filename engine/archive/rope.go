@@ -41,7 +41,10 @@ func sincos(x float64) (sin, cos float64) {
 		c = float64(c*z) + cosCoef[i]
 	}
 	s = float64(s * r)
-	switch int64(math.Mod(n, 4)) & 3 {
+	if math.Abs(n) >= 1<<62 {
+		n = math.Mod(n, 4)
+	}
+	switch int64(n) & 3 {
 	case 1:
 		return c, -s
 	case 2:

@@ -50,11 +50,12 @@ type slot uint32
 // coder is Tables made ready.
 type coder struct {
 	*Tables
-	slots [numClasses][probOne]slot
-	ivals [numClasses][numSymbols]interval
-	cost  [numClasses][maxLevel + 2]float32 // bits of a magnitude, its sign included
-	most  [numClasses]uint32                // the largest magnitude with a symbol
-	recon [numClasses][maxLevel + 1]float32 // points of reconstruction, in steps
+	slots  [numClasses][probOne]slot
+	ivals  [numClasses][numSymbols]interval
+	cost   [numClasses][maxLevel + 2]float32 // bits of a magnitude, its sign included
+	most   [numClasses]uint32                // the largest magnitude with a symbol
+	recon  [numClasses][maxLevel + 1]float32 // points of reconstruction, in steps
+	signed [numClasses][numSymbols]float32   // the same by symbol
 }
 
 func newCoder(t *Tables) *coder {
@@ -90,6 +91,7 @@ func newCoder(t *Tables) *coder {
 			if m <= maxLevel && m > 0 {
 				r := t.Recon[k][min(m, maxRecon)-1]
 				c.recon[k][m] = float32(m) - float32(r)/256
+				c.signed[k][maxLevel+m], c.signed[k][maxLevel-m] = c.recon[k][m], -c.recon[k][m]
 			}
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math"
 
+	"github.com/kvist-project/kvist/engine/archive/internal/axpy"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -74,6 +75,7 @@ func (t *Transform) prepare(encode bool) error {
 // project sets y, [rows, dim], to the components of x, [rows, dim].
 func (t *Transform) project(y, x []float32) {
 	d := t.Dim
+	centred := make([]float32, d)
 	for r := range len(x) / d {
 		row, out := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
 		if t.Basis == nil {
@@ -84,8 +86,9 @@ func (t *Transform) project(y, x []float32) {
 		}
 		clear(out)
 		for j, v := range row {
-			axpy(out, t.forward[j*d:(j+1)*d], v-t.Mean[j])
+			centred[j] = v - t.Mean[j]
 		}
+		axpy.Accumulate(out, t.forward, centred)
 	}
 }
 
@@ -103,27 +106,7 @@ func (t *Transform) restore(x, y []float32) {
 			}
 			continue
 		}
-		for i, v := range in {
-			if v != 0 {
-				axpy(row, t.inverse[i*d:(i+1)*d], v)
-			}
-		}
-	}
-}
-
-// axpy adds a*x to y, each product rounded before it is added.
-func axpy(y, x []float32, a float32) {
-	x = x[:len(y)]
-	for len(y) >= 4 {
-		x4, y4 := (*[4]float32)(x), (*[4]float32)(y)
-		y4[0] += float32(a * x4[0])
-		y4[1] += float32(a * x4[1])
-		y4[2] += float32(a * x4[2])
-		y4[3] += float32(a * x4[3])
-		x, y = x[4:], y[4:]
-	}
-	for i := range y {
-		y[i] += float32(a * x[i])
+		axpy.Accumulate(row, t.inverse, in)
 	}
 }
 
