@@ -7,9 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 	"runtime"
-	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -24,23 +22,6 @@ const archiveAux = "kvist.archive"
 
 // archiveLambda is the worth of a bit in squared steps, when levels are chosen.
 const archiveLambda = 0.12
-
-func knob(name string, def float64) float64 {
-	if s := os.Getenv("KA_" + name); s != "" {
-		v, err := strconv.ParseFloat(s, 64)
-		if err == nil {
-			return v
-		}
-	}
-	return def
-}
-
-type zzEntry struct {
-	stats [][]headStats
-	w     [][][]float32
-}
-
-var zzCache = map[string]*zzEntry{}
 
 // archiver compresses to archive form.
 type archiver struct {
@@ -97,22 +78,6 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 // measure finds what tokens and heads are worth.
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
-	if k := os.Getenv("KA_CACHE"); k != "" {
-		if v, ok := zzCache[k]; ok {
-			c.stats = v.stats
-			for i := range c.in.layers {
-				l := &c.in.layers[i]
-				classes := make([][]uint8, l.heads)
-				for h := range classes {
-					classes[h] = a.classOf(v.w[i][h], l.tokens)
-				}
-				a.classes = append(a.classes, classes)
-			}
-			return nil
-		}
-		zzCache[k] = &zzEntry{}
-		defer func() { zzCache[k].stats = c.stats }()
-	}
 	for i := range c.in.layers {
 		l := &c.in.layers[i]
 		c.say.say("measuring", int64(i), int64(len(c.in.layers)))
@@ -138,13 +103,22 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 			}
 			classes[h] = a.classOf(hw, l.tokens)
 		}
-		if k := os.Getenv("KA_CACHE"); k != "" {
-			zzCache[k].w = append(zzCache[k].w, w)
-		}
 		c.stats, a.classes = append(c.stats, stats), append(a.classes, classes)
 	}
 	return nil
 }
+
+// A token's step goes as the power -weightPower of its weight, the weights of a head levelled to a
+// root mean square of 1 and lifted by weightFloor, so that none is worth nothing. Sinks take
+// 2^(sinkStep/8) finer steps than the mean token. Chosen in the model on two calibration texts,
+// which the profile had not seen. Divergence at 1.3 bits for powers of 0.85, 1 and 1.2: 0.0074, 0.0062,
+// 0.0055 on recipes, 0.0055, 0.0049, 0.0034 on letters. Weights averaged over five neighbours double
+// it (0.0098 for 0.0048 at 1.8 bits); a floor of 0.02 makes no difference, one of 0.2 a small one.
+const (
+	weightPower = 1.2
+	weightFloor = 0.05
+	sinkStep    = 32
+)
 
 // sinkClass is the class of the first tokens; class midClass adds nothing to the step.
 const (
@@ -156,15 +130,13 @@ func classSteps() (s [archive.NumTokenClasses]int8) {
 	for k := range sinkClass {
 		s[k] = int8(4 * (midClass - k))
 	}
-	s[sinkClass] = int8(-knob("SINK", 32))
+	s[sinkClass] = -sinkStep
 	return s
 }
 
 // classOf gives every token the class of its weight: the step goes as a power of it.
 func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 	class := make([]uint8, tokens)
-	pow, floor := knob("POW", 1.1), knob("FLOOR", 0.05)
-	smooth := int(knob("SMOOTH", 0))
 	if w != nil {
 		w = levelWeights(w, a.cfg.Sinks)
 	}
@@ -177,13 +149,8 @@ func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 		if w == nil {
 			continue
 		}
-		var sum, n float64
-		for u := max(t-smooth, a.cfg.Sinks); u <= min(t+smooth, tokens-1); u++ {
-			sum += float64(w[u])
-			n++
-		}
-		v := max((sum/n+floor)/(1+floor), 1e-3)
-		k := midClass + int(math.Round(2*pow*math.Log2(v)))
+		v := (float64(w[t]) + weightFloor) / (1 + weightFloor)
+		k := midClass + int(math.Round(2*weightPower*math.Log2(v)))
 		class[t] = uint8(min(max(k, 0), sinkClass-1))
 	}
 	return class
@@ -434,7 +401,7 @@ func (a *archiver) load(ctx context.Context) error {
 }
 
 func (a *archiver) effort() archive.Effort {
-	return archive.Effort{Lambda: float32(knob("LAMBDA", archiveLambda))}
+	return archive.Effort{Lambda: archiveLambda}
 }
 
 // cost returns the bits of all lanes at a step of 2^(s/8), from the sample.

@@ -117,7 +117,7 @@ func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Rec
 	}
 	// noise is E[(q . dk)^2]; scores are divided by the root of head_dim, and the mean of
 	// exp(noise) is undone by minus half its variance.
-	f := -float32(knob("BIAS", 0.5)) / float32(kDim)
+	f := -0.5 / float32(kDim)
 	for _, b := range bias {
 		for t := range b {
 			b[t] *= f

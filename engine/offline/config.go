@@ -186,8 +186,12 @@ func (c *Config) String() string {
 	add("weighted", strconv.FormatBool(c.Weighted))
 	if c.Form != FormHot {
 		add("form", c.Form)
+	}
+	if c.Chunks != 1 {
 		add("chunks", strconv.Itoa(c.Chunks))
-		add("lossless", strconv.FormatBool(c.Lossless))
+	}
+	if c.Lossless {
+		add("lossless", "true")
 	}
 	return strings.Join(b, " ")
 }
