@@ -5,9 +5,13 @@ package offline_test
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
 	"math"
+	"os"
 	"runtime"
 	"testing"
 
@@ -20,6 +24,30 @@ import (
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
+
+var update = flag.Bool("update", false, "write a golden that is missing")
+
+// goldenArchive is the SHA-256 of K and V of layer 2 of the golden, as it decompresses everywhere.
+const (
+	goldenArchive = "b3468248d5d1b7e81d45c07a5006fa4c2715d89369ac9e06b357dee2786cd900"
+	goldenPath    = "../../testdata/golden/v1/pass-archive.kvist"
+)
+
+func TestArchive_Golden(t *testing.T) {
+	if _, err := os.Stat(goldenPath); *update && os.IsNotExist(err) {
+		src := synthetic(t, shape{2, 1, 100, 16, 16, quant.BFloat16, true}, quanttest.Gaussian, nil)
+		b, _ := compress(t, src, openCPU(t), config(t, "bits=6 form=archive segment=64 chunks=2"))
+		require.NoError(t, os.WriteFile(goldenPath, b, 0o644))
+	}
+	b, err := os.ReadFile(goldenPath)
+	require.NoError(t, err)
+	back := restored(t, b)
+	h := sha256.New()
+	for _, name := range []string{"layers.2.k", "layers.2.v", "layers.2.bias"} {
+		h.Write(raw(t, back, name))
+	}
+	require.Equal(t, goldenArchive, hex.EncodeToString(h.Sum(nil)))
+}
 
 // small is a capture that is coded in no time.
 func small(t testing.TB) *capture.Source {
