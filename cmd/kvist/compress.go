@@ -49,6 +49,9 @@ V (of all rows, for activations).
 decompressed. Without one, what is needed is fitted to the file and stored in it. --lossless keeps
 every row bit by bit. --streams 4 makes a file that kvist truncate can make coarser.
 
+IN may be a .kvist file too: an archive becomes blocks to attend to, weighed as the archive was, or
+either becomes a smaller file.
+
 --coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
 activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
 
@@ -261,7 +264,7 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	if name == stdStream && f.weights == stdStream {
 		return usagef("the capture and --weights cannot both be standard input")
 	}
-	src, in, err := a.openCapture(ctx, name)
+	src, in, weights, err := a.openSource(ctx, name, cfg.Profile)
 	if err != nil {
 		return err
 	}
@@ -269,7 +272,6 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	if err := f.checkSides(src.Kind()); err != nil {
 		return err
 	}
-	var weights offline.Weights
 	if f.weights != "" {
 		layers := src.Layers()
 		for i := range src.ActTensors() {
