@@ -84,6 +84,9 @@ func decodeLossless(h *container.Header, rec *container.Record) ([][]byte, error
 	} else {
 		size = dtypeOf(h.Tensors[rec.Layer].DType).Size()
 	}
+	if err := checkValues(h, rec); err != nil {
+		return nil, err
+	}
 	n := h.SegmentLen(rec.Layer, rec.Segment)
 	var lanes []archive.LosslessLane
 	for range h.KVHeads() {
