@@ -252,26 +252,18 @@ func eachIndex(ctx context.Context, n int, f func(i int) error) error {
 	return first
 }
 
-// encodeAll encodes every record at a step and hands it over in file order.
-func (a *archiver) encodeAll(ctx context.Context, s8 int, emit func(*container.Record) error) error {
+// encodeAll encodes every record and hands it over in file order.
+func (a *archiver) encodeAll(ctx context.Context, encode func(layer, seg int) ([]byte, error),
+	emit func(*container.Record) error) error {
 	for i := range a.in.layers {
 		l := &a.in.layers[i]
 		workers := runtime.GOMAXPROCS(0)
 		for s := 0; s < l.segments(); s += workers {
-			n := min(workers, l.segments()-s)
-			recs := make([]*container.Record, n)
-			err := eachIndex(ctx, n, func(j int) error {
-				p, err := a.segment(i, s+j)
-				if err != nil {
-					return err
-				}
-				recs[j] = &container.Record{Layer: i, Segment: s + j}
-				if p == nil {
-					recs[j].Archive, err = a.lossless(i, s+j)
-					return err
-				}
-				recs[j].Archive = a.codec.Encode(nil, p, s8, a.effort())
-				return nil
+			recs := make([]*container.Record, min(workers, l.segments()-s))
+			err := eachIndex(ctx, len(recs), func(j int) error {
+				b, err := encode(i, s+j)
+				recs[j] = &container.Record{Layer: i, Segment: s + j, Archive: b}
+				return err
 			})
 			if err != nil {
 				return err
@@ -284,6 +276,20 @@ func (a *archiver) encodeAll(ctx context.Context, s8 int, emit func(*container.R
 		}
 	}
 	return nil
+}
+
+// encodeAt returns what encodes a record at a step.
+func (a *archiver) encodeAt(s8 int) func(layer, seg int) ([]byte, error) {
+	return func(layer, seg int) ([]byte, error) {
+		p, err := a.segment(layer, seg)
+		if err != nil {
+			return nil, err
+		}
+		if p == nil {
+			return a.lossless(layer, seg)
+		}
+		return a.codec.Encode(nil, p, s8, a.effort()), nil
+	}
 }
 
 // fixed returns the bytes of a file without its records.
@@ -314,19 +320,8 @@ func (a *archiver) shared() *container.Aux {
 	return &container.Aux{Name: archiveAux, DType: "U8", Shape: []int64{int64(len(b))}, Data: b}
 }
 
-func (a *archiver) emit(w io.Writer, recs []*container.Record, fix Sections) (*Result, error) {
-	return a.emitEach(w, fix, func(emit func(*container.Record) error) error {
-		for _, r := range recs {
-			if err := emit(r); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-}
-
-// emitEach writes the file; records hands over its records.
-func (a *archiver) emitEach(w io.Writer, fix Sections,
+// emit writes the file; records hands over its records.
+func (a *archiver) emit(w io.Writer, fix Sections,
 	records func(emit func(*container.Record) error) error) (*Result, error) {
 	out, err := container.NewWriter(w, a.header)
 	if err != nil {

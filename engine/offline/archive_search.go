@@ -64,6 +64,10 @@ func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
 	return sum / a.share, err
 }
 
+// keptBytes bounds the records that are kept in memory from the search to the writing; of a larger
+// file they are encoded again.
+var keptBytes int64 = 1 << 26
+
 // fitAndWrite finds the step whose file comes closest to total bytes from below, and writes it.
 // The sample tells how bytes go with the step; whole encodings tell how far off it is.
 func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*Result, error) {
@@ -72,9 +76,9 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 		return nil, err
 	}
 	over := fix.Header + fix.Side + fix.Index
-	var best []*container.Record
+	var best, recs []*container.Record // kept where they are few
 	var bestFine float32
-	bestBytes := int64(-1)
+	bestStep, bestBytes := 0, int64(-1)
 	exact := int64(0) // bytes of records that are kept as they are
 	ratio := 1.0      // bytes of records over what the sample says
 	aim := float64(total)
@@ -86,23 +90,25 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 			return nil, err
 		}
 		s8 := a.params.SetStep(s)
-		var recs []*container.Record
+		recs = nil
 		bytes := over
 		exact = 0
-		err = a.encodeAll(ctx, s8, func(r *container.Record) error {
+		err = a.encodeAll(ctx, a.encodeAt(s8), func(r *container.Record) error {
 			n, err := container.RecordSize(a.header, r)
 			bytes += n
 			if archive.IsLossless(r.Archive) {
 				exact += n
 			}
-			recs = append(recs, r)
+			if recs = append(recs, r); bytes > keptBytes {
+				recs = recs[:0]
+			}
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
 		if bytes <= total && bytes > bestBytes {
-			best, bestBytes, bestFine = recs, bytes, a.params.Fine
+			best, bestBytes, bestStep, bestFine = recs, bytes, s8, a.params.Fine
 		}
 		if bytes <= total && total-bytes <= max(total/2000, 64) {
 			break
@@ -110,12 +116,22 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 		ratio = float64(bytes-over-exact) / max(sampled/8, 1)
 		aim = float64(total) * (1 - 0.0001*float64(1+try))
 	}
-	if best == nil {
+	if bestBytes < 0 {
 		return nil, fmt.Errorf("kvist/offline: %d bytes for %s as an archive: the least found is more: %w",
 			total, a.in.src.Name(), quant.ErrBudget)
 	}
 	a.params.Fine = bestFine
-	return a.emit(w, best, fix)
+	return a.emit(w, fix, func(emit func(*container.Record) error) error {
+		if bestBytes > keptBytes {
+			return a.encodeAll(ctx, a.encodeAt(bestStep), emit)
+		}
+		for _, r := range best {
+			if err := emit(r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 // solve returns the step, as an exponent, at which the sample says so many bits, starting from a
