@@ -22,8 +22,8 @@ func source(t testing.TB, rows, dim int, s float64, e Effort) (c *Codec, p *Prep
 	for i := range x {
 		x[i] = float32(rng.NormFloat64())
 	}
-	m := NewMoments(dim)
-	m.AddDiagonal(x)
+	m := NewMoments(dim, false)
+	m.Add(x)
 	set := &Set{Tables: DefaultTables(), Heads: 1, Sides: 1, Layers: []int{0},
 		Transforms: [][]*Transform{{FitTransform(m, nil, false)}}}
 	set.Tables.Prior = 64 << 12 // rows do not differ
@@ -185,7 +185,7 @@ func cache(t testing.TB, tokens, chunks int) (*Codec, *Segment) {
 				x[i] *= 1000 // what escapes are for
 			}
 		}
-		m := NewMoments(dim)
+		m := NewMoments(dim, true)
 		m.Add(x)
 		metric := identity(dim)
 		metric[0] = 9

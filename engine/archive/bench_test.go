@@ -36,7 +36,7 @@ func benchSegment(b *testing.B) (*Codec, *Segment) {
 		for i := range x {
 			x[i] = float32(rng.NormFloat64() * math.Pow(10, -float64(i%dim)/16))
 		}
-		m := NewMoments(dim)
+		m := NewMoments(dim, true)
 		m.Add(x)
 		set.Transforms[0] = append(set.Transforms[0], FitTransform(m, nil, true))
 		seg.Rows = append(seg.Rows, x)

@@ -14,39 +14,37 @@ type Moments struct {
 	Dim    int
 	N      float64
 	Sum    []float64 // [dim]
-	Second []float64 // [dim, dim], the lower triangle
+	Second []float64 // [dim, dim], the lower triangle; [dim] without covariances
 }
 
-// NewMoments returns moments of nothing.
-func NewMoments(dim int) *Moments {
-	return &Moments{Dim: dim, Sum: make([]float64, dim), Second: make([]float64, dim*dim)}
+// NewMoments returns moments of nothing, with covariances where full is set.
+func NewMoments(dim int, full bool) *Moments {
+	m := &Moments{Dim: dim, Sum: make([]float64, dim), Second: make([]float64, dim)}
+	if full {
+		m.Second = make([]float64, dim*dim)
+	}
+	return m
 }
+
+func (m *Moments) full() bool { return len(m.Second) != m.Dim || m.Dim == 1 }
 
 // Add takes rows, [n, dim].
 func (m *Moments) Add(rows []float32) {
-	d := m.Dim
+	d, full := m.Dim, m.full()
 	for r := 0; r+d <= len(rows); r += d {
 		row := rows[r : r+d]
 		m.N++
 		for i, v := range row {
 			x := float64(v)
 			m.Sum[i] += x
+			if !full {
+				m.Second[i] += x * x
+				continue
+			}
 			s := m.Second[i*d : i*d+i+1]
 			for j := range s {
 				s[j] += x * float64(row[j])
 			}
-		}
-	}
-}
-
-// AddDiagonal takes rows, [n, dim], for means and variances alone.
-func (m *Moments) AddDiagonal(rows []float32) {
-	d := m.Dim
-	for r := 0; r+d <= len(rows); r += d {
-		m.N++
-		for i, v := range rows[r : r+d] {
-			m.Sum[i] += float64(v)
-			m.Second[i*d+i] += float64(v) * float64(v)
 		}
 	}
 }
@@ -62,21 +60,32 @@ func BasisGain(with, without *Transform, noise float64) float64 {
 	return sum
 }
 
-// covariance returns means and the full covariance.
-func (m *Moments) covariance() (mean, cov []float64) {
+// means returns what transforms subtract, which is not quite the mean, and the variances about it.
+func (m *Moments) means() (mean, variance []float64) {
 	d, n := m.Dim, max(m.N, 1)
-	mean, cov = make([]float64, d), make([]float64, d*d)
+	mean, variance = make([]float64, d), make([]float64, d)
 	for i := range d {
-		// What the transform will subtract, not the mean itself.
 		mean[i] = float64(quant.F16ToF32(quant.F32ToF16(float32(min(max(m.Sum[i]/n, -65504), 65504)))))
+		at := i
+		if m.full() {
+			at = i*d + i
+		}
+		variance[i] = m.Second[at]/n - 2*mean[i]*m.Sum[i]/n + mean[i]*mean[i]
 	}
+	return mean, variance
+}
+
+// covariance returns the full covariance about mean.
+func (m *Moments) covariance(mean []float64) []float64 {
+	d, n := m.Dim, max(m.N, 1)
+	cov := make([]float64, d*d)
 	for i := range d {
 		for j := range i + 1 {
 			c := m.Second[i*d+j]/n - mean[i]*m.Sum[j]/n - mean[j]*m.Sum[i]/n + mean[i]*mean[j]
 			cov[i*d+j], cov[j*d+i] = c, c
 		}
 	}
-	return mean, cov
+	return cov
 }
 
 // second returns the full second moments about zero.
@@ -124,11 +133,11 @@ func QueryMetric(q *Moments, rope Rope) []float64 {
 const metricFloor = 1e-3
 
 // FitTransform makes the basis for rows with these moments under a metric, [dim, dim], or nil: the
-// principal components of the rows in that metric. basis false keeps the components of the row and
+// principal components of the rows in that metric; m is full then. basis false keeps the components of the row and
 // takes only means and deviations.
 func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 	d := m.Dim
-	mean, cov := m.covariance()
+	mean, variance := m.means()
 	t := &Transform{Dim: d, Mean: make([]float32, d), Std8: make([]int16, d)}
 	for i, v := range mean {
 		t.Mean[i] = float32(v)
@@ -152,10 +161,11 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 				weight = max(metric[i*d+i]/float64(t.Gain), metricFloor)
 			}
 			t.Scale[i] = float32(1 / math.Sqrt(weight))
-			t.Std8[i] = deviation8(cov[i*d+i] * weight)
+			t.Std8[i] = deviation8(variance[i] * weight)
 		}
 		return t
 	}
+	cov := m.covariance(mean)
 	root, unroot := identity(d), identity(d)
 	if metric != nil {
 		scaled := slices.Clone(metric)

@@ -5,14 +5,16 @@ package archive
 import "encoding/binary"
 
 // Lossless mode: a row that is bit by bit one that came before (V of the first layer is the same
-// for equal tokens) is told by its number. Of other rows the two upper bytes of every element are coded in nibbles, the first one in the
-// context of its channel, the second one of channel and first, the third one of the second; the rest is as good as
-// random and stays as it is. Models adapt from nothing, so no profile is needed.
+// for equal tokens) is told by its number. Of other rows the two upper bytes of every element are
+// coded in nibbles, the first one in the context of its channel, the second one of channel and
+// first, the third one of the second; the rest is as good as random and stays as it is. Models
+// adapt from nothing, so no profile is needed.
 //
 // Payload: u8 1, u8 bytes of an element, u32 length of each lane, the lanes. A lane is u32 length
-// of the coded stream, u32 elements that are not copied, the stream, the fourth nibbles in pairs (the first one in the upper half), and the
-// two lower bytes of elements of 4. The stream holds for every row one of 16 symbols, 1 meaning that it
-// is a row before, then that row's number in four hexadecimal digits, or the nibbles of its elements.
+// of the coded stream, u32 elements that are not copied, the stream, the fourth nibbles in pairs
+// (the first one in the upper half), and the two lower bytes of elements of 4. The stream holds for
+// every row one of 16 symbols, 1 meaning that it is a row before, then that row's number in four
+// hexadecimal digits, or the nibbles of its elements.
 
 // LosslessLane is one side of one head: [rows, dim] elements, little-endian.
 type LosslessLane struct {

@@ -169,7 +169,8 @@ func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (co
 }
 
 // one quantizes and stores one coefficient v, in steps.
-func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int, sink *laneSink) (m uint32, cost float32) {
+func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int,
+	sink *laneSink) (m uint32, cost float32) {
 	k, s := classOf(scale8)
 	if s > 0 {
 		return q.coarse(state, v, k, s, sink)
@@ -203,7 +204,8 @@ func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int, sink *laneS
 }
 
 // coarse stores a coefficient of a class above all tables: its low bits as they are.
-func (q *rowQuantizer) coarse(state int, v float32, k int, s uint, sink *laneSink) (m uint32, cost float32) {
+func (q *rowQuantizer) coarse(state int, v float32, k int, s uint,
+	sink *laneSink) (m uint32, cost float32) {
 	if v != v {
 		v = 0
 	}

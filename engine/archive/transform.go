@@ -163,11 +163,13 @@ type Set struct {
 	Transforms [][]*Transform
 }
 
+// MaxBasisDim is the most components of a basis.
+const MaxBasisDim = 1 << 11
+
 // limits of a set that is read.
 const (
 	maxSetLayers = 1 << 16
 	maxSetDim    = 1 << 16
-	maxBasisDim  = 1 << 11
 )
 
 // AppendTables appends the tables: u8 1, then what they hold.
@@ -312,7 +314,7 @@ func (r *setReader) transform() *Transform {
 	t := &Transform{Dim: int(r.uint(4))}
 	kind := r.uint(1)
 	t.Gain = r.float()
-	if r.err == nil && (t.Dim < 1 || t.Dim > maxSetDim || kind > 1 || kind == 1 && t.Dim > maxBasisDim || t.Gain < 0) {
+	if r.err == nil && (t.Dim < 1 || t.Dim > maxSetDim || kind > 1 || kind == 1 && t.Dim > MaxBasisDim || t.Gain < 0) {
 		r.fail("transform of dim %d, kind %d, gain %v", t.Dim, kind, t.Gain)
 	}
 	mean, std := r.take(2*t.Dim), r.take(2*t.Dim)

@@ -27,26 +27,8 @@ func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error)
 	if err != nil {
 		return nil, err
 	}
-	return a.emitEach(w, fix, func(emit func(*container.Record) error) error {
-		for i := range a.in.layers {
-			n := a.in.layers[i].segments()
-			a.say.say("encoding", int64(i), int64(len(a.in.layers)))
-			recs := make([]*container.Record, n)
-			err := eachIndex(ctx, n, func(s int) error {
-				b, err := a.lossless(i, s)
-				recs[s] = &container.Record{Layer: i, Segment: s, Archive: b}
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			for _, r := range recs {
-				if err := emit(r); err != nil {
-					return err
-				}
-			}
-		}
-		return nil
+	return a.emit(w, fix, func(emit func(*container.Record) error) error {
+		return a.encodeAll(ctx, a.lossless, emit)
 	})
 }
 
@@ -83,6 +65,9 @@ func decodeLossless(h *container.Header, rec *container.Record) ([][]byte, error
 		dims = append(dims, vDim)
 	} else {
 		size = dtypeOf(h.Tensors[rec.Layer].DType).Size()
+	}
+	if err := checkValues(h, rec); err != nil {
+		return nil, err
 	}
 	n := h.SegmentLen(rec.Layer, rec.Segment)
 	var lanes []archive.LosslessLane

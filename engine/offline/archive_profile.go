@@ -18,11 +18,12 @@ import (
 // whose digest names the profile in a file, and the section archive, which only compressing
 // looks at.
 const (
-	sectionArchive   profile.Section = "archive"
-	tensorTransforms                 = "transforms"
-	tensorCoder                      = "coder"
-	tensorStepsK                     = "steps-k"
-	tensorStepsV                     = "steps-v"
+	tensorTransforms = "transforms"
+	tensorCoder      = "coder"
+	tensorStepsK     = "steps-k"
+	tensorStepsV     = "steps-v"
+
+	sectionArchive profile.Section = "archive"
 )
 
 // ArchiveID returns what a file in archive form names the profile by: the digest of the sections
@@ -126,6 +127,10 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 		return nil, fmt.Errorf("kvist/offline: calibrate: no captures: %w", quant.ErrShape)
 	}
 	geo := captures[0].Geometry()
+	if max(geo.HeadDim, geo.HeadDimV) > archive.MaxBasisDim {
+		return nil, fmt.Errorf("kvist/offline: calibrate: head_dim %d, head_dim_v %d, want at most %d: %w",
+			geo.HeadDim, geo.HeadDimV, archive.MaxBasisDim, quant.ErrUnsupported)
+	}
 	p := old
 	var err error
 	if p == nil {
@@ -240,7 +245,7 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 	if side == 1 {
 		dim = c.geo.HeadDimV
 	}
-	m, q := archive.NewMoments(dim), archive.NewMoments(dim)
+	m, q := archive.NewMoments(dim, true), archive.NewMoments(dim, true)
 	var metric []float64
 	for _, src := range c.captures {
 		part := capture.K

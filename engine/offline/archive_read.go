@@ -84,11 +84,26 @@ func inRecord(rec *container.Record, err error) error {
 		Head: c.Head, Block: -1, Offset: int64(c.Offset), Err: err}
 }
 
+// maxRecordValues bounds the values that a record in archive form may stand for: they are not
+// backed by as many bytes.
+const maxRecordValues = 1 << 28
+
+func checkValues(h *container.Header, rec *container.Record) error {
+	k, v := h.Dims(rec.Layer)
+	n := int64(h.SegmentLen(rec.Layer, rec.Segment)) * int64(h.KVHeads()) * int64(k+v)
+	if n > maxRecordValues {
+		return fmt.Errorf("kvist/offline: record (layer %d, segment %d) stands for %d values, limit %d: %w",
+			rec.Layer, rec.Segment, n, maxRecordValues, quant.ErrTooLarge)
+	}
+	return nil
+}
+
 // decodeArchive decodes a record: rows as [heads*sides][tokens*dim], and the bias of each token of
 // each head where queries' energies are known.
 //
 // Errors: *container.CorruptError that names the record.
-func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Record) (rows, bias [][]float32, err error) {
+func decodeArchive(codec *archive.Codec, h *container.Header,
+	rec *container.Record) (rows, bias [][]float32, err error) {
 	if codec == nil {
 		return nil, nil, &container.CorruptError{Section: "record", Layer: rec.Layer,
 			Segment: rec.Segment, Head: -1, Block: -1,
@@ -101,6 +116,9 @@ func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Rec
 	if h.Kind == container.KindCache {
 		seg.Layer = h.Layers[rec.Layer]
 		seg.Dims = append(seg.Dims, vDim)
+	}
+	if err := checkValues(h, rec); err != nil {
+		return nil, nil, err
 	}
 	noise := make([][]float32, h.KVHeads()*len(seg.Dims))
 	for hd := range h.KVHeads() {
