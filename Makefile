@@ -70,8 +70,7 @@ bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
 
 bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, minutes); writes bench/results/cpu*
-	$(GO) test -run '^$$' -bench Hadamard -benchtime 50ms -count 5 ./cpu/internal/codec > bench/results/cpu-hadamard.txt
-	$(GO) test -run '^$$' -bench Codec -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
+	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
 	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
 	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s bench/results/cpu-*.txt > bench/results/cpu.md
