@@ -13,8 +13,8 @@ FUZZ     ?= 4000x
 export KVIST_REQUIRE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo ptx check-ptx gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 test-race \
-        lint bench fuzz-smoke golden quality tidy-check clean
+.PHONY: help setup model demo ptx check-ptx gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+        test-race lint bench bench-cpu fuzz-smoke golden quality tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -53,7 +53,7 @@ test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./engine/plan ./engine/container
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... ./engine/plan ./engine/container
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
 endif
@@ -69,11 +69,18 @@ lint: ## gofmt, vet, staticcheck
 bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
 
+bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, minutes); writes bench/results/cpu*
+	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
+	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
+	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
+	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s bench/results/cpu-*.txt > bench/results/cpu.md
+
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  offline:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
+	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 	$(GO) test -run '^$$' -fuzz '^FuzzGGUF$$' -fuzztime $(FUZZ) ./bench/llama
 
 golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as they are

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/cpu/matmul"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
@@ -260,21 +261,44 @@ func BenchmarkCodec(b *testing.B) {
 	}
 }
 
+// BenchmarkHadamard measures the rotation of 32 rows, which stay in the nearest cache.
+func BenchmarkHadamard(b *testing.B) {
+	const rows = 32
+	for _, k := range append([]*codec.Kernels{codec.Generic()}, codec.Native()...) {
+		for _, dim := range []int{64, 80, 128, 256} {
+			b.Run(fmt.Sprintf("backend=cpu-%s/head_dim=%d", k.ISA(), dim), func(b *testing.B) {
+				rot, err := codec.NewRotation(dim, 1)
+				require.NoError(b, err)
+				x := quanttest.Rows(quanttest.Gaussian, rows, dim, 1).Data
+				measure(b, 2*len(x), func() error {
+					k.Forward(rot, x, rows, dim)
+					k.Inverse(rot, x, rows, dim) // or values would grow
+					return nil
+				})
+			})
+		}
+	}
+}
+
 func benchValues(b *testing.B, op, isa, format string, values int, f func() error) {
 	b.Run(fmt.Sprintf("op=%s/backend=cpu-%s/format=%s/head_dim=64/tokens=4096", op, isa, format),
-		func(b *testing.B) {
-			b.SetBytes(int64(4 * values))
-			b.ReportAllocs()
-			require.NoError(b, f())
-			start := cpuTime()
-			for b.Loop() {
-				if err := f(); err != nil {
-					b.Fatal(err)
-				}
-			}
-			used := cpuTime() - start
-			n := float64(values) * float64(b.N)
-			b.ReportMetric(n/float64(b.Elapsed().Nanoseconds()), "Gvalues/s")
-			b.ReportMetric(n/float64(max(1, used.Nanoseconds())), "cpu-Gvalues/s")
-		})
+		func(b *testing.B) { measure(b, values, f) })
+}
+
+// measure reports the values that f works on per second, by the clock and of the processor.
+func measure(b *testing.B, values int, f func() error) {
+	b.SetBytes(int64(4 * values))
+	b.ReportAllocs()
+	require.NoError(b, f())
+	b.ResetTimer()
+	start := cpuTime()
+	for b.Loop() {
+		if err := f(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	used := cpuTime() - start
+	n := float64(values) * float64(b.N)
+	b.ReportMetric(n/float64(b.Elapsed().Nanoseconds()), "Gvalues/s")
+	b.ReportMetric(n/float64(max(1, used.Nanoseconds())), "cpu-Gvalues/s")
 }

@@ -223,7 +223,7 @@ func (r *results) writeCodec(w *strings.Builder) {
 		fmt.Fprintf(w, "| Hadamard, %s values |", dim)
 		for _, isa := range isas {
 			fmt.Fprintf(w, " %s |", r.cell(fmt.Sprintf("BenchmarkHadamard/backend=cpu-%s/head_dim=%s", isa,
-				dim), "Gvalues/s"))
+				dim), "cpu-Gvalues/s"))
 		}
 		fmt.Fprintln(w)
 	}

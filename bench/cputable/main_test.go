@@ -19,7 +19,7 @@ func TestRun_MediansAndShares(t *testing.T) {
 		attend + "10 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
 		attend + "30 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
 		"BenchmarkRead/set=memory/workers=1-2 1 5 ns/op 10 cpu-GB/s\n" +
-		"BenchmarkHadamard/backend=cpu-avx2/head_dim=64-2 1 5 ns/op 3.25 Gvalues/s\nPASS\n"
+		"BenchmarkHadamard/backend=cpu-avx2/head_dim=64-2 1 5 ns/op 3.25 cpu-Gvalues/s\nPASS\n"
 	file := filepath.Join(t.TempDir(), "raw.txt")
 	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
 	var out strings.Builder

@@ -117,7 +117,7 @@ func quantizeGeneric(q planesJob, y []float32) {
 		row := y[r*q.stride:][:q.dim]
 		tmp := q.tmp[:q.dim]
 		for i, v := range row {
-			tmp[i] = v * v
+			tmp[i] = float32(v * v)
 		}
 		xx := treeSum(tmp)
 		sigma := float32(math.Sqrt(float64(float32(xx / float32(q.dim)))))
