@@ -63,7 +63,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
-	sd, err := b.check().Attend(q, blocks, out, lse)
+	sd, err := b.check().Attend(q, blocks, out, lse, nil)
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: attend: %w", err)
 	}

@@ -26,7 +26,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	sd, err := b.check().Relevance(q, lse, blocks, rel)
+	sd, err := b.check().Relevance(q, lse, blocks, rel, nil)
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}

@@ -82,14 +82,19 @@ func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 }
 
 // blocks checks every block, and that the rotated sides of each query's list share seeds. It
-// returns the seeds per query: one entry for all queries where all blocks agree.
-func (c Checker[M]) blocks(op backend.Op, q *backend.Queries,
-	blocks []backend.Block) ([]Seeds, error) {
+// returns the seeds per query: one entry for all queries where all blocks agree. each, unless nil,
+// is called with every block that is good, in order.
+func (c Checker[M]) blocks(op backend.Op, q *backend.Queries, blocks []backend.Block,
+	each func(i int, v BlockView[M])) ([]Seeds, error) {
 	var all Seeds
 	agree := true
 	for i := range blocks {
-		if _, err := c.Block(&blocks[i], op, q); err != nil {
+		v, err := c.Block(&blocks[i], op, q)
+		if err != nil {
 			return nil, fmt.Errorf("block %d: %w", i, err)
+		}
+		if each != nil {
+			each(i, v)
 		}
 		agree = all.add(&blocks[i], op) && agree
 	}
@@ -109,9 +114,10 @@ func (c Checker[M]) blocks(op backend.Op, q *backend.Queries,
 }
 
 // Attend checks the arguments of Attend. It returns the seeds per query: one entry for all
-// queries where all blocks agree.
-func (c Checker[M]) Attend(q *backend.Queries, blocks []backend.Block,
-	out, lse []float32) ([]Seeds, error) {
+// queries where all blocks agree. each, unless nil, is called with the memory of every block, in
+// order, while it checks; what it did is void where Attend then fails.
+func (c Checker[M]) Attend(q *backend.Queries, blocks []backend.Block, out, lse []float32,
+	each func(i int, v BlockView[M])) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
 		return nil, err
 	}
@@ -123,12 +129,12 @@ func (c Checker[M]) Attend(q *backend.Queries, blocks []backend.Block,
 	if lse != nil && int64(len(lse)) != heads {
 		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
 	}
-	return c.blocks(backend.OpAttend, q, blocks)
+	return c.blocks(backend.OpAttend, q, blocks, each)
 }
 
-// Relevance checks the arguments of Relevance, and returns the seeds as Attend does.
+// Relevance checks the arguments of Relevance; seeds and each are as for Attend.
 func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backend.Block,
-	rel *backend.RelevanceOut) ([]Seeds, error) {
+	rel *backend.RelevanceOut, each func(i int, v BlockView[M])) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
 		return nil, err
 	}
@@ -146,7 +152,7 @@ func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backen
 		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
 			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
 	}
-	sd, err := c.blocks(backend.OpRelevance, q, blocks)
+	sd, err := c.blocks(backend.OpRelevance, q, blocks, each)
 	if err != nil {
 		return nil, err
 	}
