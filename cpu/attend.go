@@ -102,7 +102,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 }
 
 func (c *call) checkAttend(q *backend.Queries, blocks []backend.Block, out, lse []float32) error {
-	sd, err := c.b.checker.Attend(c.seeds[:0], q, blocks, out, lse)
+	sd, err := c.b.checker.Attend(c.seeds[:0], q, blocks, out, lse, nil)
 	if err == nil {
 		c.seeds = sd
 	}

@@ -59,7 +59,7 @@ func (c *call) relevanceOne(i int) error {
 
 func (c *call) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
 	rel *backend.RelevanceOut) error {
-	sd, err := c.b.checker.Relevance(c.seeds[:0], q, lse, blocks, rel)
+	sd, err := c.b.checker.Relevance(c.seeds[:0], q, lse, blocks, rel, nil)
 	if err == nil {
 		c.seeds = sd
 	}

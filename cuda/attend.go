@@ -22,31 +22,37 @@ type batch struct {
 	energy []float32 // [n, group]: |q|^2
 }
 
-// newBatch describes the blocks and takes the energies.
-func (b *Backend) newBatch(op backend.Op, q *backend.Queries, blocks []backend.Block) (*batch, error) {
-	t := &batch{Queries: q, mma: b.mma, turns: newTurnTable(q), desc: make([]kernels.BlockDesc, len(blocks)),
-		energy: make([]float32, q.Len()*q.Group)}
-	half := 0.5 * float64(q.Scale) * float64(q.Scale)
-	var last args.Known
-	for i := range blocks {
-		w, err := b.check().Block(&blocks[i], op, q, &last)
-		if err != nil {
-			return nil, fmt.Errorf("kvist/cuda: %s: block %d: %w", op, i, err)
-		}
-		t.desc[i] = kernels.BlockDesc{K: w.KMem, V: w.VMem, Pos: w.PosMem, Count: w.CountMem,
-			Bias: w.BiasMem, Base: w.Base, Rows: w.Rows, Turn: t.turns.entry(w.Offset),
-			HalfNoise: float32(half * float64(w.Noise)),
-			KFormat:   uint8(w.K.Coding.Format), KForm: uint8(w.K.Coding.Scale),
-			VFormat: uint8(w.V.Coding.Format), VForm: uint8(w.V.Coding.Scale)}
+// newBatch starts a batch of queries on blocks blocks; describe takes them in.
+func (b *Backend) newBatch(q *backend.Queries, blocks int) *batch {
+	return &batch{Queries: q, mma: b.mma, desc: make([]kernels.BlockDesc, blocks)}
+}
+
+// describe takes in a block that was checked.
+func (t *batch) describe(i int, w args.BlockView[uint64]) {
+	if t.turns == nil {
+		t.turns = newTurnTable(t.Queries)
 	}
+	half := 0.5 * float64(t.Scale) * float64(t.Scale)
+	t.desc[i] = kernels.BlockDesc{K: w.KMem, V: w.VMem, Pos: w.PosMem, Count: w.CountMem,
+		Bias: w.BiasMem, Base: w.Base, Rows: w.Rows, Turn: t.turns.entry(w.Offset),
+		HalfNoise: float32(half * float64(w.Noise)),
+		KFormat:   uint8(w.K.Coding.Format), KForm: uint8(w.K.Coding.Scale),
+		VFormat: uint8(w.V.Coding.Format), VForm: uint8(w.V.Coding.Scale)}
+}
+
+// measure takes the energies of the queries, when they have been checked.
+func (t *batch) measure() {
+	if t.turns == nil { // no block
+		t.turns = newTurnTable(t.Queries)
+	}
+	t.energy = make([]float32, t.Len()*t.Group)
 	for h := range t.energy {
 		var e float64
-		for _, x := range q.Q[h*q.HeadDim : (h+1)*q.HeadDim] {
+		for _, x := range t.Q[h*t.HeadDim : (h+1)*t.HeadDim] {
 			e += float64(x) * float64(x)
 		}
 		t.energy[h] = float32(e)
 	}
-	return t, nil
 }
 
 // queryRoom is where a batch lies in scratch.
@@ -80,7 +86,8 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
-	seeds, err := b.check().Attend(nil, q, blocks, out, lse)
+	t := b.newBatch(q, len(blocks))
+	seeds, err := b.check().Attend(nil, q, blocks, out, lse, t.describe)
 	if err != nil {
 		return fmt.Errorf("kvist/cuda: attend: %w", err)
 	}
@@ -91,10 +98,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if q.Len() == 0 {
 		return nil
 	}
-	t, err := b.newBatch(backend.OpAttend, q, blocks)
-	if err != nil {
-		return err
-	}
+	t.measure()
 	t.mma = t.mma && mmaWorks(q.HeadDim, q.HeadDimV)
 	plan := planAttend(q, blocks, t.desc, seeds, t.mma)
 	partFloats := plan.unitHeads * (2 + q.HeadDimV)

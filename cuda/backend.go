@@ -50,12 +50,13 @@ type Backend struct {
 	lanes chan *lane // those that are free
 	clock atomic.Pointer[deviceClock]
 
-	mu     sync.Mutex
-	caps   backend.Caps
-	closed bool
-	lost   error
-	live   int64 // bytes of buffers that are not freed
-	bufs   map[*buffer]struct{}
+	closed atomic.Bool // set under mu
+
+	mu   sync.Mutex
+	caps backend.Caps
+	lost error
+	live int64 // bytes of buffers that are not freed
+	bufs map[*buffer]struct{}
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -198,11 +199,11 @@ func (b *Backend) LiveBytes() int64 {
 // Errors: *Error of what could not be given back; the rest is.
 func (b *Backend) Close() error {
 	b.mu.Lock()
-	if b.closed {
+	if b.closed.Load() {
 		b.mu.Unlock()
 		return nil
 	}
-	b.closed = true
+	b.closed.Store(true)
 	bufs := b.bufs
 	b.bufs, b.live = nil, 0
 	b.mu.Unlock()

@@ -5,6 +5,7 @@ package cuda
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	"github.com/kvist-project/kvist/cuda/internal/driver"
 	"github.com/kvist-project/kvist/engine/backend"
@@ -16,7 +17,7 @@ type buffer struct {
 	owner *Backend
 	n     int64
 	at    driver.DevicePtr // 0 where n is 0
-	freed bool             // under owner.mu
+	freed atomic.Bool
 }
 
 var _ backend.Buffer = (*buffer)(nil)
@@ -51,7 +52,7 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 		b.live -= n
 		return nil, err
 	}
-	if b.closed {
+	if b.closed.Load() {
 		return nil, errors.Join(fmt.Errorf("kvist/cuda: allocating %d bytes: backend: %w", n,
 			quant.ErrClosed), b.dev.do(buf.release))
 	}
@@ -105,9 +106,7 @@ func (b *Backend) address(s backend.Span) (uint64, error) {
 
 // place returns the device address of [off, off+n).
 func (b *buffer) place(off, n int64) (driver.DevicePtr, error) {
-	b.owner.mu.Lock()
-	defer b.owner.mu.Unlock()
-	if b.freed || b.owner.closed {
+	if b.freed.Load() || b.owner.closed.Load() {
 		return 0, fmt.Errorf("buffer of %d bytes was freed: %w", b.n, quant.ErrClosed)
 	}
 	if off < 0 || n < 0 || off > b.n-n {
@@ -202,12 +201,12 @@ func (l *lane) download(at driver.DevicePtr, dst []byte) error {
 func (b *buffer) Free() error {
 	o := b.owner
 	o.mu.Lock()
-	if b.freed || o.closed {
+	if b.freed.Load() || o.closed.Load() {
 		o.mu.Unlock()
 		return fmt.Errorf("kvist/cuda: freeing a buffer of %d bytes: freed before: %w", b.n,
 			quant.ErrClosed)
 	}
-	b.freed = true
+	b.freed.Store(true)
 	delete(o.bufs, b)
 	o.live -= b.n
 	o.mu.Unlock()

@@ -40,7 +40,7 @@ func (b *Backend) usable(what string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	switch {
-	case b.closed:
+	case b.closed.Load():
 		return fmt.Errorf("kvist/cuda: %s: backend: %w", what, quant.ErrClosed)
 	case b.lost != nil:
 		return fmt.Errorf("kvist/cuda: %s: the device was lost before: %w", what, b.lost)

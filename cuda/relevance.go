@@ -27,7 +27,8 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	seeds, err := b.check().Relevance(nil, q, lse, blocks, rel)
+	t := b.newBatch(q, len(blocks))
+	seeds, err := b.check().Relevance(nil, q, lse, blocks, rel, t.describe)
 	if err != nil {
 		return fmt.Errorf("kvist/cuda: relevance: %w", err)
 	}
@@ -35,10 +36,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		return fmt.Errorf("kvist/cuda: relevance: head_dim %d, want at most %d: %w", q.HeadDim,
 			MaxHeadDim, quant.ErrUnsupported)
 	}
-	t, err := b.newBatch(backend.OpRelevance, q, blocks)
-	if err != nil {
-		return err
-	}
+	t.measure()
 	seed := func(query int32) uint64 {
 		if len(seeds) == 1 {
 			return seeds[0].K

@@ -83,15 +83,20 @@ func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 }
 
 // blocks checks every block, and that the rotated sides of each query's list share seeds. It
-// appends the seeds per query to dst: one entry for all queries where all blocks agree.
-func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries,
-	blocks []backend.Block) ([]Seeds, error) {
+// appends the seeds per query to dst: one entry for all queries where all blocks agree. each, unless
+// nil, is called with every block that is good, in order.
+func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, blocks []backend.Block,
+	each func(i int, v BlockView[M])) ([]Seeds, error) {
 	var all Seeds
 	var last Known
 	agree := true
 	for i := range blocks {
-		if _, err := c.Block(&blocks[i], op, q, &last); err != nil {
+		v, err := c.Block(&blocks[i], op, q, &last)
+		if err != nil {
 			return nil, fmt.Errorf("block %d: %w", i, err)
+		}
+		if each != nil {
+			each(i, v)
 		}
 		agree = all.add(&blocks[i], op) && agree
 	}
@@ -112,9 +117,10 @@ func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries,
 }
 
 // Attend checks the arguments of Attend. It appends the seeds per query to dst: one entry for all
-// queries where all blocks agree.
+// queries where all blocks agree. each, unless nil, is called with the memory of every block, in
+// order, while it checks; what it did is void where Attend then fails.
 func (c Checker[M]) Attend(dst []Seeds, q *backend.Queries, blocks []backend.Block,
-	out, lse []float32) ([]Seeds, error) {
+	out, lse []float32, each func(i int, v BlockView[M])) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
 		return nil, err
 	}
@@ -126,12 +132,13 @@ func (c Checker[M]) Attend(dst []Seeds, q *backend.Queries, blocks []backend.Blo
 	if lse != nil && int64(len(lse)) != heads {
 		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
 	}
-	return c.blocks(dst, backend.OpAttend, q, blocks)
+	return c.blocks(dst, backend.OpAttend, q, blocks, each)
 }
 
-// Relevance checks the arguments of Relevance, and appends the seeds as Attend does.
+// Relevance checks the arguments of Relevance; seeds and each are as for Attend.
 func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
-	blocks []backend.Block, rel *backend.RelevanceOut) ([]Seeds, error) {
+	blocks []backend.Block, rel *backend.RelevanceOut,
+	each func(i int, v BlockView[M])) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
 		return nil, err
 	}
@@ -149,7 +156,7 @@ func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
 		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
 			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
 	}
-	sd, err := c.blocks(dst, backend.OpRelevance, q, blocks)
+	sd, err := c.blocks(dst, backend.OpRelevance, q, blocks, each)
 	if err != nil {
 		return nil, err
 	}
