@@ -60,7 +60,8 @@ type Config struct {
 	Levels []quant.Level
 	// Unseen is the share of queries to expect that are unlike those seen: each puts all its
 	// attention on one token, and all tokens are asked for alike. It holds back from starving,
-	// merging and dropping what past attention did not look at. Range [0, 1].
+	// merging and dropping what past attention did not look at; with FULL alone it is not used. Range
+	// [0, 1].
 	Unseen float64
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
