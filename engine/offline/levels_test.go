@@ -97,6 +97,25 @@ func TestLevels_RoundTrip(t *testing.T) {
 	require.Positive(t, seen[quant.Full])
 }
 
+// Left to themselves, levels beyond FULL are for budgets where they pay.
+func TestLevels_Auto(t *testing.T) {
+	long(t)
+	src, be := open(t, kvFile), openCPU(t)
+	for bits, all := range map[string]bool{"bits=2": true, "bits=4": false, "share=0.1": true,
+		"share=0.3": false} {
+		b, _ := compress(t, src, be, config(t, bits))
+		other := false
+		records(t, b, func(rec *container.Record) {
+			for _, h := range rec.Heads {
+				for _, blk := range h.Blocks {
+					other = other || blk.Level != quant.Full
+				}
+			}
+		})
+		require.Equal(t, all, other, bits)
+	}
+}
+
 // Levels are chosen because they are cheaper at the same damage: allowing them never raises the
 // damage that the planner expects, at any budget.
 func TestLevels_NeverWorseInThePlan(t *testing.T) {
