@@ -58,6 +58,17 @@ func (h *holdoutJSON) summary() string {
 	return s
 }
 
+// verdict says in words whether the result is better than what it started from.
+func (h *holdoutJSON) verdict() string {
+	switch {
+	case h.Ratio.High < 1:
+		return "the result is better than the start on data not tuned on"
+	case h.Ratio.Low > 1:
+		return "the result is WORSE than the start on data not tuned on: do not use the profile"
+	}
+	return "result and start cannot be told apart on this data: the start's settings are as good"
+}
+
 // ablationJSON is the best settings with one of them changed, on the holdout.
 type ablationJSON struct {
 	Setting string `json:"setting"`
@@ -215,7 +226,7 @@ func (h *holdoutJSON) print(p *printer) {
 		p.table(t)
 		p.printf("\n")
 	}
-	p.printf("%s\n", h.summary())
+	p.printf("%s\n%s\n", h.summary(), h.verdict())
 	if h.After.Asked > 0 {
 		p.printf("share of the answers' probability lost: %.3f before, %.3f after (%+.3f, %s)\n",
 			h.Before.Lost, h.After.Lost, h.Lost.Mean, span(h.Lost))
