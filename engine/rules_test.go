@@ -54,7 +54,10 @@ var allowed = map[string][]string{
 	"engine/capture":             {"quant"},
 	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
 	"engine/quality":             {"quant", "engine/backend"},
+	"engine/archive":             {"quant"},
 	"engine/offline": {
+		"engine/archive",
+		"engine/profile",
 		"quant",
 		"engine/backend",
 		"engine/plan",

@@ -87,6 +87,7 @@ func All() []Method {
 //	kvist:2.75,importance=default;expected=0.5   its fields apart by ";"
 //	kvist:2.75,weights=random                    tokens weighed by chance, as a control
 //	kvist:2.75,profile=model.kvprofile           with what was tuned for the model
+//	kvist-archive:1.8  kvist-archive:1.8,profile=FILE   the archive form
 //
 // The Name of what it returns gives the same method again.
 //
@@ -115,6 +116,9 @@ func byBase(base string, fields []string) (Method, error) {
 	}
 	if base == "kvist" {
 		return kvistByName(fields)
+	}
+	if base == "kvist-archive" {
+		return archiveByName(fields)
 	}
 	for p := SnapKV; int(p) < len(evictionPolicies); p++ {
 		if base == p.String() {
@@ -204,6 +208,11 @@ func kvistByName(fields []string) (Method, error) {
 	}
 	m.Random = random
 	return m, nil
+}
+
+// archiveByName is kvistByName for the archive form.
+func archiveByName(fields []string) (Method, error) {
+	return kvistByName(append(slices.Clone(fields), "form="+offline.FormArchive))
 }
 
 // args are key=value arguments; each is taken once, and done says what was wrong.

@@ -29,6 +29,8 @@ func TestByName(t *testing.T) {
 		"kvist:bits=3,sinks=8":                    "kvist:3,sinks=8",
 		"kvist:share=0.1":                         "",
 		"kvist:2.75,weights=random":               "",
+		"kvist-archive:1.8":                       "",
+		"kvist:1.8,form=archive":                  "kvist-archive:1.8",
 	} {
 		m, err := ByName(name)
 		require.NoError(t, err, name)
@@ -45,7 +47,9 @@ func TestByName(t *testing.T) {
 		"kivi2:window=1,window=2", "tqprod5", "tqprod1", "snapkv", "snapkv:25", "snapkv:0%",
 		"snapkv:101%", "snapkv:NaN%", "snapkv:25%,pool=4", "uniform", "uniform:k=lm3",
 		"uniform:k=lm3,v=lm9", "fp8:sinks=4", "kvist", "kvist:", "kvist:x", "kvist:k=lm4",
-		"kvist:2.75,bytes=5", "kvist:2,weights=random,weights=random", "kvist:2,weights=1", "kvist:bits=2 sinks=8", "gear2:share=100%,rank=x", "lm3+out2",
+		"kvist:2.75,bytes=5", "kvist:2,weights=random,weights=random", "kvist:2,weights=1",
+		"kvist:bits=2 sinks=8", "gear2:share=100%,rank=x", "lm3+out2",
+		"kvist-archive", "kvist-archive:", "kvist-archive:2,max-error=1", "kvist-archive:profile=x",
 		"kivi2:" + strings.Repeat("a=1,", 100),
 	} {
 		_, err := ByName(name)
@@ -64,6 +68,7 @@ func FuzzByName(f *testing.F) {
 		f.Add(m.Name())
 	}
 	f.Add("kvist:3,k=lm2+len+s8,lm4,sinks=8")
+	f.Add("kvist-archive:1.8,chunks=4,profile=m.kvprofile")
 	f.Add("gear2:rank=8,share=1%")
 	f.Add("uniform:k=lm3,v=,sinks=99999999999")
 	f.Fuzz(func(t *testing.T, name string) {

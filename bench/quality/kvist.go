@@ -10,6 +10,7 @@ import (
 	"io"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 
 	"github.com/kvist-project/kvist/cpu"
@@ -93,13 +94,18 @@ func (k Kvist) Name() string {
 	if len(args) > 0 {
 		args[0] = strings.TrimPrefix(args[0], "bits=")
 	}
+	base := "kvist"
+	if k.Config.Form == offline.FormArchive {
+		base = "kvist-archive"
+		args = slices.DeleteFunc(args, func(a string) bool { return a == "form=archive" })
+	}
 	if k.Random {
 		args = append(args, randomWeightsArg)
 	}
 	if k.Path != "" {
 		args = append(args, "profile="+k.Path)
 	}
-	name := withArgs("kvist", args)
+	name := withArgs(base, args)
 	if k.Label != "" {
 		name += " " + k.Label
 	}
@@ -155,6 +161,10 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		}
 	}
 	var file bytes.Buffer
+	var profiles []*profile.Profile
+	if k.Config.Profile != nil {
+		profiles = append(profiles, k.Config.Profile)
+	}
 	if _, err := offline.Compress(ctx, src, &file, be, k.Config, weights, nil); err != nil {
 		return nil, err
 	}
@@ -164,7 +174,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		return nil, err
 	}
 	var restored memory
-	if _, err := offline.Decompress(ctx, r, &restored, false, nil); err != nil {
+	if _, err := offline.Decompress(ctx, r, &restored, false, nil, profiles...); err != nil {
 		return nil, err
 	}
 	back, err := capture.New("restored", &restored, int64(len(restored.data)), capture.Limits{})

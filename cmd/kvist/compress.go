@@ -15,7 +15,6 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
-	"github.com/kvist-project/kvist/quant"
 )
 
 // defaultBits is the target when none is given: about a quarter of f16, where the measured
@@ -27,7 +26,8 @@ type compressFlags struct {
 	bits, maxError, unseen                                          float64
 	sinks, window, segment                                          int
 	seed                                                            uint64
-	rowBias, nonfinite, json, force                                 bool
+	rowBias, nonfinite, lossless, json, force                       bool
+	streams                                                         int
 	backend                                                         backendFlags
 }
 
@@ -44,6 +44,14 @@ One target at most: --bits, --budget or --max-error. Without one, and without --
 no choice, the target is --bits 4.3. Bits and bytes are those of the whole file: header, tables,
 side tensors, padding and index included. The percentage of --budget is of the f16 bytes of K and
 V (of all rows, for activations).
+
+--form archive codes what is not attended in place: a fraction of the bytes for the same quality.
+--profile names what kvist calibrate has learnt of the model; the file then needs it to be
+decompressed. Without one, what is needed is fitted to the file and stored in it. --lossless keeps
+every row bit by bit. --streams 4 makes a file that kvist truncate can make coarser.
+
+IN may be a .kvist file too: an archive becomes blocks to attend to, weighed as the archive was, or
+either becomes a smaller file.
 
 --coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
 activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
@@ -68,6 +76,7 @@ workers, memory, reason), profile (its hash, or ""), config.`,
   kvist compress cache.safetensors -o cache.kvist --budget 12%
   kvist compress cache.safetensors -o cache.kvist --max-error 0.002
   kvist compress cache.safetensors -o cache.kvist --bits 2.75 --profile model.kvprofile
+  kvist compress cache.safetensors -o cache.kvist --form archive --bits 1.8 --profile m.kvprofile
   kvist compress embeddings.npy -o embeddings.kvist --coding rows=lm4
   producer | kvist compress - -o - --bits 3 > cache.kvist`,
 		Args: cobra.ExactArgs(1),
@@ -93,6 +102,9 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 	fl.StringVar(&f.coding, "coding", "", "`codings` the planner may choose from")
 	fl.StringVar(&f.form, "form", "hot", "`form` of the file: hot or archive")
 	fl.StringVar(&f.profile, "profile", "", "`FILE` of kvist tune or kvist calibrate for the model")
+	fl.BoolVar(&f.lossless, "lossless", false, "archive: keep every row bit by bit")
+	fl.IntVar(&f.streams, "streams", def.Chunks,
+		"archive: `streams` to cut rows into, up to 16, that kvist truncate can drop")
 	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
 	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly")
 	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")
@@ -122,10 +134,8 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 		return cfg, err
 	}
 	switch f.form {
-	case "hot":
-	case "archive":
-		return cfg, fmt.Errorf("--form archive: the entropy-coded archive form is not built yet; "+
-			"--form hot is: %w", quant.ErrUnsupported)
+	case offline.FormHot, offline.FormArchive:
+		cfg.Form = f.form
 	default:
 		return cfg, usagef("--form %q: want hot or archive", f.form)
 	}
@@ -174,7 +184,12 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 			set()
 		}
 	}
-	if targets == 0 && !(len(cfg.K) == 1 && len(cfg.V) == 1) {
+	cfg.Chunks, cfg.Lossless = f.streams, f.lossless
+	if f.lossless {
+		cfg.Form = offline.FormArchive
+	}
+	if targets == 0 && !f.lossless &&
+		(cfg.Form == offline.FormArchive || !(len(cfg.K) == 1 && len(cfg.V) == 1)) {
 		cfg.Bits = defaultBits
 	}
 	if err := cfg.Validate(); err != nil {
@@ -284,7 +299,7 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	if name == stdStream && f.weights == stdStream {
 		return usagef("the capture and --weights cannot both be standard input")
 	}
-	src, in, err := a.openCapture(ctx, name)
+	src, in, weights, err := a.openSource(ctx, name, cfg.Profile)
 	if err != nil {
 		return err
 	}
@@ -292,7 +307,6 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	if err := f.checkSides(src.Kind()); err != nil {
 		return err
 	}
-	var weights offline.Weights
 	if f.weights != "" {
 		layers := src.Layers()
 		for i := range src.ActTensors() {
@@ -379,6 +393,9 @@ func targetText(c *offline.Config) string {
 		return "--budget " + g(100*c.Share) + "%"
 	case c.MaxError > 0:
 		return "--max-error " + g(c.MaxError)
+	}
+	if c.Lossless {
+		return "--lossless"
 	}
 	return "the codings given"
 }

@@ -18,6 +18,7 @@ import (
 type decompressFlags struct {
 	out                  string
 	salvage, json, force bool
+	profiles             []string
 }
 
 func newDecompress(a *app) *cobra.Command {
@@ -44,6 +45,7 @@ Fields of --json: input, output, tensors, bytes, dropped_rows, lost (texts).`,
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
+	fl.StringArrayVar(&f.profiles, "profile", nil, "profile `FILE` that an archive was coded with")
 	fl.BoolVar(&f.salvage, "salvage", false, "read what is intact of a damaged file")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
@@ -74,12 +76,16 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 	if err := checkExtension(f.out, r.Header()); err != nil {
 		return err
 	}
+	profiles, err := a.openProfiles(ctx, f.profiles)
+	if err != nil {
+		return err
+	}
 	out, err := a.create(f.out, f.force)
 	if err != nil {
 		return err
 	}
 	say, clear := a.progress()
-	res, err := offline.Decompress(ctx, r, out, f.salvage, say)
+	res, err := offline.Decompress(ctx, r, out, f.salvage, say, profiles...)
 	clear()
 	out.finish(&err)
 	if err != nil {

@@ -79,8 +79,9 @@ Exit status:
 			return usagef("no verb given")
 		},
 	}
-	root.AddCommand(newCompress(a), newDecompress(a), newVerify(a), newInspect(a), newReport(a),
-		newDoctor(a), newVersion(a), newCapture(a), newEval(a), newTune(a))
+	root.AddCommand(newCompress(a), newDecompress(a), newTruncate(a), newVerify(a), newInspect(a),
+		newReport(a), newDoctor(a), newVersion(a), newCapture(a), newCalibrate(a), newTune(a),
+		newEval(a))
 	root.InitDefaultCompletionCmd()
 	return root
 }

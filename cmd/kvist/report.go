@@ -80,7 +80,11 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 	}()
 	var cmp *offline.Comparison
 	if f.against != "" {
-		if cmp, _, err = a.compare(ctx, r, f.against, f.backend); err != nil {
+		var profiles []string
+		if f.profile != "" {
+			profiles = append(profiles, f.profile)
+		}
+		if cmp, _, err = a.compare(ctx, r, f.against, profiles, f.backend); err != nil {
 			return err
 		}
 	}

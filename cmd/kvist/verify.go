@@ -15,9 +15,10 @@ import (
 )
 
 type verifyFlags struct {
-	against string
-	json    bool
-	backend backendFlags
+	against  string
+	profiles []string
+	json     bool
+	backend  backendFlags
 }
 
 func newVerify(a *app) *cobra.Command {
@@ -49,6 +50,8 @@ v_error, k_cosine, v_cosine, future_error; null where not measured).`,
 	}
 	cmd.Flags().StringVar(&f.against, "against", "",
 		"`ORIGINAL` capture to measure the error against")
+	cmd.Flags().StringArrayVar(&f.profiles, "profile", nil,
+		"profile `FILE` that an archive was coded with, for --against")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print one JSON object")
 	f.backend.add(cmd)
 	return cmd
@@ -104,7 +107,7 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	}
 	res.OK, res.SideTensors = true, len(auxes)
 	if f.against != "" {
-		cmp, original, err := a.compare(ctx, r, f.against, f.backend)
+		cmp, original, err := a.compare(ctx, r, f.against, f.profiles, f.backend)
 		if err != nil {
 			return err
 		}
@@ -155,7 +158,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 }
 
 // compare measures a file against the capture called name, and returns that name for messages.
-func (a *app) compare(ctx context.Context, r *container.Reader, name string,
+func (a *app) compare(ctx context.Context, r *container.Reader, name string, profiles []string,
 	f backendFlags) (_ *offline.Comparison,
 	original string, err error) {
 	src, in, err := a.openCapture(ctx, name)
@@ -163,6 +166,10 @@ func (a *app) compare(ctx context.Context, r *container.Reader, name string,
 		return nil, "", err
 	}
 	defer closing(in, &err)
+	ps, err := a.openProfiles(ctx, profiles)
+	if err != nil {
+		return nil, "", err
+	}
 	be, err := a.openBackend(f)
 	if err != nil {
 		return nil, "", err
@@ -170,7 +177,7 @@ func (a *app) compare(ctx context.Context, r *container.Reader, name string,
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	cmp, err := offline.Compare(ctx, r, src, be, say)
+	cmp, err := offline.Compare(ctx, r, src, be, say, ps...)
 	return cmp, in.name, err
 }
 

@@ -23,7 +23,7 @@ func (f *whyFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.BoolVar(&f.why, "why", false, "say why every block has its bits (with --against)")
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
-	fl.StringVar(&f.profile, "profile", "", "profile `FILE` that it was made with, for --why")
+	fl.StringVar(&f.profile, "profile", "", "profile `FILE` that it was made with")
 }
 
 // explain plans a file once more from the capture it was made from.

@@ -443,8 +443,10 @@ func corruptCases() map[string]corruptCase {
 			b[r.Records()[2].Offset+60] ^= 4
 			return b
 		}, quant.ErrCorrupt, "record layer 0 segment 1", "checksum"},
-		"record-archive-form": {"pass-rows", inRecord(0, 6, 1), quant.ErrUnsupported, "record",
-			"archive"},
+		"record-archive-form": {"pass-rows", inRecord(0, 6, 1), quant.ErrCorrupt, "record",
+			"length of the payload"}, // a record in hot form that says it is an archive
+		"record-flags": {"pass-rows", inRecord(0, 6, 2), quant.ErrUnsupported, "record",
+			"flags 0x2"},
 		"record-level": {"pass-rows", inRecord(0, 25, 4), quant.ErrUnsupported, "record",
 			"level 4"},
 		"record-format": {"pass-rows", inRecord(0, 26, 200), quant.ErrUnsupported, "record",

@@ -183,6 +183,11 @@ func (d *dumper) record(e *entry) error {
 	table := int64(binary.LittleEndian.Uint32(b[12:]))
 	at := int64(recordHeaderBytes)
 	end := at + table
+	if rec.Archive != nil {
+		d.opaque(e.offset+at, rec.Archive, "payload in archive form")
+		d.padding(e.offset+end, b[end:])
+		return nil
+	}
 	n := int(b[at])
 	d.line(e.offset+at, b[at:at+1], "palette entries: %d", n)
 	at++

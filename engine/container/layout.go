@@ -41,7 +41,7 @@ const (
 // Flags.
 const (
 	fieldFlagRequired   = 1       // header field: refuse the file where the tag is not known
-	recordFlagArchive   = 1       // record: payload in archive form; reserved
+	recordFlagArchive   = 1       // record: payload in archive form
 	sectionFlagRequired = 1 << 15 // index entry of a kind that is not known: refuse the file
 )
 
@@ -128,9 +128,10 @@ var layoutSpan = layout{"span (tag 4)", spanBytes, []field{
 var layoutRecord = layout{"record header", recordHeaderBytes, []field{
 	{0, 4, "bytes", "marker", "", `"KREC"`},
 	{4, 2, "u16", "layer", "index into the stored layers or tensors", "below their number"},
-	{6, 2, "u16", "flags", "bit 0: archive form, reserved", "0"},
+	{6, 2, "u16", "flags", "bit 0: archive form", "0 or 1"},
 	{8, 4, "u32", "segment", "tokens from segment * segment_tokens", "below the layer's segments"},
-	{12, 4, "u32", "table", "length of the table, padding not counted", "up to length - 24"},
+	{12, 4, "u32", "table", "length of the table, or of the payload in archive form, padding not counted",
+		"up to length - 24"},
 	{16, 4, "u32", "length", "of the record, padding included", "multiple of 16"},
 	{20, 4, "u32", "crc", "CRC32C of the record but for this field", "as computed"},
 }}

@@ -35,6 +35,9 @@ type Record struct {
 	Layer   int    // index into Header.Layers, or Header.Tensors for KindRows
 	Segment int    // holds tokens [Segment*SegmentTokens, ...) of the layer
 	Heads   []Head // [kv_heads]; 1 for KindRows
+	// Archive is the payload in archive form (package archive), opaque here, at least one byte; such a
+	// record has no Heads. Nil: the record is in hot form.
+	Archive []byte
 }
 
 // Head is one KV head of a record. Every token of the segment is in exactly one block. At most
@@ -87,6 +90,13 @@ func packedBytes(c quant.Coding, rows, dim int) (int64, error) {
 func RecordSize(h *Header, rec *Record) (int64, error) {
 	if err := checkRecord(h, rec); err != nil {
 		return 0, err
+	}
+	if rec.Archive != nil {
+		n := padded(recordHeaderBytes + int64(len(rec.Archive)))
+		if n > math.MaxUint32 {
+			return n, errRecordTooLarge(rec, n)
+		}
+		return n, nil
 	}
 	table, err := encodeTable(nil, rec, h.SegmentLen(rec.Layer, rec.Segment))
 	if err != nil {
@@ -147,6 +157,13 @@ func checkRecord(h *Header, rec *Record) error {
 	}
 	if n := h.Segments(rec.Layer); rec.Segment < 0 || int64(rec.Segment) >= n {
 		return shapef("record of layer %d: segment %d, want [0, %d)", rec.Layer, rec.Segment, n)
+	}
+	if rec.Archive != nil {
+		if len(rec.Archive) == 0 || len(rec.Heads) != 0 {
+			return shapef("record (layer %d, segment %d): %d bytes in archive form and %d heads in hot",
+				rec.Layer, rec.Segment, len(rec.Archive), len(rec.Heads))
+		}
+		return nil
 	}
 	if len(rec.Heads) != h.KVHeads() {
 		return shapef("record (layer %d, segment %d): %d heads, want %d kv_heads",
@@ -249,6 +266,10 @@ func appendRecord(dst []byte, h *Header, rec *Record) ([]byte, error) {
 	}
 	start := len(dst)
 	dst = append(dst, make([]byte, recordHeaderBytes)...)
+	if rec.Archive != nil {
+		dst = appendPadding(append(dst, rec.Archive...), start)
+		return dst, sealRecord(dst[start:], rec, recordFlagArchive, len(rec.Archive))
+	}
 	dst, err := encodeTable(dst, rec, h.SegmentLen(rec.Layer, rec.Segment))
 	if err != nil {
 		return dst, err
@@ -268,19 +289,23 @@ func appendRecord(dst []byte, h *Header, rec *Record) ([]byte, error) {
 	if err != nil {
 		return dst, err
 	}
-	if int64(len(dst)-start) > math.MaxUint32 {
-		return dst, errRecordTooLarge(rec, int64(len(dst)-start))
+	return dst, sealRecord(dst[start:], rec, 0, tableLen)
+}
+
+// sealRecord fills in the header of a record section.
+func sealRecord(s []byte, rec *Record, flags uint16, tableLen int) error {
+	if int64(len(s)) > math.MaxUint32 {
+		return errRecordTooLarge(rec, int64(len(s)))
 	}
-	s := dst[start:]
 	copy(s, markRecord)
 	le := binary.LittleEndian
 	le.PutUint16(s[4:], uint16(rec.Layer))
-	le.PutUint16(s[6:], 0)
+	le.PutUint16(s[6:], flags)
 	le.PutUint32(s[8:], uint32(rec.Segment))
 	le.PutUint32(s[12:], uint32(tableLen))
 	le.PutUint32(s[16:], uint32(len(s)))
 	le.PutUint32(s[recordCRCAt:], checksum(s, recordCRCAt))
-	return dst, nil
+	return nil
 }
 
 func sideName(isV bool) string {
@@ -347,11 +372,9 @@ func parseRecord(h *Header, lim *Limits, p place, off int64, s []byte) (*Record,
 	if want, got := checksum(s, recordCRCAt), le.Uint32(s[recordCRCAt:]); want != got {
 		return nil, p.corrupt(off+recordCRCAt, "checksum", hex32(want), hex32(got))
 	}
-	if f := le.Uint16(s[6:]); f != 0 {
-		if f == recordFlagArchive {
-			return nil, p.refuse(off+6, fmt.Errorf("record in archive form: %w", quant.ErrUnsupported))
-		}
-		return nil, p.refuse(off+6, fmt.Errorf("record flags %#x: %w", f, quant.ErrUnsupported))
+	flags := le.Uint16(s[6:])
+	if flags&^recordFlagArchive != 0 {
+		return nil, p.refuse(off+6, fmt.Errorf("record flags %#x: %w", flags, quant.ErrUnsupported))
 	}
 	tokens := h.SegmentLen(head.layer, head.segment)
 	if n := int64(tokens) * int64(h.KVHeads()); n > lim.MaxRecordTokens {
@@ -359,6 +382,9 @@ func parseRecord(h *Header, lim *Limits, p place, off int64, s []byte) (*Record,
 	}
 	p.layer, p.segment = head.layer, head.segment
 	rec := &Record{Layer: head.layer, Segment: head.segment}
+	if flags == recordFlagArchive {
+		return rec, sliceArchive(p, rec, off, s, recordHeaderBytes+head.table)
+	}
 	kDim, vDim := h.Dims(head.layer)
 	tableEnd := recordHeaderBytes + head.table
 	t := tableReader{
@@ -370,6 +396,24 @@ func parseRecord(h *Header, lim *Limits, p place, off int64, s []byte) (*Record,
 		return nil, err
 	}
 	return rec, slicePayloads(p, rec, off, s, tableEnd, kDim, vDim)
+}
+
+// sliceArchive sets Archive to its bytes of s, which padding to 16 bytes must end.
+func sliceArchive(p place, rec *Record, off int64, s []byte, end int64) error {
+	if end == recordHeaderBytes {
+		return p.corrupt(off+12, "payload in archive form", "1 byte or more", 0)
+	}
+	if padded(end) != int64(len(s)) {
+		return p.corrupt(off+12, "length of the payload", int64(len(s))-recordHeaderBytes,
+			end-recordHeaderBytes)
+	}
+	for i := end; i < int64(len(s)); i++ {
+		if s[i] != 0 {
+			return p.corrupt(off+i, "padding", 0, s[i])
+		}
+	}
+	rec.Archive = s[recordHeaderBytes:end:end]
+	return nil
 }
 
 // slicePayloads sets KData and VData to their bytes of s and checks that payloads and zero

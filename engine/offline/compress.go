@@ -89,6 +89,9 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Form == FormArchive {
+		return c.archiveTo(ctx, w, weights)
+	}
 	if err := c.prepare(ctx, weights); err != nil {
 		return nil, err
 	}
@@ -120,7 +123,11 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if cfg.Weighted {
 		cfg.Importance = "none" // weights that are handed in take its place
 	}
-	in, err := newInput(src, cfg.Segment)
+	segment := cfg.Segment
+	if cfg.Lossless {
+		segment = max(segment, losslessSegment)
+	}
+	in, err := newInput(src, segment)
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
@@ -49,8 +50,9 @@ type Config struct {
 	// them, tokens weigh the same and Result.Importance says so.
 	Importance string
 	// Profile is what was learnt about the model, or nil: its settings are put into the config by
-	// Apply, its sensitivities weigh the heads against each other. Not part of String: files name it
-	// in their header.
+	// Apply, its sensitivities weigh the heads against each other, and FormArchive codes with its
+	// basis; without one, a basis is fitted to the file. Not part of String: files name it in their
+	// header.
 	Profile *profile.Profile
 	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
 	Memo *Memo
@@ -64,9 +66,22 @@ type Config struct {
 	// merging and dropping what past attention did not look at; with FULL alone it is not used. Range
 	// [0, 1].
 	Unseen float64
+	// Form is FormHot, the default, or FormArchive.
+	Form string
+	// Chunks cuts the lanes of an archive into as many streams, 1 to 16, so that Truncate can drop
+	// some. Each costs some 40 bytes a head and segment. Default 1.
+	Chunks int
+	// Lossless keeps every row of an archive bit by bit. It takes no target.
+	Lossless bool
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }
+
+// The forms of a file.
+const (
+	FormHot     = "hot"     // attended in place
+	FormArchive = "archive" // entropy-coded: a fraction of the bytes, decompressed before use
+)
 
 // DefaultConfig returns the defaults, without a target.
 //
@@ -87,7 +102,7 @@ func DefaultConfig() Config {
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
-	c.Importance, c.Unseen = "default", defaultUnseen
+	c.Importance, c.Unseen, c.Form, c.Chunks = "default", defaultUnseen, FormHot, 1
 	return c
 }
 
@@ -141,8 +156,19 @@ func (c *Config) Validate() error {
 	switch {
 	case targets > 1:
 		bad("%d targets among bits, bytes, share and max-error, want one", targets)
+	case c.Lossless && (targets > 0 || c.Form != FormArchive):
+		bad("lossless is for the archive form and takes no target")
+	case c.Lossless:
+	case targets == 0 && c.Form == FormArchive, c.MaxError > 0 && c.Form == FormArchive:
+		bad("an archive wants bits, bytes or a share as its target")
 	case targets == 0 && !c.fixed():
 		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
+	}
+	if c.Form != FormHot && c.Form != FormArchive {
+		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
+	}
+	if c.Chunks < 1 || c.Chunks > archive.MaxChunks {
+		bad("chunks %d, want 1 to %d", c.Chunks, archive.MaxChunks)
 	}
 	if c.Bits > 64 {
 		bad("bits %g, want at most 64", c.Bits)
@@ -209,6 +235,15 @@ func (c *Config) String() string {
 	add("levels", LevelNames(c.Levels))
 	add("unseen", strconv.FormatFloat(c.Unseen, 'g', -1, 64))
 	add("weighted", strconv.FormatBool(c.Weighted))
+	if c.Form != FormHot {
+		add("form", c.Form)
+	}
+	if c.Chunks != 1 {
+		add("chunks", strconv.Itoa(c.Chunks))
+	}
+	if c.Lossless {
+		add("lossless", "true")
+	}
 	return strings.Join(b, " ")
 }
 
@@ -326,6 +361,12 @@ func (c Config) with(s string) (Config, error) {
 			c.Levels, err = ParseLevels(v)
 		case k == "unseen":
 			c.Unseen, err = strconv.ParseFloat(v, 64)
+		case k == "form":
+			c.Form = v
+		case k == "chunks":
+			c.Chunks, err = strconv.Atoi(v)
+		case k == "lossless":
+			c.Lossless, err = strconv.ParseBool(v)
 		case k == "weighted":
 			c.Weighted, err = strconv.ParseBool(v)
 		default:

@@ -11,8 +11,10 @@ import (
 	"maps"
 	"math"
 
+	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -38,9 +40,14 @@ type Restored struct {
 // Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
 // that promises more than 4096 times its size; those of w.
 func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
-	progress Progress) (*Restored, error) {
+	progress Progress, profiles ...*profile.Profile) (*Restored, error) {
 	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
-	d.rowBias = rowBiasOf(d.h) && d.h.QueryEnergy != nil
+	var err error
+	if d.codec, err = archiveCodec(r, profiles); err != nil &&
+		!(salvage && errors.Is(err, quant.ErrCorrupt)) {
+		return nil, err
+	}
+	d.rowBias = rowBiasOf(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
 	if err := d.checkExpansion(); err != nil {
 		return nil, err
 	}
@@ -72,7 +79,8 @@ type decompressor struct {
 	out     *capture.Writer
 	salvage bool
 	rowBias bool
-	kept    map[int]bool // layers that get a kept tensor
+	codec   *archive.Codec // nil without records in archive form
+	kept    map[int]bool   // layers that get a kept tensor
 	say     Progress
 	res     *Restored
 }
@@ -92,7 +100,9 @@ func (d *decompressor) open(w io.WriterAt) error {
 		decls = append(decls, capture.Decl{Name: name, DTypeName: dtype, Shape: shape})
 	}
 	for _, a := range infos {
-		declare(a.Name, a.DType, a.Shape...)
+		if a.Name != archiveAux {
+			declare(a.Name, a.DType, a.Shape...)
+		}
 	}
 	if d.h.Kind == container.KindRows {
 		for _, t := range d.h.Tensors {
@@ -192,6 +202,9 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 			segment, quant.ErrCorrupt)
 	}
 	rec, err := d.r.ReadRecord(at)
+	if err == nil && d.salvage && rec.Archive != nil {
+		_, _, err = packedRows(d.codec, d.h, rec) // whether it can be read is known only then
+	}
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
 		return nil, nil
 	}
@@ -216,6 +229,9 @@ func (d *decompressor) segment(layer, seg int) error {
 			Segment: seg,
 			Heads:   make([]container.Head, d.h.KVHeads()),
 		}
+	}
+	if rec.Archive != nil {
+		return d.archiveSegment(rec)
 	}
 	kDim, vDim := d.h.Dims(layer)
 	for hi := range rec.Heads {
@@ -343,6 +359,9 @@ func eachToken(b *container.Block, f func(row int, token uint16)) {
 // biases computes the row bias of every token of a head, with the mean energy of the head's
 // queries in the place of a query.
 func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias []float32) error {
+	if d.h.QueryEnergy == nil {
+		return nil // what is left of an archive
+	}
 	scale := float32(1 / math.Sqrt(float64(dim)))
 	energy := d.h.QueryEnergy[layer*d.h.KVHeads()+head]
 	for bi := range rec.Heads[head].Blocks {
@@ -369,6 +388,9 @@ func (d *decompressor) sides() error {
 		return err
 	}
 	for _, info := range infos {
+		if info.Name == archiveAux {
+			continue
+		}
 		a, err := d.r.ReadAux(info.Name)
 		if err != nil {
 			if !d.salvage || !errors.Is(err, quant.ErrCorrupt) {

@@ -11,6 +11,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -41,8 +42,12 @@ type Comparison struct {
 // Errors: quant.ErrShape where the two do not belong together, quant.ErrCorrupt for side tensors
 // that differ; *container.CorruptError, *capture.FormatError; those of the backend.
 func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be backend.Backend,
-	progress Progress) (*Comparison, error) {
+	progress Progress, profiles ...*profile.Profile) (*Comparison, error) {
 	h := r.Header()
+	codec, err := archiveCodec(r, profiles)
+	if err != nil {
+		return nil, err
+	}
 	in, err := newInput(src, h.SegmentTokens)
 	if err != nil {
 		return nil, err
@@ -62,6 +67,9 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 					l.name, s, quant.ErrCorrupt)
 			}
 			rec, err := r.ReadRecord(at)
+			if err == nil {
+				rec, err = expand(codec, h, rec)
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -327,7 +335,12 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	n := 0
 	for _, info := range infos {
+		if info.Name == archiveAux {
+			continue
+		}
+		n++
 		a, err := r.ReadAux(info.Name)
 		if err != nil {
 			return 0, err
@@ -347,7 +360,7 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 				info.Name, quant.ErrCorrupt)
 		}
 	}
-	return len(infos), nil
+	return n, nil
 }
 
 // fitError finds the least bytes whose measured future-attention error is within the bound, by

@@ -290,6 +290,13 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 		}
 		n := b.records[at].Length
 		l.Bytes += n
+		if rec.Archive != nil {
+			held, err := b.archived(rec, kDim, vDim, lines, &packed)
+			if err != nil {
+				return err
+			}
+			n -= held
+		}
 		for hi := range rec.Heads {
 			line := lines[min(hi, len(lines)-1)]
 			n -= b.head(rec, hi, kDim, vDim, line, &packed)

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
+)
+
+type calibrateFlags struct {
+	out, runs   string
+	texts       []string
+	bits        float64
+	next        int
+	json, force bool
+	backend     backendFlags
+}
+
+func newCalibrate(a *app) *cobra.Command {
+	var f calibrateFlags
+	cmd := &cobra.Command{
+		Use:   "calibrate CAPTURE... -o model.kvprofile",
+		Short: "Learn a model's basis for the archive from captures",
+		Long: `calibrate reads captures of one model, with queries (kvist capture makes them, --o-weight
+adds the metric of V), and writes what compress --form archive --profile codes with: for every head
+a basis for K in the metric of the queries and one for V in that of the output projection, means and
+deviations of the components, and the tables of the coder. Take at least four texts, other ones than
+those to be compressed.
+
+With -o naming a profile that exists, only these parts of it are replaced.
+
+--model and --text measure in the model what errors in each layer do to its predictions, and make
+the steps of the layers where they matter finer. Measured again, a profile is refined. Without
+captures, only that is done.
+
+Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
+		Example: `  kvist capture smollm2 book.txt --o-weight -o book.safetensors
+  kvist calibrate *.safetensors -o smollm2.kvprofile
+  kvist compress cache.safetensors -o cache.kvist --form archive --profile smollm2.kvprofile`,
+		Args: cobra.ArbitraryArgs,
+		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
+			return a.calibrate(cmd.Context(), args, &f)
+		}),
+	}
+	fl := cmd.Flags()
+	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
+	fl.StringVar(&f.runs, "model", "", "`MODEL` to measure steps in: a GGUF file, or smollm2")
+	fl.StringArrayVar(&f.texts, "text", nil, "text `FILE` to measure steps on, may be given again")
+	fl.Float64Var(&f.bits, "bits", 1.4, "`bits` a value at which steps are measured")
+	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
+	fl.BoolVar(&f.json, "json", false, "print one JSON object")
+	fl.BoolVar(&f.force, "force", false, "start a new profile if the output exists")
+	f.backend.add(cmd)
+	_ = cmd.MarkFlagRequired("output") // the flag is there
+	return cmd
+}
+
+type calibratedJSON struct {
+	Output    string `json:"output"`
+	Bytes     int64  `json:"bytes"`
+	Captures  int    `json:"captures"`
+	Tokens    int    `json:"tokens"`
+	ID        string `json:"id"`
+	ArchiveID string `json:"archive_id"`
+}
+
+func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) (err error) {
+	if len(names) == 0 && f.runs == "" {
+		return usagef("neither captures nor --model: nothing to learn from")
+	}
+	if (f.runs == "") != (len(f.texts) == 0) {
+		return usagef("--model and --text go together")
+	}
+	if err := f.backend.check(); err != nil {
+		return err
+	}
+	var old *profile.Profile
+	if !f.force {
+		old, err = profile.Open(f.out, profile.Limits{})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	sum := &calibratedJSON{Output: f.out, Captures: len(names)}
+	var captures []*capture.Source
+	for _, name := range names {
+		src, in, err := a.openCapture(ctx, name)
+		if err != nil {
+			return err
+		}
+		defer closing(in, &err)
+		captures = append(captures, src)
+		sum.Tokens += src.Tokens()
+	}
+	say, clear := a.progress()
+	defer clear()
+	p := old
+	if len(captures) > 0 {
+		be, err := a.openBackend(f.backend)
+		if err != nil {
+			return err
+		}
+		defer closing(be, &err)
+		if p, err = offline.Calibrate(ctx, captures, be, old, say); err != nil {
+			return err
+		}
+	}
+	if p == nil {
+		return fmt.Errorf("%s: no profile to refine, and no captures to make one from: %w", f.out, fs.ErrNotExist)
+	}
+	if f.runs != "" {
+		if p, err = a.measureSteps(ctx, f, p, say); err != nil {
+			return err
+		}
+	}
+	clear()
+	if err := p.Write(f.out, true); err != nil {
+		return err
+	}
+	st, err := os.Stat(f.out)
+	if err != nil {
+		return err
+	}
+	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), offline.ArchiveID(p).Full()
+	if f.json {
+		return printJSON(a.stdout, sum)
+	}
+	pr := &printer{w: a.stdout}
+	pr.printf("%s: %s bytes, from %d captures of %s tokens\n", f.out, count(sum.Bytes), sum.Captures,
+		count(int64(sum.Tokens)))
+	pr.printf("basis and tables %s\n", offline.ArchiveID(p))
+	return pr.err
+}
+
+// measureSteps adds to a profile what the model says about steps.
+func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Profile,
+	say func(string, int64, int64)) (*profile.Profile, error) {
+	m, err := (&modelFlags{threads: f.backend.threads}).open(f.runs)
+	if err != nil {
+		return nil, err
+	}
+	o := quality.Options{Next: f.next, Progress: say}
+	inputs, _, err := a.evalTexts(ctx, m, f.texts, &evalFlags{context: 1024, next: f.next})
+	if err != nil {
+		return nil, err
+	}
+	steps, err := quality.ArchiveSteps(ctx, m, inputs, p, f.bits, o)
+	if err != nil {
+		return nil, err
+	}
+	return offline.WithArchiveSteps(p, steps, profile.Meta{"texts": fmt.Sprint(len(f.texts)),
+		"bits": fmt.Sprint(f.bits)})
+}
+
+// openProfiles reads the profiles of a flag that may be given again.
+func (a *app) openProfiles(ctx context.Context, names []string) ([]*profile.Profile, error) {
+	var all []*profile.Profile
+	for _, n := range names {
+		p, err := a.openProfile(ctx, n)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
+	return all, nil
+}

@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package axpy adds multiples of rows of a matrix to a row, product by product, each rounded to
+// float32 before it is added: the same bits on every machine and in every implementation.
+package axpy
+
+// Accumulate adds c[i] times row i of m to y, for i ascending; terms with c[i] = 0 are left out.
+//
+//	for i, a := range c {
+//		if a != 0 {
+//			for j := range y {
+//				y[j] += float32(a * m[i*len(y)+j])
+//			}
+//		}
+//	}
+//
+// m: [len(c), len(y)], row-major; y must not overlap m or c.
+func Accumulate(y, m, c []float32) {
+	m = m[:len(c)*len(y)]
+	accumulate(y, m, c)
+}
+
+// accumulateGeneric is Accumulate in plain Go, from column from on.
+func accumulateGeneric(y, m, c []float32, from int) {
+	d := len(y)
+	for i, a := range c {
+		if a == 0 {
+			continue
+		}
+		row, out := m[i*d+from:(i+1)*d], y[from:]
+		for len(out) >= 4 {
+			x4, y4 := (*[4]float32)(row), (*[4]float32)(out)
+			y4[0] += float32(a * x4[0])
+			y4[1] += float32(a * x4[1])
+			y4[2] += float32(a * x4[2])
+			y4[3] += float32(a * x4[3])
+			row, out = row[4:], out[4:]
+		}
+		for j := range out {
+			out[j] += float32(a * row[j])
+		}
+	}
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !noasm
+
+package axpy
+
+import "golang.org/x/sys/cpu"
+
+var useAVX2 = cpu.X86.HasAVX2
+
+// accumulate64AVX2 is Accumulate for 64 columns of rows that are stride bytes apart.
+//
+//go:noescape
+func accumulate64AVX2(y, m *float32, stride int, c *float32, n int)
+
+func accumulate(y, m, c []float32) {
+	at := 0
+	if useAVX2 && len(c) > 0 {
+		for ; at+64 <= len(y); at += 64 {
+			accumulate64AVX2(&y[at], &m[at], 4*len(y), &c[0], len(c))
+		}
+	}
+	if at < len(y) {
+		accumulateGeneric(y, m, c, at)
+	}
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build noasm || !amd64
+
+package axpy
+
+func accumulate(y, m, c []float32) { accumulateGeneric(y, m, c, 0) }

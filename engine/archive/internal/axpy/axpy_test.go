@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package axpy
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+)
+
+// TestAccumulate_BitsOfPlainGo also holds that nothing but y is written: y is cut out of a larger
+// array.
+func TestAccumulate_BitsOfPlainGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	for _, cols := range []int{1, 3, 4, 63, 64, 65, 128, 130, 192} {
+		for _, rows := range []int{0, 1, 2, 7, 64} {
+			buf := make([]float32, cols+32)
+			for i := range buf {
+				buf[i] = float32(rng.NormFloat64())
+			}
+			want := append([]float32{}, buf...)
+			m, c := make([]float32, rows*cols), make([]float32, rows)
+			for i := range m {
+				m[i] = float32(rng.NormFloat64())
+			}
+			for i := range c {
+				switch rng.IntN(4) {
+				case 0:
+					c[i] = float32(math.Copysign(0, -1))
+				case 1:
+				default:
+					c[i] = float32(rng.NormFloat64())
+				}
+			}
+			accumulateGeneric(want[16:16+cols], m, c, 0)
+			Accumulate(buf[16:16+cols:16+cols], m, c)
+			for i := range buf {
+				if math.Float32bits(buf[i]) != math.Float32bits(want[i]) {
+					t.Fatalf("cols=%d rows=%d: value %d is %v, want %v", cols, rows, i-16, buf[i], want[i])
+				}
+			}
+		}
+	}
+}
+
+func BenchmarkAccumulate(b *testing.B) {
+	y, m, c := make([]float32, 64), make([]float32, 64*64), make([]float32, 64)
+	for i := range c {
+		c[i] = 1e-9
+	}
+	b.SetBytes(4 * 64)
+	for b.Loop() {
+		Accumulate(y, m, c)
+	}
+}

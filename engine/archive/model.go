@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import "math"
+
+// rowState follows what a row has shown so far against what was expected of it: rows differ in
+// length, and a row that has been twice as long as expected goes on to be.
+type rowState struct {
+	seen, expected uint64 // in 1/4096 of a step
+}
+
+// shift8 returns the correction of the scale of what comes.
+func (r *rowState) shift8(prior uint32) int {
+	d := log8(r.seen+uint64(prior)) - log8(r.expected+uint64(prior))
+	return min(max(d, -24), 40)
+}
+
+// add takes a coefficient of magnitude m that was expected to be expect.
+func (r *rowState) add(m uint32, expect uint64) {
+	r.seen += uint64(m) << 12
+	r.expected += expect
+}
+
+// expectation returns the expected magnitude, in 1/4096 of a step, at a scale.
+func (t *Tables) expectation(scale8 int) uint64 {
+	k, s := classOf(scale8)
+	return uint64(t.MeanAbs[k]) << s
+}
+
+// coded reports whether a component is stored at all: where its deviation is a small fraction of
+// the step, every coefficient would be zero.
+func coded(scale8 int) bool { return scale8 >= deadScale }
+
+// eighths[i] is 2^(i/8), rounded to float32.
+var eighths = [8]float32{1, 1.0905077, 1.1892071, 1.2968396, 1.4142135, 1.5422108, 1.6817929, 1.8340081}
+
+// step returns fine * 2^(s8/8), the same on every machine.
+func step(fine float32, s8 int) float32 {
+	n, f := s8>>3, s8&7
+	return float32(fine*eighths[f]) * float32(math.Ldexp(1, n))
+}
+
+// maxMagnitude bounds coefficients: 2^28 steps are beyond what float32 tells apart.
+const maxMagnitude = 1 << 28
+
+// lane is one side of one head of a segment, as coefficients.
+type lane struct {
+	rows, dim int
+	chunks    int     // streams that share the components, in order; what a stream holds ends with it
+	std8      []int16 // [dim] deviation of each component
+	step8     []int16 // [rows] step of each row
+}
+
+// chunkOf returns the stream of a component.
+func (l *lane) chunkOf(i int) int { return i * l.chunks / l.dim }
+
+// rowQuantizer picks the levels of a row: the ones that cost least, squared error in steps plus
+// lambda times bits.
+type rowQuantizer struct {
+	*coder
+	lambda float32
+	fit    *fitter // collects statistics, unless nil
+}
+
+// quantise chooses the level of a value of a/step = a >= 0 in a class.
+func (q *rowQuantizer) level(a float32, k int) uint32 {
+	n := uint32(a + 0.5)
+	if n == 0 {
+		return 0
+	}
+	if n > maxRecon+4 {
+		if n > maxLevel {
+			return n
+		}
+		return q.better(a, k, n, n-1)
+	}
+	best := n
+	best = q.better(a, k, best, n-1)
+	if n == 2 {
+		best = q.better(a, k, best, 0)
+	}
+	return best
+}
+
+func (q *rowQuantizer) better(a float32, k int, n, m uint32) uint32 {
+	dn, dm := a-q.recon[k][n], a-q.recon[k][m]
+	if dn*dn+q.lambda*q.cost[k][n] <= dm*dm+q.lambda*q.cost[k][m] {
+		return n
+	}
+	return m
+}
+
+// laneSink collects the symbols of one stream.
+type laneSink struct {
+	syms  []interval
+	state []uint8
+}
+
+func (s *laneSink) put(state int, v interval) {
+	s.syms = append(s.syms, v)
+	s.state = append(s.state, uint8(state))
+}
+
+// raw stores the low n bits of v with a state.
+func (s *laneSink) raw(state int, v uint32, n uint) {
+	for n > 0 {
+		k := min(n, 8)
+		n -= k
+		w := uint32(probOne >> k)
+		s.put(state, newInterval((v>>n&(1<<k-1))*w, w))
+	}
+}
+
+// escape stores v by its length in bits and the bits behind the first.
+func (s *laneSink) escape(state int, v uint32) {
+	n := uint(bitLen(v + 1))
+	s.raw(state, uint32(n), 5)
+	s.raw(state, (v+1)&^(1<<(n-1)), n-1)
+}
+
+func bitLen(v uint32) int {
+	n := 0
+	for ; v > 0; v >>= 1 {
+		n++
+	}
+	return n
+}
+
+// escapeBits is what escape takes, with the sign.
+func escapeBits(v uint32) float32 { return float32(5+bitLen(v+1)-1) + 1 }
+
+// encode quantizes y, [rows, dim], with steps [rows], in the order of the streams, and returns the
+// bits that the model gives the lane. The symbols go to sinks, [chunks]; with nil it only counts.
+func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (cost float64) {
+	var known []*rowScales
+	for t := 0; t < l.rows; t += 2 {
+		n := min(2, l.rows-t)
+		var st [2]rowState
+		var of [2]*rowScales
+		var inv [2]float32
+		for r := range n {
+			known, of[r] = q.scalesOf(known, l, l.step8[t+r])
+			inv[r] = 1 / steps[t+r]
+		}
+		for g := 0; g < l.dim; g += groupSize {
+			var shift [2]int
+			for r := range n {
+				shift[r] = st[r].shift8(q.Prior)
+			}
+			for i := g; i < min(g+groupSize, l.dim); i++ {
+				var sink *laneSink
+				if sinks != nil {
+					sink = &sinks[l.chunkOf(i)]
+				}
+				for r := range n {
+					scale := int(of[r].scale[i])
+					if !coded(scale) {
+						continue
+					}
+					m, b := q.one(r, y[(t+r)*l.dim+i]*inv[r], scale+shift[r], scale, sink)
+					cost += float64(b)
+					st[r].add(m, of[r].exp[i])
+				}
+			}
+		}
+	}
+	return cost
+}
+
+// one quantizes and stores one coefficient v, in steps.
+func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int,
+	sink *laneSink) (m uint32, cost float32) {
+	k, s := classOf(scale8)
+	if s > 0 {
+		return q.coarse(state, v, k, s, sink)
+	}
+	a := max(v, -v)
+	if !(a <= maxMagnitude) {
+		a = maxMagnitude
+	}
+	m = q.level(a, k)
+	if q.fit != nil {
+		q.fit.add(k, prior8, a, m)
+	}
+	neg := v < 0
+	if m <= q.most[k] {
+		if sink != nil {
+			sym := maxLevel + int(m)
+			if neg {
+				sym = maxLevel - int(m)
+			}
+			sink.put(state, q.ivals[k][sym])
+		}
+		return m, q.cost[k][m]
+	}
+	over := m - q.most[k] - 1
+	if sink != nil {
+		sink.put(state, q.ivals[k][symEscape])
+		sink.raw(state, b2u(neg), 1)
+		sink.escape(state, over)
+	}
+	return m, float32(q.cost[k][maxLevel+1]) + escapeBits(over)
+}
+
+// coarse stores a coefficient of a class above all tables: its low bits as they are.
+func (q *rowQuantizer) coarse(state int, v float32, k int, s uint,
+	sink *laneSink) (m uint32, cost float32) {
+	if v != v {
+		v = 0
+	}
+	n := int32(math.Floor(float64(min(max(v, -maxMagnitude), maxMagnitude)) + 0.5))
+	hi := n >> s
+	u := uint32(max(hi, -hi))
+	cost = float32(s)
+	if u <= q.most[k] {
+		cost += q.cost[k][u]
+		if sink != nil {
+			sink.put(state, q.ivals[k][maxLevel+int(hi)])
+		}
+	} else {
+		over := u - q.most[k] - 1
+		cost += q.cost[k][maxLevel+1] + escapeBits(over)
+		if sink != nil {
+			sink.put(state, q.ivals[k][symEscape])
+			sink.raw(state, b2u(hi < 0), 1)
+			sink.escape(state, over)
+		}
+	}
+	if sink != nil {
+		sink.raw(state, uint32(n)&(1<<s-1), s)
+	}
+	return uint32(max(n, -n)), cost
+}
+
+func b2u(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// decodeLane reads the streams of a lane, [chunks], into coefficients, in steps. out is [rows, dim].
+// Streams that were cut off, from some chunk on, leave zeros. It returns the chunk that is damaged,
+// or -1.
+func (c *coder) decodeLane(l *lane, streams [][]byte, out []float32) int {
+	ds := make([]ransDecoder, len(streams))
+	dim := l.dim // components that are there
+	for k, b := range streams {
+		if len(b) == 0 {
+			for dim > 0 && l.chunkOf(dim-1) >= k {
+				dim--
+			}
+			break
+		}
+		ds[k] = newRansDecoder(b)
+	}
+	if dim < l.dim {
+		clear(out)
+	}
+	if len(streams) == 1 && dim > 0 {
+		if !c.decodeOne(l, streams[0], out) {
+			return 0
+		}
+		return -1
+	}
+	of := make([]*ransDecoder, dim)
+	for i := range of {
+		of[i] = &ds[l.chunkOf(i)]
+	}
+	for t := 0; t < l.rows; t += 2 {
+		c.decodeRowsOf(of, l, t, min(2, l.rows-t), out)
+		for k := range ds {
+			if ds[k].pos > len(ds[k].b)+8 {
+				return k
+			}
+		}
+	}
+	for k := range ds {
+		if len(streams[k]) > 0 && !ds[k].done() {
+			return k
+		}
+	}
+	return -1
+}
+
+// decodeRows decodes n rows from row t on, 1 or 2, from one stream.
+func (c *coder) decodeRows(d *ransDecoder, l *lane, t, n int, out []float32) {
+	of := make([]*ransDecoder, l.dim)
+	for i := range of {
+		of[i] = d
+	}
+	c.decodeRowsOf(of, l, t, n, out)
+}
+
+// decodeRowsOf decodes n rows from row t on, component i from stream of[i]. It is the definition of
+// the order of symbols.
+func (c *coder) decodeRowsOf(of []*ransDecoder, l *lane, t, n int, out []float32) {
+	var st [2]rowState
+	for g := 0; g < len(of); g += groupSize {
+		var shift [2]int
+		for r := range n {
+			shift[r] = st[r].shift8(c.Prior)
+		}
+		for i := g; i < min(g+groupSize, len(of)); i++ {
+			for r := range n {
+				scale := int(l.std8[i]) - int(l.step8[t+r])
+				if !coded(scale) {
+					out[(t+r)*l.dim+i] = 0
+					continue
+				}
+				v, m := c.next(of[i], r, scale+shift[r])
+				out[(t+r)*l.dim+i] = v
+				st[r].add(m, c.expectation(scale))
+			}
+		}
+	}
+}
+
+// next reads one coefficient.
+func (c *coder) next(d *ransDecoder, r, scale8 int) (v float32, m uint32) {
+	k, s := classOf(scale8)
+	e := c.slots[k][d.x[r]&(probOne-1)]
+	x := (uint32(e)>>12&0xfff+1)*(d.x[r]>>probBits) + uint32(e)&0xfff
+	if x < ransLow {
+		x = x<<16 | uint32(d.word())
+	}
+	d.x[r] = x
+	sym := int(e >> 24)
+	if s == 0 && sym != symEscape {
+		if sym >= maxLevel {
+			m = uint32(sym - maxLevel)
+			return c.recon[k][m], m
+		}
+		m = uint32(maxLevel - sym)
+		return -c.recon[k][m], m
+	}
+	n := int64(sym - maxLevel)
+	if sym == symEscape {
+		neg := d.raw(r, 1) != 0
+		n = int64(c.most[k]) + 1 + int64(d.escape(r))
+		if neg {
+			n = -n
+		}
+	}
+	if s > 0 {
+		n = n<<s | int64(d.raw(r, s))
+	}
+	n = min(max(n, -maxMagnitude), maxMagnitude)
+	m = uint32(max(n, -n))
+	if s == 0 && m <= maxLevel {
+		if n < 0 {
+			return -c.recon[k][m], m
+		}
+		return c.recon[k][m], m
+	}
+	return float32(n), m
+}
+
+// raw reads n bits.
+func (d *ransDecoder) raw(r int, n uint) (v uint32) {
+	for n > 0 {
+		k := min(n, 8)
+		n -= k
+		w := uint32(probOne >> k)
+		s := d.x[r] & (probOne - 1) / w
+		d.take(r, s*w, w, probBits)
+		v = v<<k | s
+	}
+	return v
+}
+
+func (d *ransDecoder) escape(r int) uint32 {
+	n := uint(d.raw(r, 5))
+	if n == 0 {
+		return 0
+	}
+	return (1<<(n-1) | d.raw(r, n-1)) - 1
+}

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"encoding/binary"
+	"math"
+	"slices"
+	"sync"
+)
+
+// NumTokenClasses is how many steps tokens of a head can choose from.
+const NumTokenClasses = sideSyms
+
+// Params is what all records of a file share.
+type Params struct {
+	// Fine is the file's factor on all steps, [1, 2^(1/8)).
+	Fine float32
+	// Class8 is what a token's class adds to the step of its rows, in eighths of an octave.
+	Class8 [NumTokenClasses]int8
+	Rope   Rope
+	// Set holds transforms and tables. Own tells that they stand in the file; otherwise they come
+	// from the profile that the file names.
+	Set *Set
+	Own bool
+}
+
+// Append appends the parameters, little-endian: u8 1, u8 own, u8 rope layout, u8 0, f32 fine,
+// i8[16] classes, u32 n, f64[n] frequencies, and tables and transforms where they are the file's own.
+func (p *Params) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, 1, byte(b2u(p.Own)), byte(p.Rope.Layout), 0)
+	dst = le.AppendUint32(dst, math.Float32bits(p.Fine))
+	for _, c := range p.Class8 {
+		dst = append(dst, byte(c))
+	}
+	dst = le.AppendUint32(dst, uint32(len(p.Rope.Freqs)))
+	for _, f := range p.Rope.Freqs {
+		dst = le.AppendUint64(dst, math.Float64bits(f))
+	}
+	if p.Own {
+		dst = p.Set.Append(p.Set.AppendTables(dst))
+	}
+	return dst
+}
+
+// ParseParams reads what Append wrote. Where Own is false the caller sets Set.
+//
+// Errors: *CorruptError, quant.ErrVersion.
+func ParseParams(b []byte) (*Params, error) {
+	r := &setReader{b: b}
+	if v := r.uint(1); r.err == nil && v != 1 {
+		return nil, versionf("parameters", v)
+	}
+	p := &Params{}
+	own, layout, zero := r.uint(1), r.uint(1), r.uint(1)
+	p.Own, p.Rope.Layout = own == 1, ropeLayout(layout)
+	p.Fine = r.float()
+	for i, c := range r.take(NumTokenClasses) {
+		p.Class8[i] = int8(c)
+	}
+	n := int(r.uint(4))
+	if r.err == nil && (own > 1 || layout > 2 || zero != 0 || !(p.Fine >= 1 && p.Fine < 2) || n > len(r.b)/8) {
+		r.fail("own %d, layout %d, fine %v, %d frequencies", own, layout, p.Fine, n)
+	}
+	if r.err == nil {
+		for range n {
+			f := math.Float64frombits(r.uint(8))
+			if math.IsNaN(f) || math.IsInf(f, 0) {
+				r.fail("frequency %v", f)
+			}
+			p.Rope.Freqs = append(p.Rope.Freqs, f)
+		}
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	if p.Own {
+		tables := r.take(1 + tablesBytes)
+		if r.err != nil {
+			return nil, r.err
+		}
+		s, err := ParseSet(tables, r.b)
+		if err != nil {
+			return nil, err
+		}
+		p.Set = s
+	} else if len(r.b) != 0 {
+		return nil, corrupt("parameters", -1, -1, r.off, "%d bytes too many", len(r.b))
+	}
+	return p, nil
+}
+
+// Codec codes and decodes records. It may be used by many goroutines at once.
+type Codec struct {
+	*Params
+	c *coder
+
+	mu    sync.Mutex
+	turns []turns // of the segments last met: those of all layers are at the same positions
+}
+
+// turns are the sines and cosines of positions that count up from first.
+type turns struct {
+	first    int64
+	n        int
+	sin, cos []float32
+}
+
+// maxTurns is how many segments a codec remembers the turns of.
+const maxTurns = 4
+
+// angles returns Rope.angles of positions.
+func (c *Codec) angles(pos []int64) (sin, cos []float32) {
+	n := len(pos)
+	for t, p := range pos {
+		if p != pos[0]+int64(t) {
+			return c.Rope.angles(pos)
+		}
+	}
+	if n == 0 || len(c.Rope.Freqs) == 0 {
+		return nil, nil
+	}
+	c.mu.Lock()
+	for _, t := range c.turns {
+		if t.first == pos[0] && t.n >= n {
+			c.mu.Unlock()
+			return t.sin, t.cos
+		}
+	}
+	c.mu.Unlock()
+	sin, cos = c.Rope.angles(pos)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.turns) == maxTurns {
+		c.turns = append(c.turns[:0], c.turns[1:]...)
+	}
+	c.turns = append(c.turns, turns{pos[0], n, sin, cos})
+	return sin, cos
+}
+
+// NewCodec makes a codec. encode prepares for encoding as well.
+//
+// Errors: quant.ErrShape for a set that does not hang together.
+func NewCodec(p *Params, encode bool) (*Codec, error) {
+	if p.Set == nil {
+		return nil, shapef("parameters without transforms: the file needs its profile")
+	}
+	if err := p.Set.Tables.validate(); err != nil {
+		return nil, err
+	}
+	for _, ts := range p.Set.Transforms {
+		for _, t := range ts {
+			if err := t.prepare(encode); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return &Codec{Params: p, c: newCoder(p.Set.Tables)}, nil
+}
+
+// check returns the transforms of a layer for rows of these dims.
+func (c *Codec) layer(number, heads int, dims []int) ([]*Transform, error) {
+	ts := c.Set.Find(number)
+	if ts == nil {
+		return nil, shapef("layer %d has no transforms: the profile is of another model", number)
+	}
+	if heads != c.Set.Heads || len(dims) != c.Set.Sides {
+		return nil, shapef("%d heads and %d sides, the transforms are of %d and %d", heads, len(dims),
+			c.Set.Heads, c.Set.Sides)
+	}
+	for i, t := range ts {
+		if d := dims[i%len(dims)]; d != t.Dim {
+			return nil, shapef("rows of %d values, the transforms are of %d", d, t.Dim)
+		}
+	}
+	return slices.Clone(ts), nil
+}

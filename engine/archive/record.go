@@ -1,0 +1,506 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+func ropeLayout(v uint64) quant.RopeLayout { return quant.RopeLayout(v) }
+
+// Segment is the rows of one layer and segment, as they go in and come out.
+type Segment struct {
+	Layer int     // the model's number
+	First int64   // position that the first token has where nothing else is said
+	Pos   []int64 // [tokens], ascending
+	// Rows is [heads*sides][tokens*dim]: K and V of head 0, of head 1, and so on.
+	Rows [][]float32
+	Dims []int // per side
+	// Class is [heads][tokens], the class of each token's step.
+	Class [][]uint8
+	// Chunks is how many streams a lane is cut into, 0 or 1 for one: those of its last components can
+	// be dropped later (Truncate).
+	Chunks int
+	// Step8 is [heads*sides], what a lane adds to its steps.
+	Step8 []int
+}
+
+// Prepared is a segment as components, ready to be quantized at any step.
+type Prepared struct {
+	seg   *Segment
+	y     [][]float32 // [lanes][tokens*dim]
+	std8  [][]int16   // [lanes][dim], as the record will say
+	delta [][]uint8   // [lanes][dim], symbols of the side stream
+}
+
+// Thin keeps two rows of every 2*k, for a quick estimate of costs.
+func (p *Prepared) Thin(k int) *Prepared {
+	if k <= 1 {
+		return p
+	}
+	keep := func(t int) bool { return t/2%k == 0 }
+	seg := *p.seg
+	out := &Prepared{seg: &seg, std8: p.std8, delta: p.delta}
+	seg.Pos, seg.Class = nil, nil
+	for t, pos := range p.seg.Pos {
+		if keep(t) {
+			seg.Pos = append(seg.Pos, pos)
+		}
+	}
+	for _, class := range p.seg.Class {
+		var c []uint8
+		for t, v := range class {
+			if keep(t) {
+				c = append(c, v)
+			}
+		}
+		seg.Class = append(seg.Class, c)
+	}
+	for i, y := range p.y {
+		d := seg.Dims[i%len(seg.Dims)]
+		var thin []float32
+		for t := range p.seg.Pos {
+			if keep(t) {
+				thin = append(thin, y[t*d:(t+1)*d]...)
+			}
+		}
+		out.y = append(out.y, thin)
+	}
+	return out
+}
+
+const (
+	deltaZero = 7 // the symbol of a deviation that is the one expected; a step is a quarter octave
+	stepZero  = 2048
+)
+
+// Prepare projects a segment. Rows are changed: the embedding is taken off those of K.
+//
+// Errors: quant.ErrShape.
+func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
+	sides := len(seg.Dims)
+	ts, err := c.layer(seg.Layer, len(seg.Rows)/sides, seg.Dims)
+	if err != nil {
+		return nil, err
+	}
+	p := &Prepared{seg: seg}
+	sin, cos := c.angles(seg.Pos)
+	for i, rows := range seg.Rows {
+		t := ts[i]
+		if sides == 2 && i%2 == 0 {
+			c.Rope.apply(rows, t.Dim, sin, cos, -1)
+		}
+		y := make([]float32, len(rows))
+		t.project(y, rows)
+		p.y = append(p.y, y)
+		std, delta := adapt(t, y)
+		p.std8, p.delta = append(p.std8, std), append(p.delta, delta)
+	}
+	return p, nil
+}
+
+// adapt returns the deviations of the components of a segment, and how they are told.
+func adapt(t *Transform, y []float32) ([]int16, []uint8) {
+	sum := make([]float64, t.Dim)
+	for r := 0; r < len(y); r += t.Dim {
+		for i, v := range y[r : r+t.Dim] {
+			sum[i] += float64(v) * float64(v)
+		}
+	}
+	std, delta := make([]int16, t.Dim), make([]uint8, t.Dim)
+	for i, s := range sum {
+		d := -deltaZero
+		if s > 0 {
+			have := 4 * math.Log2(s/float64(len(y)/t.Dim)) // 8*log2 of the deviation
+			d = int(math.Round((have - float64(t.Std8[i])) / 2))
+			d = min(max(d, -deltaZero), sideSyms-1-deltaZero)
+		}
+		delta[i] = uint8(d + deltaZero)
+		std[i] = t.Std8[i] + int16(2*d)
+	}
+	return std, delta
+}
+
+// split parts a step of 2^(s/8) into a power that records hold and the factor of the file.
+func split(s float64) (fine float32, s8 int) {
+	s8 = int(math.Floor(s))
+	fine = float32(math.Exp2((s - float64(s8)) / 8))
+	return max(fine, 1), s8
+}
+
+// SetStep sets the step of the file to 2^(s/8) and returns what is left for the records: the value
+// to hand to Encode and Cost.
+func (p *Params) SetStep(s float64) int {
+	var s8 int
+	p.Fine, s8 = split(s)
+	return s8
+}
+
+// lane returns lane i with its steps.
+func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []float32) {
+	n, sides := len(seg.Pos), len(seg.Dims)
+	l := &lane{rows: n, dim: seg.Dims[i%sides], chunks: max(1, seg.Chunks), std8: std8, step8: make([]int16, n)}
+	steps := make([]float32, n)
+	var class [NumTokenClasses]float32
+	for k, o := range c.Class8 {
+		class[k] = step(c.Fine, step8+int(o))
+	}
+	for t, k := range seg.Class[i/sides] {
+		l.step8[t] = int16(step8 + int(c.Class8[k]))
+		steps[t] = class[k]
+	}
+	return l, steps
+}
+
+// Effort says how levels are chosen.
+type Effort struct {
+	// Lambda is the squared error, in squared steps, that a bit is worth. 0 rounds to the nearest.
+	Lambda float32
+}
+
+// Cost returns the bits of the lanes of a segment at a step, as the model gives them; what the
+// record takes beside them is small and does not depend on the step.
+func (c *Codec) Cost(p *Prepared, step8 int, e Effort) float64 {
+	q := &rowQuantizer{coder: c.c, lambda: e.Lambda}
+	var sum float64
+	for i := range p.y {
+		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		sum += q.encode(l, p.y[i], steps, nil)
+	}
+	return sum
+}
+
+// Fit collects statistics for the tables from a segment.
+func (c *Codec) Fit(f *Fit, p *Prepared, step8 int, e Effort) float64 {
+	q := &rowQuantizer{coder: c.c, lambda: e.Lambda, fit: &f.f}
+	var sum float64
+	for i := range p.y {
+		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		sum += q.encode(l, p.y[i], steps, nil)
+	}
+	return sum
+}
+
+// Fit is statistics for tables.
+type Fit struct{ f fitter }
+
+// Tables returns tables made of the statistics, where there are few mixed with old ones.
+func (f *Fit) Tables(old *Tables) *Tables { return f.f.tables(old) }
+
+// The first byte of a payload.
+const (
+	modeTransform = 0
+	modeLossless  = 1
+)
+
+// MaxChunks is the most streams of a lane.
+const MaxChunks = 16
+
+// Encode appends the payload of a record to dst.
+//
+// Layout: u8 0, u8 chunks, u32 length of the side stream, u32 length of each stream of each lane,
+// the side stream, the streams.
+func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
+	le := binary.LittleEndian
+	chunks := max(1, p.seg.Chunks)
+	dst = append(dst, modeTransform, byte(chunks))
+	head := len(dst)
+	dst = append(dst, make([]byte, 4+4*len(p.y)*chunks)...)
+	at := len(dst)
+	dst = c.encodeSide(dst, p, step8)
+	le.PutUint32(dst[head:], uint32(len(dst)-at))
+	q := &rowQuantizer{coder: c.c, lambda: e.Lambda}
+	sinks := make([]laneSink, chunks)
+	for i := range p.y {
+		for k := range sinks {
+			sinks[k].syms, sinks[k].state = sinks[k].syms[:0], sinks[k].state[:0]
+		}
+		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		q.encode(l, p.y[i], steps, sinks)
+		for k := range sinks {
+			at = len(dst)
+			dst = ransEncode(dst, sinks[k].syms, sinks[k].state, probBits)
+			le.PutUint32(dst[head+4+4*(i*chunks+k):], uint32(len(dst)-at))
+		}
+	}
+	return dst
+}
+
+// streams are the parts of a payload in transform mode.
+type streams struct {
+	chunks int
+	side   []byte
+	lanes  [][][]byte // [lanes][chunks]
+	offset []int      // of each lane in the payload
+}
+
+// parse takes a payload apart.
+func parse(b []byte, lanes int) (*streams, error) {
+	if len(b) < 2 || b[0] != modeTransform {
+		return nil, corrupt("payload", -1, -1, 0, "not in transform mode")
+	}
+	s := &streams{chunks: int(b[1])}
+	head := 2 + 4 + 4*int64(lanes)*int64(s.chunks)
+	if s.chunks < 1 || s.chunks > MaxChunks || int64(len(b)) < head {
+		return nil, corrupt("payload", -1, -1, 1, "%d chunks in %d bytes", s.chunks, len(b))
+	}
+	at := head
+	part := func(i int) ([]byte, bool) {
+		size := int64(binary.LittleEndian.Uint32(b[2+4*i:]))
+		if size > int64(len(b))-at {
+			return nil, false
+		}
+		v := b[at : at+size : at+size]
+		at += size
+		return v, true
+	}
+	var ok bool
+	if s.side, ok = part(0); !ok {
+		return nil, corrupt("side stream", -1, -1, 2, "longer than the payload")
+	}
+	for i := range lanes {
+		var chunks [][]byte
+		s.offset = append(s.offset, int(at))
+		for k := range s.chunks {
+			v, ok := part(1 + i*s.chunks + k)
+			if !ok {
+				return nil, corrupt("lane", i, -1, 2+4*(1+i*s.chunks+k), "longer than the payload")
+			}
+			if k > 0 && len(v) > 0 && len(chunks[k-1]) == 0 {
+				return nil, corrupt("lane", i, -1, int(at), "chunk %d without the one before", k)
+			}
+			chunks = append(chunks, v)
+		}
+		s.lanes = append(s.lanes, chunks)
+	}
+	if at != int64(len(b)) {
+		return nil, corrupt("payload", -1, -1, int(at), "%d bytes behind the last lane", int64(len(b))-at)
+	}
+	return s, nil
+}
+
+// append puts the parts together again.
+func (s *streams) append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, modeTransform, byte(s.chunks))
+	dst = le.AppendUint32(dst, uint32(len(s.side)))
+	for _, l := range s.lanes {
+		for _, c := range l {
+			dst = le.AppendUint32(dst, uint32(len(c)))
+		}
+	}
+	dst = append(dst, s.side...)
+	for _, l := range s.lanes {
+		for _, c := range l {
+			dst = append(dst, c...)
+		}
+	}
+	return dst
+}
+
+// sideModels are the models of the side stream of a record.
+type sideModels struct {
+	delta [2]sideModel
+	class [sideSyms]sideModel
+	gap   sideModel
+}
+
+func newSideModels() *sideModels {
+	m := &sideModels{gap: newSideModel()}
+	for i := range m.delta {
+		m.delta[i] = newSideModel()
+	}
+	for i := range m.class {
+		m.class[i] = newSideModel()
+	}
+	return m
+}
+
+// The side stream: whether positions count up by one; if not, each gap, in hexadecimal digits from
+// the lowest, a flag before each; for every lane its step and the deviations of its components; for every head the
+// class of every token.
+func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
+	var e sideEncoder
+	m := newSideModels()
+	seg := p.seg
+	gaps := false
+	for t, pos := range seg.Pos {
+		gaps = gaps || pos != seg.First+int64(t)
+	}
+	e.raw(b2u(gaps), 1)
+	if gaps {
+		last := seg.First - 1
+		for _, pos := range seg.Pos {
+			v := uint64(pos - last - 1)
+			for ; v > 0; v >>= 4 {
+				e.raw(1, 1)
+				e.put(&m.gap, int(v&15))
+			}
+			e.raw(0, 1)
+			last = pos
+		}
+	}
+	for i := range p.y {
+		e.raw(uint32(seg.Step8[i]+step8+stepZero), 12)
+		for _, d := range p.delta[i] {
+			e.put(&m.delta[i%len(seg.Dims)], int(d))
+		}
+	}
+	for _, class := range seg.Class {
+		last := uint8(0)
+		for _, k := range class {
+			e.put(&m.class[last], int(k))
+			last = k
+		}
+	}
+	return e.finish(dst)
+}
+
+// Decode reads the payload of a record into seg, of which Layer, First, Dims and the lengths of Pos
+// and Rows are given. Rows come out as they were, the embedding in place. noise, unless nil, is
+// [heads*sides][tokens] and gets the expected squared error of each row in the metric of its
+// transform, times the transform's gain.
+//
+// Errors: *CorruptError; quant.ErrShape where the transforms do not fit.
+func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
+	sides, lanes, n := len(seg.Dims), len(seg.Rows), len(seg.Pos)
+	ts, err := c.layer(seg.Layer, lanes/sides, seg.Dims)
+	if err != nil {
+		return err
+	}
+	parts, err := parse(b, lanes)
+	if err != nil {
+		return err
+	}
+	seg.Chunks = parts.chunks
+	std8, err := c.decodeSide(seg, ts, parts.side)
+	if err != nil {
+		return err
+	}
+	sin, cos := c.angles(seg.Pos)
+	var y []float32
+	for i := range lanes {
+		t := ts[i]
+		l, steps := c.lane(seg, i, std8[i], seg.Step8[i])
+		if len(y) < n*t.Dim {
+			y = make([]float32, n*t.Dim)
+		}
+		if k := c.c.decodeLane(l, parts.lanes[i], y[:n*t.Dim]); k >= 0 {
+			return corrupt("lane", i/sides, i%sides, parts.offset[i],
+				"stream %d does not end where it should", k)
+		}
+		for r, f := range steps {
+			for j := range y[r*t.Dim : (r+1)*t.Dim] {
+				y[r*t.Dim+j] *= f
+			}
+		}
+		t.restore(seg.Rows[i], y[:n*t.Dim])
+		if sides == 2 && i%2 == 0 {
+			c.Rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
+		}
+		if noise != nil && noise[i] != nil {
+			c.noise(noise[i], l, steps, t.Gain)
+		}
+	}
+	return nil
+}
+
+// decodeSide reads the side stream into seg.
+func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, error) {
+	d := sideDecoder{ransDecoder: newRansDecoder(b)}
+	m := newSideModels()
+	gaps := d.raw(1) == 1
+	last := seg.First - 1
+	for t := range seg.Pos {
+		if !gaps {
+			seg.Pos[t] = seg.First + int64(t)
+			continue
+		}
+		v, n := uint64(0), 0
+		for ; d.raw(1) == 1; n += 4 {
+			if n > 40 {
+				return nil, corrupt("side stream", -1, -1, d.pos, "a gap of more than %d bits", n)
+			}
+			v |= uint64(d.get(&m.gap)) << n
+		}
+		last += 1 + int64(v)
+		if last > quant.MaxTokens {
+			return nil, corrupt("side stream", -1, -1, d.pos, "position %d", last)
+		}
+		seg.Pos[t] = last
+	}
+	std8 := make([][]int16, len(seg.Rows))
+	seg.Step8 = make([]int, len(seg.Rows))
+	for i := range seg.Rows {
+		seg.Step8[i] = int(d.raw(12)) - stepZero
+		std8[i] = make([]int16, ts[i].Dim)
+		for j := range std8[i] {
+			std8[i][j] = ts[i].Std8[j] + 2*int16(d.get(&m.delta[i%len(seg.Dims)])-deltaZero)
+		}
+	}
+	seg.Class = make([][]uint8, len(seg.Rows)/len(seg.Dims))
+	for h := range seg.Class {
+		seg.Class[h] = make([]uint8, len(seg.Pos))
+		last := uint8(0)
+		for t := range seg.Class[h] {
+			last = uint8(d.get(&m.class[last]))
+			seg.Class[h][t] = last
+		}
+	}
+	if !d.done() {
+		return nil, corrupt("side stream", -1, -1, d.pos, "the stream does not end where it should")
+	}
+	return std8, nil
+}
+
+// noise sets out to gain times the expected squared error of each row, as the tables tell it.
+func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
+	var last int16
+	var sum float64
+	for t := range out {
+		if t == 0 || l.step8[t] != last {
+			last, sum = l.step8[t], 0
+			for _, s := range l.std8 {
+				scale := int(s) - int(last)
+				dev := float64(step(1, scale)) // the whole of a component that is not stored
+				e := float64(dev * dev)
+				if coded(scale) {
+					k, shift := classOf(scale)
+					e = float64(c.c.Noise[k]) / 4096
+					if shift > 0 {
+						e = 1. / 12
+					}
+				}
+				sum += e
+			}
+		}
+		out[t] = gain * steps[t] * steps[t] * float32(sum)
+	}
+}
+
+// LaneSizes returns the bytes that each lane of a payload takes, [heads*sides].
+//
+// Errors: *CorruptError.
+func LaneSizes(payload []byte, lanes int) ([]int64, error) {
+	sizes := make([]int64, lanes)
+	if IsLossless(payload) {
+		l, err := parseLossless(payload, lanes)
+		for i := range l {
+			sizes[i] = int64(len(l[i]))
+		}
+		return sizes, err
+	}
+	p, err := parse(payload, lanes)
+	if err != nil {
+		return nil, err
+	}
+	for i, l := range p.lanes {
+		for _, c := range l {
+			sizes[i] += int64(len(c))
+		}
+	}
+	return sizes, nil
+}

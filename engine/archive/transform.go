@@ -1,0 +1,358 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/archive/internal/axpy"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Transform is a calibrated basis: row x = Mean + sum over i of y_i * component i. The components
+// are not orthogonal in general: y is measured in a metric in which errors of all its components
+// weigh the same. Without a basis component i is Scale[i] times value i of the row.
+type Transform struct {
+	Dim   int
+	Mean  []float32 // [dim], multiples of what binary16 holds
+	Std8  []int16   // [dim], 8*log2 of the deviation of y_i
+	Basis []int8    // [dim, dim], row i times Scale[i] is component i; nil: Scale alone
+	Scale []float32 // [dim]
+	// Gain is what a squared error in y is worth in the metric that the basis was made for: for K
+	// the mean of (q . dk)^2 over queries is Gain * |dy|^2; 0 where it is not known.
+	Gain float32
+
+	forward []float32 // [dim, dim], made when asked for
+	inverse []float32 // [dim, dim], the components
+}
+
+const (
+	minStd8 = -1024
+	maxStd8 = 1024
+)
+
+// prepare makes the matrices. A basis that cannot be inverted is an error: it comes from a
+// damaged profile.
+func (t *Transform) prepare(encode bool) error {
+	if t.Basis == nil {
+		if encode && t.forward == nil {
+			t.forward = make([]float32, t.Dim)
+			for i, s := range t.Scale {
+				if s == 0 {
+					return shapef("transform: the scale of component %d is 0", i)
+				}
+				t.forward[i] = 1 / s
+			}
+		}
+		return nil
+	}
+	if t.inverse == nil {
+		t.inverse = make([]float32, len(t.Basis))
+		for i := range t.Dim {
+			for j := range t.Dim {
+				t.inverse[i*t.Dim+j] = t.Scale[i] * float32(t.Basis[i*t.Dim+j])
+			}
+		}
+	}
+	if encode && t.forward == nil {
+		m := make([]float64, len(t.inverse))
+		for i, v := range t.inverse {
+			m[i] = float64(v)
+		}
+		inv, ok := invert(m, t.Dim)
+		if !ok {
+			return shapef("transform: the basis of %d components is singular", t.Dim)
+		}
+		t.forward = make([]float32, len(inv))
+		for i, v := range inv {
+			t.forward[i] = float32(v)
+		}
+	}
+	return nil
+}
+
+// project sets y, [rows, dim], to the components of x, [rows, dim].
+func (t *Transform) project(y, x []float32) {
+	d := t.Dim
+	centred := make([]float32, d)
+	for r := range len(x) / d {
+		row, out := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
+		if t.Basis == nil {
+			for i, v := range row {
+				out[i] = (v - t.Mean[i]) * t.forward[i]
+			}
+			continue
+		}
+		clear(out)
+		for j, v := range row {
+			centred[j] = v - t.Mean[j]
+		}
+		axpy.Accumulate(out, t.forward, centred)
+	}
+}
+
+// restore sets x to the rows that the components y stand for. The sum runs over the components
+// in order, each product rounded, so that every machine gives the same bits; components that are
+// zero change nothing.
+func (t *Transform) restore(x, y []float32) {
+	d := t.Dim
+	for r := range len(x) / d {
+		row, in := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
+		copy(row, t.Mean)
+		if t.Basis == nil {
+			for i, v := range in {
+				row[i] += float32(v * t.Scale[i])
+			}
+			continue
+		}
+		axpy.Accumulate(row, t.inverse, in)
+	}
+}
+
+// invert returns the inverse of an n by n matrix by elimination with row pivots.
+func invert(m []float64, n int) ([]float64, bool) {
+	a := make([]float64, n*2*n)
+	for i := range n {
+		copy(a[i*2*n:], m[i*n:(i+1)*n])
+		a[i*2*n+n+i] = 1
+	}
+	w := 2 * n
+	for c := range n {
+		p := c
+		for r := c; r < n; r++ {
+			if math.Abs(a[r*w+c]) > math.Abs(a[p*w+c]) {
+				p = r
+			}
+		}
+		if !(math.Abs(a[p*w+c]) > 1e-12) {
+			return nil, false
+		}
+		for j := range w {
+			a[c*w+j], a[p*w+j] = a[p*w+j], a[c*w+j]
+		}
+		f := 1 / a[c*w+c]
+		for j := range w {
+			a[c*w+j] *= f
+		}
+		for r := range n {
+			if r == c || a[r*w+c] == 0 {
+				continue
+			}
+			g := a[r*w+c]
+			for j := c; j < w; j++ {
+				a[r*w+j] -= g * a[c*w+j]
+			}
+		}
+	}
+	out := make([]float64, n*n)
+	for i := range n {
+		copy(out[i*n:(i+1)*n], a[i*w+n:(i+1)*w])
+	}
+	return out, true
+}
+
+// Set is a family of transforms and the tables that belong to them: what a profile holds, or a
+// file that has none.
+type Set struct {
+	Tables *Tables
+	Heads  int // KV heads
+	Sides  int // 2: K and V; 1: rows
+	// Layers are the model's numbers; Transforms is [layers][heads*sides].
+	Layers     []int
+	Transforms [][]*Transform
+}
+
+// MaxBasisDim is the most components of a basis.
+const MaxBasisDim = 1 << 11
+
+// limits of a set that is read.
+const (
+	maxSetLayers = 1 << 16
+	maxSetDim    = 1 << 16
+)
+
+// AppendTables appends the tables: u8 1, then what they hold.
+func (s *Set) AppendTables(dst []byte) []byte { return appendTables(append(dst, 1), s.Tables) }
+
+// Append appends the transforms, little-endian: u8 1, u8 sides, u16 heads, u32 layers, then for
+// each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, f16 means, i16 deviations,
+// f32 scales and, with a basis, i8 components.
+func (s *Set) Append(dst []byte) []byte {
+	le := binary.LittleEndian
+	dst = append(dst, 1, byte(s.Sides))
+	dst = le.AppendUint16(dst, uint16(s.Heads))
+	dst = le.AppendUint32(dst, uint32(len(s.Layers)))
+	for i, n := range s.Layers {
+		dst = le.AppendUint32(dst, uint32(n))
+		for _, t := range s.Transforms[i] {
+			dst = le.AppendUint32(dst, uint32(t.Dim))
+			kind := byte(0)
+			if t.Basis != nil {
+				kind = 1
+			}
+			dst = append(dst, kind)
+			dst = le.AppendUint32(dst, math.Float32bits(t.Gain))
+			for _, v := range t.Mean {
+				dst = le.AppendUint16(dst, quant.F32ToF16(v))
+			}
+			for _, v := range t.Std8 {
+				dst = le.AppendUint16(dst, uint16(v))
+			}
+			for _, v := range t.Scale {
+				dst = le.AppendUint32(dst, math.Float32bits(v))
+			}
+			for _, v := range t.Basis {
+				dst = append(dst, byte(v))
+			}
+		}
+	}
+	return dst
+}
+
+// setReader takes a set apart. The first fault sticks.
+type setReader struct {
+	b   []byte
+	off int
+	err error
+}
+
+func (r *setReader) take(n int) []byte {
+	if r.err == nil && (n < 0 || n > len(r.b)) {
+		r.err = corrupt("parameters", -1, -1, r.off, "%d bytes, want %d", len(r.b), n)
+	}
+	if r.err != nil {
+		return nil
+	}
+	v := r.b[:n]
+	r.b, r.off = r.b[n:], r.off+n
+	return v
+}
+
+func (r *setReader) uint(n int) uint64 {
+	var v [8]byte
+	copy(v[:], r.take(n))
+	return binary.LittleEndian.Uint64(v[:])
+}
+
+func (r *setReader) float() float32 {
+	v := math.Float32frombits(uint32(r.uint(4)))
+	if r.err == nil && (math.IsNaN(float64(v)) || math.IsInf(float64(v), 0)) {
+		r.fail("a number is not finite")
+	}
+	return v
+}
+
+func (r *setReader) fail(format string, args ...any) {
+	if r.err == nil {
+		r.err = corrupt("parameters", -1, -1, r.off, format, args...)
+	}
+}
+
+// ParseSet reads what AppendTables and Append wrote. It allocates no more than a small multiple of
+// their length.
+//
+// Errors: *CorruptError; quant.ErrVersion for a set of a later kind.
+func ParseSet(tables, transforms []byte) (*Set, error) {
+	r := &setReader{b: tables}
+	if v := r.uint(1); r.err == nil && v != 1 {
+		return nil, versionf("tables", v)
+	}
+	if len(tables) != 1+tablesBytes {
+		return nil, corrupt("tables", -1, -1, 0, "%d bytes, want %d", len(tables), 1+tablesBytes)
+	}
+	t, err := parseTables(r.b)
+	if err != nil {
+		return nil, corrupt("tables", -1, -1, 0, "%v", err)
+	}
+	s, err := parseTransforms(transforms)
+	if err == nil {
+		s.Tables = t
+	}
+	return s, err
+}
+
+func parseTransforms(b []byte) (*Set, error) {
+	r := &setReader{b: b}
+	if v := r.uint(1); r.err == nil && v != 1 {
+		return nil, versionf("set", v)
+	}
+	s := &Set{Sides: int(r.uint(1)), Heads: int(r.uint(2))}
+	layers := int(r.uint(4))
+	if r.err == nil && (s.Sides < 1 || s.Sides > 2 || s.Heads < 1 || layers > maxSetLayers) {
+		r.fail("%d sides, %d heads, %d layers", s.Sides, s.Heads, layers)
+	}
+	for range layers {
+		if r.err != nil {
+			break
+		}
+		n := int(r.uint(4))
+		if len(s.Layers) > 0 && n <= s.Layers[len(s.Layers)-1] {
+			r.fail("layer %d behind layer %d", n, s.Layers[len(s.Layers)-1])
+		}
+		s.Layers = append(s.Layers, n)
+		var ts []*Transform
+		for range s.Heads * s.Sides {
+			t := r.transform()
+			if r.err != nil {
+				break
+			}
+			ts = append(ts, t)
+		}
+		s.Transforms = append(s.Transforms, ts)
+	}
+	if r.err == nil && len(r.b) != 0 {
+		r.fail("%d bytes too many", len(r.b))
+	}
+	if r.err != nil {
+		return nil, r.err
+	}
+	return s, nil
+}
+
+func (r *setReader) transform() *Transform {
+	t := &Transform{Dim: int(r.uint(4))}
+	kind := r.uint(1)
+	t.Gain = r.float()
+	if r.err == nil && (t.Dim < 1 || t.Dim > maxSetDim || kind > 1 || kind == 1 && t.Dim > MaxBasisDim || t.Gain < 0) {
+		r.fail("transform of dim %d, kind %d, gain %v", t.Dim, kind, t.Gain)
+	}
+	mean, std := r.take(2*t.Dim), r.take(2*t.Dim)
+	if r.err != nil {
+		return nil
+	}
+	t.Mean, t.Std8 = make([]float32, t.Dim), make([]int16, t.Dim)
+	for i := range t.Dim {
+		t.Mean[i] = quant.F16ToF32(binary.LittleEndian.Uint16(mean[2*i:]))
+		t.Std8[i] = int16(binary.LittleEndian.Uint16(std[2*i:]))
+		if m := float64(t.Mean[i]); math.IsNaN(m) || math.IsInf(m, 0) || t.Std8[i] < minStd8 || t.Std8[i] > maxStd8 {
+			r.fail("component %d: mean %v, deviation %d", i, m, t.Std8[i])
+		}
+	}
+	if len(r.b) < t.Dim*(4+int(kind)*t.Dim) {
+		r.fail("basis of %d components in %d bytes", t.Dim, len(r.b))
+		return nil
+	}
+	t.Scale = make([]float32, t.Dim)
+	for i := range t.Scale {
+		t.Scale[i] = r.float()
+	}
+	if kind == 0 {
+		return t
+	}
+	t.Basis = make([]int8, t.Dim*t.Dim)
+	for i, v := range r.take(t.Dim * t.Dim) {
+		t.Basis[i] = int8(v)
+	}
+	return t
+}
+
+// Find returns the transforms of the layer of a number, nil where the set has none.
+func (s *Set) Find(layer int) []*Transform {
+	for i, n := range s.Layers {
+		if n == layer {
+			return s.Transforms[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// losslessSegment is the least tokens of a segment in lossless mode: its models learn as they go, and
+// rows repeat only within a segment.
+const losslessSegment = 8192
+
+// losslessTo writes an archive that keeps every row bit by bit.
+func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error) {
+	a.stats = make([][]headStats, len(a.in.layers))
+	if err := a.prepareHeader(); err != nil {
+		return nil, err
+	}
+	a.header.QueryEnergy = nil
+	fix, err := a.fixed()
+	if err != nil {
+		return nil, err
+	}
+	return a.emit(w, fix, func(emit func(*container.Record) error) error {
+		return a.encodeAll(ctx, a.lossless, emit)
+	})
+}
+
+// lossless encodes the rows of a segment as they are.
+func (a *archiver) lossless(layer, seg int) ([]byte, error) {
+	l := &a.in.layers[layer]
+	first, n := l.span(seg)
+	sides := []tensor{l.k}
+	if l.hasV {
+		sides = append(sides, l.v)
+		if l.k.DType().Size() != l.v.DType().Size() {
+			return nil, fmt.Errorf("kvist/offline: %s: lossless mode with K as %s and V as %s: %w", l.name,
+				l.k.DType(), l.v.DType(), quant.ErrUnsupported)
+		}
+	}
+	var lanes []archive.LosslessLane
+	for h := range l.heads {
+		for _, t := range sides {
+			raw := make([]byte, n*t.RowBytes())
+			if err := a.in.src.ReadRows(t, h, first, n, raw); err != nil {
+				return nil, err
+			}
+			lanes = append(lanes, archive.LosslessLane{Dim: t.Dim(), Data: raw})
+		}
+	}
+	return archive.EncodeLossless(nil, lanes, l.k.DType().Size()), nil
+}
+
+// decodeLossless returns the rows of a record in lossless mode, [heads*sides] as they were.
+func decodeLossless(h *container.Header, rec *container.Record) ([][]byte, error) {
+	kDim, vDim := h.Dims(rec.Layer)
+	dims, size := []int{kDim}, h.KType.Size()
+	if h.Kind == container.KindCache {
+		dims = append(dims, vDim)
+	} else {
+		size = dtypeOf(h.Tensors[rec.Layer].DType).Size()
+	}
+	if err := checkValues(h, rec); err != nil {
+		return nil, err
+	}
+	n := h.SegmentLen(rec.Layer, rec.Segment)
+	var lanes []archive.LosslessLane
+	for range h.KVHeads() {
+		for _, d := range dims {
+			lanes = append(lanes, archive.LosslessLane{Dim: d, Data: make([]byte, n*d*size)})
+		}
+	}
+	if err := archive.DecodeLossless(lanes, rec.Archive, size); err != nil {
+		return nil, inRecord(rec, err)
+	}
+	rows := make([][]byte, len(lanes))
+	for i, l := range lanes {
+		rows[i] = l.Data
+	}
+	return rows, nil
+}

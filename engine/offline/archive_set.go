@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/archive"
+)
+
+// chooseSet takes transforms and tables from the profile, or fits them to the file.
+func (a *archiver) chooseSet(ctx context.Context) error {
+	in := a.in
+	a.params = &archive.Params{Fine: 1, Class8: classSteps()}
+	if in.kv {
+		a.params.Rope = archive.NewRope(in.geo.Rope)
+	}
+	if p := a.cfg.Profile; p != nil && in.kv {
+		if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
+			return err
+		}
+		set, err := archiveSet(p)
+		if err != nil {
+			return err
+		}
+		a.params.Set, a.id = set, ArchiveID(p)
+		a.header.Profile = a.id
+	} else if err := a.fitSet(ctx); err != nil {
+		return err
+	}
+	for i := range in.layers {
+		l := &in.layers[i]
+		ts := a.params.Set.Find(l.number)
+		s := make([]int, len(ts))
+		for h := range l.heads {
+			st := &a.stats[i][h]
+			for side := range 1 + min(1, l.dimV()) {
+				j := h*(1+min(1, l.dimV())) + side
+				sens := st.kSensitivity
+				if side == 1 {
+					sens = st.vSensitivity
+				}
+				v := 0.0
+				switch k := l.number*in.geo.KVHeads + h; {
+				case !l.hasV:
+				case a.steps == nil:
+					v = sensitivityStep(sens, st.outEnergy)
+				case side == 0:
+					v = float64(a.steps.K[k])
+				default:
+					v = float64(a.steps.V[k])
+				}
+				s[j] = int(math.Round(v))
+			}
+		}
+		a.step8 = append(a.step8, s)
+	}
+	var err error
+	a.codec, err = archive.NewCodec(a.params, true)
+	return err
+}
+
+// fitSet makes transforms and tables of the file itself. A basis costs dim*dim bytes: a head has
+// one where its rows are so many that they save twice that.
+func (a *archiver) fitSet(ctx context.Context) error {
+	in := a.in
+	a.params.Own = true
+	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.layers[0].heads,
+		Sides: 1 + min(1, in.layers[0].dimV())}
+	a.params.Set = set
+	for i := range in.layers {
+		l := &in.layers[i]
+		set.Layers = append(set.Layers, l.number)
+		ts := make([]*archive.Transform, set.Heads*set.Sides)
+		err := eachIndex(ctx, len(ts), func(j int) (err error) {
+			ts[j], err = a.fitTransform(l, j/set.Sides, j%set.Sides)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		set.Transforms = append(set.Transforms, ts)
+	}
+	return nil
+}
+
+// fitRows bounds the rows that a transform is fitted to.
+const fitRows = 1 << 15
+
+// eachRows calls f with rows of a head, segment by segment, at most fitRows of them.
+func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f func([]float32)) error {
+	every := l.tokens/fitRows + 1
+	for s := 0; s < l.segments(); s += every {
+		first, n := l.span(s)
+		x := make([]float32, n*t.Dim())
+		if err := a.in.src.ReadRowsF32(t, head, first, n, x); err != nil {
+			return err
+		}
+		if unrope {
+			pos := make([]int64, n)
+			if err := a.in.src.ReadPositions(false, first, pos); err != nil {
+				return err
+			}
+			a.params.Rope.Undo(x, t.Dim(), pos)
+		}
+		if !finiteValues(x) {
+			continue
+		}
+		f(x)
+	}
+	return nil
+}
+
+func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transform, error) {
+	t := l.k
+	if side == 1 {
+		t = l.v
+	}
+	dim := t.Dim()
+	full := dim <= maxOwnBasis && float64(l.tokens) > 8*float64(dim)
+	m := archive.NewMoments(dim, full)
+	if err := a.eachRows(l, t, head, l.hasV && side == 0, m.Add); err != nil {
+		return nil, err
+	}
+	var metric []float64
+	if l.hasQ && side == 0 && dim <= archive.MaxBasisDim {
+		q := archive.NewMoments(dim, true)
+		group := a.in.geo.GQARatio()
+		for g := range group {
+			if err := a.eachRows(l, l.q, head*group+g, false, q.Add); err != nil {
+				return nil, err
+			}
+		}
+		metric = archive.QueryMetric(q, a.params.Rope)
+	}
+	without := archive.FitTransform(m, metric, false)
+	if !full {
+		return without, nil
+	}
+	with := archive.FitTransform(m, metric, true)
+	var energy float64
+	for _, s := range without.Std8 {
+		energy += math.Exp2(float64(s) / 4)
+	}
+	// Noise at a twentieth of the energy is about what 2 bits a value leave.
+	if archive.BasisGain(with, without, energy/float64(dim)/20)*float64(l.tokens) > 2*8*float64(dim*dim) {
+		return with, nil
+	}
+	return without, nil
+}
+
+// maxOwnBasis bounds the dim of a basis that is fitted to a file.
+const maxOwnBasis = 1 << 9

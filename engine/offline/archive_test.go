@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"runtime"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/quanttest"
+)
+
+var update = flag.Bool("update", false, "write a golden that is missing")
+
+// goldenArchive is the SHA-256 of K and V of layer 2 of the golden, as it decompresses everywhere.
+const (
+	goldenArchive = "b3468248d5d1b7e81d45c07a5006fa4c2715d89369ac9e06b357dee2786cd900"
+	goldenPath    = "../../testdata/golden/v1/pass-archive.kvist"
+)
+
+func TestArchive_Golden(t *testing.T) {
+	if _, err := os.Stat(goldenPath); *update && os.IsNotExist(err) {
+		src := synthetic(t, shape{2, 1, 100, 16, 16, quant.BFloat16, true}, quanttest.Gaussian, nil)
+		b, _ := compress(t, src, openCPU(t), config(t, "bits=6 form=archive segment=64 chunks=2"))
+		require.NoError(t, os.WriteFile(goldenPath, b, 0o644))
+	}
+	b, err := os.ReadFile(goldenPath)
+	require.NoError(t, err)
+	back := restored(t, b)
+	h := sha256.New()
+	for _, name := range []string{"layers.2.k", "layers.2.v", "layers.2.bias"} {
+		h.Write(raw(t, back, name))
+	}
+	require.Equal(t, goldenArchive, hex.EncodeToString(h.Sum(nil)))
+}
+
+// small is a capture that is coded in no time.
+func small(t testing.TB) *capture.Source {
+	return synthetic(t, shape{4, 2, 700, 64, 32, quant.Float16, true}, quanttest.Gaussian, nil)
+}
+
+func calibrated(t testing.TB, src *capture.Source) *profile.Profile {
+	t.Helper()
+	p, err := offline.Calibrate(context.Background(), []*capture.Source{src}, openCPU(t), nil, nil)
+	require.NoError(t, err)
+	return p
+}
+
+func restored(t testing.TB, b []byte, p ...*profile.Profile) *capture.Source {
+	t.Helper()
+	var m memory
+	_, err := offline.Decompress(context.Background(), reader(t, b), &m, false, nil, p...)
+	require.NoError(t, err)
+	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
+	require.NoError(t, err)
+	return back
+}
+
+func TestArchive_BudgetsAreMet(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	p := calibrated(t, src)
+	last := math.Inf(1)
+	for _, bits := range []float64{0.8, 1.5, 3, 6} {
+		for _, with := range []*profile.Profile{nil, p} {
+			cfg := config(t, fmt.Sprintf("bits=%g form=archive", bits))
+			cfg.Profile = with
+			b, res := compress(t, src, be, cfg)
+			require.Equal(t, int64(len(b)), res.Bytes)
+			require.LessOrEqual(t, res.BitsPerValue, bits)
+			require.Greater(t, res.BitsPerValue, 0.985*bits, "with a profile: %v", with != nil)
+			s := res.Sections
+			require.Equal(t, res.Bytes, s.Header+s.Payload+s.Tables+s.Side+s.Index)
+			if with == nil {
+				continue
+			}
+			cmp, err := offline.Compare(context.Background(), reader(t, b), src, be, nil, p)
+			require.NoError(t, err)
+			require.Less(t, cmp.KError+cmp.VError, last)
+			last = cmp.KError + cmp.VError
+		}
+	}
+	_, err := offline.Compress(context.Background(), src, &bytes.Buffer{}, be,
+		config(t, "bytes=900 form=archive"), nil, nil)
+	require.ErrorIs(t, err, quant.ErrBudget)
+}
+
+func TestArchive_BeatsHotOnTheCapture(t *testing.T) {
+	long(t)
+	src, be := open(t, kvFile), openCPU(t)
+	hot, _ := compress(t, src, be, config(t, "bits=2.75"))
+	cold, res := compress(t, src, be, config(t, "bits=2.75 form=archive"))
+	require.LessOrEqual(t, res.BitsPerValue, 2.75)
+	a, b := measure(t, src, be, hot), measure(t, src, be, cold)
+	t.Logf("error of K, V, future attention: hot %.4f %.4f %.5f, archive %.4f %.4f %.5f", a.KError, a.VError,
+		a.FutureError, b.KError, b.VError, b.FutureError)
+	require.Less(t, b.KError, a.KError)
+	require.Less(t, b.VError, a.VError)
+	require.Less(t, b.FutureError, a.FutureError)
+	back := restored(t, cold)
+	require.Equal(t, raw(t, src, "tokens"), raw(t, back, "tokens"))
+	require.True(t, back.HasBias(src.Layers()[0]))
+}
+
+func TestArchive_Profiles(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	p := calibrated(t, src)
+	cfg := config(t, "bits=2 form=archive")
+	cfg.Profile = p
+	b, _ := compress(t, src, be, cfg)
+	require.Equal(t, offline.ArchiveID(p), profile.ID(reader(t, b).Header().Profile))
+
+	var missing *offline.MissingProfileError
+	for _, given := range [][]*profile.Profile{nil, {calibrated(t, synthetic(t,
+		shape{4, 2, 300, 64, 32, quant.Float16, true}, quanttest.HeavyTails, nil))}} {
+		_, err := offline.Decompress(context.Background(), reader(t, b), &memory{}, false, nil, given...)
+		require.ErrorAs(t, err, &missing)
+		require.ErrorIs(t, err, quant.ErrUnavailable)
+		require.Equal(t, offline.ArchiveID(p), missing.ID)
+	}
+	// A profile that learnt something else since still decodes.
+	tuned, err := p.WithParams(profile.Params{"sinks": "4"}, nil)
+	require.NoError(t, err)
+	require.NotEqual(t, p.ID(), tuned.ID())
+	require.Equal(t, raw(t, restored(t, b, p), "layers.2.k"), raw(t, restored(t, b, tuned), "layers.2.k"))
+
+	other := synthetic(t, shape{4, 2, 100, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
+	_, err = offline.Compress(context.Background(), other, &bytes.Buffer{}, be, cfg, nil, nil)
+	require.ErrorIs(t, err, quant.ErrShape, "a profile of another model")
+}
+
+func TestArchive_Lossless(t *testing.T) {
+	be := openCPU(t)
+	for _, dt := range []quant.DType{quant.Float16, quant.BFloat16, quant.Float32} {
+		src := synthetic(t, shape{2, 1, 90, 64, 64, dt, false}, quanttest.HeavyTails, func(k quant.Rows) {
+			k.Row(7)[3] = math.Float32frombits(0x7fc12345)
+			k.Row(8)[0] = float32(math.Inf(-1))
+		})
+		b, res := compress(t, src, be, config(t, "lossless=true form=archive"))
+		require.Less(t, res.Bytes, src.Size())
+		back := restored(t, b)
+		for _, name := range []string{"layers.2.k", "layers.2.v", "tokens"} {
+			require.Equal(t, raw(t, src, name), raw(t, back, name), name)
+		}
+	}
+}
+
+func TestArchive_Nonfinite(t *testing.T) {
+	be := openCPU(t)
+	src := synthetic(t, shape{2, 1, 700, 64, 64, quant.Float16, true}, quanttest.Gaussian,
+		func(k quant.Rows) { k.Row(600)[3] = float32(math.NaN()) })
+	cfg := config(t, "bits=8 form=archive segment=128")
+	_, err := offline.Compress(context.Background(), src, &bytes.Buffer{}, be, cfg, nil, nil)
+	require.ErrorIs(t, err, quant.ErrRange)
+	cfg.AllowNonfinite = true
+	b, _ := compress(t, src, be, cfg)
+	back := restored(t, b)
+	k, want := raw(t, back, "layers.2.k"), raw(t, src, "layers.2.k")
+	require.Equal(t, want[512*128:640*128], k[512*128:640*128], "the segment with the NaN is kept exactly")
+	require.NotEqual(t, want, k)
+}
+
+func TestArchive_Activations(t *testing.T) {
+	be := openCPU(t)
+	src := open(t, "../../testdata/minilm-base-4096x384.npy")
+	b, res := compress(t, src, be, config(t, "bits=2 form=archive"))
+	require.LessOrEqual(t, res.BitsPerValue, 2.0)
+	cmp := measure(t, src, be, b)
+	t.Logf("%.3f bits/value: error %.4f", res.BitsPerValue, cmp.KError)
+	require.Less(t, cmp.KError, 0.1)
+	back := restored(t, b)
+	require.Equal(t, capture.Npy, back.Format())
+	require.Equal(t, src.ActTensors()[0].Shape, back.ActTensors()[0].Shape)
+}
+
+// The same file comes out whatever the number of workers.
+func TestArchive_SameWithAnyWorkers(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	cfg := config(t, "bits=2 form=archive segment=64")
+	b, _ := compress(t, src, be, cfg)
+	old := runtime.GOMAXPROCS(1)
+	one, _ := compress(t, src, be, cfg)
+	runtime.GOMAXPROCS(old)
+	require.True(t, bytes.Equal(b, one))
+	defer offline.SetKeptBytes(1000)()
+	again, _ := compress(t, src, be, cfg)
+	require.True(t, bytes.Equal(b, again), "records too many to keep are encoded again")
+}
+
+func TestArchive_Truncate(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	p := calibrated(t, src)
+	cfg := config(t, "bits=3 form=archive chunks=8")
+	cfg.Profile = p
+	b, _ := compress(t, src, be, cfg)
+	last := 0.0
+	for _, bits := range []float64{3, 2.5, 2, 1.5, 1} {
+		total := int64(bits * float64(offline.Values(reader(t, b).Header())) / 8)
+		var out bytes.Buffer
+		res, err := offline.Truncate(context.Background(), reader(t, b), &out, total, nil)
+		require.NoError(t, err)
+		require.Equal(t, int64(out.Len()), res.Bytes)
+		require.LessOrEqual(t, res.Bytes, total)
+		require.Greater(t, res.Bytes, total*9/10)
+		r := reader(t, out.Bytes())
+		require.NoError(t, offline.Verify(context.Background(), r, nil))
+		cmp, err := offline.Compare(context.Background(), r, src, be, nil, p)
+		require.NoError(t, err)
+		require.GreaterOrEqual(t, cmp.KError+cmp.VError, last)
+		last = cmp.KError + cmp.VError
+	}
+	_, err := offline.Truncate(context.Background(), reader(t, b), &bytes.Buffer{}, 1000, nil)
+	require.ErrorIs(t, err, quant.ErrBudget)
+}
+
+// Any flipped bit is found; in a salvage it costs its record and no other.
+func TestArchive_Damage(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	good, _ := compress(t, src, be, config(t, "bits=2 form=archive segment=128"))
+	whole := raw(t, restored(t, good), "layers.2.v")
+	r := reader(t, good)
+	step := 61
+	if testing.Short() {
+		step = 997
+	}
+	for at := 0; at < len(good); at += step {
+		bad := bytes.Clone(good)
+		bad[at] ^= 1 << (at % 8)
+		x, err := container.Open("flip", bytes.NewReader(bad), int64(len(bad)), container.Limits{})
+		if err == nil {
+			if _, err = offline.Decompress(context.Background(), x, &memory{}, false, nil); err == nil {
+				err = offline.Verify(context.Background(), x, nil)
+			}
+		}
+		require.Error(t, err, "byte %d", at)
+		require.True(t, errors.Is(err, quant.ErrCorrupt) || errors.Is(err, quant.ErrVersion) ||
+			errors.Is(err, quant.ErrUnsupported) || errors.Is(err, quant.ErrTooLarge), "byte %d: %v", at, err)
+	}
+	for n := 0; n < len(good); n += 5 * step {
+		_, err := container.Open("cut", bytes.NewReader(good[:n]), int64(n), container.Limits{})
+		require.ErrorIs(t, err, quant.ErrCorrupt)
+	}
+	info := r.Records()[2]
+	bad := bytes.Clone(good)
+	bad[info.Offset+info.Length/2] ^= 4
+	x, lost, err := container.Salvage("flip", bytes.NewReader(bad), int64(len(bad)), container.Limits{})
+	require.NoError(t, err)
+	require.Len(t, lost, 1)
+	var m memory
+	res, err := offline.Decompress(context.Background(), x, &m, true, nil)
+	require.NoError(t, err)
+	require.Len(t, res.Lost, 1)
+	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
+	require.NoError(t, err)
+	got := raw(t, back, "layers.2.v")
+	first, n := info.Segment*128*64, 128*64
+	require.Equal(t, whole[:first], got[:first])
+	require.Equal(t, make([]byte, n), got[first:first+n])
+	require.Equal(t, whole[first+n:700*64], got[first+n:700*64])
+}
