@@ -58,7 +58,7 @@ activations. A menu of one coding fixes it. Options are written behind a coding:
 
 --levels lets the planner merge runs of adjacent tokens that weigh little to one row each (chunks),
 merge what weighs little of a whole segment to a few rows (summary), or drop it (dropped), where
-that costs less than coding it. --unseen is how much it is held back from what past attention did
+that costs less than coding it; auto allows all of it below 3.5 bits a value. --unseen is how much it is held back from what past attention did
 not look at.
 
 --profile takes settings and the sensitivities of heads from a .kvprofile file of the model (kvist

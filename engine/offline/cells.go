@@ -240,10 +240,18 @@ func sortByWeight(tokens []uint16, weight func(uint16) float64) {
 func (c *compressor) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens []uint16) cell {
 	b := cell{kind: kind, tokens: slices.Sorted(slices.Values(tokens))}
 	for _, t := range tokens {
-		k, v := h.rowDamage(h.weight(r.first+int(t)), 1, r.kEnergy[t], r.vEnergy[t], c.cfg.Unseen)
+		k, v := h.rowDamage(h.weight(r.first+int(t)), 1, r.kEnergy[t], r.vEnergy[t], c.unseen())
 		b.kDamage, b.vDamage = b.kDamage+k, b.vDamage+v
 	}
 	return b
+}
+
+// unseen is Config.Unseen where there are levels to hold back from.
+func (c *compressor) unseen() float64 {
+	if len(c.specs) == 0 {
+		return 0
+	}
+	return c.cfg.Unseen
 }
 
 // timeCells cuts tokens that weigh the same into blocks that start at multiples of 32 tokens,

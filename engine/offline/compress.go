@@ -136,7 +136,7 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 		return nil, err
 	}
 	c := &compressor{in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
-		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels())}
+		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels(in.values()))}
 	c.main = newPlanning(c)
 	return c, nil
 }

@@ -57,12 +57,14 @@ type Config struct {
 	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
 	Memo *Memo
 	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
-	// nil: see DefaultConfig. Levels beyond FULL need weights and the capture's queries; without
-	// them FULL is all there is.
+	// nil, written "auto": all of them for targets below 3.5 bits a value and for MaxError, FULL alone
+	// above, where they do not pay. Levels beyond FULL need weights and the capture's queries;
+	// without them FULL is all there is.
 	Levels []quant.Level
 	// Unseen is the share of queries to expect that are unlike those seen: each puts all its
 	// attention on one token, and all tokens are asked for alike. It holds back from starving,
-	// merging and dropping what past attention did not look at. Range [0, 1].
+	// merging and dropping what past attention did not look at; with FULL alone it is not used. Range
+	// [0, 1].
 	Unseen float64
 	// Form is FormHot, the default, or FormArchive.
 	Form string
@@ -101,19 +103,33 @@ func DefaultConfig() Config {
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
 	c.Importance, c.Unseen, c.Form, c.Chunks = "default", defaultUnseen, FormHot, 1
-	c.Levels = []quant.Level{quant.Full, quant.Chunks, quant.Summary, quant.Dropped}
 	return c
 }
 
-// defaultUnseen is Config.Unseen by default.
-const defaultUnseen = 0.001
+// defaultUnseen is Config.Unseen by default; autoLevelBits the target from which on Levels left to
+// themselves are FULL alone. Both were chosen in a model on calibration texts: see the package
+// comment.
+const (
+	defaultUnseen = 0.0003
+	autoLevelBits = 3.5
+)
 
-// levels returns the levels that a plan may use.
-func (c *Config) levels() []quant.Level {
+// allLevels are the levels in the order that plans try them.
+var allLevels = []quant.Level{quant.Full, quant.Chunks, quant.Summary, quant.Dropped}
+
+// levels returns the levels that a plan of so many values may use.
+func (c *Config) levels(values int64) []quant.Level {
 	if c.fixed() {
 		return nil // codings that leave no choice mean every row
 	}
-	return c.Levels
+	if c.Levels != nil {
+		return c.Levels
+	}
+	bits := max(c.Bits, quant.BitsPerValue(c.Bytes, values), 16*c.Share)
+	if bits >= autoLevelBits {
+		return nil
+	}
+	return allLevels
 }
 
 // fixed reports whether the menus leave no choice.
@@ -241,8 +257,8 @@ func codings(m []quant.Coding) string {
 
 // LevelNames joins levels by "+", in lower case, as ParseLevels reads them.
 func LevelNames(levels []quant.Level) string {
-	if len(levels) == 0 {
-		levels = []quant.Level{quant.Full}
+	if levels == nil {
+		return "auto"
 	}
 	names := make([]string, len(levels))
 	for i, l := range levels {
@@ -251,17 +267,20 @@ func LevelNames(levels []quant.Level) string {
 	return strings.Join(names, "+")
 }
 
-// ParseLevels reads levels joined by "+": full+chunks+summary+dropped.
+// ParseLevels reads levels joined by "+", as full+chunks+summary+dropped, or "auto": nil.
 //
 // Errors: quant.ErrShape.
 func ParseLevels(s string) (levels []quant.Level, err error) {
+	if s == "auto" {
+		return nil, nil
+	}
 	for name := range strings.SplitSeq(s, "+") {
 		l := quant.Full
 		for l.Valid() && !strings.EqualFold(name, l.String()) {
 			l++
 		}
 		if !l.Valid() {
-			return nil, fmt.Errorf("kvist/offline: level %q, want full, chunks, summary or dropped: %w",
+			return nil, fmt.Errorf("kvist/offline: level %q, want full, chunks, summary, dropped or auto: %w",
 				name, quant.ErrShape)
 		}
 		levels = append(levels, l)

@@ -135,7 +135,7 @@ func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 		meanRow(k, r.k, run, weights)
 		meanRow(v, r.v, run, weights)
 		rows[i] = row{tokens: run, weight: sum}
-		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), energyOf(k), energyOf(v), c.cfg.Unseen)
+		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), energyOf(k), energyOf(v), c.unseen())
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
 		switch {

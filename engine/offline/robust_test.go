@@ -357,7 +357,8 @@ func TestCompress_Weights(t *testing.T) {
 
 func TestConfig_StringParse(t *testing.T) {
 	for _, s := range []string{"bits=3", "bytes=1000", "share=0.1", "max-error=0.01", "k=lm4 v=lm3",
-		"bits=2.5 sinks=0 window=128 segment=256 seed=9 row-bias=false allow-nonfinite=true"} {
+		"bits=2.5 sinks=0 window=128 segment=256 seed=9 row-bias=false allow-nonfinite=true",
+		"bits=1 levels=auto unseen=0", "bits=1 levels=full+dropped unseen=0.25", "bits=1 levels=full"} {
 		c, err := offline.ParseConfig(s)
 		require.NoError(t, err, s)
 		again, err := offline.ParseConfig(c.String())
@@ -365,7 +366,8 @@ func TestConfig_StringParse(t *testing.T) {
 		require.Equal(t, c, again)
 	}
 	for _, s := range []string{"", "bits=3 bytes=4", "bits=-1", "bits=NaN", "bits=Inf", "bits=65", "share=3", "bits=x",
-		"bits", "colour=red", "bits=3 k=lm9", "bits=3 sinks=-1", "bits=3 segment=1", "bits=3 segment=99999"} {
+		"bits", "colour=red", "bits=3 k=lm9", "bits=3 sinks=-1", "bits=3 segment=1", "bits=3 segment=99999",
+		"bits=3 levels=", "bits=3 levels=most", "bits=3 levels=full+full", "bits=3 unseen=2", "bits=3 unseen=NaN"} {
 		_, err := offline.ParseConfig(s)
 		require.Error(t, err, s)
 		require.True(t, errors.Is(err, quant.ErrShape) || errors.Is(err, quant.ErrUnsupported),
