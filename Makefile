@@ -91,6 +91,7 @@ ptx: ## compile kernels/src to PTX with a pinned compiler, fetched by pip; the o
 check-ptx: ## compile again, compare, and assemble for sm_75..sm_120 with an old and a new ptxas
 	python3 kernels/ptx.py check
 	python3 kernels/ptx.py report bench/results/cuda-ptx.md
+	python3 kernels/ptx.py roofline bench/results/cuda-roofline.md
 
 BUNDLE := build/gpu-bundle
 gpu-bundle: ## one folder that runs tests and benchmarks on a machine with a GPU, without Go or network

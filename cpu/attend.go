@@ -38,14 +38,16 @@ type scratch struct {
 	side   [2]sums   // by basis
 	acc    []float64 // Relevance: per row of its item
 	lse    []float32 // Relevance: per head at work
+	sums   []float64 // combine: [2*padV + head_dim_v]
+	back   []float32 // combine: [head_dim_v]
 }
 
 // unit is a run of queries with the same list.
 type unit struct {
-	qs   []int32
-	list []int32
-	cuts []cut // starts of the pieces, and the end of the list
-	at   int   // of its parts among those of the wave
+	qs       []int32
+	list     []int32
+	from, to int // its cuts in call.cuts: starts of the pieces, and the end of the list
+	at       int // of its parts among those of the wave
 }
 
 // cut is a place in a list of blocks: a row of the list's entry.
@@ -64,6 +66,7 @@ type part struct {
 type sums struct {
 	acc  []float32 // [heads, padV]
 	rows int       // that went into them
+	used bool      // something has been folded into the part
 }
 
 // foldRows is how many rows are added up in float32 at most: the error of the sums then does not
@@ -77,18 +80,20 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
-	sd, err := b.check().Attend(q, blocks, out, lse)
-	if err != nil {
+	c := b.calls.Get().(*call)
+	defer c.done()
+	if err := c.checkAttend(q, blocks, out, lse); err != nil {
 		return fmt.Errorf("kvist/cpu: attend: %w", err)
 	}
-	p, err := b.prepare(ctx, backend.OpAttend, q, blocks, sd)
-	if err != nil {
+	if err := c.prepare(ctx, b, backend.OpAttend, q, blocks); err != nil {
 		return err
 	}
-	units := cutUnits(q, blocks)
-	for len(units) > 0 {
-		n := wave(units, q)
-		if err := b.attendWave(ctx, p, units[:n], blocks, out, lse); err != nil {
+	c.ctx, c.blocks, c.out, c.lse = ctx, blocks, out, lse
+	c.cutUnits()
+	for units := c.units; len(units) > 0; {
+		n := c.fitting(units)
+		c.wave = units[:n]
+		if err := c.attendWave(); err != nil {
 			return err
 		}
 		units = units[n:]
@@ -96,36 +101,47 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	return nil
 }
 
-// cutUnits groups neighbouring queries with the same list, and cuts the lists.
-func cutUnits(q *backend.Queries, blocks []backend.Block) []unit {
-	most := max(1, unitHeads/q.Group)
-	all := make([]int32, q.Len())
-	var units []unit
-	for i := range all {
-		all[i] = int32(i)
-		list := q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]]
-		if last := len(units) - 1; last >= 0 && len(units[last].qs) < most &&
-			slices.Equal(units[last].list, list) {
-			u := &units[last]
-			u.qs = all[i-len(u.qs) : i+1]
-			continue
-		}
-		units = append(units, unit{qs: all[i : i+1], list: list, cuts: cutList(list, blocks)})
+func (c *call) checkAttend(q *backend.Queries, blocks []backend.Block, out, lse []float32) error {
+	sd, err := c.b.checker.Attend(c.seeds[:0], q, blocks, out, lse)
+	if err == nil {
+		c.seeds = sd
 	}
-	return units
+	return err
 }
 
-// cutList cuts a list into pieces of at least chunkRows rows, at multiples of tileRows of a block.
-func cutList(list []int32, blocks []backend.Block) []cut {
+// cutUnits groups neighbouring queries with the same list, and cuts the lists.
+func (c *call) cutUnits() {
+	q := c.Queries
+	most := max(1, unitHeads/q.Group)
+	c.all = grow(c.all, q.Len())
+	c.units, c.cuts = c.units[:0], c.cuts[:0]
+	for i := range c.all {
+		c.all[i] = int32(i)
+		list := q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]]
+		if last := len(c.units) - 1; last >= 0 && len(c.units[last].qs) < most &&
+			slices.Equal(c.units[last].list, list) {
+			u := &c.units[last]
+			u.qs = c.all[i-len(u.qs) : i+1]
+			continue
+		}
+		from := len(c.cuts)
+		c.cuts = cutList(c.cuts, list, c.blocks)
+		c.units = append(c.units, unit{qs: c.all[i : i+1], list: list, from: from, to: len(c.cuts)})
+	}
+}
+
+// cutList cuts a list into pieces of at least chunkRows rows, at multiples of tileRows of a block,
+// and appends the cuts.
+func cutList(cuts []cut, list []int32, blocks []backend.Block) []cut {
 	rows := 0
 	for _, i := range list {
 		rows += int(blocks[i].Rows)
 	}
 	if rows == 0 {
-		return nil
+		return cuts
 	}
 	size := max(chunkRows, (rows+maxChunks-1)/maxChunks)
-	cuts := []cut{{}}
+	cuts = append(cuts, cut{})
 	left := size
 	for e, i := range list {
 		n := int(blocks[i].Rows)
@@ -151,17 +167,18 @@ func cutList(list []int32, blocks []backend.Block) []cut {
 }
 
 // pieces returns the number of pieces of a unit's list.
-func (u *unit) pieces() int { return max(0, len(u.cuts)-1) }
+func (u *unit) pieces() int { return max(0, u.to-u.from-1) }
 
-func partFloats(heads, dimV int) int { return heads * (2 + 2*dimV) }
+// partFloats is the size of a part in float64.
+func partFloats(heads, padV int) int { return heads * (2 + 2*padV) }
 
-// wave returns how many units are worked on together: all that fit waveFloats, at least one. It
+// fitting returns how many units are worked on together: all that fit waveFloats, at least one. It
 // sets the place of their parts.
-func wave(units []unit, q *backend.Queries) int {
+func (c *call) fitting(units []unit) int {
 	floats, parts := 0, 0
 	for n := range units {
 		u := &units[n]
-		floats += u.pieces() * partFloats(len(u.qs)*q.Group, q.HeadDimV)
+		floats += u.pieces() * partFloats(len(u.qs)*c.Group, c.padV)
 		if n > 0 && floats > waveFloats {
 			return n
 		}
@@ -172,70 +189,90 @@ func wave(units []unit, q *backend.Queries) int {
 }
 
 // attendWave works on the pieces of some units, then combines them in their order.
-func (b *Backend) attendWave(ctx context.Context, p *prepared, units []unit,
-	blocks []backend.Block, out, lse []float32) error {
-	last := &units[len(units)-1]
-	owner := make([]int32, last.at+last.pieces())
-	for i := range units {
-		for j := range units[i].pieces() {
-			owner[units[i].at+j] = int32(i)
+func (c *call) attendWave() error {
+	last := &c.wave[len(c.wave)-1]
+	n := last.at + last.pieces()
+	c.owner, c.parts = grow(c.owner, n), grow(c.parts, n)
+	heads := 0
+	for i := range c.wave {
+		u := &c.wave[i]
+		heads += u.pieces() * len(u.qs) * c.Group
+	}
+	c.doubles, c.floats = grow(c.doubles, heads*(1+2*c.padV)), grow(c.floats, heads)
+	doubles, floats := c.doubles, c.floats
+	for i := range c.wave {
+		u := &c.wave[i]
+		for j := range u.pieces() {
+			c.owner[u.at+j] = int32(i)
+			h := len(u.qs) * c.Group
+			size := h * (1 + 2*c.padV)
+			c.parts[u.at+j] = newPart(floats[:h], doubles[:size], c.padV)
+			floats, doubles = floats[h:], doubles[size:]
 		}
 	}
-	parts := make([]part, len(owner))
-	err := b.workers.run(ctx, backend.OpAttend, len(parts), func(i int) error {
-		u := &units[owner[i]]
-		parts[i] = newPart(len(u.qs)*p.Group, p.padV)
-		s := b.scratch.Get().(*scratch)
-		defer b.release(s)
-		return s.attend(ctx, b, p, u, i-u.at, blocks, &parts[i])
-	})
-	if err != nil {
+	if err := c.b.workers.run(c.ctx, backend.OpAttend, n, c.doAttend); err != nil {
 		return err
 	}
-	return b.workers.run(ctx, backend.OpAttend, len(units), func(i int) error {
-		u := &units[i]
-		combine(p, u, parts[u.at:u.at+u.pieces()], out, lse)
-		return nil
-	})
+	return c.b.workers.run(c.ctx, backend.OpAttend, len(c.wave), c.doCombine)
 }
 
-func newPart(heads, padV int) part {
-	f := make([]float64, heads*(1+2*padV))
-	p := part{top: make([]float32, heads), sum: f[:heads]}
-	f = f[heads:]
-	p.acc[0], p.acc[1] = f[:heads*padV], f[heads*padV:]
+// newPart makes an empty part of the memory given: [heads] and [heads, 1+2*padV].
+func newPart(tops []float32, sums []float64, padV int) part {
+	heads := len(tops)
+	p := part{top: tops, sum: sums[:heads]}
+	sums = sums[heads:]
+	p.acc[0], p.acc[1] = sums[:heads*padV], sums[heads*padV:]
+	clear(p.sum)
+	clear(p.acc[0])
+	clear(p.acc[1])
 	for i := range p.top {
 		p.top[i] = float32(negInf)
 	}
 	return p
 }
 
+// attendOne works on part i of the wave.
+func (c *call) attendOne(i int) error {
+	u := &c.wave[c.owner[i]]
+	s := c.b.scratch.Get().(*scratch)
+	err := s.attend(c, u, i-u.at, &c.parts[i])
+	c.b.release(s)
+	return err
+}
+
+// combineOne combines the parts of unit i of the wave.
+func (c *call) combineOne(i int) error {
+	u := &c.wave[i]
+	s := c.b.scratch.Get().(*scratch)
+	s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
+	c.b.release(s)
+	return nil
+}
+
 // release puts scratch back, without what belongs to the call.
 func (b *Backend) release(s *scratch) {
-	s.p, s.qs, s.vecs, s.blk = nil, nil, nil, blockView{}
+	s.p, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, blockView{}, nil
 	b.scratch.Put(s)
 }
 
 // attend works on one piece of a unit's list.
-func (s *scratch) attend(ctx context.Context, b *Backend, p *prepared, u *unit, piece int,
-	blocks []backend.Block, dst *part) error {
+func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
+	p := &c.prepared
 	s.reset(p, u.qs)
 	heads := len(u.qs) * p.Group
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
 	for i := range s.side {
 		s.side[i].acc = grow(s.side[i].acc, heads*p.padV)
-		s.side[i].rows = 0
+		s.side[i].rows, s.side[i].used = 0, false
 		clear(s.side[i].acc)
 	}
-	from, to := u.cuts[piece], u.cuts[piece+1]
+	s.heads.Tops = dst.top
+	from, to := c.cuts[u.from+piece], c.cuts[u.from+piece+1]
 	for e := from.entry; e < len(u.list) && (e < to.entry || (e == to.entry && to.row > 0)); e++ {
-		if err := cancelled(ctx, backend.OpAttend); err != nil {
+		if err := cancelled(c.ctx, backend.OpAttend); err != nil {
 			return err
 		}
-		blk, err := b.view(&blocks[u.list[e]], backend.OpAttend, p.Queries)
-		if err != nil {
-			return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
-		}
+		blk := &c.blocks[u.list[e]]
 		first, end := 0, int(blk.Rows)
 		if e == from.entry {
 			first = from.row
@@ -246,7 +283,9 @@ func (s *scratch) attend(ctx context.Context, b *Backend, p *prepared, u *unit, 
 		if first >= end {
 			continue
 		}
-		s.block(blk)
+		if err := s.block(blk, true); err != nil {
+			return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
+		}
 		for r := first; r < end; r += tileRows {
 			if s.scorer.tile(r, min(tileRows, end-r)) {
 				s.addTile(r, dst)
@@ -266,7 +305,7 @@ func (s *scratch) attend(ctx context.Context, b *Backend, p *prepared, u *unit, 
 func (s *scratch) addTile(r0 int, dst *part) {
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.V.Coding.Format
-	which := flag(f.Rotated())
+	which := index(f.Rotated())
 	side := &s.side[which]
 	if side.rows+s.n > foldRows {
 		s.fold(which, dst)
@@ -275,8 +314,7 @@ func (s *scratch) addTile(r0 int, dst *part) {
 	unpacked := false
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		copy(s.before[lo:hi], dst.top[lo:hi])
-		s.run.Tops = dst.top[lo:hi]
-		p.kern.Softmax(&s.run, &s.terms, &s.vscale)
+		p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
 		for h := lo; h < hi; h++ {
@@ -293,6 +331,7 @@ func (s *scratch) addTile(r0 int, dst *part) {
 		if !unpacked {
 			p.kern.Unpack(s.vt, p.kern.LayoutV(f), b.V.Coding, b.v, rows, p.HeadDimV, r0, s.n,
 				&s.unpackT)
+			p.kern.Prefetch(b.V.Coding, b.v, p.HeadDimV, r0+s.n, min(tileRows, rows-r0-s.n))
 			unpacked = true
 		}
 		acc, w := side.acc[lo*p.padV:], s.heads.Weights[lo*tileRows:]
@@ -332,7 +371,7 @@ func finiteAll(x []float32) bool {
 func (s *scratch) fold(which int, dst *part) {
 	if side := &s.side[which]; side.rows > 0 {
 		s.p.kern.Fold(dst.acc[which], side.acc)
-		side.rows = 0
+		side.rows, side.used = 0, true
 	}
 }
 
@@ -348,6 +387,9 @@ func (s *scratch) raise(dst *part, head int) {
 		acc := dst.acc[i][at:end]
 		if side := &s.side[i]; side.rows > 0 {
 			s.p.kern.Fold(acc, side.acc[at:end])
+			side.used = true
+		} else if !side.used {
+			continue
 		}
 		for d := range acc {
 			acc[d] *= f
@@ -356,16 +398,15 @@ func (s *scratch) raise(dst *part, head int) {
 }
 
 // combine folds the parts of a unit together in the order of the list, and writes its results.
-func combine(p *prepared, u *unit, parts []part, out, lse []float32) {
-	padV := p.padV
-	sums := make([]float64, 2*padV+p.HeadDimV)
-	exact, rotated, natural := sums[:padV], sums[padV:2*padV], sums[2*padV:]
-	back := make([]float32, p.HeadDimV)
+func (s *scratch) combine(c *call, u *unit, parts []part) {
+	p, padV := &c.prepared, c.padV
+	s.sums, s.back = grow(s.sums, 2*padV+p.HeadDimV), grow(s.back, p.HeadDimV)
+	exact, rotated, natural := s.sums[:padV], s.sums[padV:2*padV], s.sums[2*padV:]
 	for i, q := range u.qs {
 		rot := p.rotV(int(q))
 		for h := range p.Group {
 			head := i*p.Group + h
-			clear(sums)
+			clear(s.sums)
 			top, sum := negInf, 0.0
 			for c := range parts {
 				if parts[c].sum[head] != 0 { // NaN is not 0
@@ -385,10 +426,10 @@ func combine(p *prepared, u *unit, parts []part, out, lse []float32) {
 				}
 			}
 			attend.Restore(natural, rotated, p.kern.LayoutV(quant.LM1))
-			global := int(q)*p.Group + h
-			p.finish(out[global*p.HeadDimV:(global+1)*p.HeadDimV], exact, natural, back, rot, sum)
-			if lse != nil {
-				lse[global] = float32(top + math.Log(sum))
+			at := int(q)*p.Group + h
+			p.finish(c.out[at*p.HeadDimV:(at+1)*p.HeadDimV], exact, natural, s.back, rot, sum)
+			if c.lse != nil {
+				c.lse[at] = float32(top + math.Log(sum))
 			}
 		}
 	}

@@ -132,9 +132,11 @@ func TestAttend_Waves(t *testing.T) {
 		}
 		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 	}
-	units := cutUnits(q, r.blocks)
-	require.Len(t, units, n)
-	require.Less(t, wave(units, q), n, "more than one wave")
+	c := newCall(r.b)
+	c.Queries, c.blocks, c.padV = q, r.blocks, dim
+	c.cutUnits()
+	require.Len(t, c.units, n)
+	require.Less(t, c.fitting(c.units), n, "more than one wave")
 	out, _ := r.attend(t, q)
 	last := *q
 	last.Q, last.BlockPtr, last.BlockIdx = q.Q[2*group*dim:], []int32{0, list}, q.BlockIdx[2*list:]
@@ -155,7 +157,7 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 			blocks[i].Rows, list[i] = int32(n), int32(i)
 			total += n
 		}
-		cuts := cutList(list, blocks)
+		cuts := cutList(nil, list, blocks)
 		if total == 0 {
 			require.Empty(t, cuts)
 			return

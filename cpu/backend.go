@@ -12,6 +12,7 @@ import (
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -39,6 +40,9 @@ type Backend struct {
 	workers *workers
 	scratch sync.Pool // of *scratch
 	coders  sync.Pool // of *coder
+	calls   sync.Pool // of *call
+	encodes sync.Pool // of *encodeCall
+	checker args.Checker[[]byte]
 
 	mu        sync.Mutex
 	rotations map[rotKey]*codec.Rotation
@@ -72,7 +76,7 @@ func Open(o Options) (*Backend, error) {
 	if o.Memory == 0 {
 		o.Memory = physicalMemory()
 	}
-	return &Backend{
+	b := &Backend{
 		kern: kern, codec: coding,
 		caps: backend.Caps{
 			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: kern.ISA(),
@@ -83,7 +87,11 @@ func Open(o Options) (*Backend, error) {
 		coders:    sync.Pool{New: func() any { return newCoder(coding) }},
 		rotations: make(map[rotKey]*codec.Rotation),
 		bufs:      make(map[*buffer]struct{}),
-	}, nil
+	}
+	b.checker = b.newChecker()
+	b.calls.New = func() any { return newCall(b) }
+	b.encodes.New = func() any { return newEncodeCall(b) }
+	return b, nil
 }
 
 // Caps describes the backend. It may be called after Close.

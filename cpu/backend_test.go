@@ -3,6 +3,9 @@
 package cpu
 
 import (
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -12,6 +15,11 @@ import (
 )
 
 func TestBackend_Suite(t *testing.T) {
+	for _, want := range strings.Split(os.Getenv("KVIST_REQUIRE"), ",") {
+		if slices.Contains(knownISAs, want) {
+			require.Contains(t, ISAs(), want, "KVIST_REQUIRE")
+		}
+	}
 	for _, isa := range ISAs() {
 		t.Run("isa="+isa, func(t *testing.T) {
 			backendtest.RunBackend(t, func(t *testing.T) backend.Backend {

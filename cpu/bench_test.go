@@ -4,34 +4,103 @@ package cpu
 
 import (
 	"context"
+	"flag"
 	"fmt"
-	"strings"
+	"math"
+	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// benchCodings are what the benchmarks of attention run over. "mixed" is what a plan makes: half
-// lm2, the rest lm3, lm4, u8 and f16.
+// workingSet makes the benchmarks of memory run: at least four times the last-level cache.
+var workingSet = flag.Int("working-set", 0, "MiB that benchmarks of memory read; 0 skips them")
+
+// benchCodings are what the benchmarks of attention run over. "mixed" is what a plan makes of a
+// cache: half lm2, the rest finer.
 var benchCodings = map[string][]string{
-	"f16": {"f16"}, "u8": {"u8"}, "lm4": {"lm4+s8"}, "lm3": {"lm3+s8"}, "lm2": {"lm2+s8"},
+	"f16": {"f16"}, "u8": {"u8+s8"}, "lm4": {"lm4+s8"}, "lm3": {"lm3+s8"}, "lm2": {"lm2+s8"},
 	"mixed": {"lm2+s8", "lm3+s8", "lm2+s8", "lm4+s8", "lm2+s8", "lm3+s8", "lm2+s8", "u8+s8"},
 }
 
-// BenchmarkAttend measures one query over a context that stays in the caches nearest to a core.
-// ns/pair is per row of K and V together, however many heads look at it.
+var benchFormats = []string{"f16", "u8", "lm4", "lm3", "lm2", "mixed"}
+
+// benchRig is blocks in one buffer, copies of one block a coding.
+type benchRig struct {
+	rig
+	tokens int
+}
+
+// newBenchRig makes blocks of rows rows that take about bytes together.
+func newBenchRig(b *testing.B, be *Backend, format string, dim, rows int, bytes int64) benchRig {
+	type side struct {
+		c      quant.Coding
+		packed []byte
+	}
+	var kinds []side
+	var round int64
+	const align = 64
+	pad := func(n int) int64 { return int64(n+align-1) / align * align }
+	for i, name := range benchCodings[format] {
+		c, err := quant.ParseCoding(name)
+		require.NoError(b, err)
+		s := side{c, make([]byte, c.PackedBytes(rows, dim))}
+		x := quanttest.Rows(quanttest.Gaussian, rows, dim, uint64(i))
+		require.NoError(b, quant.Encode(s.packed, c, x, 1))
+		kinds = append(kinds, s)
+		round += 2 * pad(len(s.packed))
+	}
+	rounds := max(1, bytes/round)
+	buf, err := be.Alloc(rounds * round)
+	require.NoError(b, err)
+	r := benchRig{rig: rig{b: be}}
+	var at int64
+	for range rounds {
+		for _, k := range kinds {
+			blk := backend.Block{Rows: int32(rows), Base: int64(r.tokens)}
+			for _, s := range []*backend.Side{&blk.K, &blk.V} {
+				require.NoError(b, buf.Upload(at, k.packed))
+				*s = backend.Side{Coding: k.c, Seed: 1,
+					Data: backend.Span{Buf: buf, Off: at, Len: int64(len(k.packed))}}
+				at += pad(len(k.packed))
+				r.bytes += int64(len(k.packed))
+			}
+			r.blocks = append(r.blocks, blk)
+			r.tokens += rows
+		}
+	}
+	b.Cleanup(func() { _ = buf.Free() })
+	return r
+}
+
+func openBench(b *testing.B, isa string, workers int) *Backend {
+	be, err := Open(Options{ISA: isa, Workers: workers})
+	require.NoError(b, err)
+	b.Cleanup(func() { _ = be.Close() })
+	return be
+}
+
+// BenchmarkAttend measures one query over a context of about 4096 tokens in blocks of 32, which
+// stays in the caches nearest to a core. ns/pair is per row of K and V together, for all query
+// heads.
 func BenchmarkAttend(b *testing.B) {
-	const tokens, rows = 4096, 32
 	for _, isa := range ISAs() {
-		for _, format := range []string{"f16", "u8", "lm4", "lm3", "lm2", "mixed"} {
+		for _, format := range benchFormats {
 			for _, dim := range []int{64, 128} {
 				for _, group := range []int{1, 3, 4, 8} {
-					name := fmt.Sprintf("backend=cpu-%s/format=%s/head_dim=%d/gqa=%d/workers=1", isa,
-						strings.ReplaceAll(format, "+", "_"), dim, group)
+					name := fmt.Sprintf("backend=cpu-%s/format=%s/head_dim=%d/gqa=%d/set=cache/workers=1",
+						isa, format, dim, group)
 					b.Run(name, func(b *testing.B) {
-						r := newRigOf(b, Options{ISA: isa, Workers: 1}, dim, rows, tokens/rows,
-							benchCodings[format]...)
-						benchAttend(b, r, group, dim, tokens)
+						be := openBench(b, isa, 1)
+						one := newBenchRig(b, be, format, dim, 32, 1)
+						size := one.bytes * int64(4096/one.tokens)
+						benchAttend(b, newBenchRig(b, be, format, dim, 32, size+size/64), group, dim)
 					})
 				}
 			}
@@ -39,15 +108,173 @@ func BenchmarkAttend(b *testing.B) {
 	}
 }
 
-func benchAttend(b *testing.B, r rig, group, dim, tokens int) {
-	q := r.queries(1, group, dim)
-	out := make([]float32, group*dim)
-	b.SetBytes(int64(tokens * dim * 2 * 2)) // of K and V as f16
-	b.ReportAllocs()
-	for b.Loop() {
-		require.NoError(b, r.b.Attend(context.Background(), q, r.blocks, out, nil))
+// BenchmarkAttendMemory measures one query over a context that no cache holds, in blocks of 256
+// tokens, with one worker and with all.
+func BenchmarkAttendMemory(b *testing.B) {
+	if *workingSet == 0 {
+		b.Skip("takes gigabytes: -working-set says how many MiB")
 	}
-	pairs := float64(tokens) * float64(b.N)
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/pairs, "ns/pair")
-	b.ReportMetric(float64(r.bytes)*float64(b.N)/float64(b.Elapsed().Nanoseconds()), "packed-GB/s")
+	isa := ISAs()[len(ISAs())-1]
+	for _, format := range benchFormats {
+		for _, dim := range []int{64, 128} {
+			name := fmt.Sprintf("backend=cpu-%s/format=%s/head_dim=%d", isa, format, dim)
+			b.Run(name, func(b *testing.B) {
+				be := openBench(b, isa, runtime.NumCPU())
+				r := newBenchRig(b, be, format, dim, 256, int64(*workingSet)<<20)
+				for _, workers := range []int{1, runtime.NumCPU()} {
+					r.b.workers = newWorkers(workers)
+					for _, group := range []int{1, 3, 4, 8} {
+						b.Run(fmt.Sprintf("gqa=%d/set=memory/workers=%d", group, workers),
+							func(b *testing.B) { benchAttend(b, r, group, dim) })
+					}
+				}
+			})
+		}
+	}
+}
+
+func benchAttend(b *testing.B, r benchRig, group, dim int) {
+	q := &backend.Queries{Q: quanttest.Rows(quanttest.Gaussian, group, dim, 9).Data, Group: group,
+		HeadDim: dim, HeadDimV: dim, Scale: float32(1 / math.Sqrt(float64(dim))),
+		Pos: []int64{int64(r.tokens)}, BlockPtr: []int32{0, int32(len(r.blocks))}}
+	for i := range r.blocks {
+		q.BlockIdx = append(q.BlockIdx, int32(i))
+	}
+	out := make([]float32, group*dim)
+	attend := func() {
+		if err := r.b.Attend(context.Background(), q, r.blocks, out, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if r.tokens < 1<<20 {
+		attend()
+	}
+	b.SetBytes(int64(r.tokens) * int64(dim) * 2 * 2) // of K and V as f16
+	b.ReportAllocs()
+	b.ResetTimer()
+	start := cpuTime()
+	for b.Loop() {
+		attend()
+	}
+	used := cpuTime() - start
+	report(b, used.Nanoseconds(), int64(r.tokens), r.bytes)
+}
+
+// report gives nanoseconds per row pair, by the clock and of the processor, and the packed bytes
+// read per second.
+func report(b *testing.B, cpuNS, pairs, bytes int64) {
+	n, ns := float64(pairs)*float64(b.N), float64(b.Elapsed().Nanoseconds())
+	b.ReportMetric(ns/n, "ns/pair")
+	b.ReportMetric(float64(cpuNS)/n, "cpu-ns/pair")
+	b.ReportMetric(float64(bytes)*float64(b.N)/ns, "packed-GB/s")
+}
+
+// BenchmarkRead is what attention is compared with: how fast this machine reads memory that no
+// cache holds, or a set of 400 KB, in order, through the fastest inner product there is.
+func BenchmarkRead(b *testing.B) {
+	for _, set := range []string{"cache", "memory"} {
+		for _, workers := range []int{1, runtime.NumCPU()} {
+			b.Run(fmt.Sprintf("set=%s/workers=%d", set, workers), func(b *testing.B) {
+				size := 400 << 10
+				if set == "memory" {
+					if *workingSet == 0 {
+						b.Skip("takes gigabytes: -working-set says how many MiB")
+					}
+					size = *workingSet << 20
+				}
+				benchRead(b, size, workers)
+			})
+		}
+	}
+}
+
+func benchRead(b *testing.B, size, workers int) {
+	e, err := matmul.Open(matmul.Options{Workers: 1})
+	require.NoError(b, err)
+	x := make([]float32, size/4)
+	for i := range x {
+		x[i] = 1
+	}
+	const chunk = 64 << 10 / 4
+	read := func(x []float32) {
+		for len(x) >= 2*chunk {
+			_ = e.Dot(x[:chunk], x[chunk:2*chunk])
+			x = x[2*chunk:]
+		}
+	}
+	b.SetBytes(int64(size))
+	b.ResetTimer()
+	start := cpuTime()
+	for b.Loop() {
+		var wg sync.WaitGroup
+		for w := range workers {
+			wg.Add(1)
+			go func() {
+				defer wg.Done()
+				read(x[w*len(x)/workers : (w+1)*len(x)/workers])
+			}()
+		}
+		wg.Wait()
+	}
+	used := cpuTime() - start
+	b.ReportMetric(float64(size)*float64(b.N)/float64(b.Elapsed().Nanoseconds()), "GB/s")
+	b.ReportMetric(float64(size)*float64(b.N)/float64(max(1, used.Nanoseconds())), "cpu-GB/s")
+}
+
+// BenchmarkCodec measures encoding (from float32, from f16), decoding to float32 and demotion of
+// 4096 rows on one core.
+func BenchmarkCodec(b *testing.B) {
+	const rows, dim = 4096, 64
+	for _, isa := range ISAs() {
+		be := openBench(b, isa, 1)
+		for _, name := range []string{"u8+s8", "lm4+s8", "lm3+s8", "lm2+s8", "lm1+s8", "lm3"} {
+			c, err := quant.ParseCoding(name)
+			require.NoError(b, err)
+			buf := func(n int) backend.Span {
+				m, err := be.Alloc(int64(n))
+				require.NoError(b, err)
+				return backend.Span{Buf: m, Len: int64(n)}
+			}
+			src, dst := buf(4*rows*dim), backend.Side{Coding: c, Seed: 1, Data: buf(c.PackedBytes(rows, dim))}
+			x := quanttest.Rows(quanttest.Gaussian, rows, dim, 1)
+			raw := make([]byte, 4*rows*dim)
+			require.NoError(b, quant.Encode(raw, quant.Coding{Format: quant.F32}, x, 0))
+			require.NoError(b, src.Buf.Upload(0, raw))
+			enc := []backend.EncodeJob{{Src: src, DType: quant.Float32, Rows: rows, Dim: dim, Dst: dst}}
+			dec := []backend.DecodeJob{{Src: dst, Rows: rows, Dim: dim, Dst: buf(4 * rows * dim)}}
+			benchValues(b, "encode", isa, name, rows*dim, func() error {
+				return be.Encode(context.Background(), enc)
+			})
+			benchValues(b, "decode", isa, name, rows*dim, func() error {
+				return be.Decode(context.Background(), dec)
+			})
+			if to := c; c.Format.Nested() && c.Format > quant.LM1 {
+				to.Format--
+				dem := []backend.DemoteJob{{Src: dst, To: to, Rows: rows, Dim: dim,
+					Dst: buf(to.PackedBytes(rows, dim))}}
+				benchValues(b, "demote", isa, name, rows*dim, func() error {
+					return be.Demote(context.Background(), dem)
+				})
+			}
+		}
+	}
+}
+
+func benchValues(b *testing.B, op, isa, format string, values int, f func() error) {
+	b.Run(fmt.Sprintf("op=%s/backend=cpu-%s/format=%s/head_dim=64/tokens=4096", op, isa, format),
+		func(b *testing.B) {
+			b.SetBytes(int64(4 * values))
+			b.ReportAllocs()
+			require.NoError(b, f())
+			start := cpuTime()
+			for b.Loop() {
+				if err := f(); err != nil {
+					b.Fatal(err)
+				}
+			}
+			used := cpuTime() - start
+			n := float64(values) * float64(b.N)
+			b.ReportMetric(n/float64(b.Elapsed().Nanoseconds()), "Gvalues/s")
+			b.ReportMetric(n/float64(max(1, used.Nanoseconds())), "cpu-Gvalues/s")
+		})
 }

@@ -10,8 +10,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// check returns the checker of arguments for the memory of this backend.
-func (b *Backend) check() args.Checker[[]byte] {
+// newChecker returns the checker of arguments for the memory of this backend.
+func (b *Backend) newChecker() args.Checker[[]byte] {
 	return args.Checker[[]byte]{Supports: b.Supports, Bytes: b.memory}
 }
 
@@ -30,10 +30,27 @@ type blockView struct {
 	k, v, pos, count, bias []byte // optional ones nil where not given
 }
 
-// view resolves and checks one block. Relevance does not look at V.
-func (b *Backend) view(blk *backend.Block, op backend.Op, q *backend.Queries) (blockView, error) {
-	w, err := b.check().Block(blk, op, q)
-	return blockView{blk, w.KMem, w.VMem, w.PosMem, w.CountMem, w.BiasMem}, err
+// again resolves a block that has been checked in this call. Its memory may have been freed since.
+func (w *blockView) again(blk *backend.Block, withV bool) error {
+	*w = blockView{Block: blk}
+	if !spanAgain(&w.k, &blk.K.Data) || withV && !spanAgain(&w.v, &blk.V.Data) ||
+		!spanAgain(&w.pos, &blk.Pos) || !spanAgain(&w.count, &blk.Count) ||
+		!spanAgain(&w.bias, &blk.Bias) {
+		return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed)
+	}
+	return nil
+}
+
+func spanAgain(p *[]byte, s *backend.Span) bool {
+	if s.Buf == nil {
+		return true
+	}
+	mem := s.Buf.(*buffer).mem.Load()
+	if mem == nil {
+		return false
+	}
+	*p = (*mem)[s.Off : s.Off+s.Len : s.Off+s.Len]
+	return true
 }
 
 // seeds are the seeds of the rotated sides of one query's list.

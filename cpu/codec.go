@@ -22,31 +22,51 @@ type encodeTask struct {
 	stride          int
 }
 
+// encodeCall is one call of Encode, kept for later ones.
+type encodeCall struct {
+	b     *Backend
+	tasks []encodeTask
+	doRun func(i int) error // runOne, bound once
+}
+
+func newEncodeCall(b *Backend) *encodeCall {
+	c := &encodeCall{b: b}
+	c.doRun = c.runOne
+	return c
+}
+
+func (c *encodeCall) runOne(i int) error {
+	if err := c.tasks[i].run(c.b); err != nil {
+		return jobError(backend.OpEncode, i, err)
+	}
+	return nil
+}
+
 // Encode packs rows, see backend.Backend.
 func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	if err := b.open(ctx, backend.OpEncode); err != nil {
 		return err
 	}
-	tasks := make([]encodeTask, len(jobs))
+	c := b.encodes.Get().(*encodeCall)
+	defer func() {
+		clear(c.tasks)
+		b.encodes.Put(c)
+	}()
+	c.tasks = grow(c.tasks, len(jobs))
 	for i := range jobs {
 		t, err := b.encodeTask(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpEncode, i, err)
 		}
-		tasks[i] = t
+		c.tasks[i] = t
 	}
-	return b.workers.run(ctx, backend.OpEncode, len(tasks), func(i int) error {
-		if err := tasks[i].run(b); err != nil {
-			return jobError(backend.OpEncode, i, err)
-		}
-		return nil
-	})
+	return b.workers.run(ctx, backend.OpEncode, len(jobs), c.doRun)
 }
 
 func jobError(op backend.Op, job int, err error) error { return args.JobError(op, job, err) }
 
 func (b *Backend) encodeTask(j *backend.EncodeJob) (encodeTask, error) {
-	w, err := b.check().Encode(j, eachIndex)
+	w, err := b.checker.Encode(j, eachIndex)
 	t := encodeTask{job: j, src: w.SrcMem, dst: w.DstMem, stride: int(w.RowStride)}
 	if w.Indexed {
 		t.index = w.IndexMem
@@ -81,19 +101,8 @@ func (t *encodeTask) run(b *Backend) error {
 		}
 		return nil
 	}
-	if codec.Encodes(j.Dst.Coding) && j.Rows > 0 {
-		rot, err := b.rotation(j.Dim, j.Dst.Seed)
-		if err != nil {
-			return err
-		}
-		w := b.coders.Get().(*coder)
-		defer b.coders.Put(w)
-		w.task, w.kern = t, b.kern
-		ok := w.Encode(t.dst, j.Dst.Coding, j.Rows, rot, w.load)
-		w.task = nil
-		if ok {
-			return nil
-		}
+	if ok, err := t.fast(b); ok || err != nil {
+		return err
 	}
 	// Other codings, and rows that package quant refuses: it says why.
 	x := quant.Rows{Dim: j.Dim, Data: make([]float32, j.Rows*j.Dim)}
@@ -102,6 +111,28 @@ func (t *encodeTask) run(b *Backend) error {
 		b.kern.Exact(x.Row(r), j.DType.Format(), t.src[at:at+rowBytes], 1, j.Dim, j.Dim)
 	}
 	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
+}
+
+// fast encodes with kernels. It reports false for codings that have none, and where package quant
+// refuses a row.
+func (t *encodeTask) fast(b *Backend) (bool, error) {
+	j := t.job
+	c := j.Dst.Coding
+	if j.Rows == 0 || !codec.Encodes(c) && !c.Format.Exact() {
+		return false, nil
+	}
+	w := b.coders.Get().(*coder)
+	defer b.coders.Put(w)
+	w.task, w.kern = t, b.kern
+	defer func() { w.task = nil }()
+	if c.Format.Exact() {
+		return w.EncodeExact(t.dst, c.Format, j.Rows, j.Dim, w.load), nil
+	}
+	rot, err := b.rotation(j.Dim, j.Dst.Seed)
+	if err != nil {
+		return false, err
+	}
+	return w.Encode(t.dst, c, j.Rows, rot, w.load), nil
 }
 
 // coder is a codec.Worker that loads the rows of a task.
@@ -167,7 +198,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {
-		src, dst, err := b.check().Decode(&jobs[i])
+		src, dst, err := b.checker.Decode(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpDecode, i, err)
 		}
@@ -234,7 +265,7 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {
-		src, dst, err := b.check().Demote(&jobs[i])
+		src, dst, err := b.checker.Demote(&jobs[i])
 		if err != nil {
 			return jobError(backend.OpDemote, i, err)
 		}

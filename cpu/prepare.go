@@ -21,18 +21,20 @@ type basis struct {
 	layout  attend.Layout
 }
 
-// prepared is a batch of queries with all that is computed once a call.
+// prepared is a batch of queries with all that is computed once a call. It is kept for later
+// calls, and its slices grow to what a call needs.
 type prepared struct {
 	*backend.Queries
 	kern       *attend.Kernels
+	codec      *codec.Kernels
 	padK, padV int       // values of a row in a tile
 	seeds      []seeds   // one for all queries, or one a query
 	energy     []float32 // [n, group]: |q|^2
-	// vecs holds, for each basis that some K side has, the queries: [n, group, padK].
-	vecs  [2][layouts][]float32
-	freqs []float64 // angle a position turns each RoPE pair by
-	rot   map[rotKey]*codec.Rotation
-	codec *codec.Kernels
+	// vecs holds the queries, [n, group, padK], for each basis that some K side has (hasVecs).
+	vecs    [2][layouts][]float32
+	hasVecs [2][layouts]bool
+	freqs   []float64 // angle a position turns each RoPE pair by; nil where no block has an offset
+	rots    []namedRotation
 }
 
 type rotKey struct {
@@ -40,8 +42,13 @@ type rotKey struct {
 	dim  int
 }
 
-// flag is 1 for true.
-func flag(b bool) int {
+type namedRotation struct {
+	rotKey
+	r *codec.Rotation
+}
+
+// index is 1 for true.
+func index(b bool) int {
 	if b {
 		return 1
 	}
@@ -58,34 +65,44 @@ func (p *prepared) seedsOf(i int) seeds {
 // basisOf returns the basis of a K side.
 func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
 
-// prepare rotates and arranges the queries and takes their energies.
-func (b *Backend) prepare(ctx context.Context, op backend.Op, q *backend.Queries,
-	blocks []backend.Block, sd []seeds) (*prepared, error) {
-	n := q.Len()
-	p := &prepared{Queries: q, kern: b.kern, seeds: sd, rot: make(map[rotKey]*codec.Rotation), codec: b.codec,
-		padK: b.kern.PadDim(q.HeadDim), padV: b.kern.PadDim(q.HeadDimV)}
-	for i := range sd {
-		if err := p.addRotations(b, sd[i]); err != nil {
-			return nil, err
+// prepare rotates and arranges the queries and takes their energies. c.seeds have been set.
+func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backend.Queries,
+	blocks []backend.Block) error {
+	n, p := q.Len(), &c.prepared
+	p.Queries, p.kern, p.codec = q, b.kern, b.codec
+	p.padK, p.padV = b.kern.PadDim(q.HeadDim), b.kern.PadDim(q.HeadDimV)
+	p.rots = p.rots[:0]
+	for i := range p.seeds {
+		if err := p.addRotations(b, p.seeds[i]); err != nil {
+			return err
 		}
 	}
-	if q.Rope != nil && q.Rope.Validate(q.HeadDim) == nil {
-		p.freqs = q.Rope.Frequencies()
-	}
-	p.energy = make([]float32, n*q.Group)
+	p.freqs, p.hasVecs = nil, [2][layouts]bool{}
 	for i := range blocks {
 		bs := p.basisOf(blocks[i].K.Coding.Format)
-		v := &p.vecs[flag(bs.rotated)][bs.layout]
-		if *v == nil {
-			*v = make([]float32, n*q.Group*p.padK)
+		p.hasVecs[index(bs.rotated)][bs.layout] = true
+		if blocks[i].Offset != 0 && p.freqs == nil {
+			p.freqs = q.Rope.Frequencies()
 		}
 	}
-	err := b.workers.run(ctx, op, n, func(i int) error {
-		tmp := make([]float32, q.HeadDim)
-		p.arrange(i, tmp)
-		return nil
-	})
-	return p, err
+	p.energy = grow(p.energy, n*q.Group)
+	for rotated := range p.vecs {
+		for l := range p.vecs[rotated] {
+			if p.hasVecs[rotated][l] {
+				p.vecs[rotated][l] = grow(p.vecs[rotated][l], n*q.Group*p.padK)
+			}
+		}
+	}
+	return b.workers.run(ctx, op, n, c.doPrepare)
+}
+
+// prepareOne fills in what belongs to query i.
+func (c *call) prepareOne(i int) error {
+	s := c.b.scratch.Get().(*scratch)
+	s.one = grow(s.one, c.HeadDim)
+	c.prepared.arrange(i, s.one)
+	c.b.scratch.Put(s)
+	return nil
 }
 
 // arrange fills in what belongs to query i. tmp is [head_dim].
@@ -107,8 +124,9 @@ func (p *prepared) arrange(i int, tmp []float32) {
 				p.codec.Forward(rot, tmp, 1, dim)
 				src = tmp
 			}
-			for l, v := range p.vecs[rotated] {
-				if v != nil {
+			for l, has := range p.hasVecs[rotated] {
+				if has {
+					v := p.vecs[rotated][l]
 					attend.Arrange(v[h*p.padK:(h+1)*p.padK], src, attend.Layout(l))
 				}
 			}
@@ -119,11 +137,11 @@ func (p *prepared) arrange(i int, tmp []float32) {
 func (p *prepared) addRotations(b *Backend, s seeds) error {
 	add := func(has bool, seed uint64, dim int) error {
 		key := rotKey{seed, dim}
-		if !has || p.rot[key] != nil {
+		if !has || p.find(key) != nil {
 			return nil
 		}
 		r, err := b.rotation(dim, seed)
-		p.rot[key] = r
+		p.rots = append(p.rots, namedRotation{key, r})
 		return err
 	}
 	if err := add(s.HasK, s.K, p.HeadDim); err != nil {
@@ -132,10 +150,19 @@ func (p *prepared) addRotations(b *Backend, s seeds) error {
 	return add(s.HasV, s.V, p.HeadDimV)
 }
 
+func (p *prepared) find(key rotKey) *codec.Rotation {
+	for i := range p.rots {
+		if p.rots[i].rotKey == key {
+			return p.rots[i].r
+		}
+	}
+	return nil
+}
+
 // rotK returns the rotation of query i's K sides, nil when none is rotated.
 func (p *prepared) rotK(i int) *codec.Rotation {
 	if s := p.seedsOf(i); s.HasK {
-		return p.rot[rotKey{s.K, p.HeadDim}]
+		return p.find(rotKey{s.K, p.HeadDim})
 	}
 	return nil
 }
@@ -143,7 +170,7 @@ func (p *prepared) rotK(i int) *codec.Rotation {
 // rotV returns the rotation of query i's V sides, nil when none is rotated.
 func (p *prepared) rotV(i int) *codec.Rotation {
 	if s := p.seedsOf(i); s.HasV {
-		return p.rot[rotKey{s.V, p.HeadDimV}]
+		return p.find(rotKey{s.V, p.HeadDimV})
 	}
 	return nil
 }

@@ -25,54 +25,66 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	sd, err := b.check().Relevance(q, lse, blocks, rel)
-	if err != nil {
+	c := b.calls.Get().(*call)
+	defer c.done()
+	if err := c.checkRelevance(q, lse, blocks, rel); err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}
-	p, err := b.prepare(ctx, backend.OpRelevance, q, blocks, sd)
-	if err != nil {
+	if err := c.prepare(ctx, b, backend.OpRelevance, q, blocks); err != nil {
 		return err
 	}
-	ptr, users := args.Users(q, len(blocks))
-	var items []relevanceItem
+	c.ctx, c.blocks, c.lse, c.rel = ctx, blocks, lse, rel
+	c.ptr, c.users = args.Users(c.ptr, c.users, q, len(blocks))
+	c.items = c.items[:0]
 	for i := range blocks {
-		if ptr[i] == ptr[i+1] {
+		if c.ptr[i] == c.ptr[i+1] {
 			continue
 		}
 		rows := blocks[i].Rows
 		for r := int32(0); r < rows; r += itemTiles * tileRows {
-			items = append(items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
+			c.items = append(c.items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
 		}
 	}
-	return b.workers.run(ctx, backend.OpRelevance, len(items), func(i int) error {
-		it := items[i]
-		blk, err := b.view(&blocks[it.block], backend.OpRelevance, q)
-		if err != nil {
-			return fmt.Errorf("kvist/cpu: relevance: block %d: %w", it.block, err)
-		}
-		s := b.scratch.Get().(*scratch)
-		defer b.release(s)
-		return s.relevance(ctx, p, blk, it, users[ptr[it.block]:ptr[it.block+1]], lse, rel)
-	})
+	return b.workers.run(ctx, backend.OpRelevance, len(c.items), c.doRelevance)
+}
+
+// relevanceOne works on item i.
+func (c *call) relevanceOne(i int) error {
+	it := c.items[i]
+	s := c.b.scratch.Get().(*scratch)
+	err := s.relevance(c, it, c.users[c.ptr[it.block]:c.ptr[it.block+1]])
+	c.b.release(s)
+	return err
+}
+
+func (c *call) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
+	rel *backend.RelevanceOut) error {
+	sd, err := c.b.checker.Relevance(c.seeds[:0], q, lse, blocks, rel)
+	if err == nil {
+		c.seeds = sd
+	}
+	return err
 }
 
 // relevance works on one range of rows. Sums over the queries are float64.
-func (s *scratch) relevance(ctx context.Context, p *prepared, blk blockView, it relevanceItem,
-	users []int32, lse []float32, rel *backend.RelevanceOut) error {
+func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
+	p, rel := &c.prepared, c.rel
 	s.acc = grow(s.acc, int(it.to-it.from)+tileRows)
 	clear(s.acc)
 	batch := max(1, unitHeads/p.Group)
 	for len(users) > 0 {
-		if err := cancelled(ctx, backend.OpRelevance); err != nil {
+		if err := cancelled(c.ctx, backend.OpRelevance); err != nil {
 			return err
 		}
 		n := min(batch, len(users))
 		s.reset(p, users[:n])
 		s.lse = grow(s.lse, n*p.Group)
 		for i, q := range s.qs {
-			copy(s.lse[i*p.Group:(i+1)*p.Group], lse[int(q)*p.Group:])
+			copy(s.lse[i*p.Group:(i+1)*p.Group], c.lse[int(q)*p.Group:])
 		}
-		s.block(blk)
+		if err := s.block(&c.blocks[it.block], false); err != nil {
+			return fmt.Errorf("kvist/cpu: relevance: block %d: %w", it.block, err)
+		}
 		for r := it.from; r < it.to; r += tileRows {
 			if s.scorer.tile(int(r), int(min(tileRows, it.to-r))) {
 				s.addRelevance((*[tileRows]float64)(s.acc[r-it.from:]), rel.Power)
@@ -95,6 +107,6 @@ func (s *scratch) addRelevance(acc *[tileRows]float64, power int) {
 				s.heads.Masks[h] = 0 // the query saw nothing
 			}
 		}
-		s.p.kern.Probs(acc, &s.run, &s.terms, s.lse[lo:hi], power)
+		s.p.kern.Probs(acc, &s.heads, lo, hi, &s.terms, s.lse, power)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -32,17 +33,18 @@ type scorer struct {
 	local  bool      // vecs is indexed by place in qs, not by query
 
 	// The tile at work.
-	kt      []float32 // [tileRows, padK]
-	unpackT []byte
-	n       int
-	seen    []uint32 // per query at work: bit r is set where row r is seen
-	terms   attend.Terms
-	mul     [tileRows]float32 // row scale times unit times Queries.Scale
-	pos     [tileRows]int64
+	kt       []float32 // [tileRows, padK]
+	unpackT  attend.Scratch
+	n        int
+	seen     []uint32 // per query at work: bit r is set where row r is seen
+	terms    attend.Terms
+	hasAdd   bool // terms.Add is not all zero, and likewise
+	hasNoise bool
+	mul      [tileRows]float32 // with Softcap: row scale times unit times Queries.Scale
+	pos      [tileRows]int64
 
 	// Per head at work.
-	heads attend.Heads // of all queries at work
-	run   attend.Heads // of a run of them
+	heads attend.Heads
 }
 
 var negInf = math.Inf(-1)
@@ -63,24 +65,27 @@ func (s *scorer) reset(p *prepared, qs []int32) {
 	h := len(qs) * p.Group
 	s.heads.Dots, s.heads.Weights = grow(s.heads.Dots, h*tileRows), grow(s.heads.Weights, h*tileRows)
 	s.heads.Energy = grow(s.heads.Energy, h)
-	s.heads.Tops, s.heads.Sums = grow(s.heads.Tops, h), grow(s.heads.Sums, h)
+	s.heads.Sums = grow(s.heads.Sums, h)
 	s.heads.Masks = grow(s.heads.Masks, h)
 	for i, q := range qs {
 		copy(s.heads.Energy[i*p.Group:(i+1)*p.Group], p.energy[int(q)*p.Group:])
 	}
 }
 
-// block starts work on a block.
-func (s *scorer) block(blk blockView) {
-	s.blk = blk
+// block starts work on a block that has been checked. It fails where its memory is gone.
+func (s *scorer) block(blk *backend.Block, withV bool) error {
+	if err := s.blk.again(blk, withV); err != nil {
+		return err
+	}
 	bs := s.p.basisOf(blk.K.Coding.Format)
 	s.layout = bs.layout
 	s.local = blk.Offset != 0 && len(s.p.freqs) > 0
 	if s.local {
 		s.vecs = s.turnedQueries(blk.Offset, bs)
 	} else {
-		s.vecs = s.p.vecs[flag(bs.rotated)][bs.layout]
+		s.vecs = s.p.vecs[index(bs.rotated)][bs.layout]
 	}
+	return nil
 }
 
 // turnedQueries returns the queries at work, turned by offset, kept until another offset comes.
@@ -90,7 +95,7 @@ func (s *scorer) turnedQueries(offset int32, bs basis) []float32 {
 		s.hasTurned = [2][layouts]bool{}
 	}
 	s.offset = offset
-	has, v := &s.hasTurned[flag(bs.rotated)][bs.layout], &s.turned[flag(bs.rotated)][bs.layout]
+	has, v := &s.hasTurned[index(bs.rotated)][bs.layout], &s.turned[index(bs.rotated)][bs.layout]
 	if *has {
 		return *v
 	}
@@ -123,20 +128,31 @@ func (s *scorer) tile(r0, n int) bool {
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.K.Coding.Format
 	p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+	p.kern.Prefetch(b.K.Coding, b.k, p.HeadDim, r0+n, min(tileRows, rows-r0-n))
 	unit := attend.Unit(f, p.HeadDim)
-	p.kern.Scales(&s.mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
-	s.terms.Mul = s.mul
-	if b.count == nil && b.bias == nil {
-		s.terms.Add = [tileRows]float32{}
-	} else {
+	p.kern.Scales(&s.terms.Mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
+	if b.count != nil || b.bias != nil {
 		s.addends(r0, n)
+		s.hasAdd = true
+	} else if s.hasAdd {
+		s.terms.Add = [tileRows]float32{}
+		s.hasAdd = false
 	}
-	s.terms.Noise = [tileRows]float32{}
-	if noise := 0.5 * b.Noise; noise != 0 && (f.Rotated()) {
+	if noise := 0.5 * b.Noise; noise != 0 && f.Rotated() {
 		if f == quant.U8 || f.Nested() {
 			noise /= unit * unit // Noise is relative to the row scale as quant.RowScales has it
 		}
-		p.kern.Square(&s.terms.Noise, &s.mul, noise)
+		p.kern.Square(&s.terms.Noise, &s.terms.Mul, noise)
+		s.hasNoise = true
+	} else if s.hasNoise {
+		s.terms.Noise = [tileRows]float32{}
+		s.hasNoise = false
+	}
+	if p.Softcap > 0 {
+		s.mul = s.terms.Mul
+		for r := range s.terms.Mul {
+			s.terms.Mul[r] = 1 // what is left to do to capped scores
+		}
 	}
 	return true
 }
@@ -177,16 +193,7 @@ func (s *scorer) see(r0, n int) bool {
 		}
 		return len(s.seen) > 0
 	}
-	b := &s.blk
-	least, most := int64(math.MaxInt64), int64(math.MinInt64)
-	for i := range n {
-		pos := b.Base + int64(r0+i)
-		if b.pos != nil {
-			pos = b.Base + int64(binary.LittleEndian.Uint16(b.pos[2*(r0+i):]))
-		}
-		s.pos[i] = pos
-		least, most = min(least, pos), max(most, pos)
-	}
+	least, most := s.positions(r0, n)
 	var any uint32
 	for i, q := range s.qs {
 		at, window := s.p.Pos[q], s.p.Window
@@ -194,6 +201,7 @@ func (s *scorer) see(r0, n int) bool {
 		if at >= most && (window == 0 || at-least < window) {
 			mask = all
 		} else if at >= least {
+			s.fillPositions(r0, n)
 			for r, pos := range s.pos[:n] {
 				if d := at - pos; d >= 0 && (window == 0 || d < window) {
 					mask |= 1 << r
@@ -204,6 +212,26 @@ func (s *scorer) see(r0, n int) bool {
 		any |= mask
 	}
 	return any != 0
+}
+
+// positions returns the first and the last position of rows [r0, r0+n).
+func (s *scorer) positions(r0, n int) (least, most int64) {
+	b := &s.blk
+	if b.pos == nil {
+		return b.Base + int64(r0), b.Base + int64(r0+n-1)
+	}
+	lo, hi := attend.Span16(b.pos[2*r0 : 2*(r0+n)])
+	return b.Base + int64(lo), b.Base + int64(hi)
+}
+
+func (s *scorer) fillPositions(r0, n int) {
+	b := &s.blk
+	for i := range n {
+		s.pos[i] = b.Base + int64(r0+i)
+		if b.pos != nil {
+			s.pos[i] = b.Base + int64(binary.LittleEndian.Uint16(b.pos[2*(r0+i):]))
+		}
+	}
 }
 
 // nextRun finds the next queries from place i on that see a row and lie one after the other, and
@@ -236,11 +264,10 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	if p.Softcap > 0 {
 		s.cap(a, b)
 	}
-	s.heads.Slice(&s.run, a, b)
 	return end, a, b
 }
 
-// cap makes inner products capped scores: what is left to add is the same.
+// cap makes inner products capped scores.
 func (s *scorer) cap(a, b int) {
 	softcap := float64(s.p.Softcap)
 	for h := a; h < b; h++ {
@@ -249,8 +276,5 @@ func (s *scorer) cap(a, b int) {
 			x := float64(dots[r]) * float64(s.mul[r])
 			dots[r] = float32(softcap * math.Tanh(x/softcap))
 		}
-	}
-	for r := range s.terms.Mul {
-		s.terms.Mul[r] = 1
 	}
 }

@@ -14,12 +14,35 @@ import (
 type workers struct {
 	n    int
 	free chan struct{} // a token for each helper that may be started
+	runs sync.Pool     // of *workRun
+}
+
+// workRun is one call of run. It is kept for later ones, so that a run allocates nothing.
+type workRun struct {
+	w          *workers
+	ctx        context.Context
+	f          func(i int) error
+	next, stop atomic.Int64
+	helpers    sync.WaitGroup
+	help       func() // the body of a helper, made once
+
+	mu     sync.Mutex
+	failed int
+	first  error
 }
 
 func newWorkers(n int) *workers {
 	w := &workers{n: n, free: make(chan struct{}, n-1)}
 	for range n - 1 {
 		w.free <- struct{}{}
+	}
+	w.runs.New = func() any {
+		r := &workRun{w: w}
+		r.help = func() {
+			defer func() { w.free <- struct{}{}; r.helpers.Done() }()
+			r.work()
+		}
+		return r
 	}
 	return w
 }
@@ -29,46 +52,44 @@ func newWorkers(n int) *workers {
 // before the failing one still run. So the error returned is always that of the lowest failing
 // item, whatever the number of workers.
 func (w *workers) run(ctx context.Context, op backend.Op, n int, f func(i int) error) error {
-	var (
-		next, stop atomic.Int64
-		mu         sync.Mutex
-		failed     = n
-		first      error
-	)
-	stop.Store(int64(n))
-	work := func() {
-		for {
-			i := int(next.Add(1)) - 1
-			if int64(i) >= stop.Load() || ctx.Err() != nil {
-				return
-			}
-			if err := f(i); err != nil {
-				mu.Lock()
-				if i < failed {
-					failed, first = i, err
-					stop.Store(int64(i))
-				}
-				mu.Unlock()
-				return
-			}
-		}
-	}
-	var helpers sync.WaitGroup
+	r := w.runs.Get().(*workRun)
+	r.ctx, r.f, r.failed, r.first = ctx, f, n, nil
+	r.next.Store(0)
+	r.stop.Store(int64(n))
 	for range min(w.n, n) - 1 {
 		select {
 		case <-w.free:
-			helpers.Add(1)
-			go func() {
-				defer func() { w.free <- struct{}{}; helpers.Done() }()
-				work()
-			}()
+			r.helpers.Add(1)
+			go r.help()
 		default:
 		}
 	}
-	work()
-	helpers.Wait()
+	r.work()
+	r.helpers.Wait()
+	first := r.first
+	r.ctx, r.f, r.first = nil, nil, nil
+	w.runs.Put(r)
 	if first != nil {
 		return first
 	}
 	return cancelled(ctx, op)
+}
+
+// work takes items until none are left.
+func (r *workRun) work() {
+	for {
+		i := int(r.next.Add(1)) - 1
+		if int64(i) >= r.stop.Load() || r.ctx.Err() != nil {
+			return
+		}
+		if err := r.f(i); err != nil {
+			r.mu.Lock()
+			if i < r.failed {
+				r.failed, r.first = i, err
+				r.stop.Store(int64(i))
+			}
+			r.mu.Unlock()
+			return
+		}
+	}
 }

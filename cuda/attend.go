@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/kernels"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -26,8 +27,9 @@ func (b *Backend) newBatch(op backend.Op, q *backend.Queries, blocks []backend.B
 	t := &batch{Queries: q, mma: b.mma, turns: newTurnTable(q), desc: make([]kernels.BlockDesc, len(blocks)),
 		energy: make([]float32, q.Len()*q.Group)}
 	half := 0.5 * float64(q.Scale) * float64(q.Scale)
+	var last args.Known
 	for i := range blocks {
-		w, err := b.check().Block(&blocks[i], op, q)
+		w, err := b.check().Block(&blocks[i], op, q, &last)
 		if err != nil {
 			return nil, fmt.Errorf("kvist/cuda: %s: block %d: %w", op, i, err)
 		}
@@ -78,7 +80,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
-	seeds, err := b.check().Attend(q, blocks, out, lse)
+	seeds, err := b.check().Attend(nil, q, blocks, out, lse)
 	if err != nil {
 		return fmt.Errorf("kvist/cuda: attend: %w", err)
 	}

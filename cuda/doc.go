@@ -18,6 +18,19 @@
 // results do not change with what else is in a batch. Blocks whose V is in the original basis and
 // blocks whose V is rotated go to different pieces, and are combined last.
 //
+// Options.TensorCores brings in a twin of attention for compute capability 8.0 on. It keeps the
+// same tolerance: queries and weights are split into two binary16 numbers each, in rows of the
+// product that would be idle otherwise. It is off until a GPU has shown that it is right and pays.
+// What bytes and counted instructions allow on paper is in bench/results/cuda-roofline.md.
+//
+// A call that has started is not interrupted: its context is looked at between launches.
+//
+// # Memory
+//
+// Caps.Memory bounds the buffers. Beside them each of the 4 lanes keeps scratch on the device: 1 MiB
+// at first, as much as its largest call needed later (parts of attention are bounded by 64 MiB a
+// launch), and as much pinned memory as that call moved.
+//
 // # Layout
 //
 // Device addresses are numbers on the host; nothing on the host points into device memory. The
@@ -36,6 +49,12 @@
 // # Concurrency
 //
 // All methods may be called from many goroutines. Calls beyond the number of lanes wait for one.
+//
+// # On a machine with a GPU
+//
+// KVIST_REQUIRE=cuda go test ./cuda -run OnDevice holds the real device against the oracle, and go
+// test ./cuda -bench . measures it. make gpu-bundle packs both, with the command line tool, for a
+// machine without Go: see bench/gpu/run.sh.
 //
 // # Determinism
 //

@@ -27,7 +27,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	seeds, err := b.check().Relevance(q, lse, blocks, rel)
+	seeds, err := b.check().Relevance(nil, q, lse, blocks, rel)
 	if err != nil {
 		return fmt.Errorf("kvist/cuda: relevance: %w", err)
 	}
@@ -45,7 +45,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		}
 		return seeds[query].K
 	}
-	ptr, users := args.Users(q, len(blocks))
+	ptr, users := args.Users(nil, nil, q, len(blocks))
 	var items []kernels.RelevanceItem
 	for i := range blocks {
 		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {

@@ -5,6 +5,7 @@
 ptx.py build            compile src/*.cu to ptx/*.ptx and write manifest.json
 ptx.py check            compile again and compare with what is committed
 ptx.py report FILE      assemble the committed PTX with an old and a new ptxas; write a table
+ptx.py roofline FILE    what bytes and counted instructions allow, on paper
 
 The wheels are fetched by pip into a cache folder (KVIST_CACHE, else ../.cache/cuda), checked by
 hash, and never become part of the tree.
@@ -178,20 +179,29 @@ def innermost_loops(module):
     return out
 
 
+LOADS = {("u32", 32): "K", ("u8", 8): "V"}  # width of the loads and values of a loop of attend
+
+
 def per_value(heads):
-    """Rows of a table: PTX instructions a value of K and of V, for attend of so many heads."""
+    """Returns {loop: PTX instructions a value} of attend for so many heads."""
     rows = {}
     for loop in innermost_loops("attend")[f"kvist_attend_h{heads}"]:
-        loads = [x for x in loop if "ld.global" in x]
+        loads = [m.group(1) for x in loop for m in [re.search(r"ld\.global\.(?:nc\.)?(u\d+)", x)] if m]
         fma = sum("fma.rn.f32" in x for x in loop)
-        values = fma // heads
-        bits = len(loads)
-        if not 1 <= bits <= 4 or fma % heads or values not in (8, 32):
-            continue
-        if values == 32 and all(re.search(r"ld\.global\.(nc\.)?u32", x) for x in loads):
-            rows[f"K {bits} bits"] = len(loop) / values
-        if values == 8 and all(re.search(r"ld\.global\.(nc\.)?u8", x) for x in loads):
-            rows[f"V {bits} bits"] = len(loop) / values
+        side = LOADS.get((loads[0] if loads else "", fma // heads))
+        if side and 1 <= len(loads) <= 4 and len(set(loads)) == 1:
+            rows[f"{side} {len(loads)} bits"] = len(loop) / (fma // heads)
+    return rows
+
+
+def per_value_mma():
+    """The same of attend_mma: a lane unpacks 4 x 8 values for 8 products."""
+    rows = {}
+    for loop in innermost_loops("attend_mma")["kvist_attend_mma"]:
+        loads = sum(bool(re.search(r"ld\.global\.nc\.u32", x)) for x in loop)
+        if sum("mma.sync" in x for x in loop) == 8 and loads:
+            side = "K" if any("ld.shared.v4" in x for x in loop) else "V"
+            rows[f"{side} {loads // 4} bits"] = len(loop) / 32
     return rows
 
 
@@ -227,14 +237,81 @@ def report(path):
         lines.append("")
     lines += ["## Instructions a value", "",
               "PTX instructions of the innermost loop of attend, over the values of K or V that it",
-              "unpacks; every value meets all heads of the unit, one fused multiply-add each. SASS has",
-              "about as many.", ""]
+              "unpacks; every value meets all heads of the unit, one fused multiply-add each, or in the",
+              "tensor core. SASS may have fewer, for it addresses shared memory with 32 bits.", ""]
     heads = (1, 2, 4, 8)
-    counts = [per_value(h) for h in heads]
-    lines += ["| loop | " + " | ".join(f"{h} heads" for h in heads) + " |", "|---|---|---|---|---|"]
+    counts = [per_value(h) for h in heads] + [per_value_mma()]
+    lines += ["| loop | " + " | ".join(f"{h} heads" for h in heads) + " | tensor cores, up to 8 heads |",
+              "|---|---|---|---|---|---|"]
     for name in sorted(counts[-1]):
         lines.append(f"| {name} | " + " | ".join(
             f"{c[name]:.1f}" if name in c else "-" for c in counts) + " |")
+    with open(path, "w") as f:
+        f.write("\n".join(lines).rstrip() + "\n")
+    print(path)
+
+
+DEVICES = {  # vendor's figures: bytes/s of memory, multiprocessors, clock in Hz
+    "L4": (300e9, 58, 2.04e9),
+    "A100 80GB": (2.039e12, 108, 1.41e9),
+    "H100 SXM": (3.35e12, 132, 1.755e9),
+    "H200": (4.8e12, 132, 1.755e9),
+}
+HEAD_DIM, BLOCK_ROWS = 128, 32
+
+
+def roofline(path):
+    """Writes what bounds attention on paper: bytes against instructions. No measurement."""
+    def stored(bits):  # bytes a value of lm<bits>+s8: codes, 8-bit scale a row, float32 a block
+        return (bits + 8 / HEAD_DIM + 32 / (HEAD_DIM * BLOCK_ROWS)) / 8
+
+    mma, plain = per_value_mma(), {h: per_value(h) for h in (1, 4, 8)}
+    lines = ["# Attention on paper", "",
+             "Arithmetic from vendors' figures and from the instructions counted in the committed PTX",
+             "(cuda-ptx.md); written by `make check-ptx`. No GPU has run these kernels: nothing here is a",
+             "measurement, and no speed is claimed.", "",
+             "Decode attention reads every packed byte of K and V once, whatever the number of query heads",
+             f"that share them. At head_dim {HEAD_DIM} in blocks of {BLOCK_ROWS} rows, lm<b>+s8 takes "
+             + ", ".join(f"{8 * stored(b):.2f}" for b in (4, 3, 2)) + " bits a value",
+             "(4, 3, 2 bits), BF16 16. A multiprocessor starts 4 instructions of 32 lanes a clock, so that a",
+             "device has multiprocessors * 128 * clock of them. Time of a value, picoseconds, if either were",
+             "the only limit and met fully:", "",
+             "| device | BF16, bytes | " + " | ".join(f"{b} bits, bytes" for b in (4, 3, 2)) + " | "
+             + " | ".join(f"{b} bits, instructions: 1 / 4 / 8 heads, tensor cores" for b in (4, 3, 2))
+             + " |", "|---" * 8 + "|"]
+
+    def mean(c, b):
+        return (c[f"K {b} bits"] + c[f"V {b} bits"]) / 2
+
+    for name, (memory, units, clock) in DEVICES.items():
+        rate = units * 128 * clock
+        cells = [f"{2 / memory * 1e12:.2f}"]
+        cells += [f"{stored(b) / memory * 1e12:.3f}" for b in (4, 3, 2)]
+        for b in (4, 3, 2):
+            counts = [mean(plain[h], b) for h in (1, 4, 8)] + [mean(mma, b)]
+            cells.append(" / ".join(f"{c / rate * 1e12:.2f}" for c in counts))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += ["", "The larger of the two bounds the speed. So on paper:", "",
+              "* The plain kernels are bound by bytes on L4, or nearly, and by instructions on the others.",
+              "  There they save memory against BF16; at 4 and 8 heads a KV head they cannot be expected to",
+              "  save much time.",
+              "* With tensor cores, a value takes "
+              + ", ".join(f"{mean(mma, b):.1f}" for b in (4, 3, 2))
+              + " instructions at 4, 3 and 2 bits for up to 8 heads.",
+              "  Best case over BF16 at full memory speed: "
+              + "; ".join(f"{name} " + ", ".join(
+                  f"{2 / m / max(stored(b) / m, mean(mma, b) / (u * 128 * c)):.1f}x" for b in (4, 3, 2))
+                  for name, (m, u, c) in DEVICES.items()) + ".",
+              "  What is met of it, a GPU must show: loads that wait and shared memory come on top.",
+              "* To reach the bytes' own limit at 2 bits on H200 a value may take "
+              + f"{stored(2) / 4.8e12 * 132 * 128 * 1.755e9:.1f} instructions.", "",
+              "Encoding reads 2 bytes a value (f16) and writes under one. Its transform takes log2(head_dim)",
+              "additions a value and as many passes through shared memory, which takes 32 lanes a clock: at",
+              f"head_dim {HEAD_DIM}, 14 loads and stores for the butterflies and 12 for the sums, scaling and",
+              "codes: on an H100 some "
+              + f"{132 * 32 * 1.755e9 / 26 / 1e9:.0f} billion values/s, {132 * 32 * 1.755e9 / 26 * 2 / 3.35e12:.0%}"
+              + " of memory speed at best. A transform in registers would",
+              "more than halve that; it is not built.", ""]
     with open(path, "w") as f:
         f.write("\n".join(lines).rstrip() + "\n")
     print(path)
@@ -247,5 +324,7 @@ if __name__ == "__main__":
         check()
     elif len(sys.argv) == 3 and sys.argv[1] == "report":
         report(sys.argv[2])
+    elif len(sys.argv) == 3 and sys.argv[1] == "roofline":
+        roofline(sys.argv[2])
     else:
         sys.exit(__doc__)

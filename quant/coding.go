@@ -60,7 +60,7 @@ func (f Format) String() string {
 }
 
 // Valid reports whether f is a format of this version.
-func (f Format) Valid() bool { _, ok := formatNames[f]; return ok }
+func (f Format) Valid() bool { return f.Bits() != 0 }
 
 // Exact reports whether rows are stored in the original basis without quantization to a
 // codebook (f32, f16, bf16).

@@ -38,7 +38,7 @@ if command -v compute-sanitizer >/dev/null; then
 else
   echo "skipped memcheck, racecheck: no compute-sanitizer"
 fi
-step bench 330 ./cuda.test -test.run '^$' -test.bench . -test.benchtime 20x -test.timeout 320s
+step bench 330 ./cuda.test -test.run '^$' -test.bench . -test.benchtime 10x -test.timeout 320s
 if python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
   step torch 120 python3 torch_attention.py
 else

@@ -9,9 +9,10 @@
 // Queries are scaled by a power of two a head, weights by one a head and tile, so that their
 // largest is in [1, 2). Sums are float32 within a tile of 128 rows.
 //
-// The sum over components, or rows, may run in any order: which of them a lane holds is chosen so
-// that it unpacks whole bytes of the bit planes, and two codes are looked up at once, in a table of
-// pairs.
+// The sum over components, or rows, may run in any order, and columns may be given to lanes in any:
+// of 32 values whose bits are one word of each plane, a lane takes those with number 4j + k for one
+// k, so that a shift and a mask bring 8 bits of a plane to their places in 8 codes. Two codes are
+// looked up at once, in a table of pairs.
 #include "mma.cuh"
 
 namespace kvist {
@@ -22,7 +23,7 @@ namespace kvist {
 // Shared memory, in floats; cuda/attend.go computes the same.
 struct MmaLayout {
   Layout plain;
-  uint16_t *query_hi, *query_lo;    // [HEADS, head_dim], rotated basis
+  uint16_t *query_hi, *query_lo;    // [HEADS, head_dim], rotated basis, in the order of place()
   float* query_scale;               // [HEADS]
   uint16_t *weight_hi, *weight_lo;  // [HEADS, TILE_ROWS]
   float* weight_scale;              // [HEADS]
@@ -67,6 +68,9 @@ __device__ __forceinline__ float warp_peak(float x) {
   return x;
 }
 
+// Where component d of a query is kept: those that one lane takes lie together.
+__device__ __forceinline__ int place(int d) { return (d & ~31) | (d & 3) << 3 | (d >> 2 & 7); }
+
 __device__ __forceinline__ void split_queries(const MmaLayout& m, int heads, int dim, int stride) {
   const int lane = threadIdx.x & 31;
   for (int h = threadIdx.x / 32; h < HEADS; h += TILE_ROWS / 32) {
@@ -75,8 +79,9 @@ __device__ __forceinline__ void split_queries(const MmaLayout& m, int heads, int
     const float scale = power_below(warp_peak(peak));
     if (lane == 0) m.query_scale[h] = scale;
     for (int d = lane; d < dim; d += 32) {
-      split(h < heads ? m.plain.rotated[h * stride + d] : 0, 1 / scale, m.query_hi + h * dim + d,
-            m.query_lo + h * dim + d);
+      const int at = h * stride + (dim % 32 == 0 ? place(d) : d);
+      split(h < heads ? m.plain.rotated[h * stride + d] : 0, 1 / scale, m.query_hi + at,
+            m.query_lo + at);
     }
   }
   __syncthreads();
@@ -84,15 +89,34 @@ __device__ __forceinline__ void split_queries(const MmaLayout& m, int heads, int
 
 __device__ __forceinline__ bool coded(int f) { return f == U8 || is_nested(f); }
 
-// The codes of 8 values of a row, a nibble each. BITS planes.
+// The codes of values 4j + k, j = 0..7, of the 32 whose bits are the words at byte of each of BITS
+// planes: a nibble each.
 template <int BITS>
-__device__ __forceinline__ uint32_t codes_of(const View& w, int64_t byte) {
+__device__ __forceinline__ uint32_t codes_of(const View& w, int64_t byte, int k) {
   uint32_t codes = 0;
 #pragma unroll
   for (int p = 0; p < BITS; p++) {
-    codes |= spread(__ldg(w.side + p * w.plane + byte)) << (BITS - 1 - p);
+    const uint32_t word = __ldg(reinterpret_cast<const uint32_t*>(w.side + p * w.plane + byte));
+    codes |= (word >> k & 0x11111111u) << (BITS - 1 - p);
   }
   return codes;
+}
+
+// Pair k of a word of 8 codes: the offset in bytes is cut out in two operations.
+__device__ __forceinline__ uint32_t pair_of(const uint32_t* pairs, uint32_t codes, int k) {
+  const uint32_t offset = (k == 0 ? codes << 2 : codes >> (8 * k - 2)) & 0x3fc;
+  return *reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(pairs) + offset);
+}
+
+// The same of u8: word j holds values 4j..4j+3.
+struct Bytes {
+  uint32_t word[8];
+};
+
+__device__ __forceinline__ Bytes bytes_of(const View& w, int64_t at) {
+  const uint4 a = __ldg(reinterpret_cast<const uint4*>(w.side + at));
+  const uint4 b = __ldg(reinterpret_cast<const uint4*>(w.side + at) + 1);
+  return {{a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w}};
 }
 
 __device__ __forceinline__ uint32_t integer_pair(uint32_t a, uint32_t b) {  // of u8
@@ -100,32 +124,32 @@ __device__ __forceinline__ uint32_t integer_pair(uint32_t a, uint32_t b) {  // o
          float_to_half(static_cast<float>(static_cast<int>(b) - 128)) << 16;
 }
 
-// Dots of the warp's 32 rows with all heads, in units of query_scale. Lane (g, t) unpacks the
-// components [t, t+1) * dim/4 of rows g, g + 8, g + 16 and g + 24. BITS 8: u8.
+// Dots of the warp's 32 rows with all heads, in units of query_scale. Lane (g, t) unpacks
+// components 4j + t of rows g, g + 8, g + 16 and g + 24. BITS 8: u8.
 template <int BITS>
-__device__ __forceinline__ void dots(const MmaLayout& m, const View& w, int dim, int row0, int rows,
-                                     float c[4][4]) {
+__device__ __forceinline__ void dots(const MmaLayout& m, const View& w, int dim, int stride,
+                                     int row0, int rows, float c[4][4]) {
   const int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
   const uint32_t* pairs = m.pairs + (BITS < 8 ? BITS - 1 : 0) * PAIRS;
 #pragma unroll 1
-  for (int i = t * (dim / 4); i < (t + 1) * (dim / 4); i += 8) {
-    const uint4 hi = *reinterpret_cast<const uint4*>(m.query_hi + g * dim + i);
-    const uint4 lo = *reinterpret_cast<const uint4*>(m.query_lo + g * dim + i);
+  for (int i = 0; i < dim; i += 32) {
+    const uint4 hi = *reinterpret_cast<const uint4*>(m.query_hi + g * stride + i + 8 * t);
+    const uint4 lo = *reinterpret_cast<const uint4*>(m.query_lo + g * stride + i + 8 * t);
     const uint32_t a[2][4] = {{hi.x, lo.x, hi.y, lo.y}, {hi.z, lo.z, hi.w, lo.w}};
 #pragma unroll
     for (int n = 0; n < 4; n++) {
       const int64_t at = static_cast<int64_t>(min(row0 + 8 * n + g, rows - 1)) * dim + i;
       uint32_t b[2][2];
       if (BITS < 8) {
-        const uint32_t codes = codes_of<BITS < 8 ? BITS : 1>(w, at / 8);
+        const uint32_t codes = codes_of<BITS < 8 ? BITS : 1>(w, at / 8, t);
 #pragma unroll
-        for (int k = 0; k < 4; k++) b[k / 2][k % 2] = pairs[codes >> 8 * k & 255];
+        for (int k = 0; k < 4; k++) b[k / 2][k % 2] = pair_of(pairs, codes, k);
       } else {
-        const uint2 v = __ldg(reinterpret_cast<const uint2*>(w.side + at));
+        const Bytes v = bytes_of(w, at);
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-          const uint32_t x = k < 2 ? v.x : v.y;
-          b[k / 2][k % 2] = integer_pair(x >> 16 * (k & 1) & 255, x >> (16 * (k & 1) + 8) & 255);
+          b[k / 2][k % 2] = integer_pair(v.word[2 * k] >> 8 * t & 255,
+                                         v.word[2 * k + 1] >> 8 * t & 255);
         }
       }
       mma(c[n], a[0], b[0]);
@@ -151,11 +175,11 @@ __device__ __forceinline__ void score_mma(const AttendParams& p, const Unit& u, 
     for (int i = 0; i < 4; i++) c[n][i] = 0;
   }
   switch (b.k_format) {
-    case U8: dots<8>(m, k, p.head_dim, sub.row0, b.rows, c); break;
-    case LM1: dots<1>(m, k, p.head_dim, sub.row0, b.rows, c); break;
-    case LM2: dots<2>(m, k, p.head_dim, sub.row0, b.rows, c); break;
-    case LM3: dots<3>(m, k, p.head_dim, sub.row0, b.rows, c); break;
-    default: dots<4>(m, k, p.head_dim, sub.row0, b.rows, c);
+    case U8: dots<8>(m, k, p.head_dim, stride, sub.row0, b.rows, c); break;
+    case LM1: dots<1>(m, k, p.head_dim, stride, sub.row0, b.rows, c); break;
+    case LM2: dots<2>(m, k, p.head_dim, stride, sub.row0, b.rows, c); break;
+    case LM3: dots<3>(m, k, p.head_dim, stride, sub.row0, b.rows, c); break;
+    default: dots<4>(m, k, p.head_dim, stride, sub.row0, b.rows, c);
   }
   float* score = m.plain.score + warp * SUB_ROWS;
   const int g = lane / 4;
@@ -200,8 +224,10 @@ __device__ __forceinline__ void split_weights(const MmaLayout& m, int h, int lan
   }
 }
 
+__device__ __forceinline__ int column(int g, int j) { return g / 4 * 32 + 4 * j + g % 4; }
+
 // (3) Weighted sums of 64 columns from col0 on, over the rows of a sub-tile. Lane (g, t) unpacks
-// columns col0 + 8g + 0..7 of rows 4t..4t+3 of each 16; product j takes column j of them.
+// columns column(g, j), j = 0..7, of rows 4t..4t+3 of each 16; product j takes the j-th of them.
 template <int BITS>
 __device__ __forceinline__ void weighted(const MmaLayout& m, const View& w, int dim, int col0,
                                          int tile_row, int row0, int rows, float c[8][4]) {
@@ -218,7 +244,7 @@ __device__ __forceinline__ void weighted(const MmaLayout& m, const View& w, int 
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int64_t r = min(row0 + s + 4 * t + i, rows - 1);
-        code[i] = codes_of<BITS < 8 ? BITS : 1>(w, (r * dim + col0) / 8 + g);
+        code[i] = codes_of<BITS < 8 ? BITS : 1>(w, (r * dim + col0 + g / 4 * 32) / 8, g % 4);
       }
       const uint32_t low = 0x0f0f0f0fu;
 #pragma unroll
@@ -227,22 +253,22 @@ __device__ __forceinline__ void weighted(const MmaLayout& m, const View& w, int 
         const uint32_t y = (code[2] >> 4 * odd & low) | (code[3] >> 4 * odd & low) << 4;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-          const uint32_t b[2] = {pairs[x >> 8 * k & 255], pairs[y >> 8 * k & 255]};
+          const uint32_t b[2] = {pair_of(pairs, x, k), pair_of(pairs, y, k)};
           mma(c[2 * k + odd], a, b);
         }
       }
     } else {
-      uint2 v[4];
+      Bytes v[4];
 #pragma unroll
       for (int i = 0; i < 4; i++) {
         const int64_t r = min(row0 + s + 4 * t + i, rows - 1);
-        v[i] = __ldg(reinterpret_cast<const uint2*>(w.side + r * dim + col0 + 8 * g));
+        v[i] = bytes_of(w, r * dim + col0 + g / 4 * 32);
       }
 #pragma unroll
       for (int j = 0; j < 8; j++) {
         uint32_t x[4];
 #pragma unroll
-        for (int i = 0; i < 4; i++) x[i] = (j < 4 ? v[i].x : v[i].y) >> 8 * (j & 3) & 255;
+        for (int i = 0; i < 4; i++) x[i] = v[i].word[j] >> 8 * (g % 4) & 255;
         const uint32_t b[2] = {integer_pair(x[0], x[1]), integer_pair(x[2], x[3])};
         mma(c[j], a, b);
       }
@@ -330,11 +356,11 @@ __device__ __forceinline__ void attend_mma(const AttendParams& p) {
       part[h * (2 + p.head_dim_v) + 1] = sum[i];
     }
   }
-  float* sums = m.sums + (row_group * HEADS + lane / 4) * p.head_dim_v + col0 + 16 * (lane % 4);
+  float* sums = m.sums + (row_group * HEADS + lane / 4) * p.head_dim_v + col0;
 #pragma unroll
   for (int j = 0; j < 8; j++) {
-    sums[j] = acc[j][0];
-    sums[8 + j] = acc[j][1];
+    sums[column(2 * (lane % 4), j)] = acc[j][0];
+    sums[column(2 * (lane % 4) + 1, j)] = acc[j][1];
   }
   __syncthreads();
   for (int i = t; i < HEADS * p.head_dim_v; i += TILE_ROWS) {

@@ -35,19 +35,24 @@ __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], const uint3
   }
   const float* const* lanes = emu::show(mine);
   const int g = emu::current->lane / 4, t = emu::current->lane % 4;
-  for (int i = 0; i < 4; i++) {
-    const int m = i / 2, n = 2 * t + i % 2;  // row g + 8m, column n
-    float sum = 0;
-    for (int k = 0; k < 16; k++) {
-      const int at = k % 8 / 2, high = k / 8, half = k % 2;
-      sum += lanes[4 * g + at][2 * (m + 2 * high) + half] * lanes[4 * n + at][8 + 2 * high + half];
+  float sum[4] = {0, 0, 0, 0};
+  for (int at = 0; at < 4; at++) {  // of the lanes that hold row g, and columns 2t and 2t + 1
+    const float* x = lanes[4 * g + at];
+    const float* y = lanes[8 * t + at] + 8;
+    const float* z = lanes[8 * t + 4 + at] + 8;
+    for (int i = 0; i < 4; i++) {  // 2 at, 2 at + 1, 2 at + 8, 2 at + 9 of the 16
+      const int k = i / 2 * 4 + i % 2;
+      sum[0] += x[k] * y[i];
+      sum[1] += x[k] * z[i];
+      sum[2] += x[k + 2] * y[i];
+      sum[3] += x[k + 2] * z[i];
     }
-    c[i] += sum;
   }
+  for (int i = 0; i < 4; i++) c[i] += sum[i];
   __syncwarp();  // before anybody's operands go
 #else
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+               "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 #endif

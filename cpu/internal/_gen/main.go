@@ -60,6 +60,7 @@ func attend512() {
 	probs512()
 	fold512()
 	square512()
+	prefetch()
 }
 
 // function starts a routine; its doc comment is wrapped at 90 columns.

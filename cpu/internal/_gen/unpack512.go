@@ -220,6 +220,34 @@ func planesName(bits int, quads, contiguous bool) string {
 	return name + "AVX512"
 }
 
+// planeLoop is what the loops of unpackPlanes512 work with.
+type planeLoop struct {
+	bits                   int
+	quads                  bool
+	dst, groups, row, row3 Register
+	blocks, stride         Register // stride: of rows of dst, not for quads
+	planes                 []Register
+	table, bit             VecVirtual
+	control                [2][2]VecVirtual // vector, half
+	second                 Register         // bytes that come from planes 2 and 3
+}
+
+// planesDoc is the comment on a routine of unpackPlanes512.
+func planesDoc(name string, quads, contiguous bool) string {
+	doc := name + " expands groups of four rows of codes to floats: table[code]. "
+	if quads {
+		doc += "A block of 64 values of four rows gives 16 vectors in quad order. "
+	} else {
+		doc += "A block of 64 values of a row gives 4 vectors in lane order; stride, the distance " +
+			"of rows of dst, is in bytes. "
+	}
+	if contiguous {
+		return doc + "Rows have 64 values."
+	}
+	return doc + "row is the distance of rows in a plane, blocks how many times 64 values they " +
+		"have; up to 7 bytes behind a row are read."
+}
+
 // unpackPlanes512 expands codes in bit planes to the entries of a table of 16 floats. Every entry
 // for the codes' bits must be repeated up to 16.
 func unpackPlanes512(bits int, quads, contiguous bool) {
@@ -237,19 +265,6 @@ func unpackPlanes512(bits int, quads, contiguous bool) {
 	}
 	unit := constant("unitBits", 0x8040201008040201)
 	name := planesName(bits, quads, contiguous)
-	doc := name + " expands groups of four rows of codes to floats: table[code]. "
-	if quads {
-		doc += "A block of 64 values of four rows gives 16 vectors in quad order. "
-	} else {
-		doc += "A block of 64 values of a row gives 4 vectors in lane order; stride, the distance " +
-			"of rows of dst, is in bytes. "
-	}
-	if contiguous {
-		doc += "Rows have 64 values."
-	} else {
-		doc += "row is the distance of rows in a plane, blocks how many times 64 values they have; " +
-			"up to 7 bytes behind a row are read."
-	}
 	sig := "func(dst *float32, src *byte, plane int, table *float32, groups int"
 	if !contiguous {
 		sig += ", row, blocks int"
@@ -257,147 +272,152 @@ func unpackPlanes512(bits int, quads, contiguous bool) {
 			sig += ", stride int"
 		}
 	}
-	function(name, sig+")", doc)
-	dst, src, plane, tablePtr := load("dst"), load("src"), load("plane"), load("table")
-	groups := load("groups")
-	planes := []Register{src}
+	function(name, sig+")", planesDoc(name, quads, contiguous))
+	l := planeLoop{bits: bits, quads: quads}
+	l.dst = load("dst")
+	src, plane, tablePtr := load("src"), load("plane"), load("table")
+	l.groups = load("groups")
+	l.planes = []Register{src}
 	for p := 1; p < bits; p++ {
 		s := GP64()
-		MOVQ(planes[p-1], s)
+		MOVQ(l.planes[p-1], s)
 		ADDQ(plane, s)
-		planes = append(planes, s)
+		l.planes = append(l.planes, s)
 	}
-	var row, row3, blocks, stride Register
 	if !contiguous {
-		row, blocks = load("row"), load("blocks")
-		row3 = GP64()
-		LEAQ(Mem{Base: row, Index: row, Scale: 2}, row3)
+		l.row, l.blocks = load("row"), load("blocks")
+		l.row3 = GP64()
+		LEAQ(Mem{Base: l.row, Index: l.row, Scale: 2}, l.row3)
 		if !quads {
-			stride = load("stride")
+			l.stride = load("stride")
 		}
 	}
-	table, bit := ZMM(), ZMM()
-	VMOVUPS(Mem{Base: tablePtr}, table)
-	VPBROADCASTQ(unit, bit)
-	var control [2][2]VecVirtual
+	l.table, l.bit = ZMM(), ZMM()
+	VMOVUPS(Mem{Base: tablePtr}, l.table)
+	VPBROADCASTQ(unit, l.bit)
 	for v := range 2 {
 		for h := range 2 {
 			if 2*h < bits {
-				control[v][h] = ZMM()
-				VMOVDQU64(controls[v][h], control[v][h])
+				l.control[v][h] = ZMM()
+				VMOVDQU64(controls[v][h], l.control[v][h])
 			}
 		}
 	}
-	var second Register
 	if bits > 2 {
-		second = K()
+		l.second = K()
 		m := GP64()
 		MOVQ(U64(owns), m)
-		KMOVQ(m, second)
+		KMOVQ(m, l.second)
 	}
-	body := func(store func(vector, s int, z VecVirtual)) {
-		a := loadPlanes(planes[:min(2, bits)], row, row3, contiguous)
-		var b VecVirtual
-		if bits > 2 {
-			b = loadPlanes(planes[2:], row, row3, contiguous)
-		}
-		for v := range 2 {
-			n := ZMM()
-			VPERMB(a, control[v][0], n)
-			if bits > 2 {
-				VPERMB(b, control[v][1], second, n)
-			}
-			VGF2P8AFFINEQB(Imm(0), n, bit, n)
-			for s := range 8 {
-				i, z := n, ZMM()
-				if s > 0 {
-					i = ZMM()
-					VPSRLD(Imm(uint64(4*s)), n, i)
-				}
-				VPERMPS(table, i, z)
-				store(v, s, z)
-			}
-		}
-	}
-	switch {
-	case contiguous:
-		times("group", groups, func() {
-			body(func(v, s int, z VecVirtual) {
-				disp := 512*v + 64*s
-				if !quads {
-					disp = 512*v + 256*(s%2) + 64*(s/2)
-				}
-				VMOVUPS(z, Mem{Base: dst, Disp: disp})
-			})
-			ADDQ(U32(1024), dst)
-			for _, p := range planes {
-				ADDQ(Imm(32), p)
-			}
-		})
-	case quads:
-		skip := GP64() // from behind a row to the row after next but two
-		LEAQ(Mem{Base: row, Index: row3, Scale: 1}, skip)
-		t := GP64()
-		MOVQ(blocks, t)
-		SHLQ(Imm(3), t)
-		SUBQ(t, skip)
-		times("group", groups, func() {
-			n := GP64()
-			MOVQ(blocks, n)
-			times("block", n, func() {
-				body(func(v, s int, z VecVirtual) {
-					VMOVUPS(z, Mem{Base: dst, Disp: 512*v + 64*s})
-				})
-				ADDQ(U32(1024), dst)
-				for _, p := range planes {
-					ADDQ(Imm(8), p)
-				}
-			})
-			for _, p := range planes {
-				ADDQ(skip, p)
-			}
-		})
-	default:
-		skip, dstSkip := GP64(), GP64()
-		LEAQ(Mem{Base: row, Index: row3, Scale: 1}, skip)
-		t := GP64()
-		MOVQ(blocks, t)
-		SHLQ(Imm(3), t)
-		SUBQ(t, skip)
-		MOVQ(blocks, t)
-		SHLQ(Imm(8), t)
-		MOVQ(stride, dstSkip)
-		SHLQ(Imm(2), dstSkip)
-		SUBQ(t, dstSkip)
-		times("group", groups, func() {
-			n := GP64()
-			MOVQ(blocks, n)
-			times("block", n, func() {
-				d1 := GP64()
-				LEAQ(Mem{Base: dst, Index: stride, Scale: 2}, d1)
-				body(func(v, s int, z VecVirtual) {
-					m := Mem{Base: dst, Disp: 64 * (s / 2)}
-					if v == 1 {
-						m.Base = d1
-					}
-					if s%2 == 1 {
-						m.Index, m.Scale = stride, 1
-					}
-					VMOVUPS(z, m)
-				})
-				ADDQ(U32(256), dst)
-				for _, p := range planes {
-					ADDQ(Imm(8), p)
-				}
-			})
-			ADDQ(dstSkip, dst)
-			for _, p := range planes {
-				ADDQ(skip, p)
-			}
-		})
+	if contiguous {
+		l.contiguous()
+	} else {
+		l.strided()
 	}
 	VZEROUPPER()
 	RET()
+}
+
+// body expands 64 values of four rows, in two vectors of 128 codes.
+func (l *planeLoop) body(store func(vector, s int, z VecVirtual)) {
+	a := loadPlanes(l.planes[:min(2, l.bits)], l.row, l.row3, l.row == nil)
+	var b VecVirtual
+	if l.bits > 2 {
+		b = loadPlanes(l.planes[2:], l.row, l.row3, l.row == nil)
+	}
+	for v := range 2 {
+		n := ZMM()
+		VPERMB(a, l.control[v][0], n)
+		if l.bits > 2 {
+			VPERMB(b, l.control[v][1], l.second, n)
+		}
+		VGF2P8AFFINEQB(Imm(0), n, l.bit, n)
+		for s := range 8 {
+			i, z := n, ZMM()
+			if s > 0 {
+				i = ZMM()
+				VPSRLD(Imm(uint64(4*s)), n, i)
+			}
+			VPERMPS(l.table, i, z)
+			store(v, s, z)
+		}
+	}
+}
+
+// contiguous loops over rows of 64 values.
+func (l *planeLoop) contiguous() {
+	times("group", l.groups, func() {
+		l.body(func(v, s int, z VecVirtual) {
+			disp := 512*v + 64*s
+			if !l.quads {
+				disp = 512*v + 256*(s%2) + 64*(s/2)
+			}
+			VMOVUPS(z, Mem{Base: l.dst, Disp: disp})
+		})
+		ADDQ(U32(1024), l.dst)
+		for _, p := range l.planes {
+			ADDQ(Imm(32), p)
+		}
+	})
+}
+
+// strided loops over longer rows.
+func (l *planeLoop) strided() {
+	skip := GP64() // from behind a row to the row after next but two
+	LEAQ(Mem{Base: l.row, Index: l.row3, Scale: 1}, skip)
+	t := GP64()
+	MOVQ(l.blocks, t)
+	SHLQ(Imm(3), t)
+	SUBQ(t, skip)
+	var dstSkip Register
+	if !l.quads {
+		dstSkip = GP64()
+		MOVQ(l.blocks, t)
+		SHLQ(Imm(8), t)
+		MOVQ(l.stride, dstSkip)
+		SHLQ(Imm(2), dstSkip)
+		SUBQ(t, dstSkip)
+	}
+	times("group", l.groups, func() {
+		n := GP64()
+		MOVQ(l.blocks, n)
+		times("block", n, func() {
+			if l.quads {
+				l.body(func(v, s int, z VecVirtual) {
+					VMOVUPS(z, Mem{Base: l.dst, Disp: 512*v + 64*s})
+				})
+				ADDQ(U32(1024), l.dst)
+			} else {
+				l.rows()
+				ADDQ(U32(256), l.dst)
+			}
+			for _, p := range l.planes {
+				ADDQ(Imm(8), p)
+			}
+		})
+		if dstSkip != nil {
+			ADDQ(dstSkip, l.dst)
+		}
+		for _, p := range l.planes {
+			ADDQ(skip, p)
+		}
+	})
+}
+
+// rows stores a block of four rows that lie stride bytes apart.
+func (l *planeLoop) rows() {
+	d1 := GP64()
+	LEAQ(Mem{Base: l.dst, Index: l.stride, Scale: 2}, d1)
+	l.body(func(v, s int, z VecVirtual) {
+		m := Mem{Base: l.dst, Disp: 64 * (s / 2)}
+		if v == 1 {
+			m.Base = d1
+		}
+		if s%2 == 1 {
+			m.Index, m.Scale = l.stride, 1
+		}
+		VMOVUPS(z, m)
+	})
 }
 
 // rowMask512 leaves in two mask registers the low n bits of 32, n in 0..32.

@@ -68,16 +68,18 @@ type Kernels struct {
 
 	exact  func(dst []float32, f quant.Format, src []byte, rows, dim, padDim int)
 	u8     func(dst []float32, src []byte, rows, dim, padDim int)
-	planes func(dst []float32, p planes, quads bool)
+	planes func(dst []float32, p *planes, quads bool)
 	dots   func(dots, q []float32, heads int, l Layout, tile []float32, padDim, rows int)
 	add    func(acc, w []float32, heads int, tile []float32, padDim, rows int)
 	fold   func(sum []float64, acc []float32)
 	square func(dst, src *[TileRows]float32, factor float32)
 	// softmax and probs check nothing; Softmax and Probs do.
-	softmax func(h *Heads, t *Terms, scale *[TileRows]float32)
-	probs   func(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int)
+	softmax func(h *Heads, a, b int, t *Terms, scale *[TileRows]float32)
+	probs   func(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32, power int)
 	f16     func(dst *[TileRows]float32, src []byte, factor float32)
 	log8    func(dst *[TileRows]float32, base float32, src []byte, factor float32)
+	// prefetch, nil where there is none, asks for bytes that are needed soon.
+	prefetch func(p []byte)
 }
 
 // ISA returns the name of the instruction set.
@@ -131,14 +133,15 @@ type planes struct {
 	rowBytes int
 	rows     int
 	padDim   int
-	table    *[16]float32 // entries repeated up to 16
+	table    *[16]float32     // entries repeated up to 16
+	pairs    *[256][2]float32 // entries of two codes
 }
 
 // Unpack writes rows [r0, r0+n) of a packed side of rows rows to dst, without their row scale (Unit
 // and Scales have it): values for the exact formats and ggml's, code-128 for u8, centroids for the
 // rest. n is 1 to TileRows; len(dst) at least TileRows*PadDim(dim). tmp is scratch of the caller.
 func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, rows, dim, r0, n int,
-	tmp *[]byte) {
+	tmp *Scratch) {
 	padDim := k.PadDim(dim)
 	dst = dst[:TileRows*padDim]
 	switch f := c.Format; {
@@ -157,14 +160,34 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 		k.u8(dst, src[r0*dim:(r0+n)*dim], n, dim, padDim)
 	default:
 		rowBytes := quant.RowPlaneBytes(dim)
-		p := planes{src: src[r0*rowBytes:], bits: f.Bits(), plane: quant.PlaneBytes(rows, dim),
-			rowBytes: rowBytes, rows: n, padDim: padDim, table: &codebooks[f]}
-		if k.wide {
-			p.wide(dst, l == Quads, k.planes, tmp)
+		p := &tmp.planes
+		p.src = src[r0*rowBytes:]
+		p.bits, p.plane = f.Bits(), quant.PlaneBytes(rows, dim)
+		p.rowBytes, p.rows, p.padDim = rowBytes, n, padDim
+		p.table, p.pairs = &codebooks[f], &pairBooks[f]
+		if !k.wide || n%4 == 0 && p.end(n) <= len(p.src) {
+			k.planes(dst, p, l == Quads)
 		} else {
-			k.planes(dst, p, false)
+			k.unpackEdge(dst, p, l == Quads, tmp)
 		}
 	}
+}
+
+// Scratch is what Unpack needs beside its arguments.
+type Scratch struct {
+	planes, edge planes
+	bytes        []byte
+}
+
+// Prefetch asks for the bytes of rows [r0, r0+n) of a side whose rows lie one after the other; n may
+// be 0. Other sides are left to the processor, which sees their few streams itself.
+func (k *Kernels) Prefetch(c quant.Coding, src []byte, dim, r0, n int) {
+	f := c.Format
+	if k.prefetch == nil || n <= 0 || !(f.Exact() || f == quant.U8) {
+		return
+	}
+	bytes := dim * f.Bits() / 8
+	k.prefetch(src[r0*bytes : (r0+n)*bytes])
 }
 
 // Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a
@@ -179,40 +202,38 @@ func (k *Kernels) Exact(dst []float32, f quant.Format, src []byte, rows, dim, pa
 	}
 }
 
-// wide unpacks by groups of four rows, with kernels that read 8 bytes at a time. What would be
-// read behind the side is copied first.
-func (p planes) wide(dst []float32, quads bool, unpack func([]float32, planes, bool),
-	tmp *[]byte) {
+// end is the end of what is read of the first rows rows, by 8 bytes at a time.
+func (p *planes) end(rows int) int {
+	return (p.bits-1)*p.plane + (rows-1)*p.rowBytes + p.padDim/8
+}
+
+// unpackEdge unpacks with kernels that take rows in groups of four and read up to 8 bytes at a
+// time. What would be read behind the side is copied first.
+func (k *Kernels) unpackEdge(dst []float32, p *planes, quads bool, tmp *Scratch) {
 	whole := p.rows &^ 3
-	read := func(rows int) int { // the end of what is read
-		return (p.bits-1)*p.plane + (rows-1)*p.rowBytes + p.padDim/8
-	}
-	for whole > 0 && read(whole) > len(p.src) {
+	for whole > 0 && p.end(whole) > len(p.src) {
 		whole -= 4
 	}
-	if whole > 0 {
-		q := p
-		q.rows = whole
-		unpack(dst, q, quads)
-	}
 	rest := p.rows - whole
-	if rest == 0 {
-		return
+	if whole > 0 {
+		p.rows = whole
+		k.planes(dst, p, quads)
 	}
-	q := p
+	q := &tmp.edge
+	*q = *p
 	q.rows = (rest + 3) &^ 3
 	q.plane = q.rows * p.rowBytes
 	need := p.bits*q.plane + 8
-	if cap(*tmp) < need {
-		*tmp = make([]byte, need)
+	if cap(tmp.bytes) < need {
+		tmp.bytes = make([]byte, need)
 	}
-	q.src = (*tmp)[:need]
+	q.src = tmp.bytes[:need]
 	clear(q.src)
 	for i := range p.bits {
 		at := i*p.plane + whole*p.rowBytes
 		copy(q.src[i*q.plane:], p.src[at:at+rest*p.rowBytes])
 	}
-	unpack(dst[whole*p.padDim:], q, quads)
+	k.planes(dst[whole*p.padDim:], q, quads)
 }
 
 // Unit returns what an unpacked value is worth beside its row scale: value = scale * Unit * what
@@ -285,37 +306,28 @@ type Heads struct {
 	Masks []uint32
 }
 
-// Slice makes dst heads [a, b) of h.
-func (h *Heads) Slice(dst *Heads, a, b int) {
-	*dst = Heads{
-		Dots: h.Dots[a*TileRows : b*TileRows], Weights: h.Weights[a*TileRows : b*TileRows],
-		Energy: h.Energy[a:b], Tops: h.Tops[a:b], Sums: h.Sums[a:b], Masks: h.Masks[a:b],
-	}
-}
-
-// Softmax makes weights of inner products, per head:
+// Softmax makes weights of the inner products of heads [a, b), per head:
 //
 //	s = Dots*Mul + Add - Energy*Noise
 //	Tops = max(Tops, s);  p = exp(s - Tops);  Sums = sum of p;  Weights = p * scale
 //
 // over the rows with a bit in Masks. p below the smallest normal float32 counts as 0. A row
 // without a bit, with s = -Inf or with p = 0 has weight 0 whatever it holds.
-func (k *Kernels) Softmax(h *Heads, t *Terms, scale *[TileRows]float32) {
-	n := len(h.Masks)
-	if n == 0 {
+func (k *Kernels) Softmax(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
+	if a >= b {
 		return
 	}
-	_, _ = h.Dots[n*TileRows-1], h.Weights[n*TileRows-1]
-	_, _, _ = h.Energy[n-1], h.Tops[n-1], h.Sums[n-1]
-	k.softmax(h, t, scale)
+	_, _ = h.Dots[b*TileRows-1], h.Weights[b*TileRows-1]
+	_, _, _, _ = h.Energy[b-1], h.Tops[b-1], h.Sums[b-1], h.Masks[b-1]
+	k.softmax(h, a, b, t, scale)
 }
 
-// Probs adds exp(s - lse)^power of every head to acc, with scores s as Softmax makes them.
-func (k *Kernels) Probs(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
-	n := len(h.Masks)
-	if n == 0 {
+// Probs adds exp(s - lse)^power of heads [a, b) to acc, with scores s as Softmax makes them.
+func (k *Kernels) Probs(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
+	power int) {
+	if a >= b {
 		return
 	}
-	_, _, _ = h.Dots[n*TileRows-1], h.Energy[n-1], lse[n-1]
-	k.probs(acc, h, t, lse, power)
+	_, _, _, _ = h.Dots[b*TileRows-1], h.Energy[b-1], h.Masks[b-1], lse[b-1]
+	k.probs(acc, h, a, b, t, lse, power)
 }

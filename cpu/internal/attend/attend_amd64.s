@@ -388,17 +388,17 @@ TEXT ·unpackLM1RowsAVX512(SB), NOSPLIT, $0-64
 	VMOVDQU64    plane1false00<>+0(SB), Z2
 	VMOVDQU64    plane1false10<>+0(SB), Z3
 	LEAQ         (SI)(R8*1), DX
-	MOVQ         DI, R11
-	SHLQ         $0x03, R11
-	SUBQ         R11, DX
-	MOVQ         DI, R11
-	SHLQ         $0x08, R11
-	MOVQ         R9, R10
-	SHLQ         $0x02, R10
-	SUBQ         R11, R10
+	MOVQ         DI, R10
+	SHLQ         $0x03, R10
+	SUBQ         R10, DX
+	MOVQ         DI, R10
+	SHLQ         $0x08, R10
+	MOVQ         R9, R11
+	SHLQ         $0x02, R11
+	SUBQ         R10, R11
 
 group:
-	MOVQ DI, R11
+	MOVQ DI, R10
 
 block:
 	LEAQ           (AX)(R9*2), R12
@@ -459,9 +459,9 @@ block:
 	VMOVUPS        Z6, 192(R12)(R9*1)
 	ADDQ           $0x00000100, AX
 	ADDQ           $0x08, CX
-	SUBQ           $0x01, R11
+	SUBQ           $0x01, R10
 	JNZ            block
-	ADDQ           R10, AX
+	ADDQ           R11, AX
 	ADDQ           DX, CX
 	SUBQ           $0x01, BX
 	JNZ            group
@@ -764,17 +764,17 @@ TEXT ·unpackLM2RowsAVX512(SB), NOSPLIT, $0-64
 	VMOVDQU64    plane2false00<>+0(SB), Z2
 	VMOVDQU64    plane2false10<>+0(SB), Z3
 	LEAQ         (DX)(R9*1), BX
-	MOVQ         R8, R12
-	SHLQ         $0x03, R12
-	SUBQ         R12, BX
-	MOVQ         R8, R12
-	SHLQ         $0x08, R12
-	MOVQ         R10, R11
-	SHLQ         $0x02, R11
-	SUBQ         R12, R11
+	MOVQ         R8, R11
+	SHLQ         $0x03, R11
+	SUBQ         R11, BX
+	MOVQ         R8, R11
+	SHLQ         $0x08, R11
+	MOVQ         R10, R12
+	SHLQ         $0x02, R12
+	SUBQ         R11, R12
 
 group:
-	MOVQ R8, R12
+	MOVQ R8, R11
 
 block:
 	LEAQ           (AX)(R10*2), R13
@@ -842,9 +842,9 @@ block:
 	ADDQ           $0x00000100, AX
 	ADDQ           $0x08, CX
 	ADDQ           $0x08, DI
-	SUBQ           $0x01, R12
+	SUBQ           $0x01, R11
 	JNZ            block
-	ADDQ           R11, AX
+	ADDQ           R12, AX
 	ADDQ           BX, CX
 	ADDQ           BX, DI
 	SUBQ           $0x01, SI
@@ -1198,17 +1198,17 @@ TEXT ·unpackLM3RowsAVX512(SB), NOSPLIT, $0-64
 	MOVQ         $0x8888888888888888, BX
 	KMOVQ        BX, K1
 	LEAQ         (DX)(R10*1), BX
-	MOVQ         R9, R13
-	SHLQ         $0x03, R13
-	SUBQ         R13, BX
-	MOVQ         R9, R13
-	SHLQ         $0x08, R13
-	MOVQ         R11, R12
-	SHLQ         $0x02, R12
-	SUBQ         R13, R12
+	MOVQ         R9, R12
+	SHLQ         $0x03, R12
+	SUBQ         R12, BX
+	MOVQ         R9, R12
+	SHLQ         $0x08, R12
+	MOVQ         R11, R13
+	SHLQ         $0x02, R13
+	SUBQ         R12, R13
 
 group:
-	MOVQ R9, R13
+	MOVQ R9, R12
 
 block:
 	LEAQ           (AX)(R11*2), R14
@@ -1284,9 +1284,9 @@ block:
 	ADDQ           $0x08, CX
 	ADDQ           $0x08, DI
 	ADDQ           $0x08, R8
-	SUBQ           $0x01, R13
+	SUBQ           $0x01, R12
 	JNZ            block
-	ADDQ           R12, AX
+	ADDQ           R13, AX
 	ADDQ           BX, CX
 	ADDQ           BX, DI
 	ADDQ           BX, R8
@@ -1692,17 +1692,17 @@ TEXT ·unpackLM4RowsAVX512(SB), NOSPLIT, $0-64
 	MOVQ         $0xcccccccccccccccc, BX
 	KMOVQ        BX, K1
 	LEAQ         (DX)(R11*1), BX
-	MOVQ         R10, R14
-	SHLQ         $0x03, R14
-	SUBQ         R14, BX
-	MOVQ         R10, R14
-	SHLQ         $0x08, R14
-	MOVQ         R12, R13
-	SHLQ         $0x02, R13
-	SUBQ         R14, R13
+	MOVQ         R10, R13
+	SHLQ         $0x03, R13
+	SUBQ         R13, BX
+	MOVQ         R10, R13
+	SHLQ         $0x08, R13
+	MOVQ         R12, R14
+	SHLQ         $0x02, R14
+	SUBQ         R13, R14
 
 group:
-	MOVQ R10, R14
+	MOVQ R10, R13
 
 block:
 	LEAQ           (AX)(R12*2), R15
@@ -1785,9 +1785,9 @@ block:
 	ADDQ           $0x08, DI
 	ADDQ           $0x08, R8
 	ADDQ           $0x08, R9
-	SUBQ           $0x01, R14
+	SUBQ           $0x01, R13
 	JNZ            block
-	ADDQ           R13, AX
+	ADDQ           R14, AX
 	ADDQ           BX, CX
 	ADDQ           BX, DI
 	ADDQ           BX, R8
@@ -4757,7 +4757,9 @@ head:
 	VMAXPS        Z23, Z21, K1, Z23
 	VMAXPS        Z23, Z22, K2, Z23
 	VBROADCASTSS  (DX), Z24
-	VMAXPS        Z24, Z23, Z23
+	VCMPPS        $0x0e, Z24, Z23, K3
+	KORTESTW      K3, K3
+	JZ            same
 	VEXTRACTF64X4 $0x01, Z23, Y24
 	VMAXPS        Y24, Y23, Y24
 	VEXTRACTF32X4 $0x01, Y24, X23
@@ -4768,6 +4770,8 @@ head:
 	VMAXPS        X24, X23, X23
 	VMOVSS        X23, (DX)
 	VBROADCASTSS  X23, Z24
+
+same:
 	VSUBPS        Z24, Z21, Z21
 	VCMPPS        $0x05, Z13, Z21, K1, K1
 	VMAXPS        Z21, Z14, Z21
@@ -5023,6 +5027,19 @@ TEXT ·squareAVX512(SB), NOSPLIT, $0-20
 	VMULPS       Z0, Z1, Z1
 	VMOVUPS      Z1, 64(AX)
 	VZEROUPPER
+	RET
+
+// func prefetchLines(p *byte, lines int)
+// Requires: MMX+
+TEXT ·prefetchLines(SB), NOSPLIT, $0-16
+	MOVQ p+0(FP), AX
+	MOVQ lines+8(FP), CX
+
+line:
+	PREFETCHT0 (AX)
+	ADDQ       $0x40, AX
+	SUBQ       $0x01, CX
+	JNZ        line
 	RET
 
 // func cpuidECX() uint32

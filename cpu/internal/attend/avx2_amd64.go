@@ -13,6 +13,7 @@ func AVX2() *Kernels {
 		exact: exactAVX2, u8: u8AVX2, planes: planesAVX2, dots: dotsAVX2, add: addAVX2,
 		fold: foldSlicesAVX2, square: squareTileAVX2, softmax: softmaxHeadsAVX2,
 		probs: probsHeadsAVX2, f16: f16AVX2, log8: scalesLog8Generic,
+		prefetch: prefetchSlice,
 	}
 }
 
@@ -64,7 +65,7 @@ var byteBooks = func() (t [4][16]int8) {
 	return t
 }()
 
-func planesAVX2(dst []float32, p planes, _ bool) {
+func planesAVX2(dst []float32, p *planes, _ bool) {
 	blocks := p.padDim / 32
 	_ = dst[p.rows*p.padDim-1]
 	_ = p.src[(p.bits-1)*p.plane+(p.rows-1)*p.rowBytes+4*blocks-1]
@@ -125,15 +126,16 @@ func squareTileAVX2(dst, src *[TileRows]float32, factor float32) {
 	squareAVX2(&dst[0], &src[0], factor)
 }
 
-func softmaxHeadsAVX2(h *Heads, t *Terms, scale *[TileRows]float32) {
+func softmaxHeadsAVX2(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
 	var tmp [64]float32
-	softmaxAVX2(&h.Weights[0], &h.Sums[0], &h.Tops[0], &h.Dots[0], &t.Mul[0], &t.Add[0],
-		&t.Noise[0], &scale[0], &h.Energy[0], &h.Masks[0], len(h.Masks), &tmp[0])
+	softmaxAVX2(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0], &t.Add[0],
+		&t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a], b-a, &tmp[0])
 }
 
-func probsHeadsAVX2(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
-	probsAVX2(&acc[0], &h.Dots[0], &t.Mul[0], &t.Add[0], &t.Noise[0], &h.Energy[0], &lse[0],
-		&h.Masks[0], len(h.Masks), power)
+func probsHeadsAVX2(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
+	power int) {
+	probsAVX2(&acc[0], &h.Dots[a*TileRows], &t.Mul[0], &t.Add[0], &t.Noise[0], &h.Energy[a], &lse[a],
+		&h.Masks[a], b-a, power)
 }
 
 func f16AVX2(dst *[TileRows]float32, src []byte, factor float32) {

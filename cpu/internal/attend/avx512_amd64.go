@@ -19,7 +19,7 @@ func AVX512() *Kernels {
 		exact: exactAVX512, u8: u8AVX512, planes: planesAVX512, dots: dotsAVX512,
 		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
-		f16: f16AVX512, log8: log8AVX512,
+		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
 	}
 }
 
@@ -46,7 +46,7 @@ func u8AVX512(dst []float32, src []byte, rows, dim, padDim int) {
 	unpackU8AVX512(&dst[0], &src[0], rows, dim/64, uint64(1)<<(dim%64)-1)
 }
 
-func planesAVX512(dst []float32, p planes, quads bool) {
+func planesAVX512(dst []float32, p *planes, quads bool) {
 	blocks, groups := p.padDim/64, p.rows/4
 	_ = dst[p.rows*p.padDim-1]
 	_ = p.src[(p.bits-1)*p.plane+(p.rows-1)*p.rowBytes+8*blocks-1]
@@ -143,14 +143,15 @@ func squareTileAVX512(dst, src *[TileRows]float32, factor float32) {
 	squareAVX512(&dst[0], &src[0], factor)
 }
 
-func softmaxHeadsAVX512(h *Heads, t *Terms, scale *[TileRows]float32) {
-	softmaxAVX512(&h.Weights[0], &h.Sums[0], &h.Tops[0], &h.Dots[0], &t.Mul[0], &t.Add[0],
-		&t.Noise[0], &scale[0], &h.Energy[0], &h.Masks[0], len(h.Masks))
+func softmaxHeadsAVX512(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
+	softmaxAVX512(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0], &t.Add[0],
+		&t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a], b-a)
 }
 
-func probsHeadsAVX512(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
-	probsAVX512(&acc[0], &h.Dots[0], &t.Mul[0], &t.Add[0], &t.Noise[0], &h.Energy[0], &lse[0],
-		&h.Masks[0], len(h.Masks), power)
+func probsHeadsAVX512(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
+	power int) {
+	probsAVX512(&acc[0], &h.Dots[a*TileRows], &t.Mul[0], &t.Add[0], &t.Noise[0], &h.Energy[a], &lse[a],
+		&h.Masks[a], b-a, power)
 }
 
 func f16AVX512(dst *[TileRows]float32, src []byte, factor float32) {
@@ -162,5 +163,11 @@ func f16AVX512(dst *[TileRows]float32, src []byte, factor float32) {
 func log8AVX512(dst *[TileRows]float32, base float32, src []byte, factor float32) {
 	if n := len(src); n > 0 {
 		scalesLog8AVX512(&dst[0], base, &src[0], min(n, TileRows), &log8Frac[0], factor)
+	}
+}
+
+func prefetchSlice(p []byte) {
+	if n := len(p) / 64; n > 0 {
+		prefetchLines(&p[0], n)
 	}
 }

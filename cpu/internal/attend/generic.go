@@ -43,13 +43,13 @@ func exactGeneric(dst []float32, f quant.Format, src []byte, rows, dim, padDim i
 	}
 }
 
-func planesGeneric(dst []float32, p planes, _ bool) {
+func planesGeneric(dst []float32, p *planes, _ bool) {
 	dim := 8 * p.rowBytes
 	for r := range p.rows {
 		at := r * p.rowBytes
 		p0, p1, p2, p3 := planeRow(p.src, p.bits, p.plane, at, p.rowBytes)
 		row := dst[r*p.padDim : (r+1)*p.padDim]
-		expandPlanes(row[:dim], p.table, p.bits, p0, p1, p2, p3)
+		expandPairs(row[:dim], p.pairs, p.bits, p0, p1, p2, p3)
 		clear(row[dim:])
 	}
 }
@@ -146,9 +146,10 @@ var negInf = float32(math.Inf(-1))
 // minExp is the logarithm of the smallest normal float32: below it exp counts as 0.
 const minExp = -87.33654
 
-func softmaxGeneric(h *Heads, t *Terms, scale *[TileRows]float32) {
+func softmaxGeneric(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
 	var s [TileRows]float32
-	for i, mask := range h.Masks {
+	for i := a; i < b; i++ {
+		mask := h.Masks[i]
 		dots, w := h.Dots[i*TileRows:][:TileRows], h.Weights[i*TileRows:][:TileRows]
 		top, energy := h.Tops[i], h.Energy[i]
 		for m := mask; m != 0; m &= m - 1 {
@@ -177,8 +178,10 @@ func softmaxGeneric(h *Heads, t *Terms, scale *[TileRows]float32) {
 	}
 }
 
-func probsGeneric(acc *[TileRows]float64, h *Heads, t *Terms, lse []float32, power int) {
-	for i, mask := range h.Masks {
+func probsGeneric(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
+	power int) {
+	for i := a; i < b; i++ {
+		mask := h.Masks[i]
 		dots := h.Dots[i*TileRows:][:TileRows]
 		for m := mask; m != 0; m &= m - 1 {
 			r := bits.TrailingZeros32(m) & (TileRows - 1)
@@ -249,4 +252,20 @@ func log8Scale(base float32, k uint8) float32 {
 		return 0
 	}
 	return float32(base*log8Frac[k%16]) * math.Float32frombits(uint32(127-k/16)<<23)
+}
+
+// Span16 returns the smallest and the largest of little-endian 16-bit numbers, four at a time.
+func Span16(p []byte) (least, most uint16) {
+	least = math.MaxUint16
+	for ; len(p) >= 8; p = p[8:] {
+		w := binary.LittleEndian.Uint64(p)
+		a, b, c, d := uint16(w), uint16(w>>16), uint16(w>>32), uint16(w>>48)
+		least = min(least, min(min(a, b), min(c, d)))
+		most = max(most, max(max(a, b), max(c, d)))
+	}
+	for ; len(p) >= 2; p = p[2:] {
+		v := binary.LittleEndian.Uint16(p)
+		least, most = min(least, v), max(most, v)
+	}
+	return least, most
 }

@@ -97,7 +97,7 @@ func checkTile(t *testing.T, k *Kernels, l Layout, c quant.Coding, src []byte, r
 	t.Helper()
 	padDim := k.PadDim(dim)
 	tile, check := fenced(t, TileRows*padDim)
-	var tmp []byte
+	var tmp Scratch
 	k.Unpack(tile, l, c, src, rows, dim, r0, n, &tmp)
 	check()
 	var scales [TileRows]float32
@@ -145,7 +145,7 @@ func TestUnpack_Exact(t *testing.T) {
 				packed[i] = byte(rng.Uint32())
 			}
 			tile := make([]float32, TileRows*k.PadDim(dim))
-			var tmp []byte
+			var tmp Scratch
 			l := k.LayoutK(f)
 			k.Unpack(tile, l, c, packed, rows, dim, 1, TileRows, &tmp)
 			plane := quant.PlaneBytes(rows, dim)
@@ -333,7 +333,7 @@ func checkSoftmax(t *testing.T, k *Kernels, rng *rand.Rand, heads int) {
 	}
 	checkProbs(t, k, h, &tm, s, lse)
 	masks, tops := append([]uint32(nil), h.Masks...), append([]float32(nil), h.Tops...)
-	k.Softmax(&h, &tm, &scale)
+	k.Softmax(&h, 0, heads, &tm, &scale)
 	for i := range heads {
 		top := float64(tops[i])
 		for r := range TileRows {
@@ -364,7 +364,7 @@ func checkProbs(t *testing.T, k *Kernels, h Heads, tm *Terms, s []float64, lse [
 	t.Helper()
 	for power := 1; power <= 2; power++ {
 		var acc, want [TileRows]float64
-		k.Probs(&acc, &h, tm, lse, power)
+		k.Probs(&acc, &h, 0, len(lse), tm, lse, power)
 		for i, mask := range h.Masks {
 			for r := range TileRows {
 				x := s[i*TileRows+r] - float64(lse[i])
@@ -395,7 +395,7 @@ func TestSoftmax_Exp(t *testing.T) {
 				x -= 0.0007 * (1 + float32(r))
 			}
 			h.Tops[0], h.Masks[0] = 0, ^uint32(0)
-			k.Softmax(&h, &tm, &ones)
+			k.Softmax(&h, 0, 1, &tm, &ones)
 			for r, d := range h.Dots {
 				want := math.Exp(float64(d))
 				if d < minExp {

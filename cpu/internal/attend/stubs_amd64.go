@@ -246,6 +246,11 @@ func foldAVX512(sum *float64, acc *float32, n int)
 //go:noescape
 func squareAVX512(dst *float32, src *float32, factor float32)
 
+// prefetchLines asks for lines of 64 bytes, one at least.
+//
+//go:noescape
+func prefetchLines(p *byte, lines int)
+
 // cpuidECX returns ECX of CPUID leaf 1: bit 29 says whether F16C is there.
 //
 //go:noescape

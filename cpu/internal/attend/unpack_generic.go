@@ -167,6 +167,51 @@ func unpackGGML(dst []float32, f quant.Format, src []byte) {
 	}
 }
 
+// pairBooks are the centroids of two codes of four bits, the first in the low half of the index.
+var pairBooks = func() (t [quant.TQMSE4 + 1][256][2]float32) {
+	for f := range t {
+		for i := range t[f] {
+			t[f][i] = [2]float32{codebooks[f][i&15], codebooks[f][i>>4]}
+		}
+	}
+	return t
+}()
+
+// expandPairs is expandPlanes with a table of pairs: half the lookups.
+func expandPairs(out []float32, table *[256][2]float32, bits int, p0, p1, p2, p3 []byte) {
+	p1, p2, p3 = p1[:len(p0)], p2[:len(p0)], p3[:len(p0)]
+	switch bits {
+	case 1:
+		for _, b := range p0 {
+			out = lookUpPairs(out, table, spread[b])
+		}
+	case 2:
+		for j, b := range p0 {
+			out = lookUpPairs(out, table, spread[b]<<1|spread[p1[j]])
+		}
+	case 3:
+		for j, b := range p0 {
+			out = lookUpPairs(out, table, spread[b]<<2|spread[p1[j]]<<1|spread[p2[j]])
+		}
+	default:
+		for j, b := range p0 {
+			out = lookUpPairs(out, table,
+				spread[b]<<3|spread[p1[j]]<<2|spread[p2[j]]<<1|spread[p3[j]])
+		}
+	}
+}
+
+// lookUpPairs writes the values of eight codes, the lowest byte first, and returns what is behind.
+func lookUpPairs(out []float32, table *[256][2]float32, codes uint64) []float32 {
+	codes |= codes >> 4 // two codes in each lower byte of two
+	o := (*[8]float32)(out)
+	*(*[2]float32)(o[0:]) = table[uint8(codes)]
+	*(*[2]float32)(o[2:]) = table[uint8(codes>>16)]
+	*(*[2]float32)(o[4:]) = table[uint8(codes>>32)]
+	*(*[2]float32)(o[6:]) = table[uint8(codes>>48)]
+	return out[8:]
+}
+
 // unpackPlanes converts rows of lm1..lm4 and tqmse1..tqmse4: eight codes at a time are gathered
 // from the planes, and looked up in a table that the row's scale is already in.
 func unpackPlanes(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {

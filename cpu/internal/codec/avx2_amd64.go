@@ -10,7 +10,8 @@ import "github.com/kvist-project/kvist/quant"
 func AVX2() *Kernels {
 	return &Kernels{isa: "avx2", forward: forwardAVX2, inverse: inverseAVX2,
 		peaks: peakRowsAVX2, scale: scaleSliceAVX2, quantize: quantizeRowsAVX2,
-		quantizeU8: quantizeU8RowsAVX2, planes: decodePlanesAVX2, u8: decodeU8RowsAVX2}
+		quantizeU8: quantizeU8RowsAVX2, planes: decodePlanesAVX2, u8: decodeU8RowsAVX2,
+		toF16: toF16SliceAVX2, ratios: ratiosGeneric, log8: log8Generic}
 }
 
 func forwardAVX2(x []float32, signs []uint32, rows, stride, length int, norm float32) {
@@ -149,4 +150,13 @@ func decodeU8RowsAVX2(dst []float32, src []byte, units []float32, stride, dim in
 		_, _ = dst[(rows-1)*stride+dim-1], src[rows*dim-1]
 		decodeU8AVX2(&dst[0], &src[0], &units[0], rows, dim/8, 4*stride)
 	}
+}
+
+func toF16SliceAVX2(dst []byte, src []float32) {
+	n := len(src) / 8
+	if n > 0 {
+		_ = dst[16*n-1]
+		toF16AVX2(&dst[0], &src[0], n)
+	}
+	toF16Generic(dst[16*n:], src[8*n:])
 }

@@ -4,15 +4,18 @@
 
 package codec
 
+import "github.com/kvist-project/kvist/quant"
+
 // The wrappers below turn slices into pointers and distances into bytes. Each first touches the
 // last element that the assembly will, so that a wrong caller panics instead of reading or
 // writing astray.
 
-// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI and GFNI.
+// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI, GFNI and VPOPCNTDQ.
 func AVX512() *Kernels {
 	return &Kernels{isa: "avx512", forward: forwardAVX512, inverse: inverseAVX512,
 		peaks: peakRowsAVX512, scale: scaleSliceAVX512, quantize: quantizeAVX512,
-		quantizeU8: quantizeU8RowsAVX512, planes: decodePlanesAVX512, u8: decodeU8RowsAVX512}
+		quantizeU8: quantizeU8RowsAVX512, planes: decodePlanesAVX512, u8: decodeU8RowsAVX512,
+		toF16: toF16SliceAVX2, count: countAVX512, ratios: ratiosTileAVX512, log8: log8SliceAVX512}
 }
 
 func forwardAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {
@@ -28,18 +31,20 @@ func forwardAVX512(x []float32, signs []uint32, rows, stride, length int, norm f
 		forward64AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	case 128:
 		forward128AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 256:
+		forward256AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	default:
 		for r := range rows {
 			row := x[r*stride:][:length]
-			forward128AVX512(&row[0], &signs[0], length/128, 512, 512, 1)
+			forward256AVX512(&row[0], &signs[0], length/256, 1024, 1024, 1)
 			longAVX512(row, norm)
 		}
 	}
 }
 
-// longAVX512 runs the strides from 128 up, and multiplies with norm.
+// longAVX512 runs the strides from 256 up, and multiplies with norm.
 func longAVX512(row []float32, norm float32) {
-	for h := 128; h < len(row); h *= 2 {
+	for h := 256; h < len(row); h *= 2 {
 		f := float32(1)
 		if 2*h == len(row) {
 			f = norm
@@ -48,8 +53,8 @@ func longAVX512(row []float32, norm float32) {
 	}
 }
 
-// noSigns flips nothing, in windows of 128.
-var noSigns [128]uint32
+// noSigns flips nothing, in windows of up to 256.
+var noSigns [256]uint32
 
 func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {
 	_, _ = x[(rows-1)*stride+length-1], signs[length-1]
@@ -64,10 +69,12 @@ func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm f
 		inverse64AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	case 128:
 		inverse128AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
+	case 256:
+		inverse256AVX512(&x[0], &signs[0], rows, 4*stride, 0, norm)
 	default:
 		for r := range rows {
 			row := x[r*stride:][:length]
-			inverse128AVX512(&row[0], &noSigns[0], length/128, 512, 0, 1)
+			inverse256AVX512(&row[0], &noSigns[0], length/256, 1024, 0, 1)
 			longAVX512(row, norm)
 			flip(row, signs)
 		}
@@ -149,4 +156,64 @@ func decodeU8RowsAVX512(dst []float32, src []byte, units []float32, stride, dim 
 	}
 	_, _ = dst[(rows-1)*stride+16*n-1], src[rows*dim-1]
 	decodeU8AVX512(&dst[0], &src[0], &units[0], rows, n, dim/8%2, 4*stride)
+}
+
+// countAVX512 works on whole groups of 8 words, of rows of up to 512 values.
+func countAVX512(s *rowSums, src []byte, plane, rows, dim int, d *demotion, bits int) int {
+	words := dim / 64 // of a row
+	groups := rows * words / 8
+	if words > 8 || groups == 0 {
+		return 0
+	}
+	_ = src[(bits-1)*plane+64*groups-1]
+	xx, xc, cc := &s.words[0], &s.words[1], &s.words[2]
+	if words == 1 {
+		count(&s.xx[0], &s.xc[0], &s.cc[0], &src[0], plane, &d.words[0][0], groups, bits)
+		return 8 * groups
+	}
+	count(&xx[0], &xc[0], &cc[0], &src[0], plane, &d.words[0][0], groups, bits)
+	done := 8 * groups / words
+	for r := range done {
+		s.xx[r], s.xc[r], s.cc[r] = 0, 0, 0
+		for i := r * words; i < (r+1)*words; i++ {
+			s.xx[r], s.xc[r], s.cc[r] = s.xx[r]+xx[i], s.xc[r]+xc[i], s.cc[r]+cc[i]
+		}
+	}
+	return done
+}
+
+func count(xx, xc, cc *int32, src *byte, plane int, weights *uint32, groups, bits int) {
+	switch bits {
+	case 2:
+		countLM2AVX512(xx, xc, cc, src, plane, weights, groups)
+	case 3:
+		countLM3AVX512(xx, xc, cc, src, plane, weights, groups)
+	default:
+		countLM4AVX512(xx, xc, cc, src, plane, weights, groups)
+	}
+}
+
+// ratiosTileAVX512 works on whole vectors where scales has room for them.
+func ratiosTileAVX512(scales []float32, s *rowSums, rule quant.ScaleRule) {
+	n := len(scales)
+	whole := (n + 15) &^ 15
+	if n == 0 || cap(scales) < whole {
+		ratiosGeneric(scales, s, rule)
+		return
+	}
+	scales = scales[:whole]
+	clear(scales[n:])
+	ratiosAVX512(&scales[0], &s.xx[0], &s.xc[0], &s.cc[0], int(rule), whole/16)
+}
+
+// log8SliceAVX512 reads whole vectors of scales.
+func log8SliceAVX512(dst []byte, scales []float32, base float32) {
+	n := len(scales)
+	whole := (n + 15) &^ 15
+	if n == 0 || cap(scales) < whole {
+		log8Generic(dst, scales, base)
+		return
+	}
+	_, _ = dst[n-1], scales[:whole]
+	log8CodesAVX512(&dst[0], &scales[0], base, n, &log8Mid[0], &log8Guess[0])
 }

@@ -33,6 +33,22 @@ type Kernels struct {
 	// planes and u8 decode rows, times a unit a row. planes reads up to 7 bytes behind a row.
 	planes func(dst []float32, p planeRows, units []float32, stride int)
 	u8     func(dst []float32, src []byte, units []float32, stride, dim int)
+	// toF16 rounds finite values that binary16 can hold, as quant.F32ToF16 does.
+	toF16 func(dst []byte, src []float32)
+	// count, nil where there is none, does what countRows does, for rows whose dim is a multiple of
+	// 64. It returns the rows that it has done.
+	count func(s *rowSums, src []byte, plane, rows, dim int, d *demotion, bits int) int
+	// ratios multiplies scales that are not 0 by what the rule makes of the sums.
+	ratios func(scales []float32, s *rowSums, rule quant.ScaleRule)
+	// log8 writes the 8-bit logarithms of scales below base.
+	log8 func(dst []byte, scales []float32, base float32)
+}
+
+// rowSums are the sums over a tile of rows that a demotion needs: <x,x>, <x,c>, <c,c>, and those of
+// single words of planes.
+type rowSums struct {
+	xx, xc, cc [tileRows]int32
+	words      [3][8 * tileRows]int32
 }
 
 // planesJob is a tile of rows that quantize works on.
@@ -127,7 +143,7 @@ type Worker struct {
 	padded     []byte
 	centroids  [8]int32
 	thresholds [8]float32
-	tables     [16]float32
+	rows       rowSums
 }
 
 // NewWorker returns a worker of an instruction set.
@@ -140,11 +156,14 @@ func grow[T any](s []T, n int) []T {
 	return s[:n]
 }
 
+// growScales leaves room for a whole vector behind the last scale.
+func growScales(s []float32, n int) []float32 { return grow(s, (n+15)&^15)[:n] }
+
 // Loader writes rows [r0, r0+n) to tile, stride values apart; values behind those of a row are
 // zeroed.
 type Loader func(tile []float32, stride, r0, n int)
 
-// Encodes reports whether Encode takes a coding.
+// Encodes reports whether Encode takes a coding. EncodeExact takes the exact formats.
 func Encodes(c quant.Coding) bool { return c.Format.Nested() || c.Format == quant.U8 }
 
 // Encode packs rows as quant.Encode does. It reports false, and dst then holds nothing of use,
@@ -153,7 +172,7 @@ func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, loa
 	dim := rot.dim
 	stride := (dim + 63) &^ 63
 	w.y, w.tmp = grow(w.y, tileRows*stride), grow(w.tmp, stride)
-	w.scales = grow(w.scales, rows)
+	w.scales = growScales(w.scales, rows)
 	codes, tail := dst[:len(dst)-c.ScaleBytes(rows)], dst[len(dst)-c.ScaleBytes(rows):]
 	if c.Format == quant.U8 {
 		return w.encodeU8(codes, tail, c, rows, rot, load, stride)
@@ -184,7 +203,69 @@ func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, loa
 			w.scales[r0+i] = float32(s * pow2(int(w.exps[i])))
 		}
 	}
-	return putScales(tail, c, w.scales)
+	return w.k.putScales(tail, c, w.scales)
+}
+
+// EncodeExact packs rows in an exact format as quant.Encode does. It reports false, and dst then
+// holds nothing of use, where quant.Encode would refuse a row.
+func (w *Worker) EncodeExact(dst []byte, f quant.Format, rows, dim int, load Loader) bool {
+	stride := (dim + 63) &^ 63
+	w.y = grow(w.y, tileRows*stride)
+	rowBytes := dim * f.Bits() / 8
+	for r0 := 0; r0 < rows; r0 += tileRows {
+		n := min(tileRows, rows-r0)
+		y := w.y[:n*stride]
+		load(y, stride, r0, n)
+		w.k.peaks(w.peaks[:n], y, stride, (dim+15)/16)
+		for i, peak := range w.peaks[:n] {
+			row, out := y[i*stride:][:dim], dst[(r0+i)*rowBytes:][:rowBytes]
+			ok := true
+			switch {
+			case f == quant.F32:
+				for j, v := range row {
+					binary.LittleEndian.PutUint32(out[4*j:], math.Float32bits(v))
+				}
+			case f == quant.BF16:
+				ok = toBF16(out, row)
+			case peak < overF16:
+				w.k.toF16(out, row)
+			default:
+				ok = toF16Checked(out, row)
+			}
+			if !ok {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+const (
+	overF16 = 0x477ff000 // 65520 and up rounds to an infinity
+	infBits = 0x7f800000
+)
+
+// toF16Checked reports false where a finite value is beyond binary16.
+func toF16Checked(dst []byte, src []float32) bool {
+	for i, v := range src {
+		if b := math.Float32bits(v) &^ (1 << 31); b >= overF16 && b < infBits {
+			return false
+		}
+		binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
+	}
+	return true
+}
+
+// toBF16 reports false where a finite value is beyond bfloat16.
+func toBF16(dst []byte, src []float32) bool {
+	for i, v := range src {
+		h := quant.F32ToBF16(v)
+		if h&0x7fff == 0x7f80 && math.Float32bits(v)&infBits != infBits {
+			return false
+		}
+		binary.LittleEndian.PutUint16(dst[2*i:], h)
+	}
+	return true
 }
 
 // rotated loads rows, brings each to [1, 2) by a power of two, and rotates them. It reports false
@@ -227,7 +308,7 @@ func (w *Worker) encodeU8(codes, tail []byte, c quant.Coding, rows int, rot *Rot
 			w.scales[r0+i] = float32(float32(float32(peak/127)/quant.CentroidUnit) * pow2(int(w.exps[i])))
 		}
 	}
-	if !putScales(tail, c, w.scales) {
+	if !w.k.putScales(tail, c, w.scales) {
 		return false
 	}
 	getScales(w.scales, c, tail)
@@ -330,7 +411,7 @@ func scalesOf(dst []float32, c quant.Coding, tail []byte, r0 int) {
 	if c.Scale == quant.ScaleLog8 {
 		base := math.Float32frombits(binary.LittleEndian.Uint32(tail))
 		for i := range dst {
-			dst[i] = quant.Log8Scale(base, tail[4+r0+i])
+			dst[i] = log8Scale(base, tail[4+r0+i])
 		}
 		return
 	}

@@ -169,13 +169,16 @@ func TestRotation_EqualsOracle(t *testing.T) {
 
 // Demotion by counting gives the bytes of quant.Demote, apart and in place, for arbitrary codes.
 func TestDemote_EqualsOracle(t *testing.T) {
-	w := Generic().NewWorker()
+	each(t, func(t *testing.T, k *Kernels) { checkDemotions(t, k.NewWorker()) })
+}
+
+func checkDemotions(t *testing.T, w *Worker) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	for _, from := range quanttest.Codings() {
 		for to := quant.LM1; to < from.Format && from.Format.Nested(); to++ {
 			c := quant.Coding{Format: to, Rule: from.Rule, Scale: from.Scale}
 			for _, dim := range dims() {
-				rows := rng.IntN(40)
+				rows := rng.IntN(70)
 				src := make([]byte, from.PackedBytes(rows, dim))
 				x := quanttest.Rows(quanttest.MixedScales, rows, dim, uint64(dim))
 				require.NoError(t, quant.Encode(src, from, x, 1))
@@ -196,6 +199,10 @@ func TestDemote_EqualsOracle(t *testing.T) {
 
 // The 8-bit logarithm of any scale is that of the oracle, seen through one-row blocks and a base.
 func TestLog8Code_EqualsOracle(t *testing.T) {
+	each(t, checkLog8)
+}
+
+func checkLog8(t *testing.T, kern *Kernels) {
 	rng := rand.New(rand.NewPCG(5, 6))
 	n := 20000
 	if testing.Short() {
@@ -213,6 +220,11 @@ func TestLog8Code_EqualsOracle(t *testing.T) {
 		}
 		for _, up := range []bool{false, true} {
 			k := log8Code(base, s, up)
+			if !up {
+				var codes [3]byte
+				kern.log8(codes[:], []float32{s, base, s, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}[:3], base)
+				require.Equal(t, [3]byte{k, 0, k}, codes, "base %g scale %g", base, s)
+			}
 			if s == 0 {
 				require.Equal(t, uint8(255), k)
 				continue
@@ -228,4 +240,32 @@ func TestLog8Code_EqualsOracle(t *testing.T) {
 			require.True(t, k == 0 || !reaches(k-1), "base %g scale %g code %d", base, s, k)
 		}
 	}
+}
+
+// Exact formats of any length, with values of every kind.
+func TestEncodeExact_EqualsOracle(t *testing.T) {
+	each(t, func(t *testing.T, k *Kernels) {
+		w := k.NewWorker()
+		rng := rand.New(rand.NewPCG(8, 9))
+		for dim := 1; dim <= 300; dim += 1 + dim/16 {
+			for _, f := range []quant.Format{quant.F16, quant.BF16, quant.F32} {
+				c, rows := quant.Coding{Format: f}, 1+rng.IntN(40)
+				x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
+				wild := rng.IntN(3)
+				for i := range x.Data {
+					x.Data[i] = float32(rng.NormFloat64() * math.Exp2(float64(rng.IntN(40)-28)))
+					if wild > 0 && rng.IntN(50) == 0 {
+						x.Data[i] = math.Float32frombits(rng.Uint32())
+					}
+				}
+				want := make([]byte, c.PackedBytes(rows, dim))
+				oracle := quant.Encode(want, c, x, 0)
+				got := tight(t, make([]byte, len(want)))
+				require.Equal(t, oracle == nil, w.EncodeExact(got, f, rows, dim, loader(x)), "%v", oracle)
+				if oracle == nil {
+					require.Equal(t, want, got, "%s dim %d", f, dim)
+				}
+			}
+		}
+	})
 }

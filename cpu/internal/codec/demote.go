@@ -3,13 +3,19 @@
 package codec
 
 import (
+	"encoding/binary"
 	"math/bits"
 
 	"github.com/kvist-project/kvist/quant"
 )
 
 // demotion holds what the sums of quant.Demote are per magnitude of the finer code.
-type demotion struct{ xx, xc, cc [8]int64 }
+type demotion struct {
+	xx, xc, cc [8]int64
+	// words are the same for count: per sum, weights 1 and 2, 3 and 4, and so on, in 16 bits each;
+	// the last one is that of all values.
+	words [3][4]uint32
+}
 
 // weights turns values per magnitude 0..7 into weights of the counts of values whose magnitude has
 // certain bits: sum f[m] = sum over sets of bits s of g[s] * (values that have all bits of s).
@@ -35,7 +41,14 @@ var demotions = func() (t [5][5]demotion) {
 				b := int64(coarse[m>>(from-to)])
 				d.xx[m], d.xc[m], d.cc[m] = int64(a)*int64(a), int64(a)*b, b*b
 			}
-			t[from][to] = demotion{weights(d.xx), weights(d.xc), weights(d.cc)}
+			d.xx, d.xc, d.cc = weights(d.xx), weights(d.xc), weights(d.cc)
+			for i, g := range [3][8]int64{d.xx, d.xc, d.cc} {
+				for p := range 1 << (from - 2) {
+					last := g[(2*p+2)%(1<<(from-1))] // [0] is that of all
+					d.words[i][p] = uint32(uint16(g[2*p+1])) | uint32(uint16(last))<<16
+				}
+			}
+			t[from][to] = d
 		}
 	}
 	return t
@@ -49,40 +62,72 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 	if rows == 0 {
 		return true
 	}
-	w.scales = grow(w.scales, rows)
+	w.scales = growScales(w.scales, rows)
 	getScales(w.scales, from, src[len(src)-from.ScaleBytes(rows):])
 	plane, rowBytes := quant.PlaneBytes(rows, dim), quant.RowPlaneBytes(dim)
-	d := &demotions[from.Format.Bits()][to.Format.Bits()]
-	low := from.Format.Bits() - 1
-	for r, scale := range w.scales {
-		if scale == 0 {
-			continue
+	d, bits := &demotions[from.Format.Bits()][to.Format.Bits()], from.Format.Bits()
+	for r0 := 0; r0 < rows; r0 += tileRows {
+		n, done := min(tileRows, rows-r0), 0
+		if w.k.count != nil && dim%64 == 0 {
+			done = w.k.count(&w.rows, src[r0*rowBytes:], plane, n, dim, d, bits)
 		}
-		n := countBits(src, plane, r*rowBytes, rowBytes, low)
-		n[0] = int64(dim)
-		var xx, xc, cc int64
-		for s, c := range n[:1<<low] {
-			xx, xc, cc = xx+c*d.xx[s], xc+c*d.xc[s], cc+c*d.cc[s]
-		}
-		ratio := float32(RuleScale(to.Rule, float32(xx), float32(xc), float32(cc)) * quant.CentroidUnit)
-		w.scales[r] = float32(scale * ratio)
-		if to.Scale == quant.ScaleF16 {
-			w.scales[r] = min(w.scales[r], 65504)
+		countRows(&w.rows, src[r0*rowBytes:], plane, done, n, dim, d, bits)
+		w.k.ratios(w.scales[r0:r0+n], &w.rows, to.Rule)
+	}
+	if to.Scale == quant.ScaleF16 {
+		for r, s := range w.scales {
+			w.scales[r] = min(s, 65504)
 		}
 	}
 	// Scales go first: where they are refused, nothing of a source in place has changed. They
 	// lie behind the planes that stay.
 	end := to.Format.Bits() * plane
-	if !putScales(dst[end:], to, w.scales) {
+	if !w.k.putScales(dst[end:], to, w.scales) {
 		return false
 	}
 	copy(dst[:end], src[:end]) // the same memory, or no overlap
 	return true
 }
 
+// countRows fills in the sums of rows [first, rows) of a tile.
+func countRows(s *rowSums, src []byte, plane, first, rows, dim int, d *demotion, bits int) {
+	rowBytes := quant.RowPlaneBytes(dim)
+	for r := first; r < rows; r++ {
+		n := countBits(src, plane, r*rowBytes, rowBytes, bits-1)
+		n[0] = int64(dim)
+		var xx, xc, cc int64
+		for set, c := range n[:1<<(bits-1)] {
+			xx, xc, cc = xx+c*d.xx[set], xc+c*d.xc[set], cc+c*d.cc[set]
+		}
+		s.xx[r], s.xc[r], s.cc[r] = int32(xx), int32(xc), int32(cc)
+	}
+}
+
 // countBits counts the values of a row by bits of their magnitude: n[s] have all bits of s. The
 // magnitude of a negative value stands complemented in the planes.
 func countBits(src []byte, plane, at, rowBytes, low int) (n [8]int64) {
+	if rowBytes%8 == 0 {
+		for end := at + rowBytes; at < end; at += 8 {
+			flip := ^binary.LittleEndian.Uint64(src[at:])
+			x := binary.LittleEndian.Uint64(src[low*plane+at:]) ^ flip
+			n[1] += int64(bits.OnesCount64(x))
+			if low == 1 {
+				continue
+			}
+			y := binary.LittleEndian.Uint64(src[(low-1)*plane+at:]) ^ flip
+			n[2] += int64(bits.OnesCount64(y))
+			n[3] += int64(bits.OnesCount64(x & y))
+			if low == 2 {
+				continue
+			}
+			z := binary.LittleEndian.Uint64(src[plane+at:]) ^ flip
+			n[4] += int64(bits.OnesCount64(z))
+			n[5] += int64(bits.OnesCount64(x & z))
+			n[6] += int64(bits.OnesCount64(y & z))
+			n[7] += int64(bits.OnesCount64(x & y & z))
+		}
+		return n
+	}
 	for end := at + rowBytes; at < end; at += 8 {
 		size := min(8, end-at)
 		sign := word(src[at : at+size])

@@ -5,13 +5,16 @@ package codec
 import (
 	"encoding/binary"
 	"math"
+
+	"github.com/kvist-project/kvist/quant"
 )
 
 // Generic returns the kernels in plain Go, which every machine has.
 func Generic() *Kernels {
 	return &Kernels{isa: "generic", forward: forwardGeneric, inverse: inverseGeneric,
 		peaks: peaksGeneric, scale: scaleGeneric, quantize: quantizeGeneric,
-		quantizeU8: quantizeU8Generic, planes: planesGeneric, u8: u8Generic}
+		quantizeU8: quantizeU8Generic, planes: planesGeneric, u8: u8Generic,
+		toF16: toF16Generic, ratios: ratiosGeneric, log8: log8Generic}
 }
 
 func forwardGeneric(x []float32, signs []uint32, rows, stride, length int, norm float32) {
@@ -233,5 +236,27 @@ func word(p []byte) uint64 {
 func flip(x []float32, signs []uint32) {
 	for i, s := range signs[:len(x)] {
 		x[i] = math.Float32frombits(math.Float32bits(x[i]) ^ s)
+	}
+}
+
+func toF16Generic(dst []byte, src []float32) {
+	for i, v := range src {
+		binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
+	}
+}
+
+func log8Generic(dst []byte, scales []float32, base float32) {
+	for r, s := range scales {
+		dst[r] = log8Code(base, s, false)
+	}
+}
+
+func ratiosGeneric(scales []float32, s *rowSums, rule quant.ScaleRule) {
+	for r, scale := range scales {
+		if scale != 0 {
+			ratio := RuleScale(rule, float32(s.xx[r]), float32(s.xc[r]), float32(s.cc[r])) *
+				quant.CentroidUnit
+			scales[r] = float32(scale * ratio)
+		}
 	}
 }

@@ -56,7 +56,7 @@ func pow2(e int) float32 { return math.Float32frombits(uint32(e+127) << 23) }
 
 // putScales stores the row scales in the coding's form. It reports false, and has written
 // nothing, where one is beyond it.
-func putScales(dst []byte, c quant.Coding, scales []float32) bool {
+func (k *Kernels) putScales(dst []byte, c quant.Coding, scales []float32) bool {
 	if len(scales) == 0 {
 		return true
 	}
@@ -66,9 +66,7 @@ func putScales(dst []byte, c quant.Coding, scales []float32) bool {
 				return false
 			}
 		}
-		for r, s := range scales {
-			binary.LittleEndian.PutUint16(dst[2*r:], quant.F32ToF16(s))
-		}
+		k.toF16(dst, scales)
 		return true
 	}
 	var base float32
@@ -79,8 +77,12 @@ func putScales(dst []byte, c quant.Coding, scales []float32) bool {
 		base = max(base, s)
 	}
 	binary.LittleEndian.PutUint32(dst, math.Float32bits(base))
+	if c.Format != quant.U8 {
+		k.log8(dst[4:4+len(scales)], scales, base)
+		return true
+	}
 	for r, s := range scales {
-		dst[4+r] = log8Code(base, s, c.Format == quant.U8)
+		dst[4+r] = log8Code(base, s, true)
 	}
 	return true
 }
@@ -96,26 +98,59 @@ var log8Mid, log8Frac = func() (mid, frac [16]float32) {
 	return mid, frac
 }()
 
-// log8Code returns the logarithm that package quant gives: bounds fall with k, so that the first
-// one at or below s is found by halving.
+// log8Guess[m] is 16 times the binary logarithm of 1+m/64, rounded.
+var log8Guess = func() (t [64]uint8) {
+	for m := range t {
+		t[m] = uint8(math.Round(16 * math.Log2(1+(float64(m)+0.5)/64)))
+	}
+	return t
+}()
+
+// log8Code returns the logarithm that package quant gives: bounds fall with k, and the code is the
+// first k whose bound is at or below s. A guess from the bits of base/s is at most a step away.
 func log8Code(base, s float32, up bool) uint8 {
 	if s == 0 {
 		return 255
 	}
-	lo, hi := 0, 254 // the code is in [lo, hi]
+	ratio := math.Float32bits(base / s)
+	e := int(ratio>>23) - 127
+	if e < 0 || e > 15 { // beyond the codes, or no number
+		return log8Search(base, s, up, 0, 254)
+	}
+	k := min(16*e+int(log8Guess[ratio>>17&63]), 254)
+	for k > 0 && log8Reaches(base, s, up, k-1) {
+		k--
+	}
+	for k < 254 && !log8Reaches(base, s, up, k) {
+		k++
+	}
+	return uint8(k)
+}
+
+// log8Search finds the code in [lo, hi] by halving.
+func log8Search(base, s float32, up bool, lo, hi int) uint8 {
 	for lo < hi {
-		k := (lo + hi) / 2
-		var bound float32
-		if up {
-			bound = float32(float32(base*log8Frac[(k+1)%16]) * pow2(-((k + 1) / 16)))
-		} else {
-			bound = float32(float32(base*log8Mid[k%16]) * pow2(-(k / 16)))
-		}
-		if s > bound || (s == bound && !up) {
+		if k := (lo + hi) / 2; log8Reaches(base, s, up, k) {
 			hi = k
 		} else {
 			lo = k + 1
 		}
 	}
 	return uint8(lo)
+}
+
+// log8Reaches reports whether s is not below the bound of k, or, with up, above the scale of k+1.
+func log8Reaches(base, s float32, up bool, k int) bool {
+	if up {
+		return s > float32(base*log8Frac[(k+1)&15])*pow2(-((k+1)>>4))
+	}
+	return s >= float32(base*log8Mid[k&15])*pow2(-(k>>4))
+}
+
+// log8Scale is quant.Log8Scale.
+func log8Scale(base float32, k uint8) float32 {
+	if k == 255 {
+		return 0
+	}
+	return float32(base*log8Frac[k&15]) * pow2(-int(k>>4))
 }

@@ -66,6 +66,18 @@ func forward128AVX512(x *float32, signs *uint32, rows int, stride int, signStrid
 //go:noescape
 func inverse128AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
+// forward256AVX512 flips signs, then transforms and scales rows of 256 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func forward256AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
+// inverse256AVX512 transforms and scales, then flips signs of rows of 256 values that lie
+// stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//go:noescape
+func inverse256AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
+
 // butterfliesAVX512 runs the butterflies of stride h bytes, a multiple of 64, over pairs
 // times 2h bytes, and multiplies with factor.
 //
@@ -149,6 +161,39 @@ func decodeLM4AVX512(dst *float32, src *byte, plane int, rowBytes int, table *fl
 //
 //go:noescape
 func decodeU8AVX512(dst *float32, src *byte, units *float32, rows int, n int, odd int, stride int)
+
+// countLM2AVX512 writes three weighted sums of counts for each of groups times 8 words of
+// 64 codes. weights holds, per sum, words of two weights of 16 bits: of the counts of
+// values with magnitude bits 1 and 2, 3 and 4, and so on; the last one is of all 64.
+//
+//go:noescape
+func countLM2AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
+
+// countLM3AVX512 writes three weighted sums of counts for each of groups times 8 words of
+// 64 codes. weights holds, per sum, words of two weights of 16 bits: of the counts of
+// values with magnitude bits 1 and 2, 3 and 4, and so on; the last one is of all 64.
+//
+//go:noescape
+func countLM3AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
+
+// countLM4AVX512 writes three weighted sums of counts for each of groups times 8 words of
+// 64 codes. weights holds, per sum, words of two weights of 16 bits: of the counts of
+// values with magnitude bits 1 and 2, 3 and 4, and so on; the last one is of all 64.
+//
+//go:noescape
+func countLM4AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
+
+// ratiosAVX512 multiplies n times 16 scales with xc/cc (rule 0), sqrt(xx/cc) (1) or xx/xc
+// (2). A scale of 0 stays.
+//
+//go:noescape
+func ratiosAVX512(scales *float32, xx *int32, xc *int32, cc *int32, rule int, n int)
+
+// log8CodesAVX512 writes the logarithms of n scales below base. scales is read up to a
+// multiple of 16.
+//
+//go:noescape
+func log8CodesAVX512(dst *byte, scales *float32, base float32, n int, mid *float32, guess *byte)
 
 // forward8AVX2 flips signs, then transforms and scales rows of 8 values that lie stride
 // bytes apart; signs has the sign bits, signStride bytes further for the next row.
@@ -281,3 +326,8 @@ func decodeLM4AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8
 //
 //go:noescape
 func decodeU8AVX2(dst *float32, src *byte, units *float32, rows int, n int, stride int)
+
+// toF16AVX2 rounds n times 8 values to binary16, ties to even.
+//
+//go:noescape
+func toF16AVX2(dst *byte, src *float32, n int)

@@ -94,17 +94,35 @@ type BlockView[M any] struct {
 	KMem, VMem, PosMem, CountMem, BiasMem M
 }
 
-// Block resolves and checks one block. Relevance does not look at V.
-func (c Checker[M]) Block(blk *backend.Block, op backend.Op,
-	q *backend.Queries) (BlockView[M], error) {
+// Known are the codings of the block that was checked last: most blocks have those of the one
+// before, and are then not looked up again. The zero Known knows none.
+type Known struct{ k, v quant.Coding }
+
+// sideAgain is Side for a coding that may be known.
+func (c Checker[M]) sideAgain(what string, op backend.Op, s *backend.Side, rows, dim int,
+	last *quant.Coding) (M, error) {
+	if s.Coding != *last || rows < 0 || last.Format == quant.FormatInvalid {
+		m, err := c.Side(what, op, *s, rows, dim)
+		if err == nil {
+			*last = s.Coding
+		}
+		return m, err
+	}
+	return c.Span(what, s.Data, int64(s.Coding.PackedBytes(rows, dim)), SideAlign)
+}
+
+// Block resolves and checks one block. Relevance does not look at V. last carries the codings from
+// block to block of one call, whose queries are the same.
+func (c Checker[M]) Block(blk *backend.Block, op backend.Op, q *backend.Queries,
+	last *Known) (BlockView[M], error) {
 	w := BlockView[M]{Block: blk}
 	rows := int(blk.Rows)
 	var err error
-	if w.KMem, err = c.Side("K", op, blk.K, rows, q.HeadDim); err != nil {
+	if w.KMem, err = c.sideAgain("K", op, &blk.K, rows, q.HeadDim, &last.k); err != nil {
 		return w, err
 	}
 	if op == backend.OpAttend {
-		if w.VMem, err = c.Side("V", op, blk.V, rows, q.HeadDimV); err != nil {
+		if w.VMem, err = c.sideAgain("V", op, &blk.V, rows, q.HeadDimV, &last.v); err != nil {
 			return w, err
 		}
 	}

@@ -5,6 +5,7 @@ package args
 import (
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
@@ -82,35 +83,37 @@ func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 }
 
 // blocks checks every block, and that the rotated sides of each query's list share seeds. It
-// returns the seeds per query: one entry for all queries where all blocks agree.
-func (c Checker[M]) blocks(op backend.Op, q *backend.Queries,
+// appends the seeds per query to dst: one entry for all queries where all blocks agree.
+func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries,
 	blocks []backend.Block) ([]Seeds, error) {
 	var all Seeds
+	var last Known
 	agree := true
 	for i := range blocks {
-		if _, err := c.Block(&blocks[i], op, q); err != nil {
+		if _, err := c.Block(&blocks[i], op, q, &last); err != nil {
 			return nil, fmt.Errorf("block %d: %w", i, err)
 		}
 		agree = all.add(&blocks[i], op) && agree
 	}
 	if agree {
-		return []Seeds{all}, nil
+		return append(dst, all), nil
 	}
-	per := make([]Seeds, q.Len())
-	for i := range per {
+	for i := range q.Len() {
+		var s Seeds
 		for _, idx := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			if !per[i].add(&blocks[idx], op) {
+			if !s.add(&blocks[idx], op) {
 				return nil, fmt.Errorf("query %d: block %d is rotated by another seed than blocks"+
 					" before: %w", i, idx, quant.ErrShape)
 			}
 		}
+		dst = append(dst, s)
 	}
-	return per, nil
+	return dst, nil
 }
 
-// Attend checks the arguments of Attend. It returns the seeds per query: one entry for all
+// Attend checks the arguments of Attend. It appends the seeds per query to dst: one entry for all
 // queries where all blocks agree.
-func (c Checker[M]) Attend(q *backend.Queries, blocks []backend.Block,
+func (c Checker[M]) Attend(dst []Seeds, q *backend.Queries, blocks []backend.Block,
 	out, lse []float32) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
 		return nil, err
@@ -123,12 +126,12 @@ func (c Checker[M]) Attend(q *backend.Queries, blocks []backend.Block,
 	if lse != nil && int64(len(lse)) != heads {
 		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
 	}
-	return c.blocks(backend.OpAttend, q, blocks)
+	return c.blocks(dst, backend.OpAttend, q, blocks)
 }
 
-// Relevance checks the arguments of Relevance, and returns the seeds as Attend does.
-func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backend.Block,
-	rel *backend.RelevanceOut) ([]Seeds, error) {
+// Relevance checks the arguments of Relevance, and appends the seeds as Attend does.
+func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
+	blocks []backend.Block, rel *backend.RelevanceOut) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
 		return nil, err
 	}
@@ -146,7 +149,7 @@ func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backen
 		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
 			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
 	}
-	sd, err := c.blocks(backend.OpRelevance, q, blocks)
+	sd, err := c.blocks(dst, backend.OpRelevance, q, blocks)
 	if err != nil {
 		return nil, err
 	}
@@ -159,16 +162,18 @@ func (c Checker[M]) Relevance(q *backend.Queries, lse []float32, blocks []backen
 	return sd, nil
 }
 
-// Users transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending.
-func Users(q *backend.Queries, blocks int) (ptr []int, users []int32) {
-	ptr = make([]int, blocks+2)
+// Users transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending. What
+// it returns takes the place of ptr and users, whose memory it uses where that is enough.
+func Users(ptr []int, users []int32, q *backend.Queries, blocks int) ([]int, []int32) {
+	ptr = slices.Grow(ptr[:0], blocks+2)[:blocks+2]
+	clear(ptr)
 	for _, b := range q.BlockIdx {
 		ptr[b+2]++
 	}
 	for i := 2; i < len(ptr); i++ {
 		ptr[i] += ptr[i-1]
 	}
-	users = make([]int32, len(q.BlockIdx))
+	users = slices.Grow(users[:0], len(q.BlockIdx))[:len(q.BlockIdx)]
 	for i := range q.Len() {
 		for _, b := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
 			users[ptr[b+1]] = int32(i)

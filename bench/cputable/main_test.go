@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+func TestRun_MediansAndShares(t *testing.T) {
+	const attend = "BenchmarkAttendMemory/backend=cpu-avx512/format=lm3/head_dim=64/gqa=3/set=memory/" +
+		"workers=1-2 1 7 ns/op "
+	raw := "cpu: Test Processor\n" +
+		attend + "9 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
+		attend + "10 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
+		attend + "30 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
+		"BenchmarkRead/set=memory/workers=1-2 1 5 ns/op 10 cpu-GB/s\n" +
+		"BenchmarkHadamard/backend=cpu-avx2/head_dim=64-2 1 5 ns/op 3.25 Gvalues/s\nPASS\n"
+	file := filepath.Join(t.TempDir(), "raw.txt")
+	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
+	var out strings.Builder
+	require.NoError(t, run(&out, "", []string{file}))
+	require.Contains(t, out.String(), "Test Processor")
+	require.Contains(t, out.String(), "| lm3 | - | 10.0 / 5.00 / 50 % |")
+	require.Contains(t, out.String(), "| Hadamard, 64 values | - | 3.25 | - |")
+}
+
+func TestRun_Errors(t *testing.T) {
+	require.Error(t, run(&strings.Builder{}, "", []string{filepath.Join(t.TempDir(), "none")}))
+	file := filepath.Join(t.TempDir(), "raw.txt")
+	require.NoError(t, os.WriteFile(file, []byte("BenchmarkX 1 five ns/op\n"), 0o600))
+	require.ErrorContains(t, run(&strings.Builder{}, "", []string{file}), "five")
+	require.Error(t, run(&strings.Builder{}, file, nil), "no such routine")
+}
+
+func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
+	var out strings.Builder
+	require.NoError(t, run(&out, "../../cpu/internal/attend/attend_amd64.s", nil))
+	require.Contains(t, out.String(), "| lm3 |")
+	n, err := count("TEXT ·f(SB), X\n\tA\nl:\n\tB\n\tC x\n\tJNZ l\n", "f", "l")
+	require.NoError(t, err)
+	require.Equal(t, 3, n)
+}
