@@ -44,8 +44,9 @@ type Profile struct {
 //
 // Trusting past attention fully starves what is asked later, which neither the divergence of the
 // continuation nor the error of its attention shows; the root keeps most of the gain and all
-// of the facts. Surprise, surprisal, habituation, value norm and decay are off until a measurement
-// in a model says that they pay.
+// of the facts. A window of 16 queries shows the same: a lower divergence, and a quarter of the
+// facts gone. Surprise, surprisal, habituation, entropy and decay were measured and do not pay so
+// far, value norm pays a little: the package's comment has the table.
 //
 // Mix, half-life and smoothing are those that did best on a real cache (the package's tests
 // print the table).

@@ -83,7 +83,7 @@ params).`,
 	fl.StringVar(&f.bits, "bits", "2.75,2.25", "`rates`, bits a value of the whole file")
 	fl.IntVar(&f.context, "context", 512, "`tokens` of a text that are compressed")
 	fl.IntVar(&f.next, "next", 128, "`tokens` after it, to measure on")
-	fl.IntVar(&f.needles, "needles", 16, "`questions` asked after compression; 0: none")
+	fl.IntVar(&f.needles, "needles", 32, "`questions` asked after compression; 0: none")
 	fl.Float64Var(&f.penalty, "penalty", 2, "what losing all answers adds to the log of KL")
 	fl.IntVar(&f.evaluations, "evaluations", 100, "`number` of settings to evaluate")
 	fl.Uint64Var(&f.seed, "seed", 1, "`seed` of the search and of the questions")

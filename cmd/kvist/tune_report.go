@@ -61,10 +61,12 @@ func (h *holdoutJSON) summary() string {
 // verdict says in words whether the result is better than what it started from.
 func (h *holdoutJSON) verdict() string {
 	switch {
-	case h.Ratio.High < 1:
-		return "the result is better than the start on data not tuned on"
+	case h.Lost.Low > 0:
+		return "the result LOSES answers that the start keeps, on data not tuned on: do not use the profile"
 	case h.Ratio.Low > 1:
 		return "the result is WORSE than the start on data not tuned on: do not use the profile"
+	case h.Ratio.High < 1:
+		return "the result is better than the start on data not tuned on"
 	}
 	return "result and start cannot be told apart on this data: the start's settings are as good"
 }

@@ -13,12 +13,13 @@ import (
 )
 
 func TestHoldout_Verdict(t *testing.T) {
-	for want, ratio := range map[string]intervalJSON{
-		"better":         {0.8, 0.7, 0.9},
-		"WORSE":          {1.2, 1.1, 1.3},
-		"cannot be told": {0.9, 0.7, 1.1},
+	for want, x := range map[string]struct{ ratio, lost intervalJSON }{
+		"better":         {intervalJSON{0.8, 0.7, 0.9}, intervalJSON{0, -0.1, 0.1}},
+		"LOSES":          {intervalJSON{0.8, 0.7, 0.9}, intervalJSON{0.2, 0.1, 0.3}},
+		"WORSE":          {intervalJSON{1.2, 1.1, 1.3}, intervalJSON{}},
+		"cannot be told": {intervalJSON{0.9, 0.7, 1.1}, intervalJSON{}},
 	} {
-		h := &holdoutJSON{Texts: 3, Bits: []float64{2.5}, Ratio: ratio,
+		h := &holdoutJSON{Texts: 3, Bits: []float64{2.5}, Ratio: x.ratio, Lost: x.lost,
 			Before: measuredJSON{KL: []float64{0.02}, Found: 5, Exact: 8, Asked: 8},
 			After:  measuredJSON{KL: []float64{0.01}, Found: 6, Exact: 8, Asked: 8}}
 		var b strings.Builder

@@ -38,8 +38,8 @@ func DefaultSpace() Space {
 		signal("habituation"),
 		{Name: "importance.decay", Start: "0", Grid: []string{"0.1", "0.3"}, Low: 0, High: 1,
 			Price: signalPrice},
-		{Name: "unseen", Start: strconv.FormatFloat(def.Unseen, 'g', -1, 64), Grid: []string{"0", "0.3"},
-			Low: 0, High: 1},
+		{Name: "unseen", Start: strconv.FormatFloat(def.Unseen, 'g', -1, 64), Grid: []string{"0", "0.01"},
+			Low: 1e-5, High: 0.1, Log: true},
 		{Name: "levels", Start: offline.LevelNames(def.Levels), Grid: []string{"full", "full+chunks"}},
 		{Name: "sinks", Start: "4", Grid: []string{"2", "8"}, Low: 0, High: 32, Integer: true},
 	}
