@@ -89,12 +89,12 @@ golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as t
 # The profile that kvist calibrate and kvist tune made of the test model from the calibration texts.
 PROFILE := testdata/smollm2.kvprofile
 EVAL    := $(GO) run ./cmd/kvist eval smollm2 --results bench/results
+, := ,
 # What tokens are weighed by in the ablation: nothing and the default at all rates; chance, recency and
 # attention of all queries alike at some.
 ABLATION := $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b$(,)importance=none kvist:$b) \
   $(foreach b,2.75 2.25 1.5,kvist:$b$(,)weights=random kvist:$b$(,)importance=default;relevance=0;decay=0.3 \
   kvist:$b$(,)importance=default;mix=1;half-life=0)
-, := ,
 
 quality: model ## quality in a real model: the standard table, the ablation, decoding; writes bench/results
 	$(EVAL) --standard --methods "standard kvist-archive:2,profile=$(PROFILE) kvist-archive:1.8,profile=$(PROFILE) \
