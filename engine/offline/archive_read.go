@@ -3,9 +3,11 @@
 package offline
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math"
+	"runtime"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -209,6 +211,63 @@ func (d *decompressor) archiveSegment(rec *container.Record) error {
 	if err != nil {
 		return fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(rec.Layer), rec.Segment, err)
 	}
+	return d.writeArchived(rec, rows, bias)
+}
+
+// decodedAhead are records that were decoded together, on all cores, in the order of writing.
+type decodedAhead struct {
+	at   int // of the first record, counted over all
+	recs []decodedRecord
+}
+
+type decodedRecord struct {
+	rec  *container.Record
+	rows [][]byte
+	bias [][]float32
+	err  error
+}
+
+// archivedAhead writes a record in archive form that was decoded ahead, with those around it. It
+// says false of records in hot form, and where a salvage has to look closer.
+func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool, error) {
+	if d.salvage || d.hot {
+		return false, nil
+	}
+	per := int(d.h.Segments(layer))
+	if d.h.Kind == container.KindRows && d.h.Stored() > 1 {
+		return false, nil // tensors of different lengths: one by one
+	}
+	at := layer*per + seg
+	a := d.ahead
+	if a == nil || at >= a.at+len(a.recs) {
+		a = &decodedAhead{at: at, recs: make([]decodedRecord, min(2*runtime.GOMAXPROCS(0), d.h.Stored()*per-at))}
+		err := eachIndex(ctx, len(a.recs), func(j int) error {
+			r := &a.recs[j]
+			if r.rec, r.err = d.record((at+j)/per, (at+j)%per); r.err == nil && r.rec.Archive != nil {
+				r.rows, r.bias, r.err = packedRows(d.codec, d.h, r.rec)
+			}
+			return nil
+		})
+		if err != nil {
+			return false, err
+		}
+		// A file starts as it goes on: one in hot form is not read twice.
+		d.ahead, d.hot = a, at == 0 && a.recs[0].err == nil && a.recs[0].rec.Archive == nil
+	}
+	r := &a.recs[at-a.at]
+	switch {
+	case r.err != nil:
+		return false, fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(layer), seg, r.err)
+	case r.rec.Archive == nil:
+		return false, nil
+	}
+	err := d.writeArchived(r.rec, r.rows, r.bias)
+	*r = decodedRecord{}
+	return true, err
+}
+
+// writeArchived writes the rows of a record, and what is said of its tokens.
+func (d *decompressor) writeArchived(rec *container.Record, rows [][]byte, bias [][]float32) error {
 	sides := len(rows) / d.h.KVHeads()
 	first := int64(rec.Segment) * int64(d.h.SegmentTokens)
 	kDim, vDim := d.h.Dims(rec.Layer)

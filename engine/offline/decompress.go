@@ -60,7 +60,11 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			if err := d.segment(i, s); err != nil {
+			done, err := d.archivedAhead(ctx, i, s)
+			if err == nil && !done {
+				err = d.segment(i, s)
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
@@ -80,7 +84,9 @@ type decompressor struct {
 	salvage bool
 	rowBias bool
 	codec   *archive.Codec // nil without records in archive form
-	kept    map[int]bool   // layers that get a kept tensor
+	ahead   *decodedAhead
+	hot     bool         // records are in hot form
+	kept    map[int]bool // layers that get a kept tensor
 	say     Progress
 	res     *Restored
 }

@@ -81,6 +81,20 @@
 // sensitivities that weigh heads against each other on top of what is calibrated here. The header
 // of a file names it; reading the file does not need it.
 //
+// # Archive form
+//
+// Config.Form "archive" codes rows that are decompressed before they are used (package archive): a
+// fraction of the bytes for the same damage. A token's rows get a step by the token's weight, a
+// head's by what errors in it cost; one step for the file is searched for that meets the target. A
+// profile (Calibrate) holds the model's bases, the coder's tables and the steps of heads; the file
+// names basis and tables by their digest (ArchiveID) and cannot be decompressed without them.
+// Without a profile, scales, steps and, where its rows are many enough to pay for them, bases are
+// fitted to the file and stored in it. Truncate drops streams of such a file; ArchiveWeights lets
+// hot blocks be made of it; Config.Lossless keeps every bit.
+//
+// Memory holds a sample of the rows while the step is searched, one byte for each token, layer and
+// head, and the records of some segments.
+//
 // The config that made a file is stored in it as text (Config.String, ParseConfig).
 //
 // # Errors

@@ -98,15 +98,22 @@ func decodeSide(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.
 // packRow stores a decoded row in the element type of the original. A value that rounding pushed
 // past the type's largest is held there: what was finite stays finite.
 func packRow(dst []byte, dt quant.DType, row []float32) {
+	if dt == quant.Float16 { // most rows
+		for i, v := range row {
+			// Not a number stays one: it is in neither order.
+			if v > 65504 && v <= math.MaxFloat32 {
+				v = 65504
+			} else if v < -65504 && v >= -math.MaxFloat32 {
+				v = -65504
+			}
+			binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
+		}
+		return
+	}
 	for i, v := range row {
 		switch dt {
 		case quant.Float32:
 			binary.LittleEndian.PutUint32(dst[4*i:], math.Float32bits(v))
-		case quant.Float16:
-			if v == v && !math.IsInf(float64(v), 0) {
-				v = min(max(v, -65504), 65504)
-			}
-			binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
 		case quant.BFloat16:
 			h := quant.F32ToBF16(v)
 			if h&0x7fff == 0x7f80 && !math.IsInf(float64(v), 0) {
