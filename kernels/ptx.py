@@ -214,8 +214,8 @@ def report(path):
         tools[re.search(r"release ([\d.]+)", version).group(1)] = tool
     lines = ["# The committed PTX, assembled", "",
              "Made by `make check-ptx`. Registers a thread; in brackets, bytes of registers that are",
-             "spilled. `-`: this ptxas does not know the architecture. Every entry has 128 threads a",
-             "thread block, kvist_relevance 32.", ""]
+             "spilled. `-`: this ptxas does not know the architecture, or the PTX asks for a later one.",
+             "Every entry has 128 threads a thread block, kvist_relevance 32.", ""]
     for release, tool in tools.items():
         table = {}
         for arch in SHOWN:
