@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/importance"
+)
+
+// TestShippedProfile holds that the profile of the model of the tests opens, is of that model by
+// the name that captures give it, and sets what its results page says.
+func TestShippedProfile(t *testing.T) {
+	p, err := profile.Open("smollm2.kvprofile", profile.Limits{})
+	require.NoError(t, err)
+	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, src.Close()) }()
+	require.NoError(t, p.Check(src.Meta().Model, src.Geometry()))
+	cfg := offline.DefaultConfig()
+	require.NoError(t, cfg.Apply(p))
+	want := importance.DefaultProfile()
+	want.ValueNorm = 0.25
+	got, err := importance.ParseProfile(cfg.Importance)
+	require.NoError(t, err)
+	require.Equal(t, want, got)
+	require.Equal(t, "kvist:2.75,profile=smollm2.kvprofile",
+		method(t, "kvist:2.75,profile=smollm2.kvprofile").Name())
+}
