@@ -49,7 +49,7 @@ func TestByName(t *testing.T) {
 		"uniform:k=lm3,v=lm9", "fp8:sinks=4", "kvist", "kvist:", "kvist:x", "kvist:k=lm4",
 		"kvist:2.75,bytes=5", "kvist:2,weights=random,weights=random", "kvist:2,weights=1",
 		"kvist:bits=2 sinks=8", "gear2:share=100%,rank=x", "lm3+out2",
-		"kvist-archive", "kvist-archive:", "kvist-archive:2,max-error=1", "kvist-archive:profile=x",
+		"kvist-archive", "kvist-archive:", "kvist-archive:2,max-error=1",
 		"kivi2:" + strings.Repeat("a=1,", 100),
 	} {
 		_, err := ByName(name)
@@ -68,10 +68,13 @@ func FuzzByName(f *testing.F) {
 		f.Add(m.Name())
 	}
 	f.Add("kvist:3,k=lm2+len+s8,lm4,sinks=8")
-	f.Add("kvist-archive:1.8,chunks=4,profile=m.kvprofile")
+	f.Add("kvist-archive:1.8,chunks=4")
 	f.Add("gear2:rank=8,share=1%")
 	f.Add("uniform:k=lm3,v=,sinks=99999999999")
 	f.Fuzz(func(t *testing.T, name string) {
+		if strings.Contains(name, "profile=") {
+			t.Skip("a name of a profile opens a file")
+		}
 		m, err := ByName(name)
 		if err != nil {
 			require.True(t, errorIsCategory(err), "%v", err)
