@@ -28,8 +28,8 @@ nvidia-smi --query-gpu=name,driver_version,memory.total,clocks.max.sm,clocks.max
   --format=csv >"$out/gpu.csv" 2>&1
 step doctor 90 ./kvist doctor
 step suite 200 ./cuda.test -test.v -test.run 'OnDevice' -test.timeout 190s
-step roundtrip 60 bash -c './kvist compress capture.safetensors -o cuda.kvist --backend cuda --force &&
-  ./kvist compress capture.safetensors -o cpu.kvist --backend cpu --force && cmp cpu.kvist cuda.kvist'
+step roundtrip 60 bash -c './kvist compress capture.safetensors --form hot -o cuda.kvist --backend cuda --force &&
+  ./kvist compress capture.safetensors --form hot -o cpu.kvist --backend cpu --force && cmp cpu.kvist cuda.kvist'
 if command -v compute-sanitizer >/dev/null; then
   step memcheck 200 compute-sanitizer --tool memcheck --error-exitcode 9 ./cuda.test -test.short \
     -test.run 'OnDevice/(encode|decode|demote|attend-mixed|attend-pieces|relevance|repeat)'

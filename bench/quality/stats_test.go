@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/quant"
 )
 
 func TestWilson_KnownIntervals(t *testing.T) {
@@ -107,4 +109,38 @@ func TestComparePairs_BestRivalAtTheSameBytes(t *testing.T) {
 	require.InDelta(t, 1.0/3, r.Pairs[0].Ratio.Mean, 1e-9)
 	require.InDelta(t, -0.03, r.Pairs[0].KL.Mean, 1e-9)
 	require.InDelta(t, 16.0/3.25, r.Methods[2].Ratio, 1e-9)
+}
+
+// A table measured in parts is put together only where the parts are of the same measurement.
+func TestResults_Merge(t *testing.T) {
+	part := func(names ...string) *Results {
+		r := &Results{Model: "m", Context: 8, Next: 4, Command: "first",
+			Exact: ExactResult{Texts: []NamedScore{{"a", Score{Surprisal: 3}}}}}
+		for _, n := range names {
+			r.Methods = append(r.Methods, MethodResult{Name: n, Texts: []NamedScore{{"a", Score{}}}})
+			r.Pairs = append(r.Pairs, Pair{A: n, B: "x"})
+		}
+		return r
+	}
+	r, o := part("f16", "kivi4"), part("kivi4", "kivi2")
+	o.Command = "second"
+	require.NoError(t, r.Merge(o))
+	require.Len(t, r.Methods, 3)
+	require.Equal(t, "kivi2", r.Methods[2].Name)
+	require.Len(t, r.Pairs, 3)
+	require.Contains(t, r.Command, "second")
+	for name, change := range map[string]func(*Results){
+		"model":     func(o *Results) { o.Model = "n" },
+		"context":   func(o *Results) { o.Context = 9 },
+		"texts":     func(o *Results) { o.Exact.Texts = nil },
+		"name":      func(o *Results) { o.Exact.Texts[0].Text = "b" },
+		"surprisal": func(o *Results) { o.Exact.Texts[0].Surprisal = 3.1 },
+		"questions": func(o *Results) { o.Exact.Retrieval = &RetrievalResult{} },
+	} {
+		o := part("new")
+		change(o)
+		r := part("f16")
+		require.ErrorIs(t, r.Merge(o), quant.ErrShape, name)
+		require.Len(t, r.Methods, 1, name)
+	}
 }

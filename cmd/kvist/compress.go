@@ -21,6 +21,9 @@ import (
 // error of attention is a small part of a percent.
 const defaultBits = 4.3
 
+// formAuto leaves the form to the other flags.
+const formAuto = "auto"
+
 type compressFlags struct {
 	out, budget, coding, form, profile, weights, importance, levels string
 	bits, maxError, unseen                                          float64
@@ -40,6 +43,10 @@ func newCompress(a *app) *cobra.Command {
 		Long: `compress reads a capture, decides what each block of tokens is worth, and writes a
 .kvist file.
 
+The form is archive: entropy-coded, the fewest bytes for the same damage, decompressed before use.
+--form hot writes blocks that attention can run on as they are; --coding, --levels, --unseen,
+--row-bias and --max-error are about such blocks, and ask for them by themselves.
+
 One target at most: --bits, --budget or --max-error. Without one, and without --coding that leaves
 no choice, the target is --bits 4.3. Bits and bytes are those of the whole file: header, tables,
 side tensors, padding and index included. The percentage of --budget is of the f16 bytes of K and
@@ -58,8 +65,8 @@ activations. A menu of one coding fixes it. Options are written behind a coding:
 
 --levels lets the planner merge runs of adjacent tokens that weigh little to one row each (chunks),
 merge what weighs little of a whole segment to a few rows (summary), or drop it (dropped), where
-that costs less than coding it; auto allows all of it below 3.5 bits a value. --unseen is how much it is held back from what past attention did
-not look at.
+that costs less than coding it; auto allows all of it below 3.5 bits a value. --unseen is how much
+it is held back from what past attention did not look at.
 
 --profile takes settings and the sensitivities of heads from a .kvprofile file of the model (kvist
 tune makes one); flags that are given override its settings. The output names it by its hash.
@@ -100,7 +107,8 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 	fl.Float64Var(&f.maxError, "max-error", 0,
 		"least bytes whose mean future-attention `error` is at most this")
 	fl.StringVar(&f.coding, "coding", "", "`codings` the planner may choose from")
-	fl.StringVar(&f.form, "form", "hot", "`form` of the file: hot or archive")
+	fl.StringVar(&f.form, "form", formAuto,
+		"`form` of the file: archive, hot, or auto: archive unless a flag is for hot alone")
 	fl.StringVar(&f.profile, "profile", "", "`FILE` of kvist tune or kvist calibrate for the model")
 	fl.BoolVar(&f.lossless, "lossless", false, "archive: keep every row bit by bit")
 	fl.IntVar(&f.streams, "streams", def.Chunks,
@@ -136,8 +144,16 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	switch f.form {
 	case offline.FormHot, offline.FormArchive:
 		cfg.Form = f.form
+	case formAuto:
+		cfg.Form = offline.FormArchive
+		for _, name := range []string{"coding", "max-error", "levels", "unseen",
+			"row-bias"} {
+			if cmd.Flags().Changed(name) {
+				cfg.Form = offline.FormHot
+			}
+		}
 	default:
-		return cfg, usagef("--form %q: want hot or archive", f.form)
+		return cfg, usagef("--form %q: want auto, archive or hot", f.form)
 	}
 	if err := f.backend.check(); err != nil {
 		return cfg, err
@@ -186,6 +202,9 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	}
 	cfg.Chunks, cfg.Lossless = f.streams, f.lossless
 	if f.lossless {
+		if f.form == offline.FormHot {
+			return cfg, usagef("--lossless is for archives: leave out --form hot")
+		}
 		cfg.Form = offline.FormArchive
 	}
 	if targets == 0 && !f.lossless &&

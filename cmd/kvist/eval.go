@@ -36,7 +36,7 @@ const retrievalSeed = 1
 
 type evalFlags struct {
 	methods, plot, html, results, name  string
-	from                                string
+	from                                []string
 	context, next, needles              int
 	decode, standard, json, force, list bool
 	window, chunk                       int
@@ -94,7 +94,8 @@ texts, decoding, retrieval), pairs (a, b, kl, ratio, found). Intervals are mean,
 	fl.BoolVar(&f.standard, "standard", false, "measure the table of the project")
 	fl.StringVar(&f.results, "results", "", "`DIR` to write NAME.md, NAME.json and NAME.svg to")
 	fl.StringVar(&f.name, "name", "quality", "`NAME` of the files in --results")
-	fl.StringVar(&f.from, "from", "", "`FILE` of --json to show again instead of measuring")
+	fl.StringArrayVar(&f.from, "from", nil,
+		"`FILE` of --json to show again instead of measuring; more than one are put together")
 	fl.StringVar(&f.plot, "plot", "", "`FILE` to plot KL against bits a value to (SVG)")
 	fl.StringVar(&f.html, "html", "", "`FILE` to write a page with tables and plot to")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -115,9 +116,9 @@ func (f *evalFlags) check(args []string) error {
 		}
 	}
 	switch {
-	case f.from != "" && len(args) > 0:
+	case len(f.from) > 0 && len(args) > 0:
 		return usagef("--from measures nothing: it takes no model and no texts")
-	case len(args) == 0 && !f.list && f.from == "":
+	case len(args) == 0 && !f.list && len(f.from) == 0:
 		return usagef("no model given: a GGUF file, or %s", smolLM2)
 	case f.standard && len(args) > 1:
 		return usagef("--standard has texts of its own")
@@ -180,10 +181,19 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		}
 		return p.err
 	}
-	if f.from != "" {
-		res, err := a.readResults(ctx, f.from)
+	if len(f.from) > 0 {
+		res, err := a.readResults(ctx, f.from[0])
 		if err != nil {
 			return err
+		}
+		for _, name := range f.from[1:] {
+			more, err := a.readResults(ctx, name)
+			if err != nil {
+				return err
+			}
+			if err := res.Merge(more); err != nil {
+				return fmt.Errorf("--from %s: %w", name, err)
+			}
 		}
 		return a.evalOutput(res, f)
 	}

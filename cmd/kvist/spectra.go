@@ -136,8 +136,13 @@ func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res
 				accs = append(accs, acc)
 			}
 		}
-		if err := layerSpectra(ctx, r, i, limit, accs); err != nil {
+		packed, err := layerSpectra(ctx, r, i, limit, accs)
+		if err != nil {
 			return err
+		}
+		if !packed {
+			res.skipped = "the rows are in archive form: decompress them first"
+			continue
 		}
 		var name string
 		side := []string{"K", "V"}
@@ -158,9 +163,10 @@ func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res
 	return nil
 }
 
-// layerSpectra decodes the records of a layer: all of them, or some of them evenly spaced.
+// layerSpectra decodes the records of a layer: all of them, or some of them evenly spaced. It reports
+// false where one is in archive form.
 func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int64,
-	accs []*spectrum.Accumulator) error {
+	accs []*spectrum.Accumulator) (packed bool, err error) {
 	h := r.Header()
 	kDim, vDim := h.Dims(layer)
 	every := int64(1)
@@ -169,7 +175,7 @@ func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int
 	}
 	for s := int64(0); s < h.Segments(layer); s += every {
 		if err := ctx.Err(); err != nil {
-			return err
+			return false, err
 		}
 		at, ok := r.Find(layer, int(s))
 		if !ok {
@@ -177,25 +183,28 @@ func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int
 		}
 		rec, err := r.ReadRecord(at)
 		if err != nil {
-			return err
+			return false, err
+		}
+		if rec.Archive != nil {
+			return false, nil
 		}
 		for hi := range rec.Heads {
 			for bi := range rec.Heads[hi].Blocks {
 				b := &rec.Heads[hi].Blocks[bi]
 				if err := addSide(accs[hi], b, b.K, b.KData, kDim, h.Seed); err != nil {
-					return err
+					return false, err
 				}
 				if vDim == 0 {
 					continue
 				}
 				if err := addSide(accs[len(rec.Heads)+hi], b, b.V, b.VData, vDim,
 					h.Seed); err != nil {
-					return err
+					return false, err
 				}
 			}
 		}
 	}
-	return nil
+	return true, nil
 }
 
 func addSide(acc *spectrum.Accumulator, b *container.Block, c quant.Coding, data []byte, dim int,

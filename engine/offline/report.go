@@ -23,6 +23,7 @@ type Report struct {
 	Model         string  `json:"model"`
 	Config        string  `json:"config"`
 	Profile       string  `json:"profile"` // hash of the profile the plan was made with, or ""
+	Archive       bool    `json:"archive"` // records in archive form: Map has means over segments there
 	Bytes         int64   `json:"bytes"`
 	Values        int64   `json:"values"` // of K and V, or of all rows
 	BitsPerValue  float64 `json:"bits_per_value"`
@@ -291,6 +292,7 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 		n := b.records[at].Length
 		l.Bytes += n
 		if rec.Archive != nil {
+			b.rep.Archive = true
 			held, err := b.archived(rec, kDim, vDim, lines, &packed)
 			if err != nil {
 				return err

@@ -96,6 +96,10 @@ func Explain(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	if err != nil {
 		return nil, err
 	}
+	if cfg.Form == FormArchive {
+		return nil, fmt.Errorf("kvist/offline: explain: a file in archive form has no blocks to "+
+			"explain: %w", quant.ErrUnsupported)
+	}
 	weights := with.Weights
 	if cfg.Weighted != (weights != nil) {
 		return nil, fmt.Errorf(
@@ -142,6 +146,9 @@ func (c *compressor) samePlan(r *container.Reader, p *plan.VariedPlan) error {
 		got, err := r.ReadRecord(at)
 		if err != nil {
 			return err
+		}
+		if len(got.Heads) != len(want.Heads) {
+			return differ("heads")
 		}
 		for h := range want.Heads {
 			if !slices.EqualFunc(want.Heads[h].Blocks, got.Heads[h].Blocks,
