@@ -97,8 +97,8 @@ ABLATION := $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b$(,)importance=none kvist
   kvist:$b$(,)importance=default;mix=1;half-life=0)
 
 quality: model ## quality in a real model: the standard table, the ablation, decoding; writes bench/results
-	$(EVAL) --standard --methods "standard kvist-archive:2,profile=$(PROFILE) kvist-archive:1.8,profile=$(PROFILE) \
-	  kvist-archive:1.5,profile=$(PROFILE) kvist-archive:1.05,profile=$(PROFILE)"
+	$(EVAL) --standard --methods "standard kvist:2.15 kvist:1.75 \
+	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)profile=$(PROFILE))"
 	$(EVAL) --name ablation --methods "$(ABLATION)"
 	$(EVAL) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
 
