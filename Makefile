@@ -86,21 +86,29 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as they are
 	$(GO) test ./engine/container -update
 
-# The profile that kvist calibrate and kvist tune made of the test model from the calibration texts.
-PROFILE := testdata/smollm2.kvprofile
+# What quality is measured with: eight texts, and the profiles made of the test model from the calibration
+# texts by kvist calibrate and kvist tune.
+PROFILE := profile=testdata/smollm2.kvprofile
+TUNED   := profile=bench/quality/smollm2.kvprofile
+TEXTS   := $(patsubst %,bench/quality/texts/eval-%.txt,narrative dialogue manual essay list gosource python meeting)
 EVAL    := $(GO) run ./cmd/kvist eval smollm2 --results bench/results
 , := ,
-# What tokens are weighed by in the ablation: nothing and the default at all rates; chance, recency and
-# attention of all queries alike at some.
-ABLATION := $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b$(,)importance=none kvist:$b) \
-  $(foreach b,2.75 2.25 1.5,kvist:$b$(,)weights=random kvist:$b$(,)importance=default;relevance=0;decay=0.3 \
-  kvist:$b$(,)importance=default;mix=1;half-life=0)
+# What tokens are weighed by: nothing and what was tuned at all rates, and at one rate chance, recency,
+# attention of all queries alike, and each signal alone.
+ALONE    := relevance=0;decay=0.3 mix=1;half-life=0 relevance=0;expected=0.5 relevance=0;surprise=0.5 \
+  relevance=0;habituation=0.5 relevance=0;value-norm=0.5
+WEIGHED  := kvist:2.25 kvist:2.25$(,)weights=random $(foreach w,$(ALONE),kvist:2.25$(,)importance=default;$w)
+ABLATION := $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b$(,)importance=none kvist:$b$(,)$(TUNED)) $(WEIGHED)
 
-quality: model ## quality in a real model: the standard table, the ablation, decoding; writes bench/results
-	$(EVAL) --standard --methods "standard kvist:2.15 kvist:1.75 \
-	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)profile=$(PROFILE))"
-	$(EVAL) --name ablation --methods "$(ABLATION)"
-	$(EVAL) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
+quality: model ## quality in a real model: standard table, retrieval, ablation, decoding; writes bench/results
+	$(EVAL) $(TEXTS) --methods "standard kvist:2.15 kvist:1.75 \
+	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)$(PROFILE))"
+	$(EVAL) bench/quality/texts/eval-news.txt --name retrieval --needles 96 --methods "standard kvist:2.15 \
+	  kvist-archive:2$(,)$(PROFILE) kvist-archive:1.05$(,)$(PROFILE)"
+	$(EVAL) $(TEXTS) --name ablation --methods "$(ABLATION)"
+	$(EVAL) bench/quality/texts/eval-news.txt --name ablation-retrieval --needles 96 --methods \
+	  "$(WEIGHED) kvist:2.25$(,)importance=none kvist:2.25$(,)$(TUNED)"
+	$(EVAL) $(TEXTS) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
 
 tidy-check: ## go.mod and go.sum are tidy
 	$(GO) mod tidy -diff
