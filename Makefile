@@ -31,7 +31,7 @@ demo: ## compress the capture in testdata, verify it, write demo.html
 	@$(GO) build -o bin/kvist ./cmd/kvist
 	bin/kvist compress $(CAPTURE) -o demo.kvist --form hot --bits 2.75 --force
 	bin/kvist verify demo.kvist --against $(CAPTURE)
-	bin/kvist report demo.kvist --against $(CAPTURE) -o demo.html --force
+	bin/kvist report demo.kvist --against $(CAPTURE) --why -o demo.html --force
 	@echo "open demo.html in a browser"
 
 test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke test-main ## all that follows, the whole suite last

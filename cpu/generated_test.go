@@ -14,6 +14,9 @@ import (
 
 // The generator of the kernel families gives the committed bytes.
 func TestGenerated_Fresh(t *testing.T) {
+	if testing.Short() {
+		t.Skip("compiles the generator: once, in the whole suite")
+	}
 	for _, tool := range []string{"go", "sh"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("no %s: %v", tool, err)
