@@ -175,6 +175,9 @@ func TestArchive_Nonfinite(t *testing.T) {
 }
 
 func TestArchive_Activations(t *testing.T) {
+	if testing.Short() {
+		t.Skip("fits many files")
+	}
 	be := openCPU(t)
 	src := open(t, "../../testdata/minilm-base-4096x384.npy")
 	b, res := compress(t, src, be, config(t, "bits=2 form=archive"))
