@@ -85,7 +85,7 @@ func TestTuning_MeasuresWhatTheHarnessDoes(t *testing.T) {
 }
 
 func TestTuning_BudgetThatCannotBeMet(t *testing.T) {
-	tu := smallTuning(t, TuningOptions{Bits: []float64{0.2}})
+	tu := smallTuning(t, TuningOptions{Bits: []float64{0.01}})
 	v, err := tu.Evaluate(context.Background(), nil)
 	require.NoError(t, err)
 	require.True(t, math.IsInf(v, 1))

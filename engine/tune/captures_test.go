@@ -34,7 +34,7 @@ func TestCaptures_Search(t *testing.T) {
 	space := tune.Space{{Name: "importance.relevance", Start: "0", Grid: []string{"0.5"}},
 		{Name: "row-bias", Start: "true", Grid: []string{"false"}}}
 	res, err := tune.Search(context.Background(), space, obj, tune.Options{
-		Base: profile.Params{"importance": "window=64,floor=0.1"}})
+		Base: profile.Params{"importance": "window=64,floor=0.1", "levels": "full"}})
 	require.NoError(t, err)
 	require.Len(t, res.Trail, 3)
 	require.Contains(t, res.Best.Params["importance"], "relevance=0.5")
@@ -43,7 +43,7 @@ func TestCaptures_Search(t *testing.T) {
 	require.Less(t, res.Best.Value, res.Start.Value-0.3, "relevance pays")
 
 	// A budget that cannot be met is no error but no good either.
-	obj, err = tune.NewCaptures(sources, []float64{0.1}, be)
+	obj, err = tune.NewCaptures(sources, []float64{0.01}, be)
 	require.NoError(t, err)
 	v, err := obj.Evaluate(context.Background(), nil)
 	require.NoError(t, err)
