@@ -24,6 +24,9 @@ const defaultBits = 4.3
 // formAuto leaves the form to the other flags.
 const formAuto = "auto"
 
+// hotFlags are about blocks that are attended to in place, and nothing else.
+var hotFlags = []string{"coding", "max-error", "levels", "unseen", "window", "row-bias"}
+
 type compressFlags struct {
 	out, budget, coding, form, profile, weights, importance, levels string
 	bits, maxError, unseen                                          float64
@@ -45,7 +48,7 @@ func newCompress(a *app) *cobra.Command {
 
 The form is archive: entropy-coded, the fewest bytes for the same damage, decompressed before use.
 --form hot writes blocks that attention can run on as they are; --coding, --levels, --unseen,
---row-bias and --max-error are about such blocks, and ask for them by themselves.
+--window, --row-bias and --max-error are about such blocks, and ask for them by themselves.
 
 One target at most: --bits, --budget or --max-error. Without one, and without --coding that leaves
 no choice, the target is --bits 4.3. Bits and bytes are those of the whole file: header, tables,
@@ -114,7 +117,7 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 	fl.IntVar(&f.streams, "streams", def.Chunks,
 		"archive: `streams` to cut rows into, up to 16, that kvist truncate can drop")
 	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
-	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly")
+	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly (hot)")
 	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")
 	fl.Uint64Var(&f.seed, "seed", def.Seed, "`seed` of the rotation")
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
@@ -146,14 +149,17 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 		cfg.Form = f.form
 	case formAuto:
 		cfg.Form = offline.FormArchive
-		for _, name := range []string{"coding", "max-error", "levels", "unseen",
-			"row-bias"} {
-			if cmd.Flags().Changed(name) {
-				cfg.Form = offline.FormHot
-			}
-		}
 	default:
 		return cfg, usagef("--form %q: want auto, archive or hot", f.form)
+	}
+	for _, name := range hotFlags {
+		switch {
+		case !cmd.Flags().Changed(name):
+		case f.form == offline.FormArchive:
+			return cfg, usagef("--%s is about hot blocks: leave out --form archive", name)
+		default:
+			cfg.Form = offline.FormHot
+		}
 	}
 	if err := f.backend.check(); err != nil {
 		return cfg, err

@@ -33,9 +33,10 @@ type Config struct {
 	K, V []quant.Coding
 	// Rows are the codings for general activations.
 	Rows []quant.Coding
-	// Sinks is the number of first tokens kept at u8 or exactly. Default 4.
+	// Sinks is the number of first tokens kept at u8 or exactly; an archive gives them its finest
+	// steps. Default 4.
 	Sinks int
-	// Window is the number of last tokens kept exactly. Default 0.
+	// Window is the number of last tokens kept exactly, in hot form. Default 0.
 	Window int
 	// Segment is the tokens of a segment, 32 to 32768. Default 512. Rows: chosen from the dim.
 	Segment int
@@ -163,6 +164,9 @@ func (c *Config) Validate() error {
 		bad("an archive wants bits, bytes or a share as its target")
 	case targets == 0 && !c.fixed():
 		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
+	}
+	if c.Form == FormArchive && c.Window > 0 {
+		bad("a window of %d exact tokens in an archive, which has none", c.Window)
 	}
 	if c.Form != FormHot && c.Form != FormArchive {
 		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
