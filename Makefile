@@ -105,6 +105,7 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)$(PROFILE))"
 	$(EVAL) bench/quality/texts/eval-news.txt --name retrieval --needles 96 --methods "standard kvist:2.15 \
 	  kvist-archive:2$(,)$(PROFILE) kvist-archive:1.05$(,)$(PROFILE)"
+	$(EVAL) --name retrieval-texts --needles 96 --methods "tqmse4 tqmse3 tqmse2 kivi2 snapkv:50%"
 	$(EVAL) $(TEXTS) --name ablation --methods "$(ABLATION)"
 	$(EVAL) bench/quality/texts/eval-news.txt --name ablation-retrieval --needles 96 --methods \
 	  "$(WEIGHED) kvist:2.25$(,)importance=none kvist:2.25$(,)$(TUNED)"
