@@ -8,6 +8,7 @@ import (
 	"runtime"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -151,7 +152,9 @@ func prefill(ctx context.Context, m *llama.Model, tokens []int32) (*Context, *ll
 	if _, err := m.Forward(tokens, kv, 0, fo); err != nil {
 		return nil, nil, err
 	}
-	return c.context(tokens, len(tokens)), kv, nil
+	all := c.context(tokens, len(tokens))
+	all.Memo = &offline.Memo{}
+	return all, kv, nil
 }
 
 // next runs the continuation over a cache that holds the context.

@@ -165,7 +165,9 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	if k.Config.Profile != nil {
 		profiles = append(profiles, k.Config.Profile)
 	}
-	if _, err := offline.Compress(ctx, src, &file, be, k.Config, weights, nil); err != nil {
+	cfg := k.Config
+	cfg.Memo = c.Memo
+	if _, err := offline.Compress(ctx, src, &file, be, cfg, weights, nil); err != nil {
 		return nil, err
 	}
 	r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),

@@ -5,6 +5,7 @@ package quality
 import (
 	"context"
 
+	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -15,6 +16,8 @@ type Context struct {
 	Layers   []Layer // every layer of the model
 	// Surprisal is -log p of each token, nats, [tokens]; nil where it was not computed.
 	Surprisal []float32
+	// Memo, if set, keeps what one kvist method measured of this context for the next.
+	Memo *offline.Memo
 }
 
 // Layer is one layer of a context.

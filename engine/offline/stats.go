@@ -217,7 +217,7 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *back
 	}
 	view := &headOf{l: l, head: head, st: st, w: w, limit: past, share: 1, kFactor: 1, vFactor: 1}
 	var err error
-	st.ratios, err = c.probeLevels(ctx, view, q, tail, out)
+	st.ratios, err = c.probedLevels(ctx, view, q, tail, out)
 	return err
 }
 

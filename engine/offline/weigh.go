@@ -61,7 +61,7 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput) (now, past [][]fl
 	}
 	now, past = make([][]float32, l.heads), make([][]float32, l.heads)
 	for h := range now {
-		w, conc, err := c.weighHead(ctx, l, h, p, l.tokens)
+		w, conc, err := c.weighedHead(ctx, l, h, p, l.tokens)
 		if err != nil {
 			return nil, nil, err
 		}
@@ -71,7 +71,7 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput) (now, past [][]fl
 			c.use.Collapsed++
 		}
 		if n := pastOf(l); n > 0 {
-			if past[h], _, err = c.weighHead(ctx, l, h, p, n); err != nil {
+			if past[h], _, err = c.weighedHead(ctx, l, h, p, n); err != nil {
 				return nil, nil, err
 			}
 		}
