@@ -93,22 +93,27 @@ TUNED   := profile=bench/quality/smollm2.kvprofile
 TEXTS   := $(patsubst %,bench/quality/texts/eval-%.txt,narrative dialogue manual essay list gosource python meeting)
 EVAL    := $(GO) run ./cmd/kvist eval smollm2 --results bench/results
 , := ,
-# What tokens are weighed by: nothing and what was tuned at all rates, and at one rate chance, recency,
-# attention of all queries alike, and each signal alone.
+# What tokens are weighed by: nothing, what the product does, what was tuned, chance, recency, attention of
+# all queries alike, and each signal alone.
 ALONE    := relevance=0;decay=0.3 mix=1;half-life=0 relevance=0;expected=0.5 relevance=0;surprise=0.5 \
   relevance=0;habituation=0.5 relevance=0;value-norm=0.5
-WEIGHED  := kvist:2.25 kvist:2.25$(,)weights=random $(foreach w,$(ALONE),kvist:2.25$(,)importance=default;$w)
-ABLATION := $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b$(,)importance=none kvist:$b$(,)$(TUNED)) $(WEIGHED)
+weighed   = kvist:$1$(,)importance=none kvist:$1 kvist:$1$(,)$(TUNED) kvist:$1$(,)weights=random \
+  $(foreach w,$(ALONE),kvist:$1$(,)importance=default;$w)
+UNIFORM  := lm4+len+s8:sinks=4 lm3+len+s8:sinks=4 uniform:k=lm3+len+s8$(,)v=lm2+len+s8$(,)sinks=4 \
+  lm2+len+s8:sinks=4 uniform:k=lm2+len+s8$(,)v=lm1+len+s8$(,)sinks=4
+
+ASKED    := tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 tqmse2 kivi4 kivi2 snapkv:50% \
+  kvist:3 kvist:2.75 kvist:2.75$(,)importance=none kvist:2.25 kvist:2.15 kvist:1.5
 
 quality: model ## quality in a real model: standard table, retrieval, ablation, decoding; writes bench/results
 	$(EVAL) $(TEXTS) --methods "standard kvist:2.15 kvist:1.75 \
 	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)$(PROFILE))"
-	$(EVAL) bench/quality/texts/eval-news.txt --name retrieval --needles 96 --methods "standard kvist:2.15 \
+	$(EVAL) bench/quality/texts/eval-news.txt --name retrieval --needles 96 --methods "$(ASKED) \
 	  kvist-archive:2$(,)$(PROFILE) kvist-archive:1.05$(,)$(PROFILE)"
 	$(EVAL) --name retrieval-texts --needles 96 --methods "tqmse4 tqmse3 tqmse2 kivi2 snapkv:50%"
-	$(EVAL) $(TEXTS) --name ablation --methods "$(ABLATION)"
+	$(EVAL) $(TEXTS) --name ablation --methods "$(UNIFORM) $(foreach b,4.25 3 2.75 2.25 2 1.5,$(call weighed,$b))"
 	$(EVAL) bench/quality/texts/eval-news.txt --name ablation-retrieval --needles 96 --methods \
-	  "$(WEIGHED) kvist:2.25$(,)importance=none kvist:2.25$(,)$(TUNED)"
+	  "tqmse4 tqmse3 $(UNIFORM) $(foreach b,2.75 2.25 1.5,$(call weighed,$b))"
 	$(EVAL) $(TEXTS) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
 
 tidy-check: ## go.mod and go.sum are tidy

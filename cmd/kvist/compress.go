@@ -28,13 +28,13 @@ const formAuto = "auto"
 var hotFlags = []string{"coding", "max-error", "levels", "unseen", "window", "row-bias"}
 
 type compressFlags struct {
-	out, budget, coding, form, profile, weights, importance, levels string
-	bits, maxError, unseen                                          float64
-	sinks, window, segment                                          int
-	seed                                                            uint64
-	rowBias, nonfinite, lossless, json, force                       bool
-	streams                                                         int
-	backend                                                         backendFlags
+	out, budget, coding, form, profile, weights, importance, levels, rowBias string
+	bits, maxError, unseen                                                   float64
+	sinks, window, segment                                                   int
+	seed                                                                     uint64
+	nonfinite, lossless, json, force                                         bool
+	streams                                                                  int
+	backend                                                                  backendFlags
 }
 
 func newCompress(a *app) *cobra.Command {
@@ -68,7 +68,7 @@ activations. A menu of one coding fixes it. Options are written behind a coding:
 
 --levels lets the planner merge runs of adjacent tokens that weigh little to one row each (chunks),
 merge what weighs little of a whole segment to a few rows (summary), or drop it (dropped), where
-that costs less than coding it; auto allows all of it below 3.5 bits a value. --unseen is how much
+that costs less than coding it; auto allows all of it below 2.875 bits a value. --unseen is how much
 it is held back from what past attention did not look at.
 
 --profile takes settings and the sensitivities of heads from a .kvprofile file of the model (kvist
@@ -127,8 +127,9 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 		"`levels` of detail that the planner may choose from")
 	fl.Float64Var(&f.unseen, "unseen", def.Unseen,
 		"`share` of queries to expect that are unlike those seen, 0 to 1")
-	fl.BoolVar(&f.rowBias, "row-bias", def.RowBias,
-		"correct the scores of coarse rows for their noise")
+	fl.StringVar(&f.rowBias, "row-bias", def.RowBias.String(),
+		"correct the scores of coarse rows for their noise: true, false, or auto: where it pays")
+	fl.Lookup("row-bias").NoOptDefVal = "true"
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
 		"keep rows with NaN or Inf exactly instead of refusing")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -193,11 +194,15 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	if err != nil {
 		return cfg, &usageError{err: err}
 	}
+	rowBias, err := offline.ParseSwitch(f.rowBias)
+	if err != nil {
+		return cfg, usagef("--row-bias %q: want true, false or auto", f.rowBias)
+	}
 	// A profile's settings stand in the place of defaults, not of what was asked for.
 	for name, set := range map[string]func(){
 		"sinks":      func() { cfg.Sinks = f.sinks },
 		"segment":    func() { cfg.Segment = f.segment },
-		"row-bias":   func() { cfg.RowBias = f.rowBias },
+		"row-bias":   func() { cfg.RowBias = rowBias },
 		"importance": func() { cfg.Importance = f.importance },
 		"levels":     func() { cfg.Levels = levels },
 		"unseen":     func() { cfg.Unseen = f.unseen },

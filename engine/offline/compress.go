@@ -137,9 +137,19 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	}
 	c := &compressor{in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
 		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels(in.values()))}
+	if c.cfg.RowBias == Auto {
+		c.cfg.RowBias = Off
+		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
+		if c.cfg.Form == FormHot && (len(c.specs) == 0 || !weighs) {
+			c.cfg.RowBias = On // FULL alone
+		}
+	}
 	c.main = newPlanning(c)
 	return c, nil
 }
+
+// rowBias reports whether plans count on the row bias.
+func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 
 // prepare surveys the capture and prices every block.
 func (c *compressor) prepare(ctx context.Context, weights Weights) error {

@@ -42,8 +42,10 @@ type Config struct {
 	Segment int
 	// Seed is that of the rotation.
 	Seed uint64
-	// RowBias adds the row bias when the file is attended or measured. Default true.
-	RowBias bool
+	// RowBias adds the row bias when the file is attended or measured. Default Auto: for plans of
+	// FULL alone and fixed codings, where it pays; not for plans with levels and archives, where it
+	// does not (package comment).
+	RowBias Switch
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
 	// Importance is the profile of the signals that weigh tokens where no weights are handed in
@@ -58,7 +60,7 @@ type Config struct {
 	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
 	Memo *Memo
 	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
-	// nil, written "auto": all of them for targets below 3.5 bits a value and for MaxError, FULL alone
+	// nil, written "auto": all of them for targets below 2.875 bits a value and for MaxError, FULL alone
 	// above, where they do not pay. Levels beyond FULL need weights and the capture's queries;
 	// without them FULL is all there is.
 	Levels []quant.Level
@@ -76,6 +78,44 @@ type Config struct {
 	Lossless bool
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
+}
+
+// Switch is on, off, or left to what was measured to pay.
+type Switch uint8
+
+// The positions of a switch. In text they are auto, true and false.
+const (
+	Auto Switch = iota
+	On
+	Off
+)
+
+// String returns what ParseSwitch reads.
+func (s Switch) String() string {
+	switch s {
+	case On:
+		return "true"
+	case Off:
+		return "false"
+	}
+	return "auto"
+}
+
+// ParseSwitch reads auto, or what strconv.ParseBool reads.
+//
+// Errors: quant.ErrShape.
+func ParseSwitch(s string) (Switch, error) {
+	if s == "auto" {
+		return Auto, nil
+	}
+	on, err := strconv.ParseBool(s)
+	switch {
+	case err != nil:
+		return Auto, fmt.Errorf("kvist/offline: %q, want true, false or auto: %w", s, quant.ErrShape)
+	case on:
+		return On, nil
+	}
+	return Off, nil
 }
 
 // The forms of a file.
@@ -102,7 +142,7 @@ func DefaultConfig() Config {
 	}
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
-	c.Sinks, c.Segment, c.RowBias, c.Seed = 4, 512, true, 1
+	c.Sinks, c.Segment, c.Seed = 4, 512, 1
 	c.Importance, c.Unseen, c.Form, c.Chunks = "default", defaultUnseen, FormHot, 1
 	return c
 }
@@ -111,8 +151,8 @@ func DefaultConfig() Config {
 // themselves are FULL alone. Both were chosen in a model on calibration texts: see the package
 // comment.
 const (
-	defaultUnseen = 0.0003
-	autoLevelBits = 3.5
+	defaultUnseen = 0.003
+	autoLevelBits = 2.875
 )
 
 // allLevels are the levels in the order that plans try them.
@@ -233,7 +273,7 @@ func (c *Config) String() string {
 	add("window", strconv.Itoa(c.Window))
 	add("segment", strconv.Itoa(c.Segment))
 	add("seed", strconv.FormatUint(c.Seed, 10))
-	add("row-bias", strconv.FormatBool(c.RowBias))
+	add("row-bias", c.RowBias.String())
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
 	add("importance", c.Importance)
 	add("levels", LevelNames(c.Levels))
@@ -356,7 +396,7 @@ func (c Config) with(s string) (Config, error) {
 		case k == "seed":
 			c.Seed, err = strconv.ParseUint(v, 10, 64)
 		case k == "row-bias":
-			c.RowBias, err = strconv.ParseBool(v)
+			c.RowBias, err = ParseSwitch(v)
 		case k == "allow-nonfinite":
 			c.AllowNonfinite, err = strconv.ParseBool(v)
 		case k == "importance":

@@ -383,7 +383,7 @@ func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *
 		}
 		kc, vc := codings[i][0], codings[i][1]
 		blk := backend.Block{Layer: int32(h.l.number), KVHead: int32(h.head), Rows: int32(b.rows()),
-			Base: int64(r.first), Noise: noiseOf(kc, c.cfg.RowBias)}
+			Base: int64(r.first), Noise: noiseOf(kc, c.rowBias())}
 		for side, x := range []quant.Rows{r.k, r.v} {
 			coding, to := kc, &blk.K
 			if side == 1 {

@@ -473,7 +473,7 @@ func (c *compressor) measureChoice(ctx context.Context, choice *plan.VariedPlan)
 			return nil
 		}
 		want := c.want[rec.Layer]
-		s, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.cfg.RowBias, &want)
+		s, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.rowBias(), &want)
 		c.want[rec.Layer] = want
 		sum, recs = sum+s.Relative(), nil
 		return err

@@ -78,7 +78,7 @@ func (c *compressor) probed(ctx context.Context, l *layerInput, q *backend.Queri
 	if m == nil {
 		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	}
-	key := memoKey{l.index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.cfg.RowBias}
+	key := memoKey{l.index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.rowBias()}
 	return remember(m, &m.probes, key, func() (float64, error) {
 		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	})

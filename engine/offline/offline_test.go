@@ -9,6 +9,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -188,6 +189,26 @@ func TestRowBias_MixedCodings(t *testing.T) {
 	}
 	t.Logf("future-attention error with row bias %.5f, without %.5f", errs[0], errs[1])
 	require.Less(t, errs[0], errs[1]/2)
+}
+
+// The row bias is left to what was measured to pay, and files say what became of it.
+func TestRowBias_Auto(t *testing.T) {
+	long(t)
+	src, be := open(t, kvFile), openCPU(t)
+	for cfg, want := range map[string]string{
+		"bits=2.5":                            "false",
+		"bits=2.5 row-bias=true":              "true",
+		"bits=2.5 importance=none":            "true",
+		"bits=2.5 importance=none row-bias=0": "false",
+		"bits=5 importance=none":              "true",
+		"k=lm2 v=lm2":                         "true",
+		"form=archive lossless=true":          "false",
+	} {
+		b, _ := compress(t, src, be, config(t, cfg))
+		require.Contains(t, strings.Fields(reader(t, b).Header().Config), "row-bias="+want, cfg)
+	}
+	_, err := offline.ParseConfig("bits=3 row-bias=perhaps")
+	require.ErrorIs(t, err, quant.ErrShape)
 }
 
 func TestCompress_MaxError(t *testing.T) {

@@ -238,7 +238,7 @@ func (c *compressor) probeAt(ctx context.Context, l *layerInput, q *backend.Quer
 		if side == 1 {
 			t, from = l.v, &b.V
 		} else {
-			b.Noise = noiseOf(coding, c.cfg.RowBias)
+			b.Noise = noiseOf(coding, c.rowBias())
 		}
 		dst, err := up.alloc(int64(coding.PackedBytes(int(b.Rows), t.Dim())))
 		if err != nil {
