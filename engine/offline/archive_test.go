@@ -113,7 +113,16 @@ func TestArchive_BeatsHotOnTheCapture(t *testing.T) {
 	require.Less(t, b.FutureError, a.FutureError)
 	back := restored(t, cold)
 	require.Equal(t, raw(t, src, "tokens"), raw(t, back, "tokens"))
-	require.True(t, back.HasBias(src.Layers()[0]))
+	require.False(t, back.HasBias(src.Layers()[0]))
+}
+
+// An archive has the row bias of its steps where it is asked for.
+func TestArchive_RowBias(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	for _, on := range []bool{false, true} {
+		b, _ := compress(t, src, be, config(t, fmt.Sprintf("bits=2 form=archive row-bias=%v", on)))
+		require.Equal(t, on, restored(t, b).HasBias(src.Layers()[0]))
+	}
 }
 
 func TestArchive_Profiles(t *testing.T) {
