@@ -13,7 +13,7 @@ FUZZ     ?= 4000x
 export KVIST_REQUIRE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo ptx check-ptx gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race lint bench bench-cpu fuzz-smoke golden quality tidy-check clean
 
 help: ## list the targets
@@ -126,6 +126,9 @@ check-ptx: ## compile again, compare, and assemble for sm_75..sm_120 with an old
 	python3 kernels/ptx.py check
 	python3 kernels/ptx.py report bench/results/cuda-ptx.md
 	python3 kernels/ptx.py roofline bench/results/cuda-roofline.md
+
+check-gorgonia: ## compile the interop with gorgonia.org/cu against CUDA headers, fetched by pip
+	bash cuda/gorgoniacu/check.sh
 
 BUNDLE := build/gpu-bundle
 gpu-bundle: ## one folder that runs tests and benchmarks on a machine with a GPU, without Go or network

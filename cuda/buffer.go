@@ -18,6 +18,8 @@ type buffer struct {
 	n     int64
 	at    driver.DevicePtr // 0 where n is 0
 	freed atomic.Bool
+	// foreign memory is somebody else's: it is neither counted nor given back.
+	foreign bool
 }
 
 var _ backend.Buffer = (*buffer)(nil)
@@ -85,7 +87,7 @@ func (b *Backend) allocate(buf *buffer) error {
 func (b *buffer) release() error {
 	at := b.at
 	b.at = 0
-	if at == 0 {
+	if at == 0 || b.foreign {
 		return nil
 	}
 	return b.owner.dev.api.MemFree(at)
@@ -208,9 +210,11 @@ func (b *buffer) Free() error {
 	}
 	b.freed.Store(true)
 	delete(o.bufs, b)
-	o.live -= b.n
+	if !b.foreign {
+		o.live -= b.n
+	}
 	o.mu.Unlock()
-	if b.n == 0 {
+	if b.n == 0 || b.foreign {
 		return nil
 	}
 	return o.noteLoss(o.dev.giveBack(b.release))

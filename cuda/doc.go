@@ -31,6 +31,9 @@
 // at first, as much as its largest call needed later (parts of attention are bounded by 64 MiB a
 // launch), and as much pinned memory as that call moved.
 //
+// Address and Adopt share device memory with other code of the process, without a copy; package
+// cuda/gorgoniacu, a module of its own, does it with gorgonia.org/cu.
+//
 // # Layout
 //
 // Device addresses are numbers on the host; nothing on the host points into device memory. The
