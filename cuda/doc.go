@@ -31,6 +31,13 @@
 // at first, as much as its largest call needed later (parts of attention are bounded by 64 MiB a
 // launch), and as much pinned memory as that call moved.
 //
+// Search scores every row with every query, and keeps the largest keys: product and row in 64 bits,
+// sorted 2,048 at a time until one list is left (at most MaxSearchDim values a row).
+//
+// Surprise (package importance) has no kernel: row t is predicted by what was learnt up to row t-1, one
+// row after the other, and as a weight it was measured not to pay. What of compute_90a may pay, if
+// anything, a GPU must say first: bench/results/cuda-roofline.md has what to look at.
+//
 // Address and Adopt share device memory with other code of the process, without a copy; package
 // cuda/gorgoniacu, a module of its own, does it with gorgonia.org/cu.
 //

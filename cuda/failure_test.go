@@ -24,6 +24,7 @@ type scenario struct {
 	bufs []backend.Buffer
 	out  []float32
 	rel  []float32
+	hits []backend.Hit
 }
 
 const scenarioRows, scenarioDim = 40, 64
@@ -93,6 +94,11 @@ func (s *scenario) run() error {
 	s.rel = make([]float32, rows)
 	if err := s.b.Relevance(ctx, q, lse, blocks, &backend.RelevanceOut{Power: 1,
 		RowPtr: []int32{0, rows}, Sum: s.rel}); err != nil {
+		return err
+	}
+	s.hits = make([]backend.Hit, 3*5)
+	if err := s.b.Search(ctx, &backend.Search{Q: q.Q, Dim: dim, TopK: 5,
+		Rows: []backend.SearchRows{{Side: kSide, Rows: rows}}}, s.hits); err != nil {
 		return err
 	}
 	if err := floats.Buf.Download(0, raw); err != nil {

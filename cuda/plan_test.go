@@ -82,6 +82,7 @@ func TestKernels_ShuffledSchedules(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close()) }()
 	var out, rel []float32
+	var hits []backend.Hit
 	seeds := 12
 	if testing.Short() {
 		seeds = 4
@@ -94,9 +95,10 @@ func TestKernels_ShuffledSchedules(t *testing.T) {
 		sc := scenario{b: b}
 		require.NoError(t, sc.run())
 		if seed == 0 {
-			out, rel = sc.out, sc.rel
+			out, rel, hits = sc.out, sc.rel, sc.hits
 		}
 		require.Equal(t, out, sc.out, "schedule %d", seed)
 		require.Equal(t, rel, sc.rel, "schedule %d", seed)
+		require.Equal(t, hits, sc.hits, "schedule %d", seed)
 	}
 }

@@ -21,6 +21,8 @@
 //	attend.cu   kvist_attend_h1 _h2 _h4 _h8 kvist_combine                  AttendParams
 //	            kvist_relevance                                            RelevanceParams
 //	attend_mma.cu  kvist_attend_mma, with tensor cores                      AttendParams
+//	scan.cu     kvist_scan                                                 ScanParams
+//	            kvist_top                                                  TopParams
 //
 // codec.cu is compiled without contraction of products and sums, and every sum has its written
 // order: its results are those of package quant, bit by bit. attend.cu may contract.

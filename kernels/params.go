@@ -12,8 +12,9 @@ const (
 	NoBlock     = -1  // SubTile.Block of nothing
 	NoTurn      = -1  // BlockDesc.Turn of offset 0
 	StatusClean = ^uint32(0)
-	CodedV      = 1 // Piece.RotatedV of integer codes
-	OtherV      = 2 // of other rotated codings
+	CodedV      = 1    // Piece.RotatedV of integer codes
+	OtherV      = 2    // of other rotated codings
+	TopKeys     = 2048 // TOP_KEYS
 )
 
 // CodecJob is one job of encode, decode or demote.
@@ -76,4 +77,27 @@ type RelevanceParams struct {
 	Window                                                int64
 	Scale, Softcap                                        float32
 	HeadDim, Group, Pairs, Interleaved, Power, Pad        int32
+}
+
+// ScanSide is one side that is searched.
+type ScanSide struct {
+	Data         uint64
+	Rows, Basis  int32
+	Format, Form uint8
+	Pad          [6]uint8
+}
+
+// ScanItem is SubRows rows of a side and a range of queries.
+type ScanItem struct{ Side, Row0, At, Query0, Queries, Pad int32 }
+
+// ScanParams is what kvist_scan takes.
+type ScanParams struct {
+	Q, Sides, Items, Out       uint64
+	Dim, Stride, Queries, Wave int32
+}
+
+// TopParams is what kvist_top takes.
+type TopParams struct {
+	In, Out          uint64
+	N, K, Lists, Pad int32
 }

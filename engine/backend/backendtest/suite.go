@@ -77,6 +77,8 @@ var parts = []part{
 	{"attend-pieces", testAttendPieces},
 	{"attend-long", testAttendLong},
 	{"attend-arguments", testAttendArguments},
+	{"search", testSearch},
+	{"search-ties", testSearchTies},
 	{"relevance", testRelevance},
 	{"relevance-arguments", testRelevanceArguments},
 	{"repeat", testRepeat},
