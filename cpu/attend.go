@@ -33,9 +33,12 @@ const (
 type scratch struct {
 	scorer
 	vt     []float32 // [tileRows, padV]
+	vb     []byte    // [tileRows, head_dim_v], of bytes
 	vscale [tileRows]float32
-	before []float32 // [heads]: the largest scores before a tile
-	side   [2]sums   // by basis
+	before []float32      // [heads]: the largest scores before a tile
+	cuts   attend.Weights // of heads, in digits
+	side   [sides]sums    // by what V is unpacked to
+	tileV  tileV
 	acc    []float64 // Relevance: per row of its item
 	lse    []float32 // Relevance: per head at work
 	sums   []float64 // combine: [2*padV + head_dim_v]
@@ -57,21 +60,30 @@ type cut struct{ entry, row int }
 type part struct {
 	top []float32 // [heads]: largest score
 	sum []float64 // [heads]: sum of exp(score - top)
-	// acc is, by basis (rotated or not), [heads, padV]: sum of exp(score - top) * v, in the layout
-	// of V sides of that basis.
-	acc [2][]float64
+	// acc is, by what V is unpacked to, [heads, padV]: sum of exp(score - top) * v, in the layout of
+	// such tiles.
+	acc [sides][]float64
 }
 
-// sums are running sums of one basis that are still float32.
+// What V is unpacked to: floats of exact formats, floats of rotated ones, bytes of rotated ones.
+const (
+	exactSide = iota
+	rotatedSide
+	bytesSide
+	sides
+)
+
+// sums are running sums of one side that are still float32.
 type sums struct {
 	acc  []float32 // [heads, padV]
-	rows int       // that went into them
+	open bool      // something has been added since they were folded
 	used bool      // something has been folded into the part
 }
 
-// foldRows is how many rows are added up in float32 at most: the error of the sums then does not
-// grow with the context, and folding costs little.
-const foldRows = 4 * tileRows
+// foldTiles is how many tiles are added up in float32 at most: the error of the sums then does not
+// grow with the context, and folding costs little. All tiles of a piece count, seen or not, so
+// that a query's sums do not depend on what other queries see.
+const foldTiles = 4
 
 // Attend computes attention over packed blocks, see backend.Backend. out and lse must not
 // overlap q.Q.
@@ -170,7 +182,7 @@ func cutList(cuts []cut, list []int32, blocks []backend.Block) []cut {
 func (u *unit) pieces() int { return max(0, u.to-u.from-1) }
 
 // partFloats is the size of a part in float64.
-func partFloats(heads, padV int) int { return heads * (2 + 2*padV) }
+func partFloats(heads, padV int) int { return heads * (2 + sides*padV) }
 
 // fitting returns how many units are worked on together: all that fit waveFloats, at least one. It
 // sets the place of their parts.
@@ -198,14 +210,14 @@ func (c *call) attendWave() error {
 		u := &c.wave[i]
 		heads += u.pieces() * len(u.qs) * c.Group
 	}
-	c.doubles, c.floats = grow(c.doubles, heads*(1+2*c.padV)), grow(c.floats, heads)
+	c.doubles, c.floats = grow(c.doubles, heads*(1+sides*c.padV)), grow(c.floats, heads)
 	doubles, floats := c.doubles, c.floats
 	for i := range c.wave {
 		u := &c.wave[i]
 		for j := range u.pieces() {
 			c.owner[u.at+j] = int32(i)
 			h := len(u.qs) * c.Group
-			size := h * (1 + 2*c.padV)
+			size := h * (1 + sides*c.padV)
 			c.parts[u.at+j] = newPart(floats[:h], doubles[:size], c.padV)
 			floats, doubles = floats[h:], doubles[size:]
 		}
@@ -216,15 +228,14 @@ func (c *call) attendWave() error {
 	return c.b.workers.run(c.ctx, backend.OpAttend, len(c.wave), c.doCombine)
 }
 
-// newPart makes an empty part of the memory given: [heads] and [heads, 1+2*padV].
+// newPart makes an empty part of the memory given: [heads] and [heads, 1+sides*padV].
 func newPart(tops []float32, sums []float64, padV int) part {
 	heads := len(tops)
 	p := part{top: tops, sum: sums[:heads]}
-	sums = sums[heads:]
-	p.acc[0], p.acc[1] = sums[:heads*padV], sums[heads*padV:]
-	clear(p.sum)
-	clear(p.acc[0])
-	clear(p.acc[1])
+	clear(sums)
+	for i := range p.acc {
+		p.acc[i] = sums[heads*(1+i*padV) : heads*(1+(i+1)*padV)]
+	}
 	for i := range p.top {
 		p.top[i] = float32(negInf)
 	}
@@ -263,10 +274,16 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
 	for i := range s.side {
 		s.side[i].acc = grow(s.side[i].acc, heads*p.padV)
-		s.side[i].rows, s.side[i].used = 0, false
+		s.side[i].open, s.side[i].used = false, false
 		clear(s.side[i].acc)
 	}
+	if p.kern.Bytes(quant.LM1, p.HeadDimV) {
+		s.vb = grow(s.vb, tileRows*p.HeadDimV)
+		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.Digits*tileRows)
+		s.cuts.Units = grow(s.cuts.Units, heads)
+	}
 	s.heads.Tops = dst.top
+	tiles := 0
 	from, to := c.cuts[u.from+piece], c.cuts[u.from+piece+1]
 	for e := from.entry; e < len(u.list) && (e < to.entry || (e == to.entry && to.row > 0)); e++ {
 		if err := cancelled(c.ctx, backend.OpAttend); err != nil {
@@ -290,11 +307,12 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			if s.scorer.tile(r, min(tileRows, end-r)) {
 				s.addTile(r, dst)
 			}
+			if tiles++; tiles%foldTiles == 0 {
+				s.fold(dst)
+			}
 		}
 	}
-	for i := range s.side {
-		s.fold(i, dst)
-	}
+	s.fold(dst)
 	return nil
 }
 
@@ -304,14 +322,9 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 // 1805.02867); FlashAttention (2022, arXiv 2205.14135).
 func (s *scratch) addTile(r0 int, dst *part) {
 	b, p := &s.blk, s.p
-	rows, f := int(b.Rows), b.V.Coding.Format
-	which := index(f.Rotated())
-	side := &s.side[which]
-	if side.rows+s.n > foldRows {
-		s.fold(which, dst)
-	}
-	p.kern.Scales(&s.vscale, b.V.Coding, b.v, rows, r0, s.n, attend.Unit(f, p.HeadDimV))
-	unpacked := false
+	f := b.V.Coding.Format
+	p.kern.Scales(&s.vscale, b.V.Coding, b.v, int(b.Rows), r0, s.n, attend.Unit(f, p.HeadDimV))
+	s.tileV = tileV{r0: r0, inBytes: p.bytesV(f) && attend.Positive(&s.vscale)}
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		copy(s.before[lo:hi], dst.top[lo:hi])
 		p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
@@ -325,23 +338,59 @@ func (s *scratch) addTile(r0 int, dst *part) {
 			live &= s.heads.Masks[h]
 			any |= s.heads.Masks[h]
 		}
-		if any == 0 {
-			continue
-		}
-		if !unpacked {
-			p.kern.Unpack(s.vt, p.kern.LayoutV(f), b.V.Coding, b.v, rows, p.HeadDimV, r0, s.n,
-				&s.unpackT)
-			p.kern.Prefetch(b.V.Coding, b.v, p.HeadDimV, r0+s.n, min(tileRows, rows-r0-s.n))
-			unpacked = true
-		}
-		acc, w := side.acc[lo*p.padV:], s.heads.Weights[lo*tileRows:]
-		if live == all || f.Rotated() || finiteAll(s.vt[:s.n*p.padV]) {
-			p.kern.Accumulate(acc, w, hi-lo, s.vt, p.padV, s.n)
-		} else {
-			s.accumulateLive(lo, hi, side.acc)
+		if any != 0 {
+			s.addRun(lo, hi, live == all)
 		}
 	}
-	side.rows += s.n
+}
+
+// tileV is what has been made of V's rows of the tile at work.
+type tileV struct {
+	r0              int
+	inBytes         bool // V's rows go to a tile of bytes
+	bytes, unpacked bool // there is one of bytes, of floats
+}
+
+// addRun adds V's rows of the tile at work to the sums of heads [lo, hi); whole is whether all of
+// them look at all rows.
+func (s *scratch) addRun(lo, hi int, whole bool) {
+	b, p, t := &s.blk, s.p, &s.tileV
+	c, rows := b.V.Coding, int(b.Rows)
+	if t.inBytes {
+		p.kern.CutWeights(&s.cuts, &s.heads, lo, hi)
+		if !t.bytes {
+			p.kern.UnpackBytes(s.vb, true, c, b.v, rows, p.HeadDimV, t.r0, s.n, &s.unpackT)
+			s.prefetchV()
+			t.bytes = true
+		}
+		acc := s.sideFor(bytesSide)
+		p.kern.AddBytes(acc[lo*p.padV:], &s.cuts, hi-lo, s.vb, p.HeadDimV, s.n)
+		return
+	}
+	if !t.unpacked {
+		p.kern.Unpack(s.vt, p.kern.LayoutV(c.Format), c, b.v, rows, p.HeadDimV, t.r0, s.n, &s.unpackT)
+		s.prefetchV()
+		t.unpacked = true
+	}
+	acc := s.sideFor(index(c.Format.Rotated()))
+	if whole || c.Format.Rotated() || finiteAll(s.vt[:s.n*p.padV]) {
+		p.kern.Accumulate(acc[lo*p.padV:], s.heads.Weights[lo*tileRows:], hi-lo, s.vt, p.padV, s.n)
+	} else {
+		s.accumulateLive(lo, hi, acc)
+	}
+}
+
+// prefetchV asks for V's rows of the next tile.
+func (s *scratch) prefetchV() {
+	next := s.tileV.r0 + s.n
+	s.p.kern.Prefetch(s.blk.V.Coding, s.blk.v, s.p.HeadDimV, next,
+		min(tileRows, int(s.blk.Rows)-next))
+}
+
+// sideFor returns the running sums of a side that the tile at work is to be added to.
+func (s *scratch) sideFor(which int) []float32 {
+	s.side[which].open = true
+	return s.side[which].acc
 }
 
 // accumulateLive adds a tile that holds infinities or NaNs to the sums of heads [lo, hi): heads
@@ -367,11 +416,13 @@ func finiteAll(x []float32) bool {
 	return bad == 0
 }
 
-// fold adds the float32 sums of a basis to those of the part.
-func (s *scratch) fold(which int, dst *part) {
-	if side := &s.side[which]; side.rows > 0 {
-		s.p.kern.Fold(dst.acc[which], side.acc)
-		side.rows, side.used = 0, true
+// fold adds the float32 sums to those of the part.
+func (s *scratch) fold(dst *part) {
+	for i := range s.side {
+		if side := &s.side[i]; side.open {
+			s.p.kern.Fold(dst.acc[i], side.acc)
+			side.open, side.used = false, true
+		}
 	}
 }
 
@@ -385,7 +436,7 @@ func (s *scratch) raise(dst *part, head int) {
 	at, end := head*s.p.padV, (head+1)*s.p.padV
 	for i := range dst.acc {
 		acc := dst.acc[i][at:end]
-		if side := &s.side[i]; side.rows > 0 {
+		if side := &s.side[i]; side.open {
 			s.p.kern.Fold(acc, side.acc[at:end])
 			side.used = true
 		} else if !side.used {
@@ -400,8 +451,12 @@ func (s *scratch) raise(dst *part, head int) {
 // combine folds the parts of a unit together in the order of the list, and writes its results.
 func (s *scratch) combine(c *call, u *unit, parts []part) {
 	p, padV := &c.prepared, c.padV
-	s.sums, s.back = grow(s.sums, 2*padV+p.HeadDimV), grow(s.back, p.HeadDimV)
-	exact, rotated, natural := s.sums[:padV], s.sums[padV:2*padV], s.sums[2*padV:]
+	s.sums, s.back = grow(s.sums, sides*padV+p.HeadDimV), grow(s.back, p.HeadDimV)
+	var acc [sides][]float64
+	for i := range acc {
+		acc[i] = s.sums[i*padV : (i+1)*padV]
+	}
+	rotated := s.sums[sides*padV:]
 	for i, q := range u.qs {
 		rot := p.rotV(int(q))
 		for h := range p.Group {
@@ -419,15 +474,19 @@ func (s *scratch) combine(c *call, u *unit, parts []part) {
 				}
 				f := math.Exp(float64(parts[c].top[head]) - top)
 				sum += f * parts[c].sum[head]
-				a, b := parts[c].acc[0][head*padV:][:padV], parts[c].acc[1][head*padV:][:padV]
-				for d := range exact {
-					exact[d] += f * a[d]
-					rotated[d] += f * b[d]
+				for i := range acc {
+					part := parts[c].acc[i][head*padV:][:padV]
+					for d := range acc[i] {
+						acc[i][d] += f * part[d]
+					}
 				}
 			}
-			attend.Restore(natural, rotated, p.kern.LayoutV(quant.LM1))
+			attend.Restore(rotated, acc[rotatedSide], p.kern.LayoutV(quant.LM1))
+			for d := range rotated {
+				rotated[d] += acc[bytesSide][d]
+			}
 			at := int(q)*p.Group + h
-			p.finish(c.out[at*p.HeadDimV:(at+1)*p.HeadDimV], exact, natural, s.back, rot, sum)
+			p.finish(c.out[at*p.HeadDimV:(at+1)*p.HeadDimV], acc[exactSide], rotated, s.back, rot, sum)
 			if c.lse != nil {
 				c.lse[at] = float32(top + math.Log(sum))
 			}

@@ -33,6 +33,9 @@ type prepared struct {
 	// vecs holds the queries, [n, group, padK], for each basis that some K side has (hasVecs).
 	vecs    [2][layouts][]float32
 	hasVecs [2][layouts]bool
+	// cut holds the queries in digits, [n, group], where some K side is unpacked to bytes (hasCut).
+	cut    []byte
+	hasCut bool
 	freqs   []float64 // angle a position turns each RoPE pair by; nil where no block has an offset
 	rots    []namedRotation
 }
@@ -65,6 +68,13 @@ func (p *prepared) seedsOf(i int) seeds {
 // basisOf returns the basis of a K side.
 func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
 
+// bytesK reports whether K sides of a format become tiles of bytes, and bytesV likewise.
+func (p *prepared) bytesK(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDim) }
+func (p *prepared) bytesV(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDimV) }
+
+// cutBytes is the size of a query in digits.
+func (p *prepared) cutBytes() int { return attend.QueryBytes(p.HeadDim) }
+
 // prepare rotates and arranges the queries and takes their energies. c.seeds have been set.
 func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backend.Queries,
 	blocks []backend.Block) error {
@@ -77,15 +87,22 @@ func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backen
 			return err
 		}
 	}
-	p.freqs, p.hasVecs = nil, [2][layouts]bool{}
+	p.freqs, p.hasVecs, p.hasCut = nil, [2][layouts]bool{}, false
 	for i := range blocks {
-		bs := p.basisOf(blocks[i].K.Coding.Format)
-		p.hasVecs[index(bs.rotated)][bs.layout] = true
+		if f := blocks[i].K.Coding.Format; p.bytesK(f) {
+			p.hasCut = true
+		} else {
+			bs := p.basisOf(f)
+			p.hasVecs[index(bs.rotated)][bs.layout] = true
+		}
 		if blocks[i].Offset != 0 && p.freqs == nil {
 			p.freqs = q.Rope.Frequencies()
 		}
 	}
 	p.energy = grow(p.energy, n*q.Group)
+	if p.hasCut {
+		p.cut = grow(p.cut, n*q.Group*p.cutBytes())
+	}
 	for rotated := range p.vecs {
 		for l := range p.vecs[rotated] {
 			if p.hasVecs[rotated][l] {
@@ -123,6 +140,9 @@ func (p *prepared) arrange(i int, tmp []float32) {
 				copy(tmp, src)
 				p.codec.Forward(rot, tmp, 1, dim)
 				src = tmp
+				if p.hasCut {
+					attend.CutQuery(p.cut[h*p.cutBytes():], src)
+				}
 			}
 			for l, has := range p.hasVecs[rotated] {
 				if has {

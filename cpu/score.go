@@ -23,6 +23,8 @@ type scorer struct {
 	offset    int32
 	hasTurned [2][layouts]bool
 	turned    [2][layouts][]float32 // [len(qs), group, padK]
+	cutTurned []byte                // [len(qs), group], in digits
+	hasCut    bool
 	one       []float32             // [head_dim]
 	sin, cos  []float64
 
@@ -30,10 +32,13 @@ type scorer struct {
 	blk    blockView
 	layout attend.Layout
 	vecs   []float32 // where the queries are, in the basis and at the offset of the block
-	local  bool      // vecs is indexed by place in qs, not by query
+	bytes  bool      // K is unpacked to bytes: the queries are in cut, not in vecs
+	cut    []byte
+	local  bool // vecs and cut are indexed by place in qs, not by query
 
 	// The tile at work.
 	kt       []float32 // [tileRows, padK]
+	kb       []byte    // [tileRows, head_dim], of bytes
 	unpackT  attend.Scratch
 	n        int
 	seen     []uint32 // per query at work: bit r is set where row r is seen
@@ -59,8 +64,11 @@ func grow[T any](s []T, n int) []T {
 // reset starts work on other queries.
 func (s *scorer) reset(p *prepared, qs []int32) {
 	s.p, s.qs = p, qs
-	s.hasTurned = [2][layouts]bool{}
+	s.hasTurned, s.hasCut = [2][layouts]bool{}, false
 	s.kt = grow(s.kt, tileRows*p.padK)
+	if p.hasCut {
+		s.kb = grow(s.kb, tileRows*p.HeadDim)
+	}
 	s.seen = grow(s.seen, len(qs))
 	h := len(qs) * p.Group
 	s.heads.Dots, s.heads.Weights = grow(s.heads.Dots, h*tileRows), grow(s.heads.Weights, h*tileRows)
@@ -77,45 +85,69 @@ func (s *scorer) block(blk *backend.Block, withV bool) error {
 	if err := s.blk.again(blk, withV); err != nil {
 		return err
 	}
-	bs := s.p.basisOf(blk.K.Coding.Format)
-	s.layout = bs.layout
+	f := blk.K.Coding.Format
 	s.local = blk.Offset != 0 && len(s.p.freqs) > 0
+	if s.local && s.offset != blk.Offset {
+		s.offset, s.hasTurned, s.hasCut = blk.Offset, [2][layouts]bool{}, false
+	}
+	if s.bytes = s.p.bytesK(f); s.bytes {
+		s.cut = s.p.cut
+		if s.local {
+			s.cut = s.turnedCut()
+		}
+		return nil
+	}
+	bs := s.p.basisOf(f)
+	s.layout = bs.layout
 	if s.local {
-		s.vecs = s.turnedQueries(blk.Offset, bs)
+		s.vecs = s.turnedQueries(bs)
 	} else {
 		s.vecs = s.p.vecs[index(bs.rotated)][bs.layout]
 	}
 	return nil
 }
 
-// turnedQueries returns the queries at work, turned by offset, kept until another offset comes.
-func (s *scorer) turnedQueries(offset int32, bs basis) []float32 {
+// turnedQueries returns the queries at work, turned by the block's offset, kept until another
+// offset comes.
+func (s *scorer) turnedQueries(bs basis) []float32 {
 	p := s.p
-	if s.offset != offset {
-		s.hasTurned = [2][layouts]bool{}
-	}
-	s.offset = offset
 	has, v := &s.hasTurned[index(bs.rotated)][bs.layout], &s.turned[index(bs.rotated)][bs.layout]
-	if *has {
-		return *v
+	if !*has {
+		*has = true
+		*v = grow(*v, len(s.qs)*p.Group*p.padK)
+		s.turnAll(bs.rotated, func(i int) {
+			attend.Arrange((*v)[i*p.padK:(i+1)*p.padK], s.one, bs.layout)
+		})
 	}
-	*has = true
+	return *v
+}
+
+// turnedCut is turnedQueries for queries in digits.
+func (s *scorer) turnedCut() []byte {
+	if size := s.p.cutBytes(); !s.hasCut {
+		s.hasCut = true
+		s.cutTurned = grow(s.cutTurned, len(s.qs)*s.p.Group*size)
+		s.turnAll(true, func(i int) { attend.CutQuery(s.cutTurned[i*size:], s.one) })
+	}
+	return s.cutTurned
+}
+
+// turnAll turns every head at work by the block's offset into s.one, rotated or not, and calls f.
+func (s *scorer) turnAll(rotated bool, f func(head int)) {
+	p := s.p
 	s.sin, s.cos = grow(s.sin, len(p.freqs)), grow(s.cos, len(p.freqs))
-	sinCos(s.sin, s.cos, p.freqs, offset)
-	*v = grow(*v, len(s.qs)*p.Group*p.padK)
+	sinCos(s.sin, s.cos, p.freqs, s.offset)
 	s.one = grow(s.one, p.HeadDim)
 	for i, q := range s.qs {
 		for h := range p.Group {
 			copy(s.one, p.Q[(int(q)*p.Group+h)*p.HeadDim:])
 			turn(s.one, p.Rope.Layout, s.sin, s.cos)
-			if bs.rotated {
+			if rotated {
 				p.codec.Forward(p.rotK(int(q)), s.one, 1, p.HeadDim)
 			}
-			at := (i*p.Group + h) * p.padK
-			attend.Arrange((*v)[at:at+p.padK], s.one, bs.layout)
+			f(i*p.Group + h)
 		}
 	}
-	return *v
 }
 
 // tile readies rows [r0, r0+n) of the block, and reports whether any query sees any of them.
@@ -127,7 +159,11 @@ func (s *scorer) tile(r0, n int) bool {
 	}
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.K.Coding.Format
-	p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+	if s.bytes {
+		p.kern.UnpackBytes(s.kb, false, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+	} else {
+		p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+	}
 	p.kern.Prefetch(b.K.Coding, b.k, p.HeadDim, r0+n, min(tileRows, rows-r0-n))
 	unit := attend.Unit(f, p.HeadDim)
 	p.kern.Scales(&s.terms.Mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
@@ -259,8 +295,12 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 		from = int(s.qs[i])
 	}
 	a, b = i*p.Group, end*p.Group
-	p.kern.Dots(s.heads.Dots[a*tileRows:], s.vecs[from*p.Group*p.padK:], b-a, s.layout, s.kt, p.padK,
-		s.n)
+	from *= p.Group
+	if dots := s.heads.Dots[a*tileRows:]; s.bytes {
+		p.kern.DotBytes(dots, s.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
+	} else {
+		p.kern.Dots(dots, s.vecs[from*p.padK:], b-a, s.layout, s.kt, p.padK, s.n)
+	}
 	if p.Softcap > 0 {
 		s.cap(a, b)
 	}

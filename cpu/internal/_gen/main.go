@@ -58,6 +58,7 @@ func attend512() {
 	}
 	softmax512()
 	probs512()
+	bytes512()
 	fold512()
 	square512()
 	prefetch()

@@ -80,6 +80,7 @@ type Kernels struct {
 	log8    func(dst *[TileRows]float32, base float32, src []byte, factor float32)
 	// prefetch, nil where there is none, asks for bytes that are needed soon.
 	prefetch func(p []byte)
+	bytes    *byteKernels // nil where there are none
 }
 
 // ISA returns the name of the instruction set.

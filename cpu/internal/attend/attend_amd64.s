@@ -4989,6 +4989,4885 @@ once:
 	VZEROUPPER
 	RET
 
+// func unpackLM1Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM1Keys64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), DX
+	MOVQ         groups+32(FP), BX
+	VMOVDQU64    (DX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0false0<>+0(SB), Z2
+	VMOVDQU64    bytes0false1<>+0(SB), Z3
+	VMOVDQU64    bytes0false2<>+0(SB), Z4
+	VMOVDQU64    bytes0false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z6
+	ADDQ           $0x40, CX
+	VPERMB         Z6, Z2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, (AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 64(AX)
+	VPERMB         Z6, Z3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 128(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 192(AX)
+	VPERMB         Z6, Z4, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 256(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, BX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+DATA bytes0false0<>+0(SB)/8, $0x0000000001010101
+DATA bytes0false0<>+8(SB)/8, $0x2020202021212121
+DATA bytes0false0<>+16(SB)/8, $0x0808080809090909
+DATA bytes0false0<>+24(SB)/8, $0x2828282829292929
+DATA bytes0false0<>+32(SB)/8, $0x1010101011111111
+DATA bytes0false0<>+40(SB)/8, $0x3030303031313131
+DATA bytes0false0<>+48(SB)/8, $0x1818181819191919
+DATA bytes0false0<>+56(SB)/8, $0x3838383839393939
+GLOBL bytes0false0<>(SB), RODATA|NOPTR, $64
+
+DATA bytes0false1<>+0(SB)/8, $0x0202020203030303
+DATA bytes0false1<>+8(SB)/8, $0x2222222223232323
+DATA bytes0false1<>+16(SB)/8, $0x0a0a0a0a0b0b0b0b
+DATA bytes0false1<>+24(SB)/8, $0x2a2a2a2a2b2b2b2b
+DATA bytes0false1<>+32(SB)/8, $0x1212121213131313
+DATA bytes0false1<>+40(SB)/8, $0x3232323233333333
+DATA bytes0false1<>+48(SB)/8, $0x1a1a1a1a1b1b1b1b
+DATA bytes0false1<>+56(SB)/8, $0x3a3a3a3a3b3b3b3b
+GLOBL bytes0false1<>(SB), RODATA|NOPTR, $64
+
+DATA bytes0false2<>+0(SB)/8, $0x0404040405050505
+DATA bytes0false2<>+8(SB)/8, $0x2424242425252525
+DATA bytes0false2<>+16(SB)/8, $0x0c0c0c0c0d0d0d0d
+DATA bytes0false2<>+24(SB)/8, $0x2c2c2c2c2d2d2d2d
+DATA bytes0false2<>+32(SB)/8, $0x1414141415151515
+DATA bytes0false2<>+40(SB)/8, $0x3434343435353535
+DATA bytes0false2<>+48(SB)/8, $0x1c1c1c1c1d1d1d1d
+DATA bytes0false2<>+56(SB)/8, $0x3c3c3c3c3d3d3d3d
+GLOBL bytes0false2<>(SB), RODATA|NOPTR, $64
+
+DATA bytes0false3<>+0(SB)/8, $0x0606060607070707
+DATA bytes0false3<>+8(SB)/8, $0x2626262627272727
+DATA bytes0false3<>+16(SB)/8, $0x0e0e0e0e0f0f0f0f
+DATA bytes0false3<>+24(SB)/8, $0x2e2e2e2e2f2f2f2f
+DATA bytes0false3<>+32(SB)/8, $0x1616161617171717
+DATA bytes0false3<>+40(SB)/8, $0x3636363637373737
+DATA bytes0false3<>+48(SB)/8, $0x1e1e1e1e1f1f1f1f
+DATA bytes0false3<>+56(SB)/8, $0x3e3e3e3e3f3f3f3f
+GLOBL bytes0false3<>(SB), RODATA|NOPTR, $64
+
+// func unpackLM1Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM1Keys128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), DX
+	MOVQ         groups+32(FP), BX
+	VMOVDQU64    (DX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z7
+	VMOVDQU64      64(CX), Z8
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z8, Z7, Z6
+	VPUNPCKHQDQ    Z8, Z7, Z7
+	VPERMB         Z6, Z2, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, (AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 64(AX)
+	VPERMB         Z6, Z3, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, 128(AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPERMB         Z6, Z4, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, 256(AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z8
+	VMOVDQU64      Z8, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	VPERMB         Z7, Z2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z8
+	VMOVDQU64      Z8, 512(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 576(AX)
+	VPERMB         Z7, Z3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z8
+	VMOVDQU64      Z8, 640(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 704(AX)
+	VPERMB         Z7, Z4, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z8
+	VMOVDQU64      Z8, 768(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 832(AX)
+	VPERMB         Z7, Z5, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, BX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+DATA bytes1false0<>+0(SB)/8, $0x0000000001010101
+DATA bytes1false0<>+8(SB)/8, $0x0808080809090909
+DATA bytes1false0<>+16(SB)/8, $0x1010101011111111
+DATA bytes1false0<>+24(SB)/8, $0x1818181819191919
+DATA bytes1false0<>+32(SB)/8, $0x2020202021212121
+DATA bytes1false0<>+40(SB)/8, $0x2828282829292929
+DATA bytes1false0<>+48(SB)/8, $0x3030303031313131
+DATA bytes1false0<>+56(SB)/8, $0x3838383839393939
+GLOBL bytes1false0<>(SB), RODATA|NOPTR, $64
+
+DATA bytes1false1<>+0(SB)/8, $0x0202020203030303
+DATA bytes1false1<>+8(SB)/8, $0x0a0a0a0a0b0b0b0b
+DATA bytes1false1<>+16(SB)/8, $0x1212121213131313
+DATA bytes1false1<>+24(SB)/8, $0x1a1a1a1a1b1b1b1b
+DATA bytes1false1<>+32(SB)/8, $0x2222222223232323
+DATA bytes1false1<>+40(SB)/8, $0x2a2a2a2a2b2b2b2b
+DATA bytes1false1<>+48(SB)/8, $0x3232323233333333
+DATA bytes1false1<>+56(SB)/8, $0x3a3a3a3a3b3b3b3b
+GLOBL bytes1false1<>(SB), RODATA|NOPTR, $64
+
+DATA bytes1false2<>+0(SB)/8, $0x0404040405050505
+DATA bytes1false2<>+8(SB)/8, $0x0c0c0c0c0d0d0d0d
+DATA bytes1false2<>+16(SB)/8, $0x1414141415151515
+DATA bytes1false2<>+24(SB)/8, $0x1c1c1c1c1d1d1d1d
+DATA bytes1false2<>+32(SB)/8, $0x2424242425252525
+DATA bytes1false2<>+40(SB)/8, $0x2c2c2c2c2d2d2d2d
+DATA bytes1false2<>+48(SB)/8, $0x3434343435353535
+DATA bytes1false2<>+56(SB)/8, $0x3c3c3c3c3d3d3d3d
+GLOBL bytes1false2<>(SB), RODATA|NOPTR, $64
+
+DATA bytes1false3<>+0(SB)/8, $0x0606060607070707
+DATA bytes1false3<>+8(SB)/8, $0x0e0e0e0e0f0f0f0f
+DATA bytes1false3<>+16(SB)/8, $0x1616161617171717
+DATA bytes1false3<>+24(SB)/8, $0x1e1e1e1e1f1f1f1f
+DATA bytes1false3<>+32(SB)/8, $0x2626262627272727
+DATA bytes1false3<>+40(SB)/8, $0x2e2e2e2e2f2f2f2f
+DATA bytes1false3<>+48(SB)/8, $0x3636363637373737
+DATA bytes1false3<>+56(SB)/8, $0x3e3e3e3e3f3f3f3f
+GLOBL bytes1false3<>(SB), RODATA|NOPTR, $64
+
+// func unpackLM1KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM1KeysAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), DX
+	MOVQ         groups+32(FP), BX
+	VMOVDQU64    (DX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, SI
+	SHLQ         $0x03, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         SI, R8
+	SHLQ         $0x03, R8
+	SUBQ         SI, R8
+	MOVQ         DX, R9
+	SHLQ         $0x08, R9
+
+group:
+	MOVQ DX, R9
+
+block:
+	LEAQ           (CX)(SI*4), R10
+	VMOVQ          (CX), X7
+	VMOVHPS        (R10), X7, X7
+	VMOVQ          (CX)(SI*1), X9
+	VMOVHPS        (R10)(SI*1), X9, X9
+	VMOVQ          (CX)(SI*2), X8
+	VMOVHPS        (R10)(SI*2), X8, X8
+	VMOVQ          (CX)(DI*1), X6
+	VMOVHPS        (R10)(DI*1), X6, X6
+	VINSERTI32X4   $0x01, X9, Y7, Y9
+	VINSERTI32X4   $0x01, X6, Y8, Y8
+	VINSERTI64X4   $0x01, Y8, Z9, Z6
+	ADDQ           $0x08, CX
+	VPERMB         Z6, Z2, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, (AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VPERMB         Z6, Z3, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 128(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 192(AX)
+	VPERMB         Z6, Z4, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 256(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z10
+	VMOVDQU64      Z10, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, R9
+	JNZ            block
+	ADDQ           R8, CX
+	SUBQ           $0x01, BX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM1Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM1Values64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), DX
+	MOVQ         groups+32(FP), BX
+	VMOVDQU64    (DX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0true0<>+0(SB), Z2
+	VMOVDQU64    bytes0true1<>+0(SB), Z3
+	VMOVDQU64    bytes0true2<>+0(SB), Z4
+	VMOVDQU64    bytes0true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z7
+	ADDQ           $0x40, CX
+	VPERMB         Z7, Z2, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z8, Z6, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, (AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 256(AX)
+	VPERMB         Z7, Z3, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z8, Z6, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, 64(AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 320(AX)
+	VPERMB         Z7, Z4, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z8, Z6, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, 128(AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 384(AX)
+	VPERMB         Z7, Z5, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, BX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+DATA bytes0true0<>+0(SB)/8, $0x0000000020202020
+DATA bytes0true0<>+8(SB)/8, $0x0808080828282828
+DATA bytes0true0<>+16(SB)/8, $0x1010101030303030
+DATA bytes0true0<>+24(SB)/8, $0x1818181838383838
+DATA bytes0true0<>+32(SB)/8, $0x0101010121212121
+DATA bytes0true0<>+40(SB)/8, $0x0909090929292929
+DATA bytes0true0<>+48(SB)/8, $0x1111111131313131
+DATA bytes0true0<>+56(SB)/8, $0x1919191939393939
+GLOBL bytes0true0<>(SB), RODATA|NOPTR, $64
+
+DATA bytes0true1<>+0(SB)/8, $0x0202020222222222
+DATA bytes0true1<>+8(SB)/8, $0x0a0a0a0a2a2a2a2a
+DATA bytes0true1<>+16(SB)/8, $0x1212121232323232
+DATA bytes0true1<>+24(SB)/8, $0x1a1a1a1a3a3a3a3a
+DATA bytes0true1<>+32(SB)/8, $0x0303030323232323
+DATA bytes0true1<>+40(SB)/8, $0x0b0b0b0b2b2b2b2b
+DATA bytes0true1<>+48(SB)/8, $0x1313131333333333
+DATA bytes0true1<>+56(SB)/8, $0x1b1b1b1b3b3b3b3b
+GLOBL bytes0true1<>(SB), RODATA|NOPTR, $64
+
+DATA bytes0true2<>+0(SB)/8, $0x0404040424242424
+DATA bytes0true2<>+8(SB)/8, $0x0c0c0c0c2c2c2c2c
+DATA bytes0true2<>+16(SB)/8, $0x1414141434343434
+DATA bytes0true2<>+24(SB)/8, $0x1c1c1c1c3c3c3c3c
+DATA bytes0true2<>+32(SB)/8, $0x0505050525252525
+DATA bytes0true2<>+40(SB)/8, $0x0d0d0d0d2d2d2d2d
+DATA bytes0true2<>+48(SB)/8, $0x1515151535353535
+DATA bytes0true2<>+56(SB)/8, $0x1d1d1d1d3d3d3d3d
+GLOBL bytes0true2<>(SB), RODATA|NOPTR, $64
+
+DATA bytes0true3<>+0(SB)/8, $0x0606060626262626
+DATA bytes0true3<>+8(SB)/8, $0x0e0e0e0e2e2e2e2e
+DATA bytes0true3<>+16(SB)/8, $0x1616161636363636
+DATA bytes0true3<>+24(SB)/8, $0x1e1e1e1e3e3e3e3e
+DATA bytes0true3<>+32(SB)/8, $0x0707070727272727
+DATA bytes0true3<>+40(SB)/8, $0x0f0f0f0f2f2f2f2f
+DATA bytes0true3<>+48(SB)/8, $0x1717171737373737
+DATA bytes0true3<>+56(SB)/8, $0x1f1f1f1f3f3f3f3f
+GLOBL bytes0true3<>(SB), RODATA|NOPTR, $64
+
+DATA turnDims<>+0(SB)/8, $0x1911090118100800
+DATA turnDims<>+8(SB)/8, $0x1b130b031a120a02
+DATA turnDims<>+16(SB)/8, $0x1d150d051c140c04
+DATA turnDims<>+24(SB)/8, $0x1f170f071e160e06
+DATA turnDims<>+32(SB)/8, $0x3931292138302820
+DATA turnDims<>+40(SB)/8, $0x3b332b233a322a22
+DATA turnDims<>+48(SB)/8, $0x3d352d253c342c24
+DATA turnDims<>+56(SB)/8, $0x3f372f273e362e26
+GLOBL turnDims<>(SB), RODATA|NOPTR, $64
+
+// func unpackLM1Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM1Values128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), DX
+	MOVQ         groups+32(FP), BX
+	VMOVDQU64    (DX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z8
+	VMOVDQU64      64(CX), Z9
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z9, Z8, Z7
+	VPUNPCKHQDQ    Z9, Z8, Z8
+	VPERMB         Z7, Z2, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z9, Z6, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, (AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 512(AX)
+	VPERMB         Z7, Z3, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z9, Z6, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 576(AX)
+	VPERMB         Z7, Z4, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z9, Z6, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, 128(AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 640(AX)
+	VPERMB         Z7, Z5, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z9
+	VMOVDQU64      Z9, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 704(AX)
+	VPERMB         Z8, Z2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z9
+	VMOVDQU64      Z9, 256(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPERMB         Z8, Z3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z9
+	VMOVDQU64      Z9, 320(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 832(AX)
+	VPERMB         Z8, Z4, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z9
+	VMOVDQU64      Z9, 384(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPERMB         Z8, Z5, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 448(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, BX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+DATA bytes1true0<>+0(SB)/8, $0x0000000008080808
+DATA bytes1true0<>+8(SB)/8, $0x1010101018181818
+DATA bytes1true0<>+16(SB)/8, $0x2020202028282828
+DATA bytes1true0<>+24(SB)/8, $0x3030303038383838
+DATA bytes1true0<>+32(SB)/8, $0x0101010109090909
+DATA bytes1true0<>+40(SB)/8, $0x1111111119191919
+DATA bytes1true0<>+48(SB)/8, $0x2121212129292929
+DATA bytes1true0<>+56(SB)/8, $0x3131313139393939
+GLOBL bytes1true0<>(SB), RODATA|NOPTR, $64
+
+DATA bytes1true1<>+0(SB)/8, $0x020202020a0a0a0a
+DATA bytes1true1<>+8(SB)/8, $0x121212121a1a1a1a
+DATA bytes1true1<>+16(SB)/8, $0x222222222a2a2a2a
+DATA bytes1true1<>+24(SB)/8, $0x323232323a3a3a3a
+DATA bytes1true1<>+32(SB)/8, $0x030303030b0b0b0b
+DATA bytes1true1<>+40(SB)/8, $0x131313131b1b1b1b
+DATA bytes1true1<>+48(SB)/8, $0x232323232b2b2b2b
+DATA bytes1true1<>+56(SB)/8, $0x333333333b3b3b3b
+GLOBL bytes1true1<>(SB), RODATA|NOPTR, $64
+
+DATA bytes1true2<>+0(SB)/8, $0x040404040c0c0c0c
+DATA bytes1true2<>+8(SB)/8, $0x141414141c1c1c1c
+DATA bytes1true2<>+16(SB)/8, $0x242424242c2c2c2c
+DATA bytes1true2<>+24(SB)/8, $0x343434343c3c3c3c
+DATA bytes1true2<>+32(SB)/8, $0x050505050d0d0d0d
+DATA bytes1true2<>+40(SB)/8, $0x151515151d1d1d1d
+DATA bytes1true2<>+48(SB)/8, $0x252525252d2d2d2d
+DATA bytes1true2<>+56(SB)/8, $0x353535353d3d3d3d
+GLOBL bytes1true2<>(SB), RODATA|NOPTR, $64
+
+DATA bytes1true3<>+0(SB)/8, $0x060606060e0e0e0e
+DATA bytes1true3<>+8(SB)/8, $0x161616161e1e1e1e
+DATA bytes1true3<>+16(SB)/8, $0x262626262e2e2e2e
+DATA bytes1true3<>+24(SB)/8, $0x363636363e3e3e3e
+DATA bytes1true3<>+32(SB)/8, $0x070707070f0f0f0f
+DATA bytes1true3<>+40(SB)/8, $0x171717171f1f1f1f
+DATA bytes1true3<>+48(SB)/8, $0x272727272f2f2f2f
+DATA bytes1true3<>+56(SB)/8, $0x373737373f3f3f3f
+GLOBL bytes1true3<>(SB), RODATA|NOPTR, $64
+
+// func unpackLM1ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM1ValuesAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), DX
+	MOVQ         groups+32(FP), BX
+	VMOVDQU64    (DX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, SI
+	SHLQ         $0x03, SI
+	LEAQ         (SI)(SI*2), DI
+	MOVQ         SI, R8
+	SHLQ         $0x03, R8
+	SUBQ         SI, R8
+	MOVQ         DX, R9
+	SHLQ         $0x08, R9
+
+group:
+	MOVQ DX, R10
+
+block:
+	LEAQ           (CX)(SI*4), R11
+	VMOVQ          (CX), X8
+	VMOVHPS        (R11), X8, X8
+	VMOVQ          (CX)(SI*1), X10
+	VMOVHPS        (R11)(SI*1), X10, X10
+	VMOVQ          (CX)(SI*2), X9
+	VMOVHPS        (R11)(SI*2), X9, X9
+	VMOVQ          (CX)(DI*1), X7
+	VMOVHPS        (R11)(DI*1), X7, X7
+	VINSERTI32X4   $0x01, X10, Y8, Y10
+	VINSERTI32X4   $0x01, X7, Y9, Y9
+	VINSERTI64X4   $0x01, Y9, Z10, Z7
+	ADDQ           $0x08, CX
+	VPERMB         Z7, Z2, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, (AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, (AX)(R9*1)
+	VPERMB         Z7, Z3, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, 64(AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 64(AX)(R9*1)
+	VPERMB         Z7, Z4, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, 128(AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 128(AX)(R9*1)
+	VPERMB         Z7, Z5, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z11
+	VMOVDQU64      Z11, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 192(AX)(R9*1)
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x01, R10
+	JNZ            block
+	ADDQ           R9, AX
+	ADDQ           R8, CX
+	SUBQ           $0x01, BX
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM2Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM2Keys64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K1
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0false0<>+0(SB), Z2
+	VMOVDQU64    bytes0false1<>+0(SB), Z3
+	VMOVDQU64    bytes0false2<>+0(SB), Z4
+	VMOVDQU64    bytes0false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z6
+	ADDQ           $0x40, CX
+	VMOVDQU64      (DI), Z7
+	ADDQ           $0x40, DI
+	VPERMB         Z6, Z2, Z8
+	VPERMB         Z7, Z2, K1, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, (AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 64(AX)
+	VPERMB         Z6, Z3, Z8
+	VPERMB         Z7, Z3, K1, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, 128(AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPERMB         Z6, Z4, Z8
+	VPERMB         Z7, Z4, K1, Z8
+	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
+	VPERMB         Z0, Z8, Z9
+	VMOVDQU64      Z9, 256(AX)
+	VPSRLW         $0x04, Z8, Z8
+	VPERMB         Z0, Z8, Z8
+	VMOVDQU64      Z8, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM2Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM2Keys128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K1
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z7
+	VMOVDQU64      64(CX), Z8
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z8, Z7, Z6
+	VPUNPCKHQDQ    Z8, Z7, Z8
+	VMOVDQU64      (DI), Z9
+	VMOVDQU64      64(DI), Z10
+	ADDQ           $0x00000080, DI
+	VPUNPCKLQDQ    Z10, Z9, Z7
+	VPUNPCKHQDQ    Z10, Z9, Z9
+	VPERMB         Z6, Z2, Z10
+	VPERMB         Z7, Z2, K1, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, (AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VPERMB         Z6, Z3, Z10
+	VPERMB         Z7, Z3, K1, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 128(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 192(AX)
+	VPERMB         Z6, Z4, Z10
+	VPERMB         Z7, Z4, K1, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 256(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	VPERMB         Z8, Z2, Z6
+	VPERMB         Z9, Z2, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 512(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 576(AX)
+	VPERMB         Z8, Z3, Z6
+	VPERMB         Z9, Z3, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 640(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 704(AX)
+	VPERMB         Z8, Z4, Z6
+	VPERMB         Z9, Z4, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 832(AX)
+	VPERMB         Z8, Z5, Z6
+	VPERMB         Z9, Z5, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM2KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM2KeysAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K1
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, BX
+	SHLQ         $0x03, BX
+	LEAQ         (BX)(BX*2), R8
+	MOVQ         BX, R9
+	SHLQ         $0x03, R9
+	SUBQ         BX, R9
+	MOVQ         DX, R10
+	SHLQ         $0x08, R10
+
+group:
+	MOVQ DX, R10
+
+block:
+	LEAQ           (CX)(BX*4), R11
+	VMOVQ          (CX), X8
+	VMOVHPS        (R11), X8, X8
+	VMOVQ          (CX)(BX*1), X7
+	VMOVHPS        (R11)(BX*1), X7, X7
+	VMOVQ          (CX)(BX*2), X9
+	VMOVHPS        (R11)(BX*2), X9, X9
+	VMOVQ          (CX)(R8*1), X6
+	VMOVHPS        (R11)(R8*1), X6, X6
+	VINSERTI32X4   $0x01, X7, Y8, Y10
+	VINSERTI32X4   $0x01, X6, Y9, Y9
+	VINSERTI64X4   $0x01, Y9, Z10, Z6
+	ADDQ           $0x08, CX
+	LEAQ           (DI)(BX*4), R11
+	VMOVQ          (DI), X8
+	VMOVHPS        (R11), X8, X8
+	VMOVQ          (DI)(BX*1), X9
+	VMOVHPS        (R11)(BX*1), X9, X9
+	VMOVQ          (DI)(BX*2), X11
+	VMOVHPS        (R11)(BX*2), X11, X11
+	VMOVQ          (DI)(R8*1), X7
+	VMOVHPS        (R11)(R8*1), X7, X7
+	VINSERTI32X4   $0x01, X9, Y8, Y10
+	VINSERTI32X4   $0x01, X7, Y11, Y11
+	VINSERTI64X4   $0x01, Y11, Z10, Z7
+	ADDQ           $0x08, DI
+	VPERMB         Z6, Z2, Z12
+	VPERMB         Z7, Z2, K1, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z1, Z12
+	VPERMB         Z0, Z12, Z13
+	VMOVDQU64      Z13, (AX)
+	VPSRLW         $0x04, Z12, Z12
+	VPERMB         Z0, Z12, Z12
+	VMOVDQU64      Z12, 64(AX)
+	VPERMB         Z6, Z3, Z12
+	VPERMB         Z7, Z3, K1, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z1, Z12
+	VPERMB         Z0, Z12, Z13
+	VMOVDQU64      Z13, 128(AX)
+	VPSRLW         $0x04, Z12, Z12
+	VPERMB         Z0, Z12, Z12
+	VMOVDQU64      Z12, 192(AX)
+	VPERMB         Z6, Z4, Z12
+	VPERMB         Z7, Z4, K1, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z1, Z12
+	VPERMB         Z0, Z12, Z13
+	VMOVDQU64      Z13, 256(AX)
+	VPSRLW         $0x04, Z12, Z12
+	VPERMB         Z0, Z12, Z12
+	VMOVDQU64      Z12, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, R10
+	JNZ            block
+	ADDQ           R9, CX
+	ADDQ           R9, DI
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM2Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM2Values64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K1
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0true0<>+0(SB), Z2
+	VMOVDQU64    bytes0true1<>+0(SB), Z3
+	VMOVDQU64    bytes0true2<>+0(SB), Z4
+	VMOVDQU64    bytes0true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z7
+	ADDQ           $0x40, CX
+	VMOVDQU64      (DI), Z8
+	ADDQ           $0x40, DI
+	VPERMB         Z7, Z2, Z9
+	VPERMB         Z8, Z2, K1, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z9, Z6, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, (AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 256(AX)
+	VPERMB         Z7, Z3, Z9
+	VPERMB         Z8, Z3, K1, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z9, Z6, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 320(AX)
+	VPERMB         Z7, Z4, Z9
+	VPERMB         Z8, Z4, K1, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z9, Z6, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, 128(AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 384(AX)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM2Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM2Values128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K1
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z8
+	VMOVDQU64      64(CX), Z9
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z9, Z8, Z7
+	VPUNPCKHQDQ    Z9, Z8, Z9
+	VMOVDQU64      (DI), Z10
+	VMOVDQU64      64(DI), Z11
+	ADDQ           $0x00000080, DI
+	VPUNPCKLQDQ    Z11, Z10, Z8
+	VPUNPCKHQDQ    Z11, Z10, Z10
+	VPERMB         Z7, Z2, Z11
+	VPERMB         Z8, Z2, K1, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, (AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 512(AX)
+	VPERMB         Z7, Z3, Z11
+	VPERMB         Z8, Z3, K1, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, 64(AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 576(AX)
+	VPERMB         Z7, Z4, Z11
+	VPERMB         Z8, Z4, K1, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, 128(AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 640(AX)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 704(AX)
+	VPERMB         Z9, Z2, Z7
+	VPERMB         Z10, Z2, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 256(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPERMB         Z9, Z3, Z7
+	VPERMB         Z10, Z3, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 320(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 832(AX)
+	VPERMB         Z9, Z4, Z7
+	VPERMB         Z10, Z4, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 384(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPERMB         Z9, Z5, Z7
+	VPERMB         Z10, Z5, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 448(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM2ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM2ValuesAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K1
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, BX
+	SHLQ         $0x03, BX
+	LEAQ         (BX)(BX*2), R8
+	MOVQ         BX, R9
+	SHLQ         $0x03, R9
+	SUBQ         BX, R9
+	MOVQ         DX, R10
+	SHLQ         $0x08, R10
+
+group:
+	MOVQ DX, R11
+
+block:
+	LEAQ           (CX)(BX*4), R12
+	VMOVQ          (CX), X9
+	VMOVHPS        (R12), X9, X9
+	VMOVQ          (CX)(BX*1), X8
+	VMOVHPS        (R12)(BX*1), X8, X8
+	VMOVQ          (CX)(BX*2), X10
+	VMOVHPS        (R12)(BX*2), X10, X10
+	VMOVQ          (CX)(R8*1), X7
+	VMOVHPS        (R12)(R8*1), X7, X7
+	VINSERTI32X4   $0x01, X8, Y9, Y11
+	VINSERTI32X4   $0x01, X7, Y10, Y10
+	VINSERTI64X4   $0x01, Y10, Z11, Z7
+	ADDQ           $0x08, CX
+	LEAQ           (DI)(BX*4), R12
+	VMOVQ          (DI), X9
+	VMOVHPS        (R12), X9, X9
+	VMOVQ          (DI)(BX*1), X10
+	VMOVHPS        (R12)(BX*1), X10, X10
+	VMOVQ          (DI)(BX*2), X12
+	VMOVHPS        (R12)(BX*2), X12, X12
+	VMOVQ          (DI)(R8*1), X8
+	VMOVHPS        (R12)(R8*1), X8, X8
+	VINSERTI32X4   $0x01, X10, Y9, Y11
+	VINSERTI32X4   $0x01, X8, Y12, Y12
+	VINSERTI64X4   $0x01, Y12, Z11, Z8
+	ADDQ           $0x08, DI
+	VPERMB         Z7, Z2, Z13
+	VPERMB         Z8, Z2, K1, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         Z13, Z6, Z13
+	VPERMB         Z0, Z13, Z14
+	VMOVDQU64      Z14, (AX)
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VMOVDQU64      Z13, (AX)(R10*1)
+	VPERMB         Z7, Z3, Z13
+	VPERMB         Z8, Z3, K1, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         Z13, Z6, Z13
+	VPERMB         Z0, Z13, Z14
+	VMOVDQU64      Z14, 64(AX)
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VMOVDQU64      Z13, 64(AX)(R10*1)
+	VPERMB         Z7, Z4, Z13
+	VPERMB         Z8, Z4, K1, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         Z13, Z6, Z13
+	VPERMB         Z0, Z13, Z14
+	VMOVDQU64      Z14, 128(AX)
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VMOVDQU64      Z13, 128(AX)(R10*1)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 192(AX)(R10*1)
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x01, R11
+	JNZ            block
+	ADDQ           R10, AX
+	ADDQ           R9, CX
+	ADDQ           R9, DI
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM3Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM3Keys64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K2
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0false0<>+0(SB), Z2
+	VMOVDQU64    bytes0false1<>+0(SB), Z3
+	VMOVDQU64    bytes0false2<>+0(SB), Z4
+	VMOVDQU64    bytes0false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z6
+	ADDQ           $0x40, CX
+	VMOVDQU64      (DI), Z7
+	ADDQ           $0x40, DI
+	VMOVDQU64      (R8), Z8
+	ADDQ           $0x40, R8
+	VPERMB         Z6, Z2, Z9
+	VPERMB         Z7, Z2, K1, Z9
+	VPERMB         Z8, Z2, K2, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, (AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 64(AX)
+	VPERMB         Z6, Z3, Z9
+	VPERMB         Z7, Z3, K1, Z9
+	VPERMB         Z8, Z3, K2, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, 128(AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 192(AX)
+	VPERMB         Z6, Z4, Z9
+	VPERMB         Z7, Z4, K1, Z9
+	VPERMB         Z8, Z4, K2, Z9
+	VGF2P8AFFINEQB $0x00, Z9, Z1, Z9
+	VPERMB         Z0, Z9, Z10
+	VMOVDQU64      Z10, 256(AX)
+	VPSRLW         $0x04, Z9, Z9
+	VPERMB         Z0, Z9, Z9
+	VMOVDQU64      Z9, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VPERMB         Z8, Z5, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM3Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM3Keys128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K2
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z7
+	VMOVDQU64      64(CX), Z8
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z8, Z7, Z6
+	VPUNPCKHQDQ    Z8, Z7, Z9
+	VMOVDQU64      (DI), Z8
+	VMOVDQU64      64(DI), Z10
+	ADDQ           $0x00000080, DI
+	VPUNPCKLQDQ    Z10, Z8, Z7
+	VPUNPCKHQDQ    Z10, Z8, Z10
+	VMOVDQU64      (R8), Z11
+	VMOVDQU64      64(R8), Z12
+	ADDQ           $0x00000080, R8
+	VPUNPCKLQDQ    Z12, Z11, Z8
+	VPUNPCKHQDQ    Z12, Z11, Z11
+	VPERMB         Z6, Z2, Z12
+	VPERMB         Z7, Z2, K1, Z12
+	VPERMB         Z8, Z2, K2, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z1, Z12
+	VPERMB         Z0, Z12, Z13
+	VMOVDQU64      Z13, (AX)
+	VPSRLW         $0x04, Z12, Z12
+	VPERMB         Z0, Z12, Z12
+	VMOVDQU64      Z12, 64(AX)
+	VPERMB         Z6, Z3, Z12
+	VPERMB         Z7, Z3, K1, Z12
+	VPERMB         Z8, Z3, K2, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z1, Z12
+	VPERMB         Z0, Z12, Z13
+	VMOVDQU64      Z13, 128(AX)
+	VPSRLW         $0x04, Z12, Z12
+	VPERMB         Z0, Z12, Z12
+	VMOVDQU64      Z12, 192(AX)
+	VPERMB         Z6, Z4, Z12
+	VPERMB         Z7, Z4, K1, Z12
+	VPERMB         Z8, Z4, K2, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z1, Z12
+	VPERMB         Z0, Z12, Z13
+	VMOVDQU64      Z13, 256(AX)
+	VPSRLW         $0x04, Z12, Z12
+	VPERMB         Z0, Z12, Z12
+	VMOVDQU64      Z12, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VPERMB         Z8, Z5, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	VPERMB         Z9, Z2, Z6
+	VPERMB         Z10, Z2, K1, Z6
+	VPERMB         Z11, Z2, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 512(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 576(AX)
+	VPERMB         Z9, Z3, Z6
+	VPERMB         Z10, Z3, K1, Z6
+	VPERMB         Z11, Z3, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 640(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 704(AX)
+	VPERMB         Z9, Z4, Z6
+	VPERMB         Z10, Z4, K1, Z6
+	VPERMB         Z11, Z4, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 832(AX)
+	VPERMB         Z9, Z5, Z6
+	VPERMB         Z10, Z5, K1, Z6
+	VPERMB         Z11, Z5, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM3KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM3KeysAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K2
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, BX
+	SHLQ         $0x03, BX
+	LEAQ         (BX)(BX*2), R9
+	MOVQ         BX, R10
+	SHLQ         $0x03, R10
+	SUBQ         BX, R10
+	MOVQ         DX, R11
+	SHLQ         $0x08, R11
+
+group:
+	MOVQ DX, R11
+
+block:
+	LEAQ           (CX)(BX*4), R12
+	VMOVQ          (CX), X9
+	VMOVHPS        (R12), X9, X9
+	VMOVQ          (CX)(BX*1), X7
+	VMOVHPS        (R12)(BX*1), X7, X7
+	VMOVQ          (CX)(BX*2), X10
+	VMOVHPS        (R12)(BX*2), X10, X10
+	VMOVQ          (CX)(R9*1), X6
+	VMOVHPS        (R12)(R9*1), X6, X6
+	VINSERTI32X4   $0x01, X7, Y9, Y11
+	VINSERTI32X4   $0x01, X6, Y10, Y10
+	VINSERTI64X4   $0x01, Y10, Z11, Z6
+	ADDQ           $0x08, CX
+	LEAQ           (DI)(BX*4), R12
+	VMOVQ          (DI), X9
+	VMOVHPS        (R12), X9, X9
+	VMOVQ          (DI)(BX*1), X8
+	VMOVHPS        (R12)(BX*1), X8, X8
+	VMOVQ          (DI)(BX*2), X12
+	VMOVHPS        (R12)(BX*2), X12, X12
+	VMOVQ          (DI)(R9*1), X7
+	VMOVHPS        (R12)(R9*1), X7, X7
+	VINSERTI32X4   $0x01, X8, Y9, Y11
+	VINSERTI32X4   $0x01, X7, Y12, Y12
+	VINSERTI64X4   $0x01, Y12, Z11, Z7
+	ADDQ           $0x08, DI
+	LEAQ           (R8)(BX*4), R12
+	VMOVQ          (R8), X9
+	VMOVHPS        (R12), X9, X9
+	VMOVQ          (R8)(BX*1), X10
+	VMOVHPS        (R12)(BX*1), X10, X10
+	VMOVQ          (R8)(BX*2), X13
+	VMOVHPS        (R12)(BX*2), X13, X13
+	VMOVQ          (R8)(R9*1), X8
+	VMOVHPS        (R12)(R9*1), X8, X8
+	VINSERTI32X4   $0x01, X10, Y9, Y11
+	VINSERTI32X4   $0x01, X8, Y13, Y13
+	VINSERTI64X4   $0x01, Y13, Z11, Z8
+	ADDQ           $0x08, R8
+	VPERMB         Z6, Z2, Z14
+	VPERMB         Z7, Z2, K1, Z14
+	VPERMB         Z8, Z2, K2, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VPERMB         Z0, Z14, Z15
+	VMOVDQU64      Z15, (AX)
+	VPSRLW         $0x04, Z14, Z14
+	VPERMB         Z0, Z14, Z14
+	VMOVDQU64      Z14, 64(AX)
+	VPERMB         Z6, Z3, Z14
+	VPERMB         Z7, Z3, K1, Z14
+	VPERMB         Z8, Z3, K2, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VPERMB         Z0, Z14, Z15
+	VMOVDQU64      Z15, 128(AX)
+	VPSRLW         $0x04, Z14, Z14
+	VPERMB         Z0, Z14, Z14
+	VMOVDQU64      Z14, 192(AX)
+	VPERMB         Z6, Z4, Z14
+	VPERMB         Z7, Z4, K1, Z14
+	VPERMB         Z8, Z4, K2, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VPERMB         Z0, Z14, Z15
+	VMOVDQU64      Z15, 256(AX)
+	VPSRLW         $0x04, Z14, Z14
+	VPERMB         Z0, Z14, Z14
+	VMOVDQU64      Z14, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VPERMB         Z8, Z5, K2, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, R11
+	JNZ            block
+	ADDQ           R10, CX
+	ADDQ           R10, DI
+	ADDQ           R10, R8
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM3Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM3Values64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K2
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0true0<>+0(SB), Z2
+	VMOVDQU64    bytes0true1<>+0(SB), Z3
+	VMOVDQU64    bytes0true2<>+0(SB), Z4
+	VMOVDQU64    bytes0true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z7
+	ADDQ           $0x40, CX
+	VMOVDQU64      (DI), Z8
+	ADDQ           $0x40, DI
+	VMOVDQU64      (R8), Z9
+	ADDQ           $0x40, R8
+	VPERMB         Z7, Z2, Z10
+	VPERMB         Z8, Z2, K1, Z10
+	VPERMB         Z9, Z2, K2, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z10, Z6, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, (AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 256(AX)
+	VPERMB         Z7, Z3, Z10
+	VPERMB         Z8, Z3, K1, Z10
+	VPERMB         Z9, Z3, K2, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z10, Z6, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 64(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 320(AX)
+	VPERMB         Z7, Z4, Z10
+	VPERMB         Z8, Z4, K1, Z10
+	VPERMB         Z9, Z4, K2, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z10, Z6, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 128(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 384(AX)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VPERMB         Z9, Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM3Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM3Values128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K2
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z8
+	VMOVDQU64      64(CX), Z9
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z9, Z8, Z7
+	VPUNPCKHQDQ    Z9, Z8, Z10
+	VMOVDQU64      (DI), Z9
+	VMOVDQU64      64(DI), Z11
+	ADDQ           $0x00000080, DI
+	VPUNPCKLQDQ    Z11, Z9, Z8
+	VPUNPCKHQDQ    Z11, Z9, Z11
+	VMOVDQU64      (R8), Z12
+	VMOVDQU64      64(R8), Z13
+	ADDQ           $0x00000080, R8
+	VPUNPCKLQDQ    Z13, Z12, Z9
+	VPUNPCKHQDQ    Z13, Z12, Z12
+	VPERMB         Z7, Z2, Z13
+	VPERMB         Z8, Z2, K1, Z13
+	VPERMB         Z9, Z2, K2, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         Z13, Z6, Z13
+	VPERMB         Z0, Z13, Z14
+	VMOVDQU64      Z14, (AX)
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VMOVDQU64      Z13, 512(AX)
+	VPERMB         Z7, Z3, Z13
+	VPERMB         Z8, Z3, K1, Z13
+	VPERMB         Z9, Z3, K2, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         Z13, Z6, Z13
+	VPERMB         Z0, Z13, Z14
+	VMOVDQU64      Z14, 64(AX)
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VMOVDQU64      Z13, 576(AX)
+	VPERMB         Z7, Z4, Z13
+	VPERMB         Z8, Z4, K1, Z13
+	VPERMB         Z9, Z4, K2, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         Z13, Z6, Z13
+	VPERMB         Z0, Z13, Z14
+	VMOVDQU64      Z14, 128(AX)
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VMOVDQU64      Z13, 640(AX)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VPERMB         Z9, Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 704(AX)
+	VPERMB         Z10, Z2, Z7
+	VPERMB         Z11, Z2, K1, Z7
+	VPERMB         Z12, Z2, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 256(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPERMB         Z10, Z3, Z7
+	VPERMB         Z11, Z3, K1, Z7
+	VPERMB         Z12, Z3, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 320(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 832(AX)
+	VPERMB         Z10, Z4, Z7
+	VPERMB         Z11, Z4, K1, Z7
+	VPERMB         Z12, Z4, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 384(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPERMB         Z10, Z5, Z7
+	VPERMB         Z11, Z5, K1, Z7
+	VPERMB         Z12, Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 448(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM3ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM3ValuesAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K2
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, BX
+	SHLQ         $0x03, BX
+	LEAQ         (BX)(BX*2), R9
+	MOVQ         BX, R10
+	SHLQ         $0x03, R10
+	SUBQ         BX, R10
+	MOVQ         DX, R11
+	SHLQ         $0x08, R11
+
+group:
+	MOVQ DX, R12
+
+block:
+	LEAQ           (CX)(BX*4), R13
+	VMOVQ          (CX), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (CX)(BX*1), X8
+	VMOVHPS        (R13)(BX*1), X8, X8
+	VMOVQ          (CX)(BX*2), X11
+	VMOVHPS        (R13)(BX*2), X11, X11
+	VMOVQ          (CX)(R9*1), X7
+	VMOVHPS        (R13)(R9*1), X7, X7
+	VINSERTI32X4   $0x01, X8, Y10, Y12
+	VINSERTI32X4   $0x01, X7, Y11, Y11
+	VINSERTI64X4   $0x01, Y11, Z12, Z7
+	ADDQ           $0x08, CX
+	LEAQ           (DI)(BX*4), R13
+	VMOVQ          (DI), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (DI)(BX*1), X9
+	VMOVHPS        (R13)(BX*1), X9, X9
+	VMOVQ          (DI)(BX*2), X13
+	VMOVHPS        (R13)(BX*2), X13, X13
+	VMOVQ          (DI)(R9*1), X8
+	VMOVHPS        (R13)(R9*1), X8, X8
+	VINSERTI32X4   $0x01, X9, Y10, Y12
+	VINSERTI32X4   $0x01, X8, Y13, Y13
+	VINSERTI64X4   $0x01, Y13, Z12, Z8
+	ADDQ           $0x08, DI
+	LEAQ           (R8)(BX*4), R13
+	VMOVQ          (R8), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (R8)(BX*1), X11
+	VMOVHPS        (R13)(BX*1), X11, X11
+	VMOVQ          (R8)(BX*2), X14
+	VMOVHPS        (R13)(BX*2), X14, X14
+	VMOVQ          (R8)(R9*1), X9
+	VMOVHPS        (R13)(R9*1), X9, X9
+	VINSERTI32X4   $0x01, X11, Y10, Y12
+	VINSERTI32X4   $0x01, X9, Y14, Y14
+	VINSERTI64X4   $0x01, Y14, Z12, Z9
+	ADDQ           $0x08, R8
+	VPERMB         Z7, Z2, Z15
+	VPERMB         Z8, Z2, K1, Z15
+	VPERMB         Z9, Z2, K2, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z6, Z15
+	VPERMB         Z0, Z15, Z16
+	VMOVDQU64      Z16, (AX)
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z15
+	VMOVDQU64      Z15, (AX)(R11*1)
+	VPERMB         Z7, Z3, Z15
+	VPERMB         Z8, Z3, K1, Z15
+	VPERMB         Z9, Z3, K2, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z6, Z15
+	VPERMB         Z0, Z15, Z16
+	VMOVDQU64      Z16, 64(AX)
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z15
+	VMOVDQU64      Z15, 64(AX)(R11*1)
+	VPERMB         Z7, Z4, Z15
+	VPERMB         Z8, Z4, K1, Z15
+	VPERMB         Z9, Z4, K2, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z6, Z15
+	VPERMB         Z0, Z15, Z16
+	VMOVDQU64      Z16, 128(AX)
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z15
+	VMOVDQU64      Z15, 128(AX)(R11*1)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VPERMB         Z9, Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 192(AX)(R11*1)
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x01, R12
+	JNZ            block
+	ADDQ           R11, AX
+	ADDQ           R10, CX
+	ADDQ           R10, DI
+	ADDQ           R10, R8
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM4Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM4Keys64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         R8, R9
+	ADDQ         DX, R9
+	MOVQ         $0x2222222222222222, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K2
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K3
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0false0<>+0(SB), Z2
+	VMOVDQU64    bytes0false1<>+0(SB), Z3
+	VMOVDQU64    bytes0false2<>+0(SB), Z4
+	VMOVDQU64    bytes0false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z6
+	ADDQ           $0x40, CX
+	VMOVDQU64      (DI), Z7
+	ADDQ           $0x40, DI
+	VMOVDQU64      (R8), Z8
+	ADDQ           $0x40, R8
+	VMOVDQU64      (R9), Z9
+	ADDQ           $0x40, R9
+	VPERMB         Z6, Z2, Z10
+	VPERMB         Z7, Z2, K1, Z10
+	VPERMB         Z8, Z2, K2, Z10
+	VPERMB         Z9, Z2, K3, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, (AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VPERMB         Z6, Z3, Z10
+	VPERMB         Z7, Z3, K1, Z10
+	VPERMB         Z8, Z3, K2, Z10
+	VPERMB         Z9, Z3, K3, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 128(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 192(AX)
+	VPERMB         Z6, Z4, Z10
+	VPERMB         Z7, Z4, K1, Z10
+	VPERMB         Z8, Z4, K2, Z10
+	VPERMB         Z9, Z4, K3, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         Z0, Z10, Z11
+	VMOVDQU64      Z11, 256(AX)
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VMOVDQU64      Z10, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VPERMB         Z8, Z5, K2, Z6
+	VPERMB         Z9, Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM4Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM4Keys128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         R8, R9
+	ADDQ         DX, R9
+	MOVQ         $0x2222222222222222, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K2
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K3
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+
+group:
+	VMOVDQU64      (CX), Z7
+	VMOVDQU64      64(CX), Z8
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z8, Z7, Z6
+	VPUNPCKHQDQ    Z8, Z7, Z10
+	VMOVDQU64      (DI), Z8
+	VMOVDQU64      64(DI), Z9
+	ADDQ           $0x00000080, DI
+	VPUNPCKLQDQ    Z9, Z8, Z7
+	VPUNPCKHQDQ    Z9, Z8, Z11
+	VMOVDQU64      (R8), Z9
+	VMOVDQU64      64(R8), Z12
+	ADDQ           $0x00000080, R8
+	VPUNPCKLQDQ    Z12, Z9, Z8
+	VPUNPCKHQDQ    Z12, Z9, Z12
+	VMOVDQU64      (R9), Z13
+	VMOVDQU64      64(R9), Z14
+	ADDQ           $0x00000080, R9
+	VPUNPCKLQDQ    Z14, Z13, Z9
+	VPUNPCKHQDQ    Z14, Z13, Z13
+	VPERMB         Z6, Z2, Z14
+	VPERMB         Z7, Z2, K1, Z14
+	VPERMB         Z8, Z2, K2, Z14
+	VPERMB         Z9, Z2, K3, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VPERMB         Z0, Z14, Z15
+	VMOVDQU64      Z15, (AX)
+	VPSRLW         $0x04, Z14, Z14
+	VPERMB         Z0, Z14, Z14
+	VMOVDQU64      Z14, 64(AX)
+	VPERMB         Z6, Z3, Z14
+	VPERMB         Z7, Z3, K1, Z14
+	VPERMB         Z8, Z3, K2, Z14
+	VPERMB         Z9, Z3, K3, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VPERMB         Z0, Z14, Z15
+	VMOVDQU64      Z15, 128(AX)
+	VPSRLW         $0x04, Z14, Z14
+	VPERMB         Z0, Z14, Z14
+	VMOVDQU64      Z14, 192(AX)
+	VPERMB         Z6, Z4, Z14
+	VPERMB         Z7, Z4, K1, Z14
+	VPERMB         Z8, Z4, K2, Z14
+	VPERMB         Z9, Z4, K3, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VPERMB         Z0, Z14, Z15
+	VMOVDQU64      Z15, 256(AX)
+	VPSRLW         $0x04, Z14, Z14
+	VPERMB         Z0, Z14, Z14
+	VMOVDQU64      Z14, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VPERMB         Z8, Z5, K2, Z6
+	VPERMB         Z9, Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	VPERMB         Z10, Z2, Z6
+	VPERMB         Z11, Z2, K1, Z6
+	VPERMB         Z12, Z2, K2, Z6
+	VPERMB         Z13, Z2, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 512(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 576(AX)
+	VPERMB         Z10, Z3, Z6
+	VPERMB         Z11, Z3, K1, Z6
+	VPERMB         Z12, Z3, K2, Z6
+	VPERMB         Z13, Z3, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 640(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 704(AX)
+	VPERMB         Z10, Z4, Z6
+	VPERMB         Z11, Z4, K1, Z6
+	VPERMB         Z12, Z4, K2, Z6
+	VPERMB         Z13, Z4, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 832(AX)
+	VPERMB         Z10, Z5, Z6
+	VPERMB         Z11, Z5, K1, Z6
+	VPERMB         Z12, Z5, K2, Z6
+	VPERMB         Z13, Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM4KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM4KeysAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         R8, R9
+	ADDQ         DX, R9
+	MOVQ         $0x2222222222222222, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K2
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K3
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1false0<>+0(SB), Z2
+	VMOVDQU64    bytes1false1<>+0(SB), Z3
+	VMOVDQU64    bytes1false2<>+0(SB), Z4
+	VMOVDQU64    bytes1false3<>+0(SB), Z5
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, BX
+	SHLQ         $0x03, BX
+	LEAQ         (BX)(BX*2), R10
+	MOVQ         BX, R11
+	SHLQ         $0x03, R11
+	SUBQ         BX, R11
+	MOVQ         DX, R12
+	SHLQ         $0x08, R12
+
+group:
+	MOVQ DX, R12
+
+block:
+	LEAQ           (CX)(BX*4), R13
+	VMOVQ          (CX), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (CX)(BX*1), X7
+	VMOVHPS        (R13)(BX*1), X7, X7
+	VMOVQ          (CX)(BX*2), X11
+	VMOVHPS        (R13)(BX*2), X11, X11
+	VMOVQ          (CX)(R10*1), X6
+	VMOVHPS        (R13)(R10*1), X6, X6
+	VINSERTI32X4   $0x01, X7, Y10, Y12
+	VINSERTI32X4   $0x01, X6, Y11, Y11
+	VINSERTI64X4   $0x01, Y11, Z12, Z6
+	ADDQ           $0x08, CX
+	LEAQ           (DI)(BX*4), R13
+	VMOVQ          (DI), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (DI)(BX*1), X8
+	VMOVHPS        (R13)(BX*1), X8, X8
+	VMOVQ          (DI)(BX*2), X13
+	VMOVHPS        (R13)(BX*2), X13, X13
+	VMOVQ          (DI)(R10*1), X7
+	VMOVHPS        (R13)(R10*1), X7, X7
+	VINSERTI32X4   $0x01, X8, Y10, Y12
+	VINSERTI32X4   $0x01, X7, Y13, Y13
+	VINSERTI64X4   $0x01, Y13, Z12, Z7
+	ADDQ           $0x08, DI
+	LEAQ           (R8)(BX*4), R13
+	VMOVQ          (R8), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (R8)(BX*1), X9
+	VMOVHPS        (R13)(BX*1), X9, X9
+	VMOVQ          (R8)(BX*2), X14
+	VMOVHPS        (R13)(BX*2), X14, X14
+	VMOVQ          (R8)(R10*1), X8
+	VMOVHPS        (R13)(R10*1), X8, X8
+	VINSERTI32X4   $0x01, X9, Y10, Y12
+	VINSERTI32X4   $0x01, X8, Y14, Y14
+	VINSERTI64X4   $0x01, Y14, Z12, Z8
+	ADDQ           $0x08, R8
+	LEAQ           (R9)(BX*4), R13
+	VMOVQ          (R9), X10
+	VMOVHPS        (R13), X10, X10
+	VMOVQ          (R9)(BX*1), X11
+	VMOVHPS        (R13)(BX*1), X11, X11
+	VMOVQ          (R9)(BX*2), X15
+	VMOVHPS        (R13)(BX*2), X15, X15
+	VMOVQ          (R9)(R10*1), X9
+	VMOVHPS        (R13)(R10*1), X9, X9
+	VINSERTI32X4   $0x01, X11, Y10, Y12
+	VINSERTI32X4   $0x01, X9, Y15, Y15
+	VINSERTI64X4   $0x01, Y15, Z12, Z9
+	ADDQ           $0x08, R9
+	VPERMB         Z6, Z2, Z16
+	VPERMB         Z7, Z2, K1, Z16
+	VPERMB         Z8, Z2, K2, Z16
+	VPERMB         Z9, Z2, K3, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z1, Z16
+	VPERMB         Z0, Z16, Z17
+	VMOVDQU64      Z17, (AX)
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z16
+	VMOVDQU64      Z16, 64(AX)
+	VPERMB         Z6, Z3, Z16
+	VPERMB         Z7, Z3, K1, Z16
+	VPERMB         Z8, Z3, K2, Z16
+	VPERMB         Z9, Z3, K3, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z1, Z16
+	VPERMB         Z0, Z16, Z17
+	VMOVDQU64      Z17, 128(AX)
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z16
+	VMOVDQU64      Z16, 192(AX)
+	VPERMB         Z6, Z4, Z16
+	VPERMB         Z7, Z4, K1, Z16
+	VPERMB         Z8, Z4, K2, Z16
+	VPERMB         Z9, Z4, K3, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z1, Z16
+	VPERMB         Z0, Z16, Z17
+	VMOVDQU64      Z17, 256(AX)
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z16
+	VMOVDQU64      Z16, 320(AX)
+	VPERMB         Z6, Z5, Z6
+	VPERMB         Z7, Z5, K1, Z6
+	VPERMB         Z8, Z5, K2, Z6
+	VPERMB         Z9, Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VPERMB         Z0, Z6, Z7
+	VMOVDQU64      Z7, 384(AX)
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VMOVDQU64      Z6, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, R12
+	JNZ            block
+	ADDQ           R11, CX
+	ADDQ           R11, DI
+	ADDQ           R11, R8
+	ADDQ           R11, R9
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM4Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM4Values64AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         R8, R9
+	ADDQ         DX, R9
+	MOVQ         $0x2222222222222222, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K2
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K3
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes0true0<>+0(SB), Z2
+	VMOVDQU64    bytes0true1<>+0(SB), Z3
+	VMOVDQU64    bytes0true2<>+0(SB), Z4
+	VMOVDQU64    bytes0true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z7
+	ADDQ           $0x40, CX
+	VMOVDQU64      (DI), Z8
+	ADDQ           $0x40, DI
+	VMOVDQU64      (R8), Z9
+	ADDQ           $0x40, R8
+	VMOVDQU64      (R9), Z10
+	ADDQ           $0x40, R9
+	VPERMB         Z7, Z2, Z11
+	VPERMB         Z8, Z2, K1, Z11
+	VPERMB         Z9, Z2, K2, Z11
+	VPERMB         Z10, Z2, K3, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, (AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 256(AX)
+	VPERMB         Z7, Z3, Z11
+	VPERMB         Z8, Z3, K1, Z11
+	VPERMB         Z9, Z3, K2, Z11
+	VPERMB         Z10, Z3, K3, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, 64(AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 320(AX)
+	VPERMB         Z7, Z4, Z11
+	VPERMB         Z8, Z4, K1, Z11
+	VPERMB         Z9, Z4, K2, Z11
+	VPERMB         Z10, Z4, K3, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VPERMB         Z11, Z6, Z11
+	VPERMB         Z0, Z11, Z12
+	VMOVDQU64      Z12, 128(AX)
+	VPSRLW         $0x04, Z11, Z11
+	VPERMB         Z0, Z11, Z11
+	VMOVDQU64      Z11, 384(AX)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VPERMB         Z9, Z5, K2, Z7
+	VPERMB         Z10, Z5, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 448(AX)
+	ADDQ           $0x00000200, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM4Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
+TEXT ·unpackLM4Values128AVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         R8, R9
+	ADDQ         DX, R9
+	MOVQ         $0x2222222222222222, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K2
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K3
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+
+group:
+	VMOVDQU64      (CX), Z8
+	VMOVDQU64      64(CX), Z9
+	ADDQ           $0x00000080, CX
+	VPUNPCKLQDQ    Z9, Z8, Z7
+	VPUNPCKHQDQ    Z9, Z8, Z11
+	VMOVDQU64      (DI), Z9
+	VMOVDQU64      64(DI), Z10
+	ADDQ           $0x00000080, DI
+	VPUNPCKLQDQ    Z10, Z9, Z8
+	VPUNPCKHQDQ    Z10, Z9, Z12
+	VMOVDQU64      (R8), Z10
+	VMOVDQU64      64(R8), Z13
+	ADDQ           $0x00000080, R8
+	VPUNPCKLQDQ    Z13, Z10, Z9
+	VPUNPCKHQDQ    Z13, Z10, Z13
+	VMOVDQU64      (R9), Z14
+	VMOVDQU64      64(R9), Z15
+	ADDQ           $0x00000080, R9
+	VPUNPCKLQDQ    Z15, Z14, Z10
+	VPUNPCKHQDQ    Z15, Z14, Z14
+	VPERMB         Z7, Z2, Z15
+	VPERMB         Z8, Z2, K1, Z15
+	VPERMB         Z9, Z2, K2, Z15
+	VPERMB         Z10, Z2, K3, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z6, Z15
+	VPERMB         Z0, Z15, Z16
+	VMOVDQU64      Z16, (AX)
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z15
+	VMOVDQU64      Z15, 512(AX)
+	VPERMB         Z7, Z3, Z15
+	VPERMB         Z8, Z3, K1, Z15
+	VPERMB         Z9, Z3, K2, Z15
+	VPERMB         Z10, Z3, K3, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z6, Z15
+	VPERMB         Z0, Z15, Z16
+	VMOVDQU64      Z16, 64(AX)
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z15
+	VMOVDQU64      Z15, 576(AX)
+	VPERMB         Z7, Z4, Z15
+	VPERMB         Z8, Z4, K1, Z15
+	VPERMB         Z9, Z4, K2, Z15
+	VPERMB         Z10, Z4, K3, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z6, Z15
+	VPERMB         Z0, Z15, Z16
+	VMOVDQU64      Z16, 128(AX)
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z15
+	VMOVDQU64      Z15, 640(AX)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VPERMB         Z9, Z5, K2, Z7
+	VPERMB         Z10, Z5, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 704(AX)
+	VPERMB         Z11, Z2, Z7
+	VPERMB         Z12, Z2, K1, Z7
+	VPERMB         Z13, Z2, K2, Z7
+	VPERMB         Z14, Z2, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 256(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 768(AX)
+	VPERMB         Z11, Z3, Z7
+	VPERMB         Z12, Z3, K1, Z7
+	VPERMB         Z13, Z3, K2, Z7
+	VPERMB         Z14, Z3, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 320(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 832(AX)
+	VPERMB         Z11, Z4, Z7
+	VPERMB         Z12, Z4, K1, Z7
+	VPERMB         Z13, Z4, K2, Z7
+	VPERMB         Z14, Z4, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 384(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 896(AX)
+	VPERMB         Z11, Z5, Z7
+	VPERMB         Z12, Z5, K1, Z7
+	VPERMB         Z13, Z5, K2, Z7
+	VPERMB         Z14, Z5, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 448(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 960(AX)
+	ADDQ           $0x00000400, AX
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VL, GFNI
+TEXT ·unpackLM4ValuesAVX512(SB), NOSPLIT, $0-48
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         groups+32(FP), SI
+	MOVQ         CX, DI
+	ADDQ         DX, DI
+	MOVQ         DI, R8
+	ADDQ         DX, R8
+	MOVQ         R8, R9
+	ADDQ         DX, R9
+	MOVQ         $0x2222222222222222, DX
+	KMOVQ        DX, K1
+	MOVQ         $0x4444444444444444, DX
+	KMOVQ        DX, K2
+	MOVQ         $0x8888888888888888, DX
+	KMOVQ        DX, K3
+	VMOVDQU64    (BX), Z0
+	VPBROADCASTQ unitBits<>+0(SB), Z1
+	VMOVDQU64    bytes1true0<>+0(SB), Z2
+	VMOVDQU64    bytes1true1<>+0(SB), Z3
+	VMOVDQU64    bytes1true2<>+0(SB), Z4
+	VMOVDQU64    bytes1true3<>+0(SB), Z5
+	VMOVDQU64    turnDims<>+0(SB), Z6
+	MOVQ         blocks+40(FP), DX
+	MOVQ         DX, BX
+	SHLQ         $0x03, BX
+	LEAQ         (BX)(BX*2), R10
+	MOVQ         BX, R11
+	SHLQ         $0x03, R11
+	SUBQ         BX, R11
+	MOVQ         DX, R12
+	SHLQ         $0x08, R12
+
+group:
+	MOVQ DX, R13
+
+block:
+	LEAQ           (CX)(BX*4), R14
+	VMOVQ          (CX), X11
+	VMOVHPS        (R14), X11, X11
+	VMOVQ          (CX)(BX*1), X8
+	VMOVHPS        (R14)(BX*1), X8, X8
+	VMOVQ          (CX)(BX*2), X12
+	VMOVHPS        (R14)(BX*2), X12, X12
+	VMOVQ          (CX)(R10*1), X7
+	VMOVHPS        (R14)(R10*1), X7, X7
+	VINSERTI32X4   $0x01, X8, Y11, Y13
+	VINSERTI32X4   $0x01, X7, Y12, Y12
+	VINSERTI64X4   $0x01, Y12, Z13, Z7
+	ADDQ           $0x08, CX
+	LEAQ           (DI)(BX*4), R14
+	VMOVQ          (DI), X11
+	VMOVHPS        (R14), X11, X11
+	VMOVQ          (DI)(BX*1), X9
+	VMOVHPS        (R14)(BX*1), X9, X9
+	VMOVQ          (DI)(BX*2), X14
+	VMOVHPS        (R14)(BX*2), X14, X14
+	VMOVQ          (DI)(R10*1), X8
+	VMOVHPS        (R14)(R10*1), X8, X8
+	VINSERTI32X4   $0x01, X9, Y11, Y13
+	VINSERTI32X4   $0x01, X8, Y14, Y14
+	VINSERTI64X4   $0x01, Y14, Z13, Z8
+	ADDQ           $0x08, DI
+	LEAQ           (R8)(BX*4), R14
+	VMOVQ          (R8), X11
+	VMOVHPS        (R14), X11, X11
+	VMOVQ          (R8)(BX*1), X10
+	VMOVHPS        (R14)(BX*1), X10, X10
+	VMOVQ          (R8)(BX*2), X15
+	VMOVHPS        (R14)(BX*2), X15, X15
+	VMOVQ          (R8)(R10*1), X9
+	VMOVHPS        (R14)(R10*1), X9, X9
+	VINSERTI32X4   $0x01, X10, Y11, Y13
+	VINSERTI32X4   $0x01, X9, Y15, Y15
+	VINSERTI64X4   $0x01, Y15, Z13, Z9
+	ADDQ           $0x08, R8
+	LEAQ           (R9)(BX*4), R14
+	VMOVQ          (R9), X11
+	VMOVHPS        (R14), X11, X11
+	VMOVQ          (R9)(BX*1), X12
+	VMOVHPS        (R14)(BX*1), X12, X12
+	VMOVQ          (R9)(BX*2), X16
+	VMOVHPS        (R14)(BX*2), X16, X16
+	VMOVQ          (R9)(R10*1), X10
+	VMOVHPS        (R14)(R10*1), X10, X10
+	VINSERTI32X4   $0x01, X12, Y11, Y13
+	VINSERTI32X4   $0x01, X10, Y16, Y16
+	VINSERTI64X4   $0x01, Y16, Z13, Z10
+	ADDQ           $0x08, R9
+	VPERMB         Z7, Z2, Z17
+	VPERMB         Z8, Z2, K1, Z17
+	VPERMB         Z9, Z2, K2, Z17
+	VPERMB         Z10, Z2, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VPERMB         Z17, Z6, Z17
+	VPERMB         Z0, Z17, Z18
+	VMOVDQU64      Z18, (AX)
+	VPSRLW         $0x04, Z17, Z17
+	VPERMB         Z0, Z17, Z17
+	VMOVDQU64      Z17, (AX)(R12*1)
+	VPERMB         Z7, Z3, Z17
+	VPERMB         Z8, Z3, K1, Z17
+	VPERMB         Z9, Z3, K2, Z17
+	VPERMB         Z10, Z3, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VPERMB         Z17, Z6, Z17
+	VPERMB         Z0, Z17, Z18
+	VMOVDQU64      Z18, 64(AX)
+	VPSRLW         $0x04, Z17, Z17
+	VPERMB         Z0, Z17, Z17
+	VMOVDQU64      Z17, 64(AX)(R12*1)
+	VPERMB         Z7, Z4, Z17
+	VPERMB         Z8, Z4, K1, Z17
+	VPERMB         Z9, Z4, K2, Z17
+	VPERMB         Z10, Z4, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VPERMB         Z17, Z6, Z17
+	VPERMB         Z0, Z17, Z18
+	VMOVDQU64      Z18, 128(AX)
+	VPSRLW         $0x04, Z17, Z17
+	VPERMB         Z0, Z17, Z17
+	VMOVDQU64      Z17, 128(AX)(R12*1)
+	VPERMB         Z7, Z5, Z7
+	VPERMB         Z8, Z5, K1, Z7
+	VPERMB         Z9, Z5, K2, Z7
+	VPERMB         Z10, Z5, K3, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
+	VPERMB         Z7, Z6, Z7
+	VPERMB         Z0, Z7, Z8
+	VMOVDQU64      Z8, 192(AX)
+	VPSRLW         $0x04, Z7, Z7
+	VPERMB         Z0, Z7, Z7
+	VMOVDQU64      Z7, 192(AX)(R12*1)
+	ADDQ           $0x00000100, AX
+	SUBQ           $0x01, R13
+	JNZ            block
+	ADDQ           R12, AX
+	ADDQ           R11, CX
+	ADDQ           R11, DI
+	ADDQ           R11, R8
+	ADDQ           R11, R9
+	SUBQ           $0x01, SI
+	JNZ            group
+	VZEROUPPER
+	RET
+
+// func unpackU8KeysAVX512(dst *byte, src *byte, blocks int, groups int)
+// Requires: AVX, AVX512F
+TEXT ·unpackU8KeysAVX512(SB), NOSPLIT, $0-32
+	MOVQ dst+0(FP), AX
+	MOVQ src+8(FP), CX
+	MOVQ blocks+16(FP), DX
+	MOVQ groups+24(FP), BX
+	MOVQ DX, SI
+	SHLQ $0x06, SI
+	MOVQ SI, DI
+	SHLQ $0x03, DI
+	SUBQ SI, DI
+	LEAQ (SI)(SI*2), R8
+
+group:
+	MOVQ DX, R9
+
+block:
+	LEAQ        (CX)(SI*4), R10
+	VMOVDQU64   (CX), Z0
+	VMOVDQU64   (CX)(SI*1), Z1
+	VMOVDQU64   (CX)(SI*2), Z2
+	VMOVDQU64   (CX)(R8*1), Z3
+	VSHUFI64X2  $0x44, Z1, Z0, Z4
+	VSHUFI64X2  $0xee, Z1, Z0, Z1
+	VSHUFI64X2  $0x44, Z3, Z2, Z0
+	VSHUFI64X2  $0xee, Z3, Z2, Z2
+	VSHUFI64X2  $0x88, Z0, Z4, Z3
+	VSHUFI64X2  $0xdd, Z0, Z4, Z0
+	VSHUFI64X2  $0x88, Z2, Z1, Z4
+	VSHUFI64X2  $0xdd, Z2, Z1, Z1
+	VMOVDQU64   (R10), Z2
+	VMOVDQU64   (R10)(SI*1), Z5
+	VMOVDQU64   (R10)(SI*2), Z6
+	VMOVDQU64   (R10)(R8*1), Z7
+	VSHUFI64X2  $0x44, Z5, Z2, Z8
+	VSHUFI64X2  $0xee, Z5, Z2, Z5
+	VSHUFI64X2  $0x44, Z7, Z6, Z2
+	VSHUFI64X2  $0xee, Z7, Z6, Z6
+	VSHUFI64X2  $0x88, Z2, Z8, Z7
+	VSHUFI64X2  $0xdd, Z2, Z8, Z2
+	VSHUFI64X2  $0x88, Z6, Z5, Z8
+	VSHUFI64X2  $0xdd, Z6, Z5, Z5
+	VPUNPCKLQDQ Z7, Z3, Z6
+	VPUNPCKHQDQ Z7, Z3, Z3
+	VMOVDQU64   Z6, (AX)
+	VMOVDQU64   Z3, 64(AX)
+	VPUNPCKLQDQ Z2, Z0, Z3
+	VPUNPCKHQDQ Z2, Z0, Z0
+	VMOVDQU64   Z3, 128(AX)
+	VMOVDQU64   Z0, 192(AX)
+	VPUNPCKLQDQ Z8, Z4, Z0
+	VPUNPCKHQDQ Z8, Z4, Z2
+	VMOVDQU64   Z0, 256(AX)
+	VMOVDQU64   Z2, 320(AX)
+	VPUNPCKLQDQ Z5, Z1, Z0
+	VPUNPCKHQDQ Z5, Z1, Z1
+	VMOVDQU64   Z0, 384(AX)
+	VMOVDQU64   Z1, 448(AX)
+	ADDQ        $0x40, CX
+	ADDQ        $0x00000200, AX
+	SUBQ        $0x01, R9
+	JNZ         block
+	ADDQ        DI, CX
+	SUBQ        $0x01, BX
+	JNZ         group
+	VZEROUPPER
+	RET
+
+// func unpackU8ValuesAVX512(dst *byte, src *byte, blocks int, groups int)
+// Requires: AVX, AVX512F, AVX512VBMI
+TEXT ·unpackU8ValuesAVX512(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         blocks+16(FP), DX
+	MOVQ         groups+24(FP), BX
+	MOVQ         DX, SI
+	SHLQ         $0x06, SI
+	MOVQ         SI, DI
+	LEAQ         (DI)(DI*2), DI
+	VMOVDQU64    turnLanes<>+0(SB), Z0
+	VPBROADCASTQ signBits<>+0(SB), Z1
+	LEAQ         (SI)(SI*2), R8
+
+group:
+	MOVQ DX, R9
+
+block:
+	VMOVDQU64  (CX), Z2
+	VMOVDQU64  (CX)(SI*1), Z3
+	VMOVDQU64  (CX)(SI*2), Z4
+	VMOVDQU64  (CX)(R8*1), Z5
+	VSHUFI64X2 $0x44, Z3, Z2, Z6
+	VSHUFI64X2 $0xee, Z3, Z2, Z3
+	VSHUFI64X2 $0x44, Z5, Z4, Z2
+	VSHUFI64X2 $0xee, Z5, Z4, Z4
+	VSHUFI64X2 $0x88, Z2, Z6, Z5
+	VSHUFI64X2 $0xdd, Z2, Z6, Z2
+	VSHUFI64X2 $0x88, Z4, Z3, Z6
+	VSHUFI64X2 $0xdd, Z4, Z3, Z3
+	VPERMB     Z5, Z0, Z5
+	VPXORD     Z1, Z5, Z5
+	VMOVDQU64  Z5, (AX)
+	VPERMB     Z2, Z0, Z2
+	VPXORD     Z1, Z2, Z2
+	VMOVDQU64  Z2, 64(AX)
+	VPERMB     Z6, Z0, Z6
+	VPXORD     Z1, Z6, Z6
+	VMOVDQU64  Z6, 128(AX)
+	VPERMB     Z3, Z0, Z3
+	VPXORD     Z1, Z3, Z3
+	VMOVDQU64  Z3, 192(AX)
+	ADDQ       $0x40, CX
+	ADDQ       $0x00000100, AX
+	SUBQ       $0x01, R9
+	JNZ        block
+	ADDQ       DI, CX
+	SUBQ       $0x01, BX
+	JNZ        group
+	VZEROUPPER
+	RET
+
+DATA turnLanes<>+0(SB)/8, $0x3121110130201000
+DATA turnLanes<>+8(SB)/8, $0x3323130332221202
+DATA turnLanes<>+16(SB)/8, $0x3525150534241404
+DATA turnLanes<>+24(SB)/8, $0x3727170736261606
+DATA turnLanes<>+32(SB)/8, $0x3929190938281808
+DATA turnLanes<>+40(SB)/8, $0x3b2b1b0b3a2a1a0a
+DATA turnLanes<>+48(SB)/8, $0x3d2d1d0d3c2c1c0c
+DATA turnLanes<>+56(SB)/8, $0x3f2f1f0f3e2e1e0e
+GLOBL turnLanes<>(SB), RODATA|NOPTR, $64
+
+DATA signBits<>+0(SB)/8, $0x8080808080808080
+GLOBL signBits<>(SB), RODATA|NOPTR, $8
+
+// func dotBytes1AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotBytes1AVX512(SB), NOSPLIT, $0-40
+	MOVQ   dots+0(FP), AX
+	MOVQ   q+8(FP), CX
+	MOVQ   tile+16(FP), DX
+	MOVQ   blocks+24(FP), BX
+	MOVQ   groups+32(FP), SI
+	IMUL3Q $0x000000c0, BX, DI
+	ADDQ   $0x10, DI
+	MOVQ   BX, R8
+	SHLQ   $0x09, R8
+	IMUL3Q $0x03, R8, R9
+	LEAQ   (R8)(R8*2), R10
+
+group:
+	VPBROADCASTD (CX), Z0
+	VPBROADCASTD (CX), Z1
+	VPBROADCASTD (CX), Z2
+	VPBROADCASTD (CX), Z3
+	VPBROADCASTD 4(CX), Z4
+	VPBROADCASTD 4(CX), Z5
+	VPBROADCASTD 4(CX), Z6
+	VPBROADCASTD 4(CX), Z7
+	VPBROADCASTD 8(CX), Z8
+	VPBROADCASTD 8(CX), Z9
+	VPBROADCASTD 8(CX), Z10
+	VPBROADCASTD 8(CX), Z11
+	ADDQ         $0x10, CX
+	MOVQ         BX, R11
+
+block:
+	VMOVDQU64    (DX), Z12
+	VMOVDQU64    (DX)(R8*1), Z13
+	VMOVDQU64    (DX)(R8*2), Z14
+	VMOVDQU64    (DX)(R10*1), Z15
+	VPBROADCASTQ (CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 8(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 16(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    64(DX), Z12
+	VMOVDQU64    64(DX)(R8*1), Z13
+	VMOVDQU64    64(DX)(R8*2), Z14
+	VMOVDQU64    64(DX)(R10*1), Z15
+	VPBROADCASTQ 24(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 32(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 40(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    128(DX), Z12
+	VMOVDQU64    128(DX)(R8*1), Z13
+	VMOVDQU64    128(DX)(R8*2), Z14
+	VMOVDQU64    128(DX)(R10*1), Z15
+	VPBROADCASTQ 48(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 56(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 64(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    192(DX), Z12
+	VMOVDQU64    192(DX)(R8*1), Z13
+	VMOVDQU64    192(DX)(R8*2), Z14
+	VMOVDQU64    192(DX)(R10*1), Z15
+	VPBROADCASTQ 72(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 80(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 88(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    256(DX), Z12
+	VMOVDQU64    256(DX)(R8*1), Z13
+	VMOVDQU64    256(DX)(R8*2), Z14
+	VMOVDQU64    256(DX)(R10*1), Z15
+	VPBROADCASTQ 96(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 104(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 112(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    320(DX), Z12
+	VMOVDQU64    320(DX)(R8*1), Z13
+	VMOVDQU64    320(DX)(R8*2), Z14
+	VMOVDQU64    320(DX)(R10*1), Z15
+	VPBROADCASTQ 120(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 128(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 136(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    384(DX), Z12
+	VMOVDQU64    384(DX)(R8*1), Z13
+	VMOVDQU64    384(DX)(R8*2), Z14
+	VMOVDQU64    384(DX)(R10*1), Z15
+	VPBROADCASTQ 144(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 152(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 160(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	VMOVDQU64    448(DX), Z12
+	VMOVDQU64    448(DX)(R8*1), Z13
+	VMOVDQU64    448(DX)(R8*2), Z14
+	VMOVDQU64    448(DX)(R10*1), Z15
+	VPBROADCASTQ 168(CX), Z16
+	VPDPBUSD     Z16, Z12, Z0
+	VPDPBUSD     Z16, Z13, Z1
+	VPDPBUSD     Z16, Z14, Z2
+	VPDPBUSD     Z16, Z15, Z3
+	VPBROADCASTQ 176(CX), Z16
+	VPDPBUSD     Z16, Z12, Z4
+	VPDPBUSD     Z16, Z13, Z5
+	VPDPBUSD     Z16, Z14, Z6
+	VPDPBUSD     Z16, Z15, Z7
+	VPBROADCASTQ 184(CX), Z16
+	VPDPBUSD     Z16, Z12, Z8
+	VPDPBUSD     Z16, Z13, Z9
+	VPDPBUSD     Z16, Z14, Z10
+	VPDPBUSD     Z16, Z15, Z11
+	ADDQ         $0x000000c0, CX
+	ADDQ         $0x00000200, DX
+	SUBQ         $0x01, R11
+	JNZ          block
+	SUBQ         DI, CX
+	ADDQ         R9, DX
+	VBROADCASTSS float256<>+0(SB), Z12
+	VMOVDQU32    transpose4<>+0(SB), Z13
+	VCVTDQ2PS    Z0, Z0
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z8, Z8
+	VFMADD213PS  Z4, Z12, Z8
+	VFMADD213PS  Z0, Z12, Z8
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z5, Z5
+	VCVTDQ2PS    Z9, Z9
+	VFMADD213PS  Z5, Z12, Z9
+	VFMADD213PS  Z1, Z12, Z9
+	VSHUFPS      $0x88, Z9, Z8, Z0
+	VSHUFPS      $0xdd, Z9, Z8, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z13, Z0
+	VMULPS.BCST  12(CX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z10, Z10
+	VFMADD213PS  Z6, Z12, Z10
+	VFMADD213PS  Z2, Z12, Z10
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z7, Z12, Z11
+	VFMADD213PS  Z3, Z12, Z11
+	VSHUFPS      $0x88, Z11, Z10, Z0
+	VSHUFPS      $0xdd, Z11, Z10, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z13, Z0
+	VMULPS.BCST  12(CX), Z0, Z0
+	VMOVUPS      Z0, 64(AX)
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x01, SI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+DATA float256<>+0(SB)/8, $0x4380000043800000
+GLOBL float256<>(SB), RODATA|NOPTR, $8
+
+// func addBytes1AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·addBytes1AVX512(SB), NOSPLIT, $0-48
+	MOVQ         acc+0(FP), AX
+	MOVQ         weights+8(FP), CX
+	MOVQ         units+16(FP), DX
+	MOVQ         tile+24(FP), BX
+	MOVQ         blocks+32(FP), SI
+	MOVQ         quads+40(FP), DI
+	MOVQ         SI, R8
+	SHLQ         $0x08, R8
+	VBROADCASTSS float256<>+0(SB), Z0
+
+block:
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	MOVQ   DI, R11
+
+quad0:
+	VMOVDQU64    (R9), Z13
+	VMOVDQU64    64(R9), Z14
+	VMOVDQU64    128(R9), Z15
+	VMOVDQU64    192(R9), Z16
+	VPBROADCASTD (R10), Z17
+	VPDPBUSD     Z13, Z17, Z1
+	VPDPBUSD     Z14, Z17, Z2
+	VPDPBUSD     Z15, Z17, Z3
+	VPDPBUSD     Z16, Z17, Z4
+	VPBROADCASTD 32(R10), Z17
+	VPDPBUSD     Z13, Z17, Z5
+	VPDPBUSD     Z14, Z17, Z6
+	VPDPBUSD     Z15, Z17, Z7
+	VPDPBUSD     Z16, Z17, Z8
+	VPBROADCASTD 64(R10), Z17
+	VPDPBUSD     Z13, Z17, Z9
+	VPDPBUSD     Z14, Z17, Z10
+	VPDPBUSD     Z15, Z17, Z11
+	VPDPBUSD     Z16, Z17, Z12
+	ADDQ         R8, R9
+	ADDQ         $0x04, R10
+	SUBQ         $0x01, R11
+	JNZ          quad0
+	VBROADCASTSS (DX), Z13
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z5, Z5
+	VCVTDQ2PS    Z9, Z9
+	VFMADD213PS  Z5, Z0, Z9
+	VFMADD213PS  Z1, Z0, Z9
+	VFMADD213PS  (AX), Z13, Z9
+	VMOVUPS      Z9, (AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z10, Z10
+	VFMADD213PS  Z6, Z0, Z10
+	VFMADD213PS  Z2, Z0, Z10
+	VFMADD213PS  64(AX), Z13, Z10
+	VMOVUPS      Z10, 64(AX)
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z7, Z0, Z11
+	VFMADD213PS  Z3, Z0, Z11
+	VFMADD213PS  128(AX), Z13, Z11
+	VMOVUPS      Z11, 128(AX)
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z12, Z12
+	VFMADD213PS  Z8, Z0, Z12
+	VFMADD213PS  Z4, Z0, Z12
+	VFMADD213PS  192(AX), Z13, Z12
+	VMOVUPS      Z12, 192(AX)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, BX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func dotBytes2AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotBytes2AVX512(SB), NOSPLIT, $0-40
+	MOVQ   dots+0(FP), AX
+	MOVQ   q+8(FP), CX
+	MOVQ   tile+16(FP), DX
+	MOVQ   blocks+24(FP), BX
+	MOVQ   groups+32(FP), SI
+	IMUL3Q $0x000000c0, BX, DI
+	ADDQ   $0x10, DI
+	MOVQ   BX, R8
+	SHLQ   $0x09, R8
+	IMUL3Q $0x03, R8, R9
+	LEAQ   (R8)(R8*2), R10
+
+group:
+	VPBROADCASTD (CX), Z0
+	VPBROADCASTD (CX), Z1
+	VPBROADCASTD (CX), Z2
+	VPBROADCASTD (CX), Z3
+	VPBROADCASTD 4(CX), Z4
+	VPBROADCASTD 4(CX), Z5
+	VPBROADCASTD 4(CX), Z6
+	VPBROADCASTD 4(CX), Z7
+	VPBROADCASTD 8(CX), Z8
+	VPBROADCASTD 8(CX), Z9
+	VPBROADCASTD 8(CX), Z10
+	VPBROADCASTD 8(CX), Z11
+	VPBROADCASTD (CX)(DI*1), Z12
+	VPBROADCASTD (CX)(DI*1), Z13
+	VPBROADCASTD (CX)(DI*1), Z14
+	VPBROADCASTD (CX)(DI*1), Z15
+	VPBROADCASTD 4(CX)(DI*1), Z16
+	VPBROADCASTD 4(CX)(DI*1), Z17
+	VPBROADCASTD 4(CX)(DI*1), Z18
+	VPBROADCASTD 4(CX)(DI*1), Z19
+	VPBROADCASTD 8(CX)(DI*1), Z20
+	VPBROADCASTD 8(CX)(DI*1), Z21
+	VPBROADCASTD 8(CX)(DI*1), Z22
+	VPBROADCASTD 8(CX)(DI*1), Z23
+	ADDQ         $0x10, CX
+	MOVQ         BX, R11
+
+block:
+	VMOVDQU64    (DX), Z24
+	VMOVDQU64    (DX)(R8*1), Z25
+	VMOVDQU64    (DX)(R8*2), Z26
+	VMOVDQU64    (DX)(R10*1), Z27
+	VPBROADCASTQ (CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 8(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 16(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ (CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 8(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 16(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    64(DX), Z24
+	VMOVDQU64    64(DX)(R8*1), Z25
+	VMOVDQU64    64(DX)(R8*2), Z26
+	VMOVDQU64    64(DX)(R10*1), Z27
+	VPBROADCASTQ 24(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 32(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 40(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 24(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 32(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 40(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    128(DX), Z24
+	VMOVDQU64    128(DX)(R8*1), Z25
+	VMOVDQU64    128(DX)(R8*2), Z26
+	VMOVDQU64    128(DX)(R10*1), Z27
+	VPBROADCASTQ 48(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 56(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 64(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 48(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 56(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 64(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    192(DX), Z24
+	VMOVDQU64    192(DX)(R8*1), Z25
+	VMOVDQU64    192(DX)(R8*2), Z26
+	VMOVDQU64    192(DX)(R10*1), Z27
+	VPBROADCASTQ 72(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 80(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 88(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 72(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 80(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 88(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    256(DX), Z24
+	VMOVDQU64    256(DX)(R8*1), Z25
+	VMOVDQU64    256(DX)(R8*2), Z26
+	VMOVDQU64    256(DX)(R10*1), Z27
+	VPBROADCASTQ 96(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 104(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 112(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 96(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 104(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 112(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    320(DX), Z24
+	VMOVDQU64    320(DX)(R8*1), Z25
+	VMOVDQU64    320(DX)(R8*2), Z26
+	VMOVDQU64    320(DX)(R10*1), Z27
+	VPBROADCASTQ 120(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 128(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 136(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 120(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 128(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 136(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    384(DX), Z24
+	VMOVDQU64    384(DX)(R8*1), Z25
+	VMOVDQU64    384(DX)(R8*2), Z26
+	VMOVDQU64    384(DX)(R10*1), Z27
+	VPBROADCASTQ 144(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 152(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 160(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 144(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 152(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 160(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	VMOVDQU64    448(DX), Z24
+	VMOVDQU64    448(DX)(R8*1), Z25
+	VMOVDQU64    448(DX)(R8*2), Z26
+	VMOVDQU64    448(DX)(R10*1), Z27
+	VPBROADCASTQ 168(CX), Z28
+	VPDPBUSD     Z28, Z24, Z0
+	VPDPBUSD     Z28, Z25, Z1
+	VPDPBUSD     Z28, Z26, Z2
+	VPDPBUSD     Z28, Z27, Z3
+	VPBROADCASTQ 176(CX), Z28
+	VPDPBUSD     Z28, Z24, Z4
+	VPDPBUSD     Z28, Z25, Z5
+	VPDPBUSD     Z28, Z26, Z6
+	VPDPBUSD     Z28, Z27, Z7
+	VPBROADCASTQ 184(CX), Z28
+	VPDPBUSD     Z28, Z24, Z8
+	VPDPBUSD     Z28, Z25, Z9
+	VPDPBUSD     Z28, Z26, Z10
+	VPDPBUSD     Z28, Z27, Z11
+	VPBROADCASTQ 168(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z12
+	VPDPBUSD     Z28, Z25, Z13
+	VPDPBUSD     Z28, Z26, Z14
+	VPDPBUSD     Z28, Z27, Z15
+	VPBROADCASTQ 176(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z16
+	VPDPBUSD     Z28, Z25, Z17
+	VPDPBUSD     Z28, Z26, Z18
+	VPDPBUSD     Z28, Z27, Z19
+	VPBROADCASTQ 184(CX)(DI*1), Z28
+	VPDPBUSD     Z28, Z24, Z20
+	VPDPBUSD     Z28, Z25, Z21
+	VPDPBUSD     Z28, Z26, Z22
+	VPDPBUSD     Z28, Z27, Z23
+	ADDQ         $0x000000c0, CX
+	ADDQ         $0x00000200, DX
+	SUBQ         $0x01, R11
+	JNZ          block
+	SUBQ         DI, CX
+	ADDQ         R9, DX
+	VBROADCASTSS float256<>+0(SB), Z24
+	VMOVDQU32    transpose4<>+0(SB), Z25
+	VCVTDQ2PS    Z0, Z0
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z8, Z8
+	VFMADD213PS  Z4, Z24, Z8
+	VFMADD213PS  Z0, Z24, Z8
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z5, Z5
+	VCVTDQ2PS    Z9, Z9
+	VFMADD213PS  Z5, Z24, Z9
+	VFMADD213PS  Z1, Z24, Z9
+	VSHUFPS      $0x88, Z9, Z8, Z0
+	VSHUFPS      $0xdd, Z9, Z8, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z10, Z10
+	VFMADD213PS  Z6, Z24, Z10
+	VFMADD213PS  Z2, Z24, Z10
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z7, Z24, Z11
+	VFMADD213PS  Z3, Z24, Z11
+	VSHUFPS      $0x88, Z11, Z10, Z0
+	VSHUFPS      $0xdd, Z11, Z10, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX), Z0, Z0
+	VMOVUPS      Z0, 64(AX)
+	VCVTDQ2PS    Z12, Z12
+	VCVTDQ2PS    Z16, Z16
+	VCVTDQ2PS    Z20, Z20
+	VFMADD213PS  Z16, Z24, Z20
+	VFMADD213PS  Z12, Z24, Z20
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z17, Z17
+	VCVTDQ2PS    Z21, Z21
+	VFMADD213PS  Z17, Z24, Z21
+	VFMADD213PS  Z13, Z24, Z21
+	VSHUFPS      $0x88, Z21, Z20, Z0
+	VSHUFPS      $0xdd, Z21, Z20, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX)(DI*1), Z0, Z0
+	VMOVUPS      Z0, 128(AX)
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z18, Z18
+	VCVTDQ2PS    Z22, Z22
+	VFMADD213PS  Z18, Z24, Z22
+	VFMADD213PS  Z14, Z24, Z22
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z19, Z19
+	VCVTDQ2PS    Z23, Z23
+	VFMADD213PS  Z19, Z24, Z23
+	VFMADD213PS  Z15, Z24, Z23
+	VSHUFPS      $0x88, Z23, Z22, Z0
+	VSHUFPS      $0xdd, Z23, Z22, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX)(DI*1), Z0, Z0
+	VMOVUPS      Z0, 192(AX)
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x01, SI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+// func addBytes2AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·addBytes2AVX512(SB), NOSPLIT, $0-48
+	MOVQ         acc+0(FP), AX
+	MOVQ         weights+8(FP), CX
+	MOVQ         units+16(FP), DX
+	MOVQ         tile+24(FP), BX
+	MOVQ         blocks+32(FP), SI
+	MOVQ         quads+40(FP), DI
+	MOVQ         SI, R8
+	SHLQ         $0x08, R8
+	VBROADCASTSS float256<>+0(SB), Z0
+
+block:
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	MOVQ   DI, R11
+
+quad0:
+	VMOVDQU64    (R9), Z25
+	VMOVDQU64    64(R9), Z26
+	VMOVDQU64    128(R9), Z27
+	VMOVDQU64    192(R9), Z28
+	VPBROADCASTD (R10), Z29
+	VPDPBUSD     Z25, Z29, Z1
+	VPDPBUSD     Z26, Z29, Z2
+	VPDPBUSD     Z27, Z29, Z3
+	VPDPBUSD     Z28, Z29, Z4
+	VPBROADCASTD 32(R10), Z29
+	VPDPBUSD     Z25, Z29, Z5
+	VPDPBUSD     Z26, Z29, Z6
+	VPDPBUSD     Z27, Z29, Z7
+	VPDPBUSD     Z28, Z29, Z8
+	VPBROADCASTD 64(R10), Z29
+	VPDPBUSD     Z25, Z29, Z9
+	VPDPBUSD     Z26, Z29, Z10
+	VPDPBUSD     Z27, Z29, Z11
+	VPDPBUSD     Z28, Z29, Z12
+	VPBROADCASTD 96(R10), Z29
+	VPDPBUSD     Z25, Z29, Z13
+	VPDPBUSD     Z26, Z29, Z14
+	VPDPBUSD     Z27, Z29, Z15
+	VPDPBUSD     Z28, Z29, Z16
+	VPBROADCASTD 128(R10), Z29
+	VPDPBUSD     Z25, Z29, Z17
+	VPDPBUSD     Z26, Z29, Z18
+	VPDPBUSD     Z27, Z29, Z19
+	VPDPBUSD     Z28, Z29, Z20
+	VPBROADCASTD 160(R10), Z29
+	VPDPBUSD     Z25, Z29, Z21
+	VPDPBUSD     Z26, Z29, Z22
+	VPDPBUSD     Z27, Z29, Z23
+	VPDPBUSD     Z28, Z29, Z24
+	ADDQ         R8, R9
+	ADDQ         $0x04, R10
+	SUBQ         $0x01, R11
+	JNZ          quad0
+	VBROADCASTSS (DX), Z25
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z5, Z5
+	VCVTDQ2PS    Z9, Z9
+	VFMADD213PS  Z5, Z0, Z9
+	VFMADD213PS  Z1, Z0, Z9
+	VFMADD213PS  (AX), Z25, Z9
+	VMOVUPS      Z9, (AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z10, Z10
+	VFMADD213PS  Z6, Z0, Z10
+	VFMADD213PS  Z2, Z0, Z10
+	VFMADD213PS  64(AX), Z25, Z10
+	VMOVUPS      Z10, 64(AX)
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z7, Z0, Z11
+	VFMADD213PS  Z3, Z0, Z11
+	VFMADD213PS  128(AX), Z25, Z11
+	VMOVUPS      Z11, 128(AX)
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z12, Z12
+	VFMADD213PS  Z8, Z0, Z12
+	VFMADD213PS  Z4, Z0, Z12
+	VFMADD213PS  192(AX), Z25, Z12
+	VMOVUPS      Z12, 192(AX)
+	VBROADCASTSS 4(DX), Z25
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z17, Z17
+	VCVTDQ2PS    Z21, Z21
+	VFMADD213PS  Z17, Z0, Z21
+	VFMADD213PS  Z13, Z0, Z21
+	VFMADD213PS  (AX)(R8*1), Z25, Z21
+	VMOVUPS      Z21, (AX)(R8*1)
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z18, Z18
+	VCVTDQ2PS    Z22, Z22
+	VFMADD213PS  Z18, Z0, Z22
+	VFMADD213PS  Z14, Z0, Z22
+	VFMADD213PS  64(AX)(R8*1), Z25, Z22
+	VMOVUPS      Z22, 64(AX)(R8*1)
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z19, Z19
+	VCVTDQ2PS    Z23, Z23
+	VFMADD213PS  Z19, Z0, Z23
+	VFMADD213PS  Z15, Z0, Z23
+	VFMADD213PS  128(AX)(R8*1), Z25, Z23
+	VMOVUPS      Z23, 128(AX)(R8*1)
+	VCVTDQ2PS    Z16, Z16
+	VCVTDQ2PS    Z20, Z20
+	VCVTDQ2PS    Z24, Z24
+	VFMADD213PS  Z20, Z0, Z24
+	VFMADD213PS  Z16, Z0, Z24
+	VFMADD213PS  192(AX)(R8*1), Z25, Z24
+	VMOVUPS      Z24, 192(AX)(R8*1)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, BX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func dotBytes3AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotBytes3AVX512(SB), NOSPLIT, $0-40
+	MOVQ   dots+0(FP), AX
+	MOVQ   q+8(FP), CX
+	MOVQ   tile+16(FP), DX
+	MOVQ   blocks+24(FP), BX
+	MOVQ   groups+32(FP), SI
+	IMUL3Q $0x000000c0, BX, DI
+	ADDQ   $0x10, DI
+	MOVQ   BX, R8
+	SHLQ   $0x09, R8
+	IMUL3Q $0x01, R8, R9
+
+group:
+	VPBROADCASTD (CX), Z0
+	VPBROADCASTD (CX), Z1
+	VPBROADCASTD 4(CX), Z2
+	VPBROADCASTD 4(CX), Z3
+	VPBROADCASTD 8(CX), Z4
+	VPBROADCASTD 8(CX), Z5
+	VPBROADCASTD (CX)(DI*1), Z6
+	VPBROADCASTD (CX)(DI*1), Z7
+	VPBROADCASTD 4(CX)(DI*1), Z8
+	VPBROADCASTD 4(CX)(DI*1), Z9
+	VPBROADCASTD 8(CX)(DI*1), Z10
+	VPBROADCASTD 8(CX)(DI*1), Z11
+	VPBROADCASTD (CX)(DI*2), Z12
+	VPBROADCASTD (CX)(DI*2), Z13
+	VPBROADCASTD 4(CX)(DI*2), Z14
+	VPBROADCASTD 4(CX)(DI*2), Z15
+	VPBROADCASTD 8(CX)(DI*2), Z16
+	VPBROADCASTD 8(CX)(DI*2), Z17
+	ADDQ         $0x10, CX
+	MOVQ         BX, R10
+
+block:
+	VMOVDQU64    (DX), Z18
+	VMOVDQU64    (DX)(R8*1), Z19
+	VPBROADCASTQ (CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 8(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 16(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ (CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 8(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 16(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ (CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 8(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 16(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    64(DX), Z18
+	VMOVDQU64    64(DX)(R8*1), Z19
+	VPBROADCASTQ 24(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 32(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 40(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 24(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 32(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 40(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 24(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 32(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 40(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    128(DX), Z18
+	VMOVDQU64    128(DX)(R8*1), Z19
+	VPBROADCASTQ 48(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 56(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 64(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 48(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 56(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 64(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 48(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 56(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 64(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    192(DX), Z18
+	VMOVDQU64    192(DX)(R8*1), Z19
+	VPBROADCASTQ 72(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 80(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 88(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 72(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 80(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 88(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 72(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 80(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 88(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    256(DX), Z18
+	VMOVDQU64    256(DX)(R8*1), Z19
+	VPBROADCASTQ 96(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 104(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 112(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 96(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 104(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 112(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 96(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 104(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 112(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    320(DX), Z18
+	VMOVDQU64    320(DX)(R8*1), Z19
+	VPBROADCASTQ 120(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 128(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 136(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 120(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 128(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 136(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 120(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 128(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 136(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    384(DX), Z18
+	VMOVDQU64    384(DX)(R8*1), Z19
+	VPBROADCASTQ 144(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 152(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 160(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 144(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 152(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 160(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 144(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 152(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 160(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	VMOVDQU64    448(DX), Z18
+	VMOVDQU64    448(DX)(R8*1), Z19
+	VPBROADCASTQ 168(CX), Z20
+	VPDPBUSD     Z20, Z18, Z0
+	VPDPBUSD     Z20, Z19, Z1
+	VPBROADCASTQ 176(CX), Z20
+	VPDPBUSD     Z20, Z18, Z2
+	VPDPBUSD     Z20, Z19, Z3
+	VPBROADCASTQ 184(CX), Z20
+	VPDPBUSD     Z20, Z18, Z4
+	VPDPBUSD     Z20, Z19, Z5
+	VPBROADCASTQ 168(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z6
+	VPDPBUSD     Z20, Z19, Z7
+	VPBROADCASTQ 176(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z8
+	VPDPBUSD     Z20, Z19, Z9
+	VPBROADCASTQ 184(CX)(DI*1), Z20
+	VPDPBUSD     Z20, Z18, Z10
+	VPDPBUSD     Z20, Z19, Z11
+	VPBROADCASTQ 168(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z12
+	VPDPBUSD     Z20, Z19, Z13
+	VPBROADCASTQ 176(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z14
+	VPDPBUSD     Z20, Z19, Z15
+	VPBROADCASTQ 184(CX)(DI*2), Z20
+	VPDPBUSD     Z20, Z18, Z16
+	VPDPBUSD     Z20, Z19, Z17
+	ADDQ         $0x000000c0, CX
+	ADDQ         $0x00000200, DX
+	SUBQ         $0x01, R10
+	JNZ          block
+	SUBQ         DI, CX
+	ADDQ         R9, DX
+	VBROADCASTSS float256<>+0(SB), Z18
+	VMOVDQU32    transpose4<>+0(SB), Z19
+	VCVTDQ2PS    Z0, Z0
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z4, Z4
+	VFMADD213PS  Z2, Z18, Z4
+	VFMADD213PS  Z0, Z18, Z4
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z5, Z5
+	VFMADD213PS  Z3, Z18, Z5
+	VFMADD213PS  Z1, Z18, Z5
+	VSHUFPS      $0x88, Z5, Z4, Z0
+	VSHUFPS      $0xdd, Z5, Z4, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z19, Z0
+	VMULPS.BCST  12(CX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z10, Z10
+	VFMADD213PS  Z8, Z18, Z10
+	VFMADD213PS  Z6, Z18, Z10
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z9, Z9
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z9, Z18, Z11
+	VFMADD213PS  Z7, Z18, Z11
+	VSHUFPS      $0x88, Z11, Z10, Z0
+	VSHUFPS      $0xdd, Z11, Z10, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z19, Z0
+	VMULPS.BCST  12(CX)(DI*1), Z0, Z0
+	VMOVUPS      Z0, 128(AX)
+	VCVTDQ2PS    Z12, Z12
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z16, Z16
+	VFMADD213PS  Z14, Z18, Z16
+	VFMADD213PS  Z12, Z18, Z16
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z17, Z17
+	VFMADD213PS  Z15, Z18, Z17
+	VFMADD213PS  Z13, Z18, Z17
+	VSHUFPS      $0x88, Z17, Z16, Z0
+	VSHUFPS      $0xdd, Z17, Z16, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z19, Z0
+	VMULPS.BCST  12(CX)(DI*2), Z0, Z0
+	VMOVUPS      Z0, 256(AX)
+	ADDQ         $0x00000040, AX
+	SUBQ         $0x01, SI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+// func addBytes3AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·addBytes3AVX512(SB), NOSPLIT, $0-48
+	MOVQ         acc+0(FP), AX
+	MOVQ         weights+8(FP), CX
+	MOVQ         units+16(FP), DX
+	MOVQ         tile+24(FP), BX
+	MOVQ         blocks+32(FP), SI
+	MOVQ         quads+40(FP), DI
+	MOVQ         SI, R8
+	SHLQ         $0x08, R8
+	VBROADCASTSS float256<>+0(SB), Z0
+
+block:
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	MOVQ   BX, R9
+	MOVQ   CX, R10
+	MOVQ   DI, R11
+
+quad0:
+	VMOVDQU64    (R9), Z19
+	VMOVDQU64    64(R9), Z20
+	VPBROADCASTD (R10), Z21
+	VPDPBUSD     Z19, Z21, Z1
+	VPDPBUSD     Z20, Z21, Z2
+	VPBROADCASTD 32(R10), Z21
+	VPDPBUSD     Z19, Z21, Z3
+	VPDPBUSD     Z20, Z21, Z4
+	VPBROADCASTD 64(R10), Z21
+	VPDPBUSD     Z19, Z21, Z5
+	VPDPBUSD     Z20, Z21, Z6
+	VPBROADCASTD 96(R10), Z21
+	VPDPBUSD     Z19, Z21, Z7
+	VPDPBUSD     Z20, Z21, Z8
+	VPBROADCASTD 128(R10), Z21
+	VPDPBUSD     Z19, Z21, Z9
+	VPDPBUSD     Z20, Z21, Z10
+	VPBROADCASTD 160(R10), Z21
+	VPDPBUSD     Z19, Z21, Z11
+	VPDPBUSD     Z20, Z21, Z12
+	VPBROADCASTD 192(R10), Z21
+	VPDPBUSD     Z19, Z21, Z13
+	VPDPBUSD     Z20, Z21, Z14
+	VPBROADCASTD 224(R10), Z21
+	VPDPBUSD     Z19, Z21, Z15
+	VPDPBUSD     Z20, Z21, Z16
+	VPBROADCASTD 256(R10), Z21
+	VPDPBUSD     Z19, Z21, Z17
+	VPDPBUSD     Z20, Z21, Z18
+	ADDQ         R8, R9
+	ADDQ         $0x04, R10
+	SUBQ         $0x01, R11
+	JNZ          quad0
+	VBROADCASTSS (DX), Z19
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z5, Z5
+	VFMADD213PS  Z3, Z0, Z5
+	VFMADD213PS  Z1, Z0, Z5
+	VFMADD213PS  (AX), Z19, Z5
+	VMOVUPS      Z5, (AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z6, Z6
+	VFMADD213PS  Z4, Z0, Z6
+	VFMADD213PS  Z2, Z0, Z6
+	VFMADD213PS  64(AX), Z19, Z6
+	VMOVUPS      Z6, 64(AX)
+	VBROADCASTSS 4(DX), Z19
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z9, Z9
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z9, Z0, Z11
+	VFMADD213PS  Z7, Z0, Z11
+	VFMADD213PS  (AX)(R8*1), Z19, Z11
+	VMOVUPS      Z11, (AX)(R8*1)
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z10, Z10
+	VCVTDQ2PS    Z12, Z12
+	VFMADD213PS  Z10, Z0, Z12
+	VFMADD213PS  Z8, Z0, Z12
+	VFMADD213PS  64(AX)(R8*1), Z19, Z12
+	VMOVUPS      Z12, 64(AX)(R8*1)
+	VBROADCASTSS 8(DX), Z19
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z17, Z17
+	VFMADD213PS  Z15, Z0, Z17
+	VFMADD213PS  Z13, Z0, Z17
+	VFMADD213PS  (AX)(R8*2), Z19, Z17
+	VMOVUPS      Z17, (AX)(R8*2)
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z16, Z16
+	VCVTDQ2PS    Z18, Z18
+	VFMADD213PS  Z16, Z0, Z18
+	VFMADD213PS  Z14, Z0, Z18
+	VFMADD213PS  64(AX)(R8*2), Z19, Z18
+	VMOVUPS      Z18, 64(AX)(R8*2)
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	MOVQ         BX, R9
+	MOVQ         CX, R10
+	MOVQ         DI, R11
+
+quad1:
+	VMOVDQU64    128(R9), Z19
+	VMOVDQU64    192(R9), Z20
+	VPBROADCASTD (R10), Z21
+	VPDPBUSD     Z19, Z21, Z1
+	VPDPBUSD     Z20, Z21, Z2
+	VPBROADCASTD 32(R10), Z21
+	VPDPBUSD     Z19, Z21, Z3
+	VPDPBUSD     Z20, Z21, Z4
+	VPBROADCASTD 64(R10), Z21
+	VPDPBUSD     Z19, Z21, Z5
+	VPDPBUSD     Z20, Z21, Z6
+	VPBROADCASTD 96(R10), Z21
+	VPDPBUSD     Z19, Z21, Z7
+	VPDPBUSD     Z20, Z21, Z8
+	VPBROADCASTD 128(R10), Z21
+	VPDPBUSD     Z19, Z21, Z9
+	VPDPBUSD     Z20, Z21, Z10
+	VPBROADCASTD 160(R10), Z21
+	VPDPBUSD     Z19, Z21, Z11
+	VPDPBUSD     Z20, Z21, Z12
+	VPBROADCASTD 192(R10), Z21
+	VPDPBUSD     Z19, Z21, Z13
+	VPDPBUSD     Z20, Z21, Z14
+	VPBROADCASTD 224(R10), Z21
+	VPDPBUSD     Z19, Z21, Z15
+	VPDPBUSD     Z20, Z21, Z16
+	VPBROADCASTD 256(R10), Z21
+	VPDPBUSD     Z19, Z21, Z17
+	VPDPBUSD     Z20, Z21, Z18
+	ADDQ         R8, R9
+	ADDQ         $0x04, R10
+	SUBQ         $0x01, R11
+	JNZ          quad1
+	VBROADCASTSS (DX), Z19
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z5, Z5
+	VFMADD213PS  Z3, Z0, Z5
+	VFMADD213PS  Z1, Z0, Z5
+	VFMADD213PS  128(AX), Z19, Z5
+	VMOVUPS      Z5, 128(AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z6, Z6
+	VFMADD213PS  Z4, Z0, Z6
+	VFMADD213PS  Z2, Z0, Z6
+	VFMADD213PS  192(AX), Z19, Z6
+	VMOVUPS      Z6, 192(AX)
+	VBROADCASTSS 4(DX), Z19
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z9, Z9
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z9, Z0, Z11
+	VFMADD213PS  Z7, Z0, Z11
+	VFMADD213PS  128(AX)(R8*1), Z19, Z11
+	VMOVUPS      Z11, 128(AX)(R8*1)
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z10, Z10
+	VCVTDQ2PS    Z12, Z12
+	VFMADD213PS  Z10, Z0, Z12
+	VFMADD213PS  Z8, Z0, Z12
+	VFMADD213PS  192(AX)(R8*1), Z19, Z12
+	VMOVUPS      Z12, 192(AX)(R8*1)
+	VBROADCASTSS 8(DX), Z19
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z17, Z17
+	VFMADD213PS  Z15, Z0, Z17
+	VFMADD213PS  Z13, Z0, Z17
+	VFMADD213PS  128(AX)(R8*2), Z19, Z17
+	VMOVUPS      Z17, 128(AX)(R8*2)
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z16, Z16
+	VCVTDQ2PS    Z18, Z18
+	VFMADD213PS  Z16, Z0, Z18
+	VFMADD213PS  Z14, Z0, Z18
+	VFMADD213PS  192(AX)(R8*2), Z19, Z18
+	VMOVUPS      Z18, 192(AX)(R8*2)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, BX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func dotBytes4AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·dotBytes4AVX512(SB), NOSPLIT, $0-40
+	MOVQ   dots+0(FP), AX
+	MOVQ   q+8(FP), CX
+	MOVQ   tile+16(FP), DX
+	MOVQ   blocks+24(FP), BX
+	MOVQ   groups+32(FP), SI
+	IMUL3Q $0x000000c0, BX, DI
+	ADDQ   $0x10, DI
+	MOVQ   BX, R8
+	SHLQ   $0x09, R8
+	IMUL3Q $0x01, R8, R9
+	LEAQ   (DI)(DI*2), R10
+
+group:
+	VPBROADCASTD (CX), Z0
+	VPBROADCASTD (CX), Z1
+	VPBROADCASTD 4(CX), Z2
+	VPBROADCASTD 4(CX), Z3
+	VPBROADCASTD 8(CX), Z4
+	VPBROADCASTD 8(CX), Z5
+	VPBROADCASTD (CX)(DI*1), Z6
+	VPBROADCASTD (CX)(DI*1), Z7
+	VPBROADCASTD 4(CX)(DI*1), Z8
+	VPBROADCASTD 4(CX)(DI*1), Z9
+	VPBROADCASTD 8(CX)(DI*1), Z10
+	VPBROADCASTD 8(CX)(DI*1), Z11
+	VPBROADCASTD (CX)(DI*2), Z12
+	VPBROADCASTD (CX)(DI*2), Z13
+	VPBROADCASTD 4(CX)(DI*2), Z14
+	VPBROADCASTD 4(CX)(DI*2), Z15
+	VPBROADCASTD 8(CX)(DI*2), Z16
+	VPBROADCASTD 8(CX)(DI*2), Z17
+	VPBROADCASTD (CX)(R10*1), Z18
+	VPBROADCASTD (CX)(R10*1), Z19
+	VPBROADCASTD 4(CX)(R10*1), Z20
+	VPBROADCASTD 4(CX)(R10*1), Z21
+	VPBROADCASTD 8(CX)(R10*1), Z22
+	VPBROADCASTD 8(CX)(R10*1), Z23
+	ADDQ         $0x10, CX
+	MOVQ         BX, R11
+
+block:
+	VMOVDQU64    (DX), Z24
+	VMOVDQU64    (DX)(R8*1), Z25
+	VPBROADCASTQ (CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 8(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 16(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ (CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 8(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 16(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ (CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 8(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 16(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ (CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 8(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 16(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    64(DX), Z24
+	VMOVDQU64    64(DX)(R8*1), Z25
+	VPBROADCASTQ 24(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 32(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 40(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 24(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 32(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 40(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 24(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 32(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 40(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 24(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 32(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 40(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    128(DX), Z24
+	VMOVDQU64    128(DX)(R8*1), Z25
+	VPBROADCASTQ 48(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 56(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 64(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 48(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 56(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 64(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 48(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 56(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 64(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 48(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 56(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 64(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    192(DX), Z24
+	VMOVDQU64    192(DX)(R8*1), Z25
+	VPBROADCASTQ 72(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 80(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 88(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 72(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 80(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 88(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 72(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 80(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 88(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 72(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 80(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 88(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    256(DX), Z24
+	VMOVDQU64    256(DX)(R8*1), Z25
+	VPBROADCASTQ 96(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 104(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 112(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 96(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 104(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 112(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 96(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 104(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 112(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 96(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 104(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 112(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    320(DX), Z24
+	VMOVDQU64    320(DX)(R8*1), Z25
+	VPBROADCASTQ 120(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 128(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 136(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 120(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 128(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 136(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 120(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 128(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 136(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 120(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 128(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 136(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    384(DX), Z24
+	VMOVDQU64    384(DX)(R8*1), Z25
+	VPBROADCASTQ 144(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 152(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 160(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 144(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 152(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 160(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 144(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 152(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 160(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 144(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 152(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 160(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	VMOVDQU64    448(DX), Z24
+	VMOVDQU64    448(DX)(R8*1), Z25
+	VPBROADCASTQ 168(CX), Z26
+	VPDPBUSD     Z26, Z24, Z0
+	VPDPBUSD     Z26, Z25, Z1
+	VPBROADCASTQ 176(CX), Z26
+	VPDPBUSD     Z26, Z24, Z2
+	VPDPBUSD     Z26, Z25, Z3
+	VPBROADCASTQ 184(CX), Z26
+	VPDPBUSD     Z26, Z24, Z4
+	VPDPBUSD     Z26, Z25, Z5
+	VPBROADCASTQ 168(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z6
+	VPDPBUSD     Z26, Z25, Z7
+	VPBROADCASTQ 176(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z8
+	VPDPBUSD     Z26, Z25, Z9
+	VPBROADCASTQ 184(CX)(DI*1), Z26
+	VPDPBUSD     Z26, Z24, Z10
+	VPDPBUSD     Z26, Z25, Z11
+	VPBROADCASTQ 168(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z12
+	VPDPBUSD     Z26, Z25, Z13
+	VPBROADCASTQ 176(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z14
+	VPDPBUSD     Z26, Z25, Z15
+	VPBROADCASTQ 184(CX)(DI*2), Z26
+	VPDPBUSD     Z26, Z24, Z16
+	VPDPBUSD     Z26, Z25, Z17
+	VPBROADCASTQ 168(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z18
+	VPDPBUSD     Z26, Z25, Z19
+	VPBROADCASTQ 176(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z20
+	VPDPBUSD     Z26, Z25, Z21
+	VPBROADCASTQ 184(CX)(R10*1), Z26
+	VPDPBUSD     Z26, Z24, Z22
+	VPDPBUSD     Z26, Z25, Z23
+	ADDQ         $0x000000c0, CX
+	ADDQ         $0x00000200, DX
+	SUBQ         $0x01, R11
+	JNZ          block
+	SUBQ         DI, CX
+	ADDQ         R9, DX
+	VBROADCASTSS float256<>+0(SB), Z24
+	VMOVDQU32    transpose4<>+0(SB), Z25
+	VCVTDQ2PS    Z0, Z0
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z4, Z4
+	VFMADD213PS  Z2, Z24, Z4
+	VFMADD213PS  Z0, Z24, Z4
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z5, Z5
+	VFMADD213PS  Z3, Z24, Z5
+	VFMADD213PS  Z1, Z24, Z5
+	VSHUFPS      $0x88, Z5, Z4, Z0
+	VSHUFPS      $0xdd, Z5, Z4, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX), Z0, Z0
+	VMOVUPS      Z0, (AX)
+	VCVTDQ2PS    Z6, Z6
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z10, Z10
+	VFMADD213PS  Z8, Z24, Z10
+	VFMADD213PS  Z6, Z24, Z10
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z9, Z9
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z9, Z24, Z11
+	VFMADD213PS  Z7, Z24, Z11
+	VSHUFPS      $0x88, Z11, Z10, Z0
+	VSHUFPS      $0xdd, Z11, Z10, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX)(DI*1), Z0, Z0
+	VMOVUPS      Z0, 128(AX)
+	VCVTDQ2PS    Z12, Z12
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z16, Z16
+	VFMADD213PS  Z14, Z24, Z16
+	VFMADD213PS  Z12, Z24, Z16
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z17, Z17
+	VFMADD213PS  Z15, Z24, Z17
+	VFMADD213PS  Z13, Z24, Z17
+	VSHUFPS      $0x88, Z17, Z16, Z0
+	VSHUFPS      $0xdd, Z17, Z16, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX)(DI*2), Z0, Z0
+	VMOVUPS      Z0, 256(AX)
+	VCVTDQ2PS    Z18, Z18
+	VCVTDQ2PS    Z20, Z20
+	VCVTDQ2PS    Z22, Z22
+	VFMADD213PS  Z20, Z24, Z22
+	VFMADD213PS  Z18, Z24, Z22
+	VCVTDQ2PS    Z19, Z19
+	VCVTDQ2PS    Z21, Z21
+	VCVTDQ2PS    Z23, Z23
+	VFMADD213PS  Z21, Z24, Z23
+	VFMADD213PS  Z19, Z24, Z23
+	VSHUFPS      $0x88, Z23, Z22, Z0
+	VSHUFPS      $0xdd, Z23, Z22, Z1
+	VADDPS       Z1, Z0, Z0
+	VPERMPS      Z0, Z25, Z0
+	VMULPS.BCST  12(CX)(R10*1), Z0, Z0
+	VMOVUPS      Z0, 384(AX)
+	ADDQ         $0x00000040, AX
+	SUBQ         $0x01, SI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+// func addBytes4AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+// Requires: AVX, AVX512F, AVX512VNNI
+TEXT ·addBytes4AVX512(SB), NOSPLIT, $0-48
+	MOVQ         acc+0(FP), AX
+	MOVQ         weights+8(FP), CX
+	MOVQ         units+16(FP), DX
+	MOVQ         tile+24(FP), BX
+	MOVQ         blocks+32(FP), SI
+	MOVQ         quads+40(FP), DI
+	MOVQ         SI, R8
+	SHLQ         $0x08, R8
+	LEAQ         (R8)(R8*2), R9
+	VBROADCASTSS float256<>+0(SB), Z0
+
+block:
+	VPXORD Z1, Z1, Z1
+	VPXORD Z2, Z2, Z2
+	VPXORD Z3, Z3, Z3
+	VPXORD Z4, Z4, Z4
+	VPXORD Z5, Z5, Z5
+	VPXORD Z6, Z6, Z6
+	VPXORD Z7, Z7, Z7
+	VPXORD Z8, Z8, Z8
+	VPXORD Z9, Z9, Z9
+	VPXORD Z10, Z10, Z10
+	VPXORD Z11, Z11, Z11
+	VPXORD Z12, Z12, Z12
+	VPXORD Z13, Z13, Z13
+	VPXORD Z14, Z14, Z14
+	VPXORD Z15, Z15, Z15
+	VPXORD Z16, Z16, Z16
+	VPXORD Z17, Z17, Z17
+	VPXORD Z18, Z18, Z18
+	VPXORD Z19, Z19, Z19
+	VPXORD Z20, Z20, Z20
+	VPXORD Z21, Z21, Z21
+	VPXORD Z22, Z22, Z22
+	VPXORD Z23, Z23, Z23
+	VPXORD Z24, Z24, Z24
+	MOVQ   BX, R10
+	MOVQ   CX, R11
+	MOVQ   DI, R12
+
+quad0:
+	VMOVDQU64    (R10), Z25
+	VMOVDQU64    64(R10), Z26
+	VPBROADCASTD (R11), Z27
+	VPDPBUSD     Z25, Z27, Z1
+	VPDPBUSD     Z26, Z27, Z2
+	VPBROADCASTD 32(R11), Z27
+	VPDPBUSD     Z25, Z27, Z3
+	VPDPBUSD     Z26, Z27, Z4
+	VPBROADCASTD 64(R11), Z27
+	VPDPBUSD     Z25, Z27, Z5
+	VPDPBUSD     Z26, Z27, Z6
+	VPBROADCASTD 96(R11), Z27
+	VPDPBUSD     Z25, Z27, Z7
+	VPDPBUSD     Z26, Z27, Z8
+	VPBROADCASTD 128(R11), Z27
+	VPDPBUSD     Z25, Z27, Z9
+	VPDPBUSD     Z26, Z27, Z10
+	VPBROADCASTD 160(R11), Z27
+	VPDPBUSD     Z25, Z27, Z11
+	VPDPBUSD     Z26, Z27, Z12
+	VPBROADCASTD 192(R11), Z27
+	VPDPBUSD     Z25, Z27, Z13
+	VPDPBUSD     Z26, Z27, Z14
+	VPBROADCASTD 224(R11), Z27
+	VPDPBUSD     Z25, Z27, Z15
+	VPDPBUSD     Z26, Z27, Z16
+	VPBROADCASTD 256(R11), Z27
+	VPDPBUSD     Z25, Z27, Z17
+	VPDPBUSD     Z26, Z27, Z18
+	VPBROADCASTD 288(R11), Z27
+	VPDPBUSD     Z25, Z27, Z19
+	VPDPBUSD     Z26, Z27, Z20
+	VPBROADCASTD 320(R11), Z27
+	VPDPBUSD     Z25, Z27, Z21
+	VPDPBUSD     Z26, Z27, Z22
+	VPBROADCASTD 352(R11), Z27
+	VPDPBUSD     Z25, Z27, Z23
+	VPDPBUSD     Z26, Z27, Z24
+	ADDQ         R8, R10
+	ADDQ         $0x04, R11
+	SUBQ         $0x01, R12
+	JNZ          quad0
+	VBROADCASTSS (DX), Z25
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z5, Z5
+	VFMADD213PS  Z3, Z0, Z5
+	VFMADD213PS  Z1, Z0, Z5
+	VFMADD213PS  (AX), Z25, Z5
+	VMOVUPS      Z5, (AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z6, Z6
+	VFMADD213PS  Z4, Z0, Z6
+	VFMADD213PS  Z2, Z0, Z6
+	VFMADD213PS  64(AX), Z25, Z6
+	VMOVUPS      Z6, 64(AX)
+	VBROADCASTSS 4(DX), Z25
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z9, Z9
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z9, Z0, Z11
+	VFMADD213PS  Z7, Z0, Z11
+	VFMADD213PS  (AX)(R8*1), Z25, Z11
+	VMOVUPS      Z11, (AX)(R8*1)
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z10, Z10
+	VCVTDQ2PS    Z12, Z12
+	VFMADD213PS  Z10, Z0, Z12
+	VFMADD213PS  Z8, Z0, Z12
+	VFMADD213PS  64(AX)(R8*1), Z25, Z12
+	VMOVUPS      Z12, 64(AX)(R8*1)
+	VBROADCASTSS 8(DX), Z25
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z17, Z17
+	VFMADD213PS  Z15, Z0, Z17
+	VFMADD213PS  Z13, Z0, Z17
+	VFMADD213PS  (AX)(R8*2), Z25, Z17
+	VMOVUPS      Z17, (AX)(R8*2)
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z16, Z16
+	VCVTDQ2PS    Z18, Z18
+	VFMADD213PS  Z16, Z0, Z18
+	VFMADD213PS  Z14, Z0, Z18
+	VFMADD213PS  64(AX)(R8*2), Z25, Z18
+	VMOVUPS      Z18, 64(AX)(R8*2)
+	VBROADCASTSS 12(DX), Z25
+	VCVTDQ2PS    Z19, Z19
+	VCVTDQ2PS    Z21, Z21
+	VCVTDQ2PS    Z23, Z23
+	VFMADD213PS  Z21, Z0, Z23
+	VFMADD213PS  Z19, Z0, Z23
+	VFMADD213PS  (AX)(R9*1), Z25, Z23
+	VMOVUPS      Z23, (AX)(R9*1)
+	VCVTDQ2PS    Z20, Z20
+	VCVTDQ2PS    Z22, Z22
+	VCVTDQ2PS    Z24, Z24
+	VFMADD213PS  Z22, Z0, Z24
+	VFMADD213PS  Z20, Z0, Z24
+	VFMADD213PS  64(AX)(R9*1), Z25, Z24
+	VMOVUPS      Z24, 64(AX)(R9*1)
+	VPXORD       Z1, Z1, Z1
+	VPXORD       Z2, Z2, Z2
+	VPXORD       Z3, Z3, Z3
+	VPXORD       Z4, Z4, Z4
+	VPXORD       Z5, Z5, Z5
+	VPXORD       Z6, Z6, Z6
+	VPXORD       Z7, Z7, Z7
+	VPXORD       Z8, Z8, Z8
+	VPXORD       Z9, Z9, Z9
+	VPXORD       Z10, Z10, Z10
+	VPXORD       Z11, Z11, Z11
+	VPXORD       Z12, Z12, Z12
+	VPXORD       Z13, Z13, Z13
+	VPXORD       Z14, Z14, Z14
+	VPXORD       Z15, Z15, Z15
+	VPXORD       Z16, Z16, Z16
+	VPXORD       Z17, Z17, Z17
+	VPXORD       Z18, Z18, Z18
+	VPXORD       Z19, Z19, Z19
+	VPXORD       Z20, Z20, Z20
+	VPXORD       Z21, Z21, Z21
+	VPXORD       Z22, Z22, Z22
+	VPXORD       Z23, Z23, Z23
+	VPXORD       Z24, Z24, Z24
+	MOVQ         BX, R10
+	MOVQ         CX, R11
+	MOVQ         DI, R12
+
+quad1:
+	VMOVDQU64    128(R10), Z25
+	VMOVDQU64    192(R10), Z26
+	VPBROADCASTD (R11), Z27
+	VPDPBUSD     Z25, Z27, Z1
+	VPDPBUSD     Z26, Z27, Z2
+	VPBROADCASTD 32(R11), Z27
+	VPDPBUSD     Z25, Z27, Z3
+	VPDPBUSD     Z26, Z27, Z4
+	VPBROADCASTD 64(R11), Z27
+	VPDPBUSD     Z25, Z27, Z5
+	VPDPBUSD     Z26, Z27, Z6
+	VPBROADCASTD 96(R11), Z27
+	VPDPBUSD     Z25, Z27, Z7
+	VPDPBUSD     Z26, Z27, Z8
+	VPBROADCASTD 128(R11), Z27
+	VPDPBUSD     Z25, Z27, Z9
+	VPDPBUSD     Z26, Z27, Z10
+	VPBROADCASTD 160(R11), Z27
+	VPDPBUSD     Z25, Z27, Z11
+	VPDPBUSD     Z26, Z27, Z12
+	VPBROADCASTD 192(R11), Z27
+	VPDPBUSD     Z25, Z27, Z13
+	VPDPBUSD     Z26, Z27, Z14
+	VPBROADCASTD 224(R11), Z27
+	VPDPBUSD     Z25, Z27, Z15
+	VPDPBUSD     Z26, Z27, Z16
+	VPBROADCASTD 256(R11), Z27
+	VPDPBUSD     Z25, Z27, Z17
+	VPDPBUSD     Z26, Z27, Z18
+	VPBROADCASTD 288(R11), Z27
+	VPDPBUSD     Z25, Z27, Z19
+	VPDPBUSD     Z26, Z27, Z20
+	VPBROADCASTD 320(R11), Z27
+	VPDPBUSD     Z25, Z27, Z21
+	VPDPBUSD     Z26, Z27, Z22
+	VPBROADCASTD 352(R11), Z27
+	VPDPBUSD     Z25, Z27, Z23
+	VPDPBUSD     Z26, Z27, Z24
+	ADDQ         R8, R10
+	ADDQ         $0x04, R11
+	SUBQ         $0x01, R12
+	JNZ          quad1
+	VBROADCASTSS (DX), Z25
+	VCVTDQ2PS    Z1, Z1
+	VCVTDQ2PS    Z3, Z3
+	VCVTDQ2PS    Z5, Z5
+	VFMADD213PS  Z3, Z0, Z5
+	VFMADD213PS  Z1, Z0, Z5
+	VFMADD213PS  128(AX), Z25, Z5
+	VMOVUPS      Z5, 128(AX)
+	VCVTDQ2PS    Z2, Z2
+	VCVTDQ2PS    Z4, Z4
+	VCVTDQ2PS    Z6, Z6
+	VFMADD213PS  Z4, Z0, Z6
+	VFMADD213PS  Z2, Z0, Z6
+	VFMADD213PS  192(AX), Z25, Z6
+	VMOVUPS      Z6, 192(AX)
+	VBROADCASTSS 4(DX), Z25
+	VCVTDQ2PS    Z7, Z7
+	VCVTDQ2PS    Z9, Z9
+	VCVTDQ2PS    Z11, Z11
+	VFMADD213PS  Z9, Z0, Z11
+	VFMADD213PS  Z7, Z0, Z11
+	VFMADD213PS  128(AX)(R8*1), Z25, Z11
+	VMOVUPS      Z11, 128(AX)(R8*1)
+	VCVTDQ2PS    Z8, Z8
+	VCVTDQ2PS    Z10, Z10
+	VCVTDQ2PS    Z12, Z12
+	VFMADD213PS  Z10, Z0, Z12
+	VFMADD213PS  Z8, Z0, Z12
+	VFMADD213PS  192(AX)(R8*1), Z25, Z12
+	VMOVUPS      Z12, 192(AX)(R8*1)
+	VBROADCASTSS 8(DX), Z25
+	VCVTDQ2PS    Z13, Z13
+	VCVTDQ2PS    Z15, Z15
+	VCVTDQ2PS    Z17, Z17
+	VFMADD213PS  Z15, Z0, Z17
+	VFMADD213PS  Z13, Z0, Z17
+	VFMADD213PS  128(AX)(R8*2), Z25, Z17
+	VMOVUPS      Z17, 128(AX)(R8*2)
+	VCVTDQ2PS    Z14, Z14
+	VCVTDQ2PS    Z16, Z16
+	VCVTDQ2PS    Z18, Z18
+	VFMADD213PS  Z16, Z0, Z18
+	VFMADD213PS  Z14, Z0, Z18
+	VFMADD213PS  192(AX)(R8*2), Z25, Z18
+	VMOVUPS      Z18, 192(AX)(R8*2)
+	VBROADCASTSS 12(DX), Z25
+	VCVTDQ2PS    Z19, Z19
+	VCVTDQ2PS    Z21, Z21
+	VCVTDQ2PS    Z23, Z23
+	VFMADD213PS  Z21, Z0, Z23
+	VFMADD213PS  Z19, Z0, Z23
+	VFMADD213PS  128(AX)(R9*1), Z25, Z23
+	VMOVUPS      Z23, 128(AX)(R9*1)
+	VCVTDQ2PS    Z20, Z20
+	VCVTDQ2PS    Z22, Z22
+	VCVTDQ2PS    Z24, Z24
+	VFMADD213PS  Z22, Z0, Z24
+	VFMADD213PS  Z20, Z0, Z24
+	VFMADD213PS  192(AX)(R9*1), Z25, Z24
+	VMOVUPS      Z24, 192(AX)(R9*1)
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000100, BX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
+// func digitsAVX512(dst *byte, units *float32, w *float32, heads int)
+// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+TEXT ·digitsAVX512(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         units+8(FP), CX
+	MOVQ         w+16(FP), DX
+	MOVQ         heads+24(FP), BX
+	VMOVDQU64    digitsLow<>+0(SB), Z0
+	VMOVDQU64    digitsHigh<>+0(SB), Z1
+	VBROADCASTSS float800000<>+0(SB), Z2
+	VBROADCASTSS float3f800000<>+0(SB), Z3
+	VBROADCASTSS float41b80000<>+0(SB), Z4
+
+head:
+	VMOVUPS       (DX), Z5
+	VMOVUPS       64(DX), Z6
+	VPMAXUD       Z6, Z5, Z7
+	VEXTRACTF64X4 $0x01, Z7, Y8
+	VPMAXUD       Y8, Y7, Y8
+	VEXTRACTF32X4 $0x01, Y8, X7
+	VPMAXUD       X7, X8, X7
+	VPERMILPS     $0x4e, X7, X8
+	VPMAXUD       X8, X7, X7
+	VPERMILPS     $0xb1, X7, X8
+	VPMAXUD       X8, X7, X7
+	VPBROADCASTD  X7, Z7
+	VPMAXUD       Z2, Z7, Z7
+	VGETEXPPS     Z7, Z7
+	VSUBPS        Z7, Z4, Z8
+	VSUBPS        Z4, Z7, Z7
+	VSCALEFPS     Z7, Z3, Z7
+	VMOVSS        X7, (CX)
+	VSCALEFPS     Z8, Z5, Z5
+	VCVTPS2DQ     Z5, Z5
+	VSCALEFPS     Z8, Z6, Z6
+	VCVTPS2DQ     Z6, Z6
+	VMOVDQA64     Z5, Z7
+	VPERMT2B      Z6, Z0, Z7
+	VPERMT2B      Z6, Z1, Z5
+	VMOVDQU64     Z7, (AX)
+	VMOVDQU64     Y5, 64(AX)
+	ADDQ          $0x60, AX
+	ADDQ          $0x00000080, DX
+	ADDQ          $0x04, CX
+	SUBQ          $0x01, BX
+	JNZ           head
+	VZEROUPPER
+	RET
+
+DATA digitsLow<>+0(SB)/8, $0x1c1814100c080400
+DATA digitsLow<>+8(SB)/8, $0x3c3834302c282420
+DATA digitsLow<>+16(SB)/8, $0x5c5854504c484440
+DATA digitsLow<>+24(SB)/8, $0x7c7874706c686460
+DATA digitsLow<>+32(SB)/8, $0x1d1915110d090501
+DATA digitsLow<>+40(SB)/8, $0x3d3935312d292521
+DATA digitsLow<>+48(SB)/8, $0x5d5955514d494541
+DATA digitsLow<>+56(SB)/8, $0x7d7975716d696561
+GLOBL digitsLow<>(SB), RODATA|NOPTR, $64
+
+DATA digitsHigh<>+0(SB)/8, $0x1e1a16120e0a0602
+DATA digitsHigh<>+8(SB)/8, $0x3e3a36322e2a2622
+DATA digitsHigh<>+16(SB)/8, $0x5e5a56524e4a4642
+DATA digitsHigh<>+24(SB)/8, $0x7e7a76726e6a6662
+DATA digitsHigh<>+32(SB)/8, $0x0000000000000000
+DATA digitsHigh<>+40(SB)/8, $0x0000000000000000
+DATA digitsHigh<>+48(SB)/8, $0x0000000000000000
+DATA digitsHigh<>+56(SB)/8, $0x0000000000000000
+GLOBL digitsHigh<>(SB), RODATA|NOPTR, $64
+
+DATA float800000<>+0(SB)/8, $0x0080000000800000
+GLOBL float800000<>(SB), RODATA|NOPTR, $8
+
+DATA float41b80000<>+0(SB)/8, $0x41b8000041b80000
+GLOBL float41b80000<>(SB), RODATA|NOPTR, $8
+
 // func foldAVX512(sum *float64, acc *float32, n int)
 // Requires: AVX, AVX512F
 TEXT ·foldAVX512(SB), NOSPLIT, $0-24

@@ -12,7 +12,7 @@ import (
 // last element that the assembly will, so that a wrong caller panics instead of reading or
 // writing astray.
 
-// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI and GFNI.
+// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI, VNNI and GFNI.
 func AVX512() *Kernels {
 	return &Kernels{
 		isa: "avx512", pad: 64, lane: true, wide: true,
@@ -20,6 +20,8 @@ func AVX512() *Kernels {
 		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
 		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
+		bytes: &byteKernels{planes: bytePlanesAVX512, u8: byteU8AVX512, dots: dotBytesAVX512,
+			digits: digitsOfAVX512, add: addBytesAVX512},
 	}
 }
 
@@ -169,5 +171,100 @@ func log8AVX512(dst *[TileRows]float32, base float32, src []byte, factor float32
 func prefetchSlice(p []byte) {
 	if n := len(p) / 64; n > 0 {
 		prefetchLines(&p[0], n)
+	}
+}
+
+// bytePlanesAVX512 unpacks whole groups of eight rows.
+func bytePlanesAVX512(dst []byte, p *planes, table *[64]byte, values bool) {
+	blocks, groups := p.padDim/byteBlock, p.rows/byteRows
+	_ = dst[p.rows*p.padDim-1]
+	_ = p.src[(p.bits-1)*p.plane+p.rows*p.rowBytes-1]
+	d, s, t := &dst[0], &p.src[0], &table[0]
+	if blocks > 2 {
+		f := unpackBytesApart[index(values)][p.bits-1]
+		f(d, s, p.plane, t, groups, blocks)
+		return
+	}
+	unpackBytes[blocks-1][index(values)][p.bits-1](d, s, p.plane, t, groups)
+}
+
+func index(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// By blocks of 64 values in a row, keys or values, bits.
+var unpackBytes = [2][2][4]func(dst, src *byte, plane int, table *byte, groups int){
+	{{unpackLM1Keys64AVX512, unpackLM2Keys64AVX512, unpackLM3Keys64AVX512, unpackLM4Keys64AVX512},
+		{unpackLM1Values64AVX512, unpackLM2Values64AVX512, unpackLM3Values64AVX512,
+			unpackLM4Values64AVX512}},
+	{{unpackLM1Keys128AVX512, unpackLM2Keys128AVX512, unpackLM3Keys128AVX512,
+		unpackLM4Keys128AVX512},
+		{unpackLM1Values128AVX512, unpackLM2Values128AVX512, unpackLM3Values128AVX512,
+			unpackLM4Values128AVX512}},
+}
+
+var unpackBytesApart = [2][4]func(dst, src *byte, plane int, table *byte, groups, blocks int){
+	{unpackLM1KeysAVX512, unpackLM2KeysAVX512, unpackLM3KeysAVX512, unpackLM4KeysAVX512},
+	{unpackLM1ValuesAVX512, unpackLM2ValuesAVX512, unpackLM3ValuesAVX512, unpackLM4ValuesAVX512},
+}
+
+func byteU8AVX512(dst, src []byte, rows, dim int, values bool) {
+	_, _ = dst[rows*dim-1], src[rows*dim-1]
+	if values {
+		unpackU8ValuesAVX512(&dst[0], &src[0], dim/byteBlock, rows/4)
+	} else {
+		unpackU8KeysAVX512(&dst[0], &src[0], dim/byteBlock, rows/byteRows)
+	}
+}
+
+func dotBytesAVX512(dots []float32, q []byte, heads int, tile []byte, dim, rows int) {
+	record, blocks := QueryBytes(dim), dim/byteBlock
+	_, _, _ = dots[heads*TileRows-1], q[heads*record-1], tile[TileRows*dim-1]
+	for ; heads > 0; heads -= 4 {
+		d, p, t := &dots[0], &q[0], &tile[0]
+		switch heads {
+		case 1:
+			dotBytes1AVX512(d, p, t, blocks, 1)
+		case 2:
+			dotBytes2AVX512(d, p, t, blocks, 1)
+		case 3:
+			dotBytes3AVX512(d, p, t, blocks, (rows+15)/16)
+		default:
+			dotBytes4AVX512(d, p, t, blocks, (rows+15)/16)
+		}
+		if heads > 4 {
+			dots, q = dots[4*TileRows:], q[4*record:]
+		}
+	}
+}
+
+func digitsOfAVX512(dst []byte, units, w []float32, heads int) {
+	_, _, _ = dst[heads*Digits*TileRows-1], units[heads-1], w[heads*TileRows-1]
+	digitsAVX512(&dst[0], &units[0], &w[0], heads)
+}
+
+func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim,
+	rows int) {
+	_, _, _ = acc[heads*dim-1], weights[heads*Digits*TileRows-1], units[heads-1]
+	_ = tile[TileRows*dim-1]
+	blocks, quads := dim/byteBlock, (rows+3)/4
+	for ; heads > 0; heads -= 4 {
+		a, w, u, t := &acc[0], &weights[0], &units[0], &tile[0]
+		switch heads {
+		case 1:
+			addBytes1AVX512(a, w, u, t, blocks, quads)
+		case 2:
+			addBytes2AVX512(a, w, u, t, blocks, quads)
+		case 3:
+			addBytes3AVX512(a, w, u, t, blocks, quads)
+		default:
+			addBytes4AVX512(a, w, u, t, blocks, quads)
+		}
+		if heads > 4 {
+			acc, weights, units = acc[4*dim:], weights[4*Digits*TileRows:], units[4:]
+		}
 	}
 }

@@ -15,7 +15,7 @@ func Native() []*Kernels {
 		list = append(list, AVX2())
 	}
 	if avx2 && x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ && x.HasAVX512VBMI &&
-		x.HasAVX512GFNI && x.HasAVX512VPOPCNTDQ {
+		x.HasAVX512VNNI && x.HasAVX512GFNI && x.HasAVX512VPOPCNTDQ {
 		list = append(list, AVX512())
 	}
 	return list

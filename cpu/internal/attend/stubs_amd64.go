@@ -236,6 +236,216 @@ func softmaxAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul 
 //go:noescape
 func probsAVX512(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
 
+// unpackLM1Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 64 values.
+//
+//go:noescape
+func unpackLM1Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM1Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 128 values.
+//
+//go:noescape
+func unpackLM1Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM1KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM1KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM1Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 64 values.
+//
+//go:noescape
+func unpackLM1Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM1Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 128 values.
+//
+//go:noescape
+func unpackLM1Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM1ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// weighted sums. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM1ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM2Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 64 values.
+//
+//go:noescape
+func unpackLM2Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM2Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 128 values.
+//
+//go:noescape
+func unpackLM2Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM2KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM2KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM2Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 64 values.
+//
+//go:noescape
+func unpackLM2Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM2Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 128 values.
+//
+//go:noescape
+func unpackLM2Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM2ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// weighted sums. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM2ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM3Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 64 values.
+//
+//go:noescape
+func unpackLM3Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM3Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 128 values.
+//
+//go:noescape
+func unpackLM3Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM3KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM3KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM3Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 64 values.
+//
+//go:noescape
+func unpackLM3Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM3Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 128 values.
+//
+//go:noescape
+func unpackLM3Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM3ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// weighted sums. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM3ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM4Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 64 values.
+//
+//go:noescape
+func unpackLM4Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM4Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have 128 values.
+//
+//go:noescape
+func unpackLM4Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM4KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// inner products. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM4KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackLM4Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 64 values.
+//
+//go:noescape
+func unpackLM4Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM4Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
+// for weighted sums. Rows have 128 values.
+//
+//go:noescape
+func unpackLM4Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
+
+// unpackLM4ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
+// weighted sums. Rows have blocks times 64 values.
+//
+//go:noescape
+func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
+
+// unpackU8KeysAVX512 arranges groups of eight rows of blocks times 64 codes for inner
+// products.
+//
+//go:noescape
+func unpackU8KeysAVX512(dst *byte, src *byte, blocks int, groups int)
+
+// unpackU8ValuesAVX512 arranges groups of four rows of blocks times 64 codes, less 128,
+// for weighted sums.
+//
+//go:noescape
+func unpackU8ValuesAVX512(dst *byte, src *byte, blocks int, groups int)
+
+// dotBytes1AVX512 writes the inner products of 1 queries in digits with groups times 32
+// rows of blocks times 64 bytes.
+//
+//go:noescape
+func dotBytes1AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+
+// addBytes1AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
+// digits, to 1 sums.
+//
+//go:noescape
+func addBytes1AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+
+// dotBytes2AVX512 writes the inner products of 2 queries in digits with groups times 32
+// rows of blocks times 64 bytes.
+//
+//go:noescape
+func dotBytes2AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+
+// addBytes2AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
+// digits, to 2 sums.
+//
+//go:noescape
+func addBytes2AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+
+// dotBytes3AVX512 writes the inner products of 3 queries in digits with groups times 16
+// rows of blocks times 64 bytes.
+//
+//go:noescape
+func dotBytes3AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+
+// addBytes3AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
+// digits, to 3 sums.
+//
+//go:noescape
+func addBytes3AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+
+// dotBytes4AVX512 writes the inner products of 4 queries in digits with groups times 16
+// rows of blocks times 64 bytes.
+//
+//go:noescape
+func dotBytes4AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
+
+// addBytes4AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
+// digits, to 4 sums.
+//
+//go:noescape
+func addBytes4AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
+
+// digitsAVX512 writes weights as integers of 24 bits, the lowest byte of every row first,
+// and what one is worth.
+//
+//go:noescape
+func digitsAVX512(dst *byte, units *float32, w *float32, heads int)
+
 // foldAVX512 adds n times 16 floats to doubles and clears them.
 //
 //go:noescape

@@ -1,0 +1,617 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"fmt"
+
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+// Tiles of bytes: codes become centroids of eight bits, and VPDPBUSD multiplies them with numbers
+// in fixed point that are cut into digits of eight bits. Package attend has the layouts.
+
+// digits is how many bytes a query's value or a weight is cut into.
+const digits = 3
+
+// recordHead is what stands before a query's digits: three sums and the unit, of 4 bytes each.
+const recordHead = 16
+
+// rowOrder is the row that stands in each 64-bit word of a vector of eight rows.
+var rowOrder = [8]int{0, 4, 1, 5, 2, 6, 3, 7}
+
+// plan is how eight rows of 64 codes are read from bit planes.
+type plan int
+
+const (
+	together plan = iota // rows of 64 codes, which follow each other
+	pairs                // rows of 128 codes, likewise
+	apart                // rows of any multiple of 64
+)
+
+func (p plan) suffix() string { return [...]string{"64", "128", ""}[p] }
+
+// word is the 64-bit word of a loaded vector that holds a row.
+func (p plan) word(row int) int {
+	if p == together {
+		return row
+	}
+	for w, r := range rowOrder {
+		if r == row {
+			return w
+		}
+	}
+	panic("no such row")
+}
+
+// byteControl places the bytes of one plane for the bit transposition of 8 x 8 that makes codes of
+// four bits: two a byte, those of the low halves in the first slot. k[8*w+7-(4*half+i)] is the
+// byte of bit i of the codes in word w.
+func byteControl(p plan, values bool, vector int) []byte {
+	k := make([]byte, 64)
+	for w := range 8 {
+		for half := range 2 {
+			row, b := rowOrder[w], 2*vector+half
+			if values {
+				row, b = w%4+4*half, 2*vector+w/4
+			}
+			for i := range 4 {
+				k[8*w+7-(4*half+i)] = byte(8*p.word(row) + b)
+			}
+		}
+	}
+	return k
+}
+
+// planeMask has the bytes of plane p of formats of some bits in the order of byteControl.
+func planeMask(bits, p int) uint64 {
+	var m uint64
+	for w := range 8 {
+		for half := range 2 {
+			m |= 1 << (8*w + 7 - (4*half + bits - 1 - p))
+		}
+	}
+	return m
+}
+
+// byteLoop is what the loops of unpackBytes512 work with.
+type byteLoop struct {
+	bits             int
+	values           bool
+	plan             plan
+	dst              Register
+	planes           []Register
+	masks            []Register
+	control          []VecVirtual
+	table, bit, turn VecVirtual
+}
+
+func bytesName(bits int, values bool, p plan) string {
+	side := "Keys"
+	if values {
+		side = "Values"
+	}
+	return fmt.Sprintf("unpackLM%d%s%sAVX512", bits, side, p.suffix())
+}
+
+// unpackBytes512 expands codes in bit planes to bytes of a table.
+func unpackBytes512(bits int, values bool, p plan) {
+	name := bytesName(bits, values, p)
+	sig := "func(dst, src *byte, plane int, table *byte, groups int"
+	doc := name + " expands groups of eight rows of codes to bytes, table[code], for "
+	if values {
+		doc += "weighted sums."
+	} else {
+		doc += "inner products."
+	}
+	if p == apart {
+		sig += ", blocks int"
+		doc += " Rows have blocks times 64 values."
+	} else {
+		doc += " Rows have " + p.suffix() + " values."
+	}
+	unit := constant("unitBits", 0x8040201008040201)
+	function(name, sig+")", doc)
+	l := byteLoop{bits: bits, values: values, plan: p, dst: load("dst")}
+	src, plane, table, groups := load("src"), load("plane"), load("table"), load("groups")
+	l.planes = []Register{src}
+	for i := 1; i < bits; i++ {
+		s := GP64()
+		MOVQ(l.planes[i-1], s)
+		ADDQ(plane, s)
+		l.planes = append(l.planes, s)
+	}
+	for i := 1; i < bits; i++ {
+		k, m := K(), GP64()
+		MOVQ(U64(planeMask(bits, i)), m)
+		KMOVQ(m, k)
+		l.masks = append(l.masks, k)
+	}
+	l.table, l.bit = ZMM(), ZMM()
+	VMOVDQU64(Mem{Base: table}, l.table)
+	VPBROADCASTQ(unit, l.bit)
+	l.control = zmms(4)
+	for m, z := range l.control {
+		VMOVDQU64(bytesConstant(fmt.Sprintf("bytes%d%t%d", min(p, pairs), values, m),
+			byteControl(p, values, m)), z)
+	}
+	if values {
+		l.turn = ZMM()
+		VMOVDQU64(turnDims(), l.turn)
+	}
+	switch p {
+	case together:
+		l.rows64(groups)
+	case pairs:
+		l.rows128(groups)
+	default:
+		l.rowsApart(groups)
+	}
+	VZEROUPPER()
+	RET()
+}
+
+// turnDims makes four rows of one value of the rows' values: byte 4l+i is value l of row i, from
+// words of eight values, row i in words i and 4+i.
+func turnDims() Mem {
+	k := make([]byte, 64)
+	for l := range 16 {
+		for i := range 4 {
+			k[4*l+i] = byte(8*(i+4*(l/8)) + l%8)
+		}
+	}
+	return bytesConstant("turnDims", k)
+}
+
+// body expands 64 values of eight rows: for keys to eight vectors, one for every eight values; for
+// values to two times four vectors, one for 16 values of four rows.
+func (l *byteLoop) body(x []VecVirtual, store func(m, half int, z VecVirtual)) {
+	for m, c := range l.control {
+		n, z := ZMM(), ZMM()
+		VPERMB(x[0], c, n)
+		for i, k := range l.masks {
+			VPERMB(x[i+1], c, k, n)
+		}
+		VGF2P8AFFINEQB(Imm(0), n, l.bit, n)
+		if l.values {
+			VPERMB(n, l.turn, n)
+		}
+		VPERMB(l.table, n, z)
+		store(m, 0, z)
+		z = ZMM()
+		VPSRLW(Imm(4), n, n)
+		VPERMB(l.table, n, z)
+		store(m, 1, z)
+	}
+}
+
+// place is where vector m of a half lies, block blocks of the rows' own behind dst.
+func (l *byteLoop) place(m, half, block, blocks int) Mem {
+	if l.values {
+		return Mem{Base: l.dst, Disp: 256*blocks*half + 256*block + 64*m}
+	}
+	return Mem{Base: l.dst, Disp: 512*block + 128*m + 64*half}
+}
+
+func (l *byteLoop) rows64(groups Register) {
+	times("group", groups, func() {
+		x := zmms(l.bits)
+		for i, p := range l.planes {
+			VMOVDQU64(Mem{Base: p}, x[i])
+			ADDQ(Imm(64), p)
+		}
+		l.body(x, func(m, half int, z VecVirtual) { VMOVDQU64(z, l.place(m, half, 0, 1)) })
+		ADDQ(U32(512), l.dst)
+	})
+}
+
+func (l *byteLoop) rows128(groups Register) {
+	times("group", groups, func() {
+		var x [2][]VecVirtual
+		x[0], x[1] = zmms(l.bits), zmms(l.bits)
+		for i, p := range l.planes {
+			a, b := ZMM(), ZMM()
+			VMOVDQU64(Mem{Base: p}, a)
+			VMOVDQU64(Mem{Base: p, Disp: 64}, b)
+			ADDQ(U32(128), p)
+			VPUNPCKLQDQ(b, a, x[0][i])
+			VPUNPCKHQDQ(b, a, x[1][i])
+		}
+		for block := range x {
+			l.body(x[block], func(m, half int, z VecVirtual) {
+				VMOVDQU64(z, l.place(m, half, block, 2))
+			})
+		}
+		ADDQ(U32(1024), l.dst)
+	})
+}
+
+func (l *byteLoop) rowsApart(groups Register) {
+	blocks := load("blocks")
+	row, row3, skip, quad := GP64(), GP64(), GP64(), GP64()
+	MOVQ(blocks, row)
+	SHLQ(Imm(3), row)
+	LEAQ(Mem{Base: row, Index: row, Scale: 2}, row3)
+	MOVQ(row, skip) // from behind a row to the row after next but six
+	SHLQ(Imm(3), skip)
+	SUBQ(row, skip)
+	MOVQ(blocks, quad) // bytes of four rows of the tile
+	SHLQ(Imm(8), quad)
+	times("group", groups, func() {
+		n := GP64()
+		MOVQ(blocks, n)
+		times("block", n, func() {
+			x := zmms(l.bits)
+			for i, p := range l.planes {
+				loadApart(p, row, row3, x[i])
+				ADDQ(Imm(8), p)
+			}
+			l.body(x, func(m, half int, z VecVirtual) {
+				to := l.place(m, half, 0, 0)
+				if l.values && half == 1 {
+					to.Index, to.Scale = quad, 1
+				}
+				VMOVDQU64(z, to)
+			})
+			if l.values {
+				ADDQ(U32(256), l.dst)
+			} else {
+				ADDQ(U32(512), l.dst)
+			}
+		})
+		if l.values {
+			ADDQ(quad, l.dst)
+		}
+		for _, p := range l.planes {
+			ADDQ(skip, p)
+		}
+	})
+}
+
+// loadApart loads 8 bytes of each of eight rows, in rowOrder.
+func loadApart(p, row, row3 Register, z VecVirtual) {
+	upper := GP64()
+	LEAQ(Mem{Base: p, Index: row, Scale: 4}, upper)
+	at := func(base Register, i int) Mem {
+		m := Mem{Base: base}
+		switch i {
+		case 1, 2:
+			m.Index, m.Scale = row, uint8(i)
+		case 3:
+			m.Index, m.Scale = row3, 1
+		}
+		return m
+	}
+	var x [4]VecVirtual
+	for i := range x {
+		x[i] = XMM()
+		VMOVQ(at(p, i), x[i])
+		VMOVHPS(at(upper, i), x[i], x[i])
+	}
+	y := YMM()
+	VINSERTI32X4(Imm(1), x[1], x[0].AsY(), y)
+	VINSERTI32X4(Imm(1), x[3], x[2].AsY(), x[2].AsY())
+	VINSERTI64X4(Imm(1), x[2].AsY(), y.AsZ(), z)
+}
+
+// lanes turns four vectors of four lanes: lane i of y[m] is lane m of x[i].
+func lanes(x []VecVirtual) []VecVirtual {
+	t, y := zmms(4), zmms(4)
+	for i := range 2 {
+		VSHUFI64X2(Imm(0x44), x[2*i+1], x[2*i], t[i])
+		VSHUFI64X2(Imm(0xee), x[2*i+1], x[2*i], t[2+i])
+	}
+	for i := range 2 {
+		VSHUFI64X2(Imm(0x88), t[2*i+1], t[2*i], y[2*i])
+		VSHUFI64X2(Imm(0xdd), t[2*i+1], t[2*i], y[2*i+1])
+	}
+	return y
+}
+
+// unpackU8Bytes512 puts 8-bit codes in the order of tiles of bytes.
+func unpackU8Bytes512(values bool) {
+	name := "unpackU8KeysAVX512"
+	doc := name + " arranges groups of eight rows of blocks times 64 codes for inner products."
+	rows := 8
+	if values {
+		name, rows = "unpackU8ValuesAVX512", 4
+		doc = name + " arranges groups of four rows of blocks times 64 codes, less 128, for " +
+			"weighted sums."
+	}
+	function(name, "func(dst, src *byte, blocks, groups int)", doc)
+	dst, src, blocks, groups := load("dst"), load("src"), load("blocks"), load("groups")
+	row, skip := GP64(), GP64()
+	MOVQ(blocks, row)
+	SHLQ(Imm(6), row)
+	MOVQ(row, skip)
+	if values {
+		LEAQ(Mem{Base: skip, Index: skip, Scale: 2}, skip)
+	} else {
+		SHLQ(Imm(3), skip)
+		SUBQ(row, skip)
+	}
+	var turn, sign VecVirtual
+	if values {
+		k := make([]byte, 64)
+		for i := range k {
+			k[i] = byte(16*(i%4) + i/4)
+		}
+		turn, sign = ZMM(), ZMM()
+		VMOVDQU64(bytesConstant("turnLanes", k), turn)
+		VPBROADCASTQ(constant("signBits", 0x8080808080808080), sign)
+	}
+	at := headPointers(src, row, 4)
+	times("group", groups, func() {
+		n := GP64()
+		MOVQ(blocks, n)
+		times("block", n, func() {
+			var y [2][]VecVirtual
+			upper := GP64()
+			if !values {
+				LEAQ(Mem{Base: src, Index: row, Scale: 4}, upper)
+			}
+			for half := range rows / 4 {
+				x := zmms(4)
+				for i := range x {
+					m := at(i, 0)
+					if half == 1 {
+						m.Base = upper
+					}
+					VMOVDQU64(m, x[i])
+				}
+				y[half] = lanes(x)
+			}
+			for m := range 4 {
+				if values {
+					z := y[0][m]
+					VPERMB(z, turn, z)
+					VPXORD(sign, z, z)
+					VMOVDQU64(z, Mem{Base: dst, Disp: 64 * m})
+					continue
+				}
+				lo, hi := ZMM(), ZMM()
+				VPUNPCKLQDQ(y[1][m], y[0][m], lo)
+				VPUNPCKHQDQ(y[1][m], y[0][m], hi)
+				VMOVDQU64(lo, Mem{Base: dst, Disp: 128 * m})
+				VMOVDQU64(hi, Mem{Base: dst, Disp: 128*m + 64})
+			}
+			ADDQ(Imm(64), src)
+			ADDQ(U32(uint32(64*rows)), dst)
+		})
+		ADDQ(skip, src)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// digitsToFloat returns (d2*256 + d1)*256 + d0 of sums of products of digits.
+func digitsToFloat(d []VecVirtual, base VecVirtual) VecVirtual {
+	for _, z := range d {
+		VCVTDQ2PS(z, z)
+	}
+	VFMADD213PS(d[1], base, d[2])
+	VFMADD213PS(d[0], base, d[2])
+	return d[2]
+}
+
+// dotBytes512 multiplies heads queries in digits with rows of bytes.
+func dotBytes512(heads int) {
+	sets := 2 // vectors of eight rows that are worked on together
+	if heads < 3 {
+		sets = 4
+	}
+	turn := make([]uint32, 16)
+	for i := range turn {
+		turn[i] = uint32(4*(i%4) + i/4)
+	}
+	order := dwordsConstant("transpose4", turn)
+	name := fmt.Sprintf("dotBytes%dAVX512", heads)
+	function(name, "func(dots *float32, q, tile *byte, blocks, groups int)",
+		fmt.Sprintf("%s writes the inner products of %d queries in digits with groups times %d "+
+			"rows of blocks times 64 bytes.", name, heads, 8*sets))
+	dots, q, tile := load("dots"), load("q"), load("tile")
+	blocks, groups := load("blocks"), load("groups")
+	stride, group, rest := GP64(), GP64(), GP64()
+	IMUL3Q(U32(64*digits), blocks, stride)
+	ADDQ(Imm(recordHead), stride)
+	MOVQ(blocks, group)
+	SHLQ(Imm(9), group)
+	IMUL3Q(Imm(uint64(sets-1)), group, rest)
+	query, rows := headPointers(q, stride, heads), headPointers(tile, group, sets)
+	Label("group")
+	acc := make([][][]VecVirtual, heads) // head, digit, set
+	for h := range acc {
+		acc[h] = make([][]VecVirtual, digits)
+		for d := range acc[h] {
+			acc[h][d] = zmms(sets)
+			for _, z := range acc[h][d] {
+				VPBROADCASTD(query(h, 4*d), z)
+			}
+		}
+	}
+	ADDQ(Imm(recordHead), q)
+	n := GP64()
+	MOVQ(blocks, n)
+	times("block", n, func() {
+		for b := range 8 {
+			k := zmms(sets)
+			for s, z := range k {
+				VMOVDQU64(rows(s, 64*b), z)
+			}
+			for h := range heads {
+				for d := range digits {
+					x := ZMM()
+					VPBROADCASTQ(query(h, 8*(digits*b+d)), x)
+					for s := range sets {
+						VPDPBUSD(x, k[s], acc[h][d][s])
+					}
+				}
+			}
+		}
+		ADDQ(U32(64*digits), q)
+		ADDQ(U32(512), tile)
+	})
+	SUBQ(stride, q)
+	ADDQ(rest, tile)
+	base, t := ZMM(), ZMM()
+	VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
+	VMOVDQU32(order, t)
+	for h := range heads {
+		for s := 0; s < sets; s += 2 {
+			var x [2]VecVirtual
+			for i := range x {
+				x[i] = digitsToFloat([]VecVirtual{acc[h][0][s+i], acc[h][1][s+i], acc[h][2][s+i]}, base)
+			}
+			even, odd := ZMM(), ZMM()
+			VSHUFPS(Imm(0x88), x[1], x[0], even)
+			VSHUFPS(Imm(0xdd), x[1], x[0], odd)
+			VADDPS(odd, even, even)
+			VPERMPS(even, t, even)
+			VMULPS_BCST(query(h, 12), even, even)
+			VMOVUPS(even, Mem{Base: dots, Disp: 4*tileRows*h + 32*s})
+		}
+	}
+	ADDQ(U32(uint32(32*sets)), dots)
+	SUBQ(Imm(1), groups)
+	JNZ(LabelRef("group"))
+	VZEROUPPER()
+	RET()
+}
+
+// digits512 cuts weights into digits.
+func digits512() {
+	var low, high [64]byte
+	for r := range tileRows {
+		low[r], low[32+r], high[r] = byte(4*r), byte(4*r+1), byte(4*r+2)
+	}
+	function("digitsAVX512", "func(dst *byte, units, w *float32, heads int)",
+		"digitsAVX512 writes weights as integers of 24 bits, the lowest byte of every row first, "+
+			"and what one is worth.")
+	dst, units, w, heads := load("dst"), load("units"), load("w"), load("heads")
+	lo, hi := ZMM(), ZMM()
+	VMOVDQU64(bytesConstant("digitsLow", low[:]), lo)
+	VMOVDQU64(bytesConstant("digitsHigh", high[:]), hi)
+	least, one, top := broadcastFloat(0x1p-126), broadcastFloat(1), broadcastFloat(23)
+	times("head", heads, func() {
+		x, m := zmms(2), ZMM()
+		for i := range x {
+			VMOVUPS(Mem{Base: w, Disp: 64 * i}, x[i])
+		}
+		VPMAXUD(x[1], x[0], m)
+		largest := reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) })
+		e := ZMM()
+		VPBROADCASTD(largest, e)
+		VPMAXUD(least, e, e)
+		VGETEXPPS(e, e)
+		up, down := ZMM(), ZMM()
+		VSUBPS(e, top, up)
+		VSUBPS(top, e, down)
+		VSCALEFPS(down, one, down)
+		VMOVSS(down.AsX(), Mem{Base: units})
+		for i := range x {
+			VSCALEFPS(up, x[i], x[i])
+			VCVTPS2DQ(x[i], x[i])
+		}
+		y := ZMM()
+		VMOVDQA64(x[0], y)
+		VPERMT2B(x[1], lo, y)
+		VPERMT2B(x[1], hi, x[0])
+		VMOVDQU64(y, Mem{Base: dst})
+		VMOVDQU64(x[0].AsY(), Mem{Base: dst, Disp: 64})
+		ADDQ(Imm(digits*tileRows), dst)
+		ADDQ(U32(4*tileRows), w)
+		ADDQ(Imm(4), units)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// addBytes512 adds rows of bytes, weighted by digits, to the sums of heads queries.
+func addBytes512(heads int) {
+	vectors := 2 // of 16 values that are worked on together
+	if heads < 3 {
+		vectors = 4
+	}
+	name := fmt.Sprintf("addBytes%dAVX512", heads)
+	function(name, "func(acc *float32, weights *byte, units *float32, tile *byte, blocks, quads int)",
+		fmt.Sprintf("%s adds quads times four rows of blocks times 64 bytes, weighted by digits, to "+
+			"%d sums.", name, heads))
+	acc, weights, units := load("acc"), load("weights"), load("units")
+	tile, blocks, quads := load("tile"), load("blocks"), load("quads")
+	stride := GP64() // of sums, and of groups of four rows
+	MOVQ(blocks, stride)
+	SHLQ(Imm(8), stride)
+	sum := headPointers(acc, stride, heads)
+	base := ZMM()
+	VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
+	all := zmms(heads * digits * vectors)
+	a := make([][digits][]VecVirtual, heads) // head, digit, vector
+	for h := range a {
+		for d := range a[h] {
+			at := (h*digits + d) * vectors
+			a[h][d] = all[at : at+vectors]
+		}
+	}
+	times("block", blocks, func() {
+		for part := range 4 / vectors {
+			for _, z := range all {
+				VPXORD(z, z, z)
+			}
+			p, w, n := GP64(), GP64(), GP64()
+			MOVQ(tile, p)
+			MOVQ(weights, w)
+			MOVQ(quads, n)
+			times(fmt.Sprintf("quad%d", part), n, func() {
+				v := zmms(vectors)
+				for i, z := range v {
+					VMOVDQU64(Mem{Base: p, Disp: 64 * (vectors*part + i)}, z)
+				}
+				for h := range heads {
+					for d := range digits {
+						x := ZMM()
+						VPBROADCASTD(Mem{Base: w, Disp: tileRows * (digits*h + d)}, x)
+						for i := range v {
+							VPDPBUSD(v[i], x, a[h][d][i])
+						}
+					}
+				}
+				ADDQ(stride, p)
+				ADDQ(Imm(4), w)
+			})
+			for h := range heads {
+				unit := ZMM()
+				VBROADCASTSS(Mem{Base: units, Disp: 4 * h}, unit)
+				for i := range vectors {
+					x := digitsToFloat([]VecVirtual{a[h][0][i], a[h][1][i], a[h][2][i]}, base)
+					to := sum(h, 64*(vectors*part+i))
+					VFMADD213PS(to, unit, x)
+					VMOVUPS(x, to)
+				}
+			}
+		}
+		ADDQ(U32(256), acc)
+		ADDQ(U32(256), tile)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// bytes512 writes the kernels for tiles of bytes.
+func bytes512() {
+	for bits := 1; bits <= 4; bits++ {
+		for _, values := range []bool{false, true} {
+			for _, p := range []plan{together, pairs, apart} {
+				unpackBytes512(bits, values, p)
+			}
+		}
+	}
+	unpackU8Bytes512(false)
+	unpackU8Bytes512(true)
+	for heads := 1; heads <= 4; heads++ {
+		dotBytes512(heads)
+		addBytes512(heads)
+	}
+	digits512()
+}

@@ -1,0 +1,216 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attend
+
+import (
+	"encoding/binary"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Tiles of bytes. Centroids of lm1..lm4 and codes of u8 are integers of eight bits, so that a
+// processor that multiplies bytes needs no floats of them. What they meet, a query's values or the
+// weights of rows, is made an integer of 24 bits and cut into three digits of eight bits: sums of
+// products are exact then, and only rounding to 24 bits, and putting sums of digits together as
+// floats, is not.
+//
+// A tile of keys holds code or centroid + 128, unsigned. Each eight rows of each 64 values are
+// eight vectors of 64 bytes, one for every eight values; its words of 64 bits are rows rowOrder.
+// A tile of values holds centroids, signed: each four rows of each 64 values are four vectors, one
+// for every 16 values; a word of 32 bits is one value of the four rows.
+
+// Digits is the bytes that a query's value, or a weight, is cut into.
+const Digits = 3
+
+const (
+	byteBlock = 64
+	byteRows  = 8 // that are unpacked together
+	// recordHead is what stands before a query's digits: for each digit what its sums begin
+	// with, as int32, and what one of the last digit is worth, as float32.
+	recordHead = 4*Digits + 4
+	keyBias    = 128
+	// queryMost is the largest integer of a query: with it the highest digit is at most 127.
+	queryMost = 127 << 16
+)
+
+// rowOrder is the row that stands in each word of a vector of a tile of keys.
+var rowOrder = [byteRows]uint8{0, 4, 1, 5, 2, 6, 3, 7}
+
+// byteTables are the entries of lm1..lm4 in tiles of keys and of values, four times over.
+var byteTables = func() (t [quant.LM4 + 1][2][64]byte) {
+	for _, f := range quant.Formats() {
+		book := quant.NestedCodebook(f)
+		for i := 0; len(book) > 0 && i < 64; i++ {
+			c := book[i%len(book)]
+			t[f][0][i], t[f][1][i] = byte(int(c)+keyBias), byte(c)
+		}
+	}
+	return t
+}()
+
+// byteKernels are the routines for tiles of bytes; nil where an instruction set has none.
+type byteKernels struct {
+	// planes and u8 unpack whole groups of eight rows.
+	planes func(dst []byte, p *planes, table *[64]byte, values bool)
+	u8     func(dst, src []byte, rows, dim int, values bool)
+	dots   func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
+	digits func(dst []byte, units, w []float32, heads int)
+	add    func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
+}
+
+// Bytes reports whether rows of a format can be unpacked to a tile of bytes.
+func (k *Kernels) Bytes(f quant.Format, dim int) bool {
+	return k.bytes != nil && (f == quant.U8 || f.Nested()) && dim%byteBlock == 0 && dim <= maxByteDim
+}
+
+// maxByteDim keeps sums of products of a digit exact as float32.
+const maxByteDim = 512
+
+// UnpackBytes is Unpack for tiles of bytes, [TileRows*dim]: of values, or of keys.
+func (k *Kernels) UnpackBytes(dst []byte, values bool, c quant.Coding, src []byte, rows, dim, r0,
+	n int, tmp *Scratch) {
+	dst = dst[:TileRows*dim]
+	whole := n &^ (byteRows - 1)
+	if c.Format == quant.U8 {
+		src = src[r0*dim : (r0+n)*dim]
+		if whole > 0 {
+			k.bytes.u8(dst, src, whole, dim, values)
+		}
+		if whole < n {
+			tmp.bytes = growBytes(tmp.bytes, byteRows*dim)
+			clear(tmp.bytes[copy(tmp.bytes, src[whole*dim:]):])
+			k.bytes.u8(dst[whole*dim:], tmp.bytes, byteRows, dim, values)
+		}
+		return
+	}
+	p := &tmp.planes
+	p.src = src[r0*dim/8:]
+	p.bits, p.plane = c.Format.Bits(), quant.PlaneBytes(rows, dim)
+	p.rowBytes, p.rows, p.padDim = dim/8, whole, dim
+	table := &byteTables[c.Format][0]
+	if values {
+		table = &byteTables[c.Format][1]
+	}
+	if whole > 0 {
+		k.bytes.planes(dst, p, table, values)
+	}
+	if whole < n {
+		k.bytes.planes(dst[whole*dim:], tmp.rest(whole, n-whole), table, values)
+	}
+}
+
+func growBytes(p []byte, n int) []byte {
+	if cap(p) < n {
+		return make([]byte, n)
+	}
+	return p[:n]
+}
+
+// rest copies rest rows behind the first rows of t.planes to rows of their own, up to byteRows.
+func (t *Scratch) rest(first, rest int) *planes {
+	p, q := &t.planes, &t.edge
+	*q = *p
+	q.rows, q.plane = byteRows, byteRows*p.rowBytes
+	t.bytes = growBytes(t.bytes, p.bits*q.plane)
+	q.src = t.bytes
+	clear(q.src)
+	for i := range p.bits {
+		at := i*p.plane + first*p.rowBytes
+		copy(q.src[i*q.plane:], p.src[at:at+rest*p.rowBytes])
+	}
+	return q
+}
+
+// QueryBytes is the size of a query in digits.
+func QueryBytes(dim int) int { return recordHead + Digits*dim }
+
+// CutQuery cuts a query into digits for DotBytes. One with a value that is not finite gives inner
+// products that are NaN.
+//
+// The largest value becomes queryMost, so that a value is off by at most its 2^-24th part.
+func CutQuery(dst []byte, q []float32) {
+	var largest float32
+	for _, x := range q {
+		x = float32(math.Abs(float64(x)))
+		if x > largest || x != x {
+			largest = x
+		}
+	}
+	factor := 0.0
+	unit := float32(float64(largest) / queryMost)
+	if largest > 0 && !math.IsInf(float64(largest), 0) {
+		factor = queryMost / float64(largest)
+	} else if largest != 0 {
+		unit = float32(math.NaN())
+	}
+	var sums [Digits]int32
+	body := dst[recordHead:QueryBytes(len(q))]
+	for i, x := range q {
+		n := int32(0)
+		if factor != 0 {
+			n = int32(math.RoundToEven(float64(x) * factor))
+		}
+		place := i / 8 * 8 * Digits
+		for d := range Digits {
+			digit := int8(n)
+			n = (n - int32(digit)) >> 8
+			sums[d] += int32(digit)
+			body[place+8*d+i%8] = byte(digit)
+		}
+	}
+	for d, s := range sums {
+		// Both words of a row begin with half of what keyBias adds.
+		binary.LittleEndian.PutUint32(dst[4*d:], uint32(-keyBias/2*s))
+	}
+	binary.LittleEndian.PutUint32(dst[4*Digits:], math.Float32bits(unit))
+}
+
+// DotBytes is Dots for a tile of bytes and queries of CutQuery.
+func (k *Kernels) DotBytes(dots []float32, q []byte, heads int, tile []byte, dim, rows int) {
+	if heads == 0 {
+		return
+	}
+	k.bytes.dots(dots[:heads*TileRows], q[:heads*QueryBytes(dim)], heads, tile[:TileRows*dim], dim,
+		rows)
+}
+
+// Weights is what CutWeights makes of the weights of heads, by head.
+type Weights struct {
+	Digits []byte    // [heads, Digits, TileRows]
+	Units  []float32 // [heads]
+}
+
+// CutWeights cuts the weights of heads [a, b) into digits for AddBytes, those of a first. None must
+// be infinite or have a sign; a head with one that is NaN gives sums that are NaN.
+//
+// The largest weight of a head keeps all of its 24 bits, and another is off by at most the largest's
+// 2^-24th part.
+func (k *Kernels) CutWeights(w *Weights, h *Heads, a, b int) {
+	n := b - a
+	if n == 0 {
+		return
+	}
+	k.bytes.digits(w.Digits[:n*Digits*TileRows], w.Units[:n], h.Weights[a*TileRows:b*TileRows], n)
+}
+
+// Positive reports whether all scales are finite and positive, or 0 without a sign: weights are
+// then what CutWeights can cut.
+func Positive(scales *[TileRows]float32) bool {
+	var largest uint32
+	for i := 0; i < TileRows; i += 4 {
+		a, b := math.Float32bits(scales[i]), math.Float32bits(scales[i+1])
+		c, d := math.Float32bits(scales[i+2]), math.Float32bits(scales[i+3])
+		largest = max(largest, max(max(a, b), max(c, d)))
+	}
+	return largest < 0x7f800000
+}
+
+// AddBytes is Accumulate for a tile of bytes and weights of CutWeights.
+func (k *Kernels) AddBytes(acc []float32, w *Weights, heads int, tile []byte, dim, rows int) {
+	if heads == 0 || rows == 0 {
+		return
+	}
+	k.bytes.add(acc[:heads*dim], w.Digits[:heads*Digits*TileRows], w.Units[:heads], heads,
+		tile[:TileRows*dim], dim, rows)
+}

@@ -1,0 +1,316 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attend
+
+import (
+	"math"
+	"math/rand/v2"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// eachBytes runs a test for every set of kernels that has tiles of bytes, plain Go's included.
+func eachBytes(t *testing.T, f func(t *testing.T, k *Kernels)) {
+	each(t, func(t *testing.T, k *Kernels) {
+		if k.bytes == nil {
+			t.Skip("no tiles of bytes")
+		}
+		f(t, k)
+	})
+}
+
+var byteFormats = []quant.Format{quant.LM1, quant.LM2, quant.LM3, quant.LM4, quant.U8}
+
+// fencedBytes returns n bytes between marks, and a check of the marks.
+func fencedBytes(t *testing.T, n int) (p []byte, check func()) {
+	const fence, mark = 128, 0xa5
+	all := make([]byte, n+2*fence)
+	for i := range all {
+		all[i] = mark
+	}
+	return all[fence : fence+n : fence+n], func() {
+		t.Helper()
+		for i, b := range all {
+			if (i < fence || i >= fence+n) && b != mark {
+				t.Fatalf("byte %d of %d was written", i-fence, n)
+			}
+		}
+	}
+}
+
+// centroid is the integer of value i of row r of a packed side.
+func centroid(f quant.Format, packed []byte, rows, dim, r, i int) int {
+	if f == quant.U8 {
+		return int(packed[r*dim+i]) - 128
+	}
+	code := 0
+	for p := range f.Bits() {
+		b := packed[p*quant.PlaneBytes(rows, dim)+r*quant.RowPlaneBytes(dim)+i/8]
+		code = code<<1 | int(b>>(i%8)&1)
+	}
+	return int(quant.NestedCodebook(f)[code])
+}
+
+// byteOf is the integer of value i of row r in a tile.
+func byteOf(tile []byte, values bool, dim, r, i int) int {
+	if values {
+		return int(int8(tile[r/4*4*dim+256*(i/64)+4*(i%64)+r%4]))
+	}
+	for w, row := range rowOrder {
+		if int(row) == r%8 {
+			return int(tile[r/8*8*dim+512*(i/64)+64*(i%64/8)+8*w+i%8]) - keyBias
+		}
+	}
+	panic("no such row")
+}
+
+func randomBytes(rng *rand.Rand, n int) []byte {
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(rng.Uint32())
+	}
+	return p
+}
+
+// Every format, dim and range of rows unpacks to the centroids that the oracle multiplies with the
+// row scale, without a byte read or written beside what is given.
+func TestUnpackBytes_EqualsOracle(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		rng := rand.New(rand.NewPCG(21, 22))
+		for _, f := range byteFormats {
+			for _, dim := range []int{64, 128, 192, 256, 512} {
+				for n := 1; n <= TileRows; n++ {
+					rows := n + rng.IntN(40)
+					r0 := rng.IntN(rows - n + 1)
+					checkUnpackBytes(t, k, rng, f, rows, dim, r0, n)
+				}
+			}
+		}
+	})
+}
+
+func checkUnpackBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, rows, dim, r0,
+	n int) {
+	t.Helper()
+	c := quant.Coding{Format: f}
+	packed := randomBytes(rng, c.PackedBytes(rows, dim))
+	src := tight(t, packed)
+	require.True(t, k.Bytes(f, dim))
+	for _, values := range []bool{false, true} {
+		tile, check := fencedBytes(t, TileRows*dim)
+		var tmp Scratch
+		k.UnpackBytes(tile, values, c, src, rows, dim, r0, n, &tmp)
+		check()
+		for r := range n {
+			for i := range dim {
+				want := centroid(f, packed, rows, dim, r0+r, i)
+				if got := byteOf(tile, values, dim, r, i); got != want {
+					t.Fatalf("%s dim %d rows %d+%d of %d, values %t: row %d value %d: got %d, want %d", f,
+						dim, r0, n, rows, values, r, i, got, want)
+				}
+			}
+		}
+	}
+}
+
+func TestBytes_WhichFormats(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		for _, f := range quant.Formats() {
+			for dim := 1; dim < 2000; dim++ {
+				want := (f.Nested() || f == quant.U8) && dim%64 == 0 && dim <= 512
+				require.Equal(t, want, k.Bytes(f, dim), "%s dim %d", f, dim)
+			}
+		}
+	})
+	require.False(t, Generic().Bytes(quant.LM3, 64))
+}
+
+// A query in digits is the query, to a part in 2^24 of its largest value.
+func TestCutQuery(t *testing.T) {
+	rng := rand.New(rand.NewPCG(23, 24))
+	for round := range 200 {
+		const dim = 64
+		q := make([]float32, dim)
+		scale := math.Pow(10, float64(rng.IntN(60)-30))
+		largest := 0.0
+		for i := range q {
+			q[i] = float32(rng.NormFloat64() * scale)
+			if round%7 == 0 && i%5 > 0 {
+				q[i] = 0
+			}
+			largest = max(largest, math.Abs(float64(q[i])))
+		}
+		for i, got := range uncut(make([]byte, QueryBytes(dim)), q) {
+			require.InDelta(t, float64(q[i]), got, largest*(1.01/(1<<24)+1e-7*math.Abs(got/largest)))
+		}
+	}
+	for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
+		q := make([]float32, 64)
+		q[3], q[7], q[9] = 1, float32(bad), 2
+		for _, x := range uncut(make([]byte, QueryBytes(64)), q) {
+			require.True(t, math.IsNaN(x))
+		}
+	}
+	for _, x := range uncut(make([]byte, QueryBytes(64)), make([]float32, 64)) {
+		require.Zero(t, x)
+	}
+}
+
+// uncut cuts a query and puts it together again.
+func uncut(record []byte, q []float32) []float64 {
+	CutQuery(record, q)
+	unit := float64(math.Float32frombits(uint32(record[12]) | uint32(record[13])<<8 |
+		uint32(record[14])<<16 | uint32(record[15])<<24))
+	x := make([]float64, len(q))
+	for i := range x {
+		for d := range Digits {
+			x[i] += float64(int8(record[recordHead+24*(i/8)+8*d+i%8])) * math.Pow(256, float64(d)) * unit
+		}
+	}
+	return x
+}
+
+// Inner products and weighted sums of any number of heads and rows are those of float64, and do
+// not depend on how many heads are worked on together.
+func TestDotsAndAddBytes(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		rng := rand.New(rand.NewPCG(25, 26))
+		for _, f := range byteFormats {
+			for _, dim := range []int{64, 128, 192, 512} {
+				for heads := 1; heads <= 9; heads++ {
+					n := 1 + rng.IntN(TileRows)
+					packed := randomBytes(rng, quant.Coding{Format: f}.PackedBytes(n, dim))
+					checkDotBytes(t, k, rng, f, packed, n, dim, heads)
+					checkAddBytes(t, k, rng, f, packed, n, dim, heads)
+				}
+			}
+		}
+	})
+}
+
+func checkDotBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, packed []byte, n, dim,
+	heads int) {
+	t.Helper()
+	tile := randomBytes(rng, TileRows*dim)
+	var tmp Scratch
+	k.UnpackBytes(tile, false, quant.Coding{Format: f}, packed, n, dim, 0, n, &tmp)
+	record := QueryBytes(dim)
+	q, cut := make([]float32, heads*dim), make([]byte, heads*record)
+	for i := range q {
+		q[i] = float32(rng.NormFloat64())
+	}
+	for h := range heads {
+		CutQuery(cut[h*record:], q[h*dim:(h+1)*dim])
+	}
+	dots, check := fenced(t, heads*TileRows)
+	k.DotBytes(dots, cut, heads, tile, dim, n)
+	check()
+	one := make([]float32, TileRows)
+	for h := range heads {
+		k.DotBytes(one, cut[h*record:], 1, tile, dim, n)
+		require.Equal(t, one[:n], dots[h*TileRows:][:n], "dots depend on the heads beside")
+		for r := range n {
+			var want, qq, kk float64
+			for i, x := range q[h*dim : (h+1)*dim] {
+				c := float64(centroid(f, packed, n, dim, r, i))
+				want += float64(x) * c
+				qq += float64(x) * float64(x)
+				kk += c * c
+			}
+			// A value of q is off by the 2^-24th part of the largest; then sums of digits round.
+			bound := math.Sqrt(qq) * (math.Sqrt(float64(dim)*kk) + 6*math.Sqrt(kk) +
+				6*keyBias*math.Sqrt(float64(dim))) / (1 << 24)
+			require.InDelta(t, want, float64(dots[h*TileRows+r]), bound)
+		}
+	}
+}
+
+func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, packed []byte, n, dim,
+	heads int) {
+	t.Helper()
+	tile := randomBytes(rng, TileRows*dim)
+	var tmp Scratch
+	k.UnpackBytes(tile, true, quant.Coding{Format: f}, packed, n, dim, 0, n, &tmp)
+	h := Heads{Weights: make([]float32, heads*TileRows)}
+	size := math.Pow(10, float64(rng.IntN(70)-35))
+	for i := range h.Weights {
+		if i%TileRows < n {
+			h.Weights[i] = float32(rng.ExpFloat64() * size)
+		}
+	}
+	w, check := fencedWeights(t, heads)
+	k.CutWeights(w, &h, 0, heads)
+	check()
+	acc, checkAcc := fenced(t, heads*dim)
+	for i := range acc {
+		acc[i] = float32(size)
+	}
+	k.AddBytes(acc, w, heads, tile, dim, n)
+	checkAcc()
+	alone, one := make([]float32, dim), &Weights{make([]byte, Digits*TileRows), make([]float32, 1)}
+	for i := range heads {
+		for d := range alone {
+			alone[d] = float32(size)
+		}
+		k.CutWeights(one, &h, i, i+1)
+		k.AddBytes(alone, one, 1, tile, dim, n)
+		require.Equal(t, alone, acc[i*dim:(i+1)*dim], "sums depend on the heads beside")
+		for d := range dim {
+			want, sum, largest := float64(float32(size)), size, 0.0
+			for r := range n {
+				x := float64(h.Weights[i*TileRows+r])
+				largest = max(largest, x)
+				c := float64(centroid(f, packed, n, dim, r, d))
+				want += x * c
+				sum += x * math.Abs(c)
+			}
+			bound := (float64(n)*128*largest+4*sum)/(1<<24) + 128*TileRows*0x1p-149
+			require.InDelta(t, want, float64(acc[i*dim+d]), bound)
+		}
+	}
+}
+
+func fencedWeights(t *testing.T, heads int) (w *Weights, check func()) {
+	digits, checkDigits := fencedBytes(t, heads*Digits*TileRows)
+	units, checkUnits := fenced(t, heads)
+	return &Weights{digits, units}, func() { t.Helper(); checkDigits(); checkUnits() }
+}
+
+// A weight that is NaN reaches the sums of its head, and of no other.
+func TestAddBytes_NaN(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		for _, nan := range []float32{float32(math.NaN()), -float32(math.NaN())} {
+			for at := range 3 * TileRows {
+				h := Heads{Weights: make([]float32, 3*TileRows)}
+				h.Weights[at] = nan
+				w := &Weights{make([]byte, 3*Digits*TileRows), make([]float32, 3)}
+				k.CutWeights(w, &h, 0, 3)
+				acc := make([]float32, 3*64)
+				k.AddBytes(acc, w, 3, make([]byte, TileRows*64), 64, TileRows)
+				for i, x := range acc {
+					require.Equal(t, i/64 == at/TileRows, x != x)
+				}
+			}
+		}
+	})
+}
+
+func TestPositive(t *testing.T) {
+	var s [TileRows]float32
+	require.True(t, Positive(&s))
+	for i := range s {
+		s[i] = math.MaxFloat32
+	}
+	require.True(t, Positive(&s))
+	nan, inf := float32(math.NaN()), float32(math.Inf(1))
+	for i := range s {
+		for _, bad := range []float32{nan, inf, -inf, -1, float32(math.Copysign(0, -1))} {
+			s[i] = bad
+			require.False(t, Positive(&s))
+		}
+		s[i] = 1
+	}
+}
