@@ -58,8 +58,9 @@ type cut struct{ entry, row int }
 
 // part is the attention of a unit's heads over one piece of the list.
 type part struct {
-	top []float32 // [heads]: largest score
-	sum []float64 // [heads]: sum of exp(score - top)
+	top  []float32   // [heads]: largest score
+	sum  []float64   // [heads]: sum of exp(score - top)
+	used [sides]bool // of acc; what is not used is zero
 	// acc is, by what V is unpacked to, [heads, padV]: sum of exp(score - top) * v, in the layout of
 	// such tiles.
 	acc [sides][]float64
@@ -77,7 +78,6 @@ const (
 type sums struct {
 	acc  []float32 // [heads, padV]
 	open bool      // something has been added since they were folded
-	used bool      // something has been folded into the part
 }
 
 // foldTiles is how many tiles are added up in float32 at most: the error of the sums then does not
@@ -274,7 +274,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
 	for i := range s.side {
 		s.side[i].acc = grow(s.side[i].acc, heads*p.padV)
-		s.side[i].open, s.side[i].used = false, false
+		s.side[i].open = false
 		clear(s.side[i].acc)
 	}
 	if p.kern.Bytes(quant.LM1, p.HeadDimV) {
@@ -324,10 +324,15 @@ func (s *scratch) addTile(r0 int, dst *part) {
 	b, p := &s.blk, s.p
 	f := b.V.Coding.Format
 	p.kern.Scales(&s.vscale, b.V.Coding, b.v, int(b.Rows), r0, s.n, attend.Unit(f, p.HeadDimV))
-	s.tileV = tileV{r0: r0, inBytes: p.bytesV(f) && attend.Positive(&s.vscale)}
+	s.tileV = tileV{r0: r0}
+	bytes := p.bytesV(f)
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		copy(s.before[lo:hi], dst.top[lo:hi])
-		p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
+		if bytes {
+			s.tileV.cut = p.kern.SoftmaxCut(&s.cuts, &s.heads, lo, hi, &s.terms, &s.vscale)
+		} else {
+			p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
+		}
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
 		for h := lo; h < hi; h++ {
@@ -347,7 +352,7 @@ func (s *scratch) addTile(r0 int, dst *part) {
 // tileV is what has been made of V's rows of the tile at work.
 type tileV struct {
 	r0              int
-	inBytes         bool // V's rows go to a tile of bytes
+	cut             bool // weights are in digits: V's rows go to a tile of bytes
 	bytes, unpacked bool // there is one of bytes, of floats
 }
 
@@ -356,8 +361,7 @@ type tileV struct {
 func (s *scratch) addRun(lo, hi int, whole bool) {
 	b, p, t := &s.blk, s.p, &s.tileV
 	c, rows := b.V.Coding, int(b.Rows)
-	if t.inBytes {
-		p.kern.CutWeights(&s.cuts, &s.heads, lo, hi)
+	if t.cut {
 		if !t.bytes {
 			p.kern.UnpackBytes(s.vb, true, c, b.v, rows, p.HeadDimV, t.r0, s.n, &s.unpackT)
 			s.prefetchV()
@@ -421,7 +425,7 @@ func (s *scratch) fold(dst *part) {
 	for i := range s.side {
 		if side := &s.side[i]; side.open {
 			s.p.kern.Fold(dst.acc[i], side.acc)
-			side.open, side.used = false, true
+			side.open, dst.used[i] = false, true
 		}
 	}
 }
@@ -438,8 +442,8 @@ func (s *scratch) raise(dst *part, head int) {
 		acc := dst.acc[i][at:end]
 		if side := &s.side[i]; side.open {
 			s.p.kern.Fold(acc, side.acc[at:end])
-			side.used = true
-		} else if !side.used {
+			dst.used[i] = true
+		} else if !dst.used[i] {
 			continue
 		}
 		for d := range acc {
@@ -474,7 +478,10 @@ func (s *scratch) combine(c *call, u *unit, parts []part) {
 				}
 				f := math.Exp(float64(parts[c].top[head]) - top)
 				sum += f * parts[c].sum[head]
-				for i := range acc {
+				for i, used := range parts[c].used {
+					if !used {
+						continue
+					}
 					part := parts[c].acc[i][head*padV:][:padV]
 					for d := range acc[i] {
 						acc[i][d] += f * part[d]

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"math"
 
 	. "github.com/mmcloughlin/avo/build"
 	. "github.com/mmcloughlin/avo/operand"
@@ -480,52 +481,37 @@ func dotBytes512(heads int) {
 	RET()
 }
 
-// digits512 cuts weights into digits.
-func digits512() {
+// cutWeights512 cuts the weights of 32 rows into digits at dst, and stores what one is worth.
+func cutWeights512(w [2]VecVirtual, one VecVirtual, dst, units Register) {
 	var low, high [64]byte
 	for r := range tileRows {
 		low[r], low[32+r], high[r] = byte(4*r), byte(4*r+1), byte(4*r+2)
 	}
-	function("digitsAVX512", "func(dst *byte, units, w *float32, heads int)",
-		"digitsAVX512 writes weights as integers of 24 bits, the lowest byte of every row first, "+
-			"and what one is worth.")
-	dst, units, w, heads := load("dst"), load("units"), load("w"), load("heads")
-	lo, hi := ZMM(), ZMM()
-	VMOVDQU64(bytesConstant("digitsLow", low[:]), lo)
-	VMOVDQU64(bytesConstant("digitsHigh", high[:]), hi)
-	least, one, top := broadcastFloat(0x1p-126), broadcastFloat(1), broadcastFloat(23)
-	times("head", heads, func() {
-		x, m := zmms(2), ZMM()
-		for i := range x {
-			VMOVUPS(Mem{Base: w, Disp: 64 * i}, x[i])
-		}
-		VPMAXUD(x[1], x[0], m)
-		largest := reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) })
-		e := ZMM()
-		VPBROADCASTD(largest, e)
-		VPMAXUD(least, e, e)
-		VGETEXPPS(e, e)
-		up, down := ZMM(), ZMM()
-		VSUBPS(e, top, up)
-		VSUBPS(top, e, down)
-		VSCALEFPS(down, one, down)
-		VMOVSS(down.AsX(), Mem{Base: units})
-		for i := range x {
-			VSCALEFPS(up, x[i], x[i])
-			VCVTPS2DQ(x[i], x[i])
-		}
-		y := ZMM()
-		VMOVDQA64(x[0], y)
-		VPERMT2B(x[1], lo, y)
-		VPERMT2B(x[1], hi, x[0])
-		VMOVDQU64(y, Mem{Base: dst})
-		VMOVDQU64(x[0].AsY(), Mem{Base: dst, Disp: 64})
-		ADDQ(Imm(digits*tileRows), dst)
-		ADDQ(U32(4*tileRows), w)
-		ADDQ(Imm(4), units)
-	})
-	VZEROUPPER()
-	RET()
+	pair := func(x float32) Mem {
+		return floatsConstant(fmt.Sprintf("float%x", floatBits(x)), []float32{x, x})
+	}
+	m, e := ZMM(), ZMM()
+	VPMAXUD(w[1], w[0], m) // as integers: of the same order, and NaN is the largest
+	VPBROADCASTD(reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) }), e)
+	VPMAXUD_BCST(pair(0x1p-126), e, e)
+	VGETEXPPS(e, e)
+	up, unit := ZMM(), ZMM()
+	VSUBPS_BCST(pair(23), e, e)
+	VPXORD_BCST(pair(float32(math.Copysign(0, -1))), e, up)
+	VSCALEFPS(e, one, unit)
+	VMOVSS(unit.AsX(), Mem{Base: units})
+	for _, z := range w {
+		VSCALEFPS(up, z, z)
+		VCVTPS2DQ(z, z)
+	}
+	y, k := ZMM(), ZMM()
+	VMOVDQA64(w[0], y)
+	VMOVDQU64(bytesConstant("digitsLow", low[:]), k)
+	VPERMT2B(w[1], k, y)
+	VMOVDQU64(y, Mem{Base: dst})
+	VMOVDQU64(bytesConstant("digitsHigh", high[:]), k)
+	VPERMT2B(w[1], k, w[0])
+	VMOVDQU64(w[0].AsY(), Mem{Base: dst, Disp: 64})
 }
 
 // addBytes512 adds rows of bytes, weighted by digits, to the sums of heads queries.
@@ -613,5 +599,4 @@ func bytes512() {
 		dotBytes512(heads)
 		addBytes512(heads)
 	}
-	digits512()
 }

@@ -56,7 +56,8 @@ func attend512() {
 	for heads := 1; heads <= 3; heads++ {
 		accumulate512(heads)
 	}
-	softmax512()
+	softmax512(false)
+	softmax512(true)
 	probs512()
 	bytes512()
 	fold512()

@@ -99,19 +99,35 @@ func (s scorer512) scores(dots, energy, masks Register) (x []VecVirtual, ok []Re
 	return x, ok
 }
 
-func softmax512() {
-	function("softmaxAVX512", "func(w, sums, tops, dots, mul, add, noise, scale, "+
-		"energy *float32, masks *uint32, heads int)",
-		"softmaxAVX512 makes weights of the inner products of a tile: per head "+
-			"s = dots*mul + add - energy*noise, tops = max(tops, s), p = exp(s - tops), "+
-			"sums = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows "+
-			"whose p is 0 are cleared.")
+// softmax512 makes weights of inner products; cut, it cuts them into digits too.
+func softmax512(cut bool) {
+	name, sig := "softmaxAVX512", "func(w, sums, tops, dots, mul, add, noise, scale, "+
+		"energy *float32, masks *uint32, heads int"
+	doc := " makes weights of the inner products of a tile: per head " +
+		"s = dots*mul + add - energy*noise, tops = max(tops, s), p = exp(s - tops), " +
+		"sums = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows " +
+		"whose p is 0 are cleared."
+	if cut {
+		name = "softmaxCutAVX512"
+		sig += ", digits *byte, units *float32) (largest uint32"
+		doc += " It also writes weights as integers of 24 bits, the lowest byte of every row first, " +
+			"and what one is worth, and returns the largest of the bits of the scales."
+	}
+	function(name, sig+")", name+doc)
 	w, sums, tops, dots := load("w"), load("sums"), load("tops"), load("dots")
 	scale, energy, masks, heads := load("scale"), load("energy"), load("masks"), load("heads")
 	s := newScorer512()
 	vs := zmms(2)
 	for i := range vs {
 		VMOVUPS(Mem{Base: scale, Disp: 64 * i}, vs[i])
+	}
+	var to, units Register
+	if cut {
+		to, units = load("digits"), load("units")
+		m, r := ZMM(), GP32()
+		VPMAXUD(vs[1], vs[0], m)
+		VMOVD(reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) }), r)
+		Store(r, ReturnIndex(0))
 	}
 	exp := newExp()
 	times("head", heads, func() {
@@ -130,15 +146,20 @@ func softmax512() {
 		VMOVSS(top, Mem{Base: tops})
 		VBROADCASTSS(top, t)
 		Label("same")
-		p := make([]VecVirtual, 2)
+		var p, v [2]VecVirtual
 		for i := range x {
 			VSUBPS(t, x[i], x[i])
 			p[i] = exp.exp512(x[i], ok[i])
 			VMOVAPS_Z(p[i], ok[i], p[i])
-			v := ZMM()
-			VMULPS_Z(vs[i], p[i], ok[i], v)
-			VMOVUPS(v, Mem{Base: w, Disp: 64 * i})
+			v[i] = ZMM()
+			VMULPS_Z(vs[i], p[i], ok[i], v[i])
+			VMOVUPS(v[i], Mem{Base: w, Disp: 64 * i})
 			KMOVW(ok[i], Mem{Base: masks, Disp: 2 * i})
+		}
+		if cut {
+			cutWeights512(v, exp.one, to, units)
+			ADDQ(Imm(digits*tileRows), to)
+			ADDQ(Imm(4), units)
 		}
 		VADDPS(p[1], p[0], p[0])
 		sum := reduce512(p[0], func(a, b, d Op) { VADDPS(a, b, d) })

@@ -318,9 +318,14 @@ func (k *Kernels) Softmax(h *Heads, a, b int, t *Terms, scale *[TileRows]float32
 	if a >= b {
 		return
 	}
-	_, _ = h.Dots[b*TileRows-1], h.Weights[b*TileRows-1]
-	_, _, _, _ = h.Energy[b-1], h.Tops[b-1], h.Sums[b-1], h.Masks[b-1]
+	h.check(b)
 	k.softmax(h, a, b, t, scale)
+}
+
+// check panics where an array has no room for n heads.
+func (h *Heads) check(n int) {
+	_, _ = h.Dots[n*TileRows-1], h.Weights[n*TileRows-1]
+	_, _, _, _ = h.Energy[n-1], h.Tops[n-1], h.Sums[n-1], h.Masks[n-1]
 }
 
 // Probs adds exp(s - lse)^power of heads [a, b) to acc, with scores s as Softmax makes them.

@@ -4874,6 +4874,207 @@ GLOBL float3e2aaaaa<>(SB), RODATA|NOPTR, $8
 DATA float3f000000<>+0(SB)/8, $0x3f0000003f000000
 GLOBL float3f000000<>(SB), RODATA|NOPTR, $8
 
+// func softmaxCutAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, digits *byte, units *float32) (largest uint32)
+// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+TEXT ·softmaxCutAVX512(SB), NOSPLIT, $0-108
+	MOVQ          w+0(FP), AX
+	MOVQ          sums+8(FP), CX
+	MOVQ          tops+16(FP), DX
+	MOVQ          dots+24(FP), BX
+	MOVQ          scale+56(FP), SI
+	MOVQ          energy+64(FP), DI
+	MOVQ          masks+72(FP), R8
+	MOVQ          heads+80(FP), R9
+	MOVQ          mul+32(FP), R10
+	VMOVUPS       (R10), Z0
+	VMOVUPS       64(R10), Z1
+	MOVQ          add+40(FP), R10
+	VMOVUPS       (R10), Z2
+	VMOVUPS       64(R10), Z3
+	MOVQ          noise+48(FP), R10
+	VMOVUPS       (R10), Z4
+	VMOVUPS       64(R10), Z5
+	VBROADCASTSS  floatff800000<>+0(SB), Z6
+	VMOVUPS       (SI), Z7
+	VMOVUPS       64(SI), Z8
+	MOVQ          digits+88(FP), SI
+	MOVQ          units+96(FP), R10
+	VPMAXUD       Z8, Z7, Z9
+	VEXTRACTF64X4 $0x01, Z9, Y10
+	VPMAXUD       Y10, Y9, Y10
+	VEXTRACTF32X4 $0x01, Y10, X9
+	VPMAXUD       X9, X10, X9
+	VPERMILPS     $0x4e, X9, X10
+	VPMAXUD       X10, X9, X9
+	VPERMILPS     $0xb1, X9, X10
+	VPMAXUD       X10, X9, X9
+	VMOVD         X9, R11
+	MOVL          R11, largest+104(FP)
+	VBROADCASTSS  float3fb8aa3b<>+0(SB), Z9
+	VBROADCASTSS  float3f317200<>+0(SB), Z10
+	VBROADCASTSS  float35bfbe8e<>+0(SB), Z11
+	VBROADCASTSS  float3f800000<>+0(SB), Z12
+	VBROADCASTSS  floatc2aeac4f<>+0(SB), Z13
+	VBROADCASTSS  floatc3160000<>+0(SB), Z14
+	VBROADCASTSS  float39506967<>+0(SB), Z15
+	VBROADCASTSS  float3ab743ce<>+0(SB), Z16
+	VBROADCASTSS  float3c088908<>+0(SB), Z17
+	VBROADCASTSS  float3d2aa9c1<>+0(SB), Z18
+	VBROADCASTSS  float3e2aaaaa<>+0(SB), Z19
+	VBROADCASTSS  float3f000000<>+0(SB), Z20
+
+head:
+	VBROADCASTSS  (DI), Z23
+	KMOVW         (R8), K1
+	KMOVW         2(R8), K2
+	VMOVUPS       (BX), Z21
+	VFMADD213PS   Z2, Z0, Z21
+	VFNMADD231PS  Z4, Z23, Z21
+	VCMPPS        $0x04, Z6, Z21, K1, K1
+	VMOVUPS       64(BX), Z22
+	VFMADD213PS   Z3, Z1, Z22
+	VFNMADD231PS  Z5, Z23, Z22
+	VCMPPS        $0x04, Z6, Z22, K2, K2
+	VMOVAPS       Z6, Z23
+	VMAXPS        Z23, Z21, K1, Z23
+	VMAXPS        Z23, Z22, K2, Z23
+	VBROADCASTSS  (DX), Z24
+	VCMPPS        $0x0e, Z24, Z23, K3
+	KORTESTW      K3, K3
+	JZ            same
+	VEXTRACTF64X4 $0x01, Z23, Y24
+	VMAXPS        Y24, Y23, Y24
+	VEXTRACTF32X4 $0x01, Y24, X23
+	VMAXPS        X23, X24, X23
+	VPERMILPS     $0x4e, X23, X24
+	VMAXPS        X24, X23, X23
+	VPERMILPS     $0xb1, X23, X24
+	VMAXPS        X24, X23, X23
+	VMOVSS        X23, (DX)
+	VBROADCASTSS  X23, Z24
+
+same:
+	VSUBPS        Z24, Z21, Z21
+	VCMPPS        $0x05, Z13, Z21, K1, K1
+	VMAXPS        Z21, Z14, Z21
+	VMULPS        Z9, Z21, Z23
+	VRNDSCALEPS   $0x08, Z23, Z23
+	VFNMADD231PS  Z10, Z23, Z21
+	VFNMADD231PS  Z11, Z23, Z21
+	VMOVAPS       Z15, Z25
+	VFMADD213PS   Z16, Z21, Z25
+	VFMADD213PS   Z17, Z21, Z25
+	VFMADD213PS   Z18, Z21, Z25
+	VFMADD213PS   Z19, Z21, Z25
+	VFMADD213PS   Z20, Z21, Z25
+	VMULPS        Z21, Z21, Z26
+	VADDPS        Z12, Z21, Z21
+	VFMADD231PS   Z26, Z25, Z21
+	VSCALEFPS     Z23, Z21, Z21
+	VMOVAPS.Z     Z21, K1, Z21
+	VMULPS.Z      Z7, Z21, K1, Z23
+	VMOVUPS       Z23, (AX)
+	KMOVW         K1, (R8)
+	VSUBPS        Z24, Z22, Z22
+	VCMPPS        $0x05, Z13, Z22, K2, K2
+	VMAXPS        Z22, Z14, Z22
+	VMULPS        Z9, Z22, Z24
+	VRNDSCALEPS   $0x08, Z24, Z24
+	VFNMADD231PS  Z10, Z24, Z22
+	VFNMADD231PS  Z11, Z24, Z22
+	VMOVAPS       Z15, Z25
+	VFMADD213PS   Z16, Z22, Z25
+	VFMADD213PS   Z17, Z22, Z25
+	VFMADD213PS   Z18, Z22, Z25
+	VFMADD213PS   Z19, Z22, Z25
+	VFMADD213PS   Z20, Z22, Z25
+	VMULPS        Z22, Z22, Z26
+	VADDPS        Z12, Z22, Z22
+	VFMADD231PS   Z26, Z25, Z22
+	VSCALEFPS     Z24, Z22, Z22
+	VMOVAPS.Z     Z22, K2, Z22
+	VMULPS.Z      Z8, Z22, K2, Z24
+	VMOVUPS       Z24, 64(AX)
+	KMOVW         K2, 2(R8)
+	VPMAXUD       Z24, Z23, Z25
+	VEXTRACTF64X4 $0x01, Z25, Y26
+	VPMAXUD       Y26, Y25, Y26
+	VEXTRACTF32X4 $0x01, Y26, X25
+	VPMAXUD       X25, X26, X25
+	VPERMILPS     $0x4e, X25, X26
+	VPMAXUD       X26, X25, X25
+	VPERMILPS     $0xb1, X25, X26
+	VPMAXUD       X26, X25, X25
+	VPBROADCASTD  X25, Z25
+	VPMAXUD.BCST  float800000<>+0(SB), Z25, Z25
+	VGETEXPPS     Z25, Z25
+	VSUBPS.BCST   float41b80000<>+0(SB), Z25, Z25
+	VPXORD.BCST   float80000000<>+0(SB), Z25, Z26
+	VSCALEFPS     Z25, Z12, Z25
+	VMOVSS        X25, (R10)
+	VSCALEFPS     Z26, Z23, Z23
+	VCVTPS2DQ     Z23, Z23
+	VSCALEFPS     Z26, Z24, Z24
+	VCVTPS2DQ     Z24, Z24
+	VMOVDQA64     Z23, Z25
+	VMOVDQU64     digitsLow<>+0(SB), Z26
+	VPERMT2B      Z24, Z26, Z25
+	VMOVDQU64     Z25, (SI)
+	VMOVDQU64     digitsHigh<>+0(SB), Z26
+	VPERMT2B      Z24, Z26, Z23
+	VMOVDQU64     Y23, 64(SI)
+	ADDQ          $0x60, SI
+	ADDQ          $0x04, R10
+	VADDPS        Z22, Z21, Z21
+	VEXTRACTF64X4 $0x01, Z21, Y22
+	VADDPS        Y22, Y21, Y22
+	VEXTRACTF32X4 $0x01, Y22, X21
+	VADDPS        X21, X22, X21
+	VPERMILPS     $0x4e, X21, X22
+	VADDPS        X22, X21, X21
+	VPERMILPS     $0xb1, X21, X22
+	VADDPS        X22, X21, X21
+	VMOVSS        X21, (CX)
+	ADDQ          $0x00000080, AX
+	ADDQ          $0x00000080, BX
+	ADDQ          $0x04, CX
+	ADDQ          $0x04, DX
+	ADDQ          $0x04, DI
+	ADDQ          $0x04, R8
+	SUBQ          $0x01, R9
+	JNZ           head
+	VZEROUPPER
+	RET
+
+DATA float800000<>+0(SB)/8, $0x0080000000800000
+GLOBL float800000<>(SB), RODATA|NOPTR, $8
+
+DATA float41b80000<>+0(SB)/8, $0x41b8000041b80000
+GLOBL float41b80000<>(SB), RODATA|NOPTR, $8
+
+DATA float80000000<>+0(SB)/8, $0x8000000080000000
+GLOBL float80000000<>(SB), RODATA|NOPTR, $8
+
+DATA digitsLow<>+0(SB)/8, $0x1c1814100c080400
+DATA digitsLow<>+8(SB)/8, $0x3c3834302c282420
+DATA digitsLow<>+16(SB)/8, $0x5c5854504c484440
+DATA digitsLow<>+24(SB)/8, $0x7c7874706c686460
+DATA digitsLow<>+32(SB)/8, $0x1d1915110d090501
+DATA digitsLow<>+40(SB)/8, $0x3d3935312d292521
+DATA digitsLow<>+48(SB)/8, $0x5d5955514d494541
+DATA digitsLow<>+56(SB)/8, $0x7d7975716d696561
+GLOBL digitsLow<>(SB), RODATA|NOPTR, $64
+
+DATA digitsHigh<>+0(SB)/8, $0x1e1a16120e0a0602
+DATA digitsHigh<>+8(SB)/8, $0x3e3a36322e2a2622
+DATA digitsHigh<>+16(SB)/8, $0x5e5a56524e4a4642
+DATA digitsHigh<>+24(SB)/8, $0x7e7a76726e6a6662
+DATA digitsHigh<>+32(SB)/8, $0x0000000000000000
+DATA digitsHigh<>+40(SB)/8, $0x0000000000000000
+DATA digitsHigh<>+48(SB)/8, $0x0000000000000000
+DATA digitsHigh<>+56(SB)/8, $0x0000000000000000
+GLOBL digitsHigh<>(SB), RODATA|NOPTR, $64
+
 // func probsAVX512(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
 // Requires: AVX, AVX512F
 TEXT ·probsAVX512(SB), NOSPLIT, $0-80
@@ -9792,81 +9993,6 @@ quad1:
 	JNZ          block
 	VZEROUPPER
 	RET
-
-// func digitsAVX512(dst *byte, units *float32, w *float32, heads int)
-// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
-TEXT ·digitsAVX512(SB), NOSPLIT, $0-32
-	MOVQ         dst+0(FP), AX
-	MOVQ         units+8(FP), CX
-	MOVQ         w+16(FP), DX
-	MOVQ         heads+24(FP), BX
-	VMOVDQU64    digitsLow<>+0(SB), Z0
-	VMOVDQU64    digitsHigh<>+0(SB), Z1
-	VBROADCASTSS float800000<>+0(SB), Z2
-	VBROADCASTSS float3f800000<>+0(SB), Z3
-	VBROADCASTSS float41b80000<>+0(SB), Z4
-
-head:
-	VMOVUPS       (DX), Z5
-	VMOVUPS       64(DX), Z6
-	VPMAXUD       Z6, Z5, Z7
-	VEXTRACTF64X4 $0x01, Z7, Y8
-	VPMAXUD       Y8, Y7, Y8
-	VEXTRACTF32X4 $0x01, Y8, X7
-	VPMAXUD       X7, X8, X7
-	VPERMILPS     $0x4e, X7, X8
-	VPMAXUD       X8, X7, X7
-	VPERMILPS     $0xb1, X7, X8
-	VPMAXUD       X8, X7, X7
-	VPBROADCASTD  X7, Z7
-	VPMAXUD       Z2, Z7, Z7
-	VGETEXPPS     Z7, Z7
-	VSUBPS        Z7, Z4, Z8
-	VSUBPS        Z4, Z7, Z7
-	VSCALEFPS     Z7, Z3, Z7
-	VMOVSS        X7, (CX)
-	VSCALEFPS     Z8, Z5, Z5
-	VCVTPS2DQ     Z5, Z5
-	VSCALEFPS     Z8, Z6, Z6
-	VCVTPS2DQ     Z6, Z6
-	VMOVDQA64     Z5, Z7
-	VPERMT2B      Z6, Z0, Z7
-	VPERMT2B      Z6, Z1, Z5
-	VMOVDQU64     Z7, (AX)
-	VMOVDQU64     Y5, 64(AX)
-	ADDQ          $0x60, AX
-	ADDQ          $0x00000080, DX
-	ADDQ          $0x04, CX
-	SUBQ          $0x01, BX
-	JNZ           head
-	VZEROUPPER
-	RET
-
-DATA digitsLow<>+0(SB)/8, $0x1c1814100c080400
-DATA digitsLow<>+8(SB)/8, $0x3c3834302c282420
-DATA digitsLow<>+16(SB)/8, $0x5c5854504c484440
-DATA digitsLow<>+24(SB)/8, $0x7c7874706c686460
-DATA digitsLow<>+32(SB)/8, $0x1d1915110d090501
-DATA digitsLow<>+40(SB)/8, $0x3d3935312d292521
-DATA digitsLow<>+48(SB)/8, $0x5d5955514d494541
-DATA digitsLow<>+56(SB)/8, $0x7d7975716d696561
-GLOBL digitsLow<>(SB), RODATA|NOPTR, $64
-
-DATA digitsHigh<>+0(SB)/8, $0x1e1a16120e0a0602
-DATA digitsHigh<>+8(SB)/8, $0x3e3a36322e2a2622
-DATA digitsHigh<>+16(SB)/8, $0x5e5a56524e4a4642
-DATA digitsHigh<>+24(SB)/8, $0x7e7a76726e6a6662
-DATA digitsHigh<>+32(SB)/8, $0x0000000000000000
-DATA digitsHigh<>+40(SB)/8, $0x0000000000000000
-DATA digitsHigh<>+48(SB)/8, $0x0000000000000000
-DATA digitsHigh<>+56(SB)/8, $0x0000000000000000
-GLOBL digitsHigh<>(SB), RODATA|NOPTR, $64
-
-DATA float800000<>+0(SB)/8, $0x0080000000800000
-GLOBL float800000<>(SB), RODATA|NOPTR, $8
-
-DATA float41b80000<>+0(SB)/8, $0x41b8000041b80000
-GLOBL float41b80000<>(SB), RODATA|NOPTR, $8
 
 // func foldAVX512(sum *float64, acc *float32, n int)
 // Requires: AVX, AVX512F

@@ -21,7 +21,7 @@ func AVX512() *Kernels {
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
 		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
 		bytes: &byteKernels{planes: bytePlanesAVX512, u8: byteU8AVX512, dots: dotBytesAVX512,
-			digits: digitsOfAVX512, add: addBytesAVX512},
+			softmax: softmaxCutHeadsAVX512, add: addBytesAVX512},
 	}
 }
 
@@ -241,9 +241,11 @@ func dotBytesAVX512(dots []float32, q []byte, heads int, tile []byte, dim, rows 
 	}
 }
 
-func digitsOfAVX512(dst []byte, units, w []float32, heads int) {
-	_, _, _ = dst[heads*Digits*TileRows-1], units[heads-1], w[heads*TileRows-1]
-	digitsAVX512(&dst[0], &units[0], &w[0], heads)
+func softmaxCutHeadsAVX512(w *Weights, h *Heads, a, b int, t *Terms,
+	scale *[TileRows]float32) uint32 {
+	return softmaxCutAVX512(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows],
+		&t.Mul[0], &t.Add[0], &t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a], b-a, &w.Digits[0],
+		&w.Units[0])
 }
 
 func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim,

@@ -55,8 +55,9 @@ type byteKernels struct {
 	planes func(dst []byte, p *planes, table *[64]byte, values bool)
 	u8     func(dst, src []byte, rows, dim int, values bool)
 	dots   func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
-	digits func(dst []byte, units, w []float32, heads int)
-	add    func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
+	// softmax checks nothing, SoftmaxCut does. It returns the largest of the bits of the scales.
+	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
+	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
 }
 
 // Bytes reports whether rows of a format can be unpacked to a tile of bytes.
@@ -175,38 +176,29 @@ func (k *Kernels) DotBytes(dots []float32, q []byte, heads int, tile []byte, dim
 		rows)
 }
 
-// Weights is what CutWeights makes of the weights of heads, by head.
+// Weights is what SoftmaxCut makes of the weights of heads, by head.
 type Weights struct {
 	Digits []byte    // [heads, Digits, TileRows]
 	Units  []float32 // [heads]
 }
 
-// CutWeights cuts the weights of heads [a, b) into digits for AddBytes, those of a first. None must
-// be infinite or have a sign; a head with one that is NaN gives sums that are NaN.
+// SoftmaxCut is Softmax that also cuts the weights of heads [a, b) into digits for AddBytes, those
+// of a first. It reports whether it could: whether all scales are finite and positive, or 0 without
+// a sign; w means nothing otherwise. A head with a weight that is NaN gives sums that are NaN.
 //
 // The largest weight of a head keeps all of its 24 bits, and another is off by at most the largest's
 // 2^-24th part.
-func (k *Kernels) CutWeights(w *Weights, h *Heads, a, b int) {
-	n := b - a
-	if n == 0 {
-		return
+func (k *Kernels) SoftmaxCut(w *Weights, h *Heads, a, b int, t *Terms,
+	scale *[TileRows]float32) bool {
+	if a >= b {
+		return true
 	}
-	k.bytes.digits(w.Digits[:n*Digits*TileRows], w.Units[:n], h.Weights[a*TileRows:b*TileRows], n)
+	h.check(b)
+	_, _ = w.Digits[(b-a)*Digits*TileRows-1], w.Units[b-a-1]
+	return k.bytes.softmax(w, h, a, b, t, scale) < 0x7f800000
 }
 
-// Positive reports whether all scales are finite and positive, or 0 without a sign: weights are
-// then what CutWeights can cut.
-func Positive(scales *[TileRows]float32) bool {
-	var largest uint32
-	for i := 0; i < TileRows; i += 4 {
-		a, b := math.Float32bits(scales[i]), math.Float32bits(scales[i+1])
-		c, d := math.Float32bits(scales[i+2]), math.Float32bits(scales[i+3])
-		largest = max(largest, max(max(a, b), max(c, d)))
-	}
-	return largest < 0x7f800000
-}
-
-// AddBytes is Accumulate for a tile of bytes and weights of CutWeights.
+// AddBytes is Accumulate for a tile of bytes and weights of SoftmaxCut.
 func (k *Kernels) AddBytes(acc []float32, w *Weights, heads int, tile []byte, dim, rows int) {
 	if heads == 0 || rows == 0 {
 		return

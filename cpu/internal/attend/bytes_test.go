@@ -5,6 +5,7 @@ package attend
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -228,40 +229,52 @@ func checkDotBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 	}
 }
 
+// cutWeights cuts weights of heads as SoftmaxCut does: scores of 0 and the weights as scales.
+func cutWeights(t *testing.T, k *Kernels, w *Weights, weights []float32) {
+	t.Helper()
+	for i := range w.Units {
+		h := Heads{Dots: make([]float32, TileRows), Weights: make([]float32, TileRows),
+			Energy: []float32{0}, Tops: []float32{0}, Sums: []float32{0}, Masks: []uint32{^uint32(0)}}
+		one := &Weights{w.Digits[i*Digits*TileRows:], w.Units[i:]}
+		scale := (*[TileRows]float32)(weights[i*TileRows:])
+		require.True(t, k.SoftmaxCut(one, &h, 0, 1, &Terms{}, scale))
+		require.Equal(t, scale[:], h.Weights)
+	}
+}
+
 func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, packed []byte, n, dim,
 	heads int) {
 	t.Helper()
 	tile := randomBytes(rng, TileRows*dim)
 	var tmp Scratch
 	k.UnpackBytes(tile, true, quant.Coding{Format: f}, packed, n, dim, 0, n, &tmp)
-	h := Heads{Weights: make([]float32, heads*TileRows)}
+	weights := make([]float32, heads*TileRows)
 	size := math.Pow(10, float64(rng.IntN(70)-35))
-	for i := range h.Weights {
+	for i := range weights {
 		if i%TileRows < n {
-			h.Weights[i] = float32(rng.ExpFloat64() * size)
+			weights[i] = float32(rng.ExpFloat64() * size)
 		}
 	}
-	w, check := fencedWeights(t, heads)
-	k.CutWeights(w, &h, 0, heads)
-	check()
-	acc, checkAcc := fenced(t, heads*dim)
+	w := &Weights{make([]byte, heads*Digits*TileRows), make([]float32, heads)}
+	cutWeights(t, k, w, weights)
+	acc, check := fenced(t, heads*dim)
 	for i := range acc {
 		acc[i] = float32(size)
 	}
 	k.AddBytes(acc, w, heads, tile, dim, n)
-	checkAcc()
-	alone, one := make([]float32, dim), &Weights{make([]byte, Digits*TileRows), make([]float32, 1)}
+	check()
+	alone := make([]float32, dim)
 	for i := range heads {
 		for d := range alone {
 			alone[d] = float32(size)
 		}
-		k.CutWeights(one, &h, i, i+1)
+		one := &Weights{w.Digits[i*Digits*TileRows:], w.Units[i:]}
 		k.AddBytes(alone, one, 1, tile, dim, n)
 		require.Equal(t, alone, acc[i*dim:(i+1)*dim], "sums depend on the heads beside")
 		for d := range dim {
 			want, sum, largest := float64(float32(size)), size, 0.0
 			for r := range n {
-				x := float64(h.Weights[i*TileRows+r])
+				x := float64(weights[i*TileRows+r])
 				largest = max(largest, x)
 				c := float64(centroid(f, packed, n, dim, r, d))
 				want += x * c
@@ -269,6 +282,55 @@ func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 			}
 			bound := (float64(n)*128*largest+4*sum)/(1<<24) + 128*TileRows*0x1p-149
 			require.InDelta(t, want, float64(acc[i*dim+d]), bound)
+		}
+	}
+}
+
+// SoftmaxCut is Softmax, with digits that are its weights to a part in 2^24 of the largest.
+func TestSoftmaxCut(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		rng := rand.New(rand.NewPCG(27, 28))
+		for round := range 200 {
+			checkSoftmaxCut(t, k, rng, 1+round%5)
+		}
+	})
+}
+
+func checkSoftmaxCut(t *testing.T, k *Kernels, rng *rand.Rand, heads int) {
+	t.Helper()
+	var tm Terms
+	var scale [TileRows]float32
+	for r := range TileRows {
+		tm.Mul[r], tm.Noise[r], scale[r] = rng.Float32(), rng.Float32(), rng.Float32()
+		tm.Add[r] = float32(rng.NormFloat64())
+	}
+	n := heads + 1
+	h := Heads{Dots: make([]float32, n*TileRows), Weights: make([]float32, n*TileRows),
+		Energy: make([]float32, n), Tops: make([]float32, n), Sums: make([]float32, n),
+		Masks: make([]uint32, n)}
+	for i := range n {
+		h.Energy[i], h.Masks[i], h.Tops[i] = rng.Float32(), rng.Uint32(), negInf
+	}
+	for i := range h.Dots {
+		h.Dots[i] = float32(rng.NormFloat64() * 30)
+	}
+	plain := h
+	plain.Weights, plain.Sums = append([]float32(nil), h.Weights...), append([]float32(nil), h.Sums...)
+	plain.Tops, plain.Masks = append([]float32(nil), h.Tops...), append([]uint32(nil), h.Masks...)
+	w, check := fencedWeights(t, heads)
+	require.True(t, k.SoftmaxCut(w, &h, 1, n, &tm, &scale))
+	check()
+	k.Softmax(&plain, 1, n, &tm, &scale)
+	require.Equal(t, plain, h)
+	for i := range heads {
+		weights := h.Weights[(i+1)*TileRows:][:TileRows]
+		largest := float64(slices.Max(weights))
+		for r, x := range weights {
+			var got float64
+			for d := range Digits {
+				got += float64(w.Digits[(i*Digits+d)*TileRows+r]) * math.Pow(256, float64(d))
+			}
+			require.InDelta(t, float64(x), got*float64(w.Units[i]), largest/(1<<24))
 		}
 	}
 }
@@ -284,10 +346,16 @@ func TestAddBytes_NaN(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		for _, nan := range []float32{float32(math.NaN()), -float32(math.NaN())} {
 			for at := range 3 * TileRows {
-				h := Heads{Weights: make([]float32, 3*TileRows)}
-				h.Weights[at] = nan
+				h := Heads{Dots: make([]float32, 3*TileRows), Weights: make([]float32, 3*TileRows),
+					Energy: make([]float32, 3), Tops: make([]float32, 3), Sums: make([]float32, 3),
+					Masks: []uint32{^uint32(0), ^uint32(0), ^uint32(0)}}
+				h.Dots[at] = nan
+				tm, scale := Terms{}, [TileRows]float32{}
+				for i := range scale {
+					tm.Mul[i], scale[i] = 1, 1
+				}
 				w := &Weights{make([]byte, 3*Digits*TileRows), make([]float32, 3)}
-				k.CutWeights(w, &h, 0, 3)
+				require.True(t, k.SoftmaxCut(w, &h, 0, 3, &tm, &scale))
 				acc := make([]float32, 3*64)
 				k.AddBytes(acc, w, 3, make([]byte, TileRows*64), 64, TileRows)
 				for i, x := range acc {
@@ -298,19 +366,21 @@ func TestAddBytes_NaN(t *testing.T) {
 	})
 }
 
-func TestPositive(t *testing.T) {
-	var s [TileRows]float32
-	require.True(t, Positive(&s))
-	for i := range s {
-		s[i] = math.MaxFloat32
-	}
-	require.True(t, Positive(&s))
-	nan, inf := float32(math.NaN()), float32(math.Inf(1))
-	for i := range s {
+// Scales that make weights which digits cannot hold are told.
+func TestSoftmaxCut_Refuses(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		nan, inf := float32(math.NaN()), float32(math.Inf(1))
 		for _, bad := range []float32{nan, inf, -inf, -1, float32(math.Copysign(0, -1))} {
-			s[i] = bad
-			require.False(t, Positive(&s))
+			for at := range TileRows {
+				h := Heads{Dots: make([]float32, TileRows), Weights: make([]float32, TileRows),
+					Energy: []float32{0}, Tops: []float32{0}, Sums: []float32{0}, Masks: []uint32{1}}
+				w := &Weights{make([]byte, Digits*TileRows), make([]float32, 1)}
+				var scale [TileRows]float32
+				scale[(at+1)%TileRows] = math.MaxFloat32
+				require.True(t, k.SoftmaxCut(w, &h, 0, 1, &Terms{}, &scale))
+				scale[at] = bad
+				require.False(t, k.SoftmaxCut(w, &h, 0, 1, &Terms{}, &scale))
+			}
 		}
-		s[i] = 1
-	}
+	})
 }

@@ -230,6 +230,15 @@ func accumulate3AVX512(acc *float32, w *float32, tile *float32, stride int, bloc
 //go:noescape
 func softmaxAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int)
 
+// softmaxCutAVX512 makes weights of the inner products of a tile: per head s = dots*mul +
+// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
+// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+// It also writes weights as integers of 24 bits, the lowest byte of every row first, and
+// what one is worth, and returns the largest of the bits of the scales.
+//
+//go:noescape
+func softmaxCutAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, digits *byte, units *float32) (largest uint32)
+
 // probsAVX512 adds exp(s - lse)^power of every head to acc[32], with scores s as
 // softmaxAVX512 makes them.
 //
@@ -439,12 +448,6 @@ func dotBytes4AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
 //
 //go:noescape
 func addBytes4AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
-
-// digitsAVX512 writes weights as integers of 24 bits, the lowest byte of every row first,
-// and what one is worth.
-//
-//go:noescape
-func digitsAVX512(dst *byte, units *float32, w *float32, heads int)
 
 // foldAVX512 adds n times 16 floats to doubles and clears them.
 //

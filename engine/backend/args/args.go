@@ -94,57 +94,71 @@ type BlockView[M any] struct {
 	KMem, VMem, PosMem, CountMem, BiasMem M
 }
 
-// Known are the codings of the block that was checked last: most blocks have those of the one
-// before, and are then not looked up again. The zero Known knows none.
-type Known struct{ k, v quant.Coding }
+// Known is what was found of the block that was checked last: most blocks have the codings and the
+// rows of the one before, which are then not looked up again. The zero Known knows nothing.
+type Known struct{ k, v knownSide }
 
-// sideAgain is Side for a coding that may be known.
-func (c Checker[M]) sideAgain(what string, op backend.Op, s *backend.Side, rows, dim int,
-	last *quant.Coding) (M, error) {
-	if s.Coding != *last || rows < 0 || last.Format == quant.FormatInvalid {
-		m, err := c.Side(what, op, *s, rows, dim)
+type knownSide struct {
+	coding quant.Coding
+	rows   int32
+	bytes  int64 // of the side
+}
+
+// sideAgain is Side for a side that may be known.
+func (c Checker[M]) sideAgain(what string, op backend.Op, s *backend.Side, rows int32, dim int,
+	last *knownSide) (M, error) {
+	if s.Coding != last.coding || rows != last.rows || last.coding.Format == quant.FormatInvalid {
+		m, err := c.Side(what, op, *s, int(rows), dim)
 		if err == nil {
-			*last = s.Coding
+			*last = knownSide{s.Coding, rows, s.Data.Len}
 		}
 		return m, err
 	}
-	return c.Span(what, s.Data, int64(s.Coding.PackedBytes(rows, dim)), SideAlign)
+	return c.Span(what, s.Data, last.bytes, SideAlign)
 }
 
-// Block resolves and checks one block. Relevance does not look at V. last carries the codings from
-// block to block of one call, whose queries are the same.
-func (c Checker[M]) Block(blk *backend.Block, op backend.Op, q *backend.Queries,
-	last *Known) (BlockView[M], error) {
-	w := BlockView[M]{Block: blk}
-	rows := int(blk.Rows)
+// Block resolves and checks one block into w. Relevance does not look at V. last carries what is
+// known from block to block of one call, whose queries are the same.
+func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q *backend.Queries,
+	last *Known) error {
+	*w = BlockView[M]{Block: blk}
 	var err error
-	if w.KMem, err = c.sideAgain("K", op, &blk.K, rows, q.HeadDim, &last.k); err != nil {
-		return w, err
+	if w.KMem, err = c.sideAgain("K", op, &blk.K, blk.Rows, q.HeadDim, &last.k); err != nil {
+		return err
 	}
 	if op == backend.OpAttend {
-		if w.VMem, err = c.sideAgain("V", op, &blk.V, rows, q.HeadDimV, &last.v); err != nil {
-			return w, err
+		if w.VMem, err = c.sideAgain("V", op, &blk.V, blk.Rows, q.HeadDimV, &last.v); err != nil {
+			return err
 		}
 	}
-	if w.PosMem, err = c.optional("Pos", blk.Pos, rows, 2); err != nil {
-		return w, err
+	if !Absent(blk.Pos) || !Absent(blk.Count) || !Absent(blk.Bias) {
+		if err := c.perRow(w); err != nil {
+			return err
+		}
 	}
-	if w.CountMem, err = c.optional("Count", blk.Count, rows, 2); err != nil {
-		return w, err
-	}
-	if w.BiasMem, err = c.optional("Bias", blk.Bias, rows, 4); err != nil {
-		return w, err
-	}
-	if n := float64(blk.Noise); math.IsNaN(n) || math.IsInf(n, 0) {
-		return w, fmt.Errorf("noise %g: %w", n, quant.ErrShape)
+	if !finite(blk.Noise) {
+		return fmt.Errorf("noise %g: %w", blk.Noise, quant.ErrShape)
 	}
 	if blk.Offset != 0 {
 		if q.Rope == nil {
-			return w, fmt.Errorf("offset %d without Rope: %w", blk.Offset, quant.ErrShape)
+			return fmt.Errorf("offset %d without Rope: %w", blk.Offset, quant.ErrShape)
 		}
 		if err := q.Rope.Validate(q.HeadDim); err != nil {
-			return w, err
+			return err
 		}
 	}
-	return w, nil
+	return nil
+}
+
+// perRow resolves and checks what has one element a row.
+func (c Checker[M]) perRow(w *BlockView[M]) (err error) {
+	rows := int(w.Rows)
+	if w.PosMem, err = c.optional("Pos", w.Pos, rows, 2); err != nil {
+		return err
+	}
+	if w.CountMem, err = c.optional("Count", w.Count, rows, 2); err != nil {
+		return err
+	}
+	w.BiasMem, err = c.optional("Bias", w.Bias, rows, 4)
+	return err
 }

@@ -90,9 +90,9 @@ func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, block
 	var all Seeds
 	var last Known
 	agree := true
+	var v BlockView[M]
 	for i := range blocks {
-		v, err := c.Block(&blocks[i], op, q, &last)
-		if err != nil {
+		if err := c.Block(&v, &blocks[i], op, q, &last); err != nil {
 			return nil, fmt.Errorf("block %d: %w", i, err)
 		}
 		if each != nil {
