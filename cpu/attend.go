@@ -305,7 +305,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 		}
 		for r := first; r < end; r += tileRows {
 			if s.scorer.tile(r, min(tileRows, end-r)) {
-				s.addTile(r, dst)
+				s.addTile(dst)
 			}
 			if tiles++; tiles%foldTiles == 0 {
 				s.fold(dst)
@@ -320,11 +320,11 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 //
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018, arXiv
 // 1805.02867); FlashAttention (2022, arXiv 2205.14135).
-func (s *scratch) addTile(r0 int, dst *part) {
+func (s *scratch) addTile(dst *part) {
 	b, p := &s.blk, s.p
 	f := b.V.Coding.Format
-	p.kern.Scales(&s.vscale, b.V.Coding, b.v, int(b.Rows), r0, s.n, attend.Unit(f, p.HeadDimV))
-	s.tileV = tileV{r0: r0}
+	p.kern.Scales(&s.vscale, b.V.Coding, b.v, int(b.Rows), s.r0, s.n, attend.Unit(f, p.HeadDimV))
+	s.tileV = tileV{}
 	bytes := p.bytesV(f)
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		copy(s.before[lo:hi], dst.top[lo:hi])
@@ -351,7 +351,6 @@ func (s *scratch) addTile(r0 int, dst *part) {
 
 // tileV is what has been made of V's rows of the tile at work.
 type tileV struct {
-	r0              int
 	cut             bool // weights are in digits: V's rows go to a tile of bytes
 	bytes, unpacked bool // there is one of bytes, of floats
 }
@@ -361,9 +360,14 @@ type tileV struct {
 func (s *scratch) addRun(lo, hi int, whole bool) {
 	b, p, t := &s.blk, s.p, &s.tileV
 	c, rows := b.V.Coding, int(b.Rows)
+	if t.cut && p.kern.Direct(c.Format, p.HeadDimV, s.n, len(s.heads.Masks)) {
+		p.kern.AddPlanes(s.sideFor(bytesSide)[lo*p.padV:], &s.cuts, hi-lo, c, b.v, rows, s.r0, s.n,
+			&s.unpackT)
+		return
+	}
 	if t.cut {
 		if !t.bytes {
-			p.kern.UnpackBytes(s.vb, true, c, b.v, rows, p.HeadDimV, t.r0, s.n, &s.unpackT)
+			p.kern.UnpackBytes(s.vb, true, c, b.v, rows, p.HeadDimV, s.r0, s.n, &s.unpackT)
 			s.prefetchV()
 			t.bytes = true
 		}
@@ -372,7 +376,7 @@ func (s *scratch) addRun(lo, hi int, whole bool) {
 		return
 	}
 	if !t.unpacked {
-		p.kern.Unpack(s.vt, p.kern.LayoutV(c.Format), c, b.v, rows, p.HeadDimV, t.r0, s.n, &s.unpackT)
+		p.kern.Unpack(s.vt, p.kern.LayoutV(c.Format), c, b.v, rows, p.HeadDimV, s.r0, s.n, &s.unpackT)
 		s.prefetchV()
 		t.unpacked = true
 	}
@@ -386,7 +390,7 @@ func (s *scratch) addRun(lo, hi int, whole bool) {
 
 // prefetchV asks for V's rows of the next tile.
 func (s *scratch) prefetchV() {
-	next := s.tileV.r0 + s.n
+	next := s.r0 + s.n
 	s.p.kern.Prefetch(s.blk.V.Coding, s.blk.v, s.p.HeadDimV, next,
 		min(tileRows, int(s.blk.Rows)-next))
 }

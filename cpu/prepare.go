@@ -36,8 +36,8 @@ type prepared struct {
 	// cut holds the queries in digits, [n, group], where some K side is unpacked to bytes (hasCut).
 	cut    []byte
 	hasCut bool
-	freqs   []float64 // angle a position turns each RoPE pair by; nil where no block has an offset
-	rots    []namedRotation
+	freqs  []float64 // angle a position turns each RoPE pair by; nil where no block has an offset
+	rots   []namedRotation
 }
 
 type rotKey struct {

@@ -25,7 +25,7 @@ type scorer struct {
 	turned    [2][layouts][]float32 // [len(qs), group, padK]
 	cutTurned []byte                // [len(qs), group], in digits
 	hasCut    bool
-	one       []float32             // [head_dim]
+	one       []float32 // [head_dim]
 	sin, cos  []float64
 
 	// The block at work.
@@ -33,6 +33,7 @@ type scorer struct {
 	layout attend.Layout
 	vecs   []float32 // where the queries are, in the basis and at the offset of the block
 	bytes  bool      // K is unpacked to bytes: the queries are in cut, not in vecs
+	direct bool      // its rows of the tile at work are expanded while they are multiplied
 	cut    []byte
 	local  bool // vecs and cut are indexed by place in qs, not by query
 
@@ -40,7 +41,7 @@ type scorer struct {
 	kt       []float32 // [tileRows, padK]
 	kb       []byte    // [tileRows, head_dim], of bytes
 	unpackT  attend.Scratch
-	n        int
+	r0, n    int
 	seen     []uint32 // per query at work: bit r is set where row r is seen
 	terms    attend.Terms
 	hasAdd   bool // terms.Add is not all zero, and likewise
@@ -159,7 +160,10 @@ func (s *scorer) tile(r0, n int) bool {
 	}
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.K.Coding.Format
-	if s.bytes {
+	s.r0 = r0
+	if s.direct = s.bytes && p.kern.Direct(f, p.HeadDim, n, len(s.qs)*p.Group); s.direct {
+		// nothing to unpack
+	} else if s.bytes {
 		p.kern.UnpackBytes(s.kb, false, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
 	} else {
 		p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
@@ -296,7 +300,10 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	}
 	a, b = i*p.Group, end*p.Group
 	from *= p.Group
-	if dots := s.heads.Dots[a*tileRows:]; s.bytes {
+	if dots := s.heads.Dots[a*tileRows:]; s.direct {
+		p.kern.DotPlanes(dots, s.cut[from*p.cutBytes():], b-a, s.blk.K.Coding, s.blk.k,
+			int(s.blk.Rows), s.r0, s.n, &s.unpackT)
+	} else if s.bytes {
 		p.kern.DotBytes(dots, s.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
 	} else {
 		p.kern.Dots(dots, s.vecs[from*p.padK:], b-a, s.layout, s.kt, p.padK, s.n)

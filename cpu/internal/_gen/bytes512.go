@@ -397,17 +397,67 @@ func digitsToFloat(d []VecVirtual, base VecVirtual) VecVirtual {
 	return d[2]
 }
 
+// storeDots512 adds up the digits' sums of heads, [head][digit][set], and stores inner products.
+func storeDots512(acc [][digits][]VecVirtual, dots Register, query func(head, disp int) Mem) {
+	turn := make([]uint32, 16)
+	for i := range turn {
+		turn[i] = uint32(4*(i%4) + i/4)
+	}
+	base, t := ZMM(), ZMM()
+	VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
+	VMOVDQU32(dwordsConstant("transpose4", turn), t)
+	for h := range acc {
+		for s := 0; s < len(acc[h][0]); s += 2 {
+			var x [2]VecVirtual
+			for i := range x {
+				x[i] = digitsToFloat([]VecVirtual{acc[h][0][s+i], acc[h][1][s+i], acc[h][2][s+i]}, base)
+			}
+			even, odd := ZMM(), ZMM()
+			VSHUFPS(Imm(0x88), x[1], x[0], even)
+			VSHUFPS(Imm(0xdd), x[1], x[0], odd)
+			VADDPS(odd, even, even)
+			VPERMPS(even, t, even)
+			VMULPS_BCST(query(h, 4*digits), even, even)
+			VMOVUPS(even, Mem{Base: dots, Disp: 4*tileRows*h + 32*s})
+		}
+	}
+}
+
+// startDots512 returns sums that begin as the queries' records say, [head][digit][set].
+func startDots512(heads, sets int, query func(head, disp int) Mem) [][digits][]VecVirtual {
+	acc := make([][digits][]VecVirtual, heads)
+	for h := range acc {
+		for d := range acc[h] {
+			acc[h][d] = zmms(sets)
+			for _, z := range acc[h][d] {
+				VPBROADCASTD(query(h, 4*d), z)
+			}
+		}
+	}
+	return acc
+}
+
+// multiplyBytes512 adds the products of eight values of the queries, at disp of their records, with
+// those of the rows in k.
+func multiplyBytes512(acc [][digits][]VecVirtual, k []VecVirtual, disp int,
+	query func(head, disp int) Mem) {
+	for h := range acc {
+		for d := range digits {
+			x := ZMM()
+			VPBROADCASTQ(query(h, disp+8*d), x)
+			for s := range k {
+				VPDPBUSD(x, k[s], acc[h][d][s])
+			}
+		}
+	}
+}
+
 // dotBytes512 multiplies heads queries in digits with rows of bytes.
 func dotBytes512(heads int) {
 	sets := 2 // vectors of eight rows that are worked on together
 	if heads < 3 {
 		sets = 4
 	}
-	turn := make([]uint32, 16)
-	for i := range turn {
-		turn[i] = uint32(4*(i%4) + i/4)
-	}
-	order := dwordsConstant("transpose4", turn)
 	name := fmt.Sprintf("dotBytes%dAVX512", heads)
 	function(name, "func(dots *float32, q, tile *byte, blocks, groups int)",
 		fmt.Sprintf("%s writes the inner products of %d queries in digits with groups times %d "+
@@ -422,16 +472,7 @@ func dotBytes512(heads int) {
 	IMUL3Q(Imm(uint64(sets-1)), group, rest)
 	query, rows := headPointers(q, stride, heads), headPointers(tile, group, sets)
 	Label("group")
-	acc := make([][][]VecVirtual, heads) // head, digit, set
-	for h := range acc {
-		acc[h] = make([][]VecVirtual, digits)
-		for d := range acc[h] {
-			acc[h][d] = zmms(sets)
-			for _, z := range acc[h][d] {
-				VPBROADCASTD(query(h, 4*d), z)
-			}
-		}
-	}
+	acc := startDots512(heads, sets, query)
 	ADDQ(Imm(recordHead), q)
 	n := GP64()
 	MOVQ(blocks, n)
@@ -441,39 +482,14 @@ func dotBytes512(heads int) {
 			for s, z := range k {
 				VMOVDQU64(rows(s, 64*b), z)
 			}
-			for h := range heads {
-				for d := range digits {
-					x := ZMM()
-					VPBROADCASTQ(query(h, 8*(digits*b+d)), x)
-					for s := range sets {
-						VPDPBUSD(x, k[s], acc[h][d][s])
-					}
-				}
-			}
+			multiplyBytes512(acc, k, 8*digits*b, query)
 		}
 		ADDQ(U32(64*digits), q)
 		ADDQ(U32(512), tile)
 	})
 	SUBQ(stride, q)
 	ADDQ(rest, tile)
-	base, t := ZMM(), ZMM()
-	VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
-	VMOVDQU32(order, t)
-	for h := range heads {
-		for s := 0; s < sets; s += 2 {
-			var x [2]VecVirtual
-			for i := range x {
-				x[i] = digitsToFloat([]VecVirtual{acc[h][0][s+i], acc[h][1][s+i], acc[h][2][s+i]}, base)
-			}
-			even, odd := ZMM(), ZMM()
-			VSHUFPS(Imm(0x88), x[1], x[0], even)
-			VSHUFPS(Imm(0xdd), x[1], x[0], odd)
-			VADDPS(odd, even, even)
-			VPERMPS(even, t, even)
-			VMULPS_BCST(query(h, 12), even, even)
-			VMOVUPS(even, Mem{Base: dots, Disp: 4*tileRows*h + 32*s})
-		}
-	}
+	storeDots512(acc, dots, query)
 	ADDQ(U32(uint32(32*sets)), dots)
 	SUBQ(Imm(1), groups)
 	JNZ(LabelRef("group"))
@@ -514,6 +530,48 @@ func cutWeights512(w [2]VecVirtual, one VecVirtual, dst, units Register) {
 	VMOVDQU64(w[0].AsY(), Mem{Base: dst, Disp: 64})
 }
 
+// storeSums512 adds up the digits' sums of heads, [head][digit][vector], times the heads' units, and
+// adds them to what is at place.
+func storeSums512(a [][digits][]VecVirtual, units Register, base VecVirtual,
+	place func(head, vector int) Mem) {
+	for h := range a {
+		unit := ZMM()
+		VBROADCASTSS(Mem{Base: units, Disp: 4 * h}, unit)
+		for i := range a[h][0] {
+			x := digitsToFloat([]VecVirtual{a[h][0][i], a[h][1][i], a[h][2][i]}, base)
+			to := place(h, i)
+			VFMADD213PS(to, unit, x)
+			VMOVUPS(x, to)
+		}
+	}
+}
+
+// sums512 returns sums, also as [head][digit][vector].
+func sums512(heads, vectors int) (all []VecVirtual, a [][digits][]VecVirtual) {
+	all = zmms(heads * digits * vectors)
+	a = make([][digits][]VecVirtual, heads)
+	for h := range a {
+		for d := range a[h] {
+			at := (h*digits + d) * vectors
+			a[h][d] = all[at : at+vectors]
+		}
+	}
+	return all, a
+}
+
+// weighBytes512 adds rows v times the weights at disp behind w.
+func weighBytes512(a [][digits][]VecVirtual, v []VecVirtual, w Register, disp int) {
+	for h := range a {
+		for d := range digits {
+			x := ZMM()
+			VPBROADCASTD(Mem{Base: w, Disp: disp + tileRows*(digits*h+d)}, x)
+			for i := range v {
+				VPDPBUSD(v[i], x, a[h][d][i])
+			}
+		}
+	}
+}
+
 // addBytes512 adds rows of bytes, weighted by digits, to the sums of heads queries.
 func addBytes512(heads int) {
 	vectors := 2 // of 16 values that are worked on together
@@ -532,14 +590,7 @@ func addBytes512(heads int) {
 	sum := headPointers(acc, stride, heads)
 	base := ZMM()
 	VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
-	all := zmms(heads * digits * vectors)
-	a := make([][digits][]VecVirtual, heads) // head, digit, vector
-	for h := range a {
-		for d := range a[h] {
-			at := (h*digits + d) * vectors
-			a[h][d] = all[at : at+vectors]
-		}
-	}
+	all, a := sums512(heads, vectors)
 	times("block", blocks, func() {
 		for part := range 4 / vectors {
 			for _, z := range all {
@@ -554,32 +605,160 @@ func addBytes512(heads int) {
 				for i, z := range v {
 					VMOVDQU64(Mem{Base: p, Disp: 64 * (vectors*part + i)}, z)
 				}
-				for h := range heads {
-					for d := range digits {
-						x := ZMM()
-						VPBROADCASTD(Mem{Base: w, Disp: tileRows * (digits*h + d)}, x)
-						for i := range v {
-							VPDPBUSD(v[i], x, a[h][d][i])
-						}
-					}
-				}
+				weighBytes512(a, v, w, 0)
 				ADDQ(stride, p)
 				ADDQ(Imm(4), w)
 			})
-			for h := range heads {
-				unit := ZMM()
-				VBROADCASTSS(Mem{Base: units, Disp: 4 * h}, unit)
-				for i := range vectors {
-					x := digitsToFloat([]VecVirtual{a[h][0][i], a[h][1][i], a[h][2][i]}, base)
-					to := sum(h, 64*(vectors*part+i))
-					VFMADD213PS(to, unit, x)
-					VMOVUPS(x, to)
-				}
-			}
+			storeSums512(a, units, base, func(h, i int) Mem { return sum(h, 64*(vectors*part+i)) })
 		}
 		ADDQ(U32(256), acc)
 		ADDQ(U32(256), tile)
 	})
+	VZEROUPPER()
+	RET()
+}
+
+// planeReader expands planes of rows of 64 values in registers.
+type planeReader struct {
+	planes, masks []Register
+	table, bit    VecVirtual
+}
+
+// newPlaneReader loads the parameters src, plane and table.
+func newPlaneReader(bits int) planeReader {
+	r := planeReader{planes: []Register{load("src")}, table: ZMM(), bit: ZMM()}
+	plane, table := load("plane"), load("table")
+	for i := 1; i < bits; i++ {
+		s, k, m := GP64(), K(), GP64()
+		MOVQ(r.planes[i-1], s)
+		ADDQ(plane, s)
+		MOVQ(U64(planeMask(bits, i)), m)
+		KMOVQ(m, k)
+		r.planes, r.masks = append(r.planes, s), append(r.masks, k)
+	}
+	VMOVDQU64(Mem{Base: table}, r.table)
+	VPBROADCASTQ(constant("unitBits", 0x8040201008040201), r.bit)
+	return r
+}
+
+// control loads a vector of byteControl.
+func (r planeReader) control(values bool, m int) VecVirtual {
+	z := ZMM()
+	VMOVDQU64(bytesConstant(fmt.Sprintf("bytes%d%t%d", together, values, m),
+		byteControl(together, values, m)), z)
+	return z
+}
+
+// expand returns the bytes of both halves of the codes that a control picks of eight rows, those
+// group groups on. turn, unless nil, is applied to the codes.
+func (r planeReader) expand(group int, control, turn VecVirtual) (lo, hi VecVirtual) {
+	lo, hi = ZMM(), ZMM()
+	VPERMB(Mem{Base: r.planes[0], Disp: 64 * group}, control, hi)
+	for i, k := range r.masks {
+		VPERMB(Mem{Base: r.planes[i+1], Disp: 64 * group}, control, k, hi)
+	}
+	VGF2P8AFFINEQB(Imm(0), hi, r.bit, hi)
+	if turn != nil {
+		VPERMB(hi, turn, hi)
+	}
+	VPERMB(r.table, hi, lo)
+	VPSRLW(Imm(4), hi, hi)
+	VPERMB(r.table, hi, hi)
+	return lo, hi
+}
+
+func (r planeReader) next(groups int) {
+	for _, p := range r.planes {
+		ADDQ(U32(uint32(64*groups)), p)
+	}
+}
+
+// dotPlanes512 is unpackBytes512 and dotBytes512 in one, for rows of 64 values and a few queries:
+// expanding goes on beside the products, and nothing is stored between.
+func dotPlanes512(bits, heads int) {
+	name := fmt.Sprintf("dotLM%dHeads%dAVX512", bits, heads)
+	function(name, "func(dots *float32, q, src *byte, plane int, table *byte, groups int)",
+		fmt.Sprintf("%s writes the inner products of %d queries in digits with groups times 16 "+
+			"rows of 64 codes.", name, heads))
+	dots, q := load("dots"), load("q")
+	r := newPlaneReader(bits)
+	groups := load("groups")
+	var control [4]VecVirtual
+	for m := range control {
+		control[m] = r.control(false, m)
+	}
+	query := func(h, disp int) Mem {
+		return Mem{Base: q, Disp: (recordHead+64*digits)*h + disp}
+	}
+	times("group", groups, func() {
+		acc := startDots512(heads, 2, query)
+		for m, c := range control {
+			var k [2][2]VecVirtual // half, set
+			for s := range 2 {
+				k[0][s], k[1][s] = r.expand(s, c, nil)
+			}
+			for half := range k {
+				multiplyBytes512(acc, k[half][:], recordHead+8*digits*(2*m+half), query)
+			}
+		}
+		storeDots512(acc, dots, query)
+		ADDQ(Imm(64), dots)
+		r.next(2)
+	})
+	VZEROUPPER()
+	RET()
+}
+
+// addPlanes512 is unpackBytes512 and addBytes512 in one, likewise.
+func addPlanes512(bits, heads int) {
+	vectors := 2
+	if heads == 1 {
+		vectors = 4
+	}
+	name := fmt.Sprintf("addLM%dHeads%dAVX512", bits, heads)
+	function(name, "func(acc *float32, weights *byte, units *float32, src *byte, plane int, "+
+		"table *byte, groups int)", fmt.Sprintf("%s adds groups times eight rows of 64 codes, "+
+		"weighted by digits, to %d sums.", name, heads))
+	acc, weights, units := load("acc"), load("weights"), load("units")
+	r := newPlaneReader(bits)
+	groups := load("groups")
+	turn, base := ZMM(), ZMM()
+	VMOVDQU64(turnDims(), turn)
+	all, a := sums512(heads, vectors)
+	for part := range 4 / vectors {
+		for _, z := range all {
+			VPXORD(z, z, z)
+		}
+		control := make([]VecVirtual, vectors)
+		for i := range control {
+			control[i] = r.control(true, vectors*part+i)
+		}
+		p := planeReader{masks: r.masks, table: r.table, bit: r.bit}
+		for _, s := range r.planes {
+			t := GP64()
+			MOVQ(s, t)
+			p.planes = append(p.planes, t)
+		}
+		w, n := GP64(), GP64()
+		MOVQ(weights, w)
+		MOVQ(groups, n)
+		times(fmt.Sprintf("group%d", part), n, func() {
+			var v [2][]VecVirtual // of the rows' first four, of the rest
+			for _, c := range control {
+				lo, hi := p.expand(0, c, turn)
+				v[0], v[1] = append(v[0], lo), append(v[1], hi)
+			}
+			for half := range v {
+				weighBytes512(a, v[half], w, 4*half)
+			}
+			ADDQ(Imm(8), w)
+			p.next(1)
+		})
+		VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
+		storeSums512(a, units, base, func(h, i int) Mem {
+			return Mem{Base: acc, Disp: 256*h + 64*(vectors*part+i)}
+		})
+	}
 	VZEROUPPER()
 	RET()
 }
@@ -591,6 +770,12 @@ func bytes512() {
 			for _, p := range []plan{together, pairs, apart} {
 				unpackBytes512(bits, values, p)
 			}
+		}
+	}
+	for bits := 1; bits <= 4; bits++ {
+		for heads := 1; heads <= 3; heads++ {
+			dotPlanes512(bits, heads)
+			addPlanes512(bits, heads)
 		}
 	}
 	unpackU8Bytes512(false)

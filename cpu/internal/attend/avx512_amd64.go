@@ -21,7 +21,8 @@ func AVX512() *Kernels {
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
 		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
 		bytes: &byteKernels{planes: bytePlanesAVX512, u8: byteU8AVX512, dots: dotBytesAVX512,
-			softmax: softmaxCutHeadsAVX512, add: addBytesAVX512},
+			softmax: softmaxCutHeadsAVX512, add: addBytesAVX512,
+			dotPlanes: dotPlanesAVX512, addPlanes: addPlanesAVX512},
 	}
 }
 
@@ -269,4 +270,31 @@ func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, t
 			acc, weights, units = acc[4*dim:], weights[4*Digits*TileRows:], units[4:]
 		}
 	}
+}
+
+// By bits, heads.
+var dotPlanes = [4][3]func(dots *float32, q, src *byte, plane int, table *byte, groups int){
+	{dotLM1Heads1AVX512, dotLM1Heads2AVX512, dotLM1Heads3AVX512},
+	{dotLM2Heads1AVX512, dotLM2Heads2AVX512, dotLM2Heads3AVX512},
+	{dotLM3Heads1AVX512, dotLM3Heads2AVX512, dotLM3Heads3AVX512},
+	{dotLM4Heads1AVX512, dotLM4Heads2AVX512, dotLM4Heads3AVX512},
+}
+
+var addPlanes = [4][3]func(acc *float32, weights *byte, units *float32, src *byte, plane int,
+	table *byte, groups int){
+	{addLM1Heads1AVX512, addLM1Heads2AVX512, addLM1Heads3AVX512},
+	{addLM2Heads1AVX512, addLM2Heads2AVX512, addLM2Heads3AVX512},
+	{addLM3Heads1AVX512, addLM3Heads2AVX512, addLM3Heads3AVX512},
+	{addLM4Heads1AVX512, addLM4Heads2AVX512, addLM4Heads3AVX512},
+}
+
+func dotPlanesAVX512(dots []float32, q []byte, heads int, p *planes, table *[64]byte) {
+	_, _ = dots[heads*TileRows-1], q[heads*QueryBytes(byteBlock)-1]
+	dotPlanes[p.bits-1][heads-1](&dots[0], &q[0], &p.src[0], p.plane, &table[0], p.rows/16)
+}
+
+func addPlanesAVX512(acc []float32, w *Weights, heads int, p *planes, table *[64]byte) {
+	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*Digits*TileRows-1], w.Units[heads-1]
+	addPlanes[p.bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &p.src[0], p.plane, &table[0],
+		p.rows/byteRows)
 }

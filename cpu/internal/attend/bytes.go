@@ -58,6 +58,9 @@ type byteKernels struct {
 	// softmax checks nothing, SoftmaxCut does. It returns the largest of the bits of the scales.
 	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
 	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
+	// dotPlanes and addPlanes are planes and dots, or add, in one, for what Direct accepts.
+	dotPlanes func(dots []float32, q []byte, heads int, p *planes, table *[64]byte)
+	addPlanes func(acc []float32, w *Weights, heads int, p *planes, table *[64]byte)
 }
 
 // Bytes reports whether rows of a format can be unpacked to a tile of bytes.
@@ -205,4 +208,40 @@ func (k *Kernels) AddBytes(acc []float32, w *Weights, heads int, tile []byte, di
 	}
 	k.bytes.add(acc[:heads*dim], w.Digits[:heads*Digits*TileRows], w.Units[:heads], heads,
 		tile[:TileRows*dim], dim, rows)
+}
+
+// Direct reports whether DotPlanes and AddPlanes take n rows of dim values, of a format that has
+// tiles of bytes, and heads query heads. A tile would be met by too few heads to pay for being
+// stored.
+func (k *Kernels) Direct(f quant.Format, dim, n, heads int) bool {
+	return f != quant.U8 && dim == byteBlock && n%16 == 0 && heads <= 3
+}
+
+// DotPlanes is UnpackBytes and DotBytes in one, for what Direct accepts: the same bits.
+func (k *Kernels) DotPlanes(dots []float32, q []byte, heads int, c quant.Coding, src []byte, rows,
+	r0, n int, tmp *Scratch) {
+	if heads == 0 {
+		return
+	}
+	k.bytes.dotPlanes(dots[:heads*TileRows], q[:heads*QueryBytes(byteBlock)], heads,
+		tmp.direct(c.Format, src, rows, r0, n), &byteTables[c.Format][0])
+}
+
+// AddPlanes is UnpackBytes and AddBytes in one, likewise.
+func (k *Kernels) AddPlanes(acc []float32, w *Weights, heads int, c quant.Coding, src []byte, rows,
+	r0, n int, tmp *Scratch) {
+	if heads == 0 {
+		return
+	}
+	k.bytes.addPlanes(acc[:heads*byteBlock], w, heads, tmp.direct(c.Format, src, rows, r0, n),
+		&byteTables[c.Format][1])
+}
+
+// direct returns rows [r0, r0+n) of a side of rows of 64 values in planes.
+func (t *Scratch) direct(f quant.Format, src []byte, rows, r0, n int) *planes {
+	p := &t.planes
+	p.src, p.bits, p.plane = src[r0*byteBlock/8:], f.Bits(), quant.PlaneBytes(rows, byteBlock)
+	p.rows = n
+	_ = p.src[(p.bits-1)*p.plane+n*byteBlock/8-1]
+	return p
 }

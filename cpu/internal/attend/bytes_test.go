@@ -286,6 +286,70 @@ func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 	}
 }
 
+// Expanding and multiplying in one gives the bits of doing it one after the other.
+func TestDirect(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		rng := rand.New(rand.NewPCG(29, 30))
+		for _, f := range byteFormats[:4] {
+			for heads := 1; heads <= 3; heads++ {
+				for _, n := range []int{16, 32} {
+					require.True(t, k.Direct(f, 64, n, heads))
+					checkDirect(t, k, rng, f, heads, n)
+				}
+			}
+		}
+		require.False(t, k.Direct(quant.U8, 64, 32, 1))
+		require.False(t, k.Direct(quant.LM3, 128, 32, 1))
+		require.False(t, k.Direct(quant.LM3, 64, 31, 1))
+		require.False(t, k.Direct(quant.LM3, 64, 32, 4))
+	})
+}
+
+func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads, n int) {
+	t.Helper()
+	const dim = 64
+	c := quant.Coding{Format: f}
+	rows := n + rng.IntN(40)
+	r0 := rng.IntN(rows - n + 1)
+	src := tight(t, randomBytes(rng, c.PackedBytes(rows, dim)))
+	var tmp Scratch
+	tile := make([]byte, TileRows*dim)
+
+	q, cut := make([]float32, heads*dim), make([]byte, heads*QueryBytes(dim))
+	for i := range q {
+		q[i] = float32(rng.NormFloat64())
+	}
+	for h := range heads {
+		CutQuery(cut[h*QueryBytes(dim):], q[h*dim:(h+1)*dim])
+	}
+	want := make([]float32, heads*TileRows)
+	k.UnpackBytes(tile, false, c, src, rows, dim, r0, n, &tmp)
+	k.DotBytes(want, cut, heads, tile, dim, n)
+	got, check := fenced(t, heads*TileRows)
+	k.DotPlanes(got, cut, heads, c, src, rows, r0, n, &tmp)
+	check()
+	for h := range heads {
+		sameBits(t, want[h*TileRows:][:n], got[h*TileRows:][:n])
+	}
+
+	weights := make([]float32, heads*TileRows)
+	for i := range weights {
+		if i%TileRows < n {
+			weights[i] = rng.Float32()
+		}
+	}
+	w := &Weights{make([]byte, heads*Digits*TileRows), make([]float32, heads)}
+	cutWeights(t, k, w, weights)
+	sum := make([]float32, heads*dim)
+	k.UnpackBytes(tile, true, c, src, rows, dim, r0, n, &tmp)
+	k.AddBytes(sum, w, heads, tile, dim, n)
+	acc, checkAcc := fenced(t, heads*dim)
+	clear(acc)
+	k.AddPlanes(acc, w, heads, c, src, rows, r0, n, &tmp)
+	checkAcc()
+	sameBits(t, sum, acc)
+}
+
 // SoftmaxCut is Softmax, with digits that are its weights to a part in 2^24 of the largest.
 func TestSoftmaxCut(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {

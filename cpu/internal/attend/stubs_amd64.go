@@ -389,6 +389,150 @@ func unpackLM4Values128AVX512(dst *byte, src *byte, plane int, table *byte, grou
 //go:noescape
 func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
 
+// dotLM1Heads1AVX512 writes the inner products of 1 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM1Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
+// sums.
+//
+//go:noescape
+func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM1Heads2AVX512 writes the inner products of 2 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM1Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
+// sums.
+//
+//go:noescape
+func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM1Heads3AVX512 writes the inner products of 3 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM1Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
+// sums.
+//
+//go:noescape
+func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM2Heads1AVX512 writes the inner products of 1 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM2Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
+// sums.
+//
+//go:noescape
+func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM2Heads2AVX512 writes the inner products of 2 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM2Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
+// sums.
+//
+//go:noescape
+func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM2Heads3AVX512 writes the inner products of 3 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM2Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
+// sums.
+//
+//go:noescape
+func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM3Heads1AVX512 writes the inner products of 1 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM3Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
+// sums.
+//
+//go:noescape
+func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM3Heads2AVX512 writes the inner products of 2 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM3Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
+// sums.
+//
+//go:noescape
+func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM3Heads3AVX512 writes the inner products of 3 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM3Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
+// sums.
+//
+//go:noescape
+func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM4Heads1AVX512 writes the inner products of 1 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM4Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
+// sums.
+//
+//go:noescape
+func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM4Heads2AVX512 writes the inner products of 2 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM4Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
+// sums.
+//
+//go:noescape
+func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
+// dotLM4Heads3AVX512 writes the inner products of 3 queries in digits with groups times
+// 16 rows of 64 codes.
+//
+//go:noescape
+func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+
+// addLM4Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
+// sums.
+//
+//go:noescape
+func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+
 // unpackU8KeysAVX512 arranges groups of eight rows of blocks times 64 codes for inner
 // products.
 //
