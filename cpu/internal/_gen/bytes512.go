@@ -621,12 +621,13 @@ func addBytes512(heads int) {
 // planeReader expands planes of rows of 64 values in registers.
 type planeReader struct {
 	planes, masks []Register
+	at            Register // the bytes of a plane that have been read
 	table, bit    VecVirtual
 }
 
 // newPlaneReader loads the parameters src, plane and table.
 func newPlaneReader(bits int) planeReader {
-	r := planeReader{planes: []Register{load("src")}, table: ZMM(), bit: ZMM()}
+	r := planeReader{planes: []Register{load("src")}, at: GP64(), table: ZMM(), bit: ZMM()}
 	plane, table := load("plane"), load("table")
 	for i := 1; i < bits; i++ {
 		s, k, m := GP64(), K(), GP64()
@@ -649,28 +650,46 @@ func (r planeReader) control(values bool, m int) VecVirtual {
 	return z
 }
 
-// expand returns the bytes of both halves of the codes that a control picks of eight rows, those
-// group groups on. turn, unless nil, is applied to the codes.
-func (r planeReader) expand(group int, control, turn VecVirtual) (lo, hi VecVirtual) {
-	lo, hi = ZMM(), ZMM()
-	VPERMB(Mem{Base: r.planes[0], Disp: 64 * group}, control, hi)
-	for i, k := range r.masks {
-		VPERMB(Mem{Base: r.planes[i+1], Disp: 64 * group}, control, k, hi)
-	}
-	VGF2P8AFFINEQB(Imm(0), hi, r.bit, hi)
-	if turn != nil {
-		VPERMB(hi, turn, hi)
-	}
-	VPERMB(r.table, hi, lo)
-	VPSRLW(Imm(4), hi, hi)
-	VPERMB(r.table, hi, hi)
-	return lo, hi
+// next goes on by bytes, but not where n is 1, in the last turn of a loop: what comes next is then
+// what was before.
+func (r planeReader) next(bytes int, n Register) {
+	step, zero := GP64(), GP64()
+	XORL(zero.As32(), zero.As32())
+	MOVQ(U32(uint32(bytes)), step)
+	CMPQ(n, Imm(1))
+	CMOVQEQ(zero, step)
+	ADDQ(step, r.at)
 }
 
-func (r planeReader) next(groups int) {
-	for _, p := range r.planes {
-		ADDQ(U32(uint32(64*groups)), p)
+// codes returns the codes that a control picks of eight rows, those group groups on. turn, unless
+// nil, is applied to them.
+func (r planeReader) codes(group int, control, turn VecVirtual) VecVirtual {
+	n := ZMM()
+	row := func(p int) Mem {
+		return Mem{Base: r.planes[p], Index: r.at, Scale: 1, Disp: 64 * group}
 	}
+	VPERMB(row(0), control, n)
+	for i, k := range r.masks {
+		VPERMB(row(i+1), control, k, n)
+	}
+	VGF2P8AFFINEQB(Imm(0), n, r.bit, n)
+	if turn != nil {
+		VPERMB(n, turn, n)
+	}
+	return n
+}
+
+// low returns the bytes of the first half of the codes.
+func (r planeReader) low(codes VecVirtual) VecVirtual {
+	z := ZMM()
+	VPERMB(r.table, codes, z)
+	return z
+}
+
+// high makes bytes of the other half, in place.
+func (r planeReader) high(codes VecVirtual) {
+	VPSRLW(Imm(4), codes, codes)
+	VPERMB(r.table, codes, codes)
 }
 
 // dotPlanes512 is unpackBytes512 and dotBytes512 in one, for rows of 64 values and a few queries:
@@ -690,20 +709,40 @@ func dotPlanes512(bits, heads int) {
 	query := func(h, disp int) Mem {
 		return Mem{Base: q, Disp: (recordHead+64*digits)*h + disp}
 	}
+	// The codes of what comes next are made beside the products of what is at hand. The last
+	// group has itself as the next.
+	XORQ(r.at, r.at)
+	codes := [2]VecVirtual{ZMM(), ZMM()}
+	for s, z := range codes {
+		VMOVDQA64(r.codes(s, control[0], nil), z)
+	}
 	times("group", groups, func() {
 		acc := startDots512(heads, 2, query)
-		for m, c := range control {
-			var k [2][2]VecVirtual // half, set
-			for s := range 2 {
-				k[0][s], k[1][s] = r.expand(s, c, nil)
+		n := codes
+		k := [2]VecVirtual{r.low(n[0]), r.low(n[1])}
+		for m := range control {
+			var after [2]VecVirtual
+			for s := range n {
+				r.high(n[s])
 			}
-			for half := range k {
-				multiplyBytes512(acc, k[half][:], recordHead+8*digits*(2*m+half), query)
+			if m == 3 {
+				r.next(128, groups)
 			}
+			for s := range n {
+				after[s] = r.codes(s, control[(m+1)%4], nil)
+			}
+			multiplyBytes512(acc, k[:], recordHead+8*digits*2*m, query)
+			if m < 3 {
+				k = [2]VecVirtual{r.low(after[0]), r.low(after[1])}
+			}
+			multiplyBytes512(acc, n[:], recordHead+8*digits*(2*m+1), query)
+			n = after
+		}
+		for s, z := range codes {
+			VMOVDQA64(n[s], z)
 		}
 		storeDots512(acc, dots, query)
 		ADDQ(Imm(64), dots)
-		r.next(2)
 	})
 	VZEROUPPER()
 	RET()
@@ -733,26 +772,31 @@ func addPlanes512(bits, heads int) {
 		for i := range control {
 			control[i] = r.control(true, vectors*part+i)
 		}
-		p := planeReader{masks: r.masks, table: r.table, bit: r.bit}
-		for _, s := range r.planes {
-			t := GP64()
-			MOVQ(s, t)
-			p.planes = append(p.planes, t)
-		}
 		w, n := GP64(), GP64()
 		MOVQ(weights, w)
 		MOVQ(groups, n)
+		XORQ(r.at, r.at)
+		codes := zmms(vectors)
+		for i, c := range control {
+			VMOVDQA64(r.codes(0, c, turn), codes[i])
+		}
 		times(fmt.Sprintf("group%d", part), n, func() {
-			var v [2][]VecVirtual // of the rows' first four, of the rest
-			for _, c := range control {
-				lo, hi := p.expand(0, c, turn)
-				v[0], v[1] = append(v[0], lo), append(v[1], hi)
+			lo := make([]VecVirtual, vectors) // the rows' first four
+			for i := range lo {
+				lo[i] = r.low(codes[i])
+				r.high(codes[i])
 			}
-			for half := range v {
-				weighBytes512(a, v[half], w, 4*half)
+			weighBytes512(a, lo, w, 0)
+			r.next(64, n)
+			after := make([]VecVirtual, vectors)
+			for i, c := range control {
+				after[i] = r.codes(0, c, turn)
+			}
+			weighBytes512(a, codes, w, 4)
+			for i := range codes {
+				VMOVDQA64(after[i], codes[i])
 			}
 			ADDQ(Imm(8), w)
-			p.next(1)
 		})
 		VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
 		storeSums512(a, units, base, func(h, i int) Mem {
