@@ -497,37 +497,57 @@ func dotBytes512(heads int) {
 	RET()
 }
 
-// cutWeights512 cuts the weights of 32 rows into digits at dst, and stores what one is worth.
-func cutWeights512(w [2]VecVirtual, one VecVirtual, dst, units Register) {
+// cutWeights512 cuts the weights of heads, two vectors each, into digits at dst, and stores what one
+// is worth. w is used up.
+func cutWeights512(w []VecVirtual, dst, units Register) {
 	var low, high [64]byte
 	for r := range tileRows {
 		low[r], low[32+r], high[r] = byte(4*r), byte(4*r+1), byte(4*r+2)
 	}
-	pair := func(x float32) Mem {
-		return floatsConstant(fmt.Sprintf("float%x", floatBits(x)), []float32{x, x})
+	heads := len(w) / 2
+	e, up := zmms(heads), zmms(heads)
+	for h, z := range e {
+		VPMAXUD(w[2*h+1], w[2*h], z) // as integers: of the same order, and NaN is the largest
 	}
-	m, e := ZMM(), ZMM()
-	VPMAXUD(w[1], w[0], m) // as integers: of the same order, and NaN is the largest
-	VPBROADCASTD(reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) }), e)
-	VPMAXUD_BCST(pair(0x1p-126), e, e)
-	VGETEXPPS(e, e)
-	up, unit := ZMM(), ZMM()
-	VSUBPS_BCST(pair(23), e, e)
-	VPXORD_BCST(pair(float32(math.Copysign(0, -1))), e, up)
-	VSCALEFPS(e, one, unit)
-	VMOVSS(unit.AsX(), Mem{Base: units})
+	for h, x := range reduceAll512(e, func(a, b, d Op) { VPMAXUD(a, b, d) }) {
+		VPBROADCASTD(x, e[h])
+	}
+	for _, z := range e {
+		VPMAXUD_BCST(floatPair(0x1p-126), z, z)
+	}
+	for _, z := range e {
+		VGETEXPPS(z, z)
+	}
+	for h, z := range e {
+		VSUBPS_BCST(floatPair(23), z, z)
+		VPXORD_BCST(floatPair(float32(math.Copysign(0, -1))), z, up[h])
+	}
+	for i, z := range w {
+		VSCALEFPS(up[i/2], z, z)
+	}
+	one := broadcastFloat(1)
+	for h, z := range e {
+		VSCALEFPS(z, one, z)
+		VMOVSS(z.AsX(), Mem{Base: units, Disp: 4 * h})
+	}
 	for _, z := range w {
-		VSCALEFPS(up, z, z)
 		VCVTPS2DQ(z, z)
 	}
-	y, k := ZMM(), ZMM()
-	VMOVDQA64(w[0], y)
-	VMOVDQU64(bytesConstant("digitsLow", low[:]), k)
-	VPERMT2B(w[1], k, y)
-	VMOVDQU64(y, Mem{Base: dst})
-	VMOVDQU64(bytesConstant("digitsHigh", high[:]), k)
-	VPERMT2B(w[1], k, w[0])
-	VMOVDQU64(w[0].AsY(), Mem{Base: dst, Disp: 64})
+	k := zmms(2)
+	VMOVDQU64(bytesConstant("digitsLow", low[:]), k[0])
+	VMOVDQU64(bytesConstant("digitsHigh", high[:]), k[1])
+	for h, y := range e {
+		VMOVDQA64(w[2*h], y)
+		VPERMT2B(w[2*h+1], k[0], y)
+		VMOVDQU64(y, Mem{Base: dst, Disp: digits * tileRows * h})
+		VPERMT2B(w[2*h+1], k[1], w[2*h])
+		VMOVDQU64(w[2*h].AsY(), Mem{Base: dst, Disp: digits*tileRows*h + 64})
+	}
+}
+
+// floatPair is two equal floats in memory, for instructions that take one of them.
+func floatPair(x float32) Mem {
+	return floatsConstant(fmt.Sprintf("float%x", floatBits(x)), []float32{x, x})
 }
 
 // storeSums512 adds up the digits' sums of heads, [head][digit][vector], times the heads' units, and

@@ -56,8 +56,10 @@ func attend512() {
 	for heads := 1; heads <= 3; heads++ {
 		accumulate512(heads)
 	}
-	softmax512(false)
-	softmax512(true)
+	for heads := 1; heads <= 3; heads++ {
+		softmax512(heads, false)
+		softmax512(heads, true)
+	}
 	probs512()
 	bytes512()
 	fold512()

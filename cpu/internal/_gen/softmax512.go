@@ -3,6 +3,7 @@
 package main
 
 import (
+	"fmt"
 	"math"
 
 	. "github.com/mmcloughlin/avo/build"
@@ -99,79 +100,179 @@ func (s scorer512) scores(dots, energy, masks Register) (x []VecVirtual, ok []Re
 	return x, ok
 }
 
-// softmax512 makes weights of inner products; cut, it cuts them into digits too.
-func softmax512(cut bool) {
-	name, sig := "softmaxAVX512", "func(w, sums, tops, dots, mul, add, noise, scale, "+
-		"energy *float32, masks *uint32, heads int"
+// reduceAll512 is reduce512 of several vectors, step by step together. z is left as it is.
+func reduceAll512(z []VecVirtual, op func(a, b, dst Op)) []VecVirtual {
+	y, x, t := make([]VecVirtual, len(z)), make([]VecVirtual, len(z)), make([]VecVirtual, len(z))
+	for i := range z {
+		y[i], x[i], t[i] = YMM(), XMM(), XMM()
+		VEXTRACTF64X4(Imm(1), z[i], y[i])
+	}
+	for i := range z {
+		op(y[i], z[i].AsY(), y[i])
+	}
+	for i := range z {
+		VEXTRACTF32X4(Imm(1), y[i], x[i])
+	}
+	for i := range z {
+		op(x[i], y[i].AsX(), x[i])
+	}
+	for _, order := range []uint64{0x4e, 0xb1} {
+		for i := range z {
+			VPERMILPS(Imm(order), x[i], t[i])
+		}
+		for i := range z {
+			op(t[i], x[i], x[i])
+		}
+	}
+	return x
+}
+
+// expAll512 is exp512 of several vectors, step by step together: one would wait for itself most of
+// the time. Constants come from memory.
+func expAll512(x []VecVirtual, keep []Register) {
+	n, p := zmms(len(x)), zmms(len(x))
+	low, floor, log2e := broadcastFloat(-87.33654), broadcastFloat(-150), broadcastFloat(1.44269504)
+	poly := []float32{1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
+		1.6666665459e-1, 5.0000001201e-1}
+	first := broadcastFloat(poly[0])
+	for i, z := range x {
+		VCMPPS(Imm(5), low, z, keep[i], keep[i]) // not less than: NaN stays
+		VMAXPS(z, floor, z)                      // NaN stays
+	}
+	for i, z := range x {
+		VMULPS(log2e, z, n[i])
+	}
+	for _, z := range n {
+		VRNDSCALEPS(Imm(8), z, z)
+	}
+	for _, part := range []float32{0.693145751953125, 1.42860677e-6} {
+		for i, z := range x {
+			VFNMADD231PS_BCST(floatPair(part), n[i], z)
+		}
+	}
+	for i, z := range p {
+		VMOVAPS(first, z)
+		VFMADD213PS_BCST(floatPair(poly[1]), x[i], z)
+	}
+	for _, c := range poly[2:] {
+		for i, z := range p {
+			VFMADD213PS_BCST(floatPair(c), x[i], z)
+		}
+	}
+	for i, z := range x {
+		rr := ZMM()
+		VMULPS(z, z, rr)
+		VADDPS_BCST(floatPair(1), z, z)
+		VFMADD231PS(rr, p[i], z)
+	}
+	for i, z := range x {
+		VSCALEFPS(n[i], z, z)
+	}
+}
+
+// softmax512 makes weights of the inner products of some heads; cut, it cuts them into digits too.
+func softmax512(heads int, cut bool) {
+	name, sig := "softmax", "func(w, sums, tops, dots, mul, add, noise, scale, "+
+		"energy *float32, masks *uint32"
 	doc := " makes weights of the inner products of a tile: per head " +
 		"s = dots*mul + add - energy*noise, tops = max(tops, s), p = exp(s - tops), " +
 		"sums = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows " +
 		"whose p is 0 are cleared."
 	if cut {
-		name = "softmaxCutAVX512"
+		name = "softmaxCut"
 		sig += ", digits *byte, units *float32) (largest uint32"
 		doc += " It also writes weights as integers of 24 bits, the lowest byte of every row first, " +
 			"and what one is worth, and returns the largest of the bits of the scales."
 	}
+	name = fmt.Sprintf("%s%dAVX512", name, heads)
 	function(name, sig+")", name+doc)
 	w, sums, tops, dots := load("w"), load("sums"), load("tops"), load("dots")
-	scale, energy, masks, heads := load("scale"), load("energy"), load("masks"), load("heads")
-	s := newScorer512()
-	vs := zmms(2)
-	for i := range vs {
-		VMOVUPS(Mem{Base: scale, Disp: 64 * i}, vs[i])
+	add, noise, scale := load("add"), load("noise"), load("scale")
+	masks := load("masks")
+	var t []VecVirtual
+	x, ok := make([]VecVirtual, 2*heads), make([]Register, 2*heads)
+	{
+		mul, energy := load("mul"), load("energy")
+		inf := broadcastFloat(float32(math.Inf(-1)))
+		ms := zmms(2)
+		for i, z := range ms {
+			VMOVUPS(Mem{Base: mul, Disp: 64 * i}, z)
+		}
+		for i := range x {
+			x[i], ok[i] = ZMM(), K()
+			KMOVW(Mem{Base: masks, Disp: 2 * i}, ok[i])
+			VMOVUPS(Mem{Base: dots, Disp: 64 * i}, x[i])
+			VFMADD213PS(Mem{Base: add, Disp: 64 * (i % 2)}, ms[i%2], x[i])
+		}
+		for i, z := range x {
+			e := ZMM()
+			VBROADCASTSS(Mem{Base: energy, Disp: 4 * (i / 2)}, e)
+			VFNMADD231PS(Mem{Base: noise, Disp: 64 * (i % 2)}, e, z)
+		}
+		for i, z := range x {
+			VCMPPS(Imm(4), inf, z, ok[i], ok[i]) // not equal: NaN stays
+		}
+		t = newTops512(x, ok, tops, inf)
 	}
-	var to, units Register
+	for i, z := range x {
+		VSUBPS(t[i/2], z, z)
+	}
+	expAll512(x, ok)
+	v := zmms(2 * heads)
+	for i, z := range x {
+		VMOVAPS_Z(z, ok[i], z)
+		VMULPS_Z(Mem{Base: scale, Disp: 64 * (i % 2)}, z, ok[i], v[i])
+		VMOVUPS(v[i], Mem{Base: w, Disp: 64 * i})
+		KMOVW(ok[i], Mem{Base: masks, Disp: 2 * i})
+	}
+	for h := range heads {
+		VADDPS(x[2*h+1], x[2*h], x[2*h])
+		x[h] = x[2*h]
+	}
+	for h, z := range reduceAll512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }) {
+		VMOVSS(z, Mem{Base: sums, Disp: 4 * h})
+	}
 	if cut {
-		to, units = load("digits"), load("units")
-		m, r := ZMM(), GP32()
-		VPMAXUD(vs[1], vs[0], m)
-		VMOVD(reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) }), r)
+		cutWeights512(v, load("digits"), load("units"))
+		m, z, r := ZMM(), ZMM(), GP32()
+		VMOVDQU32(Mem{Base: scale}, m)
+		VPMAXUD(Mem{Base: scale, Disp: 64}, m, z)
+		VMOVD(reduce512(z, func(a, b, d Op) { VPMAXUD(a, b, d) }), r)
 		Store(r, ReturnIndex(0))
 	}
-	exp := newExp()
-	times("head", heads, func() {
-		x, ok := s.scores(dots, energy, masks)
-		m, t := ZMM(), ZMM()
-		VMOVAPS(s.inf, m)
-		for i := range x {
-			VMAXPS(m, x[i], ok[i], m) // NaN gives way
-		}
-		VBROADCASTSS(Mem{Base: tops}, t)
-		higher := K()
-		VCMPPS(Imm(14), t, m, higher)
-		KORTESTW(higher, higher)
-		JZ(LabelRef("same")) // in most tiles no row is above those before
-		top := reduce512(m, func(a, b, d Op) { VMAXPS(a, b, d) })
-		VMOVSS(top, Mem{Base: tops})
-		VBROADCASTSS(top, t)
-		Label("same")
-		var p, v [2]VecVirtual
-		for i := range x {
-			VSUBPS(t, x[i], x[i])
-			p[i] = exp.exp512(x[i], ok[i])
-			VMOVAPS_Z(p[i], ok[i], p[i])
-			v[i] = ZMM()
-			VMULPS_Z(vs[i], p[i], ok[i], v[i])
-			VMOVUPS(v[i], Mem{Base: w, Disp: 64 * i})
-			KMOVW(ok[i], Mem{Base: masks, Disp: 2 * i})
-		}
-		if cut {
-			cutWeights512(v, exp.one, to, units)
-			ADDQ(Imm(digits*tileRows), to)
-			ADDQ(Imm(4), units)
-		}
-		VADDPS(p[1], p[0], p[0])
-		sum := reduce512(p[0], func(a, b, d Op) { VADDPS(a, b, d) })
-		VMOVSS(sum, Mem{Base: sums})
-		ADDQ(U32(4*tileRows), w)
-		ADDQ(U32(4*tileRows), dots)
-		for _, r := range []Register{sums, tops, energy, masks} {
-			ADDQ(Imm(4), r)
-		}
-	})
 	VZEROUPPER()
 	RET()
+}
+
+// newTops512 takes scores x into the largest ones, and returns these, by head.
+func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual) []VecVirtual {
+	heads := len(x) / 2
+	m, t := zmms(heads), zmms(heads)
+	any := GP32()
+	XORL(any, any)
+	for h := range heads {
+		VBROADCASTSS(Mem{Base: tops, Disp: 4 * h}, t[h])
+		VMOVAPS(inf, m[h])
+		VMAXPS(m[h], x[2*h], ok[2*h], m[h]) // NaN gives way
+		VMAXPS(m[h], x[2*h+1], ok[2*h+1], m[h])
+	}
+	for h := range heads {
+		higher, r := K(), GP32()
+		VCMPPS(Imm(14), t[h], m[h], higher)
+		KMOVW(higher, r)
+		ORL(r, any)
+	}
+	TESTL(any, any)
+	JZ(LabelRef("same")) // in most tiles no row is above those before
+	for h := range heads {
+		VMAXPS(m[h], t[h], m[h])
+	}
+	for h, z := range reduceAll512(m, func(a, b, d Op) { VMAXPS(a, b, d) }) {
+		VMOVSS(z, Mem{Base: tops, Disp: 4 * h})
+		VBROADCASTSS(z, t[h])
+	}
+	Label("same")
+	return t
 }
 
 func probs512() {

@@ -4705,150 +4705,118 @@ store:
 	VZEROUPPER
 	RET
 
-// func softmaxAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int)
+// func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 // Requires: AVX, AVX512F, AVX512VL
-TEXT ·softmaxAVX512(SB), NOSPLIT, $0-88
-	MOVQ         w+0(FP), AX
-	MOVQ         sums+8(FP), CX
-	MOVQ         tops+16(FP), DX
-	MOVQ         dots+24(FP), BX
-	MOVQ         scale+56(FP), SI
-	MOVQ         energy+64(FP), DI
-	MOVQ         masks+72(FP), R8
-	MOVQ         heads+80(FP), R9
-	MOVQ         mul+32(FP), R10
-	VMOVUPS      (R10), Z0
-	VMOVUPS      64(R10), Z1
-	MOVQ         add+40(FP), R10
-	VMOVUPS      (R10), Z2
-	VMOVUPS      64(R10), Z3
-	MOVQ         noise+48(FP), R10
-	VMOVUPS      (R10), Z4
-	VMOVUPS      64(R10), Z5
-	VBROADCASTSS floatff800000<>+0(SB), Z6
-	VMOVUPS      (SI), Z7
-	VMOVUPS      64(SI), Z8
-	VBROADCASTSS float3fb8aa3b<>+0(SB), Z9
-	VBROADCASTSS float3f317200<>+0(SB), Z10
-	VBROADCASTSS float35bfbe8e<>+0(SB), Z11
-	VBROADCASTSS float3f800000<>+0(SB), Z12
-	VBROADCASTSS floatc2aeac4f<>+0(SB), Z13
-	VBROADCASTSS floatc3160000<>+0(SB), Z14
-	VBROADCASTSS float39506967<>+0(SB), Z15
-	VBROADCASTSS float3ab743ce<>+0(SB), Z16
-	VBROADCASTSS float3c088908<>+0(SB), Z17
-	VBROADCASTSS float3d2aa9c1<>+0(SB), Z18
-	VBROADCASTSS float3e2aaaaa<>+0(SB), Z19
-	VBROADCASTSS float3f000000<>+0(SB), Z20
-
-head:
-	VBROADCASTSS  (DI), Z23
-	KMOVW         (R8), K1
-	KMOVW         2(R8), K2
-	VMOVUPS       (BX), Z21
-	VFMADD213PS   Z2, Z0, Z21
-	VFNMADD231PS  Z4, Z23, Z21
-	VCMPPS        $0x04, Z6, Z21, K1, K1
-	VMOVUPS       64(BX), Z22
-	VFMADD213PS   Z3, Z1, Z22
-	VFNMADD231PS  Z5, Z23, Z22
-	VCMPPS        $0x04, Z6, Z22, K2, K2
-	VMOVAPS       Z6, Z23
-	VMAXPS        Z23, Z21, K1, Z23
-	VMAXPS        Z23, Z22, K2, Z23
-	VBROADCASTSS  (DX), Z24
-	VCMPPS        $0x0e, Z24, Z23, K3
-	KORTESTW      K3, K3
+TEXT ·softmax1AVX512(SB), NOSPLIT, $0-80
+	MOVQ          w+0(FP), AX
+	MOVQ          sums+8(FP), CX
+	MOVQ          tops+16(FP), DX
+	MOVQ          dots+24(FP), BX
+	MOVQ          add+40(FP), SI
+	MOVQ          noise+48(FP), DI
+	MOVQ          scale+56(FP), R8
+	MOVQ          masks+72(FP), R9
+	MOVQ          mul+32(FP), R10
+	MOVQ          energy+64(FP), R11
+	VBROADCASTSS  floatff800000<>+0(SB), Z0
+	VMOVUPS       (R10), Z1
+	VMOVUPS       64(R10), Z2
+	KMOVW         (R9), K1
+	VMOVUPS       (BX), Z3
+	VFMADD213PS   (SI), Z1, Z3
+	KMOVW         2(R9), K2
+	VMOVUPS       64(BX), Z1
+	VFMADD213PS   64(SI), Z2, Z1
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  (DI), Z2, Z3
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z1
+	VCMPPS        $0x04, Z0, Z3, K1, K1
+	VCMPPS        $0x04, Z0, Z1, K2, K2
+	XORL          BX, BX
+	VBROADCASTSS  (DX), Z2
+	VMOVAPS       Z0, Z0
+	VMAXPS        Z0, Z3, K1, Z0
+	VMAXPS        Z0, Z1, K2, Z0
+	VCMPPS        $0x0e, Z2, Z0, K3
+	KMOVW         K3, SI
+	ORL           SI, BX
+	TESTL         BX, BX
 	JZ            same
-	VEXTRACTF64X4 $0x01, Z23, Y24
-	VMAXPS        Y24, Y23, Y24
-	VEXTRACTF32X4 $0x01, Y24, X23
-	VMAXPS        X23, X24, X23
-	VPERMILPS     $0x4e, X23, X24
-	VMAXPS        X24, X23, X23
-	VPERMILPS     $0xb1, X23, X24
-	VMAXPS        X24, X23, X23
-	VMOVSS        X23, (DX)
-	VBROADCASTSS  X23, Z24
+	VMAXPS        Z0, Z2, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y2
+	VMAXPS        Y2, Y0, Y2
+	VEXTRACTF32X4 $0x01, Y2, X0
+	VMAXPS        X0, X2, X0
+	VPERMILPS     $0x4e, X0, X2
+	VMAXPS        X2, X0, X0
+	VPERMILPS     $0xb1, X0, X2
+	VMAXPS        X2, X0, X0
+	VMOVSS        X0, (DX)
+	VBROADCASTSS  X0, Z2
 
 same:
-	VSUBPS        Z24, Z21, Z21
-	VCMPPS        $0x05, Z13, Z21, K1, K1
-	VMAXPS        Z21, Z14, Z21
-	VMULPS        Z9, Z21, Z23
-	VRNDSCALEPS   $0x08, Z23, Z23
-	VFNMADD231PS  Z10, Z23, Z21
-	VFNMADD231PS  Z11, Z23, Z21
-	VMOVAPS       Z15, Z25
-	VFMADD213PS   Z16, Z21, Z25
-	VFMADD213PS   Z17, Z21, Z25
-	VFMADD213PS   Z18, Z21, Z25
-	VFMADD213PS   Z19, Z21, Z25
-	VFMADD213PS   Z20, Z21, Z25
-	VMULPS        Z21, Z21, Z26
-	VADDPS        Z12, Z21, Z21
-	VFMADD231PS   Z26, Z25, Z21
-	VSCALEFPS     Z23, Z21, Z21
-	VMOVAPS.Z     Z21, K1, Z21
-	VMULPS.Z      Z7, Z21, K1, Z23
-	VMOVUPS       Z23, (AX)
-	KMOVW         K1, (R8)
-	VSUBPS        Z24, Z22, Z22
-	VCMPPS        $0x05, Z13, Z22, K2, K2
-	VMAXPS        Z22, Z14, Z22
-	VMULPS        Z9, Z22, Z23
-	VRNDSCALEPS   $0x08, Z23, Z23
-	VFNMADD231PS  Z10, Z23, Z22
-	VFNMADD231PS  Z11, Z23, Z22
-	VMOVAPS       Z15, Z24
-	VFMADD213PS   Z16, Z22, Z24
-	VFMADD213PS   Z17, Z22, Z24
-	VFMADD213PS   Z18, Z22, Z24
-	VFMADD213PS   Z19, Z22, Z24
-	VFMADD213PS   Z20, Z22, Z24
-	VMULPS        Z22, Z22, Z25
-	VADDPS        Z12, Z22, Z22
-	VFMADD231PS   Z25, Z24, Z22
-	VSCALEFPS     Z23, Z22, Z22
-	VMOVAPS.Z     Z22, K2, Z22
-	VMULPS.Z      Z8, Z22, K2, Z23
-	VMOVUPS       Z23, 64(AX)
-	KMOVW         K2, 2(R8)
-	VADDPS        Z22, Z21, Z21
-	VEXTRACTF64X4 $0x01, Z21, Y22
-	VADDPS        Y22, Y21, Y22
-	VEXTRACTF32X4 $0x01, Y22, X21
-	VADDPS        X21, X22, X21
-	VPERMILPS     $0x4e, X21, X22
-	VADDPS        X22, X21, X21
-	VPERMILPS     $0xb1, X21, X22
-	VADDPS        X22, X21, X21
-	VMOVSS        X21, (CX)
-	ADDQ          $0x00000080, AX
-	ADDQ          $0x00000080, BX
-	ADDQ          $0x04, CX
-	ADDQ          $0x04, DX
-	ADDQ          $0x04, DI
-	ADDQ          $0x04, R8
-	SUBQ          $0x01, R9
-	JNZ           head
+	VSUBPS            Z2, Z3, Z3
+	VSUBPS            Z2, Z1, Z1
+	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
+	VBROADCASTSS      floatc3160000<>+0(SB), Z4
+	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z2
+	VBROADCASTSS      float39506967<>+0(SB), Z5
+	VCMPPS            $0x05, Z0, Z3, K1, K1
+	VMAXPS            Z3, Z4, Z3
+	VCMPPS            $0x05, Z0, Z1, K2, K2
+	VMAXPS            Z1, Z4, Z1
+	VMULPS            Z2, Z3, Z0
+	VMULPS            Z2, Z1, Z2
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z1
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z1
+	VMOVAPS           Z5, Z4
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z4
+	VMOVAPS           Z5, Z5
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z5
+	VMULPS            Z3, Z3, Z6
+	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
+	VFMADD231PS       Z6, Z4, Z3
+	VMULPS            Z1, Z1, Z4
+	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
+	VFMADD231PS       Z4, Z5, Z1
+	VSCALEFPS         Z0, Z3, Z3
+	VSCALEFPS         Z2, Z1, Z1
+	VMOVAPS.Z         Z3, K1, Z3
+	VMULPS.Z          (R8), Z3, K1, Z0
+	VMOVUPS           Z0, (AX)
+	KMOVW             K1, (R9)
+	VMOVAPS.Z         Z1, K2, Z1
+	VMULPS.Z          64(R8), Z1, K2, Z0
+	VMOVUPS           Z0, 64(AX)
+	KMOVW             K2, 2(R9)
+	VADDPS            Z1, Z3, Z3
+	VEXTRACTF64X4     $0x01, Z3, Y0
+	VADDPS            Y0, Y3, Y0
+	VEXTRACTF32X4     $0x01, Y0, X1
+	VADDPS            X1, X0, X1
+	VPERMILPS         $0x4e, X1, X0
+	VADDPS            X0, X1, X1
+	VPERMILPS         $0xb1, X1, X0
+	VADDPS            X0, X1, X1
+	VMOVSS            X1, (CX)
 	VZEROUPPER
 	RET
 
 DATA floatff800000<>+0(SB)/8, $0xff800000ff800000
 GLOBL floatff800000<>(SB), RODATA|NOPTR, $8
-
-DATA float3fb8aa3b<>+0(SB)/8, $0x3fb8aa3b3fb8aa3b
-GLOBL float3fb8aa3b<>(SB), RODATA|NOPTR, $8
-
-DATA float3f317200<>+0(SB)/8, $0x3f3172003f317200
-GLOBL float3f317200<>(SB), RODATA|NOPTR, $8
-
-DATA float35bfbe8e<>+0(SB)/8, $0x35bfbe8e35bfbe8e
-GLOBL float35bfbe8e<>(SB), RODATA|NOPTR, $8
-
-DATA float3f800000<>+0(SB)/8, $0x3f8000003f800000
-GLOBL float3f800000<>(SB), RODATA|NOPTR, $8
 
 DATA floatc2aeac4f<>+0(SB)/8, $0xc2aeac4fc2aeac4f
 GLOBL floatc2aeac4f<>(SB), RODATA|NOPTR, $8
@@ -4856,8 +4824,17 @@ GLOBL floatc2aeac4f<>(SB), RODATA|NOPTR, $8
 DATA floatc3160000<>+0(SB)/8, $0xc3160000c3160000
 GLOBL floatc3160000<>(SB), RODATA|NOPTR, $8
 
+DATA float3fb8aa3b<>+0(SB)/8, $0x3fb8aa3b3fb8aa3b
+GLOBL float3fb8aa3b<>(SB), RODATA|NOPTR, $8
+
 DATA float39506967<>+0(SB)/8, $0x3950696739506967
 GLOBL float39506967<>(SB), RODATA|NOPTR, $8
+
+DATA float3f317200<>+0(SB)/8, $0x3f3172003f317200
+GLOBL float3f317200<>(SB), RODATA|NOPTR, $8
+
+DATA float35bfbe8e<>+0(SB)/8, $0x35bfbe8e35bfbe8e
+GLOBL float35bfbe8e<>(SB), RODATA|NOPTR, $8
 
 DATA float3ab743ce<>+0(SB)/8, $0x3ab743ce3ab743ce
 GLOBL float3ab743ce<>(SB), RODATA|NOPTR, $8
@@ -4874,175 +4851,158 @@ GLOBL float3e2aaaaa<>(SB), RODATA|NOPTR, $8
 DATA float3f000000<>+0(SB)/8, $0x3f0000003f000000
 GLOBL float3f000000<>(SB), RODATA|NOPTR, $8
 
-// func softmaxCutAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, digits *byte, units *float32) (largest uint32)
+DATA float3f800000<>+0(SB)/8, $0x3f8000003f800000
+GLOBL float3f800000<>(SB), RODATA|NOPTR, $8
+
+// func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
 // Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
-TEXT ·softmaxCutAVX512(SB), NOSPLIT, $0-108
+TEXT ·softmaxCut1AVX512(SB), NOSPLIT, $0-100
 	MOVQ          w+0(FP), AX
 	MOVQ          sums+8(FP), CX
 	MOVQ          tops+16(FP), DX
 	MOVQ          dots+24(FP), BX
-	MOVQ          scale+56(FP), SI
-	MOVQ          energy+64(FP), DI
-	MOVQ          masks+72(FP), R8
-	MOVQ          heads+80(FP), R9
+	MOVQ          add+40(FP), SI
+	MOVQ          noise+48(FP), DI
+	MOVQ          scale+56(FP), R8
+	MOVQ          masks+72(FP), R9
 	MOVQ          mul+32(FP), R10
-	VMOVUPS       (R10), Z0
-	VMOVUPS       64(R10), Z1
-	MOVQ          add+40(FP), R10
-	VMOVUPS       (R10), Z2
-	VMOVUPS       64(R10), Z3
-	MOVQ          noise+48(FP), R10
-	VMOVUPS       (R10), Z4
-	VMOVUPS       64(R10), Z5
-	VBROADCASTSS  floatff800000<>+0(SB), Z6
-	VMOVUPS       (SI), Z7
-	VMOVUPS       64(SI), Z8
-	MOVQ          digits+88(FP), SI
-	MOVQ          units+96(FP), R10
-	VPMAXUD       Z8, Z7, Z9
-	VEXTRACTF64X4 $0x01, Z9, Y10
-	VPMAXUD       Y10, Y9, Y10
-	VEXTRACTF32X4 $0x01, Y10, X9
-	VPMAXUD       X9, X10, X9
-	VPERMILPS     $0x4e, X9, X10
-	VPMAXUD       X10, X9, X9
-	VPERMILPS     $0xb1, X9, X10
-	VPMAXUD       X10, X9, X9
-	VMOVD         X9, R11
-	MOVL          R11, largest+104(FP)
-	VBROADCASTSS  float3fb8aa3b<>+0(SB), Z9
-	VBROADCASTSS  float3f317200<>+0(SB), Z10
-	VBROADCASTSS  float35bfbe8e<>+0(SB), Z11
-	VBROADCASTSS  float3f800000<>+0(SB), Z12
-	VBROADCASTSS  floatc2aeac4f<>+0(SB), Z13
-	VBROADCASTSS  floatc3160000<>+0(SB), Z14
-	VBROADCASTSS  float39506967<>+0(SB), Z15
-	VBROADCASTSS  float3ab743ce<>+0(SB), Z16
-	VBROADCASTSS  float3c088908<>+0(SB), Z17
-	VBROADCASTSS  float3d2aa9c1<>+0(SB), Z18
-	VBROADCASTSS  float3e2aaaaa<>+0(SB), Z19
-	VBROADCASTSS  float3f000000<>+0(SB), Z20
-
-head:
-	VBROADCASTSS  (DI), Z23
-	KMOVW         (R8), K1
-	KMOVW         2(R8), K2
-	VMOVUPS       (BX), Z21
-	VFMADD213PS   Z2, Z0, Z21
-	VFNMADD231PS  Z4, Z23, Z21
-	VCMPPS        $0x04, Z6, Z21, K1, K1
-	VMOVUPS       64(BX), Z22
-	VFMADD213PS   Z3, Z1, Z22
-	VFNMADD231PS  Z5, Z23, Z22
-	VCMPPS        $0x04, Z6, Z22, K2, K2
-	VMOVAPS       Z6, Z23
-	VMAXPS        Z23, Z21, K1, Z23
-	VMAXPS        Z23, Z22, K2, Z23
-	VBROADCASTSS  (DX), Z24
-	VCMPPS        $0x0e, Z24, Z23, K3
-	KORTESTW      K3, K3
+	MOVQ          energy+64(FP), R11
+	VBROADCASTSS  floatff800000<>+0(SB), Z0
+	VMOVUPS       (R10), Z1
+	VMOVUPS       64(R10), Z2
+	KMOVW         (R9), K1
+	VMOVUPS       (BX), Z3
+	VFMADD213PS   (SI), Z1, Z3
+	KMOVW         2(R9), K2
+	VMOVUPS       64(BX), Z1
+	VFMADD213PS   64(SI), Z2, Z1
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  (DI), Z2, Z3
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z1
+	VCMPPS        $0x04, Z0, Z3, K1, K1
+	VCMPPS        $0x04, Z0, Z1, K2, K2
+	XORL          BX, BX
+	VBROADCASTSS  (DX), Z2
+	VMOVAPS       Z0, Z0
+	VMAXPS        Z0, Z3, K1, Z0
+	VMAXPS        Z0, Z1, K2, Z0
+	VCMPPS        $0x0e, Z2, Z0, K3
+	KMOVW         K3, SI
+	ORL           SI, BX
+	TESTL         BX, BX
 	JZ            same
-	VEXTRACTF64X4 $0x01, Z23, Y24
-	VMAXPS        Y24, Y23, Y24
-	VEXTRACTF32X4 $0x01, Y24, X23
-	VMAXPS        X23, X24, X23
-	VPERMILPS     $0x4e, X23, X24
-	VMAXPS        X24, X23, X23
-	VPERMILPS     $0xb1, X23, X24
-	VMAXPS        X24, X23, X23
-	VMOVSS        X23, (DX)
-	VBROADCASTSS  X23, Z24
+	VMAXPS        Z0, Z2, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y2
+	VMAXPS        Y2, Y0, Y2
+	VEXTRACTF32X4 $0x01, Y2, X0
+	VMAXPS        X0, X2, X0
+	VPERMILPS     $0x4e, X0, X2
+	VMAXPS        X2, X0, X0
+	VPERMILPS     $0xb1, X0, X2
+	VMAXPS        X2, X0, X0
+	VMOVSS        X0, (DX)
+	VBROADCASTSS  X0, Z2
 
 same:
-	VSUBPS        Z24, Z21, Z21
-	VCMPPS        $0x05, Z13, Z21, K1, K1
-	VMAXPS        Z21, Z14, Z21
-	VMULPS        Z9, Z21, Z23
-	VRNDSCALEPS   $0x08, Z23, Z23
-	VFNMADD231PS  Z10, Z23, Z21
-	VFNMADD231PS  Z11, Z23, Z21
-	VMOVAPS       Z15, Z25
-	VFMADD213PS   Z16, Z21, Z25
-	VFMADD213PS   Z17, Z21, Z25
-	VFMADD213PS   Z18, Z21, Z25
-	VFMADD213PS   Z19, Z21, Z25
-	VFMADD213PS   Z20, Z21, Z25
-	VMULPS        Z21, Z21, Z26
-	VADDPS        Z12, Z21, Z21
-	VFMADD231PS   Z26, Z25, Z21
-	VSCALEFPS     Z23, Z21, Z21
-	VMOVAPS.Z     Z21, K1, Z21
-	VMULPS.Z      Z7, Z21, K1, Z23
-	VMOVUPS       Z23, (AX)
-	KMOVW         K1, (R8)
-	VSUBPS        Z24, Z22, Z22
-	VCMPPS        $0x05, Z13, Z22, K2, K2
-	VMAXPS        Z22, Z14, Z22
-	VMULPS        Z9, Z22, Z24
-	VRNDSCALEPS   $0x08, Z24, Z24
-	VFNMADD231PS  Z10, Z24, Z22
-	VFNMADD231PS  Z11, Z24, Z22
-	VMOVAPS       Z15, Z25
-	VFMADD213PS   Z16, Z22, Z25
-	VFMADD213PS   Z17, Z22, Z25
-	VFMADD213PS   Z18, Z22, Z25
-	VFMADD213PS   Z19, Z22, Z25
-	VFMADD213PS   Z20, Z22, Z25
-	VMULPS        Z22, Z22, Z26
-	VADDPS        Z12, Z22, Z22
-	VFMADD231PS   Z26, Z25, Z22
-	VSCALEFPS     Z24, Z22, Z22
-	VMOVAPS.Z     Z22, K2, Z22
-	VMULPS.Z      Z8, Z22, K2, Z24
-	VMOVUPS       Z24, 64(AX)
-	KMOVW         K2, 2(R8)
-	VPMAXUD       Z24, Z23, Z25
-	VEXTRACTF64X4 $0x01, Z25, Y26
-	VPMAXUD       Y26, Y25, Y26
-	VEXTRACTF32X4 $0x01, Y26, X25
-	VPMAXUD       X25, X26, X25
-	VPERMILPS     $0x4e, X25, X26
-	VPMAXUD       X26, X25, X25
-	VPERMILPS     $0xb1, X25, X26
-	VPMAXUD       X26, X25, X25
-	VPBROADCASTD  X25, Z25
-	VPMAXUD.BCST  float800000<>+0(SB), Z25, Z25
-	VGETEXPPS     Z25, Z25
-	VSUBPS.BCST   float41b80000<>+0(SB), Z25, Z25
-	VPXORD.BCST   float80000000<>+0(SB), Z25, Z26
-	VSCALEFPS     Z25, Z12, Z25
-	VMOVSS        X25, (R10)
-	VSCALEFPS     Z26, Z23, Z23
-	VCVTPS2DQ     Z23, Z23
-	VSCALEFPS     Z26, Z24, Z24
-	VCVTPS2DQ     Z24, Z24
-	VMOVDQA64     Z23, Z25
-	VMOVDQU64     digitsLow<>+0(SB), Z26
-	VPERMT2B      Z24, Z26, Z25
-	VMOVDQU64     Z25, (SI)
-	VMOVDQU64     digitsHigh<>+0(SB), Z26
-	VPERMT2B      Z24, Z26, Z23
-	VMOVDQU64     Y23, 64(SI)
-	ADDQ          $0x60, SI
-	ADDQ          $0x04, R10
-	VADDPS        Z22, Z21, Z21
-	VEXTRACTF64X4 $0x01, Z21, Y22
-	VADDPS        Y22, Y21, Y22
-	VEXTRACTF32X4 $0x01, Y22, X21
-	VADDPS        X21, X22, X21
-	VPERMILPS     $0x4e, X21, X22
-	VADDPS        X22, X21, X21
-	VPERMILPS     $0xb1, X21, X22
-	VADDPS        X22, X21, X21
-	VMOVSS        X21, (CX)
-	ADDQ          $0x00000080, AX
-	ADDQ          $0x00000080, BX
-	ADDQ          $0x04, CX
-	ADDQ          $0x04, DX
-	ADDQ          $0x04, DI
-	ADDQ          $0x04, R8
-	SUBQ          $0x01, R9
-	JNZ           head
+	VSUBPS            Z2, Z3, Z3
+	VSUBPS            Z2, Z1, Z1
+	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
+	VBROADCASTSS      floatc3160000<>+0(SB), Z4
+	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z2
+	VBROADCASTSS      float39506967<>+0(SB), Z5
+	VCMPPS            $0x05, Z0, Z3, K1, K1
+	VMAXPS            Z3, Z4, Z3
+	VCMPPS            $0x05, Z0, Z1, K2, K2
+	VMAXPS            Z1, Z4, Z1
+	VMULPS            Z2, Z3, Z0
+	VMULPS            Z2, Z1, Z2
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z1
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z1
+	VMOVAPS           Z5, Z4
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z4
+	VMOVAPS           Z5, Z5
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z5
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z4
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z5
+	VMULPS            Z3, Z3, Z6
+	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
+	VFMADD231PS       Z6, Z4, Z3
+	VMULPS            Z1, Z1, Z4
+	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
+	VFMADD231PS       Z4, Z5, Z1
+	VSCALEFPS         Z0, Z3, Z3
+	VSCALEFPS         Z2, Z1, Z1
+	VMOVAPS.Z         Z3, K1, Z3
+	VMULPS.Z          (R8), Z3, K1, Z0
+	VMOVUPS           Z0, (AX)
+	KMOVW             K1, (R9)
+	VMOVAPS.Z         Z1, K2, Z1
+	VMULPS.Z          64(R8), Z1, K2, Z2
+	VMOVUPS           Z2, 64(AX)
+	KMOVW             K2, 2(R9)
+	VADDPS            Z1, Z3, Z3
+	VEXTRACTF64X4     $0x01, Z3, Y1
+	VADDPS            Y1, Y3, Y1
+	VEXTRACTF32X4     $0x01, Y1, X3
+	VADDPS            X3, X1, X3
+	VPERMILPS         $0x4e, X3, X1
+	VADDPS            X1, X3, X3
+	VPERMILPS         $0xb1, X3, X1
+	VADDPS            X1, X3, X3
+	VMOVSS            X3, (CX)
+	MOVQ              digits+80(FP), AX
+	MOVQ              units+88(FP), CX
+	VPMAXUD           Z2, Z0, Z1
+	VEXTRACTF64X4     $0x01, Z1, Y3
+	VPMAXUD           Y3, Y1, Y3
+	VEXTRACTF32X4     $0x01, Y3, X1
+	VPMAXUD           X1, X3, X1
+	VPERMILPS         $0x4e, X1, X3
+	VPMAXUD           X3, X1, X1
+	VPERMILPS         $0xb1, X1, X3
+	VPMAXUD           X3, X1, X1
+	VPBROADCASTD      X1, Z1
+	VPMAXUD.BCST      float800000<>+0(SB), Z1, Z1
+	VGETEXPPS         Z1, Z1
+	VSUBPS.BCST       float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST       float80000000<>+0(SB), Z1, Z3
+	VSCALEFPS         Z3, Z0, Z0
+	VSCALEFPS         Z3, Z2, Z2
+	VBROADCASTSS      float3f800000<>+0(SB), Z3
+	VSCALEFPS         Z1, Z3, Z1
+	VMOVSS            X1, (CX)
+	VCVTPS2DQ         Z0, Z0
+	VCVTPS2DQ         Z2, Z2
+	VMOVDQU64         digitsLow<>+0(SB), Z3
+	VMOVDQU64         digitsHigh<>+0(SB), Z4
+	VMOVDQA64         Z0, Z1
+	VPERMT2B          Z2, Z3, Z1
+	VMOVDQU64         Z1, (AX)
+	VPERMT2B          Z2, Z4, Z0
+	VMOVDQU64         Y0, 64(AX)
+	VMOVDQU32         (R8), Z0
+	VPMAXUD           64(R8), Z0, Z0
+	VEXTRACTF64X4     $0x01, Z0, Y1
+	VPMAXUD           Y1, Y0, Y1
+	VEXTRACTF32X4     $0x01, Y1, X0
+	VPMAXUD           X0, X1, X0
+	VPERMILPS         $0x4e, X0, X1
+	VPMAXUD           X1, X0, X0
+	VPERMILPS         $0xb1, X0, X1
+	VPMAXUD           X1, X0, X0
+	VMOVD             X0, AX
+	MOVL              AX, largest+96(FP)
 	VZEROUPPER
 	RET
 
@@ -5074,6 +5034,1097 @@ DATA digitsHigh<>+40(SB)/8, $0x0000000000000000
 DATA digitsHigh<>+48(SB)/8, $0x0000000000000000
 DATA digitsHigh<>+56(SB)/8, $0x0000000000000000
 GLOBL digitsHigh<>(SB), RODATA|NOPTR, $64
+
+// func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
+// Requires: AVX, AVX512F, AVX512VL
+TEXT ·softmax2AVX512(SB), NOSPLIT, $0-80
+	MOVQ          w+0(FP), AX
+	MOVQ          sums+8(FP), CX
+	MOVQ          tops+16(FP), DX
+	MOVQ          dots+24(FP), BX
+	MOVQ          add+40(FP), SI
+	MOVQ          noise+48(FP), DI
+	MOVQ          scale+56(FP), R8
+	MOVQ          masks+72(FP), R9
+	MOVQ          mul+32(FP), R10
+	MOVQ          energy+64(FP), R11
+	VBROADCASTSS  floatff800000<>+0(SB), Z0
+	VMOVUPS       (R10), Z1
+	VMOVUPS       64(R10), Z2
+	KMOVW         (R9), K1
+	VMOVUPS       (BX), Z3
+	VFMADD213PS   (SI), Z1, Z3
+	KMOVW         2(R9), K2
+	VMOVUPS       64(BX), Z4
+	VFMADD213PS   64(SI), Z2, Z4
+	KMOVW         4(R9), K3
+	VMOVUPS       128(BX), Z5
+	VFMADD213PS   (SI), Z1, Z5
+	KMOVW         6(R9), K4
+	VMOVUPS       192(BX), Z1
+	VFMADD213PS   64(SI), Z2, Z1
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  (DI), Z2, Z3
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z4
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  (DI), Z2, Z5
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z1
+	VCMPPS        $0x04, Z0, Z3, K1, K1
+	VCMPPS        $0x04, Z0, Z4, K2, K2
+	VCMPPS        $0x04, Z0, Z5, K3, K3
+	VCMPPS        $0x04, Z0, Z1, K4, K4
+	XORL          BX, BX
+	VBROADCASTSS  (DX), Z6
+	VMOVAPS       Z0, Z2
+	VMAXPS        Z2, Z3, K1, Z2
+	VMAXPS        Z2, Z4, K2, Z2
+	VBROADCASTSS  4(DX), Z7
+	VMOVAPS       Z0, Z0
+	VMAXPS        Z0, Z5, K3, Z0
+	VMAXPS        Z0, Z1, K4, Z0
+	VCMPPS        $0x0e, Z6, Z2, K5
+	KMOVW         K5, SI
+	ORL           SI, BX
+	VCMPPS        $0x0e, Z7, Z0, K5
+	KMOVW         K5, SI
+	ORL           SI, BX
+	TESTL         BX, BX
+	JZ            same
+	VMAXPS        Z2, Z6, Z2
+	VMAXPS        Z0, Z7, Z0
+	VEXTRACTF64X4 $0x01, Z2, Y6
+	VEXTRACTF64X4 $0x01, Z0, Y7
+	VMAXPS        Y6, Y2, Y6
+	VMAXPS        Y7, Y0, Y7
+	VEXTRACTF32X4 $0x01, Y6, X0
+	VEXTRACTF32X4 $0x01, Y7, X2
+	VMAXPS        X0, X6, X0
+	VMAXPS        X2, X7, X2
+	VPERMILPS     $0x4e, X0, X6
+	VPERMILPS     $0x4e, X2, X7
+	VMAXPS        X6, X0, X0
+	VMAXPS        X7, X2, X2
+	VPERMILPS     $0xb1, X0, X6
+	VPERMILPS     $0xb1, X2, X7
+	VMAXPS        X6, X0, X0
+	VMAXPS        X7, X2, X2
+	VMOVSS        X0, (DX)
+	VBROADCASTSS  X0, Z6
+	VMOVSS        X2, 4(DX)
+	VBROADCASTSS  X2, Z7
+
+same:
+	VSUBPS            Z6, Z3, Z3
+	VSUBPS            Z6, Z4, Z4
+	VSUBPS            Z7, Z5, Z5
+	VSUBPS            Z7, Z1, Z1
+	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
+	VBROADCASTSS      floatc3160000<>+0(SB), Z2
+	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z7
+	VBROADCASTSS      float39506967<>+0(SB), Z11
+	VCMPPS            $0x05, Z0, Z3, K1, K1
+	VMAXPS            Z3, Z2, Z3
+	VCMPPS            $0x05, Z0, Z4, K2, K2
+	VMAXPS            Z4, Z2, Z4
+	VCMPPS            $0x05, Z0, Z5, K3, K3
+	VMAXPS            Z5, Z2, Z5
+	VCMPPS            $0x05, Z0, Z1, K4, K4
+	VMAXPS            Z1, Z2, Z1
+	VMULPS            Z7, Z3, Z0
+	VMULPS            Z7, Z4, Z2
+	VMULPS            Z7, Z5, Z6
+	VMULPS            Z7, Z1, Z7
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VRNDSCALEPS       $0x08, Z6, Z6
+	VRNDSCALEPS       $0x08, Z7, Z7
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z6, Z5
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z7, Z1
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z6, Z5
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z7, Z1
+	VMOVAPS           Z11, Z8
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z8
+	VMOVAPS           Z11, Z9
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z9
+	VMOVAPS           Z11, Z10
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z10
+	VMOVAPS           Z11, Z11
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z11
+	VMULPS            Z3, Z3, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
+	VFMADD231PS       Z12, Z8, Z3
+	VMULPS            Z4, Z4, Z8
+	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
+	VFMADD231PS       Z8, Z9, Z4
+	VMULPS            Z5, Z5, Z8
+	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
+	VFMADD231PS       Z8, Z10, Z5
+	VMULPS            Z1, Z1, Z8
+	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
+	VFMADD231PS       Z8, Z11, Z1
+	VSCALEFPS         Z0, Z3, Z3
+	VSCALEFPS         Z2, Z4, Z4
+	VSCALEFPS         Z6, Z5, Z5
+	VSCALEFPS         Z7, Z1, Z1
+	VMOVAPS.Z         Z3, K1, Z3
+	VMULPS.Z          (R8), Z3, K1, Z0
+	VMOVUPS           Z0, (AX)
+	KMOVW             K1, (R9)
+	VMOVAPS.Z         Z4, K2, Z4
+	VMULPS.Z          64(R8), Z4, K2, Z0
+	VMOVUPS           Z0, 64(AX)
+	KMOVW             K2, 2(R9)
+	VMOVAPS.Z         Z5, K3, Z5
+	VMULPS.Z          (R8), Z5, K3, Z0
+	VMOVUPS           Z0, 128(AX)
+	KMOVW             K3, 4(R9)
+	VMOVAPS.Z         Z1, K4, Z1
+	VMULPS.Z          64(R8), Z1, K4, Z0
+	VMOVUPS           Z0, 192(AX)
+	KMOVW             K4, 6(R9)
+	VADDPS            Z4, Z3, Z3
+	VADDPS            Z1, Z5, Z5
+	VEXTRACTF64X4     $0x01, Z3, Y0
+	VEXTRACTF64X4     $0x01, Z5, Y1
+	VADDPS            Y0, Y3, Y0
+	VADDPS            Y1, Y5, Y1
+	VEXTRACTF32X4     $0x01, Y0, X2
+	VEXTRACTF32X4     $0x01, Y1, X3
+	VADDPS            X2, X0, X2
+	VADDPS            X3, X1, X3
+	VPERMILPS         $0x4e, X2, X0
+	VPERMILPS         $0x4e, X3, X1
+	VADDPS            X0, X2, X2
+	VADDPS            X1, X3, X3
+	VPERMILPS         $0xb1, X2, X0
+	VPERMILPS         $0xb1, X3, X1
+	VADDPS            X0, X2, X2
+	VADDPS            X1, X3, X3
+	VMOVSS            X2, (CX)
+	VMOVSS            X3, 4(CX)
+	VZEROUPPER
+	RET
+
+// func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+TEXT ·softmaxCut2AVX512(SB), NOSPLIT, $0-100
+	MOVQ          w+0(FP), AX
+	MOVQ          sums+8(FP), CX
+	MOVQ          tops+16(FP), DX
+	MOVQ          dots+24(FP), BX
+	MOVQ          add+40(FP), SI
+	MOVQ          noise+48(FP), DI
+	MOVQ          scale+56(FP), R8
+	MOVQ          masks+72(FP), R9
+	MOVQ          mul+32(FP), R10
+	MOVQ          energy+64(FP), R11
+	VBROADCASTSS  floatff800000<>+0(SB), Z0
+	VMOVUPS       (R10), Z1
+	VMOVUPS       64(R10), Z2
+	KMOVW         (R9), K1
+	VMOVUPS       (BX), Z3
+	VFMADD213PS   (SI), Z1, Z3
+	KMOVW         2(R9), K2
+	VMOVUPS       64(BX), Z4
+	VFMADD213PS   64(SI), Z2, Z4
+	KMOVW         4(R9), K3
+	VMOVUPS       128(BX), Z5
+	VFMADD213PS   (SI), Z1, Z5
+	KMOVW         6(R9), K4
+	VMOVUPS       192(BX), Z1
+	VFMADD213PS   64(SI), Z2, Z1
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  (DI), Z2, Z3
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z4
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  (DI), Z2, Z5
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z1
+	VCMPPS        $0x04, Z0, Z3, K1, K1
+	VCMPPS        $0x04, Z0, Z4, K2, K2
+	VCMPPS        $0x04, Z0, Z5, K3, K3
+	VCMPPS        $0x04, Z0, Z1, K4, K4
+	XORL          BX, BX
+	VBROADCASTSS  (DX), Z6
+	VMOVAPS       Z0, Z2
+	VMAXPS        Z2, Z3, K1, Z2
+	VMAXPS        Z2, Z4, K2, Z2
+	VBROADCASTSS  4(DX), Z7
+	VMOVAPS       Z0, Z0
+	VMAXPS        Z0, Z5, K3, Z0
+	VMAXPS        Z0, Z1, K4, Z0
+	VCMPPS        $0x0e, Z6, Z2, K5
+	KMOVW         K5, SI
+	ORL           SI, BX
+	VCMPPS        $0x0e, Z7, Z0, K5
+	KMOVW         K5, SI
+	ORL           SI, BX
+	TESTL         BX, BX
+	JZ            same
+	VMAXPS        Z2, Z6, Z2
+	VMAXPS        Z0, Z7, Z0
+	VEXTRACTF64X4 $0x01, Z2, Y6
+	VEXTRACTF64X4 $0x01, Z0, Y7
+	VMAXPS        Y6, Y2, Y6
+	VMAXPS        Y7, Y0, Y7
+	VEXTRACTF32X4 $0x01, Y6, X0
+	VEXTRACTF32X4 $0x01, Y7, X2
+	VMAXPS        X0, X6, X0
+	VMAXPS        X2, X7, X2
+	VPERMILPS     $0x4e, X0, X6
+	VPERMILPS     $0x4e, X2, X7
+	VMAXPS        X6, X0, X0
+	VMAXPS        X7, X2, X2
+	VPERMILPS     $0xb1, X0, X6
+	VPERMILPS     $0xb1, X2, X7
+	VMAXPS        X6, X0, X0
+	VMAXPS        X7, X2, X2
+	VMOVSS        X0, (DX)
+	VBROADCASTSS  X0, Z6
+	VMOVSS        X2, 4(DX)
+	VBROADCASTSS  X2, Z7
+
+same:
+	VSUBPS            Z6, Z3, Z3
+	VSUBPS            Z6, Z4, Z4
+	VSUBPS            Z7, Z5, Z5
+	VSUBPS            Z7, Z1, Z1
+	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
+	VBROADCASTSS      floatc3160000<>+0(SB), Z2
+	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z7
+	VBROADCASTSS      float39506967<>+0(SB), Z11
+	VCMPPS            $0x05, Z0, Z3, K1, K1
+	VMAXPS            Z3, Z2, Z3
+	VCMPPS            $0x05, Z0, Z4, K2, K2
+	VMAXPS            Z4, Z2, Z4
+	VCMPPS            $0x05, Z0, Z5, K3, K3
+	VMAXPS            Z5, Z2, Z5
+	VCMPPS            $0x05, Z0, Z1, K4, K4
+	VMAXPS            Z1, Z2, Z1
+	VMULPS            Z7, Z3, Z0
+	VMULPS            Z7, Z4, Z2
+	VMULPS            Z7, Z5, Z6
+	VMULPS            Z7, Z1, Z7
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VRNDSCALEPS       $0x08, Z6, Z6
+	VRNDSCALEPS       $0x08, Z7, Z7
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z6, Z5
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z7, Z1
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z6, Z5
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z7, Z1
+	VMOVAPS           Z11, Z8
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z8
+	VMOVAPS           Z11, Z9
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z9
+	VMOVAPS           Z11, Z10
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z10
+	VMOVAPS           Z11, Z11
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z11
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z8
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z9
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z10
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z11
+	VMULPS            Z3, Z3, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
+	VFMADD231PS       Z12, Z8, Z3
+	VMULPS            Z4, Z4, Z8
+	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
+	VFMADD231PS       Z8, Z9, Z4
+	VMULPS            Z5, Z5, Z8
+	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
+	VFMADD231PS       Z8, Z10, Z5
+	VMULPS            Z1, Z1, Z8
+	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
+	VFMADD231PS       Z8, Z11, Z1
+	VSCALEFPS         Z0, Z3, Z3
+	VSCALEFPS         Z2, Z4, Z4
+	VSCALEFPS         Z6, Z5, Z5
+	VSCALEFPS         Z7, Z1, Z1
+	VMOVAPS.Z         Z3, K1, Z3
+	VMULPS.Z          (R8), Z3, K1, Z0
+	VMOVUPS           Z0, (AX)
+	KMOVW             K1, (R9)
+	VMOVAPS.Z         Z4, K2, Z4
+	VMULPS.Z          64(R8), Z4, K2, Z2
+	VMOVUPS           Z2, 64(AX)
+	KMOVW             K2, 2(R9)
+	VMOVAPS.Z         Z5, K3, Z5
+	VMULPS.Z          (R8), Z5, K3, Z6
+	VMOVUPS           Z6, 128(AX)
+	KMOVW             K3, 4(R9)
+	VMOVAPS.Z         Z1, K4, Z1
+	VMULPS.Z          64(R8), Z1, K4, Z7
+	VMOVUPS           Z7, 192(AX)
+	KMOVW             K4, 6(R9)
+	VADDPS            Z4, Z3, Z3
+	VADDPS            Z1, Z5, Z5
+	VEXTRACTF64X4     $0x01, Z3, Y1
+	VEXTRACTF64X4     $0x01, Z5, Y4
+	VADDPS            Y1, Y3, Y1
+	VADDPS            Y4, Y5, Y4
+	VEXTRACTF32X4     $0x01, Y1, X3
+	VEXTRACTF32X4     $0x01, Y4, X5
+	VADDPS            X3, X1, X3
+	VADDPS            X5, X4, X5
+	VPERMILPS         $0x4e, X3, X1
+	VPERMILPS         $0x4e, X5, X4
+	VADDPS            X1, X3, X3
+	VADDPS            X4, X5, X5
+	VPERMILPS         $0xb1, X3, X1
+	VPERMILPS         $0xb1, X5, X4
+	VADDPS            X1, X3, X3
+	VADDPS            X4, X5, X5
+	VMOVSS            X3, (CX)
+	VMOVSS            X5, 4(CX)
+	MOVQ              digits+80(FP), AX
+	MOVQ              units+88(FP), CX
+	VPMAXUD           Z2, Z0, Z1
+	VPMAXUD           Z7, Z6, Z3
+	VEXTRACTF64X4     $0x01, Z1, Y4
+	VEXTRACTF64X4     $0x01, Z3, Y5
+	VPMAXUD           Y4, Y1, Y4
+	VPMAXUD           Y5, Y3, Y5
+	VEXTRACTF32X4     $0x01, Y4, X1
+	VEXTRACTF32X4     $0x01, Y5, X3
+	VPMAXUD           X1, X4, X1
+	VPMAXUD           X3, X5, X3
+	VPERMILPS         $0x4e, X1, X4
+	VPERMILPS         $0x4e, X3, X5
+	VPMAXUD           X4, X1, X1
+	VPMAXUD           X5, X3, X3
+	VPERMILPS         $0xb1, X1, X4
+	VPERMILPS         $0xb1, X3, X5
+	VPMAXUD           X4, X1, X1
+	VPMAXUD           X5, X3, X3
+	VPBROADCASTD      X1, Z1
+	VPBROADCASTD      X3, Z3
+	VPMAXUD.BCST      float800000<>+0(SB), Z1, Z1
+	VPMAXUD.BCST      float800000<>+0(SB), Z3, Z3
+	VGETEXPPS         Z1, Z1
+	VGETEXPPS         Z3, Z3
+	VSUBPS.BCST       float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST       float80000000<>+0(SB), Z1, Z4
+	VSUBPS.BCST       float41b80000<>+0(SB), Z3, Z3
+	VPXORD.BCST       float80000000<>+0(SB), Z3, Z5
+	VSCALEFPS         Z4, Z0, Z0
+	VSCALEFPS         Z4, Z2, Z2
+	VSCALEFPS         Z5, Z6, Z6
+	VSCALEFPS         Z5, Z7, Z7
+	VBROADCASTSS      float3f800000<>+0(SB), Z4
+	VSCALEFPS         Z1, Z4, Z1
+	VMOVSS            X1, (CX)
+	VSCALEFPS         Z3, Z4, Z3
+	VMOVSS            X3, 4(CX)
+	VCVTPS2DQ         Z0, Z0
+	VCVTPS2DQ         Z2, Z2
+	VCVTPS2DQ         Z6, Z6
+	VCVTPS2DQ         Z7, Z7
+	VMOVDQU64         digitsLow<>+0(SB), Z4
+	VMOVDQU64         digitsHigh<>+0(SB), Z5
+	VMOVDQA64         Z0, Z1
+	VPERMT2B          Z2, Z4, Z1
+	VMOVDQU64         Z1, (AX)
+	VPERMT2B          Z2, Z5, Z0
+	VMOVDQU64         Y0, 64(AX)
+	VMOVDQA64         Z6, Z3
+	VPERMT2B          Z7, Z4, Z3
+	VMOVDQU64         Z3, 96(AX)
+	VPERMT2B          Z7, Z5, Z6
+	VMOVDQU64         Y6, 160(AX)
+	VMOVDQU32         (R8), Z0
+	VPMAXUD           64(R8), Z0, Z0
+	VEXTRACTF64X4     $0x01, Z0, Y1
+	VPMAXUD           Y1, Y0, Y1
+	VEXTRACTF32X4     $0x01, Y1, X0
+	VPMAXUD           X0, X1, X0
+	VPERMILPS         $0x4e, X0, X1
+	VPMAXUD           X1, X0, X0
+	VPERMILPS         $0xb1, X0, X1
+	VPMAXUD           X1, X0, X0
+	VMOVD             X0, AX
+	MOVL              AX, largest+96(FP)
+	VZEROUPPER
+	RET
+
+// func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
+// Requires: AVX, AVX512F, AVX512VL
+TEXT ·softmax3AVX512(SB), NOSPLIT, $0-80
+	MOVQ          w+0(FP), AX
+	MOVQ          sums+8(FP), CX
+	MOVQ          tops+16(FP), DX
+	MOVQ          dots+24(FP), BX
+	MOVQ          add+40(FP), SI
+	MOVQ          noise+48(FP), DI
+	MOVQ          scale+56(FP), R8
+	MOVQ          masks+72(FP), R9
+	MOVQ          mul+32(FP), R10
+	MOVQ          energy+64(FP), R11
+	VBROADCASTSS  floatff800000<>+0(SB), Z0
+	VMOVUPS       (R10), Z1
+	VMOVUPS       64(R10), Z2
+	KMOVW         (R9), K1
+	VMOVUPS       (BX), Z3
+	VFMADD213PS   (SI), Z1, Z3
+	KMOVW         2(R9), K2
+	VMOVUPS       64(BX), Z4
+	VFMADD213PS   64(SI), Z2, Z4
+	KMOVW         4(R9), K3
+	VMOVUPS       128(BX), Z5
+	VFMADD213PS   (SI), Z1, Z5
+	KMOVW         6(R9), K4
+	VMOVUPS       192(BX), Z6
+	VFMADD213PS   64(SI), Z2, Z6
+	KMOVW         8(R9), K5
+	VMOVUPS       256(BX), Z7
+	VFMADD213PS   (SI), Z1, Z7
+	KMOVW         10(R9), K6
+	VMOVUPS       320(BX), Z1
+	VFMADD213PS   64(SI), Z2, Z1
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  (DI), Z2, Z3
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z4
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  (DI), Z2, Z5
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z6
+	VBROADCASTSS  8(R11), Z2
+	VFNMADD231PS  (DI), Z2, Z7
+	VBROADCASTSS  8(R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z1
+	VCMPPS        $0x04, Z0, Z3, K1, K1
+	VCMPPS        $0x04, Z0, Z4, K2, K2
+	VCMPPS        $0x04, Z0, Z5, K3, K3
+	VCMPPS        $0x04, Z0, Z6, K4, K4
+	VCMPPS        $0x04, Z0, Z7, K5, K5
+	VCMPPS        $0x04, Z0, Z1, K6, K6
+	XORL          BX, BX
+	VBROADCASTSS  (DX), Z9
+	VMOVAPS       Z0, Z2
+	VMAXPS        Z2, Z3, K1, Z2
+	VMAXPS        Z2, Z4, K2, Z2
+	VBROADCASTSS  4(DX), Z10
+	VMOVAPS       Z0, Z8
+	VMAXPS        Z8, Z5, K3, Z8
+	VMAXPS        Z8, Z6, K4, Z8
+	VBROADCASTSS  8(DX), Z11
+	VMOVAPS       Z0, Z0
+	VMAXPS        Z0, Z7, K5, Z0
+	VMAXPS        Z0, Z1, K6, Z0
+	VCMPPS        $0x0e, Z9, Z2, K7
+	KMOVW         K7, SI
+	ORL           SI, BX
+	VCMPPS        $0x0e, Z10, Z8, K7
+	KMOVW         K7, SI
+	ORL           SI, BX
+	VCMPPS        $0x0e, Z11, Z0, K7
+	KMOVW         K7, SI
+	ORL           SI, BX
+	TESTL         BX, BX
+	JZ            same
+	VMAXPS        Z2, Z9, Z2
+	VMAXPS        Z8, Z10, Z8
+	VMAXPS        Z0, Z11, Z0
+	VEXTRACTF64X4 $0x01, Z2, Y9
+	VEXTRACTF64X4 $0x01, Z8, Y10
+	VEXTRACTF64X4 $0x01, Z0, Y11
+	VMAXPS        Y9, Y2, Y9
+	VMAXPS        Y10, Y8, Y10
+	VMAXPS        Y11, Y0, Y11
+	VEXTRACTF32X4 $0x01, Y9, X0
+	VEXTRACTF32X4 $0x01, Y10, X2
+	VEXTRACTF32X4 $0x01, Y11, X8
+	VMAXPS        X0, X9, X0
+	VMAXPS        X2, X10, X2
+	VMAXPS        X8, X11, X8
+	VPERMILPS     $0x4e, X0, X9
+	VPERMILPS     $0x4e, X2, X10
+	VPERMILPS     $0x4e, X8, X11
+	VMAXPS        X9, X0, X0
+	VMAXPS        X10, X2, X2
+	VMAXPS        X11, X8, X8
+	VPERMILPS     $0xb1, X0, X9
+	VPERMILPS     $0xb1, X2, X10
+	VPERMILPS     $0xb1, X8, X11
+	VMAXPS        X9, X0, X0
+	VMAXPS        X10, X2, X2
+	VMAXPS        X11, X8, X8
+	VMOVSS        X0, (DX)
+	VBROADCASTSS  X0, Z9
+	VMOVSS        X2, 4(DX)
+	VBROADCASTSS  X2, Z10
+	VMOVSS        X8, 8(DX)
+	VBROADCASTSS  X8, Z11
+
+same:
+	VSUBPS            Z9, Z3, Z3
+	VSUBPS            Z9, Z4, Z4
+	VSUBPS            Z10, Z5, Z5
+	VSUBPS            Z10, Z6, Z6
+	VSUBPS            Z11, Z7, Z7
+	VSUBPS            Z11, Z1, Z1
+	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
+	VBROADCASTSS      floatc3160000<>+0(SB), Z2
+	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z11
+	VBROADCASTSS      float39506967<>+0(SB), Z17
+	VCMPPS            $0x05, Z0, Z3, K1, K1
+	VMAXPS            Z3, Z2, Z3
+	VCMPPS            $0x05, Z0, Z4, K2, K2
+	VMAXPS            Z4, Z2, Z4
+	VCMPPS            $0x05, Z0, Z5, K3, K3
+	VMAXPS            Z5, Z2, Z5
+	VCMPPS            $0x05, Z0, Z6, K4, K4
+	VMAXPS            Z6, Z2, Z6
+	VCMPPS            $0x05, Z0, Z7, K5, K5
+	VMAXPS            Z7, Z2, Z7
+	VCMPPS            $0x05, Z0, Z1, K6, K6
+	VMAXPS            Z1, Z2, Z1
+	VMULPS            Z11, Z3, Z0
+	VMULPS            Z11, Z4, Z2
+	VMULPS            Z11, Z5, Z8
+	VMULPS            Z11, Z6, Z9
+	VMULPS            Z11, Z7, Z10
+	VMULPS            Z11, Z1, Z11
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VRNDSCALEPS       $0x08, Z8, Z8
+	VRNDSCALEPS       $0x08, Z9, Z9
+	VRNDSCALEPS       $0x08, Z10, Z10
+	VRNDSCALEPS       $0x08, Z11, Z11
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z8, Z5
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z9, Z6
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z10, Z7
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z11, Z1
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z8, Z5
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z9, Z6
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z10, Z7
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z11, Z1
+	VMOVAPS           Z17, Z12
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z12
+	VMOVAPS           Z17, Z13
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z13
+	VMOVAPS           Z17, Z14
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z14
+	VMOVAPS           Z17, Z15
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z6, Z15
+	VMOVAPS           Z17, Z16
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z7, Z16
+	VMOVAPS           Z17, Z17
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z17
+	VMULPS            Z3, Z3, Z18
+	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
+	VFMADD231PS       Z18, Z12, Z3
+	VMULPS            Z4, Z4, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
+	VFMADD231PS       Z12, Z13, Z4
+	VMULPS            Z5, Z5, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
+	VFMADD231PS       Z12, Z14, Z5
+	VMULPS            Z6, Z6, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z6, Z6
+	VFMADD231PS       Z12, Z15, Z6
+	VMULPS            Z7, Z7, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z7, Z7
+	VFMADD231PS       Z12, Z16, Z7
+	VMULPS            Z1, Z1, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
+	VFMADD231PS       Z12, Z17, Z1
+	VSCALEFPS         Z0, Z3, Z3
+	VSCALEFPS         Z2, Z4, Z4
+	VSCALEFPS         Z8, Z5, Z5
+	VSCALEFPS         Z9, Z6, Z6
+	VSCALEFPS         Z10, Z7, Z7
+	VSCALEFPS         Z11, Z1, Z1
+	VMOVAPS.Z         Z3, K1, Z3
+	VMULPS.Z          (R8), Z3, K1, Z0
+	VMOVUPS           Z0, (AX)
+	KMOVW             K1, (R9)
+	VMOVAPS.Z         Z4, K2, Z4
+	VMULPS.Z          64(R8), Z4, K2, Z0
+	VMOVUPS           Z0, 64(AX)
+	KMOVW             K2, 2(R9)
+	VMOVAPS.Z         Z5, K3, Z5
+	VMULPS.Z          (R8), Z5, K3, Z0
+	VMOVUPS           Z0, 128(AX)
+	KMOVW             K3, 4(R9)
+	VMOVAPS.Z         Z6, K4, Z6
+	VMULPS.Z          64(R8), Z6, K4, Z0
+	VMOVUPS           Z0, 192(AX)
+	KMOVW             K4, 6(R9)
+	VMOVAPS.Z         Z7, K5, Z7
+	VMULPS.Z          (R8), Z7, K5, Z0
+	VMOVUPS           Z0, 256(AX)
+	KMOVW             K5, 8(R9)
+	VMOVAPS.Z         Z1, K6, Z1
+	VMULPS.Z          64(R8), Z1, K6, Z0
+	VMOVUPS           Z0, 320(AX)
+	KMOVW             K6, 10(R9)
+	VADDPS            Z4, Z3, Z3
+	VADDPS            Z6, Z5, Z5
+	VADDPS            Z1, Z7, Z7
+	VEXTRACTF64X4     $0x01, Z3, Y0
+	VEXTRACTF64X4     $0x01, Z5, Y1
+	VEXTRACTF64X4     $0x01, Z7, Y2
+	VADDPS            Y0, Y3, Y0
+	VADDPS            Y1, Y5, Y1
+	VADDPS            Y2, Y7, Y2
+	VEXTRACTF32X4     $0x01, Y0, X3
+	VEXTRACTF32X4     $0x01, Y1, X4
+	VEXTRACTF32X4     $0x01, Y2, X5
+	VADDPS            X3, X0, X3
+	VADDPS            X4, X1, X4
+	VADDPS            X5, X2, X5
+	VPERMILPS         $0x4e, X3, X0
+	VPERMILPS         $0x4e, X4, X1
+	VPERMILPS         $0x4e, X5, X2
+	VADDPS            X0, X3, X3
+	VADDPS            X1, X4, X4
+	VADDPS            X2, X5, X5
+	VPERMILPS         $0xb1, X3, X0
+	VPERMILPS         $0xb1, X4, X1
+	VPERMILPS         $0xb1, X5, X2
+	VADDPS            X0, X3, X3
+	VADDPS            X1, X4, X4
+	VADDPS            X2, X5, X5
+	VMOVSS            X3, (CX)
+	VMOVSS            X4, 4(CX)
+	VMOVSS            X5, 8(CX)
+	VZEROUPPER
+	RET
+
+// func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+TEXT ·softmaxCut3AVX512(SB), NOSPLIT, $0-100
+	MOVQ          w+0(FP), AX
+	MOVQ          sums+8(FP), CX
+	MOVQ          tops+16(FP), DX
+	MOVQ          dots+24(FP), BX
+	MOVQ          add+40(FP), SI
+	MOVQ          noise+48(FP), DI
+	MOVQ          scale+56(FP), R8
+	MOVQ          masks+72(FP), R9
+	MOVQ          mul+32(FP), R10
+	MOVQ          energy+64(FP), R11
+	VBROADCASTSS  floatff800000<>+0(SB), Z0
+	VMOVUPS       (R10), Z1
+	VMOVUPS       64(R10), Z2
+	KMOVW         (R9), K1
+	VMOVUPS       (BX), Z3
+	VFMADD213PS   (SI), Z1, Z3
+	KMOVW         2(R9), K2
+	VMOVUPS       64(BX), Z4
+	VFMADD213PS   64(SI), Z2, Z4
+	KMOVW         4(R9), K3
+	VMOVUPS       128(BX), Z5
+	VFMADD213PS   (SI), Z1, Z5
+	KMOVW         6(R9), K4
+	VMOVUPS       192(BX), Z6
+	VFMADD213PS   64(SI), Z2, Z6
+	KMOVW         8(R9), K5
+	VMOVUPS       256(BX), Z7
+	VFMADD213PS   (SI), Z1, Z7
+	KMOVW         10(R9), K6
+	VMOVUPS       320(BX), Z1
+	VFMADD213PS   64(SI), Z2, Z1
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  (DI), Z2, Z3
+	VBROADCASTSS  (R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z4
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  (DI), Z2, Z5
+	VBROADCASTSS  4(R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z6
+	VBROADCASTSS  8(R11), Z2
+	VFNMADD231PS  (DI), Z2, Z7
+	VBROADCASTSS  8(R11), Z2
+	VFNMADD231PS  64(DI), Z2, Z1
+	VCMPPS        $0x04, Z0, Z3, K1, K1
+	VCMPPS        $0x04, Z0, Z4, K2, K2
+	VCMPPS        $0x04, Z0, Z5, K3, K3
+	VCMPPS        $0x04, Z0, Z6, K4, K4
+	VCMPPS        $0x04, Z0, Z7, K5, K5
+	VCMPPS        $0x04, Z0, Z1, K6, K6
+	XORL          BX, BX
+	VBROADCASTSS  (DX), Z9
+	VMOVAPS       Z0, Z2
+	VMAXPS        Z2, Z3, K1, Z2
+	VMAXPS        Z2, Z4, K2, Z2
+	VBROADCASTSS  4(DX), Z10
+	VMOVAPS       Z0, Z8
+	VMAXPS        Z8, Z5, K3, Z8
+	VMAXPS        Z8, Z6, K4, Z8
+	VBROADCASTSS  8(DX), Z11
+	VMOVAPS       Z0, Z0
+	VMAXPS        Z0, Z7, K5, Z0
+	VMAXPS        Z0, Z1, K6, Z0
+	VCMPPS        $0x0e, Z9, Z2, K7
+	KMOVW         K7, SI
+	ORL           SI, BX
+	VCMPPS        $0x0e, Z10, Z8, K7
+	KMOVW         K7, SI
+	ORL           SI, BX
+	VCMPPS        $0x0e, Z11, Z0, K7
+	KMOVW         K7, SI
+	ORL           SI, BX
+	TESTL         BX, BX
+	JZ            same
+	VMAXPS        Z2, Z9, Z2
+	VMAXPS        Z8, Z10, Z8
+	VMAXPS        Z0, Z11, Z0
+	VEXTRACTF64X4 $0x01, Z2, Y9
+	VEXTRACTF64X4 $0x01, Z8, Y10
+	VEXTRACTF64X4 $0x01, Z0, Y11
+	VMAXPS        Y9, Y2, Y9
+	VMAXPS        Y10, Y8, Y10
+	VMAXPS        Y11, Y0, Y11
+	VEXTRACTF32X4 $0x01, Y9, X0
+	VEXTRACTF32X4 $0x01, Y10, X2
+	VEXTRACTF32X4 $0x01, Y11, X8
+	VMAXPS        X0, X9, X0
+	VMAXPS        X2, X10, X2
+	VMAXPS        X8, X11, X8
+	VPERMILPS     $0x4e, X0, X9
+	VPERMILPS     $0x4e, X2, X10
+	VPERMILPS     $0x4e, X8, X11
+	VMAXPS        X9, X0, X0
+	VMAXPS        X10, X2, X2
+	VMAXPS        X11, X8, X8
+	VPERMILPS     $0xb1, X0, X9
+	VPERMILPS     $0xb1, X2, X10
+	VPERMILPS     $0xb1, X8, X11
+	VMAXPS        X9, X0, X0
+	VMAXPS        X10, X2, X2
+	VMAXPS        X11, X8, X8
+	VMOVSS        X0, (DX)
+	VBROADCASTSS  X0, Z9
+	VMOVSS        X2, 4(DX)
+	VBROADCASTSS  X2, Z10
+	VMOVSS        X8, 8(DX)
+	VBROADCASTSS  X8, Z11
+
+same:
+	VSUBPS            Z9, Z3, Z3
+	VSUBPS            Z9, Z4, Z4
+	VSUBPS            Z10, Z5, Z5
+	VSUBPS            Z10, Z6, Z6
+	VSUBPS            Z11, Z7, Z7
+	VSUBPS            Z11, Z1, Z1
+	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
+	VBROADCASTSS      floatc3160000<>+0(SB), Z2
+	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z11
+	VBROADCASTSS      float39506967<>+0(SB), Z17
+	VCMPPS            $0x05, Z0, Z3, K1, K1
+	VMAXPS            Z3, Z2, Z3
+	VCMPPS            $0x05, Z0, Z4, K2, K2
+	VMAXPS            Z4, Z2, Z4
+	VCMPPS            $0x05, Z0, Z5, K3, K3
+	VMAXPS            Z5, Z2, Z5
+	VCMPPS            $0x05, Z0, Z6, K4, K4
+	VMAXPS            Z6, Z2, Z6
+	VCMPPS            $0x05, Z0, Z7, K5, K5
+	VMAXPS            Z7, Z2, Z7
+	VCMPPS            $0x05, Z0, Z1, K6, K6
+	VMAXPS            Z1, Z2, Z1
+	VMULPS            Z11, Z3, Z0
+	VMULPS            Z11, Z4, Z2
+	VMULPS            Z11, Z5, Z8
+	VMULPS            Z11, Z6, Z9
+	VMULPS            Z11, Z7, Z10
+	VMULPS            Z11, Z1, Z11
+	VRNDSCALEPS       $0x08, Z0, Z0
+	VRNDSCALEPS       $0x08, Z2, Z2
+	VRNDSCALEPS       $0x08, Z8, Z8
+	VRNDSCALEPS       $0x08, Z9, Z9
+	VRNDSCALEPS       $0x08, Z10, Z10
+	VRNDSCALEPS       $0x08, Z11, Z11
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z8, Z5
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z9, Z6
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z10, Z7
+	VFNMADD231PS.BCST float3f317200<>+0(SB), Z11, Z1
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z8, Z5
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z9, Z6
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z10, Z7
+	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z11, Z1
+	VMOVAPS           Z17, Z12
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z12
+	VMOVAPS           Z17, Z13
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z13
+	VMOVAPS           Z17, Z14
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z14
+	VMOVAPS           Z17, Z15
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z6, Z15
+	VMOVAPS           Z17, Z16
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z7, Z16
+	VMOVAPS           Z17, Z17
+	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z17
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z12
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z13
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z14
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z6, Z15
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z7, Z16
+	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z17
+	VMULPS            Z3, Z3, Z18
+	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
+	VFMADD231PS       Z18, Z12, Z3
+	VMULPS            Z4, Z4, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
+	VFMADD231PS       Z12, Z13, Z4
+	VMULPS            Z5, Z5, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
+	VFMADD231PS       Z12, Z14, Z5
+	VMULPS            Z6, Z6, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z6, Z6
+	VFMADD231PS       Z12, Z15, Z6
+	VMULPS            Z7, Z7, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z7, Z7
+	VFMADD231PS       Z12, Z16, Z7
+	VMULPS            Z1, Z1, Z12
+	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
+	VFMADD231PS       Z12, Z17, Z1
+	VSCALEFPS         Z0, Z3, Z3
+	VSCALEFPS         Z2, Z4, Z4
+	VSCALEFPS         Z8, Z5, Z5
+	VSCALEFPS         Z9, Z6, Z6
+	VSCALEFPS         Z10, Z7, Z7
+	VSCALEFPS         Z11, Z1, Z1
+	VMOVAPS.Z         Z3, K1, Z3
+	VMULPS.Z          (R8), Z3, K1, Z0
+	VMOVUPS           Z0, (AX)
+	KMOVW             K1, (R9)
+	VMOVAPS.Z         Z4, K2, Z4
+	VMULPS.Z          64(R8), Z4, K2, Z2
+	VMOVUPS           Z2, 64(AX)
+	KMOVW             K2, 2(R9)
+	VMOVAPS.Z         Z5, K3, Z5
+	VMULPS.Z          (R8), Z5, K3, Z8
+	VMOVUPS           Z8, 128(AX)
+	KMOVW             K3, 4(R9)
+	VMOVAPS.Z         Z6, K4, Z6
+	VMULPS.Z          64(R8), Z6, K4, Z9
+	VMOVUPS           Z9, 192(AX)
+	KMOVW             K4, 6(R9)
+	VMOVAPS.Z         Z7, K5, Z7
+	VMULPS.Z          (R8), Z7, K5, Z10
+	VMOVUPS           Z10, 256(AX)
+	KMOVW             K5, 8(R9)
+	VMOVAPS.Z         Z1, K6, Z1
+	VMULPS.Z          64(R8), Z1, K6, Z11
+	VMOVUPS           Z11, 320(AX)
+	KMOVW             K6, 10(R9)
+	VADDPS            Z4, Z3, Z3
+	VADDPS            Z6, Z5, Z5
+	VADDPS            Z1, Z7, Z7
+	VEXTRACTF64X4     $0x01, Z3, Y1
+	VEXTRACTF64X4     $0x01, Z5, Y4
+	VEXTRACTF64X4     $0x01, Z7, Y6
+	VADDPS            Y1, Y3, Y1
+	VADDPS            Y4, Y5, Y4
+	VADDPS            Y6, Y7, Y6
+	VEXTRACTF32X4     $0x01, Y1, X3
+	VEXTRACTF32X4     $0x01, Y4, X5
+	VEXTRACTF32X4     $0x01, Y6, X7
+	VADDPS            X3, X1, X3
+	VADDPS            X5, X4, X5
+	VADDPS            X7, X6, X7
+	VPERMILPS         $0x4e, X3, X1
+	VPERMILPS         $0x4e, X5, X4
+	VPERMILPS         $0x4e, X7, X6
+	VADDPS            X1, X3, X3
+	VADDPS            X4, X5, X5
+	VADDPS            X6, X7, X7
+	VPERMILPS         $0xb1, X3, X1
+	VPERMILPS         $0xb1, X5, X4
+	VPERMILPS         $0xb1, X7, X6
+	VADDPS            X1, X3, X3
+	VADDPS            X4, X5, X5
+	VADDPS            X6, X7, X7
+	VMOVSS            X3, (CX)
+	VMOVSS            X5, 4(CX)
+	VMOVSS            X7, 8(CX)
+	MOVQ              digits+80(FP), AX
+	MOVQ              units+88(FP), CX
+	VPMAXUD           Z2, Z0, Z1
+	VPMAXUD           Z9, Z8, Z3
+	VPMAXUD           Z11, Z10, Z4
+	VEXTRACTF64X4     $0x01, Z1, Y5
+	VEXTRACTF64X4     $0x01, Z3, Y6
+	VEXTRACTF64X4     $0x01, Z4, Y7
+	VPMAXUD           Y5, Y1, Y5
+	VPMAXUD           Y6, Y3, Y6
+	VPMAXUD           Y7, Y4, Y7
+	VEXTRACTF32X4     $0x01, Y5, X1
+	VEXTRACTF32X4     $0x01, Y6, X3
+	VEXTRACTF32X4     $0x01, Y7, X4
+	VPMAXUD           X1, X5, X1
+	VPMAXUD           X3, X6, X3
+	VPMAXUD           X4, X7, X4
+	VPERMILPS         $0x4e, X1, X5
+	VPERMILPS         $0x4e, X3, X6
+	VPERMILPS         $0x4e, X4, X7
+	VPMAXUD           X5, X1, X1
+	VPMAXUD           X6, X3, X3
+	VPMAXUD           X7, X4, X4
+	VPERMILPS         $0xb1, X1, X5
+	VPERMILPS         $0xb1, X3, X6
+	VPERMILPS         $0xb1, X4, X7
+	VPMAXUD           X5, X1, X1
+	VPMAXUD           X6, X3, X3
+	VPMAXUD           X7, X4, X4
+	VPBROADCASTD      X1, Z1
+	VPBROADCASTD      X3, Z3
+	VPBROADCASTD      X4, Z4
+	VPMAXUD.BCST      float800000<>+0(SB), Z1, Z1
+	VPMAXUD.BCST      float800000<>+0(SB), Z3, Z3
+	VPMAXUD.BCST      float800000<>+0(SB), Z4, Z4
+	VGETEXPPS         Z1, Z1
+	VGETEXPPS         Z3, Z3
+	VGETEXPPS         Z4, Z4
+	VSUBPS.BCST       float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST       float80000000<>+0(SB), Z1, Z5
+	VSUBPS.BCST       float41b80000<>+0(SB), Z3, Z3
+	VPXORD.BCST       float80000000<>+0(SB), Z3, Z6
+	VSUBPS.BCST       float41b80000<>+0(SB), Z4, Z4
+	VPXORD.BCST       float80000000<>+0(SB), Z4, Z7
+	VSCALEFPS         Z5, Z0, Z0
+	VSCALEFPS         Z5, Z2, Z2
+	VSCALEFPS         Z6, Z8, Z8
+	VSCALEFPS         Z6, Z9, Z9
+	VSCALEFPS         Z7, Z10, Z10
+	VSCALEFPS         Z7, Z11, Z11
+	VBROADCASTSS      float3f800000<>+0(SB), Z5
+	VSCALEFPS         Z1, Z5, Z1
+	VMOVSS            X1, (CX)
+	VSCALEFPS         Z3, Z5, Z3
+	VMOVSS            X3, 4(CX)
+	VSCALEFPS         Z4, Z5, Z4
+	VMOVSS            X4, 8(CX)
+	VCVTPS2DQ         Z0, Z0
+	VCVTPS2DQ         Z2, Z2
+	VCVTPS2DQ         Z8, Z8
+	VCVTPS2DQ         Z9, Z9
+	VCVTPS2DQ         Z10, Z10
+	VCVTPS2DQ         Z11, Z11
+	VMOVDQU64         digitsLow<>+0(SB), Z5
+	VMOVDQU64         digitsHigh<>+0(SB), Z6
+	VMOVDQA64         Z0, Z1
+	VPERMT2B          Z2, Z5, Z1
+	VMOVDQU64         Z1, (AX)
+	VPERMT2B          Z2, Z6, Z0
+	VMOVDQU64         Y0, 64(AX)
+	VMOVDQA64         Z8, Z3
+	VPERMT2B          Z9, Z5, Z3
+	VMOVDQU64         Z3, 96(AX)
+	VPERMT2B          Z9, Z6, Z8
+	VMOVDQU64         Y8, 160(AX)
+	VMOVDQA64         Z10, Z4
+	VPERMT2B          Z11, Z5, Z4
+	VMOVDQU64         Z4, 192(AX)
+	VPERMT2B          Z11, Z6, Z10
+	VMOVDQU64         Y10, 256(AX)
+	VMOVDQU32         (R8), Z0
+	VPMAXUD           64(R8), Z0, Z0
+	VEXTRACTF64X4     $0x01, Z0, Y1
+	VPMAXUD           Y1, Y0, Y1
+	VEXTRACTF32X4     $0x01, Y1, X0
+	VPMAXUD           X0, X1, X0
+	VPERMILPS         $0x4e, X0, X1
+	VPMAXUD           X1, X0, X0
+	VPERMILPS         $0xb1, X0, X1
+	VPMAXUD           X1, X0, X0
+	VMOVD             X0, AX
+	MOVL              AX, largest+96(FP)
+	VZEROUPPER
+	RET
 
 // func probsAVX512(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
 // Requires: AVX, AVX512F

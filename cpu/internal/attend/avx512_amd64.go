@@ -147,8 +147,17 @@ func squareTileAVX512(dst, src *[TileRows]float32, factor float32) {
 }
 
 func softmaxHeadsAVX512(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
-	softmaxAVX512(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0], &t.Add[0],
-		&t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a], b-a)
+	for ; a < b; a += 3 {
+		f := softmax3AVX512
+		switch b - a {
+		case 1:
+			f = softmax1AVX512
+		case 2:
+			f = softmax2AVX512
+		}
+		f(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0], &t.Add[0],
+			&t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a])
+	}
 }
 
 func probsHeadsAVX512(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
@@ -243,10 +252,20 @@ func dotBytesAVX512(dots []float32, q []byte, heads int, tile []byte, dim, rows 
 }
 
 func softmaxCutHeadsAVX512(w *Weights, h *Heads, a, b int, t *Terms,
-	scale *[TileRows]float32) uint32 {
-	return softmaxCutAVX512(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows],
-		&t.Mul[0], &t.Add[0], &t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a], b-a, &w.Digits[0],
-		&w.Units[0])
+	scale *[TileRows]float32) (largest uint32) {
+	for first := a; a < b; a += 3 {
+		f := softmaxCut3AVX512
+		switch b - a {
+		case 1:
+			f = softmaxCut1AVX512
+		case 2:
+			f = softmaxCut2AVX512
+		}
+		largest = f(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0],
+			&t.Add[0], &t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a],
+			&w.Digits[(a-first)*Digits*TileRows], &w.Units[a-first])
+	}
+	return largest
 }
 
 func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim,

@@ -223,21 +223,53 @@ func accumulate2AVX512(acc *float32, w *float32, tile *float32, stride int, bloc
 //go:noescape
 func accumulate3AVX512(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
 
-// softmaxAVX512 makes weights of the inner products of a tile: per head s = dots*mul +
+// softmax1AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
 //
 //go:noescape
-func softmaxAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int)
+func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 
-// softmaxCutAVX512 makes weights of the inner products of a tile: per head s = dots*mul +
-// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
+// softmaxCut1AVX512 makes weights of the inner products of a tile: per head s = dots*mul
+// + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
 // It also writes weights as integers of 24 bits, the lowest byte of every row first, and
 // what one is worth, and returns the largest of the bits of the scales.
 //
 //go:noescape
-func softmaxCutAVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, digits *byte, units *float32) (largest uint32)
+func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+
+// softmax2AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
+// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
+// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+//
+//go:noescape
+func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
+
+// softmaxCut2AVX512 makes weights of the inner products of a tile: per head s = dots*mul
+// + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
+// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+// It also writes weights as integers of 24 bits, the lowest byte of every row first, and
+// what one is worth, and returns the largest of the bits of the scales.
+//
+//go:noescape
+func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+
+// softmax3AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
+// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
+// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+//
+//go:noescape
+func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
+
+// softmaxCut3AVX512 makes weights of the inner products of a tile: per head s = dots*mul
+// + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
+// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+// It also writes weights as integers of 24 bits, the lowest byte of every row first, and
+// what one is worth, and returns the largest of the bits of the scales.
+//
+//go:noescape
+func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
 
 // probsAVX512 adds exp(s - lse)^power of every head to acc[32], with scores s as
 // softmaxAVX512 makes them.
