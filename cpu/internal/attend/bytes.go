@@ -129,7 +129,7 @@ func (t *Scratch) rest(first, rest int) *planes {
 // QueryBytes is the size of a query in digits.
 func QueryBytes(dim int) int { return recordHead + Digits*dim }
 
-// CutQuery cuts a query into digits for DotBytes. One with a value that is not finite gives inner
+// CutQuery cuts a query of a multiple of 64 values into digits for DotBytes. One with a value that is not finite gives inner
 // products that are NaN.
 //
 // The largest value becomes queryMost, so that a value is off by at most its 2^-24th part.
@@ -150,18 +150,22 @@ func CutQuery(dst []byte, q []float32) {
 	}
 	var sums [Digits]int32
 	body := dst[recordHead:QueryBytes(len(q))]
-	for i, x := range q {
-		n := int32(0)
-		if factor != 0 {
-			n = int32(math.RoundToEven(float64(x) * factor))
+	for len(q) >= 8 {
+		var words [Digits]uint64
+		for i, x := range q[:8] {
+			// The sum's lowest bits are the product, rounded half to even; NaN is no number anyway.
+			n := int32(math.Float64bits(float64(float64(x)*factor) + 3<<51))
+			for d := range Digits {
+				digit := int8(n)
+				n = (n - int32(digit)) >> 8
+				sums[d] += int32(digit)
+				words[d] |= uint64(uint8(digit)) << (8 * i)
+			}
 		}
-		place := i / 8 * 8 * Digits
-		for d := range Digits {
-			digit := int8(n)
-			n = (n - int32(digit)) >> 8
-			sums[d] += int32(digit)
-			body[place+8*d+i%8] = byte(digit)
+		for d, w := range words {
+			binary.LittleEndian.PutUint64(body[8*d:], w)
 		}
+		q, body = q[8:], body[8*Digits:]
 	}
 	for d, s := range sums {
 		// Both words of a row begin with half of what keyBias adds.
