@@ -49,8 +49,9 @@ type scratch struct {
 type unit struct {
 	qs       []int32
 	list     []int32
-	from, to int // its cuts in call.cuts: starts of the pieces, and the end of the list
-	at       int // of its parts among those of the wave
+	from, to int  // its cuts in call.cuts: starts of the pieces, and the end of the list
+	long     bool // the list has tableRows rows and more
+	at       int  // of its parts among those of the wave
 }
 
 // cut is a place in a list of blocks: a row of the list's entry.
@@ -124,7 +125,11 @@ func (c *call) checkAttend(q *backend.Queries, blocks []backend.Block, out, lse 
 // cutUnits groups neighbouring queries with the same list, and cuts the lists.
 func (c *call) cutUnits() {
 	q := c.Queries
-	most := max(1, unitHeads/q.Group)
+	heads := unitHeads
+	if c.looksUp() {
+		heads = tableHeads
+	}
+	most := max(1, heads/q.Group)
 	c.all = grow(c.all, q.Len())
 	c.units, c.cuts = c.units[:0], c.cuts[:0]
 	for i := range c.all {
@@ -137,20 +142,34 @@ func (c *call) cutUnits() {
 			continue
 		}
 		from := len(c.cuts)
-		c.cuts = cutList(c.cuts, list, c.blocks)
-		c.units = append(c.units, unit{qs: c.all[i : i+1], list: list, from: from, to: len(c.cuts)})
+		var rows int
+		c.cuts, rows = cutList(c.cuts, list, c.blocks)
+		c.units = append(c.units, unit{qs: c.all[i : i+1], list: list, from: from, to: len(c.cuts),
+			long: rows >= tableRows})
 	}
 }
 
+// looksUp reports whether inner products with some K side are looked up, where a list is long.
+func (c *call) looksUp() bool {
+	if c.Group > tableHeads {
+		return false
+	}
+	for i := range c.blocks {
+		if c.kern.Tables(c.blocks[i].K.Coding.Format, c.HeadDim) {
+			return true
+		}
+	}
+	return false
+}
+
 // cutList cuts a list into pieces of at least chunkRows rows, at multiples of tileRows of a block,
-// and appends the cuts.
-func cutList(cuts []cut, list []int32, blocks []backend.Block) []cut {
-	rows := 0
+// and appends the cuts. It returns the list's rows too.
+func cutList(cuts []cut, list []int32, blocks []backend.Block) (all []cut, rows int) {
 	for _, i := range list {
 		rows += int(blocks[i].Rows)
 	}
 	if rows == 0 {
-		return cuts
+		return cuts, 0
 	}
 	size := max(chunkRows, (rows+maxChunks-1)/maxChunks)
 	cuts = append(cuts, cut{})
@@ -175,7 +194,7 @@ func cutList(cuts []cut, list []int32, blocks []backend.Block) []cut {
 	if last := cuts[len(cuts)-1]; last.entry < len(list) {
 		cuts = append(cuts, cut{len(list), 0})
 	}
-	return cuts
+	return cuts, rows
 }
 
 // pieces returns the number of pieces of a unit's list.
@@ -270,6 +289,7 @@ func (b *Backend) release(s *scratch) {
 func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	p := &c.prepared
 	s.reset(p, u.qs)
+	s.canLookUp = u.long && p.Group <= tableHeads
 	heads := len(u.qs) * p.Group
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
 	for i := range s.side {

@@ -157,7 +157,7 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 			blocks[i].Rows, list[i] = int32(n), int32(i)
 			total += n
 		}
-		cuts := cutList(nil, list, blocks)
+		cuts, _ := cutList(nil, list, blocks)
 		if total == 0 {
 			require.Empty(t, cuts)
 			return

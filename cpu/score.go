@@ -28,6 +28,10 @@ type scorer struct {
 	one       []float32 // [head_dim]
 	sin, cos  []float64
 
+	// Tables of the queries at work, not turned, where they pay: lists of tableRows rows and more.
+	canLookUp, hasTables bool
+	tables               []float32
+
 	// The block at work.
 	blk    blockView
 	layout attend.Layout
@@ -35,6 +39,7 @@ type scorer struct {
 	bytes  bool      // K is unpacked to bytes: the queries are in cut, not in vecs
 	direct bool      // its rows of the tile at work are expanded while they are multiplied
 	cut    []byte
+	lookUp bool // inner products with K are looked up: the queries are in tables
 	local  bool // vecs and cut are indexed by place in qs, not by query
 
 	// The tile at work.
@@ -66,6 +71,7 @@ func grow[T any](s []T, n int) []T {
 func (s *scorer) reset(p *prepared, qs []int32) {
 	s.p, s.qs = p, qs
 	s.hasTurned, s.hasCut = [2][layouts]bool{}, false
+	s.canLookUp, s.hasTables = false, false
 	s.kt = grow(s.kt, tileRows*p.padK)
 	if p.hasCut {
 		s.kb = grow(s.kb, tileRows*p.HeadDim)
@@ -96,8 +102,10 @@ func (s *scorer) block(blk *backend.Block, withV bool) error {
 		if s.local {
 			s.cut = s.turnedCut()
 		}
+		s.lookUp = false
 		return nil
 	}
+	s.lookUp = s.canLookUp && !s.local && s.p.kern.Tables(f, s.p.HeadDim)
 	bs := s.p.basisOf(f)
 	s.layout = bs.layout
 	if s.local {
@@ -161,7 +169,9 @@ func (s *scorer) tile(r0, n int) bool {
 	b, p := &s.blk, s.p
 	rows, f := int(b.Rows), b.K.Coding.Format
 	s.r0 = r0
-	if s.direct = s.bytes && p.kern.Direct(f, p.HeadDim, n, len(s.qs)*p.Group); s.direct {
+	if s.lookUp {
+		// nothing to unpack
+	} else if s.direct = s.bytes && p.kern.Direct(f, p.HeadDim, n, len(s.qs)*p.Group); s.direct {
 		// nothing to unpack
 	} else if s.bytes {
 		p.kern.UnpackBytes(s.kb, false, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
@@ -300,7 +310,9 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	}
 	a, b = i*p.Group, end*p.Group
 	from *= p.Group
-	if dots := s.heads.Dots[a*tileRows:]; s.direct {
+	if dots := s.heads.Dots[a*tileRows:]; s.lookUp {
+		s.dotTables(dots, a, b)
+	} else if s.direct {
 		p.kern.DotPlanes(dots, s.cut[from*p.cutBytes():], b-a, s.blk.K.Coding, s.blk.k,
 			int(s.blk.Rows), s.r0, s.n, &s.unpackT)
 	} else if s.bytes {
@@ -312,6 +324,29 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 		s.cap(a, b)
 	}
 	return end, a, b
+}
+
+// tableHeads is how many heads' tables are in use at a time: they fill the cache nearest to a core.
+// tableRows is the least length of a list that filling tables pays for.
+const (
+	tableHeads = 4
+	tableRows  = 256
+)
+
+// dotTables looks up the inner products of heads [a, b) of those at work.
+func (s *scorer) dotTables(dots []float32, a, b int) {
+	p, blk := s.p, &s.blk
+	size := attend.TableFloats(p.HeadDim)
+	if !s.hasTables {
+		s.hasTables = true
+		s.tables = grow(s.tables, len(s.qs)*p.Group*size)
+		for i := range len(s.qs) * p.Group {
+			at := (int(s.qs[0])*p.Group + i) * p.padK
+			attend.FillTables(s.tables[i*size:(i+1)*size], s.vecs[at:at+p.HeadDim])
+		}
+	}
+	attend.DotTables(dots, s.tables[a*size:], b-a, blk.K.Coding, blk.k, int(blk.Rows), p.HeadDim, s.r0,
+		s.n)
 }
 
 // cap makes inner products capped scores.

@@ -81,6 +81,7 @@ type Kernels struct {
 	// prefetch, nil where there is none, asks for bytes that are needed soon.
 	prefetch func(p []byte)
 	bytes    *byteKernels // nil where there are none
+	tables   bool         // inner products with few bits are looked up
 }
 
 // ISA returns the name of the instruction set.

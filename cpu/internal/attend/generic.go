@@ -13,7 +13,7 @@ import (
 // Generic returns the kernels in plain Go, which every machine has.
 func Generic() *Kernels {
 	return &Kernels{
-		isa: "generic", pad: 1,
+		isa: "generic", pad: 1, tables: true,
 		exact: exactGeneric,
 		u8: func(dst []float32, src []byte, rows, dim, _ int) {
 			unpackU8(dst[:rows*dim], 1, src)

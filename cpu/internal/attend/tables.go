@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attend
+
+import (
+	"encoding/binary"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Inner products from tables, for plain Go: without vectors, a product for every value of every
+// head costs more than looking up what eight values add.
+//
+// With sigma = +1 for a set bit of a code and -1 for a clear one, a centroid is a sum of products
+// of the code's sigmas times factors, its Walsh transform. The centroids of a code and of its
+// complement being opposite, only products of an odd number are in it: one for lm1, two for lm2,
+// four for lm3. A product of sigmas is an exclusive or of planes, for 64 values at once. What is
+// left is to sum a query with the signs that a word's bits say, and a byte of a word has but 256
+// ways to sign eight values.
+
+// walshTerms is the number of products of lm3.
+const walshTerms = 4
+
+// walsh are the factors of lm1..lm3: of the planes in their order, and of all three of lm3.
+var walsh = func() (t [quant.LM3 + 1][walshTerms]float32) {
+	for f := quant.LM1; f <= quant.LM3; f++ {
+		book, bits := quant.NestedCodebook(f), f.Bits()
+		for code, c := range book {
+			product := float32(c) / float32(len(book))
+			all := product
+			for p := range bits {
+				sign := float32(2*(code>>(bits-1-p)&1) - 1)
+				t[f][p] += product * sign
+				all *= sign
+			}
+			if bits == 3 {
+				t[f][3] += all
+			}
+		}
+	}
+	return t
+}()
+
+// Tables reports whether inner products with rows of a format are looked up.
+func (k *Kernels) Tables(f quant.Format, dim int) bool {
+	return k.tables && f >= quant.LM1 && f <= quant.LM3 && dim%64 == 0
+}
+
+// TableFloats is the size of a query's tables: 8 KiB for 64 values.
+func TableFloats(dim int) int { return dim / 8 * 256 }
+
+// FillTables writes the tables of a query: for each eight values, and each choice of signs, their
+// sum. The first value's sign is the lowest bit, a set one is +.
+func FillTables(dst, q []float32) {
+	for ; len(q) >= 8; q = q[8:] {
+		low, high := signs(q[0], q[1], q[2], q[3]), signs(q[4], q[5], q[6], q[7])
+		t := (*[256]float32)(dst)
+		for i, y := range high {
+			row := t[16*i : 16*i+16]
+			for j, x := range low {
+				row[j] = x + y
+			}
+		}
+		dst = dst[256:]
+	}
+}
+
+// signs returns the sums of four values for each choice of signs.
+func signs(a, b, c, d float32) (t [16]float32) {
+	low, high := [4]float32{-a - b, a - b, b - a, a + b}, [4]float32{-c - d, c - d, d - c, c + d}
+	for i, y := range high {
+		for j, x := range low {
+			t[4*i+j] = x + y
+		}
+	}
+	return t
+}
+
+// DotTables writes inner products of heads queries with rows [r0, r0+n) of a packed side of a format
+// that has Tables, as Dots does. tables are the queries' tables, one after the other.
+func DotTables(dots, tables []float32, heads int, c quant.Coding, src []byte, rows, dim, r0, n int) {
+	t := tableRows{bits: c.Format.Bits(), rowBytes: dim / 8, factors: &walsh[c.Format]}
+	plane, size := quant.PlaneBytes(rows, dim), TableFloats(dim)
+	for p := range t.planes {
+		from := min(p, t.bits-1)*plane + r0*t.rowBytes
+		t.planes[p] = src[from : from+n*t.rowBytes]
+	}
+	for h := 0; h < heads; {
+		d, q := dots[h*TileRows:], tables[h*size:]
+		k := 1
+		if h+3 <= heads {
+			k = 3
+		}
+		for i := range k {
+			clear(d[i*TileRows:][:n])
+		}
+		for b := 0; b < t.rowBytes; b += 8 {
+			if k == 3 {
+				t.three((*[3 * TileRows]float32)(d), q[256*b:], size, b, n)
+			} else {
+				t.one((*[TileRows]float32)(d), (*[2048]float32)(q[256*b:]), b, n)
+			}
+		}
+		h += k
+	}
+}
+
+// tableRows are packed rows that are met by tables.
+type tableRows struct {
+	planes         [3][]byte // those that there are not repeat the last
+	bits, rowBytes int
+	factors        *[walshTerms]float32
+}
+
+// words returns the signs of the products for 64 values, from byte at of the planes on, and how
+// many products there are.
+func (t *tableRows) words(w *[walshTerms]uint64, at int) int {
+	w[0] = binary.LittleEndian.Uint64(t.planes[0][at:])
+	w[1] = binary.LittleEndian.Uint64(t.planes[1][at:])
+	w[2] = binary.LittleEndian.Uint64(t.planes[2][at:])
+	w[3] = w[0] ^ w[1] ^ w[2]
+	if t.bits == 3 {
+		return walshTerms
+	}
+	return t.bits
+}
+
+// one adds the products of 64 values of a query, from byte b of every row on.
+func (t *tableRows) one(dst *[TileRows]float32, q *[2048]float32, b, n int) {
+	var w [walshTerms]uint64
+	for r := range n {
+		var dot float32
+		terms := t.words(&w, r*t.rowBytes+b)
+		for k, x := range w[:terms] {
+			s := q[uint8(x)]
+			s += q[256+int(uint8(x>>8))]
+			s += q[512+int(uint8(x>>16))]
+			s += q[768+int(uint8(x>>24))]
+			s += q[1024+int(uint8(x>>32))]
+			s += q[1280+int(uint8(x>>40))]
+			s += q[1536+int(uint8(x>>48))]
+			s += q[1792+int(uint8(x>>56))]
+			dot += float32(t.factors[k] * s)
+		}
+		dst[r] += dot
+	}
+}
+
+// three is one for three queries: bytes are cut out once for all.
+func (t *tableRows) three(dst *[3 * TileRows]float32, tables []float32, size, b, n int) {
+	q0, q1 := (*[2048]float32)(tables), (*[2048]float32)(tables[size:])
+	q2 := (*[2048]float32)(tables[2*size:])
+	var w [walshTerms]uint64
+	for r := range n {
+		var d0, d1, d2 float32
+		terms := t.words(&w, r*t.rowBytes+b)
+		for k, x := range w[:terms] {
+			i := int(uint8(x))
+			s0, s1, s2 := q0[i], q1[i], q2[i]
+			i = 256 + int(uint8(x>>8))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			i = 512 + int(uint8(x>>16))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			i = 768 + int(uint8(x>>24))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			i = 1024 + int(uint8(x>>32))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			i = 1280 + int(uint8(x>>40))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			i = 1536 + int(uint8(x>>48))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			i = 1792 + int(uint8(x>>56))
+			s0, s1, s2 = s0+q0[i], s1+q1[i], s2+q2[i]
+			f := t.factors[k]
+			d0 += float32(f * s0)
+			d1 += float32(f * s1)
+			d2 += float32(f * s2)
+		}
+		dst[r] += d0
+		dst[TileRows+r] += d1
+		dst[2*TileRows+r] += d2
+	}
+}
