@@ -106,10 +106,23 @@ func AccumulateLive(acc, w []float32, heads int, tile []float32, padDim, rows in
 	}
 }
 
-// sumRows adds weights[i] * row i of v to dst, in float32, four rows at a time.
+// sumRows adds weights[i] * row i of v to dst, in float32, eight rows at a time, then four: sums are
+// loaded and stored once for them.
 func sumRows(dst, v []float32, weights []float32) {
 	dim := len(dst)
 	i := 0
+	for ; i+8 <= len(weights); i += 8 {
+		v0, v1 := v[i*dim:][:dim], v[(i+1)*dim:][:dim]
+		v2, v3 := v[(i+2)*dim:][:dim], v[(i+3)*dim:][:dim]
+		v4, v5 := v[(i+4)*dim:][:dim], v[(i+5)*dim:][:dim]
+		v6, v7 := v[(i+6)*dim:][:dim], v[(i+7)*dim:][:dim]
+		w := (*[8]float32)(weights[i:])
+		w0, w1, w2, w3, w4, w5, w6, w7 := w[0], w[1], w[2], w[3], w[4], w[5], w[6], w[7]
+		for d := range dst {
+			dst[d] += ((w0*v0[d] + w1*v1[d]) + (w2*v2[d] + w3*v3[d])) +
+				((w4*v4[d] + w5*v5[d]) + (w6*v6[d] + w7*v7[d]))
+		}
+	}
 	for ; i+4 <= len(weights); i += 4 {
 		v0 := v[i*dim:][:dim]
 		v1 := v[(i+1)*dim:][:dim]
