@@ -44,4 +44,7 @@ func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
 	n, err := count("TEXT ·f(SB), X\n\tA\nl:\n\tB\n\tC x\n\tJNZ l\n", "f", "l")
 	require.NoError(t, err)
 	require.Equal(t, 3, n)
+	n, err = count("TEXT ·f(SB), X\n// doc\n\tA\nl:\n\tB\n\tRET\n\nTEXT ·g(SB), X\n\tRET\n", "f", "")
+	require.NoError(t, err)
+	require.Equal(t, 3, n)
 }
