@@ -4,6 +4,7 @@ package cpu
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"testing"
 
@@ -97,23 +98,65 @@ func TestAttend_SameBitsForAnyWorkers(t *testing.T) {
 	}
 }
 
-// A query's bits do not depend on what else is in the batch.
+// A query's bits do not depend on what else is in the batch, windows or not, on every instruction
+// set.
 func TestAttend_BatchDoesNotMatter(t *testing.T) {
-	const dim, group, n = 16, 3, 25
-	r := newRig(t, 2, dim, 333, 9, "lm2", "bf16", "tqmse3")
-	q := r.queries(n, group, dim)
-	for i := range q.Pos {
-		q.Pos[i] = int64(i * 120)
+	const group, n = 3, 25
+	for _, isa := range ISAs() {
+		for _, dim := range []int{16, 64} {
+			codings := []string{"lm2", "bf16", "tqmse3", "u8+s8", "lm3+s8"}
+			r := newRigOf(t, Options{ISA: isa, Workers: 2}, dim, 333, 9, codings...)
+			for _, window := range []int64{0, 500} {
+				t.Run(fmt.Sprintf("isa=%s/head_dim=%d/window=%d", isa, dim, window), func(t *testing.T) {
+					q := r.queries(n, group, dim)
+					q.Window = window
+					for i := range q.Pos {
+						q.Pos[i] = int64(i * 120)
+					}
+					out, lse := r.attend(t, q)
+					for i := range n {
+						one := *q
+						one.Q = q.Q[i*group*dim : (i+1)*group*dim]
+						one.Pos = q.Pos[i : i+1]
+						one.BlockPtr, one.BlockIdx = []int32{0, 9}, q.BlockIdx[:9]
+						o, l := r.attend(t, &one)
+						require.Equal(t, out[i*group*dim:(i+1)*group*dim], o, "query %d", i)
+						require.Equal(t, lse[i*group:(i+1)*group], l, "query %d", i)
+					}
+				})
+			}
+		}
 	}
-	out, lse := r.attend(t, q)
-	for i := range n {
-		one := *q
-		one.Q = q.Q[i*group*dim : (i+1)*group*dim]
-		one.Pos = q.Pos[i : i+1]
-		one.BlockPtr, one.BlockIdx = []int32{0, 9}, q.BlockIdx[:9]
-		o, l := r.attend(t, &one)
-		require.Equal(t, out[i*group*dim:(i+1)*group*dim], o, "query %d", i)
-		require.Equal(t, lse[i*group:(i+1)*group], l, "query %d", i)
+}
+
+// Row scales that no encoder writes, negative or not finite, give what plain Go makes of them.
+func TestAttend_OddScales(t *testing.T) {
+	const dim, rows, group = 64, 70, 3
+	for _, odd := range []uint16{0xb800, 0x8000, 0x0001, 0x7c00, 0xfc00, 0x7e00} { // -0.5, -0, tiny, ...
+		for _, inV := range []bool{false, true} {
+			var want []float32
+			for _, isa := range ISAs() {
+				r := newRigOf(t, Options{ISA: isa, Workers: 1}, dim, rows, 2, "lm3")
+				side := r.blocks[1].K
+				if inV {
+					side = r.blocks[1].V
+				}
+				at := side.Data.Len - int64(side.Coding.ScaleBytes(rows)) + 2*37
+				require.NoError(t, side.Data.Buf.Upload(at, []byte{byte(odd), byte(odd >> 8)}))
+				out, _ := r.attend(t, r.queries(1, group, dim))
+				if want == nil {
+					want = out
+				}
+				for i, x := range out {
+					switch y := float64(want[i]); {
+					case math.IsNaN(y) || math.IsInf(y, 0):
+						require.False(t, math.Abs(float64(x)) < math.Inf(1), "%#x %s: value %d is %g", odd, isa, i, x)
+					default:
+						require.InDelta(t, y, float64(x), 1e-4, "%#x %s: value %d", odd, isa, i)
+					}
+				}
+			}
+		}
 	}
 }
 

@@ -10,7 +10,7 @@
 //
 //	generic  plain Go, on every machine and with the tag noasm
 //	avx2     amd64 with AVX2, FMA and F16C
-//	avx512   amd64 with AVX-512 F, BW, VL, DQ, VBMI and GFNI (Ice Lake, Zen 4 and later)
+//	avx512   amd64 with AVX-512 F, BW, VL, DQ, VBMI, VNNI and GFNI (Ice Lake, Zen 4 and later)
 //
 // ISAs lists those that this build has and this machine runs; the best is taken where neither
 // Options.ISA nor KVIST_CPU says otherwise. arm64 runs the plain Go.
@@ -24,7 +24,10 @@
 // In Attend and Relevance, a tile of 32 rows is unpacked once, in the basis it is stored in, and
 // met by every query head that lists it: the heads of the group, and those of neighbouring
 // queries with the same list. Row scales are left out of the tile: those of K multiply scores,
-// those of V multiply weights. Attend makes one pass with an online softmax. Scratch depends on
+// those of V multiply weights. AVX-512 keeps the centroids of lm1..lm4 and the codes of u8 as
+// bytes and multiplies them as integers; for rows of 64 values and up to three heads it makes no
+// tile. Plain Go looks the inner products with lm1..lm3 up, in tables of sums of eight signed
+// values, where a group has up to four heads and a list 256 rows. Attend makes one pass with an online softmax. Scratch depends on
 // the queries and the workers, never on the length of the context.
 //
 // # Accuracy
@@ -32,14 +35,30 @@
 // Everything is float32 but what runs on over a long context. Inner products and scores are
 // float32, exp is within four units of the last place, and weighted rows are added up in float32
 // over at most 128 rows before they are folded into float64, as are the sums of weights: so the
-// error does not grow with the context. Queries are not quantized: 8-bit products would save a
-// fifth of the work for K and leave the tolerance that package backendtest derives.
+// error does not grow with the context.
+//
+// Where rows are bytes, queries and weights are integers of 24 bits in three digits, and sums of
+// products are exact. A query's value is off by at most its largest value's 2^-24th part, so an
+// inner product by at most sqrt(head_dim)*2^-24*|q||k|, less than float32 sums may be. A weight is
+// off by the 2^-24th part of the largest in its tile, so 32 rows by 31*2^-24 of the largest row,
+// again less than 32 float32 sums. Two digits would save a third of the products and leave the
+// tolerance that package backendtest derives, several times over in the worst case.
 //
 // # Speed
 //
-// Where codes are 4 bits and fewer, attention is bound by the two vector ports of a core, not by
-// memory: fewer bits cost less up to there and no less below. bench/results/cpu.md has the
-// figures.
+// Attention over codes of 8 bits and fewer is bound by the vector ports of a core, not by memory:
+// fewer bits cost less up to there and no less below. What bounds it on AVX-512, for a row of K
+// and one of V of 64 values and three query heads, where a core starts one multiplication of 64
+// bytes a cycle (Zen 4, of 512 bits; two on server cores with two such ports):
+//
+//	inner products    3 heads * 3 digits                      9 VPDPBUSD
+//	weighted sums     3 heads * 3 digits                      9 VPDPBUSD
+//	bit transpositions, digits put together, exp              7 on the same two ports
+//
+// That is 25 cycles, 6.8 ns at 3.7 GHz, of which the kernels reach three quarters; what goes on for
+// every tile and block in Go comes on top, a quarter of the whole for blocks of 32 rows.
+// For one head the 6.5 byte permutations of a row pair bind, not the 6 products.
+// bench/results/cpu.md has the figures.
 //
 // # Errors
 //

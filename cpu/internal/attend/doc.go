@@ -16,6 +16,11 @@
 // bits of them, and these index a table in a register (VPERMPS). For K the order is such that
 // four rows lie in one vector, which makes the horizontal sums of inner products cheap.
 //
+// Centroids that are integers (lm1..lm4, u8) need not become floats: tiles of bytes (bytes.go) meet
+// queries and weights in three digits of eight bits. VPDPBUSD makes four times the products of a
+// float32 instruction, so a third more after digits are counted, and such a tile takes a quarter of
+// the stores. Plain Go has no such instruction, and avoids products instead (tables.go).
+//
 // # Errors
 //
 // None: callers check. Slices that are too short panic; the assembly never sees them.
@@ -27,6 +32,7 @@
 // # Determinism
 //
 // Unpack, Scales and Fold give the same bits on every instruction set, up to the layout. The
-// sums of Dots and Accumulate have an order of their own per instruction set, which depends on
-// nothing but the lengths: not on how many heads are worked on together.
+// sums of Dots and Accumulate, and of their kin for bytes and tables, have an order of their own per
+// instruction set, which depends on nothing but the lengths: not on how many heads are worked on
+// together.
 package attend
