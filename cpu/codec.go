@@ -5,7 +5,9 @@ package cpu
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"math"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
@@ -20,58 +22,194 @@ type encodeTask struct {
 	job             *backend.EncodeJob
 	src, index, dst []byte
 	stride          int
+
+	// Of jobs that are cut into parts.
+	parts   bool
+	rot     *codec.Rotation
+	scales  []float32
+	refused atomic.Bool // a row is one that package quant refuses
 }
+
+// encodePart is a range of rows of a task, or all of one that is not cut.
+type encodePart struct{ task, from, to int }
+
+// partValues is how many values a part of a job has at least: enough work for a goroutine.
+const partValues = 1 << 16
 
 // encodeCall is one call of Encode, kept for later ones.
 type encodeCall struct {
 	b     *Backend
 	tasks []encodeTask
-	doRun func(i int) error // runOne, bound once
+	parts []encodePart
+	cut   []int // the tasks in parts
+	again []encodePart
+
+	// Methods, bound once.
+	doPart, doAgain, doFinish func(i int) error
 }
 
 func newEncodeCall(b *Backend) *encodeCall {
 	c := &encodeCall{b: b}
-	c.doRun = c.runOne
+	c.doPart, c.doAgain, c.doFinish = c.partOne, c.againOne, c.finishOne
 	return c
 }
 
-func (c *encodeCall) runOne(i int) error {
-	if err := c.tasks[i].run(c.b); err != nil {
-		return jobError(backend.OpEncode, i, err)
+// partOne packs a part, or a whole job.
+func (c *encodeCall) partOne(i int) error {
+	p := &c.parts[i]
+	t := &c.tasks[p.task]
+	if t.parts {
+		t.part(c.b, p, false)
+		return nil
+	}
+	if err := t.run(c.b); err != nil {
+		return jobError(backend.OpEncode, p.task, err)
 	}
 	return nil
 }
 
-// Encode packs rows, see backend.Backend.
+// finishOne ends a job whose parts are packed.
+func (c *encodeCall) finishOne(i int) error {
+	t := &c.tasks[c.cut[i]]
+	w := c.b.coders.Get().(*coder)
+	defer c.b.coders.Put(w)
+	if !t.refused.Load() && w.PutScales(t.dst, t.job.Dst.Coding, t.scales, t.rot) {
+		return nil
+	}
+	t.refused.Store(true)
+	if err := t.plain(c.b); err != nil {
+		return jobError(backend.OpEncode, c.cut[i], err)
+	}
+	return nil
+}
+
+// againOne packs the codes of a part in u8.
+func (c *encodeCall) againOne(i int) error {
+	p := &c.again[i]
+	if t := &c.tasks[p.task]; !t.refused.Load() {
+		t.part(c.b, p, true)
+	}
+	return nil
+}
+
+// Encode packs rows, see backend.Backend. Large jobs are packed in parts by several workers, to the
+// same bytes.
 func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	if err := b.open(ctx, backend.OpEncode); err != nil {
 		return err
 	}
 	c := b.encodes.Get().(*encodeCall)
 	defer func() {
-		clear(c.tasks)
+		for i := range c.tasks {
+			c.tasks[i].drop()
+		}
 		b.encodes.Put(c)
 	}()
 	c.tasks = grow(c.tasks, len(jobs))
+	c.parts, c.again, c.cut = c.parts[:0], c.again[:0], c.cut[:0]
 	for i := range jobs {
-		t, err := b.encodeTask(&jobs[i])
-		if err != nil {
+		if err := b.encodeTask(&c.tasks[i], &jobs[i]); err != nil {
 			return jobError(backend.OpEncode, i, err)
 		}
-		c.tasks[i] = t
+		if err := c.cutTask(i); err != nil {
+			return jobError(backend.OpEncode, i, err)
+		}
 	}
-	return b.workers.run(ctx, backend.OpEncode, len(jobs), c.doRun)
+	return c.run(ctx)
+}
+
+// run packs all parts, then ends what was cut. A job that fails there may stand before one that
+// failed whole: it is the one to tell.
+func (c *encodeCall) run(ctx context.Context) error {
+	w := c.b.workers
+	failed := w.run(ctx, backend.OpEncode, len(c.parts), c.doPart)
+	if len(c.cut) == 0 || failed != nil && ctx.Err() != nil {
+		return failed
+	}
+	if failed != nil {
+		return c.before(failed)
+	}
+	if err := w.run(ctx, backend.OpEncode, len(c.cut), c.doFinish); err != nil {
+		return err
+	}
+	return w.run(ctx, backend.OpEncode, len(c.again), c.doAgain)
+}
+
+// before returns the error of the first job in parts that has one, if it stands before the job that
+// failed, and failed otherwise.
+func (c *encodeCall) before(failed error) error {
+	var at *backend.JobError
+	if !errors.As(failed, &at) {
+		return failed
+	}
+	for i, task := range c.cut {
+		if task < at.Job {
+			if err := c.finishOne(i); err != nil {
+				return err
+			}
+		}
+	}
+	return failed
 }
 
 func jobError(op backend.Op, job int, err error) error { return args.JobError(op, job, err) }
 
-func (b *Backend) encodeTask(j *backend.EncodeJob) (encodeTask, error) {
+// encodeTask fills in a task.
+func (b *Backend) encodeTask(t *encodeTask, j *backend.EncodeJob) error {
 	w, err := b.checker.Encode(j, eachIndex)
-	t := encodeTask{job: j, src: w.SrcMem, dst: w.DstMem, stride: int(w.RowStride)}
+	t.job, t.src, t.dst, t.index, t.stride = j, w.SrcMem, w.DstMem, nil, int(w.RowStride)
+	t.parts = false
 	if w.Indexed {
 		t.index = w.IndexMem
 	}
-	return t, err
+	return err
+}
+
+// drop forgets what belongs to the caller.
+func (t *encodeTask) drop() {
+	t.job, t.src, t.dst, t.index, t.rot = nil, nil, nil, nil, nil
+}
+
+// cutTask cuts a task into parts where it is large and there is someone to share it with.
+func (c *encodeCall) cutTask(i int) (err error) {
+	t := &c.tasks[i]
+	j := t.job
+	rows := partRows(j.Dim)
+	if !codec.Encodes(j.Dst.Coding) || j.Rows < 2*rows || c.b.workers.n == 1 {
+		c.parts = append(c.parts, encodePart{task: i})
+		return nil
+	}
+	t.parts = true
+	t.scales = codec.GrowScales(t.scales, j.Rows)
+	t.refused.Store(false)
+	if t.rot, err = c.b.rotation(j.Dim, j.Dst.Seed); err != nil {
+		return err
+	}
+	for at := 0; at < j.Rows; at += rows {
+		p := encodePart{i, at, min(at+rows, j.Rows)}
+		c.parts = append(c.parts, p)
+		if j.Dst.Coding.Format == quant.U8 {
+			c.again = append(c.again, p)
+		}
+	}
+	c.cut = append(c.cut, i)
+	return nil
+}
+
+// part packs a part; again is for the codes of u8, whose scales are stored.
+func (t *encodeTask) part(b *Backend, p *encodePart, again bool) {
+	w := b.coders.Get().(*coder)
+	defer b.coders.Put(w)
+	w.task, w.kern = t, b.kern
+	defer func() { w.task = nil }()
+	if again {
+		w.EncodeCodes(t.dst, t.scales, t.rot, w.load, p.from, p.to)
+		return
+	}
+	c := t.job.Dst.Coding
+	if !t.refused.Load() && !w.EncodeRows(t.dst, c, t.job.Rows, t.scales, t.rot, w.load, p.from, p.to) {
+		t.refused.Store(true)
+	}
 }
 
 func eachIndex(index []byte, rows int, at func(r int, i int32) error) error {
@@ -104,7 +242,13 @@ func (t *encodeTask) run(b *Backend) error {
 	if ok, err := t.fast(b); ok || err != nil {
 		return err
 	}
-	// Other codings, and rows that package quant refuses: it says why.
+	return t.plain(b)
+}
+
+// plain packs other codings, and rows that package quant refuses: it says why.
+func (t *encodeTask) plain(b *Backend) error {
+	j := t.job
+	rowBytes := j.Dim * j.DType.Size()
 	x := quant.Rows{Dim: j.Dim, Data: make([]float32, j.Rows*j.Dim)}
 	for r := range j.Rows {
 		at := t.row(r) * t.stride
@@ -190,31 +334,43 @@ func (b *Backend) rotation(dim int, seed uint64) (*codec.Rotation, error) {
 	return r, nil
 }
 
-// Decode unpacks rows, see backend.Backend.
+// Decode unpacks rows, see backend.Backend. Large jobs are shared by several workers.
 func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	if err := b.open(ctx, backend.OpDecode); err != nil {
 		return err
 	}
-	type task struct{ src, dst []byte }
-	tasks := make([]task, len(jobs))
+	type task struct {
+		job, from, to int
+		src, dst      []byte
+	}
+	tasks := make([]task, 0, len(jobs))
 	for i := range jobs {
-		src, dst, err := b.checker.Decode(&jobs[i])
+		j := &jobs[i]
+		src, dst, err := b.checker.Decode(j)
 		if err != nil {
 			return jobError(backend.OpDecode, i, err)
 		}
-		tasks[i] = task{src, dst}
+		rows := partRows(j.Dim)
+		for at := 0; at < j.Rows; at += rows {
+			tasks = append(tasks, task{i, at, min(at+rows, j.Rows), src, dst})
+		}
 	}
 	return b.workers.run(ctx, backend.OpDecode, len(tasks), func(i int) error {
-		j := &jobs[i]
-		if err := b.decode(tasks[i].dst, j, tasks[i].src); err != nil {
-			return jobError(backend.OpDecode, i, err)
+		t := &tasks[i]
+		if err := b.decode(t.dst, &jobs[t.job], t.src, t.from, t.to); err != nil {
+			return jobError(backend.OpDecode, t.job, err)
 		}
 		return nil
 	})
 }
 
-// decode unpacks to little-endian float32 in the original basis.
-func (b *Backend) decode(dst []byte, j *backend.DecodeJob, src []byte) error {
+// partRows is how many rows a part of a job has: whole tiles, and partValues values at least.
+func partRows(dim int) int {
+	return max(1, (partValues+dim*tileRows-1)/(dim*tileRows)) * tileRows
+}
+
+// decode unpacks rows [from, to) to little-endian float32 in the original basis.
+func (b *Backend) decode(dst []byte, j *backend.DecodeJob, src []byte, from, to int) error {
 	c, dim := j.Src.Coding, j.Dim
 	var rot *codec.Rotation
 	if c.Format.Rotated() {
@@ -226,8 +382,8 @@ func (b *Backend) decode(dst []byte, j *backend.DecodeJob, src []byte) error {
 	w := b.coders.Get().(*coder)
 	defer b.coders.Put(w)
 	w.tile = grow(w.tile, tileRows*dim)
-	for r := 0; r < j.Rows; r += tileRows {
-		n := min(tileRows, j.Rows-r)
+	for r := from; r < to; r += tileRows {
+		n := min(tileRows, to-r)
 		tile := w.tile[:n*dim]
 		if rot != nil {
 			w.Decode(tile, c, src, j.Rows, rot, r, n)

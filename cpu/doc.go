@@ -68,6 +68,7 @@
 //
 // All methods may be called at once. A call works on the caller's goroutine, and takes up
 // to Workers-1 more from a set that all calls of the backend share. No goroutine outlives a call.
+// Encode and Decode share large jobs among them, in parts of some 65,000 values.
 //
 // # Determinism
 //

@@ -156,8 +156,9 @@ func grow[T any](s []T, n int) []T {
 	return s[:n]
 }
 
-// growScales leaves room for a whole vector behind the last scale.
-func growScales(s []float32, n int) []float32 { return grow(s, (n+15)&^15)[:n] }
+// GrowScales returns n scales, in s where that is enough, with room for a whole vector behind the
+// last.
+func GrowScales(s []float32, n int) []float32 { return grow(s, (n+15)&^15)[:n] }
 
 // Loader writes rows [r0, r0+n) to tile, stride values apart; values behind those of a row are
 // zeroed.
@@ -169,25 +170,36 @@ func Encodes(c quant.Coding) bool { return c.Format.Nested() || c.Format == quan
 // Encode packs rows as quant.Encode does. It reports false, and dst then holds nothing of use,
 // where quant.Encode would refuse a row.
 func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, load Loader) bool {
-	dim := rot.dim
-	stride := (dim + 63) &^ 63
-	w.y, w.tmp = grow(w.y, tileRows*stride), grow(w.tmp, stride)
-	w.scales = growScales(w.scales, rows)
-	codes, tail := dst[:len(dst)-c.ScaleBytes(rows)], dst[len(dst)-c.ScaleBytes(rows):]
+	w.scales = GrowScales(w.scales, rows)
+	if !w.EncodeRows(dst, c, rows, w.scales, rot, load, 0, rows) || !w.PutScales(dst, c, w.scales, rot) {
+		return false
+	}
 	if c.Format == quant.U8 {
-		return w.encodeU8(codes, tail, c, rows, rot, load, stride)
+		// The rows of a single tile are still there.
+		w.codesU8(dst, w.scales, rot, load, 0, rows, rows > tileRows)
+	}
+	return true
+}
+
+// Packing in parts: EncodeRows for every part, then PutScales once, and for u8, whose codes are taken
+// with the scales as they are stored, EncodeCodes for every part. A part begins at a multiple of
+// TileRows. scales, of GrowScales, has all rows' scales, and is the same for all parts.
+
+// EncodeRows packs rows [from, to) but for their scales, and writes these to scales; of u8 only the
+// scales. It reports false where quant.Encode would refuse a row.
+func (w *Worker) EncodeRows(dst []byte, c quant.Coding, rows int, scales []float32, rot *Rotation,
+	load Loader, from, to int) bool {
+	dim := rot.dim
+	stride := w.growRows(dim)
+	if c.Format == quant.U8 {
+		return w.scalesU8(scales, rot, load, from, to)
 	}
 	f := c.Format
 	copy(w.thresholds[:], nested[f-quant.LM1].thresholds)
 	copy(w.centroids[:], nested[f-quant.LM1].centroids)
-	plane := quant.PlaneBytes(rows, dim)
-	if pad := plane - rows*quant.RowPlaneBytes(dim); pad > 0 {
-		for p := 1; p <= f.Bits(); p++ {
-			clear(codes[p*plane-pad : p*plane])
-		}
-	}
-	for r0 := 0; r0 < rows; r0 += tileRows {
-		n := min(tileRows, rows-r0)
+	codes, plane := dst[:len(dst)-c.ScaleBytes(rows)], quant.PlaneBytes(rows, dim)
+	for r0 := from; r0 < to; r0 += tileRows {
+		n := min(tileRows, to-r0)
 		if !w.rotated(rot, load, stride, r0, n) {
 			return false
 		}
@@ -200,10 +212,46 @@ func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, loa
 			if xx := w.sums[2*i]; float32(xx/float32(dim)) > 0 {
 				s = RuleScale(c.Rule, xx, w.sums[2*i+1], float32(w.cc[i]))
 			}
-			w.scales[r0+i] = float32(s * pow2(int(w.exps[i])))
+			scales[r0+i] = float32(s * pow2(int(w.exps[i])))
 		}
 	}
-	return w.k.putScales(tail, c, w.scales)
+	return true
+}
+
+// growRows readies scratch for a tile, and returns the distance of its rows.
+func (w *Worker) growRows(dim int) (stride int) {
+	stride = (dim + 63) &^ 63
+	w.y, w.tmp = grow(w.y, tileRows*stride), grow(w.tmp, stride)
+	return stride
+}
+
+// PutScales stores the scales of all rows, clears what lies between codes and the next plane, and
+// makes scales what they are as stored where EncodeCodes is to follow. It reports false where
+// quant.Encode would refuse a scale.
+func (w *Worker) PutScales(dst []byte, c quant.Coding, scales []float32, rot *Rotation) bool {
+	rows, f := len(scales), c.Format
+	codes, tail := dst[:len(dst)-c.ScaleBytes(rows)], dst[len(dst)-c.ScaleBytes(rows):]
+	if !w.k.putScales(tail, c, scales) {
+		return false
+	}
+	if f == quant.U8 {
+		clear(codes[rows*rot.dim:])
+		getScales(scales, c, tail)
+		return true
+	}
+	plane := quant.PlaneBytes(rows, rot.dim)
+	if pad := plane - rows*quant.RowPlaneBytes(rot.dim); pad > 0 {
+		for p := 1; p <= f.Bits(); p++ {
+			clear(codes[p*plane-pad : p*plane])
+		}
+	}
+	return true
+}
+
+// EncodeCodes packs the codes of rows [from, to) in u8, with scales as PutScales left them.
+func (w *Worker) EncodeCodes(dst []byte, scales []float32, rot *Rotation, load Loader, from, to int) {
+	w.growRows(rot.dim)
+	w.codesU8(dst, scales, rot, load, from, to, true)
 }
 
 // EncodeExact packs rows in an exact format as quant.Encode does. It reports false, and dst then
@@ -292,37 +340,39 @@ func (w *Worker) rotated(rot *Rotation, load Loader, stride, r0, n int) bool {
 
 const maxMagnitudeBits = (127 + 111) << 23 // 2^111
 
-// encodeU8 takes the codes with the scale as it is stored: rows are rotated twice.
-func (w *Worker) encodeU8(codes, tail []byte, c quant.Coding, rows int, rot *Rotation, load Loader,
-	stride int) bool {
+// scalesU8 writes the scales of rows [from, to) in u8.
+func (w *Worker) scalesU8(scales []float32, rot *Rotation, load Loader, from, to int) bool {
 	dim := rot.dim
-	clear(codes[rows*dim:])
-	for r0 := 0; r0 < rows; r0 += tileRows {
-		n := min(tileRows, rows-r0)
+	stride := (dim + 63) &^ 63
+	for r0 := from; r0 < to; r0 += tileRows {
+		n := min(tileRows, to-r0)
 		if !w.rotated(rot, load, stride, r0, n) {
 			return false
 		}
 		w.k.peaks(w.peaks[:n], w.y, stride, (dim+15)/16)
 		for i, p := range w.peaks[:n] {
 			peak := math.Float32frombits(p)
-			w.scales[r0+i] = float32(float32(float32(peak/127)/quant.CentroidUnit) * pow2(int(w.exps[i])))
+			scales[r0+i] = float32(float32(float32(peak/127)/quant.CentroidUnit) * pow2(int(w.exps[i])))
 		}
 	}
-	if !w.k.putScales(tail, c, w.scales) {
-		return false
-	}
-	getScales(w.scales, c, tail)
-	for r0 := 0; r0 < rows; r0 += tileRows {
-		n := min(tileRows, rows-r0)
-		if rows > tileRows { // else the rows are still there
+	return true
+}
+
+// codesU8 takes the codes with the scale as it is stored: rows are rotated again.
+func (w *Worker) codesU8(dst []byte, scales []float32, rot *Rotation, load Loader, from, to int,
+	again bool) {
+	dim := rot.dim
+	stride := (dim + 63) &^ 63
+	for r0 := from; r0 < to; r0 += tileRows {
+		n := min(tileRows, to-r0)
+		if again {
 			w.rotated(rot, load, stride, r0, n)
 		}
 		for i := range n {
-			w.factors[i] = float32(float32(w.scales[r0+i]*pow2(int(-w.exps[i]))) * quant.CentroidUnit)
+			w.factors[i] = float32(float32(scales[r0+i]*pow2(int(-w.exps[i]))) * quant.CentroidUnit)
 		}
-		w.k.quantizeU8(codes[r0*dim:(r0+n)*dim], w.y, w.factors[:n], stride, dim)
+		w.k.quantizeU8(dst[r0*dim:(r0+n)*dim], w.y, w.factors[:n], stride, dim)
 	}
-	return true
 }
 
 // Decode unpacks rows [r0, r0+n) of a packed side of rows rows to dst as quant.Decode does: n at

@@ -62,7 +62,7 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 	if rows == 0 {
 		return true
 	}
-	w.scales = growScales(w.scales, rows)
+	w.scales = GrowScales(w.scales, rows)
 	getScales(w.scales, from, src[len(src)-from.ScaleBytes(rows):])
 	plane, rowBytes := quant.PlaneBytes(rows, dim), quant.RowPlaneBytes(dim)
 	d, bits := &demotions[from.Format.Bits()][to.Format.Bits()], from.Format.Bits()
