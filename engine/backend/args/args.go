@@ -104,17 +104,20 @@ type knownSide struct {
 	bytes  int64 // of the side
 }
 
-// sideAgain is Side for a side that may be known.
-func (c Checker[M]) sideAgain(what string, op backend.Op, s *backend.Side, rows int32, dim int,
-	last *knownSide) (M, error) {
-	if s.Coding != last.coding || rows != last.rows || last.coding.Format == quant.FormatInvalid {
-		m, err := c.Side(what, op, *s, int(rows), dim)
-		if err == nil {
-			*last = knownSide{s.Coding, rows, s.Data.Len}
+// side is Side for a side that may be known.
+func (c Checker[M]) side(m *M, what string, op backend.Op, s *backend.Side, rows int32, dim int,
+	last *knownSide) (err error) {
+	if last.bytes > 0 && s.Coding == last.coding && rows == last.rows && s.Data.Len == last.bytes &&
+		s.Data.Buf != nil && s.Data.Off%SideAlign == 0 {
+		if *m, err = c.Bytes(s.Data); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		return m, err
+		return nil
 	}
-	return c.Span(what, s.Data, last.bytes, SideAlign)
+	if *m, err = c.Side(what, op, *s, int(rows), dim); err == nil {
+		*last = knownSide{s.Coding, rows, s.Data.Len}
+	}
+	return err
 }
 
 // Block resolves and checks one block into w. Relevance does not look at V. last carries what is
@@ -122,12 +125,11 @@ func (c Checker[M]) sideAgain(what string, op backend.Op, s *backend.Side, rows 
 func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q *backend.Queries,
 	last *Known) error {
 	*w = BlockView[M]{Block: blk}
-	var err error
-	if w.KMem, err = c.sideAgain("K", op, &blk.K, blk.Rows, q.HeadDim, &last.k); err != nil {
+	if err := c.side(&w.KMem, "K", op, &blk.K, blk.Rows, q.HeadDim, &last.k); err != nil {
 		return err
 	}
 	if op == backend.OpAttend {
-		if w.VMem, err = c.sideAgain("V", op, &blk.V, blk.Rows, q.HeadDimV, &last.v); err != nil {
+		if err := c.side(&w.VMem, "V", op, &blk.V, blk.Rows, q.HeadDimV, &last.v); err != nil {
 			return err
 		}
 	}
