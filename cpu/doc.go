@@ -26,7 +26,7 @@
 // queries with the same list. Row scales are left out of the tile: those of K multiply scores,
 // those of V multiply weights. AVX-512 keeps the centroids of lm1..lm4 and the codes of u8 as
 // bytes and multiplies them as integers; for rows of 64 values and up to three heads it makes no
-// tile. Plain Go looks the inner products with lm1..lm3 up, in tables of sums of eight signed
+// tile. Plain Go looks the inner products with lm1..lm4 up, in tables of sums of eight signed
 // values, where a group has up to four heads and a list 256 rows. Attend makes one pass with an online softmax. Scratch depends on
 // the queries and the workers, never on the length of the context.
 //

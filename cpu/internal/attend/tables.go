@@ -14,27 +14,31 @@ import (
 // With sigma = +1 for a set bit of a code and -1 for a clear one, a centroid is a sum of products
 // of the code's sigmas times factors, its Walsh transform. The centroids of a code and of its
 // complement being opposite, only products of an odd number are in it: one for lm1, two for lm2,
-// four for lm3. A product of sigmas is an exclusive or of planes, for 64 values at once. What is
+// four for lm3, eight for lm4. A product of sigmas is an exclusive or of planes, for 64 values at once. What is
 // left is to sum a query with the signs that a word's bits say, and a byte of a word has but 256
 // ways to sign eight values.
 
-// walshTerms is the number of products of lm3.
-const walshTerms = 4
+// walshTerms is the number of products of lm4.
+const walshTerms = 8
 
-// walsh are the factors of lm1..lm3: of the planes in their order, and of all three of lm3.
-var walsh = func() (t [quant.LM3 + 1][walshTerms]float32) {
-	for f := quant.LM1; f <= quant.LM3; f++ {
+// walshPlanes are the planes of the products: those of one, then those of three of which lm3 has the
+// first.
+var walshPlanes = [walshTerms][]int{{0}, {1}, {2}, {3}, {0, 1, 2}, {0, 1, 3}, {0, 2, 3}, {1, 2, 3}}
+
+// walsh are the factors of the products of lm1..lm4.
+var walsh = func() (t [quant.LM4 + 1][walshTerms]float32) {
+	for f := quant.LM1; f <= quant.LM4; f++ {
 		book, bits := quant.NestedCodebook(f), f.Bits()
-		for code, c := range book {
-			product := float32(c) / float32(len(book))
-			all := product
-			for p := range bits {
-				sign := float32(2*(code>>(bits-1-p)&1) - 1)
-				t[f][p] += product * sign
-				all *= sign
+		for i, planes := range walshPlanes {
+			if planes[len(planes)-1] >= bits {
+				continue
 			}
-			if bits == 3 {
-				t[f][3] += all
+			for code, c := range book {
+				product := float32(c) / float32(len(book))
+				for _, p := range planes {
+					product *= float32(2*(code>>(bits-1-p)&1) - 1)
+				}
+				t[f][i] += product
 			}
 		}
 	}
@@ -43,7 +47,7 @@ var walsh = func() (t [quant.LM3 + 1][walshTerms]float32) {
 
 // Tables reports whether inner products with rows of a format are looked up.
 func (k *Kernels) Tables(f quant.Format, dim int) bool {
-	return k.tables && f >= quant.LM1 && f <= quant.LM3 && dim%64 == 0
+	return k.tables && f >= quant.LM1 && f <= quant.LM4 && dim%64 == 0
 }
 
 // TableFloats is the size of a query's tables: 8 KiB for 64 values.
@@ -79,7 +83,10 @@ func signs(a, b, c, d float32) (t [16]float32) {
 // DotTables writes inner products of heads queries with rows [r0, r0+n) of a packed side of a format
 // that has Tables, as Dots does. tables are the queries' tables, one after the other.
 func DotTables(dots, tables []float32, heads int, c quant.Coding, src []byte, rows, dim, r0, n int) {
-	t := tableRows{bits: c.Format.Bits(), rowBytes: dim / 8, factors: &walsh[c.Format]}
+	t := tableRows{bits: c.Format.Bits(), rowBytes: dim / 8, factors: walsh[c.Format]}
+	if t.bits == 3 {
+		t.factors[3] = t.factors[4] // of the only product of three
+	}
 	plane, size := quant.PlaneBytes(rows, dim), TableFloats(dim)
 	for p := range t.planes {
 		from := min(p, t.bits-1)*plane + r0*t.rowBytes
@@ -107,22 +114,28 @@ func DotTables(dots, tables []float32, heads int, c quant.Coding, src []byte, ro
 
 // tableRows are packed rows that are met by tables.
 type tableRows struct {
-	planes         [3][]byte // those that there are not repeat the last
+	planes         [4][]byte // those that there are not repeat the last
 	bits, rowBytes int
-	factors        *[walshTerms]float32
+	factors        [walshTerms]float32
 }
 
 // words returns the signs of the products for 64 values, from byte at of the planes on, and how
-// many products there are.
+// many products there are: those of walshPlanes that the format has, in their order.
 func (t *tableRows) words(w *[walshTerms]uint64, at int) int {
-	w[0] = binary.LittleEndian.Uint64(t.planes[0][at:])
-	w[1] = binary.LittleEndian.Uint64(t.planes[1][at:])
-	w[2] = binary.LittleEndian.Uint64(t.planes[2][at:])
-	w[3] = w[0] ^ w[1] ^ w[2]
-	if t.bits == 3 {
-		return walshTerms
+	a := binary.LittleEndian.Uint64(t.planes[0][at:])
+	b := binary.LittleEndian.Uint64(t.planes[1][at:])
+	w[0], w[1] = a, b
+	if t.bits < 3 {
+		return t.bits
 	}
-	return t.bits
+	c := binary.LittleEndian.Uint64(t.planes[2][at:])
+	w[2], w[3] = c, a^b^c
+	if t.bits == 3 {
+		return 4
+	}
+	d := binary.LittleEndian.Uint64(t.planes[3][at:])
+	w[3], w[4], w[5], w[6], w[7] = d, a^b^c, a^b^d, a^c^d, b^c^d
+	return walshTerms
 }
 
 // one adds the products of 64 values of a query, from byte b of every row on.
