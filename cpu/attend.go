@@ -324,6 +324,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
 		}
 		for r := first; r < end; r += tileRows {
+			c.prefetchAfter(u, e, r)
 			if s.scorer.tile(r, min(tileRows, end-r)) {
 				s.addTile(dst)
 			}
@@ -334,6 +335,28 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	}
 	s.fold(dst)
 	return nil
+}
+
+// prefetchAfter asks for the sides in planes of the tile after row r of entry e of a unit's list, so
+// that they come while that tile is worked on.
+func (c *call) prefetchAfter(u *unit, e, r int) {
+	blk := &c.blocks[u.list[e]]
+	if r += tileRows; r >= int(blk.Rows) {
+		if e++; e == len(u.list) {
+			return
+		}
+		blk, r = &c.blocks[u.list[e]], 0
+	}
+	c.prefetchSide(&blk.K, int(blk.Rows), c.HeadDim, r)
+	c.prefetchSide(&blk.V, int(blk.Rows), c.HeadDimV, r)
+}
+
+func (c *call) prefetchSide(side *backend.Side, rows, dim, r int) {
+	f := side.Coding.Format
+	var mem []byte
+	if f.Rotated() && f != quant.U8 && rows > 0 && spanAgain(&mem, &side.Data) {
+		c.kern.PrefetchPlanes(side.Coding, mem, rows, dim, r, min(tileRows, rows-r))
+	}
 }
 
 // addTile folds the tile at work into a part: one step of the online softmax.

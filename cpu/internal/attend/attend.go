@@ -78,10 +78,12 @@ type Kernels struct {
 	probs   func(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32, power int)
 	f16     func(dst *[TileRows]float32, src []byte, factor float32)
 	log8    func(dst *[TileRows]float32, base float32, src []byte, factor float32)
-	// prefetch, nil where there is none, asks for bytes that are needed soon.
-	prefetch func(p []byte)
-	bytes    *byteKernels // nil where there are none
-	tables   bool         // inner products with few bits are looked up
+	// prefetch, nil where there is none, asks for bytes that are needed soon. prefetchPlanes asks for
+	// the first bytes of p, and of what is behind every plane bytes, bits times, and for one at scale.
+	prefetch       func(p []byte)
+	prefetchPlanes func(p []byte, bits, plane, bytes, scale int)
+	bytes          *byteKernels // nil where there are none
+	tables         bool         // inner products with few bits are looked up
 }
 
 // ISA returns the name of the instruction set.
@@ -182,7 +184,7 @@ type Scratch struct {
 }
 
 // Prefetch asks for the bytes of rows [r0, r0+n) of a side whose rows lie one after the other; n may
-// be 0. Other sides are left to the processor, which sees their few streams itself.
+// be 0. Sides in planes have PrefetchPlanes.
 func (k *Kernels) Prefetch(c quant.Coding, src []byte, dim, r0, n int) {
 	f := c.Format
 	if k.prefetch == nil || n <= 0 || !(f.Exact() || f == quant.U8) {
@@ -190,6 +192,22 @@ func (k *Kernels) Prefetch(c quant.Coding, src []byte, dim, r0, n int) {
 	}
 	bytes := dim * f.Bits() / 8
 	k.prefetch(src[r0*bytes : (r0+n)*bytes])
+}
+
+// PrefetchPlanes asks for the bytes of rows [r0, r0+n) of a side of rows rows in planes, and for their
+// scales: too few in each plane for the processor to see by itself that they come next. n is at
+// least 1.
+func (k *Kernels) PrefetchPlanes(c quant.Coding, src []byte, rows, dim, r0, n int) {
+	if k.prefetchPlanes == nil {
+		return
+	}
+	rowBytes, bits := quant.RowPlaneBytes(dim), c.Format.Bits()
+	plane := quant.PlaneBytes(rows, dim)
+	scale := bits*plane + 2*r0
+	if c.Scale == quant.ScaleLog8 {
+		scale = bits*plane + 4 + r0
+	}
+	k.prefetchPlanes(src[r0*rowBytes:], bits, plane, n*rowBytes, scale-r0*rowBytes)
 }
 
 // Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a

@@ -17650,6 +17650,33 @@ line:
 	JNZ        line
 	RET
 
+// func prefetchRuns(p *byte, runs int, stride int, quads int, also *byte)
+// Requires: MMX+
+TEXT ·prefetchRuns(SB), NOSPLIT, $0-40
+	MOVQ       p+0(FP), AX
+	MOVQ       runs+8(FP), CX
+	MOVQ       stride+16(FP), DX
+	MOVQ       quads+24(FP), BX
+	MOVQ       also+32(FP), SI
+	PREFETCHT0 (SI)
+
+run:
+	MOVQ AX, SI
+	MOVQ BX, DI
+
+quad:
+	PREFETCHT0 (SI)
+	PREFETCHT0 64(SI)
+	PREFETCHT0 128(SI)
+	PREFETCHT0 192(SI)
+	ADDQ       $0x00000100, SI
+	SUBQ       $0x01, DI
+	JNZ        quad
+	ADDQ       DX, AX
+	SUBQ       $0x01, CX
+	JNZ        run
+	RET
+
 // func cpuidECX() uint32
 // Requires: CPUID
 TEXT ·cpuidECX(SB), NOSPLIT, $0-4

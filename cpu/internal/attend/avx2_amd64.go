@@ -13,7 +13,7 @@ func AVX2() *Kernels {
 		exact: exactAVX2, u8: u8AVX2, planes: planesAVX2, dots: dotsAVX2, add: addAVX2,
 		fold: foldSlicesAVX2, square: squareTileAVX2, softmax: softmaxHeadsAVX2,
 		probs: probsHeadsAVX2, f16: f16AVX2, log8: scalesLog8Generic,
-		prefetch: prefetchSlice,
+		prefetch: prefetchSlice, prefetchPlanes: prefetchRows,
 	}
 }
 

@@ -20,6 +20,7 @@ func AVX512() *Kernels {
 		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
 		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
+		prefetchPlanes: prefetchRows,
 		bytes: &byteKernels{planes: bytePlanesAVX512, u8: byteU8AVX512, dots: dotBytesAVX512,
 			softmax: softmaxCutHeadsAVX512, add: addBytesAVX512,
 			dotPlanes: dotPlanesAVX512, addPlanes: addPlanesAVX512},
@@ -182,6 +183,10 @@ func prefetchSlice(p []byte) {
 	if n := len(p) / 64; n > 0 {
 		prefetchLines(&p[0], n)
 	}
+}
+
+func prefetchRows(p []byte, bits, plane, bytes, scale int) {
+	prefetchRuns(&p[0], bits, plane, (bytes+255)/256, &p[scale])
 }
 
 // bytePlanesAVX512 unpacks whole groups of eight rows.

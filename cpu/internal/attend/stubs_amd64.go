@@ -640,6 +640,13 @@ func squareAVX512(dst *float32, src *float32, factor float32)
 //go:noescape
 func prefetchLines(p *byte, lines int)
 
+// prefetchRuns asks for quads times 256 bytes from p on, and for as many from every
+// stride bytes on, runs times, and for the line that also is in. Runs and quads are 1 at
+// least. What is asked for may lie behind the memory there is.
+//
+//go:noescape
+func prefetchRuns(p *byte, runs int, stride int, quads int, also *byte)
+
 // cpuidECX returns ECX of CPUID leaf 1: bit 29 says whether F16C is there.
 //
 //go:noescape
