@@ -52,7 +52,7 @@ func unpackExact512(f exactRows) {
 	k := K()
 	KMOVW(tail, k)
 	bytes := GP64() // of the tail
-	POPCNTL(tail, bytes.(GPVirtual).As32())
+	POPCNTL(tail, bytes.As32())
 	IMUL3Q(Imm(uint64(f.size)), bytes, bytes)
 	zero := ZMM()
 	VPXORD(zero, zero, zero)
