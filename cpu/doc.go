@@ -10,7 +10,7 @@
 //
 //	generic  plain Go, on every machine and with the tag noasm
 //	avx2     amd64 with AVX2, FMA and F16C
-//	avx512   amd64 with AVX-512 F, BW, VL, DQ, VBMI, VNNI and GFNI (Ice Lake, Zen 4 and later)
+//	avx512   amd64 with AVX-512 F, BW, VL, DQ, VBMI, VNNI, GFNI and VPOPCNTDQ (Ice Lake, Zen 4 and later)
 //
 // ISAs lists those that this build has and this machine runs; the best is taken where neither
 // Options.ISA nor KVIST_CPU says otherwise. arm64 runs the plain Go.

@@ -12,7 +12,7 @@ import (
 // last element that the assembly will, so that a wrong caller panics instead of reading or
 // writing astray.
 
-// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI, VNNI and GFNI.
+// AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI, VNNI, GFNI and VPOPCNTDQ.
 func AVX512() *Kernels {
 	return &Kernels{
 		isa: "avx512", pad: 64, lane: true, wide: true,
