@@ -375,16 +375,17 @@ func prefetch() {
 	function("prefetchRuns", "func(p *byte, runs, stride, quads int, also *byte)",
 		"prefetchRuns asks for quads times 256 bytes from p on, and for as many from every stride "+
 			"bytes on, runs times, and for the line that also is in. Runs and quads are 1 at least. "+
-			"What is asked for may lie behind the memory there is.")
+			"What is asked for may lie behind the memory there is. It comes to the second cache: that "+
+			"is near enough, and leaves the first to the tile at work.")
 	p, runs, stride, quads := load("p"), load("runs"), load("stride"), load("quads")
-	PREFETCHT0(Mem{Base: load("also")})
+	PREFETCHT1(Mem{Base: load("also")})
 	times("run", runs, func() {
 		q, n := GP64(), GP64()
 		MOVQ(p, q)
 		MOVQ(quads, n)
 		times("quad", n, func() {
 			for i := range 4 {
-				PREFETCHT0(Mem{Base: q, Disp: 64 * i})
+				PREFETCHT1(Mem{Base: q, Disp: 64 * i})
 			}
 			ADDQ(U32(256), q)
 		})

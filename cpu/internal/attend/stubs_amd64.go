@@ -642,7 +642,8 @@ func prefetchLines(p *byte, lines int)
 
 // prefetchRuns asks for quads times 256 bytes from p on, and for as many from every
 // stride bytes on, runs times, and for the line that also is in. Runs and quads are 1 at
-// least. What is asked for may lie behind the memory there is.
+// least. What is asked for may lie behind the memory there is. It comes to the second
+// cache: that is near enough, and leaves the first to the tile at work.
 //
 //go:noescape
 func prefetchRuns(p *byte, runs int, stride int, quads int, also *byte)
