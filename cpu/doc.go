@@ -27,8 +27,9 @@
 // those of V multiply weights. AVX-512 keeps the centroids of lm1..lm4 and the codes of u8 as
 // bytes and multiplies them as integers; for rows of 64 values and up to three heads it makes no
 // tile. Plain Go looks the inner products with lm1..lm4 up, in tables of sums of eight signed
-// values, where a group has up to four heads and a list 256 rows. Attend makes one pass with an online softmax. Scratch depends on
-// the queries and the workers, never on the length of the context.
+// values, where a group has up to four heads and a list 256 rows. Attend makes one pass with an
+// online softmax. Scratch depends on the queries and the workers, never on the length of the
+// context.
 //
 // # Accuracy
 //
@@ -40,9 +41,10 @@
 // Where rows are bytes, queries and weights are integers of 24 bits in three digits, and sums of
 // products are exact. A query's value is off by at most its largest value's 2^-24th part, so an
 // inner product by at most sqrt(head_dim)*2^-24*|q||k|, less than float32 sums may be. A weight is
-// off by the 2^-24th part of the largest in its tile, so 32 rows by 31*2^-24 of the largest row,
-// again less than 32 float32 sums. Two digits would save a third of the products and leave the
-// tolerance that package backendtest derives, several times over in the worst case.
+// off by the 2^-24th part of the largest in its tile, so a sum over a tile by at most 31*2^-24 of
+// the largest weight times the largest centroid: some eight float32 roundings of that row, where
+// the tolerance has 128. Two digits would save a third of the products and leave the tolerance
+// that package backendtest derives, several times over in the worst case.
 //
 // # Speed
 //

@@ -129,8 +129,8 @@ func (t *Scratch) rest(first, rest int) *planes {
 // QueryBytes is the size of a query in digits.
 func QueryBytes(dim int) int { return recordHead + Digits*dim }
 
-// CutQuery cuts a query of a multiple of 64 values into digits for DotBytes. One with a value that is not finite gives inner
-// products that are NaN.
+// CutQuery cuts a query of a multiple of 64 values into digits for DotBytes. One with a value that
+// is not finite gives inner products that are NaN.
 //
 // The largest value becomes queryMost, so that a value is off by at most its 2^-24th part.
 func CutQuery(dst []byte, q []float32) {

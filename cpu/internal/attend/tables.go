@@ -14,9 +14,9 @@ import (
 // With sigma = +1 for a set bit of a code and -1 for a clear one, a centroid is a sum of products
 // of the code's sigmas times factors, its Walsh transform. The centroids of a code and of its
 // complement being opposite, only products of an odd number are in it: one for lm1, two for lm2,
-// four for lm3, eight for lm4. A product of sigmas is an exclusive or of planes, for 64 values at once. What is
-// left is to sum a query with the signs that a word's bits say, and a byte of a word has but 256
-// ways to sign eight values.
+// four for lm3, eight for lm4. A product of sigmas is an exclusive or of planes, for 64 values at
+// once. What is left is to sum a query with the signs that a word's bits say, and a byte of a word
+// has but 256 ways to sign eight values.
 
 // walshTerms is the number of products of lm4.
 const walshTerms = 8
