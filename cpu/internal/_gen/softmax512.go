@@ -368,7 +368,7 @@ func prefetch() {
 		"prefetchLines asks for lines of 64 bytes, one at least.")
 	p, n := load("p"), load("lines")
 	times("line", n, func() {
-		PREFETCHT0(Mem{Base: p})
+		PREFETCHT1(Mem{Base: p})
 		ADDQ(Imm(64), p)
 	})
 	RET()

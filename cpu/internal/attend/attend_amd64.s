@@ -17644,7 +17644,7 @@ TEXT ·prefetchLines(SB), NOSPLIT, $0-16
 	MOVQ lines+8(FP), CX
 
 line:
-	PREFETCHT0 (AX)
+	PREFETCHT1 (AX)
 	ADDQ       $0x40, AX
 	SUBQ       $0x01, CX
 	JNZ        line
