@@ -5,6 +5,7 @@ package archive
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/quant"
 )
@@ -70,6 +71,29 @@ func (p *Prepared) Thin(k int) *Prepared {
 		out.y = append(out.y, thin)
 	}
 	return out
+}
+
+// Rows returns the rows of a lane.
+func (p *Prepared) Rows() int { return len(p.seg.Pos) }
+
+// Shift adds units to the steps of the lanes, in eighths of an octave and in all: lanes differ by
+// one at most. Which get more turns with at.
+func (p *Prepared) Shift(units, at int) {
+	if units == 0 {
+		return
+	}
+	n := len(p.y)
+	each := units / n
+	if units%n < 0 {
+		each--
+	}
+	p.seg.Step8 = slices.Clone(p.seg.Step8)
+	for i := range p.seg.Step8 {
+		p.seg.Step8[i] += each
+		if (i+at)%n < units-each*n {
+			p.seg.Step8[i]++
+		}
+	}
 }
 
 const (

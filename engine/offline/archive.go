@@ -3,6 +3,7 @@
 package offline
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -26,17 +28,15 @@ const archiveLambda = 0.12
 // archiver compresses to archive form.
 type archiver struct {
 	*compressor
-	params  *archive.Params
-	codec   *archive.Codec
-	classes [][][]uint8   // [layers][heads][tokens]
-	step8   [][]int       // [layers][heads*sides]
-	steps   *ArchiveSteps // of the profile
-	id      profile.ID
-	sample  []prepared
-	share   float64 // of the tokens that the sample holds
+	params    *archive.Params
+	codec     *archive.Codec
+	classes   [][][]uint8   // [layers][heads][tokens]
+	laneSteps [][]int       // [layers][heads*sides]
+	step8     int           // of the file
+	steps     *ArchiveSteps // of the profile
+	id        profile.ID
+	rate      rateModel
 }
-
-type prepared struct{ p *archive.Prepared }
 
 // archiveTo is Compress for the archive form.
 func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights) (*Result, error) {
@@ -60,9 +60,6 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 	if err := a.chooseSet(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.load(ctx); err != nil {
-		return nil, err
-	}
 	total := int64(0)
 	switch cfg := &c.cfg; {
 	case cfg.Bits > 0:
@@ -78,33 +75,80 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 // measure finds what tokens and heads are worth.
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
-	for i := range c.in.layers {
+	n := len(c.in.layers)
+	c.stats, a.classes = make([][]headStats, n), make([][][]uint8, n)
+	uses := make([]ImportanceUse, n)
+	var mu sync.Mutex // weights and progress are the caller's
+	done := int64(0)
+	err := eachIndex(ctx, n, func(i int) error {
 		l := &c.in.layers[i]
-		c.say.say("measuring", int64(i), int64(len(c.in.layers)))
+		mu.Lock()
 		w, err := layerWeights(weights, l)
+		mu.Unlock()
 		if err == nil && weights == nil {
-			w, _, err = c.weigh(ctx, l)
+			w, uses[i], err = a.weighLayer(ctx, l)
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			err = a.measureLayer(ctx, l, w)
 		}
-		stats := make([]headStats, l.heads)
-		classes := make([][]uint8, l.heads)
-		for h := range stats {
-			stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
-			if l.hasV && a.steps == nil {
-				if stats[h], err = c.calibrate(ctx, l, h, nil); err != nil {
-					return err
-				}
-			}
-			var hw []float32
-			if w != nil {
-				hw = w[h]
-			}
-			classes[h] = a.classOf(hw, l.tokens)
-		}
-		c.stats, a.classes = append(c.stats, stats), append(a.classes, classes)
+		mu.Lock()
+		defer mu.Unlock()
+		done++
+		c.say.say("measuring", done, int64(n))
+		return err
+	})
+	for _, u := range uses {
+		c.use.Heads += u.Heads
+		c.use.Collapsed += u.Collapsed
+		c.use.Reason = cmp.Or(c.use.Reason, u.Reason)
 	}
+	return err
+}
+
+// weighLayer returns what the tokens of a layer are worth, [heads][tokens], nil where they are all
+// worth the same.
+func (a *archiver) weighLayer(ctx context.Context, l *layerInput) ([][]float32, ImportanceUse, error) {
+	own := *a.compressor // counts for itself
+	own.use = ImportanceUse{}
+	p, err := importance.ParseProfile(own.cfg.Importance)
+	if err != nil {
+		return nil, own.use, err
+	}
+	if !l.hasV || !l.hasQ || !relevanceAlone(p) {
+		w, _, err := own.weigh(ctx, l)
+		return w, own.use, err
+	}
+	w, collapsed, err := own.attended(ctx, l, p)
+	return w, ImportanceUse{Heads: l.heads, Collapsed: collapsed}, err
+}
+
+// relevanceAlone reports whether weights are made of relevance and nothing else.
+func relevanceAlone(p importance.Profile) bool {
+	for s := range importance.SignalDecay + 1 {
+		if p.Uses(s) != (s == importance.SignalRelevance) {
+			return false
+		}
+	}
+	return true
+}
+
+func (a *archiver) measureLayer(ctx context.Context, l *layerInput, w [][]float32) error {
+	stats, classes := make([]headStats, l.heads), make([][]uint8, l.heads)
+	for h := range stats {
+		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
+		if l.hasV && a.steps == nil {
+			var err error
+			if stats[h], err = a.calibrate(ctx, l, h, nil); err != nil {
+				return err
+			}
+		}
+		var hw []float32
+		if w != nil {
+			hw = w[h]
+		}
+		classes[h] = a.classOf(hw, l.tokens)
+	}
+	a.stats[l.index], a.classes[l.index] = stats, classes
 	return nil
 }
 
@@ -159,6 +203,11 @@ func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 // readSegment reads the rows of a segment.
 func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
 	first, n := l.span(s)
+	return readSpan(in, l, first, n)
+}
+
+// readSpan reads the rows of tokens [first, first+n) of a layer.
+func readSpan(in *input, l *layerInput, first, n int) (*archive.Segment, error) {
 	seg := &archive.Segment{Layer: l.number, First: int64(first), Pos: make([]int64, n)}
 	if in.kv {
 		seg.First += in.src.Meta().FirstPosition
@@ -192,19 +241,18 @@ func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
 	return seg, nil
 }
 
-// segment reads and projects a segment; nil for one that is to be kept as it is, because it holds
-// NaN or Inf and that is allowed.
-func (a *archiver) segment(li, s int) (*archive.Prepared, error) {
+// span reads and projects tokens of a layer; nil where they are to be kept as they are, because
+// some value is NaN or Inf and that is allowed.
+func (a *archiver) span(li, first, n int) (*archive.Prepared, error) {
 	l := &a.in.layers[li]
-	seg, err := readSegment(a.in, l, s)
+	seg, err := readSpan(a.in, l, first, n)
 	if err != nil {
 		return nil, err
 	}
-	first, n := l.span(s)
 	for h := range l.heads {
 		seg.Class[h] = a.classes[li][h][first : first+n]
 	}
-	seg.Step8, seg.Chunks = a.step8[li], a.cfg.Chunks
+	seg.Step8, seg.Chunks = a.laneSteps[li], a.cfg.Chunks
 	for i, rows := range seg.Rows {
 		if finiteValues(rows) {
 			continue
@@ -252,45 +300,18 @@ func eachIndex(ctx context.Context, n int, f func(i int) error) error {
 	return first
 }
 
-// encodeAll encodes every record and hands it over in file order.
-func (a *archiver) encodeAll(ctx context.Context, encode func(layer, seg int) ([]byte, error),
-	emit func(*container.Record) error) error {
+// places returns the records to be, in file order.
+func (a *archiver) places() (all []place) {
 	for i := range a.in.layers {
-		l := &a.in.layers[i]
-		workers := runtime.GOMAXPROCS(0)
-		for s := 0; s < l.segments(); s += workers {
-			recs := make([]*container.Record, min(workers, l.segments()-s))
-			err := eachIndex(ctx, len(recs), func(j int) error {
-				b, err := encode(i, s+j)
-				recs[j] = &container.Record{Layer: i, Segment: s + j, Archive: b}
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			for _, r := range recs {
-				if err := emit(r); err != nil {
-					return err
-				}
-			}
+		for s := range a.in.layers[i].segments() {
+			all = append(all, place{i, s})
 		}
 	}
-	return nil
+	return all
 }
 
-// encodeAt returns what encodes a record at a step.
-func (a *archiver) encodeAt(s8 int) func(layer, seg int) ([]byte, error) {
-	return func(layer, seg int) ([]byte, error) {
-		p, err := a.segment(layer, seg)
-		if err != nil {
-			return nil, err
-		}
-		if p == nil {
-			return a.lossless(layer, seg)
-		}
-		return a.codec.Encode(nil, p, s8, a.effort()), nil
-	}
-}
+// place is where a record stands: a segment of a layer.
+type place struct{ layer, seg int }
 
 // fixed returns the bytes of a file without its records.
 func (a *archiver) fixed() (Sections, error) {

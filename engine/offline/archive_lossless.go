@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -28,8 +29,32 @@ func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error)
 		return nil, err
 	}
 	return a.emit(w, fix, func(emit func(*container.Record) error) error {
-		return a.encodeAll(ctx, a.lossless, emit)
+		return a.losslessRecords(ctx, emit)
 	})
+}
+
+// losslessRecords encodes all records, as many at a time as there are workers, and hands them over in
+// file order.
+func (a *archiver) losslessRecords(ctx context.Context, emit func(*container.Record) error) error {
+	all := a.places()
+	for at := 0; at < len(all); at += runtime.GOMAXPROCS(0) {
+		recs := make([]*container.Record, min(runtime.GOMAXPROCS(0), len(all)-at))
+		err := eachIndex(ctx, len(recs), func(i int) error {
+			p := all[at+i]
+			b, err := a.lossless(p.layer, p.seg)
+			recs[i] = &container.Record{Layer: p.layer, Segment: p.seg, Archive: b}
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		for _, r := range recs {
+			if err := emit(r); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // lossless encodes the rows of a segment as they are.

@@ -4,174 +4,145 @@ package offline
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"math"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/quant"
 )
 
-// sampleValues is about how many values the search for the step looks at.
-const sampleValues = 1 << 21
+// batchRecords is the records of a batch. A file of no more is fitted as a whole.
+const batchRecords = 16
 
-// load prepares a sample: some rows of the segments, of all segments where there are few.
+// sampleValues is about how many values the sample holds, searchValues how many of them are looked
+// at for each step that is tried. A layer has leastRows at least.
+const (
+	sampleValues = 3 << 19
+	searchValues = 1 << 19
+	leastRows    = 32
+	runRows      = 64 // rows of a run: enough to tell the deviations of components
+)
+
+// rateModel says how bytes go with the step.
+type rateModel struct {
+	sample []sampleRun
+	layers []float64 // bits of a token of each layer at the step of the file
+	bits   float64   // of all lanes
+	slope  float64   // of the logarithm of bits, for an eighth of an octave
+}
+
+// sampleRun is a run of rows of a layer.
+type sampleRun struct {
+	layer int
+	rows  int
+	p     *archive.Prepared // thinned; nil where rows are kept as they are
+	bits  float64           // at the step last tried
+}
+
+// load takes the sample: from every layer a few runs of rows, spread evenly; all rows of a small file.
 func (a *archiver) load(ctx context.Context) error {
-	type place struct{ layer, seg int }
-	var all []place
+	r := &a.rate
+	type span struct{ layer, first, n int }
+	var spans []span
+	share := min(1, sampleValues/float64(max(1, a.in.values())))
 	for i := range a.in.layers {
-		for s := range a.in.layers[i].segments() {
-			all = append(all, place{i, s})
-		}
-	}
-	// Reading a segment costs more than coding it: at most 8 times what is looked at is read.
-	every := int(a.in.values()/(8*sampleValues)) + 1
-	thin := int(min(8, a.in.values()/sampleValues+1))
-	var take []place
-	for i, p := range all {
-		if i%every == 0 {
-			take = append(take, p)
-		}
-	}
-	a.sample = make([]prepared, len(take))
-	err := eachIndex(ctx, len(take), func(i int) error {
-		p, err := a.segment(take[i].layer, take[i].seg)
-		if err == nil && p != nil {
-			a.sample[i].p = p.Thin(thin)
-		}
-		return err
-	})
-	a.share = float64(len(take)) / float64(len(all)) / float64(thin)
-	return err
-}
-
-// cost returns the bits of all lanes at a step of 2^(s/8), from the sample.
-func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
-	s8 := a.params.SetStep(s)
-	bits := make([]float64, len(a.sample))
-	err := eachIndex(ctx, len(a.sample), func(i int) error {
-		if a.sample[i].p == nil {
-			return nil
-		}
-		bits[i] = a.codec.Cost(a.sample[i].p, s8, a.effort())
-		return nil
-	})
-	var sum float64
-	for _, b := range bits {
-		sum += b
-	}
-	return sum / a.share, err
-}
-
-// keptBytes bounds the records that are kept in memory from the search to the writing; of a larger
-// file they are encoded again.
-var keptBytes int64 = 1 << 26
-
-// fitAndWrite finds the step whose file comes closest to total bytes from below, and writes it.
-// The sample tells how bytes go with the step; whole encodings tell how far off it is.
-func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*Result, error) {
-	fix, err := a.fixed()
-	if err != nil {
-		return nil, err
-	}
-	over := fix.Header + fix.Side + fix.Index
-	var best, recs []*container.Record // kept where they are few
-	var bestFine float32
-	bestStep, bestBytes := 0, int64(-1)
-	exact := int64(0) // bytes of records that are kept as they are
-	ratio := 1.0      // bytes of records over what the sample says
-	aim := float64(total)
-	s := a.firstStep()
-	for try := range 8 {
-		a.say.say("encoding", int64(min(try, 2)), 3)
-		var sampled float64
-		if s, sampled, err = a.solve(ctx, 8*(aim-float64(over+exact))/ratio, s); err != nil {
-			return nil, err
-		}
-		s8 := a.params.SetStep(s)
-		recs = nil
-		bytes := over
-		exact = 0
-		err = a.encodeAll(ctx, a.encodeAt(s8), func(r *container.Record) error {
-			n, err := container.RecordSize(a.header, r)
-			bytes += n
-			if archive.IsLossless(r.Archive) {
-				exact += n
+		l := &a.in.layers[i]
+		rows := min(l.tokens, max(leastRows, int(share*float64(l.tokens))))
+		runs := min(max(1, rows/runRows), l.segments())
+		for j := range runs {
+			first, n := l.span((2*j + 1) * l.segments() / (2 * runs))
+			take := min(n, (rows+runs-1)/runs)
+			if share == 1 {
+				take = n
 			}
-			if recs = append(recs, r); bytes > keptBytes {
-				recs = recs[:0]
-			}
-			return err
-		})
+			// Where in the segment differs, so that no regular text is met at the same point.
+			first += (n - take) * (j*5 + i*3) % 7 / 7
+			spans = append(spans, span{i, first, take})
+		}
+	}
+	r.sample = make([]sampleRun, len(spans))
+	thin := int(max(1, min(8, float64(a.in.values())*share/searchValues)))
+	return eachIndex(ctx, len(spans), func(i int) error {
+		s := spans[i]
+		p, err := a.span(s.layer, s.first, s.n)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if bytes <= total && bytes > bestBytes {
-			best, bestBytes, bestStep, bestFine = recs, bytes, s8, a.params.Fine
-		}
-		if bytes <= total && total-bytes <= max(total/2000, 64) {
-			break
-		}
-		ratio = float64(bytes-over-exact) / max(sampled/8, 1)
-		aim = float64(total) * (1 - 0.0001*float64(1+try))
-	}
-	if bestBytes < 0 {
-		return nil, fmt.Errorf("kvist/offline: %d bytes for %s as an archive: the least found is more: %w",
-			total, a.in.src.Name(), quant.ErrBudget)
-	}
-	a.params.Fine = bestFine
-	return a.emit(w, fix, func(emit func(*container.Record) error) error {
-		if bestBytes > keptBytes {
-			return a.encodeAll(ctx, a.encodeAt(bestStep), emit)
-		}
-		for _, r := range best {
-			if err := emit(r); err != nil {
-				return err
-			}
+		r.sample[i] = sampleRun{layer: s.layer, rows: s.n}
+		if p != nil {
+			r.sample[i].p = p.Thin(thin)
+			r.sample[i].rows = r.sample[i].p.Rows()
 		}
 		return nil
 	})
+}
+
+// cost returns the bits of all lanes at a step of 2^(s/8), as the sample tells it, and keeps those
+// of a token of each layer.
+func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
+	r := &a.rate
+	s8 := a.params.SetStep(s)
+	err := eachIndex(ctx, len(r.sample), func(i int) error {
+		if r.sample[i].p != nil {
+			r.sample[i].bits = a.codec.Cost(r.sample[i].p, s8, a.effort())
+		}
+		return nil
+	})
+	r.layers = make([]float64, len(a.in.layers))
+	rows := make([]float64, len(a.in.layers))
+	for _, x := range r.sample {
+		r.layers[x.layer] += x.bits
+		rows[x.layer] += float64(x.rows)
+	}
+	var sum float64
+	for i := range r.layers {
+		r.layers[i] /= max(rows[i], 1)
+		sum += r.layers[i] * float64(a.in.layers[i].tokens)
+	}
+	return sum, err
 }
 
 // solve returns the step, as an exponent, at which the sample says so many bits, starting from a
-// guess. Bits fall with the step by at most one for every coefficient and octave.
-func (a *archiver) solve(ctx context.Context, bits, guess float64) (s, got float64, err error) {
+// guess. The logarithm of bits is close to a straight line, so few steps are tried.
+func (a *archiver) solve(ctx context.Context, bits, guess float64) (s float64, err error) {
+	r := &a.rate
 	low, high := math.Inf(-1), math.Inf(1) // too fine, too coarse
-	var lowBits, highBits float64
+	slope, last, lastLog := -0.08, 0.0, 0.0
+	want := math.Log(max(bits, 1))
 	s = guess
-	for range 40 {
-		if got, err = a.cost(ctx, s); err != nil {
-			return 0, 0, err
+	for try := range 30 {
+		if r.bits, err = a.cost(ctx, s); err != nil {
+			return 0, err
 		}
-		if math.Abs(got-bits) < 2e-4*bits || high-low < 1e-3 {
+		got := math.Log(max(r.bits, 1))
+		if try > 0 && math.Abs(s-last) > 1e-3 {
+			slope = min((got-lastLog)/(s-last), -1e-3)
+		}
+		last, lastLog = s, got
+		if try > 0 && math.Abs(got-want) < 1e-3 || high-low < 1e-2 || math.Abs(s) > 1000 {
 			break
 		}
-		if got > bits {
-			low, lowBits = s, got
+		if got > want {
+			low = s
 		} else {
-			high, highBits = s, got
+			high = s
 		}
-		switch {
-		case math.IsInf(high, 0):
-			s += max(2, 8*(got-bits)/float64(a.in.values()))
-		case math.IsInf(low, 0):
-			s -= max(2, 4*(bits-got)/float64(a.in.values()))
-		default:
-			f := (lowBits - bits) / max(lowBits-highBits, 1)
-			s = low + (high-low)*min(max(f, 0.05), 0.95)
+		s += min(max((want-got)/slope, -64), 64)
+		if try == 0 && math.Abs(s-last) < 0.25 {
+			s = last + 0.25 // near enough already: this one is for the slope
 		}
-		if math.Abs(s) > 1000 {
-			break // beyond any step there is
+		if s <= low || s >= high {
+			s = (low + high) / 2
 		}
 	}
-	return s, got, nil
+	r.slope = slope
+	return s, nil
 }
 
 // firstStep is where the search for a step starts.
 func (a *archiver) firstStep() float64 {
 	var sum, n float64
-	for i, steps := range a.step8 {
+	for i, steps := range a.laneSteps {
 		for j, t := range a.params.Set.Find(a.in.layers[i].number) {
 			sum += float64(int(t.Std8[0]) - steps[j])
 			n++
@@ -179,3 +150,74 @@ func (a *archiver) firstStep() float64 {
 	}
 	return sum/max(n, 1) - 8
 }
+
+// coded is a record that was encoded.
+type coded struct {
+	place
+	// units is what its lanes together add to the step of the file, in eighths of an octave: some
+	// lanes one more than others.
+	units int
+	rec   *container.Record
+	bytes int64 // in the file
+	exact bool  // rows are kept as they are, whatever the step
+}
+
+// encode makes a record; at is its number in the file.
+func (a *archiver) encode(c *coded, at int) error {
+	l := &a.in.layers[c.layer]
+	first, n := l.span(c.seg)
+	p, err := a.span(c.layer, first, n)
+	if err != nil {
+		return err
+	}
+	var b []byte
+	if c.exact = p == nil; c.exact {
+		b, err = a.lossless(c.layer, c.seg)
+	} else {
+		p.Shift(c.units, at)
+		b = a.codec.Encode(nil, p, a.step8, a.effort())
+	}
+	if err != nil {
+		return err
+	}
+	c.rec = &container.Record{Layer: c.layer, Segment: c.seg, Archive: b}
+	c.bytes, err = container.RecordSize(a.header, c.rec)
+	return err
+}
+
+// encodeAll makes records, of which the first is number at of the file.
+func (a *archiver) encodeAll(ctx context.Context, recs []*coded, at int) error {
+	return eachIndex(ctx, len(recs), func(i int) error { return a.encode(recs[i], at+i) })
+}
+
+func bytesOf(recs []*coded) (n int64) {
+	for _, r := range recs {
+		n += r.bytes
+	}
+	return n
+}
+
+// fitAndWrite finds the steps whose file comes closest to total bytes from below, and writes it.
+func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*Result, error) {
+	fix, err := a.fixed()
+	if err != nil {
+		return nil, err
+	}
+	a.say.say("encoding", 0, 1)
+	if err := a.load(ctx); err != nil {
+		return nil, err
+	}
+	l := &a.in.layers[0]
+	b := &budget{archiver: a, lanes: l.heads * (1 + min(1, l.dimV())), near: max(total/2000, 64),
+		total: total - fix.Header - fix.Side - fix.Index}
+	for _, p := range a.places() {
+		b.all = append(b.all, &coded{place: p})
+	}
+	if err := b.start(ctx); err != nil {
+		return nil, err
+	}
+	return a.emit(w, fix, func(emit func(*container.Record) error) error { return b.run(ctx, emit) })
+}
+
+// setStep sets the step of the file to 2^(s/8).
+func (a *archiver) setStep(s float64) { a.step8 = a.params.SetStep(s) }

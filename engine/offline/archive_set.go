@@ -54,7 +54,7 @@ func (a *archiver) chooseSet(ctx context.Context) error {
 				s[j] = int(math.Round(v))
 			}
 		}
-		a.step8 = append(a.step8, s)
+		a.laneSteps = append(a.laneSteps, s)
 	}
 	var err error
 	a.codec, err = archive.NewCodec(a.params, true)

@@ -208,9 +208,6 @@ func TestArchive_SameWithAnyWorkers(t *testing.T) {
 	one, _ := compress(t, src, be, cfg)
 	runtime.GOMAXPROCS(old)
 	require.True(t, bytes.Equal(b, one))
-	defer offline.SetKeptBytes(1000)()
-	again, _ := compress(t, src, be, cfg)
-	require.True(t, bytes.Equal(b, again), "records too many to keep are encoded again")
 }
 
 func TestArchive_Truncate(t *testing.T) {

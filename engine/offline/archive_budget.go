@@ -1,0 +1,276 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// How a file meets its budget in one pass, in memory that does not grow with it: a sample of the
+// rows tells how bytes go with the step, and the step of the file is set by it. The records are
+// encoded in batches; after each one what is left to spend is compared with what the sample says
+// of the rest, and the steps of the rest move by fractions of an eighth of an octave, some lanes
+// and not others. The last batch is changed until the file fits. Batches do not depend on the
+// number of workers, so neither do the bytes.
+
+// budget spends the bytes of a file on its records.
+type budget struct {
+	*archiver
+	all   []*coded
+	lanes int   // of a record
+	total int64 // bytes for all records
+	left  int64 // of them
+	near  int64 // bytes that may be left over
+
+	// Of records that steps change: bytes that were spent, what the sample said of them and says of
+	// the rest.
+	spent, foreseen, rest float64
+	exactLeft             int64 // bytes of records to come that steps do not change
+}
+
+func (b *budget) whole() bool { return len(b.all) <= batchRecords }
+
+// foresee returns the bytes that the sample expects of a record, with its units.
+func (b *budget) foresee(c *coded) float64 {
+	_, n := b.in.layers[c.layer].span(c.seg)
+	f := b.rate.slope * float64(c.units) / float64(b.lanes)
+	return b.rate.layers[c.layer] * float64(n) / 8 * math.Exp(f)
+}
+
+func (b *budget) tooSmall() error {
+	return fmt.Errorf("kvist/offline: %d bytes for the records of %s as an archive: the least found is more: %w",
+		b.total, b.in.src.Name(), quant.ErrBudget)
+}
+
+// start finds the step of the file; a file of one batch is encoded whole.
+func (b *budget) start(ctx context.Context) error {
+	b.left = b.total
+	if b.left <= 0 {
+		return b.tooSmall()
+	}
+	if !b.whole() {
+		if err := b.findExact(ctx); err != nil {
+			return err
+		}
+	}
+	bits := 8 * float64(b.left-b.exactLeft)
+	s, err := b.solve(ctx, bits, b.firstStep())
+	if err != nil {
+		return err
+	}
+	b.setStep(s)
+	if b.whole() {
+		return b.fitWhole(ctx, s)
+	}
+	if b.rate.bits > 1.5*bits {
+		return b.tooSmall()
+	}
+	for _, c := range b.all {
+		if !c.exact {
+			b.rest += b.foresee(c)
+		}
+	}
+	return nil
+}
+
+// findExact finds the records whose rows are to be kept as they are, and what they take.
+func (b *budget) findExact(ctx context.Context) error {
+	if !b.cfg.AllowNonfinite {
+		return nil
+	}
+	err := eachIndex(ctx, len(b.all), func(i int) error {
+		c := b.all[i]
+		seg, err := readSegment(b.in, &b.in.layers[c.layer], c.seg)
+		if err != nil {
+			return err
+		}
+		for _, rows := range seg.Rows {
+			c.exact = c.exact || !finiteValues(rows)
+		}
+		if c.exact {
+			return b.encode(c, i)
+		}
+		return nil
+	})
+	for _, c := range b.all {
+		b.exactLeft += c.bytes
+		c.rec = nil
+	}
+	return err
+}
+
+// fewLanes is the number of lanes of a file below which moving one of them is too coarse to meet a
+// budget: the step of the file is moved instead.
+const fewLanes = 64
+
+// fitWhole encodes a file of one batch until it fits.
+func (b *budget) fitWhole(ctx context.Context, s float64) error {
+	few := len(b.all)*b.lanes < fewLanes
+	near := float64(b.near) / float64(b.left)
+	if !few {
+		near = 0.004
+	}
+	var best []coded
+	bestFine, bestStep, bestBytes := float32(0), 0, int64(-1)
+	for try := range 6 {
+		b.setStep(s)
+		if err := b.encodeAll(ctx, b.all, 0); err != nil {
+			return err
+		}
+		n, exact := bytesOf(b.all), int64(0)
+		for _, c := range b.all {
+			if c.exact {
+				exact += c.bytes
+			}
+		}
+		if n <= b.left && n > bestBytes {
+			best, bestFine, bestStep, bestBytes = values(b.all), b.params.Fine, b.step8, n
+		}
+		if over := float64(n-b.left) / float64(b.left); math.Abs(over) <= near && (over <= 0 || !few) || n == exact {
+			break
+		}
+		ratio := float64(n-exact) / max(b.rate.bits/8, 1)
+		aim := float64(b.left)*(1-0.0002*float64(try)) - float64(exact)
+		var err error
+		if s, err = b.solve(ctx, 8*aim/ratio, s); err != nil {
+			return err
+		}
+	}
+	if !few || bestBytes < 0 {
+		return b.finish(ctx, b.all, 0)
+	}
+	putBack(b.all, best)
+	b.params.Fine, b.step8 = bestFine, bestStep
+	return nil
+}
+
+func values(recs []*coded) (v []coded) {
+	for _, c := range recs {
+		v = append(v, *c)
+	}
+	return v
+}
+
+func putBack(recs []*coded, v []coded) {
+	for i := range recs {
+		*recs[i] = v[i]
+	}
+}
+
+// finish moves lanes of the last records until recs, the first of which is number at, fit what is
+// left.
+func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
+	var best []coded
+	bestBytes := int64(-1)
+	var free []int // records that steps change
+	for i, c := range recs {
+		if !c.exact {
+			free = append(free, i)
+		}
+	}
+	for try := 0; try < 8 || try < 32 && bestBytes < 0; try++ {
+		n := bytesOf(recs)
+		if n <= b.left && n > bestBytes {
+			best, bestBytes = values(recs), n
+		}
+		if n <= b.left && b.left-n <= b.near || len(free) == 0 {
+			break
+		}
+		moved := b.unitsFor(n-b.left, n, len(recs))
+		if moved == 0 {
+			break
+		}
+		if n > b.left && try > 8 {
+			moved *= try
+		}
+		m := min(len(free), (max(moved, -moved)+b.lanes-1)/b.lanes)
+		change := free[len(free)-m:]
+		err := eachIndex(ctx, m, func(i int) error {
+			recs[change[i]].units += moved*(i+1)/m - moved*i/m
+			return b.encode(recs[change[i]], at+change[i])
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if bestBytes < 0 {
+		return b.tooSmall()
+	}
+	putBack(recs, best)
+	return nil
+}
+
+// unitsFor returns by how many units lanes of records that take bytes are to be coarser so that
+// over bytes go away. It aims at the middle of what is near enough; 0 where one unit is too much.
+func (b *budget) unitsFor(over, bytes int64, records int) int {
+	unit := -b.rate.slope * float64(bytes) / float64(records*b.lanes) // bytes of a unit
+	if !(unit > 0) {
+		return 1
+	}
+	u := (float64(over) + float64(b.near)/2) / unit
+	if over > 0 {
+		return int(math.Ceil(min(u, 1<<20)))
+	}
+	return int(max(math.Ceil(u), -1<<20))
+}
+
+// run encodes the records and hands them over in file order.
+func (b *budget) run(ctx context.Context, emit func(*container.Record) error) error {
+	for at := 0; at < len(b.all); at += batchRecords {
+		recs := b.all[at:min(at+batchRecords, len(b.all))]
+		b.say.say("encoding", int64(at), int64(len(b.all)))
+		if !b.whole() {
+			if err := b.batch(ctx, recs, at); err != nil {
+				return err
+			}
+		}
+		for _, c := range recs {
+			if err := emit(c.rec); err != nil {
+				return err
+			}
+			b.left -= c.bytes
+			c.rec = nil
+		}
+	}
+	b.say.say("encoding", int64(len(b.all)), int64(len(b.all)))
+	return nil
+}
+
+// batch encodes recs at the steps that what is left asks for.
+func (b *budget) batch(ctx context.Context, recs []*coded, at int) error {
+	// One batch is worth as much as all there is says before it: layers differ.
+	trust := b.rest / float64(len(b.all)-at) * batchRecords
+	ratio := (b.spent + trust) / (b.foreseen + trust)
+	aim := float64(b.left - b.exactLeft)
+	e := 64.0 // what is left to spend is nothing
+	if aim > 0 {
+		e = min(max(math.Log(aim/max(ratio*b.rest, 1))/b.rate.slope, -64), 64)
+	}
+	share := func(i int) int { return int(math.Floor(e*float64(b.lanes*i) + 0.5)) }
+	for i, c := range recs {
+		if c.exact {
+			b.exactLeft -= c.bytes
+		} else {
+			b.rest -= b.foresee(c)
+		}
+		c.units = share(i+1) - share(i)
+	}
+	if err := b.encodeAll(ctx, recs, at); err != nil {
+		return err
+	}
+	if at+len(recs) == len(b.all) {
+		return b.finish(ctx, recs, at)
+	}
+	for _, c := range recs {
+		if !c.exact {
+			b.spent += float64(c.bytes)
+			b.foreseen += b.foresee(c)
+		}
+	}
+	return nil
+}
