@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -431,6 +432,52 @@ func TestDecodeOne_AsDefined(t *testing.T) {
 			require.Equal(t, slow, fast)
 			cut := p.lanes[i][0][:len(p.lanes[i][0])/2]
 			require.False(t, c.c.decodeOne(l, cut, fast))
+		}
+	}
+}
+
+// TestLevels_AsDefined holds the fast encoder of a lane against the one that defines it, at steps
+// from all zeros to escapes and above all tables, and for levels that bits are worth more or less in.
+func TestLevels_AsDefined(t *testing.T) {
+	slow := 0
+	for _, tokens := range []int{1, 2, 7, 64, 65} {
+		for _, lambda := range []float32{0, 0.12, 2} {
+			for _, step8 := range []int{-200, -60, -20, 0, 30, 100} {
+				c, seg := cache(t, tokens, 1)
+				p, err := c.Prepare(clone(seg))
+				require.NoError(t, err)
+				q := c.c.quantizer(lambda)
+				var quick levels
+				for i := range p.y {
+					l, steps := c.lane(seg, i, p.std8[i], seg.Step8[i]+step8)
+					sinks := make([]laneSink, 1)
+					want := q.encode(l, p.y[i], steps, sinks)
+					quick.quantize(q, l, p.y[i], steps)
+					slow += len(quick.slow[0]) + len(quick.slow[1])
+					got := quick.encode([]byte{7}, q, l)
+					require.Equal(t, ransEncode([]byte{7}, sinks[0].syms, sinks[0].state, probBits), got)
+					// Both add up in float32, the fast one 4096 costs of at most 60 bits at a time.
+					quick.quantize(q, l, p.y[i], steps)
+					require.InDelta(t, want, quick.bits(q), 1e-3+4096*0x1p-24*want)
+				}
+			}
+		}
+	}
+	require.Positive(t, slow, "no escapes were met")
+}
+
+// TestEncodeSymbol_IsADivision holds the reciprocals at every frequency against the division.
+func TestEncodeSymbol_IsADivision(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 3))
+	for freq := uint32(1); freq < probOne; freq++ {
+		start := uint32(rng.IntN(int(probOne - freq + 1)))
+		s := newEncodeSymbol(newInterval(start, freq))
+		for _, x := range []uint32{ransLow, ransLow + 1, s.most - 1, s.most - freq, ransLow + rng.Uint32N(s.most)} {
+			if x < ransLow || x >= s.most {
+				continue
+			}
+			d, _ := bits.Mul64(uint64(x), s.reciprocal)
+			require.Equal(t, x/freq<<probBits+x%freq+start, x+s.bias+uint32(d)*s.more, "%d / %d", x, freq)
 		}
 	}
 }

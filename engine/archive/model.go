@@ -59,36 +59,34 @@ func (l *lane) chunkOf(i int) int { return i * l.chunks / l.dim }
 // lambda times bits.
 type rowQuantizer struct {
 	*coder
-	lambda float32
-	fit    *fitter // collects statistics, unless nil
+	// down[k][m] is the value below which magnitude m costs more than m-1 in class k.
+	down [numClasses][maxLevel + 1]float32
+	fit  *fitter // collects statistics, unless nil
 }
 
-// quantise chooses the level of a value of a/step = a >= 0 in a class.
+func (c *coder) quantizer(lambda float32) *rowQuantizer {
+	q := &rowQuantizer{coder: c}
+	for k := range q.down {
+		for m := 1; m <= maxLevel; m++ {
+			// (a-r)^2 + lambda*bits is the same for both at this a.
+			hi, lo := c.recon[k][m], c.recon[k][m-1]
+			q.down[k][m] = (lambda*(c.cost[k][m]-c.cost[k][m-1])/(hi-lo) + hi + lo) / 2
+		}
+	}
+	return q
+}
+
+// level returns the level of a value of a >= 0 steps in a class: the nearest, or one below it as
+// long as that costs less.
 func (q *rowQuantizer) level(a float32, k int) uint32 {
 	n := uint32(a + 0.5)
-	if n == 0 {
-		return 0
-	}
-	if n > maxRecon+4 {
-		if n > maxLevel {
-			return n
-		}
-		return q.better(a, k, n, n-1)
-	}
-	best := n
-	best = q.better(a, k, best, n-1)
-	if n == 2 {
-		best = q.better(a, k, best, 0)
-	}
-	return best
-}
-
-func (q *rowQuantizer) better(a float32, k int, n, m uint32) uint32 {
-	dn, dm := a-q.recon[k][n], a-q.recon[k][m]
-	if dn*dn+q.lambda*q.cost[k][n] <= dm*dm+q.lambda*q.cost[k][m] {
+	if n > maxLevel {
 		return n
 	}
-	return m
+	for n > 0 && a < q.down[k][n] {
+		n--
+	}
+	return n
 }
 
 // laneSink collects the symbols of one stream.

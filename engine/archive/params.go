@@ -156,7 +156,7 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 			}
 		}
 	}
-	return &Codec{Params: p, c: newCoder(p.Set.Tables)}, nil
+	return &Codec{Params: p, c: newCoder(p.Set.Tables, encode)}, nil
 }
 
 // check returns the transforms of a layer for rows of these dims.

@@ -37,42 +37,6 @@ type Prepared struct {
 	delta [][]uint8   // [lanes][dim], symbols of the side stream
 }
 
-// Thin keeps two rows of every 2*k, for a quick estimate of costs.
-func (p *Prepared) Thin(k int) *Prepared {
-	if k <= 1 {
-		return p
-	}
-	keep := func(t int) bool { return t/2%k == 0 }
-	seg := *p.seg
-	out := &Prepared{seg: &seg, std8: p.std8, delta: p.delta}
-	seg.Pos, seg.Class = nil, nil
-	for t, pos := range p.seg.Pos {
-		if keep(t) {
-			seg.Pos = append(seg.Pos, pos)
-		}
-	}
-	for _, class := range p.seg.Class {
-		var c []uint8
-		for t, v := range class {
-			if keep(t) {
-				c = append(c, v)
-			}
-		}
-		seg.Class = append(seg.Class, c)
-	}
-	for i, y := range p.y {
-		d := seg.Dims[i%len(seg.Dims)]
-		var thin []float32
-		for t := range p.seg.Pos {
-			if keep(t) {
-				thin = append(thin, y[t*d:(t+1)*d]...)
-			}
-		}
-		out.y = append(out.y, thin)
-	}
-	return out
-}
-
 // Rows returns the rows of a lane.
 func (p *Prepared) Rows() int { return len(p.seg.Pos) }
 
@@ -188,18 +152,21 @@ type Effort struct {
 // Cost returns the bits of the lanes of a segment at a step, as the model gives them; what the
 // record takes beside them is small and does not depend on the step.
 func (c *Codec) Cost(p *Prepared, step8 int, e Effort) float64 {
-	q := &rowQuantizer{coder: c.c, lambda: e.Lambda}
+	q := c.c.quantizer(e.Lambda)
 	var sum float64
+	var quick levels
 	for i := range p.y {
 		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
-		sum += q.encode(l, p.y[i], steps, nil)
+		quick.quantize(q, l, p.y[i], steps)
+		sum += quick.bits(q)
 	}
 	return sum
 }
 
 // Fit collects statistics for the tables from a segment.
 func (c *Codec) Fit(f *Fit, p *Prepared, step8 int, e Effort) float64 {
-	q := &rowQuantizer{coder: c.c, lambda: e.Lambda, fit: &f.f}
+	q := c.c.quantizer(e.Lambda)
+	q.fit = &f.f
 	var sum float64
 	for i := range p.y {
 		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
@@ -236,13 +203,21 @@ func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 	at := len(dst)
 	dst = c.encodeSide(dst, p, step8)
 	le.PutUint32(dst[head:], uint32(len(dst)-at))
-	q := &rowQuantizer{coder: c.c, lambda: e.Lambda}
+	q := c.c.quantizer(e.Lambda)
 	sinks := make([]laneSink, chunks)
+	var quick levels
 	for i := range p.y {
 		for k := range sinks {
 			sinks[k].syms, sinks[k].state = sinks[k].syms[:0], sinks[k].state[:0]
 		}
 		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		if chunks == 1 {
+			at = len(dst)
+			quick.quantize(q, l, p.y[i], steps)
+			dst = quick.encode(dst, q, l)
+			le.PutUint32(dst[head+4+4*i:], uint32(len(dst)-at))
+			continue
+		}
 		q.encode(l, p.y[i], steps, sinks)
 		for k := range sinks {
 			at = len(dst)

@@ -56,10 +56,17 @@ type coder struct {
 	most   [numClasses]uint32                // the largest magnitude with a symbol
 	recon  [numClasses][maxLevel + 1]float32 // points of reconstruction, in steps
 	signed [numClasses][numSymbols]float32   // the same by symbol
+
+	// For encoding, by class and symbol: see fast_encode.go.
+	symbols []encodeSymbol
+	bits    []float32
 }
 
-func newCoder(t *Tables) *coder {
+func newCoder(t *Tables, encode bool) *coder {
 	c := &coder{Tables: t}
+	if encode {
+		defer c.forEncoding()
+	}
 	for k := range t.Freq {
 		at := uint32(0)
 		put := func(sym int, freq uint16) {
@@ -96,6 +103,16 @@ func newCoder(t *Tables) *coder {
 		}
 	}
 	return c
+}
+
+func (c *coder) forEncoding() {
+	for k := range c.ivals {
+		for sym, v := range c.ivals[k] {
+			c.symbols = append(c.symbols, newEncodeSymbol(v))
+			m := min(max(sym-maxLevel, maxLevel-sym), maxLevel+1)
+			c.bits = append(c.bits, c.cost[k][m])
+		}
+	}
 }
 
 // classOf returns the class of a scale, and how many low bits of a coefficient are stored as they

@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -203,11 +204,11 @@ func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 // readSegment reads the rows of a segment.
 func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
 	first, n := l.span(s)
-	return readSpan(in, l, first, n)
+	return readRows(in, l, first, n, 1)
 }
 
-// readSpan reads the rows of tokens [first, first+n) of a layer.
-func readSpan(in *input, l *layerInput, first, n int) (*archive.Segment, error) {
+// readRows reads rows of the tokens [first, first+n) of a layer: two of every 2*every.
+func readRows(in *input, l *layerInput, first, n, every int) (*archive.Segment, error) {
 	seg := &archive.Segment{Layer: l.number, First: int64(first), Pos: make([]int64, n)}
 	if in.kv {
 		seg.First += in.src.Meta().FirstPosition
@@ -219,19 +220,20 @@ func readSpan(in *input, l *layerInput, first, n int) (*archive.Segment, error) 
 			seg.Pos[i] = int64(first + i)
 		}
 	}
+	seg.Pos = everyPair(seg.Pos, 1, every)
 	seg.Dims = []int{l.k.Dim()}
 	if l.hasV {
 		seg.Dims = append(seg.Dims, l.v.Dim())
 	}
 	for h := range l.heads {
-		for i, t := range []tensor{l.k, l.v}[:len(seg.Dims)] {
-			x := make([]float32, n*seg.Dims[i])
-			if err := in.src.ReadRowsF32(t, h, first, n, x); err != nil {
+		for _, t := range []tensor{l.k, l.v}[:len(seg.Dims)] {
+			x, err := readSome(in, t, h, first, n, every)
+			if err != nil {
 				return nil, err
 			}
 			seg.Rows = append(seg.Rows, x)
 		}
-		c := make([]uint8, n)
+		c := make([]uint8, len(seg.Pos))
 		for t := range c {
 			c[t] = midClass
 		}
@@ -241,16 +243,46 @@ func readSpan(in *input, l *layerInput, first, n int) (*archive.Segment, error) 
 	return seg, nil
 }
 
-// span reads and projects tokens of a layer; nil where they are to be kept as they are, because
-// some value is NaN or Inf and that is allowed.
-func (a *archiver) span(li, first, n int) (*archive.Prepared, error) {
+// readSome reads two rows of every 2*every of a head.
+func readSome(in *input, t tensor, head, first, n, every int) ([]float32, error) {
+	if every == 1 {
+		x := make([]float32, n*t.Dim())
+		return x, in.src.ReadRowsF32(t, head, first, n, x)
+	}
+	raw := make([]byte, n*t.RowBytes())
+	if err := in.src.ReadRows(t, head, first, n, raw); err != nil {
+		return nil, err
+	}
+	raw = everyPair(raw, t.RowBytes(), every)
+	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, len(raw)/t.RowBytes()*t.Dim())}
+	return x.Data, quant.Decode(x, exact(t), raw, 0)
+}
+
+// everyPair keeps two rows of every 2*every, in place: those in the middle, because the first tokens,
+// whose steps are much finer, stand for no others.
+func everyPair[T any](rows []T, size, every int) []T {
+	if every == 1 {
+		return rows
+	}
+	kept := rows[:0]
+	for t := 0; t*size < len(rows); t++ {
+		if t/2%every == every/2 {
+			kept = append(kept, rows[t*size:(t+1)*size]...)
+		}
+	}
+	return kept
+}
+
+// rows reads and projects tokens of a layer, two of every 2*every; nil where they are to be kept as
+// they are, because some value is NaN or Inf and that is allowed.
+func (a *archiver) rows(li, first, n, every int) (*archive.Prepared, error) {
 	l := &a.in.layers[li]
-	seg, err := readSpan(a.in, l, first, n)
+	seg, err := readRows(a.in, l, first, n, every)
 	if err != nil {
 		return nil, err
 	}
 	for h := range l.heads {
-		seg.Class[h] = a.classes[li][h][first : first+n]
+		seg.Class[h] = everyPair(slices.Clone(a.classes[li][h][first:first+n]), 1, every)
 	}
 	seg.Step8, seg.Chunks = a.laneSteps[li], a.cfg.Chunks
 	for i, rows := range seg.Rows {

@@ -39,7 +39,24 @@ func (b *budget) whole() bool { return len(b.all) <= batchRecords }
 func (b *budget) foresee(c *coded) float64 {
 	_, n := b.in.layers[c.layer].span(c.seg)
 	f := b.rate.slope * float64(c.units) / float64(b.lanes)
-	return b.rate.layers[c.layer] * float64(n) / 8 * math.Exp(f)
+	return b.rate.layers[c.layer]*float64(n)/8*math.Exp(f) + b.besides(c)
+}
+
+// The side stream of a record takes about so many bits for a component and for the class of a
+// token; sinks take sinkStep/8 bits more for a value than others.
+const (
+	deltaBits  = 2.4
+	classBits  = 1.5
+	recordSize = 64 // headers and padding
+)
+
+// besides returns the bytes of a record that the sample does not tell.
+func (b *budget) besides(c *coded) float64 {
+	l := &b.in.layers[c.layer]
+	first, n := l.span(c.seg)
+	sinks := min(max(b.cfg.Sinks-first, 0), n)
+	values := float64(l.heads * l.dims())
+	return recordSize + (deltaBits*values+classBits*float64(n*l.heads)+sinkStep/8*values*float64(sinks))/8
 }
 
 func (b *budget) tooSmall() error {
@@ -59,6 +76,11 @@ func (b *budget) start(ctx context.Context) error {
 		}
 	}
 	bits := 8 * float64(b.left-b.exactLeft)
+	for _, c := range b.all {
+		if !c.exact {
+			bits -= 8 * b.besides(c)
+		}
+	}
 	s, err := b.solve(ctx, bits, b.firstStep())
 	if err != nil {
 		return err
@@ -123,9 +145,12 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 			return err
 		}
 		n, exact := bytesOf(b.all), int64(0)
+		besides := 0.0
 		for _, c := range b.all {
 			if c.exact {
 				exact += c.bytes
+			} else {
+				besides += b.besides(c)
 			}
 		}
 		if n <= b.left && n > bestBytes {
@@ -134,8 +159,8 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 		if over := float64(n-b.left) / float64(b.left); math.Abs(over) <= near && (over <= 0 || !few) || n == exact {
 			break
 		}
-		ratio := float64(n-exact) / max(b.rate.bits/8, 1)
-		aim := float64(b.left)*(1-0.0002*float64(try)) - float64(exact)
+		ratio := (float64(n-exact) - besides) / max(b.rate.bits/8, 1)
+		aim := float64(b.left)*(1-0.0002*float64(try)) - float64(exact) - besides
 		var err error
 		if s, err = b.solve(ctx, 8*aim/ratio, s); err != nil {
 			return err
@@ -250,6 +275,10 @@ func (b *budget) batch(ctx context.Context, recs []*coded, at int) error {
 	e := 64.0 // what is left to spend is nothing
 	if aim > 0 {
 		e = min(max(math.Log(aim/max(ratio*b.rest, 1))/b.rate.slope, -64), 64)
+	}
+	if at > 0 {
+		for i := at - batchRecords; i < at; i += 2 {
+		}
 	}
 	share := func(i int) int { return int(math.Floor(e*float64(b.lanes*i) + 0.5)) }
 	for i, c := range recs {

@@ -14,13 +14,11 @@ import (
 // batchRecords is the records of a batch. A file of no more is fitted as a whole.
 const batchRecords = 16
 
-// sampleValues is about how many values the sample holds, searchValues how many of them are looked
-// at for each step that is tried. A layer has leastRows at least.
+// sampleValues is about how many values the sample holds. A layer has leastRows at least.
 const (
 	sampleValues = 3 << 19
-	searchValues = 1 << 19
 	leastRows    = 32
-	runRows      = 64 // rows of a run: enough to tell the deviations of components
+	runRows      = 64 // rows of a segment, if any: enough to tell the deviations of components
 )
 
 // rateModel says how bytes go with the step.
@@ -31,47 +29,45 @@ type rateModel struct {
 	slope  float64   // of the logarithm of bits, for an eighth of an octave
 }
 
-// sampleRun is a run of rows of a layer.
+// sampleRun is some rows of a segment.
 type sampleRun struct {
 	layer int
 	rows  int
-	p     *archive.Prepared // thinned; nil where rows are kept as they are
+	p     *archive.Prepared // nil where rows are kept as they are
 	bits  float64           // at the step last tried
 }
 
-// load takes the sample: from every layer a few runs of rows, spread evenly; all rows of a small file.
+// load takes the sample: rows of some segments of every layer, spread evenly over them; all rows of a
+// small file.
 func (a *archiver) load(ctx context.Context) error {
 	r := &a.rate
-	type span struct{ layer, first, n int }
+	type span struct{ layer, seg, every int }
 	var spans []span
 	share := min(1, sampleValues/float64(max(1, a.in.values())))
 	for i := range a.in.layers {
 		l := &a.in.layers[i]
 		rows := min(l.tokens, max(leastRows, int(share*float64(l.tokens))))
 		runs := min(max(1, rows/runRows), l.segments())
+		if share == 1 {
+			runs = l.segments()
+		}
 		for j := range runs {
-			first, n := l.span((2*j + 1) * l.segments() / (2 * runs))
-			take := min(n, (rows+runs-1)/runs)
-			if share == 1 {
-				take = n
-			}
-			// Where in the segment differs, so that no regular text is met at the same point.
-			first += (n - take) * (j*5 + i*3) % 7 / 7
-			spans = append(spans, span{i, first, take})
+			seg := (2*j + 1) * l.segments() / (2 * runs)
+			_, n := l.span(seg)
+			spans = append(spans, span{i, seg, max(1, n*runs/max(1, rows))})
 		}
 	}
 	r.sample = make([]sampleRun, len(spans))
-	thin := int(max(1, min(8, float64(a.in.values())*share/searchValues)))
 	return eachIndex(ctx, len(spans), func(i int) error {
 		s := spans[i]
-		p, err := a.span(s.layer, s.first, s.n)
+		first, n := a.in.layers[s.layer].span(s.seg)
+		p, err := a.rows(s.layer, first, n, s.every)
 		if err != nil {
 			return err
 		}
-		r.sample[i] = sampleRun{layer: s.layer, rows: s.n}
+		r.sample[i] = sampleRun{layer: s.layer, rows: n, p: p}
 		if p != nil {
-			r.sample[i].p = p.Thin(thin)
-			r.sample[i].rows = r.sample[i].p.Rows()
+			r.sample[i].rows = p.Rows()
 		}
 		return nil
 	})
@@ -166,7 +162,7 @@ type coded struct {
 func (a *archiver) encode(c *coded, at int) error {
 	l := &a.in.layers[c.layer]
 	first, n := l.span(c.seg)
-	p, err := a.span(c.layer, first, n)
+	p, err := a.rows(c.layer, first, n, 1)
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ const keyChunk = 8192
 // they have at most olderMix of the say: with the default profile they only lift what was looked
 // at some time ago off the floor. All queries of the last window count.
 const (
-	olderStride = 4
+	olderStride = 2
 	olderMix    = 0.1
 )
 

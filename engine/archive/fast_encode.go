@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package archive
+
+import (
+	"encoding/binary"
+	"math/bits"
+	"slices"
+)
+
+// The quick way to encode a lane of one stream, in two passes: levels row by row, as the index of
+// their symbol among those of all classes, then the coder from the last symbol to the first, with
+// both states in registers. What is no plain symbol goes through one, as it does in encode.
+
+// Places in a lane that are no symbol index.
+const (
+	codeNone = 0xffff // a component that is not coded
+	codeSlow = 0xfffe // an escape, or a coefficient above all tables
+)
+
+// encodeSymbol is what the coder needs of a symbol: x becomes x + bias + (x/freq) * more, and the
+// division is the upper half of a product with reciprocal. Where freq is 1 that is one too small,
+// which bias makes up for.
+type encodeSymbol struct {
+	reciprocal uint64
+	bias, more uint32
+	most       uint32 // from here on a word goes out first
+}
+
+func newEncodeSymbol(v interval) encodeSymbol {
+	start, freq := uint32(v)>>16, uint32(v)&0xffff
+	if freq == 0 {
+		return encodeSymbol{}
+	}
+	s := encodeSymbol{bias: start, more: probOne - freq, most: freq << (32 - probBits)}
+	if freq == 1 {
+		s.reciprocal, s.bias = ^uint64(0), start+probOne-1
+	} else {
+		s.reciprocal = ^uint64(0)/uint64(freq) + 1
+	}
+	return s
+}
+
+// slowLevel is a coefficient that is no plain symbol.
+type slowLevel struct {
+	v             float32
+	scale, prior8 int16
+}
+
+// levels are the symbols of a lane. It is reused from lane to lane.
+type levels struct {
+	codes []uint16       // [rows, dim]
+	slow  [2][]slowLevel // of even and odd rows, in their order
+	words []byte
+	sink  laneSink
+}
+
+// quantize fills in the symbols of y, [rows, dim].
+func (s *levels) quantize(q *rowQuantizer, l *lane, y, steps []float32) {
+	s.codes = slices.Grow(s.codes[:0], l.rows*l.dim)[:l.rows*l.dim]
+	s.slow[0], s.slow[1] = s.slow[0][:0], s.slow[1][:0]
+	var known []*rowScales
+	for t := range l.rows {
+		var of *rowScales
+		known, of = q.scalesOf(known, l, l.step8[t])
+		s.row(q, s.codes[t*l.dim:(t+1)*l.dim], y[t*l.dim:(t+1)*l.dim], of, 1/steps[t], t&1)
+	}
+}
+
+// row fills in the symbols of one row.
+func (s *levels) row(q *rowQuantizer, codes []uint16, y []float32, of *rowScales, inv float32, parity int) {
+	var st rowState
+	scale, exp := of.scale[:len(y)], of.exp[:len(y)]
+	codes = codes[:len(y)]
+	for g := 0; g < len(y); g += groupSize {
+		shift := st.shift8(q.Prior)
+		for i := g; i < min(g+groupSize, len(y)); i++ {
+			prior := int(scale[i])
+			if prior < deadScale {
+				codes[i] = codeNone
+				continue
+			}
+			v := y[i] * inv
+			at := prior + shift
+			a := max(v, -v)
+			if at > classTop || !(a < maxLevel) {
+				codes[i] = codeSlow
+				st.add(s.notPlain(q, v, at, prior, parity), exp[i])
+				continue
+			}
+			k := max(at-classBase, 0) >> 1
+			n := uint32(a + 0.5)
+			for n > 0 && a < q.down[k][n] {
+				n--
+			}
+			if n > q.most[k] {
+				codes[i] = codeSlow
+				st.add(s.notPlain(q, v, at, prior, parity), exp[i])
+				continue
+			}
+			c := k*numSymbols + maxLevel + int(n)
+			if v < 0 {
+				c -= 2 * int(n)
+			}
+			codes[i] = uint16(c)
+			st.seen += uint64(n) << 12
+			st.expected += exp[i]
+		}
+	}
+}
+
+// notPlain keeps a coefficient for later and returns its magnitude.
+func (s *levels) notPlain(q *rowQuantizer, v float32, scale, prior, parity int) uint32 {
+	s.slow[parity] = append(s.slow[parity], slowLevel{v, int16(scale), int16(prior)})
+	m, _ := q.one(0, v, scale, prior, nil)
+	return m
+}
+
+// bits returns what the model gives the lane.
+func (s *levels) bits(q *rowQuantizer) float64 {
+	var sum float64
+	for codes := s.codes; len(codes) > 0; {
+		n := min(len(codes), 1<<12)
+		var part float32
+		for _, c := range codes[:n] {
+			if c < codeSlow {
+				part += q.bits[c]
+			}
+		}
+		sum += float64(part)
+		codes = codes[n:]
+	}
+	for _, slow := range s.slow {
+		for _, x := range slow {
+			_, cost := q.one(0, x.v, int(x.scale), int(x.prior8), nil)
+			sum += float64(cost)
+		}
+	}
+	return sum
+}
+
+// encode appends the stream of the lane to dst.
+func (s *levels) encode(dst []byte, q *rowQuantizer, l *lane) []byte {
+	// A symbol puts out one word at most, an escape a few.
+	need := 2*len(s.codes) + 16*(len(s.slow[0])+len(s.slow[1])) + 8
+	s.words = slices.Grow(s.words[:0], need)[:need]
+	w := &wordsBack{b: s.words, at: need}
+	x := [2]uint32{ransLow, ransLow}
+	for t := (l.rows - 1) &^ 1; t >= 0; t -= 2 {
+		even, odd := s.codes[t*l.dim:(t+1)*l.dim], []uint16(nil)
+		if t+1 < l.rows {
+			odd = s.codes[(t+1)*l.dim : (t+2)*l.dim]
+		}
+		s.pair(w, q, even, odd, &x)
+	}
+	for i := 1; i >= 0; i-- {
+		w.put(uint16(x[i]))
+		w.put(uint16(x[i] >> 16))
+	}
+	return append(dst, w.b[w.at:]...)
+}
+
+// wordsBack is filled from its end.
+type wordsBack struct {
+	b  []byte
+	at int
+}
+
+func (w *wordsBack) put(v uint16) {
+	w.at -= 2
+	binary.LittleEndian.PutUint16(w.b[w.at:], v)
+}
+
+// pair encodes two rows, or the last one where odd is nil, from their last component to the first.
+func (s *levels) pair(w *wordsBack, q *rowQuantizer, even, odd []uint16, x *[2]uint32) {
+	x0, x1, at, b := x[0], x[1], w.at, w.b
+	for i := len(even) - 1; i >= 0; i-- {
+		if odd != nil {
+			if c := odd[i]; c < codeSlow {
+				e := &q.symbols[c]
+				if x1 >= e.most {
+					at -= 2
+					binary.LittleEndian.PutUint16(b[at:], uint16(x1))
+					x1 >>= 16
+				}
+				d, _ := bits.Mul64(uint64(x1), e.reciprocal)
+				x1 += e.bias + uint32(d)*e.more
+			} else if c == codeSlow {
+				w.at = at
+				x1 = s.encodeSlow(w, q, 1, x1)
+				at = w.at
+			}
+		}
+		if c := even[i]; c < codeSlow {
+			e := &q.symbols[c]
+			if x0 >= e.most {
+				at -= 2
+				binary.LittleEndian.PutUint16(b[at:], uint16(x0))
+				x0 >>= 16
+			}
+			d, _ := bits.Mul64(uint64(x0), e.reciprocal)
+			x0 += e.bias + uint32(d)*e.more
+		} else if c == codeSlow {
+			w.at = at
+			x0 = s.encodeSlow(w, q, 0, x0)
+			at = w.at
+		}
+	}
+	x[0], x[1], w.at = x0, x1, at
+}
+
+// encodeSlow encodes the last coefficient of a state that is no plain symbol.
+func (s *levels) encodeSlow(w *wordsBack, q *rowQuantizer, state int, x uint32) uint32 {
+	slow := &s.slow[state]
+	last := (*slow)[len(*slow)-1]
+	*slow = (*slow)[:len(*slow)-1]
+	s.sink.syms, s.sink.state = s.sink.syms[:0], s.sink.state[:0]
+	q.one(state, last.v, int(last.scale), int(last.prior8), &s.sink)
+	for i := len(s.sink.syms) - 1; i >= 0; i-- {
+		start, freq := uint32(s.sink.syms[i])>>16, uint32(s.sink.syms[i])&0xffff
+		if x >= freq<<(32-probBits) && freq < probOne {
+			w.put(uint16(x))
+			x >>= 16
+		}
+		x = x/freq<<probBits + x%freq + start
+	}
+	return x
+}
