@@ -39,32 +39,10 @@ func (c *coder) decodeOne(l *lane, b []byte, out []float32) bool {
 			c.decodeRows(&d, l, t, 1, out)
 			break
 		}
-		var a0, a1 *rowScales
-		known, a0 = c.scalesOf(known, l, l.step8[t])
-		known, a1 = c.scalesOf(known, l, l.step8[t+1])
-		o0, o1 := out[t*l.dim:(t+1)*l.dim], out[(t+1)*l.dim:(t+2)*l.dim]
-		var r0, r1 rowState
-		for g := 0; g < l.dim; g += groupSize {
-			s0, s1 := r0.shift8(c.Prior), r1.shift8(c.Prior)
-			for i := g; i < min(g+groupSize, l.dim); i++ {
-				if sc := int(a0.scale[i]); sc >= deadScale {
-					v, m := c.quick(&d, 0, sc+s0)
-					o0[i] = v
-					r0.seen += uint64(m) << 12
-					r0.expected += a0.exp[i]
-				} else {
-					o0[i] = 0
-				}
-				if sc := int(a1.scale[i]); sc >= deadScale {
-					v, m := c.quick(&d, 1, sc+s1)
-					o1[i] = v
-					r1.seen += uint64(m) << 12
-					r1.expected += a1.exp[i]
-				} else {
-					o1[i] = 0
-				}
-			}
-		}
+		var even, odd *rowScales
+		known, even = c.scalesOf(known, l, l.step8[t])
+		known, odd = c.scalesOf(known, l, l.step8[t+1])
+		c.decodePair(&d, even, odd, out[t*l.dim:(t+1)*l.dim], out[(t+1)*l.dim:(t+2)*l.dim])
 		if d.pos > len(b)+8 {
 			return false
 		}
@@ -72,32 +50,76 @@ func (c *coder) decodeOne(l *lane, b []byte, out []float32) bool {
 	return d.done()
 }
 
-// quick reads one coefficient.
-func (c *coder) quick(d *ransDecoder, r, scale8 int) (float32, uint32) {
-	if scale8 > classTop {
-		return c.next(d, r, scale8)
-	}
-	k := max(scale8-classBase, 0) >> 1
-	x := d.x[r]
-	e := c.slots[k][x&(probOne-1)]
-	sym := int(e >> 24)
-	if sym == symEscape {
-		return c.next(d, r, scale8)
-	}
-	x = (uint32(e)>>12&0xfff+1)*(x>>probBits) + uint32(e)&0xfff
-	if x < ransLow {
-		p := d.pos
-		d.pos = p + 2
-		if p+2 <= len(d.b) {
-			x = x<<16 | uint32(binary.LittleEndian.Uint16(d.b[p:]))
-		} else {
-			x <<= 16
+// decodePair decodes two rows.
+func (c *coder) decodePair(d *ransDecoder, even, odd *rowScales, out0, out1 []float32) {
+	x0, x1, pos, b := d.x[0], d.x[1], d.pos, d.b
+	var st0, st1 rowState
+	n := len(out0)
+	out1 = out1[:n]
+	scale0, scale1, exp0, exp1 := even.scale[:n], odd.scale[:n], even.exp[:n], odd.exp[:n]
+	for g := 0; g < n; g += groupSize {
+		shift0, shift1 := st0.shift8(c.Prior), st1.shift8(c.Prior)
+		for i := g; i < min(g+groupSize, n); i++ {
+			out0[i], out1[i] = 0, 0
+			if at := int(scale0[i]); at >= deadScale {
+				at += shift0
+				e := slot(symEscape << 24)
+				k := max(at-classBase, 0) >> 1
+				if at <= classTop {
+					e = c.slots[k][x0&(probOne-1)]
+				}
+				var m uint32
+				if sym := e >> 24; sym == symEscape {
+					d.x[0], d.pos = x0, pos
+					out0[i], m = c.next(d, 0, at)
+					x0, pos = d.x[0], d.pos
+				} else {
+					x0 = (uint32(e)>>12&0xfff+1)*(x0>>probBits) + uint32(e)&0xfff
+					if x0 < ransLow {
+						x0 <<= 16
+						if pos+2 <= len(b) {
+							x0 |= uint32(binary.LittleEndian.Uint16(b[pos:]))
+						}
+						pos += 2
+					}
+					out0[i], m = c.signed[k][sym], magnitudes[sym]
+				}
+				st0.add(m, exp0[i])
+			}
+			if at := int(scale1[i]); at >= deadScale {
+				at += shift1
+				e := slot(symEscape << 24)
+				k := max(at-classBase, 0) >> 1
+				if at <= classTop {
+					e = c.slots[k][x1&(probOne-1)]
+				}
+				var m uint32
+				if sym := e >> 24; sym == symEscape {
+					d.x[1], d.pos = x1, pos
+					out1[i], m = c.next(d, 1, at)
+					x1, pos = d.x[1], d.pos
+				} else {
+					x1 = (uint32(e)>>12&0xfff+1)*(x1>>probBits) + uint32(e)&0xfff
+					if x1 < ransLow {
+						x1 <<= 16
+						if pos+2 <= len(b) {
+							x1 |= uint32(binary.LittleEndian.Uint16(b[pos:]))
+						}
+						pos += 2
+					}
+					out1[i], m = c.signed[k][sym], magnitudes[sym]
+				}
+				st1.add(m, exp1[i])
+			}
 		}
 	}
-	d.x[r] = x
-	m := sym - maxLevel
-	if m < 0 {
-		m = -m
-	}
-	return c.signed[k][sym], uint32(m)
+	d.x[0], d.x[1], d.pos = x0, x1, pos
 }
+
+// magnitudes are those of symbols, repeated for those that there are not.
+var magnitudes = func() (m [256]uint32) {
+	for i := range m {
+		m[i] = uint32(max(i-maxLevel, maxLevel-i))
+	}
+	return m
+}()
