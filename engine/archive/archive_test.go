@@ -481,3 +481,72 @@ func TestEncodeSymbol_IsADivision(t *testing.T) {
 		}
 	}
 }
+
+// TestMoments_AgainstSums holds the moments against sums in float64, for rows far from zero too.
+func TestMoments_AgainstSums(t *testing.T) {
+	for _, d := range []int{1, 3, 64, 80} {
+		for _, n := range []int{1, 7, momentRows, 2*momentRows + 5} {
+			rng := rand.New(rand.NewPCG(uint64(d), uint64(n)))
+			x := make([]float32, n*d)
+			for i := range x {
+				x[i] = float32(30*float64(i%d) + rng.NormFloat64())
+			}
+			m := NewMoments(d, true)
+			m.Add(x)
+			require.Equal(t, float64(n), m.N)
+			for i := range d {
+				for j := range i + 1 {
+					var second, cov, si, sj float64
+					for r := range n {
+						a, b := float64(x[r*d+i]), float64(x[r*d+j])
+						second, si, sj = second+a*b, si+a, sj+b
+					}
+					cov = second/float64(n) - si/float64(n)*sj/float64(n)
+					got := m.Second[i*d+j]/m.N - m.Sum[i]/m.N*m.Sum[j]/m.N
+					// Deviations are 1; float64 leaves little of a second moment of up to 30^2 dim^2.
+					require.InDelta(t, cov, got, 1e-5+0x1p-48*second/float64(n), "%d, %d of %d rows", i, j, n)
+				}
+				// Rows about their mean are rounded to float32; they lie within 8.
+				require.InDelta(t, m.Sum[i], sumOf(x, i, d), float64(n)*8*0x1p-24)
+			}
+		}
+	}
+}
+
+func sumOf(x []float32, i, d int) (s float64) {
+	for ; i < len(x); i += d {
+		s += float64(x[i])
+	}
+	return s
+}
+
+// TestExpectedGain_IsTheGain holds the determinant against the basis.
+func TestExpectedGain_IsTheGain(t *testing.T) {
+	const dim, rows = 16, 400
+	rng := rand.New(rand.NewPCG(4, 4))
+	x := make([]float32, rows*dim)
+	for i := range x {
+		x[i] = float32(rng.NormFloat64())
+		if i%dim > 0 {
+			x[i] = 0.9*x[i-1] + 0.3*x[i]
+		}
+	}
+	m := NewMoments(dim, true)
+	m.Add(x)
+	metric := identity(dim)
+	for i := range dim {
+		metric[i*dim+i] = 1 + float64(i%3)
+	}
+	for _, metric := range [][]float64{nil, metric} {
+		without, with := FitTransform(m, metric, false), FitTransform(m, metric, true)
+		want := BasisGain(with, without, 0.05)
+		got, ok := ExpectedGain(m, metric, without, 0.05)
+		require.True(t, ok)
+		require.Greater(t, want, 5.0)
+		// Deviations are kept in eighths of an octave: a component is off by 1/16 of a bit at most.
+		require.InDelta(t, want, got, float64(dim)/16)
+	}
+	metric[1] = 0.5
+	_, ok := ExpectedGain(m, metric, FitTransform(m, metric, false), 0.05)
+	require.False(t, ok)
+}

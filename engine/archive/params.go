@@ -96,6 +96,7 @@ type Codec struct {
 	*Params
 	c *coder
 
+	work  sync.Pool // *[]float32: the components of a lane
 	mu    sync.Mutex
 	turns []turns // of the segments last met: those of all layers are at the same positions
 }
@@ -156,7 +157,9 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 			}
 		}
 	}
-	return &Codec{Params: p, c: newCoder(p.Set.Tables, encode)}, nil
+	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode)}
+	c.work.New = func() any { return new([]float32) }
+	return c, nil
 }
 
 // check returns the transforms of a layer for rows of these dims.

@@ -380,13 +380,13 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 		return err
 	}
 	sin, cos := c.angles(seg.Pos)
-	var y []float32
+	work := c.work.Get().(*[]float32)
+	defer c.work.Put(work)
 	for i := range lanes {
 		t := ts[i]
 		l, steps := c.lane(seg, i, std8[i], seg.Step8[i])
-		if len(y) < n*t.Dim {
-			y = make([]float32, n*t.Dim)
-		}
+		*work = slices.Grow((*work)[:0], n*t.Dim)
+		y := (*work)[:n*t.Dim]
 		if k := c.c.decodeLane(l, parts.lanes[i], y[:n*t.Dim]); k >= 0 {
 			return corrupt("lane", i/sides, i%sides, parts.offset[i],
 				"stream %d does not end where it should", k)
@@ -457,27 +457,35 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 
 // noise sets out to gain times the expected squared error of each row, as the tables tell it.
 func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
-	var last int16
-	var sum float64
+	known := map[int16]float32{} // by step; a lane has as many as there are classes
 	for t := range out {
-		if t == 0 || l.step8[t] != last {
-			last, sum = l.step8[t], 0
-			for _, s := range l.std8 {
-				scale := int(s) - int(last)
-				dev := float64(step(1, scale)) // the whole of a component that is not stored
-				e := float64(dev * dev)
-				if coded(scale) {
-					k, shift := classOf(scale)
-					e = float64(c.c.Noise[k]) / 4096
-					if shift > 0 {
-						e = 1. / 12
-					}
-				}
-				sum += e
-			}
+		s8 := l.step8[t]
+		sum, ok := known[s8]
+		if !ok {
+			sum = c.expected(l, s8)
+			known[s8] = sum
 		}
-		out[t] = gain * steps[t] * steps[t] * float32(sum)
+		out[t] = gain * steps[t] * steps[t] * sum
 	}
+}
+
+// expected returns the squared error to expect of a row with a step, in squared steps.
+func (c *Codec) expected(l *lane, step8 int16) float32 {
+	var sum float64
+	for _, s := range l.std8 {
+		scale := int(s) - int(step8)
+		if coded(scale) {
+			e := 1. / 12
+			if k, shift := classOf(scale); shift == 0 {
+				e = float64(c.c.Noise[k]) / 4096
+			}
+			sum += e
+			continue
+		}
+		dev := float64(step(1, scale)) // the whole of a component that is not stored
+		sum += float64(dev * dev)
+	}
+	return float32(sum)
 }
 
 // LaneSizes returns the bytes that each lane of a payload takes, [heads*sides].

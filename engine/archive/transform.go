@@ -5,6 +5,7 @@ package archive
 import (
 	"encoding/binary"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive/internal/axpy"
 	"github.com/kvist-project/kvist/quant"
@@ -110,46 +111,54 @@ func (t *Transform) restore(x, y []float32) {
 	}
 }
 
-// invert returns the inverse of an n by n matrix by elimination with row pivots.
+// invert returns the inverse of an n by n matrix by elimination in place, with row pivots.
 func invert(m []float64, n int) ([]float64, bool) {
-	a := make([]float64, n*2*n)
-	for i := range n {
-		copy(a[i*2*n:], m[i*n:(i+1)*n])
-		a[i*2*n+n+i] = 1
-	}
-	w := 2 * n
+	a := slices.Clone(m)
+	swapped := make([]int, n)
 	for c := range n {
 		p := c
 		for r := c; r < n; r++ {
-			if math.Abs(a[r*w+c]) > math.Abs(a[p*w+c]) {
+			if math.Abs(a[r*n+c]) > math.Abs(a[p*n+c]) {
 				p = r
 			}
 		}
-		if !(math.Abs(a[p*w+c]) > 1e-12) {
+		if !(math.Abs(a[p*n+c]) > 1e-12) {
 			return nil, false
 		}
-		for j := range w {
-			a[c*w+j], a[p*w+j] = a[p*w+j], a[c*w+j]
+		swapped[c] = p
+		top := a[c*n : (c+1)*n]
+		if p != c {
+			for j, v := range a[p*n : (p+1)*n] {
+				top[j], a[p*n+j] = v, top[j]
+			}
 		}
-		f := 1 / a[c*w+c]
-		for j := range w {
-			a[c*w+j] *= f
+		// Column c becomes that of the inverse as the others are eliminated.
+		f := 1 / top[c]
+		top[c] = 1
+		for j := range top {
+			top[j] *= f
 		}
 		for r := range n {
-			if r == c || a[r*w+c] == 0 {
+			row := a[r*n : (r+1)*n]
+			g := row[c]
+			if r == c || g == 0 {
 				continue
 			}
-			g := a[r*w+c]
-			for j := c; j < w; j++ {
-				a[r*w+j] -= g * a[c*w+j]
+			row[c] = 0
+			for j, v := range top {
+				row[j] -= g * v
 			}
 		}
 	}
-	out := make([]float64, n*n)
-	for i := range n {
-		copy(out[i*n:(i+1)*n], a[i*w+n:(i+1)*w])
+	// Rows that were swapped are columns of the inverse.
+	for c := n - 1; c >= 0; c-- {
+		if p := swapped[c]; p != c {
+			for r := range n {
+				a[r*n+c], a[r*n+p] = a[r*n+p], a[r*n+c]
+			}
+		}
 	}
-	return out, true
+	return a, true
 }
 
 // Set is a family of transforms and the tables that belong to them: what a profile holds, or a

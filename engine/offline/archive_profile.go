@@ -168,6 +168,7 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 	n := c.geo.Layers * c.geo.KVHeads
 	out := &ArchiveSteps{K: make([]float32, n), V: make([]float32, n)}
 	cfg := DefaultConfig()
+	cfg.Form = FormArchive
 	for at, src := range c.captures {
 		in, err := newInput(src, cfg.Segment)
 		if err != nil {

@@ -21,6 +21,10 @@ const (
 	runRows      = 64 // rows of a segment, if any: enough to tell the deviations of components
 )
 
+// solveNear is how near the sample has to come to the bits asked for, relatively: the batches that
+// follow make up for the rest.
+const solveNear = 0.005
+
 // rateModel says how bytes go with the step.
 type rateModel struct {
 	sample []sampleRun
@@ -115,7 +119,7 @@ func (a *archiver) solve(ctx context.Context, bits, guess float64) (s float64, e
 			slope = min((got-lastLog)/(s-last), -1e-3)
 		}
 		last, lastLog = s, got
-		if try > 0 && math.Abs(got-want) < 1e-3 || high-low < 1e-2 || math.Abs(s) > 1000 {
+		if try > 0 && math.Abs(got-want) < solveNear || high-low < 1e-2 || math.Abs(s) > 1000 {
 			break
 		}
 		if got > want {

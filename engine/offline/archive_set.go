@@ -138,13 +138,17 @@ func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transfo
 	if !full {
 		return without, nil
 	}
-	with := archive.FitTransform(m, metric, true)
 	var energy float64
 	for _, s := range without.Std8 {
 		energy += math.Exp2(float64(s) / 4)
 	}
 	// Noise at a twentieth of the energy is about what 2 bits a value leave.
-	if archive.BasisGain(with, without, energy/float64(dim)/20)*float64(l.tokens) > 2*8*float64(dim*dim) {
+	noise, least := energy/float64(dim)/20, 2*8*float64(dim*dim)/float64(l.tokens)
+	if gain, ok := archive.ExpectedGain(m, metric, without, noise); ok && gain < least {
+		return without, nil
+	}
+	with := archive.FitTransform(m, metric, true)
+	if archive.BasisGain(with, without, noise) > least {
 		return with, nil
 	}
 	return without, nil

@@ -161,6 +161,15 @@ func probeCoding(bits int) quant.Coding {
 	}
 }
 
+// leastProbe is the least width that probes look at. Steps of an archive are made of the cost of
+// small errors: it has no use for the others.
+func (c *compressor) leastProbe() int {
+	if c.cfg.Form == FormArchive {
+		return 3
+	}
+	return 1
+}
+
 // probe plays the future: queries of the last quarter attend to the rows before it, coded at 1, 2
 // and 3 bits on one side and exact on the other, and what that does to their outputs is what
 // errors in this head cost. It sees what no formula over attention probabilities does: how
@@ -180,7 +189,7 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *back
 			energy += e
 		}
 		var cost [4]float64 // damage per unit of squared error at each width
-		for bits := 3; bits >= 1; bits-- {
+		for bits := 3; bits >= c.leastProbe(); bits-- {
 			e, err := c.probed(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
 			if err != nil {
 				return err
@@ -191,7 +200,7 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *back
 			continue // nothing to measure: the formula stays
 		}
 		curve := &plan.Curve{}
-		for bits := 3; bits >= 1; bits-- {
+		for bits := 3; bits >= c.leastProbe(); bits-- {
 			curve[bits] = cost[bits] / cost[3]
 			// Fewer bits never cost less, whatever the sample says.
 			if bits < 3 {
