@@ -81,7 +81,7 @@ func (b *budget) start(ctx context.Context) error {
 			bits -= 8 * b.besides(c)
 		}
 	}
-	s, err := b.solve(ctx, bits, b.firstStep())
+	s, err := b.solve(ctx, bits, b.firstStep(bits))
 	if err != nil {
 		return err
 	}
@@ -139,32 +139,34 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 	}
 	var best []coded
 	bestFine, bestStep, bestBytes := float32(0), 0, int64(-1)
+	last, lastLog := s, 0.0
 	for try := range 6 {
 		b.setStep(s)
 		if err := b.encodeAll(ctx, b.all, 0); err != nil {
 			return err
 		}
-		n, exact := bytesOf(b.all), int64(0)
-		besides := 0.0
-		for _, c := range b.all {
-			if c.exact {
-				exact += c.bytes
-			} else {
-				besides += b.besides(c)
-			}
-		}
+		n := bytesOf(b.all)
 		if n <= b.left && n > bestBytes {
 			best, bestFine, bestStep, bestBytes = values(b.all), b.params.Fine, b.step8, n
 		}
-		if over := float64(n-b.left) / float64(b.left); math.Abs(over) <= near && (over <= 0 || !few) || n == exact {
+		fixed := 0.0 // bytes that do not go with the step
+		for _, c := range b.all {
+			if c.exact {
+				fixed += float64(c.bytes)
+			} else {
+				fixed += b.besides(c)
+			}
+		}
+		got, aim := float64(n)-fixed, float64(b.left)*(1-0.0002*float64(try))-fixed
+		over := float64(n-b.left) / float64(b.left)
+		if math.Abs(over) <= near && (over <= 0 || !few) || got <= 0 || aim <= 0 {
 			break
 		}
-		ratio := (float64(n-exact) - besides) / max(b.rate.bits/8, 1)
-		aim := float64(b.left)*(1-0.0002*float64(try)) - float64(exact) - besides
-		var err error
-		if s, err = b.solve(ctx, 8*aim/ratio, s); err != nil {
-			return err
+		if math.Abs(s-last) > 1e-3 {
+			b.rate.slope = min((math.Log(got)-lastLog)/(s-last), -1e-3)
 		}
+		last, lastLog = s, math.Log(got)
+		s += min(max((math.Log(aim)-lastLog)/b.rate.slope, -64), 64)
 	}
 	if !few || bestBytes < 0 {
 		return b.finish(ctx, b.all, 0)

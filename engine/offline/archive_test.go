@@ -210,6 +210,30 @@ func TestArchive_SameWithAnyWorkers(t *testing.T) {
 	require.True(t, bytes.Equal(b, one))
 }
 
+// A file of many records meets its budget in one pass: near it, never above, and with rows that are
+// kept exactly counted.
+func TestArchive_ManyRecords(t *testing.T) {
+	be := openCPU(t)
+	src := synthetic(t, shape{4, 2, 2100, 32, 32, quant.Float16, true}, quanttest.Gaussian,
+		func(k quant.Rows) { k.Row(1300)[3] = float32(math.NaN()) })
+	for _, bits := range []float64{0.7, 2, 5} {
+		cfg := config(t, fmt.Sprintf("bits=%g form=archive segment=64 allow-nonfinite=true", bits+1))
+		b, res := compress(t, src, be, cfg)
+		require.LessOrEqual(t, res.BitsPerValue, bits+1)
+		require.Greater(t, res.BitsPerValue, 0.998*(bits+1))
+		back := restored(t, b)
+		want, got := raw(t, src, "layers.2.k"), raw(t, back, "layers.2.k")
+		require.Equal(t, want[1300*64:1301*64], got[1300*64:1301*64])
+
+		weights, err := offline.ArchiveWeights(context.Background(), reader(t, b))
+		require.NoError(t, err)
+		require.NotNil(t, weights)
+	}
+	_, err := offline.Compress(context.Background(), src, &bytes.Buffer{}, be,
+		config(t, "bits=0.05 form=archive segment=64 allow-nonfinite=true"), nil, nil)
+	require.ErrorIs(t, err, quant.ErrBudget)
+}
+
 func TestArchive_Truncate(t *testing.T) {
 	src, be := small(t), openCPU(t)
 	p := calibrated(t, src)
