@@ -14,7 +14,7 @@ export KVIST_REQUIRE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu fuzz-smoke golden quality tidy-check clean
+        test-race lint bench bench-cpu bench-archive fuzz-smoke golden quality tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -75,10 +75,22 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
 	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s bench/results/cpu-*.txt > bench/results/cpu.md
 
+SPEED := bench/results/archive-speed
+bench-archive: model ## speed and memory of the archive: the codec, the verbs on one core and on all; writes bench/results/archive-speed*
+	@rm -rf build/archive && mkdir -p build/archive
+	$(GO) build -o build/archive/kvist ./cmd/kvist
+	build/archive/kvist capture smollm2 bench/quality/texts/calib-recipes.txt -o build/archive/capture.safetensors
+	$(GO) test ./engine/archive -run '^$$' -bench 'code|Loss' -cpu 1 -benchtime 80x -count 5 > $(SPEED).txt
+	$(GO) run ./bench/archivetable -kvist build/archive/kvist -capture build/archive/capture.safetensors \
+	  -profile testdata/smollm2.kvprofile $(SPEED).txt > $(SPEED).md
+	@rm -rf build/archive
+
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  offline:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
+	@for f in FuzzDecode FuzzParams; do \
+	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/archive || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 	$(GO) test -run '^$$' -fuzz '^FuzzGGUF$$' -fuzztime $(FUZZ) ./bench/llama
