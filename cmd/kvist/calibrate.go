@@ -20,6 +20,7 @@ import (
 type calibrateFlags struct {
 	out, runs   string
 	texts       []string
+	names       []string
 	bits        float64
 	next        int
 	json, force bool
@@ -43,10 +44,14 @@ With -o naming a profile that exists, only these parts of it are replaced.
 the steps of the layers where they matter finer. Measured again, a profile is refined. Without
 captures, only that is done.
 
+A profile is used with captures of its model alone, told by shape and name. --also-named adds a
+name that other files give the same model; it is trusted to be that.
+
 Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 		Example: `  kvist capture smollm2 book.txt --o-weight -o book.safetensors
   kvist calibrate *.safetensors -o smollm2.kvprofile
-  kvist compress cache.safetensors -o cache.kvist --form archive --profile smollm2.kvprofile`,
+  kvist compress cache.safetensors -o cache.kvist --form archive --profile smollm2.kvprofile
+  kvist calibrate -o smollm2.kvprofile --also-named SmolLM2-135M-Instruct`,
 		Args: cobra.ArbitraryArgs,
 		RunE: a.verb(func(cmd *cobra.Command, args []string) error {
 			return a.calibrate(cmd.Context(), args, &f)
@@ -56,6 +61,7 @@ Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
 	fl.StringVar(&f.runs, "model", "", "`MODEL` to measure steps in: a GGUF file, or smollm2")
 	fl.StringArrayVar(&f.texts, "text", nil, "text `FILE` to measure steps on, may be given again")
+	fl.StringArrayVar(&f.names, "also-named", nil, "other `NAME` of the same model, may be given again")
 	fl.Float64Var(&f.bits, "bits", 1.4, "`bits` a value at which steps are measured")
 	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -75,7 +81,7 @@ type calibratedJSON struct {
 }
 
 func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) (err error) {
-	if len(names) == 0 && f.runs == "" {
+	if len(names) == 0 && f.runs == "" && len(f.names) == 0 {
 		return usagef("neither captures nor --model: nothing to learn from")
 	}
 	if (f.runs == "") != (len(f.texts) == 0) {
@@ -89,6 +95,11 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 		old, err = profile.Open(f.out, profile.Limits{})
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
+		}
+	}
+	if old != nil {
+		if old, err = old.Named(f.names...); err != nil {
+			return &usageError{err: err}
 		}
 	}
 	sum := &calibratedJSON{Output: f.out, Captures: len(names)}
@@ -117,6 +128,9 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	}
 	if p == nil {
 		return fmt.Errorf("%s: no profile to refine, and no captures to make one from: %w", f.out, fs.ErrNotExist)
+	}
+	if p, err = p.Named(f.names...); err != nil { // one that is new
+		return &usageError{err: err}
 	}
 	if f.runs != "" {
 		if p, err = a.measureSteps(ctx, f, p, say); err != nil {

@@ -61,7 +61,8 @@ func runScripts(t *testing.T, dir string, environment map[string]string) {
 				env.Setenv(name, value)
 			}
 			for name, path := range map[string]string{"KV": kvCapture, "NPY": npyCapture,
-				"CORRUPT": corruptDir, "GOLDEN": "../../testdata/golden/v1"} {
+				"CORRUPT": corruptDir, "GOLDEN": "../../testdata/golden/v1",
+				"SHIPPED": "../../testdata/smollm2.kvprofile"} {
 				abs, err := filepath.Abs(path)
 				if err != nil {
 					return err

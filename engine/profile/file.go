@@ -73,6 +73,19 @@ func (p *Profile) Digest(sections ...Section) ID {
 	return ID(h.Sum(nil))
 }
 
+// Digests returns the Digest of the profile, and those it had before Named gave it its later names:
+// files that were made then name one of them.
+func (p *Profile) Digests(sections ...Section) []ID {
+	names := strings.Split(p.model, nameSeparator)
+	var ids []ID
+	for n := len(names); n > 0; n-- {
+		q := *p
+		q.model = strings.Join(names[:n], nameSeparator)
+		ids = append(ids, q.Digest(sections...))
+	}
+	return ids
+}
+
 func number(h hash.Hash, v uint64) {
 	_, _ = h.Write(binary.LittleEndian.AppendUint64(nil, v))
 }

@@ -73,6 +73,34 @@ func New(model string, geo quant.Geometry) (*Profile, error) {
 // Model returns the name of the model.
 func (p *Profile) Model() string { return p.model }
 
+// nameSeparator stands between the names of a model.
+const nameSeparator = " | "
+
+// Named returns a profile that other names of the same model are right for, too. Nothing else
+// about it changes.
+//
+// Errors: quant.ErrShape for a name that cannot be one.
+func (p *Profile) Named(names ...string) (*Profile, error) {
+	all := []string{}
+	if p.model != "" {
+		all = strings.Split(p.model, nameSeparator)
+	}
+	for _, n := range names {
+		if n == "" || n != strings.TrimSpace(n) || strings.Contains(n, nameSeparator) {
+			return nil, shapef("model name %q, want some text without %q", short(n), nameSeparator)
+		}
+		if !slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	q, err := New(strings.Join(all, nameSeparator), p.geo)
+	if err != nil {
+		return nil, err
+	}
+	q.sections, q.meta = maps.Clone(p.sections), maps.Clone(p.meta)
+	return q, nil
+}
+
 // Geometry returns the shape of the model's cache.
 func (p *Profile) Geometry() quant.Geometry {
 	g := p.geo
@@ -185,7 +213,7 @@ func validName(s string, most int, extra string) bool {
 //
 // Errors: *MismatchError, which matches quant.ErrShape.
 func (p *Profile) Check(model string, geo quant.Geometry) error {
-	if model != "" && p.model != "" && !slices.Contains(strings.Split(p.model, " | "), model) {
+	if model != "" && p.model != "" && !slices.Contains(strings.Split(p.model, nameSeparator), model) {
 		return &MismatchError{Profile: p.ID(), What: "model", Want: p.model, Got: model}
 	}
 	a, b := p.geo, geo
@@ -224,8 +252,12 @@ type MismatchError struct {
 
 // Error names the profile, and what differs.
 func (e *MismatchError) Error() string {
-	return fmt.Sprintf("kvist/profile: profile %s: it is of %s %s, used with %s %s: %v", e.Profile,
-		e.What, short(e.Want), e.What, short(e.Got), quant.ErrShape)
+	hint := ""
+	if e.What == "model" {
+		hint = " (if that is the same model, kvist calibrate --also-named adds its name)"
+	}
+	return fmt.Sprintf("kvist/profile: profile %s: it is of %s %s, used with %s %s%s: %v", e.Profile,
+		e.What, short(e.Want), e.What, short(e.Got), hint, quant.ErrShape)
 }
 
 // Unwrap returns quant.ErrShape.

@@ -322,3 +322,29 @@ func TestSensitivity_Power(t *testing.T) {
 	_, err := whole(t).WithSensitivity(s.Power(-1000), nil)
 	require.NoError(t, err)
 }
+
+// A profile takes other names of its model; files made before still find it.
+func TestNamed(t *testing.T) {
+	p, err := profile.New("a", quant.Geometry{Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 8, HeadDimV: 8})
+	require.NoError(t, err)
+	q, err := p.Named("b", "a", "b")
+	require.NoError(t, err)
+	require.Equal(t, "a | b", q.Model())
+	require.Equal(t, "a", p.Model())
+	for _, n := range []string{"a", "b", ""} {
+		require.NoError(t, q.Check(n, p.Geometry()))
+	}
+	var mismatch *profile.MismatchError
+	require.ErrorAs(t, q.Check("a | b", p.Geometry()), &mismatch)
+	require.ErrorContains(t, mismatch, "--also-named")
+	require.Equal(t, []profile.ID{q.Digest(), p.Digest()}, q.Digests())
+	for _, n := range []string{"", " b", "b | c"} {
+		_, err := p.Named(n)
+		require.ErrorIs(t, err, quant.ErrShape)
+	}
+	none, err := profile.New("", p.Geometry())
+	require.NoError(t, err)
+	q, err = none.Named("b")
+	require.NoError(t, err)
+	require.Equal(t, "b", q.Model())
+}
