@@ -84,7 +84,11 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 		if f.profile != "" {
 			profiles = append(profiles, f.profile)
 		}
-		if cmp, _, err = a.compare(ctx, r, f.against, profiles, f.backend); err != nil {
+		ps, err := a.openProfiles(ctx, profiles)
+		if err != nil {
+			return err
+		}
+		if cmp, _, err = a.compare(ctx, r, f.against, ps, f.backend); err != nil {
 			return err
 		}
 	}

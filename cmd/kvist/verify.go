@@ -11,6 +11,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -27,14 +28,17 @@ func newVerify(a *app) *cobra.Command {
 		Use:   "verify FILE.kvist",
 		Short: "Check every byte of a file, and its error against the original",
 		Long: `verify reads the whole file: checksums, structure, padding, and that no record is
-missing. Damage is listed with section, record and offset, and the exit status is 3.
+missing. Of an archive it decodes every record; one that was made with a profile needs it for that
+(--profile), and it is said where it was not given. Damage is listed with section, record and
+offset, and the exit status is 3.
 
 --against measures what was lost, layer by layer. K and V error: sum|x - x'|^2 / sum|x|^2 over all
 rows. Cosine: the mean over rows. Future attention: relative squared error of the attention outputs
 of the captured later queries (q_next) over the compressed context and their exact tail.
 
 Fields of --json: file, ok, bytes, records, side_tensors, damage (section, layer, segment, head,
-block, offset, message; numbers are -1 where they have no meaning), comparison (null without
+block, offset, message; numbers are -1 where they have no meaning), not_decoded (why the records of
+an archive were not decoded, or ""), comparison (null without
 --against: original, k_error, v_error, future_error, side_tensors, layers with name, k_error,
 v_error, k_cosine, v_cosine, future_error; null where not measured).`,
 		Example: `  kvist verify cache.kvist
@@ -51,7 +55,7 @@ v_error, k_cosine, v_cosine, future_error; null where not measured).`,
 	cmd.Flags().StringVar(&f.against, "against", "",
 		"`ORIGINAL` capture to measure the error against")
 	cmd.Flags().StringArrayVar(&f.profiles, "profile", nil,
-		"profile `FILE` that an archive was coded with, for --against")
+		"profile `FILE` that an archive was coded with")
 	cmd.Flags().BoolVar(&f.json, "json", false, "print one JSON object")
 	f.backend.add(cmd)
 	return cmd
@@ -65,6 +69,7 @@ type verifyJSON struct {
 	Records     int             `json:"records"`
 	SideTensors int             `json:"side_tensors"`
 	Damage      []damageJSON    `json:"damage"`
+	NotDecoded  string          `json:"not_decoded"`
 	Comparison  *comparisonJSON `json:"comparison"`
 }
 
@@ -87,13 +92,23 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 		return err
 	}
 	defer closing(in, &err)
+	profiles, err := a.openProfiles(ctx, f.profiles)
+	if err != nil {
+		return err
+	}
 	res := verifyJSON{File: in.name, Bytes: in.size, Damage: []damageJSON{}}
 	r, err := container.Open(in.name, in, in.size, container.Limits{})
 	if err == nil {
 		res.Records = len(r.Records())
 		say, clear := a.progress()
-		err = offline.Verify(ctx, r, say)
+		if err = offline.Verify(ctx, r, say); err == nil {
+			err = offline.VerifyRows(ctx, r, say, profiles...)
+		}
 		clear()
+		var missing *offline.MissingProfileError
+		if errors.As(err, &missing) && missing.Given == 0 {
+			res.NotDecoded, err = oneLine(missing), nil
+		}
 	}
 	if err != nil {
 		if exitCode(err) != exitDamaged {
@@ -107,7 +122,7 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	}
 	res.OK, res.SideTensors = true, len(auxes)
 	if f.against != "" {
-		cmp, original, err := a.compare(ctx, r, f.against, f.profiles, f.backend)
+		cmp, original, err := a.compare(ctx, r, f.against, profiles, f.backend)
 		if err != nil {
 			return err
 		}
@@ -120,6 +135,9 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	p.printf("%s: intact: %s bytes, %d records, %d side tensors\n", res.File, count(res.Bytes),
 		res.Records,
 		res.SideTensors)
+	if res.NotDecoded != "" {
+		p.printf("records were checked by their checksums but not decoded: %s\n", res.NotDecoded)
+	}
 	if res.Comparison != nil {
 		res.Comparison.print(p)
 	}
@@ -158,7 +176,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 }
 
 // compare measures a file against the capture called name, and returns that name for messages.
-func (a *app) compare(ctx context.Context, r *container.Reader, name string, profiles []string,
+func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps []*profile.Profile,
 	f backendFlags) (_ *offline.Comparison,
 	original string, err error) {
 	src, in, err := a.openCapture(ctx, name)
@@ -166,10 +184,6 @@ func (a *app) compare(ctx context.Context, r *container.Reader, name string, pro
 		return nil, "", err
 	}
 	defer closing(in, &err)
-	ps, err := a.openProfiles(ctx, profiles)
-	if err != nil {
-		return nil, "", err
-	}
 	be, err := a.openBackend(f)
 	if err != nil {
 		return nil, "", err

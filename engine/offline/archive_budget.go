@@ -137,8 +137,7 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 	if !few {
 		near = 0.004
 	}
-	var best []coded
-	bestFine, bestStep, bestBytes := float32(0), 0, int64(-1)
+	var fits, closest kept // the most bytes that are not too many, and the nearest of all
 	last, lastLog := s, 0.0
 	for try := range 6 {
 		b.setStep(s)
@@ -146,8 +145,11 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 			return err
 		}
 		n := bytesOf(b.all)
-		if n <= b.left && n > bestBytes {
-			best, bestFine, bestStep, bestBytes = values(b.all), b.params.Fine, b.step8, n
+		if n <= b.left && (fits.recs == nil || n > fits.bytes) {
+			fits = b.keep(b.all)
+		}
+		if closest.recs == nil || max(n-b.left, b.left-n) < max(closest.bytes-b.left, b.left-closest.bytes) {
+			closest = b.keep(b.all)
 		}
 		fixed := 0.0 // bytes that do not go with the step
 		for _, c := range b.all {
@@ -162,58 +164,69 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 		if math.Abs(over) <= near && (over <= 0 || !few) || got <= 0 || aim <= 0 {
 			break
 		}
-		if math.Abs(s-last) > 1e-3 {
-			b.rate.slope = min((math.Log(got)-lastLog)/(s-last), -1e-3)
+		if math.Abs(s-last) > 0.5 { // nearer points tell more of rounding than of the slope
+			b.rate.slope = min(max((math.Log(got)-lastLog)/(s-last), steepest), flattest)
 		}
 		last, lastLog = s, math.Log(got)
 		s += min(max((math.Log(aim)-lastLog)/b.rate.slope, -64), 64)
 	}
-	if !few || bestBytes < 0 {
-		return b.finish(ctx, b.all, 0)
+	if few && fits.recs != nil && fits.bytes > b.left-b.left/128 {
+		b.putBack(b.all, fits)
+		return nil
 	}
-	putBack(b.all, best)
-	b.params.Fine, b.step8 = bestFine, bestStep
-	return nil
+	b.putBack(b.all, closest)
+	return b.finish(ctx, b.all, 0)
 }
 
-func values(recs []*coded) (v []coded) {
+// kept is how records were encoded.
+type kept struct {
+	recs  []coded
+	bytes int64
+	fine  float32
+	step8 int
+}
+
+func (b *budget) keep(recs []*coded) kept {
+	k := kept{bytes: bytesOf(recs), fine: b.params.Fine, step8: b.step8}
 	for _, c := range recs {
-		v = append(v, *c)
+		k.recs = append(k.recs, *c)
 	}
-	return v
+	return k
 }
 
-func putBack(recs []*coded, v []coded) {
+func (b *budget) putBack(recs []*coded, k kept) {
 	for i := range recs {
-		*recs[i] = v[i]
+		*recs[i] = k.recs[i]
 	}
+	b.params.Fine, b.step8 = k.fine, k.step8
 }
 
 // finish moves lanes of the last records until recs, the first of which is number at, fit what is
 // left.
 func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
-	var best []coded
-	bestBytes := int64(-1)
+	var best kept
 	var free []int // records that steps change
 	for i, c := range recs {
 		if !c.exact {
 			free = append(free, i)
 		}
 	}
-	for try := 0; try < 8 || try < 32 && bestBytes < 0; try++ {
+	// Bytes that a unit takes: from the slope, then from what moving some did.
+	unit := -b.rate.slope * float64(bytesOf(recs)) / float64(len(recs)*b.lanes)
+	most := 8 * len(recs) * b.lanes // an octave for all of them
+	for try := 0; try < 8 || try < 32 && best.recs == nil; try++ {
 		n := bytesOf(recs)
-		if n <= b.left && n > bestBytes {
-			best, bestBytes = values(recs), n
+		if n <= b.left && (best.recs == nil || n > best.bytes) {
+			best = b.keep(recs)
 		}
 		if n <= b.left && b.left-n <= b.near || len(free) == 0 {
 			break
 		}
-		moved := b.unitsFor(n-b.left, n, len(recs))
+		// Towards the middle of what is near enough, never by less than asked for.
+		units := math.Ceil((float64(n-b.left) + float64(b.near)/2) / max(unit, 1))
+		moved := int(min(max(units, -float64(most)), float64(most)))
 		if moved == 0 {
 			break
-		}
-		if n > b.left && try > 8 {
-			moved *= try
 		}
 		m := min(len(free), (max(moved, -moved)+b.lanes-1)/b.lanes)
 		change := free[len(free)-m:]
@@ -224,26 +237,15 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 		if err != nil {
 			return err
 		}
+		if u := float64(n-bytesOf(recs)) / float64(moved); u > 0 {
+			unit = u
+		}
 	}
-	if bestBytes < 0 {
+	if best.recs == nil {
 		return b.tooSmall()
 	}
-	putBack(recs, best)
+	b.putBack(recs, best)
 	return nil
-}
-
-// unitsFor returns by how many units lanes of records that take bytes are to be coarser so that
-// over bytes go away. It aims at the middle of what is near enough; 0 where one unit is too much.
-func (b *budget) unitsFor(over, bytes int64, records int) int {
-	unit := -b.rate.slope * float64(bytes) / float64(records*b.lanes) // bytes of a unit
-	if !(unit > 0) {
-		return 1
-	}
-	u := (float64(over) + float64(b.near)/2) / unit
-	if over > 0 {
-		return int(math.Ceil(min(u, 1<<20)))
-	}
-	return int(max(math.Ceil(u), -1<<20))
 }
 
 // run encodes the records and hands them over in file order.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -43,7 +44,7 @@ func archiveCodec(r *container.Reader, profiles []*profile.Profile) (*archive.Co
 	if !p.Own {
 		id := profile.ID(r.Header().Profile)
 		for _, x := range profiles {
-			if ArchiveID(x) == id {
+			if slices.Contains(x.Digests(profile.SectionBasis, profile.SectionTables), id) {
 				if p.Set, err = archiveSet(x); err != nil {
 					return nil, err
 				}
@@ -75,6 +76,39 @@ func (e *MissingProfileError) Error() string {
 
 // Unwrap returns quant.ErrUnavailable.
 func (e *MissingProfileError) Unwrap() error { return quant.ErrUnavailable }
+
+// VerifyRows decodes every record in archive form: damage that no checksum tells, because the file was
+// written so. A file in hot form has nothing to decode.
+//
+// Errors: *MissingProfileError where the file names a profile that is not among profiles, whatever
+// its records hold; all *container.CorruptError, joined.
+func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
+	profiles ...*profile.Profile) error {
+	codec, err := archiveCodec(r, profiles)
+	if err != nil {
+		return err
+	}
+	n := len(r.Records())
+	var errs []error
+	for at := 0; at < n; {
+		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
+		progress.say("decoding", int64(at), int64(n))
+		err := eachIndex(ctx, len(part), func(i int) error {
+			rec, err := r.ReadRecord(at + i)
+			if err == nil && rec.Archive != nil {
+				_, _, err = packedRows(codec, r.Header(), rec)
+			}
+			part[i] = err
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		errs = append(errs, part...)
+		at += len(part)
+	}
+	return errors.Join(errs...)
+}
 
 // inRecord says of damage in a payload which record it is in.
 func inRecord(rec *container.Record, err error) error {

@@ -25,6 +25,13 @@ const (
 // follow make up for the rest.
 const solveNear = 0.005
 
+// The logarithm of bits falls with the step by 0.09 for an eighth of an octave where bits are few
+// and by 0.02 where they are many; these bounds keep the search sane where rounding hides it.
+const (
+	steepest = -0.5
+	flattest = -0.005
+)
+
 // rateModel says how bytes go with the step.
 type rateModel struct {
 	sample []sampleRun
@@ -115,8 +122,8 @@ func (a *archiver) solve(ctx context.Context, bits, guess float64) (s float64, e
 			return 0, err
 		}
 		got := math.Log(max(r.bits, 1))
-		if try > 0 && math.Abs(s-last) > 1e-3 {
-			slope = min((got-lastLog)/(s-last), -1e-3)
+		if try > 0 && math.Abs(s-last) > 0.2 {
+			slope = min(max((got-lastLog)/(s-last), steepest), flattest)
 		}
 		last, lastLog = s, got
 		if try > 0 && math.Abs(got-want) < solveNear || high-low < 1e-2 || math.Abs(s) > 1000 {
@@ -129,9 +136,9 @@ func (a *archiver) solve(ctx context.Context, bits, guess float64) (s float64, e
 		}
 		s += min(max((want-got)/slope, -64), 64)
 		if try == 0 && math.Abs(s-last) < 0.25 {
-			s = last + 0.25 // near enough already: this one is for the slope
+			s = last + math.Copysign(0.25, s-last) // near enough already: this one is for the slope
 		}
-		if s <= low || s >= high {
+		if !(low < s && s < high) && !math.IsInf(high-low, 0) {
 			s = (low + high) / 2
 		}
 	}

@@ -99,6 +99,56 @@ func TestArchive_BudgetsAreMet(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrBudget)
 }
 
+// Damage that no checksum tells, because the file was written so, is found by decoding, and all of it
+// is told.
+func TestVerifyRows(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	good, _ := compress(t, src, be, config(t, "bits=2 form=archive segment=128"))
+	r := reader(t, good)
+	ctx := context.Background()
+	require.NoError(t, offline.VerifyRows(ctx, r, nil))
+	var b bytes.Buffer
+	w, err := container.NewWriter(&b, r.Header())
+	require.NoError(t, err)
+	infos, err := r.Auxes()
+	require.NoError(t, err)
+	for _, i := range infos {
+		a, err := r.ReadAux(i.Name)
+		require.NoError(t, err)
+		require.NoError(t, w.WriteAux(a))
+	}
+	for i := range r.Records() {
+		rec, err := r.ReadRecord(i)
+		require.NoError(t, err)
+		if i == 3 || i == 5 {
+			rec.Archive[len(rec.Archive)*3/4] ^= 1
+		}
+		require.NoError(t, w.WriteRecord(rec))
+	}
+	require.NoError(t, w.Close())
+	bad := reader(t, b.Bytes())
+	require.NoError(t, offline.Verify(ctx, bad, nil), "the checksums are right")
+	err = offline.VerifyRows(ctx, bad, nil)
+	require.ErrorIs(t, err, quant.ErrCorrupt)
+	all := err.(interface{ Unwrap() []error }).Unwrap()
+	require.Len(t, all, 2)
+	for i, at := range []int{3, 5} {
+		var c *container.CorruptError
+		require.ErrorAs(t, all[i], &c)
+		require.Equal(t, "record", c.Section)
+		require.Equal(t, r.Records()[at].Layer, c.Layer)
+		require.Equal(t, r.Records()[at].Segment, c.Segment)
+	}
+
+	p := calibrated(t, src)
+	cfg := config(t, "bits=2 form=archive")
+	cfg.Profile = p
+	b2, _ := compress(t, src, be, cfg)
+	var missing *offline.MissingProfileError
+	require.ErrorAs(t, offline.VerifyRows(ctx, reader(t, b2), nil), &missing)
+	require.NoError(t, offline.VerifyRows(ctx, reader(t, b2), nil, p))
+}
+
 func TestArchive_BeatsHotOnTheCapture(t *testing.T) {
 	long(t)
 	src, be := open(t, kvFile), openCPU(t)
@@ -146,6 +196,12 @@ func TestArchive_Profiles(t *testing.T) {
 	require.NoError(t, err)
 	require.NotEqual(t, p.ID(), tuned.ID())
 	require.Equal(t, raw(t, restored(t, b, p), "layers.2.k"), raw(t, restored(t, b, tuned), "layers.2.k"))
+
+	// So does one that has another name of its model since.
+	named, err := p.Named("other name")
+	require.NoError(t, err)
+	require.NotEqual(t, offline.ArchiveID(p), offline.ArchiveID(named))
+	require.Equal(t, raw(t, restored(t, b, p), "layers.2.k"), raw(t, restored(t, b, named), "layers.2.k"))
 
 	other := synthetic(t, shape{4, 2, 100, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
 	_, err = offline.Compress(context.Background(), other, &bytes.Buffer{}, be, cfg, nil, nil)
@@ -208,6 +264,21 @@ func TestArchive_SameWithAnyWorkers(t *testing.T) {
 	one, _ := compress(t, src, be, cfg)
 	runtime.GOMAXPROCS(old)
 	require.True(t, bytes.Equal(b, one))
+}
+
+// A file of few records meets any budget that can be met. Its components are all alike, and so
+// are no longer coded all at once as the step grows: few bytes in between can be had.
+func TestArchive_EveryBudget(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	step := 1.09
+	if testing.Short() {
+		step = 2
+	}
+	for bits := 0.5; bits < 9; bits *= step {
+		_, res := compress(t, src, be, config(t, fmt.Sprintf("bits=%g form=archive importance=none", bits)))
+		require.LessOrEqual(t, res.BitsPerValue, bits)
+		require.Greater(t, res.BitsPerValue, 0.975*bits)
+	}
 }
 
 // A file of many records meets its budget in one pass: near it, never above, and with rows that are

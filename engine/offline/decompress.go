@@ -412,7 +412,8 @@ func (d *decompressor) sides() error {
 	return nil
 }
 
-// Verify checks every byte of a file: checksums, structure, padding, and that every record decodes.
+// Verify checks every byte of a file: checksums, structure, padding, and that no record is missing.
+// VerifyRows decodes what an archive holds.
 //
 // Errors: *container.CorruptError.
 func Verify(ctx context.Context, r *container.Reader, progress Progress) error {
