@@ -105,13 +105,14 @@ func ExpectedGain(m *Moments, metric []float64, without *Transform, noise float6
 	d := m.Dim
 	mean, _ := m.means()
 	cov := m.covariance(mean)
+	_, scale := without.inRow()
 	for i := range d {
 		for j := range d {
 			if metric != nil && i != j && metric[i*d+j] != 0 {
 				return 0, false
 			}
 			// The scale of a transform is one over the root of the metric.
-			cov[i*d+j] /= float64(without.Scale[i]) * float64(without.Scale[j])
+			cov[i*d+j] /= float64(scale[i]) * float64(scale[j])
 		}
 		cov[i*d+i] += noise
 	}
@@ -210,8 +211,8 @@ func QueryMetric(q *Moments, rope Rope) []float64 {
 const metricFloor = 1e-3
 
 // FitTransform makes the basis for rows with these moments under a metric, [dim, dim], or nil: the
-// principal components of the rows in that metric; m is full then. basis false keeps the components of the row and
-// takes only means and deviations.
+// principal components of the rows in that metric; m is full then. basis false keeps the values of
+// the row, sorted by their deviations.
 func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 	d := m.Dim
 	mean, variance := m.means()
@@ -240,6 +241,7 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 			t.Scale[i] = float32(1 / math.Sqrt(weight))
 			t.Std8[i] = deviation8(variance[i] * weight)
 		}
+		t.sort()
 		return t
 	}
 	cov := m.covariance(mean)

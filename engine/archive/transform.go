@@ -13,13 +13,17 @@ import (
 
 // Transform is a calibrated basis: row x = Mean + sum over i of y_i * component i. The components
 // are not orthogonal in general: y is measured in a metric in which errors of all its components
-// weigh the same. Without a basis component i is Scale[i] times value i of the row.
+// weigh the same. Without a basis component i is Scale[i] times value Order[i] of the row.
 type Transform struct {
 	Dim   int
 	Mean  []float32 // [dim], multiples of what binary16 holds
 	Std8  []int16   // [dim], 8*log2 of the deviation of y_i
 	Basis []int8    // [dim, dim], row i times Scale[i] is component i; nil: Scale alone
 	Scale []float32 // [dim]
+	// Order has the values of the row by deviation, the largest first: the components that streams
+	// behind the first hold, and Truncate drops, are the weakest. nil: as they stand in the row.
+	// With a basis it is nil.
+	Order []uint16 // [dim]
 	// Gain is what a squared error in y is worth in the metric that the basis was made for: for K
 	// the mean of (q . dk)^2 over queries is Gain * |dy|^2; 0 where it is not known.
 	Gain float32
@@ -73,6 +77,40 @@ func (t *Transform) prepare(encode bool) error {
 	return nil
 }
 
+// value returns the value of the row that component i is of.
+func (t *Transform) value(i int) int {
+	if t.Order != nil {
+		return int(t.Order[i])
+	}
+	return i
+}
+
+// sort puts components that stand as the values of the row do in the order of their deviations.
+func (t *Transform) sort() {
+	t.Order = make([]uint16, t.Dim)
+	for i := range t.Order {
+		t.Order[i] = uint16(i)
+	}
+	std8, scale := t.Std8, t.Scale
+	slices.SortStableFunc(t.Order, func(i, j uint16) int { return int(std8[j]) - int(std8[i]) })
+	t.Std8, t.Scale = make([]int16, t.Dim), make([]float32, t.Dim)
+	for i, j := range t.Order {
+		t.Std8[i], t.Scale[i] = std8[j], scale[j]
+	}
+}
+
+// inRow returns deviations and scales as the values stand in the row.
+func (t *Transform) inRow() (std8 []int16, scale []float32) {
+	if t.Order == nil {
+		return t.Std8, t.Scale
+	}
+	std8, scale = make([]int16, t.Dim), make([]float32, t.Dim)
+	for i, j := range t.Order {
+		std8[j], scale[j] = t.Std8[i], t.Scale[i]
+	}
+	return std8, scale
+}
+
 // project sets y, [rows, dim], to the components of x, [rows, dim].
 func (t *Transform) project(y, x []float32) {
 	d := t.Dim
@@ -80,8 +118,9 @@ func (t *Transform) project(y, x []float32) {
 	for r := range len(x) / d {
 		row, out := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
 		if t.Basis == nil {
-			for i, v := range row {
-				out[i] = (v - t.Mean[i]) * t.forward[i]
+			for i, f := range t.forward {
+				j := t.value(i)
+				out[i] = (row[j] - t.Mean[j]) * f
 			}
 			continue
 		}
@@ -103,7 +142,7 @@ func (t *Transform) restore(x, y []float32) {
 		copy(row, t.Mean)
 		if t.Basis == nil {
 			for i, v := range in {
-				row[i] += float32(v * t.Scale[i])
+				row[t.value(i)] += float32(v * t.Scale[i])
 			}
 			continue
 		}
@@ -186,7 +225,8 @@ func (s *Set) AppendTables(dst []byte) []byte { return appendTables(append(dst, 
 
 // Append appends the transforms, little-endian: u8 1, u8 sides, u16 heads, u32 layers, then for
 // each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, f16 means, i16 deviations,
-// f32 scales and, with a basis, i8 components.
+// f32 scales and, with a basis, i8 components. Kinds: 0 values as they stand in the row, 1 a basis, 2
+// values in the order of their deviations, which stand as those of kind 0 do.
 func (s *Set) Append(dst []byte) []byte {
 	le := binary.LittleEndian
 	dst = append(dst, 1, byte(s.Sides))
@@ -197,18 +237,22 @@ func (s *Set) Append(dst []byte) []byte {
 		for _, t := range s.Transforms[i] {
 			dst = le.AppendUint32(dst, uint32(t.Dim))
 			kind := byte(0)
-			if t.Basis != nil {
-				kind = 1
+			switch {
+			case t.Basis != nil:
+				kind = kindBasis
+			case t.Order != nil:
+				kind = kindSorted
 			}
 			dst = append(dst, kind)
 			dst = le.AppendUint32(dst, math.Float32bits(t.Gain))
 			for _, v := range t.Mean {
 				dst = le.AppendUint16(dst, quant.F32ToF16(v))
 			}
-			for _, v := range t.Std8 {
+			std8, scale := t.inRow()
+			for _, v := range std8 {
 				dst = le.AppendUint16(dst, uint16(v))
 			}
-			for _, v := range t.Scale {
+			for _, v := range scale {
 				dst = le.AppendUint32(dst, math.Float32bits(v))
 			}
 			for _, v := range t.Basis {
@@ -218,6 +262,13 @@ func (s *Set) Append(dst []byte) []byte {
 	}
 	return dst
 }
+
+// The kinds of transforms.
+const (
+	kindPlain  = 0
+	kindBasis  = 1
+	kindSorted = 2
+)
 
 // setReader takes a set apart. The first fault sticks.
 type setReader struct {
@@ -323,7 +374,7 @@ func (r *setReader) transform() *Transform {
 	t := &Transform{Dim: int(r.uint(4))}
 	kind := r.uint(1)
 	t.Gain = r.float()
-	if r.err == nil && (t.Dim < 1 || t.Dim > maxSetDim || kind > 1 || kind == 1 && t.Dim > MaxBasisDim || t.Gain < 0) {
+	if r.err == nil && (t.Dim < 1 || t.Dim > maxSetDim || kind > kindSorted || kind == kindBasis && t.Dim > MaxBasisDim || t.Gain < 0) {
 		r.fail("transform of dim %d, kind %d, gain %v", t.Dim, kind, t.Gain)
 	}
 	mean, std := r.take(2*t.Dim), r.take(2*t.Dim)
@@ -338,7 +389,11 @@ func (r *setReader) transform() *Transform {
 			r.fail("component %d: mean %v, deviation %d", i, m, t.Std8[i])
 		}
 	}
-	if len(r.b) < t.Dim*(4+int(kind)*t.Dim) {
+	need := t.Dim * 4
+	if kind == kindBasis {
+		need += t.Dim * t.Dim
+	}
+	if len(r.b) < need {
 		r.fail("basis of %d components in %d bytes", t.Dim, len(r.b))
 		return nil
 	}
@@ -346,7 +401,11 @@ func (r *setReader) transform() *Transform {
 	for i := range t.Scale {
 		t.Scale[i] = r.float()
 	}
-	if kind == 0 {
+	switch kind {
+	case kindPlain:
+		return t
+	case kindSorted:
+		t.sort()
 		return t
 	}
 	t.Basis = make([]int8, t.Dim*t.Dim)
