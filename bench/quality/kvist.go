@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
@@ -324,10 +325,15 @@ func readPart(src *capture.Source, layer int, p capture.Part, dst []float32) err
 	return nil
 }
 
-// memory is a file in memory. Writes do not overlap in time.
-type memory struct{ data []byte }
+// memory is a file in memory. Writes may overlap in time, reads may not with them.
+type memory struct {
+	mu   sync.Mutex
+	data []byte
+}
 
 func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	end := int(off) + len(p)
 	if end > len(m.data) {
 		if end > cap(m.data) {

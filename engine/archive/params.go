@@ -150,12 +150,8 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 	if err := p.Set.Tables.validate(); err != nil {
 		return nil, err
 	}
-	for _, ts := range p.Set.Transforms {
-		for _, t := range ts {
-			if err := t.prepare(encode); err != nil {
-				return nil, err
-			}
-		}
+	if err := p.Set.prepare(encode); err != nil {
+		return nil, err
 	}
 	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode)}
 	c.work.New = func() any { return new([]float32) }

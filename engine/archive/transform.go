@@ -5,7 +5,10 @@ package archive
 import (
 	"encoding/binary"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
+	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/archive/internal/axpy"
 	"github.com/kvist-project/kvist/quant"
@@ -209,6 +212,32 @@ type Set struct {
 	// Layers are the model's numbers; Transforms is [layers][heads*sides].
 	Layers     []int
 	Transforms [][]*Transform
+}
+
+// prepare prepares the transforms, on all cores.
+func (s *Set) prepare(encode bool) error {
+	errs := make([]error, len(s.Transforms)) // of layers
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(s.Transforms)) {
+		wg.Go(func() {
+			for i := next.Add(1) - 1; i < int64(len(errs)); i = next.Add(1) - 1 {
+				for _, t := range s.Transforms[i] {
+					if err := t.prepare(encode); err != nil {
+						errs[i] = err
+						break
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // MaxBasisDim is the most components of a basis.

@@ -248,21 +248,15 @@ func (d *decompressor) archiveSegment(rec *container.Record) error {
 	return d.writeArchived(rec, rows, bias)
 }
 
-// decodedAhead are records that were decoded together, on all cores, in the order of writing.
-type decodedAhead struct {
-	at   int // of the first record, counted over all
-	recs []decodedRecord
+// writtenAhead are records in archive form that were decoded and written together, on all cores.
+type writtenAhead struct {
+	at   int     // of the first record, counted over all
+	errs []error // of each, nil where it was written
+	hot  []bool  // it is in hot form, and nothing was done
 }
 
-type decodedRecord struct {
-	rec  *container.Record
-	rows [][]byte
-	bias [][]float32
-	err  error
-}
-
-// archivedAhead writes a record in archive form that was decoded ahead, with those around it. It
-// says false of records in hot form, and where a salvage has to look closer.
+// archivedAhead writes a record in archive form, with those around it. It says false of records in
+// hot form, and where a salvage has to look closer.
 func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool, error) {
 	if d.salvage || d.hot {
 		return false, nil
@@ -273,31 +267,29 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 	}
 	at := layer*per + seg
 	a := d.ahead
-	if a == nil || at >= a.at+len(a.recs) {
-		a = &decodedAhead{at: at, recs: make([]decodedRecord, min(2*runtime.GOMAXPROCS(0), d.h.Stored()*per-at))}
-		err := eachIndex(ctx, len(a.recs), func(j int) error {
-			r := &a.recs[j]
-			if r.rec, r.err = d.record((at+j)/per, (at+j)%per); r.err == nil && r.rec.Archive != nil {
-				r.rows, r.bias, r.err = packedRows(d.codec, d.h, r.rec)
+	if a == nil || at >= a.at+len(a.errs) {
+		// A file starts as it goes on: of one in hot form no more than the first record is read twice.
+		n := min(4*runtime.GOMAXPROCS(0), d.h.Stored()*per-at)
+		if at == 0 {
+			n = 1
+		}
+		a = &writtenAhead{at: at, errs: make([]error, n), hot: make([]bool, n)}
+		err := eachIndex(ctx, n, func(j int) error {
+			rec, err := d.record((at+j)/per, (at+j)%per)
+			if err == nil {
+				if a.hot[j] = rec.Archive == nil; !a.hot[j] {
+					err = d.archiveSegment(rec)
+				}
 			}
+			a.errs[j] = err
 			return nil
 		})
 		if err != nil {
 			return false, err
 		}
-		// A file starts as it goes on: one in hot form is not read twice.
-		d.ahead, d.hot = a, at == 0 && a.recs[0].err == nil && a.recs[0].rec.Archive == nil
+		d.ahead, d.hot = a, at == 0 && a.hot[0]
 	}
-	r := &a.recs[at-a.at]
-	switch {
-	case r.err != nil:
-		return false, fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(layer), seg, r.err)
-	case r.rec.Archive == nil:
-		return false, nil
-	}
-	err := d.writeArchived(r.rec, r.rows, r.bias)
-	*r = decodedRecord{}
-	return true, err
+	return !a.hot[at-a.at], a.errs[at-a.at]
 }
 
 // writeArchived writes the rows of a record, and what is said of its tokens.

@@ -35,7 +35,8 @@ type Restored struct {
 
 // Decompress writes the capture that a file stands for to w: k and v (or the rows), side tensors,
 // and where they say something layers.N.kept and layers.N.bias (package capture). Merged rows
-// are written at each of their positions. salvage accepts records that are missing or damaged.
+// are written at each of their positions. salvage accepts records that are missing or damaged. Ranges
+// of w are written from several goroutines at once, as io.WriterAt allows.
 //
 // Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
 // that promises more than 4096 times its size; those of w.
@@ -84,7 +85,7 @@ type decompressor struct {
 	salvage bool
 	rowBias bool
 	codec   *archive.Codec // nil without records in archive form
-	ahead   *decodedAhead
+	ahead   *writtenAhead
 	hot     bool         // records are in hot form
 	kept    map[int]bool // layers that get a kept tensor
 	say     Progress

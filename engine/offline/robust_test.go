@@ -12,6 +12,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -24,9 +25,14 @@ import (
 )
 
 // memory is an io.WriterAt that grows.
-type memory struct{ b []byte }
+type memory struct {
+	mu sync.Mutex
+	b  []byte
+}
 
 func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if need := int(off) + len(p); need > len(m.b) {
 		m.b = append(m.b, make([]byte, need-len(m.b))...)
 	}
