@@ -43,6 +43,8 @@ type scratch struct {
 	lse    []float32 // Relevance: per head at work
 	sums   []float64 // combine: [2*padV + head_dim_v]
 	back   []float32 // combine: [head_dim_v]
+
+	weighing weighScratch
 }
 
 // unit is a run of queries with the same list.

@@ -33,14 +33,18 @@ type call struct {
 	ptr   []int // block b is listed by queries users[ptr[b]:ptr[b+1]]
 	users []int32
 
+	// Weigh.
+	zeros  []float32 // in place of log-sum-exps, for the checks
+	totals []float64 // [rows of all blocks]
+
 	// Methods of this call, bound once.
-	doPrepare, doAttend, doCombine, doRelevance func(i int) error
+	doPrepare, doAttend, doCombine, doRelevance, doWeigh func(i int) error
 }
 
 func newCall(b *Backend) *call {
 	c := &call{b: b}
 	c.doPrepare, c.doAttend, c.doCombine = c.prepareOne, c.attendOne, c.combineOne
-	c.doRelevance = c.relevanceOne
+	c.doRelevance, c.doWeigh = c.relevanceOne, c.weighOne
 	return c
 }
 

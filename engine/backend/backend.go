@@ -40,6 +40,14 @@ type Backend interface {
 	Close() error
 }
 
+// Weigher is a backend that does in one pass over the rows what Attend and Relevance do in two,
+// where outputs are not wanted. It is optional: ask by type assertion.
+type Weigher interface {
+	// Weigh is Relevance with the log-sum-exps of the queries over their lists: the attention
+	// probabilities of every query that sees a row add up to 1. V of a block may be left out.
+	Weigh(ctx context.Context, q *Queries, blocks []Block, rel *RelevanceOut) error
+}
+
 // Buffer is memory of a backend. A Buffer is used only with the backend that made it.
 type Buffer interface {
 	Len() int64

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // relFor makes room for the rows of blocks; every sum starts at start.
@@ -58,6 +59,40 @@ func testRelevance(t *testing.T, b backend.Backend) {
 				}
 			}
 			require.InDelta(t, want, total, 1e-3*(1+want))
+		})
+	}
+}
+
+// testWeigh holds a Weigher against the oracle that Relevance is held against.
+func testWeigh(t *testing.T, b backend.Backend) {
+	w, ok := b.(backend.Weigher)
+	if !ok {
+		t.Skip("the backend is no Weigher")
+	}
+	for n := range mixtures() {
+		t.Run(fmt.Sprintf("case=%d", n), func(t *testing.T) {
+			a := newArena(t, b)
+			defer a.free()
+			m := drawMixture(a, b, 5000+n)
+			a.upload()
+			_, lse := attend(t, b, m.q, m.blocks)
+			hs := handles(m.blocks)
+			for i := range hs { // V is none of its business
+				hs[i].V = backend.Side{}
+			}
+			for power := 1; power <= 2; power++ {
+				rel := relFor(m.blocks, power, 0.25)
+				require.NoError(t, w.Weigh(context.Background(), m.q, hs, rel))
+				checkRelevance(t, m.q, lse, m.blocks, rel, 0.25, fmt.Sprintf("power=%d", power))
+				again := relFor(m.blocks, power, 0.25)
+				require.NoError(t, w.Weigh(context.Background(), m.q, hs, again))
+				require.Equal(t, rel.Sum, again.Sum, "the same bits")
+			}
+			a.unchanged()
+			require.Error(t, w.Weigh(context.Background(), m.q, hs, nil))
+			short := relFor(m.blocks, 2, 0)
+			short.RowPtr = short.RowPtr[:len(short.RowPtr)-1]
+			require.ErrorIs(t, w.Weigh(context.Background(), m.q, hs, short), quant.ErrShape)
 		})
 	}
 }

@@ -81,6 +81,7 @@ var parts = []part{
 	{"search-ties", testSearchTies},
 	{"relevance", testRelevance},
 	{"relevance-arguments", testRelevanceArguments},
+	{"weigh", testWeigh},
 	{"repeat", testRepeat},
 	{"concurrent", testConcurrent},
 	{"cancelled", testCancelled},

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+)
+
+var _ backend.Weigher = (*Backend)(nil)
+
+// ones are row scales that change nothing.
+var ones = func() (t [tileRows]float32) {
+	for i := range t {
+		t[i] = 1
+	}
+	return t
+}()
+
+// weighScratch is what a worker needs for Weigh beside the rest of its scratch.
+type weighScratch struct {
+	kept []float32 // [tiles, heads, tileRows]: exp(score - top) as the top was at the tile
+	tops []float32 // [tiles, heads]: that top; +Inf where the head saw nothing of the tile
+	top  []float32 // [heads]
+	sum  []float64 // [heads]: sum of exp(score - top)
+}
+
+// Weigh adds up attention per row, see backend.Weigher: exponentials are taken once and kept until
+// the sum over the row is known.
+func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, blocks []backend.Block,
+	rel *backend.RelevanceOut) error {
+	if err := b.open(ctx, backend.OpRelevance); err != nil {
+		return err
+	}
+	c := b.calls.Get().(*call)
+	defer c.done()
+	c.zeros = grow(c.zeros, max(0, len(q.Pos), len(q.BlockPtr)-1)*max(0, q.Group))
+	if err := c.checkRelevance(q, c.zeros, blocks, rel); err != nil {
+		return fmt.Errorf("kvist/cpu: weigh: %w", err)
+	}
+	if err := c.prepare(ctx, b, backend.OpRelevance, q, blocks); err != nil {
+		return err
+	}
+	c.ctx, c.blocks, c.rel = ctx, blocks, rel
+	c.cutUnits()
+	c.totals = grow(c.totals, len(rel.Sum))
+	clear(c.totals)
+	for units := c.units; len(units) > 0; {
+		n, rows := 0, 0
+		for n < len(units) && (n == 0 || rows+c.listRows(units[n].list) <= waveFloats) {
+			units[n].at = rows
+			rows += c.listRows(units[n].list)
+			n++
+		}
+		c.wave, c.doubles = units[:n], grow(c.doubles, rows)
+		clear(c.doubles)
+		if err := b.workers.run(ctx, backend.OpRelevance, n, c.doWeigh); err != nil {
+			return err
+		}
+		c.addWave()
+		units = units[n:]
+	}
+	for r, x := range c.totals {
+		rel.Sum[r] = float32(float64(rel.Sum[r]) + x)
+	}
+	return nil
+}
+
+// listRows returns the rows of the blocks of a list.
+func (c *call) listRows(list []int32) (n int) {
+	for _, i := range list {
+		n += int(c.blocks[i].Rows)
+	}
+	return n
+}
+
+// addWave adds up what the units of the wave found, unit by unit, so that the bits do not depend on who
+// was ready first.
+func (c *call) addWave() {
+	for i := range c.wave {
+		at := c.wave[i].at
+		for _, b := range c.wave[i].list {
+			sum := c.totals[c.rel.RowPtr[b]:c.rel.RowPtr[b+1]]
+			for r, x := range c.doubles[at : at+len(sum)] {
+				sum[r] += x
+			}
+			at += len(sum)
+		}
+	}
+}
+
+// weighOne works on unit i of the wave.
+func (c *call) weighOne(i int) error {
+	u := &c.wave[i]
+	s := c.b.scratch.Get().(*scratch)
+	err := s.weigh(c, u, c.doubles[u.at:u.at+c.listRows(u.list)])
+	c.b.release(s)
+	return err
+}
+
+// weigh adds the attention that the rows of a unit's list get to acc, one entry a row.
+func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
+	heads := len(u.qs) * c.Group
+	s.reset(&c.prepared, u.qs)
+	tiles := 0
+	for _, b := range u.list {
+		tiles += (int(c.blocks[b].Rows) + tileRows - 1) / tileRows
+	}
+	w := &s.weighing
+	w.kept, w.tops = grow(w.kept, tiles*heads*tileRows), grow(w.tops, tiles*heads)
+	w.top, w.sum, s.before = grow(w.top, heads), grow(w.sum, heads), grow(s.before, heads)
+	clear(w.sum)
+	for h := range w.top {
+		w.top[h] = float32(negInf)
+	}
+	s.heads.Tops = w.top
+	tile := 0
+	for _, b := range u.list {
+		if err := cancelled(c.ctx, backend.OpRelevance); err != nil {
+			return err
+		}
+		if err := s.block(&c.blocks[b], false); err != nil {
+			return fmt.Errorf("kvist/cpu: weigh: block %d: %w", b, err)
+		}
+		for r := 0; r < int(c.blocks[b].Rows); r += tileRows {
+			s.keepTile(r, min(tileRows, int(c.blocks[b].Rows)-r), tile, heads)
+			tile++
+		}
+	}
+	at := 0
+	tile = 0
+	for _, b := range u.list {
+		for r := 0; r < int(c.blocks[b].Rows); r += tileRows {
+			n := min(tileRows, int(c.blocks[b].Rows)-r)
+			s.addKept(acc[at:at+n], tile, heads, c.rel.Power)
+			at, tile = at+n, tile+1
+		}
+	}
+	return nil
+}
+
+// keepTile takes the exponentials of a tile: one step of the online softmax, as in addTile.
+func (s *scratch) keepTile(r0, n, tile, heads int) {
+	w := &s.weighing
+	tops := w.tops[tile*heads : (tile+1)*heads]
+	for h := range tops {
+		tops[h] = float32(math.Inf(1))
+	}
+	if !s.scorer.tile(r0, n) {
+		return
+	}
+	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
+		copy(s.before[lo:hi], w.top[lo:hi])
+		s.p.kern.Softmax(&s.heads, lo, hi, &s.terms, &ones)
+		for h := lo; h < hi; h++ {
+			if w.top[h] != s.before[h] && w.sum[h] != 0 {
+				w.sum[h] *= math.Exp(float64(s.before[h]) - float64(w.top[h]))
+			}
+			w.sum[h] += float64(s.heads.Sums[h])
+			tops[h] = w.top[h]
+		}
+		copy(w.kept[(tile*heads+lo)*tileRows:(tile*heads+hi)*tileRows], s.heads.Weights[lo*tileRows:])
+	}
+}
+
+// addKept adds probabilities of a tile, or their squares, to acc.
+func (s *scratch) addKept(acc []float64, tile, heads, power int) {
+	w := &s.weighing
+	var squares [tileRows]float32
+	for h := range heads {
+		top := w.tops[tile*heads+h]
+		if math.IsInf(float64(top), 1) || w.sum[h] == 0 {
+			continue
+		}
+		f := 1 / w.sum[h]
+		if top != w.top[h] {
+			f *= math.Exp(float64(top) - float64(w.top[h]))
+		}
+		kept := (*[tileRows]float32)(w.kept[(tile*heads+h)*tileRows:])
+		if power == 1 {
+			for r := range acc {
+				acc[r] += f * float64(kept[r])
+			}
+			continue
+		}
+		s.p.kern.Square(&squares, kept, float32(f*f))
+		for r := range acc {
+			acc[r] += float64(squares[r])
+		}
+	}
+}
