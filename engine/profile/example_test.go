@@ -49,5 +49,5 @@ func Example() {
 	fmt.Println(q.Check("other", geo))
 	// Output:
 	// [basis params] true [1 0 0 1]
-	// kvist/profile: profile c8a41ce266bead8a: it is of model tiny, used with model other: shape mismatch
+	// kvist/profile: profile c8a41ce266bead8a: it is of model tiny, used with model other (if that is the same model, kvist calibrate --also-named adds its name): shape mismatch
 }
