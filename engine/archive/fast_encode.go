@@ -4,6 +4,7 @@ package archive
 
 import (
 	"encoding/binary"
+	"math"
 	"math/bits"
 	"slices"
 )
@@ -82,26 +83,31 @@ func (s *levels) row(q *rowQuantizer, codes []uint16, y []float32, of *rowScales
 			}
 			v := y[i] * inv
 			at := prior + shift
-			a := max(v, -v)
+			// Signs and levels follow no pattern: what depends on them is computed, not branched on.
+			raw := math.Float32bits(v)
+			a := math.Float32frombits(raw &^ (1 << 31))
 			if at > classTop || !(a < maxLevel) {
 				codes[i] = codeSlow
 				st.add(s.notPlain(q, v, at, prior, parity), exp[i])
 				continue
 			}
 			k := max(at-classBase, 0) >> 1
-			n := uint32(a + 0.5)
-			for n > 0 && a < q.down[k][n] {
+			down := &q.down[k]
+			n := int(uint32(a+0.5)) & maxLevel
+			lower := n - 1
+			if !(a < down[n]) {
+				lower = n
+			}
+			for n = lower; a < down[n&maxLevel]; {
 				n--
 			}
-			if n > q.most[k] {
+			if uint32(n) > q.most[k] {
 				codes[i] = codeSlow
 				st.add(s.notPlain(q, v, at, prior, parity), exp[i])
 				continue
 			}
-			c := k*numSymbols + maxLevel + int(n)
-			if v < 0 {
-				c -= 2 * int(n)
-			}
+			sign := int(int32(raw) >> 31) // 0 or -1
+			c := k*numSymbols + maxLevel + (n ^ sign) - sign
 			codes[i] = uint16(c)
 			st.seen += uint64(n) << 12
 			st.expected += exp[i]

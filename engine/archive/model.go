@@ -59,7 +59,8 @@ func (l *lane) chunkOf(i int) int { return i * l.chunks / l.dim }
 // lambda times bits.
 type rowQuantizer struct {
 	*coder
-	// down[k][m] is the value below which magnitude m costs more than m-1 in class k.
+	// down[k][m] is the value below which magnitude m costs more than m-1 in class k; no value is
+	// below that of 0.
 	down [numClasses][maxLevel + 1]float32
 	fit  *fitter // collects statistics, unless nil
 }
@@ -67,6 +68,7 @@ type rowQuantizer struct {
 func (c *coder) quantizer(lambda float32) *rowQuantizer {
 	q := &rowQuantizer{coder: c}
 	for k := range q.down {
+		q.down[k][0] = -1
 		for m := 1; m <= maxLevel; m++ {
 			// (a-r)^2 + lambda*bits is the same for both at this a.
 			hi, lo := c.recon[k][m], c.recon[k][m-1]
@@ -83,7 +85,7 @@ func (q *rowQuantizer) level(a float32, k int) uint32 {
 	if n > maxLevel {
 		return n
 	}
-	for n > 0 && a < q.down[k][n] {
+	for a < q.down[k][n] {
 		n--
 	}
 	return n
