@@ -26,6 +26,8 @@ type weighScratch struct {
 	tops []float32 // [tiles, heads]: that top; +Inf where the head saw nothing of the tile
 	top  []float32 // [heads]
 	sum  []float64 // [heads]: sum of exp(score - top)
+	rows []float32 // [tileRows, padded]: probabilities of heads, or their squares
+	part []float32 // [padded]: their sum
 }
 
 // Weigh adds up attention per row, see backend.Weigher: exponentials are taken once and kept until
@@ -166,29 +168,37 @@ func (s *scratch) keepTile(r0, n, tile, heads int) {
 	}
 }
 
-// addKept adds probabilities of a tile, or their squares, to acc.
+// addKept adds probabilities of a tile, or their squares, to acc: those of up to tileRows heads are
+// summed in float32 first, in the order of the heads.
 func (s *scratch) addKept(acc []float64, tile, heads, power int) {
-	w := &s.weighing
-	var squares [tileRows]float32
-	for h := range heads {
-		top := w.tops[tile*heads+h]
-		if math.IsInf(float64(top), 1) || w.sum[h] == 0 {
-			continue
-		}
-		f := 1 / w.sum[h]
-		if top != w.top[h] {
-			f *= math.Exp(float64(top) - float64(w.top[h]))
-		}
-		kept := (*[tileRows]float32)(w.kept[(tile*heads+h)*tileRows:])
-		if power == 1 {
-			for r := range acc {
-				acc[r] += f * float64(kept[r])
+	w, kern := &s.weighing, s.p.kern
+	pad := kern.PadDim(tileRows)
+	w.rows, w.part = grow(w.rows, tileRows*pad), grow(w.part, pad)
+	for first := 0; first < heads; first += tileRows {
+		n := 0
+		for h := first; h < min(first+tileRows, heads); h++ {
+			top := w.tops[tile*heads+h]
+			if math.IsInf(float64(top), 1) || w.sum[h] == 0 {
+				continue
 			}
-			continue
+			f := 1 / w.sum[h]
+			if top != w.top[h] {
+				f *= math.Exp(float64(top) - float64(w.top[h]))
+			}
+			kept, row := (*[tileRows]float32)(w.kept[(tile*heads+h)*tileRows:]), (*[tileRows]float32)(w.rows[n*pad:])
+			n++
+			if power == 2 {
+				kern.Square(row, kept, float32(f*f))
+				continue
+			}
+			for r, x := range kept {
+				row[r] = float32(f * float64(x))
+			}
 		}
-		s.p.kern.Square(&squares, kept, float32(f*f))
+		clear(w.part)
+		kern.Accumulate(w.part, ones[:], 1, w.rows, pad, n)
 		for r := range acc {
-			acc[r] += float64(squares[r])
+			acc[r] += float64(w.part[r])
 		}
 	}
 }
