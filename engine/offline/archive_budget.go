@@ -67,6 +67,10 @@ func (b *budget) tooSmall() error {
 // start finds the step of the file; a file of one batch is encoded whole.
 func (b *budget) start(ctx context.Context) error {
 	b.left = b.total
+	if len(b.all) == 0 { // no tokens
+		b.setStep(0)
+		return nil
+	}
 	if b.left <= 0 {
 		return b.tooSmall()
 	}

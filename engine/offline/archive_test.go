@@ -281,6 +281,14 @@ func TestArchive_EveryBudget(t *testing.T) {
 	}
 }
 
+// A capture without tokens becomes an archive without records.
+func TestArchive_NoTokens(t *testing.T) {
+	src := synthetic(t, shape{4, 2, 0, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
+	b, _ := compress(t, src, openCPU(t), config(t, "bytes=100000 form=archive"))
+	require.Empty(t, reader(t, b).Records())
+	require.Equal(t, 0, restored(t, b).Tokens())
+}
+
 // A file of many records meets its budget in one pass: near it, never above, and with rows that are
 // kept exactly counted.
 func TestArchive_ManyRecords(t *testing.T) {
