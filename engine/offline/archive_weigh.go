@@ -12,7 +12,7 @@ import (
 )
 
 // keyChunk is the tokens whose keys are held at a time while attention is measured.
-const keyChunk = 8192
+var keyChunk = 8192
 
 // attended weighs the tokens of a layer as weigh does, for profiles that know relevance alone and
 // with all heads of the layer in one call of the backend.

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"context"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/importance"
+)
+
+// noWeigher hides what a backend can do beside the contract.
+type noWeigher struct{ backend.Backend }
+
+// TestAttended_AsWeigh holds the weights of an archive, in one pass, in two and over chunks of the keys,
+// against those that a tracker makes head by head.
+func TestAttended_AsWeigh(t *testing.T) {
+	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, src.Close()) }()
+	be, err := cpu.Open(cpu.Options{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, be.Close()) }()
+	in, err := newInput(src, 512)
+	require.NoError(t, err)
+	ctx, l := context.Background(), &in.layers[1]
+	for _, text := range []string{"default", "default,mix=0", "default,window=48"} {
+		p, err := importance.ParseProfile(text)
+		require.NoError(t, err)
+		require.True(t, relevanceAlone(p))
+		cfg := DefaultConfig()
+		cfg.Importance = text
+		c := &compressor{in: in, be: be, cfg: cfg}
+		want, _, err := c.weigh(ctx, l)
+		require.NoError(t, err)
+		for _, chunk := range []int{8192, 300} {
+			for _, hidden := range []bool{false, true} {
+				old := keyChunk
+				keyChunk = chunk
+				d := *c
+				if hidden {
+					d.be = noWeigher{be}
+				}
+				got, collapsed, err := d.attended(ctx, l, p)
+				keyChunk = old
+				require.NoError(t, err)
+				require.Equal(t, c.use.Collapsed, collapsed)
+				for h := range want {
+					for tok, w := range want[h] {
+						// Probabilities are off by some 2^-18 of themselves, as log-sum-exps of up to 32 are.
+						require.InEpsilon(t, w, got[h][tok], 1e-4, "%s: chunk %d: head %d token %d", text, chunk, h, tok)
+					}
+				}
+			}
+		}
+	}
+	none, err := importance.ParseProfile("default,surprise=0.5")
+	require.NoError(t, err)
+	require.False(t, relevanceAlone(none))
+}
