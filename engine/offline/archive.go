@@ -133,13 +133,19 @@ func relevanceAlone(p importance.Profile) bool {
 	return true
 }
 
+// probeTokens bounds the tokens at which heads are probed, the first ones: a probe holds the rows of
+// a head.
+const probeTokens = 8192
+
 func (a *archiver) measureLayer(ctx context.Context, l *layerInput, w [][]float32) error {
 	stats, classes := make([]headStats, l.heads), make([][]uint8, l.heads)
+	probed := *l
+	probed.tokens = min(l.tokens, probeTokens)
 	for h := range stats {
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
 		if l.hasV && a.steps == nil {
 			var err error
-			if stats[h], err = a.calibrate(ctx, l, h, nil); err != nil {
+			if stats[h], err = a.calibrate(ctx, &probed, h, nil); err != nil {
 				return err
 			}
 		}

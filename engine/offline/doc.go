@@ -94,8 +94,10 @@
 // fitted to the file and stored in it. Truncate drops streams of such a file; ArchiveWeights lets
 // hot blocks be made of it; Config.Lossless keeps every bit.
 //
-// Memory holds a sample of the rows while the step is searched, one byte for each token, layer and
-// head, and the records of some segments.
+// Such a file is made in one pass, however large it is. Memory holds a sample of some million values
+// and of 32 rows of every layer at least, 16 records, and for each core the rows of a segment, the
+// keys of 8192 tokens of a layer and, where there is no profile, those of a head; beside that one
+// byte for each token, layer and head, and some 30 for each token and head of the layers at work.
 //
 // The config that made a file is stored in it as text (Config.String, ParseConfig).
 //
