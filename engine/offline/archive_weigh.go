@@ -142,13 +142,17 @@ func observed(p importance.Profile, tokens int) (spans [][2]int) {
 	} else if p.Attention.HalfLife > 0 {
 		need = size + int(math.Ceil(2*p.Attention.HalfLife))
 	}
+	filled := 0 // of the window at work: no run crosses its end
 	for at := max(0, tokens-(need+size-1)/size*size); at < tokens; {
-		n := min(size, tokens-at)
+		if filled == size {
+			filled = 0
+		}
+		n := min(size-filled, tokens-at)
 		if r := (tokens - at) % size; r > 0 {
-			n = r
+			n = min(n, r)
 		}
 		spans = append(spans, [2]int{at, n})
-		at += n
+		at, filled = at+n, filled+n
 	}
 	return spans
 }

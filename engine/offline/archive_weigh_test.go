@@ -28,7 +28,18 @@ func TestAttended_AsWeigh(t *testing.T) {
 	defer func() { require.NoError(t, be.Close()) }()
 	in, err := newInput(src, 512)
 	require.NoError(t, err)
-	ctx, l := context.Background(), &in.layers[1]
+	ctx := context.Background()
+	for _, tokens := range []int{1024, 200, 96, 40, 1} {
+		l := in.layers[1]
+		l.tokens = tokens
+		testAttended(ctx, t, in, be, &l)
+	}
+	none, err := importance.ParseProfile("default,surprise=0.5")
+	require.NoError(t, err)
+	require.False(t, relevanceAlone(none))
+}
+
+func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backend, l *layerInput) {
 	for _, text := range []string{"default", "default,mix=0", "default,window=48"} {
 		p, err := importance.ParseProfile(text)
 		require.NoError(t, err)
@@ -53,13 +64,11 @@ func TestAttended_AsWeigh(t *testing.T) {
 				for h := range want {
 					for tok, w := range want[h] {
 						// Probabilities are off by some 2^-18 of themselves, as log-sum-exps of up to 32 are.
-						require.InEpsilon(t, w, got[h][tok], 1e-4, "%s: chunk %d: head %d token %d", text, chunk, h, tok)
+						require.InEpsilon(t, w, got[h][tok], 1e-4, "%s: %d tokens, chunk %d: head %d token %d", text,
+							l.tokens, chunk, h, tok)
 					}
 				}
 			}
 		}
 	}
-	none, err := importance.ParseProfile("default,surprise=0.5")
-	require.NoError(t, err)
-	require.False(t, relevanceAlone(none))
 }
