@@ -25,18 +25,22 @@
 //
 // A call that has started is not interrupted: its context is looked at between launches.
 //
+// Search scores every row with every query, and keeps the largest keys: product and row in 64 bits,
+// sorted 2,048 at a time until one list is left (at most MaxSearchDim values a row).
+//
+// Surprise (package importance) has no kernel: row t is predicted by what was learnt up to row t-1, one
+// row after the other, and as a weight it was measured not to pay. Nor is there
+// a path of compute_90a: what bounds attention on paper is unpacking, 5 to 7 instructions a value
+// (bench/results/cuda-roofline.md), not products or loads. wgmma would take K and V from shared memory, so
+// that every value unpacked is written there and read again, where mma.sync takes it from registers; the
+// tensor memory accelerator would save the few instructions that loads of packed planes are. Time on a
+// GPU, of kvist_attend_mma against kvist_attend_h8 and of loads that wait, has to say whether that is so.
+//
 // # Memory
 //
 // Caps.Memory bounds the buffers. Beside them each of the 4 lanes keeps scratch on the device: 1 MiB
 // at first, as much as its largest call needed later (parts of attention are bounded by 64 MiB a
 // launch), and as much pinned memory as that call moved.
-//
-// Search scores every row with every query, and keeps the largest keys: product and row in 64 bits,
-// sorted 2,048 at a time until one list is left (at most MaxSearchDim values a row).
-//
-// Surprise (package importance) has no kernel: row t is predicted by what was learnt up to row t-1, one
-// row after the other, and as a weight it was measured not to pay. What of compute_90a may pay, if
-// anything, a GPU must say first: bench/results/cuda-roofline.md has what to look at.
 //
 // Address and Adopt share device memory with other code of the process, without a copy; package
 // cuda/gorgoniacu, a module of its own, does it with gorgonia.org/cu.
