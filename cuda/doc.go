@@ -28,8 +28,10 @@
 // Search scores every row with every query, and keeps the largest keys: product and row in 64 bits,
 // sorted 2,048 at a time until one list is left (at most MaxSearchDim values a row).
 //
-// Surprise (package importance) has no kernel: row t is predicted by what was learnt up to row t-1, one
-// row after the other, and as a weight it was measured not to pay. Nor is there
+// Learning what Surprise (package importance) predicts by has no kernel: row t is predicted by what was
+// learnt up to row t-1, one row after the other, and as a weight it was measured not to pay. What can be
+// done for all rows at once has one: Residuals, how far rows are from a linear prediction by the rows
+// before them; the running mean and the codebook of Surprise are not in it. Nor is there
 // a path of compute_90a: what bounds attention on paper is unpacking, 5 to 7 instructions a value
 // (bench/results/cuda-roofline.md), not products or loads. wgmma would take K and V from shared memory, so
 // that every value unpacked is written there and read again, where mma.sync takes it from registers; the

@@ -25,6 +25,7 @@ type scenario struct {
 	out  []float32
 	rel  []float32
 	hits []backend.Hit
+	left [3]backend.Residual
 }
 
 const scenarioRows, scenarioDim = 40, 64
@@ -99,6 +100,9 @@ func (s *scenario) run() error {
 	s.hits = make([]backend.Hit, 3*5)
 	if err := s.b.Search(ctx, &backend.Search{Q: q.Q, Dim: dim, TopK: 5,
 		Rows: []backend.SearchRows{{Side: kSide, Rows: rows}}}, s.hits); err != nil {
+		return err
+	}
+	if err := s.b.Residuals(ctx, &backend.Residuals{X: q.Q[:3*dim], Dim: dim}, s.left[:]); err != nil {
 		return err
 	}
 	if err := floats.Buf.Download(0, raw); err != nil {

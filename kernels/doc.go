@@ -23,9 +23,10 @@
 //	attend_mma.cu  kvist_attend_mma, with tensor cores                      AttendParams
 //	scan.cu     kvist_scan                                                 ScanParams
 //	            kvist_top                                                  TopParams
+//	surprise.cu kvist_residual                                             ResidualParams
 //
-// codec.cu is compiled without contraction of products and sums, and every sum has its written
-// order: its results are those of package quant, bit by bit. attend.cu may contract.
+// codec.cu and surprise.cu are compiled without contraction of products and sums, and every sum has
+// its written order: their results are those of the plain Go, bit by bit. The others may contract.
 //
 // # Layout
 //

@@ -90,5 +90,6 @@ func Entries() []Entry {
 		{"kvist_relevance", "attend", RelevanceParams{}},
 		{"kvist_scan", "scan", ScanParams{}},
 		{"kvist_top", "scan", TopParams{}},
+		{"kvist_residual", "surprise", ResidualParams{}},
 	}
 }

@@ -101,3 +101,10 @@ type TopParams struct {
 	In, Out          uint64
 	N, K, Lists, Pad int32
 }
+
+// ResidualParams is what kvist_residual takes.
+type ResidualParams struct {
+	X, Weights, Out  uint64
+	Rows, Dim, Order int32
+	Pad              int32
+}

@@ -27,6 +27,7 @@ MODULES = {  # least compute capability, flags
     "attend": (75, []),
     "attend_mma": (80, []),
     "scan": (75, []),
+    "surprise": (75, ["--fmad=false"]),
 }
 SHOWN = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 WHEELS = {  # role: requirement, sha256

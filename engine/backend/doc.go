@@ -29,7 +29,8 @@
 // for rows that the query sees, and -Inf for others: a row that is not seen cannot reach the
 // result, even where it holds a NaN. turn rotates q by Offset further RoPE positions.
 //
-// Searcher is what an index of embeddings wants of a backend beside that; both have it.
+// Searcher is what an index of embeddings wants of a backend beside that; both have it. So is
+// Predictor, for how far rows are from a linear prediction.
 //
 // Relevance looks at K only: V of a block may be left out. Its RowPtr leaves each block exactly
 // the block's rows. Outputs must not overlap the queries.

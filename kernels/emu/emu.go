@@ -17,7 +17,7 @@ import (
 const Library = "libcuda.so.1"
 
 // units are the files that are compiled; the others are included by them.
-var units = []string{"codec.cc", "attend.cc", "attend_mma.cc", "scan.cc", "fiber.cc", "driver.cc"}
+var units = []string{"codec.cc", "attend.cc", "attend_mma.cc", "scan.cc", "surprise.cc", "fiber.cc", "driver.cc"}
 
 // flags: no contraction, because the codec's operations round one by one, and a trap where an
 // address is not aligned for its type, because a GPU stops there.

@@ -188,3 +188,13 @@ struct TopParams {
   int32_t pad;
 };
 static_assert(sizeof(TopParams) == 32, "TopParams.size");
+
+struct ResidualParams {
+  uint64_t x;        // float32 [order + rows, dim], the rows before the first one at the front
+  uint64_t weights;  // float64 [rows, order], of the newest row first
+  uint64_t out;      // float64 [rows, 2]: energy of the residual, of the row
+  int32_t rows, dim, order;
+  int32_t pad;
+};
+static_assert(sizeof(ResidualParams) == 40, "ResidualParams.size");
+static_assert(offsetof(ResidualParams, rows) == 24, "ResidualParams.rows");

@@ -79,6 +79,8 @@ var parts = []part{
 	{"attend-arguments", testAttendArguments},
 	{"search", testSearch},
 	{"search-ties", testSearchTies},
+	{"residuals", testResiduals},
+	{"residuals-arguments", testResidualsArguments},
 	{"relevance", testRelevance},
 	{"relevance-arguments", testRelevanceArguments},
 	{"weigh", testWeigh},
