@@ -217,7 +217,7 @@ def report(path):
     lines = ["# The committed PTX, assembled", "",
              "Made by `make check-ptx`. Registers a thread; in brackets, bytes of registers that are",
              "spilled. `-`: this ptxas does not know the architecture, or the PTX asks for a later one.",
-             "Every entry has 128 threads a thread block, kvist_relevance and kvist_scan 32, kvist_top 256.", ""]
+             "Every entry has 128 threads a thread block, kvist_relevance, kvist_scan and kvist_residual 32, kvist_top 256.", ""]
     for release, tool in tools.items():
         table = {}
         for arch in SHOWN:
