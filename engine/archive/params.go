@@ -97,8 +97,9 @@ type Codec struct {
 	c *coder
 
 	work  sync.Pool // *[]float32: the components of a lane
+	quick sync.Pool // *levels
 	mu    sync.Mutex
-	turns []turns // of the segments last met: those of all layers are at the same positions
+	turns []turns // of the segments first met: those of all layers are at the same positions
 }
 
 // turns are the sines and cosines of positions that count up from first.
@@ -108,8 +109,9 @@ type turns struct {
 	sin, cos []float32
 }
 
-// maxTurns is how many segments a codec remembers the turns of.
-const maxTurns = 4
+// maxTurns is how many segments a codec remembers the turns of. Layer after layer goes through the same
+// ones, so that where there are more it is better to keep some than always those last met.
+const maxTurns = 32
 
 // angles returns Rope.angles of positions.
 func (c *Codec) angles(pos []int64) (sin, cos []float32) {
@@ -133,10 +135,9 @@ func (c *Codec) angles(pos []int64) (sin, cos []float32) {
 	sin, cos = c.Rope.angles(pos)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.turns) == maxTurns {
-		c.turns = append(c.turns[:0], c.turns[1:]...)
+	if len(c.turns) < maxTurns {
+		c.turns = append(c.turns, turns{pos[0], n, sin, cos})
 	}
-	c.turns = append(c.turns, turns{pos[0], n, sin, cos})
 	return sin, cos
 }
 
@@ -155,6 +156,7 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 	}
 	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode)}
 	c.work.New = func() any { return new([]float32) }
+	c.quick.New = func() any { return new(levels) }
 	return c, nil
 }
 

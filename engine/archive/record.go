@@ -65,7 +65,7 @@ const (
 	stepZero  = 2048
 )
 
-// Prepare projects a segment. Rows are changed: the embedding is taken off those of K.
+// Prepare projects a segment. Its rows become the components, which what is prepared goes on to use.
 //
 // Errors: quant.ErrShape.
 func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
@@ -81,10 +81,9 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		if sides == 2 && i%2 == 0 {
 			c.Rope.apply(rows, t.Dim, sin, cos, -1)
 		}
-		y := make([]float32, len(rows))
-		t.project(y, rows)
-		p.y = append(p.y, y)
-		std, delta := adapt(t, y)
+		t.project(rows)
+		p.y = append(p.y, rows)
+		std, delta := adapt(t, rows)
 		p.std8, p.delta = append(p.std8, std), append(p.delta, delta)
 	}
 	return p, nil
@@ -154,7 +153,8 @@ type Effort struct {
 func (c *Codec) Cost(p *Prepared, step8 int, e Effort) float64 {
 	q := c.c.quantizer(e.Lambda)
 	var sum float64
-	var quick levels
+	quick := c.quick.Get().(*levels)
+	defer c.quick.Put(quick)
 	for i := range p.y {
 		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
 		quick.quantize(q, l, p.y[i], steps)
@@ -205,7 +205,8 @@ func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 	le.PutUint32(dst[head:], uint32(len(dst)-at))
 	q := c.c.quantizer(e.Lambda)
 	sinks := make([]laneSink, chunks)
-	var quick levels
+	quick := c.quick.Get().(*levels)
+	defer c.quick.Put(quick)
 	for i := range p.y {
 		for k := range sinks {
 			sinks[k].syms, sinks[k].state = sinks[k].syms[:0], sinks[k].state[:0]

@@ -114,24 +114,23 @@ func (t *Transform) inRow() (std8 []int16, scale []float32) {
 	return std8, scale
 }
 
-// project sets y, [rows, dim], to the components of x, [rows, dim].
-func (t *Transform) project(y, x []float32) {
+// project puts the components of x, [rows, dim], in its place.
+func (t *Transform) project(x []float32) {
 	d := t.Dim
 	centred := make([]float32, d)
 	for r := range len(x) / d {
-		row, out := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
-		if t.Basis == nil {
-			for i, f := range t.forward {
-				j := t.value(i)
-				out[i] = (row[j] - t.Mean[j]) * f
-			}
-			continue
-		}
-		clear(out)
+		row := x[r*d : (r+1)*d]
 		for j, v := range row {
 			centred[j] = v - t.Mean[j]
 		}
-		axpy.Accumulate(out, t.forward, centred)
+		if t.Basis == nil {
+			for i, f := range t.forward {
+				row[i] = centred[t.value(i)] * f
+			}
+			continue
+		}
+		clear(row)
+		axpy.Accumulate(row, t.forward, centred)
 	}
 }
 

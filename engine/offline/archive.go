@@ -37,6 +37,7 @@ type archiver struct {
 	steps     *ArchiveSteps // of the profile
 	id        profile.ID
 	rate      rateModel
+	room      sync.Pool // *[]float32: the rows of a segment
 }
 
 // archiveTo is Compress for the archive form.
@@ -185,6 +186,15 @@ func classSteps() (s [archive.NumTokenClasses]int8) {
 	return s
 }
 
+// classBounds[k] is the weight, lifted, from which on a token is in class k+1: classes are half an octave
+// of the power of weights apart.
+var classBounds = func() (b [sinkClass - 1]float32) {
+	for k := range b {
+		b[k] = float32(math.Exp2((float64(k-midClass) + 0.5) / (2 * weightPower)))
+	}
+	return b
+}()
+
 // classOf gives every token the class of its weight: the step goes as a power of it.
 func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 	class := make([]uint8, tokens)
@@ -200,9 +210,12 @@ func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 		if w == nil {
 			continue
 		}
-		v := (float64(w[t]) + weightFloor) / (1 + weightFloor)
-		k := midClass + int(math.Round(2*weightPower*math.Log2(v)))
-		class[t] = uint8(min(max(k, 0), sinkClass-1))
+		v := (w[t] + weightFloor) / (1 + weightFloor)
+		k := 0
+		for k < len(classBounds) && v >= classBounds[k] {
+			k++
+		}
+		class[t] = uint8(k)
 	}
 	return class
 }
@@ -210,11 +223,12 @@ func (a *archiver) classOf(w []float32, tokens int) []uint8 {
 // readSegment reads the rows of a segment.
 func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
 	first, n := l.span(s)
-	return readRows(in, l, first, n, 1)
+	return readRows(in, l, first, n, 1, nil)
 }
 
-// readRows reads rows of the tokens [first, first+n) of a layer: two of every 2*every.
-func readRows(in *input, l *layerInput, first, n, every int) (*archive.Segment, error) {
+// readRows reads rows of the tokens [first, first+n) of a layer: two of every 2*every. All of them
+// go to room where it is large enough.
+func readRows(in *input, l *layerInput, first, n, every int, room []float32) (*archive.Segment, error) {
 	seg := &archive.Segment{Layer: l.number, First: int64(first), Pos: make([]int64, n)}
 	if in.kv {
 		seg.First += in.src.Meta().FirstPosition
@@ -233,7 +247,11 @@ func readRows(in *input, l *layerInput, first, n, every int) (*archive.Segment, 
 	}
 	for h := range l.heads {
 		for _, t := range []tensor{l.k, l.v}[:len(seg.Dims)] {
-			x, err := readSome(in, t, h, first, n, every)
+			var into []float32
+			if size := n * t.Dim(); size <= len(room) {
+				into, room = room[:size:size], room[size:]
+			}
+			x, err := readSome(in, t, h, first, n, every, into)
 			if err != nil {
 				return nil, err
 			}
@@ -249,10 +267,12 @@ func readRows(in *input, l *layerInput, first, n, every int) (*archive.Segment, 
 	return seg, nil
 }
 
-// readSome reads two rows of every 2*every of a head.
-func readSome(in *input, t tensor, head, first, n, every int) ([]float32, error) {
+// readSome reads two rows of every 2*every of a head, to x where it is not nil and all are read.
+func readSome(in *input, t tensor, head, first, n, every int, x []float32) ([]float32, error) {
 	if every == 1 {
-		x := make([]float32, n*t.Dim())
+		if x == nil {
+			x = make([]float32, n*t.Dim())
+		}
 		return x, in.src.ReadRowsF32(t, head, first, n, x)
 	}
 	raw := make([]byte, n*t.RowBytes())
@@ -260,8 +280,8 @@ func readSome(in *input, t tensor, head, first, n, every int) ([]float32, error)
 		return nil, err
 	}
 	raw = everyPair(raw, t.RowBytes(), every)
-	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, len(raw)/t.RowBytes()*t.Dim())}
-	return x.Data, quant.Decode(x, exact(t), raw, 0)
+	some := quant.Rows{Dim: t.Dim(), Data: make([]float32, len(raw)/t.RowBytes()*t.Dim())}
+	return some.Data, quant.Decode(some, exact(t), raw, 0)
 }
 
 // everyPair keeps two rows of every 2*every, in place: those in the middle, because the first tokens,
@@ -280,10 +300,10 @@ func everyPair[T any](rows []T, size, every int) []T {
 }
 
 // rows reads and projects tokens of a layer, two of every 2*every; nil where they are to be kept as
-// they are, because some value is NaN or Inf and that is allowed.
-func (a *archiver) rows(li, first, n, every int) (*archive.Prepared, error) {
+// they are, because some value is NaN or Inf and that is allowed. room is as for readRows.
+func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepared, error) {
 	l := &a.in.layers[li]
-	seg, err := readRows(a.in, l, first, n, every)
+	seg, err := readRows(a.in, l, first, n, every, room)
 	if err != nil {
 		return nil, err
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -72,7 +73,7 @@ func (a *archiver) load(ctx context.Context) error {
 	return eachIndex(ctx, len(spans), func(i int) error {
 		s := spans[i]
 		first, n := a.in.layers[s.layer].span(s.seg)
-		p, err := a.rows(s.layer, first, n, s.every)
+		p, err := a.rows(s.layer, first, n, s.every, nil)
 		if err != nil {
 			return err
 		}
@@ -192,7 +193,14 @@ type coded struct {
 func (a *archiver) encode(c *coded, at int) error {
 	l := &a.in.layers[c.layer]
 	first, n := l.span(c.seg)
-	p, err := a.rows(c.layer, first, n, 1)
+	room, _ := a.room.Get().(*[]float32)
+	if room == nil {
+		room = new([]float32)
+	}
+	defer a.room.Put(room) // nothing of the rows is left in the record
+	size := l.heads * n * l.dims()
+	*room = slices.Grow((*room)[:0], size)[:size]
+	p, err := a.rows(c.layer, first, n, 1, *room)
 	if err != nil {
 		return err
 	}
