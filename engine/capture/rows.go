@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"math"
 
+	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -121,16 +122,7 @@ func convertF32(dtype quant.DType, dst []float32, raw []byte) {
 			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:]))
 		}
 	case quant.Float16:
-		raw = raw[:2*len(dst)]
-		for i := range dst {
-			h := binary.LittleEndian.Uint16(raw[2*i:])
-			if e := h & 0x7c00; e == 0 || e == 0x7c00 { // zeros, subnormals, Inf and NaN
-				dst[i] = quant.F16ToF32(h)
-				continue
-			}
-			// What quant.F16ToF32 does with all others.
-			dst[i] = math.Float32frombits(uint32(h&0x8000)<<16 | (uint32(h&0x7fff)<<13 + 112<<23))
-		}
+		half.Widen(dst, raw)
 	case quant.BFloat16:
 		for i := range dst {
 			dst[i] = quant.BF16ToF32(binary.LittleEndian.Uint16(raw[2*i:]))

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -99,22 +100,7 @@ func decodeSide(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.
 // past the type's largest is held there: what was finite stays finite.
 func packRow(dst []byte, dt quant.DType, row []float32) {
 	if dt == quant.Float16 { // most rows
-		dst = dst[:2*len(row)]
-		for i, v := range row {
-			// Between the subnormals and 65504 only the mantissa is rounded, as quant.F32ToF16 does it.
-			if b := math.Float32bits(v); b&0x7fffffff-0x38800000 < 0x477fe000-0x38800000 {
-				h := b>>16&0x8000 | (b&0x7fffffff+0xfff+b>>13&1-0x38000000)>>13
-				binary.LittleEndian.PutUint16(dst[2*i:], uint16(h))
-				continue
-			}
-			// Not a number stays one: it is in neither order.
-			if v > 65504 && v <= math.MaxFloat32 {
-				v = 65504
-			} else if v < -65504 && v >= -math.MaxFloat32 {
-				v = -65504
-			}
-			binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(v))
-		}
+		half.Narrow(dst, row)
 		return
 	}
 	for i, v := range row {
