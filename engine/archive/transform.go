@@ -186,9 +186,7 @@ func invert(m []float64, n int) ([]float64, bool) {
 				continue
 			}
 			row[c] = 0
-			for j, v := range top {
-				row[j] -= g * v
-			}
+			axpy.Subtract(row, top, g)
 		}
 	}
 	// Rows that were swapped are columns of the inverse.

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
@@ -281,6 +282,10 @@ func readSome(in *input, t tensor, head, first, n, every int, x []float32) ([]fl
 	}
 	raw = everyPair(raw, t.RowBytes(), every)
 	some := quant.Rows{Dim: t.Dim(), Data: make([]float32, len(raw)/t.RowBytes()*t.Dim())}
+	if t.DType() == quant.Float16 {
+		half.Widen(some.Data, raw)
+		return some.Data, nil
+	}
 	return some.Data, quant.Decode(some, exact(t), raw, 0)
 }
 

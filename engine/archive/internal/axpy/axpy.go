@@ -41,3 +41,23 @@ func accumulateGeneric(y, m, c []float32, from int) {
 		}
 	}
 }
+
+// Subtract takes a times x from y, each product rounded before it is subtracted.
+//
+//	for j := range y {
+//		y[j] -= float64(a * x[j])
+//	}
+//
+// x: at least len(y) values; y must not overlap it.
+func Subtract(y, x []float64, a float64) {
+	x = x[:len(y)]
+	n := subtract(y, x, a)
+	subtractGeneric(y[n:], x[n:], a)
+}
+
+func subtractGeneric(y, x []float64, a float64) {
+	x = x[:len(y)]
+	for j := range y {
+		y[j] -= float64(a * x[j])
+	}
+}

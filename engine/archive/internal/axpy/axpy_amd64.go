@@ -24,3 +24,18 @@ func accumulate(y, m, c []float32) {
 		accumulateGeneric(y, m, c, at)
 	}
 }
+
+// subtractAVX2 is Subtract for n values, a multiple of 16.
+//
+//go:noescape
+func subtractAVX2(y, x *float64, a float64, n int)
+
+// subtract does the first values and returns how many.
+func subtract(y, x []float64, a float64) int {
+	n := len(y) &^ 15
+	if !useAVX2 || n == 0 {
+		return 0
+	}
+	subtractAVX2(&y[0], &x[0], a, n)
+	return n
+}

@@ -56,3 +56,35 @@ next:
 	VMOVUPS Y7, 224(DI)
 	VZEROUPPER
 	RET
+
+// func subtractAVX2(y, x *float64, a float64, n int)
+// Requires: AVX2
+TEXT ·subtractAVX2(SB), NOSPLIT, $0-32
+	MOVQ         y+0(FP), DI
+	MOVQ         x+8(FP), SI
+	VBROADCASTSD a+16(FP), Y8
+	MOVQ         n+24(FP), CX
+	XORQ         AX, AX
+
+subtract16:
+	VMULPD  (SI)(AX*8), Y8, Y0
+	VMULPD  32(SI)(AX*8), Y8, Y1
+	VMULPD  64(SI)(AX*8), Y8, Y2
+	VMULPD  96(SI)(AX*8), Y8, Y3
+	VMOVUPD (DI)(AX*8), Y4
+	VMOVUPD 32(DI)(AX*8), Y5
+	VMOVUPD 64(DI)(AX*8), Y6
+	VMOVUPD 96(DI)(AX*8), Y7
+	VSUBPD  Y0, Y4, Y4
+	VSUBPD  Y1, Y5, Y5
+	VSUBPD  Y2, Y6, Y6
+	VSUBPD  Y3, Y7, Y7
+	VMOVUPD Y4, (DI)(AX*8)
+	VMOVUPD Y5, 32(DI)(AX*8)
+	VMOVUPD Y6, 64(DI)(AX*8)
+	VMOVUPD Y7, 96(DI)(AX*8)
+	ADDQ    $16, AX
+	CMPQ    AX, CX
+	JLT     subtract16
+	VZEROUPPER
+	RET

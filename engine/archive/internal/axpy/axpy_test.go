@@ -43,6 +43,28 @@ func TestAccumulate_BitsOfPlainGo(t *testing.T) {
 	}
 }
 
+func TestSubtract_BitsOfPlainGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(2, 2))
+	for n := range 70 {
+		x, y, want := make([]float64, n), make([]float64, n+16), make([]float64, n+16)
+		for i := range y {
+			y[i] = rng.NormFloat64()
+		}
+		for i := range x {
+			x[i] = rng.NormFloat64()
+		}
+		copy(want, y)
+		a := rng.NormFloat64()
+		subtractGeneric(want[:n], x, a)
+		Subtract(y[:n:n], x, a)
+		for i := range y {
+			if y[i] != want[i] {
+				t.Fatalf("n=%d: value %d is %v, want %v", n, i, y[i], want[i])
+			}
+		}
+	}
+}
+
 func BenchmarkAccumulate(b *testing.B) {
 	y, m, c := make([]float32, 64), make([]float32, 64*64), make([]float32, 64)
 	for i := range c {
