@@ -10,6 +10,7 @@ type rowScales struct {
 	step8 int16
 	scale []int16
 	exp   []uint64
+	group []uint64 // the sums of exp over groups
 }
 
 // scalesOf finds or makes the scales of a step; a lane has as many as there are classes.
@@ -19,11 +20,13 @@ func (c *coder) scalesOf(known []*rowScales, l *lane, step8 int16) ([]*rowScales
 			return known, s
 		}
 	}
-	s := &rowScales{step8: step8, scale: make([]int16, l.dim), exp: make([]uint64, l.dim)}
+	s := &rowScales{step8: step8, scale: make([]int16, l.dim), exp: make([]uint64, l.dim),
+		group: make([]uint64, (l.dim+groupSize-1)/groupSize)}
 	for i, d := range l.std8 {
 		s.scale[i] = d - step8
 		if coded(int(s.scale[i])) {
 			s.exp[i] = c.expectation(int(s.scale[i]))
+			s.group[i/groupSize] += s.exp[i]
 		}
 	}
 	return append(known, s), s

@@ -71,48 +71,65 @@ func (s *levels) quantize(q *rowQuantizer, l *lane, y, steps []float32) {
 // row fills in the symbols of one row.
 func (s *levels) row(q *rowQuantizer, codes []uint16, y []float32, of *rowScales, inv float32, parity int) {
 	var st rowState
-	scale, exp := of.scale[:len(y)], of.exp[:len(y)]
-	codes = codes[:len(y)]
+	codes, scale := codes[:len(y)], of.scale[:len(y)]
 	for g := 0; g < len(y); g += groupSize {
+		end := min(g+groupSize, len(y))
 		shift := st.shift8(q.Prior)
-		for i := g; i < min(g+groupSize, len(y)); i++ {
-			prior := int(scale[i])
-			if prior < deadScale {
-				codes[i] = codeNone
-				continue
-			}
-			v := y[i] * inv
-			at := prior + shift
-			// Signs and levels follow no pattern: what depends on them is computed, not branched on.
-			raw := math.Float32bits(v)
-			a := math.Float32frombits(raw &^ (1 << 31))
-			if at > classTop || !(a < maxLevel) {
-				codes[i] = codeSlow
-				st.add(s.notPlain(q, v, at, prior, parity), exp[i])
-				continue
-			}
-			k := max(at-classBase, 0) >> 1
-			down := &q.down[k]
-			n := int(uint32(a+0.5)) & maxLevel
-			lower := n - 1
-			if !(a < down[n]) {
-				lower = n
-			}
-			for n = lower; a < down[n&maxLevel]; {
-				n--
-			}
-			if uint32(n) > q.most[k] {
-				codes[i] = codeSlow
-				st.add(s.notPlain(q, v, at, prior, parity), exp[i])
-				continue
-			}
-			sign := int(int32(raw) >> 31) // 0 or -1
-			c := k*numSymbols + maxLevel + (n ^ sign) - sign
-			codes[i] = uint16(c)
-			st.seen += uint64(n) << 12
-			st.expected += exp[i]
+		sum, slow, ok := s.quick(q, codes[g:end], y[g:end], scale[g:end], shift, inv)
+		if !ok {
+			sum, slow = s.group(q, codes[g:end], y[g:end], scale[g:end], shift, inv)
 		}
+		st.seen += uint64(sum) << 12
+		for ; slow != 0; slow &= slow - 1 {
+			i := g + bits.TrailingZeros32(slow)
+			codes[i] = codeSlow
+			prior := int(scale[i])
+			st.seen += uint64(s.notPlain(q, y[i]*inv, prior+shift, prior, parity)) << 12
+		}
+		st.expected += of.group[g/groupSize]
 	}
+}
+
+// group fills in the symbols of up to groupSize components, at prior scales which all move by shift. It
+// returns the sum of their magnitudes and, a bit for each, those that are no plain symbol: their symbols are
+// undefined and their magnitudes left out.
+func (s *levels) group(q *rowQuantizer, codes []uint16, y []float32, scale []int16, shift int,
+	inv float32) (sum, slow uint32) {
+	codes, scale = codes[:len(y)], scale[:len(y)]
+	for i := range y {
+		prior := int(scale[i])
+		if prior < deadScale {
+			codes[i] = codeNone
+			continue
+		}
+		v := y[i] * inv
+		at := prior + shift
+		// Signs and levels follow no pattern: what depends on them is computed, not branched on.
+		raw := math.Float32bits(v)
+		a := math.Float32frombits(raw &^ (1 << 31))
+		if at > classTop || !(a < maxLevel) {
+			slow |= 1 << i
+			continue
+		}
+		k := max(at-classBase, 0) >> 1
+		down := &q.down[k]
+		n := int(uint32(a+0.5)) & maxLevel
+		lower := n - 1
+		if !(a < down[n]) {
+			lower = n
+		}
+		for n = lower; a < down[n&maxLevel]; {
+			n--
+		}
+		if uint32(n) > q.most[k] {
+			slow |= 1 << i
+			continue
+		}
+		sign := int(int32(raw) >> 31) // 0 or -1
+		codes[i] = uint16(k*numSymbols + maxLevel + (n ^ sign) - sign)
+		sum += uint32(n)
+	}
+	return sum, slow
 }
 
 // notPlain keeps a coefficient for later and returns its magnitude.

@@ -63,6 +63,8 @@ type rowQuantizer struct {
 	// below that of 0.
 	down [numClasses][maxLevel + 1]float32
 	fit  *fitter // collects statistics, unless nil
+
+	groups groupTables
 }
 
 func (c *coder) quantizer(lambda float32) *rowQuantizer {
@@ -75,6 +77,7 @@ func (c *coder) quantizer(lambda float32) *rowQuantizer {
 			q.down[k][m] = (lambda*(c.cost[k][m]-c.cost[k][m-1])/(hi-lo) + hi + lo) / 2
 		}
 	}
+	q.prepareGroups()
 	return q
 }
 

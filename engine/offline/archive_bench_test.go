@@ -50,16 +50,15 @@ func BenchmarkArchive(b *testing.B) {
 			require.NoError(b, err)
 			return res
 		}
-		size := squeeze(b).OriginalBytes
 		b.Run("op=compress/profile="+with, func(b *testing.B) {
-			b.SetBytes(size)
+			b.SetBytes(squeeze(b).OriginalBytes)
 			b.ReportAllocs()
 			for b.Loop() {
 				squeeze(b)
 			}
 		})
 		b.Run("op=decompress/profile="+with, func(b *testing.B) {
-			b.SetBytes(size)
+			b.SetBytes(squeeze(b).OriginalBytes)
 			b.ReportAllocs()
 			for b.Loop() {
 				m := memory{b: make([]byte, 0, len(data))}

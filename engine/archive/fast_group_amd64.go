@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build !noasm
+
+package archive
+
+import "golang.org/x/sys/cpu"
+
+var useAVX2 = cpu.X86.HasAVX2
+
+// groupTables are what quantizeGroupAVX2 reads; it knows the offsets.
+type groupTables struct {
+	down    *float32 // [numClasses][maxLevel+1]
+	most    *uint32  // [numClasses]
+	base    int32    // the scale of class 0
+	span    int32    // that of the last class, less base
+	dead    int32    // the least scale of a component that is coded
+	symbols int32    // of a class
+	least   int32    // of most: no level up to it is above the tables
+	level   int32    // the largest one with a symbol, as an integer and as a number
+	levelF  float32
+}
+
+func (q *rowQuantizer) prepareGroups() {
+	q.groups = groupTables{down: &q.down[0][0], most: &q.most[0], base: classBase, span: classTop - classBase,
+		dead: deadScale, symbols: numSymbols, least: maxLevel, level: maxLevel, levelF: maxLevel}
+	for _, m := range q.most {
+		q.groups.least = min(q.groups.least, int32(m))
+	}
+}
+
+// quantizeGroupAVX2 fills in the symbols of eight components, y [8] at prior scales [8], which all move by
+// shift. It returns the sum of their magnitudes and, a bit for each, those that are no plain symbol: their
+// symbols are undefined and their magnitudes left out.
+//
+//go:noescape
+func quantizeGroupAVX2(t *groupTables, y *float32, scale *int16, codes *uint16, shift int32,
+	inv float32) (sum, slow uint32)
+
+// quick is quantizeGroupAVX2 for a whole group; ok is false where the machine cannot, or the group is not whole.
+func (s *levels) quick(q *rowQuantizer, codes []uint16, y []float32, scale []int16, shift int,
+	inv float32) (sum, slow uint32, ok bool) {
+	if !useAVX2 || len(codes) != groupSize || len(y) != groupSize || len(scale) != groupSize {
+		return 0, 0, false
+	}
+	sum, slow = quantizeGroupAVX2(&q.groups, &y[0], &scale[0], &codes[0], int32(shift), inv)
+	return sum, slow, true
+}
