@@ -45,7 +45,12 @@ func newEncodeSymbol(v interval) encodeSymbol {
 // slowLevel is a coefficient that is no plain symbol.
 type slowLevel struct {
 	v             float32
+	cost          float32 // bits
 	scale, prior8 int16
+	// Where code is not codeSlow, it is a symbol with so many low bits behind it.
+	code     uint16
+	low      uint16
+	lowWidth uint8
 }
 
 // levels are the symbols of a lane. It is reused from lane to lane.
@@ -133,9 +138,19 @@ func (s *levels) group(q *rowQuantizer, codes []uint16, y []float32, scale []int
 }
 
 // notPlain keeps a coefficient for later and returns its magnitude.
-func (s *levels) notPlain(q *rowQuantizer, v float32, scale, prior, parity int) uint32 {
-	s.slow[parity] = append(s.slow[parity], slowLevel{v, int16(scale), int16(prior)})
-	m, _ := q.one(0, v, scale, prior, nil)
+func (s *levels) notPlain(q *rowQuantizer, v float32, scale, prior, parity int) (m uint32) {
+	x := slowLevel{v: v, scale: int16(scale), prior8: int16(prior), code: codeSlow}
+	if k, shift := classOf(scale); shift > 0 && shift <= 8 { // most of them
+		if n, hi, u := parts(v, shift); u <= q.most[k] {
+			x.code = uint16(k*numSymbols + maxLevel + int(hi))
+			x.low, x.lowWidth = uint16(uint32(n)&(1<<shift-1)), uint8(shift)
+			x.cost = float32(shift) + q.cost[k][u]
+			s.slow[parity] = append(s.slow[parity], x)
+			return uint32(max(n, -n))
+		}
+	}
+	m, x.cost = q.one(0, v, scale, prior, nil)
+	s.slow[parity] = append(s.slow[parity], x)
 	return m
 }
 
@@ -155,8 +170,7 @@ func (s *levels) bits(q *rowQuantizer) float64 {
 	}
 	for _, slow := range s.slow {
 		for _, x := range slow {
-			_, cost := q.one(0, x.v, int(x.scale), int(x.prior8), nil)
-			sum += float64(cost)
+			sum += float64(x.cost)
 		}
 	}
 	return sum
@@ -237,6 +251,21 @@ func (s *levels) encodeSlow(w *wordsBack, q *rowQuantizer, state int, x uint32) 
 	slow := &s.slow[state]
 	last := (*slow)[len(*slow)-1]
 	*slow = (*slow)[:len(*slow)-1]
+	if last.code != codeSlow {
+		freq := uint32(probOne >> last.lowWidth)
+		if x >= freq<<(32-probBits) {
+			w.put(uint16(x))
+			x >>= 16
+		}
+		x = x>>(probBits-last.lowWidth)<<probBits + x&(freq-1) + uint32(last.low)*freq
+		e := &q.symbols[last.code]
+		if x >= e.most {
+			w.put(uint16(x))
+			x >>= 16
+		}
+		d, _ := bits.Mul64(uint64(x), e.reciprocal)
+		return x + e.bias + uint32(d)*e.more
+	}
 	s.sink.syms, s.sink.state = s.sink.syms[:0], s.sink.state[:0]
 	q.one(state, last.v, int(last.scale), int(last.prior8), &s.sink)
 	for i := len(s.sink.syms) - 1; i >= 0; i-- {

@@ -209,12 +209,7 @@ func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int,
 // coarse stores a coefficient of a class above all tables: its low bits as they are.
 func (q *rowQuantizer) coarse(state int, v float32, k int, s uint,
 	sink *laneSink) (m uint32, cost float32) {
-	if v != v {
-		v = 0
-	}
-	n := int32(math.Floor(float64(min(max(v, -maxMagnitude), maxMagnitude)) + 0.5))
-	hi := n >> s
-	u := uint32(max(hi, -hi))
+	n, hi, u := parts(v, s)
 	cost = float32(s)
 	if u <= q.most[k] {
 		cost += q.cost[k][u]
@@ -234,6 +229,17 @@ func (q *rowQuantizer) coarse(state int, v float32, k int, s uint,
 		sink.raw(state, uint32(n)&(1<<s-1), s)
 	}
 	return uint32(max(n, -n)), cost
+}
+
+// parts returns the level of a coefficient of which s low bits are stored as they are: all of it, what is above
+// them, and the magnitude of that.
+func parts(v float32, s uint) (n, hi int32, u uint32) {
+	if v != v {
+		v = 0
+	}
+	n = int32(math.Floor(float64(min(max(v, -maxMagnitude), maxMagnitude)) + 0.5))
+	hi = n >> s
+	return n, hi, uint32(max(hi, -hi))
 }
 
 func b2u(b bool) uint32 {

@@ -92,9 +92,13 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 // adapt returns the deviations of the components of a segment, and how they are told.
 func adapt(t *Transform, y []float32) ([]int16, []uint8) {
 	sum := make([]float64, t.Dim)
-	for r := 0; r < len(y); r += t.Dim {
-		for i, v := range y[r : r+t.Dim] {
-			sum[i] += float64(v) * float64(v)
+	for r := 0; r < len(y); r += 4 * t.Dim {
+		if len(y)-r >= 4*t.Dim {
+			addSquares(sum, y[r:r+4*t.Dim])
+			continue
+		}
+		for i, v := range y[r:] {
+			sum[i%t.Dim] += float64(float64(v) * float64(v))
 		}
 	}
 	std, delta := make([]int16, t.Dim), make([]uint8, t.Dim)
@@ -109,6 +113,19 @@ func adapt(t *Transform, y []float32) ([]int16, []uint8) {
 		std[i] = t.Std8[i] + int16(2*d)
 	}
 	return std, delta
+}
+
+// addSquares adds the squares of four rows to sum, row after row.
+func addSquares(sum []float64, y []float32) {
+	d := len(sum)
+	a, b, c, e := y[:d], y[d:2*d], y[2*d:3*d], y[3*d:4*d]
+	b, c, e = b[:len(a)], c[:len(a)], e[:len(a)]
+	for i, v := range a {
+		s := sum[i] + float64(float64(v)*float64(v))
+		s += float64(float64(b[i]) * float64(b[i]))
+		s += float64(float64(c[i]) * float64(c[i]))
+		sum[i] = s + float64(float64(e[i])*float64(e[i]))
+	}
 }
 
 // split parts a step of 2^(s/8) into a power that records hold and the factor of the file.
