@@ -9,6 +9,7 @@ import (
 	"math"
 	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -96,7 +97,9 @@ func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
 		err := eachIndex(ctx, len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {
-				_, _, err = packedRows(codec, r.Header(), rec)
+				room := rowRooms.Get().(*rowRoom)
+				defer rowRooms.Put(room)
+				_, _, err = packedRows(codec, r.Header(), rec, room)
 			}
 			part[i] = err
 			return nil
@@ -134,12 +137,26 @@ func checkValues(h *container.Header, rec *container.Record) error {
 	return nil
 }
 
+// rowRoom is what a record is decoded in: rows stay as they are until the next one.
+type rowRoom struct {
+	rows   []float32
+	packed []byte
+}
+
+var rowRooms = sync.Pool{New: func() any { return new(rowRoom) }}
+
+// roomFor returns n values of *all, which grows where it has to.
+func roomFor[T any](all *[]T, n int) []T {
+	*all = slices.Grow((*all)[:0], n)[:n]
+	return *all
+}
+
 // decodeArchive decodes a record: rows as [heads*sides][tokens*dim], and the bias of each token of
 // each head where queries' energies are known.
 //
 // Errors: *container.CorruptError that names the record.
-func decodeArchive(codec *archive.Codec, h *container.Header,
-	rec *container.Record) (rows, bias [][]float32, err error) {
+func decodeArchive(codec *archive.Codec, h *container.Header, rec *container.Record,
+	room *rowRoom) (rows, bias [][]float32, err error) {
 	if codec == nil {
 		return nil, nil, &container.CorruptError{Section: "record", Layer: rec.Layer,
 			Segment: rec.Segment, Head: -1, Block: -1,
@@ -156,10 +173,11 @@ func decodeArchive(codec *archive.Codec, h *container.Header,
 	if err := checkValues(h, rec); err != nil {
 		return nil, nil, err
 	}
+	left := roomFor(&room.rows, h.KVHeads()*n*(kDim+vDim))
 	noise := make([][]float32, h.KVHeads()*len(seg.Dims))
 	for hd := range h.KVHeads() {
 		for s, d := range seg.Dims {
-			seg.Rows = append(seg.Rows, make([]float32, n*d))
+			seg.Rows, left = append(seg.Rows, left[:n*d:n*d]), left[n*d:]
 			if s == 0 && len(seg.Dims) == 2 {
 				noise[hd*2] = make([]float32, n)
 				bias = append(bias, noise[hd*2])
@@ -190,7 +208,7 @@ func expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*
 	if h.Kind == container.KindRows {
 		types = []quant.DType{dtypeOf(h.Tensors[rec.Layer].DType)}
 	}
-	rows, _, err := packedRows(codec, h, rec)
+	rows, _, err := packedRows(codec, h, rec, new(rowRoom))
 	if err != nil {
 		return nil, err
 	}
@@ -216,13 +234,13 @@ func expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*
 
 // packedRows decodes a record to rows in the types of the original, [heads*sides], and the bias of
 // tokens, [heads], nil where rows are exact.
-func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record) (packed [][]byte,
-	bias [][]float32, err error) {
+func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record,
+	room *rowRoom) (packed [][]byte, bias [][]float32, err error) {
 	if archive.IsLossless(rec.Archive) {
 		packed, err = decodeLossless(h, rec)
 		return packed, nil, err
 	}
-	rows, bias, err := decodeArchive(codec, h, rec)
+	rows, bias, err := decodeArchive(codec, h, rec, room)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -230,18 +248,25 @@ func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record
 	if h.Kind == container.KindRows {
 		types = []quant.DType{dtypeOf(h.Tensors[rec.Layer].DType)}
 	}
+	size := 0
+	for i, x := range rows {
+		size += len(x) * types[i%len(types)].Size()
+	}
+	left := roomFor(&room.packed, size)
 	for i, x := range rows {
 		dt := types[i%len(types)]
-		b := make([]byte, len(x)*dt.Size())
-		packRow(b, dt, x)
-		packed = append(packed, b)
+		n := len(x) * dt.Size()
+		packRow(left[:n], dt, x)
+		packed, left = append(packed, left[:n:n]), left[n:]
 	}
 	return packed, bias, nil
 }
 
 // archiveSegment writes the rows of a record in archive form.
 func (d *decompressor) archiveSegment(rec *container.Record) error {
-	rows, bias, err := packedRows(d.codec, d.h, rec)
+	room := rowRooms.Get().(*rowRoom)
+	defer rowRooms.Put(room)
+	rows, bias, err := packedRows(d.codec, d.h, rec, room)
 	if err != nil {
 		return fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(rec.Layer), rec.Segment, err)
 	}

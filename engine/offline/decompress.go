@@ -210,7 +210,9 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 	}
 	rec, err := d.r.ReadRecord(at)
 	if err == nil && d.salvage && rec.Archive != nil {
-		_, _, err = packedRows(d.codec, d.h, rec) // whether it can be read is known only then
+		room := rowRooms.Get().(*rowRoom)
+		defer rowRooms.Put(room)
+		_, _, err = packedRows(d.codec, d.h, rec, room) // whether it can be read is known only then
 	}
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
 		return nil, nil

@@ -118,6 +118,14 @@ func finiteRow(dt quant.DType, row []byte) bool {
 			}
 		}
 	case quant.Float16:
+		const exponents = 0x7c007c007c007c00 // of four values
+		for ; len(row) >= 8; row = row[8:] {
+			// Where an exponent is not all ones, what it lacks carries into the sign's place.
+			lacks := binary.LittleEndian.Uint64(row)&exponents ^ exponents
+			if (lacks+0x7fff7fff7fff7fff)&0x8000800080008000 != 0x8000800080008000 {
+				return false
+			}
+		}
 		for i := 0; i+2 <= len(row); i += 2 {
 			if binary.LittleEndian.Uint16(row[i:])&0x7c00 == 0x7c00 {
 				return false

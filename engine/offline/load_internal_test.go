@@ -30,3 +30,20 @@ func TestPackRow_AsTheReference(t *testing.T) {
 		}
 	}
 }
+
+// TestFiniteRow has one value that is not finite, or nearly so, at every place of rows of all lengths.
+func TestFiniteRow(t *testing.T) {
+	for n := range 20 {
+		for at := range n {
+			for h, want := range map[uint16]bool{0x7c00: false, 0xfc00: false, 0xffff: false, 0x7bff: true, 0xfbff: true,
+				0x8000: true} {
+				row := make([]byte, 2*n)
+				for i := range n {
+					binary.LittleEndian.PutUint16(row[2*i:], uint16(0xfbff-i))
+				}
+				binary.LittleEndian.PutUint16(row[2*at:], h)
+				require.Equal(t, want, finiteRow(quant.Float16, row), "%#04x at %d of %d", h, at, n)
+			}
+		}
+	}
+}
