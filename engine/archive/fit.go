@@ -66,18 +66,20 @@ func (m *Moments) addFull(rows []float32) {
 	for i, s := range left {
 		centre[i], left[i] = float32(s/float64(n)), 0
 	}
-	about, columns, sums := make([]float32, n*d), make([]float32, n*d), make([]float32, d)
+	// Columns a power of two apart would share the same few lines of a cache.
+	stride := n + 16
+	about, columns, sums := make([]float32, n*d), make([]float32, stride*d), make([]float32, d)
 	for r := range n {
 		for i, v := range rows[r*d : (r+1)*d] {
 			x := v - centre[i]
-			about[r*d+i], columns[i*n+r] = x, x
+			about[r*d+i], columns[i*stride+r] = x, x
 			left[i] += float64(x)
 		}
 	}
 	m.N += float64(n)
 	for i := range d {
 		clear(sums)
-		axpy.Accumulate(sums, about, columns[i*n:(i+1)*n])
+		axpy.Accumulate(sums, about, columns[i*stride:i*stride+n])
 		ci := float64(centre[i])
 		m.Sum[i] += left[i] + float64(n)*ci
 		second := m.Second[i*d : i*d+i+1]

@@ -117,11 +117,11 @@ func (t *Transform) inRow() (std8 []int16, scale []float32) {
 // project puts the components of x, [rows, dim], in its place.
 func (t *Transform) project(x []float32) {
 	d := t.Dim
-	centred := make([]float32, d)
+	centred, mean := make([]float32, d), t.Mean[:d]
 	for r := range len(x) / d {
 		row := x[r*d : (r+1)*d]
-		for j, v := range row {
-			centred[j] = v - t.Mean[j]
+		for j, m := range mean {
+			centred[j] = row[j] - m
 		}
 		if t.Basis == nil {
 			for i, f := range t.forward {

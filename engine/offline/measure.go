@@ -226,11 +226,16 @@ func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c
 }
 
 func finiteValues(x []float32) bool {
-	var most uint32 // without their signs, those that are not finite are the largest
-	for _, v := range x {
-		most = max(most, math.Float32bits(v)<<1)
+	var a, b, c, d uint32 // without their signs, those that are not finite are the largest
+	for ; len(x) >= 4; x = x[4:] {
+		v := (*[4]float32)(x)
+		a, b = max(a, math.Float32bits(v[0])<<1), max(b, math.Float32bits(v[1])<<1)
+		c, d = max(c, math.Float32bits(v[2])<<1), max(d, math.Float32bits(v[3])<<1)
 	}
-	return most < 0xff<<24
+	for _, v := range x {
+		a = max(a, math.Float32bits(v)<<1)
+	}
+	return max(a, b, c, d) < 0xff<<24
 }
 
 // cosine of two zero vectors is 1, of one 0.
