@@ -73,7 +73,7 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
 	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
-	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s bench/results/cpu-*.txt > bench/results/cpu.md
+	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -readme README.md bench/results/cpu-*.txt > bench/results/cpu.md
 
 SPEED := bench/results/archive-speed
 bench-archive: model ## speed and memory of the archive: the codec, the verbs on one core and on all; writes bench/results/archive-speed*
@@ -114,19 +114,23 @@ weighed   = kvist:$1$(,)importance=none kvist:$1 kvist:$1$(,)$(TUNED) kvist:$1$(
 UNIFORM  := lm4+len+s8:sinks=4 lm3+len+s8:sinks=4 uniform:k=lm3+len+s8$(,)v=lm2+len+s8$(,)sinks=4 \
   lm2+len+s8:sinks=4 uniform:k=lm2+len+s8$(,)v=lm1+len+s8$(,)sinks=4
 
+# Archives that carry bases of their own.
+OWN      := kvist-archive:4 kvist-archive:2 kvist-archive:1.5 kvist-archive:1.05
 ASKED    := tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 tqmse2 kivi4 kivi2 snapkv:50% \
   kvist:3 kvist:2.75 kvist:2.75$(,)importance=none kvist:2.25 kvist:2.15 kvist:1.5
 
 quality: model ## quality in a real model: standard table, retrieval, ablation, decoding; writes bench/results
 	$(EVAL) $(TEXTS) --methods "standard kvist:2.15 kvist:1.75 \
-	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)$(PROFILE))"
+	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)$(PROFILE)) $(OWN)"
 	$(EVAL) bench/quality/texts/eval-news.txt --name retrieval --needles 96 --methods "$(ASKED) \
-	  kvist-archive:2$(,)$(PROFILE) kvist-archive:1.05$(,)$(PROFILE)"
+	  $(foreach b,2 1.5 1.05,kvist-archive:$b$(,)$(PROFILE)) kvist-archive:2 kvist-archive:1.05"
 	$(EVAL) --name retrieval-texts --needles 96 --methods "tqmse4 tqmse3 tqmse2 kivi2 snapkv:50%"
 	$(EVAL) $(TEXTS) --name ablation --methods "$(UNIFORM) $(foreach b,4.25 3 2.75 2.25 2 1.5,$(call weighed,$b))"
 	$(EVAL) bench/quality/texts/eval-news.txt --name ablation-retrieval --needles 96 --methods \
-	  "tqmse4 tqmse3 $(UNIFORM) $(foreach b,2.75 2.25 1.5,$(call weighed,$b))"
-	$(EVAL) $(TEXTS) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
+	  "tqmse4 tqmse3 $(word 3,$(UNIFORM)) $(word 4,$(UNIFORM)) $(foreach b,2.75 2.25,$(call weighed,$b)) \
+	  $(foreach b,1.5 2 3 4.25,$(foreach w,1 2 3 4,$(word $w,$(call weighed,$b))))"
+	$(EVAL) $(foreach t,narrative dialogue gosource meeting,bench/quality/texts/eval-$t.txt) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
+	$(GO) run ./bench/modeltable
 
 tidy-check: ## go.mod and go.sum are tidy
 	$(GO) mod tidy -diff

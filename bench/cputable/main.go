@@ -20,27 +20,18 @@ import (
 
 func main() {
 	asm := flag.String("asm", "", "generated assembly to count instructions in")
+	readme := flag.String("readme", "", "file to put a short table into, between its markers")
 	flag.Parse()
-	if err := run(os.Stdout, *asm, flag.Args()); err != nil {
+	if err := run(os.Stdout, *asm, *readme, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "cputable:", err)
 		os.Exit(1)
 	}
 }
 
-func run(w io.Writer, asm string, files []string) error {
-	r := results{values: map[string]map[string][]float64{}}
-	for _, name := range files {
-		f, err := os.Open(name)
-		if err != nil {
-			return err
-		}
-		err = r.read(f)
-		if closeErr := f.Close(); err == nil {
-			err = closeErr
-		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
+func run(w io.Writer, asm, readme string, files []string) error {
+	r, err := open(files)
+	if err != nil {
+		return err
 	}
 	out := &strings.Builder{}
 	r.write(out)
@@ -53,8 +44,32 @@ func run(w io.Writer, asm string, files []string) error {
 			return err
 		}
 	}
-	_, err := io.WriteString(w, out.String())
+	if readme != "" {
+		if err := writeReadme(readme, r.short()); err != nil {
+			return err
+		}
+	}
+	_, err = io.WriteString(w, out.String())
 	return err
+}
+
+// open reads raw output of benchmarks.
+func open(files []string) (*results, error) {
+	r := &results{values: map[string]map[string][]float64{}}
+	for _, name := range files {
+		f, err := os.Open(name)
+		if err != nil {
+			return nil, err
+		}
+		err = r.read(f)
+		if closeErr := f.Close(); err == nil {
+			err = closeErr
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return r, nil
 }
 
 // results are the metrics of benchmarks, by name and unit.

@@ -23,23 +23,23 @@ func TestRun_MediansAndShares(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "raw.txt")
 	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
 	var out strings.Builder
-	require.NoError(t, run(&out, "", []string{file}))
+	require.NoError(t, run(&out, "", "", []string{file}))
 	require.Contains(t, out.String(), "Test Processor")
 	require.Contains(t, out.String(), "| lm3 | - | 10.0 / 5.00 / 50 % |")
 	require.Contains(t, out.String(), "| Hadamard, 64 values | - | 3.25 | - |")
 }
 
 func TestRun_Errors(t *testing.T) {
-	require.Error(t, run(&strings.Builder{}, "", []string{filepath.Join(t.TempDir(), "none")}))
+	require.Error(t, run(&strings.Builder{}, "", "", []string{filepath.Join(t.TempDir(), "none")}))
 	file := filepath.Join(t.TempDir(), "raw.txt")
 	require.NoError(t, os.WriteFile(file, []byte("BenchmarkX 1 five ns/op\n"), 0o600))
-	require.ErrorContains(t, run(&strings.Builder{}, "", []string{file}), "five")
-	require.Error(t, run(&strings.Builder{}, file, nil), "no such routine")
+	require.ErrorContains(t, run(&strings.Builder{}, "", "", []string{file}), "five")
+	require.Error(t, run(&strings.Builder{}, file, "", nil), "no such routine")
 }
 
 func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
 	var out strings.Builder
-	require.NoError(t, run(&out, "../../cpu/internal/attend/attend_amd64.s", nil))
+	require.NoError(t, run(&out, "../../cpu/internal/attend/attend_amd64.s", "", nil))
 	require.Contains(t, out.String(), "| lm3 |")
 	n, err := count("TEXT ·f(SB), X\n\tA\nl:\n\tB\n\tC x\n\tJNZ l\n", "f", "l")
 	require.NoError(t, err)
@@ -47,4 +47,21 @@ func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
 	n, err = count("TEXT ·f(SB), X\n// doc\n\tA\nl:\n\tB\n\tRET\n\nTEXT ·g(SB), X\n\tRET\n", "f", "")
 	require.NoError(t, err)
 	require.Equal(t, 3, n)
+}
+
+// The README shows what the raw files hold: no number without a file.
+func TestReadme_ShowsResults(t *testing.T) {
+	files, err := filepath.Glob("../../bench/results/cpu-*.txt")
+	require.NoError(t, err)
+	require.Len(t, files, 3)
+	r, err := open(files)
+	require.NoError(t, err)
+	readme, err := os.ReadFile("../../README.md")
+	require.NoError(t, err)
+	want, err := splice(string(readme), r.short())
+	require.NoError(t, err)
+	require.Equal(t, want, string(readme), "run: make bench-cpu")
+	require.NotContains(t, r.short(), "| - ", "a benchmark is missing")
+	_, err = splice("none", "")
+	require.ErrorIs(t, err, errNoMarkers)
 }
