@@ -90,3 +90,96 @@ func packOnce(t *testing.T, b *Backend, c quant.Coding, rows, dim int) {
 		}
 	}
 }
+
+// TestAttend_EveryLength attends to one block of every number of rows from 0 to 300, on every
+// instruction set, with the group going through 1 to 8: the outputs are those of float64 over the
+// decoded rows, and nothing around them is written.
+func TestAttend_EveryLength(t *testing.T) {
+	step := 1
+	if testing.Short() {
+		step = 13
+	}
+	for _, isa := range ISAs() {
+		b, err := Open(Options{ISA: isa, Workers: 1})
+		require.NoError(t, err)
+		for _, name := range []string{"lm1", "lm2+ip", "lm3+len+s8", "lm4", "u8+s8", "f16"} {
+			for _, dim := range []int{64, 40} {
+				t.Run(fmt.Sprintf("isa=%s/coding=%s/head_dim=%d", isa, name, dim), func(t *testing.T) {
+					c, err := quant.ParseCoding(name)
+					require.NoError(t, err)
+					for rows := 0; rows <= mostRows; rows += step {
+						attendOnce(t, b, c, rows, dim, 1+rows%8)
+					}
+				})
+			}
+		}
+		require.NoError(t, b.Close())
+	}
+}
+
+// attendOnce compares one query with float64.
+//
+// Tolerance: sums of up to 300 weights and of dim products in float32 are off by 300 and dim times
+// 2^-24, the second in the score, of at most |q||k| scale = 8 or so here: 1e-4 of the largest |v| holds both.
+func attendOnce(t *testing.T, b *Backend, c quant.Coding, rows, dim, group int) {
+	const canary, tolerance = -77, 1e-4
+	rng := rand.New(rand.NewPCG(uint64(rows), uint64(dim)))
+	draw := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = float32(rng.NormFloat64())
+		}
+		return x
+	}
+	var sides [2]backend.Side
+	var decoded [2]quant.Rows
+	for i := range sides {
+		packed := make([]byte, c.PackedBytes(rows, dim))
+		decoded[i] = quant.Rows{Dim: dim, Data: draw(rows * dim)}
+		require.NoError(t, quant.Encode(packed, c, decoded[i], uint64(i)))
+		require.NoError(t, quant.Decode(decoded[i], c, packed, uint64(i)))
+		buf, err := b.Alloc(int64(len(packed)))
+		require.NoError(t, err)
+		defer buf.Free() //nolint:errcheck // a test's memory
+		require.NoError(t, buf.Upload(0, packed))
+		sides[i] = backend.Side{Coding: c, Seed: uint64(i), Data: backend.Span{Buf: buf, Len: int64(len(packed))}}
+	}
+	q := &backend.Queries{Q: draw(group * dim), Group: group, HeadDim: dim, HeadDimV: dim,
+		Scale: float32(1 / math.Sqrt(float64(dim))), BlockPtr: []int32{0, 1}, BlockIdx: []int32{0}}
+	all, lse := make([]float32, group*dim+16), make([]float32, group)
+	for i := range all {
+		all[i] = canary
+	}
+	out := all[8 : 8+group*dim : 8+group*dim]
+	require.NoError(t, b.Attend(context.Background(), q, []backend.Block{{Rows: int32(rows), K: sides[0], V: sides[1]}},
+		out, lse))
+	for i := range 8 {
+		require.Equal(t, [2]float32{canary, canary}, [2]float32{all[i], all[len(all)-1-i]}, "%d rows", rows)
+	}
+	for h := range group {
+		want, most, sum := make([]float64, dim), 0.0, 0.0
+		for r := range rows {
+			var score float64
+			for d, k := range decoded[0].Row(r) {
+				score += float64(q.Q[h*dim+d]) * float64(k)
+			}
+			p := math.Exp(score * float64(q.Scale))
+			sum += p
+			for d, v := range decoded[1].Row(r) {
+				want[d] += p * float64(v)
+				most = max(most, math.Abs(float64(v)))
+			}
+		}
+		if rows == 0 {
+			require.True(t, math.IsInf(float64(lse[h]), -1))
+			require.Equal(t, make([]float32, dim), out[h*dim:(h+1)*dim])
+			continue
+		}
+		require.InDelta(t, math.Log(sum), float64(lse[h]), tolerance, "%d rows, head %d", rows, h)
+		for d := range want {
+			if e := math.Abs(want[d]/sum - float64(out[h*dim+d])); !(e <= tolerance*most) {
+				t.Fatalf("%d rows, head %d of %d, value %d: %v, want %v", rows, h, group, d, out[h*dim+d], want[d]/sum)
+			}
+		}
+	}
+}
