@@ -10,14 +10,13 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
 
+	"github.com/kvist-project/kvist/bench/readme"
 	"github.com/kvist-project/kvist/cpu"
-	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
@@ -27,11 +26,9 @@ import (
 const (
 	captureFile = "testdata/smollm2-sqlite-1k.safetensors"
 	resultFile  = "bench/results/capture.md"
-	beginMark   = "<!-- table: begin (go run ./bench/capturetable) -->\n"
-	endMark     = "<!-- table: end -->\n"
 )
 
-var errNoMarkers = errors.New("README.md has no table markers")
+var markers = readme.Markers{Name: "table", Command: "go run ./bench/capturetable"}
 
 // row is a row of the table.
 type row struct {
@@ -91,18 +88,10 @@ func run(ctx context.Context, out io.Writer) error {
 	fmt.Fprint(out, table)
 	note := "# The capture in testdata, every coding\n\nMade by `go run ./bench/capturetable`. Bits are of the " +
 		"whole file: codes, scales, tables, side tensors, header, index and padding.\n\n"
-	if err := write(resultFile, []byte(note+table)); err != nil {
+	if err := readme.Write(resultFile, note+table); err != nil {
 		return err
 	}
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		return err
-	}
-	text, err := splice(string(readme), shown(table))
-	if err != nil {
-		return err
-	}
-	return write("README.md", []byte(text))
+	return markers.Update("README.md", shown(table))
 }
 
 // shown cuts a table to the rows of the README.
@@ -115,28 +104,6 @@ func shown(table string) string {
 		}
 	}
 	return b.String()
-}
-
-// splice puts the table between the markers of a text.
-func splice(text, table string) (string, error) {
-	head, rest, ok := strings.Cut(text, beginMark)
-	_, tail, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 {
-		return "", errNoMarkers
-	}
-	return head + beginMark + table + endMark + tail, nil
-}
-
-func write(path string, b []byte) error {
-	f, err := atomicfile.Create(path, true)
-	if err != nil {
-		return err
-	}
-	defer f.Abort() // nothing after Commit
-	if _, err := f.Write(b); err != nil {
-		return err
-	}
-	return f.Commit()
 }
 
 func makeTable(ctx context.Context) (string, error) {

@@ -18,7 +18,7 @@ func TestReadme_ShowsResults(t *testing.T) {
 	require.NoError(t, err)
 	at := strings.Index(string(results), "| coding of K and V")
 	require.GreaterOrEqual(t, at, 0)
-	want, err := splice(string(readme), shown(string(results[at:])))
+	want, err := markers.Splice(string(readme), shown(string(results[at:])))
 	require.NoError(t, err)
 	require.Equal(t, want, string(readme), "run: go run ./bench/capturetable")
 }

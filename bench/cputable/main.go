@@ -28,7 +28,7 @@ func main() {
 	}
 }
 
-func run(w io.Writer, asm, readme string, files []string) error {
+func run(w io.Writer, asm, doc string, files []string) error {
 	r, err := open(files)
 	if err != nil {
 		return err
@@ -44,8 +44,8 @@ func run(w io.Writer, asm, readme string, files []string) error {
 			return err
 		}
 	}
-	if readme != "" {
-		if err := writeReadme(readme, r.short()); err != nil {
+	if doc != "" {
+		if err := markers.Update(doc, r.short()); err != nil {
 			return err
 		}
 	}

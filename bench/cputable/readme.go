@@ -3,21 +3,14 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
-	"github.com/kvist-project/kvist/engine/atomicfile"
+	"github.com/kvist-project/kvist/bench/readme"
 )
 
-const (
-	beginMark = "<!-- cpu table: begin (make bench-cpu) -->\n"
-	endMark   = "<!-- cpu table: end -->\n"
-)
-
-var errNoMarkers = errors.New("no markers of the cpu table")
+var markers = readme.Markers{Name: "cpu table", Command: "make bench-cpu"}
 
 // short is the table of the README.
 func (r *results) short() string {
@@ -53,34 +46,4 @@ func (r *results) short() string {
 		})
 	}
 	return b.String()
-}
-
-// splice puts a table between the markers of a text.
-func splice(text, table string) (string, error) {
-	head, rest, ok := strings.Cut(text, beginMark)
-	_, tail, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 {
-		return "", errNoMarkers
-	}
-	return head + beginMark + table + endMark + tail, nil
-}
-
-func writeReadme(path, table string) error {
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	s, err := splice(string(text), table)
-	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
-	}
-	f, err := atomicfile.Create(path, true)
-	if err != nil {
-		return err
-	}
-	defer f.Abort() // nothing after Commit
-	if _, err := f.Write([]byte(s)); err != nil {
-		return err
-	}
-	return f.Commit()
 }

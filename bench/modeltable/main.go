@@ -9,25 +9,19 @@
 package main
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/kvist-project/kvist/bench/quality"
-	"github.com/kvist-project/kvist/engine/atomicfile"
+	"github.com/kvist-project/kvist/bench/readme"
 )
 
-const (
-	results   = "bench/results"
-	beginMark = "<!-- model table: begin (go run ./bench/modeltable) -->\n"
-	endMark   = "<!-- model table: end -->\n"
-)
+const results = "bench/results"
 
-var errNoMarkers = errors.New("README.md has no markers of the model table")
+var markers = readme.Markers{Name: "model table", Command: "go run ./bench/modeltable"}
 
 // row is a row of the README.
 type row struct{ name, method string }
@@ -78,18 +72,10 @@ func run() error {
 			return err
 		}
 	}
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
+	if err := readme.Write(filepath.Join(results, "signals.md"), signals(r[2], r[3])); err != nil {
 		return err
 	}
-	text, err := splice(string(readme), table(r[0], r[1]))
-	if err != nil {
-		return err
-	}
-	if err := write(filepath.Join(results, "signals.md"), signals(r[2], r[3])); err != nil {
-		return err
-	}
-	return write("README.md", text)
+	return markers.Update("README.md", table(r[0], r[1], r[3]))
 }
 
 // open reads the results of a name.
@@ -121,8 +107,9 @@ func number(x float64) string {
 	return s
 }
 
-// table is that of the README. Rows that were not measured are left out.
-func table(q, asked *quality.Results) string {
+// table is that of the README. Rows that were not measured are left out. Facts are those of the first
+// of the results that asked a method; all ask the same.
+func table(q *quality.Results, asked ...*quality.Results) string {
 	var b strings.Builder
 	b.WriteString("| method | bits/value, all-in | x vs f16 | KL, nats | top-1 | facts found |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows {
@@ -131,8 +118,10 @@ func table(q, asked *quality.Results) string {
 			continue
 		}
 		found, kl := "", number(m.KL.Mean)
-		if a := find(asked, r.method); a != nil && a.Retrieval != nil {
-			found = strconv.Itoa(a.Retrieval.Found)
+		for _, x := range asked {
+			if a := find(x, r.method); a != nil && a.Retrieval != nil && found == "" {
+				found = strconv.Itoa(a.Retrieval.Found)
+			}
 		}
 		if strings.HasPrefix(r.name, "**") {
 			kl = "**" + kl + "**"
@@ -216,26 +205,4 @@ func pivot(b *strings.Builder, cell func(rate string, w row) string) {
 		}
 		fmt.Fprintf(b, "| %s | %s |\n", w.name, strings.Join(cells, " | "))
 	}
-}
-
-// splice puts the table between the markers of a text.
-func splice(text, table string) (string, error) {
-	head, rest, ok := strings.Cut(text, beginMark)
-	_, tail, ok2 := strings.Cut(rest, endMark)
-	if !ok || !ok2 {
-		return "", errNoMarkers
-	}
-	return head + beginMark + table + endMark + tail, nil
-}
-
-func write(path, text string) error {
-	f, err := atomicfile.Create(path, true)
-	if err != nil {
-		return err
-	}
-	defer f.Abort() // nothing after Commit
-	if _, err := io.WriteString(f, text); err != nil {
-		return err
-	}
-	return f.Commit()
 }
