@@ -128,22 +128,11 @@ type window struct {
 	sums     [][]float32 // [heads][tokens]
 }
 
-// observed returns the windows that a profile looks at, as first positions and lengths: the
-// last ends with the last query, and where all queries count there are as many before it as have
-// not faded to a quarter.
+// observed returns the windows that a profile looks at, as first positions and lengths.
 func observed(p importance.Profile, tokens int) (spans [][2]int) {
-	size := p.Attention.Window
-	if size == 0 {
-		size = 64
-	}
-	need := tokens
-	if p.Attention.Mix == 0 {
-		need = size
-	} else if p.Attention.HalfLife > 0 {
-		need = size + int(math.Ceil(2*p.Attention.HalfLife))
-	}
+	at, size := observedFrom(p, tokens)
 	filled := 0 // of the window at work: no run crosses its end
-	for at := max(0, tokens-(need+size-1)/size*size); at < tokens; {
+	for at < tokens {
 		if filled == size {
 			filled = 0
 		}

@@ -134,11 +134,11 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 // standInDim is the head_dim_v of rows that stand in for V.
 const standInDim = 8
 
-// observe feeds the tracker with the attention of the capture's last queries: those of the
-// window, and where all queries count as many more as have not faded to a quarter.
-func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile, tokens int) error {
-	window := p.Attention.Window
+// observedFrom returns the first query that a profile looks at, and the queries of a window. The last
+// window ends with the last query; where all queries count there are as many windows before it as
+// have not faded to a quarter.
+func observedFrom(p importance.Profile, tokens int) (first, window int) {
+	window = p.Attention.Window
 	if window == 0 {
 		window = 64
 	}
@@ -148,6 +148,13 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 	} else if p.Attention.HalfLife > 0 {
 		need = window + int(math.Ceil(2*p.Attention.HalfLife))
 	}
+	return max(0, tokens-(need+window-1)/window*window), window
+}
+
+// observe feeds the tracker with the attention of the capture's last queries.
+func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
+	track *importance.Tracker, p importance.Profile, tokens int) error {
+	first, window := observedFrom(p, tokens)
 	group, dim := c.in.geo.GQARatio(), l.k.Dim()
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
 	up := &uploader{be: c.be}
@@ -161,7 +168,6 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 		blocks[i].V = backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}
 	}
 	// A batch never crosses a window that ends with the last query, so the last one is exact.
-	first := max(0, tokens-(need+window-1)/window*window)
 	for at := first; at < tokens; {
 		n := min(track.Room(), tokens-at)
 		if r := (tokens - at) % window; r > 0 {
