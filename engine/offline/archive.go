@@ -304,6 +304,19 @@ func everyPair[T any](rows []T, size, every int) []T {
 	return kept
 }
 
+// notFinite names the value of rows i of a segment that is NaN or Inf.
+func (a *archiver) notFinite(l *layerInput, i, first, every int, rows []float32) error {
+	t, head := l.k, i
+	if l.hasV {
+		if head = i / 2; i%2 == 1 {
+			t = l.v
+		}
+	}
+	r := slices.IndexFunc(rows, func(x float32) bool { return !finiteValues([]float32{x}) }) / t.Dim()
+	return fmt.Errorf("kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows "+
+		"exactly): %w", a.in.src.Name(), t.Name(), head, first+2*(r/2*every+every/2)+r%2, quant.ErrRange)
+}
+
 // rows reads and projects tokens of a layer, two of every 2*every; nil where they are to be kept as
 // they are, because some value is NaN or Inf and that is allowed. room is as for readRows.
 func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepared, error) {
@@ -321,9 +334,7 @@ func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepa
 			continue
 		}
 		if !a.cfg.AllowNonfinite {
-			return nil, fmt.Errorf("kvist/offline: %s: %s head %d: tokens %d to %d hold NaN or Inf "+
-				"(--allow-nonfinite keeps them exactly): %w", a.in.src.Name(), l.name, i/len(seg.Dims), first,
-				first+n, quant.ErrRange)
+			return nil, a.notFinite(l, i, first, every, rows)
 		}
 		return nil, nil
 	}

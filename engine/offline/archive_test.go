@@ -231,6 +231,7 @@ func TestArchive_Nonfinite(t *testing.T) {
 	cfg := config(t, "bits=8 form=archive segment=128")
 	_, err := offline.Compress(context.Background(), src, &bytes.Buffer{}, be, cfg, nil, nil)
 	require.ErrorIs(t, err, quant.ErrRange)
+	require.ErrorContains(t, err, "layers.2.k head 0 token 600 ")
 	cfg.AllowNonfinite = true
 	b, _ := compress(t, src, be, cfg)
 	back := restored(t, b)
