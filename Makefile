@@ -11,10 +11,13 @@ TIMEOUT  := -timeout 15m
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
+# Properties are checked on the same random inputs every time; make explore draws others.
+export RAPID_SEED ?= 1
+CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-archive fuzz-smoke golden quality tidy-check clean
+        test-race lint bench bench-cpu bench-archive fuzz-smoke explore golden quality tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -94,6 +97,11 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 	$(GO) test -run '^$$' -fuzz '^FuzzGGUF$$' -fuzztime $(FUZZ) ./bench/llama
+
+explore: ## the property tests on new random inputs (CHECKS=2000 of each)
+	RAPID_SEED=0 RAPID_CHECKS=$(CHECKS) $(GO) test -count 1 -timeout 60m \
+	  -run "^($$(git grep -h -B9 'rapid\.Check(' -- '*_test.go' | sed -n 's/^func \(Test[A-Za-z0-9_]*\)(.*/\1/p' | paste -sd'|'))$$" \
+	  $$(git grep -l 'rapid\.Check(' -- '*_test.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 golden: ## rewrite the annotated dumps and FORMAT.md; existing goldens stay as they are
 	$(GO) test ./engine/container -update

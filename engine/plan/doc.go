@@ -45,6 +45,9 @@
 // # Determinism
 //
 // Ties are broken by the order of items and options: the same input gives the same plan on every
-// machine. More bytes never give more damage but for what the last few items are worth: the walk
-// is the same one, further on, and only the filling of the last bytes may shift.
+// machine.
+//
+// More bytes never give more damage. Between two vertices of the hull of the whole problem the
+// same items and variants are decided, in cells of the same width, so that what fits into a budget
+// fits into a larger one; and at a vertex the walk itself is as good as any plan of its bytes.
 package plan

@@ -277,7 +277,8 @@ func (s *scaledWalk) settle(list []scaledStep, k int, budget int64) {
 		}
 		at[n] = int16(s.hulls[c].option[s.at[i]])
 	}
-	if !settleCore(menus, at, budget-s.bytes) {
+	short := s.hulls[s.p.Class[list[k].item]].bytes[list[k].step]
+	if !settleCore(menus, at, budget-s.bytes, short) {
 		return
 	}
 	// Points off the hull have no place in at: finish reads them from here.

@@ -190,7 +190,7 @@ func (w *walk) settle(k int, budget int64) {
 	for n, i := range core {
 		menus[n], at[n] = w.items[i].Options, w.at[i]
 	}
-	if !settleCore(menus, at, budget-w.plan.Bytes) {
+	if !settleCore(menus, at, budget-w.plan.Bytes, w.steps[k].bytes) {
 		return
 	}
 	for n, i := range core {
@@ -219,15 +219,18 @@ func coreOf(n, k int, item func(i int) int32) []int32 {
 // settleCore decides a few menus anew by dynamic programming over what is left of the budget (the
 // core of a knapsack problem: Pisinger, "A minimal algorithm for the multiple-choice knapsack
 // problem", 1995). at holds the options taken so far and gets the new ones; left is what they
-// leave over. false: nothing better was found.
-func settleCore(menus [][]Option, at []int16, left int64) bool {
+// leave over, short is the first that does not fit into it. false: nothing better was found.
+//
+// Cells are as wide as the most that can be left over before that step fits: the same for all
+// budgets that break there, so that a larger one never gets a worse answer.
+func settleCore(menus [][]Option, at []int16, left, short int64) bool {
 	// What the core needs at the least is not counted in cells: that keeps them fine.
 	var base int64
 	for n, options := range menus {
-		left += options[at[n]].Bytes
+		left, short = left+options[at[n]].Bytes, short+options[at[n]].Bytes
 		base += cheapest(options)
 	}
-	cell := max(1, (left-base+coreCells-1)/coreCells)
+	cell := max(1, (short-base+coreCells-1)/coreCells)
 	cells := int((left - base) / cell)
 	best := make([]float64, cells+1)
 	next := make([]float64, cells+1)

@@ -45,101 +45,119 @@ type VariedPlan struct {
 	Variant    []int // [groups]
 }
 
-// pickRatio is the ratio of the multipliers that Picks tries: a choice of variant is off by at
-// most as much as a few percent of the price of a byte make.
-const pickRatio = 1.09
-
 // Picks returns the variants that are the best for some multiplier, in falling order of slopes, the
-// last one from slope 0: what a group takes when a byte must save that much damage. Ties go to
-// the first variant.
+// last one from slope 0: what a group takes when a byte must save that much damage. They are the
+// vertices of the lower convex hull of all variants together, each with its items at their own hull
+// points, and so exact: more bytes for the whole problem are never more damage. Ties go to the
+// fewest bytes, then to the first variant.
 //
 // Errors: quant.ErrShape.
 func (p *Scaled) Picks(variants []Variant) ([]Pick, error) {
 	if len(variants) == 0 {
 		return nil, fmt.Errorf("kvist/plan: a group without variants: %w", quant.ErrShape)
 	}
-	curves := make([]variantCurve, len(variants))
-	top, bottom := 0.0, math.Inf(1)
+	curves := make([][]curvePoint, len(variants))
 	for i, v := range variants {
-		if err := p.curve(v, &curves[i]); err != nil {
+		var err error
+		if curves[i], err = p.curve(v); err != nil {
 			return nil, err
 		}
-		c := &curves[i]
-		top = max(top, c.damage)
-		for _, s := range c.steps {
-			top, bottom = max(top, s.slope), min(bottom, s.slope)
+	}
+	type vertex struct {
+		curvePoint
+		variant int
+	}
+	var hull []vertex
+	for {
+		// The curves are sorted by bytes, and there are few of them.
+		next := -1
+		for i, c := range curves {
+			if len(c) > 0 && (next < 0 || c[0].bytes < curves[next][0].bytes ||
+				(c[0].bytes == curves[next][0].bytes && c[0].damage < curves[next][0].damage)) {
+				next = i
+			}
 		}
-		// Where two variants of the same steps cross: damage apart over bytes apart.
-		bottom = min(bottom, c.damage/float64(max(1, c.bytes)))
+		if next < 0 {
+			break
+		}
+		x := vertex{curves[next][0], next}
+		curves[next] = curves[next][1:]
+		if n := len(hull); n > 0 && x.damage >= hull[n-1].damage {
+			continue // dominated
+		}
+		for len(hull) >= 2 && slopeOf(hull[len(hull)-2].curvePoint, hull[len(hull)-1].curvePoint) <=
+			slopeOf(hull[len(hull)-1].curvePoint, x.curvePoint) {
+			hull = hull[:len(hull)-1]
+		}
+		hull = append(hull, x)
 	}
 	var picks []Pick
-	add := func(slope float64) {
-		best, cost := 0, math.Inf(1)
-		for i := range curves {
-			c := &curves[i]
-			for c.at < len(c.steps) && c.steps[c.at].slope > slope {
-				c.bytes += c.steps[c.at].bytes
-				c.damage -= c.steps[c.at].saved
-				c.at++
+	for i, x := range hull {
+		slope := 0.0
+		if i+1 < len(hull) {
+			if hull[i+1].variant == x.variant {
+				continue
 			}
-			// At multiplier 0 damage decides, then bytes.
-			x := c.damage + slope*float64(c.bytes)
-			if x < cost || (x == cost && c.bytes < curves[best].bytes) {
-				best, cost = i, x
-			}
+			slope = slopeOf(x.curvePoint, hull[i+1].curvePoint)
 		}
-		if n := len(picks); n > 0 && picks[n-1].Variant == best {
-			picks[n-1].Slope = slope
-			return
-		}
-		picks = append(picks, Pick{slope, best})
+		picks = append(picks, Pick{slope, x.variant})
 	}
-	if bottom = max(bottom/4, top*0x1p-200); top > 0 {
-		for slope := 2 * top; slope > bottom && slope > 0; slope /= pickRatio {
-			add(slope)
-		}
-	}
-	add(0)
 	return picks, nil
 }
 
-// variantCurve is the walk of one variant: what it costs for a falling multiplier.
-type variantCurve struct {
-	steps  []variantStep
-	at     int
+// curvePoint is what a variant costs at one point of its walk.
+type curvePoint struct {
 	bytes  int64
 	damage float64
 }
 
-type variantStep struct {
-	slope, saved float64
-	bytes        int64
+// slopeOf is the damage saved per byte from a to b, which takes more bytes.
+func slopeOf(a, b curvePoint) float64 {
+	return (a.damage - b.damage) / float64(b.bytes-a.bytes)
 }
 
-func (p *Scaled) curve(v Variant, c *variantCurve) error {
+// curve returns the points of a variant from its fewest bytes to its least damage: its items walked
+// in falling order of slope.
+func (p *Scaled) curve(v Variant) ([]curvePoint, error) {
 	if v.First < 0 || v.Items < 0 || v.First > len(p.Class)-v.Items || v.Bytes < 0 ||
 		!(v.Damage >= 0) || math.IsInf(v.Damage, 0) {
-		return fmt.Errorf("kvist/plan: variant of items [%d, %d) of %d, %d bytes, damage %g: %w",
+		return nil, fmt.Errorf("kvist/plan: variant of items [%d, %d) of %d, %d bytes, damage %g: %w",
 			v.First, v.First+v.Items, len(p.Class), v.Bytes, v.Damage, quant.ErrShape)
 	}
 	w, err := newScaledWalk(&Scaled{p.Classes, p.Class[v.First : v.First+v.Items],
 		p.Sensitivity[v.First : v.First+v.Items]})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	c.bytes, c.damage = v.Bytes+w.bytes, v.Damage
+	type variantStep struct {
+		slope float64
+		bytes int64
+	}
+	var steps []variantStep
+	damage := v.Damage
 	for i, class := range w.p.Class {
 		h, s := &w.hulls[class], w.p.Sensitivity[i]
-		c.damage += s * p.Classes[class].Options[h.option[0]].Damage
-		for k, b := range h.bytes {
-			slope := s * h.rate[k]
-			if slope > 0 {
-				c.steps = append(c.steps, variantStep{slope, slope * float64(b), b})
-			}
+		n := 0
+		for ; n < len(h.rate) && s*h.rate[n] > 0; n++ {
+			steps = append(steps, variantStep{s * h.rate[n], h.bytes[n]})
 		}
+		damage += s * p.Classes[class].Options[h.option[n]].Damage
 	}
-	slices.SortStableFunc(c.steps, func(a, b variantStep) int { return cmp.Compare(b.slope, a.slope) })
-	return nil
+	slices.SortFunc(steps, func(a, b variantStep) int { return cmp.Compare(b.slope, a.slope) })
+	// Damages are summed from the least one, so that small ones keep their digits.
+	points := make([]curvePoint, len(steps)+1)
+	bytes := v.Bytes + w.bytes
+	for _, s := range steps {
+		bytes += s.bytes
+	}
+	for k := len(steps); ; k-- {
+		points[k] = curvePoint{bytes, damage}
+		if k == 0 {
+			return points, nil
+		}
+		bytes -= steps[k-1].bytes
+		damage += steps[k-1].slope * float64(steps[k-1].bytes)
+	}
 }
 
 // VariedSolver solves one problem for many budgets. It belongs to one goroutine at a time.
