@@ -10,7 +10,7 @@ type rowScales struct {
 	step8 int16
 	scale []int16
 	exp   []uint64
-	group []uint64 // the sums of exp over groups
+	logs  []int32 // 8*log2 of the sum of exp before each group, the prior included
 }
 
 // scalesOf finds or makes the scales of a step; a lane has as many as there are classes.
@@ -21,12 +21,16 @@ func (c *coder) scalesOf(known []*rowScales, l *lane, step8 int16) ([]*rowScales
 		}
 	}
 	s := &rowScales{step8: step8, scale: make([]int16, l.dim), exp: make([]uint64, l.dim),
-		group: make([]uint64, (l.dim+groupSize-1)/groupSize)}
+		logs: make([]int32, (l.dim+groupSize-1)/groupSize)}
+	expected := uint64(c.Prior)
 	for i, d := range l.std8 {
+		if i%groupSize == 0 {
+			s.logs[i/groupSize] = int32(log8(expected))
+		}
 		s.scale[i] = d - step8
 		if coded(int(s.scale[i])) {
 			s.exp[i] = c.expectation(int(s.scale[i]))
-			s.group[i/groupSize] += s.exp[i]
+			expected += s.exp[i]
 		}
 	}
 	return append(known, s), s
@@ -56,12 +60,13 @@ func (c *coder) decodeOne(l *lane, b []byte, out []float32) bool {
 // decodePair decodes two rows.
 func (c *coder) decodePair(d *ransDecoder, even, odd *rowScales, out0, out1 []float32) {
 	x0, x1, pos, b := d.x[0], d.x[1], d.pos, d.b
-	var st0, st1 rowState
+	seen0, seen1 := uint64(c.Prior), uint64(c.Prior)
 	n := len(out0)
 	out1 = out1[:n]
-	scale0, scale1, exp0, exp1 := even.scale[:n], odd.scale[:n], even.exp[:n], odd.exp[:n]
+	scale0, scale1 := even.scale[:n], odd.scale[:n]
 	for g := 0; g < n; g += groupSize {
-		shift0, shift1 := st0.shift8(c.Prior), st1.shift8(c.Prior)
+		shift0 := clampShift(log8(seen0) - int(even.logs[g/groupSize]))
+		shift1 := clampShift(log8(seen1) - int(odd.logs[g/groupSize]))
 		for i := g; i < min(g+groupSize, n); i++ {
 			out0[i], out1[i] = 0, 0
 			if at := int(scale0[i]); at >= deadScale {
@@ -87,7 +92,7 @@ func (c *coder) decodePair(d *ransDecoder, even, odd *rowScales, out0, out1 []fl
 					}
 					out0[i], m = c.signed[k][sym], magnitudes[sym]
 				}
-				st0.add(m, exp0[i])
+				seen0 += uint64(m) << 12
 			}
 			if at := int(scale1[i]); at >= deadScale {
 				at += shift1
@@ -112,7 +117,7 @@ func (c *coder) decodePair(d *ransDecoder, even, odd *rowScales, out0, out1 []fl
 					}
 					out1[i], m = c.signed[k][sym], magnitudes[sym]
 				}
-				st1.add(m, exp1[i])
+				seen1 += uint64(m) << 12
 			}
 		}
 	}

@@ -66,32 +66,39 @@ func (s *levels) quantize(q *rowQuantizer, l *lane, y, steps []float32) {
 	s.codes = slices.Grow(s.codes[:0], l.rows*l.dim)[:l.rows*l.dim]
 	s.slow[0], s.slow[1] = s.slow[0][:0], s.slow[1][:0]
 	var known []*rowScales
-	for t := range l.rows {
+	for t := 0; t < l.rows; t++ {
 		var of *rowScales
 		known, of = q.scalesOf(known, l, l.step8[t])
+		if t%2 == 0 && t+1 < l.rows {
+			var odd *rowScales
+			known, odd = q.scalesOf(known, l, l.step8[t+1])
+			if s.quickPair(q, l, y, t, of, odd, [2]float32{1 / steps[t], 1 / steps[t+1]}) {
+				t++
+				continue
+			}
+		}
 		s.row(q, s.codes[t*l.dim:(t+1)*l.dim], y[t*l.dim:(t+1)*l.dim], of, 1/steps[t], t&1)
 	}
 }
 
 // row fills in the symbols of one row.
 func (s *levels) row(q *rowQuantizer, codes []uint16, y []float32, of *rowScales, inv float32, parity int) {
-	var st rowState
+	seen := uint64(q.Prior)
 	codes, scale := codes[:len(y)], of.scale[:len(y)]
 	for g := 0; g < len(y); g += groupSize {
 		end := min(g+groupSize, len(y))
-		shift := st.shift8(q.Prior)
+		shift := clampShift(log8(seen) - int(of.logs[g/groupSize]))
 		sum, slow, ok := s.quick(q, codes[g:end], y[g:end], scale[g:end], shift, inv)
 		if !ok {
 			sum, slow = s.group(q, codes[g:end], y[g:end], scale[g:end], shift, inv)
 		}
-		st.seen += uint64(sum) << 12
+		seen += uint64(sum) << 12
 		for ; slow != 0; slow &= slow - 1 {
 			i := g + bits.TrailingZeros32(slow)
 			codes[i] = codeSlow
 			prior := int(scale[i])
-			st.seen += uint64(s.notPlain(q, y[i]*inv, prior+shift, prior, parity)) << 12
+			seen += uint64(s.notPlain(q, y[i]*inv, prior+shift, prior, parity)) << 12
 		}
-		st.expected += of.group[g/groupSize]
 	}
 }
 

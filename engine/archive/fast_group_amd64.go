@@ -8,7 +8,7 @@ import "golang.org/x/sys/cpu"
 
 var useAVX2 = cpu.X86.HasAVX2
 
-// groupTables are what quantizeGroupAVX2 reads; it knows the offsets.
+// groupTables are what quantizeGroupAVX2 and quantizePairAVX512 read; they know the offsets.
 type groupTables struct {
 	down    *float32 // [numClasses][maxLevel+1]
 	most    *uint32  // [numClasses]
@@ -19,14 +19,23 @@ type groupTables struct {
 	least   int32    // of most: no level up to it is above the tables
 	level   int32    // the largest one with a symbol, as an integer and as a number
 	levelF  float32
+
+	// quantizePairAVX512 alone reads these.
+	logs *uint8                   // log8Table
+	near *[nearLevels][32]float32 // down by magnitude, from 1 on, and class
 }
 
 func (q *rowQuantizer) prepareGroups() {
 	q.groups = groupTables{down: &q.down[0][0], most: &q.most[0], base: classBase, span: classTop - classBase,
 		dead: deadScale, symbols: numSymbols, least: maxLevel, level: maxLevel, levelF: maxLevel}
-	for _, m := range q.most {
+	near := new([nearLevels][32]float32)
+	for k, m := range q.most {
 		q.groups.least = min(q.groups.least, int32(m))
+		for n := range near {
+			near[n][k] = q.down[k][n+1]
+		}
 	}
+	q.groups.logs, q.groups.near = &log8Table[0], near
 }
 
 // quantizeGroupAVX2 fills in the symbols of eight components, y [8] at prior scales [8], which all move by

@@ -12,9 +12,10 @@ type rowState struct {
 
 // shift8 returns the correction of the scale of what comes.
 func (r *rowState) shift8(prior uint32) int {
-	d := log8(r.seen+uint64(prior)) - log8(r.expected+uint64(prior))
-	return min(max(d, -24), 40)
+	return clampShift(log8(r.seen+uint64(prior)) - log8(r.expected+uint64(prior)))
 }
+
+func clampShift(d int) int { return min(max(d, -24), 40) }
 
 // add takes a coefficient of magnitude m that was expected to be expect.
 func (r *rowState) add(m uint32, expect uint64) {
@@ -62,19 +63,22 @@ type rowQuantizer struct {
 	// down[k][m] is the value below which magnitude m costs more than m-1 in class k; no value is
 	// below that of 0.
 	down [numClasses][maxLevel + 1]float32
+	once bool    // no level is more than one below the nearest
 	fit  *fitter // collects statistics, unless nil
 
 	groups groupTables
 }
 
 func (c *coder) quantizer(lambda float32) *rowQuantizer {
-	q := &rowQuantizer{coder: c}
+	q := &rowQuantizer{coder: c, once: true}
 	for k := range q.down {
 		q.down[k][0] = -1
 		for m := 1; m <= maxLevel; m++ {
 			// (a-r)^2 + lambda*bits is the same for both at this a.
 			hi, lo := c.recon[k][m], c.recon[k][m-1]
 			q.down[k][m] = (lambda*(c.cost[k][m]-c.cost[k][m-1])/(hi-lo) + hi + lo) / 2
+			// The nearest level of a is one above m where a is at least m + 1/2.
+			q.once = q.once && q.down[k][m] <= float32(m)+0.4
 		}
 	}
 	q.prepareGroups()
