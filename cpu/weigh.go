@@ -26,8 +26,11 @@ type weighScratch struct {
 	tops []float32 // [tiles, heads]: that top; +Inf where the head saw nothing of the tile
 	top  []float32 // [heads]
 	sum  []float64 // [heads]: sum of exp(score - top)
-	rows []float32 // [tileRows, padded]: probabilities of heads, or their squares
-	part []float32 // [padded]: their sum
+	// Per head, while probabilities are summed: the top that factor is for, and what exponentials, or their
+	// squares, kept at that top become probabilities with.
+	at     []float32
+	factor []float32
+	part   [tileRows]float32
 }
 
 // Weigh adds up attention per row, see backend.Weigher: exponentials are taken once and kept until
@@ -132,6 +135,10 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 			tile++
 		}
 	}
+	w.at, w.factor = grow(w.at, heads), grow(w.factor, heads)
+	for h := range w.at {
+		w.at[h] = float32(math.NaN())
+	}
 	at := 0
 	tile = 0
 	for _, b := range u.list {
@@ -147,56 +154,54 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 // keepTile takes the exponentials of a tile: one step of the online softmax, as in addTile.
 func (s *scratch) keepTile(r0, n, tile, heads int) {
 	w := &s.weighing
-	tops := w.tops[tile*heads : (tile+1)*heads]
-	for h := range tops {
-		tops[h] = float32(math.Inf(1))
-	}
-	if !s.scorer.tile(r0, n) {
-		return
-	}
-	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
-		copy(s.before[lo:hi], w.top[lo:hi])
-		s.p.kern.Softmax(&s.heads, lo, hi, &s.terms, &ones)
-		for h := lo; h < hi; h++ {
-			if w.top[h] != s.before[h] && w.sum[h] != 0 {
-				w.sum[h] *= math.Exp(float64(s.before[h]) - float64(w.top[h]))
-			}
-			w.sum[h] += float64(s.heads.Sums[h])
-			tops[h] = w.top[h]
+	tops, kept := w.tops[tile*heads:(tile+1)*heads], w.kept[tile*heads*tileRows:(tile+1)*heads*tileRows]
+	done := 0 // heads whose exponentials are known
+	none := func(until int) {
+		for h := done; h < until; h++ {
+			tops[h] = float32(math.Inf(1))
 		}
-		copy(w.kept[(tile*heads+lo)*tileRows:(tile*heads+hi)*tileRows], s.heads.Weights[lo*tileRows:])
+		clear(kept[done*tileRows : until*tileRows])
 	}
+	if s.scorer.tile(r0, n) {
+		for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
+			none(lo)
+			done = hi
+			copy(s.before[lo:hi], w.top[lo:hi])
+			s.p.kern.Softmax(&s.heads, lo, hi, &s.terms, &ones)
+			for h := lo; h < hi; h++ {
+				if w.top[h] != s.before[h] && w.sum[h] != 0 {
+					w.sum[h] *= math.Exp(float64(s.before[h]) - float64(w.top[h]))
+				}
+				w.sum[h] += float64(s.heads.Sums[h])
+				tops[h] = w.top[h]
+			}
+			copy(kept[lo*tileRows:hi*tileRows], s.heads.Weights[lo*tileRows:])
+		}
+	}
+	none(heads)
 }
 
 // addKept adds probabilities of a tile, or their squares, to acc: those of up to tileRows heads are
 // summed in float32 first, in the order of the heads.
 func (s *scratch) addKept(acc []float64, tile, heads, power int) {
-	w, kern := &s.weighing, s.p.kern
-	pad := kern.PadDim(tileRows)
-	w.rows, w.part = grow(w.rows, tileRows*pad), grow(w.part, pad)
-	for first := 0; first < heads; first += tileRows {
-		n := 0
-		for h := first; h < min(first+tileRows, heads); h++ {
-			top := w.tops[tile*heads+h]
-			if math.IsInf(float64(top), 1) || w.sum[h] == 0 {
-				continue
-			}
-			f := 1 / w.sum[h]
-			if top != w.top[h] {
-				f *= math.Exp(float64(top) - float64(w.top[h]))
-			}
-			kept, row := (*[tileRows]float32)(w.kept[(tile*heads+h)*tileRows:]), (*[tileRows]float32)(w.rows[n*pad:])
-			n++
-			if power == 2 {
-				kern.Square(row, kept, float32(f*f))
-				continue
-			}
-			for r, x := range kept {
-				row[r] = float32(f * float64(x))
-			}
+	w := &s.weighing
+	for h, top := range w.tops[tile*heads : (tile+1)*heads] {
+		if top == w.at[h] { // as it was at the tile before
+			continue
 		}
-		clear(w.part)
-		kern.Accumulate(w.part, ones[:], 1, w.rows, pad, n)
+		w.at[h], w.factor[h] = top, 0
+		if math.IsInf(float64(top), 1) || w.sum[h] == 0 {
+			continue
+		}
+		f := math.Exp(float64(top)-float64(w.top[h])) / w.sum[h]
+		if power == 2 {
+			f *= f
+		}
+		w.factor[h] = float32(f)
+	}
+	for first := 0; first < heads; first += tileRows {
+		end := min(first+tileRows, heads)
+		s.p.kern.Mix(&w.part, w.factor[first:end], w.kept[(tile*heads+first)*tileRows:], power)
 		for r := range acc {
 			acc[r] += float64(w.part[r])
 		}

@@ -27,6 +27,8 @@ func attend256() {
 	probs256()
 	fold256()
 	square256()
+	mix256(false)
+	mix256(true)
 }
 
 // features returns what golang.org/x/sys/cpu does not know: F16C.

@@ -64,6 +64,8 @@ func attend512() {
 	bytes512()
 	fold512()
 	square512()
+	mix512(false)
+	mix512(true)
 	prefetch()
 }
 

@@ -73,6 +73,7 @@ type Kernels struct {
 	add    func(acc, w []float32, heads int, tile []float32, padDim, rows int)
 	fold   func(sum []float64, acc []float32)
 	square func(dst, src *[TileRows]float32, factor float32)
+	mix    func(dst *[TileRows]float32, w, rows []float32, power int)
 	// softmax and probs check nothing; Softmax and Probs do.
 	softmax func(h *Heads, a, b int, t *Terms, scale *[TileRows]float32)
 	probs   func(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32, power int)
@@ -316,6 +317,16 @@ type Terms struct {
 
 // Square writes factor*src^2.
 func (k *Kernels) Square(dst, src *[TileRows]float32, factor float32) { k.square(dst, src, factor) }
+
+// Mix writes the sum of rows, [len(w), TileRows], or with power 2 of their squares, each times its weight.
+// What is not finite spreads, whatever its weight.
+func (k *Kernels) Mix(dst *[TileRows]float32, w, rows []float32, power int) {
+	if len(w) == 0 {
+		*dst = [TileRows]float32{}
+		return
+	}
+	k.mix(dst, w, rows[:len(w)*TileRows], power)
+}
 
 // Heads are arrays with an entry (or TileRows of them) for every head at work.
 type Heads struct {

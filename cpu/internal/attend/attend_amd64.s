@@ -17637,6 +17637,56 @@ TEXT ·squareAVX512(SB), NOSPLIT, $0-20
 	VZEROUPPER
 	RET
 
+// func mixAVX512(dst *float32, w *float32, rows *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·mixAVX512(SB), NOSPLIT, $0-32
+	MOVQ   dst+0(FP), AX
+	MOVQ   w+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   n+24(FP), BX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+row:
+	VBROADCASTSS (CX), Z2
+	VFMADD231PS  (DX), Z2, Z0
+	VFMADD231PS  64(DX), Z2, Z1
+	ADDQ         $0x04, CX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, BX
+	JNZ          row
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VZEROUPPER
+	RET
+
+// func mixSquaresAVX512(dst *float32, w *float32, rows *float32, n int)
+// Requires: AVX, AVX512F
+TEXT ·mixSquaresAVX512(SB), NOSPLIT, $0-32
+	MOVQ   dst+0(FP), AX
+	MOVQ   w+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   n+24(FP), BX
+	VPXORD Z0, Z0, Z0
+	VPXORD Z1, Z1, Z1
+
+row:
+	VBROADCASTSS (CX), Z2
+	VMOVUPS      (DX), Z3
+	VMULPS       Z3, Z3, Z3
+	VFMADD231PS  Z2, Z3, Z0
+	VMOVUPS      64(DX), Z3
+	VMULPS       Z3, Z3, Z3
+	VFMADD231PS  Z2, Z3, Z1
+	ADDQ         $0x04, CX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, BX
+	JNZ          row
+	VMOVUPS      Z0, (AX)
+	VMOVUPS      Z1, 64(AX)
+	VZEROUPPER
+	RET
+
 // func prefetchLines(p *byte, lines int)
 // Requires: MMX+
 TEXT ·prefetchLines(SB), NOSPLIT, $0-16
@@ -18991,5 +19041,71 @@ TEXT ·squareAVX2(SB), NOSPLIT, $0-20
 	VMULPS       Y1, Y1, Y1
 	VMULPS       Y0, Y1, Y1
 	VMOVUPS      Y1, 96(AX)
+	VZEROUPPER
+	RET
+
+// func mixAVX2(dst *float32, w *float32, rows *float32, n int)
+// Requires: AVX, FMA3
+TEXT ·mixAVX2(SB), NOSPLIT, $0-32
+	MOVQ   dst+0(FP), AX
+	MOVQ   w+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   n+24(FP), BX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+row:
+	VBROADCASTSS (CX), Y4
+	VFMADD231PS  (DX), Y4, Y0
+	VFMADD231PS  32(DX), Y4, Y1
+	VFMADD231PS  64(DX), Y4, Y2
+	VFMADD231PS  96(DX), Y4, Y3
+	ADDQ         $0x04, CX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, BX
+	JNZ          row
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	VZEROUPPER
+	RET
+
+// func mixSquaresAVX2(dst *float32, w *float32, rows *float32, n int)
+// Requires: AVX, FMA3
+TEXT ·mixSquaresAVX2(SB), NOSPLIT, $0-32
+	MOVQ   dst+0(FP), AX
+	MOVQ   w+8(FP), CX
+	MOVQ   rows+16(FP), DX
+	MOVQ   n+24(FP), BX
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+
+row:
+	VBROADCASTSS (CX), Y4
+	VMOVUPS      (DX), Y5
+	VMULPS       Y5, Y5, Y5
+	VFMADD231PS  Y4, Y5, Y0
+	VMOVUPS      32(DX), Y5
+	VMULPS       Y5, Y5, Y5
+	VFMADD231PS  Y4, Y5, Y1
+	VMOVUPS      64(DX), Y5
+	VMULPS       Y5, Y5, Y5
+	VFMADD231PS  Y4, Y5, Y2
+	VMOVUPS      96(DX), Y5
+	VMULPS       Y5, Y5, Y5
+	VFMADD231PS  Y4, Y5, Y3
+	ADDQ         $0x04, CX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, BX
+	JNZ          row
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
 	VZEROUPPER
 	RET

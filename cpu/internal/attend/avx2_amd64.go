@@ -11,7 +11,7 @@ func AVX2() *Kernels {
 	return &Kernels{
 		isa: "avx2", pad: 32, wide: true,
 		exact: exactAVX2, u8: u8AVX2, planes: planesAVX2, dots: dotsAVX2, add: addAVX2,
-		fold: foldSlicesAVX2, square: squareTileAVX2, softmax: softmaxHeadsAVX2,
+		fold: foldSlicesAVX2, square: squareTileAVX2, mix: mixRowsAVX2, softmax: softmaxHeadsAVX2,
 		probs: probsHeadsAVX2, f16: f16AVX2, log8: scalesLog8Generic,
 		prefetch: prefetchSlice, prefetchPlanes: prefetchRows,
 	}
@@ -142,4 +142,13 @@ func f16AVX2(dst *[TileRows]float32, src []byte, factor float32) {
 	var buf [2 * TileRows]byte
 	copy(buf[:], src)
 	scalesF16AVX2(&dst[0], &buf[0], factor)
+}
+
+func mixRowsAVX2(dst *[TileRows]float32, w, rows []float32, power int) {
+	_ = rows[len(w)*TileRows-1]
+	if power == 2 {
+		mixSquaresAVX2(&dst[0], &w[0], &rows[0], len(w))
+		return
+	}
+	mixAVX2(&dst[0], &w[0], &rows[0], len(w))
 }

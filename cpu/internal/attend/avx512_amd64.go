@@ -17,7 +17,7 @@ func AVX512() *Kernels {
 	return &Kernels{
 		isa: "avx512", pad: 64, lane: true, wide: true,
 		exact: exactAVX512, u8: u8AVX512, planes: planesAVX512, dots: dotsAVX512,
-		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512,
+		add: addAVX512, fold: foldSlicesAVX512, square: squareTileAVX512, mix: mixRowsAVX512,
 		softmax: softmaxHeadsAVX512, probs: probsHeadsAVX512,
 		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
 		prefetchPlanes: prefetchRows,
@@ -321,4 +321,13 @@ func addPlanesAVX512(acc []float32, w *Weights, heads int, p *planes, table *[64
 	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*Digits*TileRows-1], w.Units[heads-1]
 	addPlanes[p.bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &p.src[0], p.plane, &table[0],
 		p.rows/byteRows)
+}
+
+func mixRowsAVX512(dst *[TileRows]float32, w, rows []float32, power int) {
+	_ = rows[len(w)*TileRows-1]
+	if power == 2 {
+		mixSquaresAVX512(&dst[0], &w[0], &rows[0], len(w))
+		return
+	}
+	mixAVX512(&dst[0], &w[0], &rows[0], len(w))
 }

@@ -23,6 +23,7 @@ func Generic() *Kernels {
 		add:     accumulateGeneric,
 		fold:    foldGeneric,
 		square:  squareGeneric,
+		mix:     mixGeneric,
 		softmax: softmaxGeneric,
 		probs:   probsGeneric,
 		f16:     scalesF16Generic,
@@ -151,6 +152,22 @@ func foldGeneric(sum []float64, acc []float32) {
 func squareGeneric(dst, src *[TileRows]float32, factor float32) {
 	for i, x := range src {
 		dst[i] = factor * (x * x)
+	}
+}
+
+func mixGeneric(dst *[TileRows]float32, w, rows []float32, power int) {
+	*dst = [TileRows]float32{}
+	for h, f := range w {
+		row := (*[TileRows]float32)(rows[h*TileRows:])
+		if power == 2 {
+			for r, x := range row {
+				dst[r] += f * (x * x)
+			}
+			continue
+		}
+		for r, x := range row {
+			dst[r] += f * x
+		}
 	}
 }
 

@@ -424,3 +424,32 @@ func TestArrange_Restores(t *testing.T) {
 		}
 	}
 }
+
+func TestMix(t *testing.T) {
+	each(t, func(t *testing.T, k *Kernels) {
+		rng := rand.New(rand.NewPCG(7, 2))
+		for _, n := range []int{0, 1, 2, 3, 31, 32} {
+			for power := 1; power <= 2; power++ {
+				w, rows := make([]float32, n), make([]float32, n*TileRows)
+				for i := range w {
+					w[i] = float32(math.Exp(rng.NormFloat64()))
+				}
+				for i := range rows {
+					rows[i] = rng.Float32()
+				}
+				out, check := fenced(t, TileRows)
+				k.Mix((*[TileRows]float32)(out), w, rows, power)
+				check()
+				for r, got := range out {
+					want := 0.0
+					for h, f := range w {
+						want += float64(f) * math.Pow(float64(rows[h*TileRows+r]), float64(power))
+					}
+					// Nothing is negative: n+2 roundings of the sum at the most.
+					require.InDelta(t, want, got, want*float64(n+2)*0x1p-24, "%d rows, power %d, value %d", n, power, r)
+				}
+			}
+		}
+		require.Panics(t, func() { k.Mix(new([TileRows]float32), make([]float32, 3), make([]float32, 3*TileRows-1), 2) })
+	})
+}

@@ -635,6 +635,17 @@ func foldAVX512(sum *float64, acc *float32, n int)
 //go:noescape
 func squareAVX512(dst *float32, src *float32, factor float32)
 
+// mixAVX512 writes the sum of n rows of 32 values, each times its weight; n is 1 at
+// least.
+//
+//go:noescape
+func mixAVX512(dst *float32, w *float32, rows *float32, n int)
+
+// mixSquaresAVX512 is mixAVX512 of the squares of the values.
+//
+//go:noescape
+func mixSquaresAVX512(dst *float32, w *float32, rows *float32, n int)
+
 // prefetchLines asks for lines of 64 bytes, one at least.
 //
 //go:noescape
@@ -744,3 +755,13 @@ func foldAVX2(sum *float64, acc *float32, n int)
 //
 //go:noescape
 func squareAVX2(dst *float32, src *float32, factor float32)
+
+// mixAVX2 writes the sum of n rows of 32 values, each times its weight; n is 1 at least.
+//
+//go:noescape
+func mixAVX2(dst *float32, w *float32, rows *float32, n int)
+
+// mixSquaresAVX2 is mixAVX2 of the squares of the values.
+//
+//go:noescape
+func mixSquaresAVX2(dst *float32, w *float32, rows *float32, n int)
