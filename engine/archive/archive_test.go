@@ -592,3 +592,30 @@ func TestSorted_StrongComponentsFirst(t *testing.T) {
 		require.Less(t, lost, 1.001*weakest+rows*dim*math.Exp2(-10), "%d streams", keep)
 	}
 }
+
+// Where all components turn, what QueryMetric looks at is on the diagonal: moments without covariances say the
+// same.
+func TestQueryMetric_WithoutCovariances(t *testing.T) {
+	rng := rand.New(rand.NewPCG(3, 8))
+	for _, layout := range []quant.RopeLayout{quant.RopeHalf, quant.RopeInterleaved} {
+		for _, rotary := range []int{16, 12} {
+			rope := NewRope(quant.Rope{Layout: layout, RotaryDim: rotary, Theta: 1e4})
+			full, few := NewMoments(16, true), NewQueryMoments(16, rope)
+			x := make([]float32, 16*700)
+			for i := range x {
+				x[i] = float32(rng.NormFloat64()) + float32(i%16)
+			}
+			full.Add(x)
+			few.Add(x)
+			if got, want := len(few.Second), 16; (rotary == 16) != (got == want) {
+				t.Fatalf("%d of 16 components turn: %d moments", rotary, got)
+			}
+			got, want := QueryMetric(few, rope), QueryMetric(full, rope)
+			for i := range want {
+				if math.Abs(got[i]-want[i]) > 1e-5*math.Abs(want[i]) {
+					t.Fatalf("%d of 16 components turn: entry %d is %v, want %v", rotary, i, got[i], want[i])
+				}
+			}
+		}
+	}
+}

@@ -16,6 +16,10 @@ type Moments struct {
 	N      float64
 	Sum    []float64 // [dim]
 	Second []float64 // [dim, dim], the lower triangle; [dim] without covariances
+
+	centre      []float32 // [dim] mean of the first rows, for addFull
+	about, sums []float32 // its scratch
+	left        []float64
 }
 
 // NewMoments returns moments of nothing, with covariances where full is set.
@@ -40,52 +44,57 @@ func (m *Moments) Add(rows []float32) {
 		}
 		return
 	}
+	sum, second := m.Sum[:d], m.Second[:d]
 	for r := 0; r+d <= len(rows); r += d {
 		m.N++
-		for i, v := range rows[r : r+d] {
-			x := float64(v)
-			m.Sum[i] += x
-			m.Second[i] += x * x
+		row := rows[r : r+d]
+		for i := range sum {
+			x := float64(row[i])
+			sum[i] += x
+			second[i] += float64(x * x)
 		}
 	}
 }
 
 // momentRows is how many products are added up in float32 before they go to float64. They are of
-// rows about their mean, so that a large one takes no digits.
+// rows about a mean, that of the first ones, so that a large one takes no digits.
 const momentRows = 256
 
 func (m *Moments) addFull(rows []float32) {
 	d := m.Dim
 	n := len(rows) / d
-	centre, left := make([]float32, d), make([]float64, d) // and what sums about it still are
-	for r := range n {
-		for i, v := range rows[r*d : (r+1)*d] {
-			left[i] += float64(v)
+	if m.centre == nil {
+		m.centre, m.about, m.left = make([]float32, d), make([]float32, momentRows*d), make([]float64, d)
+		m.sums = make([]float32, d)
+		for r := range n {
+			for i, v := range rows[r*d : (r+1)*d] {
+				m.left[i] += float64(v)
+			}
+		}
+		for i, s := range m.left {
+			m.centre[i] = float32(s / float64(n))
 		}
 	}
-	for i, s := range left {
-		centre[i], left[i] = float32(s/float64(n)), 0
-	}
-	// Columns a power of two apart would share the same few lines of a cache.
-	stride := n + 16
-	about, columns, sums := make([]float32, n*d), make([]float32, stride*d), make([]float32, d)
+	about, left := m.about[:n*d], m.left // and what sums about the centre are
+	clear(left)
 	for r := range n {
-		for i, v := range rows[r*d : (r+1)*d] {
-			x := v - centre[i]
-			about[r*d+i], columns[i*stride+r] = x, x
+		row, to := rows[r*d:(r+1)*d], about[r*d:(r+1)*d]
+		for i, c := range m.centre {
+			x := row[i] - c
+			to[i] = x
 			left[i] += float64(x)
 		}
 	}
 	m.N += float64(n)
 	for i := range d {
-		clear(sums)
-		axpy.Accumulate(sums, about, columns[i*stride:i*stride+n])
-		ci := float64(centre[i])
+		clear(m.sums)
+		axpy.Products(m.sums, about, i)
+		ci := float64(m.centre[i])
 		m.Sum[i] += left[i] + float64(n)*ci
 		second := m.Second[i*d : i*d+i+1]
 		for j := range second {
-			cj := float64(centre[j])
-			second[j] += float64(sums[j]) + ci*left[j] + left[i]*cj + float64(n)*ci*cj
+			cj := float64(m.centre[j])
+			second[j] += float64(m.sums[j]) + ci*left[j] + left[i]*cj + float64(n)*ci*cj
 		}
 	}
 }
@@ -172,6 +181,12 @@ func (m *Moments) covariance(mean []float64) []float64 {
 func (m *Moments) second() []float64 {
 	d, n := m.Dim, max(m.N, 1)
 	s := make([]float64, d*d)
+	if !m.full() {
+		for i, v := range m.Second {
+			s[i*d+i] = v / n
+		}
+		return s
+	}
 	for i := range d {
 		for j := range i + 1 {
 			v := m.Second[i*d+j] / n
@@ -180,6 +195,10 @@ func (m *Moments) second() []float64 {
 	}
 	return s
 }
+
+// NewQueryMoments returns moments of nothing that hold what QueryMetric looks at: where all components turn,
+// no covariances.
+func NewQueryMoments(dim int, rope Rope) *Moments { return NewMoments(dim, 2*len(rope.Freqs) < dim) }
 
 // QueryMetric returns the metric that errors of K before its embedding have for queries with these
 // moments, [dim, dim]: E[(q . dk)^2] averaged over all turns between query and key. Within a pair

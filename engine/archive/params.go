@@ -98,8 +98,24 @@ type Codec struct {
 
 	work  sync.Pool // *[]float32: the components of a lane
 	quick sync.Pool // *levels
-	mu    sync.Mutex
-	turns []turns // of the segments first met: those of all layers are at the same positions
+	turns *Turns
+}
+
+// Turns is a Rope that remembers the sines and cosines of the segments it first met: those of all layers are
+// at the same positions. It may be used by many goroutines at once.
+type Turns struct {
+	rope Rope
+	mu   sync.Mutex
+	met  []turns
+}
+
+// NewTurns returns the turns of a rope.
+func NewTurns(r Rope) *Turns { return &Turns{rope: r} }
+
+// Undo takes the embedding off rows of K, [len(pos), dim], in place.
+func (c *Turns) Undo(rows []float32, dim int, pos []int64) {
+	sin, cos := c.angles(pos)
+	c.rope.apply(rows, dim, sin, cos, -1)
 }
 
 // turns are the sines and cosines of positions that count up from first.
@@ -109,34 +125,34 @@ type turns struct {
 	sin, cos []float32
 }
 
-// maxTurns is how many segments a codec remembers the turns of. Layer after layer goes through the same
+// maxTurns is how many segments are remembered. Layer after layer goes through the same
 // ones, so that where there are more it is better to keep some than always those last met.
 const maxTurns = 32
 
 // angles returns Rope.angles of positions.
-func (c *Codec) angles(pos []int64) (sin, cos []float32) {
+func (c *Turns) angles(pos []int64) (sin, cos []float32) {
 	n := len(pos)
 	for t, p := range pos {
 		if p != pos[0]+int64(t) {
-			return c.Rope.angles(pos)
+			return c.rope.angles(pos)
 		}
 	}
-	if n == 0 || len(c.Rope.Freqs) == 0 {
+	if n == 0 || len(c.rope.Freqs) == 0 {
 		return nil, nil
 	}
 	c.mu.Lock()
-	for _, t := range c.turns {
+	for _, t := range c.met {
 		if t.first == pos[0] && t.n >= n {
 			c.mu.Unlock()
 			return t.sin, t.cos
 		}
 	}
 	c.mu.Unlock()
-	sin, cos = c.Rope.angles(pos)
+	sin, cos = c.rope.angles(pos)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.turns) < maxTurns {
-		c.turns = append(c.turns, turns{pos[0], n, sin, cos})
+	if len(c.met) < maxTurns {
+		c.met = append(c.met, turns{pos[0], n, sin, cos})
 	}
 	return sin, cos
 }
@@ -154,7 +170,7 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 	if err := p.Set.prepare(encode); err != nil {
 		return nil, err
 	}
-	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode)}
+	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode), turns: NewTurns(p.Rope)}
 	c.work.New = func() any { return new([]float32) }
 	c.quick.New = func() any { return new(levels) }
 	return c, nil

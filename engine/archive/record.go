@@ -75,7 +75,7 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		return nil, err
 	}
 	p := &Prepared{seg: seg}
-	sin, cos := c.angles(seg.Pos)
+	sin, cos := c.turns.angles(seg.Pos)
 	for i, rows := range seg.Rows {
 		t := ts[i]
 		if sides == 2 && i%2 == 0 {
@@ -397,7 +397,7 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err != nil {
 		return err
 	}
-	sin, cos := c.angles(seg.Pos)
+	sin, cos := c.turns.angles(seg.Pos)
 	work := c.work.Get().(*[]float32)
 	defer c.work.Put(work)
 	for i := range lanes {

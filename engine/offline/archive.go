@@ -15,7 +15,6 @@ import (
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
@@ -39,6 +38,7 @@ type archiver struct {
 	id        profile.ID
 	rate      rateModel
 	room      sync.Pool // *[]float32: the rows of a segment
+	turns     *archive.Turns
 }
 
 // archiveTo is Compress for the archive form.
@@ -282,11 +282,7 @@ func readSome(in *input, t tensor, head, first, n, every int, x []float32) ([]fl
 	}
 	raw = everyPair(raw, t.RowBytes(), every)
 	some := quant.Rows{Dim: t.Dim(), Data: make([]float32, len(raw)/t.RowBytes()*t.Dim())}
-	if t.DType() == quant.Float16 {
-		half.Widen(some.Data, raw)
-		return some.Data, nil
-	}
-	return some.Data, quant.Decode(some, exact(t), raw, 0)
+	return some.Data, decodeExact(some, t, raw)
 }
 
 // everyPair keeps two rows of every 2*every, in place: those in the middle, because the first tokens,

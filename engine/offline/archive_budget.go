@@ -284,10 +284,6 @@ func (b *budget) batch(ctx context.Context, recs []*coded, at int) error {
 	if aim > 0 {
 		e = min(max(math.Log(aim/max(ratio*b.rest, 1))/b.rate.slope, -64), 64)
 	}
-	if at > 0 {
-		for i := at - batchRecords; i < at; i += 2 {
-		}
-	}
 	share := func(i int) int { return int(math.Floor(e*float64(b.lanes*i) + 0.5)) }
 	for i, c := range recs {
 		if c.exact {

@@ -246,7 +246,7 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 	if side == 1 {
 		dim = c.geo.HeadDimV
 	}
-	m, q := archive.NewMoments(dim, true), archive.NewMoments(dim, true)
+	m, q := archive.NewMoments(dim, true), archive.NewQueryMoments(dim, rope)
 	var metric []float64
 	for _, src := range c.captures {
 		part := capture.K

@@ -189,18 +189,23 @@ type coded struct {
 	exact bool  // rows are kept as they are, whatever the step
 }
 
-// encode makes a record; at is its number in the file.
-func (a *archiver) encode(c *coded, at int) error {
-	l := &a.in.layers[c.layer]
-	first, n := l.span(c.seg)
+// borrow returns room for n values, until done is called.
+func (a *archiver) borrow(n int) (x []float32, done func()) {
 	room, _ := a.room.Get().(*[]float32)
 	if room == nil {
 		room = new([]float32)
 	}
-	defer a.room.Put(room) // nothing of the rows is left in the record
-	size := l.heads * n * l.dims()
-	*room = slices.Grow((*room)[:0], size)[:size]
-	p, err := a.rows(c.layer, first, n, 1, *room)
+	*room = slices.Grow((*room)[:0], n)[:n]
+	return *room, func() { a.room.Put(room) }
+}
+
+// encode makes a record; at is its number in the file.
+func (a *archiver) encode(c *coded, at int) error {
+	l := &a.in.layers[c.layer]
+	first, n := l.span(c.seg)
+	room, done := a.borrow(l.heads * n * l.dims())
+	defer done() // nothing of the rows is left in the record
+	p, err := a.rows(c.layer, first, n, 1, room)
 	if err != nil {
 		return err
 	}

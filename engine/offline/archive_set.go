@@ -68,7 +68,7 @@ func (a *archiver) fitSet(ctx context.Context) error {
 	a.params.Own = true
 	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.layers[0].heads,
 		Sides: 1 + min(1, in.layers[0].dimV())}
-	a.params.Set = set
+	a.params.Set, a.turns = set, archive.NewTurns(a.params.Rope)
 	for i := range in.layers {
 		l := &in.layers[i]
 		set.Layers = append(set.Layers, l.number)
@@ -88,12 +88,14 @@ func (a *archiver) fitSet(ctx context.Context) error {
 // fitRows bounds the rows that a transform is fitted to.
 const fitRows = 1 << 15
 
-// eachRows calls f with rows of a head, segment by segment, at most fitRows of them.
+// eachRows calls f with rows of a head, segment by segment, at most fitRows of them. f must not keep them.
 func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f func([]float32)) error {
 	every := l.tokens/fitRows + 1
+	room, done := a.borrow(min(l.tokens, l.segment) * t.Dim())
+	defer done()
 	for s := 0; s < l.segments(); s += every {
 		first, n := l.span(s)
-		x := make([]float32, n*t.Dim())
+		x := room[:n*t.Dim()]
 		if err := a.in.src.ReadRowsF32(t, head, first, n, x); err != nil {
 			return err
 		}
@@ -102,7 +104,7 @@ func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f fu
 			if err := a.in.src.ReadPositions(false, first, pos); err != nil {
 				return err
 			}
-			a.params.Rope.Undo(x, t.Dim(), pos)
+			a.turns.Undo(x, t.Dim(), pos)
 		}
 		if !finiteValues(x) {
 			continue
@@ -125,7 +127,7 @@ func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transfo
 	}
 	var metric []float64
 	if l.hasQ && side == 0 && dim <= archive.MaxBasisDim {
-		q := archive.NewMoments(dim, true)
+		q := archive.NewQueryMoments(dim, a.params.Rope)
 		group := a.in.geo.GQARatio()
 		for g := range group {
 			if err := a.eachRows(l, l.q, head*group+g, false, q.Add); err != nil {

@@ -110,7 +110,7 @@ func (c *compressor) readRows(l *layerInput, t tensor, head int,
 		r.bad[i] = true
 		clear(row)
 	}
-	if err := quant.Decode(x, exact(t), raw, 0); err != nil {
+	if err := decodeExact(x, t, raw); err != nil {
 		return x, nil, err
 	}
 	for i := range r.n {

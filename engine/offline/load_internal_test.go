@@ -47,19 +47,3 @@ func TestFiniteRow(t *testing.T) {
 		}
 	}
 }
-
-func TestFiniteValues(t *testing.T) {
-	for n := range 12 {
-		for at := range n {
-			for v, want := range map[float32]bool{float32(math.Inf(1)): false, float32(math.Inf(-1)): false,
-				math.MaxFloat32: true, -math.MaxFloat32: true} {
-				x := make([]float32, n)
-				x[at] = v
-				require.Equal(t, want, finiteValues(x), "%v at %d of %d", v, at, n)
-			}
-			x := make([]float32, n)
-			x[at] = float32(math.NaN())
-			require.False(t, finiteValues(x))
-		}
-	}
-}

@@ -10,6 +10,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/quality"
@@ -225,18 +226,7 @@ func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c
 	return nil
 }
 
-func finiteValues(x []float32) bool {
-	var a, b, c, d uint32 // without their signs, those that are not finite are the largest
-	for ; len(x) >= 4; x = x[4:] {
-		v := (*[4]float32)(x)
-		a, b = max(a, math.Float32bits(v[0])<<1), max(b, math.Float32bits(v[1])<<1)
-		c, d = max(c, math.Float32bits(v[2])<<1), max(d, math.Float32bits(v[3])<<1)
-	}
-	for _, v := range x {
-		a = max(a, math.Float32bits(v)<<1)
-	}
-	return max(a, b, c, d) < 0xff<<24
-}
+func finiteValues(x []float32) bool { return half.Finite(x) }
 
 // cosine of two zero vectors is 1, of one 0.
 func cosine(a, b []float32) float64 {

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
@@ -393,17 +394,29 @@ func (c *compressor) exactSide(up *uploader, t tensor, head, first, n int,
 	if err := c.in.src.ReadRows(t, head, first, n, raw); err != nil {
 		return x, err
 	}
-	for r := range n {
-		if row := raw[r*t.RowBytes() : (r+1)*t.RowBytes()]; !finiteRow(t.DType(), row) {
-			clear(row)
-		}
-	}
-	if err := quant.Decode(x, exact(t), raw, 0); err != nil {
+	if err := decodeExact(x, t, raw); err != nil {
 		return x, err
+	}
+	if !finiteValues(x.Data) {
+		for r := range n {
+			if row := x.Row(r); !finiteValues(row) {
+				clear(row)
+				clear(raw[r*t.RowBytes() : (r+1)*t.RowBytes()])
+			}
+		}
 	}
 	span, err := up.upload(raw)
 	*side = backend.Side{Coding: exact(t), Data: span}
 	return x, err
+}
+
+// decodeExact decodes raw rows of t.
+func decodeExact(x quant.Rows, t tensor, raw []byte) error {
+	if t.DType() == quant.Float16 {
+		half.Widen(x.Data, raw)
+		return nil
+	}
+	return quant.Decode(x, exact(t), raw, 0)
 }
 
 // uploader keeps track of the buffers of a batch.

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package half converts runs of binary16 to float32 and back, with the bits that package quant gives.
+// Package half converts runs of binary16 to float32 and back, with the bits that package quant gives, and looks
+// for what is not a number.
 package half
 
 import (
@@ -47,6 +48,25 @@ func Narrow(dst []byte, src []float32) {
 		narrowGeneric(dst, src[:n])
 		dst, src = dst[2*n:], src[n:]
 	}
+}
+
+// Finite reports whether no value is Inf or NaN.
+func Finite(x []float32) bool {
+	n, ok := finite(x)
+	return ok && finiteGeneric(x[n:])
+}
+
+func finiteGeneric(x []float32) bool {
+	var a, b, c, d uint32 // without their signs, those that are not finite are the largest
+	for ; len(x) >= 4; x = x[4:] {
+		v := (*[4]float32)(x)
+		a, b = max(a, math.Float32bits(v[0])<<1), max(b, math.Float32bits(v[1])<<1)
+		c, d = max(c, math.Float32bits(v[2])<<1), max(d, math.Float32bits(v[3])<<1)
+	}
+	for _, v := range x {
+		a = max(a, math.Float32bits(v)<<1)
+	}
+	return max(a, b, c, d) < 0xff<<24
 }
 
 // lanes is how many values plain Go converts at a time where the fast way stopped.

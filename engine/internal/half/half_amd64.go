@@ -34,3 +34,16 @@ func narrow(dst []byte, src []float32) int {
 	}
 	return 0
 }
+
+// finiteAVX2 reports whether none of n values, a multiple of 32, is Inf or NaN.
+//
+//go:noescape
+func finiteAVX2(x *float32, n int) bool
+
+// finite looks at the first values and returns how many those are.
+func finite(x []float32) (n int, ok bool) {
+	if n = len(x) &^ 31; useAVX2 && n > 0 {
+		return n, finiteAVX2(&x[0], n)
+	}
+	return 0, true
+}

@@ -59,3 +59,40 @@ narrowed:
 	VZEROUPPER
 	MOVQ AX, ret+24(FP)
 	RET
+
+// func finiteAVX2(x *float32, n int) bool
+// Requires: AVX2
+TEXT ·finiteAVX2(SB), NOSPLIT, $0-17
+	MOVQ         x+0(FP), SI
+	MOVQ         n+8(FP), CX
+	XORQ         AX, AX
+	VPBROADCASTD mask<>+4(SB), Y7
+	VPXOR        Y8, Y8, Y8
+	VPXOR        Y9, Y9, Y9
+	VPXOR        Y10, Y10, Y10
+	VPXOR        Y11, Y11, Y11
+
+finite32:
+	// Without their signs, as integers, those that are not finite are the largest.
+	VPAND   (SI)(AX*4), Y7, Y0
+	VPAND   32(SI)(AX*4), Y7, Y1
+	VPAND   64(SI)(AX*4), Y7, Y2
+	VPAND   96(SI)(AX*4), Y7, Y3
+	VPMAXUD Y0, Y8, Y8
+	VPMAXUD Y1, Y9, Y9
+	VPMAXUD Y2, Y10, Y10
+	VPMAXUD Y3, Y11, Y11
+	ADDQ    $32, AX
+	CMPQ    AX, CX
+	JLT     finite32
+
+	VPMAXUD      Y8, Y9, Y8
+	VPMAXUD      Y10, Y11, Y10
+	VPMAXUD      Y8, Y10, Y8
+	VPBROADCASTD mask<>+0(SB), Y7
+	VPMAXUD      Y7, Y8, Y9
+	VPCMPEQD     Y8, Y9, Y9 // as large as Inf, or larger
+	VPTEST       Y9, Y9
+	SETEQ        ret+16(FP)
+	VZEROUPPER
+	RET

@@ -92,3 +92,29 @@ func TestLengths(t *testing.T) {
 		}
 	}
 }
+
+// A value that is not finite is found at every place of every length, and nothing else is taken for one.
+func TestFinite(t *testing.T) {
+	for n := range 140 {
+		x := make([]float32, n)
+		for i := range x {
+			x[i] = math.MaxFloat32
+			if i%2 == 0 {
+				x[i] = -math.MaxFloat32
+			}
+		}
+		if !Finite(x) || !finiteGeneric(x) {
+			t.Fatalf("%d finite values: not finite", n)
+		}
+		for at := range x {
+			was := x[at]
+			for _, v := range []float64{math.Inf(1), math.Inf(-1), math.NaN(), math.Copysign(math.NaN(), -1)} {
+				x[at] = float32(v)
+				if Finite(x) || finiteGeneric(x) {
+					t.Fatalf("%v at %d of %d: finite", v, at, n)
+				}
+			}
+			x[at] = was
+		}
+	}
+}

@@ -42,6 +42,36 @@ func accumulateGeneric(y, m, c []float32, from int) {
 	}
 }
 
+// Products adds row i of the products of the columns of m: Accumulate with column i of m as the factors.
+//
+//	for r := range len(m) / len(y) {
+//		if a := m[r*len(y)+i]; a != 0 {
+//			for j := range y {
+//				y[j] += float32(a * m[r*len(y)+j])
+//			}
+//		}
+//	}
+//
+// m: [rows, len(y)], row-major; y must not overlap it.
+func Products(y, m []float32, i int) {
+	_ = y[i]
+	products(y, m[:len(m)/len(y)*len(y)], i)
+}
+
+// productsGeneric is Products in plain Go, from column from on.
+func productsGeneric(y, m []float32, i, from int) {
+	d := len(y)
+	for len(m) > 0 {
+		if a := m[i]; a != 0 {
+			row, out := m[from:d], y[from:]
+			for j := range out {
+				out[j] += float32(a * row[j])
+			}
+		}
+		m = m[d:]
+	}
+}
+
 // Subtract takes a times x from y, each product rounded before it is subtracted.
 //
 //	for j := range y {

@@ -8,20 +8,33 @@ import "golang.org/x/sys/cpu"
 
 var useAVX2 = cpu.X86.HasAVX2
 
-// accumulate64AVX2 is Accumulate for 64 columns of rows that are stride bytes apart.
+// accumulate64AVX2 is Accumulate for 64 columns of n rows that are stride bytes apart, with factors that are
+// step bytes apart.
 //
 //go:noescape
-func accumulate64AVX2(y, m *float32, stride int, c *float32, n int)
+func accumulate64AVX2(y, m *float32, stride int, c *float32, step, n int)
 
 func accumulate(y, m, c []float32) {
 	at := 0
 	if useAVX2 && len(c) > 0 {
 		for ; at+64 <= len(y); at += 64 {
-			accumulate64AVX2(&y[at], &m[at], 4*len(y), &c[0], len(c))
+			accumulate64AVX2(&y[at], &m[at], 4*len(y), &c[0], 4, len(c))
 		}
 	}
 	if at < len(y) {
 		accumulateGeneric(y, m, c, at)
+	}
+}
+
+func products(y, m []float32, i int) {
+	d, at := len(y), 0
+	if useAVX2 && len(m) > 0 {
+		for ; at+64 <= d; at += 64 {
+			accumulate64AVX2(&y[at], &m[at], 4*d, &m[i], 4*d, len(m)/d)
+		}
+	}
+	if at < d {
+		productsGeneric(y, m, i, at)
 	}
 }
 

@@ -10,14 +10,15 @@
 	VMULPS off(SI), Y8, tmp \
 	VADDPS tmp, acc, acc
 
-// func accumulate64AVX2(y, m *float32, stride int, c *float32, n int)
+// func accumulate64AVX2(y, m *float32, stride int, c *float32, step, n int)
 // Requires: AVX2
-TEXT ·accumulate64AVX2(SB), NOSPLIT, $0-40
+TEXT ·accumulate64AVX2(SB), NOSPLIT, $0-48
 	MOVQ    y+0(FP), DI
 	MOVQ    m+8(FP), SI
 	MOVQ    stride+16(FP), R8
 	MOVQ    c+24(FP), DX
-	MOVQ    n+32(FP), CX
+	MOVQ    step+32(FP), R9
+	MOVQ    n+40(FP), CX
 	VMOVUPS (DI), Y0         // the 64 sums stay in registers
 	VMOVUPS 32(DI), Y1
 	VMOVUPS 64(DI), Y2
@@ -43,7 +44,7 @@ loop:
 
 next:
 	ADDQ R8, SI
-	ADDQ $4, DX
+	ADDQ R9, DX
 	DECQ CX
 	JNZ  loop
 	VMOVUPS Y0, (DI)

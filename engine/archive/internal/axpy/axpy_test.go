@@ -43,6 +43,39 @@ func TestAccumulate_BitsOfPlainGo(t *testing.T) {
 	}
 }
 
+func TestProducts_BitsOfPlainGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 3))
+	for _, cols := range []int{1, 3, 63, 64, 65, 128, 130} {
+		for _, rows := range []int{0, 1, 2, 7, 64} {
+			m := make([]float32, rows*cols)
+			for i := range m {
+				if rng.IntN(5) > 0 {
+					m[i] = float32(rng.NormFloat64())
+				}
+			}
+			for _, i := range []int{0, cols / 2, cols - 1} {
+				buf := make([]float32, cols+32)
+				for j := range buf {
+					buf[j] = float32(rng.NormFloat64())
+				}
+				want, twice := append([]float32{}, buf...), append([]float32{}, buf...)
+				var column []float32
+				for r := range rows {
+					column = append(column, m[r*cols+i])
+				}
+				productsGeneric(want[16:16+cols], m, i, 0)
+				accumulateGeneric(twice[16:16+cols], m, column, 0)
+				Products(buf[16:16+cols:16+cols], m, i)
+				for j := range buf {
+					if buf[j] != want[j] || twice[j] != want[j] {
+						t.Fatalf("%d rows of %d, column %d: value %d is %v, want %v and %v", rows, cols, i, j, buf[j], want[j], twice[j])
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestSubtract_BitsOfPlainGo(t *testing.T) {
 	rng := rand.New(rand.NewPCG(2, 2))
 	for n := range 70 {
