@@ -136,7 +136,8 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 	$(EVAL) $(TEXTS) --name ablation --methods "$(UNIFORM) $(foreach b,4.25 3 2.75 2.25 2 1.5,$(call weighed,$b))"
 	$(EVAL) bench/quality/texts/eval-news.txt --name ablation-retrieval --needles 96 --methods \
 	  "tqmse4 tqmse3 $(word 3,$(UNIFORM)) $(word 4,$(UNIFORM)) $(foreach b,2.75 2.25 1.5 2 3 4.25,$(call weighed,$b))"
-	$(EVAL) $(foreach t,narrative dialogue gosource meeting,bench/quality/texts/eval-$t.txt) --name decoding --decode --methods "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 kvist:4.25 kvist:2.75"
+	$(EVAL) $(foreach t,narrative dialogue gosource meeting,bench/quality/texts/eval-$t.txt) --name decoding --decode --methods \
+	  "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 lm3+len+s8:sinks=4 kvist:4.25 kvist:3.25 $(foreach b,2.75 2.25,kvist:$b kvist:$b$(,)levels=full)"
 	$(GO) run ./bench/modeltable
 
 tidy-check: ## go.mod and go.sum are tidy

@@ -23,6 +23,9 @@ import (
 // rows as computed, so a second plan may refine a row, which a server without an archive cannot
 // do: for these the mode is a little kind.
 //
+// Of the queries of the window, which a server would know, the method sees none: weights are a little worse
+// here than they need be.
+//
 // The divergence is that of the last Next tokens from the exact run in one piece. Bytes are those
 // at the last chunk: the method's and 2 a value for the window.
 

@@ -62,7 +62,8 @@ type Config struct {
 	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
 	// nil, written "auto": all of them for targets below 2.875 bits a value and for MaxError, FULL alone
 	// above, where they do not pay. Levels beyond FULL need weights and the capture's queries;
-	// without them FULL is all there is.
+	// without them FULL is all there is. Name FULL alone for parts of a cache that is compressed while it
+	// grows: there levels do harm (package comment).
 	Levels []quant.Level
 	// Unseen is the share of queries to expect that are unlike those seen: each puts all its
 	// attention on one token, and all tokens are asked for alike. It holds back from starving,
