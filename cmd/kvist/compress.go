@@ -294,6 +294,7 @@ type importanceJSON struct {
 	Profile   string `json:"profile"`
 	Heads     int    `json:"heads"`
 	Collapsed int    `json:"collapsed"`
+	Skipped   int    `json:"skipped"`
 	Reason    string `json:"reason"`
 }
 
@@ -303,11 +304,15 @@ func (i importanceJSON) String() string {
 		return "none: " + i.Reason
 	case i.Profile == "none":
 		return "none: all tokens of a head weigh the same"
-	case i.Collapsed > 0:
-		return fmt.Sprintf("%s; attention collapsed and not believed in %d of %d heads",
-			i.Profile, i.Collapsed, i.Heads)
 	}
-	return i.Profile
+	s := i.Profile
+	if i.Collapsed > 0 {
+		s += fmt.Sprintf("; attention collapsed and not believed in %d of %d heads", i.Collapsed, i.Heads)
+	}
+	if i.Skipped > 0 {
+		s += fmt.Sprintf("; queries with NaN or Inf, and those beside them, left out in %d of %d heads", i.Skipped, i.Heads)
+	}
+	return s
 }
 
 type sectionsJSON struct {

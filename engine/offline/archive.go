@@ -103,6 +103,7 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	for _, u := range uses {
 		c.use.Heads += u.Heads
 		c.use.Collapsed += u.Collapsed
+		c.use.Skipped += u.Skipped
 		c.use.Reason = cmp.Or(c.use.Reason, u.Reason)
 	}
 	return err
@@ -121,8 +122,7 @@ func (a *archiver) weighLayer(ctx context.Context, l *layerInput) ([][]float32, 
 		w, _, err := own.weigh(ctx, l)
 		return w, own.use, err
 	}
-	w, collapsed, err := own.attended(ctx, l, p)
-	return w, ImportanceUse{Heads: l.heads, Collapsed: collapsed}, err
+	return own.attended(ctx, l, p)
 }
 
 // relevanceAlone reports whether weights are made of relevance and nothing else.

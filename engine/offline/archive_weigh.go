@@ -5,6 +5,7 @@ package offline
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/importance"
@@ -17,30 +18,34 @@ var keyChunk = 8192
 // attended weighs the tokens of a layer as weigh does, for profiles that know relevance alone and
 // with all heads of the layer in one call of the backend.
 func (c *compressor) attended(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
-	collapsed int, err error) {
+	use ImportanceUse, err error) {
 	windows, err := c.windows(l, p)
 	if err != nil {
-		return nil, 0, err
+		return nil, use, err
 	}
 	keys := &layerKeys{c: c, l: l, up: uploader{be: c.be}}
 	defer keys.up.free()
 	if err := keys.standIns(); err != nil {
-		return nil, 0, err
+		return nil, use, err
 	}
 	if err := keys.observe(ctx, windows); err != nil {
-		return nil, 0, err
+		return nil, use, err
 	}
 	w = make([][]float32, l.heads)
+	use.Heads = l.heads
 	for h := range w {
 		var gone bool
 		if w[h], gone, err = relevanceOf(windows, h, l.tokens, p); err != nil {
-			return nil, 0, err
+			return nil, use, err
 		}
 		if gone {
-			collapsed++
+			use.Collapsed++
+		}
+		if slices.ContainsFunc(windows, func(q *window) bool { return q.bad[h] }) {
+			use.Skipped++
 		}
 	}
-	return w, collapsed, nil
+	return w, use, nil
 }
 
 // observe sums up the attention that the windows pay: in one pass where the keys fit and the backend

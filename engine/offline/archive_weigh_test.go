@@ -57,10 +57,11 @@ func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backe
 				if hidden {
 					d.be = noWeigher{be}
 				}
-				got, collapsed, err := d.attended(ctx, l, p)
+				got, use, err := d.attended(ctx, l, p)
 				keyChunk = old
 				require.NoError(t, err)
-				require.Equal(t, c.use.Collapsed, collapsed)
+				require.Equal(t, c.use.Collapsed, use.Collapsed)
+				require.Equal(t, c.use.Skipped, use.Skipped)
 				for h := range want {
 					for tok, w := range want[h] {
 						// Probabilities are off by some 2^-18 of themselves, as log-sum-exps of up to 32 are.

@@ -36,8 +36,9 @@ type (
 		importance, levels string
 	}
 	weighed struct {
-		w    []float32
-		conc importance.Concentration
+		w []float32 // [tokens]
+		// As in ImportanceUse.
+		collapsed, skipped bool
 	}
 )
 
@@ -86,16 +87,14 @@ func (c *compressor) probed(ctx context.Context, l *layerInput, q *backend.Queri
 
 // weighedHead is weighHead, or what it gave before.
 func (c *compressor) weighedHead(ctx context.Context, l *layerInput, head int, p importance.Profile,
-	tokens int) ([]float32, importance.Concentration, error) {
+	tokens int) (weighed, error) {
 	m := c.cfg.Memo
 	if m == nil {
 		return c.weighHead(ctx, l, head, p, tokens)
 	}
-	got, err := remember(m, &m.weights, weightKey{l.index, head, tokens, p.String()}, func() (x weighed, err error) {
-		x.w, x.conc, err = c.weighHead(ctx, l, head, p, tokens)
-		return x, err
+	return remember(m, &m.weights, weightKey{l.index, head, tokens, p.String()}, func() (weighed, error) {
+		return c.weighHead(ctx, l, head, p, tokens)
 	})
-	return got.w, got.conc, err
 }
 
 // probedLevels is probeLevels, or what it gave before. Weights that were handed in are not told

@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -205,6 +207,42 @@ func TestCompress_Nonfinite(t *testing.T) {
 		"the NaN's payload is kept")
 	cmp := measure(t, src, be, b)
 	require.Less(t, cmp.KError, 0.05)
+}
+
+// One query that is not finite costs its head the queries beside it, no more, and that is said.
+func TestCompress_NonfiniteQuery(t *testing.T) {
+	data, err := os.ReadFile(kvFile)
+	require.NoError(t, err)
+	size := int(binary.LittleEndian.Uint64(data))
+	var header map[string]struct {
+		Offsets []int `json:"data_offsets"`
+		Shape   []int `json:"shape"`
+	}
+	text := bytes.TrimSpace(data[8 : 8+size])
+	var fields map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal(text, &fields))
+	delete(fields, "__metadata__")
+	text, err = json.Marshal(fields)
+	require.NoError(t, err)
+	require.NoError(t, json.Unmarshal(text, &header))
+	q := header["layers.9.q"]
+	require.Len(t, q.Shape, 3)
+	at := 8 + size + q.Offsets[0] + 2*q.Shape[2]*(q.Shape[1]*4+1000) // query head 4, token 1,000
+	binary.LittleEndian.PutUint16(data[at:], 0x7e00)
+	src, err := capture.New("in", bytes.NewReader(data), int64(len(data)), capture.Limits{})
+	require.NoError(t, err)
+	be := openCPU(t)
+	for _, target := range []string{"bits=2.5", "bits=2 form=archive", "bits=3 importance=default,expected=0.5 levels=full"} {
+		res, err := offline.Compress(context.Background(), src, &bytes.Buffer{}, be, config(t, target), nil, nil)
+		require.NoError(t, err)
+		require.Equal(t, 1, res.Importance.Skipped, target)
+		require.Equal(t, 12, res.Importance.Heads, target)
+		if !strings.Contains(target, "archive") {
+			require.Less(t, res.Predicted, 0.02, target)
+		}
+	}
+	_, res := compress(t, open(t, kvFile), be, config(t, "bits=2.5"))
+	require.Zero(t, res.Importance.Skipped)
 }
 
 // A damaged record is named, refused, and the rest still comes back with salvage.

@@ -18,6 +18,8 @@ type ImportanceUse struct {
 	Heads   int    // heads that were weighed
 	// Collapsed counts heads whose attention lay on so few tokens that relevance was not believed.
 	Collapsed int
+	// Skipped counts heads of which queries were left out, because one among them holds NaN or Inf.
+	Skipped int
 	// Reason is why tokens weigh the same although a profile was given; empty otherwise.
 	Reason string
 }
@@ -61,19 +63,23 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput) (now, past [][]fl
 	}
 	now, past = make([][]float32, l.heads), make([][]float32, l.heads)
 	for h := range now {
-		w, conc, err := c.weighedHead(ctx, l, h, p, l.tokens)
+		x, err := c.weighedHead(ctx, l, h, p, l.tokens)
 		if err != nil {
 			return nil, nil, err
 		}
-		now[h] = w
+		now[h] = x.w
 		c.use.Heads++
-		if conc.Collapsed {
+		if x.collapsed {
 			c.use.Collapsed++
 		}
+		if x.skipped {
+			c.use.Skipped++
+		}
 		if n := pastOf(l); n > 0 {
-			if past[h], _, err = c.weighedHead(ctx, l, h, p, n); err != nil {
+			if x, err = c.weighedHead(ctx, l, h, p, n); err != nil {
 				return nil, nil, err
 			}
+			past[h] = x.w
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, nil, err
@@ -84,22 +90,22 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput) (now, past [][]fl
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.
 func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p importance.Profile,
-	tokens int) (w []float32, conc importance.Concentration, err error) {
+	tokens int) (x weighed, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
 	blocks, rows, err := c.exactHead(up, l, head, []int{0, tokens})
 	if err != nil {
-		return nil, conc, err
+		return x, err
 	}
 	track, err := importance.NewTracker(p, l.k.Dim(), l.v.Dim(), c.in.geo.Rope)
 	if err != nil {
-		return nil, conc, err
+		return x, err
 	}
 	var surprisal []float32
 	if p.Uses(importance.SignalSurprisal) && c.in.src.HasSurprisal(false) {
 		surprisal = make([]float32, tokens)
 		if err := c.in.src.ReadSurprisal(false, 0, surprisal); err != nil {
-			return nil, conc, err
+			return x, err
 		}
 	}
 	for first := 0; first < tokens; first += exactChunk {
@@ -109,26 +115,29 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 			part = surprisal[first : first+n]
 		}
 		if err := track.Append(rows.keys[first/exactChunk], rows.values[first/exactChunk], part); err != nil {
-			return nil, conc, err
+			return x, err
 		}
 	}
 	if p.Uses(importance.SignalRelevance) {
-		if err := c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
-			return nil, conc, err
+		if x.skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
+			return x, err
 		}
 	}
 	if p.Uses(importance.SignalExpected) {
-		if err := c.observeQueries(l, head, track, tokens); err != nil {
-			return nil, conc, err
+		skipped, err := c.observeQueries(l, head, track, tokens)
+		if err != nil {
+			return x, err
 		}
+		x.skipped = x.skipped || skipped
 	}
 	keys := quant.Rows{Dim: l.k.Dim()}
 	for _, k := range rows.keys {
 		keys.Data = append(keys.Data, k.Data...)
 	}
-	w = make([]float32, tokens)
-	conc, err = track.Weights(w, keys)
-	return w, conc, err
+	x.w = make([]float32, tokens)
+	conc, err := track.Weights(x.w, keys)
+	x.collapsed = conc.Collapsed
+	return x, err
 }
 
 // standInDim is the head_dim_v of rows that stand in for V.
@@ -151,9 +160,10 @@ func observedFrom(p importance.Profile, tokens int) (first, window int) {
 	return max(0, tokens-(need+window-1)/window*window), window
 }
 
-// observe feeds the tracker with the attention of the capture's last queries.
+// observe feeds the tracker with the attention of the capture's last queries, but for windows that hold one
+// that is not finite.
 func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile, tokens int) error {
+	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
 	first, window := observedFrom(p, tokens)
 	group, dim := c.in.geo.GQARatio(), l.k.Dim()
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
@@ -163,7 +173,7 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 	for i := range blocks {
 		zeros, err := up.alloc(int64(blocks[i].Rows) * 2 * standInDim)
 		if err != nil {
-			return err
+			return skipped, err
 		}
 		blocks[i].V = backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}
 	}
@@ -178,13 +188,14 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 		row := make([]float32, n*dim)
 		for g := range group {
 			if err := c.in.src.ReadRowsF32(l.q, head*group+g, at, n, row); err != nil {
-				return err
+				return skipped, err
 			}
 			for i := range n {
 				copy(q.Q[(i*group+g)*dim:], row[i*dim:(i+1)*dim])
 			}
 		}
 		if !finiteValues(q.Q) {
+			skipped = true
 			at += n
 			continue
 		}
@@ -196,16 +207,16 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
 		if err := c.observeBatch(ctx, tokens, q, blocks, track, int64(at)); err != nil {
-			return err
+			return skipped, err
 		}
 		at += n
 	}
-	return nil
+	return skipped, nil
 }
 
 // observeQueries feeds the tracker with all queries of the capture, for expected attention.
 func (c *compressor) observeQueries(l *layerInput, head int, track *importance.Tracker,
-	tokens int) error {
+	tokens int) (skipped bool, err error) {
 	group, dim := c.in.geo.GQARatio(), l.k.Dim()
 	for first := 0; first < tokens; first += exactChunk {
 		n := min(exactChunk, tokens-first)
@@ -214,18 +225,19 @@ func (c *compressor) observeQueries(l *layerInput, head int, track *importance.T
 		for g := range heads {
 			heads[g] = quant.Rows{Dim: dim, Data: make([]float32, n*dim)}
 			if err := c.in.src.ReadRowsF32(l.q, head*group+g, first, n, heads[g].Data); err != nil {
-				return err
+				return skipped, err
 			}
 			finite = finite && finiteValues(heads[g].Data)
 		}
 		if !finite {
+			skipped = true
 			continue // queries that are not finite weigh nothing
 		}
 		if err := track.ObserveQueries(int64(first), heads...); err != nil {
-			return err
+			return skipped, err
 		}
 	}
-	return nil
+	return skipped, nil
 }
 
 func (c *compressor) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
