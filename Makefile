@@ -47,7 +47,7 @@ test-nocgo: ## without cgo
 	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE) ./kernels/... ./cuda/...
 
 test-noasm: ## without assembly
-	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/offline
+	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/archive/... ./engine/internal/... ./engine/offline
 
 test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
 	GOAMD64=v3 $(GO) test $(TIMEOUT) -short ./quant/... ./cpu/... ./engine/offline ./engine/plan

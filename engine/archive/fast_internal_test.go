@@ -119,3 +119,29 @@ func TestQuickPair_LikeRow(t *testing.T) {
 		t.Fatalf("%d pairs, %d slow and %d dead components: not all kinds were met", pairs, slow, dead)
 	}
 }
+
+// TestSide_LikePlainGo holds what the machine does to a model of side symbols to plain Go, from a new model on to
+// the most lopsided ones.
+func TestSide_LikePlainGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(6, 4))
+	for range 300 {
+		fast, slow := newSideModel(), newSideModel()
+		few := 1 + rng.IntN(sideSyms)
+		for n := range 400 {
+			slot := uint16(rng.IntN(sideOne))
+			if n%4 == 0 {
+				slot = slow.cum[rng.IntN(sideSyms)] // where a symbol starts
+			}
+			want := slow.findGeneric(slot)
+			if got := fast.find(slot); got != want || slow.cum[want] > slot || slow.cum[want+1] <= slot {
+				t.Fatalf("slot %d of %v: symbol %d, want %d", slot, slow.cum, got, want)
+			}
+			s, rate := rng.IntN(few), 2+rng.IntN(5)
+			fast.move(s, rate)
+			slow.moveGeneric(s, rate)
+			if fast != slow {
+				t.Fatalf("symbol %d at rate %d: %v, want %v", s, rate, fast.cum, slow.cum)
+			}
+		}
+	}
+}

@@ -117,20 +117,42 @@ func newSideModel() (m sideModel) {
 	return m
 }
 
-// update moves the table towards symbol s. Frequencies stay at or above sideMinGap because the
-// targets are that far apart.
+// sideTargets[s] is where the starts of symbols move when symbol s is met. They are at least sideMinGap
+// apart, and so stay the frequencies.
+var sideTargets = func() (t [sideSyms][sideSyms]uint16) {
+	for s := range t {
+		for i := range t[s] {
+			t[s][i] = uint16(i * sideMinGap)
+			if i > s {
+				t[s][i] = uint16(sideOne - (sideSyms-i)*sideMinGap)
+			}
+		}
+	}
+	return t
+}()
+
+// update moves the table towards symbol s.
 func (m *sideModel) update(s int) {
 	rate := min(2+bits.Len8(m.seen>>1), sideRate)
 	if m.seen < 255 {
 		m.seen++
 	}
-	for i := 1; i < sideSyms; i++ {
-		target := int32(i * sideMinGap)
-		if i > s {
-			target = sideOne - int32((sideSyms-i)*sideMinGap)
-		}
-		m.cum[i] = uint16(int32(m.cum[i]) + (target-int32(m.cum[i]))>>rate)
+	m.move(s, rate)
+}
+
+func (m *sideModel) moveGeneric(s, rate int) {
+	for i, target := range sideTargets[s] {
+		m.cum[i] = uint16(int32(m.cum[i]) + (int32(target)-int32(m.cum[i]))>>rate)
 	}
+}
+
+// findGeneric returns the last symbol that starts at slot or before it.
+func (m *sideModel) findGeneric(slot uint16) int {
+	s, found := slices.BinarySearch(m.cum[:], slot)
+	if !found {
+		s--
+	}
+	return s
 }
 
 // sideEncoder collects the intervals of side symbols.
@@ -163,11 +185,7 @@ type sideDecoder struct {
 func (d *sideDecoder) get(m *sideModel) int {
 	i := d.n & 1
 	d.n++
-	slot := uint16(d.x[i] & (sideOne - 1))
-	s, found := slices.BinarySearch(m.cum[:], slot)
-	if !found {
-		s--
-	}
+	s := m.find(uint16(d.x[i] & (sideOne - 1)))
 	d.take(i, uint32(m.cum[s]), uint32(m.cum[s+1]-m.cum[s]), sideBits)
 	m.update(s)
 	return s
