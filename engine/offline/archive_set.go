@@ -69,20 +69,17 @@ func (a *archiver) fitSet(ctx context.Context) error {
 	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.layers[0].heads,
 		Sides: 1 + min(1, in.layers[0].dimV())}
 	a.params.Set, a.turns = set, archive.NewTurns(a.params.Rope)
+	lanes := set.Heads * set.Sides
 	for i := range in.layers {
-		l := &in.layers[i]
-		set.Layers = append(set.Layers, l.number)
-		ts := make([]*archive.Transform, set.Heads*set.Sides)
-		err := eachIndex(ctx, len(ts), func(j int) (err error) {
-			ts[j], err = a.fitTransform(l, j/set.Sides, j%set.Sides)
-			return err
-		})
-		if err != nil {
-			return err
-		}
-		set.Transforms = append(set.Transforms, ts)
+		set.Layers = append(set.Layers, in.layers[i].number)
+		set.Transforms = append(set.Transforms, make([]*archive.Transform, lanes))
 	}
-	return nil
+	return eachIndex(ctx, len(in.layers)*lanes, func(i int) error {
+		j := i % lanes
+		t, err := a.fitTransform(&in.layers[i/lanes], j/set.Sides, j%set.Sides)
+		set.Transforms[i/lanes][j] = t
+		return err
+	})
 }
 
 // fitRows bounds the rows that a transform is fitted to.
