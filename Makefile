@@ -127,7 +127,10 @@ OWN      := kvist-archive:4 kvist-archive:2 kvist-archive:1.5 kvist-archive:1.05
 ASKED    := tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 tqmse2 kivi4 kivi2 snapkv:50% \
   kvist:3 kvist:2.75 kvist:2.75$(,)importance=none kvist:2.25 kvist:2.15 kvist:1.5
 
-quality: model ## quality in a real model: standard table, retrieval, ablation, decoding; writes bench/results
+# Texts of 4,352 tokens and more, each of three that are there.
+LONG := prose:narrative+dialogue+essay work:manual+list+meeting code:gosource+python+encyclopedia
+
+quality: model ## quality in a real model: standard table, retrieval, ablation, decoding, long contexts; writes bench/results
 	$(EVAL) $(TEXTS) --methods "standard kvist:2.15 kvist:1.75 \
 	  $(foreach b,4 3 2 1.8 1.5 1.05 0.75 0.5,kvist-archive:$b$(,)$(PROFILE)) $(OWN)"
 	$(EVAL) bench/quality/texts/eval-news.txt --name retrieval --needles 96 --methods "$(ASKED) \
@@ -138,6 +141,12 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 	  "tqmse4 tqmse3 $(word 3,$(UNIFORM)) $(word 4,$(UNIFORM)) $(foreach b,2.75 2.25 1.5 2 3 4.25,$(call weighed,$b))"
 	$(EVAL) $(foreach t,narrative dialogue gosource meeting,bench/quality/texts/eval-$t.txt) --name decoding --decode --methods \
 	  "f16 kivi4 tqmse4:sinks=4 tqmse3:sinks=4 lm3+len+s8:sinks=4 kvist:4.25 kvist:3.25 $(foreach b,2.75 2.25,kvist:$b kvist:$b$(,)levels=full)"
+	@mkdir -p build/long
+	@cd bench/quality/texts && for t in $(LONG); do \
+	  (IFS=+; for p in $${t#*:}; do cat eval-$$p.txt; done) > ../../../build/long/$${t%%:*}.txt; done
+	$(EVAL) $(foreach t,$(LONG),build/long/$(firstword $(subst :, ,$t)).txt) --name context-4096 --context 4096 --methods \
+	  "kivi4 kivi2 tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 snapkv:50% $(word 3,$(UNIFORM)) \
+	  $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b) $(foreach b,2 1.5 1.05 0.5,kvist-archive:$b$(,)$(PROFILE))"
 	$(GO) run ./bench/modeltable
 
 tidy-check: ## go.mod and go.sum are tidy

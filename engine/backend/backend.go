@@ -44,7 +44,8 @@ type Backend interface {
 // where outputs are not wanted. It is optional: ask by type assertion.
 type Weigher interface {
 	// Weigh is Relevance with the log-sum-exps of the queries over their lists: the attention
-	// probabilities of every query that sees a row add up to 1. V of a block may be left out.
+	// probabilities of every query that sees a row add up to 1. V of a block may be left out. Scores that
+	// are NaN or +Inf make sums NaN, no fewer than in Relevance.
 	Weigh(ctx context.Context, q *Queries, blocks []Block, rel *RelevanceOut) error
 }
 

@@ -98,7 +98,11 @@ func (p *Scaled) Picks(variants []Variant) ([]Pick, error) {
 			if hull[i+1].variant == x.variant {
 				continue
 			}
-			slope = slopeOf(x.curvePoint, hull[i+1].curvePoint)
+			// Damages next to nothing can have a slope of 0, which only the last pick may have.
+			slope = max(slopeOf(x.curvePoint, hull[i+1].curvePoint), math.SmallestNonzeroFloat64)
+			if n := len(picks); n > 0 && slope >= picks[n-1].Slope {
+				continue
+			}
 		}
 		picks = append(picks, Pick{slope, x.variant})
 	}
@@ -370,7 +374,7 @@ func (s *VariedSolver) top() float64 {
 			top = max(top, s.p.Sensitivity[i]*h.rate[0])
 		}
 	}
-	return 2 * top
+	return min(2*top, math.MaxFloat64)
 }
 
 // fill solves the items of the given variants.

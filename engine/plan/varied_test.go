@@ -157,6 +157,36 @@ func TestVaried_EveryBudget(t *testing.T) {
 	}
 }
 
+// Damages at both ends of what float64 holds.
+func TestVaried_Extremes(t *testing.T) {
+	tiny := &plan.Varied{}
+	huge := &plan.Varied{}
+	huge.Classes = []plan.Class{{Options: []plan.Option{{Bytes: 0, Damage: 1e10}, {Bytes: 1}}}}
+	huge.Class, huge.Sensitivity = []uint32{0}, []float64{1e303}
+	for _, x := range []struct {
+		p        *plan.Varied
+		variants []plan.Variant
+	}{
+		{tiny, []plan.Variant{{Bytes: 5000}, {Bytes: 10, Damage: math.SmallestNonzeroFloat64}}},
+		{huge, []plan.Variant{{Bytes: 11}, {Bytes: 5, Damage: 1e308}, {Bytes: 10, Items: 1}}},
+	} {
+		picks, err := x.p.Picks(x.variants)
+		require.NoError(t, err)
+		x.p.Groups = []plan.Group{{Variants: x.variants, Picks: picks}}
+		s, err := plan.NewVariedSolver(x.p)
+		require.NoError(t, err)
+		last := math.Inf(1)
+		for budget := s.Least().Bytes; budget <= s.Best().Bytes; budget++ {
+			got, err := s.Solve(budget)
+			require.NoError(t, err)
+			require.LessOrEqual(t, got.Bytes, budget)
+			require.LessOrEqual(t, got.Damage, last)
+			last = got.Damage
+		}
+		require.Zero(t, last)
+	}
+}
+
 // One variant each: the plan of SolveScaled.
 func TestVaried_SingleVariant(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
