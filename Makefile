@@ -147,6 +147,8 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 	$(EVAL) $(foreach t,$(LONG),build/long/$(firstword $(subst :, ,$t)).txt) --name context-4096 --context 4096 --methods \
 	  "kivi4 kivi2 tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 snapkv:50% $(word 3,$(UNIFORM)) \
 	  $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b) $(foreach b,2 1.5 1.05 0.5,kvist-archive:$b$(,)$(PROFILE))"
+	$(EVAL) build/long/prose.txt --name retrieval-4096 --context 4096 --needles 96 --methods \
+	  "tqmse4 tqmse3 snapkv:50% kvist:2.75 kvist:2.25 kvist:1.5 kvist-archive:1.05$(,)$(PROFILE)"
 	$(GO) run ./bench/modeltable
 
 tidy-check: ## go.mod and go.sum are tidy

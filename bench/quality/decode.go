@@ -23,8 +23,9 @@ import (
 // rows as computed, so a second plan may refine a row, which a server without an archive cannot
 // do: for these the mode is a little kind.
 //
-// Of the queries of the window, which a server would know, the method sees none: weights are a little worse
-// here than they need be.
+// Of the queries of the window, which a server would know, the method sees none. With them (the window planned as
+// exact rows of the same file) kvist's divergence was lower over two calibration texts, 0.0040 for 0.0050 at 2.75
+// bits and 0.0088 for 0.0100 at 2.25 with FULL alone, and levels did harm still: 0.0059 and 0.019.
 //
 // The divergence is that of the last Next tokens from the exact run in one piece. Bytes are those
 // at the last chunk: the method's and 2 a value for the window.
