@@ -62,8 +62,7 @@ func Concentrate(x []float64, lim CollapseLimits) (Concentration, error) {
 		}
 	}
 	c.Effective = 1 / squares
-	slices.Sort(p)
-	for _, v := range p[len(p)-c.Top:] {
+	for _, v := range topOf(p, c.Top) {
 		c.TopShare += v
 	}
 	switch {
@@ -78,6 +77,27 @@ func Concentrate(x []float64, lim CollapseLimits) (Concentration, error) {
 			lim.MinEffective)
 	}
 	return c, nil
+}
+
+// topOf returns the n largest values, ascending. It may change the order of p.
+func topOf(p []float64, n int) []float64 {
+	if n == 0 || n > 16 {
+		slices.Sort(p)
+		return p[len(p)-n:]
+	}
+	top := slices.Clone(p[:n])
+	slices.Sort(top)
+	for _, v := range p[n:] {
+		if v <= top[0] {
+			continue
+		}
+		i := 1
+		for ; i < n && top[i] < v; i++ {
+			top[i-1] = top[i]
+		}
+		top[i-1] = v
+	}
+	return top
 }
 
 func (l CollapseLimits) withDefaults() CollapseLimits {
