@@ -2,7 +2,11 @@
 
 package archive
 
-import "encoding/binary"
+import (
+	"bytes"
+	"encoding/binary"
+	"slices"
+)
 
 // Lossless mode: a row that is bit by bit one that came before (V of the first layer is the same
 // for equal tokens) is told by its number. Of other rows the two upper bytes of every element are
@@ -30,10 +34,16 @@ func EncodeLossless(dst []byte, lanes []LosslessLane, size int) []byte {
 	le := binary.LittleEndian
 	dst = append(dst, modeLossless, byte(size))
 	head := len(dst)
+	room := 4 * len(lanes)
+	for _, l := range lanes {
+		room += len(l.Data)*7/8 + 64
+	}
+	dst = slices.Grow(dst, room)
 	dst = append(dst, make([]byte, 4*len(lanes))...)
+	var s losslessScratch
 	for i, l := range lanes {
 		at := len(dst)
-		dst = encodeLosslessLane(dst, l, size)
+		dst = s.encode(dst, l, size)
 		le.PutUint32(dst[head+4*i:], uint32(len(dst)-at))
 	}
 	return dst
@@ -66,24 +76,52 @@ func newNibbleModels(dim int) *nibbleModels {
 	return m
 }
 
-func encodeLosslessLane(dst []byte, l LosslessLane, size int) []byte {
-	var e sideEncoder
+// losslessScratch is what encoding needs from lane to lane.
+type losslessScratch struct {
+	e      sideEncoder
+	halves nibbles
+	low    []byte
+	known  map[uint64]int // rows that came before, by their hash
+}
+
+// hashOf is the same on every machine, because what it finds decides what is written.
+func hashOf(row []byte) uint64 {
+	h := uint64(len(row))
+	for ; len(row) >= 8; row = row[8:] {
+		h = (h ^ binary.LittleEndian.Uint64(row)) * 0x9e3779b97f4a7c15
+		h ^= h >> 29
+	}
+	for _, x := range row {
+		h = (h ^ uint64(x)) * 0x9e3779b97f4a7c15
+		h ^= h >> 29
+	}
+	return h
+}
+
+func (s *losslessScratch) encode(dst []byte, l LosslessLane, size int) []byte {
 	m := newNibbleModels(l.Dim)
 	width := l.Dim * size
-	known := map[string]int{}
-	var halves nibbles
-	var low []byte
+	if s.known == nil {
+		s.known = map[uint64]int{}
+	}
+	clear(s.known)
+	elements := len(l.Data) / size
+	e, halves, low := &s.e, &s.halves, s.low[:0]
+	e.syms = slices.Grow(e.syms[:0], 3*elements+elements/l.Dim)
+	halves.b, halves.n = slices.Grow(halves.b[:0], elements/2+1), 0
 	for r := 0; (r+1)*width <= len(l.Data); r++ {
 		row := l.Data[r*width : (r+1)*width]
-		if at, ok := known[string(row)]; ok {
+		hash := hashOf(row)
+		at, ok := s.known[hash]
+		if ok && bytes.Equal(l.Data[at*width:(at+1)*width], row) {
 			e.put(&m.copied, 1)
 			for k := range m.digit {
 				e.put(&m.digit[k], at>>(12-4*k)&15)
 			}
 			continue
 		}
-		if r < 1<<16 {
-			known[string(row)] = r
+		if !ok && r < 1<<16 {
+			s.known[hash] = r
 		}
 		e.put(&m.copied, 0)
 		for ch := range l.Dim {
@@ -103,6 +141,7 @@ func encodeLosslessLane(dst []byte, l LosslessLane, size int) []byte {
 	dst = e.finish(dst)
 	binary.LittleEndian.PutUint32(dst[at:], uint32(len(dst)-at-8))
 	binary.LittleEndian.PutUint32(dst[at+4:], uint32(halves.n))
+	s.low = low
 	return append(append(dst, halves.b...), low...)
 }
 

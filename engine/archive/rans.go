@@ -156,7 +156,10 @@ func (m *sideModel) findGeneric(slot uint16) int {
 }
 
 // sideEncoder collects the intervals of side symbols.
-type sideEncoder struct{ syms []interval }
+type sideEncoder struct {
+	syms  []interval
+	state []uint8
+}
 
 func (e *sideEncoder) put(m *sideModel, s int) {
 	e.syms = append(e.syms, newInterval(uint32(m.cum[s]), uint32(m.cum[s+1]-m.cum[s])))
@@ -170,11 +173,10 @@ func (e *sideEncoder) raw(v uint32, n uint) {
 }
 
 func (e *sideEncoder) finish(dst []byte) []byte {
-	state := make([]uint8, len(e.syms))
-	for i := range state {
-		state[i] = uint8(i & 1)
+	for i := len(e.state); i < len(e.syms); i++ {
+		e.state = append(e.state, uint8(i&1))
 	}
-	return ransEncode(dst, e.syms, state, sideBits)
+	return ransEncode(dst, e.syms, e.state, sideBits)
 }
 
 type sideDecoder struct {
