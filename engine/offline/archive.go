@@ -3,7 +3,6 @@
 package offline
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -89,7 +88,7 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 		w, err := layerWeights(weights, l)
 		mu.Unlock()
 		if err == nil && weights == nil {
-			w, uses[i], err = a.weighLayer(ctx, l)
+			w, _, uses[i], err = a.weigh(ctx, l, false)
 		}
 		if err == nil {
 			err = a.measureLayer(ctx, l, w)
@@ -101,28 +100,9 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 		return err
 	})
 	for _, u := range uses {
-		c.use.Heads += u.Heads
-		c.use.Collapsed += u.Collapsed
-		c.use.Skipped += u.Skipped
-		c.use.Reason = cmp.Or(c.use.Reason, u.Reason)
+		c.use.add(u)
 	}
 	return err
-}
-
-// weighLayer returns what the tokens of a layer are worth, [heads][tokens], nil where they are all
-// worth the same.
-func (a *archiver) weighLayer(ctx context.Context, l *layerInput) ([][]float32, ImportanceUse, error) {
-	own := *a.compressor // counts for itself
-	own.use = ImportanceUse{}
-	p, err := importance.ParseProfile(own.cfg.Importance)
-	if err != nil {
-		return nil, own.use, err
-	}
-	if !l.hasV || !l.hasQ || !relevanceAlone(p) {
-		w, _, err := own.weigh(ctx, l)
-		return w, own.use, err
-	}
-	return own.attended(ctx, l, p)
 }
 
 // relevanceAlone reports whether weights are made of relevance and nothing else.
@@ -341,13 +321,19 @@ func (a *archiver) effort() archive.Effort {
 	return archive.Effort{Lambda: archiveLambda}
 }
 
-// eachIndex calls f for 0 to n-1 on all cores and returns the first error.
+// eachIndex calls f for 0 to n-1 on all cores and returns the error of the lowest number that has one.
 func eachIndex(ctx context.Context, n int, f func(i int) error) error {
+	return eachOf(ctx, runtime.GOMAXPROCS(0), n, f)
+}
+
+// eachOf is eachIndex with at most so many workers.
+func eachOf(ctx context.Context, workers, n int, f func(i int) error) error {
 	var next atomic.Int64
 	var wg sync.WaitGroup
-	var once sync.Once
+	var mu sync.Mutex
 	var first error
-	for range min(n, runtime.GOMAXPROCS(0)) {
+	at := n
+	for range min(n, workers) {
 		wg.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1
@@ -359,7 +345,12 @@ func eachIndex(ctx context.Context, n int, f func(i int) error) error {
 					err = f(i)
 				}
 				if err != nil {
-					once.Do(func() { first = err })
+					// Lower numbers have begun already, and will say so here.
+					mu.Lock()
+					if i < at {
+						at, first = i, err
+					}
+					mu.Unlock()
 					next.Store(int64(n))
 					return
 				}

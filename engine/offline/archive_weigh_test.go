@@ -47,7 +47,7 @@ func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backe
 		cfg := DefaultConfig()
 		cfg.Importance = text
 		c := &compressor{in: in, be: be, cfg: cfg}
-		want, _, err := c.weigh(ctx, l)
+		want, weighed, err := c.weighHeads(ctx, l, p)
 		require.NoError(t, err)
 		for _, chunk := range []int{8192, 300} {
 			for _, hidden := range []bool{false, true} {
@@ -60,8 +60,8 @@ func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backe
 				got, use, err := d.attended(ctx, l, p)
 				keyChunk = old
 				require.NoError(t, err)
-				require.Equal(t, c.use.Collapsed, use.Collapsed)
-				require.Equal(t, c.use.Skipped, use.Skipped)
+				require.Equal(t, weighed.Collapsed, use.Collapsed)
+				require.Equal(t, weighed.Skipped, use.Skipped)
 				for h := range want {
 					for tok, w := range want[h] {
 						// Probabilities are off by some 2^-18 of themselves, as log-sum-exps of up to 32 are.

@@ -32,6 +32,8 @@ type cell struct {
 	// kDamage and vDamage are the damage of a relative squared error of 1 in all rows of K and V:
 	// the sum over rows of weight^2 * sensitivity * energy.
 	kDamage, vDamage float64
+	// means are the merged rows of K and V, [rows * dim], while variants are compared; nil later.
+	means [2][]float32
 }
 
 // rows returns the number of rows that the cell stores.
@@ -132,6 +134,10 @@ type headOf struct {
 	share float64   // of the damage that the head's count in the mean
 	// kFactor and vFactor are the profile's sensitivities.
 	kFactor, vFactor float64
+
+	// Scratch of runWeights, meanRow and codeCells: a headOf belongs to one goroutine.
+	shares, sums []float64
+	raw          []byte
 }
 
 // rowDamage returns the damage of a relative squared error of 1 in a row of K and one of V, of those
@@ -217,6 +223,9 @@ func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
 		v.damage = c.levelDamage(h, r, &v, h.st.ratios[i])
 		if math.IsNaN(v.damage) || math.IsInf(v.damage, 0) {
 			continue // rows so large that their squares are not numbers
+		}
+		for ci := range v.cells {
+			v.cells[ci].means = [2][]float32{}
 		}
 		v.cells = slices.Concat(whole.cells[:kept], v.cells, last)
 		p.variants = append(p.variants, v)

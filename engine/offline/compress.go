@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"runtime"
 	"slices"
+	"sync"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
@@ -151,29 +153,62 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 // rowBias reports whether plans count on the row bias.
 func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 
-// prepare surveys the capture and prices every block.
+// prepare surveys the capture and prices every block, layers side by side.
 func (c *compressor) prepare(ctx context.Context, weights Weights) error {
-	for i := range c.in.layers {
+	n := len(c.in.layers)
+	c.stats, c.weights = make([][]headStats, n), make([]headWeights, n)
+	parts, uses := make([][]part, n), make([]ImportanceUse, n)
+	var mu sync.Mutex // weights and progress are the caller's
+	done := int64(0)
+	err := eachOf(ctx, c.layerWorkers(), n, func(i int) error {
 		l := &c.in.layers[i]
-		c.say.say("measuring", int64(i), int64(len(c.in.layers)))
+		mu.Lock()
 		w, err := layerWeights(weights, l)
+		mu.Unlock()
 		var past [][]float32
 		if err == nil && weights == nil {
-			w, past, err = c.weigh(ctx, l)
+			w, past, uses[i], err = c.weigh(ctx, l, true)
 		}
-		if err != nil {
-			return err
+		if err == nil {
+			c.weights[i] = c.level(l, w, past)
+			parts[i], err = c.survey(ctx, l)
 		}
-		c.firstPart = append(c.firstPart, len(c.main.parts))
-		if err := c.survey(ctx, l, c.level(l, w, past)); err != nil {
-			return err
-		}
+		mu.Lock()
+		defer mu.Unlock()
+		done++
+		c.say.say("measuring", done, int64(n))
+		return err
+	})
+	if err != nil {
+		return err
 	}
-	c.say.say("measuring", int64(len(c.in.layers)), int64(len(c.in.layers)))
+	for i := range parts {
+		c.use.add(uses[i])
+		c.firstPart = append(c.firstPart, len(c.main.parts))
+		for _, p := range parts[i] {
+			if err := c.main.add(p); err != nil {
+				return err
+			}
+		}
+		parts[i] = nil
+	}
 	if err := c.main.ready(); err != nil {
 		return err
 	}
 	return c.prepareHeader()
+}
+
+// measuredTokens bounds the tokens of all layers that are measured at a time: a head's rows are held while it
+// is, as they are stored and as float32.
+const measuredTokens = 1 << 20
+
+// layerWorkers is how many layers are measured at a time.
+func (c *compressor) layerWorkers() int {
+	most := 1
+	for i := range c.in.layers {
+		most = max(most, c.in.layers[i].tokens)
+	}
+	return max(1, min(runtime.GOMAXPROCS(0), measuredTokens/most))
 }
 
 func layerWeights(weights Weights, l *layerInput) ([][]float32, error) {

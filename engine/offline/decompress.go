@@ -10,6 +10,7 @@ import (
 	"io"
 	"maps"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/capture"
@@ -151,12 +152,16 @@ func (d *decompressor) open(w io.WriterAt) error {
 
 func tensorName(layer int, part string) string { return fmt.Sprintf("layers.%d.%s", layer, part) }
 
-func floats(x []float32) []byte {
-	b := make([]byte, 4*len(x))
+func floats(x []float32) []byte { return appendFloats(nil, x) }
+
+func appendFloats(dst []byte, x []float32) []byte {
+	at := len(dst)
+	dst = slices.Grow(dst, 4*len(x))[:at+4*len(x)]
+	b := dst[at:]
 	for i, v := range x {
 		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
 	}
-	return b
+	return dst
 }
 
 // checkExpansion refuses a file that promises far more than a file of its size can hold.

@@ -123,18 +123,23 @@ func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 	type row struct {
 		tokens       []uint16
 		weight, k, v float64
+		means        [2][]float32
 	}
 	rows := make([]row, len(runs))
-	k, v := make([]float32, r.k.Dim), make([]float32, r.v.Dim)
+	kDim, vDim := r.k.Dim, r.v.Dim
+	all := make([]float32, len(runs)*(kDim+vDim))
 	for i, run := range runs {
 		var sum float64
 		for _, t := range run {
 			sum += h.weight(r.first + int(t))
 		}
+		k := all[:kDim:kDim]
+		v := all[kDim : kDim+vDim : kDim+vDim]
+		all = all[kDim+vDim:]
 		weights := h.runWeights(r, run)
-		meanRow(k, r.k, run, weights)
-		meanRow(v, r.v, run, weights)
-		rows[i] = row{tokens: run, weight: sum}
+		h.meanRow(k, r.k, run, weights)
+		h.meanRow(v, r.v, run, weights)
+		rows[i] = row{tokens: run, weight: sum, means: [2][]float32{k, v}}
 		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), energyOf(k), energyOf(v), c.unseen())
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
@@ -150,7 +155,11 @@ func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 		block = slices.Clone(block)
 		slices.SortFunc(block, func(a, b row) int { return int(a.tokens[0]) - int(b.tokens[0]) })
 		b := cell{level: level}
+		b.means[0], b.means[1] = make([]float32, 0, len(block)*kDim), make([]float32, 0, len(block)*vDim)
 		for _, x := range block {
+			for i := range b.means {
+				b.means[i] = append(b.means[i], x.means[i]...)
+			}
 			b.tokens = append(b.tokens, x.tokens...)
 			b.counts = append(b.counts, uint16(len(x.tokens)))
 			b.kDamage, b.vDamage = b.kDamage+x.k, b.vDamage+x.v
@@ -160,9 +169,10 @@ func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 	return cells
 }
 
-// runWeights returns the share of each token in the mean of a run.
+// runWeights returns the share of each token in the mean of a run, until it is called again.
 func (h *headOf) runWeights(r *segmentRows, run []uint16) []float64 {
-	w := make([]float64, len(run))
+	h.shares = slices.Grow(h.shares[:0], len(run))[:len(run)]
+	w := h.shares
 	var sum float64
 	for i, t := range run {
 		w[i] = h.weight(r.first + int(t))
@@ -180,11 +190,14 @@ func (h *headOf) runWeights(r *segmentRows, run []uint16) []float64 {
 
 // meanRow writes the weighted mean of rows. Sums go in the order of the run and are not fused, so
 // that every machine gets the same row.
-func meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
-	sum := make([]float64, len(dst))
+func (h *headOf) meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
+	h.sums = slices.Grow(h.sums[:0], len(dst))[:len(dst)]
+	sum := h.sums
+	clear(sum)
 	for i, t := range run {
-		for d, v := range x.Row(int(t)) {
-			sum[d] += float64(weights[i] * float64(v))
+		w, row := weights[i], x.Row(int(t))[:len(sum)]
+		for d := range sum {
+			sum[d] += float64(w * float64(row[d]))
 		}
 	}
 	for d, v := range sum {
@@ -209,8 +222,8 @@ func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio fl
 // was on average: what is left is how attention within the run varies, and what the score of the
 // mean key does to it.
 func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
-	dim := len(h.st.meanOut)
-	sum, k, mean := make([]float64, dim), make([]float32, r.k.Dim), make([]float32, dim)
+	dim, kDim := len(h.st.meanOut), r.k.Dim
+	sum := make([]float64, dim)
 	for ci := range v.cells {
 		b := &v.cells[ci]
 		switch b.level {
@@ -220,20 +233,18 @@ func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, al
 				var dev float64
 				for d, x := range r.v.Row(int(t)) {
 					diff := float64(x) - h.st.meanOut[d]
-					sum[d] += w * diff
-					dev += diff * diff
+					sum[d] += float64(w * diff)
+					dev += float64(diff * diff)
 				}
 				past += w * w * dev
 				alone += dev
 			}
 		case quant.Chunks, quant.Summary:
 			at := 0
-			for _, n := range b.counts {
+			for i, n := range b.counts {
 				run := b.tokens[at : at+int(n)]
 				at += int(n)
-				weights := h.runWeights(r, run)
-				meanRow(k, r.k, run, weights)
-				meanRow(mean, r.v, run, weights)
+				k, mean := b.means[0][i*kDim:(i+1)*kDim], b.means[1][i*dim:(i+1)*dim]
 				for _, t := range run {
 					x := h.mergeCost(r.k.Row(int(t)), k, r.v.Row(int(t)), mean)
 					w := h.weight(r.first + int(t))
@@ -253,13 +264,16 @@ func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, al
 // V is another, and its score, off by q.dk / sqrt(head_dim), takes its V away as far as that goes.
 func (h *headOf) mergeCost(k, kMean, v, vMean []float32) float64 {
 	var dk, dv, dev float64
+	kMean = kMean[:len(k)]
 	for d, x := range k {
-		dk += float64(x-kMean[d]) * float64(x-kMean[d])
+		diff := float64(x - kMean[d])
+		dk += float64(diff * diff)
 	}
+	vMean, out := vMean[:len(v)], h.st.meanOut[:len(v)]
 	for d, x := range v {
-		dv += float64(x-vMean[d]) * float64(x-vMean[d])
-		diff := float64(x) - h.st.meanOut[d]
-		dev += diff * diff
+		diff, off := float64(x-vMean[d]), float64(x)-out[d]
+		dv += float64(diff * diff)
+		dev += float64(off * off)
 	}
 	dim := float64(len(k))
 	return dv + min(1, h.st.queryEnergy*dk/(dim*dim))*dev
@@ -371,11 +385,18 @@ func (c *compressor) attendError(ctx context.Context, q *backend.Queries, blocks
 	return sum.Err, nil
 }
 
-// codeCells encodes cells of a segment to blocks in the backend.
+// codeCells encodes cells of a segment to blocks in the backend, in one buffer for what goes in and one for
+// what comes out.
 func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *segmentRows,
 	cells []cell, codings [][2]quant.Coding) ([]backend.Block, error) {
-	var blocks []backend.Block
-	var jobs []backend.EncodeJob
+	blocks := make([]backend.Block, 0, len(cells))
+	raw, packed := h.raw[:0], int64(0)
+	place := func(size int) backend.Span { // of what was appended to raw last
+		s := backend.Span{Off: int64(len(raw) - size), Len: int64(size)}
+		raw = append(raw, zeros[:-len(raw)&(len(zeros)-1)]...)
+		return s
+	}
+	var src [][2]backend.Span
 	for i := range cells {
 		b := &cells[i]
 		if b.rows() == 0 {
@@ -384,40 +405,66 @@ func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *
 		kc, vc := codings[i][0], codings[i][1]
 		blk := backend.Block{Layer: int32(h.l.number), KVHead: int32(h.head), Rows: int32(b.rows()),
 			Base: int64(r.first), Noise: noiseOf(kc, c.rowBias())}
+		var from [2]backend.Span
 		for side, x := range []quant.Rows{r.k, r.v} {
 			coding, to := kc, &blk.K
 			if side == 1 {
 				coding, to = vc, &blk.V
 			}
-			src, err := up.upload(floats(h.rowsOf(r, b, x)))
-			if err != nil {
-				return nil, err
-			}
-			dst, err := up.alloc(int64(coding.PackedBytes(b.rows(), x.Dim)))
-			if err != nil {
-				return nil, err
-			}
-			*to = backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}
-			jobs = append(jobs, backend.EncodeJob{Src: src, DType: quant.Float32, Rows: b.rows(),
-				Dim: x.Dim, Dst: *to})
+			raw = appendFloats(raw, h.rowsOf(r, b, x, side))
+			from[side] = place(4 * b.rows() * x.Dim)
+			size := int64(coding.PackedBytes(b.rows(), x.Dim))
+			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.cfg.Seed}
+			packed += (size + int64(len(zeros)) - 1) &^ (int64(len(zeros)) - 1)
 		}
-		pos, err := up.upload(shorts(firstTokens(b.tokens, b.counts)))
-		if err != nil {
-			return nil, err
-		}
-		blk.Pos = pos
+		raw = append(raw, shorts(firstTokens(b.tokens, b.counts))...)
+		blk.Pos = place(2 * b.rows())
 		if b.counts != nil {
-			if blk.Count, err = up.upload(shorts(b.counts)); err != nil {
-				return nil, err
-			}
+			raw = append(raw, shorts(b.counts)...)
+			blk.Count = place(2 * b.rows())
 		}
-		blocks = append(blocks, blk)
+		blocks, src = append(blocks, blk), append(src, from)
+	}
+	h.raw = raw
+	if len(blocks) == 0 {
+		return nil, nil
+	}
+	in, err := up.upload(raw)
+	if err != nil {
+		return nil, err
+	}
+	out, err := up.alloc(packed)
+	if err != nil {
+		return nil, err
+	}
+	jobs := make([]backend.EncodeJob, 0, 2*len(blocks))
+	for i := range blocks {
+		b := &blocks[i]
+		b.Pos.Buf = in.Buf
+		if b.Count.Len > 0 {
+			b.Count.Buf = in.Buf
+		}
+		for side, to := range []*backend.Side{&b.K, &b.V} {
+			to.Data.Buf, src[i][side].Buf = out.Buf, in.Buf
+			dim := r.k.Dim
+			if side == 1 {
+				dim = r.v.Dim
+			}
+			jobs = append(jobs, backend.EncodeJob{Src: src[i][side], DType: quant.Float32, Rows: int(b.Rows),
+				Dim: dim, Dst: *to})
+		}
 	}
 	return blocks, c.be.Encode(ctx, jobs)
 }
 
+// zeros are what is put between parts of a buffer, each of which starts on a multiple of 64 bytes.
+var zeros [64]byte
+
 // rowsOf returns the rows of a cell, [rows * dim].
-func (h *headOf) rowsOf(r *segmentRows, b *cell, x quant.Rows) []float32 {
+func (h *headOf) rowsOf(r *segmentRows, b *cell, x quant.Rows, side int) []float32 {
+	if b.means[side] != nil {
+		return b.means[side]
+	}
 	out := make([]float32, b.rows()*x.Dim)
 	at := 0
 	for i := range b.rows() {
@@ -429,7 +476,7 @@ func (h *headOf) rowsOf(r *segmentRows, b *cell, x quant.Rows) []float32 {
 		if run := b.tokens[at : at+n]; n == 1 {
 			copy(dst, x.Row(int(run[0])))
 		} else {
-			meanRow(dst, x, run, h.runWeights(r, run))
+			h.meanRow(dst, x, run, h.runWeights(r, run))
 		}
 		at += n
 	}

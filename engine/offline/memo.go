@@ -21,24 +21,23 @@ import (
 type Memo struct {
 	mu      sync.Mutex
 	probes  map[memoKey]float64
-	weights map[weightKey]weighed
+	weights map[weightKey]layerWeight
 	ratios  map[ratioKey][]float64
 }
 
 // weightKey is all that weights depend on, ratioKey all that the ratios of levels do.
 type (
 	weightKey struct {
-		layer, head, tokens int
-		importance          string
+		layer, tokens int
+		importance    string
 	}
 	ratioKey struct {
 		layer, head, sinks int
 		importance, levels string
 	}
-	weighed struct {
-		w []float32 // [tokens]
-		// As in ImportanceUse.
-		collapsed, skipped bool
+	layerWeight struct {
+		w   [][]float32 // [heads][tokens]
+		use ImportanceUse
 	}
 )
 
@@ -85,16 +84,18 @@ func (c *compressor) probed(ctx context.Context, l *layerInput, q *backend.Queri
 	})
 }
 
-// weighedHead is weighHead, or what it gave before.
-func (c *compressor) weighedHead(ctx context.Context, l *layerInput, head int, p importance.Profile,
-	tokens int) (weighed, error) {
+// weighedLayer is weighLayer, or what it gave before.
+func (c *compressor) weighedLayer(ctx context.Context, l *layerInput, p importance.Profile) ([][]float32,
+	ImportanceUse, error) {
 	m := c.cfg.Memo
 	if m == nil {
-		return c.weighHead(ctx, l, head, p, tokens)
+		return c.weighLayer(ctx, l, p)
 	}
-	return remember(m, &m.weights, weightKey{l.index, head, tokens, p.String()}, func() (weighed, error) {
-		return c.weighHead(ctx, l, head, p, tokens)
+	got, err := remember(m, &m.weights, weightKey{l.index, l.tokens, p.String()}, func() (x layerWeight, err error) {
+		x.w, x.use, err = c.weighLayer(ctx, l, p)
+		return x, err
 	})
+	return got.w, got.use, err
 }
 
 // probedLevels is probeLevels, or what it gave before. Weights that were handed in are not told

@@ -123,18 +123,17 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 		return nil, fmt.Errorf("kvist/offline: %s holds rows, want K and V: %w", src.Name(),
 			quant.ErrShape)
 	}
+	if err := c.prepare(ctx, nil); err != nil {
+		return nil, err
+	}
 	var out []HeadDamage
 	for i := range c.in.layers {
 		l := &c.in.layers[i]
-		first := len(c.main.parts)
-		if err := c.survey(ctx, l, c.level(l, nil, nil)); err != nil {
-			return nil, err
-		}
 		heads := make([]HeadDamage, l.heads)
 		for h := range heads {
 			heads[h].Layer, heads[h].KVHead = l.number, h
 		}
-		for _, p := range c.main.parts[first:] {
+		for _, p := range c.main.parts[c.firstPart[i]:][:l.heads*l.segments()] {
 			st, h := &c.stats[i][p.head], &heads[p.head]
 			for _, b := range p.variants[0].cells {
 				if b.kind != cellFree {

@@ -4,6 +4,8 @@ package offline
 
 import (
 	"context"
+	"sync"
+	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/plan"
@@ -16,30 +18,47 @@ import (
 // the same price of a byte, coded, and attended to by the queries of the last quarter, which are
 // compared with what they get from the exact rows.
 func (c *compressor) predict(ctx context.Context, p *plan.VariedPlan) (float64, error) {
-	var sum float64
+	n := len(c.in.layers)
 	for i := range c.in.layers {
-		l := &c.in.layers[i]
-		c.say.say("rehearsing", int64(i), int64(len(c.in.layers)))
-		if !l.hasV || !l.hasQ || pastOf(l) <= c.cfg.Sinks {
+		if l := &c.in.layers[i]; !l.hasV || !l.hasQ || pastOf(l) <= c.cfg.Sinks {
 			return p.Damage, nil
 		}
+	}
+	errs := make([]float64, n) // relative, by layer
+	var unknown atomic.Bool
+	var mu sync.Mutex // progress is the caller's
+	done := int64(0)
+	err := eachOf(ctx, c.layerWorkers(), n, func(i int) error {
+		l := &c.in.layers[i]
 		var e, ref float64
 		for h := range l.heads {
 			he, hr, ok, err := c.rehearse(ctx, l, h, p.Slope)
 			if err != nil {
-				return 0, err
+				return err
 			}
 			if !ok {
-				return p.Damage, nil
+				unknown.Store(true)
+				return nil
 			}
 			e, ref = e+he, ref+hr
 		}
 		if ref > 0 {
-			sum += e / ref
+			errs[i] = e / ref
 		}
+		mu.Lock()
+		defer mu.Unlock()
+		done++
+		c.say.say("rehearsing", done, int64(n))
+		return nil
+	})
+	if err != nil || unknown.Load() {
+		return p.Damage, err
 	}
-	c.say.say("rehearsing", int64(len(c.in.layers)), int64(len(c.in.layers)))
-	return sum / float64(len(c.in.layers)), nil
+	var sum float64
+	for _, e := range errs {
+		sum += e
+	}
+	return sum / float64(n), nil
 }
 
 // rehearse returns the squared error and the squared length of the outputs of one head. ok is false

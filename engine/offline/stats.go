@@ -36,16 +36,16 @@ func pastOf(l *layerInput) int {
 	return l.tokens - max(queryBudget(l.tokens), l.tokens/4)
 }
 
-// survey measures the heads of a layer and prices all their blocks.
-func (c *compressor) survey(ctx context.Context, l *layerInput, w headWeights) error {
-	stats := make([]headStats, l.heads)
+// survey measures the heads of a layer, whose weights are known, and prices all their blocks.
+func (c *compressor) survey(ctx context.Context, l *layerInput) ([]part, error) {
+	stats, w := make([]headStats, l.heads), &c.weights[l.index]
 	var out float64
 	for h := range stats {
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
 		if l.hasV {
 			var err error
 			if stats[h], err = c.calibrate(ctx, l, h, w.past[h]); err != nil {
-				return err
+				return nil, err
 			}
 		}
 		out += stats[h].outEnergy / float64(l.heads)
@@ -53,7 +53,8 @@ func (c *compressor) survey(ctx context.Context, l *layerInput, w headWeights) e
 	if !(out > 0) {
 		out = 1 // a layer without any energy costs nothing; keep the divisions defined
 	}
-	c.stats, c.weights = append(c.stats, stats), append(c.weights, w)
+	c.stats[l.index] = stats
+	var parts []part
 	for h := range l.heads {
 		// Errors are relative to the output of the whole layer, as the future-attention error is: a
 		// head that attends to a sink only, and puts out next to nothing, cannot claim bytes for it.
@@ -62,17 +63,15 @@ func (c *compressor) survey(ctx context.Context, l *layerInput, w headWeights) e
 		for s := range l.segments() {
 			p, err := c.buildPart(view, s)
 			if err != nil {
-				return err
+				return nil, err
 			}
-			if err := c.main.add(p); err != nil {
-				return err
-			}
+			parts = append(parts, p)
 			if err := ctx.Err(); err != nil {
-				return err
+				return nil, err
 			}
 		}
 	}
-	return nil
+	return parts, nil
 }
 
 // headOf returns the view of a head whose tokens before limit are planned.

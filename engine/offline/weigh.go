@@ -3,6 +3,7 @@
 package offline
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"slices"
@@ -22,6 +23,11 @@ type ImportanceUse struct {
 	Skipped int
 	// Reason is why tokens weigh the same although a profile was given; empty otherwise.
 	Reason string
+}
+
+func (u *ImportanceUse) add(o ImportanceUse) {
+	u.Heads, u.Collapsed, u.Skipped = u.Heads+o.Heads, u.Collapsed+o.Collapsed, u.Skipped+o.Skipped
+	u.Reason = cmp.Or(u.Reason, o.Reason)
 }
 
 // headWeights are the weights of a layer's heads, of root mean square 1 over tokens that are no sinks:
@@ -47,45 +53,69 @@ func (c *compressor) level(l *layerInput, now, past [][]float32) headWeights {
 	return w
 }
 
-// weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and as of
-// pastOf.
-func (c *compressor) weigh(ctx context.Context, l *layerInput) (now, past [][]float32, err error) {
+// weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
+// of pastOf.
+func (c *compressor) weigh(ctx context.Context, l *layerInput, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
 	p, err := importance.ParseProfile(c.cfg.Importance)
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, use, err
 	}
 	switch {
 	case !l.hasV || p.String() == "none":
-		return nil, nil, nil
+		return nil, nil, use, nil
 	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.hasQ:
-		c.use.Reason = "the capture holds no queries"
-		return nil, nil, nil
+		use.Reason = "the capture holds no queries"
+		return nil, nil, use, nil
 	}
-	now, past = make([][]float32, l.heads), make([][]float32, l.heads)
-	for h := range now {
-		x, err := c.weighedHead(ctx, l, h, p, l.tokens)
+	if now, use, err = c.weighedLayer(ctx, l, p); err != nil {
+		return nil, nil, use, err
+	}
+	past = make([][]float32, l.heads)
+	if n := pastOf(l); n > 0 && withPast {
+		short := *l
+		short.tokens = n
+		past, _, err = c.weighedLayer(ctx, &short, p)
+	}
+	return now, past, use, err
+}
+
+// weighLayer weighs the tokens of a layer, as if they were all there are.
+func (c *compressor) weighLayer(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+	use ImportanceUse, err error) {
+	if l.hasQ && relevanceAlone(p) {
+		return c.attended(ctx, l, p)
+	}
+	return c.weighHeads(ctx, l, p)
+}
+
+// weighHeads is weighLayer for any profile, head by head.
+func (c *compressor) weighHeads(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+	use ImportanceUse, err error) {
+	w, use.Heads = make([][]float32, l.heads), l.heads
+	for h := range w {
+		x, err := c.weighHead(ctx, l, h, p, l.tokens)
 		if err != nil {
-			return nil, nil, err
+			return nil, use, err
 		}
-		now[h] = x.w
-		c.use.Heads++
+		w[h] = x.w
 		if x.collapsed {
-			c.use.Collapsed++
+			use.Collapsed++
 		}
 		if x.skipped {
-			c.use.Skipped++
-		}
-		if n := pastOf(l); n > 0 {
-			if x, err = c.weighedHead(ctx, l, h, p, n); err != nil {
-				return nil, nil, err
-			}
-			past[h] = x.w
+			use.Skipped++
 		}
 		if err := ctx.Err(); err != nil {
-			return nil, nil, err
+			return nil, use, err
 		}
 	}
-	return now, past, nil
+	return w, use, nil
+}
+
+// weighed are the weights of a head.
+type weighed struct {
+	w []float32 // [tokens]
+	// As in ImportanceUse.
+	collapsed, skipped bool
 }
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.

@@ -161,7 +161,7 @@ func (e *recordEncoder) merged(h int, b *container.Block, r *segmentRows) error 
 	view := e.c.headOf(e.l, h, e.c.weights[e.l.index].now[h], e.l.tokens)
 	of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
 	for i, x := range []quant.Rows{r.k, r.v} {
-		src, err := e.up.upload(floats(view.rowsOf(r, &of, x)))
+		src, err := e.up.upload(floats(view.rowsOf(r, &of, x, i)))
 		if err != nil {
 			return err
 		}

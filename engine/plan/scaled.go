@@ -94,6 +94,7 @@ type scaledHull struct {
 	option []uint8   // [points] from the cheapest to the least damaging
 	bytes  []int64   // [points-1] of the step to the next point
 	rate   []float64 // [points-1] damage saved per byte and unit of sensitivity, falling
+	least  int64     // bytes of the first point
 }
 
 // scaledStep moves an item one point along its hull. Steps of equal slope go by item, then by step.
@@ -117,9 +118,34 @@ func newScaledWalk(p *Scaled) (*scaledWalk, error) {
 		return nil, fmt.Errorf("kvist/plan: %d classes of items, %d sensitivities: %w",
 			len(p.Class), len(p.Sensitivity), quant.ErrShape)
 	}
-	s := &scaledWalk{p: p, hulls: make([]scaledHull, len(p.Classes)), at: make([]uint8, len(p.Class))}
-	base := make([]int64, len(p.Classes))
-	for ci, c := range p.Classes {
+	hulls, err := hullsOf(p.Classes)
+	if err != nil {
+		return nil, err
+	}
+	s := &scaledWalk{p: p, hulls: hulls, at: make([]uint8, len(p.Class))}
+	if s.bytes, err = p.bytesAtLeast(hulls, 0, len(p.Class)); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// bytesAtLeast checks items [first, first+n) and returns what they take at the first points of their hulls.
+func (p *Scaled) bytesAtLeast(hulls []scaledHull, first, n int) (bytes int64, err error) {
+	for i := first; i < first+n; i++ {
+		c := p.Class[i]
+		if v := p.Sensitivity[i]; int(c) >= len(hulls) || !(v >= 0) || v > math.MaxFloat64 {
+			return 0, fmt.Errorf("kvist/plan: item %d: class %d of %d, sensitivity %g: %w", i, c,
+				len(hulls), v, quant.ErrShape)
+		}
+		bytes += hulls[c].least
+	}
+	return bytes, nil
+}
+
+// hullsOf checks classes and returns their hulls.
+func hullsOf(classes []Class) ([]scaledHull, error) {
+	hulls := make([]scaledHull, len(classes))
+	for ci, c := range classes {
 		if len(c.Options) == 0 || len(c.Options) > 255 {
 			return nil, fmt.Errorf("kvist/plan: class %d has %d options: %w", ci, len(c.Options),
 				quant.ErrShape)
@@ -127,7 +153,7 @@ func newScaledWalk(p *Scaled) (*scaledWalk, error) {
 		if err := checkOptions(c.Options); err != nil {
 			return nil, fmt.Errorf("kvist/plan: class %d %w", ci, err)
 		}
-		h := &s.hulls[ci]
+		h := &hulls[ci]
 		points := lowerHull(nil, c.Options)
 		for k, o := range points {
 			h.option = append(h.option, uint8(o))
@@ -137,16 +163,9 @@ func newScaledWalk(p *Scaled) (*scaledWalk, error) {
 				h.rate = append(h.rate, (a.Damage-b.Damage)/float64(b.Bytes-a.Bytes))
 			}
 		}
-		base[ci] = c.Options[points[0]].Bytes
+		h.least = c.Options[points[0]].Bytes
 	}
-	for i, c := range p.Class {
-		if v := p.Sensitivity[i]; int(c) >= len(base) || !(v >= 0) || v > math.MaxFloat64 {
-			return nil, fmt.Errorf("kvist/plan: item %d: class %d of %d, sensitivity %g: %w", i, c,
-				len(base), v, quant.ErrShape)
-		}
-		s.bytes += base[c]
-	}
-	return s, nil
+	return hulls, nil
 }
 
 // Slopes fall into slopeBuckets by their leading bits; a window of buckets around the break that

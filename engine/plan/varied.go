@@ -56,10 +56,17 @@ func (p *Scaled) Picks(variants []Variant) ([]Pick, error) {
 	if len(variants) == 0 {
 		return nil, fmt.Errorf("kvist/plan: a group without variants: %w", quant.ErrShape)
 	}
+	if len(p.Class) != len(p.Sensitivity) {
+		return nil, fmt.Errorf("kvist/plan: %d classes of items, %d sensitivities: %w", len(p.Class),
+			len(p.Sensitivity), quant.ErrShape)
+	}
+	hulls, err := hullsOf(p.Classes)
+	if err != nil {
+		return nil, err
+	}
 	curves := make([][]curvePoint, len(variants))
 	for i, v := range variants {
-		var err error
-		if curves[i], err = p.curve(v); err != nil {
+		if curves[i], err = p.curve(hulls, v); err != nil {
 			return nil, err
 		}
 	}
@@ -122,14 +129,13 @@ func slopeOf(a, b curvePoint) float64 {
 
 // curve returns the points of a variant from its fewest bytes to its least damage: its items walked
 // in falling order of slope.
-func (p *Scaled) curve(v Variant) ([]curvePoint, error) {
+func (p *Scaled) curve(hulls []scaledHull, v Variant) ([]curvePoint, error) {
 	if v.First < 0 || v.Items < 0 || v.First > len(p.Class)-v.Items || v.Bytes < 0 ||
 		!(v.Damage >= 0) || math.IsInf(v.Damage, 0) {
 		return nil, fmt.Errorf("kvist/plan: variant of items [%d, %d) of %d, %d bytes, damage %g: %w",
 			v.First, v.First+v.Items, len(p.Class), v.Bytes, v.Damage, quant.ErrShape)
 	}
-	w, err := newScaledWalk(&Scaled{p.Classes, p.Class[v.First : v.First+v.Items],
-		p.Sensitivity[v.First : v.First+v.Items]})
+	bytes, err := p.bytesAtLeast(hulls, v.First, v.Items)
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +145,9 @@ func (p *Scaled) curve(v Variant) ([]curvePoint, error) {
 	}
 	var steps []variantStep
 	damage := v.Damage
-	for i, class := range w.p.Class {
-		h, s := &w.hulls[class], w.p.Sensitivity[i]
+	for i := v.First; i < v.First+v.Items; i++ {
+		class := p.Class[i]
+		h, s := &hulls[class], p.Sensitivity[i]
 		n := 0
 		for ; n < len(h.rate) && s*h.rate[n] > 0; n++ {
 			steps = append(steps, variantStep{s * h.rate[n], h.bytes[n]})
@@ -150,7 +157,7 @@ func (p *Scaled) curve(v Variant) ([]curvePoint, error) {
 	slices.SortFunc(steps, func(a, b variantStep) int { return cmp.Compare(b.slope, a.slope) })
 	// Damages are summed from the least one, so that small ones keep their digits.
 	points := make([]curvePoint, len(steps)+1)
-	bytes := v.Bytes + w.bytes
+	bytes += v.Bytes
 	for _, s := range steps {
 		bytes += s.bytes
 	}

@@ -277,4 +277,8 @@ func TestVaried_Refusals(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrShape)
 	_, err = ok.Picks([]plan.Variant{{First: 1, Items: 2}})
 	require.ErrorIs(t, err, quant.ErrShape)
+	short := ok
+	short.Sensitivity = nil
+	_, err = short.Picks([]plan.Variant{{Items: 1}})
+	require.ErrorIs(t, err, quant.ErrShape)
 }
