@@ -79,11 +79,14 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -readme README.md bench/results/cpu-*.txt > bench/results/cpu.md
 
 SPEED := bench/results/archive-speed
-bench-archive: model ## speed and memory of the archive: the codec, the verbs on one core and on all; writes bench/results/archive-speed*
+bench-archive: model ## speed of compression: archives (the codec, the verbs, memory) and hot form, on one core and on all; writes bench/results/*-speed*
 	@rm -rf build/archive && mkdir -p build/archive
 	$(GO) build -o build/archive/kvist ./cmd/kvist
 	build/archive/kvist capture smollm2 bench/quality/texts/calib-recipes.txt -o build/archive/capture.safetensors
 	$(GO) test ./engine/archive -run '^$$' -bench 'code|Loss' -cpu 1 -benchtime 80x -count 5 > $(SPEED).txt
+	$(GO) test -c -o build/archive/offline.test ./engine/offline
+	@cd engine/offline && for n in 1 0; do GOMAXPROCS=$$n ../../build/archive/offline.test -test.run '^$$' -test.bench Hot \
+	  -test.benchtime 2x -test.count 3 -capture ../../build/archive/capture.safetensors; done > ../../bench/results/hot-speed.txt
 	$(GO) run ./bench/archivetable -kvist build/archive/kvist -capture build/archive/capture.safetensors \
 	  -profile testdata/smollm2.kvprofile $(SPEED).txt > $(SPEED).md
 	@rm -rf build/archive
