@@ -19,7 +19,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Progress is told about long work: what is being done, and how much of it is.
+// Progress is told about long work: what is being done, and how much of it is. Calls come from any goroutine,
+// one at a time.
 type Progress func(stage string, done, total int64)
 
 func (p Progress) say(stage string, done, total int64) {
@@ -29,7 +30,8 @@ func (p Progress) say(stage string, done, total int64) {
 }
 
 // Weights gives what tokens are worth: weights of (layer number, kv_head) as [tokens], each
-// finite and at least 0; or nil where all count the same.
+// finite and at least 0; or nil where all count the same. Calls come from any goroutine, one at a time and
+// in no order.
 type Weights func(layer, kvHead int) ([]float32, error)
 
 // Result says what Compress made.

@@ -112,7 +112,8 @@
 //
 // # Concurrency
 //
-// Each call uses the backend's workers; calls are independent.
+// Each call works on as many layers at a time as there are processors (on fewer where contexts are very long:
+// a worker holds the rows of a head), and uses the backend's workers; calls are independent.
 //
 // # Determinism
 //
