@@ -68,7 +68,8 @@ type segmentRows struct {
 	first, n         int
 	k, v             quant.Rows // rows that are not finite are zeros
 	kEnergy, vEnergy []float64
-	bad              []bool // rows of K or V that are not finite
+	bad              []bool    // rows of K or V that are not finite
+	dev              []float64 // see headOf.deviations
 }
 
 // readSegment reads a segment's rows of one head, those of the tokens before limit.

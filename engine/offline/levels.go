@@ -223,21 +223,19 @@ func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio fl
 // mean key does to it.
 func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
 	dim, kDim := len(h.st.meanOut), r.k.Dim
-	sum := make([]float64, dim)
+	sum, dev := make([]float64, dim), h.deviations(r)
 	for ci := range v.cells {
 		b := &v.cells[ci]
 		switch b.level {
 		case quant.Dropped:
 			for _, t := range b.tokens {
 				w := h.weight(r.first + int(t))
-				var dev float64
-				for d, x := range r.v.Row(int(t)) {
-					diff := float64(x) - h.st.meanOut[d]
-					sum[d] += float64(w * diff)
-					dev += float64(diff * diff)
+				row, out := r.v.Row(int(t))[:len(sum)], h.st.meanOut[:len(sum)]
+				for d := range sum {
+					sum[d] += float64(w * (float64(row[d]) - out[d]))
 				}
-				past += w * w * dev
-				alone += dev
+				past += float64(w * w * dev[t])
+				alone += dev[t]
 			}
 		case quant.Chunks, quant.Summary:
 			at := 0
@@ -246,9 +244,9 @@ func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, al
 				at += int(n)
 				k, mean := b.means[0][i*kDim:(i+1)*kDim], b.means[1][i*dim:(i+1)*dim]
 				for _, t := range run {
-					x := h.mergeCost(r.k.Row(int(t)), k, r.v.Row(int(t)), mean)
+					x := h.mergeCost(r.k.Row(int(t)), k, r.v.Row(int(t)), mean, dev[t])
 					w := h.weight(r.first + int(t))
-					past += w * w * x
+					past += float64(w * w * x)
 					alone += x
 				}
 			}
@@ -261,22 +259,29 @@ func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, al
 }
 
 // mergeCost is the squared error of V that stands for a token that became part of a merged row: its
-// V is another, and its score, off by q.dk / sqrt(head_dim), takes its V away as far as that goes.
-func (h *headOf) mergeCost(k, kMean, v, vMean []float32) float64 {
-	var dk, dv, dev float64
-	kMean = kMean[:len(k)]
-	for d, x := range k {
-		diff := float64(x - kMean[d])
-		dk += float64(diff * diff)
-	}
-	vMean, out := vMean[:len(v)], h.st.meanOut[:len(v)]
-	for d, x := range v {
-		diff, off := float64(x-vMean[d]), float64(x)-out[d]
-		dv += float64(diff * diff)
-		dev += float64(off * off)
-	}
+// V is another, and its score, off by q.dk / sqrt(head_dim), takes its V away as far as that goes. dev is the
+// squared distance of its V from the mean output.
+func (h *headOf) mergeCost(k, kMean, v, vMean []float32, dev float64) float64 {
 	dim := float64(len(k))
-	return dv + min(1, h.st.queryEnergy*dk/(dim*dim))*dev
+	return distance(v, vMean) + min(1, h.st.queryEnergy*distance(k, kMean)/(dim*dim))*dev
+}
+
+// deviations returns the squared distances of the rows of V from the mean output.
+func (h *headOf) deviations(r *segmentRows) []float64 {
+	if r.dev == nil {
+		r.dev = make([]float64, r.n)
+		for t := range r.dev {
+			var a, b float64
+			row := r.v.Row(t)
+			out := h.st.meanOut[:len(row)]
+			for d, x := range row {
+				diff := float64(x) - out[d]
+				a, b = b, a+float64(diff*diff)
+			}
+			r.dev[t] = a + b
+		}
+	}
+	return r.dev
 }
 
 // probeLevels measures what each level does to the queries of the last quarter that attend to the

@@ -281,11 +281,37 @@ func (c *compressor) probeAt(ctx context.Context, l *layerInput, q *backend.Quer
 	return sum.Err, nil
 }
 
-func energyOf(x []float32) (e float64) {
-	for _, v := range x {
-		e += float64(v) * float64(v)
+// energyOf is the squared length, in four sums: one would wait for itself.
+func energyOf(x []float32) float64 {
+	var a, b, c, d float64
+	for ; len(x) >= 4; x = x[4:] {
+		v := (*[4]float32)(x)
+		a += float64(float64(v[0]) * float64(v[0]))
+		b += float64(float64(v[1]) * float64(v[1]))
+		c += float64(float64(v[2]) * float64(v[2]))
+		d += float64(float64(v[3]) * float64(v[3]))
 	}
-	return e
+	for _, v := range x {
+		a += float64(float64(v) * float64(v))
+	}
+	return (a + b) + (c + d)
+}
+
+// distance is the squared distance of two rows, likewise.
+func distance(x, y []float32) float64 {
+	y = y[:len(x)]
+	var a, b, c, d float64
+	for ; len(x) >= 4; x, y = x[4:], y[4:] {
+		v, w := (*[4]float32)(x), (*[4]float32)(y)
+		p, q, r, s := float64(v[0]-w[0]), float64(v[1]-w[1]), float64(v[2]-w[2]), float64(v[3]-w[3])
+		a, b = a+float64(p*p), b+float64(q*q)
+		c, d = c+float64(r*r), d+float64(s*s)
+	}
+	for i, v := range x {
+		p := float64(v - y[i])
+		a += float64(p * p)
+	}
+	return (a + b) + (c + d)
 }
 
 // rowStats are energies of the rows of a head.
