@@ -56,7 +56,8 @@ test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... ./engine/plan ./engine/container
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... ./engine/archive/... \
+	  ./engine/internal/... ./engine/plan ./engine/container ./importance
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
 endif
