@@ -209,10 +209,14 @@ type Set struct {
 	// Layers are the model's numbers; Transforms is [layers][heads*sides].
 	Layers     []int
 	Transforms [][]*Transform
+
+	mu sync.Mutex // a set may be used by many codecs
 }
 
-// prepare prepares the transforms, on all cores.
+// prepare prepares the transforms, on all cores, unless that was done.
 func (s *Set) prepare(encode bool) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	errs := make([]error, len(s.Transforms)) // of layers
 	var next atomic.Int64
 	var wg sync.WaitGroup

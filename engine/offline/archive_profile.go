@@ -32,10 +32,21 @@ func ArchiveID(p *profile.Profile) profile.ID {
 	return p.Digest(profile.SectionBasis, profile.SectionTables)
 }
 
-// archiveSet reads transforms and tables of a profile.
+// archiveSet returns transforms and tables of a profile, which nobody changes.
 //
 // Errors: quant.ErrShape where the profile was not calibrated; *archive.CorruptError.
 func archiveSet(p *profile.Profile) (*archive.Set, error) {
+	s, err := p.Derived(archiveSetKey{}, func() (any, error) { return parseArchiveSet(p) })
+	if err != nil {
+		return nil, err
+	}
+	return s.(*archive.Set), nil
+}
+
+// archiveSetKey is the key of a profile's set among what is derived from it.
+type archiveSetKey struct{}
+
+func parseArchiveSet(p *profile.Profile) (*archive.Set, error) {
 	basis, ok := p.Tensor(profile.SectionBasis, tensorTransforms)
 	tables, ok2 := p.Tensor(profile.SectionTables, tensorCoder)
 	if !ok || !ok2 {

@@ -13,6 +13,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -69,6 +70,52 @@ func restored(t testing.TB, b []byte, p ...*profile.Profile) *capture.Source {
 	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
 	require.NoError(t, err)
 	return back
+}
+
+// A profile that many calls share, at the same time and one after the other, gives each what a profile of its own
+// does.
+func TestArchive_SharedProfile(t *testing.T) {
+	src, be := small(t), openCPU(t)
+	p := calibrated(t, src)
+	var written bytes.Buffer
+	_, err := p.WriteTo(&written)
+	require.NoError(t, err)
+	own := func() *profile.Profile {
+		x, err := profile.Read("own", bytes.NewReader(written.Bytes()), int64(written.Len()), profile.Limits{})
+		require.NoError(t, err)
+		return x
+	}
+	cfg := config(t, "bits=1.5 form=archive")
+	cfg.Profile = own()
+	want, _ := compress(t, src, be, cfg)
+	back := restored(t, want, own())
+	shared := own()
+	cfg.Profile = shared
+	var wg sync.WaitGroup
+	var files [3]bytes.Buffer
+	var rows [3]memory
+	errs := make([]error, len(files)+len(rows))
+	for i := range files {
+		wg.Go(func() { _, errs[i] = offline.Compress(context.Background(), src, &files[i], be, cfg, nil, nil) })
+	}
+	for i := range rows {
+		r := reader(t, want)
+		wg.Go(func() {
+			_, errs[len(files)+i] = offline.Decompress(context.Background(), r, &rows[i], false, nil, shared)
+		})
+	}
+	wg.Wait()
+	require.NoError(t, errors.Join(errs...))
+	for i := range files {
+		require.Equal(t, want, files[i].Bytes())
+	}
+	for i := range rows {
+		got, err := capture.New("back", bytes.NewReader(rows[i].b), int64(len(rows[i].b)), capture.Limits{})
+		require.NoError(t, err)
+		for _, name := range []string{"layers.2.k", "layers.2.v"} {
+			require.Equal(t, raw(t, back, name), raw(t, got, name))
+		}
+	}
 }
 
 func TestArchive_BudgetsAreMet(t *testing.T) {

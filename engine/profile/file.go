@@ -79,8 +79,7 @@ func (p *Profile) Digests(sections ...Section) []ID {
 	names := strings.Split(p.model, nameSeparator)
 	var ids []ID
 	for n := len(names); n > 0; n-- {
-		q := *p
-		q.model = strings.Join(names[:n], nameSeparator)
+		q := &Profile{model: strings.Join(names[:n], nameSeparator), geo: p.geo, sections: p.sections, meta: p.meta}
 		ids = append(ids, q.Digest(sections...))
 	}
 	return ids

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"github.com/kvist-project/kvist/quant"
@@ -32,6 +33,29 @@ type Profile struct {
 	geo      quant.Geometry
 	sections map[Section][]Tensor // each sorted by name, none empty
 	meta     map[Section]Meta
+
+	mu      sync.Mutex
+	derived map[any]any
+}
+
+// Derived returns what make makes of the profile, which is done once for each key: who compresses one context
+// after another with a profile parses it once. An error is not kept. The value is shared, and kept as long as the
+// profile; keys are compared, so that a type of one's own is a key that is nobody else's.
+func (p *Profile) Derived(key any, make func() (any, error)) (any, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v, ok := p.derived[key]; ok {
+		return v, nil
+	}
+	v, err := make()
+	if err != nil {
+		return nil, err
+	}
+	if p.derived == nil {
+		p.derived = map[any]any{}
+	}
+	p.derived[key] = v
+	return v, nil
 }
 
 // Meta says how a section was made, for people. Keys are 1 to 64 of a-z, 0-9, "-" and "."; values

@@ -4,6 +4,7 @@ package profile_test
 
 import (
 	"bytes"
+	"errors"
 	"flag"
 	"fmt"
 	"io/fs"
@@ -11,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -347,4 +349,33 @@ func TestNamed(t *testing.T) {
 	q, err = none.Named("b")
 	require.NoError(t, err)
 	require.Equal(t, "b", q.Model())
+}
+
+func TestProfile_Derived(t *testing.T) {
+	p, err := profile.New("m", geometry())
+	require.NoError(t, err)
+	type key struct{}
+	type other struct{}
+	made := 0
+	fail := errors.New("not yet")
+	_, err = p.Derived(key{}, func() (any, error) { return nil, fail })
+	require.ErrorIs(t, err, fail)
+	var wg sync.WaitGroup
+	var got [8]any
+	for i := range got {
+		wg.Go(func() { got[i], _ = p.Derived(key{}, func() (any, error) { made++; return "v", nil }) })
+	}
+	wg.Wait()
+	for _, v := range got {
+		require.Equal(t, "v", v)
+	}
+	require.Equal(t, 1, made)
+	v, err := p.Derived(other{}, func() (any, error) { return 2, nil })
+	require.NoError(t, err)
+	require.Equal(t, 2, v)
+	q, err := p.Named("n")
+	require.NoError(t, err)
+	v, err = q.Derived(key{}, func() (any, error) { return "q", nil })
+	require.NoError(t, err)
+	require.Equal(t, "q", v, "what is derived belongs to one profile")
 }
