@@ -11,6 +11,7 @@ import (
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 )
 
 // Rows are searched in pieces: a worker takes searchRows of them and decodes tileRows at a time,
@@ -66,12 +67,7 @@ func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.H
 			return err
 		}
 	}
-	for q, found := range c.found {
-		hits := out[q*s.TopK : (q+1)*s.TopK]
-		for i := copy(hits, found); i < len(hits); i++ {
-			hits[i] = backend.Hit{Row: backend.NoHit}
-		}
-	}
+	args.PutHits(out, s.TopK, c.found)
 	return nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/kernels"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -73,12 +74,7 @@ func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.H
 	if err := c.run(ctx, b); err != nil {
 		return err
 	}
-	for q, hits := range c.best {
-		to := out[q*s.TopK : (q+1)*s.TopK]
-		for i := copy(to, hits); i < len(to); i++ {
-			to[i] = backend.Hit{Row: backend.NoHit}
-		}
-	}
+	args.PutHits(out, s.TopK, c.best)
 	return nil
 }
 

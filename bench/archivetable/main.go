@@ -103,10 +103,6 @@ func rate(bytes int64, d time.Duration) string {
 
 // verbs measures the whole of each verb, input and output included.
 func (o *options) verbs(dir string) ([]*measured, error) {
-	tokens, bytes, err := sizeOf(o.capture)
-	if err != nil {
-		return nil, err
-	}
 	var all []*measured
 	for _, with := range []string{"profile", "file", "lossless"} {
 		cores := []int{1}
@@ -118,10 +114,7 @@ func (o *options) verbs(dir string) ([]*measured, error) {
 			if err != nil {
 				return nil, err
 			}
-			for _, m := range []*measured{c, d} {
-				m.tokens, m.bytes = tokens, bytes
-				all = append(all, m)
-			}
+			all = append(all, c, d)
 		}
 	}
 	return all, nil
@@ -142,7 +135,12 @@ func (o *options) both(dir, input, with string, cores, runs int) (c, d *measured
 	default:
 		compress = append(compress, "--bits", "1.8")
 	}
-	c, d = &measured{verb: "compress", with: with, cores: cores}, &measured{verb: "decompress", with: with, cores: cores}
+	tokens, bytes, err := sizeOf(input)
+	if err != nil {
+		return nil, nil, err
+	}
+	c = &measured{verb: "compress", with: with, cores: cores, tokens: tokens, bytes: bytes}
+	d = &measured{verb: "decompress", with: with, cores: cores, tokens: tokens, bytes: bytes}
 	for range runs {
 		if err := c.take(o.kvist, compress); err != nil {
 			return nil, nil, err
@@ -180,19 +178,12 @@ func (o *options) sizes(dir string) ([]*measured, error) {
 		if err := repeat(o.capture, input, times); err != nil {
 			return nil, err
 		}
-		tokens, bytes, err := sizeOf(input)
-		if err != nil {
-			return nil, err
-		}
 		for _, with := range []string{"profile", "file"} {
 			c, d, err := o.both(dir, input, with, runtime.NumCPU(), 1)
 			if err != nil {
 				return nil, err
 			}
-			for _, m := range []*measured{c, d} {
-				m.tokens, m.bytes = tokens, bytes
-				all = append(all, m)
-			}
+			all = append(all, c, d)
 		}
 	}
 	return all, nil

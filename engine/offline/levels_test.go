@@ -226,7 +226,7 @@ func TestPlan_Budgets(t *testing.T) {
 		b, res := compress(t, src, be, config(t, fmt.Sprintf("bits=%g", bits)))
 		budget := int64(bits * float64(res.Values) / 8)
 		require.LessOrEqual(t, int64(len(b)), budget)
-		require.LessOrEqual(t, res.Damage, last*1.001+1e-12, "bits %g", bits)
+		require.LessOrEqual(t, res.Damage, last*(1+1e-12), "bits %g", bits)
 		last = res.Damage
 		records(t, b, func(rec *container.Record) {
 			for _, h := range rec.Heads {

@@ -144,17 +144,24 @@ func TestVaried_Properties(t *testing.T) {
 func TestVaried_EveryBudget(t *testing.T) {
 	for seed := uint64(80); seed < 90; seed++ {
 		p := randomVaried(t, rand.New(rand.NewPCG(seed, 5)), 1+int(seed)%4)
-		s, err := plan.NewVariedSolver(p)
-		require.NoError(t, err)
-		last := math.Inf(1)
-		for budget := s.Least().Bytes; budget <= s.Best().Bytes; budget++ {
-			got, err := s.Solve(budget)
-			require.NoError(t, err)
-			require.LessOrEqual(t, got.Bytes, budget)
-			require.LessOrEqual(t, got.Damage, last*(1+1e-12), "seed %d: %d bytes", seed, budget)
-			last = got.Damage
-		}
+		everyBudget(t, p)
 	}
+}
+
+// everyBudget holds that more bytes are never more damage, and returns the damage of the last budget.
+func everyBudget(t *testing.T, p *plan.Varied) (last float64) {
+	t.Helper()
+	s, err := plan.NewVariedSolver(p)
+	require.NoError(t, err)
+	last = math.Inf(1)
+	for budget := s.Least().Bytes; budget <= s.Best().Bytes; budget++ {
+		got, err := s.Solve(budget)
+		require.NoError(t, err)
+		require.LessOrEqual(t, got.Bytes, budget)
+		require.LessOrEqual(t, got.Damage, last*(1+1e-12), "%d groups, %d bytes", len(p.Groups), budget)
+		last = got.Damage
+	}
+	return last
 }
 
 // Damages at both ends of what float64 holds.
@@ -173,17 +180,7 @@ func TestVaried_Extremes(t *testing.T) {
 		picks, err := x.p.Picks(x.variants)
 		require.NoError(t, err)
 		x.p.Groups = []plan.Group{{Variants: x.variants, Picks: picks}}
-		s, err := plan.NewVariedSolver(x.p)
-		require.NoError(t, err)
-		last := math.Inf(1)
-		for budget := s.Least().Bytes; budget <= s.Best().Bytes; budget++ {
-			got, err := s.Solve(budget)
-			require.NoError(t, err)
-			require.LessOrEqual(t, got.Bytes, budget)
-			require.LessOrEqual(t, got.Damage, last)
-			last = got.Damage
-		}
-		require.Zero(t, last)
+		require.Zero(t, everyBudget(t, x.p))
 	}
 }
 

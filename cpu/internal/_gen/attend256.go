@@ -27,8 +27,7 @@ func attend256() {
 	probs256()
 	fold256()
 	square256()
-	mix256(false)
-	mix256(true)
+	mix("AVX2", ymms(4), YMM, 32)
 }
 
 // features returns what golang.org/x/sys/cpu does not know: F16C.

@@ -64,8 +64,7 @@ func attend512() {
 	bytes512()
 	fold512()
 	square512()
-	mix512(false)
-	mix512(true)
+	mix("AVX512", zmms(2), ZMM, 64)
 	prefetch()
 }
 
@@ -162,4 +161,46 @@ func times(label string, n Register, body func()) {
 	body()
 	SUBQ(Imm(1), n)
 	JNZ(LabelRef(label))
+}
+
+// mix writes the kernels that make a weighted sum of rows of 32 values, or of their squares: acc are the
+// vectors that such a row fills, of so many bytes.
+func mix(isa string, acc []VecVirtual, vector func() VecVirtual, bytes int) {
+	for _, squares := range []bool{false, true} {
+		name, doc := "mix"+isa, "writes the sum of n rows of 32 values, each times its weight; n is 1 at least."
+		if squares {
+			name, doc = "mixSquares"+isa, "is mix"+isa+" of the squares of the values."
+		}
+		function(name, "func(dst, w, rows *float32, n int)", name+" "+doc)
+		dst, w, rows, n := load("dst"), load("w"), load("rows"), load("n")
+		for _, a := range acc {
+			if bytes == 64 {
+				VPXORD(a, a, a)
+			} else {
+				VXORPS(a, a, a)
+			}
+		}
+		f := vector()
+		times("row", n, func() {
+			VBROADCASTSS(Mem{Base: w}, f)
+			for i, a := range acc {
+				at := Mem{Base: rows, Disp: bytes * i}
+				if squares {
+					v := vector()
+					VMOVUPS(at, v)
+					VMULPS(v, v, v)
+					VFMADD231PS(f, v, a)
+				} else {
+					VFMADD231PS(at, f, a)
+				}
+			}
+			ADDQ(Imm(4), w)
+			ADDQ(U32(128), rows)
+		})
+		for i, a := range acc {
+			VMOVUPS(a, Mem{Base: dst, Disp: bytes * i})
+		}
+		VZEROUPPER()
+		RET()
+	}
 }

@@ -237,39 +237,3 @@ func square256() {
 	VZEROUPPER()
 	RET()
 }
-
-// mix256 makes a weighted sum of rows of 32 values, or of their squares.
-func mix256(squares bool) {
-	name, doc := "mixAVX2", "mixAVX2 writes the sum of n rows of 32 values, each times its weight; n is 1 at least."
-	if squares {
-		name, doc = "mixSquaresAVX2", "mixSquaresAVX2 is mixAVX2 of the squares of the values."
-	}
-	function(name, "func(dst, w, rows *float32, n int)", doc)
-	dst, w, rows, n := load("dst"), load("w"), load("rows"), load("n")
-	acc := []VecVirtual{YMM(), YMM(), YMM(), YMM()}
-	for _, a := range acc {
-		VXORPS(a, a, a)
-	}
-	f := YMM()
-	times("row", n, func() {
-		VBROADCASTSS(Mem{Base: w}, f)
-		for i, a := range acc {
-			at := Mem{Base: rows, Disp: 32 * i}
-			if squares {
-				y := YMM()
-				VMOVUPS(at, y)
-				VMULPS(y, y, y)
-				VFMADD231PS(f, y, a)
-			} else {
-				VFMADD231PS(at, f, a)
-			}
-		}
-		ADDQ(Imm(4), w)
-		ADDQ(U32(128), rows)
-	})
-	for i, a := range acc {
-		VMOVUPS(a, Mem{Base: dst, Disp: 32 * i})
-	}
-	VZEROUPPER()
-	RET()
-}

@@ -363,42 +363,6 @@ func square512() {
 	RET()
 }
 
-// mix512 makes a weighted sum of rows of 32 values, or of their squares.
-func mix512(squares bool) {
-	name, doc := "mixAVX512", "mixAVX512 writes the sum of n rows of 32 values, each times its weight; n is 1 at least."
-	if squares {
-		name, doc = "mixSquaresAVX512", "mixSquaresAVX512 is mixAVX512 of the squares of the values."
-	}
-	function(name, "func(dst, w, rows *float32, n int)", doc)
-	dst, w, rows, n := load("dst"), load("w"), load("rows"), load("n")
-	acc := zmms(2)
-	for _, a := range acc {
-		VPXORD(a, a, a)
-	}
-	f := ZMM()
-	times("row", n, func() {
-		VBROADCASTSS(Mem{Base: w}, f)
-		for i, a := range acc {
-			at := Mem{Base: rows, Disp: 64 * i}
-			if squares {
-				z := ZMM()
-				VMOVUPS(at, z)
-				VMULPS(z, z, z)
-				VFMADD231PS(f, z, a)
-			} else {
-				VFMADD231PS(at, f, a)
-			}
-		}
-		ADDQ(Imm(4), w)
-		ADDQ(U32(128), rows)
-	})
-	for i, a := range acc {
-		VMOVUPS(a, Mem{Base: dst, Disp: 64 * i})
-	}
-	VZEROUPPER()
-	RET()
-}
-
 func prefetch() {
 	function("prefetchLines", "func(p *byte, lines int)",
 		"prefetchLines asks for lines of 64 bytes, one at least.")

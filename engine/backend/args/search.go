@@ -44,3 +44,14 @@ func (c Checker[M]) Search(s *backend.Search, out []backend.Hit, each func(i int
 	}
 	return nil
 }
+
+// PutHits writes what was found for each query, topK at the most, to out [queries, topK]: NoHit where fewer
+// rows were there.
+func PutHits(out []backend.Hit, topK int, found [][]backend.Hit) {
+	for q, hits := range found {
+		to := out[q*topK : (q+1)*topK]
+		for i := copy(to, hits); i < len(to); i++ {
+			to[i] = backend.Hit{Row: backend.NoHit}
+		}
+	}
+}

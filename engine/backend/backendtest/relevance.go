@@ -25,14 +25,20 @@ func relFor(blocks []known, power int, start float32) *backend.RelevanceOut {
 	return rel
 }
 
+// attended draws a mixture, puts it into the backend and asks for the log-sum-exps of its queries.
+func attended(t *testing.T, b backend.Backend, n uint64) (a *arena, m mixture, lse []float32) {
+	a = newArena(t, b)
+	m = drawMixture(a, b, 5000+n)
+	a.upload()
+	_, lse = attend(t, b, m.q, m.blocks)
+	return a, m, lse
+}
+
 func testRelevance(t *testing.T, b backend.Backend) {
 	for n := range mixtures() {
 		t.Run(fmt.Sprintf("case=%d", n), func(t *testing.T) {
-			a := newArena(t, b)
+			a, m, lse := attended(t, b, n)
 			defer a.free()
-			m := drawMixture(a, b, 5000+n)
-			a.upload()
-			_, lse := attend(t, b, m.q, m.blocks)
 			hs := handles(m.blocks)
 			if n%3 == 0 {
 				for i := range hs { // V is none of its business
@@ -71,11 +77,8 @@ func testWeigh(t *testing.T, b backend.Backend) {
 	}
 	for n := range mixtures() {
 		t.Run(fmt.Sprintf("case=%d", n), func(t *testing.T) {
-			a := newArena(t, b)
+			a, m, lse := attended(t, b, n)
 			defer a.free()
-			m := drawMixture(a, b, 5000+n)
-			a.upload()
-			_, lse := attend(t, b, m.q, m.blocks)
 			hs := handles(m.blocks)
 			for i := range hs { // V is none of its business
 				hs[i].V = backend.Side{}
