@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -80,24 +79,15 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	n := len(c.in.layers)
 	c.stats, a.classes = make([][]headStats, n), make([][][]uint8, n)
 	uses := make([]ImportanceUse, n)
-	var mu sync.Mutex // weights and progress are the caller's
-	done := int64(0)
-	err := eachIndex(ctx, n, func(i int) error {
-		l := &c.in.layers[i]
-		mu.Lock()
-		w, err := layerWeights(weights, l)
-		mu.Unlock()
+	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *layerInput) error {
+		w, err := c.given(weights, l)
 		if err == nil && weights == nil {
-			w, _, uses[i], err = a.weigh(ctx, l, false)
+			w, _, uses[l.index], err = c.weigh(ctx, l, false)
 		}
-		if err == nil {
-			err = a.measureLayer(ctx, l, w)
+		if err != nil {
+			return err
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		done++
-		c.say.say("measuring", done, int64(n))
-		return err
+		return a.measureLayer(ctx, l, w)
 	})
 	for _, u := range uses {
 		c.use.add(u)
@@ -319,46 +309,6 @@ func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepa
 
 func (a *archiver) effort() archive.Effort {
 	return archive.Effort{Lambda: archiveLambda}
-}
-
-// eachIndex calls f for 0 to n-1 on all cores and returns the error of the lowest number that has one.
-func eachIndex(ctx context.Context, n int, f func(i int) error) error {
-	return eachOf(ctx, runtime.GOMAXPROCS(0), n, f)
-}
-
-// eachOf is eachIndex with at most so many workers.
-func eachOf(ctx context.Context, workers, n int, f func(i int) error) error {
-	var next atomic.Int64
-	var wg sync.WaitGroup
-	var mu sync.Mutex
-	var first error
-	at := n
-	for range min(n, workers) {
-		wg.Go(func() {
-			for {
-				i := int(next.Add(1)) - 1
-				if i >= n {
-					return
-				}
-				err := ctx.Err()
-				if err == nil {
-					err = f(i)
-				}
-				if err != nil {
-					// Lower numbers have begun already, and will say so here.
-					mu.Lock()
-					if i < at {
-						at, first = i, err
-					}
-					mu.Unlock()
-					next.Store(int64(n))
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return first
 }
 
 // places returns the records to be, in file order.

@@ -53,7 +53,7 @@ func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backe
 			for _, hidden := range []bool{false, true} {
 				old := keyChunk
 				keyChunk = chunk
-				d := *c
+				d := &compressor{in: in, be: be, cfg: cfg}
 				if hidden {
 					d.be = noWeigher{be}
 				}

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"runtime"
 	"slices"
 	"sync"
 
@@ -67,6 +66,7 @@ type compressor struct {
 	be     backend.Backend
 	cfg    Config
 	say    Progress
+	caller sync.Mutex // held while functions of the caller run: weights and progress
 	header *container.Header
 	aux    []*container.Aux
 	stats  [][]headStats // [layers][heads]
@@ -160,25 +160,18 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	n := len(c.in.layers)
 	c.stats, c.weights = make([][]headStats, n), make([]headWeights, n)
 	parts, uses := make([][]part, n), make([]ImportanceUse, n)
-	var mu sync.Mutex // weights and progress are the caller's
-	done := int64(0)
-	err := eachOf(ctx, c.layerWorkers(), n, func(i int) error {
-		l := &c.in.layers[i]
-		mu.Lock()
-		w, err := layerWeights(weights, l)
-		mu.Unlock()
+	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *layerInput) error {
+		i := l.index
+		w, err := c.given(weights, l)
 		var past [][]float32
 		if err == nil && weights == nil {
 			w, past, uses[i], err = c.weigh(ctx, l, true)
 		}
-		if err == nil {
-			c.weights[i] = c.level(l, w, past)
-			parts[i], err = c.survey(ctx, l)
+		if err != nil {
+			return err
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		done++
-		c.say.say("measuring", done, int64(n))
+		c.weights[i] = c.level(l, w, past)
+		parts[i], err = c.survey(ctx, l)
 		return err
 	})
 	if err != nil {
@@ -200,17 +193,11 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	return c.prepareHeader()
 }
 
-// measuredTokens bounds the tokens of all layers that are measured at a time: a head's rows are held while it
-// is, as they are stored and as float32.
-const measuredTokens = 1 << 20
-
-// layerWorkers is how many layers are measured at a time.
-func (c *compressor) layerWorkers() int {
-	most := 1
-	for i := range c.in.layers {
-		most = max(most, c.in.layers[i].tokens)
-	}
-	return max(1, min(runtime.GOMAXPROCS(0), measuredTokens/most))
+// given returns the weights that the caller has for a layer, if any.
+func (c *compressor) given(weights Weights, l *layerInput) ([][]float32, error) {
+	c.caller.Lock()
+	defer c.caller.Unlock()
+	return layerWeights(weights, l)
 }
 
 func layerWeights(weights Weights, l *layerInput) ([][]float32, error) {

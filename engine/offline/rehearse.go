@@ -4,7 +4,6 @@ package offline
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/backend"
@@ -26,10 +25,7 @@ func (c *compressor) predict(ctx context.Context, p *plan.VariedPlan) (float64, 
 	}
 	errs := make([]float64, n) // relative, by layer
 	var unknown atomic.Bool
-	var mu sync.Mutex // progress is the caller's
-	done := int64(0)
-	err := eachOf(ctx, c.layerWorkers(), n, func(i int) error {
-		l := &c.in.layers[i]
+	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *layerInput) error {
 		var e, ref float64
 		for h := range l.heads {
 			he, hr, ok, err := c.rehearse(ctx, l, h, p.Slope)
@@ -43,12 +39,8 @@ func (c *compressor) predict(ctx context.Context, p *plan.VariedPlan) (float64, 
 			e, ref = e+he, ref+hr
 		}
 		if ref > 0 {
-			errs[i] = e / ref
+			errs[l.index] = e / ref
 		}
-		mu.Lock()
-		defer mu.Unlock()
-		done++
-		c.say.say("rehearsing", done, int64(n))
 		return nil
 	})
 	if err != nil || unknown.Load() {
