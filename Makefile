@@ -22,7 +22,7 @@ CHECKS   ?= 2000
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
 
-setup: ## fetch modules and the test model (the only target that uses the network)
+setup: ## fetch modules and the test model
 	@$(GO) mod download
 	@$(MAKE) --no-print-directory model
 

@@ -13,17 +13,23 @@ import (
 // ModelFile is the name of the model that tests and benchmarks run, as fetch-model.sh stores it.
 const ModelFile = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+// Environment variables that say where the model of the tests is.
+const (
+	EnvModel = "KVIST_MODEL" // the file
+	EnvCache = "KVIST_CACHE" // else the folder of ModelFile
+)
+
 // FindModel returns the path of the model for tests and benchmarks: the environment variable
 // KVIST_MODEL, else ModelFile in the folder KVIST_CACHE or ~/.cache/kvist. Nothing is downloaded.
 //
 // Errors: ErrUnavailable where there is no such file; the text says how to get it.
 func FindModel() (path string, err error) {
 	const op = "kvist/llama: find model"
-	path = os.Getenv("KVIST_MODEL")
-	hint := "KVIST_MODEL names it"
+	path = os.Getenv(EnvModel)
+	hint := EnvModel + " names it"
 	if path == "" {
 		hint = "run make model"
-		dir := os.Getenv("KVIST_CACHE")
+		dir := os.Getenv(EnvCache)
 		if dir == "" {
 			home, err := os.UserHomeDir()
 			if err != nil {

@@ -129,7 +129,6 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 		"`share` of queries to expect that are unlike those seen, 0 to 1")
 	fl.StringVar(&f.rowBias, "row-bias", def.RowBias.String(),
 		"correct the scores of coarse rows for their noise: true, false, or auto: where it pays")
-	fl.Lookup("row-bias").NoOptDefVal = "true"
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
 		"keep rows with NaN or Inf exactly instead of refusing")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")

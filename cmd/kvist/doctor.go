@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/auto"
 	"github.com/kvist-project/kvist/engine/backend/selftest"
@@ -81,7 +82,9 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 	d := doctorJSON{OK: true, Version: buildVersion(), Build: map[string]string{},
 		Environment: []envJSON{
 			{cpu.EnvISA, os.Getenv(cpu.EnvISA),
-				"instruction set of the cpu backend: " + strings.Join(cpu.ISAs(), ", ")}},
+				"instruction set of the cpu backend: " + strings.Join(cpu.ISAs(), ", ")},
+			{llama.EnvModel, os.Getenv(llama.EnvModel), "file that the model smollm2 is read from"},
+			{llama.EnvCache, os.Getenv(llama.EnvCache), "folder of that file, where it is not named"}},
 		CPU: cpuJSON{Cores: runtime.NumCPU(), ISA: cpu.ISAs(), Features: cpuFeatures()}}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {

@@ -71,8 +71,7 @@ func (e *MissingProfileError) Error() string {
 	if e.Given > 0 {
 		what = "another was given"
 	}
-	return fmt.Sprintf("kvist/offline: the file needs the profile whose basis and tables are %s, %s: %v",
-		e.ID, what, quant.ErrUnavailable)
+	return fmt.Sprintf("kvist/offline: the file needs the profile whose basis and tables are %s, and %s", e.ID, what)
 }
 
 // Unwrap returns quant.ErrUnavailable.

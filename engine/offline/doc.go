@@ -73,8 +73,8 @@
 // is weighed by attention that is past and comes out ten times too small; so the plan is
 // rehearsed: tokens of the first three quarters are weighed by what was known then, planned at the
 // same price of a byte, coded, and attended to by the queries of the last quarter. On the capture
-// in testdata it lies within a factor of 1.4 of what is measured, from 0.5 to 6 bits a value
-// (TestPredicted_AgainstMeasured); for one coding everywhere it is too cautious, up to 1.7 times. Explain
+// in testdata it lies within a factor of 1.4 of what is measured, from 0.5 to 6 bits a value; for
+// one coding everywhere it is too cautious, up to 1.7 times (TestPredicted_AgainstMeasured holds 1.5 from 3 bits on). Explain
 // tells of every block what its alternatives would have cost.
 //
 // # Targets
@@ -92,7 +92,8 @@
 // Config.Form "archive" codes rows that are decompressed before they are used (package archive): a
 // fraction of the bytes for the same damage. A token's rows get a step by the token's weight, a
 // head's by what errors in it cost; one step for the file is searched for that meets the target. A
-// profile (Calibrate) holds the model's bases, the coder's tables and the steps of heads; the file
+// profile holds the model's bases and the coder's tables (Calibrate) and, where they were measured in the model,
+// the steps of heads (WithArchiveSteps); the file
 // names basis and tables by their digest (ArchiveID) and cannot be decompressed without them.
 // Without a profile, scales, steps and, where its rows are many enough to pay for them, bases are
 // fitted to the file and stored in it. Truncate drops streams of such a file; ArchiveWeights lets

@@ -18,7 +18,7 @@
 // class times its sensitivity. SolveScaled gives the plan of Solve (TestSolveScaled_AgreesWithSolve),
 // and sorts next to nothing: a histogram of slopes finds the break, only the steps near it are
 // looked at in order. 64 layers x 8 KV heads x 128K tokens in blocks of 32, 4.2 million items,
-// take about 0.11 s on one core (bench/results/plan-speed.txt).
+// take 0.11 to 0.15 s on one core (bench/results/plan-speed.txt).
 //
 // Varied adds levels of detail. A Group of tokens has Variants: all tokens as rows, some merged or
 // dropped. Each has items of its own, fewer as more is merged, and a damage that its merges do
