@@ -35,6 +35,20 @@ type Prepared struct {
 	y     [][]float32 // [lanes][tokens*dim]
 	std8  [][]int16   // [lanes][dim], as the record will say
 	delta [][]uint8   // [lanes][dim], symbols of the side stream
+	steps []stepRange // [lanes]
+}
+
+// stepRange holds the steps of a lane, in eighths of an octave: at the finest, with what classes of tokens add,
+// coefficients stay below maxMagnitude, and all steps are finite numbers.
+type stepRange struct{ finest, coarsest int }
+
+// MostStep8 bounds steps, so that with all that is added to them they are finite numbers.
+const MostStep8 = 980
+
+// step returns the step of lane i where that of the file is step8.
+func (p *Prepared) step(i, step8 int) int {
+	r := p.steps[i]
+	return min(max(p.seg.Step8[i]+step8, r.finest), r.coarsest)
 }
 
 // Rows returns the rows of a lane.
@@ -83,14 +97,26 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		}
 		t.project(rows)
 		p.y = append(p.y, rows)
-		std, delta := adapt(t, rows)
+		std, delta, most8 := adapt(t, rows)
 		p.std8, p.delta = append(p.std8, std), append(p.delta, delta)
+		p.steps = append(p.steps, c.stepRange(most8))
 	}
 	return p, nil
 }
 
-// adapt returns the deviations of the components of a segment, and how they are told.
-func adapt(t *Transform, y []float32) ([]int16, []uint8) {
+// stepRange returns the steps for components none of which is above 2^(most8/8).
+func (c *Codec) stepRange(most8 int) stepRange {
+	finer, coarser := 0, 0 // that a class of tokens makes a step
+	for _, s := range c.Class8 {
+		finer, coarser = max(finer, -int(s)), max(coarser, int(s))
+	}
+	limit := MostStep8 - max(finer, coarser)
+	return stepRange{finest: min(max(most8+finer-8*27, -limit), limit), coarsest: limit}
+}
+
+// adapt returns the deviations of the components of a segment, how they are told, and 8*log2 of what no
+// component is above.
+func adapt(t *Transform, y []float32) (std []int16, delta []uint8, most8 int) {
 	sum := make([]float64, t.Dim)
 	for r := 0; r < len(y); r += 4 * t.Dim {
 		if len(y)-r >= 4*t.Dim {
@@ -101,10 +127,12 @@ func adapt(t *Transform, y []float32) ([]int16, []uint8) {
 			sum[i%t.Dim] += float64(float64(v) * float64(v))
 		}
 	}
-	std, delta := make([]int16, t.Dim), make([]uint8, t.Dim)
+	std, delta = make([]int16, t.Dim), make([]uint8, t.Dim)
+	most8 = -MostStep8
 	for i, s := range sum {
 		d := -deltaZero
 		if s > 0 {
+			most8 = max(most8, int(math.Ceil(4*math.Log2(s))))
 			have := 4 * math.Log2(s/float64(len(y)/t.Dim)) // 8*log2 of the deviation
 			d = int(math.Round((have - float64(t.Std8[i])) / 2))
 			d = min(max(d, -deltaZero), sideSyms-1-deltaZero)
@@ -112,7 +140,7 @@ func adapt(t *Transform, y []float32) ([]int16, []uint8) {
 		delta[i] = uint8(d + deltaZero)
 		std[i] = t.Std8[i] + int16(2*d)
 	}
-	return std, delta
+	return std, delta, most8
 }
 
 // addSquares adds the squares of four rows to sum, row after row.
@@ -173,7 +201,7 @@ func (c *Codec) Cost(p *Prepared, step8 int, e Effort) float64 {
 	quick := c.quick.Get().(*levels)
 	defer c.quick.Put(quick)
 	for i := range p.y {
-		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
 		quick.quantize(q, l, p.y[i], steps)
 		sum += quick.bits(q)
 	}
@@ -186,7 +214,7 @@ func (c *Codec) Fit(f *Fit, p *Prepared, step8 int, e Effort) float64 {
 	q.fit = &f.f
 	var sum float64
 	for i := range p.y {
-		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
 		sum += q.encode(l, p.y[i], steps, nil)
 	}
 	return sum
@@ -228,7 +256,7 @@ func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 		for k := range sinks {
 			sinks[k].syms, sinks[k].state = sinks[k].syms[:0], sinks[k].state[:0]
 		}
-		l, steps := c.lane(p.seg, i, p.std8[i], p.seg.Step8[i]+step8)
+		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
 		if chunks == 1 {
 			at = len(dst)
 			quick.quantize(q, l, p.y[i], steps)
@@ -361,7 +389,7 @@ func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 		}
 	}
 	for i := range p.y {
-		e.raw(uint32(seg.Step8[i]+step8+stepZero), 12)
+		e.raw(uint32(p.step(i, step8)+stepZero), 12)
 		for _, d := range p.delta[i] {
 			e.put(&m.delta[i%len(seg.Dims)], int(d))
 		}
@@ -452,7 +480,9 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 	std8 := make([][]int16, len(seg.Rows))
 	seg.Step8 = make([]int, len(seg.Rows))
 	for i := range seg.Rows {
-		seg.Step8[i] = int(d.raw(12)) - stepZero
+		if seg.Step8[i] = int(d.raw(12)) - stepZero; max(seg.Step8[i], -seg.Step8[i]) > MostStep8 {
+			return nil, corrupt("side stream", i/len(seg.Dims), i%len(seg.Dims), d.pos, "a step of 2^(%d/8)", seg.Step8[i])
+		}
 		std8[i] = make([]int16, ts[i].Dim)
 		for j := range std8[i] {
 			std8[i][j] = ts[i].Std8[j] + 2*int16(d.get(&m.delta[i%len(seg.Dims)])-deltaZero)

@@ -32,6 +32,7 @@ type archiver struct {
 	classes   [][][]uint8   // [layers][heads][tokens]
 	laneSteps [][]int       // [layers][heads*sides]
 	step8     int           // of the file
+	at        float64       // the same with its fraction: 2^(at/8)
 	steps     *ArchiveSteps // of the profile
 	id        profile.ID
 	rate      rateModel

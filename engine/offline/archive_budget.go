@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/quant"
@@ -24,8 +25,10 @@ type budget struct {
 	all   []*coded
 	lanes int   // of a record
 	total int64 // bytes for all records
-	left  int64 // of them
-	near  int64 // bytes that may be left over
+
+	besidesRecords int64 // bytes of the file that are no records
+	left           int64 // of them
+	near           int64 // bytes that may be left over
 
 	// Of records that steps change: bytes that were spent, what the sample said of them and says of
 	// the rest.
@@ -59,9 +62,23 @@ func (b *budget) besides(c *coded) float64 {
 	return recordSize + (deltaBits*values+classBits*float64(n*l.heads)+sinkStep/8*values*float64(sinks))/8
 }
 
-func (b *budget) tooSmall() error {
-	return fmt.Errorf("kvist/offline: %d bytes for the records of %s as an archive: the least found is more: %w",
-		b.total, b.in.src.Name(), quant.ErrBudget)
+// tooSmall says what the least possible is: records at the coarsest steps.
+func (b *budget) tooSmall(ctx context.Context) error {
+	b.setStep(mostStep)
+	var least atomic.Int64
+	err := eachIndex(ctx, len(b.all), func(i int) error {
+		c := *b.all[i]
+		c.units = 0
+		err := b.encode(&c, i)
+		least.Add(c.bytes)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("kvist/offline: %d bytes for %s as an archive cannot be met: the least possible is %d (%.3f bits/value): %w",
+		b.total+b.besidesRecords, b.in.src.Name(), least.Load()+b.besidesRecords,
+		quant.BitsPerValue(least.Load()+b.besidesRecords, b.in.values()), quant.ErrBudget)
 }
 
 // start finds the step of the file; a file of one batch is encoded whole.
@@ -72,7 +89,7 @@ func (b *budget) start(ctx context.Context) error {
 		return nil
 	}
 	if b.left <= 0 {
-		return b.tooSmall()
+		return b.tooSmall(ctx)
 	}
 	if !b.whole() {
 		if err := b.findExact(ctx); err != nil {
@@ -85,6 +102,10 @@ func (b *budget) start(ctx context.Context) error {
 			bits -= 8 * b.besides(c)
 		}
 	}
+	if b.whole() {
+		// What goes with the step may be less than is known of what does not: encoding will tell.
+		bits = max(bits, 0.05*8*float64(b.left))
+	}
 	s, err := b.solve(ctx, bits, b.firstStep(bits))
 	if err != nil {
 		return err
@@ -94,7 +115,7 @@ func (b *budget) start(ctx context.Context) error {
 		return b.fitWhole(ctx, s)
 	}
 	if b.rate.bits > 1.5*bits {
-		return b.tooSmall()
+		return b.tooSmall(ctx)
 	}
 	for _, c := range b.all {
 		if !c.exact {
@@ -142,8 +163,10 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 		near = 0.004
 	}
 	var fits, closest kept // the most bytes that are not too many, and the nearest of all
-	last, lastLog := s, 0.0
-	for try := range 6 {
+	last, lastLog := math.NaN(), 0.0
+	low, high := math.Inf(-1), math.Inf(1) // too fine, fits
+	for try := range 24 {
+		s = min(max(s, -mostStep), mostStep)
 		b.setStep(s)
 		if err := b.encodeAll(ctx, b.all, 0); err != nil {
 			return err
@@ -163,18 +186,43 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 				fixed += b.besides(c)
 			}
 		}
-		got, aim := float64(n)-fixed, float64(b.left)*(1-0.0002*float64(try))-fixed
+		got, aim := float64(n)-fixed, float64(b.left)*(1-0.0002*float64(min(try, 6)))-fixed
 		over := float64(n-b.left) / float64(b.left)
-		if math.Abs(over) <= near && (over <= 0 || !few) || got <= 0 || aim <= 0 {
+		if math.Abs(over) <= near && (over <= 0 || !few) {
 			break
 		}
-		if math.Abs(s-last) > 0.5 { // nearer points tell more of rounding than of the slope
-			b.rate.slope = min(max((math.Log(got)-lastLog)/(s-last), steepest), flattest)
+		if n > b.left {
+			low = max(low, s)
+		} else {
+			high = min(high, s)
 		}
-		last, lastLog = s, math.Log(got)
-		s += min(max((math.Log(aim)-lastLog)/b.rate.slope, -64), 64)
+		if low >= mostStep {
+			return b.tooSmall(ctx)
+		}
+		if high <= -mostStep || high-low < 1e-2 || try >= 6 && fits.recs != nil && float64(fits.bytes) > 0.99*float64(b.left) {
+			break
+		}
+		next := math.NaN()
+		if got > 0 && aim > 0 {
+			if math.Abs(s-last) > 0.5 { // nearer points tell more of rounding than of the slope
+				b.rate.slope = min(max((math.Log(got)-lastLog)/(s-last), steepest), flattest)
+			}
+			last, lastLog = s, math.Log(got)
+			next = s + min(max((math.Log(aim)-lastLog)/b.rate.slope, -64), 64)
+		}
+		if !(low < next && next < high) { // the line tells nothing here
+			switch {
+			case math.IsInf(high, 1):
+				next = s + 64
+			case math.IsInf(low, -1):
+				next = s - 64
+			default:
+				next = (low + high) / 2
+			}
+		}
+		s = next
 	}
-	if few && fits.recs != nil && fits.bytes > b.left-b.left/128 {
+	if few && fits.recs != nil && fits.bytes > b.left-b.left/128 || high <= -mostStep {
 		b.putBack(b.all, fits)
 		return nil
 	}
@@ -188,10 +236,11 @@ type kept struct {
 	bytes int64
 	fine  float32
 	step8 int
+	at    float64
 }
 
 func (b *budget) keep(recs []*coded) kept {
-	k := kept{bytes: bytesOf(recs), fine: b.params.Fine, step8: b.step8}
+	k := kept{bytes: bytesOf(recs), fine: b.params.Fine, step8: b.step8, at: b.at}
 	for _, c := range recs {
 		k.recs = append(k.recs, *c)
 	}
@@ -202,7 +251,7 @@ func (b *budget) putBack(recs []*coded, k kept) {
 	for i := range recs {
 		*recs[i] = k.recs[i]
 	}
-	b.params.Fine, b.step8 = k.fine, k.step8
+	b.params.Fine, b.step8, b.at = k.fine, k.step8, k.at
 }
 
 // finish moves lanes of the last records until recs, the first of which is number at, fit what is
@@ -241,12 +290,16 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 		if err != nil {
 			return err
 		}
-		if u := float64(n-bytesOf(recs)) / float64(moved); u > 0 {
+		u := float64(n-bytesOf(recs)) / float64(moved)
+		if u > 0 {
 			unit = u
+		}
+		if u == 0 && best.recs != nil { // as fine as it can be
+			break
 		}
 	}
 	if best.recs == nil {
-		return b.tooSmall()
+		return b.tooSmall(ctx)
 	}
 	b.putBack(recs, best)
 	return nil

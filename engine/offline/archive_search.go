@@ -127,7 +127,7 @@ func (a *archiver) solve(ctx context.Context, bits, guess float64) (s float64, e
 			slope = min(max((got-lastLog)/(s-last), steepest), flattest)
 		}
 		last, lastLog = s, got
-		if try > 0 && math.Abs(got-want) < solveNear || high-low < 1e-2 || math.Abs(s) > 1000 {
+		if try > 0 && math.Abs(got-want) < solveNear || high-low < 1e-2 || math.Abs(s) > mostStep {
 			break
 		}
 		if got > want {
@@ -248,15 +248,35 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 	}
 	l := &a.in.layers[0]
 	b := &budget{archiver: a, lanes: l.heads * (1 + min(1, l.dimV())), near: max(total/2000, 64),
-		total: total - fix.Header - fix.Side - fix.Index}
+		total: total - fix.besides(), besidesRecords: fix.besides()}
 	for _, p := range a.places() {
 		b.all = append(b.all, &coded{place: p})
 	}
 	if err := b.start(ctx); err != nil {
 		return nil, err
 	}
+	// What the records share is compressed, and its bytes go with those of the step.
+	for spare := int64(0); ; spare += 16 {
+		if fix, err = a.fixed(); err != nil {
+			return nil, err
+		}
+		more := fix.besides() - b.besidesRecords
+		if more == 0 || spare > 0 && more < 0 {
+			break
+		}
+		b.besidesRecords, b.total, b.left = b.besidesRecords+more+spare, b.total-more-spare, b.left-more-spare
+		if b.whole() && bytesOf(b.all) > b.left {
+			if err := b.fitWhole(ctx, b.at); err != nil {
+				return nil, err
+			}
+		}
+	}
 	return a.emit(w, fix, func(emit func(*container.Record) error) error { return b.run(ctx, emit) })
 }
 
+// mostStep is a step, as an exponent, beyond which those of all lanes are as coarse, or its negative as fine, as
+// they can be.
+const mostStep = 2 * archive.MostStep8
+
 // setStep sets the step of the file to 2^(s/8).
-func (a *archiver) setStep(s float64) { a.step8 = a.params.SetStep(s) }
+func (a *archiver) setStep(s float64) { a.at, a.step8 = s, a.params.SetStep(s) }

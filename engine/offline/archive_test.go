@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"flag"
@@ -33,6 +34,13 @@ const (
 	goldenArchive = "b3468248d5d1b7e81d45c07a5006fa4c2715d89369ac9e06b357dee2786cd900"
 	goldenPath    = "../../testdata/golden/v1/pass-archive.kvist"
 )
+
+func profilesOf(p *profile.Profile) []*profile.Profile {
+	if p == nil {
+		return nil
+	}
+	return []*profile.Profile{p}
+}
 
 func TestArchive_Golden(t *testing.T) {
 	if _, err := os.Stat(goldenPath); *update && os.IsNotExist(err) {
@@ -116,6 +124,65 @@ func TestArchive_SharedProfile(t *testing.T) {
 			require.Equal(t, raw(t, back, name), raw(t, got, name))
 		}
 	}
+}
+
+// Whatever the budget, the number of tokens and of sinks: a file that comes back, finite, in the bytes asked for and
+// better the more they are; or an error that states the least possible.
+func TestArchive_AnyBudget(t *testing.T) {
+	be := openCPU(t)
+	p := calibrated(t, small(t))
+	counts := []int{1, 2, 5, 8, 15, 17, 33, 64, 96, 300}
+	if testing.Short() {
+		counts = []int{1, 8, 15, 96}
+	}
+	met, refused := 0, 0
+	for _, tokens := range counts {
+		src := synthetic(t, shape{4, 2, tokens, 64, 32, quant.Float16, true}, quanttest.Gaussian, nil)
+		want := [2][]byte{raw(t, src, "layers.2.k"), raw(t, src, "layers.2.v")}
+		for _, more := range []string{"", " sinks=1000", " chunks=4"} {
+			for _, with := range []*profile.Profile{nil, p} {
+				last := math.Inf(1)
+				for _, bits := range []float64{0.05, 0.3, 1, 2, 4.3, 8, 16, 19, 24, 32, 64} {
+					name := fmt.Sprintf("%d tokens, bits=%g%s, profile %v", tokens, bits, more, with != nil)
+					cfg := config(t, fmt.Sprintf("bits=%g form=archive%s", bits, more))
+					cfg.Profile = with
+					var file bytes.Buffer
+					_, err := offline.Compress(context.Background(), src, &file, be, cfg, nil, nil)
+					budget := int64(bits * float64(tokens*2*(64+32)) / 8)
+					if err != nil {
+						require.ErrorIs(t, err, quant.ErrBudget, name)
+						require.ErrorContains(t, err, fmt.Sprintf("%d bytes", budget), name)
+						require.ErrorContains(t, err, "the least possible is", name)
+						require.True(t, math.IsInf(last, 1), "%s: less was enough", name)
+						refused++
+						continue
+					}
+					require.LessOrEqual(t, int64(file.Len()), budget, name)
+					back := restored(t, file.Bytes(), profilesOf(with)...)
+					var e, energy float64
+					for side, tensor := range []string{"layers.2.k", "layers.2.v"} {
+						got := raw(t, back, tensor)
+						for i := 0; i < len(got); i += 2 {
+							x := float64(quant.F16ToF32(binary.LittleEndian.Uint16(want[side][i:])))
+							y := float64(quant.F16ToF32(binary.LittleEndian.Uint16(got[i:])))
+							e, energy = e+(x-y)*(x-y), energy+x*x
+						}
+					}
+					e /= energy
+					require.LessOrEqual(t, e, 1.5, name)
+					// Twice the bytes may go to other tokens, but never to naught.
+					require.LessOrEqual(t, e, 1.3*last+1e-6, "%s: worse than with less", name)
+					if bits >= 24 && tokens >= 64 {
+						require.Less(t, e, 1e-6, name)
+					}
+					last = e
+					met++
+				}
+			}
+		}
+	}
+	require.Greater(t, met, 50)
+	require.Greater(t, refused, 20)
 }
 
 func TestArchive_BudgetsAreMet(t *testing.T) {

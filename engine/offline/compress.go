@@ -61,6 +61,9 @@ type Sections struct {
 	Header, Payload, Tables, Side, Index int64
 }
 
+// besides is what is no part of a record.
+func (s *Sections) besides() int64 { return s.Header + s.Side + s.Index }
+
 type compressor struct {
 	in     *input
 	be     backend.Backend
