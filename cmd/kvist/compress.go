@@ -130,7 +130,7 @@ workers, memory, reason), profile (its hash, or ""), config.`,
 	fl.StringVar(&f.rowBias, "row-bias", def.RowBias.String(),
 		"correct the scores of coarse rows for their noise: true, false, or auto: where it pays")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
-		"keep rows with NaN or Inf exactly instead of refusing")
+		"keep rows with NaN or Inf exactly instead of refusing; in an archive all rows of their segment and layer")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	f.backend.add(cmd)
@@ -216,6 +216,9 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 			return cfg, usagef("--lossless is for archives: leave out --form hot")
 		}
 		cfg.Form = offline.FormArchive
+	}
+	if f.streams > 1 && cfg.Form != offline.FormArchive {
+		return cfg, usagef("--streams is for archives: leave out --form hot and what asks for it")
 	}
 	if targets == 0 && !f.lossless &&
 		(cfg.Form == offline.FormArchive || !(len(cfg.K) == 1 && len(cfg.V) == 1)) {

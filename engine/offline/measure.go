@@ -293,6 +293,9 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 		if err := in.src.ReadRowsF32(qNext, hd, 0, next, f.Q[hd*next*l.k.Dim():(hd+1)*next*l.k.Dim()]); err != nil {
 			return quality.Sum{}, err
 		}
+		if !finiteValues(f.Q[hd*next*l.k.Dim() : (hd+1)*next*l.k.Dim()]) {
+			return quality.Sum{}, notMeasured(in.src, qNext, hd)
+		}
 	}
 	for i := range next {
 		f.Pos = append(f.Pos, int64(l.tokens+i))
@@ -314,6 +317,9 @@ func exactBlock(up *uploader, src *capture.Source, k, v tensor, head int, base i
 		if err := src.ReadRows(side.t, head, 0, n, raw); err != nil {
 			return b, err
 		}
+		if !finiteRow(side.t.DType(), raw) {
+			return b, notMeasured(src, side.t, head)
+		}
 		span, err := up.upload(raw)
 		if err != nil {
 			return b, err
@@ -321,6 +327,12 @@ func exactBlock(up *uploader, src *capture.Source, k, v tensor, head int, base i
 		*side.to = backend.Side{Coding: exact(side.t), Data: span}
 	}
 	return b, nil
+}
+
+// notMeasured says why no future-attention error can be told.
+func notMeasured(src *capture.Source, t tensor, head int) error {
+	return fmt.Errorf("kvist/offline: %s: %s head %d holds NaN or Inf: the future-attention error cannot be measured: %w",
+		src.Name(), t.Name(), head, quant.ErrRange)
 }
 
 // compareSides checks that every side tensor of the file is that of the capture, byte for byte.

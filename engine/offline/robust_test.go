@@ -209,29 +209,30 @@ func TestCompress_Nonfinite(t *testing.T) {
 	require.Less(t, cmp.KError, 0.05)
 }
 
-// One query that is not finite costs its head the queries beside it, no more, and that is said.
-func TestCompress_NonfiniteQuery(t *testing.T) {
+// withNaN is the capture with one value of a tensor replaced: of a head's token.
+func withNaN(t *testing.T, tensor string, head, token int) *capture.Source {
+	t.Helper()
 	data, err := os.ReadFile(kvFile)
 	require.NoError(t, err)
 	size := int(binary.LittleEndian.Uint64(data))
-	var header map[string]struct {
+	var fields map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal(data[8:8+size], &fields))
+	var x struct {
 		Offsets []int `json:"data_offsets"`
 		Shape   []int `json:"shape"`
 	}
-	text := bytes.TrimSpace(data[8 : 8+size])
-	var fields map[string]json.RawMessage
-	require.NoError(t, json.Unmarshal(text, &fields))
-	delete(fields, "__metadata__")
-	text, err = json.Marshal(fields)
-	require.NoError(t, err)
-	require.NoError(t, json.Unmarshal(text, &header))
-	q := header["layers.9.q"]
-	require.Len(t, q.Shape, 3)
-	at := 8 + size + q.Offsets[0] + 2*q.Shape[2]*(q.Shape[1]*4+1000) // query head 4, token 1,000
+	require.NoError(t, json.Unmarshal(fields[tensor], &x))
+	require.Len(t, x.Shape, 3)
+	at := 8 + size + x.Offsets[0] + 2*x.Shape[2]*(x.Shape[1]*head+token)
 	binary.LittleEndian.PutUint16(data[at:], 0x7e00)
 	src, err := capture.New("in", bytes.NewReader(data), int64(len(data)), capture.Limits{})
 	require.NoError(t, err)
-	be := openCPU(t)
+	return src
+}
+
+// One query that is not finite costs its head the queries beside it, no more, and that is said.
+func TestCompress_NonfiniteQuery(t *testing.T) {
+	src, be := withNaN(t, "layers.9.q", 4, 1000), openCPU(t)
 	for _, target := range []string{"bits=2.5", "bits=2 form=archive", "bits=3 importance=default,expected=0.5 levels=full"} {
 		res, err := offline.Compress(context.Background(), src, &bytes.Buffer{}, be, config(t, target), nil, nil)
 		require.NoError(t, err)
@@ -243,6 +244,22 @@ func TestCompress_NonfiniteQuery(t *testing.T) {
 	}
 	_, res := compress(t, open(t, kvFile), be, config(t, "bits=2.5"))
 	require.Zero(t, res.Importance.Skipped)
+}
+
+// Where what comes after the context is no number, a bound on its error cannot be held, and is not.
+func TestCompress_NonfiniteNext(t *testing.T) {
+	be := openCPU(t)
+	for _, tensor := range []string{"layers.9.q_next", "layers.9.k_next", "layers.9.v_next"} {
+		var file bytes.Buffer
+		src := withNaN(t, tensor, 1, 3)
+		_, err := offline.Compress(context.Background(), src, &file, be, config(t, "max-error=0.002"), nil, nil)
+		require.ErrorIs(t, err, quant.ErrRange, tensor)
+		require.ErrorContains(t, err, tensor+" head 1")
+		require.Zero(t, file.Len())
+		b, _ := compress(t, src, be, config(t, "bits=3"))
+		_, err = offline.Compare(context.Background(), reader(t, b), src, be, nil)
+		require.ErrorContains(t, err, tensor+" head 1")
+	}
 }
 
 // A damaged record is named, refused, and the rest still comes back with salvage.
