@@ -41,6 +41,21 @@ func shapef(format string, args ...any) error {
 	return fmt.Errorf("kvist/archive: "+format+": %w", append(args, quant.ErrShape)...)
 }
 
-func versionf(what string, v uint64) error {
-	return fmt.Errorf("kvist/archive: %s of version %d, this build reads 1: %w", what, v, quant.ErrVersion)
+func versionf(what string, v, want uint64) error {
+	return fmt.Errorf("kvist/archive: %s of version %d, this build reads %d: %w", what, v, want, quant.ErrVersion)
 }
+
+// RangeError says which row of a segment the transform mode cannot code. It matches quant.ErrRange.
+type RangeError struct {
+	Lane, Row int
+	Value     float32 // the value at fault, or the size of the lane's rows
+	Err       error   // the cause; wraps quant.ErrRange
+}
+
+// Error names the place and the cause.
+func (e *RangeError) Error() string {
+	return fmt.Sprintf("kvist/archive: lane %d row %d: %v", e.Lane, e.Row, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *RangeError) Unwrap() error { return e.Err }

@@ -33,9 +33,11 @@ func NewMoments(dim int, full bool) *Moments {
 
 func (m *Moments) full() bool { return len(m.Second) != m.Dim || m.Dim == 1 }
 
-// Add takes rows, [n, dim].
+// Add takes rows, [n, dim], but for those whose size is of another kind than that of the others
+// (Typical): one row of 10^7 would be all that the moments tell.
 func (m *Moments) Add(rows []float32) {
 	d := m.Dim
+	rows = Typical(rows, d)
 	if m.full() {
 		for len(rows) >= d {
 			n := min(len(rows)/d, momentRows)
@@ -77,14 +79,17 @@ func (m *Moments) addFull(rows []float32) {
 	}
 	about, left := m.about[:n*d], m.left // and what sums about the centre are
 	clear(left)
+	var most float32
 	for r := range n {
 		row, to := rows[r*d:(r+1)*d], about[r*d:(r+1)*d]
 		for i, c := range m.centre {
 			x := row[i] - c
 			to[i] = x
 			left[i] += float64(x)
+			most = max(most, x, -x)
 		}
 	}
+	square := scaleProducts(about, most)
 	m.N += float64(n)
 	for i := range d {
 		clear(m.sums)
@@ -94,9 +99,27 @@ func (m *Moments) addFull(rows []float32) {
 		second := m.Second[i*d : i*d+i+1]
 		for j := range second {
 			cj := float64(m.centre[j])
-			second[j] += float64(m.sums[j]) + ci*left[j] + left[i]*cj + float64(n)*ci*cj
+			second[j] += float64(m.sums[j])*square + ci*left[j] + left[i]*cj + float64(n)*ci*cj
 		}
 	}
+}
+
+// productRange is how far from 1, in octaves, the largest value may be whose products float32 holds with
+// all their digits.
+const productRange = 40
+
+// scaleProducts scales rows whose largest value is most, in place, where their products leave float32,
+// and returns what sums of products are to be multiplied with. The scale is a power of two.
+func scaleProducts(rows []float32, most float32) float64 {
+	_, e := math.Frexp(float64(most))
+	if most == 0 || max(e, -e) <= productRange {
+		return 1
+	}
+	f := float32(math.Ldexp(1, -min(e, 126)))
+	for i := range rows {
+		rows[i] *= f
+	}
+	return math.Ldexp(1, 2*min(e, 126))
 }
 
 // BasisGain returns how many bits a row takes less with the basis of FitTransform than without one,
@@ -154,14 +177,33 @@ func (m *Moments) means() (mean, variance []float64) {
 	d, n := m.Dim, max(m.N, 1)
 	mean, variance = make([]float64, d), make([]float64, d)
 	for i := range d {
-		mean[i] = float64(quant.F16ToF32(quant.F32ToF16(float32(min(max(m.Sum[i]/n, -65504), 65504)))))
 		at := i
 		if m.full() {
 			at = i*d + i
 		}
-		variance[i] = m.Second[at]/n - 2*mean[i]*m.Sum[i]/n + mean[i]*mean[i]
+		exact, second := m.Sum[i]/n, m.Second[at]/n
+		mean[i] = roundMean(exact, second-exact*exact)
+		variance[i] = second - 2*mean[i]*exact + mean[i]*mean[i]
+		if variance[i] < second*constantShare {
+			variance[i] = 0
+		}
 	}
 	return mean, variance
+}
+
+// constantShare is the share of a column's energy below which it does not vary: float32 tells no
+// smaller differences apart.
+const constantShare = 1. / (1 << 46)
+
+// roundMean returns a mean as float32, rounded to 1/64 of the deviation or less: more digits tell nothing
+// and take bytes.
+func roundMean(mean, variance float64) float64 {
+	if variance > mean*mean*constantShare {
+		_, e := math.Frexp(variance) // the deviation is at least 2^((e-1)/2)
+		unit := math.Ldexp(1, (e-1)>>1-6)
+		mean = math.RoundToEven(mean/unit) * unit
+	}
+	return float64(float32(mean))
 }
 
 // covariance returns the full covariance about mean.
@@ -241,13 +283,13 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 	for i, v := range mean {
 		t.Mean[i] = float32(v)
 	}
+	var gain float64
 	if metric != nil {
-		var trace float64
 		for i := range d {
-			trace += metric[i*d+i]
+			gain += metric[i*d+i] / float64(d)
 		}
-		if trace > 0 {
-			t.Gain = float32(trace / float64(d))
+		if gain > 0 {
+			t.Gain = float32(min(gain, math.MaxFloat32))
 		} else {
 			metric = nil
 		}
@@ -257,7 +299,7 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 		for i := range d {
 			weight := 1.0
 			if metric != nil {
-				weight = max(metric[i*d+i]/float64(t.Gain), metricFloor)
+				weight = max(metric[i*d+i]/gain, metricFloor)
 			}
 			t.Scale[i] = float32(1 / math.Sqrt(weight))
 			t.Std8[i] = deviation8(variance[i] * weight)
@@ -270,7 +312,7 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 	if metric != nil {
 		scaled := slices.Clone(metric)
 		for i := range scaled {
-			scaled[i] /= float64(t.Gain)
+			scaled[i] /= gain
 		}
 		root, unroot = roots(scaled, d)
 	}
@@ -310,9 +352,9 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 
 func deviation8(variance float64) int16 {
 	if !(variance > 0) {
-		return minStd8 / 2
+		return minStd8
 	}
-	return int16(min(max(math.Round(4*math.Log2(variance)), minStd8/2), maxStd8/2))
+	return int16(min(max(math.Round(4*math.Log2(variance)), minStd8), maxStd8))
 }
 
 func identity(d int) []float64 {

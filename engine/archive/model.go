@@ -50,7 +50,7 @@ type lane struct {
 	rows, dim int
 	chunks    int     // streams that share the components, in order; what a stream holds ends with it
 	std8      []int16 // [dim] deviation of each component
-	step8     []int16 // [rows] step of each row
+	step8     []int16 // [rows] step of each row, as deviations are held against it
 }
 
 // chunkOf returns the stream of a component.

@@ -25,11 +25,15 @@ type Params struct {
 	Own bool
 }
 
-// Append appends the parameters, little-endian: u8 1, u8 own, u8 rope layout, u8 0, f32 fine,
+// paramsVersion is the version of the parameters, and with them of payloads in transform mode.
+// Version 1 had no shifts of lanes and no rows of a scale of their own.
+const paramsVersion = 2
+
+// Append appends the parameters, little-endian: u8 2, u8 own, u8 rope layout, u8 0, f32 fine,
 // i8[16] classes, u32 n, f64[n] frequencies, and tables and transforms where they are the file's own.
 func (p *Params) Append(dst []byte) []byte {
 	le := binary.LittleEndian
-	dst = append(dst, 1, byte(b2u(p.Own)), byte(p.Rope.Layout), 0)
+	dst = append(dst, paramsVersion, byte(b2u(p.Own)), byte(p.Rope.Layout), 0)
 	dst = le.AppendUint32(dst, math.Float32bits(p.Fine))
 	for _, c := range p.Class8 {
 		dst = append(dst, byte(c))
@@ -49,8 +53,8 @@ func (p *Params) Append(dst []byte) []byte {
 // Errors: *CorruptError, quant.ErrVersion.
 func ParseParams(b []byte) (*Params, error) {
 	r := &setReader{b: b}
-	if v := r.uint(1); r.err == nil && v != 1 {
-		return nil, versionf("parameters", v)
+	if v := r.uint(1); r.err == nil && v != paramsVersion {
+		return nil, versionf("parameters", v, paramsVersion)
 	}
 	p := &Params{}
 	own, layout, zero := r.uint(1), r.uint(1), r.uint(1)

@@ -27,6 +27,8 @@ type Segment struct {
 	Chunks int
 	// Step8 is [heads*sides], what a lane adds to its steps.
 	Step8 []int
+
+	up [][]uint8 // [heads*sides], nil or [tokens]: octaves by which the steps of rows are coarser
 }
 
 // Prepared is a segment as components, ready to be quantized at any step.
@@ -35,6 +37,7 @@ type Prepared struct {
 	y     [][]float32 // [lanes][tokens*dim]
 	std8  [][]int16   // [lanes][dim], as the record will say
 	delta [][]uint8   // [lanes][dim], symbols of the side stream
+	shift []int       // [lanes], what all deviations of a lane add, in quarter octaves
 	steps []stepRange // [lanes]
 }
 
@@ -53,6 +56,18 @@ func (p *Prepared) step(i, step8 int) int {
 
 // Rows returns the rows of a lane.
 func (p *Prepared) Rows() int { return len(p.seg.Pos) }
+
+// Energy returns the mean square of the values of lane i about their means, as deviations of its components
+// tell it, in the metric of its transform.
+func (p *Prepared) Energy(i int) float64 {
+	var sum float64
+	for _, s := range p.std8[i] {
+		if s > minStd8 {
+			sum += math.Exp2(float64(s) / 4)
+		}
+	}
+	return sum / float64(len(p.std8[i]))
+}
 
 // Shift adds units to the steps of the lanes, in eighths of an octave and in all: lanes differ by
 // one at most. Which get more turns with at.
@@ -74,14 +89,18 @@ func (p *Prepared) Shift(units, at int) {
 	}
 }
 
+// What the side stream tells of deviations, in quarter octaves.
 const (
-	deltaZero = 7 // the symbol of a deviation that is the one expected; a step is a quarter octave
-	stepZero  = 2048
+	deltaZero   = 7            // the symbol of a deviation that is the one expected
+	deltaEscape = sideSyms - 1 // the symbol of a deviation that is told as it is
+	deltaBits   = 11
+	shiftBits   = 12
+	stepZero    = 2048
 )
 
 // Prepare projects a segment. Its rows become the components, which what is prepared goes on to use.
 //
-// Errors: quant.ErrShape.
+// Errors: quant.ErrShape; *RangeError for rows beyond what steps can code.
 func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 	sides := len(seg.Dims)
 	ts, err := c.layer(seg.Layer, len(seg.Rows)/sides, seg.Dims)
@@ -89,17 +108,26 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		return nil, err
 	}
 	p := &Prepared{seg: seg}
+	seg.up = nil
 	sin, cos := c.turns.angles(seg.Pos)
 	for i, rows := range seg.Rows {
 		t := ts[i]
+		if err := checkRange(i, rowSizes(rows, t.Dim)); err != nil {
+			return nil, err
+		}
 		if sides == 2 && i%2 == 0 {
 			c.Rope.apply(rows, t.Dim, sin, cos, -1)
 		}
 		t.project(rows)
-		p.y = append(p.y, rows)
-		std, delta, most8 := adapt(t, rows)
-		p.std8, p.delta = append(p.std8, std), append(p.delta, delta)
-		p.steps = append(p.steps, c.stepRange(most8))
+		size := rowSizes(rows, t.Dim)
+		if err := checkSmall(i, size); err != nil {
+			return nil, err
+		}
+		up := raise(size)
+		p.y, seg.up = append(p.y, rows), append(seg.up, up)
+		a := adapt(t, rows, size, up)
+		p.std8, p.delta, p.shift = append(p.std8, a.std8), append(p.delta, a.delta), append(p.shift, a.shift)
+		p.steps = append(p.steps, c.stepRange(a.most8))
 	}
 	return p, nil
 }
@@ -114,9 +142,25 @@ func (c *Codec) stepRange(most8 int) stepRange {
 	return stepRange{finest: min(max(most8+finer-8*27, -limit), limit), coarsest: limit}
 }
 
-// adapt returns the deviations of the components of a segment, how they are told, and 8*log2 of what no
-// component is above.
-func adapt(t *Transform, y []float32) (std []int16, delta []uint8, most8 int) {
+// adapted is what a segment tells of the deviations of a lane.
+type adapted struct {
+	std8  []int16
+	delta []uint8 // symbols: std8 against those of the transform and shift
+	shift int
+	most8 int // 8*log2 of what no component is above, the steps of its row taken as those of the others
+}
+
+// adapt finds the deviations of the components of a segment. Rows whose steps are coarser take no part.
+func adapt(t *Transform, y, size []float32, up []uint8) adapted {
+	a := adapted{std8: make([]int16, t.Dim), delta: make([]uint8, t.Dim), most8: -MostStep8}
+	if up != nil {
+		for r, u := range up {
+			if u > 0 {
+				a.most8 = max(a.most8, 8*(octave(size[r])-int(u)))
+			}
+		}
+		y = withoutRaised(y, t.Dim, up)
+	}
 	sum := make([]float64, t.Dim)
 	for r := 0; r < len(y); r += 4 * t.Dim {
 		if len(y)-r >= 4*t.Dim {
@@ -127,20 +171,62 @@ func adapt(t *Transform, y []float32) (std []int16, delta []uint8, most8 int) {
 			sum[i%t.Dim] += float64(float64(v) * float64(v))
 		}
 	}
-	std, delta = make([]int16, t.Dim), make([]uint8, t.Dim)
-	most8 = -MostStep8
+	have := make([]float64, t.Dim) // 8*log2 of the deviation
 	for i, s := range sum {
-		d := -deltaZero
+		have[i] = math.Inf(-1)
 		if s > 0 {
-			most8 = max(most8, int(math.Ceil(4*math.Log2(s))))
-			have := 4 * math.Log2(s/float64(len(y)/t.Dim)) // 8*log2 of the deviation
-			d = int(math.Round((have - float64(t.Std8[i])) / 2))
-			d = min(max(d, -deltaZero), sideSyms-1-deltaZero)
+			a.most8 = max(a.most8, int(math.Ceil(4*math.Log2(s))))
+			have[i] = 4 * math.Log2(s/float64(len(y)/t.Dim))
 		}
-		delta[i] = uint8(d + deltaZero)
-		std[i] = t.Std8[i] + int16(2*d)
 	}
-	return std, delta, most8
+	a.shift = laneShift(t, have)
+	for i, h := range have {
+		d := -deltaZero
+		if !math.IsInf(h, -1) {
+			d = max(int(math.Round((h-float64(t.Std8[i]))/2))-a.shift, -deltaZero)
+		}
+		if d+deltaZero >= deltaEscape {
+			a.delta[i] = deltaEscape
+			a.std8[i] = int16(2 * min(max(math.Round(h/2), -1<<(deltaBits-1)), 1<<(deltaBits-1)-1))
+			continue
+		}
+		a.delta[i] = uint8(d + deltaZero)
+		a.std8[i] = t.Std8[i] + int16(2*(d+a.shift))
+	}
+	return a
+}
+
+// laneShift returns by how many quarter octaves all deviations of a lane are off, 0 where symbols tell
+// them well.
+func laneShift(t *Transform, have []float64) int {
+	off := make([]float64, 0, len(have))
+	beyond := 0
+	for i, h := range have {
+		if math.IsInf(h, -1) || t.Std8[i] == minStd8 {
+			continue
+		}
+		d := (h - float64(t.Std8[i])) / 2
+		if math.Abs(d) > deltaZero {
+			beyond++
+		}
+		off = append(off, d)
+	}
+	if 2*beyond <= len(off) {
+		return 0
+	}
+	slices.Sort(off)
+	return int(min(max(math.Round(off[len(off)/2]), 1-1<<(shiftBits-1)), 1<<(shiftBits-1)-1))
+}
+
+// withoutRaised returns the rows whose steps are those of their class.
+func withoutRaised(y []float32, dim int, up []uint8) []float32 {
+	var kept []float32
+	for r, u := range up {
+		if u == 0 {
+			kept = append(kept, y[r*dim:(r+1)*dim]...)
+		}
+	}
+	return kept
 }
 
 // addSquares adds the squares of four rows to sum, row after row.
@@ -172,6 +258,9 @@ func (p *Params) SetStep(s float64) int {
 }
 
 // lane returns lane i with its steps.
+//
+// Coefficients of a row of coarser steps are still 2^outlierKeep times those of other rows: their classes
+// are those of a finer step.
 func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []float32) {
 	n, sides := len(seg.Pos), len(seg.Dims)
 	l := &lane{rows: n, dim: seg.Dims[i%sides], chunks: max(1, seg.Chunks), std8: std8, step8: make([]int16, n)}
@@ -184,8 +273,20 @@ func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []flo
 		l.step8[t] = int16(step8 + int(c.Class8[k]))
 		steps[t] = class[k]
 	}
+	if seg.up == nil {
+		return l, steps
+	}
+	for t, u := range seg.up[i] {
+		if u > 0 {
+			steps[t] = step(c.Fine, min(int(l.step8[t])+8*int(u), mostRowStep8))
+			l.step8[t] -= 8 * outlierKeep // in its steps the row is so much longer than others
+		}
+	}
 	return l, steps
 }
+
+// mostRowStep8 bounds the steps of rows that are coarser than others: they are finite numbers.
+const mostRowStep8 = 1000
 
 // Effort says how levels are chosen.
 type Effort struct {
@@ -364,9 +465,75 @@ func newSideModels() *sideModels {
 	return m
 }
 
-// The side stream: whether positions count up by one; if not, each gap, in hexadecimal digits from
-// the lowest, a flag before each; for every lane its step and the deviations of its components; for every head the
-// class of every token.
+// number codes v in hexadecimal digits from the lowest, a flag before each.
+func (e *sideEncoder) number(m *sideModel, v uint64) {
+	for ; v > 0; v >>= 4 {
+		e.raw(1, 1)
+		e.put(m, int(v&15))
+	}
+	e.raw(0, 1)
+}
+
+// number reads what number of sideEncoder codes; false for more than a position can be.
+func (d *sideDecoder) number(m *sideModel) (v uint64, ok bool) {
+	for n := 0; d.raw(1) == 1; n += 4 {
+		if n > 40 {
+			return 0, false
+		}
+		v |= uint64(d.get(m)) << n
+	}
+	return v, true
+}
+
+const raiseBits = 8
+
+// raised codes which rows have coarser steps, and by how many octaves.
+func (e *sideEncoder) raised(m *sideModels, up []uint8) {
+	e.raw(b2u(up != nil), 1)
+	if up == nil {
+		return
+	}
+	n := 0
+	for _, u := range up {
+		n += int(b2u(u > 0))
+	}
+	e.number(&m.gap, uint64(n))
+	last := -1
+	for r, u := range up {
+		if u > 0 {
+			e.number(&m.gap, uint64(r-last-1))
+			e.raw(uint32(u), raiseBits)
+			last = r
+		}
+	}
+}
+
+// raised reads what raised of sideEncoder codes.
+func (d *sideDecoder) raised(m *sideModels, rows int) (up []uint8, ok bool) {
+	if d.raw(1) == 0 {
+		return nil, true
+	}
+	n, ok := d.number(&m.gap)
+	if !ok || n < 1 || n > uint64(rows) {
+		return nil, false
+	}
+	up = make([]uint8, rows)
+	at := uint64(0)
+	for range n {
+		gap, ok := d.number(&m.gap)
+		if at += gap; !ok || at >= uint64(rows) {
+			return nil, false
+		}
+		if up[at] = uint8(d.raw(raiseBits)); up[at] == 0 {
+			return nil, false
+		}
+		at++
+	}
+	return up, true
+}
+
+// The side stream: whether positions count up by one; if not, each gap; for every lane its step, the
+// deviations of its components and the rows of coarser steps; for every head the class of every token.
 func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 	var e sideEncoder
 	m := newSideModels()
@@ -380,19 +547,21 @@ func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 		last := seg.First - 1
 		for _, pos := range seg.Pos {
 			v := uint64(pos - last - 1)
-			for ; v > 0; v >>= 4 {
-				e.raw(1, 1)
-				e.put(&m.gap, int(v&15))
-			}
-			e.raw(0, 1)
+			e.number(&m.gap, v)
 			last = pos
 		}
 	}
 	for i := range p.y {
 		e.raw(uint32(p.step(i, step8)+stepZero), 12)
-		for _, d := range p.delta[i] {
-			e.put(&m.delta[i%len(seg.Dims)], int(d))
+		if e.raw(b2u(p.shift[i] != 0), 1); p.shift[i] != 0 {
+			e.raw(uint32(p.shift[i]+1<<(shiftBits-1)), shiftBits)
 		}
+		for j, d := range p.delta[i] {
+			if e.put(&m.delta[i%len(seg.Dims)], int(d)); d == deltaEscape {
+				e.raw(uint32(int(p.std8[i][j])/2+1<<(deltaBits-1)), deltaBits)
+			}
+		}
+		e.raised(m, seg.up[i])
 	}
 	for _, class := range seg.Class {
 		last := uint8(0)
@@ -464,12 +633,9 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 			seg.Pos[t] = seg.First + int64(t)
 			continue
 		}
-		v, n := uint64(0), 0
-		for ; d.raw(1) == 1; n += 4 {
-			if n > 40 {
-				return nil, corrupt("side stream", -1, -1, d.pos, "a gap of more than %d bits", n)
-			}
-			v |= uint64(d.get(&m.gap)) << n
+		v, ok := d.number(&m.gap)
+		if !ok {
+			return nil, corrupt("side stream", -1, -1, d.pos, "a gap of more than 40 bits")
 		}
 		last += 1 + int64(v)
 		if last > quant.MaxTokens {
@@ -478,14 +644,27 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 		seg.Pos[t] = last
 	}
 	std8 := make([][]int16, len(seg.Rows))
-	seg.Step8 = make([]int, len(seg.Rows))
+	seg.Step8, seg.up = make([]int, len(seg.Rows)), make([][]uint8, len(seg.Rows))
 	for i := range seg.Rows {
 		if seg.Step8[i] = int(d.raw(12)) - stepZero; max(seg.Step8[i], -seg.Step8[i]) > MostStep8 {
 			return nil, corrupt("side stream", i/len(seg.Dims), i%len(seg.Dims), d.pos, "a step of 2^(%d/8)", seg.Step8[i])
 		}
+		shift := 0
+		if d.raw(1) == 1 {
+			shift = int(d.raw(shiftBits)) - 1<<(shiftBits-1)
+		}
 		std8[i] = make([]int16, ts[i].Dim)
 		for j := range std8[i] {
-			std8[i][j] = ts[i].Std8[j] + 2*int16(d.get(&m.delta[i%len(seg.Dims)])-deltaZero)
+			sym := d.get(&m.delta[i%len(seg.Dims)])
+			if sym == deltaEscape {
+				std8[i][j] = int16(2 * (int(d.raw(deltaBits)) - 1<<(deltaBits-1)))
+				continue
+			}
+			std8[i][j] = ts[i].Std8[j] + int16(2*(sym-deltaZero+shift))
+		}
+		var ok bool
+		if seg.up[i], ok = d.raised(m, len(seg.Pos)); !ok {
+			return nil, corrupt("side stream", i/len(seg.Dims), i%len(seg.Dims), d.pos, "rows of coarser steps")
 		}
 	}
 	seg.Class = make([][]uint8, len(seg.Rows)/len(seg.Dims))
@@ -505,7 +684,7 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 
 // noise sets out to gain times the expected squared error of each row, as the tables tell it.
 func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
-	known := map[int16]float32{} // by step; a lane has as many as there are classes
+	known := map[int16]float64{} // by step; a lane has as many as there are classes
 	for t := range out {
 		s8 := l.step8[t]
 		sum, ok := known[s8]
@@ -513,12 +692,12 @@ func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
 			sum = c.expected(l, s8)
 			known[s8] = sum
 		}
-		out[t] = gain * steps[t] * steps[t] * sum
+		out[t] = float32(min(float64(gain)*float64(steps[t])*float64(steps[t])*sum, math.MaxFloat32))
 	}
 }
 
 // expected returns the squared error to expect of a row with a step, in squared steps.
-func (c *Codec) expected(l *lane, step8 int16) float32 {
+func (c *Codec) expected(l *lane, step8 int16) float64 {
 	var sum float64
 	for _, s := range l.std8 {
 		scale := int(s) - int(step8)
@@ -530,10 +709,10 @@ func (c *Codec) expected(l *lane, step8 int16) float32 {
 			sum += e
 			continue
 		}
-		dev := float64(step(1, scale)) // the whole of a component that is not stored
-		sum += float64(dev * dev)
+		dev := math.Ldexp(float64(eighths[scale&7]), scale>>3) // the whole of a component that is not stored
+		sum += dev * dev
 	}
-	return float32(sum)
+	return sum
 }
 
 // LaneSizes returns the bytes that each lane of a payload takes, [heads*sides].

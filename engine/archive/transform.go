@@ -19,7 +19,7 @@ import (
 // weigh the same. Without a basis component i is Scale[i] times value Order[i] of the row.
 type Transform struct {
 	Dim   int
-	Mean  []float32 // [dim], multiples of what binary16 holds
+	Mean  []float32 // [dim]
 	Std8  []int16   // [dim], 8*log2 of the deviation of y_i
 	Basis []int8    // [dim, dim], row i times Scale[i] is component i; nil: Scale alone
 	Scale []float32 // [dim]
@@ -35,6 +35,8 @@ type Transform struct {
 	inverse []float32 // [dim, dim], the components
 }
 
+// Bounds of deviations, 8*log2. A component of minStd8 never varied: no step is so fine that it is
+// coded.
 const (
 	minStd8 = -1024
 	maxStd8 = 1024
@@ -102,6 +104,21 @@ func (t *Transform) sort() {
 	}
 }
 
+// Deviation8 returns 8*log2 of the root mean square deviation of a value from its mean, for components that
+// are orthonormal; 0 for rows that never varied.
+func (t *Transform) Deviation8() int {
+	var energy float64
+	for _, s := range t.Std8 {
+		if s > minStd8 {
+			energy += math.Exp2(float64(s) / 4)
+		}
+	}
+	if energy == 0 {
+		return 0
+	}
+	return int(math.Round(4 * math.Log2(energy/float64(t.Dim))))
+}
+
 // inRow returns deviations and scales as the values stand in the row.
 func (t *Transform) inRow() (std8 []int16, scale []float32) {
 	if t.Order == nil {
@@ -136,19 +153,23 @@ func (t *Transform) project(x []float32) {
 
 // restore sets x to the rows that the components y stand for. The sum runs over the components
 // in order, each product rounded, so that every machine gives the same bits; components that are
-// zero change nothing.
+// zero change nothing. The mean comes last: a large one would take digits off every partial sum.
 func (t *Transform) restore(x, y []float32) {
 	d := t.Dim
 	for r := range len(x) / d {
 		row, in := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
-		copy(row, t.Mean)
 		if t.Basis == nil {
 			for i, v := range in {
-				row[t.value(i)] += float32(v * t.Scale[i])
+				j := t.value(i)
+				row[j] = t.Mean[j] + float32(v*t.Scale[i])
 			}
 			continue
 		}
+		clear(row)
 		axpy.Accumulate(row, t.inverse, in)
+		for j, m := range t.Mean[:d] {
+			row[j] += m
+		}
 	}
 }
 
@@ -253,13 +274,17 @@ const (
 // AppendTables appends the tables: u8 1, then what they hold.
 func (s *Set) AppendTables(dst []byte) []byte { return appendTables(append(dst, 1), s.Tables) }
 
-// Append appends the transforms, little-endian: u8 1, u8 sides, u16 heads, u32 layers, then for
-// each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, f16 means, i16 deviations,
-// f32 scales and, with a basis, i8 components. Kinds: 0 values as they stand in the row, 1 a basis, 2
+// setVersion is the version of transforms. In version 1 all means were f16.
+const setVersion = 2
+
+// Append appends the transforms, little-endian: u8 2, u8 sides, u16 heads, u32 layers, then for
+// each layer u32 number and for each transform u32 dim, u8 kind, f32 gain, means, i16 deviations,
+// f32 scales and, with a basis, i8 components. Means are f16 where that holds all of them exactly, else f32,
+// and 128 is added to the kind. Kinds: 0 values as they stand in the row, 1 a basis, 2
 // values in the order of their deviations, which stand as those of kind 0 do.
 func (s *Set) Append(dst []byte) []byte {
 	le := binary.LittleEndian
-	dst = append(dst, 1, byte(s.Sides))
+	dst = append(dst, setVersion, byte(s.Sides))
 	dst = le.AppendUint16(dst, uint16(s.Heads))
 	dst = le.AppendUint32(dst, uint32(len(s.Layers)))
 	for i, n := range s.Layers {
@@ -273,10 +298,15 @@ func (s *Set) Append(dst []byte) []byte {
 			case t.Order != nil:
 				kind = kindSorted
 			}
-			dst = append(dst, kind)
+			wide := slices.ContainsFunc(t.Mean, func(v float32) bool { return quant.F16ToF32(quant.F32ToF16(v)) != v })
+			dst = append(dst, kind+byte(b2u(wide))*kindWide)
 			dst = le.AppendUint32(dst, math.Float32bits(t.Gain))
 			for _, v := range t.Mean {
-				dst = le.AppendUint16(dst, quant.F32ToF16(v))
+				if wide {
+					dst = le.AppendUint32(dst, math.Float32bits(v))
+				} else {
+					dst = le.AppendUint16(dst, quant.F32ToF16(v))
+				}
 			}
 			std8, scale := t.inRow()
 			for _, v := range std8 {
@@ -298,6 +328,7 @@ const (
 	kindPlain  = 0
 	kindBasis  = 1
 	kindSorted = 2
+	kindWide   = 128 // added: means are f32
 )
 
 // setReader takes a set apart. The first fault sticks.
@@ -346,7 +377,7 @@ func (r *setReader) fail(format string, args ...any) {
 func ParseSet(tables, transforms []byte) (*Set, error) {
 	r := &setReader{b: tables}
 	if v := r.uint(1); r.err == nil && v != 1 {
-		return nil, versionf("tables", v)
+		return nil, versionf("tables", v, 1)
 	}
 	if len(tables) != 1+tablesBytes {
 		return nil, corrupt("tables", -1, -1, 0, "%d bytes, want %d", len(tables), 1+tablesBytes)
@@ -364,8 +395,8 @@ func ParseSet(tables, transforms []byte) (*Set, error) {
 
 func parseTransforms(b []byte) (*Set, error) {
 	r := &setReader{b: b}
-	if v := r.uint(1); r.err == nil && v != 1 {
-		return nil, versionf("set", v)
+	if v := r.uint(1); r.err == nil && v != setVersion {
+		return nil, versionf("set", v, setVersion)
 	}
 	s := &Set{Sides: int(r.uint(1)), Heads: int(r.uint(2))}
 	layers := int(r.uint(4))
@@ -403,17 +434,25 @@ func parseTransforms(b []byte) (*Set, error) {
 func (r *setReader) transform() *Transform {
 	t := &Transform{Dim: int(r.uint(4))}
 	kind := r.uint(1)
+	meanBytes := 2
+	if kind&kindWide != 0 {
+		kind, meanBytes = kind&^kindWide, 4
+	}
 	t.Gain = r.float()
 	if r.err == nil && (t.Dim < 1 || t.Dim > maxSetDim || kind > kindSorted || kind == kindBasis && t.Dim > MaxBasisDim || t.Gain < 0) {
 		r.fail("transform of dim %d, kind %d, gain %v", t.Dim, kind, t.Gain)
 	}
-	mean, std := r.take(2*t.Dim), r.take(2*t.Dim)
+	mean, std := r.take(meanBytes*t.Dim), r.take(2*t.Dim)
 	if r.err != nil {
 		return nil
 	}
 	t.Mean, t.Std8 = make([]float32, t.Dim), make([]int16, t.Dim)
 	for i := range t.Dim {
-		t.Mean[i] = quant.F16ToF32(binary.LittleEndian.Uint16(mean[2*i:]))
+		if meanBytes == 4 {
+			t.Mean[i] = math.Float32frombits(binary.LittleEndian.Uint32(mean[4*i:]))
+		} else {
+			t.Mean[i] = quant.F16ToF32(binary.LittleEndian.Uint16(mean[2*i:]))
+		}
 		t.Std8[i] = int16(binary.LittleEndian.Uint16(std[2*i:]))
 		if m := float64(t.Mean[i]); math.IsNaN(m) || math.IsInf(m, 0) || t.Std8[i] < minStd8 || t.Std8[i] > maxStd8 {
 			r.fail("component %d: mean %v, deviation %d", i, m, t.Std8[i])

@@ -4,6 +4,7 @@ package offline
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -121,6 +122,7 @@ func (a *archiver) measureLayer(ctx context.Context, l *layerInput, w [][]float3
 			if stats[h], err = a.calibrate(ctx, &probed, h, nil); err != nil {
 				return err
 			}
+			stats[h].boundOutput()
 		}
 		var hw []float32
 		if w != nil {
@@ -273,15 +275,37 @@ func everyPair[T any](rows []T, size, every int) []T {
 
 // notFinite names the value of rows i of a segment that is NaN or Inf.
 func (a *archiver) notFinite(l *layerInput, i, first, every int, rows []float32) error {
-	t, head := l.k, i
-	if l.hasV {
-		if head = i / 2; i%2 == 1 {
-			t = l.v
-		}
+	r := slices.IndexFunc(rows, func(x float32) bool { return !finiteValues([]float32{x}) }) / l.laneTensor(i).Dim()
+	return fmt.Errorf("kvist/offline: %s: %s holds NaN or Inf (--allow-nonfinite keeps such rows "+
+		"exactly): %w", a.in.src.Name(), l.laneRow(i, first, every, r), quant.ErrRange)
+}
+
+// laneTensor returns the tensor that lane i of a layer's records holds rows of.
+func (l *layerInput) laneTensor(i int) tensor {
+	if l.hasV && i%2 == 1 {
+		return l.v
 	}
-	r := slices.IndexFunc(rows, func(x float32) bool { return !finiteValues([]float32{x}) }) / t.Dim()
-	return fmt.Errorf("kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows "+
-		"exactly): %w", a.in.src.Name(), t.Name(), head, first+2*(r/2*every+every/2)+r%2, quant.ErrRange)
+	return l.k
+}
+
+// laneRow names row r of those that readRows read of lane i from token first on.
+func (l *layerInput) laneRow(i, first, every, r int) string {
+	head := i
+	if l.hasV {
+		head = i / 2
+	}
+	return fmt.Sprintf("%s head %d token %d", l.laneTensor(i).Name(), head, first+2*(r/2*every+every/2)+r%2)
+}
+
+// prepare hands a segment to the codec; rows that it refuses are named.
+func (a *archiver) prepare(l *layerInput, seg *archive.Segment, first, every int) (*archive.Prepared, error) {
+	p, err := a.codec.Prepare(seg)
+	var beyond *archive.RangeError
+	if errors.As(err, &beyond) {
+		return nil, fmt.Errorf("kvist/offline: %s: %s: %w (--lossless keeps any row)", a.in.src.Name(),
+			l.laneRow(beyond.Lane, first, every, beyond.Row), beyond.Err)
+	}
+	return p, err
 }
 
 // rows reads and projects tokens of a layer, two of every 2*every; nil where they are to be kept as
@@ -305,7 +329,7 @@ func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepa
 		}
 		return nil, nil
 	}
-	return a.codec.Prepare(seg)
+	return a.prepare(l, seg, first, every)
 }
 
 func (a *archiver) effort() archive.Effort {

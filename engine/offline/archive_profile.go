@@ -215,8 +215,11 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 // sensitivityStep is the step, in eighths of an octave, of rows whose squared errors cost so much:
 // the best steps make all squared errors cost the same.
 func sensitivityStep(sensitivity, outEnergy float64) float64 {
-	return -4 * math.Log2(max(sensitivity, 1e-30)/max(outEnergy, 1e-30))
+	return -4 * (math.Log2(max(sensitivity, leastCost)) - math.Log2(max(outEnergy, leastCost)))
 }
+
+// leastCost stands for nothing where a logarithm is taken; energies of any float32 lie above it.
+const leastCost = 1e-100
 
 type calibrator struct {
 	captures []*capture.Source
@@ -272,6 +275,10 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		if err := src.ReadRowsF32(t, head, 0, t.Rows(), rows); err != nil {
 			return nil, err
 		}
+		if !finiteValues(rows) {
+			return nil, fmt.Errorf("kvist/offline: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+				t.Name(), head, quant.ErrRange)
+		}
 		if side == 0 {
 			pos := make([]int64, t.Rows())
 			if err := src.ReadPositions(false, 0, pos); err != nil {
@@ -297,6 +304,10 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		for g := range group {
 			if err := src.ReadRowsF32(tq, head*group+g, 0, t.Rows(), rows); err != nil {
 				return nil, err
+			}
+			if !finiteValues(rows) {
+				return nil, fmt.Errorf("kvist/offline: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+					tq.Name(), head*group+g, quant.ErrRange)
 			}
 			q.Add(rows)
 		}

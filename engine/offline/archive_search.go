@@ -246,6 +246,7 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 	if err := a.load(ctx); err != nil {
 		return nil, err
 	}
+	a.balance()
 	l := &a.in.layers[0]
 	b := &budget{archiver: a, lanes: l.heads * (1 + min(1, l.dimV())), near: max(total/2000, 64),
 		total: total - fix.besides(), besidesRecords: fix.besides()}

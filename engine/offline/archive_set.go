@@ -5,6 +5,7 @@ package offline
 import (
 	"context"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
 )
@@ -43,7 +44,8 @@ func (a *archiver) chooseSet(ctx context.Context) error {
 				}
 				v := 0.0
 				switch k := l.number*in.geo.KVHeads + h; {
-				case !l.hasV:
+				case !l.hasV: // errors count against how much the rows of the tensor vary
+					v = float64(ts[j].Deviation8())
 				case a.steps == nil:
 					v = sensitivityStep(sens, st.outEnergy)
 				case side == 0:
@@ -155,3 +157,46 @@ func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transfo
 
 // maxOwnBasis bounds the dim of a basis that is fitted to a file.
 const maxOwnBasis = 1 << 9
+
+// Bounds on how far the step of a lane lies from that of the median lane, both against how much their rows
+// vary, in eighths of an octave. The prices of heads may be wrong, or of another unit than the rows; no
+// price makes a head vanish. Heads of the test model lie within -45 and 26.
+const (
+	mostCoarser = 32
+	mostFiner   = 80
+)
+
+// balance holds the steps of the lanes together, by the deviations that the sample shows.
+func (a *archiver) balance() {
+	type lane struct{ layer, i int }
+	energy, rows := map[lane]float64{}, map[lane]float64{}
+	for _, s := range a.rate.sample {
+		if s.p == nil {
+			continue
+		}
+		for i := range a.laneSteps[s.layer] {
+			k := lane{s.layer, i}
+			energy[k] += s.p.Energy(i) * float64(s.rows)
+			rows[k] += float64(s.rows)
+		}
+	}
+	deviation := func(k lane) float64 { return 4 * math.Log2(energy[k]/rows[k]) }
+	var off []float64
+	for k, e := range energy {
+		if e > 0 {
+			off = append(off, float64(a.laneSteps[k.layer][k.i])-deviation(k))
+		}
+	}
+	if len(off) == 0 {
+		return
+	}
+	slices.Sort(off)
+	middle := off[(len(off)-1)/2]
+	for k, e := range energy {
+		if e > 0 {
+			d := deviation(k) + middle
+			s := &a.laneSteps[k.layer][k.i]
+			*s = int(math.Round(min(max(float64(*s), d-mostFiner), d+mostCoarser)))
+		}
+	}
+}

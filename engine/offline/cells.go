@@ -69,6 +69,7 @@ type segmentRows struct {
 	k, v             quant.Rows // rows that are not finite are zeros
 	kEnergy, vEnergy []float64
 	bad              []bool    // rows of K or V that are not finite
+	apart            []bool    // rows of K or V that stand apart (apartRatio)
 	dev              []float64 // see headOf.deviations
 }
 
@@ -78,7 +79,7 @@ type segmentRows struct {
 func (c *compressor) readSegment(l *layerInput, head, seg, limit int) (*segmentRows, error) {
 	first, n := l.span(seg)
 	r := &segmentRows{first: first, n: max(0, min(n, limit-first))}
-	r.bad = make([]bool, r.n)
+	r.bad, r.apart = make([]bool, r.n), make([]bool, r.n)
 	var err error
 	if r.k, r.kEnergy, err = c.readRows(l, l.k, head, r); err != nil {
 		return nil, err
@@ -118,6 +119,10 @@ func (c *compressor) readRows(l *layerInput, t tensor, head int,
 	}
 	for i := range r.n {
 		energy[i] = energyOf(x.Row(i))
+	}
+	limit := apartLimit(energy)
+	for i := range r.n {
+		r.apart[i] = r.apart[i] || energy[i] >= limit
 		if !l.hasV && energy[i] > 0 {
 			energy[i] = 1
 		}
@@ -188,7 +193,7 @@ func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
 	var sinks, fixed, free []uint16
 	for t := range r.n {
 		switch tok := r.first + t; {
-		case r.bad[t] || (h.l.hasV && tok >= h.l.tokens-c.cfg.Window):
+		case r.bad[t] || r.apart[t] || (h.l.hasV && tok >= h.l.tokens-c.cfg.Window):
 			fixed = append(fixed, uint16(t))
 		case h.l.hasV && tok < c.cfg.Sinks:
 			sinks = append(sinks, uint16(t))

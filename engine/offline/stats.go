@@ -22,6 +22,7 @@ type headStats struct {
 	kCurve, vCurve             *plan.Curve
 	queryEnergy                float64   // mean |q|^2
 	outEnergy                  float64   // mean |attention output|^2
+	vDev                       float64   // mean |v - mean v|^2
 	meanOut                    []float64 // [head_dim_v] of V weighed by the attention it gets
 	ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
 }
@@ -47,6 +48,7 @@ func (c *compressor) survey(ctx context.Context, l *layerInput) ([]part, error) 
 			if stats[h], err = c.calibrate(ctx, l, h, w.past[h]); err != nil {
 				return nil, err
 			}
+			stats[h].boundOutput()
 		}
 		out += stats[h].outEnergy / float64(l.heads)
 	}
@@ -111,6 +113,7 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
 		st.outEnergy += rows.v[t] / n
 		st.kSensitivity += rows.vDev[t] / n
 	}
+	st.vDev = st.kSensitivity
 	st.meanOut = rows.meanValue(w)
 	dim := float64(l.k.Dim())
 	st.kSensitivity *= st.queryEnergy / (dim * dim) / (n * n)
@@ -124,6 +127,16 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
 		return st, err
 	}
 	return st, c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st)
+}
+
+// meanShare bounds the energy of outputs against the variation of V. Where V is a large constant and a little
+// noise, errors of the noise seem to cost nothing, and the noise is what tokens tell apart.
+const meanShare = 16
+
+func (s *headStats) boundOutput() {
+	if s.vDev > 0 {
+		s.outEnergy = min(s.outEnergy, meanShare*s.vDev)
+	}
 }
 
 // lastQueries samples the queries from position past on, which attend to nb blocks. Those that are not
@@ -431,6 +444,11 @@ func (c *compressor) exactSide(up *uploader, t tensor, head, first, n int,
 				clear(row)
 				clear(raw[r*t.RowBytes() : (r+1)*t.RowBytes()])
 			}
+		}
+	}
+	if calm(x) {
+		if err := quant.Encode(raw, exact(t), x, 0); err != nil {
+			return x, err
 		}
 	}
 	span, err := up.upload(raw)
