@@ -222,7 +222,7 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	}
 	if targets == 0 && !f.lossless &&
 		(cfg.Form == offline.FormArchive || !(len(cfg.K) == 1 && len(cfg.V) == 1)) {
-		cfg.Bits = defaultBits
+		cfg.Bits, cfg.Soft = defaultBits, true
 	}
 	if err := cfg.Validate(); err != nil {
 		return cfg, &usageError{err: err}

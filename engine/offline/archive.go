@@ -39,14 +39,12 @@ type archiver struct {
 	rate      rateModel
 	room      sync.Pool // *[]float32: the rows of a segment
 	turns     *archive.Turns
+	started   bool // the first bytes are written
 }
 
-// archiveTo is Compress for the archive form.
-func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights) (*Result, error) {
-	a := &archiver{compressor: c}
-	if c.cfg.Lossless {
-		return a.losslessTo(ctx, w)
-	}
+// lossyTo writes a file of at most total bytes.
+func (a *archiver) lossyTo(ctx context.Context, w io.Writer, weights Weights, total int64) (*Result, error) {
+	c := a.compressor
 	if p := c.cfg.Profile; p != nil && c.in.kv {
 		var err error
 		if a.steps, err = archiveSteps(p); err != nil {
@@ -62,15 +60,6 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 	c.header.QueryEnergy = nil // the row bias of an archive follows from its steps
 	if err := a.chooseSet(ctx); err != nil {
 		return nil, err
-	}
-	total := int64(0)
-	switch cfg := &c.cfg; {
-	case cfg.Bits > 0:
-		total = int64(cfg.Bits * float64(c.in.values()) / 8)
-	case cfg.Bytes > 0:
-		total = cfg.Bytes
-	case cfg.Share > 0:
-		total = int64(cfg.Share * float64(2*c.in.values()))
 	}
 	return a.fitAndWrite(ctx, w, total)
 }
@@ -380,6 +369,7 @@ func (a *archiver) shared() *container.Aux {
 // emit writes the file; records hands over its records.
 func (a *archiver) emit(w io.Writer, fix Sections,
 	records func(emit func(*container.Record) error) error) (*Result, error) {
+	a.started = true
 	out, err := container.NewWriter(w, a.header)
 	if err != nil {
 		return nil, err

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/quant"
@@ -34,6 +33,8 @@ type budget struct {
 	// the rest.
 	spent, foreseen, rest float64
 	exactLeft             int64 // bytes of records to come that steps do not change
+
+	fixedSteps bool // the step of the file is that of all records
 }
 
 func (b *budget) whole() bool { return len(b.all) <= batchRecords }
@@ -62,23 +63,39 @@ func (b *budget) besides(c *coded) float64 {
 	return recordSize + (deltaBits*values+classBits*float64(n*l.heads)+sinkStep/8*values*float64(sinks))/8
 }
 
-// tooSmall says what the least possible is: records at the coarsest steps.
-func (b *budget) tooSmall(ctx context.Context) error {
+// coarsest takes the coarsest steps for all records. It is the last resort of a search that found nothing.
+//
+// Errors: *BudgetError where that is too much.
+func (b *budget) coarsest(ctx context.Context) error {
 	b.setStep(mostStep)
-	var least atomic.Int64
+	sizes := make([]int64, len(b.all))
 	err := eachIndex(ctx, len(b.all), func(i int) error {
-		c := *b.all[i]
+		c := b.all[i]
 		c.units = 0
-		err := b.encode(&c, i)
-		least.Add(c.bytes)
+		err := b.encode(c, i)
+		sizes[i] = c.bytes
+		if !b.whole() {
+			c.rec = nil
+		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	return fmt.Errorf("kvist/offline: %d bytes for %s as an archive cannot be met: the least possible is %d (%.3f bits/value): %w",
-		b.total+b.besidesRecords, b.in.src.Name(), least.Load()+b.besidesRecords,
-		quant.BitsPerValue(least.Load()+b.besidesRecords, b.in.values()), quant.ErrBudget)
+	fix, err := b.fixed() // with that step in it
+	if err != nil {
+		return err
+	}
+	want, least := b.total+b.besidesRecords, fix.besides()
+	for _, n := range sizes {
+		least += n
+	}
+	if least > want {
+		return b.overBudget("as an archive", want, least)
+	}
+	b.besidesRecords, b.total, b.left = fix.besides(), want-fix.besides(), want-fix.besides()
+	b.fixedSteps = true
+	return nil
 }
 
 // start finds the step of the file; a file of one batch is encoded whole.
@@ -89,7 +106,7 @@ func (b *budget) start(ctx context.Context) error {
 		return nil
 	}
 	if b.left <= 0 {
-		return b.tooSmall(ctx)
+		return b.coarsest(ctx)
 	}
 	if !b.whole() {
 		if err := b.findExact(ctx); err != nil {
@@ -115,7 +132,7 @@ func (b *budget) start(ctx context.Context) error {
 		return b.fitWhole(ctx, s)
 	}
 	if b.rate.bits > 1.5*bits {
-		return b.tooSmall(ctx)
+		return b.coarsest(ctx)
 	}
 	for _, c := range b.all {
 		if !c.exact {
@@ -197,7 +214,7 @@ func (b *budget) fitWhole(ctx context.Context, s float64) error {
 			high = min(high, s)
 		}
 		if low >= mostStep {
-			return b.tooSmall(ctx)
+			return b.coarsest(ctx)
 		}
 		if high <= -mostStep || high-low < 1e-2 || try >= 6 && fits.recs != nil && float64(fits.bytes) > 0.99*float64(b.left) {
 			break
@@ -298,8 +315,12 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 			break
 		}
 	}
+	if best.recs == nil && b.whole() {
+		return b.coarsest(ctx)
+	}
 	if best.recs == nil {
-		return b.tooSmall(ctx)
+		return fmt.Errorf("kvist/offline: %d bytes for %s: the records at the end need %d more: %w",
+			b.total+b.besidesRecords, b.in.src.Name(), bytesOf(recs)-b.left, quant.ErrBudget)
 	}
 	b.putBack(recs, best)
 	return nil
@@ -310,10 +331,16 @@ func (b *budget) run(ctx context.Context, emit func(*container.Record) error) er
 	for at := 0; at < len(b.all); at += batchRecords {
 		recs := b.all[at:min(at+batchRecords, len(b.all))]
 		b.say.say("encoding", int64(at), int64(len(b.all)))
-		if !b.whole() {
-			if err := b.batch(ctx, recs, at); err != nil {
-				return err
-			}
+		var err error
+		switch {
+		case b.whole(): // encoded
+		case b.fixedSteps:
+			err = b.encodeAll(ctx, recs, at)
+		default:
+			err = b.batch(ctx, recs, at)
+		}
+		if err != nil {
+			return err
 		}
 		for _, c := range recs {
 			if err := emit(c.rec); err != nil {

@@ -75,8 +75,12 @@ type Config struct {
 	// Chunks cuts the lanes of an archive into as many streams, 1 to 16, so that Truncate can drop
 	// some. Each costs some 40 bytes a head and segment. Default 1.
 	Chunks int
-	// Lossless keeps every row of an archive bit by bit. It takes no target.
+	// Lossless keeps every row of an archive bit by bit. It takes no target. An archive whose target is
+	// enough for that is made so without it.
 	Lossless bool
+	// Soft takes the target as a wish. Where a file cannot be so small, as that of a few tokens, the
+	// smallest plan is taken in hot form, and every bit is kept in an archive. Not part of String.
+	Soft bool
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
 }

@@ -4,7 +4,7 @@ package offline
 
 import (
 	"context"
-	"fmt"
+	"errors"
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/plan"
@@ -13,18 +13,18 @@ import (
 
 // choose finds the plan for the target.
 func (c *compressor) choose(ctx context.Context) (choice *plan.VariedPlan, measured float64, err error) {
-	most := c.in.values() * 4
-	switch {
-	case c.cfg.Bits > 0:
-		return c.fit(int64(c.cfg.Bits * float64(c.in.values()) / 8))
-	case c.cfg.Bytes > 0:
-		return c.fit(c.cfg.Bytes)
-	case c.cfg.Share > 0:
-		return c.fit(int64(c.cfg.Share * float64(2*c.in.values())))
-	case c.cfg.MaxError > 0:
+	if c.cfg.MaxError > 0 {
 		return c.fitError(ctx)
 	}
-	return c.fit(most + 1<<40) // fixed codings
+	if total := c.targetBytes(); total > 0 {
+		choice, measured, err = c.fit(total)
+		var over *BudgetError
+		if errors.As(err, &over) && c.cfg.Soft {
+			return c.fit(over.Least)
+		}
+		return choice, measured, err
+	}
+	return c.fit(c.in.values()*4 + 1<<40) // fixed codings
 }
 
 // fit finds the plan whose whole file comes closest to total bytes from below. What tables and
@@ -36,14 +36,7 @@ func (c *compressor) fit(total int64) (*plan.VariedPlan, float64, error) {
 		return nil, 0, err
 	}
 	if least > total {
-		return nil, 0, fmt.Errorf(
-			"kvist/offline: %d bytes for %s: the least possible with these codings is %d (%.3f bits/value): %w",
-			total,
-			c.in.src.Name(),
-			least,
-			quant.BitsPerValue(least, c.in.values()),
-			quant.ErrBudget,
-		)
+		return nil, 0, c.overBudget("with these codings", total, least)
 	}
 	var best *plan.VariedPlan
 	var bestBytes int64 = -1

@@ -245,7 +245,7 @@ func TestCompress_KVOfAnyUnit(t *testing.T) {
 	const dim, dt = 32, quant.Float32
 	ks := []odd{{0, 1, 0}, {0, 30, 0}, {0, 1e3, 0}, {0, 1e8, 0}}
 	vs := []odd{{0, 1, 0}, {-100, 1, 0}, {100, 1, 0}, {0, 30, 0}, {0, 1e3, 0}, {0, 1e8, 0}, {-60, 1e4, 0}}
-	for _, form := range []string{"archive", "hot"} {
+	for _, form := range []string{"hot", "archive"} {
 		if form == "archive" {
 			vs = append(vs, odd{0, 1, 100}, odd{0, 1, 1e6}, odd{30, 1e5, 0})
 			ks = append(ks, odd{0, 1, 100}, odd{0, 1, 1e6})
