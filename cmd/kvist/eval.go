@@ -28,6 +28,9 @@ const defaultMethods = "f16 ggml-q8_0 ggml-q4_0 kivi4 kivi2 tqmse4 tqmse3 tqmse2
 // standardMethods asks for all methods of the quality table.
 const standardMethods = "standard"
 
+// resultFiles are the ends of the names of the files in --results.
+var resultFiles = []string{".md", ".json", ".svg"}
+
 // standardQuestions is how many questions --standard asks.
 const standardQuestions = 96
 
@@ -182,6 +185,9 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		return p.err
 	}
 	if len(f.from) > 0 {
+		if err := a.checkOutputs(f.from, f.outputs()...); err != nil {
+			return err
+		}
 		res, err := a.readResults(ctx, f.from[0])
 		if err != nil {
 			return err
@@ -195,12 +201,15 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 				return fmt.Errorf("--from %s: %w", name, err)
 			}
 		}
-		return a.evalOutput(res, f)
+		return a.evalOutput(ctx, res, f)
 	}
 	f.fill()
 	methods, err := chooseMethods(f.methods)
 	if err != nil {
 		return &usageError{err: err}
+	}
+	if err := a.checkOutputs(evalInputs(args, methods), f.outputs()...); err != nil {
+		return err
 	}
 	m, err := f.model.open(args[0])
 	if err != nil {
@@ -226,7 +235,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	res.Command = f.command(args)
 	if f.needles > 0 {
 		// The questions take as long again: what is measured already is not to be lost.
-		if err := a.saveResults(res, f); err != nil {
+		if err := a.saveResults(ctx, res, f); err != nil {
 			return err
 		}
 		q, err := quality.NewRetrieval(m.Tokenizer(), bodies, f.needles, f.context, retrievalSeed)
@@ -242,7 +251,29 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		}
 	}
 	clear()
-	return a.evalOutput(res, f)
+	return a.evalOutput(ctx, res, f)
+}
+
+// outputs are the files that are written.
+func (f *evalFlags) outputs() []destination {
+	out := []destination{{"--plot", f.plot, f.force}, {"--html", f.html, f.force}}
+	if _, err := os.Stat(f.results); err == nil { // not "", nor a folder that is still to be made
+		for _, ext := range resultFiles {
+			out = append(out, destination{"--results", filepath.Join(f.results, f.name+ext), true})
+		}
+	}
+	return out
+}
+
+// evalInputs are the files that are read: the model, the texts, and the profiles of methods.
+func evalInputs(args []string, methods []quality.Method) []string {
+	all := append([]string{modelInput(args[0])}, args[1:]...)
+	for _, m := range methods {
+		if k, ok := m.(quality.Kvist); ok {
+			all = append(all, k.Path)
+		}
+	}
+	return all
 }
 
 // readResults reads what --json or --results wrote.
@@ -343,22 +374,20 @@ func machineClass() (string, error) {
 }
 
 // saveResults writes the files of --results, in the place of those that are there.
-func (a *app) saveResults(res *quality.Results, f *evalFlags) error {
+func (a *app) saveResults(ctx context.Context, res *quality.Results, f *evalFlags) error {
 	if f.results == "" {
 		return nil
 	}
 	if err := os.MkdirAll(f.results, 0o777); err != nil {
 		return err
 	}
-	for _, x := range []struct {
-		ext   string
-		write func(io.Writer) error
-	}{
-		{".md", res.Markdown},
-		{".json", func(w io.Writer) error { return printJSON(w, res) }},
-		{".svg", func(w io.Writer) error { return plotKL(w, res) }},
+	for i, write := range []func(io.Writer) error{
+		res.Markdown,
+		func(w io.Writer) error { return printJSON(w, res) },
+		func(w io.Writer) error { return plotKL(w, res) },
 	} {
-		if err := a.writeFile(filepath.Join(f.results, f.name+x.ext), true, x.write); err != nil {
+		name := filepath.Join(f.results, f.name+resultFiles[i])
+		if err := a.writeFile(ctx, name, true, write); err != nil {
 			return err
 		}
 	}
@@ -366,8 +395,8 @@ func (a *app) saveResults(res *quality.Results, f *evalFlags) error {
 }
 
 // evalOutput prints the results and writes the files asked for.
-func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
-	if err := a.saveResults(res, f); err != nil {
+func (a *app) evalOutput(ctx context.Context, res *quality.Results, f *evalFlags) error {
+	if err := a.saveResults(ctx, res, f); err != nil {
 		return err
 	}
 	toStdout := false
@@ -380,7 +409,7 @@ func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
 		}
 		toStdout = toStdout || x.name == stdStream
 		write := func(w io.Writer) error { return x.write(w, res) }
-		if err := a.writeFile(x.name, f.force, write); err != nil {
+		if err := a.writeFile(ctx, x.name, f.force, write); err != nil {
 			return err
 		}
 	}
@@ -394,8 +423,9 @@ func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
 	return printEval(w, res)
 }
 
-func (a *app) writeFile(name string, force bool, write func(io.Writer) error) (err error) {
-	out, err := a.create(name, force)
+func (a *app) writeFile(ctx context.Context, name string, force bool,
+	write func(io.Writer) error) (err error) {
+	out, err := a.create(ctx, name, force)
 	if err != nil {
 		return err
 	}
