@@ -28,9 +28,6 @@ const defaultMethods = "f16 ggml-q8_0 ggml-q4_0 kivi4 kivi2 tqmse4 tqmse3 tqmse2
 // standardMethods asks for all methods of the quality table.
 const standardMethods = "standard"
 
-// resultFiles are the ends of the names of the files in --results.
-var resultFiles = []string{".md", ".json", ".svg"}
-
 // standardQuestions is how many questions --standard asks.
 const standardQuestions = 96
 
@@ -252,28 +249,6 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	}
 	clear()
 	return a.evalOutput(ctx, res, f)
-}
-
-// outputs are the files that are written.
-func (f *evalFlags) outputs() []destination {
-	out := []destination{{"--plot", f.plot, f.force}, {"--html", f.html, f.force}}
-	if _, err := os.Stat(f.results); err == nil { // not "", nor a folder that is still to be made
-		for _, ext := range resultFiles {
-			out = append(out, destination{"--results", filepath.Join(f.results, f.name+ext), true})
-		}
-	}
-	return out
-}
-
-// evalInputs are the files that are read: the model, the texts, and the profiles of methods.
-func evalInputs(args []string, methods []quality.Method) []string {
-	all := append([]string{modelInput(args[0])}, args[1:]...)
-	for _, m := range methods {
-		if k, ok := m.(quality.Kvist); ok {
-			all = append(all, k.Path)
-		}
-	}
-	return all
 }
 
 // readResults reads what --json or --results wrote.

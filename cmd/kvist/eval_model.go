@@ -6,12 +6,15 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -108,4 +111,29 @@ func parseLayers(s string, layers int) ([]int, error) {
 		out = append(out, n)
 	}
 	return out, nil
+}
+
+// resultFiles are the ends of the names of the files in --results.
+var resultFiles = []string{".md", ".json", ".svg"}
+
+// outputs are the files that are written.
+func (f *evalFlags) outputs() []destination {
+	out := []destination{{"--plot", f.plot, f.force}, {"--html", f.html, f.force}}
+	if _, err := os.Stat(f.results); err == nil { // not "", nor a folder that is still to be made
+		for _, ext := range resultFiles {
+			out = append(out, destination{"--results", filepath.Join(f.results, f.name+ext), true})
+		}
+	}
+	return out
+}
+
+// evalInputs are the files that are read: the model, the texts, and the profiles of methods.
+func evalInputs(args []string, methods []quality.Method) []string {
+	all := append([]string{modelInput(args[0])}, args[1:]...)
+	for _, m := range methods {
+		if k, ok := m.(quality.Kvist); ok {
+			all = append(all, k.Path)
+		}
+	}
+	return all
 }

@@ -172,7 +172,7 @@ func TestSignals(t *testing.T) {
 	}
 }
 
-// A signal that the process was started to ignore is ignored.
+// A SIGHUP that the process was started to ignore, as under nohup, is ignored.
 func TestSignals_Ignored(t *testing.T) {
 	kvist := program(t)
 	if _, err := exec.LookPath("sh"); err != nil {

@@ -39,18 +39,14 @@ func interruptStatus(ctx context.Context) int {
 }
 
 // untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. A second SIGINT
-// or SIGTERM calls exit at once, and so does work that does not wind down. A signal that the
-// process was started to ignore, such as SIGHUP under nohup, stays ignored.
+// or SIGTERM calls exit at once, and so does work that does not wind down. A SIGHUP that the process
+// was started to ignore, as under nohup, stays ignored. A SIGINT does not: shells have every process
+// ignore it that a script starts in the background, and whoever sends it to one means it.
 func untilSignal(parent context.Context, exit func(int)) (context.Context, func()) {
 	ctx, cancel := context.WithCancelCause(parent)
-	var watched []os.Signal
-	for _, s := range []os.Signal{os.Interrupt, syscall.SIGTERM, syscall.SIGHUP} {
-		if !signal.Ignored(s) {
-			watched = append(watched, s)
-		}
-	}
-	if len(watched) == 0 { // Notify would take none for all
-		return ctx, func() { cancel(nil) }
+	watched := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		watched = append(watched, syscall.SIGHUP)
 	}
 	got, done := make(chan os.Signal, 4), make(chan struct{})
 	signal.Notify(got, watched...)

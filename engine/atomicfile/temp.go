@@ -50,7 +50,12 @@ func openTemp(dir string, perm fs.FileMode) (*os.File, string, error) {
 			continue
 		}
 		if err != nil {
-			return nil, "", err
+			// A name that nobody asked for would only puzzle.
+			var at *fs.PathError
+			if errors.As(err, &at) {
+				err = at.Err
+			}
+			return nil, "", fmt.Errorf("no file can be made in %s: %w", folder(dir), err)
 		}
 		// Another process may have found the file before the lock was taken. It removes the file
 		// then.

@@ -271,6 +271,17 @@ func TestNotRegular(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
+// A folder that cannot be written to is told when the file is made, without our temporary name.
+func TestCreate_NotWritable(t *testing.T) {
+	dir := "/proc/self"
+	if _, err := os.Stat(dir); err != nil {
+		t.Skip("no folder that nobody can write to")
+	}
+	_, err := atomicfile.Create(dir+"/out", false)
+	require.Error(t, err)
+	require.NotContains(t, err.Error(), ".tmp")
+}
+
 // Many processes that write to one folder at once do not sweep each other's files.
 func TestSweep_Concurrent(t *testing.T) {
 	dir := t.TempDir()
