@@ -52,5 +52,5 @@ func TestCapture_Cancelled(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	f := create(5, cancel)
 	require.ErrorIs(t, model.Capture(ctx, f, tokens, o), context.Canceled)
-	require.Greater(t, f.n, all.n, "it wrote as much as without the cancellation")
+	require.Less(t, 5-f.n, -1-all.n, "it wrote as much as without the cancellation")
 }
