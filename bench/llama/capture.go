@@ -3,6 +3,7 @@
 package llama
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -37,13 +38,23 @@ type CaptureOptions struct {
 	Force bool
 }
 
-// WriteCapture runs the model over tokens and writes the K, V and queries of chosen layers as a
-// kv-capture/1 file, which appears whole or not at all. K has RoPE applied in half-split layout.
-// tokens and surprisal (-log p of each token given those before it, in nats; 0 for the first)
-// are stored too. Memory is bounded by the chunk and the float32 cache of the tokens.
+// Capture runs the model over tokens and writes the K, V and queries of chosen layers to w as a
+// kv-capture/1 file. K has RoPE applied in half-split layout. tokens and surprisal (-log p of each
+// token given those before it, in nats; 0 for the first) are stored too. Memory is bounded by the
+// chunk and the float32 cache of the tokens. ctx is looked at between layers.
 //
 // Errors: those of Forward; ErrShape for options that do not fit; ErrUnsupported for an element
-// type captures do not have; fs.ErrExist; those of the file system.
+// type captures do not have; those of w and of ctx.
+func (m *Model) Capture(ctx context.Context, w io.WriterAt, tokens []int32, o CaptureOptions) error {
+	if err := m.checkCapture(len(tokens), &o); err != nil {
+		return err
+	}
+	return m.capture(ctx, w, tokens, o)
+}
+
+// WriteCapture is Capture to the file called path, which appears whole or not at all.
+//
+// Errors: those of Capture; fs.ErrExist; those of the file system.
 func (m *Model) WriteCapture(path string, tokens []int32, o CaptureOptions) (err error) {
 	if err := m.checkCapture(len(tokens), &o); err != nil {
 		return err
@@ -53,7 +64,7 @@ func (m *Model) WriteCapture(path string, tokens []int32, o CaptureOptions) (err
 		return err
 	}
 	defer func() { err = errors.Join(err, f.Abort()) }()
-	if err := m.capture(f, tokens, o); err != nil {
+	if err := m.capture(context.Background(), f, tokens, o); err != nil {
 		return err
 	}
 	return f.Commit()
@@ -92,6 +103,7 @@ func (m *Model) checkCapture(n int, o *CaptureOptions) error {
 
 // capturer writes what passes by the observer.
 type capturer struct {
+	ctx     context.Context
 	m       *Model
 	o       CaptureOptions
 	w       *capture.Writer
@@ -100,8 +112,8 @@ type capturer struct {
 	raw     []byte
 }
 
-func (m *Model) capture(w io.WriterAt, tokens []int32, o CaptureOptions) error {
-	c := &capturer{m: m, o: o, context: len(tokens) - o.Next, wanted: map[int]bool{}}
+func (m *Model) capture(ctx context.Context, w io.WriterAt, tokens []int32, o CaptureOptions) error {
+	c := &capturer{ctx: ctx, m: m, o: o, context: len(tokens) - o.Next, wanted: map[int]bool{}}
 	for _, l := range o.Layers {
 		c.wanted[l] = true
 	}
@@ -117,6 +129,9 @@ func (m *Model) capture(w io.WriterAt, tokens []int32, o CaptureOptions) error {
 	surprisal := make([]float32, len(tokens))
 	fo := ForwardOptions{Observer: c.observe, Chunk: o.Chunk, Logits: LogitsRange, To: len(tokens) - 1,
 		OnLogits: func(i int, logits []float32) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
 			surprisal[i+1] = float32(Surprisal(logits, tokens[i+1]))
 			return nil
 		}}
@@ -185,8 +200,8 @@ func (c *capturer) parts(n int) []capturePart {
 
 // observe is the Observer of the pass.
 func (c *capturer) observe(layer, pos, n int, q, k, v []float32) error {
-	if !c.wanted[layer] {
-		return nil
+	if err := c.ctx.Err(); err != nil || !c.wanted[layer] {
+		return err
 	}
 	g := c.m.Geometry()
 	for _, p := range c.parts(c.context + c.o.Next) {

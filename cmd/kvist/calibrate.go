@@ -90,6 +90,14 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if err := f.backend.check(); err != nil {
 		return err
 	}
+	if f.out == stdStream {
+		return usagef("-o -: a profile is a file")
+	}
+	inputs := append(append([]string{modelInput(f.runs)}, names...), f.texts...)
+	// A profile that is there is refined: it is replaced with or without --force.
+	if err := a.checkOutputs(inputs, destination{"-o", f.out, true}); err != nil {
+		return err
+	}
 	var old *profile.Profile
 	if !f.force {
 		old, err = profile.Open(f.out, profile.Limits{})

@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
-	"os"
 
 	"github.com/spf13/cobra"
 
@@ -89,14 +88,14 @@ func (f *captureFlags) check() (quant.DType, error) {
 	return dt, f.model.check()
 }
 
-func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) error {
+func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) (err error) {
 	dt, err := f.check()
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(f.out); err == nil && f.out != stdStream && !f.force {
-		// Before the model runs, not after.
-		return fmt.Errorf("%s exists (--force replaces it): %w", f.out, fs.ErrExist)
+	inputs := []string{modelInput(model), text}
+	if err := a.checkOutputs(inputs, destination{"-o", f.out, f.force}); err != nil {
+		return err
 	}
 	body, err := a.readText(ctx, text)
 	if err != nil {
@@ -120,34 +119,27 @@ func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) 
 			quant.ErrShape)
 	}
 	o := llama.CaptureOptions{Next: f.next, Layers: layers, DType: dt, OWeight: f.oWeight,
-		NoQ:   f.noQ,
-		Force: f.force}
-	sum := &capturedJSON{Model: m.Name, Text: text, Output: f.out, Tokens: f.context, Next: f.next,
+		NoQ: f.noQ}
+	sum := &capturedJSON{Model: m.Name, Text: text, Tokens: f.context, Next: f.next,
 		Layers: layers, DType: f.dtype, Heads: m.Heads, KVHeads: m.KVHeads, HeadDim: m.HeadDim}
 	if layers == nil {
 		for l := range m.Layers {
 			sum.Layers = append(sum.Layers, l)
 		}
 	}
-	write := func(path string) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		if err := m.WriteCapture(path, tokens[:f.context+f.next], o); err != nil {
-			return err
-		}
-		st, err := os.Stat(path)
-		if err == nil {
-			sum.Bytes = st.Size()
-		}
+	out, err := a.create(ctx, f.out, f.force)
+	if err != nil {
 		return err
 	}
-	if f.out == stdStream {
-		sum.Output = "standard output"
-		err = a.spoolPath(write)
-	} else {
-		err = write(f.out)
+	sum.Output = out.name
+	err = m.Capture(ctx, out, tokens[:f.context+f.next], o)
+	if err == nil {
+		var st fs.FileInfo
+		if st, err = out.Stat(); err == nil {
+			sum.Bytes = st.Size()
+		}
 	}
+	out.finish(&err)
 	if err != nil {
 		return err
 	}

@@ -336,6 +336,10 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	if name == stdStream && f.weights == stdStream {
 		return usagef("the capture and --weights cannot both be standard input")
 	}
+	inputs := []string{name, f.weights, f.profile}
+	if err := a.checkOutputs(inputs, destination{"-o", f.out, f.force}); err != nil {
+		return err
+	}
 	src, in, weights, err := a.openSource(ctx, name, cfg.Profile)
 	if err != nil {
 		return err
@@ -356,7 +360,7 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 		defer closing(file, &err)
 		weights = w
 	}
-	out, err := a.create(f.out, f.force)
+	out, err := a.create(ctx, f.out, f.force)
 	if err != nil {
 		return err
 	}

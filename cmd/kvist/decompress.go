@@ -64,6 +64,10 @@ type decompressJSON struct {
 }
 
 func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (err error) {
+	inputs := append([]string{name}, f.profiles...)
+	if err := a.checkOutputs(inputs, destination{"-o", f.out, f.force}); err != nil {
+		return err
+	}
 	in, err := a.openInput(ctx, name)
 	if err != nil {
 		return err
@@ -80,7 +84,7 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 	if err != nil {
 		return err
 	}
-	out, err := a.create(f.out, f.force)
+	out, err := a.create(ctx, f.out, f.force)
 	if err != nil {
 		return err
 	}

@@ -24,9 +24,10 @@
 //
 // One line on standard error, "kvist: ...". Exit status: 0 done; 1 failed (a missing file, a full
 // disk, a budget that cannot be met); 2 wrong usage; 3 the input is damaged, or not a file that
-// this build reads.
+// this build reads; 130 interrupted; 143 ended by SIGTERM or SIGHUP.
 //
 // # Concurrency
 //
-// One verb a process. An interrupt cancels the work and removes temporary files.
+// One verb a process. A signal cancels the work, and nothing is left of an output that is not complete;
+// a second one ends the process at once.
 package main

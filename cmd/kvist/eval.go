@@ -182,6 +182,9 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		return p.err
 	}
 	if len(f.from) > 0 {
+		if err := a.checkOutputs(f.from, f.outputs()...); err != nil {
+			return err
+		}
 		res, err := a.readResults(ctx, f.from[0])
 		if err != nil {
 			return err
@@ -195,12 +198,15 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 				return fmt.Errorf("--from %s: %w", name, err)
 			}
 		}
-		return a.evalOutput(res, f)
+		return a.evalOutput(ctx, res, f)
 	}
 	f.fill()
 	methods, err := chooseMethods(f.methods)
 	if err != nil {
 		return &usageError{err: err}
+	}
+	if err := a.checkOutputs(evalInputs(args, methods), f.outputs()...); err != nil {
+		return err
 	}
 	m, err := f.model.open(args[0])
 	if err != nil {
@@ -226,7 +232,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	res.Command = f.command(args)
 	if f.needles > 0 {
 		// The questions take as long again: what is measured already is not to be lost.
-		if err := a.saveResults(res, f); err != nil {
+		if err := a.saveResults(ctx, res, f); err != nil {
 			return err
 		}
 		q, err := quality.NewRetrieval(m.Tokenizer(), bodies, f.needles, f.context, retrievalSeed)
@@ -242,7 +248,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		}
 	}
 	clear()
-	return a.evalOutput(res, f)
+	return a.evalOutput(ctx, res, f)
 }
 
 // readResults reads what --json or --results wrote.
@@ -343,22 +349,20 @@ func machineClass() (string, error) {
 }
 
 // saveResults writes the files of --results, in the place of those that are there.
-func (a *app) saveResults(res *quality.Results, f *evalFlags) error {
+func (a *app) saveResults(ctx context.Context, res *quality.Results, f *evalFlags) error {
 	if f.results == "" {
 		return nil
 	}
 	if err := os.MkdirAll(f.results, 0o777); err != nil {
 		return err
 	}
-	for _, x := range []struct {
-		ext   string
-		write func(io.Writer) error
-	}{
-		{".md", res.Markdown},
-		{".json", func(w io.Writer) error { return printJSON(w, res) }},
-		{".svg", func(w io.Writer) error { return plotKL(w, res) }},
+	for i, write := range []func(io.Writer) error{
+		res.Markdown,
+		func(w io.Writer) error { return printJSON(w, res) },
+		func(w io.Writer) error { return plotKL(w, res) },
 	} {
-		if err := a.writeFile(filepath.Join(f.results, f.name+x.ext), true, x.write); err != nil {
+		name := filepath.Join(f.results, f.name+resultFiles[i])
+		if err := a.writeFile(ctx, name, true, write); err != nil {
 			return err
 		}
 	}
@@ -366,8 +370,8 @@ func (a *app) saveResults(res *quality.Results, f *evalFlags) error {
 }
 
 // evalOutput prints the results and writes the files asked for.
-func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
-	if err := a.saveResults(res, f); err != nil {
+func (a *app) evalOutput(ctx context.Context, res *quality.Results, f *evalFlags) error {
+	if err := a.saveResults(ctx, res, f); err != nil {
 		return err
 	}
 	toStdout := false
@@ -380,7 +384,7 @@ func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
 		}
 		toStdout = toStdout || x.name == stdStream
 		write := func(w io.Writer) error { return x.write(w, res) }
-		if err := a.writeFile(x.name, f.force, write); err != nil {
+		if err := a.writeFile(ctx, x.name, f.force, write); err != nil {
 			return err
 		}
 	}
@@ -394,8 +398,9 @@ func (a *app) evalOutput(res *quality.Results, f *evalFlags) error {
 	return printEval(w, res)
 }
 
-func (a *app) writeFile(name string, force bool, write func(io.Writer) error) (err error) {
-	out, err := a.create(name, force)
+func (a *app) writeFile(ctx context.Context, name string, force bool,
+	write func(io.Writer) error) (err error) {
+	out, err := a.create(ctx, name, force)
 	if err != nil {
 		return err
 	}

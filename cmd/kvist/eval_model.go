@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -36,16 +38,37 @@ func (f *modelFlags) check() error {
 	return nil
 }
 
+// modelPath is the file that name stands for: itself, or that of smollm2.
+func modelPath(name string) (string, error) {
+	if name == smolLM2 {
+		return llama.FindModel()
+	}
+	return name, nil
+}
+
+// modelInput is modelPath for checkOutputs: "" where there is no such file, which open tells.
+func modelInput(name string) string {
+	path, err := modelPath(name)
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
 // open loads the model called name: a GGUF file, or smollm2.
 func (f *modelFlags) open(name string) (*llama.Model, error) {
-	if name == smolLM2 {
-		path, err := llama.FindModel()
-		if err != nil {
-			return nil, err
-		}
-		name = path
+	path, err := modelPath(name)
+	if err != nil {
+		return nil, err
 	}
-	return llama.Open(name, llama.Options{Workers: f.threads})
+	file, _, err := openPlain(path) // not a FIFO, which would wait for its other end
+	if err != nil {
+		return nil, err
+	}
+	if err := file.Close(); err != nil {
+		return nil, err
+	}
+	return llama.Open(path, llama.Options{Workers: f.threads})
 }
 
 // maxText bounds a text file: a model's context is some hundred thousand tokens.
@@ -90,25 +113,27 @@ func parseLayers(s string, layers int) ([]int, error) {
 	return out, nil
 }
 
-// spoolPath runs write with the path of a file that does not exist yet, and copies what it wrote
-// to standard output.
-func (a *app) spoolPath(write func(path string) error) error {
-	dir, err := os.MkdirTemp("", "kvist-*.tmp")
-	if err != nil {
-		return err
+// resultFiles are the ends of the names of the files in --results.
+var resultFiles = []string{".md", ".json", ".svg"}
+
+// outputs are the files that are written.
+func (f *evalFlags) outputs() []destination {
+	out := []destination{{"--plot", f.plot, f.force}, {"--html", f.html, f.force}}
+	if _, err := os.Stat(f.results); err == nil { // not "", nor a folder that is still to be made
+		for _, ext := range resultFiles {
+			out = append(out, destination{"--results", filepath.Join(f.results, f.name+ext), true})
+		}
 	}
-	defer os.RemoveAll(dir) //nolint:errcheck // a temporary folder that stays harms nothing
-	path := dir + string(os.PathSeparator) + "out"
-	if err := write(path); err != nil {
-		return err
+	return out
+}
+
+// evalInputs are the files that are read: the model, the texts, and the profiles of methods.
+func evalInputs(args []string, methods []quality.Method) []string {
+	all := append([]string{modelInput(args[0])}, args[1:]...)
+	for _, m := range methods {
+		if k, ok := m.(quality.Kvist); ok {
+			all = append(all, k.Path)
+		}
 	}
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if _, err := io.Copy(a.stdout, f); err != nil {
-		return fmt.Errorf("write standard output: %w", err)
-	}
-	return nil
+	return all
 }

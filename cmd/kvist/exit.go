@@ -20,6 +20,9 @@ const (
 	exitFailed  = 1
 	exitUsage   = 2
 	exitDamaged = 3
+	// What shells say of processes that signals ended: 128 and the number of the signal.
+	exitInterrupted = 130 // SIGINT
+	exitTerminated  = 143 // SIGTERM, and SIGHUP, which is handled as that
 )
 
 // usageError is a command line that cannot be.
@@ -44,7 +47,8 @@ var (
 //
 // 3 stands for an input that is damaged (quant.ErrCorrupt), of another version, or valid but not
 // read by this build: a container.RefusedError, or a capture.FormatError of one of the categories.
-// A file that is missing or cannot be read for reasons of the system is 1.
+// A file that is missing or cannot be read for reasons of the system is 1. Work that was cancelled
+// is 130; run knows the signal, and whether it is another number.
 func exitCode(err error) int {
 	var usage *usageError
 	var refused *container.RefusedError
@@ -52,6 +56,8 @@ func exitCode(err error) int {
 	switch {
 	case err == nil:
 		return exitOK
+	case errors.Is(err, context.Canceled):
+		return exitInterrupted
 	case errors.As(err, &usage):
 		return exitUsage
 	case errors.Is(err, quant.ErrCorrupt), errors.Is(err, quant.ErrVersion), errors.As(err,

@@ -40,7 +40,8 @@ func TestExitCode(t *testing.T) {
 		{"shape", wrap(quant.ErrShape), 1},
 		{"unsupported", wrap(quant.ErrUnsupported), 1},
 		{"unavailable", wrap(quant.ErrUnavailable), 1},
-		{"interrupted", wrap(context.Canceled), 1},
+		{"interrupted", wrap(context.Canceled), 130},
+		{"interrupted while damage was looked for", errors.Join(quant.ErrCorrupt, context.Canceled), 130},
 	} {
 		require.Equal(t, c.want, exitCode(c.err), c.name)
 	}

@@ -4,23 +4,20 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
-	"syscall"
 
 	"github.com/spf13/cobra"
 )
 
 func main() { os.Exit(mainCode()) }
 
-// mainCode runs the process and returns its exit status. A first interrupt cancels the work, a
-// second one ends the process.
+// mainCode runs the process and returns its exit status.
 func mainCode() int {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	ctx, stop := untilSignal(context.Background(), os.Exit)
 	defer stop()
-	context.AfterFunc(ctx, stop)
 	return run(ctx, os.Args[1:], os.Stdin, os.Stdout, os.Stderr)
 }
 
@@ -48,6 +45,9 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 			fmt.Fprintf(stderr, "kvist: %s\n", line)
 		}
 	}
+	if errors.Is(err, context.Canceled) {
+		return interruptStatus(ctx)
+	}
 	return exitCode(err)
 }
 
@@ -65,7 +65,11 @@ Exit status:
   0  done
   1  failed: a missing file, a full disk, a budget that cannot be met, something not supported
   2  wrong usage
-  3  the input is damaged, or not a file that this build reads`,
+  3  the input is damaged, or not a file that this build reads
+  130  interrupted (SIGINT)
+  143  ended by SIGTERM or SIGHUP
+After a signal nothing is left of an output that was not complete; a second one ends the program at
+once.`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist --bits 3
   kvist verify cache.kvist --against cache.safetensors
   kvist report cache.kvist -o cache.html --against cache.safetensors
@@ -91,6 +95,9 @@ func (a *app) verb(f func(cmd *cobra.Command, args []string) error) func(*cobra.
 	[]string) error {
 	return func(cmd *cobra.Command, args []string) error {
 		a.started = true
+		if err := checkFileFlags(cmd); err != nil {
+			return err
+		}
 		return f(cmd, args)
 	}
 }

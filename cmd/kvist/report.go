@@ -63,12 +63,16 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 	if name == stdStream && f.against == stdStream {
 		return usagef("FILE and --against cannot both be standard input")
 	}
+	inputs := []string{name, f.against, f.weights, f.profile}
+	if err := a.checkOutputs(inputs, destination{"-o", f.out, f.force}); err != nil {
+		return err
+	}
 	r, in, err := a.openContainer(ctx, name)
 	if err != nil {
 		return err
 	}
 	defer closing(in, &err)
-	out, err := a.create(f.out, f.force)
+	out, err := a.create(ctx, f.out, f.force)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 
+	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
@@ -53,7 +54,7 @@ func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *
 	if weights, err = offline.ArchiveWeights(ctx, r, profiles...); err != nil {
 		return nil, nil, err
 	}
-	s, err := newSpool()
+	s, err := atomicfile.NewScratch()
 	if err != nil {
 		return nil, nil, err
 	}

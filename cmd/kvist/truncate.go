@@ -60,6 +60,10 @@ type truncatedJSON struct {
 }
 
 func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err error) {
+	err = a.checkOutputs([]string{name}, destination{"-o", f.out, f.force})
+	if err != nil {
+		return err
+	}
 	r, in, err := a.openContainer(ctx, name)
 	if err != nil {
 		return err
@@ -74,7 +78,7 @@ func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err 
 		}
 		total = bytes + int64(share*float64(2*values))
 	}
-	out, err := a.create(f.out, f.force)
+	out, err := a.create(ctx, f.out, f.force)
 	if err != nil {
 		return err
 	}

@@ -190,6 +190,9 @@ func (a *app) tune(ctx context.Context, args []string, f *tuneFlags) (err error)
 	if err != nil {
 		return err
 	}
+	if err := a.checkOutputs(f.inputs(args), f.outputs()...); err != nil {
+		return err
+	}
 	be, err := a.openBackend(f.backend)
 	if err != nil {
 		return err
@@ -242,6 +245,30 @@ func (a *app) tune(ctx context.Context, args []string, f *tuneFlags) (err error)
 	sum.print(out)
 	return out.err
 }
+
+// inputs are the files that are read.
+func (f *tuneFlags) inputs(captures []string) []string {
+	all := append(append([]string{modelInput(f.model)}, captures...), f.texts...)
+	for _, h := range f.holdout {
+		if h != holdoutStandard {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// outputs are the files that are written. They are read first, and replaced as they change.
+func (f *tuneFlags) outputs() []destination {
+	out := []destination{{"-o", f.out, true}}
+	if f.state != "" {
+		out = append(out, destination{"--state", f.state, true},
+			destination{"--state", f.sensitivityState(), true})
+	}
+	return out
+}
+
+// sensitivityState is the file beside the state that keeps the sensitivities.
+func (f *tuneFlags) sensitivityState() string { return f.state + ".kvprofile" }
 
 // base are the settings that the search leaves alone: those of the default importance, so that a
 // search of a few settings has the others.

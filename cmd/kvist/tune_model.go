@@ -137,7 +137,7 @@ func (t *modelTuner) measure(ctx context.Context, f *tuneFlags, say offline.Prog
 	id := t.tuning.Identity()
 	path := ""
 	if f.state != "" {
-		path = f.state + ".kvprofile"
+		path = f.sensitivityState()
 		p, err := profile.Open(path, profile.Limits{})
 		if err == nil && p.Meta(profile.SectionSensitivity)["of"] == id {
 			t.sensHow = p.Meta(profile.SectionSensitivity)

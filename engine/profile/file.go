@@ -13,7 +13,6 @@ import (
 	"io"
 	"maps"
 	"math"
-	"os"
 	"slices"
 	"strings"
 
@@ -117,7 +116,10 @@ func (l Limits) withDefaults() Limits {
 //
 // Errors: those of Read and of the file system.
 func Open(path string, lim Limits) (p *Profile, err error) {
-	f, err := os.Open(path)
+	f, st, err := atomicfile.OpenRegular(path)
+	if errors.Is(err, atomicfile.ErrNotRegular) {
+		return nil, fmt.Errorf("kvist/profile: %w: %w", err, quant.ErrUnsupported)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("kvist/profile: %w", err)
 	}
@@ -126,13 +128,6 @@ func Open(path string, lim Limits) (p *Profile, err error) {
 			err = errors.Join(err, fmt.Errorf("kvist/profile: %w", e))
 		}
 	}()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("kvist/profile: %w", err)
-	}
-	if !st.Mode().IsRegular() {
-		return nil, fmt.Errorf("kvist/profile: %s is not a regular file: %w", path, quant.ErrUnsupported)
-	}
 	return Read(path, f, st.Size(), lim)
 }
 

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"os"
 	"strconv"
 
 	"github.com/kvist-project/kvist/engine/atomicfile"
@@ -55,7 +54,7 @@ func identity(space Space, obj Objective, o Options) string {
 func openState(path, identity string) (*state, error) {
 	s := &state{path: path, values: map[string]float64{},
 		file: stateFile{Format: stateFormat, Identity: identity}}
-	f, err := os.Open(path)
+	f, _, err := atomicfile.OpenRegular(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		return s, nil
 	}

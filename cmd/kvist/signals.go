@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+)
+
+// windDown is how long work may go on after a signal. Most of it looks at its context far more
+// often, but a write to a pipe that nobody reads never does. It is safe to end in the middle: an
+// output has its name only when it is whole.
+const windDown = 3 * time.Second
+
+// signalError is a signal that ended the work: why the context of a verb is cancelled.
+type signalError struct{ signal os.Signal }
+
+func (e *signalError) Error() string { return e.signal.String() }
+
+// status is the exit status for the signal: what a shell says of a process that it ended.
+func (e *signalError) status() int {
+	if e.signal == os.Interrupt {
+		return exitInterrupted
+	}
+	return exitTerminated
+}
+
+// interruptStatus is the exit status of work that ended because ctx was cancelled.
+func interruptStatus(ctx context.Context) int {
+	var s *signalError
+	if errors.As(context.Cause(ctx), &s) {
+		return s.status()
+	}
+	return exitInterrupted
+}
+
+// untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. A second SIGINT
+// or SIGTERM calls exit at once, and so does work that does not wind down. A SIGHUP that the process
+// was started to ignore, as under nohup, stays ignored. A SIGINT does not: shells have every process
+// ignore it that a script starts in the background, and whoever sends it to one means it.
+func untilSignal(parent context.Context, exit func(int)) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(parent)
+	watched := []os.Signal{os.Interrupt, syscall.SIGTERM}
+	if !signal.Ignored(syscall.SIGHUP) {
+		watched = append(watched, syscall.SIGHUP)
+	}
+	got, done := make(chan os.Signal, 4), make(chan struct{})
+	signal.Notify(got, watched...)
+	go func() {
+		var why *signalError
+		select {
+		case s := <-got:
+			why = &signalError{s}
+			cancel(why)
+		case <-done:
+			return
+		}
+		late := time.NewTimer(windDown)
+		defer late.Stop()
+		for {
+			select {
+			case s := <-got:
+				// A terminal that closes sends SIGHUP more than once, and some managers send one
+				// behind every SIGTERM: that is nobody's second wish.
+				if s != syscall.SIGHUP {
+					exit((&signalError{s}).status())
+				}
+			case <-late.C:
+				exit(why.status())
+			case <-done:
+				return
+			}
+		}
+	}()
+	return ctx, func() {
+		signal.Stop(got)
+		close(done)
+		cancel(nil)
+	}
+}
