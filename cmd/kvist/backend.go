@@ -45,7 +45,7 @@ func (a *app) openBackend(f backendFlags) (backend.Backend, error) {
 	if c := be.Caps(); f.name == auto.Auto && c.Reason != "" {
 		// What was looked at in vain is for doctor to tell.
 		reason, _, _ := strings.Cut(c.Reason, " (")
-		fmt.Fprintf(a.stderr, "kvist: backend %s: %s (kvist doctor says more)\n", c.Name, reason)
+		a.complain("backend %s: %s (kvist doctor says more)", c.Name, reason)
 	}
 	return be, nil
 }

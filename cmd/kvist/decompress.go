@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"path/filepath"
 	"strings"
 
@@ -110,7 +109,7 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 		err = p.err
 	}
 	for _, l := range lost {
-		fmt.Fprintf(a.stderr, "kvist: lost: %s\n", l)
+		a.complain("lost: %s", l)
 	}
 	if err == nil && len(lost) > 0 {
 		return errLost

@@ -17,6 +17,7 @@ import (
 	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 	"github.com/kvist-project/kvist/cpu/matmul"
 )
 
@@ -398,6 +399,7 @@ func (a *app) evalOutput(ctx context.Context, res *quality.Results, f *evalFlags
 	return printEval(w, res)
 }
 
+// writeFile writes a file of text: like a terminal, what shows it is shown nothing that acts.
 func (a *app) writeFile(ctx context.Context, name string, force bool,
 	write func(io.Writer) error) (err error) {
 	out, err := a.create(ctx, name, force)
@@ -405,7 +407,11 @@ func (a *app) writeFile(ctx context.Context, name string, force bool,
 		return err
 	}
 	defer out.finish(&err)
-	return write(out)
+	w := visible.NewWriter(out)
+	if err := write(w); err != nil {
+		return err
+	}
+	return w.Flush()
 }
 
 // printEval prints the tables.

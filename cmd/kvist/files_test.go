@@ -109,14 +109,14 @@ func TestInterrupt_RemovesTemporaryFiles(t *testing.T) {
 
 // Progress is for terminals only.
 func TestProgress_OnTerminalsOnly(t *testing.T) {
-	a := &app{stderr: &bytes.Buffer{}}
+	a := &app{console: &bytes.Buffer{}}
 	say, clear := a.progress()
 	require.Nil(t, say)
 	clear()
 	f, err := os.Create(filepath.Join(t.TempDir(), "log"))
 	require.NoError(t, err)
 	defer f.Close()
-	a.stderr = f
+	a.console = f
 	say, _ = a.progress()
 	require.Nil(t, say)
 }

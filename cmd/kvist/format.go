@@ -11,18 +11,47 @@ import (
 
 	"github.com/jedib0t/go-pretty/v6/table"
 	"github.com/jedib0t/go-pretty/v6/text"
+
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 )
+
+// What a string out of a file may take of the output, in bytes: what is longer is cut, and how much
+// was cut is said. A line of a table is as wide as its widest cells.
+const (
+	maxCell = 256     // in a table
+	maxLine = 4096    // in a line of text
+	maxJSON = 1 << 16 // in --json
+)
+
+// textTable is a table whose cells are of one line each, not too long, and show what a terminal
+// would act on before it sets widths.
+type textTable struct{ table.Writer }
+
+func (t textTable) AppendRow(row []any) { t.Writer.AppendRow(cells(row)) }
+
+func (t textTable) AppendFooter(row []any) { t.Writer.AppendFooter(cells(row)) }
+
+func cells(row []any) table.Row {
+	out := make(table.Row, len(row))
+	for i, x := range row {
+		if s, ok := x.(string); ok {
+			x = visible.Line(visible.Cut(s, maxCell))
+		}
+		out[i] = x
+	}
+	return out
+}
 
 // newTable starts a plain table: a header, a line below it, columns set off by spaces. Columns
 // whose index is in right are set flush right.
-func newTable(header []any, right ...int) table.Writer {
+func newTable(header []any, right ...int) textTable {
 	t := table.NewWriter()
 	style := table.StyleLight
 	style.Options = table.Options{SeparateHeader: true, SeparateFooter: true}
 	style.Format.Header, style.Format.Footer = text.FormatDefault, text.FormatDefault
 	style.Box.PaddingLeft, style.Box.PaddingRight = "", "  "
 	t.SetStyle(style)
-	t.AppendHeader(table.Row(header))
+	t.AppendHeader(cells(header))
 	t.SuppressTrailingSpaces()
 	var columns []table.ColumnConfig
 	for _, c := range right {
@@ -30,7 +59,7 @@ func newTable(header []any, right ...int) table.Writer {
 			AlignHeader: text.AlignRight, AlignFooter: text.AlignRight})
 	}
 	t.SetColumnConfigs(columns)
-	return t
+	return textTable{t}
 }
 
 // count writes a number with its thousands apart: 1,234,567.
@@ -75,9 +104,10 @@ func number(x float64) *float64 {
 	return &x
 }
 
-// printJSON writes v as one indented JSON object.
+// printJSON writes v as one indented JSON object. Strings of more than maxJSON bytes are cut.
 func printJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	v = visible.Map(v, func(s string) string { return visible.Cut(s, maxJSON) })
+	e := json.NewEncoder(visible.NewWriter(w)) // the text may be in a file that a terminal shows
 	e.SetEscapeHTML(false)
 	e.SetIndent("", "  ")
 	if err := e.Encode(v); err != nil {
@@ -87,16 +117,31 @@ func printJSON(w io.Writer, v any) error {
 }
 
 // printer writes text and keeps the first error, so that a full disk behind a redirection is not
-// taken for success.
+// taken for success. A string that is printed into a line stays in the line and is not too long.
 type printer struct {
 	w   io.Writer
 	err error
 }
 
 func (p *printer) printf(format string, args ...any) {
+	if p.err != nil {
+		return
+	}
+	for i, x := range args {
+		if s, ok := x.(string); ok {
+			args[i] = visible.Line(visible.Cut(s, maxLine))
+		}
+	}
+	_, p.err = fmt.Fprintf(p.w, format, args...)
+}
+
+func (p *printer) table(t textTable) {
 	if p.err == nil {
-		_, p.err = fmt.Fprintf(p.w, format, args...)
+		_, p.err = fmt.Fprintln(p.w, t.Render())
 	}
 }
 
-func (p *printer) table(t table.Writer) { p.printf("%s\n", t.Render()) }
+// complain writes a line of its own to standard error.
+func (a *app) complain(format string, args ...any) {
+	(&printer{w: a.stderr}).printf("kvist: "+format+"\n", args...)
+}

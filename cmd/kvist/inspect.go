@@ -9,9 +9,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -258,7 +256,7 @@ func (r *inspectJSON) printContainer(p *printer) {
 		k.Version, count(k.Bytes), k.BitsPerValue, k.Ratio, count(k.OriginalBytes))
 	if k.Kind == "cache" {
 		if k.Model != "" {
-			p.printf("model     %s\n", printable(k.Model))
+			p.printf("model     %s\n", k.Model)
 		}
 		p.printf("shape     %d layers stored, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n",
 			len(k.Layers),
@@ -307,7 +305,7 @@ func (r *inspectJSON) printCapture(p *printer) {
 	c := r.Capture
 	p.printf("%s: %s, %s, %s bytes\n", r.File, r.Type, c.Kind, count(r.Bytes))
 	if c.Kind == capture.KV.String() {
-		p.printf("model   %s\n", printable(c.Model))
+		p.printf("model   %s\n", c.Model)
 		p.printf("shape   layers %s, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n",
 			strings.Trim(fmt.Sprint(c.Layers), "[]"), c.Heads, c.KVHeads, c.HeadDim, c.HeadDimV)
 		p.printf("tokens  %s, and %s after them\n", count(int64(c.Tokens)),
@@ -331,12 +329,4 @@ func (r *inspectJSON) printCapture(p *printer) {
 		}
 		p.table(t)
 	}
-}
-
-// printable puts what a terminal would act on, rather than show, as Go writes it.
-func printable(s string) string {
-	if strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return strconv.Quote(s)
-	}
-	return s
 }

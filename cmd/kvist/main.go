@@ -5,11 +5,12 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"os"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 )
 
 func main() { os.Exit(mainCode()) }
@@ -23,26 +24,32 @@ func mainCode() int {
 
 // app is what all verbs share.
 type app struct {
-	stdin          io.Reader
+	stdin io.Reader
+	// stdout and stderr are for text: what a terminal would act on is shown there (package visible).
 	stdout, stderr io.Writer
+	binary         io.Writer // standard output for files, as they are
+	console        io.Writer // standard error for progress bars, which move the cursor
+	verbose        bool
 	started        bool // a verb's own code has run: errors before that are of usage
 }
 
 // run executes one command line and returns the exit status.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
-	a := &app{stdin: stdin, stdout: stdout, stderr: stderr}
+	out, errs := visible.NewWriter(stdout), visible.NewWriter(stderr)
+	defer errs.Flush() //nolint:errcheck // there is nowhere left to say so
+	a := &app{stdin: stdin, stdout: out, stderr: errs, binary: stdout, console: stderr}
 	root := newRoot(a)
 	root.SetArgs(args)
 	root.SetIn(stdin)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
-	err := root.ExecuteContext(ctx)
+	root.SetOut(out)
+	root.SetErr(errs)
+	err := errors.Join(root.ExecuteContext(ctx), out.Flush())
 	if err != nil && !a.started {
 		err = &usageError{err: err}
 	}
 	if err != nil {
 		if line := oneLine(err); line != "" {
-			fmt.Fprintf(stderr, "kvist: %s\n", line)
+			a.complain("%s", line)
 		}
 	}
 	if errors.Is(err, context.Canceled) {

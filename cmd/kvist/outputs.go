@@ -111,7 +111,7 @@ func inputName(name string) string {
 // sameFile reports whether an output is the file that an input is read from, whatever names, links
 // and folders lead there. A redirection counts, too.
 func (a *app) sameFile(output, input string) bool {
-	out, err := statStream(output, a.stdout)
+	out, err := statStream(output, a.binary)
 	if err != nil || !out.Mode().IsRegular() {
 		return false
 	}
@@ -173,7 +173,7 @@ func (a *app) create(ctx context.Context, name string, force bool) (*output, err
 				if _, err := s.Seek(0, io.SeekStart); err != nil {
 					return err
 				}
-				if _, err := copyUntil(ctx, a.stdout, s.File); err != nil {
+				if _, err := copyUntil(ctx, a.binary, s.File); err != nil {
 					return fmt.Errorf("write standard output: %w", err)
 				}
 				return nil

@@ -11,6 +11,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
 
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 	"github.com/kvist-project/kvist/engine/offline"
 )
 
@@ -20,7 +21,7 @@ const progressAfter = time.Second
 // progress returns what reports long work on standard error, and what clears it away. Where
 // standard error is no terminal nothing is reported.
 func (a *app) progress() (offline.Progress, func()) {
-	f, ok := a.stderr.(*os.File)
+	f, ok := a.console.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return nil, func() {}
 	}
@@ -47,7 +48,7 @@ func (b *bars) say(stage string, done, total int64) {
 		b.finish()
 		b.stage = stage
 		b.bar = progressbar.NewOptions64(total, progressbar.OptionSetWriter(b.w),
-			progressbar.OptionSetDescription(stage), progressbar.OptionClearOnFinish(),
+			progressbar.OptionSetDescription(visible.Line(stage)), progressbar.OptionClearOnFinish(),
 			progressbar.OptionSetWidth(30), progressbar.OptionThrottle(100*time.Millisecond),
 			progressbar.OptionSetPredictTime(true))
 	}

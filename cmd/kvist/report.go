@@ -5,7 +5,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -79,7 +78,9 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 	defer func() {
 		out.finish(&err)
 		if err == nil && f.out != stdStream {
-			_, err = fmt.Fprintf(a.stdout, "%s: written\n", out.name)
+			p := &printer{w: a.stdout}
+			p.printf("%s: written\n", out.name)
+			err = p.err
 		}
 	}()
 	var cmp *offline.Comparison

@@ -161,7 +161,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 		}
 		res.Damage = append(res.Damage, d)
 		if !asJSON {
-			fmt.Fprintf(a.stderr, "kvist: %s\n", d.Message)
+			a.complain("%s", d.Message)
 		}
 	})
 	if asJSON {

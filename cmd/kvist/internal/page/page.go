@@ -8,7 +8,8 @@
 // Numbers and tables are written here, so that they can be read without scripts; the script draws
 // the map of bits and the chart of errors from the data in the page. Everything that came out of
 // a file passes through html/template or JSON with "<" escaped: a hostile file cannot run code in
-// a report about it.
+// a report about it. Before that, every string of the report passes through package visible, so
+// that controls and changes of direction are seen, and is cut to maxText bytes.
 //
 // # Concurrency
 //
@@ -27,6 +28,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -40,10 +42,14 @@ var (
 	scriptText string
 )
 
+// maxText is what a string of the report may take of the page, in bytes.
+const maxText = 4096
+
 // Write writes the page. version is that of the program, for the foot.
 //
 // Errors: those of w.
 func Write(w io.Writer, rep *offline.Report, version string) error {
+	rep = visible.Map(rep, func(s string) string { return visible.Line(visible.Cut(s, maxText)) })
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"count": count, "bytes": bytesText, "percent": percent, "fixed": fixed,
 		"fraction": fraction, "share": share,

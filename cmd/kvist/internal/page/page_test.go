@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/page"
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 	"github.com/kvist-project/kvist/engine/offline"
 )
 
@@ -114,7 +115,31 @@ func TestWrite_HostileNames(t *testing.T) {
 	m := dataScript.FindStringSubmatch(s)
 	var v struct{ Layers []struct{ Name string } }
 	require.NoError(t, json.Unmarshal([]byte(m[1]), &v))
-	require.Equal(t, evil, v.Layers[0].Name)
+	require.Equal(t, visible.Line(evil), v.Layers[0].Name)
+}
+
+// Neither the page nor the strings that its script reads hold a character that acts.
+func TestWrite_NothingActs(t *testing.T) {
+	evil := "a\x1b]0;x\a\x00\x7f\u009b31m\u202eb\u2066c\u200f\u061c\xff\nd"
+	r := visible.Map(report(), func(s string) string { return s + evil })
+	s := write(t, r)
+	require.Equal(t, visible.Text(s), s)
+	require.Contains(t, s, visible.Line(evil), "it is shown instead")
+	m := dataScript.FindStringSubmatch(s)
+	var v any
+	require.NoError(t, json.Unmarshal([]byte(m[1]), &v))
+	visible.Map(v, func(s string) string {
+		require.Equal(t, visible.Line(s), s)
+		return s
+	})
+}
+
+func TestWrite_LongNamesAreCut(t *testing.T) {
+	r := report()
+	r.Model = strings.Repeat("m", 1<<20)
+	s := write(t, r)
+	require.Less(t, len(s), 100_000)
+	require.Contains(t, s, "more bytes)")
 }
 
 func TestWrite_Empty(t *testing.T) {
