@@ -159,7 +159,8 @@ func readScaling(f *File, dim, context int) (ropeScaling, error) {
 	if !(s.extFactor >= 0 && s.extFactor <= 1) {
 		return s, f.keyErr("llama.rope.scaling.yarn_ext_factor", corruptf("%v, want 0 to 1", s.extFactor))
 	}
-	return s, readFreqFactors(f, dim, &s)
+	err := readFreqFactors(f, dim, &s)
+	return s, err
 }
 
 // readFreqFactors reads rope_freqs.weight, by which llama 3 models stretch their context.

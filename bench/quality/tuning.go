@@ -218,7 +218,8 @@ func (t *Tuning) prepare(ctx context.Context, in Input) (tuneText, error) {
 	}
 	x.c = c
 	x.run.ref = newReference(t.m.Vocab, x.run.in.Tokens[t.o.Context:])
-	return x, x.run.next(kv, x.run.ref.add)
+	err = x.run.next(kv, x.run.ref.add)
+	return x, err
 }
 
 func (t *Tuning) prepareAsked(ctx context.Context, rc RetrievalContext) (tuneAsked, error) {
@@ -228,7 +229,8 @@ func (t *Tuning) prepareAsked(ctx context.Context, rc RetrievalContext) (tuneAsk
 		return x, err
 	}
 	x.c = c
-	return x, x.exact.ask(t.m, kv, rc)
+	err = x.exact.ask(t.m, kv, rc)
+	return x, err
 }
 
 // prefill is that of the harness, with the tokens' surprisal where it is wanted.

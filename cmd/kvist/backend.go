@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -27,8 +26,8 @@ func (b *backendFlags) add(cmd *cobra.Command) {
 
 // check refuses values that no backend has.
 func (b *backendFlags) check() error {
-	if !slices.Contains(auto.Names(), b.name) {
-		return usagef("--backend %q: want one of %s", b.name, strings.Join(auto.Names(), ", "))
+	if err := oneOf("backend", b.name, auto.Names()); err != nil {
+		return err
 	}
 	if b.threads < 0 || b.threads > cpu.MaxWorkers {
 		return usagef("--threads %d: want 0 to %d", b.threads, cpu.MaxWorkers)
@@ -36,13 +35,20 @@ func (b *backendFlags) check() error {
 	return nil
 }
 
-// openBackend opens the backend and says once, on standard error, why it is not a better one.
+// openBackend opens the backend. With --verbose it says once, on standard error, which one it is and
+// why; without, only that there is a better one that cannot be used.
 func (a *app) openBackend(f backendFlags) (backend.Backend, error) {
 	be, err := auto.Open(f.name, auto.Options{Workers: f.threads})
 	if err != nil {
 		return nil, err
 	}
-	if c := be.Caps(); f.name == auto.Auto && c.Reason != "" {
+	c := be.Caps()
+	switch broken := strings.HasPrefix(c.Reason, auto.ReasonBroken); {
+	case c.Reason == "":
+		if a.verbose {
+			a.complain("backend %s: %s", c.Name, c.Device)
+		}
+	case broken, a.verbose:
 		// What was looked at in vain is for doctor to tell.
 		reason, _, _ := strings.Cut(c.Reason, " (")
 		a.complain("backend %s: %s (kvist doctor says more)", c.Name, reason)

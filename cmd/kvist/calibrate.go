@@ -17,6 +17,10 @@ import (
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
+// fewCaptures is how many captures tell what a model does with texts in general: with fewer, bases
+// and tables are fitted to the texts.
+const fewCaptures = 4
+
 type calibrateFlags struct {
 	out, runs   string
 	texts       []string
@@ -87,6 +91,9 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if (f.runs == "") != (len(f.texts) == 0) {
 		return usagef("--model and --text go together")
 	}
+	if err := checkBits(f.bits); err != nil {
+		return err
+	}
 	if err := f.backend.check(); err != nil {
 		return err
 	}
@@ -97,6 +104,10 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	// A profile that is there is refined: it is replaced with or without --force.
 	if err := a.checkOutputs(inputs, destination{"-o", f.out, true}); err != nil {
 		return err
+	}
+	if n := len(names); n > 0 && n < fewCaptures {
+		a.complain("warning: %d of the %d captures or more that a profile should be learnt from: "+
+			"it will suit these texts better than others", n, fewCaptures)
 	}
 	var old *profile.Profile
 	if !f.force {

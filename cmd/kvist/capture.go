@@ -79,7 +79,7 @@ func (f *captureFlags) check() (quant.DType, error) {
 	dt, ok := captureTypes[f.dtype]
 	switch {
 	case !ok:
-		return dt, usagef("--dtype %q: want f16, bf16 or f32", f.dtype)
+		return dt, oneOf("dtype", f.dtype, dtypeWords)
 	case f.context < 1 || f.context > 1<<20:
 		return dt, usagef("--context %d: want 1 to %d", f.context, 1<<20)
 	case f.next < 0 || f.next > 1<<20:

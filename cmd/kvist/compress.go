@@ -78,9 +78,11 @@ tune makes one); flags that are given override its settings. The output names it
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F32 or F16.
 
 Fields of --json: input, output, target, default_target, bytes, values, bits_per_value,
-original_bytes, ratio, predicted_error, measured_error (null unless --max-error), sections (header,
+original_bytes (as f16), source_bytes (as in the input), ratio (original_bytes over bytes),
+predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
-workers, memory, reason), profile (its hash, or ""), config.`,
+workers, memory, reason), profile (the hash that the file names it by, or ""), config (that of the
+file).`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist
   kvist compress cache.safetensors -o cache.kvist --bits 2.5 --weights worth.npy
   kvist compress cache.safetensors -o cache.kvist --budget 12%
@@ -150,7 +152,7 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	case formAuto:
 		cfg.Form = offline.FormArchive
 	default:
-		return cfg, usagef("--form %q: want auto, archive or hot", f.form)
+		return cfg, oneOf("form", f.form, formWords)
 	}
 	for _, name := range hotFlags {
 		switch {
@@ -173,10 +175,8 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	if targets > 1 {
 		return cfg, usagef("--bits, --budget and --max-error contradict each other: give one")
 	}
-	for name, v := range map[string]float64{"bits": f.bits, "max-error": f.maxError} {
-		if cmd.Flags().Changed(name) && !(v > 0) {
-			return cfg, usagef("--%s %g: want a positive number", name, v)
-		}
+	if err := f.ranges(cmd); err != nil {
+		return cfg, err
 	}
 	cfg.Bits, cfg.MaxError = f.bits, f.maxError
 	if cmd.Flags().Changed("budget") {
@@ -195,7 +195,7 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	}
 	rowBias, err := offline.ParseSwitch(f.rowBias)
 	if err != nil {
-		return cfg, usagef("--row-bias %q: want true, false or auto", f.rowBias)
+		return cfg, oneOf("row-bias", f.rowBias, rowBiasWords)
 	}
 	// A profile's settings stand in the place of defaults, not of what was asked for.
 	for name, set := range map[string]func(){
@@ -278,6 +278,7 @@ type compressJSON struct {
 	Values         int64          `json:"values"`
 	BitsPerValue   float64        `json:"bits_per_value"`
 	OriginalBytes  int64          `json:"original_bytes"`
+	SourceBytes    int64          `json:"source_bytes"`
 	Ratio          float64        `json:"ratio"`
 	PredictedError *float64       `json:"predicted_error"`
 	MeasuredError  *float64       `json:"measured_error"`
@@ -399,13 +400,11 @@ func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *comp
 	s := res.Sections
 	sum := &compressJSON{Target: targetText(&cfg), Bytes: res.Bytes, Values: res.Values,
 		BitsPerValue: res.BitsPerValue, OriginalBytes: res.OriginalBytes, Ratio: res.Ratio,
+		SourceBytes: res.SourceBytes, Profile: res.Profile,
 		PredictedError: number(res.Predicted), Sections: sectionsJSON{s.Header, s.Payload, s.Tables,
 			s.Side, s.Index},
-		Codings: []codingJSON{}, Backend: describe(caps), Config: cfg.String()}
+		Codings: []codingJSON{}, Backend: describe(caps), Config: res.Config}
 	sum.Importance = importanceJSON(res.Importance)
-	if cfg.Profile != nil {
-		sum.Profile = cfg.Profile.ID().Full()
-	}
 	if cfg.Weighted {
 		sum.Importance.Profile = "weights handed in"
 	}
@@ -442,9 +441,8 @@ func targetText(c *offline.Config) string {
 }
 
 func (s *compressJSON) print(p *printer) {
-	p.printf("%s: %s bytes, %.4g bits/value, %.2fx smaller than f16 (%s bytes)\n", s.Output,
-		count(s.Bytes),
-		s.BitsPerValue, s.Ratio, count(s.OriginalBytes))
+	p.printf("%s: %s bytes, %.4g bits/value, %s\n", s.Output, count(s.Bytes), s.BitsPerValue,
+		sizeText(s.Bytes, s.OriginalBytes, s.SourceBytes))
 	target := s.Target
 	if s.DefaultTarget {
 		target += " (the default; --bits, --budget or --max-error set another)"

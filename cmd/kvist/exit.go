@@ -78,6 +78,11 @@ func oneLine(err error) string {
 		return "interrupted"
 	}
 	s := packagePrefix.ReplaceAllString(err.Error(), "")
+	var usage *usageError
+	if errors.As(err, &usage) { // its category is that of all wrong usage
+		s = strings.NewReplacer(": "+quant.ErrShape.Error(), "", ": "+quant.ErrUnsupported.Error(),
+			"").Replace(s)
+	}
 	return strings.Join(strings.FieldsFunc(s, func(r rune) bool { return r == '\n' || r == '\r' }),
 		"; ")
 }

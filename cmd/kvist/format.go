@@ -96,6 +96,24 @@ func share(part, whole int64) string {
 	return fmt.Sprintf("%.1f %%", 100*float64(part)/float64(whole))
 }
 
+// sizeText compares the bytes of a file with those of its values as f16, which every ratio here is
+// to, and with those of the original where that had another type.
+func sizeText(bytes, f16, source int64) string {
+	s := fmt.Sprintf("%s (%s bytes)", timesText(bytes, f16, "f16"), count(f16))
+	if source > 0 && source != f16 {
+		s += fmt.Sprintf(", %s (%s bytes)", timesText(bytes, source, "the original"), count(source))
+	}
+	return s
+}
+
+// timesText says how many times smaller a file is than something, or how many times as large.
+func timesText(bytes, than int64, what string) string {
+	if bytes > than && than > 0 {
+		return fmt.Sprintf("%.2fx the size of %s", float64(bytes)/float64(than), what)
+	}
+	return fmt.Sprintf("%.2fx smaller than %s", float64(than)/float64(max(1, bytes)), what)
+}
+
 // number returns x, or nil where JSON has no number for it.
 func number(x float64) *float64 {
 	if math.IsNaN(x) || math.IsInf(x, 0) {

@@ -44,12 +44,16 @@ the --profile that it was made with.
 
 --records lists the records of a .kvist file, --bytes dumps every byte of it with what it means.
 
+Strings that came out of the file are cut where they are long, and it is said how much was cut: to
+256 bytes in a table, 4096 in a line, 65536 with --json.
+
 Fields of --json: file, type (kvist, safetensors, npy), bytes, spectra (name, side, head, and rows,
 nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
 bytes), why with --why (slope, predicted, blocks, parts: those of offline.Why); for captures:
 capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next), tensors
-(name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id, model, geometry, params,
+(name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id,
+archive_id (what archives name it by), model, geometry, params,
 sections (name, bytes, meta, tensors).`,
 		Example: `  kvist inspect cache.kvist
   kvist inspect cache.safetensors --spectrum
@@ -251,9 +255,8 @@ func (r *inspectJSON) print(p *printer, f *inspectFlags) {
 
 func (r *inspectJSON) printContainer(p *printer) {
 	k := r.Kvist
-	p.printf("%s: %s %s file, %s bytes, %.4g bits/value, %.2fx smaller than f16 (%s bytes)\n",
-		r.File, k.Kind,
-		k.Version, count(k.Bytes), k.BitsPerValue, k.Ratio, count(k.OriginalBytes))
+	p.printf("%s: %s %s file, %s bytes, %.4g bits/value, %s\n", r.File, k.Kind, k.Version,
+		count(k.Bytes), k.BitsPerValue, sizeText(k.Bytes, k.OriginalBytes, k.SourceBytes))
 	if k.Kind == "cache" {
 		if k.Model != "" {
 			p.printf("model     %s\n", k.Model)

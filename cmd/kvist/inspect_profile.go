@@ -11,6 +11,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -26,14 +27,16 @@ func isProfile(in *input) bool {
 
 // profileJSON is what inspect --json prints of a profile.
 type profileJSON struct {
-	File     string            `json:"file"`
-	Type     string            `json:"type"`
-	Bytes    int64             `json:"bytes"`
-	ID       string            `json:"id"`
-	Model    string            `json:"model"`
-	Geometry geometryJSON      `json:"geometry"`
-	Params   profile.Params    `json:"params"`
-	Sections []profileSectJSON `json:"sections"`
+	File  string `json:"file"`
+	Type  string `json:"type"`
+	Bytes int64  `json:"bytes"`
+	ID    string `json:"id"`
+	// ArchiveID is what archives name the profile by, "" where it is of no use to them.
+	ArchiveID string            `json:"archive_id"`
+	Model     string            `json:"model"`
+	Geometry  geometryJSON      `json:"geometry"`
+	Params    profile.Params    `json:"params"`
+	Sections  []profileSectJSON `json:"sections"`
 }
 
 type geometryJSON struct {
@@ -74,6 +77,9 @@ func (a *app) inspectProfile(in *input, f *inspectFlags) error {
 	res := profileJSON{File: in.name, Type: "profile", Bytes: in.size, ID: p.ID().Full(),
 		Model: p.Model(), Params: params, Sections: []profileSectJSON{},
 		Geometry: geometryJSON{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV}}
+	if len(p.Tensors(profile.SectionBasis)) > 0 {
+		res.ArchiveID = offline.ArchiveID(p).Full()
+	}
 	for _, s := range p.Sections() {
 		x := profileSectJSON{Name: string(s), Meta: p.Meta(s), Tensors: []tensorJSON{}}
 		for _, t := range p.Tensors(s) {
@@ -99,6 +105,9 @@ func (r *profileJSON) print(p *printer, id profile.ID, sens *profile.Sensitivity
 	g := r.Geometry
 	p.printf("%s: profile %s, %s bytes\n", r.File, id, count(r.Bytes))
 	p.printf("model     %s\n", r.Model)
+	if r.ArchiveID != "" {
+		p.printf("archive   archives name it %.16s: its basis and tables\n", r.ArchiveID)
+	}
 	p.printf("shape     %d layers, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n", g.Layers,
 		g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV)
 	for _, k := range slices.Sorted(maps.Keys(r.Params)) {

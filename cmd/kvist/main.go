@@ -81,7 +81,6 @@ once.`,
   kvist verify cache.kvist --against cache.safetensors
   kvist report cache.kvist -o cache.html --against cache.safetensors
   kvist decompress cache.kvist -o back.safetensors`,
-		Args:          cobra.NoArgs,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -93,7 +92,8 @@ once.`,
 	root.AddCommand(newCompress(a), newDecompress(a), newTruncate(a), newVerify(a), newInspect(a),
 		newReport(a), newDoctor(a), newVersion(a), newCapture(a), newCalibrate(a), newTune(a),
 		newEval(a))
-	root.InitDefaultCompletionCmd()
+	a.helpful(root)
+	completeFlags(root)
 	return root
 }
 

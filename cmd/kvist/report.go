@@ -28,7 +28,8 @@ func newReport(a *app) *cobra.Command {
 token kept, layer by layer and head by head, where the bytes went, the codings, and the config.
 --against adds what was lost of K, V and future attention (see kvist verify); --why plans the file
 once more from that capture, and adds what each token weighs, the damage to expect, and what
-other codings would have cost (see kvist inspect).
+other codings would have cost (see kvist inspect). An archive has no blocks that could have had
+other codings: the page is made without, and says so.
 
 --json writes the page's data as one JSON object instead, in the fields of offline.Report: kind,
 version, model, config, bytes, values, bits_per_value, ratio, layers, sections, codings, map, errors
@@ -102,7 +103,11 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 		return err
 	}
 	rep.File = in.name
-	if f.why {
+	switch {
+	case f.why && rep.Archive:
+		rep.WhyNot = "an archive has no blocks to choose codings for"
+		a.complain("--why is left out: %s", rep.WhyNot)
+	case f.why:
 		why, err := a.explain(ctx, r, &f.whyFlags, f.backend)
 		if err != nil {
 			return err

@@ -34,8 +34,10 @@ Fields of --json: input, output, bytes, bits_per_value, streams, dropped.`,
 			if cmd.Flags().Changed("bits") == (f.budget != "") {
 				return usagef("give one of --bits and --budget")
 			}
-			if f.budget == "" && !(f.bits > 0) {
-				return usagef("--bits %g: want a positive number", f.bits)
+			if f.budget == "" {
+				if err := checkBits(f.bits); err != nil {
+					return err
+				}
 			}
 			return a.truncate(cmd.Context(), args[0], &f)
 		}),

@@ -133,7 +133,7 @@ func (f *tuneFlags) check(args []string) ([]float64, tune.Space, error) {
 	var bits []float64
 	for part := range strings.SplitSeq(f.bits, ",") {
 		b, err := strconv.ParseFloat(part, 64)
-		if err != nil || !(b > 0 && b <= 64) {
+		if err != nil || !(b > 0 && b <= maxBits) {
 			return nil, nil, usagef("--bits %q: want numbers above 0 and up to 64, apart by commas", f.bits)
 		}
 		bits = append(bits, b)

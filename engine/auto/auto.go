@@ -20,6 +20,13 @@ const (
 	CUDA = "cuda"
 )
 
+// How Caps.Reason of the cpu backend begins where Auto took it: there is nothing of CUDA on the
+// machine, or there is, and it cannot be used, which its owner will want to know.
+const (
+	ReasonNone   = "no cuda: "
+	ReasonBroken = "cuda cannot be used: "
+)
+
 // Names lists the names that Open takes, for help texts.
 func Names() []string { return []string{Auto, CPU, CUDA} }
 
@@ -85,9 +92,13 @@ func (m machine) open(name string, opts Options) (backend.Backend, error) {
 			announce(opts.Logger, b.Caps())
 			return b, nil
 		}
-		reason = "no cuda: " + m.whyNot(f, info, err)
+		why := m.whyNot(f, info, err)
 		if name == CUDA {
-			return nil, &openError{strings.TrimPrefix(reason, "no cuda: "), err}
+			return nil, &openError{why, err}
+		}
+		reason = ReasonNone + why
+		if f.found() || info.Loaded {
+			reason = ReasonBroken + why
 		}
 	case CPU:
 	default:

@@ -135,11 +135,11 @@ func TestOpen_CUDA(t *testing.T) {
 				return
 			}
 			require.Equal(t, "cpu", caps.Name)
-			require.Contains(t, caps.Reason, "no cuda: opened ")
+			require.Contains(t, caps.Reason, ReasonBroken+"opened ")
 			require.Contains(t, caps.Reason, "libcuda.so.1, but: ")
 			require.Contains(t, caps.Reason, c.reason)
 			require.NotContains(t, caps.Reason, "\n")
-			require.Contains(t, log.String(), "no cuda")
+			require.Contains(t, log.String(), ReasonBroken)
 			require.ErrorIs(t, err, quant.ErrUnavailable)
 			require.ErrorContains(t, err, c.reason)
 			require.Contains(t, probe.Reason, c.reason)

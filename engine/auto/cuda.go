@@ -43,6 +43,9 @@ type cudaFindings struct {
 	gpus    []string // model names
 }
 
+// found reports whether there is a driver, or a device for one.
+func (f *cudaFindings) found() bool { return f.driver != "" || len(f.devices) > 0 }
+
 func (m machine) path(p string) string { return filepath.Join(m.root, filepath.FromSlash(p)) }
 
 // read returns at most maxFile bytes, nothing where there is no such file.

@@ -63,9 +63,11 @@ func (d *dumper) title(format string, args ...any) {
 	fmt.Fprintf(d.w, "\n## "+format+"\n", args...)
 }
 
-// line shows b, at off in the file, in lines of hexWidth bytes; the first one has the note.
+// line shows b, at off in the file, in lines of hexWidth bytes; the first one has the note, which
+// stays in its line whatever name it holds.
 func (d *dumper) line(off int64, b []byte, format string, args ...any) {
 	note := strings.TrimRight(fmt.Sprintf(format, args...), " ")
+	note = strings.ReplaceAll(note, "\n", `\n`)
 	for first := true; first || len(b) > 0; first = false {
 		n := min(hexWidth, len(b))
 		if first {
@@ -92,7 +94,8 @@ func (d *dumper) opaque(off int64, b []byte, format string, args ...any) {
 func (d *dumper) fixed(l *layout, off int64, b []byte) {
 	for i := range l.fields {
 		f := &l.fields[i]
-		d.line(off+int64(f.off), b[f.off:f.off+f.size], "%s: %s", f.name, f.value(b[f.off:]))
+		v := b[f.off : f.off+f.size]
+		d.line(off+int64(f.off), v, "%s: %s", f.name, f.value(v))
 	}
 }
 

@@ -403,6 +403,7 @@ func (a *archiver) emit(w io.Writer, fix Sections,
 	res.BitsPerValue = quant.BitsPerValue(res.Bytes, res.Values)
 	res.OriginalBytes = 2 * res.Values
 	res.Ratio = float64(res.OriginalBytes) / float64(max(1, res.Bytes))
+	res.made(a.header)
 	res.Predicted, res.Importance = math.NaN(), a.use
 	return res, nil
 }

@@ -236,7 +236,8 @@ func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
 		v.cells = slices.Concat(whole.cells[:kept], v.cells, last)
 		p.variants = append(p.variants, v)
 	}
-	return p, c.usefulOnly(&p)
+	err = c.usefulOnly(&p)
+	return p, err
 }
 
 // sortByWeight sorts tokens by falling weight, ties by position.

@@ -29,6 +29,7 @@ type Report struct {
 	BitsPerValue  float64 `json:"bits_per_value"`
 	OriginalBytes int64   `json:"original_bytes"` // f16 bytes of the values
 	Ratio         float64 `json:"ratio"`          // original_bytes / bytes
+	SourceBytes   int64   `json:"source_bytes"`   // of the values in the types of the original
 
 	Tokens        int64 `json:"tokens"` // of every layer; rows of all tensors
 	FirstPosition int64 `json:"first_position"`
@@ -46,6 +47,8 @@ type Report struct {
 	Map      ReportMap       `json:"map"`
 	Errors   *ReportErrors   `json:"errors"` // nil unless compared with the original
 	Slope    float64         `json:"slope"`  // the price of a byte in damage, 0 before AddWhy
+	// WhyNot says why there is no AddWhy although it was asked for. For the caller to fill in.
+	WhyNot string `json:"why_not,omitempty"`
 }
 
 // ReportLayer is a stored layer, or a tensor of activations.
@@ -169,6 +172,7 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 		Model:         h.Model,
 		Config:        h.Config,
 		Profile:       profileText(h.Profile),
+		SourceBytes:   sourceBytes(h),
 		Bytes:         r.Size(),
 		Tokens:        h.Tokens,
 		FirstPosition: h.First,

@@ -126,7 +126,8 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
 	if q == nil || err != nil {
 		return st, err
 	}
-	return st, c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st)
+	err = c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st)
+	return st, err
 }
 
 // meanShare bounds the energy of outputs against the variation of V. Where V is a large constant and a little
@@ -476,7 +477,8 @@ func (u *uploader) upload(b []byte) (backend.Span, error) {
 	if err != nil {
 		return s, err
 	}
-	return s, s.Buf.Upload(0, b)
+	err = s.Buf.Upload(0, b)
+	return s, err
 }
 
 func (u *uploader) alloc(n int64) (backend.Span, error) {

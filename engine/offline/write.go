@@ -73,6 +73,7 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Varied
 	res.BitsPerValue = quant.BitsPerValue(res.Bytes, res.Values)
 	res.OriginalBytes = 2 * res.Values
 	res.Ratio = float64(res.OriginalBytes) / float64(max(1, res.Bytes))
+	res.made(c.header)
 	return res, nil
 }
 
