@@ -53,7 +53,7 @@ func Write(w io.Writer, rep *offline.Report, version string) error {
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"count": count, "bytes": bytesText, "percent": percent, "fixed": fixed,
 		"fraction": fraction, "share": share,
-		"title": title,
+		"title": title, "times": times,
 	}).Parse(htmlText)
 	if err != nil {
 		return fmt.Errorf("kvist/page: template: %w", err)
@@ -246,6 +246,14 @@ func fixed(digits int, x any) string {
 		}
 	}
 	return "\u2013"
+}
+
+// times writes how many times smaller a file is, or how many times as large where it is larger.
+func times(ratio float64) string {
+	if ratio > 0 && ratio < 1 {
+		ratio = 1 / ratio
+	}
+	return fixed(2, ratio)
 }
 
 // title is the name of a layer for reading: the one tensor of an .npy has none.

@@ -163,7 +163,7 @@
     tip.replaceChildren(...describe(geo.list[i], token));
     tip.hidden = false;
     const w = tip.offsetWidth, h = tip.offsetHeight;
-    tip.style.left = Math.min(e.clientX + 16, innerWidth - w - 8) + 'px';
+    tip.style.left = Math.max(8, Math.min(e.clientX + 16, innerWidth - w - 8)) + 'px';
     tip.style.top = (e.clientY + 18 + h > innerHeight ? e.clientY - h - 12 : e.clientY + 18) + 'px';
   }
   canvas.addEventListener('mousemove', hover);
@@ -177,7 +177,7 @@
     sides.append(b);
   } else sides.style.display = 'none';
   select.onchange = draw;
-  addEventListener('resize', draw);
+  addEventListener('resize', () => { draw(); errors(); });
 
   function legend() {
     const box = document.getElementById('legend'), w = 340, scale = el('div'), bar = el('canvas'), ticks = el('div');
@@ -189,7 +189,7 @@
     let most = 0;
     for (const r of rows) for (const x of [r.k, r.v]) for (const b of x) if (b > most) most = b;
     const end = most > 1650 ? 32 : 16, steps = place(end);
-    bar.width = w; bar.height = 1; bar.style.width = w + 'px';
+    bar.width = w; bar.height = 1; scale.className = 'scale'; // as wide as there is room
     const g = bar.getContext('2d');
     for (let x = 0; x < w; x++) {
       const p = x / (w - 1) * steps, i = Math.min(Math.floor(p), table.length - 2), f = p - i;
@@ -197,7 +197,7 @@
       g.fillRect(x, 0, 1, 1);
     }
     ticks.className = 'ticks';
-    for (const [b] of stops) if (b <= end) { const s = el('span', String(b)); s.style.left = place(b) / steps * w + 'px'; ticks.append(s); }
+    for (const [b] of stops) if (b <= end) { const s = el('span', String(b)); s.style.left = 100 * place(b) / steps + '%'; ticks.append(s); }
     scale.append(bar, ticks);
     box.append(el('span', 'bits a value'), scale);
   }
@@ -212,11 +212,13 @@
     const all = D.errors.layers.flatMap(l => measures.map(m => l[m[0]])).filter(x => x > 0);
     if (D.errors.layers.length < 2) { box.remove(); return; } // the numbers say it all
     if (!all.length) { box.textContent = 'No error at all: everything was kept exactly.'; return; }
-    const W = 1220, H = 270, left = 62, right = 150, top = 12, bottom = 34, n = D.errors.layers.length;
+    // Beside the chart there is room for the key, or above it.
+    const W = Math.max(240, box.clientWidth), wide = W > 640, n = D.errors.layers.length;
+    const H = wide ? 270 : 250, left = 62, right = wide ? 150 : 8, top = wide ? 12 : 36, bottom = 34;
     let lo = Math.log10(Math.min(...all)), hi = Math.log10(Math.max(...all));
     const slack = Math.max(.12, (hi - lo) * .08); lo -= slack; hi += slack;
     const X = i => left + (n === 1 ? .5 : (i + .5) / n) * (W - left - right), Y = v => top + (hi - Math.log10(v)) / (hi - lo) * (H - top - bottom);
-    const svg = document.createElementNS(NS, 'svg'); svg.setAttribute('viewBox', `0 0 ${W} ${H}`);
+    const svg = document.createElementNS(NS, 'svg'); svg.setAttribute('viewBox', `0 0 ${W} ${H}`); svg.setAttribute('height', H);
     const add = (tag, attrs, text, to) => { const e = document.createElementNS(NS, tag); for (const k in attrs) e.setAttribute(k, attrs[k]); if (text !== undefined) e.textContent = text; (to || svg).append(e); return e; };
     const pct = v => { const p = 100 * v; return (p >= 1e-3 ? String(+p.toPrecision(3)) : p.toExponential(1)) + ' %'; };
     const fine = hi - lo < 2.6 ? [1, 2, 5] : [1];
@@ -226,8 +228,9 @@
       add('line', { x1: left, x2: W - right, y1: Y(v), y2: Y(v), class: 'grid' });
       add('text', { x: left - 10, y: Y(v) + 4, 'text-anchor': 'end' }, pct(v));
     }
-    const every = Math.max(1, Math.ceil(n / 28));
-    D.layers.forEach((l, i) => { if (i % every === 0) add('text', { x: X(i), y: H - 12, 'text-anchor': 'middle' }, D.cache ? (n <= 16 ? 'layer ' : '') + l.number : title(l.name).slice(0, 22)); });
+    const plot = W - left - right, named = plot / n >= (D.cache ? 60 : 150);
+    const every = Math.max(1, Math.ceil(n * (D.cache ? 34 : 150) / plot));
+    D.layers.forEach((l, i) => { if (i % every === 0) add('text', { x: X(i), y: H - 12, 'text-anchor': 'middle' }, D.cache ? (named ? 'layer ' : '') + l.number : title(l.name).slice(0, 22)); });
     const shape = (kind, x, y, r, fill, to) => kind === 'circle' ? add('circle', { cx: x, cy: y, r, fill }, undefined, to)
       : kind === 'square' ? add('rect', { x: x - r * .9, y: y - r * .9, width: 1.8 * r, height: 1.8 * r, fill }, undefined, to)
         : add('path', { d: `M${x} ${y - 1.3 * r}L${x + 1.3 * r} ${y}L${x} ${y + 1.3 * r}L${x - 1.3 * r} ${y}Z`, fill }, undefined, to);
@@ -237,10 +240,11 @@
       add('polyline', { points: path, fill: 'none', stroke: fill, 'stroke-width': 1.5, 'stroke-opacity': .35 });
       pts.forEach(p => { if (p) add('title', {}, `${p[2].name}, ${name}: ${pct(p[2][key])}`, shape(kind, p[0], p[1], n > 60 ? 3 : 5, fill)); });
       const g = add('g', { class: 'key' });
-      shape(kind, W - right + 26, top + 14 + 24 * m, 5, fill, g);
-      add('text', { x: W - right + 40, y: top + 18 + 24 * m }, name, g);
+      const x = wide ? W - right + 26 : left + 5 + 56 * m, y = wide ? top + 14 + 24 * m : 12;
+      shape(kind, x, y, 5, fill, g);
+      add('text', { x: x + 14, y: y + 4 }, name, g);
     });
-    box.append(svg);
+    box.replaceChildren(svg);
   }
 
   draw(); legend(); errors();
