@@ -26,6 +26,13 @@
 // disk, a budget that cannot be met); 2 wrong usage; 3 the input is damaged, or not a file that
 // this build reads; 130 interrupted; 143 ended by SIGTERM or SIGHUP.
 //
+// # Terminals
+//
+// Names, metadata and paths may hold what a terminal acts on: escape sequences, other controls,
+// changes of direction. All text passes through the writer of internal/visible, which shows them as
+// \x1b or \u202e; no verb escapes anything by itself. Files on standard output (-o -) pass as they
+// are. Long strings are cut, and it is said how much was cut.
+//
 // # Concurrency
 //
 // One verb a process. A signal cancels the work, and nothing is left of an output that is not complete;

@@ -26,19 +26,21 @@ const (
 	evilPath = "e\x1b[31m\u009b31m\x7f\r\u202egnp\xff"
 )
 
-// writeRows writes a safetensors file with one tensor of rows.
+// writeRows writes a safetensors file with one tensor of rows, and one beside it whose name is as
+// long.
 func writeRows(t *testing.T, path, tensor string, metadata map[string]string) {
 	t.Helper()
 	f, err := os.Create(path)
 	require.NoError(t, err)
 	w, err := capture.NewWriter(f, []capture.Decl{{Name: tensor, DTypeName: "F32",
-		Shape: []int64{1024, 32}}}, metadata)
+		Shape: []int64{1024, 32}}, {Name: tensor + "i", DTypeName: "U8", Shape: []int64{3}}}, metadata)
 	require.NoError(t, err)
 	data := make([]byte, 4*1024*32)
 	for i := range data {
 		data[i] = []byte{byte(i / 7), byte(i), byte(i / 4 * 31 % 97), 0x3f}[i%4] // 0.5 to 1
 	}
 	require.NoError(t, w.WriteAt(tensor, 0, data))
+	require.NoError(t, w.WriteAt(tensor+"i", 0, []byte{1, 2, 3}))
 	require.NoError(t, w.Close())
 	require.NoError(t, f.Close())
 }

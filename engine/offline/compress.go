@@ -41,8 +41,7 @@ type Result struct {
 	OriginalBytes int64   // f16 bytes of the values
 	Ratio         float64 // OriginalBytes / Bytes
 	SourceBytes   int64   // bytes of the values in the types of the capture
-	// Config is what the header says that the file was made with: what was left to Compress, as the
-	// row bias, is settled there. Profile is the hash that it names a profile by, or "".
+	// Config, with what was left to Compress settled, and the hash of the profile, as the file has them.
 	Config, Profile string
 	// Predicted is the mean relative squared error of attention outputs (of rows, for activations)
 	// to expect: rehearsed on the capture's own last queries where it has some, the planner's sum
