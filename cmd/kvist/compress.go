@@ -77,7 +77,8 @@ tune makes one); flags that are given override its settings. The output names it
 --weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F32 or F16.
 
-Fields of --json: input, output, target, default_target, bytes, values, bits_per_value,
+Fields of --json: input, output, target, default_target, target_bytes (0 for a target of no bytes),
+lossless (every bit is kept), bytes, values, bits_per_value,
 original_bytes (as f16), source_bytes (as in the input), ratio (original_bytes over bytes),
 predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
@@ -274,6 +275,8 @@ type compressJSON struct {
 	Output         string         `json:"output"`
 	Target         string         `json:"target"`
 	DefaultTarget  bool           `json:"default_target"`
+	TargetBytes    int64          `json:"target_bytes"`
+	Lossless       bool           `json:"lossless"`
 	Bytes          int64          `json:"bytes"`
 	Values         int64          `json:"values"`
 	BitsPerValue   float64        `json:"bits_per_value"`
@@ -400,7 +403,7 @@ func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *comp
 	s := res.Sections
 	sum := &compressJSON{Target: targetText(&cfg), Bytes: res.Bytes, Values: res.Values,
 		BitsPerValue: res.BitsPerValue, OriginalBytes: res.OriginalBytes, Ratio: res.Ratio,
-		SourceBytes: res.SourceBytes, Profile: res.Profile,
+		SourceBytes: res.SourceBytes, Profile: res.Profile, TargetBytes: res.TargetBytes, Lossless: res.Lossless,
 		PredictedError: number(res.Predicted), Sections: sectionsJSON{s.Header, s.Payload, s.Tables,
 			s.Side, s.Index},
 		Codings: []codingJSON{}, Backend: describe(caps), Config: res.Config}
@@ -440,6 +443,23 @@ func targetText(c *offline.Config) string {
 	return "the codings given"
 }
 
+// outcome says where the size is not that of the target, and why.
+func (s *compressJSON) outcome() string {
+	switch {
+	case s.TargetBytes == 0:
+		return ""
+	case s.Lossless && s.Bytes > s.TargetBytes:
+		return fmt.Sprintf("; %s bytes are too few for any file of these tokens: every bit is kept", count(s.TargetBytes))
+	case s.Lossless:
+		return fmt.Sprintf("; every bit is kept: that takes less than the %s bytes of the target", count(s.TargetBytes))
+	case s.Bytes > s.TargetBytes:
+		return fmt.Sprintf("; the smallest file is larger than its %s bytes", count(s.TargetBytes))
+	case s.Bytes < s.TargetBytes*9/10:
+		return fmt.Sprintf("; %s of its bytes are not used: finer codings would change nothing", count(s.TargetBytes-s.Bytes))
+	}
+	return ""
+}
+
 func (s *compressJSON) print(p *printer) {
 	p.printf("%s: %s bytes, %.4g bits/value, %s\n", s.Output, count(s.Bytes), s.BitsPerValue,
 		sizeText(s.Bytes, s.OriginalBytes, s.SourceBytes))
@@ -447,7 +467,7 @@ func (s *compressJSON) print(p *printer) {
 	if s.DefaultTarget {
 		target += " (the default; --bits, --budget or --max-error set another)"
 	}
-	p.printf("target     %s\n", target)
+	p.printf("target     %s%s\n", target, s.outcome())
 	what := "relative squared error of attention outputs"
 	if s.rows {
 		what = "relative squared error of rows"

@@ -28,9 +28,13 @@ func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error)
 	if err != nil {
 		return nil, err
 	}
-	return a.emit(w, fix, func(emit func(*container.Record) error) error {
+	res, err := a.emit(w, fix, func(emit func(*container.Record) error) error {
 		return a.losslessRecords(ctx, emit)
 	})
+	if err == nil {
+		res.Lossless = true
+	}
+	return res, err
 }
 
 // losslessRecords encodes all records, as many at a time as there are workers, and hands them over in

@@ -43,6 +43,10 @@ type Result struct {
 	SourceBytes   int64   // bytes of the values in the types of the capture
 	// Config, with what was left to Compress settled, and the hash of the profile, as the file has them.
 	Config, Profile string
+	// TargetBytes are the bytes that the target stands for, 0 where it is none of bytes. Lossless says that every
+	// bit was kept, asked for or because the target is enough for it.
+	TargetBytes int64
+	Lossless    bool
 	// Predicted is the mean relative squared error of attention outputs (of rows, for activations)
 	// to expect: rehearsed on the capture's own last queries where it has some, the planner's sum
 	// otherwise, which a profile's sensitivities make another quantity; NaN with a memo.
@@ -100,7 +104,11 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 		return nil, err
 	}
 	if cfg.Form == FormArchive {
-		return c.archiveTo(ctx, w, weights)
+		res, err := c.archiveTo(ctx, w, weights)
+		if err == nil {
+			res.TargetBytes = c.targetBytes()
+		}
+		return res, err
 	}
 	if err := c.prepare(ctx, weights); err != nil {
 		return nil, err
@@ -113,7 +121,7 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	if err != nil {
 		return nil, err
 	}
-	res.MeasuredError, res.Importance = measured, c.use
+	res.MeasuredError, res.Importance, res.TargetBytes = measured, c.use, c.targetBytes()
 	res.Damage = choice.Damage
 	if cfg.Memo != nil {
 		res.Predicted = math.NaN()
