@@ -204,13 +204,11 @@ type Queries struct {
 // quant.ErrTooLarge for positions from MaxTokens on; *ValueError wrapping quant.ErrRange for
 // sums that are negative, NaN or infinite. Nothing is added then.
 func (r *Relevance) Add(q Queries, parts ...RowSums) error {
-	if q.N < 0 || q.N > r.Room() || q.Group < 1 || q.Group > quant.MaxHeads {
-		return shapeErr("relevance: batch of %d queries of %d heads, want at most %d queries",
-			q.N, q.Group, r.Room())
+	if q.Group < 1 || q.Group > quant.MaxHeads {
+		return shapeErr("relevance: queries of %d heads, want 1 to %d", q.Group, quant.MaxHeads)
 	}
-	if q.First < r.next || q.First > quant.MaxTokens {
-		return shapeErr("relevance: batch at position %d, want %d to %d", q.First, r.next,
-			int64(quant.MaxTokens))
+	if err := r.fits(q.First, q.N); err != nil {
+		return err
 	}
 	tokens := 0
 	for i := range parts {
@@ -236,6 +234,35 @@ func (r *Relevance) Add(q Queries, parts ...RowSums) error {
 	r.now.end, r.now.n = q.First+int64(q.N), r.now.n+float64(q.N*q.Group)
 	r.next = r.now.end
 	r.filled += q.N
+	return nil
+}
+
+// Skip passes over n queries from position first on whose attention is not known. They take their
+// places in the window, so that batches which follow end where they would have, and count nowhere
+// else. A window of which all queries are passed over leaves no trace.
+//
+// Errors: as Add.
+func (r *Relevance) Skip(first int64, n int) error {
+	if err := r.fits(first, n); err != nil || n == 0 {
+		return err
+	}
+	if r.filled == r.cfg.Window {
+		r.rotate()
+	}
+	r.next = first + int64(n)
+	r.filled += n
+	return nil
+}
+
+// fits checks that a batch of n queries from position first on can be the next.
+func (r *Relevance) fits(first int64, n int) error {
+	if n < 0 || n > r.Room() {
+		return shapeErr("relevance: batch of %d queries, want at most %d", n, r.Room())
+	}
+	if first < r.next || first > quant.MaxTokens {
+		return shapeErr("relevance: batch at position %d, want %d to %d", first, r.next,
+			int64(quant.MaxTokens))
+	}
 	return nil
 }
 
@@ -306,6 +333,10 @@ func (r *Relevance) grow(n int) {
 
 // rotate closes the current window.
 func (r *Relevance) rotate() {
+	if r.now.n == 0 { // all of its queries were passed over
+		r.filled = 0
+		return
+	}
 	if r.cfg.Mix > 0 {
 		for t, s := range r.old {
 			r.old[t] = float32(min(r.fade*float64(s)+float64(r.cur[t]), math.MaxFloat32))
@@ -340,6 +371,9 @@ func (r *Relevance) Values(dst []float64) error {
 		return shapeErr("relevance: room for %d tokens, want %d", len(dst), len(r.cur))
 	}
 	f := 1 - float64(r.filled)/float64(r.cfg.Window)
+	if r.now.n == 0 {
+		f = 1 // of the current window nothing is known: the one before stands for it
+	}
 	after := 0.0 // query heads of the far stretches that lie wholly at or after the token
 	for _, s := range r.far {
 		after += s.n

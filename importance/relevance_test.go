@@ -459,3 +459,65 @@ func TestConcentrate_TellsCollapsedFromSpread(t *testing.T) {
 	_, err = importance.Concentrate([]float64{1, math.NaN()}, importance.CollapseLimits{})
 	require.ErrorIs(t, err, quant.ErrRange)
 }
+
+// Queries that are passed over leave the others where they would have been: batches end where they did, whole
+// windows leave no trace, and what is left of a window is the mean over the queries that are known.
+func TestRelevance_Skip(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		cfg := importance.RelevanceConfig{Window: rapid.IntRange(1, 9).Draw(t, "window"),
+			Mix: rapid.SampledFrom([]float64{0, 0.3, 1}).Draw(t, "mix"), Power: 1,
+			HalfLife: rapid.SampledFrom([]float64{0, 8}).Draw(t, "half-life")}
+		n := rapid.IntRange(1, 40).Draw(t, "queries")
+		got, err := importance.NewRelevance(cfg)
+		require.NoError(t, err)
+		whole, err := importance.NewRelevance(cfg) // without the windows of which nothing is known
+		require.NoError(t, err)
+		counted := make([]bool, n)
+		traceless := true
+		for from := 0; from < n; from += cfg.Window {
+			to := min(from+cfg.Window, n)
+			window := rapid.SampledFrom([]string{"known", "unknown", "mixed"}).Draw(t, "kind")
+			traceless = traceless && window != "mixed"
+			for at := from; at < to; {
+				step := min(rapid.IntRange(1, cfg.Window).Draw(t, "step"), to-at)
+				require.LessOrEqual(t, step, got.Room())
+				if window == "unknown" || window == "mixed" && rapid.Bool().Draw(t, "skip") {
+					require.NoError(t, got.Skip(int64(at), step))
+				} else {
+					q := importance.Queries{First: int64(at), N: step, Group: 1}
+					sums := importance.RowSums{Sum: []float32{float32(step) / 2, float32(step) / 4}}
+					require.NoError(t, got.Add(q, sums))
+					if window == "known" {
+						require.NoError(t, whole.Add(q, sums))
+					}
+					for i := range step {
+						counted[at+i] = true
+					}
+				}
+				at += step
+			}
+		}
+		x, y := make([]float64, 2), make([]float64, 2)
+		require.NoError(t, got.Values(x))
+		require.NoError(t, whole.Values(y))
+		any := false
+		for i := range counted {
+			any = any || counted[i]
+		}
+		switch {
+		case !any:
+			require.Equal(t, []float64{0, 0}, x)
+		default:
+			// All queries pay the first token a half: so it is, whichever of them are known.
+			require.InDelta(t, 0.5, x[0], 1e-6)
+		}
+		// Windows of no queries at all shift nothing, so the others weigh as if there were none.
+		if traceless && n%cfg.Window == 0 {
+			require.InDelta(t, y[0], x[0], 1e-6)
+			require.InDelta(t, y[1], x[1], 1e-6)
+		}
+		require.ErrorIs(t, got.Skip(int64(n-1), 1), quant.ErrShape)
+		require.ErrorIs(t, got.Skip(int64(n), got.Room()+1), quant.ErrShape)
+		require.ErrorIs(t, got.Skip(int64(n), -1), quant.ErrShape)
+	})
+}

@@ -260,6 +260,17 @@ func (t *Tracker) Observe(q Queries, parts ...RowSums) error {
 	return t.relevance.Add(q, parts...)
 }
 
+// Skip passes over n queries whose attention is not known; see Relevance.Skip. Where relevance is
+// off it does nothing.
+//
+// Errors: those of Relevance.Skip.
+func (t *Tracker) Skip(first int64, n int) error {
+	if t.relevance == nil {
+		return nil
+	}
+	return t.relevance.Skip(first, n)
+}
+
 // ObserveQueries takes the queries themselves, of adjacent positions from first on: one set of
 // rows [queries, head_dim] for each query head, RoPE applied. Only a profile with expected
 // attention needs them; otherwise it does nothing.
@@ -300,6 +311,16 @@ func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
 		}
 	}
 	return nil
+}
+
+// Observed reports whether queries were taken, by Observe or ObserveQueries, or the profile asks for none.
+func (t *Tracker) Observed() bool {
+	switch {
+	case t.relevance != nil && t.relevance.now.n+t.relevance.last.n > 0,
+		t.queries != nil && t.queries[0].Len() > 0:
+		return true
+	}
+	return t.relevance == nil && !t.profile.Uses(SignalExpected)
 }
 
 // Weights writes the weights of all tokens appended, dst [Tokens], and says how far relevance is

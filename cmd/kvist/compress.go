@@ -82,8 +82,11 @@ lossless (every bit is kept), bytes, values, bits_per_value,
 original_bytes (as f16), source_bytes (as in the input), ratio (original_bytes over bytes),
 predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
-workers, memory, reason), profile (the hash that the file names it by, or ""), config (that of the
-file).`,
+workers, memory, reason), importance (profile, heads, collapsed, skipped: heads of which queries that
+are no numbers were left out, unweighed: heads without a query to weigh by, reason: why that is so of
+all), prices (what the errors of heads were priced by: heads, queries, profile, stand_in: heads in
+which K stands in for queries, reason), profile (the hash that the file names it by, or
+""), config (that of the file).`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist
   kvist compress cache.safetensors -o cache.kvist --bits 2.5 --weights worth.npy
   kvist compress cache.safetensors -o cache.kvist --budget 12%
@@ -289,6 +292,7 @@ type compressJSON struct {
 	Codings        []codingJSON   `json:"codings"`
 	Backend        backendJSON    `json:"backend"`
 	Importance     importanceJSON `json:"importance"`
+	Prices         pricesJSON     `json:"prices"`
 	Profile        string         `json:"profile"`
 	Config         string         `json:"config"`
 
@@ -301,6 +305,7 @@ type importanceJSON struct {
 	Heads     int    `json:"heads"`
 	Collapsed int    `json:"collapsed"`
 	Skipped   int    `json:"skipped"`
+	Unweighed int    `json:"unweighed"`
 	Reason    string `json:"reason"`
 }
 
@@ -318,7 +323,33 @@ func (i importanceJSON) String() string {
 	if i.Skipped > 0 {
 		s += fmt.Sprintf("; queries with NaN or Inf, and those beside them, left out in %d of %d heads", i.Skipped, i.Heads)
 	}
+	if i.Unweighed > 0 {
+		s += fmt.Sprintf("; all tokens weigh the same in %d of %d heads, for want of queries", i.Unweighed, i.Heads)
+	}
 	return s
+}
+
+// pricesJSON says by what the errors of heads were priced.
+type pricesJSON struct {
+	Heads   int    `json:"heads"`
+	Queries int    `json:"queries"`
+	Profile int    `json:"profile"`
+	StandIn int    `json:"stand_in"`
+	Reason  string `json:"reason"`
+}
+
+func (x pricesJSON) String() string {
+	const keys = "K without its mean, long rows held, stands in for queries"
+	switch {
+	case x.StandIn == 0 && x.Profile > 0:
+		return "from the profile"
+	case x.StandIn == 0:
+		return "measured on the capture's last queries"
+	case x.StandIn == x.Heads:
+		return keys + ": " + x.Reason
+	}
+	return fmt.Sprintf("measured on the capture's last queries; in %d of %d heads %s: %s", x.StandIn, x.Heads, keys,
+		x.Reason)
 }
 
 type sectionsJSON struct {
@@ -407,7 +438,7 @@ func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *comp
 		PredictedError: number(res.Predicted), Sections: sectionsJSON{s.Header, s.Payload, s.Tables,
 			s.Side, s.Index},
 		Codings: []codingJSON{}, Backend: describe(caps), Config: res.Config}
-	sum.Importance = importanceJSON(res.Importance)
+	sum.Importance, sum.Prices = importanceJSON(res.Importance), pricesJSON(res.Prices)
 	if cfg.Weighted {
 		sum.Importance.Profile = "weights handed in"
 	}
@@ -480,6 +511,9 @@ func (s *compressJSON) print(p *printer) {
 	}
 	if !s.rows {
 		p.printf("importance %s\n", s.Importance)
+	}
+	if s.Prices.Heads > 0 {
+		p.printf("prices     %s\n", s.Prices)
 	}
 	if s.Profile != "" {
 		p.printf("profile    %.16s\n", s.Profile)

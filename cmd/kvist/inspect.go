@@ -51,8 +51,8 @@ Fields of --json: file, type (kvist, safetensors, npy), bytes, spectra (name, si
 nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
 bytes), why with --why (slope, predicted, blocks, parts: those of offline.Why); for captures:
-capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next), tensors
-(name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id,
+capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next, queries:
+layers with queries), tensors (name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id,
 archive_id (what archives name it by), model, geometry, params,
 sections (name, bytes, meta, tensors).`,
 		Example: `  kvist inspect cache.kvist
@@ -126,6 +126,7 @@ type captureInfoJSON struct {
 	HeadDimV   int    `json:"head_dim_v"`
 	Tokens     int    `json:"tokens"`
 	TokensNext int    `json:"tokens_next"`
+	Queries    int    `json:"queries"` // layers with queries
 }
 
 type tensorJSON struct {
@@ -214,6 +215,11 @@ func (a *app) inspectCapture(ctx context.Context, in *input, f *inspectFlags,
 		Layers: append([]int{}, src.Layers()...), Heads: g.Heads, KVHeads: g.KVHeads,
 		HeadDim:  g.HeadDim,
 		HeadDimV: g.HeadDimV, Tokens: src.Tokens(), TokensNext: src.TokensNext()}
+	for _, n := range src.Layers() {
+		if src.HasQ(n) {
+			res.Capture.Queries++
+		}
+	}
 	for _, t := range src.Tensors() {
 		res.Tensors = append(res.Tensors, tensorJSON{t.Name, t.DTypeName, append([]int64{},
 			t.Shape...), t.Bytes})
@@ -313,6 +319,11 @@ func (r *inspectJSON) printCapture(p *printer) {
 			strings.Trim(fmt.Sprint(c.Layers), "[]"), c.Heads, c.KVHeads, c.HeadDim, c.HeadDimV)
 		p.printf("tokens  %s, and %s after them\n", count(int64(c.Tokens)),
 			count(int64(c.TokensNext)))
+		queries := fmt.Sprintf("of %d of %d layers", c.Queries, len(c.Layers))
+		if c.Queries < len(c.Layers) {
+			queries += "; in the others compress lets K stand in for them, and all tokens of a head weigh the same"
+		}
+		p.printf("queries %s\n", queries)
 	}
 	p.printf("\n")
 	t := newTable([]any{"tensor", "dtype", "shape", "bytes"}, 3)

@@ -87,7 +87,8 @@ func (a *archiver) fitSet(ctx context.Context) error {
 // fitRows bounds the rows that a transform is fitted to.
 const fitRows = 1 << 15
 
-// eachRows calls f with rows of a head, segment by segment, at most fitRows of them. f must not keep them.
+// eachRows calls f with the finite rows of a head, segment by segment, at most fitRows of them. f must not
+// keep them.
 func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f func([]float32)) error {
 	every := l.tokens/fitRows + 1
 	room, done := a.borrow(min(l.tokens, l.segment) * t.Dim())
@@ -105,10 +106,7 @@ func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f fu
 			}
 			a.turns.Undo(x, t.Dim(), pos)
 		}
-		if !finiteValues(x) {
-			continue
-		}
-		f(x)
+		f(finiteRows(x, t.Dim()))
 	}
 	return nil
 }
@@ -133,7 +131,9 @@ func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transfo
 				return nil, err
 			}
 		}
-		metric = archive.QueryMetric(q, a.params.Rope)
+		if q.N > 0 { // some are finite
+			metric = archive.QueryMetric(q, a.params.Rope)
+		}
 	}
 	without := archive.FitTransform(m, metric, false)
 	if !full {

@@ -34,15 +34,24 @@ func (c *compressor) attended(ctx context.Context, l *layerInput, p importance.P
 	w = make([][]float32, l.heads)
 	use.Heads = l.heads
 	for h := range w {
+		for _, q := range windows {
+			// Scores can be beyond the range of float32 though queries and keys are not.
+			q.bad[h] = q.bad[h] || !finiteValues(q.sums[h])
+		}
+		bad := func(q *window) bool { return q.bad[h] }
+		if slices.ContainsFunc(windows, bad) {
+			use.Skipped++
+		}
+		if len(windows) > 0 && !slices.ContainsFunc(windows, func(q *window) bool { return !bad(q) }) {
+			use.Unweighed++
+			continue
+		}
 		var gone bool
 		if w[h], gone, err = relevanceOf(windows, h, l.tokens, p); err != nil {
 			return nil, use, err
 		}
 		if gone {
 			use.Collapsed++
-		}
-		if slices.ContainsFunc(windows, func(q *window) bool { return q.bad[h] }) {
-			use.Skipped++
 		}
 	}
 	return w, use, nil
@@ -94,10 +103,11 @@ func relevanceOf(windows []*window, head, tokens int, p importance.Profile) (w [
 	}
 	for _, q := range windows {
 		if q.bad[head] {
-			continue
+			err = r.Skip(int64(q.first), q.n)
+		} else {
+			err = r.Add(importance.Queries{First: int64(q.first), N: q.n, Group: q.q.Group},
+				importance.RowSums{Sum: q.sums[head]})
 		}
-		err := r.Add(importance.Queries{First: int64(q.first), N: q.n, Group: q.q.Group},
-			importance.RowSums{Sum: q.sums[head]})
 		if err != nil {
 			return nil, false, err
 		}
@@ -133,7 +143,8 @@ type window struct {
 	sums     [][]float32 // [heads][tokens]
 }
 
-// observed returns the windows that a profile looks at, as first positions and lengths.
+// observed returns the windows that a profile looks at, as first positions and lengths. None crosses a
+// window that ends with the last query, so the last one is exact.
 func observed(p importance.Profile, tokens int) (spans [][2]int) {
 	at, size := observedFrom(p, tokens)
 	filled := 0 // of the window at work: no run crosses its end

@@ -52,7 +52,8 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 				w[first+t] = 1
 				if seg.Class != nil {
 					w[first+t] = float32(math.Exp2(-float64(codec.Class8[seg.Class[head][t]]) / 8 / weightPower))
-					differ = differ || w[first+t] != w[0]
+					// Sinks have a class of their own whether tokens were weighed or not.
+					differ = differ || seg.Class[head][t] != sinkClass && seg.Class[head][t] != midClass
 				}
 			}
 		}

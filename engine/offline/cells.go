@@ -155,6 +155,9 @@ type headOf struct {
 func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64) (k, v float64) {
 	st, tokens := h.st, float64(n)
 	scale := h.share / st.outEnergy
+	if st.kShare > 0 {
+		kEnergy *= st.kShare
+	}
 	if h.w == nil || !h.l.hasV {
 		w := tokens
 		if h.w != nil {

@@ -61,6 +61,7 @@ type Result struct {
 	// that of a merged row; "dropped" for those of tokens that were dropped.
 	Codings    map[string]int64
 	Importance ImportanceUse
+	Prices     PriceUse
 }
 
 // Sections says where the bytes of a file went.
@@ -122,6 +123,7 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 		return nil, err
 	}
 	res.MeasuredError, res.Importance, res.TargetBytes = measured, c.use, c.targetBytes()
+	res.Prices = c.prices()
 	res.Damage = choice.Damage
 	if cfg.Memo != nil {
 		res.Predicted = math.NaN()
@@ -201,6 +203,7 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		}
 		parts[i] = nil
 	}
+	c.use.conclude()
 	if err := c.main.ready(); err != nil {
 		return err
 	}
@@ -290,7 +293,7 @@ func (c *compressor) prepareHeader() error {
 		h.Sinks, h.Window = min(c.cfg.Sinks, src.Tokens()), min(c.cfg.Window, src.Tokens())
 		h.KType, h.VType = c.in.layers[0].k.DType(), c.in.layers[0].v.DType()
 		h.Model = src.Meta().Model
-		withQ := true
+		withQ, anyQ := true, false
 		for i, l := range c.in.layers {
 			withQ = withQ && l.hasQ
 			if l.k.DType() != h.KType || l.v.DType() != h.VType {
@@ -308,9 +311,10 @@ func (c *compressor) prepareHeader() error {
 			}
 			for _, st := range c.stats[i] {
 				h.QueryEnergy = append(h.QueryEnergy, float32(st.queryEnergy))
+				anyQ = anyQ || st.by != byKeysBad
 			}
 		}
-		if !withQ {
+		if !withQ || !anyQ {
 			h.QueryEnergy = nil
 		}
 	} else {

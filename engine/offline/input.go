@@ -108,6 +108,20 @@ func (l *layerInput) span(segment int) (first, n int) {
 // exact returns the coding that keeps rows of t bit by bit.
 func exact(t capture.Tensor) quant.Coding { return quant.Coding{Format: t.DType().Format()} }
 
+// finiteRows moves the rows of x, [rows * dim], that hold neither NaN nor Inf to its front, and returns them.
+func finiteRows(x []float32, dim int) []float32 {
+	if finiteValues(x) {
+		return x
+	}
+	kept := x[:0]
+	for r := 0; r < len(x); r += dim {
+		if row := x[r : r+dim]; finiteValues(row) {
+			kept = append(kept, row...)
+		}
+	}
+	return kept
+}
+
 // finiteRow reports whether a raw row holds neither NaN nor Inf.
 func finiteRow(dt quant.DType, row []byte) bool {
 	switch dt {

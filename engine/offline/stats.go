@@ -14,17 +14,21 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// headStats is what an error costs in one KV head, measured on the capture's own last queries.
+// headStats is what an error costs in one KV head, measured on the capture's own last queries, or by what
+// stands in for them.
 type headStats struct {
+	by pricedBy
 	// Damage per unit of squared error in a row of K or V: squared error of the attention output,
 	// mean over queries and query heads.
 	kSensitivity, vSensitivity float64
 	kCurve, vCurve             *plan.Curve
 	queryEnergy                float64   // mean |q|^2
 	outEnergy                  float64   // mean |attention output|^2
-	vDev                       float64   // mean |v - mean v|^2
+	vDev                       float64   // mean |v - mean v|^2, long rows held
 	meanOut                    []float64 // [head_dim_v] of V weighed by the attention it gets
 	ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
+	// kShare is the share of its energy that a row of K is priced at; 0: all of it.
+	kShare float64
 }
 
 // queryBudget bounds the queries that calibrate a head: 64, fewer over long contexts, so that the
@@ -91,14 +95,12 @@ func (c *compressor) headOf(l *layerInput, head int, w []float32, limit int) *he
 	return h
 }
 
-// calibrate measures what errors cost in a head. Without queries, attention is taken as even and
-// queries as long as keys: then V costs a^2 |dv|^2 and K costs a^2 |v - mean v|^2 |q|^2 |dk|^2 /
-// head_dim^2, with a = 1/tokens.
+// calibrate measures what errors cost in a head: on its last queries, or where they tell nothing by what
+// stands in for them.
 //
 // w are the weights of the tokens before pastOf, as they were known there; nil: all the same.
 func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
 	w []float32) (headStats, error) {
-	n := float64(max(1, l.tokens))
 	up := &uploader{be: c.be}
 	defer up.free()
 	past := pastOf(l)
@@ -107,27 +109,26 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
 	if err != nil {
 		return headStats{}, err
 	}
-	var st headStats
-	for t := range l.tokens {
-		st.queryEnergy += rows.k[t] / n
-		st.outEnergy += rows.v[t] / n
-		st.kSensitivity += rows.vDev[t] / n
+	st := headStats{meanOut: rows.meanValue(w), by: c.canProbe(l, past, sinks)}
+	st.vDev, _ = heldMean(deviations(rows.values, rows.v))
+	if l.hasQ {
+		q, err := c.lastQueries(l, head, past, len(blocks))
+		if err != nil {
+			return st, err
+		}
+		if q == nil {
+			st.by = byKeysBad
+		}
+		if st.by == byQueries {
+			if err := c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st); err != nil {
+				return st, err
+			}
+		}
 	}
-	st.vDev = st.kSensitivity
-	st.meanOut = rows.meanValue(w)
-	dim := float64(l.k.Dim())
-	st.kSensitivity *= st.queryEnergy / (dim * dim) / (n * n)
-	st.vSensitivity = 1 / (n * n)
-	if c3 := probeCoding(3); !l.hasQ || past <= sinks || c3.CheckDim(l.k.Dim()) != nil ||
-		c3.CheckDim(l.v.Dim()) != nil {
+	if st.kSensitivity > 0 && st.vSensitivity > 0 {
 		return st, nil
 	}
-	q, err := c.lastQueries(l, head, past, len(blocks))
-	if q == nil || err != nil {
-		return st, err
-	}
-	err = c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st)
-	return st, err
+	return st, c.standIn(l, &rows, &st)
 }
 
 // meanShare bounds the energy of outputs against the variation of V. Where V is a large constant and a little
@@ -141,7 +142,7 @@ func (s *headStats) boundOutput() {
 }
 
 // lastQueries samples the queries from position past on, which attend to nb blocks. Those that are not
-// finite are left out; nil where no other is.
+// finite are left out; nil where no other is, or all others are zeros.
 func (c *compressor) lastQueries(l *layerInput, head, past, nb int) (*backend.Queries, error) {
 	n, group, dim := queryBudget(l.tokens), c.in.geo.GQARatio(), l.k.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.v.Dim(), Scale: float32(1 / math.Sqrt(float64(dim))),
@@ -163,7 +164,7 @@ func (c *compressor) lastQueries(l *layerInput, head, past, nb int) (*backend.Qu
 		}
 		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 	}
-	if q.Q = q.Q[:len(q.Pos)*group*dim]; len(q.Q) == 0 {
+	if q.Q = q.Q[:len(q.Pos)*group*dim]; energyOf(q.Q) == 0 {
 		return nil, nil
 	}
 	return q, nil
@@ -198,6 +199,10 @@ func (c *compressor) probe(ctx context.Context, l *layerInput, head int, q *back
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	if err := c.be.Attend(ctx, q, blocks, out, nil); err != nil {
 		return err
+	}
+	if !finiteValues(out) { // scores are beyond the range of float32
+		st.by = byKeysBad
+		return nil
 	}
 	st.queryEnergy, st.outEnergy = energyOf(q.Q)/outputs, energyOf(out)/outputs
 	for side, energies := range [][]float64{rows.k, rows.v} {
@@ -331,7 +336,6 @@ func distance(x, y []float32) float64 {
 // rowStats are energies of the rows of a head.
 type rowStats struct {
 	k, v []float64 // |k|^2, |v|^2
-	vDev []float64 // |v - mean v|^2
 	// The rows themselves, in chunks of exactChunk where there are no cuts between.
 	keys, values []quant.Rows
 }
@@ -374,12 +378,7 @@ const exactChunk = 4096
 func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 	cuts []int) (blocks []backend.Block, st rowStats, err error) {
 	tokens := cuts[len(cuts)-1]
-	st = rowStats{
-		k:    make([]float64, tokens),
-		v:    make([]float64, tokens),
-		vDev: make([]float64, tokens),
-	}
-	mean, dot := make([]float64, l.v.Dim()), make([]float64, 0, tokens)
+	st = rowStats{k: make([]float64, tokens), v: make([]float64, tokens)}
 	for first, cut := 0, 1; first < tokens; {
 		for cuts[cut] <= first {
 			cut++
@@ -401,29 +400,10 @@ func (c *compressor) exactHead(up *uploader, l *layerInput, head int,
 		}
 		for r := range n {
 			st.k[first+r], st.v[first+r] = energyOf(k.Row(r)), energyOf(v.Row(r))
-			for i, x := range v.Row(r) {
-				mean[i] += float64(x) / float64(tokens)
-			}
 		}
 		st.keys, st.values = append(st.keys, k), append(st.values, v)
 		blocks = append(blocks, b)
 		first += n
-	}
-	var mm float64
-	for _, x := range mean {
-		mm += x * x
-	}
-	for _, v := range st.values {
-		for r := range v.Len() {
-			var d float64
-			for i, x := range v.Row(r) {
-				d += float64(x) * mean[i]
-			}
-			dot = append(dot, d)
-		}
-	}
-	for t := range st.vDev {
-		st.vDev[t] = max(0, st.v[t]-2*dot[t]+mm)
 	}
 	return blocks, st, nil
 }

@@ -3,7 +3,6 @@
 package offline
 
 import (
-	"cmp"
 	"context"
 	"math"
 	"slices"
@@ -16,18 +15,44 @@ import (
 // ImportanceUse says what became of the importance profile.
 type ImportanceUse struct {
 	Profile string // as importance.Profile.String writes it; "none" where it was off
-	Heads   int    // heads that were weighed
+	Heads   int    // heads that were to be weighed
 	// Collapsed counts heads whose attention lay on so few tokens that relevance was not believed.
 	Collapsed int
-	// Skipped counts heads of which queries were left out, because one among them holds NaN or Inf.
+	// Skipped counts heads of which queries were left out, because one among them holds NaN or Inf, or
+	// attends with scores that are no numbers.
 	Skipped int
-	// Reason is why tokens weigh the same although a profile was given; empty otherwise.
+	// Unweighed counts heads whose tokens weigh the same although a profile was given: the profile asks
+	// for queries, and there are none or none that counts.
+	Unweighed int
+	// Reason is why that is so of all heads; empty otherwise.
 	Reason string
 }
 
+// Why no head was weighed.
+const (
+	noQueries   = "the capture holds no queries"
+	badQueries  = "the queries that count all hold NaN or Inf, or stand beside some that do"
+	someQueries = "the capture holds no queries of some layers, and of the others none that is a number"
+)
+
 func (u *ImportanceUse) add(o ImportanceUse) {
-	u.Heads, u.Collapsed, u.Skipped = u.Heads+o.Heads, u.Collapsed+o.Collapsed, u.Skipped+o.Skipped
-	u.Reason = cmp.Or(u.Reason, o.Reason)
+	u.Heads, u.Collapsed = u.Heads+o.Heads, u.Collapsed+o.Collapsed
+	u.Skipped, u.Unweighed = u.Skipped+o.Skipped, u.Unweighed+o.Unweighed
+}
+
+// conclude says why no head was weighed, where that is so.
+func (u *ImportanceUse) conclude() {
+	if u.Unweighed < u.Heads || u.Heads == 0 {
+		return
+	}
+	switch u.Skipped {
+	case 0:
+		u.Reason = noQueries
+	case u.Heads:
+		u.Reason = badQueries
+	default:
+		u.Reason = someQueries
+	}
 }
 
 // headWeights are the weights of a layer's heads, of root mean square 1 over tokens that are no sinks:
@@ -64,7 +89,7 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput, withPast bool) (n
 	case !l.hasV || p.String() == "none":
 		return nil, nil, use, nil
 	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.hasQ:
-		use.Reason = "the capture holds no queries"
+		use.Heads, use.Unweighed = l.heads, l.heads
 		return nil, nil, use, nil
 	}
 	if now, use, err = c.weighedLayer(ctx, l, p); err != nil {
@@ -104,6 +129,9 @@ func (c *compressor) weighHeads(ctx context.Context, l *layerInput, p importance
 		if x.skipped {
 			use.Skipped++
 		}
+		if x.w == nil {
+			use.Unweighed++
+		}
 		if err := ctx.Err(); err != nil {
 			return nil, use, err
 		}
@@ -113,7 +141,7 @@ func (c *compressor) weighHeads(ctx context.Context, l *layerInput, p importance
 
 // weighed are the weights of a head.
 type weighed struct {
-	w []float32 // [tokens]
+	w []float32 // [tokens], or nil where the profile asks for queries and none is a number
 	// As in ImportanceUse.
 	collapsed, skipped bool
 }
@@ -148,17 +176,11 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 			return x, err
 		}
 	}
-	if p.Uses(importance.SignalRelevance) {
-		if x.skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
-			return x, err
-		}
+	if x.skipped, err = c.observeAll(ctx, l, head, blocks, track, p, tokens); err != nil {
+		return x, err
 	}
-	if p.Uses(importance.SignalExpected) {
-		skipped, err := c.observeQueries(l, head, track, tokens)
-		if err != nil {
-			return x, err
-		}
-		x.skipped = x.skipped || skipped
+	if tokens > 0 && !track.Observed() {
+		return x, nil
 	}
 	keys := quant.Rows{Dim: l.k.Dim()}
 	for _, k := range rows.keys {
@@ -168,6 +190,21 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 	conc, err := track.Weights(x.w, keys)
 	x.collapsed = conc.Collapsed
 	return x, err
+}
+
+// observeAll feeds the tracker with what the profile asks of the capture's queries.
+func (c *compressor) observeAll(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
+	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
+	if p.Uses(importance.SignalRelevance) {
+		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
+			return skipped, err
+		}
+	}
+	if p.Uses(importance.SignalExpected) {
+		more, err := c.observeQueries(l, head, track, tokens)
+		return skipped || more, err
+	}
+	return skipped, nil
 }
 
 // standInDim is the head_dim_v of rows that stand in for V.
@@ -194,8 +231,6 @@ func observedFrom(p importance.Profile, tokens int) (first, window int) {
 // that is not finite.
 func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
-	first, window := observedFrom(p, tokens)
-	group, dim := c.in.geo.GQARatio(), l.k.Dim()
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
 	up := &uploader{be: c.be}
 	defer up.free()
@@ -207,49 +242,62 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 		}
 		blocks[i].V = backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}
 	}
-	// A batch never crosses a window that ends with the last query, so the last one is exact.
-	for at := first; at < tokens; {
-		n := min(track.Room(), tokens-at)
-		if r := (tokens - at) % window; r > 0 {
-			n = min(n, r)
-		}
-		q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
-			Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
-		row := make([]float32, n*dim)
-		for g := range group {
-			if err := c.in.src.ReadRowsF32(l.q, head*group+g, at, n, row); err != nil {
-				return skipped, err
-			}
-			for i := range n {
-				copy(q.Q[(i*group+g)*dim:], row[i*dim:(i+1)*dim])
-			}
-		}
-		if !finiteValues(q.Q) {
-			skipped = true
-			at += n
-			continue
-		}
-		for i := range n {
-			q.Pos = append(q.Pos, int64(at+i))
-			for b := range blocks {
-				q.BlockIdx = append(q.BlockIdx, int32(b))
-			}
-			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
-		}
-		if err := c.observeBatch(ctx, tokens, q, blocks, track, int64(at)); err != nil {
+	for _, span := range observed(p, tokens) {
+		at, n := span[0], span[1]
+		q, err := c.windowOf(l, head, at, n, len(blocks))
+		if err != nil {
 			return skipped, err
 		}
-		at += n
+		ok := finiteValues(q.Q)
+		if ok {
+			if ok, err = c.observeBatch(ctx, tokens, q, blocks, track, int64(at)); err != nil {
+				return skipped, err
+			}
+		}
+		if !ok {
+			skipped = true
+			if err := track.Skip(int64(at), n); err != nil {
+				return skipped, err
+			}
+		}
 	}
 	return skipped, nil
 }
 
-// observeQueries feeds the tracker with all queries of the capture, for expected attention.
+// windowOf reads the queries [at, at+n) of a head, which attend to nb blocks.
+func (c *compressor) windowOf(l *layerInput, head, at, n, nb int) (*backend.Queries, error) {
+	group, dim := c.in.geo.GQARatio(), l.k.Dim()
+	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
+		Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
+	row := make([]float32, n*dim)
+	for g := range group {
+		if err := c.in.src.ReadRowsF32(l.q, head*group+g, at, n, row); err != nil {
+			return nil, err
+		}
+		for i := range n {
+			copy(q.Q[(i*group+g)*dim:], row[i*dim:(i+1)*dim])
+		}
+	}
+	for i := range n {
+		q.Pos = append(q.Pos, int64(at+i))
+		for b := range nb {
+			q.BlockIdx = append(q.BlockIdx, int32(b))
+		}
+		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
+	}
+	return q, nil
+}
+
+// expectedWindow is the queries that are left out of expected attention together.
+const expectedWindow = 64
+
+// observeQueries feeds the tracker with all queries of the capture, for expected attention, but for
+// windows that hold one that is not finite.
 func (c *compressor) observeQueries(l *layerInput, head int, track *importance.Tracker,
 	tokens int) (skipped bool, err error) {
 	group, dim := c.in.geo.GQARatio(), l.k.Dim()
-	for first := 0; first < tokens; first += exactChunk {
-		n := min(exactChunk, tokens-first)
+	for first := 0; first < tokens; first += expectedWindow {
+		n := min(expectedWindow, tokens-first)
 		heads := make([]quant.Rows, group)
 		finite := true
 		for g := range heads {
@@ -270,21 +318,29 @@ func (c *compressor) observeQueries(l *layerInput, head int, track *importance.T
 	return skipped, nil
 }
 
+// observeBatch hands the attention of a batch of queries to the tracker; false where it is no number:
+// scores can be beyond the range of float32 though queries and keys are not.
 func (c *compressor) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
-	blocks []backend.Block, track *importance.Tracker, at int64) error {
+	blocks []backend.Block, track *importance.Tracker, at int64) (bool, error) {
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	lse := make([]float32, q.Len()*q.Group)
 	if err := c.be.Attend(ctx, q, blocks, out, lse); err != nil {
-		return err
+		return false, err
+	}
+	if !finiteValues(lse) {
+		return false, nil
 	}
 	rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0}, Sum: make([]float32, tokens)}
 	for _, b := range blocks {
 		rel.RowPtr = append(rel.RowPtr, rel.RowPtr[len(rel.RowPtr)-1]+b.Rows)
 	}
 	if err := c.be.Relevance(ctx, q, lse, blocks, rel); err != nil {
-		return err
+		return false, err
 	}
-	return track.Observe(importance.Queries{First: at, N: q.Len(), Group: q.Group},
+	if !finiteValues(rel.Sum) {
+		return false, nil
+	}
+	return true, track.Observe(importance.Queries{First: at, N: q.Len(), Group: q.Group},
 		importance.RowSums{Sum: rel.Sum})
 }
 
