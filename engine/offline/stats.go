@@ -128,7 +128,8 @@ func (c *compressor) calibrate(ctx context.Context, l *layerInput, head int,
 	if st.kSensitivity > 0 && st.vSensitivity > 0 {
 		return st, nil
 	}
-	return st, c.standIn(l, &rows, &st)
+	err = c.standIn(l, &rows, &st)
+	return st, err
 }
 
 // meanShare bounds the energy of outputs against the variation of V. Where V is a large constant and a little
