@@ -51,7 +51,8 @@ var allowed = map[string][]string{
 	"engine/backend/backendtest": {"quant", "quant/quanttest", "engine/backend"},
 	"engine/plan":                {"quant", "importance"},
 	"engine/container":           {"quant"},
-	"engine/capture":             {"quant", "engine/internal/half"},
+	"engine/gguf":                {"quant"},
+	"engine/capture":             {"quant", "engine/internal/half", "engine/gguf"},
 	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
 	"engine/quality":             {"quant", "engine/backend"},
 	"engine/archive":             {"quant"},
@@ -80,7 +81,7 @@ var allowed = map[string][]string{
 	},
 	"engine/auto": {"quant", "engine/backend", "cpu", "cuda"},
 	"bench":       {},
-	"bench/llama": {"quant", "cpu/matmul", "engine/capture", "engine/atomicfile"},
+	"bench/llama": {"quant", "cpu/matmul", "engine/capture", "engine/atomicfile", "engine/gguf"},
 }
 
 // free are the trees that may import anything of the module (nothing imports them but each other).

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -34,13 +35,13 @@ const (
 
 // readConfig reads the configuration and refuses what the forward pass does not do.
 //
-// Errors: *FileError wrapping ErrUnsupported or ErrCorrupt.
-func readConfig(f *File) (Config, error) {
+// Errors: *gguf.FileError wrapping ErrUnsupported or ErrCorrupt.
+func readConfig(f *gguf.File) (Config, error) {
 	m := metaReader{f: f}
 	var c Config
 	arch := m.str("general.architecture", "")
 	if m.err == nil && arch != "llama" {
-		return c, f.keyErr("general.architecture",
+		return c, f.KeyError("general.architecture",
 			unsupportedf("%q; this version runs models of architecture \"llama\"", arch))
 	}
 	if err := refuseKeys(f); err != nil {
@@ -59,23 +60,31 @@ func readConfig(f *File) (Config, error) {
 	}
 	c.HeadDim = m.int("llama.attention.key_length", c.Hidden/c.Heads, 1, quant.MaxDim)
 	c.HeadDimV = m.int("llama.attention.value_length", c.Hidden/c.Heads, 1, quant.MaxDim)
-	dim := m.int("llama.rope.dimension_count", c.HeadDim, 2, max(c.HeadDim, 2))
+	dim := m.int("llama.rope.dimension_count", c.HeadDim, 2, quant.MaxDim)
 	theta := m.float("llama.rope.freq_base", 10000)
 	if m.err != nil {
 		return c, m.err
 	}
 	if c.Heads%c.KVHeads != 0 {
-		return c, f.keyErr("llama.attention.head_count_kv",
+		return c, f.KeyError("llama.attention.head_count_kv",
 			corruptf("%d kv_heads, want a divisor of %d heads", c.KVHeads, c.Heads))
 	}
+	if !(theta > 0) {
+		return c, f.KeyError("llama.rope.freq_base", corruptf("%v, want a positive number", theta))
+	}
 	if !(theta > 1 && theta < 1e15) {
-		return c, f.keyErr("llama.rope.freq_base", corruptf("%v, want above 1", theta))
+		return c, f.KeyError("llama.rope.freq_base", unsupportedf("%v, above 1 and below 1e15 is run", theta))
 	}
-	if !(c.Eps >= 0 && c.Eps < 1) {
-		return c, f.keyErr("llama.attention.layer_norm_rms_epsilon", corruptf("%v, want 0 to 1", c.Eps))
+	if !(c.Eps >= 0) {
+		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon",
+			corruptf("%v, want 0 or more", c.Eps))
 	}
-	if dim%2 != 0 {
-		return c, f.keyErr("llama.rope.dimension_count", corruptf("%d, want an even number", dim))
+	if c.Eps >= 1 {
+		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon", unsupportedf("%v, below 1 is run", c.Eps))
+	}
+	if dim%2 != 0 || dim > c.HeadDim {
+		return c, f.KeyError("llama.rope.dimension_count",
+			corruptf("%d, want an even number of [2, head_dim %d]", dim, c.HeadDim))
 	}
 	scaling, err := readScaling(f, dim, c.Context)
 	if err != nil {
@@ -83,9 +92,12 @@ func readConfig(f *File) (Config, error) {
 	}
 	c.rope = newRope(dim, theta, scaling)
 	emb, ok := f.Tensor("token_embd.weight")
-	if !ok || len(emb.Dims) != 2 || emb.Rows() > 1<<24 {
-		return c, &FileError{File: f.Name, Section: `tensor "token_embd.weight"`, Offset: -1,
-			Err: corruptf("missing, or not a matrix of at most 2^24 rows")}
+	if !ok || len(emb.Dims) != 2 {
+		return c, &gguf.FileError{File: f.Name, Section: `tensor "token_embd.weight"`, Offset: -1,
+			Err: corruptf("missing, or not a matrix")}
+	}
+	if emb.Rows() > 1<<24 {
+		return c, f.TensorError(emb, unsupportedf("%d rows, at most 2^24 are run", emb.Rows()))
 	}
 	c.Vocab = int(emb.Rows())
 	return c, c.geometry().Validate()
@@ -143,26 +155,26 @@ var understood = []string{
 
 // refuseKeys refuses keys of the architecture that change the computation in ways this package
 // does not follow: wrong numbers are worse than none.
-func refuseKeys(f *File) error {
+func refuseKeys(f *gguf.File) error {
 	for _, key := range f.Keys() {
 		name, ok := strings.CutPrefix(key, "llama.")
 		if !ok || slices.Contains(understood, name) {
 			continue
 		}
 		v, _ := f.Meta(key)
-		if v.isZero() {
+		if v.IsZero() {
 			continue
 		}
 		if what, ok := features[key]; ok {
-			return f.keyErr(key, unsupportedf("%s (%s)", what, v))
+			return f.KeyError(key, unsupportedf("%s (%s)", what, v))
 		}
 		if key == "llama.attention.causal" {
 			continue // true, what is expected; false is refused below
 		}
-		return f.keyErr(key, unsupportedf("%s, a key that this version does not know", v))
+		return f.KeyError(key, unsupportedf("%s, a key that this version does not know", v))
 	}
-	if v, ok := f.Meta("llama.attention.causal"); ok && v.isZero() {
-		return f.keyErr("llama.attention.causal", unsupportedf("attention that is not causal"))
+	if v, ok := f.Meta("llama.attention.causal"); ok && v.IsZero() {
+		return f.KeyError("llama.attention.causal", unsupportedf("attention that is not causal"))
 	}
 	return nil
 }

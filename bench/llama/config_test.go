@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -15,7 +16,7 @@ import (
 func TestLoad_Refuses(t *testing.T) {
 	key := func(k string, v any) func(*tiny) { return func(m *tiny) { m.set(k, v) } }
 	tensor := func(name string) func(*tiny) {
-		return func(m *tiny) { m.tensor(name, llama.TensorF32, 1, 4) }
+		return func(m *tiny) { m.tensor(name, gguf.TensorF32, 1, 4) }
 	}
 	for _, c := range []struct {
 		name  string
@@ -50,9 +51,14 @@ func TestLoad_Refuses(t *testing.T) {
 			quant.ErrCorrupt, "dimension_count"},
 		{"heads 0", key("llama.attention.head_count", uint32(0)), quant.ErrCorrupt, "head_count"},
 		{"heads per layer", key("llama.attention.head_count", []int32{4, 4}),
-			quant.ErrCorrupt, "head_count"},
+			quant.ErrUnsupported, "head_count"},
 		{"kv_heads", key("llama.attention.head_count_kv", uint32(3)), quant.ErrCorrupt, "kv_heads"},
-		{"layers", key("llama.block_count", uint32(1<<31)), quant.ErrCorrupt, "block_count"},
+		{"layers", key("llama.block_count", uint32(1<<31)), quant.ErrUnsupported, "block_count"},
+		{"heads of each layer", key("llama.attention.head_count_kv", []int32{1, 2}),
+			quant.ErrUnsupported, "not supported: array of 2 int32: a value for each layer"},
+		{"context", key("llama.context_length", uint32(1<<30)), quant.ErrUnsupported, "at most"},
+		{"theta too large", key("llama.rope.freq_base", float32(1e20)), quant.ErrUnsupported,
+			"not supported: 1.00"},
 		{"layer missing", key("llama.block_count", uint32(3)),
 			quant.ErrCorrupt, "blk.2.attn_norm.weight"},
 		{"context", func(m *tiny) { m.drop("llama.context_length") },
@@ -63,7 +69,7 @@ func TestLoad_Refuses(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := newTiny(1)
-			m.fill(false, llama.TensorF32)
+			m.fill(false, gguf.TensorF32)
 			c.setup(m)
 			f, err := read(m.bytes())
 			require.NoError(t, err)
@@ -77,7 +83,7 @@ func TestLoad_Refuses(t *testing.T) {
 
 func TestLoad_HarmlessKeys(t *testing.T) {
 	m := newTiny(1)
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	m.set("llama.vocab_size", uint32(48))
 	m.set("llama.expert_count", uint32(0))
 	m.set("llama.attention.sliding_window", uint32(0))
@@ -95,7 +101,7 @@ func TestLoad_HarmlessKeys(t *testing.T) {
 
 func TestLoad_Options(t *testing.T) {
 	m := newTiny(1)
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	f, err := read(m.bytes())
 	require.NoError(t, err)
 	_, err = llama.Load(f, llama.Options{Workers: -1})
@@ -114,7 +120,7 @@ func TestOpen_VocabularyMustFit(t *testing.T) {
 	for vocab, ok := range map[int]bool{300: true, 301: false} {
 		m := newTiny(1)
 		m.vocab = 300
-		m.fill(false, llama.TensorF32)
+		m.fill(false, gguf.TensorF32)
 		addVocabulary(&m.builder, vocab)
 		path := filepath.Join(t.TempDir(), "m.gguf")
 		require.NoError(t, os.WriteFile(path, m.bytes(), 0o600))

@@ -5,7 +5,7 @@
 //
 // # Concepts
 //
-// A File is an open GGUF file. A Model is its weights, kept quantized in memory as in the file;
+// A Model is its weights, kept quantized in memory as in the file;
 // a Tokenizer its vocabulary. Model.Forward runs tokens through the model, a chunk at a time,
 // and hands out logits; K and V pass through a KVStore, which does the attention as well. So a
 // cache of any kind plugs in: ExactKV is the uncompressed one, in float32 or with its rows
@@ -34,7 +34,7 @@
 //
 // # Errors
 //
-// Faults of a file are *FileError, with file, key or tensor and offset, and wrap ErrCorrupt,
+// Faults of a file are *gguf.FileError, with file, key or tensor and offset, and wrap ErrCorrupt,
 // ErrVersion, ErrUnsupported or ErrTooLarge of package quant. A reader allocates nothing for a
 // count or length before it has checked that the file is large enough to hold it. Calls that do
 // not fit (no tokens, tokens outside the vocabulary, positions out of order) are ErrShape,

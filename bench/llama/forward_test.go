@@ -15,6 +15,7 @@ import (
 
 	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -47,11 +48,11 @@ func requireLogits(t *testing.T, want [][]float64, got []float32) {
 }
 
 func TestForward_MatchesNaive(t *testing.T) {
-	mixed := []llama.TensorType{llama.TensorF32, llama.TensorF16, llama.TensorQ8_0, llama.TensorBF16,
-		llama.TensorQ4_0, llama.TensorQ4_1, llama.TensorQ8_0}
+	mixed := []gguf.TensorType{gguf.TensorF32, gguf.TensorF16, gguf.TensorQ8_0, gguf.TensorBF16,
+		gguf.TensorQ4_0, gguf.TensorQ4_1, gguf.TensorQ8_0}
 	for _, c := range []struct {
 		name  string
-		types []llama.TensorType
+		types []gguf.TensorType
 	}{
 		{"F32", mixed[:1]}, {"F16", mixed[1:2]}, {"Q8_0", mixed[2:3]}, {"BF16", mixed[3:4]},
 		{"Q4_0", mixed[4:5]}, {"Q4_1", mixed[5:6]}, {"mixed", mixed},
@@ -98,8 +99,8 @@ func TestForward_RopeVariants(t *testing.T) {
 			m.set("llama.rope.scaling.factor", float32(4))
 		}, plainAngle},
 		{"freq factors", func(m *tiny) {
-			data, _ := store(llama.TensorF32, factors)
-			m.add("rope_freqs.weight", llama.TensorF32, data, 8)
+			data, _ := store(gguf.TensorF32, factors)
+			m.add("rope_freqs.weight", gguf.TensorF32, data, 8)
 		}, func(m *tiny) angleFunc {
 			return func(pos, i int) (float64, float64) { return float64(pos) * freq(m, i) / factors[i], 1 }
 		}},
@@ -122,7 +123,7 @@ func TestForward_RopeVariants(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			m := newTiny(11)
 			c.setup(m)
-			m.fill(false, llama.TensorF32)
+			m.fill(false, gguf.TensorF32)
 			tokens := m.tokens(60)
 			model := m.load(t, llama.Options{})
 			got := forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0,
@@ -141,7 +142,7 @@ func TestForward_RopeVariants(t *testing.T) {
 
 func TestForward_ChunksAndWorkersAgree(t *testing.T) {
 	m := newTiny(3)
-	m.fill(true, llama.TensorQ8_0, llama.TensorQ4_1)
+	m.fill(true, gguf.TensorQ8_0, gguf.TensorQ4_1)
 	tokens := m.tokens(300)
 	run := func(o llama.Options, chunk int) []float32 {
 		model := m.load(t, o)
@@ -156,7 +157,7 @@ func TestForward_ChunksAndWorkersAgree(t *testing.T) {
 
 func TestForward_Concurrent(t *testing.T) {
 	m := newTiny(3)
-	m.fill(false, llama.TensorQ8_0)
+	m.fill(false, gguf.TensorQ8_0)
 	model := m.load(t, llama.Options{Workers: 2})
 	tokens := m.tokens(70)
 	want := forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0, llama.ForwardOptions{})
@@ -179,7 +180,7 @@ func TestForward_Concurrent(t *testing.T) {
 
 func TestForward_LogitsModes(t *testing.T) {
 	m := newTiny(5)
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	model := m.load(t, llama.Options{})
 	tokens := m.tokens(90)
 	run := func(o llama.ForwardOptions) []float32 {
@@ -205,7 +206,7 @@ func TestForward_LogitsModes(t *testing.T) {
 
 func TestForward_Errors(t *testing.T) {
 	m := newTiny(5)
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	model := m.load(t, llama.Options{})
 	boom := errors.New("boom")
 	for _, c := range []struct {
@@ -239,7 +240,7 @@ func TestForward_Errors(t *testing.T) {
 
 func TestForward_ObserverSeesCacheRows(t *testing.T) {
 	m := newTiny(9)
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	model := m.load(t, llama.Options{})
 	kv := newKV(t, model, llama.KVOptions{})
 	const n, dim = 20, 16
@@ -269,7 +270,7 @@ func TestWriteCapture_Tiny(t *testing.T) {
 	m := newTiny(13)
 	m.set("llama.rope.scaling.type", "linear")
 	m.set("llama.rope.scaling.factor", float32(2))
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	model := m.load(t, llama.Options{})
 	tokens := m.tokens(30)
 	dir := t.TempDir()

@@ -14,6 +14,7 @@ import (
 	"testing"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -40,8 +41,8 @@ func sample() *builder {
 	for i := range x {
 		x[i] = math.Sin(float64(i))
 	}
-	for _, typ := range []llama.TensorType{llama.TensorF32, llama.TensorF16, llama.TensorBF16,
-		llama.TensorQ8_0, llama.TensorQ4_0, llama.TensorQ4_1} {
+	for _, typ := range []gguf.TensorType{gguf.TensorF32, gguf.TensorF16, gguf.TensorBF16,
+		gguf.TensorQ8_0, gguf.TensorQ4_0, gguf.TensorQ4_1} {
 		data, _ := store(typ, x)
 		b.add("t."+typ.String(), typ, data, 32, 2)
 	}
@@ -125,7 +126,7 @@ func TestReadFile_Tensors(t *testing.T) {
 // requireTyped checks that an error has a place and a category.
 func requireTyped(t testing.TB, err error, msg ...any) {
 	t.Helper()
-	var fe *llama.FileError
+	var fe *gguf.FileError
 	require.ErrorAs(t, err, &fe, msg...)
 	require.Equal(t, "test.gguf", fe.File)
 	for _, c := range []error{quant.ErrCorrupt, quant.ErrVersion, quant.ErrUnsupported,
@@ -144,8 +145,8 @@ func TestReadFile_Truncated(t *testing.T) {
 		requireTyped(t, err, "cut to %d bytes", n)
 	}
 	// A reader that ends before its stated size.
-	_, err := llama.ReadFile(bytes.NewReader(data[:300]), int64(len(data)), "test.gguf",
-		llama.Limits{})
+	_, err := gguf.Read(bytes.NewReader(data[:300]), int64(len(data)), "test.gguf",
+		gguf.Limits{})
 	require.ErrorIs(t, err, quant.ErrCorrupt)
 }
 
@@ -208,6 +209,8 @@ func TestReadFile_Hostile(t *testing.T) {
 	}{
 		{"magic", []byte("GGUFX")[1:], quant.ErrCorrupt, "magic"},
 		{"magic case", append([]byte("gguf"), pad...), quant.ErrCorrupt, "magic"},
+		{"split", header(3, 0, 2, "split.no", uint32(2), uint16(1), "split.count", uint32(2), uint16(3)),
+			quant.ErrUnsupported, "part 2 of a model split into 3 files; llama-gguf-split --merge"},
 		{"version 1", header(1, 0, 0), quant.ErrVersion, "version 1"},
 		{"version 4", header(4, 0, 0), quant.ErrVersion, "version 4"},
 		{"big-endian", header(3<<24, 0, 0), quant.ErrUnsupported, "big-endian"},
@@ -261,9 +264,9 @@ func TestReadFile_Hostile(t *testing.T) {
 
 func TestReadFile_Limits(t *testing.T) {
 	data := sample().bytes()
-	for _, lim := range []llama.Limits{{MaxKeys: 3}, {MaxTensors: 5}, {MaxStringBytes: 2},
+	for _, lim := range []gguf.Limits{{MaxKeys: 3}, {MaxTensors: 5}, {MaxStringBytes: 2},
 		{MaxArrayLen: 1}, {MaxMetaBytes: 200}, {MaxNesting: 1}} {
-		_, err := llama.ReadFile(bytes.NewReader(data), int64(len(data)), "test.gguf", lim)
+		_, err := gguf.Read(bytes.NewReader(data), int64(len(data)), "test.gguf", lim)
 		require.ErrorIs(t, err, quant.ErrTooLarge, "%+v", lim)
 	}
 }
@@ -280,11 +283,11 @@ func (r failingReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func TestReadFile_ReaderErrors(t *testing.T) {
-	_, err := llama.ReadFile(failingReader{}, 1000, "test.gguf", llama.Limits{})
+	_, err := gguf.Read(failingReader{}, 1000, "test.gguf", gguf.Limits{})
 	require.ErrorIs(t, err, errDisk)
 	data := sample().bytes()
-	f, err := llama.ReadFile(&cutReader{data, int64(len(data)) - 40}, int64(len(data)), "test.gguf",
-		llama.Limits{})
+	f, err := gguf.Read(&cutReader{data, int64(len(data)) - 40}, int64(len(data)), "test.gguf",
+		gguf.Limits{})
 	require.NoError(t, err)
 	tensors := f.Tensors()
 	_, err = f.Floats(tensors[len(tensors)-1])
@@ -309,13 +312,13 @@ func (r *cutReader) ReadAt(p []byte, off int64) (int, error) {
 func TestOpenFile(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "m.gguf")
 	require.NoError(t, os.WriteFile(path, sample().bytes(), 0o600))
-	f, err := llama.OpenFile(path)
+	f, err := gguf.Open(path)
 	require.NoError(t, err)
 	require.NoError(t, f.Close())
 	require.NoError(t, f.Close())
-	_, err = llama.OpenFile(filepath.Dir(path))
+	_, err = gguf.Open(filepath.Dir(path))
 	require.ErrorIs(t, err, quant.ErrUnsupported)
-	_, err = llama.OpenFile(path + "x")
+	_, err = gguf.Open(path + "x")
 	require.ErrorIs(t, err, os.ErrNotExist)
 }
 
@@ -324,7 +327,7 @@ func FuzzGGUF(f *testing.F) {
 	m := newTiny(1)
 	m.layers = 1
 	m.set("llama.block_count", uint32(1))
-	m.fill(false, llama.TensorQ8_0, llama.TensorQ4_1)
+	m.fill(false, gguf.TensorQ8_0, gguf.TensorQ4_1)
 	addVocabulary(&m.builder, m.vocab)
 	f.Add(m.bytes())
 	f.Add(binary.LittleEndian.AppendUint32([]byte("GGUF"), 3))

@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -50,11 +51,11 @@ type layerWeights struct {
 
 // Open loads the model at path with its tokenizer.
 //
-// Errors: *FileError wrapping ErrCorrupt, ErrVersion, ErrTooLarge, or ErrUnsupported for what
+// Errors: *gguf.FileError wrapping ErrCorrupt, ErrVersion, ErrTooLarge, or ErrUnsupported for what
 // this package does not run: architectures other than llama, tensor types and tokenizers that
 // package comment does not list, mixture of experts, sliding windows, sinks.
 func Open(path string, opts Options) (*Model, error) {
-	f, err := OpenFile(path)
+	f, err := gguf.Open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +69,7 @@ func Open(path string, opts Options) (*Model, error) {
 		return nil, err
 	}
 	if tok.Vocab() != m.Vocab {
-		return nil, f.keyErr("tokenizer.ggml.tokens",
+		return nil, f.KeyError("tokenizer.ggml.tokens",
 			corruptf("%d tokens, token_embd.weight has %d rows", tok.Vocab(), m.Vocab))
 	}
 	m.tok = tok
@@ -79,7 +80,7 @@ func Open(path string, opts Options) (*Model, error) {
 // Quantized matrices stay quantized in memory; F16 and BF16 ones are widened to float32.
 //
 // Errors: as Open, but for those of the tokenizer.
-func Load(f *File, opts Options) (*Model, error) {
+func Load(f *gguf.File, opts Options) (*Model, error) {
 	c, err := readConfig(f)
 	if err != nil {
 		return nil, err
@@ -104,10 +105,10 @@ func Load(f *File, opts Options) (*Model, error) {
 	return m, nil
 }
 
-func (m *Model) load(f *File) error {
-	for _, t := range f.tensors { // before anything is found missing for the same reason
+func (m *Model) load(f *gguf.File) error {
+	for _, t := range f.Tensors() { // before anything is found missing for the same reason
 		if what, ok := tensorFeature(t.Name); ok {
-			return f.tensorErr(t, unsupportedf("%s", what))
+			return f.TensorError(t, unsupportedf("%s", what))
 		}
 	}
 	l := &loader{f: f, used: map[string]bool{"rope_freqs.weight": true}}
@@ -125,7 +126,7 @@ func (m *Model) load(f *File) error {
 	if m.outNorm, err = l.vector("output_norm.weight", m.Hidden); err != nil {
 		return err
 	}
-	m.layers = make([]layerWeights, 0, min(m.Layers, len(f.tensors)))
+	m.layers = make([]layerWeights, 0, min(m.Layers, len(f.Tensors())))
 	for i := range m.Layers {
 		w, err := m.loadLayer(l, fmt.Sprintf("blk.%d.", i))
 		if err != nil {
@@ -133,9 +134,9 @@ func (m *Model) load(f *File) error {
 		}
 		m.layers = append(m.layers, w)
 	}
-	for _, t := range f.tensors {
+	for _, t := range f.Tensors() {
 		if !l.used[t.Name] {
-			return f.tensorErr(t, unsupportedf("a tensor that this version does not know"))
+			return f.TensorError(t, unsupportedf("a tensor that this version does not know"))
 		}
 	}
 	return nil

@@ -3,8 +3,10 @@
 package llama
 
 import (
+	"fmt"
 	"math"
 
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -106,8 +108,8 @@ func (r *rope) apply(row, cos, sin []float32) {
 
 // readScaling reads the rope.scaling keys of the architecture.
 //
-// Errors: *FileError wrapping ErrUnsupported or ErrCorrupt.
-func readScaling(f *File, dim, context int) (ropeScaling, error) {
+// Errors: *gguf.FileError wrapping ErrUnsupported or ErrCorrupt.
+func readScaling(f *gguf.File, dim, context int) (ropeScaling, error) {
 	s := ropeScaling{kind: "none"}
 	m := metaReader{f: f}
 	s.kind = m.str("llama.rope.scaling.type", "none")
@@ -134,13 +136,13 @@ func readScaling(f *File, dim, context int) (ropeScaling, error) {
 	if m.err != nil {
 		return s, m.err
 	}
-	if v, ok := f.Meta("llama.rope.scaling.yarn_log_multiplier"); ok && !v.isZero() {
-		return s, f.keyErr("llama.rope.scaling.yarn_log_multiplier", unsupportedf("it is %s", v))
+	if v, ok := f.Meta("llama.rope.scaling.yarn_log_multiplier"); ok && !v.IsZero() {
+		return s, f.KeyError("llama.rope.scaling.yarn_log_multiplier", unsupportedf("it is %s", v))
 	}
 	switch s.kind {
 	case "none", "linear", "yarn":
 	default:
-		return s, f.keyErr("llama.rope.scaling.type",
+		return s, f.KeyError("llama.rope.scaling.type",
 			unsupportedf("%q; this version knows none, linear and yarn", s.kind))
 	}
 	for _, p := range []struct {
@@ -152,25 +154,28 @@ func readScaling(f *File, dim, context int) (ropeScaling, error) {
 		{"llama.rope.scaling.yarn_beta_fast", s.betaFast},
 		{"llama.rope.scaling.yarn_beta_slow", s.betaSlow},
 	} {
-		if !(p.v > 0 && p.v < 1e12) {
-			return s, f.keyErr(p.key, corruptf("%v, want a positive number", p.v))
+		if !(p.v > 0) {
+			return s, f.KeyError(p.key, corruptf("%v, want a positive number", p.v))
+		}
+		if p.v >= 1e12 {
+			return s, f.KeyError(p.key, unsupportedf("%v, below 1e12 is run", p.v))
 		}
 	}
 	if !(s.extFactor >= 0 && s.extFactor <= 1) {
-		return s, f.keyErr("llama.rope.scaling.yarn_ext_factor", corruptf("%v, want 0 to 1", s.extFactor))
+		return s, f.KeyError("llama.rope.scaling.yarn_ext_factor", corruptf("%v, want 0 to 1", s.extFactor))
 	}
 	err := readFreqFactors(f, dim, &s)
 	return s, err
 }
 
 // readFreqFactors reads rope_freqs.weight, by which llama 3 models stretch their context.
-func readFreqFactors(f *File, dim int, s *ropeScaling) error {
+func readFreqFactors(f *gguf.File, dim int, s *ropeScaling) error {
 	t, ok := f.Tensor("rope_freqs.weight")
 	if !ok {
 		return nil
 	}
 	if len(t.Dims) != 1 || t.Cols() != int64(dim/2) {
-		return f.tensorErr(t, corruptf("dimensions %v, want [%d]", t.Dims, dim/2))
+		return f.TensorError(t, corruptf("dimensions %v, want [%d]", t.Dims, dim/2))
 	}
 	var err error
 	if s.freqFactors, err = f.Floats(t); err != nil {
@@ -178,7 +183,7 @@ func readFreqFactors(f *File, dim int, s *ropeScaling) error {
 	}
 	for i, v := range s.freqFactors {
 		if !(v > 0 && v < math.MaxFloat32) {
-			return f.tensorErr(t, corruptf("value %d is %v, want a positive number", i, v))
+			return f.TensorError(t, corruptf("value %d is %v, want a positive number", i, v))
 		}
 	}
 	return nil
@@ -186,13 +191,17 @@ func readFreqFactors(f *File, dim int, s *ropeScaling) error {
 
 // metaReader reads typed values and keeps the first error.
 type metaReader struct {
-	f   *File
+	f   *gguf.File
 	err error
 }
 
-func (m *metaReader) fail(key string, v Value, want string) {
+func (m *metaReader) fail(key string, v gguf.Value, want string) {
+	if m.err == nil && v.Type == gguf.TypeArray {
+		m.err = m.f.KeyError(key, unsupportedf("%s: a value for each layer; "+
+			"models whose layers are alike are run", v))
+	}
 	if m.err == nil {
-		m.err = m.f.keyErr(key, corruptf("%s of type %s, want %s", v, v.Type, want))
+		m.err = m.f.KeyError(key, corruptf("%s of type %s, want %s", v, v.Type, want))
 	}
 }
 
@@ -226,13 +235,16 @@ func (m *metaReader) int(key string, def, lo, hi int) int {
 	v, ok := m.f.Meta(key)
 	if !ok {
 		if def < 0 && m.err == nil {
-			m.err = m.f.keyErr(key, corruptf("the key is missing"))
+			m.err = m.f.KeyError(key, corruptf("the key is missing"))
 		}
 		return max(def, lo)
 	}
 	n, ok := v.Int()
+	if ok && n > int64(hi) && m.err == nil {
+		m.err = m.f.KeyError(key, unsupportedf("%d, at most %d is run", n, hi))
+	}
 	if !ok || n < int64(lo) || n > int64(hi) {
-		m.fail(key, v, "an integer within range")
+		m.fail(key, v, fmt.Sprintf("an integer of [%d, %d]", lo, hi))
 		return lo
 	}
 	return int(n)

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -30,7 +31,7 @@ type kvPair struct {
 
 type rawTensor struct {
 	name string
-	typ  llama.TensorType
+	typ  gguf.TensorType
 	dims []uint64
 	data []byte
 }
@@ -54,7 +55,7 @@ func (b *builder) drop(key string) {
 	}
 }
 
-func (b *builder) add(name string, typ llama.TensorType, data []byte, dims ...uint64) {
+func (b *builder) add(name string, typ gguf.TensorType, data []byte, dims ...uint64) {
 	b.tensors = append(b.tensors, rawTensor{name, typ, dims, data})
 }
 
@@ -142,16 +143,16 @@ func (b *builder) bytes() []byte {
 	return w.Bytes()
 }
 
-func read(data []byte) (*llama.File, error) {
-	return llama.ReadFile(bytes.NewReader(data), int64(len(data)), "test.gguf", llama.Limits{})
+func read(data []byte) (*gguf.File, error) {
+	return gguf.Read(bytes.NewReader(data), int64(len(data)), "test.gguf", gguf.Limits{})
 }
 
 // store encodes x in a type and returns the bytes and the values that they stand for. The
 // scales are powers of two so that the values follow without doubt.
-func store(typ llama.TensorType, x []float64) (data []byte, stored []float64) {
+func store(typ gguf.TensorType, x []float64) (data []byte, stored []float64) {
 	var w bytes.Buffer
 	group := 32
-	if typ == llama.TensorF32 || typ == llama.TensorF16 || typ == llama.TensorBF16 {
+	if typ == gguf.TensorF32 || typ == gguf.TensorF16 || typ == gguf.TensorBF16 {
 		group = 1
 	}
 	clamp := func(v, lo, hi float64) float64 { return math.Min(hi, math.Max(lo, math.Round(v))) }
@@ -159,28 +160,28 @@ func store(typ llama.TensorType, x []float64) (data []byte, stored []float64) {
 		const s8, s4, low = 1.0 / 256, 1.0 / 16, -0.5
 		var codes [32]uint8
 		switch typ {
-		case llama.TensorF32:
+		case gguf.TensorF32:
 			put(&w, float32(x[0]))
 			stored = append(stored, float64(float32(x[0])))
-		case llama.TensorF16:
+		case gguf.TensorF16:
 			h := quant.F32ToF16(float32(x[0]))
 			put(&w, h)
 			stored = append(stored, float64(quant.F16ToF32(h)))
-		case llama.TensorBF16:
+		case gguf.TensorBF16:
 			h := quant.F32ToBF16(float32(x[0]))
 			put(&w, h)
 			stored = append(stored, float64(quant.BF16ToF32(h)))
-		case llama.TensorQ8_0:
+		case gguf.TensorQ8_0:
 			put(&w, quant.F32ToF16(s8))
 			for _, v := range x[:32] {
 				c := clamp(v/s8, -127, 127)
 				put(&w, int8(c))
 				stored = append(stored, c*s8)
 			}
-		case llama.TensorQ4_0, llama.TensorQ4_1:
+		case gguf.TensorQ4_0, gguf.TensorQ4_1:
 			put(&w, quant.F32ToF16(s4))
 			lo := -8 * s4
-			if typ == llama.TensorQ4_1 {
+			if typ == gguf.TensorQ4_1 {
 				lo = low
 				put(&w, quant.F32ToF16(low))
 			}
@@ -224,7 +225,7 @@ func newTiny(seed uint64) *tiny {
 	return m
 }
 
-func (m *tiny) tensor(name string, typ llama.TensorType, rows, cols int) {
+func (m *tiny) tensor(name string, typ gguf.TensorType, rows, cols int) {
 	x := make([]float64, rows*cols)
 	for i := range x {
 		x[i] = m.rng.NormFloat64() * 0.25
@@ -242,18 +243,18 @@ func (m *tiny) tensor(name string, typ llama.TensorType, rows, cols int) {
 }
 
 // fill adds all tensors; types are taken in turn.
-func (m *tiny) fill(untied bool, types ...llama.TensorType) {
+func (m *tiny) fill(untied bool, types ...gguf.TensorType) {
 	i := -1
-	next := func() llama.TensorType { i++; return types[i%len(types)] }
+	next := func() gguf.TensorType { i++; return types[i%len(types)] }
 	m.tensor("token_embd.weight", next(), m.vocab, m.hidden)
 	if untied {
 		m.tensor("output.weight", next(), m.vocab, m.hidden)
 	}
-	m.tensor("output_norm.weight", llama.TensorF32, 1, m.hidden)
+	m.tensor("output_norm.weight", gguf.TensorF32, 1, m.hidden)
 	for l := range m.layers {
 		p := fmt.Sprintf("blk.%d.", l)
-		m.tensor(p+"attn_norm.weight", llama.TensorF32, 1, m.hidden)
-		m.tensor(p+"ffn_norm.weight", llama.TensorF32, 1, m.hidden)
+		m.tensor(p+"attn_norm.weight", gguf.TensorF32, 1, m.hidden)
+		m.tensor(p+"ffn_norm.weight", gguf.TensorF32, 1, m.hidden)
 		m.tensor(p+"attn_q.weight", next(), m.heads*m.headDim, m.hidden)
 		m.tensor(p+"attn_k.weight", next(), m.kvHeads*m.headDim, m.hidden)
 		m.tensor(p+"attn_v.weight", next(), m.kvHeads*m.headDim, m.hidden)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -56,13 +57,13 @@ func byteAlphabet() (toRune [256]rune, toByte map[rune]byte) {
 
 // NewTokenizer builds the tokenizer that a model file describes.
 //
-// Errors: *FileError wrapping ErrUnsupported (a tokenizer other than gpt2, a pre-tokenizer other
+// Errors: *gguf.FileError wrapping ErrUnsupported (a tokenizer other than gpt2, a pre-tokenizer other
 // than smollm) or ErrCorrupt.
-func NewTokenizer(f *File) (*Tokenizer, error) {
+func NewTokenizer(f *gguf.File) (*Tokenizer, error) {
 	want := func(key, val string) error {
 		v, ok := f.Meta(key)
 		if s, _ := v.Str(); !ok || s != val {
-			return f.keyErr(key, unsupportedf("%s, this version knows %q only", orMissing(v, ok), val))
+			return f.KeyError(key, unsupportedf("%s, this version knows %q only", orMissing(v, ok), val))
 		}
 		return nil
 	}
@@ -86,7 +87,7 @@ func NewTokenizer(f *File) (*Tokenizer, error) {
 		if v, ok := f.Meta(key); ok {
 			n, ok := v.Int()
 			if !ok || n < 0 || n >= int64(len(t.text)) {
-				return nil, f.keyErr(key, corruptf("%s, want a token below %d", v, len(t.text)))
+				return nil, f.KeyError(key, corruptf("%s, want a token below %d", v, len(t.text)))
 			}
 			*dst = int32(n)
 		}
@@ -94,7 +95,7 @@ func NewTokenizer(f *File) (*Tokenizer, error) {
 	return t, nil
 }
 
-func orMissing(v Value, ok bool) string {
+func orMissing(v gguf.Value, ok bool) string {
 	if !ok {
 		return "missing"
 	}
@@ -102,17 +103,17 @@ func orMissing(v Value, ok bool) string {
 }
 
 // readTokens fills text, bytes and special; it returns the token of each text as stored.
-func (t *Tokenizer) readTokens(f *File) (map[string]int32, error) {
+func (t *Tokenizer) readTokens(f *gguf.File) (map[string]int32, error) {
 	const key = "tokenizer.ggml.tokens"
 	v, ok := f.Meta(key)
 	stored, isStrings := v.Strings()
 	if !isStrings || len(stored) == 0 || len(stored) > 1<<24 {
-		return nil, f.keyErr(key, corruptf("%s, want 1 to 2^24 strings", orMissing(v, ok)))
+		return nil, f.KeyError(key, corruptf("%s, want 1 to 2^24 strings", orMissing(v, ok)))
 	}
 	var kinds []int64
 	if v, ok := f.Meta("tokenizer.ggml.token_type"); ok {
 		if kinds, ok = v.Ints(); !ok || len(kinds) != len(stored) {
-			return nil, f.keyErr("tokenizer.ggml.token_type",
+			return nil, f.KeyError("tokenizer.ggml.token_type",
 				corruptf("%s, want an integer for each of %d tokens", v, len(stored)))
 		}
 	}
@@ -164,12 +165,12 @@ func fromAlphabet(s string, toByte map[rune]byte) string {
 	return string(b)
 }
 
-func (t *Tokenizer) readMerges(f *File, ids map[string]int32) error {
+func (t *Tokenizer) readMerges(f *gguf.File, ids map[string]int32) error {
 	const key = "tokenizer.ggml.merges"
 	v, ok := f.Meta(key)
 	list, isStrings := v.Strings()
 	if !isStrings {
-		return f.keyErr(key, corruptf("%s, want an array of strings", orMissing(v, ok)))
+		return f.KeyError(key, corruptf("%s, want an array of strings", orMissing(v, ok)))
 	}
 	t.merges = make(map[uint64]merge, len(list))
 	for rank, m := range list {
@@ -179,7 +180,7 @@ func (t *Tokenizer) readMerges(f *File, ids map[string]int32) error {
 		b, okB := ids[r]
 		to, okTo := ids[l+r]
 		if !ok || !okA || !okB || !okTo {
-			return f.keyErr(key, corruptf("merge %d, %q, is not of two tokens that make a third", rank, m))
+			return f.KeyError(key, corruptf("merge %d, %q, is not of two tokens that make a third", rank, m))
 		}
 		k := pairKey(a, b)
 		if _, twice := t.merges[k]; !twice {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -106,14 +107,14 @@ func unpermute(headDim, rotaryDim int) func(r int) int {
 
 // loader reads the weights of a file and notes which tensors were used.
 type loader struct {
-	f    *File
+	f    *gguf.File
 	used map[string]bool
 }
 
-func (l *loader) tensor(name string, dims ...int) (Tensor, error) {
+func (l *loader) tensor(name string, dims ...int) (gguf.Tensor, error) {
 	t, ok := l.f.Tensor(name)
 	if !ok {
-		return t, &FileError{File: l.f.Name, Section: fmt.Sprintf("tensor %q", name), Offset: -1,
+		return t, &gguf.FileError{File: l.f.Name, Section: fmt.Sprintf("tensor %q", name), Offset: -1,
 			Err: corruptf("missing")}
 	}
 	ok = len(t.Dims) == len(dims)
@@ -121,7 +122,7 @@ func (l *loader) tensor(name string, dims ...int) (Tensor, error) {
 		ok = t.Dims[i] == int64(dims[i])
 	}
 	if !ok {
-		return t, l.f.tensorErr(t, corruptf("dimensions %v, want %v", t.Dims, dims))
+		return t, l.f.TensorError(t, corruptf("dimensions %v, want %v", t.Dims, dims))
 	}
 	l.used[name] = true
 	return t, nil
@@ -139,7 +140,7 @@ func (l *loader) vector(name string, n int) ([]float32, error) {
 func (l *loader) stack(k int, parts ...part) (*stack, error) {
 	s := &stack{}
 	same := true
-	var first TensorType
+	var first gguf.TensorType
 	for i, p := range parts {
 		t, err := l.tensor(p.name, k, p.n)
 		if err != nil {
@@ -172,17 +173,17 @@ func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	for _, p := range parts {
 		n += p.n
 	}
-	var typ TensorType
+	var typ gguf.TensorType
 	if t, ok := l.f.Tensor(parts[0].name); ok {
 		typ = t.Type
 	}
-	vals, _ := typ.layout()
+	vals, _ := typ.Layout()
 	groups := n * k / int(vals)
 	var b groupSink
 	switch typ {
-	case TensorQ8_0:
+	case gguf.TensorQ8_0:
 		b = &q8Sink{codes: make([]int8, n*k), scales: make([]float32, groups)}
-	case TensorQ4_0, TensorQ4_1:
+	case gguf.TensorQ4_0, gguf.TensorQ4_1:
 		b = &q4Sink{codes: make([]uint8, n*k), scales: make([]float32, groups),
 			mins: make([]float32, groups)}
 	default:
@@ -206,10 +207,10 @@ func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	return m, nil
 }
 
-func (l *loader) place(b groupSink, t Tensor, row0 int, place func(int) int) error {
-	vals, bytes := t.Type.layout()
+func (l *loader) place(b groupSink, t gguf.Tensor, row0 int, place func(int) int) error {
+	vals, bytes := t.Type.Layout()
 	perRow := t.Cols() / vals
-	return l.f.eachGroups(t, func(first int64, data []byte) {
+	return l.f.EachGroups(t, func(first int64, data []byte) {
 		for g := first; len(data) > 0; g++ {
 			r := int(g / perRow)
 			if place != nil {
@@ -223,23 +224,23 @@ func (l *loader) place(b groupSink, t Tensor, row0 int, place func(int) int) err
 
 // groupSink collects stored groups; g is the group's number in the matrix to be.
 type groupSink interface {
-	group(t TensorType, g int, b []byte)
+	group(t gguf.TensorType, g int, b []byte)
 	matrix(n, k int) (matrix, error)
 }
 
 type f32Sink struct{ data []float32 }
 
-func (s *f32Sink) group(t TensorType, g int, b []byte) { decodeGroup(t, b, s.data[g:]) }
-func (s *f32Sink) matrix(n, k int) (matrix, error)     { return &f32Matrix{n, k, s.data}, nil }
+func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) { gguf.DecodeGroup(t, b, s.data[g:]) }
+func (s *f32Sink) matrix(n, k int) (matrix, error)          { return &f32Matrix{n, k, s.data}, nil }
 
 type q8Sink struct {
 	codes  []int8
 	scales []float32
 }
 
-func (s *q8Sink) group(_ TensorType, g int, b []byte) {
+func (s *q8Sink) group(_ gguf.TensorType, g int, b []byte) {
 	s.scales[g] = quant.F16ToF32(uint16(b[0]) | uint16(b[1])<<8)
-	codes := s.codes[g*groupSize : (g+1)*groupSize]
+	codes := s.codes[g*gguf.GroupSize : (g+1)*gguf.GroupSize]
 	for i := range codes {
 		codes[i] = int8(b[2+i])
 	}
@@ -255,8 +256,8 @@ type q4Sink struct {
 	scales, mins []float32
 }
 
-func (s *q4Sink) group(t TensorType, g int, b []byte) {
-	s.scales[g], s.mins[g] = q4Group(t, b, s.codes[g*groupSize:(g+1)*groupSize])
+func (s *q4Sink) group(t gguf.TensorType, g int, b []byte) {
+	s.scales[g], s.mins[g] = gguf.Q4Group(t, b, s.codes[g*gguf.GroupSize:(g+1)*gguf.GroupSize])
 }
 
 func (s *q4Sink) matrix(n, k int) (matrix, error) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package gguf
 
 import (
 	"encoding/binary"
@@ -34,22 +34,22 @@ var otherTensorTypes = map[TensorType]string{
 	34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }
 
-// groupSize is the number of values that share a scale in the quantized types.
-const groupSize = 32
+// GroupSize is the number of values that share a scale in the quantized types.
+const GroupSize = 32
 
-// layout returns the values of a group and the bytes that it takes; 0, 0 for unknown types.
-func (t TensorType) layout() (values, bytes int64) {
+// Layout returns the values of a group and the bytes that it takes; 0, 0 for unknown types.
+func (t TensorType) Layout() (values, bytes int64) {
 	switch t {
 	case TensorF32:
 		return 1, 4
 	case TensorF16, TensorBF16:
 		return 1, 2
 	case TensorQ4_0:
-		return groupSize, 2 + 16
+		return GroupSize, 2 + 16
 	case TensorQ4_1:
-		return groupSize, 2 + 2 + 16
+		return GroupSize, 2 + 2 + 16
 	case TensorQ8_0:
-		return groupSize, 2 + 32
+		return GroupSize, 2 + 32
 	}
 	return 0, 0
 }
@@ -78,10 +78,10 @@ func (t TensorType) String() string {
 
 // bytesOf returns the stored bytes of a tensor, refusing what overflows.
 func (t TensorType) bytesOf(dims []int64) (int64, error) {
-	values, bytes := t.layout()
+	values, bytes := t.Layout()
 	if values == 0 {
-		return 0, unsupportedf("its type is %s; this version reads F32, F16, BF16, "+
-			"Q8_0, Q4_0 and Q4_1", t)
+		return 0, unsupportedf("its type is %s; F32, F16, BF16, Q8_0, Q4_0 and Q4_1 are read, "+
+			"which llama-quantize makes", t)
 	}
 	if dims[0]%values != 0 {
 		return 0, corruptf("rows of %d values, type %s has groups of %d", dims[0], t, values)
@@ -126,10 +126,10 @@ func (t Tensor) Rows() int64 {
 // maxRead bounds one read of tensor data, and with it the memory beyond what the caller has.
 const maxRead = 1 << 22
 
-// eachGroups reads the tensor piecewise and hands out whole groups: b holds the stored bytes of
+// EachGroups reads the tensor piecewise and hands out whole groups: b holds the stored bytes of
 // the groups from number first on.
-func (f *File) eachGroups(t Tensor, do func(first int64, b []byte)) error {
-	_, gb := t.Type.layout()
+func (f *File) EachGroups(t Tensor, do func(first int64, b []byte)) error {
+	_, gb := t.Type.Layout()
 	buf := make([]byte, min(t.bytes, maxRead/gb*gb))
 	for off := int64(0); off < t.bytes; off += int64(len(buf)) {
 		buf = buf[:min(int64(len(buf)), t.bytes-off)]
@@ -138,7 +138,7 @@ func (f *File) eachGroups(t Tensor, do func(first int64, b []byte)) error {
 			if err == nil || errors.Is(err, io.EOF) {
 				err = corruptf("the file ends within its data")
 			}
-			return f.tensorErr(t, err)
+			return f.TensorError(t, err)
 		}
 		do(off/gb, buf)
 	}
@@ -151,23 +151,23 @@ func (f *File) eachGroups(t Tensor, do func(first int64, b []byte)) error {
 func (f *File) Floats(t Tensor) ([]float32, error) {
 	n := t.Rows() * t.Cols()
 	if n > 1<<31 {
-		return nil, f.tensorErr(t, tooLargef("%d values as float32, the limit is 2^31", n))
+		return nil, f.TensorError(t, tooLargef("%d values as float32, the limit is 2^31", n))
 	}
 	dst := make([]float32, n)
-	vals, bytes := t.Type.layout()
-	err := f.eachGroups(t, func(first int64, b []byte) {
+	vals, bytes := t.Type.Layout()
+	err := f.EachGroups(t, func(first int64, b []byte) {
 		out := dst[first*vals:]
 		for len(b) > 0 {
-			decodeGroup(t.Type, b, out)
+			DecodeGroup(t.Type, b, out)
 			b, out = b[bytes:], out[vals:]
 		}
 	})
 	return dst, err
 }
 
-// decodeGroup decodes one group of b into dst. Plain Go, for small tensors and as the meaning of
+// DecodeGroup decodes one group of b into dst. Plain Go, for small tensors and as the meaning of
 // the types; big matrices stay quantized.
-func decodeGroup(t TensorType, b []byte, dst []float32) {
+func DecodeGroup(t TensorType, b []byte, dst []float32) {
 	le := binary.LittleEndian
 	switch t {
 	case TensorF32:
@@ -178,20 +178,20 @@ func decodeGroup(t TensorType, b []byte, dst []float32) {
 		dst[0] = quant.BF16ToF32(le.Uint16(b))
 	case TensorQ8_0:
 		d := quant.F16ToF32(le.Uint16(b))
-		for i := range groupSize {
+		for i := range GroupSize {
 			dst[i] = d * float32(int8(b[2+i]))
 		}
 	case TensorQ4_0, TensorQ4_1:
-		var codes [groupSize]uint8
-		scale, lo := q4Group(t, b, codes[:])
+		var codes [GroupSize]uint8
+		scale, lo := Q4Group(t, b, codes[:])
 		for i, c := range codes {
 			dst[i] = float32(scale*float32(c)) + lo
 		}
 	}
 }
 
-// q4Group unpacks a group of Q4_0 or Q4_1 to one code per byte; value = scale*code + min.
-func q4Group(t TensorType, b []byte, codes []uint8) (scale, lo float32) {
+// Q4Group unpacks a group of Q4_0 or Q4_1 to one code per byte; value = scale*code + min.
+func Q4Group(t TensorType, b []byte, codes []uint8) (scale, lo float32) {
 	scale = quant.F16ToF32(binary.LittleEndian.Uint16(b))
 	packed := b[2:18]
 	if t == TensorQ4_1 {
@@ -202,7 +202,7 @@ func q4Group(t TensorType, b []byte, codes []uint8) (scale, lo float32) {
 	}
 	for i, p := range packed { // low nibbles are the first half of the group
 		codes[i] = p & 15
-		codes[i+groupSize/2] = p >> 4
+		codes[i+GroupSize/2] = p >> 4
 	}
 	return scale, lo
 }

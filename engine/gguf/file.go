@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package gguf
 
 import (
 	"bufio"
@@ -43,12 +43,14 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
+// Magic is how a file starts.
+const Magic = "GGUF"
+
 const (
-	ggufMagic        = "GGUF"
-	ggufAlignment    = 32 // where general.alignment does not say otherwise
-	ggufMaxAlignment = 1 << 20
-	ggufMaxDims      = 4
-	ggufMaxName      = 65535 // of a key; the specification's limit
+	defaultAlignment = 32 // where general.alignment does not say otherwise
+	maxAlignment     = 1 << 20
+	maxDims          = 4
+	maxName          = 65535 // of a key; the specification's limit
 )
 
 // File is an open GGUF file: its metadata and the list of its tensors. Tensor data stays in the
@@ -64,22 +66,22 @@ type File struct {
 	closer  io.Closer
 }
 
-// OpenFile opens the GGUF file at path with the default limits. Close it when no more tensors
+// Open opens the GGUF file at path with the default limits. Close it when no more tensors
 // are to be read.
 //
-// Errors: those of ReadFile and of the file system.
-func OpenFile(path string) (*File, error) {
+// Errors: those of Read and of the file system.
+func Open(path string) (*File, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("kvist/llama: open model: %w", err)
+		return nil, fmt.Errorf("kvist/gguf: open: %w", err)
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("kvist/llama: open model %s: not a regular file: %w", path, quant.ErrUnsupported)
+		err = fmt.Errorf("kvist/gguf: open %s: not a regular file: %w", path, quant.ErrUnsupported)
 	}
 	var g *File
 	if err == nil {
-		g, err = ReadFile(f, st.Size(), path, Limits{})
+		g, err = Read(f, st.Size(), path, Limits{})
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
@@ -88,7 +90,7 @@ func OpenFile(path string) (*File, error) {
 	return g, nil
 }
 
-// ReadFile reads the header, the metadata and the tensor list of a GGUF file (versions 2 and 3,
+// Read reads the header, the metadata and the tensor list of a GGUF file (versions 2 and 3,
 // little-endian) of size bytes. name is what errors call the file.
 //
 // Every count, length and offset is checked against the file's size and the limits before it is
@@ -96,7 +98,7 @@ func OpenFile(path string) (*File, error) {
 //
 // Errors: *FileError wrapping ErrCorrupt, ErrVersion, ErrUnsupported (a big-endian file, a
 // tensor type this package does not know), ErrTooLarge, or the reader's error.
-func ReadFile(r io.ReaderAt, size int64, name string, lim Limits) (*File, error) {
+func Read(r io.ReaderAt, size int64, name string, lim Limits) (*File, error) {
 	lim = lim.withDefaults()
 	f := &File{Name: name, r: r, meta: map[string]Value{}, index: map[string]int{}}
 	end := min(size, lim.MaxMetaBytes)
@@ -114,7 +116,7 @@ func ReadFile(r io.ReaderAt, size int64, name string, lim Limits) (*File, error)
 	return f, nil
 }
 
-// Close closes the file below, where OpenFile opened it. Idempotent.
+// Close closes the file below, where Open opened it. Idempotent.
 func (f *File) Close() error {
 	c := f.closer
 	f.closer = nil
@@ -125,12 +127,12 @@ func (f *File) Close() error {
 }
 
 func (f *File) read(c *cursor, size int64) error {
-	var magic [4]byte
-	if err := c.bytes(magic[:]); err != nil {
+	var head [4]byte
+	if err := c.bytes(head[:]); err != nil {
 		return err
 	}
-	if string(magic[:]) != ggufMagic {
-		return corruptf("magic is %q, want %q", magic[:], ggufMagic)
+	if string(head[:]) != Magic {
+		return corruptf("magic is %q, want %q", head[:], Magic)
 	}
 	var err error
 	if f.Version, err = c.u32(); err != nil {
@@ -139,7 +141,7 @@ func (f *File) read(c *cursor, size int64) error {
 	switch f.Version {
 	case 2, 3:
 	case 2 << 24, 3 << 24:
-		return unsupportedf("a big-endian file")
+		return unsupportedf("a big-endian file; one converted on a little-endian machine is read")
 	default:
 		return fmt.Errorf("version %d, want 2 or 3: %w", f.Version, quant.ErrVersion)
 	}
@@ -156,6 +158,9 @@ func (f *File) read(c *cursor, size int64) error {
 			return err
 		}
 	}
+	if err := f.refuseSplit(); err != nil {
+		return err
+	}
 	align, err := f.alignment()
 	if err != nil {
 		return err
@@ -171,7 +176,7 @@ func (f *File) read(c *cursor, size int64) error {
 
 func (f *File) readKey(c *cursor, i int) error {
 	c.section = fmt.Sprintf("key %d", i)
-	key, err := c.str(ggufMaxName)
+	key, err := c.str(maxName)
 	if err != nil {
 		return err
 	}
@@ -195,22 +200,35 @@ func (f *File) readKey(c *cursor, i int) error {
 	return nil
 }
 
+// refuseSplit refuses a part of a model that lies in several files: what it lacks would read as
+// damage.
+func (f *File) refuseSplit() error {
+	const key = "split.count"
+	n, _ := f.meta[key].Int()
+	if n <= 1 {
+		return nil
+	}
+	no, _ := f.meta["split.no"].Int()
+	return f.KeyError(key, unsupportedf("part %d of a model split into %d files; "+
+		"llama-gguf-split --merge makes one file of them, which is read", no+1, n))
+}
+
 func (f *File) alignment() (int64, error) {
 	v, ok := f.meta["general.alignment"]
 	if !ok {
-		return ggufAlignment, nil
+		return defaultAlignment, nil
 	}
 	a, ok := v.Int()
-	if !ok || a < 1 || a > ggufMaxAlignment || a&(a-1) != 0 {
+	if !ok || a < 1 || a > maxAlignment || a&(a-1) != 0 {
 		return 0, &FileError{File: f.Name, Section: `key "general.alignment"`, Offset: -1,
-			Err: corruptf("%s, want a power of two up to %d", v, ggufMaxAlignment)}
+			Err: corruptf("%s, want a power of two up to %d", v, maxAlignment)}
 	}
 	return a, nil
 }
 
 func (f *File) readTensorInfo(c *cursor, i int) error {
 	c.section = fmt.Sprintf("tensor %d", i)
-	name, err := c.str(ggufMaxName)
+	name, err := c.str(maxName)
 	if err != nil {
 		return err
 	}
@@ -222,8 +240,8 @@ func (f *File) readTensorInfo(c *cursor, i int) error {
 	if err != nil {
 		return err
 	}
-	if nd < 1 || nd > ggufMaxDims {
-		return corruptf("%d dimensions, want 1 to %d", nd, ggufMaxDims)
+	if nd < 1 || nd > maxDims {
+		return corruptf("%d dimensions, want 1 to %d", nd, maxDims)
 	}
 	t := Tensor{Name: name, Dims: make([]int64, nd)}
 	for j := range t.Dims {
@@ -308,11 +326,13 @@ func (f *File) Tensor(name string) (Tensor, bool) {
 	return f.tensors[i], true
 }
 
-func (f *File) keyErr(key string, err error) error {
+// KeyError says that a key is at fault.
+func (f *File) KeyError(key string, err error) error {
 	return &FileError{File: f.Name, Section: fmt.Sprintf("key %q", key), Offset: -1, Err: err}
 }
 
-func (f *File) tensorErr(t Tensor, err error) error {
+// TensorError says that a tensor is at fault.
+func (f *File) TensorError(t Tensor, err error) error {
 	return &FileError{File: f.Name, Section: fmt.Sprintf("tensor %q", t.Name), Offset: t.offset,
 		Err: err}
 }

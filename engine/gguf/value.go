@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package gguf
 
 import (
 	"encoding/binary"
@@ -184,8 +184,8 @@ func floatAt(t ValueType, b []byte) (float64, bool) {
 	return float64(n), ok
 }
 
-// isZero reports whether a value says "none": 0, false, an empty string or array.
-func (v Value) isZero() bool {
+// IsZero reports whether a value says "none": 0, false, an empty string or array.
+func (v Value) IsZero() bool {
 	if v.Type == TypeArray {
 		return v.Len() == 0
 	}
