@@ -106,9 +106,13 @@ func (r Rope) Frequencies() []float64 {
 	return f
 }
 
+// MaxFrequency bounds the frequencies of a Rope, in radians a position. Models have 1 and below; up
+// to here the sine of any position up to MaxTokens has digits left.
+const MaxFrequency = 1024.0
+
 // Validate checks r against a head_dim.
 //
-// Errors: ErrShape.
+// Errors: ErrShape; ErrUnsupported for frequencies beyond MaxFrequency.
 func (r Rope) Validate(headDim int) error {
 	switch {
 	case r.Layout > RopeInterleaved:
@@ -124,6 +128,15 @@ func (r Rope) Validate(headDim int) error {
 	case r.InvFreq == nil && !(r.Theta > 0 && !math.IsInf(r.Theta, 0)):
 		return fmt.Errorf("kvist/quant: rope theta %v, want a positive number: %w", r.Theta,
 			ErrShape)
+	case r.InvFreq == nil && r.Theta < 1/MaxFrequency:
+		return fmt.Errorf("kvist/quant: %w: rope theta %v; %v or more is", ErrUnsupported, r.Theta,
+			1/MaxFrequency)
+	}
+	for i, f := range r.InvFreq {
+		if math.Abs(float64(f)) > MaxFrequency {
+			return fmt.Errorf("kvist/quant: %w: inv_freq %d is %v radians a position; up to %v is",
+				ErrUnsupported, i, f, MaxFrequency)
+		}
 	}
 	return nil
 }
@@ -150,7 +163,7 @@ const (
 
 // Validate checks that g describes a cache.
 //
-// Errors: ErrShape.
+// Errors: ErrShape; ErrUnsupported from its Rope.
 func (g Geometry) Validate() error {
 	switch {
 	case g.Layers < 1 || g.Layers > MaxLayers:

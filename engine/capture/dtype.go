@@ -4,8 +4,6 @@ package capture
 
 import (
 	"math/bits"
-
-	"github.com/kvist-project/kvist/quant"
 )
 
 // dtypes lists the element types of safetensors in the order of the reference implementation,
@@ -49,25 +47,12 @@ func dtypeRank(name string) int {
 	return -1
 }
 
-// rowDType returns the element type that rows of it have, DTypeInvalid where it has no coding.
-func rowDType(name string) quant.DType {
-	switch name {
-	case "F32":
-		return quant.Float32
-	case "F16":
-		return quant.Float16
-	case "BF16":
-		return quant.BFloat16
-	}
-	return quant.DTypeInvalid
-}
-
 // dataBytes returns the bytes of a tensor. Its errors have the category corrupt: what does not
 // fit in 63 bits is in no file.
 func dataBytes(dtype string, shape []int64) (int64, error) {
 	rank := dtypeRank(dtype)
 	if rank < 0 {
-		return 0, unsupportedf("element type %q is not known", dtype)
+		return 0, unsupportedf("element type %q", dtype)
 	}
 	n := uint64(1)
 	for _, d := range shape {

@@ -46,14 +46,15 @@ func (e *FormatError) Error() string {
 // Unwrap returns the cause.
 func (e *FormatError) Unwrap() error { return e.Err }
 
-// corruptf makes a cause of category quant.ErrCorrupt. In the format of all causes of this
-// package the category stands last.
+// corruptf makes a cause of category quant.ErrCorrupt, which stands last.
 func corruptf(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, quant.ErrCorrupt)...)
 }
 
+// unsupportedf makes a cause of category quant.ErrUnsupported: "not supported: what". The text ends
+// with what would make it work.
 func unsupportedf(format string, args ...any) error {
-	return fmt.Errorf(format+": %w", append(args, quant.ErrUnsupported)...)
+	return fmt.Errorf("%w: "+format, append([]any{quant.ErrUnsupported}, args...)...)
 }
 
 func tooLargef(format string, args ...any) error {

@@ -3,10 +3,10 @@
 package capture
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math"
-	"slices"
 	"strconv"
 	"strings"
 
@@ -40,6 +40,9 @@ func (s *Source) readKV() error {
 	}
 	if err := r.kv.geo.Validate(); err != nil {
 		// %v: the file is at fault, so the category is ours.
+		if errors.Is(err, quant.ErrUnsupported) {
+			return r.metaError(unsupportedf("%v", err))
+		}
 		return r.metaError(corruptf("%v", err))
 	}
 	s.kv = r.kv
@@ -65,7 +68,13 @@ func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
 		return 0, r.metaError(corruptf("key %q is missing", key))
 	}
 	v, err := strconv.ParseInt(text, 10, 64)
-	if err != nil || v < least || v > most {
+	switch {
+	case err != nil && strings.ContainsAny(text, "[,"):
+		return 0, r.metaError(unsupportedf("%s is %.64q, a value for each layer; a capture of layers "+
+			"that are alike is read", key, text))
+	case err == nil && v > most, errors.Is(err, strconv.ErrRange) && v > 0:
+		return 0, r.metaError(unsupportedf("%s is %.64s, at most %d is read", key, text, most))
+	case err != nil || v < least:
 		return 0, r.metaError(corruptf("%s is %.64q, want an integer of [%d, %d]",
 			key, text, least, most))
 	}
@@ -123,12 +132,12 @@ func (r *kvReader) readRope() error {
 	case "":
 		return r.metaError(corruptf("key %q is missing", "rope_layout"))
 	default:
-		return r.metaError(unsupportedf("rope_layout is %.64q, want half, interleaved or none",
+		return r.metaError(unsupportedf("rope_layout is %.64q; half, interleaved and none are read",
 			layout))
 	}
 	if v := m["rope_applied"]; v != "true" {
-		return r.metaError(unsupportedf("rope_applied is %.64q, want \"true\": K without "+
-			"RoPE applied is not read", v))
+		return r.metaError(unsupportedf("rope_applied is %.64q: K without RoPE applied; K as attention "+
+			"uses it, or rope_layout none, is read", v))
 	}
 	dim, err := r.integer("rotary_dim", 2, quant.MaxDim, int64(r.kv.geo.HeadDim))
 	if err != nil {
@@ -167,131 +176,6 @@ func layerName(name string) (layer int, rest string, ok bool) {
 	return int(n), rest, true
 }
 
-// findLayers sorts the tensors into layers and side tensors. The parts of a layer get handles
-// here and are checked later, when the number of tokens is known.
-func (r *kvReader) findLayers() error {
-	for _, t := range r.src.tensors {
-		n, rest, ok := layerName(t.Name)
-		part := slices.Index(partNames[:], rest)
-		known := part >= 0 || rest == "o_weight" || rest == "kept" || rest == "bias"
-		if !ok || !known {
-			r.src.side = append(r.src.side, t)
-			continue
-		}
-		if n >= r.kv.geo.Layers {
-			return r.tensorError(t, corruptf("layer %d, the model has %d", n, r.kv.geo.Layers))
-		}
-		l := r.kv.parts[n]
-		if l == nil {
-			l = &kvLayer{}
-			r.kv.parts[n] = l
-			r.kv.layers = append(r.kv.layers, n)
-		}
-		switch {
-		case part >= 0:
-			l.parts[part] = Tensor{src: r.src, name: t.Name, off: t.Offset}
-			continue
-		case rest == "o_weight":
-			l.oWeight = Tensor{src: r.src, name: t.Name, off: t.Offset}
-		case rest == "kept":
-			l.kept = true
-		case rest == "bias":
-			l.bias = true
-		}
-		r.src.side = append(r.src.side, t)
-	}
-	if len(r.kv.layers) == 0 {
-		return r.src.formatError(SectionHeader, "", -1,
-			corruptf("no tensor %q in a KV capture", layerPrefix+"N.k"))
-	}
-	slices.Sort(r.kv.layers)
-	return nil
-}
-
-// info returns the declaration behind a handle; its name is in the file.
-func (r *kvReader) info(t Tensor) TensorInfo {
-	i, _ := r.src.Lookup(t.name)
-	return i
-}
-
-// checkLayers checks every tensor of every layer against metadata and the other layers.
-func (r *kvReader) checkLayers() error {
-	kv := r.kv
-	for _, n := range kv.layers {
-		l := kv.parts[n]
-		for _, need := range []struct{ have, want Part }{
-			{K, V}, {V, K}, {Q, K}, {KNext, K}, {KNext, VNext}, {VNext, KNext}, {QNext, KNext},
-		} {
-			have, want := l.parts[need.have], l.parts[need.want]
-			if have.src != nil && want.src == nil {
-				return r.tensorError(r.info(have), corruptf("tensor \"%s%d.%s\" is missing",
-					layerPrefix, n, need.want))
-			}
-		}
-		if l.parts[K].src == nil {
-			return r.src.formatError(SectionHeader, "", -1,
-				corruptf("tensor \"%s%d.k\" is missing", layerPrefix, n))
-		}
-		for p := range l.parts {
-			if l.parts[p].src == nil {
-				continue
-			}
-			if err := r.checkPart(&l.parts[p], Part(p)); err != nil {
-				return err
-			}
-		}
-	}
-	return r.checkLayerExtras()
-}
-
-// checkPart checks one tensor of rows and completes its handle. The first K gives the number of
-// tokens, the first V head_dim_v where metadata leave it open, the first K of the tokens after
-// their number.
-func (r *kvReader) checkPart(t *Tensor, p Part) error {
-	kv, info := r.kv, r.info(*t)
-	t.dtype = rowDType(info.DTypeName)
-	if t.dtype == quant.DTypeInvalid {
-		return r.tensorError(info, unsupportedf("element type %s, want F16, BF16 or F32",
-			info.DTypeName))
-	}
-	if len(info.Shape) != 3 {
-		return r.tensorError(info, corruptf("shape %v, want [heads, tokens, dim]", info.Shape))
-	}
-	if p == K && t.name == fmt.Sprintf("%s%d.k", layerPrefix, kv.layers[0]) {
-		tokens, err := r.tokenCount(info)
-		if err != nil {
-			return err
-		}
-		kv.tokens = tokens
-	}
-	if p == KNext && !kv.hasNext {
-		tokens, err := r.tokenCount(info)
-		if err != nil {
-			return err
-		}
-		kv.tokensNext, kv.hasNext = tokens, true
-	}
-	if d := info.Shape[2]; p == V && kv.geo.HeadDimV == 0 {
-		if d < 1 || d > quant.MaxDim {
-			return r.tensorError(info, corruptf("shape %v has head_dim_v %d, want [1, %d]",
-				info.Shape, d, quant.MaxDim))
-		}
-		kv.geo.HeadDimV = int(d)
-	}
-	t.heads, t.rows, t.dim = kv.geo.KVHeads, kv.tokens, kv.geo.HeadDim
-	text := "[kv_heads, tokens, head_dim]"
-	switch p {
-	case Q, QNext:
-		t.heads, text = kv.geo.Heads, "[heads, tokens, head_dim]"
-	case V, VNext:
-		t.dim, text = kv.geo.HeadDimV, "[kv_heads, tokens, head_dim_v]"
-	}
-	if p.Next() {
-		t.rows, text = kv.tokensNext, strings.Replace(text, "tokens", "tokens_next", 1)
-	}
-	return r.wantShape(info, text, t.heads, t.rows, t.dim)
-}
-
 // wantShape compares a shape with the one that metadata and the first layer ask for.
 func (r *kvReader) wantShape(info TensorInfo, text string, want ...int) error {
 	ok := len(info.Shape) == len(want)
@@ -321,11 +205,10 @@ func (r *kvReader) checkLayerExtras() error {
 	for _, n := range r.kv.layers {
 		l := r.kv.parts[n]
 		if o := &l.oWeight; o.src != nil {
-			info := r.info(*o)
-			o.dtype = rowDType(info.DTypeName)
-			if o.dtype == quant.DTypeInvalid {
-				return r.tensorError(info, unsupportedf(
-					"element type %s, want F16, BF16 or F32", info.DTypeName))
+			info := o.info
+			var err error
+			if o.dtype, err = kvDType(info.DTypeName); err != nil {
+				return r.tensorError(info, err)
 			}
 			hidden := int64(-1)
 			if len(info.Shape) == 2 && info.Shape[0] <= math.MaxInt32 {
@@ -358,7 +241,7 @@ func (r *kvReader) checkLayerExtras() error {
 
 func (r *kvReader) wantDType(info TensorInfo, dtype string) error {
 	if info.DTypeName != dtype {
-		return r.tensorError(info, unsupportedf("element type %s, want %s",
+		return r.tensorError(info, unsupportedf("element type %s; %s is read",
 			info.DTypeName, dtype))
 	}
 	return nil

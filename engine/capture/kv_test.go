@@ -166,7 +166,7 @@ func TestKV_Positions(t *testing.T) {
 		t.Fatalf("positions after %v, want 41 42", pos)
 	}
 	err = s.ReadPositions(false, 0, pos)
-	fe := wantFormatError(t, err, quant.ErrCorrupt, "position -1 of token 1 is negative")
+	fe := wantFormatError(t, err, quant.ErrUnsupported, "position -1 of token 1; positions from 0 on")
 	equal(t, "tensor", fe.Tensor, "positions")
 }
 
@@ -207,20 +207,53 @@ func TestKV_Bad(t *testing.T) {
 			quant.ErrCorrupt, "[heads, tokens_next, head_dim]"},
 		{"two dims", func(f *file) { f.set("layers.1.k", "F16", 6, 8) }, quant.ErrCorrupt,
 			"shape [6 8], want [heads, tokens, dim]"},
-		{"f64", func(f *file) { f.set("layers.1.k", "F64", 2, 3, 8) }, quant.ErrUnsupported,
-			"element type F64, want F16, BF16 or F32"},
+		{"i8", func(f *file) { f.set("layers.1.k", "I8", 2, 3, 8) }, quant.ErrUnsupported,
+			"not supported: element type I8; F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 is read"},
+		{"o_weight of i8", func(f *file) { f.set("layers.1.o_weight", "I8", 6, 16) },
+			quant.ErrUnsupported, "element type I8;"},
+		{"batch", func(f *file) { f.set("layers.1.k", "F16", 1, 2, 3, 8) }, quant.ErrUnsupported,
+			"not supported: shape [1 2 3 8]: a batch; one sequence"},
+		{"no heads", func(f *file) {
+			f.set("layers.1.k", "F16", 0, 3, 8)
+			f.set("layers.1.v", "F16", 0, 3, 4)
+		}, quant.ErrUnsupported, "shape [0 3 8] holds no values"},
+		{"heads of another layer", func(f *file) {
+			f.set("layers.3.k", "F16", 1, 3, 8)
+			f.set("layers.3.v", "F16", 1, 3, 4)
+		}, quant.ErrUnsupported, "not supported: layer 1 is k [2 3 8], v [2 3 4], q [4 3 8], " +
+			"2 tokens after, layer 3 k [1 3 8], v [1 3 4]: layers that differ"},
+		{"head_dim of another layer", func(f *file) {
+			f.set("layers.3.k", "F16", 2, 3, 16)
+			f.set("layers.3.v", "F16", 2, 3, 4)
+		}, quant.ErrUnsupported, "a capture of layers that are alike is read"},
+		{"tokens of all of another layer", func(f *file) {
+			f.set("layers.3.k", "F16", 2, 2, 8)
+			f.set("layers.3.v", "F16", 2, 2, 4)
+		}, quant.ErrUnsupported, "layers that differ in heads, tokens or head_dim"},
+		{"kv_heads of each layer", func(f *file) { f.meta["kv_heads"] = "[2, 1]" },
+			quant.ErrUnsupported, `kv_heads is "[2, 1]", a value for each layer`},
+		{"head_dim of 70000", func(f *file) { f.meta["head_dim"] = "70000" }, quant.ErrUnsupported,
+			"not supported: head_dim is 70000, at most 65536 is read"},
+		{"head_dim_v of 70000", func(f *file) {
+			f.set("layers.1.v", "F16", 2, 3, 70000)
+			f.set("layers.3.v", "F16", 2, 3, 70000)
+		}, quant.ErrUnsupported, "head_dim_v 70000, at most 65536 is read"},
+		{"theta absurd", func(f *file) {
+			f.meta["rope_theta"] = "1e-300"
+			f.set("rope_inv_freq", "")
+		}, quant.ErrUnsupported, "rope theta 1e-300"},
 		{"o_weight", func(f *file) { f.set("layers.1.o_weight", "F16", 6, 32) }, quant.ErrCorrupt,
 			"want [hidden, heads * head_dim_v = 16]"},
 		{"kept", func(f *file) { f.set("layers.3.kept", "U8", 2, 4) }, quant.ErrCorrupt,
 			"[kv_heads, tokens]"},
 		{"kept of bool", func(f *file) { f.set("layers.3.kept", "BOOL", 2, 3) },
-			quant.ErrUnsupported, "element type BOOL, want U8"},
+			quant.ErrUnsupported, "element type BOOL; U8 is read"},
 		{"bias", func(f *file) { f.set("layers.3.bias", "F32", 3) }, quant.ErrCorrupt,
 			`"layers.3.bias"`},
 		{"tokens", func(f *file) { f.set("tokens", "I32", 4) }, quant.ErrCorrupt,
 			"shape [4], want [3] = [tokens]"},
 		{"tokens of i64", func(f *file) { f.set("tokens", "I64", 3) }, quant.ErrUnsupported,
-			"element type I64, want I32"},
+			"element type I64; I32 is read"},
 		{"tokens_next", func(f *file) { f.add("tokens_next", "I32", 3) }, quant.ErrCorrupt,
 			"shape [3], want [2] = [tokens_next]"},
 		{"inv_freq", func(f *file) { f.set("rope_inv_freq", "F32", 3) }, quant.ErrCorrupt,
@@ -234,9 +267,9 @@ func TestKV_Bad(t *testing.T) {
 		{"rotary_dim", func(f *file) { f.meta["rotary_dim"] = "10"; f.set("rope_inv_freq", "") },
 			quant.ErrCorrupt, "rotary_dim 10"},
 		{"rope not applied", func(f *file) { f.meta["rope_applied"] = "false" },
-			quant.ErrUnsupported, `rope_applied is "false", want "true"`},
+			quant.ErrUnsupported, `rope_applied is "false": K without RoPE`},
 		{"rope_applied missing", func(f *file) { delete(f.meta, "rope_applied") },
-			quant.ErrUnsupported, `rope_applied is "", want "true"`},
+			quant.ErrUnsupported, `rope_applied is "": K without RoPE`},
 		{"rope_layout", func(f *file) { f.meta["rope_layout"] = "neox" }, quant.ErrUnsupported,
 			`rope_layout is "neox"`},
 		{"rope_layout missing", func(f *file) { delete(f.meta, "rope_layout") }, quant.ErrCorrupt,
@@ -250,7 +283,7 @@ func TestKV_Bad(t *testing.T) {
 		{"heads zero", func(f *file) { f.meta["heads"] = "0" }, quant.ErrCorrupt, `heads is "0"`},
 		{"heads text", func(f *file) { f.meta["heads"] = "4x" }, quant.ErrCorrupt, `heads is "4x"`},
 		{"layers huge", func(f *file) { f.meta["layers"] = "99999999999999999999" },
-			quant.ErrCorrupt, "layers is"},
+			quant.ErrUnsupported, "layers is 99999999999999999999, at most 16384 is read"},
 		{"first_position", func(f *file) { f.meta["first_position"] = "-1" }, quant.ErrCorrupt,
 			`first_position is "-1"`},
 		{"too many tokens", func(f *file) {

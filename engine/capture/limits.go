@@ -2,6 +2,8 @@
 
 package capture
 
+import "math"
+
 // Limits bound what a file may ask of its reader. A zero field takes its default. A file that
 // exceeds one is refused with quant.ErrTooLarge.
 type Limits struct {
@@ -11,6 +13,9 @@ type Limits struct {
 	NameBytes   int   // bytes of a tensor's name; default 4096
 	TotalBytes  int64 // bytes of the file; default 1 << 46 (64 TiB)
 	MetaKeys    int   // keys of the metadata; default 1 << 16
+	// InflatedBytes is what the compressed members of an .npz may expand to, together; default 1 GiB
+	// and 64 times the file, which is more than arrays other than of one value compress.
+	InflatedBytes int64
 }
 
 const (
@@ -42,4 +47,13 @@ func (l Limits) withDefaults() Limits {
 		l.MetaKeys = defaultMetaKeys
 	}
 	return l
+}
+
+// inflated returns what the compressed members of a file of size bytes may expand to.
+func (l Limits) inflated(size int64) int64 {
+	const floor, factor = 1 << 30, 64
+	if l.InflatedBytes > 0 {
+		return l.InflatedBytes
+	}
+	return floor + factor*min(size, math.MaxInt64/factor-floor)
 }

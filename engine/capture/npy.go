@@ -3,6 +3,8 @@
 package capture
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -24,53 +26,122 @@ const (
 	npyGrowDigits = 21
 )
 
-// parseNpy reads the header. head holds the first bytes of the file.
-func (s *Source) parseNpy(head []byte, lim Limits) error {
-	const fixed = len(npyMagic) + 2
-	if len(head) < fixed+2 {
-		return s.formatError(SectionFile, "", 0,
-			corruptf("%d bytes, too short for the header of an .npy", s.size))
-	}
-	major, minor := head[fixed-2], head[fixed-1]
-	if major < 1 || major > 3 || minor != 0 {
-		return s.formatError(SectionHeader, "", int64(len(npyMagic)),
-			fmt.Errorf(".npy version %d.%d, want 1.0, 2.0 or 3.0: %w", major, minor,
-				quant.ErrVersion))
-	}
-	from := int64(fixed + 2)
-	n := int64(binary.LittleEndian.Uint16(head[fixed:]))
-	if major > 1 {
-		var b [4]byte
-		if err := s.readFull(SectionHeader, "", int64(fixed), b[:]); err != nil {
-			return err
-		}
-		n, from = int64(binary.LittleEndian.Uint32(b[:])), int64(fixed+4)
-	}
-	if n > s.size-from {
-		return s.formatError(SectionHeader, "", int64(fixed),
-			corruptf("header of %d bytes, the file has %d after its length", n, s.size-from))
-	}
-	if most := min(lim.HeaderBytes, maxNpyHeader); n > most {
-		return s.formatError(SectionHeader, "", int64(fixed),
-			tooLargef("header of %d bytes, want at most %d", n, most))
-	}
-	text := make([]byte, n)
-	if err := s.readFull(SectionHeader, "", from, text); err != nil {
+// parseNpy reads the header of a file that is one .npy.
+func (s *Source) parseNpy(lim Limits) error {
+	at := int64(0)
+	p := &npyHead{src: s, size: s.size, lim: lim, next: func(b []byte) error {
+		err := s.readFull(SectionHeader, "", at, b)
+		at += int64(len(b))
 		return err
-	}
-	p := &npyParser{text: string(text), maxDims: lim.Dims}
-	info, err := p.parse()
+	}}
+	info, err := p.read()
 	if err != nil {
-		return s.formatError(SectionHeader, "", from+int64(p.at), err)
-	}
-	info.Offset = from + n
-	if have := s.size - info.Offset; have != info.Bytes {
-		return s.formatError(SectionTensor, "", info.Offset,
-			corruptf("%s of shape %v has %d bytes, the file has %d of data",
-				info.DTypeName, info.Shape, info.Bytes, have))
+		return err
 	}
 	s.tensors = []TensorInfo{info}
 	return nil
+}
+
+// npyHead reads the front of an .npy, be it a file or a member of an .npz.
+type npyHead struct {
+	src  *Source
+	name string
+	base int64 // byte of the file at which the .npy starts, -1 where that means nothing
+	size int64 // bytes of the .npy
+	lim  Limits
+	next func([]byte) error // reads the bytes that follow
+}
+
+func (h *npyHead) fail(section string, off int64, cause error) error {
+	if h.base < 0 {
+		off = -1
+	} else {
+		off += h.base
+	}
+	if h.name != "" {
+		section = SectionTensor
+	}
+	return h.src.formatError(section, h.name, off, cause)
+}
+
+// read returns the array. Its Offset is from the start of the .npy.
+func (h *npyHead) read() (info TensorInfo, err error) {
+	const fixed = int64(len(npyMagic) + 2)
+	if h.size < fixed+2 {
+		return info, h.fail(SectionFile, 0,
+			corruptf("%d bytes, too short for the header of an .npy", h.size))
+	}
+	var head [fixed]byte
+	if err := h.next(head[:]); err != nil {
+		return info, err
+	}
+	if !bytes.HasPrefix(head[:], []byte(npyMagic)) {
+		return info, h.fail(SectionHeader, 0, corruptf("it starts with % x, no .npy", head[:6]))
+	}
+	major, minor := head[fixed-2], head[fixed-1]
+	if major < 1 || major > 3 || minor != 0 {
+		return info, h.fail(SectionHeader, int64(len(npyMagic)),
+			fmt.Errorf(".npy version %d.%d, want 1.0, 2.0 or 3.0: %w", major, minor,
+				quant.ErrVersion))
+	}
+	length := make([]byte, 2)
+	if major > 1 {
+		length = make([]byte, 4)
+	}
+	from := fixed + int64(len(length))
+	if h.size < from {
+		return info, h.fail(SectionFile, 0,
+			corruptf("%d bytes, too short for the header of an .npy", h.size))
+	}
+	if err := h.next(length); err != nil {
+		return info, err
+	}
+	n := int64(binary.LittleEndian.Uint16(length))
+	if major > 1 {
+		n = int64(binary.LittleEndian.Uint32(length))
+	}
+	if n > h.size-from {
+		return info, h.fail(SectionHeader, fixed,
+			corruptf("header of %d bytes, the file has %d after its length", n, h.size-from))
+	}
+	if most := min(h.lim.HeaderBytes, maxNpyHeader); n > most {
+		return info, h.fail(SectionHeader, fixed,
+			tooLargef("header of %d bytes, want at most %d", n, most))
+	}
+	text := make([]byte, n)
+	if err := h.next(text); err != nil {
+		return info, err
+	}
+	p := &npyParser{text: string(text), maxDims: h.lim.Dims}
+	if info, err = p.parse(); err != nil {
+		return info, h.fail(SectionHeader, from+int64(p.at), err)
+	}
+	info.Name, info.Offset = h.name, from+n
+	return info, h.checkData(&info)
+}
+
+// checkData compares the array with the bytes that are there.
+func (h *npyHead) checkData(info *TensorInfo) error {
+	have := h.size - info.Offset
+	if info.lay != nil && info.lay.fortran && info.Bytes/info.elementSize() > maxGather {
+		return h.fail(SectionTensor, info.Offset, unsupportedf("an array of %d bytes in Fortran order; "+
+			"numpy.ascontiguousarray makes one that is read", info.Bytes))
+	}
+	if have == info.Bytes {
+		return nil
+	}
+	if have >= info.Bytes+int64(len(npyMagic)) && h.base >= 0 {
+		var next [len(npyMagic)]byte
+		if err := h.src.readFull(SectionFile, "", h.base+info.Offset+info.Bytes, next[:]); err != nil {
+			return err
+		}
+		if string(next[:]) == npyMagic {
+			return h.fail(SectionFile, info.Offset+info.Bytes, unsupportedf(
+				"a second array after the first; numpy.savez makes a file of several that is read"))
+		}
+	}
+	return h.fail(SectionTensor, info.Offset, corruptf("%s of shape %v has %d bytes, the file has %d of data",
+		info.DTypeName, info.Shape, info.Bytes, have))
 }
 
 // npyParser reads the literal of a Python dict that heads an .npy: the keys descr,
@@ -83,6 +154,7 @@ type npyParser struct {
 
 func (p *npyParser) parse() (TensorInfo, error) {
 	var info TensorInfo
+	var lay layout
 	seen := make(map[string]bool, 3)
 	if err := p.want("{"); err != nil {
 		return info, err
@@ -101,9 +173,9 @@ func (p *npyParser) parse() (TensorInfo, error) {
 		}
 		switch key {
 		case "descr":
-			info.DTypeName, err = p.descr()
+			info.DTypeName, lay.swap, err = p.descr()
 		case "fortran_order":
-			err = p.order()
+			lay.fortran, err = p.order()
 		case "shape":
 			info.Shape, err = p.shape()
 		default:
@@ -127,6 +199,16 @@ func (p *npyParser) parse() (TensorInfo, error) {
 		if !seen[key] {
 			return info, corruptf("key %q is missing", key)
 		}
+	}
+	lay.fortran = lay.fortran && len(info.Shape) > 1 // one dim has one order
+	if lay.fortran || lay.swap {
+		info.lay = &lay
+	}
+	if lay.swap {
+		info.Stored = "big-endian " + info.DTypeName
+	}
+	if lay.fortran {
+		info.Stored = cmp.Or(info.Stored, info.DTypeName) + " in Fortran order"
 	}
 	var err error
 	info.Bytes, err = dataBytes(info.DTypeName, info.Shape)
@@ -156,8 +238,13 @@ func (p *npyParser) want(word string) error {
 	return nil
 }
 
-// str reads a string in either quotes. No legal value needs an escape.
+// str reads a string in either quotes, which Python 2 may mark as one of Unicode. No legal value
+// needs an escape.
 func (p *npyParser) str() (string, error) {
+	p.space()
+	if rest := p.text[p.at:]; len(rest) > 1 && rest[0] == 'u' && (rest[1] == '\'' || rest[1] == '"') {
+		p.at++
+	}
 	quote := "'"
 	if !p.accept(quote) {
 		quote = `"`
@@ -174,39 +261,44 @@ func (p *npyParser) str() (string, error) {
 	return s, nil
 }
 
-func (p *npyParser) descr() (string, error) {
+// descr reads the element type and whether it is big-endian.
+func (p *npyParser) descr() (name string, swap bool, err error) {
 	if p.accept("[") {
-		return "", unsupportedf("structured element type, want a plain one")
+		return "", false, unsupportedf("a structured element type; " +
+			"numpy.lib.recfunctions.structured_to_unstructured makes an array that is read")
 	}
 	d, err := p.str()
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
-	if len(d) == 3 && d[0] == '<' && d[2] == '1' { // the byte order of a byte does not matter
-		d = "|" + d[1:]
+	if len(d) < 2 {
+		return "", false, corruptf("element type %q", d)
 	}
+	order, rest := d[0], d[1:]
 	for _, t := range dtypes {
-		if t.descr != "" && t.descr == d {
-			return t.name, nil
+		switch {
+		case t.descr == "" || t.descr[1:] != rest || !strings.ContainsRune("<>|=", rune(order)):
+		case t.descr[0] == '|': // the byte order of a byte does not matter
+			return t.name, false, nil
+		case order == '<' || order == '>':
+			return t.name, order == '>', nil
 		}
 	}
-	if strings.HasPrefix(d, ">") {
-		return "", unsupportedf("element type %.64q is big-endian, want little-endian", d)
-	}
-	return "", unsupportedf("element type %.64q is not known", d)
+	return "", false, unsupportedf("element type %.64q; array.astype(numpy.float32) makes one that is read", d)
 }
 
-func (p *npyParser) order() error {
+// order reports whether the array is in Fortran order.
+func (p *npyParser) order() (fortran bool, err error) {
 	switch {
 	case p.accept("False"):
-		return nil
+		return false, nil
 	case p.accept("True"):
-		return unsupportedf("array in Fortran order, want C order")
+		return true, nil
 	}
-	return p.want("False")
+	return false, p.want("False")
 }
 
-// shape reads a tuple of integers: (), (n,) or (n, m[,]).
+// shape reads a tuple of integers: (), (n,) or (n, m[,]). Python 2 writes some with an L behind.
 func (p *npyParser) shape() ([]int64, error) {
 	if err := p.want("("); err != nil {
 		return nil, err
@@ -233,6 +325,9 @@ func (p *npyParser) shape() ([]int64, error) {
 				p.text[p.at:min(len(p.text), max(n, p.at+1))])
 		}
 		p.at = n
+		if p.at < len(p.text) && p.text[p.at] == 'L' {
+			p.at++
+		}
 		if len(shape) >= p.maxDims {
 			return nil, tooLargef("shape has more than %d dims", p.maxDims)
 		}

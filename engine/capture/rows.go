@@ -3,31 +3,29 @@
 package capture
 
 import (
-	"encoding/binary"
+	"fmt"
 	"math"
 
-	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// scratchBytes is the piece that ReadRowsF32 reads and converts at a time.
+// scratchBytes is the piece that rows are read and converted in at a time.
 const scratchBytes = 1 << 16
 
 // Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that handed
 // it out; the zero Tensor belongs to none.
 type Tensor struct {
 	src       *Source
-	name      string
+	info      TensorInfo
 	dtype     quant.DType
 	heads     int
 	rows, dim int
-	off       int64 // byte of the file
 }
 
 // Name returns the tensor's name, "" for that of an .npy.
-func (t Tensor) Name() string { return t.name }
+func (t Tensor) Name() string { return t.info.Name }
 
-// DType returns the element type.
+// DType returns the element type that rows are read in.
 func (t Tensor) DType() quant.DType { return t.dtype }
 
 // Heads returns the heads: kv_heads for K and V, heads for Q, 1 for activations.
@@ -39,95 +37,132 @@ func (t Tensor) Rows() int { return t.rows }
 // Dim returns the values of one row.
 func (t Tensor) Dim() int { return t.dim }
 
-// RowBytes returns the bytes of one row.
+// RowBytes returns the bytes of one row as it is read.
 func (t Tensor) RowBytes() int { return t.dim * t.dtype.Size() }
 
-// locate checks a range of rows and returns the byte of the file at which it starts.
+// locate checks a range of rows and returns the number of its first element.
 func (s *Source) locate(t Tensor, head, first, n int) (int64, error) {
 	switch {
 	case t.src == nil || t.src != s:
-		return 0, callErrorf("read rows of tensor %q: it is not a tensor of %s", t.name, s.name)
+		return 0, callErrorf("read rows of tensor %q: it is not a tensor of %s", t.Name(), s.name)
 	case head < 0 || head >= t.heads:
 		return 0, callErrorf("read rows of tensor %q: head %d, want [0, %d)",
-			t.name, head, t.heads)
+			t.Name(), head, t.heads)
 	case first < 0 || n < 0 || first > t.rows || n > t.rows-first:
 		return 0, callErrorf("read rows of tensor %q: %d rows from row %d, it has %d",
-			t.name, n, first, t.rows)
+			t.Name(), n, first, t.rows)
 	case s.closed.Load():
 		return 0, s.errClosed()
 	}
-	// Within the tensor, whose end is within the file: no overflow.
-	return t.off + (int64(head)*int64(t.rows)+int64(first))*int64(t.RowBytes()), nil
+	// Within the tensor, whose bytes are counted in 63 bits: no overflow.
+	return (int64(head)*int64(t.rows) + int64(first)) * int64(t.dim), nil
 }
 
-// ReadRows reads rows [first, first+n) of one head as they are stored, little-endian. Heads and
-// rows of activations: head 0, and all dims but the last flattened.
+// ReadRows reads rows [first, first+n) of one head, little-endian: as they are stored, or, where
+// rows of the stored type are read in another (see the package comment), converted. Heads and rows
+// of activations: head 0, and all dims but the last flattened.
 //
-// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes.
+// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes. Where an error is returned,
+// dst is undefined.
 //
-// Errors: quant.ErrShape, quant.ErrClosed, *FormatError.
+// Errors: quant.ErrShape, quant.ErrClosed, *FormatError, which wraps quant.ErrRange for an F64
+// beyond the range of F32.
 func (s *Source) ReadRows(t Tensor, head, first, n int, dst []byte) error {
-	off, err := s.locate(t, head, first, n)
+	return s.readRows(t, head, first, n, dst, &conversion{})
+}
+
+// ReadRowsExactly reads as ReadRows and refuses what conversion would round: an F64 that no F32 is
+// equal to.
+//
+// Errors: as ReadRows.
+func (s *Source) ReadRowsExactly(t Tensor, head, first, n int, dst []byte) error {
+	return s.readRows(t, head, first, n, dst, &conversion{exact: true})
+}
+
+func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversion) error {
+	from, err := s.locate(t, head, first, n)
 	if err != nil {
 		return err
 	}
 	if int64(len(dst)) != int64(n)*int64(t.RowBytes()) {
 		return callErrorf("read rows of tensor %q: dst has %d bytes, want %d rows of %d = %d",
-			t.name, len(dst), n, t.RowBytes(), int64(n)*int64(t.RowBytes()))
+			t.Name(), len(dst), n, t.RowBytes(), int64(n)*int64(t.RowBytes()))
 	}
-	return s.readFull(SectionTensor, t.name, off, dst)
+	stored, size := t.info.DTypeName, t.dtype.Size()
+	if plain(stored) {
+		return s.readData(&t.info, from*int64(size), dst)
+	}
+	return s.pieces(&t.info, from, n*t.dim, func(at int, raw []byte) error {
+		if !c.raw(stored, dst[at*size:], raw) {
+			return t.lost(c, from+int64(at+c.at))
+		}
+		return nil
+	})
 }
 
-// ReadRowsF32 reads rows [first, first+n) of one head and converts them, exactly.
+// ReadRowsF32 reads rows [first, first+n) of one head and converts them, exactly but for those of
+// F64, which are rounded.
 //
 // dst: [n, dim], exactly n * t.Dim() values. Where an error is returned, dst is undefined.
 //
-// Errors: quant.ErrShape, quant.ErrClosed, *FormatError.
+// Errors: as ReadRows.
 func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error {
-	off, err := s.locate(t, head, first, n)
+	from, err := s.locate(t, head, first, n)
 	if err != nil {
 		return err
 	}
 	if int64(len(dst)) != int64(n)*int64(t.dim) {
 		return callErrorf("read rows of tensor %q: dst has %d values, want %d rows of %d = %d",
-			t.name, len(dst), n, t.dim, int64(n)*int64(t.dim))
+			t.Name(), len(dst), n, t.dim, int64(n)*int64(t.dim))
 	}
-	size := t.dtype.Size()
-	return s.pieces(t.name, off, len(dst), size, func(at int, raw []byte) {
-		convertF32(t.dtype, dst[at:at+len(raw)/size], raw)
+	var c conversion
+	stored := t.info.DTypeName
+	size := storedSize(stored)
+	return s.pieces(&t.info, from, len(dst), func(at int, raw []byte) error {
+		if !c.f32(stored, dst[at:at+len(raw)/size], raw) {
+			return t.lost(&c, from+int64(at+c.at))
+		}
+		return nil
 	})
 }
 
-// pieces reads count elements of size bytes through the scratch buffer and hands them to use,
-// with the index of the first element of each piece.
-func (s *Source) pieces(tensor string, off int64, count, size int, use func(int, []byte)) error {
+// lost says which value of a tensor no conversion keeps.
+func (t Tensor) lost(c *conversion, element int64) error {
+	row, value := element/int64(t.dim), element%int64(t.dim)
+	off := int64(-1)
+	if t.info.lay == nil {
+		off = t.info.Offset + element*t.info.elementSize()
+	}
+	head := ""
+	if t.heads > 1 {
+		head = fmt.Sprintf("head %d ", row/int64(t.rows))
+		row %= int64(t.rows)
+	}
+	why := "is beyond float32, which F64 is read as; divided by a power of two the tensor is read"
+	if c.exact {
+		why = "is no float32, so it is not kept exactly; rounded to float32 the tensor is"
+	}
+	return t.src.formatError(SectionTensor, t.Name(), off,
+		fmt.Errorf("%srow %d value %d, %v, %s: %w", head, row, value, c.v, why, quant.ErrRange))
+}
+
+// pieces reads count elements, from the one of number first, through the scratch buffer and hands
+// them to use, with the index of the first element of each piece.
+func (s *Source) pieces(t *TensorInfo, first int64, count int, use func(int, []byte) error) error {
 	buf := s.scratch.Get().(*[]byte)
 	defer s.scratch.Put(buf)
+	size := int(t.elementSize())
 	step := scratchBytes / size
 	for at := 0; at < count; at += step {
 		raw := (*buf)[:min(count-at, step)*size]
-		if err := s.readFull(SectionTensor, tensor, off+int64(at)*int64(size), raw); err != nil {
+		if err := s.readData(t, (first+int64(at))*int64(size), raw); err != nil {
 			return err
 		}
-		use(at, raw)
+		if err := use(at, raw); err != nil {
+			return err
+		}
 	}
 	return nil
-}
-
-// convertF32 converts len(dst) elements.
-func convertF32(dtype quant.DType, dst []float32, raw []byte) {
-	switch dtype {
-	case quant.Float32:
-		for i := range dst {
-			dst[i] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:]))
-		}
-	case quant.Float16:
-		half.Widen(dst, raw)
-	case quant.BFloat16:
-		for i := range dst {
-			dst[i] = quant.BF16ToF32(binary.LittleEndian.Uint16(raw[2*i:]))
-		}
-	}
 }
 
 // ActTensor is a tensor of activations: rows over its last dim.
@@ -141,8 +176,9 @@ type ActTensor struct {
 }
 
 // ActTensors returns the tensors of an activations file that have rows, in the order of their
-// data: those of F16, BF16 or F32 with two or more dims, none of them zero, and a last dim of at
-// most quant.MaxDim.
+// data: those of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 with two or more dims, none of them zero,
+// and a last dim of at most quant.MaxDim. In a file that has none of these, tensors of I8 with two
+// dims or more have rows, and floats of one dim are one row each.
 func (s *Source) ActTensors() []ActTensor { return append([]ActTensor(nil), s.act...) }
 
 // ActTensor returns the rows of the tensor of that name.
@@ -159,22 +195,51 @@ func (s *Source) ActTensor(name string) (ActTensor, error) {
 	if !ok {
 		return ActTensor{}, callErrorf("read %s: tensor %q is not in the file", s.name, name)
 	}
-	return ActTensor{}, s.formatError(SectionTensor, name, info.Offset, rowsOf(info).reason())
+	return ActTensor{}, s.formatError(SectionTensor, name, info.Offset, s.noRows(info))
 }
 
-// readActivations tells the tensors with rows from the others.
+// NoRows says why an activations file has no tensor of rows, of the first tensor that has none; nil
+// where it has some.
+func (s *Source) NoRows() error {
+	if len(s.act) > 0 || s.kind != Activations {
+		return nil
+	}
+	if len(s.side) == 0 {
+		return s.formatError(SectionFile, "", -1, unsupportedf("a file without tensors"))
+	}
+	return s.formatError(SectionTensor, s.side[0].Name, s.side[0].Offset, s.noRows(s.side[0]))
+}
+
+// noRows says why a tensor of this file has no rows.
+func (s *Source) noRows(info TensorInfo) error {
+	m := rowsOf(info)
+	if err := m.reason(true); err != nil {
+		return err
+	}
+	return unsupportedf("%s of shape %v beside tensors of rows; it is kept exactly, and in a file of "+
+		"its own it has rows", info.DTypeName, info.Shape)
+}
+
+// readActivations tells the tensors with rows from the others. Integers and single rows beside
+// tensors of rows are masks, counts or biases, which are kept exactly; where nothing else is
+// there, they are what the file is about.
 func (s *Source) readActivations() {
-	for _, info := range s.tensors {
-		m := rowsOf(info)
-		if m.reason() != nil {
-			s.side = append(s.side, info)
-			continue
+	for _, alone := range []bool{false, true} {
+		s.side = nil
+		for _, info := range s.tensors {
+			m := rowsOf(info)
+			if m.reason(alone) != nil {
+				s.side = append(s.side, info)
+				continue
+			}
+			a := ActTensor{Name: info.Name, DType: rowDType(info.DTypeName), Shape: info.Shape,
+				Rows: int(m.rows), Dim: int(m.dim)}
+			a.Tensor = Tensor{src: s, info: info, dtype: a.DType, heads: 1, rows: a.Rows, dim: a.Dim}
+			s.act = append(s.act, a)
 		}
-		a := ActTensor{Name: info.Name, DType: rowDType(info.DTypeName), Shape: info.Shape,
-			Rows: int(m.rows), Dim: int(m.dim)}
-		a.Tensor = Tensor{src: s, name: a.Name, dtype: a.DType, heads: 1, rows: a.Rows,
-			dim: a.Dim, off: info.Offset}
-		s.act = append(s.act, a)
+		if len(s.act) > 0 {
+			return
+		}
 	}
 }
 
@@ -183,6 +248,9 @@ type rowMatrix struct {
 	info      TensorInfo
 	rows, dim int64
 }
+
+// maxRowDims is how many dims of a tensor a .kvist file keeps.
+const maxRowDims = 8
 
 func rowsOf(info TensorInfo) rowMatrix {
 	m := rowMatrix{info: info, rows: 1}
@@ -197,21 +265,27 @@ func rowsOf(info TensorInfo) rowMatrix {
 	return m
 }
 
-// reason says why the tensor has no rows, nil where it has.
-func (m rowMatrix) reason() error {
+// reason says why the tensor has no rows, nil where it has. alone is for a file in which no other
+// tensor has rows.
+func (m rowMatrix) reason(alone bool) error {
+	name, shape := m.info.DTypeName, m.info.Shape
 	switch {
-	case rowDType(m.info.DTypeName) == quant.DTypeInvalid:
-		return unsupportedf("elements of type %s have no rows, want F32, F16 or BF16",
-			m.info.DTypeName)
-	case len(m.info.Shape) < 2:
-		return unsupportedf("shape %v has no rows, want two dims or more", m.info.Shape)
+	case rowDType(name) == quant.DTypeInvalid || name == "I8" && !alone:
+		return unsupportedf("elements of type %s have no rows; those of %s have, and I8 in a file "+
+			"without them", name, rowDTypes)
+	case len(shape) == 0, len(shape) == 1 && (!alone || name == "I8"):
+		return unsupportedf("shape %v has no rows; one of two dims or more has", shape)
+	case len(shape) > maxRowDims:
+		return unsupportedf("shape %v has %d dims; reshaped to at most %d, the last of them as it is, "+
+			"it is read", shape, len(shape), maxRowDims)
 	case m.info.Bytes == 0:
-		return unsupportedf("shape %v holds no values", m.info.Shape)
+		return unsupportedf("shape %v holds no values; without the tensor the file is read", shape)
 	case m.dim > quant.MaxDim:
-		return unsupportedf("shape %v has rows of %d values, want at most %d",
-			m.info.Shape, m.dim, quant.MaxDim)
-	case m.rows > math.MaxInt:
-		return unsupportedf("shape %v has more rows than this machine can count", m.info.Shape)
+		return unsupportedf("shape %v has rows of %d values, at most %d are read; "+
+			"reshaped to shorter rows it is", shape, m.dim, quant.MaxDim)
+	case m.rows > math.MaxInt || m.rows > quant.MaxTokens:
+		return unsupportedf("shape %v has %d rows; cut into tensors of at most %d it is read", shape,
+			m.rows, min(math.MaxInt, int64(quant.MaxTokens)))
 	}
 	return nil
 }

@@ -77,13 +77,14 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	f.add("none", "F32", 0, 8)
 	f.add("flat", "F32", 8, 0)
 	f.add("double", "F64", 2, 2)
+	f.add("mask", "I8", 2, 2)
 	s := mustOpen(t, f.bytes(t))
 	equal(t, "kind", s.Kind(), capture.Activations)
 	var names []string
 	for _, a := range s.ActTensors() {
 		names = append(names, a.Name)
 	}
-	if !slices.Equal(names, []string{"embed", "hidden"}) { // order of the data
+	if !slices.Equal(names, []string{"double", "embed", "hidden"}) { // order of the data
 		t.Fatalf("tensors with rows %v", names)
 	}
 	h, err := s.ActTensor("hidden")
@@ -91,9 +92,9 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	equal(t, "rows", h.Rows, 6)
 	equal(t, "dim", h.Dim, 5)
 	equal(t, "type", h.DType, quant.BFloat16)
-	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "two dims or more",
+	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "in a file of its own it has rows",
 		"wide": "rows of 65537 values", "none": "no values", "flat": "no values",
-		"double": "elements of type F64 have no rows, want F32, F16 or BF16"} {
+		"mask": "I8 of shape [2 2] beside tensors of rows; it is kept exactly"} {
 		_, err := s.ActTensor(name)
 		wantFormatError(t, err, quant.ErrUnsupported, text)
 	}

@@ -287,7 +287,7 @@ func (p *headerParser) dtype(name string) (string, error) {
 	}
 	rank := dtypeRank(text)
 	if rank < 0 {
-		return "", p.fail(name, unsupportedf("element type %s is not known", show(t)))
+		return "", p.fail(name, unsupportedf("element type %s; a file without the tensor is read", show(t)))
 	}
 	return dtypes[rank].name, nil
 }
@@ -338,7 +338,7 @@ func (p *headerParser) skip(name string) error {
 			return nil
 		}
 		if depth > maxSkipDepth {
-			return p.fail(name, corruptf("nested deeper than %d", maxSkipDepth))
+			return p.fail(name, tooLargef("nested deeper than %d", maxSkipDepth))
 		}
 	}
 }

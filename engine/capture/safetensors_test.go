@@ -95,7 +95,7 @@ func TestSafetensors_BadHeaders(t *testing.T) {
 		{"shape is null", one("U8", "null", "[0,1]"), 1, quant.ErrCorrupt, "shape is null, want ["},
 		{"one offset", one("U8", "[1]", "[0]"), 1, quant.ErrCorrupt, "data_offsets [0], want two"},
 		{"three offsets", one("U8", "[1]", "[0,1,2]"), 1, quant.ErrCorrupt, "more than 2 numbers"},
-		{"unknown dtype", one("F128", "[1]", "[0,16]"), 16, quant.ErrUnsupported, `"F128" is not known`},
+		{"unknown dtype", one("F128", "[1]", "[0,16]"), 16, quant.ErrUnsupported, `not supported: element type "F128"`},
 		{"lower case dtype", one("f32", "[1]", "[0,4]"), 4, quant.ErrUnsupported, `"f32"`},
 		{"dtype is a number", `{"a":{"dtype":4,"shape":[1],"data_offsets":[0,1]}}`, 1,
 			quant.ErrCorrupt, "dtype is 4, want a string"},
@@ -120,9 +120,9 @@ func TestSafetensors_BadHeaders(t *testing.T) {
 		{"not UTF-8", "{\"\xff\":{}}", 0, quant.ErrCorrupt, "not UTF-8"},
 		{"tensor is text", `{"a":"b"}`, 0, quant.ErrCorrupt, `declaration is "b", want {`},
 		{"bomb of lists", `{"a":{"x":` + strings.Repeat("[", 100000) + `}}`, 0,
-			quant.ErrCorrupt, "nested deeper than 32"},
+			quant.ErrTooLarge, "nested deeper than 32"},
 		{"bomb of objects", `{"a":{"x":` + strings.Repeat(`{"x":`, 100000) + `}}`, 0,
-			quant.ErrCorrupt, "nested deeper than 32"},
+			quant.ErrTooLarge, "nested deeper than 32"},
 		{"bomb at the top", `{"a":` + strings.Repeat("[", 100000) + `}`, 0,
 			quant.ErrCorrupt, "want {"},
 		{"not closed", `{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}`, 1,
@@ -158,8 +158,9 @@ func TestSafetensors_HeaderLength(t *testing.T) {
 	if z.read > 1<<10 {
 		t.Fatalf("%d bytes were read to refuse a length", z.read)
 	}
-	_, err = openBytes([]byte("GGUF\x03\x00\x00\x00\x00\x00\x00"), capture.Limits{})
-	wantFormatError(t, err, quant.ErrUnsupported, "neither safetensors nor .npy")
+	_, err = openBytes([]byte("text without a header"), capture.Limits{})
+	wantFormatError(t, err, quant.ErrUnsupported, "not supported: a file that starts with 74 65",
+		"safetensors, .npy, .npz and GGUF are read")
 	_, err = capture.New("neg", z, -1, capture.Limits{})
 	wantCategory(t, err, quant.ErrShape, "size -1")
 }

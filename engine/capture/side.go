@@ -40,10 +40,11 @@ func (s *Source) hasSide(name string, next bool) bool {
 // Errors: quant.ErrShape; quant.ErrUnsupported where the capture holds none; quant.ErrClosed;
 // *FormatError.
 func (s *Source) ReadTokens(next bool, first int, dst []int32) error {
-	return s.readSide(nameTokens, next, first, len(dst), func(at int, raw []byte) {
+	return s.readSide(nameTokens, next, first, len(dst), func(at int, raw []byte) error {
 		for i := range len(raw) / 4 {
 			dst[at+i] = int32(binary.LittleEndian.Uint32(raw[4*i:]))
 		}
+		return nil
 	})
 }
 
@@ -51,8 +52,9 @@ func (s *Source) ReadTokens(next bool, first int, dst []int32) error {
 //
 // Errors: as ReadTokens.
 func (s *Source) ReadSurprisal(next bool, first int, dst []float32) error {
-	return s.readSide(nameSurprisal, next, first, len(dst), func(at int, raw []byte) {
+	return s.readSide(nameSurprisal, next, first, len(dst), func(at int, raw []byte) error {
 		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
+		return nil
 	})
 }
 
@@ -67,19 +69,20 @@ func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
 	}
 	if s.hasSide(namePositions, next) {
 		bad := -1
-		err := s.readSide(namePositions, next, first, len(dst), func(at int, raw []byte) {
+		err := s.readSide(namePositions, next, first, len(dst), func(at int, raw []byte) error {
 			for i := range len(raw) / 4 {
 				dst[at+i] = int64(int32(binary.LittleEndian.Uint32(raw[4*i:])))
 				if dst[at+i] < 0 && bad < 0 {
 					bad = at + i
 				}
 			}
+			return nil
 		})
 		if err == nil && bad >= 0 {
 			name := sideName(namePositions, next)
 			t, _ := s.Lookup(name)
 			err = s.formatError(SectionTensor, name, t.Offset+4*int64(first+bad),
-				corruptf("position %d of token %d is negative", dst[bad], first+bad))
+				unsupportedf("position %d of token %d; positions from 0 on are read", dst[bad], first+bad))
 		}
 		return err
 	}
@@ -105,7 +108,7 @@ func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
 //
 // Errors: quant.ErrShape, quant.ErrClosed, *FormatError.
 func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
-	off, err := s.locateMark(layer, kvHead, first, len(dst), "kept", 1)
+	at, err := s.locateMark(layer, kvHead, first, len(dst), "kept")
 	if err != nil {
 		return err
 	}
@@ -115,7 +118,8 @@ func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
 		}
 		return nil
 	}
-	return s.readFull(SectionTensor, markName(layer, "kept"), off, dst)
+	t, _ := s.Lookup(markName(layer, "kept"))
+	return s.readData(&t, at, dst)
 }
 
 // ReadBias reads the row biases, without log-count, of tokens [first, first+len(dst)) of one KV
@@ -123,7 +127,7 @@ func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
 //
 // Errors: as ReadKept.
 func (s *Source) ReadBias(layer, kvHead, first int, dst []float32) error {
-	off, err := s.locateMark(layer, kvHead, first, len(dst), "bias", 4)
+	at, err := s.locateMark(layer, kvHead, first, len(dst), "bias")
 	if err != nil {
 		return err
 	}
@@ -131,8 +135,10 @@ func (s *Source) ReadBias(layer, kvHead, first int, dst []float32) error {
 		clear(dst)
 		return nil
 	}
-	return s.pieces(markName(layer, "bias"), off, len(dst), 4, func(at int, raw []byte) {
+	t, _ := s.Lookup(markName(layer, "bias"))
+	return s.pieces(&t, at, len(dst), func(at int, raw []byte) error {
 		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
+		return nil
 	})
 }
 
@@ -140,9 +146,9 @@ func markName(layer int, rest string) string {
 	return fmt.Sprintf("%s%d.%s", layerPrefix, layer, rest)
 }
 
-// locateMark checks a range of a [kv_heads, tokens] tensor and returns its byte in the file; the
-// byte means nothing where the tensor is absent.
-func (s *Source) locateMark(layer, kvHead, first, n int, rest string, size int64) (int64, error) {
+// locateMark checks a range of a [kv_heads, tokens] tensor and returns the number of its first
+// element.
+func (s *Source) locateMark(layer, kvHead, first, n int, rest string) (int64, error) {
 	name := markName(layer, rest)
 	if s.layer(layer) == nil {
 		return 0, callErrorf("read %s: tensor %q: layer %d is not in the file",
@@ -155,11 +161,10 @@ func (s *Source) locateMark(layer, kvHead, first, n int, rest string, size int64
 		return 0, callErrorf("read %s: tensor %q: kv_head %d, want [0, %d)",
 			s.name, name, kvHead, s.kv.geo.KVHeads)
 	}
-	t, _ := s.Lookup(name)
-	return t.Offset + size*(int64(kvHead)*int64(s.kv.tokens)+int64(first)), nil
+	return int64(kvHead)*int64(s.kv.tokens) + int64(first), nil
 }
 
-func (s *Source) readSide(name string, next bool, first, n int, use func(int, []byte)) error {
+func (s *Source) readSide(name string, next bool, first, n int, use func(int, []byte) error) error {
 	if err := s.checkTokens(name, next, first, n); err != nil {
 		return err
 	}
@@ -169,7 +174,7 @@ func (s *Source) readSide(name string, next bool, first, n int, use func(int, []
 		return s.formatError(SectionHeader, "", -1,
 			unsupportedf("tensor %q is not in the capture", name))
 	}
-	return s.pieces(name, t.Offset+4*int64(first), n, 4, use)
+	return s.pieces(&t, int64(first), n, use)
 }
 
 // checkTokens checks a range of tokens.

@@ -4,6 +4,7 @@ package capture
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -22,15 +24,21 @@ type FileFormat uint8
 const (
 	Safetensors FileFormat = 1
 	Npy         FileFormat = 2
+	Npz         FileFormat = 3
+	GGUF        FileFormat = 4
 )
 
-// String returns "safetensors" or "npy".
+// String returns "safetensors", "npy", "npz" or "gguf".
 func (f FileFormat) String() string {
 	switch f {
 	case Safetensors:
 		return "safetensors"
 	case Npy:
 		return "npy"
+	case Npz:
+		return "npz"
+	case GGUF:
+		return "gguf"
 	}
 	return fmt.Sprintf("FileFormat(%d)", uint8(f))
 }
@@ -63,10 +71,16 @@ type Decl struct {
 }
 
 // TensorInfo is a tensor of a file, whatever its element type. Shape is shared: do not write it.
+//
+// It says what is read, not how it is stored: big-endian elements are read as little-endian ones,
+// arrays in Fortran order in C order, the groups of a GGUF as F32. Stored names what differs.
 type TensorInfo struct {
 	Decl
-	Offset int64 // byte of the file at which its data start
-	Bytes  int64 // of its data
+	Offset int64  // byte of the file at which its data start
+	Bytes  int64  // of its data as they are read
+	Stored string // how it is stored, "" where that is how it is read
+
+	lay *layout // nil likewise
 }
 
 // Source is an open file. See the package comment.
@@ -84,6 +98,7 @@ type Source struct {
 	act      []ActTensor
 	side     []TensorInfo
 	scratch  sync.Pool // *[]byte of scratchBytes
+	temp     tempFile  // what was compressed in an .npz
 	closed   atomic.Bool
 }
 
@@ -136,16 +151,16 @@ func New(name string, r io.ReaderAt, size int64, lim Limits) (*Source, error) {
 		return nil, s.formatError(SectionFile, "", -1,
 			tooLargef("%d bytes, want at most %d", size, lim.TotalBytes))
 	}
+	s.scratch.New = func() any {
+		b := make([]byte, scratchBytes)
+		return &b
+	}
 	if err := s.parse(lim); err != nil {
 		return nil, err
 	}
 	s.index = make(map[string]int, len(s.tensors))
 	for i, t := range s.tensors {
 		s.index[t.Name] = i
-	}
-	s.scratch.New = func() any {
-		b := make([]byte, scratchBytes)
-		return &b
 	}
 	var err error
 	if f, ok := s.metadata["format"]; ok && isKVFormat(f) {
@@ -170,24 +185,38 @@ func (s *Source) parse(lim Limits) error {
 	switch {
 	case len(head) > 0 && bytes.HasPrefix(head, []byte(npyMagic[:min(len(head), len(npyMagic))])):
 		s.format = Npy
-		return s.parseNpy(head, lim)
+		return s.parseNpy(lim)
+	case bytes.HasPrefix(head, []byte(gguf.Magic)):
+		s.format = GGUF
+		return s.parseGGUF(lim)
 	case len(head) < 9:
 		return s.formatError(SectionFile, "", 0,
 			corruptf("%d bytes, too short for a header", s.size))
+	case head[8] != '{' && (bytes.HasPrefix(head, []byte(zipMagic)) ||
+		bytes.HasPrefix(head, []byte(zipMagicEmpty))):
+		// The magic could be the length of a header, which no zip follows with a brace: that
+		// would be its way of compression.
+		s.format = Npz
+		return s.parseNpz(lim)
 	case head[8] == '{':
 		s.format = Safetensors
 		return s.parseSafetensors(head, lim)
 	}
 	return s.formatError(SectionFile, "", 0,
-		unsupportedf("neither safetensors nor .npy, it starts with % x", head[:9]))
+		unsupportedf("a file that starts with % x; safetensors, .npy, .npz and GGUF are read", head[:9]))
 }
 
-// Close releases the file. A second Close does nothing.
+// Close releases the file, and the temporary one that compressed members are expanded to. A second
+// Close does nothing.
 func (s *Source) Close() error {
-	if s.closed.Swap(true) || s.closer == nil {
+	if s.closed.Swap(true) {
 		return nil
 	}
-	if err := s.closer.Close(); err != nil {
+	err := s.temp.close()
+	if s.closer != nil {
+		err = errors.Join(s.closer.Close(), err)
+	}
+	if err != nil {
 		return fmt.Errorf("kvist/capture: close %s: %w", s.name, err)
 	}
 	return nil
@@ -225,7 +254,8 @@ func (s *Source) Lookup(name string) (TensorInfo, bool) {
 // all that are not in ActTensors.
 func (s *Source) SideTensors() []TensorInfo { return slices.Clone(s.side) }
 
-// ReadAt reads len(dst) raw bytes of the tensor from byte off of its data.
+// ReadAt reads len(dst) raw bytes of the tensor from byte off of its data: elements of
+// TensorInfo.DTypeName, little-endian, in C order.
 //
 // Errors: quant.ErrShape for an unknown tensor or a range outside of it; quant.ErrClosed;
 // *FormatError.
@@ -241,7 +271,7 @@ func (s *Source) ReadAt(tensor string, off int64, dst []byte) error {
 		return callErrorf("read %s: %d bytes of tensor %q from byte %d, it has %d",
 			s.name, len(dst), tensor, off, t.Bytes)
 	}
-	return s.readFull(SectionTensor, tensor, t.Offset+off, dst)
+	return s.readData(&t, off, dst)
 }
 
 func (s *Source) errClosed() error {

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package capture
+
+import (
+	"archive/zip"
+	"cmp"
+	"compress/flate"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// The .npz format: a zip whose members are .npy files. Source: numpy.savez and
+// numpy.savez_compressed.
+const (
+	zipMagic      = "PK\x03\x04"
+	zipMagicEmpty = "PK\x05\x06"
+	npySuffix     = ".npy"
+	// maxZipDirectory bounds the list of members, of which a reader keeps some five times its bytes.
+	maxZipDirectory = 16 << 20
+)
+
+// parseNpz reads the list of members and the header of each.
+func (s *Source) parseNpz(lim Limits) error {
+	dir := &budgetReader{r: s.r, left: maxZipDirectory}
+	z, err := zip.NewReader(dir, s.size)
+	if err != nil {
+		return s.formatError(SectionHeader, "", -1, zipError(err))
+	}
+	if len(z.File) > lim.Tensors {
+		return s.formatError(SectionHeader, "", -1,
+			tooLargef("%d members, want at most %d tensors", len(z.File), lim.Tensors))
+	}
+	dir.left = -1 // members have limits of their own
+	seen := make(map[string]bool, len(z.File))
+	var stored, inflated uint64
+	for _, f := range z.File {
+		if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 {
+			continue // a folder
+		}
+		name, isNpy := strings.CutSuffix(f.Name, npySuffix)
+		if !isNpy {
+			return s.formatError(SectionHeader, "", -1, unsupportedf("a zip with member %.64q, "+
+				"which is no .npy; what torch.save wrote is read once it is saved as safetensors",
+				f.Name))
+		}
+		if err := s.checkName(name, -1, lim); err != nil {
+			return err
+		}
+		if seen[name] {
+			return s.formatError(SectionHeader, name, -1, corruptf("member %.64q stands twice", f.Name))
+		}
+		seen[name] = true
+		if f.CompressedSize64 > uint64(s.size)-stored { // never more than fits
+			return s.formatError(SectionTensor, name, -1,
+				corruptf("members overlap: they have more bytes than the file's %d", s.size))
+		}
+		stored += f.CompressedSize64
+		if f.Method == zip.Deflate {
+			if f.UncompressedSize64 > uint64(lim.inflated(s.size))-inflated {
+				return s.formatError(SectionTensor, name, -1, tooLargef("compressed members expand to "+
+					"more than %d bytes; numpy.savez, which does not compress, makes a file that is read",
+					lim.inflated(s.size)))
+			}
+			inflated += f.UncompressedSize64
+		}
+		if err := s.addMember(f, name, lim); err != nil {
+			return err
+		}
+	}
+	slices.SortStableFunc(s.tensors, func(a, b TensorInfo) int { return cmp.Compare(a.Offset, b.Offset) })
+	return nil
+}
+
+// addMember reads the header of one member and keeps it as a tensor.
+func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
+	if f.Flags&1 != 0 {
+		return s.formatError(SectionTensor, name, -1,
+			unsupportedf("an encrypted member; numpy.savez makes a file that is read"))
+	}
+	if f.Method != zip.Store && f.Method != zip.Deflate {
+		return s.formatError(SectionTensor, name, -1, unsupportedf("a member compressed by method %d; "+
+			"numpy.savez and numpy.savez_compressed make files that are read", f.Method))
+	}
+	m := &member{file: f}
+	var err error
+	if m.from, err = f.DataOffset(); err != nil {
+		return s.formatError(SectionTensor, name, -1, zipError(err))
+	}
+	size := int64(f.UncompressedSize64)
+	if m.from < 0 || m.from > s.size || int64(f.CompressedSize64) > s.size-m.from || size < 0 ||
+		f.Method == zip.Store && f.CompressedSize64 != f.UncompressedSize64 {
+		return s.formatError(SectionTensor, name, m.from,
+			corruptf("a member of %d bytes, the file has %d", f.CompressedSize64, s.size))
+	}
+	r, err := f.Open()
+	if err != nil {
+		return s.formatError(SectionTensor, name, m.from, zipError(err))
+	}
+	defer r.Close() // of reading only, and the checksum is for later
+	p := &npyHead{src: s, name: name, base: m.from, size: size, lim: lim,
+		next: func(b []byte) error {
+			if _, err := io.ReadFull(r, b); err != nil {
+				return s.formatError(SectionTensor, name, m.from, zipError(err))
+			}
+			return nil
+		}}
+	if f.Method == zip.Deflate {
+		p.base = -1 // no byte of the file is to blame
+	}
+	info, err := p.read()
+	if err != nil {
+		return err
+	}
+	m.header, m.size = info.Offset, size
+	info.Offset = m.from
+	if f.Method == zip.Store {
+		info.Offset += m.header
+	}
+	if info.lay == nil {
+		info.lay = &layout{}
+	}
+	info.lay.member = m
+	s.tensors = append(s.tensors, info)
+	return nil
+}
+
+// zipError gives what package archive/zip says a category.
+func zipError(err error) error {
+	var flateError flate.CorruptInputError
+	switch {
+	case errors.Is(err, quant.ErrTooLarge):
+		return err
+	case errors.Is(err, zip.ErrFormat), errors.Is(err, zip.ErrChecksum), errors.Is(err, io.EOF),
+		errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &flateError):
+		return corruptf("%v", err)
+	case errors.Is(err, zip.ErrAlgorithm):
+		return unsupportedf("%v; numpy.savez makes a file that is read", err)
+	}
+	return err
+}
+
+// budgetReader reads at most left bytes, and without bound where that is negative.
+type budgetReader struct {
+	r    io.ReaderAt
+	left int64
+}
+
+func (b *budgetReader) ReadAt(p []byte, off int64) (int, error) {
+	if b.left >= 0 {
+		if int64(len(p)) > b.left {
+			return 0, tooLargef("a list of members of more than %d bytes", int64(maxZipDirectory))
+		}
+		b.left -= int64(len(p))
+	}
+	return b.r.ReadAt(p, off)
+}
+
+// member is an .npy within an .npz. Its first reader checks all of it against its checksum, and
+// writes what is compressed to the source's temporary file.
+type member struct {
+	file   *zip.File
+	from   int64 // byte of the file at which the member starts
+	header int64 // bytes of its header, before the data
+	size   int64 // bytes of the member, expanded
+	once   sync.Once
+	at     int64 // byte of the temporary file
+	err    error
+}
+
+// read reads bytes of the data, from byte off of them.
+func (m *member) read(s *Source, name string, off int64, dst []byte) error {
+	m.once.Do(func() {
+		if err := m.prepare(s); err != nil {
+			m.err = s.formatError(SectionTensor, name, m.from, err)
+		}
+	})
+	if m.err != nil {
+		return m.err
+	}
+	if m.file.Method == zip.Store {
+		return s.readFull(SectionTensor, name, m.from+m.header+off, dst)
+	}
+	return s.temp.readAt(dst, m.at+m.header+off)
+}
+
+func (m *member) prepare(s *Source) error {
+	r, err := m.file.Open()
+	if err != nil {
+		return zipError(err)
+	}
+	defer r.Close()
+	checked := &expandedReader{r: r, left: m.size}
+	if m.file.Method == zip.Store {
+		_, err = io.Copy(io.Discard, checked)
+	} else {
+		m.at, err = s.temp.append(checked, m.size)
+	}
+	if err == nil && checked.left != 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	if err != nil {
+		return zipError(err)
+	}
+	return nil
+}
+
+// expandedReader reads no more than a member says it has.
+type expandedReader struct {
+	r    io.Reader
+	left int64
+}
+
+func (e *expandedReader) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if int64(n) > e.left {
+		return 0, corruptf("a member expands to more bytes than its %d", e.left)
+	}
+	e.left -= int64(n)
+	return n, err
+}
+
+// tempFile holds what was compressed, so that it can be read in any order. It is made when it is
+// first needed, and has no name where the system allows that.
+type tempFile struct {
+	mu   sync.Mutex
+	f    *os.File
+	size int64
+	done bool
+}
+
+// append writes all of r, of size bytes, and returns where.
+func (t *tempFile) append(r io.Reader, size int64) (at int64, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.done {
+		return 0, fmt.Errorf("temporary file: %w", quant.ErrClosed)
+	}
+	if t.f == nil {
+		if t.f, err = os.CreateTemp("", "kvist-*.tmp"); err != nil {
+			return 0, fmt.Errorf("temporary file: %w", err)
+		}
+		_ = os.Remove(t.f.Name()) // systems that keep open files refuse; close removes it there
+	}
+	at, t.size = t.size, t.size+size // what fails leaves a gap
+	if _, err := io.Copy(io.NewOffsetWriter(t.f, at), r); err != nil {
+		return 0, fmt.Errorf("expand to a temporary file: %w", err)
+	}
+	return at, nil
+}
+
+func (t *tempFile) readAt(dst []byte, off int64) error {
+	t.mu.Lock()
+	f := t.f
+	t.mu.Unlock()
+	if f == nil {
+		return fmt.Errorf("kvist/capture: read temporary file: %w", quant.ErrClosed)
+	}
+	if _, err := f.ReadAt(dst, off); err != nil {
+		return fmt.Errorf("kvist/capture: read temporary file: %w", err)
+	}
+	return nil
+}
+
+func (t *tempFile) close() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.done = true
+	if t.f == nil {
+		return nil
+	}
+	err := t.f.Close()
+	if e := os.Remove(t.f.Name()); e != nil && !errors.Is(e, os.ErrNotExist) {
+		err = errors.Join(err, e)
+	}
+	t.f = nil
+	return err
+}
