@@ -503,3 +503,21 @@ func ExampleEncode() {
 		quant.BitsPerValue(int64(len(packed)), int64(len(x.Data))), quanttest.NMSE(x.Data, y.Data))
 	// Output: 1060 bytes, 4.14 bits/value, NMSE 0.009
 }
+
+// Squares that pass the range of float32 give no infinity and no NaN.
+func TestRowBias_Extremes(t *testing.T) {
+	const most = math.MaxFloat32
+	for _, c := range []struct{ scale, energy, noise, row, want float32 }{
+		{0.125, 64, 0.1, 2, -0.2},
+		{0.125, 64, 0.1, 1e19, -5e36},
+		{0.125, 64, 0.1, 1e20, -most},
+		{0.125, most, 1, most, -most},
+		{0.125, 0, 0.1, 1e30, 0},
+		{0.125, 64, 0, 1e30, 0},
+		{0, 64, 0.1, 1e30, 0},
+		{1, most, 4, 1e-15, -0.5 * 4 * most * 1e-30},
+	} {
+		got := quant.RowBias(c.scale, c.energy, c.noise, c.row)
+		require.InDelta(t, float64(c.want), float64(got), 1e-6*math.Abs(float64(c.want)), "%+v", c)
+	}
+}

@@ -46,6 +46,12 @@ func newCompress(a *app) *cobra.Command {
 		Long: `compress reads a capture, decides what each block of tokens is worth, and writes a
 .kvist file.
 
+IN is a KV capture (safetensors, kv-capture/1) or holds rows: any safetensors, .npy or .npz, and the
+tensors of a GGUF, the last dimension a row. Types are F16, BF16, F32, and others that are
+converted: F64 to F32, which keeps what precision F32 has and refuses values beyond its range; FP8
+(E4M3, E5M2) and I8 to F16, and the groups of a GGUF to F32, exactly. Tensors of I8 and of one
+dimension are rows in a file of nothing else, and are kept as they are beside rows.
+
 The form is archive: entropy-coded, the fewest bytes for the same damage, decompressed before use.
 --form hot writes blocks that attention can run on as they are; --coding, --levels, --unseen,
 --window, --row-bias and --max-error are about such blocks, and ask for them by themselves.
@@ -58,7 +64,7 @@ V (of all rows, for activations).
 --form archive codes what is not attended in place: a fraction of the bytes for the same quality.
 --profile names what kvist calibrate has learnt of the model; the file then needs it to be
 decompressed. Without one, what is needed is fitted to the file and stored in it. --lossless keeps
-every row bit by bit. --streams 4 makes a file that kvist truncate can make coarser.
+every row bit by bit as it is read, and refuses F64 unless every value of it is one of F32. --streams 4 makes a file that kvist truncate can make coarser.
 
 IN may be a .kvist file too: an archive becomes blocks to attend to, weighed as the archive was, or
 either becomes a smaller file.
@@ -75,7 +81,7 @@ it is held back from what past attention did not look at.
 tune makes one); flags that are given override its settings. The output names it by its hash.
 
 --weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
-[layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F32 or F16.
+[layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F16, F32 or F64.
 
 Fields of --json: input, output, target, default_target, target_bytes (0 for a target of no bytes),
 lossless (every bit is kept), bytes, values, bits_per_value,

@@ -25,9 +25,9 @@ func newDecompress(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "decompress IN.kvist -o OUT",
 		Short: "Write the capture that a .kvist file stands for",
-		Long: `decompress writes a capture in the format that the file was made from: safetensors
-with layers.N.k and layers.N.v, or the tensors or the .npy of activations. Side tensors come back
-exactly. layers.N.bias holds the row bias of coarse rows, layers.N.kept marks tokens that were
+		Long: `decompress writes a capture: safetensors with layers.N.k and layers.N.v, the tensors of
+activations, or an .npy where the file was made from one. What an .npz or a GGUF held comes back as
+safetensors, rows of F64 as F32, those of FP8 and I8 as F16. Side tensors come back exactly. layers.N.bias holds the row bias of coarse rows, layers.N.kept marks tokens that were
 dropped or lost.
 
 --salvage reads what is intact of a damaged file. What was lost is listed on standard error, its
@@ -141,6 +141,8 @@ func checkExtension(name string, h *container.Header) error {
 	}
 	switch ext := strings.TrimPrefix(strings.ToLower(filepath.Ext(name)), "."); {
 	case name == stdStream || ext == format:
+	case ext == "npz", ext == "gguf":
+		return &usageError{err: errors.New("-o " + name + ": the file is written as ." + format)}
 	case ext == "npy", ext == "safetensors":
 		return &usageError{err: errors.New("-o " + name + ": the file was made from ." + format +
 			" and is written as that")}

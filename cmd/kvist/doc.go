@@ -5,7 +5,7 @@
 //
 // # Verbs
 //
-//	kvist compress    a capture (safetensors, .npy) to a .kvist file
+//	kvist compress    a capture (safetensors, .npy, .npz, GGUF) to a .kvist file
 //	kvist decompress  a .kvist file back to a capture
 //	kvist verify      every checksum of a file, and its error against the original
 //	kvist inspect     what is in a .kvist file or a capture, with its spectrum
@@ -23,8 +23,9 @@
 // # Errors
 //
 // One line on standard error, "kvist: ...". Exit status: 0 done; 1 failed (a missing file, a full
-// disk, a budget that cannot be met); 2 wrong usage; 3 the input is damaged, or not a file that
-// this build reads; 130 interrupted; 143 ended by SIGTERM or SIGHUP.
+// disk, a budget that cannot be met, something not supported); 2 wrong usage; 3 the input is damaged,
+// or a .kvist file or profile that this build does not read; 130 interrupted; 143 ended by SIGTERM
+// or SIGHUP.
 //
 // # Terminals
 //

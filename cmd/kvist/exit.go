@@ -45,10 +45,11 @@ var (
 
 // exitCode maps an error to the exit status.
 //
-// 3 stands for an input that is damaged (quant.ErrCorrupt), of another version, or valid but not
-// read by this build: a container.RefusedError, or a capture.FormatError of one of the categories.
-// A file that is missing or cannot be read for reasons of the system is 1. Work that was cancelled
-// is 130; run knows the signal, and whether it is another number.
+// 3 stands for an input that is damaged (quant.ErrCorrupt), and for a .kvist file or profile of
+// another version or valid but not read by this build, a container.RefusedError. A capture that is
+// valid but not read, or beyond a limit of its reader, is 1: nothing of it is damaged. So is a file
+// that is missing or cannot be read for reasons of the system. Work that was cancelled is 130; run
+// knows the signal, and whether it is another number.
 func exitCode(err error) int {
 	var usage *usageError
 	var refused *container.RefusedError
@@ -60,11 +61,9 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &usage):
 		return exitUsage
-	case errors.Is(err, quant.ErrCorrupt), errors.Is(err, quant.ErrVersion), errors.As(err,
-		&refused):
+	case errors.Is(err, quant.ErrCorrupt), errors.As(err, &refused):
 		return exitDamaged
-	case errors.As(err, &format) &&
-		(errors.Is(err, quant.ErrUnsupported) || errors.Is(err, quant.ErrTooLarge)):
+	case errors.Is(err, quant.ErrVersion) && !errors.As(err, &format):
 		return exitDamaged
 	}
 	return exitFailed

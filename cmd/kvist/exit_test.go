@@ -32,7 +32,11 @@ func TestExitCode(t *testing.T) {
 		{"container damage", wrap(&container.CorruptError{Err: quant.ErrCorrupt}), 3},
 		{"refused", wrap(&container.RefusedError{Err: quant.ErrTooLarge}), 3},
 		{"capture damage", wrap(&capture.FormatError{Err: quant.ErrCorrupt}), 3},
-		{"capture not read here", wrap(&capture.FormatError{Err: quant.ErrUnsupported}), 3},
+		{"capture not read here", wrap(&capture.FormatError{Err: quant.ErrUnsupported}), 1},
+		{"capture beyond a limit", wrap(&capture.FormatError{Err: quant.ErrTooLarge}), 1},
+		{"capture of another version", wrap(&capture.FormatError{Err: quant.ErrVersion}), 1},
+		{"capture not read, another damaged", errors.Join(
+			&capture.FormatError{Err: quant.ErrUnsupported}, quant.ErrCorrupt), 3},
 		{"capture that cannot be read", wrap(&capture.FormatError{Err: fs.ErrPermission}), 1},
 		{"joined", errors.Join(fs.ErrClosed, quant.ErrCorrupt), 3},
 		{"lost", errLost, 3},

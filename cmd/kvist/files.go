@@ -84,7 +84,7 @@ func copyUntil(ctx context.Context, w io.Writer, r io.Reader) (int64, error) {
 	}
 }
 
-// openCapture opens a safetensors or .npy file.
+// openCapture opens a safetensors, .npy, .npz or GGUF file.
 func (a *app) openCapture(ctx context.Context, name string) (*capture.Source, *input, error) {
 	in, err := a.openInput(ctx, name)
 	if err != nil {
@@ -94,7 +94,20 @@ func (a *app) openCapture(ctx context.Context, name string) (*capture.Source, *i
 	if err != nil {
 		return nil, nil, errors.Join(err, in.Close())
 	}
+	in.owns(src)
 	return src, in, nil
+}
+
+// owns has src closed along with the input that it reads.
+func (in *input) owns(src *capture.Source) { in.Closer = closers{src, in.Closer} }
+
+type closers []io.Closer
+
+func (c closers) Close() (err error) {
+	for _, x := range c {
+		err = errors.Join(err, x.Close())
+	}
+	return err
 }
 
 // openContainer opens a .kvist file.

@@ -47,13 +47,15 @@ the --profile that it was made with.
 Strings that came out of the file are cut where they are long, and it is said how much was cut: to
 256 bytes in a table, 4096 in a line, 65536 with --json.
 
-Fields of --json: file, type (kvist, safetensors, npy), bytes, spectra (name, side, head, and rows,
+Fields of --json: file, type (kvist, safetensors, npy, npz, gguf), bytes, spectra (name, side, head,
+and rows,
 nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
 bytes), why with --why (slope, predicted, blocks, parts: those of offline.Why); for captures:
 capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next, queries:
-layers with queries), tensors (name, dtype, shape, bytes), metadata; for profiles: file, type, bytes, id,
-archive_id (what archives name it by), model, geometry, params,
+layers with queries), tensors (name, dtype, shape, bytes, and stored where they are stored in another
+way), metadata; for profiles: file, type, bytes, id, archive_id (what archives name it by), model,
+geometry, params,
 sections (name, bytes, meta, tensors).`,
 		Example: `  kvist inspect cache.kvist
   kvist inspect cache.safetensors --spectrum
@@ -130,10 +132,11 @@ type captureInfoJSON struct {
 }
 
 type tensorJSON struct {
-	Name  string  `json:"name"`
-	DType string  `json:"dtype"`
-	Shape []int64 `json:"shape"`
-	Bytes int64   `json:"bytes"`
+	Name   string  `json:"name"`
+	DType  string  `json:"dtype"`
+	Shape  []int64 `json:"shape"`
+	Bytes  int64   `json:"bytes"`
+	Stored string  `json:"stored,omitempty"`
 }
 
 // containerMagic starts every .kvist file.
@@ -209,6 +212,7 @@ func (a *app) inspectCapture(ctx context.Context, in *input, f *inspectFlags,
 	if err != nil {
 		return err
 	}
+	in.owns(src)
 	g := src.Geometry()
 	res.Type = src.Format().String()
 	res.Capture = &captureInfoJSON{Kind: src.Kind().String(), Model: src.Meta().Model,
@@ -222,7 +226,7 @@ func (a *app) inspectCapture(ctx context.Context, in *input, f *inspectFlags,
 	}
 	for _, t := range src.Tensors() {
 		res.Tensors = append(res.Tensors, tensorJSON{t.Name, t.DTypeName, append([]int64{},
-			t.Shape...), t.Bytes})
+			t.Shape...), t.Bytes, t.Stored})
 	}
 	res.Metadata = src.Metadata()
 	say, clear := a.progress()
@@ -332,7 +336,11 @@ func (r *inspectJSON) printCapture(p *printer) {
 		if name == "" {
 			name = "(the array)"
 		}
-		t.AppendRow([]any{name, x.DType, fmt.Sprint(x.Shape), count(x.Bytes)})
+		dtype := x.DType
+		if x.Stored != "" {
+			dtype += " (" + x.Stored + ")"
+		}
+		t.AppendRow([]any{name, dtype, fmt.Sprint(x.Shape), count(x.Bytes)})
 	}
 	p.table(t)
 	if len(r.Metadata) > 0 {

@@ -84,8 +84,8 @@ func (a *app) inspectProfile(in *input, f *inspectFlags) error {
 		x := profileSectJSON{Name: string(s), Meta: p.Meta(s), Tensors: []tensorJSON{}}
 		for _, t := range p.Tensors(s) {
 			x.Bytes += int64(len(t.Data))
-			x.Tensors = append(x.Tensors, tensorJSON{t.Name, t.DType, append([]int64{}, t.Shape...),
-				int64(len(t.Data))})
+			x.Tensors = append(x.Tensors, tensorJSON{Name: t.Name, DType: t.DType,
+				Shape: append([]int64{}, t.Shape...), Bytes: int64(len(t.Data))})
 		}
 		res.Sections = append(res.Sections, x)
 	}

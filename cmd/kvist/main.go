@@ -65,14 +65,14 @@ func newRoot(a *app) *cobra.Command {
 		Long: `kvist compresses the KV cache of language models, hidden states and embeddings to a
 few bits a value, and shows what was kept and what it cost.
 
-Captures are safetensors files (format kv-capture/1, or any tensors of two or more dimensions)
-and .npy files. "-" stands for standard input or output.
+Captures are safetensors files (format kv-capture/1, or any tensors of two or more dimensions), .npy
+and .npz files, and the tensors of a GGUF. "-" stands for standard input or output.
 
 Exit status:
   0  done
   1  failed: a missing file, a full disk, a budget that cannot be met, something not supported
   2  wrong usage
-  3  the input is damaged, or not a file that this build reads
+  3  the input is damaged, or a .kvist file or profile that this build does not read
   130  interrupted (SIGINT)
   143  ended by SIGTERM or SIGHUP
 After a signal nothing is left of an output that was not complete; a second one ends the program at

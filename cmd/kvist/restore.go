@@ -37,6 +37,7 @@ func (a *app) openSource(ctx context.Context, name string, p *profile.Profile) (
 	if err != nil {
 		return nil, nil, nil, errors.Join(err, in.Close())
 	}
+	in.owns(src)
 	return src, in, weights, nil
 }
 

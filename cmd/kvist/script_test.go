@@ -42,6 +42,7 @@ const (
 //	jsonis FILE KEY VALUE its field KEY ("a.b" descends) prints as VALUE
 //	atmost FILE KEY X     its field KEY is a number of at most X
 //	weights FILE DIM...   FILE is an .npy of F32 of that shape: weights that fall and rise
+//	input KIND FILE       FILE is an input that people have, or one that is not read: see cmdInput
 //	clean DIR             DIR holds no temporary file of ours
 func TestScripts(t *testing.T) { runScripts(t, "testdata/script", nil) }
 
@@ -62,6 +63,7 @@ func runScripts(t *testing.T, dir string, environment map[string]string) {
 			}
 			for name, path := range map[string]string{"KV": kvCapture, "NPY": npyCapture,
 				"CORRUPT": corruptDir, "GOLDEN": "../../testdata/golden/v1",
+				"NUMPY":   "../../engine/capture/testdata/numpy",
 				"SHIPPED": "../../testdata/smollm2.kvprofile"} {
 				abs, err := filepath.Abs(path)
 				if err != nil {
@@ -74,6 +76,7 @@ func runScripts(t *testing.T, dir string, environment map[string]string) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"status": cmdStatus, "flip": cmdFlip, "cut": cmdCut, "fits": cmdFits, "json": cmdJSON,
 			"jsonis": cmdJSONIs, "clean": cmdClean, "weights": cmdWeights, "atmost": cmdAtMost,
+			"input": cmdInput,
 		},
 	})
 }

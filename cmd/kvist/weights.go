@@ -16,8 +16,8 @@ import (
 )
 
 // openWeights opens a file of weights a token: an .npy of [tokens], [kv_heads, tokens] or
-// [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]. F16 or
-// F32. layers are the numbers of the layers that the weights are for.
+// [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]. F16, F32 or
+// F64. layers are the numbers of the layers that the weights are for.
 func (a *app) openWeights(ctx context.Context, name string, layers []int) (offline.Weights,
 	io.Closer, error) {
 	src, in, err := a.openCapture(ctx, name)
@@ -36,17 +36,17 @@ type weightFile struct {
 // read returns the weights [tokens] of a layer (by number) and KV head.
 func (f *weightFile) read(layer, kvHead int) ([]float32, error) {
 	name := ""
-	if f.src.Format() == capture.Safetensors {
+	if f.src.Format() != capture.Npy {
 		name = fmt.Sprintf("layers.%d.weights", layer)
 	}
 	t, ok := f.src.Lookup(name)
 	if !ok {
 		return nil, f.errorf("no tensor %q", name)
 	}
-	size := map[string]int{"F16": 2, "F32": 4}[t.DTypeName]
+	size := map[string]int{"F16": 2, "F32": 4, "F64": 8}[t.DTypeName]
 	dims := len(t.Shape)
 	if size == 0 || dims < 1 || dims > 3 || (name != "" && dims != 2) {
-		return nil, f.errorf("tensor %q is %s of shape %v, want F32 or F16 of [tokens], "+
+		return nil, f.errorf("tensor %q is %s of shape %v, want F16, F32 or F64 of [tokens], "+
 			"[kv_heads, tokens] or [layers, kv_heads, tokens] (safetensors: [kv_heads, tokens])",
 			name, t.DTypeName, t.Shape)
 	}
@@ -72,10 +72,13 @@ func (f *weightFile) read(layer, kvHead int) ([]float32, error) {
 	}
 	w := make([]float32, tokens)
 	for i := range w {
-		if size == 2 {
+		switch size {
+		case 2:
 			w[i] = quant.F16ToF32(binary.LittleEndian.Uint16(raw[2*i:]))
-		} else {
+		case 4:
 			w[i] = math.Float32frombits(binary.LittleEndian.Uint32(raw[4*i:]))
+		case 8: // one beyond float32 becomes Inf, which no weight may be
+			w[i] = float32(math.Float64frombits(binary.LittleEndian.Uint64(raw[8*i:])))
 		}
 	}
 	return w, nil

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package capture reads and writes the tensor files that kvist compresses: safetensors and .npy.
+// Package capture reads the tensor files that kvist compresses, safetensors, .npy, .npz and GGUF, and
+// writes the first two.
 //
 // # Concepts
 //
@@ -11,13 +12,31 @@
 //   - KV: a safetensors file whose metadata say format = kv-capture/1. It has a Geometry, Layers,
 //     and for each layer the parts K, V, Q and those of the tokens after (KNext, VNext, QNext).
 //     Every shape is checked against the metadata and against the other layers at Open.
-//   - Activations: any other safetensors file, and every .npy. Each tensor of F16, BF16 or F32
-//     with two or more dims is a matrix of rows over its last dim (ActTensors). All others are
-//     side tensors, which have raw access only, so that they can be kept exactly.
+//   - Activations: any other safetensors file, every .npy and .npz, and the tensors of a GGUF.
+//     Each tensor of floats with two or more dims is a matrix of rows over its last dim
+//     (ActTensors). All others are side tensors, which have raw access only, so that they can be
+//     kept exactly. In a file without such a matrix, tensors of I8 are matrices too, and a tensor
+//     of floats with one dim is one row: an array of codes, or one vector, on its own.
 //
 // A Tensor is a handle of rows: [heads, rows, dim], row-major, of one element type. ReadRows
-// hands out the bytes as they are stored, ReadRowsF32 converts them; both conversions, from F16
-// and from BF16, are exact, subnormals and payloads of NaN included.
+// hands out their bytes, ReadRowsF32 converts them to float32; from F16 and from BF16 that is
+// exact, subnormals and payloads of NaN included.
+//
+// # Element types
+//
+//	stored                rows of   values
+//	F16, BF16, F32        the same  the same bits
+//	F8_E4M3, F8_E5M2, I8  F16       the same; NaN and infinities stay what they are
+//	F64                   F32       rounded: precision beyond float32 is lost, what is finite and
+//	                                beyond its range is refused with tensor, row and value
+//	groups of a GGUF      F32       what the file's scales and codes stand for
+//
+// ReadRowsExactly refuses an F64 that float32 does not hold, so that lossless is lossless.
+// Big-endian elements and arrays in Fortran order are read as little-endian ones in C order.
+// Rows of these are looked up in the file where they are asked for, so that memory is bounded:
+// one row of an array in Fortran order takes a read for each value, many rows at once hardly
+// more. A compressed member of an .npz is expanded to a temporary file when it is first read;
+// Close removes it.
 //
 // A Writer lays a file out from declarations and then takes the bytes of its tensors in any
 // order. It writes to an io.WriterAt; a file that must appear whole or not at all is written
@@ -49,6 +68,8 @@
 //
 //	safetensors   u64 header length n | n bytes of JSON | data
 //	.npy          "\x93NUMPY" major minor | u16 (major 1) or u32 length n | n bytes of text | data
+//	.npz          a zip of .npy, stored or deflated; a tensor is named after its member
+//	GGUF          see package gguf; dims are named slowest first, as everywhere else here
 //
 // All integers are little-endian. The header of safetensors maps each name to dtype, shape and
 // data_offsets [begin, end), counted from the first byte of data. The tensors cover the data
@@ -62,8 +83,10 @@
 //
 // What is wrong with a file comes as a *FormatError that names file, section, tensor and
 // offset and wraps one of quant.ErrCorrupt (not a valid file, or a capture that contradicts
-// itself), quant.ErrVersion, quant.ErrUnsupported (valid, but not read here: big-endian or
-// Fortran order .npy, K without RoPE applied, ...) and quant.ErrTooLarge (a limit of Limits).
+// itself), quant.ErrVersion, quant.ErrUnsupported (valid, but not read here: K without RoPE applied,
+// layers that differ, a part of a split GGUF, ...), quant.ErrRange (a value that its element type of
+// rows cannot hold) and quant.ErrTooLarge (a limit of Limits). Where a file is valid but not
+// read, the message says what would be.
 // Wrong arguments give quant.ErrShape, calls after Close quant.ErrClosed. Errors of the
 // underlying reader or writer are passed on as they are, inside a *FormatError when reading.
 //

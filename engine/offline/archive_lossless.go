@@ -77,7 +77,7 @@ func (a *archiver) lossless(layer, seg int) ([]byte, error) {
 	for h := range l.heads {
 		for _, t := range sides {
 			raw := make([]byte, n*t.RowBytes())
-			if err := a.in.src.ReadRows(t, h, first, n, raw); err != nil {
+			if err := a.in.src.ReadRowsExactly(t, h, first, n, raw); err != nil {
 				return nil, err
 			}
 			lanes = append(lanes, archive.LosslessLane{Dim: t.Dim(), Data: raw})

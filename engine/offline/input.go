@@ -56,11 +56,7 @@ func newInput(src *capture.Source, segment int) (*input, error) {
 			)
 		}
 		if len(acts) == 0 {
-			return nil, fmt.Errorf(
-				"kvist/offline: %s holds no tensor of rows (F16, BF16 or F32 with two or more dims): %w",
-				src.Name(),
-				quant.ErrUnsupported,
-			)
+			return nil, src.NoRows()
 		}
 		return in, nil
 	}
