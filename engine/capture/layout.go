@@ -66,9 +66,7 @@ func (l *layout) elements(s *Source, t *TensorInfo, first int64, dst []byte) err
 	case l.grouped:
 		return l.readGroups(s, t, first, dst)
 	case l.fortran:
-		for at := int64(0); at < int64(len(dst)) && err == nil; at += gatherElements * size {
-			err = l.gather(s, t, first+at/size, dst[at:min(at+gatherElements*size, int64(len(dst)))])
-		}
+		err = l.gather(s, t, first, dst)
 	default:
 		err = l.bytes(s, t, first*size, dst)
 	}
@@ -82,69 +80,4 @@ func (l *layout) elements(s *Source, t *TensorInfo, first int64, dst []byte) err
 		}
 	}
 	return err
-}
-
-const (
-	// gatherElements is how many elements of an array in Fortran order are looked for at a time.
-	gatherElements = 1 << 16
-	// gatherGap is how many bytes between two wanted ones are read rather than skipped.
-	gatherGap = 4096
-	// gatherBits is what an index below gatherElements takes beside a place in the file.
-	gatherBits = 16
-	// maxGather is the largest array in Fortran order: places have the other bits.
-	maxGather = 1 << 47
-)
-
-// gather reads at most gatherElements elements of an array in Fortran order: it works out where
-// each of them lies and reads those in the order of the file, neighbours at once.
-func (l *layout) gather(s *Source, t *TensorInfo, first int64, dst []byte) error {
-	size := t.elementSize()
-	places := make([]uint64, int64(len(dst))/size) // place << gatherBits | index in dst
-	index, stride := make([]int64, len(t.Shape)), make([]int64, len(t.Shape))
-	place, step := int64(0), int64(1)
-	for i, d := range t.Shape {
-		stride[i] = step
-		step *= d
-	}
-	for i := len(t.Shape) - 1; i >= 0; i-- {
-		index[i] = first % t.Shape[i]
-		first /= t.Shape[i]
-		place += index[i] * stride[i]
-	}
-	for i := range places {
-		places[i] = uint64(place)<<gatherBits | uint64(i)
-		for d := len(index) - 1; d >= 0; d-- {
-			index[d]++
-			place += stride[d]
-			if index[d] < t.Shape[d] {
-				break
-			}
-			place -= index[d] * stride[d]
-			index[d] = 0
-		}
-	}
-	slices.Sort(places)
-	buf := s.scratch.Get().(*[]byte)
-	defer s.scratch.Put(buf)
-	for at := 0; at < len(places); {
-		from := int64(places[at] >> gatherBits)
-		end, to := at+1, from+1
-		for ; end < len(places); end++ {
-			next := int64(places[end] >> gatherBits)
-			if (next-to)*size > gatherGap || (next+1-from)*size > scratchBytes {
-				break
-			}
-			to = next + 1
-		}
-		run := (*buf)[:(to-from)*size]
-		if err := l.bytes(s, t, from*size, run); err != nil {
-			return err
-		}
-		for ; at < end; at++ {
-			i := int64(places[at]&(1<<gatherBits-1)) * size
-			j := (int64(places[at]>>gatherBits) - from) * size
-			copy(dst[i:i+size], run[j:j+size])
-		}
-	}
-	return nil
 }

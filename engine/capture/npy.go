@@ -123,10 +123,6 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 // checkData compares the array with the bytes that are there.
 func (h *npyHead) checkData(info *TensorInfo) error {
 	have := h.size - info.Offset
-	if info.lay != nil && info.lay.fortran && info.Bytes/info.elementSize() > maxGather {
-		return h.fail(SectionTensor, info.Offset, unsupportedf("an array of %d bytes in Fortran order; "+
-			"numpy.ascontiguousarray makes one that is read", info.Bytes))
-	}
 	if have == info.Bytes {
 		return nil
 	}

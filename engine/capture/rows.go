@@ -149,12 +149,19 @@ func (t Tensor) lost(c *conversion, element int64) error {
 // pieces reads count elements, from the one of number first, through the scratch buffer and hands
 // them to use, with the index of the first element of each piece.
 func (s *Source) pieces(t *TensorInfo, first int64, count int, use func(int, []byte) error) error {
-	buf := s.scratch.Get().(*[]byte)
-	defer s.scratch.Put(buf)
 	size := int(t.elementSize())
-	step := scratchBytes / size
+	room := s.scratch.Get().(*[]byte)
+	defer s.scratch.Put(room)
+	buf := *room
+	if t.lay != nil && t.lay.fortran {
+		buf = make([]byte, min(int64(count)*int64(size), gatherBytes))
+	}
+	step := len(buf) / size
+	if dim := int(t.Shape[len(t.Shape)-1]); step > dim {
+		step -= step % dim // whole rows
+	}
 	for at := 0; at < count; at += step {
-		raw := (*buf)[:min(count-at, step)*size]
+		raw := buf[:min(count-at, step)*size]
 		if err := s.readData(t, (first+int64(at))*int64(size), raw); err != nil {
 			return err
 		}
