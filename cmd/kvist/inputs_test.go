@@ -5,6 +5,7 @@ package main
 import (
 	"archive/zip"
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -40,6 +41,10 @@ func cmdInput(ts *testscript.TestScript, neg bool, args []string) {
 		"gguf":      func() { b.gguf("") },
 		"split":     func() { b.gguf("split.count") },
 		"kv":        func() { b.kv(nil, 1, 1) },
+		"kv-f64":    func() { b.dtype = "F64"; b.kv(nil, 1, 1) },
+		"kv-e4m3":   func() { b.dtype = "F8_E4M3"; b.kv(nil, 1, 1) },
+		"weights32": func() { b.npy("<f4", "(40,)", 0); b.weights(binary.LittleEndian, 4) },
+		"weights64": func() { b.npy(">f8", "(40,)", 0); b.weights(binary.BigEndian, 8) },
 		"ragged":    func() { b.kv(nil, 2, 1) },
 		"tokens":    func() { b.kv(nil, 1, 2) },
 		"list":      func() { b.kv(map[string]string{"kv_heads": "[1, 2]"}, 1, 1) },
@@ -57,9 +62,10 @@ func cmdInput(ts *testscript.TestScript, neg bool, args []string) {
 }
 
 type inputBuilder struct {
-	ts   *testscript.TestScript
-	out  []byte
-	freq float32
+	ts    *testscript.TestScript
+	out   []byte
+	freq  float32
+	dtype string // of K and V, F16 by default
 }
 
 // file writes tensors as safetensors.
@@ -113,6 +119,18 @@ func (b *inputBuilder) npy(descr, shape string, size int) {
 	head := fmt.Sprintf("{'descr': '%s', 'fortran_order': False, 'shape': %s, }\n", descr, shape)
 	b.out = binary.LittleEndian.AppendUint16([]byte("\x93NUMPY\x01\x00"), uint16(len(head)))
 	b.out = append(append(b.out, head...), make([]byte, size)...)
+}
+
+// weights adds one for each of 40 tokens.
+func (b *inputBuilder) weights(order binary.AppendByteOrder, size int) {
+	for i := range 40 {
+		v := float64(1 + i%7)
+		if size == 4 {
+			b.out = order.AppendUint32(b.out, math.Float32bits(float32(v)))
+		} else {
+			b.out = order.AppendUint64(b.out, math.Float64bits(v))
+		}
+	}
 }
 
 func (b *inputBuilder) zip(name string, data []byte) {
@@ -171,7 +189,7 @@ func (b *inputBuilder) kv(meta map[string]string, heads, tokens int64) {
 		heads, tokens int64
 	}{{"layers.0.", 1, 40}, {"layers.1.", heads, 40 * tokens}} {
 		for _, part := range []string{"k", "v"} {
-			decls = append(decls, capture.Decl{Name: l.name + part, DTypeName: "F16",
+			decls = append(decls, capture.Decl{Name: l.name + part, DTypeName: cmp.Or(b.dtype, "F16"),
 				Shape: []int64{l.heads, l.tokens, 16}})
 		}
 	}

@@ -39,10 +39,10 @@ func (s *Source) readKV() error {
 		}
 	}
 	if err := r.kv.geo.Validate(); err != nil {
-		// %v: the file is at fault, so the category is ours.
 		if errors.Is(err, quant.ErrUnsupported) {
-			return r.metaError(unsupportedf("%v", err))
+			return r.metaError(err)
 		}
+		// %v: the file is at fault, so the category is ours.
 		return r.metaError(corruptf("%v", err))
 	}
 	s.kv = r.kv

@@ -189,12 +189,19 @@ func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c
 			return err
 		}
 	}
-	ref, zero := make([]float32, t.Dim()), make([]float32, t.Dim())
+	refs, zero := make([]float32, min(len(b.Tokens), compareRows)*t.Dim()), make([]float32, t.Dim())
+	var run []float32
 	row, left := -1, 0
-	for _, tok := range b.Tokens {
-		if err := in.src.ReadRowsF32(t, head, first+int(tok), 1, ref); err != nil {
-			return err
+	for i, tok := range b.Tokens {
+		if len(run) == 0 {
+			n := neighbours(b.Tokens[i:])
+			run = refs[:n*t.Dim()]
+			if err := in.src.ReadRowsF32(t, head, first+int(tok), n, run); err != nil {
+				return err
+			}
 		}
+		var ref []float32
+		ref, run = run[:t.Dim()], run[t.Dim():]
 		got := zero
 		switch {
 		case b.Level == quant.Dropped:
@@ -224,6 +231,18 @@ func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c
 		s.rows++
 	}
 	return nil
+}
+
+// compareRows bounds the rows that are read at a time to compare with.
+const compareRows = 64
+
+// neighbours counts tokens that follow each other, at most compareRows of them.
+func neighbours(tokens []uint16) int {
+	n := 1
+	for n < min(len(tokens), compareRows) && int(tokens[n]) == int(tokens[0])+n {
+		n++
+	}
+	return n
 }
 
 func finiteValues(x []float32) bool { return half.Finite(x) }
