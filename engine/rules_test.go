@@ -52,6 +52,7 @@ var allowed = map[string][]string{
 	"engine/plan":                {"quant", "importance"},
 	"engine/container":           {"quant"},
 	"engine/gguf":                {"quant"},
+	"engine/gguf/gguftest":       {"quant", "engine/gguf"},
 	"engine/capture":             {"quant", "engine/internal/half", "engine/gguf"},
 	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
 	"engine/quality":             {"quant", "engine/backend"},

@@ -14,7 +14,7 @@ import (
 )
 
 func TestLoad_Refuses(t *testing.T) {
-	key := func(k string, v any) func(*tiny) { return func(m *tiny) { m.set(k, v) } }
+	key := func(k string, v any) func(*tiny) { return func(m *tiny) { m.Set(k, v) } }
 	tensor := func(name string) func(*tiny) {
 		return func(m *tiny) { m.tensor(name, gguf.TensorF32, 1, 4) }
 	}
@@ -25,7 +25,7 @@ func TestLoad_Refuses(t *testing.T) {
 		text  string // the error must say what it is about
 	}{
 		{"arch", key("general.architecture", "qwen2"), quant.ErrUnsupported, `"qwen2"`},
-		{"arch missing", func(m *tiny) { m.drop("general.architecture") },
+		{"arch missing", func(m *tiny) { m.Drop("general.architecture") },
 			quant.ErrUnsupported, "general.architecture"},
 		{"arch type", key("general.architecture", uint32(1)), quant.ErrCorrupt, "general.architecture"},
 		{"moe key", key("llama.expert_count", uint32(8)), quant.ErrUnsupported, "mixture of experts"},
@@ -61,7 +61,7 @@ func TestLoad_Refuses(t *testing.T) {
 			"not supported: 1.00"},
 		{"layer missing", key("llama.block_count", uint32(3)),
 			quant.ErrCorrupt, "blk.2.attn_norm.weight"},
-		{"context", func(m *tiny) { m.drop("llama.context_length") },
+		{"context", func(m *tiny) { m.Drop("llama.context_length") },
 			quant.ErrCorrupt, "context_length"},
 		{"shape", key("llama.embedding_length", uint32(96)), quant.ErrCorrupt, "dimensions"},
 		{"ffn", key("llama.feed_forward_length", uint32(95)), quant.ErrCorrupt, "ffn_gate"},
@@ -71,7 +71,7 @@ func TestLoad_Refuses(t *testing.T) {
 			m := newTiny(1)
 			m.fill(false, gguf.TensorF32)
 			c.setup(m)
-			f, err := read(m.bytes())
+			f, err := read(m.Bytes())
 			require.NoError(t, err)
 			_, err = llama.Load(f, llama.Options{})
 			requireTyped(t, err)
@@ -84,11 +84,11 @@ func TestLoad_Refuses(t *testing.T) {
 func TestLoad_HarmlessKeys(t *testing.T) {
 	m := newTiny(1)
 	m.fill(false, gguf.TensorF32)
-	m.set("llama.vocab_size", uint32(48))
-	m.set("llama.expert_count", uint32(0))
-	m.set("llama.attention.sliding_window", uint32(0))
-	m.set("llama.attention.causal", true)
-	m.set("qwen2.expert_count", uint32(8)) // another architecture's key says nothing here
+	m.Set("llama.vocab_size", uint32(48))
+	m.Set("llama.expert_count", uint32(0))
+	m.Set("llama.attention.sliding_window", uint32(0))
+	m.Set("llama.attention.causal", true)
+	m.Set("qwen2.expert_count", uint32(8)) // another architecture's key says nothing here
 	model := m.load(t, llama.Options{})
 	require.Equal(t, "tiny", model.Name)
 	require.Nil(t, model.Tokenizer())
@@ -102,7 +102,7 @@ func TestLoad_HarmlessKeys(t *testing.T) {
 func TestLoad_Options(t *testing.T) {
 	m := newTiny(1)
 	m.fill(false, gguf.TensorF32)
-	f, err := read(m.bytes())
+	f, err := read(m.Bytes())
 	require.NoError(t, err)
 	_, err = llama.Load(f, llama.Options{Workers: -1})
 	require.ErrorIs(t, err, quant.ErrShape)
@@ -121,9 +121,9 @@ func TestOpen_VocabularyMustFit(t *testing.T) {
 		m := newTiny(1)
 		m.vocab = 300
 		m.fill(false, gguf.TensorF32)
-		addVocabulary(&m.builder, vocab)
+		addVocabulary(&m.Builder, vocab)
 		path := filepath.Join(t.TempDir(), "m.gguf")
-		require.NoError(t, os.WriteFile(path, m.bytes(), 0o600))
+		require.NoError(t, os.WriteFile(path, m.Bytes(), 0o600))
 		model, err := llama.Open(path, llama.Options{})
 		if !ok {
 			require.ErrorIs(t, err, quant.ErrCorrupt)

@@ -16,6 +16,7 @@ import (
 	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/gguf/gguftest"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -82,32 +83,32 @@ func TestForward_RopeVariants(t *testing.T) {
 	}{
 		{"partial", func(m *tiny) {
 			m.rotary = 8
-			m.set("llama.rope.dimension_count", uint32(8))
+			m.Set("llama.rope.dimension_count", uint32(8))
 		}, plainAngle},
 		{"linear", func(m *tiny) {
-			m.set("llama.rope.scaling.type", "linear")
-			m.set("llama.rope.scaling.factor", float32(4))
+			m.Set("llama.rope.scaling.type", "linear")
+			m.Set("llama.rope.scaling.factor", float32(4))
 		}, func(m *tiny) angleFunc {
 			return func(pos, i int) (float64, float64) { return float64(pos) / 4 * freq(m, i), 1 }
 		}},
-		{"scale_linear", func(m *tiny) { m.set("llama.rope.scale_linear", float32(2)) },
+		{"scale_linear", func(m *tiny) { m.Set("llama.rope.scale_linear", float32(2)) },
 			func(m *tiny) angleFunc {
 				return func(pos, i int) (float64, float64) { return float64(pos) / 2 * freq(m, i), 1 }
 			}},
 		{"none ignores the factor", func(m *tiny) {
-			m.set("llama.rope.scaling.type", "none")
-			m.set("llama.rope.scaling.factor", float32(4))
+			m.Set("llama.rope.scaling.type", "none")
+			m.Set("llama.rope.scaling.factor", float32(4))
 		}, plainAngle},
 		{"freq factors", func(m *tiny) {
-			data, _ := store(gguf.TensorF32, factors)
-			m.add("rope_freqs.weight", gguf.TensorF32, data, 8)
+			data, _ := gguftest.Store(gguf.TensorF32, factors)
+			m.Add("rope_freqs.weight", gguf.TensorF32, data, 8)
 		}, func(m *tiny) angleFunc {
 			return func(pos, i int) (float64, float64) { return float64(pos) * freq(m, i) / factors[i], 1 }
 		}},
 		{"yarn", func(m *tiny) {
-			m.set("llama.rope.scaling.type", "yarn")
-			m.set("llama.rope.scaling.factor", float32(8))
-			m.set("llama.rope.scaling.original_context_length", uint32(64))
+			m.Set("llama.rope.scaling.type", "yarn")
+			m.Set("llama.rope.scaling.factor", float32(8))
+			m.Set("llama.rope.scaling.original_context_length", uint32(64))
 		}, func(m *tiny) angleFunc {
 			// YaRN in the form of its paper: pairs that turn more than beta_fast = 32 times over 64
 			// positions keep their frequency, those that turn less than once are divided by 8. The
@@ -268,8 +269,8 @@ func TestForward_ObserverSeesCacheRows(t *testing.T) {
 
 func TestWriteCapture_Tiny(t *testing.T) {
 	m := newTiny(13)
-	m.set("llama.rope.scaling.type", "linear")
-	m.set("llama.rope.scaling.factor", float32(2))
+	m.Set("llama.rope.scaling.type", "linear")
+	m.Set("llama.rope.scaling.factor", float32(2))
 	m.fill(false, gguf.TensorF32)
 	model := m.load(t, llama.Options{})
 	tokens := m.tokens(30)

@@ -4,7 +4,6 @@ package llama_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"fmt"
 	"math"
 	"math/rand/v2"
@@ -12,195 +11,20 @@ import (
 
 	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/gguf"
-	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/engine/gguf/gguftest"
 	"github.com/stretchr/testify/require"
 )
 
-// builder writes GGUF files: version 3 and alignment 32 unless told otherwise.
-type builder struct {
-	version uint32
-	align   int
-	keys    []kvPair
-	tensors []rawTensor
-}
-
-type kvPair struct {
-	key string
-	val any
-}
-
-type rawTensor struct {
-	name string
-	typ  gguf.TensorType
-	dims []uint64
-	data []byte
-}
-
-func (b *builder) set(key string, val any) {
-	for i := range b.keys {
-		if b.keys[i].key == key {
-			b.keys[i].val = val
-			return
-		}
-	}
-	b.keys = append(b.keys, kvPair{key, val})
-}
-
-func (b *builder) drop(key string) {
-	for i := range b.keys {
-		if b.keys[i].key == key {
-			b.keys = append(b.keys[:i], b.keys[i+1:]...)
-			return
-		}
-	}
-}
-
-func (b *builder) add(name string, typ gguf.TensorType, data []byte, dims ...uint64) {
-	b.tensors = append(b.tensors, rawTensor{name, typ, dims, data})
-}
-
-func put(w *bytes.Buffer, vals ...any) {
-	for _, v := range vals {
-		switch v := v.(type) {
-		case string:
-			_ = binary.Write(w, binary.LittleEndian, uint64(len(v)))
-			w.WriteString(v)
-		default:
-			_ = binary.Write(w, binary.LittleEndian, v)
-		}
-	}
-}
-
-func putValue(w *bytes.Buffer, val any) {
-	switch v := val.(type) {
-	case uint8:
-		put(w, uint32(0), v)
-	case int8:
-		put(w, uint32(1), v)
-	case uint16:
-		put(w, uint32(2), v)
-	case int16:
-		put(w, uint32(3), v)
-	case uint32:
-		put(w, uint32(4), v)
-	case int32:
-		put(w, uint32(5), v)
-	case float32:
-		put(w, uint32(6), v)
-	case bool:
-		put(w, uint32(7), v)
-	case string:
-		put(w, uint32(8), v)
-	case uint64:
-		put(w, uint32(10), v)
-	case int64:
-		put(w, uint32(11), v)
-	case float64:
-		put(w, uint32(12), v)
-	case []string:
-		put(w, uint32(9), uint32(8), uint64(len(v)))
-		for _, s := range v {
-			put(w, s)
-		}
-	case []int32:
-		put(w, uint32(9), uint32(5), uint64(len(v)), v)
-	case []any: // array of arrays of int32
-		put(w, uint32(9), uint32(9), uint64(len(v)))
-		for _, e := range v {
-			var inner bytes.Buffer
-			putValue(&inner, e)
-			w.Write(inner.Bytes()[4:])
-		}
-	default:
-		panic(fmt.Sprintf("no GGUF type for %T", val))
-	}
-}
-
-func (b *builder) bytes() []byte {
-	var w bytes.Buffer
-	version, align := b.version, b.align
-	if version == 0 {
-		version = 3
-	}
-	if align == 0 {
-		align = 32
-	}
-	w.WriteString("GGUF")
-	put(&w, version, uint64(len(b.tensors)), uint64(len(b.keys)))
-	for _, k := range b.keys {
-		put(&w, k.key)
-		putValue(&w, k.val)
-	}
-	off := 0
-	for _, t := range b.tensors {
-		put(&w, t.name, uint32(len(t.dims)), t.dims, uint32(t.typ), uint64(off))
-		off += (len(t.data) + align - 1) / align * align
-	}
-	for _, t := range b.tensors {
-		w.Write(make([]byte, (align-w.Len()%align)%align))
-		w.Write(t.data)
-	}
-	return w.Bytes()
-}
+// builder writes GGUF files.
+type builder = gguftest.Builder
 
 func read(data []byte) (*gguf.File, error) {
 	return gguf.Read(bytes.NewReader(data), int64(len(data)), "test.gguf", gguf.Limits{})
 }
 
-// store encodes x in a type and returns the bytes and the values that they stand for. The
-// scales are powers of two so that the values follow without doubt.
-func store(typ gguf.TensorType, x []float64) (data []byte, stored []float64) {
-	var w bytes.Buffer
-	group := 32
-	if typ == gguf.TensorF32 || typ == gguf.TensorF16 || typ == gguf.TensorBF16 {
-		group = 1
-	}
-	clamp := func(v, lo, hi float64) float64 { return math.Min(hi, math.Max(lo, math.Round(v))) }
-	for ; len(x) > 0; x = x[group:] {
-		const s8, s4, low = 1.0 / 256, 1.0 / 16, -0.5
-		var codes [32]uint8
-		switch typ {
-		case gguf.TensorF32:
-			put(&w, float32(x[0]))
-			stored = append(stored, float64(float32(x[0])))
-		case gguf.TensorF16:
-			h := quant.F32ToF16(float32(x[0]))
-			put(&w, h)
-			stored = append(stored, float64(quant.F16ToF32(h)))
-		case gguf.TensorBF16:
-			h := quant.F32ToBF16(float32(x[0]))
-			put(&w, h)
-			stored = append(stored, float64(quant.BF16ToF32(h)))
-		case gguf.TensorQ8_0:
-			put(&w, quant.F32ToF16(s8))
-			for _, v := range x[:32] {
-				c := clamp(v/s8, -127, 127)
-				put(&w, int8(c))
-				stored = append(stored, c*s8)
-			}
-		case gguf.TensorQ4_0, gguf.TensorQ4_1:
-			put(&w, quant.F32ToF16(s4))
-			lo := -8 * s4
-			if typ == gguf.TensorQ4_1 {
-				lo = low
-				put(&w, quant.F32ToF16(low))
-			}
-			for i, v := range x[:32] {
-				c := clamp((v-lo)/s4, 0, 15)
-				codes[i] = uint8(c)
-				stored = append(stored, lo+c*s4)
-			}
-			for i := range 16 {
-				put(&w, codes[i]|codes[i+16]<<4)
-			}
-		}
-	}
-	return w.Bytes(), stored
-}
-
 // tiny is a small random llama model: what its file holds, and its weights in float64.
 type tiny struct {
-	builder
+	gguftest.Builder
 	layers, hidden, ffn, heads, kvHeads, headDim, rotary, vocab int
 	theta, eps                                                  float64
 	w                                                           map[string][]float64
@@ -211,17 +35,17 @@ func newTiny(seed uint64) *tiny {
 	m := &tiny{layers: 2, hidden: 64, ffn: 96, heads: 4, kvHeads: 2, headDim: 16, rotary: 16,
 		vocab: 48, theta: 10000, eps: 1e-5, w: map[string][]float64{},
 		rng: rand.New(rand.NewPCG(seed, 1))}
-	m.set("general.architecture", "llama")
-	m.set("general.name", "tiny")
-	m.set("llama.block_count", uint32(m.layers))
-	m.set("llama.context_length", uint32(512))
-	m.set("llama.embedding_length", uint32(m.hidden))
-	m.set("llama.feed_forward_length", uint32(m.ffn))
-	m.set("llama.attention.head_count", uint32(m.heads))
-	m.set("llama.attention.head_count_kv", uint32(m.kvHeads))
-	m.set("llama.attention.layer_norm_rms_epsilon", float32(m.eps))
+	m.Set("general.architecture", "llama")
+	m.Set("general.name", "tiny")
+	m.Set("llama.block_count", uint32(m.layers))
+	m.Set("llama.context_length", uint32(512))
+	m.Set("llama.embedding_length", uint32(m.hidden))
+	m.Set("llama.feed_forward_length", uint32(m.ffn))
+	m.Set("llama.attention.head_count", uint32(m.heads))
+	m.Set("llama.attention.head_count_kv", uint32(m.kvHeads))
+	m.Set("llama.attention.layer_norm_rms_epsilon", float32(m.eps))
 	m.eps = float64(float32(m.eps))
-	m.set("llama.rope.freq_base", float32(m.theta))
+	m.Set("llama.rope.freq_base", float32(m.theta))
 	return m
 }
 
@@ -233,13 +57,13 @@ func (m *tiny) tensor(name string, typ gguf.TensorType, rows, cols int) {
 			x[i]++
 		}
 	}
-	data, stored := store(typ, x)
+	data, stored := gguftest.Store(typ, x)
 	m.w[name] = stored
 	dims := []uint64{uint64(cols), uint64(rows)}
 	if rows == 1 {
 		dims = dims[:1]
 	}
-	m.add(name, typ, data, dims...)
+	m.Add(name, typ, data, dims...)
 }
 
 // fill adds all tensors; types are taken in turn.
@@ -267,7 +91,7 @@ func (m *tiny) fill(untied bool, types ...gguf.TensorType) {
 
 func (m *tiny) load(t testing.TB, o llama.Options) *llama.Model {
 	t.Helper()
-	f, err := read(m.bytes())
+	f, err := read(m.Bytes())
 	require.NoError(t, err)
 	model, err := llama.Load(f, o)
 	require.NoError(t, err)

@@ -50,19 +50,19 @@ func addVocabulary(b *builder, n int) {
 	for len(kinds) < len(tokens) {
 		kinds = append(kinds, 1)
 	}
-	b.set("tokenizer.ggml.model", "gpt2")
-	b.set("tokenizer.ggml.pre", "smollm")
-	b.set("tokenizer.ggml.tokens", tokens)
-	b.set("tokenizer.ggml.token_type", kinds)
-	b.set("tokenizer.ggml.merges", testMerges)
-	b.set("tokenizer.ggml.eos_token_id", uint32(0))
+	b.Set("tokenizer.ggml.model", "gpt2")
+	b.Set("tokenizer.ggml.pre", "smollm")
+	b.Set("tokenizer.ggml.tokens", tokens)
+	b.Set("tokenizer.ggml.token_type", kinds)
+	b.Set("tokenizer.ggml.merges", testMerges)
+	b.Set("tokenizer.ggml.eos_token_id", uint32(0))
 }
 
 func testTokenizer(t testing.TB) *llama.Tokenizer {
 	t.Helper()
 	b := &builder{}
 	addVocabulary(b, 280)
-	f, err := read(b.bytes())
+	f, err := read(b.Bytes())
 	require.NoError(t, err)
 	tok, err := llama.NewTokenizer(f)
 	require.NoError(t, err)
@@ -205,11 +205,11 @@ func TestNewTokenizer_Refuses(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			b := &builder{}
 			addVocabulary(b, 280)
-			b.drop(c.key)
+			b.Drop(c.key)
 			if c.val != nil {
-				b.set(c.key, c.val)
+				b.Set(c.key, c.val)
 			}
-			f, err := read(b.bytes())
+			f, err := read(b.Bytes())
 			require.NoError(t, err)
 			_, err = llama.NewTokenizer(f)
 			requireTyped(t, err)

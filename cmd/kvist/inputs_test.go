@@ -14,6 +14,8 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/gguf/gguftest"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -154,25 +156,17 @@ func (b *inputBuilder) bomb() {
 
 // gguf writes one tensor "x" of F32, and a key of 2 where it has a name.
 func (b *inputBuilder) gguf(key string) {
-	le, out := binary.LittleEndian, binary.LittleEndian.AppendUint32([]byte("GGUF"), 3)
-	out = le.AppendUint64(out, 1)
-	out = le.AppendUint64(out, uint64(min(len(key), 1)))
+	var m gguftest.Builder
 	if key != "" {
-		out = append(le.AppendUint64(out, uint64(len(key))), key...)
-		out = le.AppendUint32(out, 4)
-		out = le.AppendUint32(out, 2)
+		m.Set(key, uint32(2))
 	}
-	out = append(le.AppendUint64(out, 1), 'x')
-	out = le.AppendUint32(out, 2)
-	out = le.AppendUint64(out, 16)
-	out = le.AppendUint64(out, 40)
-	out = le.AppendUint32(out, 0)
-	out = le.AppendUint64(out, 0)
-	out = append(out, make([]byte, -len(out)&31)...)
-	for i := range 40 * 16 {
-		out = le.AppendUint32(out, math.Float32bits(float32(i)))
+	x := make([]float64, 40*16)
+	for i := range x {
+		x[i] = float64(i)
 	}
-	b.out = out
+	data, _ := gguftest.Store(gguf.TensorF32, x)
+	m.Add("x", gguf.TensorF32, data, 16, 40)
+	b.out = m.Bytes()
 }
 
 // kv writes a capture of two layers; the second has heads times the KV heads and tokens times the

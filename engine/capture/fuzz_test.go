@@ -218,9 +218,9 @@ func FuzzNpz(f *testing.F) {
 
 func FuzzGGUF(f *testing.F) {
 	m, _ := smallModel()
-	f.Add(m.bytes())
-	m.u32("split.count", 2)
-	f.Add(m.bytes())
+	f.Add(m.Bytes())
+	m.Set("split.count", uint32(2))
+	f.Add(m.Bytes())
 	f.Fuzz(func(t *testing.T, b []byte) {
 		readOdd(t, append([]byte("GGUF"), bytes.TrimPrefix(b, []byte("GGUF"))...), fuzzLimits)
 	})
