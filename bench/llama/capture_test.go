@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/gguf"
 )
 
 // cancelling is a file that cancels a context at its n-th write.
@@ -30,7 +31,7 @@ func (c *cancelling) WriteAt(p []byte, off int64) (int, error) {
 // Capture writes what WriteCapture does, and stops in the middle when its context ends.
 func TestCapture_Cancelled(t *testing.T) {
 	m := newTiny(13)
-	m.fill(false, llama.TensorF32)
+	m.fill(false, gguf.TensorF32)
 	model := m.load(t, llama.Options{})
 	tokens, o := m.tokens(30), llama.CaptureOptions{Next: 10, Chunk: 7}
 	dir := t.TempDir()

@@ -48,8 +48,7 @@ Strings that came out of the file are cut where they are long, and it is said ho
 256 bytes in a table, 4096 in a line, 65536 with --json.
 
 Fields of --json: file, type (kvist, safetensors, npy, npz, gguf), bytes, spectra (name, side, head,
-and rows,
-nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
+and rows, nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
 bytes), why with --why (slope, predicted, blocks, parts: those of offline.Why); for captures:
 capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next, queries:

@@ -117,11 +117,11 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 		return info, h.fail(SectionHeader, from+int64(p.at), err)
 	}
 	info.Name, info.Offset = h.name, from+n
-	return info, h.checkData(&info)
+	return info, h.checkData(info)
 }
 
 // checkData compares the array with the bytes that are there.
-func (h *npyHead) checkData(info *TensorInfo) error {
+func (h *npyHead) checkData(info TensorInfo) error {
 	have := h.size - info.Offset
 	if have == info.Bytes {
 		return nil

@@ -9,11 +9,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 	"strings"
 	"sync"
 
+	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -228,10 +228,10 @@ func (e *expandedReader) Read(p []byte) (int, error) {
 }
 
 // tempFile holds what was compressed, so that it can be read in any order. It is made when it is
-// first needed, and has no name where the system allows that.
+// first needed.
 type tempFile struct {
 	mu   sync.Mutex
-	f    *os.File
+	f    *atomicfile.Scratch
 	size int64
 	done bool
 }
@@ -244,10 +244,9 @@ func (t *tempFile) append(r io.Reader, size int64) (at int64, err error) {
 		return 0, fmt.Errorf("temporary file: %w", quant.ErrClosed)
 	}
 	if t.f == nil {
-		if t.f, err = os.CreateTemp("", "kvist-*.tmp"); err != nil {
-			return 0, fmt.Errorf("temporary file: %w", err)
+		if t.f, err = atomicfile.NewScratch(); err != nil {
+			return 0, err
 		}
-		_ = os.Remove(t.f.Name()) // systems that keep open files refuse; close removes it there
 	}
 	at, t.size = t.size, t.size+size // what fails leaves a gap
 	if _, err := io.Copy(io.NewOffsetWriter(t.f, at), r); err != nil {
@@ -277,9 +276,6 @@ func (t *tempFile) close() error {
 		return nil
 	}
 	err := t.f.Close()
-	if e := os.Remove(t.f.Name()); e != nil && !errors.Is(e, os.ErrNotExist) {
-		err = errors.Join(err, e)
-	}
 	t.f = nil
 	return err
 }

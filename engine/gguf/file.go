@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"slices"
 
+	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -70,18 +70,14 @@ type File struct {
 //
 // Errors: those of Read and of the file system.
 func Open(path string) (*File, error) {
-	f, err := os.Open(path)
+	f, st, err := atomicfile.OpenRegular(path)
+	if errors.Is(err, atomicfile.ErrNotRegular) {
+		return nil, &FileError{File: path, Section: "file", Offset: -1, Err: unsupportedf("%v", err)}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("kvist/gguf: open: %w", err)
 	}
-	st, err := f.Stat()
-	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("kvist/gguf: open %s: not a regular file: %w", path, quant.ErrUnsupported)
-	}
-	var g *File
-	if err == nil {
-		g, err = Read(f, st.Size(), path, Limits{})
-	}
+	g, err := Read(f, st.Size(), path, Limits{})
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
