@@ -61,7 +61,8 @@ func (a *archiver) losslessRecords(ctx context.Context, emit func(*container.Rec
 	return nil
 }
 
-// lossless encodes the rows of a segment as they are.
+// lossless encodes the rows of a segment as they are: in lossless mode as they are stored, else as
+// they are read.
 func (a *archiver) lossless(layer, seg int) ([]byte, error) {
 	l := &a.in.layers[layer]
 	first, n := l.span(seg)
@@ -77,7 +78,11 @@ func (a *archiver) lossless(layer, seg int) ([]byte, error) {
 	for h := range l.heads {
 		for _, t := range sides {
 			raw := make([]byte, n*t.RowBytes())
-			if err := a.in.src.ReadRowsExactly(t, h, first, n, raw); err != nil {
+			read := a.in.src.ReadRows
+			if a.cfg.Lossless {
+				read = a.in.src.ReadRowsExactly
+			}
+			if err := read(t, h, first, n, raw); err != nil {
 				return nil, err
 			}
 			lanes = append(lanes, archive.LosslessLane{Dim: t.Dim(), Data: raw})

@@ -167,6 +167,26 @@ func TestCompress_LosslessF64(t *testing.T) {
 			require.ErrorContains(t, err, "row 2 value 3, 1e+300, is beyond float32")
 		}
 	}
+	// A target that is enough for every bit keeps every bit, where float32 has them.
+	for v, want := range map[float64]bool{0.5: true, 0.1: false} {
+		_, res := compress(t, file(0, v), be, config(t, "form=archive bits=33"))
+		require.Equal(t, want, res.Lossless, "%v", v)
+	}
+}
+
+// Segments with NaN are kept as they are read, also where that is not as they are stored.
+func TestCompress_NaNBesideF64(t *testing.T) {
+	x := quanttest.Rows(quanttest.Gaussian, inputRows, inputDim, 6)
+	var data []byte
+	for _, f := range x.Data {
+		data = binary.LittleEndian.AppendUint64(data, math.Float64bits(float64(f)+1e-12))
+	}
+	binary.LittleEndian.PutUint64(data[8*40:], math.Float64bits(math.NaN()))
+	src := opened(t, tensorFile(t, "F64", data))
+	b, _ := compress(t, src, openCPU(t), config(t, "form=archive bits=30 allow-nonfinite=true"))
+	back := raw(t, decompress(t, b), "x")
+	require.True(t, math.IsNaN(float64(math.Float32frombits(binary.LittleEndian.Uint32(back[4*40:])))))
+	require.Equal(t, float32(float64(x.Data[41])+1e-12), math.Float32frombits(binary.LittleEndian.Uint32(back[4*41:])))
 }
 
 // What is finite comes back finite or is refused, whatever its size.

@@ -75,10 +75,11 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 	}
 	if likely {
 		n, err := a.losslessBytes(ctx, total)
-		if err != nil {
+		switch {
+		case errors.Is(err, quant.ErrRange): // an F64 that is read rounded: there is no keeping every bit
+		case err != nil:
 			return nil, err
-		}
-		if n <= total {
+		case n <= total:
 			return a.losslessInstead(ctx, w)
 		}
 	}
@@ -89,6 +90,8 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 	}
 	n, lossless := a.losslessBytes(ctx, max(over.Least, total))
 	switch {
+	case errors.Is(lossless, quant.ErrRange): // as above
+		return nil, err
 	case lossless != nil:
 		return nil, lossless
 	case n <= total || c.cfg.Soft:
