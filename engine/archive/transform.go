@@ -227,7 +227,7 @@ type Set struct {
 	Tables *Tables
 	Heads  int // KV heads
 	Sides  int // 2: K and V; 1: rows
-	// Layers are the model's numbers; Transforms is [layers][heads*sides].
+	// Layers are the model's numbers, ascending; Transforms is [layers][heads*sides].
 	Layers     []int
 	Transforms [][]*Transform
 
@@ -486,10 +486,8 @@ func (r *setReader) transform() *Transform {
 
 // Find returns the transforms of the layer of a number, nil where the set has none.
 func (s *Set) Find(layer int) []*Transform {
-	for i, n := range s.Layers {
-		if n == layer {
-			return s.Transforms[i]
-		}
+	if i, ok := slices.BinarySearch(s.Layers, layer); ok {
+		return s.Transforms[i]
 	}
 	return nil
 }

@@ -32,6 +32,7 @@ type input struct {
 	kv     bool
 	geo    quant.Geometry
 	layers []layerInput
+	heads  int // KV heads of all layers
 }
 
 // rowSegmentValues is the size of a segment of general activations: it bounds memory, and is
@@ -55,6 +56,7 @@ func newInput(src *capture.Source, segment int) (*input, error) {
 					k: a.Tensor, heads: 1, tokens: a.Rows, segment: seg},
 			)
 		}
+		in.heads = len(acts)
 		if len(acts) == 0 {
 			return nil, src.NoRows()
 		}
@@ -68,6 +70,7 @@ func newInput(src *capture.Source, segment int) (*input, error) {
 		l.v, _ = src.KV(n, capture.V)
 		l.q, l.hasQ = src.KV(n, capture.Q)
 		in.layers = append(in.layers, l)
+		in.heads += l.heads
 	}
 	if len(in.layers) == 0 {
 		return nil, fmt.Errorf("kvist/offline: %s holds no layers: %w", src.Name(), quant.ErrShape)

@@ -84,13 +84,9 @@ func (c *compressor) survey(ctx context.Context, l *layerInput) ([]part, error) 
 func (c *compressor) headOf(l *layerInput, head int, w []float32, limit int) *headOf {
 	h := &headOf{l: l, head: head, st: &c.stats[l.index][head], w: w, limit: limit}
 	h.kFactor, h.vFactor = c.factors(l, head)
-	heads := 0
-	for i := range c.in.layers {
-		heads += c.in.layers[i].heads
-	}
-	h.share = 1 / float64(heads)
+	h.share = 1 / float64(c.in.heads)
 	if !l.hasV { // the mean over rows
-		h.share = 1 / (float64(max(1, l.tokens)) * float64(heads))
+		h.share = 1 / (float64(max(1, l.tokens)) * float64(c.in.heads))
 	}
 	return h
 }

@@ -5,7 +5,8 @@
 // # Concepts
 //
 // The covariance of the rows is accumulated as they stream by, [dim, dim] whatever their number;
-// its eigenvalues, normalised to sum to one, are the spectrum. Effective rank is the exponential of
+// its eigenvalues, normalised to sum to one, are the spectrum. Of fewer rows than dim it is the matrix
+// of their inner products, [rows, rows], that has them. Effective rank is the exponential of
 // the spectrum's entropy: dim for white rows, 1 for rows along one line. Source: Roy and
 // Vetterli, "The effective rank" (2007).
 //
@@ -35,8 +36,8 @@ type Accumulator struct {
 	rows    int64
 	skipped int64
 	sum     []float64
-	second  *mat.SymDense
-	pending []float64 // up to chunk rows
+	second  *mat.SymDense // nil while all rows are pending
+	pending []float64     // up to chunk rows
 }
 
 // New returns an empty accumulator for rows of dim values.
@@ -50,7 +51,7 @@ func New(dim int) (*Accumulator, error) {
 		return nil, fmt.Errorf("kvist/spectrum: rows of %d values, want at most %d: %w", dim,
 			MaxDim, quant.ErrTooLarge)
 	}
-	return &Accumulator{dim: dim, sum: make([]float64, dim), second: mat.NewSymDense(dim, nil)}, nil
+	return &Accumulator{dim: dim, sum: make([]float64, dim)}, nil
 }
 
 // Add adds rows, [n, dim]. Rows with NaN or Inf are left out and counted.
@@ -92,6 +93,9 @@ func (a *Accumulator) fold() {
 	if len(a.pending) == 0 {
 		return
 	}
+	if a.second == nil {
+		a.second = mat.NewSymDense(a.dim, nil)
+	}
 	x := mat.NewDense(len(a.pending)/a.dim, a.dim, a.pending)
 	a.second.SymRankK(a.second, 1, x.T())
 	a.pending = a.pending[:0]
@@ -112,17 +116,16 @@ type Spectrum struct {
 //
 // Errors: quant.ErrRange where the eigenvalues do not converge.
 func (a *Accumulator) Result() (Spectrum, error) {
-	a.fold()
 	s := Spectrum{Rows: a.rows, NonFinite: a.skipped, Dim: a.dim}
 	if a.rows == 0 {
 		return s, nil
 	}
-	cov := mat.NewSymDense(a.dim, nil)
-	n := float64(a.rows)
-	for i := range a.dim {
-		for j := i; j < a.dim; j++ {
-			cov.SetSym(i, j, a.second.At(i, j)/n-a.sum[i]/n*(a.sum[j]/n))
-		}
+	var cov *mat.SymDense
+	var energy float64
+	if a.second == nil && a.rows < int64(a.dim) {
+		cov, energy = a.gram()
+	} else {
+		cov, energy = a.covariance()
 	}
 	var eigen mat.EigenSym
 	if !eigen.Factorize(cov, false) {
@@ -130,16 +133,40 @@ func (a *Accumulator) Result() (Spectrum, error) {
 			fmt.Errorf("kvist/spectrum: eigenvalues of a covariance of %d do not converge: %w",
 				a.dim, quant.ErrRange)
 	}
-	s.summarise(eigen.Values(nil), a.energy())
+	s.summarise(eigen.Values(nil), energy)
 	return s, nil
 }
 
-// energy is the mean of |x|^2.
-func (a *Accumulator) energy() (e float64) {
+// covariance returns that of the rows, and the mean of |x|^2.
+func (a *Accumulator) covariance() (cov *mat.SymDense, energy float64) {
+	a.fold()
+	cov = mat.NewSymDense(a.dim, nil)
+	n := float64(a.rows)
 	for i := range a.dim {
-		e += a.second.At(i, i) / float64(a.rows)
+		energy += a.second.At(i, i) / n
+		for j := i; j < a.dim; j++ {
+			cov.SetSym(i, j, a.second.At(i, j)/n-a.sum[i]/n*(a.sum[j]/n))
+		}
 	}
-	return e
+	return cov, energy
+}
+
+// gram returns the inner products of the rows less their mean, over their number, and the mean of
+// |x|^2. Its eigenvalues are those of the covariance that are not zero: a file of many tensors of
+// few rows would otherwise take the time of as many of [dim, dim].
+func (a *Accumulator) gram() (g *mat.SymDense, energy float64) {
+	n := float64(a.rows)
+	x := mat.NewDense(int(a.rows), a.dim, append([]float64(nil), a.pending...))
+	for r := range int(a.rows) {
+		row := x.RawRowView(r)
+		for i, v := range row {
+			energy += v * v / n
+			row[i] = v - a.sum[i]/n
+		}
+	}
+	g = mat.NewSymDense(int(a.rows), nil)
+	g.SymOuterK(1/n, x)
+	return g, energy
 }
 
 // summarise fills in what follows from the eigenvalues, which ascend. Those below the rounding of

@@ -77,6 +77,20 @@ func TestSpectrum_PiecesDoNotMatter(t *testing.T) {
 	require.Equal(t, a, b)
 }
 
+// Few rows take another way to the same numbers.
+func TestSpectrum_FewRows(t *testing.T) {
+	const dim, rows = 40, 39
+	x := gaussian(dim*rows, 5)
+	few := measure(t, dim, x, 7)
+	twice := measure(t, dim, append(append([]float32(nil), x...), x...), 7) // the same covariance
+	require.Equal(t, int64(rows), few.Rows)
+	require.InDelta(t, twice.EffectiveRank, few.EffectiveRank, 1e-6)
+	require.InDelta(t, twice.TopShare, few.TopShare, 1e-9)
+	require.Equal(t, twice.Components90, few.Components90)
+	require.Equal(t, twice.Components99, few.Components99)
+	require.Equal(t, spectrum.Spectrum{Dim: dim, Rows: 1}, measure(t, dim, x[:dim], 1), "one row")
+}
+
 func TestSpectrum_Degenerate(t *testing.T) {
 	nan := float32(math.NaN())
 	require.Equal(t, spectrum.Spectrum{Dim: 2}, measure(t, 2, nil, 1))
