@@ -158,6 +158,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 				corrupt.Block
 		case errors.As(e, &refused):
 			d.Section, d.Offset = refused.Section, refused.Offset
+			d.Layer, d.Segment = refused.Layer, refused.Segment
 		}
 		res.Damage = append(res.Damage, d)
 		if !asJSON {

@@ -54,14 +54,24 @@ func (e *CorruptError) Unwrap() error { return e.Err }
 type RefusedError struct {
 	File    string
 	Section string
-	Offset  int64
+	Layer   int   // as CorruptError.Layer, -1 where it has no meaning
+	Segment int   // -1 where it has no meaning
+	Offset  int64 // -1 where the whole record is meant
 	Err     error
 }
 
 // Error names the file, the section, the offset and the reason.
 func (e *RefusedError) Error() string {
-	return fmt.Sprintf("kvist/container: reading %s: %s at offset %d: %v",
-		e.File, e.Section, e.Offset, e.Err)
+	var s strings.Builder
+	fmt.Fprintf(&s, "kvist/container: reading %s: %s", e.File, e.Section)
+	if e.Layer >= 0 && e.Segment >= 0 && e.Section == "record" {
+		fmt.Fprintf(&s, " layer %d segment %d", e.Layer, e.Segment)
+	}
+	if e.Offset >= 0 {
+		fmt.Fprintf(&s, " at offset %d", e.Offset)
+	}
+	fmt.Fprintf(&s, ": %v", e.Err)
+	return s.String()
 }
 
 // Unwrap returns the cause.
@@ -86,7 +96,8 @@ func (p place) corrupt(off int64, what string, want, got any) error {
 }
 
 func (p place) refuse(off int64, err error) error {
-	return &RefusedError{File: p.file, Section: p.section, Offset: off, Err: err}
+	return &RefusedError{File: p.file, Section: p.section, Layer: p.layer, Segment: p.segment,
+		Offset: off, Err: err}
 }
 
 func (p place) tooLarge(off int64, what string, limit, got any) error {

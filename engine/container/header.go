@@ -173,6 +173,28 @@ func (h *Header) SegmentLen(layer, segment int) int {
 	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
 }
 
+// ExpandedBytes returns the bytes of the rows that a record stands for, in the element types of the
+// original: what decompressing it writes of them, however few bytes it takes in the file.
+func (h *Header) ExpandedBytes(layer, segment int) int64 {
+	k, v := h.Dims(layer)
+	row := int64(k*h.KType.Size() + v*h.VType.Size())
+	if h.Kind == KindRows {
+		row = int64(k * dtypeSize(h.Tensors[layer].DType))
+	}
+	return int64(h.SegmentLen(layer, segment)) * int64(h.KVHeads()) * row
+}
+
+// LargestRecord returns the most that a record of the file stands for, in bytes as ExpandedBytes
+// counts them.
+func (h *Header) LargestRecord() (bytes int64) {
+	for layer := range h.Stored() {
+		if h.Segments(layer) > 0 {
+			bytes = max(bytes, h.ExpandedBytes(layer, 0))
+		}
+	}
+	return bytes
+}
+
 // Records returns the number of records of a whole file: one for each (layer, segment), none in a
 // profile.
 func (h *Header) Records() int64 {

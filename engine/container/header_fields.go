@@ -47,8 +47,9 @@ func appendHeader(dst []byte, h *Header) ([]byte, error) {
 		dst = append(dst, make([]byte, -len(v)&7)...)
 	}
 	dst = appendPadding(dst, 0)
-	if int64(len(dst)) > math.MaxUint32 {
-		return dst, fmt.Errorf("kvist/container: header takes %d bytes: %w", len(dst), quant.ErrTooLarge)
+	if len(dst) > defaultHeaderBytes {
+		return dst, fmt.Errorf("kvist/container: header takes %d bytes (config, metadata and names of "+
+			"tensors stand in it), readers accept %d: %w", len(dst), defaultHeaderBytes, quant.ErrTooLarge)
 	}
 	copy(dst, magicHead)
 	le.PutUint16(dst[8:], uint16(oldestVersion(*h)))

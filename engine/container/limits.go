@@ -2,6 +2,12 @@
 
 package container
 
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
 // Limits bound what a reader takes on behalf of a file. They are always on; a field that is
 // zero has its default. Nothing is allocated before the limit that covers it was checked.
 type Limits struct {
@@ -9,12 +15,24 @@ type Limits struct {
 	MaxRecordBytes int64 // one record section; default 1 GiB
 	MaxSideBytes   int64 // one side tensor, decoded; default 1 GiB
 	MaxRecords     int64 // records of the file; default 2^20
-	MaxSides       int64 // side tensors of the file; default 4096
+	MaxSides       int64 // side tensors of the file; default 2^16
 	MaxTotalBytes  int64 // the file; default 2^44 (16 TiB)
 	// MaxRecordTokens bounds kv_heads * tokens of one record, default 2^24: the token lists of
 	// a record are not backed by as many bytes in the file.
 	MaxRecordTokens int64
+	// MaxExpandedBytes bounds what one record stands for, as Header.ExpandedBytes counts it; default
+	// DefaultExpandedBytes. Dropped tokens and coarse rows are not backed by as many bytes in the
+	// file, so a small one could ask for any memory. Open refuses a file with a larger record.
+	MaxExpandedBytes int64
 }
+
+// DefaultExpandedBytes is the default of Limits.MaxExpandedBytes. A reader that takes 64 MiB and four
+// times the largest record then takes 512 MiB. 8 KV heads with rows of 256 values make 64 MiB in
+// 4096 tokens of float32.
+const DefaultExpandedBytes = 112 << 20
+
+const defaultHeaderBytes, defaultRecords, defaultSides, defaultRecordTokens = 16 << 20, 1 << 20,
+	1 << 16, 1 << 24
 
 // A salvage spends at most this much on checksums of candidates that then fail, so that a file
 // full of false markers costs time in proportion to its size and not to its square.
@@ -29,12 +47,58 @@ func (l Limits) withDefaults() Limits {
 			*p = def
 		}
 	}
-	set(&l.MaxHeaderBytes, 16<<20)
+	set(&l.MaxHeaderBytes, defaultHeaderBytes)
 	set(&l.MaxRecordBytes, 1<<30)
 	set(&l.MaxSideBytes, 1<<30)
-	set(&l.MaxRecords, 1<<20)
-	set(&l.MaxSides, 4096)
+	set(&l.MaxRecords, defaultRecords)
+	set(&l.MaxSides, defaultSides)
 	set(&l.MaxTotalBytes, 1<<44)
-	set(&l.MaxRecordTokens, 1<<24)
+	set(&l.MaxRecordTokens, defaultRecordTokens)
+	set(&l.MaxExpandedBytes, DefaultExpandedBytes)
 	return l
+}
+
+// checkExpansion refuses a file with a record that stands for more than the limit. The first segment
+// of a layer is the longest.
+func (h *Header) checkExpansion(p place, lim *Limits) error {
+	for layer := range h.Stored() {
+		if h.Segments(layer) == 0 {
+			continue
+		}
+		p.layer, p.segment = layer, 0
+		if n := h.ExpandedBytes(layer, 0); n > lim.MaxExpandedBytes {
+			return p.tooLarge(-1, "what the record expands to", bytesOf(lim.MaxExpandedBytes), bytesOf(n))
+		}
+		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, 0)); n > lim.MaxRecordTokens {
+			return p.tooLarge(-1, "kv_heads * tokens of the record", lim.MaxRecordTokens, n)
+		}
+	}
+	return nil
+}
+
+func bytesOf(n int64) string { return fmt.Sprintf("%d bytes", n) }
+
+// checkWritten refuses what readers refuse by default: a file that is written can be read.
+func (h *Header) checkWritten() error {
+	lim := Limits{}.withDefaults()
+	if n := h.Records(); n > lim.MaxRecords {
+		return fmt.Errorf("kvist/container: header: %d records, readers accept %d: %w", n,
+			lim.MaxRecords, quant.ErrTooLarge)
+	}
+	for layer := range h.Stored() {
+		if h.Segments(layer) == 0 {
+			continue
+		}
+		if n := h.ExpandedBytes(layer, 0); n > lim.MaxExpandedBytes {
+			return fmt.Errorf("kvist/container: header: a record of layer %d stands for %d bytes, "+
+				"readers accept %d (shorter segments make smaller records): %w", layer, n,
+				lim.MaxExpandedBytes, quant.ErrTooLarge)
+		}
+		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, 0)); n > lim.MaxRecordTokens {
+			return fmt.Errorf("kvist/container: header: a record of layer %d has %d kv_heads * tokens, "+
+				"readers accept %d (shorter segments make smaller records): %w", layer, n,
+				lim.MaxRecordTokens, quant.ErrTooLarge)
+		}
+	}
+	return nil
 }

@@ -113,8 +113,10 @@ func openHeader(name string, r io.ReaderAt, size int64, lim Limits,
 		b = append(b, rest...)
 	}
 	rd.hdrLen = n
-	rd.h, err = parseHeader(p, b[:n], v, k, profile)
-	return rd, err
+	if rd.h, err = parseHeader(p, b[:n], v, k, profile); err != nil {
+		return nil, err
+	}
+	return rd, rd.h.checkExpansion(p.in("record"), &rd.lim)
 }
 
 // sort builds the lists of records and side tensors from the entries.

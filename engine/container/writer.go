@@ -25,9 +25,12 @@ type Writer struct {
 // NewWriter writes the header to w and returns a Writer for the rest. It keeps no reference to
 // slices of h beyond what WriteRecord needs; they must not change before Close.
 //
-// Errors: those of HeaderSize, and of w.
+// Errors: those of HeaderSize, and of w; quant.ErrTooLarge also for what no reader accepts by default.
 func NewWriter(w io.Writer, h *Header) (*Writer, error) {
 	b, err := appendHeader(nil, h)
+	if err == nil {
+		err = h.checkWritten()
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -83,13 +86,18 @@ func (w *Writer) WriteRecord(rec *Record) error {
 
 // WriteAux writes a side tensor. Names are unique.
 //
-// Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrClosed, those of the underlying writer.
+// Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge, quant.ErrClosed, those of the
+// underlying writer.
 func (w *Writer) WriteAux(a *Aux) error {
 	if err := w.ready(); err != nil {
 		return err
 	}
 	if w.names[a.Name] {
 		return shapef("side tensor %q written twice", a.Name)
+	}
+	if len(w.names) >= defaultSides {
+		return fmt.Errorf("kvist/container: side tensor %q: readers accept %d of them: %w", a.Name,
+			defaultSides, quant.ErrTooLarge)
 	}
 	b, err := appendAux(w.buf[:0], a)
 	w.buf = b

@@ -143,12 +143,11 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if cfg.Weighted {
 		cfg.Importance = "none" // weights that are handed in take its place
 	}
-	segment := cfg.Segment
-	if cfg.Lossless {
-		segment = max(segment, losslessSegment)
-	}
-	in, err := newInput(src, segment)
+	in, err := newInput(src, segmentOf(src, &cfg))
 	if err != nil {
+		return nil, err
+	}
+	if err := in.checkRecords(); err != nil {
 		return nil, err
 	}
 	sensitivity, err := checkProfile(cfg.Profile, in)
