@@ -120,13 +120,14 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 // openSalvage opens a .kvist file, with salvage what is intact of it; lost says what is not.
 func openSalvage(in *input, salvage bool) (r *container.Reader, lost []string, err error) {
 	if !salvage {
-		r, err = container.Open(in.name, in, in.size, container.Limits{})
+		r, err = openKvist(in)
 		return r, nil, err
 	}
 	r, damage, err := container.Salvage(in.name, in, in.size, container.Limits{})
 	if err != nil {
 		return nil, nil, err
 	}
+	boundMemory(r.Header())
 	for _, d := range damage {
 		lost = append(lost, oneLine(d))
 	}

@@ -116,7 +116,7 @@ func (a *app) openContainer(ctx context.Context, name string) (*container.Reader
 	if err != nil {
 		return nil, nil, err
 	}
-	r, err := container.Open(in.name, in, in.size, container.Limits{})
+	r, err := openKvist(in)
 	if err != nil {
 		return nil, nil, errors.Join(err, in.Close())
 	}

@@ -176,7 +176,7 @@ func (a *app) inspect(ctx context.Context, name string, f *inspectFlags) (err er
 
 func (a *app) inspectContainer(ctx context.Context, in *input, f *inspectFlags,
 	res *inspectJSON) error {
-	r, err := container.Open(in.name, in, in.size, container.Limits{})
+	r, err := openKvist(in)
 	if err != nil {
 		return err
 	}

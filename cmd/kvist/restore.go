@@ -9,7 +9,6 @@ import (
 
 	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 )
@@ -44,7 +43,7 @@ func (a *app) openSource(ctx context.Context, name string, p *profile.Profile) (
 // restore decompresses a .kvist file to a temporary one.
 func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *input,
 	weights offline.Weights, err error) {
-	r, err := container.Open(in.name, in, in.size, container.Limits{})
+	r, err := openKvist(in)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -55,6 +54,7 @@ func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *
 	if weights, err = offline.ArchiveWeights(ctx, r, profiles...); err != nil {
 		return nil, nil, err
 	}
+	defer liftMemory()
 	s, err := atomicfile.NewScratch()
 	if err != nil {
 		return nil, nil, err

@@ -123,50 +123,70 @@ func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res
 				vDim), spectrum.MaxDim)
 			continue
 		}
-		var accs []*spectrum.Accumulator // K of every head, then V
-		for _, dim := range []int{kDim, vDim} {
-			for range h.KVHeads() {
-				if dim == 0 {
-					continue
-				}
-				acc, err := spectrum.New(dim)
-				if err != nil {
-					return err
-				}
-				accs = append(accs, acc)
-			}
-		}
-		packed, err := layerSpectra(ctx, r, i, limit, accs)
-		if err != nil {
+		if err := headSpectra(ctx, r, i, limit, res); err != nil {
 			return err
-		}
-		if !packed {
-			res.skipped = "the rows are in archive form: decompress them first"
-			continue
-		}
-		var name string
-		side := []string{"K", "V"}
-		if h.Kind == container.KindCache {
-			name = fmt.Sprintf("layer %d", h.Layers[i])
-		} else {
-			name, side[0] = fmt.Sprintf("tensor %q", h.Tensors[i].Name), "rows"
-		}
-		for j, acc := range accs {
-			s, err := acc.Result()
-			if err != nil {
-				return err
-			}
-			res.Spectra = append(res.Spectra, headSpectrum{name, side[j/h.KVHeads()],
-				j % h.KVHeads(), s})
 		}
 	}
 	return nil
 }
 
-// layerSpectra decodes the records of a layer: all of them, or some of them evenly spaced. It reports
-// false where one is in archive form.
-func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int64,
-	accs []*spectrum.Accumulator) (packed bool, err error) {
+// spectrumBytes is what the accumulators of the heads that are measured at a time may take. A single
+// head of the longest rows takes as much.
+const spectrumBytes = 8 * spectrum.MaxDim * spectrum.MaxDim
+
+// headSpectra measures a layer of a file, as many heads at a time as memory allows.
+func headSpectra(ctx context.Context, r *container.Reader, layer int, limit int64,
+	res *inspectJSON) error {
+	h := r.Header()
+	kDim, vDim := h.Dims(layer)
+	var name string
+	sides := []string{"K", "V"}
+	if h.Kind == container.KindCache {
+		name = fmt.Sprintf("layer %d", h.Layers[layer])
+	} else {
+		name, sides = fmt.Sprintf("tensor %q", h.Tensors[layer].Name), []string{"rows"}
+	}
+	var all [2][]headSpectrum
+	atOnce := max(1, spectrumBytes/(8*(kDim*kDim+vDim*vDim)))
+	for first := 0; first < h.KVHeads(); first += atOnce {
+		heads := min(atOnce, h.KVHeads()-first)
+		accs := make([][]*spectrum.Accumulator, len(sides)) // [sides][heads]
+		for side := range accs {
+			for range heads {
+				acc, err := spectrum.New([]int{kDim, vDim}[side])
+				if err != nil {
+					return err
+				}
+				accs[side] = append(accs[side], acc)
+			}
+		}
+		packed, err := layerSpectra(ctx, r, layer, limit, first, accs)
+		if err != nil {
+			return err
+		}
+		if !packed {
+			res.skipped = "the rows are in archive form: decompress them first"
+			return nil
+		}
+		for side := range accs {
+			for hi, acc := range accs[side] {
+				s, err := acc.Result()
+				if err != nil {
+					return err
+				}
+				accs[side][hi] = nil // its memory is for the next
+				all[side] = append(all[side], headSpectrum{name, sides[side], first + hi, s})
+			}
+		}
+	}
+	res.Spectra = append(append(res.Spectra, all[0]...), all[1]...)
+	return nil
+}
+
+// layerSpectra decodes the records of a layer, the heads from first on that accs are for: all records, or
+// some of them evenly spaced. It reports false where one is in archive form.
+func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int64, first int,
+	accs [][]*spectrum.Accumulator) (packed bool, err error) {
 	h := r.Header()
 	kDim, vDim := h.Dims(layer)
 	every := int64(1)
@@ -188,17 +208,17 @@ func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int
 		if rec.Archive != nil {
 			return false, nil
 		}
-		for hi := range rec.Heads {
-			for bi := range rec.Heads[hi].Blocks {
-				b := &rec.Heads[hi].Blocks[bi]
-				if err := addSide(accs[hi], b, b.K, b.KData, kDim, h.Seed); err != nil {
+		for hi, acc := range accs[0] {
+			blocks := rec.Heads[first+hi].Blocks
+			for bi := range blocks {
+				b := &blocks[bi]
+				if err := addSide(acc, b, b.K, b.KData, kDim, h.Seed); err != nil {
 					return false, err
 				}
 				if vDim == 0 {
 					continue
 				}
-				if err := addSide(accs[len(rec.Heads)+hi], b, b.V, b.VData, vDim,
-					h.Seed); err != nil {
+				if err := addSide(accs[1][hi], b, b.V, b.VData, vDim, h.Seed); err != nil {
 					return false, err
 				}
 			}

@@ -97,7 +97,7 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 		return err
 	}
 	res := verifyJSON{File: in.name, Bytes: in.size, Damage: []damageJSON{}}
-	r, err := container.Open(in.name, in, in.size, container.Limits{})
+	r, err := openKvist(in)
 	if err == nil {
 		res.Records = len(r.Records())
 		say, clear := a.progress()
@@ -180,6 +180,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps []*profile.Profile,
 	f backendFlags) (_ *offline.Comparison,
 	original string, err error) {
+	liftMemory()
 	src, in, err := a.openCapture(ctx, name)
 	if err != nil {
 		return nil, "", err

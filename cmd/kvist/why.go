@@ -29,6 +29,7 @@ func (f *whyFlags) add(cmd *cobra.Command) {
 // explain plans a file once more from the capture it was made from.
 func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
 	b backendFlags) (why *offline.Why, err error) {
+	liftMemory()
 	var with offline.MadeWith
 	if with.Profile, err = a.openProfile(ctx, f.profile); err != nil {
 		return nil, err

@@ -93,7 +93,7 @@ func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
 	for at := 0; at < n; {
 		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
 		progress.say("decoding", int64(at), int64(n))
-		err := eachIndex(ctx, len(part), func(i int) error {
+		err := eachOf(ctx, recordWorkers(r.Header()), len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {
 				room := rowRooms.Get().(*rowRoom)
@@ -319,7 +319,7 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 			n = 1
 		}
 		a = &writtenAhead{at: at, errs: make([]error, n), hot: make([]bool, n)}
-		err := eachIndex(ctx, n, func(j int) error {
+		err := eachOf(ctx, recordWorkers(d.h), n, func(j int) error {
 			rec, err := d.record((at+j)/per, (at+j)%per)
 			if err == nil {
 				if a.hot[j] = rec.Archive == nil; !a.hot[j] {

@@ -22,6 +22,9 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 	if err != nil || codec == nil || h.Kind != container.KindCache {
 		return nil, err
 	}
+	if err := checkExpansion(r); err != nil { // weights are not backed by as many bytes either
+		return nil, err
+	}
 	weights := map[int][][]float32{}
 	differ := false
 	for i, info := range r.Records() {
@@ -33,11 +36,6 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 			return nil, err
 		}
 		number := h.Layers[info.Layer]
-		if weights[number] == nil {
-			for range h.KVHeads() {
-				weights[number] = append(weights[number], make([]float32, h.Tokens))
-			}
-		}
 		n, first := h.SegmentLen(info.Layer, info.Segment), info.Segment*h.SegmentTokens
 		kDim, vDim := h.Dims(info.Layer)
 		seg := &archive.Segment{Layer: number, First: h.First + int64(first), Pos: make([]int64, n),
@@ -45,6 +43,11 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 		if rec.Archive != nil && !archive.IsLossless(rec.Archive) {
 			if err := codec.Side(seg, rec.Archive); err != nil {
 				return nil, inRecord(rec, err)
+			}
+		}
+		if weights[number] == nil {
+			for range h.KVHeads() {
+				weights[number] = append(weights[number], make([]float32, h.Tokens))
 			}
 		}
 		for head, w := range weights[number] {

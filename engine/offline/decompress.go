@@ -50,7 +50,7 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage
 		return nil, err
 	}
 	d.rowBias = rowBiasOf(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
-	if err := d.checkExpansion(); err != nil {
+	if err := checkExpansion(r); err != nil {
 		return nil, err
 	}
 	if err := d.open(w); err != nil {
@@ -165,15 +165,16 @@ func appendFloats(dst []byte, x []float32) []byte {
 }
 
 // checkExpansion refuses a file that promises far more than a file of its size can hold.
-func (d *decompressor) checkExpansion() error {
+func checkExpansion(r *container.Reader) error {
+	h := r.Header()
 	var promised float64
-	for i := range d.h.Stored() {
-		k, v := d.h.Dims(i)
-		promised += float64(d.h.LayerTokens(i)) * float64(d.h.KVHeads()) * float64(k+v) * 2
+	for i := range h.Stored() {
+		k, v := h.Dims(i)
+		promised += float64(h.LayerTokens(i)) * float64(h.KVHeads()) * float64(k+v) * 2
 	}
-	if promised > maxExpansion*float64(d.r.Size()) {
+	if promised > maxExpansion*float64(r.Size()) {
 		return fmt.Errorf("kvist/offline: the file of %d bytes promises %.3g bytes, limit %d times: %w",
-			d.r.Size(), promised, maxExpansion, quant.ErrTooLarge)
+			r.Size(), promised, maxExpansion, quant.ErrTooLarge)
 	}
 	return nil
 }

@@ -19,6 +19,8 @@ import (
 	"fmt"
 	"math"
 
+	"gonum.org/v1/gonum/lapack"
+	"gonum.org/v1/gonum/lapack/lapack64"
 	"gonum.org/v1/gonum/mat"
 
 	"github.com/kvist-project/kvist/quant"
@@ -112,7 +114,8 @@ type Spectrum struct {
 	Components99  int     `json:"components_99"`
 }
 
-// Result returns the spectrum of the rows so far.
+// Result returns the spectrum of the rows so far. It works in the accumulator's own memory: nothing
+// can be added after it.
 //
 // Errors: quant.ErrRange where the eigenvalues do not converge.
 func (a *Accumulator) Result() (Spectrum, error) {
@@ -127,28 +130,40 @@ func (a *Accumulator) Result() (Spectrum, error) {
 	} else {
 		cov, energy = a.covariance()
 	}
-	var eigen mat.EigenSym
-	if !eigen.Factorize(cov, false) {
+	values, ok := eigenvalues(cov)
+	if !ok {
 		return s,
 			fmt.Errorf("kvist/spectrum: eigenvalues of a covariance of %d do not converge: %w",
 				a.dim, quant.ErrRange)
 	}
-	s.summarise(eigen.Values(nil), energy)
+	s.summarise(values, energy)
 	return s, nil
 }
 
-// covariance returns that of the rows, and the mean of |x|^2.
+// eigenvalues returns those of m, ascending, and overwrites m: mat.EigenSym would copy it, which takes
+// 32 MiB more at MaxDim.
+func eigenvalues(m *mat.SymDense) (values []float64, ok bool) {
+	n := m.SymmetricDim()
+	values = make([]float64, n)
+	work := make([]float64, 1)
+	lapack64.Syev(lapack.EVNone, m.RawSymmetric(), values, work, -1)
+	work = make([]float64, int(work[0]))
+	ok = lapack64.Syev(lapack.EVNone, m.RawSymmetric(), values, work, len(work))
+	return values, ok
+}
+
+// covariance returns that of the rows, in the place of the second moments, and the mean of |x|^2.
 func (a *Accumulator) covariance() (cov *mat.SymDense, energy float64) {
 	a.fold()
-	cov = mat.NewSymDense(a.dim, nil)
+	a.pending = nil
 	n := float64(a.rows)
 	for i := range a.dim {
 		energy += a.second.At(i, i) / n
 		for j := i; j < a.dim; j++ {
-			cov.SetSym(i, j, a.second.At(i, j)/n-a.sum[i]/n*(a.sum[j]/n))
+			a.second.SetSym(i, j, a.second.At(i, j)/n-a.sum[i]/n*(a.sum[j]/n))
 		}
 	}
-	return cov, energy
+	return a.second, energy
 }
 
 // gram returns the inner products of the rows less their mean, over their number, and the mean of
