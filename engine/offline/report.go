@@ -135,7 +135,7 @@ type ReportLayerError struct {
 // the map, and rows beyond which the heads of a layer are shown as their mean.
 const (
 	reportColumns = 2000
-	reportCells   = 600_000
+	reportCells   = 400_000
 	reportRows    = 1024
 )
 
@@ -439,14 +439,21 @@ type mapToken struct {
 type mapLine struct {
 	k, v  []float64
 	n     []int64
-	votes []map[int]int64 // kinds of a column; nil until it is touched
+	votes [][]kindVotes // of a column, by kind
+}
+
+// kindVotes is how many tokens of a column are of a kind. Columns have few kinds and are many: maps would
+// take some hundred bytes for each.
+type kindVotes struct {
+	kind   int32
+	tokens int64
 }
 
 func newMapLine(columns int, hasV bool) *mapLine {
 	l := &mapLine{
 		k:     make([]float64, columns),
 		n:     make([]int64, columns),
-		votes: make([]map[int]int64, columns),
+		votes: make([][]kindVotes, columns),
 	}
 	if hasV {
 		l.v = make([]float64, columns)
@@ -455,10 +462,15 @@ func newMapLine(columns int, hasV bool) *mapLine {
 }
 
 func (l *mapLine) add(column int64, t mapToken) {
-	if l.votes[column] == nil {
-		l.votes[column] = map[int]int64{}
+	votes := l.votes[column]
+	i, ok := slices.BinarySearchFunc(votes, int32(t.kind), func(v kindVotes, kind int32) int {
+		return stdcmp.Compare(v.kind, kind)
+	})
+	if !ok {
+		votes = slices.Insert(votes, i, kindVotes{kind: int32(t.kind)})
+		l.votes[column] = votes
 	}
-	l.votes[column][t.kind]++
+	votes[i].tokens++
 	l.n[column]++
 	l.k[column] += t.k
 	if l.v != nil {
@@ -475,13 +487,13 @@ func (l *mapLine) row(layer, head int) ReportMapRow {
 		VBits: make([]float32, len(l.v)),
 	}
 	for c, n := range l.n {
-		best := -1
-		for kind, votes := range l.votes[c] {
-			if best < 0 || votes > l.votes[c][best] || (votes == l.votes[c][best] && kind < best) {
-				best = kind
+		var best kindVotes
+		for _, v := range l.votes[c] { // the first of the most
+			if v.tokens > best.tokens {
+				best = v
 			}
 		}
-		r.Kind[c] = max(best, 0)
+		r.Kind[c] = int(best.kind)
 		r.KBits[c] = float32(l.k[c] / float64(max(1, n)))
 		if l.v != nil {
 			r.VBits[c] = float32(l.v[c] / float64(max(1, n)))
