@@ -17,7 +17,7 @@ CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-archive fuzz-smoke explore golden quality tidy-check clean
+        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -102,6 +102,9 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 	$(GO) test -run '^$$' -fuzz '^FuzzGGUF$$' -fuzztime $(FUZZ) ./bench/llama
+
+attack: ## 9,000 forged files and 600 damaged ones through every verb that reads, in 512 MiB (make test: 500)
+	$(GO) test $(TIMEOUT) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600
 
 explore: ## the property tests on new random inputs (CHECKS=2000 of each)
 	RAPID_SEED=0 RAPID_CHECKS=$(CHECKS) $(GO) test -count 1 -timeout 60m \

@@ -22,6 +22,7 @@ import (
 
 // TestMain lets scripts, and tests that kill the process, run the program as "kvist".
 func TestMain(m *testing.M) {
+	runChild()
 	testscript.Main(m, map[string]func(){"kvist": main})
 }
 

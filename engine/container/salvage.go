@@ -14,7 +14,8 @@ import (
 // steps of 16 bytes, and takes a section only when its checksum and all it says hold. The reader
 // it returns has the records and side tensors that are intact. lost names what is not: records
 // by layer and segment, side tensors by their offset where the index is intact, otherwise
-// stretches of bytes. A file without damage gives no losses.
+// stretches of bytes; of a great many the last one says how many more there are. A file without damage
+// gives no losses.
 //
 // The header must be intact: without it no record can be understood.
 //
@@ -48,6 +49,12 @@ func Salvage(name string, r io.ReaderAt, size int64, lim Limits) (rd *Reader,
 		return nil, nil, err
 	}
 	s.report()
+	if s.unnamed > 0 {
+		var c *CorruptError
+		errors.As(place{file: name}.in("bytes").corrupt(rd.hdrLen,
+			fmt.Sprintf("and %d losses more", s.unnamed), nil, nil), &c)
+		s.lost = append(s.lost, c)
+	}
 	rd.index = s.index
 	return rd, s.lost, nil
 }
@@ -58,8 +65,10 @@ type salvager struct {
 	names map[string]bool // of the side tensors found
 	index int64           // its offset, -1 while none was found
 	lost  []*CorruptError
-	gaps  [][2]int64
-	work  int64 // bytes that failing candidates may still cost
+	// unnamed counts the losses beyond maxLost.
+	unnamed int
+	gaps    [][2]int64
+	work    int64 // bytes that failing candidates may still cost
 
 	win    []byte // the bytes last read, from winOff
 	winOff int64
@@ -214,7 +223,14 @@ func (s *salvager) foundIndex(pos int64, b []byte) (int64, error) {
 	return n, nil
 }
 
+// maxLost bounds the losses that are named: a header of some bytes may promise 2^20 records.
+const maxLost = 1 << 14
+
 func (s *salvager) lose(err error) {
+	if len(s.lost) >= maxLost {
+		s.unnamed++
+		return
+	}
 	var c *CorruptError
 	if errors.As(err, &c) {
 		s.lost = append(s.lost, c)
@@ -243,6 +259,10 @@ func (s *salvager) report() {
 		for segment := range int(s.h.Segments(layer)) {
 			key := [2]int{layer, segment}
 			if _, ok := s.lookup[key]; ok {
+				continue
+			}
+			if len(s.lost) >= maxLost {
+				s.unnamed++
 				continue
 			}
 			p := place{file: s.name}.in("record")

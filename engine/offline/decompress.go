@@ -234,11 +234,7 @@ func (d *decompressor) segment(layer, seg int) error {
 	}
 	first, n := int64(seg)*int64(d.h.SegmentTokens), d.h.SegmentLen(layer, seg)
 	if rec == nil {
-		d.res.Lost = append(
-			d.res.Lost,
-			fmt.Sprintf("%s segment %d (tokens %d to %d)", d.name(layer), seg, first,
-				first+int64(n)),
-		)
+		d.lose(fmt.Sprintf("%s segment %d (tokens %d to %d)", d.name(layer), seg, first, first+int64(n)))
 		rec = &container.Record{
 			Layer:   layer,
 			Segment: seg,
@@ -292,6 +288,18 @@ func (d *decompressor) segment(layer, seg int) error {
 		}
 	}
 	return nil
+}
+
+// maxLost bounds the losses that are named.
+const maxLost = 1 << 14
+
+func (d *decompressor) lose(what string) {
+	switch {
+	case len(d.res.Lost) < maxLost:
+		d.res.Lost = append(d.res.Lost, what)
+	case len(d.res.Lost) == maxLost:
+		d.res.Lost = append(d.res.Lost, "and more")
+	}
 }
 
 func (d *decompressor) name(layer int) string {
@@ -411,7 +419,7 @@ func (d *decompressor) sides() error {
 			if !d.salvage || !errors.Is(err, quant.ErrCorrupt) {
 				return err
 			}
-			d.res.Lost = append(d.res.Lost, fmt.Sprintf("side tensor %q", info.Name))
+			d.lose(fmt.Sprintf("side tensor %q", info.Name))
 			a = &container.Aux{Name: info.Name, Data: make([]byte, info.Decoded)}
 		}
 		if err := d.out.WriteAt(info.Name, 0, a.Data); err != nil {

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"math"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/cmd/kvist/internal/attack"
+	"github.com/kvist-project/kvist/engine/capture"
+)
+
+// What attacks start from, by name in one folder: a small model, and what is made with it.
+const (
+	seedModel   = "model.gguf"
+	seedText    = "text.txt"
+	seedCapture = "capture.safetensors"
+	seedRows    = "rows.npy"
+	seedTensors = "tensors.safetensors"
+	seedWeights = "weights.npy"
+	seedOwn     = "weights.safetensors"
+	seedProfile = "own.kvprofile"
+	seedCoded   = "profile.kvist" // an archive made with seedProfile
+	seedHot     = "hot.kvist"
+)
+
+// makeSeeds fills a folder with seeds, through the program itself, and adds the golden files.
+func makeSeeds(t *testing.T, dir string) {
+	write := func(name string, b []byte) {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), b, 0o644))
+	}
+	write(seedModel, attack.GGUF())
+	write(seedText, []byte(strings.Repeat("The ship left the harbour at noon, and nobody saw it again. ", 8)))
+	do := func(args ...string) {
+		t.Helper()
+		for i, a := range args {
+			if strings.HasPrefix(a, "@") {
+				args[i] = filepath.Join(dir, a[1:])
+			}
+		}
+		var out bytes.Buffer
+		require.Zero(t, run(context.Background(), args, strings.NewReader(""), &out, &out), "%v: %s", args, &out)
+	}
+	do("capture", "@"+seedModel, "@"+seedText, "-o", "@"+seedCapture, "--context", "192", "--next", "32")
+	do("calibrate", "@"+seedCapture, "-o", "@"+seedProfile)
+	makeRows(t, dir)
+	in, profile := "@"+seedCapture, "@"+seedProfile
+	do("compress", in, "-o", "@"+seedHot, "--form", "hot", "--bits", "6", "--segment", "64", "--weights", "@"+seedWeights)
+	do("compress", in, "-o", "@plain.kvist", "--form", "hot", "--bits", "6")
+	do("compress", in, "-o", "@archive.kvist", "--form", "archive", "--bits", "6", "--segment", "64")
+	do("compress", in, "-o", "@streams.kvist", "--form", "archive", "--bits", "6", "--streams", "3")
+	do("compress", in, "-o", "@lossless.kvist", "--lossless")
+	do("compress", in, "-o", "@"+seedCoded, "--form", "archive", "--bits", "5", "--profile", profile)
+	do("compress", "@"+seedRows, "-o", "@rows-hot.kvist", "--form", "hot", "--bits", "8")
+	do("compress", "@"+seedTensors, "-o", "@rows-archive.kvist", "--form", "archive", "--bits", "24")
+	golden, err := filepath.Glob("../../testdata/golden/v1/*.kv*")
+	require.NoError(t, err)
+	require.NotEmpty(t, golden)
+	for _, name := range golden {
+		b, err := os.ReadFile(name)
+		require.NoError(t, err)
+		write("golden-"+filepath.Base(name), b)
+	}
+}
+
+// makeRows writes rows and weights.
+func makeRows(t *testing.T, dir string) {
+	values := func(n int) (b []byte) {
+		for i := range n {
+			b = binary.LittleEndian.AppendUint32(b, math.Float32bits(float32(1+math.Sin(float64(i*i%997)))))
+		}
+		return b
+	}
+	fill := func(name string, decls []capture.Decl, npy bool) {
+		f, err := os.Create(filepath.Join(dir, name))
+		require.NoError(t, err)
+		var w *capture.Writer
+		if npy {
+			w, err = capture.NewNpyWriter(f, decls[0])
+		} else {
+			w, err = capture.NewWriter(f, decls, map[string]string{"made": "for attacks"})
+		}
+		require.NoError(t, err)
+		for _, d := range w.Tensors() {
+			require.NoError(t, w.WriteAt(d.Name, 0, values(int(d.Bytes)/4)))
+		}
+		require.NoError(t, w.Close())
+		require.NoError(t, f.Close())
+	}
+	one := func(name string, shape ...int64) []capture.Decl {
+		return []capture.Decl{{Name: name, DTypeName: "F32", Shape: shape}}
+	}
+	fill(seedRows, one("", 96, 24), true)
+	fill(seedWeights, one("", 192), true)
+	fill(seedOwn, one("layers.0.weights", 1, 192), false)
+	fill(seedTensors, append(append(one("a", 40, 16), one("b", 3, 4, 8)...), one("side", 5)...), false)
+}
+
+// originalOf is what a seed was made from.
+func originalOf(seed string) string {
+	switch seed {
+	case "rows-hot.kvist":
+		return seedRows
+	case "rows-archive.kvist":
+		return seedTensors
+	}
+	return seedCapture
+}
+
+// placed returns a command line of readings with the names of files in it.
+func placed(line []string, dir, work, file, seed string) []string {
+	args := slices.Clone(line)
+	for i, a := range args {
+		switch {
+		case a == "F":
+			args[i] = file
+		case a == "@":
+			args[i] = filepath.Join(dir, originalOf(seed))
+		case strings.HasPrefix(a, "O"):
+			args[i] = filepath.Join(work, "out"+a[1:])
+		case strings.HasPrefix(a, "@"):
+			args[i] = filepath.Join(dir, a[1:])
+		}
+	}
+	return args
+}
+
+// TestAttack_Readings holds that the command lines of an attack do read: each of them succeeds with a
+// seed as it is.
+func TestAttack_Readings(t *testing.T) {
+	dir := t.TempDir()
+	makeSeeds(t, dir)
+	list, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	worked, said := map[string]bool{}, map[string]string{}
+	for _, e := range list {
+		work := t.TempDir()
+		file := filepath.Join(work, "file"+filepath.Ext(e.Name()))
+		for _, line := range readings(e.Name()) {
+			b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+			require.NoError(t, err)
+			require.NoError(t, os.WriteFile(file, b, 0o644))
+			var out bytes.Buffer
+			code := run(context.Background(), placed(line, dir, work, file, e.Name()), strings.NewReader(""), &out, &out)
+			require.NotEqual(t, exitUsage, code, "%v: %s", line, &out)
+			require.NoError(t, os.RemoveAll(filepath.Join(work, "out")))
+			require.NoError(t, os.RemoveAll(filepath.Join(work, "out.kvprofile")))
+			key := filepath.Ext(e.Name()) + " " + strings.Join(line, " ")
+			worked[key] = worked[key] || code == exitOK
+			said[key] += out.String()
+		}
+	}
+	liftMemory()
+	// Nothing but capture takes a text, and rows are of no model.
+	never := regexp.MustCompile(`^\.txt (inspect|compress|verify)|^\.gguf inspect|^\.npy (calibrate|tune|verify|report)`)
+	for key, ok := range worked {
+		if !never.MatchString(key) {
+			require.True(t, ok, "%s: %s", key, said[key])
+		}
+	}
+}
+
+// readings are the command lines that read a file F of a kind, by what its name ends on. O is an output,
+// @name a seed, @ the one that the seed was made from.
+func readings(name string) [][]string {
+	lines := func(s string) (list [][]string) {
+		for line := range strings.Lines(s) {
+			if f := strings.Fields(line); len(f) > 0 {
+				list = append(list, f)
+			}
+		}
+		return list
+	}
+	switch filepath.Ext(name) {
+	case ".kvist":
+		return lines(`verify F
+verify F --profile @own.kvprofile --json
+verify F --profile @own.kvprofile --against @
+inspect F
+inspect F --bytes
+inspect F --records --spectrum --json
+inspect F --why --against @
+report F -o O
+decompress F -o O --profile @own.kvprofile
+decompress F -o O --salvage
+truncate F -o O --bits 4
+compress F -o O --form hot --bits 16 --profile @own.kvprofile
+compress F -o O --form hot --bits 16
+compress F -o O --form archive --profile @own.kvprofile --bits 6`)
+	case ".kvprofile":
+		return lines(`inspect F
+inspect F --json
+inspect F --bytes
+verify @profile.kvist --profile F
+decompress @profile.kvist -o O --profile F
+compress @capture.safetensors -o O --form archive --profile F --bits 6
+compress @capture.safetensors -o O --form hot --profile F --bits 6
+calibrate -o F --also-named other`)
+	case ".gguf":
+		return lines(`capture F @text.txt -o O --context 32 --next 8
+eval F @text.txt --context 32 --next 8 --methods f16 --results O
+inspect F`)
+	case ".txt":
+		return lines(`capture @model.gguf F -o O --context 32 --next 8
+inspect F
+compress @capture.safetensors --weights F -o O
+verify @hot.kvist --profile F`)
+	}
+	if strings.HasPrefix(name, "weights") {
+		return lines(`compress @capture.safetensors --weights F -o O --form hot --bits 6
+inspect @hot.kvist --why --against @capture.safetensors --weights F`)
+	}
+	return lines(`inspect F
+inspect F --spectrum --json
+compress F -o O --form hot --bits 24
+compress F -o O --form archive --bits 24
+compress F -o O --lossless
+verify @hot.kvist --against F
+report @hot.kvist --against F -o O
+calibrate F -o O.kvprofile
+tune F -o O.kvprofile --evaluations 1 --bits 6`)
+}
