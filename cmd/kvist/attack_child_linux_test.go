@@ -19,8 +19,8 @@ import (
 	"github.com/kvist-project/kvist/cmd/kvist/internal/attack"
 )
 
-// attackVariable makes of the test binary a process that attacks: its value says folder, number of forged
-// files, first, last and step.
+// attackVariable makes of the test binary a process that attacks: its value says folder, where forged files
+// end, first, last and step.
 const attackVariable = "KVIST_ATTACK"
 
 // checkTerminals says whether output is held to what terminals show.
@@ -119,8 +119,6 @@ func (c *attacker) once(args []string) (bad string) {
 		return fmt.Sprintf("slow: %v", took)
 	case code < 0 || code > exitDamaged:
 		return fmt.Sprintf("exit status %d", code)
-	case code == exitUsage:
-		return fmt.Sprintf("wrong usage: %s", &stderr)
 	case code != exitOK && stderr.Len() == 0 && !slices.Contains(args, "--json"):
 		return fmt.Sprintf("exit status %d without a word", code)
 	}

@@ -26,7 +26,8 @@ import (
 var (
 	attackForged  = flag.Int("forged", 440, "forged files that TestAttack tries")
 	attackDamaged = flag.Int("damaged", 60, "damaged files that TestAttack tries")
-	attackFrom    = flag.Int("attack-from", 0, "number of the first file, to try one again")
+	attackFrom    = flag.Int("attack-from", 0, "number of the first file, to try one again with -forged 1 "+
+		"-damaged 0, or the other way round")
 )
 
 // What an attack may take.
@@ -61,7 +62,7 @@ func TestAttack(t *testing.T) {
 					tried++
 					runs += r.Runs
 					for _, bad := range r.Bad {
-						t.Errorf("file %d (%s): %s", r.File, r.Seed, bad)
+						t.Errorf("file %d (%s; -attack-from %[1]d): %[3]s", r.File, r.Seed, bad)
 					}
 				}
 				mu.Unlock()
@@ -111,8 +112,8 @@ func (p *attackWork) run() (results []attackResult, err error) {
 	}
 	last := *attackFrom + p.forged + p.damaged
 	cmd := exec.Command(exe, "-test.run=^$")
-	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d %d", attackVariable, p.dir, p.forged,
-		p.next, last, p.step), "TMPDIR="+p.dir)
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d %d", attackVariable, p.dir,
+		*attackFrom+p.forged, p.next, last, p.step), "TMPDIR="+p.dir)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.StdoutPipe()

@@ -284,8 +284,11 @@ func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record
 
 // archiveSegment writes the rows of a record in archive form.
 func (d *decompressor) archiveSegment(rec *container.Record) error {
-	room := rowRooms.Get().(*rowRoom)
-	defer rowRooms.Put(room)
+	room := &d.room
+	if !d.salvage {
+		room = rowRooms.Get().(*rowRoom)
+		defer rowRooms.Put(room)
+	}
 	rows, bias, err := packedRows(d.codec, d.h, rec, room)
 	if err != nil {
 		return fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(rec.Layer), rec.Segment, err)

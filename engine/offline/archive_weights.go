@@ -4,11 +4,13 @@ package offline
 
 import (
 	"context"
+	"fmt"
 	"math"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // ArchiveWeights returns what the tokens of an archive are worth, as the steps of their rows tell
@@ -64,5 +66,12 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 	if !differ {
 		return nil, nil
 	}
-	return func(layer, kvHead int) ([]float32, error) { return weights[layer][kvHead], nil }, nil
+	return func(layer, kvHead int) ([]float32, error) {
+		heads := weights[layer]
+		if kvHead >= len(heads) { // the caller took layers from elsewhere, such as side tensors of that name
+			return nil, fmt.Errorf("kvist/offline: the file has no records of layer %d head %d: %w", layer,
+				kvHead, quant.ErrCorrupt)
+		}
+		return heads[kvHead], nil
+	}, nil
 }

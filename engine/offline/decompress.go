@@ -87,6 +87,7 @@ type decompressor struct {
 	rowBias bool
 	codec   *archive.Codec // nil without records in archive form
 	ahead   *writtenAhead
+	room    rowRoom      // of a salvage, which takes one record after the other
 	hot     bool         // records are in hot form
 	kept    map[int]bool // layers that get a kept tensor
 	say     Progress
@@ -216,9 +217,7 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 	}
 	rec, err := d.r.ReadRecord(at)
 	if err == nil && d.salvage && rec.Archive != nil {
-		room := rowRooms.Get().(*rowRoom)
-		defer rowRooms.Put(room)
-		_, _, err = packedRows(d.codec, d.h, rec, room) // whether it can be read is known only then
+		_, _, err = packedRows(d.codec, d.h, rec, &d.room) // whether it can be read is known only then
 	}
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
 		return nil, nil

@@ -121,6 +121,14 @@ func (c *container) join(lengths bool, last func(index, trailer []byte)) []byte 
 	return append(append(out, index...), trailer...)
 }
 
+// SetHeader returns an intact file with other bytes in its header, and the checksum made right.
+func SetHeader(seed []byte, at int, v ...byte) []byte {
+	b := bytes.Clone(seed)
+	copy(b[at:], v)
+	repair(b[:binary.LittleEndian.Uint32(b[headerLength:])], headerCRC)
+	return b
+}
+
 // Forge returns forgery number n of a .kvist or .kvprofile, which is not changed. A file that is not
 // intact is taken as Damage takes it.
 func Forge(seed []byte, n uint64) []byte {
