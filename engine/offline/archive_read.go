@@ -88,12 +88,12 @@ func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
 	if err != nil {
 		return err
 	}
-	n := len(r.Records())
+	n, workers := len(r.Records()), recordWorkers(r.Header())
 	var errs []error
 	for at := 0; at < n; {
 		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
 		progress.say("decoding", int64(at), int64(n))
-		err := eachOf(ctx, recordWorkers(r.Header()), len(part), func(i int) error {
+		err := eachOf(ctx, workers, len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {
 				room := rowRooms.Get().(*rowRoom)
@@ -322,7 +322,7 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 			n = 1
 		}
 		a = &writtenAhead{at: at, errs: make([]error, n), hot: make([]bool, n)}
-		err := eachOf(ctx, recordWorkers(d.h), n, func(j int) error {
+		err := eachOf(ctx, d.workers, n, func(j int) error {
 			rec, err := d.record((at+j)/per, (at+j)%per)
 			if err == nil {
 				if a.hot[j] = rec.Archive == nil; !a.hot[j] {

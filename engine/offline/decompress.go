@@ -43,7 +43,8 @@ type Restored struct {
 // that promises more than 4096 times its size; those of w.
 func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
 	progress Progress, profiles ...*profile.Profile) (*Restored, error) {
-	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{}}
+	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{},
+		workers: recordWorkers(r.Header())}
 	var err error
 	if d.codec, err = archiveCodec(r, profiles); err != nil &&
 		!(salvage && errors.Is(err, quant.ErrCorrupt)) {
@@ -87,6 +88,7 @@ type decompressor struct {
 	rowBias bool
 	codec   *archive.Codec // nil without records in archive form
 	ahead   *writtenAhead
+	workers int
 	room    rowRoom      // of a salvage, which takes one record after the other
 	hot     bool         // records are in hot form
 	kept    map[int]bool // layers that get a kept tensor
