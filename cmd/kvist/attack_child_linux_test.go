@@ -24,7 +24,7 @@ import (
 const attackVariable = "KVIST_ATTACK"
 
 // checkTerminals says whether output is held to what terminals show.
-const checkTerminals = false
+const checkTerminals = true
 
 // attackChild tries files until the last one and prints results, a line each.
 func attackChild(work string) error {

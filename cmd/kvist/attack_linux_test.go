@@ -35,6 +35,7 @@ const (
 	attackMemory = 512 << 20
 	attackTime   = 5 * time.Second
 	attackHang   = 60 * time.Second // after which the process is ended
+	attackFiles  = 50               // of one process: cobra keeps the flags of every command line
 )
 
 // TestAttack feeds forged and damaged files to every verb that reads. Runs share processes, which have a
@@ -110,7 +111,7 @@ func (p *attackWork) run() (results []attackResult, err error) {
 	if err != nil {
 		return nil, err
 	}
-	last := *attackFrom + p.forged + p.damaged
+	last := min(*attackFrom+p.forged+p.damaged, p.next+attackFiles*p.step)
 	cmd := exec.Command(exe, "-test.run=^$")
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s %d %d %d %d", attackVariable, p.dir,
 		*attackFrom+p.forged, p.next, last, p.step), "TMPDIR="+p.dir)
