@@ -66,12 +66,18 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 	if !differ {
 		return nil, nil
 	}
+	return weightsOf(weights), nil
+}
+
+// weightsOf hands out weights [heads][tokens] of layers by number. The caller takes the layers from
+// elsewhere, and side tensors of a forged file can have the names of some.
+func weightsOf(weights map[int][][]float32) Weights {
 	return func(layer, kvHead int) ([]float32, error) {
 		heads := weights[layer]
-		if kvHead >= len(heads) { // the caller took layers from elsewhere, such as side tensors of that name
+		if kvHead >= len(heads) {
 			return nil, fmt.Errorf("kvist/offline: the file has no records of layer %d head %d: %w", layer,
 				kvHead, quant.ErrCorrupt)
 		}
 		return heads[kvHead], nil
-	}, nil
+	}
 }
