@@ -127,7 +127,7 @@ func openSalvage(in *input, salvage bool) (r *container.Reader, lost []string, e
 	if err != nil {
 		return nil, nil, err
 	}
-	boundMemory(r.Header())
+	boundMemory(r)
 	for _, d := range damage {
 		lost = append(lost, oneLine(d))
 	}

@@ -22,14 +22,14 @@ func openKvist(in *input) (*container.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	boundMemory(r.Header())
+	boundMemory(r)
 	return r, nil
 }
 
 // boundMemory lets the collector run before garbage takes as much again as what is in use. It does not
 // raise the limit that the process was started with.
-func boundMemory(h *container.Header) {
-	debug.SetMemoryLimit(min(memoryLimit, readingBytes-outsideHeap+4*h.LargestRecord()))
+func boundMemory(r *container.Reader) {
+	debug.SetMemoryLimit(min(memoryLimit, readingBytes-outsideHeap+4*r.Largest()))
 }
 
 // memoryLimit is what GOMEMLIMIT set, or none.

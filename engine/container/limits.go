@@ -22,7 +22,8 @@ type Limits struct {
 	MaxRecordTokens int64
 	// MaxExpandedBytes bounds what one record stands for, as Header.ExpandedBytes counts it; default
 	// DefaultExpandedBytes. Dropped tokens and coarse rows are not backed by as many bytes in the
-	// file, so a small one could ask for any memory. Open refuses a file with a larger record.
+	// file, so a small one could ask for any memory. Open refuses a file with a larger record. It
+	// bounds side tensors as well that are not stored as they are.
 	MaxExpandedBytes int64
 }
 
@@ -101,4 +102,14 @@ func (h *Header) checkWritten() error {
 		}
 	}
 	return nil
+}
+
+// Largest returns the most that has to be held of the file at a time: what its largest record stands
+// for, or the longest section.
+func (r *Reader) Largest() int64 {
+	n := r.h.LargestRecord()
+	for i := range r.entries {
+		n = max(n, r.entries[i].length)
+	}
+	return n
 }

@@ -111,3 +111,21 @@ func TestSalvage_NamesSoManyLosses(t *testing.T) {
 	require.Len(t, lost, maxLost+1)
 	require.ErrorContains(t, lost[maxLost], "losses more")
 }
+
+// A side tensor of some bytes may not stand for any number of them; a large one is stored as it is.
+func TestLimits_SideTensors(t *testing.T) {
+	const n = DefaultExpandedBytes
+	for _, size := range []int{n, n + 1} {
+		a := &Aux{Name: "zeros", DType: "U8", Shape: []int64{int64(size)}, Data: make([]byte, size)}
+		b := (&file{h: cacheOf(1, 8, 0, 1), aux: []*Aux{a}}).write(t)
+		require.Equal(t, size > n, len(b) > n, "%d bytes are stored as they are", size)
+		r, err := openBytes(b, Limits{})
+		require.NoError(t, err)
+		require.NoError(t, r.Verify(nil))
+		if size == n {
+			r, err = openBytes(b, Limits{MaxExpandedBytes: n - 1})
+			require.NoError(t, err)
+			require.ErrorIs(t, r.Verify(nil), quant.ErrTooLarge)
+		}
+	}
+}

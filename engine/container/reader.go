@@ -286,7 +286,7 @@ func (r *Reader) ReadAllAux(maxBytes int64) ([]*Aux, error) {
 			return nil, p.tooLarge(info.Offset, "bytes of all side tensors together", maxBytes,
 				maxBytes-left)
 		}
-		data, err := decodeAux(p, info, payload)
+		data, err := decodeAux(p, &r.lim, info, payload)
 		if err != nil {
 			return nil, err
 		}
@@ -310,7 +310,7 @@ func (r *Reader) ReadAux(name string) (*Aux, error) {
 		if info.Name != name {
 			continue
 		}
-		data, err := decodeAux(place{file: r.name}.in("side tensor"), info, payload)
+		data, err := decodeAux(place{file: r.name}.in("side tensor"), &r.lim, info, payload)
 		if err != nil {
 			return nil, err
 		}
@@ -363,7 +363,7 @@ func (r *Reader) verifySection(e *entry, names map[string]bool) error {
 			return p.corrupt(e.offset, "name given twice", nil, info.Name)
 		}
 		names[info.Name] = true
-		_, err = decodeAux(p, info, payload)
+		_, err = decodeAux(p, &r.lim, info, payload)
 		return err
 	}
 	return r.verifyUnknown(e)

@@ -193,7 +193,7 @@ func (s *salvager) side(pos int64, b []byte) (int64, error) {
 	if err != nil || int64(len(s.sides)) >= s.lim.MaxSides {
 		return 0, nil
 	}
-	if _, err := decodeAux(p, info, payload); err != nil {
+	if _, err := decodeAux(p, &s.lim, info, payload); err != nil {
 		return 0, nil
 	}
 	s.work += n

@@ -100,9 +100,12 @@ func AuxSize(a *Aux) (int64, error) {
 	return padded(int64(n)), err
 }
 
-// encode returns the smallest payload, the lowest encoding at a tie.
+// encode returns the smallest payload that readers accept, the lowest encoding at a tie.
 func (a *Aux) encode() (Encoding, []byte, error) {
 	enc, payload := EncodingRaw, a.Data
+	if len(a.Data) > DefaultExpandedBytes { // readers want bytes in the file for what is larger
+		return enc, payload, nil
+	}
 	var deflated bytes.Buffer
 	z, err := flate.NewWriter(&deflated, flate.BestCompression)
 	if err == nil {
@@ -268,10 +271,18 @@ func parseAuxInfo(lim *Limits, p place, off int64, s []byte) (*AuxInfo, []byte, 
 }
 
 // decodeAux decodes the payload of a parsed side section.
-func decodeAux(p place, info *AuxInfo, payload []byte) ([]byte, error) {
+func decodeAux(p place, lim *Limits, info *AuxInfo, payload []byte) ([]byte, error) {
 	size := dtypeSize(info.DType)
 	n := int64(len(payload))
 	bad := func(what string, want, got any) error { return p.corrupt(info.Offset+24, what, want, got) }
+	if info.Encoding == EncodingPlanes && info.Decoded/maxInflate > n {
+		return nil, bad("decoded length of deflated data", fmt.Sprintf("at most %d", (n+1)*maxInflate),
+			info.Decoded)
+	}
+	if info.Encoding != EncodingRaw && info.Decoded > lim.MaxExpandedBytes {
+		return nil, p.tooLarge(info.Offset+24, "decoded length of "+info.Encoding.String(),
+			lim.MaxExpandedBytes, info.Decoded)
+	}
 	switch info.Encoding {
 	case EncodingRaw:
 		if n != info.Decoded {
@@ -291,10 +302,6 @@ func decodeAux(p place, info *AuxInfo, payload []byte) ([]byte, error) {
 			v += step
 		}
 		return out, nil
-	}
-	if info.Decoded/maxInflate > n {
-		return nil, bad("decoded length of deflated data", fmt.Sprintf("at most %d", (n+1)*maxInflate),
-			info.Decoded)
 	}
 	src := bytes.NewReader(payload)
 	z := flate.NewReader(src)
