@@ -96,15 +96,18 @@ func text(h hash.Hash, s string) {
 // Limits bound what a reader takes on behalf of a file; a field that is zero has its default.
 type Limits struct {
 	MaxFileBytes int64 // the file; default 1 GiB
-	MaxBytes     int64 // all tensors together, decoded; default 1 GiB
+	MaxBytes     int64 // all tensors together, decoded; default 64 MiB and 16 times the file, up to 1 GiB
 	MaxTensors   int64 // default 4096
 }
 
-func (l Limits) withDefaults() Limits {
+// withDefaults returns the limits for a file of size bytes: all of a profile is held, so what it takes
+// must be backed by the file.
+func (l Limits) withDefaults(size int64) Limits {
+	all := min(64<<20+16*min(max(size, 0), 1<<30), 1<<30)
 	for _, f := range []struct {
 		p   *int64
 		def int64
-	}{{&l.MaxFileBytes, 1 << 30}, {&l.MaxBytes, 1 << 30}, {&l.MaxTensors, 4096}} {
+	}{{&l.MaxFileBytes, 1 << 30}, {&l.MaxBytes, all}, {&l.MaxTensors, 4096}} {
 		if *f.p <= 0 {
 			*f.p = f.def
 		}
@@ -138,7 +141,7 @@ func Open(path string, lim Limits) (p *Profile, err error) {
 // quant.ErrUnsupported where it is no profile, quant.ErrTooLarge), those of r. What is well formed
 // and cannot be, as a sensitivity that is NaN, is quant.ErrCorrupt too.
 func Read(name string, r io.ReaderAt, size int64, lim Limits) (*Profile, error) {
-	lim = lim.withDefaults()
+	lim = lim.withDefaults(size)
 	c, err := container.OpenProfile(name, r, size, container.Limits{
 		MaxTotalBytes: lim.MaxFileBytes, MaxSideBytes: lim.MaxBytes, MaxSides: lim.MaxTensors})
 	if err != nil {

@@ -265,6 +265,24 @@ func TestProfile_Files(t *testing.T) {
 		profile.Texts(map[string][]byte{"b": []byte("b"), "a": []byte("a")}))
 }
 
+// A small file does not stand for any number of bytes.
+func TestRead_Expansion(t *testing.T) {
+	var b bytes.Buffer
+	w, err := container.NewWriter(&b, &container.Header{Kind: container.KindProfile,
+		Geometry: quant.Geometry{Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 8, HeadDimV: 8}})
+	require.NoError(t, err)
+	data := make([]byte, 40<<20)
+	for _, name := range []string{"basis/a", "basis/b"} {
+		require.NoError(t, w.WriteAux(&container.Aux{Name: name, DType: "U8", Shape: []int64{int64(len(data))}, Data: data}))
+	}
+	require.NoError(t, w.Close())
+	require.Less(t, b.Len(), 1<<20)
+	_, err = profile.Read("zeros.kvprofile", bytes.NewReader(b.Bytes()), int64(b.Len()), profile.Limits{})
+	require.ErrorIs(t, err, quant.ErrTooLarge)
+	require.ErrorContains(t, err, "bytes of all side tensors together")
+	require.ErrorContains(t, err, "zeros.kvprofile")
+}
+
 const goldenPath = "../../testdata/golden/v1/pass-profile.kvprofile"
 
 // TestProfile_Golden: a profile once written opens for ever, and keeps its identity.
