@@ -116,7 +116,10 @@ func openHeader(name string, r io.ReaderAt, size int64, lim Limits,
 	if rd.h, err = parseHeader(p, b[:n], v, k, profile); err != nil {
 		return nil, err
 	}
-	return rd, rd.h.checkExpansion(p.in("record"), &rd.lim)
+	if err := rd.h.checkExpansion(p.in("record"), &rd.lim); err != nil {
+		return nil, err
+	}
+	return rd, nil
 }
 
 // sort builds the lists of records and side tensors from the entries.

@@ -19,10 +19,6 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// maxExpansion bounds what a file may promise: bytes of the capture over bytes of the file. Tokens
-// that were dropped cost next to nothing, so a small hostile file could fill any disk.
-const maxExpansion = 4096
-
 // Restored says what Decompress brought back.
 type Restored struct {
 	Tensors int
@@ -167,21 +163,6 @@ func appendFloats(dst []byte, x []float32) []byte {
 	return dst
 }
 
-// checkExpansion refuses a file that promises far more than a file of its size can hold.
-func checkExpansion(r *container.Reader) error {
-	h := r.Header()
-	var promised float64
-	for i := range h.Stored() {
-		k, v := h.Dims(i)
-		promised += float64(h.LayerTokens(i)) * float64(h.KVHeads()) * float64(k+v) * 2
-	}
-	if promised > maxExpansion*float64(r.Size()) {
-		return fmt.Errorf("kvist/offline: the file of %d bytes promises %.3g bytes, limit %d times: %w",
-			r.Size(), promised, maxExpansion, quant.ErrTooLarge)
-	}
-	return nil
-}
-
 // scan finds the layers with dropped or lost tokens. Only damage and drops matter, so a file
 // whose records all hold FULL blocks is read once more in segment.
 func (d *decompressor) scan() error {
@@ -289,18 +270,6 @@ func (d *decompressor) segment(layer, seg int) error {
 		}
 	}
 	return nil
-}
-
-// maxLost bounds the losses that are named.
-const maxLost = 1 << 14
-
-func (d *decompressor) lose(what string) {
-	switch {
-	case len(d.res.Lost) < maxLost:
-		d.res.Lost = append(d.res.Lost, what)
-	case len(d.res.Lost) == maxLost:
-		d.res.Lost = append(d.res.Lost, "and more")
-	}
 }
 
 func (d *decompressor) name(layer int) string {

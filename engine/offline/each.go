@@ -7,8 +7,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-
-	"github.com/kvist-project/kvist/engine/container"
 )
 
 // eachIndex calls f for 0 to n-1 on all cores and returns the error of the lowest number that has one.
@@ -75,15 +73,4 @@ func (c *compressor) layerWorkers() int {
 		most = max(most, c.in.layers[i].tokens)
 	}
 	return max(1, min(runtime.GOMAXPROCS(0), measuredTokens/most))
-}
-
-// expandingBytes is what records that are expanded beside the first may take together.
-const expandingBytes = 24 << 20
-
-// recordWorkers is how many records of a file are expanded at a time. One takes up to four times
-// what it stands for: as stored, as float32, and as written. Together they stay below 64 MiB and four
-// times the largest.
-func recordWorkers(h *container.Header) int {
-	beside := expandingBytes / (4 * max(1, h.LargestRecord()))
-	return int(min(int64(runtime.GOMAXPROCS(0)), 1+beside))
 }

@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -77,40 +76,6 @@ func newInput(src *capture.Source, segment int) (*input, error) {
 		return nil, fmt.Errorf("kvist/offline: %s holds no layers: %w", src.Name(), quant.ErrShape)
 	}
 	return in, nil
-}
-
-// segmentOf returns the tokens of a segment. In lossless mode segments are long, but not so long that
-// readers refuse their records.
-func segmentOf(src *capture.Source, cfg *Config) int {
-	if !cfg.Lossless {
-		return cfg.Segment
-	}
-	most := int64(losslessSegment)
-	for _, n := range src.Layers() {
-		k, _ := src.KV(n, capture.K)
-		v, _ := src.KV(n, capture.V)
-		token := int64(src.Geometry().KVHeads) * int64(k.RowBytes()+v.RowBytes())
-		most = min(most, container.DefaultExpandedBytes/max(1, token))
-	}
-	return max(cfg.Segment, int(most))
-}
-
-// checkRecords refuses segments whose records readers refuse, before any work is done.
-func (in *input) checkRecords() error {
-	for i := range in.layers {
-		l := &in.layers[i]
-		token := int64(l.heads) * int64(l.k.RowBytes())
-		if l.hasV {
-			token += int64(l.heads) * int64(l.v.RowBytes())
-		}
-		most := int64(container.DefaultExpandedBytes)
-		if n := token * int64(min(l.segment, l.tokens)); n > most {
-			return fmt.Errorf("kvist/offline: %s of %s in segments of %d tokens: a record stands for "+
-				"%d bytes, readers accept %d: segments of %d tokens or fewer fit: %w", l.name,
-				in.src.Name(), l.segment, n, most, most/token, quant.ErrTooLarge)
-		}
-	}
-	return nil
 }
 
 // values returns the number of values of all rows: what bits a value divides by.

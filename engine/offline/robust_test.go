@@ -515,7 +515,7 @@ func TestDecompress_Goldens(t *testing.T) {
 func TestDecompress_Expansion(t *testing.T) {
 	h := &container.Header{Kind: container.KindCache, Tokens: 60000 * 64, SegmentTokens: 60000,
 		KType: quant.Float16, VType: quant.Float16, Layers: []int{0},
-		Geometry: quant.Geometry{Layers: 1, Heads: 4, KVHeads: 4, HeadDim: 256, HeadDimV: 256}}
+		Geometry: quant.Geometry{Layers: 1, Heads: 4, KVHeads: 4, HeadDim: 64, HeadDimV: 64}}
 	var buf bytes.Buffer
 	w, err := container.NewWriter(&buf, h)
 	require.NoError(t, err)
