@@ -127,7 +127,7 @@ which K stands in for queries, reason), profile (the hash that the file names it
 	fl.StringVar(&f.profile, "profile", "", "`FILE` of kvist tune or kvist calibrate for the model")
 	fl.BoolVar(&f.lossless, "lossless", false, "archive: keep every row bit by bit")
 	fl.IntVar(&f.streams, "streams", def.Chunks,
-		"archive: `streams` to cut rows into, up to 16, that kvist truncate can drop")
+		"archive: `stages` of rows, up to 16, each with half the steps, that kvist truncate can drop")
 	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
 	fl.IntVar(&f.window, "window", def.Window, "last `tokens`, kept exactly (hot)")
 	fl.IntVar(&f.segment, "segment", def.Segment, "`tokens` of a segment, 32 to 32768")

@@ -4,6 +4,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 
 	"github.com/spf13/cobra"
 
@@ -21,12 +23,20 @@ func newTruncate(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "truncate IN.kvist -o OUT.kvist --bits BITS",
 		Short: "Make a coarser archive of an archive without coding it again",
-		Long: `truncate drops streams of a file that compress --form archive --streams made, those whose
-bytes tell the least, until the file has the size that is asked for. Neither the original nor the
-profile is needed. A file coded at that size from the start is better; this one is made at the speed
-of a copy.
+		Long: `truncate drops streams of an archive until it has the size that is asked for: those first that
+tell the least for their bytes, those of sinks and heavy tokens last. Neither the original nor the
+profile is needed, and it takes no longer than a copy.
 
-Fields of --json: input, output, bytes, bits_per_value, streams, dropped.`,
+A file that compress --streams made has its rows in stages, each of which halves the steps: with 4 of
+them it can be cut to about a third with little more error than coding the original at that size.
+Of a file made without, only whole heads of a segment can be dropped. The file says what its streams are
+worth: the predicted error is the squared error relative to what the rows hold beside their means,
+tokens and heads weighed as when it was made. Where it is more than twice that of coding the original at
+that size, or a head would be lost, the file is not written, unless --force is given.
+
+Fields of --json: input, output, bytes, bits_per_value, streams, dropped, heads_lost (sides of heads
+that lost all of a segment), predicted_error, error_before (of the input), error_afresh (of coding the
+original at that size).`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist --form archive --bits 2 --streams 4
   kvist truncate cache.kvist -o small.kvist --bits 1.5`,
 		Args: cobra.ExactArgs(1),
@@ -47,7 +57,7 @@ Fields of --json: input, output, bytes, bits_per_value, streams, dropped.`,
 	fl.Float64Var(&f.bits, "bits", 0, "target in `bits` a value, all bytes counted")
 	fl.StringVar(&f.budget, "budget", "", "target in `BYTES` (1500000, 1.5M, 2GiB) or percent of f16 (10%)")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
-	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
+	fl.BoolVar(&f.force, "force", false, "replace the output if it exists, and write it however large the predicted error")
 	_ = cmd.MarkFlagRequired("output") // the flag is there
 	return cmd
 }
@@ -59,6 +69,10 @@ type truncatedJSON struct {
 	BitsPerValue float64 `json:"bits_per_value"`
 	Streams      int     `json:"streams"`
 	Dropped      int     `json:"dropped"`
+	Heads        int     `json:"heads_lost"`
+	Predicted    float64 `json:"predicted_error"`
+	Before       float64 `json:"error_before"`
+	Afresh       float64 `json:"error_afresh"`
 }
 
 func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err error) {
@@ -85,18 +99,32 @@ func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err 
 		return err
 	}
 	say, clear := a.progress()
-	res, err := offline.Truncate(ctx, r, out, total, say)
+	res, err := offline.Truncate(ctx, r, out, total, f.force, say)
 	clear()
 	out.finish(&err)
+	var coarse *offline.CoarseError
+	if errors.As(err, &coarse) {
+		return fmt.Errorf("%w; code the original again, or give --force", err)
+	}
 	if err != nil {
 		return err
 	}
-	sum := &truncatedJSON{in.name, out.name, res.Bytes, res.BitsPerValue, res.Streams, res.Dropped}
+	e := &res.Predicted
+	sum := &truncatedJSON{in.name, out.name, res.Bytes, res.BitsPerValue, res.Streams, res.Dropped,
+		res.Heads, e.Error, e.Now, e.Afresh}
 	if f.json {
 		return printJSON(a.summaryTo(f.out), sum)
 	}
 	p := &printer{w: a.summaryTo(f.out)}
 	p.printf("%s: %s bytes, %.4g bits/value, %s of %s streams dropped\n", sum.Output, count(sum.Bytes),
 		sum.BitsPerValue, count(int64(sum.Dropped)), count(int64(sum.Streams)))
+	p.printf("predicted error %s, %s before", percent(e.Error), percent(e.Now))
+	if sum.Dropped > 0 {
+		p.printf("; about %.2g times that of coding the original at that size", e.Times())
+	}
+	p.printf("\n")
+	if sum.Heads > 0 {
+		p.printf("%s times a head lost all K or V of a segment\n", count(int64(sum.Heads)))
+	}
 	return p.err
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 
 	"github.com/spf13/cobra"
 
@@ -34,7 +35,10 @@ offset, and the exit status is 3.
 
 --against measures what was lost, layer by layer. K and V error: sum|x - x'|^2 / sum|x|^2 over all
 rows. Cosine: the mean over rows. Future attention: relative squared error of the attention outputs
-of the captured later queries (q_next) over the compressed context and their exact tail.
+of the captured later queries (q_next) over the compressed context and their exact tail. Because
+means hide damage, the worst of each layer stands beside them: the head with the largest error relative
+to its own rows; the row with the largest squared error relative to the mean squared length of the rows
+of its head; the KV head and the later token with the largest future-attention error.
 
 Fields of --json: file, ok, bytes, records, side_tensors, damage (section, layer, segment, head,
 block, offset, message; numbers are -1 where they have no meaning), not_decoded (why the records of
@@ -213,6 +217,51 @@ type layerErrorJSON struct {
 	KCosine     *float64 `json:"k_cosine"`
 	VCosine     *float64 `json:"v_cosine"`
 	FutureError *float64 `json:"future_error"`
+
+	KHead       *worstJSON `json:"worst_k_head"`
+	VHead       *worstJSON `json:"worst_v_head"`
+	KToken      *worstJSON `json:"worst_k_token"`
+	VToken      *worstJSON `json:"worst_v_token"`
+	FutureHead  *worstJSON `json:"worst_future_head"`
+	FutureToken *worstJSON `json:"worst_future_token"`
+}
+
+// worstJSON is where an error is largest; head or token is null where it is of all of them.
+type worstJSON struct {
+	Head  *int     `json:"head"`
+	Token *int     `json:"token"`
+	Error *float64 `json:"error"`
+}
+
+func newWorstJSON(w offline.Worst) *worstJSON {
+	if math.IsNaN(w.Error) {
+		return nil
+	}
+	place := func(i int) *int {
+		if i < 0 {
+			return nil
+		}
+		return &i
+	}
+	return &worstJSON{Head: place(w.Head), Token: place(w.Token), Error: number(w.Error)}
+}
+
+// String is for a cell of a table: head, token or both, and the error there.
+func (w *worstJSON) String() string {
+	if w == nil {
+		return "-"
+	}
+	e := "inf"
+	if w.Error != nil {
+		e = percent(*w.Error)
+	}
+	switch {
+	case w.Head == nil:
+		return fmt.Sprintf("%d: %s", *w.Token, e)
+	case w.Token == nil:
+		return fmt.Sprintf("%d: %s", *w.Head, e)
+	}
+	return fmt.Sprintf("%d/%d: %s", *w.Head, *w.Token, e)
 }
 
 func newComparisonJSON(cmp *offline.Comparison, original string, hasV bool) *comparisonJSON {
@@ -226,9 +275,12 @@ func newComparisonJSON(cmp *offline.Comparison, original string, hasV bool) *com
 		FutureError: number(cmp.FutureError), SideTensors: cmp.SideTensors,
 		Layers: []layerErrorJSON{}}
 	for _, l := range cmp.Layers {
-		c.Layers = append(c.Layers, layerErrorJSON{l.Name, number(l.KError), side(l.VError),
-			number(l.KCosine),
-			side(l.VCosine), number(l.FutureError)})
+		x := layerErrorJSON{Name: l.Name, KError: number(l.KError), VError: side(l.VError), KCosine: number(l.KCosine),
+			VCosine: side(l.VCosine), FutureError: number(l.FutureError),
+			KHead: newWorstJSON(l.Worst.KHead), KToken: newWorstJSON(l.Worst.KToken),
+			VHead: newWorstJSON(l.Worst.VHead), VToken: newWorstJSON(l.Worst.VToken),
+			FutureHead: newWorstJSON(l.Worst.FutureHead), FutureToken: newWorstJSON(l.Worst.FutureToken)}
+		c.Layers = append(c.Layers, x)
 	}
 	return c
 }
@@ -248,9 +300,13 @@ func (c *comparisonJSON) print(p *printer) {
 	}
 	p.printf("against %s: %d side tensors identical\n\n", c.Original, c.SideTensors)
 	if len(c.Layers) > 0 && c.Layers[0].VError == nil {
-		t := newTable([]any{"tensor", "error", "cosine"}, 1, 2)
+		t := newTable([]any{"tensor", "error", "cosine", "worst row"}, 1, 2, 3)
 		for _, l := range c.Layers {
-			t.AppendRow([]any{title(l.Name), error(l.KError), cosine(l.KCosine)})
+			worst := "-"
+			if l.KToken != nil && l.KToken.Error != nil {
+				worst = fmt.Sprintf("%s, row %d", percent(*l.KToken.Error), *l.KToken.Token)
+			}
+			t.AppendRow([]any{title(l.Name), error(l.KError), cosine(l.KCosine), worst})
 		}
 		t.AppendFooter([]any{"mean", error(c.KError)})
 		p.table(t)
@@ -264,6 +320,13 @@ func (c *comparisonJSON) print(p *printer) {
 			error(l.FutureError)})
 	}
 	t.AppendFooter([]any{"mean", error(c.KError), error(c.VError), "", "", error(c.FutureError)})
+	p.table(t)
+	p.printf("\nworst head and worst token of each layer, which means may hide\n\n")
+	t = newTable([]any{"layer", "K head", "K head/token", "V head", "V head/token", "future head", "future token"},
+		1, 2, 3, 4, 5, 6)
+	for _, l := range c.Layers {
+		t.AppendRow([]any{l.Name, l.KHead, l.KToken, l.VHead, l.VToken, l.FutureHead, l.FutureToken})
+	}
 	p.table(t)
 }
 

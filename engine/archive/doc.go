@@ -25,12 +25,14 @@
 //
 // Transform mode, little-endian:
 //
-//	+----+--------+-----------+---------------------------+-------------+------------------+
-//	| 0  | chunks | side u32  | stream u32 [lanes][chunks]| side stream | streams of lanes |
-//	+----+--------+-----------+---------------------------+-------------+------------------+
+//	+----+--------+-------+----------+-------------+-------------------------+-------------+---------+
+//	| 0  | stages | parts | side u32 | energy, err | u32 bytes and u16 worth | side stream | streams |
+//	|    |        |       |          | u16 each    | of each stream          |             |         |
+//	+----+--------+-------+----------+-------------+-------------------------+-------------+---------+
 //
-// Lanes are K and V of head 0, of head 1 and so on. A lane of several chunks has a stream for each
-// run of components; a length of 0 is a stream that was dropped, and all behind it are (Truncate).
+// Lanes are K and V of head 0, of head 1 and so on; each has a stream, its base. A record of several
+// stages has bases at coarser steps and refinements behind them, each of which halves the step and has a stream for each
+// group of tokens. A length of 0 is a stream that was dropped (Truncate); what it was worth stays.
 // The side stream holds what is told of rows and components: gaps between positions, the steps of
 // lanes, the deviations of components where they are not those of the transform, the classes of
 // tokens. engine/container/FORMAT.md has it symbol by symbol; lossless.go the lossless mode.

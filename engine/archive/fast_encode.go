@@ -161,6 +161,43 @@ func (s *levels) notPlain(q *rowQuantizer, v float32, scale, prior, parity int) 
 	return m
 }
 
+// signed returns the levels of the lane as numbers, in the room of out.
+func (s *levels) signed(q *rowQuantizer, out []int32, l *lane) []int32 {
+	out = slices.Grow(out[:0], len(s.codes))[:len(s.codes)]
+	var at [2]int
+	for i, c := range s.codes {
+		switch c {
+		case codeNone:
+			out[i] = 0
+		case codeSlow:
+			parity := i / l.dim & 1
+			out[i] = s.slow[parity][at[parity]].level(q)
+			at[parity]++
+		default:
+			out[i] = int32(c)%numSymbols - maxLevel
+		}
+	}
+	return out
+}
+
+// level returns the level of a coefficient that is no plain symbol.
+func (x *slowLevel) level(q *rowQuantizer) int32 {
+	k, shift := classOf(int(x.scale))
+	if shift > 0 {
+		n, _, _ := parts(x.v, shift)
+		return n
+	}
+	a := max(x.v, -x.v)
+	if !(a <= maxMagnitude) {
+		a = maxMagnitude
+	}
+	if m := int32(q.level(a, k)); x.v >= 0 {
+		return m
+	} else {
+		return -m
+	}
+}
+
 // bits returns what the model gives the lane.
 func (s *levels) bits(q *rowQuantizer) float64 {
 	var sum float64

@@ -68,7 +68,7 @@ func TestQuickPair_LikeRow(t *testing.T) {
 	for _, lambda := range []float32{0, 0.12, 0.2} {
 		q := newCoder(DefaultTables(), true).quantizer(lambda)
 		for range 3000 {
-			l := &lane{rows: 2, dim: groupSize * (1 + rng.IntN(12)), chunks: 1}
+			l := &lane{rows: 2, dim: groupSize * (1 + rng.IntN(12))}
 			l.step8 = []int16{int16(rng.IntN(60) - 30), int16(rng.IntN(60) - 30)}
 			loud := rng.IntN(70) - 20
 			y := make([]float32, 2*l.dim)

@@ -54,6 +54,9 @@ func isTyped(err error) bool {
 func FuzzDecode(f *testing.F) {
 	c, seg := cache(f, 9, 2)
 	f.Add(encode(f, c, seg))
+	several := clone(seg)
+	several.Chunks, several.Parts = 4, 2
+	f.Add(encode(f, c, several))
 	l := EncodeLossless(nil, []LosslessLane{{16, make([]byte, 64)}, {16, make([]byte, 64)},
 		{16, make([]byte, 64)}, {16, make([]byte, 64)}}, 2)
 	f.Add(l)
@@ -68,7 +71,18 @@ func FuzzDecode(f *testing.F) {
 		if err := DecodeLossless(lanes, b, 2); err != nil && !isTyped(err) {
 			t.Fatalf("%v", err)
 		}
-		if s, err := Truncate(nil, b, []int{1, 0, 2, 9}); err == nil {
+		for _, keep := range []*Keep{
+			{Lanes: []bool{true, true, true, true}, Refined: []int{1, 0, 2}},
+			{Lanes: []bool{true, true, true, true}, Refined: []int{1, 0, 2, 0, 3, 9}},
+			{Lanes: []bool{true, false, true, true}},
+		} {
+			s, err := Truncate(nil, b, keep)
+			if err != nil {
+				if !isTyped(err) {
+					t.Fatalf("%v", err)
+				}
+				continue
+			}
 			if err := c.Decode(emptyLike(seg), s, nil); err != nil && !isTyped(err) {
 				t.Fatalf("%v", err)
 			}

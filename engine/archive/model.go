@@ -48,13 +48,9 @@ const maxMagnitude = 1 << 28
 // lane is one side of one head of a segment, as coefficients.
 type lane struct {
 	rows, dim int
-	chunks    int     // streams that share the components, in order; what a stream holds ends with it
 	std8      []int16 // [dim] deviation of each component
 	step8     []int16 // [rows] step of each row, as deviations are held against it
 }
-
-// chunkOf returns the stream of a component.
-func (l *lane) chunkOf(i int) int { return i * l.chunks / l.dim }
 
 // rowQuantizer picks the levels of a row: the ones that cost least, squared error in steps plus
 // lambda times bits.
@@ -137,9 +133,9 @@ func bitLen(v uint32) int {
 // escapeBits is what escape takes, with the sign.
 func escapeBits(v uint32) float32 { return float32(5+bitLen(v+1)-1) + 1 }
 
-// encode quantizes y, [rows, dim], with steps [rows], in the order of the streams, and returns the
-// bits that the model gives the lane. The symbols go to sinks, [chunks]; with nil it only counts.
-func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (cost float64) {
+// encode quantizes y, [rows, dim], with steps [rows], in the order of the stream, and returns the
+// bits that the model gives the lane. The symbols go to sink; with nil it only counts.
+func (q *rowQuantizer) encode(l *lane, y, steps []float32, sink *laneSink) (cost float64) {
 	var known []*rowScales
 	for t := 0; t < l.rows; t += 2 {
 		n := min(2, l.rows-t)
@@ -156,10 +152,6 @@ func (q *rowQuantizer) encode(l *lane, y, steps []float32, sinks []laneSink) (co
 				shift[r] = st[r].shift8(q.Prior)
 			}
 			for i := g; i < min(g+groupSize, l.dim); i++ {
-				var sink *laneSink
-				if sinks != nil {
-					sink = &sinks[l.chunkOf(i)]
-				}
 				for r := range n {
 					scale := int(of[r].scale[i])
 					if !coded(scale) {
@@ -253,76 +245,32 @@ func b2u(b bool) uint32 {
 	return 0
 }
 
-// decodeLane reads the streams of a lane, [chunks], into coefficients, in steps. out is [rows, dim].
-// Streams that were cut off, from some chunk on, leave zeros. It returns the chunk that is damaged,
-// or -1.
-func (c *coder) decodeLane(l *lane, streams [][]byte, out []float32) int {
-	ds := make([]ransDecoder, len(streams))
-	dim := l.dim // components that are there
-	for k, b := range streams {
-		if len(b) == 0 {
-			for dim > 0 && l.chunkOf(dim-1) >= k {
-				dim--
-			}
-			break
-		}
-		ds[k] = newRansDecoder(b)
-	}
-	if dim < l.dim {
+// decodeLane reads the stream of a lane into coefficients, in steps. out is [rows, dim]. A stream that was
+// dropped leaves zeros. It returns false where the stream is damaged.
+func (c *coder) decodeLane(l *lane, stream []byte, out []float32) bool {
+	if len(stream) == 0 {
 		clear(out)
+		return true
 	}
-	if len(streams) == 1 && dim > 0 {
-		if !c.decodeOne(l, streams[0], out) {
-			return 0
-		}
-		return -1
-	}
-	of := make([]*ransDecoder, dim)
-	for i := range of {
-		of[i] = &ds[l.chunkOf(i)]
-	}
-	for t := 0; t < l.rows; t += 2 {
-		c.decodeRowsOf(of, l, t, min(2, l.rows-t), out)
-		for k := range ds {
-			if ds[k].pos > len(ds[k].b)+8 {
-				return k
-			}
-		}
-	}
-	for k := range ds {
-		if len(streams[k]) > 0 && !ds[k].done() {
-			return k
-		}
-	}
-	return -1
+	return c.decodeOne(l, stream, out)
 }
 
-// decodeRows decodes n rows from row t on, 1 or 2, from one stream.
+// decodeRows decodes n rows from row t on, 1 or 2. It is the definition of the order of symbols.
 func (c *coder) decodeRows(d *ransDecoder, l *lane, t, n int, out []float32) {
-	of := make([]*ransDecoder, l.dim)
-	for i := range of {
-		of[i] = d
-	}
-	c.decodeRowsOf(of, l, t, n, out)
-}
-
-// decodeRowsOf decodes n rows from row t on, component i from stream of[i]. It is the definition of
-// the order of symbols.
-func (c *coder) decodeRowsOf(of []*ransDecoder, l *lane, t, n int, out []float32) {
 	var st [2]rowState
-	for g := 0; g < len(of); g += groupSize {
+	for g := 0; g < l.dim; g += groupSize {
 		var shift [2]int
 		for r := range n {
 			shift[r] = st[r].shift8(c.Prior)
 		}
-		for i := g; i < min(g+groupSize, len(of)); i++ {
+		for i := g; i < min(g+groupSize, l.dim); i++ {
 			for r := range n {
 				scale := int(l.std8[i]) - int(l.step8[t+r])
 				if !coded(scale) {
 					out[(t+r)*l.dim+i] = 0
 					continue
 				}
-				v, m := c.next(of[i], r, scale+shift[r])
+				v, m := c.next(d, r, scale+shift[r])
 				out[(t+r)*l.dim+i] = v
 				st[r].add(m, c.expectation(scale))
 			}

@@ -103,6 +103,10 @@ type Codec struct {
 	work  sync.Pool // *[]float32: the components of a lane
 	quick sync.Pool // *levels
 	turns *Turns
+
+	encode bool
+	mu     sync.Mutex
+	staged []*coder // see coders
 }
 
 // Turns is a Rope that remembers the sines and cosines of the segments it first met: those of all layers are
@@ -174,7 +178,7 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 	if err := p.Set.prepare(encode); err != nil {
 		return nil, err
 	}
-	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode), turns: NewTurns(p.Rope)}
+	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode), turns: NewTurns(p.Rope), encode: encode}
 	c.work.New = func() any { return new([]float32) }
 	c.quick.New = func() any { return new(levels) }
 	return c, nil

@@ -3,7 +3,6 @@
 package archive
 
 import (
-	"encoding/binary"
 	"math"
 	"slices"
 
@@ -22,9 +21,11 @@ type Segment struct {
 	Dims []int // per side
 	// Class is [heads][tokens], the class of each token's step.
 	Class [][]uint8
-	// Chunks is how many streams a lane is cut into, 0 or 1 for one: those of its last components can
-	// be dropped later (Truncate).
+	// Chunks is in how many stages the levels are told, 0 or 1 for one: each behind the first halves the
+	// step, and can be dropped later (Truncate).
 	Chunks int
+	// Parts is in how many parts of the tokens a stage is cut, 0 or 1 for one: more make more streams.
+	Parts int
 	// Step8 is [heads*sides], what a lane adds to its steps.
 	Step8 []int
 
@@ -263,7 +264,7 @@ func (p *Params) SetStep(s float64) int {
 // are those of a finer step.
 func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []float32) {
 	n, sides := len(seg.Pos), len(seg.Dims)
-	l := &lane{rows: n, dim: seg.Dims[i%sides], chunks: max(1, seg.Chunks), std8: std8, step8: make([]int16, n)}
+	l := &lane{rows: n, dim: seg.Dims[i%sides], std8: std8, step8: make([]int16, n)}
 	steps := make([]float32, n)
 	var class [NumTokenClasses]float32
 	for k, o := range c.Class8 {
@@ -333,118 +334,68 @@ const (
 	modeLossless  = 1
 )
 
-// MaxChunks is the most streams of a lane.
+// MaxChunks is the most stages of a record.
 const MaxChunks = 16
 
 // Encode appends the payload of a record to dst.
 //
-// Layout: u8 0, u8 chunks, u32 length of the side stream, u32 length of each stream of each lane,
-// the side stream, the streams.
+// Layout: u8 0, u8 stages, u8 parts of the tokens, u32 length of the side stream, u16 energy of the rows,
+// u16 error; u32 length and u16 worth of the base of each lane, then of each refinement, the coarsest
+// first, and each stream; the side stream, the bases, the refinements.
 func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
-	le := binary.LittleEndian
-	chunks := max(1, p.seg.Chunks)
-	dst = append(dst, modeTransform, byte(chunks))
-	head := len(dst)
-	dst = append(dst, make([]byte, 4+4*len(p.y)*chunks)...)
-	at := len(dst)
-	dst = c.encodeSide(dst, p, step8)
-	le.PutUint32(dst[head:], uint32(len(dst)-at))
-	q := c.c.quantizer(e.Lambda)
-	sinks := make([]laneSink, chunks)
 	quick := c.quick.Get().(*levels)
 	defer c.quick.Put(quick)
+	if p.seg.Chunks > 1 {
+		return c.encodeStaged(dst, p, step8, e, quick)
+	}
+	q := c.c.quantizer(e.Lambda)
+	parts := &streams{chunks: 1, parts: 1, side: c.encodeSide(nil, p, step8)}
+	var energy, left float64
+	var room []byte
 	for i := range p.y {
-		for k := range sinks {
-			sinks[k].syms, sinks[k].state = sinks[k].syms[:0], sinks[k].state[:0]
-		}
 		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
-		if chunks == 1 {
-			at = len(dst)
-			quick.quantize(q, l, p.y[i], steps)
-			dst = quick.encode(dst, q, l)
-			le.PutUint32(dst[head+4+4*i:], uint32(len(dst)-at))
-			continue
-		}
-		q.encode(l, p.y[i], steps, sinks)
-		for k := range sinks {
-			at = len(dst)
-			dst = ransEncode(dst, sinks[k].syms, sinks[k].state, probBits)
-			le.PutUint32(dst[head+4+4*(i*chunks+k):], uint32(len(dst)-at))
-		}
+		quick.quantize(q, l, p.y[i], steps)
+		at := len(room)
+		room = quick.encode(room, q, l)
+		all, lost := c.energy(l, p.y[i], steps)
+		energy, left = energy+all, left+lost
+		parts.lanes = append(parts.lanes, stream{at: at, worth: newWorth(all - lost)})
 	}
-	return dst
+	for i := range parts.lanes {
+		end := len(room)
+		if i+1 < len(parts.lanes) {
+			end = parts.lanes[i+1].at
+		}
+		parts.lanes[i].b = room[parts.lanes[i].at:end]
+	}
+	parts.energy, parts.err = newWorth(energy), newWorth(left)
+	return parts.append(dst)
 }
 
-// streams are the parts of a payload in transform mode.
-type streams struct {
-	chunks int
-	side   []byte
-	lanes  [][][]byte // [lanes][chunks]
-	offset []int      // of each lane in the payload
-}
-
-// parse takes a payload apart.
-func parse(b []byte, lanes int) (*streams, error) {
-	if len(b) < 2 || b[0] != modeTransform {
-		return nil, corrupt("payload", -1, -1, 0, "not in transform mode")
-	}
-	s := &streams{chunks: int(b[1])}
-	head := 2 + 4 + 4*int64(lanes)*int64(s.chunks)
-	if s.chunks < 1 || s.chunks > MaxChunks || int64(len(b)) < head {
-		return nil, corrupt("payload", -1, -1, 1, "%d chunks in %d bytes", s.chunks, len(b))
-	}
-	at := head
-	part := func(i int) ([]byte, bool) {
-		size := int64(binary.LittleEndian.Uint32(b[2+4*i:]))
-		if size > int64(len(b))-at {
-			return nil, false
+// energy returns that of the rows of a lane, in squared steps, and what the tables expect coding to leave
+// of it.
+func (c *Codec) energy(l *lane, y, steps []float32) (all, lost float64) {
+	known := map[int16]float64{}
+	for t, f := range steps {
+		var sum [4]float32
+		row, inv := y[t*l.dim:(t+1)*l.dim], 1/f
+		for len(row) >= 4 {
+			a, b, c, d := row[0]*inv, row[1]*inv, row[2]*inv, row[3]*inv
+			sum[0], sum[1], sum[2], sum[3] = sum[0]+a*a, sum[1]+b*b, sum[2]+c*c, sum[3]+d*d
+			row = row[4:]
 		}
-		v := b[at : at+size : at+size]
-		at += size
-		return v, true
-	}
-	var ok bool
-	if s.side, ok = part(0); !ok {
-		return nil, corrupt("side stream", -1, -1, 2, "longer than the payload")
-	}
-	for i := range lanes {
-		var chunks [][]byte
-		s.offset = append(s.offset, int(at))
-		for k := range s.chunks {
-			v, ok := part(1 + i*s.chunks + k)
-			if !ok {
-				return nil, corrupt("lane", i, -1, 2+4*(1+i*s.chunks+k), "longer than the payload")
-			}
-			if k > 0 && len(v) > 0 && len(chunks[k-1]) == 0 {
-				return nil, corrupt("lane", i, -1, int(at), "chunk %d without the one before", k)
-			}
-			chunks = append(chunks, v)
+		for _, v := range row {
+			sum[0] += v * inv * v * inv
 		}
-		s.lanes = append(s.lanes, chunks)
-	}
-	if at != int64(len(b)) {
-		return nil, corrupt("payload", -1, -1, int(at), "%d bytes behind the last lane", int64(len(b))-at)
-	}
-	return s, nil
-}
-
-// append puts the parts together again.
-func (s *streams) append(dst []byte) []byte {
-	le := binary.LittleEndian
-	dst = append(dst, modeTransform, byte(s.chunks))
-	dst = le.AppendUint32(dst, uint32(len(s.side)))
-	for _, l := range s.lanes {
-		for _, c := range l {
-			dst = le.AppendUint32(dst, uint32(len(c)))
+		s := float64(sum[0]) + float64(sum[1]) + float64(sum[2]) + float64(sum[3])
+		left, ok := known[l.step8[t]]
+		if !ok {
+			left = c.expected(l, l.step8[t], 0)
+			known[l.step8[t]] = left
 		}
+		all, lost = all+s, lost+min(left, s)
 	}
-	dst = append(dst, s.side...)
-	for _, l := range s.lanes {
-		for _, c := range l {
-			dst = append(dst, c...)
-		}
-	}
-	return dst
+	return all, lost
 }
 
 // sideModels are the models of the side stream of a record.
@@ -589,7 +540,7 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err != nil {
 		return err
 	}
-	seg.Chunks = parts.chunks
+	seg.Chunks, seg.Parts = parts.chunks, parts.parts
 	std8, err := c.decodeSide(seg, ts, parts.side)
 	if err != nil {
 		return err
@@ -597,14 +548,23 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	sin, cos := c.turns.angles(seg.Pos)
 	work := c.work.Get().(*[]float32)
 	defer c.work.Put(work)
+	staged, missing := c.newStagedDecoder(parts), parts.missing()
 	for i := range lanes {
 		t := ts[i]
 		l, steps := c.lane(seg, i, std8[i], seg.Step8[i])
 		*work = slices.Grow((*work)[:0], n*t.Dim)
 		y := (*work)[:n*t.Dim]
-		if k := c.c.decodeLane(l, parts.lanes[i], y[:n*t.Dim]); k >= 0 {
-			return corrupt("lane", i/sides, i%sides, parts.offset[i],
-				"stream %d does not end where it should", k)
+		var of []uint8
+		if parts.chunks > 1 {
+			of = c.streamsOf(seg.Class[i/sides], parts.parts)
+		}
+		if parts.chunks > 1 {
+			err = staged.lane(i, l, y, of)
+		} else if !c.c.decodeLane(l, parts.lanes[i].b, y) {
+			err = corrupt("lane", i/sides, i%sides, parts.lanes[i].at, "the stream does not end where it should")
+		}
+		if err != nil {
+			return err
 		}
 		for r, f := range steps {
 			for j := range y[r*t.Dim : (r+1)*t.Dim] {
@@ -616,10 +576,18 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 			c.Rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
 		}
 		if noise != nil && noise[i] != nil {
-			c.noise(noise[i], l, steps, t.Gain)
+			c.noise(noise[i], l, steps, t.Gain, func(t int) int {
+				switch {
+				case len(parts.lanes[i].b) == 0:
+					return nothingLeft
+				case of == nil:
+					return 0
+				}
+				return missing[of[t]]
+			})
 		}
 	}
-	return nil
+	return staged.done()
 }
 
 // decodeSide reads the side stream into seg.
@@ -682,40 +650,52 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 	return std8, nil
 }
 
-// noise sets out to gain times the expected squared error of each row, as the tables tell it.
-func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32) {
-	known := map[int16]float64{} // by step; a lane has as many as there are classes
+// nothingLeft refinements short, no component is coded.
+const nothingLeft = 1 << 10
+
+// noise sets out to gain times the expected squared error of each row, as the tables tell it, where token t
+// is left(t) refinements short.
+func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32, left func(t int) int) {
+	type at struct {
+		step8 int16
+		left  int
+	}
+	known := map[at]float64{} // a lane has as many as there are classes
 	for t := range out {
-		s8 := l.step8[t]
-		sum, ok := known[s8]
+		s := at{l.step8[t], left(t)}
+		sum, ok := known[s]
 		if !ok {
-			sum = c.expected(l, s8)
-			known[s8] = sum
+			sum = c.expected(l, s.step8, s.left)
+			known[s] = sum
 		}
 		out[t] = float32(min(float64(gain)*float64(steps[t])*float64(steps[t])*sum, math.MaxFloat32))
 	}
 }
 
-// expected returns the squared error to expect of a row with a step, in squared steps.
-func (c *Codec) expected(l *lane, step8 int16) float64 {
+// expected returns the squared error to expect of a row with a step, some refinements short, in
+// squared steps.
+func (c *Codec) expected(l *lane, step8 int16, left int) float64 {
 	var sum float64
 	for _, s := range l.std8 {
-		scale := int(s) - int(step8)
+		prior := int(s) - int(step8)
+		scale := prior - 8*left
 		if coded(scale) {
 			e := 1. / 12
 			if k, shift := classOf(scale); shift == 0 {
 				e = float64(c.c.Noise[k]) / 4096
 			}
-			sum += e
+			sum += math.Ldexp(e, 2*left)
 			continue
 		}
-		dev := math.Ldexp(float64(eighths[scale&7]), scale>>3) // the whole of a component that is not stored
+		// The whole of a component that is not stored.
+		dev := math.Ldexp(float64(eighths[prior&7]), prior>>3)
 		sum += dev * dev
 	}
 	return sum
 }
 
-// LaneSizes returns the bytes that each lane of a payload takes, [heads*sides].
+// LaneSizes returns the bytes that each lane of a payload takes, [heads*sides]. Refinements, whose streams
+// are of all lanes, count as the bases do.
 //
 // Errors: *CorruptError.
 func LaneSizes(payload []byte, lanes int) ([]int64, error) {
@@ -732,9 +712,8 @@ func LaneSizes(payload []byte, lanes int) ([]int64, error) {
 		return nil, err
 	}
 	for i, l := range p.lanes {
-		for _, c := range l {
-			sizes[i] += int64(len(c))
-		}
+		sizes[i] = int64(len(l.b))
 	}
+	p.spread(sizes)
 	return sizes, nil
 }

@@ -57,6 +57,8 @@ type coder struct {
 	recon  [numClasses][maxLevel + 1]float32 // points of reconstruction, in steps
 	signed [numClasses][numSymbols]float32   // the same by symbol
 
+	refined *refineTables // of a stage; see coders
+
 	// For encoding, by class and symbol: see fast_encode.go.
 	symbols []encodeSymbol
 	bits    []float32

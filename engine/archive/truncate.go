@@ -2,39 +2,89 @@
 
 package archive
 
-// ChunkSizes returns the bytes of the streams of each lane of a payload, [lanes][chunks]; 0 for
-// those that were dropped.
+import "slices"
+
+// Part is a stream of a payload.
+type Part struct {
+	Bytes int // 0 for one that was dropped
+	// Worth is the squared error that dropping it adds, in squared steps.
+	Worth float64
+}
+
+// Contents says what the streams of a payload take and tell. Errors and energies are in squared steps of
+// their rows, which cost the same everywhere.
+type Contents struct {
+	// Lanes are the bases of the lanes, or the whole of them where there are no refinements.
+	Lanes []Part
+	// Refined is [refinements][streams], the coarsest first. Stream i is of the tokens of group
+	// i % NumGroups, the heaviest tokens first, and refines stream i of the refinement before.
+	Refined [][]Part
+	// Energy is that of all rows without their means; Error is what is left when nothing was dropped.
+	Energy, Error float64
+}
+
+// Streams returns the streams of a payload.
 //
 // Errors: *CorruptError, also for a payload in lossless mode, which has no streams to drop.
-func ChunkSizes(payload []byte, lanes int) ([][]int, error) {
+func Streams(payload []byte, lanes int) (*Contents, error) {
 	p, err := parse(payload, lanes)
 	if err != nil {
 		return nil, err
 	}
-	sizes := make([][]int, lanes)
-	for i, l := range p.lanes {
-		for _, c := range l {
-			sizes[i] = append(sizes[i], len(c))
-		}
+	c := &Contents{Energy: p.energy.value(), Error: p.err.value()}
+	for _, l := range p.lanes {
+		c.Lanes = append(c.Lanes, Part{len(l.b), l.worth.value()})
 	}
-	return sizes, nil
+	for _, r := range p.refined {
+		var parts []Part
+		for _, s := range r {
+			parts = append(parts, Part{len(s.b), s.worth.value()})
+		}
+		c.Refined = append(c.Refined, parts)
+	}
+	return c, nil
 }
 
-// Truncate appends to dst the payload with the first keep[i] streams of lane i, at most those it
-// has: its last components become their means. Nothing is coded again.
+// Keep is what Truncate leaves of a payload.
+type Keep struct {
+	Lanes   []bool // the bases; where one goes, all refinements have to
+	Refined []int  // how many refinements each stream keeps; nil for none
+}
+
+// Truncate appends to dst the payload with what keep says, at most what it has. Nothing is coded
+// again.
 //
-// Errors: *CorruptError; quant.ErrShape for a keep of another length.
-func Truncate(dst, payload []byte, keep []int) ([]byte, error) {
-	p, err := parse(payload, len(keep))
+// Errors: *CorruptError; quant.ErrShape for a keep that does not fit.
+func Truncate(dst, payload []byte, keep *Keep) ([]byte, error) {
+	p, err := parse(payload, len(keep.Lanes))
 	if err != nil {
 		return dst, err
 	}
-	for i, l := range p.lanes {
-		if keep[i] < 0 {
-			return dst, shapef("lane %d: keep %d streams", i, keep[i])
+	if keep.Refined != nil && len(p.refined) > 0 && len(keep.Refined) != len(p.refined[0]) {
+		return dst, shapef("refinements of %d streams, the payload has %d", len(keep.Refined), len(p.refined[0]))
+	}
+	kept := func(i int) int {
+		if keep.Refined == nil {
+			return 0
 		}
-		for k := keep[i]; k < len(l); k++ {
-			l[k] = nil
+		return keep.Refined[i]
+	}
+	for n := range p.refined {
+		for i := range p.refined[n] {
+			if n >= kept(i) {
+				p.refined[n][i].b = nil
+			}
+		}
+	}
+	for i, k := range keep.Lanes {
+		if k {
+			continue
+		}
+		p.lanes[i].b = nil
+		for n := range p.refined {
+			if slices.ContainsFunc(p.refined[n], func(s stream) bool { return len(s.b) > 0 }) {
+				return dst, shapef("lane %d: its base goes and refinements stay", i)
+			}
 		}
 	}
 	return p.append(dst), nil

@@ -314,7 +314,7 @@ func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepa
 	for h := range l.heads {
 		seg.Class[h] = everyPair(slices.Clone(a.classes[li][h][first:first+n]), 1, every)
 	}
-	seg.Step8, seg.Chunks = a.laneSteps[li], a.cfg.Chunks
+	seg.Step8, seg.Chunks, seg.Parts = a.laneSteps[li], a.cfg.Chunks, a.parts()
 	for i, rows := range seg.Rows {
 		if finiteValues(rows) {
 			continue
@@ -325,6 +325,24 @@ func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepa
 		return nil, nil
 	}
 	return a.prepare(l, seg, first, every)
+}
+
+// fewStreams is how many streams a refinement has at least in a file, so that it can be cut to about any
+// size. A part of the tokens is of partTokens at least: streams take some bytes each.
+const (
+	fewStreams = 48
+	partTokens = 32
+)
+
+// parts returns in how many parts of the tokens refinements are cut: files of few records need more, the
+// more so where all tokens are of one group.
+func (a *archiver) parts() int {
+	groups := 1
+	if a.use.Heads > 0 || a.cfg.Weighted {
+		groups = archive.NumGroups - 1 // sinks are few
+	}
+	n := fewStreams / max(1, int(a.header.Records())*groups)
+	return min(max(n, 1), max(1, a.header.SegmentTokens/partTokens), archive.MaxParts)
 }
 
 func (a *archiver) effort() archive.Effort {

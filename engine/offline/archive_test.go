@@ -428,32 +428,6 @@ func TestArchive_ManyRecords(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrBudget)
 }
 
-func TestArchive_Truncate(t *testing.T) {
-	src, be := small(t), openCPU(t)
-	p := calibrated(t, src)
-	cfg := config(t, "bits=3 form=archive chunks=8")
-	cfg.Profile = p
-	b, _ := compress(t, src, be, cfg)
-	last := 0.0
-	for _, bits := range []float64{3, 2.5, 2, 1.5, 1} {
-		total := int64(bits * float64(offline.Values(reader(t, b).Header())) / 8)
-		var out bytes.Buffer
-		res, err := offline.Truncate(context.Background(), reader(t, b), &out, total, nil)
-		require.NoError(t, err)
-		require.Equal(t, int64(out.Len()), res.Bytes)
-		require.LessOrEqual(t, res.Bytes, total)
-		require.Greater(t, res.Bytes, total*9/10)
-		r := reader(t, out.Bytes())
-		require.NoError(t, offline.Verify(context.Background(), r, nil))
-		cmp, err := offline.Compare(context.Background(), r, src, be, nil, p)
-		require.NoError(t, err)
-		require.GreaterOrEqual(t, cmp.KError+cmp.VError, last)
-		last = cmp.KError + cmp.VError
-	}
-	_, err := offline.Truncate(context.Background(), reader(t, b), &bytes.Buffer{}, 1000, nil)
-	require.ErrorIs(t, err, quant.ErrBudget)
-}
-
 // Any flipped bit is found; in a salvage it costs its record and no other.
 func TestArchive_Damage(t *testing.T) {
 	src, be := small(t), openCPU(t)

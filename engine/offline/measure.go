@@ -27,6 +27,8 @@ type LayerError struct {
 	KCosine, VCosine float64
 	// FutureError is the future-attention error; NaN where the capture has no later queries.
 	FutureError float64
+	// Worst is what these means may hide.
+	Worst LayerWorst
 }
 
 // Comparison is a file held against its original.
@@ -140,8 +142,8 @@ func belongs(h *container.Header, in *input) error {
 // compareLayer measures a layer from its records.
 func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.Header,
 	recs []*container.Record, be backend.Backend, rowBias bool) (LayerError, error) {
-	e := LayerError{Layer: l.number, Name: l.name, FutureError: math.NaN()}
-	var k, v rowSum
+	e := LayerError{Layer: l.number, Name: l.name, FutureError: math.NaN(), Worst: newLayerWorst()}
+	k, v := newRowSum(l.heads), newRowSum(l.heads)
 	for _, rec := range recs {
 		first, _ := l.span(rec.Segment)
 		for hi := range rec.Heads {
@@ -160,21 +162,27 @@ func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.He
 	}
 	e.KError, e.KCosine = k.Relative(), k.cosine()
 	e.VError, e.VCosine = v.Relative(), v.cosine()
+	e.Worst.KHead, e.Worst.KToken = worstOf(k.heads)
+	e.Worst.VHead, e.Worst.VToken = worstOf(v.heads)
 	if !l.hasV || !in.src.HasNext(l.number) {
 		return e, nil
 	}
 	var want []float32
-	s, err := futureError(ctx, in, l, h, recs, be, rowBias, &want)
+	s, sums, err := futureError(ctx, in, l, h, recs, be, rowBias, &want)
 	e.FutureError = s.Relative()
+	e.Worst.FutureHead, e.Worst.FutureToken = worstFuture(sums)
 	return e, err
 }
 
 // rowSum accumulates errors of rows.
 type rowSum struct {
 	quality.Sum
-	cos  float64
-	rows int
+	cos   float64
+	rows  int
+	heads []headSum
 }
+
+func newRowSum(heads int) *rowSum { return &rowSum{heads: make([]headSum, heads)} }
 
 func (s *rowSum) cosine() float64 { return s.cos / float64(max(1, s.rows)) }
 
@@ -227,6 +235,9 @@ func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c
 			continue
 		}
 		s.Add(ref, got)
+		var one quality.Sum
+		one.Add(ref, got)
+		s.heads[head].add(one, first+int(tok))
 		s.cos += cosine(ref, got)
 		s.rows++
 	}
@@ -265,9 +276,10 @@ func cosine(a, b []float32) float64 {
 }
 
 // futureError runs the later queries of a layer over its compressed and its exact context. want
-// keeps the outputs over the exact context from call to call.
+// keeps the outputs over the exact context from call to call. Also returned are the sums of each KV head and
+// query.
 func futureError(ctx context.Context, in *input, l *layerInput, h *container.Header,
-	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (quality.Sum, error) {
+	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (quality.Sum, [][]quality.Sum, error) {
 	up := &uploader{be: be}
 	defer up.free()
 	rope := in.geo.Rope
@@ -282,7 +294,7 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 	for _, rec := range recs {
 		heads, err := loadRecord(up, h, rec, l.number, rowBias)
 		if err != nil {
-			return quality.Sum{}, err
+			return quality.Sum{}, nil, err
 		}
 		for hi := range heads {
 			f.Coded[hi] = append(f.Coded[hi], heads[hi]...)
@@ -297,23 +309,23 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 			c := &compressor{in: in, be: be}
 			blocks, _, err := c.exactHead(up, l, hi, []int{0, l.tokens})
 			if err != nil {
-				return quality.Sum{}, err
+				return quality.Sum{}, nil, err
 			}
 			f.Exact = append(f.Exact, blocks)
 		}
 		tail, err := exactBlock(up, in.src, kNext, vNext, hi, int64(l.tokens), next)
 		if err != nil {
-			return quality.Sum{}, err
+			return quality.Sum{}, nil, err
 		}
 		f.Tail = append(f.Tail, []backend.Block{tail})
 	}
 	f.Q = make([]float32, qNext.Heads()*next*l.k.Dim())
 	for hd := range qNext.Heads() {
 		if err := in.src.ReadRowsF32(qNext, hd, 0, next, f.Q[hd*next*l.k.Dim():(hd+1)*next*l.k.Dim()]); err != nil {
-			return quality.Sum{}, err
+			return quality.Sum{}, nil, err
 		}
 		if !finiteValues(f.Q[hd*next*l.k.Dim() : (hd+1)*next*l.k.Dim()]) {
-			return quality.Sum{}, notMeasured(in.src, qNext, hd)
+			return quality.Sum{}, nil, notMeasured(in.src, qNext, hd)
 		}
 	}
 	for i := range next {
@@ -321,7 +333,7 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 	}
 	sum, err := f.Measure(ctx, be)
 	*want = f.Want
-	return sum, err
+	return sum, f.Sums, err
 }
 
 // exactBlock uploads all rows of one head as they are.
@@ -498,7 +510,7 @@ func (c *compressor) measureChoice(ctx context.Context, choice *plan.VariedPlan)
 			return nil
 		}
 		want := c.want[rec.Layer]
-		s, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.rowBias(), &want)
+		s, _, err := futureError(ctx, c.in, l, c.header, recs, c.be, c.rowBias(), &want)
 		c.want[rec.Layer] = want
 		sum, recs = sum+s.Relative(), nil
 		return err

@@ -55,6 +55,8 @@ type Future struct {
 	// Want holds the outputs over Exact. Measure fills it where it is nil; a caller that measures
 	// the same layer again and again hands it in, and may leave Exact out.
 	Want []float32
+	// Sums is [kv_heads][queries], set by Measure: where the error lies.
+	Sums [][]Sum
 }
 
 // Measure returns the future-attention error of the layer, over all its heads.
@@ -79,6 +81,15 @@ func (f *Future) Measure(ctx context.Context, be backend.Backend) (Sum, error) {
 	}
 	var s Sum
 	s.Add(f.Want, coded)
+	f.Sums = make([][]Sum, heads)
+	size := f.Group * f.HeadDimV
+	for h := range f.Sums {
+		f.Sums[h] = make([]Sum, n)
+		for i := range f.Sums[h] {
+			at := (h*n + i) * size
+			f.Sums[h][i].Add(f.Want[at:at+size], coded[at:at+size])
+		}
+	}
 	return s, nil
 }
 
