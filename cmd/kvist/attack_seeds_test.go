@@ -193,7 +193,7 @@ inspect F --why --against @
 report F -o O
 decompress F -o O --profile @own.kvprofile
 decompress F -o O --salvage
-truncate F -o O --bits 4
+truncate F -o O --bits 4 --force
 compress F -o O --form hot --bits 16 --profile @own.kvprofile
 compress F -o O --form hot --bits 16
 compress F -o O --form archive --profile @own.kvprofile --bits 6`)
