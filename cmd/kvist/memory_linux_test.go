@@ -124,6 +124,7 @@ func TestMemory(t *testing.T) {
 			if strings.Contains(how, "512") {
 				limit = 64<<20 + 4*(512*kvHeads*dim*2*2)
 			}
+			t.Logf("%s: %s took %d of %d MiB", how, verb, peak>>20, limit>>20)
 			require.LessOrEqual(t, peak, limit, "%s: %s took %d MiB, want at most %d", how, verb, peak>>20, limit>>20)
 		}
 	}

@@ -9,7 +9,6 @@ import (
 	"math"
 	"runtime"
 	"slices"
-	"sync"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
@@ -90,14 +89,15 @@ func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
 	}
 	n, workers := len(r.Records()), recordWorkers(r.Header())
 	var errs []error
+	var rooms rowRooms
 	for at := 0; at < n; {
 		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
 		progress.say("decoding", int64(at), int64(n))
 		err := eachOf(ctx, workers, len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {
-				room := rowRooms.Get().(*rowRoom)
-				defer rowRooms.Put(room)
+				room := rooms.take()
+				defer rooms.put(room)
 				err = verifyRows(codec, r.Header(), rec, room)
 			}
 			part[i] = err
@@ -155,20 +155,6 @@ func checkValues(h *container.Header, rec *container.Record) error {
 			rec.Layer, rec.Segment, n, maxRecordValues, quant.ErrTooLarge)
 	}
 	return nil
-}
-
-// rowRoom is what a record is decoded in: rows stay as they are until the next one.
-type rowRoom struct {
-	rows   []float32
-	packed []byte
-}
-
-var rowRooms = sync.Pool{New: func() any { return new(rowRoom) }}
-
-// roomFor returns n values of *all, which grows where it has to.
-func roomFor[T any](all *[]T, n int) []T {
-	*all = slices.Grow((*all)[:0], n)[:n]
-	return *all
 }
 
 // decodeArchive decodes a record: rows as [heads*sides][tokens*dim], and the bias of each token of
@@ -284,11 +270,8 @@ func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record
 
 // archiveSegment writes the rows of a record in archive form.
 func (d *decompressor) archiveSegment(rec *container.Record) error {
-	room := &d.room
-	if !d.salvage {
-		room = rowRooms.Get().(*rowRoom)
-		defer rowRooms.Put(room)
-	}
+	room := d.rooms.take()
+	defer d.rooms.put(room)
 	rows, bias, err := packedRows(d.codec, d.h, rec, room)
 	if err != nil {
 		return fmt.Errorf("kvist/offline: %s segment %d: %w", d.name(rec.Layer), rec.Segment, err)

@@ -85,7 +85,7 @@ type decompressor struct {
 	codec   *archive.Codec // nil without records in archive form
 	ahead   *writtenAhead
 	workers int
-	room    rowRoom      // of a salvage, which takes one record after the other
+	rooms   rowRooms
 	hot     bool         // records are in hot form
 	kept    map[int]bool // layers that get a kept tensor
 	say     Progress
@@ -200,7 +200,9 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 	}
 	rec, err := d.r.ReadRecord(at)
 	if err == nil && d.salvage && rec.Archive != nil {
-		_, _, err = packedRows(d.codec, d.h, rec, &d.room) // whether it can be read is known only then
+		room := d.rooms.take()
+		defer d.rooms.put(room)
+		_, _, err = packedRows(d.codec, d.h, rec, room) // whether it can be read is known only then
 	}
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
 		return nil, nil
