@@ -354,7 +354,7 @@ func keptSide(name string) bool {
 // eachRecord calls f for every record in file order, blocks without payload. Planning blocks of a
 // head that were given the same level and codings become one stored block: its rows cost the
 // same, and telling them apart would cost bits.
-func (c *compressor) eachRecord(p *plan.VariedPlan, f func(*container.Record) error) error {
+func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) error {
 	for li := range c.in.layers {
 		l := &c.in.layers[li]
 		for s := range l.segments() {
@@ -375,7 +375,7 @@ func (c *compressor) eachRecord(p *plan.VariedPlan, f func(*container.Record) er
 }
 
 // blocks returns the blocks of a part as the file stores them.
-func (n *planning) blocks(p *plan.VariedPlan, at int) (blocks []container.Block, err error) {
+func (n *planning) blocks(p *plan.Plan, at int) (blocks []container.Block, err error) {
 	var runs [][][]uint16 // of each block: the tokens of its rows
 	err = n.chosen(p, at, func(s stored) error {
 		i := slices.IndexFunc(blocks, func(o container.Block) bool {

@@ -12,7 +12,7 @@ import (
 )
 
 // choose finds the plan for the target.
-func (c *compressor) choose(ctx context.Context) (choice *plan.VariedPlan, measured float64, err error) {
+func (c *compressor) choose(ctx context.Context) (choice *plan.Plan, measured float64, err error) {
 	if c.cfg.MaxError > 0 {
 		return c.fitError(ctx)
 	}
@@ -29,7 +29,7 @@ func (c *compressor) choose(ctx context.Context) (choice *plan.VariedPlan, measu
 
 // fit finds the plan whose whole file comes closest to total bytes from below. What tables and
 // padding take depends on the plan, so the planner's budget is moved until the file fits.
-func (c *compressor) fit(total int64) (*plan.VariedPlan, float64, error) {
+func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
 	leastPlan := c.main.solver.Least()
 	least, err := c.fileBytes(leastPlan)
 	if err != nil {
@@ -38,7 +38,7 @@ func (c *compressor) fit(total int64) (*plan.VariedPlan, float64, error) {
 	if least > total {
 		return nil, 0, c.overBudget("with these codings", total, least)
 	}
-	var best *plan.VariedPlan
+	var best *plan.Plan
 	var bestBytes int64 = -1
 	low, high := leastPlan.Bytes, total
 	// The tables of the least plan are the first guess at those of the plan to be.
@@ -79,12 +79,12 @@ func (c *compressor) fit(total int64) (*plan.VariedPlan, float64, error) {
 }
 
 // fileBytes returns the exact bytes of the file that a choice makes.
-func (c *compressor) fileBytes(choice *plan.VariedPlan) (int64, error) {
+func (c *compressor) fileBytes(choice *plan.Plan) (int64, error) {
 	s, err := c.sections(choice)
 	return s.Header + s.Payload + s.Tables + s.Side + s.Index, err
 }
 
-func (c *compressor) sections(choice *plan.VariedPlan) (Sections, error) {
+func (c *compressor) sections(choice *plan.Plan) (Sections, error) {
 	var s Sections
 	var err error
 	if s.Header, err = container.HeaderSize(c.header); err != nil {

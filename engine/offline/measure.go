@@ -402,7 +402,7 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 
 // fitError finds the least bytes whose measured future-attention error is within the bound, by
 // bisection on the file's bytes.
-func (c *compressor) fitError(ctx context.Context) (*plan.VariedPlan, float64, error) {
+func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) {
 	for i := range c.in.layers {
 		if l := &c.in.layers[i]; !l.hasV || !c.in.src.HasNext(l.number) {
 			return nil, 0, fmt.Errorf(
@@ -468,10 +468,10 @@ func (c *compressor) fitError(ctx context.Context) (*plan.VariedPlan, float64, e
 
 // guess returns a plan of about so much damage, with bytes well within the bracket; nil where the
 // bracket holds none.
-func (c *compressor) guess(damage float64, low, high int64) (*plan.VariedPlan, error) {
+func (c *compressor) guess(damage float64, low, high int64) (*plan.Plan, error) {
 	// Never at the ends, so that every round narrows the bracket.
 	from, to := low+(high-low)/50, high-(high-low)/50
-	var p *plan.VariedPlan
+	var p *plan.Plan
 	for from < to {
 		var err error
 		if p, err = c.main.solver.Solve((from + to) / 2); err != nil {
@@ -494,7 +494,7 @@ func (c *compressor) guess(damage float64, low, high int64) (*plan.VariedPlan, e
 
 // measureChoice encodes a plan in memory, a layer at a time, and measures its mean
 // future-attention error.
-func (c *compressor) measureChoice(ctx context.Context, choice *plan.VariedPlan) (float64, error) {
+func (c *compressor) measureChoice(ctx context.Context, choice *plan.Plan) (float64, error) {
 	if c.want == nil {
 		c.want = make([][]float32, len(c.in.layers))
 	}

@@ -14,9 +14,9 @@ import (
 type planning struct {
 	c       *compressor
 	parts   []part
-	problem plan.Varied
+	problem plan.Problem
 	index   map[classKey]uint32
-	solver  *plan.VariedSolver
+	solver  *plan.Solver
 }
 
 // classKey tells menus apart: blocks of one head, side, kind and number of rows share one.
@@ -46,7 +46,7 @@ func (n *planning) add(p part) error {
 func (n *planning) group(p *part) (plan.Group, error) {
 	g := plan.Group{Picks: p.picks}
 	l := &n.c.in.layers[p.layer]
-	to := &n.problem.Scaled
+	to := &n.problem
 	for vi := range p.variants {
 		v := &p.variants[vi]
 		x := plan.Variant{First: len(to.Class), Bytes: v.bytes, Damage: v.damage}
@@ -97,7 +97,7 @@ func (n *planning) class(l *layerInput, p *part, b *cell, side int) (uint32, err
 
 // ready prepares the solver, once all parts are there.
 func (n *planning) ready() (err error) {
-	n.solver, err = plan.NewVariedSolver(&n.problem)
+	n.solver, err = plan.NewSolver(&n.problem)
 	return err
 }
 
@@ -109,7 +109,7 @@ type stored struct {
 }
 
 // chosen calls f with every block of a part as a plan stores it.
-func (n *planning) chosen(p *plan.VariedPlan, at int, f func(stored) error) error {
+func (n *planning) chosen(p *plan.Plan, at int, f func(stored) error) error {
 	x := &n.parts[at]
 	l := &n.c.in.layers[x.layer]
 	item := n.problem.Groups[at].Variants[p.Variant[at]].First

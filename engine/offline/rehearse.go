@@ -16,7 +16,7 @@ import (
 // queries: the tokens of the first three quarters are weighed by what was known then, planned at
 // the same price of a byte, coded, and attended to by the queries of the last quarter, which are
 // compared with what they get from the exact rows.
-func (c *compressor) predict(ctx context.Context, p *plan.VariedPlan) (float64, error) {
+func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error) {
 	n := len(c.in.layers)
 	for i := range c.in.layers {
 		if l := &c.in.layers[i]; !l.hasV || !l.hasQ || pastOf(l) <= c.cfg.Sinks {

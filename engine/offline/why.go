@@ -133,7 +133,7 @@ func Explain(ctx context.Context, r *container.Reader, src *capture.Source, be b
 }
 
 // samePlan checks that the blocks of a file are those of a plan.
-func (c *compressor) samePlan(r *container.Reader, p *plan.VariedPlan) error {
+func (c *compressor) samePlan(r *container.Reader, p *plan.Plan) error {
 	return c.eachRecord(p, func(want *container.Record) error {
 		differ := func(what string) error {
 			return fmt.Errorf("kvist/offline: explain: %s segment %d: the plan made now has other %s "+
@@ -163,7 +163,7 @@ func (c *compressor) samePlan(r *container.Reader, p *plan.VariedPlan) error {
 	})
 }
 
-func (c *compressor) explain(p *plan.VariedPlan) (*Why, error) {
+func (c *compressor) explain(p *plan.Plan) (*Why, error) {
 	why := &Why{Slope: p.Slope, Predicted: p.Damage, Blocks: []WhyBlock{}, Parts: []WhyPart{}}
 	for at := range c.main.parts {
 		x := &c.main.parts[at]
@@ -183,7 +183,7 @@ func (c *compressor) explain(p *plan.VariedPlan) (*Why, error) {
 
 var kindNames = [...]string{cellFree: "free", cellSink: "sink", cellExact: "exact"}
 
-func (c *compressor) whyBlock(p *plan.VariedPlan, x *part, s stored) WhyBlock {
+func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 	l := &c.in.layers[x.layer]
 	b := WhyBlock{Layer: int(x.layer), Head: int(x.head), Segment: int(x.segment), Tokens: s.tokens,
 		Rows: s.rows(), Kind: kindNames[s.kind], Level: s.level.String(), Weight: 1,
@@ -209,7 +209,7 @@ func (c *compressor) whyBlock(p *plan.VariedPlan, x *part, s stored) WhyBlock {
 	return b
 }
 
-func (c *compressor) whySide(p *plan.VariedPlan, l *layerInput, s stored, name string, side int,
+func (c *compressor) whySide(p *plan.Plan, l *layerInput, s stored, name string, side int,
 	coding quant.Coding) WhySide {
 	item := s.item + side
 	options := c.main.problem.Classes[c.main.problem.Class[item]].Options
@@ -228,7 +228,7 @@ func (c *compressor) whySide(p *plan.VariedPlan, l *layerInput, s stored, name s
 		if i == int(p.Choice[item]) {
 			continue
 		}
-		x := WhyOption{Coding: menu[o.ID].String(), Bytes: o.Bytes, Damage: sens * o.Damage}
+		x := WhyOption{Coding: menu[i].String(), Bytes: o.Bytes, Damage: sens * o.Damage}
 		if d := now.Bytes - o.Bytes; d != 0 && p.Slope > 0 {
 			x.Price = (x.Damage - w.Damage) / float64(d) / p.Slope
 		}
@@ -239,7 +239,7 @@ func (c *compressor) whySide(p *plan.VariedPlan, l *layerInput, s stored, name s
 }
 
 // whyPart prices all variants of a part at the plan's price of a byte.
-func (c *compressor) whyPart(p *plan.VariedPlan, at int) WhyPart {
+func (c *compressor) whyPart(p *plan.Plan, at int) WhyPart {
 	x := &c.main.parts[at]
 	w := WhyPart{Layer: int(x.layer), Head: int(x.head), Segment: int(x.segment),
 		Chosen: p.Variant[at]}

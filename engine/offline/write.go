@@ -17,7 +17,7 @@ import (
 const droppedCoding = "dropped"
 
 // write encodes and writes the file.
-func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.VariedPlan) (*Result, error) {
+func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) (*Result, error) {
 	res := &Result{Values: c.in.values(), Codings: map[string]int64{}}
 	var err error
 	if res.Sections, err = c.sections(choice); err != nil {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package plan_test
+package plan
 
 import (
 	"math"
@@ -10,20 +10,19 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// randomVaried draws groups of a few variants: fewer items, and so fewer bytes, for more damage.
-func randomVaried(t require.TestingT, rng *rand.Rand, groups int) *plan.Varied {
-	p := &plan.Varied{}
-	p.Classes = randomScaled(rng, 0, 3, false).Classes
+// randomGroups draws groups of a few variants: fewer items, and so fewer bytes, for more damage.
+func randomGroups(t require.TestingT, rng *rand.Rand, groups int) *Problem {
+	p := &Problem{}
+	p.Classes = randomMenus(rng, 0, 3, false).Classes
 	for range groups {
-		var g plan.Group
+		var g Group
 		items, damage := 1+rng.IntN(4), 0.0
 		weight := math.Exp(2 * rng.NormFloat64())
 		for range 1 + rng.IntN(4) {
-			v := plan.Variant{First: len(p.Class), Items: items, Bytes: int64(rng.IntN(3)),
+			v := Variant{First: len(p.Class), Items: items, Bytes: int64(rng.IntN(3)),
 				Damage: damage}
 			for range items {
 				p.Class = append(p.Class, uint32(rng.IntN(3)))
@@ -41,8 +40,8 @@ func randomVaried(t require.TestingT, rng *rand.Rand, groups int) *plan.Varied {
 	return p
 }
 
-// variedOptimum is the exact answer by dynamic programming over bytes.
-func variedOptimum(p *plan.Varied, budget int) float64 {
+// groupOptimum is the exact answer by dynamic programming over bytes.
+func groupOptimum(p *Problem, budget int) float64 {
 	best := make([]float64, budget+1)
 	for _, g := range p.Groups {
 		next := make([]float64, budget+1)
@@ -78,22 +77,22 @@ func variedOptimum(p *plan.Varied, budget int) float64 {
 	return best[budget]
 }
 
-func TestVaried_NearOptimum(t *testing.T) {
+func TestSolver_NearOptimum(t *testing.T) {
 	rng := rand.New(rand.NewPCG(21, 4))
 	trials, worst, sum := 40, 0.0, 0.0
 	if testing.Short() {
 		trials = 10
 	}
 	for range trials {
-		p := randomVaried(t, rng, 80)
-		s, err := plan.NewVariedSolver(p)
+		p := randomGroups(t, rng, 80)
+		s, err := NewSolver(p)
 		require.NoError(t, err)
 		least, most := s.Least().Bytes, s.Best().Bytes
 		budget := least + rng.Int64N(most-least+1)
 		got, err := s.Solve(budget)
 		require.NoError(t, err)
 		require.LessOrEqual(t, got.Bytes, budget)
-		gap := got.Damage/variedOptimum(p, int(budget)) - 1
+		gap := got.Damage/groupOptimum(p, int(budget)) - 1
 		require.GreaterOrEqual(t, gap, -1e-9, "better than the optimum")
 		worst, sum = max(worst, gap), sum+gap
 	}
@@ -101,11 +100,11 @@ func TestVaried_NearOptimum(t *testing.T) {
 	require.Less(t, worst, 0.01)
 }
 
-func TestVaried_Properties(t *testing.T) {
+func TestSolver_Properties(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		rng := rand.New(rand.NewPCG(rapid.Uint64().Draw(rt, "seed"), 5))
-		p := randomVaried(rt, rng, rapid.IntRange(0, 30).Draw(rt, "groups"))
-		s, err := plan.NewVariedSolver(p)
+		p := randomGroups(rt, rng, rapid.IntRange(0, 30).Draw(rt, "groups"))
+		s, err := NewSolver(p)
 		require.NoError(rt, err)
 		least, most := s.Least(), s.Best()
 		_, err = s.Solve(least.Bytes - 1)
@@ -130,7 +129,7 @@ func TestVaried_Properties(t *testing.T) {
 			require.InDelta(rt, damage, got.Damage, 1e-9*(1+damage))
 			require.LessOrEqual(rt, got.Damage, last*(1+1e-12), "more bytes, more damage")
 			last = min(last, got.Damage)
-			fresh, err := plan.NewVariedSolver(p)
+			fresh, err := NewSolver(p)
 			require.NoError(rt, err)
 			again, err := fresh.Solve(budget)
 			require.NoError(rt, err)
@@ -141,17 +140,17 @@ func TestVaried_Properties(t *testing.T) {
 }
 
 // Few groups, of which a single one that turns is seen, and every budget there is.
-func TestVaried_EveryBudget(t *testing.T) {
+func TestSolver_EveryBudget(t *testing.T) {
 	for seed := uint64(80); seed < 90; seed++ {
-		p := randomVaried(t, rand.New(rand.NewPCG(seed, 5)), 1+int(seed)%4)
+		p := randomGroups(t, rand.New(rand.NewPCG(seed, 5)), 1+int(seed)%4)
 		everyBudget(t, p)
 	}
 }
 
 // everyBudget holds that more bytes are never more damage, and returns the damage of the last budget.
-func everyBudget(t *testing.T, p *plan.Varied) (last float64) {
+func everyBudget(t *testing.T, p *Problem) (last float64) {
 	t.Helper()
-	s, err := plan.NewVariedSolver(p)
+	s, err := NewSolver(p)
 	require.NoError(t, err)
 	last = math.Inf(1)
 	for budget := s.Least().Bytes; budget <= s.Best().Bytes; budget++ {
@@ -165,56 +164,57 @@ func everyBudget(t *testing.T, p *plan.Varied) (last float64) {
 }
 
 // Damages at both ends of what float64 holds.
-func TestVaried_Extremes(t *testing.T) {
-	tiny := &plan.Varied{}
-	huge := &plan.Varied{}
-	huge.Classes = []plan.Class{{Options: []plan.Option{{Bytes: 0, Damage: 1e10}, {Bytes: 1}}}}
+func TestSolver_Extremes(t *testing.T) {
+	tiny := &Problem{}
+	huge := &Problem{}
+	huge.Classes = []Class{{Options: []Option{{Bytes: 0, Damage: 1e10}, {Bytes: 1}}}}
 	huge.Class, huge.Sensitivity = []uint32{0}, []float64{1e303}
 	for _, x := range []struct {
-		p        *plan.Varied
-		variants []plan.Variant
+		p        *Problem
+		variants []Variant
 	}{
-		{tiny, []plan.Variant{{Bytes: 5000}, {Bytes: 10, Damage: math.SmallestNonzeroFloat64}}},
-		{huge, []plan.Variant{{Bytes: 11}, {Bytes: 5, Damage: 1e308}, {Bytes: 10, Items: 1}}},
+		{tiny, []Variant{{Bytes: 5000}, {Bytes: 10, Damage: math.SmallestNonzeroFloat64}}},
+		{huge, []Variant{{Bytes: 11}, {Bytes: 5, Damage: 1e308}, {Bytes: 10, Items: 1}}},
 	} {
 		picks, err := x.p.Picks(x.variants)
 		require.NoError(t, err)
-		x.p.Groups = []plan.Group{{Variants: x.variants, Picks: picks}}
+		x.p.Groups = []Group{{Variants: x.variants, Picks: picks}}
 		require.Zero(t, everyBudget(t, x.p))
 	}
 }
 
-// One variant each: the plan of SolveScaled.
-func TestVaried_SingleVariant(t *testing.T) {
+// One variant each: the plan of solveItems over all items.
+func TestSolver_SingleVariant(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
-	flat := randomScaled(rng, 500, 4, false)
-	p := &plan.Varied{Scaled: *flat}
+	flat := randomMenus(rng, 500, 4, false)
+	p := flat
 	for i := 0; i < 500; i += 5 {
-		p.Groups = append(p.Groups, plan.Group{Variants: []plan.Variant{{First: i, Items: 5}}})
+		p.Groups = append(p.Groups, Group{Variants: []Variant{{First: i, Items: 5}}})
 	}
-	s, err := plan.NewVariedSolver(p)
+	s, err := NewSolver(p)
 	require.NoError(t, err)
-	budget := (flat.Least() + s.Best().Bytes) / 2
-	want, err := plan.SolveScaled(flat, budget)
+	budget := (s.Least().Bytes + s.Best().Bytes) / 2
+	want, err := solveItems(flat, budget)
 	require.NoError(t, err)
 	got, err := s.Solve(budget)
 	require.NoError(t, err)
-	require.Equal(t, *want, got.ScaledPlan)
+	want.Variant = make([]int, len(p.Groups))
+	require.Equal(t, want, got)
 }
 
-// BenchmarkVaried plans 32 layers x 8 KV heads x 8K tokens, each segment of 512 tokens in six
+// BenchmarkSolver plans 32 layers x 8 KV heads x 8K tokens, each segment of 512 tokens in six
 // variants.
-func BenchmarkVaried(b *testing.B) {
-	flat := largeScaled(1)
+func BenchmarkSolver(b *testing.B) {
+	flat := largeItems(1)
 	rng := rand.New(rand.NewPCG(8, 8))
-	p := &plan.Varied{}
+	p := &Problem{}
 	p.Classes = flat.Classes
 	for head := range 256 {
 		for range 16 {
-			var g plan.Group
+			var g Group
 			weight := math.Exp(rng.NormFloat64())
 			for level := range 6 {
-				v := plan.Variant{First: len(p.Class), Items: 2 * (16 - 3*level),
+				v := Variant{First: len(p.Class), Items: 2 * (16 - 3*level),
 					Damage: weight * float64(level*level) / 50}
 				for range v.Items {
 					p.Class = append(p.Class, uint32(2*head))
@@ -222,11 +222,11 @@ func BenchmarkVaried(b *testing.B) {
 				}
 				g.Variants = append(g.Variants, v)
 			}
-			sub := plan.Scaled{Classes: p.Classes[2*head : 2*head+1]}
+			sub := Problem{Classes: p.Classes[2*head : 2*head+1]}
 			first := g.Variants[0].First
 			sub.Class = make([]uint32, len(p.Class)-first)
 			sub.Sensitivity = p.Sensitivity[first:]
-			local := make([]plan.Variant, len(g.Variants))
+			local := make([]Variant, len(g.Variants))
 			for i, v := range g.Variants {
 				local[i] = v
 				local[i].First -= first
@@ -237,7 +237,7 @@ func BenchmarkVaried(b *testing.B) {
 			p.Groups = append(p.Groups, g)
 		}
 	}
-	s, err := plan.NewVariedSolver(p)
+	s, err := NewSolver(p)
 	require.NoError(b, err)
 	budget := s.Best().Bytes / 8
 	b.Run("layers=32/kv_heads=8/tokens=8K/variants=6", func(b *testing.B) {
@@ -250,32 +250,34 @@ func BenchmarkVaried(b *testing.B) {
 	})
 }
 
-func TestVaried_Refusals(t *testing.T) {
-	ok := plan.Scaled{Classes: []plan.Class{{Options: []plan.Option{{Bytes: 1}}}},
+func TestSolver_Refusals(t *testing.T) {
+	ok := Problem{Classes: []Class{{Options: []Option{{Bytes: 1}}}},
 		Class: []uint32{0, 0}, Sensitivity: []float64{1, 1}}
-	one := []plan.Pick{{Variant: 0}}
-	for name, groups := range map[string][]plan.Group{
+	one := []Pick{{Variant: 0}}
+	for name, groups := range map[string][]Group{
 		"no variants":   {{}},
-		"items left":    {{Variants: []plan.Variant{{Items: 1}}}},
-		"items beyond":  {{Variants: []plan.Variant{{Items: 3}}}},
-		"items twice":   {{Variants: []plan.Variant{{Items: 2}, {Items: 2}}, Picks: one}},
-		"no picks":      {{Variants: []plan.Variant{{Items: 1}, {First: 1, Items: 1}}}},
-		"wrong pick":    {{Variants: []plan.Variant{{Items: 2}}, Picks: []plan.Pick{{Variant: 1}}}},
-		"rising slopes": {{Variants: []plan.Variant{{Items: 2}}, Picks: []plan.Pick{{1, 0}, {2, 0}}}},
-		"NaN damage":    {{Variants: []plan.Variant{{Items: 2, Damage: math.NaN()}}}},
-		"bytes":         {{Variants: []plan.Variant{{Items: 2, Bytes: -1}}}},
+		"items left":    {{Variants: []Variant{{Items: 1}}}},
+		"items beyond":  {{Variants: []Variant{{Items: 3}}}},
+		"items twice":   {{Variants: []Variant{{Items: 2}, {Items: 2}}, Picks: one}},
+		"no picks":      {{Variants: []Variant{{Items: 1}, {First: 1, Items: 1}}}},
+		"wrong pick":    {{Variants: []Variant{{Items: 2}}, Picks: []Pick{{Variant: 1}}}},
+		"rising slopes": {{Variants: []Variant{{Items: 2}}, Picks: []Pick{{1, 0}, {2, 0}}}},
+		"NaN damage":    {{Variants: []Variant{{Items: 2, Damage: math.NaN()}}}},
+		"bytes":         {{Variants: []Variant{{Items: 2, Bytes: -1}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := plan.NewVariedSolver(&plan.Varied{Scaled: ok, Groups: groups})
+			p := ok
+			p.Groups = groups
+			_, err := NewSolver(&p)
 			require.ErrorIs(t, err, quant.ErrShape)
 		})
 	}
 	_, err := ok.Picks(nil)
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = ok.Picks([]plan.Variant{{First: 1, Items: 2}})
+	_, err = ok.Picks([]Variant{{First: 1, Items: 2}})
 	require.ErrorIs(t, err, quant.ErrShape)
 	short := ok
 	short.Sensitivity = nil
-	_, err = short.Picks([]plan.Variant{{Items: 1}})
+	_, err = short.Picks([]Variant{{Items: 1}})
 	require.ErrorIs(t, err, quant.ErrShape)
 }

@@ -13,37 +13,14 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Class is a menu that many items share: option o takes Options[o].Bytes, and does
-// Options[o].Damage times the sensitivity of the item that takes it. At most 255 options.
-type Class struct {
-	Options []Option
-}
-
-// Scaled is a problem whose items share menus up to a factor: one side (K or V) of a block, whose
-// codings have relative errors that are the same for all blocks of a head. Sides are apart because
-// their damages add up.
-type Scaled struct {
-	Classes     []Class
-	Class       []uint32  // [items] index into Classes
-	Sensitivity []float64 // [items] finite, at least 0
-}
-
-// ScaledPlan is the answer to a Scaled problem.
-type ScaledPlan struct {
-	Choice []uint8 // [items] index into the options of the item's class
-	Bytes  int64
-	Damage float64
-	Slope  float64 // as Plan.Slope
-}
-
-// SolveScaled picks the options with the least total damage whose bytes sum to at most budget. It
-// gives the plan of Solve over the same items written out, up to rounding of slopes that are
-// almost equal, in one pass over all steps and a second over the items: no step is sorted but the
-// few thousand around the break, which a histogram of slopes finds.
+// solveItems stores every item, whatever its group: it picks the options with the least total
+// damage whose bytes sum to at most budget. It gives the plan of the oracle's solve over the same
+// items, up to rounding of slopes that are almost equal. It sorts only the few thousand steps
+// around the break, which a histogram of slopes finds.
 //
 // Errors: quant.ErrBudget with the least possible budget; quant.ErrShape.
-func SolveScaled(p *Scaled, budget int64) (*ScaledPlan, error) {
-	s, err := newScaledWalk(p)
+func solveItems(p *Problem, budget int64) (*Plan, error) {
+	s, err := newWalk(p)
 	if err != nil {
 		return nil, err
 	}
@@ -55,65 +32,24 @@ func SolveScaled(p *Scaled, budget int64) (*ScaledPlan, error) {
 	return s.finish(), nil
 }
 
-// Least returns the bytes of the cheapest options.
-func (p *Scaled) Least() (n int64) {
-	low := make([]int64, len(p.Classes))
-	for i, c := range p.Classes {
-		if len(c.Options) > 0 {
-			low[i] = cheapest(c.Options)
-		}
-	}
-	for _, c := range p.Class {
-		n += low[c]
-	}
-	return n
-}
-
-// AtSlope writes what every item takes where a byte must save more damage than slope: its hull
-// point for that multiplier, the choice of SolveScaled but for the items around the break.
-//
-// dst: [items].
-func (p *Scaled) AtSlope(dst []uint8, slope float64) error {
-	s, err := newScaledWalk(p)
-	if err != nil {
-		return err
-	}
-	for i, c := range p.Class {
-		h := &s.hulls[c]
-		n := 0
-		for n < len(h.rate) && p.Sensitivity[i]*h.rate[n] > slope {
-			n++
-		}
-		dst[i] = h.option[n]
-	}
-	return nil
-}
-
-// scaledHull is the lower hull of a class.
-type scaledHull struct {
-	option []uint8   // [points] from the cheapest to the least damaging
-	bytes  []int64   // [points-1] of the step to the next point
-	rate   []float64 // [points-1] damage saved per byte and unit of sensitivity, falling
-	least  int64     // bytes of the first point
-}
-
-// scaledStep moves an item one point along its hull. Steps of equal slope go by item, then by step.
-type scaledStep struct {
+// step moves an item one point along its hull. Steps of equal slope go by item, then by step.
+type step struct {
 	key  uint64 // the bits of the slope, which order like the slope
 	item int32
 	step uint16
 }
 
-type scaledWalk struct {
-	p     *Scaled
-	hulls []scaledHull
+// walk holds every item at a point of its hull.
+type walk struct {
+	p     *Problem
+	hulls []hull
 	at    []uint8 // [items] hull point held
 	bytes int64   // of the points held
 	slope float64
 	exact map[int32]uint8 // options of the items around the break, where settle chose them
 }
 
-func newScaledWalk(p *Scaled) (*scaledWalk, error) {
+func newWalk(p *Problem) (*walk, error) {
 	if len(p.Class) != len(p.Sensitivity) || len(p.Class) > math.MaxInt32 {
 		return nil, fmt.Errorf("kvist/plan: %d classes of items, %d sensitivities: %w",
 			len(p.Class), len(p.Sensitivity), quant.ErrShape)
@@ -122,7 +58,7 @@ func newScaledWalk(p *Scaled) (*scaledWalk, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &scaledWalk{p: p, hulls: hulls, at: make([]uint8, len(p.Class))}
+	s := &walk{p: p, hulls: hulls, at: make([]uint8, len(p.Class))}
 	if s.bytes, err = p.bytesAtLeast(hulls, 0, len(p.Class)); err != nil {
 		return nil, err
 	}
@@ -130,7 +66,7 @@ func newScaledWalk(p *Scaled) (*scaledWalk, error) {
 }
 
 // bytesAtLeast checks items [first, first+n) and returns what they take at the first points of their hulls.
-func (p *Scaled) bytesAtLeast(hulls []scaledHull, first, n int) (bytes int64, err error) {
+func (p *Problem) bytesAtLeast(hulls []hull, first, n int) (bytes int64, err error) {
 	for i := first; i < first+n; i++ {
 		c := p.Class[i]
 		if v := p.Sensitivity[i]; int(c) >= len(hulls) || !(v >= 0) || v > math.MaxFloat64 {
@@ -140,32 +76,6 @@ func (p *Scaled) bytesAtLeast(hulls []scaledHull, first, n int) (bytes int64, er
 		bytes += hulls[c].least
 	}
 	return bytes, nil
-}
-
-// hullsOf checks classes and returns their hulls.
-func hullsOf(classes []Class) ([]scaledHull, error) {
-	hulls := make([]scaledHull, len(classes))
-	for ci, c := range classes {
-		if len(c.Options) == 0 || len(c.Options) > 255 {
-			return nil, fmt.Errorf("kvist/plan: class %d has %d options: %w", ci, len(c.Options),
-				quant.ErrShape)
-		}
-		if err := checkOptions(c.Options); err != nil {
-			return nil, fmt.Errorf("kvist/plan: class %d %w", ci, err)
-		}
-		h := &hulls[ci]
-		points := lowerHull(nil, c.Options)
-		for k, o := range points {
-			h.option = append(h.option, uint8(o))
-			if k > 0 {
-				a, b := c.Options[points[k-1]], c.Options[o]
-				h.bytes = append(h.bytes, b.Bytes-a.Bytes)
-				h.rate = append(h.rate, (a.Damage-b.Damage)/float64(b.Bytes-a.Bytes))
-			}
-		}
-		h.least = c.Options[points[0]].Bytes
-	}
-	return hulls, nil
 }
 
 // Slopes fall into slopeBuckets by their leading bits; a window of buckets around the break that
@@ -182,7 +92,7 @@ type slopeBucket struct {
 
 // walk takes all steps in falling order of slope until one does not fit, then settles the items
 // around it.
-func (s *scaledWalk) walk(budget int64) {
+func (s *walk) walk(budget int64) {
 	hist := make([]slopeBucket, slopeBuckets)
 	const shift = 64 - 1 - 15 // slopes are positive: the sign bit is 0
 	for i, c := range s.p.Class {
@@ -210,7 +120,7 @@ func (s *scaledWalk) walk(budget int64) {
 		first, last = first+uint64(low)<<width, first+uint64(high+1)<<width-1
 		list = s.narrow(list, first, last)
 	}
-	slices.SortFunc(list, func(a, b scaledStep) int {
+	slices.SortFunc(list, func(a, b step) int {
 		return cmp.Or(cmp.Compare(b.key, a.key), cmp.Compare(a.item, b.item),
 			cmp.Compare(a.step, b.step))
 	})
@@ -246,7 +156,7 @@ func windowOf(hist []slopeBucket, budget int64) (low, high int) {
 }
 
 // collect takes the steps above a window of slopes and returns those in it, by item.
-func (s *scaledWalk) collect(first, last uint64) (list []scaledStep) {
+func (s *walk) collect(first, last uint64) (list []step) {
 	top, floor := math.Float64frombits(last), math.Float64frombits(first)
 	if last >= math.Float64bits(math.Inf(1)) {
 		top = math.Inf(1)
@@ -262,14 +172,14 @@ func (s *scaledWalk) collect(first, last uint64) (list []scaledStep) {
 		s.at[i] = uint8(n)
 		// Steps that save nothing are never taken.
 		for ; n < len(rate) && v*rate[n] >= floor && v*rate[n] > 0; n++ {
-			list = append(list, scaledStep{math.Float64bits(v * rate[n]), int32(i), uint16(n)})
+			list = append(list, step{math.Float64bits(v * rate[n]), int32(i), uint16(n)})
 		}
 	}
 	return list
 }
 
 // narrow is collect over a list: it reuses its memory.
-func (s *scaledWalk) narrow(list []scaledStep, first, last uint64) []scaledStep {
+func (s *walk) narrow(list []step, first, last uint64) []step {
 	kept := list[:0]
 	for _, x := range list {
 		switch {
@@ -284,7 +194,7 @@ func (s *scaledWalk) narrow(list []scaledStep, first, last uint64) []scaledStep 
 }
 
 // settle decides the items around list[k] exactly.
-func (s *scaledWalk) settle(list []scaledStep, k int, budget int64) {
+func (s *walk) settle(list []step, k int, budget int64) {
 	core := coreOf(len(list), k, func(i int) int32 { return list[i].item })
 	menus := make([][]Option, len(core))
 	at := make([]int16, len(core))
@@ -307,8 +217,8 @@ func (s *scaledWalk) settle(list []scaledStep, k int, budget int64) {
 	}
 }
 
-func (s *scaledWalk) finish() *ScaledPlan {
-	p := &ScaledPlan{Choice: s.at, Slope: s.slope}
+func (s *walk) finish() *Plan {
+	p := &Plan{Choice: s.at, Slope: s.slope}
 	for i, c := range s.p.Class {
 		o := s.hulls[c].option[s.at[i]]
 		s.at[i] = o
