@@ -27,7 +27,7 @@ setup: ## fetch modules and the test model
 	@$(MAKE) --no-print-directory model
 
 model: ## fetch SmolLM2-135M for the tests and the evaluation; idempotent, hash-checked
-	@bash bench/llama/fetch-model.sh
+	@bash engine/model/fetch-model.sh
 
 demo: ## compress the capture in testdata, verify it, write demo.html
 	@mkdir -p bin
@@ -95,13 +95,12 @@ bench-archive: model ## speed of compression: archives (the codec, the verbs, me
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead \
-	  offline:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
+	  model:FuzzGGUF offline:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/archive || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
-	$(GO) test -run '^$$' -fuzz '^FuzzGGUF$$' -fuzztime $(FUZZ) ./bench/llama
 
 attack: ## 9,000 forged files and 600 damaged ones through every verb that reads, in 512 MiB (make test: 500)
 	$(GO) test $(TIMEOUT) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600

@@ -9,12 +9,12 @@ import (
 	"math"
 	"slices"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 )
@@ -29,7 +29,7 @@ import (
 // groups act together, so the correction is damped and bounded.
 //
 // Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
-func ArchiveSteps(ctx context.Context, m *llama.Model, texts []Input, p *profile.Profile,
+func ArchiveSteps(ctx context.Context, m *model.Model, texts []Input, p *profile.Profile,
 	bits float64, o Options) (*offline.ArchiveSteps, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
@@ -51,7 +51,7 @@ func ArchiveSteps(ctx context.Context, m *llama.Model, texts []Input, p *profile
 }
 
 type stepper struct {
-	m             *llama.Model
+	m             *model.Model
 	p             *profile.Profile
 	o             Options
 	be            backend.Backend
@@ -100,7 +100,7 @@ func (s *stepper) text(ctx context.Context, in Input, at, of int) error {
 		} else {
 			l.V = left.Layers[i/2].V
 		}
-		store, err := s.m.NewKV(llama.KVOptions{})
+		store, err := s.m.NewKV(model.KVOptions{})
 		if err != nil {
 			return err
 		}

@@ -9,9 +9,9 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -25,7 +25,7 @@ type BlockOptions struct {
 
 // BlockStore is a cache whose context stays packed: the blocks of a .kvist file in the memory of
 // a backend, attended to in place. What is appended is an exact float32 tail, attended to in the
-// same call. It implements llama.KVStore and belongs to one goroutine.
+// same call. It implements model.KVStore and belongs to one goroutine.
 type BlockStore struct {
 	ctx    context.Context
 	be     backend.Backend
@@ -44,7 +44,7 @@ type blockLayer struct {
 	n      int             // tokens of the tail
 }
 
-var _ llama.KVStore = (*BlockStore)(nil)
+var _ model.KVStore = (*BlockStore)(nil)
 
 // spanAlign is the alignment of packed sides within a buffer.
 const spanAlign = 16
@@ -220,7 +220,7 @@ func (s *BlockStore) Truncate(n int) error {
 	return nil
 }
 
-// Append implements llama.KVStore: rows join the tail.
+// Append implements model.KVStore: rows join the tail.
 //
 // Errors: quant.ErrShape; quant.ErrTooLarge for more than Tail tokens; those of the backend.
 func (s *BlockStore) Append(layer, pos int, k, v []float32, n int) error {
@@ -265,7 +265,7 @@ func (s *BlockStore) appendSide(buf backend.Buffer, x []float32, at, n, dim int)
 	return nil
 }
 
-// Attend implements llama.KVStore.
+// Attend implements model.KVStore.
 //
 // Errors: quant.ErrShape; those of the backend.
 func (s *BlockStore) Attend(layer, pos int, q []float32, n int, out []float32) error {

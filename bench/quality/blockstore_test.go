@@ -12,20 +12,20 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // packed captures a text with the model, compresses the capture and opens the file.
-func packed(t *testing.T, m *llama.Model, be *cpu.Backend, tokens []int32, next int,
+func packed(t *testing.T, m *model.Model, be *cpu.Backend, tokens []int32, next int,
 	config string) *container.Reader {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "cap.safetensors")
-	require.NoError(t, m.WriteCapture(path, tokens, llama.CaptureOptions{Next: next,
+	require.NoError(t, m.WriteCapture(path, tokens, model.CaptureOptions{Next: next,
 		DType: quant.Float32}))
 	f, err := os.Open(path)
 	require.NoError(t, err)
@@ -46,7 +46,7 @@ func packed(t *testing.T, m *llama.Model, be *cpu.Backend, tokens []int32, next 
 }
 
 // restored decompresses a file into a cache.
-func restored(t *testing.T, g quant.Geometry, r *container.Reader) *llama.ExactKV {
+func restored(t *testing.T, g quant.Geometry, r *container.Reader) *model.ExactKV {
 	t.Helper()
 	var out memory
 	_, err := offline.Decompress(context.Background(), r, &out, false, nil)
@@ -60,18 +60,18 @@ func restored(t *testing.T, g quant.Geometry, r *container.Reader) *llama.ExactK
 			dimV: g.HeadDimV}
 		require.NoError(t, readLayer(src, l, s, &c.Layers[l]))
 	}
-	kv, err := llama.NewExactKV(g, llama.KVOptions{})
+	kv, err := model.NewExactKV(g, model.KVOptions{})
 	require.NoError(t, err)
 	require.NoError(t, fill(kv, c, n))
 	return kv
 }
 
 // continued scores the continuation over a store that holds the context.
-func continued(t *testing.T, m *llama.Model, ref *reference, tokens []int32, pos int,
-	kv llama.KVStore) Score {
+func continued(t *testing.T, m *model.Model, ref *reference, tokens []int32, pos int,
+	kv model.KVStore) Score {
 	t.Helper()
 	s := scorer{ref: ref}
-	_, err := m.Forward(tokens, kv, pos, llama.ForwardOptions{Logits: llama.LogitsAll,
+	_, err := m.Forward(tokens, kv, pos, model.ForwardOptions{Logits: model.LogitsAll,
 		OnLogits: s.add})
 	require.NoError(t, err)
 	score, err := s.score()
@@ -163,7 +163,7 @@ func TestBlockStore_EveryLevel(t *testing.T) {
 			q := random(n * g.Heads * g.HeadDim)
 			want := make([]float32, n*g.Heads*g.HeadDimV)
 			got := make([]float32, len(want))
-			for _, kv := range []llama.KVStore{flat, s} {
+			for _, kv := range []model.KVStore{flat, s} {
 				require.NoError(t, kv.Append(layer, pos, k, v, n))
 			}
 			require.NoError(t, flat.Attend(layer, pos, q, n, want))
@@ -204,7 +204,7 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 			// What the decompressed cache says is the reference here.
 			ref := newReference(m.Vocab, after)
 			_, err := m.Forward(after, flat, length,
-				llama.ForwardOptions{Logits: llama.LogitsAll, OnLogits: ref.add})
+				model.ForwardOptions{Logits: model.LogitsAll, OnLogits: ref.add})
 			require.NoError(t, err)
 			s, err := NewBlockStore(context.Background(), be, r, m.Geometry(),
 				BlockOptions{Tail: next})
@@ -221,14 +221,14 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 			require.NoError(t, s.Truncate(length))
 			part := scorer{ref: ref}
 			for lo := 0; lo < next; lo += next / 2 {
-				fo := llama.ForwardOptions{Logits: llama.LogitsAll,
+				fo := model.ForwardOptions{Logits: model.LogitsAll,
 					OnLogits: func(i int, x []float32) error { return part.add(lo+i, x) }}
 				_, err = m.Forward(after[lo:lo+next/2], s, length+lo, fo)
 				require.NoError(t, err)
 			}
 			require.Less(t, part.klMax, 1e-5)
 			require.ErrorIs(t, s.Truncate(length-1), quant.ErrShape)
-			_, err = m.Forward(after[:1], s, s.Len(), llama.ForwardOptions{})
+			_, err = m.Forward(after[:1], s, s.Len(), model.ForwardOptions{})
 			require.ErrorIs(t, err, quant.ErrTooLarge, "the tail is full")
 		})
 	}
@@ -247,7 +247,7 @@ func TestBlockStore_RowBias(t *testing.T) {
 	_, kv, err := prefill(context.Background(), m, in.Tokens[:length])
 	require.NoError(t, err)
 	ref := newReference(m.Vocab, after)
-	_, err = m.Forward(after, kv, length, llama.ForwardOptions{Logits: llama.LogitsAll,
+	_, err = m.Forward(after, kv, length, model.ForwardOptions{Logits: model.LogitsAll,
 		OnLogits: ref.add})
 	require.NoError(t, err)
 	r := packed(t, m, be, in.Tokens, next, "k=lm2+len+s8 v=lm2+len+s8 sinks=4 row-bias=true")
@@ -303,12 +303,12 @@ func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
 	require.NoError(t, err)
 	ref := newReference(m.Vocab, in.Tokens[length:])
 	_, err = m.Forward(in.Tokens[length:], kv, length,
-		llama.ForwardOptions{Logits: llama.LogitsAll, OnLogits: ref.add})
+		model.ForwardOptions{Logits: model.LogitsAll, OnLogits: ref.add})
 	require.NoError(t, err)
 	const config = "k=lm4+len+s8 v=lm3+len+s8 sinks=4"
 	// The method writes its capture in f16.
 	path := filepath.Join(t.TempDir(), "cap.safetensors")
-	require.NoError(t, m.WriteCapture(path, in.Tokens[:length], llama.CaptureOptions{}))
+	require.NoError(t, m.WriteCapture(path, in.Tokens[:length], model.CaptureOptions{}))
 	f, err := os.Open(path)
 	require.NoError(t, err)
 	defer f.Close()

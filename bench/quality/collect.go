@@ -6,7 +6,7 @@ import (
 	"context"
 	"fmt"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -29,7 +29,7 @@ func newCollector(g quant.Geometry, tokens int) *collector {
 	return c
 }
 
-// observe is the llama.Observer. Tokens beyond the room are not kept.
+// observe is the model.Observer. Tokens beyond the room are not kept.
 func (c *collector) observe(layer, pos, n int, q, k, v []float32) error {
 	if layer < 0 || layer >= len(c.layers) {
 		return shapef("collect context", "layer %d of %d", layer, len(c.layers))
@@ -100,9 +100,9 @@ func compressChecked(ctx context.Context, method Method, c *Context) (*Cache, er
 }
 
 // fill appends what a method left of n tokens to every layer of an empty cache.
-func fill(kv *llama.ExactKV, c *Cache, n int) error {
+func fill(kv *model.ExactKV, c *Cache, n int) error {
 	for l, x := range c.Layers {
-		rows := llama.ContextRows{K: x.K, V: x.V, Bias: x.Bias, Keep: x.Keep}
+		rows := model.ContextRows{K: x.K, V: x.V, Bias: x.Bias, Keep: x.Keep}
 		if err := kv.AppendRows(l, n, rows); err != nil {
 			return fmt.Errorf("kvist/quality: fill cache: %w", err)
 		}

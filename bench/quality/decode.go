@@ -5,7 +5,7 @@ package quality
 import (
 	"context"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 // Decoding, exactly: all tokens, context and continuation, go through the model in chunks of
@@ -35,7 +35,7 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 	g, n := t.m.Geometry(), len(t.in.Tokens)
 	c := newCollector(g, n)
 	s := scorer{ref: t.ref}
-	var kv *llama.ExactKV
+	var kv *model.ExactKV
 	var dropped [][]bool
 	var bytes int64
 	var held int
@@ -53,7 +53,7 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 			bytes, held = left.Bytes+2*values(g, t.o.Window), p
 			kv, err = t.rebuilt(left, c, old, p)
 		} else if kv == nil {
-			kv, err = t.m.NewKV(llama.KVOptions{})
+			kv, err = t.m.NewKV(model.KVOptions{})
 		}
 		if err != nil {
 			return Score{}, err
@@ -62,9 +62,9 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 		if p < t.o.Context { // the measured tokens start a chunk of their own
 			end = min(end, t.o.Context)
 		}
-		fo := llama.ForwardOptions{Logits: llama.LogitsNone, Observer: c.observe}
+		fo := model.ForwardOptions{Logits: model.LogitsNone, Observer: c.observe}
 		if first := p - t.o.Context; first >= 0 {
-			fo.Logits = llama.LogitsAll
+			fo.Logits = model.LogitsAll
 			fo.OnLogits = func(i int, logits []float32) error { return s.add(first+i, logits) }
 		}
 		if _, err := t.m.Forward(t.in.Tokens[p:end], kv, p, fo); err != nil {
@@ -80,8 +80,8 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 }
 
 // rebuilt returns a cache with the method's rows of [0, old) and exact ones of [old, p).
-func (t *textRun) rebuilt(left *Cache, c *collector, old, p int) (*llama.ExactKV, error) {
-	kv, err := t.m.NewKV(llama.KVOptions{})
+func (t *textRun) rebuilt(left *Cache, c *collector, old, p int) (*model.ExactKV, error) {
+	kv, err := t.m.NewKV(model.KVOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -90,7 +90,7 @@ func (t *textRun) rebuilt(left *Cache, c *collector, old, p int) (*llama.ExactKV
 	}
 	g := c.geo
 	for l, x := range c.layers {
-		rows := llama.ContextRows{K: c.cut(x.K, g.KVHeads, g.HeadDim, old, p),
+		rows := model.ContextRows{K: c.cut(x.K, g.KVHeads, g.HeadDim, old, p),
 			V: c.cut(x.V, g.KVHeads, g.HeadDimV, old, p)}
 		if err := kv.AppendRows(l, p-old, rows); err != nil {
 			return nil, err

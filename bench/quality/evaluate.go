@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"runtime"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -67,7 +67,7 @@ type TextResult struct {
 // every method compresses it and the continuation is run over what is left.
 //
 // Errors: quant.ErrShape for a text that is too short; those of the model and of the methods.
-func EvaluateText(ctx context.Context, m *llama.Model, in Input, methods []Method,
+func EvaluateText(ctx context.Context, m *model.Model, in Input, methods []Method,
 	o Options) (*TextResult, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
@@ -81,7 +81,7 @@ func EvaluateText(ctx context.Context, m *llama.Model, in Input, methods []Metho
 
 // textRun is the measurement of one text.
 type textRun struct {
-	m           *llama.Model
+	m           *model.Model
 	in          Input
 	o           Options
 	ref         *reference
@@ -138,17 +138,17 @@ func (t *textRun) do(ctx context.Context, methods []Method) (*TextResult, error)
 }
 
 // prefill runs a context through the model and returns it as methods see it, and its cache.
-func prefill(ctx context.Context, m *llama.Model, tokens []int32) (*Context, *llama.ExactKV,
+func prefill(ctx context.Context, m *model.Model, tokens []int32) (*Context, *model.ExactKV,
 	error) {
 	if err := ctx.Err(); err != nil {
 		return nil, nil, err
 	}
-	kv, err := m.NewKV(llama.KVOptions{})
+	kv, err := m.NewKV(model.KVOptions{})
 	if err != nil {
 		return nil, nil, err
 	}
 	c := newCollector(m.Geometry(), len(tokens))
-	fo := llama.ForwardOptions{Logits: llama.LogitsNone, Observer: c.observe}
+	fo := model.ForwardOptions{Logits: model.LogitsNone, Observer: c.observe}
 	if _, err := m.Forward(tokens, kv, 0, fo); err != nil {
 		return nil, nil, err
 	}
@@ -158,10 +158,10 @@ func prefill(ctx context.Context, m *llama.Model, tokens []int32) (*Context, *ll
 }
 
 // next runs the continuation over a cache that holds the context.
-func (t *textRun) next(kv llama.KVStore, on func(int, []float32) error) error {
+func (t *textRun) next(kv model.KVStore, on func(int, []float32) error) error {
 	tokens := t.in.Tokens[t.o.Context:]
 	_, err := t.m.Forward(tokens, kv, t.o.Context,
-		llama.ForwardOptions{Logits: llama.LogitsAll, OnLogits: on})
+		model.ForwardOptions{Logits: model.LogitsAll, OnLogits: on})
 	return err
 }
 
@@ -199,13 +199,13 @@ func (t *textRun) prefilled(ctx context.Context, c *Context, method Method) (Sco
 }
 
 // compressed returns a cache with what a method left of a context, and the bytes it took.
-func compressed(ctx context.Context, m *llama.Model, c *Context, method Method) (*llama.ExactKV,
+func compressed(ctx context.Context, m *model.Model, c *Context, method Method) (*model.ExactKV,
 	int64, error) {
 	left, err := compressChecked(ctx, method, c)
 	if err != nil {
 		return nil, 0, err
 	}
-	kv, err := m.NewKV(llama.KVOptions{})
+	kv, err := m.NewKV(model.KVOptions{})
 	if err != nil {
 		return nil, 0, err
 	}
@@ -218,7 +218,7 @@ func compressed(ctx context.Context, m *llama.Model, c *Context, method Method) 
 // Evaluate measures every method on every text, one text after the other.
 //
 // Errors: those of EvaluateText; quant.ErrShape without texts.
-func Evaluate(ctx context.Context, m *llama.Model, texts []Input, methods []Method,
+func Evaluate(ctx context.Context, m *model.Model, texts []Input, methods []Method,
 	o Options) (*Results, error) {
 	if len(texts) == 0 {
 		return nil, shapef("evaluate", "no texts")
@@ -252,7 +252,7 @@ func Evaluate(ctx context.Context, m *llama.Model, texts []Input, methods []Meth
 // Tokenize turns a text into an input of as many tokens as the options need.
 //
 // Errors: those of the tokenizer; quant.ErrShape for a text that is too short.
-func Tokenize(tok *llama.Tokenizer, name, body string, o Options) (Input, error) {
+func Tokenize(tok *model.Tokenizer, name, body string, o Options) (Input, error) {
 	if err := o.defaults(); err != nil {
 		return Input{}, err
 	}

@@ -16,26 +16,26 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/bench/quality/texts"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
-var openModel = sync.OnceValues(func() (*llama.Model, error) {
-	path, err := llama.FindModel()
+var openModel = sync.OnceValues(func() (*model.Model, error) {
+	path, err := model.Find()
 	if err != nil {
 		return nil, err
 	}
-	return llama.Open(path, llama.Options{})
+	return model.Open(path, model.Options{})
 })
 
 // realModel returns the model, or skips the test where it is not there.
-func realModel(t testing.TB) *llama.Model {
+func realModel(t testing.TB) *model.Model {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("the real model takes seconds, minutes under the race detector: not with -short")
 	}
-	if _, err := llama.FindModel(); err != nil {
+	if _, err := model.Find(); err != nil {
 		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "model") {
 			t.Fatal(err)
 		}
@@ -47,7 +47,7 @@ func realModel(t testing.TB) *llama.Model {
 }
 
 // evalInput returns an eval text.
-func evalInput(t testing.TB, m *llama.Model, i int, o Options) Input {
+func evalInput(t testing.TB, m *model.Model, i int, o Options) Input {
 	t.Helper()
 	text := texts.WithRole(texts.RoleEval)[i]
 	in, err := Tokenize(m.Tokenizer(), text.Name, text.Body, o)
@@ -346,17 +346,17 @@ func TestFan_ContinuationsDoNotSeeEachOther(t *testing.T) {
 	_, kv, err := prefill(context.Background(), m, in.Tokens[:100])
 	require.NoError(t, err)
 	a, b := in.Tokens[100:110], in.Tokens[110:130]
-	alone, err := m.Forward(a, kv.Clone(), 100, llama.ForwardOptions{})
+	alone, err := m.Forward(a, kv.Clone(), 100, model.ForwardOptions{})
 	require.NoError(t, err)
 	// The second one alone, at the positions it has in the pass.
 	late := fan{geo: m.Geometry(), base: 100, parts: []fanPart{{kv.Clone(), 10, 30}}}
-	lateAlone, err := m.Forward(b, &late, 110, llama.ForwardOptions{})
+	lateAlone, err := m.Forward(b, &late, 110, model.ForwardOptions{})
 	require.NoError(t, err)
 	both := fan{geo: m.Geometry(), base: 100, parts: []fanPart{{kv.Clone(), 0, 10}, {kv.Clone(),
 		10, 30}}}
 	got := map[int][]float32{}
 	_, err = m.Forward(in.Tokens[100:130], &both, 100,
-		llama.ForwardOptions{Logits: llama.LogitsAll, Chunk: 7,
+		model.ForwardOptions{Logits: model.LogitsAll, Chunk: 7,
 			OnLogits: func(i int, x []float32) error {
 				got[i] = append([]float32{}, x...)
 				return nil

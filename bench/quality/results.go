@@ -11,7 +11,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -89,7 +89,7 @@ type KindAnswers struct {
 	Asked int    `json:"asked"`
 }
 
-func newResults(m *llama.Model, methods []Method, o Options) *Results {
+func newResults(m *model.Model, methods []Method, o Options) *Results {
 	r := &Results{Format: ResultsFormat, Model: m.Name, Context: o.Context, Next: o.Next,
 		Methods: make([]MethodResult, len(methods)), Pairs: []Pair{}}
 	if o.Decode {

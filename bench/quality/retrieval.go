@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -59,7 +59,7 @@ const listLines = 8
 // somewhere in the first three quarters of the text. Facts, answers and places come from the seed.
 //
 // Errors: quant.ErrShape for no texts or too few tokens; those of the tokenizer.
-func NewRetrieval(tok *llama.Tokenizer, texts []string, questions, tokens int,
+func NewRetrieval(tok *model.Tokenizer, texts []string, questions, tokens int,
 	seed uint64) (*Retrieval, error) {
 	const op = "build retrieval"
 	if len(texts) == 0 || questions < 1 || tokens < 256 {
@@ -149,7 +149,7 @@ var (
 
 // builder makes one context.
 type builder struct {
-	tok       *llama.Tokenizer
+	tok       *model.Tokenizer
 	rng       *rand.Rand
 	sentences []string
 	tokens    int
@@ -337,7 +337,7 @@ func (a *Answers) Count(r *Retrieval, kind string) (found, asked int) {
 // method left of the contexts, in order. The methods never see a question.
 //
 // Errors: those of the model and of the methods.
-func (r *Retrieval) Ask(ctx context.Context, m *llama.Model, methods []Method,
+func (r *Retrieval) Ask(ctx context.Context, m *model.Model, methods []Method,
 	progress func(stage string, done, total int64)) ([]Answers, error) {
 	out := make([]Answers, 1+len(methods))
 	out[0].Method = "exact"
@@ -380,7 +380,7 @@ func (r *Retrieval) Ask(ctx context.Context, m *llama.Model, methods []Method,
 // ask puts the questions of one context to a cache that holds it, in one pass: each question sees
 // the context and itself only, but stands behind those before it, so that its distance to the
 // context is up to some hundred tokens longer. One pass costs half of one for each.
-func (a *Answers) ask(m *llama.Model, kv *llama.ExactKV, rc RetrievalContext) error {
+func (a *Answers) ask(m *model.Model, kv *model.ExactKV, rc RetrievalContext) error {
 	found, nats := make([]bool, len(rc.Questions)), make([]float64, len(rc.Questions))
 	f := fan{geo: m.Geometry(), base: len(rc.Tokens)}
 	var tokens []int32
@@ -402,13 +402,13 @@ func (a *Answers) ask(m *llama.Model, kv *llama.ExactKV, rc RetrievalContext) er
 			targets = append(targets, target{i, t})
 		}
 	}
-	fo := llama.ForwardOptions{Logits: llama.LogitsAll, OnLogits: func(i int,
+	fo := model.ForwardOptions{Logits: model.LogitsAll, OnLogits: func(i int,
 		logits []float32) error {
 		t := targets[i]
 		if t.token < 0 {
 			return nil
 		}
-		found[t.question] = found[t.question] && llama.Argmax(logits) == t.token
+		found[t.question] = found[t.question] && model.Argmax(logits) == t.token
 		s := logSumExp(logits) - float64(logits[t.token])
 		if math.IsNaN(s) {
 			return fmt.Errorf("question %d: surprisal %v: %w", t.question, s, quant.ErrRange)
@@ -432,13 +432,13 @@ type fan struct {
 }
 
 type fanPart struct {
-	kv       *llama.ExactKV // holds the context
+	kv       *model.ExactKV // holds the context
 	from, to int
 }
 
 // each calls f with every part of the tokens [pos, pos+n): tokens [lo, hi) of the call, at position
 // at of the part's cache.
-func (f *fan) each(pos, n int, do func(kv *llama.ExactKV, lo, hi, at int) error) error {
+func (f *fan) each(pos, n int, do func(kv *model.ExactKV, lo, hi, at int) error) error {
 	for _, p := range f.parts {
 		lo, hi := max(p.from, pos-f.base), min(p.to, pos-f.base+n)
 		if lo >= hi {
@@ -451,18 +451,18 @@ func (f *fan) each(pos, n int, do func(kv *llama.ExactKV, lo, hi, at int) error)
 	return nil
 }
 
-// Append implements llama.KVStore.
+// Append implements model.KVStore.
 func (f *fan) Append(layer, pos int, k, v []float32, n int) error {
 	dk, dv := f.geo.KVHeads*f.geo.HeadDim, f.geo.KVHeads*f.geo.HeadDimV
-	return f.each(pos, n, func(kv *llama.ExactKV, lo, hi, at int) error {
+	return f.each(pos, n, func(kv *model.ExactKV, lo, hi, at int) error {
 		return kv.Append(layer, at, k[lo*dk:hi*dk], v[lo*dv:hi*dv], hi-lo)
 	})
 }
 
-// Attend implements llama.KVStore.
+// Attend implements model.KVStore.
 func (f *fan) Attend(layer, pos int, q []float32, n int, out []float32) error {
 	dq, do := f.geo.Heads*f.geo.HeadDim, f.geo.Heads*f.geo.HeadDimV
-	return f.each(pos, n, func(kv *llama.ExactKV, lo, hi, at int) error {
+	return f.each(pos, n, func(kv *model.ExactKV, lo, hi, at int) error {
 		return kv.Attend(layer, at, q[lo*dq:hi*dq], hi-lo, out[lo*do:hi*do])
 	})
 }

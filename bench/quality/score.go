@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -82,7 +82,7 @@ func (r *reference) add(i int, logits []float32) error {
 	for j, v := range logits {
 		r.prob[at+j] = float32(math.Exp(float64(v) - lse))
 	}
-	r.lse[i], r.top[i] = lse, llama.Argmax(logits)
+	r.lse[i], r.top[i] = lse, model.Argmax(logits)
 	return nil
 }
 
@@ -125,7 +125,7 @@ func (s *scorer) add(i int, logits []float32) error {
 	s.n++
 	s.kl += kl
 	s.klMax = max(s.klMax, kl)
-	if llama.Argmax(logits) == s.ref.top[i] {
+	if model.Argmax(logits) == s.ref.top[i] {
 		s.agree++
 	}
 	if t := s.ref.next[i]; t >= 0 {

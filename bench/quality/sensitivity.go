@@ -6,8 +6,8 @@ import (
 	"context"
 	"slices"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
@@ -130,7 +130,7 @@ func (t *Tuning) divergence(x *tuneText, unit func(out []CacheLayer)) (float64, 
 		left.Layers[l] = CacheLayer{K: x.c.Layers[l].K, V: x.c.Layers[l].V}
 	}
 	unit(left.Layers)
-	kv, err := t.m.NewKV(llama.KVOptions{})
+	kv, err := t.m.NewKV(model.KVOptions{})
 	if err != nil {
 		return 0, err
 	}

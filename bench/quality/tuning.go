@@ -16,8 +16,8 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
@@ -83,7 +83,7 @@ const SensitivitySetting = "sensitivity"
 // The texts go through the model once, when a Tuning is made; an evaluation compresses each
 // context at each rate and runs the continuation over what is left.
 type Tuning struct {
-	m     *llama.Model
+	m     *model.Model
 	o     TuningOptions
 	texts []tuneText
 	asked []tuneAsked
@@ -146,7 +146,7 @@ func (r *Measured) MeanLost() float64 {
 //
 // Errors: quant.ErrShape for no texts, texts that are too short and options that cannot be; those
 // of the model.
-func NewTuning(ctx context.Context, m *llama.Model, texts []Input, questions *Retrieval,
+func NewTuning(ctx context.Context, m *model.Model, texts []Input, questions *Retrieval,
 	o TuningOptions) (*Tuning, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
@@ -234,19 +234,19 @@ func (t *Tuning) prepareAsked(ctx context.Context, rc RetrievalContext) (tuneAsk
 }
 
 // prefill is that of the harness, with the tokens' surprisal where it is wanted.
-func (t *Tuning) prefill(ctx context.Context, tokens []int32) (*Context, *llama.ExactKV, error) {
+func (t *Tuning) prefill(ctx context.Context, tokens []int32) (*Context, *model.ExactKV, error) {
 	if !t.o.Surprisal {
 		return prefill(ctx, t.m, tokens)
 	}
-	kv, err := t.m.NewKV(llama.KVOptions{})
+	kv, err := t.m.NewKV(model.KVOptions{})
 	if err != nil {
 		return nil, nil, err
 	}
 	c := newCollector(t.m.Geometry(), len(tokens))
 	surprisal := make([]float32, len(tokens))
-	fo := llama.ForwardOptions{Observer: c.observe, Logits: llama.LogitsRange, To: len(tokens) - 1,
+	fo := model.ForwardOptions{Observer: c.observe, Logits: model.LogitsRange, To: len(tokens) - 1,
 		OnLogits: func(i int, logits []float32) error {
-			surprisal[i+1] = float32(llama.Surprisal(logits, tokens[i+1]))
+			surprisal[i+1] = float32(model.Surprisal(logits, tokens[i+1]))
 			return ctx.Err()
 		}}
 	if _, err := t.m.Forward(tokens, kv, 0, fo); err != nil {

@@ -9,9 +9,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -26,10 +26,10 @@ func BenchmarkSegmentWeights(b *testing.B) {
 	ctx := context.Background()
 	b.Run("op=prefill", func(b *testing.B) {
 		for b.Loop() {
-			kv, err := m.NewKV(llama.KVOptions{})
+			kv, err := m.NewKV(model.KVOptions{})
 			require.NoError(b, err)
 			if _, err := m.Forward(in.Tokens[:tokens], kv, 0,
-				llama.ForwardOptions{Logits: llama.LogitsNone}); err != nil {
+				model.ForwardOptions{Logits: model.LogitsNone}); err != nil {
 				b.Fatal(err)
 			}
 		}

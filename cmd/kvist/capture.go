@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -88,12 +88,12 @@ func (f *captureFlags) check() (quant.DType, error) {
 	return dt, f.model.check()
 }
 
-func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) (err error) {
+func (a *app) capture(ctx context.Context, name, text string, f *captureFlags) (err error) {
 	dt, err := f.check()
 	if err != nil {
 		return err
 	}
-	inputs := []string{modelInput(model), text}
+	inputs := []string{modelInput(name), text}
 	if err := a.checkOutputs(inputs, destination{"-o", f.out, f.force}); err != nil {
 		return err
 	}
@@ -101,7 +101,7 @@ func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) 
 	if err != nil {
 		return err
 	}
-	m, err := f.model.open(model)
+	m, err := f.model.open(name)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (a *app) capture(ctx context.Context, model, text string, f *captureFlags) 
 			len(tokens), n,
 			quant.ErrShape)
 	}
-	o := llama.CaptureOptions{Next: f.next, Layers: layers, DType: dt, OWeight: f.oWeight,
+	o := model.CaptureOptions{Next: f.next, Layers: layers, DType: dt, OWeight: f.oWeight,
 		NoQ: f.noQ}
 	sum := &capturedJSON{Model: m.Name, Text: text, Tokens: f.context, Next: f.next,
 		Layers: layers, DType: f.dtype, Heads: m.Heads, KVHeads: m.KVHeads, HeadDim: m.HeadDim}

@@ -12,10 +12,10 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/auto"
 	"github.com/kvist-project/kvist/engine/backend/selftest"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 func newDoctor(a *app) *cobra.Command {
@@ -83,8 +83,8 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 		Environment: []envJSON{
 			{cpu.EnvISA, os.Getenv(cpu.EnvISA),
 				"instruction set of the cpu backend: " + strings.Join(cpu.ISAs(), ", ")},
-			{llama.EnvModel, os.Getenv(llama.EnvModel), "file that the model smollm2 is read from"},
-			{llama.EnvCache, os.Getenv(llama.EnvCache), "folder of that file, where it is not named"}},
+			{model.EnvFile, os.Getenv(model.EnvFile), "file that the model smollm2 is read from"},
+			{model.EnvCache, os.Getenv(model.EnvCache), "folder of that file, where it is not named"}},
 		CPU: cpuJSON{Cores: runtime.NumCPU(), ISA: cpu.ISAs(), Features: cpuFeatures()}}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {

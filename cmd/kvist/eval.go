@@ -14,11 +14,11 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 // defaultMethods are what eval compares when nothing else is asked for: one or two settings of
@@ -307,7 +307,7 @@ func (f *evalFlags) command(args []string) string {
 }
 
 // evalTexts reads and encodes the texts; without names the eval texts of package texts.
-func (a *app) evalTexts(ctx context.Context, m *llama.Model, names []string,
+func (a *app) evalTexts(ctx context.Context, m *model.Model, names []string,
 	f *evalFlags) (inputs []quality.Input, bodies []string, err error) {
 	o := quality.Options{Context: f.context, Next: f.next}
 	add := func(name, body string) error {

@@ -13,8 +13,8 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -41,7 +41,7 @@ func (f *modelFlags) check() error {
 // modelPath is the file that name stands for: itself, or that of smollm2.
 func modelPath(name string) (string, error) {
 	if name == smolLM2 {
-		return llama.FindModel()
+		return model.Find()
 	}
 	return name, nil
 }
@@ -56,7 +56,7 @@ func modelInput(name string) string {
 }
 
 // open loads the model called name: a GGUF file, or smollm2.
-func (f *modelFlags) open(name string) (*llama.Model, error) {
+func (f *modelFlags) open(name string) (*model.Model, error) {
 	path, err := modelPath(name)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ func (f *modelFlags) open(name string) (*llama.Model, error) {
 	if err := file.Close(); err != nil {
 		return nil, err
 	}
-	return llama.Open(path, llama.Options{Workers: f.threads})
+	return model.Open(path, model.Options{Workers: f.threads})
 }
 
 // maxText bounds a text file: a model's context is some hundred thousand tokens.

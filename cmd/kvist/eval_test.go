@@ -16,10 +16,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 // needModel skips a test where the model is not there.
@@ -28,7 +28,7 @@ func needModel(t *testing.T) {
 	if testing.Short() {
 		t.Skip("the real model takes seconds: not with -short")
 	}
-	if _, err := llama.FindModel(); err != nil {
+	if _, err := model.Find(); err != nil {
 		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "model") {
 			t.Fatal(err)
 		}

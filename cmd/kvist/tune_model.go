@@ -10,10 +10,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
@@ -40,7 +40,7 @@ const sensitivityTexts = 2
 
 // modelTuner measures in the model.
 type modelTuner struct {
-	m       *llama.Model
+	m       *model.Model
 	o       quality.TuningOptions
 	tuning  *quality.Tuning
 	hold    *quality.Tuning // nil: none

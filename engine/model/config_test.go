@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"os"
 	"path/filepath"
 	"testing"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -73,7 +73,7 @@ func TestLoad_Refuses(t *testing.T) {
 			c.setup(m)
 			f, err := read(m.Bytes())
 			require.NoError(t, err)
-			_, err = llama.Load(f, llama.Options{})
+			_, err = model.Load(f, model.Options{})
 			requireTyped(t, err)
 			require.ErrorIs(t, err, c.want)
 			require.ErrorContains(t, err, c.text)
@@ -89,13 +89,13 @@ func TestLoad_HarmlessKeys(t *testing.T) {
 	m.Set("llama.attention.sliding_window", uint32(0))
 	m.Set("llama.attention.causal", true)
 	m.Set("qwen2.expert_count", uint32(8)) // another architecture's key says nothing here
-	model := m.load(t, llama.Options{})
-	require.Equal(t, "tiny", model.Name)
-	require.Nil(t, model.Tokenizer())
-	w, err := model.OutputWeight(1)
+	lm := m.load(t, model.Options{})
+	require.Equal(t, "tiny", lm.Name)
+	require.Nil(t, lm.Tokenizer())
+	w, err := lm.OutputWeight(1)
 	require.NoError(t, err)
 	require.Equal(t, float32(m.w["blk.1.attn_output.weight"][70]), w[70])
-	_, err = model.OutputWeight(2)
+	_, err = lm.OutputWeight(2)
 	require.ErrorIs(t, err, quant.ErrShape)
 }
 
@@ -104,15 +104,15 @@ func TestLoad_Options(t *testing.T) {
 	m.fill(false, gguf.TensorF32)
 	f, err := read(m.Bytes())
 	require.NoError(t, err)
-	_, err = llama.Load(f, llama.Options{Workers: -1})
+	_, err = model.Load(f, model.Options{Workers: -1})
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = llama.Load(f, llama.Options{ISA: "mmx"})
+	_, err = model.Load(f, model.Options{ISA: "mmx"})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
-	generic, err := llama.Load(f, llama.Options{ISA: "generic"})
+	generic, err := model.Load(f, model.Options{ISA: "generic"})
 	require.NoError(t, err)
 	tokens := m.tokens(20)
-	got := forward(t, generic, tokens, newKV(t, generic, llama.KVOptions{}), 0,
-		llama.ForwardOptions{Logits: llama.LogitsAll})
+	got := forward(t, generic, tokens, newKV(t, generic, model.KVOptions{}), 0,
+		model.ForwardOptions{Logits: model.LogitsAll})
 	requireLogits(t, m.forward(tokens, plainAngle(m)), got)
 }
 
@@ -124,19 +124,19 @@ func TestOpen_VocabularyMustFit(t *testing.T) {
 		addVocabulary(&m.Builder, vocab)
 		path := filepath.Join(t.TempDir(), "m.gguf")
 		require.NoError(t, os.WriteFile(path, m.Bytes(), 0o600))
-		model, err := llama.Open(path, llama.Options{})
+		lm, err := model.Open(path, model.Options{})
 		if !ok {
 			require.ErrorIs(t, err, quant.ErrCorrupt)
 			continue
 		}
 		require.NoError(t, err)
-		require.Equal(t, 300, model.Tokenizer().Vocab())
+		require.Equal(t, 300, lm.Tokenizer().Vocab())
 	}
 }
 
 func TestFindModel(t *testing.T) {
 	dir := t.TempDir()
-	path := filepath.Join(dir, llama.ModelFile)
+	path := filepath.Join(dir, model.DefaultFile)
 	require.NoError(t, os.WriteFile(path, []byte("x"), 0o600))
 	for _, c := range []struct{ model, cache, want string }{
 		{path, "", path}, {"", dir, path}, {path, "/nowhere", path},
@@ -144,7 +144,7 @@ func TestFindModel(t *testing.T) {
 	} {
 		t.Setenv("KVIST_MODEL", c.model)
 		t.Setenv("KVIST_CACHE", c.cache)
-		got, err := llama.FindModel()
+		got, err := model.Find()
 		require.Equal(t, c.want, got)
 		if c.want == "" {
 			require.ErrorIs(t, err, quant.ErrUnavailable)

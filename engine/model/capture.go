@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"context"
@@ -93,7 +93,7 @@ func (m *Model) checkCapture(n int, o *CaptureOptions) error {
 		o.DType = quant.Float16
 	}
 	if o.DType.Size() == 0 {
-		return fmt.Errorf("kvist/llama: %s: element type %s: %w", op, o.DType, quant.ErrUnsupported)
+		return fmt.Errorf("kvist/model: %s: element type %s: %w", op, o.DType, quant.ErrUnsupported)
 	}
 	if o.Model == "" {
 		o.Model = m.Name

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"fmt"
@@ -202,7 +202,7 @@ func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	}
 	m, err := b.matrix(n, k)
 	if err != nil {
-		return nil, fmt.Errorf("kvist/llama: load tensor %q: %w", parts[0].name, err)
+		return nil, fmt.Errorf("kvist/model: load tensor %q: %w", parts[0].name, err)
 	}
 	return m, nil
 }

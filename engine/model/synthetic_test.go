@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"bytes"
@@ -9,9 +9,9 @@ import (
 	"math/rand/v2"
 	"testing"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/engine/gguf/gguftest"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/stretchr/testify/require"
 )
 
@@ -89,13 +89,13 @@ func (m *tiny) fill(untied bool, types ...gguf.TensorType) {
 	}
 }
 
-func (m *tiny) load(t testing.TB, o llama.Options) *llama.Model {
+func (m *tiny) load(t testing.TB, o model.Options) *model.Model {
 	t.Helper()
 	f, err := read(m.Bytes())
 	require.NoError(t, err)
-	model, err := llama.Load(f, o)
+	lm, err := model.Load(f, o)
 	require.NoError(t, err)
-	return model
+	return lm
 }
 
 // tokens returns n random tokens.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"errors"
@@ -8,8 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -41,17 +41,17 @@ func FuzzGGUF(f *testing.F) {
 			requireTyped(t, err)
 			return
 		}
-		if _, err := llama.NewTokenizer(file); err != nil {
+		if _, err := model.NewTokenizer(file); err != nil {
 			requireTyped(t, err)
 		}
-		model, err := llama.Load(file, llama.Options{Workers: 1})
+		lm, err := model.Load(file, model.Options{Workers: 1})
 		if err != nil {
 			return // typed as well, or ErrShape from the geometry
 		}
-		kv, err := model.NewKV(llama.KVOptions{})
+		kv, err := lm.NewKV(model.KVOptions{})
 		require.NoError(t, err)
-		_, err = model.Forward([]int32{0, 0}, kv, 0, llama.ForwardOptions{})
-		if model.Context > 1 {
+		_, err = lm.Forward([]int32{0, 0}, kv, 0, model.ForwardOptions{})
+		if lm.Context > 1 {
 			require.NoError(t, err)
 		}
 	})

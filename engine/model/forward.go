@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"fmt"
@@ -64,7 +64,7 @@ func (m *Model) Forward(tokens []int32, kv KVStore, pos int, o ForwardOptions) (
 	var out []float32
 	if o.OnLogits == nil && to > from {
 		if (to-from)*m.Vocab > maxLogitValues {
-			return nil, fmt.Errorf("kvist/llama: forward: %d rows of %d logits at once, "+
+			return nil, fmt.Errorf("kvist/model: forward: %d rows of %d logits at once, "+
 				"the limit is %d values (use OnLogits): %w",
 				to-from, m.Vocab, maxLogitValues, quant.ErrTooLarge)
 		}
@@ -76,7 +76,7 @@ func (m *Model) Forward(tokens []int32, kv KVStore, pos int, o ForwardOptions) (
 	for lo := 0; lo < len(tokens); lo += o.Chunk {
 		hi := min(lo+o.Chunk, len(tokens))
 		if err := m.chunk(s, tokens[lo:hi], kv, pos+lo, o.Observer); err != nil {
-			return nil, fmt.Errorf("kvist/llama: forward positions [%d, %d): %w", pos+lo, pos+hi, err)
+			return nil, fmt.Errorf("kvist/model: forward positions [%d, %d): %w", pos+lo, pos+hi, err)
 		}
 		a, b := max(lo, from), min(hi, to)
 		if a >= b {
@@ -87,7 +87,7 @@ func (m *Model) Forward(tokens []int32, kv KVStore, pos int, o ForwardOptions) (
 			dst = out[(a-from)*m.Vocab : (b-from)*m.Vocab]
 		}
 		if err := m.logits(s, dst, a, b, lo, o.OnLogits); err != nil {
-			return nil, fmt.Errorf("kvist/llama: forward: logits: %w", err)
+			return nil, fmt.Errorf("kvist/model: forward: logits: %w", err)
 		}
 	}
 	return out, nil
@@ -103,7 +103,7 @@ func (m *Model) check(tokens []int32, pos int, o *ForwardOptions) (from, to int,
 		return 0, 0, shapef(op, "position %d, want 0 or more", pos)
 	}
 	if n > m.Context || pos > m.Context-n {
-		return 0, 0, fmt.Errorf("kvist/llama: forward: positions [%d, %d), the model's context is %d: %w",
+		return 0, 0, fmt.Errorf("kvist/model: forward: positions [%d, %d), the model's context is %d: %w",
 			pos, pos+n, m.Context, quant.ErrTooLarge)
 	}
 	for i, t := range tokens {

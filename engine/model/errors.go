@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"fmt"
@@ -10,7 +10,7 @@ import (
 
 // shapef, corruptf and the like make causes of one category. op is what was being done.
 func shapef(op, format string, a ...any) error {
-	return fmt.Errorf("kvist/llama: %s: %s: %w", op, fmt.Sprintf(format, a...), quant.ErrShape)
+	return fmt.Errorf("kvist/model: %s: %s: %w", op, fmt.Sprintf(format, a...), quant.ErrShape)
 }
 
 func corruptf(format string, a ...any) error {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package llama runs language models of the llama architecture from GGUF files, so that kvist is
+// Package model runs language models of the llama architecture from GGUF files, so that kvist is
 // measured in a real model: by what a compressed cache does to the next token.
 //
 // # Concepts
@@ -51,4 +51,4 @@
 //
 // Results do not depend on the number of workers or on how tokens are cut into chunks, but may
 // differ by rounding between instruction sets.
-package llama
+package model

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"fmt"
@@ -9,7 +9,7 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -69,11 +69,11 @@ func (h *history) attend(q []float32, head, pos int) []float64 {
 	return out
 }
 
-func (h *history) rows() llama.ContextRows {
-	return llama.ContextRows{K: h.k, V: h.v, Bias: h.bias, Keep: h.keep}
+func (h *history) rows() model.ContextRows {
+	return model.ContextRows{K: h.k, V: h.v, Bias: h.bias, Keep: h.keep}
 }
 
-func requireAttend(t *testing.T, h *history, kv *llama.ExactKV, rng *rand.Rand, pos, n int) {
+func requireAttend(t *testing.T, h *history, kv *model.ExactKV, rng *rand.Rand, pos, n int) {
 	t.Helper()
 	g := h.g
 	q := randomRows(rng, n*g.Heads*g.HeadDim)
@@ -102,7 +102,7 @@ func TestExactKV_BiasAndKeep(t *testing.T) {
 			t.Run(fmt.Sprintf("head_dim=%d/tokens=%d", g.HeadDim, n), func(t *testing.T) {
 				rng := rand.New(rand.NewPCG(uint64(n), uint64(g.HeadDim)))
 				h := newHistory(rng, g, n)
-				kv, err := llama.NewExactKV(g, llama.KVOptions{Workers: 3})
+				kv, err := model.NewExactKV(g, model.KVOptions{Workers: 3})
 				require.NoError(t, err)
 				require.NoError(t, kv.AppendRows(0, n, h.rows()))
 				requireAttend(t, h, kv, rng, n-1, 1)
@@ -128,7 +128,7 @@ func TestExactKV_DroppedRowsAreNotThere(t *testing.T) {
 			bad.V[i*64+5] = float32(math.Inf(1))
 		}
 	}
-	kv, err := llama.NewExactKV(g, llama.KVOptions{})
+	kv, err := model.NewExactKV(g, model.KVOptions{})
 	require.NoError(t, err)
 	require.NoError(t, kv.AppendRows(0, 200, bad))
 	requireAttend(t, h, kv, rng, 199, 1)
@@ -142,7 +142,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 	for i := range full.keep {
 		full.keep[i] = true
 	}
-	part := func(lo, hi int) (c llama.ContextRows) {
+	part := func(lo, hi int) (c model.ContextRows) {
 		for h := range g.KVHeads {
 			c.K = append(c.K, full.k[(h*290+lo)*64:(h*290+hi)*64]...)
 			c.V = append(c.V, full.v[(h*290+lo)*64:(h*290+hi)*64]...)
@@ -150,7 +150,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 		}
 		return c
 	}
-	base, err := llama.NewExactKV(g, llama.KVOptions{})
+	base, err := model.NewExactKV(g, model.KVOptions{})
 	require.NoError(t, err)
 	require.NoError(t, base.AppendRows(0, 200, part(0, 200)))
 
@@ -160,7 +160,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 		c := base.Clone()
 		wg.Go(func() {
 			noise := rand.New(rand.NewPCG(uint64(i), 5))
-			rows := llama.ContextRows{K: randomRows(noise, 50*192), V: randomRows(noise, 50*192)}
+			rows := model.ContextRows{K: randomRows(noise, 50*192), V: randomRows(noise, 50*192)}
 			if c.AppendRows(0, 50, rows) != nil {
 				t.Error("append to clone failed")
 			}
@@ -173,7 +173,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 	requireAttend(t, full, base, rng, 150, 50)
 
 	// Truncating and appending again is as never having had the rows.
-	require.NoError(t, base.AppendRows(0, 60, llama.ContextRows{
+	require.NoError(t, base.AppendRows(0, 60, model.ContextRows{
 		K: randomRows(rng, 60*192), V: randomRows(rng, 60*192), Bias: make([]float32, 180)}))
 	require.NoError(t, base.Truncate(130))
 	require.Equal(t, 130, base.Len())
@@ -191,7 +191,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 func TestExactKV_F16Rounds(t *testing.T) {
 	g := kvGeometries[1]
 	rng := rand.New(rand.NewPCG(5, 6))
-	kv, err := llama.NewExactKV(g, llama.KVOptions{F16: true})
+	kv, err := model.NewExactKV(g, model.KVOptions{F16: true})
 	require.NoError(t, err)
 	k, v := randomRows(rng, 3*4*40), randomRows(rng, 3*4*24)
 	require.NoError(t, kv.Append(0, 0, k, v, 3))
@@ -212,7 +212,7 @@ func TestExactKV_F16Rounds(t *testing.T) {
 // TestExactKV_NaNIsSeen: numbers that are none must not vanish in the softmax.
 func TestExactKV_NaNIsSeen(t *testing.T) {
 	g := quant.Geometry{Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 8, HeadDimV: 8}
-	kv, err := llama.NewExactKV(g, llama.KVOptions{})
+	kv, err := model.NewExactKV(g, model.KVOptions{})
 	require.NoError(t, err)
 	k, v := make([]float32, 16), make([]float32, 16)
 	k[3] = float32(math.NaN())
@@ -224,11 +224,11 @@ func TestExactKV_NaNIsSeen(t *testing.T) {
 
 func TestExactKV_Errors(t *testing.T) {
 	g := kvGeometries[0]
-	_, err := llama.NewExactKV(quant.Geometry{}, llama.KVOptions{})
+	_, err := model.NewExactKV(quant.Geometry{}, model.KVOptions{})
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = llama.NewExactKV(g, llama.KVOptions{Workers: -1})
+	_, err = model.NewExactKV(g, model.KVOptions{Workers: -1})
 	require.ErrorIs(t, err, quant.ErrShape)
-	kv, err := llama.NewExactKV(g, llama.KVOptions{})
+	kv, err := model.NewExactKV(g, model.KVOptions{})
 	require.NoError(t, err)
 	row := make([]float32, 192)
 	require.NoError(t, kv.Append(0, 0, row, row, 1))
@@ -248,14 +248,14 @@ func TestExactKV_Errors(t *testing.T) {
 		"attend layer":  kv.Attend(7, 0, q, 1, out),
 		"truncate":      kv.Truncate(2),
 		"truncate neg":  kv.Truncate(-1),
-		"rows":          kv.AppendRows(0, 2, llama.ContextRows{K: row, V: row}),
-		"rows layer":    kv.AppendRows(3, 1, llama.ContextRows{K: row, V: row}),
-		"bias":          kv.AppendRows(0, 1, llama.ContextRows{K: row, V: row, Bias: row}),
-		"keep":          kv.AppendRows(0, 1, llama.ContextRows{K: row, V: row, Keep: make([]bool, 1)}),
+		"rows":          kv.AppendRows(0, 2, model.ContextRows{K: row, V: row}),
+		"rows layer":    kv.AppendRows(3, 1, model.ContextRows{K: row, V: row}),
+		"bias":          kv.AppendRows(0, 1, model.ContextRows{K: row, V: row, Bias: row}),
+		"keep":          kv.AppendRows(0, 1, model.ContextRows{K: row, V: row, Keep: make([]bool, 1)}),
 	} {
 		require.ErrorIs(t, err, quant.ErrShape, name)
 	}
-	err = kv.AppendRows(0, 1, llama.ContextRows{K: row, V: row, Bias: nan})
+	err = kv.AppendRows(0, 1, model.ContextRows{K: row, V: row, Bias: nan})
 	require.ErrorIs(t, err, quant.ErrRange)
 	_, _, err = kv.Rows(0, 0, 2)
 	require.ErrorIs(t, err, quant.ErrShape)

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"strings"
 	"testing"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -58,19 +58,19 @@ func addVocabulary(b *builder, n int) {
 	b.Set("tokenizer.ggml.eos_token_id", uint32(0))
 }
 
-func testTokenizer(t testing.TB) *llama.Tokenizer {
+func testTokenizer(t testing.TB) *model.Tokenizer {
 	t.Helper()
 	b := &builder{}
 	addVocabulary(b, 280)
 	f, err := read(b.Bytes())
 	require.NoError(t, err)
-	tok, err := llama.NewTokenizer(f)
+	tok, err := model.NewTokenizer(f)
 	require.NoError(t, err)
 	return tok
 }
 
 // pieces encodes and decodes each token by itself.
-func pieces(t testing.TB, tok *llama.Tokenizer, text string, special bool) []string {
+func pieces(t testing.TB, tok *model.Tokenizer, text string, special bool) []string {
 	t.Helper()
 	ids, err := tok.Encode(text, special)
 	require.NoError(t, err)
@@ -211,7 +211,7 @@ func TestNewTokenizer_Refuses(t *testing.T) {
 			}
 			f, err := read(b.Bytes())
 			require.NoError(t, err)
-			_, err = llama.NewTokenizer(f)
+			_, err = model.NewTokenizer(f)
 			requireTyped(t, err)
 			require.ErrorIs(t, err, c.want)
 			require.ErrorContains(t, err, c.text)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"context"
@@ -10,8 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 // cancelling is a file that cancels a context at its n-th write.
@@ -32,8 +32,8 @@ func (c *cancelling) WriteAt(p []byte, off int64) (int, error) {
 func TestCapture_Cancelled(t *testing.T) {
 	m := newTiny(13)
 	m.fill(false, gguf.TensorF32)
-	model := m.load(t, llama.Options{})
-	tokens, o := m.tokens(30), llama.CaptureOptions{Next: 10, Chunk: 7}
+	lm := m.load(t, model.Options{})
+	tokens, o := m.tokens(30), model.CaptureOptions{Next: 10, Chunk: 7}
 	dir := t.TempDir()
 	create := func(n int, cancel func()) *cancelling {
 		f, err := os.Create(filepath.Join(dir, "a"))
@@ -42,8 +42,8 @@ func TestCapture_Cancelled(t *testing.T) {
 		return &cancelling{f, n, cancel}
 	}
 	all := create(-1, nil)
-	require.NoError(t, model.Capture(context.Background(), all, tokens, o))
-	require.NoError(t, model.WriteCapture(filepath.Join(dir, "b"), tokens, o))
+	require.NoError(t, lm.Capture(context.Background(), all, tokens, o))
+	require.NoError(t, lm.WriteCapture(filepath.Join(dir, "b"), tokens, o))
 	a, err := os.ReadFile(filepath.Join(dir, "a"))
 	require.NoError(t, err)
 	b, err := os.ReadFile(filepath.Join(dir, "b"))
@@ -52,6 +52,6 @@ func TestCapture_Cancelled(t *testing.T) {
 
 	ctx, cancel := context.WithCancel(context.Background())
 	f := create(5, cancel)
-	require.ErrorIs(t, model.Capture(ctx, f, tokens, o), context.Canceled)
+	require.ErrorIs(t, lm.Capture(ctx, f, tokens, o), context.Canceled)
 	require.Less(t, 5-f.n, -1-all.n, "it wrote as much as without the cancellation")
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"fmt"
@@ -69,7 +69,7 @@ type kvBlockData struct {
 // Errors: ErrShape; those of matmul.Open.
 func NewExactKV(g quant.Geometry, o KVOptions) (*ExactKV, error) {
 	if err := g.Validate(); err != nil {
-		return nil, fmt.Errorf("kvist/llama: new cache: %w", err)
+		return nil, fmt.Errorf("kvist/model: new cache: %w", err)
 	}
 	if o.Workers < 0 {
 		return nil, shapef("new cache", "%d workers, want 0 or more", o.Workers)
@@ -79,7 +79,7 @@ func NewExactKV(g quant.Geometry, o KVOptions) (*ExactKV, error) {
 	}
 	e, err := matmul.Open(matmul.Options{ISA: o.ISA, Workers: 1})
 	if err != nil {
-		return nil, fmt.Errorf("kvist/llama: new cache: %w", err)
+		return nil, fmt.Errorf("kvist/model: new cache: %w", err)
 	}
 	kv := &ExactKV{geo: g, opts: o, engine: e, scale: float32(1 / math.Sqrt(float64(g.HeadDim))),
 		layers: make([]kvLayer, g.Layers), scratch: make([]attendScratch, o.Workers)}
@@ -177,7 +177,7 @@ func (kv *ExactKV) AppendRows(layer, tokens int, r ContextRows) error {
 	}
 	for i, b := range r.Bias {
 		if math.IsNaN(float64(b)) || math.IsInf(float64(b), 1) {
-			return fmt.Errorf("kvist/llama: %s: layer %d: bias %d is %v: %w", op, layer, i, b,
+			return fmt.Errorf("kvist/model: %s: layer %d: bias %d is %v: %w", op, layer, i, b,
 				quant.ErrRange)
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"fmt"
@@ -10,23 +10,23 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ModelFile is the name of the model that tests and benchmarks run, as fetch-model.sh stores it.
-const ModelFile = "SmolLM2-135M-Instruct.Q4_1.gguf"
+// DefaultFile is the name of the model that tests and benchmarks run, as fetch-model.sh stores it.
+const DefaultFile = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 // Environment variables that say where the model of the tests is.
 const (
-	EnvModel = "KVIST_MODEL" // the file
-	EnvCache = "KVIST_CACHE" // else the folder of ModelFile
+	EnvFile  = "KVIST_MODEL" // the file
+	EnvCache = "KVIST_CACHE" // else the folder of DefaultFile
 )
 
-// FindModel returns the path of the model for tests and benchmarks: the environment variable
-// KVIST_MODEL, else ModelFile in the folder KVIST_CACHE or ~/.cache/kvist. Nothing is downloaded.
+// Find returns the path of the model for tests and benchmarks: the environment variable
+// KVIST_MODEL, else DefaultFile in the folder KVIST_CACHE or ~/.cache/kvist. Nothing is downloaded.
 //
 // Errors: ErrUnavailable where there is no such file; the text says how to get it.
-func FindModel() (path string, err error) {
-	const op = "kvist/llama: find model"
-	path = os.Getenv(EnvModel)
-	hint := EnvModel + " names it"
+func Find() (path string, err error) {
+	const op = "kvist/model: find model"
+	path = os.Getenv(EnvFile)
+	hint := EnvFile + " names it"
 	if path == "" {
 		hint = "run make model"
 		dir := os.Getenv(EnvCache)
@@ -37,7 +37,7 @@ func FindModel() (path string, err error) {
 			}
 			dir = filepath.Join(home, ".cache", "kvist")
 		}
-		path = filepath.Join(dir, ModelFile)
+		path = filepath.Join(dir, DefaultFile)
 	}
 	st, err := os.Stat(path)
 	if err != nil {

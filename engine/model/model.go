@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"fmt"
@@ -93,10 +93,10 @@ func Load(f *gguf.File, opts Options) (*Model, error) {
 	}
 	m := &Model{Config: c, opts: opts}
 	if m.par, err = matmul.Open(matmul.Options{ISA: opts.ISA, Workers: opts.Workers}); err != nil {
-		return nil, fmt.Errorf("kvist/llama: load model: %w", err)
+		return nil, fmt.Errorf("kvist/model: load model: %w", err)
 	}
 	if m.one, err = matmul.Open(matmul.Options{ISA: opts.ISA, Workers: 1}); err != nil {
-		return nil, fmt.Errorf("kvist/llama: load model: %w", err)
+		return nil, fmt.Errorf("kvist/model: load model: %w", err)
 	}
 	if err := m.load(f); err != nil {
 		return nil, err

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama
+package model
 
 import (
 	"container/heap"
@@ -212,7 +212,7 @@ func (t *Tokenizer) Encode(text string, special bool) ([]int32, error) {
 			n, id = t.nextSpecial(text)
 		}
 		if err := pretokenize(text[:n], word); err != nil {
-			return nil, fmt.Errorf("kvist/llama: encode text: %w", err)
+			return nil, fmt.Errorf("kvist/model: encode text: %w", err)
 		}
 		text = text[n:]
 		if id != noToken {

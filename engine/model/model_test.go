@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"encoding/json"
@@ -12,8 +12,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -21,21 +21,21 @@ import (
 // committed is a capture of the same model, made by an independent runner in numpy.
 const committed = "../../testdata/smollm2-sqlite-1k.safetensors"
 
-var openModel = sync.OnceValues(func() (*llama.Model, error) {
-	path, err := llama.FindModel()
+var openModel = sync.OnceValues(func() (*model.Model, error) {
+	path, err := model.Find()
 	if err != nil {
 		return nil, err
 	}
-	return llama.Open(path, llama.Options{})
+	return model.Open(path, model.Options{})
 })
 
 // model returns the real model, or skips the test where it is not there.
-func model(t testing.TB) *llama.Model {
+func realModel(t testing.TB) *model.Model {
 	t.Helper()
 	if testing.Short() {
 		t.Skip("the real model takes seconds, minutes under the race detector: not with -short")
 	}
-	if _, err := llama.FindModel(); err != nil {
+	if _, err := model.Find(); err != nil {
 		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "model") {
 			t.Fatal(err)
 		}
@@ -46,15 +46,15 @@ func model(t testing.TB) *llama.Model {
 	return m
 }
 
-func newKV(t testing.TB, m *llama.Model, o llama.KVOptions) *llama.ExactKV {
+func newKV(t testing.TB, m *model.Model, o model.KVOptions) *model.ExactKV {
 	t.Helper()
 	kv, err := m.NewKV(o)
 	require.NoError(t, err)
 	return kv
 }
 
-func forward(t testing.TB, m *llama.Model, tokens []int32, kv llama.KVStore, pos int,
-	o llama.ForwardOptions) []float32 {
+func forward(t testing.TB, m *model.Model, tokens []int32, kv model.KVStore, pos int,
+	o model.ForwardOptions) []float32 {
 	t.Helper()
 	logits, err := m.Forward(tokens, kv, pos, o)
 	require.NoError(t, err)
@@ -62,7 +62,7 @@ func forward(t testing.TB, m *llama.Model, tokens []int32, kv llama.KVStore, pos
 }
 
 func TestModel_Config(t *testing.T) {
-	m := model(t)
+	m := realModel(t)
 	require.Equal(t, quant.Geometry{Layers: 30, Heads: 9, KVHeads: 3, HeadDim: 64, HeadDimV: 64,
 		Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 64, Theta: 100000}}, m.Geometry())
 	require.Equal(t, 8192, m.Context)
@@ -70,24 +70,24 @@ func TestModel_Config(t *testing.T) {
 }
 
 func TestModel_Greedy(t *testing.T) {
-	m := model(t)
+	m := realModel(t)
 	tokens, err := m.Tokenizer().Encode("The capital of Germany is", false)
 	require.NoError(t, err)
-	kv := newKV(t, m, llama.KVOptions{})
-	logits := forward(t, m, tokens, kv, 0, llama.ForwardOptions{})
-	next := llama.Argmax(logits)
+	kv := newKV(t, m, model.KVOptions{})
+	logits := forward(t, m, tokens, kv, 0, model.ForwardOptions{})
+	next := model.Argmax(logits)
 	text, err := m.Tokenizer().Decode([]int32{next})
 	require.NoError(t, err)
 	require.Equal(t, " Berlin", string(text))
 
 	// Decoding one token at a time continues the same sequence.
 	for range 6 {
-		logits = forward(t, m, []int32{next}, kv, kv.Len(), llama.ForwardOptions{})
+		logits = forward(t, m, []int32{next}, kv, kv.Len(), model.ForwardOptions{})
 		tokens = append(tokens, next)
-		next = llama.Argmax(logits)
+		next = model.Argmax(logits)
 	}
-	whole := forward(t, m, tokens, newKV(t, m, llama.KVOptions{}), 0, llama.ForwardOptions{})
-	require.Equal(t, next, llama.Argmax(whole))
+	whole := forward(t, m, tokens, newKV(t, m, model.KVOptions{}), 0, model.ForwardOptions{})
+	require.Equal(t, next, model.Argmax(whole))
 }
 
 func sourceTokens(t testing.TB, n int) []int32 {
@@ -101,12 +101,12 @@ func sourceTokens(t testing.TB, n int) []int32 {
 }
 
 func TestModel_ChunkedPrefill(t *testing.T) {
-	m := model(t)
+	m := realModel(t)
 	tokens := sourceTokens(t, 300)
 	var rows [2][]float32
 	for i, chunk := range []int{300, 37} {
-		rows[i] = forward(t, m, tokens, newKV(t, m, llama.KVOptions{}), 0,
-			llama.ForwardOptions{Chunk: chunk, Logits: llama.LogitsRange, From: 280, To: 300})
+		rows[i] = forward(t, m, tokens, newKV(t, m, model.KVOptions{}), 0,
+			model.ForwardOptions{Chunk: chunk, Logits: model.LogitsRange, From: 280, To: 300})
 	}
 	require.Len(t, rows[0], 20*m.Vocab)
 	for i := range rows[0] {
@@ -130,7 +130,7 @@ func relError(a, b []float32) float64 {
 // TestModel_ReproducesCapture pins the whole forward pass: q, k and v of four layers and the
 // surprisal against those that the numpy runner wrote.
 func TestModel_ReproducesCapture(t *testing.T) {
-	m := model(t)
+	m := realModel(t)
 	want, err := capture.Open(committed, capture.Limits{})
 	require.NoError(t, err)
 	defer want.Close()
@@ -140,7 +140,7 @@ func TestModel_ReproducesCapture(t *testing.T) {
 	require.NoError(t, want.ReadTokens(true, 0, tokens[n:]))
 
 	path := filepath.Join(t.TempDir(), "out.safetensors")
-	require.NoError(t, m.WriteCapture(path, tokens, llama.CaptureOptions{
+	require.NoError(t, m.WriteCapture(path, tokens, model.CaptureOptions{
 		Next: next, Layers: want.Layers(), OWeight: true, Model: "SmolLM2-135M-Instruct"}))
 	got, err := capture.Open(path, capture.Limits{})
 	require.NoError(t, err)
@@ -183,13 +183,13 @@ func TestModel_ReproducesCapture(t *testing.T) {
 }
 
 // perplexity runs tokens through a cache and returns exp(mean surprisal).
-func perplexity(t testing.TB, m *llama.Model, tokens []int32, kv llama.KVStore) float64 {
+func perplexity(t testing.TB, m *model.Model, tokens []int32, kv model.KVStore) float64 {
 	t.Helper()
 	var sum float64
 	n := len(tokens) - 1
-	_, err := m.Forward(tokens, kv, 0, llama.ForwardOptions{Logits: llama.LogitsRange, To: n,
+	_, err := m.Forward(tokens, kv, 0, model.ForwardOptions{Logits: model.LogitsRange, To: n,
 		OnLogits: func(i int, logits []float32) error {
-			sum += llama.Surprisal(logits, tokens[i+1])
+			sum += model.Surprisal(logits, tokens[i+1])
 			return nil
 		}})
 	require.NoError(t, err)
@@ -197,24 +197,24 @@ func perplexity(t testing.TB, m *llama.Model, tokens []int32, kv llama.KVStore) 
 }
 
 func TestModel_F16Perplexity(t *testing.T) {
-	m := model(t)
+	m := realModel(t)
 	tokens := sourceTokens(t, 384)
-	exact := perplexity(t, m, tokens, newKV(t, m, llama.KVOptions{}))
-	f16 := perplexity(t, m, tokens, newKV(t, m, llama.KVOptions{F16: true}))
+	exact := perplexity(t, m, tokens, newKV(t, m, model.KVOptions{}))
+	f16 := perplexity(t, m, tokens, newKV(t, m, model.KVOptions{F16: true}))
 	require.NotEqual(t, exact, f16) // the rounding did take place
 	require.InEpsilon(t, exact, f16, 1e-3)
 	require.Less(t, exact, 100.0) // of 49152: the model does predict this text
 }
 
 func TestModel_Fast(t *testing.T) {
-	m := model(t)
-	path, err := llama.FindModel()
+	m := realModel(t)
+	path, err := model.Find()
 	require.NoError(t, err)
-	fast, err := llama.Open(path, llama.Options{Fast: true})
+	fast, err := model.Open(path, model.Options{Fast: true})
 	require.NoError(t, err)
 	tokens := sourceTokens(t, 128)
-	a := perplexity(t, m, tokens, newKV(t, m, llama.KVOptions{}))
-	b := perplexity(t, fast, tokens, newKV(t, fast, llama.KVOptions{}))
+	a := perplexity(t, m, tokens, newKV(t, m, model.KVOptions{}))
+	b := perplexity(t, fast, tokens, newKV(t, fast, model.KVOptions{}))
 	require.NotEqual(t, a, b)
 	require.InEpsilon(t, a, b, 0.05)
 }
@@ -228,7 +228,7 @@ type vector struct {
 // TestModel_TokenizerVectors compares with vectors made by the Hugging Face package tokenizers
 // from the same vocabulary (testdata/README.md).
 func TestModel_TokenizerVectors(t *testing.T) {
-	tok := model(t).Tokenizer()
+	tok := realModel(t).Tokenizer()
 	b, err := os.ReadFile("testdata/tokens-smollm.json")
 	require.NoError(t, err)
 	var vectors []vector
@@ -250,12 +250,12 @@ func TestModel_TokenizerVectors(t *testing.T) {
 }
 
 // benchModes runs a benchmark with float32 and with int8 activations.
-func benchModes(b *testing.B, run func(b *testing.B, m *llama.Model)) {
-	model(b)
-	path, err := llama.FindModel()
+func benchModes(b *testing.B, run func(b *testing.B, m *model.Model)) {
+	realModel(b)
+	path, err := model.Find()
 	require.NoError(b, err)
 	for _, mode := range []string{"exact", "fast"} {
-		m, err := llama.Open(path, llama.Options{Fast: mode == "fast"})
+		m, err := model.Open(path, model.Options{Fast: mode == "fast"})
 		require.NoError(b, err)
 		b.Run("mode="+mode, func(b *testing.B) { run(b, m) })
 	}
@@ -263,13 +263,13 @@ func benchModes(b *testing.B, run func(b *testing.B, m *llama.Model)) {
 
 func BenchmarkPrefill(b *testing.B) {
 	tokens := sourceTokens(b, 1024)
-	benchModes(b, func(b *testing.B, m *llama.Model) {
+	benchModes(b, func(b *testing.B, m *model.Model) {
 		for _, n := range []int{128, 1024} {
 			b.Run(fmt.Sprintf("tokens=%d", n), func(b *testing.B) {
 				b.ReportAllocs()
 				for b.Loop() {
-					kv := newKV(b, m, llama.KVOptions{})
-					forward(b, m, tokens[:n], kv, 0, llama.ForwardOptions{})
+					kv := newKV(b, m, model.KVOptions{})
+					forward(b, m, tokens[:n], kv, 0, model.ForwardOptions{})
 				}
 				b.ReportMetric(float64(b.N*n)/b.Elapsed().Seconds(), "tok/s")
 			})
@@ -279,14 +279,14 @@ func BenchmarkPrefill(b *testing.B) {
 
 func BenchmarkDecode(b *testing.B) {
 	tokens := sourceTokens(b, 1024)
-	benchModes(b, func(b *testing.B, m *llama.Model) {
+	benchModes(b, func(b *testing.B, m *model.Model) {
 		for _, n := range []int{16, 1000} {
 			b.Run(fmt.Sprintf("context=%d", n), func(b *testing.B) {
-				kv := newKV(b, m, llama.KVOptions{})
-				forward(b, m, tokens[:n], kv, 0, llama.ForwardOptions{})
+				kv := newKV(b, m, model.KVOptions{})
+				forward(b, m, tokens[:n], kv, 0, model.ForwardOptions{})
 				b.ReportAllocs()
 				for b.Loop() {
-					forward(b, m, tokens[n:n+1], kv, n, llama.ForwardOptions{})
+					forward(b, m, tokens[n:n+1], kv, n, model.ForwardOptions{})
 					require.NoError(b, kv.Truncate(n))
 				}
 				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "tok/s")
@@ -296,11 +296,11 @@ func BenchmarkDecode(b *testing.B) {
 }
 
 func BenchmarkOpen(b *testing.B) {
-	model(b)
-	path, err := llama.FindModel()
+	realModel(b)
+	path, err := model.Find()
 	require.NoError(b, err)
 	for b.Loop() {
-		_, err := llama.Open(path, llama.Options{})
+		_, err := model.Open(path, model.Options{})
 		require.NoError(b, err)
 	}
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"errors"
@@ -13,10 +13,10 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/kvist-project/kvist/bench/llama"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/engine/gguf/gguftest"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/stretchr/testify/require"
 )
@@ -64,9 +64,9 @@ func TestForward_MatchesNaive(t *testing.T) {
 				m.fill(untied, c.types...)
 				tokens := m.tokens(150) // more than a block of the cache
 				want := m.forward(tokens, plainAngle(m))
-				model := m.load(t, llama.Options{})
-				got := forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0,
-					llama.ForwardOptions{Logits: llama.LogitsAll})
+				lm := m.load(t, model.Options{})
+				got := forward(t, lm, tokens, newKV(t, lm, model.KVOptions{}), 0,
+					model.ForwardOptions{Logits: model.LogitsAll})
 				requireLogits(t, want, got)
 			})
 		}
@@ -126,14 +126,14 @@ func TestForward_RopeVariants(t *testing.T) {
 			c.setup(m)
 			m.fill(false, gguf.TensorF32)
 			tokens := m.tokens(60)
-			model := m.load(t, llama.Options{})
-			got := forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0,
-				llama.ForwardOptions{Logits: llama.LogitsAll})
+			lm := m.load(t, model.Options{})
+			got := forward(t, lm, tokens, newKV(t, lm, model.KVOptions{}), 0,
+				model.ForwardOptions{Logits: model.LogitsAll})
 			requireLogits(t, m.forward(tokens, c.angle(m)), got)
 
 			// The frequencies in the geometry are those that were applied.
 			angle := c.angle(m)
-			for i, f := range model.Geometry().Rope.Frequencies() {
+			for i, f := range lm.Geometry().Rope.Frequencies() {
 				a, _ := angle(1, i)
 				require.InEpsilon(t, a, f, 1e-6)
 			}
@@ -145,32 +145,32 @@ func TestForward_ChunksAndWorkersAgree(t *testing.T) {
 	m := newTiny(3)
 	m.fill(true, gguf.TensorQ8_0, gguf.TensorQ4_1)
 	tokens := m.tokens(300)
-	run := func(o llama.Options, chunk int) []float32 {
-		model := m.load(t, o)
-		return forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0,
-			llama.ForwardOptions{Logits: llama.LogitsAll, Chunk: chunk})
+	run := func(o model.Options, chunk int) []float32 {
+		lm := m.load(t, o)
+		return forward(t, lm, tokens, newKV(t, lm, model.KVOptions{}), 0,
+			model.ForwardOptions{Logits: model.LogitsAll, Chunk: chunk})
 	}
-	want := run(llama.Options{Workers: 1}, 300)
+	want := run(model.Options{Workers: 1}, 300)
 	for _, chunk := range []int{1, 33, 128, 299} {
-		require.Equal(t, want, run(llama.Options{Workers: 4}, chunk), "chunk %d", chunk)
+		require.Equal(t, want, run(model.Options{Workers: 4}, chunk), "chunk %d", chunk)
 	}
 }
 
 func TestForward_Concurrent(t *testing.T) {
 	m := newTiny(3)
 	m.fill(false, gguf.TensorQ8_0)
-	model := m.load(t, llama.Options{Workers: 2})
+	lm := m.load(t, model.Options{Workers: 2})
 	tokens := m.tokens(70)
-	want := forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0, llama.ForwardOptions{})
+	want := forward(t, lm, tokens, newKV(t, lm, model.KVOptions{}), 0, model.ForwardOptions{})
 	var wg sync.WaitGroup
 	for i := range 4 {
 		wg.Go(func() {
-			kv, err := model.NewKV(llama.KVOptions{})
+			kv, err := lm.NewKV(model.KVOptions{})
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			got, err := model.Forward(tokens, kv, 0, llama.ForwardOptions{Chunk: 10 + i})
+			got, err := lm.Forward(tokens, kv, 0, model.ForwardOptions{Chunk: 10 + i})
 			if err != nil || !slices.Equal(want, got) {
 				t.Errorf("goroutine %d: other logits, error %v", i, err)
 			}
@@ -182,20 +182,20 @@ func TestForward_Concurrent(t *testing.T) {
 func TestForward_LogitsModes(t *testing.T) {
 	m := newTiny(5)
 	m.fill(false, gguf.TensorF32)
-	model := m.load(t, llama.Options{})
+	lm := m.load(t, model.Options{})
 	tokens := m.tokens(90)
-	run := func(o llama.ForwardOptions) []float32 {
+	run := func(o model.ForwardOptions) []float32 {
 		o.Chunk = 40
-		return forward(t, model, tokens, newKV(t, model, llama.KVOptions{}), 0, o)
+		return forward(t, lm, tokens, newKV(t, lm, model.KVOptions{}), 0, o)
 	}
-	all := run(llama.ForwardOptions{Logits: llama.LogitsAll})
+	all := run(model.ForwardOptions{Logits: model.LogitsAll})
 	require.Len(t, all, 90*m.vocab)
-	require.Equal(t, all[89*m.vocab:], run(llama.ForwardOptions{}))
-	require.Empty(t, run(llama.ForwardOptions{Logits: llama.LogitsNone}))
+	require.Equal(t, all[89*m.vocab:], run(model.ForwardOptions{}))
+	require.Empty(t, run(model.ForwardOptions{Logits: model.LogitsNone}))
 	require.Equal(t, all[35*m.vocab:85*m.vocab],
-		run(llama.ForwardOptions{Logits: llama.LogitsRange, From: 35, To: 85}))
+		run(model.ForwardOptions{Logits: model.LogitsRange, From: 35, To: 85}))
 	seen := 3
-	require.Nil(t, run(llama.ForwardOptions{Logits: llama.LogitsRange, From: 3, To: 90,
+	require.Nil(t, run(model.ForwardOptions{Logits: model.LogitsRange, From: 3, To: 90,
 		OnLogits: func(i int, row []float32) error {
 			require.Equal(t, seen, i)
 			require.Equal(t, all[i*m.vocab:(i+1)*m.vocab], row)
@@ -208,32 +208,32 @@ func TestForward_LogitsModes(t *testing.T) {
 func TestForward_Errors(t *testing.T) {
 	m := newTiny(5)
 	m.fill(false, gguf.TensorF32)
-	model := m.load(t, llama.Options{})
+	lm := m.load(t, model.Options{})
 	boom := errors.New("boom")
 	for _, c := range []struct {
 		name   string
 		tokens []int32
 		pos    int
-		o      llama.ForwardOptions
+		o      model.ForwardOptions
 		want   error
 	}{
-		{"empty", nil, 0, llama.ForwardOptions{}, quant.ErrShape},
-		{"token too large", []int32{1, 48}, 0, llama.ForwardOptions{}, quant.ErrShape},
-		{"token negative", []int32{-1}, 0, llama.ForwardOptions{}, quant.ErrShape},
-		{"negative position", []int32{1}, -1, llama.ForwardOptions{}, quant.ErrShape},
-		{"position not next", []int32{1}, 4, llama.ForwardOptions{}, quant.ErrShape},
-		{"context", make([]int32, 513), 0, llama.ForwardOptions{}, quant.ErrTooLarge},
-		{"context at end", []int32{1}, 512, llama.ForwardOptions{}, quant.ErrTooLarge},
-		{"chunk", []int32{1}, 0, llama.ForwardOptions{Chunk: -1}, quant.ErrShape},
-		{"range", []int32{1}, 0, llama.ForwardOptions{Logits: llama.LogitsRange, To: 2}, quant.ErrShape},
-		{"mode", []int32{1}, 0, llama.ForwardOptions{Logits: 9}, quant.ErrShape},
-		{"observer", []int32{1}, 0, llama.ForwardOptions{
+		{"empty", nil, 0, model.ForwardOptions{}, quant.ErrShape},
+		{"token too large", []int32{1, 48}, 0, model.ForwardOptions{}, quant.ErrShape},
+		{"token negative", []int32{-1}, 0, model.ForwardOptions{}, quant.ErrShape},
+		{"negative position", []int32{1}, -1, model.ForwardOptions{}, quant.ErrShape},
+		{"position not next", []int32{1}, 4, model.ForwardOptions{}, quant.ErrShape},
+		{"context", make([]int32, 513), 0, model.ForwardOptions{}, quant.ErrTooLarge},
+		{"context at end", []int32{1}, 512, model.ForwardOptions{}, quant.ErrTooLarge},
+		{"chunk", []int32{1}, 0, model.ForwardOptions{Chunk: -1}, quant.ErrShape},
+		{"range", []int32{1}, 0, model.ForwardOptions{Logits: model.LogitsRange, To: 2}, quant.ErrShape},
+		{"mode", []int32{1}, 0, model.ForwardOptions{Logits: 9}, quant.ErrShape},
+		{"observer", []int32{1}, 0, model.ForwardOptions{
 			Observer: func(int, int, int, []float32, []float32, []float32) error { return boom }}, boom},
-		{"logits", []int32{1}, 0, llama.ForwardOptions{
+		{"logits", []int32{1}, 0, model.ForwardOptions{
 			OnLogits: func(int, []float32) error { return boom }}, boom},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, err := model.Forward(c.tokens, newKV(t, model, llama.KVOptions{}), c.pos, c.o)
+			_, err := lm.Forward(c.tokens, newKV(t, lm, model.KVOptions{}), c.pos, c.o)
 			require.ErrorIs(t, err, c.want)
 		})
 	}
@@ -242,14 +242,14 @@ func TestForward_Errors(t *testing.T) {
 func TestForward_ObserverSeesCacheRows(t *testing.T) {
 	m := newTiny(9)
 	m.fill(false, gguf.TensorF32)
-	model := m.load(t, llama.Options{})
-	kv := newKV(t, model, llama.KVOptions{})
+	lm := m.load(t, model.Options{})
+	kv := newKV(t, lm, model.KVOptions{})
 	const n, dim = 20, 16
 	k := make([][]float32, m.layers)
 	for l := range k {
 		k[l] = make([]float32, n*2*dim)
 	}
-	forward(t, model, m.tokens(n), kv, 0, llama.ForwardOptions{Chunk: 7,
+	forward(t, lm, m.tokens(n), kv, 0, model.ForwardOptions{Chunk: 7,
 		Observer: func(layer, pos, rows int, q, kRows, v []float32) error {
 			require.Len(t, q, rows*4*dim)
 			require.Len(t, v, rows*2*dim)
@@ -272,21 +272,21 @@ func TestWriteCapture_Tiny(t *testing.T) {
 	m.Set("llama.rope.scaling.type", "linear")
 	m.Set("llama.rope.scaling.factor", float32(2))
 	m.fill(false, gguf.TensorF32)
-	model := m.load(t, llama.Options{})
+	lm := m.load(t, model.Options{})
 	tokens := m.tokens(30)
 	dir := t.TempDir()
 	path := filepath.Join(dir, "c.safetensors")
-	require.NoError(t, model.WriteCapture(path, tokens, llama.CaptureOptions{
+	require.NoError(t, lm.WriteCapture(path, tokens, model.CaptureOptions{
 		Next: 10, DType: quant.Float32, Layers: []int{1}, Chunk: 7}))
 
-	kv := newKV(t, model, llama.KVOptions{})
-	all := forward(t, model, tokens, kv, 0, llama.ForwardOptions{Logits: llama.LogitsAll})
+	kv := newKV(t, lm, model.KVOptions{})
+	all := forward(t, lm, tokens, kv, 0, model.ForwardOptions{Logits: model.LogitsAll})
 	k, v, err := kv.Rows(1, 20, 30)
 	require.NoError(t, err)
 	s, err := capture.Open(path, capture.Limits{})
 	require.NoError(t, err)
 	defer s.Close()
-	require.Equal(t, model.Geometry(), s.Geometry())
+	require.Equal(t, lm.Geometry(), s.Geometry())
 	require.Equal(t, []int{1}, s.Layers())
 	require.Equal(t, []int{20, 10}, []int{s.Tokens(), s.TokensNext()})
 	for p, want := range map[capture.Part][]float32{capture.KNext: k, capture.VNext: v} {
@@ -302,20 +302,20 @@ func TestWriteCapture_Tiny(t *testing.T) {
 	require.NoError(t, s.ReadSurprisal(false, 0, sur))
 	require.Zero(t, sur[0])
 	for i := 1; i < 20; i++ {
-		want := llama.Surprisal(all[(i-1)*m.vocab:i*m.vocab], tokens[i])
+		want := model.Surprisal(all[(i-1)*m.vocab:i*m.vocab], tokens[i])
 		require.InDelta(t, want, sur[i], 1e-6)
 	}
 
-	for _, o := range []llama.CaptureOptions{{Next: 30}, {Next: -1}, {Layers: []int{2}},
+	for _, o := range []model.CaptureOptions{{Next: 30}, {Next: -1}, {Layers: []int{2}},
 		{Layers: []int{1, 1}}, {Layers: []int{}}} {
-		require.ErrorIs(t, model.WriteCapture(filepath.Join(dir, "x"), tokens, o), quant.ErrShape)
+		require.ErrorIs(t, lm.WriteCapture(filepath.Join(dir, "x"), tokens, o), quant.ErrShape)
 	}
-	err = model.WriteCapture(filepath.Join(dir, "x"), tokens, llama.CaptureOptions{DType: 9})
+	err = lm.WriteCapture(filepath.Join(dir, "x"), tokens, model.CaptureOptions{DType: 9})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
-	require.ErrorIs(t, model.WriteCapture(filepath.Join(dir, "x"), append(tokens, 99),
-		llama.CaptureOptions{}), quant.ErrShape)
-	require.ErrorIs(t, model.WriteCapture(path, tokens, llama.CaptureOptions{}), fs.ErrExist)
-	require.NoError(t, model.WriteCapture(path, tokens, llama.CaptureOptions{Force: true}))
+	require.ErrorIs(t, lm.WriteCapture(filepath.Join(dir, "x"), append(tokens, 99),
+		model.CaptureOptions{}), quant.ErrShape)
+	require.ErrorIs(t, lm.WriteCapture(path, tokens, model.CaptureOptions{}), fs.ErrExist)
+	require.NoError(t, lm.WriteCapture(path, tokens, model.CaptureOptions{Force: true}))
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Len(t, left, 1) // what failed left nothing behind

@@ -1,38 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package llama_test
+package model_test
 
 import (
 	"fmt"
 	"log"
 
-	"github.com/kvist-project/kvist/bench/llama"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 // Ask two questions after one context: the context goes through the model once.
 func Example() {
-	path, err := llama.FindModel()
+	path, err := model.Find()
 	if err != nil {
 		log.Fatal(err)
 	}
-	m, err := llama.Open(path, llama.Options{})
+	m, err := model.Open(path, model.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	kv, err := m.NewKV(llama.KVOptions{})
+	kv, err := m.NewKV(model.KVOptions{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	run := func(text string, kv *llama.ExactKV) (next int32) {
+	run := func(text string, kv *model.ExactKV) (next int32) {
 		tokens, err := m.Tokenizer().Encode(text, false)
 		if err != nil {
 			log.Fatal(err)
 		}
-		logits, err := m.Forward(tokens, kv, kv.Len(), llama.ForwardOptions{})
+		logits, err := m.Forward(tokens, kv, kv.Len(), model.ForwardOptions{})
 		if err != nil {
 			log.Fatal(err)
 		}
-		return llama.Argmax(logits)
+		return model.Argmax(logits)
 	}
 	run("Anna lives in Oslo. Ben lives in Rome.", kv)
 	for _, question := range []string{" Anna lives in", " Ben lives in"} {
