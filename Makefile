@@ -16,7 +16,7 @@ export RAPID_SEED ?= 1
 CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help quick tables setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality tidy-check clean
 
 help: ## list the targets
@@ -36,6 +36,11 @@ demo: ## compress the capture in testdata, verify it, write demo.html
 	bin/kvist verify demo.kvist --against $(CAPTURE)
 	bin/kvist report demo.kvist --against $(CAPTURE) --why -o demo.html --force
 	@echo "open demo.html in a browser"
+
+quick: ## gofmt, vet and the unit tests, without the model: the inner loop
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) test -short ./...
 
 test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke test-main ## all that follows, the whole suite last
 
@@ -77,7 +82,7 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
 	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
-	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -readme README.md bench/results/cpu-*.txt > bench/results/cpu.md
+	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -page bench/README.md bench/results/cpu-*.txt > bench/results/cpu.md
 
 SPEED := bench/results/archive-speed
 bench-archive: model ## speed of compression: archives (the codec, the verbs, memory) and hot form, on one core and on all; writes bench/results/*-speed*
@@ -156,6 +161,9 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 	  $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b) $(foreach b,2 1.5 1.05 0.5,kvist-archive:$b$(,)$(PROFILE))"
 	$(EVAL) build/long/prose.txt --name retrieval-4096 --context 4096 --needles 96 --methods \
 	  "tqmse4 tqmse3 snapkv:50% kvist:2.75 kvist:2.25 kvist:1.5 kvist-archive:1.05$(,)$(PROFILE)"
+	$(MAKE) --no-print-directory tables
+
+tables: ## redraw the tables and the picture of the READMEs from bench/results; measures nothing
 	$(GO) run ./bench/modeltable
 
 tidy-check: ## go.mod and go.sum are tidy

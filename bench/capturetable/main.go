@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Command capturetable measures the capture in testdata in every coding and under several budgets,
-// with all bytes counted and the error of future attention. It writes bench/results/capture.md and,
-// between the markers of README.md, the rows that the README shows.
+// with all bytes counted, and reports the error of future attention. It writes every row to
+// bench/results/capture.md and the most useful ones to bench/README.md, between its markers.
 //
 //	go run ./bench/capturetable
 package main
@@ -26,6 +26,7 @@ import (
 const (
 	captureFile = "testdata/smollm2-sqlite-1k.safetensors"
 	resultFile  = "bench/results/capture.md"
+	pageFile    = "bench/README.md"
 )
 
 var markers = readme.Markers{Name: "table", Command: "go run ./bench/capturetable"}
@@ -33,11 +34,11 @@ var markers = readme.Markers{Name: "table", Command: "go run ./bench/capturetabl
 // row is a row of the table.
 type row struct {
 	name, config string
-	readme       bool // shown in the README as well
+	shown        bool // in pageFile too
 }
 
-// configs are the rows of the table. Single codings keep no sinks apart, as the systems they
-// stand for do not, but where the name says so; the planner's rows keep 4.
+// configs are the rows of the table. A single coding keeps no sinks, like the system it stands for,
+// unless its name says so. The planner's rows keep 4.
 var configs = []row{
 	{"f16", "k=f16 v=f16 sinks=0", true},
 	{"ggml-q8_0", "k=ggml-q8_0 v=ggml-q8_0 sinks=0", true},
@@ -91,15 +92,15 @@ func run(ctx context.Context, out io.Writer) error {
 	if err := readme.Write(resultFile, note+table); err != nil {
 		return err
 	}
-	return markers.Update("README.md", shown(table))
+	return markers.Update(pageFile, shown(table))
 }
 
-// shown cuts a table to the rows of the README.
+// shown cuts a table to the rows of pageFile.
 func shown(table string) string {
 	var b strings.Builder
 	for i, line := range strings.SplitAfter(table, "\n") {
-		// Two lines of heads come first.
-		if i < 2 || i-2 < len(configs) && configs[i-2].readme {
+		// The first two lines are the header.
+		if i < 2 || i-2 < len(configs) && configs[i-2].shown {
 			b.WriteString(line)
 		}
 	}

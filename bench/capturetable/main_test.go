@@ -10,15 +10,15 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The README shows the table that the results hold: no number without a file.
-func TestReadme_ShowsResults(t *testing.T) {
-	readme, err := os.ReadFile("../../README.md")
+// The page shows the table that the results hold: every number comes from a file.
+func TestPage_ShowsResults(t *testing.T) {
+	page, err := os.ReadFile("../../" + pageFile)
 	require.NoError(t, err)
 	results, err := os.ReadFile("../../" + resultFile)
 	require.NoError(t, err)
 	at := strings.Index(string(results), "| coding of K and V")
 	require.GreaterOrEqual(t, at, 0)
-	want, err := markers.Splice(string(readme), shown(string(results[at:])))
+	want, err := markers.Splice(string(page), shown(string(results[at:])))
 	require.NoError(t, err)
-	require.Equal(t, want, string(readme), "run: go run ./bench/capturetable")
+	require.Equal(t, want, string(page), "run: go run ./bench/capturetable")
 }

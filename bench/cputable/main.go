@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command cputable turns raw output of the benchmarks of package cpu into the tables that the
-// README quotes. Numbers are medians over the runs of a benchmark.
+// Command cputable turns the raw output of the benchmarks of package cpu into tables: every shape on
+// standard output, the most useful ones between the markers of the page that -page names. A number
+// is the median over the runs of a benchmark.
 //
 //	go run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s bench/results/cpu-*.txt \
 //	  > bench/results/cpu.md
@@ -20,9 +21,9 @@ import (
 
 func main() {
 	asm := flag.String("asm", "", "generated assembly to count instructions in")
-	readme := flag.String("readme", "", "file to put a short table into, between its markers")
+	page := flag.String("page", "", "file to put a short table into, between its markers")
 	flag.Parse()
-	if err := run(os.Stdout, *asm, *readme, flag.Args()); err != nil {
+	if err := run(os.Stdout, *asm, *page, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "cputable:", err)
 		os.Exit(1)
 	}

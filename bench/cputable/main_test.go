@@ -49,17 +49,17 @@ func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
 	require.Equal(t, 3, n)
 }
 
-// The README shows what the raw files hold: no number without a file.
-func TestReadme_ShowsResults(t *testing.T) {
+// The page shows what the raw files hold: every number comes from a file.
+func TestPage_ShowsResults(t *testing.T) {
 	files, err := filepath.Glob("../../bench/results/cpu-*.txt")
 	require.NoError(t, err)
 	require.Len(t, files, 3)
 	r, err := open(files)
 	require.NoError(t, err)
-	readme, err := os.ReadFile("../../README.md")
+	page, err := os.ReadFile("../../bench/README.md")
 	require.NoError(t, err)
-	want, err := markers.Splice(string(readme), r.short())
+	want, err := markers.Splice(string(page), r.short())
 	require.NoError(t, err)
-	require.Equal(t, want, string(readme), "run: make bench-cpu")
+	require.Equal(t, want, string(page), "run: make bench-cpu")
 	require.NotContains(t, r.short(), "| - ", "a benchmark is missing")
 }

@@ -1,9 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command modeltable writes what was measured in the model where people read it: the table between
-// the markers of README.md, from bench/results/quality.json and retrieval.json, and
-// bench/results/signals.md, what each way to weigh tokens is worth at each rate, from ablation.json
-// and ablation-retrieval.json. It measures nothing.
+// Command modeltable writes what was measured in the model to the pages that people read. It
+// measures nothing; it reads the JSON files in bench/results. It writes
+//
+//   - the table of bench/README.md and the short one of README.md, between their markers
+//   - bench/results/headline.svg, the picture of README.md
+//   - bench/results/signals.md: what each way to weigh tokens is worth at each rate
+//
+// Run it from the root of the repository:
 //
 //	go run ./bench/modeltable
 package main
@@ -21,9 +25,15 @@ import (
 
 const results = "bench/results"
 
-var markers = readme.Markers{Name: "model table", Command: "go run ./bench/modeltable"}
+// Both pages have a table between the same markers.
+const (
+	longPage  = "bench/README.md"
+	shortPage = "README.md"
+)
 
-// row is a row of the README.
+var markers = readme.Markers{Name: "model table", Command: "make tables"}
+
+// row is a row of a table.
 type row struct{ name, method string }
 
 // What follows a rate in the names of methods.
@@ -57,6 +67,16 @@ var rows = []row{
 	{"kvist archive without a profile, 1.05", "kvist-archive:1.05"},
 }
 
+// shortRows are the rows of README.md.
+var shortRows = []row{
+	{"KIVI 4-bit", "kivi4"},
+	{"TurboQuant-mse 4, 4 sinks kept", "tqmse4:sinks=4"},
+	{"TurboQuant-mse 3, 4 sinks kept", "tqmse3:sinks=4"},
+	{"**kvist hot, 4.25**", "kvist:4.25"},
+	{"**kvist hot, 2.25**", "kvist:2.25"},
+	{"**kvist archive, 1.05**", "kvist-archive:1.05" + archiveProfile},
+}
+
 func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "modeltable:", err)
@@ -75,7 +95,17 @@ func run() error {
 	if err := readme.Write(filepath.Join(results, "signals.md"), signals(r[2], r[3])); err != nil {
 		return err
 	}
-	return markers.Update("README.md", table(r[0], r[1], r[3]))
+	svg, err := picture(r[0])
+	if err != nil {
+		return err
+	}
+	if err := readme.Write(filepath.Join(results, pictureFile), svg); err != nil {
+		return err
+	}
+	if err := markers.Update(shortPage, table(shortRows, r[0], r[1], r[3])); err != nil {
+		return err
+	}
+	return markers.Update(longPage, table(rows, r[0], r[1], r[3]))
 }
 
 // open reads the results of a name.
@@ -98,7 +128,7 @@ func find(r *quality.Results, name string) *quality.MethodResult {
 	return nil
 }
 
-// number writes two digits that count, as people do.
+// number formats x with two significant digits and no exponent.
 func number(x float64) string {
 	s := fmt.Sprintf("%#.2g", x)
 	if strings.Contains(s, "e") {
@@ -107,9 +137,9 @@ func number(x float64) string {
 	return s
 }
 
-// table is that of the README. Rows that were not measured are left out. Facts are those of the first
-// of the results that asked a method; all ask the same.
-func table(q *quality.Results, asked ...*quality.Results) string {
+// table returns the rows as a table. A row whose method was not measured is left out. The facts are
+// those of the first result that asked the method; all results ask the same questions.
+func table(rows []row, q *quality.Results, asked ...*quality.Results) string {
 	var b strings.Builder
 	b.WriteString("| method | bits/value, all-in | x vs f16 | KL, nats | top-1 | facts found |\n|---|---|---|---|---|---|\n")
 	for _, r := range rows {
@@ -150,7 +180,7 @@ var (
 		"lm2+len+s8:sinks=4", "uniform:k=lm2+len+s8,v=lm1+len+s8,sinks=4"}
 )
 
-// signals is the page on the ablation.
+// signals returns the page about the ablation.
 func signals(kl, asked *quality.Results) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# What each way to weigh tokens is worth\n\nMade by `go run ./bench/modeltable` from `ablation.json` "+
@@ -190,7 +220,7 @@ func signals(kl, asked *quality.Results) string {
 	return b.String()
 }
 
-// pivot writes a table of ways by rates, without rates that nothing was measured at.
+// pivot writes a table of ways by rates. A rate that nothing was measured at has no column.
 func pivot(b *strings.Builder, cell func(rate string, w row) string) {
 	var with []string
 	for _, rate := range rates {

@@ -4,39 +4,59 @@ package main
 
 import (
 	"os"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// The README and signals.md show what the results hold: no number without a file.
+// The pages show what the results hold: every number comes from a file.
 func TestPages_ShowResults(t *testing.T) {
-	dir := "../../" + results
+	const root = "../../"
+	dir := root + results
 	q, err := open(dir, "quality")
 	require.NoError(t, err)
 	asked, err := open(dir, "retrieval")
-	require.NoError(t, err)
-	readme, err := os.ReadFile("../../README.md")
 	require.NoError(t, err)
 	kl, err := open(dir, "ablation")
 	require.NoError(t, err)
 	found, err := open(dir, "ablation-retrieval")
 	require.NoError(t, err)
 	require.Equal(t, asked.Exact.Retrieval, found.Exact.Retrieval, "other questions")
-	want, err := markers.Splice(string(readme), table(q, asked, found))
-	require.NoError(t, err)
-	require.Equal(t, want, string(readme), "run: go run ./bench/modeltable")
+	for page, rows := range map[string][]row{shortPage: shortRows, longPage: rows} {
+		text, err := os.ReadFile(root + page)
+		require.NoError(t, err)
+		want, err := markers.Splice(string(text), table(rows, q, asked, found))
+		require.NoError(t, err)
+		require.Equal(t, want, string(text), "%s: run: make tables", page)
+		for _, r := range rows {
+			require.NotNil(t, find(q, r.method), r.name)
+		}
+	}
 
 	page, err := os.ReadFile(dir + "/signals.md")
 	require.NoError(t, err)
-	require.Equal(t, signals(kl, found), string(page), "run: go run ./bench/modeltable")
+	require.Equal(t, signals(kl, found), string(page), "run: make tables")
 	for _, w := range ways {
 		require.NotNil(t, find(kl, "kvist:2.25"+w.method), w.name)
 		require.NotNil(t, find(found, "kvist:2.25"+w.method), w.name)
 	}
-	for _, r := range rows {
-		require.NotNil(t, find(q, r.method), r.name)
+}
+
+func TestPicture_ShowsResults(t *testing.T) {
+	q, err := open("../../"+results, "quality")
+	require.NoError(t, err)
+	for _, l := range lines {
+		require.GreaterOrEqual(t, len(l.points(q)), 2, l.label)
 	}
+	if runtime.GOARCH != "amd64" {
+		t.Skip("the last digits of coordinates depend on fused products")
+	}
+	svg, err := picture(q)
+	require.NoError(t, err)
+	text, err := os.ReadFile("../../" + results + "/" + pictureFile)
+	require.NoError(t, err)
+	require.Equal(t, svg, string(text), "run: make tables")
 }
 
 func TestNumber(t *testing.T) {

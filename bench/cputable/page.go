@@ -12,12 +12,12 @@ import (
 
 var markers = readme.Markers{Name: "cpu table", Command: "make bench-cpu"}
 
-// short is the table of the README.
+// short returns the tables of the page.
 func (r *results) short() string {
 	var b strings.Builder
 	read, _ := r.median("BenchmarkRead/set=memory/workers=1", "cpu-GB/s")
-	fmt.Fprintf(&b, "%s, one core. Attention: ns of processor time per row of K and V, head_dim 64, for 1 and 3 query heads "+
-		"on it.\nFrom memory: beside it the share of the %s GB/s that a core reads in the same run.\n\n", r.machine, digits(read))
+	fmt.Fprintf(&b, "%s, one core. Attention: ns of processor time per row of K and V, head_dim 64,\nfor 1 and for 3 query "+
+		"heads. From memory: beside it the share of the %s GB/s that a core reads in\nthe same run.\n\n", r.machine, digits(read))
 	b.WriteString("| coding | AVX-512, in cache | AVX2 | plain Go | AVX-512, from memory, 1 head | 3 heads |\n|---|---|---|---|---|---|\n")
 	pair := func(isa, f string) string {
 		return r.cell(attendName(isa, f, "64", "1"), "cpu-ns/pair") + ", " +
