@@ -40,6 +40,30 @@ func (t Tensor) Dim() int { return t.dim }
 // RowBytes returns the bytes of one row as it is read.
 func (t Tensor) RowBytes() int { return t.dim * t.dtype.Size() }
 
+// Read reads rows [first, first+n) of one head as ReadRows of the tensor's source does.
+//
+// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes.
+//
+// Errors: as ReadRows.
+func (t Tensor) Read(head, first, n int, dst []byte) error { return t.src.ReadRows(t, head, first, n, dst) }
+
+// ReadExactly is Read, and refuses what conversion would round.
+//
+// Errors: as ReadRows.
+func (t Tensor) ReadExactly(head, first, n int, dst []byte) error {
+	return t.src.ReadRowsExactly(t, head, first, n, dst)
+}
+
+// ReadF32 reads rows [first, first+n) of one head and converts them as ReadRowsF32 of the tensor's source
+// does.
+//
+// dst: [n, dim], exactly n * t.Dim() values.
+//
+// Errors: as ReadRows.
+func (t Tensor) ReadF32(head, first, n int, dst []float32) error {
+	return t.src.ReadRowsF32(t, head, first, n, dst)
+}
+
 // locate checks a range of rows and returns the number of its first element.
 func (s *Source) locate(t Tensor, head, first, n int) (int64, error) {
 	switch {

@@ -45,7 +45,7 @@ type archiver struct {
 // lossyTo writes a file of at most total bytes.
 func (a *archiver) lossyTo(ctx context.Context, w io.Writer, weights Weights, total int64) (*Result, error) {
 	c := a.compressor
-	if p := c.cfg.Profile; p != nil && c.in.kv {
+	if p := c.cfg.Profile; p != nil && c.in.KV {
 		var err error
 		if a.steps, err = archiveSteps(p); err != nil {
 			return nil, err
@@ -67,13 +67,13 @@ func (a *archiver) lossyTo(ctx context.Context, w io.Writer, weights Weights, to
 // measure finds what tokens and heads are worth.
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
-	n := len(c.in.layers)
+	n := len(c.in.Layers)
 	c.stats, a.classes = make([][]headStats, n), make([][][]uint8, n)
 	uses := make([]ImportanceUse, n)
-	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *layerInput) error {
+	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *Layer) error {
 		w, err := c.given(weights, l)
 		if err == nil && weights == nil {
-			w, _, uses[l.index], err = c.weigh(ctx, l, false)
+			w, _, uses[l.Index], err = c.weigh(ctx, l, false)
 		}
 		if err != nil {
 			return err
@@ -101,13 +101,13 @@ func relevanceAlone(p importance.Profile) bool {
 // a head.
 const probeTokens = 8192
 
-func (a *archiver) measureLayer(ctx context.Context, l *layerInput, w [][]float32) error {
-	stats, classes := make([]headStats, l.heads), make([][]uint8, l.heads)
+func (a *archiver) measureLayer(ctx context.Context, l *Layer, w [][]float32) error {
+	stats, classes := make([]headStats, l.Heads), make([][]uint8, l.Heads)
 	probed := *l
-	probed.tokens = min(l.tokens, probeTokens)
+	probed.Tokens = min(l.Tokens, probeTokens)
 	for h := range stats {
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
-		if l.hasV && a.steps == nil {
+		if l.HasV && a.steps == nil {
 			var err error
 			if stats[h], err = a.calibrate(ctx, &probed, h, nil); err != nil {
 				return err
@@ -123,7 +123,7 @@ func (a *archiver) measureLayer(ctx context.Context, l *layerInput, w [][]float3
 		}
 		classes[h] = a.classOf(l, hw)
 	}
-	a.stats[l.index], a.classes[l.index] = stats, classes
+	a.stats[l.Index], a.classes[l.Index] = stats, classes
 	return nil
 }
 
@@ -165,14 +165,14 @@ var classBounds = func() (b [sinkClass - 1]float32) {
 // classOf gives every token the class of its weight: the step goes as a power of it. The first tokens are
 // sinks whether tokens are weighed or not: without that, the future-attention error of archives of captures
 // without queries was 2 to 4 times as large.
-func (a *archiver) classOf(l *layerInput, w []float32) []uint8 {
-	class := make([]uint8, l.tokens)
+func (a *archiver) classOf(l *Layer, w []float32) []uint8 {
+	class := make([]uint8, l.Tokens)
 	if w != nil {
 		w = levelWeights(w, a.cfg.Sinks)
 	}
 	for t := range class {
 		class[t] = midClass
-		if t < a.cfg.Sinks && l.hasV {
+		if t < a.cfg.Sinks && l.HasV {
 			class[t] = sinkClass
 			continue
 		}
@@ -190,18 +190,18 @@ func (a *archiver) classOf(l *layerInput, w []float32) []uint8 {
 }
 
 // readSegment reads the rows of a segment.
-func readSegment(in *input, l *layerInput, s int) (*archive.Segment, error) {
-	first, n := l.span(s)
+func readSegment(in *Input, l *Layer, s int) (*archive.Segment, error) {
+	first, n := l.Span(s)
 	return readRows(in, l, first, n, 1, nil)
 }
 
 // readRows reads rows of the tokens [first, first+n) of a layer: two of every 2*every. All of them
 // go to room where it is large enough.
-func readRows(in *input, l *layerInput, first, n, every int, room []float32) (*archive.Segment, error) {
-	seg := &archive.Segment{Layer: l.number, First: int64(first), Pos: make([]int64, n)}
-	if in.kv {
-		seg.First += in.src.Meta().FirstPosition
-		if err := in.src.ReadPositions(false, first, seg.Pos); err != nil {
+func readRows(in *Input, l *Layer, first, n, every int, room []float32) (*archive.Segment, error) {
+	seg := &archive.Segment{Layer: l.Number, First: int64(first), Pos: make([]int64, n)}
+	if in.KV {
+		seg.First += in.First
+		if err := in.Positions(first, seg.Pos); err != nil {
 			return nil, err
 		}
 	} else {
@@ -210,12 +210,12 @@ func readRows(in *input, l *layerInput, first, n, every int, room []float32) (*a
 		}
 	}
 	seg.Pos = everyPair(seg.Pos, 1, every)
-	seg.Dims = []int{l.k.Dim()}
-	if l.hasV {
-		seg.Dims = append(seg.Dims, l.v.Dim())
+	seg.Dims = []int{l.K.Dim()}
+	if l.HasV {
+		seg.Dims = append(seg.Dims, l.V.Dim())
 	}
-	for h := range l.heads {
-		for _, t := range []tensor{l.k, l.v}[:len(seg.Dims)] {
+	for h := range l.Heads {
+		for _, t := range []Tensor{l.K, l.V}[:len(seg.Dims)] {
 			var into []float32
 			if size := n * t.Dim(); size <= len(room) {
 				into, room = room[:size:size], room[size:]
@@ -237,15 +237,15 @@ func readRows(in *input, l *layerInput, first, n, every int, room []float32) (*a
 }
 
 // readSome reads two rows of every 2*every of a head, to x where it is not nil and all are read.
-func readSome(in *input, t tensor, head, first, n, every int, x []float32) ([]float32, error) {
+func readSome(in *Input, t Tensor, head, first, n, every int, x []float32) ([]float32, error) {
 	if every == 1 {
 		if x == nil {
 			x = make([]float32, n*t.Dim())
 		}
-		return x, in.src.ReadRowsF32(t, head, first, n, x)
+		return x, t.ReadF32(head, first, n, x)
 	}
 	raw := make([]byte, n*t.RowBytes())
-	if err := in.src.ReadRows(t, head, first, n, raw); err != nil {
+	if err := t.Read(head, first, n, raw); err != nil {
 		return nil, err
 	}
 	raw = everyPair(raw, t.RowBytes(), every)
@@ -269,35 +269,35 @@ func everyPair[T any](rows []T, size, every int) []T {
 }
 
 // notFinite names the value of rows i of a segment that is NaN or Inf.
-func (a *archiver) notFinite(l *layerInput, i, first, every int, rows []float32) error {
+func (a *archiver) notFinite(l *Layer, i, first, every int, rows []float32) error {
 	r := slices.IndexFunc(rows, func(x float32) bool { return !finiteValues([]float32{x}) }) / l.laneTensor(i).Dim()
 	return fmt.Errorf("kvist/offline: %s: %s holds NaN or Inf (--allow-nonfinite keeps such rows "+
-		"exactly): %w", a.in.src.Name(), l.laneRow(i, first, every, r), quant.ErrRange)
+		"exactly): %w", a.in.Name, l.laneRow(i, first, every, r), quant.ErrRange)
 }
 
 // laneTensor returns the tensor that lane i of a layer's records holds rows of.
-func (l *layerInput) laneTensor(i int) tensor {
-	if l.hasV && i%2 == 1 {
-		return l.v
+func (l *Layer) laneTensor(i int) Tensor {
+	if l.HasV && i%2 == 1 {
+		return l.V
 	}
-	return l.k
+	return l.K
 }
 
 // laneRow names row r of those that readRows read of lane i from token first on.
-func (l *layerInput) laneRow(i, first, every, r int) string {
+func (l *Layer) laneRow(i, first, every, r int) string {
 	head := i
-	if l.hasV {
+	if l.HasV {
 		head = i / 2
 	}
 	return fmt.Sprintf("%s head %d token %d", l.laneTensor(i).Name(), head, first+2*(r/2*every+every/2)+r%2)
 }
 
 // prepare hands a segment to the codec; rows that it refuses are named.
-func (a *archiver) prepare(l *layerInput, seg *archive.Segment, first, every int) (*archive.Prepared, error) {
+func (a *archiver) prepare(l *Layer, seg *archive.Segment, first, every int) (*archive.Prepared, error) {
 	p, err := a.codec.Prepare(seg)
 	var beyond *archive.RangeError
 	if errors.As(err, &beyond) {
-		return nil, fmt.Errorf("kvist/offline: %s: %s: %w (--lossless keeps any row)", a.in.src.Name(),
+		return nil, fmt.Errorf("kvist/offline: %s: %s: %w (--lossless keeps any row)", a.in.Name,
 			l.laneRow(beyond.Lane, first, every, beyond.Row), beyond.Err)
 	}
 	return p, err
@@ -306,12 +306,12 @@ func (a *archiver) prepare(l *layerInput, seg *archive.Segment, first, every int
 // rows reads and projects tokens of a layer, two of every 2*every; nil where they are to be kept as
 // they are, because some value is NaN or Inf and that is allowed. room is as for readRows.
 func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepared, error) {
-	l := &a.in.layers[li]
+	l := &a.in.Layers[li]
 	seg, err := readRows(a.in, l, first, n, every, room)
 	if err != nil {
 		return nil, err
 	}
-	for h := range l.heads {
+	for h := range l.Heads {
 		seg.Class[h] = everyPair(slices.Clone(a.classes[li][h][first:first+n]), 1, every)
 	}
 	seg.Step8, seg.Chunks, seg.Parts = a.laneSteps[li], a.cfg.Chunks, a.parts()
@@ -351,8 +351,8 @@ func (a *archiver) effort() archive.Effort {
 
 // places returns the records to be, in file order.
 func (a *archiver) places() (all []place) {
-	for i := range a.in.layers {
-		for s := range a.in.layers[i].segments() {
+	for i := range a.in.Layers {
+		for s := range a.in.Layers[i].Segments() {
 			all = append(all, place{i, s})
 		}
 	}
@@ -407,7 +407,7 @@ func (a *archiver) emit(w io.Writer, fix Sections,
 			return nil, err
 		}
 	}
-	res := &Result{Values: a.in.values(), Codings: map[string]int64{"archive": a.in.values()}, Sections: fix}
+	res := &Result{Values: a.in.Values(), Codings: map[string]int64{"archive": a.in.Values()}, Sections: fix}
 	err = records(func(r *container.Record) error {
 		n, err := container.RecordSize(a.header, r)
 		if err != nil {

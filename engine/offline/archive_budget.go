@@ -41,7 +41,7 @@ func (b *budget) whole() bool { return len(b.all) <= batchRecords }
 
 // foresee returns the bytes that the sample expects of a record, with its units.
 func (b *budget) foresee(c *coded) float64 {
-	_, n := b.in.layers[c.layer].span(c.seg)
+	_, n := b.in.Layers[c.layer].Span(c.seg)
 	f := b.rate.slope * float64(c.units) / float64(b.lanes)
 	return b.rate.layers[c.layer]*float64(n)/8*math.Exp(f) + b.besides(c)
 }
@@ -56,11 +56,11 @@ const (
 
 // besides returns the bytes of a record that the sample does not tell.
 func (b *budget) besides(c *coded) float64 {
-	l := &b.in.layers[c.layer]
-	first, n := l.span(c.seg)
+	l := &b.in.Layers[c.layer]
+	first, n := l.Span(c.seg)
 	sinks := min(max(b.cfg.Sinks-first, 0), n)
-	values := float64(l.heads * l.dims())
-	return recordSize + (deltaBits*values+classBits*float64(n*l.heads)+sinkStep/8*values*float64(sinks))/8
+	values := float64(l.Heads * l.Dims())
+	return recordSize + (deltaBits*values+classBits*float64(n*l.Heads)+sinkStep/8*values*float64(sinks))/8
 }
 
 // coarsest takes the coarsest steps for all records. It is the last resort of a search that found nothing.
@@ -149,7 +149,7 @@ func (b *budget) findExact(ctx context.Context) error {
 	}
 	err := eachIndex(ctx, len(b.all), func(i int) error {
 		c := b.all[i]
-		seg, err := readSegment(b.in, &b.in.layers[c.layer], c.seg)
+		seg, err := readSegment(b.in, &b.in.Layers[c.layer], c.seg)
 		if err != nil {
 			return err
 		}
@@ -320,7 +320,7 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 	}
 	if best.recs == nil {
 		return fmt.Errorf("kvist/offline: %d bytes for %s: the records at the end need %d more: %w",
-			b.total+b.besidesRecords, b.in.src.Name(), bytesOf(recs)-b.left, quant.ErrBudget)
+			b.total+b.besidesRecords, b.in.Name, bytesOf(recs)-b.left, quant.ErrBudget)
 	}
 	b.putBack(recs, best)
 	return nil

@@ -19,7 +19,7 @@ const losslessSegment = 8192
 
 // losslessTo writes an archive that keeps every row bit by bit.
 func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error) {
-	a.stats = make([][]headStats, len(a.in.layers))
+	a.stats = make([][]headStats, len(a.in.Layers))
 	if err := a.prepareHeader(); err != nil {
 		return nil, err
 	}
@@ -64,31 +64,31 @@ func (a *archiver) losslessRecords(ctx context.Context, emit func(*container.Rec
 // lossless encodes the rows of a segment as they are: in lossless mode as they are stored, else as
 // they are read.
 func (a *archiver) lossless(layer, seg int) ([]byte, error) {
-	l := &a.in.layers[layer]
-	first, n := l.span(seg)
-	sides := []tensor{l.k}
-	if l.hasV {
-		sides = append(sides, l.v)
-		if l.k.DType().Size() != l.v.DType().Size() {
-			return nil, fmt.Errorf("kvist/offline: %s: lossless mode with K as %s and V as %s: %w", l.name,
-				l.k.DType(), l.v.DType(), quant.ErrUnsupported)
+	l := &a.in.Layers[layer]
+	first, n := l.Span(seg)
+	sides := []Tensor{l.K}
+	if l.HasV {
+		sides = append(sides, l.V)
+		if l.K.DType().Size() != l.V.DType().Size() {
+			return nil, fmt.Errorf("kvist/offline: %s: lossless mode with K as %s and V as %s: %w", l.Name,
+				l.K.DType(), l.V.DType(), quant.ErrUnsupported)
 		}
 	}
 	var lanes []archive.LosslessLane
-	for h := range l.heads {
+	for h := range l.Heads {
 		for _, t := range sides {
 			raw := make([]byte, n*t.RowBytes())
-			read := a.in.src.ReadRows
+			read := t.Read
 			if a.cfg.Lossless {
-				read = a.in.src.ReadRowsExactly
+				read = t.ReadExactly
 			}
-			if err := read(t, h, first, n, raw); err != nil {
+			if err := read(h, first, n, raw); err != nil {
 				return nil, err
 			}
 			lanes = append(lanes, archive.LosslessLane{Dim: t.Dim(), Data: raw})
 		}
 	}
-	return archive.EncodeLossless(nil, lanes, l.k.DType().Size()), nil
+	return archive.EncodeLossless(nil, lanes, l.K.DType().Size()), nil
 }
 
 // decodeLossless returns the rows of a record in lossless mode, [heads*sides] as they were.

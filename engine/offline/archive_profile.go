@@ -186,15 +186,15 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 			return nil, err
 		}
 		comp := &compressor{in: in, be: c.be, cfg: cfg}
-		for i := range in.layers {
-			l := &in.layers[i]
-			c.say.say("measuring heads", int64(at*len(in.layers)+i), int64(len(c.captures)*len(in.layers)))
-			for h := range l.heads {
+		for i := range in.Layers {
+			l := &in.Layers[i]
+			c.say.say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
+			for h := range l.Heads {
 				st, err := comp.calibrate(ctx, l, h, nil)
 				if err != nil {
 					return nil, err
 				}
-				j := l.number*c.geo.KVHeads + h
+				j := l.Number*c.geo.KVHeads + h
 				out.K[j] += float32(sensitivityStep(st.kSensitivity, st.outEnergy)) / float32(len(c.captures))
 				out.V[j] += float32(sensitivityStep(st.vSensitivity, st.outEnergy)) / float32(len(c.captures))
 			}
@@ -372,7 +372,7 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 				if err != nil {
 					return err
 				}
-				seg, err := readSegment(in, &in.layers[indexOf(in, n)], (i+k)%in.layers[0].segments())
+				seg, err := readSegment(in, &in.Layers[indexOf(in, n)], (i+k)%in.Layers[0].Segments())
 				if err != nil {
 					return err
 				}
@@ -393,9 +393,9 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 	return nil
 }
 
-func indexOf(in *input, number int) int {
-	for i := range in.layers {
-		if in.layers[i].number == number {
+func indexOf(in *Input, number int) int {
+	for i := range in.Layers {
+		if in.Layers[i].Number == number {
 			return i
 		}
 	}

@@ -55,24 +55,24 @@ func (a *archiver) load(ctx context.Context) error {
 	r := &a.rate
 	type span struct{ layer, seg, every int }
 	var spans []span
-	share := min(1, sampleValues/float64(max(1, a.in.values())))
-	for i := range a.in.layers {
-		l := &a.in.layers[i]
-		rows := min(l.tokens, max(leastRows, int(share*float64(l.tokens))))
-		runs := min(max(1, rows/runRows), l.segments())
+	share := min(1, sampleValues/float64(max(1, a.in.Values())))
+	for i := range a.in.Layers {
+		l := &a.in.Layers[i]
+		rows := min(l.Tokens, max(leastRows, int(share*float64(l.Tokens))))
+		runs := min(max(1, rows/runRows), l.Segments())
 		if share == 1 {
-			runs = l.segments()
+			runs = l.Segments()
 		}
 		for j := range runs {
-			seg := (2*j + 1) * l.segments() / (2 * runs)
-			_, n := l.span(seg)
+			seg := (2*j + 1) * l.Segments() / (2 * runs)
+			_, n := l.Span(seg)
 			spans = append(spans, span{i, seg, max(1, n*runs/max(1, rows))})
 		}
 	}
 	r.sample = make([]sampleRun, len(spans))
 	return eachIndex(ctx, len(spans), func(i int) error {
 		s := spans[i]
-		first, n := a.in.layers[s.layer].span(s.seg)
+		first, n := a.in.Layers[s.layer].Span(s.seg)
 		p, err := a.rows(s.layer, first, n, s.every, nil)
 		if err != nil {
 			return err
@@ -96,8 +96,8 @@ func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
 		}
 		return nil
 	})
-	r.layers = make([]float64, len(a.in.layers))
-	rows := make([]float64, len(a.in.layers))
+	r.layers = make([]float64, len(a.in.Layers))
+	rows := make([]float64, len(a.in.Layers))
 	for _, x := range r.sample {
 		r.layers[x.layer] += x.bits
 		rows[x.layer] += float64(x.rows)
@@ -105,7 +105,7 @@ func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
 	var sum float64
 	for i := range r.layers {
 		r.layers[i] /= max(rows[i], 1)
-		sum += r.layers[i] * float64(a.in.layers[i].tokens)
+		sum += r.layers[i] * float64(a.in.Layers[i].Tokens)
 	}
 	return sum, err
 }
@@ -154,9 +154,9 @@ func (a *archiver) firstStep(bits float64) float64 {
 	const zero = 1 << 11
 	count := make([]float64, 2*zero) // of values, by the exponent of their deviation over the lane's step
 	for i, steps := range a.laneSteps {
-		for j, t := range a.params.Set.Find(a.in.layers[i].number) {
+		for j, t := range a.params.Set.Find(a.in.Layers[i].Number) {
 			for _, s := range t.Std8 {
-				count[min(max(int(s)-steps[j]+zero, 0), 2*zero-1)] += float64(a.in.layers[i].tokens)
+				count[min(max(int(s)-steps[j]+zero, 0), 2*zero-1)] += float64(a.in.Layers[i].Tokens)
 			}
 		}
 	}
@@ -201,9 +201,9 @@ func (a *archiver) borrow(n int) (x []float32, done func()) {
 
 // encode makes a record; at is its number in the file.
 func (a *archiver) encode(c *coded, at int) error {
-	l := &a.in.layers[c.layer]
-	first, n := l.span(c.seg)
-	room, done := a.borrow(l.heads * n * l.dims())
+	l := &a.in.Layers[c.layer]
+	first, n := l.Span(c.seg)
+	room, done := a.borrow(l.Heads * n * l.Dims())
 	defer done() // nothing of the rows is left in the record
 	p, err := a.rows(c.layer, first, n, 1, room)
 	if err != nil {
@@ -247,8 +247,8 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 		return nil, err
 	}
 	a.balance()
-	l := &a.in.layers[0]
-	b := &budget{archiver: a, lanes: l.heads * (1 + min(1, l.dimV())), near: max(total/2000, 64),
+	l := &a.in.Layers[0]
+	b := &budget{archiver: a, lanes: l.Heads * (1 + min(1, l.DimV())), near: max(total/2000, 64),
 		total: total - fix.besides(), besidesRecords: fix.besides()}
 	for _, p := range a.places() {
 		b.all = append(b.all, &coded{place: p})

@@ -14,11 +14,11 @@ import (
 func (a *archiver) chooseSet(ctx context.Context) error {
 	in := a.in
 	a.params = &archive.Params{Fine: 1, Class8: classSteps()}
-	if in.kv {
-		a.params.Rope = archive.NewRope(in.geo.Rope)
+	if in.KV {
+		a.params.Rope = archive.NewRope(in.Geo.Rope)
 	}
-	if p := a.cfg.Profile; p != nil && in.kv {
-		if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
+	if p := a.cfg.Profile; p != nil && in.KV {
+		if err := p.Check(in.Model, in.Geo); err != nil {
 			return err
 		}
 		set, err := archiveSet(p)
@@ -30,21 +30,21 @@ func (a *archiver) chooseSet(ctx context.Context) error {
 	} else if err := a.fitSet(ctx); err != nil {
 		return err
 	}
-	for i := range in.layers {
-		l := &in.layers[i]
-		ts := a.params.Set.Find(l.number)
+	for i := range in.Layers {
+		l := &in.Layers[i]
+		ts := a.params.Set.Find(l.Number)
 		s := make([]int, len(ts))
-		for h := range l.heads {
+		for h := range l.Heads {
 			st := &a.stats[i][h]
-			for side := range 1 + min(1, l.dimV()) {
-				j := h*(1+min(1, l.dimV())) + side
+			for side := range 1 + min(1, l.DimV()) {
+				j := h*(1+min(1, l.DimV())) + side
 				sens := st.kSensitivity
 				if side == 1 {
 					sens = st.vSensitivity
 				}
 				v := 0.0
-				switch k := l.number*in.geo.KVHeads + h; {
-				case !l.hasV: // errors count against how much the rows of the tensor vary
+				switch k := l.Number*in.Geo.KVHeads + h; {
+				case !l.HasV: // errors count against how much the rows of the tensor vary
 					v = float64(ts[j].Deviation8())
 				case a.steps == nil:
 					v = sensitivityStep(sens, st.outEnergy)
@@ -68,17 +68,17 @@ func (a *archiver) chooseSet(ctx context.Context) error {
 func (a *archiver) fitSet(ctx context.Context) error {
 	in := a.in
 	a.params.Own = true
-	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.layers[0].heads,
-		Sides: 1 + min(1, in.layers[0].dimV())}
+	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.Layers[0].Heads,
+		Sides: 1 + min(1, in.Layers[0].DimV())}
 	a.params.Set, a.turns = set, archive.NewTurns(a.params.Rope)
 	lanes := set.Heads * set.Sides
-	for i := range in.layers {
-		set.Layers = append(set.Layers, in.layers[i].number)
+	for i := range in.Layers {
+		set.Layers = append(set.Layers, in.Layers[i].Number)
 		set.Transforms = append(set.Transforms, make([]*archive.Transform, lanes))
 	}
-	return eachIndex(ctx, len(in.layers)*lanes, func(i int) error {
+	return eachIndex(ctx, len(in.Layers)*lanes, func(i int) error {
 		j := i % lanes
-		t, err := a.fitTransform(&in.layers[i/lanes], j/set.Sides, j%set.Sides)
+		t, err := a.fitTransform(&in.Layers[i/lanes], j/set.Sides, j%set.Sides)
 		set.Transforms[i/lanes][j] = t
 		return err
 	})
@@ -89,19 +89,19 @@ const fitRows = 1 << 15
 
 // eachRows calls f with the finite rows of a head, segment by segment, at most fitRows of them. f must not
 // keep them.
-func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f func([]float32)) error {
-	every := l.tokens/fitRows + 1
-	room, done := a.borrow(min(l.tokens, l.segment) * t.Dim())
+func (a *archiver) eachRows(l *Layer, t Tensor, head int, unrope bool, f func([]float32)) error {
+	every := l.Tokens/fitRows + 1
+	room, done := a.borrow(min(l.Tokens, l.Segment) * t.Dim())
 	defer done()
-	for s := 0; s < l.segments(); s += every {
-		first, n := l.span(s)
+	for s := 0; s < l.Segments(); s += every {
+		first, n := l.Span(s)
 		x := room[:n*t.Dim()]
-		if err := a.in.src.ReadRowsF32(t, head, first, n, x); err != nil {
+		if err := t.ReadF32(head, first, n, x); err != nil {
 			return err
 		}
 		if unrope {
 			pos := make([]int64, n)
-			if err := a.in.src.ReadPositions(false, first, pos); err != nil {
+			if err := a.in.Positions(first, pos); err != nil {
 				return err
 			}
 			a.turns.Undo(x, t.Dim(), pos)
@@ -111,23 +111,23 @@ func (a *archiver) eachRows(l *layerInput, t tensor, head int, unrope bool, f fu
 	return nil
 }
 
-func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transform, error) {
-	t := l.k
+func (a *archiver) fitTransform(l *Layer, head, side int) (*archive.Transform, error) {
+	t := l.K
 	if side == 1 {
-		t = l.v
+		t = l.V
 	}
 	dim := t.Dim()
-	full := dim <= maxOwnBasis && float64(l.tokens) > 8*float64(dim)
+	full := dim <= maxOwnBasis && float64(l.Tokens) > 8*float64(dim)
 	m := archive.NewMoments(dim, full)
-	if err := a.eachRows(l, t, head, l.hasV && side == 0, m.Add); err != nil {
+	if err := a.eachRows(l, t, head, l.HasV && side == 0, m.Add); err != nil {
 		return nil, err
 	}
 	var metric []float64
-	if l.hasQ && side == 0 && dim <= archive.MaxBasisDim {
+	if l.HasQ && side == 0 && dim <= archive.MaxBasisDim {
 		q := archive.NewQueryMoments(dim, a.params.Rope)
-		group := a.in.geo.GQARatio()
+		group := a.in.Geo.GQARatio()
 		for g := range group {
-			if err := a.eachRows(l, l.q, head*group+g, false, q.Add); err != nil {
+			if err := a.eachRows(l, l.Q, head*group+g, false, q.Add); err != nil {
 				return nil, err
 			}
 		}
@@ -144,7 +144,7 @@ func (a *archiver) fitTransform(l *layerInput, head, side int) (*archive.Transfo
 		energy += math.Exp2(float64(s) / 4)
 	}
 	// Noise at a twentieth of the energy is about what 2 bits a value leave.
-	noise, least := energy/float64(dim)/20, 2*8*float64(dim*dim)/float64(l.tokens)
+	noise, least := energy/float64(dim)/20, 2*8*float64(dim*dim)/float64(l.Tokens)
 	if gain, ok := archive.ExpectedGain(m, metric, without, noise); ok && gain < least {
 		return without, nil
 	}

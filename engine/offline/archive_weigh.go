@@ -17,7 +17,7 @@ var keyChunk = 8192
 
 // attended weighs the tokens of a layer as weigh does, for profiles that know relevance alone and
 // with all heads of the layer in one call of the backend.
-func (c *compressor) attended(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+func (c *compressor) attended(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
 	use ImportanceUse, err error) {
 	windows, err := c.windows(l, p)
 	if err != nil {
@@ -31,8 +31,8 @@ func (c *compressor) attended(ctx context.Context, l *layerInput, p importance.P
 	if err := keys.observe(ctx, windows); err != nil {
 		return nil, use, err
 	}
-	w = make([][]float32, l.heads)
-	use.Heads = l.heads
+	w = make([][]float32, l.Heads)
+	use.Heads = l.Heads
 	for h := range w {
 		for _, q := range windows {
 			// Scores can be beyond the range of float32 though queries and keys are not.
@@ -47,7 +47,7 @@ func (c *compressor) attended(ctx context.Context, l *layerInput, p importance.P
 			continue
 		}
 		var gone bool
-		if w[h], gone, err = relevanceOf(windows, h, l.tokens, p); err != nil {
+		if w[h], gone, err = relevanceOf(windows, h, l.Tokens, p); err != nil {
 			return nil, use, err
 		}
 		if gone {
@@ -60,7 +60,7 @@ func (c *compressor) attended(ctx context.Context, l *layerInput, p importance.P
 // observe sums up the attention that the windows pay: in one pass where the keys fit and the backend
 // can, in two over chunks of them where not.
 func (k *layerKeys) observe(ctx context.Context, windows []*window) error {
-	be, n := k.c.be, k.l.tokens
+	be, n := k.c.be, k.l.Tokens
 	if w, ok := be.(backend.Weigher); ok && n <= keyChunk {
 		blocks, err := k.load(0)
 		for i := 0; i < len(windows) && err == nil; i++ {
@@ -163,19 +163,19 @@ func observed(p importance.Profile, tokens int) (spans [][2]int) {
 }
 
 // windows reads the queries of a layer that count.
-func (c *compressor) windows(l *layerInput, p importance.Profile) ([]*window, error) {
-	group, dim := c.in.geo.GQARatio(), l.k.Dim()
+func (c *compressor) windows(l *Layer, p importance.Profile) ([]*window, error) {
+	group, dim := c.in.Geo.GQARatio(), l.K.Dim()
 	var all []*window
-	for _, span := range observed(p, l.tokens) {
+	for _, span := range observed(p, l.Tokens) {
 		n := span[1]
-		w := &window{first: span[0], n: n, bad: make([]bool, l.heads)}
+		w := &window{first: span[0], n: n, bad: make([]bool, l.Heads)}
 		w.q = &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim,
-			Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, l.heads*n*group*dim)}
+			Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, l.Heads*n*group*dim)}
 		rows := make([]float32, n*dim)
-		for h := range l.heads {
+		for h := range l.Heads {
 			q := w.q.Q[h*n*group*dim:][:n*group*dim]
 			for g := range group {
-				if err := c.in.src.ReadRowsF32(l.q, h*group+g, w.first, n, rows); err != nil {
+				if err := l.Q.ReadF32(h*group+g, w.first, n, rows); err != nil {
 					return nil, err
 				}
 				w.bad[h] = w.bad[h] || !finiteValues(rows)
@@ -189,7 +189,7 @@ func (c *compressor) windows(l *layerInput, p importance.Profile) ([]*window, er
 			for j := range n {
 				w.q.Pos = append(w.q.Pos, int64(w.first+j))
 			}
-			w.sums = append(w.sums, make([]float32, l.tokens))
+			w.sums = append(w.sums, make([]float32, l.Tokens))
 		}
 		w.lse = make([]float32, len(w.q.Pos)*group)
 		for i := range w.lse {
@@ -257,7 +257,7 @@ func (w *window) collect(blocks []backend.Block, first int, measure func(*backen
 // layerKeys holds the keys of a chunk of tokens, as a block of each KV head.
 type layerKeys struct {
 	c      *compressor
-	l      *layerInput
+	l      *Layer
 	up     uploader
 	zeros  backend.Span // in place of V: only the log-sum-exp is wanted
 	bufs   []backend.Span
@@ -267,18 +267,18 @@ type layerKeys struct {
 }
 
 func (k *layerKeys) standIns() (err error) {
-	n := min(k.l.tokens, keyChunk)
+	n := min(k.l.Tokens, keyChunk)
 	if k.zeros, err = k.up.alloc(int64(n) * 2 * standInDim); err != nil {
 		return err
 	}
-	for range k.l.heads {
-		b, err := k.up.alloc(int64(n) * int64(k.l.k.RowBytes()))
+	for range k.l.Heads {
+		b, err := k.up.alloc(int64(n) * int64(k.l.K.RowBytes()))
 		if err != nil {
 			return err
 		}
 		k.bufs = append(k.bufs, b)
 	}
-	k.raw, k.at = make([]byte, n*k.l.k.RowBytes()), -1
+	k.raw, k.at = make([]byte, n*k.l.K.RowBytes()), -1
 	return nil
 }
 
@@ -287,16 +287,16 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 	if k.at == first {
 		return k.blocks, nil
 	}
-	l, n := k.l, min(keyChunk, k.l.tokens-first)
-	size := l.k.RowBytes()
+	l, n := k.l, min(keyChunk, k.l.Tokens-first)
+	size := l.K.RowBytes()
 	k.blocks, k.at = k.blocks[:0], first
-	for h := range l.heads {
+	for h := range l.Heads {
 		raw := k.raw[:n*size]
-		if err := k.c.in.src.ReadRows(l.k, h, first, n, raw); err != nil {
+		if err := l.K.Read(h, first, n, raw); err != nil {
 			return nil, err
 		}
 		for r := range n {
-			if row := raw[r*size : (r+1)*size]; !finiteRow(l.k.DType(), row) {
+			if row := raw[r*size : (r+1)*size]; !finiteRow(l.K.DType(), row) {
 				clear(row)
 			}
 		}
@@ -305,8 +305,8 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 			return nil, err
 		}
 		data.Len, zeros.Len = int64(len(raw)), int64(n)*2*standInDim
-		k.blocks = append(k.blocks, backend.Block{Layer: int32(l.number), KVHead: int32(h), Rows: int32(n),
-			Base: int64(first), K: backend.Side{Coding: exact(l.k), Data: data},
+		k.blocks = append(k.blocks, backend.Block{Layer: int32(l.Number), KVHead: int32(h), Rows: int32(n),
+			Base: int64(first), K: backend.Side{Coding: exact(l.K), Data: data},
 			V: backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}})
 	}
 	return k.blocks, nil

@@ -30,8 +30,8 @@ func TestAttended_AsWeigh(t *testing.T) {
 	require.NoError(t, err)
 	ctx := context.Background()
 	for _, tokens := range []int{1024, 200, 96, 40, 1} {
-		l := in.layers[1]
-		l.tokens = tokens
+		l := in.Layers[1]
+		l.Tokens = tokens
 		testAttended(ctx, t, in, be, &l)
 	}
 	none, err := importance.ParseProfile("default,surprise=0.5")
@@ -39,7 +39,7 @@ func TestAttended_AsWeigh(t *testing.T) {
 	require.False(t, relevanceAlone(none))
 }
 
-func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backend, l *layerInput) {
+func testAttended(ctx context.Context, t *testing.T, in *Input, be backend.Backend, l *Layer) {
 	for _, text := range []string{"default", "default,mix=0", "default,window=48"} {
 		p, err := importance.ParseProfile(text)
 		require.NoError(t, err)
@@ -66,7 +66,7 @@ func testAttended(ctx context.Context, t *testing.T, in *input, be backend.Backe
 					for tok, w := range want[h] {
 						// Probabilities are off by some 2^-18 of themselves, as log-sum-exps of up to 32 are.
 						require.InEpsilon(t, w, got[h][tok], 1e-4, "%s: %d tokens, chunk %d: head %d token %d", text,
-							l.tokens, chunk, h, tok)
+							l.Tokens, chunk, h, tok)
 					}
 				}
 			}

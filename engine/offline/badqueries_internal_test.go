@@ -103,9 +103,9 @@ func TestWeigh_BadQueries(t *testing.T) {
 				require.NoError(t, err)
 				c := &compressor{in: in, be: be, cfg: DefaultConfig()}
 				c.cfg.Importance = text
-				heads, a, err = c.weighHeads(ctx, &in.layers[0], p)
+				heads, a, err = c.weighHeads(ctx, &in.Layers[0], p)
 				require.NoError(t, err)
-				layer, b, err = c.attended(ctx, &in.layers[0], p)
+				layer, b, err = c.attended(ctx, &in.Layers[0], p)
 				require.NoError(t, err)
 				return heads, layer, a, b
 			}

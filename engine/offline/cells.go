@@ -76,28 +76,28 @@ type segmentRows struct {
 // readSegment reads a segment's rows of one head, those of the tokens before limit.
 //
 // Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *compressor) readSegment(l *layerInput, head, seg, limit int) (*segmentRows, error) {
-	first, n := l.span(seg)
+func (c *compressor) readSegment(l *Layer, head, seg, limit int) (*segmentRows, error) {
+	first, n := l.Span(seg)
 	r := &segmentRows{first: first, n: max(0, min(n, limit-first))}
 	r.bad, r.apart = make([]bool, r.n), make([]bool, r.n)
 	var err error
-	if r.k, r.kEnergy, err = c.readRows(l, l.k, head, r); err != nil {
+	if r.k, r.kEnergy, err = c.readRows(l, l.K, head, r); err != nil {
 		return nil, err
 	}
 	r.vEnergy = make([]float64, r.n)
-	if l.hasV {
-		r.v, r.vEnergy, err = c.readRows(l, l.v, head, r)
+	if l.HasV {
+		r.v, r.vEnergy, err = c.readRows(l, l.V, head, r)
 	}
 	return r, err
 }
 
 // readRows reads one side. Rows without attention get energy 1: all count the same, relative
 // to their length.
-func (c *compressor) readRows(l *layerInput, t tensor, head int,
+func (c *compressor) readRows(l *Layer, t Tensor, head int,
 	r *segmentRows) (quant.Rows, []float64, error) {
 	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, r.n*t.Dim())}
 	raw := make([]byte, r.n*t.RowBytes())
-	if err := c.in.src.ReadRows(t, head, r.first, r.n, raw); err != nil {
+	if err := t.Read(head, r.first, r.n, raw); err != nil {
 		return x, nil, err
 	}
 	energy := make([]float64, r.n)
@@ -109,7 +109,7 @@ func (c *compressor) readRows(l *layerInput, t tensor, head int,
 		if !c.cfg.AllowNonfinite {
 			return x, nil, fmt.Errorf(
 				"kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
-				c.in.src.Name(), t.Name(), head, r.first+i, quant.ErrRange)
+				c.in.Name, t.Name(), head, r.first+i, quant.ErrRange)
 		}
 		r.bad[i] = true
 		clear(row)
@@ -123,7 +123,7 @@ func (c *compressor) readRows(l *layerInput, t tensor, head int,
 	limit := apartLimit(energy)
 	for i := range r.n {
 		r.apart[i] = r.apart[i] || energy[i] >= limit
-		if !l.hasV && energy[i] > 0 {
+		if !l.HasV && energy[i] > 0 {
 			energy[i] = 1
 		}
 	}
@@ -132,7 +132,7 @@ func (c *compressor) readRows(l *layerInput, t tensor, head int,
 
 // headOf is what pricing needs to know of a head: its statistics and its tokens' weights.
 type headOf struct {
-	l     *layerInput
+	l     *Layer
 	head  int
 	st    *headStats
 	w     []float32 // [tokens] of root mean square 1, or nil
@@ -158,7 +158,7 @@ func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64)
 	if st.kShare > 0 {
 		kEnergy *= st.kShare
 	}
-	if h.w == nil || !h.l.hasV {
+	if h.w == nil || !h.l.HasV {
 		w := tokens
 		if h.w != nil {
 			w = (1-unseen)*sum*sum + unseen*tokens
@@ -188,7 +188,7 @@ func (h *headOf) weight(tok int) float64 {
 
 // buildPart cuts a part into blocks, in all variants that are the best for some price of a byte.
 func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
-	p := part{layer: int32(h.l.index), segment: int32(seg), head: int32(h.head)}
+	p := part{layer: int32(h.l.Index), segment: int32(seg), head: int32(h.head)}
 	r, err := c.readSegment(h.l, h.head, seg, h.limit)
 	if err != nil {
 		return p, err
@@ -196,9 +196,9 @@ func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
 	var sinks, fixed, free []uint16
 	for t := range r.n {
 		switch tok := r.first + t; {
-		case r.bad[t] || r.apart[t] || (h.l.hasV && tok >= h.l.tokens-c.cfg.Window):
+		case r.bad[t] || r.apart[t] || (h.l.HasV && tok >= h.l.Tokens-c.cfg.Window):
 			fixed = append(fixed, uint16(t))
-		case h.l.hasV && tok < c.cfg.Sinks:
+		case h.l.HasV && tok < c.cfg.Sinks:
 			sinks = append(sinks, uint16(t))
 		default:
 			free = append(free, uint16(t))

@@ -73,7 +73,8 @@ type Sections struct {
 func (s *Sections) besides() int64 { return s.Header + s.Side + s.Index }
 
 type compressor struct {
-	in     *input
+	src    *capture.Source // for the header and the side tensors
+	in     *Input
 	be     backend.Backend
 	cfg    Config
 	say    Progress
@@ -154,8 +155,8 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if err != nil {
 		return nil, err
 	}
-	c := &compressor{in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
-		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels(in.values()))}
+	c := &compressor{src: src, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
+		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels(in.Values()))}
 	if c.cfg.RowBias == Auto {
 		c.cfg.RowBias = Off
 		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
@@ -172,11 +173,11 @@ func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 
 // prepare surveys the capture and prices every block, layers side by side.
 func (c *compressor) prepare(ctx context.Context, weights Weights) error {
-	n := len(c.in.layers)
+	n := len(c.in.Layers)
 	c.stats, c.weights = make([][]headStats, n), make([]headWeights, n)
 	parts, uses := make([][]part, n), make([]ImportanceUse, n)
-	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *layerInput) error {
-		i := l.index
+	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *Layer) error {
+		i := l.Index
 		w, err := c.given(weights, l)
 		var past [][]float32
 		if err == nil && weights == nil {
@@ -210,32 +211,32 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 }
 
 // given returns the weights that the caller has for a layer, if any.
-func (c *compressor) given(weights Weights, l *layerInput) ([][]float32, error) {
+func (c *compressor) given(weights Weights, l *Layer) ([][]float32, error) {
 	c.caller.Lock()
 	defer c.caller.Unlock()
 	return layerWeights(weights, l)
 }
 
-func layerWeights(weights Weights, l *layerInput) ([][]float32, error) {
+func layerWeights(weights Weights, l *Layer) ([][]float32, error) {
 	if weights == nil {
 		return nil, nil
 	}
-	all := make([][]float32, l.heads)
+	all := make([][]float32, l.Heads)
 	for h := range all {
-		w, err := weights(l.number, h)
+		w, err := weights(l.Number, h)
 		if err != nil {
 			return nil, err
 		}
-		if w != nil && len(w) != l.tokens {
+		if w != nil && len(w) != l.Tokens {
 			return nil, fmt.Errorf(
 				"kvist/offline: weights of %s head %d: %d values, want one of %d tokens: %w",
-				l.name, h, len(w), l.tokens, quant.ErrShape)
+				l.Name, h, len(w), l.Tokens, quant.ErrShape)
 		}
 		for t, v := range w {
 			if !(v >= 0) || math.IsInf(float64(v), 0) {
 				return nil, fmt.Errorf(
 					"kvist/offline: weights of %s head %d token %d: %v, want finite and at least 0: %w",
-					l.name, h, t, v, quant.ErrRange)
+					l.Name, h, t, v, quant.ErrRange)
 			}
 		}
 		all[h] = w
@@ -244,14 +245,14 @@ func layerWeights(weights Weights, l *layerInput) ([][]float32, error) {
 }
 
 // menuOf returns what the planner may choose for a block of a kind.
-func (c *compressor) menuOf(l *layerInput, kind cellKind) (plan.Menu, error) {
-	ek := exact(l.k)
+func (c *compressor) menuOf(l *Layer, kind cellKind) (plan.Menu, error) {
+	ek := exact(l.K)
 	var ev quant.Coding
-	if l.hasV {
-		ev = exact(l.v)
+	if l.HasV {
+		ev = exact(l.V)
 	}
 	only := func(k, v []quant.Coding) plan.Menu {
-		if !l.hasV {
+		if !l.HasV {
 			v = nil
 		}
 		return plan.Menu{K: k, V: v}
@@ -262,18 +263,18 @@ func (c *compressor) menuOf(l *layerInput, kind cellKind) (plan.Menu, error) {
 	case cellSink:
 		u8 := quant.Coding{Format: quant.U8, Scale: quant.ScaleLog8}
 		k, v := []quant.Coding{u8, ek}, []quant.Coding{u8, ev}
-		if u8.CheckDim(l.k.Dim()) != nil {
+		if u8.CheckDim(l.K.Dim()) != nil {
 			k = k[1:]
 		}
-		if l.hasV && u8.CheckDim(l.v.Dim()) != nil {
+		if l.HasV && u8.CheckDim(l.V.Dim()) != nil {
 			v = v[1:]
 		}
 		return only(k, v), nil
 	}
-	if !l.hasV {
-		return menu(c.cfg.Rows, nil, l.k.Dim(), 0, ek)
+	if !l.HasV {
+		return menu(c.cfg.Rows, nil, l.K.Dim(), 0, ek)
 	}
-	m, err := menu(c.cfg.K, c.cfg.V, l.k.Dim(), l.v.Dim(), ek)
+	m, err := menu(c.cfg.K, c.cfg.V, l.K.Dim(), l.V.Dim(), ek)
 	if err == nil && len(c.cfg.V) > 1 {
 		m.V[len(m.V)-1] = ev
 	}
@@ -282,27 +283,27 @@ func (c *compressor) menuOf(l *layerInput, kind cellKind) (plan.Menu, error) {
 
 // prepareHeader makes header and side tensors, whose bytes do not depend on the plan.
 func (c *compressor) prepareHeader() error {
-	src := c.in.src
+	src := c.src
 	h := &container.Header{Seed: c.cfg.Seed, Config: c.cfg.String(), Metadata: src.Metadata(),
 		Profile:       profileID(c.cfg.Profile),
-		SegmentTokens: c.in.layers[0].segment}
-	if c.in.kv {
-		h.Kind, h.Geometry, h.Layers = container.KindCache, c.in.geo, src.Layers()
+		SegmentTokens: c.in.Layers[0].Segment}
+	if c.in.KV {
+		h.Kind, h.Geometry, h.Layers = container.KindCache, c.in.Geo, src.Layers()
 		h.Tokens, h.First = int64(src.Tokens()), src.Meta().FirstPosition
 		h.Sinks, h.Window = min(c.cfg.Sinks, src.Tokens()), min(c.cfg.Window, src.Tokens())
-		h.KType, h.VType = c.in.layers[0].k.DType(), c.in.layers[0].v.DType()
+		h.KType, h.VType = c.in.Layers[0].K.DType(), c.in.Layers[0].V.DType()
 		h.Model = src.Meta().Model
 		withQ, anyQ := true, false
-		for i, l := range c.in.layers {
-			withQ = withQ && l.hasQ
-			if l.k.DType() != h.KType || l.v.DType() != h.VType {
+		for i, l := range c.in.Layers {
+			withQ = withQ && l.HasQ
+			if l.K.DType() != h.KType || l.V.DType() != h.VType {
 				return fmt.Errorf(
 					"kvist/offline: %s: %s is stored as %s and %s, %s as %s and %s; one file keeps one type: %w",
 					src.Name(),
-					l.name,
-					l.k.DType(),
-					l.v.DType(),
-					c.in.layers[0].name,
+					l.Name,
+					l.K.DType(),
+					l.V.DType(),
+					c.in.Layers[0].Name,
 					h.KType,
 					h.VType,
 					quant.ErrUnsupported,
@@ -328,7 +329,7 @@ func (c *compressor) prepareHeader() error {
 	}
 	c.header = h
 	for _, t := range src.SideTensors() {
-		if c.in.kv && !keptSide(t.Name) {
+		if c.in.KV && !keptSide(t.Name) {
 			continue
 		}
 		a := &container.Aux{
@@ -355,13 +356,13 @@ func keptSide(name string) bool {
 // head that were given the same level and codings become one stored block: its rows cost the
 // same, and telling them apart would cost bits.
 func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) error {
-	for li := range c.in.layers {
-		l := &c.in.layers[li]
-		for s := range l.segments() {
-			rec := &container.Record{Layer: li, Segment: s, Heads: make([]container.Head, l.heads)}
+	for li := range c.in.Layers {
+		l := &c.in.Layers[li]
+		for s := range l.Segments() {
+			rec := &container.Record{Layer: li, Segment: s, Heads: make([]container.Head, l.Heads)}
 			for h := range rec.Heads {
 				var err error
-				at := c.firstPart[li] + h*l.segments() + s
+				at := c.firstPart[li] + h*l.Segments() + s
 				if rec.Heads[h].Blocks, err = c.main.blocks(p, at); err != nil {
 					return err
 				}

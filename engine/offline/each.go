@@ -50,10 +50,10 @@ func eachOf(ctx context.Context, workers, n int, f func(i int) error) error {
 }
 
 // eachLayer is eachOf over the layers, and tells the caller of progress.
-func (c *compressor) eachLayer(ctx context.Context, stage string, workers int, f func(l *layerInput) error) error {
-	done, n := int64(0), len(c.in.layers)
+func (c *compressor) eachLayer(ctx context.Context, stage string, workers int, f func(l *Layer) error) error {
+	done, n := int64(0), len(c.in.Layers)
 	return eachOf(ctx, workers, n, func(i int) error {
-		err := f(&c.in.layers[i])
+		err := f(&c.in.Layers[i])
 		c.caller.Lock()
 		defer c.caller.Unlock()
 		done++
@@ -69,8 +69,8 @@ const measuredTokens = 1 << 20
 // layerWorkers is how many layers are measured at a time.
 func (c *compressor) layerWorkers() int {
 	most := 1
-	for i := range c.in.layers {
-		most = max(most, c.in.layers[i].tokens)
+	for i := range c.in.Layers {
+		most = max(most, c.in.Layers[i].Tokens)
 	}
 	return max(1, min(runtime.GOMAXPROCS(0), measuredTokens/most))
 }

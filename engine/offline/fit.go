@@ -24,7 +24,7 @@ func (c *compressor) choose(ctx context.Context) (choice *plan.Plan, measured fl
 		}
 		return choice, measured, err
 	}
-	return c.fit(c.in.values()*4 + 1<<40) // fixed codings
+	return c.fit(c.in.Values()*4 + 1<<40) // fixed codings
 }
 
 // fit finds the plan whose whole file comes closest to total bytes from below. What tables and

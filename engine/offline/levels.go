@@ -292,8 +292,8 @@ func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Quer
 	q, want = fewer(q, want, levelQueries)
 	outputs := float64(q.Len() * q.Group)
 	ratios := make([]float64, len(c.specs))
-	segments := make([]*segmentRows, 0, h.l.segments())
-	for s := range h.l.segments() {
+	segments := make([]*segmentRows, 0, h.l.Segments())
+	for s := range h.l.Segments() {
 		r, err := c.readSegment(h.l, h.head, s, h.limit)
 		if err != nil {
 			return nil, err
@@ -325,7 +325,7 @@ func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Quer
 			if len(sinks) > 0 {
 				v.cells = append(v.cells, c.fullCell(h, r, cellSink, sinks))
 			}
-			codings := slices.Repeat([][2]quant.Coding{{exact(h.l.k), exact(h.l.v)}}, len(v.cells))
+			codings := slices.Repeat([][2]quant.Coding{{exact(h.l.K), exact(h.l.V)}}, len(v.cells))
 			got, err := c.codeCells(ctx, up, h, r, v.cells, codings)
 			if err != nil {
 				up.free()
@@ -408,7 +408,7 @@ func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *
 			continue
 		}
 		kc, vc := codings[i][0], codings[i][1]
-		blk := backend.Block{Layer: int32(h.l.number), KVHead: int32(h.head), Rows: int32(b.rows()),
+		blk := backend.Block{Layer: int32(h.l.Number), KVHead: int32(h.head), Rows: int32(b.rows()),
 			Base: int64(r.first), Noise: noiseOf(kc, c.rowBias())}
 		var from [2]backend.Span
 		for side, x := range []quant.Rows{r.k, r.v} {

@@ -58,18 +58,18 @@ func segmentOf(src *capture.Source, cfg *Config) int {
 }
 
 // checkRecords refuses segments whose records readers refuse, before any work is done.
-func (in *input) checkRecords() error {
-	for i := range in.layers {
-		l := &in.layers[i]
-		token := int64(l.heads) * int64(l.k.RowBytes())
-		if l.hasV {
-			token += int64(l.heads) * int64(l.v.RowBytes())
+func (in *Input) checkRecords() error {
+	for i := range in.Layers {
+		l := &in.Layers[i]
+		token := int64(l.Heads) * int64(l.K.RowBytes())
+		if l.HasV {
+			token += int64(l.Heads) * int64(l.V.RowBytes())
 		}
 		most := int64(container.DefaultExpandedBytes)
-		if n := token * int64(min(l.segment, l.tokens)); n > most {
+		if n := token * int64(min(l.Segment, l.Tokens)); n > most {
 			return fmt.Errorf("kvist/offline: %s of %s in segments of %d tokens: a record stands for "+
-				"%d bytes, readers accept %d: segments of %d tokens or fewer fit: %w", l.name,
-				in.src.Name(), l.segment, n, most, most/token, quant.ErrTooLarge)
+				"%d bytes, readers accept %d: segments of %d tokens or fewer fit: %w", l.Name,
+				in.Name, l.Segment, n, most, most/token, quant.ErrTooLarge)
 		}
 	}
 	return nil

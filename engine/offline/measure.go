@@ -10,7 +10,6 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/quality"
@@ -59,15 +58,15 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 		return nil, err
 	}
 	cmp := &Comparison{}
-	for i := range in.layers {
-		l := &in.layers[i]
-		progress.say("comparing", int64(i), int64(len(in.layers)))
+	for i := range in.Layers {
+		l := &in.Layers[i]
+		progress.say("comparing", int64(i), int64(len(in.Layers)))
 		var recs []*container.Record
-		for s := range l.segments() {
+		for s := range l.Segments() {
 			at, ok := r.Find(i, s)
 			if !ok {
 				return nil, fmt.Errorf("kvist/offline: %s segment %d is not in the file: %w",
-					l.name, s, quant.ErrCorrupt)
+					l.Name, s, quant.ErrCorrupt)
 			}
 			rec, err := r.ReadRecord(at)
 			if err == nil {
@@ -84,7 +83,7 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 		}
 		cmp.Layers = append(cmp.Layers, e)
 	}
-	progress.say("comparing", int64(len(in.layers)), int64(len(in.layers)))
+	progress.say("comparing", int64(len(in.Layers)), int64(len(in.Layers)))
 	cmp.summarise()
 	cmp.SideTensors, err = compareSides(r, src)
 	return cmp, err
@@ -109,51 +108,59 @@ func (c *Comparison) summarise() {
 	}
 }
 
+// kindOf names what an input holds.
+func kindOf(in *Input) container.Kind {
+	if in.KV {
+		return container.KindCache
+	}
+	return container.KindRows
+}
+
 // belongs checks that a file can have been made from a capture.
-func belongs(h *container.Header, in *input) error {
+func belongs(h *container.Header, in *Input) error {
 	mismatch := func(what string, got, want any) error {
 		return fmt.Errorf(
 			"kvist/offline: %s is not what the file was made from: %s %v, the file has %v: %w",
-			in.src.Name(), what, got, want, quant.ErrShape)
+			in.Name, what, got, want, quant.ErrShape)
 	}
-	if (h.Kind == container.KindCache) != in.kv {
-		return mismatch("kind", in.src.Kind(), h.Kind)
+	if (h.Kind == container.KindCache) != in.KV {
+		return mismatch("kind", kindOf(in), h.Kind)
 	}
-	if h.Stored() != len(in.layers) {
-		return mismatch("layers", len(in.layers), h.Stored())
+	if h.Stored() != len(in.Layers) {
+		return mismatch("layers", len(in.Layers), h.Stored())
 	}
-	for i := range in.layers {
-		l := &in.layers[i]
+	for i := range in.Layers {
+		l := &in.Layers[i]
 		k, v := h.Dims(i)
 		switch {
-		case l.k.Dim() != k || l.dimV() != v:
-			return mismatch(l.name+" dims", []int{l.k.Dim(), l.dimV()}, []int{k, v})
-		case int64(l.tokens) != h.LayerTokens(i):
-			return mismatch(l.name+" tokens", l.tokens, h.LayerTokens(i))
-		case l.heads != h.KVHeads():
-			return mismatch(l.name+" kv_heads", l.heads, h.KVHeads())
-		case in.kv && l.number != h.Layers[i]:
-			return mismatch("layer number", l.number, h.Layers[i])
+		case l.K.Dim() != k || l.DimV() != v:
+			return mismatch(l.Name+" dims", []int{l.K.Dim(), l.DimV()}, []int{k, v})
+		case int64(l.Tokens) != h.LayerTokens(i):
+			return mismatch(l.Name+" tokens", l.Tokens, h.LayerTokens(i))
+		case l.Heads != h.KVHeads():
+			return mismatch(l.Name+" kv_heads", l.Heads, h.KVHeads())
+		case in.KV && l.Number != h.Layers[i]:
+			return mismatch("layer number", l.Number, h.Layers[i])
 		}
 	}
 	return nil
 }
 
 // compareLayer measures a layer from its records.
-func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.Header,
+func compareLayer(ctx context.Context, in *Input, l *Layer, h *container.Header,
 	recs []*container.Record, be backend.Backend, rowBias bool) (LayerError, error) {
-	e := LayerError{Layer: l.number, Name: l.name, FutureError: math.NaN(), Worst: newLayerWorst()}
-	k, v := newRowSum(l.heads), newRowSum(l.heads)
+	e := LayerError{Layer: l.Number, Name: l.Name, FutureError: math.NaN(), Worst: newLayerWorst()}
+	k, v := newRowSum(l.Heads), newRowSum(l.Heads)
 	for _, rec := range recs {
-		first, _ := l.span(rec.Segment)
+		first, _ := l.Span(rec.Segment)
 		for hi := range rec.Heads {
 			for bi := range rec.Heads[hi].Blocks {
 				b := &rec.Heads[hi].Blocks[bi]
-				if err := k.add(in, l.k, hi, first, b, b.K, b.KData, h.Seed); err != nil {
+				if err := k.add(in, l.K, hi, first, b, b.K, b.KData, h.Seed); err != nil {
 					return e, err
 				}
-				if l.hasV {
-					if err := v.add(in, l.v, hi, first, b, b.V, b.VData, h.Seed); err != nil {
+				if l.HasV {
+					if err := v.add(in, l.V, hi, first, b, b.V, b.VData, h.Seed); err != nil {
 						return e, err
 					}
 				}
@@ -164,7 +171,7 @@ func compareLayer(ctx context.Context, in *input, l *layerInput, h *container.He
 	e.VError, e.VCosine = v.Relative(), v.cosine()
 	e.Worst.KHead, e.Worst.KToken = worstOf(k.heads)
 	e.Worst.VHead, e.Worst.VToken = worstOf(v.heads)
-	if !l.hasV || !in.src.HasNext(l.number) {
+	if !l.HasV || l.Next == nil {
 		return e, nil
 	}
 	var want []float32
@@ -188,7 +195,7 @@ func (s *rowSum) cosine() float64 { return s.cos / float64(max(1, s.rows)) }
 
 // add compares the tokens of one block with their rows. Rows that are not finite must be identical
 // and count nowhere else; tokens that were dropped count as zeros.
-func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c quant.Coding,
+func (s *rowSum) add(in *Input, t Tensor, head, first int, b *container.Block, c quant.Coding,
 	data []byte, seed uint64) error {
 	var x quant.Rows
 	if b.Level != quant.Dropped {
@@ -204,7 +211,7 @@ func (s *rowSum) add(in *input, t tensor, head, first int, b *container.Block, c
 		if len(run) == 0 {
 			n := neighbours(b.Tokens[i:])
 			run = refs[:n*t.Dim()]
-			if err := in.src.ReadRowsF32(t, head, first+int(tok), n, run); err != nil {
+			if err := t.ReadF32(head, first+int(tok), n, run); err != nil {
 				return err
 			}
 		}
@@ -256,8 +263,6 @@ func neighbours(tokens []uint16) int {
 	return n
 }
 
-func finiteValues(x []float32) bool { return half.Finite(x) }
-
 // cosine of two zero vectors is 1, of one 0.
 func cosine(a, b []float32) float64 {
 	var ab, aa, bb float64
@@ -278,21 +283,21 @@ func cosine(a, b []float32) float64 {
 // futureError runs the later queries of a layer over its compressed and its exact context. want
 // keeps the outputs over the exact context from call to call. Also returned are the sums of each KV head and
 // query.
-func futureError(ctx context.Context, in *input, l *layerInput, h *container.Header,
+func futureError(ctx context.Context, in *Input, l *Layer, h *container.Header,
 	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (quality.Sum, [][]quality.Sum, error) {
 	up := &uploader{be: be}
 	defer up.free()
-	rope := in.geo.Rope
+	rope := in.Geo.Rope
 	f := &quality.Future{
-		Group:    in.geo.GQARatio(),
-		HeadDim:  l.k.Dim(),
-		HeadDimV: l.v.Dim(),
+		Group:    in.Geo.GQARatio(),
+		HeadDim:  l.K.Dim(),
+		HeadDimV: l.V.Dim(),
 		Rope:     &rope,
-		Coded:    make([][]backend.Block, l.heads),
+		Coded:    make([][]backend.Block, l.Heads),
 		Want:     *want,
 	}
 	for _, rec := range recs {
-		heads, err := loadRecord(up, h, rec, l.number, rowBias)
+		heads, err := loadRecord(up, h, rec, l.Number, rowBias)
 		if err != nil {
 			return quality.Sum{}, nil, err
 		}
@@ -300,56 +305,52 @@ func futureError(ctx context.Context, in *input, l *layerInput, h *container.Hea
 			f.Coded[hi] = append(f.Coded[hi], heads[hi]...)
 		}
 	}
-	next := in.src.TokensNext()
-	kNext, _ := in.src.KV(l.number, capture.KNext)
-	vNext, _ := in.src.KV(l.number, capture.VNext)
-	qNext, _ := in.src.KV(l.number, capture.QNext)
-	for hi := range l.heads {
+	next, qNext := l.Next.Tokens, l.Next.Q
+	for hi := range l.Heads {
 		if f.Want == nil {
-			c := &compressor{in: in, be: be}
-			blocks, _, err := c.exactHead(up, l, hi, []int{0, l.tokens})
+			blocks, _, err := exactHead(up, l, hi, []int{0, l.Tokens}, false)
 			if err != nil {
 				return quality.Sum{}, nil, err
 			}
 			f.Exact = append(f.Exact, blocks)
 		}
-		tail, err := exactBlock(up, in.src, kNext, vNext, hi, int64(l.tokens), next)
+		tail, err := exactBlock(up, in.Name, l.Next, hi, int64(l.Tokens))
 		if err != nil {
 			return quality.Sum{}, nil, err
 		}
 		f.Tail = append(f.Tail, []backend.Block{tail})
 	}
-	f.Q = make([]float32, qNext.Heads()*next*l.k.Dim())
-	for hd := range qNext.Heads() {
-		if err := in.src.ReadRowsF32(qNext, hd, 0, next, f.Q[hd*next*l.k.Dim():(hd+1)*next*l.k.Dim()]); err != nil {
+	f.Q = make([]float32, l.Next.Heads*next*l.K.Dim())
+	for hd := range l.Next.Heads {
+		if err := qNext.ReadF32(hd, 0, next, f.Q[hd*next*l.K.Dim():(hd+1)*next*l.K.Dim()]); err != nil {
 			return quality.Sum{}, nil, err
 		}
-		if !finiteValues(f.Q[hd*next*l.k.Dim() : (hd+1)*next*l.k.Dim()]) {
-			return quality.Sum{}, nil, notMeasured(in.src, qNext, hd)
+		if !finiteValues(f.Q[hd*next*l.K.Dim() : (hd+1)*next*l.K.Dim()]) {
+			return quality.Sum{}, nil, notMeasured(in.Name, qNext, hd)
 		}
 	}
 	for i := range next {
-		f.Pos = append(f.Pos, int64(l.tokens+i))
+		f.Pos = append(f.Pos, int64(l.Tokens+i))
 	}
 	sum, err := f.Measure(ctx, be)
 	*want = f.Want
 	return sum, f.Sums, err
 }
 
-// exactBlock uploads all rows of one head as they are.
-func exactBlock(up *uploader, src *capture.Source, k, v tensor, head int, base int64,
-	n int) (backend.Block, error) {
+// exactBlock uploads the rows that come after a head's as they are.
+func exactBlock(up *uploader, name string, next *Next, head int, base int64) (backend.Block, error) {
+	n := next.Tokens
 	b := backend.Block{KVHead: int32(head), Rows: int32(n), Base: base}
 	for _, side := range []struct {
-		t  tensor
+		t  Tensor
 		to *backend.Side
-	}{{k, &b.K}, {v, &b.V}} {
+	}{{next.K, &b.K}, {next.V, &b.V}} {
 		raw := make([]byte, n*side.t.RowBytes())
-		if err := src.ReadRows(side.t, head, 0, n, raw); err != nil {
+		if err := side.t.Read(head, 0, n, raw); err != nil {
 			return b, err
 		}
 		if !finiteRow(side.t.DType(), raw) {
-			return b, notMeasured(src, side.t, head)
+			return b, notMeasured(name, side.t, head)
 		}
 		span, err := up.upload(raw)
 		if err != nil {
@@ -361,9 +362,9 @@ func exactBlock(up *uploader, src *capture.Source, k, v tensor, head int, base i
 }
 
 // notMeasured says why no future-attention error can be told.
-func notMeasured(src *capture.Source, t tensor, head int) error {
+func notMeasured(name string, t Tensor, head int) error {
 	return fmt.Errorf("kvist/offline: %s: %s head %d holds NaN or Inf: the future-attention error cannot be measured: %w",
-		src.Name(), t.Name(), head, quant.ErrRange)
+		name, t.Name(), head, quant.ErrRange)
 }
 
 // compareSides checks that every side tensor of the file is that of the capture, byte for byte.
@@ -403,12 +404,12 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 // fitError finds the least bytes whose measured future-attention error is within the bound, by
 // bisection on the file's bytes.
 func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) {
-	for i := range c.in.layers {
-		if l := &c.in.layers[i]; !l.hasV || !c.in.src.HasNext(l.number) {
+	for i := range c.in.Layers {
+		if l := &c.in.Layers[i]; !l.HasV || l.Next == nil {
 			return nil, 0, fmt.Errorf(
 				"kvist/offline: a bound on the future-attention error needs q_next, k_next and v_next of every layer; %s of %s has none: %w",
-				l.name,
-				c.in.src.Name(),
+				l.Name,
+				c.in.Name,
 				quant.ErrUnsupported,
 			)
 		}
@@ -496,7 +497,7 @@ func (c *compressor) guess(damage float64, low, high int64) (*plan.Plan, error) 
 // future-attention error.
 func (c *compressor) measureChoice(ctx context.Context, choice *plan.Plan) (float64, error) {
 	if c.want == nil {
-		c.want = make([][]float32, len(c.in.layers))
+		c.want = make([][]float32, len(c.in.Layers))
 	}
 	var sum float64
 	var recs []*container.Record
@@ -505,8 +506,8 @@ func (c *compressor) measureChoice(ctx context.Context, choice *plan.Plan) (floa
 			return err
 		}
 		recs = append(recs, rec)
-		l := &c.in.layers[rec.Layer]
-		if rec.Segment < l.segments()-1 {
+		l := &c.in.Layers[rec.Layer]
+		if rec.Segment < l.Segments()-1 {
 			return nil
 		}
 		want := c.want[rec.Layer]
@@ -515,5 +516,5 @@ func (c *compressor) measureChoice(ctx context.Context, choice *plan.Plan) (floa
 		sum, recs = sum+s.Relative(), nil
 		return err
 	})
-	return sum / float64(len(c.in.layers)), err
+	return sum / float64(len(c.in.Layers)), err
 }

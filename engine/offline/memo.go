@@ -71,27 +71,27 @@ type memoKey struct {
 }
 
 // probed is probeAt, or what it gave before.
-func (c *compressor) probed(ctx context.Context, l *layerInput, q *backend.Queries,
+func (c *compressor) probed(ctx context.Context, l *Layer, q *backend.Queries,
 	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
 	want []float32) (float64, error) {
 	m := c.cfg.Memo
 	if m == nil {
 		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	}
-	key := memoKey{l.index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.rowBias()}
+	key := memoKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.rowBias()}
 	return remember(m, &m.probes, key, func() (float64, error) {
 		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	})
 }
 
 // weighedLayer is weighLayer, or what it gave before.
-func (c *compressor) weighedLayer(ctx context.Context, l *layerInput, p importance.Profile) ([][]float32,
+func (c *compressor) weighedLayer(ctx context.Context, l *Layer, p importance.Profile) ([][]float32,
 	ImportanceUse, error) {
 	m := c.cfg.Memo
 	if m == nil {
 		return c.weighLayer(ctx, l, p)
 	}
-	got, err := remember(m, &m.weights, weightKey{l.index, l.tokens, p.String()}, func() (x layerWeight, err error) {
+	got, err := remember(m, &m.weights, weightKey{l.Index, l.Tokens, p.String()}, func() (x layerWeight, err error) {
 		x.w, x.use, err = c.weighLayer(ctx, l, p)
 		return x, err
 	})
@@ -106,7 +106,7 @@ func (c *compressor) probedLevels(ctx context.Context, h *headOf, q *backend.Que
 	if m == nil || c.cfg.Weighted {
 		return c.probeLevels(ctx, h, q, tail, want)
 	}
-	key := ratioKey{layer: h.l.index, head: h.head, sinks: c.cfg.Sinks, importance: c.cfg.Importance}
+	key := ratioKey{layer: h.l.Index, head: h.head, sinks: c.cfg.Sinks, importance: c.cfg.Importance}
 	key.levels = fmt.Sprint(c.specs)
 	return remember(m, &m.ratios, key, func() ([]float64, error) {
 		return c.probeLevels(ctx, h, q, tail, want)

@@ -38,10 +38,10 @@ func apartLimit(energies []float64) float64 {
 	return apartRatio * sorted[(len(sorted)-1)/2]
 }
 
-// calm shortens the rows that stand apart, in place, to 8 times the length of the median, and reports whether
+// calmed shortens the rows that stand apart, in place, to 8 times the length of the median, and reports whether
 // there were any: one row of 10^8 draws all attention, or makes all of the output, and then the errors
 // of the others seem to cost nothing.
-func calm(x quant.Rows) bool {
+func calmed(x quant.Rows) bool {
 	energies := make([]float64, x.Len())
 	for r := range energies {
 		energies[r] = energyOf(x.Row(r))

@@ -45,7 +45,7 @@ func (n *planning) add(p part) error {
 // group adds the items of a part and returns its group.
 func (n *planning) group(p *part) (plan.Group, error) {
 	g := plan.Group{Picks: p.picks}
-	l := &n.c.in.layers[p.layer]
+	l := &n.c.in.Layers[p.layer]
 	to := &n.problem
 	for vi := range p.variants {
 		v := &p.variants[vi]
@@ -55,7 +55,7 @@ func (n *planning) group(p *part) (plan.Group, error) {
 			if b.rows() == 0 {
 				continue
 			}
-			for side, damage := range []float64{b.kDamage, b.vDamage}[:1+min(1, l.dimV())] {
+			for side, damage := range []float64{b.kDamage, b.vDamage}[:1+min(1, l.DimV())] {
 				class, err := n.class(l, p, b, side)
 				if err != nil {
 					return g, err
@@ -71,23 +71,23 @@ func (n *planning) group(p *part) (plan.Group, error) {
 }
 
 // class returns the menu of one side of a block.
-func (n *planning) class(l *layerInput, p *part, b *cell, side int) (uint32, error) {
+func (n *planning) class(l *Layer, p *part, b *cell, side int) (uint32, error) {
 	key := classKey{p.layer, p.head, b.kind, uint8(side), int32(b.rows())}
 	if i, ok := n.index[key]; ok {
 		return i, nil
 	}
 	m, err := n.c.menuOf(l, b.kind)
 	if err != nil {
-		return 0, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+		return 0, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)
 	}
 	st := &n.c.stats[p.layer][p.head]
-	codings, curve, dim := m.K, st.kCurve, l.k.Dim()
+	codings, curve, dim := m.K, st.kCurve, l.K.Dim()
 	if side == 1 {
-		codings, curve, dim = m.V, st.vCurve, l.v.Dim()
+		codings, curve, dim = m.V, st.vCurve, l.V.Dim()
 	}
 	class, err := plan.ClassOf(codings, curve, b.rows(), dim)
 	if err != nil {
-		return 0, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+		return 0, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)
 	}
 	i := uint32(len(n.problem.Classes))
 	n.problem.Classes = append(n.problem.Classes, class)
@@ -111,7 +111,7 @@ type stored struct {
 // chosen calls f with every block of a part as a plan stores it.
 func (n *planning) chosen(p *plan.Plan, at int, f func(stored) error) error {
 	x := &n.parts[at]
-	l := &n.c.in.layers[x.layer]
+	l := &n.c.in.Layers[x.layer]
 	item := n.problem.Groups[at].Variants[p.Variant[at]].First
 	cells := x.variants[p.Variant[at]].cells
 	for ci := range cells {
@@ -123,7 +123,7 @@ func (n *planning) chosen(p *plan.Plan, at int, f func(stored) error) error {
 			}
 			s.k, s.item = m.K[p.Choice[item]], item
 			item++
-			if l.hasV {
+			if l.HasV {
 				s.v = m.V[p.Choice[item]]
 				item++
 			}

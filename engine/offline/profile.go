@@ -78,26 +78,26 @@ func profileText(id profile.ID) string {
 
 // checkProfile holds that a profile, unless nil, is of the model of the input, and returns its
 // sensitivities, nil where it has none.
-func checkProfile(p *profile.Profile, in *input) (*profile.Sensitivity, error) {
+func checkProfile(p *profile.Profile, in *Input) (*profile.Sensitivity, error) {
 	switch {
 	case p == nil:
 		return nil, nil
-	case !in.kv:
+	case !in.KV:
 		return nil, fmt.Errorf("kvist/offline: %s holds rows; a profile is of a KV cache: %w",
-			in.src.Name(), quant.ErrShape)
+			in.Name, quant.ErrShape)
 	}
-	if err := p.Check(in.src.Meta().Model, in.geo); err != nil {
-		return nil, fmt.Errorf("kvist/offline: %s: %w", in.src.Name(), err)
+	if err := p.Check(in.Model, in.Geo); err != nil {
+		return nil, fmt.Errorf("kvist/offline: %s: %w", in.Name, err)
 	}
 	return p.Sensitivity()
 }
 
 // factors returns the profile's sensitivities of K and V of a head.
-func (c *compressor) factors(l *layerInput, head int) (k, v float64) {
+func (c *compressor) factors(l *Layer, head int) (k, v float64) {
 	if c.sensitivity == nil {
 		return 1, 1
 	}
-	return c.sensitivity.At(l.number, head, c.in.geo.KVHeads)
+	return c.sensitivity.At(l.Number, head, c.in.Geo.KVHeads)
 }
 
 // HeadDamage is what the planner takes an error in one KV head for.
@@ -119,7 +119,7 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 	if err != nil {
 		return nil, err
 	}
-	if !c.in.kv {
+	if !c.in.KV {
 		return nil, fmt.Errorf("kvist/offline: %s holds rows, want K and V: %w", src.Name(),
 			quant.ErrShape)
 	}
@@ -127,13 +127,13 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 		return nil, err
 	}
 	var out []HeadDamage
-	for i := range c.in.layers {
-		l := &c.in.layers[i]
-		heads := make([]HeadDamage, l.heads)
+	for i := range c.in.Layers {
+		l := &c.in.Layers[i]
+		heads := make([]HeadDamage, l.Heads)
 		for h := range heads {
-			heads[h].Layer, heads[h].KVHead = l.number, h
+			heads[h].Layer, heads[h].KVHead = l.Number, h
 		}
-		for _, p := range c.main.parts[c.firstPart[i]:][:l.heads*l.segments()] {
+		for _, p := range c.main.parts[c.firstPart[i]:][:l.Heads*l.Segments()] {
 			st, h := &c.stats[i][p.head], &heads[p.head]
 			for _, b := range p.variants[0].cells {
 				if b.kind != cellFree {
@@ -145,10 +145,10 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 					dim    int
 					damage float64
 					sum    *float64
-				}{{k, st.kCurve, l.k.Dim(), b.kDamage, &h.K}, {v, st.vCurve, l.v.Dim(), b.vDamage, &h.V}} {
+				}{{k, st.kCurve, l.K.Dim(), b.kDamage, &h.K}, {v, st.vCurve, l.V.Dim(), b.vDamage, &h.V}} {
 					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.rows(), side.dim)
 					if err != nil {
-						return nil, fmt.Errorf("kvist/offline: %s: %w", l.name, err)
+						return nil, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)
 					}
 					*side.sum += side.damage * class.Options[0].Damage
 				}

@@ -17,17 +17,17 @@ import (
 // the same price of a byte, coded, and attended to by the queries of the last quarter, which are
 // compared with what they get from the exact rows.
 func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error) {
-	n := len(c.in.layers)
-	for i := range c.in.layers {
-		if l := &c.in.layers[i]; !l.hasV || !l.hasQ || pastOf(l) <= c.cfg.Sinks {
+	n := len(c.in.Layers)
+	for i := range c.in.Layers {
+		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || pastOf(l) <= c.cfg.Sinks {
 			return p.Damage, nil
 		}
 	}
 	errs := make([]float64, n) // relative, by layer
 	var unknown atomic.Bool
-	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *layerInput) error {
+	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *Layer) error {
 		var e, ref float64
-		for h := range l.heads {
+		for h := range l.Heads {
 			he, hr, ok, err := c.rehearse(ctx, l, h, p.Slope)
 			if err != nil {
 				return err
@@ -39,7 +39,7 @@ func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error)
 			e, ref = e+he, ref+hr
 		}
 		if ref > 0 {
-			errs[l.index] = e / ref
+			errs[l.Index] = e / ref
 		}
 		return nil
 	})
@@ -55,12 +55,12 @@ func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error)
 
 // rehearse returns the squared error and the squared length of the outputs of one head. ok is false
 // where its queries are not finite.
-func (c *compressor) rehearse(ctx context.Context, l *layerInput, head int,
+func (c *compressor) rehearse(ctx context.Context, l *Layer, head int,
 	slope float64) (e, ref float64, ok bool, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
 	past := pastOf(l)
-	blocks, _, err := c.exactHead(up, l, head, []int{0, past, l.tokens})
+	blocks, _, err := exactHead(up, l, head, []int{0, past, l.Tokens}, false)
 	if err != nil {
 		return 0, 0, false, err
 	}
@@ -79,8 +79,8 @@ func (c *compressor) rehearse(ctx context.Context, l *layerInput, head int,
 		}
 	}
 	n := newPlanning(c)
-	view := c.headOf(l, head, c.weights[l.index].past[head], past)
-	for s := 0; s*l.segment < past; s++ {
+	view := c.headOf(l, head, c.weights[l.Index].past[head], past)
+	for s := 0; s*l.Segment < past; s++ {
 		p, err := c.buildPart(view, s)
 		if err != nil {
 			return 0, 0, false, err

@@ -35,11 +35,11 @@ func (e *BudgetError) Unwrap() error { return quant.ErrBudget }
 func (c *compressor) targetBytes() int64 {
 	switch {
 	case c.cfg.Bits > 0:
-		return int64(c.cfg.Bits * float64(c.in.values()) / 8)
+		return int64(c.cfg.Bits * float64(c.in.Values()) / 8)
 	case c.cfg.Bytes > 0:
 		return c.cfg.Bytes
 	case c.cfg.Share > 0:
-		return int64(c.cfg.Share * float64(2*c.in.values()))
+		return int64(c.cfg.Share * float64(2*c.in.Values()))
 	}
 	return 0
 }
@@ -58,8 +58,8 @@ func (c *compressor) overBudget(how string, want, least int64) error {
 	if err != nil {
 		return err
 	}
-	return &BudgetError{Name: c.in.src.Name(), How: how, Want: want, Least: least + max(0, then-now),
-		Values: c.in.values()}
+	return &BudgetError{Name: c.in.Name, How: how, Want: want, Least: least + max(0, then-now),
+		Values: c.in.Values()}
 }
 
 // archiveTo is Compress for the archive form. Where the target is enough to keep every bit, it keeps every bit.
@@ -104,8 +104,8 @@ func (c *compressor) archiveTo(ctx context.Context, w io.Writer, weights Weights
 // losslessPossible reports whether rows can be kept bit by bit: K and V share a size of element, and the file
 // need not have streams to drop.
 func (a *archiver) losslessPossible() bool {
-	for i := range a.in.layers {
-		if l := &a.in.layers[i]; l.hasV && l.k.DType().Size() != l.v.DType().Size() {
+	for i := range a.in.Layers {
+		if l := &a.in.Layers[i]; l.HasV && l.K.DType().Size() != l.V.DType().Size() {
 			return false
 		}
 	}
@@ -126,17 +126,17 @@ func (a *archiver) losslessLikely(total int64) (bool, error) {
 		return false, nil
 	}
 	type lane struct {
-		t    tensor
+		t    Tensor
 		head int
 	}
 	var lanes []lane
 	var all int64
-	for i := range a.in.layers {
-		l := &a.in.layers[i]
-		for h := range l.heads {
-			for _, t := range []tensor{l.k, l.v}[:1+min(1, l.dimV())] {
+	for i := range a.in.Layers {
+		l := &a.in.Layers[i]
+		for h := range l.Heads {
+			for _, t := range []Tensor{l.K, l.V}[:1+min(1, l.DimV())] {
 				lanes = append(lanes, lane{t, h})
-				all += int64(l.tokens) * int64(t.RowBytes())
+				all += int64(l.Tokens) * int64(t.RowBytes())
 			}
 		}
 	}
@@ -146,7 +146,7 @@ func (a *archiver) losslessLikely(total int64) (bool, error) {
 		t := lanes[i].t
 		n := min(t.Rows(), losslessRows)
 		b := make([]byte, n*t.RowBytes())
-		if err := a.in.src.ReadRows(t, lanes[i].head, (t.Rows()-n)/2, n, b); err != nil {
+		if err := t.Read(lanes[i].head, (t.Rows()-n)/2, n, b); err != nil {
 			return false, err
 		}
 		coded := archive.EncodeLossless(nil, []archive.LosslessLane{{Dim: t.Dim(), Data: b}}, t.DType().Size())
@@ -159,7 +159,7 @@ func (a *archiver) losslessLikely(total int64) (bool, error) {
 func (a *archiver) asLossless() (*archiver, error) {
 	cfg := a.cfg
 	cfg.Lossless, cfg.Bits, cfg.Bytes, cfg.Share = true, 0, 0, 0
-	c, err := newCompressor(a.in.src, a.be, cfg, a.say)
+	c, err := newCompressor(a.src, a.be, cfg, a.say)
 	if err != nil {
 		return nil, err
 	}

@@ -63,9 +63,9 @@ type headWeights struct {
 }
 
 // level puts weights that are nil, or a layer's, on the planner's scale.
-func (c *compressor) level(l *layerInput, now, past [][]float32) headWeights {
-	w := headWeights{make([][]float32, l.heads), make([][]float32, l.heads)}
-	for h := range l.heads {
+func (c *compressor) level(l *Layer, now, past [][]float32) headWeights {
+	w := headWeights{make([][]float32, l.Heads), make([][]float32, l.Heads)}
+	for h := range l.Heads {
 		if now != nil && now[h] != nil {
 			w.now[h] = levelWeights(now[h], c.cfg.Sinks)
 			if past != nil {
@@ -80,45 +80,45 @@ func (c *compressor) level(l *layerInput, now, past [][]float32) headWeights {
 
 // weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
 // of pastOf.
-func (c *compressor) weigh(ctx context.Context, l *layerInput, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
+func (c *compressor) weigh(ctx context.Context, l *Layer, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
 	p, err := importance.ParseProfile(c.cfg.Importance)
 	if err != nil {
 		return nil, nil, use, err
 	}
 	switch {
-	case !l.hasV || p.String() == "none":
+	case !l.HasV || p.String() == "none":
 		return nil, nil, use, nil
-	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.hasQ:
-		use.Heads, use.Unweighed = l.heads, l.heads
+	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.HasQ:
+		use.Heads, use.Unweighed = l.Heads, l.Heads
 		return nil, nil, use, nil
 	}
 	if now, use, err = c.weighedLayer(ctx, l, p); err != nil {
 		return nil, nil, use, err
 	}
-	past = make([][]float32, l.heads)
+	past = make([][]float32, l.Heads)
 	if n := pastOf(l); n > 0 && withPast {
 		short := *l
-		short.tokens = n
+		short.Tokens = n
 		past, _, err = c.weighedLayer(ctx, &short, p)
 	}
 	return now, past, use, err
 }
 
 // weighLayer weighs the tokens of a layer, as if they were all there are.
-func (c *compressor) weighLayer(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+func (c *compressor) weighLayer(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
 	use ImportanceUse, err error) {
-	if l.hasQ && relevanceAlone(p) {
+	if l.HasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
 	}
 	return c.weighHeads(ctx, l, p)
 }
 
 // weighHeads is weighLayer for any profile, head by head.
-func (c *compressor) weighHeads(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+func (c *compressor) weighHeads(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
 	use ImportanceUse, err error) {
-	w, use.Heads = make([][]float32, l.heads), l.heads
+	w, use.Heads = make([][]float32, l.Heads), l.Heads
 	for h := range w {
-		x, err := c.weighHead(ctx, l, h, p, l.tokens)
+		x, err := c.weighHead(ctx, l, h, p, l.Tokens)
 		if err != nil {
 			return nil, use, err
 		}
@@ -147,22 +147,22 @@ type weighed struct {
 }
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.
-func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p importance.Profile,
+func (c *compressor) weighHead(ctx context.Context, l *Layer, head int, p importance.Profile,
 	tokens int) (x weighed, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
-	blocks, rows, err := c.exactHead(up, l, head, []int{0, tokens})
+	blocks, rows, err := exactHead(up, l, head, []int{0, tokens}, false)
 	if err != nil {
 		return x, err
 	}
-	track, err := importance.NewTracker(p, l.k.Dim(), l.v.Dim(), c.in.geo.Rope)
+	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.in.Geo.Rope)
 	if err != nil {
 		return x, err
 	}
 	var surprisal []float32
-	if p.Uses(importance.SignalSurprisal) && c.in.src.HasSurprisal(false) {
+	if p.Uses(importance.SignalSurprisal) && c.in.Surprisal != nil {
 		surprisal = make([]float32, tokens)
-		if err := c.in.src.ReadSurprisal(false, 0, surprisal); err != nil {
+		if err := c.in.Surprisal(0, surprisal); err != nil {
 			return x, err
 		}
 	}
@@ -182,7 +182,7 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 	if tokens > 0 && !track.Observed() {
 		return x, nil
 	}
-	keys := quant.Rows{Dim: l.k.Dim()}
+	keys := quant.Rows{Dim: l.K.Dim()}
 	for _, k := range rows.keys {
 		keys.Data = append(keys.Data, k.Data...)
 	}
@@ -193,7 +193,7 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 }
 
 // observeAll feeds the tracker with what the profile asks of the capture's queries.
-func (c *compressor) observeAll(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
+func (c *compressor) observeAll(ctx context.Context, l *Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
 	if p.Uses(importance.SignalRelevance) {
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
@@ -229,7 +229,7 @@ func observedFrom(p importance.Profile, tokens int) (first, window int) {
 
 // observe feeds the tracker with the attention of the capture's last queries, but for windows that hold one
 // that is not finite.
-func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
+func (c *compressor) observe(ctx context.Context, l *Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
 	up := &uploader{be: c.be}
@@ -265,13 +265,13 @@ func (c *compressor) observe(ctx context.Context, l *layerInput, head int, block
 }
 
 // windowOf reads the queries [at, at+n) of a head, which attend to nb blocks.
-func (c *compressor) windowOf(l *layerInput, head, at, n, nb int) (*backend.Queries, error) {
-	group, dim := c.in.geo.GQARatio(), l.k.Dim()
+func (c *compressor) windowOf(l *Layer, head, at, n, nb int) (*backend.Queries, error) {
+	group, dim := c.in.Geo.GQARatio(), l.K.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
 		Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
 	row := make([]float32, n*dim)
 	for g := range group {
-		if err := c.in.src.ReadRowsF32(l.q, head*group+g, at, n, row); err != nil {
+		if err := l.Q.ReadF32(head*group+g, at, n, row); err != nil {
 			return nil, err
 		}
 		for i := range n {
@@ -293,16 +293,16 @@ const expectedWindow = 64
 
 // observeQueries feeds the tracker with all queries of the capture, for expected attention, but for
 // windows that hold one that is not finite.
-func (c *compressor) observeQueries(l *layerInput, head int, track *importance.Tracker,
+func (c *compressor) observeQueries(l *Layer, head int, track *importance.Tracker,
 	tokens int) (skipped bool, err error) {
-	group, dim := c.in.geo.GQARatio(), l.k.Dim()
+	group, dim := c.in.Geo.GQARatio(), l.K.Dim()
 	for first := 0; first < tokens; first += expectedWindow {
 		n := min(expectedWindow, tokens-first)
 		heads := make([]quant.Rows, group)
 		finite := true
 		for g := range heads {
 			heads[g] = quant.Rows{Dim: dim, Data: make([]float32, n*dim)}
-			if err := c.in.src.ReadRowsF32(l.q, head*group+g, first, n, heads[g].Data); err != nil {
+			if err := l.Q.ReadF32(head*group+g, first, n, heads[g].Data); err != nil {
 				return skipped, err
 			}
 			finite = finite && finiteValues(heads[g].Data)

@@ -137,7 +137,7 @@ func (c *compressor) samePlan(r *container.Reader, p *plan.Plan) error {
 	return c.eachRecord(p, func(want *container.Record) error {
 		differ := func(what string) error {
 			return fmt.Errorf("kvist/offline: explain: %s segment %d: the plan made now has other %s "+
-				"than the file: %w", c.in.layers[want.Layer].name, want.Segment, what, quant.ErrShape)
+				"than the file: %w", c.in.Layers[want.Layer].Name, want.Segment, what, quant.ErrShape)
 		}
 		at, ok := r.Find(want.Layer, want.Segment)
 		if !ok {
@@ -184,11 +184,11 @@ func (c *compressor) explain(p *plan.Plan) (*Why, error) {
 var kindNames = [...]string{cellFree: "free", cellSink: "sink", cellExact: "exact"}
 
 func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
-	l := &c.in.layers[x.layer]
+	l := &c.in.Layers[x.layer]
 	b := WhyBlock{Layer: int(x.layer), Head: int(x.head), Segment: int(x.segment), Tokens: s.tokens,
 		Rows: s.rows(), Kind: kindNames[s.kind], Level: s.level.String(), Weight: 1,
 		Sides: []WhySide{}}
-	first, _ := l.span(int(x.segment))
+	first, _ := l.Span(int(x.segment))
 	if w := c.weights[x.layer].now[x.head]; w != nil {
 		part := make([]float32, len(s.tokens))
 		for i, t := range s.tokens {
@@ -199,9 +199,9 @@ func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 	if s.item < 0 {
 		return b
 	}
-	for side, coding := range []quant.Coding{s.k, s.v}[:1+min(1, l.dimV())] {
+	for side, coding := range []quant.Coding{s.k, s.v}[:1+min(1, l.DimV())] {
 		name := [2]string{"K", "V"}[side]
-		if !l.hasV {
+		if !l.HasV {
 			name = "rows"
 		}
 		b.Sides = append(b.Sides, c.whySide(p, l, s, name, side, coding))
@@ -209,7 +209,7 @@ func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 	return b
 }
 
-func (c *compressor) whySide(p *plan.Plan, l *layerInput, s stored, name string, side int,
+func (c *compressor) whySide(p *plan.Plan, l *Layer, s stored, name string, side int,
 	coding quant.Coding) WhySide {
 	item := s.item + side
 	options := c.main.problem.Classes[c.main.problem.Class[item]].Options

@@ -18,7 +18,7 @@ const droppedCoding = "dropped"
 
 // write encodes and writes the file.
 func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) (*Result, error) {
-	res := &Result{Values: c.in.values(), Codings: map[string]int64{}}
+	res := &Result{Values: c.in.Values(), Codings: map[string]int64{}}
 	var err error
 	if res.Sections, err = c.sections(choice); err != nil {
 		return nil, err
@@ -33,8 +33,8 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 		}
 	}
 	var total, done int64
-	for i := range c.in.layers {
-		total += int64(c.in.layers[i].segments())
+	for i := range c.in.Layers {
+		total += int64(c.in.Layers[i].Segments())
 	}
 	err = c.eachRecord(choice, func(rec *container.Record) error {
 		c.say.say("encoding", done, total)
@@ -79,7 +79,7 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 
 // encodeRecord fills the payloads of a record.
 func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) error {
-	l := &c.in.layers[rec.Layer]
+	l := &c.in.Layers[rec.Layer]
 	e := &recordEncoder{c: c, l: l, rec: rec, up: &uploader{be: c.be}}
 	defer e.up.free()
 	for h := range rec.Heads {
@@ -88,8 +88,8 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 		}
 	}
 	if err := c.be.Encode(ctx, e.jobs); err != nil {
-		first, n := l.span(rec.Segment)
-		return fmt.Errorf("kvist/offline: encode %s segment %d (tokens %d to %d): %w", l.name,
+		first, n := l.Span(rec.Segment)
+		return fmt.Errorf("kvist/offline: encode %s segment %d (tokens %d to %d): %w", l.Name,
 			rec.Segment, first, first+n, err)
 	}
 	for i, j := range e.jobs {
@@ -103,7 +103,7 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 // recordEncoder collects the jobs of a record.
 type recordEncoder struct {
 	c    *compressor
-	l    *layerInput
+	l    *Layer
 	rec  *container.Record
 	up   *uploader
 	jobs []backend.EncodeJob
@@ -112,12 +112,12 @@ type recordEncoder struct {
 
 // head adds the blocks of a head.
 func (e *recordEncoder) head(h int) error {
-	sides := []tensor{e.l.k, e.l.v}[:1+min(1, e.l.dimV())]
-	first, n := e.l.span(e.rec.Segment)
+	sides := []Tensor{e.l.K, e.l.V}[:1+min(1, e.l.DimV())]
+	first, n := e.l.Span(e.rec.Segment)
 	var spans [2]backend.Span
 	for i, t := range sides {
 		raw := make([]byte, n*t.RowBytes())
-		if err := e.c.in.src.ReadRows(t, h, first, n, raw); err != nil {
+		if err := t.Read(h, first, n, raw); err != nil {
 			return err
 		}
 		var err error
@@ -134,7 +134,7 @@ func (e *recordEncoder) head(h int) error {
 		if b.Counts != nil {
 			var err error
 			if rows == nil {
-				if rows, err = e.c.readSegment(e.l, h, e.rec.Segment, e.l.tokens); err != nil {
+				if rows, err = e.c.readSegment(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
 					return err
 				}
 			}
@@ -159,7 +159,7 @@ func (e *recordEncoder) head(h int) error {
 
 // merged adds a block of merged rows: means, which go to the backend as float32.
 func (e *recordEncoder) merged(h int, b *container.Block, r *segmentRows) error {
-	view := e.c.headOf(e.l, h, e.c.weights[e.l.index].now[h], e.l.tokens)
+	view := e.c.headOf(e.l, h, e.c.weights[e.l.Index].now[h], e.l.Tokens)
 	of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
 	for i, x := range []quant.Rows{r.k, r.v} {
 		src, err := e.up.upload(floats(view.rowsOf(r, &of, x, i)))
