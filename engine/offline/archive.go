@@ -15,7 +15,6 @@ import (
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/profile"
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -73,7 +72,7 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *Layer) error {
 		w, err := c.given(weights, l)
 		if err == nil && weights == nil {
-			w, _, uses[l.Index], err = c.weigh(ctx, l, false)
+			w, _, uses[l.Index], err = c.weigher().weigh(ctx, l, false)
 		}
 		if err != nil {
 			return err
@@ -85,16 +84,6 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	}
 	c.use.conclude()
 	return err
-}
-
-// relevanceAlone reports whether weights are made of relevance and nothing else.
-func relevanceAlone(p importance.Profile) bool {
-	for s := range importance.SignalDecay + 1 {
-		if p.Uses(s) != (s == importance.SignalRelevance) {
-			return false
-		}
-	}
-	return true
 }
 
 // probeTokens bounds the tokens at which heads are probed, the first ones: a probe holds the rows of

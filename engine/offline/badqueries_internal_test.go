@@ -101,8 +101,7 @@ func TestWeigh_BadQueries(t *testing.T) {
 			weigh := func(src *capture.Source) (heads, layer [][]float32, a, b ImportanceUse) {
 				in, err := newInput(src, 512)
 				require.NoError(t, err)
-				c := &compressor{in: in, be: be, cfg: DefaultConfig()}
-				c.cfg.Importance = text
+				c := &weigher{be: be, geo: in.Geo, recipe: text}
 				heads, a, err = c.weighHeads(ctx, &in.Layers[0], p)
 				require.NoError(t, err)
 				layer, b, err = c.attended(ctx, &in.Layers[0], p)

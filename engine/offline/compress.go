@@ -168,6 +168,12 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	return c, nil
 }
 
+// weigher returns what weighs the tokens of layers.
+func (c *compressor) weigher() *weigher {
+	return &weigher{be: c.be, geo: c.in.Geo, sinks: c.cfg.Sinks, recipe: c.cfg.Importance, memo: c.cfg.Memo,
+		surprisal: c.in.Surprisal}
+}
+
 // rowBias reports whether plans count on the row bias.
 func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 
@@ -181,12 +187,12 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		w, err := c.given(weights, l)
 		var past [][]float32
 		if err == nil && weights == nil {
-			w, past, uses[i], err = c.weigh(ctx, l, true)
+			w, past, uses[i], err = c.weigher().weigh(ctx, l, true)
 		}
 		if err != nil {
 			return err
 		}
-		c.weights[i] = c.level(l, w, past)
+		c.weights[i] = c.weigher().level(l, w, past)
 		parts[i], err = c.survey(ctx, l)
 		return err
 	})

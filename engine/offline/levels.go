@@ -4,10 +4,12 @@ package offline
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -486,4 +488,23 @@ func (h *headOf) rowsOf(r *segmentRows, b *cell, x quant.Rows, side int) []float
 		at += n
 	}
 	return out
+}
+
+// ratioKey is all that the ratios of levels depend on, beside capture and backend.
+type ratioKey struct {
+	layer, head, sinks int
+	importance, levels string
+}
+
+// probedLevels is probeLevels, or what it gave before. Weights that were handed in are not told
+// apart by a name, so nothing is kept of them.
+func (c *compressor) probedLevels(ctx context.Context, h *headOf, q *backend.Queries,
+	tail []backend.Block, want []float32) ([]float64, error) {
+	m := c.cfg.Memo
+	if c.cfg.Weighted {
+		m = nil
+	}
+	key := ratioKey{layer: h.l.Index, head: h.head, sinks: c.cfg.Sinks, importance: c.cfg.Importance}
+	key.levels = fmt.Sprint(c.specs)
+	return memo.Of(m, key, func() ([]float64, error) { return c.probeLevels(ctx, h, q, tail, want) })
 }

@@ -19,7 +19,7 @@ import (
 func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error) {
 	n := len(c.in.Layers)
 	for i := range c.in.Layers {
-		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || pastOf(l) <= c.cfg.Sinks {
+		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || l.Past() <= c.cfg.Sinks {
 			return p.Damage, nil
 		}
 	}
@@ -59,7 +59,7 @@ func (c *compressor) rehearse(ctx context.Context, l *Layer, head int,
 	slope float64) (e, ref float64, ok bool, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
-	past := pastOf(l)
+	past := l.Past()
 	blocks, _, err := exactHead(up, l, head, []int{0, past, l.Tokens}, false)
 	if err != nil {
 		return 0, 0, false, err

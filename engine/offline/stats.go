@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
@@ -28,16 +29,6 @@ type headStats struct {
 	ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
 	// kShare is the share of its energy that a row of K is priced at; 0: all of it.
 	kShare float64
-}
-
-// queryBudget bounds the queries that calibrate a head: 64, fewer over long contexts, so that the
-// cost stays that of a few attention passes. With 32, divergence of archives was 3 % higher over four
-// calibration texts and 9 % over eight others, at 1.05 to 2 bits.
-func queryBudget(tokens int) int { return min(tokens, max(4, min(64, 1<<17/max(1, tokens)))) }
-
-// pastOf returns the token from which on queries play the future: those of the last quarter.
-func pastOf(l *Layer) int {
-	return l.Tokens - max(queryBudget(l.Tokens), l.Tokens/4)
 }
 
 // survey measures the heads of a layer, whose weights are known, and prices all their blocks.
@@ -98,7 +89,7 @@ func (c *compressor) calibrate(ctx context.Context, l *Layer, head int,
 	w []float32) (headStats, error) {
 	up := &uploader{be: c.be}
 	defer up.free()
-	past := pastOf(l)
+	past := l.Past()
 	sinks := min(c.cfg.Sinks, past)
 	blocks, rows, err := exactHead(up, l, head, []int{0, sinks, past, l.Tokens}, true)
 	if err != nil {
@@ -140,7 +131,7 @@ func (s *headStats) boundOutput() {
 // lastQueries samples the queries from position past on, which attend to nb blocks. Those that are not
 // finite are left out; nil where no other is, or all others are zeros.
 func (c *compressor) lastQueries(l *Layer, head, past, nb int) (*backend.Queries, error) {
-	n, group, dim := queryBudget(l.Tokens), c.in.Geo.GQARatio(), l.K.Dim()
+	n, group, dim := QueryBudget(l.Tokens), c.in.Geo.GQARatio(), l.K.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.V.Dim(), Scale: float32(1 / math.Sqrt(float64(dim))),
 		Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
 	for i := range n {
@@ -294,4 +285,22 @@ func (c *compressor) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
 	var sum quality.Sum
 	sum.Add(want, got)
 	return sum.Err, nil
+}
+
+// probeKey is all that a probe depends on, beside capture and backend.
+type probeKey struct {
+	layer, head, sinks, side int
+	coding                   quant.Coding
+	seed                     uint64
+	rowBias                  bool
+}
+
+// probed is probeAt, or what it gave before.
+func (c *compressor) probed(ctx context.Context, l *Layer, q *backend.Queries,
+	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
+	want []float32) (float64, error) {
+	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.rowBias()}
+	return memo.Of(c.cfg.Memo, key, func() (float64, error) {
+		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -55,6 +56,39 @@ func (u *ImportanceUse) conclude() {
 	}
 }
 
+// weigher weighs the tokens of layers through a backend.
+type weigher struct {
+	be     backend.Backend
+	geo    quant.Geometry
+	sinks  int    // tokens that are kept finely whatever they weigh
+	recipe string // as importance.ParseProfile reads it
+	memo   *memo.Memo
+	// surprisal reads -log p of tokens; nil where it is not known.
+	surprisal func(first int, dst []float32) error
+}
+
+// weighKey is all that weights depend on, beside capture and backend.
+type weighKey struct {
+	layer, tokens int
+	recipe        string
+}
+
+// layerWeight is the weights of a layer and how they came about.
+type layerWeight struct {
+	w   [][]float32 // [heads][tokens]
+	use ImportanceUse
+}
+
+// weighedLayer is weighLayer, or what it gave before.
+func (c *weigher) weighedLayer(ctx context.Context, l *Layer, p importance.Profile) ([][]float32,
+	ImportanceUse, error) {
+	got, err := memo.Of(c.memo, weighKey{l.Index, l.Tokens, p.String()}, func() (x layerWeight, err error) {
+		x.w, x.use, err = c.weighLayer(ctx, l, p)
+		return x, err
+	})
+	return got.w, got.use, err
+}
+
 // headWeights are the weights of a layer's heads, of root mean square 1 over tokens that are no sinks:
 // now [heads][tokens], and past [heads][pastOf] as they were known before the queries of the last
 // quarter. Heads have nil where all tokens weigh the same.
@@ -63,15 +97,15 @@ type headWeights struct {
 }
 
 // level puts weights that are nil, or a layer's, on the planner's scale.
-func (c *compressor) level(l *Layer, now, past [][]float32) headWeights {
+func (c *weigher) level(l *Layer, now, past [][]float32) headWeights {
 	w := headWeights{make([][]float32, l.Heads), make([][]float32, l.Heads)}
 	for h := range l.Heads {
 		if now != nil && now[h] != nil {
-			w.now[h] = levelWeights(now[h], c.cfg.Sinks)
+			w.now[h] = levelWeights(now[h], c.sinks)
 			if past != nil {
-				w.past[h] = levelWeights(past[h], c.cfg.Sinks)
-			} else if n := pastOf(l); n > 0 {
-				w.past[h] = levelWeights(now[h][:n], c.cfg.Sinks)
+				w.past[h] = levelWeights(past[h], c.sinks)
+			} else if n := l.Past(); n > 0 {
+				w.past[h] = levelWeights(now[h][:n], c.sinks)
 			}
 		}
 	}
@@ -80,8 +114,8 @@ func (c *compressor) level(l *Layer, now, past [][]float32) headWeights {
 
 // weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
 // of pastOf.
-func (c *compressor) weigh(ctx context.Context, l *Layer, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
-	p, err := importance.ParseProfile(c.cfg.Importance)
+func (c *weigher) weigh(ctx context.Context, l *Layer, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
+	p, err := importance.ParseProfile(c.recipe)
 	if err != nil {
 		return nil, nil, use, err
 	}
@@ -96,7 +130,7 @@ func (c *compressor) weigh(ctx context.Context, l *Layer, withPast bool) (now, p
 		return nil, nil, use, err
 	}
 	past = make([][]float32, l.Heads)
-	if n := pastOf(l); n > 0 && withPast {
+	if n := l.Past(); n > 0 && withPast {
 		short := *l
 		short.Tokens = n
 		past, _, err = c.weighedLayer(ctx, &short, p)
@@ -105,7 +139,7 @@ func (c *compressor) weigh(ctx context.Context, l *Layer, withPast bool) (now, p
 }
 
 // weighLayer weighs the tokens of a layer, as if they were all there are.
-func (c *compressor) weighLayer(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
+func (c *weigher) weighLayer(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
 	use ImportanceUse, err error) {
 	if l.HasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
@@ -114,7 +148,7 @@ func (c *compressor) weighLayer(ctx context.Context, l *Layer, p importance.Prof
 }
 
 // weighHeads is weighLayer for any profile, head by head.
-func (c *compressor) weighHeads(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
+func (c *weigher) weighHeads(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
 	use ImportanceUse, err error) {
 	w, use.Heads = make([][]float32, l.Heads), l.Heads
 	for h := range w {
@@ -147,7 +181,7 @@ type weighed struct {
 }
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.
-func (c *compressor) weighHead(ctx context.Context, l *Layer, head int, p importance.Profile,
+func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importance.Profile,
 	tokens int) (x weighed, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
@@ -155,14 +189,14 @@ func (c *compressor) weighHead(ctx context.Context, l *Layer, head int, p import
 	if err != nil {
 		return x, err
 	}
-	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.in.Geo.Rope)
+	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.geo.Rope)
 	if err != nil {
 		return x, err
 	}
 	var surprisal []float32
-	if p.Uses(importance.SignalSurprisal) && c.in.Surprisal != nil {
+	if p.Uses(importance.SignalSurprisal) && c.surprisal != nil {
 		surprisal = make([]float32, tokens)
-		if err := c.in.Surprisal(0, surprisal); err != nil {
+		if err := c.surprisal(0, surprisal); err != nil {
 			return x, err
 		}
 	}
@@ -193,7 +227,7 @@ func (c *compressor) weighHead(ctx context.Context, l *Layer, head int, p import
 }
 
 // observeAll feeds the tracker with what the profile asks of the capture's queries.
-func (c *compressor) observeAll(ctx context.Context, l *Layer, head int, blocks []backend.Block,
+func (c *weigher) observeAll(ctx context.Context, l *Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
 	if p.Uses(importance.SignalRelevance) {
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
@@ -229,7 +263,7 @@ func observedFrom(p importance.Profile, tokens int) (first, window int) {
 
 // observe feeds the tracker with the attention of the capture's last queries, but for windows that hold one
 // that is not finite.
-func (c *compressor) observe(ctx context.Context, l *Layer, head int, blocks []backend.Block,
+func (c *weigher) observe(ctx context.Context, l *Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
 	up := &uploader{be: c.be}
@@ -265,8 +299,8 @@ func (c *compressor) observe(ctx context.Context, l *Layer, head int, blocks []b
 }
 
 // windowOf reads the queries [at, at+n) of a head, which attend to nb blocks.
-func (c *compressor) windowOf(l *Layer, head, at, n, nb int) (*backend.Queries, error) {
-	group, dim := c.in.Geo.GQARatio(), l.K.Dim()
+func (c *weigher) windowOf(l *Layer, head, at, n, nb int) (*backend.Queries, error) {
+	group, dim := c.geo.GQARatio(), l.K.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
 		Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
 	row := make([]float32, n*dim)
@@ -293,9 +327,9 @@ const expectedWindow = 64
 
 // observeQueries feeds the tracker with all queries of the capture, for expected attention, but for
 // windows that hold one that is not finite.
-func (c *compressor) observeQueries(l *Layer, head int, track *importance.Tracker,
+func (c *weigher) observeQueries(l *Layer, head int, track *importance.Tracker,
 	tokens int) (skipped bool, err error) {
-	group, dim := c.in.Geo.GQARatio(), l.K.Dim()
+	group, dim := c.geo.GQARatio(), l.K.Dim()
 	for first := 0; first < tokens; first += expectedWindow {
 		n := min(expectedWindow, tokens-first)
 		heads := make([]quant.Rows, group)
@@ -320,7 +354,7 @@ func (c *compressor) observeQueries(l *Layer, head int, track *importance.Tracke
 
 // observeBatch hands the attention of a batch of queries to the tracker; false where it is no number:
 // scores can be beyond the range of float32 though queries and keys are not.
-func (c *compressor) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
+func (c *weigher) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
 	blocks []backend.Block, track *importance.Tracker, at int64) (bool, error) {
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	lse := make([]float32, q.Len()*q.Group)

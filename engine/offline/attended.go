@@ -17,13 +17,13 @@ var keyChunk = 8192
 
 // attended weighs the tokens of a layer as weigh does, for profiles that know relevance alone and
 // with all heads of the layer in one call of the backend.
-func (c *compressor) attended(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
+func (c *weigher) attended(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
 	use ImportanceUse, err error) {
 	windows, err := c.windows(l, p)
 	if err != nil {
 		return nil, use, err
 	}
-	keys := &layerKeys{c: c, l: l, up: uploader{be: c.be}}
+	keys := &layerKeys{be: c.be, l: l, up: uploader{be: c.be}}
 	defer keys.up.free()
 	if err := keys.standIns(); err != nil {
 		return nil, use, err
@@ -60,7 +60,7 @@ func (c *compressor) attended(ctx context.Context, l *Layer, p importance.Profil
 // observe sums up the attention that the windows pay: in one pass where the keys fit and the backend
 // can, in two over chunks of them where not.
 func (k *layerKeys) observe(ctx context.Context, windows []*window) error {
-	be, n := k.c.be, k.l.Tokens
+	be, n := k.be, k.l.Tokens
 	if w, ok := be.(backend.Weigher); ok && n <= keyChunk {
 		blocks, err := k.load(0)
 		for i := 0; i < len(windows) && err == nil; i++ {
@@ -163,8 +163,8 @@ func observed(p importance.Profile, tokens int) (spans [][2]int) {
 }
 
 // windows reads the queries of a layer that count.
-func (c *compressor) windows(l *Layer, p importance.Profile) ([]*window, error) {
-	group, dim := c.in.Geo.GQARatio(), l.K.Dim()
+func (c *weigher) windows(l *Layer, p importance.Profile) ([]*window, error) {
+	group, dim := c.geo.GQARatio(), l.K.Dim()
 	var all []*window
 	for _, span := range observed(p, l.Tokens) {
 		n := span[1]
@@ -256,7 +256,7 @@ func (w *window) collect(blocks []backend.Block, first int, measure func(*backen
 
 // layerKeys holds the keys of a chunk of tokens, as a block of each KV head.
 type layerKeys struct {
-	c      *compressor
+	be     backend.Backend
 	l      *Layer
 	up     uploader
 	zeros  backend.Span // in place of V: only the log-sum-exp is wanted
@@ -310,4 +310,14 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 			V: backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}})
 	}
 	return k.blocks, nil
+}
+
+// relevanceAlone reports whether weights are made of relevance and nothing else.
+func relevanceAlone(p importance.Profile) bool {
+	for s := range importance.SignalDecay + 1 {
+		if p.Uses(s) != (s == importance.SignalRelevance) {
+			return false
+		}
+	}
+	return true
 }

@@ -44,16 +44,14 @@ func testAttended(ctx context.Context, t *testing.T, in *Input, be backend.Backe
 		p, err := importance.ParseProfile(text)
 		require.NoError(t, err)
 		require.True(t, relevanceAlone(p))
-		cfg := DefaultConfig()
-		cfg.Importance = text
-		c := &compressor{in: in, be: be, cfg: cfg}
+		c := &weigher{be: be, geo: in.Geo, recipe: text}
 		want, weighed, err := c.weighHeads(ctx, l, p)
 		require.NoError(t, err)
 		for _, chunk := range []int{8192, 300} {
 			for _, hidden := range []bool{false, true} {
 				old := keyChunk
 				keyChunk = chunk
-				d := &compressor{in: in, be: be, cfg: cfg}
+				d := &weigher{be: be, geo: in.Geo, recipe: text}
 				if hidden {
 					d.be = noWeigher{be}
 				}
