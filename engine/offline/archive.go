@@ -92,16 +92,15 @@ const probeTokens = 8192
 
 func (a *archiver) measureLayer(ctx context.Context, l *Layer, w [][]float32) error {
 	stats, classes := make([]headStats, l.Heads), make([][]uint8, l.Heads)
-	probed := *l
-	probed.Tokens = min(l.Tokens, probeTokens)
+	first := *l
+	first.Tokens = min(l.Tokens, probeTokens)
 	for h := range stats {
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
 		if l.HasV && a.steps == nil {
 			var err error
-			if stats[h], err = a.calibrate(ctx, &probed, h, nil); err != nil {
+			if stats[h], err = a.pricer().calibrate(ctx, &first, h, nil, nil); err != nil {
 				return err
 			}
-			stats[h].boundOutput()
 		}
 		if a.steps != nil {
 			stats[h].by = byProfile

@@ -186,11 +186,12 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 			return nil, err
 		}
 		comp := &compressor{in: in, be: c.be, cfg: cfg}
+		price := comp.pricer()
 		for i := range in.Layers {
 			l := &in.Layers[i]
 			c.say.say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
 			for h := range l.Heads {
-				st, err := comp.calibrate(ctx, l, h, nil)
+				st, err := price.calibrate(ctx, l, h, nil, nil)
 				if err != nil {
 					return nil, err
 				}

@@ -174,6 +174,20 @@ func (c *compressor) weigher() *weigher {
 		surprisal: c.in.Surprisal}
 }
 
+// prices says by what the errors of all heads were priced.
+func (c *compressor) prices() (u PriceUse) {
+	for _, stats := range c.stats {
+		u.add(stats)
+	}
+	return u
+}
+
+// pricer returns what prices the errors of heads.
+func (c *compressor) pricer() *pricer {
+	return &pricer{be: c.be, geo: c.in.Geo, positions: c.in.Positions, sinks: c.cfg.Sinks, seed: c.cfg.Seed,
+		small: c.cfg.Form == FormArchive, rowBias: c.rowBias(), memo: c.cfg.Memo}
+}
+
 // rowBias reports whether plans count on the row bias.
 func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 

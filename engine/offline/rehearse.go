@@ -64,7 +64,7 @@ func (c *compressor) rehearse(ctx context.Context, l *Layer, head int,
 	if err != nil {
 		return 0, 0, false, err
 	}
-	q, err := c.lastQueries(l, head, past, len(blocks))
+	q, err := c.pricer().lastQueries(l, head, past, len(blocks))
 	if q == nil || err != nil {
 		return 0, 0, false, err
 	}

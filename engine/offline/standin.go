@@ -64,16 +64,8 @@ func (u *PriceUse) add(stats []headStats) {
 	}
 }
 
-// prices says by what the errors of all heads were priced.
-func (c *compressor) prices() (u PriceUse) {
-	for _, stats := range c.stats {
-		u.add(stats)
-	}
-	return u
-}
-
 // canProbe says by what a head of the layer is priced, before its queries were looked at.
-func (c *compressor) canProbe(l *Layer, past, sinks int) pricedBy {
+func (c *pricer) canProbe(l *Layer, past, sinks int) pricedBy {
 	c3 := probeCoding(3)
 	switch {
 	case !l.HasQ:
@@ -103,7 +95,7 @@ const mostMean = 8
 
 // standIn fills in what was not measured on queries. Attention is taken as even and queries as long as
 // keys: then V costs a^2 |dv|^2 and K costs a^2 |v - mean v|^2 |q|^2 |dk|^2 / head_dim^2, with a = 1/tokens.
-func (c *compressor) standIn(l *Layer, rows *rowStats, st *headStats) error {
+func (c *pricer) standIn(l *Layer, rows *rowStats, st *headStats) error {
 	n := float64(max(1, l.Tokens))
 	if !(st.queryEnergy > 0) {
 		mean, median, err := c.keyEnergy(l, rows)
@@ -124,7 +116,7 @@ func (c *compressor) standIn(l *Layer, rows *rowStats, st *headStats) error {
 	if !(st.kSensitivity > 0) {
 		dim := float64(l.K.Dim())
 		st.kSensitivity = st.vDev * st.queryEnergy / (dim * dim) / (n * n)
-		if c.cfg.Form != FormArchive {
+		if !c.small {
 			st.kSensitivity *= hotBend
 		}
 	}
@@ -134,9 +126,9 @@ func (c *compressor) standIn(l *Layer, rows *rowStats, st *headStats) error {
 // keyEnergy returns the squared length of queries that K stands in for, and the median of that of its rows.
 // What rows have in common may be that of before or of after the rotary embedding: a bias of the projection
 // is turned with the rows, and so is no mean of what is stored. The one that leaves less counts.
-func (c *compressor) keyEnergy(l *Layer, rows *rowStats) (mean, median float64, err error) {
+func (c *pricer) keyEnergy(l *Layer, rows *rowStats) (mean, median float64, err error) {
 	mean, median = heldMean(deviations(rows.keys, rows.k))
-	turns := archive.NewRope(c.in.Geo.Rope)
+	turns := archive.NewRope(c.geo.Rope)
 	if len(turns.Freqs) == 0 {
 		return mean, median, nil
 	}
@@ -145,7 +137,7 @@ func (c *compressor) keyEnergy(l *Layer, rows *rowStats) (mean, median float64, 
 	for _, k := range rows.keys {
 		k.Data = slices.Clone(k.Data)
 		pos := make([]int64, k.Len())
-		if err := c.in.Positions(first, pos); err != nil {
+		if err := c.positions(first, pos); err != nil {
 			return 0, 0, err
 		}
 		turns.Undo(k.Data, k.Dim, pos)

@@ -31,66 +31,47 @@ type headStats struct {
 	kShare float64
 }
 
-// survey measures the heads of a layer, whose weights are known, and prices all their blocks.
-func (c *compressor) survey(ctx context.Context, l *Layer) ([]part, error) {
-	stats, w := make([]headStats, l.Heads), &c.weights[l.Index]
-	var out float64
-	for h := range stats {
-		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
-		if l.HasV {
-			var err error
-			if stats[h], err = c.calibrate(ctx, l, h, w.past[h]); err != nil {
-				return nil, err
-			}
-			stats[h].boundOutput()
-		}
-		out += stats[h].outEnergy / float64(l.Heads)
-	}
-	if !(out > 0) {
-		out = 1 // a layer without any energy costs nothing; keep the divisions defined
-	}
-	c.stats[l.Index] = stats
-	var parts []part
-	for h := range l.Heads {
-		// Errors are relative to the output of the whole layer, as the future-attention error is: a
-		// head that attends to a sink only, and puts out next to nothing, cannot claim bytes for it.
-		stats[h].outEnergy = out
-		view := c.headOf(l, h, w.now[h], l.Tokens)
-		for s := range l.Segments() {
-			p, err := c.buildPart(view, s)
-			if err != nil {
-				return nil, err
-			}
-			parts = append(parts, p)
-			if err := ctx.Err(); err != nil {
-				return nil, err
-			}
-		}
-	}
-	return parts, nil
+// pricer measures what errors cost in the heads of layers, through a backend.
+type pricer struct {
+	be        backend.Backend
+	geo       quant.Geometry
+	positions func(first int, dst []int64) error
+	sinks     int  // tokens that are kept finely
+	small     bool // errors are small ones, as those of an archive
+	rowBias   bool // what is coded is attended to with the row bias
+	seed      uint64
+	memo      *memo.Memo
 }
 
-// headOf returns the view of a head whose tokens before limit are planned.
-func (c *compressor) headOf(l *Layer, head int, w []float32, limit int) *headOf {
-	h := &headOf{l: l, head: head, st: &c.stats[l.Index][head], w: w, limit: limit}
-	h.kFactor, h.vFactor = c.factors(l, head)
-	h.share = 1 / float64(c.in.Heads)
-	if !l.HasV { // the mean over rows
-		h.share = 1 / (float64(max(1, l.Tokens)) * float64(c.in.Heads))
-	}
-	return h
+// probed is a head as its own last queries see it: they attend to the rows before them.
+type probed struct {
+	l         *Layer
+	head      int
+	q         *backend.Queries
+	want      []float32       // outputs over the exact rows
+	tail      []backend.Block // exact rows from l.Past on
+	w         []float32       // weights of the rows before it; nil: all the same
+	shortened bool            // some rows stood apart, and want is of shorter ones
 }
 
 // calibrate measures what errors cost in a head: on its last queries, or where they tell nothing by what
 // stands in for them.
 //
-// w are the weights of the tokens before pastOf, as they were known there; nil: all the same.
-func (c *compressor) calibrate(ctx context.Context, l *Layer, head int,
-	w []float32) (headStats, error) {
+// w are the weights of the tokens before l.Past, as they were known there; nil: all the same. then, unless nil,
+// is called with what was probed, if anything was.
+func (c *pricer) calibrate(ctx context.Context, l *Layer, head int,
+	w []float32, then func(context.Context, *probed, *headStats) error) (headStats, error) {
+	st, err := c.calibrated(ctx, l, head, w, then)
+	st.boundOutput()
+	return st, err
+}
+
+func (c *pricer) calibrated(ctx context.Context, l *Layer, head int,
+	w []float32, then func(context.Context, *probed, *headStats) error) (headStats, error) {
 	up := &uploader{be: c.be}
 	defer up.free()
 	past := l.Past()
-	sinks := min(c.cfg.Sinks, past)
+	sinks := min(c.sinks, past)
 	blocks, rows, err := exactHead(up, l, head, []int{0, sinks, past, l.Tokens}, true)
 	if err != nil {
 		return headStats{}, err
@@ -106,7 +87,7 @@ func (c *compressor) calibrate(ctx context.Context, l *Layer, head int,
 			st.by = byKeysBad
 		}
 		if st.by == byQueries {
-			if err := c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st); err != nil {
+			if err := c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st, then); err != nil {
 				return st, err
 			}
 		}
@@ -130,8 +111,8 @@ func (s *headStats) boundOutput() {
 
 // lastQueries samples the queries from position past on, which attend to nb blocks. Those that are not
 // finite are left out; nil where no other is, or all others are zeros.
-func (c *compressor) lastQueries(l *Layer, head, past, nb int) (*backend.Queries, error) {
-	n, group, dim := QueryBudget(l.Tokens), c.in.Geo.GQARatio(), l.K.Dim()
+func (c *pricer) lastQueries(l *Layer, head, past, nb int) (*backend.Queries, error) {
+	n, group, dim := QueryBudget(l.Tokens), c.geo.GQARatio(), l.K.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.V.Dim(), Scale: float32(1 / math.Sqrt(float64(dim))),
 		Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
 	for i := range n {
@@ -166,10 +147,10 @@ func probeCoding(bits int) quant.Coding {
 	}
 }
 
-// leastProbe is the least width that probes look at. Steps of an archive are made of the cost of
-// small errors: it has no use for the others.
-func (c *compressor) leastProbe() int {
-	if c.cfg.Form == FormArchive {
+// leastProbe is the least width that probes look at. Who only asks for the cost of small errors has no use
+// for the others.
+func (c *pricer) leastProbe() int {
+	if c.small {
 		return 3
 	}
 	return 1
@@ -180,8 +161,9 @@ func (c *compressor) leastProbe() int {
 // errors in this head cost. It sees what no formula over attention probabilities does: how
 // errors of rows that are alike add up (equal tokens have equal V in the first layer, and equal
 // errors), and how the softmax bends large ones.
-func (c *compressor) probe(ctx context.Context, l *Layer, head int, q *backend.Queries,
-	blocks []backend.Block, sinks, past int, rows rowStats, w []float32, st *headStats) error {
+func (c *pricer) probe(ctx context.Context, l *Layer, head int, q *backend.Queries,
+	blocks []backend.Block, sinks, past int, rows rowStats, w []float32, st *headStats,
+	then func(context.Context, *probed, *headStats) error) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	if err := c.be.Attend(ctx, q, blocks, out, nil); err != nil {
@@ -199,7 +181,7 @@ func (c *compressor) probe(ctx context.Context, l *Layer, head int, q *backend.Q
 		}
 		var cost [4]float64 // damage per unit of squared error at each width
 		for bits := 3; bits >= c.leastProbe(); bits-- {
-			e, err := c.probed(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
+			e, err := c.probedAt(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
 			if err != nil {
 				return err
 			}
@@ -224,23 +206,20 @@ func (c *compressor) probe(ctx context.Context, l *Layer, head int, q *backend.Q
 			st.vSensitivity, st.vCurve = cost[3], curve
 		}
 	}
-	if len(c.specs) == 0 || w == nil || st.vCurve == nil || rows.shortened {
+	if then == nil {
 		return nil
 	}
-	var tail []backend.Block
+	p := &probed{l: l, head: head, q: q, want: out, w: w, shortened: rows.shortened}
 	for _, b := range blocks {
 		if b.Base >= int64(past) {
-			tail = append(tail, b)
+			p.tail = append(p.tail, b)
 		}
 	}
-	view := &headOf{l: l, head: head, st: st, w: w, limit: past, share: 1, kFactor: 1, vFactor: 1}
-	var err error
-	st.ratios, err = c.probedLevels(ctx, view, q, tail, out)
-	return err
+	return then(ctx, p, st)
 }
 
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
-func (c *compressor) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
+func (c *pricer) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
 	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
 	want []float32) (float64, error) {
 	up := &uploader{be: c.be}
@@ -256,13 +235,13 @@ func (c *compressor) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
 		if side == 1 {
 			t, from = l.V, &b.V
 		} else {
-			b.Noise = noiseOf(coding, c.rowBias())
+			b.Noise = noiseOf(coding, c.rowBias)
 		}
 		dst, err := up.alloc(int64(coding.PackedBytes(int(b.Rows), t.Dim())))
 		if err != nil {
 			return 0, err
 		}
-		to := backend.Side{Coding: coding, Data: dst, Seed: c.cfg.Seed}
+		to := backend.Side{Coding: coding, Data: dst, Seed: c.seed}
 		jobs = append(
 			jobs,
 			backend.EncodeJob{
@@ -295,12 +274,12 @@ type probeKey struct {
 	rowBias                  bool
 }
 
-// probed is probeAt, or what it gave before.
-func (c *compressor) probed(ctx context.Context, l *Layer, q *backend.Queries,
+// probedAt is probeAt, or what it gave before.
+func (c *pricer) probedAt(ctx context.Context, l *Layer, q *backend.Queries,
 	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
 	want []float32) (float64, error) {
-	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.cfg.Seed, c.rowBias()}
-	return memo.Of(c.cfg.Memo, key, func() (float64, error) {
+	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.seed, c.rowBias}
+	return memo.Of(c.memo, key, func() (float64, error) {
 		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	})
 }

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import "context"
+
+// survey measures the heads of a layer, whose weights are known, and prices all their blocks.
+func (c *compressor) survey(ctx context.Context, l *Layer) ([]part, error) {
+	stats, w := make([]headStats, l.Heads), &c.weights[l.Index]
+	var out float64
+	for h := range stats {
+		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
+		if l.HasV {
+			var err error
+			if stats[h], err = c.pricer().calibrate(ctx, l, h, w.past[h], c.levelRatios); err != nil {
+				return nil, err
+			}
+		}
+		out += stats[h].outEnergy / float64(l.Heads)
+	}
+	if !(out > 0) {
+		out = 1 // a layer without any energy costs nothing; keep the divisions defined
+	}
+	c.stats[l.Index] = stats
+	var parts []part
+	for h := range l.Heads {
+		// Errors are relative to the output of the whole layer, as the future-attention error is: a
+		// head that attends to a sink only, and puts out next to nothing, cannot claim bytes for it.
+		stats[h].outEnergy = out
+		view := c.headOf(l, h, w.now[h], l.Tokens)
+		for s := range l.Segments() {
+			p, err := c.buildPart(view, s)
+			if err != nil {
+				return nil, err
+			}
+			parts = append(parts, p)
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return parts, nil
+}
+
+// headOf returns the view of a head whose tokens before limit are planned.
+func (c *compressor) headOf(l *Layer, head int, w []float32, limit int) *headOf {
+	h := &headOf{l: l, head: head, st: &c.stats[l.Index][head], w: w, limit: limit}
+	h.kFactor, h.vFactor = c.factors(l, head)
+	h.share = 1 / float64(c.in.Heads)
+	if !l.HasV { // the mean over rows
+		h.share = 1 / (float64(max(1, l.Tokens)) * float64(c.in.Heads))
+	}
+	return h
+}
+
+// levelRatios fills in what levels do to the queries that a head was probed with.
+func (c *compressor) levelRatios(ctx context.Context, p *probed, st *headStats) (err error) {
+	if len(c.specs) == 0 || p.w == nil || st.vCurve == nil || p.shortened {
+		return nil
+	}
+	view := &headOf{l: p.l, head: p.head, st: st, w: p.w, limit: p.l.Past(), share: 1, kFactor: 1, vFactor: 1}
+	st.ratios, err = c.probedLevels(ctx, view, p.q, p.tail, p.want)
+	return err
+}
