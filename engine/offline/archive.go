@@ -67,7 +67,7 @@ func (a *archiver) lossyTo(ctx context.Context, w io.Writer, weights Weights, to
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
 	n := len(c.in.Layers)
-	c.stats, a.classes = make([][]headStats, n), make([][][]uint8, n)
+	c.seg.stats, a.classes = make([][]headStats, n), make([][][]uint8, n)
 	uses := make([]ImportanceUse, n)
 	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *Layer) error {
 		w, err := c.given(weights, l)
@@ -111,7 +111,7 @@ func (a *archiver) measureLayer(ctx context.Context, l *Layer, w [][]float32) er
 		}
 		classes[h] = a.classOf(l, hw)
 	}
-	a.stats[l.Index], a.classes[l.Index] = stats, classes
+	a.seg.stats[l.Index], a.classes[l.Index] = stats, classes
 	return nil
 }
 

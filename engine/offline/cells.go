@@ -76,7 +76,7 @@ type segmentRows struct {
 // readSegment reads a segment's rows of one head, those of the tokens before limit.
 //
 // Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *compressor) readSegment(l *Layer, head, seg, limit int) (*segmentRows, error) {
+func (c *builder) readSegment(l *Layer, head, seg, limit int) (*segmentRows, error) {
 	first, n := l.Span(seg)
 	r := &segmentRows{first: first, n: max(0, min(n, limit-first))}
 	r.bad, r.apart = make([]bool, r.n), make([]bool, r.n)
@@ -93,7 +93,7 @@ func (c *compressor) readSegment(l *Layer, head, seg, limit int) (*segmentRows, 
 
 // readRows reads one side. Rows without attention get energy 1: all count the same, relative
 // to their length.
-func (c *compressor) readRows(l *Layer, t Tensor, head int,
+func (c *builder) readRows(l *Layer, t Tensor, head int,
 	r *segmentRows) (quant.Rows, []float64, error) {
 	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, r.n*t.Dim())}
 	raw := make([]byte, r.n*t.RowBytes())
@@ -106,7 +106,7 @@ func (c *compressor) readRows(l *Layer, t Tensor, head int,
 		if finiteRow(t.DType(), row) {
 			continue
 		}
-		if !c.cfg.AllowNonfinite {
+		if !c.nonfinite {
 			return x, nil, fmt.Errorf(
 				"kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
 				c.in.Name, t.Name(), head, r.first+i, quant.ErrRange)
@@ -187,7 +187,7 @@ func (h *headOf) weight(tok int) float64 {
 }
 
 // buildPart cuts a part into blocks, in all variants that are the best for some price of a byte.
-func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
+func (c *builder) buildPart(h *headOf, seg int) (part, error) {
 	p := part{layer: int32(h.l.Index), segment: int32(seg), head: int32(h.head)}
 	r, err := c.readSegment(h.l, h.head, seg, h.limit)
 	if err != nil {
@@ -196,9 +196,9 @@ func (c *compressor) buildPart(h *headOf, seg int) (part, error) {
 	var sinks, fixed, free []uint16
 	for t := range r.n {
 		switch tok := r.first + t; {
-		case r.bad[t] || r.apart[t] || (h.l.HasV && tok >= h.l.Tokens-c.cfg.Window):
+		case r.bad[t] || r.apart[t] || (h.l.HasV && tok >= h.l.Tokens-c.window):
 			fixed = append(fixed, uint16(t))
-		case h.l.HasV && tok < c.cfg.Sinks:
+		case h.l.HasV && tok < c.sinks:
 			sinks = append(sinks, uint16(t))
 		default:
 			free = append(free, uint16(t))
@@ -256,7 +256,7 @@ func sortByWeight(tokens []uint16, weight func(uint16) float64) {
 	})
 }
 
-func (c *compressor) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens []uint16) cell {
+func (c *builder) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens []uint16) cell {
 	b := cell{kind: kind, tokens: slices.Sorted(slices.Values(tokens))}
 	for _, t := range tokens {
 		k, v := h.rowDamage(h.weight(r.first+int(t)), 1, r.kEnergy[t], r.vEnergy[t], c.unseen())
@@ -266,16 +266,16 @@ func (c *compressor) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens [
 }
 
 // unseen is Config.Unseen where there are levels to hold back from.
-func (c *compressor) unseen() float64 {
+func (c *builder) unseen() float64 {
 	if len(c.specs) == 0 {
 		return 0
 	}
-	return c.cfg.Unseen
+	return c.expect
 }
 
 // timeCells cuts tokens that weigh the same into blocks that start at multiples of 32 tokens,
 // sinks or not.
-func (c *compressor) timeCells(h *headOf, r *segmentRows, free []uint16) (cells []cell) {
+func (c *builder) timeCells(h *headOf, r *segmentRows, free []uint16) (cells []cell) {
 	for len(free) > 0 {
 		k := planRows - int(free[0])%planRows
 		for i := 1; i < min(k, len(free)); i++ {
@@ -291,7 +291,7 @@ func (c *compressor) timeCells(h *headOf, r *segmentRows, free []uint16) (cells 
 }
 
 // weightCells cuts tokens that are sorted by weight into blocks of equal worth.
-func (c *compressor) weightCells(h *headOf, r *segmentRows, sorted []uint16) (cells []cell) {
+func (c *builder) weightCells(h *headOf, r *segmentRows, sorted []uint16) (cells []cell) {
 	for part := range slices.Chunk(sorted, planRows) {
 		cells = append(cells, c.fullCell(h, r, cellFree, part))
 	}
@@ -299,7 +299,7 @@ func (c *compressor) weightCells(h *headOf, r *segmentRows, sorted []uint16) (ce
 }
 
 // usefulOnly drops the variants that are the best for no price of a byte: most of them.
-func (c *compressor) usefulOnly(p *part) error {
+func (c *builder) usefulOnly(p *part) error {
 	n := newPlanning(c)
 	group, err := n.group(p)
 	if err != nil {

@@ -81,10 +81,8 @@ type compressor struct {
 	caller sync.Mutex // held while functions of the caller run: weights and progress
 	header *container.Header
 	aux    []*container.Aux
-	stats  [][]headStats // [layers][heads]
 	// weights are kept because merged rows are means by weight: 4 bytes a token and KV head.
-	weights   []headWeights // [layers]
-	specs     []levelSpec   // levels that the planner may choose beside FULL
+	seg       *builder
 	main      *planning
 	firstPart []int // [layers] the first of its parts
 	use       ImportanceUse
@@ -156,15 +154,19 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 		return nil, err
 	}
 	c := &compressor{src: src, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
-		use: ImportanceUse{Profile: cfg.Importance}, specs: specsOf(cfg.levels(in.Values()))}
+		use: ImportanceUse{Profile: cfg.Importance}, seg: &builder{specs: specsOf(cfg.levels(in.Values()))}}
 	if c.cfg.RowBias == Auto {
 		c.cfg.RowBias = Off
 		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
-		if c.cfg.Form == FormHot && (len(c.specs) == 0 || !weighs) {
+		if c.cfg.Form == FormHot && (len(c.seg.specs) == 0 || !weighs) {
 			c.cfg.RowBias = On // FULL alone
 		}
 	}
-	c.main = newPlanning(c)
+	c.seg = &builder{be: be, in: in, price: c.pricer(), memo: cfg.Memo, seed: cfg.Seed,
+		menus: menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, specs: c.seg.specs, sinks: cfg.Sinks, window: cfg.Window,
+		expect: cfg.Unseen, nonfinite: cfg.AllowNonfinite, rowBias: c.rowBias(), recipe: cfg.Importance,
+		weighted: cfg.Weighted, factors: c.factors}
+	c.main = newPlanning(c.seg)
 	return c, nil
 }
 
@@ -176,7 +178,7 @@ func (c *compressor) weigher() *weigher {
 
 // prices says by what the errors of all heads were priced.
 func (c *compressor) prices() (u PriceUse) {
-	for _, stats := range c.stats {
+	for _, stats := range c.seg.stats {
 		u.add(stats)
 	}
 	return u
@@ -194,7 +196,7 @@ func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 // prepare surveys the capture and prices every block, layers side by side.
 func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	n := len(c.in.Layers)
-	c.stats, c.weights = make([][]headStats, n), make([]headWeights, n)
+	c.seg.stats, c.seg.weights = make([][]headStats, n), make([]headWeights, n)
 	parts, uses := make([][]part, n), make([]ImportanceUse, n)
 	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *Layer) error {
 		i := l.Index
@@ -206,8 +208,8 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		if err != nil {
 			return err
 		}
-		c.weights[i] = c.weigher().level(l, w, past)
-		parts[i], err = c.survey(ctx, l)
+		c.seg.weights[i] = c.weigher().level(l, w, past)
+		parts[i], err = c.seg.survey(ctx, l)
 		return err
 	})
 	if err != nil {
@@ -264,43 +266,6 @@ func layerWeights(weights Weights, l *Layer) ([][]float32, error) {
 	return all, nil
 }
 
-// menuOf returns what the planner may choose for a block of a kind.
-func (c *compressor) menuOf(l *Layer, kind cellKind) (plan.Menu, error) {
-	ek := exact(l.K)
-	var ev quant.Coding
-	if l.HasV {
-		ev = exact(l.V)
-	}
-	only := func(k, v []quant.Coding) plan.Menu {
-		if !l.HasV {
-			v = nil
-		}
-		return plan.Menu{K: k, V: v}
-	}
-	switch kind {
-	case cellExact:
-		return only([]quant.Coding{ek}, []quant.Coding{ev}), nil
-	case cellSink:
-		u8 := quant.Coding{Format: quant.U8, Scale: quant.ScaleLog8}
-		k, v := []quant.Coding{u8, ek}, []quant.Coding{u8, ev}
-		if u8.CheckDim(l.K.Dim()) != nil {
-			k = k[1:]
-		}
-		if l.HasV && u8.CheckDim(l.V.Dim()) != nil {
-			v = v[1:]
-		}
-		return only(k, v), nil
-	}
-	if !l.HasV {
-		return menu(c.cfg.Rows, nil, l.K.Dim(), 0, ek)
-	}
-	m, err := menu(c.cfg.K, c.cfg.V, l.K.Dim(), l.V.Dim(), ek)
-	if err == nil && len(c.cfg.V) > 1 {
-		m.V[len(m.V)-1] = ev
-	}
-	return m, err
-}
-
 // prepareHeader makes header and side tensors, whose bytes do not depend on the plan.
 func (c *compressor) prepareHeader() error {
 	src := c.src
@@ -329,7 +294,7 @@ func (c *compressor) prepareHeader() error {
 					quant.ErrUnsupported,
 				)
 			}
-			for _, st := range c.stats[i] {
+			for _, st := range c.seg.stats[i] {
 				h.QueryEnergy = append(h.QueryEnergy, float32(st.queryEnergy))
 				anyQ = anyQ || st.by != byKeysBad
 			}

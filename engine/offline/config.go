@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/engine/archive"
-	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
@@ -430,33 +429,4 @@ func (c Config) with(s string) (Config, error) {
 		}
 	}
 	return c, nil
-}
-
-// menu is the planner's menu for blocks of one kind.
-func menu(k, v []quant.Coding, dimK, dimV int, exact quant.Coding) (plan.Menu, error) {
-	fit := func(m []quant.Coding, dim int) []quant.Coding {
-		var ok []quant.Coding
-		for _, c := range m {
-			if c.CheckDim(dim) == nil {
-				ok = append(ok, c)
-			}
-		}
-		// The exact coding tops a menu that leaves a choice.
-		if len(m) > 1 {
-			ok = append(ok, exact)
-		}
-		return ok
-	}
-	var p plan.Menu
-	p.K = fit(k, dimK)
-	if dimV > 0 {
-		p.V = fit(v, dimV)
-	}
-	if len(p.K) == 0 {
-		return p, k[0].CheckDim(dimK)
-	}
-	if dimV > 0 && len(p.V) == 0 {
-		return p, v[0].CheckDim(dimV)
-	}
-	return p, nil
 }

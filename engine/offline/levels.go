@@ -47,7 +47,7 @@ func specsOf(levels []quant.Level) (specs []levelSpec) {
 
 // levelVariant cuts a part so that the tokens that weigh the least go to a level. free is sorted
 // by falling weight. false: nothing would be merged or dropped.
-func (c *compressor) levelVariant(h *headOf, r *segmentRows, spec levelSpec,
+func (c *builder) levelVariant(h *headOf, r *segmentRows, spec levelSpec,
 	free []uint16) (v variant, ok bool) {
 	n := int(math.Round(spec.share * float64(len(free))))
 	high, low := free[:len(free)-n], slices.Clone(free[len(free)-n:])
@@ -120,7 +120,7 @@ func split(tokens []uint16, n int) (pieces [][]uint16) {
 }
 
 // mergedCells sorts merged rows by weight into blocks.
-func (c *compressor) mergedCells(h *headOf, r *segmentRows, level quant.Level,
+func (c *builder) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 	runs [][]uint16) (cells []cell) {
 	type row struct {
 		tokens       []uint16
@@ -210,10 +210,10 @@ func (h *headOf) meanRow(dst []float32, x quant.Rows, run []uint16, weights []fl
 // levelDamage is what merging and dropping of a variant costs, on the scale of coding damage. It is
 // the damage that the head's own queries were seen to suffer (ratio puts the estimate on that
 // scale), and for queries unlike those seen what every token on its own would cost.
-func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
+func (c *builder) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
 	past, alone := c.levelTerms(h, r, v)
-	seen := (1 - c.cfg.Unseen) * ratio * h.st.vSensitivity * past
-	return h.share / h.st.outEnergy * h.vFactor * (seen + c.cfg.Unseen*alone/float64(h.limit))
+	seen := (1 - c.expect) * ratio * h.st.vSensitivity * past
+	return h.share / h.st.outEnergy * h.vFactor * (seen + c.expect*alone/float64(h.limit))
 }
 
 // levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V
@@ -223,7 +223,7 @@ func (c *compressor) levelDamage(h *headOf, r *segmentRows, v *variant, ratio fl
 // by what their attention varies around its mean. A row merged by weights keeps sum a_t v_t as it
 // was on average: what is left is how attention within the run varies, and what the score of the
 // mean key does to it.
-func (c *compressor) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
+func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
 	dim, kDim := len(h.st.meanOut), r.k.Dim
 	sum, dev := make([]float64, dim), h.deviations(r)
 	for ci := range v.cells {
@@ -289,7 +289,7 @@ func (h *headOf) deviations(r *segmentRows) []float64 {
 // probeLevels measures what each level does to the queries of the last quarter that attend to the
 // tokens before it, cut by weights that knew nothing of these queries; ratios hold measured over
 // estimated damage. want are the outputs over the exact rows, tail the blocks from past on.
-func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Queries,
+func (c *builder) probeLevels(ctx context.Context, h *headOf, q *backend.Queries,
 	tail []backend.Block, want []float32) ([]float64, error) {
 	q, want = fewer(q, want, levelQueries)
 	outputs := float64(q.Len() * q.Group)
@@ -311,7 +311,7 @@ func (c *compressor) probeLevels(ctx context.Context, h *headOf, q *backend.Quer
 		for _, r := range segments {
 			var free, sinks []uint16
 			for t := range r.n {
-				if r.first+t < c.cfg.Sinks {
+				if r.first+t < c.sinks {
 					sinks = append(sinks, uint16(t))
 				} else {
 					free = append(free, uint16(t))
@@ -373,7 +373,7 @@ func fewer(q *backend.Queries, want []float32, n int) (*backend.Queries, []float
 }
 
 // attendError runs queries over blocks, and returns the squared error against want.
-func (c *compressor) attendError(ctx context.Context, q *backend.Queries, blocks []backend.Block,
+func (c *builder) attendError(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	want []float32) (float64, error) {
 	all := *q
 	all.BlockPtr, all.BlockIdx = []int32{0}, nil
@@ -394,7 +394,7 @@ func (c *compressor) attendError(ctx context.Context, q *backend.Queries, blocks
 
 // codeCells encodes cells of a segment to blocks in the backend, in one buffer for what goes in and one for
 // what comes out.
-func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *segmentRows,
+func (c *builder) codeCells(ctx context.Context, up *uploader, h *headOf, r *segmentRows,
 	cells []cell, codings [][2]quant.Coding) ([]backend.Block, error) {
 	blocks := make([]backend.Block, 0, len(cells))
 	raw, packed := h.raw[:0], int64(0)
@@ -411,7 +411,7 @@ func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *
 		}
 		kc, vc := codings[i][0], codings[i][1]
 		blk := backend.Block{Layer: int32(h.l.Number), KVHead: int32(h.head), Rows: int32(b.rows()),
-			Base: int64(r.first), Noise: noiseOf(kc, c.rowBias())}
+			Base: int64(r.first), Noise: noiseOf(kc, c.rowBias)}
 		var from [2]backend.Span
 		for side, x := range []quant.Rows{r.k, r.v} {
 			coding, to := kc, &blk.K
@@ -421,7 +421,7 @@ func (c *compressor) codeCells(ctx context.Context, up *uploader, h *headOf, r *
 			raw = appendFloats(raw, h.rowsOf(r, b, x, side))
 			from[side] = place(4 * b.rows() * x.Dim)
 			size := int64(coding.PackedBytes(b.rows(), x.Dim))
-			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.cfg.Seed}
+			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.seed}
 			packed += (size + int64(len(zeros)) - 1) &^ (int64(len(zeros)) - 1)
 		}
 		raw = append(raw, shorts(firstTokens(b.tokens, b.counts))...)
@@ -498,13 +498,13 @@ type ratioKey struct {
 
 // probedLevels is probeLevels, or what it gave before. Weights that were handed in are not told
 // apart by a name, so nothing is kept of them.
-func (c *compressor) probedLevels(ctx context.Context, h *headOf, q *backend.Queries,
+func (c *builder) probedLevels(ctx context.Context, h *headOf, q *backend.Queries,
 	tail []backend.Block, want []float32) ([]float64, error) {
-	m := c.cfg.Memo
-	if c.cfg.Weighted {
+	m := c.memo
+	if c.weighted {
 		m = nil
 	}
-	key := ratioKey{layer: h.l.Index, head: h.head, sinks: c.cfg.Sinks, importance: c.cfg.Importance}
+	key := ratioKey{layer: h.l.Index, head: h.head, sinks: c.sinks, importance: c.recipe}
 	key.levels = fmt.Sprint(c.specs)
 	return memo.Of(m, key, func() ([]float64, error) { return c.probeLevels(ctx, h, q, tail, want) })
 }

@@ -12,7 +12,7 @@ import (
 // planning is a problem for the planner: parts of layers, heads and segments, and what it makes of
 // them as groups of items.
 type planning struct {
-	c       *compressor
+	b       *builder
 	parts   []part
 	problem plan.Problem
 	index   map[classKey]uint32
@@ -27,8 +27,8 @@ type classKey struct {
 	rows        int32
 }
 
-func newPlanning(c *compressor) *planning {
-	return &planning{c: c, index: map[classKey]uint32{}}
+func newPlanning(b *builder) *planning {
+	return &planning{b: b, index: map[classKey]uint32{}}
 }
 
 // add puts a part into the problem.
@@ -45,7 +45,7 @@ func (n *planning) add(p part) error {
 // group adds the items of a part and returns its group.
 func (n *planning) group(p *part) (plan.Group, error) {
 	g := plan.Group{Picks: p.picks}
-	l := &n.c.in.Layers[p.layer]
+	l := &n.b.in.Layers[p.layer]
 	to := &n.problem
 	for vi := range p.variants {
 		v := &p.variants[vi]
@@ -76,11 +76,11 @@ func (n *planning) class(l *Layer, p *part, b *cell, side int) (uint32, error) {
 	if i, ok := n.index[key]; ok {
 		return i, nil
 	}
-	m, err := n.c.menuOf(l, b.kind)
+	m, err := n.b.menuOf(l, b.kind)
 	if err != nil {
 		return 0, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)
 	}
-	st := &n.c.stats[p.layer][p.head]
+	st := &n.b.stats[p.layer][p.head]
 	codings, curve, dim := m.K, st.kCurve, l.K.Dim()
 	if side == 1 {
 		codings, curve, dim = m.V, st.vCurve, l.V.Dim()
@@ -111,13 +111,13 @@ type stored struct {
 // chosen calls f with every block of a part as a plan stores it.
 func (n *planning) chosen(p *plan.Plan, at int, f func(stored) error) error {
 	x := &n.parts[at]
-	l := &n.c.in.Layers[x.layer]
+	l := &n.b.in.Layers[x.layer]
 	item := n.problem.Groups[at].Variants[p.Variant[at]].First
 	cells := x.variants[p.Variant[at]].cells
 	for ci := range cells {
 		s := stored{cell: &cells[ci], item: -1}
 		if s.rows() > 0 {
-			m, err := n.c.menuOf(l, s.kind)
+			m, err := n.b.menuOf(l, s.kind)
 			if err != nil {
 				return err
 			}

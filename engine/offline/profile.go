@@ -134,7 +134,7 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 			heads[h].Layer, heads[h].KVHead = l.Number, h
 		}
 		for _, p := range c.main.parts[c.firstPart[i]:][:l.Heads*l.Segments()] {
-			st, h := &c.stats[i][p.head], &heads[p.head]
+			st, h := &c.seg.stats[i][p.head], &heads[p.head]
 			for _, b := range p.variants[0].cells {
 				if b.kind != cellFree {
 					continue

@@ -2,17 +2,49 @@
 
 package offline
 
-import "context"
+import (
+	"context"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/memo"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// menus are the codings that a plan may choose from for blocks that are no sinks.
+type menus struct{ K, V, Rows []quant.Coding }
+
+// builder turns layers into what a plan chooses from: blocks, in variants, with their prices.
+type builder struct {
+	be    backend.Backend
+	in    *Input
+	price *pricer
+	memo  *memo.Memo
+	seed  uint64
+	menus menus
+	specs []levelSpec // levels that a plan may choose beside FULL
+
+	sinks, window int     // tokens at both ends that are kept finely, exactly
+	expect        float64 // share of queries to expect that are unlike those seen
+	nonfinite     bool    // rows with NaN or Inf are kept exactly, not refused
+	rowBias       bool
+	recipe        string // how tokens are weighed
+	weighted      bool   // by weights that were handed in
+	// factors returns what the damage of K and V of a head is multiplied with.
+	factors func(l *Layer, head int) (k, v float64)
+
+	stats   [][]headStats // [layers][heads]
+	weights []headWeights // [layers]
+}
 
 // survey measures the heads of a layer, whose weights are known, and prices all their blocks.
-func (c *compressor) survey(ctx context.Context, l *Layer) ([]part, error) {
+func (c *builder) survey(ctx context.Context, l *Layer) ([]part, error) {
 	stats, w := make([]headStats, l.Heads), &c.weights[l.Index]
 	var out float64
 	for h := range stats {
 		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
 		if l.HasV {
 			var err error
-			if stats[h], err = c.pricer().calibrate(ctx, l, h, w.past[h], c.levelRatios); err != nil {
+			if stats[h], err = c.price.calibrate(ctx, l, h, w.past[h], c.levelRatios); err != nil {
 				return nil, err
 			}
 		}
@@ -43,7 +75,7 @@ func (c *compressor) survey(ctx context.Context, l *Layer) ([]part, error) {
 }
 
 // headOf returns the view of a head whose tokens before limit are planned.
-func (c *compressor) headOf(l *Layer, head int, w []float32, limit int) *headOf {
+func (c *builder) headOf(l *Layer, head int, w []float32, limit int) *headOf {
 	h := &headOf{l: l, head: head, st: &c.stats[l.Index][head], w: w, limit: limit}
 	h.kFactor, h.vFactor = c.factors(l, head)
 	h.share = 1 / float64(c.in.Heads)
@@ -54,7 +86,7 @@ func (c *compressor) headOf(l *Layer, head int, w []float32, limit int) *headOf 
 }
 
 // levelRatios fills in what levels do to the queries that a head was probed with.
-func (c *compressor) levelRatios(ctx context.Context, p *probed, st *headStats) (err error) {
+func (c *builder) levelRatios(ctx context.Context, p *probed, st *headStats) (err error) {
 	if len(c.specs) == 0 || p.w == nil || st.vCurve == nil || p.shortened {
 		return nil
 	}

@@ -189,7 +189,7 @@ func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 		Rows: s.rows(), Kind: kindNames[s.kind], Level: s.level.String(), Weight: 1,
 		Sides: []WhySide{}}
 	first, _ := l.Span(int(x.segment))
-	if w := c.weights[x.layer].now[x.head]; w != nil {
+	if w := c.seg.weights[x.layer].now[x.head]; w != nil {
 		part := make([]float32, len(s.tokens))
 		for i, t := range s.tokens {
 			part[i] = w[first+int(t)]
@@ -216,7 +216,7 @@ func (c *compressor) whySide(p *plan.Plan, l *Layer, s stored, name string, side
 	sens := c.main.problem.Sensitivity[item]
 	now := options[p.Choice[item]]
 	w := WhySide{Side: name, Coding: coding.String(), Bytes: now.Bytes, Damage: sens * now.Damage}
-	m, err := c.menuOf(l, s.kind)
+	m, err := c.seg.menuOf(l, s.kind)
 	if err != nil {
 		return w // not reached: the menu was good when the plan was made
 	}

@@ -134,7 +134,7 @@ func (e *recordEncoder) head(h int) error {
 		if b.Counts != nil {
 			var err error
 			if rows == nil {
-				if rows, err = e.c.readSegment(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
+				if rows, err = e.c.seg.readSegment(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
 					return err
 				}
 			}
@@ -159,7 +159,7 @@ func (e *recordEncoder) head(h int) error {
 
 // merged adds a block of merged rows: means, which go to the backend as float32.
 func (e *recordEncoder) merged(h int, b *container.Block, r *segmentRows) error {
-	view := e.c.headOf(e.l, h, e.c.weights[e.l.Index].now[h], e.l.Tokens)
+	view := e.c.seg.headOf(e.l, h, e.c.seg.weights[e.l.Index].now[h], e.l.Tokens)
 	of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
 	for i, x := range []quant.Rows{r.k, r.v} {
 		src, err := e.up.upload(floats(view.rowsOf(r, &of, x, i)))

@@ -1,0 +1,74 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package offline
+
+import (
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// menuOf returns what the planner may choose for a block of a kind.
+func (c *builder) menuOf(l *Layer, kind cellKind) (plan.Menu, error) {
+	ek := exact(l.K)
+	var ev quant.Coding
+	if l.HasV {
+		ev = exact(l.V)
+	}
+	only := func(k, v []quant.Coding) plan.Menu {
+		if !l.HasV {
+			v = nil
+		}
+		return plan.Menu{K: k, V: v}
+	}
+	switch kind {
+	case cellExact:
+		return only([]quant.Coding{ek}, []quant.Coding{ev}), nil
+	case cellSink:
+		u8 := quant.Coding{Format: quant.U8, Scale: quant.ScaleLog8}
+		k, v := []quant.Coding{u8, ek}, []quant.Coding{u8, ev}
+		if u8.CheckDim(l.K.Dim()) != nil {
+			k = k[1:]
+		}
+		if l.HasV && u8.CheckDim(l.V.Dim()) != nil {
+			v = v[1:]
+		}
+		return only(k, v), nil
+	}
+	if !l.HasV {
+		return menu(c.menus.Rows, nil, l.K.Dim(), 0, ek)
+	}
+	m, err := menu(c.menus.K, c.menus.V, l.K.Dim(), l.V.Dim(), ek)
+	if err == nil && len(c.menus.V) > 1 {
+		m.V[len(m.V)-1] = ev
+	}
+	return m, err
+}
+
+// menu is the planner's menu for blocks of one kind.
+func menu(k, v []quant.Coding, dimK, dimV int, exact quant.Coding) (plan.Menu, error) {
+	fit := func(m []quant.Coding, dim int) []quant.Coding {
+		var ok []quant.Coding
+		for _, c := range m {
+			if c.CheckDim(dim) == nil {
+				ok = append(ok, c)
+			}
+		}
+		// The exact coding tops a menu that leaves a choice.
+		if len(m) > 1 {
+			ok = append(ok, exact)
+		}
+		return ok
+	}
+	var p plan.Menu
+	p.K = fit(k, dimK)
+	if dimV > 0 {
+		p.V = fit(v, dimV)
+	}
+	if len(p.K) == 0 {
+		return p, k[0].CheckDim(dimK)
+	}
+	if dimV > 0 && len(p.V) == 0 {
+		return p, v[0].CheckDim(dimV)
+	}
+	return p, nil
+}
