@@ -48,22 +48,50 @@ func packed(t *testing.T, m *model.Model, be *cpu.Backend, tokens []int32, next 
 // restored decompresses a file into a cache.
 func restored(t *testing.T, g quant.Geometry, r *container.Reader) *model.ExactKV {
 	t.Helper()
-	var out memory
-	_, err := offline.Decompress(context.Background(), r, &out, false, nil)
+	path := filepath.Join(t.TempDir(), "restored.safetensors")
+	out, err := os.Create(path)
 	require.NoError(t, err)
-	src, err := capture.New("restored", &out, int64(len(out.data)), capture.Limits{})
+	_, err = offline.Decompress(context.Background(), r, out, false, nil)
 	require.NoError(t, err)
-	n := int(r.Header().Tokens)
-	c := &Cache{Layers: make([]CacheLayer, g.Layers)}
-	for l := range c.Layers {
-		s := shapeOf{tokens: n, heads: g.Heads, kvHeads: g.KVHeads, dimK: g.HeadDim,
-			dimV: g.HeadDimV}
-		require.NoError(t, readLayer(src, l, s, &c.Layers[l]))
-	}
+	require.NoError(t, out.Close())
+	src, err := capture.Open(path, capture.Limits{})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, src.Close()) }()
 	kv, err := model.NewExactKV(g, model.KVOptions{})
 	require.NoError(t, err)
-	require.NoError(t, fill(kv, c, n))
+	n := int(r.Header().Tokens)
+	for l := range g.Layers {
+		rows := model.ContextRows{K: allRows(t, src, l, capture.K), V: allRows(t, src, l, capture.V)}
+		for h := range g.KVHeads {
+			if src.HasKept(l) {
+				marks := make([]uint8, n)
+				require.NoError(t, src.ReadKept(l, h, 0, marks))
+				for _, m := range marks {
+					rows.Keep = append(rows.Keep, m != 0)
+				}
+			}
+			if src.HasBias(l) {
+				bias := make([]float32, n)
+				require.NoError(t, src.ReadBias(l, h, 0, bias))
+				rows.Bias = append(rows.Bias, bias...)
+			}
+		}
+		require.NoError(t, kv.AppendRows(l, n, rows))
+	}
 	return kv
+}
+
+// allRows reads one tensor of a layer, [kv_heads, tokens, dim].
+func allRows(t *testing.T, src *capture.Source, layer int, p capture.Part) []float32 {
+	t.Helper()
+	x, ok := src.KV(layer, p)
+	require.True(t, ok)
+	n := x.Rows() * x.Dim()
+	out := make([]float32, x.Heads()*n)
+	for h := range x.Heads() {
+		require.NoError(t, src.ReadRowsF32(x, h, 0, x.Rows(), out[h*n:(h+1)*n]))
+	}
+	return out
 }
 
 // continued scores the continuation over a store that holds the context.
@@ -244,7 +272,7 @@ func TestBlockStore_RowBias(t *testing.T) {
 	require.NoError(t, err)
 	defer be.Close()
 	after := in.Tokens[length:]
-	_, kv, err := prefill(context.Background(), m, in.Tokens[:length])
+	_, kv, err := Prefill(context.Background(), m, in.Tokens[:length], false)
 	require.NoError(t, err)
 	ref := newReference(m.Vocab, after)
 	_, err = m.Forward(after, kv, length, model.ForwardOptions{Logits: model.LogitsAll,
@@ -288,51 +316,4 @@ func TestNewBlockStore_RefusesOtherGeometries(t *testing.T) {
 	require.Positive(t, before)
 	require.NoError(t, s.Close())
 	require.Zero(t, be.LiveBytes(), "nothing leaks")
-}
-
-// Capture, compress, decompress, continue: files on disk give what the method gives in memory.
-func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
-	m := realModel(t)
-	const length, next = 256, 32
-	o := Options{Context: length, Next: next}
-	in := evalInput(t, m, 4, o)
-	be, err := cpu.Open(cpu.Options{})
-	require.NoError(t, err)
-	defer be.Close()
-	c, kv, err := prefill(context.Background(), m, in.Tokens[:length])
-	require.NoError(t, err)
-	ref := newReference(m.Vocab, in.Tokens[length:])
-	_, err = m.Forward(in.Tokens[length:], kv, length,
-		model.ForwardOptions{Logits: model.LogitsAll, OnLogits: ref.add})
-	require.NoError(t, err)
-	const config = "k=lm4+len+s8 v=lm3+len+s8 sinks=4"
-	// The method writes its capture in f16.
-	path := filepath.Join(t.TempDir(), "cap.safetensors")
-	require.NoError(t, m.WriteCapture(path, in.Tokens[:length], model.CaptureOptions{}))
-	f, err := os.Open(path)
-	require.NoError(t, err)
-	defer f.Close()
-	st, err := f.Stat()
-	require.NoError(t, err)
-	src, err := capture.New(path, f, st.Size(), capture.Limits{})
-	require.NoError(t, err)
-	cfg, err := offline.ParseConfig(config)
-	require.NoError(t, err)
-	var file bytes.Buffer
-	_, err = offline.Compress(context.Background(), src, &file, be, cfg, nil, nil)
-	require.NoError(t, err)
-	r, err := container.Open("x.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
-		container.Limits{})
-	require.NoError(t, err)
-	fromFiles := continued(t, m, ref, in.Tokens[length:], length, restored(t, m.Geometry(), r))
-	method, err := NewKvist(config)
-	require.NoError(t, err)
-	inMemory, bytesInMemory, err := compressed(context.Background(), m, c, method)
-	require.NoError(t, err)
-	fromMemory := continued(t, m, ref, in.Tokens[length:], length, inMemory)
-	require.Positive(t, fromFiles.KL)
-	require.InDelta(t, fromMemory.KL, fromFiles.KL, 1e-9)
-	// The capture on disk has tokens and surprisal as well, which the file keeps exactly.
-	require.LessOrEqual(t, bytesInMemory, r.Size())
-	require.Less(t, r.Size()-bytesInMemory, int64(8*length+1024))
 }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -14,13 +15,13 @@ import (
 type collector struct {
 	geo    quant.Geometry
 	n      int // tokens there is room for
-	layers []Layer
+	layers []methods.Layer
 }
 
 func newCollector(g quant.Geometry, tokens int) *collector {
-	c := &collector{geo: g, n: tokens, layers: make([]Layer, g.Layers)}
+	c := &collector{geo: g, n: tokens, layers: make([]methods.Layer, g.Layers)}
 	for l := range c.layers {
-		c.layers[l] = Layer{
+		c.layers[l] = methods.Layer{
 			K: make([]float32, g.KVHeads*tokens*g.HeadDim),
 			V: make([]float32, g.KVHeads*tokens*g.HeadDimV),
 			Q: make([]float32, g.Heads*tokens*g.HeadDim),
@@ -51,15 +52,15 @@ func (c *collector) scatter(dst, src []float32, pos, n, heads, dim int) {
 }
 
 // context returns the tokens [0, n) as a method sees them. Of all tokens it shares memory.
-func (c *collector) context(tokens []int32, n int) *Context {
-	ctx := &Context{Geometry: c.geo, Tokens: tokens[:n:n], Layers: c.layers}
+func (c *collector) context(tokens []int32, n int) *methods.Context {
+	ctx := &methods.Context{Geometry: c.geo, Tokens: tokens[:n:n], Layers: c.layers}
 	if n == c.n {
 		return ctx
 	}
 	g := c.geo
-	ctx.Layers = make([]Layer, len(c.layers))
+	ctx.Layers = make([]methods.Layer, len(c.layers))
 	for l, x := range c.layers {
-		ctx.Layers[l] = Layer{K: c.cut(x.K, g.KVHeads, g.HeadDim, 0, n),
+		ctx.Layers[l] = methods.Layer{K: c.cut(x.K, g.KVHeads, g.HeadDim, 0, n),
 			V: c.cut(x.V, g.KVHeads, g.HeadDimV, 0, n), Q: c.cut(x.Q, g.Heads, g.HeadDim, 0, n)}
 	}
 	return ctx
@@ -81,7 +82,7 @@ func values(g quant.Geometry, n int) int64 {
 
 // compressChecked calls a method and checks what every use of the result relies on; the lengths
 // of rows are checked by fill.
-func compressChecked(ctx context.Context, method Method, c *Context) (*Cache, error) {
+func compressChecked(ctx context.Context, method methods.Method, c *methods.Context) (*methods.Cache, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -100,7 +101,7 @@ func compressChecked(ctx context.Context, method Method, c *Context) (*Cache, er
 }
 
 // fill appends what a method left of n tokens to every layer of an empty cache.
-func fill(kv *model.ExactKV, c *Cache, n int) error {
+func fill(kv *model.ExactKV, c *methods.Cache, n int) error {
 	for l, x := range c.Layers {
 		rows := model.ContextRows{K: x.K, V: x.V, Bias: x.Bias, Keep: x.Keep}
 		if err := kv.AppendRows(l, n, rows); err != nil {

@@ -5,6 +5,7 @@ package quality
 import (
 	"context"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/model"
 )
 
@@ -31,10 +32,10 @@ import (
 // at the last chunk: the method's and 2 a value for the window.
 
 // decoded measures one method with errors feeding back.
-func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
-	g, n := t.m.Geometry(), len(t.in.Tokens)
+func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error) {
+	g, n := r.m.Geometry(), len(r.tokens)
 	c := newCollector(g, n)
-	s := scorer{ref: t.ref}
+	s := scorer{ref: r.ref}
 	var kv *model.ExactKV
 	var dropped [][]bool
 	var bytes int64
@@ -44,30 +45,30 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 			return Score{}, err
 		}
 		var err error
-		if old := p - t.o.Window; old > 0 {
-			var left *Cache
-			if left, err = compressChecked(ctx, method, c.context(t.in.Tokens, old)); err != nil {
+		if old := p - r.o.Window; old > 0 {
+			var left *methods.Cache
+			if left, err = compressChecked(ctx, method, c.context(r.tokens, old)); err != nil {
 				return Score{}, err
 			}
 			dropped = keepDropped(left, dropped, g.KVHeads, old)
-			bytes, held = left.Bytes+2*values(g, t.o.Window), p
-			kv, err = t.rebuilt(left, c, old, p)
+			bytes, held = left.Bytes+2*values(g, r.o.Window), p
+			kv, err = r.rebuilt(left, c, old, p)
 		} else if kv == nil {
-			kv, err = t.m.NewKV(model.KVOptions{})
+			kv, err = r.m.NewKV(model.KVOptions{})
 		}
 		if err != nil {
 			return Score{}, err
 		}
-		end := min(p+t.o.Chunk, n)
-		if p < t.o.Context { // the measured tokens start a chunk of their own
-			end = min(end, t.o.Context)
+		end := min(p+r.o.Chunk, n)
+		if p < r.o.Context { // the measured tokens start a chunk of their own
+			end = min(end, r.o.Context)
 		}
 		fo := model.ForwardOptions{Logits: model.LogitsNone, Observer: c.observe}
-		if first := p - t.o.Context; first >= 0 {
+		if first := p - r.o.Context; first >= 0 {
 			fo.Logits = model.LogitsAll
 			fo.OnLogits = func(i int, logits []float32) error { return s.add(first+i, logits) }
 		}
-		if _, err := t.m.Forward(t.in.Tokens[p:end], kv, p, fo); err != nil {
+		if _, err := r.m.Forward(r.tokens[p:end], kv, p, fo); err != nil {
 			return Score{}, err
 		}
 		p = end
@@ -76,12 +77,12 @@ func (t *textRun) decoded(ctx context.Context, method Method) (Score, error) {
 	if held == 0 { // nothing was ever older than the window
 		bytes, held = 2*values(g, n), n
 	}
-	return t.sized(score, bytes, held), err
+	return r.sized(score, bytes, held), err
 }
 
 // rebuilt returns a cache with the method's rows of [0, old) and exact ones of [old, p).
-func (t *textRun) rebuilt(left *Cache, c *collector, old, p int) (*model.ExactKV, error) {
-	kv, err := t.m.NewKV(model.KVOptions{})
+func (r *Run) rebuilt(left *methods.Cache, c *collector, old, p int) (*model.ExactKV, error) {
+	kv, err := r.m.NewKV(model.KVOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -102,7 +103,7 @@ func (t *textRun) rebuilt(left *Cache, c *collector, old, p int) (*model.ExactKV
 // keepDropped drops from c, which has n tokens, the rows that were dropped before, and returns
 // all that are dropped now, [layers][kv_heads * n]. A row with a positive bias stands for others
 // and stays.
-func keepDropped(c *Cache, before [][]bool, kvHeads, n int) [][]bool {
+func keepDropped(c *methods.Cache, before [][]bool, kvHeads, n int) [][]bool {
 	now := make([][]bool, len(c.Layers))
 	for l := range c.Layers {
 		x := &c.Layers[l]

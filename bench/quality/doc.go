@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package quality measures what compressing a KV cache does to a running language model, and
-// compares methods at equal bytes: published ones, plain formats, and kvist.
+// compares the methods of package methods at equal bytes.
 //
 // # Concepts
 //
-// A Method turns a Context (K, V and the queries of every layer) into a Cache: what is left of
-// it, and all bytes that took. The harness continues the model on that cache and compares it with
-// the continuation on the exact one:
+// A method turns a context into a cache. The model continues on that cache, and the continuation
+// is compared with the one on the exact cache:
 //
 //   - Evaluate: a context (1,024 tokens) goes through the model once. Each method compresses it,
 //     and the next tokens (256) are run teacher-forced over what is left, with exact float32 rows
@@ -19,6 +18,9 @@
 //   - Retrieval: facts in a context, asked for after compression. The context is compressed
 //     without knowing the questions, and every method is asked the same ones of the same
 //     contexts.
+//
+// A Run is one text of Evaluate: its context and exact continuation, for other caches to be
+// compared with.
 //
 // BlockStore runs the model on packed blocks of a .kvist file through a backend: the serving
 // path, to be held against the decompressed one.

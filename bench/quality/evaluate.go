@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"runtime"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
-	"github.com/kvist-project/kvist/quant"
 )
 
 // Options say how methods are measured. The zero value is the standard measurement.
@@ -25,6 +25,8 @@ type Options struct {
 	// Chunk is the tokens that go through the model between two compressions while decoding.
 	// Default 128.
 	Chunk int
+	// Surprisal computes the tokens' surprisal, which only settings that use it need.
+	Surprisal bool
 	// Progress, if set, is told what was done, of how much. The unit is a continuation.
 	Progress func(stage string, done, total int64)
 }
@@ -67,158 +69,54 @@ type TextResult struct {
 // every method compresses it and the continuation is run over what is left.
 //
 // Errors: quant.ErrShape for a text that is too short; those of the model and of the methods.
-func EvaluateText(ctx context.Context, m *model.Model, in Input, methods []Method,
+func EvaluateText(ctx context.Context, m *model.Model, in Input, list []methods.Method,
 	o Options) (*TextResult, error) {
-	if err := o.defaults(); err != nil {
-		return nil, err
-	}
-	run := &textRun{m: m, in: in, o: o, total: int64(len(methods)) + 1}
-	if o.Decode {
-		run.total += int64(len(methods))
-	}
-	return run.do(ctx, methods)
-}
-
-// textRun is the measurement of one text.
-type textRun struct {
-	m           *model.Model
-	in          Input
-	o           Options
-	ref         *reference
-	done, total int64
-}
-
-func (t *textRun) say() {
-	t.done++
-	if t.o.Progress != nil {
-		t.o.Progress(t.in.Name, t.done, t.total)
-	}
-}
-
-func (t *textRun) do(ctx context.Context, methods []Method) (*TextResult, error) {
-	n := t.o.Context + t.o.Next
-	if len(t.in.Tokens) < n {
-		return nil, shapef("evaluate "+t.in.Name, "%d tokens, want %d of context and %d after",
-			len(t.in.Tokens), t.o.Context, t.o.Next)
-	}
-	t.in.Tokens = t.in.Tokens[:n:n]
-	res := &TextResult{Name: t.in.Name}
-	c, kv, err := prefill(ctx, t.m, t.in.Tokens[:t.o.Context])
+	r, err := NewRun(ctx, m, in, o)
 	if err != nil {
 		return nil, err
 	}
-	t.ref = newReference(t.m.Vocab, t.in.Tokens[t.o.Context:])
-	if err := t.next(kv, t.ref.add); err != nil {
+	r.Context.Memo = &offline.Memo{}
+	res := &TextResult{Name: in.Name}
+	if res.Exact, err = r.exact(); err != nil {
 		return nil, err
 	}
-	if res.Exact, err = t.exact(); err != nil {
-		return nil, err
+	done, total := int64(0), int64(len(list))+1
+	if o.Decode {
+		total += int64(len(list))
 	}
-	t.say()
-	for _, method := range methods {
-		s, err := t.prefilled(ctx, c, method)
+	say := func() {
+		done++
+		if o.Progress != nil {
+			o.Progress(in.Name, done, total)
+		}
+	}
+	say()
+	for _, method := range list {
+		s, err := r.Measure(ctx, method)
 		if err != nil {
-			return nil, methodErr("evaluate "+t.in.Name, method, err)
+			return nil, methodErr("evaluate "+in.Name, method, err)
 		}
 		res.Prefill = append(res.Prefill, s)
-		t.say()
+		say()
 	}
-	for _, method := range methods {
-		if !t.o.Decode {
+	for _, method := range list {
+		if !o.Decode {
 			break
 		}
-		s, err := t.decoded(ctx, method)
+		s, err := r.decoded(ctx, method)
 		if err != nil {
-			return nil, methodErr("decode "+t.in.Name, method, err)
+			return nil, methodErr("decode "+in.Name, method, err)
 		}
 		res.Decoding = append(res.Decoding, s)
-		t.say()
+		say()
 	}
 	return res, nil
-}
-
-// prefill runs a context through the model and returns it as methods see it, and its cache.
-func prefill(ctx context.Context, m *model.Model, tokens []int32) (*Context, *model.ExactKV,
-	error) {
-	if err := ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	kv, err := m.NewKV(model.KVOptions{})
-	if err != nil {
-		return nil, nil, err
-	}
-	c := newCollector(m.Geometry(), len(tokens))
-	fo := model.ForwardOptions{Logits: model.LogitsNone, Observer: c.observe}
-	if _, err := m.Forward(tokens, kv, 0, fo); err != nil {
-		return nil, nil, err
-	}
-	all := c.context(tokens, len(tokens))
-	all.Memo = &offline.Memo{}
-	return all, kv, nil
-}
-
-// next runs the continuation over a cache that holds the context.
-func (t *textRun) next(kv model.KVStore, on func(int, []float32) error) error {
-	tokens := t.in.Tokens[t.o.Context:]
-	_, err := t.m.Forward(tokens, kv, t.o.Context,
-		model.ForwardOptions{Logits: model.LogitsAll, OnLogits: on})
-	return err
-}
-
-// exact scores the reference against itself.
-func (t *textRun) exact() (Score, error) {
-	s := scorer{ref: t.ref}
-	for i := range t.ref.lse {
-		if err := s.add(i, t.ref.logits[i*t.ref.vocab:(i+1)*t.ref.vocab]); err != nil {
-			return Score{}, err
-		}
-	}
-	score, err := s.score()
-	return t.sized(score, 4*values(t.m.Geometry(), t.o.Context), t.o.Context), err
-}
-
-// sized adds the bytes of a cache of n tokens to a score.
-func (t *textRun) sized(s Score, bytes int64, n int) Score {
-	s.Bytes = bytes
-	s.BitsPerValue = quant.BitsPerValue(bytes, values(t.m.Geometry(), n))
-	return s
-}
-
-// prefilled measures one method with the whole context compressed at once.
-func (t *textRun) prefilled(ctx context.Context, c *Context, method Method) (Score, error) {
-	kv, bytes, err := compressed(ctx, t.m, c, method)
-	if err != nil {
-		return Score{}, err
-	}
-	s := scorer{ref: t.ref}
-	if err := t.next(kv, s.add); err != nil {
-		return Score{}, err
-	}
-	score, err := s.score()
-	return t.sized(score, bytes, t.o.Context), err
-}
-
-// compressed returns a cache with what a method left of a context, and the bytes it took.
-func compressed(ctx context.Context, m *model.Model, c *Context, method Method) (*model.ExactKV,
-	int64, error) {
-	left, err := compressChecked(ctx, method, c)
-	if err != nil {
-		return nil, 0, err
-	}
-	kv, err := m.NewKV(model.KVOptions{})
-	if err != nil {
-		return nil, 0, err
-	}
-	if err := fill(kv, left, len(c.Tokens)); err != nil {
-		return nil, 0, err
-	}
-	return kv, left.Bytes, nil
 }
 
 // Evaluate measures every method on every text, one text after the other.
 //
 // Errors: those of EvaluateText; quant.ErrShape without texts.
-func Evaluate(ctx context.Context, m *model.Model, texts []Input, methods []Method,
+func Evaluate(ctx context.Context, m *model.Model, texts []Input, list []methods.Method,
 	o Options) (*Results, error) {
 	if len(texts) == 0 {
 		return nil, shapef("evaluate", "no texts")
@@ -226,10 +124,10 @@ func Evaluate(ctx context.Context, m *model.Model, texts []Input, methods []Meth
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
-	res := newResults(m, methods, o)
-	per := int64(len(methods)) + 1
+	res := newResults(m, list, o)
+	per := int64(len(list)) + 1
 	if o.Decode {
-		per += int64(len(methods))
+		per += int64(len(list))
 	}
 	say := o.Progress
 	for i, in := range texts {
@@ -238,7 +136,7 @@ func Evaluate(ctx context.Context, m *model.Model, texts []Input, methods []Meth
 				say("texts", int64(i)*per+done, int64(len(texts))*per)
 			}
 		}
-		t, err := EvaluateText(ctx, m, in, methods, o)
+		t, err := EvaluateText(ctx, m, in, list, o)
 		if err != nil {
 			return nil, err
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
@@ -55,23 +56,31 @@ func evalInput(t testing.TB, m *model.Model, i int, o Options) Input {
 	return in
 }
 
+// named returns a method by its name.
+func named(t testing.TB, name string) methods.Method {
+	t.Helper()
+	m, err := methods.ByName(name)
+	require.NoError(t, err)
+	return m
+}
+
 // fake is a method made of a function.
 type fake struct {
 	name string
-	f    func(c *Context) *Cache
+	f    func(c *methods.Context) *methods.Cache
 }
 
 func (f fake) Name() string   { return f.name }
 func (f fake) Source() string { return "of the tests" }
-func (f fake) Compress(_ context.Context, c *Context) (*Cache, error) {
+func (f fake) Compress(_ context.Context, c *methods.Context) (*methods.Cache, error) {
 	return f.f(c), nil
 }
 
 // identity keeps everything as it is.
-func identity(c *Context) *Cache {
-	out := &Cache{Bytes: 4 * values(c.Geometry, len(c.Tokens))}
+func identity(c *methods.Context) *methods.Cache {
+	out := &methods.Cache{Bytes: 4 * values(c.Geometry, len(c.Tokens))}
 	for _, l := range c.Layers {
-		out.Layers = append(out.Layers, CacheLayer{K: l.K, V: l.V})
+		out.Layers = append(out.Layers, methods.CacheLayer{K: l.K, V: l.V})
 	}
 	return out
 }
@@ -166,17 +175,17 @@ func TestCollector_OrdersByHead(t *testing.T) {
 }
 
 func TestKeepDropped_StaysDropped(t *testing.T) {
-	layer := func(keep ...bool) *Cache { return &Cache{Layers: []CacheLayer{{Keep: keep}}} }
+	layer := func(keep ...bool) *methods.Cache { return &methods.Cache{Layers: []methods.CacheLayer{{Keep: keep}}} }
 	first := layer(true, false, true, true) // 2 heads, 2 tokens
 	d := keepDropped(first, nil, 2, 2)
 	require.Equal(t, []bool{false, true, false, false}, d[0])
 	// Three tokens now, everything is kept; token 1 of head 0 comes back by itself.
-	next := &Cache{Layers: []CacheLayer{{}}}
+	next := &methods.Cache{Layers: []methods.CacheLayer{{}}}
 	d2 := keepDropped(next, d, 2, 3)
 	require.Equal(t, []bool{true, false, true, true, true, true}, next.Layers[0].Keep)
 	require.Equal(t, []bool{false, true, false, false, false, false}, d2[0])
 	// As a merged row it may.
-	merged := &Cache{Layers: []CacheLayer{{Bias: []float32{0, 1, 0, 0, 0, 0}}}}
+	merged := &methods.Cache{Layers: []methods.CacheLayer{{Bias: []float32{0, 1, 0, 0, 0, 0}}}}
 	keepDropped(merged, d, 2, 3)
 	require.Equal(t, []bool{true, true, true, true, true, true}, merged.Layers[0].Keep)
 }
@@ -197,7 +206,7 @@ func TestEvaluateText_ShortOrWrong(t *testing.T) {
 func TestEvaluate_ExactMethodIsExact(t *testing.T) {
 	m := realModel(t)
 	o := Options{Context: 160, Next: 40, Decode: true, Window: 32, Chunk: 48}
-	half := fake{"half", func(c *Context) *Cache {
+	half := fake{"half", func(c *methods.Context) *methods.Cache {
 		out := identity(c)
 		for l := range out.Layers {
 			n := len(c.Tokens)
@@ -209,7 +218,7 @@ func TestEvaluate_ExactMethodIsExact(t *testing.T) {
 		out.Bytes /= 2
 		return out
 	}}
-	zero := fake{"zero", func(c *Context) *Cache {
+	zero := fake{"zero", func(c *methods.Context) *methods.Cache {
 		out := identity(c)
 		for l := range out.Layers {
 			out.Layers[l].V = make([]float32, len(out.Layers[l].V))
@@ -217,7 +226,7 @@ func TestEvaluate_ExactMethodIsExact(t *testing.T) {
 		return out
 	}}
 	res, err := Evaluate(context.Background(), m, []Input{evalInput(t, m, 3, o)},
-		[]Method{fake{"identity", identity}, half, zero}, o)
+		[]methods.Method{fake{"identity", identity}, half, zero}, o)
 	require.NoError(t, err)
 	id, h, z := res.Methods[0], res.Methods[1], res.Methods[2]
 	// The same rows through AppendRows instead of Append: the same blocks, the same numbers.
@@ -238,18 +247,18 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 	m := realModel(t)
 	o := Options{Context: 8, Next: 4}
 	in := evalInput(t, m, 0, o)
-	for name, c := range map[string]*Cache{
-		"nil": nil, "no layers": {}, "few values": {Layers: make([]CacheLayer, m.Layers)},
+	for name, c := range map[string]*methods.Cache{
+		"nil": nil, "no layers": {}, "few values": {Layers: make([]methods.CacheLayer, m.Layers)},
 	} {
 		_, err := EvaluateText(context.Background(), m, in,
-			[]Method{fake{name, func(*Context) *Cache { return c }}}, o)
+			[]methods.Method{fake{name, func(*methods.Context) *methods.Cache { return c }}}, o)
 		require.ErrorIs(t, err, quant.ErrShape, name)
 		require.ErrorContains(t, err, name, "the method is named")
 		decode := Options{Context: 8, Next: 4, Decode: true, Window: 2, Chunk: 4}
 		whole := identity
 		calls := 0
 		_, err = EvaluateText(context.Background(), m, in,
-			[]Method{fake{name, func(x *Context) *Cache {
+			[]methods.Method{fake{name, func(x *methods.Context) *methods.Cache {
 				if calls++; calls < 3 {
 					return whole(x)
 				}
@@ -257,12 +266,12 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 			}}}, decode)
 		require.ErrorIs(t, err, quant.ErrShape, name)
 	}
-	nan := fake{"nan", func(c *Context) *Cache {
+	nan := fake{"nan", func(c *methods.Context) *methods.Cache {
 		out := identity(c)
 		out.Layers[0].V = append([]float32{float32(math.NaN())}, out.Layers[0].V[1:]...)
 		return out
 	}}
-	_, err := EvaluateText(context.Background(), m, in, []Method{nan}, o)
+	_, err := EvaluateText(context.Background(), m, in, []methods.Method{nan}, o)
 	require.ErrorIs(t, err, quant.ErrRange)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
@@ -274,15 +283,10 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 // something else.
 func TestEvaluate_KnownFormats(t *testing.T) {
 	m := realModel(t)
-	byName := func(name string) Method {
-		method, err := ByName(name)
-		require.NoError(t, err)
-		return method
-	}
-	methods := []Method{byName("f16"), byName("ggml-q8_0"), byName("tqmse4"), byName("tqmse2")}
+	list := []methods.Method{named(t, "f16"), named(t, "ggml-q8_0"), named(t, "tqmse4"), named(t, "tqmse2")}
 	o := Options{}
 	res, err := Evaluate(context.Background(), m,
-		[]Input{evalInput(t, m, 2, o), evalInput(t, m, 6, o)}, methods, o)
+		[]Input{evalInput(t, m, 2, o), evalInput(t, m, 6, o)}, list, o)
 	require.NoError(t, err)
 	for i, want := range []struct{ bits, low, high float64 }{
 		{16, 0, 1e-5}, {8.5, 0, 2e-4}, {4.25, 0.002, 0.02}, {2.25, 0.05, 0.6},
@@ -303,111 +307,4 @@ func TestEvaluate_KnownFormats(t *testing.T) {
 	require.Contains(t, page.String(), "| tqmse4 | 4.2")
 	_, err = json.Marshal(res)
 	require.NoError(t, err, "no number is NaN")
-}
-
-func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
-	m := realModel(t)
-	var bodies []string
-	for _, x := range texts.WithRole(texts.RoleEval) {
-		bodies = append(bodies, x.Body)
-	}
-	q, err := NewRetrieval(m.Tokenizer(), bodies, 24, 1024, 1)
-	require.NoError(t, err)
-	require.Equal(t, 24, q.Asked())
-	amnesia := fake{"amnesia", func(c *Context) *Cache {
-		out := identity(c)
-		for l := range out.Layers {
-			n := len(c.Tokens)
-			out.Layers[l].Keep = make([]bool, c.Geometry.KVHeads*n)
-			for i := range out.Layers[l].Keep {
-				out.Layers[l].Keep[i] = i%n < 4
-			}
-		}
-		return out
-	}}
-	a, err := q.Ask(context.Background(), m, []Method{amnesia}, nil)
-	require.NoError(t, err)
-	found, asked := a[0].Count(q, "")
-	require.Equal(t, 24, asked)
-	require.GreaterOrEqual(t, found, 22, "the exact cache")
-	found, _ = a[1].Count(q, "")
-	require.LessOrEqual(t, found, 3, "without the context answers are guesses")
-	r := Results{Methods: []MethodResult{{Name: "amnesia"}}}
-	require.NoError(t, r.AddRetrieval(q, a))
-	require.Less(t, r.Methods[0].Retrieval.AgainstExact.High, -0.5)
-	require.ErrorIs(t, r.AddRetrieval(q, a[:1]), quant.ErrShape)
-}
-
-// One pass over many questions is many passes over one, but for the positions: the first question
-// is exactly where it would be alone.
-func TestFan_ContinuationsDoNotSeeEachOther(t *testing.T) {
-	m := realModel(t)
-	in := evalInput(t, m, 0, Options{Context: 100, Next: 30})
-	_, kv, err := prefill(context.Background(), m, in.Tokens[:100])
-	require.NoError(t, err)
-	a, b := in.Tokens[100:110], in.Tokens[110:130]
-	alone, err := m.Forward(a, kv.Clone(), 100, model.ForwardOptions{})
-	require.NoError(t, err)
-	// The second one alone, at the positions it has in the pass.
-	late := fan{geo: m.Geometry(), base: 100, parts: []fanPart{{kv.Clone(), 10, 30}}}
-	lateAlone, err := m.Forward(b, &late, 110, model.ForwardOptions{})
-	require.NoError(t, err)
-	both := fan{geo: m.Geometry(), base: 100, parts: []fanPart{{kv.Clone(), 0, 10}, {kv.Clone(),
-		10, 30}}}
-	got := map[int][]float32{}
-	_, err = m.Forward(in.Tokens[100:130], &both, 100,
-		model.ForwardOptions{Logits: model.LogitsAll, Chunk: 7,
-			OnLogits: func(i int, x []float32) error {
-				got[i] = append([]float32{}, x...)
-				return nil
-			}})
-	require.NoError(t, err)
-	for i, want := range map[int][]float32{9: alone, 29: lateAlone} {
-		for j := range want {
-			require.InDelta(t, want[j], got[i][j], 2e-3)
-		}
-	}
-}
-
-func TestNewRetrieval_QuestionsFitTheirContexts(t *testing.T) {
-	m := realModel(t)
-	tok := m.Tokenizer()
-	body := texts.All()[0].Body
-	q, err := NewRetrieval(tok, []string{body}, 20, 700, 7)
-	require.NoError(t, err)
-	again, err := NewRetrieval(tok, []string{body}, 20, 700, 7)
-	require.NoError(t, err)
-	require.Equal(t, q, again, "the same seed gives the same questions")
-	other, err := NewRetrieval(tok, []string{body}, 20, 700, 8)
-	require.NoError(t, err)
-	require.NotEqual(t, q.Contexts[0].Questions, other.Contexts[0].Questions)
-	require.GreaterOrEqual(t, q.Asked(), 20)
-	kinds := map[string]int{}
-	for _, c := range q.Contexts {
-		require.LessOrEqual(t, len(c.Tokens), 700)
-		require.Greater(t, len(c.Tokens), 500)
-		text, err := tok.Decode(c.Tokens)
-		require.NoError(t, err)
-		for _, x := range c.Questions {
-			kinds[x.Kind]++
-			about := x.Prompt[strings.LastIndex(x.Prompt, "\n")+1:]
-			require.Equal(t, 1, strings.Count(string(text), about+x.Answer), "%q is there once",
-				about)
-			require.Equal(t, 1, strings.Count(string(text), about), "and has one answer")
-			asked, err := tok.Decode(append(append([]int32{}, x.PromptTokens...),
-				x.AnswerTokens...))
-			require.NoError(t, err)
-			require.Equal(t, x.Prompt+x.Answer, string(asked))
-			at := float64(strings.Index(string(text), about)) / float64(len(text))
-			require.InDelta(t, at, x.Depth, 0.1)
-		}
-	}
-	require.Len(t, kinds, 2)
-	for _, bad := range []struct {
-		texts          []string
-		questions, tok int
-	}{{nil, 1, 700}, {[]string{body}, 0, 700}, {[]string{body}, 1, 100}, {[]string{""}, 1, 700}} {
-		_, err := NewRetrieval(tok, bad.texts, bad.questions, bad.tok, 1)
-		require.ErrorIs(t, err, quant.ErrShape)
-	}
 }

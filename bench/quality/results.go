@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -89,15 +90,15 @@ type KindAnswers struct {
 	Asked int    `json:"asked"`
 }
 
-func newResults(m *model.Model, methods []Method, o Options) *Results {
+func newResults(m *model.Model, list []methods.Method, o Options) *Results {
 	r := &Results{Format: ResultsFormat, Model: m.Name, Context: o.Context, Next: o.Next,
-		Methods: make([]MethodResult, len(methods)), Pairs: []Pair{}}
+		Methods: make([]MethodResult, len(list)), Pairs: []Pair{}}
 	if o.Decode {
 		r.Window, r.Chunk = o.Window, o.Chunk
 	}
-	for i, method := range methods {
+	for i, method := range list {
 		r.Methods[i] = MethodResult{Name: method.Name(), Source: method.Source(),
-			Family: Family(method.Name())}
+			Family: family(method.Name())}
 		if o.Decode {
 			r.Methods[i].Decoding = &DecodingResult{}
 		}
@@ -132,7 +133,7 @@ func ReadResults(rd io.Reader) (*Results, error) {
 	}
 	for i := range r.Methods {
 		m := &r.Methods[i]
-		m.Family = Family(m.Name)
+		m.Family = family(m.Name)
 		if len(m.Texts) != len(r.Exact.Texts) ||
 			(m.Retrieval == nil) != (r.Exact.Retrieval == nil) ||
 			(m.Decoding == nil) != (r.Methods[0].Decoding == nil) {
@@ -185,11 +186,11 @@ func (r *Results) Merge(o *Results) error {
 	return nil
 }
 
-// Family returns what the names of a method's settings have in common: "kivi" of "kivi4", "ggml"
+// family returns what the names of a method's settings have in common: "kivi" of "kivi4", "ggml"
 // of "ggml-q8_0", "snapkv" of "snapkv:25%", "tqmse sinks=4" of "tqmse3:sinks=4", "uniform" of
 // "lm3+len". Arguments that choose a size (bits, codings) are settings, other ones make a family
 // of their own.
-func Family(name string) string {
+func family(name string) string {
 	base, rest, _ := strings.Cut(name, ":")
 	base, _, _ = strings.Cut(base, "+")
 	family := strings.TrimRight(base, "0123456789.")

@@ -6,11 +6,10 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"math/rand/v2"
-	"strconv"
-	"strings"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -45,268 +44,6 @@ func (r *Retrieval) Asked() int {
 	return n
 }
 
-// factsPerContext is how many facts one context holds: one prefill and one compression serve as
-// many questions.
-const factsPerContext = 8
-
-// listLines is how many lines the list of a "list" context has. With 10 and more the exact cache of
-// SmolLM2-135M answers six of seven only.
-const listLines = 8
-
-// NewRetrieval builds at least questions questions over contexts of at most tokens tokens made
-// from the texts. Two contexts of three hold sentences at evenly spread depths ("The secret code
-// of the red fox is 482193."), every third a list of keys and values ("apple: 482193") that stands
-// somewhere in the first three quarters of the text. Facts, answers and places come from the seed.
-//
-// Errors: quant.ErrShape for no texts or too few tokens; those of the tokenizer.
-func NewRetrieval(tok *model.Tokenizer, texts []string, questions, tokens int,
-	seed uint64) (*Retrieval, error) {
-	const op = "build retrieval"
-	if len(texts) == 0 || questions < 1 || tokens < 256 {
-		return nil, shapef(op, "%d texts, %d questions, %d tokens, want 1, 1 and 256 or more",
-			len(texts), questions, tokens)
-	}
-	r := &Retrieval{}
-	for i := range (questions + factsPerContext - 1) / factsPerContext {
-		b := builder{tok: tok, rng: rand.New(rand.NewPCG(seed, uint64(i))), tokens: tokens}
-		// Texts are used again from another sentence on.
-		sentences := splitSentences(texts[i%len(texts)])
-		if len(sentences) == 0 {
-			return nil, shapef(op, "text %d has no sentences", i%len(texts))
-		}
-		start := i / len(texts) * 7 % len(sentences)
-		b.sentences = append(append([]string{}, sentences[start:]...), sentences[:start]...)
-		var c RetrievalContext
-		var err error
-		if i%3 == 2 {
-			c, err = b.list()
-		} else {
-			c, err = b.facts()
-		}
-		if err != nil {
-			return nil, fmt.Errorf("kvist/quality: %s: context %d: %w", op, i, err)
-		}
-		r.Contexts = append(r.Contexts, c)
-	}
-	return r, nil
-}
-
-// splitSentences cuts a text after full stops that a space follows. Line breaks become spaces.
-func splitSentences(text string) []string {
-	var out []string
-	text = strings.Join(strings.Fields(text), " ")
-	for text != "" {
-		i := strings.Index(text, ". ")
-		if i < 0 {
-			return append(out, text)
-		}
-		out = append(out, text[:i+1])
-		text = text[i+2:]
-	}
-	return out
-}
-
-// fact is a sentence that begins with about and ends with one of the answers, or with a number of
-// so many digits.
-type fact struct {
-	about   string
-	answers []string
-	digits  int
-}
-
-// The facts are worded differently, each of them, because small models mix up facts that differ
-// in a name only: of "The secret code of the red fox is" and seven more such sentences the exact
-// cache of SmolLM2-135M finds half, of these all. Numbers are long, because one wrong digit is a
-// wrong answer: with two to four digits a cache at 2 bits a value finds half of the facts, with
-// these less, and the exact cache as many (measured on the calibration texts).
-var (
-	facts = []fact{
-		{about: "The secret code of the red fox is", digits: 6},
-		{about: "The telephone number of Doctor Miller is", digits: 7},
-		{about: "The captain of the ship was called", answers: people},
-		{about: "The password for the library is", answers: passwords},
-		{about: "The train to the mountains leaves from platform", digits: 2},
-		{about: "The number of stones in the castle wall is", digits: 5},
-		{about: "The favourite food of the giant turtle is", answers: foods},
-		{about: "The old professor was born in the city of", answers: cities},
-		{about: "The name of the black cat is", answers: people},
-		{about: "The meeting of the committee takes place in room", digits: 4},
-		{about: "The winner of the chess tournament came from", answers: cities},
-		{about: "The combination of the safe in the cellar is", digits: 6},
-	}
-	people = []string{"Anna", "Peter", "Maria", "Thomas", "Julia", "Robert", "Sarah", "Daniel",
-		"Laura", "Martin"}
-	cities = []string{"Paris", "London", "Tokyo", "Berlin", "Madrid", "Rome", "Vienna", "Cairo",
-		"Dublin", "Oslo"}
-	passwords = []string{"kestrel", "lantern", "pumpkin", "cobalt", "walnut", "thunder", "velvet",
-		"harbor", "crystal", "meadow"}
-	foods = []string{"honey", "rice", "cheese", "corn", "apples", "fish", "bread", "nuts",
-		"carrots", "berries"}
-	keys = []string{"apple", "river", "window", "garden", "piano", "bridge", "candle", "forest",
-		"island", "jacket", "kettle", "ladder", "mirror", "needle", "orange", "pencil", "rocket",
-		"saddle", "temple", "violin", "wagon", "yellow", "anchor", "basket"}
-)
-
-// builder makes one context.
-type builder struct {
-	tok       *model.Tokenizer
-	rng       *rand.Rand
-	sentences []string
-	tokens    int
-}
-
-// number returns a number of so many digits.
-func (b *builder) number(digits int) string {
-	low := 1
-	for range digits - 1 {
-		low *= 10
-	}
-	return strconv.Itoa(low + b.rng.IntN(9*low))
-}
-
-func (b *builder) answer(f fact) string {
-	if f.digits > 0 {
-		return " " + b.number(f.digits)
-	}
-	return " " + f.answers[b.rng.IntN(len(f.answers))]
-}
-
-// question completes a question: the answer's tokens are those that follow the prompt's when both
-// are encoded together.
-func (b *builder) question(q Question) (Question, error) {
-	prompt, err := b.tok.Encode(q.Prompt, false)
-	if err != nil {
-		return q, err
-	}
-	all, err := b.tok.Encode(q.Prompt+q.Answer, false)
-	if err != nil {
-		return q, err
-	}
-	if len(all) <= len(prompt) {
-		return q, shapef("question", "%q adds no token to %q", q.Answer, q.Prompt)
-	}
-	for i, t := range prompt {
-		if all[i] != t {
-			return q, shapef("question", "%q and %q share a token", q.Prompt, q.Answer)
-		}
-	}
-	q.PromptTokens, q.AnswerTokens = prompt, all[len(prompt):]
-	return q, nil
-}
-
-// fit returns as many sentences of the text as, with other tokens beside them, fit.
-func (b *builder) fit(other []string) ([]string, error) {
-	left := b.tokens
-	for _, s := range other {
-		t, err := b.tok.Encode(" "+s, false)
-		if err != nil {
-			return nil, err
-		}
-		left -= len(t)
-	}
-	var out []string
-	for i := 0; ; i++ {
-		s := b.sentences[i%len(b.sentences)] // a short text is told again
-		t, err := b.tok.Encode(" "+s, false)
-		if err != nil {
-			return nil, err
-		}
-		if left -= len(t); left < 0 {
-			break
-		}
-		out = append(out, s)
-	}
-	if len(out) == 0 {
-		return nil, shapef("retrieval context", "no sentence fits into %d tokens", b.tokens)
-	}
-	return out, nil
-}
-
-// facts spreads sentences over the text.
-func (b *builder) facts() (RetrievalContext, error) {
-	var said []string
-	var questions []Question
-	for _, i := range b.rng.Perm(len(facts))[:factsPerContext] {
-		f := facts[i]
-		answer := b.answer(f)
-		said = append(said, f.about+answer+".")
-		questions = append(questions, Question{Kind: "fact", Prompt: "\n\n" + f.about,
-			Answer: answer})
-	}
-	text, err := b.fit(said)
-	if err != nil {
-		return RetrievalContext{}, err
-	}
-	var parts []string
-	at := make([]int, len(said)) // index in parts
-	next := 0
-	for i, s := range text {
-		for next < len(said) && i >= len(text)*(2*next+1)/(2*len(said)) {
-			at[next] = len(parts)
-			parts = append(parts, said[next])
-			next++
-		}
-		parts = append(parts, s)
-	}
-	for ; next < len(said); next++ {
-		at[next] = len(parts)
-		parts = append(parts, said[next])
-	}
-	return b.context(parts, at, questions)
-}
-
-// list puts a list of keys and values into the text.
-func (b *builder) list() (RetrievalContext, error) {
-	order := b.rng.Perm(len(keys))
-	lines := []string{"\n\nThis is the list of codes."}
-	var questions []Question
-	for i := range listLines {
-		answer := " " + b.number(6)
-		lines = append(lines, "\n"+keys[order[i]]+":"+answer)
-		questions = append(questions, Question{Kind: "list",
-			Prompt: "\n\nThe list of codes.\n" + keys[order[i]] + ":",
-			Answer: answer})
-	}
-	lines = append(lines, "\n\n")
-	text, err := b.fit(lines)
-	if err != nil {
-		return RetrievalContext{}, err
-	}
-	cut := b.rng.IntN(len(text)*3/4 + 1)
-	var parts []string
-	parts = append(parts, text[:cut]...)
-	parts = append(parts, strings.Join(lines, ""))
-	parts = append(parts, text[cut:]...)
-	var asked []Question
-	var at []int
-	for _, i := range b.rng.Perm(listLines)[:factsPerContext] {
-		asked, at = append(asked, questions[i]), append(at, cut)
-	}
-	return b.context(parts, at, asked)
-}
-
-// context joins the parts and encodes it all. at says in which part the fact of a question is.
-func (b *builder) context(parts []string, at []int, questions []Question) (RetrievalContext,
-	error) {
-	var c RetrievalContext
-	var err error
-	if c.Tokens, err = b.tok.Encode(strings.Join(parts, " "), false); err != nil {
-		return c, err
-	}
-	for i, q := range questions {
-		if q, err = b.question(q); err != nil {
-			return c, err
-		}
-		var before []int32
-		if before, err = b.tok.Encode(strings.Join(parts[:at[i]], " "), false); err != nil {
-			return c, err
-		}
-		q.Depth = float64(len(before)) / float64(len(c.Tokens))
-		c.Questions = append(c.Questions, q)
-	}
-	return c, nil
-}
-
 // Answers is how one method did: per context and question.
 type Answers struct {
 	Method string `json:"method"`
@@ -337,31 +74,32 @@ func (a *Answers) Count(r *Retrieval, kind string) (found, asked int) {
 // method left of the contexts, in order. The methods never see a question.
 //
 // Errors: those of the model and of the methods.
-func (r *Retrieval) Ask(ctx context.Context, m *model.Model, methods []Method,
+func (r *Retrieval) Ask(ctx context.Context, m *model.Model, list []methods.Method,
 	progress func(stage string, done, total int64)) ([]Answers, error) {
-	out := make([]Answers, 1+len(methods))
+	out := make([]Answers, 1+len(list))
 	out[0].Method = "exact"
-	for i, method := range methods {
+	for i, method := range list {
 		out[i+1].Method = method.Name()
 	}
 	bytes, vals := make([]int64, len(out)), int64(0)
 	var done int64
 	for _, rc := range r.Contexts {
-		c, exact, err := prefill(ctx, m, rc.Tokens)
+		c, exact, err := Prefill(ctx, m, rc.Tokens, false)
 		if err != nil {
 			return nil, err
 		}
+		c.Memo = &offline.Memo{}
 		n := values(c.Geometry, len(rc.Tokens))
 		vals += n
 		for i := range out {
 			kv, size := exact, 4*n
 			if i > 0 {
-				if kv, size, err = compressed(ctx, m, c, methods[i-1]); err != nil {
-					return nil, methodErr("retrieval", methods[i-1], err)
+				if kv, size, err = Compressed(ctx, m, c, list[i-1]); err != nil {
+					return nil, methodErr("retrieval", list[i-1], err)
 				}
 			}
 			bytes[i] += size
-			if err := out[i].ask(m, kv, rc); err != nil {
+			if err := out[i].Ask(m, kv, rc); err != nil {
 				return nil, fmt.Errorf("kvist/quality: retrieval: method %s: %w", out[i].Method,
 					err)
 			}
@@ -377,10 +115,12 @@ func (r *Retrieval) Ask(ctx context.Context, m *model.Model, methods []Method,
 	return out, nil
 }
 
-// ask puts the questions of one context to a cache that holds it, in one pass: each question sees
-// the context and itself only, but stands behind those before it, so that its distance to the
-// context is up to some hundred tokens longer. One pass costs half of one for each.
-func (a *Answers) ask(m *model.Model, kv *model.ExactKV, rc RetrievalContext) error {
+// Ask puts the questions of one context to a cache that holds it, and adds what it answers. All go
+// through the model in one pass, which costs half of one for each: a question sees the context and
+// itself only, but stands behind those before it, up to some hundred tokens further from the context.
+//
+// Errors: quant.ErrRange for logits that are not finite; those of the model.
+func (a *Answers) Ask(m *model.Model, kv *model.ExactKV, rc RetrievalContext) error {
 	found, nats := make([]bool, len(rc.Questions)), make([]float64, len(rc.Questions))
 	f := fan{geo: m.Geometry(), base: len(rc.Tokens)}
 	var tokens []int32

@@ -81,7 +81,7 @@ func TestFamily_Names(t *testing.T) {
 		"lm3+len+s8:sinks=4":   "uniform sinks=4", "lm2": "uniform",
 		"uniform:k=lm3+len+s8,v=lm2+len+s8,sinks=4": "uniform sinks=4",
 	} {
-		require.Equal(t, want, Family(name), name)
+		require.Equal(t, want, family(name), name)
 	}
 }
 
@@ -97,7 +97,7 @@ func TestComparePairs_BestRivalAtTheSameBytes(t *testing.T) {
 	m := func(name string, bits, kl float64) MethodResult {
 		texts := []NamedScore{{"a", Score{KL: kl, BitsPerValue: bits}}, {"b", Score{KL: 2 * kl,
 			BitsPerValue: bits}}}
-		return MethodResult{Name: name, Family: Family(name), Texts: texts}
+		return MethodResult{Name: name, Family: family(name), Texts: texts}
 	}
 	r := Results{Methods: []MethodResult{m("kvist:3", 3, 0.01), m("kivi2", 3, 0.2), m("tqmse3",
 		3.25, 0.03),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
@@ -34,7 +35,7 @@ func BenchmarkSegmentWeights(b *testing.B) {
 			}
 		}
 	})
-	c, _, err := prefill(ctx, m, in.Tokens[:tokens])
+	c, _, err := Prefill(ctx, m, in.Tokens[:tokens], false)
 	require.NoError(b, err)
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(b, err)
@@ -60,7 +61,7 @@ type segmentHead struct {
 	first        int64
 }
 
-func segmentHeads(b *testing.B, c *Context, be backend.Backend, tokens, window int) []*segmentHead {
+func segmentHeads(b *testing.B, c *methods.Context, be backend.Backend, tokens, window int) []*segmentHead {
 	var heads []*segmentHead
 	g := c.Geometry
 	f32 := quant.Coding{Format: quant.F32}

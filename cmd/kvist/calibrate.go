@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/bench/tuning"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
@@ -187,7 +188,7 @@ func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Pr
 	if err != nil {
 		return nil, err
 	}
-	steps, err := quality.ArchiveSteps(ctx, m, inputs, p, f.bits, o)
+	steps, err := tuning.ArchiveSteps(ctx, m, inputs, p, f.bits, o)
 	if err != nil {
 		return nil, err
 	}

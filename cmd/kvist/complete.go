@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
-	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/auto"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/tune"
@@ -78,7 +78,7 @@ func codingWords() (names []string) {
 
 func methodWords() []string {
 	names := []string{standardMethods}
-	for _, m := range quality.Standard() {
+	for _, m := range methods.Standard() {
 		names = append(names, m.Name())
 	}
 	return names

@@ -14,6 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
@@ -132,10 +133,10 @@ func (f *evalFlags) check(args []string) error {
 }
 
 // chooseMethods reads --methods.
-func chooseMethods(names string) ([]quality.Method, error) {
-	var out []quality.Method
+func chooseMethods(names string) ([]methods.Method, error) {
+	var out []methods.Method
 	seen := map[string]bool{}
-	add := func(m quality.Method) {
+	add := func(m methods.Method) {
 		if !seen[m.Name()] {
 			seen[m.Name()] = true
 			out = append(out, m)
@@ -143,7 +144,7 @@ func chooseMethods(names string) ([]quality.Method, error) {
 	}
 	for name := range strings.FieldsSeq(names) {
 		if name != standardMethods && !strings.Contains(name, "*") {
-			m, err := quality.ByName(name)
+			m, err := methods.ByName(name)
 			if err != nil {
 				return nil, err
 			}
@@ -151,7 +152,7 @@ func chooseMethods(names string) ([]quality.Method, error) {
 			continue
 		}
 		n := 0
-		for _, m := range quality.Standard() {
+		for _, m := range methods.Standard() {
 			ok, err := path.Match(name, m.Name())
 			if err != nil {
 				return nil, fmt.Errorf("method %q: %w", name, err)
@@ -177,7 +178,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	}
 	if f.list {
 		p := &printer{w: a.stdout}
-		for _, m := range quality.Standard() {
+		for _, m := range methods.Standard() {
 			p.printf("%-44s %s\n", m.Name(), m.Source())
 		}
 		return p.err
@@ -202,11 +203,11 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		return a.evalOutput(ctx, res, f)
 	}
 	f.fill()
-	methods, err := chooseMethods(f.methods)
+	list, err := chooseMethods(f.methods)
 	if err != nil {
 		return &usageError{err: err}
 	}
-	if err := a.checkOutputs(evalInputs(args, methods), f.outputs()...); err != nil {
+	if err := a.checkOutputs(evalInputs(args, list), f.outputs()...); err != nil {
 		return err
 	}
 	m, err := f.model.open(args[0])
@@ -219,7 +220,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	}
 	say, clear := a.progress()
 	defer clear()
-	res, err := quality.Evaluate(ctx, m, inputs, methods, quality.Options{Context: f.context,
+	res, err := quality.Evaluate(ctx, m, inputs, list, quality.Options{Context: f.context,
 		Next: f.next, Decode: f.decode, Window: f.window, Chunk: f.chunk, Progress: say})
 	if err != nil {
 		return err
@@ -240,7 +241,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 		if err != nil {
 			return err
 		}
-		answers, err := q.Ask(ctx, m, methods, say)
+		answers, err := q.Ask(ctx, m, list, say)
 		if err != nil {
 			return err
 		}

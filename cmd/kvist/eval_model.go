@@ -13,7 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -128,10 +128,10 @@ func (f *evalFlags) outputs() []destination {
 }
 
 // evalInputs are the files that are read: the model, the texts, and the profiles of methods.
-func evalInputs(args []string, methods []quality.Method) []string {
+func evalInputs(args []string, list []methods.Method) []string {
 	all := append([]string{modelInput(args[0])}, args[1:]...)
-	for _, m := range methods {
-		if k, ok := m.(quality.Kvist); ok {
+	for _, m := range list {
+		if k, ok := m.(methods.Kvist); ok {
 			all = append(all, k.Path)
 		}
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/capture"
@@ -55,14 +56,14 @@ func TestChooseMethods_NamesAndPatterns(t *testing.T) {
 		return out
 	}
 	want := []string{"kivi2"} // named first, then once only
-	for _, m := range quality.Standard() {
+	for _, m := range methods.Standard() {
 		if n := m.Name(); strings.HasPrefix(n, "kivi") && n != "kivi2" {
 			want = append(want, n)
 		}
 	}
 	require.Greater(t, len(want), 1)
 	require.Equal(t, want, names("kivi2 kivi*"))
-	require.Len(t, names("standard f16"), len(quality.Standard()))
+	require.Len(t, names("standard f16"), len(methods.Standard()))
 	require.Equal(t, []string{"snapkv:25%", "fp8"}, names(" snapkv:25%  fp8 "))
 	require.NotEmpty(t, names(defaultMethods))
 	for _, bad := range []string{"", "nosuch", "nosuch*", "[*"} {

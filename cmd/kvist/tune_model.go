@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
+	"github.com/kvist-project/kvist/bench/tuning"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
@@ -20,7 +21,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-const sensitivitySetting = quality.SensitivitySetting
+const sensitivitySetting = tuning.SensitivitySetting
 
 // sensitivityParam is the exponent of the measured factors.
 func sensitivityParam() tune.Param {
@@ -41,11 +42,11 @@ const sensitivityTexts = 2
 // modelTuner measures in the model.
 type modelTuner struct {
 	m       *model.Model
-	o       quality.TuningOptions
-	tuning  *quality.Tuning
-	hold    *quality.Tuning // nil: none
+	o       tuning.Options
+	tuning  *tuning.Objective
+	hold    *tuning.Objective // nil: none
 	texts   map[string][]byte
-	holdMin *quality.Measured // the best settings on the holdout
+	holdMin *tuning.Measured // the best settings on the holdout
 	sens    *profile.Sensitivity
 	sensHow profile.Meta
 }
@@ -57,7 +58,7 @@ func (a *app) newModelTuner(ctx context.Context, f *tuneFlags, bits []float64, b
 	if err != nil {
 		return nil, err
 	}
-	t := &modelTuner{m: m, texts: map[string][]byte{}, o: quality.TuningOptions{Context: f.context,
+	t := &modelTuner{m: m, texts: map[string][]byte{}, o: tuning.Options{Context: f.context,
 		Next: f.next, Bits: bits, Penalty: f.penalty, Surprisal: true, Backend: be, Progress: say}}
 	bodies, err := a.tuneTexts(ctx, f.texts, texts.RoleCalib)
 	if err != nil {
@@ -111,7 +112,7 @@ func (a *app) tuneTexts(ctx context.Context, names []string, role string) ([]tex
 }
 
 func (t *modelTuner) make(ctx context.Context, bodies []texts.Text, needles int,
-	seed uint64) (*quality.Tuning, error) {
+	seed uint64) (*tuning.Objective, error) {
 	var inputs []quality.Input
 	var all []string
 	for _, b := range bodies {
@@ -129,7 +130,7 @@ func (t *modelTuner) make(ctx context.Context, bodies []texts.Text, needles int,
 			return nil, err
 		}
 	}
-	return quality.NewTuning(ctx, t.m, inputs, q, t.o)
+	return tuning.New(ctx, t.m, inputs, q, t.o)
 }
 
 // measure takes the sensitivities from the file beside the state, or measures them.
@@ -206,7 +207,7 @@ func (t *modelTuner) holdout(ctx context.Context, start, best profile.Params) (*
 	t.holdMin = after
 	h := &holdoutJSON{Bits: t.o.Bits, Texts: len(before.Texts), Before: ofMeasured(before),
 		After: ofMeasured(after)}
-	ratio, lost, err := quality.Compare(before, after)
+	ratio, lost, err := tuning.Compare(before, after)
 	h.Ratio, h.Lost = intervalJSON(ratio), intervalJSON(lost)
 	return h, err
 }
@@ -217,11 +218,11 @@ func (t *modelTuner) against(ctx context.Context, params profile.Params) (ratio,
 	if err != nil {
 		return ratio, lost, err
 	}
-	r, l, err := quality.Compare(t.holdMin, m)
+	r, l, err := tuning.Compare(t.holdMin, m)
 	return intervalJSON(r), intervalJSON(l), err
 }
 
-func ofMeasured(m *quality.Measured) measuredJSON {
+func ofMeasured(m *tuning.Measured) measuredJSON {
 	out := measuredJSON{Found: m.Found, Exact: m.Exact, Asked: m.Asked, Lost: m.MeanLost()}
 	for r := range m.Bits {
 		var kl, bits float64

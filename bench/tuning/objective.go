@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package tuning
 
 import (
 	"context"
@@ -14,8 +14,9 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 
+	"github.com/kvist-project/kvist/bench/methods"
+	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
@@ -23,8 +24,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// TuningOptions say what a Tuning measures.
-type TuningOptions struct {
+// Options say what an Objective measures.
+type Options struct {
 	// Context and Next are those of Options. Defaults 512 and 128: a tuning takes hundreds of
 	// measurements.
 	Context, Next int
@@ -43,7 +44,7 @@ type TuningOptions struct {
 	Progress func(stage string, done, total int64)
 }
 
-func (o *TuningOptions) defaults() error {
+func (o *Options) defaults() error {
 	if o.Context == 0 {
 		o.Context = 512
 	}
@@ -67,11 +68,11 @@ func (o *TuningOptions) defaults() error {
 	return nil
 }
 
-// SensitivitySetting is a setting of a Tuning that no profile holds: the exponent that the
+// SensitivitySetting is a setting of an Objective that no profile holds: the exponent that the
 // measured factors are raised to. 0 switches them off.
 const SensitivitySetting = "sensitivity"
 
-// Tuning is the objective of tuning in the model (engine/tune.Objective):
+// Objective is the objective of tuning in the model; it is a tune.Objective:
 //
 //	mean over texts and rates of log KL(exact || kvist)  +  Penalty * lost
 //
@@ -80,81 +81,35 @@ const SensitivitySetting = "sensitivity"
 // answer, at the lowest rate. It is smooth where a count of answers found is not. Questions are
 // asked after compression, which knows none of them.
 //
-// The texts go through the model once, when a Tuning is made; an evaluation compresses each
+// The texts go through the model once, when an Objective is made; an evaluation compresses each
 // context at each rate and runs the continuation over what is left.
-type Tuning struct {
+type Objective struct {
 	m     *model.Model
-	o     TuningOptions
-	texts []tuneText
-	asked []tuneAsked
+	o     Options
+	texts []*quality.Run
+	asked []asked
 	id    string
 }
 
-// The memos save the planner's probe of a context, which no setting but the sinks changes.
-type tuneText struct {
-	run  textRun
-	c    *Context
-	memo *offline.Memo
+type asked struct {
+	rc    quality.RetrievalContext
+	c     *methods.Context
+	exact quality.Answers
 }
 
-type tuneAsked struct {
-	rc    RetrievalContext
-	c     *Context
-	exact Answers
-	memo  *offline.Memo
-}
-
-// Measured is what settings do to texts and questions.
-type Measured struct {
-	Texts []string
-	Bits  []float64
-	// KL and BitsPerValue are [texts][rates].
-	KL, BitsPerValue [][]float64
-	// Found and Exact count the answers found at the lowest rate, and by the exact cache.
-	Found, Exact, Asked int
-	// Lost is the mean share of probability lost (see Tuning), [contexts].
-	Lost []float64
-}
-
-// LogKL returns the mean log KL over the rates of a text.
-func (r *Measured) LogKL(text int) float64 {
-	var sum float64
-	for _, v := range r.KL[text] {
-		sum += math.Log(max(v, 1e-9))
-	}
-	return sum / float64(len(r.KL[text]))
-}
-
-// MeanLogKL returns the mean over texts and rates of log KL.
-func (r *Measured) MeanLogKL() float64 {
-	var sum float64
-	for i := range r.KL {
-		sum += r.LogKL(i)
-	}
-	return sum / float64(len(r.KL))
-}
-
-// MeanLost returns the mean of Lost; 0 without questions.
-func (r *Measured) MeanLost() float64 {
-	if len(r.Lost) == 0 {
-		return 0
-	}
-	return mean(r.Lost)
-}
-
-// NewTuning runs texts and the contexts of questions through the model. questions may be nil.
+// New runs texts and the contexts of questions through the model. questions may be nil.
 //
 // Errors: quant.ErrShape for no texts, texts that are too short and options that cannot be; those
 // of the model.
-func NewTuning(ctx context.Context, m *model.Model, texts []Input, questions *Retrieval,
-	o TuningOptions) (*Tuning, error) {
+func New(ctx context.Context, m *model.Model, texts []quality.Input, questions *quality.Retrieval,
+	o Options) (*Objective, error) {
 	if err := o.defaults(); err != nil {
 		return nil, err
 	}
 	if len(texts) == 0 {
 		return nil, shapef("tuning", "no texts")
 	}
-	t := &Tuning{m: m, o: o}
+	t := &Objective{m: m, o: o}
 	h := sha256.New()
 	fmt.Fprintf(h, "%s context %d next %d bits %v penalty %v surprisal %v\n", m.Name, o.Context,
 		o.Next, o.Bits, o.Penalty, o.Surprisal)
@@ -171,7 +126,8 @@ func NewTuning(ctx context.Context, m *model.Model, texts []Input, questions *Re
 	}
 	for _, in := range texts {
 		hashTokens(h, in.Tokens[:min(len(in.Tokens), o.Context+o.Next)])
-		x, err := t.prepare(ctx, in)
+		x, err := quality.NewRun(ctx, m, in, quality.Options{Context: o.Context, Next: o.Next,
+			Surprisal: o.Surprisal})
 		if err != nil {
 			return nil, err
 		}
@@ -204,69 +160,27 @@ func hashTokens(h hash.Hash, tokens []int32) {
 	_, _ = h.Write(binary.LittleEndian.AppendUint64(b, uint64(len(tokens)))) // never fails
 }
 
-func (t *Tuning) prepare(ctx context.Context, in Input) (tuneText, error) {
-	x := tuneText{memo: &offline.Memo{}, run: textRun{m: t.m, in: in, o: Options{Context: t.o.Context, Next: t.o.Next}}}
-	n := t.o.Context + t.o.Next
-	if len(in.Tokens) < n {
-		return x, shapef("tuning "+in.Name, "%d tokens, want %d of context and %d after", len(in.Tokens),
-			t.o.Context, t.o.Next)
-	}
-	x.run.in.Tokens = in.Tokens[:n:n]
-	c, kv, err := t.prefill(ctx, in.Tokens[:t.o.Context])
+func (t *Objective) prepareAsked(ctx context.Context, rc quality.RetrievalContext) (asked, error) {
+	x := asked{rc: rc}
+	c, kv, err := quality.Prefill(ctx, t.m, rc.Tokens, t.o.Surprisal)
 	if err != nil {
 		return x, err
 	}
 	x.c = c
-	x.run.ref = newReference(t.m.Vocab, x.run.in.Tokens[t.o.Context:])
-	err = x.run.next(kv, x.run.ref.add)
+	err = x.exact.Ask(t.m, kv, rc)
 	return x, err
 }
 
-func (t *Tuning) prepareAsked(ctx context.Context, rc RetrievalContext) (tuneAsked, error) {
-	x := tuneAsked{rc: rc, memo: &offline.Memo{}}
-	c, kv, err := t.prefill(ctx, rc.Tokens)
-	if err != nil {
-		return x, err
-	}
-	x.c = c
-	err = x.exact.ask(t.m, kv, rc)
-	return x, err
-}
-
-// prefill is that of the harness, with the tokens' surprisal where it is wanted.
-func (t *Tuning) prefill(ctx context.Context, tokens []int32) (*Context, *model.ExactKV, error) {
-	if !t.o.Surprisal {
-		return prefill(ctx, t.m, tokens)
-	}
-	kv, err := t.m.NewKV(model.KVOptions{})
-	if err != nil {
-		return nil, nil, err
-	}
-	c := newCollector(t.m.Geometry(), len(tokens))
-	surprisal := make([]float32, len(tokens))
-	fo := model.ForwardOptions{Observer: c.observe, Logits: model.LogitsRange, To: len(tokens) - 1,
-		OnLogits: func(i int, logits []float32) error {
-			surprisal[i+1] = float32(model.Surprisal(logits, tokens[i+1]))
-			return ctx.Err()
-		}}
-	if _, err := t.m.Forward(tokens, kv, 0, fo); err != nil {
-		return nil, nil, err
-	}
-	out := c.context(tokens, len(tokens))
-	out.Surprisal = surprisal
-	return out, kv, nil
-}
-
-// WithSensitivity returns a Tuning of the same texts for which the setting "sensitivity" is the
+// WithSensitivity returns an Objective of the same texts for which the setting "sensitivity" is the
 // exponent of p's factors.
-func (t *Tuning) WithSensitivity(p *profile.Profile) *Tuning {
+func (t *Objective) WithSensitivity(p *profile.Profile) *Objective {
 	u := *t
 	u.o.Profile = p
 	return &u
 }
 
 // Identity implements tune.Objective.
-func (t *Tuning) Identity() string {
+func (t *Objective) Identity() string {
 	if t.o.Profile == nil {
 		return t.id
 	}
@@ -276,7 +190,7 @@ func (t *Tuning) Identity() string {
 // Evaluate implements tune.Objective. Rates that cannot be met give +Inf.
 //
 // Errors: those of Measure.
-func (t *Tuning) Evaluate(ctx context.Context, p profile.Params) (float64, error) {
+func (t *Objective) Evaluate(ctx context.Context, p profile.Params) (float64, error) {
 	r, err := t.Measure(ctx, p)
 	if errors.Is(err, quant.ErrBudget) {
 		return math.Inf(1), nil
@@ -288,7 +202,7 @@ func (t *Tuning) Evaluate(ctx context.Context, p profile.Params) (float64, error
 }
 
 // config turns settings into a config without a target.
-func (t *Tuning) config(p profile.Params) (offline.Config, error) {
+func (t *Objective) config(p profile.Params) (offline.Config, error) {
 	cfg := offline.DefaultConfig()
 	power := 0.0
 	if text, ok := p[SensitivitySetting]; ok {
@@ -315,7 +229,7 @@ func (t *Tuning) config(p profile.Params) (offline.Config, error) {
 //
 // Errors: quant.ErrUnsupported for a setting that there is none of; those of offline.Compress,
 // quant.ErrBudget among them, and of the model.
-func (t *Tuning) Measure(ctx context.Context, p profile.Params) (*Measured, error) {
+func (t *Objective) Measure(ctx context.Context, p profile.Params) (*Measured, error) {
 	cfg, err := t.config(p)
 	if err != nil {
 		return nil, err
@@ -324,15 +238,15 @@ func (t *Tuning) Measure(ctx context.Context, p profile.Params) (*Measured, erro
 }
 
 // MeasureConfig is Measure for a config; its target is not used.
-func (t *Tuning) MeasureConfig(ctx context.Context, cfg offline.Config) (*Measured, error) {
+func (t *Objective) MeasureConfig(ctx context.Context, cfg offline.Config) (*Measured, error) {
 	r := &Measured{Bits: t.o.Bits}
-	for i := range t.texts {
-		x := &t.texts[i]
-		r.Texts = append(r.Texts, x.run.in.Name)
+	for _, x := range t.texts {
+		r.Texts = append(r.Texts, x.Name)
+		x = withMemo(x)
 		var kl, bits []float64
 		for _, b := range t.o.Bits {
-			cfg.Bits, cfg.Memo = b, x.memo
-			score, err := x.run.prefilled(ctx, x.c, Kvist{Config: cfg, Backend: t.o.Backend})
+			cfg.Bits = b
+			score, err := x.Measure(ctx, methods.Kvist{Config: cfg, Backend: t.o.Backend})
 			if err != nil {
 				return nil, err
 			}
@@ -342,22 +256,31 @@ func (t *Tuning) MeasureConfig(ctx context.Context, cfg offline.Config) (*Measur
 	}
 	cfg.Bits = slices.Min(t.o.Bits)
 	for i := range t.asked {
-		cfg.Memo = t.asked[i].memo
-		if err := t.ask(ctx, &t.asked[i], Kvist{Config: cfg, Backend: t.o.Backend}, r); err != nil {
+		err := t.ask(ctx, &t.asked[i], methods.Kvist{Config: cfg, Backend: t.o.Backend}, r)
+		if err != nil {
 			return nil, err
 		}
 	}
 	return r, nil
 }
 
+// withMemo returns a run whose rates share what kvist measures of its context. A memo of all
+// evaluations would grow with each of them.
+func withMemo(r *quality.Run) *quality.Run {
+	run, c := *r, *r.Context
+	c.Memo = &offline.Memo{}
+	run.Context = &c
+	return &run
+}
+
 // ask puts the questions of one context.
-func (t *Tuning) ask(ctx context.Context, x *tuneAsked, method Method, r *Measured) error {
-	kv, _, err := compressed(ctx, t.m, x.c, method)
+func (t *Objective) ask(ctx context.Context, x *asked, method methods.Method, r *Measured) error {
+	kv, _, err := quality.Compressed(ctx, t.m, x.c, method)
 	if err != nil {
 		return err
 	}
-	var a Answers
-	if err := a.ask(t.m, kv, x.rc); err != nil {
+	var a quality.Answers
+	if err := a.Ask(t.m, kv, x.rc); err != nil {
 		return err
 	}
 	var lost, n float64
@@ -377,29 +300,4 @@ func (t *Tuning) ask(ctx context.Context, x *tuneAsked, method Method, r *Measur
 		r.Lost = append(r.Lost, lost/n)
 	}
 	return nil
-}
-
-// Compare returns the mean ratio of KL of b over a, and the mean of what b loses less than a, with
-// intervals over the texts and contexts of both.
-//
-// Errors: quant.ErrShape where they are not of the same texts and rates.
-func Compare(a, b *Measured) (ratio, lost Interval, err error) {
-	if !slices.Equal(a.Texts, b.Texts) || !slices.Equal(a.Bits, b.Bits) || len(a.Lost) != len(b.Lost) {
-		return ratio, lost, shapef("compare", "measured on %s at %v and on %s at %v",
-			strings.Join(a.Texts, " "), a.Bits, strings.Join(b.Texts, " "), b.Bits)
-	}
-	logs := make([]float64, len(a.KL))
-	for i := range logs {
-		logs[i] = b.LogKL(i) - a.LogKL(i)
-	}
-	ratio = Bootstrap(logs)
-	ratio.Mean, ratio.Low, ratio.High = math.Exp(ratio.Mean), math.Exp(ratio.Low), math.Exp(ratio.High)
-	if len(a.Lost) > 0 {
-		diff := make([]float64, len(a.Lost))
-		for i := range diff {
-			diff[i] = b.Lost[i] - a.Lost[i]
-		}
-		lost = Bootstrap(diff)
-	}
-	return ratio, lost, nil
 }

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package tuning
 
 import (
 	"context"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
@@ -33,25 +32,13 @@ type Sensitivities struct {
 // sensitivityNext is how many tokens of a continuation sensitivities are measured on.
 const sensitivityNext = 64
 
-// shortened is a text whose continuation ends after n tokens.
-func (x *tuneText) shortened(n int) *tuneText {
-	y := *x
-	at := y.run.o.Context
-	n = min(n, len(y.run.in.Tokens)-at)
-	y.run.in.Tokens = y.run.in.Tokens[:at+n]
-	ref := *x.run.ref
-	ref.lse, ref.top, ref.next = ref.lse[:n], ref.top[:n], ref.next[:n]
-	y.run.ref = &ref
-	return &y
-}
-
 // MeasureSensitivities codes all tokens but the sinks of one side of one head after the other and
 // measures KL on the first 64 tokens of the continuations of the first most texts. It takes
 // 2 * layers * kv_heads + 1 passes for each text; with layersOnly, the heads of a layer are coded
 // together and have the same value, in 2 * layers + 1 passes.
 //
 // Errors: those of offline.Compress and of the model.
-func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
+func (t *Objective) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
 	most int, progress func(stage string, done, total int64)) (*Sensitivities, error) {
 	g := t.m.Geometry()
 	n := g.Layers * g.KVHeads
@@ -68,22 +55,24 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 	used := t.texts[:min(len(t.texts), max(1, most))]
 	total := int64(len(used)) * int64(2*n/step+1)
 	for i := range used {
-		x := used[i].shortened(sensitivityNext)
-		s.Texts = append(s.Texts, x.run.in.Name)
-		if err := t.predict(ctx, x.c, cfg, s, len(used)); err != nil {
+		x := used[i].First(sensitivityNext)
+		s.Texts = append(s.Texts, x.Name)
+		if err := t.predict(ctx, x.Context, cfg, s, len(used)); err != nil {
 			return nil, err
 		}
-		coded, err := compressChecked(ctx, Kvist{Config: cfg, Backend: t.o.Backend}, x.c)
+		coded, err := methods.Kvist{Config: cfg, Backend: t.o.Backend}.Compress(ctx, x.Context)
 		if err != nil {
 			return nil, err
 		}
-		measure := func(into []float64, unit func(out []CacheLayer)) error {
+		measure := func(into []float64, unit func(out []methods.CacheLayer)) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			kl, err := t.divergence(x, unit)
+			left := exact(x.Context)
+			unit(left.Layers)
+			score, err := x.Score(left)
 			for j := range into {
-				into[j] += kl / float64(len(into)) / float64(len(used))
+				into[j] += score.KL / float64(len(into)) / float64(len(used))
 			}
 			s.Passes++
 			if progress != nil {
@@ -93,8 +82,8 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 		}
 		for u := 0; u < n; u += step {
 			l, h := u/g.KVHeads, u%g.KVHeads
-			rows := len(x.c.Tokens)
-			if err := measure(s.K[u:u+step], func(out []CacheLayer) {
+			rows := len(x.Context.Tokens)
+			if err := measure(s.K[u:u+step], func(out []methods.CacheLayer) {
 				from, to := h*rows*g.HeadDim, (h+step)*rows*g.HeadDim
 				out[l].K = slices.Clone(out[l].K)
 				copy(out[l].K[from:to], coded.Layers[l].K[from:to])
@@ -105,7 +94,7 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 			}); err != nil {
 				return nil, err
 			}
-			if err := measure(s.V[u:u+step], func(out []CacheLayer) {
+			if err := measure(s.V[u:u+step], func(out []methods.CacheLayer) {
 				from, to := h*rows*g.HeadDimV, (h+step)*rows*g.HeadDimV
 				out[l].V = slices.Clone(out[l].V)
 				copy(out[l].V[from:to], coded.Layers[l].V[from:to])
@@ -114,7 +103,7 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 			}
 		}
 		all := make([]float64, 1)
-		if err := measure(all, func(out []CacheLayer) { copy(out, coded.Layers) }); err != nil {
+		if err := measure(all, func(out []methods.CacheLayer) { copy(out, coded.Layers) }); err != nil {
 			return nil, err
 		}
 		s.All += all[0]
@@ -122,41 +111,10 @@ func (t *Tuning) MeasureSensitivities(ctx context.Context, coding quant.Coding, 
 	return s, nil
 }
 
-// divergence is the KL of the continuation of a text over a cache that is exact but for what unit
-// changes in it.
-func (t *Tuning) divergence(x *tuneText, unit func(out []CacheLayer)) (float64, error) {
-	left := &Cache{Layers: make([]CacheLayer, len(x.c.Layers))}
-	for l := range left.Layers {
-		left.Layers[l] = CacheLayer{K: x.c.Layers[l].K, V: x.c.Layers[l].V}
-	}
-	unit(left.Layers)
-	kv, err := t.m.NewKV(model.KVOptions{})
-	if err != nil {
-		return 0, err
-	}
-	if err := fill(kv, left, len(x.c.Tokens)); err != nil {
-		return 0, err
-	}
-	s := scorer{ref: x.run.ref}
-	if err := x.run.next(kv, s.add); err != nil {
-		return 0, err
-	}
-	score, err := s.score()
-	return score.KL, err
-}
-
 // predict adds the planner's predictions for a text.
-func (t *Tuning) predict(ctx context.Context, c *Context, cfg offline.Config,
+func (t *Objective) predict(ctx context.Context, c *methods.Context, cfg offline.Config,
 	s *Sensitivities, texts int) error {
-	shape, err := c.shape("sensitivities", false)
-	if err != nil {
-		return err
-	}
-	var raw memory
-	if err := writeCapture(&raw, c, shape); err != nil {
-		return err
-	}
-	src, err := capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
+	src, err := c.Capture()
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"errors"
@@ -59,7 +59,7 @@ func TestByName(t *testing.T) {
 }
 
 func errorIsCategory(err error) bool {
-	return strings.HasPrefix(err.Error(), "kvist/quality: ") &&
+	return strings.HasPrefix(err.Error(), "kvist/methods: ") &&
 		(errors.Is(err, quant.ErrUnsupported) || errors.Is(err, quant.ErrShape))
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"fmt"
@@ -101,7 +101,7 @@ func ByName(name string) (Method, error) {
 	}
 	m, err := byBase(base, fields)
 	if err != nil {
-		return nil, fmt.Errorf("kvist/quality: method %q: %w", name, err)
+		return nil, fmt.Errorf("kvist/methods: method %q: %w", name, err)
 	}
 	return m, nil
 }

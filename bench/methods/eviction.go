@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -147,7 +147,7 @@ func (e Eviction) window(tokens int) int {
 func (e Eviction) validate() error {
 	bad := func(format string, args ...any) error {
 		args = append(append([]any{e.Name()}, args...), quant.ErrUnsupported)
-		return fmt.Errorf("kvist/quality: %s: "+format+": %w", args...)
+		return fmt.Errorf("kvist/methods: %s: "+format+": %w", args...)
 	}
 	switch {
 	case e.Source() == "":

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -37,7 +37,7 @@ type shapeOf struct {
 // Errors: quant.ErrShape.
 func (c *Context) shape(name string, needQ bool) (shapeOf, error) {
 	bad := func(format string, args ...any) (shapeOf, error) {
-		return shapeOf{}, fmt.Errorf("kvist/quality: %s: "+format+": %w",
+		return shapeOf{}, fmt.Errorf("kvist/methods: %s: "+format+": %w",
 			append(append([]any{name}, args...), quant.ErrShape)...)
 	}
 	if c == nil || len(c.Layers) == 0 {
@@ -45,7 +45,7 @@ func (c *Context) shape(name string, needQ bool) (shapeOf, error) {
 	}
 	g := c.Geometry
 	if err := g.Validate(); err != nil {
-		return shapeOf{}, fmt.Errorf("kvist/quality: %s: geometry of the context: %w", name, err)
+		return shapeOf{}, fmt.Errorf("kvist/methods: %s: geometry of the context: %w", name, err)
 	}
 	s := shapeOf{heads: g.Heads, kvHeads: g.KVHeads, gqa: g.GQARatio(),
 		dimK: g.HeadDim, dimV: g.HeadDimV}
@@ -130,7 +130,7 @@ func eachLayer(ctx context.Context, m Method, c *Context, needQ bool,
 	}
 	engine, err := matmul.Open(matmul.Options{Workers: 1})
 	if err != nil {
-		return nil, fmt.Errorf("kvist/quality: %s: %w", m.Name(), err)
+		return nil, fmt.Errorf("kvist/methods: %s: %w", m.Name(), err)
 	}
 	j := &job{shapeOf: s, name: m.Name(), c: c, engine: engine}
 	cache := &Cache{Layers: make([]CacheLayer, len(c.Layers))}
@@ -141,7 +141,7 @@ func eachLayer(ctx context.Context, m Method, c *Context, needQ bool,
 		out.V = make([]float32, len(c.Layers[i].V))
 		var err error
 		if bytes[i], err = f(j, i, out); err != nil {
-			return fmt.Errorf("kvist/quality: %s: layer %d: %w", j.name, i, err)
+			return fmt.Errorf("kvist/methods: %s: layer %d: %w", j.name, i, err)
 		}
 		return nil
 	})
@@ -163,7 +163,7 @@ type sideCoder func(dst, src quant.Rows) (int64, error)
 func eachHead(ctx context.Context, m Method, c *Context, sinks, window int,
 	k, v sideCoder) (*Cache, error) {
 	if sinks < 0 || window < 0 {
-		return nil, fmt.Errorf("kvist/quality: %s: %d sinks, window of %d tokens, "+
+		return nil, fmt.Errorf("kvist/methods: %s: %d sinks, window of %d tokens, "+
 			"want none below 0: %w", m.Name(), sinks, window, quant.ErrShape)
 	}
 	return eachLayer(ctx, m, c, false, func(j *job, layer int, out *CacheLayer) (int64, error) {

@@ -1,18 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"fmt"
-	"io"
 	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
@@ -129,14 +126,14 @@ func (k Kvist) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	if be == nil {
 		own, err := cpu.Open(cpu.Options{})
 		if err != nil {
-			return nil, fmt.Errorf("kvist/quality: %s: %w", k.Name(), err)
+			return nil, fmt.Errorf("kvist/methods: %s: %w", k.Name(), err)
 		}
 		defer own.Close() //nolint:errcheck // its buffers are all freed, nothing is left to fail
 		be = own
 	}
 	cache, err := k.through(ctx, c, s, be)
 	if err != nil {
-		return nil, fmt.Errorf("kvist/quality: %s: %w", k.Name(), err)
+		return nil, fmt.Errorf("kvist/methods: %s: %w", k.Name(), err)
 	}
 	return cache, nil
 }
@@ -144,11 +141,7 @@ func (k Kvist) Compress(ctx context.Context, c *Context) (*Cache, error) {
 // through takes the context through a file.
 func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	be backend.Backend) (*Cache, error) {
-	var raw memory
-	if err := writeCapture(&raw, c, s); err != nil {
-		return nil, err
-	}
-	src, err := capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
+	src, err := c.capture(s)
 	if err != nil {
 		return nil, err
 	}
@@ -208,151 +201,4 @@ func randomWeights(tokens int) offline.Weights {
 		}
 		return w, nil
 	}
-}
-
-// writeCapture writes K, V and, where there are some, Q as a capture.
-func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
-	g := c.Geometry
-	g.Layers = max(g.Layers, len(c.Layers))
-	type tensor struct {
-		name string
-		x    []float32
-	}
-	var tensors []tensor
-	var decls []capture.Decl
-	add := func(name string, x []float32, heads, dim int) {
-		if len(x) == 0 {
-			return
-		}
-		tensors = append(tensors, tensor{name, x})
-		decls = append(decls, capture.Decl{Name: name, DTypeName: quant.Float16.String(),
-			Shape: []int64{int64(heads), int64(s.tokens), int64(dim)}})
-	}
-	for i, l := range c.Layers {
-		add(fmt.Sprintf("layers.%d.k", i), l.K, s.kvHeads, s.dimK)
-		add(fmt.Sprintf("layers.%d.v", i), l.V, s.kvHeads, s.dimV)
-		add(fmt.Sprintf("layers.%d.q", i), l.Q, s.heads, s.dimK)
-	}
-	if len(c.Surprisal) > 0 {
-		decls = append(decls, capture.Decl{Name: "surprisal", DTypeName: quant.Float32.String(),
-			Shape: []int64{int64(len(c.Surprisal))}})
-	}
-	if n := len(g.Rope.InvFreq); n > 0 {
-		decls = append(decls, capture.Decl{Name: "rope_inv_freq",
-			DTypeName: quant.Float32.String(), Shape: []int64{int64(n)}})
-	}
-	out, err := capture.NewWriter(w, decls, capture.KVMetadata(g, "", 0))
-	if err != nil {
-		return err
-	}
-	for _, t := range tensors {
-		b := make([]byte, 2*len(t.x))
-		for i, x := range t.x {
-			if _, err := halfOf(x); err != nil {
-				return fmt.Errorf("%s: %w", t.name, err)
-			}
-			binary.LittleEndian.PutUint16(b[2*i:], quant.F32ToF16(x))
-		}
-		if err := out.WriteAt(t.name, 0, b); err != nil {
-			return err
-		}
-	}
-	if len(c.Surprisal) > 0 {
-		b, err := binary.Append(nil, binary.LittleEndian, c.Surprisal)
-		if err != nil {
-			return err
-		}
-		if err := out.WriteAt("surprisal", 0, b); err != nil {
-			return err
-		}
-	}
-	if len(g.Rope.InvFreq) > 0 {
-		b, err := binary.Append(nil, binary.LittleEndian, g.Rope.InvFreq)
-		if err != nil {
-			return err
-		}
-		if err := out.WriteAt("rope_inv_freq", 0, b); err != nil {
-			return err
-		}
-	}
-	return out.Close()
-}
-
-// readLayer reads what Decompress wrote of a layer.
-func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error {
-	out.K = make([]float32, s.kvHeads*s.tokens*s.dimK)
-	out.V = make([]float32, s.kvHeads*s.tokens*s.dimV)
-	if err := readPart(src, layer, capture.K, out.K); err != nil {
-		return err
-	}
-	if err := readPart(src, layer, capture.V, out.V); err != nil {
-		return err
-	}
-	marks := make([]uint8, s.tokens)
-	for h := range s.kvHeads {
-		if src.HasKept(layer) {
-			if err := src.ReadKept(layer, h, 0, marks); err != nil {
-				return err
-			}
-			for _, m := range marks {
-				out.Keep = append(out.Keep, m != 0)
-			}
-		}
-		if src.HasBias(layer) {
-			bias := make([]float32, s.tokens)
-			if err := src.ReadBias(layer, h, 0, bias); err != nil {
-				return err
-			}
-			out.Bias = append(out.Bias, bias...)
-		}
-	}
-	return nil
-}
-
-// readPart reads all heads of a tensor of a layer, [heads, tokens, dim].
-func readPart(src *capture.Source, layer int, p capture.Part, dst []float32) error {
-	t, ok := src.KV(layer, p)
-	if !ok || t.Heads()*t.Rows()*t.Dim() != len(dst) {
-		return fmt.Errorf("kvist/quality: %s: layer %d: %s of %d values, want %d: %w",
-			src.Name(), layer, p, t.Heads()*t.Rows()*t.Dim(), len(dst), quant.ErrShape)
-	}
-	n := t.Rows() * t.Dim()
-	for h := range t.Heads() {
-		if err := src.ReadRowsF32(t, h, 0, t.Rows(), dst[h*n:(h+1)*n]); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// memory is a file in memory. Writes may overlap in time, reads may not with them.
-type memory struct {
-	mu   sync.Mutex
-	data []byte
-}
-
-func (m *memory) WriteAt(p []byte, off int64) (int, error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	end := int(off) + len(p)
-	if end > len(m.data) {
-		if end > cap(m.data) {
-			grown := make([]byte, len(m.data), max(end, 2*cap(m.data)))
-			copy(grown, m.data)
-			m.data = grown
-		}
-		m.data = m.data[:end]
-	}
-	return copy(m.data[off:end], p), nil
-}
-
-func (m *memory) ReadAt(p []byte, off int64) (int, error) {
-	if off < 0 || off > int64(len(m.data)) {
-		return 0, io.EOF
-	}
-	n := copy(p, m.data[off:])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
 }

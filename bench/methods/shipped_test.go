@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"testing"
@@ -16,7 +16,7 @@ import (
 // TestShippedProfile holds that the profile of the model of the tests opens, is of that model by
 // the name that captures give it, and sets what its results page says.
 func TestShippedProfile(t *testing.T) {
-	p, err := profile.Open("smollm2.kvprofile", profile.Limits{})
+	p, err := profile.Open("../quality/smollm2.kvprofile", profile.Limits{})
 	require.NoError(t, err)
 	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
 	require.NoError(t, err)
@@ -29,6 +29,6 @@ func TestShippedProfile(t *testing.T) {
 	got, err := importance.ParseProfile(cfg.Importance)
 	require.NoError(t, err)
 	require.Equal(t, want, got)
-	require.Equal(t, "kvist:2.75,profile=smollm2.kvprofile",
-		method(t, "kvist:2.75,profile=smollm2.kvprofile").Name())
+	require.Equal(t, "kvist:2.75,profile=../quality/smollm2.kvprofile",
+		method(t, "kvist:2.75,profile=../quality/smollm2.kvprofile").Name())
 }

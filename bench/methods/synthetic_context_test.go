@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"math"
@@ -9,8 +9,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// SyntheticOptions shape a synthetic context. Zero fields take the defaults.
-type SyntheticOptions struct {
+// syntheticOptions shape a synthetic context. Zero fields take the defaults.
+type syntheticOptions struct {
 	Layers  int // default 2
 	KVHeads int // default 2
 	GQA     int // query heads per KV head, default 8
@@ -20,7 +20,7 @@ type SyntheticOptions struct {
 	Seed    uint64
 }
 
-func (o *SyntheticOptions) defaults() error {
+func (o *syntheticOptions) defaults() error {
 	for _, f := range []struct {
 		name        string
 		v           *int
@@ -77,7 +77,7 @@ const (
 // factor of three. Everything is rounded to binary16, as captures are.
 //
 // Errors: quant.ErrShape.
-func Synthetic(o SyntheticOptions) (*Context, *Next, error) {
+func synthetic(o syntheticOptions) (*Context, *nextRows, error) {
 	if err := o.defaults(); err != nil {
 		return nil, nil, err
 	}
@@ -86,7 +86,7 @@ func Synthetic(o SyntheticOptions) (*Context, *Next, error) {
 		HeadDim: o.HeadDim, HeadDimV: o.HeadDim,
 		Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: o.HeadDim, Theta: synTheta},
 	}}
-	next := &Next{}
+	next := &nextRows{}
 	text := newSynText(o, rand.New(rand.NewPCG(o.Seed, 0)))
 	for t := range c.Tokens {
 		c.Tokens[t] = int32(t)
@@ -130,7 +130,7 @@ type synText struct {
 	recall []int       // token that the query looks for, -1: none
 }
 
-func newSynText(o SyntheticOptions, rng *rand.Rand) *synText {
+func newSynText(o syntheticOptions, rng *rand.Rand) *synText {
 	n := o.Tokens + o.Next
 	t := &synText{topic: make([][]float64, n), recall: make([]int, n)}
 	drift := math.Sqrt(1 - synTopicStay*synTopicStay)
@@ -170,7 +170,7 @@ func newSynText(o SyntheticOptions, rng *rand.Rand) *synText {
 
 // synHead is one KV head with its query heads.
 type synHead struct {
-	o         SyntheticOptions
+	o         syntheticOptions
 	text      *synText
 	rng       *rand.Rand
 	biasK     []float64
@@ -183,7 +183,7 @@ type synHead struct {
 	content   [][]float64
 }
 
-func newSynHead(o SyntheticOptions, text *synText, rng *rand.Rand) *synHead {
+func newSynHead(o syntheticOptions, text *synText, rng *rand.Rand) *synHead {
 	dim := o.HeadDim
 	h := &synHead{o: o, text: text, rng: rng,
 		biasK: make([]float64, dim), scaleK: make([]float64, dim),

@@ -1,18 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package tuning
 
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"math"
-	"slices"
 
+	"github.com/kvist-project/kvist/bench/methods"
+	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/offline"
@@ -29,11 +28,8 @@ import (
 // groups act together, so the correction is damped and bounded.
 //
 // Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
-func ArchiveSteps(ctx context.Context, m *model.Model, texts []Input, p *profile.Profile,
-	bits float64, o Options) (*offline.ArchiveSteps, error) {
-	if err := o.defaults(); err != nil {
-		return nil, err
-	}
+func ArchiveSteps(ctx context.Context, m *model.Model, texts []quality.Input, p *profile.Profile,
+	bits float64, o quality.Options) (*offline.ArchiveSteps, error) {
 	g := m.Geometry()
 	own, err := cpu.Open(cpu.Options{})
 	if err != nil {
@@ -53,65 +49,39 @@ func ArchiveSteps(ctx context.Context, m *model.Model, texts []Input, p *profile
 type stepper struct {
 	m             *model.Model
 	p             *profile.Profile
-	o             Options
+	o             quality.Options
 	be            backend.Backend
 	bits          float64
 	old           *offline.ArchiveSteps
 	damage, slope []float64 // [layers*2]
 }
 
-func (s *stepper) text(ctx context.Context, in Input, at, of int) error {
-	run := &textRun{m: s.m, in: in, o: s.o}
-	n := s.o.Context + s.o.Next
-	if len(in.Tokens) < n {
-		return shapef("archive steps", "%s has %d tokens, want %d", in.Name, len(in.Tokens), n)
-	}
-	run.in.Tokens = in.Tokens[:n:n]
-	c, kv, err := prefill(ctx, s.m, in.Tokens[:s.o.Context])
+func (s *stepper) text(ctx context.Context, in quality.Input, at, of int) error {
+	run, err := quality.NewRun(ctx, s.m, in, s.o)
 	if err != nil {
 		return err
 	}
-	run.ref = newReference(s.m.Vocab, run.in.Tokens[s.o.Context:])
-	if err := run.next(kv, run.ref.add); err != nil {
-		return err
-	}
+	c := run.Context
 	coarse, fine, err := s.sizes(ctx, c)
 	if err != nil {
 		return err
 	}
-	k := Kvist{Config: s.config(s.bits), Backend: s.be}
-	k.Config.Profile = s.p
-	left, err := k.Compress(ctx, c)
+	left, err := methods.Kvist{Config: s.config(s.bits), Backend: s.be}.Compress(ctx, c)
 	if err != nil {
 		return err
-	}
-	exact := &Cache{Layers: make([]CacheLayer, len(c.Layers))}
-	for i, l := range c.Layers {
-		exact.Layers[i] = CacheLayer{K: l.K, V: l.V}
 	}
 	for i := range s.damage {
 		if s.o.Progress != nil {
 			s.o.Progress("measuring layers", int64(at*len(s.damage)+i), int64(of*len(s.damage)))
 		}
-		one := &Cache{Layers: slices.Clone(exact.Layers)}
+		one := exact(c)
 		l := &one.Layers[i/2]
 		if i%2 == 0 {
 			l.K, l.Bias = left.Layers[i/2].K, left.Layers[i/2].Bias
 		} else {
 			l.V = left.Layers[i/2].V
 		}
-		store, err := s.m.NewKV(model.KVOptions{})
-		if err != nil {
-			return err
-		}
-		if err := fill(store, one, len(c.Tokens)); err != nil {
-			return err
-		}
-		sc := scorer{ref: run.ref}
-		if err := run.next(store, sc.add); err != nil {
-			return err
-		}
-		score, err := sc.score()
+		score, err := run.Score(one)
 		if err != nil {
 			return err
 		}
@@ -121,6 +91,15 @@ func (s *stepper) text(ctx context.Context, in Input, at, of int) error {
 	return nil
 }
 
+// exact returns a cache of all rows of a context as they are.
+func exact(c *methods.Context) *methods.Cache {
+	out := &methods.Cache{Layers: make([]methods.CacheLayer, len(c.Layers))}
+	for i, l := range c.Layers {
+		out.Layers[i] = methods.CacheLayer{K: l.K, V: l.V}
+	}
+	return out
+}
+
 func (s *stepper) config(bits float64) offline.Config {
 	cfg := offline.DefaultConfig()
 	cfg.Form, cfg.Bits, cfg.Profile = offline.FormArchive, bits, s.p
@@ -128,16 +107,8 @@ func (s *stepper) config(bits float64) offline.Config {
 }
 
 // sizes returns the bytes of the lanes of each (layer, side) a little below and above the target.
-func (s *stepper) sizes(ctx context.Context, c *Context) (coarse, fine []float64, err error) {
-	sh, err := c.shape("archive", false)
-	if err != nil {
-		return nil, nil, err
-	}
-	var raw memory
-	if err := writeCapture(&raw, c, sh); err != nil {
-		return nil, nil, err
-	}
-	src, err := capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
+func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine []float64, err error) {
+	src, err := c.Capture()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -201,13 +172,4 @@ func (s *stepper) steps() *offline.ArchiveSteps {
 		}
 	}
 	return out
-}
-
-// String lists the damage of each layer, for a look at it.
-func (s *stepper) String() string {
-	var b bytes.Buffer
-	for i := range s.damage {
-		fmt.Fprintf(&b, "%d%s %.6f %.0f\n", i/2, [2]string{"k", "v"}[i%2], s.damage[i], s.slope[i])
-	}
-	return b.String()
 }

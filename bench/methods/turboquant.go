@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -40,7 +40,7 @@ func (t TurboQuantProd) Source() string {
 // Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrRange.
 func (t TurboQuantProd) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	if t.Bits < 2 || t.Bits > 4 {
-		return nil, fmt.Errorf("kvist/quality: %s: %d bits, want 2 to 4: %w", t.Name(), t.Bits,
+		return nil, fmt.Errorf("kvist/methods: %s: %d bits, want 2 to 4: %w", t.Name(), t.Bits,
 			quant.ErrUnsupported)
 	}
 	s, err := c.shape(t.Name(), false)
@@ -49,7 +49,7 @@ func (t TurboQuantProd) Compress(ctx context.Context, c *Context) (*Cache, error
 	}
 	engine, err := matmul.Open(matmul.Options{Workers: 1})
 	if err != nil {
-		return nil, fmt.Errorf("kvist/quality: %s: %w", t.Name(), err)
+		return nil, fmt.Errorf("kvist/methods: %s: %w", t.Name(), err)
 	}
 	qjl := newQJL(engine, s.dimK)
 	mse := func(bits int) quant.Coding {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -14,27 +14,27 @@ import (
 )
 
 func TestSynthetic_Deterministic(t *testing.T) {
-	o := SyntheticOptions{Layers: 2, KVHeads: 1, GQA: 2, HeadDim: 32, Tokens: 64, Next: 8, Seed: 3}
-	c1, n1, err := Synthetic(o)
+	o := syntheticOptions{Layers: 2, KVHeads: 1, GQA: 2, HeadDim: 32, Tokens: 64, Next: 8, Seed: 3}
+	c1, n1, err := synthetic(o)
 	require.NoError(t, err)
-	c2, n2, err := Synthetic(o)
+	c2, n2, err := synthetic(o)
 	require.NoError(t, err)
 	require.Equal(t, c1, c2)
 	require.Equal(t, n1, n2)
 	o.Seed = 4
-	c3, _, err := Synthetic(o)
+	c3, _, err := synthetic(o)
 	require.NoError(t, err)
 	require.NotEqual(t, c1.Layers[0].K, c3.Layers[0].K)
-	for _, bad := range []SyntheticOptions{{Tokens: 31}, {HeadDim: 12}, {Layers: -1}, {GQA: 65},
+	for _, bad := range []syntheticOptions{{Tokens: 31}, {HeadDim: 12}, {Layers: -1}, {GQA: 65},
 		{Next: 1 << 21}} {
-		_, _, err := Synthetic(bad)
+		_, _, err := synthetic(bad)
 		require.ErrorIs(t, err, quant.ErrShape)
 	}
 }
 
 // TestSynthetic_Statistics holds the family to what its comment says.
 func TestSynthetic_Statistics(t *testing.T) {
-	f := syntheticFamily(t, SyntheticOptions{Tokens: 768, Next: 64})
+	f := syntheticFamily(t, syntheticOptions{Tokens: 768, Next: 64})
 	engine, err := matmul.Open(matmul.Options{Workers: 1})
 	require.NoError(t, err)
 	j := &job{shapeOf: f.future.shapeOf, c: f.c, engine: engine}
@@ -95,8 +95,8 @@ func TestSynthetic_Statistics(t *testing.T) {
 
 // TestFuture_ByDefinition compares with attention written out.
 func TestFuture_ByDefinition(t *testing.T) {
-	o := SyntheticOptions{Layers: 1, KVHeads: 2, GQA: 2, HeadDim: 16, Tokens: 40, Next: 70, Seed: 2}
-	c, next, err := Synthetic(o)
+	o := syntheticOptions{Layers: 1, KVHeads: 2, GQA: 2, HeadDim: 16, Tokens: 40, Next: 70, Seed: 2}
+	c, next, err := synthetic(o)
 	require.NoError(t, err)
 	cache := compress(t, KIVI{Bits: 2}, c)
 	l := &cache.Layers[0]
@@ -140,10 +140,10 @@ func TestFuture_ByDefinition(t *testing.T) {
 			}
 		}
 	}
-	require.InEpsilon(t, diff/ref, FutureError(c, cache, next), 1e-4)
+	require.InEpsilon(t, diff/ref, futureError(c, cache, next), 1e-4)
 
 	exact := &Cache{Layers: []CacheLayer{{K: c.Layers[0].K, V: c.Layers[0].V}}}
-	require.Zero(t, FutureError(c, exact, next))
+	require.Zero(t, futureError(c, exact, next))
 }
 
 func TestFuture_Refusals(t *testing.T) {
@@ -151,11 +151,11 @@ func TestFuture_Refusals(t *testing.T) {
 	good := compress(t, FP8{}, f.c)
 	_, err := f.future.Error(context.Background(), good)
 	require.NoError(t, err)
-	_, err = NewFuture(f.c, nil)
+	_, err = newFuture(f.c, nil)
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = NewFuture(f.c, &Next{Layers: make([]Layer, 3)})
+	_, err = newFuture(f.c, &nextRows{Layers: make([]Layer, 3)})
 	require.ErrorIs(t, err, quant.ErrShape)
-	require.True(t, math.IsNaN(FutureError(f.c, good, nil)))
+	require.True(t, math.IsNaN(futureError(f.c, good, nil)))
 	for _, spoil := range []func(c *Cache){
 		func(c *Cache) { c.Layers = c.Layers[1:] },
 		func(c *Cache) { c.Layers[1].K = c.Layers[1].K[1:] },
@@ -166,6 +166,6 @@ func TestFuture_Refusals(t *testing.T) {
 		spoil(bad)
 		_, err := f.future.Error(context.Background(), bad)
 		require.ErrorIs(t, err, quant.ErrShape)
-		require.True(t, math.IsNaN(FutureError(f.c, bad, f.future.next)))
+		require.True(t, math.IsNaN(futureError(f.c, bad, f.future.next)))
 	}
 }

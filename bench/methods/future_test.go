@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -13,19 +13,19 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Next is what came after a context, layer by layer: to measure on, never for a method to see.
-type Next struct {
+// nextRows is what came after a context, layer by layer: to measure on, never for a method to see.
+type nextRows struct {
 	Layers []Layer // [heads, later tokens, head_dim] as in a Context, at the positions after it
 }
 
-// FutureError returns the future-attention error of a cache, mean over layers: with out the
+// futureError returns the future-attention error of a cache, mean over layers: with out the
 // attention of the later queries over the exact context and the exact, causal rows after it,
 // sum |out' - out|^2 / sum |out|^2 over all heads and queries of a layer. A caller that measures
-// many caches of one context does better with NewFuture.
+// many caches of one context does better with newFuture.
 //
 // It is NaN where the three do not belong together.
-func FutureError(c *Context, cache *Cache, next *Next) float64 {
-	f, err := NewFuture(c, next)
+func futureError(c *Context, cache *Cache, next *nextRows) float64 {
+	f, err := newFuture(c, next)
 	if err != nil {
 		return math.NaN()
 	}
@@ -36,21 +36,21 @@ func FutureError(c *Context, cache *Cache, next *Next) float64 {
 	return e
 }
 
-// Future measures caches of one context by the attention of later queries. Its methods may be
+// future measures caches of one context by the attention of later queries. Its methods may be
 // called from many goroutines.
-type Future struct {
+type future struct {
 	shapeOf
 	c      *Context
-	next   *Next
+	next   *nextRows
 	later  int // tokens of next
 	engine *matmul.Engine
 	exact  [][]float32 // per layer, [kv_heads][later * gqa, head_dim_v]
 }
 
-// NewFuture computes the exact attention of the later queries.
+// newFuture computes the exact attention of the later queries.
 //
 // Errors: quant.ErrShape.
-func NewFuture(c *Context, next *Next) (*Future, error) {
+func newFuture(c *Context, next *nextRows) (*future, error) {
 	s, err := c.shape("future attention", false)
 	if err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func NewFuture(c *Context, next *Next) (*Future, error) {
 	if next == nil || len(next.Layers) != len(c.Layers) {
 		return nil, shapef("future attention", "no later tokens of %d layers", len(c.Layers))
 	}
-	f := &Future{shapeOf: s, c: c, next: next, exact: make([][]float32, len(c.Layers))}
+	f := &future{shapeOf: s, c: c, next: next, exact: make([][]float32, len(c.Layers))}
 	f.later = len(next.Layers[0].K) / (s.kvHeads * s.dimK)
 	for i, l := range next.Layers {
 		k, v, q := s.kvHeads*f.later*s.dimK, s.kvHeads*f.later*s.dimV, s.heads*f.later*s.dimK
@@ -69,7 +69,7 @@ func NewFuture(c *Context, next *Next) (*Future, error) {
 		}
 	}
 	if f.engine, err = matmul.Open(matmul.Options{Workers: 1}); err != nil {
-		return nil, fmt.Errorf("kvist/quality: future attention: %w", err)
+		return nil, fmt.Errorf("kvist/methods: future attention: %w", err)
 	}
 	return f, inParallel(context.Background(), len(c.Layers), func(i int) error {
 		var err error
@@ -81,7 +81,7 @@ func NewFuture(c *Context, next *Next) (*Future, error) {
 // Error returns the future-attention error of a cache, mean over layers.
 //
 // Errors: quant.ErrShape for a cache of another shape.
-func (f *Future) Error(ctx context.Context, cache *Cache) (float64, error) {
+func (f *future) Error(ctx context.Context, cache *Cache) (float64, error) {
 	layers, err := f.Layers(ctx, cache)
 	var sum float64
 	for _, e := range layers {
@@ -93,7 +93,7 @@ func (f *Future) Error(ctx context.Context, cache *Cache) (float64, error) {
 // Layers returns the future-attention error of every layer.
 //
 // Errors: quant.ErrShape for a cache of another shape.
-func (f *Future) Layers(ctx context.Context, cache *Cache) ([]float64, error) {
+func (f *future) Layers(ctx context.Context, cache *Cache) ([]float64, error) {
 	if len(cache.Layers) != len(f.c.Layers) {
 		return nil, shapef("future attention", "cache of %d layers, want %d",
 			len(cache.Layers), len(f.c.Layers))
@@ -120,7 +120,7 @@ func (f *Future) Layers(ctx context.Context, cache *Cache) ([]float64, error) {
 }
 
 // attend returns the outputs of the later queries of a layer, [kv_heads][later * gqa, head_dim_v].
-func (f *Future) attend(layer int, l *CacheLayer) ([]float32, error) {
+func (f *future) attend(layer int, l *CacheLayer) ([]float32, error) {
 	next := &f.next.Layers[layer]
 	rows := f.later * f.gqa
 	out := make([]float32, f.kvHeads*rows*f.dimV)
@@ -149,7 +149,7 @@ func (f *Future) attend(layer int, l *CacheLayer) ([]float32, error) {
 }
 
 // head runs the queries of one KV head over its rows, a chunk of queries at a time.
-func (f *Future) head(out, q []float32, k, v quant.Rows, bias []float32) error {
+func (f *future) head(out, q []float32, k, v quant.Rows, bias []float32) error {
 	n := k.Len()
 	trans := make([]float32, len(v.Data))
 	for t := range n {
@@ -191,17 +191,17 @@ func join(a, b []float32) []float32 {
 	return append(append(make([]float32, 0, len(a)+len(b)), a...), b...)
 }
 
-// LoadCapture reads all layers of a capture into a Context, and what came after it; next is nil
+// loadCapture reads all layers of a capture into a Context, and what came after it; next is nil
 // where the capture does not hold K, V and Q of later tokens. The layers are those that the capture
 // holds, whatever the model's number of them.
 //
 // Errors: quant.ErrUnsupported for a file that is no KV capture; *capture.FormatError.
-func LoadCapture(src *capture.Source) (c *Context, next *Next, err error) {
+func loadCapture(src *capture.Source) (c *Context, next *nextRows, err error) {
 	if src.Kind() != capture.KV {
-		return nil, nil, fmt.Errorf("kvist/quality: %s holds no KV cache: %w", src.Name(),
+		return nil, nil, fmt.Errorf("kvist/methods: %s holds no KV cache: %w", src.Name(),
 			quant.ErrUnsupported)
 	}
-	c, next = &Context{Geometry: src.Geometry()}, &Next{}
+	c, next = &Context{Geometry: src.Geometry()}, &nextRows{}
 	if src.HasTokens(false) {
 		c.Tokens = make([]int32, src.Tokens())
 		if err := src.ReadTokens(false, 0, c.Tokens); err != nil {
@@ -235,4 +235,7 @@ func LoadCapture(src *capture.Source) (c *Context, next *Next, err error) {
 		}
 	}
 	return c, next, nil
+}
+func shapef(op, format string, args ...any) error {
+	return fmt.Errorf("kvist/methods: %s: %s: %w", op, fmt.Sprintf(format, args...), quant.ErrShape)
 }

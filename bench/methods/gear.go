@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -66,7 +66,7 @@ func (g GEAR) Compress(ctx context.Context, c *Context) (*Cache, error) {
 		g.Share = gearShare
 	}
 	if g.Bits < 1 || g.Bits > 8 || g.Rank < 0 || g.Rank > 64 || !(g.Share > 0 && g.Share < 1) {
-		return nil, fmt.Errorf("kvist/quality: %s: bits %d, rank %d, share %g, "+
+		return nil, fmt.Errorf("kvist/methods: %s: bits %d, rank %d, share %g, "+
 			"want 1 to 8, 1 to 64, (0, 1): %w", g.Name(), g.Bits, g.Rank, g.Share,
 			quant.ErrUnsupported)
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package methods
 
 import (
 	"context"
@@ -50,7 +50,7 @@ func (k KIVI) Source() string {
 // Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrRange.
 func (k KIVI) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	if k.Bits < 1 || k.Bits > 8 {
-		return nil, fmt.Errorf("kvist/quality: %s: %d bits, want 1 to 8: %w", k.Name(), k.Bits,
+		return nil, fmt.Errorf("kvist/methods: %s: %d bits, want 1 to 8: %w", k.Name(), k.Bits,
 			quant.ErrUnsupported)
 	}
 	perChannel := func(dst, src quant.Rows) (int64, error) {

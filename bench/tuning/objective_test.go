@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package tuning
 
 import (
 	"context"
@@ -9,52 +9,64 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/bench/methods"
+	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/quant"
 )
 
-var _ tune.Objective = (*Tuning)(nil)
+var _ tune.Objective = (*Objective)(nil)
 
-// smallTuning is a text of 256 tokens and 8 questions, at two rates.
-func smallTuning(t *testing.T, o TuningOptions) *Tuning {
+// calibInput returns the first calibration text.
+func calibInput(t *testing.T, m *model.Model, o quality.Options) quality.Input {
+	t.Helper()
+	text := texts.WithRole(texts.RoleCalib)[0]
+	in, err := quality.Tokenize(m.Tokenizer(), text.Name, text.Body, o)
+	require.NoError(t, err)
+	return in
+}
+
+// small is a text of 256 tokens and 8 questions, at two rates.
+func small(t *testing.T, o Options) *Objective {
 	m := realModel(t)
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, be.Close()) })
-	text := texts.WithRole(texts.RoleCalib)[0]
 	o.Context, o.Next, o.Backend = 256, 32, be
-	in, err := Tokenize(m.Tokenizer(), text.Name, text.Body, Options{Context: 256, Next: 32})
+	in := calibInput(t, m, quality.Options{Context: 256, Next: 32})
+	q, err := quality.NewRetrieval(m.Tokenizer(), []string{texts.WithRole(texts.RoleCalib)[0].Body},
+		8, 256, 1)
 	require.NoError(t, err)
-	q, err := NewRetrieval(m.Tokenizer(), []string{text.Body}, 8, 256, 1)
-	require.NoError(t, err)
-	tu, err := NewTuning(context.Background(), m, []Input{in}, q, o)
+	tu, err := New(context.Background(), m, []quality.Input{in}, q, o)
 	require.NoError(t, err)
 	return tu
 }
 
-func TestTuning_MeasuresWhatTheHarnessDoes(t *testing.T) {
+func TestObjective_MeasuresWhatTheHarnessDoes(t *testing.T) {
 	ctx := context.Background()
-	tu := smallTuning(t, TuningOptions{Bits: []float64{8, 2.25}})
+	tu := small(t, Options{Bits: []float64{8, 2.25}})
 	params := profile.Params{"importance": "relevance=0.5,window=32,floor=0.1", "sinks": "8"}
 	r, err := tu.Measure(ctx, params)
 	require.NoError(t, err)
 	require.Equal(t, []string{"calib-letters"}, r.Texts)
 
-	methods := []Method{method(t, "kvist:8,importance=relevance=0.5;window=32;floor=0.1,sinks=8"),
-		method(t, "kvist:2.25,importance=relevance=0.5;window=32;floor=0.1,sinks=8")}
-	want, err := EvaluateText(ctx, tu.m, tu.texts[0].run.in, methods, Options{Context: 256, Next: 32})
+	list := []methods.Method{named(t, "kvist:8,importance=relevance=0.5;window=32;floor=0.1,sinks=8"),
+		named(t, "kvist:2.25,importance=relevance=0.5;window=32;floor=0.1,sinks=8")}
+	short := quality.Options{Context: 256, Next: 32}
+	want, err := quality.EvaluateText(ctx, tu.m, calibInput(t, tu.m, short), list, short)
 	require.NoError(t, err)
 	for i, s := range want.Prefill {
 		require.Equal(t, s.KL, r.KL[0][i], "a text measured again gives the same")
 		require.Equal(t, s.BitsPerValue, r.BitsPerValue[0][i])
 	}
-	answers, err := (&Retrieval{Contexts: []RetrievalContext{tu.asked[0].rc}}).Ask(ctx, tu.m,
-		methods[1:], nil)
+	answers, err := (&quality.Retrieval{Contexts: []quality.RetrievalContext{tu.asked[0].rc}}).Ask(ctx,
+		tu.m, list[1:], nil)
 	require.NoError(t, err)
-	found := func(a Answers) (n int) {
+	found := func(a quality.Answers) (n int) {
 		for _, ok := range a.Found[0] {
 			if ok {
 				n++
@@ -73,8 +85,8 @@ func TestTuning_MeasuresWhatTheHarnessDoes(t *testing.T) {
 	require.InDelta(t, (math.Log(r.KL[0][0])+math.Log(r.KL[0][1]))/2+2*r.MeanLost(), v, 1e-12)
 	ratio, lost, err := Compare(r, r)
 	require.NoError(t, err)
-	require.Equal(t, Interval{1, 1, 1}, ratio)
-	require.Equal(t, Interval{}, lost)
+	require.Equal(t, quality.Interval{Mean: 1, Low: 1, High: 1}, ratio)
+	require.Equal(t, quality.Interval{}, lost)
 
 	_, err = tu.Measure(ctx, profile.Params{"brightness": "11"})
 	require.ErrorIs(t, err, quant.ErrShape)
@@ -84,8 +96,8 @@ func TestTuning_MeasuresWhatTheHarnessDoes(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrShape)
 }
 
-func TestTuning_BudgetThatCannotBeMet(t *testing.T) {
-	tu := smallTuning(t, TuningOptions{Bits: []float64{0.01}})
+func TestObjective_BudgetThatCannotBeMet(t *testing.T) {
+	tu := small(t, Options{Bits: []float64{0.01}})
 	v, err := tu.Evaluate(context.Background(), nil)
 	require.NoError(t, err)
 	require.True(t, math.IsInf(v, 1))
@@ -95,9 +107,9 @@ func TestTuning_BudgetThatCannotBeMet(t *testing.T) {
 
 // TestTuning_Sensitivities measures layers: what one side of one layer costs is not negative, the
 // parts add up to about the whole, and the factors correct what is predicted.
-func TestTuning_Sensitivities(t *testing.T) {
+func TestObjective_Sensitivities(t *testing.T) {
 	ctx := context.Background()
-	tu := smallTuning(t, TuningOptions{Bits: []float64{2.5}})
+	tu := small(t, Options{Bits: []float64{2.5}})
 	coding := quant.Coding{Format: quant.LM2, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
 	s, err := tu.MeasureSensitivities(ctx, coding, true, 1, nil)
 	require.NoError(t, err)
@@ -146,13 +158,13 @@ func TestTuning_Sensitivities(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-func TestTuning_Refusals(t *testing.T) {
+func TestObjective_Refusals(t *testing.T) {
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, be.Close()) }()
-	for _, o := range []TuningOptions{{}, {Backend: be}, {Backend: be, Bits: []float64{}},
+	for _, o := range []Options{{}, {Backend: be}, {Backend: be, Bits: []float64{}},
 		{Backend: be, Bits: []float64{math.NaN()}}, {Backend: be, Penalty: math.Inf(1)}} {
-		_, err := NewTuning(context.Background(), nil, nil, nil, o)
+		_, err := New(context.Background(), nil, nil, nil, o)
 		require.ErrorIs(t, err, quant.ErrShape)
 	}
 	a, b := &Measured{Texts: []string{"a"}}, &Measured{Texts: []string{"b"}}

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package methods
+
+import (
+	"encoding/binary"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Capture returns the context as a capture in memory, as the kvist methods compress it: K, V and
+// Q at f16.
+//
+// Errors: quant.ErrShape; quant.ErrRange for values that binary16 does not have.
+func (c *Context) Capture() (*capture.Source, error) {
+	s, err := c.shape("capture", false)
+	if err != nil {
+		return nil, err
+	}
+	return c.capture(s)
+}
+
+func (c *Context) capture(s shapeOf) (*capture.Source, error) {
+	var raw memory
+	if err := writeCapture(&raw, c, s); err != nil {
+		return nil, err
+	}
+	return capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
+}
+
+// writeCapture writes K, V and, where there are some, Q as a capture.
+func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
+	g := c.Geometry
+	g.Layers = max(g.Layers, len(c.Layers))
+	type tensor struct {
+		name string
+		x    []float32
+	}
+	var tensors []tensor
+	var decls []capture.Decl
+	add := func(name string, x []float32, heads, dim int) {
+		if len(x) == 0 {
+			return
+		}
+		tensors = append(tensors, tensor{name, x})
+		decls = append(decls, capture.Decl{Name: name, DTypeName: quant.Float16.String(),
+			Shape: []int64{int64(heads), int64(s.tokens), int64(dim)}})
+	}
+	for i, l := range c.Layers {
+		add(fmt.Sprintf("layers.%d.k", i), l.K, s.kvHeads, s.dimK)
+		add(fmt.Sprintf("layers.%d.v", i), l.V, s.kvHeads, s.dimV)
+		add(fmt.Sprintf("layers.%d.q", i), l.Q, s.heads, s.dimK)
+	}
+	if len(c.Surprisal) > 0 {
+		decls = append(decls, capture.Decl{Name: "surprisal", DTypeName: quant.Float32.String(),
+			Shape: []int64{int64(len(c.Surprisal))}})
+	}
+	if n := len(g.Rope.InvFreq); n > 0 {
+		decls = append(decls, capture.Decl{Name: "rope_inv_freq",
+			DTypeName: quant.Float32.String(), Shape: []int64{int64(n)}})
+	}
+	out, err := capture.NewWriter(w, decls, capture.KVMetadata(g, "", 0))
+	if err != nil {
+		return err
+	}
+	for _, t := range tensors {
+		b := make([]byte, 2*len(t.x))
+		for i, x := range t.x {
+			if _, err := halfOf(x); err != nil {
+				return fmt.Errorf("%s: %w", t.name, err)
+			}
+			binary.LittleEndian.PutUint16(b[2*i:], quant.F32ToF16(x))
+		}
+		if err := out.WriteAt(t.name, 0, b); err != nil {
+			return err
+		}
+	}
+	if len(c.Surprisal) > 0 {
+		b, err := binary.Append(nil, binary.LittleEndian, c.Surprisal)
+		if err != nil {
+			return err
+		}
+		if err := out.WriteAt("surprisal", 0, b); err != nil {
+			return err
+		}
+	}
+	if len(g.Rope.InvFreq) > 0 {
+		b, err := binary.Append(nil, binary.LittleEndian, g.Rope.InvFreq)
+		if err != nil {
+			return err
+		}
+		if err := out.WriteAt("rope_inv_freq", 0, b); err != nil {
+			return err
+		}
+	}
+	return out.Close()
+}
+
+// readLayer reads what Decompress wrote of a layer.
+func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error {
+	out.K = make([]float32, s.kvHeads*s.tokens*s.dimK)
+	out.V = make([]float32, s.kvHeads*s.tokens*s.dimV)
+	if err := readPart(src, layer, capture.K, out.K); err != nil {
+		return err
+	}
+	if err := readPart(src, layer, capture.V, out.V); err != nil {
+		return err
+	}
+	marks := make([]uint8, s.tokens)
+	for h := range s.kvHeads {
+		if src.HasKept(layer) {
+			if err := src.ReadKept(layer, h, 0, marks); err != nil {
+				return err
+			}
+			for _, m := range marks {
+				out.Keep = append(out.Keep, m != 0)
+			}
+		}
+		if src.HasBias(layer) {
+			bias := make([]float32, s.tokens)
+			if err := src.ReadBias(layer, h, 0, bias); err != nil {
+				return err
+			}
+			out.Bias = append(out.Bias, bias...)
+		}
+	}
+	return nil
+}
+
+// readPart reads all heads of a tensor of a layer, [heads, tokens, dim].
+func readPart(src *capture.Source, layer int, p capture.Part, dst []float32) error {
+	t, ok := src.KV(layer, p)
+	if !ok || t.Heads()*t.Rows()*t.Dim() != len(dst) {
+		return fmt.Errorf("kvist/methods: %s: layer %d: %s of %d values, want %d: %w",
+			src.Name(), layer, p, t.Heads()*t.Rows()*t.Dim(), len(dst), quant.ErrShape)
+	}
+	n := t.Rows() * t.Dim()
+	for h := range t.Heads() {
+		if err := src.ReadRowsF32(t, h, 0, t.Rows(), dst[h*n:(h+1)*n]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// memory is a file in memory. Writes may overlap in time, reads may not with them.
+type memory struct {
+	mu   sync.Mutex
+	data []byte
+}
+
+func (m *memory) WriteAt(p []byte, off int64) (int, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	end := int(off) + len(p)
+	if end > len(m.data) {
+		if end > cap(m.data) {
+			grown := make([]byte, len(m.data), max(end, 2*cap(m.data)))
+			copy(grown, m.data)
+			m.data = grown
+		}
+		m.data = m.data[:end]
+	}
+	return copy(m.data[off:end], p), nil
+}
+
+func (m *memory) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off > int64(len(m.data)) {
+		return 0, io.EOF
+	}
+	n := copy(p, m.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}

@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tuning
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+func shapef(op, format string, args ...any) error {
+	return fmt.Errorf("kvist/tuning: %s: %s: %w", op, fmt.Sprintf(format, args...), quant.ErrShape)
+}
