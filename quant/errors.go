@@ -21,6 +21,8 @@ var (
 	ErrUnavailable = errors.New("device not available")
 	// ErrBudget: no plan fits the budget; raised before any work is done.
 	ErrBudget = errors.New("budget cannot be met")
+	// ErrFull: a live cache cannot take the next token even at its lowest levels.
+	ErrFull = errors.New("cache is full")
 	// ErrTooLarge: a reader limit was hit. Raise the limit if the data is trusted.
 	ErrTooLarge = errors.New("limit exceeded")
 	// ErrClosed: the object was closed before the call.

@@ -57,7 +57,7 @@ func equal[T comparable](t testing.TB, what string, got, want T) {
 }
 
 var categories = []error{quant.ErrShape, quant.ErrCorrupt, quant.ErrVersion, quant.ErrUnsupported,
-	quant.ErrUnavailable, quant.ErrBudget, quant.ErrTooLarge, quant.ErrClosed,
+	quant.ErrUnavailable, quant.ErrBudget, quant.ErrFull, quant.ErrTooLarge, quant.ErrClosed,
 	quant.ErrRange}
 
 // wantCategory checks that err matches the one category and no other, and says all of text.
