@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// Profile says which signals make up a weight: each has an exponent, and 0 switches it off. The
-// zero Profile is the weight 1 for every token.
+// Profile holds the exponents of the signals that make up a weight. An exponent of 0 switches a
+// signal off. The zero Profile gives every token the weight 1.
 type Profile struct {
 	// Exponents of the signals, in [-4, 4].
 	Relevance, Expected, ValueNorm, Surprise, Surprisal, Habituation float64
-	// Decay is the exponent alpha of the power law of recency, in [0, MaxAlpha].
+	// Decay is the exponent alpha of the power law of recency, in [0, 2].
 	Decay float64
 
 	Attention RelevanceConfig // which queries relevance is about
-	Horizon   int             // queries ahead that expected attention is about. 0: 256
+	Horizon   int             // queries ahead that expected attention looks at. 0: 256
 	Shape     ShapeConfig     // what is done to both before the product
 	// Temperature sharpens (above 1) or flattens (below 1) the product, in [0, 16]. 0 means 1.
 	Temperature float64
@@ -27,30 +27,10 @@ type Profile struct {
 	Min, Max float64
 }
 
-// DefaultProfile is the square root of relevance and nothing else: the last 64 queries with a
-// share of those of the last few windows, floor at a tenth of the mean, first 4 tokens apart.
-//
-// The exponent was chosen in SmolLM2-135M on the three calibration texts letters, faq and nature
-// of bench/quality/texts, at 2.75 bits a value (KL in nats against the exact cache; found of 24
-// facts asked after compression, of which the exact cache finds 22):
-//
-//	                          2.75 bits        2.25 bits
-//	no weights                0.0093  22/24    0.023   21/24
-//	relevance=1               0.0047  17/24    0.024   10/24
-//	relevance=0.5 (default)   0.0035  23/24    0.0074  21/24
-//	relevance=0.5 expected=0.5  0.0022  21/24  0.0075  16/24
-//	expected=1                0.015   11/24
-//	TurboQuant-mse 4, at 4.25 bits  0.0051  21/24;  3, at 3.25 bits  0.022  18/24
-//
-// Trusting past attention fully starves what is asked later, which neither the divergence of the
-// continuation nor the error of its attention shows; the root keeps most of the gain and all
-// of the facts. A window of 16 queries shows the same: a lower divergence, and a quarter of the
-// facts gone. Surprise, surprisal, habituation, entropy and decay were measured and do not pay so
-// far, value norm pays a little: the package's comment has the table.
-//
-// Mix, half-life and smoothing are those that did best on a real cache (the package's tests
-// print the table).
-func DefaultProfile() Profile {
+// defaultProfile is the square root of relevance and nothing else: the last 64 queries with a share
+// of those of the last few windows, a floor at a tenth of the mean, the first 4 tokens apart.
+// DESIGN.md holds the measurements behind it.
+func defaultProfile() Profile {
 	return Profile{
 		Relevance: 0.5,
 		Attention: RelevanceConfig{Window: 64, Mix: 0.05, HalfLife: 64},
@@ -108,8 +88,8 @@ func (p Profile) String() string {
 	return strings.Join(parts, ",")
 }
 
-// ParseProfile reads what String wrote. Fields that are not named are zero; "default" stands for
-// DefaultProfile, and may be followed by fields that differ.
+// ParseProfile reads the text that String writes. Fields that are not named are zero; "default" stands for
+// the default, and may be followed by fields that differ.
 //
 // Errors: quant.ErrShape, naming the field.
 func ParseProfile(text string) (Profile, error) {
@@ -121,7 +101,7 @@ func ParseProfile(text string) (Profile, error) {
 	var named []string
 	for i, part := range strings.Split(text, ",") {
 		if part == "default" && i == 0 {
-			p = DefaultProfile()
+			p = defaultProfile()
 			continue
 		}
 		name, value, ok := strings.Cut(part, "=")
@@ -143,7 +123,7 @@ func ParseProfile(text string) (Profile, error) {
 			return Profile{}, shapeErr("parse profile: %s is %q, want a number", name, short(value))
 		}
 	}
-	if err := p.Validate(); err != nil {
+	if err := p.validate(); err != nil {
 		return Profile{}, err
 	}
 	return p, nil
@@ -157,10 +137,10 @@ func short(s string) string {
 	return s
 }
 
-// Validate checks the ranges of all fields.
+// validate checks the ranges of all fields.
 //
 // Errors: quant.ErrShape.
-func (p Profile) Validate() error {
+func (p Profile) validate() error {
 	for _, e := range p.exponents() {
 		if !(e.exponent >= -4 && e.exponent <= 4) {
 			return shapeErr("profile: exponent %v of %v, want -4 to 4", e.exponent, e.signal)
@@ -168,8 +148,8 @@ func (p Profile) Validate() error {
 	}
 	lo, hi := p.limits()
 	switch {
-	case !(p.Decay >= 0 && p.Decay <= MaxAlpha):
-		return shapeErr("profile: decay %v, want 0 to %v", p.Decay, MaxAlpha)
+	case !(p.Decay >= 0 && p.Decay <= maxAlpha):
+		return shapeErr("profile: decay %v, want 0 to %v", p.Decay, maxAlpha)
 	case p.Horizon < 0 || p.Horizon > 1<<30:
 		return shapeErr("profile: horizon of %d queries, want 0 to %d", p.Horizon, 1<<30)
 	case !(p.Temperature >= 0 && p.Temperature <= 16):
@@ -177,10 +157,10 @@ func (p Profile) Validate() error {
 	case !(lo > 0 && lo <= 1) || !(hi >= 1 && hi <= math.MaxFloat32):
 		return shapeErr("profile: weights from %v to %v, want a range around 1 above 0", lo, hi)
 	}
-	if err := p.Attention.Validate(); err != nil {
+	if err := p.Attention.validate(); err != nil {
 		return fmt.Errorf("kvist/importance: profile: %w", err)
 	}
-	if err := p.Shape.Validate(); err != nil {
+	if err := p.Shape.validate(); err != nil {
 		return fmt.Errorf("kvist/importance: profile: %w", err)
 	}
 	return nil
@@ -246,7 +226,7 @@ func (p Profile) Uses(s Signal) bool {
 	return s < numSignals && p.exponents()[s].exponent != 0
 }
 
-// SignalError says which signal weights cannot be combined from. errors.Is sees through it.
+// SignalError names the signal that weights cannot be combined from. It unwraps to the cause.
 type SignalError struct {
 	Signal Signal
 	Err    error

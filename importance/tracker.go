@@ -22,11 +22,11 @@ type Tracker struct {
 	relevance   *Relevance
 	dim         int
 	ropeOf      quant.Rope
-	queries     []*QueryStats // of each query head, once there are any
-	deviation   *Deviation
-	surprise    *Surprise
-	habituation *Habituation
-	decay       *Decay
+	queries     []*queryStats // of each query head, once there are any
+	deviation   *deviation
+	surprise    *surprise
+	habituation *habituation
+	decay       *decay
 	// Per token, for each signal that is computed as rows come; float32 is enough for a weight.
 	values [numSignals][]float32
 }
@@ -37,7 +37,7 @@ type Tracker struct {
 //
 // Errors: quant.ErrShape.
 func NewTracker(p Profile, dim, dimV int, rope quant.Rope) (*Tracker, error) {
-	if err := p.Validate(); err != nil {
+	if err := p.validate(); err != nil {
 		return nil, err
 	}
 	if err := rope.Validate(dim); err != nil {
@@ -52,16 +52,16 @@ func NewTracker(p Profile, dim, dimV int, rope quant.Rope) (*Tracker, error) {
 		t.relevance, errs[0] = NewRelevance(p.Attention)
 	}
 	if p.Uses(SignalValueNorm) {
-		t.deviation, errs[1] = NewDeviation(dimV)
+		t.deviation, errs[1] = newDeviation(dimV)
 	}
 	if p.Uses(SignalSurprise) {
-		t.surprise, errs[2] = NewSurprise(dim, SurpriseConfig{})
+		t.surprise, errs[2] = newSurprise(dim, surpriseConfig{})
 	}
 	if p.Uses(SignalHabituation) {
-		t.habituation, errs[3] = NewHabituation(dimV, HabituationConfig{})
+		t.habituation, errs[3] = newHabituation(dimV, habituationConfig{})
 	}
 	if p.Uses(SignalDecay) {
-		t.decay, errs[4] = NewDecay(p.Decay, 1)
+		t.decay, errs[4] = newDecay(p.Decay, 1)
 	}
 	for _, err := range errs {
 		if err != nil {
@@ -155,7 +155,7 @@ func (t *Tracker) Append(k, v quant.Rows, surprisal []float32) error {
 			return shapeErr("tracker: surprisal of %d tokens, want %d", len(surprisal), n)
 		}
 		for i, s := range surprisal {
-			w, err := SurprisalWeight(float64(s))
+			w, err := surprisalWeight(float64(s))
 			if err != nil {
 				return &ValueError{"surprisal", i, float64(s), "a number", quant.ErrRange}
 			}
@@ -300,7 +300,7 @@ func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
 	}
 	for i := range q {
 		if len(t.queries) <= i {
-			s, err := NewQueryStats(t.dim, t.ropeOf, false)
+			s, err := newQueryStats(t.dim, t.ropeOf, false)
 			if err != nil {
 				return err
 			}
@@ -349,7 +349,7 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 			return c, err
 		}
 		var err error
-		if c, err = Concentrate(x[min(p.Shape.Sinks, len(x)):], CollapseLimits{}); err != nil {
+		if c, err = Concentrate(x[min(p.Shape.Sinks, len(x)):]); err != nil {
 			return c, err
 		}
 		if err := Shape(x, p.Shape); err != nil {
@@ -401,7 +401,7 @@ func (t *Tracker) expected(x []float64, k quant.Rows) error {
 		horizon = 256
 	}
 	scale := 1 / math.Sqrt(float64(t.dim))
-	if err := ExpectedRelevance(x, t.queries, k, scale, int64(t.tokens), horizon); err != nil {
+	if err := expectedRelevance(x, t.queries, k, scale, int64(t.tokens), horizon); err != nil {
 		return err
 	}
 	return Shape(x, t.profile.Shape)

@@ -25,7 +25,7 @@ const leastShare = -96
 // Errors: quant.ErrShape for a signal that is missing or of another length; *SignalError
 // wrapping quant.ErrRange for values that are negative, NaN or infinite. dst is unchanged then.
 func Combine(dst []float32, p *Profile, s *Signals) error {
-	if err := p.Validate(); err != nil {
+	if err := p.validate(); err != nil {
 		return err
 	}
 	logs := make([]float64, len(dst))

@@ -24,7 +24,8 @@ func TestShippedProfile(t *testing.T) {
 	require.NoError(t, p.Check(src.Meta().Model, src.Geometry()))
 	cfg := offline.DefaultConfig()
 	require.NoError(t, cfg.Apply(p))
-	want := importance.DefaultProfile()
+	want, err := importance.ParseProfile("default")
+	require.NoError(t, err)
 	want.ValueNorm = 0.25
 	got, err := importance.ParseProfile(cfg.Importance)
 	require.NoError(t, err)

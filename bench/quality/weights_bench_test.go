@@ -99,7 +99,11 @@ func segmentHeads(b *testing.B, c *Context, be backend.Backend, tokens, window i
 }
 
 func (h *segmentHead) weigh(ctx context.Context, be backend.Backend) error {
-	track, err := importance.NewTracker(importance.DefaultProfile(), h.keys.Dim, h.values.Dim, h.rope)
+	weights, err := importance.ParseProfile("default")
+	if err != nil {
+		return err
+	}
+	track, err := importance.NewTracker(weights, h.keys.Dim, h.values.Dim, h.rope)
 	if err != nil {
 		return err
 	}

@@ -116,7 +116,7 @@ func relevanceOf(windows []*window, head, tokens int, p importance.Profile) (w [
 	if err := r.Values(x); err != nil {
 		return nil, false, err
 	}
-	conc, err := importance.Concentrate(x[min(p.Shape.Sinks, len(x)):], importance.CollapseLimits{})
+	conc, err := importance.Concentrate(x[min(p.Shape.Sinks, len(x)):])
 	if err != nil {
 		return nil, false, err
 	}
