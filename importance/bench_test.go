@@ -29,7 +29,7 @@ func BenchmarkSignal(b *testing.B) {
 			b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
 		})
 	}
-	rel, err := NewRelevance(defaultProfile().Attention)
+	rel, err := NewRelevance(defaultWeighting().Attention)
 	require.NoError(b, err)
 	rows, at := RowSums{Sum: make([]float32, n)}, int64(n)
 	for i := range rows.Sum {
@@ -42,7 +42,7 @@ func BenchmarkSignal(b *testing.B) {
 	run("relevance-values", func() error { return rel.Values(out) })
 	run("shape", func() error {
 		copy(out, raw)
-		return Shape(out, defaultProfile().Shape)
+		return Shape(out, defaultWeighting().Shape)
 	})
 	for _, full := range []bool{false, true} {
 		name := map[bool]string{false: "diagonal", true: "full"}[full]
@@ -74,6 +74,6 @@ func BenchmarkSignal(b *testing.B) {
 		return err
 	})
 	w := make([]float32, n)
-	p, signals := defaultProfile(), Signals{raw}
+	p, signals := defaultWeighting(), Signals{raw}
 	run("combine", func() error { return Combine(w, &p, &signals) })
 }

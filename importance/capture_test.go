@@ -198,18 +198,18 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 	}
 	add("random", shaped(x, 1, 0.1))
 
-	profile := Profile{Surprise: 1, ValueNorm: 1, Surprisal: 1, Habituation: 1}
+	all := Weighting{Surprise: 1, ValueNorm: 1, Surprisal: 1, Habituation: 1}
 	for s := SignalValueNorm; s <= SignalHabituation; s++ {
-		p := Profile{}
+		p := Weighting{}
 		switch s {
 		case SignalValueNorm:
-			p.ValueNorm = profile.ValueNorm
+			p.ValueNorm = all.ValueNorm
 		case SignalSurprise:
-			p.Surprise = profile.Surprise
+			p.Surprise = all.Surprise
 		case SignalSurprisal:
-			p.Surprisal = profile.Surprisal
+			p.Surprisal = all.Surprisal
 		case SignalHabituation:
-			p.Habituation = profile.Habituation
+			p.Habituation = all.Habituation
 		}
 		w := h.track(t, p)
 		add(s.String(), w)
@@ -218,15 +218,15 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 		}
 		add("window 64 * "+s.String()+"^0.5", w)
 	}
-	p := defaultProfile()
-	add("default profile", h.track(t, p))
+	p := defaultWeighting()
+	add("default weighting", h.track(t, p))
 	p.Relevance, p.Expected = 0.5, 0.5
 	add("default, half of it expected", h.track(t, p))
 	return names, values
 }
 
 // track runs the head through a Tracker.
-func (h *realHead) track(t testing.TB, p Profile) []float64 {
+func (h *realHead) track(t testing.TB, p Weighting) []float64 {
 	tr, err := NewTracker(p, h.k.Dim, h.v.Dim, h.rope)
 	require.NoError(t, err)
 	for b, sums := range h.bucket {
@@ -248,7 +248,7 @@ func (h *realHead) track(t testing.TB, p Profile) []float64 {
 }
 
 // TestSignals_OnARealCache compares what the signals said after 1,024 tokens with the attention
-// that the next 256 queries then paid. The table is the ground of defaultProfile.
+// that the next 256 queries then paid. The table is the ground of defaultWeighting.
 func TestSignals_OnARealCache(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: attention over a whole capture")
@@ -302,7 +302,7 @@ func TestSignals_OnARealCache(t *testing.T) {
 	t.Log(b.String())
 	for _, l := range layers {
 		random := get("random", l)
-		for _, name := range []string{"window 64", "window 64, smooth 5", "default profile"} {
+		for _, name := range []string{"window 64", "window 64, smooth 5", "default weighting"} {
 			f := get(name, l)
 			require.Greater(t, f.rank, random.rank+0.2, "%s, layer %d", name, l)
 			require.Less(t, f.damage, 1.0, "%s, layer %d: better than even bits", name, l)

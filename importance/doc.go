@@ -16,7 +16,7 @@
 //	habituation  blocks that repeat count less               V
 //	decay        recency as a power law                      positions
 //
-// A Profile holds the exponents of the signals and their settings, as text in one line. A Tracker
+// A Weighting holds the exponents of the signals and their settings, as text in one line. A Tracker
 // follows one KV head of a live cache and returns the weights of its tokens. Relevance, Shape,
 // Concentrate and Combine are the steps of it for callers that keep signals themselves: Relevance
 // adds up attention, Shape smooths, floors and normalises a signal, Concentrate tells when
@@ -31,7 +31,7 @@
 //
 // # What is on by default
 //
-// ParseProfile("default") is relevance alone: the last 64 queries with a little of the windows before
+// ParseWeighting("default") is relevance alone: the last 64 queries with a little of the windows before
 // them. A signal is off until measurements in a model show that it pays. DESIGN.md in this folder
 // has the tables that decided it.
 //
@@ -53,7 +53,7 @@
 //
 // # Concurrency
 //
-// Functions and methods of Profile are safe for concurrent use. A Tracker or a Relevance belongs to
+// Functions and methods of Weighting are safe for concurrent use. A Tracker or a Relevance belongs to
 // one goroutine at a time; those of different heads are independent.
 //
 // # Determinism

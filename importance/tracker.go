@@ -11,12 +11,12 @@ import (
 
 // Tracker follows the tokens of one KV head of one layer while a cache grows: rows as they are
 // appended, attention as queries are answered, weights whenever a segment is to be planned. It
-// runs the signals that its profile uses, and keeps nothing for the others.
+// runs the signals that its weighting uses, and keeps nothing for the others.
 //
 // State: StateBytes. Append what is committed only: predictors cannot unlearn. Not safe for
 // concurrent use; trackers of different heads are independent.
 type Tracker struct {
-	profile     Profile
+	weighting     Weighting
 	tokens      int
 	rope        ropeTurn
 	relevance   *Relevance
@@ -33,17 +33,17 @@ type Tracker struct {
 
 // NewTracker returns a tracker of a head without tokens. dim and dimV are head_dim and
 // head_dim_v; rope is undone on K before it is predicted, so that positions do not pass for
-// news. Decay's temperature is 1: the profile's Temperature acts on the product.
+// news. Decay's temperature is 1: the weighting's Temperature acts on the product.
 //
 // Errors: quant.ErrShape.
-func NewTracker(p Profile, dim, dimV int, rope quant.Rope) (*Tracker, error) {
+func NewTracker(p Weighting, dim, dimV int, rope quant.Rope) (*Tracker, error) {
 	if err := p.validate(); err != nil {
 		return nil, err
 	}
 	if err := rope.Validate(dim); err != nil {
 		return nil, fmt.Errorf("kvist/importance: tracker: %w", err)
 	}
-	t := &Tracker{profile: p, rope: newRopeTurn(rope), dim: dim, ropeOf: rope}
+	t := &Tracker{weighting: p, rope: newRopeTurn(rope), dim: dim, ropeOf: rope}
 	if p.Uses(SignalExpected) && (dim < 1 || dim > quant.MaxDim) {
 		return nil, shapeErr("tracker: head_dim %d, want 1 to %d", dim, quant.MaxDim)
 	}
@@ -132,25 +132,25 @@ func (t *Tracker) Clone() *Tracker {
 }
 
 // Append takes the next tokens: their rows of K (RoPE applied, at the positions that follow) and
-// V, and their surprisal in nats, which only a profile that uses it needs.
+// V, and their surprisal in nats, which only a weighting that uses it needs.
 //
 // k: [tokens, head_dim]; v: [tokens, head_dim_v]; surprisal: [tokens].
 //
-// Errors: quant.ErrShape; quant.ErrTooLarge beyond the profile's MaxTokens; *ValueError wrapping
+// Errors: quant.ErrShape; quant.ErrTooLarge beyond the weighting's MaxTokens; *ValueError wrapping
 // quant.ErrRange for NaN, infinities and magnitudes above 2^111. Nothing is taken then.
 func (t *Tracker) Append(k, v quant.Rows, surprisal []float32) error {
 	n := k.Len()
 	if v.Len() != n {
 		return shapeErr("tracker: %d rows of K, %d of V", n, v.Len())
 	}
-	if limit := t.profile.Attention.withDefaults().MaxTokens; n > limit-t.tokens {
+	if limit := t.weighting.Attention.withDefaults().MaxTokens; n > limit-t.tokens {
 		return tooLarge("tracker: %d more tokens after %d, limit %d", n, t.tokens, limit)
 	}
 	if err := t.checkRows(k, v); err != nil {
 		return err
 	}
 	novelty := make([]float64, n)
-	if t.profile.Uses(SignalSurprisal) {
+	if t.weighting.Uses(SignalSurprisal) {
 		if len(surprisal) != n {
 			return shapeErr("tracker: surprisal of %d tokens, want %d", len(surprisal), n)
 		}
@@ -272,13 +272,13 @@ func (t *Tracker) Skip(first int64, n int) error {
 }
 
 // ObserveQueries takes the queries themselves, of adjacent positions from first on: one set of
-// rows [queries, head_dim] for each query head, RoPE applied. Only a profile with expected
+// rows [queries, head_dim] for each query head, RoPE applied. Only a weighting with expected
 // attention needs them; otherwise it does nothing.
 //
 // Errors: quant.ErrShape, also where the number of heads changes; *ValueError wrapping
 // quant.ErrRange for NaN and infinities. Nothing is taken then.
 func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
-	if !t.profile.Uses(SignalExpected) {
+	if !t.weighting.Uses(SignalExpected) {
 		return nil
 	}
 	if first < 0 || first > quant.MaxTokens || len(q) == 0 || len(q) > quant.MaxHeads ||
@@ -313,14 +313,14 @@ func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
 	return nil
 }
 
-// Observed reports whether queries were taken, by Observe or ObserveQueries, or the profile asks for none.
+// Observed reports whether queries were taken, by Observe or ObserveQueries, or the weighting asks for none.
 func (t *Tracker) Observed() bool {
 	switch {
 	case t.relevance != nil && t.relevance.now.n+t.relevance.last.n > 0,
 		t.queries != nil && t.queries[0].Len() > 0:
 		return true
 	}
-	return t.relevance == nil && !t.profile.Uses(SignalExpected)
+	return t.relevance == nil && !t.weighting.Uses(SignalExpected)
 }
 
 // Weights writes the weights of all tokens appended, dst [Tokens], and says how far relevance is
@@ -328,7 +328,7 @@ func (t *Tracker) Observed() bool {
 // weights, and the caller reports that. Weights of earlier tokens change as later ones and their
 // queries come, but never by anything that has not been handed in yet.
 //
-// k: [Tokens, head_dim], RoPE applied, as the cache holds it now: only a profile with expected
+// k: [Tokens, head_dim], RoPE applied, as the cache holds it now: only a weighting with expected
 // attention looks at it. Without queries so far, expected attention does not take part.
 //
 // Errors: quant.ErrShape, also where queries have seen tokens that were not appended;
@@ -338,7 +338,7 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 		return Concentration{}, shapeErr("tracker: room for %d tokens, want %d", len(dst), t.tokens)
 	}
 	var c Concentration
-	p, s := t.profile, t.kept()
+	p, s := t.weighting, t.kept()
 	if t.decay != nil {
 		s[SignalDecay] = make([]float64, t.tokens)
 		t.decay.Values(s[SignalDecay], 0, int64(t.tokens)-1)
@@ -381,7 +381,7 @@ func (t *Tracker) kept() (s Signals) {
 		case SignalRelevance, SignalExpected, SignalDecay:
 			continue
 		}
-		if !t.profile.Uses(Signal(i)) {
+		if !t.weighting.Uses(Signal(i)) {
 			continue
 		}
 		s[i] = make([]float64, t.tokens)
@@ -396,7 +396,7 @@ func (t *Tracker) kept() (s Signals) {
 }
 
 func (t *Tracker) expected(x []float64, k quant.Rows) error {
-	horizon := t.profile.Horizon
+	horizon := t.weighting.Horizon
 	if horizon == 0 {
 		horizon = 256
 	}
@@ -404,7 +404,7 @@ func (t *Tracker) expected(x []float64, k quant.Rows) error {
 	if err := expectedRelevance(x, t.queries, k, scale, int64(t.tokens), horizon); err != nil {
 		return err
 	}
-	return Shape(x, t.profile.Shape)
+	return Shape(x, t.weighting.Shape)
 }
 
 // Truncate forgets the tokens from n on. The predictors keep what they learnt from them; start

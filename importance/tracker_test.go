@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-var everything = Profile{Relevance: 0.5, Expected: 0.5, ValueNorm: 0.5,
+var everything = Weighting{Relevance: 0.5, Expected: 0.5, ValueNorm: 0.5,
 	Surprise: 0.5, Surprisal: 0.5, Habituation: 1, Decay: 0.3,
 	Attention: RelevanceConfig{Window: 16, Mix: 0.2, HalfLife: 50},
 	Shape:     ShapeConfig{Sinks: 2, Smooth: 3, Floor: 0.1}}
@@ -56,7 +56,7 @@ func (h *history) play(t require.TestingT, tr *Tracker, from, to, step int) {
 	}
 }
 
-func newTracker(t require.TestingT, p Profile) *Tracker {
+func newTracker(t require.TestingT, p Weighting) *Tracker {
 	tr, err := NewTracker(p, 16, 12, someRope)
 	require.NoError(t, err)
 	return tr
@@ -112,9 +112,9 @@ func TestTracker_HeadsAreIndependent(t *testing.T) {
 	require.Less(t, spearman(weights(t, t1, a.k), weights(t, t2, b.k)), 0.9)
 }
 
-func TestTracker_KeepsOnlyWhatItsProfileUses(t *testing.T) {
+func TestTracker_KeepsOnlyWhatItsWeightingUses(t *testing.T) {
 	h := newHistory(5, 64)
-	tr := newTracker(t, Profile{Decay: 0.5})
+	tr := newTracker(t, Weighting{Decay: 0.5})
 	require.Equal(t, math.MaxInt32, tr.Room())
 	h.play(t, tr, 0, 64, 64)
 	require.Less(t, tr.StateBytes(), int64(1024))
@@ -124,7 +124,7 @@ func TestTracker_KeepsOnlyWhatItsProfileUses(t *testing.T) {
 	h.play(t, full, 0, 64, 64)
 	require.Greater(t, full.StateBytes(), tr.StateBytes())
 
-	none := newTracker(t, Profile{})
+	none := newTracker(t, Weighting{})
 	require.NoError(t, none.Append(h.k, h.v, nil))
 	for _, v := range weights(t, none, h.k) {
 		require.Equal(t, 1.0, v)
@@ -133,7 +133,7 @@ func TestTracker_KeepsOnlyWhatItsProfileUses(t *testing.T) {
 
 func TestTracker_FallsBackWhenAttentionCollapsed(t *testing.T) {
 	h := newHistory(6, 64)
-	tr := newTracker(t, defaultProfile())
+	tr := newTracker(t, defaultWeighting())
 	require.NoError(t, tr.Append(h.k, h.v, nil))
 	sum := make([]float32, 64)
 	sum[20] = 1
@@ -207,6 +207,6 @@ func TestTracker_RefusedCallsLeaveItAlone(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrShape)
 	_, err = NewTracker(everything, 0, 12, someRope)
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = NewTracker(Profile{Relevance: 9}, 16, 12, someRope)
+	_, err = NewTracker(Weighting{Relevance: 9}, 16, 12, someRope)
 	require.ErrorIs(t, err, quant.ErrShape)
 }

@@ -15,12 +15,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-func drawProfile(t *rapid.T) Profile {
+func drawWeighting(t *rapid.T) Weighting {
 	e := func(name string) float64 {
 		return rapid.OneOf(rapid.Just(0.0), rapid.Float64Range(-4, 4)).Draw(t, name)
 	}
 	u := func(name string) float64 { return rapid.Float64Range(0, 1).Draw(t, name) }
-	return Profile{
+	return Weighting{
 		Relevance: e("relevance"), Expected: e("expected"),
 		ValueNorm: e("value-norm"), Surprise: e("surprise"),
 		Surprisal: e("surprisal"), Habituation: e("habituation"), Decay: 2 * u("decay"),
@@ -36,48 +36,48 @@ func drawProfile(t *rapid.T) Profile {
 	}
 }
 
-func TestProfile_TextRoundTrip(t *testing.T) {
+func TestWeighting_TextRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := drawProfile(t)
+		p := drawWeighting(t)
 		require.NoError(t, p.validate())
-		got, err := ParseProfile(p.String())
+		got, err := ParseWeighting(p.String())
 		require.NoError(t, err)
 		require.Equal(t, p, got)
 	})
-	require.Equal(t, "none", Profile{}.String())
-	p, err := ParseProfile("none")
+	require.Equal(t, "none", Weighting{}.String())
+	p, err := ParseWeighting("none")
 	require.NoError(t, err)
-	require.Equal(t, Profile{}, p)
-	p, err = ParseProfile("default,smooth=5,surprise=0.25")
+	require.Equal(t, Weighting{}, p)
+	p, err = ParseWeighting("default,smooth=5,surprise=0.25")
 	require.NoError(t, err)
-	want := defaultProfile()
+	want := defaultWeighting()
 	want.Shape.Smooth, want.Surprise = 5, 0.25
 	require.Equal(t, want, p)
 }
 
-func TestParseProfile_Refuses(t *testing.T) {
+func TestParseWeighting_Refuses(t *testing.T) {
 	for _, text := range []string{"", "x", "relevance", "relevance=", "relevance=one", "window=1.5",
 		"relevance=5", "relevance=NaN", "decay=-1", "decay=3", "mix=2", "smooth=4", "min=0.5,min=0.6",
 		"min=2", "max=0.5", "max=Inf", "temperature=-1", "relevance=1,default", "=1", "relevance=1,",
 		"horizon=-1", "window=99999999999999999999", strings.Repeat("a", 1<<16)} {
-		_, err := ParseProfile(text)
+		_, err := ParseWeighting(text)
 		require.ErrorIs(t, err, quant.ErrShape, "%.40q", text)
 		require.Less(t, len(err.Error()), 200)
 	}
 }
 
-func FuzzParseProfile(f *testing.F) {
-	for _, s := range []string{"none", "default", defaultProfile().String(), "mix=0x1p-3",
+func FuzzParseWeighting(f *testing.F) {
+	for _, s := range []string{"none", "default", defaultWeighting().String(), "mix=0x1p-3",
 		"relevance=-0", "min=1e-300", "window=+7", ",,", "default,default"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		p, err := ParseProfile(text)
+		p, err := ParseWeighting(text)
 		if err != nil {
 			require.ErrorIs(t, err, quant.ErrShape)
 			return
 		}
-		again, err := ParseProfile(p.String())
+		again, err := ParseWeighting(p.String())
 		require.NoError(t, err)
 		require.Equal(t, p.String(), again.String())
 		s := Signals{}
@@ -90,8 +90,8 @@ func FuzzParseProfile(f *testing.F) {
 	})
 }
 
-func TestProfile_Uses(t *testing.T) {
-	p := defaultProfile()
+func TestWeighting_Uses(t *testing.T) {
+	p := defaultWeighting()
 	require.NoError(t, p.validate())
 	require.True(t, p.Uses(SignalRelevance))
 	for s := SignalExpected; s <= SignalDecay; s++ {
@@ -102,7 +102,7 @@ func TestProfile_Uses(t *testing.T) {
 	require.Equal(t, "value-norm", SignalValueNorm.String())
 }
 
-func combine(t require.TestingT, p Profile, s Signals, n int) []float64 {
+func combine(t require.TestingT, p Weighting, s Signals, n int) []float64 {
 	w := make([]float32, n)
 	require.NoError(t, Combine(w, &p, &s))
 	out := make([]float64, n)
@@ -122,7 +122,7 @@ func TestCombine_IsTheProductOfPowers(t *testing.T) {
 			s[i][j] = 0.5 + rng.Float64()
 		}
 	}
-	p := Profile{Relevance: 1, Expected: 2, ValueNorm: 0.5, Surprise: 0.25, Surprisal: -0.5,
+	p := Weighting{Relevance: 1, Expected: 2, ValueNorm: 0.5, Surprise: 0.25, Surprisal: -0.5,
 		Habituation: 1, Decay: 0.5, Temperature: 1.5}
 	want := make([]float64, n)
 	for j := range want {
@@ -137,13 +137,13 @@ func TestCombine_IsTheProductOfPowers(t *testing.T) {
 	// A signal that is off is not looked at.
 	s[2], p.ValueNorm = nil, 0
 	require.NoError(t, Combine(make([]float32, n), &p, &s))
-	require.Equal(t, []float64{1, 1, 1}, combine(t, Profile{}, Signals{}, 3))
-	require.Empty(t, combine(t, Profile{}, Signals{}, 0))
+	require.Equal(t, []float64{1, 1, 1}, combine(t, Weighting{}, Signals{}, 3))
+	require.Empty(t, combine(t, Weighting{}, Signals{}, 0))
 }
 
 func TestCombine_Properties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := drawProfile(t)
+		p := drawWeighting(t)
 		n := rapid.IntRange(1, 60).Draw(t, "n")
 		value := rapid.OneOf(rapid.Float64Range(0, 2), rapid.SampledFrom([]float64{0, 5e-324, 1e-310,
 			math.MaxFloat64}))
@@ -184,16 +184,16 @@ func zeroTiny(x float64) float64 {
 func TestCombine_OneTokenTakesAllItMay(t *testing.T) {
 	s := Signals{make([]float64, 1000)}
 	s[0][17] = 1
-	w := combine(t, Profile{Relevance: 1}, s, 1000)
+	w := combine(t, Weighting{Relevance: 1}, s, 1000)
 	require.Equal(t, 64.0, w[17])
 	require.InDelta(t, 1, mean(w), 1e-5, "the others share the rest, instead of being starved")
 	require.InDelta(t, (1000-64)/999.0, w[0], 1e-5)
-	require.Equal(t, []float64{1, 1}, combine(t, Profile{Relevance: 1},
+	require.Equal(t, []float64{1, 1}, combine(t, Weighting{Relevance: 1},
 		Signals{{0, 0}}, 2))
 }
 
 func TestCombine_Refuses(t *testing.T) {
-	p := Profile{Surprise: 1}
+	p := Weighting{Surprise: 1}
 	dst := []float32{7, 7}
 	for _, bad := range [][]float64{nil, {1}, {1, math.NaN()}, {1, math.Inf(1)}, {-1, 1}} {
 		var s Signals

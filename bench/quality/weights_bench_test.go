@@ -99,7 +99,7 @@ func segmentHeads(b *testing.B, c *Context, be backend.Backend, tokens, window i
 }
 
 func (h *segmentHead) weigh(ctx context.Context, be backend.Backend) error {
-	weights, err := importance.ParseProfile("default")
+	weights, err := importance.ParseWeighting("default")
 	if err != nil {
 		return err
 	}

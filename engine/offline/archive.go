@@ -88,7 +88,7 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 }
 
 // relevanceAlone reports whether weights are made of relevance and nothing else.
-func relevanceAlone(p importance.Profile) bool {
+func relevanceAlone(p importance.Weighting) bool {
 	for s := range importance.SignalDecay + 1 {
 		if p.Uses(s) != (s == importance.SignalRelevance) {
 			return false

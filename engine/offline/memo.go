@@ -85,7 +85,7 @@ func (c *compressor) probed(ctx context.Context, l *layerInput, q *backend.Queri
 }
 
 // weighedLayer is weighLayer, or what it gave before.
-func (c *compressor) weighedLayer(ctx context.Context, l *layerInput, p importance.Profile) ([][]float32,
+func (c *compressor) weighedLayer(ctx context.Context, l *layerInput, p importance.Weighting) ([][]float32,
 	ImportanceUse, error) {
 	m := c.cfg.Memo
 	if m == nil {

@@ -14,7 +14,7 @@ import (
 
 // ImportanceUse says what became of the importance profile.
 type ImportanceUse struct {
-	Profile string // as importance.Profile.String writes it; "none" where it was off
+	Profile string // as importance.Weighting.String writes it; "none" where it was off
 	Heads   int    // heads that were to be weighed
 	// Collapsed counts heads whose attention lay on so few tokens that relevance was not believed.
 	Collapsed int
@@ -81,7 +81,7 @@ func (c *compressor) level(l *layerInput, now, past [][]float32) headWeights {
 // weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
 // of pastOf.
 func (c *compressor) weigh(ctx context.Context, l *layerInput, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
-	p, err := importance.ParseProfile(c.cfg.Importance)
+	p, err := importance.ParseWeighting(c.cfg.Importance)
 	if err != nil {
 		return nil, nil, use, err
 	}
@@ -105,7 +105,7 @@ func (c *compressor) weigh(ctx context.Context, l *layerInput, withPast bool) (n
 }
 
 // weighLayer weighs the tokens of a layer, as if they were all there are.
-func (c *compressor) weighLayer(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+func (c *compressor) weighLayer(ctx context.Context, l *layerInput, p importance.Weighting) (w [][]float32,
 	use ImportanceUse, err error) {
 	if l.hasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
@@ -114,7 +114,7 @@ func (c *compressor) weighLayer(ctx context.Context, l *layerInput, p importance
 }
 
 // weighHeads is weighLayer for any profile, head by head.
-func (c *compressor) weighHeads(ctx context.Context, l *layerInput, p importance.Profile) (w [][]float32,
+func (c *compressor) weighHeads(ctx context.Context, l *layerInput, p importance.Weighting) (w [][]float32,
 	use ImportanceUse, err error) {
 	w, use.Heads = make([][]float32, l.heads), l.heads
 	for h := range w {
@@ -147,7 +147,7 @@ type weighed struct {
 }
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.
-func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p importance.Profile,
+func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p importance.Weighting,
 	tokens int) (x weighed, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
@@ -194,7 +194,7 @@ func (c *compressor) weighHead(ctx context.Context, l *layerInput, head int, p i
 
 // observeAll feeds the tracker with what the profile asks of the capture's queries.
 func (c *compressor) observeAll(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
+	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
 	if p.Uses(importance.SignalRelevance) {
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
 			return skipped, err
@@ -213,7 +213,7 @@ const standInDim = 8
 // observedFrom returns the first query that a profile looks at, and the queries of a window. The last
 // window ends with the last query; where all queries count there are as many windows before it as
 // have not faded to a quarter.
-func observedFrom(p importance.Profile, tokens int) (first, window int) {
+func observedFrom(p importance.Weighting, tokens int) (first, window int) {
 	window = p.Attention.Window
 	if window == 0 {
 		window = 64
@@ -230,7 +230,7 @@ func observedFrom(p importance.Profile, tokens int) (first, window int) {
 // observe feeds the tracker with the attention of the capture's last queries, but for windows that hold one
 // that is not finite.
 func (c *compressor) observe(ctx context.Context, l *layerInput, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
+	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
 	up := &uploader{be: c.be}
 	defer up.free()

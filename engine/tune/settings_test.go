@@ -20,7 +20,7 @@ func TestDefaultSpace_StartsFromTheDefaults(t *testing.T) {
 	space := tune.DefaultSpace()
 	require.NoError(t, space.Validate())
 	cfg := offline.DefaultConfig()
-	weights, err := importance.ParseProfile("default")
+	weights, err := importance.ParseWeighting("default")
 	require.NoError(t, err)
 	defaults := profile.Params{"importance": weights.String()}
 	for f := range strings.FieldsSeq(cfg.String()) {
