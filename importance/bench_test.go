@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"math/rand/v2"
@@ -8,7 +8,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -30,24 +29,24 @@ func BenchmarkSignal(b *testing.B) {
 			b.ReportMetric(n*float64(b.N)/b.Elapsed().Seconds(), "tok/s")
 		})
 	}
-	rel, err := importance.NewRelevance(importance.DefaultProfile().Attention)
+	rel, err := NewRelevance(defaultWeighting().Attention)
 	require.NoError(b, err)
-	rows, at := importance.RowSums{Sum: make([]float32, n)}, int64(n)
+	rows, at := RowSums{Sum: make([]float32, n)}, int64(n)
 	for i := range rows.Sum {
 		rows.Sum[i] = float32(raw[i])
 	}
 	run("relevance-add", func() error {
 		at++
-		return rel.Add(importance.Queries{First: at, N: 1, Group: 3}, rows)
+		return rel.Add(Queries{First: at, N: 1, Group: 3}, rows)
 	})
 	run("relevance-values", func() error { return rel.Values(out) })
 	run("shape", func() error {
 		copy(out, raw)
-		return importance.Shape(out, importance.DefaultProfile().Shape)
+		return Shape(out, defaultWeighting().Shape)
 	})
 	for _, full := range []bool{false, true} {
 		name := map[bool]string{false: "diagonal", true: "full"}[full]
-		s, err := importance.NewQueryStats(dim, quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim,
+		s, err := newQueryStats(dim, quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim,
 			Theta: 1e4}, full)
 		require.NoError(b, err)
 		pos := upTo(n)
@@ -56,25 +55,25 @@ func BenchmarkSignal(b *testing.B) {
 		require.NoError(b, err)
 		run("expected-"+name, func() error { return f.LogScores(out, x, 0.125) })
 	}
-	s := newSurprise(b, dim)
+	s := surpriseOf(b, dim)
 	run("surprise", func() error { return s.Add(out, x) })
-	h := newHabituation(b, dim)
+	h := habituationOf(b, dim)
 	var blocks []float64
 	run("habituation", func() (err error) {
 		blocks, err = h.Add(blocks[:0], x)
 		return err
 	})
-	d, err := importance.NewDeviation(dim)
+	d, err := newDeviation(dim)
 	require.NoError(b, err)
 	run("value-norm", func() error { return d.Add(out, x) })
-	decay, err := importance.NewDecay(0.5, 1)
+	decay, err := newDecay(0.5, 1)
 	require.NoError(b, err)
 	run("decay", func() error { decay.Values(out, 0, n-1); return nil })
 	run("collapse", func() error {
-		_, err := importance.Concentrate(raw, importance.CollapseLimits{})
+		_, err := Concentrate(raw)
 		return err
 	})
 	w := make([]float32, n)
-	p, signals := importance.DefaultProfile(), importance.Signals{raw}
-	run("combine", func() error { return importance.Combine(w, &p, &signals) })
+	p, signals := defaultWeighting(), Signals{raw}
+	run("combine", func() error { return Combine(w, &p, &signals) })
 }

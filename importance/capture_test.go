@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"fmt"
@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -66,13 +65,13 @@ func readCapture(t testing.TB) []*realHead {
 			for i := range g.GQARatio() {
 				q := readRows(t, s, layer, capture.Q, h*g.GQARatio()+i)
 				r.q = append(r.q, q)
-				_, err := importance.AttentionSums(r.truth, importance.HeadQueries{
+				_, err := attentionSums(r.truth, headQueries{
 					Q:   readRows(t, s, layer, capture.QNext, h*g.GQARatio()+i),
 					Pos: positions[n:], Scale: scale}, all, positions, 2)
 				require.NoError(t, err)
 				for b := range r.bucket {
 					lo, hi := b*bucket, (b+1)*bucket
-					_, err := importance.AttentionSums(r.bucket[b], importance.HeadQueries{
+					_, err := attentionSums(r.bucket[b], headQueries{
 						Q: part(q, lo, hi), Pos: positions[lo:hi], Scale: scale}, r.k, positions[:n], 2)
 					require.NoError(t, err)
 				}
@@ -88,15 +87,15 @@ func readCapture(t testing.TB) []*realHead {
 }
 
 // relevance feeds the first n tokens' queries to an accumulator and returns its values.
-func (h *realHead) relevance(t testing.TB, cfg importance.RelevanceConfig) []float64 {
-	r, err := importance.NewRelevance(cfg)
+func (h *realHead) relevance(t testing.TB, cfg RelevanceConfig) []float64 {
+	r, err := NewRelevance(cfg)
 	require.NoError(t, err)
 	for b, sums := range h.bucket {
-		rows := importance.RowSums{Sum: make([]float32, h.tokens)}
+		rows := RowSums{Sum: make([]float32, h.tokens)}
 		for i, s := range sums {
 			rows.Sum[i] = float32(s)
 		}
-		require.NoError(t, r.Add(importance.Queries{First: int64(b * bucket), N: bucket,
+		require.NoError(t, r.Add(Queries{First: int64(b * bucket), N: bucket,
 			Group: len(h.q)}, rows))
 	}
 	out := make([]float64, h.tokens)
@@ -120,15 +119,15 @@ func (h *realHead) accumulated() []float64 {
 }
 
 func (h *realHead) expected(t testing.TB, full bool) []float64 {
-	var stats []*importance.QueryStats
+	var stats []*queryStats
 	for _, q := range h.q {
-		s, err := importance.NewQueryStats(q.Dim, h.rope, full)
+		s, err := newQueryStats(q.Dim, h.rope, full)
 		require.NoError(t, err)
 		require.NoError(t, s.Add(q, upTo(h.tokens)))
 		stats = append(stats, s)
 	}
 	out := make([]float64, h.tokens)
-	require.NoError(t, importance.ExpectedRelevance(out, stats, h.k,
+	require.NoError(t, expectedRelevance(out, stats, h.k,
 		1/math.Sqrt(float64(h.k.Dim)), int64(h.tokens), 256))
 	return out
 }
@@ -158,24 +157,24 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 	}
 	shaped := func(x []float64, smooth int, floor float64) []float64 {
 		x = slices.Clone(x)
-		require.NoError(t, importance.Shape(x, importance.ShapeConfig{Sinks: sinks, Smooth: smooth,
+		require.NoError(t, Shape(x, ShapeConfig{Sinks: sinks, Smooth: smooth,
 			Floor: floor}))
 		return x
 	}
-	window := h.relevance(t, importance.RelevanceConfig{Window: 64})
+	window := h.relevance(t, RelevanceConfig{Window: 64})
 	add("window 64", shaped(window, 1, 0.1))
 	add("window 64, no floor", shaped(window, 1, 0))
 	add("window 64, smooth 3", shaped(window, 3, 0.1))
 	add("window 64, smooth 5", shaped(window, 5, 0.1))
-	add("window 256", shaped(h.relevance(t, importance.RelevanceConfig{Window: 256}), 1, 0.1))
+	add("window 256", shaped(h.relevance(t, RelevanceConfig{Window: 256}), 1, 0.1))
 	for _, mix := range []float64{0.05, 0.3} {
 		for _, life := range []float64{0, 64} {
 			add(fmt.Sprintf("64 + %v all, half-life %v", mix, life),
-				shaped(h.relevance(t, importance.RelevanceConfig{Window: 64, Mix: mix,
+				shaped(h.relevance(t, RelevanceConfig{Window: 64, Mix: mix,
 					HalfLife: life}), 1, 0.1))
 		}
 	}
-	add("all queries that saw it", shaped(h.relevance(t, importance.RelevanceConfig{Mix: 1}), 1, 0.1))
+	add("all queries that saw it", shaped(h.relevance(t, RelevanceConfig{Mix: 1}), 1, 0.1))
 	add("accumulated", shaped(h.accumulated(), 1, 0.1))
 	add("expected, full", shaped(h.expected(t, true), 1, 0.1))
 	diagonal := shaped(h.expected(t, false), 1, 0)
@@ -188,7 +187,7 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 		}
 		add(fmt.Sprintf("64^%v * expected^%v", share, 1-share), shaped(both, 1, 0.1))
 	}
-	d, err := importance.NewDecay(0.5, 1)
+	d, err := newDecay(0.5, 1)
 	require.NoError(t, err)
 	x := make([]float64, h.tokens)
 	d.Values(x, 0, int64(h.tokens)-1)
@@ -199,18 +198,18 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 	}
 	add("random", shaped(x, 1, 0.1))
 
-	profile := importance.Profile{Surprise: 1, ValueNorm: 1, Surprisal: 1, Habituation: 1}
-	for s := importance.SignalValueNorm; s <= importance.SignalHabituation; s++ {
-		p := importance.Profile{}
+	all := Weighting{Surprise: 1, ValueNorm: 1, Surprisal: 1, Habituation: 1}
+	for s := SignalValueNorm; s <= SignalHabituation; s++ {
+		p := Weighting{}
 		switch s {
-		case importance.SignalValueNorm:
-			p.ValueNorm = profile.ValueNorm
-		case importance.SignalSurprise:
-			p.Surprise = profile.Surprise
-		case importance.SignalSurprisal:
-			p.Surprisal = profile.Surprisal
-		case importance.SignalHabituation:
-			p.Habituation = profile.Habituation
+		case SignalValueNorm:
+			p.ValueNorm = all.ValueNorm
+		case SignalSurprise:
+			p.Surprise = all.Surprise
+		case SignalSurprisal:
+			p.Surprisal = all.Surprisal
+		case SignalHabituation:
+			p.Habituation = all.Habituation
 		}
 		w := h.track(t, p)
 		add(s.String(), w)
@@ -219,25 +218,25 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 		}
 		add("window 64 * "+s.String()+"^0.5", w)
 	}
-	p := importance.DefaultProfile()
-	add("default profile", h.track(t, p))
+	p := defaultWeighting()
+	add("default weighting", h.track(t, p))
 	p.Relevance, p.Expected = 0.5, 0.5
 	add("default, half of it expected", h.track(t, p))
 	return names, values
 }
 
 // track runs the head through a Tracker.
-func (h *realHead) track(t testing.TB, p importance.Profile) []float64 {
-	tr, err := importance.NewTracker(p, h.k.Dim, h.v.Dim, h.rope)
+func (h *realHead) track(t testing.TB, p Weighting) []float64 {
+	tr, err := NewTracker(p, h.k.Dim, h.v.Dim, h.rope)
 	require.NoError(t, err)
 	for b, sums := range h.bucket {
 		lo, hi := b*bucket, (b+1)*bucket
 		require.NoError(t, tr.Append(part(h.k, lo, hi), part(h.v, lo, hi), h.surprisal[lo:hi]))
-		rows := importance.RowSums{Sum: make([]float32, hi)}
+		rows := RowSums{Sum: make([]float32, hi)}
 		for i := range rows.Sum {
 			rows.Sum[i] = float32(sums[i])
 		}
-		require.NoError(t, tr.Observe(importance.Queries{First: int64(lo), N: bucket,
+		require.NoError(t, tr.Observe(Queries{First: int64(lo), N: bucket,
 			Group: len(h.q)}, rows))
 		var q []quant.Rows
 		for _, x := range h.q {
@@ -249,7 +248,7 @@ func (h *realHead) track(t testing.TB, p importance.Profile) []float64 {
 }
 
 // TestSignals_OnARealCache compares what the signals said after 1,024 tokens with the attention
-// that the next 256 queries then paid. The table is the ground of DefaultProfile.
+// that the next 256 queries then paid. The table is the ground of defaultWeighting.
 func TestSignals_OnARealCache(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: attention over a whole capture")
@@ -303,7 +302,7 @@ func TestSignals_OnARealCache(t *testing.T) {
 	t.Log(b.String())
 	for _, l := range layers {
 		random := get("random", l)
-		for _, name := range []string{"window 64", "window 64, smooth 5", "default profile"} {
+		for _, name := range []string{"window 64", "window 64, smooth 5", "default weighting"} {
 			f := get(name, l)
 			require.Greater(t, f.rank, random.rank+0.2, "%s, layer %d", name, l)
 			require.Less(t, f.damage, 1.0, "%s, layer %d: better than even bits", name, l)

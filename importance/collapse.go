@@ -13,20 +13,21 @@ type Concentration struct {
 	Rows      int
 	Effective float64 // 1 / sum p^2 of the signal taken as a distribution p: in [1, rows]
 	Entropy   float64 // of p, nats
-	Top       int     // how many rows TopShare is of: CollapseLimits.Top, at most Rows
-	TopShare  float64 // sum of the Top largest p
-	// Collapsed: the signal tells next to nothing about most rows. Reason says why, with numbers.
+	TopShare  float64 // sum of the 4 largest p
+	// Collapsed is true where the signal tells next to nothing about most rows. Reason says why,
+	// with numbers.
 	Collapsed bool
 	Reason    string
 }
 
-// CollapseLimits says what counts as collapsed. The zero value is the default.
-type CollapseLimits struct {
-	Top          int     // 0: 4
-	MaxTopShare  float64 // share of the Top rows from which on it is collapsed. 0: 0.95
-	MinEffective float64 // least effective number of rows. 0: 3
-	MinRows      int     // fewer rows are not judged. 0: 32
-}
+// A signal has collapsed when its largest topRows values hold maxTopShare of it, or its effective
+// number of rows is below minEffective. Fewer rows than minJudged are not judged.
+const (
+	topRows      = 4
+	maxTopShare  = 0.95
+	minEffective = 3
+	minJudged    = 32
+)
 
 // Concentrate measures how far a signal [rows] is gathered on few rows, and judges whether it
 // has collapsed: attention that is all on a few sinks says nothing about the others, and a plan
@@ -34,15 +35,15 @@ type CollapseLimits struct {
 // out the first tokens to ask whether sinks hide a signal that is there.
 //
 // Errors: *ValueError wrapping quant.ErrRange for values that are negative, NaN or infinite.
-func Concentrate(x []float64, lim CollapseLimits) (Concentration, error) {
+func Concentrate(x []float64) (Concentration, error) {
 	if err := checkSignal("signal", x); err != nil {
 		return Concentration{}, err
 	}
-	lim = lim.withDefaults()
-	c := Concentration{Rows: len(x), Top: min(lim.Top, len(x))}
+	c := Concentration{Rows: len(x)}
+	top := min(topRows, len(x))
 	m := largest(x)
 	if m == 0 {
-		if c.Rows >= lim.MinRows {
+		if c.Rows >= minJudged {
 			c.Collapsed, c.Reason = true, fmt.Sprintf("zero on all %d rows", c.Rows)
 		}
 		return c, nil
@@ -62,19 +63,19 @@ func Concentrate(x []float64, lim CollapseLimits) (Concentration, error) {
 		}
 	}
 	c.Effective = 1 / squares
-	for _, v := range topOf(p, c.Top) {
+	for _, v := range topOf(p, top) {
 		c.TopShare += v
 	}
 	switch {
-	case c.Rows < lim.MinRows:
-	case c.TopShare >= lim.MaxTopShare:
+	case c.Rows < minJudged:
+	case c.TopShare >= maxTopShare:
 		c.Collapsed = true
-		c.Reason = fmt.Sprintf("%.1f %% on %d of %d rows, limit %.1f %%", 100*c.TopShare, c.Top,
-			c.Rows, 100*lim.MaxTopShare)
-	case c.Effective < lim.MinEffective:
+		c.Reason = fmt.Sprintf("%.1f %% on %d of %d rows, limit %.1f %%", 100*c.TopShare, top,
+			c.Rows, 100*maxTopShare)
+	case c.Effective < minEffective:
 		c.Collapsed = true
 		c.Reason = fmt.Sprintf("gathered on %.2f of %d rows, limit %.2f", c.Effective, c.Rows,
-			lim.MinEffective)
+			float64(minEffective))
 	}
 	return c, nil
 }
@@ -98,20 +99,4 @@ func topOf(p []float64, n int) []float64 {
 		top[i-1] = v
 	}
 	return top
-}
-
-func (l CollapseLimits) withDefaults() CollapseLimits {
-	if l.Top <= 0 {
-		l.Top = 4
-	}
-	if !(l.MaxTopShare > 0) {
-		l.MaxTopShare = 0.95
-	}
-	if !(l.MinEffective > 0) {
-		l.MinEffective = 3
-	}
-	if l.MinRows <= 0 {
-		l.MinRows = 32
-	}
-	return l
 }

@@ -12,12 +12,12 @@ import (
 // A cache follows one KV head: rows as they come, attention as queries are answered, weights
 // when a segment is to be planned.
 func ExampleTracker() {
-	profile, err := importance.ParseProfile("relevance=1,window=64,floor=0.1,max=8")
+	weighting, err := importance.ParseWeighting("relevance=1,window=64,floor=0.1,max=8")
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	tracker, err := importance.NewTracker(profile, 8, 8, quant.Rope{})
+	tracker, err := importance.NewTracker(weighting, 8, 8, quant.Rope{})
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -13,12 +13,12 @@ import (
 // expectedPositions is how many of the future positions are averaged over, at most.
 const expectedPositions = 64
 
-// QueryStats are the mean and the covariance of the queries of a query head, with their positions
+// queryStats are the mean and the covariance of the queries of a query head, with their positions
 // taken out, added up as they come. They stand in for queries that are not known yet.
 //
 // State: 8 * (dim + dim) bytes with a diagonal covariance, 8 * (dim + dim^2) with a full one.
-// A QueryStats is not safe for concurrent use while it is added to.
-type QueryStats struct {
+// A queryStats is not safe for concurrent use while it is added to.
+type queryStats struct {
 	dim, n int
 	rope   ropeTurn
 	full   bool
@@ -27,18 +27,18 @@ type QueryStats struct {
 	work   []float64 // one row, two of them
 }
 
-// NewQueryStats returns statistics of no queries. The diagonal covariance takes components as
+// newQueryStats returns statistics of no queries. The diagonal covariance takes components as
 // independent: O(dim) instead of O(dim^2) a row, at some loss.
 //
 // Errors: quant.ErrShape.
-func NewQueryStats(dim int, rope quant.Rope, full bool) (*QueryStats, error) {
+func newQueryStats(dim int, rope quant.Rope, full bool) (*queryStats, error) {
 	if dim < 1 || dim > quant.MaxDim || full && dim > 4096 {
 		return nil, shapeErr("query statistics: rows of %d values", dim)
 	}
 	if err := rope.Validate(dim); err != nil {
 		return nil, fmt.Errorf("kvist/importance: query statistics: %w", err)
 	}
-	s := &QueryStats{dim: dim, rope: newRopeTurn(rope), full: full}
+	s := &queryStats{dim: dim, rope: newRopeTurn(rope), full: full}
 	size := dim
 	if full {
 		size *= dim
@@ -49,15 +49,15 @@ func NewQueryStats(dim int, rope quant.Rope, full bool) (*QueryStats, error) {
 }
 
 // Len returns the number of queries added.
-func (s *QueryStats) Len() int { return s.n }
+func (s *queryStats) Len() int { return s.n }
 
 // StateBytes returns the bytes of the state.
-func (s *QueryStats) StateBytes() int64 {
+func (s *queryStats) StateBytes() int64 {
 	return int64(8 * (len(s.mean) + len(s.square) + len(s.work)))
 }
 
 // Clone returns an independent copy.
-func (s *QueryStats) Clone() *QueryStats {
+func (s *queryStats) Clone() *queryStats {
 	c := *s
 	c.mean, c.square = slices.Clone(s.mean), slices.Clone(s.square)
 	c.work = slices.Clone(s.work)
@@ -68,7 +68,7 @@ func (s *QueryStats) Clone() *QueryStats {
 //
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN and infinities. Nothing is
 // added then.
-func (s *QueryStats) Add(q quant.Rows, pos []int64) error {
+func (s *queryStats) Add(q quant.Rows, pos []int64) error {
 	if err := checkRows("q", q, s.dim); err != nil {
 		return err
 	}
@@ -102,9 +102,9 @@ func (s *QueryStats) Add(q quant.Rows, pos []int64) error {
 	return nil
 }
 
-// Future is what is expected of queries at positions to come: a Gaussian in the basis that K is
-// stored in.
-type Future struct {
+// future is the Gaussian that queries at positions to come are expected to follow, in the basis
+// that K is stored in.
+type future struct {
 	dim  int
 	full bool
 	mean []float64
@@ -117,12 +117,12 @@ type Future struct {
 // positions add, and a covariance that is positive.)
 //
 // Errors: quant.ErrShape unless n >= 1 and at least one query was added.
-func (s *QueryStats) Future(first int64, n int) (*Future, error) {
+func (s *queryStats) Future(first int64, n int) (*future, error) {
 	if n < 1 || s.n < 1 || first < 0 || first > quant.MaxTokens {
 		return nil, shapeErr("expected attention: %d queries from position %d on, statistics of %d",
 			n, first, s.n)
 	}
-	f := &Future{dim: s.dim, full: s.full, mean: make([]float64, s.dim),
+	f := &future{dim: s.dim, full: s.full, mean: make([]float64, s.dim),
 		cov: make([]float64, len(s.square))}
 	steps := min(n, expectedPositions)
 	mean, second := make([]float64, s.dim), make([]float64, len(s.square))
@@ -146,7 +146,7 @@ func (s *QueryStats) Future(first int64, n int) (*Future, error) {
 
 // addMoments adds weight times a mean, and the second moment that belongs to it, to f. Without a
 // covariance only the square of the mean is added: with -1 it makes the second moment central.
-func addMoments(f *Future, mean, cov []float64, weight float64) {
+func addMoments(f *future, mean, cov []float64, weight float64) {
 	for a, m := range mean {
 		if !f.full {
 			f.cov[a] += weight * m * m
@@ -177,7 +177,7 @@ func addMoments(f *Future, mean, cov []float64, weight float64) {
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN and infinities.
 //
 // Source: Expected Attention (2025, arXiv 2510.00636), eq. 6, and its implementation in kvpress.
-func (f *Future) LogScores(dst []float64, k quant.Rows, scale float64) error {
+func (f *future) LogScores(dst []float64, k quant.Rows, scale float64) error {
 	if err := checkRows("k", k, f.dim); err != nil {
 		return err
 	}
@@ -210,11 +210,11 @@ func (f *Future) LogScores(dst []float64, k quant.Rows, scale float64) error {
 	return nil
 }
 
-// Expected turns log scores of all rows into expected attention in place: a softmax over them.
+// expectedAttention turns log scores of all rows into expected attention in place: a softmax over them.
 // Rows at -Inf get none; without any other row all are 0.
 //
 // Errors: *ValueError wrapping quant.ErrRange for NaN and +Inf.
-func Expected(logScores []float64) error {
+func expectedAttention(logScores []float64) error {
 	for i, s := range logScores {
 		if math.IsNaN(s) || math.IsInf(s, 1) {
 			return &ValueError{"log score", i, s, "a number below +Inf", quant.ErrRange}
@@ -226,7 +226,7 @@ func Expected(logScores []float64) error {
 	return nil
 }
 
-// ExpectedRelevance writes the root mean square, over the query heads of a KV head, of the
+// expectedRelevance writes the root mean square, over the query heads of a KV head, of the
 // attention that queries at positions [first, first+n) are expected to pay to each row: what
 // Relevance measures, foretold instead of looked back at, in O(dim) a row and head with diagonal
 // covariances.
@@ -237,10 +237,10 @@ func Expected(logScores []float64) error {
 // On a real cache (the package's tests print the table) it ranks tokens closer to the attention
 // they then get than the last 64 or 256 queries do: rank correlation 0.87 to 0.88 against 0.74.
 //
-// Errors: those of QueryStats.Future and Future.LogScores. dst then holds nothing of use.
-func ExpectedRelevance(
+// Errors: those of queryStats.Future and future.LogScores. dst then holds nothing of use.
+func expectedRelevance(
 	dst []float64,
-	stats []*QueryStats,
+	stats []*queryStats,
 	k quant.Rows,
 	scale float64,
 	first int64,
@@ -260,7 +260,7 @@ func ExpectedRelevance(
 		if err := f.LogScores(p, k, scale); err != nil {
 			return err
 		}
-		if err := Expected(p); err != nil {
+		if err := expectedAttention(p); err != nil {
 			return err
 		}
 		for i, x := range p {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"math"
@@ -9,7 +9,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -81,7 +80,7 @@ func TestExpected_IsTheGaussianOfTheQueriesSeen(t *testing.T) {
 	const dim, n = 8, 200
 	q, k := skewed(rng, n, dim), randomRows(rng, 30, dim, 1)
 	for _, full := range []bool{false, true} {
-		s, err := importance.NewQueryStats(dim, quant.Rope{}, full)
+		s, err := newQueryStats(dim, quant.Rope{}, full)
 		require.NoError(t, err)
 		require.NoError(t, s.Add(part(q, 0, 77), upTo(77)))
 		require.NoError(t, s.Add(part(q, 77, n), upTo(n-77)))
@@ -98,7 +97,7 @@ func TestExpected_AgreesWithManyGaussianQueries(t *testing.T) {
 	rng := rand.New(rand.NewPCG(53, 54))
 	const dim = 6
 	k, q := randomRows(rng, 12, dim, 1), skewed(rng, 200000, dim)
-	s, err := importance.NewQueryStats(dim, quant.Rope{}, true)
+	s, err := newQueryStats(dim, quant.Rope{}, true)
 	require.NoError(t, err)
 	require.NoError(t, s.Add(q, make([]int64, q.Len())))
 	f, err := s.Future(0, 1)
@@ -124,7 +123,7 @@ func TestExpected_TurnsToFuturePositions(t *testing.T) {
 	for _, layout := range []quant.RopeLayout{quant.RopeHalf, quant.RopeInterleaved} {
 		rope := quant.Rope{Layout: layout, RotaryDim: 6, Theta: 50}
 		q, k := skewed(rng, n, dim), randomRows(rng, 20, dim, 1)
-		s, err := importance.NewQueryStats(dim, rope, true)
+		s, err := newQueryStats(dim, rope, true)
 		require.NoError(t, err)
 		require.NoError(t, s.Add(turned(q, rope, func(i int) float64 { return float64(i) }), upTo(n)))
 		f, err := s.Future(100, ahead)
@@ -144,7 +143,7 @@ func TestExpected_TurnsToFuturePositions(t *testing.T) {
 
 func TestQueryStats_CloneAndState(t *testing.T) {
 	rng := rand.New(rand.NewPCG(57, 58))
-	s, err := importance.NewQueryStats(8, someRope, false)
+	s, err := newQueryStats(8, someRope, false)
 	require.NoError(t, err)
 	require.NoError(t, s.Add(randomRows(rng, 5, 8, 1), upTo(5)))
 	before, err := s.Future(9, 3)
@@ -159,17 +158,17 @@ func TestQueryStats_CloneAndState(t *testing.T) {
 func TestExpected_EdgesAndRefusals(t *testing.T) {
 	rng := rand.New(rand.NewPCG(59, 60))
 	x := []float64{math.Inf(-1), 0, 700, 700}
-	require.NoError(t, importance.Expected(x))
+	require.NoError(t, expectedAttention(x))
 	require.InDelta(t, 0.5, x[2], 1e-9)
 	require.Zero(t, x[0])
 	none := []float64{math.Inf(-1)}
-	require.NoError(t, importance.Expected(none))
+	require.NoError(t, expectedAttention(none))
 	require.Equal(t, []float64{0}, none)
-	require.NoError(t, importance.Expected(nil))
-	require.ErrorIs(t, importance.Expected([]float64{math.NaN()}), quant.ErrRange)
-	require.ErrorIs(t, importance.Expected([]float64{math.Inf(1)}), quant.ErrRange)
+	require.NoError(t, expectedAttention(nil))
+	require.ErrorIs(t, expectedAttention([]float64{math.NaN()}), quant.ErrRange)
+	require.ErrorIs(t, expectedAttention([]float64{math.Inf(1)}), quant.ErrRange)
 
-	s, err := importance.NewQueryStats(8, someRope, true)
+	s, err := newQueryStats(8, someRope, true)
 	require.NoError(t, err)
 	_, err = s.Future(0, 1)
 	require.ErrorIs(t, err, quant.ErrShape, "no queries")
@@ -187,7 +186,7 @@ func TestExpected_EdgesAndRefusals(t *testing.T) {
 	require.NoError(t, err)
 	got := make([]float64, 2)
 	require.NoError(t, f.LogScores(got, huge, 1))
-	require.NoError(t, importance.Expected(got))
+	require.NoError(t, expectedAttention(got))
 	require.False(t, math.IsNaN(got[0]+got[1]))
 	require.ErrorIs(t, f.LogScores(got, withNaN(huge), 1), quant.ErrRange)
 	require.ErrorIs(t, f.LogScores(got[:1], huge, 1), quant.ErrShape)
@@ -196,8 +195,8 @@ func TestExpected_EdgesAndRefusals(t *testing.T) {
 		_, err = s.Future(c.first, int(c.n))
 		require.ErrorIs(t, err, quant.ErrShape)
 	}
-	_, err = importance.NewQueryStats(0, quant.Rope{}, true)
+	_, err = newQueryStats(0, quant.Rope{}, true)
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = importance.NewQueryStats(8, quant.Rope{Layout: quant.RopeHalf, RotaryDim: 9}, true)
+	_, err = newQueryStats(8, quant.Rope{Layout: quant.RopeHalf, RotaryDim: 9}, true)
 	require.ErrorIs(t, err, quant.ErrShape)
 }

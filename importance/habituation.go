@@ -14,8 +14,8 @@ import (
 // 0 +- 1/8, four deviations below where similarity begins to count.
 const sketchSize = 64
 
-// HabituationConfig sets up a Habituation. The zero value is the default.
-type HabituationConfig struct {
+// habituationConfig configures a habituation. The zero value is the default.
+type habituationConfig struct {
 	Block    int     // rows of a block. 0: 32
 	Memory   int     // sketches remembered. 0: 32; at most 4096
 	HalfLife float64 // blocks after which a sketch counts half. 0: 256
@@ -23,7 +23,7 @@ type HabituationConfig struct {
 	Seed     uint64  // of the projection
 }
 
-func (c HabituationConfig) withDefaults() HabituationConfig {
+func (c habituationConfig) withDefaults() habituationConfig {
 	if c.Block == 0 {
 		c.Block = 32
 	}
@@ -39,7 +39,7 @@ func (c HabituationConfig) withDefaults() HabituationConfig {
 	return c
 }
 
-// Habituation suppresses what repeats. A block of adjacent rows of one KV head (V, or K with
+// habituation suppresses what repeats. A block of adjacent rows of one KV head (V, or K with
 // RoPE undone: positions must not be in it) is sketched: the mean over its rows of the signs of
 // a random projection of row minus the mean of the blocks before. The sketch is compared with a
 // fading memory of earlier ones:
@@ -58,9 +58,9 @@ func (c HabituationConfig) withDefaults() HabituationConfig {
 //
 // Source: habituation as relevance minus redundancy after maximal marginal relevance (Carbonell
 // and Goldstein 1998); signs of random projections after Charikar (2002).
-type Habituation struct {
+type habituation struct {
 	dim      int
-	cfg      HabituationConfig
+	cfg      habituationConfig
 	fade     float64
 	rotation *quant.Rotation
 	memory   []float32 // [Memory, sketchSize], unit length
@@ -74,10 +74,10 @@ type Habituation struct {
 	work     []float32
 }
 
-// NewHabituation returns a memory of nothing, for rows of dim values.
+// newHabituation returns a memory of nothing, for rows of dim values.
 //
 // Errors: quant.ErrShape.
-func NewHabituation(dim int, cfg HabituationConfig) (*Habituation, error) {
+func newHabituation(dim int, cfg habituationConfig) (*habituation, error) {
 	c := cfg.withDefaults()
 	switch {
 	case dim < 1 || dim > quant.MaxDim:
@@ -101,20 +101,20 @@ func NewHabituation(dim int, cfg HabituationConfig) (*Habituation, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kvist/importance: habituation: %w", err)
 	}
-	return &Habituation{dim: dim, cfg: c, fade: math.Exp2(-1 / c.HalfLife), rotation: rot,
+	return &habituation{dim: dim, cfg: c, fade: math.Exp2(-1 / c.HalfLife), rotation: rot,
 		memory: make([]float32, c.Memory*sketchSize), strength: make([]float64, c.Memory),
 		mean: make([]float64, dim), sum: make([]float64, dim),
 		work: make([]float32, padded)}, nil
 }
 
 // StateBytes returns the bytes of the state.
-func (h *Habituation) StateBytes() int64 {
+func (h *habituation) StateBytes() int64 {
 	return int64(4*(len(h.memory)+len(h.work)) + 8*(len(h.strength)+len(h.mean)+len(h.sum)) +
 		8*sketchSize + 256)
 }
 
 // Clone returns an independent copy.
-func (h *Habituation) Clone() *Habituation {
+func (h *habituation) Clone() *habituation {
 	c := *h
 	c.memory, c.strength = slices.Clone(h.memory), slices.Clone(h.strength)
 	c.mean, c.sum = slices.Clone(h.mean), slices.Clone(h.sum)
@@ -123,17 +123,17 @@ func (h *Habituation) Clone() *Habituation {
 }
 
 // BlockRows returns the number of rows of a block.
-func (h *Habituation) BlockRows() int { return h.cfg.Block }
+func (h *habituation) BlockRows() int { return h.cfg.Block }
 
 // Pending returns the rows taken since the last whole block.
-func (h *Habituation) Pending() int { return h.rows }
+func (h *habituation) Pending() int { return h.rows }
 
 // Add takes rows [rows, dim] and appends to dst the weight, in [Floor, 1], of every block that
 // they complete. Rows of a block that is not whole yet have no weight: take 1.
 //
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN, infinities and magnitudes
 // above 2^111. Nothing is taken then.
-func (h *Habituation) Add(dst []float64, x quant.Rows) ([]float64, error) {
+func (h *habituation) Add(dst []float64, x quant.Rows) ([]float64, error) {
 	if err := checkRows("row", x, h.dim); err != nil {
 		return dst, err
 	}
@@ -152,7 +152,7 @@ func (h *Habituation) Add(dst []float64, x quant.Rows) ([]float64, error) {
 	return dst, nil
 }
 
-func (h *Habituation) row(x []float32) {
+func (h *habituation) row(x []float32) {
 	clear(h.work)
 	var length float64
 	for d, v := range x {
@@ -175,13 +175,13 @@ func (h *Habituation) row(x []float32) {
 }
 
 // discard forgets the rows of the block that is not whole yet.
-func (h *Habituation) discard() {
+func (h *habituation) discard() {
 	clear(h.sum)
 	h.sketch, h.rows = [sketchSize]float64{}, 0
 }
 
 // close compares the sketch of the block with the memory, and remembers it.
-func (h *Habituation) close() float64 {
+func (h *habituation) close() float64 {
 	var length float64
 	for _, v := range h.sketch {
 		length += v * v
@@ -209,7 +209,7 @@ func (h *Habituation) close() float64 {
 
 // recall returns how familiar a sketch is, and stores it: with the entry it resembles most, or in
 // the place of the weakest.
-func (h *Habituation) recall(unit []float32) (familiarity float64) {
+func (h *habituation) recall(unit []float32) (familiarity float64) {
 	best, weakest, top := -1, 0, 0.9
 	for i := range h.strength {
 		if h.strength[i] > 0 {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"fmt"
@@ -11,18 +11,17 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
-func habituate(t require.TestingT, h *importance.Habituation, x quant.Rows) []float64 {
+func habituate(t require.TestingT, h *habituation, x quant.Rows) []float64 {
 	out, err := h.Add([]float64{}, x)
 	require.NoError(t, err)
 	return out
 }
 
-func newHabituation(t require.TestingT, dim int) *importance.Habituation {
-	h, err := importance.NewHabituation(dim, importance.HabituationConfig{})
+func habituationOf(t require.TestingT, dim int) *habituation {
+	h, err := newHabituation(dim, habituationConfig{})
 	require.NoError(t, err)
 	return h
 }
@@ -58,7 +57,7 @@ func TestHabituation_RepeatedIsSuppressedLoneIsNot(t *testing.T) {
 					parts = append(parts, offset(randomRows(rng, 32, dim, 1)))
 				}
 			}
-			out := habituate(t, newHabituation(t, dim), join(parts...))
+			out := habituate(t, habituationOf(t, dim), join(parts...))
 			require.Len(t, out, 24)
 			require.Equal(t, 1.0, out[0], "nothing came before")
 			if dim >= 64 { // few values leave little room to differ
@@ -79,7 +78,7 @@ func TestHabituation_NothingButRepetition(t *testing.T) {
 		constant.Data = append(constant.Data, block.Row(0)...)
 	}
 	for _, b := range []quant.Rows{block, constant, {Dim: 16, Data: make([]float32, 32*16)}} {
-		h := newHabituation(t, 16)
+		h := habituationOf(t, 16)
 		var last float64
 		for range 12 {
 			last = habituate(t, h, b)[0]
@@ -94,10 +93,10 @@ func TestHabituation_StreamingCausalScale(t *testing.T) {
 	x := join(randomRows(rng, 100, 24, 1), randomRows(rng, 3, 24, 0))
 	x = join(x, x, x)
 	n := x.Len()
-	whole := habituate(t, newHabituation(t, 24), x)
+	whole := habituate(t, habituationOf(t, 24), x)
 	rapid.Check(t, func(t *rapid.T) {
 		cut := rapid.IntRange(0, n).Draw(t, "cut")
-		h := newHabituation(t, 24)
+		h := habituationOf(t, 24)
 		first := habituate(t, h, part(x, 0, cut))
 		fork := h.Clone()
 		require.Equal(t, cut%32, h.Pending())
@@ -105,7 +104,7 @@ func TestHabituation_StreamingCausalScale(t *testing.T) {
 		habituate(t, fork, randomRows(rng, 64, 24, 3))
 		require.Equal(t, whole[:cut/32], first)
 		factor := float32(math.Ldexp(1, rapid.IntRange(-40, 40).Draw(t, "exponent")))
-		require.Equal(t, whole, habituate(t, newHabituation(t, 24), scaled(x, factor)))
+		require.Equal(t, whole, habituate(t, habituationOf(t, 24), scaled(x, factor)))
 	})
 }
 
@@ -118,7 +117,7 @@ func TestHabituation_AnyRowsGiveNumbersInRange(t *testing.T) {
 			x.Data[i] = rapid.SampledFrom(vals).Draw(t, "x")
 		}
 		floor := rapid.Float64Range(0.01, 1).Draw(t, "floor")
-		h, err := importance.NewHabituation(dim, importance.HabituationConfig{Floor: floor,
+		h, err := newHabituation(dim, habituationConfig{Floor: floor,
 			Block: rapid.IntRange(1, 7).Draw(t, "block"), Memory: rapid.IntRange(1, 3).Draw(t, "memory")})
 		require.NoError(t, err)
 		for _, v := range habituate(t, h, x) {
@@ -128,7 +127,7 @@ func TestHabituation_AnyRowsGiveNumbersInRange(t *testing.T) {
 }
 
 func TestHabituation_Refuses(t *testing.T) {
-	h := newHabituation(t, 4)
+	h := habituationOf(t, 4)
 	for _, bad := range []float32{float32(math.NaN()), float32(math.Inf(-1)), math.MaxFloat32} {
 		_, err := h.Add(nil, quant.Rows{Dim: 4, Data: []float32{1, 2, 3, 4, 5, bad, 7, 8}})
 		require.ErrorIs(t, err, quant.ErrRange)
@@ -136,12 +135,12 @@ func TestHabituation_Refuses(t *testing.T) {
 	}
 	_, err := h.Add(nil, quant.Rows{Dim: 3, Data: make([]float32, 3)})
 	require.ErrorIs(t, err, quant.ErrShape)
-	for _, cfg := range []importance.HabituationConfig{{Block: -1}, {Memory: -1}, {Memory: 1 << 20},
+	for _, cfg := range []habituationConfig{{Block: -1}, {Memory: -1}, {Memory: 1 << 20},
 		{HalfLife: -1}, {HalfLife: math.NaN()}, {Floor: 2}, {Floor: math.NaN()}} {
-		_, err := importance.NewHabituation(4, cfg)
+		_, err := newHabituation(4, cfg)
 		require.ErrorIs(t, err, quant.ErrShape)
 	}
-	_, err = importance.NewHabituation(0, importance.HabituationConfig{})
+	_, err = newHabituation(0, habituationConfig{})
 	require.ErrorIs(t, err, quant.ErrShape)
-	require.Less(t, newHabituation(t, 64).StateBytes(), int64(12<<10))
+	require.Less(t, habituationOf(t, 64).StateBytes(), int64(12<<10))
 }

@@ -41,10 +41,10 @@ func (c RelevanceConfig) withDefaults() RelevanceConfig {
 	return c
 }
 
-// Validate checks the ranges of the fields.
+// validate checks the ranges of the fields.
 //
 // Errors: quant.ErrShape.
-func (c RelevanceConfig) Validate() error {
+func (c RelevanceConfig) validate() error {
 	d := c.withDefaults()
 	switch {
 	case d.Window < 1 || d.Window > 1<<20:
@@ -133,7 +133,7 @@ type Relevance struct {
 //
 // Errors: quant.ErrShape.
 func NewRelevance(cfg RelevanceConfig) (*Relevance, error) {
-	if err := cfg.Validate(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
 	r := &Relevance{cfg: cfg.withDefaults(), fade: 1}

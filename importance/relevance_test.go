@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"errors"
@@ -12,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -50,8 +49,8 @@ func TestAttentionSums_EqualsTheMatrix(t *testing.T) {
 					want[r] += math.Pow(p, float64(power))
 				}
 			}
-			saw, err := importance.AttentionSums(got,
-				importance.HeadQueries{Q: q, Pos: upTo(n), Scale: 0.4}, k, upTo(n), power)
+			saw, err := attentionSums(got,
+				headQueries{Q: q, Pos: upTo(n), Scale: 0.4}, k, upTo(n), power)
 			require.NoError(t, err)
 			require.Equal(t, n, saw)
 		}
@@ -63,13 +62,13 @@ func TestAttentionSums_QueriesThatSeeNothing(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	k, q := randomRows(rng, 5, 8, 1), randomRows(rng, 2, 8, 1)
 	sum := make([]float64, 5)
-	saw, err := importance.AttentionSums(sum, importance.HeadQueries{Q: q, Pos: []int64{2, 12},
+	saw, err := attentionSums(sum, headQueries{Q: q, Pos: []int64{2, 12},
 		Scale: 1}, k, []int64{10, 11, 12, 13, 14}, 1)
 	require.NoError(t, err)
 	require.Equal(t, 1, saw)
 	require.InDelta(t, 1, sum[0]+sum[1]+sum[2], 1e-12)
 	require.Zero(t, sum[3]+sum[4])
-	saw, err = importance.AttentionSums(nil, importance.HeadQueries{Q: q, Scale: 1},
+	saw, err = attentionSums(nil, headQueries{Q: q, Scale: 1},
 		quant.Rows{Dim: 8}, nil, 1)
 	require.NoError(t, err)
 	require.Zero(t, saw)
@@ -99,8 +98,8 @@ func TestAttentionSums_Refuses(t *testing.T) {
 		"no rows":   {sum, q, quant.Rows{Data: k.Data}, nil, 1, 1, quant.ErrShape},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := importance.AttentionSums(c.sum,
-				importance.HeadQueries{Q: c.q, Pos: c.pos, Scale: c.scale}, c.k, upTo(5), c.power)
+			_, err := attentionSums(c.sum,
+				headQueries{Q: c.q, Pos: c.pos, Scale: c.scale}, c.k, upTo(5), c.power)
 			require.ErrorIs(t, err, c.want)
 			require.Equal(t, make([]float64, 5), sum)
 		})
@@ -108,7 +107,7 @@ func TestAttentionSums_Refuses(t *testing.T) {
 }
 
 // feed hands queries [from, to) to r in batches of at most step, as a backend would.
-func feed(t require.TestingT, r *importance.Relevance, att [][]float64, from, to, step, power int) {
+func feed(t require.TestingT, r *Relevance, att [][]float64, from, to, step, power int) {
 	for i := from; i < to; {
 		n := min(step, r.Room(), to-i)
 		sum := make([]float32, i+n)
@@ -125,15 +124,15 @@ func feed(t require.TestingT, r *importance.Relevance, att [][]float64, from, to
 		for j := range pos {
 			pos[j], back[j] = uint16(len(sum)-cut-1-j), sum[len(sum)-1-j]
 		}
-		require.NoError(t, r.Add(importance.Queries{First: int64(i), N: n, Group: 1},
-			importance.RowSums{Base: int64(cut), Pos: pos, Sum: back},
-			importance.RowSums{Sum: sum[:cut]}))
+		require.NoError(t, r.Add(Queries{First: int64(i), N: n, Group: 1},
+			RowSums{Base: int64(cut), Pos: pos, Sum: back},
+			RowSums{Sum: sum[:cut]}))
 		i += n
 	}
 }
 
 // direct is the definition of the relevance, from the matrix.
-func direct(att [][]float64, to int, cfg importance.RelevanceConfig) []float64 {
+func direct(att [][]float64, to int, cfg RelevanceConfig) []float64 {
 	out := make([]float64, to)
 	power := 2.0
 	if cfg.Power == 1 {
@@ -180,7 +179,7 @@ func TestRelevance_EqualsTheDefinitionForAnySplit(t *testing.T) {
 	const n, dim = 90, 8
 	att := attention(randomRows(rng, n, dim, 1), randomRows(rng, n, dim, 1), 0.5)
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := importance.RelevanceConfig{
+		cfg := RelevanceConfig{
 			Window:   rapid.IntRange(1, 40).Draw(t, "window"),
 			Mix:      rapid.SampledFrom([]float64{0, 0.05, 0.5, 1}).Draw(t, "mix"),
 			HalfLife: rapid.SampledFrom([]float64{0, 5, 64}).Draw(t, "half-life"),
@@ -188,7 +187,7 @@ func TestRelevance_EqualsTheDefinitionForAnySplit(t *testing.T) {
 		}
 		to := rapid.IntRange(1, n).Draw(t, "queries")
 		step := rapid.IntRange(1, 50).Draw(t, "step")
-		r, err := importance.NewRelevance(cfg)
+		r, err := NewRelevance(cfg)
 		require.NoError(t, err)
 		feed(t, r, att, 0, to, step, cfg.Power)
 		got := make([]float64, to)
@@ -203,7 +202,7 @@ func TestRelevance_FutureDoesNotChangeThePast(t *testing.T) {
 	other := join(part(q, 0, 40), randomRows(rng, 40, 8, 1))
 	var past [2][]float64
 	for i, x := range []quant.Rows{q, other} {
-		r, err := importance.NewRelevance(importance.RelevanceConfig{Window: 16, Mix: 0.5})
+		r, err := NewRelevance(RelevanceConfig{Window: 16, Mix: 0.5})
 		require.NoError(t, err)
 		feed(t, r, attention(x, k, 0.5), 0, 40, 7, 2)
 		fork := r.Clone()
@@ -216,10 +215,10 @@ func TestRelevance_FutureDoesNotChangeThePast(t *testing.T) {
 
 func TestRelevance_MergedRowSharesItsAttention(t *testing.T) {
 	for power, want := range map[int]float64{1: 0.1, 2: 0.1} {
-		r, err := importance.NewRelevance(importance.RelevanceConfig{Power: power})
+		r, err := NewRelevance(RelevanceConfig{Power: power})
 		require.NoError(t, err)
 		sum := float32(math.Pow(0.4, float64(power))) // four tokens at 0.1 each
-		require.NoError(t, r.Add(importance.Queries{First: 10, N: 1, Group: 1}, importance.RowSums{
+		require.NoError(t, r.Add(Queries{First: 10, N: 1, Group: 1}, RowSums{
 			Base: 2, Pos: []uint16{1}, Count: []uint16{4}, Sum: []float32{sum}}))
 		got := make([]float64, 8)
 		require.NoError(t, r.Values(got))
@@ -237,16 +236,16 @@ func TestRelevance_MergedRowSharesItsAttention(t *testing.T) {
 }
 
 func TestRelevance_TruncateForgetsTokens(t *testing.T) {
-	r, err := importance.NewRelevance(importance.RelevanceConfig{Window: 4, Mix: 0.5})
+	r, err := NewRelevance(RelevanceConfig{Window: 4, Mix: 0.5})
 	require.NoError(t, err)
-	ones := importance.RowSums{Sum: []float32{.1, .1, .1, .1, .1, .1, .1, .1}}
+	ones := RowSums{Sum: []float32{.1, .1, .1, .1, .1, .1, .1, .1}}
 	for i := range int64(8) {
-		require.NoError(t, r.Add(importance.Queries{First: 8 + i, N: 1, Group: 1}, ones))
+		require.NoError(t, r.Add(Queries{First: 8 + i, N: 1, Group: 1}, ones))
 	}
 	r.Truncate(5)
 	require.Equal(t, 5, r.Tokens())
-	require.NoError(t, r.Add(importance.Queries{First: 7, N: 1, Group: 1},
-		importance.RowSums{Base: 5, Sum: []float32{.4, .4, .4}}))
+	require.NoError(t, r.Add(Queries{First: 7, N: 1, Group: 1},
+		RowSums{Base: 5, Sum: []float32{.4, .4, .4}}))
 	got := make([]float64, 8)
 	require.NoError(t, r.Values(got))
 	require.Greater(t, got[6], 1.5*got[0], "new tokens do not share the past of those forgotten")
@@ -259,69 +258,69 @@ func TestRelevance_TruncateForgetsTokens(t *testing.T) {
 func TestRelevance_Refuses(t *testing.T) {
 	two := []float32{1, 1}
 	nan, inf := float32(math.NaN()), float32(math.Inf(1))
-	one, none := importance.Queries{N: 1, Group: 1}, importance.RowSums{}
+	one, none := Queries{N: 1, Group: 1}, RowSums{}
 	for name, c := range map[string]struct {
-		q    importance.Queries
-		rows importance.RowSums
+		q    Queries
+		rows RowSums
 		want error
 	}{
-		"nan":           {one, importance.RowSums{Sum: []float32{1, nan}}, quant.ErrRange},
-		"infinite":      {one, importance.RowSums{Sum: []float32{inf}}, quant.ErrRange},
-		"negative":      {one, importance.RowSums{Sum: []float32{-1}}, quant.ErrRange},
-		"far position":  {one, importance.RowSums{Base: 1 << 39, Sum: []float32{1}}, quant.ErrTooLarge},
-		"limit":         {one, importance.RowSums{Base: 100, Sum: []float32{1}}, quant.ErrTooLarge},
-		"before start":  {one, importance.RowSums{Base: -1, Sum: []float32{1}}, quant.ErrShape},
-		"absurd":        {one, importance.RowSums{Base: 1 << 62, Sum: []float32{1}}, quant.ErrShape},
-		"positions":     {one, importance.RowSums{Pos: []uint16{1}, Sum: two}, quant.ErrShape},
-		"no tokens":     {one, importance.RowSums{Count: []uint16{0}, Sum: []float32{1}}, quant.ErrShape},
-		"over a window": {importance.Queries{N: 9, Group: 1}, none, quant.ErrShape},
-		"no heads":      {importance.Queries{N: 1}, none, quant.ErrShape},
-		"negative n":    {importance.Queries{N: -1, Group: 1}, none, quant.ErrShape},
-		"the past":      {importance.Queries{First: 3, N: 1, Group: 1}, none, quant.ErrShape},
+		"nan":           {one, RowSums{Sum: []float32{1, nan}}, quant.ErrRange},
+		"infinite":      {one, RowSums{Sum: []float32{inf}}, quant.ErrRange},
+		"negative":      {one, RowSums{Sum: []float32{-1}}, quant.ErrRange},
+		"far position":  {one, RowSums{Base: 1 << 39, Sum: []float32{1}}, quant.ErrTooLarge},
+		"limit":         {one, RowSums{Base: 100, Sum: []float32{1}}, quant.ErrTooLarge},
+		"before start":  {one, RowSums{Base: -1, Sum: []float32{1}}, quant.ErrShape},
+		"absurd":        {one, RowSums{Base: 1 << 62, Sum: []float32{1}}, quant.ErrShape},
+		"positions":     {one, RowSums{Pos: []uint16{1}, Sum: two}, quant.ErrShape},
+		"no tokens":     {one, RowSums{Count: []uint16{0}, Sum: []float32{1}}, quant.ErrShape},
+		"over a window": {Queries{N: 9, Group: 1}, none, quant.ErrShape},
+		"no heads":      {Queries{N: 1}, none, quant.ErrShape},
+		"negative n":    {Queries{N: -1, Group: 1}, none, quant.ErrShape},
+		"the past":      {Queries{First: 3, N: 1, Group: 1}, none, quant.ErrShape},
 	} {
 		t.Run(name, func(t *testing.T) {
-			r, err := importance.NewRelevance(importance.RelevanceConfig{Window: 8, MaxTokens: 100})
+			r, err := NewRelevance(RelevanceConfig{Window: 8, MaxTokens: 100})
 			require.NoError(t, err)
 			if name == "the past" {
-				require.NoError(t, r.Add(importance.Queries{First: 5, N: 2, Group: 1}))
+				require.NoError(t, r.Add(Queries{First: 5, N: 2, Group: 1}))
 			}
 			require.ErrorIs(t, r.Add(c.q, c.rows), c.want)
 			require.Zero(t, r.Tokens())
 		})
 	}
-	var v *importance.ValueError
-	r, _ := importance.NewRelevance(importance.RelevanceConfig{})
-	require.True(t, errors.As(r.Add(one, importance.RowSums{Sum: []float32{1, nan}}), &v))
+	var v *ValueError
+	r, _ := NewRelevance(RelevanceConfig{})
+	require.True(t, errors.As(r.Add(one, RowSums{Sum: []float32{1, nan}}), &v))
 	require.Equal(t, 1, v.Index)
-	for _, cfg := range []importance.RelevanceConfig{{Window: -1}, {Mix: -0.1}, {Mix: 1.1},
+	for _, cfg := range []RelevanceConfig{{Window: -1}, {Mix: -0.1}, {Mix: 1.1},
 		{Mix: math.NaN()}, {HalfLife: -1}, {HalfLife: math.NaN()}, {HalfLife: math.Inf(1)},
 		{Power: 3}, {MaxTokens: -1}} {
-		_, err := importance.NewRelevance(cfg)
+		_, err := NewRelevance(cfg)
 		require.ErrorIs(t, err, quant.ErrShape, fmt.Sprintf("%+v", cfg))
 	}
 }
 
 func TestRelevance_NothingSeen(t *testing.T) {
-	r, err := importance.NewRelevance(importance.RelevanceConfig{})
+	r, err := NewRelevance(RelevanceConfig{})
 	require.NoError(t, err)
 	got := []float64{7, 7}
 	require.NoError(t, r.Values(got))
 	require.Equal(t, []float64{0, 0}, got)
 	require.NoError(t, r.Values(nil))
-	require.NoError(t, r.Add(importance.Queries{N: 1, Group: 1},
-		importance.RowSums{Sum: []float32{1}}))
+	require.NoError(t, r.Add(Queries{N: 1, Group: 1},
+		RowSums{Sum: []float32{1}}))
 	require.ErrorIs(t, r.Values(nil), quant.ErrShape)
 }
 
 func TestRelevance_StateIsBounded(t *testing.T) {
-	r, err := importance.NewRelevance(importance.RelevanceConfig{Window: 1, Mix: 0.5, HalfLife: 100})
+	r, err := NewRelevance(RelevanceConfig{Window: 1, Mix: 0.5, HalfLife: 100})
 	require.NoError(t, err)
-	rows := importance.RowSums{Sum: make([]float32, 64)}
+	rows := RowSums{Sum: make([]float32, 64)}
 	for i := range rows.Sum {
 		rows.Sum[i] = 0.01
 	}
 	for i := range int64(5000) {
-		require.NoError(t, r.Add(importance.Queries{First: 64 + i, N: 1, Group: 1}, rows))
+		require.NoError(t, r.Add(Queries{First: 64 + i, N: 1, Group: 1}, rows))
 	}
 	require.LessOrEqual(t, r.StateBytes(), int64(64*12+64<<10))
 	got := make([]float64, 64)
@@ -333,7 +332,7 @@ func TestRelevance_StateIsBounded(t *testing.T) {
 
 func TestShape_SmoothsFloorsNormalises(t *testing.T) {
 	x := []float64{100, 0, 0, 5, 0, 0, 0, 0, 0, 0}
-	require.NoError(t, importance.Shape(x, importance.ShapeConfig{Sinks: 1, Smooth: 5, Floor: 0.1}))
+	require.NoError(t, Shape(x, ShapeConfig{Sinks: 1, Smooth: 5, Floor: 0.1}))
 	var mean float64
 	smooth := []float64{5.0 / 3, 5.0 / 4, 1, 1, 1, 0, 0, 0, 0}
 	for _, v := range smooth {
@@ -354,7 +353,7 @@ func TestShape_SmoothsFloorsNormalises(t *testing.T) {
 func TestShape_Properties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		x := rapid.SliceOfN(rapid.Float64Range(0, 1), 1, 200).Draw(t, "x")
-		cfg := importance.ShapeConfig{
+		cfg := ShapeConfig{
 			Sinks:  rapid.IntRange(0, 8).Draw(t, "sinks"),
 			Smooth: 2*rapid.IntRange(0, 5).Draw(t, "half") + 1,
 			Floor:  rapid.Float64Range(0, 1).Draw(t, "floor"),
@@ -367,8 +366,8 @@ func TestShape_Properties(t *testing.T) {
 			}
 			b[i] *= 0x1p-40
 		}
-		require.NoError(t, importance.Shape(a, cfg))
-		require.NoError(t, importance.Shape(b, cfg))
+		require.NoError(t, Shape(a, cfg))
+		require.NoError(t, Shape(b, cfg))
 		require.Equal(t, a, b, "powers of two do not matter")
 		if cfg.Sinks >= len(x) {
 			return
@@ -384,7 +383,7 @@ func TestShape_Properties(t *testing.T) {
 
 func TestShape_TemperFlattensWhatIsGathered(t *testing.T) {
 	spread := func(temper float64, x ...float64) float64 {
-		require.NoError(t, importance.Shape(x, importance.ShapeConfig{Temper: temper}))
+		require.NoError(t, Shape(x, ShapeConfig{Temper: temper}))
 		return x[0] / x[1]
 	}
 	require.InDelta(t, 1000, spread(0, 1000, 1, 1, 1), 1e-6)
@@ -393,22 +392,22 @@ func TestShape_TemperFlattensWhatIsGathered(t *testing.T) {
 }
 
 func TestShape_Edges(t *testing.T) {
-	require.NoError(t, importance.Shape(nil, importance.ShapeConfig{Smooth: 5, Sinks: 3}))
+	require.NoError(t, Shape(nil, ShapeConfig{Smooth: 5, Sinks: 3}))
 	zeros := []float64{0, 0, 0}
-	require.NoError(t, importance.Shape(zeros, importance.ShapeConfig{Floor: 0.1, Temper: 1}))
+	require.NoError(t, Shape(zeros, ShapeConfig{Floor: 0.1, Temper: 1}))
 	require.Equal(t, []float64{1, 1, 1}, zeros)
 	tiny := []float64{5e-324, 0, 1e-323}
-	require.NoError(t, importance.Shape(tiny, importance.ShapeConfig{}))
+	require.NoError(t, Shape(tiny, ShapeConfig{}))
 	close32(t, []float64{1, 0, 2}, tiny, 1e-12)
 	huge := []float64{math.MaxFloat64, math.MaxFloat64}
-	require.NoError(t, importance.Shape(huge, importance.ShapeConfig{}))
+	require.NoError(t, Shape(huge, ShapeConfig{}))
 	require.Equal(t, []float64{1, 1}, huge)
 	for _, x := range []float64{math.NaN(), math.Inf(1), -1} {
-		require.ErrorIs(t, importance.Shape([]float64{1, x}, importance.ShapeConfig{}), quant.ErrRange)
+		require.ErrorIs(t, Shape([]float64{1, x}, ShapeConfig{}), quant.ErrRange)
 	}
-	for _, cfg := range []importance.ShapeConfig{{Sinks: -1}, {Smooth: 2}, {Smooth: -1},
+	for _, cfg := range []ShapeConfig{{Sinks: -1}, {Smooth: 2}, {Smooth: -1},
 		{Floor: 2}, {Floor: math.NaN()}, {Temper: -1}} {
-		require.ErrorIs(t, importance.Shape([]float64{1}, cfg), quant.ErrShape)
+		require.ErrorIs(t, Shape([]float64{1}, cfg), quant.ErrShape)
 	}
 }
 
@@ -417,7 +416,7 @@ func TestConcentrate_TellsCollapsedFromSpread(t *testing.T) {
 	for i := range even {
 		even[i] = 3
 	}
-	c, err := importance.Concentrate(even, importance.CollapseLimits{})
+	c, err := Concentrate(even)
 	require.NoError(t, err)
 	require.InDelta(t, 200, c.Effective, 1e-9)
 	require.InDelta(t, math.Log(200), c.Entropy, 1e-9)
@@ -430,12 +429,12 @@ func TestConcentrate_TellsCollapsedFromSpread(t *testing.T) {
 	for i := range sink {
 		sink[i] += 1e-5
 	}
-	c, err = importance.Concentrate(sink, importance.CollapseLimits{})
+	c, err = Concentrate(sink)
 	require.NoError(t, err)
 	require.True(t, c.Collapsed)
 	require.Contains(t, c.Reason, "4 of 200 rows")
 	require.Greater(t, c.TopShare, 0.95)
-	c, err = importance.Concentrate(sink[:20], importance.CollapseLimits{})
+	c, err = Concentrate(sink[:20])
 	require.NoError(t, err)
 	require.False(t, c.Collapsed, "too few to judge")
 
@@ -444,19 +443,19 @@ func TestConcentrate_TellsCollapsedFromSpread(t *testing.T) {
 		one[i] = 0.5 / 1000
 	}
 	one[500] = 0.8
-	c, err = importance.Concentrate(one, importance.CollapseLimits{})
+	c, err = Concentrate(one)
 	require.NoError(t, err)
 	require.True(t, c.Collapsed)
 	require.Less(t, c.Effective, 3.0)
 
-	c, err = importance.Concentrate(make([]float64, 64), importance.CollapseLimits{})
+	c, err = Concentrate(make([]float64, 64))
 	require.NoError(t, err)
 	require.True(t, c.Collapsed)
 	require.Contains(t, c.Reason, "zero")
-	c, err = importance.Concentrate(nil, importance.CollapseLimits{})
+	c, err = Concentrate(nil)
 	require.NoError(t, err)
 	require.False(t, c.Collapsed)
-	_, err = importance.Concentrate([]float64{1, math.NaN()}, importance.CollapseLimits{})
+	_, err = Concentrate([]float64{1, math.NaN()})
 	require.ErrorIs(t, err, quant.ErrRange)
 }
 
@@ -464,13 +463,13 @@ func TestConcentrate_TellsCollapsedFromSpread(t *testing.T) {
 // windows leave no trace, and what is left of a window is the mean over the queries that are known.
 func TestRelevance_Skip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		cfg := importance.RelevanceConfig{Window: rapid.IntRange(1, 9).Draw(t, "window"),
+		cfg := RelevanceConfig{Window: rapid.IntRange(1, 9).Draw(t, "window"),
 			Mix: rapid.SampledFrom([]float64{0, 0.3, 1}).Draw(t, "mix"), Power: 1,
 			HalfLife: rapid.SampledFrom([]float64{0, 8}).Draw(t, "half-life")}
 		n := rapid.IntRange(1, 40).Draw(t, "queries")
-		got, err := importance.NewRelevance(cfg)
+		got, err := NewRelevance(cfg)
 		require.NoError(t, err)
-		whole, err := importance.NewRelevance(cfg) // without the windows of which nothing is known
+		whole, err := NewRelevance(cfg) // without the windows of which nothing is known
 		require.NoError(t, err)
 		counted := make([]bool, n)
 		traceless := true
@@ -484,8 +483,8 @@ func TestRelevance_Skip(t *testing.T) {
 				if window == "unknown" || window == "mixed" && rapid.Bool().Draw(t, "skip") {
 					require.NoError(t, got.Skip(int64(at), step))
 				} else {
-					q := importance.Queries{First: int64(at), N: step, Group: 1}
-					sums := importance.RowSums{Sum: []float32{float32(step) / 2, float32(step) / 4}}
+					q := Queries{First: int64(at), N: step, Group: 1}
+					sums := RowSums{Sum: []float32{float32(step) / 2, float32(step) / 4}}
 					require.NoError(t, got.Add(q, sums))
 					if window == "known" {
 						require.NoError(t, whole.Add(q, sums))

@@ -19,10 +19,10 @@ type ShapeConfig struct {
 	Temper float64
 }
 
-// Validate checks the ranges of the fields.
+// validate checks the ranges of the fields.
 //
 // Errors: quant.ErrShape.
-func (c ShapeConfig) Validate() error {
+func (c ShapeConfig) validate() error {
 	switch {
 	case c.Sinks < 0:
 		return shapeErr("shape: %d sinks, want 0 or more", c.Sinks)
@@ -45,7 +45,7 @@ func (c ShapeConfig) Validate() error {
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for values that are negative, NaN
 // or infinite. x is unchanged then.
 func Shape(x []float64, cfg ShapeConfig) error {
-	if err := cfg.Validate(); err != nil {
+	if err := cfg.validate(); err != nil {
 		return err
 	}
 	if err := checkSignal("signal", x); err != nil {

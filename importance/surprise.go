@@ -13,17 +13,17 @@ import (
 // no more than that it failed.
 const maxResidual = 2
 
-// maxOrder bounds SurpriseConfig.Order, so that the normal equations fit in an array.
+// maxOrder bounds surpriseConfig.Order, so that the normal equations fit in an array.
 const maxOrder = 8
 
-// SurpriseConfig sets up a Surprise. The zero value is the default.
-type SurpriseConfig struct {
+// surpriseConfig configures a surprise. The zero value is the default.
+type surpriseConfig struct {
 	Order    int     // past rows of the linear prediction. 0: 4; at most 8
 	Entries  int     // entries of the codebook. 0: 16; at most 1024
 	HalfLife float64 // rows after which what was learnt counts half. 0: 256
 }
 
-func (c SurpriseConfig) withDefaults() SurpriseConfig {
+func (c surpriseConfig) withDefaults() surpriseConfig {
 	if c.Order == 0 {
 		c.Order = 4
 	}
@@ -36,8 +36,8 @@ func (c SurpriseConfig) withDefaults() SurpriseConfig {
 	return c
 }
 
-// Surprise predicts each row of one KV head (K or V: give each side its own, and K preferably
-// with RoPE undone) from the rows before it, and says how wrong that was. Two predictors run
+// surprise predicts each row of one KV head (K or V: give each side its own, and K preferably
+// with RoPE undone) from the rows before it, and measures how wrong the prediction was. Two predictors run
 // side by side:
 //
 //   - linear: a combination of the last few rows and their running mean, with coefficients by
@@ -54,9 +54,9 @@ func (c SurpriseConfig) withDefaults() SurpriseConfig {
 //
 // Source: after predictive coding (Rao and Ballard 1999); as a weight of cached rows it is the
 // project's own.
-type Surprise struct {
+type surprise struct {
 	dim    int
-	cfg    SurpriseConfig
+	cfg    surpriseConfig
 	fade   float64
 	seen   int
 	past   []float32 // [Order, dim], newest first once turned by head
@@ -83,10 +83,10 @@ func (f *fading) mean(empty float64) float64 {
 	return f.sum / f.weight
 }
 
-// NewSurprise returns a predictor of rows of dim values.
+// newSurprise returns a predictor of rows of dim values.
 //
 // Errors: quant.ErrShape.
-func NewSurprise(dim int, cfg SurpriseConfig) (*Surprise, error) {
+func newSurprise(dim int, cfg surpriseConfig) (*surprise, error) {
 	c := cfg.withDefaults()
 	switch {
 	case dim < 1 || dim > quant.MaxDim:
@@ -98,19 +98,19 @@ func NewSurprise(dim int, cfg SurpriseConfig) (*Surprise, error) {
 	case !(c.HalfLife >= 1) || math.IsInf(c.HalfLife, 0):
 		return nil, shapeErr("surprise: half-life of %v rows, want a number from 1 up", c.HalfLife)
 	}
-	return &Surprise{dim: dim, cfg: c, fade: math.Exp2(-1 / c.HalfLife),
+	return &surprise{dim: dim, cfg: c, fade: math.Exp2(-1 / c.HalfLife),
 		past: make([]float32, c.Order*dim), mean: make([]float32, dim),
 		book: make([]float32, c.Entries*dim), uses: make([]float64, c.Entries),
 		work: make([]float64, dim)}, nil
 }
 
 // StateBytes returns the bytes of the state.
-func (s *Surprise) StateBytes() int64 {
+func (s *surprise) StateBytes() int64 {
 	return int64(4*(len(s.past)+len(s.mean)+len(s.book)) + 8*(len(s.uses)+len(s.work)) + 1024)
 }
 
 // Clone returns an independent copy.
-func (s *Surprise) Clone() *Surprise {
+func (s *surprise) Clone() *surprise {
 	c := *s
 	c.past, c.mean = slices.Clone(s.past), slices.Clone(s.mean)
 	c.book, c.uses = slices.Clone(s.book), slices.Clone(s.uses)
@@ -125,7 +125,7 @@ func (s *Surprise) Clone() *Surprise {
 //
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN and infinities. Nothing is
 // learnt then.
-func (s *Surprise) Add(dst []float64, x quant.Rows) error {
+func (s *surprise) Add(dst []float64, x quant.Rows) error {
 	if err := checkRows("row", x, s.dim); err != nil {
 		return err
 	}
@@ -138,7 +138,7 @@ func (s *Surprise) Add(dst []float64, x quant.Rows) error {
 	return nil
 }
 
-func (s *Surprise) row(x []float32) float64 {
+func (s *surprise) row(x []float32) float64 {
 	e := energy(x)
 	// A row far below the others is predicted well where the residual is as small as it is.
 	floor := max(e, s.scale*0x1p-40)
@@ -175,7 +175,7 @@ func cutOff(residual, e float64) float64 {
 }
 
 // regressor i is past row i, newest first; the last one is the running mean.
-func (s *Surprise) regressor(i, n int) []float32 {
+func (s *surprise) regressor(i, n int) []float32 {
 	if i == n-1 {
 		return s.mean
 	}
@@ -183,7 +183,7 @@ func (s *Surprise) regressor(i, n int) []float32 {
 	return s.past[at*s.dim : (at+1)*s.dim]
 }
 
-func (s *Surprise) inner(x []float32, n int) (in [maxOrder + 1]float64) {
+func (s *surprise) inner(x []float32, n int) (in [maxOrder + 1]float64) {
 	for i := range n {
 		in[i] = dot(x, s.regressor(i, n))
 	}
@@ -191,7 +191,7 @@ func (s *Surprise) inner(x []float32, n int) (in [maxOrder + 1]float64) {
 }
 
 // linear returns the residual energy of the linear prediction.
-func (s *Surprise) linear(x []float32, n int) float64 {
+func (s *surprise) linear(x []float32, n int) float64 {
 	for d, v := range x {
 		s.work[d] = float64(v)
 	}
@@ -212,7 +212,7 @@ func (s *Surprise) linear(x []float32, n int) float64 {
 
 // solve returns the coefficients of the n regressors: (gram + ridge) c = cross, by Cholesky. The
 // mean stands at maxOrder in the sums, wherever it stands among the regressors.
-func (s *Surprise) solve(n int) (c [maxOrder + 1]float64) {
+func (s *surprise) solve(n int) (c [maxOrder + 1]float64) {
 	var a [maxOrder + 1][maxOrder + 1]float64
 	var trace float64
 	for i := range n {
@@ -255,7 +255,7 @@ func (s *Surprise) solve(n int) (c [maxOrder + 1]float64) {
 	return c
 }
 
-func (s *Surprise) slot(i, n int) int {
+func (s *surprise) slot(i, n int) int {
 	if i == n-1 {
 		return maxOrder
 	}
@@ -263,7 +263,7 @@ func (s *Surprise) slot(i, n int) int {
 }
 
 // learn takes the row into the sums of the linear predictor, and into the past.
-func (s *Surprise) learn(x []float32, e float64, inner [maxOrder + 1]float64, n int) {
+func (s *surprise) learn(x []float32, e float64, inner [maxOrder + 1]float64, n int) {
 	own := e
 	// Rows count by their direction, whatever their length, because the residual is relative, too;
 	// those far below the usual length count less, or one of them would drown the others.
@@ -291,7 +291,7 @@ func (s *Surprise) learn(x []float32, e float64, inner [maxOrder + 1]float64, n 
 
 // nearest returns the codebook entry nearest to x, -1 where the codebook is empty, and the
 // squared distance; without an entry that is the energy of x.
-func (s *Surprise) nearest(x []float32, e float64) (int, float64) {
+func (s *surprise) nearest(x []float32, e float64) (int, float64) {
 	best, dist := -1, e
 	for i, u := range s.uses {
 		if u == 0 {
@@ -312,7 +312,7 @@ func (s *Surprise) nearest(x []float32, e float64) (int, float64) {
 
 // remember moves the nearest entry towards the row, or gives the row an entry of its own where
 // it is further away than rows usually are.
-func (s *Surprise) remember(x []float32, entry int, residual float64) {
+func (s *surprise) remember(x []float32, entry int, residual float64) {
 	weakest := 0
 	for i := range s.uses {
 		s.uses[i] *= s.fade
@@ -337,13 +337,13 @@ func (s *Surprise) remember(x []float32, entry int, residual float64) {
 	}
 }
 
-// Limits of SurprisalWeight.
+// Limits of surprisalWeight.
 const (
 	surprisalScale = 3  // nats: about the mean over text, where the weight doubles
 	surprisalCap   = 24 // nats: beyond it a token is simply never seen before
 )
 
-// SurprisalWeight maps the surprisal -log p of a token, in nats, to a weight in [1, 9]:
+// surprisalWeight maps the surprisal -log p of a token, in nats, to a weight in [1, 9]:
 //
 //	1 + min(surprisal, 24) / 3
 //
@@ -351,7 +351,7 @@ const (
 // surprisals (rounding) count as 0.
 //
 // Errors: *ValueError wrapping quant.ErrRange for NaN.
-func SurprisalWeight(surprisal float64) (float64, error) {
+func surprisalWeight(surprisal float64) (float64, error) {
 	if math.IsNaN(surprisal) {
 		return 0, &ValueError{"surprisal", 0, surprisal, "a number", quant.ErrRange}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"math"
@@ -10,17 +10,16 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
-func newSurprise(t require.TestingT, dim int) *importance.Surprise {
-	s, err := importance.NewSurprise(dim, importance.SurpriseConfig{})
+func surpriseOf(t require.TestingT, dim int) *surprise {
+	s, err := newSurprise(dim, surpriseConfig{})
 	require.NoError(t, err)
 	return s
 }
 
-func surprise(t require.TestingT, s *importance.Surprise, x quant.Rows) []float64 {
+func surpriseAll(t require.TestingT, s *surprise, x quant.Rows) []float64 {
 	out := make([]float64, x.Len())
 	require.NoError(t, s.Add(out, x))
 	return out
@@ -51,7 +50,7 @@ func TestSurprise_NeedleStandsOut(t *testing.T) {
 	const rows, dim, at = 400, 32, 300
 	x := drift(rng, rows, dim)
 	copy(x.Row(at), randomRows(rng, 1, dim, 1.5).Data)
-	out := surprise(t, newSurprise(t, dim), x)
+	out := surpriseAll(t, surpriseOf(t, dim), x)
 	require.InDelta(t, 1, out[0], 1e-12, "nothing is known of the first row")
 	usual := mean(out[100:at])
 	require.Less(t, usual, 0.35)
@@ -72,7 +71,7 @@ func TestSurprise_LinearLearnsARotation(t *testing.T) {
 			x.Row(r)[d] = float32(math.Sin(0.3*float64(r) + float64(d)))
 		}
 	}
-	out := surprise(t, newSurprise(t, 8), x)
+	out := surpriseAll(t, surpriseOf(t, 8), x)
 	require.Less(t, mean(out[200:]), 0.01)
 }
 
@@ -84,32 +83,32 @@ func TestSurprise_MemoryLearnsARecurringSet(t *testing.T) {
 	for range 300 {
 		x.Data = append(x.Data, set.Row(rng.IntN(8))...)
 	}
-	out := surprise(t, newSurprise(t, 32), x)
+	out := surpriseAll(t, surpriseOf(t, 32), x)
 	require.Less(t, mean(out[100:]), 0.05)
 }
 
 func TestSurprise_NoiseIsNotPredicted(t *testing.T) {
 	rng := rand.New(rand.NewPCG(15, 16))
-	out := surprise(t, newSurprise(t, 64), randomRows(rng, 500, 64, 1))
+	out := surpriseAll(t, surpriseOf(t, 64), randomRows(rng, 500, 64, 1))
 	require.InDelta(t, 1, mean(out[100:]), 0.15)
 }
 
 func TestSurprise_StreamingCausalScale(t *testing.T) {
 	rng := rand.New(rand.NewPCG(17, 18))
 	x := drift(rng, 120, 16)
-	whole := surprise(t, newSurprise(t, 16), x)
+	whole := surpriseAll(t, surpriseOf(t, 16), x)
 	rapid.Check(t, func(t *rapid.T) {
 		cut := rapid.IntRange(0, 120).Draw(t, "cut")
-		s := newSurprise(t, 16)
-		first := surprise(t, s, part(x, 0, cut))
+		s := surpriseOf(t, 16)
+		first := surpriseAll(t, s, part(x, 0, cut))
 		fork := s.Clone()
-		require.Equal(t, whole, append(first, surprise(t, s, part(x, cut, 120))...))
+		require.Equal(t, whole, append(first, surpriseAll(t, s, part(x, cut, 120))...))
 		// Another future, and the past as it was.
-		surprise(t, fork, randomRows(rng, 5, 16, 3))
+		surpriseAll(t, fork, randomRows(rng, 5, 16, 3))
 		require.Equal(t, whole[:cut], first)
 		exp := rapid.IntRange(-40, 40).Draw(t, "exponent")
 		factor := float32(math.Ldexp(1, exp))
-		require.Equal(t, whole, surprise(t, newSurprise(t, 16), scaled(x, factor)))
+		require.Equal(t, whole, surpriseAll(t, surpriseOf(t, 16), scaled(x, factor)))
 	})
 }
 
@@ -121,20 +120,20 @@ func TestSurprise_AnyRowsGiveNumbersInRange(t *testing.T) {
 		for i := range x.Data {
 			x.Data[i] = rapid.SampledFrom(vals).Draw(t, "x")
 		}
-		s, err := importance.NewSurprise(dim, importance.SurpriseConfig{
+		s, err := newSurprise(dim, surpriseConfig{
 			Order: rapid.IntRange(1, 8).Draw(t, "order"), Entries: rapid.IntRange(1, 5).Draw(t, "n"),
 			HalfLife: rapid.Float64Range(1, 1e6).Draw(t, "half-life")})
 		require.NoError(t, err)
-		for _, v := range surprise(t, s, x) {
+		for _, v := range surpriseAll(t, s, x) {
 			require.True(t, v >= 0 && v <= 2, "%v", v)
 		}
 	})
 }
 
 func TestSurprise_Edges(t *testing.T) {
-	s := newSurprise(t, 4)
+	s := surpriseOf(t, 4)
 	require.NoError(t, s.Add(nil, quant.Rows{Dim: 4}))
-	require.Equal(t, []float64{0, 0}, surprise(t, s, quant.Rows{Dim: 4, Data: make([]float32, 8)}))
+	require.Equal(t, []float64{0, 0}, surpriseAll(t, s, quant.Rows{Dim: 4, Data: make([]float32, 8)}))
 	before := s.Clone()
 	bad := quant.Rows{Dim: 4, Data: []float32{1, 2, 3, 4, 5, 6, float32(math.NaN()), 8}}
 	err := s.Add(make([]float64, 2), bad)
@@ -145,34 +144,34 @@ func TestSurprise_Edges(t *testing.T) {
 	require.ErrorIs(t, s.Add(room[:1], quant.Rows{Dim: 4, Data: make([]float32, 8)}), quant.ErrShape)
 	require.ErrorIs(t, s.Add(room, quant.Rows{Dim: 2, Data: make([]float32, 4)}), quant.ErrShape)
 	require.ErrorIs(t, s.Add(nil, quant.Rows{Dim: -4, Data: make([]float32, 4)}), quant.ErrShape)
-	for _, cfg := range []importance.SurpriseConfig{{Order: 9}, {Order: -1}, {Entries: -1},
+	for _, cfg := range []surpriseConfig{{Order: 9}, {Order: -1}, {Entries: -1},
 		{Entries: 1 << 20}, {HalfLife: 0.1}, {HalfLife: math.NaN()}, {HalfLife: math.Inf(1)}} {
-		_, err := importance.NewSurprise(4, cfg)
+		_, err := newSurprise(4, cfg)
 		require.ErrorIs(t, err, quant.ErrShape)
 	}
-	_, err = importance.NewSurprise(0, importance.SurpriseConfig{})
+	_, err = newSurprise(0, surpriseConfig{})
 	require.ErrorIs(t, err, quant.ErrShape)
-	require.Less(t, newSurprise(t, 64).StateBytes(), int64(8<<10))
+	require.Less(t, surpriseOf(t, 64).StateBytes(), int64(8<<10))
 }
 
 func TestSurprisalWeight_IsMonotone(t *testing.T) {
 	last := 0.0
 	for _, s := range []float64{math.Inf(-1), -1e-9, 0, 1e-300, 0.5, 3, 12, 24, 1000, math.Inf(1)} {
-		w, err := importance.SurprisalWeight(s)
+		w, err := surprisalWeight(s)
 		require.NoError(t, err)
 		require.True(t, w >= last && w >= 1 && w <= 9)
 		last = w
 	}
-	w, _ := importance.SurprisalWeight(3)
+	w, _ := surprisalWeight(3)
 	require.Equal(t, 2.0, w)
-	_, err := importance.SurprisalWeight(math.NaN())
+	_, err := surprisalWeight(math.NaN())
 	require.ErrorIs(t, err, quant.ErrRange)
 }
 
 func TestDeviation_MeasuresFromThePastMean(t *testing.T) {
 	rng := rand.New(rand.NewPCG(19, 20))
 	x := randomRows(rng, 50, 8, 1)
-	d, err := importance.NewDeviation(8)
+	d, err := newDeviation(8)
 	require.NoError(t, err)
 	got := make([]float64, 50)
 	require.NoError(t, d.Add(got[:20], part(x, 0, 20)))
@@ -193,6 +192,6 @@ func TestDeviation_MeasuresFromThePastMean(t *testing.T) {
 	close32(t, want, got, 1e-12)
 	require.ErrorIs(t, d.Add(got, withNaN(x)), quant.ErrRange)
 	require.ErrorIs(t, d.Add(got[:3], x), quant.ErrShape)
-	_, err = importance.NewDeviation(0)
+	_, err = newDeviation(0)
 	require.ErrorIs(t, err, quant.ErrShape)
 }

@@ -11,39 +11,39 @@ import (
 
 // Tracker follows the tokens of one KV head of one layer while a cache grows: rows as they are
 // appended, attention as queries are answered, weights whenever a segment is to be planned. It
-// runs the signals that its profile uses, and keeps nothing for the others.
+// runs the signals that its weighting uses, and keeps nothing for the others.
 //
 // State: StateBytes. Append what is committed only: predictors cannot unlearn. Not safe for
 // concurrent use; trackers of different heads are independent.
 type Tracker struct {
-	profile     Profile
+	weighting   Weighting
 	tokens      int
 	rope        ropeTurn
 	relevance   *Relevance
 	dim         int
 	ropeOf      quant.Rope
-	queries     []*QueryStats // of each query head, once there are any
-	deviation   *Deviation
-	surprise    *Surprise
-	habituation *Habituation
-	decay       *Decay
+	queries     []*queryStats // of each query head, once there are any
+	deviation   *deviation
+	surprise    *surprise
+	habituation *habituation
+	decay       *decay
 	// Per token, for each signal that is computed as rows come; float32 is enough for a weight.
 	values [numSignals][]float32
 }
 
 // NewTracker returns a tracker of a head without tokens. dim and dimV are head_dim and
 // head_dim_v; rope is undone on K before it is predicted, so that positions do not pass for
-// news. Decay's temperature is 1: the profile's Temperature acts on the product.
+// news. Decay's temperature is 1: the weighting's Temperature acts on the product.
 //
 // Errors: quant.ErrShape.
-func NewTracker(p Profile, dim, dimV int, rope quant.Rope) (*Tracker, error) {
-	if err := p.Validate(); err != nil {
+func NewTracker(p Weighting, dim, dimV int, rope quant.Rope) (*Tracker, error) {
+	if err := p.validate(); err != nil {
 		return nil, err
 	}
 	if err := rope.Validate(dim); err != nil {
 		return nil, fmt.Errorf("kvist/importance: tracker: %w", err)
 	}
-	t := &Tracker{profile: p, rope: newRopeTurn(rope), dim: dim, ropeOf: rope}
+	t := &Tracker{weighting: p, rope: newRopeTurn(rope), dim: dim, ropeOf: rope}
 	if p.Uses(SignalExpected) && (dim < 1 || dim > quant.MaxDim) {
 		return nil, shapeErr("tracker: head_dim %d, want 1 to %d", dim, quant.MaxDim)
 	}
@@ -52,16 +52,16 @@ func NewTracker(p Profile, dim, dimV int, rope quant.Rope) (*Tracker, error) {
 		t.relevance, errs[0] = NewRelevance(p.Attention)
 	}
 	if p.Uses(SignalValueNorm) {
-		t.deviation, errs[1] = NewDeviation(dimV)
+		t.deviation, errs[1] = newDeviation(dimV)
 	}
 	if p.Uses(SignalSurprise) {
-		t.surprise, errs[2] = NewSurprise(dim, SurpriseConfig{})
+		t.surprise, errs[2] = newSurprise(dim, surpriseConfig{})
 	}
 	if p.Uses(SignalHabituation) {
-		t.habituation, errs[3] = NewHabituation(dimV, HabituationConfig{})
+		t.habituation, errs[3] = newHabituation(dimV, habituationConfig{})
 	}
 	if p.Uses(SignalDecay) {
-		t.decay, errs[4] = NewDecay(p.Decay, 1)
+		t.decay, errs[4] = newDecay(p.Decay, 1)
 	}
 	for _, err := range errs {
 		if err != nil {
@@ -132,30 +132,30 @@ func (t *Tracker) Clone() *Tracker {
 }
 
 // Append takes the next tokens: their rows of K (RoPE applied, at the positions that follow) and
-// V, and their surprisal in nats, which only a profile that uses it needs.
+// V, and their surprisal in nats, which only a weighting that uses it needs.
 //
 // k: [tokens, head_dim]; v: [tokens, head_dim_v]; surprisal: [tokens].
 //
-// Errors: quant.ErrShape; quant.ErrTooLarge beyond the profile's MaxTokens; *ValueError wrapping
+// Errors: quant.ErrShape; quant.ErrTooLarge beyond the weighting's MaxTokens; *ValueError wrapping
 // quant.ErrRange for NaN, infinities and magnitudes above 2^111. Nothing is taken then.
 func (t *Tracker) Append(k, v quant.Rows, surprisal []float32) error {
 	n := k.Len()
 	if v.Len() != n {
 		return shapeErr("tracker: %d rows of K, %d of V", n, v.Len())
 	}
-	if limit := t.profile.Attention.withDefaults().MaxTokens; n > limit-t.tokens {
+	if limit := t.weighting.Attention.withDefaults().MaxTokens; n > limit-t.tokens {
 		return tooLarge("tracker: %d more tokens after %d, limit %d", n, t.tokens, limit)
 	}
 	if err := t.checkRows(k, v); err != nil {
 		return err
 	}
 	novelty := make([]float64, n)
-	if t.profile.Uses(SignalSurprisal) {
+	if t.weighting.Uses(SignalSurprisal) {
 		if len(surprisal) != n {
 			return shapeErr("tracker: surprisal of %d tokens, want %d", len(surprisal), n)
 		}
 		for i, s := range surprisal {
-			w, err := SurprisalWeight(float64(s))
+			w, err := surprisalWeight(float64(s))
 			if err != nil {
 				return &ValueError{"surprisal", i, float64(s), "a number", quant.ErrRange}
 			}
@@ -272,13 +272,13 @@ func (t *Tracker) Skip(first int64, n int) error {
 }
 
 // ObserveQueries takes the queries themselves, of adjacent positions from first on: one set of
-// rows [queries, head_dim] for each query head, RoPE applied. Only a profile with expected
+// rows [queries, head_dim] for each query head, RoPE applied. Only a weighting with expected
 // attention needs them; otherwise it does nothing.
 //
 // Errors: quant.ErrShape, also where the number of heads changes; *ValueError wrapping
 // quant.ErrRange for NaN and infinities. Nothing is taken then.
 func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
-	if !t.profile.Uses(SignalExpected) {
+	if !t.weighting.Uses(SignalExpected) {
 		return nil
 	}
 	if first < 0 || first > quant.MaxTokens || len(q) == 0 || len(q) > quant.MaxHeads ||
@@ -300,7 +300,7 @@ func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
 	}
 	for i := range q {
 		if len(t.queries) <= i {
-			s, err := NewQueryStats(t.dim, t.ropeOf, false)
+			s, err := newQueryStats(t.dim, t.ropeOf, false)
 			if err != nil {
 				return err
 			}
@@ -313,14 +313,14 @@ func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
 	return nil
 }
 
-// Observed reports whether queries were taken, by Observe or ObserveQueries, or the profile asks for none.
+// Observed reports whether queries were taken, by Observe or ObserveQueries, or the weighting asks for none.
 func (t *Tracker) Observed() bool {
 	switch {
 	case t.relevance != nil && t.relevance.now.n+t.relevance.last.n > 0,
 		t.queries != nil && t.queries[0].Len() > 0:
 		return true
 	}
-	return t.relevance == nil && !t.profile.Uses(SignalExpected)
+	return t.relevance == nil && !t.weighting.Uses(SignalExpected)
 }
 
 // Weights writes the weights of all tokens appended, dst [Tokens], and says how far relevance is
@@ -328,7 +328,7 @@ func (t *Tracker) Observed() bool {
 // weights, and the caller reports that. Weights of earlier tokens change as later ones and their
 // queries come, but never by anything that has not been handed in yet.
 //
-// k: [Tokens, head_dim], RoPE applied, as the cache holds it now: only a profile with expected
+// k: [Tokens, head_dim], RoPE applied, as the cache holds it now: only a weighting with expected
 // attention looks at it. Without queries so far, expected attention does not take part.
 //
 // Errors: quant.ErrShape, also where queries have seen tokens that were not appended;
@@ -338,7 +338,7 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 		return Concentration{}, shapeErr("tracker: room for %d tokens, want %d", len(dst), t.tokens)
 	}
 	var c Concentration
-	p, s := t.profile, t.kept()
+	p, s := t.weighting, t.kept()
 	if t.decay != nil {
 		s[SignalDecay] = make([]float64, t.tokens)
 		t.decay.Values(s[SignalDecay], 0, int64(t.tokens)-1)
@@ -349,7 +349,7 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 			return c, err
 		}
 		var err error
-		if c, err = Concentrate(x[min(p.Shape.Sinks, len(x)):], CollapseLimits{}); err != nil {
+		if c, err = Concentrate(x[min(p.Shape.Sinks, len(x)):]); err != nil {
 			return c, err
 		}
 		if err := Shape(x, p.Shape); err != nil {
@@ -381,7 +381,7 @@ func (t *Tracker) kept() (s Signals) {
 		case SignalRelevance, SignalExpected, SignalDecay:
 			continue
 		}
-		if !t.profile.Uses(Signal(i)) {
+		if !t.weighting.Uses(Signal(i)) {
 			continue
 		}
 		s[i] = make([]float64, t.tokens)
@@ -396,15 +396,15 @@ func (t *Tracker) kept() (s Signals) {
 }
 
 func (t *Tracker) expected(x []float64, k quant.Rows) error {
-	horizon := t.profile.Horizon
+	horizon := t.weighting.Horizon
 	if horizon == 0 {
 		horizon = 256
 	}
 	scale := 1 / math.Sqrt(float64(t.dim))
-	if err := ExpectedRelevance(x, t.queries, k, scale, int64(t.tokens), horizon); err != nil {
+	if err := expectedRelevance(x, t.queries, k, scale, int64(t.tokens), horizon); err != nil {
 		return err
 	}
-	return Shape(x, t.profile.Shape)
+	return Shape(x, t.weighting.Shape)
 }
 
 // Truncate forgets the tokens from n on. The predictors keep what they learnt from them; start

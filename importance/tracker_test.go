@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"math"
@@ -10,14 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
-var everything = importance.Profile{Relevance: 0.5, Expected: 0.5, ValueNorm: 0.5,
+var everything = Weighting{Relevance: 0.5, Expected: 0.5, ValueNorm: 0.5,
 	Surprise: 0.5, Surprisal: 0.5, Habituation: 1, Decay: 0.3,
-	Attention: importance.RelevanceConfig{Window: 16, Mix: 0.2, HalfLife: 50},
-	Shape:     importance.ShapeConfig{Sinks: 2, Smooth: 3, Floor: 0.1}}
+	Attention: RelevanceConfig{Window: 16, Mix: 0.2, HalfLife: 50},
+	Shape:     ShapeConfig{Sinks: 2, Smooth: 3, Floor: 0.1}}
 
 var someRope = quant.Rope{Layout: quant.RopeHalf, RotaryDim: 8, Theta: 1e4}
 
@@ -38,7 +37,7 @@ func newHistory(seed uint64, n int) *history {
 }
 
 // play appends tokens [from, to) and lets their queries look back, step tokens at a time.
-func (h *history) play(t require.TestingT, tr *importance.Tracker, from, to, step int) {
+func (h *history) play(t require.TestingT, tr *Tracker, from, to, step int) {
 	for i := from; i < to; {
 		n := min(step, tr.Room(), to-i)
 		require.NoError(t, tr.Append(part(h.k, i, i+n), part(h.v, i, i+n), h.surprisal[i:i+n]))
@@ -50,20 +49,20 @@ func (h *history) play(t require.TestingT, tr *importance.Tracker, from, to, ste
 			}
 			sum[tok] = float32(s)
 		}
-		require.NoError(t, tr.Observe(importance.Queries{First: int64(i), N: n, Group: 1},
-			importance.RowSums{Sum: sum}))
+		require.NoError(t, tr.Observe(Queries{First: int64(i), N: n, Group: 1},
+			RowSums{Sum: sum}))
 		require.NoError(t, tr.ObserveQueries(int64(i), part(h.q, i, i+n), part(h.k, i, i+n)))
 		i += n
 	}
 }
 
-func newTracker(t require.TestingT, p importance.Profile) *importance.Tracker {
-	tr, err := importance.NewTracker(p, 16, 12, someRope)
+func newTracker(t require.TestingT, p Weighting) *Tracker {
+	tr, err := NewTracker(p, 16, 12, someRope)
 	require.NoError(t, err)
 	return tr
 }
 
-func weights(t require.TestingT, tr *importance.Tracker, k quant.Rows) []float64 {
+func weights(t require.TestingT, tr *Tracker, k quant.Rows) []float64 {
 	w := make([]float32, tr.Tokens())
 	if len(k.Data) > 0 {
 		k = part(k, 0, tr.Tokens())
@@ -113,9 +112,9 @@ func TestTracker_HeadsAreIndependent(t *testing.T) {
 	require.Less(t, spearman(weights(t, t1, a.k), weights(t, t2, b.k)), 0.9)
 }
 
-func TestTracker_KeepsOnlyWhatItsProfileUses(t *testing.T) {
+func TestTracker_KeepsOnlyWhatItsWeightingUses(t *testing.T) {
 	h := newHistory(5, 64)
-	tr := newTracker(t, importance.Profile{Decay: 0.5})
+	tr := newTracker(t, Weighting{Decay: 0.5})
 	require.Equal(t, math.MaxInt32, tr.Room())
 	h.play(t, tr, 0, 64, 64)
 	require.Less(t, tr.StateBytes(), int64(1024))
@@ -125,7 +124,7 @@ func TestTracker_KeepsOnlyWhatItsProfileUses(t *testing.T) {
 	h.play(t, full, 0, 64, 64)
 	require.Greater(t, full.StateBytes(), tr.StateBytes())
 
-	none := newTracker(t, importance.Profile{})
+	none := newTracker(t, Weighting{})
 	require.NoError(t, none.Append(h.k, h.v, nil))
 	for _, v := range weights(t, none, h.k) {
 		require.Equal(t, 1.0, v)
@@ -134,12 +133,12 @@ func TestTracker_KeepsOnlyWhatItsProfileUses(t *testing.T) {
 
 func TestTracker_FallsBackWhenAttentionCollapsed(t *testing.T) {
 	h := newHistory(6, 64)
-	tr := newTracker(t, importance.DefaultProfile())
+	tr := newTracker(t, defaultWeighting())
 	require.NoError(t, tr.Append(h.k, h.v, nil))
 	sum := make([]float32, 64)
 	sum[20] = 1
-	require.NoError(t, tr.Observe(importance.Queries{First: 64, N: 1, Group: 1},
-		importance.RowSums{Sum: sum}))
+	require.NoError(t, tr.Observe(Queries{First: 64, N: 1, Group: 1},
+		RowSums{Sum: sum}))
 	w := make([]float32, 64)
 	c, err := tr.Weights(w, quant.Rows{})
 	require.NoError(t, err)
@@ -206,8 +205,8 @@ func TestTracker_RefusedCallsLeaveItAlone(t *testing.T) {
 	require.ErrorIs(t, limited.Append(h.k, h.v, h.surprisal), quant.ErrTooLarge)
 	_, err := tr.Weights(make([]float32, 3), h.k)
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = importance.NewTracker(everything, 0, 12, someRope)
+	_, err = NewTracker(everything, 0, 12, someRope)
 	require.ErrorIs(t, err, quant.ErrShape)
-	_, err = importance.NewTracker(importance.Profile{Relevance: 9}, 16, 12, someRope)
+	_, err = NewTracker(Weighting{Relevance: 9}, 16, 12, someRope)
 	require.ErrorIs(t, err, quant.ErrShape)
 }

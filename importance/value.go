@@ -9,7 +9,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Deviation measures how far each row of V of one KV head lies from the mean of the rows before
+// deviation measures how far each row of V of one KV head lies from the mean of the rows before
 // it: attention to a row that says what all rows say moves the output little, however much of it
 // there is. The first row is measured from zero.
 //
@@ -18,26 +18,26 @@ import (
 //
 // Source: value norms after VATP (2024, arXiv 2406.12335); taking the mean off, as the damage
 // a_t^2 |v_t - out|^2 of an error in K asks for, is the project's own.
-type Deviation struct {
+type deviation struct {
 	mean []float64
 	n    int
 }
 
-// NewDeviation returns the deviation from no rows of dim values.
+// newDeviation returns the deviation from no rows of dim values.
 //
 // Errors: quant.ErrShape.
-func NewDeviation(dim int) (*Deviation, error) {
+func newDeviation(dim int) (*deviation, error) {
 	if dim < 1 || dim > quant.MaxDim {
 		return nil, shapeErr("deviation: rows of %d values, want 1 to %d", dim, quant.MaxDim)
 	}
-	return &Deviation{mean: make([]float64, dim)}, nil
+	return &deviation{mean: make([]float64, dim)}, nil
 }
 
 // StateBytes returns the bytes of the state.
-func (d *Deviation) StateBytes() int64 { return int64(8*len(d.mean)) + 32 }
+func (d *deviation) StateBytes() int64 { return int64(8*len(d.mean)) + 32 }
 
 // Clone returns an independent copy.
-func (d *Deviation) Clone() *Deviation { return &Deviation{slices.Clone(d.mean), d.n} }
+func (d *deviation) Clone() *deviation { return &deviation{slices.Clone(d.mean), d.n} }
 
 // Add writes |row - mean of the rows before| of each row.
 //
@@ -45,7 +45,7 @@ func (d *Deviation) Clone() *Deviation { return &Deviation{slices.Clone(d.mean),
 //
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN and infinities. Nothing is
 // taken then.
-func (d *Deviation) Add(dst []float64, v quant.Rows) error {
+func (d *deviation) Add(dst []float64, v quant.Rows) error {
 	if err := checkRows("v", v, len(d.mean)); err != nil {
 		return err
 	}

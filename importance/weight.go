@@ -5,7 +5,7 @@ package importance
 import "math"
 
 // Signals are the values of the signals of the tokens of one KV head, each [tokens], finite and
-// at least 0. Those that a profile does not use may be nil.
+// at least 0. Those that a weighting does not use may be nil.
 type Signals [numSignals][]float64
 
 // leastShare is how far below the largest a product may lie, as a power of two: zeros are put
@@ -24,8 +24,8 @@ const leastShare = -96
 //
 // Errors: quant.ErrShape for a signal that is missing or of another length; *SignalError
 // wrapping quant.ErrRange for values that are negative, NaN or infinite. dst is unchanged then.
-func Combine(dst []float32, p *Profile, s *Signals) error {
-	if err := p.Validate(); err != nil {
+func Combine(dst []float32, p *Weighting, s *Signals) error {
+	if err := p.validate(); err != nil {
 		return err
 	}
 	logs := make([]float64, len(dst))
@@ -54,7 +54,7 @@ func Combine(dst []float32, p *Profile, s *Signals) error {
 }
 
 // scaleTo turns logarithms to the base 2 into weights of mean 1 within the range of p.
-func scaleTo(dst []float32, logs []float64, p *Profile) {
+func scaleTo(dst []float32, logs []float64, p *Weighting) {
 	if len(dst) == 0 {
 		return
 	}

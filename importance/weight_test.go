@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package importance_test
+package importance
 
 import (
 	"errors"
@@ -12,24 +12,23 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
-	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
-func drawProfile(t *rapid.T) importance.Profile {
+func drawWeighting(t *rapid.T) Weighting {
 	e := func(name string) float64 {
 		return rapid.OneOf(rapid.Just(0.0), rapid.Float64Range(-4, 4)).Draw(t, name)
 	}
 	u := func(name string) float64 { return rapid.Float64Range(0, 1).Draw(t, name) }
-	return importance.Profile{
+	return Weighting{
 		Relevance: e("relevance"), Expected: e("expected"),
 		ValueNorm: e("value-norm"), Surprise: e("surprise"),
 		Surprisal: e("surprisal"), Habituation: e("habituation"), Decay: 2 * u("decay"),
-		Attention: importance.RelevanceConfig{Window: rapid.IntRange(0, 999).Draw(t, "window"),
+		Attention: RelevanceConfig{Window: rapid.IntRange(0, 999).Draw(t, "window"),
 			Mix: u("mix"), HalfLife: 1e3 * u("half-life"), Power: rapid.IntRange(0, 2).Draw(t, "power"),
 			MaxTokens: rapid.IntRange(0, 1e6).Draw(t, "max-tokens")},
 		Horizon: rapid.IntRange(0, 999).Draw(t, "horizon"),
-		Shape: importance.ShapeConfig{Sinks: rapid.IntRange(0, 9).Draw(t, "sinks"),
+		Shape: ShapeConfig{Sinks: rapid.IntRange(0, 9).Draw(t, "sinks"),
 			Smooth: 2*rapid.IntRange(0, 9).Draw(t, "smooth") + 1, Floor: u("floor"), Temper: u("temper")},
 		Temperature: 16 * u("temperature"),
 		Min:         rapid.Float64Range(1e-6, 1).Draw(t, "min"),
@@ -37,51 +36,51 @@ func drawProfile(t *rapid.T) importance.Profile {
 	}
 }
 
-func TestProfile_TextRoundTrip(t *testing.T) {
+func TestWeighting_TextRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := drawProfile(t)
-		require.NoError(t, p.Validate())
-		got, err := importance.ParseProfile(p.String())
+		p := drawWeighting(t)
+		require.NoError(t, p.validate())
+		got, err := ParseWeighting(p.String())
 		require.NoError(t, err)
 		require.Equal(t, p, got)
 	})
-	require.Equal(t, "none", importance.Profile{}.String())
-	p, err := importance.ParseProfile("none")
+	require.Equal(t, "none", Weighting{}.String())
+	p, err := ParseWeighting("none")
 	require.NoError(t, err)
-	require.Equal(t, importance.Profile{}, p)
-	p, err = importance.ParseProfile("default,smooth=5,surprise=0.25")
+	require.Equal(t, Weighting{}, p)
+	p, err = ParseWeighting("default,smooth=5,surprise=0.25")
 	require.NoError(t, err)
-	want := importance.DefaultProfile()
+	want := defaultWeighting()
 	want.Shape.Smooth, want.Surprise = 5, 0.25
 	require.Equal(t, want, p)
 }
 
-func TestParseProfile_Refuses(t *testing.T) {
+func TestParseWeighting_Refuses(t *testing.T) {
 	for _, text := range []string{"", "x", "relevance", "relevance=", "relevance=one", "window=1.5",
 		"relevance=5", "relevance=NaN", "decay=-1", "decay=3", "mix=2", "smooth=4", "min=0.5,min=0.6",
 		"min=2", "max=0.5", "max=Inf", "temperature=-1", "relevance=1,default", "=1", "relevance=1,",
 		"horizon=-1", "window=99999999999999999999", strings.Repeat("a", 1<<16)} {
-		_, err := importance.ParseProfile(text)
+		_, err := ParseWeighting(text)
 		require.ErrorIs(t, err, quant.ErrShape, "%.40q", text)
 		require.Less(t, len(err.Error()), 200)
 	}
 }
 
-func FuzzParseProfile(f *testing.F) {
-	for _, s := range []string{"none", "default", importance.DefaultProfile().String(), "mix=0x1p-3",
+func FuzzParseWeighting(f *testing.F) {
+	for _, s := range []string{"none", "default", defaultWeighting().String(), "mix=0x1p-3",
 		"relevance=-0", "min=1e-300", "window=+7", ",,", "default,default"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, text string) {
-		p, err := importance.ParseProfile(text)
+		p, err := ParseWeighting(text)
 		if err != nil {
 			require.ErrorIs(t, err, quant.ErrShape)
 			return
 		}
-		again, err := importance.ParseProfile(p.String())
+		again, err := ParseWeighting(p.String())
 		require.NoError(t, err)
 		require.Equal(t, p.String(), again.String())
-		s := importance.Signals{}
+		s := Signals{}
 		for i := range s {
 			s[i] = []float64{0, 1, 2}
 		}
@@ -91,21 +90,21 @@ func FuzzParseProfile(f *testing.F) {
 	})
 }
 
-func TestProfile_Uses(t *testing.T) {
-	p := importance.DefaultProfile()
-	require.NoError(t, p.Validate())
-	require.True(t, p.Uses(importance.SignalRelevance))
-	for s := importance.SignalExpected; s <= importance.SignalDecay; s++ {
+func TestWeighting_Uses(t *testing.T) {
+	p := defaultWeighting()
+	require.NoError(t, p.validate())
+	require.True(t, p.Uses(SignalRelevance))
+	for s := SignalExpected; s <= SignalDecay; s++ {
 		require.False(t, p.Uses(s), "%v is off until it is shown to pay", s)
 	}
-	require.False(t, p.Uses(importance.Signal(99)))
-	require.Equal(t, "Signal(99)", importance.Signal(99).String())
-	require.Equal(t, "value-norm", importance.SignalValueNorm.String())
+	require.False(t, p.Uses(Signal(99)))
+	require.Equal(t, "Signal(99)", Signal(99).String())
+	require.Equal(t, "value-norm", SignalValueNorm.String())
 }
 
-func combine(t require.TestingT, p importance.Profile, s importance.Signals, n int) []float64 {
+func combine(t require.TestingT, p Weighting, s Signals, n int) []float64 {
 	w := make([]float32, n)
-	require.NoError(t, importance.Combine(w, &p, &s))
+	require.NoError(t, Combine(w, &p, &s))
 	out := make([]float64, n)
 	for i, v := range w {
 		out[i] = float64(v)
@@ -116,14 +115,14 @@ func combine(t require.TestingT, p importance.Profile, s importance.Signals, n i
 func TestCombine_IsTheProductOfPowers(t *testing.T) {
 	rng := rand.New(rand.NewPCG(31, 32))
 	const n = 50
-	var s importance.Signals
+	var s Signals
 	for i := range s {
 		s[i] = make([]float64, n)
 		for j := range s[i] {
 			s[i][j] = 0.5 + rng.Float64()
 		}
 	}
-	p := importance.Profile{Relevance: 1, Expected: 2, ValueNorm: 0.5, Surprise: 0.25, Surprisal: -0.5,
+	p := Weighting{Relevance: 1, Expected: 2, ValueNorm: 0.5, Surprise: 0.25, Surprisal: -0.5,
 		Habituation: 1, Decay: 0.5, Temperature: 1.5}
 	want := make([]float64, n)
 	for j := range want {
@@ -137,18 +136,18 @@ func TestCombine_IsTheProductOfPowers(t *testing.T) {
 	close32(t, want, combine(t, p, s, n), 1e-6)
 	// A signal that is off is not looked at.
 	s[2], p.ValueNorm = nil, 0
-	require.NoError(t, importance.Combine(make([]float32, n), &p, &s))
-	require.Equal(t, []float64{1, 1, 1}, combine(t, importance.Profile{}, importance.Signals{}, 3))
-	require.Empty(t, combine(t, importance.Profile{}, importance.Signals{}, 0))
+	require.NoError(t, Combine(make([]float32, n), &p, &s))
+	require.Equal(t, []float64{1, 1, 1}, combine(t, Weighting{}, Signals{}, 3))
+	require.Empty(t, combine(t, Weighting{}, Signals{}, 0))
 }
 
 func TestCombine_Properties(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := drawProfile(t)
+		p := drawWeighting(t)
 		n := rapid.IntRange(1, 60).Draw(t, "n")
 		value := rapid.OneOf(rapid.Float64Range(0, 2), rapid.SampledFrom([]float64{0, 5e-324, 1e-310,
 			math.MaxFloat64}))
-		var s, turned, up importance.Signals
+		var s, turned, up Signals
 		for i := range s {
 			s[i] = rapid.SliceOfN(value, n, n).Draw(t, "signal")
 			for j := range s[i] {
@@ -183,26 +182,26 @@ func zeroTiny(x float64) float64 {
 }
 
 func TestCombine_OneTokenTakesAllItMay(t *testing.T) {
-	s := importance.Signals{make([]float64, 1000)}
+	s := Signals{make([]float64, 1000)}
 	s[0][17] = 1
-	w := combine(t, importance.Profile{Relevance: 1}, s, 1000)
+	w := combine(t, Weighting{Relevance: 1}, s, 1000)
 	require.Equal(t, 64.0, w[17])
 	require.InDelta(t, 1, mean(w), 1e-5, "the others share the rest, instead of being starved")
 	require.InDelta(t, (1000-64)/999.0, w[0], 1e-5)
-	require.Equal(t, []float64{1, 1}, combine(t, importance.Profile{Relevance: 1},
-		importance.Signals{{0, 0}}, 2))
+	require.Equal(t, []float64{1, 1}, combine(t, Weighting{Relevance: 1},
+		Signals{{0, 0}}, 2))
 }
 
 func TestCombine_Refuses(t *testing.T) {
-	p := importance.Profile{Surprise: 1}
+	p := Weighting{Surprise: 1}
 	dst := []float32{7, 7}
 	for _, bad := range [][]float64{nil, {1}, {1, math.NaN()}, {1, math.Inf(1)}, {-1, 1}} {
-		var s importance.Signals
-		s[importance.SignalSurprise] = bad
-		err := importance.Combine(dst, &p, &s)
-		var se *importance.SignalError
+		var s Signals
+		s[SignalSurprise] = bad
+		err := Combine(dst, &p, &s)
+		var se *SignalError
 		require.True(t, errors.As(err, &se))
-		require.Equal(t, importance.SignalSurprise, se.Signal)
+		require.Equal(t, SignalSurprise, se.Signal)
 		want := quant.ErrShape
 		if len(bad) == 2 {
 			want = quant.ErrRange
@@ -210,6 +209,6 @@ func TestCombine_Refuses(t *testing.T) {
 		require.ErrorIs(t, err, want)
 	}
 	p.Min = 2
-	require.ErrorIs(t, importance.Combine(dst, &p, &importance.Signals{}), quant.ErrShape)
+	require.ErrorIs(t, Combine(dst, &p, &Signals{}), quant.ErrShape)
 	require.Equal(t, []float32{7, 7}, dst)
 }

@@ -7,122 +7,51 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
-func density(x float64) float64 { return math.Exp(-x*x/2) / math.Sqrt(2*math.Pi) }
-func tail(x float64) float64    { return math.Erfc(x/math.Sqrt2) / 2 }
-
-// cell returns probability and conditional mean of a Gaussian in [a, b).
-func cell(a, b float64) (p, mean float64) {
-	p = tail(a) - tail(b)
-	return p, (density(a) - density(b)) / p
-}
-
-// lloyd runs Lloyd's iteration on the positive half of a Gaussian with n cells.
-func lloyd(n int) (thresholds, centroids []float64) {
-	c := make([]float64, n)
-	for i := range c {
-		c[i] = (float64(i) + 0.5) * 2.5 / float64(n)
-	}
-	t := make([]float64, n+1)
-	for range 20000 {
-		for i := 1; i < n; i++ {
-			t[i] = (c[i-1] + c[i]) / 2
-		}
-		t[n] = 40
-		for i := range c {
-			_, c[i] = cell(t[i], t[i+1])
-		}
-	}
-	return t[:n], c
-}
-
-// distortion returns 1 - E[xc]^2/E[c^2] and E[xc]/E[c^2] for cells and their centroids.
-func distortion(t, c []float64) (d, scale float64) {
-	var xc, cc float64
-	for i := range t {
-		end := 40.0
-		if i+1 < len(t) {
-			end = t[i+1]
-		}
-		p, m := cell(t[i], end)
-		xc += 2 * p * m * c[i]
-		cc += 2 * p * c[i] * c[i]
-	}
-	return 1 - xc*xc/cc, xc / cc
-}
-
-func TestNestedCodebook_Derivation(t *testing.T) {
-	three, _ := lloyd(4)
-	want := make([]float64, 8)
-	for i := range three {
-		a, b := three[i], 40.0
-		if i < 3 {
-			b = three[i+1]
-		}
-		s := (a + min(b, a+1)) / 2
-		for range 20000 { // the optimal split of a cell lies halfway between the means of its parts
-			_, lo := cell(a, s)
-			_, hi := cell(s, b)
-			s = (lo + hi) / 2
-		}
-		want[2*i], want[2*i+1] = a, s
-	}
-	for i := range want {
-		require.InDelta(t, want[i], nestedThresholds[i], 2e-6, "threshold %d", i)
-	}
-	for f := LM1; f <= LM4; f++ {
-		ts := NestedThresholds(f)
-		cut, ints, means := make([]float64, len(ts)), make(
-			[]float64,
-			len(ts),
-		), make([]float64, len(ts))
-		for i := range ts {
-			cut[i], ints[i] = float64(ts[i]), float64(nestedCentroids[f.Bits()][i])
-			end := 40.0
-			if i+1 < len(ts) {
-				end = float64(ts[i+1])
+// The errors of codings are those of their codebooks on a Gaussian.
+func TestGaussDistortion_OfCodebooks(t *testing.T) {
+	for f := LM1; f <= TQMSE4; f++ {
+		var thresholds, half []float64
+		switch {
+		case f.Nested():
+			for i, v := range layout.NestedThresholds(f.Bits()) {
+				thresholds = append(thresholds, float64(v))
+				half = append(half, float64(layout.Nested(f.Bits())[1<<(f.Bits()-1)+i]))
 			}
-			_, means[i] = cell(cut[i], end)
+		case f >= TQMSE1:
+			for i, v := range layout.LloydMaxThresholds(f.Bits()) {
+				thresholds = append(thresholds, float64(v))
+				half = append(half, float64(layout.LloydMax(f.Bits())[1<<(f.Bits()-1)+i]))
+			}
+		default:
+			continue
 		}
-		d, scale := distortion(cut, ints)
-		require.InDelta(t, d, gaussDistortion(f), 1e-6, f)
-		require.InDelta(t, 64*scale, leastSquaresScale(f), 1e-5, f)
-		ideal, _ := distortion(cut, means)
-		require.Less(t, d/ideal, 1.002, "integer centroids of %s cost more than 0.2 %%", f)
-		best, bestC := lloyd(len(ts))
-		opt, _ := distortion(best, bestC)
-		require.Less(t, d/opt, 1.013, "nesting of %s costs more than 1.3 %%", f)
-		book := NestedCodebook(f)
-		for i := range book {
-			require.Equal(t, -book[i], book[len(book)-1-i])
+		density := func(x float64) float64 { return math.Exp(-x*x/2) / math.Sqrt(2*math.Pi) }
+		var xc, cc float64
+		for k, a := range thresholds {
+			b := math.Inf(1)
+			if k+1 < len(thresholds) {
+				b = thresholds[k+1]
+			}
+			xc += 2 * (density(a) - density(b)) * half[k]
+			cc += (math.Erfc(a/math.Sqrt2) - math.Erfc(b/math.Sqrt2)) * half[k] * half[k]
+		}
+		require.InDelta(t, 1-xc*xc/cc, gaussDistortion(f), 1e-6, f)
+		if f.Nested() {
+			require.InDelta(t, 64*xc/cc, leastSquaresScale(f), 1e-5, f)
 		}
 	}
 }
 
-func TestLloydMaxCodebook_Derivation(t *testing.T) {
-	for f := TQMSE1; f <= TQMSE4; f++ {
-		wantT, wantC := lloyd(1 << (f.Bits() - 1))
-		for i := range wantT {
-			require.InDelta(t, wantT[i], lloydThresholds[f.Bits()][i], 2e-6)
-			require.InDelta(t, wantC[i], lloydCentroids[f.Bits()][i], 2e-6)
-		}
-		d, _ := distortion(wantT, wantC)
-		require.InDelta(t, d, gaussDistortion(f), 1e-6)
-	}
-}
-
-func TestLog8_Derivation(t *testing.T) {
-	for i := range log8Frac {
-		require.Equal(t, float32(math.Exp2(-float64(i)/16)), log8Frac[i])
-		require.Equal(t, float32(math.Exp2(-(float64(i)+0.5)/16)), log8Mid[i])
-	}
+func TestLog8_Codes(t *testing.T) {
 	const base = 3.7
-	for k := 0; k < 255; k++ {
-		s := Log8Scale(base, uint8(k))
+	for k := range 255 {
+		s := layout.Log8Scale(base, uint8(k))
 		require.Equal(t, uint8(k), log8Code(base, s, false))
 		require.Equal(t, uint8(k), log8Code(base, s, true))
-		require.InEpsilon(t, base*math.Exp2(-float64(k)/16), s, 2e-7)
 		up := s * 1.001
 		if k > 0 {
 			require.Equal(t, uint8(k), log8Code(base, up, false))
@@ -131,7 +60,6 @@ func TestLog8_Derivation(t *testing.T) {
 	}
 	require.Equal(t, uint8(255), log8Code(base, 0, false))
 	require.Equal(t, uint8(254), log8Code(base, 1e-30, false), "a scale that is not zero stays so")
-	require.Zero(t, Log8Scale(base, 255))
 }
 
 func TestHalf_EveryBinary16(t *testing.T) {

@@ -4,7 +4,6 @@ package quant
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 )
 
@@ -147,8 +146,7 @@ func (c Coding) String() string {
 // ParseCoding reads a coding: a format name, then options joined by "+": "len" or "ip" (scale
 // rule, lm1..lm4 only), "s8" (8-bit logarithmic row scales, u8 and lm1..lm4).
 //
-// Errors: ErrUnsupported, also for extras that the vocabulary names and this version does not
-// build (outN, lrN, skN) and for formats that are planned.
+// Errors: ErrUnsupported, also for formats that are planned.
 func ParseCoding(s string) (Coding, error) {
 	parts := strings.Split(s, "+")
 	var c Coding
@@ -174,10 +172,6 @@ func ParseCoding(s string) (Coding, error) {
 			c.Rule = InnerProduct
 		case o == "s8" && c.Scale == ScaleF16:
 			c.Scale = ScaleLog8
-		case isExtra(o):
-			return Coding{}, fmt.Errorf(
-				"kvist/quant: coding %q: extra %q is planned, this version cannot store it: %w",
-				s, o, ErrUnsupported)
 		default:
 			return Coding{}, fmt.Errorf(
 				"kvist/quant: coding %q: unknown or repeated option %q: %w", s, o,
@@ -188,17 +182,6 @@ func ParseCoding(s string) (Coding, error) {
 		return Coding{}, err
 	}
 	return c, nil
-}
-
-func isExtra(o string) bool {
-	for _, p := range []string{"out", "lr", "sk"} {
-		if n, ok := strings.CutPrefix(o, p); ok {
-			if _, err := strconv.ParseUint(n, 10, 8); err == nil {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // Validate reports whether the options go with the format.
@@ -260,6 +243,3 @@ func (c Coding) CheckDim(dim int) error {
 	}
 	return nil
 }
-
-// MaxDim is the largest row length. 2^16 keeps <c,c> of int8 centroids within int32.
-const MaxDim = 1 << 16

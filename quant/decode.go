@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // Decode unpacks rows to the original basis: the definition of every coding's values.
@@ -14,7 +16,7 @@ import (
 //
 // Errors: ErrShape, ErrUnsupported. Any bytes of the right length decode to something.
 func Decode(dst Rows, c Coding, src []byte, seed uint64) error {
-	if err := DecodeRotated(dst, c, src); err != nil {
+	if err := decodeStored(dst, c, src); err != nil {
 		return err
 	}
 	if !c.Format.Rotated() {
@@ -30,11 +32,10 @@ func Decode(dst Rows, c Coding, src []byte, seed uint64) error {
 	return nil
 }
 
-// DecodeRotated unpacks rows in the basis they are stored in: what attention over packed rows
-// sees. For codings that are not rotated it equals Decode.
+// decodeStored unpacks rows in the basis they are stored in, which attention over packed rows sees.
 //
 // Errors: ErrShape, ErrUnsupported.
-func DecodeRotated(dst Rows, c Coding, src []byte) error {
+func decodeStored(dst Rows, c Coding, src []byte) error {
 	if err := dst.Validate(); err != nil {
 		return err
 	}
@@ -57,16 +58,16 @@ func DecodeRotated(dst Rows, c Coding, src []byte) error {
 	if err := RowScales(scales, c, src, rows, dim); err != nil {
 		return err
 	}
-	plane, bits := PlaneBytes(rows, dim), c.Format.Bits()
-	ints, floats := NestedCodebook(c.Format), LloydMaxCodebook(c.Format)
+	plane, bits := layout.PlaneBytes(rows, dim), c.Format.Bits()
+	ints, floats := layout.Nested(bits), layout.LloydMax(bits)
 	for r := range rows {
 		out := dst.Row(r)
-		unit := float32(scales[r] * CentroidUnit)
+		unit := float32(scales[r] * layout.CentroidUnit)
 		for i := range out {
 			switch {
 			case c.Format == U8:
 				out[i] = float32(unit * float32(int(src[r*dim+i])-128))
-			case ints != nil:
+			case c.Format.Nested():
 				out[i] = float32(unit * float32(ints[getCode(src, plane, bits, dim, r, i)]))
 			default:
 				out[i] = float32(scales[r] * floats[getCode(src, plane, bits, dim, r, i)])
@@ -122,8 +123,8 @@ func Demote(dst []byte, to Coding, src []byte, from Coding, rows, dim int) error
 	if err := RowScales(scales, from, src, rows, dim); err != nil {
 		return err
 	}
-	fine, coarse := NestedCodebook(from.Format), NestedCodebook(to.Format)
-	plane, bits := PlaneBytes(rows, dim), from.Format.Bits()
+	fine, coarse := layout.Nested(from.Format.Bits()), layout.Nested(to.Format.Bits())
+	plane, bits := layout.PlaneBytes(rows, dim), from.Format.Bits()
 	drop := bits - to.Format.Bits()
 	for r := range rows {
 		if scales[r] == 0 {
@@ -135,7 +136,7 @@ func Demote(dst []byte, to Coding, src []byte, from Coding, rows, dim int) error
 			a, b := int64(fine[code]), int64(coarse[code>>drop])
 			xx, xc, cc = xx+a*a, xc+a*b, cc+b*b
 		}
-		ratio := float32(ruleScale(to.Rule, float32(xx), float32(xc), float32(cc)) * CentroidUnit)
+		ratio := float32(ruleScale(to.Rule, float32(xx), float32(xc), float32(cc)) * layout.CentroidUnit)
 		scales[r] = float32(scales[r] * ratio)
 		if to.Scale == ScaleF16 {
 			scales[r] = min(scales[r], 65504)

@@ -27,8 +27,8 @@
 //	tqmse1 .. 4   1..4  f16 norm         Lloyd-Max, rotated, norm kept          comparison
 //
 // Options are written behind the name: "+len" or "+ip" choose the scale rule of lm1..lm4 (least
-// squares without either), "+s8" 8-bit logarithmic row scales. Reserved and refused so far:
-// +outN (outliers), +lrN (low rank), +skN (one-bit sketch), kivi2..4, tqprod2..4, fp8.
+// squares without either), "+s8" 8-bit logarithmic row scales. The format names kivi2..4,
+// tqprod2..4 and fp8 are reserved, and refused so far.
 //
 // # Layout of a packed side
 //
@@ -43,7 +43,7 @@
 //	                  i%8 of byte r*D/8 + i/8. Plane 0 holds the highest bits.
 //	scales, f16       R x binary16
 //	scales, +s8       float32 base (the largest scale of the block), then R x u8 k:
-//	                  scale = base * 2^(-k/16), 255 = zero (Log8Scale)
+//	                  scale = base * 2^(-k/16), 255 = zero (layout.Log8Scale)
 //
 // Scales stand last and planes start with the highest bits, so that a demotion keeps a prefix
 // of the planes where it is and writes new scales behind it.

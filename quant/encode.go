@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // RowError says which row could not be coded. errors.Is sees through it.
@@ -19,10 +21,6 @@ func (e *RowError) Error() string { return fmt.Sprintf("kvist/quant: row %d: %v"
 
 // Unwrap returns the cause.
 func (e *RowError) Unwrap() error { return e.Err }
-
-// MaxMagnitude is the largest absolute value that the rotated codings take. Above it the sums of
-// the rotation could overflow float32; such rows are refused.
-const MaxMagnitude = 1 << 111
 
 func checkPacked(c Coding, p []byte, rows, dim int) error {
 	if err := c.CheckDim(dim); err != nil {
@@ -159,7 +157,7 @@ func normalise(y, x []float32) (int, error) {
 func quantizeCells(codes []byte, thresholds []float32, bits, rows, r int, y []float32,
 	sigma float32, each func(i int, code uint8)) {
 	half := uint8(1) << (bits - 1)
-	plane := PlaneBytes(rows, len(y))
+	plane := layout.PlaneBytes(rows, len(y))
 	var t [8]float32
 	for k, v := range thresholds {
 		t[k] = float32(v * sigma)
@@ -198,9 +196,9 @@ func energy(y, tmp []float32) float32 {
 func encodeNested(codes []byte, c Coding, rows, r int, y, tmp []float32) float32 {
 	sumSq := energy(y, tmp)
 	sigma := sqrt32(float32(sumSq / float32(len(y))))
-	book := NestedCodebook(c.Format)
+	book := layout.Nested(c.Format.Bits())
 	var cc int64
-	quantizeCells(codes, NestedThresholds(c.Format), c.Format.Bits(), rows, r, y, sigma,
+	quantizeCells(codes, layout.NestedThresholds(c.Format.Bits()), c.Format.Bits(), rows, r, y, sigma,
 		func(i int, code uint8) {
 			v := book[code]
 			cc += int64(v) * int64(v)
@@ -224,7 +222,7 @@ func ruleScale(rule ScaleRule, xx, xc, cc float32) float32 {
 	default:
 		s = float32(xc / cc)
 	}
-	return float32(s / CentroidUnit) // exact: a power of two
+	return float32(s / layout.CentroidUnit) // exact: a power of two
 }
 
 // encodeU8 packs rows in u8: symmetric steps of peak/127 in the rotated basis. The codes are
@@ -244,7 +242,7 @@ func encodeU8(dst []byte, c Coding, x Rows, rot *Rotation) error {
 		for _, v := range y {
 			peak = max(peak, v, -v)
 		}
-		scales[r] = float32(float32(float32(peak/127)/CentroidUnit) * pow2(exp))
+		scales[r] = float32(float32(float32(peak/127)/layout.CentroidUnit) * pow2(exp))
 	}
 	if err := putScales(tail, c, scales); err != nil {
 		return err
@@ -256,7 +254,7 @@ func encodeU8(dst []byte, c Coding, x Rows, rot *Rotation) error {
 			return &RowError{Row: r, Err: err}
 		}
 		rot.Forward(y)
-		step := float32(float32(scales[r]*pow2(-exp)) * CentroidUnit)
+		step := float32(float32(scales[r]*pow2(-exp)) * layout.CentroidUnit)
 		for i, v := range y {
 			q := 0.0
 			if step > 0 {

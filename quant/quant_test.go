@@ -53,7 +53,7 @@ func TestCoding_StringParse(t *testing.T) {
 		require.NoError(t, err)
 		require.Equal(t, c, back)
 	}
-	for _, bad := range []string{"", "lm5", "lm3+out2", "lm3+lr4", "lm3+sk1", "kivi2", "f16+s8", "lm3+len+len",
+	for _, bad := range []string{"", "lm5", "lm3+out2", "kivi2", "f16+s8", "lm3+len+len",
 		"lm3+len+ip", "u8+len", "lm3+", "+len", "lm3+s8+s8", "LM3"} {
 		_, err := quant.ParseCoding(bad)
 		require.ErrorIs(t, err, quant.ErrUnsupported, bad)
@@ -445,7 +445,7 @@ func FuzzParseCoding(f *testing.F) {
 	for _, c := range quanttest.Codings() {
 		f.Add(c.String())
 	}
-	f.Add("lm3+out2")
+	f.Add("lm3+ip+s8")
 	f.Fuzz(func(t *testing.T, s string) {
 		c, err := quant.ParseCoding(s)
 		if err == nil && c.String() != s {
@@ -457,6 +457,32 @@ func FuzzParseCoding(f *testing.F) {
 }
 
 // Any packed bytes decode without a panic, and demote.
+// DecodeRotated stops before the inverse rotation, bit by bit.
+func TestDecodeRotated_BeforeInverse(t *testing.T) {
+	const seed = 7
+	for _, c := range quanttest.Codings() {
+		for _, dim := range []int{64, 96} {
+			x := quanttest.Rows(quanttest.Gaussian, 5, dim, 3)
+			b := make([]byte, c.PackedBytes(5, dim))
+			require.NoError(t, quant.Encode(b, c, x, seed))
+			want, got := quant.Rows{Dim: dim, Data: make([]float32, 5*dim)},
+				quant.Rows{Dim: dim, Data: make([]float32, 5*dim)}
+			require.NoError(t, quant.Decode(want, c, b, seed))
+			require.NoError(t, quanttest.DecodeRotated(got, c, b))
+			if c.Format.Rotated() {
+				require.NotEqual(t, want, got, c)
+				rot, err := quant.NewRotation(dim, seed)
+				require.NoError(t, err)
+				for r := range 5 {
+					rot.Inverse(got.Row(r))
+				}
+			}
+			require.Equal(t, want, got, c)
+			require.ErrorIs(t, quanttest.DecodeRotated(got, c, b[1:]), quant.ErrShape)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	f.Add(uint8(8), uint8(0), uint8(3), []byte("0123456789abcdef0123456789abcdef"))
 	f.Fuzz(func(t *testing.T, format, opts, rows uint8, data []byte) {

@@ -4,7 +4,8 @@ package quant
 
 import (
 	"fmt"
-	"math"
+
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // Rotation is the randomised Hadamard transform of rows of one dim, for one seed: an orthogonal
@@ -19,15 +20,7 @@ import (
 //
 // A Rotation is immutable and safe for concurrent use.
 type Rotation struct {
-	dim     int
-	windows []Window
-}
-
-// Window is one power-of-two stretch of a rotation.
-type Window struct {
-	Start, Len int
-	Norm       float32  // 1/sqrt(Len)
-	Signs      []uint64 // bit i of word i/64: component Start+i changes its sign
+	windows []layout.Window
 }
 
 // NewRotation returns the rotation of rows of dim values for a seed.
@@ -39,39 +32,13 @@ func NewRotation(dim int, seed uint64) (*Rotation, error) {
 			"kvist/quant: rotation of rows of %d values (wants a multiple of 8 up to %d): %w",
 			dim, MaxDim, ErrUnsupported)
 	}
-	r := &Rotation{dim: dim}
-	word := uint64(0)
-	for start := 0; start < dim; {
-		w := Window{Start: start, Len: 8}
-		for w.Len*2 <= dim-start {
-			w.Len *= 2
-		}
-		w.Norm = float32(1 / math.Sqrt(float64(w.Len)))
-		for range (w.Len + 63) / 64 {
-			w.Signs = append(w.Signs, splitMix64(seed, word))
-			word++
-		}
-		r.windows = append(r.windows, w)
-		start += w.Len
-	}
-	return r, nil
+	return &Rotation{layout.Windows(dim, seed)}, nil
 }
-
-// splitMix64 is output n of the generator SplitMix64 started at seed (Steele, Lea, Flood 2014).
-func splitMix64(seed, n uint64) uint64 {
-	z := seed + (n+1)*0x9e3779b97f4a7c15
-	z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
-	z = (z ^ z>>27) * 0x94d049bb133111eb
-	return z ^ z>>31
-}
-
-// Dim returns the row length.
-func (r *Rotation) Dim() int { return r.dim }
 
 // Windows describes the transform to other implementations. Read only.
-func (r *Rotation) Windows() []Window { return r.windows }
+func (r *Rotation) Windows() []layout.Window { return r.windows }
 
-// Forward rotates one row in place; len(x) must be Dim.
+// Forward rotates one row in place; len(x) is the dim of NewRotation.
 func (r *Rotation) Forward(x []float32) {
 	for _, w := range r.windows {
 		v := x[w.Start : w.Start+w.Len]

@@ -106,13 +106,13 @@ func (r Rope) Frequencies() []float64 {
 	return f
 }
 
-// MaxFrequency bounds the frequencies of a Rope, in radians a position. Models have 1 and below; up
+// maxFrequency bounds the frequencies of a Rope, in radians a position. Models have 1 and below; up
 // to here the sine of any position up to MaxTokens has digits left.
-const MaxFrequency = 1024.0
+const maxFrequency = 1024.0
 
 // Validate checks r against a head_dim.
 //
-// Errors: ErrShape; ErrUnsupported for frequencies beyond MaxFrequency.
+// Errors: ErrShape; ErrUnsupported for frequencies beyond maxFrequency.
 func (r Rope) Validate(headDim int) error {
 	switch {
 	case r.Layout > RopeInterleaved:
@@ -128,14 +128,14 @@ func (r Rope) Validate(headDim int) error {
 	case r.InvFreq == nil && !(r.Theta > 0 && !math.IsInf(r.Theta, 0)):
 		return fmt.Errorf("kvist/quant: rope theta %v, want a positive number: %w", r.Theta,
 			ErrShape)
-	case r.InvFreq == nil && r.Theta < 1/MaxFrequency:
+	case r.InvFreq == nil && r.Theta < 1/maxFrequency:
 		return fmt.Errorf("kvist/quant: %w: rope theta %v; %v or more is", ErrUnsupported, r.Theta,
-			1/MaxFrequency)
+			1/maxFrequency)
 	}
 	for i, f := range r.InvFreq {
-		if math.Abs(float64(f)) > MaxFrequency {
+		if math.Abs(float64(f)) > maxFrequency {
 			return fmt.Errorf("kvist/quant: %w: inv_freq %d is %v radians a position; up to %v is",
-				ErrUnsupported, i, f, MaxFrequency)
+				ErrUnsupported, i, f, maxFrequency)
 		}
 	}
 	return nil
@@ -154,11 +154,16 @@ type Geometry struct {
 // GQARatio returns heads / kv_heads, the query heads that share one KV head.
 func (g Geometry) GQARatio() int { return g.Heads / g.KVHeads }
 
-// Limits on a Geometry, so that a hostile header cannot ask for the world.
+// Limits on shapes, so that a hostile header cannot ask for unbounded memory, and on values.
 const (
 	MaxLayers = 1 << 14
 	MaxHeads  = 1 << 14
 	MaxTokens = 1 << 40
+	// MaxDim is the largest row length. 2^16 keeps <c,c> of int8 centroids within int32.
+	MaxDim = 1 << 16
+	// MaxMagnitude is the largest absolute value that the rotated codings take. Above it the sums
+	// of the rotation could overflow float32; such rows are refused.
+	MaxMagnitude = 1 << 111
 )
 
 // Validate checks that g describes a cache.

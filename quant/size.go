@@ -2,17 +2,7 @@
 
 package quant
 
-// PlaneAlign is the alignment of every bit plane within a packed side: a plane may be read in
-// 64-bit words once the side itself starts on such a boundary.
-const PlaneAlign = 8
-
-// RowPlaneBytes returns the bytes that one row takes in one bit plane.
-func RowPlaneBytes(dim int) int { return dim / 8 }
-
-// PlaneBytes returns the bytes of one bit plane of rows rows, padding included.
-func PlaneBytes(rows, dim int) int {
-	return (rows*RowPlaneBytes(dim) + PlaneAlign - 1) / PlaneAlign * PlaneAlign
-}
+import "github.com/kvist-project/kvist/quant/layout"
 
 // ScaleBytes returns the bytes of the scale section that stands at the end of a packed side.
 func (c Coding) ScaleBytes(rows int) int {
@@ -41,9 +31,9 @@ func (c Coding) PackedBytes(rows, dim int) int {
 	case f == GGMLQ4_0:
 		return rows * dim / ggmlGroup * ggmlQ40Bytes
 	case f == U8:
-		return (rows*dim+PlaneAlign-1)/PlaneAlign*PlaneAlign + c.ScaleBytes(rows)
+		return layout.Align(rows*dim) + c.ScaleBytes(rows)
 	default: // lm1..lm4, tqmse1..tqmse4
-		return f.Bits()*PlaneBytes(rows, dim) + c.ScaleBytes(rows)
+		return f.Bits()*layout.PlaneBytes(rows, dim) + c.ScaleBytes(rows)
 	}
 }
 

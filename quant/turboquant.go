@@ -2,6 +2,8 @@
 
 package quant
 
+import "github.com/kvist-project/kvist/quant/layout"
+
 // TurboQuant-mse, a comparison format.
 //
 // Source: TurboQuant: Online Vector Quantization with Near-optimal Distortion Rate (2025, arXiv
@@ -17,7 +19,7 @@ func encodeTurboQuant(codes []byte, f Format, rows, r int, y, tmp []float32) flo
 	sigma := sqrt32(float32(sumSq / float32(len(y))))
 	quantizeCells(
 		codes,
-		lloydThresholds[f.Bits()],
+		layout.LloydMaxThresholds(f.Bits()),
 		f.Bits(),
 		rows,
 		r,

@@ -24,9 +24,10 @@ func TestShippedProfile(t *testing.T) {
 	require.NoError(t, p.Check(src.Meta().Model, src.Geometry()))
 	cfg := offline.DefaultConfig()
 	require.NoError(t, cfg.Apply(p))
-	want := importance.DefaultProfile()
+	want, err := importance.ParseWeighting("default")
+	require.NoError(t, err)
 	want.ValueNorm = 0.25
-	got, err := importance.ParseProfile(cfg.Importance)
+	got, err := importance.ParseWeighting(cfg.Importance)
 	require.NoError(t, err)
 	require.Equal(t, want, got)
 	require.Equal(t, "kvist:2.75,profile=../quality/smollm2.kvprofile",

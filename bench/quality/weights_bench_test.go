@@ -100,7 +100,11 @@ func segmentHeads(b *testing.B, c *methods.Context, be backend.Backend, tokens, 
 }
 
 func (h *segmentHead) weigh(ctx context.Context, be backend.Backend) error {
-	track, err := importance.NewTracker(importance.DefaultProfile(), h.keys.Dim, h.values.Dim, h.rope)
+	weights, err := importance.ParseWeighting("default")
+	if err != nil {
+		return err
+	}
+	track, err := importance.NewTracker(weights, h.keys.Dim, h.values.Dim, h.rope)
 	if err != nil {
 		return err
 	}

@@ -50,7 +50,7 @@ func (f *compressFlags) ranges(cmd *cobra.Command) error {
 	if _, err := offline.ParseLevels(f.levels); err != nil {
 		return usagef("--levels %q: want auto, or full, chunks, summary and dropped joined by +", f.levels)
 	}
-	if _, err := importance.ParseProfile(f.importance); err != nil {
+	if _, err := importance.ParseWeighting(f.importance); err != nil {
 		return usagef("--importance %q: want default, none, or fields such as relevance=1,window=64",
 			f.importance)
 	}

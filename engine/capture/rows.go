@@ -45,7 +45,9 @@ func (t Tensor) RowBytes() int { return t.dim * t.dtype.Size() }
 // dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes.
 //
 // Errors: as ReadRows.
-func (t Tensor) Read(head, first, n int, dst []byte) error { return t.src.ReadRows(t, head, first, n, dst) }
+func (t Tensor) Read(head, first, n int, dst []byte) error {
+	return t.src.ReadRows(t, head, first, n, dst)
+}
 
 // ReadExactly is Read, and refuses what conversion would round.
 //

@@ -17,7 +17,7 @@ var keyChunk = 8192
 
 // attended weighs the tokens of a layer as weigh does, for profiles that know relevance alone and
 // with all heads of the layer in one call of the backend.
-func (c *weigher) attended(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
+func (c *weigher) attended(ctx context.Context, l *Layer, p importance.Weighting) (w [][]float32,
 	use ImportanceUse, err error) {
 	windows, err := c.windows(l, p)
 	if err != nil {
@@ -95,7 +95,7 @@ func (k *layerKeys) observe(ctx context.Context, windows []*window) error {
 
 // relevanceOf makes the weights of a head of what the windows saw; collapsed says that attention
 // lay on so few tokens that it is not believed.
-func relevanceOf(windows []*window, head, tokens int, p importance.Profile) (w []float32,
+func relevanceOf(windows []*window, head, tokens int, p importance.Weighting) (w []float32,
 	collapsed bool, err error) {
 	r, err := importance.NewRelevance(p.Attention)
 	if err != nil {
@@ -116,7 +116,7 @@ func relevanceOf(windows []*window, head, tokens int, p importance.Profile) (w [
 	if err := r.Values(x); err != nil {
 		return nil, false, err
 	}
-	conc, err := importance.Concentrate(x[min(p.Shape.Sinks, len(x)):], importance.CollapseLimits{})
+	conc, err := importance.Concentrate(x[min(p.Shape.Sinks, len(x)):])
 	if err != nil {
 		return nil, false, err
 	}
@@ -145,7 +145,7 @@ type window struct {
 
 // observed returns the windows that a profile looks at, as first positions and lengths. None crosses a
 // window that ends with the last query, so the last one is exact.
-func observed(p importance.Profile, tokens int) (spans [][2]int) {
+func observed(p importance.Weighting, tokens int) (spans [][2]int) {
 	at, size := observedFrom(p, tokens)
 	filled := 0 // of the window at work: no run crosses its end
 	for at < tokens {
@@ -163,7 +163,7 @@ func observed(p importance.Profile, tokens int) (spans [][2]int) {
 }
 
 // windows reads the queries of a layer that count.
-func (c *weigher) windows(l *Layer, p importance.Profile) ([]*window, error) {
+func (c *weigher) windows(l *Layer, p importance.Weighting) ([]*window, error) {
 	group, dim := c.geo.GQARatio(), l.K.Dim()
 	var all []*window
 	for _, span := range observed(p, l.Tokens) {
@@ -313,7 +313,7 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 }
 
 // relevanceAlone reports whether weights are made of relevance and nothing else.
-func relevanceAlone(p importance.Profile) bool {
+func relevanceAlone(p importance.Weighting) bool {
 	for s := range importance.SignalDecay + 1 {
 		if p.Uses(s) != (s == importance.SignalRelevance) {
 			return false

@@ -34,14 +34,14 @@ func TestAttended_AsWeigh(t *testing.T) {
 		l.Tokens = tokens
 		testAttended(ctx, t, in, be, &l)
 	}
-	none, err := importance.ParseProfile("default,surprise=0.5")
+	none, err := importance.ParseWeighting("default,surprise=0.5")
 	require.NoError(t, err)
 	require.False(t, relevanceAlone(none))
 }
 
 func testAttended(ctx context.Context, t *testing.T, in *Input, be backend.Backend, l *Layer) {
 	for _, text := range []string{"default", "default,mix=0", "default,window=48"} {
-		p, err := importance.ParseProfile(text)
+		p, err := importance.ParseWeighting(text)
 		require.NoError(t, err)
 		require.True(t, relevanceAlone(p))
 		c := &weigher{be: be, geo: in.Geo, recipe: text}

@@ -96,7 +96,7 @@ func TestWeigh_BadQueries(t *testing.T) {
 	}
 	for _, tokens := range lengths {
 		for _, text := range []string{"default", "default,mix=0", "default,mix=1,window=48", "default,window=1"} {
-			p, err := importance.ParseProfile(text)
+			p, err := importance.ParseWeighting(text)
 			require.NoError(t, err)
 			weigh := func(src *capture.Source) (heads, layer [][]float32, a, b ImportanceUse) {
 				in, err := newInput(src, 512)

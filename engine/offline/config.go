@@ -48,7 +48,7 @@ type Config struct {
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
 	// Importance is the profile of the signals that weigh tokens where no weights are handed in
-	// (importance.ParseProfile): "none" weighs all the same. It needs the capture's queries; without
+	// (importance.ParseWeighting): "none" weighs all the same. It needs the capture's queries; without
 	// them, tokens weigh the same and Result.Importance says so.
 	Importance string
 	// Profile is what was learnt about the model, or nil: its settings are put into the config by
@@ -234,7 +234,7 @@ func (c *Config) Validate() error {
 	if len(c.K) == 0 || len(c.V) == 0 || len(c.Rows) == 0 {
 		bad("an empty menu (k %d, v %d, rows %d codings)", len(c.K), len(c.V), len(c.Rows))
 	}
-	if _, err := importance.ParseProfile(c.Importance); err != nil {
+	if _, err := importance.ParseWeighting(c.Importance); err != nil {
 		errs = append(errs, err)
 	}
 	if !(c.Unseen >= 0 && c.Unseen <= 1) {

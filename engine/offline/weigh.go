@@ -15,7 +15,7 @@ import (
 
 // ImportanceUse says what became of the importance profile.
 type ImportanceUse struct {
-	Profile string // as importance.Profile.String writes it; "none" where it was off
+	Profile string // as importance.Weighting.String writes it; "none" where it was off
 	Heads   int    // heads that were to be weighed
 	// Collapsed counts heads whose attention lay on so few tokens that relevance was not believed.
 	Collapsed int
@@ -61,7 +61,7 @@ type weigher struct {
 	be     backend.Backend
 	geo    quant.Geometry
 	sinks  int    // tokens that are kept finely whatever they weigh
-	recipe string // as importance.ParseProfile reads it
+	recipe string // as importance.ParseWeighting reads it
 	memo   *memo.Memo
 	// surprisal reads -log p of tokens; nil where it is not known.
 	surprisal func(first int, dst []float32) error
@@ -80,7 +80,7 @@ type layerWeight struct {
 }
 
 // weighedLayer is weighLayer, or what it gave before.
-func (c *weigher) weighedLayer(ctx context.Context, l *Layer, p importance.Profile) ([][]float32,
+func (c *weigher) weighedLayer(ctx context.Context, l *Layer, p importance.Weighting) ([][]float32,
 	ImportanceUse, error) {
 	got, err := memo.Of(c.memo, weighKey{l.Index, l.Tokens, p.String()}, func() (x layerWeight, err error) {
 		x.w, x.use, err = c.weighLayer(ctx, l, p)
@@ -115,7 +115,7 @@ func (c *weigher) level(l *Layer, now, past [][]float32) headWeights {
 // weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
 // of pastOf.
 func (c *weigher) weigh(ctx context.Context, l *Layer, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
-	p, err := importance.ParseProfile(c.recipe)
+	p, err := importance.ParseWeighting(c.recipe)
 	if err != nil {
 		return nil, nil, use, err
 	}
@@ -139,7 +139,7 @@ func (c *weigher) weigh(ctx context.Context, l *Layer, withPast bool) (now, past
 }
 
 // weighLayer weighs the tokens of a layer, as if they were all there are.
-func (c *weigher) weighLayer(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
+func (c *weigher) weighLayer(ctx context.Context, l *Layer, p importance.Weighting) (w [][]float32,
 	use ImportanceUse, err error) {
 	if l.HasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
@@ -148,7 +148,7 @@ func (c *weigher) weighLayer(ctx context.Context, l *Layer, p importance.Profile
 }
 
 // weighHeads is weighLayer for any profile, head by head.
-func (c *weigher) weighHeads(ctx context.Context, l *Layer, p importance.Profile) (w [][]float32,
+func (c *weigher) weighHeads(ctx context.Context, l *Layer, p importance.Weighting) (w [][]float32,
 	use ImportanceUse, err error) {
 	w, use.Heads = make([][]float32, l.Heads), l.Heads
 	for h := range w {
@@ -181,7 +181,7 @@ type weighed struct {
 }
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.
-func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importance.Profile,
+func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importance.Weighting,
 	tokens int) (x weighed, err error) {
 	up := &uploader{be: c.be}
 	defer up.free()
@@ -228,7 +228,7 @@ func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importanc
 
 // observeAll feeds the tracker with what the profile asks of the capture's queries.
 func (c *weigher) observeAll(ctx context.Context, l *Layer, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
+	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
 	if p.Uses(importance.SignalRelevance) {
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
 			return skipped, err
@@ -247,7 +247,7 @@ const standInDim = 8
 // observedFrom returns the first query that a profile looks at, and the queries of a window. The last
 // window ends with the last query; where all queries count there are as many windows before it as
 // have not faded to a quarter.
-func observedFrom(p importance.Profile, tokens int) (first, window int) {
+func observedFrom(p importance.Weighting, tokens int) (first, window int) {
 	window = p.Attention.Window
 	if window == 0 {
 		window = 64
@@ -264,7 +264,7 @@ func observedFrom(p importance.Profile, tokens int) (first, window int) {
 // observe feeds the tracker with the attention of the capture's last queries, but for windows that hold one
 // that is not finite.
 func (c *weigher) observe(ctx context.Context, l *Layer, head int, blocks []backend.Block,
-	track *importance.Tracker, p importance.Profile, tokens int) (skipped bool, err error) {
+	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
 	up := &uploader{be: c.be}
 	defer up.free()

@@ -37,7 +37,7 @@ func (b *bowl) Evaluate(_ context.Context, p profile.Params) (float64, error) {
 	if b.calls == b.fail {
 		return 0, errBowl
 	}
-	w, err := importance.ParseProfile(p["importance"])
+	w, err := importance.ParseWeighting(p["importance"])
 	if err != nil {
 		return 0, err
 	}
@@ -81,7 +81,7 @@ func TestSearch_FindsTheLeast(t *testing.T) {
 		require.Less(t, res.Best.Value, 0.02*res.Start.Value, "seed %d", seed)
 		require.Equal(t, "true", res.Best.Params["row-bias"])
 		require.Equal(t, "256", res.Best.Params["segment"], "of the base")
-		w, err := importance.ParseProfile(res.Best.Params["importance"])
+		w, err := importance.ParseWeighting(res.Best.Params["importance"])
 		require.NoError(t, err)
 		require.InDelta(t, 0.62, w.Relevance, 0.1)
 		require.InDelta(t, 0.1, w.Shape.Floor, 0, "of the base")

@@ -20,7 +20,9 @@ func TestDefaultSpace_StartsFromTheDefaults(t *testing.T) {
 	space := tune.DefaultSpace()
 	require.NoError(t, space.Validate())
 	cfg := offline.DefaultConfig()
-	defaults := profile.Params{"importance": importance.DefaultProfile().String()}
+	weights, err := importance.ParseWeighting("default")
+	require.NoError(t, err)
+	defaults := profile.Params{"importance": weights.String()}
 	for f := range strings.FieldsSeq(cfg.String()) {
 		k, v, _ := strings.Cut(f, "=")
 		if k != "importance" {
@@ -42,7 +44,7 @@ func TestDefaultSpace_StartsFromTheDefaults(t *testing.T) {
 			require.Equal(t, g, got)
 		}
 	}
-	_, err := space.Value(defaults, "brightness")
+	_, err = space.Value(defaults, "brightness")
 	require.Error(t, err)
 	_, err = space.Replace(defaults, "brightness", "11")
 	require.Error(t, err)

@@ -18,7 +18,7 @@ import (
 
 // Param is one setting of a search.
 type Param struct {
-	// Name is a setting of profile.Params, or "importance." and a field of an importance profile.
+	// Name is a setting of profile.Params, or "importance." and a field of an importance.Weighting.
 	Name string
 	// Start is the value that the search starts from.
 	Start string
@@ -114,7 +114,7 @@ func (s Space) params(base profile.Params, x point) (profile.Params, error) {
 	}
 	fields := map[string]string{}
 	if text := base["importance"]; text != "" {
-		p, err := importance.ParseProfile(text)
+		p, err := importance.ParseWeighting(text)
 		if err != nil {
 			return nil, fmt.Errorf("kvist/tune: %w", err)
 		}
@@ -141,7 +141,7 @@ func (s Space) params(base profile.Params, x point) (profile.Params, error) {
 	for _, k := range slices.Sorted(maps.Keys(fields)) {
 		parts = append(parts, k+"="+fields[k])
 	}
-	p, err := importance.ParseProfile(strings.Join(parts, ","))
+	p, err := importance.ParseWeighting(strings.Join(parts, ","))
 	if err != nil {
 		return nil, fmt.Errorf("kvist/tune: %w", err)
 	}
@@ -207,7 +207,7 @@ func (s Space) Replace(p profile.Params, name, value string) (profile.Params, er
 
 // point reads settings back.
 func (s Space) point(p profile.Params) (point, error) {
-	weights, err := importance.ParseProfile(cmp.Or(p["importance"], "none"))
+	weights, err := importance.ParseWeighting(cmp.Or(p["importance"], "none"))
 	if err != nil {
 		return nil, fmt.Errorf("kvist/tune: %w", err)
 	}

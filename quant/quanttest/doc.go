@@ -6,7 +6,8 @@
 // # Concepts
 //
 // A Codec is anything that packs and unpacks rows; RunFormat holds it against the oracle of
-// package quant over a matrix of codings, dims, row counts and row families.
+// package quant over a matrix of codings, dims, row counts and row families. DecodeRotated is the
+// oracle of backends that read rows without the inverse rotation.
 //
 // # Determinism
 //

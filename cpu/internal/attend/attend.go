@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // TileRows is the number of rows that are unpacked at a time: 32 rows of 128 float32 are 16 KiB,
@@ -164,10 +165,10 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 	case f == quant.U8:
 		k.u8(dst, src[r0*dim:(r0+n)*dim], n, dim, padDim)
 	default:
-		rowBytes := quant.RowPlaneBytes(dim)
+		rowBytes := layout.RowPlaneBytes(dim)
 		p := &tmp.planes
 		p.src = src[r0*rowBytes:]
-		p.bits, p.plane = f.Bits(), quant.PlaneBytes(rows, dim)
+		p.bits, p.plane = f.Bits(), layout.PlaneBytes(rows, dim)
 		p.rowBytes, p.rows, p.padDim = rowBytes, n, padDim
 		p.table, p.pairs = &codebooks[f], &pairBooks[f]
 		if !k.wide || n%4 == 0 && p.end(n) <= len(p.src) {
@@ -202,8 +203,8 @@ func (k *Kernels) PrefetchPlanes(c quant.Coding, src []byte, rows, dim, r0, n in
 	if k.prefetchPlanes == nil {
 		return
 	}
-	rowBytes, bits := quant.RowPlaneBytes(dim), c.Format.Bits()
-	plane := quant.PlaneBytes(rows, dim)
+	rowBytes, bits := layout.RowPlaneBytes(dim), c.Format.Bits()
+	plane := layout.PlaneBytes(rows, dim)
 	scale := bits*plane + 2*r0
 	if c.Scale == quant.ScaleLog8 {
 		scale = bits*plane + 4 + r0
@@ -262,7 +263,7 @@ func (k *Kernels) unpackEdge(dst []float32, p *planes, quads bool, tmp *Scratch)
 func Unit(f quant.Format, dim int) float32 {
 	switch {
 	case f == quant.U8 || f.Nested():
-		return quant.CentroidUnit
+		return layout.CentroidUnit
 	case f >= quant.TQMSE1 && f <= quant.TQMSE4:
 		return float32(1 / math.Sqrt(float64(dim))) // stored is the norm
 	}

@@ -4,7 +4,10 @@
 
 package attend
 
-import "github.com/kvist-project/kvist/quant"
+import (
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
+)
 
 // AVX2 returns the kernels for AVX2 with FMA and F16C.
 func AVX2() *Kernels {
@@ -57,7 +60,7 @@ func u8AVX2(dst []float32, src []byte, rows, dim, padDim int) {
 // byteBooks are the integer centroids of lm1..lm4, repeated up to 16.
 var byteBooks = func() (t [4][16]int8) {
 	for i := range t {
-		book := quant.NestedCodebook(quant.LM1 + quant.Format(i))
+		book := layout.Nested(i + 1)
 		for j := range t[i] {
 			t[i][j] = book[j%len(book)]
 		}

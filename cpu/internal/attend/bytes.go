@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // Tiles of bytes. Centroids of lm1..lm4 and codes of u8 are integers of eight bits, so that a
@@ -39,9 +40,9 @@ var rowOrder = [byteRows]uint8{0, 4, 1, 5, 2, 6, 3, 7}
 
 // byteTables are the entries of lm1..lm4 in tiles of keys and of values, four times over.
 var byteTables = func() (t [quant.LM4 + 1][2][64]byte) {
-	for _, f := range quant.Formats() {
-		book := quant.NestedCodebook(f)
-		for i := 0; len(book) > 0 && i < 64; i++ {
+	for f := quant.LM1; f <= quant.LM4; f++ {
+		book := layout.Nested(f.Bits())
+		for i := range 64 {
 			c := book[i%len(book)]
 			t[f][0][i], t[f][1][i] = byte(int(c)+keyBias), byte(c)
 		}
@@ -90,7 +91,7 @@ func (k *Kernels) UnpackBytes(dst []byte, values bool, c quant.Coding, src []byt
 	}
 	p := &tmp.planes
 	p.src = src[r0*dim/8:]
-	p.bits, p.plane = c.Format.Bits(), quant.PlaneBytes(rows, dim)
+	p.bits, p.plane = c.Format.Bits(), layout.PlaneBytes(rows, dim)
 	p.rowBytes, p.rows, p.padDim = dim/8, whole, dim
 	table := &byteTables[c.Format][0]
 	if values {
@@ -244,7 +245,7 @@ func (k *Kernels) AddPlanes(acc []float32, w *Weights, heads int, c quant.Coding
 // direct returns rows [r0, r0+n) of a side of rows of 64 values in planes.
 func (t *Scratch) direct(f quant.Format, src []byte, rows, r0, n int) *planes {
 	p := &t.planes
-	p.src, p.bits, p.plane = src[r0*byteBlock/8:], f.Bits(), quant.PlaneBytes(rows, byteBlock)
+	p.src, p.bits, p.plane = src[r0*byteBlock/8:], f.Bits(), layout.PlaneBytes(rows, byteBlock)
 	p.rows = n
 	_ = p.src[(p.bits-1)*p.plane+n*byteBlock/8-1]
 	return p

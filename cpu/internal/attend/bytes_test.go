@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // eachBytes runs a test for every set of kernels that has tiles of bytes, plain Go's included.
@@ -49,10 +50,10 @@ func centroid(f quant.Format, packed []byte, rows, dim, r, i int) int {
 	}
 	code := 0
 	for p := range f.Bits() {
-		b := packed[p*quant.PlaneBytes(rows, dim)+r*quant.RowPlaneBytes(dim)+i/8]
+		b := packed[p*layout.PlaneBytes(rows, dim)+r*layout.RowPlaneBytes(dim)+i/8]
 		code = code<<1 | int(b>>(i%8)&1)
 	}
-	return int(quant.NestedCodebook(f)[code])
+	return int(layout.Nested(f.Bits())[code])
 }
 
 // byteOf is the integer of value i of row r in a tile.

@@ -8,6 +8,7 @@ import (
 	"math/bits"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // Generic returns the kernels in plain Go, which every machine has.
@@ -264,7 +265,7 @@ func scalesF16Generic(dst *[TileRows]float32, src []byte, factor float32) {
 // log8Frac are the steps of an octave of 8-bit logarithmic scales.
 var log8Frac = func() (t [16]float32) {
 	for i := range t {
-		t[i] = quant.Log8Scale(1, uint8(i))
+		t[i] = layout.Log8Scale(1, uint8(i))
 	}
 	return t
 }()
@@ -276,7 +277,7 @@ func scalesLog8Generic(dst *[TileRows]float32, base float32, src []byte, factor 
 	clear(dst[len(src):])
 }
 
-// log8Scale is quant.Log8Scale.
+// log8Scale is layout.Log8Scale.
 func log8Scale(base float32, k uint8) float32 {
 	if k == 255 {
 		return 0

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
@@ -103,7 +104,7 @@ func checkTile(t *testing.T, k *Kernels, l Layout, c quant.Coding, src []byte, r
 	var scales [TileRows]float32
 	k.Scales(&scales, c, src, rows, r0, n, Unit(c.Format, dim))
 	want := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
-	require.NoError(t, quant.DecodeRotated(want, c, src))
+	require.NoError(t, quanttest.DecodeRotated(want, c, src))
 	for r := range n {
 		for i, w := range want.Row(r0 + r) {
 			got := tile[tilePlace(l, padDim, r, i)] * scales[r]
@@ -137,7 +138,7 @@ func TestUnpack_Exact(t *testing.T) {
 		for bits := 1; bits <= 4; bits++ {
 			f := quant.LM1 + quant.Format(bits-1)
 			c := quant.Coding{Format: f}
-			book := quant.NestedCodebook(f)
+			book := layout.Nested(f.Bits())
 			const rows, dim = 33, 128
 			packed := make([]byte, c.PackedBytes(rows, dim))
 			rng := rand.New(rand.NewPCG(7, uint64(bits)))
@@ -148,7 +149,7 @@ func TestUnpack_Exact(t *testing.T) {
 			var tmp Scratch
 			l := k.LayoutK(f)
 			k.Unpack(tile, l, c, packed, rows, dim, 1, TileRows, &tmp)
-			plane := quant.PlaneBytes(rows, dim)
+			plane := layout.PlaneBytes(rows, dim)
 			for r := range TileRows {
 				for i := range dim {
 					code := 0

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // Inner products from tables, for plain Go: without vectors, a product for every value of every
@@ -28,7 +29,7 @@ var walshPlanes = [walshTerms][]int{{0}, {1}, {2}, {3}, {0, 1, 2}, {0, 1, 3}, {0
 // walsh are the factors of the products of lm1..lm4.
 var walsh = func() (t [quant.LM4 + 1][walshTerms]float32) {
 	for f := quant.LM1; f <= quant.LM4; f++ {
-		book, bits := quant.NestedCodebook(f), f.Bits()
+		book, bits := layout.Nested(f.Bits()), f.Bits()
 		for i, planes := range walshPlanes {
 			if planes[len(planes)-1] >= bits {
 				continue
@@ -87,7 +88,7 @@ func DotTables(dots, tables []float32, heads int, c quant.Coding, src []byte, ro
 	if t.bits == 3 {
 		t.factors[3] = t.factors[4] // of the only product of three
 	}
-	plane, size := quant.PlaneBytes(rows, dim), TableFloats(dim)
+	plane, size := layout.PlaneBytes(rows, dim), TableFloats(dim)
 	for p := range t.planes {
 		from := min(p, t.bits-1)*plane + r0*t.rowBytes
 		t.planes[p] = src[from : from+n*t.rowBytes]

@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // spread[b] has bit i of b in byte i: it turns eight bits of a plane into eight codes.
@@ -27,10 +28,14 @@ var codebooks = codebookTable()
 
 func codebookTable() (t [quant.TQMSE4 + 1][16]float32) {
 	for _, f := range quant.Formats() {
-		for i, v := range quant.NestedCodebook(f) {
-			t[f][i] = float32(v)
+		switch {
+		case f.Nested():
+			for i, v := range layout.Nested(f.Bits()) {
+				t[f][i] = float32(v)
+			}
+		case f.Rotated() && f != quant.U8:
+			copy(t[f][:], layout.LloydMax(f.Bits()))
 		}
-		copy(t[f][:], quant.LloydMaxCodebook(f))
 		if f.Rotated() && f != quant.U8 {
 			for i := 1 << f.Bits(); i < len(t[f]); i++ {
 				t[f][i] = t[f][i-1<<f.Bits()]
@@ -41,7 +46,7 @@ func codebookTable() (t [quant.TQMSE4 + 1][16]float32) {
 }
 
 // UnpackScaled writes rows [r0, r0+n) of a packed side of rows rows to dst, [n, dim], in the basis
-// they are stored in: the floats of quant.DecodeRotated, bit by bit. Lengths have been checked.
+// they are stored in: the floats of quanttest.DecodeRotated, bit by bit. Lengths have been checked.
 func UnpackScaled(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {
 	switch f := c.Format; {
 	case f.Exact():
@@ -51,7 +56,7 @@ func UnpackScaled(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n in
 		unpackGGML(dst[:n*dim], f, src[c.PackedBytes(r0, dim):])
 	case f == quant.U8:
 		for i := range n {
-			unit := float32(rowScale(c, src, rows, dim, r0+i) * quant.CentroidUnit)
+			unit := float32(rowScale(c, src, rows, dim, r0+i) * layout.CentroidUnit)
 			unpackU8(dst[i*dim:(i+1)*dim], unit, src[(r0+i)*dim:])
 		}
 	default:
@@ -219,9 +224,9 @@ func unpackPlanes(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n in
 	book := &codebooks[c.Format]
 	bits, factor := c.Format.Bits(), float32(1)
 	if c.Format.Nested() {
-		factor = quant.CentroidUnit
+		factor = layout.CentroidUnit
 	}
-	plane, rowBytes := quant.PlaneBytes(rows, dim), quant.RowPlaneBytes(dim)
+	plane, rowBytes := layout.PlaneBytes(rows, dim), layout.RowPlaneBytes(dim)
 	for i := range n {
 		unit := float32(rowScale(c, src, rows, dim, r0+i) * factor)
 		for j := range 1 << bits {

@@ -26,7 +26,7 @@ func sameBits(t *testing.T, want, got []float32) {
 	}
 }
 
-// Every coding, dim, row count and range of rows gives the bits of quant.DecodeRotated.
+// Every coding, dim, row count and range of rows gives the bits of quanttest.DecodeRotated.
 func TestUnpackScaled_EqualsOracle(t *testing.T) {
 	for _, c := range quanttest.Codings() {
 		for _, dim := range []int{5, 8, 32, 64, 80, 96, 128, 256} {
@@ -48,7 +48,7 @@ func checkUnpack(t *testing.T, c quant.Coding, rows, dim int, fam quanttest.Fami
 	packed := make([]byte, c.PackedBytes(rows, dim))
 	require.NoError(t, quant.Encode(packed, c, quanttest.Rows(fam, rows, dim, 1), 2))
 	want := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
-	require.NoError(t, quant.DecodeRotated(want, c, packed))
+	require.NoError(t, quanttest.DecodeRotated(want, c, packed))
 	scales := make([]float32, rows)
 	require.NoError(t, quant.RowScales(scales, c, packed, rows, dim))
 	for r0 := 0; r0 < rows; r0 += 1 + rows/4 {
@@ -113,7 +113,7 @@ func FuzzUnpackScaled(f *testing.F) {
 			}
 		}
 		want := quant.Rows{Dim: dim, Data: make([]float32, int(rows)*dim)}
-		require.NoError(t, quant.DecodeRotated(want, c, src))
+		require.NoError(t, quanttest.DecodeRotated(want, c, src))
 		got := make([]float32, len(want.Data))
 		UnpackScaled(got, c, src, int(rows), dim, 0, int(rows))
 		for i, w := range want.Data {

@@ -4,7 +4,10 @@
 
 package codec
 
-import "github.com/kvist-project/kvist/quant"
+import (
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
+)
 
 // AVX2 returns the kernels for AVX2 with FMA.
 func AVX2() *Kernels {
@@ -117,7 +120,7 @@ func quantizeU8RowsAVX2(codes []byte, y, steps []float32, stride, dim int) {
 // byteBooks are the integer centroids of lm1..lm4 by code.
 var byteBooks = func() (t [4][16]int8) {
 	for i := range t {
-		copy(t[i][:], quant.NestedCodebook(quant.LM1+quant.Format(i)))
+		copy(t[i][:], layout.Nested(i+1))
 	}
 	return t
 }()

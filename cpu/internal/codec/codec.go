@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // tileRows is how many rows are worked on together.
@@ -197,13 +198,13 @@ func (w *Worker) EncodeRows(dst []byte, c quant.Coding, rows int, scales []float
 	f := c.Format
 	copy(w.thresholds[:], nested[f-quant.LM1].thresholds)
 	copy(w.centroids[:], nested[f-quant.LM1].centroids)
-	codes, plane := dst[:len(dst)-c.ScaleBytes(rows)], quant.PlaneBytes(rows, dim)
+	codes, plane := dst[:len(dst)-c.ScaleBytes(rows)], layout.PlaneBytes(rows, dim)
 	for r0 := from; r0 < to; r0 += tileRows {
 		n := min(tileRows, to-r0)
 		if !w.rotated(rot, load, stride, r0, n) {
 			return false
 		}
-		w.k.quantize(planesJob{dst: codes[r0*quant.RowPlaneBytes(dim):], plane: plane, rows: n,
+		w.k.quantize(planesJob{dst: codes[r0*layout.RowPlaneBytes(dim):], plane: plane, rows: n,
 			dim: dim, stride: stride, thresholds: w.thresholds[:], centroids: w.centroids[:],
 			tmp: w.tmp, sums: w.sums[:], cc: w.cc[:], bits: f.Bits(), n: (dim + 15) / 16,
 			oddEnd: dim / 8 % 2}, w.y)
@@ -239,8 +240,8 @@ func (w *Worker) PutScales(dst []byte, c quant.Coding, scales []float32, rot *Ro
 		getScales(scales, c, tail)
 		return true
 	}
-	plane := quant.PlaneBytes(rows, rot.dim)
-	if pad := plane - rows*quant.RowPlaneBytes(rot.dim); pad > 0 {
+	plane := layout.PlaneBytes(rows, rot.dim)
+	if pad := plane - rows*layout.RowPlaneBytes(rot.dim); pad > 0 {
 		for p := 1; p <= f.Bits(); p++ {
 			clear(codes[p*plane-pad : p*plane])
 		}
@@ -352,7 +353,7 @@ func (w *Worker) scalesU8(scales []float32, rot *Rotation, load Loader, from, to
 		w.k.peaks(w.peaks[:n], w.y, stride, (dim+15)/16)
 		for i, p := range w.peaks[:n] {
 			peak := math.Float32frombits(p)
-			scales[r0+i] = float32(float32(float32(peak/127)/quant.CentroidUnit) * pow2(int(w.exps[i])))
+			scales[r0+i] = float32(float32(float32(peak/127)/layout.CentroidUnit) * pow2(int(w.exps[i])))
 		}
 	}
 	return true
@@ -369,7 +370,7 @@ func (w *Worker) codesU8(dst []byte, scales []float32, rot *Rotation, load Loade
 			w.rotated(rot, load, stride, r0, n)
 		}
 		for i := range n {
-			w.factors[i] = float32(float32(scales[r0+i]*pow2(int(-w.exps[i]))) * quant.CentroidUnit)
+			w.factors[i] = float32(float32(scales[r0+i]*pow2(int(-w.exps[i]))) * layout.CentroidUnit)
 		}
 		w.k.quantizeU8(dst[r0*dim:(r0+n)*dim], w.y, w.factors[:n], stride, dim)
 	}
@@ -403,15 +404,15 @@ func (w *Worker) DecodeRotated(dst []float32, c quant.Coding, src []byte, rows, 
 	switch {
 	case f == quant.U8:
 		for i := range w.scales {
-			w.scales[i] *= quant.CentroidUnit
+			w.scales[i] *= layout.CentroidUnit
 		}
 		w.k.u8(out, src[r0*dim:(r0+n)*dim], w.scales, stride, dim)
 	default:
-		p := planeRows{src: src[r0*quant.RowPlaneBytes(dim):], plane: quant.PlaneBytes(rows, dim),
-			rowBytes: quant.RowPlaneBytes(dim), bits: f.Bits(), rows: n, table: &codebooks[f]}
+		p := planeRows{src: src[r0*layout.RowPlaneBytes(dim):], plane: layout.PlaneBytes(rows, dim),
+			rowBytes: layout.RowPlaneBytes(dim), bits: f.Bits(), rows: n, table: &codebooks[f]}
 		for i := range w.scales {
 			if f.Nested() {
-				w.scales[i] *= quant.CentroidUnit
+				w.scales[i] *= layout.CentroidUnit
 			} else {
 				w.scales[i] = float32(w.scales[i] / float32(math.Sqrt(float64(dim))))
 			}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
@@ -182,7 +183,7 @@ func checkDemotions(t *testing.T, w *Worker) {
 				src := make([]byte, from.PackedBytes(rows, dim))
 				x := quanttest.Rows(quanttest.MixedScales, rows, dim, uint64(dim))
 				require.NoError(t, quant.Encode(src, from, x, 1))
-				for i := range from.Format.Bits() * quant.PlaneBytes(rows, dim) / 2 {
+				for i := range from.Format.Bits() * layout.PlaneBytes(rows, dim) / 2 {
 					src[i] = byte(rng.Uint32()) // codes of anything
 				}
 				want := make([]byte, c.PackedBytes(rows, dim))
@@ -212,7 +213,7 @@ func checkLog8(t *testing.T, kern *Kernels) {
 		base := math.Float32frombits(rng.Uint32N(0x7f800000-1) + 1)
 		s := base * float32(math.Exp2(-20*rng.Float64()))
 		if rng.IntN(4) == 0 { // at a bound, or beside it
-			b := quant.Log8Bound(base, uint8(rng.IntN(255)))
+			b := layout.Log8Bound(base, uint8(rng.IntN(255)))
 			s = math.Float32frombits(math.Float32bits(b) + rng.Uint32N(3) - 1)
 		}
 		if !(s >= 0 && s <= base) {
@@ -230,9 +231,9 @@ func checkLog8(t *testing.T, kern *Kernels) {
 				continue
 			}
 			reaches := func(k uint8) bool { // the oracle's condition to stop at k
-				bound := quant.Log8Bound(base, k)
+				bound := layout.Log8Bound(base, k)
 				if up {
-					bound = quant.Log8Scale(base, k+1)
+					bound = layout.Log8Scale(base, k+1)
 				}
 				return k >= 254 || s > bound || (s == bound && !up)
 			}

@@ -7,6 +7,7 @@ import (
 	"math/bits"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // demotion holds what the sums of quant.Demote are per magnitude of the finer code.
@@ -64,7 +65,7 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 	}
 	w.scales = GrowScales(w.scales, rows)
 	getScales(w.scales, from, src[len(src)-from.ScaleBytes(rows):])
-	plane, rowBytes := quant.PlaneBytes(rows, dim), quant.RowPlaneBytes(dim)
+	plane, rowBytes := layout.PlaneBytes(rows, dim), layout.RowPlaneBytes(dim)
 	d, bits := &demotions[from.Format.Bits()][to.Format.Bits()], from.Format.Bits()
 	for r0 := 0; r0 < rows; r0 += tileRows {
 		n, done := min(tileRows, rows-r0), 0
@@ -91,7 +92,7 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 
 // countRows fills in the sums of rows [first, rows) of a tile.
 func countRows(s *rowSums, src []byte, plane, first, rows, dim int, d *demotion, bits int) {
-	rowBytes := quant.RowPlaneBytes(dim)
+	rowBytes := layout.RowPlaneBytes(dim)
 	for r := first; r < rows; r++ {
 		n := countBits(src, plane, r*rowBytes, rowBytes, bits-1)
 		n[0] = int64(dim)

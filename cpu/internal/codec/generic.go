@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // Generic returns the kernels in plain Go, which every machine has.
@@ -255,7 +256,7 @@ func ratiosGeneric(scales []float32, s *rowSums, rule quant.ScaleRule) {
 	for r, scale := range scales {
 		if scale != 0 {
 			ratio := RuleScale(rule, float32(s.xx[r]), float32(s.xc[r]), float32(s.cc[r])) *
-				quant.CentroidUnit
+				layout.CentroidUnit
 			scales[r] = float32(scale * ratio)
 		}
 	}

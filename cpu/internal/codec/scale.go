@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
 // nested are the codebooks of lm1..lm4 by magnitude.
@@ -16,8 +17,8 @@ var nested = func() (t [4]struct {
 }) {
 	for i := range t {
 		f := quant.LM1 + quant.Format(i)
-		t[i].thresholds = quant.NestedThresholds(f)
-		book := quant.NestedCodebook(f)
+		t[i].thresholds = layout.NestedThresholds(f.Bits())
+		book := layout.Nested(f.Bits())
 		for _, c := range book[len(book)/2:] {
 			t[i].centroids = append(t[i].centroids, int32(c))
 		}
@@ -28,10 +29,14 @@ var nested = func() (t [4]struct {
 // codebooks are the centroids of the formats in planes by code.
 var codebooks = func() (t [quant.TQMSE4 + 1][16]float32) {
 	for _, f := range quant.Formats() {
-		for i, v := range quant.NestedCodebook(f) {
-			t[f][i] = float32(v)
+		switch {
+		case f.Nested():
+			for i, v := range layout.Nested(f.Bits()) {
+				t[f][i] = float32(v)
+			}
+		case f.Rotated() && f != quant.U8:
+			copy(t[f][:], layout.LloydMax(f.Bits()))
 		}
-		copy(t[f][:], quant.LloydMaxCodebook(f))
 	}
 	return t
 }()
@@ -48,7 +53,7 @@ func RuleScale(rule quant.ScaleRule, xx, xc, cc float32) float32 {
 	default:
 		s = float32(xc / cc)
 	}
-	return float32(s / quant.CentroidUnit)
+	return float32(s / layout.CentroidUnit)
 }
 
 // pow2 returns 2^e, for e in [-126, 127].
@@ -93,7 +98,7 @@ func getScales(dst []float32, c quant.Coding, tail []byte) { scalesOf(dst, c, ta
 // log8Mid and log8Frac are the bounds and values of one octave of 8-bit logarithms.
 var log8Mid, log8Frac = func() (mid, frac [16]float32) {
 	for i := range mid {
-		mid[i], frac[i] = quant.Log8Bound(1, uint8(i)), quant.Log8Scale(1, uint8(i))
+		mid[i], frac[i] = layout.Log8Bound(1, uint8(i)), layout.Log8Scale(1, uint8(i))
 	}
 	return mid, frac
 }()
@@ -147,7 +152,7 @@ func log8Reaches(base, s float32, up bool, k int) bool {
 	return s >= float32(base*log8Mid[k&15])*pow2(-(k>>4))
 }
 
-// log8Scale is quant.Log8Scale.
+// log8Scale is layout.Log8Scale.
 func log8Scale(base float32, k uint8) float32 {
 	if k == 255 {
 		return 0

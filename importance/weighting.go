@@ -10,16 +10,16 @@ import (
 	"strings"
 )
 
-// Profile says which signals make up a weight: each has an exponent, and 0 switches it off. The
-// zero Profile is the weight 1 for every token.
-type Profile struct {
+// Weighting holds the exponents of the signals that make up a weight. An exponent of 0 switches a
+// signal off. The zero Weighting gives every token the weight 1.
+type Weighting struct {
 	// Exponents of the signals, in [-4, 4].
 	Relevance, Expected, ValueNorm, Surprise, Surprisal, Habituation float64
-	// Decay is the exponent alpha of the power law of recency, in [0, MaxAlpha].
+	// Decay is the exponent alpha of the power law of recency, in [0, 2].
 	Decay float64
 
 	Attention RelevanceConfig // which queries relevance is about
-	Horizon   int             // queries ahead that expected attention is about. 0: 256
+	Horizon   int             // queries ahead that expected attention looks at. 0: 256
 	Shape     ShapeConfig     // what is done to both before the product
 	// Temperature sharpens (above 1) or flattens (below 1) the product, in [0, 16]. 0 means 1.
 	Temperature float64
@@ -27,45 +27,25 @@ type Profile struct {
 	Min, Max float64
 }
 
-// DefaultProfile is the square root of relevance and nothing else: the last 64 queries with a
-// share of those of the last few windows, floor at a tenth of the mean, first 4 tokens apart.
-//
-// The exponent was chosen in SmolLM2-135M on the three calibration texts letters, faq and nature
-// of bench/quality/texts, at 2.75 bits a value (KL in nats against the exact cache; found of 24
-// facts asked after compression, of which the exact cache finds 22):
-//
-//	                          2.75 bits        2.25 bits
-//	no weights                0.0093  22/24    0.023   21/24
-//	relevance=1               0.0047  17/24    0.024   10/24
-//	relevance=0.5 (default)   0.0035  23/24    0.0074  21/24
-//	relevance=0.5 expected=0.5  0.0022  21/24  0.0075  16/24
-//	expected=1                0.015   11/24
-//	TurboQuant-mse 4, at 4.25 bits  0.0051  21/24;  3, at 3.25 bits  0.022  18/24
-//
-// Trusting past attention fully starves what is asked later, which neither the divergence of the
-// continuation nor the error of its attention shows; the root keeps most of the gain and all
-// of the facts. A window of 16 queries shows the same: a lower divergence, and a quarter of the
-// facts gone. Surprise, surprisal, habituation, entropy and decay were measured and do not pay so
-// far, value norm pays a little: the package's comment has the table.
-//
-// Mix, half-life and smoothing are those that did best on a real cache (the package's tests
-// print the table).
-func DefaultProfile() Profile {
-	return Profile{
+// defaultWeighting is the square root of relevance and nothing else: the last 64 queries with a share
+// of those of the last few windows, a floor at a tenth of the mean, the first 4 tokens apart.
+// DESIGN.md holds the measurements behind it.
+func defaultWeighting() Weighting {
+	return Weighting{
 		Relevance: 0.5,
 		Attention: RelevanceConfig{Window: 64, Mix: 0.05, HalfLife: 64},
 		Shape:     ShapeConfig{Sinks: 4, Smooth: 1, Floor: 0.1},
 	}
 }
 
-// field is one entry of a profile's text.
+// field is one entry of a weighting's text.
 type field struct {
 	name string
 	f    *float64
 	i    *int
 }
 
-func (p *Profile) fields() []field {
+func (p *Weighting) fields() []field {
 	return []field{
 		{"relevance", &p.Relevance, nil},
 		{"expected", &p.Expected, nil},
@@ -90,9 +70,9 @@ func (p *Profile) fields() []field {
 	}
 }
 
-// String writes the fields that are not zero as "relevance=1,window=64": ParseProfile reads it
-// back exactly. The zero Profile is "none".
-func (p Profile) String() string {
+// String writes the fields that are not zero as "relevance=1,window=64": ParseWeighting reads it
+// back exactly. The zero Weighting is "none".
+func (p Weighting) String() string {
 	var parts []string
 	for _, f := range p.fields() {
 		switch {
@@ -108,12 +88,12 @@ func (p Profile) String() string {
 	return strings.Join(parts, ",")
 }
 
-// ParseProfile reads what String wrote. Fields that are not named are zero; "default" stands for
-// DefaultProfile, and may be followed by fields that differ.
+// ParseWeighting reads the text that String writes. Fields that are not named are zero; "default" stands for
+// the default, and may be followed by fields that differ.
 //
 // Errors: quant.ErrShape, naming the field.
-func ParseProfile(text string) (Profile, error) {
-	var p Profile
+func ParseWeighting(text string) (Weighting, error) {
+	var p Weighting
 	if text == "none" {
 		return p, nil
 	}
@@ -121,16 +101,16 @@ func ParseProfile(text string) (Profile, error) {
 	var named []string
 	for i, part := range strings.Split(text, ",") {
 		if part == "default" && i == 0 {
-			p = DefaultProfile()
+			p = defaultWeighting()
 			continue
 		}
 		name, value, ok := strings.Cut(part, "=")
 		at := slices.IndexFunc(known, func(f field) bool { return f.name == name })
 		if !ok || at < 0 {
-			return Profile{}, shapeErr("parse profile: %q is none of its fields", short(part))
+			return Weighting{}, shapeErr("parse weighting: %q is none of its fields", short(part))
 		}
 		if slices.Contains(named, name) {
-			return Profile{}, shapeErr("parse profile: %s is given twice", name)
+			return Weighting{}, shapeErr("parse weighting: %s is given twice", name)
 		}
 		named = append(named, name)
 		var err error
@@ -140,11 +120,11 @@ func ParseProfile(text string) (Profile, error) {
 			*f.i, err = strconv.Atoi(value)
 		}
 		if err != nil {
-			return Profile{}, shapeErr("parse profile: %s is %q, want a number", name, short(value))
+			return Weighting{}, shapeErr("parse weighting: %s is %q, want a number", name, short(value))
 		}
 	}
-	if err := p.Validate(); err != nil {
-		return Profile{}, err
+	if err := p.validate(); err != nil {
+		return Weighting{}, err
 	}
 	return p, nil
 }
@@ -157,36 +137,36 @@ func short(s string) string {
 	return s
 }
 
-// Validate checks the ranges of all fields.
+// validate checks the ranges of all fields.
 //
 // Errors: quant.ErrShape.
-func (p Profile) Validate() error {
+func (p Weighting) validate() error {
 	for _, e := range p.exponents() {
 		if !(e.exponent >= -4 && e.exponent <= 4) {
-			return shapeErr("profile: exponent %v of %v, want -4 to 4", e.exponent, e.signal)
+			return shapeErr("weighting: exponent %v of %v, want -4 to 4", e.exponent, e.signal)
 		}
 	}
 	lo, hi := p.limits()
 	switch {
-	case !(p.Decay >= 0 && p.Decay <= MaxAlpha):
-		return shapeErr("profile: decay %v, want 0 to %v", p.Decay, MaxAlpha)
+	case !(p.Decay >= 0 && p.Decay <= maxAlpha):
+		return shapeErr("weighting: decay %v, want 0 to %v", p.Decay, maxAlpha)
 	case p.Horizon < 0 || p.Horizon > 1<<30:
-		return shapeErr("profile: horizon of %d queries, want 0 to %d", p.Horizon, 1<<30)
+		return shapeErr("weighting: horizon of %d queries, want 0 to %d", p.Horizon, 1<<30)
 	case !(p.Temperature >= 0 && p.Temperature <= 16):
-		return shapeErr("profile: temperature %v, want 0 to 16", p.Temperature)
+		return shapeErr("weighting: temperature %v, want 0 to 16", p.Temperature)
 	case !(lo > 0 && lo <= 1) || !(hi >= 1 && hi <= math.MaxFloat32):
-		return shapeErr("profile: weights from %v to %v, want a range around 1 above 0", lo, hi)
+		return shapeErr("weighting: weights from %v to %v, want a range around 1 above 0", lo, hi)
 	}
-	if err := p.Attention.Validate(); err != nil {
-		return fmt.Errorf("kvist/importance: profile: %w", err)
+	if err := p.Attention.validate(); err != nil {
+		return fmt.Errorf("kvist/importance: weighting: %w", err)
 	}
-	if err := p.Shape.Validate(); err != nil {
-		return fmt.Errorf("kvist/importance: profile: %w", err)
+	if err := p.Shape.validate(); err != nil {
+		return fmt.Errorf("kvist/importance: weighting: %w", err)
 	}
 	return nil
 }
 
-func (p Profile) limits() (lo, hi float64) {
+func (p Weighting) limits() (lo, hi float64) {
 	lo, hi = p.Min, p.Max
 	if lo == 0 {
 		lo = 1.0 / 64
@@ -216,7 +196,7 @@ const (
 var signalNames = [numSignals]string{"relevance", "expected", "value-norm", "surprise", "surprisal",
 	"habituation", "decay"}
 
-// String returns the signal's name in a profile.
+// String returns the signal's name in a weighting.
 func (s Signal) String() string {
 	if s < numSignals {
 		return signalNames[s]
@@ -230,7 +210,7 @@ type exponent struct {
 }
 
 // exponents lists the signals that are raised to a power; decay has its exponent within.
-func (p Profile) exponents() [numSignals]exponent {
+func (p Weighting) exponents() [numSignals]exponent {
 	on := 0.0
 	if p.Decay != 0 {
 		on = 1
@@ -242,11 +222,11 @@ func (p Profile) exponents() [numSignals]exponent {
 }
 
 // Uses reports whether a signal takes part in the weights.
-func (p Profile) Uses(s Signal) bool {
+func (p Weighting) Uses(s Signal) bool {
 	return s < numSignals && p.exponents()[s].exponent != 0
 }
 
-// SignalError says which signal weights cannot be combined from. errors.Is sees through it.
+// SignalError names the signal that weights cannot be combined from. It unwraps to the cause.
 type SignalError struct {
 	Signal Signal
 	Err    error
