@@ -56,7 +56,6 @@ var allowed = map[string][]string{
 	"engine/gguf/gguftest":       {"quant", "engine/gguf"},
 	"engine/capture":             {"quant", "engine/atomicfile", "engine/internal/half", "engine/gguf"},
 	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
-	"engine/quality":             {"quant", "engine/backend"},
 	"engine/archive":             {"quant"},
 	"engine/offline": {
 		"engine/archive",
@@ -67,7 +66,6 @@ var allowed = map[string][]string{
 		"engine/plan",
 		"engine/container",
 		"engine/capture",
-		"engine/quality",
 		"engine/profile",
 		"importance",
 	},

@@ -9,7 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/cpu/matmul"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/quality"
+	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -112,7 +112,7 @@ func (f *future) Layers(ctx context.Context, cache *Cache) ([]float64, error) {
 		if err != nil {
 			return err
 		}
-		var s quality.Sum
+		var s damage.Sum
 		s.Add(f.exact[i], out)
 		errs[i] = s.Relative()
 		return nil

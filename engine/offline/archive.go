@@ -14,7 +14,10 @@ import (
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -67,12 +70,12 @@ func (a *archiver) lossyTo(ctx context.Context, w io.Writer, weights Weights, to
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
 	n := len(c.in.Layers)
-	c.seg.stats, a.classes = make([][]headStats, n), make([][][]uint8, n)
-	uses := make([]ImportanceUse, n)
-	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *Layer) error {
+	c.seg.stats, a.classes = make([][]damage.Head, n), make([][][]uint8, n)
+	uses := make([]weigh.Use, n)
+	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *input.Layer) error {
 		w, err := c.given(weights, l)
 		if err == nil && weights == nil {
-			w, _, uses[l.Index], err = c.weigher().weigh(ctx, l, false)
+			w, _, uses[l.Index], err = c.weigher().Weigh(ctx, l, false)
 		}
 		if err != nil {
 			return err
@@ -80,9 +83,9 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 		return a.measureLayer(ctx, l, w)
 	})
 	for _, u := range uses {
-		c.use.add(u)
+		c.use.Add(u)
 	}
-	c.use.conclude()
+	c.use.Conclude()
 	return err
 }
 
@@ -90,20 +93,20 @@ func (a *archiver) measure(ctx context.Context, weights Weights) error {
 // a head.
 const probeTokens = 8192
 
-func (a *archiver) measureLayer(ctx context.Context, l *Layer, w [][]float32) error {
-	stats, classes := make([]headStats, l.Heads), make([][]uint8, l.Heads)
+func (a *archiver) measureLayer(ctx context.Context, l *input.Layer, w [][]float32) error {
+	stats, classes := make([]damage.Head, l.Heads), make([][]uint8, l.Heads)
 	first := *l
 	first.Tokens = min(l.Tokens, probeTokens)
 	for h := range stats {
-		stats[h] = headStats{kSensitivity: 1, vSensitivity: 1, queryEnergy: 1, outEnergy: 1}
+		stats[h] = damage.Head{KSensitivity: 1, VSensitivity: 1, QueryEnergy: 1, OutEnergy: 1}
 		if l.HasV && a.steps == nil {
 			var err error
-			if stats[h], err = a.pricer().calibrate(ctx, &first, h, nil, nil); err != nil {
+			if stats[h], err = a.pricer().Calibrate(ctx, &first, h, nil, nil); err != nil {
 				return err
 			}
 		}
 		if a.steps != nil {
-			stats[h].by = byProfile
+			stats[h].By = damage.ByProfile
 		}
 		var hw []float32
 		if w != nil {
@@ -153,10 +156,10 @@ var classBounds = func() (b [sinkClass - 1]float32) {
 // classOf gives every token the class of its weight: the step goes as a power of it. The first tokens are
 // sinks whether tokens are weighed or not: without that, the future-attention error of archives of captures
 // without queries was 2 to 4 times as large.
-func (a *archiver) classOf(l *Layer, w []float32) []uint8 {
+func (a *archiver) classOf(l *input.Layer, w []float32) []uint8 {
 	class := make([]uint8, l.Tokens)
 	if w != nil {
-		w = levelWeights(w, a.cfg.Sinks)
+		w = weigh.LevelHead(w, a.cfg.Sinks)
 	}
 	for t := range class {
 		class[t] = midClass
@@ -178,14 +181,14 @@ func (a *archiver) classOf(l *Layer, w []float32) []uint8 {
 }
 
 // readSegment reads the rows of a segment.
-func readSegment(in *Input, l *Layer, s int) (*archive.Segment, error) {
+func readSegment(in *input.Data, l *input.Layer, s int) (*archive.Segment, error) {
 	first, n := l.Span(s)
 	return readRows(in, l, first, n, 1, nil)
 }
 
 // readRows reads rows of the tokens [first, first+n) of a layer: two of every 2*every. All of them
 // go to room where it is large enough.
-func readRows(in *Input, l *Layer, first, n, every int, room []float32) (*archive.Segment, error) {
+func readRows(in *input.Data, l *input.Layer, first, n, every int, room []float32) (*archive.Segment, error) {
 	seg := &archive.Segment{Layer: l.Number, First: int64(first), Pos: make([]int64, n)}
 	if in.KV {
 		seg.First += in.First
@@ -203,7 +206,7 @@ func readRows(in *Input, l *Layer, first, n, every int, room []float32) (*archiv
 		seg.Dims = append(seg.Dims, l.V.Dim())
 	}
 	for h := range l.Heads {
-		for _, t := range []Tensor{l.K, l.V}[:len(seg.Dims)] {
+		for _, t := range []input.Tensor{l.K, l.V}[:len(seg.Dims)] {
 			var into []float32
 			if size := n * t.Dim(); size <= len(room) {
 				into, room = room[:size:size], room[size:]
@@ -225,7 +228,7 @@ func readRows(in *Input, l *Layer, first, n, every int, room []float32) (*archiv
 }
 
 // readSome reads two rows of every 2*every of a head, to x where it is not nil and all are read.
-func readSome(in *Input, t Tensor, head, first, n, every int, x []float32) ([]float32, error) {
+func readSome(in *input.Data, t input.Tensor, head, first, n, every int, x []float32) ([]float32, error) {
 	if every == 1 {
 		if x == nil {
 			x = make([]float32, n*t.Dim())
@@ -238,7 +241,7 @@ func readSome(in *Input, t Tensor, head, first, n, every int, x []float32) ([]fl
 	}
 	raw = everyPair(raw, t.RowBytes(), every)
 	some := quant.Rows{Dim: t.Dim(), Data: make([]float32, len(raw)/t.RowBytes()*t.Dim())}
-	return some.Data, decodeExact(some, t, raw)
+	return some.Data, input.Decode(some, t, raw)
 }
 
 // everyPair keeps two rows of every 2*every, in place: those in the middle, because the first tokens,
@@ -257,14 +260,14 @@ func everyPair[T any](rows []T, size, every int) []T {
 }
 
 // notFinite names the value of rows i of a segment that is NaN or Inf.
-func (a *archiver) notFinite(l *Layer, i, first, every int, rows []float32) error {
-	r := slices.IndexFunc(rows, func(x float32) bool { return !finiteValues([]float32{x}) }) / l.laneTensor(i).Dim()
+func (a *archiver) notFinite(l *input.Layer, i, first, every int, rows []float32) error {
+	r := slices.IndexFunc(rows, func(x float32) bool { return !input.Finite([]float32{x}) }) / laneTensor(l, i).Dim()
 	return fmt.Errorf("kvist/offline: %s: %s holds NaN or Inf (--allow-nonfinite keeps such rows "+
-		"exactly): %w", a.in.Name, l.laneRow(i, first, every, r), quant.ErrRange)
+		"exactly): %w", a.in.Name, laneRow(l, i, first, every, r), quant.ErrRange)
 }
 
 // laneTensor returns the tensor that lane i of a layer's records holds rows of.
-func (l *Layer) laneTensor(i int) Tensor {
+func laneTensor(l *input.Layer, i int) input.Tensor {
 	if l.HasV && i%2 == 1 {
 		return l.V
 	}
@@ -272,21 +275,21 @@ func (l *Layer) laneTensor(i int) Tensor {
 }
 
 // laneRow names row r of those that readRows read of lane i from token first on.
-func (l *Layer) laneRow(i, first, every, r int) string {
+func laneRow(l *input.Layer, i, first, every, r int) string {
 	head := i
 	if l.HasV {
 		head = i / 2
 	}
-	return fmt.Sprintf("%s head %d token %d", l.laneTensor(i).Name(), head, first+2*(r/2*every+every/2)+r%2)
+	return fmt.Sprintf("%s head %d token %d", laneTensor(l, i).Name(), head, first+2*(r/2*every+every/2)+r%2)
 }
 
 // prepare hands a segment to the codec; rows that it refuses are named.
-func (a *archiver) prepare(l *Layer, seg *archive.Segment, first, every int) (*archive.Prepared, error) {
+func (a *archiver) prepare(l *input.Layer, seg *archive.Segment, first, every int) (*archive.Prepared, error) {
 	p, err := a.codec.Prepare(seg)
 	var beyond *archive.RangeError
 	if errors.As(err, &beyond) {
 		return nil, fmt.Errorf("kvist/offline: %s: %s: %w (--lossless keeps any row)", a.in.Name,
-			l.laneRow(beyond.Lane, first, every, beyond.Row), beyond.Err)
+			laneRow(l, beyond.Lane, first, every, beyond.Row), beyond.Err)
 	}
 	return p, err
 }
@@ -304,7 +307,7 @@ func (a *archiver) rows(li, first, n, every int, room []float32) (*archive.Prepa
 	}
 	seg.Step8, seg.Chunks, seg.Parts = a.laneSteps[li], a.cfg.Chunks, a.parts()
 	for i, rows := range seg.Rows {
-		if finiteValues(rows) {
+		if input.Finite(rows) {
 			continue
 		}
 		if !a.cfg.AllowNonfinite {

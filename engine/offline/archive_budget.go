@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -154,7 +155,7 @@ func (b *budget) findExact(ctx context.Context) error {
 			return err
 		}
 		for _, rows := range seg.Rows {
-			c.exact = c.exact || !finiteValues(rows)
+			c.exact = c.exact || !input.Finite(rows)
 		}
 		if c.exact {
 			return b.encode(c, i)

@@ -10,6 +10,8 @@ import (
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -19,7 +21,7 @@ const losslessSegment = 8192
 
 // losslessTo writes an archive that keeps every row bit by bit.
 func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error) {
-	a.seg.stats = make([][]headStats, len(a.in.Layers))
+	a.seg.stats = make([][]damage.Head, len(a.in.Layers))
 	if err := a.prepareHeader(); err != nil {
 		return nil, err
 	}
@@ -66,7 +68,7 @@ func (a *archiver) losslessRecords(ctx context.Context, emit func(*container.Rec
 func (a *archiver) lossless(layer, seg int) ([]byte, error) {
 	l := &a.in.Layers[layer]
 	first, n := l.Span(seg)
-	sides := []Tensor{l.K}
+	sides := []input.Tensor{l.K}
 	if l.HasV {
 		sides = append(sides, l.V)
 		if l.K.DType().Size() != l.V.DType().Size() {

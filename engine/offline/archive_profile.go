@@ -10,6 +10,8 @@ import (
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -181,7 +183,7 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 	cfg := DefaultConfig()
 	cfg.Form = FormArchive
 	for at, src := range c.captures {
-		in, err := newInput(src, cfg.Segment)
+		in, err := captured.Of(src, cfg.Segment)
 		if err != nil {
 			return nil, err
 		}
@@ -191,13 +193,13 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 			l := &in.Layers[i]
 			c.say.say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
 			for h := range l.Heads {
-				st, err := price.calibrate(ctx, l, h, nil, nil)
+				st, err := price.Calibrate(ctx, l, h, nil, nil)
 				if err != nil {
 					return nil, err
 				}
 				j := l.Number*c.geo.KVHeads + h
-				out.K[j] += float32(sensitivityStep(st.kSensitivity, st.outEnergy)) / float32(len(c.captures))
-				out.V[j] += float32(sensitivityStep(st.vSensitivity, st.outEnergy)) / float32(len(c.captures))
+				out.K[j] += float32(sensitivityStep(st.KSensitivity, st.OutEnergy)) / float32(len(c.captures))
+				out.V[j] += float32(sensitivityStep(st.VSensitivity, st.OutEnergy)) / float32(len(c.captures))
 			}
 		}
 	}
@@ -276,7 +278,7 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		if err := src.ReadRowsF32(t, head, 0, t.Rows(), rows); err != nil {
 			return nil, err
 		}
-		if !finiteValues(rows) {
+		if !input.Finite(rows) {
 			return nil, fmt.Errorf("kvist/offline: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
 				t.Name(), head, quant.ErrRange)
 		}
@@ -306,7 +308,7 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 			if err := src.ReadRowsF32(tq, head*group+g, 0, t.Rows(), rows); err != nil {
 				return nil, err
 			}
-			if !finiteValues(rows) {
+			if !input.Finite(rows) {
 				return nil, fmt.Errorf("kvist/offline: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
 					tq.Name(), head*group+g, quant.ErrRange)
 			}
@@ -369,7 +371,7 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 				if (i+k+round)%2 != 0 && len(c.captures) > 1 {
 					continue
 				}
-				in, err := newInput(src, DefaultConfig().Segment)
+				in, err := captured.Of(src, DefaultConfig().Segment)
 				if err != nil {
 					return err
 				}
@@ -394,7 +396,7 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 	return nil
 }
 
-func indexOf(in *Input, number int) int {
+func indexOf(in *input.Data, number int) int {
 	for i := range in.Layers {
 		if in.Layers[i].Number == number {
 			return i

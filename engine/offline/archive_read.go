@@ -11,7 +11,9 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/blocks"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -123,7 +125,7 @@ func verifyRows(codec *archive.Codec, h *container.Header, rec *container.Record
 		return err
 	}
 	for i, x := range rows {
-		if !finiteValues(x) {
+		if !input.Finite(x) {
 			return &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
 				Head: i * h.KVHeads() / len(rows), Block: -1, Err: errNotFinite}
 		}
@@ -262,7 +264,7 @@ func packedRows(codec *archive.Codec, h *container.Header, rec *container.Record
 	for i, x := range rows {
 		dt := types[i%len(types)]
 		n := len(x) * dt.Size()
-		packRow(left[:n], dt, x)
+		blocks.PackRow(left[:n], dt, x)
 		packed, left = append(packed, left[:n:n]), left[n:]
 	}
 	return packed, bias, nil

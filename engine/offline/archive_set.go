@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/input"
 )
 
 // chooseSet takes transforms and tables from the profile, or fits them to the file.
@@ -38,16 +39,16 @@ func (a *archiver) chooseSet(ctx context.Context) error {
 			st := &a.seg.stats[i][h]
 			for side := range 1 + min(1, l.DimV()) {
 				j := h*(1+min(1, l.DimV())) + side
-				sens := st.kSensitivity
+				sens := st.KSensitivity
 				if side == 1 {
-					sens = st.vSensitivity
+					sens = st.VSensitivity
 				}
 				v := 0.0
 				switch k := l.Number*in.Geo.KVHeads + h; {
 				case !l.HasV: // errors count against how much the rows of the tensor vary
 					v = float64(ts[j].Deviation8())
 				case a.steps == nil:
-					v = sensitivityStep(sens, st.outEnergy)
+					v = sensitivityStep(sens, st.OutEnergy)
 				case side == 0:
 					v = float64(a.steps.K[k])
 				default:
@@ -89,7 +90,7 @@ const fitRows = 1 << 15
 
 // eachRows calls f with the finite rows of a head, segment by segment, at most fitRows of them. f must not
 // keep them.
-func (a *archiver) eachRows(l *Layer, t Tensor, head int, unrope bool, f func([]float32)) error {
+func (a *archiver) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool, f func([]float32)) error {
 	every := l.Tokens/fitRows + 1
 	room, done := a.borrow(min(l.Tokens, l.Segment) * t.Dim())
 	defer done()
@@ -106,12 +107,12 @@ func (a *archiver) eachRows(l *Layer, t Tensor, head int, unrope bool, f func([]
 			}
 			a.turns.Undo(x, t.Dim(), pos)
 		}
-		f(finiteRows(x, t.Dim()))
+		f(input.FiniteOf(x, t.Dim()))
 	}
 	return nil
 }
 
-func (a *archiver) fitTransform(l *Layer, head, side int) (*archive.Transform, error) {
+func (a *archiver) fitTransform(l *input.Layer, head, side int) (*archive.Transform, error) {
 	t := l.K
 	if side == 1 {
 		t = l.V

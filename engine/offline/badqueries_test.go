@@ -15,6 +15,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -114,7 +115,7 @@ func TestCompress_NoQueryIsFinite(t *testing.T) {
 			if tokens < 20 && cfg.Form == offline.FormArchive {
 				continue
 			}
-			require.Equal(t, offline.ImportanceUse{Profile: cfg.Importance, Heads: 2, Skipped: 2, Unweighed: 2,
+			require.Equal(t, weigh.Use{Profile: cfg.Importance, Heads: 2, Skipped: 2, Unweighed: 2,
 				Reason: res.Importance.Reason}, res.Importance, name)
 			require.Contains(t, res.Importance.Reason, "NaN or Inf", name)
 			require.Contains(t, wantRes.Importance.Reason, "no queries", name)

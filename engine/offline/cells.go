@@ -7,6 +7,8 @@ import (
 	"math"
 	"slices"
 
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -76,7 +78,7 @@ type segmentRows struct {
 // readSegment reads a segment's rows of one head, those of the tokens before limit.
 //
 // Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *builder) readSegment(l *Layer, head, seg, limit int) (*segmentRows, error) {
+func (c *builder) readSegment(l *input.Layer, head, seg, limit int) (*segmentRows, error) {
 	first, n := l.Span(seg)
 	r := &segmentRows{first: first, n: max(0, min(n, limit-first))}
 	r.bad, r.apart = make([]bool, r.n), make([]bool, r.n)
@@ -93,7 +95,7 @@ func (c *builder) readSegment(l *Layer, head, seg, limit int) (*segmentRows, err
 
 // readRows reads one side. Rows without attention get energy 1: all count the same, relative
 // to their length.
-func (c *builder) readRows(l *Layer, t Tensor, head int,
+func (c *builder) readRows(l *input.Layer, t input.Tensor, head int,
 	r *segmentRows) (quant.Rows, []float64, error) {
 	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, r.n*t.Dim())}
 	raw := make([]byte, r.n*t.RowBytes())
@@ -103,7 +105,7 @@ func (c *builder) readRows(l *Layer, t Tensor, head int,
 	energy := make([]float64, r.n)
 	for i := range r.n {
 		row := raw[i*t.RowBytes() : (i+1)*t.RowBytes()]
-		if finiteRow(t.DType(), row) {
+		if input.FiniteRow(t.DType(), row) {
 			continue
 		}
 		if !c.nonfinite {
@@ -114,13 +116,13 @@ func (c *builder) readRows(l *Layer, t Tensor, head int,
 		r.bad[i] = true
 		clear(row)
 	}
-	if err := decodeExact(x, t, raw); err != nil {
+	if err := input.Decode(x, t, raw); err != nil {
 		return x, nil, err
 	}
 	for i := range r.n {
-		energy[i] = energyOf(x.Row(i))
+		energy[i] = input.Energy(x.Row(i))
 	}
-	limit := apartLimit(energy)
+	limit := input.ApartLimit(energy)
 	for i := range r.n {
 		r.apart[i] = r.apart[i] || energy[i] >= limit
 		if !l.HasV && energy[i] > 0 {
@@ -132,9 +134,9 @@ func (c *builder) readRows(l *Layer, t Tensor, head int,
 
 // headOf is what pricing needs to know of a head: its statistics and its tokens' weights.
 type headOf struct {
-	l     *Layer
+	l     *input.Layer
 	head  int
-	st    *headStats
+	st    *damage.Head
 	w     []float32 // [tokens] of root mean square 1, or nil
 	limit int       // tokens from here on are left out: they are not past yet
 	share float64   // of the damage that the head's count in the mean
@@ -154,24 +156,24 @@ type headOf struct {
 // than the token's V, which is about what one bit does to it.
 func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64) (k, v float64) {
 	st, tokens := h.st, float64(n)
-	scale := h.share / st.outEnergy
-	if st.kShare > 0 {
-		kEnergy *= st.kShare
+	scale := h.share / st.OutEnergy
+	if st.KShare > 0 {
+		kEnergy *= st.KShare
 	}
 	if h.w == nil || !h.l.HasV {
 		w := tokens
 		if h.w != nil {
 			w = (1-unseen)*sum*sum + unseen*tokens
 		}
-		return scale * h.kFactor * w * st.kSensitivity * kEnergy,
-			scale * h.vFactor * w * st.vSensitivity * vEnergy
+		return scale * h.kFactor * w * st.KSensitivity * kEnergy,
+			scale * h.vFactor * w * st.VSensitivity * vEnergy
 	}
 	past := (1 - unseen) * sum * sum
-	k, v = past*st.kSensitivity*kEnergy, past*st.vSensitivity*vEnergy
+	k, v = past*st.KSensitivity*kEnergy, past*st.VSensitivity*vEnergy
 	if unseen > 0 {
 		asked := unseen * tokens / float64(h.limit)
 		lost := vEnergy / quant.Coding{Format: quant.LM1}.RelativeError()
-		if x := st.kSensitivity / st.vSensitivity * kEnergy; x < lost {
+		if x := st.KSensitivity / st.VSensitivity * kEnergy; x < lost {
 			lost = x
 		}
 		k, v = k+asked*lost, v+asked*vEnergy
@@ -221,7 +223,7 @@ func (c *builder) buildPart(h *headOf, seg int) (part, error) {
 	}
 	whole.cells = append(whole.cells, last...)
 	p.variants = append(p.variants, whole)
-	if h.w == nil || h.st.ratios == nil || len(free) == 0 {
+	if h.w == nil || h.st.Ratios == nil || len(free) == 0 {
 		return p, nil
 	}
 	for i, spec := range c.specs {
@@ -229,7 +231,7 @@ func (c *builder) buildPart(h *headOf, seg int) (part, error) {
 		if !ok {
 			continue
 		}
-		v.damage = c.levelDamage(h, r, &v, h.st.ratios[i])
+		v.damage = c.levelDamage(h, r, &v, h.st.Ratios[i])
 		if math.IsNaN(v.damage) || math.IsInf(v.damage, 0) {
 			continue // rows so large that their squares are not numbers
 		}

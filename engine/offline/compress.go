@@ -13,8 +13,12 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -60,8 +64,8 @@ type Result struct {
 	// Codings counts the values of the original by the coding that stands for them now, be it
 	// that of a merged row; "dropped" for those of tokens that were dropped.
 	Codings    map[string]int64
-	Importance ImportanceUse
-	Prices     PriceUse
+	Importance weigh.Use
+	Prices     damage.Use
 }
 
 // Sections says where the bytes of a file went.
@@ -74,7 +78,7 @@ func (s *Sections) besides() int64 { return s.Header + s.Side + s.Index }
 
 type compressor struct {
 	src    *capture.Source // for the header and the side tensors
-	in     *Input
+	in     *input.Data
 	be     backend.Backend
 	cfg    Config
 	say    Progress
@@ -85,7 +89,7 @@ type compressor struct {
 	seg       *builder
 	main      *planning
 	firstPart []int // [layers] the first of its parts
-	use       ImportanceUse
+	use       weigh.Use
 	// sensitivity are the factors of the profile, or nil.
 	sensitivity *profile.Sensitivity
 	want        [][]float32 // [layers] outputs over the exact context, for MaxError
@@ -142,11 +146,11 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if cfg.Weighted {
 		cfg.Importance = "none" // weights that are handed in take its place
 	}
-	in, err := newInput(src, segmentOf(src, &cfg))
+	in, err := captured.Of(src, segmentOf(src, &cfg))
 	if err != nil {
 		return nil, err
 	}
-	if err := in.checkRecords(); err != nil {
+	if err := checkRecords(in); err != nil {
 		return nil, err
 	}
 	sensitivity, err := checkProfile(cfg.Profile, in)
@@ -154,7 +158,7 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 		return nil, err
 	}
 	c := &compressor{src: src, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
-		use: ImportanceUse{Profile: cfg.Importance}, seg: &builder{specs: specsOf(cfg.levels(in.Values()))}}
+		use: weigh.Use{Profile: cfg.Importance}, seg: &builder{specs: specsOf(cfg.levels(in.Values()))}}
 	if c.cfg.RowBias == Auto {
 		c.cfg.RowBias = Off
 		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
@@ -171,23 +175,23 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 }
 
 // weigher returns what weighs the tokens of layers.
-func (c *compressor) weigher() *weigher {
-	return &weigher{be: c.be, geo: c.in.Geo, sinks: c.cfg.Sinks, recipe: c.cfg.Importance, memo: c.cfg.Memo,
-		surprisal: c.in.Surprisal}
+func (c *compressor) weigher() *weigh.Weigher {
+	return &weigh.Weigher{Backend: c.be, Geo: c.in.Geo, Sinks: c.cfg.Sinks, Recipe: c.cfg.Importance, Memo: c.cfg.Memo,
+		Surprisal: c.in.Surprisal}
 }
 
 // prices says by what the errors of all heads were priced.
-func (c *compressor) prices() (u PriceUse) {
+func (c *compressor) prices() (u damage.Use) {
 	for _, stats := range c.seg.stats {
-		u.add(stats)
+		u.Add(stats)
 	}
 	return u
 }
 
 // pricer returns what prices the errors of heads.
-func (c *compressor) pricer() *pricer {
-	return &pricer{be: c.be, geo: c.in.Geo, positions: c.in.Positions, sinks: c.cfg.Sinks, seed: c.cfg.Seed,
-		small: c.cfg.Form == FormArchive, rowBias: c.rowBias(), memo: c.cfg.Memo}
+func (c *compressor) pricer() *damage.Pricer {
+	return &damage.Pricer{Backend: c.be, Geo: c.in.Geo, Positions: c.in.Positions, Sinks: c.cfg.Sinks, Seed: c.cfg.Seed,
+		Small: c.cfg.Form == FormArchive, RowBias: c.rowBias(), Memo: c.cfg.Memo}
 }
 
 // rowBias reports whether plans count on the row bias.
@@ -196,19 +200,19 @@ func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 // prepare surveys the capture and prices every block, layers side by side.
 func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	n := len(c.in.Layers)
-	c.seg.stats, c.seg.weights = make([][]headStats, n), make([]headWeights, n)
-	parts, uses := make([][]part, n), make([]ImportanceUse, n)
-	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *Layer) error {
+	c.seg.stats, c.seg.weights = make([][]damage.Head, n), make([]weigh.Weights, n)
+	parts, uses := make([][]part, n), make([]weigh.Use, n)
+	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *input.Layer) error {
 		i := l.Index
 		w, err := c.given(weights, l)
 		var past [][]float32
 		if err == nil && weights == nil {
-			w, past, uses[i], err = c.weigher().weigh(ctx, l, true)
+			w, past, uses[i], err = c.weigher().Weigh(ctx, l, true)
 		}
 		if err != nil {
 			return err
 		}
-		c.seg.weights[i] = c.weigher().level(l, w, past)
+		c.seg.weights[i] = c.weigher().Level(l, w, past)
 		parts[i], err = c.seg.survey(ctx, l)
 		return err
 	})
@@ -216,7 +220,7 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		return err
 	}
 	for i := range parts {
-		c.use.add(uses[i])
+		c.use.Add(uses[i])
 		c.firstPart = append(c.firstPart, len(c.main.parts))
 		for _, p := range parts[i] {
 			if err := c.main.add(p); err != nil {
@@ -225,7 +229,7 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		}
 		parts[i] = nil
 	}
-	c.use.conclude()
+	c.use.Conclude()
 	if err := c.main.ready(); err != nil {
 		return err
 	}
@@ -233,13 +237,13 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 }
 
 // given returns the weights that the caller has for a layer, if any.
-func (c *compressor) given(weights Weights, l *Layer) ([][]float32, error) {
+func (c *compressor) given(weights Weights, l *input.Layer) ([][]float32, error) {
 	c.caller.Lock()
 	defer c.caller.Unlock()
 	return layerWeights(weights, l)
 }
 
-func layerWeights(weights Weights, l *Layer) ([][]float32, error) {
+func layerWeights(weights Weights, l *input.Layer) ([][]float32, error) {
 	if weights == nil {
 		return nil, nil
 	}
@@ -295,8 +299,8 @@ func (c *compressor) prepareHeader() error {
 				)
 			}
 			for _, st := range c.seg.stats[i] {
-				h.QueryEnergy = append(h.QueryEnergy, float32(st.queryEnergy))
-				anyQ = anyQ || st.by != byKeysBad
+				h.QueryEnergy = append(h.QueryEnergy, float32(st.QueryEnergy))
+				anyQ = anyQ || st.By != damage.ByKeysBad
 			}
 		}
 		if !withQ || !anyQ {

@@ -13,6 +13,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/blocks"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/profile"
@@ -46,7 +47,7 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage
 		!(salvage && errors.Is(err, quant.ErrCorrupt)) {
 		return nil, err
 	}
-	d.rowBias = rowBiasOf(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
+	d.rowBias = blocks.RowBias(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
 	if err := checkExpansion(r); err != nil {
 		return nil, err
 	}
@@ -315,13 +316,13 @@ func (d *decompressor) block(b *container.Block, side, dim int, dt quant.DType,
 	size := dim * dt.Size()
 	packed := data // rows that kept their type are copied bit by bit
 	if coding.Format != dt.Format() {
-		x, err := decodeSide(coding, data, b.Rows(), dim, d.h.Seed)
+		x, err := blocks.Decode(coding, data, b.Rows(), dim, d.h.Seed)
 		if err != nil {
 			return err
 		}
 		packed = make([]byte, b.Rows()*size)
 		for r := range b.Rows() {
-			packRow(packed[r*size:(r+1)*size], dt, x.Row(r))
+			blocks.PackRow(packed[r*size:(r+1)*size], dt, x.Row(r))
 		}
 	}
 	eachToken(b, func(row int, token uint16) {
@@ -361,7 +362,7 @@ func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias 
 	energy := d.h.QueryEnergy[layer*d.h.KVHeads()+head]
 	for bi := range rec.Heads[head].Blocks {
 		b := &rec.Heads[head].Blocks[bi]
-		noise := noiseOf(b.K, true)
+		noise := blocks.Noise(b.K, true)
 		if b.Level == quant.Dropped || noise == 0 {
 			continue
 		}

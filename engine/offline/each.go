@@ -7,6 +7,8 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+
+	"github.com/kvist-project/kvist/engine/internal/input"
 )
 
 // eachIndex calls f for 0 to n-1 on all cores and returns the error of the lowest number that has one.
@@ -50,7 +52,7 @@ func eachOf(ctx context.Context, workers, n int, f func(i int) error) error {
 }
 
 // eachLayer is eachOf over the layers, and tells the caller of progress.
-func (c *compressor) eachLayer(ctx context.Context, stage string, workers int, f func(l *Layer) error) error {
+func (c *compressor) eachLayer(ctx context.Context, stage string, workers int, f func(l *input.Layer) error) error {
 	done, n := int64(0), len(c.in.Layers)
 	return eachOf(ctx, workers, n, func(i int) error {
 		err := f(&c.in.Layers[i])

@@ -9,8 +9,10 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/blocks"
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
-	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -142,7 +144,7 @@ func (c *builder) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 		h.meanRow(k, r.k, run, weights)
 		h.meanRow(v, r.v, run, weights)
 		rows[i] = row{tokens: run, weight: sum, means: [2][]float32{k, v}}
-		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), energyOf(k), energyOf(v), c.unseen())
+		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), input.Energy(k), input.Energy(v), c.unseen())
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
 		switch {
@@ -212,8 +214,8 @@ func (h *headOf) meanRow(dst []float32, x quant.Rows, run []uint16, weights []fl
 // scale), and for queries unlike those seen what every token on its own would cost.
 func (c *builder) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
 	past, alone := c.levelTerms(h, r, v)
-	seen := (1 - c.expect) * ratio * h.st.vSensitivity * past
-	return h.share / h.st.outEnergy * h.vFactor * (seen + c.expect*alone/float64(h.limit))
+	seen := (1 - c.expect) * ratio * h.st.VSensitivity * past
+	return h.share / h.st.OutEnergy * h.vFactor * (seen + c.expect*alone/float64(h.limit))
 }
 
 // levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V
@@ -224,7 +226,7 @@ func (c *builder) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float
 // was on average: what is left is how attention within the run varies, and what the score of the
 // mean key does to it.
 func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
-	dim, kDim := len(h.st.meanOut), r.k.Dim
+	dim, kDim := len(h.st.MeanOut), r.k.Dim
 	sum, dev := make([]float64, dim), h.deviations(r)
 	for ci := range v.cells {
 		b := &v.cells[ci]
@@ -232,7 +234,7 @@ func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone
 		case quant.Dropped:
 			for _, t := range b.tokens {
 				w := h.weight(r.first + int(t))
-				row, out := r.v.Row(int(t))[:len(sum)], h.st.meanOut[:len(sum)]
+				row, out := r.v.Row(int(t))[:len(sum)], h.st.MeanOut[:len(sum)]
 				for d := range sum {
 					sum[d] += float64(w * (float64(row[d]) - out[d]))
 				}
@@ -265,7 +267,7 @@ func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone
 // squared distance of its V from the mean output.
 func (h *headOf) mergeCost(k, kMean, v, vMean []float32, dev float64) float64 {
 	dim := float64(len(k))
-	return distance(v, vMean) + min(1, h.st.queryEnergy*distance(k, kMean)/(dim*dim))*dev
+	return input.Distance(v, vMean) + min(1, h.st.QueryEnergy*input.Distance(k, kMean)/(dim*dim))*dev
 }
 
 // deviations returns the squared distances of the rows of V from the mean output.
@@ -275,7 +277,7 @@ func (h *headOf) deviations(r *segmentRows) []float64 {
 		for t := range r.dev {
 			var a, b float64
 			row := r.v.Row(t)
-			out := h.st.meanOut[:len(row)]
+			out := h.st.MeanOut[:len(row)]
 			for d, x := range row {
 				diff := float64(x) - out[d]
 				a, b = b, a+float64(diff*diff)
@@ -306,7 +308,7 @@ func (c *builder) probeLevels(ctx context.Context, h *headOf, q *backend.Queries
 	}
 	for i, spec := range c.specs {
 		var estimate float64
-		up := &uploader{be: c.be}
+		up := &input.Uploader{Backend: c.be}
 		blocks := slices.Clone(tail)
 		for _, r := range segments {
 			var free, sinks []uint16
@@ -327,21 +329,21 @@ func (c *builder) probeLevels(ctx context.Context, h *headOf, q *backend.Queries
 			if len(sinks) > 0 {
 				v.cells = append(v.cells, c.fullCell(h, r, cellSink, sinks))
 			}
-			codings := slices.Repeat([][2]quant.Coding{{exact(h.l.K), exact(h.l.V)}}, len(v.cells))
+			codings := slices.Repeat([][2]quant.Coding{{input.Exact(h.l.K), input.Exact(h.l.V)}}, len(v.cells))
 			got, err := c.codeCells(ctx, up, h, r, v.cells, codings)
 			if err != nil {
-				up.free()
+				up.Free()
 				return nil, err
 			}
 			blocks = append(blocks, got...)
 		}
 		e, err := c.attendError(ctx, q, blocks, want)
-		up.free()
+		up.Free()
 		if err != nil {
 			return nil, err
 		}
 		ratios[i] = 1
-		scale := estimate * h.st.vSensitivity
+		scale := estimate * h.st.VSensitivity
 		if r := e / outputs / scale; r > 0 && !math.IsInf(r, 0) {
 			ratios[i] = r
 		}
@@ -387,16 +389,16 @@ func (c *builder) attendError(ctx context.Context, q *backend.Queries, blocks []
 	if err := c.be.Attend(ctx, &all, blocks, got, nil); err != nil {
 		return 0, err
 	}
-	var sum quality.Sum
+	var sum damage.Sum
 	sum.Add(want, got)
 	return sum.Err, nil
 }
 
 // codeCells encodes cells of a segment to blocks in the backend, in one buffer for what goes in and one for
 // what comes out.
-func (c *builder) codeCells(ctx context.Context, up *uploader, h *headOf, r *segmentRows,
+func (c *builder) codeCells(ctx context.Context, up *input.Uploader, h *headOf, r *segmentRows,
 	cells []cell, codings [][2]quant.Coding) ([]backend.Block, error) {
-	blocks := make([]backend.Block, 0, len(cells))
+	coded := make([]backend.Block, 0, len(cells))
 	raw, packed := h.raw[:0], int64(0)
 	place := func(size int) backend.Span { // of what was appended to raw last
 		s := backend.Span{Off: int64(len(raw) - size), Len: int64(size)}
@@ -411,7 +413,7 @@ func (c *builder) codeCells(ctx context.Context, up *uploader, h *headOf, r *seg
 		}
 		kc, vc := codings[i][0], codings[i][1]
 		blk := backend.Block{Layer: int32(h.l.Number), KVHead: int32(h.head), Rows: int32(b.rows()),
-			Base: int64(r.first), Noise: noiseOf(kc, c.rowBias)}
+			Base: int64(r.first), Noise: blocks.Noise(kc, c.rowBias)}
 		var from [2]backend.Span
 		for side, x := range []quant.Rows{r.k, r.v} {
 			coding, to := kc, &blk.K
@@ -424,29 +426,29 @@ func (c *builder) codeCells(ctx context.Context, up *uploader, h *headOf, r *seg
 			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.seed}
 			packed += (size + int64(len(zeros)) - 1) &^ (int64(len(zeros)) - 1)
 		}
-		raw = append(raw, shorts(firstTokens(b.tokens, b.counts))...)
+		raw = append(raw, blocks.Shorts(blocks.FirstTokens(b.tokens, b.counts))...)
 		blk.Pos = place(2 * b.rows())
 		if b.counts != nil {
-			raw = append(raw, shorts(b.counts)...)
+			raw = append(raw, blocks.Shorts(b.counts)...)
 			blk.Count = place(2 * b.rows())
 		}
-		blocks, src = append(blocks, blk), append(src, from)
+		coded, src = append(coded, blk), append(src, from)
 	}
 	h.raw = raw
-	if len(blocks) == 0 {
+	if len(coded) == 0 {
 		return nil, nil
 	}
-	in, err := up.upload(raw)
+	in, err := up.Upload(raw)
 	if err != nil {
 		return nil, err
 	}
-	out, err := up.alloc(packed)
+	out, err := up.Alloc(packed)
 	if err != nil {
 		return nil, err
 	}
-	jobs := make([]backend.EncodeJob, 0, 2*len(blocks))
-	for i := range blocks {
-		b := &blocks[i]
+	jobs := make([]backend.EncodeJob, 0, 2*len(coded))
+	for i := range coded {
+		b := &coded[i]
 		b.Pos.Buf = in.Buf
 		if b.Count.Len > 0 {
 			b.Count.Buf = in.Buf
@@ -461,7 +463,7 @@ func (c *builder) codeCells(ctx context.Context, up *uploader, h *headOf, r *seg
 				Dim: dim, Dst: *to})
 		}
 	}
-	return blocks, c.be.Encode(ctx, jobs)
+	return coded, c.be.Encode(ctx, jobs)
 }
 
 // zeros are what is put between parts of a buffer, each of which starts on a multiple of 64 bytes.

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -58,7 +59,7 @@ func segmentOf(src *capture.Source, cfg *Config) int {
 }
 
 // checkRecords refuses segments whose records readers refuse, before any work is done.
-func (in *Input) checkRecords() error {
+func checkRecords(in *input.Data) error {
 	for i := range in.Layers {
 		l := &in.Layers[i]
 		token := int64(l.Heads) * int64(l.K.RowBytes())

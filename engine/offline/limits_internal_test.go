@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -55,9 +56,9 @@ func TestCompress_SegmentsThatReadersTake(t *testing.T) {
 	require.Equal(t, losslessSegment, segmentOf(small, &cfg))
 	n := segmentOf(large, &cfg)
 	require.Equal(t, container.DefaultExpandedBytes/(128*128*2*2), n)
-	in, err := newInput(large, n)
+	in, err := captured.Of(large, n)
 	require.NoError(t, err)
-	require.NoError(t, in.checkRecords())
+	require.NoError(t, checkRecords(in))
 
 	cfg = DefaultConfig()
 	cfg.Bits, cfg.Segment = 3, 4096

@@ -8,11 +8,14 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/blocks"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
-	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -50,7 +53,7 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	if err != nil {
 		return nil, err
 	}
-	in, err := newInput(src, h.SegmentTokens)
+	in, err := captured.Of(src, h.SegmentTokens)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +80,7 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 			}
 			recs = append(recs, rec)
 		}
-		e, err := compareLayer(ctx, in, l, h, recs, be, rowBiasOf(h))
+		e, err := compareLayer(ctx, in, l, h, recs, be, blocks.RowBias(h))
 		if err != nil {
 			return nil, err
 		}
@@ -109,7 +112,7 @@ func (c *Comparison) summarise() {
 }
 
 // kindOf names what an input holds.
-func kindOf(in *Input) container.Kind {
+func kindOf(in *input.Data) container.Kind {
 	if in.KV {
 		return container.KindCache
 	}
@@ -117,7 +120,7 @@ func kindOf(in *Input) container.Kind {
 }
 
 // belongs checks that a file can have been made from a capture.
-func belongs(h *container.Header, in *Input) error {
+func belongs(h *container.Header, in *input.Data) error {
 	mismatch := func(what string, got, want any) error {
 		return fmt.Errorf(
 			"kvist/offline: %s is not what the file was made from: %s %v, the file has %v: %w",
@@ -147,7 +150,7 @@ func belongs(h *container.Header, in *Input) error {
 }
 
 // compareLayer measures a layer from its records.
-func compareLayer(ctx context.Context, in *Input, l *Layer, h *container.Header,
+func compareLayer(ctx context.Context, in *input.Data, l *input.Layer, h *container.Header,
 	recs []*container.Record, be backend.Backend, rowBias bool) (LayerError, error) {
 	e := LayerError{Layer: l.Number, Name: l.Name, FutureError: math.NaN(), Worst: newLayerWorst()}
 	k, v := newRowSum(l.Heads), newRowSum(l.Heads)
@@ -183,7 +186,7 @@ func compareLayer(ctx context.Context, in *Input, l *Layer, h *container.Header,
 
 // rowSum accumulates errors of rows.
 type rowSum struct {
-	quality.Sum
+	damage.Sum
 	cos   float64
 	rows  int
 	heads []headSum
@@ -195,12 +198,12 @@ func (s *rowSum) cosine() float64 { return s.cos / float64(max(1, s.rows)) }
 
 // add compares the tokens of one block with their rows. Rows that are not finite must be identical
 // and count nowhere else; tokens that were dropped count as zeros.
-func (s *rowSum) add(in *Input, t Tensor, head, first int, b *container.Block, c quant.Coding,
+func (s *rowSum) add(in *input.Data, t input.Tensor, head, first int, b *container.Block, c quant.Coding,
 	data []byte, seed uint64) error {
 	var x quant.Rows
 	if b.Level != quant.Dropped {
 		var err error
-		if x, err = decodeSide(c, data, b.Rows(), t.Dim(), seed); err != nil {
+		if x, err = blocks.Decode(c, data, b.Rows(), t.Dim(), seed); err != nil {
 			return err
 		}
 	}
@@ -231,7 +234,7 @@ func (s *rowSum) add(in *Input, t Tensor, head, first int, b *container.Block, c
 			left--
 			got = x.Row(row)
 		}
-		if !finiteValues(ref) {
+		if !input.Finite(ref) {
 			for i := range ref {
 				if math.Float32bits(ref[i]) != math.Float32bits(got[i]) {
 					return fmt.Errorf(
@@ -242,7 +245,7 @@ func (s *rowSum) add(in *Input, t Tensor, head, first int, b *container.Block, c
 			continue
 		}
 		s.Add(ref, got)
-		var one quality.Sum
+		var one damage.Sum
 		one.Add(ref, got)
 		s.heads[head].add(one, first+int(tok))
 		s.cos += cosine(ref, got)
@@ -283,12 +286,12 @@ func cosine(a, b []float32) float64 {
 // futureError runs the later queries of a layer over its compressed and its exact context. want
 // keeps the outputs over the exact context from call to call. Also returned are the sums of each KV head and
 // query.
-func futureError(ctx context.Context, in *Input, l *Layer, h *container.Header,
-	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (quality.Sum, [][]quality.Sum, error) {
-	up := &uploader{be: be}
-	defer up.free()
+func futureError(ctx context.Context, in *input.Data, l *input.Layer, h *container.Header,
+	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (damage.Sum, [][]damage.Sum, error) {
+	up := &input.Uploader{Backend: be}
+	defer up.Free()
 	rope := in.Geo.Rope
-	f := &quality.Future{
+	f := &damage.Future{
 		Group:    in.Geo.GQARatio(),
 		HeadDim:  l.K.Dim(),
 		HeadDimV: l.V.Dim(),
@@ -297,9 +300,9 @@ func futureError(ctx context.Context, in *Input, l *Layer, h *container.Header,
 		Want:     *want,
 	}
 	for _, rec := range recs {
-		heads, err := loadRecord(up, h, rec, l.Number, rowBias)
+		heads, err := blocks.Load(up, h, rec, l.Number, rowBias)
 		if err != nil {
-			return quality.Sum{}, nil, err
+			return damage.Sum{}, nil, err
 		}
 		for hi := range heads {
 			f.Coded[hi] = append(f.Coded[hi], heads[hi]...)
@@ -308,25 +311,25 @@ func futureError(ctx context.Context, in *Input, l *Layer, h *container.Header,
 	next, qNext := l.Next.Tokens, l.Next.Q
 	for hi := range l.Heads {
 		if f.Want == nil {
-			blocks, _, err := exactHead(up, l, hi, []int{0, l.Tokens}, false)
+			blocks, _, err := input.LoadHead(up, l, hi, []int{0, l.Tokens}, false)
 			if err != nil {
-				return quality.Sum{}, nil, err
+				return damage.Sum{}, nil, err
 			}
 			f.Exact = append(f.Exact, blocks)
 		}
 		tail, err := exactBlock(up, in.Name, l.Next, hi, int64(l.Tokens))
 		if err != nil {
-			return quality.Sum{}, nil, err
+			return damage.Sum{}, nil, err
 		}
 		f.Tail = append(f.Tail, []backend.Block{tail})
 	}
 	f.Q = make([]float32, l.Next.Heads*next*l.K.Dim())
 	for hd := range l.Next.Heads {
 		if err := qNext.ReadF32(hd, 0, next, f.Q[hd*next*l.K.Dim():(hd+1)*next*l.K.Dim()]); err != nil {
-			return quality.Sum{}, nil, err
+			return damage.Sum{}, nil, err
 		}
-		if !finiteValues(f.Q[hd*next*l.K.Dim() : (hd+1)*next*l.K.Dim()]) {
-			return quality.Sum{}, nil, notMeasured(in.Name, qNext, hd)
+		if !input.Finite(f.Q[hd*next*l.K.Dim() : (hd+1)*next*l.K.Dim()]) {
+			return damage.Sum{}, nil, notMeasured(in.Name, qNext, hd)
 		}
 	}
 	for i := range next {
@@ -338,31 +341,31 @@ func futureError(ctx context.Context, in *Input, l *Layer, h *container.Header,
 }
 
 // exactBlock uploads the rows that come after a head's as they are.
-func exactBlock(up *uploader, name string, next *Next, head int, base int64) (backend.Block, error) {
+func exactBlock(up *input.Uploader, name string, next *input.Next, head int, base int64) (backend.Block, error) {
 	n := next.Tokens
 	b := backend.Block{KVHead: int32(head), Rows: int32(n), Base: base}
 	for _, side := range []struct {
-		t  Tensor
+		t  input.Tensor
 		to *backend.Side
 	}{{next.K, &b.K}, {next.V, &b.V}} {
 		raw := make([]byte, n*side.t.RowBytes())
 		if err := side.t.Read(head, 0, n, raw); err != nil {
 			return b, err
 		}
-		if !finiteRow(side.t.DType(), raw) {
+		if !input.FiniteRow(side.t.DType(), raw) {
 			return b, notMeasured(name, side.t, head)
 		}
-		span, err := up.upload(raw)
+		span, err := up.Upload(raw)
 		if err != nil {
 			return b, err
 		}
-		*side.to = backend.Side{Coding: exact(side.t), Data: span}
+		*side.to = backend.Side{Coding: input.Exact(side.t), Data: span}
 	}
 	return b, nil
 }
 
 // notMeasured says why no future-attention error can be told.
-func notMeasured(name string, t Tensor, head int) error {
+func notMeasured(name string, t input.Tensor, head int) error {
 	return fmt.Errorf("kvist/offline: %s: %s head %d holds NaN or Inf: the future-attention error cannot be measured: %w",
 		name, t.Name(), head, quant.ErrRange)
 }

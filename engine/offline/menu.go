@@ -3,16 +3,17 @@
 package offline
 
 import (
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // menuOf returns what the planner may choose for a block of a kind.
-func (c *builder) menuOf(l *Layer, kind cellKind) (plan.Menu, error) {
-	ek := exact(l.K)
+func (c *builder) menuOf(l *input.Layer, kind cellKind) (plan.Menu, error) {
+	ek := input.Exact(l.K)
 	var ev quant.Coding
 	if l.HasV {
-		ev = exact(l.V)
+		ev = input.Exact(l.V)
 	}
 	only := func(k, v []quant.Coding) plan.Menu {
 		if !l.HasV {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"sync/atomic"
 
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 )
 
@@ -23,7 +24,7 @@ func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error)
 	}
 	errs := make([]float64, n) // relative, by layer
 	var unknown atomic.Bool
-	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *Layer) error {
+	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *input.Layer) error {
 		var e, ref float64
 		for h := range l.Heads {
 			he, hr, ok, err := c.seg.rehearse(ctx, l, h, p.Slope)

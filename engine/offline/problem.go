@@ -5,6 +5,7 @@ package offline
 import (
 	"fmt"
 
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -71,7 +72,7 @@ func (n *planning) group(p *part) (plan.Group, error) {
 }
 
 // class returns the menu of one side of a block.
-func (n *planning) class(l *Layer, p *part, b *cell, side int) (uint32, error) {
+func (n *planning) class(l *input.Layer, p *part, b *cell, side int) (uint32, error) {
 	key := classKey{p.layer, p.head, b.kind, uint8(side), int32(b.rows())}
 	if i, ok := n.index[key]; ok {
 		return i, nil
@@ -81,9 +82,9 @@ func (n *planning) class(l *Layer, p *part, b *cell, side int) (uint32, error) {
 		return 0, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)
 	}
 	st := &n.b.stats[p.layer][p.head]
-	codings, curve, dim := m.K, st.kCurve, l.K.Dim()
+	codings, curve, dim := m.K, st.KCurve, l.K.Dim()
 	if side == 1 {
-		codings, curve, dim = m.V, st.vCurve, l.V.Dim()
+		codings, curve, dim = m.V, st.VCurve, l.V.Dim()
 	}
 	class, err := plan.ClassOf(codings, curve, b.rows(), dim)
 	if err != nil {

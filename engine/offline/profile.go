@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
@@ -78,7 +79,7 @@ func profileText(id profile.ID) string {
 
 // checkProfile holds that a profile, unless nil, is of the model of the input, and returns its
 // sensitivities, nil where it has none.
-func checkProfile(p *profile.Profile, in *Input) (*profile.Sensitivity, error) {
+func checkProfile(p *profile.Profile, in *input.Data) (*profile.Sensitivity, error) {
 	switch {
 	case p == nil:
 		return nil, nil
@@ -93,7 +94,7 @@ func checkProfile(p *profile.Profile, in *Input) (*profile.Sensitivity, error) {
 }
 
 // factors returns the profile's sensitivities of K and V of a head.
-func (c *compressor) factors(l *Layer, head int) (k, v float64) {
+func (c *compressor) factors(l *input.Layer, head int) (k, v float64) {
 	if c.sensitivity == nil {
 		return 1, 1
 	}
@@ -145,7 +146,7 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 					dim    int
 					damage float64
 					sum    *float64
-				}{{k, st.kCurve, l.K.Dim(), b.kDamage, &h.K}, {v, st.vCurve, l.V.Dim(), b.vDamage, &h.V}} {
+				}{{k, st.KCurve, l.K.Dim(), b.kDamage, &h.K}, {v, st.VCurve, l.V.Dim(), b.vDamage, &h.V}} {
 					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.rows(), side.dim)
 					if err != nil {
 						return nil, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)

@@ -6,21 +6,22 @@ import (
 	"context"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // rehearse returns the squared error and the squared length of the outputs of one head. ok is false
 // where its queries are not finite.
-func (c *builder) rehearse(ctx context.Context, l *Layer, head int,
+func (c *builder) rehearse(ctx context.Context, l *input.Layer, head int,
 	slope float64) (e, ref float64, ok bool, err error) {
-	up := &uploader{be: c.be}
-	defer up.free()
+	up := &input.Uploader{Backend: c.be}
+	defer up.Free()
 	past := l.Past()
-	blocks, _, err := exactHead(up, l, head, []int{0, past, l.Tokens}, false)
+	blocks, _, err := input.LoadHead(up, l, head, []int{0, past, l.Tokens}, false)
 	if err != nil {
 		return 0, 0, false, err
 	}
-	q, err := c.price.lastQueries(l, head, past, len(blocks))
+	q, err := c.price.LastQueries(l, head, past, len(blocks))
 	if q == nil || err != nil {
 		return 0, 0, false, err
 	}
@@ -35,7 +36,7 @@ func (c *builder) rehearse(ctx context.Context, l *Layer, head int,
 		}
 	}
 	n := newPlanning(c)
-	view := c.headOf(l, head, c.weights[l.Index].past[head], past)
+	view := c.headOf(l, head, c.weights[l.Index].Past[head], past)
 	for s := 0; s*l.Segment < past; s++ {
 		p, err := c.buildPart(view, s)
 		if err != nil {
@@ -71,5 +72,5 @@ func (c *builder) rehearse(ctx context.Context, l *Layer, head int,
 	if e, err = c.attendError(ctx, q, coded, want); err != nil {
 		return 0, 0, false, err
 	}
-	return e, energyOf(want), true, nil
+	return e, input.Energy(want), true, nil
 }

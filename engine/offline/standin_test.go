@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
@@ -132,7 +133,7 @@ func TestStandIn_OutliersAndBias(t *testing.T) {
 			continue
 		}
 		file, res := compress(t, clean, be, config(t, target))
-		require.Equal(t, offline.PriceUse{Heads: 12, StandIn: 12, Reason: "the capture holds no queries"}, res.Prices)
+		require.Equal(t, damage.Use{Heads: 12, StandIn: 12, Reason: "the capture holds no queries"}, res.Prices)
 		before := decompress(t, file)
 		for _, spoil := range []struct {
 			name string
@@ -204,14 +205,14 @@ func TestStandIn_IsSaid(t *testing.T) {
 	for _, x := range []struct {
 		src    *capture.Source
 		target string
-		want   offline.PriceUse
+		want   damage.Use
 	}{
-		{open(t, kvFile), "bits=3", offline.PriceUse{Heads: 12, Queries: 12}},
-		{open(t, kvFile), "lossless=true form=archive", offline.PriceUse{}},
+		{open(t, kvFile), "bits=3", damage.Use{Heads: 12, Queries: 12}},
+		{open(t, kvFile), "lossless=true form=archive", damage.Use{}},
 		{synthetic(t, shape{4, 2, 60, 64, 64, quant.Float16, true}, quanttest.Gaussian, nil), "bits=12",
-			offline.PriceUse{Heads: 2, StandIn: 2, Reason: "the capture is too short to measure on its queries"}},
+			damage.Use{Heads: 2, StandIn: 2, Reason: "the capture is too short to measure on its queries"}},
 		{synthetic(t, shape{4, 2, 200, 20, 12, quant.Float16, true}, quanttest.Gaussian, nil), "share=2",
-			offline.PriceUse{Heads: 2, StandIn: 2, Reason: "errors of rows of this length are not measured"}},
+			damage.Use{Heads: 2, StandIn: 2, Reason: "errors of rows of this length are not measured"}},
 	} {
 		_, res := compress(t, x.src, be, config(t, x.target))
 		require.Equal(t, x.want, res.Prices, x.target)
@@ -219,7 +220,7 @@ func TestStandIn_IsSaid(t *testing.T) {
 	cfg := config(t, "bits=3 form=archive")
 	cfg.Profile = calibrated(t, small(t))
 	_, res := compress(t, withoutQueries(t, small(t)), be, cfg)
-	require.Equal(t, offline.PriceUse{Heads: 2, Profile: 2}, res.Prices)
+	require.Equal(t, damage.Use{Heads: 2, Profile: 2}, res.Prices)
 }
 
 // An archive whose tokens were not weighed gives no weights, though its sinks are finer.

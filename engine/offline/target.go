@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -126,7 +127,7 @@ func (a *archiver) losslessLikely(total int64) (bool, error) {
 		return false, nil
 	}
 	type lane struct {
-		t    Tensor
+		t    input.Tensor
 		head int
 	}
 	var lanes []lane
@@ -134,7 +135,7 @@ func (a *archiver) losslessLikely(total int64) (bool, error) {
 	for i := range a.in.Layers {
 		l := &a.in.Layers[i]
 		for h := range l.Heads {
-			for _, t := range []Tensor{l.K, l.V}[:1+min(1, l.DimV())] {
+			for _, t := range []input.Tensor{l.K, l.V}[:1+min(1, l.DimV())] {
 				lanes = append(lanes, lane{t, h})
 				all += int64(l.Tokens) * int64(t.RowBytes())
 			}

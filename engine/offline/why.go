@@ -10,8 +10,10 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -189,12 +191,12 @@ func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 		Rows: s.rows(), Kind: kindNames[s.kind], Level: s.level.String(), Weight: 1,
 		Sides: []WhySide{}}
 	first, _ := l.Span(int(x.segment))
-	if w := c.seg.weights[x.layer].now[x.head]; w != nil {
+	if w := c.seg.weights[x.layer].Now[x.head]; w != nil {
 		part := make([]float32, len(s.tokens))
 		for i, t := range s.tokens {
 			part[i] = w[first+int(t)]
 		}
-		b.Weight = rootMeanSquare(part)
+		b.Weight = weigh.RootMeanSquare(part)
 	}
 	if s.item < 0 {
 		return b
@@ -209,7 +211,7 @@ func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 	return b
 }
 
-func (c *compressor) whySide(p *plan.Plan, l *Layer, s stored, name string, side int,
+func (c *compressor) whySide(p *plan.Plan, l *input.Layer, s stored, name string, side int,
 	coding quant.Coding) WhySide {
 	item := s.item + side
 	options := c.main.problem.Classes[c.main.problem.Class[item]].Options

@@ -5,7 +5,7 @@ package offline
 import (
 	"math"
 
-	"github.com/kvist-project/kvist/engine/quality"
+	"github.com/kvist-project/kvist/engine/damage"
 )
 
 // Worst is where an error is largest. A mean over a layer hides a head or a token that is lost.
@@ -43,13 +43,13 @@ func newLayerWorst() LayerWorst {
 
 // headSum is what rows of one head lost.
 type headSum struct {
-	quality.Sum
+	damage.Sum
 	rows int
 	err  float64 // the most of one row
 	at   int     // that row
 }
 
-func (s *headSum) add(row quality.Sum, token int) {
+func (s *headSum) add(row damage.Sum, token int) {
 	s.Merge(row)
 	s.rows++
 	if row.Err > s.err {
@@ -66,19 +66,19 @@ func worstOf(heads []headSum) (head, token Worst) {
 			continue
 		}
 		head.worse(h, -1, s.Relative())
-		token.worse(h, s.at, quality.Sum{Err: s.err, Ref: s.Ref / float64(s.rows)}.Relative())
+		token.worse(h, s.at, damage.Sum{Err: s.err, Ref: s.Ref / float64(s.rows)}.Relative())
 	}
 	return head, token
 }
 
 // worstFuture returns the worst head and the worst later token; sums is [kv_heads][queries].
-func worstFuture(sums [][]quality.Sum) (head, token Worst) {
+func worstFuture(sums [][]damage.Sum) (head, token Worst) {
 	head, token = notMeasuredWorst(), notMeasuredWorst()
-	var tokens []quality.Sum
+	var tokens []damage.Sum
 	for h := range sums {
-		var all quality.Sum
+		var all damage.Sum
 		if tokens == nil {
-			tokens = make([]quality.Sum, len(sums[h]))
+			tokens = make([]damage.Sum, len(sums[h]))
 		}
 		for i, s := range sums[h] {
 			all.Merge(s)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -80,8 +81,8 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 // encodeRecord fills the payloads of a record.
 func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) error {
 	l := &c.in.Layers[rec.Layer]
-	e := &recordEncoder{c: c, l: l, rec: rec, up: &uploader{be: c.be}}
-	defer e.up.free()
+	e := &recordEncoder{c: c, l: l, rec: rec, up: &input.Uploader{Backend: c.be}}
+	defer e.up.Free()
 	for h := range rec.Heads {
 		if err := e.head(h); err != nil {
 			return err
@@ -103,16 +104,16 @@ func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) er
 // recordEncoder collects the jobs of a record.
 type recordEncoder struct {
 	c    *compressor
-	l    *Layer
+	l    *input.Layer
 	rec  *container.Record
-	up   *uploader
+	up   *input.Uploader
 	jobs []backend.EncodeJob
 	into []*[]byte // where the packed bytes of each job go
 }
 
 // head adds the blocks of a head.
 func (e *recordEncoder) head(h int) error {
-	sides := []Tensor{e.l.K, e.l.V}[:1+min(1, e.l.DimV())]
+	sides := []input.Tensor{e.l.K, e.l.V}[:1+min(1, e.l.DimV())]
 	first, n := e.l.Span(e.rec.Segment)
 	var spans [2]backend.Span
 	for i, t := range sides {
@@ -121,7 +122,7 @@ func (e *recordEncoder) head(h int) error {
 			return err
 		}
 		var err error
-		if spans[i], err = e.up.upload(raw); err != nil {
+		if spans[i], err = e.up.Upload(raw); err != nil {
 			return err
 		}
 	}
@@ -143,7 +144,7 @@ func (e *recordEncoder) head(h int) error {
 			}
 			continue
 		}
-		index, err := e.up.upload(indexBytes(b.Tokens))
+		index, err := e.up.Upload(indexBytes(b.Tokens))
 		if err != nil {
 			return err
 		}
@@ -159,10 +160,10 @@ func (e *recordEncoder) head(h int) error {
 
 // merged adds a block of merged rows: means, which go to the backend as float32.
 func (e *recordEncoder) merged(h int, b *container.Block, r *segmentRows) error {
-	view := e.c.seg.headOf(e.l, h, e.c.seg.weights[e.l.Index].now[h], e.l.Tokens)
+	view := e.c.seg.headOf(e.l, h, e.c.seg.weights[e.l.Index].Now[h], e.l.Tokens)
 	of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
 	for i, x := range []quant.Rows{r.k, r.v} {
-		src, err := e.up.upload(floats(view.rowsOf(r, &of, x, i)))
+		src, err := e.up.Upload(floats(view.rowsOf(r, &of, x, i)))
 		if err != nil {
 			return err
 		}
@@ -181,7 +182,7 @@ func (e *recordEncoder) add(b *container.Block, side int, job backend.EncodeJob)
 		coding, data = b.V, &b.VData
 	}
 	*data = make([]byte, coding.PackedBytes(b.Rows(), job.Dim))
-	dst, err := e.up.upload(*data)
+	dst, err := e.up.Upload(*data)
 	job.Rows = b.Rows()
 	job.Dst = backend.Side{Coding: coding, Data: dst, Seed: e.c.cfg.Seed}
 	e.jobs, e.into = append(e.jobs, job), append(e.into, data)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package weigh
 
 import (
 	"context"
@@ -8,13 +8,14 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ImportanceUse says what became of the importance profile.
-type ImportanceUse struct {
+// Use says what became of the importance profile.
+type Use struct {
 	Profile string // as importance.Weighting.String writes it; "none" where it was off
 	Heads   int    // heads that were to be weighed
 	// Collapsed counts heads whose attention lay on so few tokens that relevance was not believed.
@@ -22,7 +23,7 @@ type ImportanceUse struct {
 	// Skipped counts heads of which queries were left out, because one among them holds NaN or Inf, or
 	// attends with scores that are no numbers.
 	Skipped int
-	// Unweighed counts heads whose tokens weigh the same although a profile was given: the profile asks
+	// Unweighed counts heads whose tokens Weigh the same although a profile was given: the profile asks
 	// for queries, and there are none or none that counts.
 	Unweighed int
 	// Reason is why that is so of all heads; empty otherwise.
@@ -36,13 +37,13 @@ const (
 	someQueries = "the capture holds no queries of some layers, and of the others none that is a number"
 )
 
-func (u *ImportanceUse) add(o ImportanceUse) {
+func (u *Use) Add(o Use) {
 	u.Heads, u.Collapsed = u.Heads+o.Heads, u.Collapsed+o.Collapsed
 	u.Skipped, u.Unweighed = u.Skipped+o.Skipped, u.Unweighed+o.Unweighed
 }
 
-// conclude says why no head was weighed, where that is so.
-func (u *ImportanceUse) conclude() {
+// Conclude says why no head was weighed, where that is so.
+func (u *Use) Conclude() {
 	if u.Unweighed < u.Heads || u.Heads == 0 {
 		return
 	}
@@ -56,15 +57,15 @@ func (u *ImportanceUse) conclude() {
 	}
 }
 
-// weigher weighs the tokens of layers through a backend.
-type weigher struct {
-	be     backend.Backend
-	geo    quant.Geometry
-	sinks  int    // tokens that are kept finely whatever they weigh
-	recipe string // as importance.ParseWeighting reads it
-	memo   *memo.Memo
+// Weigher weighs the tokens of layers through a backend.
+type Weigher struct {
+	Backend backend.Backend
+	Geo     quant.Geometry
+	Sinks   int    // tokens that are kept finely whatever they Weigh
+	Recipe  string // as importance.ParseWeighting reads it
+	Memo    *memo.Memo
 	// surprisal reads -log p of tokens; nil where it is not known.
-	surprisal func(first int, dst []float32) error
+	Surprisal func(first int, dst []float32) error
 }
 
 // weighKey is all that weights depend on, beside capture and backend.
@@ -76,46 +77,46 @@ type weighKey struct {
 // layerWeight is the weights of a layer and how they came about.
 type layerWeight struct {
 	w   [][]float32 // [heads][tokens]
-	use ImportanceUse
+	use Use
 }
 
 // weighedLayer is weighLayer, or what it gave before.
-func (c *weigher) weighedLayer(ctx context.Context, l *Layer, p importance.Weighting) ([][]float32,
-	ImportanceUse, error) {
-	got, err := memo.Of(c.memo, weighKey{l.Index, l.Tokens, p.String()}, func() (x layerWeight, err error) {
+func (c *Weigher) weighedLayer(ctx context.Context, l *input.Layer, p importance.Weighting) ([][]float32,
+	Use, error) {
+	got, err := memo.Of(c.Memo, weighKey{l.Index, l.Tokens, p.String()}, func() (x layerWeight, err error) {
 		x.w, x.use, err = c.weighLayer(ctx, l, p)
 		return x, err
 	})
 	return got.w, got.use, err
 }
 
-// headWeights are the weights of a layer's heads, of root mean square 1 over tokens that are no sinks:
+// Weights are the weights of a layer's heads, of root mean square 1 over tokens that are no sinks:
 // now [heads][tokens], and past [heads][pastOf] as they were known before the queries of the last
-// quarter. Heads have nil where all tokens weigh the same.
-type headWeights struct {
-	now, past [][]float32
+// quarter. Heads have nil where all tokens Weigh the same.
+type Weights struct {
+	Now, Past [][]float32
 }
 
-// level puts weights that are nil, or a layer's, on the planner's scale.
-func (c *weigher) level(l *Layer, now, past [][]float32) headWeights {
-	w := headWeights{make([][]float32, l.Heads), make([][]float32, l.Heads)}
+// Level puts weights that are nil, or a layer's, on the planner's scale.
+func (c *Weigher) Level(l *input.Layer, now, past [][]float32) Weights {
+	w := Weights{make([][]float32, l.Heads), make([][]float32, l.Heads)}
 	for h := range l.Heads {
 		if now != nil && now[h] != nil {
-			w.now[h] = levelWeights(now[h], c.sinks)
+			w.Now[h] = LevelHead(now[h], c.Sinks)
 			if past != nil {
-				w.past[h] = levelWeights(past[h], c.sinks)
+				w.Past[h] = LevelHead(past[h], c.Sinks)
 			} else if n := l.Past(); n > 0 {
-				w.past[h] = levelWeights(now[h][:n], c.sinks)
+				w.Past[h] = LevelHead(now[h][:n], c.Sinks)
 			}
 		}
 	}
 	return w
 }
 
-// weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
+// Weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
 // of pastOf.
-func (c *weigher) weigh(ctx context.Context, l *Layer, withPast bool) (now, past [][]float32, use ImportanceUse, err error) {
-	p, err := importance.ParseWeighting(c.recipe)
+func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now, past [][]float32, use Use, err error) {
+	p, err := importance.ParseWeighting(c.Recipe)
 	if err != nil {
 		return nil, nil, use, err
 	}
@@ -139,8 +140,8 @@ func (c *weigher) weigh(ctx context.Context, l *Layer, withPast bool) (now, past
 }
 
 // weighLayer weighs the tokens of a layer, as if they were all there are.
-func (c *weigher) weighLayer(ctx context.Context, l *Layer, p importance.Weighting) (w [][]float32,
-	use ImportanceUse, err error) {
+func (c *Weigher) weighLayer(ctx context.Context, l *input.Layer, p importance.Weighting) (w [][]float32,
+	use Use, err error) {
 	if l.HasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
 	}
@@ -148,8 +149,8 @@ func (c *weigher) weighLayer(ctx context.Context, l *Layer, p importance.Weighti
 }
 
 // weighHeads is weighLayer for any profile, head by head.
-func (c *weigher) weighHeads(ctx context.Context, l *Layer, p importance.Weighting) (w [][]float32,
-	use ImportanceUse, err error) {
+func (c *Weigher) weighHeads(ctx context.Context, l *input.Layer, p importance.Weighting) (w [][]float32,
+	use Use, err error) {
 	w, use.Heads = make([][]float32, l.Heads), l.Heads
 	for h := range w {
 		x, err := c.weighHead(ctx, l, h, p, l.Tokens)
@@ -176,37 +177,37 @@ func (c *weigher) weighHeads(ctx context.Context, l *Layer, p importance.Weighti
 // weighed are the weights of a head.
 type weighed struct {
 	w []float32 // [tokens], or nil where the profile asks for queries and none is a number
-	// As in ImportanceUse.
+	// As in Use.
 	collapsed, skipped bool
 }
 
 // weighHead weighs the first tokens of a head by what was known when they were all there were.
-func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importance.Weighting,
+func (c *Weigher) weighHead(ctx context.Context, l *input.Layer, head int, p importance.Weighting,
 	tokens int) (x weighed, err error) {
-	up := &uploader{be: c.be}
-	defer up.free()
-	blocks, rows, err := exactHead(up, l, head, []int{0, tokens}, false)
+	up := &input.Uploader{Backend: c.Backend}
+	defer up.Free()
+	blocks, rows, err := input.LoadHead(up, l, head, []int{0, tokens}, false)
 	if err != nil {
 		return x, err
 	}
-	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.geo.Rope)
+	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.Geo.Rope)
 	if err != nil {
 		return x, err
 	}
 	var surprisal []float32
-	if p.Uses(importance.SignalSurprisal) && c.surprisal != nil {
+	if p.Uses(importance.SignalSurprisal) && c.Surprisal != nil {
 		surprisal = make([]float32, tokens)
-		if err := c.surprisal(0, surprisal); err != nil {
+		if err := c.Surprisal(0, surprisal); err != nil {
 			return x, err
 		}
 	}
-	for first := 0; first < tokens; first += exactChunk {
-		n := min(exactChunk, tokens-first)
+	for first := 0; first < tokens; first += input.ChunkRows {
+		n := min(input.ChunkRows, tokens-first)
 		part := surprisal
 		if surprisal != nil {
 			part = surprisal[first : first+n]
 		}
-		if err := track.Append(rows.keys[first/exactChunk], rows.values[first/exactChunk], part); err != nil {
+		if err := track.Append(rows.Keys[first/input.ChunkRows], rows.Values[first/input.ChunkRows], part); err != nil {
 			return x, err
 		}
 	}
@@ -217,7 +218,7 @@ func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importanc
 		return x, nil
 	}
 	keys := quant.Rows{Dim: l.K.Dim()}
-	for _, k := range rows.keys {
+	for _, k := range rows.Keys {
 		keys.Data = append(keys.Data, k.Data...)
 	}
 	x.w = make([]float32, tokens)
@@ -227,7 +228,7 @@ func (c *weigher) weighHead(ctx context.Context, l *Layer, head int, p importanc
 }
 
 // observeAll feeds the tracker with what the profile asks of the capture's queries.
-func (c *weigher) observeAll(ctx context.Context, l *Layer, head int, blocks []backend.Block,
+func (c *Weigher) observeAll(ctx context.Context, l *input.Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
 	if p.Uses(importance.SignalRelevance) {
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
@@ -263,14 +264,14 @@ func observedFrom(p importance.Weighting, tokens int) (first, window int) {
 
 // observe feeds the tracker with the attention of the capture's last queries, but for windows that hold one
 // that is not finite.
-func (c *weigher) observe(ctx context.Context, l *Layer, head int, blocks []backend.Block,
+func (c *Weigher) observe(ctx context.Context, l *input.Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
 	// Only the log-sum-exp is wanted: V is stood in for by a few zeros a row.
-	up := &uploader{be: c.be}
-	defer up.free()
+	up := &input.Uploader{Backend: c.Backend}
+	defer up.Free()
 	blocks = slices.Clone(blocks)
 	for i := range blocks {
-		zeros, err := up.alloc(int64(blocks[i].Rows) * 2 * standInDim)
+		zeros, err := up.Alloc(int64(blocks[i].Rows) * 2 * standInDim)
 		if err != nil {
 			return skipped, err
 		}
@@ -282,7 +283,7 @@ func (c *weigher) observe(ctx context.Context, l *Layer, head int, blocks []back
 		if err != nil {
 			return skipped, err
 		}
-		ok := finiteValues(q.Q)
+		ok := input.Finite(q.Q)
 		if ok {
 			if ok, err = c.observeBatch(ctx, tokens, q, blocks, track, int64(at)); err != nil {
 				return skipped, err
@@ -299,8 +300,8 @@ func (c *weigher) observe(ctx context.Context, l *Layer, head int, blocks []back
 }
 
 // windowOf reads the queries [at, at+n) of a head, which attend to nb blocks.
-func (c *weigher) windowOf(l *Layer, head, at, n, nb int) (*backend.Queries, error) {
-	group, dim := c.geo.GQARatio(), l.K.Dim()
+func (c *Weigher) windowOf(l *input.Layer, head, at, n, nb int) (*backend.Queries, error) {
+	group, dim := c.Geo.GQARatio(), l.K.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
 		Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
 	row := make([]float32, n*dim)
@@ -327,9 +328,9 @@ const expectedWindow = 64
 
 // observeQueries feeds the tracker with all queries of the capture, for expected attention, but for
 // windows that hold one that is not finite.
-func (c *weigher) observeQueries(l *Layer, head int, track *importance.Tracker,
+func (c *Weigher) observeQueries(l *input.Layer, head int, track *importance.Tracker,
 	tokens int) (skipped bool, err error) {
-	group, dim := c.geo.GQARatio(), l.K.Dim()
+	group, dim := c.Geo.GQARatio(), l.K.Dim()
 	for first := 0; first < tokens; first += expectedWindow {
 		n := min(expectedWindow, tokens-first)
 		heads := make([]quant.Rows, group)
@@ -339,11 +340,11 @@ func (c *weigher) observeQueries(l *Layer, head int, track *importance.Tracker,
 			if err := l.Q.ReadF32(head*group+g, first, n, heads[g].Data); err != nil {
 				return skipped, err
 			}
-			finite = finite && finiteValues(heads[g].Data)
+			finite = finite && input.Finite(heads[g].Data)
 		}
 		if !finite {
 			skipped = true
-			continue // queries that are not finite weigh nothing
+			continue // queries that are not finite Weigh nothing
 		}
 		if err := track.ObserveQueries(int64(first), heads...); err != nil {
 			return skipped, err
@@ -354,35 +355,35 @@ func (c *weigher) observeQueries(l *Layer, head int, track *importance.Tracker,
 
 // observeBatch hands the attention of a batch of queries to the tracker; false where it is no number:
 // scores can be beyond the range of float32 though queries and keys are not.
-func (c *weigher) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
+func (c *Weigher) observeBatch(ctx context.Context, tokens int, q *backend.Queries,
 	blocks []backend.Block, track *importance.Tracker, at int64) (bool, error) {
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	lse := make([]float32, q.Len()*q.Group)
-	if err := c.be.Attend(ctx, q, blocks, out, lse); err != nil {
+	if err := c.Backend.Attend(ctx, q, blocks, out, lse); err != nil {
 		return false, err
 	}
-	if !finiteValues(lse) {
+	if !input.Finite(lse) {
 		return false, nil
 	}
 	rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0}, Sum: make([]float32, tokens)}
 	for _, b := range blocks {
 		rel.RowPtr = append(rel.RowPtr, rel.RowPtr[len(rel.RowPtr)-1]+b.Rows)
 	}
-	if err := c.be.Relevance(ctx, q, lse, blocks, rel); err != nil {
+	if err := c.Backend.Relevance(ctx, q, lse, blocks, rel); err != nil {
 		return false, err
 	}
-	if !finiteValues(rel.Sum) {
+	if !input.Finite(rel.Sum) {
 		return false, nil
 	}
 	return true, track.Observe(importance.Queries{First: at, N: q.Len(), Group: q.Group},
 		importance.RowSums{Sum: rel.Sum})
 }
 
-// levelWeights scales the weights of a head to a root mean square of 1 over the tokens that are no
+// LevelHead scales the weights of a head to a root mean square of 1 over the tokens that are no
 // sinks, so that weighing moves bytes between the head's tokens and not between heads, whose costs
 // were measured.
-func levelWeights(w []float32, sinks int) []float32 {
-	f := 1 / rootMeanSquare(w[min(sinks, len(w)):])
+func LevelHead(w []float32, sinks int) []float32 {
+	f := 1 / RootMeanSquare(w[min(sinks, len(w)):])
 	if math.IsNaN(f) || math.IsInf(f, 0) {
 		return w
 	}
@@ -394,6 +395,6 @@ func levelWeights(w []float32, sinks int) []float32 {
 }
 
 // rootMeanSquare of nothing is 0.
-func rootMeanSquare(w []float32) float64 {
-	return math.Sqrt(energyOf(w) / float64(max(1, len(w))))
+func RootMeanSquare(w []float32) float64 {
+	return math.Sqrt(input.Energy(w) / float64(max(1, len(w))))
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package weigh
 
 import (
 	"context"
@@ -11,6 +11,8 @@ import (
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/importance"
 )
 
@@ -26,7 +28,7 @@ func TestAttended_AsWeigh(t *testing.T) {
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, be.Close()) }()
-	in, err := newInput(src, 512)
+	in, err := captured.Of(src, 512)
 	require.NoError(t, err)
 	ctx := context.Background()
 	for _, tokens := range []int{1024, 200, 96, 40, 1} {
@@ -39,21 +41,21 @@ func TestAttended_AsWeigh(t *testing.T) {
 	require.False(t, relevanceAlone(none))
 }
 
-func testAttended(ctx context.Context, t *testing.T, in *Input, be backend.Backend, l *Layer) {
+func testAttended(ctx context.Context, t *testing.T, in *input.Data, be backend.Backend, l *input.Layer) {
 	for _, text := range []string{"default", "default,mix=0", "default,window=48"} {
 		p, err := importance.ParseWeighting(text)
 		require.NoError(t, err)
 		require.True(t, relevanceAlone(p))
-		c := &weigher{be: be, geo: in.Geo, recipe: text}
+		c := &Weigher{Backend: be, Geo: in.Geo, Recipe: text}
 		want, weighed, err := c.weighHeads(ctx, l, p)
 		require.NoError(t, err)
 		for _, chunk := range []int{8192, 300} {
 			for _, hidden := range []bool{false, true} {
 				old := keyChunk
 				keyChunk = chunk
-				d := &weigher{be: be, geo: in.Geo, recipe: text}
+				d := &Weigher{Backend: be, Geo: in.Geo, Recipe: text}
 				if hidden {
-					d.be = noWeigher{be}
+					d.Backend = noWeigher{be}
 				}
 				got, use, err := d.attended(ctx, l, p)
 				keyChunk = old

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package input
 
 import (
 	"math"
@@ -14,8 +14,8 @@ import (
 // scales (quant.ScaleLog8), and its errors, which count as they are, would take the bits of all others.
 const apartRatio = 1 << 12
 
-// apartLimit returns the energy from which on rows of these energies stand apart: +Inf where none does.
-func apartLimit(energies []float64) float64 {
+// ApartLimit returns the energy from which on rows of these energies stand apart: +Inf where none does.
+func ApartLimit(energies []float64) float64 {
 	const few = 4
 	var most float64
 	for _, e := range energies {
@@ -44,9 +44,9 @@ func apartLimit(energies []float64) float64 {
 func calmed(x quant.Rows) bool {
 	energies := make([]float64, x.Len())
 	for r := range energies {
-		energies[r] = energyOf(x.Row(r))
+		energies[r] = Energy(x.Row(r))
 	}
-	limit := apartLimit(energies)
+	limit := ApartLimit(energies)
 	if math.IsInf(limit, 1) {
 		return false
 	}

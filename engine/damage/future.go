@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality
+package damage
 
 import (
 	"context"
@@ -66,7 +66,7 @@ func (f *Future) Measure(ctx context.Context, be backend.Backend) (Sum, error) {
 	heads, n := len(f.Coded), len(f.Pos)
 	if (f.Want == nil && len(f.Exact) != heads) || (f.Want != nil && len(f.Want) != heads*n*f.Group*f.HeadDimV) || len(f.Tail) != heads || len(f.Q) != heads*f.Group*n*f.HeadDim {
 		return Sum{}, fmt.Errorf(
-			"kvist/quality: future attention: %d values of q for %d kv_heads, group %d, %d queries: %w",
+			"kvist/damage: future attention: %d values of q for %d kv_heads, group %d, %d queries: %w",
 			len(f.Q), heads, f.Group, n, quant.ErrShape)
 	}
 	if f.Want == nil {

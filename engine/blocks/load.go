@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package blocks
 
 import (
 	"encoding/binary"
@@ -11,26 +11,27 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/half"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// rowBiasOf reports whether the plan of a file counts on the row bias. The config is read for that
+// RowBias reports whether the plan of a file counts on the row bias. The config is read for that
 // one field only: a file outlives the version that wrote its other fields.
-func rowBiasOf(h *container.Header) bool {
+func RowBias(h *container.Header) bool {
 	return !slices.Contains(strings.Fields(h.Config), "row-bias=false")
 }
 
-// noiseOf returns what Block.Noise is for a coding of K: NoisePerScale2 where the row bias is on.
+// Noise returns what Block.Noise is for a coding of K: NoisePerScale2 where the row bias is on.
 // 8 bits and more need no bias.
-func noiseOf(c quant.Coding, rowBias bool) float32 {
+func Noise(c quant.Coding, rowBias bool) float32 {
 	if !rowBias || !c.Format.Nested() {
 		return 0
 	}
 	return float32(c.NoisePerScale2())
 }
 
-// loadRecord uploads the blocks of a record, per head. first is the position of the segment.
-func loadRecord(up *uploader, h *container.Header, rec *container.Record, number int,
+// Load uploads the blocks of a record, per head. first is the position of the segment.
+func Load(up *input.Uploader, h *container.Header, rec *container.Record, number int,
 	rowBias bool) ([][]backend.Block, error) {
 	heads := make([][]backend.Block, len(rec.Heads))
 	base := int64(rec.Segment) * int64(h.SegmentTokens)
@@ -43,7 +44,7 @@ func loadRecord(up *uploader, h *container.Header, rec *container.Record, number
 			var err error
 			put := func(data []byte) (s backend.Span) {
 				if err == nil {
-					s, err = up.upload(data)
+					s, err = up.Upload(data)
 				}
 				return s
 			}
@@ -55,10 +56,10 @@ func loadRecord(up *uploader, h *container.Header, rec *container.Record, number
 				K:      backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
 				V:      backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
 			}
-			blk.Noise = noiseOf(b.K, rowBias)
-			blk.Pos = put(shorts(firstTokens(b.Tokens, b.Counts)))
+			blk.Noise = Noise(b.K, rowBias)
+			blk.Pos = put(Shorts(FirstTokens(b.Tokens, b.Counts)))
 			if b.Counts != nil {
-				blk.Count = put(shorts(b.Counts))
+				blk.Count = put(Shorts(b.Counts))
 			}
 			if err != nil {
 				return nil, err
@@ -69,8 +70,8 @@ func loadRecord(up *uploader, h *container.Header, rec *container.Record, number
 	return heads, nil
 }
 
-// firstTokens returns the first token of every row; counts are nil where each token is a row.
-func firstTokens(tokens, counts []uint16) []uint16 {
+// FirstTokens returns the first token of every row; counts are nil where each token is a row.
+func FirstTokens(tokens, counts []uint16) []uint16 {
 	if counts == nil {
 		return tokens
 	}
@@ -82,7 +83,7 @@ func firstTokens(tokens, counts []uint16) []uint16 {
 	return first
 }
 
-func shorts(x []uint16) []byte {
+func Shorts(x []uint16) []byte {
 	b := make([]byte, 2*len(x))
 	for i, v := range x {
 		binary.LittleEndian.PutUint16(b[2*i:], v)
@@ -90,15 +91,15 @@ func shorts(x []uint16) []byte {
 	return b
 }
 
-// decodeSide unpacks one side of a block to float32 rows.
-func decodeSide(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.Rows, error) {
+// Decode unpacks one side of a block to float32 rows.
+func Decode(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.Rows, error) {
 	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
 	return x, quant.Decode(x, c, data, seed)
 }
 
-// packRow stores a decoded row in the element type of the original. A value that rounding pushed
+// PackRow stores a decoded row in the element type of the original. A value that rounding pushed
 // past the type's largest is held there: what was finite stays finite.
-func packRow(dst []byte, dt quant.DType, row []float32) {
+func PackRow(dst []byte, dt quant.DType, row []float32) {
 	if dt == quant.Float16 { // most rows
 		half.Narrow(dst, row)
 		return

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package input
 
 import (
 	"github.com/kvist-project/kvist/engine/backend"
@@ -8,8 +8,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// energyOf is the squared length, in four sums: one would wait for itself.
-func energyOf(x []float32) float64 {
+// Energy is the squared length, in four sums: one would wait for itself.
+func Energy(x []float32) float64 {
 	var a, b, c, d float64
 	for ; len(x) >= 4; x = x[4:] {
 		v := (*[4]float32)(x)
@@ -24,8 +24,8 @@ func energyOf(x []float32) float64 {
 	return (a + b) + (c + d)
 }
 
-// distance is the squared distance of two rows, likewise.
-func distance(x, y []float32) float64 {
+// Distance is the squared distance of two rows, likewise.
+func Distance(x, y []float32) float64 {
 	y = y[:len(x)]
 	var a, b, c, d float64
 	for ; len(x) >= 4; x, y = x[4:], y[4:] {
@@ -41,21 +41,21 @@ func distance(x, y []float32) float64 {
 	return (a + b) + (c + d)
 }
 
-// rowStats are energies of the rows of a head.
-type rowStats struct {
-	k, v []float64 // |k|^2, |v|^2
-	// The rows themselves, in chunks of exactChunk where there are no cuts between.
-	keys, values []quant.Rows
-	shortened    bool // some rows stood apart
+// HeadRows are energies of the rows of a head.
+type HeadRows struct {
+	KEnergy, VEnergy []float64 // |k|^2, |v|^2
+	// The rows themselves, in chunks of ChunkRows where there are no cuts between.
+	Keys, Values []quant.Rows
+	Shortened    bool // some rows stood apart
 }
 
-// meanValue returns the mean of V weighed by the weights of the first tokens; nil: all the same.
-func (s *rowStats) meanValue(w []float32) []float64 {
-	if len(s.values) == 0 {
+// MeanValue returns the mean of V weighed by the weights of the first tokens; nil: all the same.
+func (s *HeadRows) MeanValue(w []float32) []float64 {
+	if len(s.Values) == 0 {
 		return nil
 	}
-	mean, sum, at := make([]float64, s.values[0].Dim), 0.0, 0
-	for _, v := range s.values {
+	mean, sum, at := make([]float64, s.Values[0].Dim), 0.0, 0
+	for _, v := range s.Values {
 		for r := range v.Len() {
 			weight := 1.0
 			if w != nil {
@@ -79,21 +79,21 @@ func (s *rowStats) meanValue(w []float32) []float64 {
 	return mean
 }
 
-// exactChunk is the rows of an exact block.
-const exactChunk = 4096
+// ChunkRows is the rows of an exact block.
+const ChunkRows = 4096
 
-// exactHead uploads K and V of a head as exact blocks that start anew at each of the cuts, the
+// LoadHead uploads K and V of a head as exact blocks that start anew at each of the cuts, the
 // first of which is 0 and the last the number of tokens wanted. Rows that are not finite become zeros. With
 // calm, rows that stand apart are shortened (calmed).
-func exactHead(up *uploader, l *Layer, head int, cuts []int, calm bool) (blocks []backend.Block, st rowStats,
+func LoadHead(up *Uploader, l *Layer, head int, cuts []int, calm bool) (blocks []backend.Block, st HeadRows,
 	err error) {
 	tokens := cuts[len(cuts)-1]
-	st = rowStats{k: make([]float64, tokens), v: make([]float64, tokens)}
+	st = HeadRows{KEnergy: make([]float64, tokens), VEnergy: make([]float64, tokens)}
 	for first, cut := 0, 1; first < tokens; {
 		for cuts[cut] <= first {
 			cut++
 		}
-		n := min(exactChunk, cuts[cut]-first)
+		n := min(ChunkRows, cuts[cut]-first)
 		b := backend.Block{
 			Layer:  int32(l.Number),
 			KVHead: int32(head),
@@ -109,10 +109,10 @@ func exactHead(up *uploader, l *Layer, head int, cuts []int, calm bool) (blocks 
 			return nil, st, err
 		}
 		for r := range n {
-			st.k[first+r], st.v[first+r] = energyOf(k.Row(r)), energyOf(v.Row(r))
+			st.KEnergy[first+r], st.VEnergy[first+r] = Energy(k.Row(r)), Energy(v.Row(r))
 		}
-		st.shortened = st.shortened || kShort || vShort
-		st.keys, st.values = append(st.keys, k), append(st.values, v)
+		st.Shortened = st.Shortened || kShort || vShort
+		st.Keys, st.Values = append(st.Keys, k), append(st.Values, v)
 		blocks = append(blocks, b)
 		first += n
 	}
@@ -121,51 +121,51 @@ func exactHead(up *uploader, l *Layer, head int, cuts []int, calm bool) (blocks 
 
 // exactSide uploads rows of one head as they are, and returns them as float32. shortened reports whether some
 // stood apart and calm shortened them.
-func exactSide(up *uploader, t Tensor, head, first, n int, side *backend.Side, calm bool) (x quant.Rows,
+func exactSide(up *Uploader, t Tensor, head, first, n int, side *backend.Side, calm bool) (x quant.Rows,
 	shortened bool, err error) {
 	x = quant.Rows{Dim: t.Dim(), Data: make([]float32, n*t.Dim())}
 	raw := make([]byte, n*t.RowBytes())
 	if err := t.Read(head, first, n, raw); err != nil {
 		return x, false, err
 	}
-	if err := decodeExact(x, t, raw); err != nil {
+	if err := Decode(x, t, raw); err != nil {
 		return x, false, err
 	}
-	if !finiteValues(x.Data) {
+	if !Finite(x.Data) {
 		for r := range n {
-			if row := x.Row(r); !finiteValues(row) {
+			if row := x.Row(r); !Finite(row) {
 				clear(row)
 				clear(raw[r*t.RowBytes() : (r+1)*t.RowBytes()])
 			}
 		}
 	}
 	if shortened = calm && calmed(x); shortened {
-		if err := quant.Encode(raw, exact(t), x, 0); err != nil {
+		if err := quant.Encode(raw, Exact(t), x, 0); err != nil {
 			return x, false, err
 		}
 	}
-	span, err := up.upload(raw)
-	*side = backend.Side{Coding: exact(t), Data: span}
+	span, err := up.Upload(raw)
+	*side = backend.Side{Coding: Exact(t), Data: span}
 	return x, shortened, err
 }
 
-// decodeExact decodes raw rows of t.
-func decodeExact(x quant.Rows, t Tensor, raw []byte) error {
+// Decode decodes raw rows of t.
+func Decode(x quant.Rows, t Tensor, raw []byte) error {
 	if t.DType() == quant.Float16 {
 		half.Widen(x.Data, raw)
 		return nil
 	}
-	return quant.Decode(x, exact(t), raw, 0)
+	return quant.Decode(x, Exact(t), raw, 0)
 }
 
-// uploader keeps track of the buffers of a batch.
-type uploader struct {
-	be   backend.Backend
-	bufs []backend.Buffer
+// Uploader keeps track of the buffers of a batch.
+type Uploader struct {
+	Backend backend.Backend
+	bufs    []backend.Buffer
 }
 
-func (u *uploader) upload(b []byte) (backend.Span, error) {
-	s, err := u.alloc(int64(len(b)))
+func (u *Uploader) Upload(b []byte) (backend.Span, error) {
+	s, err := u.Alloc(int64(len(b)))
 	if err != nil {
 		return s, err
 	}
@@ -173,8 +173,8 @@ func (u *uploader) upload(b []byte) (backend.Span, error) {
 	return s, err
 }
 
-func (u *uploader) alloc(n int64) (backend.Span, error) {
-	buf, err := u.be.Alloc(n)
+func (u *Uploader) Alloc(n int64) (backend.Span, error) {
+	buf, err := u.Backend.Alloc(n)
 	if err != nil {
 		return backend.Span{}, err
 	}
@@ -183,7 +183,7 @@ func (u *uploader) alloc(n int64) (backend.Span, error) {
 }
 
 // free gives all buffers back. Failing to free host memory is not an error a caller can act on.
-func (u *uploader) free() {
+func (u *Uploader) Free() {
 	for _, b := range u.bufs {
 		_ = b.Free()
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quality_test
+package damage_test
 
 import (
 	"context"
@@ -11,20 +11,20 @@ import (
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/quality"
+	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
 func TestSum_Relative(t *testing.T) {
-	var s quality.Sum
+	var s damage.Sum
 	require.Zero(t, s.Relative())
 	s.Add([]float32{3, 4}, []float32{3, 3})
 	require.InDelta(t, 1.0/25, s.Relative(), 1e-12)
-	o := quality.Sum{Err: 3, Ref: 75}
+	o := damage.Sum{Err: 3, Ref: 75}
 	s.Merge(o)
 	require.InDelta(t, 4.0/100, s.Relative(), 1e-12)
-	require.True(t, math.IsInf(quality.Sum{Err: 1}.Relative(), 1))
+	require.True(t, math.IsInf(damage.Sum{Err: 1}.Relative(), 1))
 }
 
 // Two KV heads, GQA 2, four rows of context and two of tail: the measurement against arithmetic by
@@ -46,9 +46,9 @@ func TestFuture_AgainstByHand(t *testing.T) {
 	block := func(k, v quant.Rows, base int64) []backend.Block {
 		return []backend.Block{{Rows: int32(k.Len()), K: upload(k), V: upload(v), Base: base}}
 	}
-	f := &quality.Future{Group: group, HeadDim: dim, HeadDimV: dim, Pos: []int64{4, 5}}
+	f := &damage.Future{Group: group, HeadDim: dim, HeadDimV: dim, Pos: []int64{4, 5}}
 	f.Q = quanttest.Rows(quanttest.Gaussian, heads*group*n, dim, 9).Data
-	var sum quality.Sum
+	var sum damage.Sum
 	for h := range heads {
 		seed := uint64(10 * h)
 		k, v := quanttest.Rows(quanttest.Gaussian, 4, dim, seed+1), quanttest.Rows(quanttest.Gaussian, 4, dim, seed+2)

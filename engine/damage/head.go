@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package damage
 
 import (
 	"context"
@@ -8,91 +8,92 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/blocks"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/engine/plan"
-	"github.com/kvist-project/kvist/engine/quality"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// headStats is what an error costs in one KV head, measured on the capture's own last queries, or by what
+// Head is what an error costs in one KV head, measured on the capture's own last queries, or by what
 // stands in for them.
-type headStats struct {
-	by pricedBy
+type Head struct {
+	By PricedBy
 	// Damage per unit of squared error in a row of K or V: squared error of the attention output,
 	// mean over queries and query heads.
-	kSensitivity, vSensitivity float64
-	kCurve, vCurve             *plan.Curve
-	queryEnergy                float64   // mean |q|^2
-	outEnergy                  float64   // mean |attention output|^2
+	KSensitivity, VSensitivity float64
+	KCurve, VCurve             *plan.Curve
+	QueryEnergy                float64   // mean |q|^2
+	OutEnergy                  float64   // mean |attention output|^2
 	vDev                       float64   // mean |v - mean v|^2, long rows held
-	meanOut                    []float64 // [head_dim_v] of V weighed by the attention it gets
-	ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
+	MeanOut                    []float64 // [head_dim_v] of V weighed by the attention it gets
+	Ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
 	// kShare is the share of its energy that a row of K is priced at; 0: all of it.
-	kShare float64
+	KShare float64
 }
 
-// pricer measures what errors cost in the heads of layers, through a backend.
-type pricer struct {
-	be        backend.Backend
-	geo       quant.Geometry
-	positions func(first int, dst []int64) error
-	sinks     int  // tokens that are kept finely
-	small     bool // errors are small ones, as those of an archive
-	rowBias   bool // what is coded is attended to with the row bias
-	seed      uint64
-	memo      *memo.Memo
+// Pricer measures what errors cost in the heads of layers, through a backend.
+type Pricer struct {
+	Backend   backend.Backend
+	Geo       quant.Geometry
+	Positions func(first int, dst []int64) error
+	Sinks     int  // tokens that are kept finely
+	Small     bool // errors are small ones, as those of an archive
+	RowBias   bool // what is coded is attended to with the row bias
+	Seed      uint64
+	Memo      *memo.Memo
 }
 
 // probed is a head as its own last queries see it: they attend to the rows before them.
-type probed struct {
-	l         *Layer
-	head      int
-	q         *backend.Queries
-	want      []float32       // outputs over the exact rows
-	tail      []backend.Block // exact rows from l.Past on
-	w         []float32       // weights of the rows before it; nil: all the same
-	shortened bool            // some rows stood apart, and want is of shorter ones
+type Probed struct {
+	Layer     *input.Layer
+	Head      int
+	Queries   *backend.Queries
+	Want      []float32       // outputs over the exact rows
+	Tail      []backend.Block // exact rows from l.Past on
+	Weights   []float32       // weights of the rows before it; nil: all the same
+	Shortened bool            // some rows stood apart, and want is of shorter ones
 }
 
-// calibrate measures what errors cost in a head: on its last queries, or where they tell nothing by what
+// Calibrate measures what errors cost in a head: on its last queries, or where they tell nothing by what
 // stands in for them.
 //
 // w are the weights of the tokens before l.Past, as they were known there; nil: all the same. then, unless nil,
 // is called with what was probed, if anything was.
-func (c *pricer) calibrate(ctx context.Context, l *Layer, head int,
-	w []float32, then func(context.Context, *probed, *headStats) error) (headStats, error) {
+func (c *Pricer) Calibrate(ctx context.Context, l *input.Layer, head int,
+	w []float32, then func(context.Context, *Probed, *Head) error) (Head, error) {
 	st, err := c.calibrated(ctx, l, head, w, then)
 	st.boundOutput()
 	return st, err
 }
 
-func (c *pricer) calibrated(ctx context.Context, l *Layer, head int,
-	w []float32, then func(context.Context, *probed, *headStats) error) (headStats, error) {
-	up := &uploader{be: c.be}
-	defer up.free()
+func (c *Pricer) calibrated(ctx context.Context, l *input.Layer, head int,
+	w []float32, then func(context.Context, *Probed, *Head) error) (Head, error) {
+	up := &input.Uploader{Backend: c.Backend}
+	defer up.Free()
 	past := l.Past()
-	sinks := min(c.sinks, past)
-	blocks, rows, err := exactHead(up, l, head, []int{0, sinks, past, l.Tokens}, true)
+	sinks := min(c.Sinks, past)
+	blocks, rows, err := input.LoadHead(up, l, head, []int{0, sinks, past, l.Tokens}, true)
 	if err != nil {
-		return headStats{}, err
+		return Head{}, err
 	}
-	st := headStats{meanOut: rows.meanValue(w), by: c.canProbe(l, past, sinks)}
-	st.vDev, _ = heldMean(deviations(rows.values, rows.v))
+	st := Head{MeanOut: rows.MeanValue(w), By: c.canProbe(l, past, sinks)}
+	st.vDev, _ = heldMean(deviations(rows.Values, rows.VEnergy))
 	if l.HasQ {
-		q, err := c.lastQueries(l, head, past, len(blocks))
+		q, err := c.LastQueries(l, head, past, len(blocks))
 		if err != nil {
 			return st, err
 		}
 		if q == nil {
-			st.by = byKeysBad
+			st.By = ByKeysBad
 		}
-		if st.by == byQueries {
+		if st.By == byQueries {
 			if err := c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st, then); err != nil {
 				return st, err
 			}
 		}
 	}
-	if st.kSensitivity > 0 && st.vSensitivity > 0 {
+	if st.KSensitivity > 0 && st.VSensitivity > 0 {
 		return st, nil
 	}
 	err = c.standIn(l, &rows, &st)
@@ -103,16 +104,16 @@ func (c *pricer) calibrated(ctx context.Context, l *Layer, head int,
 // noise, errors of the noise seem to cost nothing, and the noise is what tokens tell apart.
 const meanShare = 16
 
-func (s *headStats) boundOutput() {
+func (s *Head) boundOutput() {
 	if s.vDev > 0 {
-		s.outEnergy = min(s.outEnergy, meanShare*s.vDev)
+		s.OutEnergy = min(s.OutEnergy, meanShare*s.vDev)
 	}
 }
 
 // lastQueries samples the queries from position past on, which attend to nb blocks. Those that are not
 // finite are left out; nil where no other is, or all others are zeros.
-func (c *pricer) lastQueries(l *Layer, head, past, nb int) (*backend.Queries, error) {
-	n, group, dim := QueryBudget(l.Tokens), c.geo.GQARatio(), l.K.Dim()
+func (c *Pricer) LastQueries(l *input.Layer, head, past, nb int) (*backend.Queries, error) {
+	n, group, dim := input.QueryBudget(l.Tokens), c.Geo.GQARatio(), l.K.Dim()
 	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.V.Dim(), Scale: float32(1 / math.Sqrt(float64(dim))),
 		Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
 	for i := range n {
@@ -123,7 +124,7 @@ func (c *pricer) lastQueries(l *Layer, head, past, nb int) (*backend.Queries, er
 				return nil, err
 			}
 		}
-		if !finiteValues(rows) {
+		if !input.Finite(rows) {
 			continue
 		}
 		q.Pos = append(q.Pos, int64(at))
@@ -132,7 +133,7 @@ func (c *pricer) lastQueries(l *Layer, head, past, nb int) (*backend.Queries, er
 		}
 		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 	}
-	if q.Q = q.Q[:len(q.Pos)*group*dim]; energyOf(q.Q) == 0 {
+	if q.Q = q.Q[:len(q.Pos)*group*dim]; input.Energy(q.Q) == 0 {
 		return nil, nil
 	}
 	return q, nil
@@ -149,8 +150,8 @@ func probeCoding(bits int) quant.Coding {
 
 // leastProbe is the least width that probes look at. Who only asks for the cost of small errors has no use
 // for the others.
-func (c *pricer) leastProbe() int {
-	if c.small {
+func (c *Pricer) leastProbe() int {
+	if c.Small {
 		return 3
 	}
 	return 1
@@ -161,20 +162,20 @@ func (c *pricer) leastProbe() int {
 // errors in this head cost. It sees what no formula over attention probabilities does: how
 // errors of rows that are alike add up (equal tokens have equal V in the first layer, and equal
 // errors), and how the softmax bends large ones.
-func (c *pricer) probe(ctx context.Context, l *Layer, head int, q *backend.Queries,
-	blocks []backend.Block, sinks, past int, rows rowStats, w []float32, st *headStats,
-	then func(context.Context, *probed, *headStats) error) error {
+func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend.Queries,
+	blocks []backend.Block, sinks, past int, rows input.HeadRows, w []float32, st *Head,
+	then func(context.Context, *Probed, *Head) error) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
-	if err := c.be.Attend(ctx, q, blocks, out, nil); err != nil {
+	if err := c.Backend.Attend(ctx, q, blocks, out, nil); err != nil {
 		return err
 	}
-	if !finiteValues(out) { // scores are beyond the range of float32
-		st.by = byKeysBad
+	if !input.Finite(out) { // scores are beyond the range of float32
+		st.By = ByKeysBad
 		return nil
 	}
-	st.queryEnergy, st.outEnergy = energyOf(q.Q)/outputs, energyOf(out)/outputs
-	for side, energies := range [][]float64{rows.k, rows.v} {
+	st.QueryEnergy, st.OutEnergy = input.Energy(q.Q)/outputs, input.Energy(out)/outputs
+	for side, energies := range [][]float64{rows.KEnergy, rows.VEnergy} {
 		var energy float64
 		for _, e := range energies[sinks:past] {
 			energy += e
@@ -201,30 +202,30 @@ func (c *pricer) probe(ctx context.Context, l *Layer, head int, q *backend.Queri
 			}
 		}
 		if side == 0 {
-			st.kSensitivity, st.kCurve = cost[3], curve
+			st.KSensitivity, st.KCurve = cost[3], curve
 		} else {
-			st.vSensitivity, st.vCurve = cost[3], curve
+			st.VSensitivity, st.VCurve = cost[3], curve
 		}
 	}
 	if then == nil {
 		return nil
 	}
-	p := &probed{l: l, head: head, q: q, want: out, w: w, shortened: rows.shortened}
+	p := &Probed{Layer: l, Head: head, Queries: q, Want: out, Weights: w, Shortened: rows.Shortened}
 	for _, b := range blocks {
 		if b.Base >= int64(past) {
-			p.tail = append(p.tail, b)
+			p.Tail = append(p.Tail, b)
 		}
 	}
 	return then(ctx, p, st)
 }
 
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
-func (c *pricer) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
-	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
+func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries,
+	exact []backend.Block, sinks, past, side int, coding quant.Coding,
 	want []float32) (float64, error) {
-	up := &uploader{be: c.be}
-	defer up.free()
-	coded := slices.Clone(blocks)
+	up := &input.Uploader{Backend: c.Backend}
+	defer up.Free()
+	coded := slices.Clone(exact)
 	var jobs []backend.EncodeJob
 	for i := range coded {
 		b := &coded[i]
@@ -235,13 +236,13 @@ func (c *pricer) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
 		if side == 1 {
 			t, from = l.V, &b.V
 		} else {
-			b.Noise = noiseOf(coding, c.rowBias)
+			b.Noise = blocks.Noise(coding, c.RowBias)
 		}
-		dst, err := up.alloc(int64(coding.PackedBytes(int(b.Rows), t.Dim())))
+		dst, err := up.Alloc(int64(coding.PackedBytes(int(b.Rows), t.Dim())))
 		if err != nil {
 			return 0, err
 		}
-		to := backend.Side{Coding: coding, Data: dst, Seed: c.seed}
+		to := backend.Side{Coding: coding, Data: dst, Seed: c.Seed}
 		jobs = append(
 			jobs,
 			backend.EncodeJob{
@@ -254,14 +255,14 @@ func (c *pricer) probeAt(ctx context.Context, l *Layer, q *backend.Queries,
 		)
 		*from = to
 	}
-	if err := c.be.Encode(ctx, jobs); err != nil {
+	if err := c.Backend.Encode(ctx, jobs); err != nil {
 		return 0, err
 	}
 	got := make([]float32, len(want))
-	if err := c.be.Attend(ctx, q, coded, got, nil); err != nil {
+	if err := c.Backend.Attend(ctx, q, coded, got, nil); err != nil {
 		return 0, err
 	}
-	var sum quality.Sum
+	var sum Sum
 	sum.Add(want, got)
 	return sum.Err, nil
 }
@@ -275,11 +276,11 @@ type probeKey struct {
 }
 
 // probedAt is probeAt, or what it gave before.
-func (c *pricer) probedAt(ctx context.Context, l *Layer, q *backend.Queries,
+func (c *Pricer) probedAt(ctx context.Context, l *input.Layer, q *backend.Queries,
 	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
 	want []float32) (float64, error) {
-	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.seed, c.rowBias}
-	return memo.Of(c.memo, key, func() (float64, error) {
+	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.Seed, c.RowBias}
+	return memo.Of(c.Memo, key, func() (float64, error) {
 		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
 	})
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package captured
 
 import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -13,8 +14,8 @@ import (
 // large enough that tables vanish.
 const rowSegmentValues = 1 << 20
 
-func newInput(src *capture.Source, segment int) (*Input, error) {
-	in := &Input{Name: src.Name(), Model: src.Meta().Model, KV: src.Kind() == capture.KV, First: src.Meta().FirstPosition}
+func Of(src *capture.Source, segment int) (*input.Data, error) {
+	in := &input.Data{Name: src.Name(), Model: src.Meta().Model, KV: src.Kind() == capture.KV, First: src.Meta().FirstPosition}
 	in.Positions = func(first int, dst []int64) error { return src.ReadPositions(false, first, dst) }
 	if src.HasSurprisal(false) {
 		in.Surprisal = func(first int, dst []float32) error { return src.ReadSurprisal(false, first, dst) }
@@ -30,7 +31,7 @@ func newInput(src *capture.Source, segment int) (*Input, error) {
 		for i, a := range acts {
 			in.Layers = append(
 				in.Layers,
-				Layer{Name: fmt.Sprintf("tensor %q", a.Name), Index: i, Number: i,
+				input.Layer{Name: fmt.Sprintf("tensor %q", a.Name), Index: i, Number: i,
 					K: a.Tensor, Heads: 1, Tokens: a.Rows, Segment: seg},
 			)
 		}
@@ -42,27 +43,27 @@ func newInput(src *capture.Source, segment int) (*Input, error) {
 	}
 	in.Geo = src.Geometry()
 	for i, n := range src.Layers() {
-		l := Layer{Name: fmt.Sprintf("layer %d", n), Index: i, Number: n, HasV: true,
+		l := input.Layer{Name: fmt.Sprintf("layer %d", n), Index: i, Number: n, HasV: true,
 			Heads: in.Geo.KVHeads, Tokens: src.Tokens(), Segment: segment}
 		l.K, l.V = kv(src, n, capture.K), kv(src, n, capture.V)
 		l.Q = kv(src, n, capture.Q)
 		l.HasQ = l.Q != nil
 		if src.HasNext(n) {
 			q, _ := src.KV(n, capture.QNext)
-			l.Next = &Next{K: kv(src, n, capture.KNext), V: kv(src, n, capture.VNext), Q: q, Heads: q.Heads(),
+			l.Next = &input.Next{K: kv(src, n, capture.KNext), V: kv(src, n, capture.VNext), Q: q, Heads: q.Heads(),
 				Tokens: src.TokensNext()}
 		}
 		in.Layers = append(in.Layers, l)
 		in.Heads += l.Heads
 	}
 	if len(in.Layers) == 0 {
-		return nil, fmt.Errorf("kvist/offline: %s holds no layers: %w", src.Name(), quant.ErrShape)
+		return nil, fmt.Errorf("kvist/captured: %s holds no layers: %w", src.Name(), quant.ErrShape)
 	}
 	return in, nil
 }
 
 // kv returns a side of a layer, nil where the capture lacks it.
-func kv(src *capture.Source, layer int, part capture.Part) Tensor {
+func kv(src *capture.Source, layer int, part capture.Part) input.Tensor {
 	if t, ok := src.KV(layer, part); ok {
 		return t
 	}

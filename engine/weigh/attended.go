@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package weigh
 
 import (
 	"context"
@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -15,16 +16,16 @@ import (
 // keyChunk is the tokens whose keys are held at a time while attention is measured.
 var keyChunk = 8192
 
-// attended weighs the tokens of a layer as weigh does, for profiles that know relevance alone and
+// attended weighs the tokens of a layer as Weigh does, for profiles that know relevance alone and
 // with all heads of the layer in one call of the backend.
-func (c *weigher) attended(ctx context.Context, l *Layer, p importance.Weighting) (w [][]float32,
-	use ImportanceUse, err error) {
+func (c *Weigher) attended(ctx context.Context, l *input.Layer, p importance.Weighting) (w [][]float32,
+	use Use, err error) {
 	windows, err := c.windows(l, p)
 	if err != nil {
 		return nil, use, err
 	}
-	keys := &layerKeys{be: c.be, l: l, up: uploader{be: c.be}}
-	defer keys.up.free()
+	keys := &layerKeys{be: c.Backend, l: l, up: input.Uploader{Backend: c.Backend}}
+	defer keys.up.Free()
 	if err := keys.standIns(); err != nil {
 		return nil, use, err
 	}
@@ -36,7 +37,7 @@ func (c *weigher) attended(ctx context.Context, l *Layer, p importance.Weighting
 	for h := range w {
 		for _, q := range windows {
 			// Scores can be beyond the range of float32 though queries and keys are not.
-			q.bad[h] = q.bad[h] || !finiteValues(q.sums[h])
+			q.bad[h] = q.bad[h] || !input.Finite(q.sums[h])
 		}
 		bad := func(q *window) bool { return q.bad[h] }
 		if slices.ContainsFunc(windows, bad) {
@@ -163,8 +164,8 @@ func observed(p importance.Weighting, tokens int) (spans [][2]int) {
 }
 
 // windows reads the queries of a layer that count.
-func (c *weigher) windows(l *Layer, p importance.Weighting) ([]*window, error) {
-	group, dim := c.geo.GQARatio(), l.K.Dim()
+func (c *Weigher) windows(l *input.Layer, p importance.Weighting) ([]*window, error) {
+	group, dim := c.Geo.GQARatio(), l.K.Dim()
 	var all []*window
 	for _, span := range observed(p, l.Tokens) {
 		n := span[1]
@@ -178,7 +179,7 @@ func (c *weigher) windows(l *Layer, p importance.Weighting) ([]*window, error) {
 				if err := l.Q.ReadF32(h*group+g, w.first, n, rows); err != nil {
 					return nil, err
 				}
-				w.bad[h] = w.bad[h] || !finiteValues(rows)
+				w.bad[h] = w.bad[h] || !input.Finite(rows)
 				for j := range n {
 					copy(q[(j*group+g)*dim:], rows[j*dim:(j+1)*dim])
 				}
@@ -257,8 +258,8 @@ func (w *window) collect(blocks []backend.Block, first int, measure func(*backen
 // layerKeys holds the keys of a chunk of tokens, as a block of each KV head.
 type layerKeys struct {
 	be     backend.Backend
-	l      *Layer
-	up     uploader
+	l      *input.Layer
+	up     input.Uploader
 	zeros  backend.Span // in place of V: only the log-sum-exp is wanted
 	bufs   []backend.Span
 	blocks []backend.Block
@@ -268,11 +269,11 @@ type layerKeys struct {
 
 func (k *layerKeys) standIns() (err error) {
 	n := min(k.l.Tokens, keyChunk)
-	if k.zeros, err = k.up.alloc(int64(n) * 2 * standInDim); err != nil {
+	if k.zeros, err = k.up.Alloc(int64(n) * 2 * standInDim); err != nil {
 		return err
 	}
 	for range k.l.Heads {
-		b, err := k.up.alloc(int64(n) * int64(k.l.K.RowBytes()))
+		b, err := k.up.Alloc(int64(n) * int64(k.l.K.RowBytes()))
 		if err != nil {
 			return err
 		}
@@ -296,7 +297,7 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 			return nil, err
 		}
 		for r := range n {
-			if row := raw[r*size : (r+1)*size]; !finiteRow(l.K.DType(), row) {
+			if row := raw[r*size : (r+1)*size]; !input.FiniteRow(l.K.DType(), row) {
 				clear(row)
 			}
 		}
@@ -306,7 +307,7 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 		}
 		data.Len, zeros.Len = int64(len(raw)), int64(n)*2*standInDim
 		k.blocks = append(k.blocks, backend.Block{Layer: int32(l.Number), KVHead: int32(h), Rows: int32(n),
-			Base: int64(first), K: backend.Side{Coding: exact(l.K), Data: data},
+			Base: int64(first), K: backend.Side{Coding: input.Exact(l.K), Data: data},
 			V: backend.Side{Coding: quant.Coding{Format: quant.F16}, Data: zeros}})
 	}
 	return k.blocks, nil

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package input
 
 import (
 	"encoding/binary"
@@ -46,7 +46,7 @@ type Next struct {
 }
 
 // Input is the layers of a cache, or tensors of activations.
-type Input struct {
+type Data struct {
 	Name   string // for messages
 	Model  string // "" where it is not known
 	KV     bool
@@ -61,7 +61,7 @@ type Input struct {
 }
 
 // Values returns the number of values of all rows: what bits a value divides by.
-func (in *Input) Values() int64 {
+func (in *Data) Values() int64 {
 	var n int64
 	for i := range in.Layers {
 		n += int64(in.Layers[i].Heads) * int64(in.Layers[i].Tokens) * int64(in.Layers[i].Dims())
@@ -100,27 +100,27 @@ func (l *Layer) Past() int {
 }
 
 // exact returns the coding that keeps rows of t bit by bit.
-func exact(t Tensor) quant.Coding { return quant.Coding{Format: t.DType().Format()} }
+func Exact(t Tensor) quant.Coding { return quant.Coding{Format: t.DType().Format()} }
 
-// finiteValues reports whether no value is NaN or Inf.
-func finiteValues(x []float32) bool { return half.Finite(x) }
+// Finite reports whether no value is NaN or Inf.
+func Finite(x []float32) bool { return half.Finite(x) }
 
-// finiteRows moves the rows of x, [rows * dim], that hold neither NaN nor Inf to its front, and returns them.
-func finiteRows(x []float32, dim int) []float32 {
-	if finiteValues(x) {
+// FiniteOf moves the rows of x, [rows * dim], that hold neither NaN nor Inf to its front, and returns them.
+func FiniteOf(x []float32, dim int) []float32 {
+	if Finite(x) {
 		return x
 	}
 	kept := x[:0]
 	for r := 0; r < len(x); r += dim {
-		if row := x[r : r+dim]; finiteValues(row) {
+		if row := x[r : r+dim]; Finite(row) {
 			kept = append(kept, row...)
 		}
 	}
 	return kept
 }
 
-// finiteRow reports whether a raw row holds neither NaN nor Inf.
-func finiteRow(dt quant.DType, row []byte) bool {
+// FiniteRow reports whether a raw row holds neither NaN nor Inf.
+func FiniteRow(dt quant.DType, row []byte) bool {
 	switch dt {
 	case quant.Float32:
 		for i := 0; i+4 <= len(row); i += 4 {

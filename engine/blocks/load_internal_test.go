@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package blocks
 
 import (
 	"encoding/binary"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -25,7 +26,7 @@ func TestPackRow_AsTheReference(t *testing.T) {
 			if want&0x7fff == 0x7c00 && !math.IsInf(float64(v), 0) {
 				want-- // the largest number there is
 			}
-			packRow(got[:], quant.Float16, []float32{v})
+			PackRow(got[:], quant.Float16, []float32{v})
 			require.Equal(t, want, binary.LittleEndian.Uint16(got[:]), "%v", v)
 		}
 	}
@@ -42,7 +43,7 @@ func TestFiniteRow(t *testing.T) {
 					binary.LittleEndian.PutUint16(row[2*i:], uint16(0xfbff-i))
 				}
 				binary.LittleEndian.PutUint16(row[2*at:], h)
-				require.Equal(t, want, finiteRow(quant.Float16, row), "%#04x at %d of %d", h, at, n)
+				require.Equal(t, want, input.FiniteRow(quant.Float16, row), "%#04x at %d of %d", h, at, n)
 			}
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package damage
 
 import (
 	"cmp"
@@ -8,12 +8,13 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// PriceUse says by what the errors of heads were priced. Rows without attention, and lossless files, have no
+// Use says by what the errors of heads were priced. Rows without attention, and lossless files, have no
 // heads to price.
-type PriceUse struct {
+type Use struct {
 	Heads   int // heads that were priced
 	Queries int // of them, on the capture's own last queries
 	Profile int // by the steps of a profile
@@ -23,31 +24,31 @@ type PriceUse struct {
 	Reason  string
 }
 
-// pricedBy says by what the errors of a head were priced.
-type pricedBy uint8
+// PricedBy says by what the errors of a head were priced.
+type PricedBy uint8
 
 const (
-	byNothing pricedBy = iota // rows without attention
+	byNothing PricedBy = iota // rows without attention
 	byQueries
-	byProfile
+	ByProfile
 	// K stands in for the queries.
 	byKeysAlone
 	byKeysFew
 	byKeysDim
-	byKeysBad
+	ByKeysBad
 )
 
 // whyKeys says why K stands in for the queries.
-var whyKeys = map[pricedBy]string{
+var whyKeys = map[PricedBy]string{
 	byKeysAlone: "the capture holds no queries",
 	byKeysFew:   "the capture is too short to measure on its queries",
 	byKeysDim:   "errors of rows of this length are not measured",
-	byKeysBad:   "the last queries are all NaN, Inf, zero or beyond what scores can be",
+	ByKeysBad:   "the last queries are all NaN, Inf, zero or beyond what scores can be",
 }
 
-func (u *PriceUse) add(stats []headStats) {
+func (u *Use) Add(stats []Head) {
 	for i := range stats {
-		by := stats[i].by
+		by := stats[i].By
 		if by == byNothing {
 			continue
 		}
@@ -55,7 +56,7 @@ func (u *PriceUse) add(stats []headStats) {
 		switch by {
 		case byQueries:
 			u.Queries++
-		case byProfile:
+		case ByProfile:
 			u.Profile++
 		default:
 			u.StandIn++
@@ -65,7 +66,7 @@ func (u *PriceUse) add(stats []headStats) {
 }
 
 // canProbe says by what a head of the layer is priced, before its queries were looked at.
-func (c *pricer) canProbe(l *Layer, past, sinks int) pricedBy {
+func (c *Pricer) canProbe(l *input.Layer, past, sinks int) PricedBy {
 	c3 := probeCoding(3)
 	switch {
 	case !l.HasQ:
@@ -95,29 +96,29 @@ const mostMean = 8
 
 // standIn fills in what was not measured on queries. Attention is taken as even and queries as long as
 // keys: then V costs a^2 |dv|^2 and K costs a^2 |v - mean v|^2 |q|^2 |dk|^2 / head_dim^2, with a = 1/tokens.
-func (c *pricer) standIn(l *Layer, rows *rowStats, st *headStats) error {
+func (c *Pricer) standIn(l *input.Layer, rows *input.HeadRows, st *Head) error {
 	n := float64(max(1, l.Tokens))
-	if !(st.queryEnergy > 0) {
+	if !(st.QueryEnergy > 0) {
 		mean, median, err := c.keyEnergy(l, rows)
 		if err != nil {
 			return err
 		}
-		st.queryEnergy = mean
-		if _, whole := heldMean(rows.k); whole > mostMean*median {
-			st.kShare = mostMean * median / whole
+		st.QueryEnergy = mean
+		if _, whole := heldMean(rows.KEnergy); whole > mostMean*median {
+			st.KShare = mostMean * median / whole
 		}
 	}
-	if !(st.outEnergy > 0) {
-		st.outEnergy, _ = heldMean(rows.v)
+	if !(st.OutEnergy > 0) {
+		st.OutEnergy, _ = heldMean(rows.VEnergy)
 	}
-	if !(st.vSensitivity > 0) {
-		st.vSensitivity = 1 / (n * n)
+	if !(st.VSensitivity > 0) {
+		st.VSensitivity = 1 / (n * n)
 	}
-	if !(st.kSensitivity > 0) {
+	if !(st.KSensitivity > 0) {
 		dim := float64(l.K.Dim())
-		st.kSensitivity = st.vDev * st.queryEnergy / (dim * dim) / (n * n)
-		if !c.small {
-			st.kSensitivity *= hotBend
+		st.KSensitivity = st.vDev * st.QueryEnergy / (dim * dim) / (n * n)
+		if !c.Small {
+			st.KSensitivity *= hotBend
 		}
 	}
 	return nil
@@ -126,24 +127,24 @@ func (c *pricer) standIn(l *Layer, rows *rowStats, st *headStats) error {
 // keyEnergy returns the squared length of queries that K stands in for, and the median of that of its rows.
 // What rows have in common may be that of before or of after the rotary embedding: a bias of the projection
 // is turned with the rows, and so is no mean of what is stored. The one that leaves less counts.
-func (c *pricer) keyEnergy(l *Layer, rows *rowStats) (mean, median float64, err error) {
-	mean, median = heldMean(deviations(rows.keys, rows.k))
-	turns := archive.NewRope(c.geo.Rope)
+func (c *Pricer) keyEnergy(l *input.Layer, rows *input.HeadRows) (mean, median float64, err error) {
+	mean, median = heldMean(deviations(rows.Keys, rows.KEnergy))
+	turns := archive.NewRope(c.Geo.Rope)
 	if len(turns.Freqs) == 0 {
 		return mean, median, nil
 	}
 	var still []quant.Rows
 	first := 0
-	for _, k := range rows.keys {
+	for _, k := range rows.Keys {
 		k.Data = slices.Clone(k.Data)
 		pos := make([]int64, k.Len())
-		if err := c.positions(first, pos); err != nil {
+		if err := c.Positions(first, pos); err != nil {
 			return 0, 0, err
 		}
 		turns.Undo(k.Data, k.Dim, pos)
 		still, first = append(still, k), first+k.Len()
 	}
-	if m, d := heldMean(deviations(still, rows.k)); m < mean {
+	if m, d := heldMean(deviations(still, rows.KEnergy)); m < mean {
 		mean, median = m, d
 	}
 	return mean, median, nil

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package weigh
 
 import (
 	"bytes"
@@ -15,6 +15,7 @@ import (
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -84,7 +85,7 @@ func badSpots(tokens int) (all [][]int) {
 }
 
 // Wherever queries of a head are not finite, the windows that hold them are left out of its weights and out of
-// nothing else: both ways to weigh agree, and other heads weigh as if nothing were wrong.
+// nothing else: both ways to Weigh agree, and other heads Weigh as if nothing were wrong.
 func TestWeigh_BadQueries(t *testing.T) {
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
@@ -98,10 +99,10 @@ func TestWeigh_BadQueries(t *testing.T) {
 		for _, text := range []string{"default", "default,mix=0", "default,mix=1,window=48", "default,window=1"} {
 			p, err := importance.ParseWeighting(text)
 			require.NoError(t, err)
-			weigh := func(src *capture.Source) (heads, layer [][]float32, a, b ImportanceUse) {
-				in, err := newInput(src, 512)
+			weigh := func(src *capture.Source) (heads, layer [][]float32, a, b Use) {
+				in, err := captured.Of(src, 512)
 				require.NoError(t, err)
-				c := &weigher{be: be, geo: in.Geo, recipe: text}
+				c := &Weigher{Backend: be, Geo: in.Geo, Recipe: text}
 				heads, a, err = c.weighHeads(ctx, &in.Layers[0], p)
 				require.NoError(t, err)
 				layer, b, err = c.attended(ctx, &in.Layers[0], p)
