@@ -70,7 +70,7 @@ func (a *archiver) lossyTo(ctx context.Context, w io.Writer, weights Weights, to
 func (a *archiver) measure(ctx context.Context, weights Weights) error {
 	c := a.compressor
 	n := len(c.in.Layers)
-	c.seg.stats, a.classes = make([][]damage.Head, n), make([][][]uint8, n)
+	c.seg.Stats, a.classes = make([][]damage.Head, n), make([][][]uint8, n)
 	uses := make([]weigh.Use, n)
 	err := c.eachLayer(ctx, "measuring", runtime.GOMAXPROCS(0), func(l *input.Layer) error {
 		w, err := c.given(weights, l)
@@ -114,7 +114,7 @@ func (a *archiver) measureLayer(ctx context.Context, l *input.Layer, w [][]float
 		}
 		classes[h] = a.classOf(l, hw)
 	}
-	a.seg.stats[l.Index], a.classes[l.Index] = stats, classes
+	a.seg.Stats[l.Index], a.classes[l.Index] = stats, classes
 	return nil
 }
 

@@ -21,7 +21,7 @@ const losslessSegment = 8192
 
 // losslessTo writes an archive that keeps every row bit by bit.
 func (a *archiver) losslessTo(ctx context.Context, w io.Writer) (*Result, error) {
-	a.seg.stats = make([][]damage.Head, len(a.in.Layers))
+	a.seg.Stats = make([][]damage.Head, len(a.in.Layers))
 	if err := a.prepareHeader(); err != nil {
 		return nil, err
 	}

@@ -362,7 +362,7 @@ func (d *decompressor) writeArchived(rec *container.Record, rows [][]byte, bias 
 					b[t] = 0
 				}
 			}
-			if err := d.out.WriteAt(tensorName(d.h.Layers[rec.Layer], "bias"), 4*at, floats(b)); err != nil {
+			if err := d.out.WriteAt(tensorName(d.h.Layers[rec.Layer], "bias"), 4*at, input.AppendFloats(nil, b)); err != nil {
 				return err
 			}
 		}

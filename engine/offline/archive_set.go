@@ -36,7 +36,7 @@ func (a *archiver) chooseSet(ctx context.Context) error {
 		ts := a.params.Set.Find(l.Number)
 		s := make([]int, len(ts))
 		for h := range l.Heads {
-			st := &a.seg.stats[i][h]
+			st := &a.seg.Stats[i][h]
 			for side := range 1 + min(1, l.DimV()) {
 				j := h*(1+min(1, l.DimV())) + side
 				sens := st.KSensitivity

@@ -18,6 +18,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/segment"
 	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -86,8 +87,8 @@ type compressor struct {
 	header *container.Header
 	aux    []*container.Aux
 	// weights are kept because merged rows are means by weight: 4 bytes a token and KV head.
-	seg       *builder
-	main      *planning
+	seg       *segment.Builder
+	main      *segment.Problem
 	firstPart []int // [layers] the first of its parts
 	use       weigh.Use
 	// sensitivity are the factors of the profile, or nil.
@@ -158,19 +159,19 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 		return nil, err
 	}
 	c := &compressor{src: src, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
-		use: weigh.Use{Profile: cfg.Importance}, seg: &builder{specs: specsOf(cfg.levels(in.Values()))}}
+		use: weigh.Use{Profile: cfg.Importance}, seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values()))}}
 	if c.cfg.RowBias == Auto {
 		c.cfg.RowBias = Off
 		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
-		if c.cfg.Form == FormHot && (len(c.seg.specs) == 0 || !weighs) {
+		if c.cfg.Form == FormHot && (len(c.seg.Specs) == 0 || !weighs) {
 			c.cfg.RowBias = On // FULL alone
 		}
 	}
-	c.seg = &builder{be: be, in: in, price: c.pricer(), memo: cfg.Memo, seed: cfg.Seed,
-		menus: menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, specs: c.seg.specs, sinks: cfg.Sinks, window: cfg.Window,
-		expect: cfg.Unseen, nonfinite: cfg.AllowNonfinite, rowBias: c.rowBias(), recipe: cfg.Importance,
-		weighted: cfg.Weighted, factors: c.factors}
-	c.main = newPlanning(c.seg)
+	c.seg = &segment.Builder{Backend: be, Input: in, Price: c.pricer(), Memo: cfg.Memo, Seed: cfg.Seed,
+		Menus: segment.Menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, Specs: c.seg.Specs, Sinks: cfg.Sinks, Window: cfg.Window,
+		Unseen: cfg.Unseen, KeepNonfinite: cfg.AllowNonfinite, RowBias: c.rowBias(), Recipe: cfg.Importance,
+		Weighted: cfg.Weighted, Factors: c.factors}
+	c.main = segment.NewProblem(c.seg)
 	return c, nil
 }
 
@@ -182,7 +183,7 @@ func (c *compressor) weigher() *weigh.Weigher {
 
 // prices says by what the errors of all heads were priced.
 func (c *compressor) prices() (u damage.Use) {
-	for _, stats := range c.seg.stats {
+	for _, stats := range c.seg.Stats {
 		u.Add(stats)
 	}
 	return u
@@ -200,8 +201,8 @@ func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
 // prepare surveys the capture and prices every block, layers side by side.
 func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	n := len(c.in.Layers)
-	c.seg.stats, c.seg.weights = make([][]damage.Head, n), make([]weigh.Weights, n)
-	parts, uses := make([][]part, n), make([]weigh.Use, n)
+	c.seg.Stats, c.seg.Weights = make([][]damage.Head, n), make([]weigh.Weights, n)
+	parts, uses := make([][]segment.Part, n), make([]weigh.Use, n)
 	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *input.Layer) error {
 		i := l.Index
 		w, err := c.given(weights, l)
@@ -212,8 +213,8 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 		if err != nil {
 			return err
 		}
-		c.seg.weights[i] = c.weigher().Level(l, w, past)
-		parts[i], err = c.seg.survey(ctx, l)
+		c.seg.Weights[i] = c.weigher().Level(l, w, past)
+		parts[i], err = c.seg.Survey(ctx, l)
 		return err
 	})
 	if err != nil {
@@ -221,16 +222,16 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	}
 	for i := range parts {
 		c.use.Add(uses[i])
-		c.firstPart = append(c.firstPart, len(c.main.parts))
+		c.firstPart = append(c.firstPart, len(c.main.Parts))
 		for _, p := range parts[i] {
-			if err := c.main.add(p); err != nil {
+			if err := c.main.Add(p); err != nil {
 				return err
 			}
 		}
 		parts[i] = nil
 	}
 	c.use.Conclude()
-	if err := c.main.ready(); err != nil {
+	if err := c.main.Ready(); err != nil {
 		return err
 	}
 	return c.prepareHeader()
@@ -298,7 +299,7 @@ func (c *compressor) prepareHeader() error {
 					quant.ErrUnsupported,
 				)
 			}
-			for _, st := range c.seg.stats[i] {
+			for _, st := range c.seg.Stats[i] {
 				h.QueryEnergy = append(h.QueryEnergy, float32(st.QueryEnergy))
 				anyQ = anyQ || st.By != damage.ByKeysBad
 			}
@@ -352,7 +353,7 @@ func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) e
 			for h := range rec.Heads {
 				var err error
 				at := c.firstPart[li] + h*l.Segments() + s
-				if rec.Heads[h].Blocks, err = c.main.blocks(p, at); err != nil {
+				if rec.Heads[h].Blocks, err = storedBlocks(c.main, p, at); err != nil {
 					return err
 				}
 			}
@@ -364,25 +365,25 @@ func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) e
 	return nil
 }
 
-// blocks returns the blocks of a part as the file stores them.
-func (n *planning) blocks(p *plan.Plan, at int) (blocks []container.Block, err error) {
+// storedBlocks returns the blocks of a part as the file stores them.
+func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.Block, err error) {
 	var runs [][][]uint16 // of each block: the tokens of its rows
-	err = n.chosen(p, at, func(s stored) error {
+	err = n.Chosen(p, at, func(s segment.Stored) error {
 		i := slices.IndexFunc(blocks, func(o container.Block) bool {
-			return o.Level == s.level && o.K == s.k && o.V == s.v
+			return o.Level == s.Level && o.K == s.K && o.V == s.V
 		})
 		if i < 0 {
 			i = len(blocks)
-			blocks = append(blocks, container.Block{Level: s.level, K: s.k, V: s.v})
+			blocks = append(blocks, container.Block{Level: s.Level, K: s.K, V: s.V})
 			runs = append(runs, nil)
 		}
-		if s.counts == nil {
-			blocks[i].Tokens = append(blocks[i].Tokens, s.tokens...)
+		if s.Counts == nil {
+			blocks[i].Tokens = append(blocks[i].Tokens, s.Tokens...)
 			return nil
 		}
 		from := 0
-		for _, count := range s.counts {
-			runs[i] = append(runs[i], s.tokens[from:from+int(count)])
+		for _, count := range s.Counts {
+			runs[i] = append(runs[i], s.Tokens[from:from+int(count)])
 			from += int(count)
 		}
 		return nil

@@ -4,18 +4,17 @@ package offline
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
 	"math"
-	"slices"
 
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/blocks"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -145,24 +144,12 @@ func (d *decompressor) open(w io.WriterAt) error {
 		return inner
 	}
 	if g.Rope.InvFreq != nil {
-		return d.out.WriteAt("rope_inv_freq", 0, floats(g.Rope.InvFreq))
+		return d.out.WriteAt("rope_inv_freq", 0, input.AppendFloats(nil, g.Rope.InvFreq))
 	}
 	return nil
 }
 
 func tensorName(layer int, part string) string { return fmt.Sprintf("layers.%d.%s", layer, part) }
-
-func floats(x []float32) []byte { return appendFloats(nil, x) }
-
-func appendFloats(dst []byte, x []float32) []byte {
-	at := len(dst)
-	dst = slices.Grow(dst, 4*len(x))[:at+4*len(x)]
-	b := dst[at:]
-	for i, v := range x {
-		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
-	}
-	return dst
-}
 
 // scan finds the layers with dropped or lost tokens. Only damage and drops matter, so a file
 // whose records all hold FULL blocks is read once more in segment.
@@ -262,7 +249,7 @@ func (d *decompressor) segment(layer, seg int) error {
 			if err := d.biases(rec, hi, kDim, layer, bias); err != nil {
 				return err
 			}
-			if err := d.out.WriteAt(tensorName(d.h.Layers[layer], "bias"), 4*at, floats(bias)); err != nil {
+			if err := d.out.WriteAt(tensorName(d.h.Layers[layer], "bias"), 4*at, input.AppendFloats(nil, bias)); err != nil {
 				return err
 			}
 		}

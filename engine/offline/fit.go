@@ -30,7 +30,7 @@ func (c *compressor) choose(ctx context.Context) (choice *plan.Plan, measured fl
 // fit finds the plan whose whole file comes closest to total bytes from below. What tables and
 // padding take depends on the plan, so the planner's budget is moved until the file fits.
 func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
-	leastPlan := c.main.solver.Least()
+	leastPlan := c.main.Solver.Least()
 	least, err := c.fileBytes(leastPlan)
 	if err != nil {
 		return nil, 0, err
@@ -44,7 +44,7 @@ func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
 	// The tables of the least plan are the first guess at those of the plan to be.
 	budget := min(high, max(low, total-(least-low)))
 	for range 24 {
-		p, err := c.main.solver.Solve(budget)
+		p, err := c.main.Solver.Solve(budget)
 		if err != nil {
 			return nil, 0, err
 		}

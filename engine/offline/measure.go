@@ -417,7 +417,7 @@ func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) 
 			)
 		}
 	}
-	best := c.main.solver.Best()
+	best := c.main.Solver.Best()
 	top, err := c.fileBytes(best)
 	if err != nil {
 		return nil, 0, err
@@ -437,7 +437,7 @@ func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) 
 	}
 	// The measured error follows the planner's damage: error = factor * damage^power, with a power
 	// near 1. The last two plans that were measured say which damage to try next.
-	low, high := c.main.solver.Least().Bytes, best.Bytes
+	low, high := c.main.Solver.Least().Bytes, best.Bytes
 	lastDamage, lastErr, power := 1.0, 1.0, 1.0
 	const rounds = 10
 	for i := range rounds {
@@ -478,7 +478,7 @@ func (c *compressor) guess(damage float64, low, high int64) (*plan.Plan, error) 
 	var p *plan.Plan
 	for from < to {
 		var err error
-		if p, err = c.main.solver.Solve((from + to) / 2); err != nil {
+		if p, err = c.main.Solver.Solve((from + to) / 2); err != nil {
 			return nil, err
 		}
 		if p.Damage > damage {

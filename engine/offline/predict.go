@@ -27,7 +27,7 @@ func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error)
 	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *input.Layer) error {
 		var e, ref float64
 		for h := range l.Heads {
-			he, hr, ok, err := c.seg.rehearse(ctx, l, h, p.Slope)
+			he, hr, ok, err := c.seg.Rehearse(ctx, l, h, p.Slope)
 			if err != nil {
 				return err
 			}

@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/segment"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -134,10 +135,10 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 		for h := range heads {
 			heads[h].Layer, heads[h].KVHead = l.Number, h
 		}
-		for _, p := range c.main.parts[c.firstPart[i]:][:l.Heads*l.Segments()] {
-			st, h := &c.seg.stats[i][p.head], &heads[p.head]
-			for _, b := range p.variants[0].cells {
-				if b.kind != cellFree {
+		for _, p := range c.main.Parts[c.firstPart[i]:][:l.Heads*l.Segments()] {
+			st, h := &c.seg.Stats[i][p.Head], &heads[p.Head]
+			for _, b := range p.Variants[0].Cells {
+				if b.Kind != segment.Free {
 					continue
 				}
 				for _, side := range []struct {
@@ -146,8 +147,8 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg C
 					dim    int
 					damage float64
 					sum    *float64
-				}{{k, st.KCurve, l.K.Dim(), b.kDamage, &h.K}, {v, st.VCurve, l.V.Dim(), b.vDamage, &h.V}} {
-					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.rows(), side.dim)
+				}{{k, st.KCurve, l.K.Dim(), b.KDamage, &h.K}, {v, st.VCurve, l.V.Dim(), b.VDamage, &h.V}} {
+					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.Rows(), side.dim)
 					if err != nil {
 						return nil, fmt.Errorf("kvist/offline: %s: %w", l.Name, err)
 					}

@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/segment"
 	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -167,41 +168,41 @@ func (c *compressor) samePlan(r *container.Reader, p *plan.Plan) error {
 
 func (c *compressor) explain(p *plan.Plan) (*Why, error) {
 	why := &Why{Slope: p.Slope, Predicted: p.Damage, Blocks: []WhyBlock{}, Parts: []WhyPart{}}
-	for at := range c.main.parts {
-		x := &c.main.parts[at]
-		err := c.main.chosen(p, at, func(s stored) error {
+	for at := range c.main.Parts {
+		x := &c.main.Parts[at]
+		err := c.main.Chosen(p, at, func(s segment.Stored) error {
 			why.Blocks = append(why.Blocks, c.whyBlock(p, x, s))
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		if len(x.variants) > 1 {
+		if len(x.Variants) > 1 {
 			why.Parts = append(why.Parts, c.whyPart(p, at))
 		}
 	}
 	return why, nil
 }
 
-var kindNames = [...]string{cellFree: "free", cellSink: "sink", cellExact: "exact"}
+var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact"}
 
-func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
-	l := &c.in.Layers[x.layer]
-	b := WhyBlock{Layer: int(x.layer), Head: int(x.head), Segment: int(x.segment), Tokens: s.tokens,
-		Rows: s.rows(), Kind: kindNames[s.kind], Level: s.level.String(), Weight: 1,
+func (c *compressor) whyBlock(p *plan.Plan, x *segment.Part, s segment.Stored) WhyBlock {
+	l := &c.in.Layers[x.Layer]
+	b := WhyBlock{Layer: int(x.Layer), Head: int(x.Head), Segment: int(x.Segment), Tokens: s.Tokens,
+		Rows: s.Rows(), Kind: kindNames[s.Kind], Level: s.Level.String(), Weight: 1,
 		Sides: []WhySide{}}
-	first, _ := l.Span(int(x.segment))
-	if w := c.seg.weights[x.layer].Now[x.head]; w != nil {
-		part := make([]float32, len(s.tokens))
-		for i, t := range s.tokens {
+	first, _ := l.Span(int(x.Segment))
+	if w := c.seg.Weights[x.Layer].Now[x.Head]; w != nil {
+		part := make([]float32, len(s.Tokens))
+		for i, t := range s.Tokens {
 			part[i] = w[first+int(t)]
 		}
 		b.Weight = weigh.RootMeanSquare(part)
 	}
-	if s.item < 0 {
+	if s.Item < 0 {
 		return b
 	}
-	for side, coding := range []quant.Coding{s.k, s.v}[:1+min(1, l.DimV())] {
+	for side, coding := range []quant.Coding{s.K, s.V}[:1+min(1, l.DimV())] {
 		name := [2]string{"K", "V"}[side]
 		if !l.HasV {
 			name = "rows"
@@ -211,14 +212,14 @@ func (c *compressor) whyBlock(p *plan.Plan, x *part, s stored) WhyBlock {
 	return b
 }
 
-func (c *compressor) whySide(p *plan.Plan, l *input.Layer, s stored, name string, side int,
+func (c *compressor) whySide(p *plan.Plan, l *input.Layer, s segment.Stored, name string, side int,
 	coding quant.Coding) WhySide {
-	item := s.item + side
-	options := c.main.problem.Classes[c.main.problem.Class[item]].Options
-	sens := c.main.problem.Sensitivity[item]
+	item := s.Item + side
+	options := c.main.Planned.Classes[c.main.Planned.Class[item]].Options
+	sens := c.main.Planned.Sensitivity[item]
 	now := options[p.Choice[item]]
 	w := WhySide{Side: name, Coding: coding.String(), Bytes: now.Bytes, Damage: sens * now.Damage}
-	m, err := c.seg.menuOf(l, s.kind)
+	m, err := c.seg.Menu(l, s.Kind)
 	if err != nil {
 		return w // not reached: the menu was good when the plan was made
 	}
@@ -242,13 +243,13 @@ func (c *compressor) whySide(p *plan.Plan, l *input.Layer, s stored, name string
 
 // whyPart prices all variants of a part at the plan's price of a byte.
 func (c *compressor) whyPart(p *plan.Plan, at int) WhyPart {
-	x := &c.main.parts[at]
-	w := WhyPart{Layer: int(x.layer), Head: int(x.head), Segment: int(x.segment),
+	x := &c.main.Parts[at]
+	w := WhyPart{Layer: int(x.Layer), Head: int(x.Head), Segment: int(x.Segment),
 		Chosen: p.Variant[at]}
-	for i, v := range x.variants {
-		bytes, damage := c.main.solver.VariantAt(at, i, p.Slope)
-		w.Variants = append(w.Variants, WhyVariant{Level: v.spec.level.String(),
-			Share: v.spec.share, Bytes: bytes, Damage: damage, Levels: v.damage})
+	for i, v := range x.Variants {
+		bytes, damage := c.main.Solver.VariantAt(at, i, p.Slope)
+		w.Variants = append(w.Variants, WhyVariant{Level: v.Spec.Level.String(),
+			Share: v.Spec.Share, Bytes: bytes, Damage: damage, Levels: v.Damage})
 	}
 	return w
 }

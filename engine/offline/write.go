@@ -11,6 +11,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/segment"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -126,7 +127,7 @@ func (e *recordEncoder) head(h int) error {
 			return err
 		}
 	}
-	var rows *segmentRows
+	var rows *segment.Rows
 	for bi := range e.rec.Heads[h].Blocks {
 		b := &e.rec.Heads[h].Blocks[bi]
 		if b.Level == quant.Dropped {
@@ -135,7 +136,7 @@ func (e *recordEncoder) head(h int) error {
 		if b.Counts != nil {
 			var err error
 			if rows == nil {
-				if rows, err = e.c.seg.readSegment(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
+				if rows, err = e.c.seg.Read(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
 					return err
 				}
 			}
@@ -159,11 +160,11 @@ func (e *recordEncoder) head(h int) error {
 }
 
 // merged adds a block of merged rows: means, which go to the backend as float32.
-func (e *recordEncoder) merged(h int, b *container.Block, r *segmentRows) error {
-	view := e.c.seg.headOf(e.l, h, e.c.seg.weights[e.l.Index].Now[h], e.l.Tokens)
-	of := cell{level: b.Level, tokens: b.Tokens, counts: b.Counts}
-	for i, x := range []quant.Rows{r.k, r.v} {
-		src, err := e.up.Upload(floats(view.rowsOf(r, &of, x, i)))
+func (e *recordEncoder) merged(h int, b *container.Block, r *segment.Rows) error {
+	view := e.c.seg.Head(e.l, h, e.c.seg.Weights[e.l.Index].Now[h], e.l.Tokens)
+	of := segment.Cell{Level: b.Level, Tokens: b.Tokens, Counts: b.Counts}
+	for i, x := range []quant.Rows{r.K, r.V} {
+		src, err := e.up.Upload(input.AppendFloats(nil, view.RowsOf(r, &of, x, i)))
 		if err != nil {
 			return err
 		}

@@ -3,6 +3,10 @@
 package input
 
 import (
+	"encoding/binary"
+	"math"
+	"slices"
+
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/quant"
@@ -188,4 +192,15 @@ func (u *Uploader) Free() {
 		_ = b.Free()
 	}
 	u.bufs = nil
+}
+
+// AppendFloats appends float32 values to dst, little-endian.
+func AppendFloats(dst []byte, x []float32) []byte {
+	at := len(dst)
+	dst = slices.Grow(dst, 4*len(x))[:at+4*len(x)]
+	b := dst[at:]
+	for i, v := range x {
+		binary.LittleEndian.PutUint32(b[4*i:], math.Float32bits(v))
+	}
+	return dst
 }

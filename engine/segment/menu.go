@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package segment
 
 import (
 	"github.com/kvist-project/kvist/engine/internal/input"
@@ -8,8 +8,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// menuOf returns what the planner may choose for a block of a kind.
-func (c *builder) menuOf(l *input.Layer, kind cellKind) (plan.Menu, error) {
+// Menu returns what the planner may choose for a block of a kind.
+func (c *Builder) Menu(l *input.Layer, kind Kind) (plan.Menu, error) {
 	ek := input.Exact(l.K)
 	var ev quant.Coding
 	if l.HasV {
@@ -22,9 +22,9 @@ func (c *builder) menuOf(l *input.Layer, kind cellKind) (plan.Menu, error) {
 		return plan.Menu{K: k, V: v}
 	}
 	switch kind {
-	case cellExact:
+	case Exact:
 		return only([]quant.Coding{ek}, []quant.Coding{ev}), nil
-	case cellSink:
+	case Sink:
 		u8 := quant.Coding{Format: quant.U8, Scale: quant.ScaleLog8}
 		k, v := []quant.Coding{u8, ek}, []quant.Coding{u8, ev}
 		if u8.CheckDim(l.K.Dim()) != nil {
@@ -36,10 +36,10 @@ func (c *builder) menuOf(l *input.Layer, kind cellKind) (plan.Menu, error) {
 		return only(k, v), nil
 	}
 	if !l.HasV {
-		return menu(c.menus.Rows, nil, l.K.Dim(), 0, ek)
+		return menu(c.Menus.Rows, nil, l.K.Dim(), 0, ek)
 	}
-	m, err := menu(c.menus.K, c.menus.V, l.K.Dim(), l.V.Dim(), ek)
-	if err == nil && len(c.menus.V) > 1 {
+	m, err := menu(c.Menus.K, c.Menus.V, l.K.Dim(), l.V.Dim(), ek)
+	if err == nil && len(c.Menus.V) > 1 {
 		m.V[len(m.V)-1] = ev
 	}
 	return m, err

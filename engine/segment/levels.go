@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package segment
 
 import (
 	"context"
@@ -16,11 +16,11 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// levelSpec is a way to store the tokens of a part that weigh the least: share of the tokens that
+// LevelSpec is a way to store the tokens of a part that weigh the least: share of the tokens that
 // are no sinks goes to level.
-type levelSpec struct {
-	level quant.Level
-	share float64
+type LevelSpec struct {
+	Level quant.Level
+	Share float64
 }
 
 // levelShares are the shares of a part's tokens that a level may take. The last leaves sinks and
@@ -34,14 +34,14 @@ const (
 	summaryTokens = 32
 )
 
-// specsOf lists the variants beyond FULL that a config allows.
-func specsOf(levels []quant.Level) (specs []levelSpec) {
+// LevelsOf lists the variants beyond FULL that a config allows.
+func LevelsOf(levels []quant.Level) (specs []LevelSpec) {
 	for _, l := range levels {
 		if l == quant.Full {
 			continue
 		}
 		for _, s := range levelShares {
-			specs = append(specs, levelSpec{l, s})
+			specs = append(specs, LevelSpec{l, s})
 		}
 	}
 	return specs
@@ -49,22 +49,22 @@ func specsOf(levels []quant.Level) (specs []levelSpec) {
 
 // levelVariant cuts a part so that the tokens that weigh the least go to a level. free is sorted
 // by falling weight. false: nothing would be merged or dropped.
-func (c *builder) levelVariant(h *headOf, r *segmentRows, spec levelSpec,
+func (c *Builder) levelVariant(h *Head, r *Rows, spec LevelSpec,
 	free []uint16) (v variant, ok bool) {
-	n := int(math.Round(spec.share * float64(len(free))))
+	n := int(math.Round(spec.Share * float64(len(free))))
 	high, low := free[:len(free)-n], slices.Clone(free[len(free)-n:])
 	if n == 0 {
 		return v, false
 	}
-	v.spec = spec
+	v.Spec = spec
 	slices.Sort(low)
-	if spec.level == quant.Dropped {
-		v.cells = append(c.weightCells(h, r, high), cell{level: quant.Dropped, tokens: low})
+	if spec.Level == quant.Dropped {
+		v.Cells = append(c.weightCells(h, r, high), Cell{Level: quant.Dropped, Tokens: low})
 		v.bytes = memberBytes(n, len(free)-n)
 		return v, true
 	}
 	var runs [][]uint16
-	if spec.level == quant.Chunks {
+	if spec.Level == quant.Chunks {
 		var alone []uint16
 		runs, alone = adjacentRuns(low)
 		if len(alone) > 0 {
@@ -77,7 +77,7 @@ func (c *builder) levelVariant(h *headOf, r *segmentRows, spec levelSpec,
 	if len(runs) == 0 {
 		return v, false
 	}
-	v.cells = append(c.weightCells(h, r, high), c.mergedCells(h, r, spec.level, runs)...)
+	v.Cells = append(c.weightCells(h, r, high), c.mergedCells(h, r, spec.Level, runs)...)
 	merged := len(free) - len(high)
 	v.bytes = memberBytes(merged, len(high)) + memberBytes(len(runs), merged-len(runs))
 	return v, true
@@ -122,15 +122,15 @@ func split(tokens []uint16, n int) (pieces [][]uint16) {
 }
 
 // mergedCells sorts merged rows by weight into blocks.
-func (c *builder) mergedCells(h *headOf, r *segmentRows, level quant.Level,
-	runs [][]uint16) (cells []cell) {
+func (c *Builder) mergedCells(h *Head, r *Rows, level quant.Level,
+	runs [][]uint16) (cells []Cell) {
 	type row struct {
 		tokens       []uint16
 		weight, k, v float64
 		means        [2][]float32
 	}
 	rows := make([]row, len(runs))
-	kDim, vDim := r.k.Dim, r.v.Dim
+	kDim, vDim := r.K.Dim, r.V.Dim
 	all := make([]float32, len(runs)*(kDim+vDim))
 	for i, run := range runs {
 		var sum float64
@@ -141,8 +141,8 @@ func (c *builder) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 		v := all[kDim : kDim+vDim : kDim+vDim]
 		all = all[kDim+vDim:]
 		weights := h.runWeights(r, run)
-		h.meanRow(k, r.k, run, weights)
-		h.meanRow(v, r.v, run, weights)
+		h.meanRow(k, r.K, run, weights)
+		h.meanRow(v, r.V, run, weights)
 		rows[i] = row{tokens: run, weight: sum, means: [2][]float32{k, v}}
 		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), input.Energy(k), input.Energy(v), c.unseen())
 	}
@@ -158,15 +158,15 @@ func (c *builder) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 	for block := range slices.Chunk(rows, planRows) {
 		block = slices.Clone(block)
 		slices.SortFunc(block, func(a, b row) int { return int(a.tokens[0]) - int(b.tokens[0]) })
-		b := cell{level: level}
+		b := Cell{Level: level}
 		b.means[0], b.means[1] = make([]float32, 0, len(block)*kDim), make([]float32, 0, len(block)*vDim)
 		for _, x := range block {
 			for i := range b.means {
 				b.means[i] = append(b.means[i], x.means[i]...)
 			}
-			b.tokens = append(b.tokens, x.tokens...)
-			b.counts = append(b.counts, uint16(len(x.tokens)))
-			b.kDamage, b.vDamage = b.kDamage+x.k, b.vDamage+x.v
+			b.Tokens = append(b.Tokens, x.tokens...)
+			b.Counts = append(b.Counts, uint16(len(x.tokens)))
+			b.KDamage, b.VDamage = b.KDamage+x.k, b.VDamage+x.v
 		}
 		cells = append(cells, b)
 	}
@@ -174,7 +174,7 @@ func (c *builder) mergedCells(h *headOf, r *segmentRows, level quant.Level,
 }
 
 // runWeights returns the share of each token in the mean of a run, until it is called again.
-func (h *headOf) runWeights(r *segmentRows, run []uint16) []float64 {
+func (h *Head) runWeights(r *Rows, run []uint16) []float64 {
 	h.shares = slices.Grow(h.shares[:0], len(run))[:len(run)]
 	w := h.shares
 	var sum float64
@@ -194,7 +194,7 @@ func (h *headOf) runWeights(r *segmentRows, run []uint16) []float64 {
 
 // meanRow writes the weighted mean of rows. Sums go in the order of the run and are not fused, so
 // that every machine gets the same row.
-func (h *headOf) meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
+func (h *Head) meanRow(dst []float32, x quant.Rows, run []uint16, weights []float64) {
 	h.sums = slices.Grow(h.sums[:0], len(dst))[:len(dst)]
 	sum := h.sums
 	clear(sum)
@@ -212,10 +212,10 @@ func (h *headOf) meanRow(dst []float32, x quant.Rows, run []uint16, weights []fl
 // levelDamage is what merging and dropping of a variant costs, on the scale of coding damage. It is
 // the damage that the head's own queries were seen to suffer (ratio puts the estimate on that
 // scale), and for queries unlike those seen what every token on its own would cost.
-func (c *builder) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float64) float64 {
+func (c *Builder) levelDamage(h *Head, r *Rows, v *variant, ratio float64) float64 {
 	past, alone := c.levelTerms(h, r, v)
-	seen := (1 - c.expect) * ratio * h.st.VSensitivity * past
-	return h.share / h.st.OutEnergy * h.vFactor * (seen + c.expect*alone/float64(h.limit))
+	seen := (1 - c.Unseen) * ratio * h.st.VSensitivity * past
+	return h.share / h.st.OutEnergy * h.vFactor * (seen + c.Unseen*alone/float64(h.limit))
 }
 
 // levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V
@@ -225,16 +225,16 @@ func (c *builder) levelDamage(h *headOf, r *segmentRows, v *variant, ratio float
 // by what their attention varies around its mean. A row merged by weights keeps sum a_t v_t as it
 // was on average: what is left is how attention within the run varies, and what the score of the
 // mean key does to it.
-func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone float64) {
-	dim, kDim := len(h.st.MeanOut), r.k.Dim
+func (c *Builder) levelTerms(h *Head, r *Rows, v *variant) (past, alone float64) {
+	dim, kDim := len(h.st.MeanOut), r.K.Dim
 	sum, dev := make([]float64, dim), h.deviations(r)
-	for ci := range v.cells {
-		b := &v.cells[ci]
-		switch b.level {
+	for ci := range v.Cells {
+		b := &v.Cells[ci]
+		switch b.Level {
 		case quant.Dropped:
-			for _, t := range b.tokens {
+			for _, t := range b.Tokens {
 				w := h.weight(r.first + int(t))
-				row, out := r.v.Row(int(t))[:len(sum)], h.st.MeanOut[:len(sum)]
+				row, out := r.V.Row(int(t))[:len(sum)], h.st.MeanOut[:len(sum)]
 				for d := range sum {
 					sum[d] += float64(w * (float64(row[d]) - out[d]))
 				}
@@ -243,12 +243,12 @@ func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone
 			}
 		case quant.Chunks, quant.Summary:
 			at := 0
-			for i, n := range b.counts {
-				run := b.tokens[at : at+int(n)]
+			for i, n := range b.Counts {
+				run := b.Tokens[at : at+int(n)]
 				at += int(n)
 				k, mean := b.means[0][i*kDim:(i+1)*kDim], b.means[1][i*dim:(i+1)*dim]
 				for _, t := range run {
-					x := h.mergeCost(r.k.Row(int(t)), k, r.v.Row(int(t)), mean, dev[t])
+					x := h.mergeCost(r.K.Row(int(t)), k, r.V.Row(int(t)), mean, dev[t])
 					w := h.weight(r.first + int(t))
 					past += float64(w * w * x)
 					alone += x
@@ -265,18 +265,18 @@ func (c *builder) levelTerms(h *headOf, r *segmentRows, v *variant) (past, alone
 // mergeCost is the squared error of V that stands for a token that became part of a merged row: its
 // V is another, and its score, off by q.dk / sqrt(head_dim), takes its V away as far as that goes. dev is the
 // squared distance of its V from the mean output.
-func (h *headOf) mergeCost(k, kMean, v, vMean []float32, dev float64) float64 {
+func (h *Head) mergeCost(k, kMean, v, vMean []float32, dev float64) float64 {
 	dim := float64(len(k))
 	return input.Distance(v, vMean) + min(1, h.st.QueryEnergy*input.Distance(k, kMean)/(dim*dim))*dev
 }
 
 // deviations returns the squared distances of the rows of V from the mean output.
-func (h *headOf) deviations(r *segmentRows) []float64 {
+func (h *Head) deviations(r *Rows) []float64 {
 	if r.dev == nil {
 		r.dev = make([]float64, r.n)
 		for t := range r.dev {
 			var a, b float64
-			row := r.v.Row(t)
+			row := r.V.Row(t)
 			out := h.st.MeanOut[:len(row)]
 			for d, x := range row {
 				diff := float64(x) - out[d]
@@ -291,14 +291,14 @@ func (h *headOf) deviations(r *segmentRows) []float64 {
 // probeLevels measures what each level does to the queries of the last quarter that attend to the
 // tokens before it, cut by weights that knew nothing of these queries; ratios hold measured over
 // estimated damage. want are the outputs over the exact rows, tail the blocks from past on.
-func (c *builder) probeLevels(ctx context.Context, h *headOf, q *backend.Queries,
+func (c *Builder) probeLevels(ctx context.Context, h *Head, q *backend.Queries,
 	tail []backend.Block, want []float32) ([]float64, error) {
 	q, want = fewer(q, want, levelQueries)
 	outputs := float64(q.Len() * q.Group)
-	ratios := make([]float64, len(c.specs))
-	segments := make([]*segmentRows, 0, h.l.Segments())
+	ratios := make([]float64, len(c.Specs))
+	segments := make([]*Rows, 0, h.l.Segments())
 	for s := range h.l.Segments() {
-		r, err := c.readSegment(h.l, h.head, s, h.limit)
+		r, err := c.Read(h.l, h.head, s, h.limit)
 		if err != nil {
 			return nil, err
 		}
@@ -306,14 +306,14 @@ func (c *builder) probeLevels(ctx context.Context, h *headOf, q *backend.Queries
 			segments = append(segments, r)
 		}
 	}
-	for i, spec := range c.specs {
+	for i, spec := range c.Specs {
 		var estimate float64
-		up := &input.Uploader{Backend: c.be}
+		up := &input.Uploader{Backend: c.Backend}
 		blocks := slices.Clone(tail)
 		for _, r := range segments {
 			var free, sinks []uint16
 			for t := range r.n {
-				if r.first+t < c.sinks {
+				if r.first+t < c.Sinks {
 					sinks = append(sinks, uint16(t))
 				} else {
 					free = append(free, uint16(t))
@@ -322,15 +322,15 @@ func (c *builder) probeLevels(ctx context.Context, h *headOf, q *backend.Queries
 			sortByWeight(free, func(t uint16) float64 { return h.weight(r.first + int(t)) })
 			v, ok := c.levelVariant(h, r, spec, free)
 			if !ok {
-				v.cells = c.weightCells(h, r, free)
+				v.Cells = c.weightCells(h, r, free)
 			}
 			past, _ := c.levelTerms(h, r, &v)
 			estimate += past
 			if len(sinks) > 0 {
-				v.cells = append(v.cells, c.fullCell(h, r, cellSink, sinks))
+				v.Cells = append(v.Cells, c.fullCell(h, r, Sink, sinks))
 			}
-			codings := slices.Repeat([][2]quant.Coding{{input.Exact(h.l.K), input.Exact(h.l.V)}}, len(v.cells))
-			got, err := c.codeCells(ctx, up, h, r, v.cells, codings)
+			codings := slices.Repeat([][2]quant.Coding{{input.Exact(h.l.K), input.Exact(h.l.V)}}, len(v.Cells))
+			got, err := c.codeCells(ctx, up, h, r, v.Cells, codings)
 			if err != nil {
 				up.Free()
 				return nil, err
@@ -375,7 +375,7 @@ func fewer(q *backend.Queries, want []float32, n int) (*backend.Queries, []float
 }
 
 // attendError runs queries over blocks, and returns the squared error against want.
-func (c *builder) attendError(ctx context.Context, q *backend.Queries, blocks []backend.Block,
+func (c *Builder) attendError(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	want []float32) (float64, error) {
 	all := *q
 	all.BlockPtr, all.BlockIdx = []int32{0}, nil
@@ -386,7 +386,7 @@ func (c *builder) attendError(ctx context.Context, q *backend.Queries, blocks []
 		all.BlockPtr = append(all.BlockPtr, int32(len(all.BlockIdx)))
 	}
 	got := make([]float32, len(want))
-	if err := c.be.Attend(ctx, &all, blocks, got, nil); err != nil {
+	if err := c.Backend.Attend(ctx, &all, blocks, got, nil); err != nil {
 		return 0, err
 	}
 	var sum damage.Sum
@@ -396,8 +396,8 @@ func (c *builder) attendError(ctx context.Context, q *backend.Queries, blocks []
 
 // codeCells encodes cells of a segment to blocks in the backend, in one buffer for what goes in and one for
 // what comes out.
-func (c *builder) codeCells(ctx context.Context, up *input.Uploader, h *headOf, r *segmentRows,
-	cells []cell, codings [][2]quant.Coding) ([]backend.Block, error) {
+func (c *Builder) codeCells(ctx context.Context, up *input.Uploader, h *Head, r *Rows,
+	cells []Cell, codings [][2]quant.Coding) ([]backend.Block, error) {
 	coded := make([]backend.Block, 0, len(cells))
 	raw, packed := h.raw[:0], int64(0)
 	place := func(size int) backend.Span { // of what was appended to raw last
@@ -408,29 +408,29 @@ func (c *builder) codeCells(ctx context.Context, up *input.Uploader, h *headOf, 
 	var src [][2]backend.Span
 	for i := range cells {
 		b := &cells[i]
-		if b.rows() == 0 {
+		if b.Rows() == 0 {
 			continue
 		}
 		kc, vc := codings[i][0], codings[i][1]
-		blk := backend.Block{Layer: int32(h.l.Number), KVHead: int32(h.head), Rows: int32(b.rows()),
-			Base: int64(r.first), Noise: blocks.Noise(kc, c.rowBias)}
+		blk := backend.Block{Layer: int32(h.l.Number), KVHead: int32(h.head), Rows: int32(b.Rows()),
+			Base: int64(r.first), Noise: blocks.Noise(kc, c.RowBias)}
 		var from [2]backend.Span
-		for side, x := range []quant.Rows{r.k, r.v} {
+		for side, x := range []quant.Rows{r.K, r.V} {
 			coding, to := kc, &blk.K
 			if side == 1 {
 				coding, to = vc, &blk.V
 			}
-			raw = appendFloats(raw, h.rowsOf(r, b, x, side))
-			from[side] = place(4 * b.rows() * x.Dim)
-			size := int64(coding.PackedBytes(b.rows(), x.Dim))
-			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.seed}
+			raw = input.AppendFloats(raw, h.RowsOf(r, b, x, side))
+			from[side] = place(4 * b.Rows() * x.Dim)
+			size := int64(coding.PackedBytes(b.Rows(), x.Dim))
+			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.Seed}
 			packed += (size + int64(len(zeros)) - 1) &^ (int64(len(zeros)) - 1)
 		}
-		raw = append(raw, blocks.Shorts(blocks.FirstTokens(b.tokens, b.counts))...)
-		blk.Pos = place(2 * b.rows())
-		if b.counts != nil {
-			raw = append(raw, blocks.Shorts(b.counts)...)
-			blk.Count = place(2 * b.rows())
+		raw = append(raw, blocks.Shorts(blocks.FirstTokens(b.Tokens, b.Counts))...)
+		blk.Pos = place(2 * b.Rows())
+		if b.Counts != nil {
+			raw = append(raw, blocks.Shorts(b.Counts)...)
+			blk.Count = place(2 * b.Rows())
 		}
 		coded, src = append(coded, blk), append(src, from)
 	}
@@ -455,34 +455,34 @@ func (c *builder) codeCells(ctx context.Context, up *input.Uploader, h *headOf, 
 		}
 		for side, to := range []*backend.Side{&b.K, &b.V} {
 			to.Data.Buf, src[i][side].Buf = out.Buf, in.Buf
-			dim := r.k.Dim
+			dim := r.K.Dim
 			if side == 1 {
-				dim = r.v.Dim
+				dim = r.V.Dim
 			}
 			jobs = append(jobs, backend.EncodeJob{Src: src[i][side], DType: quant.Float32, Rows: int(b.Rows),
 				Dim: dim, Dst: *to})
 		}
 	}
-	return coded, c.be.Encode(ctx, jobs)
+	return coded, c.Backend.Encode(ctx, jobs)
 }
 
 // zeros are what is put between parts of a buffer, each of which starts on a multiple of 64 bytes.
 var zeros [64]byte
 
 // rowsOf returns the rows of a cell, [rows * dim].
-func (h *headOf) rowsOf(r *segmentRows, b *cell, x quant.Rows, side int) []float32 {
+func (h *Head) RowsOf(r *Rows, b *Cell, x quant.Rows, side int) []float32 {
 	if b.means[side] != nil {
 		return b.means[side]
 	}
-	out := make([]float32, b.rows()*x.Dim)
+	out := make([]float32, b.Rows()*x.Dim)
 	at := 0
-	for i := range b.rows() {
+	for i := range b.Rows() {
 		n := 1
-		if b.counts != nil {
-			n = int(b.counts[i])
+		if b.Counts != nil {
+			n = int(b.Counts[i])
 		}
 		dst := out[i*x.Dim : (i+1)*x.Dim]
-		if run := b.tokens[at : at+n]; n == 1 {
+		if run := b.Tokens[at : at+n]; n == 1 {
 			copy(dst, x.Row(int(run[0])))
 		} else {
 			h.meanRow(dst, x, run, h.runWeights(r, run))
@@ -500,13 +500,13 @@ type ratioKey struct {
 
 // probedLevels is probeLevels, or what it gave before. Weights that were handed in are not told
 // apart by a name, so nothing is kept of them.
-func (c *builder) probedLevels(ctx context.Context, h *headOf, q *backend.Queries,
+func (c *Builder) probedLevels(ctx context.Context, h *Head, q *backend.Queries,
 	tail []backend.Block, want []float32) ([]float64, error) {
-	m := c.memo
-	if c.weighted {
+	m := c.Memo
+	if c.Weighted {
 		m = nil
 	}
-	key := ratioKey{layer: h.l.Index, head: h.head, sinks: c.sinks, importance: c.recipe}
-	key.levels = fmt.Sprint(c.specs)
+	key := ratioKey{layer: h.l.Index, head: h.head, sinks: c.Sinks, importance: c.Recipe}
+	key.levels = fmt.Sprint(c.Specs)
 	return memo.Of(m, key, func() ([]float64, error) { return c.probeLevels(ctx, h, q, tail, want) })
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package segment
 
 import (
 	"context"
@@ -12,21 +12,21 @@ import (
 
 // rehearse returns the squared error and the squared length of the outputs of one head. ok is false
 // where its queries are not finite.
-func (c *builder) rehearse(ctx context.Context, l *input.Layer, head int,
+func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int,
 	slope float64) (e, ref float64, ok bool, err error) {
-	up := &input.Uploader{Backend: c.be}
+	up := &input.Uploader{Backend: c.Backend}
 	defer up.Free()
 	past := l.Past()
 	blocks, _, err := input.LoadHead(up, l, head, []int{0, past, l.Tokens}, false)
 	if err != nil {
 		return 0, 0, false, err
 	}
-	q, err := c.price.LastQueries(l, head, past, len(blocks))
+	q, err := c.Price.LastQueries(l, head, past, len(blocks))
 	if q == nil || err != nil {
 		return 0, 0, false, err
 	}
 	want := make([]float32, q.Len()*q.Group*q.HeadDimV)
-	if err := c.be.Attend(ctx, q, blocks, want, nil); err != nil {
+	if err := c.Backend.Attend(ctx, q, blocks, want, nil); err != nil {
 		return 0, 0, false, err
 	}
 	var coded []backend.Block
@@ -35,30 +35,30 @@ func (c *builder) rehearse(ctx context.Context, l *input.Layer, head int,
 			coded = append(coded, b)
 		}
 	}
-	n := newPlanning(c)
-	view := c.headOf(l, head, c.weights[l.Index].Past[head], past)
+	n := NewProblem(c)
+	view := c.Head(l, head, c.Weights[l.Index].Past[head], past)
 	for s := 0; s*l.Segment < past; s++ {
 		p, err := c.buildPart(view, s)
 		if err != nil {
 			return 0, 0, false, err
 		}
-		if err := n.add(p); err != nil {
+		if err := n.Add(p); err != nil {
 			return 0, 0, false, err
 		}
 	}
-	if err := n.ready(); err != nil {
+	if err := n.Ready(); err != nil {
 		return 0, 0, false, err
 	}
-	p := n.solver.AtSlope(slope)
-	for s := range n.parts {
-		r, err := c.readSegment(l, head, s, past)
+	p := n.Solver.AtSlope(slope)
+	for s := range n.Parts {
+		r, err := c.Read(l, head, s, past)
 		if err != nil {
 			return 0, 0, false, err
 		}
-		var cells []cell
+		var cells []Cell
 		var codings [][2]quant.Coding
-		if err := n.chosen(p, s, func(b stored) error {
-			cells, codings = append(cells, *b.cell), append(codings, [2]quant.Coding{b.k, b.v})
+		if err := n.Chosen(p, s, func(b Stored) error {
+			cells, codings = append(cells, *b.Cell), append(codings, [2]quant.Coding{b.K, b.V})
 			return nil
 		}); err != nil {
 			return 0, 0, false, err

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package offline
+package segment
 
 import (
 	"fmt"
@@ -13,90 +13,90 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// planRows is the number of rows of a planning block.
+// planRows is the number of rows of a Problem block.
 const planRows = 32
 
-// cellKind says what the planner may do with a block.
-type cellKind uint8
+// Kind says what the planner may do with a block.
+type Kind uint8
 
 const (
-	cellFree  cellKind = iota // any coding of the menu
-	cellSink                  // u8 or exact
-	cellExact                 // exact: the window, and rows that are not finite
+	Free  Kind = iota // any coding of the menu
+	Sink              // u8 or exact
+	Exact             // exact: the window, and rows that are not finite
 )
 
-// cell is a planning block: tokens of one (layer, segment, head) at one level.
-type cell struct {
-	level  quant.Level
-	kind   cellKind
-	tokens []uint16 // offsets in the segment, ascending
-	counts []uint16 // tokens of each row of a merged block, in the order of tokens; nil for others
+// cell is a Problem block: tokens of one (layer, segment, head) at one level.
+type Cell struct {
+	Level  quant.Level
+	Kind   Kind
+	Tokens []uint16 // offsets in the segment, ascending
+	Counts []uint16 // tokens of each row of a merged block, in the order of tokens; nil for others
 	// kDamage and vDamage are the damage of a relative squared error of 1 in all rows of K and V:
 	// the sum over rows of weight^2 * sensitivity * energy.
-	kDamage, vDamage float64
+	KDamage, VDamage float64
 	// means are the merged rows of K and V, [rows * dim], while variants are compared; nil later.
 	means [2][]float32
 }
 
 // rows returns the number of rows that the cell stores.
-func (b *cell) rows() int {
+func (b *Cell) Rows() int {
 	switch {
-	case b.level == quant.Dropped:
+	case b.Level == quant.Dropped:
 		return 0
-	case b.counts != nil:
-		return len(b.counts)
+	case b.Counts != nil:
+		return len(b.Counts)
 	}
-	return len(b.tokens)
+	return len(b.Tokens)
 }
 
 // part is one (layer, segment, head) and the variants that the planner chooses from.
-type part struct {
-	layer, segment, head int32
-	variants             []variant
+type Part struct {
+	Layer, Segment, Head int32
+	Variants             []variant
 	picks                []plan.Pick // which of them when; nil for a single one
 }
 
-// variant is one way to cut a part into planning blocks: which tokens are merged or dropped. The
+// variant is one way to cut a part into Problem blocks: which tokens are merged or dropped. The
 // first keeps every token.
 type variant struct {
-	spec   levelSpec
-	cells  []cell
-	damage float64 // of merging and dropping
+	Spec   LevelSpec
+	Cells  []Cell
+	Damage float64 // of merging and dropping
 	bytes  int64   // that its tables take beyond those of the first variant, roughly
 }
 
-// segmentRows are the rows of one head in one segment.
-type segmentRows struct {
+// Rows are the rows of one head in one segment.
+type Rows struct {
 	first, n         int
-	k, v             quant.Rows // rows that are not finite are zeros
+	K, V             quant.Rows // rows that are not finite are zeros
 	kEnergy, vEnergy []float64
 	bad              []bool    // rows of K or V that are not finite
 	apart            []bool    // rows of K or V that stand apart (apartRatio)
-	dev              []float64 // see headOf.deviations
+	dev              []float64 // see Head.deviations
 }
 
-// readSegment reads a segment's rows of one head, those of the tokens before limit.
+// Read reads a segment's rows of one head, those of the tokens before limit.
 //
 // Errors: quant.ErrRange for rows that are not finite, unless they are allowed.
-func (c *builder) readSegment(l *input.Layer, head, seg, limit int) (*segmentRows, error) {
+func (c *Builder) Read(l *input.Layer, head, seg, limit int) (*Rows, error) {
 	first, n := l.Span(seg)
-	r := &segmentRows{first: first, n: max(0, min(n, limit-first))}
+	r := &Rows{first: first, n: max(0, min(n, limit-first))}
 	r.bad, r.apart = make([]bool, r.n), make([]bool, r.n)
 	var err error
-	if r.k, r.kEnergy, err = c.readRows(l, l.K, head, r); err != nil {
+	if r.K, r.kEnergy, err = c.readRows(l, l.K, head, r); err != nil {
 		return nil, err
 	}
 	r.vEnergy = make([]float64, r.n)
 	if l.HasV {
-		r.v, r.vEnergy, err = c.readRows(l, l.V, head, r)
+		r.V, r.vEnergy, err = c.readRows(l, l.V, head, r)
 	}
 	return r, err
 }
 
 // readRows reads one side. Rows without attention get energy 1: all count the same, relative
 // to their length.
-func (c *builder) readRows(l *input.Layer, t input.Tensor, head int,
-	r *segmentRows) (quant.Rows, []float64, error) {
+func (c *Builder) readRows(l *input.Layer, t input.Tensor, head int,
+	r *Rows) (quant.Rows, []float64, error) {
 	x := quant.Rows{Dim: t.Dim(), Data: make([]float32, r.n*t.Dim())}
 	raw := make([]byte, r.n*t.RowBytes())
 	if err := t.Read(head, r.first, r.n, raw); err != nil {
@@ -108,10 +108,10 @@ func (c *builder) readRows(l *input.Layer, t input.Tensor, head int,
 		if input.FiniteRow(t.DType(), row) {
 			continue
 		}
-		if !c.nonfinite {
+		if !c.KeepNonfinite {
 			return x, nil, fmt.Errorf(
-				"kvist/offline: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
-				c.in.Name, t.Name(), head, r.first+i, quant.ErrRange)
+				"kvist/segment: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
+				c.Input.Name, t.Name(), head, r.first+i, quant.ErrRange)
 		}
 		r.bad[i] = true
 		clear(row)
@@ -132,8 +132,8 @@ func (c *builder) readRows(l *input.Layer, t input.Tensor, head int,
 	return x, energy, nil
 }
 
-// headOf is what pricing needs to know of a head: its statistics and its tokens' weights.
-type headOf struct {
+// Head is what pricing needs to know of a head: its statistics and its tokens' weights.
+type Head struct {
 	l     *input.Layer
 	head  int
 	st    *damage.Head
@@ -143,7 +143,7 @@ type headOf struct {
 	// kFactor and vFactor are the profile's sensitivities.
 	kFactor, vFactor float64
 
-	// Scratch of runWeights, meanRow and codeCells: a headOf belongs to one goroutine.
+	// Scratch of runWeights, meanRow and codeCells: a Head belongs to one goroutine.
 	shares, sums []float64
 	raw          []byte
 }
@@ -154,7 +154,7 @@ type headOf struct {
 // unseen is the share of queries that put all their attention on one token, whichever. Next to the
 // thin attention of others that is a lot; but an error of K can take no more from such a query
 // than the token's V, which is about what one bit does to it.
-func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64) (k, v float64) {
+func (h *Head) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64) (k, v float64) {
 	st, tokens := h.st, float64(n)
 	scale := h.share / st.OutEnergy
 	if st.KShare > 0 {
@@ -181,7 +181,7 @@ func (h *headOf) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64)
 	return scale * h.kFactor * k, scale * h.vFactor * v
 }
 
-func (h *headOf) weight(tok int) float64 {
+func (h *Head) weight(tok int) float64 {
 	if h.w == nil {
 		return 1
 	}
@@ -189,18 +189,18 @@ func (h *headOf) weight(tok int) float64 {
 }
 
 // buildPart cuts a part into blocks, in all variants that are the best for some price of a byte.
-func (c *builder) buildPart(h *headOf, seg int) (part, error) {
-	p := part{layer: int32(h.l.Index), segment: int32(seg), head: int32(h.head)}
-	r, err := c.readSegment(h.l, h.head, seg, h.limit)
+func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
+	p := Part{Layer: int32(h.l.Index), Segment: int32(seg), Head: int32(h.head)}
+	r, err := c.Read(h.l, h.head, seg, h.limit)
 	if err != nil {
 		return p, err
 	}
 	var sinks, fixed, free []uint16
 	for t := range r.n {
 		switch tok := r.first + t; {
-		case r.bad[t] || r.apart[t] || (h.l.HasV && tok >= h.l.Tokens-c.window):
+		case r.bad[t] || r.apart[t] || (h.l.HasV && tok >= h.l.Tokens-c.Window):
 			fixed = append(fixed, uint16(t))
-		case h.l.HasV && tok < c.sinks:
+		case h.l.HasV && tok < c.Sinks:
 			sinks = append(sinks, uint16(t))
 		default:
 			free = append(free, uint16(t))
@@ -208,38 +208,38 @@ func (c *builder) buildPart(h *headOf, seg int) (part, error) {
 	}
 	whole := variant{}
 	if len(sinks) > 0 {
-		whole.cells = append(whole.cells, c.fullCell(h, r, cellSink, sinks))
+		whole.Cells = append(whole.Cells, c.fullCell(h, r, Sink, sinks))
 	}
-	kept := len(whole.cells)
+	kept := len(whole.Cells)
 	if h.w == nil {
-		whole.cells = append(whole.cells, c.timeCells(h, r, free)...)
+		whole.Cells = append(whole.Cells, c.timeCells(h, r, free)...)
 	} else {
 		sortByWeight(free, func(t uint16) float64 { return h.weight(r.first + int(t)) })
-		whole.cells = append(whole.cells, c.weightCells(h, r, free)...)
+		whole.Cells = append(whole.Cells, c.weightCells(h, r, free)...)
 	}
-	var last []cell
+	var last []Cell
 	if len(fixed) > 0 {
-		last = append(last, c.fullCell(h, r, cellExact, fixed))
+		last = append(last, c.fullCell(h, r, Exact, fixed))
 	}
-	whole.cells = append(whole.cells, last...)
-	p.variants = append(p.variants, whole)
+	whole.Cells = append(whole.Cells, last...)
+	p.Variants = append(p.Variants, whole)
 	if h.w == nil || h.st.Ratios == nil || len(free) == 0 {
 		return p, nil
 	}
-	for i, spec := range c.specs {
+	for i, spec := range c.Specs {
 		v, ok := c.levelVariant(h, r, spec, free)
 		if !ok {
 			continue
 		}
-		v.damage = c.levelDamage(h, r, &v, h.st.Ratios[i])
-		if math.IsNaN(v.damage) || math.IsInf(v.damage, 0) {
+		v.Damage = c.levelDamage(h, r, &v, h.st.Ratios[i])
+		if math.IsNaN(v.Damage) || math.IsInf(v.Damage, 0) {
 			continue // rows so large that their squares are not numbers
 		}
-		for ci := range v.cells {
-			v.cells[ci].means = [2][]float32{}
+		for ci := range v.Cells {
+			v.Cells[ci].means = [2][]float32{}
 		}
-		v.cells = slices.Concat(whole.cells[:kept], v.cells, last)
-		p.variants = append(p.variants, v)
+		v.Cells = slices.Concat(whole.Cells[:kept], v.Cells, last)
+		p.Variants = append(p.Variants, v)
 	}
 	err = c.usefulOnly(&p)
 	return p, err
@@ -258,26 +258,26 @@ func sortByWeight(tokens []uint16, weight func(uint16) float64) {
 	})
 }
 
-func (c *builder) fullCell(h *headOf, r *segmentRows, kind cellKind, tokens []uint16) cell {
-	b := cell{kind: kind, tokens: slices.Sorted(slices.Values(tokens))}
+func (c *Builder) fullCell(h *Head, r *Rows, kind Kind, tokens []uint16) Cell {
+	b := Cell{Kind: kind, Tokens: slices.Sorted(slices.Values(tokens))}
 	for _, t := range tokens {
 		k, v := h.rowDamage(h.weight(r.first+int(t)), 1, r.kEnergy[t], r.vEnergy[t], c.unseen())
-		b.kDamage, b.vDamage = b.kDamage+k, b.vDamage+v
+		b.KDamage, b.VDamage = b.KDamage+k, b.VDamage+v
 	}
 	return b
 }
 
 // unseen is Config.Unseen where there are levels to hold back from.
-func (c *builder) unseen() float64 {
-	if len(c.specs) == 0 {
+func (c *Builder) unseen() float64 {
+	if len(c.Specs) == 0 {
 		return 0
 	}
-	return c.expect
+	return c.Unseen
 }
 
 // timeCells cuts tokens that weigh the same into blocks that start at multiples of 32 tokens,
 // sinks or not.
-func (c *builder) timeCells(h *headOf, r *segmentRows, free []uint16) (cells []cell) {
+func (c *Builder) timeCells(h *Head, r *Rows, free []uint16) (cells []Cell) {
 	for len(free) > 0 {
 		k := planRows - int(free[0])%planRows
 		for i := 1; i < min(k, len(free)); i++ {
@@ -286,31 +286,31 @@ func (c *builder) timeCells(h *headOf, r *segmentRows, free []uint16) (cells []c
 			}
 		}
 		k = min(k, len(free))
-		cells = append(cells, c.fullCell(h, r, cellFree, free[:k]))
+		cells = append(cells, c.fullCell(h, r, Free, free[:k]))
 		free = free[k:]
 	}
 	return cells
 }
 
 // weightCells cuts tokens that are sorted by weight into blocks of equal worth.
-func (c *builder) weightCells(h *headOf, r *segmentRows, sorted []uint16) (cells []cell) {
+func (c *Builder) weightCells(h *Head, r *Rows, sorted []uint16) (cells []Cell) {
 	for part := range slices.Chunk(sorted, planRows) {
-		cells = append(cells, c.fullCell(h, r, cellFree, part))
+		cells = append(cells, c.fullCell(h, r, Free, part))
 	}
 	return cells
 }
 
 // usefulOnly drops the variants that are the best for no price of a byte: most of them.
-func (c *builder) usefulOnly(p *part) error {
-	n := newPlanning(c)
+func (c *Builder) usefulOnly(p *Part) error {
+	n := NewProblem(c)
 	group, err := n.group(p)
 	if err != nil {
 		return err
 	}
-	if p.picks, err = n.problem.Picks(group.Variants); err != nil {
+	if p.picks, err = n.Planned.Picks(group.Variants); err != nil {
 		return err
 	}
-	at := make([]int, len(p.variants))
+	at := make([]int, len(p.Variants))
 	for i := range at {
 		at[i] = -1
 	}
@@ -318,10 +318,10 @@ func (c *builder) usefulOnly(p *part) error {
 	for i, x := range p.picks {
 		if at[x.Variant] < 0 {
 			at[x.Variant] = len(kept)
-			kept = append(kept, p.variants[x.Variant])
+			kept = append(kept, p.Variants[x.Variant])
 		}
 		p.picks[i].Variant = at[x.Variant]
 	}
-	p.variants = kept
+	p.Variants = kept
 	return nil
 }
