@@ -52,10 +52,10 @@ test-nocgo: ## without cgo
 	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE) ./kernels/... ./cuda/...
 
 test-noasm: ## without assembly
-	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/archive/... ./engine/internal/... ./engine/offline
+	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/archive/... ./engine/internal/... ./engine/kvfile
 
 test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
-	GOAMD64=v3 $(GO) test $(TIMEOUT) -short ./quant/... ./cpu/... ./engine/offline ./engine/plan
+	GOAMD64=v3 $(GO) test $(TIMEOUT) -short ./quant/... ./cpu/... ./engine/kvfile ./engine/plan
 
 test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
@@ -90,8 +90,8 @@ bench-archive: model ## speed of compression: archives (the codec, the verbs, me
 	$(GO) build -o build/archive/kvist ./cmd/kvist
 	build/archive/kvist capture smollm2 bench/quality/texts/calib-recipes.txt -o build/archive/capture.safetensors
 	$(GO) test ./engine/archive -run '^$$' -bench 'code|Loss' -cpu 1 -benchtime 80x -count 5 > $(SPEED).txt
-	$(GO) test -c -o build/archive/offline.test ./engine/offline
-	@cd engine/offline && for n in 1 0; do GOMAXPROCS=$$n ../../build/archive/offline.test -test.run '^$$' -test.bench Hot \
+	$(GO) test -c -o build/archive/kvfile.test ./engine/kvfile
+	@cd engine/kvfile && for n in 1 0; do GOMAXPROCS=$$n ../../build/archive/kvfile.test -test.run '^$$' -test.bench Hot \
 	  -test.benchtime 2x -test.count 3 -capture ../../build/archive/capture.safetensors; done > ../../bench/results/hot-speed.txt
 	$(GO) run ./bench/archivetable -kvist build/archive/kvist -capture build/archive/capture.safetensors \
 	  -profile testdata/smollm2.kvprofile $(SPEED).txt > $(SPEED).md
@@ -100,7 +100,7 @@ bench-archive: model ## speed of compression: archives (the codec, the verbs, me
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead \
-	  model:FuzzGGUF offline:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
+	  model:FuzzGGUF kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/archive || exit 1; done

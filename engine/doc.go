@@ -10,7 +10,7 @@
 //   - engine/container: the .kvist file
 //   - engine/capture: safetensors and .npy, in and out
 //   - engine/quality: error of future attention
-//   - engine/offline: compress, decompress, compare, report
+//   - engine/kvfile: compress, decompress, compare, report
 //   - engine/auto: picks a backend at run time and says why
 //   - engine/atomicfile: outputs that appear whole or not at all
 //

@@ -57,7 +57,7 @@ var allowed = map[string][]string{
 	"engine/capture":             {"quant", "engine/atomicfile", "engine/internal/half", "engine/gguf"},
 	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
 	"engine/archive":             {"quant"},
-	"engine/offline": {
+	"engine/kvfile": {
 		"engine/archive",
 		"engine/internal/half",
 		"engine/profile",
@@ -75,7 +75,7 @@ var allowed = map[string][]string{
 		"engine/backend",
 		"engine/capture",
 		"engine/container",
-		"engine/offline",
+		"engine/kvfile",
 		"engine/profile",
 		"engine/atomicfile",
 	},

@@ -14,7 +14,7 @@ import "math"
 // all of these are: what is beyond float32 is its lowest.
 //
 // Measured on lm2 rows among lm4 rows in a real cache (testdata, four layers): the squared error
-// of attention falls to 0.35-0.45 of what it is without (engine/offline, TestRowBias_MixedCodings).
+// of attention falls to 0.35-0.45 of what it is without (engine/kvfile, TestRowBias_MixedCodings).
 //
 // Source: E[exp(e)] = exp(var/2) of a Gaussian; as a correction of quantized attention this is
 // the project's own.

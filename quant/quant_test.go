@@ -370,7 +370,7 @@ func TestLM_FixedVector(t *testing.T) {
 }
 
 // Mixed codings of K on Gaussian rows with peaked attention: the bias lowers the error.
-// (On a real cache it falls below half: engine/offline.)
+// (On a real cache it falls below half: engine/kvfile.)
 func TestRowBias_MixedCodings(t *testing.T) {
 	const n, dim = 512, 64
 	k := quanttest.Rows(quanttest.Gaussian, n, dim, 11)

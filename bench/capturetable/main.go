@@ -20,7 +20,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 const (
@@ -139,14 +139,14 @@ func errorText(e float64) string {
 	return fmt.Sprintf("%.5f", e)
 }
 
-func measure(ctx context.Context, src *capture.Source, be backend.Backend, config string) (*offline.Result,
-	*offline.Comparison, error) {
-	cfg, err := offline.ParseConfig(config)
+func measure(ctx context.Context, src *capture.Source, be backend.Backend, config string) (*kvfile.Result,
+	*kvfile.Comparison, error) {
+	cfg, err := kvfile.ParseConfig(config)
 	if err != nil {
 		return nil, nil, err
 	}
 	var file bytes.Buffer
-	res, err := offline.Compress(ctx, src, &file, be, cfg, nil, nil)
+	res, err := kvfile.Compress(ctx, src, &file, be, cfg, nil, nil)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -154,6 +154,6 @@ func measure(ctx context.Context, src *capture.Source, be backend.Backend, confi
 	if err != nil {
 		return nil, nil, err
 	}
-	cmp, err := offline.Compare(ctx, r, src, be, nil)
+	cmp, err := kvfile.Compare(ctx, r, src, be, nil)
 	return res, cmp, err
 }

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -162,7 +162,7 @@ func TestBaseline_Bytes(t *testing.T) {
 	} {
 		require.Equal(t, want, compress(t, method(t, name), f.c).Bytes, name)
 	}
-	m := Kvist{Config: offline.DefaultConfig()}
+	m := Kvist{Config: kvfile.DefaultConfig()}
 	m.Config.Bits = 3
 	got := compress(t, m, f.c).Bytes
 	require.LessOrEqual(t, got, int64(heads*2*n*3/8))

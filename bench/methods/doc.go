@@ -25,7 +25,7 @@
 //
 // quant.ErrShape for a context whose parts do not fit together, and for parameters out of range;
 // quant.ErrRange for values that a method cannot store; quant.ErrUnsupported for names and codings
-// that there are none of; those of package offline for kvist.
+// that there are none of; those of package kvfile for kvist.
 //
 // # Concurrency
 //

@@ -15,7 +15,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -26,9 +26,9 @@ import (
 //
 // Bytes: the whole file, header, index, tables, checksums and padding included.
 type Kvist struct {
-	Config offline.Config
+	Config kvfile.Config
 	// Weights, if set, says what the tokens of a context are worth. Layers are numbered from 0.
-	Weights func(c *Context) (offline.Weights, error)
+	Weights func(c *Context) (kvfile.Weights, error)
 	// Path is the file that Config.Profile was read from; it is part of the name.
 	Path string
 	// Random weighs the tokens by chance, as a control: what weights of the same spread do that
@@ -40,12 +40,12 @@ type Kvist struct {
 	Backend backend.Backend
 }
 
-// NewKvist returns the method for a config as offline.ParseConfig reads it. A field profile=PATH
+// NewKvist returns the method for a config as kvfile.ParseConfig reads it. A field profile=PATH
 // is the profile of the model: its settings come before all other fields, wherever it stands.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported; those of profile.Open.
 func NewKvist(config string) (Kvist, error) {
-	k := Kvist{Config: offline.DefaultConfig()}
+	k := Kvist{Config: kvfile.DefaultConfig()}
 	var rest []string
 	for field := range strings.FieldsSeq(config) {
 		path, ok := strings.CutPrefix(field, "profile=")
@@ -73,7 +73,7 @@ func NewKvist(config string) (Kvist, error) {
 // Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config, or from
 // that of the profile.
 func (k Kvist) Name() string {
-	def := offline.DefaultConfig()
+	def := kvfile.DefaultConfig()
 	// What Apply refuses never became the config of a method.
 	_ = def.Apply(k.Config.Profile)
 	known := map[string]bool{}
@@ -93,7 +93,7 @@ func (k Kvist) Name() string {
 		args[0] = strings.TrimPrefix(args[0], "bits=")
 	}
 	base := "kvist"
-	if k.Config.Form == offline.FormArchive {
+	if k.Config.Form == kvfile.FormArchive {
 		base = "kvist-archive"
 		args = slices.DeleteFunc(args, func(a string) bool { return a == "form=archive" })
 	}
@@ -115,7 +115,7 @@ func (k Kvist) Source() string { return "this project: bytes of the whole file" 
 
 // Compress implements Method.
 //
-// Errors: quant.ErrShape; quant.ErrRange for values beyond binary16; those of offline.Compress,
+// Errors: quant.ErrShape; quant.ErrRange for values beyond binary16; those of kvfile.Compress,
 // quant.ErrBudget among them.
 func (k Kvist) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	s, err := c.shape(k.Name(), false)
@@ -145,7 +145,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	if err != nil {
 		return nil, err
 	}
-	var weights offline.Weights
+	var weights kvfile.Weights
 	if k.Random {
 		weights = randomWeights(len(c.Tokens))
 	}
@@ -161,7 +161,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	}
 	cfg := k.Config
 	cfg.Memo = c.Memo
-	if _, err := offline.Compress(ctx, src, &file, be, cfg, weights, nil); err != nil {
+	if _, err := kvfile.Compress(ctx, src, &file, be, cfg, weights, nil); err != nil {
 		return nil, err
 	}
 	r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
@@ -170,7 +170,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		return nil, err
 	}
 	var restored memory
-	if _, err := offline.Decompress(ctx, r, &restored, false, nil, profiles...); err != nil {
+	if _, err := kvfile.Decompress(ctx, r, &restored, false, nil, profiles...); err != nil {
 		return nil, err
 	}
 	back, err := capture.New("restored", &restored, int64(len(restored.data)), capture.Limits{})
@@ -192,7 +192,7 @@ const randomSpread = 0.65
 
 // randomWeights gives every head log-normal weights of its own, the same for every context of as
 // many tokens.
-func randomWeights(tokens int) offline.Weights {
+func randomWeights(tokens int) kvfile.Weights {
 	return func(layer, kvHead int) ([]float32, error) {
 		rng := rand.New(rand.NewPCG(uint64(layer), uint64(kvHead)))
 		w := make([]float32, tokens)

@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -33,12 +33,12 @@ func TestKvist_AgreesWithCompare(t *testing.T) {
 	m.Backend = be
 
 	var file bytes.Buffer
-	_, err = offline.Compress(context.Background(), src, &file, be, m.Config, nil, nil)
+	_, err = kvfile.Compress(context.Background(), src, &file, be, m.Config, nil, nil)
 	require.NoError(t, err)
 	size := int64(file.Len())
 	r, err := container.Open("f", bytes.NewReader(file.Bytes()), size, container.Limits{})
 	require.NoError(t, err)
-	cmp, err := offline.Compare(context.Background(), r, src, be, nil)
+	cmp, err := kvfile.Compare(context.Background(), r, src, be, nil)
 	require.NoError(t, err)
 
 	f := realFamily(t, 256)
@@ -105,7 +105,7 @@ func TestKvist_Weights(t *testing.T) {
 	m, err := NewKvist("bits=3")
 	require.NoError(t, err)
 	m.Label = "tokens 40-71"
-	m.Weights = func(c *Context) (offline.Weights, error) {
+	m.Weights = func(c *Context) (kvfile.Weights, error) {
 		require.Same(t, f.c, c)
 		return func(layer, kvHead int) ([]float32, error) {
 			w := make([]float32, 160)
@@ -140,7 +140,7 @@ func TestKvist_Weights(t *testing.T) {
 	plain.Weights, plain.Label = nil, ""
 	require.Less(t, errorOf(m), 0.5*errorOf(plain))
 
-	m.Weights = func(*Context) (offline.Weights, error) {
+	m.Weights = func(*Context) (kvfile.Weights, error) {
 		return func(int, int) ([]float32, error) { return []float32{1}, nil }, nil
 	}
 	_, err = m.Compress(context.Background(), f.c)

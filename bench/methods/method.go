@@ -5,7 +5,7 @@ package methods
 import (
 	"context"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -17,7 +17,7 @@ type Context struct {
 	// Surprisal is -log p of each token, nats, [tokens]; nil where it was not computed.
 	Surprisal []float32
 	// Memo, if set, keeps what one kvist method measured of this context for the next.
-	Memo *offline.Memo
+	Memo *kvfile.Memo
 }
 
 // Layer is one layer of a context.

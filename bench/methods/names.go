@@ -9,7 +9,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -66,7 +66,7 @@ func All() []Method {
 		list = append(list, Eviction{Policy: p, Keep: 0.25})
 	}
 	for _, bits := range []float64{4.25, 3.25, 2.75, 2.25, 1.75, 1.5} {
-		k := Kvist{Config: offline.DefaultConfig()}
+		k := Kvist{Config: kvfile.DefaultConfig()}
 		k.Config.Bits = bits
 		list = append(list, k)
 	}
@@ -83,7 +83,7 @@ func All() []Method {
 //	snapkv:25%  snapkv:25%,window=32,pool=7      also h2o, sinks-recent, expected, adakv,
 //	                                             pyramidkv, ems, kvzip
 //	kvist:2.75                                   bits a value of the file
-//	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of offline.Config
+//	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of kvfile.Config
 //	kvist:2.75,importance=default;expected=0.5   its fields apart by ";"
 //	kvist:2.75,weights=random                    tokens weighed by chance, as a control
 //	kvist:2.75,profile=model.kvprofile           with what was tuned for the model
@@ -91,7 +91,7 @@ func All() []Method {
 //
 // The Name of what it returns gives the same method again.
 //
-// Errors: quant.ErrUnsupported for a name that is none; those of offline.ParseConfig and
+// Errors: quant.ErrUnsupported for a name that is none; those of kvfile.ParseConfig and
 // profile.Open.
 func ByName(name string) (Method, error) {
 	base, rest, hasArgs := strings.Cut(name, ":")
@@ -212,7 +212,7 @@ func kvistByName(fields []string) (Method, error) {
 
 // archiveByName is kvistByName for the archive form.
 func archiveByName(fields []string) (Method, error) {
-	return kvistByName(append(slices.Clone(fields), "form="+offline.FormArchive))
+	return kvistByName(append(slices.Clone(fields), "form="+kvfile.FormArchive))
 }
 
 // args are key=value arguments; each is taken once, and done says what was wrong.

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 )
@@ -22,7 +22,7 @@ func TestShippedProfile(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { require.NoError(t, src.Close()) }()
 	require.NoError(t, p.Check(src.Meta().Model, src.Geometry()))
-	cfg := offline.DefaultConfig()
+	cfg := kvfile.DefaultConfig()
 	require.NoError(t, cfg.Apply(p))
 	want, err := importance.ParseWeighting("default")
 	require.NoError(t, err)

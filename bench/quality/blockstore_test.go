@@ -15,8 +15,8 @@ import (
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
-	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -34,10 +34,10 @@ func packed(t *testing.T, m *model.Model, be *cpu.Backend, tokens []int32, next 
 	require.NoError(t, err)
 	src, err := capture.New(path, f, st.Size(), capture.Limits{})
 	require.NoError(t, err)
-	cfg, err := offline.ParseConfig(config)
+	cfg, err := kvfile.ParseConfig(config)
 	require.NoError(t, err)
 	var file bytes.Buffer
-	_, err = offline.Compress(context.Background(), src, &file, be, cfg, nil, nil)
+	_, err = kvfile.Compress(context.Background(), src, &file, be, cfg, nil, nil)
 	require.NoError(t, err)
 	r, err := container.Open("test.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
 		container.Limits{})
@@ -51,7 +51,7 @@ func restored(t *testing.T, g quant.Geometry, r *container.Reader) *model.ExactK
 	path := filepath.Join(t.TempDir(), "restored.safetensors")
 	out, err := os.Create(path)
 	require.NoError(t, err)
-	_, err = offline.Decompress(context.Background(), r, out, false, nil)
+	_, err = kvfile.Decompress(context.Background(), r, out, false, nil)
 	require.NoError(t, err)
 	require.NoError(t, out.Close())
 	src, err := capture.Open(path, capture.Limits{})
@@ -112,8 +112,8 @@ func handmade(t *testing.T) (*container.Reader, quant.Geometry) {
 	t.Helper()
 	g := quant.Geometry{Layers: 2, Heads: 4, KVHeads: 2, HeadDim: 16, HeadDimV: 8,
 		Rope: quant.Rope{Layout: quant.RopeNone}}
-	cfg := offline.DefaultConfig()
-	cfg.Bits, cfg.RowBias, cfg.Segment = 3, offline.Off, 32
+	cfg := kvfile.DefaultConfig()
+	cfg.Bits, cfg.RowBias, cfg.Segment = 3, kvfile.Off, 32
 	h := &container.Header{Kind: container.KindCache, Layers: []int{0, 1}, Tokens: 40,
 		SegmentTokens: 16, Geometry: g, KType: quant.Float32, VType: quant.Float32, Seed: 3,
 		Config: cfg.String()}

@@ -8,8 +8,8 @@ import (
 	"runtime"
 
 	"github.com/kvist-project/kvist/bench/methods"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
-	"github.com/kvist-project/kvist/engine/offline"
 )
 
 // Options say how methods are measured. The zero value is the standard measurement.
@@ -75,7 +75,7 @@ func EvaluateText(ctx context.Context, m *model.Model, in Input, list []methods.
 	if err != nil {
 		return nil, err
 	}
-	r.Context.Memo = &offline.Memo{}
+	r.Context.Memo = &kvfile.Memo{}
 	res := &TextResult{Name: in.Name}
 	if res.Exact, err = r.exact(); err != nil {
 		return nil, err

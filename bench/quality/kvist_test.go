@@ -15,8 +15,8 @@ import (
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
-	"github.com/kvist-project/kvist/engine/offline"
 )
 
 // modelProfile is the profile of the test model, from the calibration texts.
@@ -64,10 +64,10 @@ func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
 	require.NoError(t, err)
 	src, err := capture.New(path, f, st.Size(), capture.Limits{})
 	require.NoError(t, err)
-	cfg, err := offline.ParseConfig(config)
+	cfg, err := kvfile.ParseConfig(config)
 	require.NoError(t, err)
 	var file bytes.Buffer
-	_, err = offline.Compress(context.Background(), src, &file, be, cfg, nil, nil)
+	_, err = kvfile.Compress(context.Background(), src, &file, be, cfg, nil, nil)
 	require.NoError(t, err)
 	r, err := container.Open("x.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
 		container.Limits{})

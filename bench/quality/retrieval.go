@@ -8,8 +8,8 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/bench/methods"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
-	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -88,7 +88,7 @@ func (r *Retrieval) Ask(ctx context.Context, m *model.Model, list []methods.Meth
 		if err != nil {
 			return nil, err
 		}
-		c.Memo = &offline.Memo{}
+		c.Memo = &kvfile.Memo{}
 		n := values(c.Geometry, len(rc.Tokens))
 		vals += n
 		for i := range out {

@@ -9,19 +9,19 @@ import (
 
 	"github.com/kvist-project/kvist/engine/auto"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 // compress writes a capture to w at 3 bits per value, on the best backend of the machine.
-func compress(ctx context.Context, w io.Writer, src *capture.Source) (*offline.Result, error) {
+func compress(ctx context.Context, w io.Writer, src *capture.Source) (*kvfile.Result, error) {
 	be, err := auto.Open("auto", auto.Options{})
 	if err != nil {
 		return nil, err
 	}
 	defer be.Close()
-	cfg := offline.DefaultConfig()
+	cfg := kvfile.DefaultConfig()
 	cfg.Bits = 3
-	return offline.Compress(ctx, src, w, be, cfg, nil, nil)
+	return kvfile.Compress(ctx, src, w, be, cfg, nil, nil)
 }
 
 func Example() {

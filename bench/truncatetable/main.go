@@ -23,7 +23,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 const (
@@ -119,12 +119,12 @@ type measurer struct {
 }
 
 func (m *measurer) compress(ctx context.Context, bits float64, chunks int) ([]byte, error) {
-	cfg, err := offline.ParseConfig(fmt.Sprintf("form=archive bits=%g chunks=%d", bits, chunks))
+	cfg, err := kvfile.ParseConfig(fmt.Sprintf("form=archive bits=%g chunks=%d", bits, chunks))
 	if err != nil {
 		return nil, err
 	}
 	var file bytes.Buffer
-	_, err = offline.Compress(ctx, m.src, &file, m.be, cfg, nil, nil)
+	_, err = kvfile.Compress(ctx, m.src, &file, m.be, cfg, nil, nil)
 	return file.Bytes(), err
 }
 
@@ -137,7 +137,7 @@ func (m *measurer) future(ctx context.Context, file []byte) (float64, error) {
 	if err != nil {
 		return math.NaN(), err
 	}
-	cmp, err := offline.Compare(ctx, r, m.src, m.be, nil)
+	cmp, err := kvfile.Compare(ctx, r, m.src, m.be, nil)
 	if err != nil {
 		return math.NaN(), err
 	}
@@ -150,15 +150,15 @@ func (m *measurer) cut(ctx context.Context, file []byte, bits, afresh float64) (
 	if err != nil {
 		return "", err
 	}
-	total := int64(bits * float64(offline.Values(r.Header())) / 8)
+	total := int64(bits * float64(kvfile.Values(r.Header())) / 8)
 	refused := ""
 	var out bytes.Buffer
-	res, err := offline.Truncate(ctx, r, &out, total, false, nil)
-	var coarse *offline.CoarseError
+	res, err := kvfile.Truncate(ctx, r, &out, total, false, nil)
+	var coarse *kvfile.CoarseError
 	if errors.As(err, &coarse) {
 		refused = "refused: "
 		out.Reset()
-		res, err = offline.Truncate(ctx, r, &out, total, true, nil)
+		res, err = kvfile.Truncate(ctx, r, &out, total, true, nil)
 	}
 	if err != nil {
 		return "", err

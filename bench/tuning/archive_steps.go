@@ -13,8 +13,8 @@ import (
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
-	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -29,14 +29,14 @@ import (
 //
 // Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
 func ArchiveSteps(ctx context.Context, m *model.Model, texts []quality.Input, p *profile.Profile,
-	bits float64, o quality.Options) (*offline.ArchiveSteps, error) {
+	bits float64, o quality.Options) (*kvfile.ArchiveSteps, error) {
 	g := m.Geometry()
 	own, err := cpu.Open(cpu.Options{})
 	if err != nil {
 		return nil, err
 	}
 	defer own.Close() //nolint:errcheck // its buffers are all freed, nothing is left to fail
-	s := &stepper{m: m, p: p, o: o, be: own, bits: bits, old: offline.OldArchiveSteps(p),
+	s := &stepper{m: m, p: p, o: o, be: own, bits: bits, old: kvfile.OldArchiveSteps(p),
 		damage: make([]float64, 2*g.Layers), slope: make([]float64, 2*g.Layers)}
 	for i, in := range texts {
 		if err := s.text(ctx, in, i, len(texts)); err != nil {
@@ -52,7 +52,7 @@ type stepper struct {
 	o             quality.Options
 	be            backend.Backend
 	bits          float64
-	old           *offline.ArchiveSteps
+	old           *kvfile.ArchiveSteps
 	damage, slope []float64 // [layers*2]
 }
 
@@ -100,9 +100,9 @@ func exact(c *methods.Context) *methods.Cache {
 	return out
 }
 
-func (s *stepper) config(bits float64) offline.Config {
-	cfg := offline.DefaultConfig()
-	cfg.Form, cfg.Bits, cfg.Profile = offline.FormArchive, bits, s.p
+func (s *stepper) config(bits float64) kvfile.Config {
+	cfg := kvfile.DefaultConfig()
+	cfg.Form, cfg.Bits, cfg.Profile = kvfile.FormArchive, bits, s.p
 	return cfg
 }
 
@@ -114,7 +114,7 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 	}
 	for _, f := range []float64{0.9, 1.1} {
 		var file bytes.Buffer
-		if _, err := offline.Compress(ctx, src, &file, s.be, s.config(f*s.bits), nil, nil); err != nil {
+		if _, err := kvfile.Compress(ctx, src, &file, s.be, s.config(f*s.bits), nil, nil); err != nil {
 			return nil, nil, err
 		}
 		r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
@@ -145,7 +145,7 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 const damping = 0.7
 
 // steps turns what was measured into steps.
-func (s *stepper) steps() *offline.ArchiveSteps {
+func (s *stepper) steps() *kvfile.ArchiveSteps {
 	g := s.m.Geometry()
 	v := make([]float64, len(s.damage))
 	var mean float64
@@ -153,7 +153,7 @@ func (s *stepper) steps() *offline.ArchiveSteps {
 		v[i] = -4 * damping * math.Log2(max(d, 1e-9)/max(s.slope[i], 1))
 		mean += v[i] / float64(len(v))
 	}
-	out := &offline.ArchiveSteps{K: make([]float32, g.Layers*g.KVHeads), V: make([]float32, g.Layers*g.KVHeads)}
+	out := &kvfile.ArchiveSteps{K: make([]float32, g.Layers*g.KVHeads), V: make([]float32, g.Layers*g.KVHeads)}
 	for i := range v {
 		d := float32(math.Round(min(max(v[i]-mean, -24), 24)))
 		for h := range g.KVHeads {

@@ -14,7 +14,7 @@
 // # Errors
 //
 // quant.ErrShape for texts and options that do not fit together; those of packages model and
-// offline.
+// kvfile.
 //
 // # Concurrency
 //

@@ -18,8 +18,8 @@ import (
 	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
-	"github.com/kvist-project/kvist/engine/offline"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -202,8 +202,8 @@ func (t *Objective) Evaluate(ctx context.Context, p profile.Params) (float64, er
 }
 
 // config turns settings into a config without a target.
-func (t *Objective) config(p profile.Params) (offline.Config, error) {
-	cfg := offline.DefaultConfig()
+func (t *Objective) config(p profile.Params) (kvfile.Config, error) {
+	cfg := kvfile.DefaultConfig()
 	power := 0.0
 	if text, ok := p[SensitivitySetting]; ok {
 		var err error
@@ -227,7 +227,7 @@ func (t *Objective) config(p profile.Params) (offline.Config, error) {
 
 // Measure returns what settings do.
 //
-// Errors: quant.ErrUnsupported for a setting that there is none of; those of offline.Compress,
+// Errors: quant.ErrUnsupported for a setting that there is none of; those of kvfile.Compress,
 // quant.ErrBudget among them, and of the model.
 func (t *Objective) Measure(ctx context.Context, p profile.Params) (*Measured, error) {
 	cfg, err := t.config(p)
@@ -238,7 +238,7 @@ func (t *Objective) Measure(ctx context.Context, p profile.Params) (*Measured, e
 }
 
 // MeasureConfig is Measure for a config; its target is not used.
-func (t *Objective) MeasureConfig(ctx context.Context, cfg offline.Config) (*Measured, error) {
+func (t *Objective) MeasureConfig(ctx context.Context, cfg kvfile.Config) (*Measured, error) {
 	r := &Measured{Bits: t.o.Bits}
 	for _, x := range t.texts {
 		r.Texts = append(r.Texts, x.Name)
@@ -268,7 +268,7 @@ func (t *Objective) MeasureConfig(ctx context.Context, cfg offline.Config) (*Mea
 // evaluations would grow with each of them.
 func withMemo(r *quality.Run) *quality.Run {
 	run, c := *r, *r.Context
-	c.Memo = &offline.Memo{}
+	c.Memo = &kvfile.Memo{}
 	run.Context = &c
 	return &run
 }

@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/bench/methods"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -20,7 +20,7 @@ type Sensitivities struct {
 	Texts           []string
 	// K and V are KL(exact || that side of that head coded), nats.
 	K, V []float64
-	// PredictedK and PredictedV are the damages that offline.Predict gives for the same.
+	// PredictedK and PredictedV are the damages that kvfile.Predict gives for the same.
 	PredictedK, PredictedV []float64
 	// All is the KL with both sides of every head coded; the sum of K and V is what it would be if
 	// the damages simply added up.
@@ -37,7 +37,7 @@ const sensitivityNext = 64
 // 2 * layers * kv_heads + 1 passes for each text; with layersOnly, the heads of a layer are coded
 // together and have the same value, in 2 * layers + 1 passes.
 //
-// Errors: those of offline.Compress and of the model.
+// Errors: those of kvfile.Compress and of the model.
 func (t *Objective) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
 	most int, progress func(stage string, done, total int64)) (*Sensitivities, error) {
 	g := t.m.Geometry()
@@ -45,7 +45,7 @@ func (t *Objective) MeasureSensitivities(ctx context.Context, coding quant.Codin
 	s := &Sensitivities{Layers: g.Layers, KVHeads: g.KVHeads, Coding: coding,
 		K: make([]float64, n), V: make([]float64, n), PredictedK: make([]float64, n),
 		PredictedV: make([]float64, n)}
-	cfg := offline.DefaultConfig()
+	cfg := kvfile.DefaultConfig()
 	cfg.K, cfg.V = []quant.Coding{coding}, []quant.Coding{coding}
 	cfg.Importance = "none"
 	step := 1
@@ -112,13 +112,13 @@ func (t *Objective) MeasureSensitivities(ctx context.Context, coding quant.Codin
 }
 
 // predict adds the planner's predictions for a text.
-func (t *Objective) predict(ctx context.Context, c *methods.Context, cfg offline.Config,
+func (t *Objective) predict(ctx context.Context, c *methods.Context, cfg kvfile.Config,
 	s *Sensitivities, texts int) error {
 	src, err := c.Capture()
 	if err != nil {
 		return err
 	}
-	all, err := offline.Predict(ctx, src, t.o.Backend, cfg, cfg.K[0], cfg.V[0])
+	all, err := kvfile.Predict(ctx, src, t.o.Backend, cfg, cfg.K[0], cfg.V[0])
 	if err != nil {
 		return err
 	}

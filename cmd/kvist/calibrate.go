@@ -14,7 +14,7 @@ import (
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/tuning"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -142,7 +142,7 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 			return err
 		}
 		defer closing(be, &err)
-		if p, err = offline.Calibrate(ctx, captures, be, old, say); err != nil {
+		if p, err = kvfile.Calibrate(ctx, captures, be, old, say); err != nil {
 			return err
 		}
 	}
@@ -165,14 +165,14 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if err != nil {
 		return err
 	}
-	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), offline.ArchiveID(p).Full()
+	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), kvfile.ArchiveID(p).Full()
 	if f.json {
 		return printJSON(a.stdout, sum)
 	}
 	pr := &printer{w: a.stdout}
 	pr.printf("%s: %s bytes, from %d captures of %s tokens\n", f.out, count(sum.Bytes), sum.Captures,
 		count(int64(sum.Tokens)))
-	pr.printf("basis and tables %s\n", offline.ArchiveID(p))
+	pr.printf("basis and tables %s\n", kvfile.ArchiveID(p))
 	return pr.err
 }
 
@@ -192,7 +192,7 @@ func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Pr
 	if err != nil {
 		return nil, err
 	}
-	return offline.WithArchiveSteps(p, steps, profile.Meta{"texts": fmt.Sprint(len(f.texts)),
+	return kvfile.WithArchiveSteps(p, steps, profile.Meta{"texts": fmt.Sprint(len(f.texts)),
 		"bits": fmt.Sprint(f.bits)})
 }
 

@@ -11,15 +11,15 @@ import (
 
 	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/auto"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // The words that flags take, for checks and for completion.
 var (
-	formWords    = []string{formAuto, offline.FormArchive, offline.FormHot}
-	rowBiasWords = []string{offline.Auto.String(), offline.On.String(), offline.Off.String()}
+	formWords    = []string{formAuto, kvfile.FormArchive, kvfile.FormHot}
+	rowBiasWords = []string{kvfile.Auto.String(), kvfile.On.String(), kvfile.Off.String()}
 	dtypeWords   = []string{"f16", "bf16", "f32"}
 	levelWords   = []string{"auto", "full", "full+chunks", "full+dropped", "full+chunks+dropped",
 		"full+chunks+summary+dropped"}
@@ -69,7 +69,7 @@ func codingWords() (names []string) {
 			names = append(names, f.String())
 		}
 	}
-	for _, c := range offline.DefaultConfig().Rows {
+	for _, c := range kvfile.DefaultConfig().Rows {
 		names = append(names, c.String())
 	}
 	slices.Sort(names)

@@ -13,7 +13,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -39,7 +39,7 @@ type compressFlags struct {
 
 func newCompress(a *app) *cobra.Command {
 	var f compressFlags
-	def := offline.DefaultConfig()
+	def := kvfile.DefaultConfig()
 	cmd := &cobra.Command{
 		Use:   "compress IN -o OUT.kvist",
 		Short: "Compress a capture to a .kvist file",
@@ -135,7 +135,7 @@ which K stands in for queries, reason), profile (the hash that the file names it
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
 	fl.StringVar(&f.importance, "importance", def.Importance,
 		"`profile` that weighs tokens by the attention they get: default, none, or its fields")
-	fl.StringVar(&f.levels, "levels", offline.LevelNames(def.Levels),
+	fl.StringVar(&f.levels, "levels", kvfile.LevelNames(def.Levels),
 		"`levels` of detail that the planner may choose from")
 	fl.Float64Var(&f.unseen, "unseen", def.Unseen,
 		"`share` of queries to expect that are unlike those seen, 0 to 1")
@@ -151,26 +151,26 @@ which K stands in for queries, reason), profile (the hash that the file names it
 }
 
 // config turns the flags into a Config. All its errors are of usage, but for what is not built.
-func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offline.Config, error) {
-	cfg := offline.DefaultConfig()
+func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (kvfile.Config, error) {
+	cfg := kvfile.DefaultConfig()
 	if err := cfg.Apply(prof); err != nil {
 		return cfg, err
 	}
 	switch f.form {
-	case offline.FormHot, offline.FormArchive:
+	case kvfile.FormHot, kvfile.FormArchive:
 		cfg.Form = f.form
 	case formAuto:
-		cfg.Form = offline.FormArchive
+		cfg.Form = kvfile.FormArchive
 	default:
 		return cfg, oneOf("form", f.form, formWords)
 	}
 	for _, name := range hotFlags {
 		switch {
 		case !cmd.Flags().Changed(name):
-		case f.form == offline.FormArchive:
+		case f.form == kvfile.FormArchive:
 			return cfg, usagef("--%s is about hot blocks: leave out --form archive", name)
 		default:
-			cfg.Form = offline.FormHot
+			cfg.Form = kvfile.FormHot
 		}
 	}
 	if err := f.backend.check(); err != nil {
@@ -199,11 +199,11 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 		return cfg, err
 	}
 	cfg.Window, cfg.Seed, cfg.AllowNonfinite = f.window, f.seed, f.nonfinite
-	levels, err := offline.ParseLevels(f.levels)
+	levels, err := kvfile.ParseLevels(f.levels)
 	if err != nil {
 		return cfg, &usageError{err: err}
 	}
-	rowBias, err := offline.ParseSwitch(f.rowBias)
+	rowBias, err := kvfile.ParseSwitch(f.rowBias)
 	if err != nil {
 		return cfg, oneOf("row-bias", f.rowBias, rowBiasWords)
 	}
@@ -222,16 +222,16 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	}
 	cfg.Chunks, cfg.Lossless = f.streams, f.lossless
 	if f.lossless {
-		if f.form == offline.FormHot {
+		if f.form == kvfile.FormHot {
 			return cfg, usagef("--lossless is for archives: leave out --form hot")
 		}
-		cfg.Form = offline.FormArchive
+		cfg.Form = kvfile.FormArchive
 	}
-	if f.streams > 1 && cfg.Form != offline.FormArchive {
+	if f.streams > 1 && cfg.Form != kvfile.FormArchive {
 		return cfg, usagef("--streams is for archives: leave out --form hot and what asks for it")
 	}
 	if targets == 0 && !f.lossless &&
-		(cfg.Form == offline.FormArchive || !(len(cfg.K) == 1 && len(cfg.V) == 1)) {
+		(cfg.Form == kvfile.FormArchive || !(len(cfg.K) == 1 && len(cfg.V) == 1)) {
 		cfg.Bits, cfg.Soft = defaultBits, true
 	}
 	if err := cfg.Validate(); err != nil {
@@ -240,7 +240,7 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (offli
 	return cfg, nil
 }
 
-func (f *compressFlags) menus(cfg *offline.Config) error {
+func (f *compressFlags) menus(cfg *kvfile.Config) error {
 	if f.coding == "" {
 		return nil
 	}
@@ -373,7 +373,7 @@ type codingJSON struct {
 }
 
 func (a *app) compress(ctx context.Context, name string, f *compressFlags,
-	cfg offline.Config) (err error) {
+	cfg kvfile.Config) (err error) {
 	if name == stdStream && f.weights == stdStream {
 		return usagef("the capture and --weights cannot both be standard input")
 	}
@@ -423,8 +423,8 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 }
 
 func (a *app) compressTo(ctx context.Context, src *capture.Source, out *output, f *compressFlags,
-	cfg offline.Config,
-	weights offline.Weights) (res *offline.Result, caps backend.Caps, err error) {
+	cfg kvfile.Config,
+	weights kvfile.Weights) (res *kvfile.Result, caps backend.Caps, err error) {
 	be, err := a.openBackend(f.backend)
 	if err != nil {
 		return nil, caps, err
@@ -432,11 +432,11 @@ func (a *app) compressTo(ctx context.Context, src *capture.Source, out *output, 
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	res, err = offline.Compress(ctx, src, out, be, cfg, weights, say)
+	res, err = kvfile.Compress(ctx, src, out, be, cfg, weights, say)
 	return res, be.Caps(), err
 }
 
-func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *compressJSON {
+func summarise(res *kvfile.Result, caps backend.Caps, cfg kvfile.Config) *compressJSON {
 	s := res.Sections
 	sum := &compressJSON{Target: targetText(&cfg), Bytes: res.Bytes, Values: res.Values,
 		BitsPerValue: res.BitsPerValue, OriginalBytes: res.OriginalBytes, Ratio: res.Ratio,
@@ -462,7 +462,7 @@ func summarise(res *offline.Result, caps backend.Caps, cfg offline.Config) *comp
 }
 
 // targetText says what was asked for, as flags.
-func targetText(c *offline.Config) string {
+func targetText(c *kvfile.Config) string {
 	g := func(x float64) string { return strconv.FormatFloat(x, 'g', 6, 64) }
 	switch {
 	case c.Bits > 0:

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 type decompressFlags struct {
@@ -88,7 +88,7 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 		return err
 	}
 	say, clear := a.progress()
-	res, err := offline.Decompress(ctx, r, out, f.salvage, say, profiles...)
+	res, err := kvfile.Decompress(ctx, r, out, f.salvage, say, profiles...)
 	clear()
 	out.finish(&err)
 	if err != nil {

@@ -17,7 +17,7 @@ import (
 )
 
 func TestExitCode(t *testing.T) {
-	wrap := func(err error) error { return fmt.Errorf("kvist/offline: doing: %w", err) }
+	wrap := func(err error) error { return fmt.Errorf("kvist/kvfile: doing: %w", err) }
 	for _, c := range []struct {
 		name string
 		err  error

@@ -15,7 +15,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 type inspectFlags struct {
@@ -50,7 +50,7 @@ Strings that came out of the file are cut where they are long, and it is said ho
 Fields of --json: file, type (kvist, safetensors, npy, npz, gguf), bytes, spectra (name, side, head,
 and rows, nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
-bytes), why with --why (slope, predicted, blocks, parts: those of offline.Why); for captures:
+bytes), why with --why (slope, predicted, blocks, parts: those of kvfile.Why); for captures:
 capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next, queries:
 layers with queries), tensors (name, dtype, shape, bytes, and stored where they are stored in another
 way), metadata; for profiles: file, type, bytes, id, archive_id (what archives name it by), model,
@@ -98,14 +98,14 @@ type inspectJSON struct {
 	Tensors  []tensorJSON      `json:"tensors,omitempty"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Spectra  []headSpectrum    `json:"spectra"`
-	Why      *offline.Why      `json:"why,omitempty"`
+	Why      *kvfile.Why       `json:"why,omitempty"`
 
 	skipped string // why there is no spectrum of some rows
 }
 
 // kvistJSON is a report without its map, which is for drawing.
 type kvistJSON struct {
-	*offline.Report
+	*kvfile.Report
 	Map    *struct{} `json:"map,omitempty"` // nil: hides the one of Report
 	Errors *struct{} `json:"errors,omitempty"`
 }
@@ -184,7 +184,7 @@ func (a *app) inspectContainer(ctx context.Context, in *input, f *inspectFlags,
 		return container.Dump(a.stdout, r, container.DumpOptions{})
 	}
 	res.Type = "kvist"
-	rep, err := offline.BuildReport(ctx, r, nil)
+	rep, err := kvfile.BuildReport(ctx, r, nil)
 	if err != nil {
 		return err
 	}

@@ -11,7 +11,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -78,7 +78,7 @@ func (a *app) inspectProfile(in *input, f *inspectFlags) error {
 		Model: p.Model(), Params: params, Sections: []profileSectJSON{},
 		Geometry: geometryJSON{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV}}
 	if len(p.Tensors(profile.SectionBasis)) > 0 {
-		res.ArchiveID = offline.ArchiveID(p).Full()
+		res.ArchiveID = kvfile.ArchiveID(p).Full()
 	}
 	for _, s := range p.Sections() {
 		x := profileSectJSON{Name: string(s), Meta: p.Meta(s), Tensors: []tensorJSON{}}

@@ -8,7 +8,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -93,5 +93,5 @@ func parseCodings(s string) (codingMenus, error) {
 }
 
 func parseMenu(s string) ([]quant.Coding, error) {
-	return offline.ParseCodings(strings.ReplaceAll(s, "|", ","))
+	return kvfile.ParseCodings(strings.ReplaceAll(s, "|", ","))
 }

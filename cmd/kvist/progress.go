@@ -12,7 +12,7 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 // progressAfter is how long work may take before it is worth a bar.
@@ -20,7 +20,7 @@ const progressAfter = time.Second
 
 // progress returns what reports long work on standard error, and what clears it away. Where
 // standard error is no terminal nothing is reported.
-func (a *app) progress() (offline.Progress, func()) {
+func (a *app) progress() (kvfile.Progress, func()) {
 	f, ok := a.console.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return nil, func() {}

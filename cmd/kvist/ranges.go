@@ -6,7 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/engine/archive"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/importance"
 )
 
@@ -47,7 +47,7 @@ func (f *compressFlags) ranges(cmd *cobra.Command) error {
 	case !(f.unseen >= 0 && f.unseen <= 1):
 		return usagef("--unseen %g: want 0 to 1", f.unseen)
 	}
-	if _, err := offline.ParseLevels(f.levels); err != nil {
+	if _, err := kvfile.ParseLevels(f.levels); err != nil {
 		return usagef("--levels %q: want auto, or full, chunks, summary and dropped joined by +", f.levels)
 	}
 	if _, err := importance.ParseWeighting(f.importance); err != nil {

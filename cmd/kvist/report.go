@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/page"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 type reportFlags struct {
@@ -31,7 +31,7 @@ once more from that capture, and adds what each token weighs, the damage to expe
 other codings would have cost (see kvist inspect). An archive has no blocks that could have had
 other codings: the page is made without, and says so.
 
---json writes the page's data as one JSON object instead, in the fields of offline.Report: kind,
+--json writes the page's data as one JSON object instead, in the fields of kvfile.Report: kind,
 version, model, config, bytes, values, bits_per_value, ratio, layers, sections, codings, map, errors
 and so on.`,
 		Example: `  kvist report cache.kvist -o cache.html
@@ -84,7 +84,7 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 			err = p.err
 		}
 	}()
-	var cmp *offline.Comparison
+	var cmp *kvfile.Comparison
 	if f.against != "" {
 		var profiles []string
 		if f.profile != "" {
@@ -98,7 +98,7 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 			return err
 		}
 	}
-	rep, err := offline.BuildReport(ctx, r, cmp)
+	rep, err := kvfile.BuildReport(ctx, r, cmp)
 	if err != nil {
 		return err
 	}

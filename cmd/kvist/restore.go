@@ -9,7 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -19,7 +19,7 @@ const kvistMagic = "\x93KVIST"
 // openSource opens what compress reads: a capture, or a .kvist file, which it restores to a
 // temporary one first. weights is what an archive says of its tokens, or nil.
 func (a *app) openSource(ctx context.Context, name string, p *profile.Profile) (src *capture.Source,
-	in *input, weights offline.Weights, err error) {
+	in *input, weights kvfile.Weights, err error) {
 	in, err = a.openInput(ctx, name)
 	if err != nil {
 		return nil, nil, nil, err
@@ -42,7 +42,7 @@ func (a *app) openSource(ctx context.Context, name string, p *profile.Profile) (
 
 // restore decompresses a .kvist file to a temporary one.
 func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *input,
-	weights offline.Weights, err error) {
+	weights kvfile.Weights, err error) {
 	r, err := openKvist(in)
 	if err != nil {
 		return nil, nil, err
@@ -51,7 +51,7 @@ func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *
 	if p != nil {
 		profiles = append(profiles, p)
 	}
-	if weights, err = offline.ArchiveWeights(ctx, r, profiles...); err != nil {
+	if weights, err = kvfile.ArchiveWeights(ctx, r, profiles...); err != nil {
 		return nil, nil, err
 	}
 	defer liftMemory()
@@ -60,7 +60,7 @@ func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *
 		return nil, nil, err
 	}
 	say, clear := a.progress()
-	_, err = offline.Decompress(ctx, r, s, false, say, profiles...)
+	_, err = kvfile.Decompress(ctx, r, s, false, say, profiles...)
 	clear()
 	var size int64
 	if err == nil {

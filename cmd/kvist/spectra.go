@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/cmd/kvist/internal/spectrum"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -71,7 +71,7 @@ func (r *inspectJSON) add(ctx context.Context, name, side string, head int, rows
 
 // captureSpectra measures K and V of a capture, or its rows.
 func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *inspectJSON,
-	say offline.Progress) error {
+	say kvfile.Progress) error {
 	one := func(name, side string, t capture.Tensor) error {
 		for h := range t.Heads() {
 			err := res.add(ctx, name, side, h, int64(t.Rows()), t.Dim(), limit, func(first int64,
@@ -104,7 +104,7 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 	return nil
 }
 
-func report(say offline.Progress, stage string, done, total int) {
+func report(say kvfile.Progress, stage string, done, total int) {
 	if say != nil {
 		say(stage, int64(done), int64(total))
 	}
@@ -113,7 +113,7 @@ func report(say offline.Progress, stage string, done, total int) {
 // containerSpectra measures the decoded rows of a file, a record at a time. Rows that stand for
 // several tokens count once for each of them.
 func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res *inspectJSON,
-	say offline.Progress) error {
+	say kvfile.Progress) error {
 	h := r.Header()
 	for i := range h.Stored() {
 		report(say, "measuring the spectrum", i, h.Stored())

@@ -9,7 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 type truncateFlags struct {
@@ -85,7 +85,7 @@ func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err 
 		return err
 	}
 	defer closing(in, &err)
-	values := offline.Values(r.Header())
+	values := kvfile.Values(r.Header())
 	total := int64(f.bits * float64(values) / 8)
 	if f.budget != "" {
 		bytes, share, err := parseBudget(f.budget)
@@ -99,10 +99,10 @@ func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err 
 		return err
 	}
 	say, clear := a.progress()
-	res, err := offline.Truncate(ctx, r, out, total, f.force, say)
+	res, err := kvfile.Truncate(ctx, r, out, total, f.force, say)
 	clear()
 	out.finish(&err)
-	var coarse *offline.CoarseError
+	var coarse *kvfile.CoarseError
 	if errors.As(err, &coarse) {
 		return fmt.Errorf("%w; code the original again, or give --force", err)
 	}

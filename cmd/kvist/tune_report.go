@@ -9,7 +9,7 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
 )
@@ -85,7 +85,7 @@ type ablationJSON struct {
 
 // ablate changes one setting of the result after the other.
 func ablate(ctx context.Context, t tuner, space tune.Space, res *tune.Result,
-	say offline.Progress) ([]ablationJSON, error) {
+	say kvfile.Progress) ([]ablationJSON, error) {
 	var out []ablationJSON
 	for i, p := range space {
 		if say != nil {

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -105,11 +105,11 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	if err == nil {
 		res.Records = len(r.Records())
 		say, clear := a.progress()
-		if err = offline.Verify(ctx, r, say); err == nil {
-			err = offline.VerifyRows(ctx, r, say, profiles...)
+		if err = kvfile.Verify(ctx, r, say); err == nil {
+			err = kvfile.VerifyRows(ctx, r, say, profiles...)
 		}
 		clear()
-		var missing *offline.MissingProfileError
+		var missing *kvfile.MissingProfileError
 		if errors.As(err, &missing) && missing.Given == 0 {
 			res.NotDecoded, err = oneLine(missing), nil
 		}
@@ -182,7 +182,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 
 // compare measures a file against the capture called name, and returns that name for messages.
 func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps []*profile.Profile,
-	f backendFlags) (_ *offline.Comparison,
+	f backendFlags) (_ *kvfile.Comparison,
 	original string, err error) {
 	liftMemory()
 	src, in, err := a.openCapture(ctx, name)
@@ -197,7 +197,7 @@ func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps 
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	cmp, err := offline.Compare(ctx, r, src, be, say, ps...)
+	cmp, err := kvfile.Compare(ctx, r, src, be, say, ps...)
 	return cmp, in.name, err
 }
 
@@ -233,7 +233,7 @@ type worstJSON struct {
 	Error *float64 `json:"error"`
 }
 
-func newWorstJSON(w offline.Worst) *worstJSON {
+func newWorstJSON(w kvfile.Worst) *worstJSON {
 	if math.IsNaN(w.Error) {
 		return nil
 	}
@@ -264,7 +264,7 @@ func (w *worstJSON) String() string {
 	return fmt.Sprintf("%d/%d: %s", *w.Head, *w.Token, e)
 }
 
-func newComparisonJSON(cmp *offline.Comparison, original string, hasV bool) *comparisonJSON {
+func newComparisonJSON(cmp *kvfile.Comparison, original string, hasV bool) *comparisonJSON {
 	side := func(x float64) *float64 {
 		if !hasV {
 			return nil

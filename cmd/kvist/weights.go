@@ -11,14 +11,14 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // openWeights opens a file of weights a token: an .npy of [tokens], [kv_heads, tokens] or
 // [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]. F16, F32 or
 // F64. layers are the numbers of the layers that the weights are for.
-func (a *app) openWeights(ctx context.Context, name string, layers []int) (offline.Weights,
+func (a *app) openWeights(ctx context.Context, name string, layers []int) (kvfile.Weights,
 	io.Closer, error) {
 	src, in, err := a.openCapture(ctx, name)
 	if err != nil {

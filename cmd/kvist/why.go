@@ -10,7 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 // whyFlags say what a file was made from and with.
@@ -28,9 +28,9 @@ func (f *whyFlags) add(cmd *cobra.Command) {
 
 // explain plans a file once more from the capture it was made from.
 func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
-	b backendFlags) (why *offline.Why, err error) {
+	b backendFlags) (why *kvfile.Why, err error) {
 	liftMemory()
-	var with offline.MadeWith
+	var with kvfile.MadeWith
 	if with.Profile, err = a.openProfile(ctx, f.profile); err != nil {
 		return nil, err
 	}
@@ -58,7 +58,7 @@ func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	return offline.Explain(ctx, r, src, be, with, say)
+	return kvfile.Explain(ctx, r, src, be, with, say)
 }
 
 // printWhy prints a line for every block, and one for every choice of levels.
@@ -109,7 +109,7 @@ func (r *inspectJSON) printWhy(p *printer) {
 }
 
 // option names the next coding with fewer (-1) or more (1) bytes, and its price.
-func option(s offline.WhySide, way int) string {
+func option(s kvfile.WhySide, way int) string {
 	var text string
 	for _, o := range s.Options {
 		switch {

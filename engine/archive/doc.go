@@ -2,7 +2,7 @@
 
 // Package archive codes rows that nobody attends to in place: K and V of a cache on disk, hidden
 // states, embeddings. It turns a segment of one layer into a payload and back; what a payload
-// stands in, and which steps tokens and heads get, is for package offline.
+// stands in, and which steps tokens and heads get, is for package kvfile.
 //
 // # Concepts
 //

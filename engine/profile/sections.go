@@ -12,7 +12,7 @@ import (
 
 // Params are settings by name: what importance, planner and menus are to be. Keys are 1 to 64 of
 // a-z, 0-9 and "-"; values are printable without spaces, at most 4 KiB. Which keys there are is
-// for their reader (engine/offline takes the keys of its Config that say how, not how much); a
+// for their reader (engine/kvfile takes the keys of its Config that say how, not how much); a
 // key it does not know is an error there, never ignored.
 type Params map[string]string
 

@@ -14,7 +14,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -33,7 +33,7 @@ type Captures struct {
 	Profile *profile.Profile
 
 	identity string
-	memos    []*offline.Memo // of each source
+	memos    []*kvfile.Memo // of each source
 }
 
 // NewCaptures returns the objective over these captures. It reads them once, for their hashes.
@@ -62,7 +62,7 @@ func NewCaptures(sources []*capture.Source, bits []float64, be backend.Backend) 
 			return nil, fmt.Errorf("kvist/tune: capture %s holds no layers of K and V: %w", s.Name(),
 				quant.ErrUnsupported)
 		}
-		c.memos = append(c.memos, &offline.Memo{})
+		c.memos = append(c.memos, &kvfile.Memo{})
 		sum, err := hashTensors(s)
 		if err != nil {
 			return nil, err
@@ -98,7 +98,7 @@ func (c *Captures) Identity() string {
 
 // Evaluate implements Objective. A budget that cannot be met gives +Inf.
 //
-// Errors: those of offline.Compress and offline.Compare.
+// Errors: those of kvfile.Compress and kvfile.Compare.
 func (c *Captures) Evaluate(ctx context.Context, p profile.Params) (float64, error) {
 	var sum float64
 	for i, s := range c.Sources {
@@ -116,15 +116,15 @@ func (c *Captures) Evaluate(ctx context.Context, p profile.Params) (float64, err
 	return sum / float64(len(c.Sources)*len(c.Bits)), nil
 }
 
-func (c *Captures) one(ctx context.Context, s *capture.Source, memo *offline.Memo, bits float64,
+func (c *Captures) one(ctx context.Context, s *capture.Source, memo *kvfile.Memo, bits float64,
 	p profile.Params) (float64, error) {
-	cfg, err := offline.DefaultConfig().WithParams(p)
+	cfg, err := kvfile.DefaultConfig().WithParams(p)
 	if err != nil {
 		return 0, err
 	}
 	cfg.Bits, cfg.Profile, cfg.Memo = bits, c.Profile, memo
 	var file bytes.Buffer
-	if _, err := offline.Compress(ctx, s, &file, c.Backend, cfg, nil, nil); err != nil {
+	if _, err := kvfile.Compress(ctx, s, &file, c.Backend, cfg, nil, nil); err != nil {
 		return 0, err
 	}
 	r, err := container.Open(s.Name(), bytes.NewReader(file.Bytes()), int64(file.Len()),
@@ -132,7 +132,7 @@ func (c *Captures) one(ctx context.Context, s *capture.Source, memo *offline.Mem
 	if err != nil {
 		return 0, err
 	}
-	cmp, err := offline.Compare(ctx, r, s, c.Backend, nil)
+	cmp, err := kvfile.Compare(ctx, r, s, c.Backend, nil)
 	if err != nil {
 		return 0, err
 	}

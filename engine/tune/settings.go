@@ -5,14 +5,14 @@ package tune
 import (
 	"strconv"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 // DefaultSpace lists the settings that kvist tune searches: the signals, how relevance is taken and
 // shaped, sinks. Grids are coarse on purpose; the refinement does the rest. A signal that is off
 // costs signalPrice to switch on.
 func DefaultSpace() Space {
-	def := offline.DefaultConfig()
+	def := kvfile.DefaultConfig()
 	const signalPrice = 0.01 // one percent of KL
 	signal := func(name string) Param {
 		return Param{Name: importancePrefix + name, Start: "0", Grid: []string{"0.25", "0.75"},
@@ -40,7 +40,7 @@ func DefaultSpace() Space {
 			Price: signalPrice},
 		{Name: "unseen", Start: strconv.FormatFloat(def.Unseen, 'g', -1, 64), Grid: []string{"0", "0.01"},
 			Low: 1e-5, High: 0.1, Log: true},
-		{Name: "levels", Start: offline.LevelNames(def.Levels), Grid: []string{"full", "full+chunks"}},
+		{Name: "levels", Start: kvfile.LevelNames(def.Levels), Grid: []string{"full", "full+chunks"}},
 		{Name: "sinks", Start: "4", Grid: []string{"2", "8"}, Low: 0, High: 32, Integer: true},
 	}
 }

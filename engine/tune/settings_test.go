@@ -8,7 +8,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/importance"
@@ -19,7 +19,7 @@ import (
 func TestDefaultSpace_StartsFromTheDefaults(t *testing.T) {
 	space := tune.DefaultSpace()
 	require.NoError(t, space.Validate())
-	cfg := offline.DefaultConfig()
+	cfg := kvfile.DefaultConfig()
 	weights, err := importance.ParseWeighting("default")
 	require.NoError(t, err)
 	defaults := profile.Params{"importance": weights.String()}

@@ -16,31 +16,31 @@ import (
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/page"
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
-	"github.com/kvist-project/kvist/engine/offline"
+	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
-func report() *offline.Report {
+func report() *kvfile.Report {
 	x := 0.0123
-	return &offline.Report{File: "a.kvist", Kind: "cache", Version: "v1", Model: "m",
+	return &kvfile.Report{File: "a.kvist", Kind: "cache", Version: "v1", Model: "m",
 		Config: "bits=3 k=lm3,lm4",
 		Bytes:  1234567, Values: 3000000, BitsPerValue: 3.29, OriginalBytes: 6000000, Ratio: 4.86,
 		Tokens:        3,
 		SegmentTokens: 512, Heads: 2, KVHeads: 1, HeadDim: 64, HeadDimV: 64,
-		Layers: []offline.ReportLayer{{Number: 7, Name: "layer 7", Tokens: 3, Dim: 64}},
-		Sections: []offline.ReportSection{{Name: "K codes", Bytes: 1000000}, {Name: "something new",
+		Layers: []kvfile.ReportLayer{{Number: 7, Name: "layer 7", Tokens: 3, Dim: 64}},
+		Sections: []kvfile.ReportSection{{Name: "K codes", Bytes: 1000000}, {Name: "something new",
 			Bytes: 234567}},
-		Codings: []offline.ReportCoding{{Side: "K", Level: "FULL", Coding: "lm3", Values: 10,
+		Codings: []kvfile.ReportCoding{{Side: "K", Level: "FULL", Coding: "lm3", Values: 10,
 			Bytes: 4, BitsPerValue: 3.2}},
-		Map: offline.ReportMap{TokensPerColumn: 1, Kinds: []offline.ReportKind{{Level: "FULL",
+		Map: kvfile.ReportMap{TokensPerColumn: 1, Kinds: []kvfile.ReportKind{{Level: "FULL",
 			K: "lm3", V: "lm2"}},
-			Rows: []offline.ReportMapRow{{Kind: []int{0, 0, 0}, KBits: []float32{3.125, 16, 0},
+			Rows: []kvfile.ReportMapRow{{Kind: []int{0, 0, 0}, KBits: []float32{3.125, 16, 0},
 				VBits: []float32{2, 2, 900}}}},
-		Errors: &offline.ReportErrors{KError: &x,
-			Layers: []offline.ReportLayerError{{Name: "layer 7", KError: &x}}},
+		Errors: &kvfile.ReportErrors{KError: &x,
+			Layers: []kvfile.ReportLayerError{{Name: "layer 7", KError: &x}}},
 	}
 }
 
-func write(t *testing.T, r *offline.Report) string {
+func write(t *testing.T, r *kvfile.Report) string {
 	t.Helper()
 	var b bytes.Buffer
 	require.NoError(t, page.Write(&b, r, "v0"))
@@ -143,7 +143,7 @@ func TestWrite_LongNamesAreCut(t *testing.T) {
 }
 
 func TestWrite_Empty(t *testing.T) {
-	s := write(t, &offline.Report{Kind: "rows"})
+	s := write(t, &kvfile.Report{Kind: "rows"})
 	require.Contains(t, s, "0 tensors")
 	require.NotContains(t, s, "NaN")
 }

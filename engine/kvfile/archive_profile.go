@@ -1,0 +1,406 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"context"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// What the archive keeps in a profile: the sections basis and tables, which decoding takes and
+// whose digest names the profile in a file, and the section archive, which only compressing
+// looks at.
+const (
+	tensorTransforms = "transforms"
+	tensorCoder      = "coder"
+	tensorStepsK     = "steps-k"
+	tensorStepsV     = "steps-v"
+
+	sectionArchive profile.Section = "archive"
+)
+
+// ArchiveID returns what a file in archive form names the profile by: the digest of the sections
+// that decoding takes.
+func ArchiveID(p *profile.Profile) profile.ID {
+	return p.Digest(profile.SectionBasis, profile.SectionTables)
+}
+
+// archiveSet returns transforms and tables of a profile, which nobody changes.
+//
+// Errors: quant.ErrShape where the profile was not calibrated; *archive.CorruptError.
+func archiveSet(p *profile.Profile) (*archive.Set, error) {
+	s, err := p.Derived(archiveSetKey{}, func() (any, error) { return parseArchiveSet(p) })
+	if err != nil {
+		return nil, err
+	}
+	return s.(*archive.Set), nil
+}
+
+// archiveSetKey is the key of a profile's set among what is derived from it.
+type archiveSetKey struct{}
+
+func parseArchiveSet(p *profile.Profile) (*archive.Set, error) {
+	basis, ok := p.Tensor(profile.SectionBasis, tensorTransforms)
+	tables, ok2 := p.Tensor(profile.SectionTables, tensorCoder)
+	if !ok || !ok2 {
+		return nil, fmt.Errorf(
+			"kvist/kvfile: profile %s holds no basis and tables for the archive (kvist calibrate makes them): %w",
+			p.ID(), quant.ErrShape)
+	}
+	b, err := basis.Bytes(-1)
+	if err != nil {
+		return nil, err
+	}
+	t, err := tables.Bytes(-1)
+	if err != nil {
+		return nil, err
+	}
+	return archive.ParseSet(t, b)
+}
+
+// withSet returns a profile with these transforms and tables.
+func withSet(p *profile.Profile, s *archive.Set, meta profile.Meta) (*profile.Profile, error) {
+	b := s.Append(nil)
+	p, err := p.With(profile.SectionBasis, meta, profile.OfBytes(tensorTransforms, b, int64(len(b))))
+	if err != nil {
+		return nil, err
+	}
+	t := s.AppendTables(nil)
+	return p.With(profile.SectionTables, meta, profile.OfBytes(tensorCoder, t, int64(len(t))))
+}
+
+// ArchiveSteps are what heads add to the common step, in eighths of an octave, [layers, kv_heads]
+// of the model: minus where an error in them costs more than its squared length says.
+type ArchiveSteps struct{ K, V []float32 }
+
+// WithArchiveSteps returns a profile with these steps.
+//
+// Errors: quant.ErrShape.
+func WithArchiveSteps(p *profile.Profile, s *ArchiveSteps, meta profile.Meta) (*profile.Profile, error) {
+	g := p.Geometry()
+	shape := []int64{int64(g.Layers), int64(g.KVHeads)}
+	return p.With(sectionArchive, meta, profile.OfFloat32(tensorStepsK, s.K, shape...),
+		profile.OfFloat32(tensorStepsV, s.V, shape...))
+}
+
+// OldArchiveSteps returns the steps of a profile, nil where it has none that can be used.
+func OldArchiveSteps(p *profile.Profile) *ArchiveSteps {
+	s, err := archiveSteps(p)
+	if err != nil {
+		return nil
+	}
+	return s
+}
+
+// archiveSteps reads the steps of a profile, nil where it has none.
+func archiveSteps(p *profile.Profile) (*ArchiveSteps, error) {
+	g := p.Geometry()
+	shape := []int64{int64(g.Layers), int64(g.KVHeads)}
+	s := &ArchiveSteps{}
+	for _, x := range []struct {
+		name string
+		dst  *[]float32
+	}{{tensorStepsK, &s.K}, {tensorStepsV, &s.V}} {
+		t, ok := p.Tensor(sectionArchive, x.name)
+		if !ok {
+			return nil, nil
+		}
+		var err error
+		if *x.dst, err = t.Float32(shape...); err != nil {
+			return nil, err
+		}
+		for _, v := range *x.dst {
+			if !(math.Abs(float64(v)) <= 400) {
+				return nil, fmt.Errorf("kvist/kvfile: profile %s: step %v of an archive, want -400 to 400: %w",
+					p.ID(), v, quant.ErrShape)
+			}
+		}
+	}
+	return s, nil
+}
+
+// Calibrate makes the basis and tables of a model's archive from captures of it, which should be
+// of other texts than what will be compressed, and at least four: K in the metric of the queries
+// before their position embedding, V in that of the output projection where the captures hold
+// it. old is the profile to put them in, or nil for a new one.
+//
+// Errors: quant.ErrShape for captures that are of different models, or lack queries.
+func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backend,
+	old *profile.Profile, progress Progress) (*profile.Profile, error) {
+	if len(captures) == 0 {
+		return nil, fmt.Errorf("kvist/kvfile: calibrate: no captures: %w", quant.ErrShape)
+	}
+	geo := captures[0].Geometry()
+	if max(geo.HeadDim, geo.HeadDimV) > archive.MaxBasisDim {
+		return nil, fmt.Errorf("kvist/kvfile: calibrate: head_dim %d, head_dim_v %d, want at most %d: %w",
+			geo.HeadDim, geo.HeadDimV, archive.MaxBasisDim, quant.ErrUnsupported)
+	}
+	p := old
+	var err error
+	if p == nil {
+		if p, err = profile.New(captures[0].Meta().Model, geo); err != nil {
+			return nil, err
+		}
+	}
+	for _, src := range captures {
+		if src.Kind() != capture.KV {
+			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s is no KV capture: %w", src.Name(), quant.ErrShape)
+		}
+		if err := p.Check(src.Meta().Model, src.Geometry()); err != nil {
+			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s: %w", src.Name(), err)
+		}
+	}
+	cal := &calibrator{captures: captures, geo: geo, be: be, say: progress}
+	set, err := cal.set(ctx)
+	if err != nil {
+		return nil, err
+	}
+	meta := profile.Meta{"texts": fmt.Sprint(len(captures)), "tokens": fmt.Sprint(cal.tokens)}
+	if p, err = withSet(p, set, meta); err != nil {
+		return nil, err
+	}
+	steps, err := cal.steps(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return WithArchiveSteps(p, steps, meta)
+}
+
+// steps returns what the captures' own queries say about the steps of heads: the mean over the
+// captures of what compressing each without a profile would take.
+func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
+	n := c.geo.Layers * c.geo.KVHeads
+	out := &ArchiveSteps{K: make([]float32, n), V: make([]float32, n)}
+	cfg := DefaultConfig()
+	cfg.Form = FormArchive
+	for at, src := range c.captures {
+		in, err := captured.Of(src, cfg.Segment)
+		if err != nil {
+			return nil, err
+		}
+		comp := &compressor{in: in, be: c.be, cfg: cfg}
+		price := comp.pricer()
+		for i := range in.Layers {
+			l := &in.Layers[i]
+			c.say.say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
+			for h := range l.Heads {
+				st, err := price.Calibrate(ctx, l, h, nil, nil)
+				if err != nil {
+					return nil, err
+				}
+				j := l.Number*c.geo.KVHeads + h
+				out.K[j] += float32(sensitivityStep(st.KSensitivity, st.OutEnergy)) / float32(len(c.captures))
+				out.V[j] += float32(sensitivityStep(st.VSensitivity, st.OutEnergy)) / float32(len(c.captures))
+			}
+		}
+	}
+	// Only differences between heads mean something.
+	var mean float64
+	for j := range n {
+		mean += float64(out.K[j]+out.V[j]) / float64(2*n)
+	}
+	for j := range n {
+		out.K[j] -= float32(mean)
+		out.V[j] -= float32(mean)
+	}
+	return out, nil
+}
+
+// sensitivityStep is the step, in eighths of an octave, of rows whose squared errors cost so much:
+// the best steps make all squared errors cost the same.
+func sensitivityStep(sensitivity, outEnergy float64) float64 {
+	return -4 * (math.Log2(max(sensitivity, leastCost)) - math.Log2(max(outEnergy, leastCost)))
+}
+
+// leastCost stands for nothing where a logarithm is taken; energies of any float32 lie above it.
+const leastCost = 1e-100
+
+type calibrator struct {
+	captures []*capture.Source
+	geo      quant.Geometry
+	be       backend.Backend
+	say      Progress
+	tokens   int
+}
+
+// set fits transforms, then tables on what they give.
+func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
+	set := &archive.Set{Tables: archive.DefaultTables(), Heads: c.geo.KVHeads, Sides: 2}
+	set.Layers = c.captures[0].Layers()
+	for _, src := range c.captures {
+		c.tokens += src.Tokens()
+	}
+	set.Transforms = make([][]*archive.Transform, len(set.Layers))
+	for i, n := range set.Layers {
+		c.say.say("fitting bases", int64(i), int64(len(set.Layers)))
+		ts := make([]*archive.Transform, 2*c.geo.KVHeads)
+		err := eachIndex(ctx, len(ts), func(j int) (err error) {
+			ts[j], err = c.transform(n, j/2, j%2)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		set.Transforms[i] = ts
+	}
+	c.say.say("fitting bases", int64(len(set.Layers)), int64(len(set.Layers)))
+	return set, c.fitTables(ctx, set)
+}
+
+// transform fits one side of one head.
+func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error) {
+	rope := archive.NewRope(c.geo.Rope)
+	dim := c.geo.HeadDim
+	if side == 1 {
+		dim = c.geo.HeadDimV
+	}
+	m, q := archive.NewMoments(dim, true), archive.NewQueryMoments(dim, rope)
+	var metric []float64
+	for _, src := range c.captures {
+		part := capture.K
+		if side == 1 {
+			part = capture.V
+		}
+		t, ok := src.KV(layer, part)
+		if !ok {
+			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s lacks layer %d: %w", src.Name(), layer, quant.ErrShape)
+		}
+		rows := make([]float32, t.Rows()*dim)
+		if err := src.ReadRowsF32(t, head, 0, t.Rows(), rows); err != nil {
+			return nil, err
+		}
+		if !input.Finite(rows) {
+			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+				t.Name(), head, quant.ErrRange)
+		}
+		if side == 0 {
+			pos := make([]int64, t.Rows())
+			if err := src.ReadPositions(false, 0, pos); err != nil {
+				return nil, err
+			}
+			rope.Undo(rows, dim, pos)
+		}
+		m.Add(rows)
+		if side == 1 {
+			if metric == nil {
+				var err error
+				if metric, err = c.outputMetric(src, layer, head); err != nil {
+					return nil, err
+				}
+			}
+			continue
+		}
+		tq, ok := src.KV(layer, capture.Q)
+		if !ok {
+			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s holds no queries: %w", src.Name(), quant.ErrShape)
+		}
+		group := c.geo.GQARatio()
+		for g := range group {
+			if err := src.ReadRowsF32(tq, head*group+g, 0, t.Rows(), rows); err != nil {
+				return nil, err
+			}
+			if !input.Finite(rows) {
+				return nil, fmt.Errorf("kvist/kvfile: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+					tq.Name(), head*group+g, quant.ErrRange)
+			}
+			q.Add(rows)
+		}
+	}
+	if side == 0 {
+		metric = archive.QueryMetric(q, rope)
+	}
+	return archive.FitTransform(m, metric, true), nil
+}
+
+// outputMetric returns the sum of W^T W over the output projections of the head's queries, nil
+// where the capture lacks them.
+func (c *calibrator) outputMetric(src *capture.Source, layer, head int) ([]float64, error) {
+	w, ok := src.OWeight(layer)
+	if !ok {
+		return nil, nil
+	}
+	group, dim := c.geo.GQARatio(), c.geo.HeadDimV
+	row, part := make([]float32, w.Dim()), make([]float64, dim)
+	m := make([]float64, dim*dim)
+	for r := range w.Rows() {
+		if err := src.ReadRowsF32(w, 0, r, 1, row); err != nil {
+			return nil, err
+		}
+		for g := range group {
+			for i := range part {
+				part[i] = float64(row[(head*group+g)*dim+i])
+			}
+			for i, x := range part {
+				for j, y := range part {
+					m[i*dim+j] += x * y
+				}
+			}
+		}
+	}
+	return m, nil
+}
+
+// The steps that tables are fitted at, in eighths of an octave around the deviation of the
+// strongest component: from some 4 bits a value to less than half.
+var fitSteps = []float64{-32, -24, -18, -12, -6, 0, 6}
+
+// fitTables replaces the tables of set, three times, by what coding the captures shows.
+func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
+	for round := range 3 {
+		var fit archive.Fit
+		codec, err := archive.NewCodec(&archive.Params{Fine: 1, Rope: archive.NewRope(c.geo.Rope), Set: set}, true)
+		if err != nil {
+			return err
+		}
+		for i, n := range set.Layers {
+			c.say.say("fitting tables", int64(round*len(set.Layers)+i), int64(3*len(set.Layers)))
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			for k, src := range c.captures {
+				// A part of each capture is enough.
+				if (i+k+round)%2 != 0 && len(c.captures) > 1 {
+					continue
+				}
+				in, err := captured.Of(src, DefaultConfig().Segment)
+				if err != nil {
+					return err
+				}
+				seg, err := readSegment(in, &in.Layers[indexOf(in, n)], (i+k)%in.Layers[0].Segments())
+				if err != nil {
+					return err
+				}
+				for j, t := range set.Transforms[i] {
+					seg.Step8[j] = int(t.Std8[0])
+				}
+				p, err := codec.Prepare(seg)
+				if err != nil {
+					return err
+				}
+				for _, s := range fitSteps {
+					codec.Fit(&fit, p, int(s), archive.Effort{Lambda: archiveLambda})
+				}
+			}
+		}
+		set.Tables = fit.Tables(set.Tables)
+	}
+	return nil
+}
+
+func indexOf(in *input.Data, number int) int {
+	for i := range in.Layers {
+		if in.Layers[i].Number == number {
+			return i
+		}
+	}
+	return 0
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// archived accounts for a record in archive form and returns the bytes of its lanes. What a token
+// takes within a lane is not told apart: all get the lane's mean.
+func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapLine,
+	packed *[2]int64) (held int64, err error) {
+	dims, sides := []int{kDim, vDim}, 1
+	if vDim > 0 {
+		sides = 2
+	}
+	sizes, err := archive.LaneSizes(rec.Archive, b.h.KVHeads()*sides)
+	if err != nil {
+		return 0, err
+	}
+	n := int64(b.h.SegmentLen(rec.Layer, rec.Segment))
+	first := int64(rec.Segment) * int64(b.h.SegmentTokens)
+	for hi := range b.h.KVHeads() {
+		var bits [2]float64
+		for side := range sides {
+			size, dim := sizes[hi*sides+side], int64(dims[side])
+			held += size
+			packed[side] += size
+			bits[side] = quant.BitsPerValue(size, n*dim)
+			c := ReportCoding{Side: []string{"K", "V"}[side], Level: quant.Full.String(), Coding: FormArchive}
+			section := []string{sectionKCodes, sectionVCodes}[side]
+			if b.h.Kind == container.KindRows {
+				c.Side, section = "rows", sectionRows
+			}
+			b.sections[section] += size
+			sum := b.codings[c]
+			if sum == nil {
+				sum = &ReportCoding{Side: c.Side, Level: c.Level, Coding: c.Coding}
+				b.codings[c] = sum
+			}
+			sum.Tokens += n
+			sum.Rows += n
+			sum.Values += n * dim
+			sum.Bytes += size
+		}
+		k := ReportKind{Level: quant.Full.String(), K: FormArchive}
+		if sides == 2 {
+			k.V = FormArchive
+		}
+		kind, ok := b.kinds[k]
+		if !ok {
+			kind = len(b.rep.Map.Kinds)
+			b.kinds[k] = kind
+			b.rep.Map.Kinds = append(b.rep.Map.Kinds, k)
+		}
+		line := lines[min(hi, len(lines)-1)]
+		for t := range n {
+			line.add((first+t)/b.rep.Map.TokensPerColumn, mapToken{kind: kind, k: bits[0], v: bits[1]})
+		}
+	}
+	return held, nil
+}

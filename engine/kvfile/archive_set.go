@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"context"
+	"math"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/input"
+)
+
+// chooseSet takes transforms and tables from the profile, or fits them to the file.
+func (a *archiver) chooseSet(ctx context.Context) error {
+	in := a.in
+	a.params = &archive.Params{Fine: 1, Class8: classSteps()}
+	if in.KV {
+		a.params.Rope = archive.NewRope(in.Geo.Rope)
+	}
+	if p := a.cfg.Profile; p != nil && in.KV {
+		if err := p.Check(in.Model, in.Geo); err != nil {
+			return err
+		}
+		set, err := archiveSet(p)
+		if err != nil {
+			return err
+		}
+		a.params.Set, a.id = set, ArchiveID(p)
+		a.header.Profile = a.id
+	} else if err := a.fitSet(ctx); err != nil {
+		return err
+	}
+	for i := range in.Layers {
+		l := &in.Layers[i]
+		ts := a.params.Set.Find(l.Number)
+		s := make([]int, len(ts))
+		for h := range l.Heads {
+			st := &a.seg.Stats[i][h]
+			for side := range 1 + min(1, l.DimV()) {
+				j := h*(1+min(1, l.DimV())) + side
+				sens := st.KSensitivity
+				if side == 1 {
+					sens = st.VSensitivity
+				}
+				v := 0.0
+				switch k := l.Number*in.Geo.KVHeads + h; {
+				case !l.HasV: // errors count against how much the rows of the tensor vary
+					v = float64(ts[j].Deviation8())
+				case a.steps == nil:
+					v = sensitivityStep(sens, st.OutEnergy)
+				case side == 0:
+					v = float64(a.steps.K[k])
+				default:
+					v = float64(a.steps.V[k])
+				}
+				s[j] = int(math.Round(v))
+			}
+		}
+		a.laneSteps = append(a.laneSteps, s)
+	}
+	var err error
+	a.codec, err = archive.NewCodec(a.params, true)
+	return err
+}
+
+// fitSet makes transforms and tables of the file itself. A basis costs dim*dim bytes: a head has
+// one where its rows are so many that they save twice that.
+func (a *archiver) fitSet(ctx context.Context) error {
+	in := a.in
+	a.params.Own = true
+	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.Layers[0].Heads,
+		Sides: 1 + min(1, in.Layers[0].DimV())}
+	a.params.Set, a.turns = set, archive.NewTurns(a.params.Rope)
+	lanes := set.Heads * set.Sides
+	for i := range in.Layers {
+		set.Layers = append(set.Layers, in.Layers[i].Number)
+		set.Transforms = append(set.Transforms, make([]*archive.Transform, lanes))
+	}
+	return eachIndex(ctx, len(in.Layers)*lanes, func(i int) error {
+		j := i % lanes
+		t, err := a.fitTransform(&in.Layers[i/lanes], j/set.Sides, j%set.Sides)
+		set.Transforms[i/lanes][j] = t
+		return err
+	})
+}
+
+// fitRows bounds the rows that a transform is fitted to.
+const fitRows = 1 << 15
+
+// eachRows calls f with the finite rows of a head, segment by segment, at most fitRows of them. f must not
+// keep them.
+func (a *archiver) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool, f func([]float32)) error {
+	every := l.Tokens/fitRows + 1
+	room, done := a.borrow(min(l.Tokens, l.Segment) * t.Dim())
+	defer done()
+	for s := 0; s < l.Segments(); s += every {
+		first, n := l.Span(s)
+		x := room[:n*t.Dim()]
+		if err := t.ReadF32(head, first, n, x); err != nil {
+			return err
+		}
+		if unrope {
+			pos := make([]int64, n)
+			if err := a.in.Positions(first, pos); err != nil {
+				return err
+			}
+			a.turns.Undo(x, t.Dim(), pos)
+		}
+		f(input.FiniteOf(x, t.Dim()))
+	}
+	return nil
+}
+
+func (a *archiver) fitTransform(l *input.Layer, head, side int) (*archive.Transform, error) {
+	t := l.K
+	if side == 1 {
+		t = l.V
+	}
+	dim := t.Dim()
+	full := dim <= maxOwnBasis && float64(l.Tokens) > 8*float64(dim)
+	m := archive.NewMoments(dim, full)
+	if err := a.eachRows(l, t, head, l.HasV && side == 0, m.Add); err != nil {
+		return nil, err
+	}
+	var metric []float64
+	if l.HasQ && side == 0 && dim <= archive.MaxBasisDim {
+		q := archive.NewQueryMoments(dim, a.params.Rope)
+		group := a.in.Geo.GQARatio()
+		for g := range group {
+			if err := a.eachRows(l, l.Q, head*group+g, false, q.Add); err != nil {
+				return nil, err
+			}
+		}
+		if q.N > 0 { // some are finite
+			metric = archive.QueryMetric(q, a.params.Rope)
+		}
+	}
+	without := archive.FitTransform(m, metric, false)
+	if !full {
+		return without, nil
+	}
+	var energy float64
+	for _, s := range without.Std8 {
+		energy += math.Exp2(float64(s) / 4)
+	}
+	// Noise at a twentieth of the energy is about what 2 bits a value leave.
+	noise, least := energy/float64(dim)/20, 2*8*float64(dim*dim)/float64(l.Tokens)
+	if gain, ok := archive.ExpectedGain(m, metric, without, noise); ok && gain < least {
+		return without, nil
+	}
+	with := archive.FitTransform(m, metric, true)
+	if archive.BasisGain(with, without, noise) > least {
+		return with, nil
+	}
+	return without, nil
+}
+
+// maxOwnBasis bounds the dim of a basis that is fitted to a file.
+const maxOwnBasis = 1 << 9
+
+// Bounds on how far the step of a lane lies from that of the median lane, both against how much their rows
+// vary, in eighths of an octave. The prices of heads may be wrong, or of another unit than the rows; no
+// price makes a head vanish. Heads of the test model lie within -45 and 26.
+const (
+	mostCoarser = 32
+	mostFiner   = 80
+)
+
+// balance holds the steps of the lanes together, by the deviations that the sample shows.
+func (a *archiver) balance() {
+	type lane struct{ layer, i int }
+	energy, rows := map[lane]float64{}, map[lane]float64{}
+	for _, s := range a.rate.sample {
+		if s.p == nil {
+			continue
+		}
+		for i := range a.laneSteps[s.layer] {
+			k := lane{s.layer, i}
+			energy[k] += s.p.Energy(i) * float64(s.rows)
+			rows[k] += float64(s.rows)
+		}
+	}
+	deviation := func(k lane) float64 { return 4 * math.Log2(energy[k]/rows[k]) }
+	var off []float64
+	for k, e := range energy {
+		if e > 0 {
+			off = append(off, float64(a.laneSteps[k.layer][k.i])-deviation(k))
+		}
+	}
+	if len(off) == 0 {
+		return
+	}
+	slices.Sort(off)
+	middle := off[(len(off)-1)/2]
+	for k, e := range energy {
+		if e > 0 {
+			d := deviation(k) + middle
+			s := &a.laneSteps[k.layer][k.i]
+			*s = int(math.Round(min(max(float64(*s), d-mostFiner), d+mostCoarser)))
+		}
+	}
+}

@@ -1,0 +1,402 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/segment"
+	"github.com/kvist-project/kvist/engine/weigh"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Progress is told about long work: what is being done, and how much of it is. Calls come from any goroutine,
+// one at a time.
+type Progress func(stage string, done, total int64)
+
+func (p Progress) say(stage string, done, total int64) {
+	if p != nil {
+		p(stage, done, total)
+	}
+}
+
+// Weights gives what tokens are worth: weights of (layer number, kv_head) as [tokens], each
+// finite and at least 0; or nil where all count the same. Calls come from any goroutine, one at a time and
+// in no order.
+type Weights func(layer, kvHead int) ([]float32, error)
+
+// Result says what Compress made.
+type Result struct {
+	Bytes         int64   // of the file
+	Values        int64   // of K and V, or of all rows
+	BitsPerValue  float64 // 8 * Bytes / Values
+	OriginalBytes int64   // f16 bytes of the values
+	Ratio         float64 // OriginalBytes / Bytes
+	SourceBytes   int64   // bytes of the values in the types of the capture
+	// Config, with what was left to Compress settled, and the hash of the profile, as the file has them.
+	Config, Profile string
+	// TargetBytes are the bytes that the target stands for, 0 where it is none of bytes. Lossless says that every
+	// bit was kept, asked for or because the target is enough for it.
+	TargetBytes int64
+	Lossless    bool
+	// Predicted is the mean relative squared error of attention outputs (of rows, for activations)
+	// to expect: rehearsed on the capture's own last queries where it has some, the planner's sum
+	// otherwise, which a profile's sensitivities make another quantity; NaN with a memo.
+	// MeasuredError is the mean future-attention error where MaxError asked for it.
+	Predicted     float64
+	MeasuredError float64
+	// Damage is the planner's own sum, on the same scale; what weighing by past attention moves out
+	// of its sight makes it hopeful.
+	Damage   float64
+	Sections Sections
+	// Codings counts the values of the original by the coding that stands for them now, be it
+	// that of a merged row; "dropped" for those of tokens that were dropped.
+	Codings    map[string]int64
+	Importance weigh.Use
+	Prices     damage.Use
+}
+
+// Sections says where the bytes of a file went.
+type Sections struct {
+	Header, Payload, Tables, Side, Index int64
+}
+
+// besides is what is no part of a record.
+func (s *Sections) besides() int64 { return s.Header + s.Side + s.Index }
+
+type compressor struct {
+	src    *capture.Source // for the header and the side tensors
+	in     *input.Data
+	be     backend.Backend
+	cfg    Config
+	say    Progress
+	caller sync.Mutex // held while functions of the caller run: weights and progress
+	header *container.Header
+	aux    []*container.Aux
+	// weights are kept because merged rows are means by weight: 4 bytes a token and KV head.
+	seg       *segment.Builder
+	main      *segment.Problem
+	firstPart []int // [layers] the first of its parts
+	use       weigh.Use
+	// sensitivity are the factors of the profile, or nil.
+	sensitivity *profile.Sensitivity
+	want        [][]float32 // [layers] outputs over the exact context, for MaxError
+}
+
+// Compress reads src and writes a .kvist file to w, which need not be able to seek.
+//
+// Errors: quant.ErrShape for a config that cannot be or a profile of another model
+// (*profile.MismatchError), quant.ErrBudget, quant.ErrRange,
+// quant.ErrUnsupported; *capture.FormatError; those of w.
+func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.Backend, cfg Config,
+	weights Weights, progress Progress) (*Result, error) {
+	cfg.Weighted = weights != nil
+	c, err := newCompressor(src, be, cfg, progress)
+	if err != nil {
+		return nil, err
+	}
+	if cfg.Form == FormArchive {
+		res, err := c.archiveTo(ctx, w, weights)
+		if err == nil {
+			res.TargetBytes = c.targetBytes()
+		}
+		return res, err
+	}
+	if err := c.prepare(ctx, weights); err != nil {
+		return nil, err
+	}
+	choice, measured, err := c.choose(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res, err := c.write(ctx, w, choice)
+	if err != nil {
+		return nil, err
+	}
+	res.MeasuredError, res.Importance, res.TargetBytes = measured, c.use, c.targetBytes()
+	res.Prices = c.prices()
+	res.Damage = choice.Damage
+	if cfg.Memo != nil {
+		res.Predicted = math.NaN()
+		return res, nil
+	}
+	if res.Predicted, err = c.predict(ctx, choice); err != nil {
+		return nil, err
+	}
+	return res, nil
+}
+
+func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
+	progress Progress) (*compressor, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	if cfg.Weighted {
+		cfg.Importance = "none" // weights that are handed in take its place
+	}
+	in, err := captured.Of(src, segmentOf(src, &cfg))
+	if err != nil {
+		return nil, err
+	}
+	if err := checkRecords(in); err != nil {
+		return nil, err
+	}
+	sensitivity, err := checkProfile(cfg.Profile, in)
+	if err != nil {
+		return nil, err
+	}
+	c := &compressor{src: src, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
+		use: weigh.Use{Profile: cfg.Importance}, seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values()))}}
+	if c.cfg.RowBias == Auto {
+		c.cfg.RowBias = Off
+		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
+		if c.cfg.Form == FormHot && (len(c.seg.Specs) == 0 || !weighs) {
+			c.cfg.RowBias = On // FULL alone
+		}
+	}
+	c.seg = &segment.Builder{Backend: be, Input: in, Price: c.pricer(), Memo: cfg.Memo, Seed: cfg.Seed,
+		Menus: segment.Menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, Specs: c.seg.Specs, Sinks: cfg.Sinks, Window: cfg.Window,
+		Unseen: cfg.Unseen, KeepNonfinite: cfg.AllowNonfinite, RowBias: c.rowBias(), Recipe: cfg.Importance,
+		Weighted: cfg.Weighted, Factors: c.factors}
+	c.main = segment.NewProblem(c.seg)
+	return c, nil
+}
+
+// weigher returns what weighs the tokens of layers.
+func (c *compressor) weigher() *weigh.Weigher {
+	return &weigh.Weigher{Backend: c.be, Geo: c.in.Geo, Sinks: c.cfg.Sinks, Recipe: c.cfg.Importance, Memo: c.cfg.Memo,
+		Surprisal: c.in.Surprisal}
+}
+
+// prices says by what the errors of all heads were priced.
+func (c *compressor) prices() (u damage.Use) {
+	for _, stats := range c.seg.Stats {
+		u.Add(stats)
+	}
+	return u
+}
+
+// pricer returns what prices the errors of heads.
+func (c *compressor) pricer() *damage.Pricer {
+	return &damage.Pricer{Backend: c.be, Geo: c.in.Geo, Positions: c.in.Positions, Sinks: c.cfg.Sinks, Seed: c.cfg.Seed,
+		Small: c.cfg.Form == FormArchive, RowBias: c.rowBias(), Memo: c.cfg.Memo}
+}
+
+// rowBias reports whether plans count on the row bias.
+func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
+
+// prepare surveys the capture and prices every block, layers side by side.
+func (c *compressor) prepare(ctx context.Context, weights Weights) error {
+	n := len(c.in.Layers)
+	c.seg.Stats, c.seg.Weights = make([][]damage.Head, n), make([]weigh.Weights, n)
+	parts, uses := make([][]segment.Part, n), make([]weigh.Use, n)
+	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *input.Layer) error {
+		i := l.Index
+		w, err := c.given(weights, l)
+		var past [][]float32
+		if err == nil && weights == nil {
+			w, past, uses[i], err = c.weigher().Weigh(ctx, l, true)
+		}
+		if err != nil {
+			return err
+		}
+		c.seg.Weights[i] = c.weigher().Level(l, w, past)
+		parts[i], err = c.seg.Survey(ctx, l)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	for i := range parts {
+		c.use.Add(uses[i])
+		c.firstPart = append(c.firstPart, len(c.main.Parts))
+		for _, p := range parts[i] {
+			if err := c.main.Add(p); err != nil {
+				return err
+			}
+		}
+		parts[i] = nil
+	}
+	c.use.Conclude()
+	if err := c.main.Ready(); err != nil {
+		return err
+	}
+	return c.prepareHeader()
+}
+
+// given returns the weights that the caller has for a layer, if any.
+func (c *compressor) given(weights Weights, l *input.Layer) ([][]float32, error) {
+	c.caller.Lock()
+	defer c.caller.Unlock()
+	return layerWeights(weights, l)
+}
+
+func layerWeights(weights Weights, l *input.Layer) ([][]float32, error) {
+	if weights == nil {
+		return nil, nil
+	}
+	all := make([][]float32, l.Heads)
+	for h := range all {
+		w, err := weights(l.Number, h)
+		if err != nil {
+			return nil, err
+		}
+		if w != nil && len(w) != l.Tokens {
+			return nil, fmt.Errorf(
+				"kvist/kvfile: weights of %s head %d: %d values, want one of %d tokens: %w",
+				l.Name, h, len(w), l.Tokens, quant.ErrShape)
+		}
+		for t, v := range w {
+			if !(v >= 0) || math.IsInf(float64(v), 0) {
+				return nil, fmt.Errorf(
+					"kvist/kvfile: weights of %s head %d token %d: %v, want finite and at least 0: %w",
+					l.Name, h, t, v, quant.ErrRange)
+			}
+		}
+		all[h] = w
+	}
+	return all, nil
+}
+
+// prepareHeader makes header and side tensors, whose bytes do not depend on the plan.
+func (c *compressor) prepareHeader() error {
+	src := c.src
+	h := &container.Header{Seed: c.cfg.Seed, Config: c.cfg.String(), Metadata: src.Metadata(),
+		Profile:       profileID(c.cfg.Profile),
+		SegmentTokens: c.in.Layers[0].Segment}
+	if c.in.KV {
+		h.Kind, h.Geometry, h.Layers = container.KindCache, c.in.Geo, src.Layers()
+		h.Tokens, h.First = int64(src.Tokens()), src.Meta().FirstPosition
+		h.Sinks, h.Window = min(c.cfg.Sinks, src.Tokens()), min(c.cfg.Window, src.Tokens())
+		h.KType, h.VType = c.in.Layers[0].K.DType(), c.in.Layers[0].V.DType()
+		h.Model = src.Meta().Model
+		withQ, anyQ := true, false
+		for i, l := range c.in.Layers {
+			withQ = withQ && l.HasQ
+			if l.K.DType() != h.KType || l.V.DType() != h.VType {
+				return fmt.Errorf(
+					"kvist/kvfile: %s: %s is stored as %s and %s, %s as %s and %s; one file keeps one type: %w",
+					src.Name(),
+					l.Name,
+					l.K.DType(),
+					l.V.DType(),
+					c.in.Layers[0].Name,
+					h.KType,
+					h.VType,
+					quant.ErrUnsupported,
+				)
+			}
+			for _, st := range c.seg.Stats[i] {
+				h.QueryEnergy = append(h.QueryEnergy, float32(st.QueryEnergy))
+				anyQ = anyQ || st.By != damage.ByKeysBad
+			}
+		}
+		if !withQ || !anyQ {
+			h.QueryEnergy = nil
+		}
+	} else {
+		h.Kind, h.Source = container.KindRows, container.SourceSafetensors
+		if src.Format() == capture.Npy {
+			h.Source = container.SourceNPY
+		}
+		for _, a := range src.ActTensors() {
+			h.Tensors = append(h.Tensors, container.Tensor{Name: a.Name, DType: a.DType.String(), Shape: slices.Clone(a.Shape)})
+			h.Tokens += int64(a.Rows)
+		}
+	}
+	c.header = h
+	for _, t := range src.SideTensors() {
+		if c.in.KV && !keptSide(t.Name) {
+			continue
+		}
+		a := &container.Aux{
+			Name:  t.Name,
+			DType: t.DTypeName,
+			Shape: slices.Clone(t.Shape),
+			Data:  make([]byte, t.Bytes),
+		}
+		if err := src.ReadAt(t.Name, 0, a.Data); err != nil {
+			return err
+		}
+		c.aux = append(c.aux, a)
+	}
+	return nil
+}
+
+// keptSide names the side tensors of a KV capture that a file keeps. q, the _next tensors and
+// o_weight are not kept; rope_inv_freq stands in the header.
+func keptSide(name string) bool {
+	return name == "tokens" || name == "surprisal" || name == "positions"
+}
+
+// eachRecord calls f for every record in file order, blocks without payload. Planning blocks of a
+// head that were given the same level and codings become one stored block: its rows cost the
+// same, and telling them apart would cost bits.
+func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) error {
+	for li := range c.in.Layers {
+		l := &c.in.Layers[li]
+		for s := range l.Segments() {
+			rec := &container.Record{Layer: li, Segment: s, Heads: make([]container.Head, l.Heads)}
+			for h := range rec.Heads {
+				var err error
+				at := c.firstPart[li] + h*l.Segments() + s
+				if rec.Heads[h].Blocks, err = storedBlocks(c.main, p, at); err != nil {
+					return err
+				}
+			}
+			if err := f(rec); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// storedBlocks returns the blocks of a part as the file stores them.
+func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.Block, err error) {
+	var runs [][][]uint16 // of each block: the tokens of its rows
+	err = n.Chosen(p, at, func(s segment.Stored) error {
+		i := slices.IndexFunc(blocks, func(o container.Block) bool {
+			return o.Level == s.Level && o.K == s.K && o.V == s.V
+		})
+		if i < 0 {
+			i = len(blocks)
+			blocks = append(blocks, container.Block{Level: s.Level, K: s.K, V: s.V})
+			runs = append(runs, nil)
+		}
+		if s.Counts == nil {
+			blocks[i].Tokens = append(blocks[i].Tokens, s.Tokens...)
+			return nil
+		}
+		from := 0
+		for _, count := range s.Counts {
+			runs[i] = append(runs[i], s.Tokens[from:from+int(count)])
+			from += int(count)
+		}
+		return nil
+	})
+	for i := range blocks {
+		b := &blocks[i]
+		// Runs never interleave, so in order of their first tokens all tokens ascend.
+		slices.SortFunc(runs[i], func(x, y []uint16) int { return int(x[0]) - int(y[0]) })
+		for _, run := range runs[i] {
+			b.Tokens = append(b.Tokens, run...)
+			b.Counts = append(b.Counts, uint16(len(run)))
+		}
+		slices.Sort(b.Tokens)
+	}
+	return blocks, err
+}

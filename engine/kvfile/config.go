@@ -1,0 +1,432 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/importance"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Config says how to compress. The zero value is not valid: start from DefaultConfig. Exactly one
+// target is set, or none with menus of one coding each.
+type Config struct {
+	// Bits is the target in bits a value: 8 * file bytes / values of K and V. Range (0, 64].
+	Bits float64
+	// Bytes is the target as file bytes.
+	Bytes int64
+	// Share is the target as a share of the original's f16 bytes of K and V. Range (0, 2].
+	Share float64
+	// MaxError asks for the least bytes whose mean future-attention error is at most this.
+	MaxError float64
+
+	// K and V are the codings the planner may choose from. One of each fixes them.
+	K, V []quant.Coding
+	// Rows are the codings for general activations.
+	Rows []quant.Coding
+	// Sinks is the number of first tokens kept at u8 or exactly; an archive gives them its finest
+	// steps. Default 4.
+	Sinks int
+	// Window is the number of last tokens kept exactly, in hot form. Default 0.
+	Window int
+	// Segment is the tokens of a segment, 32 to 32768. Default 512. Rows: chosen from the dim.
+	Segment int
+	// Seed is that of the rotation.
+	Seed uint64
+	// RowBias adds the row bias when the file is attended or measured. Default Auto: for plans of
+	// FULL alone and fixed codings, where it pays; not for plans with levels and archives, where it
+	// does not (package comment).
+	RowBias Switch
+	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
+	AllowNonfinite bool
+	// Importance is the profile of the signals that weigh tokens where no weights are handed in
+	// (importance.ParseWeighting): "none" weighs all the same. It needs the capture's queries; without
+	// them, tokens weigh the same and Result.Importance says so.
+	Importance string
+	// Profile is what was learnt about the model, or nil: its settings are put into the config by
+	// Apply, its sensitivities weigh the heads against each other, and FormArchive codes with its
+	// basis; without one, a basis is fitted to the file. Not part of String: files name it in their
+	// header.
+	Profile *profile.Profile
+	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
+	Memo *Memo
+	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
+	// nil, written "auto": all of them for targets below 2.875 bits a value and for MaxError, FULL alone
+	// above, where they do not pay. Levels beyond FULL need weights and the capture's queries;
+	// without them FULL is all there is. Name FULL alone for parts of a cache that is compressed while it
+	// grows: there levels do harm (package comment).
+	Levels []quant.Level
+	// Unseen is the share of queries to expect that are unlike those seen: each puts all its
+	// attention on one token, and all tokens are asked for alike. It holds back from starving,
+	// merging and dropping what past attention did not look at; with FULL alone it is not used. Range
+	// [0, 1].
+	Unseen float64
+	// Form is FormHot, the default, or FormArchive.
+	Form string
+	// Chunks is in how many stages an archive holds its rows, 1 to 16: each behind the first halves the
+	// steps, in streams that Truncate can drop. 4 of them take some 2 % more of the error at 2 bits a
+	// value. Default 1.
+	Chunks int
+	// Lossless keeps every row of an archive bit by bit. It takes no target. An archive whose target is
+	// enough for that is made so without it.
+	Lossless bool
+	// Soft takes the target as a wish. Where a file cannot be so small, as that of a few tokens, the
+	// smallest plan is taken in hot form, and every bit is kept in an archive. Not part of String.
+	Soft bool
+	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
+	Weighted bool
+}
+
+// Switch is on, off, or left to what was measured to pay.
+type Switch uint8
+
+// The positions of a switch. In text they are auto, true and false.
+const (
+	Auto Switch = iota
+	On
+	Off
+)
+
+// String returns what ParseSwitch reads.
+func (s Switch) String() string {
+	switch s {
+	case On:
+		return "true"
+	case Off:
+		return "false"
+	}
+	return "auto"
+}
+
+// ParseSwitch reads auto, or what strconv.ParseBool reads.
+//
+// Errors: quant.ErrShape.
+func ParseSwitch(s string) (Switch, error) {
+	if s == "auto" {
+		return Auto, nil
+	}
+	on, err := strconv.ParseBool(s)
+	switch {
+	case err != nil:
+		return Auto, fmt.Errorf("kvist/kvfile: %q, want true, false or auto: %w", s, quant.ErrShape)
+	case on:
+		return On, nil
+	}
+	return Off, nil
+}
+
+// The forms of a file.
+const (
+	FormHot     = "hot"     // attended in place
+	FormArchive = "archive" // entropy-coded: a fraction of the bytes, decompressed before use
+)
+
+// DefaultConfig returns the defaults, without a target.
+//
+// Menus: lm1..lm4 with row lengths kept, and scales of 8 bits. On the capture in testdata keeping
+// the lengths of K lowers the future-attention error by 3 to 8 % at 3 and 4 bits against least
+// squares, because scores scale with them; keeping those of V lowers it by a quarter at 2 bits
+// and not at all at 4, because least squares shrinks every row by the same share, and attention
+// that averages over many rows averages the noise away but not the shrinkage. 8-bit scales
+// cost 2 % of error at 4 bits and save 0.125 bit/value, which buys 15 %.
+func DefaultConfig() Config {
+	s8 := quant.ScaleLog8
+	var c Config
+	for f := quant.LM1; f <= quant.LM4; f++ {
+		c.K = append(c.K, quant.Coding{Format: f, Rule: quant.LengthKeeping, Scale: s8})
+		c.V = append(c.V, quant.Coding{Format: f, Rule: quant.LengthKeeping, Scale: s8})
+		c.Rows = append(c.Rows, quant.Coding{Format: f, Rule: quant.LengthKeeping, Scale: s8})
+	}
+	u8 := quant.Coding{Format: quant.U8, Scale: s8}
+	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
+	c.Sinks, c.Segment, c.Seed = 4, 512, 1
+	c.Importance, c.Unseen, c.Form, c.Chunks = "default", defaultUnseen, FormHot, 1
+	return c
+}
+
+// defaultUnseen is Config.Unseen by default; autoLevelBits the target from which on Levels left to
+// themselves are FULL alone. Both were chosen in a model on calibration texts: see the package
+// comment.
+const (
+	defaultUnseen = 0.003
+	autoLevelBits = 2.875
+)
+
+// allLevels are the levels in the order that plans try them.
+var allLevels = []quant.Level{quant.Full, quant.Chunks, quant.Summary, quant.Dropped}
+
+// levels returns the levels that a plan of so many values may use.
+func (c *Config) levels(values int64) []quant.Level {
+	if c.fixed() {
+		return nil // codings that leave no choice mean every row
+	}
+	if c.Levels != nil {
+		return c.Levels
+	}
+	bits := max(c.Bits, quant.BitsPerValue(c.Bytes, values), 16*c.Share)
+	if bits >= autoLevelBits {
+		return nil
+	}
+	return allLevels
+}
+
+// fixed reports whether the menus leave no choice.
+func (c *Config) fixed() bool { return len(c.K) == 1 && len(c.V) == 1 }
+
+// Validate reports all problems at once.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported.
+func (c *Config) Validate() error {
+	var errs []error
+	bad := func(format string, args ...any) {
+		errs = append(errs,
+			fmt.Errorf("kvist/kvfile: config: "+format+": %w", append(args, quant.ErrShape)...))
+	}
+	targets := 0
+	for _, v := range []float64{c.Bits, float64(c.Bytes), c.Share, c.MaxError} {
+		if !(v >= 0) || math.IsInf(v, 0) {
+			bad("target %v is not a positive number", v)
+		}
+		if v != 0 {
+			targets++
+		}
+	}
+	switch {
+	case targets > 1:
+		bad("%d targets among bits, bytes, share and max-error, want one", targets)
+	case c.Lossless && (targets > 0 || c.Form != FormArchive):
+		bad("lossless is for the archive form and takes no target")
+	case c.Lossless:
+	case targets == 0 && c.Form == FormArchive, c.MaxError > 0 && c.Form == FormArchive:
+		bad("an archive wants bits, bytes or a share as its target")
+	case targets == 0 && !c.fixed():
+		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
+	}
+	if c.Form == FormArchive && c.Window > 0 {
+		bad("a window of %d exact tokens in an archive, which has none", c.Window)
+	}
+	if c.Form != FormHot && c.Form != FormArchive {
+		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
+	}
+	if c.Chunks < 1 || c.Chunks > archive.MaxChunks {
+		bad("chunks %d, want 1 to %d", c.Chunks, archive.MaxChunks)
+	}
+	if c.Bits > 64 {
+		bad("bits %g, want at most 64", c.Bits)
+	}
+	if c.Share > 2 {
+		bad("share %g of the original, want at most 2", c.Share)
+	}
+	if c.Sinks < 0 || c.Window < 0 {
+		bad("sinks %d, window %d, want at least 0", c.Sinks, c.Window)
+	}
+	if c.Segment < 32 || c.Segment > 32768 {
+		bad("segment of %d tokens, want 32 to 32768", c.Segment)
+	}
+	if len(c.K) == 0 || len(c.V) == 0 || len(c.Rows) == 0 {
+		bad("an empty menu (k %d, v %d, rows %d codings)", len(c.K), len(c.V), len(c.Rows))
+	}
+	if _, err := importance.ParseWeighting(c.Importance); err != nil {
+		errs = append(errs, err)
+	}
+	if !(c.Unseen >= 0 && c.Unseen <= 1) {
+		bad("unseen %g, want 0 to 1", c.Unseen)
+	}
+	for i, l := range c.Levels {
+		if !l.Valid() || slices.Contains(c.Levels[:i], l) {
+			bad("level %s is not known or given twice", l)
+		}
+	}
+	for _, m := range [][]quant.Coding{c.K, c.V, c.Rows} {
+		for _, coding := range m {
+			if err := coding.Validate(); err != nil {
+				errs = append(errs, err)
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// String returns the config as ParseConfig reads it: "key=value" joined by spaces, zero targets
+// left out.
+func (c *Config) String() string {
+	var b []string
+	add := func(k, v string) { b = append(b, k+"="+v) }
+	float := func(k string, v float64) {
+		if v != 0 {
+			add(k, strconv.FormatFloat(v, 'g', -1, 64))
+		}
+	}
+	float("bits", c.Bits)
+	if c.Bytes != 0 {
+		add("bytes", strconv.FormatInt(c.Bytes, 10))
+	}
+	float("share", c.Share)
+	float("max-error", c.MaxError)
+	add("k", codings(c.K))
+	add("v", codings(c.V))
+	add("rows", codings(c.Rows))
+	add("sinks", strconv.Itoa(c.Sinks))
+	add("window", strconv.Itoa(c.Window))
+	add("segment", strconv.Itoa(c.Segment))
+	add("seed", strconv.FormatUint(c.Seed, 10))
+	add("row-bias", c.RowBias.String())
+	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
+	add("importance", c.Importance)
+	add("levels", LevelNames(c.Levels))
+	add("unseen", strconv.FormatFloat(c.Unseen, 'g', -1, 64))
+	add("weighted", strconv.FormatBool(c.Weighted))
+	if c.Form != FormHot {
+		add("form", c.Form)
+	}
+	if c.Chunks != 1 {
+		add("chunks", strconv.Itoa(c.Chunks))
+	}
+	if c.Lossless {
+		add("lossless", "true")
+	}
+	return strings.Join(b, " ")
+}
+
+func codings(m []quant.Coding) string {
+	s := make([]string, len(m))
+	for i, c := range m {
+		s[i] = c.String()
+	}
+	return strings.Join(s, ",")
+}
+
+// LevelNames joins levels by "+", in lower case, as ParseLevels reads them.
+func LevelNames(levels []quant.Level) string {
+	if levels == nil {
+		return "auto"
+	}
+	names := make([]string, len(levels))
+	for i, l := range levels {
+		names[i] = strings.ToLower(l.String())
+	}
+	return strings.Join(names, "+")
+}
+
+// ParseLevels reads levels joined by "+", as full+chunks+summary+dropped, or "auto": nil.
+//
+// Errors: quant.ErrShape.
+func ParseLevels(s string) (levels []quant.Level, err error) {
+	if s == "auto" {
+		return nil, nil
+	}
+	for name := range strings.SplitSeq(s, "+") {
+		l := quant.Full
+		for l.Valid() && !strings.EqualFold(name, l.String()) {
+			l++
+		}
+		if !l.Valid() {
+			return nil, fmt.Errorf("kvist/kvfile: level %q, want full, chunks, summary, dropped or auto: %w",
+				name, quant.ErrShape)
+		}
+		levels = append(levels, l)
+	}
+	return levels, nil
+}
+
+// ParseCodings reads a comma-separated menu.
+//
+// Errors: quant.ErrUnsupported.
+func ParseCodings(s string) ([]quant.Coding, error) {
+	var m []quant.Coding
+	for part := range strings.SplitSeq(s, ",") {
+		c, err := quant.ParseCoding(part)
+		if err != nil {
+			return nil, err
+		}
+		m = append(m, c)
+	}
+	return m, nil
+}
+
+// ParseConfig reads what String writes. Unknown keys are an error.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported.
+func ParseConfig(s string) (Config, error) {
+	return DefaultConfig().With(s)
+}
+
+// With returns c with the fields that s names, as ParseConfig reads them, in place of its own.
+//
+// Errors: those of ParseConfig.
+func (c Config) With(s string) (Config, error) {
+	c, err := c.with(s)
+	if err != nil {
+		return Config{}, err
+	}
+	return c, c.Validate()
+}
+
+// with returns c with the fields that s names changed, not validated.
+func (c Config) with(s string) (Config, error) {
+	for field := range strings.FieldsSeq(s) {
+		k, v, ok := strings.Cut(field, "=")
+		var err error
+		switch {
+		case !ok:
+			err = strconv.ErrSyntax
+		case k == "bits":
+			c.Bits, err = strconv.ParseFloat(v, 64)
+		case k == "bytes":
+			c.Bytes, err = strconv.ParseInt(v, 10, 64)
+		case k == "share":
+			c.Share, err = strconv.ParseFloat(v, 64)
+		case k == "max-error":
+			c.MaxError, err = strconv.ParseFloat(v, 64)
+		case k == "k":
+			c.K, err = ParseCodings(v)
+		case k == "v":
+			c.V, err = ParseCodings(v)
+		case k == "rows":
+			c.Rows, err = ParseCodings(v)
+		case k == "sinks":
+			c.Sinks, err = strconv.Atoi(v)
+		case k == "window":
+			c.Window, err = strconv.Atoi(v)
+		case k == "segment":
+			c.Segment, err = strconv.Atoi(v)
+		case k == "seed":
+			c.Seed, err = strconv.ParseUint(v, 10, 64)
+		case k == "row-bias":
+			c.RowBias, err = ParseSwitch(v)
+		case k == "allow-nonfinite":
+			c.AllowNonfinite, err = strconv.ParseBool(v)
+		case k == "importance":
+			c.Importance = v
+		case k == "levels":
+			c.Levels, err = ParseLevels(v)
+		case k == "unseen":
+			c.Unseen, err = strconv.ParseFloat(v, 64)
+		case k == "form":
+			c.Form = v
+		case k == "chunks":
+			c.Chunks, err = strconv.Atoi(v)
+		case k == "lossless":
+			c.Lossless, err = strconv.ParseBool(v)
+		case k == "weighted":
+			c.Weighted, err = strconv.ParseBool(v)
+		default:
+			err = fmt.Errorf("unknown key: %w", quant.ErrShape)
+		}
+		if err != nil {
+			if !errors.Is(err, quant.ErrUnsupported) && !errors.Is(err, quant.ErrShape) {
+				err = fmt.Errorf("%w: %w", err, quant.ErrShape)
+			}
+			return Config{}, fmt.Errorf("kvist/kvfile: config: %q: %w", field, err)
+		}
+	}
+	return c, nil
+}

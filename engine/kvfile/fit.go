@@ -1,0 +1,126 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"context"
+	"errors"
+
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// choose finds the plan for the target.
+func (c *compressor) choose(ctx context.Context) (choice *plan.Plan, measured float64, err error) {
+	if c.cfg.MaxError > 0 {
+		return c.fitError(ctx)
+	}
+	if total := c.targetBytes(); total > 0 {
+		choice, measured, err = c.fit(total)
+		var over *BudgetError
+		if errors.As(err, &over) && c.cfg.Soft {
+			return c.fit(over.Least)
+		}
+		return choice, measured, err
+	}
+	return c.fit(c.in.Values()*4 + 1<<40) // fixed codings
+}
+
+// fit finds the plan whose whole file comes closest to total bytes from below. What tables and
+// padding take depends on the plan, so the planner's budget is moved until the file fits.
+func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
+	leastPlan := c.main.Solver.Least()
+	least, err := c.fileBytes(leastPlan)
+	if err != nil {
+		return nil, 0, err
+	}
+	if least > total {
+		return nil, 0, c.overBudget("with these codings", total, least)
+	}
+	var best *plan.Plan
+	var bestBytes int64 = -1
+	low, high := leastPlan.Bytes, total
+	// The tables of the least plan are the first guess at those of the plan to be.
+	budget := min(high, max(low, total-(least-low)))
+	for range 24 {
+		p, err := c.main.Solver.Solve(budget)
+		if err != nil {
+			return nil, 0, err
+		}
+		n, err := c.fileBytes(p)
+		if err != nil {
+			return nil, 0, err
+		}
+		if n <= total {
+			if n > bestBytes {
+				best, bestBytes = p, n
+			}
+			if p.Slope == 0 || total-n <= total/4096 {
+				break
+			}
+			low = budget
+			budget = min(budget+(total-n), high)
+		} else {
+			high = budget
+			budget -= n - total
+		}
+		if budget <= low || budget >= high { // the guess left the bracket: halve it
+			budget = (low + high) / 2
+		}
+		if high-low < 8 {
+			break
+		}
+	}
+	if best == nil {
+		best = leastPlan
+	}
+	return best, 0, nil
+}
+
+// fileBytes returns the exact bytes of the file that a choice makes.
+func (c *compressor) fileBytes(choice *plan.Plan) (int64, error) {
+	s, err := c.sections(choice)
+	return s.Header + s.Payload + s.Tables + s.Side + s.Index, err
+}
+
+func (c *compressor) sections(choice *plan.Plan) (Sections, error) {
+	var s Sections
+	var err error
+	if s.Header, err = container.HeaderSize(c.header); err != nil {
+		return s, err
+	}
+	for _, a := range c.aux {
+		n, err := container.AuxSize(a)
+		if err != nil {
+			return s, err
+		}
+		s.Side += n
+	}
+	records := 0
+	err = c.eachRecord(choice, func(rec *container.Record) error {
+		n, err := container.RecordSize(c.header, rec)
+		if err != nil {
+			return err
+		}
+		kDim, vDim := c.header.Dims(rec.Layer)
+		var payload int64
+		for _, h := range rec.Heads {
+			for _, b := range h.Blocks {
+				if b.Level == quant.Dropped {
+					continue
+				}
+				payload += int64(b.K.PackedBytes(b.Rows(), kDim))
+				if vDim > 0 {
+					payload += int64(b.V.PackedBytes(b.Rows(), vDim))
+				}
+			}
+		}
+		records++
+		s.Payload += payload
+		s.Tables += n - payload
+		return nil
+	})
+	s.Index = container.IndexSize(records+len(c.aux)) + container.TrailerSize
+	return s, err
+}

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import "github.com/kvist-project/kvist/engine/container"
+
+// made takes from the header of a file what the caller may want to say of it.
+func (r *Result) made(h *container.Header) {
+	r.Config, r.Profile, r.SourceBytes = h.Config, profileText(h.Profile), sourceBytes(h)
+}
+
+// sourceBytes returns the bytes that the values of a file had in their original types.
+func sourceBytes(h *container.Header) (n int64) {
+	for i := range h.Stored() {
+		k, v := h.Dims(i)
+		kSize, vSize := h.KType.Size(), h.VType.Size()
+		if h.Kind == container.KindRows {
+			kSize = dtypeOf(h.Tensors[i].DType).Size()
+		}
+		n += h.LayerTokens(i) * int64(h.KVHeads()) * int64(k*kSize+v*vSize)
+	}
+	return n
+}

@@ -1,0 +1,532 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	stdcmp "cmp"
+	"context"
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Report is all that a person wants to see of a file, as plain data: what it holds, where its
+// bytes went, how sharp each token is, and what that cost. No number is NaN or infinite;
+// errors that were not measured are nil.
+type Report struct {
+	File          string  `json:"file"` // for the caller to fill in
+	Kind          string  `json:"kind"` // "cache" or "rows"
+	Version       string  `json:"version"`
+	Model         string  `json:"model"`
+	Config        string  `json:"config"`
+	Profile       string  `json:"profile"` // hash of the profile the plan was made with, or ""
+	Archive       bool    `json:"archive"` // records in archive form: Map has means over segments there
+	Bytes         int64   `json:"bytes"`
+	Values        int64   `json:"values"` // of K and V, or of all rows
+	BitsPerValue  float64 `json:"bits_per_value"`
+	OriginalBytes int64   `json:"original_bytes"` // f16 bytes of the values
+	Ratio         float64 `json:"ratio"`          // original_bytes / bytes
+	SourceBytes   int64   `json:"source_bytes"`   // of the values in the types of the original
+
+	Tokens        int64 `json:"tokens"` // of every layer; rows of all tensors
+	FirstPosition int64 `json:"first_position"`
+	SegmentTokens int   `json:"segment_tokens"`
+	Heads         int   `json:"heads"` // of queries; 0 for rows
+	KVHeads       int   `json:"kv_heads"`
+	HeadDim       int   `json:"head_dim"` // 0 where tensors differ
+	HeadDimV      int   `json:"head_dim_v"`
+	Sinks         int   `json:"sinks"`
+	Window        int   `json:"window"`
+
+	Layers   []ReportLayer   `json:"layers"`
+	Sections []ReportSection `json:"sections"` // every byte of the file, once
+	Codings  []ReportCoding  `json:"codings"`  // by bytes, descending
+	Map      ReportMap       `json:"map"`
+	Errors   *ReportErrors   `json:"errors"` // nil unless compared with the original
+	Slope    float64         `json:"slope"`  // the price of a byte in damage, 0 before AddWhy
+	// WhyNot says why there is no AddWhy although it was asked for. For the caller to fill in.
+	WhyNot string `json:"why_not,omitempty"`
+}
+
+// ReportLayer is a stored layer, or a tensor of activations.
+type ReportLayer struct {
+	Number   int     `json:"number"` // the model's number of the layer; the index of a tensor
+	Name     string  `json:"name"`   // "layer 9", `tensor "x"`
+	Tokens   int64   `json:"tokens"`
+	Dim      int     `json:"dim"` // of a row of K, or of the tensor
+	Segments int64   `json:"segments"`
+	Bytes    int64   `json:"bytes"`  // of its records
+	KBits    float64 `json:"k_bits"` // payload bits a value of K, or of the rows
+	VBits    float64 `json:"v_bits"`
+}
+
+// ReportSection is a part of the file's bytes.
+type ReportSection struct {
+	Name  string `json:"name"`
+	Bytes int64  `json:"bytes"`
+}
+
+// ReportCoding sums up the blocks of one side that share level and coding.
+type ReportCoding struct {
+	Side         string  `json:"side"` // "K", "V" or "rows"
+	Level        string  `json:"level"`
+	Coding       string  `json:"coding"` // "" for DROPPED
+	Tokens       int64   `json:"tokens"` // tokens of a head, summed over heads and layers
+	Rows         int64   `json:"rows"`   // rows stored for them
+	Values       int64   `json:"values"` // of the original
+	Bytes        int64   `json:"bytes"`  // packed
+	BitsPerValue float64 `json:"bits_per_value"`
+}
+
+// ReportMap is the detail that every token kept. Column c of a layer covers its tokens
+// [c*TokensPerColumn, (c+1)*TokensPerColumn).
+type ReportMap struct {
+	TokensPerColumn int64          `json:"tokens_per_column"`
+	Kinds           []ReportKind   `json:"kinds"`
+	Rows            []ReportMapRow `json:"rows"`
+}
+
+// ReportKind is a level with its codings.
+type ReportKind struct {
+	Level string `json:"level"`
+	K     string `json:"k"`
+	V     string `json:"v"`
+}
+
+// ReportMapRow is one KV head of one layer.
+type ReportMapRow struct {
+	Layer int       `json:"layer"`  // index into Report.Layers
+	Head  int       `json:"head"`   // -1: the mean over all heads, where there are too many
+	Kind  []int     `json:"kind"`   // [columns] index into Kinds: that of most tokens
+	KBits []float32 `json:"k_bits"` // [columns] mean packed bits a value of K, or of the rows
+	VBits []float32 `json:"v_bits"` // [columns] of V; empty for rows
+	// [columns] each, empty before AddWhy: mean weight of the tokens (1 is the head's), predicted
+	// damage of a token, and the price of the next coarser and the next finer coding over the price
+	// of a byte, of the side where it comes nearest to 1; 0 where there is none.
+	Weight  []float32 `json:"weight,omitempty"`
+	Damage  []float32 `json:"damage,omitempty"`
+	Coarser []float32 `json:"coarser,omitempty"`
+	Finer   []float32 `json:"finer,omitempty"`
+}
+
+// ReportErrors is a Comparison without NaN.
+type ReportErrors struct {
+	KError      *float64           `json:"k_error"`
+	VError      *float64           `json:"v_error"`      // nil for rows
+	FutureError *float64           `json:"future_error"` // nil where not measured
+	SideTensors int                `json:"side_tensors"` // found identical
+	Layers      []ReportLayerError `json:"layers"`       // as Report.Layers
+}
+
+// ReportLayerError is a LayerError without NaN.
+type ReportLayerError struct {
+	Name        string   `json:"name"`
+	KError      *float64 `json:"k_error"`
+	VError      *float64 `json:"v_error"`
+	KCosine     *float64 `json:"k_cosine"`
+	VCosine     *float64 `json:"v_cosine"`
+	FutureError *float64 `json:"future_error"`
+}
+
+// Bounds on the map, so that a page stays small enough for a browser: columns of a row, cells of
+// the map, and rows beyond which the heads of a layer are shown as their mean.
+const (
+	reportColumns = 2000
+	reportCells   = 400_000
+	reportRows    = 1024
+)
+
+// The names of Report.Sections. Every byte of a file belongs to exactly one.
+const (
+	sectionKCodes  = "K codes"
+	sectionVCodes  = "V codes"
+	sectionRows    = "codes"
+	sectionScales  = "scales"
+	sectionTables  = "tables"
+	sectionSide    = "side tensors"
+	sectionHeader  = "header"
+	sectionIndex   = "index"
+	sectionPadding = "padding"
+	sectionOther   = "other"
+)
+
+// BuildReport reads a whole file and sums it up. cmp may be nil. Memory grows with the map only,
+// which is bounded.
+//
+// Errors: *container.CorruptError; quant.ErrShape where cmp is of another file; context errors.
+func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, error) {
+	h := r.Header()
+	b := &reporter{
+		r:        r,
+		h:        h,
+		sections: map[string]int64{},
+		codings:  map[ReportCoding]*ReportCoding{},
+		kinds:    map[ReportKind]int{},
+	}
+	b.rep = &Report{
+		Kind:          h.Kind.String(),
+		Version:       h.Version.String(),
+		Model:         h.Model,
+		Config:        h.Config,
+		Profile:       profileText(h.Profile),
+		SourceBytes:   sourceBytes(h),
+		Bytes:         r.Size(),
+		Tokens:        h.Tokens,
+		FirstPosition: h.First,
+		SegmentTokens: h.SegmentTokens,
+		KVHeads:       h.KVHeads(),
+		Sinks:         h.Sinks,
+		Window:        h.Window,
+		Layers:        []ReportLayer{},
+		Codings:       []ReportCoding{},
+		Map:           ReportMap{Kinds: []ReportKind{}, Rows: []ReportMapRow{}},
+	}
+	if h.Kind == container.KindCache {
+		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim,
+			h.Geometry.HeadDimV
+	} else if h.Stored() > 0 {
+		b.rep.HeadDim = h.Tensors[0].Dim()
+	}
+	if err := b.layout(); err != nil {
+		return nil, err
+	}
+	for i := range h.Stored() {
+		if err := b.layer(ctx, i); err != nil {
+			return nil, err
+		}
+	}
+	b.finish()
+	if cmp == nil {
+		return b.rep, nil
+	}
+	if len(cmp.Layers) != h.Stored() {
+		return nil, fmt.Errorf(
+			"kvist/kvfile: report: comparison of %d layers, the file has %d: %w",
+			len(cmp.Layers), h.Stored(), quant.ErrShape)
+	}
+	b.rep.Errors = reportErrors(cmp, h.Kind == container.KindCache)
+	return b.rep, nil
+}
+
+type reporter struct {
+	r        *container.Reader
+	h        *container.Header
+	rep      *Report
+	records  []container.RecordInfo
+	sections map[string]int64
+	codings  map[ReportCoding]*ReportCoding // by side, level and coding
+	kinds    map[ReportKind]int
+	meanHead bool // one map row a layer
+}
+
+// layout accounts for the sections that are not records, and sizes the map.
+func (b *reporter) layout() error {
+	auxes, err := b.r.Auxes()
+	if err != nil {
+		return err
+	}
+	b.records = b.r.Records()
+	index := container.IndexSize(len(b.records)+len(auxes)) + container.TrailerSize
+	header, held := b.r.Size()-index, int64(0)
+	for _, a := range auxes {
+		header, held = min(header, a.Offset), held+a.Length
+		b.sections[sectionSide] += a.Length
+	}
+	for _, rec := range b.records {
+		header, held = min(header, rec.Offset), held+rec.Length
+	}
+	b.sections[sectionHeader], b.sections[sectionIndex] = header, index
+	// Optional sections of later versions, which this one steps over.
+	b.sections[sectionOther] = max(0, b.r.Size()-index-header-held)
+
+	most := int64(1)
+	for i := range b.h.Stored() {
+		most = max(most, b.h.LayerTokens(i))
+	}
+	rows := int64(b.h.Stored()) * int64(b.h.KVHeads())
+	if b.meanHead = rows > reportRows; b.meanHead {
+		rows = int64(b.h.Stored())
+	}
+	columns := min(reportColumns, max(1, reportCells/max(1, rows)))
+	b.rep.Map.TokensPerColumn = (most + columns - 1) / columns
+	return nil
+}
+
+// layer reads the records of a layer, in order.
+func (b *reporter) layer(ctx context.Context, i int) error {
+	h := b.h
+	kDim, vDim := h.Dims(i)
+	l := ReportLayer{Tokens: h.LayerTokens(i), Dim: kDim, Segments: h.Segments(i), Number: i}
+	if h.Kind == container.KindCache {
+		l.Number = h.Layers[i]
+		l.Name = fmt.Sprintf("layer %d", l.Number)
+	} else {
+		l.Name = fmt.Sprintf("tensor %q", h.Tensors[i].Name)
+		if kDim != b.rep.HeadDim {
+			b.rep.HeadDim = 0
+		}
+	}
+	tpc := b.rep.Map.TokensPerColumn
+	columns := int((l.Tokens + tpc - 1) / tpc)
+	lines := make([]*mapLine, 1)
+	if !b.meanHead {
+		lines = make([]*mapLine, h.KVHeads())
+	}
+	for j := range lines {
+		lines[j] = newMapLine(columns, vDim > 0)
+	}
+	var packed [2]int64
+	for s := range int(l.Segments) {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		at, ok := b.r.Find(i, s)
+		if !ok {
+			return fmt.Errorf(
+				"kvist/kvfile: record of layer index %d segment %d is not in the file: %w", i,
+				s, quant.ErrCorrupt)
+		}
+		rec, err := b.r.ReadRecord(at)
+		if err != nil {
+			return err
+		}
+		n := b.records[at].Length
+		l.Bytes += n
+		if rec.Archive != nil {
+			b.rep.Archive = true
+			held, err := b.archived(rec, kDim, vDim, lines, &packed)
+			if err != nil {
+				return err
+			}
+			n -= held
+		}
+		for hi := range rec.Heads {
+			line := lines[min(hi, len(lines)-1)]
+			n -= b.head(rec, hi, kDim, vDim, line, &packed)
+		}
+		b.sections[sectionTables] += n
+	}
+	values := l.Tokens * int64(h.KVHeads())
+	l.KBits = quant.BitsPerValue(packed[0], values*int64(kDim))
+	l.VBits = quant.BitsPerValue(packed[1], values*int64(vDim))
+	b.rep.Values += values * int64(kDim+vDim)
+	b.rep.Layers = append(b.rep.Layers, l)
+	for j, line := range lines {
+		head := j
+		if b.meanHead {
+			head = -1
+		}
+		b.rep.Map.Rows = append(b.rep.Map.Rows, line.row(i, head))
+	}
+	return nil
+}
+
+// head accounts for one head of a record and returns the bytes of its payloads, padded.
+func (b *reporter) head(rec *container.Record, hi, kDim, vDim int, line *mapLine,
+	packed *[2]int64) (held int64) {
+	n := b.h.SegmentLen(rec.Layer, rec.Segment)
+	first := int64(rec.Segment) * int64(b.h.SegmentTokens)
+	tokens := make([]mapToken, n)
+	for bi := range rec.Heads[hi].Blocks {
+		blk := &rec.Heads[hi].Blocks[bi]
+		var bits [2]float64
+		for side, dim := range [2]int{kDim, vDim} {
+			if dim == 0 {
+				continue
+			}
+			size := b.side(blk, side, dim)
+			packed[side] += size
+			held += (size + 15) &^ 15
+			bits[side] = quant.BitsPerValue(size, int64(len(blk.Tokens)*dim))
+		}
+		kind := b.kind(blk, vDim)
+		for _, t := range blk.Tokens {
+			tokens[t] = mapToken{kind: kind, k: bits[0], v: bits[1]}
+		}
+	}
+	for t, tok := range tokens {
+		line.add((first+int64(t))/b.rep.Map.TokensPerColumn, tok)
+	}
+	return held
+}
+
+// side accounts for K (0) or V (1) of a block and returns its packed bytes.
+func (b *reporter) side(blk *container.Block, side, dim int) int64 {
+	rows, coding := blk.Rows(), blk.K
+	name, codes := "K", sectionKCodes
+	switch {
+	case b.h.Kind == container.KindRows:
+		name, codes = "rows", sectionRows
+	case side == 1:
+		name, codes, coding = "V", sectionVCodes, blk.V
+	}
+	c := ReportCoding{Side: name, Level: blk.Level.String()}
+	var size int64
+	if blk.Level != quant.Dropped {
+		c.Coding = coding.String()
+		size = int64(coding.PackedBytes(rows, dim))
+		scales := int64(coding.ScaleBytes(rows))
+		if coding.Format == quant.GGMLQ8_0 || coding.Format == quant.GGMLQ4_0 {
+			scales = int64(rows * dim / 32 * 2) // one f16 for each group of 32
+		}
+		bits := int64(rows) * int64(dim) * int64(coding.Format.Bits())
+		b.sections[codes] += bits / 8
+		b.sections[sectionScales] += scales
+		b.sections[sectionPadding] += size - bits/8 - scales + (-size)&15
+	}
+	sum := b.codings[c]
+	if sum == nil {
+		sum = &ReportCoding{Side: c.Side, Level: c.Level, Coding: c.Coding}
+		b.codings[c] = sum
+	}
+	sum.Tokens += int64(len(blk.Tokens))
+	sum.Rows += int64(rows)
+	sum.Values += int64(len(blk.Tokens) * dim)
+	sum.Bytes += size
+	return size
+}
+
+// kind returns the index of a block's level and codings in Map.Kinds.
+func (b *reporter) kind(blk *container.Block, vDim int) int {
+	k := ReportKind{Level: blk.Level.String()}
+	if blk.Level != quant.Dropped {
+		k.K = blk.K.String()
+		if vDim > 0 {
+			k.V = blk.V.String()
+		}
+	}
+	i, ok := b.kinds[k]
+	if !ok {
+		i = len(b.rep.Map.Kinds)
+		b.kinds[k] = i
+		b.rep.Map.Kinds = append(b.rep.Map.Kinds, k)
+	}
+	return i
+}
+
+func (b *reporter) finish() {
+	r := b.rep
+	r.BitsPerValue = quant.BitsPerValue(r.Bytes, r.Values)
+	r.OriginalBytes = 2 * r.Values
+	r.Ratio = float64(r.OriginalBytes) / float64(max(1, r.Bytes))
+	for _, name := range []string{sectionKCodes, sectionVCodes, sectionRows, sectionScales,
+		sectionTables, sectionSide, sectionHeader, sectionIndex, sectionPadding, sectionOther} {
+		if n := b.sections[name]; n > 0 {
+			r.Sections = append(r.Sections, ReportSection{Name: name, Bytes: n})
+		}
+	}
+	for _, c := range b.codings {
+		c.BitsPerValue = quant.BitsPerValue(c.Bytes, c.Values)
+		r.Codings = append(r.Codings, *c)
+	}
+	slices.SortFunc(r.Codings, func(x, y ReportCoding) int {
+		return stdcmp.Or(stdcmp.Compare(y.Bytes, x.Bytes), stdcmp.Compare(x.Side, y.Side),
+			stdcmp.Compare(x.Level, y.Level), stdcmp.Compare(x.Coding, y.Coding))
+	})
+}
+
+// mapToken is what one token kept.
+type mapToken struct {
+	kind int
+	k, v float64
+}
+
+// mapLine builds a row of the map from tokens in ascending order; with the heads of a layer
+// folded into one line, in ascending order for each head of each segment.
+type mapLine struct {
+	k, v  []float64
+	n     []int64
+	votes [][]kindVotes // of a column, by kind
+}
+
+// kindVotes is how many tokens of a column are of a kind. Columns have few kinds and are many: maps would
+// take some hundred bytes for each.
+type kindVotes struct {
+	kind   int32
+	tokens int64
+}
+
+func newMapLine(columns int, hasV bool) *mapLine {
+	l := &mapLine{
+		k:     make([]float64, columns),
+		n:     make([]int64, columns),
+		votes: make([][]kindVotes, columns),
+	}
+	if hasV {
+		l.v = make([]float64, columns)
+	}
+	return l
+}
+
+func (l *mapLine) add(column int64, t mapToken) {
+	votes := l.votes[column]
+	i, ok := slices.BinarySearchFunc(votes, int32(t.kind), func(v kindVotes, kind int32) int {
+		return stdcmp.Compare(v.kind, kind)
+	})
+	if !ok {
+		votes = slices.Insert(votes, i, kindVotes{kind: int32(t.kind)})
+		l.votes[column] = votes
+	}
+	votes[i].tokens++
+	l.n[column]++
+	l.k[column] += t.k
+	if l.v != nil {
+		l.v[column] += t.v
+	}
+}
+
+func (l *mapLine) row(layer, head int) ReportMapRow {
+	r := ReportMapRow{
+		Layer: layer,
+		Head:  head,
+		Kind:  make([]int, len(l.n)),
+		KBits: make([]float32, len(l.n)),
+		VBits: make([]float32, len(l.v)),
+	}
+	for c, n := range l.n {
+		var best kindVotes
+		for _, v := range l.votes[c] { // the first of the most
+			if v.tokens > best.tokens {
+				best = v
+			}
+		}
+		r.Kind[c] = int(best.kind)
+		r.KBits[c] = float32(l.k[c] / float64(max(1, n)))
+		if l.v != nil {
+			r.VBits[c] = float32(l.v[c] / float64(max(1, n)))
+		}
+	}
+	return r
+}
+
+func reportErrors(c *Comparison, hasV bool) *ReportErrors {
+	e := &ReportErrors{
+		KError:      number(c.KError),
+		FutureError: number(c.FutureError),
+		SideTensors: c.SideTensors,
+		Layers:      []ReportLayerError{},
+	}
+	if hasV {
+		e.VError = number(c.VError)
+	}
+	for _, l := range c.Layers {
+		x := ReportLayerError{Name: l.Name, KError: number(l.KError), KCosine: number(l.KCosine),
+			FutureError: number(l.FutureError)}
+		if hasV {
+			x.VError, x.VCosine = number(l.VError), number(l.VCosine)
+		}
+		e.Layers = append(e.Layers, x)
+	}
+	return e
+}
+
+// number returns x, or nil where it is no number that JSON could hold.
+func number(x float64) *float64 {
+	if math.IsNaN(x) || math.IsInf(x, 0) {
+		return nil
+	}
+	return &x
+}
