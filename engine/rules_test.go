@@ -69,6 +69,7 @@ var allowed = map[string][]string{
 		"engine/profile",
 		"importance",
 	},
+	"engine/tensorio": {"quant"},
 	"engine/tune": {
 		"quant",
 		"importance",

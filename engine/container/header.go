@@ -35,27 +35,27 @@ func (k Kind) String() string {
 	return fmt.Sprintf("Kind(%d)", uint16(k))
 }
 
-// Source is the file format that a KindRows file was made from, so that it can be written back.
-type Source uint8
+// Origin is the file format that a KindRows file was made from, so that it can be written back.
+type Origin uint8
 
-// The sources.
+// The origins.
 const (
-	SourceNone        Source = 0 // KindCache
-	SourceNPY         Source = 1
-	SourceSafetensors Source = 2
+	OriginNone        Origin = 0 // KindCache
+	OriginNPY         Origin = 1
+	OriginSafetensors Origin = 2
 )
 
 // String returns "none", "npy" or "safetensors".
-func (s Source) String() string {
+func (s Origin) String() string {
 	switch s {
-	case SourceNone:
+	case OriginNone:
 		return "none"
-	case SourceNPY:
+	case OriginNPY:
 		return "npy"
-	case SourceSafetensors:
+	case OriginSafetensors:
 		return "safetensors"
 	}
-	return fmt.Sprintf("Source(%d)", uint8(s))
+	return fmt.Sprintf("Origin(%d)", uint8(s))
 }
 
 // Tensor describes a tensor whose rows are stored in records.
@@ -96,8 +96,8 @@ type Header struct {
 	Layers []int
 	// Tensors are those whose rows are stored, KindRows only.
 	Tensors []Tensor
-	// Source is the format that KindRows was made from.
-	Source Source
+	// Origin is the format that KindRows was made from.
+	Origin Origin
 
 	// Tokens is the number of tokens of every layer; for KindRows the rows of all tensors.
 	Tokens int64
@@ -252,7 +252,7 @@ func (h *Header) Validate() error {
 // validateProfile holds that a profile has a geometry, a model's name, metadata and nothing else.
 func (h *Header) validateProfile() error {
 	switch {
-	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Source != SourceNone:
+	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Origin != OriginNone:
 		return shapef("header: a file of kind profile with layers, tensors or query energy")
 	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind profile with tokens")
@@ -287,7 +287,7 @@ func (h *Header) validateCache() error {
 	switch {
 	case len(h.Layers) < 1 || len(h.Layers) > g.Layers:
 		return shapef("header: %d layers stored, want 1 to %d", len(h.Layers), g.Layers)
-	case len(h.Tensors) != 0 || h.Source != SourceNone:
+	case len(h.Tensors) != 0 || h.Origin != OriginNone:
 		return shapef("header: a file of kind cache with a tensor table")
 	case h.KType.Size() == 0 || h.VType.Size() == 0:
 		return shapef("header: element types %s and %s of K and V", h.KType, h.VType)
@@ -313,8 +313,8 @@ func (h *Header) validateRows() error {
 	switch {
 	case len(h.Tensors) < 1 || len(h.Tensors) > maxStored:
 		return shapef("header: %d tensors, want 1 to %d", len(h.Tensors), maxStored)
-	case h.Source != SourceNPY && h.Source != SourceSafetensors:
-		return shapef("header: source %s, want npy or safetensors", h.Source)
+	case h.Origin != OriginNPY && h.Origin != OriginSafetensors:
+		return shapef("header: origin %s, want npy or safetensors", h.Origin)
 	case g.Layers != 0 || g.Heads != 0 || g.KVHeads != 0 || g.HeadDim != 0 || g.HeadDimV != 0 ||
 		g.Rope.Layout != 0 || g.Rope.RotaryDim != 0 || g.Rope.Theta != 0 || g.Rope.InvFreq != nil ||
 		h.Layers != nil || h.QueryEnergy != nil:

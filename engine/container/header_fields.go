@@ -130,7 +130,7 @@ func (h *Header) geometryValue() []byte {
 func (h *Header) tensorsValue() []byte {
 	le := binary.LittleEndian
 	v := le.AppendUint32(nil, uint32(len(h.Tensors)))
-	v = append(v, byte(h.Source), 0, 0, 0)
+	v = append(v, byte(h.Origin), 0, 0, 0)
 	for i := range h.Tensors {
 		t := &h.Tensors[i]
 		v = le.AppendUint16(v, uint16(len(t.Name)))
@@ -415,7 +415,7 @@ func (h *Header) parseMetadata(c *cursor) {
 
 func (h *Header) parseTensors(c *cursor) {
 	n := c.size()
-	h.Source = Source(c.uint(1))
+	h.Origin = Origin(c.uint(1))
 	c.zero(3)
 	if n > min(maxStored, len(c.b)/12) { // an entry takes 12 bytes or more
 		c.fail("tensors", nil, n)

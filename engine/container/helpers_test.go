@@ -121,7 +121,7 @@ func requireSameRecord(t require.TestingT, w, g *Record) {
 func randomFile(in intn) *file {
 	h := &Header{Kind: KindCache, SegmentTokens: 1 + in(90), Seed: uint64(in(1 << 30))}
 	if in(3) == 0 {
-		h.Kind, h.Source = KindRows, SourceNPY+Source(in(2))
+		h.Kind, h.Origin = KindRows, OriginNPY+Origin(in(2))
 		for i := range 1 + in(3) {
 			s := Tensor{Name: string(rune('a' + i)), DType: []string{"F32", "F16", "BF16", "F64"}[in(4)]}
 			for range in(3) {

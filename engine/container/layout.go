@@ -212,7 +212,7 @@ func tagInfos() []tagInfo {
 		{tagQueryEnergy, "query_energy", false,
 			"u32 stored layers, u32 kv_heads, f32[layers][kv_heads]: mean of the squared length of " +
 				"queries; where known"},
-		{tagTensors, "tensors", true, "u32 n, u8 source (1 npy, 2 safetensors), 3 zero bytes, " +
+		{tagTensors, "tensors", true, "u32 n, u8 origin (1 npy, 2 safetensors), 3 zero bytes, " +
 			"then n times u16 name length, u8 dtype length, u8 dims, u64[dims], name, dtype; kind " +
 			"rows, always"},
 	}

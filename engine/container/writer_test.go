@@ -161,7 +161,7 @@ func TestHeader_RefusesWhatDoesNotFit(t *testing.T) {
 		"types":           func(h *Header) { h.KType = 0 },
 		"energy":          func(h *Header) { h.QueryEnergy = []float32{1} },
 		"energy negative": func(h *Header) { h.QueryEnergy[0] = -1 },
-		"tensors":         func(h *Header) { h.Source = SourceNPY },
+		"tensors":         func(h *Header) { h.Origin = OriginNPY },
 		"utf-8":           func(h *Header) { h.Config = "\xff" },
 		"metadata":        func(h *Header) { h.Metadata = map[string]string{"\xff": ""} },
 	} {
@@ -177,7 +177,7 @@ func TestHeader_RefusesWhatDoesNotFit(t *testing.T) {
 	for name, change := range map[string]func(h *Header){
 		"rows":     func(h *Header) { h.Tokens++ },
 		"geometry": func(h *Header) { h.Geometry.Heads = 1 },
-		"source":   func(h *Header) { h.Source = SourceNone },
+		"origin":   func(h *Header) { h.Origin = OriginNone },
 		"twice":    func(h *Header) { h.Tensors[1].Name = "emb" },
 		"dims":     func(h *Header) { h.Tensors[1].Shape = nil },
 		"dim 0":    func(h *Header) { h.Tensors[1].Shape = []int64{0} },

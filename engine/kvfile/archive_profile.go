@@ -56,26 +56,24 @@ func parseArchiveSet(p *profile.Profile) (*archive.Set, error) {
 			"kvist/kvfile: profile %s holds no basis and tables for the archive (kvist calibrate makes them): %w",
 			p.ID(), quant.ErrShape)
 	}
-	b, err := basis.Bytes(-1)
-	if err != nil {
-		return nil, err
+	for _, t := range []profile.Tensor{basis, tables} {
+		if t.DType != "U8" || len(t.Shape) != 1 {
+			return nil, fmt.Errorf("kvist/offline: profile %s: tensor %q is %s %v, want U8 [-1]: %w",
+				p.ID(), t.Name, t.DType, t.Shape, quant.ErrShape)
+		}
 	}
-	t, err := tables.Bytes(-1)
-	if err != nil {
-		return nil, err
-	}
-	return archive.ParseSet(t, b)
+	return archive.ParseSet(tables.Data, basis.Data)
 }
 
 // withSet returns a profile with these transforms and tables.
 func withSet(p *profile.Profile, s *archive.Set, meta profile.Meta) (*profile.Profile, error) {
 	b := s.Append(nil)
-	p, err := p.With(profile.SectionBasis, meta, profile.OfBytes(tensorTransforms, b, int64(len(b))))
+	p, err := p.With(profile.SectionBasis, meta, bytesTensor(tensorTransforms, b, int64(len(b))))
 	if err != nil {
 		return nil, err
 	}
 	t := s.AppendTables(nil)
-	return p.With(profile.SectionTables, meta, profile.OfBytes(tensorCoder, t, int64(len(t))))
+	return p.With(profile.SectionTables, meta, bytesTensor(tensorCoder, t, int64(len(t))))
 }
 
 // ArchiveSteps are what heads add to the common step, in eighths of an octave, [layers, kv_heads]
@@ -88,8 +86,8 @@ type ArchiveSteps struct{ K, V []float32 }
 func WithArchiveSteps(p *profile.Profile, s *ArchiveSteps, meta profile.Meta) (*profile.Profile, error) {
 	g := p.Geometry()
 	shape := []int64{int64(g.Layers), int64(g.KVHeads)}
-	return p.With(sectionArchive, meta, profile.OfFloat32(tensorStepsK, s.K, shape...),
-		profile.OfFloat32(tensorStepsV, s.V, shape...))
+	return p.With(sectionArchive, meta, floatsTensor(tensorStepsK, s.K, shape...),
+		floatsTensor(tensorStepsV, s.V, shape...))
 }
 
 // OldArchiveSteps returns the steps of a profile, nil where it has none that can be used.
@@ -115,7 +113,7 @@ func archiveSteps(p *profile.Profile) (*ArchiveSteps, error) {
 			return nil, nil
 		}
 		var err error
-		if *x.dst, err = t.Float32(shape...); err != nil {
+		if *x.dst, err = floatsOf(t, shape); err != nil {
 			return nil, err
 		}
 		for _, v := range *x.dst {

@@ -308,9 +308,9 @@ func (c *compressor) prepareHeader() error {
 			h.QueryEnergy = nil
 		}
 	} else {
-		h.Kind, h.Source = container.KindRows, container.SourceSafetensors
+		h.Kind, h.Origin = container.KindRows, container.OriginSafetensors
 		if src.Format() == capture.Npy {
-			h.Source = container.SourceNPY
+			h.Origin = container.OriginNPY
 		}
 		for _, a := range src.ActTensors() {
 			h.Tensors = append(h.Tensors, container.Tensor{Name: a.Name, DType: a.DType.String(), Shape: slices.Clone(a.Shape)})

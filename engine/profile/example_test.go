@@ -19,7 +19,8 @@ func Example() {
 		log.Fatal(err)
 	}
 	p, err = p.With(profile.SectionBasis, profile.Meta{"made-by": "example"},
-		profile.OfFloat16("k", []float32{1, 0, 0, 1}, 1, 1, 2, 2))
+		profile.Tensor{Name: "k", DType: "F16", Shape: []int64{1, 1, 2, 2},
+			Data: []byte{0, 0x3c, 0, 0, 0, 0, 0, 0x3c}})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -41,13 +42,9 @@ func Example() {
 		log.Fatal(err)
 	}
 	basis, _ := q.Tensor(profile.SectionBasis, "k")
-	k, err := basis.Float32(1, 1, -1, 2)
-	if err != nil {
-		log.Fatal(err)
-	}
-	fmt.Println(q.Sections(), q.ID() == p.ID(), k)
+	fmt.Println(q.Sections(), q.ID() == p.ID(), basis.DType, basis.Shape)
 	fmt.Println(q.Check("other", geo))
 	// Output:
-	// [basis params] true [1 0 0 1]
+	// [basis params] true F16 [1 1 2 2]
 	// kvist/profile: profile c8a41ce266bead8a: it is of model tiny, used with model other (if that is the same model, kvist calibrate --also-named adds its name): shape mismatch
 }

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"hash/crc32"
+	"math"
 	"os"
 	"testing"
 
@@ -74,8 +75,11 @@ func TestProfile_ImpossibleContent(t *testing.T) {
 	factors := func(name string, first float32) *container.Aux {
 		s := sensitivity()
 		s.K[0] = first
-		x := profile.OfFloat32("", s.K, 3, 2)
-		return &container.Aux{Name: "sensitivity/" + name, DType: "F32", Shape: x.Shape, Data: x.Data}
+		var data []byte
+		for _, v := range s.K {
+			data = binary.LittleEndian.AppendUint32(data, math.Float32bits(v))
+		}
+		return &container.Aux{Name: "sensitivity/" + name, DType: "F32", Shape: []int64{3, 2}, Data: data}
 	}
 	var content *profile.ContentError
 	for name, b := range map[string][]byte{

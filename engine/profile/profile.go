@@ -38,9 +38,10 @@ type Profile struct {
 	derived map[any]any
 }
 
-// Derived returns what make makes of the profile, which is done once for each key: who compresses one context
-// after another with a profile parses it once. An error is not kept. The value is shared, and kept as long as the
-// profile; keys are compared, so that a type of one's own is a key that is nobody else's.
+// Derived returns the value that make returns for a key. It calls make once for each key, so that a
+// program that compresses many contexts with a profile parses it once. An error is not kept. The
+// value is shared, and kept as long as the profile. A key of a type that a package does not export
+// belongs to that package alone.
 func (p *Profile) Derived(key any, make func() (any, error)) (any, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -266,11 +267,11 @@ func (p *Profile) Check(model string, geo quant.Geometry) error {
 	return nil
 }
 
-// MismatchError says that a profile is of another model than the one it was used with, or is not
-// the one that a file names. It matches quant.ErrShape.
+// MismatchError reports a profile that is of another model than the one it was used with. It matches
+// quant.ErrShape.
 type MismatchError struct {
 	Profile   ID
-	What      string // "model", "layers", "rope", ...; "identity"
+	What      string // "model", "layers", "rope", ...
 	Want, Got string // of the profile; of the model or file it was used with
 }
 
@@ -286,14 +287,6 @@ func (e *MismatchError) Error() string {
 
 // Unwrap returns quant.ErrShape.
 func (e *MismatchError) Unwrap() error { return quant.ErrShape }
-
-// Want returns a *MismatchError unless id is the ID of the profile, or no ID at all.
-func (p *Profile) Want(id ID) error {
-	if mine := p.ID(); id != (ID{}) && id != mine {
-		return &MismatchError{Profile: mine, What: "identity", Want: mine.String(), Got: id.String()}
-	}
-	return nil
-}
 
 func shapef(format string, args ...any) error {
 	return fmt.Errorf("kvist/profile: "+format+": %w", append(args, quant.ErrShape)...)

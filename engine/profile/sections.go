@@ -23,8 +23,7 @@ const (
 	maxParams     = 256
 )
 
-// String writes the settings as "key=value" joined by spaces, sorted by key. ParseParams reads it
-// back.
+// String writes the settings as "key=value" joined by spaces, sorted by key.
 func (p Params) String() string {
 	var s strings.Builder
 	for i, k := range slices.Sorted(maps.Keys(p)) {
@@ -56,10 +55,10 @@ func (p Params) Validate() error {
 	return nil
 }
 
-// ParseParams reads what String wrote, and nothing else: keys ascend, one space between.
+// parseParams reads the text that String writes, and nothing else: keys ascend, one space between.
 //
 // Errors: quant.ErrShape, naming the setting.
-func ParseParams(text string) (Params, error) {
+func parseParams(text string) (Params, error) {
 	p := Params{}
 	if text == "" {
 		return p, nil
@@ -89,11 +88,10 @@ func (p *Profile) Params() (Params, error) {
 		}
 		return Params{}, nil
 	}
-	b, err := t.Bytes(-1)
-	if err != nil {
-		return nil, err
+	if t.DType != "U8" || len(t.Shape) != 1 {
+		return nil, shapef("tensor %q is %s %v, want U8 [-1]", t.Name, t.DType, t.Shape)
 	}
-	return ParseParams(string(b))
+	return parseParams(string(t.Data))
 }
 
 // WithParams returns a profile with these settings in place of its own; none removes the section.
@@ -107,7 +105,8 @@ func (p *Profile) WithParams(params Params, meta Meta) (*Profile, error) {
 		return p.With(SectionParams, nil)
 	}
 	text := []byte(params.String())
-	return p.With(SectionParams, meta, OfBytes(paramsText, text, int64(len(text))))
+	return p.With(SectionParams, meta, Tensor{Name: paramsText, DType: "U8",
+		Shape: []int64{int64(len(text))}, Data: text})
 }
 
 // Sensitivity holds what the damage of a head counts for against the other heads of the model, K
@@ -155,7 +154,7 @@ func (p *Profile) Sensitivity() (*Sensitivity, error) {
 		if !ok {
 			return nil, shapef("section sensitivity lacks the tensor %q", side.name)
 		}
-		v, err := t.Float32(int64(p.geo.Layers), int64(p.geo.KVHeads))
+		v, err := t.floats(int64(p.geo.Layers), int64(p.geo.KVHeads))
 		if err != nil {
 			return nil, err
 		}
@@ -178,5 +177,5 @@ func (p *Profile) WithSensitivity(s *Sensitivity, meta Meta) (*Profile, error) {
 		return p.With(SectionSensitivity, nil)
 	}
 	l, h := int64(p.geo.Layers), int64(p.geo.KVHeads)
-	return p.With(SectionSensitivity, meta, OfFloat32("k", s.K, l, h), OfFloat32("v", s.V, l, h))
+	return p.With(SectionSensitivity, meta, ofFloats("k", s.K, l, h), ofFloats("v", s.V, l, h))
 }

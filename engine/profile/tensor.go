@@ -6,12 +6,14 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Tensor is a named array of a section, kept exactly.
+// Tensor is a named array of a section, kept exactly. Its section's reader knows what the elements
+// mean.
 type Tensor struct {
 	// Name is 1 to 200 of a-z, 0-9, "-", "_", "." and "/", unique in its section.
 	Name string
@@ -40,56 +42,10 @@ func (t *Tensor) check(s Section) error {
 	return nil
 }
 
-// Len returns the number of elements: the product of the shape.
-func (t *Tensor) Len() int {
-	n := int64(1)
-	for _, d := range t.Shape {
-		n *= d
-	}
-	return int(n)
-}
-
-// Bytes returns the elements of a tensor of U8 that has this shape; -1 stands for any size of a
-// dimension.
+// floats returns the elements of a tensor of F32 or F16 that has this shape, as float32.
 //
 // Errors: quant.ErrShape.
-func (t *Tensor) Bytes(shape ...int64) ([]byte, error) {
-	return t.Data, t.want("U8", shape)
-}
-
-// Int8 returns a copy of the elements of a tensor of I8 that has this shape.
-//
-// Errors: quant.ErrShape.
-func (t *Tensor) Int8(shape ...int64) ([]int8, error) {
-	if err := t.want("I8", shape); err != nil {
-		return nil, err
-	}
-	v := make([]int8, len(t.Data))
-	for i, b := range t.Data {
-		v[i] = int8(b)
-	}
-	return v, nil
-}
-
-// Uint16 returns a copy of the elements of a tensor of U16 that has this shape.
-//
-// Errors: quant.ErrShape.
-func (t *Tensor) Uint16(shape ...int64) ([]uint16, error) {
-	if err := t.want("U16", shape); err != nil {
-		return nil, err
-	}
-	v := make([]uint16, len(t.Data)/2)
-	for i := range v {
-		v[i] = binary.LittleEndian.Uint16(t.Data[2*i:])
-	}
-	return v, nil
-}
-
-// Float32 returns the elements of a tensor of F32 or F16 that has this shape, as float32. NaN and
-// infinities come through; a caller that cannot take them checks.
-//
-// Errors: quant.ErrShape.
-func (t *Tensor) Float32(shape ...int64) ([]float32, error) {
+func (t *Tensor) floats(shape ...int64) ([]float32, error) {
 	if t.DType == "F16" {
 		if err := t.want("F16", shape); err != nil {
 			return nil, err
@@ -111,50 +67,13 @@ func (t *Tensor) Float32(shape ...int64) ([]float32, error) {
 }
 
 func (t *Tensor) want(dtype string, shape []int64) error {
-	fits := t.DType == dtype && len(shape) == len(t.Shape)
-	for i := 0; fits && i < len(shape); i++ {
-		fits = shape[i] < 0 || shape[i] == t.Shape[i]
-	}
-	if !fits {
+	if t.DType != dtype || !slices.Equal(t.Shape, shape) {
 		return shapef("tensor %q is %s %v, want %s %v", t.Name, t.DType, t.Shape, dtype, shape)
 	}
 	return nil
 }
 
-// OfBytes makes a tensor of U8. data is not copied.
-func OfBytes(name string, data []byte, shape ...int64) Tensor {
-	return Tensor{Name: name, DType: "U8", Shape: shape, Data: data}
-}
-
-// OfInt8 makes a tensor of I8.
-func OfInt8(name string, data []int8, shape ...int64) Tensor {
-	t := Tensor{Name: name, DType: "I8", Shape: shape, Data: make([]byte, len(data))}
-	for i, v := range data {
-		t.Data[i] = byte(v)
-	}
-	return t
-}
-
-// OfUint16 makes a tensor of U16.
-func OfUint16(name string, data []uint16, shape ...int64) Tensor {
-	t := Tensor{Name: name, DType: "U16", Shape: shape, Data: make([]byte, 0, 2*len(data))}
-	for _, v := range data {
-		t.Data = binary.LittleEndian.AppendUint16(t.Data, v)
-	}
-	return t
-}
-
-// OfFloat16 makes a tensor of F16, rounding to nearest even.
-func OfFloat16(name string, data []float32, shape ...int64) Tensor {
-	t := Tensor{Name: name, DType: "F16", Shape: shape, Data: make([]byte, 0, 2*len(data))}
-	for _, v := range data {
-		t.Data = binary.LittleEndian.AppendUint16(t.Data, quant.F32ToF16(v))
-	}
-	return t
-}
-
-// OfFloat32 makes a tensor of F32.
-func OfFloat32(name string, data []float32, shape ...int64) Tensor {
+func ofFloats(name string, data []float32, shape ...int64) Tensor {
 	t := Tensor{Name: name, DType: "F32", Shape: shape, Data: make([]byte, 0, 4*len(data))}
 	for _, v := range data {
 		t.Data = binary.LittleEndian.AppendUint32(t.Data, math.Float32bits(v))

@@ -172,7 +172,7 @@ func shapef(format string, args ...any) error {
 }
 
 // Value returns the value that settings have of a Param of the space; its Start where they do not
-// name it, "0" where an importance profile leaves it out.
+// name it, "0" where an importance.Weighting leaves it out.
 //
 // Errors: quant.ErrShape for a name that is not in the space.
 func (s Space) Value(p profile.Params, name string) (string, error) {
