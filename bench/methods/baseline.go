@@ -17,12 +17,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// The baselines are readable reference code of methods that others published, so that kvist is
-// measured against them at the same bytes. Their byte counts favour them: codes, scales, indices
-// and exact rows count, a file header, alignment and tables of blocks do not, while kvist pays
-// for every byte of its file.
-
-// rotationSeed is the seed of every rotation and projection of the baselines.
+// rotationSeed is the seed of every rotation and projection.
 const rotationSeed = 1
 
 // shapeOf is the shape that all layers of a context share.
@@ -31,8 +26,8 @@ type shapeOf struct {
 	dimK, dimV                  int
 }
 
-// shape checks a context and returns its shape. name is the method that asks; it needs queries
-// where needQ is set.
+// shape checks a context and returns its shape. name is the name of the method, for errors; needQ says
+// that it needs queries.
 //
 // Errors: quant.ErrShape.
 func (c *Context) shape(name string, needQ bool) (shapeOf, error) {
@@ -75,19 +70,20 @@ func (s shapeOf) values(layers int) int64 {
 	return int64(layers) * int64(s.kvHeads) * int64(s.tokens) * int64(s.dimK+s.dimV)
 }
 
-// k returns the rows of K of one head, [tokens, head_dim], sharing memory; v those of V.
+// k returns the rows of K of one head, [tokens, head_dim], sharing memory.
 func (s shapeOf) k(x []float32, head int) quant.Rows {
 	n := s.tokens * s.dimK
 	return quant.Rows{Dim: s.dimK, Data: x[head*n : (head+1)*n : (head+1)*n]}
 }
 
+// v returns the rows of V of one head, [tokens, head_dim_v], sharing memory.
 func (s shapeOf) v(x []float32, head int) quant.Rows {
 	n := s.tokens * s.dimV
 	return quant.Rows{Dim: s.dimV, Data: x[head*n : (head+1)*n : (head+1)*n]}
 }
 
-// inParallel calls f(0) to f(n-1) on at most GOMAXPROCS goroutines and returns the error of the
-// smallest index that failed. It stops starting calls once ctx is done.
+// inParallel calls f(0) to f(n-1) on at most GOMAXPROCS goroutines. It returns the error of the
+// smallest index that failed. It starts no more calls once ctx is done.
 func inParallel(ctx context.Context, n int, f func(i int) error) error {
 	errs := make([]error, n)
 	var next atomic.Int64
@@ -112,16 +108,16 @@ func inParallel(ctx context.Context, n int, f func(i int) error) error {
 	return nil
 }
 
-// job is one Compress call of a baseline.
+// job is one call of Compress.
 type job struct {
 	shapeOf
 	name   string
 	c      *Context
-	engine *matmul.Engine // one worker: layers are what runs in parallel
+	engine *matmul.Engine // one worker, because layers run in parallel
 }
 
-// eachLayer runs a method layer by layer. f fills out, whose K and V are allocated, and returns
-// the bytes that the layer takes.
+// eachLayer runs a method layer by layer. f fills out, whose K and V are allocated, and returns the
+// stored bytes of the layer.
 func eachLayer(ctx context.Context, m Method, c *Context, needQ bool,
 	f func(j *job, layer int, out *CacheLayer) (int64, error)) (*Cache, error) {
 	s, err := c.shape(m.Name(), needQ)
@@ -154,12 +150,12 @@ func eachLayer(ctx context.Context, m Method, c *Context, needQ bool,
 	return cache, nil
 }
 
-// sideCoder stores the rows of one side of one head and says what they took: dst gets what comes
-// back. dst and src have the same shape.
+// sideCoder encodes the rows of one side of one head and decodes them to dst, which has the shape of
+// src. It returns the stored bytes.
 type sideCoder func(dst, src quant.Rows) (int64, error)
 
-// eachHead runs a method that treats K and V of every head alone. The first sinks tokens and the
-// last window ones are kept at f16.
+// eachHead runs a method that codes K and V of every head by themselves. It keeps the first sinks
+// tokens and the last window tokens at f16.
 func eachHead(ctx context.Context, m Method, c *Context, sinks, window int,
 	k, v sideCoder) (*Cache, error) {
 	if sinks < 0 || window < 0 {
@@ -185,7 +181,7 @@ func eachHead(ctx context.Context, m Method, c *Context, sinks, window int,
 	})
 }
 
-// codeSide keeps the first sinks and last window rows at f16 and codes what lies between.
+// codeSide keeps the first sinks and the last window rows at f16 and codes the rows between them.
 func codeSide(dst, src quant.Rows, sinks, window int, code sideCoder) (int64, error) {
 	rows := src.Len()
 	lo := min(sinks, rows)
@@ -213,7 +209,7 @@ func cut(r quant.Rows, lo, hi int) quant.Rows {
 
 // keepF16 stores rows at f16: 2 bytes a value.
 //
-// Errors: quant.ErrRange for values that binary16 does not have.
+// Errors: quant.ErrRange for NaN and values out of the range of binary16.
 func keepF16(dst, src quant.Rows) (int64, error) {
 	for i, x := range src.Data {
 		y, err := halfOf(x)
@@ -227,17 +223,17 @@ func keepF16(dst, src quant.Rows) (int64, error) {
 
 // halfOf rounds to binary16.
 //
-// Errors: quant.ErrRange for NaN and values beyond it.
+// Errors: quant.ErrRange for NaN and values out of its range.
 func halfOf(x float32) (float32, error) {
 	h := quant.F32ToF16(x)
 	if h&0x7c00 == 0x7c00 {
-		return 0, fmt.Errorf("value %g is not one of binary16: %w", x, quant.ErrRange)
+		return 0, fmt.Errorf("value %g is out of the range of binary16: %w", x, quant.ErrRange)
 	}
 	return quant.F16ToF32(h), nil
 }
 
-// Uniform stores every row of K in one coding and every row of V in another: quantization
-// without importance, and what a plain cache does (f16, ggml-q8_0, ggml-q4_0).
+// Uniform stores all rows of K in one coding and all rows of V in another. It is quantization without
+// importance, and what plain caches do (f16, ggml-q8_0, ggml-q4_0).
 //
 // Bytes: the packed bytes of the codings ([quant.Coding.PackedBytes], one block a head), and 2 a
 // value for the sinks.
@@ -283,7 +279,7 @@ func (u Uniform) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	return eachHead(ctx, u, c, u.Sinks, 0, codingCoder(u.K), codingCoder(u.V))
 }
 
-// codingCoder packs and unpacks rows in a coding.
+// codingCoder returns a sideCoder for a coding.
 func codingCoder(coding quant.Coding) sideCoder {
 	return func(dst, src quant.Rows) (int64, error) {
 		if err := coding.CheckDim(src.Dim); err != nil {
@@ -305,8 +301,8 @@ func withArgs(name string, args []string) string {
 	return name + ":" + strings.Join(args, ",")
 }
 
-// topRows returns the n indices of largest score, ascending. Ties go to the earlier row, so that
-// the choice does not depend on the order of a sort.
+// topRows returns the n indices with the largest scores, ascending. Of equal scores it takes the
+// earlier row, so the choice does not depend on the sort.
 func topRows(score []float64, n int) []int {
 	order := make([]int, len(score))
 	for i := range order {
@@ -326,7 +322,7 @@ func topRows(score []float64, n int) []int {
 	return kept
 }
 
-// dot and norm are in float64: they feed choices, not codes.
+// dot and norm use float64: their results decide choices and do not become codes.
 func dot(a, b []float32) float64 {
 	var s float64
 	for i, x := range a {

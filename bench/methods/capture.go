@@ -12,10 +12,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Capture returns the context as a capture in memory, as the kvist methods compress it: K, V and
-// Q at f16.
+// Capture returns the context as a capture in memory with K, V and Q at f16. Kvist compresses it.
 //
-// Errors: quant.ErrShape; quant.ErrRange for values that binary16 does not have.
+// Errors: quant.ErrShape; quant.ErrRange for values out of the range of binary16.
 func (c *Context) Capture() (*capture.Source, error) {
 	s, err := c.shape("capture", false)
 	if err != nil {
@@ -32,7 +31,7 @@ func (c *Context) capture(s shapeOf) (*capture.Source, error) {
 	return capture.New("context", &raw, int64(len(raw.data)), capture.Limits{})
 }
 
-// writeCapture writes K, V and, where there are some, Q as a capture.
+// writeCapture writes K, V and, if there are any, queries, as a capture.
 func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 	g := c.Geometry
 	g.Layers = max(g.Layers, len(c.Layers))
@@ -100,7 +99,7 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 	return out.Close()
 }
 
-// readLayer reads what Decompress wrote of a layer.
+// readLayer reads a layer that Decompress wrote.
 func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error {
 	out.K = make([]float32, s.kvHeads*s.tokens*s.dimK)
 	out.V = make([]float32, s.kvHeads*s.tokens*s.dimV)
@@ -147,7 +146,7 @@ func readPart(src *capture.Source, layer int, p capture.Part, dst []float32) err
 	return nil
 }
 
-// memory is a file in memory. Writes may overlap in time, reads may not with them.
+// memory is a file in memory. Writes may run in parallel with each other, but not with reads.
 type memory struct {
 	mu   sync.Mutex
 	data []byte

@@ -17,19 +17,19 @@
 //
 // # Numbers
 //
-// The reference methods are readable code, and their byte counts favour them: codes, scales,
-// indices and exact rows count; a file header, alignment and tables of blocks do not. Kvist pays
-// for every byte of its file.
+// The byte counts favour the reference methods: codes, scales, indices and exact rows count; a file
+// header, alignment and tables of blocks do not. Kvist pays for every byte of its file. DESIGN.md says
+// how open choices were made.
 //
 // # Errors
 //
-// quant.ErrShape for a context whose parts do not fit together, and for parameters out of range;
-// quant.ErrRange for values that a method cannot store; quant.ErrUnsupported for names and codings
-// that there are none of; those of package kvfile for kvist.
+// quant.ErrShape reports a context whose parts do not fit together, quant.ErrRange values that a method
+// cannot store, quant.ErrUnsupported unknown names and parameters out of range. Kvist also returns the
+// errors of package kvfile.
 //
 // # Concurrency
 //
-// Methods do not change and may be used from many goroutines. Each call runs layers in parallel.
+// Methods are immutable and may be used from many goroutines. Each call runs layers in parallel.
 //
 // # Determinism
 //

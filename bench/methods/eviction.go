@@ -12,52 +12,50 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// EvictionPolicy says which rows an [Eviction] keeps.
+// EvictionPolicy is the rule by which an [Eviction] keeps rows.
 type EvictionPolicy uint8
 
-// The policies. n is the rows that a KV head keeps on average, round(Keep * tokens).
+// The policies. n is the number of rows that a KV head keeps on average, round(Keep * tokens).
 const (
 	// EvictionInvalid is the zero value.
 	EvictionInvalid EvictionPolicy = iota
 	// SnapKV keeps the rows that the last 64 queries attend to most (mean probability, averaged
 	// over 5 neighbours), and the last rows.
-	// Source: SnapKV (2024, arXiv 2404.14469); pooling and window as its code has them.
+	// Source: SnapKV (2024, arXiv 2404.14469); pooling and window as in its code.
 	SnapKV
 	// H2O keeps the n/2 rows with the largest sum of attention over all queries, and the n/2
 	// most recent.
-	// Source: H2O (2023, arXiv 2306.14048). Deviation: scored once, after the context, where the
-	// paper evicts greedily while decoding.
+	// Source: H2O (2023, arXiv 2306.14048). Deviation: rows are scored once, after the context;
+	// the paper evicts greedily while decoding.
 	H2O
 	// SinksRecent keeps the first 4 rows and the most recent.
-	// Source: StreamingLLM (2023, arXiv 2309.17453). Deviation: rows keep their positions, where
-	// the paper renumbers them within the cache.
+	// Source: StreamingLLM (2023, arXiv 2309.17453). Deviation: rows keep their positions; the
+	// paper renumbers them within the cache.
 	SinksRecent
-	// ExpectedAttention keeps the rows that Gaussian queries with the mean and covariance of
-	// the context's, at the next 512 positions, are expected to attend to, times |v|; and the
-	// first 4.
+	// ExpectedAttention keeps the first 4 rows and those with the largest expected attention
+	// times |v|. The expectation is over Gaussian queries at the next 512 positions, with mean and
+	// covariance of the context's queries.
 	// Source: Expected Attention (2025, arXiv 2510.00636), as kvpress implements it.
 	ExpectedAttention
-	// AdaKV shares the rows of a layer among its heads by the scores of SnapKV; a head keeps at
+	// AdaKV distributes the rows of a layer over its heads by the scores of SnapKV. A head keeps at
 	// least n/5.
 	// Source: Ada-KV (2024, arXiv 2407.11550).
 	AdaKV
-	// PyramidKV gives the first layers more rows and the last fewer, on a line (beta 20); scores
-	// of SnapKV.
+	// PyramidKV gives the first layers more rows and the last ones fewer, linearly (beta 20). Scores
+	// are those of SnapKV.
 	// Source: PyramidKV (2024, arXiv 2406.02069).
 	PyramidKV
-	// EMS keeps rows by local plus global attention and merges each evicted row into the kept
-	// one whose K is most similar, weighted by score, where the cosine is at least 0.6; the
-	// count of merged rows enters attention as log(count). Others are dropped.
-	// Source: EMS (2024, arXiv 2412.08521). Deviation: a fixed threshold of similarity, K after
-	// RoPE, and the bias by count in place of the paper's head-wise schedule. On the capture in
-	// testdata, thresholds of 0.4 and 0.8 are no better at 50 and 25 %.
+	// EMS keeps rows by local plus global attention. It merges an evicted row into the kept row with
+	// the most similar K, weighted by score, if their cosine is at least 0.6; otherwise it drops the
+	// row. The count of merged rows enters attention as log(count).
+	// Source: EMS (2024, arXiv 2412.08521). Deviation: a fixed threshold (see DESIGN.md), K after
+	// RoPE, and a bias by count in place of the paper's head-wise schedule.
 	EMS
-	// KVzip keeps rows by the largest probability that any query at least 32 tokens later gives
-	// them, queries of the second half only; heads of a layer share one budget.
-	// Source: KVzip (2025, arXiv 2505.23416). Deviation: the paper runs the model again, asking
-	// it to repeat the context; in the single pass that a method sees here, the second half
-	// stands in for that, so rows that only a repetition would read score too low. Queries of
-	// all the context, or nearer ones too, do worse on the capture in testdata.
+	// KVzip keeps the rows with the largest probability under any query of the second half that is
+	// at least 32 tokens later. Heads of a layer share one budget.
+	// Source: KVzip (2025, arXiv 2505.23416). Deviation: the paper runs the model again and asks it
+	// to repeat the context; here the second half of the context takes the place of that run (see
+	// DESIGN.md).
 	KVzip
 )
 
@@ -81,10 +79,10 @@ func (p EvictionPolicy) String() string {
 	return "EvictionPolicy(" + strconv.Itoa(int(p)) + ")"
 }
 
-// Eviction keeps a share of the rows, at f16, and forgets the others. Scores of a KV head are
-// those of its query heads together.
+// Eviction keeps a share of the rows at f16 and drops the others. The scores of a KV head are those of
+// all its query heads.
 //
-// Bytes: 2 a value of the kept rows; 4 a KV head for its number of rows where heads differ
+// Bytes: 2 a value of the kept rows; 4 a KV head for its number of rows if heads differ
 // (AdaKV, KVzip); 2 a kept row for its count (EMS). Attention needs no positions, so none are
 // counted.
 type Eviction struct {
@@ -118,7 +116,7 @@ func (e Eviction) Name() string {
 	return withArgs(e.Policy.String(), args)
 }
 
-// formatShare writes a share as ByName reads it: "12.5%".
+// formatShare formats a share as ByName reads it: "12.5%".
 func formatShare(x float64) string {
 	return strings.TrimSuffix(strconv.FormatFloat(100*x, 'g', 6, 64), ".") + "%"
 }
@@ -164,8 +162,8 @@ func (e Eviction) validate() error {
 
 // Compress implements Method.
 //
-// Errors: quant.ErrUnsupported for parameters that cannot be; quant.ErrShape, also for a context
-// without queries where the policy needs them; quant.ErrRange.
+// Errors: quant.ErrUnsupported for parameters out of range; quant.ErrShape, also for a context without
+// the queries that the policy needs; quant.ErrRange.
 func (e Eviction) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	if err := e.validate(); err != nil {
 		return nil, err
@@ -185,7 +183,7 @@ func (e Eviction) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	})
 }
 
-// budgets returns the rows per KV head of every layer; their mean is round(Keep * tokens).
+// budgets returns the number of rows per KV head of every layer. Their mean is round(Keep * tokens).
 func (e Eviction) budgets(layers, tokens int) []int {
 	n := min(max(int(math.Round(e.Keep*float64(tokens))), 1), tokens)
 	b := make([]int, layers)
@@ -202,7 +200,7 @@ func (e Eviction) budgets(layers, tokens int) []int {
 		most = float64(tokens - w)
 		least = 2*float64(n-w) - most
 	}
-	// Rounded so that the rows of all layers together are exactly n a layer.
+	// The rounding keeps the mean at exactly n.
 	var exact float64
 	done := 0
 	for i := range b {
@@ -213,7 +211,7 @@ func (e Eviction) budgets(layers, tokens int) []int {
 	return b
 }
 
-// choose returns the rows that every KV head keeps, ascending, given their scores.
+// choose returns the rows that every KV head keeps by their scores, ascending.
 func (e Eviction) choose(scores [][]float64, n int) [][]int {
 	kept := make([][]int, len(scores))
 	if e.Policy != AdaKV && e.Policy != KVzip {

@@ -9,8 +9,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// merge stores the kept rows after each evicted one has joined the kept row of the most similar
-// K, if it is similar enough. Sinks stay as they are: what they stand for is no content.
+// merge merges each evicted row into the kept row with the most similar K, if it is similar enough,
+// and stores the kept rows. It merges nothing into sinks, because their rows hold no content.
 func (e Eviction) merge(j *job, layer int, out *CacheLayer, scores [][]float64,
 	kept [][]int) (int64, error) {
 	out.Keep = make([]bool, j.kvHeads*j.tokens)
@@ -59,8 +59,8 @@ func (e Eviction) merge(j *job, layer int, out *CacheLayer, scores [][]float64,
 	return bytes, nil
 }
 
-// mergeWeight turns a score into a weight of a mean; rows that are kept whatever their score
-// count like the strongest of the others could: as one whole probability.
+// mergeWeight turns a score into the weight of a row in a mean. Rows that are always kept have the
+// largest weight that a score can give: a probability of 1.
 func mergeWeight(score float64) float64 {
 	if math.IsInf(score, 1) {
 		return 1
@@ -74,8 +74,8 @@ func addScaled(dst []float64, w float64, src []float32) {
 	}
 }
 
-// nearestRows returns for every token the kept row it becomes part of: itself where kept, else
-// the kept one of largest cosine, or -1 where none reaches the threshold.
+// nearestRows returns for every token the kept row that it merges into: itself if it is kept,
+// otherwise the row with the largest cosine, or -1 if none reaches the threshold.
 func nearestRows(j *job, k quant.Rows, kept []int) ([]int, error) {
 	unit := func(dst []float32, t int) {
 		if n := norm(k.Row(t)); n > 0 {
@@ -88,7 +88,7 @@ func nearestRows(j *job, k quant.Rows, kept []int) ([]int, error) {
 	for t := range target {
 		target[t] = -1
 	}
-	var open []int // kept rows that others may join
+	var open []int // kept rows that others may merge into
 	for _, t := range kept {
 		target[t] = t
 		if t >= evictionSinks {

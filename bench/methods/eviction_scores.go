@@ -9,8 +9,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// scores returns what every row of every KV head is worth to the policy, [kv_heads][tokens];
-// +Inf marks rows that are kept whatever happens, never more than n of a head.
+// scores returns the score of every row of every KV head, [kv_heads][tokens]. +Inf marks rows that are
+// always kept, at most n of a head.
 func (e Eviction) scores(ctx context.Context, j *job, layer, n int) ([][]float64, error) {
 	all := make([][]float64, j.kvHeads)
 	for h := range all {
@@ -52,8 +52,8 @@ func force(score []float64, lo, hi int) {
 	}
 }
 
-// forceLast keeps the last n rows. The papers keep their whole window; here it takes at most half
-// of the budget, without which small budgets would hold nothing but the window.
+// forceLast keeps the last n rows. The papers keep the whole window. Here it is at most half of the
+// budget; otherwise a small budget would hold only the window.
 func forceLast(score []float64, n int) { force(score, len(score)-n, len(score)) }
 
 func recency(tokens int) []float64 {
@@ -81,8 +81,8 @@ func (e Eviction) observed(j *job, layer, kvHead int) ([]float64, error) {
 	return smooth(score, pool), err
 }
 
-// smooth averages over width neighbours; the ends count rows beyond them as 0, as the papers'
-// padding does.
+// smooth averages over width neighbours. Rows beyond the ends count as 0, as with the padding of the
+// papers.
 func smooth(x []float64, width int) []float64 {
 	y := make([]float64, len(x))
 	for i := range x {
@@ -93,7 +93,7 @@ func smooth(x []float64, width int) []float64 {
 	return y
 }
 
-// accumulated returns the attention of all queries, summed.
+// accumulated returns the sum of the attention of all queries.
 func (j *job) accumulated(layer, kvHead int) ([]float64, error) {
 	score := make([]float64, j.tokens)
 	return score, j.attention(layer, kvHead, 0, func(_ int, p []float32) {
@@ -103,8 +103,8 @@ func (j *job) accumulated(layer, kvHead int) ([]float64, error) {
 	})
 }
 
-// localGlobal returns the mean attention of the last queries, smoothed, plus that of all queries
-// that see the row.
+// localGlobal returns the smoothed mean attention of the last queries, plus the mean attention of all
+// queries that see the row.
 func (e Eviction) localGlobal(j *job, layer, kvHead int) ([]float64, error) {
 	local, err := e.observed(j, layer, kvHead)
 	if err != nil {
@@ -120,8 +120,8 @@ func (e Eviction) localGlobal(j *job, layer, kvHead int) ([]float64, error) {
 	return local, nil
 }
 
-// reconstruction returns the largest attention of any query of the second half that stands at
-// least gap tokens after the row.
+// reconstruction returns the largest attention that a query of the second half, at least gap tokens
+// after the row, gives it.
 func (j *job) reconstruction(layer, kvHead, gap int) ([]float64, error) {
 	score := make([]float64, j.tokens)
 	return score, j.attention(layer, kvHead, j.tokens/2, func(query int, p []float32) {
@@ -131,8 +131,8 @@ func (j *job) reconstruction(layer, kvHead, gap int) ([]float64, error) {
 	})
 }
 
-// attention calls use with the causal attention of every query from first on, for each query head
-// of a KV head: p[t] is the probability of row t <= query. p is valid during the call.
+// attention calls use with the causal attention of every query from first on, for each query head of
+// a KV head. p[t] is the probability of row t <= query. p is valid only during the call.
 func (j *job) attention(layer, kvHead, first int, use func(query int, p []float32)) error {
 	l := &j.c.Layers[layer]
 	k := j.k(l.K, kvHead)
@@ -158,7 +158,7 @@ func (j *job) attention(layer, kvHead, first int, use func(query int, p []float3
 	return nil
 }
 
-// softmax turns scores into probabilities of scale*score.
+// softmax replaces p with the softmax of scale*p.
 func softmax(p []float32, scale float64) {
 	top := math.Inf(-1)
 	for _, x := range p {
@@ -175,9 +175,9 @@ func softmax(p []float32, scale float64) {
 	}
 }
 
-// expected returns, for every row but the sinks, the attention of Gaussian queries of the next
-// positions times |v|: softmax(q k/sqrt(d) + k' C k/(2d)) with mean q and covariance C of the
-// queries without RoPE, turned by the mean rotation of those positions.
+// expected returns, for every row but the sinks, |v| times the attention of Gaussian queries at the
+// next positions: softmax(q k/sqrt(d) + k' C k/(2d)), with q the mean and C the covariance of the
+// queries without RoPE, rotated by the mean rotation of those positions.
 func (j *job) expected(layer, kvHead int) ([]float64, error) {
 	l := &j.c.Layers[layer]
 	k, v := j.k(l.K, kvHead), j.v(l.V, kvHead)
@@ -210,8 +210,8 @@ func (j *job) expected(layer, kvHead int) ([]float64, error) {
 	return score, nil
 }
 
-// futureQueries returns mean and covariance [head_dim, head_dim] of the queries of one head that
-// stand at the positions after the context, estimated from the queries from first on.
+// futureQueries estimates mean and covariance [head_dim, head_dim] of the queries of one head at the
+// positions after the context, from the queries from first on.
 func (j *job) futureQueries(layer, head, first int) (mean, cov []float32, err error) {
 	q := j.k(j.c.Layers[layer].Q, head)
 	rope := j.c.Geometry.Rope
@@ -238,7 +238,7 @@ func (j *job) futureQueries(layer, head, first int) (mean, cov []float32, err er
 	if err := j.engine.F32(cov, centred, centred, dim, dim, n); err != nil {
 		return nil, nil, err
 	}
-	// The mean rotation of the positions to come, and its effect on mean and covariance.
+	// The mean rotation of the next positions, applied to mean and covariance.
 	cos, sin := make([]float64, len(freq)), make([]float64, len(freq))
 	for i, f := range freq {
 		for p := range futureHorizon {
@@ -256,7 +256,7 @@ func (j *job) futureQueries(layer, head, first int) (mean, cov []float32, err er
 		mean[c] = float32(sum[c])
 	}
 	rotate(mean)
-	// R C R': rows, then, C being symmetric, rows of the transpose.
+	// R C R': first the rows, then, because C is symmetric, the rows of the transpose.
 	for range 2 {
 		for c := range dim {
 			rotate(cov[c*dim : (c+1)*dim])
@@ -266,7 +266,7 @@ func (j *job) futureQueries(layer, head, first int) (mean, cov []float32, err er
 	return mean, cov, nil
 }
 
-// turn applies (cos, -sin; sin, cos) to pair i of the components that RoPE rotates together.
+// turn rotates pair i of the components that RoPE rotates together.
 func turn(row []float32, rope quant.Rope, i int, cos, sin float64) {
 	a, b := i, i+rope.RotaryDim/2
 	if rope.Layout == quant.RopeInterleaved {

@@ -60,7 +60,7 @@ func fp8Coder(dst, src quant.Rows) (int64, error) {
 	return int64(len(src.Data)) + 2, nil
 }
 
-// roundFP8 returns the e4m3 number nearest to x, halves to even; magnitudes beyond 448 give 448.
+// roundFP8 rounds x to the nearest e4m3 number, halves to even. Magnitudes above 448 become 448.
 func roundFP8(x float32) float32 {
 	if x == 0 {
 		return 0

@@ -12,19 +12,19 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// GEAR adds to a uniform quantizer what it does worst: X ~ D + L + S with D the groups of KIVI,
-// S sparse outliers kept at f16, and L a low-rank approximation, per head, of what D leaves.
+// GEAR approximates X by D + L + S: D the groups of KIVI, S sparse outliers kept at f16, and L a
+// low-rank approximation, per head, of the error of D.
 //
 // Outliers are the Share/2 largest and Share/2 smallest values of every channel of K and of
 // every token of V (all KV heads of the layer together), rounded up. L = A B^T with A [tokens,
 // rank] and B [dim, rank] from power iteration.
 //
 // Bytes of a layer: bits/8 a value, 4 a group of 64, 2*(tokens + dim)*rank a head and side, and
-// per outlier 2 for the value and 2 for its index (4 where an index passes 65,535).
+// per outlier 2 for the value and 2 for its index (4 if an index exceeds 65,535).
 //
 // Source: GEAR (2024, arXiv 2403.05527), with the KIVI quantizer (its GEAR with KIVI backbone:
 // groups of 64, s = 2 %, rank 4). Deviations: no streaming buffer of exact tokens, the rank of
-// the prefill; an outlier decodes to its f16 value whatever L says there.
+// the prefill; an outlier decodes to its f16 value without L.
 type GEAR struct {
 	Bits  int     // 1 to 8
 	Rank  int     // 0: 4
@@ -102,7 +102,7 @@ func (g GEAR) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	})
 }
 
-// head codes one side of one head: outliers, groups, low rank.
+// head codes one side of one head: outliers, groups and low rank.
 func (g GEAR) head(dst, src quant.Rows, skip []bool, groups func() (int64, error)) (int64, error) {
 	bytes, err := groups()
 	if err != nil {
@@ -168,7 +168,7 @@ func (g GEAR) outliersV(s shapeOf, x []float32) ([]bool, int64) {
 	return skip, bytes
 }
 
-// mark marks the largest and the smallest of the values at the places at.
+// mark marks the largest and the smallest of the values x[at].
 func (g GEAR) mark(skip []bool, x []float32, at []int) int64 {
 	n := min(int(math.Ceil(g.Share/2*float64(len(at)))), len(at)/2)
 	score := make([]float64, len(at))
@@ -240,12 +240,12 @@ func lowRank(r []float32, rows, dim, rank int) (a, b [][]float32, err error) {
 	return a, b, nil
 }
 
-// orthonormal makes the vectors orthogonal to each other and of length 1, one after the other;
-// one that depends on those before it becomes 0.
+// orthonormal makes vectors orthogonal to those before them and of length 1. A vector that depends on
+// those before it becomes 0.
 func orthonormal(b [][]float32) {
 	for k := range b {
 		before := norm(b[k])
-		// Twice: once leaves what rounding put back.
+		// Twice, because the first pass leaves rounding errors.
 		for range 2 {
 			for p := range k {
 				x := dot(b[k], b[p])

@@ -18,11 +18,11 @@ import (
 // or row may be shorter. Window is the exact recent window that the paper calls residual.
 //
 // Bytes of a side of a head: bits/8 a value, 4 a group (f16 scale and min), and 2 a value of the
-// window: bits + 1.0 bit/value where groups are full.
+// window: bits + 1.0 bit/value if groups are full.
 //
 // Source: KIVI: A Tuning-Free Asymmetric 2bit Quantization for KV Cache (2024, arXiv
-// 2402.02750). Deviations: no window by default, where the paper keeps up to 128 recent tokens;
-// tokens that do not fill a group of K are quantized as a short group instead of kept exact.
+// 2402.02750). Deviations: no window by default; the paper keeps up to 128 recent tokens. Tokens that
+// do not fill a group of K are quantized as a short group; the paper keeps them exact.
 type KIVI struct {
 	Bits   int // 1 to 8
 	Window int // last tokens kept at f16
@@ -62,8 +62,8 @@ func (k KIVI) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	return eachHead(ctx, k, c, 0, k.Window, perChannel, perToken)
 }
 
-// affineChannels codes groups of tokens of one channel and returns the bytes of codes, scales
-// and mins. Values at which skip is true take no part and are left alone; skip may be nil.
+// affineChannels codes groups of tokens of one channel. It returns the bytes of codes, scales and
+// minimums. It ignores values whose skip is true; skip may be nil.
 func affineChannels(dst, src quant.Rows, skip []bool, bits, group int) (int64, error) {
 	rows, dim := src.Len(), src.Dim
 	for first := 0; first < rows; first += group {
@@ -77,7 +77,7 @@ func affineChannels(dst, src quant.Rows, skip []bool, bits, group int) (int64, e
 	return codeBytes(rows*dim, bits) + 4*int64(ceilDiv(rows, group))*int64(dim), nil
 }
 
-// affineTokens codes groups of channels of one token.
+// affineTokens is affineChannels for groups of channels of one token.
 func affineTokens(dst, src quant.Rows, skip []bool, bits, group int) (int64, error) {
 	rows, dim := src.Len(), src.Dim
 	for r := range rows {
@@ -93,7 +93,7 @@ func affineTokens(dst, src quant.Rows, skip []bool, bits, group int) (int64, err
 
 // affine codes and decodes the n values at, at+stride, ... with an f16 scale and an f16 minimum.
 //
-// Errors: quant.ErrRange for values that are not finite or scales beyond binary16.
+// Errors: quant.ErrRange for values that are not finite and scales out of the range of binary16.
 func affine(dst, src []float32, skip []bool, at, n, stride, bits int) error {
 	lo, hi := float32(math.Inf(1)), float32(math.Inf(-1))
 	for i := at; i < at+n*stride; i += stride {
@@ -106,7 +106,7 @@ func affine(dst, src []float32, skip []bool, at, n, stride, bits int) error {
 		lo, hi = min(lo, src[i]), max(hi, src[i])
 	}
 	if lo > hi {
-		return nil // nothing but skipped values
+		return nil // all values are skipped
 	}
 	levels := float32(int(1)<<bits - 1)
 	zero, err := halfOf(lo)

@@ -20,28 +20,28 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Kvist is the product itself: the context becomes a capture in memory (K, V and Q at f16, no
-// side tensors), which is compressed to a .kvist file and read back from it. Attention sees the
-// rows, the row bias and the kept marks that Decompress gives.
+// Kvist is kvist as a method. It writes the context as a capture in memory, compresses that to a
+// .kvist file and decompresses the file. Attention sees the rows, the row bias and the kept marks
+// that Decompress writes.
 //
 // Bytes: the whole file, header, index, tables, checksums and padding included.
 type Kvist struct {
 	Config kvfile.Config
-	// Weights, if set, says what the tokens of a context are worth. Layers are numbered from 0.
+	// Weights, if set, returns the weights of the tokens of a context. Layers are numbered from 0.
 	Weights func(c *Context) (kvfile.Weights, error)
 	// Path is the file that Config.Profile was read from; it is part of the name.
 	Path string
-	// Random weighs the tokens by chance, as a control: what weights of the same spread do that
-	// know nothing. In a name it is weights=random.
+	// Random gives the tokens random weights with the spread of real ones, as a control. In a name it
+	// is weights=random.
 	Random bool
-	// Label tells methods with Weights apart; it is part of the name, after a space.
+	// Label distinguishes methods with Weights. It is part of the name, after a space.
 	Label string
-	// Backend does the work, nil: one of package cpu, opened for the call.
+	// Backend compresses. nil: one of package cpu, opened for the call.
 	Backend backend.Backend
 }
 
-// NewKvist returns the method for a config as kvfile.ParseConfig reads it. A field profile=PATH
-// is the profile of the model: its settings come before all other fields, wherever it stands.
+// NewKvist returns the method of a config, written as for kvfile.ParseConfig. A field profile=PATH
+// names the profile of the model. Its settings apply before all other fields.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported; those of profile.Open.
 func NewKvist(config string) (Kvist, error) {
@@ -70,11 +70,11 @@ func NewKvist(config string) (Kvist, error) {
 	return k, err
 }
 
-// Name returns "kvist:2.75", "kvist:k=lm4,v=lm4": what differs from the default config, or from
-// that of the profile.
+// Name returns "kvist:2.75" or "kvist:k=lm4,v=lm4": the settings that differ from the default config,
+// or from that of the profile.
 func (k Kvist) Name() string {
 	def := kvfile.DefaultConfig()
-	// What Apply refuses never became the config of a method.
+	// NewKvist has applied the profile before, so there is no error.
 	_ = def.Apply(k.Config.Profile)
 	known := map[string]bool{}
 	for field := range strings.FieldsSeq(def.String()) {
@@ -84,7 +84,7 @@ func (k Kvist) Name() string {
 	for field := range strings.FieldsSeq(k.Config.String()) {
 		if !known[field] {
 			if strings.HasPrefix(field, "importance=") {
-				field = strings.ReplaceAll(field, ",", ";") // "," parts the fields of a name
+				field = strings.ReplaceAll(field, ",", ";") // "," separates the fields of a name
 			}
 			args = append(args, field)
 		}
@@ -110,13 +110,13 @@ func (k Kvist) Name() string {
 	return name
 }
 
-// Source says that this is kvist.
+// Source names this project.
 func (k Kvist) Source() string { return "this project: bytes of the whole file" }
 
 // Compress implements Method.
 //
-// Errors: quant.ErrShape; quant.ErrRange for values beyond binary16; those of kvfile.Compress,
-// quant.ErrBudget among them.
+// Errors: quant.ErrShape; quant.ErrRange for values out of the range of binary16; those of
+// kvfile.Compress, such as quant.ErrBudget.
 func (k Kvist) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	s, err := c.shape(k.Name(), false)
 	if err != nil {
@@ -138,7 +138,7 @@ func (k Kvist) Compress(ctx context.Context, c *Context) (*Cache, error) {
 	return cache, nil
 }
 
-// through takes the context through a file.
+// through compresses the context to a file in memory and decompresses it.
 func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	be backend.Backend) (*Cache, error) {
 	src, err := c.capture(s)
@@ -183,15 +183,13 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	})
 }
 
-// randomWeightsArg asks for Kvist.Random in a name.
+// randomWeightsArg is the argument of a name that sets Kvist.Random.
 const randomWeightsArg = "weights=random"
 
-// randomSpread is the standard deviation of the logarithm of random weights: about the median of
-// the default profile's weights over the heads of the capture in testdata (0.33 to 0.68).
+// randomSpread is the standard deviation of the logarithm of random weights; see DESIGN.md.
 const randomSpread = 0.65
 
-// randomWeights gives every head log-normal weights of its own, the same for every context of as
-// many tokens.
+// randomWeights gives every head its own log-normal weights. They depend only on the number of tokens.
 func randomWeights(tokens int) kvfile.Weights {
 	return func(layer, kvHead int) ([]float32, error) {
 		rng := rand.New(rand.NewPCG(uint64(layer), uint64(kvHead)))

@@ -9,14 +9,14 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Context is what a method may see: all of the context, nothing of what comes after.
+// Context is what a method compresses. It holds nothing of the tokens after the context.
 type Context struct {
 	Geometry quant.Geometry
 	Tokens   []int32
 	Layers   []Layer // every layer of the model
-	// Surprisal is -log p of each token, nats, [tokens]; nil where it was not computed.
+	// Surprisal is -log p of each token, nats, [tokens]; nil if not computed.
 	Surprisal []float32
-	// Memo, if set, keeps what one kvist method measured of this context for the next.
+	// Memo, if set, keeps what kvist measures of this context for its next call.
 	Memo *kvfile.Memo
 }
 
@@ -26,7 +26,7 @@ type Layer struct {
 	Q    []float32 // [heads, tokens, head_dim], RoPE applied
 }
 
-// Cache is what a method left of the context, as attention sees it.
+// Cache is a compressed context, decoded as attention sees it.
 type Cache struct {
 	Layers []CacheLayer
 	Bytes  int64 // all stored bytes: codes, scales, indices, exact windows, headers
@@ -39,12 +39,12 @@ type CacheLayer struct {
 	Bias []float32 // [kv_heads, tokens] added to scores (log count of merged rows, row bias), nil: 0
 }
 
-// Method compresses a context in one way: a published method, a plain format, or kvist.
+// Method compresses contexts: a published method, a plain format, or kvist.
 //
-// Compress must not change the context. It may run its layers in parallel, and gives the same
+// Compress must not change the context. It may run layers in parallel, and must return the same
 // cache, bit for bit, each time.
 type Method interface {
-	Name() string   // "kivi4", "snapkv:25%": what ByName reads
-	Source() string // paper or project, with the deviation in a half sentence
+	Name() string   // "kivi4", "snapkv:25%"; ByName reads it
+	Source() string // paper or project, and how the method deviates from it
 	Compress(ctx context.Context, c *Context) (*Cache, error)
 }

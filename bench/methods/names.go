@@ -13,8 +13,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Standard returns the methods of the quality table: of each family of All what stands for it,
-// from 16 bits a value to 2, and kvist with its importance off beside it.
+// Standard returns the methods of the standard table: some of each family of All, from 16 bits a value
+// to 2, and kvist with and without importance.
 func Standard() []Method {
 	names := []string{
 		"f16", "ggml-q8_0", "fp8", "kivi4", "gear4", "ggml-q4_0", "tqmse4", "tqmse4:sinks=4",
@@ -28,7 +28,7 @@ func Standard() []Method {
 	}
 	var list []Method
 	for _, n := range names {
-		// A name that is none would be a fault of this list; TestStandard_Names holds that there is none.
+		// TestStandard_Names tests that every name of the list is one.
 		if m, err := ByName(n); err == nil {
 			list = append(list, m)
 		}
@@ -36,7 +36,7 @@ func Standard() []Method {
 	return list
 }
 
-// All returns the methods of the quality table, from 16 bits a value to 1, family by family.
+// All returns the methods of the whole table, from 16 bits a value to 1, family by family.
 func All() []Method {
 	same := func(f quant.Format, sinks int) Method {
 		c := quant.Coding{Format: f}
@@ -84,15 +84,14 @@ func All() []Method {
 //	                                             pyramidkv, ems, kvzip
 //	kvist:2.75                                   bits a value of the file
 //	kvist:k=lm4,v=lm4  kvist:bits=3,sinks=8      any fields of kvfile.Config
-//	kvist:2.75,importance=default;expected=0.5   its fields apart by ";"
-//	kvist:2.75,weights=random                    tokens weighed by chance, as a control
-//	kvist:2.75,profile=model.kvprofile           with what was tuned for the model
+//	kvist:2.75,importance=default;expected=0.5   fields separated by ";"
+//	kvist:2.75,weights=random                    random weights, as a control
+//	kvist:2.75,profile=model.kvprofile           with the settings of a profile
 //	kvist-archive:1.8  kvist-archive:1.8,profile=FILE   the archive form
 //
-// The Name of what it returns gives the same method again.
+// The Name of the method that it returns is a name of the same method.
 //
-// Errors: quant.ErrUnsupported for a name that is none; those of kvfile.ParseConfig and
-// profile.Open.
+// Errors: quant.ErrUnsupported for an unknown name; those of kvfile.ParseConfig and profile.Open.
 func ByName(name string) (Method, error) {
 	base, rest, hasArgs := strings.Cut(name, ":")
 	var fields []string
@@ -106,7 +105,7 @@ func ByName(name string) (Method, error) {
 	return m, nil
 }
 
-// maxMethodArgs bounds the arguments of a name.
+// maxMethodArgs bounds the number of arguments of a name.
 const maxMethodArgs = 64
 
 func byBase(base string, fields []string) (Method, error) {
@@ -175,7 +174,7 @@ func evictionByName(p EvictionPolicy, fields []string) (Method, error) {
 	return e, e.validate()
 }
 
-// kvistByName joins the fields to a config. A part without "=" belongs to the menu before it; a
+// kvistByName joins the fields to a config. A field without "=" belongs to the menu before it; the
 // first one is the target in bits.
 func kvistByName(fields []string) (Method, error) {
 	if len(fields) == 0 {
@@ -198,7 +197,7 @@ func kvistByName(fields []string) (Method, error) {
 			config.WriteByte(',')
 		}
 		if strings.HasPrefix(f, "importance=") {
-			f = strings.ReplaceAll(f, ";", ",") // a profile's own fields
+			f = strings.ReplaceAll(f, ";", ",") // the fields of an importance profile
 		}
 		config.WriteString(f)
 	}
@@ -215,7 +214,7 @@ func archiveByName(fields []string) (Method, error) {
 	return kvistByName(append(slices.Clone(fields), "form="+kvfile.FormArchive))
 }
 
-// args are key=value arguments; each is taken once, and done says what was wrong.
+// args are key=value arguments. Each is taken once; done returns the first error.
 type args struct {
 	values map[string]string
 	err    error
@@ -246,7 +245,7 @@ func (a *args) fail(key, value, want string) {
 	}
 }
 
-// count returns a number of at least 0; 0 where it is not given.
+// count returns an argument that is a number of at least 0; 0 if it is missing.
 func (a *args) count(key string) int {
 	v, ok := a.take(key)
 	if !ok {
@@ -259,7 +258,7 @@ func (a *args) count(key string) int {
 	return int(n)
 }
 
-// share returns a share in (0, 1], written as a percentage; 0 where it is not given.
+// share returns an argument that is a percentage, as a share in (0, 1]; 0 if it is missing.
 func (a *args) share(key string) float64 {
 	v, ok := a.take(key)
 	if !ok {
@@ -273,7 +272,7 @@ func (a *args) share(key string) float64 {
 	return x / 100
 }
 
-// coding returns a coding, which must be given.
+// coding returns an argument that is a coding. It must not be missing.
 func (a *args) coding(key string) quant.Coding {
 	v, _ := a.take(key)
 	c, err := quant.ParseCoding(v)
@@ -283,7 +282,7 @@ func (a *args) coding(key string) quant.Coding {
 	return c
 }
 
-// done returns the first error, also for arguments that nothing took.
+// done returns the first error. An argument that was not taken is an error.
 func (a *args) done() error {
 	for _, k := range slices.Sorted(maps.Keys(a.values)) {
 		a.fail(k, a.values[k], "no such argument here")

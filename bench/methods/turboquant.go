@@ -13,13 +13,13 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// TurboQuantProd stores K so that inner products are estimated without bias: TurboQuant-mse at
-// one bit less, and of what it leaves (r = x - mse(x)) the norm and the signs of S r, with S a
-// Gaussian matrix (QJL). A row decodes as mse(x) + sqrt(pi/2)/head_dim |r| S^T sign(S r). V,
-// which meets no inner product, is stored as TurboQuant-mse at the full width.
+// TurboQuantProd stores K so that its inner products have no bias. It stores TurboQuant-mse at one
+// bit less, and of the residual r = x - mse(x) the norm and the signs of S r, with S a Gaussian matrix
+// (QJL). A row decodes as mse(x) + sqrt(pi/2)/head_dim |r| S^T sign(S r). V has no inner products with
+// queries and is stored as TurboQuant-mse at the full width.
 //
 // Bytes of a row: K (bits-1)/8 a value, 1/8 a value for the signs, 2 for the norm of x and 2 for
-// |r|; V bits/8 a value and 2. Both sides padded as quant packs them.
+// |r|; V bits/8 a value and 2. Both sides are padded as package quant packs them.
 //
 // Source: TurboQuant (2025, arXiv 2504.19874), algorithm 2; QJL (2024, arXiv 2406.03482).
 // Deviation: the mse stage rotates by a randomised Hadamard transform.
@@ -85,7 +85,7 @@ func newQJL(engine *matmul.Engine, dim int) *qjl {
 	return q
 }
 
-// addResidual adds to dst the estimate of src - dst and returns its bytes.
+// addResidual codes src - dst and adds the decoded estimate to dst. It returns the stored bytes.
 func (q *qjl) addResidual(dst, src quant.Rows) (int64, error) {
 	rows, dim := src.Len(), q.dim
 	residual, signs := make([]float32, rows*dim), make([]float32, rows*dim)

@@ -17,15 +17,15 @@ import (
 
 // BlockOptions are the options of a BlockStore.
 type BlockOptions struct {
-	// RowBias adds the row bias of coarse rows of K, computed from each query as it comes.
+	// RowBias adds the row bias of coarse rows of K, which is computed from each query.
 	RowBias bool
-	// Tail is how many tokens can be appended. Default 256.
+	// Tail is the number of tokens that can be appended. Default 256.
 	Tail int
 }
 
-// BlockStore is a cache whose context stays packed: the blocks of a .kvist file in the memory of
-// a backend, attended to in place. What is appended is an exact float32 tail, attended to in the
-// same call. It implements model.KVStore and belongs to one goroutine.
+// BlockStore is a cache whose context stays packed: it holds the blocks of a .kvist file in the
+// memory of a backend, which attends to them in place. Appended rows form an exact float32 tail that
+// the same call attends to. It implements model.KVStore and belongs to one goroutine.
 type BlockStore struct {
 	ctx    context.Context
 	be     backend.Backend
@@ -49,11 +49,11 @@ var _ model.KVStore = (*BlockStore)(nil)
 // spanAlign is the alignment of packed sides within a buffer.
 const spanAlign = 16
 
-// NewBlockStore uploads the cache of a file, which must hold every layer of the model, to a
-// backend. ctx bounds all later calls as well. Close frees the memory.
+// NewBlockStore uploads the cache of a file to a backend. The file must hold every layer of the
+// model. ctx is the context of all later calls as well. Close frees the memory.
 //
-// Errors: quant.ErrShape for a file that does not hold a cache of this geometry from position 0
-// on; those of the file and of the backend.
+// Errors: quant.ErrShape for a file that holds no cache of this geometry that starts at position 0;
+// those of the file and of the backend.
 func NewBlockStore(ctx context.Context, be backend.Backend, r *container.Reader, g quant.Geometry,
 	o BlockOptions) (_ *BlockStore, err error) {
 	const op = "open block store"
@@ -87,7 +87,7 @@ func NewBlockStore(ctx context.Context, be backend.Backend, r *container.Reader,
 	return s, nil
 }
 
-// load uploads the records of one layer and makes room for its tail.
+// load uploads the records of one layer and allocates its tail.
 func (s *BlockStore) load(r *container.Reader, layer int, rowBias bool) error {
 	h, l := r.Header(), &s.layers[layer]
 	byHead := make([][]backend.Block, s.geo.KVHeads)
@@ -174,7 +174,8 @@ func (s *BlockStore) record(h *container.Header, rec *container.Record, rowBias 
 	return nil
 }
 
-// rowPositions returns the offset within the segment of each row; of a merged row the first.
+// rowPositions returns the offset of each row within the segment; a merged row has that of its first
+// token.
 func rowPositions(b *container.Block) []byte {
 	if b.Counts == nil {
 		return uint16s(b.Tokens)
@@ -207,9 +208,9 @@ func (s *BlockStore) Len() int {
 // PackedBytes returns the bytes of the context in the backend: rows, positions and counts.
 func (s *BlockStore) PackedBytes() int64 { return s.packed }
 
-// Truncate keeps the file's tokens and the first n-Tokens of the tail.
+// Truncate keeps the first n tokens: those of the file, and the start of the tail.
 //
-// Errors: quant.ErrShape where n is not between the two.
+// Errors: quant.ErrShape if n is less than the tokens of the file or more than Len.
 func (s *BlockStore) Truncate(n int) error {
 	if n < s.tokens || n > s.Len() {
 		return shapef("truncate block store", "to %d tokens, want %d to %d", n, s.tokens, s.Len())
@@ -220,7 +221,7 @@ func (s *BlockStore) Truncate(n int) error {
 	return nil
 }
 
-// Append implements model.KVStore: rows join the tail.
+// Append implements model.KVStore. It adds rows to the tail.
 //
 // Errors: quant.ErrShape; quant.ErrTooLarge for more than Tail tokens; those of the backend.
 func (s *BlockStore) Append(layer, pos int, k, v []float32, n int) error {

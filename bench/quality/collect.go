@@ -14,7 +14,7 @@ import (
 // collector is an observer that keeps K, V and the queries of every layer.
 type collector struct {
 	geo    quant.Geometry
-	n      int // tokens there is room for
+	n      int // number of tokens that fit
 	layers []methods.Layer
 }
 
@@ -30,7 +30,7 @@ func newCollector(g quant.Geometry, tokens int) *collector {
 	return c
 }
 
-// observe is the model.Observer. Tokens beyond the room are not kept.
+// observe is the model.Observer. It ignores tokens beyond n.
 func (c *collector) observe(layer, pos, n int, q, k, v []float32) error {
 	if layer < 0 || layer >= len(c.layers) {
 		return shapef("collect context", "layer %d of %d", layer, len(c.layers))
@@ -51,7 +51,7 @@ func (c *collector) scatter(dst, src []float32, pos, n, heads, dim int) {
 	}
 }
 
-// context returns the tokens [0, n) as a method sees them. Of all tokens it shares memory.
+// context returns the tokens [0, n) as a method sees them. It shares memory if n is all tokens.
 func (c *collector) context(tokens []int32, n int) *methods.Context {
 	ctx := &methods.Context{Geometry: c.geo, Tokens: tokens[:n:n], Layers: c.layers}
 	if n == c.n {
@@ -75,13 +75,12 @@ func (c *collector) cut(x []float32, heads, dim, from, to int) []float32 {
 	return out
 }
 
-// values returns how many values of K and V a context of n tokens has.
+// values returns the number of values of K and V in a context of n tokens.
 func values(g quant.Geometry, n int) int64 {
 	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
 }
 
-// compressChecked calls a method and checks what every use of the result relies on; the lengths
-// of rows are checked by fill.
+// compressChecked calls a method and checks its result. fill checks the lengths of rows.
 func compressChecked(ctx context.Context, method methods.Method, c *methods.Context) (*methods.Cache, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
@@ -100,7 +99,7 @@ func compressChecked(ctx context.Context, method methods.Method, c *methods.Cont
 	return left, nil
 }
 
-// fill appends what a method left of n tokens to every layer of an empty cache.
+// fill appends the rows of a method's cache of n tokens to every layer of an empty cache.
 func fill(kv *model.ExactKV, c *methods.Cache, n int) error {
 	for l, x := range c.Layers {
 		rows := model.ContextRows{K: x.K, V: x.V, Bias: x.Bias, Keep: x.Keep}

@@ -9,29 +9,13 @@ import (
 	"github.com/kvist-project/kvist/engine/model"
 )
 
-// Decoding, exactly: all tokens, context and continuation, go through the model in chunks of
-// Options.Chunk. Before each chunk, at position p, the cache is made anew:
+// decoded measures one method with errors feeding back. All tokens go through the model in chunks.
+// Before each chunk, at position p, the cache is made anew: the rows of the last Window tokens are
+// exact, as this run computed them; the older ones are what the method makes of the rows and queries
+// that this run computed. DESIGN.md describes it and says why.
 //
-//   - the rows of tokens [p-Window, p) are exact, as this run computed them;
-//   - the rows of tokens [0, p-Window) are the method's. It is given these rows as this run
-//     computed them, which is from an already compressed past, with the queries of the same
-//     tokens, and nothing of the window. What it returns takes the place of what it returned
-//     before. A row that it dropped stays dropped, unless it comes back as a merged row.
-//
-// So hidden states, and with them later rows and queries, carry the errors of the past, as in a
-// server. A method that codes rows each by itself gives them the same bytes every time, which is
-// coding them once. A method that plans over the whole context may plan again; it sees the
-// rows as computed, so a second plan may refine a row, which a server without an archive cannot
-// do: for these the mode is a little kind.
-//
-// Of the queries of the window, which a server would know, the method sees none. With them (the window planned as
-// exact rows of the same file) kvist's divergence was lower over two calibration texts, 0.0040 for 0.0050 at 2.75
-// bits and 0.0088 for 0.0100 at 2.25 with FULL alone, and levels did harm still: 0.0059 and 0.019.
-//
-// The divergence is that of the last Next tokens from the exact run in one piece. Bytes are those
-// at the last chunk: the method's and 2 a value for the window.
-
-// decoded measures one method with errors feeding back.
+// The score is that of the last Next tokens against the exact run in one piece. Its bytes are the
+// method's at the last chunk, and 2 a value for the window.
 func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error) {
 	g, n := r.m.Geometry(), len(r.tokens)
 	c := newCollector(g, n)
@@ -74,13 +58,13 @@ func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error)
 		p = end
 	}
 	score, err := s.score()
-	if held == 0 { // nothing was ever older than the window
+	if held == 0 { // no token was ever older than the window
 		bytes, held = 2*values(g, n), n
 	}
 	return r.sized(score, bytes, held), err
 }
 
-// rebuilt returns a cache with the method's rows of [0, old) and exact ones of [old, p).
+// rebuilt returns a cache with the method's rows of tokens [0, old) and exact rows of [old, p).
 func (r *Run) rebuilt(left *methods.Cache, c *collector, old, p int) (*model.ExactKV, error) {
 	kv, err := r.m.NewKV(model.KVOptions{})
 	if err != nil {
@@ -100,9 +84,8 @@ func (r *Run) rebuilt(left *methods.Cache, c *collector, old, p int) (*model.Exa
 	return kv, nil
 }
 
-// keepDropped drops from c, which has n tokens, the rows that were dropped before, and returns
-// all that are dropped now, [layers][kv_heads * n]. A row with a positive bias stands for others
-// and stays.
+// keepDropped drops from c, of n tokens, the rows that were dropped before. It returns all rows that
+// are dropped now, [layers][kv_heads * n]. A row with a positive bias is a merged row and stays.
 func keepDropped(c *methods.Cache, before [][]bool, kvHeads, n int) [][]bool {
 	now := make([][]bool, len(c.Layers))
 	for l := range c.Layers {

@@ -12,22 +12,21 @@ import (
 	"github.com/kvist-project/kvist/engine/model"
 )
 
-// Options say how methods are measured. The zero value is the standard measurement.
+// Options configure a measurement. The zero value is the standard measurement.
 type Options struct {
 	// Context is the number of tokens that are compressed. Default 1024.
 	Context int
-	// Next is the number of tokens that follow, on which the damage is measured. Default 256.
+	// Next is the number of tokens after them, on which the damage is measured. Default 256.
 	Next int
-	// Decode measures with errors feeding back as well (see Decoding).
+	// Decode also measures with errors feeding back (see Decoding).
 	Decode bool
-	// Window is the recent tokens that stay exact while decoding. Default 128.
+	// Window is the number of recent tokens that stay exact while decoding. Default 128.
 	Window int
-	// Chunk is the tokens that go through the model between two compressions while decoding.
-	// Default 128.
+	// Chunk is the number of tokens between two compressions while decoding. Default 128.
 	Chunk int
-	// Surprisal computes the tokens' surprisal, which only settings that use it need.
+	// Surprisal computes the surprisal of the context's tokens. Only settings that use it need it.
 	Surprisal bool
-	// Progress, if set, is told what was done, of how much. The unit is a continuation.
+	// Progress, if set, is called after each continuation.
 	Progress func(stage string, done, total int64)
 }
 
@@ -54,10 +53,10 @@ func (o *Options) defaults() error {
 // Input is a text to measure on.
 type Input struct {
 	Name   string
-	Tokens []int32 // at least Context + Next; what is beyond them is not used
+	Tokens []int32 // at least Context + Next; later ones are not used
 }
 
-// TextResult is one text, and what each method did to it, in the order of the methods.
+// TextResult holds the scores of one text, in the order of the methods.
 type TextResult struct {
 	Name     string
 	Exact    Score // the run on the exact cache: KL 0, Bytes those of float32
@@ -65,8 +64,8 @@ type TextResult struct {
 	Decoding []Score // empty unless Options.Decode
 }
 
-// EvaluateText measures every method on one text: the context goes through the model once, then
-// every method compresses it and the continuation is run over what is left.
+// EvaluateText measures every method on one text. The context goes through the model once. Then each
+// method compresses it, and the continuation runs over the result.
 //
 // Errors: quant.ErrShape for a text that is too short; those of the model and of the methods.
 func EvaluateText(ctx context.Context, m *model.Model, in Input, list []methods.Method,
@@ -147,7 +146,7 @@ func Evaluate(ctx context.Context, m *model.Model, texts []Input, list []methods
 	return res, nil
 }
 
-// Tokenize turns a text into an input of as many tokens as the options need.
+// Tokenize turns a text into an input with the number of tokens that the options need.
 //
 // Errors: those of the tokenizer; quant.ErrShape for a text that is too short.
 func Tokenize(tok *model.Tokenizer, name, body string, o Options) (Input, error) {

@@ -9,7 +9,7 @@ import (
 	"strings"
 )
 
-// Headers of the columns that Row fills.
+// Headers returns the headers of the columns of Table.
 func (r *Results) Headers() []string {
 	h := []string{"method", "bits/value", "x vs f16", "KL", "95 %", "perplexity", "top-1"}
 	if r.asked() {
@@ -66,7 +66,7 @@ func Significant(x float64) string {
 	return fmt.Sprintf("%.*f", digits, x)
 }
 
-// PairHeaders are those of PairTable.
+// PairHeaders returns the headers of the columns of PairTable.
 func (r *Results) PairHeaders() []string {
 	h := []string{"method", "against", "KL difference", "95 %", "KL ratio", "95 %"}
 	if r.asked() {

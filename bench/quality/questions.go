@@ -11,18 +11,17 @@ import (
 	"github.com/kvist-project/kvist/engine/model"
 )
 
-// factsPerContext is how many facts one context holds: one prefill and one compression serve as
-// many questions.
+// factsPerContext is the number of facts in a context. All of them share one prefill and one
+// compression.
 const factsPerContext = 8
 
-// listLines is how many lines the list of a "list" context has. With 10 and more the exact cache of
-// SmolLM2-135M answers six of seven only.
+// listLines is the number of lines in a list; see DESIGN.md.
 const listLines = 8
 
 // NewRetrieval builds at least questions questions over contexts of at most tokens tokens made
-// from the texts. Two contexts of three hold sentences at evenly spread depths ("The secret code
-// of the red fox is 482193."), every third a list of keys and values ("apple: 482193") that stands
-// somewhere in the first three quarters of the text. Facts, answers and places come from the seed.
+// from the texts. Two of three contexts hold sentences at evenly spread depths ("The secret code of
+// the red fox is 482193."). Every third holds a list of keys and values ("apple: 482193") in the
+// first three quarters of the text. The seed determines facts, answers and places.
 //
 // Errors: quant.ErrShape for no texts or too few tokens; those of the tokenizer.
 func NewRetrieval(tok *model.Tokenizer, texts []string, questions, tokens int,
@@ -35,7 +34,7 @@ func NewRetrieval(tok *model.Tokenizer, texts []string, questions, tokens int,
 	r := &Retrieval{}
 	for i := range (questions + factsPerContext - 1) / factsPerContext {
 		b := builder{tok: tok, rng: rand.New(rand.NewPCG(seed, uint64(i))), tokens: tokens}
-		// Texts are used again from another sentence on.
+		// A text that is used again starts at another sentence.
 		sentences := splitSentences(texts[i%len(texts)])
 		if len(sentences) == 0 {
 			return nil, shapef(op, "text %d has no sentences", i%len(texts))
@@ -57,7 +56,7 @@ func NewRetrieval(tok *model.Tokenizer, texts []string, questions, tokens int,
 	return r, nil
 }
 
-// splitSentences cuts a text after full stops that a space follows. Line breaks become spaces.
+// splitSentences splits a text after each full stop before a space. Line breaks become spaces.
 func splitSentences(text string) []string {
 	var out []string
 	text = strings.Join(strings.Fields(text), " ")
@@ -72,19 +71,16 @@ func splitSentences(text string) []string {
 	return out
 }
 
-// fact is a sentence that begins with about and ends with one of the answers, or with a number of
-// so many digits.
+// fact is a sentence that begins with about and ends with one of the answers or, if digits is set,
+// with a number of that many digits.
 type fact struct {
 	about   string
 	answers []string
 	digits  int
 }
 
-// The facts are worded differently, each of them, because small models mix up facts that differ
-// in a name only: of "The secret code of the red fox is" and seven more such sentences the exact
-// cache of SmolLM2-135M finds half, of these all. Numbers are long, because one wrong digit is a
-// wrong answer: with two to four digits a cache at 2 bits a value finds half of the facts, with
-// these less, and the exact cache as many (measured on the calibration texts).
+// The facts are worded differently because small models confuse facts that differ only in a name.
+// Numbers are long because one wrong digit is a wrong answer. DESIGN.md has the figures.
 var (
 	facts = []fact{
 		{about: "The secret code of the red fox is", digits: 6},
@@ -121,7 +117,7 @@ type builder struct {
 	tokens    int
 }
 
-// number returns a number of so many digits.
+// number returns a random number with this many digits.
 func (b *builder) number(digits int) string {
 	low := 1
 	for range digits - 1 {
@@ -137,8 +133,8 @@ func (b *builder) answer(f fact) string {
 	return " " + f.answers[b.rng.IntN(len(f.answers))]
 }
 
-// question completes a question: the answer's tokens are those that follow the prompt's when both
-// are encoded together.
+// question sets the tokens of a question. The tokens of the answer are those after the prompt's when
+// both are encoded together.
 func (b *builder) question(q Question) (Question, error) {
 	prompt, err := b.tok.Encode(q.Prompt, false)
 	if err != nil {
@@ -160,7 +156,7 @@ func (b *builder) question(q Question) (Question, error) {
 	return q, nil
 }
 
-// fit returns as many sentences of the text as, with other tokens beside them, fit.
+// fit returns as many sentences of the text as fit into the context beside other.
 func (b *builder) fit(other []string) ([]string, error) {
 	left := b.tokens
 	for _, s := range other {
@@ -172,7 +168,7 @@ func (b *builder) fit(other []string) ([]string, error) {
 	}
 	var out []string
 	for i := 0; ; i++ {
-		s := b.sentences[i%len(b.sentences)] // a short text is told again
+		s := b.sentences[i%len(b.sentences)] // a short text is repeated
 		t, err := b.tok.Encode(" "+s, false)
 		if err != nil {
 			return nil, err
@@ -251,7 +247,7 @@ func (b *builder) list() (RetrievalContext, error) {
 	return b.context(parts, at, asked)
 }
 
-// context joins the parts and encodes it all. at says in which part the fact of a question is.
+// context joins and encodes the parts. at[i] is the part with the fact of question i.
 func (b *builder) context(parts []string, at []int, questions []Question) (RetrievalContext,
 	error) {
 	var c RetrievalContext

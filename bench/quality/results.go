@@ -16,15 +16,15 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ResultsFormat names the JSON of Results.
+// ResultsFormat is the name of the JSON format of Results.
 const ResultsFormat = "kvist-quality/1"
 
-// Results is a whole measurement. As JSON it has no number that is NaN or infinite.
+// Results is a whole measurement. It holds no NaN or infinity, so it can be written as JSON.
 type Results struct {
 	Format  string         `json:"format"`
 	Model   string         `json:"model"`
-	Command string         `json:"command,omitempty"` // for the caller to fill in
-	Machine string         `json:"machine,omitempty"` // for the caller to fill in
+	Command string         `json:"command,omitempty"` // set by the caller
+	Machine string         `json:"machine,omitempty"` // set by the caller
 	Context int            `json:"context"`
 	Next    int            `json:"next"`
 	Window  int            `json:"window,omitempty"` // while decoding
@@ -71,7 +71,7 @@ type DecodingResult struct {
 	Texts        []NamedScore `json:"texts"`
 }
 
-// RetrievalResult is how many questions were answered.
+// RetrievalResult counts the answers of a method.
 type RetrievalResult struct {
 	Found        int           `json:"found"`
 	Asked        int           `json:"asked"`
@@ -79,11 +79,11 @@ type RetrievalResult struct {
 	Nats         float64       `json:"nats"`  // mean of -log of the probability of a whole answer
 	BitsPerValue float64       `json:"bits_per_value"`
 	Kinds        []KindAnswers `json:"kinds"`
-	// AgainstExact is the difference of the shares from the exact cache, whole contexts drawn.
+	// AgainstExact is the share minus that of the exact cache, with a bootstrap over contexts.
 	AgainstExact Interval `json:"against_exact"`
 }
 
-// KindAnswers is one kind of question.
+// KindAnswers counts the answers to one kind of question.
 type KindAnswers struct {
 	Kind  string `json:"kind"`
 	Found int    `json:"found"`
@@ -106,14 +106,13 @@ func newResults(m *model.Model, list []methods.Method, o Options) *Results {
 	return r
 }
 
-// maxResults bounds the JSON that ReadResults takes.
+// maxResults bounds the bytes that ReadResults reads.
 const maxResults = 64 << 20
 
-// ReadResults reads the JSON of Results, so that tables and plots can be made again without
-// measuring again.
+// ReadResults reads the JSON of Results, for tables and plots of an earlier measurement.
 //
-// Errors: quant.ErrCorrupt for what is no such JSON, or contradicts itself; quant.ErrVersion for
-// another format; those of r.
+// Errors: quant.ErrCorrupt for other or inconsistent JSON; quant.ErrVersion for another format;
+// those of rd.
 func ReadResults(rd io.Reader) (*Results, error) {
 	const op = "kvist/quality: read results"
 	raw, err := io.ReadAll(io.LimitReader(rd, maxResults+1))
@@ -144,10 +143,10 @@ func ReadResults(rd io.Reader) (*Results, error) {
 	return &r, nil
 }
 
-// Merge takes in the methods of o that r has not: a table measured in parts. Pairs stay as they
-// were measured.
+// Merge adds the methods of o that r does not have, for a table that is measured in parts. It adds
+// no pairs.
 //
-// Errors: quant.ErrShape where model, context, texts or questions are not the same.
+// Errors: quant.ErrShape if model, context, texts or questions differ.
 func (r *Results) Merge(o *Results) error {
 	const op = "merge results"
 	if r.Model != o.Model || r.Context != o.Context || r.Next != o.Next || r.Window != o.Window ||
@@ -160,7 +159,7 @@ func (r *Results) Merge(o *Results) error {
 	}
 	for i, x := range r.Exact.Texts {
 		y := o.Exact.Texts[i]
-		// Instruction sets differ by rounding, texts by more.
+		// Instruction sets change scores by rounding, other texts by more.
 		if x.Text != y.Text || math.Abs(x.Surprisal-y.Surprisal) > 1e-3 {
 			return shapef(op, "text %d is %s of %.4f nats in one, %s of %.4f in the other", i, x.Text,
 				x.Surprisal, y.Text, y.Surprisal)
@@ -186,10 +185,10 @@ func (r *Results) Merge(o *Results) error {
 	return nil
 }
 
-// family returns what the names of a method's settings have in common: "kivi" of "kivi4", "ggml"
+// family returns the common part of the names of a method's settings: "kivi" of "kivi4", "ggml"
 // of "ggml-q8_0", "snapkv" of "snapkv:25%", "tqmse sinks=4" of "tqmse3:sinks=4", "uniform" of
-// "lm3+len". Arguments that choose a size (bits, codings) are settings, other ones make a family
-// of their own.
+// "lm3+len". Arguments that choose a size (bits, codings) do not count; others make a family of their
+// own.
 func family(name string) string {
 	base, rest, _ := strings.Cut(name, ":")
 	base, _, _ = strings.Cut(base, "+")
@@ -223,7 +222,7 @@ func (r *Results) addText(t *TextResult) {
 	}
 }
 
-// each returns one number of every text.
+// each returns one number per text.
 func each(s []NamedScore, f func(Score) float64) []float64 {
 	out := make([]float64, len(s))
 	for i := range s {
@@ -257,7 +256,7 @@ func (r *Results) finish() {
 
 // AddRetrieval adds the answers that Ask returned for the methods of r, in the same order.
 //
-// Errors: quant.ErrShape where the methods differ.
+// Errors: quant.ErrShape if the methods differ.
 func (r *Results) AddRetrieval(q *Retrieval, answers []Answers) error {
 	if len(answers) != len(r.Methods)+1 {
 		return shapef("add retrieval", "answers of %d methods, want exact and %d", len(answers),
@@ -307,7 +306,7 @@ func retrievalResult(q *Retrieval, a, exact *Answers) *RetrievalResult {
 	return out
 }
 
-// Compare adds a pair: A minus B over the texts.
+// Compare adds the pair of two methods: a minus b over the texts.
 //
 // Errors: quant.ErrShape for a method that was not measured.
 func (r *Results) Compare(a, b string) error {
@@ -331,12 +330,12 @@ func (r *Results) method(name string) *MethodResult {
 	return nil
 }
 
-// sameBytes is how many times the bytes of a method another may have to count as of the same.
+// sameBytes is the ratio of bytes up to which another method counts as of the same size.
 const sameBytes = 1.1
 
-// ComparePairs adds, for every method of a family that starts with prefix, the pair with the
-// method of another family that has the least divergence among those of at most 1.1 times its
-// bytes: what it has to beat at the same bytes. Methods that have none so small are left out.
+// ComparePairs adds a pair for every method of the families that start with prefix. The other method
+// of the pair has the least divergence of those of other families with at most 1.1 times the bytes.
+// A method is left out if there is none so small.
 func (r *Results) ComparePairs(prefix string) error {
 	for i := range r.Methods {
 		m := &r.Methods[i]

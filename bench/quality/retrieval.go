@@ -16,7 +16,7 @@ import (
 // Question asks for one fact of a context.
 type Question struct {
 	Kind   string  `json:"kind"`  // "fact": a sentence in the text; "list": a line of a list in it
-	Depth  float64 `json:"depth"` // where the fact stands, as a share of the context's tokens
+	Depth  float64 `json:"depth"` // position of the fact, as a share of the context's tokens
 	Prompt string  `json:"prompt"`
 	Answer string  `json:"answer"`
 	// PromptTokens and AnswerTokens follow the context, in this order.
@@ -44,17 +44,17 @@ func (r *Retrieval) Asked() int {
 	return n
 }
 
-// Answers is how one method did: per context and question.
+// Answers holds the answers of one method, [contexts][questions].
 type Answers struct {
 	Method string `json:"method"`
-	// Found: every token of the answer was the arg max.
+	// Found is true if every token of the answer was the arg max.
 	Found [][]bool `json:"found"`
 	// Nats is -log of the probability of the whole answer.
 	Nats         [][]float64 `json:"nats"`
 	BitsPerValue float64     `json:"bits_per_value"` // over all contexts
 }
 
-// Count returns the questions answered and asked, of one kind or of all ("").
+// Count returns the number of questions found and asked, of one kind or, with "", of all.
 func (a *Answers) Count(r *Retrieval, kind string) (found, asked int) {
 	for c, row := range a.Found {
 		for q, ok := range row {
@@ -70,8 +70,8 @@ func (a *Answers) Count(r *Retrieval, kind string) (found, asked int) {
 	return found, asked
 }
 
-// Ask puts the questions to the exact cache, which comes first in the result, and to what each
-// method left of the contexts, in order. The methods never see a question.
+// Ask asks the questions of the exact cache and of what each method leaves of the contexts. The exact
+// cache is first in the result; the methods follow in order. No method sees a question.
 //
 // Errors: those of the model and of the methods.
 func (r *Retrieval) Ask(ctx context.Context, m *model.Model, list []methods.Method,
@@ -115,9 +115,10 @@ func (r *Retrieval) Ask(ctx context.Context, m *model.Model, list []methods.Meth
 	return out, nil
 }
 
-// Ask puts the questions of one context to a cache that holds it, and adds what it answers. All go
-// through the model in one pass, which costs half of one for each: a question sees the context and
-// itself only, but stands behind those before it, up to some hundred tokens further from the context.
+// Ask asks the questions of one context of a cache that holds it, and adds the answers to a. All
+// questions go through the model in one pass, which takes half the time of one for each. A question
+// sees only the context and itself, but its position is behind the questions before it, up to some
+// hundred tokens further from the context.
 //
 // Errors: quant.ErrRange for logits that are not finite; those of the model.
 func (a *Answers) Ask(m *model.Model, kv *model.ExactKV, rc RetrievalContext) error {
@@ -163,8 +164,8 @@ func (a *Answers) Ask(m *model.Model, kv *model.ExactKV, rc RetrievalContext) er
 	return nil
 }
 
-// fan is a store of many continuations of one context that do not see each other: the tokens at
-// [base+from, base+to) belong to one of them.
+// fan is a store of many continuations of one context, which do not see each other. Each part holds
+// the tokens at positions [base+from, base+to).
 type fan struct {
 	geo   quant.Geometry
 	base  int // tokens of the context
@@ -176,8 +177,8 @@ type fanPart struct {
 	from, to int
 }
 
-// each calls f with every part of the tokens [pos, pos+n): tokens [lo, hi) of the call, at position
-// at of the part's cache.
+// each calls do for every part that has some of the tokens [pos, pos+n). These are the tokens [lo, hi)
+// of the call, at position at of the part's cache.
 func (f *fan) each(pos, n int, do func(kv *model.ExactKV, lo, hi, at int) error) error {
 	for _, p := range f.parts {
 		lo, hi := max(p.from, pos-f.base), min(p.to, pos-f.base+n)
@@ -207,7 +208,7 @@ func (f *fan) Attend(layer, pos int, q []float32, n int, out []float32) error {
 	})
 }
 
-// pairFound compares the answers of two methods: A minus B, whole contexts drawn.
+// pairFound compares the answers of two methods, a minus b, with a bootstrap over contexts.
 func pairFound(a, b *Answers) Interval {
 	d := make([][]float64, len(a.Found))
 	for c := range a.Found {

@@ -11,7 +11,7 @@ import (
 )
 
 // Run is a text that went through the model: its context, as methods see it, and the exact
-// continuation, which the continuations over compressed contexts are compared with.
+// continuation. Continuations over compressed contexts are compared with the exact one.
 type Run struct {
 	Name    string
 	Context *methods.Context
@@ -43,8 +43,8 @@ func NewRun(ctx context.Context, m *model.Model, in Input, o Options) (*Run, err
 	return r, r.next(kv, r.ref.add)
 }
 
-// Prefill runs a context through the model and returns it as methods see it, and its exact cache.
-// With surprisal, Context.Surprisal is set as well.
+// Prefill runs a context through the model. It returns the context as methods see it, with its
+// surprisal if asked to, and its exact cache.
 //
 // Errors: those of the model.
 func Prefill(ctx context.Context, m *model.Model, tokens []int32, surprisal bool) (
@@ -85,8 +85,7 @@ func (r *Run) First(n int) *Run {
 	return &x
 }
 
-// Measure scores the continuation over what a method leaves of the context, which it compresses
-// all at once.
+// Measure compresses the context with a method and scores the continuation over the result.
 //
 // Errors: those of the method and of Score.
 func (r *Run) Measure(ctx context.Context, method methods.Method) (Score, error) {
@@ -97,7 +96,7 @@ func (r *Run) Measure(ctx context.Context, method methods.Method) (Score, error)
 	return r.Score(left)
 }
 
-// Score scores the continuation over a cache in place of the context.
+// Score scores the continuation over a cache that replaces the context.
 //
 // Errors: quant.ErrShape for a cache of another shape; quant.ErrRange for logits that are not
 // finite; those of the model.
@@ -140,7 +139,8 @@ func (r *Run) sized(s Score, bytes int64, n int) Score {
 	return s
 }
 
-// Compressed returns a cache with what a method left of a context, and the bytes it took.
+// Compressed compresses a context with a method. It returns a cache of the model with the result, and
+// the bytes that the method stored.
 //
 // Errors: quant.ErrShape for a cache of another shape; those of the method and of the model.
 func Compressed(ctx context.Context, m *model.Model, c *methods.Context, method methods.Method) (
@@ -156,7 +156,7 @@ func Compressed(ctx context.Context, m *model.Model, c *methods.Context, method 
 	return kv, left.Bytes, nil
 }
 
-// filled returns a cache of the model with what a method left of n tokens.
+// filled returns a cache of the model with the rows of a method's cache of n tokens.
 func filled(m *model.Model, left *methods.Cache, n int) (*model.ExactKV, error) {
 	kv, err := m.NewKV(model.KVOptions{})
 	if err != nil {

@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Score says what a method did to one text.
+// Score compares a continuation with the exact one.
 type Score struct {
 	Bytes        int64   `json:"bytes"`
 	BitsPerValue float64 `json:"bits_per_value"`
@@ -29,7 +29,7 @@ func logSumExp(x []float32) float64 {
 			top = f
 		}
 	}
-	var s0, s1 float64 // two sums, so that one addition need not wait for the other
+	var s0, s1 float64 // two sums, so that an addition does not wait for the one before
 	i := 0
 	for ; i+1 < len(x); i += 2 {
 		s0 += math.Exp(float64(x[i]) - top)
@@ -41,18 +41,18 @@ func logSumExp(x []float32) float64 {
 	return top + math.Log(s0+s1)
 }
 
-// reference holds the distributions of the exact run, against which all others are measured:
-// logits as they were, so that an identical run has a divergence of exactly 0.
+// reference holds the distributions of the exact run. It keeps the logits, so that an identical run
+// has a divergence of exactly 0.
 type reference struct {
 	vocab  int
 	logits []float32 // [positions, vocab]
 	prob   []float32 // [positions, vocab]
 	lse    []float64 // [positions]
 	top    []int32   // [positions]
-	next   []int32   // [positions] the true next token, -1 where it is not known
+	next   []int32   // [positions] the true next token, -1 if not known
 }
 
-// newReference makes room for the positions of tokens, each of which predicts the one after it.
+// newReference allocates a reference for the positions of tokens. Each predicts the token after it.
 func newReference(vocab int, tokens []int32) *reference {
 	n := len(tokens)
 	r := &reference{vocab: vocab, logits: make([]float32, n*vocab), prob: make([]float32, n*vocab),
@@ -66,7 +66,7 @@ func newReference(vocab int, tokens []int32) *reference {
 	return r
 }
 
-// add takes the exact logits of position i.
+// add adds the exact logits of position i.
 func (r *reference) add(i int, logits []float32) error {
 	if i < 0 || i >= len(r.lse) || len(logits) != r.vocab {
 		return shapef("exact run", "row %d of %d with %d logits, want %d", i, len(r.lse),
@@ -101,7 +101,7 @@ func (r *reference) kl(i int, logits []float32) (kl, lse float64) {
 	return kl, lse
 }
 
-// scorer adds up what a run is against the reference, position by position.
+// scorer sums the differences of a run from the reference, position by position.
 type scorer struct {
 	ref       *reference
 	n, agree  int
@@ -120,7 +120,7 @@ func (s *scorer) add(i int, logits []float32) error {
 		return fmt.Errorf("kvist/quality: score logits: position %d: divergence %v: %w", i, kl,
 			quant.ErrRange)
 	}
-	// Rounding leaves up to 1e-7 below zero where nothing differs.
+	// Rounding gives down to -1e-7 if nothing differs.
 	kl = max(kl, 0)
 	s.n++
 	s.kl += kl

@@ -21,7 +21,7 @@ const (
 	z95            = 1.959963984540054 // 97.5 % quantile of the normal distribution
 )
 
-// mean returns the arithmetic mean; NaN of nothing.
+// mean returns the arithmetic mean; NaN if x is empty.
 func mean(x []float64) float64 {
 	var s float64
 	for _, v := range x {
@@ -31,7 +31,7 @@ func mean(x []float64) float64 {
 }
 
 // Bootstrap returns the mean of x with the 2.5 % and 97.5 % percentiles of the means of samples
-// drawn from x with replacement, 10,000 of them from a fixed seed. Of fewer than two values the
+// drawn from x with replacement: 10,000 samples from a fixed seed. With fewer than two values the
 // interval is the mean.
 //
 // Source: Efron, Bootstrap methods: another look at the jackknife (1979); percentile intervals.
@@ -43,8 +43,8 @@ func Bootstrap(x []float64) Interval {
 	return BootstrapClusters(clusters)
 }
 
-// BootstrapClusters is Bootstrap where values come in clusters that are not independent within
-// themselves, such as questions about one context: whole clusters are drawn.
+// BootstrapClusters is Bootstrap for values in clusters, such as questions about one context. It
+// draws whole clusters, because the values of a cluster are not independent.
 func BootstrapClusters(x [][]float64) Interval {
 	sums, counts := make([]float64, 0, len(x)), make([]float64, 0, len(x))
 	var sum, n float64
@@ -86,7 +86,7 @@ func quantile(sorted []float64, p float64) float64 {
 	return sorted[i]*(1-f) + sorted[i+1]*f
 }
 
-// Wilson returns the share k/n with its 95 % score interval, which is right also near 0 and 1.
+// Wilson returns the share k/n with its 95 % score interval, which holds near 0 and 1 too.
 //
 // Source: Wilson, Probable inference, the law of succession, and statistical inference (1927).
 func Wilson(k, n int) Interval {
@@ -105,10 +105,10 @@ type Pair struct {
 	A string `json:"a"`
 	B string `json:"b"`
 	// KL is the difference of the mean divergences, nats; Ratio is the geometric mean over texts
-	// of KL of A over that of B, 0 where one of them is 0.
+	// of KL of A over that of B, 0 if one of them is 0.
 	KL    Interval `json:"kl"`
 	Ratio Interval `json:"ratio"`
-	// Found is the difference of the shares of questions answered; nil where none were asked.
+	// Found is the difference of the shares of questions answered; nil without questions.
 	Found *Interval `json:"found,omitempty"`
 }
 

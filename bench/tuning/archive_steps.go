@@ -18,14 +18,13 @@ import (
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
-// ArchiveSteps measures in the model what errors in each layer's K and V do to its predictions, and
-// returns what that says about the steps of the profile's archive: the texts are coded at some
-// bits a value, and one side of one layer at a time takes the place of the exact rows. Where that
-// moves the divergence more than its share of the bytes, steps are made finer.
+// ArchiveSteps returns the steps of the profile's archive, corrected by a measurement in the model. It
+// codes the texts at some bits a value and replaces the exact rows of one side of one layer at a time.
+// A side that raises the divergence by more than its share of the bytes gets finer steps.
 //
-// With D the divergence of a group of rows, which goes as the square of the step, and R the bytes
-// that a finer step costs, the best steps have the same D/R everywhere. The measurement is noisy and
-// groups act together, so the correction is damped and bounded.
+// Let D be the divergence of a group of rows, which grows with the square of the step, and R the bytes
+// that a finer step costs. The best steps have the same D/R everywhere. The correction is damped and
+// bounded, because the measurement is noisy and groups act together.
 //
 // Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
 func ArchiveSteps(ctx context.Context, m *model.Model, texts []quality.Input, p *profile.Profile,
@@ -91,7 +90,7 @@ func (s *stepper) text(ctx context.Context, in quality.Input, at, of int) error 
 	return nil
 }
 
-// exact returns a cache of all rows of a context as they are.
+// exact returns a cache with the exact rows of a context.
 func exact(c *methods.Context) *methods.Cache {
 	out := &methods.Cache{Layers: make([]methods.CacheLayer, len(c.Layers))}
 	for i, l := range c.Layers {
@@ -106,7 +105,7 @@ func (s *stepper) config(bits float64) kvfile.Config {
 	return cfg
 }
 
-// sizes returns the bytes of the lanes of each (layer, side) a little below and above the target.
+// sizes returns the bytes of each (layer, side) in archives a little below and above the target.
 func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine []float64, err error) {
 	src, err := c.Capture()
 	if err != nil {
@@ -141,10 +140,10 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 	return coarse, fine, nil
 }
 
-// damping is the share of a measured correction that is believed.
+// damping is the share of the measured correction that steps applies.
 const damping = 0.7
 
-// steps turns what was measured into steps.
+// steps computes the steps from the measurement.
 func (s *stepper) steps() *kvfile.ArchiveSteps {
 	g := s.m.Geometry()
 	v := make([]float64, len(s.damage))

@@ -15,8 +15,8 @@ import (
 // modelProfile is the profile of the test model, from the calibration texts.
 const modelProfile = "../../testdata/smollm2.kvprofile"
 
-// TestArchiveSteps_Measured runs the measurement on very little: it must say something different of layers, and
-// leave a profile that compresses.
+// TestArchiveSteps_Measured runs the measurement on a few tokens: steps differ between layers and are
+// bounded.
 func TestArchiveSteps_Measured(t *testing.T) {
 	m := realModel(t)
 	p, err := profile.Open(modelProfile, profile.Limits{})

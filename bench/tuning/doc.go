@@ -1,20 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package tuning measures in a model what kvist tune and kvist calibrate --model decide by.
+// Package tuning makes the measurements in a model that kvist tune and kvist calibrate --model use.
 //
 // # Concepts
 //
-//   - Objective is what kvist tune minimizes: the divergence of kvist at some rates over texts, and
-//     a penalty for answers that compression loses. It is a tune.Objective.
-//   - Sensitivities are the divergence that an error in each head causes, beside what the planner
-//     expects of it. Their factors go into a profile.
-//   - ArchiveSteps is the same for the archive: how much finer or coarser the steps of each layer
-//     should be.
+//   - An Objective is the function that kvist tune minimizes: the divergence of kvist at some rates
+//     over texts, plus a penalty for answers that compression loses. It is a tune.Objective.
+//   - Sensitivities hold the divergence that an error in each head causes, and the damage that the
+//     planner predicts for it. A profile stores their ratio.
+//   - ArchiveSteps returns how much finer or coarser each layer of an archive should be coded.
 //
 // # Errors
 //
-// quant.ErrShape for texts and options that do not fit together; those of packages model and
-// kvfile.
+// quant.ErrShape reports texts and options that do not fit together. Errors of packages model and
+// offline are returned as they are.
 //
 // # Concurrency
 //

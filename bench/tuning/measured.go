@@ -10,13 +10,13 @@ import (
 	"github.com/kvist-project/kvist/bench/quality"
 )
 
-// Measured is what settings do to texts and questions.
+// Measured holds what was measured of one choice of settings.
 type Measured struct {
 	Texts []string
 	Bits  []float64
 	// KL and BitsPerValue are [texts][rates].
 	KL, BitsPerValue [][]float64
-	// Found and Exact count the answers found at the lowest rate, and by the exact cache.
+	// Found and Exact count the answers that kvist finds at the lowest rate, and the exact cache.
 	Found, Exact, Asked int
 	// Lost is the mean share of probability lost (see Objective), [contexts].
 	Lost []float64
@@ -40,7 +40,7 @@ func (r *Measured) MeanLogKL() float64 {
 	return sum / float64(len(r.KL))
 }
 
-// MeanLost returns the mean of Lost; 0 without questions.
+// MeanLost returns the mean of Lost, 0 without questions.
 func (r *Measured) MeanLost() float64 {
 	if len(r.Lost) == 0 {
 		return 0
@@ -52,10 +52,10 @@ func (r *Measured) MeanLost() float64 {
 	return sum / float64(len(r.Lost))
 }
 
-// Compare returns the mean ratio of KL of b over a, and the mean of what b loses less than a, with
-// intervals over the texts and contexts of both.
+// Compare returns the geometric mean of KL of b over KL of a, and the mean of Lost of b minus that of
+// a, with intervals over texts and contexts.
 //
-// Errors: quant.ErrShape where they are not of the same texts and rates.
+// Errors: quant.ErrShape if texts or rates differ.
 func Compare(a, b *Measured) (ratio, lost quality.Interval, err error) {
 	if !slices.Equal(a.Texts, b.Texts) || !slices.Equal(a.Bits, b.Bits) || len(a.Lost) != len(b.Lost) {
 		return ratio, lost, shapef("compare", "measured on %s at %v and on %s at %v",

@@ -24,23 +24,22 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Options say what an Objective measures.
+// Options configure an Objective.
 type Options struct {
-	// Context and Next are those of Options. Defaults 512 and 128: a tuning takes hundreds of
+	// Context and Next are as in quality.Options. Defaults 512 and 128: a search takes hundreds of
 	// measurements.
 	Context, Next int
-	// Bits are the rates, of the whole file. Default 2.75 and 2.25.
+	// Bits are the rates, in bits a value of the whole file. Default 2.75 and 2.25.
 	Bits []float64
-	// Penalty is what losing all that is asked for adds to the objective. Default 2.
+	// Penalty is the value that losing every answer adds. Default 2.
 	Penalty float64
-	// Surprisal computes the tokens' surprisal, which only settings that use it need.
+	// Surprisal computes the surprisal of the tokens. Only settings that use it need it.
 	Surprisal bool
-	// Backend does the work of kvist.
+	// Backend compresses. It must be set.
 	Backend backend.Backend
-	// Profile gives the sensitivities that the setting "sensitivity" (SensitivitySetting) is an
-	// exponent of; nil: none.
+	// Profile has the sensitivities that SensitivitySetting raises to a power; nil: none.
 	Profile *profile.Profile
-	// Progress, if set, is told what was prepared, of how much.
+	// Progress, if set, is called by New after each text and context.
 	Progress func(stage string, done, total int64)
 }
 
@@ -68,21 +67,20 @@ func (o *Options) defaults() error {
 	return nil
 }
 
-// SensitivitySetting is a setting of an Objective that no profile holds: the exponent that the
-// measured factors are raised to. 0 switches them off.
+// SensitivitySetting is a setting of an Objective that profiles do not store: the exponent of the
+// measured factors. 0 switches them off.
 const SensitivitySetting = "sensitivity"
 
-// Objective is the objective of tuning in the model; it is a tune.Objective:
+// Objective measures settings in the model. Its value is
 //
 //	mean over texts and rates of log KL(exact || kvist)  +  Penalty * lost
 //
-// with lost the mean, over the questions that the exact cache answers, of the share of the
-// answer's probability that is gone: max(0, 1 - p/p_exact), p the probability of the whole
-// answer, at the lowest rate. It is smooth where a count of answers found is not. Questions are
-// asked after compression, which knows none of them.
+// where lost is the mean of max(0, 1 - p/p_exact) over the questions that the exact cache answers, p
+// the probability of the whole answer at the lowest rate. Unlike a count of answers it is smooth.
+// Questions are asked after compression, which does not know them.
 //
-// The texts go through the model once, when an Objective is made; an evaluation compresses each
-// context at each rate and runs the continuation over what is left.
+// New runs the texts through the model once. An evaluation compresses each context at each rate and
+// runs the continuation over the result. Objective implements tune.Objective.
 type Objective struct {
 	m     *model.Model
 	o     Options
@@ -99,8 +97,8 @@ type asked struct {
 
 // New runs texts and the contexts of questions through the model. questions may be nil.
 //
-// Errors: quant.ErrShape for no texts, texts that are too short and options that cannot be; those
-// of the model.
+// Errors: quant.ErrShape for no texts, texts that are too short and options out of range; those of
+// the model.
 func New(ctx context.Context, m *model.Model, texts []quality.Input, questions *quality.Retrieval,
 	o Options) (*Objective, error) {
 	if err := o.defaults(); err != nil {
@@ -171,8 +169,7 @@ func (t *Objective) prepareAsked(ctx context.Context, rc quality.RetrievalContex
 	return x, err
 }
 
-// WithSensitivity returns an Objective of the same texts for which the setting "sensitivity" is the
-// exponent of p's factors.
+// WithSensitivity returns an Objective of the same texts with the sensitivities of p.
 func (t *Objective) WithSensitivity(p *profile.Profile) *Objective {
 	u := *t
 	u.o.Profile = p
@@ -187,7 +184,7 @@ func (t *Objective) Identity() string {
 	return t.id + " " + t.o.Profile.Digest(profile.SectionSensitivity).Full()
 }
 
-// Evaluate implements tune.Objective. Rates that cannot be met give +Inf.
+// Evaluate implements tune.Objective. It returns +Inf if a rate cannot be met.
 //
 // Errors: those of Measure.
 func (t *Objective) Evaluate(ctx context.Context, p profile.Params) (float64, error) {
@@ -201,7 +198,7 @@ func (t *Objective) Evaluate(ctx context.Context, p profile.Params) (float64, er
 	return r.MeanLogKL() + t.o.Penalty*r.MeanLost(), nil
 }
 
-// config turns settings into a config without a target.
+// config returns the config of some settings, without a target.
 func (t *Objective) config(p profile.Params) (kvfile.Config, error) {
 	cfg := kvfile.DefaultConfig()
 	power := 0.0
@@ -225,10 +222,10 @@ func (t *Objective) config(p profile.Params) (kvfile.Config, error) {
 	return cfg, err
 }
 
-// Measure returns what settings do.
+// Measure measures settings.
 //
-// Errors: quant.ErrUnsupported for a setting that there is none of; those of kvfile.Compress,
-// quant.ErrBudget among them, and of the model.
+// Errors: quant.ErrUnsupported for a setting that does not exist; those of kvfile.Compress, such as
+// quant.ErrBudget; those of the model.
 func (t *Objective) Measure(ctx context.Context, p profile.Params) (*Measured, error) {
 	cfg, err := t.config(p)
 	if err != nil {
@@ -237,7 +234,7 @@ func (t *Objective) Measure(ctx context.Context, p profile.Params) (*Measured, e
 	return t.MeasureConfig(ctx, cfg)
 }
 
-// MeasureConfig is Measure for a config; its target is not used.
+// MeasureConfig measures a config. It ignores the target of cfg.
 func (t *Objective) MeasureConfig(ctx context.Context, cfg kvfile.Config) (*Measured, error) {
 	r := &Measured{Bits: t.o.Bits}
 	for _, x := range t.texts {
@@ -264,8 +261,8 @@ func (t *Objective) MeasureConfig(ctx context.Context, cfg kvfile.Config) (*Meas
 	return r, nil
 }
 
-// withMemo returns a run whose rates share what kvist measures of its context. A memo of all
-// evaluations would grow with each of them.
+// withMemo returns a run with a memo, so that the rates of one evaluation share what kvist measures of
+// the context. A memo for all evaluations would grow with each of them.
 func withMemo(r *quality.Run) *quality.Run {
 	run, c := *r, *r.Context
 	c.Memo = &kvfile.Memo{}
@@ -273,7 +270,7 @@ func withMemo(r *quality.Run) *quality.Run {
 	return &run
 }
 
-// ask puts the questions of one context.
+// ask asks the questions of one context.
 func (t *Objective) ask(ctx context.Context, x *asked, method methods.Method, r *Measured) error {
 	kv, _, err := quality.Compressed(ctx, t.m, x.c, method)
 	if err != nil {
@@ -290,7 +287,7 @@ func (t *Objective) ask(ctx context.Context, x *asked, method methods.Method, r 
 			r.Found++
 		}
 		if !known {
-			continue // what the exact cache does not know cannot be lost
+			continue // only what the exact cache answers can be lost
 		}
 		r.Exact++
 		n++

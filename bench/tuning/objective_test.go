@@ -105,7 +105,7 @@ func TestObjective_BudgetThatCannotBeMet(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrBudget)
 }
 
-// TestTuning_Sensitivities measures layers: what one side of one layer costs is not negative, the
+// TestObjective_Sensitivities measures layers: what one side of one layer costs is not negative, the
 // parts add up to about the whole, and the factors correct what is predicted.
 func TestObjective_Sensitivities(t *testing.T) {
 	ctx := context.Background()

@@ -12,30 +12,30 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Sensitivities is what noise in one side of one KV head does to the model, and what the planner
-// thinks it does. Slices are [layers, kv_heads], means over texts.
+// Sensitivities hold the effect of coding one side of one KV head, measured in the model and predicted
+// by the planner. Slices are [layers, kv_heads], means over texts.
 type Sensitivities struct {
 	Layers, KVHeads int
 	Coding          quant.Coding
 	Texts           []string
 	// K and V are KL(exact || that side of that head coded), nats.
 	K, V []float64
-	// PredictedK and PredictedV are the damages that kvfile.Predict gives for the same.
+	// PredictedK and PredictedV are the damages that kvfile.Predict returns for them.
 	PredictedK, PredictedV []float64
-	// All is the KL with both sides of every head coded; the sum of K and V is what it would be if
-	// the damages simply added up.
+	// All is the KL with both sides of every head coded. It would be the sum of K and V if damages
+	// added up.
 	All float64
 	// Passes is the number of forward passes taken.
 	Passes int
 }
 
-// sensitivityNext is how many tokens of a continuation sensitivities are measured on.
+// sensitivityNext is the number of tokens of a continuation that sensitivities are measured on.
 const sensitivityNext = 64
 
-// MeasureSensitivities codes all tokens but the sinks of one side of one head after the other and
-// measures KL on the first 64 tokens of the continuations of the first most texts. It takes
-// 2 * layers * kv_heads + 1 passes for each text; with layersOnly, the heads of a layer are coded
-// together and have the same value, in 2 * layers + 1 passes.
+// MeasureSensitivities codes one side of one head at a time, all tokens but the sinks. It measures KL
+// on the first 64 tokens of the continuation, for at most the first most texts. A text takes
+// 2 * layers * kv_heads + 1 passes. With layersOnly, the heads of a layer are coded together and get
+// the same value, in 2 * layers + 1 passes.
 //
 // Errors: those of kvfile.Compress and of the model.
 func (t *Objective) MeasureSensitivities(ctx context.Context, coding quant.Coding, layersOnly bool,
@@ -130,7 +130,7 @@ func (t *Objective) predict(ctx context.Context, c *methods.Context, cfg kvfile.
 	return nil
 }
 
-// Sum returns the sum of K and V: the KL of all that there would be if damages added up.
+// Sum returns the sum of K and V.
 func (s *Sensitivities) Sum() (sum float64) {
 	for i := range s.K {
 		sum += s.K[i] + s.V[i]
@@ -138,13 +138,13 @@ func (s *Sensitivities) Sum() (sum float64) {
 	return sum
 }
 
-// sensitivityPrior is the share of the mean KL of a head that is added to what was measured and to
-// what was predicted, so that heads in which neither is much keep a factor of about 1.
+// sensitivityPrior is added to the measured and the predicted damage, both over their means. It keeps
+// the factor of a head near 1 if both are small.
 const sensitivityPrior = 0.1
 
-// Factors returns how much more than the planner thinks an error in a head counts: measured over
-// predicted, both with their means over all heads and sides set to 1 and the prior added. What the
-// probe of the planner sees already is not counted twice.
+// Factors returns how much more an error in a head counts than the planner predicts: measured over
+// predicted, both divided by their means over all heads and sides, with the prior added. So what the
+// planner's probe already sees is not counted twice.
 func (s *Sensitivities) Factors() *profile.Sensitivity {
 	kl, predicted := s.Sum(), 0.0
 	for i := range s.K {
@@ -163,5 +163,5 @@ func (s *Sensitivities) Factors() *profile.Sensitivity {
 		return out
 	}
 	f := &profile.Sensitivity{K: factor(s.K, s.PredictedK), V: factor(s.V, s.PredictedV)}
-	return f.Power(1) // held within the range of a profile
+	return f.Power(1) // limits factors to the range of a profile
 }

@@ -58,7 +58,7 @@ func parseArchiveSet(p *profile.Profile) (*archive.Set, error) {
 	}
 	for _, t := range []profile.Tensor{basis, tables} {
 		if t.DType != "U8" || len(t.Shape) != 1 {
-			return nil, fmt.Errorf("kvist/offline: profile %s: tensor %q is %s %v, want U8 [-1]: %w",
+			return nil, fmt.Errorf("kvist/kvfile: profile %s: tensor %q is %s %v, want U8 [-1]: %w",
 				p.ID(), t.Name, t.DType, t.Shape, quant.ErrShape)
 		}
 	}

@@ -6,8 +6,8 @@ import (
 	"math"
 )
 
-// attendTile is the number of queries of a head that go through a block together. Queries of the
-// heads that share a KV head stand below each other, so a tile has up to tile * gqa rows.
+// attendTile is the number of queries of a head in one tile. A tile holds the queries of all heads
+// that share a KV head: up to attendTile * gqa rows.
 const attendTile = 32
 
 // attendScratch is the working memory of one worker.
@@ -21,8 +21,8 @@ type attendScratch struct {
 	sum    []float32 // [rows], sum of exp(score - top)
 }
 
-// Attend implements KVStore: softmax over blocks with a running maximum, tiles of queries in
-// parallel. A query that sees no row at all gets zeros.
+// Attend implements KVStore. It takes the softmax block by block with a running maximum, tiles of
+// queries in parallel. The output of a query that sees no row is zero.
 //
 // Source: Dao et al., FlashAttention (2022, arXiv 2205.14135).
 // Errors: ErrShape.
@@ -42,7 +42,7 @@ func (kv *ExactKV) Attend(layer, pos int, q []float32, n int, out []float32) err
 	tiles := (n + attendTile - 1) / attendTile
 	workers := min(len(kv.scratch), max(1, n*g.Heads*(pos+n)/attendWorth))
 	return parallelItems(workers, tiles*g.KVHeads, func(worker, item int) error {
-		// The last tiles see most rows: they go first, so that no worker is left alone with one.
+		// The last tiles see most rows, so they go first: otherwise one worker would end with a long one.
 		first := (tiles - 1 - item/g.KVHeads) * attendTile
 		t := tile{kv: kv, l: l, s: &kv.scratch[worker], pos: pos, first: first,
 			n: min(attendTile, n-first), kvHead: item % g.KVHeads, gqa: gqa}
@@ -50,10 +50,10 @@ func (kv *ExactKV) Attend(layer, pos int, q []float32, n int, out []float32) err
 	})
 }
 
-// attendWorth is how many scores make a goroutine worth starting.
+// attendWorth is the number of scores from which another goroutine pays.
 const attendWorth = 2048
 
-// tile is the attention of the queries [first, first+n) of all heads of one KV head. Row r of
+// tile computes the attention of the queries [first, first+n) of all heads of one KV head. Row r of
 // the tile is query r/gqa of head r%gqa within the KV head.
 type tile struct {
 	kv            *ExactKV
@@ -135,8 +135,8 @@ func (t *tile) block(b *kvBlockData, start, n int) error {
 	return nil
 }
 
-// softmax turns the scores of row r into exp(score - top), after rescaling what was summed up to
-// the new largest score.
+// softmax replaces the scores of row r with exp(score - top), top the largest score so far. It
+// rescales the sums of earlier blocks to the new top.
 func (t *tile) softmax(r int, score, p []float32) {
 	s, old := t.s, t.s.top[r]
 	top := largest(score, old)
@@ -145,7 +145,7 @@ func (t *tile) softmax(r int, score, p []float32) {
 			clear(p)
 			return
 		}
-		top = 0 // NaN must come out as NaN
+		top = 0 // the result must be NaN
 	}
 	if top > old {
 		s.top[r] = top

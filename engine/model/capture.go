@@ -16,13 +16,13 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// CaptureOptions say what WriteCapture stores. The zero value captures every layer in f16, all
-// tokens as context.
+// CaptureOptions select what WriteCapture stores. The zero value stores every layer in f16, with
+// all tokens as context.
 type CaptureOptions struct {
-	// Next is how many of the tokens, the last ones, are stored as the tokens after the context
-	// (*_next). Default 0: none.
+	// Next is the number of tokens at the end that are stored as those after the context (*_next).
+	// Default 0.
 	Next int
-	// Layers are the layers to store, none twice. Default nil: all.
+	// Layers are the layers to store, each at most once. Default nil: all.
 	Layers []int
 	// DType is the element type of k, v and q. Default: Float16.
 	DType quant.DType
@@ -30,7 +30,7 @@ type CaptureOptions struct {
 	OWeight bool
 	// NoQ leaves out q.
 	NoQ bool
-	// Model is what the metadata call the model. Default: Config.Name.
+	// Model is the name of the model in the metadata. Default: Config.Name.
 	Model string
 	// Chunk is as in ForwardOptions.
 	Chunk int
@@ -41,10 +41,10 @@ type CaptureOptions struct {
 // Capture runs the model over tokens and writes the K, V and queries of chosen layers to w as a
 // kv-capture/1 file. K has RoPE applied in half-split layout. tokens and surprisal (-log p of each
 // token given those before it, in nats; 0 for the first) are stored too. Memory is bounded by the
-// chunk and the float32 cache of the tokens. ctx is looked at between layers.
+// chunk and the float32 cache of the tokens. Capture checks ctx between layers.
 //
-// Errors: those of Forward; ErrShape for options that do not fit; ErrUnsupported for an element
-// type captures do not have; those of w and of ctx.
+// Errors: those of Forward; ErrShape for options that do not fit the model; ErrUnsupported for an
+// element type that captures do not have; those of w and of ctx.
 func (m *Model) Capture(ctx context.Context, w io.WriterAt, tokens []int32, o CaptureOptions) error {
 	if err := m.checkCapture(len(tokens), &o); err != nil {
 		return err
@@ -52,7 +52,7 @@ func (m *Model) Capture(ctx context.Context, w io.WriterAt, tokens []int32, o Ca
 	return m.capture(ctx, w, tokens, o)
 }
 
-// WriteCapture is Capture to the file called path, which appears whole or not at all.
+// WriteCapture writes what Capture does to the file at path. The file appears whole or not at all.
 //
 // Errors: those of Capture; fs.ErrExist; those of the file system.
 func (m *Model) WriteCapture(path string, tokens []int32, o CaptureOptions) (err error) {
@@ -101,7 +101,7 @@ func (m *Model) checkCapture(n int, o *CaptureOptions) error {
 	return nil
 }
 
-// capturer writes what passes by the observer.
+// capturer writes the rows that its observer is called with.
 type capturer struct {
 	ctx     context.Context
 	m       *Model
@@ -184,7 +184,7 @@ func tensorName(layer int, part, suffix string) string {
 	return fmt.Sprintf("layers.%d.%s%s", layer, part, suffix)
 }
 
-// capturePart is the context or what comes after it: tokens [from, to).
+// capturePart is the context or the tokens after it: tokens [from, to).
 type capturePart struct {
 	suffix   string
 	from, to int

@@ -10,9 +10,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Config is the shape of a model, as its file states it.
+// Config is the shape of a model as stored in its file.
 type Config struct {
-	Name     string  // general.name, or the file's where it has none
+	Name     string  // general.name; the name of the file if there is none
 	Layers   int     // transformer layers
 	Hidden   int     // components of the residual stream
 	FFN      int     // components within the feed-forward network
@@ -26,14 +26,13 @@ type Config struct {
 	rope     *rope
 }
 
-// Bounds on a Config, so that a hostile header cannot ask for the world. Every matrix must be in
-// the file as well, so these only keep products within an int.
+// Bounds on a Config. Every matrix must be in the file, so these only keep products within an int.
 const (
 	maxHidden  = 1 << 20
 	maxContext = 1 << 24
 )
 
-// readConfig reads the configuration and refuses what the forward pass does not do.
+// readConfig reads the configuration. It rejects models that the forward pass cannot run.
 //
 // Errors: *gguf.FileError wrapping ErrUnsupported or ErrCorrupt.
 func readConfig(f *gguf.File) (Config, error) {
@@ -73,14 +72,14 @@ func readConfig(f *gguf.File) (Config, error) {
 		return c, f.KeyError("llama.rope.freq_base", corruptf("%v, want a positive number", theta))
 	}
 	if !(theta > 1 && theta < 1e15) {
-		return c, f.KeyError("llama.rope.freq_base", unsupportedf("%v, above 1 and below 1e15 is run", theta))
+		return c, f.KeyError("llama.rope.freq_base", unsupportedf("%v, want more than 1 and less than 1e15", theta))
 	}
 	if !(c.Eps >= 0) {
 		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon",
 			corruptf("%v, want 0 or more", c.Eps))
 	}
 	if c.Eps >= 1 {
-		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon", unsupportedf("%v, below 1 is run", c.Eps))
+		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon", unsupportedf("%v, want less than 1", c.Eps))
 	}
 	if dim%2 != 0 || dim > c.HeadDim {
 		return c, f.KeyError("llama.rope.dimension_count",
@@ -97,7 +96,7 @@ func readConfig(f *gguf.File) (Config, error) {
 			Err: corruptf("missing, or not a matrix")}
 	}
 	if emb.Rows() > 1<<24 {
-		return c, f.TensorError(emb, unsupportedf("%d rows, at most 2^24 are run", emb.Rows()))
+		return c, f.TensorError(emb, unsupportedf("%d rows, want at most 2^24", emb.Rows()))
 	}
 	c.Vocab = int(emb.Rows())
 	return c, c.geometry().Validate()
@@ -108,8 +107,8 @@ func (c Config) geometry() quant.Geometry {
 		HeadDim: c.HeadDim, HeadDimV: c.HeadDimV, Rope: c.rope.geometry()}
 }
 
-// features says what a key stands for, where its being set makes a model one that this package
-// does not run. The name is what errors give the user.
+// features names the feature that a key switches on. This package runs no model with one of them;
+// error messages give the name.
 var features = map[string]string{
 	"llama.expert_count":                     "mixture of experts",
 	"llama.expert_used_count":                "mixture of experts",
@@ -141,7 +140,7 @@ var features = map[string]string{
 	"llama.attention.sliding_window_pattern": "sliding-window attention",
 }
 
-// understood lists the keys of the architecture that the reader heeds or may ignore.
+// understood lists the keys of the architecture that readConfig uses or can ignore.
 var understood = []string{
 	"block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
 	"attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
@@ -153,8 +152,8 @@ var understood = []string{
 	"rope.scaling.yarn_log_multiplier", "tensor_data_layout",
 }
 
-// refuseKeys refuses keys of the architecture that change the computation in ways this package
-// does not follow: wrong numbers are worse than none.
+// refuseKeys rejects a model with a key that changes the computation in a way that this package
+// does not implement. Running it would give wrong numbers.
 func refuseKeys(f *gguf.File) error {
 	for _, key := range f.Keys() {
 		name, ok := strings.CutPrefix(key, "llama.")
@@ -169,7 +168,7 @@ func refuseKeys(f *gguf.File) error {
 			return f.KeyError(key, unsupportedf("%s (%s)", what, v))
 		}
 		if key == "llama.attention.causal" {
-			continue // true, what is expected; false is refused below
+			continue // true, as expected; false is rejected below
 		}
 		return f.KeyError(key, unsupportedf("%s, a key that this version does not know", v))
 	}
@@ -179,7 +178,8 @@ func refuseKeys(f *gguf.File) error {
 	return nil
 }
 
-// tensorFeature says what a tensor that the forward pass has no use for stands for.
+// tensorFeature names the feature that a tensor belongs to. refused reports whether it is one that
+// this package does not run.
 func tensorFeature(name string) (what string, refused bool) {
 	for _, p := range []struct{ part, what string }{
 		{"sinks", "attention sinks"}, {"_exps", "mixture of experts"},

@@ -13,16 +13,16 @@ import (
 // DefaultFile is the name of the model that tests and benchmarks run, as fetch-model.sh stores it.
 const DefaultFile = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
-// Environment variables that say where the model of the tests is.
+// Environment variables with the path of the test model.
 const (
-	EnvFile  = "KVIST_MODEL" // the file
-	EnvCache = "KVIST_CACHE" // else the folder of DefaultFile
+	EnvFile  = "KVIST_MODEL" // the file itself
+	EnvCache = "KVIST_CACHE" // the folder of DefaultFile, if KVIST_MODEL is not set
 )
 
-// Find returns the path of the model for tests and benchmarks: the environment variable
-// KVIST_MODEL, else DefaultFile in the folder KVIST_CACHE or ~/.cache/kvist. Nothing is downloaded.
+// Find returns the path of the model for tests and benchmarks: KVIST_MODEL if it is set, otherwise
+// DefaultFile in the folder KVIST_CACHE or ~/.cache/kvist. It downloads nothing.
 //
-// Errors: ErrUnavailable where there is no such file; the text says how to get it.
+// Errors: ErrUnavailable if the file does not exist; the message says how to get it.
 func Find() (path string, err error) {
 	const op = "kvist/model: find model"
 	path = os.Getenv(EnvFile)

@@ -8,20 +8,20 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// LogitsMode says for which of the tokens given to Forward logits are computed.
+// LogitsMode selects the tokens of a call to Forward whose logits are computed.
 type LogitsMode uint8
 
-// The modes. The output matrix is a fifth of a small model, so logits are not free.
+// The modes. The output matrix is a fifth of a small model, so unused logits cost time.
 const (
-	LogitsLast  LogitsMode = iota // of the last token
-	LogitsNone                    // of none: to fill a cache
-	LogitsAll                     // of every token
-	LogitsRange                   // of tokens [From, To) of this call
+	LogitsLast  LogitsMode = iota // the last token
+	LogitsNone                    // no token: to fill a cache
+	LogitsAll                     // every token
+	LogitsRange                   // tokens [From, To) of this call
 )
 
-// An Observer sees q, k and v of a chunk in one layer, RoPE applied, before they enter the
-// cache: q [n, heads, head_dim], k [n, kv_heads, head_dim], v [n, kv_heads, head_dim_v], the
-// first row at position pos. The slices are valid during the call only. An error ends the pass.
+// An Observer is called with q, k and v of a chunk in one layer, RoPE applied, before they enter
+// the cache: q [n, heads, head_dim], k [n, kv_heads, head_dim], v [n, kv_heads, head_dim_v], the
+// first row at position pos. The slices are valid only during the call. An error ends the pass.
 type Observer func(layer, pos, n int, q, k, v []float32) error
 
 // ForwardOptions are the options of one pass. The zero value computes the logits of the last
@@ -30,16 +30,16 @@ type ForwardOptions struct {
 	Logits   LogitsMode
 	From, To int // for LogitsRange: tokens of this call, half-open
 
-	// OnLogits, if set, is given the logits of each token of this call, in order, and Forward
-	// returns none: memory stays bounded however many there are. The slice, [vocab], is valid
-	// during the call only. An error ends the pass.
+	// OnLogits, if set, is called with the index and the logits, [vocab], of each token in order.
+	// Forward then returns no logits, so its memory is bounded. The slice is valid only during the
+	// call. An error ends the pass.
 	OnLogits func(i int, logits []float32) error
 
 	// Observer, if set, is called once per chunk and layer, in order.
 	Observer Observer
 
-	// Chunk is how many tokens go through the layers at once. Default 256. The results differ
-	// between chunk sizes by rounding only.
+	// Chunk is the number of tokens that go through the layers at once. Default 256. It changes
+	// results by rounding only.
 	Chunk int
 }
 
@@ -50,12 +50,12 @@ const (
 	maxLogitValues = 1 << 27 // of returned logits, 512 MiB
 )
 
-// Forward runs the model over tokens whose first stands at position pos and returns the logits
-// asked for, [rows, vocab]. K and V go through kv, which must hold the positions before pos.
+// Forward runs the model over tokens, the first of which has position pos. It returns the logits
+// that o selects, [rows, vocab]. kv must hold the positions before pos; Forward appends to it.
 //
 // Errors: ErrShape for no tokens, a token outside the vocabulary, a range outside the tokens;
-// ErrTooLarge for positions beyond the model's context or more logits than memory should hold;
-// those of kv and of the hooks, after which kv holds a part of the chunk: truncate it.
+// ErrTooLarge for positions beyond the model's context or too many logits to return;
+// those of kv, OnLogits and Observer. After an error kv may hold a part of a chunk: truncate it.
 func (m *Model) Forward(tokens []int32, kv KVStore, pos int, o ForwardOptions) ([]float32, error) {
 	from, to, err := m.check(tokens, pos, &o)
 	if err != nil {
@@ -138,7 +138,7 @@ type scratch struct {
 	x, h, proj, qkv, q, k, v, att, gateUp, act, tmp, cos, sin, logits []float32
 }
 
-// resize returns a slice of n values, reusing b's memory; the values are arbitrary.
+// resize returns a slice of n arbitrary values, in b's memory if it is large enough.
 func resize(b []float32, n int) []float32 {
 	if cap(b) < n {
 		return make([]float32, n)
@@ -163,7 +163,7 @@ func (s *scratch) size(m *Model, n int) {
 	s.sin = resize(s.sin, n*m.rope.dim/2)
 }
 
-// chunk runs tokens through all layers; s.x is their residual stream after it.
+// chunk runs tokens through all layers and leaves their residual stream in s.x.
 func (m *Model) chunk(s *scratch, tokens []int32, kv KVStore, pos int, observe Observer) error {
 	n, workers := len(tokens), m.opts.Workers
 	for i, t := range tokens {
@@ -235,8 +235,8 @@ func (m *Model) split(s *scratch, lo, hi int) {
 	}
 }
 
-// logits computes those of tokens [from, to) of the call; s.x holds the chunk that starts at
-// token first. They go to dst, or, batch by batch, to on.
+// logits computes the logits of tokens [from, to) of the call. s.x holds the chunk that starts at
+// token first. It writes them to dst or, if dst is nil, passes them to on.
 func (m *Model) logits(s *scratch, dst []float32, from, to, first int,
 	on func(int, []float32) error) error {
 	for lo := from; lo < to; lo += logitsBatch {

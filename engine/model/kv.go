@@ -14,7 +14,7 @@ import (
 // KVStore holds the K and V of one sequence. Forward calls Append and then Attend, once per
 // layer and chunk, layers in order. A store need not be safe for concurrent use.
 type KVStore interface {
-	// Append takes the rows of positions [pos, pos+n): k [n, kv_heads, head_dim] with RoPE
+	// Append adds the rows of positions [pos, pos+n): k [n, kv_heads, head_dim] with RoPE
 	// applied, v [n, kv_heads, head_dim_v]. It must not keep the slices.
 	Append(layer int, pos int, k, v []float32, n int) error
 	// Attend computes softmax(q.k/sqrt(head_dim)).v: q [n, heads, head_dim], out [n, heads,
@@ -35,9 +35,9 @@ type KVOptions struct {
 // kvBlock is the number of tokens in a block of storage.
 const kvBlock = 128
 
-// ExactKV is the uncompressed cache: rows in float32, attention in float32. It can start from
-// rows that come from elsewhere (AppendRows), with a bias on their scores or dropped altogether,
-// which is how the attention of a compressed context is evaluated. It belongs to one goroutine.
+// ExactKV is the uncompressed cache: rows in float32, attention in float32. AppendRows fills it
+// with the rows of a compressed context, to measure the attention to them. It belongs to one
+// goroutine.
 type ExactKV struct {
 	geo     quant.Geometry
 	opts    KVOptions
@@ -54,17 +54,17 @@ type kvLayer struct {
 
 type kvHead struct{ blocks []*kvBlockData }
 
-// kvBlockData holds kvBlock tokens of one head. Clones share blocks; a block that is shared, or
-// may be, is copied before it is written to.
+// kvBlockData holds kvBlock tokens of one head. Clones share blocks. A block that may be
+// shared is copied before it is written to.
 type kvBlockData struct {
 	shared bool
 	k      []float32 // [kvBlock, head_dim]
-	vt     []float32 // [head_dim_v, kvBlock]: transposed, 0 where there is no token
+	vt     []float32 // [head_dim_v, kvBlock]: transposed; 0 beyond the last token
 	bias   []float32 // [kvBlock], added to scores; -Inf drops a row; nil: all 0
 }
 
-// NewExactKV makes an empty cache for one sequence of a model of this geometry. Options that
-// leave ISA and Workers open take the best instruction set and GOMAXPROCS.
+// NewExactKV makes an empty cache for one sequence of a model of this geometry. Without
+// ISA and Workers it uses the best instruction set and GOMAXPROCS.
 //
 // Errors: ErrShape; those of matmul.Open.
 func NewExactKV(g quant.Geometry, o KVOptions) (*ExactKV, error) {
@@ -89,7 +89,7 @@ func NewExactKV(g quant.Geometry, o KVOptions) (*ExactKV, error) {
 	return kv, nil
 }
 
-// NewKV makes an empty cache for one sequence of the model, run as the model is.
+// NewKV makes an empty cache for one sequence, with the model's ISA and Workers.
 //
 // Errors: those of NewExactKV.
 func (m *Model) NewKV(o KVOptions) (*ExactKV, error) {
@@ -121,7 +121,7 @@ func (kv *ExactKV) layer(op string, layer int) (*kvLayer, error) {
 	return &kv.layers[layer], nil
 }
 
-// Append implements KVStore. Positions must follow the ones that the layer holds.
+// Append implements KVStore. pos must be the number of tokens that the layer holds.
 //
 // Errors: ErrShape.
 func (kv *ExactKV) Append(layer, pos int, k, v []float32, n int) error {
@@ -153,12 +153,12 @@ func (kv *ExactKV) Append(layer, pos int, k, v []float32, n int) error {
 type ContextRows struct {
 	K, V []float32 // [kv_heads, tokens, head_dim] with RoPE applied; [kv_heads, tokens, head_dim_v]
 	Bias []float32 // [kv_heads, tokens], added to the rows' scores after scaling; nil: none
-	Keep []bool    // [kv_heads, tokens], false: the row is not there; nil: all are
+	Keep []bool    // [kv_heads, tokens], false: the row is dropped; nil: none is
 }
 
-// AppendRows appends tokens rows to one layer. Use it for every layer in turn to build a cache
-// from a context that was compressed and decompressed; then continue with Forward at position
-// Len. A head whose rows are all dropped attends to what follows only.
+// AppendRows appends the rows of some tokens to one layer. Call it for every layer to build a cache
+// from a context that was compressed and decompressed; then call Forward at position Len. A head
+// whose rows are all dropped attends only to later rows.
 //
 // Errors: ErrShape; ErrRange for a bias that is NaN or +Inf.
 func (kv *ExactKV) AppendRows(layer, tokens int, r ContextRows) error {
@@ -213,7 +213,7 @@ func (kv *ExactKV) put(h *kvHead, t int, k, v []float32, bias float32) {
 	dropped := math.IsInf(float64(bias), -1)
 	switch {
 	case dropped:
-		// Zeros: even NaN in a row that is not there must not reach the sums, where 0*NaN counts.
+		// A dropped row is zeroed: 0 * NaN would make the sums NaN.
 		clear(row)
 		for c := range v {
 			b.vt[c*kvBlock+i] = 0
@@ -233,7 +233,7 @@ func (kv *ExactKV) put(h *kvHead, t int, k, v []float32, bias float32) {
 	}
 }
 
-// writable returns block i of a head, the next one or an earlier one, safe to write to.
+// writable returns block i of a head for writing. i is at most the number of blocks.
 func (kv *ExactKV) writable(h *kvHead, i int) *kvBlockData {
 	if i == len(h.blocks) {
 		h.blocks = append(h.blocks, &kvBlockData{
@@ -249,7 +249,7 @@ func (kv *ExactKV) writable(h *kvHead, i int) *kvBlockData {
 }
 
 // Rows copies the rows of positions [from, to) of a layer, as Append rounded them: K [kv_heads,
-// to-from, head_dim], V [kv_heads, to-from, head_dim_v]. Dropped rows are 0.
+// to-from, head_dim], V [kv_heads, to-from, head_dim_v]. Dropped rows are zero.
 //
 // Errors: ErrShape.
 func (kv *ExactKV) Rows(layer, from, to int) (k, v []float32, err error) {
@@ -277,7 +277,7 @@ func (kv *ExactKV) Rows(layer, from, to int) (k, v []float32, err error) {
 
 // Truncate keeps the first n tokens.
 //
-// Errors: ErrShape where there are fewer.
+// Errors: ErrShape if there are fewer.
 func (kv *ExactKV) Truncate(n int) error {
 	if n < 0 || n > kv.Len() {
 		return shapef("truncate cache", "to %d tokens, it has %d", n, kv.Len())
@@ -308,9 +308,9 @@ func (kv *ExactKV) Truncate(n int) error {
 	return nil
 }
 
-// Clone returns a cache with the same tokens that goes its own way from here. Blocks are shared
-// until one of the two writes to them, so many continuations of one long context cost little.
-// Once it returned, both caches may be used at the same time from different goroutines.
+// Clone returns an independent cache with the same tokens. The two share blocks until one of them
+// writes to them, so many continuations of one long context cost little. Afterwards both caches may
+// be used at the same time from different goroutines.
 func (kv *ExactKV) Clone() *ExactKV {
 	c := *kv
 	c.scratch = make([]attendScratch, len(kv.scratch))
@@ -320,7 +320,7 @@ func (kv *ExactKV) Clone() *ExactKV {
 		for h := range kv.layers[l].heads {
 			blocks := kv.layers[l].heads[h].blocks
 			for _, b := range blocks {
-				if !b.shared { // no write where another clone may be reading
+				if !b.shared { // another clone may be reading it
 					b.shared = true
 				}
 			}

@@ -8,8 +8,8 @@ import (
 	"sync/atomic"
 )
 
-// parallel calls do for the ranges that n things are cut into, on up to workers goroutines.
-// Fewer than least things a range are not worth a goroutine.
+// parallel cuts [0, n) into ranges of at least least items and calls do for each of them, on up to
+// workers goroutines.
 func parallel(workers, n, least int, do func(lo, hi int)) {
 	w := min(workers, n/max(least, 1))
 	if w <= 1 {
@@ -24,9 +24,9 @@ func parallel(workers, n, least int, do func(lo, hi int)) {
 	wg.Wait()
 }
 
-// parallelItems calls do for every item in [0, n); workers take the next one when they are free.
-// worker, in [0, workers), identifies the goroutine for its scratch memory. The first error ends
-// the work.
+// parallelItems calls do for every item in [0, n) on up to workers goroutines, each of which takes
+// the next item when it is free. worker, in [0, workers), is the number of the goroutine, for its
+// scratch memory. The first error ends the work.
 func parallelItems(workers, n int, do func(worker, item int) error) error {
 	workers = max(1, min(workers, n))
 	errs := make([]error, workers)
@@ -59,8 +59,9 @@ func parallelItems(workers, n int, do func(worker, item int) error) error {
 }
 
 // exp32 splits x = n*ln2/256 + r, so that e^x = 2^(n/256) * e^r with |r| < 0.0014, where three
-// terms of the series are exact to 5e-10. ln2/256 is cut in two so that n times the first, of 9
-// bits, is exact. Below e^-87, about the least normal float32, a result counts as 0.
+// terms of the series are exact to 5e-10. ln2/256 is the sum of two constants, the
+// first of 9 bits so that its product with n is exact. A result below e^-87, about the least normal
+// float32, is 0.
 const (
 	expScale = 256 / math.Ln2
 	expHi    = 355.0 / (1 << 17) // ln2/256 to 9 bits
@@ -79,7 +80,7 @@ var expTable = func() (t [256]float32) {
 }()
 
 // exp32 returns e^x in float32 with a relative error below 2e-7; 0 below -87, e^88 above 88, NaN
-// for NaN. Softmax takes one per query, head and token, and math.Exp takes several times as long.
+// for NaN. Softmax needs one per query, head and token, and math.Exp takes several times as long.
 func exp32(x float32) float32 {
 	if x < expMin {
 		return 0
@@ -92,7 +93,7 @@ func exp32(x float32) float32 {
 	n -= expMagic
 	r := x - n*expHi - n*expLo
 	p := r + r*r*0.5
-	// Adding to the exponent multiplies by 2^floor(n/256); what else is in bits is shifted out.
+	// Adding to the exponent multiplies by 2^floor(n/256); the shift drops the other bits.
 	scale := math.Float32frombits(math.Float32bits(expTable[bits&255]) + bits>>8<<23)
 	return scale + scale*p
 }
@@ -109,8 +110,8 @@ func expSum(dst, x []float32, top float32) float32 {
 	return sum
 }
 
-// largest returns the largest of x and top. NaN is passed over. (The built-in max takes several
-// times as long, for its care with NaN and -0.)
+// largest returns the largest of x and top, ignoring NaN. The built-in max takes several times as
+// long because it handles NaN and -0.
 func largest(x []float32, top float32) float32 {
 	for _, v := range x {
 		if v > top {
@@ -148,7 +149,7 @@ func swiglu(dst, gateUp []float32, n, ffn int) {
 		u := gateUp[t*2*ffn+ffn : (t+1)*2*ffn]
 		out := dst[t*ffn : (t+1)*ffn]
 		for i, v := range g {
-			// For v below -88 the divisor saturates at e^88 and the quotient is 0 in effect.
+			// For v below -88 the divisor is e^88, and the quotient is close enough to 0.
 			out[i] = v / (1 + exp32(-v)) * u[i]
 		}
 	}
@@ -168,8 +169,8 @@ func LogSumExp(x []float32) float64 {
 	}
 	top := largest(x, x[0])
 	var sum float64
-	// Float32 sums of a few hundred terms, float64 above them: fast, and exact enough for
-	// differences of distributions.
+	// Float32 sums of a few hundred terms, added in float64, are fast and exact enough for
+	// differences between distributions.
 	var tmp [256]float32
 	for len(x) > 0 {
 		n := min(len(x), len(tmp))
@@ -185,7 +186,7 @@ func Surprisal(logits []float32, token int32) float64 {
 	return LogSumExp(logits) - float64(logits[token])
 }
 
-// Argmax returns the token with the largest logit, the first of equals.
+// Argmax returns the token with the largest logit; of several, the first.
 func Argmax(logits []float32) int32 {
 	best := 0
 	for i, v := range logits {

@@ -12,19 +12,19 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Options say how a model is run. The zero value is the default of everything.
+// Options configure how a model runs. The zero value selects the defaults.
 type Options struct {
-	// ISA is the instruction set of the matrix products, as matmul.Options names them. Default
-	// "": the best that the machine has.
+	// ISA is the instruction set of the matrix products, named as in matmul.Options. Default "":
+	// the best of the machine.
 	ISA string
 	// Workers is the number of threads. Default 0: GOMAXPROCS.
 	Workers int
 	// Fast quantizes activations to int8 for the matrix products with quantized weights.
-	// Default false: float32 activations, for work on quality.
+	// Default false: float32 activations, which measurements of quality need.
 	Fast bool
 }
 
-// Model is a loaded model. It does not change and may be used from many goroutines at once, each
+// Model is a loaded model. It is immutable and may be used from many goroutines at once, each
 // with a KVStore of its own.
 type Model struct {
 	Config
@@ -35,7 +35,7 @@ type Model struct {
 	one *matmul.Engine // runs one product on the calling goroutine
 
 	embed   matrix
-	output  matrix // embed where they are tied
+	output  matrix // embed if they are tied
 	outNorm []float32
 	layers  []layerWeights
 	scratch sync.Pool // *scratch
@@ -51,9 +51,8 @@ type layerWeights struct {
 
 // Open loads the model at path with its tokenizer.
 //
-// Errors: *gguf.FileError wrapping ErrCorrupt, ErrVersion, ErrTooLarge, or ErrUnsupported for what
-// this package does not run: architectures other than llama, tensor types and tokenizers that
-// package comment does not list, mixture of experts, sliding windows, sinks.
+// Errors: *gguf.FileError wrapping ErrCorrupt, ErrVersion, ErrTooLarge, or ErrUnsupported for a
+// model that this package does not run (see the package comment).
 func Open(path string, opts Options) (*Model, error) {
 	f, err := gguf.Open(path)
 	if err != nil {
@@ -79,7 +78,7 @@ func Open(path string, opts Options) (*Model, error) {
 // Load loads the weights of an open file, without its tokenizer. The file may be closed after.
 // Quantized matrices stay quantized in memory; F16 and BF16 ones are widened to float32.
 //
-// Errors: as Open, but for those of the tokenizer.
+// Errors: those of Open, except those of the tokenizer.
 func Load(f *gguf.File, opts Options) (*Model, error) {
 	c, err := readConfig(f)
 	if err != nil {
@@ -106,7 +105,7 @@ func Load(f *gguf.File, opts Options) (*Model, error) {
 }
 
 func (m *Model) load(f *gguf.File) error {
-	for _, t := range f.Tensors() { // before anything is found missing for the same reason
+	for _, t := range f.Tensors() { // first, or a tensor is reported missing for the same reason
 		if what, ok := tensorFeature(t.Name); ok {
 			return f.TensorError(t, unsupportedf("%s", what))
 		}
@@ -185,7 +184,7 @@ func (m *Model) Tokenizer() *Tokenizer { return m.tok }
 
 // OutputWeight decodes the attention output projection of a layer, [hidden, heads*head_dim_v].
 //
-// Errors: ErrShape for a layer the model does not have.
+// Errors: ErrShape if the model has no such layer.
 func (m *Model) OutputWeight(layer int) ([]float32, error) {
 	if layer < 0 || layer >= m.Layers {
 		return nil, shapef("read o_weight", "layer %d, want 0 to %d", layer, m.Layers-1)

@@ -8,13 +8,13 @@ import (
 	"unicode/utf8"
 )
 
-// The "smollm" pre-tokenizer: every number character (Unicode category N) stands alone; what is
-// between them is cut by the pattern of GPT-2,
+// The "smollm" pre-tokenizer: every number character (Unicode category N) is a word of its own. The
+// text between them is split by the pattern of GPT-2,
 //
 //	's|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+
 //
-// matched by hand because package regexp has no lookahead. A byte that is not UTF-8 counts as
-// a character that is neither space nor letter nor number.
+// It is matched by hand because package regexp has no lookahead. A byte that is not UTF-8 is a
+// character that is neither space nor letter nor number.
 
 type charClass uint8
 
@@ -39,10 +39,10 @@ func classOf(r rune, width int) charClass {
 	return classOther
 }
 
-// pretokenize hands out the words of text in order; together they are text.
+// pretokenize calls word with the words of text in order. Joined they are text.
 func pretokenize(text string, word func(string) error) error {
 	for len(text) > 0 {
-		// The stretch before the next number character is cut by itself: the lookahead of \s+
+		// The text up to the next number character is split by itself: the lookahead of \s+
 		// must not see the number.
 		stretch, number := len(text), 0
 		for i := 0; i < len(text); {
@@ -72,8 +72,8 @@ func pretokenize(text string, word func(string) error) error {
 
 var contractions = [...]string{"'s", "'t", "'re", "'ve", "'m", "'ll", "'d"}
 
-// wordLen returns the bytes of the first match of the pattern in s, which is not empty and has
-// no number character.
+// wordLen returns the length in bytes of the first match of the pattern in s. s is not empty and
+// has no number character.
 func wordLen(s string) int {
 	for _, c := range contractions {
 		if strings.HasPrefix(s, c) {
@@ -89,8 +89,8 @@ func wordLen(s string) int {
 	if cls := classOf(r, w); cls != classSpace {
 		return lead + w + runLen(s[lead+w:], cls)
 	}
-	// "\s+(?!\S)": the run of spaces, less its last one where a word follows, which then takes
-	// it (or, where it is not ' ', leaves it a word of its own: "\s+").
+	// "\s+(?!\S)": a run of spaces. If a word follows, the run ends before its last space, which
+	// begins the word if it is ' ' and is a word of its own ("\s+") otherwise.
 	n := runLen(s, classSpace)
 	if n < len(s) {
 		if _, last := utf8.DecodeLastRuneInString(s[:n]); last < n {
@@ -100,7 +100,7 @@ func wordLen(s string) int {
 	return n
 }
 
-// runLen returns the bytes of the run of characters of one class that s starts with.
+// runLen returns the length in bytes of the run of characters of one class at the start of s.
 func runLen(s string, cls charClass) int {
 	for i := 0; i < len(s); {
 		r, w := utf8.DecodeRuneInString(s[i:])

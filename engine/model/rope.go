@@ -10,8 +10,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// rope holds a model's rotary embedding: position p turns pair i by p*invFreq[i], and mscale
-// multiplies both components (1 but for YaRN).
+// rope is a model's rotary embedding: position p rotates pair i by p*invFreq[i], and both components
+// are multiplied by mscale, which is 1 except with YaRN.
 type rope struct {
 	dim     int // components that rotate
 	theta   float64
@@ -20,8 +20,7 @@ type rope struct {
 	mscale  float64
 }
 
-// ropeScaling is what a model file says about stretching its context, with the defaults of
-// llama.cpp.
+// ropeScaling is how a model file extends its context, with the defaults of llama.cpp.
 type ropeScaling struct {
 	kind               string // "none", "linear", "yarn"
 	factor             float64
@@ -29,7 +28,7 @@ type ropeScaling struct {
 	extFactor          float64
 	attnFactor         float64
 	betaFast, betaSlow float64
-	freqFactors        []float32 // [dim/2], divide the angles (llama 3), or nil
+	freqFactors        []float32 // [dim/2], divisors of the angles (llama 3); nil: none
 }
 
 // newRope computes the frequencies as ggml's ggml_rope_yarn does.
@@ -46,7 +45,7 @@ func newRope(dim int, theta float64, s ropeScaling) *rope {
 	var low, high float64
 	if s.kind == "yarn" {
 		ext = s.extFactor
-		// The pair that turns n times over the original context.
+		// The pair that rotates n times over the original context.
 		pair := func(n float64) float64 {
 			return float64(dim) * math.Log(s.origContext/(n*2*math.Pi)) / (2 * math.Log(theta))
 		}
@@ -61,7 +60,7 @@ func newRope(dim int, theta float64, s ropeScaling) *rope {
 		if s.freqFactors != nil {
 			extrapolated /= float64(s.freqFactors[i])
 		}
-		// Fast pairs keep their frequency, slow ones are interpolated, with a ramp between.
+		// Fast pairs keep their frequency, slow pairs are interpolated; between them is a ramp.
 		ramp := 1 - math.Min(1, math.Max(0, (float64(i)-low)/math.Max(0.001, high-low)))
 		mix := ramp * ext
 		r.invFreq[i] = extrapolated*interpolate*(1-mix) + extrapolated*mix
@@ -70,7 +69,7 @@ func newRope(dim int, theta float64, s ropeScaling) *rope {
 	return r
 }
 
-// geometry returns the description of the embedding for quant.Geometry.
+// geometry describes the embedding for quant.Geometry.
 func (r *rope) geometry() quant.Rope {
 	g := quant.Rope{Layout: quant.RopeHalf, RotaryDim: r.dim, Theta: r.theta}
 	if r.scaled {
@@ -115,7 +114,7 @@ func readScaling(f *gguf.File, dim, context int) (ropeScaling, error) {
 	s.kind = m.str("llama.rope.scaling.type", "none")
 	s.factor = m.float("llama.rope.scaling.factor", 0)
 	if old := m.float("llama.rope.scale_linear", 0); s.factor == 0 && old != 0 {
-		s.factor = old // the key that early files have; scaling.type is missing there
+		s.factor = old // early files have this key and no scaling.type
 		if _, ok := f.Meta("llama.rope.scaling.type"); !ok {
 			s.kind = "linear"
 		}
@@ -158,7 +157,7 @@ func readScaling(f *gguf.File, dim, context int) (ropeScaling, error) {
 			return s, f.KeyError(p.key, corruptf("%v, want a positive number", p.v))
 		}
 		if p.v >= 1e12 {
-			return s, f.KeyError(p.key, unsupportedf("%v, below 1e12 is run", p.v))
+			return s, f.KeyError(p.key, unsupportedf("%v, want less than 1e12", p.v))
 		}
 	}
 	if !(s.extFactor >= 0 && s.extFactor <= 1) {
@@ -168,7 +167,7 @@ func readScaling(f *gguf.File, dim, context int) (ropeScaling, error) {
 	return s, err
 }
 
-// readFreqFactors reads rope_freqs.weight, by which llama 3 models stretch their context.
+// readFreqFactors reads rope_freqs.weight, with which llama 3 models extend their context.
 func readFreqFactors(f *gguf.File, dim int, s *ropeScaling) error {
 	t, ok := f.Tensor("rope_freqs.weight")
 	if !ok {
@@ -189,7 +188,7 @@ func readFreqFactors(f *gguf.File, dim int, s *ropeScaling) error {
 	return nil
 }
 
-// metaReader reads typed values and keeps the first error.
+// metaReader reads typed metadata and keeps the first error.
 type metaReader struct {
 	f   *gguf.File
 	err error
@@ -198,7 +197,7 @@ type metaReader struct {
 func (m *metaReader) fail(key string, v gguf.Value, want string) {
 	if m.err == nil && v.Type == gguf.TypeArray {
 		m.err = m.f.KeyError(key, unsupportedf("%s: a value for each layer; "+
-			"models whose layers are alike are run", v))
+			"this version runs models whose layers are alike", v))
 	}
 	if m.err == nil {
 		m.err = m.f.KeyError(key, corruptf("%s of type %s, want %s", v, v.Type, want))
@@ -229,8 +228,8 @@ func (m *metaReader) str(key, def string) string {
 	return s
 }
 
-// int reads an integer within [lo, hi]; def stands in where the key is missing, and a negative
-// def says that it must not be.
+// int reads an integer within [lo, hi]. It returns def if the key is missing; a negative def makes
+// that an error.
 func (m *metaReader) int(key string, def, lo, hi int) int {
 	v, ok := m.f.Meta(key)
 	if !ok {
@@ -241,7 +240,7 @@ func (m *metaReader) int(key string, def, lo, hi int) int {
 	}
 	n, ok := v.Int()
 	if ok && n > int64(hi) && m.err == nil {
-		m.err = m.f.KeyError(key, unsupportedf("%d, at most %d is run", n, hi))
+		m.err = m.f.KeyError(key, unsupportedf("%d, want at most %d", n, hi))
 	}
 	if !ok || n < int64(lo) || n > int64(hi) {
 		m.fail(key, v, fmt.Sprintf("an integer of [%d, %d]", lo, hi))

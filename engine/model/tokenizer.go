@@ -12,8 +12,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Tokenizer turns text into tokens and back: byte-level BPE as in GPT-2, merges in order of
-// rank, words cut by the "smollm" pre-tokenizer. It is immutable and safe for concurrent use.
+// Tokenizer turns text into tokens and back. It is the byte-level BPE of GPT-2: merges in order of
+// rank within words of the "smollm" pre-tokenizer. It is immutable and safe for concurrent use.
 //
 // Source: Sennrich et al., Neural Machine Translation of Rare Words with Subword Units (2016,
 // arXiv 1508.07909); Radford et al., Language Models are Unsupervised Multitask Learners (2019).
@@ -23,8 +23,8 @@ type Tokenizer struct {
 	merges   map[uint64]merge
 	special  map[string]int32
 	specials []string  // longest first
-	starts   [256]bool // the bytes that special tokens start with
-	BOS, EOS int32     // -1 where the model names none
+	starts   [256]bool // the first bytes of special tokens
+	BOS, EOS int32     // -1 if the model has none
 }
 
 type merge struct{ rank, to int32 }
@@ -39,8 +39,8 @@ const (
 	tokenUserDefined = 4
 )
 
-// byteAlphabet returns the character that stands for each byte in token texts: printable
-// characters stand for themselves, the rest are moved to U+0100 and up, in order.
+// byteAlphabet returns the character for each byte in stored tokens: a printable character for
+// itself, U+0100 and up in order for the others.
 func byteAlphabet() (toRune [256]rune, toByte map[rune]byte) {
 	toByte = make(map[rune]byte, 256)
 	next := rune(256)
@@ -102,7 +102,7 @@ func orMissing(v gguf.Value, ok bool) string {
 	return v.String()
 }
 
-// readTokens fills text, bytes and special; it returns the token of each text as stored.
+// readTokens fills text, bytes and special. It returns the token of each stored text.
 func (t *Tokenizer) readTokens(f *gguf.File) (map[string]int32, error) {
 	const key = "tokenizer.ggml.tokens"
 	v, ok := f.Meta(key)
@@ -151,8 +151,8 @@ func (t *Tokenizer) readTokens(f *gguf.File) (map[string]int32, error) {
 	return ids, nil
 }
 
-// fromAlphabet turns a token as stored into its bytes. A text that is not in the byte alphabet
-// stands for itself, as for tokens that were added by hand.
+// fromAlphabet returns the bytes of a stored token. A text outside the byte alphabet is returned as
+// it is: such tokens were added by hand.
 func fromAlphabet(s string, toByte map[rune]byte) string {
 	b := make([]byte, 0, len(s))
 	for _, r := range s {
@@ -174,13 +174,13 @@ func (t *Tokenizer) readMerges(f *gguf.File, ids map[string]int32) error {
 	}
 	t.merges = make(map[uint64]merge, len(list))
 	for rank, m := range list {
-		// A part may itself start with a space only in alphabets that this one is not.
+		// In this alphabet no part starts with a space.
 		l, r, ok := strings.Cut(m, " ")
 		a, okA := ids[l]
 		b, okB := ids[r]
 		to, okTo := ids[l+r]
 		if !ok || !okA || !okB || !okTo {
-			return f.KeyError(key, corruptf("merge %d, %q, is not of two tokens that make a third", rank, m))
+			return f.KeyError(key, corruptf("merge %d, %q, is not two tokens that make a third", rank, m))
 		}
 		k := pairKey(a, b)
 		if _, twice := t.merges[k]; !twice {
@@ -193,12 +193,11 @@ func (t *Tokenizer) readMerges(f *gguf.File, ids map[string]int32) error {
 // Vocab returns the number of tokens.
 func (t *Tokenizer) Vocab() int { return len(t.text) }
 
-// Encode turns text into tokens. Special tokens such as <|im_start|> are recognised in the text
-// only with special; without it their characters are text like any other. No token is added at
-// the start or the end.
+// Encode turns text into tokens. With special, it recognises special tokens such as <|im_start|>;
+// without, their characters are ordinary text. It adds no token at the start or the end.
 //
-// Errors: ErrRange where the text has a byte that the vocabulary has no token for, which is then
-// named (SmolLM2 lacks six control characters and the bytes of unassigned planes).
+// Errors: ErrRange if the vocabulary has no token for a byte of the text. The message names the
+// byte. SmolLM2 lacks six control characters and the bytes of unassigned planes.
 func (t *Tokenizer) Encode(text string, special bool) ([]int32, error) {
 	var out []int32
 	var w bpeWord
@@ -223,7 +222,7 @@ func (t *Tokenizer) Encode(text string, special bool) ([]int32, error) {
 	return out, nil
 }
 
-// nextSpecial finds the first special token of text, the longest where several start there.
+// nextSpecial finds the first special token in text, the longest if several start there.
 func (t *Tokenizer) nextSpecial(text string) (at int, id int32) {
 	for i := range len(text) {
 		if !t.starts[text[i]] {
@@ -238,7 +237,7 @@ func (t *Tokenizer) nextSpecial(text string) (at int, id int32) {
 	return len(text), noToken
 }
 
-// Decode turns tokens into the bytes that they stand for; special tokens become their names.
+// Decode turns tokens into bytes. Special tokens become their names.
 //
 // Errors: ErrShape for a token outside the vocabulary.
 func (t *Tokenizer) Decode(tokens []int32) ([]byte, error) {
@@ -253,10 +252,10 @@ func (t *Tokenizer) Decode(tokens []int32) ([]byte, error) {
 }
 
 // bpeWord is the working state of one word: a linked list of tokens over its bytes and a heap of
-// the merges that could be made. It takes n log n steps, so that a hostile word of a megabyte
-// costs no more than as much text.
+// the possible merges. It takes n log n steps, so a hostile word of a megabyte takes about as
+// long as a megabyte of text.
 type bpeWord struct {
-	tok        []int32 // noToken where merged away
+	tok        []int32 // noToken if merged into another
 	prev, next []int32
 	queue      mergeQueue
 }
@@ -310,7 +309,7 @@ func (t *Tokenizer) encodeWord(out []int32, s string, w *bpeWord) ([]int32, erro
 	for len(w.queue) > 0 {
 		c := heap.Pop(&w.queue).(candidate)
 		n := w.next[c.at]
-		// A candidate is stale when one of its sides was merged meanwhile.
+		// A candidate is stale if one of its sides was merged since.
 		if w.tok[c.at] != c.left || int(n) >= len(w.tok) || w.tok[n] != c.right {
 			continue
 		}

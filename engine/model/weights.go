@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// matrix is a weight matrix [n, k] in the form in which it is kept in memory.
+// matrix is a weight matrix [n, k] as it is stored in memory.
 type matrix interface {
 	// mul computes c[m, n] = a[m, k] . w^T. With fast, activations may be quantized to int8.
 	mul(e *matmul.Engine, c, a []float32, m int, fast bool) error
@@ -58,15 +58,15 @@ func (w *q4Matrix) mul(e *matmul.Engine, c, a []float32, m int, fast bool) error
 func (w *q4Matrix) row(i int, dst []float32) { w.w.Row(i, dst[:w.k]) }
 func (w *q4Matrix) rows() int                { return w.n }
 
-// stack is several matrices of one k, one below the other: q, k and v, or gate and up, which
-// meet the same activations. Parts that are stored alike become one matrix when loaded.
+// stack is several matrices of one k, one below the other, that are multiplied with the same
+// activations: q, k and v, or gate and up. Parts of one type become one matrix when loaded.
 type stack struct {
 	n     int
 	parts []matrix
 }
 
-// mul computes c[m, n]. Where there are several parts, tmp, at least [m, rows of the largest],
-// takes their products.
+// mul computes c[m, n]. If there are several parts, tmp holds the product of each; it needs room for
+// [m, rows of the largest].
 func (s *stack) mul(e *matmul.Engine, c, a, tmp []float32, m int, fast bool) error {
 	if len(s.parts) == 1 {
 		return s.parts[0].mul(e, c, a, m, fast)
@@ -85,16 +85,16 @@ func (s *stack) mul(e *matmul.Engine, c, a, tmp []float32, m int, fast bool) err
 	return nil
 }
 
-// part is a tensor to load and the order of its rows: row r of the file becomes row place(r).
+// part is a tensor to load. Row r of the file becomes row place(r).
 type part struct {
 	name  string
 	n     int
-	place func(r int) int // nil: as they are
+	place func(r int) int // nil: rows keep their order
 }
 
-// unpermute undoes the row order that GGUF gives q and k of llama models: within a head, rows
-// 2i and 2i+1 of the file are components i and dim/2+i, which RoPE rotates together. Components
-// beyond the rotary ones stay where they are.
+// unpermute reverses the row order that GGUF gives q and k of llama models: within a head, rows
+// 2i and 2i+1 of the file are components i and dim/2+i, which RoPE rotates together. Other
+// components keep their place.
 func unpermute(headDim, rotaryDim int) func(r int) int {
 	return func(r int) int {
 		head, c := r/headDim*headDim, r%headDim
@@ -105,7 +105,7 @@ func unpermute(headDim, rotaryDim int) func(r int) int {
 	}
 }
 
-// loader reads the weights of a file and notes which tensors were used.
+// loader reads the weights of a file and records which tensors it used.
 type loader struct {
 	f    *gguf.File
 	used map[string]bool
@@ -136,7 +136,7 @@ func (l *loader) vector(name string, n int) ([]float32, error) {
 	return l.f.Floats(t)
 }
 
-// stack loads matrices [n, k] that stand one below the other.
+// stack loads matrices [n, k] as a stack.
 func (l *loader) stack(k int, parts ...part) (*stack, error) {
 	s := &stack{}
 	same := true
@@ -222,7 +222,7 @@ func (l *loader) place(b groupSink, t gguf.Tensor, row0 int, place func(int) int
 	})
 }
 
-// groupSink collects stored groups; g is the group's number in the matrix to be.
+// groupSink takes a stored group; g is its number in the resulting matrix.
 type groupSink interface {
 	group(t gguf.TensorType, g int, b []byte)
 	matrix(n, k int) (matrix, error)
