@@ -19,14 +19,14 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// family is a context to hold methods against.
+// family is a context to test methods with.
 type family struct {
 	name   string
 	c      *Context
 	future *future
 }
 
-// realFamily is the capture of a real model, with so many of the tokens that come after.
+// realFamily returns the capture of a real model, with the first later tokens after it.
 func realFamily(t testing.TB, later int) family {
 	t.Helper()
 	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
@@ -82,7 +82,7 @@ func (f family) error(t testing.TB, cache *Cache) float64 {
 }
 
 // TestBaseline_Table runs every standard method over both families, logs the table, and checks
-// what any cache must satisfy.
+// what holds for any cache.
 func TestBaseline_Table(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
@@ -206,12 +206,12 @@ func TestBaseline_SinksAndWindow(t *testing.T) {
 	check("kivi2:window=33", func(tok int) bool { return tok >= 160-33 })
 }
 
-// TestBaseline_Contract holds every method to the interface: the context is left alone, the same
-// call gives the same bits, shapes fit, numbers are finite, and a name gives its method back.
+// TestBaseline_Contract tests what Method promises: the context does not change, the same call gives
+// the same bits, shapes fit, numbers are finite, and the name of a method is a name of it.
 func TestBaseline_Contract(t *testing.T) {
 	f := smallFamily(t)
 	before := f.c.clone()
-	// The same context with other memory behind it: what comes after must not be seen.
+	// The same context with other values behind it in memory, which a method must not read.
 	other := f.c.clone()
 	for i := range other.Layers {
 		l := &other.Layers[i]

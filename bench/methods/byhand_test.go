@@ -28,7 +28,7 @@ func TestKIVI_ByHand(t *testing.T) {
 	require.Equal(t, c.Layers[0].V, cache.Layers[0].V, "two values of a group are its ends")
 	require.EqualValues(t, 2+2*4+2+4*4, cache.Bytes)
 
-	// Per channel and per token: swapping the two would not survive a massive channel.
+	// Per channel and per token: with the two swapped, a massive channel would give large errors.
 	rng := rand.New(rand.NewPCG(1, 2))
 	k := make([]float32, 64*8)
 	for i := range k {
@@ -56,7 +56,7 @@ func TestFP8_ByHand(t *testing.T) {
 	} {
 		require.Equal(t, want, roundFP8(x), "%g", x)
 	}
-	// All 256 codes but NaN are fixed points, and halfway points go to the even one.
+	// All 256 codes but NaN are fixed points. Halfway points round to the even code.
 	for e := range 16 {
 		for m := range 8 {
 			x := math.Ldexp(float64(8+m), e-10)
@@ -77,7 +77,7 @@ func TestFP8_ByHand(t *testing.T) {
 }
 
 func TestTurboQuantProd_Unbiased(t *testing.T) {
-	// Over many rows the estimate of <q, k> has slope 1, where mse at the same width shrinks.
+	// Over many rows the estimate of <q, k> has slope 1; that of mse at the same width shrinks.
 	rng := rand.New(rand.NewPCG(3, 4))
 	const rows, dim = 2048, 64
 	k := make([]float32, rows*dim)
@@ -93,7 +93,7 @@ func TestTurboQuantProd_Unbiased(t *testing.T) {
 }
 
 func TestGEAR_LowRank(t *testing.T) {
-	// A matrix of rank 2 comes back up to binary16; a third factor finds nothing.
+	// A matrix of rank 2 is exact up to binary16; a third factor is 0.
 	rng := rand.New(rand.NewPCG(5, 6))
 	const rows, dim = 90, 24
 	x := make([]float32, rows*dim)
@@ -152,7 +152,7 @@ func TestGEAR_Outliers(t *testing.T) {
 		}
 		require.Equal(t, 4, marked)
 	}
-	// They come back as they are.
+	// They do not change.
 	cache := compress(t, GEAR{Bits: 2}, f.c)
 	for i, s := range skip {
 		if s {

@@ -107,8 +107,8 @@ func TestPyramidBudgets(t *testing.T) {
 	}
 }
 
-// needle returns a context in which one row gets nearly all attention of the last queries, and
-// another that of the early ones.
+// needle returns a context in which one row gets nearly all attention of the last queries, and another
+// row nearly all of the early ones.
 func needle(t *testing.T) *Context {
 	t.Helper()
 	const tokens, dim = 200, 8

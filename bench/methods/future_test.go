@@ -13,17 +13,17 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// nextRows is what came after a context, layer by layer: to measure on, never for a method to see.
+// nextRows holds the rows of the tokens after a context. No method sees them.
 type nextRows struct {
 	Layers []Layer // [heads, later tokens, head_dim] as in a Context, at the positions after it
 }
 
-// futureError returns the future-attention error of a cache, mean over layers: with out the
-// attention of the later queries over the exact context and the exact, causal rows after it,
-// sum |out' - out|^2 / sum |out|^2 over all heads and queries of a layer. A caller that measures
-// many caches of one context does better with newFuture.
+// futureError returns the future-attention error of a cache, mean over layers. Let out be the attention
+// of the later queries to the exact context and, causally, to the exact rows after it, and out' that to
+// the cache and these rows. The error of a layer is sum |out' - out|^2 / sum |out|^2 over all heads and
+// queries. For many caches of one context newFuture is faster.
 //
-// It is NaN where the three do not belong together.
+// It is NaN if the three do not belong together.
 func futureError(c *Context, cache *Cache, next *nextRows) float64 {
 	f, err := newFuture(c, next)
 	if err != nil {
@@ -135,7 +135,7 @@ func (f *future) attend(layer int, l *CacheLayer) ([]float32, error) {
 			}
 			if l.Keep != nil && !l.Keep[h*f.tokens+t] {
 				bias[t] = float32(math.Inf(-1))
-				clear(k.Row(t)) // whatever stands there is not to be read
+				clear(k.Row(t)) // a dropped row must not be read
 				clear(v.Row(t))
 			}
 		}
@@ -191,9 +191,8 @@ func join(a, b []float32) []float32 {
 	return append(append(make([]float32, 0, len(a)+len(b)), a...), b...)
 }
 
-// loadCapture reads all layers of a capture into a Context, and what came after it; next is nil
-// where the capture does not hold K, V and Q of later tokens. The layers are those that the capture
-// holds, whatever the model's number of them.
+// loadCapture reads the layers of a capture into a Context, and the rows of the tokens after it. next
+// is nil if the capture has no K, V and Q of later tokens.
 //
 // Errors: quant.ErrUnsupported for a file that is no KV capture; *capture.FormatError.
 func loadCapture(src *capture.Source) (c *Context, next *nextRows, err error) {

@@ -16,8 +16,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// TestKvist_AgreesWithCompare holds the way through a file, and the measure of this package, to the
-// product's own measurement on packed rows.
+// TestKvist_AgreesWithCompare compares the error of this package, of rows that went through a file,
+// with that of offline.Compare on packed rows.
 func TestKvist_AgreesWithCompare(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compresses a real capture twice")
@@ -85,7 +85,7 @@ func TestKvist_RowBias(t *testing.T) {
 	require.Equal(t, 3*2*(160-4), negative, "all rows but the sinks")
 }
 
-// Weights by chance are a control: they move bytes between tokens, and the same ones each time.
+// Random weights move bytes between tokens, in the same way each time.
 func TestKvist_RandomWeights(t *testing.T) {
 	f := smallFamily(t)
 	random := compress(t, method(t, "kvist:2.5,weights=random"), f.c)
@@ -99,7 +99,7 @@ func TestKvist_RandomWeights(t *testing.T) {
 	require.NotEqual(t, a, b)
 }
 
-// TestKvist_Weights gives a few tokens all the weight: they must come back better.
+// TestKvist_Weights gives a few tokens most of the weight. Their errors must shrink.
 func TestKvist_Weights(t *testing.T) {
 	f := smallFamily(t)
 	m, err := NewKvist("bits=3")

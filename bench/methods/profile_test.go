@@ -12,8 +12,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// TestKvist_Profile holds that a method may name a profile, takes its settings and its factors,
-// and says so in its name.
+// TestKvist_Profile tests that a method can name a profile, uses its settings and factors, and has it
+// in its name.
 func TestKvist_Profile(t *testing.T) {
 	f := smallFamily(t)
 	g := f.c.Geometry

@@ -13,8 +13,8 @@ import (
 	"github.com/kvist-project/kvist/importance"
 )
 
-// TestShippedProfile holds that the profile of the model of the tests opens, is of that model by
-// the name that captures give it, and sets what its results page says.
+// TestShippedProfile tests that the profile of the test model opens, fits captures of the model, and
+// has the settings that its results page states.
 func TestShippedProfile(t *testing.T) {
 	p, err := profile.Open("../quality/smollm2.kvprofile", profile.Limits{})
 	require.NoError(t, err)

@@ -9,7 +9,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// syntheticOptions shape a synthetic context. Zero fields take the defaults.
+// syntheticOptions are the shape of a synthetic context. A field that is 0 has its default.
 type syntheticOptions struct {
 	Layers  int // default 2
 	KVHeads int // default 2
@@ -60,18 +60,18 @@ const (
 	synSinks     = 2
 )
 
-// Synthetic makes a second family of test data beside captures of real models, from a seed alone:
-// head_dim 128, eight query heads to a KV head.
+// synthetic makes a second family of test data, beside captures of real models, from a seed: by default
+// head_dim 128 and eight query heads to a KV head.
 //
-// A token carries a topic (a slow random walk in 12 dims that jumps at sentence ends) and content
-// of its own. Without RoPE,
+// A token has a topic (a slow random walk in 12 dims that jumps at sentence ends) and its own content.
+// Without RoPE,
 //
 //	k = bias + massive channels + W topic + content
 //	q = bias' + W' topic + noise, and for a third of the queries the content of an earlier token
 //
-// so that attention is local (topics drift, RoPE fades) and global (recalls; what is recalled
-// often is drawn from a Zipf law, and a fifth of the recalls after the context are of tokens that
-// were never recalled before). The massive channels sit on slow RoPE pairs and hardly vary. The
+// So attention is local, because topics drift and RoPE fades, and global, because queries recall tokens.
+// How often a token is recalled follows Zipf's law; a fifth of the recalls after the context are of
+// tokens that were never recalled before. The massive channels are slow RoPE pairs and hardly vary. The
 // first two tokens are sinks: K along the mean query, V of a twentieth of the length. V is W topic
 // plus noise of Student's t with 3 degrees of freedom, under channel scales that differ by a
 // factor of three. Everything is rounded to binary16, as captures are.
@@ -124,7 +124,7 @@ func sliceTokens(l Layer, n, dim, lo, hi int) Layer {
 	return Layer{K: side(l.K), V: side(l.V), Q: side(l.Q)}
 }
 
-// synText is what all layers and heads share: the topics, and who recalls whom.
+// synText is what all layers and heads share: the topics, and which token recalls which.
 type synText struct {
 	topic  [][]float64 // [tokens + next][synTopics]
 	recall []int       // token that the query looks for, -1: none

@@ -32,7 +32,7 @@ func TestSynthetic_Deterministic(t *testing.T) {
 	}
 }
 
-// TestSynthetic_Statistics holds the family to what its comment says.
+// TestSynthetic_Statistics tests the statistics that the comment of synthetic states.
 func TestSynthetic_Statistics(t *testing.T) {
 	f := syntheticFamily(t, syntheticOptions{Tokens: 768, Next: 64})
 	engine, err := matmul.Open(matmul.Options{Workers: 1})
@@ -93,7 +93,7 @@ func TestSynthetic_Statistics(t *testing.T) {
 	}
 }
 
-// TestFuture_ByDefinition compares with attention written out.
+// TestFuture_ByDefinition compares with a plain implementation of attention.
 func TestFuture_ByDefinition(t *testing.T) {
 	o := syntheticOptions{Layers: 1, KVHeads: 2, GQA: 2, HeadDim: 16, Tokens: 40, Next: 70, Seed: 2}
 	c, next, err := synthetic(o)

@@ -209,8 +209,7 @@ func TestBlockStore_EveryLevel(t *testing.T) {
 	require.Zero(t, be.LiveBytes())
 }
 
-// The serving path, attention over packed blocks, is the decompressed path; and a capture that
-// went to a file and back is the method in memory.
+// Attention to packed blocks equals attention to the decompressed cache.
 func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 	m := realModel(t)
 	const length, next = 300, 48
@@ -229,7 +228,7 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			r := packed(t, m, be, in.Tokens, next, c.config)
 			flat := restored(t, m.Geometry(), r)
-			// What the decompressed cache says is the reference here.
+			// The decompressed cache is the reference.
 			ref := newReference(m.Vocab, after)
 			_, err := m.Forward(after, flat, length,
 				model.ForwardOptions{Logits: model.LogitsAll, OnLogits: ref.add})
@@ -245,7 +244,7 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 			require.Equal(t, 1.0, got.Top1)
 			positions := int64(2 * length * m.KVHeads * m.Layers)
 			require.Less(t, s.PackedBytes(), r.Size()+positions)
-			// In two parts, after a truncation: the tail is where it should be.
+			// In two parts after a truncation, to test the position of the tail.
 			require.NoError(t, s.Truncate(length))
 			part := scorer{ref: ref}
 			for lo := 0; lo < next; lo += next / 2 {
@@ -262,8 +261,8 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 	}
 }
 
-// With the row bias the store uses each query's own energy, the decompressed cache the mean of
-// the head: not equal, but both much better than without at 2 bits, and near each other.
+// The row bias of the store depends on each query, that of the decompressed cache on the mean query of
+// the head. The results differ a little.
 func TestBlockStore_RowBias(t *testing.T) {
 	m := realModel(t)
 	const length, next = 512, 64

@@ -30,7 +30,7 @@ var openModel = sync.OnceValues(func() (*model.Model, error) {
 	return model.Open(path, model.Options{})
 })
 
-// realModel returns the model, or skips the test where it is not there.
+// realModel returns the model, or skips the test if it does not exist.
 func realModel(t testing.TB) *model.Model {
 	t.Helper()
 	if testing.Short() {
@@ -64,7 +64,7 @@ func named(t testing.TB, name string) methods.Method {
 	return m
 }
 
-// fake is a method made of a function.
+// fake is a method that calls a function.
 type fake struct {
 	name string
 	f    func(c *methods.Context) *methods.Cache
@@ -76,7 +76,7 @@ func (f fake) Compress(_ context.Context, c *methods.Context) (*methods.Cache, e
 	return f.f(c), nil
 }
 
-// identity keeps everything as it is.
+// identity keeps all rows exact.
 func identity(c *methods.Context) *methods.Cache {
 	out := &methods.Cache{Bytes: 4 * values(c.Geometry, len(c.Tokens))}
 	for _, l := range c.Layers {
@@ -152,7 +152,7 @@ func TestCollector_OrdersByHead(t *testing.T) {
 	g := quant.Geometry{Layers: 1, Heads: 2, KVHeads: 1, HeadDim: 2, HeadDimV: 1,
 		Rope: quant.Rope{Layout: quant.RopeNone}}
 	c := newCollector(g, 3)
-	// Two chunks: tokens 0 and 1, then 2 and one that is not kept. q of token t, head h: t.h
+	// Two chunks: tokens 0 and 1, then 2 and one beyond the room. q of token t, head h is t, h.
 	q := func(t int) []float32 { return []float32{float32(t), 0, float32(t), 1} }
 	kv := func(t int) ([]float32, []float32) {
 		return []float32{float32(t), 9},
@@ -179,12 +179,12 @@ func TestKeepDropped_StaysDropped(t *testing.T) {
 	first := layer(true, false, true, true) // 2 heads, 2 tokens
 	d := keepDropped(first, nil, 2, 2)
 	require.Equal(t, []bool{false, true, false, false}, d[0])
-	// Three tokens now, everything is kept; token 1 of head 0 comes back by itself.
+	// Three tokens, all kept: token 1 of head 0 must not come back.
 	next := &methods.Cache{Layers: []methods.CacheLayer{{}}}
 	d2 := keepDropped(next, d, 2, 3)
 	require.Equal(t, []bool{true, false, true, true, true, true}, next.Layers[0].Keep)
 	require.Equal(t, []bool{false, true, false, false, false, false}, d2[0])
-	// As a merged row it may.
+	// As a merged row it may come back.
 	merged := &methods.Cache{Layers: []methods.CacheLayer{{Bias: []float32{0, 1, 0, 0, 0, 0}}}}
 	keepDropped(merged, d, 2, 3)
 	require.Equal(t, []bool{true, true, true, true, true, true}, merged.Layers[0].Keep)
@@ -229,12 +229,12 @@ func TestEvaluate_ExactMethodIsExact(t *testing.T) {
 		[]methods.Method{fake{"identity", identity}, half, zero}, o)
 	require.NoError(t, err)
 	id, h, z := res.Methods[0], res.Methods[1], res.Methods[2]
-	// The same rows through AppendRows instead of Append: the same blocks, the same numbers.
+	// AppendRows and Append of the same rows make the same blocks and the same numbers.
 	require.Less(t, id.KL.Mean, 1e-9)
 	require.Equal(t, 1.0, id.Top1)
 	require.Equal(t, 32.0, id.BitsPerValue)
 	require.InDelta(t, res.Exact.Perplexity, id.Perplexity, 1e-6*res.Exact.Perplexity)
-	// Decoding cuts the tokens into other chunks: rounding only.
+	// Decoding uses other chunks, which changes rounding only.
 	require.Less(t, id.Decoding.KL.Mean, 1e-6)
 	require.Equal(t, 16.0, h.BitsPerValue)
 	require.Greater(t, h.KL.Mean, 1e-3, "half of the rows are gone")
@@ -279,8 +279,7 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// The figures of well-known formats in this model are known: a harness that is far off measures
-// something else.
+// The figures of well-known formats in this model are known, so a wrong measurement shows.
 func TestEvaluate_KnownFormats(t *testing.T) {
 	m := realModel(t)
 	list := []methods.Method{named(t, "f16"), named(t, "ggml-q8_0"), named(t, "tqmse4"), named(t, "tqmse2")}

@@ -22,8 +22,8 @@ import (
 // modelProfile is the profile of the test model, from the calibration texts.
 const modelProfile = "../../testdata/smollm2.kvprofile"
 
-// TestArchive_InTheModel holds the archive's claim on a shorter context of a text that nothing was
-// fitted to: at 1.8 bits it diverges less than TurboQuant at 4.25.
+// TestArchive_InTheModel tests on a shorter context of an eval text that an archive at 1.8 bits diverges
+// less than TurboQuant at 4.25.
 func TestArchive_InTheModel(t *testing.T) {
 	m := realModel(t)
 	o := Options{Context: 512, Next: 128}
@@ -38,7 +38,7 @@ func TestArchive_InTheModel(t *testing.T) {
 	require.Less(t, archive.KL, ref.KL)
 }
 
-// Capture, compress, decompress, continue: files on disk give what the method gives in memory.
+// Capture, compress, decompress and continue: files on disk give the result of the method in memory.
 func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
 	m := realModel(t)
 	const length, next = 256, 32

@@ -48,8 +48,8 @@ func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
 	require.ErrorIs(t, r.AddRetrieval(q, a[:1]), quant.ErrShape)
 }
 
-// One pass over many questions is many passes over one, but for the positions: the first question
-// is exactly where it would be alone.
+// One pass over many questions equals a pass for each, except for the positions: only the first question
+// has the position that it has alone.
 func TestFan_ContinuationsDoNotSeeEachOther(t *testing.T) {
 	m := realModel(t)
 	in := evalInput(t, m, 0, Options{Context: 100, Next: 30})

@@ -43,7 +43,7 @@ func TestBootstrap_CoversTheMeanOfNormals(t *testing.T) {
 }
 
 func TestBootstrapClusters_DrawsWholeClusters(t *testing.T) {
-	// Values agree within their cluster: 40 clusters of 10 tell no more than 40 values.
+	// Values of a cluster are equal, so 40 clusters of 10 have the interval of 40 values.
 	var clusters [][]float64
 	var flat, one []float64
 	for i := range 40 {
@@ -111,7 +111,7 @@ func TestComparePairs_BestRivalAtTheSameBytes(t *testing.T) {
 	require.InDelta(t, 16.0/3.25, r.Methods[2].Ratio, 1e-9)
 }
 
-// A table measured in parts is put together only where the parts are of the same measurement.
+// Parts of a table merge only if they are of the same measurement.
 func TestResults_Merge(t *testing.T) {
 	part := func(names ...string) *Results {
 		r := &Results{Model: "m", Context: 8, Next: 4, Command: "first",

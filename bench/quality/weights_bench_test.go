@@ -17,9 +17,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// BenchmarkSegmentWeights holds the weights of a segment of 512 tokens that closes, in every layer
-// and head, beside the prefill of these tokens: the queries of the last window, whose
-// log-sum-exp attention has already, against the segment's keys, and the default profile.
+// BenchmarkSegmentWeights compares the time of weighing a segment of 512 tokens in every layer and head
+// with that of the prefill of these tokens. Weighing takes the attention of the last window's queries,
+// whose log-sum-exp is known, to the keys of the segment, with the default importance.
 func BenchmarkSegmentWeights(b *testing.B) {
 	m := realModel(b)
 	const tokens, window = 512, 64

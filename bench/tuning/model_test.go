@@ -22,7 +22,7 @@ var openModel = sync.OnceValues(func() (*model.Model, error) {
 	return model.Open(path, model.Options{})
 })
 
-// realModel returns the model, or skips the test where it is not there.
+// realModel returns the model, or skips the test if it does not exist.
 func realModel(t testing.TB) *model.Model {
 	t.Helper()
 	if testing.Short() {

@@ -105,8 +105,8 @@ func TestObjective_BudgetThatCannotBeMet(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrBudget)
 }
 
-// TestObjective_Sensitivities measures layers: what one side of one layer costs is not negative, the
-// parts add up to about the whole, and the factors correct what is predicted.
+// TestObjective_Sensitivities measures layers: no divergence of a side of a layer is negative, the
+// parts add up to about the whole, and the factors correct the prediction.
 func TestObjective_Sensitivities(t *testing.T) {
 	ctx := context.Background()
 	tu := small(t, Options{Bits: []float64{2.5}})

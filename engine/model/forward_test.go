@@ -29,7 +29,7 @@ func plainAngle(m *tiny) angleFunc {
 
 // requireLogits compares with the naive pass. Float32 sums of some hundred products over two
 // layers leave relative errors of about 1e-6; 1e-4 of the largest logit is far above them and far
-// below what any mistake makes.
+// below the effect of any mistake.
 func requireLogits(t *testing.T, want [][]float64, got []float32) {
 	t.Helper()
 	var top float64

@@ -14,7 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// history is one layer's rows in the order of captures, and what is known about each.
+// history holds the rows of one layer in the order of captures, with their bias and kept marks.
 type history struct {
 	g    quant.Geometry
 	n    int
@@ -154,7 +154,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, base.AppendRows(0, 200, part(0, 200)))
 
-	// Clones and the original go their own ways, at the same time.
+	// Clones and the original continue in parallel and independently.
 	var wg sync.WaitGroup
 	for i := range 4 {
 		c := base.Clone()
@@ -172,7 +172,7 @@ func TestExactKV_CloneAndTruncate(t *testing.T) {
 	wg.Wait()
 	requireAttend(t, full, base, rng, 150, 50)
 
-	// Truncating and appending again is as never having had the rows.
+	// After truncating and appending, the dropped rows have no effect.
 	require.NoError(t, base.AppendRows(0, 60, model.ContextRows{
 		K: randomRows(rng, 60*192), V: randomRows(rng, 60*192), Bias: make([]float32, 180)}))
 	require.NoError(t, base.Truncate(130))
@@ -209,7 +209,7 @@ func TestExactKV_F16Rounds(t *testing.T) {
 	}
 }
 
-// TestExactKV_NaNIsSeen: numbers that are none must not vanish in the softmax.
+// TestExactKV_NaNIsSeen: a NaN must not vanish in the softmax.
 func TestExactKV_NaNIsSeen(t *testing.T) {
 	g := quant.Geometry{Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 8, HeadDimV: 8}
 	kv, err := model.NewExactKV(g, model.KVOptions{})

@@ -18,7 +18,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// committed is a capture of the same model, made by an independent runner in numpy.
+// committed is a capture of the same model by an independent runner in numpy.
 const committed = "../../testdata/smollm2-sqlite-1k.safetensors"
 
 var openModel = sync.OnceValues(func() (*model.Model, error) {
@@ -29,7 +29,7 @@ var openModel = sync.OnceValues(func() (*model.Model, error) {
 	return model.Open(path, model.Options{})
 })
 
-// model returns the real model, or skips the test where it is not there.
+// realModel returns the real model, or skips the test if it does not exist.
 func realModel(t testing.TB) *model.Model {
 	t.Helper()
 	if testing.Short() {

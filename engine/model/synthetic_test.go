@@ -22,7 +22,7 @@ func read(data []byte) (*gguf.File, error) {
 	return gguf.Read(bytes.NewReader(data), int64(len(data)), "test.gguf", gguf.Limits{})
 }
 
-// tiny is a small random llama model: what its file holds, and its weights in float64.
+// tiny is a small random llama model: its file and its weights in float64.
 type tiny struct {
 	gguftest.Builder
 	layers, hidden, ffn, heads, kvHeads, headDim, rotary, vocab int
@@ -66,7 +66,7 @@ func (m *tiny) tensor(name string, typ gguf.TensorType, rows, cols int) {
 	m.Add(name, typ, data, dims...)
 }
 
-// fill adds all tensors; types are taken in turn.
+// fill adds all tensors, with the types in turn.
 func (m *tiny) fill(untied bool, types ...gguf.TensorType) {
 	i := -1
 	next := func() gguf.TensorType { i++; return types[i%len(types)] }
@@ -107,7 +107,7 @@ func (m *tiny) tokens(n int) []int32 {
 	return t
 }
 
-// angleFunc gives the angle and the magnitude of pair i (of the interleaved layout) at pos.
+// angleFunc returns the angle and the magnitude of pair i (of the interleaved layout) at pos.
 type angleFunc func(pos, i int) (angle, scale float64)
 
 func matVec(w, x []float64) []float64 {
@@ -133,7 +133,7 @@ func (m *tiny) norm(x, w []float64) []float64 {
 }
 
 // forward is the naive float64 pass, a token at a time, in the layout of the file: q and k stay
-// permuted and RoPE turns components 2i and 2i+1.
+// permuted and RoPE rotates components 2i and 2i+1.
 func (m *tiny) forward(tokens []int32, angle angleFunc) [][]float64 {
 	k, v := make([][][]float64, m.layers), make([][][]float64, m.layers)
 	var logits [][]float64

@@ -121,7 +121,7 @@ func TestTokenizer_Special(t *testing.T) {
 	}
 }
 
-// TestTokenizer_LongWords: a word of a megabyte must not take the square of its length.
+// TestTokenizer_LongWords: the time for a word of a megabyte must not grow with the square of its length.
 func TestTokenizer_LongWords(t *testing.T) {
 	tok := testTokenizer(t)
 	ids, err := tok.Encode(strings.Repeat("a", 1<<20), false)
@@ -132,7 +132,7 @@ func TestTokenizer_LongWords(t *testing.T) {
 	require.Len(t, ids, 1<<16)
 }
 
-// naiveBPE merges the best pair of a word until there is none, as the definition says.
+// naiveBPE merges the best pair of a word until there is none, as in the definition of BPE.
 func naiveBPE(word string) []string {
 	var parts []string
 	for i := range len(word) {
