@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// Format names how the values of a row are stored. The numbers are part of the file format and
-// are never reused.
+// Format is the way in which the values of a row are stored. The numbers are part of the file format
+// and are never reused.
 type Format uint8
 
 // The formats. Names in comments are what String returns and ParseCoding accepts.
@@ -37,8 +37,8 @@ var formatNames = map[Format]string{
 	TQMSE1: "tqmse1", TQMSE2: "tqmse2", TQMSE3: "tqmse3", TQMSE4: "tqmse4",
 }
 
-// plannedFormats are names of the vocabulary that this version cannot store yet. They are
-// refused with ErrUnsupported rather than as unknown words.
+// plannedFormats are reserved names of formats that this version cannot store yet. ParseCoding
+// reports them as planned rather than as unknown.
 var plannedFormats = map[string]bool{
 	"kivi2": true, "kivi3": true, "kivi4": true,
 	"tqprod2": true, "tqprod3": true, "tqprod4": true, "fp8": true,
@@ -50,7 +50,7 @@ func Formats() []Format {
 		TQMSE1, TQMSE2, TQMSE3, TQMSE4}
 }
 
-// String returns the format's name as it is written everywhere.
+// String returns the name of the format, which ParseCoding accepts.
 func (f Format) String() string {
 	if s, ok := formatNames[f]; ok {
 		return s
@@ -65,8 +65,8 @@ func (f Format) Valid() bool { return f.Bits() != 0 }
 // codebook (f32, f16, bf16).
 func (f Format) Exact() bool { return f == F32 || f == F16 || f == BF16 }
 
-// Rotated reports whether rows are stored behind the randomised Hadamard rotation, so that a
-// query has to be rotated (RotationOf) before it meets them.
+// Rotated reports whether rows are stored after the randomised Hadamard rotation, so that a query
+// must be rotated too (Rotation.Forward) before its inner product with them is taken.
 func (f Format) Rotated() bool {
 	return f == U8 || f.Nested() || (f >= TQMSE1 && f <= TQMSE4)
 }
@@ -94,7 +94,7 @@ func (f Format) Bits() int {
 	return 0
 }
 
-// ScaleRule says what the one scale of a row preserves. It applies to lm1..lm4.
+// ScaleRule is the rule for the one scale of a row: what the scale preserves. It applies to lm1..lm4.
 type ScaleRule uint8
 
 // The scale rules. With x the row and c its centroids:
@@ -108,7 +108,7 @@ const (
 	InnerProduct ScaleRule = 2
 )
 
-// ScaleForm says how the row scales of u8 and lm1..lm4 are stored.
+// ScaleForm is the way in which the row scales of u8 and lm1..lm4 are stored.
 type ScaleForm uint8
 
 // The scale forms.
@@ -120,15 +120,15 @@ const (
 	ScaleLog8 ScaleForm = 1
 )
 
-// Coding is a format with its options: everything needed to know a row's stored bytes and its
-// decoder. It is comparable, two bytes in a file, and written like "lm3", "lm4+len+s8".
+// Coding is a format with its options. It determines the bytes of a row and how they decode. It is
+// comparable, takes two bytes in a file, and is written like "lm3" or "lm4+len+s8".
 type Coding struct {
 	Format Format
 	Rule   ScaleRule
 	Scale  ScaleForm
 }
 
-// String returns the coding as ParseCoding reads it.
+// String returns the coding in the form that ParseCoding reads.
 func (c Coding) String() string {
 	s := c.Format.String()
 	switch c.Rule {

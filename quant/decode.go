@@ -10,11 +10,11 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// Decode unpacks rows to the original basis: the definition of every coding's values.
+// Decode unpacks rows to the original basis. It defines the values of every coding.
 //
 // src: exactly c.PackedBytes(rows, dim) bytes. dst: [rows, dim], overwritten.
 //
-// Errors: ErrShape, ErrUnsupported. Any bytes of the right length decode to something.
+// Errors: ErrShape, ErrUnsupported. Any bytes of the right length decode without an error.
 func Decode(dst Rows, c Coding, src []byte, seed uint64) error {
 	if err := decodeStored(dst, c, src); err != nil {
 		return err
@@ -90,18 +90,17 @@ func decodeExact(dst []float32, f Format, src []byte) {
 	}
 }
 
-// Demote re-codes packed rows of the nested family to fewer bits without the original: the low
-// bit planes are dropped and the scale of each row computed anew, by the same rule, from the
-// row that the finer code stands for. All sums are of integers, so the result does not depend on
-// their order.
+// Demote re-codes packed rows of the nested family to fewer bits without the original. It drops the
+// low bit planes, and computes the scale of each row anew by the same rule, from the row that the
+// finer code decodes to. All sums are of integers, so the result does not depend on their order.
 //
 // src: from.PackedBytes(rows, dim) bytes; dst: to.PackedBytes(rows, dim) bytes, which may start
 // where src starts, or not overlap it. from and to agree in rule and scale form, and to has
 // fewer or as many bits.
 //
-// The expected squared error ends within 3 % of encoding directly at the lower width for rows
-// that the rotation makes Gaussian, within 10 % for rows that few values carry (no promise for
-// lm1 of those). A scale that would pass the largest binary16 is held there.
+// The expected squared error is within 3 % of that of encoding at the lower width for rows that the
+// rotation makes Gaussian, and within 10 % for rows with few large values (lm1 of those has no
+// bound). A scale above the largest binary16 is set to it.
 //
 // Errors: ErrShape, ErrUnsupported.
 func Demote(dst []byte, to Coding, src []byte, from Coding, rows, dim int) error {

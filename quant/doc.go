@@ -1,20 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package quant is the vocabulary of kvist and the oracle of its formats: what every coding's
-// bytes are and what they decode to, in plain scalar Go. It is slow and meant to be read. Every
-// faster implementation is compared with it: packed bytes identical, floats within a derived
-// tolerance. It imports the standard library only.
+// Package quant defines the formats in which kvist stores rows, and the types that its packages share.
+// Encode and Decode define, in plain scalar Go, the bytes of every coding and the values that they
+// decode to. They are slow and meant to be read. Tests compare every faster implementation with
+// them: packed bytes must be identical, floats within a derived tolerance. The package imports the
+// standard library and quant/layout only.
 //
 // # Concepts
 //
-// A row is the K or V of one token in one KV head, a hidden state, or an embedding. A Format says
-// how the values of a row are stored; a Coding is a format with its options; a Level says how
-// many rows of a block remain. A packed side is the bytes of all rows of a block for K, or for V.
+// A row is the K or V of one token in one KV head, a hidden state, or an embedding. A Format is the
+// way in which the values of a row are stored, and a Coding is a format with its options. A Level
+// tells how many rows of a block remain. A packed side is the bytes of all rows of a block for K,
+// or for V.
 //
-// Codings are transform -> quantize -> pack. The transform of the rotated formats is a randomised
-// Hadamard (Rotation): the query is rotated once by the same map, and inner products are those of
-// the original basis. The exact formats f32, f16 and bf16 and ggml's are not rotated. So there
-// are two bases, and attention keeps an accumulator for each.
+// A coding transforms, quantizes and packs. The transform of the rotated formats is a randomised
+// Hadamard transform (Rotation). A query is rotated once by the same map, which keeps inner products
+// what they are in the original basis. The exact formats f32, f16 and bf16 and those of ggml are not
+// rotated. So there are two bases, and attention keeps an accumulator for each.
 //
 // # Formats
 //
@@ -73,19 +75,15 @@
 //
 // Dims that are no power of two are rotated in windows, 80 = 64 + 16, under one scale a row. A
 // channel then spreads over its window only, so that the windows of a row can differ in energy.
-// Overlapping windows (three passes) and mixing the halves between them were tried on rows with
-// massive channels, log-normal channel scales and unequal halves, dims 72 to 448: overlapping
-// is worse by 2-20 % where single channels are massive and better by 10-30 % only where a whole
-// window is four times the other, mixing is several times worse (its sums cancel in
-// patterns), and both cost more. TestRotation_MassiveChannel holds the error of lm4 under
-// 0.0135 wherever the channel sits.
+// TestRotation_MassiveChannel bounds the error of lm4 by 0.0135 wherever a massive channel is.
+// DESIGN.md in this folder has the measurements of other ways to mix windows.
 //
 // # Row bias
 //
-// A coarsely coded row of K has a noisy score, and noise steals attention, because
-// E[exp(noise)] = exp(variance/2). The remedy is a bias of minus half the variance on the row's
-// score. With error energy NoisePerScale2 * scale^2 per value, isotropic after the rotation,
-// the variance of q.k is |q|^2 times that: it needs no stored bytes. RowBias computes it.
+// A coarsely coded row of K has a noisy score. The noise raises the row's share of attention, because
+// E[exp(noise)] = exp(variance/2). RowBias corrects it: it is minus half the variance of the score.
+// The error energy of a value is NoisePerScale2 * scale^2, the same in all directions after the
+// rotation, so the variance of q.k is |q|^2 times that. No bytes need to be stored for it.
 //
 // # Order of sums, rounding
 //
@@ -98,9 +96,9 @@
 //
 // Exact formats keep NaN and Inf; finite values beyond their range are refused. All other
 // codings refuse rows with NaN or Inf and magnitudes above 2^111 (RowError, ErrRange), and f16
-// row scales above 65504: never does a finite row decode to an infinity. Row scales below
-// 2^-25 round to zero in f16 (absolute error under 2^-22 a value); +s8 has no such floor but
-// holds rows at least at 2^-16 of the largest of their block.
+// row scales above 65504: a finite row never decodes to an infinity. Row scales below
+// 2^-25 round to zero in f16 (absolute error under 2^-22 a value). With +s8 they do not; the
+// smallest scale is about 2^-16 of the largest of the block.
 //
 // # Errors
 //

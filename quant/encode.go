@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// RowError says which row could not be coded. errors.Is sees through it.
+// RowError names the row that could not be coded. It unwraps to the cause.
 type RowError struct {
 	Row int
 	Err error
@@ -36,14 +36,14 @@ func checkPacked(c Coding, p []byte, rows, dim int) error {
 	return nil
 }
 
-// Encode packs rows: the definition of every coding's bytes.
+// Encode packs rows. It defines the bytes of every coding.
 //
 // x: [rows, dim] float32, original basis. dst: exactly c.PackedBytes(rows, dim) bytes, every one
-// of which is written; must not overlap x. seed chooses the rotation of the rotated codings.
+// of which is written; it must not overlap x. seed chooses the rotation of the rotated codings.
 //
 // Errors: ErrShape, ErrUnsupported; *RowError wrapping ErrRange for a row that the coding cannot
-// hold (NaN or Inf where the coding has none, magnitudes beyond its scale). dst then holds
-// nothing of use.
+// hold (NaN or Inf where the coding has none, magnitudes beyond its scale). The content of dst is
+// then undefined.
 func Encode(dst []byte, c Coding, x Rows, seed uint64) error {
 	if err := x.Validate(); err != nil {
 		return err

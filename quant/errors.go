@@ -4,18 +4,19 @@ package quant
 
 import "errors"
 
-// Category errors. Every error that kvist returns for a reason a caller can act on matches
-// exactly one of these with errors.Is; the text says which object, and typed carriers in the
-// packages above (container.CorruptError, capture.FormatError and so on) say where.
+// Category errors. Every error that kvist returns for a reason a caller can act on matches exactly
+// one of these with errors.Is. Its text names the object; typed errors of other packages, such as
+// container.CorruptError and capture.FormatError, hold the place.
 var (
-	// ErrShape: lengths, dimensions or indices handed in do not fit together. Fix the call.
+	// ErrShape: the lengths, dimensions or indices of a call do not fit together. Fix the call.
 	ErrShape = errors.New("shape mismatch")
 	// ErrCorrupt: stored bytes are not what was written: a failed checksum, an impossible
 	// field, a truncated file. Fetch the data again, or salvage what is intact.
 	ErrCorrupt = errors.New("corrupt data")
 	// ErrVersion: the data is of a format version that this build cannot read.
 	ErrVersion = errors.New("unsupported version")
-	// ErrUnsupported: well-formed, but not something this build or backend does.
+	// ErrUnsupported: the request or data is well-formed, but this build or backend does not support
+	// it.
 	ErrUnsupported = errors.New("not supported")
 	// ErrUnavailable: no usable device. Choose another backend.
 	ErrUnavailable = errors.New("device not available")

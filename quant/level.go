@@ -4,10 +4,11 @@ package quant
 
 import "fmt"
 
-// Level says how many rows of a block remain; the Coding says how each row is stored.
+// Level is the level of detail of a block: how many rows remain. The Coding determines how each row
+// is stored.
 type Level uint8
 
-// The levels of detail, finest first. The zero value is Full, which is what a block is born as.
+// The levels of detail, finest first. New blocks are at Full, the zero value.
 const (
 	// Full keeps every token as a row of its own.
 	Full Level = iota
@@ -16,7 +17,7 @@ const (
 	Chunks
 	// Summary keeps one to a few rows for a whole segment, with counts.
 	Summary
-	// Dropped keeps nothing but the fact that these tokens stood here.
+	// Dropped keeps only the positions of the tokens.
 	Dropped
 
 	numLevels

@@ -90,8 +90,8 @@ func getScales(dst []float32, c Coding, src []byte) {
 	}
 }
 
-// RowScales decodes the row scale of every row of a packed side: what Block.Noise of a backend is
-// relative to. For u8 and lm1..lm4 a value is scale*centroid/64; for tqmse it is
+// RowScales decodes the row scale of every row of a packed side. Block.Noise of a backend is
+// relative to it. For u8 and lm1..lm4 a value is scale*centroid/64; for tqmse it is
 // scale*centroid, with scale the root mean square of the row. Codings without a row scale give 0.
 //
 // Errors: ErrShape, ErrUnsupported.

@@ -55,7 +55,7 @@ func (t DType) Format() Format {
 	return FormatInvalid
 }
 
-// RopeLayout says which components of a row RoPE rotates together.
+// RopeLayout is the pairing of the components of a row that RoPE rotates together.
 type RopeLayout uint8
 
 // The RoPE layouts.
@@ -81,7 +81,7 @@ func (l RopeLayout) String() string {
 	return fmt.Sprintf("RopeLayout(%d)", uint8(l))
 }
 
-// Rope describes the rotary position embedding that is baked into K.
+// Rope describes the rotary position embedding that K contains.
 // Source: RoFormer (2021, arXiv 2104.09864).
 type Rope struct {
 	Layout    RopeLayout
@@ -90,7 +90,7 @@ type Rope struct {
 	InvFreq   []float32 // [rotary_dim/2], or nil: given where a model scales its frequencies
 }
 
-// Frequencies returns the angle a position turns each pair by, [rotary_dim/2], radians.
+// Frequencies returns the angle in radians by which one position turns each pair, [rotary_dim/2].
 func (r Rope) Frequencies() []float64 {
 	if r.Layout == RopeNone {
 		return nil
@@ -106,8 +106,8 @@ func (r Rope) Frequencies() []float64 {
 	return f
 }
 
-// maxFrequency bounds the frequencies of a Rope, in radians a position. Models have 1 and below; up
-// to here the sine of any position up to MaxTokens has digits left.
+// maxFrequency bounds the frequencies of a Rope, in radians a position. Models use 1 and below. Up to
+// this bound, float64 holds enough digits of the angle for every position up to MaxTokens.
 const maxFrequency = 1024.0
 
 // Validate checks r against a head_dim.
@@ -159,7 +159,7 @@ const (
 	MaxLayers = 1 << 14
 	MaxHeads  = 1 << 14
 	MaxTokens = 1 << 40
-	// MaxDim is the largest row length. 2^16 keeps <c,c> of int8 centroids within int32.
+	// MaxDim is the largest row length. With it, <c,c> of int8 centroids fits int32.
 	MaxDim = 1 << 16
 	// MaxMagnitude is the largest absolute value that the rotated codings take. Above it the sums
 	// of the rotation could overflow float32; such rows are refused.

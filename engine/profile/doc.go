@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package profile reads and writes .kvprofile files: what was learnt about one model, for
-// compressing its caches better.
+// Package profile reads and writes .kvprofile files. A profile holds what calibration and tuning
+// measured about one model, so that its caches compress better.
 //
 // # Concepts
 //
-// A profile belongs to a model: its name and its quant.Geometry. It holds sections, each of which
-// was made by one tool and is replaced by that tool alone:
+// A profile belongs to a model, which it knows by name and quant.Geometry. It holds sections. One tool
+// makes a section, and only that tool replaces it:
 //
 //	section      holds                                              made by          read by
 //	params       settings as text: signals, planner, menus          kvist tune       planner
@@ -14,20 +14,21 @@
 //	basis        what rows are projected on, means, variances       kvist calibrate  archive
 //	tables       static tables of the archive's coder               kvist calibrate  archive
 //
-// Params is a list of key=value, Sensitivity two matrices, and any section is a list of Tensors:
-// named arrays of a type and a shape, kept exactly, whose meaning is their reader's. Meta says
-// how a section was made (texts, seed, objective before and after): it informs and never acts.
-// Sections that this package does not know are kept and written back as they are.
+// A section is a list of Tensors: named arrays of a type and a shape, kept exactly. Params and
+// Sensitivity are sections that this package understands, a list of key=value and two matrices. The
+// reader of any other section knows what its tensors mean; this package keeps them as they are.
+// Meta tells people how a section was made (texts, seed, objective before and after). It has no
+// effect on results.
 //
-// A Profile never changes: With... returns a new one that shares memory with the old. So tools
-// Open, With..., Write, and each leaves the sections of the others alone.
+// A Profile is immutable: With and its siblings return a new one that shares memory with the old. A
+// tool opens a profile, replaces its own section, and writes the result; the other sections stay.
 //
 // # Identity
 //
-// ID is the SHA-256 of all that acts: model, geometry and every section, in a canonical order,
-// without the meta and however the bytes were packed in the file. Digest is the same of chosen
-// sections only: files that need a profile to be decoded name the digest of the sections that
-// decoding takes, so that a later tuning does not orphan them.
+// ID is the SHA-256 of everything that has an effect: model, geometry and every section, in a
+// canonical order. Meta and the packing of the file do not change it. Digest is the same of chosen
+// sections. A file that needs a profile to be decoded names the digest of the sections that decoding
+// uses, so that it still decodes after a later tuning.
 //
 // # Layout
 //
@@ -53,13 +54,13 @@
 //
 // # Errors
 //
-//	quant.ErrCorrupt, quant.ErrVersion   *container.CorruptError, *container.RefusedError: where
+//	quant.ErrCorrupt, quant.ErrVersion   *container.CorruptError, *container.RefusedError: the place
 //	quant.ErrUnsupported                 the file is no profile, or a type is not known
 //	quant.ErrTooLarge                    a limit
 //	quant.ErrShape                       *MismatchError: the profile is of another model; and
-//	                                     names, values or shapes that cannot be
+//	                                     invalid names, values or shapes
 //
-// A damaged profile is refused as a whole: half of one would change results silently.
+// Read refuses a damaged profile as a whole, because a part of one would change results silently.
 //
 // # Concurrency
 //

@@ -21,7 +21,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ID identifies what a profile holds. The zero ID stands for no profile.
+// ID identifies the content of a profile. The zero ID stands for no profile.
 type ID [32]byte
 
 // String returns the first 16 hex digits, enough to tell profiles apart; "none" for no profile.
@@ -35,7 +35,7 @@ func (id ID) String() string {
 // Full returns all 64 hex digits.
 func (id ID) Full() string { return hex.EncodeToString(id[:]) }
 
-// ID returns the identity of all that acts: model, geometry and every section, without meta.
+// ID returns the identity of the profile: of model, geometry and every section, without meta.
 func (p *Profile) ID() ID { return p.Digest(p.Sections()...) }
 
 // Digest returns the identity of model, geometry and these sections only, in any order; a section
@@ -162,8 +162,8 @@ func Read(name string, r io.ReaderAt, size int64, lim Limits) (*Profile, error) 
 	return p, nil
 }
 
-// ContentError says what the content of an undamaged file has that no profile has. It matches
-// quant.ErrCorrupt, or quant.ErrUnsupported.
+// ContentError reports a file whose checksums hold and whose content is no valid profile. It matches
+// quant.ErrCorrupt or quant.ErrUnsupported.
 type ContentError struct {
 	File     string
 	Category error

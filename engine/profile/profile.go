@@ -59,7 +59,7 @@ func (p *Profile) Derived(key any, make func() (any, error)) (any, error) {
 	return v, nil
 }
 
-// Meta says how a section was made, for people. Keys are 1 to 64 of a-z, 0-9, "-" and "."; values
+// Meta tells people how a section was made. Keys are 1 to 64 of a-z, 0-9, "-" and "."; values
 // are UTF-8 without NUL of at most 64 KiB. Common keys: made-by (tool and version), texts (names
 // and hashes), seed, objective, before, after, holdout-before, holdout-after.
 type Meta map[string]string
@@ -74,9 +74,9 @@ const (
 	maxTensorName  = 200
 )
 
-// New returns an empty profile of a model. Files name the same model in different ways: several
-// names are joined by " | ", and any of them is right. Without a name Check compares geometries
-// only.
+// New returns an empty profile of a model. Files name the same model in different ways, so model may
+// hold several names joined by " | "; Check accepts any of them. Without a name Check compares
+// geometries only.
 //
 // Errors: quant.ErrShape.
 func New(model string, geo quant.Geometry) (*Profile, error) {
@@ -101,8 +101,7 @@ func (p *Profile) Model() string { return p.model }
 // nameSeparator stands between the names of a model.
 const nameSeparator = " | "
 
-// Named returns a profile that other names of the same model are right for, too. Nothing else
-// about it changes.
+// Named returns a profile with further names of the same model. Nothing else changes.
 //
 // Errors: quant.ErrShape for a name that cannot be one.
 func (p *Profile) Named(names ...string) (*Profile, error) {
@@ -192,7 +191,7 @@ func (p *Profile) With(s Section, meta Meta, tensors ...Tensor) (*Profile, error
 	return q, q.check(s)
 }
 
-// check holds the rules of the sections whose meaning is known here.
+// check applies the rules of the sections that this package understands.
 func (p *Profile) check(s Section) error {
 	var err error
 	switch {
@@ -219,7 +218,7 @@ func (m Meta) check(s Section) error {
 	return nil
 }
 
-// validName holds that s has 1 to most of a-z, 0-9 and the bytes of extra.
+// validName reports whether s has 1 to most of a-z, 0-9 and the bytes of extra.
 func validName(s string, most int, extra string) bool {
 	if len(s) < 1 || len(s) > most {
 		return false
@@ -233,8 +232,8 @@ func validName(s string, most int, extra string) bool {
 	return true
 }
 
-// Check holds that the profile is one of this model: the same geometry and, where both have a
-// name, one that the profile has.
+// Check reports whether the profile is of this model: it has the same geometry and, where both have a
+// name, the name is one of the profile's.
 //
 // Errors: *MismatchError, which matches quant.ErrShape.
 func (p *Profile) Check(model string, geo quant.Geometry) error {

@@ -10,10 +10,9 @@ import (
 	"unicode/utf8"
 )
 
-// Params are settings by name: what importance, planner and menus are to be. Keys are 1 to 64 of
-// a-z, 0-9 and "-"; values are printable without spaces, at most 4 KiB. Which keys there are is
-// for their reader (engine/kvfile takes the keys of its Config that say how, not how much); a
-// key it does not know is an error there, never ignored.
+// Params are settings by name, of importance, planner and menus. Keys are 1 to 64 of a-z, 0-9 and
+// "-"; values are printable without spaces, at most 4 KiB. The reader defines the keys: those of
+// its Config that set how to compress, not how much. A key that the reader does not know is an error.
 type Params map[string]string
 
 const (
@@ -109,14 +108,14 @@ func (p *Profile) WithParams(params Params, meta Meta) (*Profile, error) {
 		Shape: []int64{int64(len(text))}, Data: text})
 }
 
-// Sensitivity holds what the damage of a head counts for against the other heads of the model, K
-// and V apart: factors on the squared error, [layers, kv_heads], finite, from 2^-20 to 2^20; 1
-// changes nothing. The model's layers all stand in it, whichever a cache holds.
+// Sensitivity holds the factors of heads on the squared error of K and of V: how much the damage of a
+// head counts against that of the others. Each is [layers, kv_heads], from 2^-20 to 2^20; 1 changes
+// nothing. It covers all layers of the model, even where a cache holds only some.
 type Sensitivity struct {
 	K, V []float32
 }
 
-// maxFactor bounds the factors, so that products of them with damages stay numbers.
+// maxFactor bounds the factors, so that their products with damages stay finite.
 const maxFactor = 1 << 20
 
 // At returns the factors of a head.
