@@ -21,6 +21,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 const (
@@ -140,7 +141,7 @@ func errorText(e float64) string {
 }
 
 func measure(ctx context.Context, src *capture.Source, be backend.Backend, config string) (*kvfile.Result,
-	*kvfile.Comparison, error) {
+	*report.Comparison, error) {
 	cfg, err := kvfile.ParseConfig(config)
 	if err != nil {
 		return nil, nil, err
@@ -154,6 +155,6 @@ func measure(ctx context.Context, src *capture.Source, be backend.Backend, confi
 	if err != nil {
 		return nil, nil, err
 	}
-	cmp, err := kvfile.Compare(ctx, r, src, be, nil)
+	cmp, err := report.Compare(ctx, r, src, be, nil)
 	return res, cmp, err
 }

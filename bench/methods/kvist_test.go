@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -38,7 +39,7 @@ func TestKvist_AgreesWithCompare(t *testing.T) {
 	size := int64(file.Len())
 	r, err := container.Open("f", bytes.NewReader(file.Bytes()), size, container.Limits{})
 	require.NoError(t, err)
-	cmp, err := kvfile.Compare(context.Background(), r, src, be, nil)
+	cmp, err := report.Compare(context.Background(), r, src, be, nil)
 	require.NoError(t, err)
 
 	f := realFamily(t, 256)

@@ -24,6 +24,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 const (
@@ -137,7 +138,7 @@ func (m *measurer) future(ctx context.Context, file []byte) (float64, error) {
 	if err != nil {
 		return math.NaN(), err
 	}
-	cmp, err := kvfile.Compare(ctx, r, m.src, m.be, nil)
+	cmp, err := report.Compare(ctx, r, m.src, m.be, nil)
 	if err != nil {
 		return math.NaN(), err
 	}

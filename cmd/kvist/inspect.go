@@ -16,6 +16,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 type inspectFlags struct {
@@ -105,7 +106,7 @@ type inspectJSON struct {
 
 // kvistJSON is a report without its map, which is for drawing.
 type kvistJSON struct {
-	*kvfile.Report
+	*report.Report
 	Map    *struct{} `json:"map,omitempty"` // nil: hides the one of Report
 	Errors *struct{} `json:"errors,omitempty"`
 }
@@ -184,7 +185,7 @@ func (a *app) inspectContainer(ctx context.Context, in *input, f *inspectFlags,
 		return container.Dump(a.stdout, r, container.DumpOptions{})
 	}
 	res.Type = "kvist"
-	rep, err := kvfile.BuildReport(ctx, r, nil)
+	rep, err := report.Build(ctx, r, nil)
 	if err != nil {
 		return err
 	}

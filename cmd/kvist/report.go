@@ -9,7 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/page"
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 type reportFlags struct {
@@ -84,7 +84,7 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 			err = p.err
 		}
 	}()
-	var cmp *kvfile.Comparison
+	var cmp *report.Comparison
 	if f.against != "" {
 		var profiles []string
 		if f.profile != "" {
@@ -98,7 +98,7 @@ func (a *app) report(ctx context.Context, name string, f *reportFlags) (err erro
 			return err
 		}
 	}
-	rep, err := kvfile.BuildReport(ctx, r, cmp)
+	rep, err := report.Build(ctx, r, cmp)
 	if err != nil {
 		return err
 	}

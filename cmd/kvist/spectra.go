@@ -85,7 +85,7 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 		return nil
 	}
 	for i, n := range src.Layers() {
-		report(say, "measuring the spectrum", i, len(src.Layers()))
+		say.Say("measuring the spectrum", int64(i), int64(len(src.Layers())))
 		for _, part := range []capture.Part{capture.K, capture.V} {
 			t, _ := src.KV(n, part) // every layer has K and V
 			side := map[capture.Part]string{capture.K: "K", capture.V: "V"}[part]
@@ -96,18 +96,12 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 	}
 	acts := src.ActTensors()
 	for i, t := range acts {
-		report(say, "measuring the spectrum", i, len(acts))
+		say.Say("measuring the spectrum", int64(i), int64(len(acts)))
 		if err := one(fmt.Sprintf("tensor %q", t.Name), "rows", t.Tensor); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-func report(say kvfile.Progress, stage string, done, total int) {
-	if say != nil {
-		say(stage, int64(done), int64(total))
-	}
 }
 
 // containerSpectra measures the decoded rows of a file, a record at a time. Rows that stand for
@@ -116,7 +110,7 @@ func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res
 	say kvfile.Progress) error {
 	h := r.Header()
 	for i := range h.Stored() {
-		report(say, "measuring the spectrum", i, h.Stored())
+		say.Say("measuring the spectrum", int64(i), int64(h.Stored()))
 		kDim, vDim := h.Dims(i)
 		if max(kDim, vDim) > spectrum.MaxDim {
 			res.skipped = fmt.Sprintf("rows of %d values, the spectrum takes at most %d", max(kDim,

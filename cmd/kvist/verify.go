@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -182,7 +183,7 @@ func (a *app) verifyDamage(res *verifyJSON, err error, asJSON bool) error {
 
 // compare measures a file against the capture called name, and returns that name for messages.
 func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps []*profile.Profile,
-	f backendFlags) (_ *kvfile.Comparison,
+	f backendFlags) (_ *report.Comparison,
 	original string, err error) {
 	liftMemory()
 	src, in, err := a.openCapture(ctx, name)
@@ -197,7 +198,7 @@ func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps 
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	cmp, err := kvfile.Compare(ctx, r, src, be, say, ps...)
+	cmp, err := report.Compare(ctx, r, src, be, say, ps...)
 	return cmp, in.name, err
 }
 
@@ -233,7 +234,7 @@ type worstJSON struct {
 	Error *float64 `json:"error"`
 }
 
-func newWorstJSON(w kvfile.Worst) *worstJSON {
+func newWorstJSON(w report.Worst) *worstJSON {
 	if math.IsNaN(w.Error) {
 		return nil
 	}
@@ -264,7 +265,7 @@ func (w *worstJSON) String() string {
 	return fmt.Sprintf("%d/%d: %s", *w.Head, *w.Token, e)
 }
 
-func newComparisonJSON(cmp *kvfile.Comparison, original string, hasV bool) *comparisonJSON {
+func newComparisonJSON(cmp *report.Comparison, original string, hasV bool) *comparisonJSON {
 	side := func(x float64) *float64 {
 		if !hasV {
 			return nil

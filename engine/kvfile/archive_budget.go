@@ -331,7 +331,7 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 func (b *budget) run(ctx context.Context, emit func(*container.Record) error) error {
 	for at := 0; at < len(b.all); at += batchRecords {
 		recs := b.all[at:min(at+batchRecords, len(b.all))]
-		b.say.say("encoding", int64(at), int64(len(b.all)))
+		b.say.Say("encoding", int64(at), int64(len(b.all)))
 		var err error
 		switch {
 		case b.whole(): // encoded
@@ -351,7 +351,7 @@ func (b *budget) run(ctx context.Context, emit func(*container.Record) error) er
 			c.rec = nil
 		}
 	}
-	b.say.say("encoding", int64(len(b.all)), int64(len(b.all)))
+	b.say.Say("encoding", int64(len(b.all)), int64(len(b.all)))
 	return nil
 }
 

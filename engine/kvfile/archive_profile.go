@@ -189,7 +189,7 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 		price := comp.pricer()
 		for i := range in.Layers {
 			l := &in.Layers[i]
-			c.say.say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
+			c.say.Say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
 			for h := range l.Heads {
 				st, err := price.Calibrate(ctx, l, h, nil, nil)
 				if err != nil {
@@ -239,7 +239,7 @@ func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
 	}
 	set.Transforms = make([][]*archive.Transform, len(set.Layers))
 	for i, n := range set.Layers {
-		c.say.say("fitting bases", int64(i), int64(len(set.Layers)))
+		c.say.Say("fitting bases", int64(i), int64(len(set.Layers)))
 		ts := make([]*archive.Transform, 2*c.geo.KVHeads)
 		err := eachIndex(ctx, len(ts), func(j int) (err error) {
 			ts[j], err = c.transform(n, j/2, j%2)
@@ -250,7 +250,7 @@ func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
 		}
 		set.Transforms[i] = ts
 	}
-	c.say.say("fitting bases", int64(len(set.Layers)), int64(len(set.Layers)))
+	c.say.Say("fitting bases", int64(len(set.Layers)), int64(len(set.Layers)))
 	return set, c.fitTables(ctx, set)
 }
 
@@ -360,7 +360,7 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 			return err
 		}
 		for i, n := range set.Layers {
-			c.say.say("fitting tables", int64(round*len(set.Layers)+i), int64(3*len(set.Layers)))
+			c.say.Say("fitting tables", int64(round*len(set.Layers)+i), int64(3*len(set.Layers)))
 			if err := ctx.Err(); err != nil {
 				return err
 			}

@@ -94,7 +94,7 @@ func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
 	var rooms rowRooms
 	for at := 0; at < n; {
 		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
-		progress.say("decoding", int64(at), int64(n))
+		progress.Say("decoding", int64(at), int64(n))
 		err := eachOf(ctx, workers, len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {

@@ -242,7 +242,7 @@ func (a *archiver) fitAndWrite(ctx context.Context, w io.Writer, total int64) (*
 	if err != nil {
 		return nil, err
 	}
-	a.say.say("encoding", 0, 1)
+	a.say.Say("encoding", 0, 1)
 	if err := a.load(ctx); err != nil {
 		return nil, err
 	}

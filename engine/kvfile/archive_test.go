@@ -23,6 +23,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -202,7 +203,7 @@ func TestArchive_BudgetsAreMet(t *testing.T) {
 			if with == nil {
 				continue
 			}
-			cmp, err := kvfile.Compare(context.Background(), reader(t, b), src, be, nil, p)
+			cmp, err := report.Compare(context.Background(), reader(t, b), src, be, nil, p)
 			require.NoError(t, err)
 			require.Less(t, cmp.KError+cmp.VError, last)
 			last = cmp.KError + cmp.VError

@@ -27,7 +27,7 @@ import (
 // one at a time.
 type Progress func(stage string, done, total int64)
 
-func (p Progress) say(stage string, done, total int64) {
+func (p Progress) Say(stage string, done, total int64) {
 	if p != nil {
 		p(stage, done, total)
 	}

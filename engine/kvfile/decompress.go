@@ -54,7 +54,7 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage
 		return nil, err
 	}
 	for i := range d.h.Stored() {
-		d.say.say("decompressing", int64(i), int64(d.h.Stored()))
+		d.say.Say("decompressing", int64(i), int64(d.h.Stored()))
 		for s := range int(d.h.Segments(i)) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
@@ -68,7 +68,7 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage
 			}
 		}
 	}
-	d.say.say("decompressing", int64(d.h.Stored()), int64(d.h.Stored()))
+	d.say.Say("decompressing", int64(d.h.Stored()), int64(d.h.Stored()))
 	if err := d.sides(); err != nil {
 		return nil, err
 	}
@@ -394,7 +394,7 @@ func (d *decompressor) sides() error {
 //
 // Errors: *container.CorruptError.
 func Verify(ctx context.Context, r *container.Reader, progress Progress) error {
-	if err := r.Verify(func(done, total int64) { progress.say("verifying", done, total) }); err != nil {
+	if err := r.Verify(func(done, total int64) { progress.Say("verifying", done, total) }); err != nil {
 		return err
 	}
 	h := r.Header()

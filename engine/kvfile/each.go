@@ -59,7 +59,7 @@ func (c *compressor) eachLayer(ctx context.Context, stage string, workers int, f
 		c.caller.Lock()
 		defer c.caller.Unlock()
 		done++
-		c.say.say(stage, done, int64(n))
+		c.say.Say(stage, done, int64(n))
 		return err
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -317,7 +318,7 @@ func TestExplain(t *testing.T) {
 	}
 	require.InEpsilon(t, why.Predicted, damage, 1e-9)
 
-	rep, err := kvfile.BuildReport(context.Background(), r, nil)
+	rep, err := report.Build(context.Background(), r, nil)
 	require.NoError(t, err)
 	require.NoError(t, rep.AddWhy(why))
 	for _, row := range rep.Map.Rows {

@@ -19,6 +19,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -72,11 +73,11 @@ func reader(t testing.TB, b []byte) *container.Reader {
 	return r
 }
 
-func measure(t testing.TB, src *capture.Source, be backend.Backend, b []byte) *kvfile.Comparison {
+func measure(t testing.TB, src *capture.Source, be backend.Backend, b []byte) *report.Comparison {
 	t.Helper()
 	r := reader(t, b)
 	require.NoError(t, kvfile.Verify(context.Background(), r, nil))
-	cmp, err := kvfile.Compare(context.Background(), r, src, be, nil)
+	cmp, err := report.Compare(context.Background(), r, src, be, nil)
 	require.NoError(t, err)
 	return cmp
 }

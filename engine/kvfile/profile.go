@@ -71,7 +71,7 @@ func profileID(p *profile.Profile) [32]byte {
 }
 
 // profileText is what a report says of a header's profile.
-func profileText(id profile.ID) string {
+func ProfileText(id profile.ID) string {
 	if id == (profile.ID{}) {
 		return ""
 	}

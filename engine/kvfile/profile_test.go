@@ -12,6 +12,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -60,7 +61,7 @@ func TestProfile_ActsAndIsNamed(t *testing.T) {
 	before, after := layerBits(t, plain), layerBits(t, b)
 	require.Greater(t, after[0], before[0]+0.3, "layer 0")
 	require.Less(t, after[1]+after[2]+after[3], before[1]+before[2]+before[3]-0.3)
-	rep, err := kvfile.BuildReport(context.Background(), reader(t, b), nil)
+	rep, err := report.Build(context.Background(), reader(t, b), nil)
 	require.NoError(t, err)
 	require.Equal(t, p.ID().Full(), rep.Profile)
 	// The file is read without the profile.
@@ -68,7 +69,7 @@ func TestProfile_ActsAndIsNamed(t *testing.T) {
 }
 
 func layerBits(t testing.TB, b []byte) []float64 {
-	rep, err := kvfile.BuildReport(context.Background(), reader(t, b), nil)
+	rep, err := report.Build(context.Background(), reader(t, b), nil)
 	require.NoError(t, err)
 	var bits []float64
 	for _, l := range rep.Layers {

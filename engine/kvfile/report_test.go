@@ -13,12 +13,13 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // checkReport checks what holds for every report: each byte is counted once, codings and layers
 // agree with the sections, the map covers every token, and JSON can hold it.
-func checkReport(t *testing.T, r *container.Reader, rep *kvfile.Report) {
+func checkReport(t *testing.T, r *container.Reader, rep *report.Report) {
 	t.Helper()
 	sections := map[string]int64{}
 	var sum, coded, layers int64
@@ -57,7 +58,7 @@ func checkReport(t *testing.T, r *container.Reader, rep *kvfile.Report) {
 	}
 	b, err := json.Marshal(rep)
 	require.NoError(t, err)
-	var back kvfile.Report
+	var back report.Report
 	require.NoError(t, json.Unmarshal(b, &back))
 	require.Equal(t, *rep, back)
 }
@@ -66,9 +67,9 @@ func TestBuildReport_Cache(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	b, res := compress(t, src, be, config(t, "bits=3"))
 	r := reader(t, b)
-	cmp, err := kvfile.Compare(context.Background(), r, src, be, nil)
+	cmp, err := report.Compare(context.Background(), r, src, be, nil)
 	require.NoError(t, err)
-	rep, err := kvfile.BuildReport(context.Background(), r, cmp)
+	rep, err := report.Build(context.Background(), r, cmp)
 	require.NoError(t, err)
 	checkReport(t, r, rep)
 	require.Equal(t, res.BitsPerValue, rep.BitsPerValue)
@@ -92,21 +93,21 @@ func TestBuildReport_Cache(t *testing.T) {
 	}
 	require.Equal(t, res.Codings, got)
 
-	_, err = kvfile.BuildReport(context.Background(), r, &kvfile.Comparison{})
+	_, err = report.Build(context.Background(), r, &report.Comparison{})
 	require.ErrorIs(t, err, quant.ErrShape)
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err = kvfile.BuildReport(ctx, r, nil)
+	_, err = report.Build(ctx, r, nil)
 	require.ErrorIs(t, err, context.Canceled)
 }
 
 func TestBuildReport_NaNBecomesNil(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	b, _ := compress(t, src, be, config(t, "bits=3"))
-	cmp := &kvfile.Comparison{FutureError: math.NaN(), KError: math.Inf(1), VError: 0.5,
-		Layers: make([]kvfile.LayerError, 4)}
+	cmp := &report.Comparison{FutureError: math.NaN(), KError: math.Inf(1), VError: 0.5,
+		Layers: make([]report.LayerError, 4)}
 	cmp.Layers[2].FutureError = math.NaN()
-	rep, err := kvfile.BuildReport(context.Background(), reader(t, b), cmp)
+	rep, err := report.Build(context.Background(), reader(t, b), cmp)
 	require.NoError(t, err)
 	require.Nil(t, rep.Errors.FutureError)
 	require.Nil(t, rep.Errors.KError)
@@ -117,7 +118,7 @@ func TestBuildReport_NaNBecomesNil(t *testing.T) {
 func TestBuildReport_Rows(t *testing.T) {
 	src, be := open(t, "../../testdata/minilm-base-4096x384.npy"), openCPU(t)
 	b, _ := compress(t, src, be, config(t, "bits=3"))
-	rep, err := kvfile.BuildReport(context.Background(), reader(t, b), nil)
+	rep, err := report.Build(context.Background(), reader(t, b), nil)
 	require.NoError(t, err)
 	checkReport(t, reader(t, b), rep)
 	require.Equal(t, "rows", rep.Kind)
@@ -172,14 +173,14 @@ func levels(t *testing.T, layers, tokens, heads int) *container.Reader {
 
 func TestBuildReport_Levels(t *testing.T) {
 	r := levels(t, 1, 128, 2)
-	rep, err := kvfile.BuildReport(context.Background(), r, nil)
+	rep, err := report.Build(context.Background(), r, nil)
 	require.NoError(t, err)
 	checkReport(t, r, rep)
 	row := rep.Map.Rows[1]
-	kind := func(token int) kvfile.ReportKind { return rep.Map.Kinds[row.Kind[token]] }
-	require.Equal(t, kvfile.ReportKind{Level: "DROPPED"}, kind(64))
-	require.Equal(t, kvfile.ReportKind{Level: "CHUNKS", K: "lm2", V: "lm2"}, kind(75))
-	require.Equal(t, kvfile.ReportKind{Level: "FULL", K: "lm4", V: "lm2"}, kind(127))
+	kind := func(token int) report.Kind { return rep.Map.Kinds[row.Kind[token]] }
+	require.Equal(t, report.Kind{Level: "DROPPED"}, kind(64))
+	require.Equal(t, report.Kind{Level: "CHUNKS", K: "lm2", V: "lm2"}, kind(75))
+	require.Equal(t, report.Kind{Level: "FULL", K: "lm4", V: "lm2"}, kind(127))
 	require.Zero(t, row.KBits[0])
 	// Two rows of 32 values at 2 bits and an f16 scale, for ten tokens.
 	require.InDelta(t, 8*float64(2*8+2*2)/(10*32), float64(row.KBits[12]), 1e-5)
@@ -189,14 +190,14 @@ func TestBuildReport_Levels(t *testing.T) {
 // Long files share columns among tokens, many heads share lines.
 func TestBuildReport_Bounded(t *testing.T) {
 	r := levels(t, 1, 64*80, 1)
-	rep, err := kvfile.BuildReport(context.Background(), r, nil)
+	rep, err := report.Build(context.Background(), r, nil)
 	require.NoError(t, err)
 	checkReport(t, r, rep)
 	require.Equal(t, int64(3), rep.Map.TokensPerColumn)
 	require.Equal(t, "DROPPED", rep.Map.Kinds[rep.Map.Rows[0].Kind[0]].Level)
 
 	r = levels(t, 5, 64, 256)
-	rep, err = kvfile.BuildReport(context.Background(), r, nil)
+	rep, err = report.Build(context.Background(), r, nil)
 	require.NoError(t, err)
 	checkReport(t, r, rep)
 	require.Len(t, rep.Map.Rows, 5)

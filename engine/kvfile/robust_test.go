@@ -22,6 +22,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -257,7 +258,7 @@ func TestCompress_NonfiniteNext(t *testing.T) {
 		require.ErrorContains(t, err, tensor+" head 1")
 		require.Zero(t, file.Len())
 		b, _ := compress(t, src, be, config(t, "bits=3"))
-		_, err = kvfile.Compare(context.Background(), reader(t, b), src, be, nil)
+		_, err = report.Compare(context.Background(), reader(t, b), src, be, nil)
 		require.ErrorContains(t, err, tensor+" head 1")
 	}
 }

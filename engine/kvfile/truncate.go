@@ -159,7 +159,7 @@ func (t *truncator) sides() int {
 func (t *truncator) survey(ctx context.Context, progress Progress) error {
 	infos := t.r.Records()
 	for i, info := range infos {
-		progress.say("measuring", int64(i), int64(len(infos)))
+		progress.Say("measuring", int64(i), int64(len(infos)))
 		if err := ctx.Err(); err != nil {
 			return err
 		}

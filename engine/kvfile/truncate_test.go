@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -30,8 +31,8 @@ func truncate(t testing.TB, b []byte, share float64, force bool) ([]byte, *kvfil
 	return out.Bytes(), res, err
 }
 
-func compareWith(t testing.TB, b []byte, src *capture.Source) *kvfile.Comparison {
-	cmp, err := kvfile.Compare(context.Background(), reader(t, b), src, openCPU(t), nil)
+func compareWith(t testing.TB, b []byte, src *capture.Source) *report.Comparison {
+	cmp, err := report.Compare(context.Background(), reader(t, b), src, openCPU(t), nil)
 	require.NoError(t, err)
 	return cmp
 }

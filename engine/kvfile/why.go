@@ -10,6 +10,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
@@ -111,7 +112,7 @@ func Explain(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	}
 	if want, got := profile.ID(r.Header().Profile), profile.ID(profileID(with.Profile)); want != got {
 		return nil, fmt.Errorf("kvist/kvfile: explain: file made with profile %q, given %q: %w",
-			profileText(want), profileText(got), quant.ErrShape)
+			ProfileText(want), ProfileText(got), quant.ErrShape)
 	}
 	// The file's config holds the profile's settings already, and what overrode them.
 	cfg.Profile = with.Profile
@@ -119,7 +120,7 @@ func Explain(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	if err != nil {
 		return nil, err
 	}
-	if err := belongs(r.Header(), c.in); err != nil {
+	if err := captured.Matches(r.Header(), c.in); err != nil {
 		return nil, err
 	}
 	if err := c.prepare(ctx, weights); err != nil {
@@ -254,58 +255,8 @@ func (c *compressor) whyPart(p *plan.Plan, at int) WhyPart {
 	return w
 }
 
-// AddWhy puts what Explain found of the file beside the bits of its tokens.
-//
-// Errors: quant.ErrShape where why is of another file.
-func (r *Report) AddWhy(why *Why) error {
-	perLayer := 1
-	if len(r.Layers) > 0 {
-		perLayer = len(r.Map.Rows) / len(r.Layers)
-	}
-	counts := make([][]float32, len(r.Map.Rows))
-	for i := range r.Map.Rows {
-		row := &r.Map.Rows[i]
-		n := len(row.Kind)
-		counts[i] = make([]float32, n)
-		row.Weight, row.Damage = make([]float32, n), make([]float32, n)
-		row.Coarser, row.Finer = make([]float32, n), make([]float32, n)
-	}
-	r.Slope = why.Slope
-	for i := range why.Blocks {
-		b := &why.Blocks[i]
-		at := b.Layer*perLayer + min(b.Head, perLayer-1)
-		if b.Layer < 0 || b.Layer >= len(r.Layers) || b.Head < 0 || at >= len(r.Map.Rows) {
-			return fmt.Errorf("kvist/kvfile: report: block of layer index %d head %d, the map has %d "+
-				"rows: %w", b.Layer, b.Head, len(r.Map.Rows), quant.ErrShape)
-		}
-		row := &r.Map.Rows[at]
-		damage, coarser, finer := b.prices()
-		for _, t := range b.Tokens {
-			c := (int64(b.Segment)*int64(r.SegmentTokens) + int64(t)) / r.Map.TokensPerColumn
-			if c >= int64(len(row.Kind)) {
-				return fmt.Errorf("kvist/kvfile: report: token %d of segment %d is beyond the map: %w",
-					t, b.Segment, quant.ErrShape)
-			}
-			counts[at][c]++
-			row.Weight[c] += float32(b.Weight)
-			row.Damage[c] += float32(damage / float64(len(b.Tokens)))
-			row.Coarser[c] += float32(coarser)
-			row.Finer[c] += float32(finer)
-		}
-	}
-	for i := range r.Map.Rows {
-		row := &r.Map.Rows[i]
-		for c, n := range counts[i] {
-			for _, x := range [][]float32{row.Weight, row.Damage, row.Coarser, row.Finer} {
-				x[c] /= max(1, n)
-			}
-		}
-	}
-	return nil
-}
-
 // prices returns the predicted damage of a block, and the prices of the next codings.
-func (b *WhyBlock) prices() (damage, coarser, finer float64) {
+func (b *WhyBlock) Prices() (damage, coarser, finer float64) {
 	for _, s := range b.Sides {
 		damage += s.Damage
 		var below, above *WhyOption

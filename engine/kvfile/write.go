@@ -39,7 +39,7 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 		total += int64(c.in.Layers[i].Segments())
 	}
 	err = c.eachRecord(choice, func(rec *container.Record) error {
-		c.say.say("encoding", done, total)
+		c.say.Say("encoding", done, total)
 		done++
 		if err := c.encodeRecord(ctx, rec); err != nil {
 			return err
@@ -65,7 +65,7 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 	if err := out.Close(); err != nil {
 		return nil, err
 	}
-	c.say.say("encoding", total, total)
+	c.say.Say("encoding", total, total)
 	res.Bytes = out.Size()
 	s := res.Sections
 	if sum := s.Header + s.Payload + s.Tables + s.Side + s.Index; sum != res.Bytes {

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
@@ -132,7 +133,7 @@ func (c *Captures) one(ctx context.Context, s *capture.Source, memo *kvfile.Memo
 	if err != nil {
 		return 0, err
 	}
-	cmp, err := kvfile.Compare(ctx, r, s, c.Backend, nil)
+	cmp, err := report.Compare(ctx, r, s, c.Backend, nil)
 	if err != nil {
 		return 0, err
 	}

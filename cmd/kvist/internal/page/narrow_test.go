@@ -15,7 +15,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 // browser finds a headless browser, or skips.
@@ -58,12 +58,12 @@ var listed = regexp.MustCompile(`(?s)<pre id="out">(.*?)</pre>`)
 // included, however long the names are.
 func TestWrite_FitsTheScreen(t *testing.T) {
 	bin := browser(t)
-	long := report()
+	long := sample()
 	long.File, long.Model = strings.Repeat("file", 80)+".kvist", strings.Repeat("m", 300)
 	long.Config = "importance=" + strings.Repeat("x", 400)
-	long.Layers = append(long.Layers, kvfile.ReportLayer{Number: 1, Name: strings.Repeat("n", 200), Tokens: 3})
-	long.Map.Kinds = append(long.Map.Kinds, kvfile.ReportKind{Level: "DROPPED"})
-	long.Map.Rows = append(long.Map.Rows, kvfile.ReportMapRow{Layer: 1, Kind: []int{1, 1, 1},
+	long.Layers = append(long.Layers, report.Layer{Number: 1, Name: strings.Repeat("n", 200), Tokens: 3})
+	long.Map.Kinds = append(long.Map.Kinds, report.Kind{Level: "DROPPED"})
+	long.Map.Rows = append(long.Map.Rows, report.MapRow{Layer: 1, Kind: []int{1, 1, 1},
 		KBits: []float32{0, 0, 0}, VBits: []float32{0, 0, 0}})
 	long.Bytes, long.Values = 1<<53, 1<<53
 	long.Codings[0].Values, long.Codings[0].Coding = 1<<53, "lm4+len+s8"
@@ -71,12 +71,12 @@ func TestWrite_FitsTheScreen(t *testing.T) {
 	e.VError, e.FutureError, e.Layers[0].VError, e.Layers[0].FutureError = e.KError, e.KError, e.KError, e.KError
 	e.Layers = append(e.Layers, e.Layers[0])
 	e.Layers[1].Name = long.Layers[1].Name
-	rows := report()
+	rows := sample()
 	rows.Kind = "rows"
 	dir, want := t.TempDir(), []string(nil)
 	var frames strings.Builder
 	frames.WriteString("<!doctype html><body>")
-	for i, r := range []*kvfile.Report{report(), long, rows} {
+	for i, r := range []*report.Report{sample(), long, rows} {
 		name := fmt.Sprintf("page%d.html", i)
 		require.NoError(t, os.WriteFile(filepath.Join(dir, name), []byte(write(t, r)), 0o600))
 		for _, width := range []int{390, 1400} {

@@ -29,7 +29,7 @@ import (
 	"strings"
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -48,7 +48,7 @@ const maxText = 4096
 // Write writes the page. version is that of the program, for the foot.
 //
 // Errors: those of w.
-func Write(w io.Writer, rep *kvfile.Report, version string) error {
+func Write(w io.Writer, rep *report.Report, version string) error {
 	rep = visible.Map(rep, func(s string) string { return visible.Line(visible.Cut(s, maxText)) })
 	t, err := template.New("page").Funcs(template.FuncMap{
 		"count": count, "bytes": bytesText, "percent": percent, "fixed": fixed,
@@ -74,7 +74,7 @@ func Write(w io.Writer, rep *kvfile.Report, version string) error {
 }
 
 type view struct {
-	*kvfile.Report
+	*report.Report
 	Version  string
 	Cache    bool
 	Style    template.CSS
@@ -111,7 +111,7 @@ var partClasses = map[string]string{"K codes": "p-k", "V codes": "p-v", "codes":
 	"tables": "p-tables", "side tensors": "p-side", "header": "p-header", "index": "p-index",
 	"padding": "p-padding"}
 
-func parts(rep *kvfile.Report) []part {
+func parts(rep *report.Report) []part {
 	var list []part
 	for _, s := range rep.Sections {
 		class := partClasses[s.Name]
@@ -128,16 +128,16 @@ func parts(rep *kvfile.Report) []part {
 // packed is the map as the script reads it: 16-bit numbers in base64, so that a page with half a
 // million cells has a few megabytes.
 type packed struct {
-	Cache   bool                 `json:"cache"`
-	Segment int                  `json:"segment"`
-	Per     int64                `json:"per"` // tokens of a column
-	First   int64                `json:"first"`
-	Layers  []packedLayer        `json:"layers"`
-	Kinds   []kvfile.ReportKind  `json:"kinds"`
-	Rows    []packedRow          `json:"rows"`
-	Dims    [2]int               `json:"dims"` // weights of K and V in the mean of both
-	Dropped string               `json:"dropped"`
-	Errors  *kvfile.ReportErrors `json:"errors"`
+	Cache   bool           `json:"cache"`
+	Segment int            `json:"segment"`
+	Per     int64          `json:"per"` // tokens of a column
+	First   int64          `json:"first"`
+	Layers  []packedLayer  `json:"layers"`
+	Kinds   []report.Kind  `json:"kinds"`
+	Rows    []packedRow    `json:"rows"`
+	Dims    [2]int         `json:"dims"` // weights of K and V in the mean of both
+	Dropped string         `json:"dropped"`
+	Errors  *report.Errors `json:"errors"`
 }
 
 type packedLayer struct {
@@ -160,7 +160,7 @@ type packedRow struct {
 	Finer   string `json:"finer,omitempty"`
 }
 
-func pack(rep *kvfile.Report) packed {
+func pack(rep *report.Report) packed {
 	p := packed{Cache: rep.Kind == "cache", Segment: rep.SegmentTokens,
 		Per:   rep.Map.TokensPerColumn,
 		First: rep.FirstPosition, Kinds: rep.Map.Kinds, Dims: [2]int{rep.HeadDim, rep.HeadDimV},

@@ -16,31 +16,31 @@ import (
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/page"
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
-func report() *kvfile.Report {
+func sample() *report.Report {
 	x := 0.0123
-	return &kvfile.Report{File: "a.kvist", Kind: "cache", Version: "v1", Model: "m",
+	return &report.Report{File: "a.kvist", Kind: "cache", Version: "v1", Model: "m",
 		Config: "bits=3 k=lm3,lm4",
 		Bytes:  1234567, Values: 3000000, BitsPerValue: 3.29, OriginalBytes: 6000000, Ratio: 4.86,
 		Tokens:        3,
 		SegmentTokens: 512, Heads: 2, KVHeads: 1, HeadDim: 64, HeadDimV: 64,
-		Layers: []kvfile.ReportLayer{{Number: 7, Name: "layer 7", Tokens: 3, Dim: 64}},
-		Sections: []kvfile.ReportSection{{Name: "K codes", Bytes: 1000000}, {Name: "something new",
+		Layers: []report.Layer{{Number: 7, Name: "layer 7", Tokens: 3, Dim: 64}},
+		Sections: []report.Section{{Name: "K codes", Bytes: 1000000}, {Name: "something new",
 			Bytes: 234567}},
-		Codings: []kvfile.ReportCoding{{Side: "K", Level: "FULL", Coding: "lm3", Values: 10,
+		Codings: []report.Coding{{Side: "K", Level: "FULL", Coding: "lm3", Values: 10,
 			Bytes: 4, BitsPerValue: 3.2}},
-		Map: kvfile.ReportMap{TokensPerColumn: 1, Kinds: []kvfile.ReportKind{{Level: "FULL",
+		Map: report.Map{TokensPerColumn: 1, Kinds: []report.Kind{{Level: "FULL",
 			K: "lm3", V: "lm2"}},
-			Rows: []kvfile.ReportMapRow{{Kind: []int{0, 0, 0}, KBits: []float32{3.125, 16, 0},
+			Rows: []report.MapRow{{Kind: []int{0, 0, 0}, KBits: []float32{3.125, 16, 0},
 				VBits: []float32{2, 2, 900}}}},
-		Errors: &kvfile.ReportErrors{KError: &x,
-			Layers: []kvfile.ReportLayerError{{Name: "layer 7", KError: &x}}},
+		Errors: &report.Errors{KError: &x,
+			Layers: []report.LayerErrors{{Name: "layer 7", KError: &x}}},
 	}
 }
 
-func write(t *testing.T, r *kvfile.Report) string {
+func write(t *testing.T, r *report.Report) string {
 	t.Helper()
 	var b bytes.Buffer
 	require.NoError(t, page.Write(&b, r, "v0"))
@@ -48,7 +48,7 @@ func write(t *testing.T, r *kvfile.Report) string {
 }
 
 func TestWrite_ShowsTheNumbers(t *testing.T) {
-	s := write(t, report())
+	s := write(t, sample())
 	for _, want := range []string{"3.29", "4.86×", "1.23\u00a0MB", "1.23\u00a0%",
 		"1\u202f000\u202f000", "something new", "lm3, lm4"} {
 		require.Contains(t, s, want)
@@ -60,7 +60,7 @@ func TestWrite_ShowsTheNumbers(t *testing.T) {
 var dataScript = regexp.MustCompile(`(?s)<script type="application/json" id="data">(.*?)</script>`)
 
 func TestWrite_MapSurvivesPacking(t *testing.T) {
-	m := dataScript.FindStringSubmatch(write(t, report()))
+	m := dataScript.FindStringSubmatch(write(t, sample()))
 	require.NotNil(t, m)
 	var v struct{ Rows []struct{ Kind, K, V string } }
 	require.NoError(t, json.Unmarshal([]byte(m[1]), &v))
@@ -78,7 +78,7 @@ func TestWrite_MapSurvivesPacking(t *testing.T) {
 }
 
 func TestWrite_Why(t *testing.T) {
-	r := report()
+	r := sample()
 	m := dataScript.FindStringSubmatch(write(t, r))
 	require.NotContains(t, m[1], "coarser", "nothing is said where nothing is known")
 	row := &r.Map.Rows[0]
@@ -104,7 +104,7 @@ func TestWrite_Why(t *testing.T) {
 // Names come out of files: none of them may become markup or script.
 func TestWrite_HostileNames(t *testing.T) {
 	evil := `</script><script>alert(1)</script><img src=x onerror=alert(2)>"'` + "\u2028"
-	r := report()
+	r := sample()
 	r.File, r.Model, r.Config, r.Layers[0].Name = evil, evil, evil, evil
 	r.Errors.Layers[0].Name, r.Codings[0].Coding, r.Map.Kinds[0].K, r.Sections[0].Name = evil, evil,
 		evil, evil
@@ -121,7 +121,7 @@ func TestWrite_HostileNames(t *testing.T) {
 // Neither the page nor the strings that its script reads hold a character that acts.
 func TestWrite_NothingActs(t *testing.T) {
 	evil := "a\x1b]0;x\a\x00\x7f\u009b31m\u202eb\u2066c\u200f\u061c\xff\nd"
-	r := visible.Map(report(), func(s string) string { return s + evil })
+	r := visible.Map(sample(), func(s string) string { return s + evil })
 	s := write(t, r)
 	require.Equal(t, visible.Text(s), s)
 	require.Contains(t, s, visible.Line(evil), "it is shown instead")
@@ -135,7 +135,7 @@ func TestWrite_NothingActs(t *testing.T) {
 }
 
 func TestWrite_LongNamesAreCut(t *testing.T) {
-	r := report()
+	r := sample()
 	r.Model = strings.Repeat("m", 1<<20)
 	s := write(t, r)
 	require.Less(t, len(s), 100_000)
@@ -143,7 +143,7 @@ func TestWrite_LongNamesAreCut(t *testing.T) {
 }
 
 func TestWrite_Empty(t *testing.T) {
-	s := write(t, &kvfile.Report{Kind: "rows"})
+	s := write(t, &report.Report{Kind: "rows"})
 	require.Contains(t, s, "0 tensors")
 	require.NotContains(t, s, "NaN")
 }
@@ -155,5 +155,5 @@ var errFull = errors.New("no space")
 func (fullDisk) Write([]byte) (int, error) { return 0, errFull }
 
 func TestWrite_KeepsTheErrorOfTheWriter(t *testing.T) {
-	require.ErrorIs(t, page.Write(fullDisk{}, report(), "v0"), errFull)
+	require.ErrorIs(t, page.Write(fullDisk{}, sample(), "v0"), errFull)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package report
 
 import (
 	stdcmp "cmp"
@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -41,18 +42,18 @@ type Report struct {
 	Sinks         int   `json:"sinks"`
 	Window        int   `json:"window"`
 
-	Layers   []ReportLayer   `json:"layers"`
-	Sections []ReportSection `json:"sections"` // every byte of the file, once
-	Codings  []ReportCoding  `json:"codings"`  // by bytes, descending
-	Map      ReportMap       `json:"map"`
-	Errors   *ReportErrors   `json:"errors"` // nil unless compared with the original
-	Slope    float64         `json:"slope"`  // the price of a byte in damage, 0 before AddWhy
+	Layers   []Layer   `json:"layers"`
+	Sections []Section `json:"sections"` // every byte of the file, once
+	Codings  []Coding  `json:"codings"`  // by bytes, descending
+	Map      Map       `json:"map"`
+	Errors   *Errors   `json:"errors"` // nil unless compared with the original
+	Slope    float64   `json:"slope"`  // the price of a byte in damage, 0 before AddWhy
 	// WhyNot says why there is no AddWhy although it was asked for. For the caller to fill in.
 	WhyNot string `json:"why_not,omitempty"`
 }
 
 // ReportLayer is a stored layer, or a tensor of activations.
-type ReportLayer struct {
+type Layer struct {
 	Number   int     `json:"number"` // the model's number of the layer; the index of a tensor
 	Name     string  `json:"name"`   // "layer 9", `tensor "x"`
 	Tokens   int64   `json:"tokens"`
@@ -64,13 +65,13 @@ type ReportLayer struct {
 }
 
 // ReportSection is a part of the file's bytes.
-type ReportSection struct {
+type Section struct {
 	Name  string `json:"name"`
 	Bytes int64  `json:"bytes"`
 }
 
 // ReportCoding sums up the blocks of one side that share level and coding.
-type ReportCoding struct {
+type Coding struct {
 	Side         string  `json:"side"` // "K", "V" or "rows"
 	Level        string  `json:"level"`
 	Coding       string  `json:"coding"` // "" for DROPPED
@@ -83,21 +84,21 @@ type ReportCoding struct {
 
 // ReportMap is the detail that every token kept. Column c of a layer covers its tokens
 // [c*TokensPerColumn, (c+1)*TokensPerColumn).
-type ReportMap struct {
-	TokensPerColumn int64          `json:"tokens_per_column"`
-	Kinds           []ReportKind   `json:"kinds"`
-	Rows            []ReportMapRow `json:"rows"`
+type Map struct {
+	TokensPerColumn int64    `json:"tokens_per_column"`
+	Kinds           []Kind   `json:"kinds"`
+	Rows            []MapRow `json:"rows"`
 }
 
 // ReportKind is a level with its codings.
-type ReportKind struct {
+type Kind struct {
 	Level string `json:"level"`
 	K     string `json:"k"`
 	V     string `json:"v"`
 }
 
 // ReportMapRow is one KV head of one layer.
-type ReportMapRow struct {
+type MapRow struct {
 	Layer int       `json:"layer"`  // index into Report.Layers
 	Head  int       `json:"head"`   // -1: the mean over all heads, where there are too many
 	Kind  []int     `json:"kind"`   // [columns] index into Kinds: that of most tokens
@@ -113,16 +114,16 @@ type ReportMapRow struct {
 }
 
 // ReportErrors is a Comparison without NaN.
-type ReportErrors struct {
-	KError      *float64           `json:"k_error"`
-	VError      *float64           `json:"v_error"`      // nil for rows
-	FutureError *float64           `json:"future_error"` // nil where not measured
-	SideTensors int                `json:"side_tensors"` // found identical
-	Layers      []ReportLayerError `json:"layers"`       // as Report.Layers
+type Errors struct {
+	KError      *float64      `json:"k_error"`
+	VError      *float64      `json:"v_error"`      // nil for rows
+	FutureError *float64      `json:"future_error"` // nil where not measured
+	SideTensors int           `json:"side_tensors"` // found identical
+	Layers      []LayerErrors `json:"layers"`       // as Report.Layers
 }
 
 // ReportLayerError is a LayerError without NaN.
-type ReportLayerError struct {
+type LayerErrors struct {
 	Name        string   `json:"name"`
 	KError      *float64 `json:"k_error"`
 	VError      *float64 `json:"v_error"`
@@ -157,22 +158,22 @@ const (
 // which is bounded.
 //
 // Errors: *container.CorruptError; quant.ErrShape where cmp is of another file; context errors.
-func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, error) {
+func Build(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, error) {
 	h := r.Header()
 	b := &reporter{
 		r:        r,
 		h:        h,
 		sections: map[string]int64{},
-		codings:  map[ReportCoding]*ReportCoding{},
-		kinds:    map[ReportKind]int{},
+		codings:  map[Coding]*Coding{},
+		kinds:    map[Kind]int{},
 	}
 	b.rep = &Report{
 		Kind:          h.Kind.String(),
 		Version:       h.Version.String(),
 		Model:         h.Model,
 		Config:        h.Config,
-		Profile:       profileText(h.Profile),
-		SourceBytes:   sourceBytes(h),
+		Profile:       kvfile.ProfileText(h.Profile),
+		SourceBytes:   kvfile.SourceBytes(h),
 		Bytes:         r.Size(),
 		Tokens:        h.Tokens,
 		FirstPosition: h.First,
@@ -180,9 +181,9 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 		KVHeads:       h.KVHeads(),
 		Sinks:         h.Sinks,
 		Window:        h.Window,
-		Layers:        []ReportLayer{},
-		Codings:       []ReportCoding{},
-		Map:           ReportMap{Kinds: []ReportKind{}, Rows: []ReportMapRow{}},
+		Layers:        []Layer{},
+		Codings:       []Coding{},
+		Map:           Map{Kinds: []Kind{}, Rows: []MapRow{}},
 	}
 	if h.Kind == container.KindCache {
 		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim,
@@ -204,7 +205,7 @@ func BuildReport(ctx context.Context, r *container.Reader, cmp *Comparison) (*Re
 	}
 	if len(cmp.Layers) != h.Stored() {
 		return nil, fmt.Errorf(
-			"kvist/kvfile: report: comparison of %d layers, the file has %d: %w",
+			"kvist/report: report: comparison of %d layers, the file has %d: %w",
 			len(cmp.Layers), h.Stored(), quant.ErrShape)
 	}
 	b.rep.Errors = reportErrors(cmp, h.Kind == container.KindCache)
@@ -217,8 +218,8 @@ type reporter struct {
 	rep      *Report
 	records  []container.RecordInfo
 	sections map[string]int64
-	codings  map[ReportCoding]*ReportCoding // by side, level and coding
-	kinds    map[ReportKind]int
+	codings  map[Coding]*Coding // by side, level and coding
+	kinds    map[Kind]int
 	meanHead bool // one map row a layer
 }
 
@@ -259,7 +260,7 @@ func (b *reporter) layout() error {
 func (b *reporter) layer(ctx context.Context, i int) error {
 	h := b.h
 	kDim, vDim := h.Dims(i)
-	l := ReportLayer{Tokens: h.LayerTokens(i), Dim: kDim, Segments: h.Segments(i), Number: i}
+	l := Layer{Tokens: h.LayerTokens(i), Dim: kDim, Segments: h.Segments(i), Number: i}
 	if h.Kind == container.KindCache {
 		l.Number = h.Layers[i]
 		l.Name = fmt.Sprintf("layer %d", l.Number)
@@ -286,7 +287,7 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 		at, ok := b.r.Find(i, s)
 		if !ok {
 			return fmt.Errorf(
-				"kvist/kvfile: record of layer index %d segment %d is not in the file: %w", i,
+				"kvist/report: record of layer index %d segment %d is not in the file: %w", i,
 				s, quant.ErrCorrupt)
 		}
 		rec, err := b.r.ReadRecord(at)
@@ -363,7 +364,7 @@ func (b *reporter) side(blk *container.Block, side, dim int) int64 {
 	case side == 1:
 		name, codes, coding = "V", sectionVCodes, blk.V
 	}
-	c := ReportCoding{Side: name, Level: blk.Level.String()}
+	c := Coding{Side: name, Level: blk.Level.String()}
 	var size int64
 	if blk.Level != quant.Dropped {
 		c.Coding = coding.String()
@@ -379,7 +380,7 @@ func (b *reporter) side(blk *container.Block, side, dim int) int64 {
 	}
 	sum := b.codings[c]
 	if sum == nil {
-		sum = &ReportCoding{Side: c.Side, Level: c.Level, Coding: c.Coding}
+		sum = &Coding{Side: c.Side, Level: c.Level, Coding: c.Coding}
 		b.codings[c] = sum
 	}
 	sum.Tokens += int64(len(blk.Tokens))
@@ -391,7 +392,7 @@ func (b *reporter) side(blk *container.Block, side, dim int) int64 {
 
 // kind returns the index of a block's level and codings in Map.Kinds.
 func (b *reporter) kind(blk *container.Block, vDim int) int {
-	k := ReportKind{Level: blk.Level.String()}
+	k := Kind{Level: blk.Level.String()}
 	if blk.Level != quant.Dropped {
 		k.K = blk.K.String()
 		if vDim > 0 {
@@ -415,14 +416,14 @@ func (b *reporter) finish() {
 	for _, name := range []string{sectionKCodes, sectionVCodes, sectionRows, sectionScales,
 		sectionTables, sectionSide, sectionHeader, sectionIndex, sectionPadding, sectionOther} {
 		if n := b.sections[name]; n > 0 {
-			r.Sections = append(r.Sections, ReportSection{Name: name, Bytes: n})
+			r.Sections = append(r.Sections, Section{Name: name, Bytes: n})
 		}
 	}
 	for _, c := range b.codings {
 		c.BitsPerValue = quant.BitsPerValue(c.Bytes, c.Values)
 		r.Codings = append(r.Codings, *c)
 	}
-	slices.SortFunc(r.Codings, func(x, y ReportCoding) int {
+	slices.SortFunc(r.Codings, func(x, y Coding) int {
 		return stdcmp.Or(stdcmp.Compare(y.Bytes, x.Bytes), stdcmp.Compare(x.Side, y.Side),
 			stdcmp.Compare(x.Level, y.Level), stdcmp.Compare(x.Coding, y.Coding))
 	})
@@ -478,8 +479,8 @@ func (l *mapLine) add(column int64, t mapToken) {
 	}
 }
 
-func (l *mapLine) row(layer, head int) ReportMapRow {
-	r := ReportMapRow{
+func (l *mapLine) row(layer, head int) MapRow {
+	r := MapRow{
 		Layer: layer,
 		Head:  head,
 		Kind:  make([]int, len(l.n)),
@@ -502,18 +503,18 @@ func (l *mapLine) row(layer, head int) ReportMapRow {
 	return r
 }
 
-func reportErrors(c *Comparison, hasV bool) *ReportErrors {
-	e := &ReportErrors{
+func reportErrors(c *Comparison, hasV bool) *Errors {
+	e := &Errors{
 		KError:      number(c.KError),
 		FutureError: number(c.FutureError),
 		SideTensors: c.SideTensors,
-		Layers:      []ReportLayerError{},
+		Layers:      []LayerErrors{},
 	}
 	if hasV {
 		e.VError = number(c.VError)
 	}
 	for _, l := range c.Layers {
-		x := ReportLayerError{Name: l.Name, KError: number(l.KError), KCosine: number(l.KCosine),
+		x := LayerErrors{Name: l.Name, KError: number(l.KError), KCosine: number(l.KCosine),
 			FutureError: number(l.FutureError)}
 		if hasV {
 			x.VError, x.VCosine = number(l.VError), number(l.VCosine)

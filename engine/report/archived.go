@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package report
 
 import (
 	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -29,7 +30,7 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 			held += size
 			packed[side] += size
 			bits[side] = quant.BitsPerValue(size, n*dim)
-			c := ReportCoding{Side: []string{"K", "V"}[side], Level: quant.Full.String(), Coding: FormArchive}
+			c := Coding{Side: []string{"K", "V"}[side], Level: quant.Full.String(), Coding: kvfile.FormArchive}
 			section := []string{sectionKCodes, sectionVCodes}[side]
 			if b.h.Kind == container.KindRows {
 				c.Side, section = "rows", sectionRows
@@ -37,7 +38,7 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 			b.sections[section] += size
 			sum := b.codings[c]
 			if sum == nil {
-				sum = &ReportCoding{Side: c.Side, Level: c.Level, Coding: c.Coding}
+				sum = &Coding{Side: c.Side, Level: c.Level, Coding: c.Coding}
 				b.codings[c] = sum
 			}
 			sum.Tokens += n
@@ -45,9 +46,9 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 			sum.Values += n * dim
 			sum.Bytes += size
 		}
-		k := ReportKind{Level: quant.Full.String(), K: FormArchive}
+		k := Kind{Level: quant.Full.String(), K: kvfile.FormArchive}
 		if sides == 2 {
-			k.V = FormArchive
+			k.V = kvfile.FormArchive
 		}
 		kind, ok := b.kinds[k]
 		if !ok {

@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/profile"
+)
+
+// Records reads the records of a file as blocks, those in archive form too.
+type Records struct {
+	r     *container.Reader
+	codec *archive.Codec
+}
+
+// NewRecords returns the records of a file. A file in archive form that names a profile needs it.
+//
+// Errors: *MissingProfileError; *container.CorruptError.
+func NewRecords(r *container.Reader, profiles ...*profile.Profile) (*Records, error) {
+	codec, err := archiveCodec(r, profiles)
+	if err != nil {
+		return nil, err
+	}
+	return &Records{r: r, codec: codec}, nil
+}
+
+// Record reads record i of the file. Rows in archive form are decoded, and stand in blocks of their own
+// type.
+//
+// Errors: *container.CorruptError.
+func (r *Records) Record(i int) (*container.Record, error) {
+	rec, err := r.r.ReadRecord(i)
+	if err != nil {
+		return nil, err
+	}
+	return expand(r.codec, r.r.Header(), rec)
+}
+
+// IsParameters reports whether a side tensor holds what the records in archive form share, and is no tensor
+// of the original.
+func IsParameters(name string) bool { return name == archiveAux }
