@@ -74,7 +74,7 @@ var allowed = map[string][]string{
 		"engine/internal/input"},
 	"engine/internal/ahead": {"quant", "engine/backend", "engine/blocks", "engine/container", "engine/damage",
 		"engine/internal/input"},
-	"engine/kvfile": {"quant", "importance", "engine/archive", "engine/backend", "engine/blocks", "engine/capture",
+	"engine/kvfile": {"quant", "importance", "cpu", "engine/atomicfile", "engine/archive", "engine/backend", "engine/blocks", "engine/capture",
 		"engine/container", "engine/damage", "engine/plan", "engine/profile", "engine/segment", "engine/weigh",
 		"engine/internal/ahead", "engine/internal/captured", "engine/internal/half", "engine/internal/input", "engine/internal/memo"},
 	"engine/tensorio": {"quant"},

@@ -147,7 +147,7 @@ func measure(ctx context.Context, src *capture.Source, be backend.Backend, confi
 		return nil, nil, err
 	}
 	var file bytes.Buffer
-	res, err := kvfile.Compress(ctx, src, &file, be, cfg, nil, nil)
+	res, err := kvfile.Compress(ctx, src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
 	if err != nil {
 		return nil, nil, err
 	}

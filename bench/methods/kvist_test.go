@@ -34,7 +34,7 @@ func TestKvist_AgreesWithCompare(t *testing.T) {
 	m.Backend = be
 
 	var file bytes.Buffer
-	_, err = kvfile.Compress(context.Background(), src, &file, be, m.Config, nil, nil)
+	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(m.Config), kvfile.WithBackend(be))
 	require.NoError(t, err)
 	size := int64(file.Len())
 	r, err := container.Open("f", bytes.NewReader(file.Bytes()), size, container.Limits{})

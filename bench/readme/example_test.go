@@ -21,7 +21,7 @@ func compress(ctx context.Context, w io.Writer, src *capture.Source) (*kvfile.Re
 	defer be.Close()
 	cfg := kvfile.DefaultConfig()
 	cfg.Bits = 3
-	return kvfile.Compress(ctx, src, w, be, cfg, nil, nil)
+	return kvfile.Compress(ctx, src, w, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
 }
 
 func Example() {

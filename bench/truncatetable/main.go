@@ -125,7 +125,7 @@ func (m *measurer) compress(ctx context.Context, bits float64, chunks int) ([]by
 		return nil, err
 	}
 	var file bytes.Buffer
-	_, err = kvfile.Compress(ctx, m.src, &file, m.be, cfg, nil, nil)
+	_, err = kvfile.Compress(ctx, m.src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(m.be))
 	return file.Bytes(), err
 }
 

@@ -88,7 +88,7 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 		return err
 	}
 	say, clear := a.progress()
-	res, err := kvfile.Decompress(ctx, r, out, f.salvage, say, profiles...)
+	res, err := kvfile.Decompress(ctx, r, out, kvfile.WithSalvage(f.salvage), kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
 	clear()
 	out.finish(&err)
 	if err != nil {

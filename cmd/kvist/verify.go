@@ -106,8 +106,8 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	if err == nil {
 		res.Records = len(r.Records())
 		say, clear := a.progress()
-		if err = kvfile.Verify(ctx, r, say); err == nil {
-			err = kvfile.VerifyRows(ctx, r, say, profiles...)
+		if err = kvfile.Verify(ctx, r, kvfile.WithProgress(say)); err == nil {
+			err = kvfile.VerifyRows(ctx, r, kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
 		}
 		clear()
 		var missing *kvfile.MissingProfileError

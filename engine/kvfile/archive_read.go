@@ -83,9 +83,13 @@ func (e *MissingProfileError) Unwrap() error { return quant.ErrUnavailable }
 //
 // Errors: *MissingProfileError where the file names a profile that is not among profiles, whatever
 // its records hold; all *container.CorruptError, joined.
-func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
-	profiles ...*profile.Profile) error {
-	codec, err := archiveCodec(r, profiles)
+func VerifyRows(ctx context.Context, r *container.Reader, opts ...Option) error {
+	o, err := settle(opts)
+	if err != nil {
+		return err
+	}
+	progress := o.progress
+	codec, err := archiveCodec(r, o.profiles)
 	if err != nil {
 		return err
 	}

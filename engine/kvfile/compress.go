@@ -14,7 +14,6 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/damage"
-	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
@@ -78,7 +77,7 @@ type Sections struct {
 func (s *Sections) besides() int64 { return s.Header + s.Side + s.Index }
 
 type compressor struct {
-	src    *capture.Source // for the header and the side tensors
+	from   origin
 	in     *input.Data
 	be     backend.Backend
 	cfg    Config
@@ -101,10 +100,31 @@ type compressor struct {
 // Errors: quant.ErrShape for a config that cannot be or a profile of another model
 // (*profile.MismatchError), quant.ErrBudget, quant.ErrRange,
 // quant.ErrUnsupported; *capture.FormatError; those of w.
-func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.Backend, cfg Config,
+func Compress(ctx context.Context, src *capture.Source, w io.Writer, opts ...Option) (*Result, error) {
+	o, err := settle(opts)
+	if err != nil {
+		return nil, err
+	}
+	return o.compress(ctx, fileOrigin{src}, w)
+}
+
+// compress opens a backend where none was given.
+func (o *options) compress(ctx context.Context, from origin, w io.Writer) (*Result, error) {
+	be, done, err := o.backend()
+	if err != nil {
+		return nil, err
+	}
+	res, err := compress(ctx, from, w, be, o.cfg, o.weights, o.progress)
+	if e := done(); e != nil && err == nil {
+		return nil, e
+	}
+	return res, err
+}
+
+func compress(ctx context.Context, from origin, w io.Writer, be backend.Backend, cfg Config,
 	weights Weights, progress Progress) (*Result, error) {
 	cfg.Weighted = weights != nil
-	c, err := newCompressor(src, be, cfg, progress)
+	c, err := newCompressor(from, be, cfg, progress)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +159,7 @@ func Compress(ctx context.Context, src *capture.Source, w io.Writer, be backend.
 	return res, nil
 }
 
-func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
+func newCompressor(from origin, be backend.Backend, cfg Config,
 	progress Progress) (*compressor, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -147,7 +167,7 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if cfg.Weighted {
 		cfg.Importance = "none" // weights that are handed in take its place
 	}
-	in, err := captured.Of(src, segmentOf(src, &cfg))
+	in, err := from.data(from.segment(&cfg))
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +178,7 @@ func newCompressor(src *capture.Source, be backend.Backend, cfg Config,
 	if err != nil {
 		return nil, err
 	}
-	c := &compressor{src: src, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
+	c := &compressor{from: from, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
 		use: weigh.Use{Profile: cfg.Importance}, seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values()))}}
 	if c.cfg.RowBias == Auto {
 		c.cfg.RowBias = Off
@@ -273,31 +293,20 @@ func layerWeights(weights Weights, l *input.Layer) ([][]float32, error) {
 
 // prepareHeader makes header and side tensors, whose bytes do not depend on the plan.
 func (c *compressor) prepareHeader() error {
-	src := c.src
-	h := &container.Header{Seed: c.cfg.Seed, Config: c.cfg.String(), Metadata: src.Metadata(),
-		Profile:       profileID(c.cfg.Profile),
+	h := &container.Header{Seed: c.cfg.Seed, Config: c.cfg.String(), Profile: profileID(c.cfg.Profile),
 		SegmentTokens: c.in.Layers[0].Segment}
+	c.from.describe(h)
 	if c.in.KV {
-		h.Kind, h.Geometry, h.Layers = container.KindCache, c.in.Geo, src.Layers()
-		h.Tokens, h.First = int64(src.Tokens()), src.Meta().FirstPosition
-		h.Sinks, h.Window = min(c.cfg.Sinks, src.Tokens()), min(c.cfg.Window, src.Tokens())
+		h.Sinks, h.Window = min(c.cfg.Sinks, int(h.Tokens)), min(c.cfg.Window, int(h.Tokens))
 		h.KType, h.VType = c.in.Layers[0].K.DType(), c.in.Layers[0].V.DType()
-		h.Model = src.Meta().Model
 		withQ, anyQ := true, false
 		for i, l := range c.in.Layers {
 			withQ = withQ && l.HasQ
 			if l.K.DType() != h.KType || l.V.DType() != h.VType {
 				return fmt.Errorf(
 					"kvist/kvfile: %s: %s is stored as %s and %s, %s as %s and %s; one file keeps one type: %w",
-					src.Name(),
-					l.Name,
-					l.K.DType(),
-					l.V.DType(),
-					c.in.Layers[0].Name,
-					h.KType,
-					h.VType,
-					quant.ErrUnsupported,
-				)
+					c.in.Name, l.Name, l.K.DType(), l.V.DType(), c.in.Layers[0].Name, h.KType, h.VType,
+					quant.ErrUnsupported)
 			}
 			for _, st := range c.seg.Stats[i] {
 				h.QueryEnergy = append(h.QueryEnergy, float32(st.QueryEnergy))
@@ -307,33 +316,11 @@ func (c *compressor) prepareHeader() error {
 		if !withQ || !anyQ {
 			h.QueryEnergy = nil
 		}
-	} else {
-		h.Kind, h.Origin = container.KindRows, container.OriginSafetensors
-		if src.Format() == capture.Npy {
-			h.Origin = container.OriginNPY
-		}
-		for _, a := range src.ActTensors() {
-			h.Tensors = append(h.Tensors, container.Tensor{Name: a.Name, DType: a.DType.String(), Shape: slices.Clone(a.Shape)})
-			h.Tokens += int64(a.Rows)
-		}
 	}
 	c.header = h
-	for _, t := range src.SideTensors() {
-		if c.in.KV && !keptSide(t.Name) {
-			continue
-		}
-		a := &container.Aux{
-			Name:  t.Name,
-			DType: t.DTypeName,
-			Shape: slices.Clone(t.Shape),
-			Data:  make([]byte, t.Bytes),
-		}
-		if err := src.ReadAt(t.Name, 0, a.Data); err != nil {
-			return err
-		}
-		c.aux = append(c.aux, a)
-	}
-	return nil
+	sides, err := c.from.sides()
+	c.aux = append(c.aux, sides...)
+	return err
 }
 
 // keptSide names the side tensors of a KV capture that a file keeps. q, the _next tensors and

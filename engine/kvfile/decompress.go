@@ -15,7 +15,6 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -37,13 +36,15 @@ type Restored struct {
 //
 // Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
 // that promises more than 4096 times its size; those of w.
-func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, salvage bool,
-	progress Progress, profiles ...*profile.Profile) (*Restored, error) {
-	d := &decompressor{r: r, h: r.Header(), salvage: salvage, say: progress, res: &Restored{},
+func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, opts ...Option) (*Restored, error) {
+	o, err := settle(opts)
+	if err != nil {
+		return nil, err
+	}
+	d := &decompressor{r: r, h: r.Header(), salvage: o.salvage, say: o.progress, res: &Restored{},
 		workers: recordWorkers(r.Header())}
-	var err error
-	if d.codec, err = archiveCodec(r, profiles); err != nil &&
-		!(salvage && errors.Is(err, quant.ErrCorrupt)) {
+	if d.codec, err = archiveCodec(r, o.profiles); err != nil &&
+		!(o.salvage && errors.Is(err, quant.ErrCorrupt)) {
 		return nil, err
 	}
 	d.rowBias = blocks.RowBias(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
@@ -393,8 +394,12 @@ func (d *decompressor) sides() error {
 // VerifyRows decodes what an archive holds.
 //
 // Errors: *container.CorruptError.
-func Verify(ctx context.Context, r *container.Reader, progress Progress) error {
-	if err := r.Verify(func(done, total int64) { progress.Say("verifying", done, total) }); err != nil {
+func Verify(ctx context.Context, r *container.Reader, opts ...Option) error {
+	o, err := settle(opts)
+	if err != nil {
+		return err
+	}
+	if err := r.Verify(func(done, total int64) { o.progress.Say("verifying", done, total) }); err != nil {
 		return err
 	}
 	h := r.Header()

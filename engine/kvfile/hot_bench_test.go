@@ -27,7 +27,7 @@ func BenchmarkHot(b *testing.B) {
 				src, err := capture.New("in", bytes.NewReader(data), int64(len(data)), capture.Limits{})
 				require.NoError(b, err)
 				var file bytes.Buffer
-				res, err := kvfile.Compress(context.Background(), src, &file, be, config(b, "bits="+bits), nil, nil)
+				res, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(config(b, "bits="+bits)), kvfile.WithBackend(be))
 				require.NoError(b, err)
 				b.SetBytes(res.OriginalBytes)
 			}

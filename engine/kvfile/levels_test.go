@@ -269,7 +269,7 @@ func TestPlan_OddInputs(t *testing.T) {
 				cfg.Bits, cfg.Bytes = 0, int64(bits*1000) // a header alone takes more
 			}
 			var m bytes.Buffer
-			res, err := kvfile.Compress(context.Background(), src, &m, be, cfg, nil, nil)
+			res, err := kvfile.Compress(context.Background(), src, &m, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
 			if err != nil {
 				require.ErrorIs(t, err, quant.ErrBudget, name)
 				require.ErrorContains(t, err, "least possible", name)

@@ -117,7 +117,7 @@ type HeadDamage struct {
 func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg Config,
 	k, v quant.Coding) ([]HeadDamage, error) {
 	cfg.Importance, cfg.Profile, cfg.Levels = "none", nil, nil
-	c, err := newCompressor(src, be, cfg, nil)
+	c, err := newCompressor(fileOrigin{src}, be, cfg, nil)
 	if err != nil {
 		return nil, err
 	}

@@ -160,7 +160,7 @@ func (a *archiver) losslessLikely(total int64) (bool, error) {
 func (a *archiver) asLossless() (*archiver, error) {
 	cfg := a.cfg
 	cfg.Lossless, cfg.Bits, cfg.Bytes, cfg.Share = true, 0, 0, 0
-	c, err := newCompressor(a.src, a.be, cfg, a.say)
+	c, err := newCompressor(a.from, a.be, cfg, a.say)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func truncate(t testing.TB, b []byte, share float64, force bool) ([]byte, *kvfil
 	if err == nil {
 		require.Equal(t, int64(out.Len()), res.Bytes)
 		require.LessOrEqual(t, res.Bytes, total)
-		require.NoError(t, kvfile.Verify(context.Background(), reader(t, out.Bytes()), nil))
+		require.NoError(t, kvfile.Verify(context.Background(), reader(t, out.Bytes())))
 	}
 	return out.Bytes(), res, err
 }

@@ -116,7 +116,7 @@ func Explain(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	}
 	// The file's config holds the profile's settings already, and what overrode them.
 	cfg.Profile = with.Profile
-	c, err := newCompressor(src, be, cfg, progress)
+	c, err := newCompressor(fileOrigin{src}, be, cfg, progress)
 	if err != nil {
 		return nil, err
 	}

@@ -11,12 +11,12 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -125,7 +125,7 @@ func (c *Captures) one(ctx context.Context, s *capture.Source, memo *kvfile.Memo
 	}
 	cfg.Bits, cfg.Profile, cfg.Memo = bits, c.Profile, memo
 	var file bytes.Buffer
-	if _, err := kvfile.Compress(ctx, s, &file, c.Backend, cfg, nil, nil); err != nil {
+	if _, err := kvfile.Compress(ctx, s, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(c.Backend)); err != nil {
 		return 0, err
 	}
 	r, err := container.Open(s.Name(), bytes.NewReader(file.Bytes()), int64(file.Len()),

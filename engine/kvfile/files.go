@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package kvfile
+
+import (
+	"context"
+	"errors"
+	"os"
+
+	"github.com/kvist-project/kvist/engine/atomicfile"
+	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/container"
+)
+
+// CompressFile compresses the capture in the file called from to the .kvist file called to, which appears
+// whole or not at all.
+//
+// Errors: those of Compress, capture.Open and atomicfile.Create.
+func CompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Result, err error) {
+	o, err := settle(opts)
+	if err != nil {
+		return nil, err
+	}
+	src, err := capture.Open(from, capture.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	out, err := atomicfile.Create(to, o.force)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Abort() // does nothing after Commit
+	res, err := Compress(ctx, src, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return res, out.Commit()
+}
+
+// DecompressFile restores the .kvist file called from to the capture called to, which appears whole or not
+// at all.
+//
+// Errors: those of Decompress and atomicfile.Create.
+func DecompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Restored, err error) {
+	o, err := settle(opts)
+	if err != nil {
+		return nil, err
+	}
+	f, err := os.Open(from)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	st, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	r, err := container.Open(from, f, st.Size(), container.Limits{})
+	if err != nil {
+		return nil, err
+	}
+	out, err := atomicfile.Create(to, o.force)
+	if err != nil {
+		return nil, err
+	}
+	defer out.Abort() // does nothing after Commit
+	res, err := Decompress(ctx, r, out, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return res, out.Commit()
+}
