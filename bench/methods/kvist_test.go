@@ -18,7 +18,7 @@ import (
 )
 
 // TestKvist_AgreesWithCompare compares the error of this package, of rows that went through a file,
-// with that of offline.Compare on packed rows.
+// with that of kvfile.Compare on packed rows.
 func TestKvist_AgreesWithCompare(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compresses a real capture twice")

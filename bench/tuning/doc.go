@@ -13,7 +13,7 @@
 // # Errors
 //
 // quant.ErrShape reports texts and options that do not fit together. Errors of packages model and
-// offline are returned as they are.
+// kvfile are returned as they are.
 //
 // # Concurrency
 //
