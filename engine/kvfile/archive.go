@@ -12,9 +12,9 @@ import (
 	"slices"
 	"sync"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/weigh"

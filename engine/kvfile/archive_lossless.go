@@ -8,9 +8,9 @@ import (
 	"io"
 	"runtime"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/profile"

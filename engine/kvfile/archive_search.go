@@ -8,8 +8,8 @@ import (
 	"math"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 )
 
 // batchRecords is the records of a batch. A file of no more is fitted as a whole.

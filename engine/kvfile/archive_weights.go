@@ -7,8 +7,8 @@ import (
 	"fmt"
 	"math"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )

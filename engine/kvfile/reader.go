@@ -3,7 +3,7 @@
 package kvfile
 
 import (
-	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/profile"
 )

@@ -11,8 +11,8 @@ import (
 	"math"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/quant"
 )
 
