@@ -61,6 +61,7 @@ var allowed = map[string][]string{
 	// profiles, and of the container only blocks, for records.
 	"engine/internal/half":     {"quant"},
 	"engine/internal/memo":     {},
+	"engine/internal/parallel": {},
 	"engine/internal/input":    {"quant", "engine/backend", "engine/internal/half"},
 	"engine/internal/captured": {"quant", "engine/capture", "engine/container", "engine/internal/input"},
 	"engine/blocks":            {"quant", "engine/backend", "engine/container", "engine/internal/input", "engine/internal/half"},
@@ -76,7 +77,8 @@ var allowed = map[string][]string{
 		"engine/internal/input"},
 	"engine/kvfile": {"quant", "importance", "engine/internal/archive", "engine/backend", "engine/blocks", "engine/capture",
 		"engine/container", "engine/damage", "engine/plan", "engine/profile", "engine/segment", "engine/weigh",
-		"engine/internal/ahead", "engine/internal/captured", "engine/internal/half", "engine/internal/input", "engine/internal/memo"},
+		"engine/internal/ahead", "engine/internal/captured", "engine/internal/half", "engine/internal/input", "engine/internal/memo",
+		"engine/internal/parallel"},
 	"engine/tensorio": {"quant"},
 	"engine/tune": {
 		"quant",

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -70,7 +71,7 @@ func (b *budget) besides(c *coded) float64 {
 func (b *budget) coarsest(ctx context.Context) error {
 	b.setStep(mostStep)
 	sizes := make([]int64, len(b.all))
-	err := eachIndex(ctx, len(b.all), func(i int) error {
+	err := parallel.Each(ctx, len(b.all), func(i int) error {
 		c := b.all[i]
 		c.units = 0
 		err := b.encode(c, i)
@@ -148,7 +149,7 @@ func (b *budget) findExact(ctx context.Context) error {
 	if !b.cfg.AllowNonfinite {
 		return nil
 	}
-	err := eachIndex(ctx, len(b.all), func(i int) error {
+	err := parallel.Each(ctx, len(b.all), func(i int) error {
 		c := b.all[i]
 		seg, err := readSegment(b.in, &b.in.Layers[c.layer], c.seg)
 		if err != nil {
@@ -301,7 +302,7 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 		}
 		m := min(len(free), (max(moved, -moved)+b.lanes-1)/b.lanes)
 		change := free[len(free)-m:]
-		err := eachIndex(ctx, m, func(i int) error {
+		err := parallel.Each(ctx, m, func(i int) error {
 			recs[change[i]].units += moved*(i+1)/m - moved*i/m
 			return b.encode(recs[change[i]], at+change[i])
 		})

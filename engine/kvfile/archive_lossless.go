@@ -12,6 +12,7 @@ import (
 	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -45,7 +46,7 @@ func (a *archiver) losslessRecords(ctx context.Context, emit func(*container.Rec
 	all := a.places()
 	for at := 0; at < len(all); at += runtime.GOMAXPROCS(0) {
 		recs := make([]*container.Record, min(runtime.GOMAXPROCS(0), len(all)-at))
-		err := eachIndex(ctx, len(recs), func(i int) error {
+		err := parallel.Each(ctx, len(recs), func(i int) error {
 			p := all[at+i]
 			b, err := a.lossless(p.layer, p.seg)
 			recs[i] = &container.Record{Layer: p.layer, Segment: p.seg, Archive: b}

@@ -12,6 +12,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -241,7 +242,7 @@ func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
 	for i, n := range set.Layers {
 		c.say.Say("fitting bases", int64(i), int64(len(set.Layers)))
 		ts := make([]*archive.Transform, 2*c.geo.KVHeads)
-		err := eachIndex(ctx, len(ts), func(j int) (err error) {
+		err := parallel.Each(ctx, len(ts), func(j int) (err error) {
 			ts[j], err = c.transform(n, j/2, j%2)
 			return err
 		})

@@ -14,6 +14,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -95,7 +96,7 @@ func VerifyRows(ctx context.Context, r *container.Reader, progress Progress,
 	for at := 0; at < n; {
 		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
 		progress.Say("decoding", int64(at), int64(n))
-		err := eachOf(ctx, workers, len(part), func(i int) error {
+		err := parallel.EachOf(ctx, workers, len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {
 				room := rooms.take()
@@ -307,7 +308,7 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 			n = 1
 		}
 		a = &writtenAhead{at: at, errs: make([]error, n), hot: make([]bool, n)}
-		err := eachOf(ctx, d.workers, n, func(j int) error {
+		err := parallel.EachOf(ctx, d.workers, n, func(j int) error {
 			rec, err := d.record((at+j)/per, (at+j)%per)
 			if err == nil {
 				if a.hot[j] = rec.Archive == nil; !a.hot[j] {

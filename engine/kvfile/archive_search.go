@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/archive"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 )
 
 // batchRecords is the records of a batch. A file of no more is fitted as a whole.
@@ -70,7 +71,7 @@ func (a *archiver) load(ctx context.Context) error {
 		}
 	}
 	r.sample = make([]sampleRun, len(spans))
-	return eachIndex(ctx, len(spans), func(i int) error {
+	return parallel.Each(ctx, len(spans), func(i int) error {
 		s := spans[i]
 		first, n := a.in.Layers[s.layer].Span(s.seg)
 		p, err := a.rows(s.layer, first, n, s.every, nil)
@@ -90,7 +91,7 @@ func (a *archiver) load(ctx context.Context) error {
 func (a *archiver) cost(ctx context.Context, s float64) (float64, error) {
 	r := &a.rate
 	s8 := a.params.SetStep(s)
-	err := eachIndex(ctx, len(r.sample), func(i int) error {
+	err := parallel.Each(ctx, len(r.sample), func(i int) error {
 		if r.sample[i].p != nil {
 			r.sample[i].bits = a.codec.Cost(r.sample[i].p, s8, a.effort())
 		}
@@ -226,7 +227,7 @@ func (a *archiver) encode(c *coded, at int) error {
 
 // encodeAll makes records, of which the first is number at of the file.
 func (a *archiver) encodeAll(ctx context.Context, recs []*coded, at int) error {
-	return eachIndex(ctx, len(recs), func(i int) error { return a.encode(recs[i], at+i) })
+	return parallel.Each(ctx, len(recs), func(i int) error { return a.encode(recs[i], at+i) })
 }
 
 func bytesOf(recs []*coded) (n int64) {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 )
 
 // chooseSet takes transforms and tables from the profile, or fits them to the file.
@@ -77,7 +78,7 @@ func (a *archiver) fitSet(ctx context.Context) error {
 		set.Layers = append(set.Layers, in.Layers[i].Number)
 		set.Transforms = append(set.Transforms, make([]*archive.Transform, lanes))
 	}
-	return eachIndex(ctx, len(in.Layers)*lanes, func(i int) error {
+	return parallel.Each(ctx, len(in.Layers)*lanes, func(i int) error {
 		j := i % lanes
 		t, err := a.fitTransform(&in.Layers[i/lanes], j/set.Sides, j%set.Sides)
 		set.Transforms[i/lanes][j] = t
