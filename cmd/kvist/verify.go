@@ -110,7 +110,7 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 			err = kvfile.VerifyRows(ctx, r, kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
 		}
 		clear()
-		var missing *kvfile.MissingProfileError
+		var missing *profile.MissingError
 		if errors.As(err, &missing) && missing.Given == 0 {
 			res.NotDecoded, err = oneLine(missing), nil
 		}
