@@ -52,7 +52,7 @@ test-nocgo: ## without cgo
 	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE) ./kernels/... ./cuda/...
 
 test-noasm: ## without assembly
-	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/archive/... ./engine/internal/... ./engine/kvfile
+	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/internal/... ./engine/kvfile
 
 test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
 	GOAMD64=v3 $(GO) test $(TIMEOUT) -short ./quant/... ./cpu/... ./engine/kvfile ./engine/plan
@@ -61,7 +61,7 @@ test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... ./engine/archive/... \
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
 	  ./engine/internal/... ./engine/plan ./engine/container ./importance
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
@@ -89,7 +89,7 @@ bench-archive: model ## speed of compression: archives (the codec, the verbs, me
 	@rm -rf build/archive && mkdir -p build/archive
 	$(GO) build -o build/archive/kvist ./cmd/kvist
 	build/archive/kvist capture smollm2 bench/quality/texts/calib-recipes.txt -o build/archive/capture.safetensors
-	$(GO) test ./engine/archive -run '^$$' -bench 'code|Loss' -cpu 1 -benchtime 80x -count 5 > $(SPEED).txt
+	$(GO) test ./engine/internal/archive -run '^$$' -bench 'code|Loss' -cpu 1 -benchtime 80x -count 5 > $(SPEED).txt
 	$(GO) test -c -o build/archive/kvfile.test ./engine/kvfile
 	@cd engine/kvfile && for n in 1 0; do GOMAXPROCS=$$n ../../build/archive/kvfile.test -test.run '^$$' -test.bench Hot \
 	  -test.benchtime 2x -test.count 3 -capture ../../build/archive/capture.safetensors; done > ../../bench/results/hot-speed.txt
@@ -103,7 +103,7 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	  model:FuzzGGUF kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \
-	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/archive || exit 1; done
+	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 

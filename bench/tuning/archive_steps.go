@@ -10,12 +10,12 @@ import (
 	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/cpu"
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/tune"
 )
 
 // ArchiveSteps returns the steps of the profile's archive, corrected by a measurement in the model. It
@@ -121,19 +121,13 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 		if err != nil {
 			return nil, nil, err
 		}
-		sum := make([]float64, len(s.damage))
-		for i, info := range r.Records() {
-			rec, err := r.ReadRecord(i)
-			if err != nil {
-				return nil, nil, err
-			}
-			lanes, err := archive.LaneSizes(rec.Archive, 2*r.Header().KVHeads())
-			if err != nil {
-				return nil, nil, err
-			}
-			for j, n := range lanes {
-				sum[2*info.Layer+j%2] += float64(n)
-			}
+		sides, err := tune.ArchiveSides(r)
+		if err != nil {
+			return nil, nil, err
+		}
+		var sum []float64
+		for _, n := range sides {
+			sum = append(sum, float64(n[0]), float64(n[1]))
 		}
 		coarse, fine = fine, sum
 	}

@@ -432,7 +432,7 @@ func (a *app) compressTo(ctx context.Context, src *capture.Source, out *output, 
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	res, err = kvfile.Compress(ctx, src, out, kvfile.WithConfig(cfg), kvfile.WithBackend(be), kvfile.WithWeights(weights), kvfile.WithProgress(say))
+	res, err = kvfile.Compress(ctx, src, out, kvfile.WithConfig(kvfile.WithBackend(be)), kvfile.WithBackend(kvfile.WithConfig(cfg)), kvfile.WithWeights(kvfile.WithWeights(weights)), kvfile.WithProgress(kvfile.WithProgress(say)))
 	return res, be.Caps(), err
 }
 

@@ -5,7 +5,6 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/importance"
 )
@@ -34,7 +33,7 @@ func (f *compressFlags) ranges(cmd *cobra.Command) error {
 	for _, x := range []struct {
 		name         string
 		v, low, high int
-	}{{"streams", f.streams, 1, archive.MaxChunks}, {"segment", f.segment, 32, 32768}} {
+	}{{"streams", f.streams, 1, kvfile.MaxChunks}, {"segment", f.segment, 32, 32768}} {
 		if x.v < x.low || x.v > x.high {
 			return usagef("--%s %d: want %d to %d", x.name, x.v, x.low, x.high)
 		}

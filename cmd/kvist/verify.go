@@ -106,11 +106,11 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	if err == nil {
 		res.Records = len(r.Records())
 		say, clear := a.progress()
-		if err = kvfile.Verify(ctx, r, kvfile.WithProgress(say)); err == nil {
-			err = kvfile.VerifyRows(ctx, r, kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
+		if err = kvfile.Verify(ctx, r, kvfile.WithProgress(kvfile.WithProgress(say))); err == nil {
+			err = kvfile.VerifyRows(ctx, r, kvfile.WithProgress(kvfile.WithProgress(say)), kvfile.WithProfile(kvfile.WithProfile(profiles...)))
 		}
 		clear()
-		var missing *kvfile.MissingProfileError
+		var missing *profile.MissingError
 		if errors.As(err, &missing) && missing.Given == 0 {
 			res.NotDecoded, err = oneLine(missing), nil
 		}

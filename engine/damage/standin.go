@@ -7,7 +7,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )

@@ -5,125 +5,40 @@ package kvfile
 import (
 	"context"
 	"fmt"
-	"math"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// What the archive keeps in a profile: the sections basis and tables, which decoding takes and
-// whose digest names the profile in a file, and the section archive, which only compressing
-// looks at.
-const (
-	tensorTransforms = "transforms"
-	tensorCoder      = "coder"
-	tensorStepsK     = "steps-k"
-	tensorStepsV     = "steps-v"
-
-	sectionArchive profile.Section = "archive"
-)
-
 // ArchiveID returns what a file in archive form names the profile by: the digest of the sections
 // that decoding takes.
-func ArchiveID(p *profile.Profile) profile.ID {
-	return p.Digest(profile.SectionBasis, profile.SectionTables)
-}
-
-// archiveSet returns transforms and tables of a profile, which nobody changes.
-//
-// Errors: quant.ErrShape where the profile was not calibrated; *archive.CorruptError.
-func archiveSet(p *profile.Profile) (*archive.Set, error) {
-	s, err := p.Derived(archiveSetKey{}, func() (any, error) { return parseArchiveSet(p) })
-	if err != nil {
-		return nil, err
-	}
-	return s.(*archive.Set), nil
-}
-
-// archiveSetKey is the key of a profile's set among what is derived from it.
-type archiveSetKey struct{}
-
-func parseArchiveSet(p *profile.Profile) (*archive.Set, error) {
-	basis, ok := p.Tensor(profile.SectionBasis, tensorTransforms)
-	tables, ok2 := p.Tensor(profile.SectionTables, tensorCoder)
-	if !ok || !ok2 {
-		return nil, fmt.Errorf(
-			"kvist/kvfile: profile %s holds no basis and tables for the archive (kvist calibrate makes them): %w",
-			p.ID(), quant.ErrShape)
-	}
-	for _, t := range []profile.Tensor{basis, tables} {
-		if t.DType != "U8" || len(t.Shape) != 1 {
-			return nil, fmt.Errorf("kvist/kvfile: profile %s: tensor %q is %s %v, want U8 [-1]: %w",
-				p.ID(), t.Name, t.DType, t.Shape, quant.ErrShape)
-		}
-	}
-	return archive.ParseSet(tables.Data, basis.Data)
-}
-
-// withSet returns a profile with these transforms and tables.
-func withSet(p *profile.Profile, s *archive.Set, meta profile.Meta) (*profile.Profile, error) {
-	b := s.Append(nil)
-	p, err := p.With(profile.SectionBasis, meta, bytesTensor(tensorTransforms, b, int64(len(b))))
-	if err != nil {
-		return nil, err
-	}
-	t := s.AppendTables(nil)
-	return p.With(profile.SectionTables, meta, bytesTensor(tensorCoder, t, int64(len(t))))
-}
+func ArchiveID(p *profile.Profile) profile.ID { return cold.ProfileID(p) }
 
 // ArchiveSteps are what heads add to the common step, in eighths of an octave, [layers, kv_heads]
 // of the model: minus where an error in them costs more than its squared length says.
-type ArchiveSteps struct{ K, V []float32 }
+type ArchiveSteps = cold.Steps
 
 // WithArchiveSteps returns a profile with these steps.
 //
 // Errors: quant.ErrShape.
 func WithArchiveSteps(p *profile.Profile, s *ArchiveSteps, meta profile.Meta) (*profile.Profile, error) {
-	g := p.Geometry()
-	shape := []int64{int64(g.Layers), int64(g.KVHeads)}
-	return p.With(sectionArchive, meta, floatsTensor(tensorStepsK, s.K, shape...),
-		floatsTensor(tensorStepsV, s.V, shape...))
+	return cold.WithSteps(p, s, meta)
 }
 
 // OldArchiveSteps returns the steps of a profile, nil where it has none that can be used.
 func OldArchiveSteps(p *profile.Profile) *ArchiveSteps {
-	s, err := archiveSteps(p)
+	s, err := cold.StepsOf(p)
 	if err != nil {
 		return nil
 	}
 	return s
-}
-
-// archiveSteps reads the steps of a profile, nil where it has none.
-func archiveSteps(p *profile.Profile) (*ArchiveSteps, error) {
-	g := p.Geometry()
-	shape := []int64{int64(g.Layers), int64(g.KVHeads)}
-	s := &ArchiveSteps{}
-	for _, x := range []struct {
-		name string
-		dst  *[]float32
-	}{{tensorStepsK, &s.K}, {tensorStepsV, &s.V}} {
-		t, ok := p.Tensor(sectionArchive, x.name)
-		if !ok {
-			return nil, nil
-		}
-		var err error
-		if *x.dst, err = floatsOf(t, shape); err != nil {
-			return nil, err
-		}
-		for _, v := range *x.dst {
-			if !(math.Abs(float64(v)) <= 400) {
-				return nil, fmt.Errorf("kvist/kvfile: profile %s: step %v of an archive, want -400 to 400: %w",
-					p.ID(), v, quant.ErrShape)
-			}
-		}
-	}
-	return s, nil
 }
 
 // Calibrate makes the basis and tables of a model's archive from captures of it, which should be
@@ -163,7 +78,7 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 		return nil, err
 	}
 	meta := profile.Meta{"texts": fmt.Sprint(len(captures)), "tokens": fmt.Sprint(cal.tokens)}
-	if p, err = withSet(p, set, meta); err != nil {
+	if p, err = cold.WithSet(p, set, meta); err != nil {
 		return nil, err
 	}
 	steps, err := cal.steps(ctx)
@@ -196,8 +111,8 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 					return nil, err
 				}
 				j := l.Number*c.geo.KVHeads + h
-				out.K[j] += float32(sensitivityStep(st.KSensitivity, st.OutEnergy)) / float32(len(c.captures))
-				out.V[j] += float32(sensitivityStep(st.VSensitivity, st.OutEnergy)) / float32(len(c.captures))
+				out.K[j] += float32(cold.SensitivityStep(st.KSensitivity, st.OutEnergy)) / float32(len(c.captures))
+				out.V[j] += float32(cold.SensitivityStep(st.VSensitivity, st.OutEnergy)) / float32(len(c.captures))
 			}
 		}
 	}
@@ -212,15 +127,6 @@ func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
 	}
 	return out, nil
 }
-
-// sensitivityStep is the step, in eighths of an octave, of rows whose squared errors cost so much:
-// the best steps make all squared errors cost the same.
-func sensitivityStep(sensitivity, outEnergy float64) float64 {
-	return -4 * (math.Log2(max(sensitivity, leastCost)) - math.Log2(max(outEnergy, leastCost)))
-}
-
-// leastCost stands for nothing where a logarithm is taken; energies of any float32 lie above it.
-const leastCost = 1e-100
 
 type calibrator struct {
 	captures []*capture.Source
@@ -241,7 +147,7 @@ func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
 	for i, n := range set.Layers {
 		c.say.Say("fitting bases", int64(i), int64(len(set.Layers)))
 		ts := make([]*archive.Transform, 2*c.geo.KVHeads)
-		err := eachIndex(ctx, len(ts), func(j int) (err error) {
+		err := parallel.Each(ctx, len(ts), func(j int) (err error) {
 			ts[j], err = c.transform(n, j/2, j%2)
 			return err
 		})
@@ -373,7 +279,7 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 				if err != nil {
 					return err
 				}
-				seg, err := readSegment(in, &in.Layers[indexOf(in, n)], (i+k)%in.Layers[0].Segments())
+				seg, err := cold.ReadSegment(in, &in.Layers[indexOf(in, n)], (i+k)%in.Layers[0].Segments())
 				if err != nil {
 					return err
 				}
@@ -385,7 +291,7 @@ func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 					return err
 				}
 				for _, s := range fitSteps {
-					codec.Fit(&fit, p, int(s), archive.Effort{Lambda: archiveLambda})
+					codec.Fit(&fit, p, int(s), archive.Effort{Lambda: cold.Lambda})
 				}
 			}
 		}

@@ -260,9 +260,9 @@ func TestVerifyRows(t *testing.T) {
 	cfg := config(t, "bits=2 form=archive")
 	cfg.Profile = p
 	b2, _ := compress(t, src, be, cfg)
-	var missing *kvfile.MissingProfileError
+	var missing *profile.MissingError
 	require.ErrorAs(t, kvfile.VerifyRows(ctx, reader(t, b2)), &missing)
-	require.NoError(t, kvfile.VerifyRows(ctx, reader(t, b2), kvfile.WithProfile(p)))
+	require.NoError(t, kvfile.VerifyRows(ctx, reader(t, b2), kvfile.WithProgress(kvfile.WithProgress(kvfile.WithProgress(kvfile.WithProfile(p))))))
 }
 
 func TestArchive_BeatsHotOnTheCapture(t *testing.T) {
@@ -299,7 +299,7 @@ func TestArchive_Profiles(t *testing.T) {
 	b, _ := compress(t, src, be, cfg)
 	require.Equal(t, kvfile.ArchiveID(p), profile.ID(reader(t, b).Header().Profile))
 
-	var missing *kvfile.MissingProfileError
+	var missing *profile.MissingError
 	for _, given := range [][]*profile.Profile{nil, {calibrated(t, synthetic(t,
 		shape{4, 2, 300, 64, 32, quant.Float16, true}, quanttest.HeavyTails, nil))}} {
 		_, err := kvfile.Decompress(context.Background(), reader(t, b), &memory{}, kvfile.WithProfile(given...))

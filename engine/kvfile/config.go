@@ -10,7 +10,7 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
@@ -129,6 +129,9 @@ const (
 	FormArchive = "archive" // entropy-coded: a fraction of the bytes, decompressed before use
 )
 
+// MaxChunks is the most that Config.Chunks may be.
+const MaxChunks = archive.MaxChunks
+
 // DefaultConfig returns the defaults, without a target.
 //
 // Menus: lm1..lm4 with row lengths kept, and scales of 8 bits. On the capture in testdata keeping
@@ -216,8 +219,8 @@ func (c *Config) Validate() error {
 	if c.Form != FormHot && c.Form != FormArchive {
 		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
 	}
-	if c.Chunks < 1 || c.Chunks > archive.MaxChunks {
-		bad("chunks %d, want 1 to %d", c.Chunks, archive.MaxChunks)
+	if c.Chunks < 1 || c.Chunks > MaxChunks {
+		bad("chunks %d, want 1 to %d", c.Chunks, MaxChunks)
 	}
 	if c.Bits > 64 {
 		bad("bits %g, want at most 64", c.Bits)

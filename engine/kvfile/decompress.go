@@ -10,10 +10,11 @@ import (
 	"maps"
 	"math"
 
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/blocks"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -43,7 +44,7 @@ func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, opts ..
 	}
 	d := &decompressor{r: r, h: r.Header(), salvage: o.salvage, say: o.progress, res: &Restored{},
 		workers: recordWorkers(r.Header())}
-	if d.codec, err = archiveCodec(r, o.profiles); err != nil &&
+	if d.codec, err = cold.OpenCodec(r, o.profiles); err != nil &&
 		!(o.salvage && errors.Is(err, quant.ErrCorrupt)) {
 		return nil, err
 	}
@@ -86,7 +87,7 @@ type decompressor struct {
 	codec   *archive.Codec // nil without records in archive form
 	ahead   *writtenAhead
 	workers int
-	rooms   rowRooms
+	rooms   cold.Rooms
 	hot     bool         // records are in hot form
 	kept    map[int]bool // layers that get a kept tensor
 	say     Progress
@@ -108,7 +109,7 @@ func (d *decompressor) open(w io.WriterAt) error {
 		decls = append(decls, capture.Decl{Name: name, DTypeName: dtype, Shape: shape})
 	}
 	for _, a := range infos {
-		if a.Name != archiveAux {
+		if a.Name != cold.SharedName {
 			declare(a.Name, a.DType, a.Shape...)
 		}
 	}
@@ -189,9 +190,9 @@ func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 	}
 	rec, err := d.r.ReadRecord(at)
 	if err == nil && d.salvage && rec.Archive != nil {
-		room := d.rooms.take()
-		defer d.rooms.put(room)
-		_, _, err = packedRows(d.codec, d.h, rec, room) // whether it can be read is known only then
+		room := d.rooms.Take()
+		defer d.rooms.Put(room)
+		_, _, err = cold.Rows(d.codec, d.h, rec, room) // whether it can be read is known only then
 	}
 	if err != nil && d.salvage && errors.Is(err, quant.ErrCorrupt) {
 		return nil, nil
@@ -273,22 +274,12 @@ func (d *decompressor) name(layer int) string {
 // sideTensor returns the output tensor of side 0 (K, or the rows) or 1 (V), and its element type.
 func (d *decompressor) sideTensor(layer, side int) (string, quant.DType) {
 	if d.h.Kind == container.KindRows {
-		t := &d.h.Tensors[layer]
-		return t.Name, dtypeOf(t.DType)
+		return d.h.Tensors[layer].Name, d.h.Types(layer)[0]
 	}
 	if side == 0 {
 		return tensorName(d.h.Layers[layer], "k"), d.h.KType
 	}
 	return tensorName(d.h.Layers[layer], "v"), d.h.VType
-}
-
-func dtypeOf(name string) quant.DType {
-	for _, t := range []quant.DType{quant.Float32, quant.Float16, quant.BFloat16} {
-		if t.String() == name {
-			return t
-		}
-	}
-	return quant.DTypeInvalid
 }
 
 // block writes the rows of one side of a block to their tokens' places.
@@ -372,7 +363,7 @@ func (d *decompressor) sides() error {
 		return err
 	}
 	for _, info := range infos {
-		if info.Name == archiveAux {
+		if info.Name == cold.SharedName {
 			continue
 		}
 		a, err := d.r.ReadAux(info.Name)

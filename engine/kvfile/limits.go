@@ -42,6 +42,10 @@ func recordWorkers(h *container.Header) int {
 	return int(min(int64(runtime.GOMAXPROCS(0)), 1+beside))
 }
 
+// losslessSegment is the least tokens of a segment in lossless mode: its models learn as they go, and
+// rows repeat only within a segment.
+const losslessSegment = 8192
+
 // segmentOf returns the tokens of a segment. In lossless mode segments are long, but not so long that
 // readers refuse their records.
 func segmentOf(src *capture.Source, cfg *Config) int {

@@ -15,7 +15,7 @@ func SourceBytes(h *container.Header) (n int64) {
 		k, v := h.Dims(i)
 		kSize, vSize := h.KType.Size(), h.VType.Size()
 		if h.Kind == container.KindRows {
-			kSize = dtypeOf(h.Tensors[i].DType).Size()
+			kSize = h.Types(i)[0].Size()
 		}
 		n += h.LayerTokens(i) * int64(h.KVHeads()) * int64(k*kSize+v*vSize)
 	}

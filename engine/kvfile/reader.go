@@ -3,8 +3,9 @@
 package kvfile
 
 import (
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -16,9 +17,9 @@ type Records struct {
 
 // NewRecords returns the records of a file. A file in archive form that names a profile needs it.
 //
-// Errors: *MissingProfileError; *container.CorruptError.
+// Errors: *profile.MissingError; *container.CorruptError.
 func NewRecords(r *container.Reader, profiles ...*profile.Profile) (*Records, error) {
-	codec, err := archiveCodec(r, profiles)
+	codec, err := cold.OpenCodec(r, profiles)
 	if err != nil {
 		return nil, err
 	}
@@ -34,9 +35,9 @@ func (r *Records) Record(i int) (*container.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return expand(r.codec, r.r.Header(), rec)
+	return cold.Expand(r.codec, r.r.Header(), rec)
 }
 
 // IsParameters reports whether a side tensor holds what the records in archive form share, and is no tensor
 // of the original.
-func IsParameters(name string) bool { return name == archiveAux }
+func IsParameters(name string) bool { return name == cold.SharedName }

@@ -287,6 +287,25 @@ func (e *MismatchError) Error() string {
 // Unwrap returns quant.ErrShape.
 func (e *MismatchError) Unwrap() error { return quant.ErrShape }
 
+// MissingError says that a file needs a profile that was not given. It matches
+// quant.ErrUnavailable.
+type MissingError struct {
+	ID    ID  // digest of the sections basis and tables
+	Given int // profiles that were given, all others
+}
+
+// Error names the profile.
+func (e *MissingError) Error() string {
+	what := "none was given"
+	if e.Given > 0 {
+		what = "another was given"
+	}
+	return fmt.Sprintf("kvist/profile: the file needs the profile whose basis and tables are %s, and %s", e.ID, what)
+}
+
+// Unwrap returns quant.ErrUnavailable.
+func (e *MissingError) Unwrap() error { return quant.ErrUnavailable }
+
 func shapef(format string, args ...any) error {
 	return fmt.Errorf("kvist/profile: "+format+": %w", append(args, quant.ErrShape)...)
 }

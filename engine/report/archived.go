@@ -3,8 +3,8 @@
 package report
 
 import (
-	"github.com/kvist-project/kvist/engine/archive"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )

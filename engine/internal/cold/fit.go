@@ -1,98 +1,53 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package cold
 
 import (
 	"context"
 	"math"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/archive"
+	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 )
 
-// chooseSet takes transforms and tables from the profile, or fits them to the file.
-func (a *archiver) chooseSet(ctx context.Context) error {
-	in := a.in
-	a.params = &archive.Params{Fine: 1, Class8: classSteps()}
-	if in.KV {
-		a.params.Rope = archive.NewRope(in.Geo.Rope)
-	}
-	if p := a.cfg.Profile; p != nil && in.KV {
-		if err := p.Check(in.Model, in.Geo); err != nil {
-			return err
-		}
-		set, err := archiveSet(p)
-		if err != nil {
-			return err
-		}
-		a.params.Set, a.id = set, ArchiveID(p)
-		a.header.Profile = a.id
-	} else if err := a.fitSet(ctx); err != nil {
-		return err
-	}
-	for i := range in.Layers {
-		l := &in.Layers[i]
-		ts := a.params.Set.Find(l.Number)
-		s := make([]int, len(ts))
-		for h := range l.Heads {
-			st := &a.seg.Stats[i][h]
-			for side := range 1 + min(1, l.DimV()) {
-				j := h*(1+min(1, l.DimV())) + side
-				sens := st.KSensitivity
-				if side == 1 {
-					sens = st.VSensitivity
-				}
-				v := 0.0
-				switch k := l.Number*in.Geo.KVHeads + h; {
-				case !l.HasV: // errors count against how much the rows of the tensor vary
-					v = float64(ts[j].Deviation8())
-				case a.steps == nil:
-					v = sensitivityStep(sens, st.OutEnergy)
-				case side == 0:
-					v = float64(a.steps.K[k])
-				default:
-					v = float64(a.steps.V[k])
-				}
-				s[j] = int(math.Round(v))
-			}
-		}
-		a.laneSteps = append(a.laneSteps, s)
-	}
-	var err error
-	a.codec, err = archive.NewCodec(a.params, true)
-	return err
+// fitter fits the transforms of a set to a file.
+type fitter struct {
+	in    *input.Data
+	rope  archive.Rope
+	turns *archive.Turns
+	room  pool
 }
 
 // fitSet makes transforms and tables of the file itself. A basis costs dim*dim bytes: a head has
 // one where its rows are so many that they save twice that.
-func (a *archiver) fitSet(ctx context.Context) error {
-	in := a.in
-	a.params.Own = true
+func fitSet(ctx context.Context, in *input.Data, rope archive.Rope) (*archive.Set, error) {
 	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.Layers[0].Heads,
 		Sides: 1 + min(1, in.Layers[0].DimV())}
-	a.params.Set, a.turns = set, archive.NewTurns(a.params.Rope)
+	f := &fitter{in: in, rope: rope, turns: archive.NewTurns(rope)}
 	lanes := set.Heads * set.Sides
 	for i := range in.Layers {
 		set.Layers = append(set.Layers, in.Layers[i].Number)
 		set.Transforms = append(set.Transforms, make([]*archive.Transform, lanes))
 	}
-	return eachIndex(ctx, len(in.Layers)*lanes, func(i int) error {
+	err := parallel.Each(ctx, len(in.Layers)*lanes, func(i int) error {
 		j := i % lanes
-		t, err := a.fitTransform(&in.Layers[i/lanes], j/set.Sides, j%set.Sides)
+		t, err := f.transform(&in.Layers[i/lanes], j/set.Sides, j%set.Sides)
 		set.Transforms[i/lanes][j] = t
 		return err
 	})
+	return set, err
 }
 
 // fitRows bounds the rows that a transform is fitted to.
 const fitRows = 1 << 15
 
-// eachRows calls f with the finite rows of a head, segment by segment, at most fitRows of them. f must not
+// eachRows calls do with the finite rows of a head, segment by segment, at most fitRows of them. do must not
 // keep them.
-func (a *archiver) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool, f func([]float32)) error {
+func (f *fitter) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool, do func([]float32)) error {
 	every := l.Tokens/fitRows + 1
-	room, done := a.borrow(min(l.Tokens, l.Segment) * t.Dim())
+	room, done := f.room.borrow(min(l.Tokens, l.Segment) * t.Dim())
 	defer done()
 	for s := 0; s < l.Segments(); s += every {
 		first, n := l.Span(s)
@@ -102,17 +57,17 @@ func (a *archiver) eachRows(l *input.Layer, t input.Tensor, head int, unrope boo
 		}
 		if unrope {
 			pos := make([]int64, n)
-			if err := a.in.Positions(first, pos); err != nil {
+			if err := f.in.Positions(first, pos); err != nil {
 				return err
 			}
-			a.turns.Undo(x, t.Dim(), pos)
+			f.turns.Undo(x, t.Dim(), pos)
 		}
-		f(input.FiniteOf(x, t.Dim()))
+		do(input.FiniteOf(x, t.Dim()))
 	}
 	return nil
 }
 
-func (a *archiver) fitTransform(l *input.Layer, head, side int) (*archive.Transform, error) {
+func (f *fitter) transform(l *input.Layer, head, side int) (*archive.Transform, error) {
 	t := l.K
 	if side == 1 {
 		t = l.V
@@ -120,20 +75,20 @@ func (a *archiver) fitTransform(l *input.Layer, head, side int) (*archive.Transf
 	dim := t.Dim()
 	full := dim <= maxOwnBasis && float64(l.Tokens) > 8*float64(dim)
 	m := archive.NewMoments(dim, full)
-	if err := a.eachRows(l, t, head, l.HasV && side == 0, m.Add); err != nil {
+	if err := f.eachRows(l, t, head, l.HasV && side == 0, m.Add); err != nil {
 		return nil, err
 	}
 	var metric []float64
 	if l.HasQ && side == 0 && dim <= archive.MaxBasisDim {
-		q := archive.NewQueryMoments(dim, a.params.Rope)
-		group := a.in.Geo.GQARatio()
+		q := archive.NewQueryMoments(dim, f.rope)
+		group := f.in.Geo.GQARatio()
 		for g := range group {
-			if err := a.eachRows(l, l.Q, head*group+g, false, q.Add); err != nil {
+			if err := f.eachRows(l, l.Q, head*group+g, false, q.Add); err != nil {
 				return nil, err
 			}
 		}
 		if q.N > 0 { // some are finite
-			metric = archive.QueryMetric(q, a.params.Rope)
+			metric = archive.QueryMetric(q, f.rope)
 		}
 	}
 	without := archive.FitTransform(m, metric, false)
@@ -168,14 +123,14 @@ const (
 )
 
 // balance holds the steps of the lanes together, by the deviations that the sample shows.
-func (a *archiver) balance() {
+func balance(steps [][]int, sample []sampleRun) {
 	type lane struct{ layer, i int }
 	energy, rows := map[lane]float64{}, map[lane]float64{}
-	for _, s := range a.rate.sample {
+	for _, s := range sample {
 		if s.p == nil {
 			continue
 		}
-		for i := range a.laneSteps[s.layer] {
+		for i := range steps[s.layer] {
 			k := lane{s.layer, i}
 			energy[k] += s.p.Energy(i) * float64(s.rows)
 			rows[k] += float64(s.rows)
@@ -185,7 +140,7 @@ func (a *archiver) balance() {
 	var off []float64
 	for k, e := range energy {
 		if e > 0 {
-			off = append(off, float64(a.laneSteps[k.layer][k.i])-deviation(k))
+			off = append(off, float64(steps[k.layer][k.i])-deviation(k))
 		}
 	}
 	if len(off) == 0 {
@@ -196,7 +151,7 @@ func (a *archiver) balance() {
 	for k, e := range energy {
 		if e > 0 {
 			d := deviation(k) + middle
-			s := &a.laneSteps[k.layer][k.i]
+			s := &steps[k.layer][k.i]
 			*s = int(math.Round(min(max(float64(*s), d-mostFiner), d+mostCoarser)))
 		}
 	}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package cold
 
 import (
 	"context"
@@ -9,6 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -19,9 +20,15 @@ import (
 // and not others. The last batch is changed until the file fits. Batches do not depend on the
 // number of workers, so neither do the bytes.
 
+// batchRecords is the records of a batch. A file of no more is fitted as a whole.
+const batchRecords = 16
+
 // budget spends the bytes of a file on its records.
 type budget struct {
-	*archiver
+	enc   *encoder
+	rate  *rateModel
+	file  *file
+	say   Progress
 	all   []*coded
 	lanes int   // of a record
 	total int64 // bytes for all records
@@ -42,7 +49,7 @@ func (b *budget) whole() bool { return len(b.all) <= batchRecords }
 
 // foresee returns the bytes that the sample expects of a record, with its units.
 func (b *budget) foresee(c *coded) float64 {
-	_, n := b.in.Layers[c.layer].Span(c.seg)
+	_, n := b.enc.in.Layers[c.layer].Span(c.seg)
 	f := b.rate.slope * float64(c.units) / float64(b.lanes)
 	return b.rate.layers[c.layer]*float64(n)/8*math.Exp(f) + b.besides(c)
 }
@@ -57,23 +64,23 @@ const (
 
 // besides returns the bytes of a record that the sample does not tell.
 func (b *budget) besides(c *coded) float64 {
-	l := &b.in.Layers[c.layer]
+	l := &b.enc.in.Layers[c.layer]
 	first, n := l.Span(c.seg)
-	sinks := min(max(b.cfg.Sinks-first, 0), n)
+	sinks := min(max(b.enc.set.Sinks-first, 0), n)
 	values := float64(l.Heads * l.Dims())
 	return recordSize + (deltaBits*values+classBits*float64(n*l.Heads)+sinkStep/8*values*float64(sinks))/8
 }
 
 // coarsest takes the coarsest steps for all records. It is the last resort of a search that found nothing.
 //
-// Errors: *BudgetError where that is too much.
+// Errors: *OverError where that is too much.
 func (b *budget) coarsest(ctx context.Context) error {
-	b.setStep(mostStep)
+	b.enc.setStep(mostStep)
 	sizes := make([]int64, len(b.all))
-	err := eachIndex(ctx, len(b.all), func(i int) error {
+	err := parallel.Each(ctx, len(b.all), func(i int) error {
 		c := b.all[i]
 		c.units = 0
-		err := b.encode(c, i)
+		err := b.enc.encode(c, i)
 		sizes[i] = c.bytes
 		if !b.whole() {
 			c.rec = nil
@@ -83,7 +90,7 @@ func (b *budget) coarsest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	fix, err := b.fixed() // with that step in it
+	fix, err := b.file.fixed() // with that step in it
 	if err != nil {
 		return err
 	}
@@ -92,7 +99,7 @@ func (b *budget) coarsest(ctx context.Context) error {
 		least += n
 	}
 	if least > want {
-		return b.overBudget("as an archive", want, least)
+		return &OverError{Name: b.enc.in.Name, Want: want, Least: least}
 	}
 	b.besidesRecords, b.total, b.left = fix.besides(), want-fix.besides(), want-fix.besides()
 	b.fixedSteps = true
@@ -103,7 +110,7 @@ func (b *budget) coarsest(ctx context.Context) error {
 func (b *budget) start(ctx context.Context) error {
 	b.left = b.total
 	if len(b.all) == 0 { // no tokens
-		b.setStep(0)
+		b.enc.setStep(0)
 		return nil
 	}
 	if b.left <= 0 {
@@ -124,11 +131,11 @@ func (b *budget) start(ctx context.Context) error {
 		// What goes with the step may be less than is known of what does not: encoding will tell.
 		bits = max(bits, 0.05*8*float64(b.left))
 	}
-	s, err := b.solve(ctx, bits, b.firstStep(bits))
+	s, err := b.rate.solve(ctx, bits, b.rate.firstStep(bits))
 	if err != nil {
 		return err
 	}
-	b.setStep(s)
+	b.enc.setStep(s)
 	if b.whole() {
 		return b.fitWhole(ctx, s)
 	}
@@ -145,12 +152,12 @@ func (b *budget) start(ctx context.Context) error {
 
 // findExact finds the records whose rows are to be kept as they are, and what they take.
 func (b *budget) findExact(ctx context.Context) error {
-	if !b.cfg.AllowNonfinite {
+	if !b.enc.set.AllowNonfinite {
 		return nil
 	}
-	err := eachIndex(ctx, len(b.all), func(i int) error {
+	err := parallel.Each(ctx, len(b.all), func(i int) error {
 		c := b.all[i]
-		seg, err := readSegment(b.in, &b.in.Layers[c.layer], c.seg)
+		seg, err := ReadSegment(b.enc.in, &b.enc.in.Layers[c.layer], c.seg)
 		if err != nil {
 			return err
 		}
@@ -158,7 +165,7 @@ func (b *budget) findExact(ctx context.Context) error {
 			c.exact = c.exact || !input.Finite(rows)
 		}
 		if c.exact {
-			return b.encode(c, i)
+			return b.enc.encode(c, i)
 		}
 		return nil
 	})
@@ -167,109 +174,6 @@ func (b *budget) findExact(ctx context.Context) error {
 		c.rec = nil
 	}
 	return err
-}
-
-// fewLanes is the number of lanes of a file below which moving one of them is too coarse to meet a
-// budget: the step of the file is moved instead.
-const fewLanes = 64
-
-// fitWhole encodes a file of one batch until it fits.
-func (b *budget) fitWhole(ctx context.Context, s float64) error {
-	few := len(b.all)*b.lanes < fewLanes
-	near := float64(b.near) / float64(b.left)
-	if !few {
-		near = 0.004
-	}
-	var fits, closest kept // the most bytes that are not too many, and the nearest of all
-	last, lastLog := math.NaN(), 0.0
-	low, high := math.Inf(-1), math.Inf(1) // too fine, fits
-	for try := range 24 {
-		s = min(max(s, -mostStep), mostStep)
-		b.setStep(s)
-		if err := b.encodeAll(ctx, b.all, 0); err != nil {
-			return err
-		}
-		n := bytesOf(b.all)
-		if n <= b.left && (fits.recs == nil || n > fits.bytes) {
-			fits = b.keep(b.all)
-		}
-		if closest.recs == nil || max(n-b.left, b.left-n) < max(closest.bytes-b.left, b.left-closest.bytes) {
-			closest = b.keep(b.all)
-		}
-		fixed := 0.0 // bytes that do not go with the step
-		for _, c := range b.all {
-			if c.exact {
-				fixed += float64(c.bytes)
-			} else {
-				fixed += b.besides(c)
-			}
-		}
-		got, aim := float64(n)-fixed, float64(b.left)*(1-0.0002*float64(min(try, 6)))-fixed
-		over := float64(n-b.left) / float64(b.left)
-		if math.Abs(over) <= near && (over <= 0 || !few) {
-			break
-		}
-		if n > b.left {
-			low = max(low, s)
-		} else {
-			high = min(high, s)
-		}
-		if low >= mostStep {
-			return b.coarsest(ctx)
-		}
-		if high <= -mostStep || high-low < 1e-2 || try >= 6 && fits.recs != nil && float64(fits.bytes) > 0.99*float64(b.left) {
-			break
-		}
-		next := math.NaN()
-		if got > 0 && aim > 0 {
-			if math.Abs(s-last) > 0.5 { // nearer points tell more of rounding than of the slope
-				b.rate.slope = min(max((math.Log(got)-lastLog)/(s-last), steepest), flattest)
-			}
-			last, lastLog = s, math.Log(got)
-			next = s + min(max((math.Log(aim)-lastLog)/b.rate.slope, -64), 64)
-		}
-		if !(low < next && next < high) { // the line tells nothing here
-			switch {
-			case math.IsInf(high, 1):
-				next = s + 64
-			case math.IsInf(low, -1):
-				next = s - 64
-			default:
-				next = (low + high) / 2
-			}
-		}
-		s = next
-	}
-	if few && fits.recs != nil && fits.bytes > b.left-b.left/128 || high <= -mostStep {
-		b.putBack(b.all, fits)
-		return nil
-	}
-	b.putBack(b.all, closest)
-	return b.finish(ctx, b.all, 0)
-}
-
-// kept is how records were encoded.
-type kept struct {
-	recs  []coded
-	bytes int64
-	fine  float32
-	step8 int
-	at    float64
-}
-
-func (b *budget) keep(recs []*coded) kept {
-	k := kept{bytes: bytesOf(recs), fine: b.params.Fine, step8: b.step8, at: b.at}
-	for _, c := range recs {
-		k.recs = append(k.recs, *c)
-	}
-	return k
-}
-
-func (b *budget) putBack(recs []*coded, k kept) {
-	for i := range recs {
-		*recs[i] = k.recs[i]
-	}
-	b.params.Fine, b.step8, b.at = k.fine, k.step8, k.at
 }
 
 // finish moves lanes of the last records until recs, the first of which is number at, fit what is
@@ -301,9 +205,9 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 		}
 		m := min(len(free), (max(moved, -moved)+b.lanes-1)/b.lanes)
 		change := free[len(free)-m:]
-		err := eachIndex(ctx, m, func(i int) error {
+		err := parallel.Each(ctx, m, func(i int) error {
 			recs[change[i]].units += moved*(i+1)/m - moved*i/m
-			return b.encode(recs[change[i]], at+change[i])
+			return b.enc.encode(recs[change[i]], at+change[i])
 		})
 		if err != nil {
 			return err
@@ -320,8 +224,8 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 		return b.coarsest(ctx)
 	}
 	if best.recs == nil {
-		return fmt.Errorf("kvist/kvfile: %d bytes for %s: the records at the end need %d more: %w",
-			b.total+b.besidesRecords, b.in.Name, bytesOf(recs)-b.left, quant.ErrBudget)
+		return fmt.Errorf("kvist/cold: %d bytes for %s: the records at the end need %d more: %w",
+			b.total+b.besidesRecords, b.enc.in.Name, bytesOf(recs)-b.left, quant.ErrBudget)
 	}
 	b.putBack(recs, best)
 	return nil
@@ -331,12 +235,12 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 func (b *budget) run(ctx context.Context, emit func(*container.Record) error) error {
 	for at := 0; at < len(b.all); at += batchRecords {
 		recs := b.all[at:min(at+batchRecords, len(b.all))]
-		b.say.Say("encoding", int64(at), int64(len(b.all)))
+		b.say.say("encoding", int64(at), int64(len(b.all)))
 		var err error
 		switch {
 		case b.whole(): // encoded
 		case b.fixedSteps:
-			err = b.encodeAll(ctx, recs, at)
+			err = b.enc.encodeAll(ctx, recs, at)
 		default:
 			err = b.batch(ctx, recs, at)
 		}
@@ -351,7 +255,7 @@ func (b *budget) run(ctx context.Context, emit func(*container.Record) error) er
 			c.rec = nil
 		}
 	}
-	b.say.Say("encoding", int64(len(b.all)), int64(len(b.all)))
+	b.say.say("encoding", int64(len(b.all)), int64(len(b.all)))
 	return nil
 }
 
@@ -374,7 +278,7 @@ func (b *budget) batch(ctx context.Context, recs []*coded, at int) error {
 		}
 		c.units = share(i+1) - share(i)
 	}
-	if err := b.encodeAll(ctx, recs, at); err != nil {
+	if err := b.enc.encodeAll(ctx, recs, at); err != nil {
 		return err
 	}
 	if at+len(recs) == len(b.all) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package cold
 
 import (
 	"encoding/binary"
@@ -30,7 +30,7 @@ func floatsTensor(name string, data []float32, shape ...int64) profile.Tensor {
 // come through.
 func floatsOf(t profile.Tensor, shape []int64) ([]float32, error) {
 	if t.DType != "F32" && t.DType != "F16" || !slices.Equal(t.Shape, shape) {
-		return nil, fmt.Errorf("kvist/kvfile: profile tensor %q is %s %v, want F32 %v: %w", t.Name,
+		return nil, fmt.Errorf("kvist/cold: profile tensor %q is %s %v, want F32 %v: %w", t.Name,
 			t.DType, t.Shape, shape, quant.ErrShape)
 	}
 	if t.DType == "F16" {

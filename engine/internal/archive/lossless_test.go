@@ -45,7 +45,7 @@ func TestLossless_BeatsBytePlanesAndZstd(t *testing.T) {
 	if err != nil {
 		t.Skip("no zstd command to compare with")
 	}
-	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
+	src, err := capture.Open("../../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
 	require.NoError(t, err)
 	defer src.Close()
 	var planes [2][]byte

@@ -10,7 +10,7 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/kvist-project/kvist/engine/archive/internal/axpy"
+	"github.com/kvist-project/kvist/engine/internal/archive/internal/axpy"
 	"github.com/kvist-project/kvist/quant"
 )
 

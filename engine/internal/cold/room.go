@@ -1,38 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package cold
 
 import (
 	"slices"
 	"sync"
 )
 
-// rowRoom is what a record is decoded in: rows stay as they are until the next one.
-type rowRoom struct {
+// Room is what a record is decoded in: rows stay as they are until the next one.
+type Room struct {
 	rows   []float32
 	packed []byte
 }
 
-// rowRooms are rooms that are not in use. A sync.Pool would throw them away as often as the collector
+// Rooms are rooms that are not in use. The zero value has none. A sync.Pool would throw them away as often as the collector
 // runs, and while it has not, what was thrown away takes memory beside what takes its place.
-type rowRooms struct {
+type Rooms struct {
 	mu   sync.Mutex
-	free []*rowRoom
+	free []*Room
 }
 
-func (r *rowRooms) take() *rowRoom {
+// Take returns a room that nobody uses.
+func (r *Rooms) Take() *Room {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := len(r.free)
 	if n == 0 {
-		return new(rowRoom)
+		return new(Room)
 	}
 	room := r.free[n-1]
 	r.free = r.free[:n-1]
 	return room
 }
 
-func (r *rowRooms) put(room *rowRoom) {
+// Put gives a room back.
+func (r *Rooms) Put(room *Room) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.free = append(r.free, room)

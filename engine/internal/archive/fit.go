@@ -6,7 +6,7 @@ import (
 	"math"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/archive/internal/axpy"
+	"github.com/kvist-project/kvist/engine/internal/archive/internal/axpy"
 	"github.com/kvist-project/kvist/quant"
 )
 

@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cold
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/kvist-project/kvist/engine/blocks"
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/archive"
+	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// OpenCodec opens what a file's records in archive form share; nil where the file has none.
+// profiles are those at hand.
+//
+// Errors: *profile.MissingError where the file names a profile that is not among them;
+// *container.CorruptError, *archive.CorruptError.
+func OpenCodec(r *container.Reader, profiles []*profile.Profile) (*archive.Codec, error) {
+	infos, err := r.Auxes()
+	if err != nil {
+		return nil, err
+	}
+	found := false
+	for _, i := range infos {
+		found = found || i.Name == SharedName
+	}
+	if !found {
+		return nil, nil
+	}
+	a, err := r.ReadAux(SharedName)
+	if err != nil {
+		return nil, err
+	}
+	p, err := archive.ParseParams(a.Data)
+	if err != nil {
+		return nil, err
+	}
+	if !p.Own {
+		id := profile.ID(r.Header().Profile)
+		for _, x := range profiles {
+			if slices.Contains(x.Digests(profile.SectionBasis, profile.SectionTables), id) {
+				if p.Set, err = setOf(x); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if p.Set == nil {
+			return nil, &profile.MissingError{ID: id, Given: len(profiles)}
+		}
+	}
+	return archive.NewCodec(p, false)
+}
+
+// Check decodes one record. Of rows that were coded none is NaN or Inf: those are kept exactly.
+func Check(codec *archive.Codec, h *container.Header, rec *container.Record, room *Room) error {
+	if archive.IsLossless(rec.Archive) {
+		_, err := decodeLossless(h, rec)
+		return err
+	}
+	rows, _, err := decode(codec, h, rec, room)
+	if err != nil {
+		return err
+	}
+	for i, x := range rows {
+		if !input.Finite(x) {
+			return &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
+				Head: i * h.KVHeads() / len(rows), Block: -1, Err: errNotFinite}
+		}
+	}
+	return nil
+}
+
+var errNotFinite = errors.New("rows come out as NaN or Inf")
+
+// inRecord says of damage in a payload which record it is in.
+func inRecord(rec *container.Record, err error) error {
+	var c *archive.CorruptError
+	if !errors.As(err, &c) {
+		return err
+	}
+	return &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
+		Head: c.Head, Block: -1, Offset: int64(c.Offset), Err: err}
+}
+
+// maxRecordValues bounds the values that a record in archive form may stand for: they are not
+// backed by as many bytes.
+const maxRecordValues = 1 << 28
+
+func checkValues(h *container.Header, rec *container.Record) error {
+	k, v := h.Dims(rec.Layer)
+	n := int64(h.SegmentLen(rec.Layer, rec.Segment)) * int64(h.KVHeads()) * int64(k+v)
+	if n > maxRecordValues {
+		return fmt.Errorf("kvist/cold: record (layer %d, segment %d) stands for %d values, limit %d: %w",
+			rec.Layer, rec.Segment, n, maxRecordValues, quant.ErrTooLarge)
+	}
+	return nil
+}
+
+// decode decodes a record: rows as [heads*sides][tokens*dim], and the bias of each token of
+// each head where queries' energies are known.
+//
+// Errors: *container.CorruptError that names the record.
+func decode(codec *archive.Codec, h *container.Header, rec *container.Record,
+	room *Room) (rows, bias [][]float32, err error) {
+	if codec == nil {
+		return nil, nil, &container.CorruptError{Section: "record", Layer: rec.Layer,
+			Segment: rec.Segment, Head: -1, Block: -1,
+			Err: fmt.Errorf("archive form without the side tensor %q: %w", SharedName, quant.ErrCorrupt)}
+	}
+	kDim, vDim := h.Dims(rec.Layer)
+	n := h.SegmentLen(rec.Layer, rec.Segment)
+	seg := &archive.Segment{Layer: rec.Layer, First: h.First + int64(rec.Segment)*int64(h.SegmentTokens),
+		Pos: make([]int64, n), Dims: []int{kDim}}
+	if h.Kind == container.KindCache {
+		seg.Layer = h.Layers[rec.Layer]
+		seg.Dims = append(seg.Dims, vDim)
+	}
+	if err := checkValues(h, rec); err != nil {
+		return nil, nil, err
+	}
+	left := roomFor(&room.rows, h.KVHeads()*n*(kDim+vDim))
+	noise := make([][]float32, h.KVHeads()*len(seg.Dims))
+	for hd := range h.KVHeads() {
+		for s, d := range seg.Dims {
+			seg.Rows, left = append(seg.Rows, left[:n*d:n*d]), left[n*d:]
+			if s == 0 && len(seg.Dims) == 2 {
+				noise[hd*2] = make([]float32, n)
+				bias = append(bias, noise[hd*2])
+			}
+		}
+	}
+	if err := codec.Decode(seg, rec.Archive, noise); err != nil {
+		return nil, nil, inRecord(rec, err)
+	}
+	// noise is E[(q . dk)^2]; scores are divided by the root of head_dim, and the mean of
+	// exp(noise) is undone by minus half its variance.
+	f := -0.5 / float32(kDim)
+	for _, b := range bias {
+		for t := range b {
+			b[t] *= f
+		}
+	}
+	return seg.Rows, bias, nil
+}
+
+// Expand returns a record in archive form as one of exact rows in hot form, so that it can be
+// attended to, measured and shown as any other. Records in hot form come back as they are.
+func Expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*container.Record, error) {
+	if rec.Archive == nil {
+		return rec, nil
+	}
+	types := h.Types(rec.Layer)
+	rows, _, err := Rows(codec, h, rec, new(Room))
+	if err != nil {
+		return nil, err
+	}
+	out := &container.Record{Layer: rec.Layer, Segment: rec.Segment}
+	tokens := make([]uint16, h.SegmentLen(rec.Layer, rec.Segment))
+	for t := range tokens {
+		tokens[t] = uint16(t)
+	}
+	for i := 0; i < len(rows); i += len(types) {
+		b := container.Block{Level: quant.Full, Tokens: tokens}
+		for s, dt := range types {
+			data := rows[i+s]
+			if s == 0 {
+				b.K, b.KData = quant.Coding{Format: dt.Format()}, data
+			} else {
+				b.V, b.VData = quant.Coding{Format: dt.Format()}, data
+			}
+		}
+		out.Heads = append(out.Heads, container.Head{Blocks: []container.Block{b}})
+	}
+	return out, nil
+}
+
+// Rows decodes a record to rows in the types of the original, [heads*sides], and the bias of
+// tokens, [heads], nil where rows are exact.
+func Rows(codec *archive.Codec, h *container.Header, rec *container.Record,
+	room *Room) (packed [][]byte, bias [][]float32, err error) {
+	if archive.IsLossless(rec.Archive) {
+		packed, err = decodeLossless(h, rec)
+		return packed, nil, err
+	}
+	rows, bias, err := decode(codec, h, rec, room)
+	if err != nil {
+		return nil, nil, err
+	}
+	types := h.Types(rec.Layer)
+	size := 0
+	for i, x := range rows {
+		size += len(x) * types[i%len(types)].Size()
+	}
+	left := roomFor(&room.packed, size)
+	for i, x := range rows {
+		dt := types[i%len(types)]
+		n := len(x) * dt.Size()
+		blocks.PackRow(left[:n], dt, x)
+		packed, left = append(packed, left[:n:n]), left[n:]
+	}
+	return packed, bias, nil
+}
