@@ -15,7 +15,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// arrayOf makes an .npy of float32 0, 1, 2, ... in C order, stored as asked.
+// arrayOf makes an .npy of float32 0, 1, 2, ... in C order, stored in the given way.
 func arrayOf(descr string, fortran bool, shape ...int) []byte {
 	n := 1
 	for _, d := range shape {
@@ -85,8 +85,8 @@ func TestNpy_StoredInOtherWays(t *testing.T) {
 	}
 }
 
-// checkCounting checks that the rows of a tensor are 0, 1, 2, ..., read as a whole, from within,
-// and as raw data.
+// checkCounting checks that the rows of a tensor are 0, 1, 2, ..., read as a whole, in part and as
+// raw data.
 func checkCounting(t *testing.T, s *capture.Source, name string) {
 	t.Helper()
 	a, err := s.ActTensor(name)
@@ -129,7 +129,7 @@ func TestNpy_SeveralArraysInOneFile(t *testing.T) {
 }
 
 func TestNpy_FortranReadsWhatIsAsked(t *testing.T) {
-	// 2^20 rows of 64: a row lies in 64 places, 4 MiB from each other.
+	// 2^20 rows of 64: the values of a row are 4 MiB apart.
 	b := npyBytes(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (1048576, 64), }", 0)
 	z := &zeros{head: b}
 	s, err := capture.New("big", z, int64(len(b))+1<<28, capture.Limits{})
@@ -144,13 +144,13 @@ func TestNpy_WhatWouldMakeItWork(t *testing.T) {
 	for _, c := range []struct{ header, text string }{
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 64), }", "shape [0 64] holds no values"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 70000), }",
-			"rows of 70000 values, at most 65536 are read; reshaped to shorter rows"},
+			"rows of 70000 values, want at most 65536; reshape the tensor to shorter rows"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (140000,), }", "rows of 140000 values"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (), }", "two dims or more"},
 		{"{'descr': '<i8', 'fortran_order': False, 'shape': (2, 3), }",
-			"elements of type I64 have no rows; those of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 have"},
+			"elements of type I64 have no rows; rows have type F16, BF16, F32, F64, F8_E4M3 or F8_E5M2"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,2,3), }",
-			"9 dims; reshaped to at most 8"},
+			"9 dims, want at most 8; reshape the tensor"},
 	} {
 		n := map[bool]int{true: 560000, false: 0}[strings.Contains(c.header, "0000")]
 		switch {
@@ -200,12 +200,12 @@ func TestF64_Range(t *testing.T) {
 		if c.exact {
 			noError(t, err)
 		} else if !math.IsNaN(c.v) {
-			wantFormatError(t, err, quant.ErrRange, fmt.Sprintf("row 1 value 2, %v, is no float32", c.v))
+			wantFormatError(t, err, quant.ErrRange, fmt.Sprintf("row 1 value 2, %v, is not a float32", c.v))
 		}
 	}
 }
 
-// floatOf is what an 8-bit float with that many bits of exponent and mantissa means, by the book.
+// floatOf converts an 8-bit float with these numbers of exponent and mantissa bits, by definition.
 func floatOf(b byte, exp, mant int, inf bool) float64 {
 	sign := math.Copysign(1, -float64(b>>7))
 	if b>>7 == 0 {
@@ -269,7 +269,7 @@ func TestKV_OfOtherTypes(t *testing.T) {
 		x, _ := s.KV(1, p)
 		noError(t, s.ReadRows(x, 1, 0, 3, make([]byte, 3*x.RowBytes())))
 	}
-	// A value beyond float32 is told by head and row.
+	// The error for a value beyond float32 names head and row.
 	b := f.bytes(t)
 	info, _ := s.Lookup("layers.1.k")
 	binary.LittleEndian.PutUint64(b[info.Offset+8*(24+8+5):], math.Float64bits(-1e200))

@@ -10,8 +10,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// findLayers sorts the tensors into layers and side tensors. The parts of a layer get handles
-// here and are checked later, when the number of tokens is known.
+// findLayers divides the tensors into layers and side tensors. The parts of a layer get handles
+// here; they are checked later, when the number of tokens is known.
 func (r *kvReader) findLayers() error {
 	for _, t := range r.src.tensors {
 		n, rest, ok := layerName(t.Name)
@@ -51,7 +51,7 @@ func (r *kvReader) findLayers() error {
 	return nil
 }
 
-// checkLayers checks every tensor of every layer against metadata and the other layers.
+// checkLayers checks every tensor of every layer against the metadata and the other layers.
 func (r *kvReader) checkLayers() error {
 	kv := r.kv
 	if err := r.refuseRagged(); err != nil {
@@ -84,10 +84,10 @@ func (r *kvReader) checkLayers() error {
 	return r.checkLayerExtras()
 }
 
-// layerShape is the shape of what a layer holds.
+// layerShape is the shape of a layer's tensors.
 type layerShape struct{ heads, kvHeads, tokens, headDim, headDimV, tokensNext int64 }
 
-// shapeOf returns the shape of a layer whose tensors agree with each other; false for others.
+// shapeOf returns the shape of a layer whose tensors agree with each other; otherwise false.
 func (l *kvLayer) shapeOf() (s layerShape, ok bool) {
 	dims := func(p Part) (d [3]int64) {
 		if shape := l.parts[p].info.Shape; len(shape) == len(d) {
@@ -108,8 +108,8 @@ func (l *kvLayer) shapeOf() (s layerShape, ok bool) {
 	return s, ok
 }
 
-// refuseRagged refuses layers that are each whole but not like the others: damage does not make
-// such, models do.
+// refuseRagged refuses layers that are valid but differ from each other, as unsupported and not as
+// corrupt: some models have such layers.
 func (r *kvReader) refuseRagged() error {
 	first := r.kv.layers[0]
 	want, ok := r.kv.parts[first].shapeOf()
@@ -132,14 +132,14 @@ func (r *kvReader) refuseRagged() error {
 		}
 		if same != want {
 			return r.tensorError(l.parts[K].info, unsupportedf("layer %d is %v, layer %d %v: layers that "+
-				"differ in heads, tokens or head_dim; a capture of layers that are alike is read",
+				"differ in heads, tokens or head_dim, want equal layers",
 				first, want, n, s))
 		}
 	}
 	return nil
 }
 
-// String lists the dims that have one, as tensors of the capture would.
+// String lists the dims that are set, as tensors of the capture would have them.
 func (s layerShape) String() string {
 	text := fmt.Sprintf("k %v, v %v", []int64{s.kvHeads, s.tokens, s.headDim},
 		[]int64{s.kvHeads, s.tokens, s.headDimV})
@@ -152,18 +152,18 @@ func (s layerShape) String() string {
 	return text
 }
 
-// kvDType returns the element type that rows of K, V, Q and o_weight are read in.
+// kvDType returns the element type of rows of K, V, Q and o_weight.
 func kvDType(stored string) (quant.DType, error) {
 	t := rowDType(stored)
 	if t == quant.DTypeInvalid || stored == "I8" { // codes whose scales nothing names
-		return t, unsupportedf("element type %s; %s is read", stored, rowDTypes)
+		return t, unsupportedf("element type %s, want %s", stored, rowDTypes)
 	}
 	return t, nil
 }
 
-// checkPart checks one tensor of rows and completes its handle. The first K gives the number of
-// tokens, the first V head_dim_v where metadata leave it open, the first K of the tokens after
-// their number.
+// checkPart checks one tensor of rows and completes its handle. The first K defines the number of
+// tokens, the first V defines head_dim_v if the metadata do not, and the first K after the captured
+// tokens defines the number of tokens after.
 func (r *kvReader) checkPart(t *Tensor, p Part) error {
 	kv, info := r.kv, t.info
 	var err error
@@ -171,8 +171,8 @@ func (r *kvReader) checkPart(t *Tensor, p Part) error {
 		return r.tensorError(info, err)
 	}
 	if len(info.Shape) == 4 {
-		return r.tensorError(info, unsupportedf("shape %v: a batch; one sequence, "+
-			"[heads, tokens, dim], is read", info.Shape))
+		return r.tensorError(info, unsupportedf("shape %v is a batch, want one "+
+			"sequence: [heads, tokens, dim]", info.Shape))
 	}
 	if len(info.Shape) != 3 {
 		return r.tensorError(info, corruptf("shape %v, want [heads, tokens, dim]", info.Shape))
@@ -192,12 +192,12 @@ func (r *kvReader) checkPart(t *Tensor, p Part) error {
 		kv.tokensNext, kv.hasNext = tokens, true
 	}
 	if info.Shape[0] == 0 || info.Shape[2] == 0 {
-		return r.tensorError(info, unsupportedf("shape %v holds no values; without the layer the "+
-			"capture is read", info.Shape))
+		return r.tensorError(info, unsupportedf("shape %v holds no values; remove "+
+			"the layer from the capture", info.Shape))
 	}
 	if d := info.Shape[2]; p == V && kv.geo.HeadDimV == 0 {
 		if d > quant.MaxDim {
-			return r.tensorError(info, unsupportedf("shape %v has head_dim_v %d, at most %d is read",
+			return r.tensorError(info, unsupportedf("shape %v has head_dim_v %d, want at most %d",
 				info.Shape, d, quant.MaxDim))
 		}
 		kv.geo.HeadDimV = int(d)

@@ -18,11 +18,11 @@ import (
 // The .npy format. Source: NumPy enhancement proposal 1 and numpy/lib/format.py.
 const (
 	npyMagic = "\x93NUMPY"
-	// maxNpyHeader bounds the header text. That of a plain array has some hundred bytes; only
-	// structured types, which are refused, need more.
+	// maxNpyHeader bounds the header text. That of a plain array has some hundred bytes. Only
+	// structured types need more, and they are refused.
 	maxNpyHeader = 1 << 16
 	npyAlign     = 64 // the header is padded so that data start on a multiple of this
-	// npyGrowDigits is the room NumPy leaves in a header for the first dim to grow.
+	// npyGrowDigits is the room that NumPy leaves in a header for the first dim to grow.
 	npyGrowDigits = 21
 )
 
@@ -42,7 +42,7 @@ func (s *Source) parseNpy(lim Limits) error {
 	return nil
 }
 
-// npyHead reads the front of an .npy, be it a file or a member of an .npz.
+// npyHead reads the header of an .npy, which is a file or a member of an .npz.
 type npyHead struct {
 	src  *Source
 	name string
@@ -120,7 +120,7 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 	return info, h.checkData(info)
 }
 
-// checkData compares the array with the bytes that are there.
+// checkData compares the size of the array with the bytes present.
 func (h *npyHead) checkData(info TensorInfo) error {
 	have := h.size - info.Offset
 	if have == info.Bytes {
@@ -133,14 +133,14 @@ func (h *npyHead) checkData(info TensorInfo) error {
 		}
 		if string(next[:]) == npyMagic {
 			return h.fail(SectionFile, info.Offset+info.Bytes, unsupportedf(
-				"a second array after the first; numpy.savez makes a file of several that is read"))
+				"a second array after the first; numpy.savez writes several arrays to a file"))
 		}
 	}
 	return h.fail(SectionTensor, info.Offset, corruptf("%s of shape %v has %d bytes, the file has %d of data",
 		info.DTypeName, info.Shape, info.Bytes, have))
 }
 
-// npyParser reads the literal of a Python dict that heads an .npy: the keys descr,
+// npyParser parses the literal of a Python dict at the start of an .npy: the keys descr,
 // fortran_order and shape, each once, in any order.
 type npyParser struct {
 	text    string
@@ -161,7 +161,7 @@ func (p *npyParser) parse() (TensorInfo, error) {
 			return info, err
 		}
 		if seen[key] {
-			return info, corruptf("key %q stands twice", key)
+			return info, corruptf("key %q appears twice", key)
 		}
 		seen[key] = true
 		if err := p.want(":"); err != nil {
@@ -234,7 +234,7 @@ func (p *npyParser) want(word string) error {
 	return nil
 }
 
-// str reads a string in either quotes, which Python 2 may mark as one of Unicode. No legal value
+// str parses a string in single or double quotes. Python 2 may mark it as Unicode. No valid value
 // needs an escape.
 func (p *npyParser) str() (string, error) {
 	p.space()
@@ -261,7 +261,7 @@ func (p *npyParser) str() (string, error) {
 func (p *npyParser) descr() (name string, swap bool, err error) {
 	if p.accept("[") {
 		return "", false, unsupportedf("a structured element type; " +
-			"numpy.lib.recfunctions.structured_to_unstructured makes an array that is read")
+			"numpy.lib.recfunctions.structured_to_unstructured converts it")
 	}
 	d, err := p.str()
 	if err != nil {
@@ -280,7 +280,7 @@ func (p *npyParser) descr() (name string, swap bool, err error) {
 			return t.name, order == '>', nil
 		}
 	}
-	return "", false, unsupportedf("element type %.64q; array.astype(numpy.float32) makes one that is read", d)
+	return "", false, unsupportedf("element type %.64q; array.astype(numpy.float32) converts it", d)
 }
 
 // order reports whether the array is in Fortran order.
@@ -294,7 +294,8 @@ func (p *npyParser) order() (fortran bool, err error) {
 	return false, p.want("False")
 }
 
-// shape reads a tuple of integers: (), (n,) or (n, m[,]). Python 2 writes some with an L behind.
+// shape parses a tuple of integers: (), (n,) or (n, m[,]). Python 2 may write an L after an
+// integer.
 func (p *npyParser) shape() ([]int64, error) {
 	if err := p.want("("); err != nil {
 		return nil, err
@@ -332,15 +333,15 @@ func (p *npyParser) shape() ([]int64, error) {
 	}
 }
 
-// NewNpyWriter starts an .npy of version 1.0, as NumPy writes it, with the one tensor d. The
-// rest is as with NewWriter; d.Name names the tensor in calls only.
+// NewNpyWriter starts an .npy of version 1.0, as NumPy writes it, with the tensor d. It is
+// otherwise like NewWriter. d.Name names the tensor in calls only; the file does not hold it.
 //
-// Errors: quant.ErrShape for a shape that is none; quant.ErrUnsupported for an element type that
-// .npy does not have (BF16, the 8-bit floats); those of w.
+// Errors: quant.ErrShape for an invalid shape; quant.ErrUnsupported for an element type that .npy
+// does not have (BF16, the 8-bit floats); those of w.
 func NewNpyWriter(w io.WriterAt, d Decl) (*Writer, error) {
 	rank := dtypeRank(d.DTypeName)
 	if rank < 0 || dtypes[rank].descr == "" {
-		return nil, fmt.Errorf("kvist/capture: write .npy: element type %q is not one of .npy: %w",
+		return nil, fmt.Errorf("kvist/capture: write .npy: .npy has no element type %q: %w",
 			d.DTypeName, quant.ErrUnsupported)
 	}
 	if len(d.Shape) > defaultDims {
@@ -349,7 +350,7 @@ func NewNpyWriter(w io.WriterAt, d Decl) (*Writer, error) {
 	}
 	n, err := dataBytes(d.DTypeName, d.Shape)
 	if err != nil {
-		return nil, callErrorf("write .npy: shape %v of %s is none", d.Shape, d.DTypeName)
+		return nil, callErrorf("write .npy: %s of shape %v is invalid", d.DTypeName, d.Shape)
 	}
 	d.Shape = slices.Clone(d.Shape)
 	header := npyHeader(dtypes[rank].descr, d.Shape)

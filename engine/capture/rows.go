@@ -9,11 +9,11 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// scratchBytes is the piece that rows are read and converted in at a time.
+// scratchBytes is the size of the pieces in which rows are read and converted.
 const scratchBytes = 1 << 16
 
-// Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that handed
-// it out; the zero Tensor belongs to none.
+// Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that returned
+// it; the zero Tensor belongs to none.
 type Tensor struct {
 	src       *Source
 	info      TensorInfo
@@ -25,43 +25,43 @@ type Tensor struct {
 // Name returns the tensor's name, "" for that of an .npy.
 func (t Tensor) Name() string { return t.info.Name }
 
-// DType returns the element type that rows are read in.
+// DType returns the element type of the rows as ReadRows returns them.
 func (t Tensor) DType() quant.DType { return t.dtype }
 
-// Heads returns the heads: kv_heads for K and V, heads for Q, 1 for activations.
+// Heads returns the number of heads: kv_heads for K and V, heads for Q, 1 for activations.
 func (t Tensor) Heads() int { return t.heads }
 
-// Rows returns the rows of one head.
+// Rows returns the number of rows in one head.
 func (t Tensor) Rows() int { return t.rows }
 
-// Dim returns the values of one row.
+// Dim returns the number of values in one row.
 func (t Tensor) Dim() int { return t.dim }
 
-// RowBytes returns the bytes of one row as it is read.
+// RowBytes returns the size of one row as ReadRows returns it.
 func (t Tensor) RowBytes() int { return t.dim * t.dtype.Size() }
 
-// Read reads rows [first, first+n) of one head as ReadRows of the tensor's source does.
+// Read reads rows [first, first+n) of one head, like ReadRows of the tensor's source.
 //
 // dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (t Tensor) Read(head, first, n int, dst []byte) error {
 	return t.src.ReadRows(t, head, first, n, dst)
 }
 
-// ReadExactly is Read, and refuses what conversion would round.
+// ReadExactly is Read, but refuses values that conversion would round.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (t Tensor) ReadExactly(head, first, n int, dst []byte) error {
 	return t.src.ReadRowsExactly(t, head, first, n, dst)
 }
 
-// ReadF32 reads rows [first, first+n) of one head and converts them as ReadRowsF32 of the tensor's source
-// does.
+// ReadF32 reads rows [first, first+n) of one head and converts them, like ReadRowsF32 of the
+// tensor's source.
 //
 // dst: [n, dim], exactly n * t.Dim() values.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (t Tensor) ReadF32(head, first, n int, dst []float32) error {
 	return t.src.ReadRowsF32(t, head, first, n, dst)
 }
@@ -80,16 +80,16 @@ func (s *Source) locate(t Tensor, head, first, n int) (int64, error) {
 	case s.closed.Load():
 		return 0, s.errClosed()
 	}
-	// Within the tensor, whose bytes are counted in 63 bits: no overflow.
+	// The size of the tensor fits in 63 bits, so this cannot overflow.
 	return (int64(head)*int64(t.rows) + int64(first)) * int64(t.dim), nil
 }
 
-// ReadRows reads rows [first, first+n) of one head, little-endian: as they are stored, or, where
-// rows of the stored type are read in another (see the package comment), converted. Heads and rows
-// of activations: head 0, and all dims but the last flattened.
+// ReadRows reads rows [first, first+n) of one head, little-endian, as stored or, for stored types
+// with another row type (see the package comment), converted. Activations have one head, 0; their
+// rows are all dims but the last, flattened.
 //
-// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes. Where an error is returned,
-// dst is undefined.
+// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes. dst is undefined after an
+// error.
 //
 // Errors: quant.ErrShape, quant.ErrClosed, *FormatError, which wraps quant.ErrRange for an F64
 // beyond the range of F32.
@@ -97,10 +97,10 @@ func (s *Source) ReadRows(t Tensor, head, first, n int, dst []byte) error {
 	return s.readRows(t, head, first, n, dst, &conversion{})
 }
 
-// ReadRowsExactly reads as ReadRows and refuses what conversion would round: an F64 that no F32 is
-// equal to.
+// ReadRowsExactly is ReadRows, but refuses values that conversion would round: an F64 that is not a
+// float32.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (s *Source) ReadRowsExactly(t Tensor, head, first, n int, dst []byte) error {
 	return s.readRows(t, head, first, n, dst, &conversion{exact: true})
 }
@@ -126,12 +126,11 @@ func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversio
 	})
 }
 
-// ReadRowsF32 reads rows [first, first+n) of one head and converts them, exactly but for those of
-// F64, which are rounded.
+// ReadRowsF32 reads rows [first, first+n) of one head and converts them. Only F64 is rounded.
 //
-// dst: [n, dim], exactly n * t.Dim() values. Where an error is returned, dst is undefined.
+// dst: [n, dim], exactly n * t.Dim() values. dst is undefined after an error.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error {
 	from, err := s.locate(t, head, first, n)
 	if err != nil {
@@ -152,7 +151,7 @@ func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error 
 	})
 }
 
-// lost says which value of a tensor no conversion keeps.
+// lost returns the error for a value that cannot be converted.
 func (t Tensor) lost(c *conversion, element int64) error {
 	row, value := element/int64(t.dim), element%int64(t.dim)
 	off := int64(-1)
@@ -164,16 +163,16 @@ func (t Tensor) lost(c *conversion, element int64) error {
 		head = fmt.Sprintf("head %d ", row/int64(t.rows))
 		row %= int64(t.rows)
 	}
-	why := "is beyond float32, which F64 is read as; divided by a power of two the tensor is read"
+	why := "is beyond float32, the row type of F64; divide the tensor by a power of two"
 	if c.exact {
-		why = "is no float32, so it is not kept exactly; rounded to float32 the tensor is"
+		why = "is not a float32, so F64 cannot be kept exactly; round the tensor to float32"
 	}
 	return t.src.formatError(SectionTensor, t.Name(), off,
 		fmt.Errorf("%srow %d value %d, %v, %s: %w", head, row, value, c.v, why, quant.ErrRange))
 }
 
-// pieces reads count elements, from the one of number first, through the scratch buffer and hands
-// them to use, with the index of the first element of each piece.
+// pieces reads count elements, from number first on, through the scratch buffer. It calls use for
+// each piece with the index of the piece's first element.
 func (s *Source) pieces(t *TensorInfo, first int64, count int, use func(int, []byte) error) error {
 	size := int(t.elementSize())
 	room := s.scratch.Get().(*[]byte)
@@ -208,16 +207,16 @@ type ActTensor struct {
 	Tensor Tensor // for ReadRows, with head 0
 }
 
-// ActTensors returns the tensors of an activations file that have rows, in the order of their
-// data: those of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 with two or more dims, none of them zero,
-// and a last dim of at most quant.MaxDim. In a file that has none of these, tensors of I8 with two
-// dims or more have rows, and floats of one dim are one row each.
+// ActTensors returns the tensors of an activations file that have rows, in the order of their data.
+// They are of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 with two or more dims; no dim is zero, and
+// the last is at most quant.MaxDim. In a file without such tensors, a tensor of I8 with two or more
+// dims has rows, and a tensor of floats with one dim is one row.
 func (s *Source) ActTensors() []ActTensor { return append([]ActTensor(nil), s.act...) }
 
-// ActTensor returns the rows of the tensor of that name.
+// ActTensor returns the rows of the named tensor.
 //
-// Errors: quant.ErrShape where there is none of that name; quant.ErrUnsupported, saying why, for
-// one that has raw access only.
+// Errors: quant.ErrShape if there is no such tensor; quant.ErrUnsupported, with the reason, for a
+// tensor without rows.
 func (s *Source) ActTensor(name string) (ActTensor, error) {
 	for _, a := range s.act {
 		if a.Name == name {
@@ -231,8 +230,8 @@ func (s *Source) ActTensor(name string) (ActTensor, error) {
 	return ActTensor{}, s.formatError(SectionTensor, name, info.Offset, s.noRows(info))
 }
 
-// NoRows says why an activations file has no tensor of rows, of the first tensor that has none; nil
-// where it has some.
+// NoRows returns nil if an activations file has rows, and otherwise the reason why its first tensor
+// has none.
 func (s *Source) NoRows() error {
 	if len(s.act) > 0 || s.kind != Activations {
 		return nil
@@ -243,19 +242,19 @@ func (s *Source) NoRows() error {
 	return s.formatError(SectionTensor, s.side[0].Name, s.side[0].Offset, s.noRows(s.side[0]))
 }
 
-// noRows says why a tensor of this file has no rows.
+// noRows returns the reason why a tensor of this file has no rows.
 func (s *Source) noRows(info TensorInfo) error {
 	m := rowsOf(info)
 	if err := m.reason(true); err != nil {
 		return err
 	}
-	return unsupportedf("%s of shape %v beside tensors of rows; it is kept exactly, and in a file of "+
-		"its own it has rows", info.DTypeName, info.Shape)
+	return unsupportedf("%s of shape %v is kept exactly, because other tensors have rows; in a "+
+		"separate file it has rows", info.DTypeName, info.Shape)
 }
 
-// readActivations tells the tensors with rows from the others. Integers and single rows beside
-// tensors of rows are masks, counts or biases, which are kept exactly; where nothing else is
-// there, they are what the file is about.
+// readActivations separates the tensors with rows from the others. Integers and single rows beside
+// tensors of rows are masks, counts or biases, and are kept exactly. In a file without other rows,
+// they are the rows.
 func (s *Source) readActivations() {
 	for _, alone := range []bool{false, true} {
 		s.side = nil
@@ -276,13 +275,13 @@ func (s *Source) readActivations() {
 	}
 }
 
-// rowMatrix is a tensor seen as rows over its last dim.
+// rowMatrix is a tensor as a matrix of rows over its last dim.
 type rowMatrix struct {
 	info      TensorInfo
 	rows, dim int64
 }
 
-// maxRowDims is how many dims of a tensor a .kvist file keeps.
+// maxRowDims is the largest number of dims of a tensor in a .kvist file.
 const maxRowDims = 8
 
 func rowsOf(info TensorInfo) rowMatrix {
@@ -291,33 +290,33 @@ func rowsOf(info TensorInfo) rowMatrix {
 		if i == len(info.Shape)-1 {
 			m.dim = d
 		} else if d == 0 || m.rows <= math.MaxInt64/d {
-			// Overflow needs a zero dim elsewhere, which is refused anyway.
+			// Only a tensor with a zero dim can overflow here, and it is refused anyway.
 			m.rows *= d
 		}
 	}
 	return m
 }
 
-// reason says why the tensor has no rows, nil where it has. alone is for a file in which no other
-// tensor has rows.
+// reason returns why the tensor has no rows, or nil if it has rows. alone means that no other
+// tensor of the file has rows.
 func (m rowMatrix) reason(alone bool) error {
 	name, shape := m.info.DTypeName, m.info.Shape
 	switch {
 	case rowDType(name) == quant.DTypeInvalid || name == "I8" && !alone:
-		return unsupportedf("elements of type %s have no rows; those of %s have, and I8 in a file "+
-			"without them", name, rowDTypes)
+		return unsupportedf("elements of type %s have no rows; rows have type %s, or I8 if the file has no "+
+			"others", name, rowDTypes)
 	case len(shape) == 0, len(shape) == 1 && (!alone || name == "I8"):
-		return unsupportedf("shape %v has no rows; one of two dims or more has", shape)
+		return unsupportedf("shape %v has no rows, want two dims or more", shape)
 	case len(shape) > maxRowDims:
-		return unsupportedf("shape %v has %d dims; reshaped to at most %d, the last of them as it is, "+
-			"it is read", shape, len(shape), maxRowDims)
+		return unsupportedf("shape %v has %d dims, want at most %d; reshape the tensor and keep its "+
+			"last dim", shape, len(shape), maxRowDims)
 	case m.info.Bytes == 0:
-		return unsupportedf("shape %v holds no values; without the tensor the file is read", shape)
+		return unsupportedf("shape %v holds no values; remove the tensor from the file", shape)
 	case m.dim > quant.MaxDim:
-		return unsupportedf("shape %v has rows of %d values, at most %d are read; "+
-			"reshaped to shorter rows it is", shape, m.dim, quant.MaxDim)
+		return unsupportedf("shape %v has rows of %d values, want at most %d; "+
+			"reshape the tensor to shorter rows", shape, m.dim, quant.MaxDim)
 	case m.rows > math.MaxInt || m.rows > quant.MaxTokens:
-		return unsupportedf("shape %v has %d rows; cut into tensors of at most %d it is read", shape,
+		return unsupportedf("shape %v has %d rows; divide it into tensors of at most %d", shape,
 			m.rows, min(math.MaxInt, int64(quant.MaxTokens)))
 	}
 	return nil

@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// half is the definition of binary16 in float64, to compare the conversion with.
+// half converts binary16 by its definition, in float64.
 func half(h uint16) float64 {
 	sign := 1.0
 	if h>>15 == 1 {
@@ -92,16 +92,16 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	equal(t, "rows", h.Rows, 6)
 	equal(t, "dim", h.Dim, 5)
 	equal(t, "type", h.DType, quant.BFloat16)
-	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "in a file of its own it has rows",
+	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "in a separate file it has rows",
 		"wide": "rows of 65537 values", "none": "no values", "flat": "no values",
-		"mask": "I8 of shape [2 2] beside tensors of rows; it is kept exactly"} {
+		"mask": "I8 of shape [2 2] is kept exactly, because other tensors have rows"} {
 		_, err := s.ActTensor(name)
 		wantFormatError(t, err, quant.ErrUnsupported, text)
 	}
 	_, err = s.ActTensor("x")
 	wantCategory(t, err, quant.ErrShape, `"x" is not in the file`)
 	equal(t, "side tensors", len(s.SideTensors()), 6)
-	// What belongs to captures is empty, not a crash.
+	// Methods for captures return empty results for activations; they do not panic.
 	equal(t, "tokens", s.Tokens()+s.TokensNext()+len(s.Layers())+s.Geometry().Layers, 0)
 	_, ok := s.KV(0, capture.K)
 	equal(t, "k", ok, false)

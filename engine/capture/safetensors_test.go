@@ -95,7 +95,7 @@ func TestSafetensors_BadHeaders(t *testing.T) {
 		{"shape is null", one("U8", "null", "[0,1]"), 1, quant.ErrCorrupt, "shape is null, want ["},
 		{"one offset", one("U8", "[1]", "[0]"), 1, quant.ErrCorrupt, "data_offsets [0], want two"},
 		{"three offsets", one("U8", "[1]", "[0,1,2]"), 1, quant.ErrCorrupt, "more than 2 numbers"},
-		{"unknown dtype", one("F128", "[1]", "[0,16]"), 16, quant.ErrUnsupported, `not supported: element type "F128"`},
+		{"unknown dtype", one("F128", "[1]", "[0,16]"), 16, quant.ErrUnsupported, `not supported: unknown element type "F128"`},
 		{"lower case dtype", one("f32", "[1]", "[0,4]"), 4, quant.ErrUnsupported, `"f32"`},
 		{"dtype is a number", `{"a":{"dtype":4,"shape":[1],"data_offsets":[0,1]}}`, 1,
 			quant.ErrCorrupt, "dtype is 4, want a string"},
@@ -106,11 +106,11 @@ func TestSafetensors_BadHeaders(t *testing.T) {
 		{"no offsets", `{"a":{"dtype":"U8","shape":[1]}}`, 1, quant.ErrCorrupt,
 			`field "data_offsets" is missing`},
 		{"duplicate tensor", "{" + u8("a", "[0,1]", "1") + "," + u8("a", "[1,2]", "1") + "}", 2,
-			quant.ErrCorrupt, `name "a" stands twice`},
+			quant.ErrCorrupt, `name "a" appears twice`},
 		{"duplicate by escape", "{" + u8("a", "[0,1]", "1") + "," + u8(`\u0061`, "[1,2]", "1") + "}",
-			2, quant.ErrCorrupt, `name "a" stands twice`},
+			2, quant.ErrCorrupt, `name "a" appears twice`},
 		{"duplicate field", `{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1,
-			quant.ErrCorrupt, `field "dtype" stands twice`},
+			quant.ErrCorrupt, `field "dtype" appears twice`},
 		{"duplicate key", `{"__metadata__":{"k":"1","k":"2"}}`, 0, quant.ErrCorrupt,
 			`metadata at byte`},
 		{"duplicate metadata", `{"__metadata__":{},"__metadata__":{}}`, 0, quant.ErrCorrupt, "twice"},
@@ -160,7 +160,7 @@ func TestSafetensors_HeaderLength(t *testing.T) {
 	}
 	_, err = openBytes([]byte("text without a header"), capture.Limits{})
 	wantFormatError(t, err, quant.ErrUnsupported, "not supported: a file that starts with 74 65",
-		"safetensors, .npy, .npz and GGUF are read")
+		"want safetensors, .npy, .npz or GGUF")
 	_, err = capture.New("neg", z, -1, capture.Limits{})
 	wantCategory(t, err, quant.ErrShape, "size -1")
 }
@@ -202,7 +202,7 @@ func TestEveryTruncation_GivesTypedError(t *testing.T) {
 			for n := range b {
 				_, err := openBytes(b[:n], capture.Limits{})
 				wantFormatError(t, err, quant.ErrCorrupt)
-				// The size is right, the reader ends: also while reading rows.
+				// The size is right, but the reader ends early, also while it reads rows.
 				s, err := capture.New("cut", bytes.NewReader(b[:n]), int64(len(b)), capture.Limits{})
 				if err == nil {
 					ts := s.Tensors()

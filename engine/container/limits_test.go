@@ -60,7 +60,7 @@ func TestLimits_Expansion(t *testing.T) {
 		require.True(t, errors.As(err, &r))
 		require.Equal(t, []any{"test.kvist", "record", 0, 0, int64(-1)},
 			[]any{r.File, r.Section, r.Layer, r.Segment, r.Offset})
-		require.ErrorContains(t, err, "reading test.kvist: record layer 0 segment 0: what the record expands to is "+
+		require.ErrorContains(t, err, "reading test.kvist: record layer 0 segment 0: size of the expanded record is "+
 			strconv.FormatInt(most, 10)+" bytes, the limit is "+strconv.FormatInt(most-1, 10)+" bytes")
 	}
 	check(err)
@@ -79,7 +79,7 @@ func TestWriter_KeepsLimitsOfReaders(t *testing.T) {
 		require.Zero(t, b.Len())
 	}
 	h := cacheOf(1, 16384, 32768, 32768)
-	refused(h, "stands for 3221225472 bytes, readers accept 117440512")
+	refused(h, "expands to 3221225472 bytes, readers accept 117440512")
 	h.SegmentTokens = 1024
 	_, err := NewWriter(&bytes.Buffer{}, h)
 	require.NoError(t, err)
