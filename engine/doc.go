@@ -6,13 +6,16 @@
 // Status: the cache itself is not built. What it will stand on is here and works:
 //
 //   - engine/backend: the contract with what computes, and its conformance suite
-//   - engine/plan: the optimisation of bytes against damage
-//   - engine/container: the .kvist file
-//   - engine/capture: safetensors and .npy, in and out
-//   - engine/quality: error of future attention
-//   - engine/kvfile: compress, decompress, compare, report
+//   - engine/weigh, engine/damage: what tokens are worth, and what errors of heads cost
+//   - engine/segment, engine/plan: what a plan chooses from, and the optimisation of bytes against damage
+//   - engine/blocks: packed blocks in a backend's memory
+//   - engine/container, engine/capture, engine/profile: files
+//   - engine/kvfile: compress, decompress, verify, truncate; Pack and Open keep a cache packed in memory
+//   - engine/report: what a file holds and what it lost
+//   - engine/model: runs GGUF models
 //   - engine/auto: picks a backend at run time and says why
 //   - engine/atomicfile: outputs that appear whole or not at all
 //
-// Packages below engine take a backend.Backend as an argument and never import auto, cpu or cuda.
+// Packages below engine take a backend.Backend as an argument and never import auto or cuda. Only kvfile imports
+// cpu, for calls that are given no backend.
 package engine

@@ -32,40 +32,9 @@
 // that put all their attention on one token, whichever: it is what holds the planner back from
 // dropping a needle.
 //
-// Verdict, in SmolLM2-135M on the calibration texts (1,024 tokens compressed; KL over the 256 that
-// follow, mean of five texts; found: of 96 facts asked after compression on nature, recipes and faq, of
-// which the exact cache finds 91, 89 and 93):
-//
-//	bits/value  FULL alone, row bias     all levels, unseen 0.003
-//	3.25        KL 0.0021                KL 0.0030
-//	3           KL 0.0032   -,  -, 92    KL 0.0038   -,  -, 93
-//	2.75        KL 0.0049  83,  -, 92    KL 0.0044  88, 86, 93
-//	2.5         KL 0.0069                KL 0.0055
-//	2.25        KL 0.0090                KL 0.0068
-//	2.15                   77,  -,  -               83, 82, 87
-//
-// where TurboQuant-mse finds 88, 84, 93 with 4.25 bits a value and 75, 70, 80 with 3.25.
-//
-// They do not pay where a cache is compressed again and again while it grows: what a chunk of 128 tokens loses
-// on the word of the few queries that saw it stays lost. KL while decoding (bench/results/decoding.md) is 0.010
-// with levels and 0.0039 without at 2.75 bits, 0.029 and 0.0078 at 2.25.
-//
-// So levels are allowed below 2.875 bits, where they pay, more the fewer bits there are. What plans use
-// is DROPPED and SUMMARY; CHUNKS is hardly ever the cheapest where SUMMARY is allowed.
-//
-// The fewer queries are taken to be unlike those seen, the lower the divergence of the text that
-// follows, and the more facts are lost: at 2.15 bits on nature 0.0003 gives KL 0.0030 and 70 facts, 0.003
-// 0.0077 and 83, 0.01 0.0100 and 82; at 2.75 bits KL 0.0014 and 79, 0.0028 and 83, 0.0044 and 85 (with row
-// bias, all six). The default is the least that keeps facts as TurboQuant-mse does with 1.1 to 1.5
-// bits more. With FULL alone it would only cost and is not used.
-//
-// Row bias: with FULL alone it pays in the model at every width, KL 0.0090 for 0.0154 at 2.25 bits, 0.0049
-// for 0.0067 at 2.75, 0.0014 for 0.0018 at 3.5. With levels it does not: KL 0.0082 for 0.0071 without
-// at 2.15 bits, 0.0235 for 0.0201 at 1.5 (three texts), and 83 facts for 88 at 2.75 (nature), 85 for 86
-// (recipes). Neither does it in archives: 0.00083 for 0.00076 at 1.8 bits, 0.0046 for 0.0043 at 1.05. Auto
-// follows this. The future-attention error of the capture in testdata likes it at every width of K
-// (V at 4 bits): at 1 bit 0.214 to 0.031, at 2 bits 0.0220 to 0.0099, at 3 bits 0.0033 to 0.0027, at 4 bits
-// 0.00094 to 0.00090.
+// Levels are allowed below 2.875 bits, where they pay, and the row bias with FULL alone: Auto and "levels=auto"
+// follow what was measured (DESIGN.md in this folder). A cache that grows should name FULL alone: levels do harm
+// while decoding.
 //
 // # Prediction
 //

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package ahead measures the future-attention error of records.
 package ahead
 
 import (

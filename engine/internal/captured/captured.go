@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
+// Package captured makes the input of compression from capture files, and holds files against it.
 package captured
 
 import (
@@ -14,6 +15,9 @@ import (
 // large enough that tables vanish.
 const rowSegmentValues = 1 << 20
 
+// Of returns the rows of a capture in segments of so many tokens.
+//
+// Errors: quant.ErrShape for a capture of no layers; quant.ErrUnsupported for one of no rows.
 func Of(src *capture.Source, segment int) (*input.Data, error) {
 	in := &input.Data{Name: src.Name(), Model: src.Meta().Model, KV: src.Kind() == capture.KV, First: src.Meta().FirstPosition}
 	in.Positions = func(first int, dst []int64) error { return src.ReadPositions(false, first, dst) }
