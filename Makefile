@@ -5,9 +5,14 @@ GO       ?= go
 CAPTURE  := testdata/smollm2-sqlite-1k.safetensors
 STATIC   := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 QEMU     := $(shell command -v qemu-aarch64-static)
-# Packages without purego, whose test binaries need no loader under qemu.
-PORTABLE := ./quant/... ./engine/... ./cpu/... ./importance
-TIMEOUT  := -timeout 15m
+# Packages that compare whole files with recorded ones, byte for byte. Builds that differ only in
+# arithmetic run these tests instead of all tests of the package.
+GOLDENS  := ./engine/kvfile
+# Tests of numbers and of bad input, in packages with goroutines. The race detector leaves them out: the
+# other tests of these packages run the same goroutines.
+NO_RACE  := StandIn|HugeQueries|OfAnyUnit|Nonfinite|BadQueries|AnyBudget|LeastPossible|NoQueryIsFinite
+# lint vets everything once.
+FLAGS    := -timeout 15m -vet=off
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
@@ -16,7 +21,7 @@ export RAPID_SEED ?= 1
 CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help quick tables fmt-check setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality tidy-check clean
 
 help: ## list the targets
@@ -38,40 +43,48 @@ demo: ## compress the capture in testdata, verify it, write demo.html
 	@echo "open demo.html in a browser"
 
 quick: ## gofmt, vet and the unit tests, without the model: the inner loop
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+	@$(MAKE) --no-print-directory fmt-check
 	$(GO) vet ./...
-	$(GO) test -short ./...
+	KVIST_MODEL=none KVIST_REQUIRE= $(GO) test -short -vet=off ./...
 
 test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke test-main ## all that follows, the whole suite last
 
 test-main: ## the whole suite, once
-	$(GO) test $(TIMEOUT) ./...
+	$(GO) test $(FLAGS) ./...
 
-test-nocgo: ## without cgo
+test-nocgo: ## without cgo: all of it builds, and the code that loads a library runs
 	CGO_ENABLED=0 $(GO) build ./...
-	CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short $(PORTABLE) ./kernels/... ./cuda/...
+	CGO_ENABLED=0 $(GO) test $(FLAGS) -short ./kernels/... ./cuda/... ./engine/auto
 
 test-noasm: ## without assembly
-	$(GO) test $(TIMEOUT) -short -tags noasm ./cpu/... ./engine/internal/... ./engine/kvfile
+	$(GO) test $(FLAGS) -short -tags noasm ./cpu/... ./engine/internal/...
+	@$(GO) test -tags noasm -list Golden $(GOLDENS) | grep -q '^Test' || { echo "no goldens in $(GOLDENS)"; exit 1; }
+	$(GO) test $(FLAGS) -tags noasm -run Golden $(GOLDENS)
 
 test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
-	GOAMD64=v3 $(GO) test $(TIMEOUT) -short ./quant/... ./cpu/... ./engine/kvfile ./engine/plan
+	GOAMD64=v3 $(GO) test $(FLAGS) -short ./quant/... ./cpu/... ./engine/plan
+	@GOAMD64=v3 $(GO) test -list Golden $(GOLDENS) | grep -q '^Test' || { echo "no goldens in $(GOLDENS)"; exit 1; }
+	GOAMD64=v3 $(GO) test $(FLAGS) -run Golden $(GOLDENS)
 
 test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(TIMEOUT) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
 	  ./engine/internal/... ./engine/plan ./engine/container ./importance
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
 endif
 
-test-race: ## race detector, short
-	$(GO) test $(TIMEOUT) -short -race ./cpu/... ./engine/...
+test-race: ## race detector, short, in the packages that start goroutines or share memory
+	$(GO) test $(FLAGS) -short -race -skip '$(NO_RACE)' ./cpu/... \
+	  $$(git grep -lE 'go func|\bsync\.|\batomic\.' -- 'engine/*.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
-lint: ## gofmt, vet, staticcheck
-	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { gofmt -l $$(git ls-files '*.go'); exit 1; }
+# What vet and staticcheck do not say: files that gofmt would change.
+fmt-check:
+	@files="$$(gofmt -l $$(git ls-files '*.go'))"; test -z "$$files" || { echo "gofmt: $$files"; exit 1; }
+
+lint: fmt-check ## gofmt, vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run $(STATIC) ./...
 
@@ -108,7 +121,7 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 
 attack: ## 9,000 forged files and 600 damaged ones through every verb that reads, in 512 MiB (make test: 500)
-	$(GO) test $(TIMEOUT) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600
+	$(GO) test $(FLAGS) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600
 
 explore: ## the property tests on new random inputs (CHECKS=2000 of each)
 	RAPID_SEED=0 RAPID_CHECKS=$(CHECKS) $(GO) test -count 1 -timeout 60m \
