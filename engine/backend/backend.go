@@ -8,48 +8,49 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Backend is the whole contract. Every verb takes many blocks a call, and returns when its
-// results are usable. All methods may be called from many goroutines at once; jobs of calls in
-// flight must not write what another call reads. Arguments are checked; wrong ones give
-// quant.ErrShape or quant.ErrUnsupported and nothing is written.
+// Backend is the whole contract. Every method takes many blocks per call and returns when its
+// results are usable. All methods are safe for concurrent use; a call must not write memory that
+// another call reads at the same time. A method checks its arguments before it writes anything and
+// returns quant.ErrShape or quant.ErrUnsupported for wrong ones.
 type Backend interface {
-	// Caps says what this backend is, and why it is not a better one.
+	// Caps describes the backend and says why a better one was not chosen.
 	Caps() Caps
-	// Supports says whether op works on rows of dim values in coding c. Never a guess: the same
-	// answer feeds dispatch, the skips of tests and the table in the README.
+	// Supports reports whether op works on rows of dim values in coding c. Dispatch, the skips of
+	// the tests and the support table all use this answer.
 	Supports(op Op, c quant.Coding, dim int) bool
 	// Alloc returns a zeroed buffer of n bytes, 64-byte aligned.
 	// Errors: quant.ErrTooLarge, quant.ErrClosed.
 	Alloc(n int64) (Buffer, error)
-	// Encode packs rows. Packed bytes are those of quant.Encode, bit by bit.
+	// Encode packs rows. It writes the same bytes as quant.Encode.
+	//
 	// Errors: *JobError wrapping quant.ErrRange for a row that the coding cannot hold.
 	Encode(ctx context.Context, jobs []EncodeJob) error
-	// Decode unpacks rows; floats are those of quant.Decode, bit by bit.
+	// Decode unpacks rows. It writes the same floats as quant.Decode, bit by bit.
 	Decode(ctx context.Context, jobs []DecodeJob) error
-	// Demote re-codes packed lm rows to fewer bits without the original, in place where
-	// Dst is Src. Packed bytes are those of quant.Demote.
+	// Demote recodes packed lm rows to fewer bits without the original, in place if Dst equals Src.
+	// It writes the same bytes as quant.Demote.
 	Demote(ctx context.Context, jobs []DemoteJob) error
-	// Attend computes attention of every query over its list of blocks.
-	// out is [queries, group, head_dim_v], lse [queries, group] or nil. A query that sees no
-	// row gives zeros and lse = -Inf; partial results combine with MergeAttention.
+	// Attend computes the attention of every query over its list of blocks. out is [queries, group,
+	// head_dim_v]; lse is [queries, group] or nil. A query that sees no row gets zeros and lse =
+	// -Inf. MergeAttention combines partial results.
 	Attend(ctx context.Context, q *Queries, blocks []Block, out, lse []float32) error
-	// Relevance adds to out[RowPtr[b]+r], over the queries that list block b, the sum over the
-	// group of p^Power, where p = exp(score - lse) is the attention probability of row r.
+	// Relevance adds to out[RowPtr[b]+r] the sum of p^Power over the queries that list block b and
+	// over their heads, where p = exp(score - lse) is the attention probability of row r.
 	Relevance(ctx context.Context, q *Queries, lse []float32, blocks []Block, rel *RelevanceOut) error
-	// Close frees the backend and its buffers; a second Close does nothing.
+	// Close frees the backend and its buffers. Closing it again does nothing.
 	Close() error
 }
 
-// Weigher is a backend that does in one pass over the rows what Attend and Relevance do in two,
-// where outputs are not wanted. It is optional: ask by type assertion.
+// Weigher is a backend that computes Attend's log-sum-exps and Relevance in one pass over the rows,
+// for callers that do not need the outputs of Attend. It is optional: use a type assertion.
 type Weigher interface {
-	// Weigh is Relevance with the log-sum-exps of the queries over their lists: the attention
-	// probabilities of every query that sees a row add up to 1. V of a block may be left out. Scores that
-	// are NaN or +Inf make sums NaN, no fewer than in Relevance.
+	// Weigh is Relevance with the log-sum-exps of the queries over their own lists, so the
+	// probabilities of a query that sees a row add up to 1. Blocks may omit V. If a score is NaN or
+	// +Inf, at least the sums that Relevance would make NaN are NaN.
 	Weigh(ctx context.Context, q *Queries, blocks []Block, rel *RelevanceOut) error
 }
 
-// Buffer is memory of a backend. A Buffer is used only with the backend that made it.
+// Buffer is memory of a backend. Only the backend that made it can use it.
 type Buffer interface {
 	Len() int64
 	Upload(off int64, src []byte) error

@@ -9,17 +9,17 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// MergeAttention folds the attention of the same queries over other rows into out and lse, as
-// if both sets of rows had been attended to at once:
+// MergeAttention folds the attention of the same queries over further rows (out2, lse2) into out
+// and lse. The result is the attention over both sets of rows:
 //
 //	w = exp(lse - max), w2 = exp(lse2 - max)
 //	out = (w*out + w2*out2) / (w + w2), lse = max + log(w + w2)
 //
-// lse, lse2: [n]; out, out2: [n, dimV]. A side with lse = -Inf saw no row and changes nothing,
-// whatever its out holds; the other side is then taken bit by bit. Where both saw none, out is
-// zero and lse -Inf. out2 and lse2 are only read; they may not partly overlap out and lse.
+// lse, lse2: [n]; out, out2: [n, dimV]. A side with lse = -Inf saw no row; its out is ignored and
+// the result is the other side, bit by bit. If neither side saw a row, out is zero and lse is -Inf.
+// out2 and lse2 are not written and must not partly overlap out and lse.
 //
-// Errors: quant.ErrShape, nothing is written then.
+// Errors: quant.ErrShape; nothing is written then.
 func MergeAttention(out, lse, out2, lse2 []float32, dimV int) error {
 	n := len(lse)
 	if dimV < 1 || dimV > quant.MaxDim || len(lse2) != n || len(out) != n*dimV ||
@@ -46,11 +46,11 @@ func mergeOne(a []float32, la float32, b []float32, lb float32) float32 {
 		copy(a, b)
 		return lb
 	}
-	// In float64, so that folding many parts does not add up rounding of the weights.
+	// In float64, so that folding many parts does not accumulate rounding errors of the weights.
 	m := max(float64(la), float64(lb))
 	wa, wb := math.Exp(float64(la)-m), math.Exp(float64(lb)-m)
 	if math.IsInf(m, 1) {
-		// A score overflowed. The rows at infinity take everything.
+		// A score overflowed: the rows with infinite scores get all of the weight.
 		wa, wb = atInf(la), atInf(lb)
 	}
 	sum := wa + wb

@@ -10,16 +10,16 @@ import (
 // MaxTopK bounds Search.TopK.
 const MaxTopK = 1024
 
-// Search asks for the rows whose inner products with queries are the largest.
+// Search is a request for the rows with the largest inner products with each query.
 type Search struct {
 	Q    []float32 // [queries, dim], original basis, finite
 	Dim  int
-	TopK int // hits a query, 1 to MaxTopK
-	// Rows are searched one after the other; at most 2^31 - 1 in all.
+	TopK int // hits per query, 1 to MaxTopK
+	// Rows are searched in order; at most 2^31 - 1 rows in total.
 	Rows []SearchRows
 }
 
-// SearchRows are packed rows of Search.Dim values. Row r has the number First + r.
+// SearchRows are packed rows of Search.Dim values. Row r of them has the number First + r.
 type SearchRows struct {
 	Side  Side
 	Rows  int
@@ -34,17 +34,18 @@ func (s *Search) Len() int {
 	return len(s.Q) / s.Dim
 }
 
-// Hit is a row found. NoHit fills the places of a query for which there are fewer rows.
+// Hit is a row that a search found. NoHit fills the remaining places if there are fewer rows than
+// TopK.
 type Hit struct {
 	Row     int64 // its number
 	Product float32
 }
 
-// NoHit is Hit.Row where there is none.
+// NoHit is the value of Hit.Row for a place without a hit.
 const NoHit = -1
 
-// CompareHits orders hits: larger products first, then smaller numbers. Places without a hit come
-// last.
+// CompareHits orders hits: larger products first, then smaller row numbers, then places without a
+// hit.
 func CompareHits(a, b Hit) int {
 	switch {
 	case a.Row == NoHit || b.Row == NoHit:
@@ -62,13 +63,13 @@ func b2i(b bool) int {
 	return 0
 }
 
-// Searcher is a backend that searches packed rows by inner product, exhaustively: what an index of
-// embeddings stands on. It is apart from Backend, which a cache can do without.
+// Searcher is a backend that searches packed rows exhaustively by inner product, for an index of
+// embeddings. It is optional; a cache works without it.
 type Searcher interface {
 	// Search writes the TopK hits of every query to out [queries, TopK], in the order of
-	// CompareHits. Products are float32 sums, so that rows as near to each other as rounding may
-	// come in another order on another backend; on one backend they never change. A row whose
-	// product is not a number is no hit. Codings are those that Decode supports.
+	// CompareHits. Products are float32 sums: rows whose products differ by rounding only may come
+	// in another order on another backend, but never on the same one. A row whose product is NaN is
+	// not a hit. Search supports the codings that Decode supports.
 	//
 	// Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge, quant.ErrClosed; nothing is
 	// written then.

@@ -8,10 +8,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Op names a verb, for Supports.
+// Op names a method of a backend, for Supports.
 type Op uint8
 
-// The verbs of a backend.
+// The operations.
 const (
 	OpEncode Op = iota
 	OpDecode
@@ -20,7 +20,7 @@ const (
 	OpRelevance
 )
 
-// String returns the verb in lower case.
+// String returns the operation in lower case.
 func (o Op) String() string {
 	if int(o) < len(opNames) {
 		return opNames[o]
@@ -33,14 +33,14 @@ var opNames = [...]string{"encode", "decode", "demote", "attend", "relevance"}
 // Caps describes an open backend.
 type Caps struct {
 	Name    string // "cpu" or "cuda"
-	Device  string // what the hardware calls itself
+	Device  string // the name that the hardware reports
 	ISA     string // "generic", "avx2", "avx512", "neon", "sm_90"
-	Workers int    // parallel workers, 0 where that has no meaning
-	Memory  int64  // bytes the backend may allocate, 0 when not known
-	Reason  string // why this backend was chosen over a better one; empty when it is the best
+	Workers int    // parallel workers, 0 if not applicable
+	Memory  int64  // bytes the backend may allocate, 0 if unknown
+	Reason  string // why no better backend was chosen; empty if this is the best
 }
 
-// Span is a range of bytes [Off, Off+Len) of a buffer. The zero Span is "not given".
+// Span is a range of bytes [Off, Off+Len) of a buffer. The zero Span means "not given".
 type Span struct {
 	Buf Buffer
 	Off int64
@@ -57,43 +57,45 @@ type Side struct {
 	Seed   uint64 // of the rotation; ignored by codings that are not rotated
 }
 
-// Block is a handle of packed rows of one (layer, kv_head). It owns nothing.
+// Block is a handle of packed rows of one (layer, kv_head). It owns no memory.
 //
-// Position of row r: Base + Pos[r], or Base + r without Pos. Rows need not be in order.
+// The position of row r is Base + Pos[r], or Base + r if Pos is not given. Rows may be in any
+// order.
 type Block struct {
 	Layer, KVHead int32
 	Rows          int32
 	K, V          Side
 	Base          int64 // position of the block's segment; positions mask, they do not rotate
 	Pos           Span  // [rows] uint16, or not given
-	Count         Span  // [rows] uint16 tokens merged into the row, at least 1, or not given: all 1
-	Bias          Span  // [rows] float32 added to the row's score, or not given: 0
-	// Noise switches the row bias on: with e the coding error of a row of K and s its row
-	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).
-	// Attend and Relevance add -1/2 * Scale^2 * |q|^2 * Noise * s^2 to the score of the row. 0 is off.
+	Count         Span  // [rows] uint16 tokens merged into the row, at least 1; not given: 1
+	Bias          Span  // [rows] float32 added to the row's score; not given: 0
+	// Noise turns on the row bias; 0 is off. If e is the coding error of a row of K and s its row
+	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2). Attend and
+	// Relevance add -1/2 * Scale^2 * |q|^2 * Noise * s^2 to the score of the row.
 	Noise float32
-	// Offset is the RoPE shift of the segment: q is turned by this many further positions
-	// before it meets the block's K, so that a context shift re-codes nothing.
+	// Offset is the RoPE shift of the segment: q is rotated by this many further positions before
+	// its inner product with the block's K, so that shifting a context recodes nothing.
 	Offset int32
 }
 
-// Queries is a batch of queries with the list of blocks each attends to (CSR).
-// One query is the group of query heads of one token that share a KV head.
+// Queries is a batch of queries with the list of blocks that each attends to (CSR). One query holds
+// the query heads of one token that share a KV head.
 type Queries struct {
 	Q        []float32 // [n, group, head_dim], RoPE applied, original basis
-	Group    int       // query heads a query holds: the GQA ratio
+	Group    int       // heads per query: the GQA ratio
 	HeadDim  int
 	HeadDimV int
 	Scale    float32 // on q.k, most often 1/sqrt(head_dim)
-	Softcap  float32 // score = Softcap*tanh(score/Softcap) before biases; 0 is off
-	// Pos [n] are the queries' positions; a row is seen where 0 <= pos - row position, and
-	// < Window when Window > 0. nil: every row is seen (Window must be 0).
+	Softcap  float32 // score = Softcap*tanh(score/Softcap) before biases; 0 turns it off
+	// Pos [n] are the positions of the queries. A query sees a row if 0 <= pos - row position and,
+	// with Window > 0, pos - row position < Window. nil: every query sees every row (Window must be
+	// 0).
 	Pos    []int64
 	Window int64
-	// Rope is needed only where a block's Offset is not 0.
+	// Rope is needed only if a block's Offset is not 0.
 	Rope *quant.Rope
-	// Blocks of query i are BlockIdx[BlockPtr[i]:BlockPtr[i+1]], indices into the block list.
-	// All rotated K sides of one query's list share one seed, and likewise its V sides.
+	// The blocks of query i are BlockIdx[BlockPtr[i]:BlockPtr[i+1]], indices into the block list.
+	// All rotated K sides in one query's list share one seed, and so do its rotated V sides.
 	BlockPtr []int32 // [n+1], ascending from 0
 	BlockIdx []int32
 }
@@ -106,11 +108,11 @@ func (q *Queries) Len() int {
 	return len(q.BlockPtr) - 1
 }
 
-// RelevanceOut receives Relevance: row r of block b is Sum[RowPtr[b]+r].
+// RelevanceOut receives the sums of Relevance: row r of block b is Sum[RowPtr[b]+r].
 type RelevanceOut struct {
 	Power  int       // 1: sum of p; 2: sum of p^2
 	RowPtr []int32   // [blocks+1]
-	Sum    []float32 // [RowPtr[blocks]], added to
+	Sum    []float32 // [RowPtr[blocks]], Relevance adds to it
 }
 
 // EncodeJob packs Rows rows of Dim values.
@@ -124,7 +126,7 @@ type EncodeJob struct {
 	Dst    Side
 }
 
-// DecodeJob unpacks Rows rows of Dim values to consecutive rows of float32 in the original basis.
+// DecodeJob unpacks Rows rows of Dim values to consecutive float32 rows in the original basis.
 type DecodeJob struct {
 	Src  Side
 	Rows int
@@ -132,8 +134,8 @@ type DecodeJob struct {
 	Dst  Span // rows*dim float32
 }
 
-// DemoteJob re-codes Rows packed lm rows to To (same options, fewer bits). Dst may start where
-// Src starts, or not overlap it.
+// DemoteJob recodes Rows packed lm rows to To, a coding with the same options and fewer bits. Dst
+// may start where Src starts; otherwise it must not overlap Src.
 type DemoteJob struct {
 	Src  Side
 	To   quant.Coding
@@ -142,15 +144,15 @@ type DemoteJob struct {
 	Dst  Span // To.PackedBytes(rows, dim) bytes
 }
 
-// JobError says which job and row of a batch failed. errors.Is sees through it.
+// JobError names the job and the row of a batch that failed. It unwraps to the cause.
 type JobError struct {
 	Op  Op
 	Job int
-	Row int // -1 when the job as a whole is at fault
+	Row int // -1 if no single row is at fault
 	Err error
 }
 
-// Error names the verb, the job and the row.
+// Error names the operation, the job and the row.
 func (e *JobError) Error() string {
 	if e.Row < 0 {
 		return fmt.Sprintf("kvist/backend: %s job %d: %v", e.Op, e.Job, e.Err)

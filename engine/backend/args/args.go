@@ -13,16 +13,16 @@ import (
 // SideAlign is the alignment of packed sides within their buffer.
 const SideAlign = 16
 
-// Checker checks arguments for one backend, whose memory is of type M.
+// Checker checks arguments for a backend whose memory is of type M.
 type Checker[M any] struct {
 	Supports func(op backend.Op, c quant.Coding, dim int) bool
-	// Bytes returns the memory of a span that is given: quant.ErrShape for a buffer of another
-	// backend or a range beyond it, quant.ErrClosed for one that was freed.
+	// Bytes returns the memory of a span that is given. Errors: quant.ErrShape for a buffer of
+	// another backend or a range beyond it, quant.ErrClosed for a buffer that was freed.
 	Bytes func(s backend.Span) (M, error)
 }
 
-// Span returns the memory of a span that must hold want bytes and start on a multiple of align.
-// A span that is not given holds nothing: the zero M.
+// Span returns the memory of a span. The span must hold want bytes and start on a multiple of
+// align. A span that is not given returns the zero M.
 func (c Checker[M]) Span(what string, s backend.Span, want, align int64) (M, error) {
 	var none M
 	if s.Len != want {
@@ -43,7 +43,7 @@ func (c Checker[M]) Span(what string, s backend.Span, want, align int64) (M, err
 	return m, nil
 }
 
-// Side returns the memory of a packed side.
+// Side returns the memory of a packed side of rows*dim values.
 func (c Checker[M]) Side(what string, op backend.Op, s backend.Side, rows, dim int) (M, error) {
 	var none M
 	if !c.Supports(op, s.Coding, dim) {
@@ -56,7 +56,7 @@ func (c Checker[M]) Side(what string, op backend.Op, s backend.Side, rows, dim i
 	return c.Span(what, s.Data, int64(s.Coding.PackedBytes(rows, dim)), SideAlign)
 }
 
-// checkRows holds rows*dim values, at up to 8 bytes each, within int.
+// checkRows reports an error unless rows*dim values of up to 8 bytes fit an int.
 func checkRows(rows, dim int) error {
 	if rows < 0 || rows > math.MaxInt32 {
 		return fmt.Errorf("%d rows: %w", rows, quant.ErrShape)
@@ -70,16 +70,17 @@ func checkRows(rows, dim int) error {
 	return nil
 }
 
-// Absent reports whether a span is the zero Span. Buffers of unknown types are not compared.
+// Absent reports whether s is the zero Span. It does not compare buffers, whose types may not be
+// comparable.
 func Absent(s backend.Span) bool { return s.Buf == nil && s.Off == 0 && s.Len == 0 }
 
-// Overlap reports whether two spans share bytes; a has been resolved before.
+// Overlap reports whether two spans share bytes. The caller has resolved a before.
 func Overlap(a, b backend.Span) bool {
 	return a.Given() && a.Buf == b.Buf && a.Len > 0 && b.Len > 0 &&
 		a.Off < b.Off+b.Len && b.Off < a.Off+a.Len
 }
 
-// optional returns the memory of a span of one element a row, the zero M where it is not given.
+// optional returns the memory of a span of one element per row, or the zero M if it is not given.
 func (c Checker[M]) optional(what string, s backend.Span, rows, size int) (M, error) {
 	if Absent(s) {
 		var none M
@@ -88,14 +89,14 @@ func (c Checker[M]) optional(what string, s backend.Span, rows, size int) (M, er
 	return c.Span(what, s, int64(rows)*int64(size), int64(size))
 }
 
-// BlockView is a block with its memory; the zero M where something is not given.
+// BlockView is a block with its memory. A span that is not given has the zero M.
 type BlockView[M any] struct {
 	*backend.Block
 	KMem, VMem, PosMem, CountMem, BiasMem M
 }
 
-// Known is what was found of the block that was checked last: most blocks have the codings and the
-// rows of the one before, which are then not looked up again. The zero Known knows nothing.
+// Known caches what was computed for the last block: most blocks have the codings and the row count
+// of the block before. The zero Known is empty.
 type Known struct{ k, v knownSide }
 
 type knownSide struct {
@@ -104,7 +105,7 @@ type knownSide struct {
 	bytes  int64 // of the side
 }
 
-// side is Side for a side that may be known.
+// side is Side with the cache of the last block.
 func (c Checker[M]) side(m *M, what string, op backend.Op, s *backend.Side, rows int32, dim int,
 	last *knownSide) (err error) {
 	if last.bytes > 0 && s.Coding == last.coding && rows == last.rows && s.Data.Len == last.bytes &&
@@ -120,8 +121,8 @@ func (c Checker[M]) side(m *M, what string, op backend.Op, s *backend.Side, rows
 	return err
 }
 
-// Block resolves and checks one block into w. Relevance does not look at V. last carries what is
-// known from block to block of one call, whose queries are the same.
+// Block resolves and checks one block and writes it to w. Relevance does not read V. last is the
+// cache shared by the blocks of one call.
 func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q *backend.Queries,
 	last *Known) error {
 	*w = BlockView[M]{Block: blk}
@@ -139,7 +140,7 @@ func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q 
 		}
 	}
 	if !finite(blk.Noise) {
-		return fmt.Errorf("noise %g: %w", blk.Noise, quant.ErrShape)
+		return fmt.Errorf("noise %g, want a finite number: %w", blk.Noise, quant.ErrShape)
 	}
 	if blk.Offset != 0 {
 		if q.Rope == nil {
@@ -152,7 +153,7 @@ func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q 
 	return nil
 }
 
-// perRow resolves and checks what has one element a row.
+// perRow resolves and checks the spans with one element per row.
 func (c Checker[M]) perRow(w *BlockView[M]) (err error) {
 	rows := int(w.Rows)
 	if w.PosMem, err = c.optional("Pos", w.Pos, rows, 2); err != nil {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package args checks the arguments of the verbs of a backend: the part of the contract that all
-// backends share. What differs between them, how a span becomes memory, is a function that the
-// backend hands in. A caller of a backend has no use for this package.
+// Package args checks the arguments of a backend's methods, so that all backends check the same.
+// Only the step from a span to its memory differs between backends; the backend passes it as a
+// function. Only backends need this package.
 //
 // # Errors
 //
-// Those of package backend: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge, and what
-// the backend's own function returns. They name the argument; the backend adds verb and job.
+// The errors are those of package backend: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge,
+// and those of the backend's own function. They name the argument; the backend adds method and job.
 //
 // # Concurrency
 //
-// All functions are pure but for the function handed in.
+// All functions are pure, apart from the function that the backend passes.
 package args

@@ -16,12 +16,12 @@ type EncodeView[M any] struct {
 	*backend.EncodeJob
 	SrcMem, IndexMem, DstMem M
 	Indexed                  bool
-	RowStride                int64 // bytes from row to row
-	SrcRows                  int64 // rows that the source has
+	RowStride                int64 // bytes between the starts of rows
+	SrcRows                  int64 // rows in the source
 }
 
-// Encode resolves and checks one job. index calls at with every value of the job's index, and
-// returns its first error.
+// Encode resolves and checks one job. index calls at with every value of the job's index and
+// returns the first error of at.
 func (c Checker[M]) Encode(j *backend.EncodeJob,
 	index func(m M, rows int, at func(r int, i int32) error) error) (EncodeView[M], error) {
 	t := EncodeView[M]{EncodeJob: j}
@@ -48,7 +48,7 @@ func (c Checker[M]) Encode(j *backend.EncodeJob,
 	if j.Src.Len >= rowBytes {
 		t.SrcRows = (j.Src.Len-rowBytes)/t.RowStride + 1
 	}
-	t.RowStride = min(t.RowStride, math.MaxInt) // with one row only, it does not matter
+	t.RowStride = min(t.RowStride, math.MaxInt) // only one row: the stride is not used
 	if Overlap(j.Dst.Data, j.Src) || Overlap(j.Dst.Data, j.Index) {
 		return t, fmt.Errorf("destination overlaps the source: %w", quant.ErrShape)
 	}
@@ -104,7 +104,7 @@ func (c Checker[M]) Demote(j *backend.DemoteJob) (src, dst M, err error) {
 	return src, dst, nil
 }
 
-// JobError names the job, and the row where the cause knows it.
+// JobError wraps err with the job, and with the row if err is a *quant.RowError.
 func JobError(op backend.Op, job int, err error) error {
 	var row *quant.RowError
 	if errors.As(err, &row) {

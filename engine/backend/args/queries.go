@@ -11,7 +11,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Queries checks everything about a batch of queries but the memory of the blocks.
+// Queries checks a batch of queries, without the memory of the blocks.
 func Queries(q *backend.Queries, blocks int) error {
 	if q == nil {
 		return fmt.Errorf("no queries given: %w", quant.ErrShape)
@@ -62,13 +62,14 @@ func Queries(q *backend.Queries, blocks int) error {
 
 func finite(f float32) bool { return math.Float32bits(f)&0x7f800000 != 0x7f800000 }
 
-// Seeds are the seeds of the rotated sides of one query's list.
+// Seeds are the seeds of the rotated sides in one query's list.
 type Seeds struct {
 	K, V       uint64
 	HasK, HasV bool
 }
 
-// add takes in what op reads of a block; it reports whether the block agrees with those before.
+// add records the sides of a block that op reads. It reports whether their seeds match those
+// before.
 func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 	ok := true
 	if blk.K.Coding.Format.Rotated() {
@@ -82,9 +83,9 @@ func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 	return ok
 }
 
-// blocks checks every block, and that the rotated sides of each query's list share seeds. It
-// appends the seeds per query to dst: one entry for all queries where all blocks agree. each, unless
-// nil, is called with every block that is good, in order.
+// blocks checks every block, and that the rotated sides in each query's list share seeds. It
+// appends the seeds of each query to dst, or one entry for all queries if all blocks agree. If each
+// is not nil, blocks calls it with every valid block, in order.
 func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, blocks []backend.Block,
 	each func(i int, v BlockView[M])) ([]Seeds, error) {
 	var all Seeds
@@ -107,7 +108,7 @@ func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, block
 		var s Seeds
 		for _, idx := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
 			if !s.add(&blocks[idx], op) {
-				return nil, fmt.Errorf("query %d: block %d is rotated by another seed than blocks"+
+				return nil, fmt.Errorf("query %d: block %d has another rotation seed than blocks"+
 					" before: %w", i, idx, quant.ErrShape)
 			}
 		}
@@ -116,9 +117,9 @@ func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, block
 	return dst, nil
 }
 
-// Attend checks the arguments of Attend. It appends the seeds per query to dst: one entry for all
-// queries where all blocks agree. each, unless nil, is called with the memory of every block, in
-// order, while it checks; what it did is void where Attend then fails.
+// Attend checks the arguments of Attend. It appends the seeds of each query to dst, or one entry
+// for all queries if all blocks agree. If each is not nil, Attend calls it with the memory of every
+// block, in order. If Attend returns an error, the caller must discard what each did.
 func (c Checker[M]) Attend(dst []Seeds, q *backend.Queries, blocks []backend.Block,
 	out, lse []float32, each func(i int, v BlockView[M])) ([]Seeds, error) {
 	if err := Queries(q, len(blocks)); err != nil {
@@ -135,7 +136,7 @@ func (c Checker[M]) Attend(dst []Seeds, q *backend.Queries, blocks []backend.Blo
 	return c.blocks(dst, backend.OpAttend, q, blocks, each)
 }
 
-// Relevance checks the arguments of Relevance; seeds and each are as for Attend.
+// Relevance checks the arguments of Relevance. seeds and each are as in Attend.
 func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
 	blocks []backend.Block, rel *backend.RelevanceOut,
 	each func(i int, v BlockView[M])) ([]Seeds, error) {
@@ -146,7 +147,7 @@ func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
 		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
 	}
 	if rel == nil {
-		return nil, fmt.Errorf("nowhere to add to: %w", quant.ErrShape)
+		return nil, fmt.Errorf("no Sum to add to: %w", quant.ErrShape)
 	}
 	if rel.Power != 1 && rel.Power != 2 {
 		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
@@ -169,8 +170,8 @@ func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
 	return sd, nil
 }
 
-// Users transposes the lists: block b is listed by queries users[ptr[b]:ptr[b+1]], ascending. What
-// it returns takes the place of ptr and users, whose memory it uses where that is enough.
+// Users transposes the lists: the queries users[ptr[b]:ptr[b+1]] list block b, in ascending order.
+// The results reuse the memory of ptr and users if it is large enough.
 func Users(ptr []int, users []int32, q *backend.Queries, blocks int) ([]int, []int32) {
 	ptr = slices.Grow(ptr[:0], blocks+2)[:blocks+2]
 	clear(ptr)

@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Residuals checks the arguments of a comparison of rows with their predictions.
+// Residuals checks the arguments of Residuals.
 func Residuals(r *backend.Residuals, out []backend.Residual) error {
 	switch n := len(out); {
 	case r.Dim < 1 || r.Dim > quant.MaxDim:

@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Search checks the arguments of a search and hands over the memory of every side.
+// Search checks the arguments of a search and passes the memory of every side to the caller.
 func (c Checker[M]) Search(s *backend.Search, out []backend.Hit, each func(i int, m M)) error {
 	if s.Dim < 1 || s.Dim > quant.MaxDim || len(s.Q)%max(1, s.Dim) != 0 {
 		return fmt.Errorf("%d values of queries of dim %d: %w", len(s.Q), s.Dim, quant.ErrShape)
@@ -35,7 +35,7 @@ func (c Checker[M]) Search(s *backend.Search, out []backend.Hit, each func(i int
 			return err
 		}
 		if r.First < 0 || r.First > math.MaxInt64-int64(r.Rows) {
-			return fmt.Errorf("rows %d: numbers from %d on: %w", i, r.First, quant.ErrShape)
+			return fmt.Errorf("rows %d: First is %d: %w", i, r.First, quant.ErrShape)
 		}
 		if rows += int64(r.Rows); rows > math.MaxInt32 {
 			return fmt.Errorf("rows %d: more than %d in all: %w", i, math.MaxInt32, quant.ErrTooLarge)
@@ -45,8 +45,8 @@ func (c Checker[M]) Search(s *backend.Search, out []backend.Hit, each func(i int
 	return nil
 }
 
-// PutHits writes what was found for each query, topK at the most, to out [queries, topK]: NoHit where fewer
-// rows were there.
+// PutHits writes the hits of each query, at most topK, to out [queries, topK]. NoHit fills the
+// remaining places.
 func PutHits(out []backend.Hit, topK int, found [][]backend.Hit) {
 	for q, hits := range found {
 		to := out[q*topK : (q+1)*topK]
