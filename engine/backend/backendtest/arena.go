@@ -15,7 +15,7 @@ import (
 
 const (
 	canary    = 0xa5
-	guard     = 32 // canary bytes before and behind every span
+	guard     = 32 // canary bytes before and after every span
 	slabBytes = 1 << 18
 )
 
@@ -26,7 +26,7 @@ type arena struct {
 	slabs []*slab
 }
 
-// slab is one buffer, with what it held at the last upload and what it holds since the last check.
+// slab is one buffer, with its content at the last upload and at the last check.
 type slab struct {
 	buf   backend.Buffer
 	host  []byte // as uploaded
@@ -87,13 +87,13 @@ func (a *arena) upload() {
 	}
 }
 
-// check fetches everything, and fails where anything but an output changed.
+// check downloads everything and fails if anything but an output changed.
 func (a *arena) check() {
 	a.t.Helper()
 	a.fetch(true)
 }
 
-// unchanged is check for a call that must have written nothing at all.
+// unchanged is check for a call that must not have written anything.
 func (a *arena) unchanged() {
 	a.t.Helper()
 	a.fetch(false)
@@ -119,7 +119,7 @@ func (a *arena) fetch(outputs bool) {
 	}
 }
 
-// bytes returns what a span held at the last check.
+// bytes returns the content of a span at the last check.
 func (a *arena) bytes(s backend.Span) []byte {
 	for _, sl := range a.slabs {
 		if sl.buf == s.Buf {
@@ -130,7 +130,7 @@ func (a *arena) bytes(s backend.Span) []byte {
 	return nil
 }
 
-// free returns the buffers.
+// free frees the buffers.
 func (a *arena) free() {
 	for _, s := range a.slabs {
 		require.NoError(a.t, s.buf.Free())
@@ -162,7 +162,7 @@ func bytesOfU16(x []uint16) []byte {
 	return p
 }
 
-// toDType stores rows as elements of type t, and returns what they stand for after rounding.
+// toDType stores rows as elements of type t and returns their values after rounding.
 func toDType(x quant.Rows, t quant.DType) ([]byte, quant.Rows) {
 	y := quant.Rows{Dim: x.Dim, Data: make([]float32, len(x.Data))}
 	var p []byte
@@ -181,8 +181,8 @@ func toDType(x quant.Rows, t quant.DType) ([]byte, quant.Rows) {
 	return p, y
 }
 
-// sameFloats fails where two floats differ in a bit; NaNs are equal whatever their payload, for
-// machines make different ones.
+// sameFloats fails if two floats differ in a bit. All NaNs are equal, because machines differ in
+// the payloads they produce.
 func sameFloats(t testing.TB, got []byte, want []float32, what string) {
 	t.Helper()
 	require.Len(t, got, 4*len(want), what)

@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// goodCall is a call that works, and that the cases below spoil.
+// goodCall is a valid call. Each case below makes one argument wrong.
 func goodCall(t *testing.T, a *arena) (call, []known) {
 	const dim, rows = 64, 9
 	bias, count, pos := make([]float32, rows), make([]uint16, rows), make([]uint16, rows)
@@ -37,7 +37,7 @@ func goodCall(t *testing.T, a *arena) (call, []known) {
 	return c, blocks
 }
 
-// wrongBoth are faults that Attend and Relevance share.
+// wrongBoth are wrong arguments that Attend and Relevance share.
 func wrongBoth() []argument {
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
 	cases := []argument{
@@ -77,7 +77,7 @@ func wrongBoth() []argument {
 	return append(cases, wrongBlocks()...)
 }
 
-// wrongBlocks are faults of a block.
+// wrongBlocks are wrong blocks.
 func wrongBlocks() []argument {
 	nan := float32(math.NaN())
 	side := func(s *backend.Side, f func(s *backend.Side)) { f(s) }

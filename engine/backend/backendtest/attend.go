@@ -16,7 +16,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// queriesFor draws n queries; every one lists blocks by lists[i].
+// queriesFor draws n queries. Query i lists the blocks lists[i].
 func queriesFor(n, group, dimK, dimV int, seed uint64, lists [][]int32) *backend.Queries {
 	q := &backend.Queries{
 		Q:     quanttest.Rows(quanttest.Gaussian, n*group, dimK, seed).Data,
@@ -30,7 +30,8 @@ func queriesFor(n, group, dimK, dimV int, seed uint64, lists [][]int32) *backend
 	return q
 }
 
-// attend calls the backend with outputs full of NaNs, so that what is not written is found.
+// attend calls the backend with outputs full of NaNs, so that a test finds outputs that stay
+// unwritten.
 func attend(t testing.TB, b backend.Backend, q *backend.Queries,
 	blocks []known) (out, lse []float32) {
 	t.Helper()
@@ -55,8 +56,8 @@ func span32(n int) []int32 {
 	return x
 }
 
-// testAttendMatrix runs codings x dims x GQA ratios x row counts. V has another coding and, in
-// half of the cases, another dim than K.
+// testAttendMatrix runs codings x dims x GQA ratios x row counts. V has a coding other than K's
+// and, in half of the cases, another dim.
 func testAttendMatrix(t *testing.T, b backend.Backend) {
 	for di, dim := range dims() {
 		for ci, c := range codingsFor(b, backend.OpAttend, dim) {
@@ -90,7 +91,7 @@ func testAttendMatrix(t *testing.T, b backend.Backend) {
 	}
 }
 
-// mixture draws blocks and queries that use everything at once.
+// mixture draws blocks and queries that use all features at once.
 type mixture struct {
 	blocks []known
 	q      *backend.Queries
@@ -102,7 +103,7 @@ func drawMixture(a *arena, b backend.Backend, n uint64) mixture {
 	ks, vs := codingsFor(b, backend.OpAttend, dk), codingsFor(b, backend.OpAttend, dv)
 	fams := []quanttest.Family{quanttest.Gaussian, quanttest.Gaussian, quanttest.HeavyTails,
 		quanttest.Zeros, quanttest.Constant, quanttest.Tiny, quanttest.Subnormals}
-	// Heavy tails in K leave a score no accuracy that a tolerance could hold it to.
+	// With heavy tails in K no useful tolerance bounds a score.
 	famsK := append([]quanttest.Family{quanttest.Massive}, fams[3:]...)
 	famsK = append(famsK, quanttest.Gaussian, quanttest.Gaussian)
 	var blocks []known
@@ -144,7 +145,7 @@ func drawMixture(a *arena, b backend.Backend, n uint64) mixture {
 	return mixture{blocks, q}
 }
 
-// randomList is empty, the list of an earlier query, or drawn.
+// randomList returns an empty list, the list of an earlier query, or a random one.
 func randomList(rng *rand.Rand, blocks int, earlier [][]int32) []int32 {
 	switch k := rng.IntN(6); {
 	case k == 0:
@@ -159,7 +160,7 @@ func randomList(rng *rand.Rand, blocks int, earlier [][]int32) []int32 {
 	return list
 }
 
-// decorate switches on positions, window, softcap and RoPE in one of their ways.
+// decorate sets positions, window, softcap and RoPE at random.
 func decorate(rng *rand.Rand, q *backend.Queries, end int64) {
 	if rng.IntN(3) > 0 {
 		for range q.Len() {
@@ -209,7 +210,7 @@ func testAttendMixed(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testAttendCount replaces equal rows by one with a count.
+// testAttendCount replaces equal rows by one row with a count.
 func testAttendCount(t *testing.T, b backend.Backend) {
 	const dim, rows, copies = 64, 9, 5
 	c := mustCoding(t, "f32")
@@ -243,7 +244,7 @@ func testAttendCount(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testAttendUnseen fills rows that are masked, or that a bias of -Inf shuts out, with NaNs.
+// testAttendUnseen fills rows that are masked, or that have a bias of -Inf, with NaNs.
 func testAttendUnseen(t *testing.T, b backend.Backend) {
 	const dim, rows = 64, 40
 	c := mustCoding(t, "f32")
@@ -261,7 +262,7 @@ func testAttendUnseen(t *testing.T, b backend.Backend) {
 	poison(33, math.NaN()) // after the query
 	poison(39, math.Inf(1))
 	poison(2, math.NaN()) // before the window
-	for d := range dim {  // shut out: only V may be anything, its score must be -Inf
+	for d := range dim {  // bias of -Inf: V may hold anything, K must give a score of -Inf
 		v.Row(20)[d] = float32(math.NaN())
 	}
 	bias[20] = float32(math.Inf(-1))
@@ -276,7 +277,7 @@ func testAttendUnseen(t *testing.T, b backend.Backend) {
 	checkAttend(t, q, blocks, out, lse, "unseen")
 }
 
-// testAttendNothing asks with no queries, empty lists, empty blocks and rows that no one sees.
+// testAttendNothing attends with no queries, empty lists, empty blocks and rows that no query sees.
 func testAttendNothing(t *testing.T, b backend.Backend) {
 	const dim, dimV = 64, 80
 	c := mustCoding(t, "lm4")
@@ -308,7 +309,7 @@ func testAttendNothing(t *testing.T, b backend.Backend) {
 	require.False(t, math.IsInf(float64(lse[8]), 0))
 }
 
-// testAttendSplit attends to two halves of a list and merges.
+// testAttendSplit attends to two halves of a list and merges the results.
 func testAttendSplit(t *testing.T, b backend.Backend) {
 	for n := range mixtures() / 5 {
 		t.Run(fmt.Sprintf("case=%d", n), func(t *testing.T) {
@@ -333,13 +334,13 @@ func testAttendSplit(t *testing.T, b backend.Backend) {
 			out, lse := attend(t, b, &half[0], m.blocks)
 			out2, lse2 := attend(t, b, &half[1], m.blocks)
 			require.NoError(t, backend.MergeAttention(out, lse, out2, lse2, m.q.HeadDimV))
-			// The parts' own tolerances and the rounding of lse lie within the whole's.
+			// The tolerance of the whole covers those of the parts and the rounding of lse.
 			checkAttend(t, m.q, m.blocks, out, lse, "merged")
 		})
 	}
 }
 
-// testAttendOrder permutes the list, and the rows within blocks.
+// testAttendOrder permutes the list, and the rows in each block.
 func testAttendOrder(t *testing.T, b backend.Backend) {
 	const dim, rows, n = 64, 33, 6
 	codings := []string{"f16", "lm3+ip", "u8", "lm1", "tqmse2", "ggml-q8_0"}
@@ -376,7 +377,7 @@ func testAttendOrder(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testAttendLong lists one block so often that a running sum in float32 would go astray.
+// testAttendLong lists one block so often that a running sum in float32 would lose accuracy.
 func testAttendLong(t *testing.T, b backend.Backend) {
 	const dim, rows = 8, 1024
 	times := 1024
@@ -405,8 +406,8 @@ func testAttendLong(t *testing.T, b backend.Backend) {
 	checkAttend(t, once, blocks, out, lse, fmt.Sprintf("%d rows", rows*times))
 }
 
-// testAttendPieces attends to thousands of rows whose scores rise, fall, or jump along the list,
-// in both bases: however a backend cuts its work, parts must be weighed when they are combined.
+// testAttendPieces attends to thousands of rows whose scores rise, fall or jump along the list, in
+// both bases. A backend that splits the list must weigh the parts when it combines them.
 func testAttendPieces(t *testing.T, b backend.Backend) {
 	const dim, rows, n = 16, 640, 9
 	a := newArena(t, b)

@@ -58,7 +58,8 @@ func testBuffers(t *testing.T, b backend.Backend) {
 	require.ErrorIs(t, err, quant.ErrTooLarge)
 }
 
-// testSupports asks about everything, and for what is refused makes sure that the verb refuses it.
+// testSupports calls Supports for everything and checks that the backend refuses what it does not
+// support.
 func testSupports(t *testing.T, b backend.Backend) {
 	require.False(t, b.Supports(backend.Op(200), quant.Coding{Format: quant.F16}, 64))
 	codings := append(quanttest.Codings(), quant.Coding{}, quant.Coding{Format: 99},
@@ -89,7 +90,7 @@ func tryVerb(b backend.Backend, op backend.Op, c quant.Coding, dim int) error {
 	case backend.OpDemote:
 		return b.Demote(ctx, []backend.DemoteJob{{Src: side, To: c, Dim: dim}})
 	}
-	// A dim that is no dim at all is a wrong shape of the queries, not of the block.
+	// An invalid dim is a wrong shape of the queries, not of the block.
 	exact := backend.Side{Coding: quant.Coding{Format: quant.F32}}
 	if dim < 1 || dim > quant.MaxDim {
 		return quant.ErrUnsupported
@@ -123,7 +124,7 @@ func testClosed(t *testing.T, b backend.Backend) {
 	require.NotEmpty(t, b.Caps().Name)
 }
 
-// hostBuffer is a buffer that no backend made.
+// hostBuffer is a buffer of no backend.
 type hostBuffer []byte
 
 func (h hostBuffer) Len() int64                         { return int64(len(h)) }
@@ -131,7 +132,7 @@ func (h hostBuffer) Upload(off int64, p []byte) error   { copy(h[off:], p); retu
 func (h hostBuffer) Download(off int64, p []byte) error { copy(p, h[off:]); return nil }
 func (h hostBuffer) Free() error                        { return nil }
 
-// testForeign hands buffers of a, of no backend, and freed ones to b.
+// testForeign passes buffers of a, of no backend, and freed ones to b.
 func testForeign(t *testing.T, a, b backend.Backend) {
 	c := quant.Coding{Format: quant.F32}
 	foreign, err := a.Alloc(256)

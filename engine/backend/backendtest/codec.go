@@ -19,15 +19,15 @@ import (
 
 const seedA, seedB = 0x6b76697374, 0xdecade
 
-// source is a job's input with what its packed rows must be.
+// source is a job's input and the packed rows that it must give.
 type source struct {
 	job  backend.EncodeJob // without Dst
 	want quant.Rows        // the packed rows, rounded to the source's type
 	raw  []byte            // the packed rows as elements of the source's type
 }
 
-// placeSource places rows as elements of a type, in one of four ways: plain, with a stride,
-// gathered by an index, or both.
+// placeSource places rows as elements of a type in one of four ways: plain, with a stride, gathered
+// by an index, or with both.
 func placeSource(a *arena, x quant.Rows, dt quant.DType, way int, rng *rand.Rand) source {
 	raw, y := toDType(x, dt)
 	n, rowBytes := x.Len(), x.Dim*dt.Size()
@@ -49,7 +49,7 @@ func placeSource(a *arena, x quant.Rows, dt quant.DType, way int, rng *rand.Rand
 	}
 	src := make([]byte, max(0, (total-1)*stride+rowBytes))
 	for i := range src {
-		src[i] = 0xff // what lies between rows, and rows that are not asked for: NaNs
+		src[i] = 0xff // gaps between rows, and rows that the index leaves out, hold NaNs
 	}
 	for r, at := range index {
 		copy(src[int(at)*stride:], raw[r*rowBytes:(r+1)*rowBytes])
@@ -83,7 +83,7 @@ func encodeMatrix(t *testing.T, b backend.Backend, c quant.Coding, dim, ci int) 
 	for ri, rows := range rowCounts() {
 		for fi, fam := range quanttest.Finite() {
 			if rows > 40 && (fi+ci)%5 != 0 {
-				continue // the large count need not meet every family in every coding
+				continue // the large count does not need every family in every coding
 			}
 			dt := dtypes[(ri+fi+ci)%3]
 			s := placeSource(a, quanttest.Rows(fam, rows, dim, uint64(fi)), dt, ri+fi, rng)
@@ -107,7 +107,7 @@ func encodeMatrix(t *testing.T, b backend.Backend, c quant.Coding, dim, ci int) 
 	}
 }
 
-// testEncodeSameType packs every bit pattern of a type, NaNs with payloads and all.
+// testEncodeSameType packs every bit pattern of a type, including NaNs with payloads.
 func testEncodeSameType(t *testing.T, b backend.Backend) {
 	for _, dt := range []quant.DType{quant.Float32, quant.Float16, quant.BFloat16} {
 		t.Run(dt.String(), func(t *testing.T) {
@@ -136,7 +136,7 @@ func testEncodeSameType(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testEncodeRange makes jobs that cannot be held, between good ones.
+// testEncodeRange puts jobs that the coding cannot hold between good ones.
 func testEncodeRange(t *testing.T, b backend.Backend) {
 	const dim, rows = 64, 9
 	for _, c := range codingsFor(b, backend.OpEncode, dim) {
@@ -207,7 +207,7 @@ func testDecode(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testDecodeAnyBytes decodes noise: any bytes of the right length are something.
+// testDecodeAnyBytes decodes random bytes: any bytes of the right length are valid.
 func testDecodeAnyBytes(t *testing.T, b backend.Backend) {
 	const dim, rows = 64, 37
 	rng := rand.New(rand.NewPCG(1, 2))
@@ -238,7 +238,7 @@ func testDemote(t *testing.T, b backend.Backend) {
 	}
 }
 
-// demoteMatrix demotes every row count to every width, in place and not, in one batch.
+// demoteMatrix demotes every row count to every width, in place and to a copy, in one batch.
 func demoteMatrix(t *testing.T, b backend.Backend, c quant.Coding, dim int) {
 	a := newArena(t, b)
 	defer a.free()
@@ -470,7 +470,7 @@ func testDemoteArguments(t *testing.T, b backend.Backend) {
 	require.NoError(t, b.Demote(context.Background(), nil))
 }
 
-// promote turns a demotion around.
+// promote returns the demotion with source and destination swapped.
 func promote(j backend.DemoteJob) backend.DemoteJob {
 	j.Src.Coding, j.To = j.To, j.Src.Coding
 	j.Src.Data, j.Dst = j.Dst, j.Src.Data

@@ -17,7 +17,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// testRepeat repeats calls and wants the same bits.
+// testRepeat repeats calls and requires the same bits.
 func testRepeat(t *testing.T, b backend.Backend) {
 	a := newArena(t, b)
 	defer a.free()
@@ -41,8 +41,8 @@ func testRepeat(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testConcurrent runs every verb from many goroutines at once, each of them on outputs of its own,
-// while buffers come and go. Results are those of a call alone.
+// testConcurrent calls every method from many goroutines at once, each with its own outputs, while
+// it allocates and frees buffers. Every result must equal that of a call alone.
 func testConcurrent(t *testing.T, b backend.Backend) {
 	const goroutines, dim, rows = 16, 64, 33
 	a := newArena(t, b)
@@ -130,7 +130,7 @@ func oneRound(b backend.Backend, m mixture, enc []backend.EncodeJob, dem []backe
 	return buf.Free()
 }
 
-// testCancelled calls every verb with a context that is done.
+// testCancelled calls every method with a cancelled context.
 func testCancelled(t *testing.T, b backend.Backend) {
 	a := newArena(t, b)
 	defer a.free()

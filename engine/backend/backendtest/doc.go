@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package backendtest is the suite that every backend runs: RunBackend holds it against package
-// quant, bit by bit where bytes and decoded floats are concerned, and against a slow oracle of
-// attention and relevance in float64, within a derived tolerance.
+// Package backendtest is the conformance suite of backends. RunBackend compares a backend with
+// package quant, bit by bit for packed bytes and decoded floats, and with a slow float64 reference
+// of attention and relevance, within a derived tolerance.
 //
 // # Concepts
 //
-// The oracle knows rows only as quant.Decode gives them, in the original basis: it shares no code
-// with any backend. Every span that a test hands out lies between canaries, and after every call
-// the whole buffer is fetched: what was not an output must be as it was.
+// The reference uses rows as quant.Decode returns them, in the original basis; it shares no code
+// with any backend. Every span that a test passes lies between canaries. After a call the test
+// downloads whole buffers: everything except the outputs must be unchanged.
 //
-// What a backend does not support is skipped by its own word (Supports), and must then be refused
-// with quant.ErrUnsupported.
+// A test skips what Supports denies, and checks that the backend refuses it with
+// quant.ErrUnsupported.
 //
 // # Determinism
 //
-// All inputs are drawn from stated seeds. Tolerances and their derivation are in tolerance.go.
+// All inputs come from fixed seeds. tolerance.go derives the tolerances.
 package backendtest

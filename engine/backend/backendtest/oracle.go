@@ -14,7 +14,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// spec says what a block is made of.
+// spec describes a block.
 type spec struct {
 	rows         int
 	k, v         quant.Coding
@@ -27,10 +27,10 @@ type spec struct {
 	bias         []float32
 	noise        float32
 	offset       int32
-	kData, vData *quant.Rows // given instead of drawn
+	kData, vData *quant.Rows // used instead of drawn rows
 }
 
-// known is a block with everything that the oracle knows of it.
+// known is a block with everything that the reference needs.
 type known struct {
 	spec
 	handle backend.Block
@@ -39,7 +39,7 @@ type known struct {
 	scales []float32 // row scales of K
 }
 
-// place packs a block with the oracle and puts it into the arena.
+// place packs a block with package quant and puts it into the arena.
 func place(a *arena, s spec, dimK, dimV int) known {
 	side := func(c quant.Coding, data *quant.Rows, fam quanttest.Family, dim int, seed, draw uint64) (
 		backend.Side, quant.Rows, []byte) {
@@ -81,7 +81,7 @@ func handles(ks []known) []backend.Block {
 	return hs
 }
 
-// turnFloat64 rotates q by offset further positions, by complex products.
+// turnFloat64 rotates q by offset further positions, with complex products.
 func turnFloat64(q []float64, r *quant.Rope, offset int32) {
 	for i, f := range r.Frequencies() {
 		a, b := i, i+r.RotaryDim/2
@@ -96,7 +96,7 @@ func turnFloat64(q []float64, r *quant.Rope, offset int32) {
 // scored is one row as a query head sees it.
 type scored struct {
 	block, row int
-	score      float64 // everything added
+	score      float64 // with all biases
 	slack      float64 // how far a backend's score may be off
 	v          []float32
 }
@@ -160,13 +160,13 @@ func dot64(a, b []float64) float64 {
 	return s
 }
 
-// answer is what one query head must give.
+// answer is the expected result of one query head.
 type answer struct {
 	out, tol    []float64
 	lse, lseTol float64
 }
 
-// oracleAttend is attention of one head in float64, with what a backend may be off by.
+// oracleAttend is the attention of one head in float64, with the tolerance of the result.
 func oracleAttend(t testing.TB, q *backend.Queries, blocks []known, i, h int) answer {
 	rows := oracleScores(q, blocks, i, h)
 	ans := answer{out: make([]float64, q.HeadDimV), tol: make([]float64, q.HeadDimV)}
@@ -201,7 +201,7 @@ func oracleAttend(t testing.TB, q *backend.Queries, blocks []known, i, h int) an
 	return ans
 }
 
-// checkAttend holds out and lse against the oracle.
+// checkAttend compares out and lse with the reference.
 func checkAttend(t testing.TB, q *backend.Queries, blocks []known, out, lse []float32,
 	name string) {
 	t.Helper()
@@ -228,7 +228,7 @@ func checkAttend(t testing.TB, q *backend.Queries, blocks []known, out, lse []fl
 	}
 }
 
-// checkRelevance holds sums, which started at start, against the oracle.
+// checkRelevance compares sums, which started at start, with the reference.
 func checkRelevance(t testing.TB, q *backend.Queries, lse []float32, blocks []known,
 	rel *backend.RelevanceOut, start float32, name string) {
 	t.Helper()

@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// hand is a block whose attention can be worked out by hand: K rows (1,0), (0,2), (3,3).
+// hand is a block whose attention is easy to compute by hand: K rows (1,0), (0,2), (3,3).
 func hand() known {
 	f32 := quant.Coding{Format: quant.F32}
 	return known{
@@ -64,7 +64,7 @@ func TestOracle_Biases(t *testing.T) {
 	b = hand()
 	b.noise = 1.4
 	require.InDelta(t, 70.0/3, oracleAttend(t, handQuery(), []known{b}, 0, 0).out[0], 1e-5)
-	// It is the bias of package quant.
+	// It equals the bias of package quant.
 	require.InDelta(t, -3.5, quant.RowBias(0.5, 5, 1.4, 2), 1e-6)
 	q := handQuery()
 	q.Softcap = 2
@@ -72,7 +72,8 @@ func TestOracle_Biases(t *testing.T) {
 	require.InDelta(t, 2*math.Tanh(4.5/2), rows[2].score, 1e-12)
 }
 
-// A turn by an offset is what it does to positions: q roped at p+o meets k as q at p, turned by o.
+// Rotating q by an offset equals moving its position: q at position p+o gives the scores of q at p,
+// rotated by o.
 func TestTurn_AddsPositions(t *testing.T) {
 	for _, layout := range []quant.RopeLayout{quant.RopeHalf, quant.RopeInterleaved} {
 		r := quant.Rope{Layout: layout, RotaryDim: 6, Theta: 100}

@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// relFor makes room for the rows of blocks; every sum starts at start.
+// relFor returns a RelevanceOut for the rows of blocks; every sum starts at start.
 func relFor(blocks []known, power int, start float32) *backend.RelevanceOut {
 	rel := &backend.RelevanceOut{Power: power, RowPtr: []int32{0}}
 	for _, b := range blocks {
@@ -25,7 +25,7 @@ func relFor(blocks []known, power int, start float32) *backend.RelevanceOut {
 	return rel
 }
 
-// attended draws a mixture, puts it into the backend and asks for the log-sum-exps of its queries.
+// attended draws a mixture, places it in the backend and computes the log-sum-exps of its queries.
 func attended(t *testing.T, b backend.Backend, n uint64) (a *arena, m mixture, lse []float32) {
 	a = newArena(t, b)
 	m = drawMixture(a, b, 5000+n)
@@ -41,7 +41,7 @@ func testRelevance(t *testing.T, b backend.Backend) {
 			defer a.free()
 			hs := handles(m.blocks)
 			if n%3 == 0 {
-				for i := range hs { // V is none of its business
+				for i := range hs { // Relevance does not read V
 					hs[i].V = backend.Side{}
 				}
 			}
@@ -57,7 +57,7 @@ func testRelevance(t *testing.T, b backend.Backend) {
 				}
 			}
 			a.unchanged()
-			// Every head that sees a row spends a probability of 1.
+			// The probabilities of a head that sees a row add up to 1.
 			want := 0.0
 			for _, l := range lse {
 				if l > -1e30 {
@@ -69,7 +69,7 @@ func testRelevance(t *testing.T, b backend.Backend) {
 	}
 }
 
-// testWeigh holds a Weigher against the oracle that Relevance is held against.
+// testWeigh compares a Weigher with the reference of Relevance.
 func testWeigh(t *testing.T, b backend.Backend) {
 	w, ok := b.(backend.Weigher)
 	if !ok {
@@ -80,7 +80,7 @@ func testWeigh(t *testing.T, b backend.Backend) {
 			a, m, lse := attended(t, b, n)
 			defer a.free()
 			hs := handles(m.blocks)
-			for i := range hs { // V is none of its business
+			for i := range hs { // Weigh does not read V
 				hs[i].V = backend.Side{}
 			}
 			for power := 1; power <= 2; power++ {
@@ -100,14 +100,14 @@ func testWeigh(t *testing.T, b backend.Backend) {
 	}
 }
 
-// argument is a way to get Attend or Relevance wrong.
+// argument makes one argument of Attend or Relevance wrong.
 type argument struct {
 	name string
 	want error
 	f    func(c *call)
 }
 
-// call is what Attend and Relevance take.
+// call holds the arguments of Attend and Relevance.
 type call struct {
 	q      backend.Queries
 	blocks []backend.Block

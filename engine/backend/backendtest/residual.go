@@ -29,7 +29,7 @@ func drawResiduals(rows, dim, order int) *backend.Residuals {
 	return r
 }
 
-// residualBits is the written order of sums, step by step in arithmetic that rounds to 53 bits.
+// residualBits computes the sums in the documented order, in arithmetic that rounds to 53 bits.
 func residualBits(r *backend.Residuals, row int) backend.Residual {
 	num := func(v float64) *big.Float { return new(big.Float).SetPrec(53).SetFloat64(v) }
 	mul := func(a, b *big.Float) *big.Float { return new(big.Float).SetPrec(53).Mul(a, b) }

@@ -16,13 +16,13 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// found holds what is searched, unpacked, and the products that package quant gives.
+// found holds the unpacked rows and their products by package quant.
 type found struct {
 	rows     [][]float32 // by number
 	products [][]float64 // [queries][numbers]
 }
 
-// drawSearch packs sides of mixed codings. Numbers start at 7 and are without gaps.
+// drawSearch packs sides of mixed codings. Row numbers are consecutive from 7.
 func drawSearch(t *testing.T, b backend.Backend, rng *rand.Rand, dim, queries, k int, sizes []int,
 	codings []quant.Coding) (*backend.Search, *found) {
 	s := &backend.Search{Dim: dim, TopK: k, Q: make([]float32, queries*dim)}
@@ -62,9 +62,9 @@ func drawSearch(t *testing.T, b backend.Backend, rng *rand.Rand, dim, queries, k
 	return s, f
 }
 
-// slackOf bounds the rounding of a product of dim terms summed in float32, with rows that were
-// rotated in float32 before: every operation is off by 2^-24 of at most |q||x|, and there are
-// dim of the sum and 2 log2(dim) + 2 of the rotation.
+// slackOf bounds the rounding of a float32 inner product of dim terms, with rows that were rotated
+// in float32. Every operation is off by at most 2^-24 of |q||x|; the sum has dim operations and the
+// rotation 2 log2(dim) + 2.
 func (f *found) slackOf(q []float32, row int64) float64 {
 	var qq, xx float64
 	for d, v := range f.rows[row] {
@@ -74,8 +74,8 @@ func (f *found) slackOf(q []float32, row int64) float64 {
 	return math.Sqrt(qq*xx) * (dim + 2*math.Log2(dim) + 4) * 0x1p-24
 }
 
-// check holds hits against the oracle: products within rounding, in order, no row twice, and none
-// left out that is clearly better than the last.
+// check compares hits with the reference: products within rounding, in order, no row twice, and no
+// row left out that is clearly better than the last hit.
 func (f *found) check(t *testing.T, s *backend.Search, out []backend.Hit) {
 	for q := range s.Len() {
 		query, hits := s.Q[q*s.Dim:(q+1)*s.Dim], out[q*s.TopK:(q+1)*s.TopK]
@@ -106,7 +106,7 @@ func (f *found) check(t *testing.T, s *backend.Search, out []backend.Hit) {
 	}
 }
 
-// searchCodings are the codings of a dim that a backend searches.
+// searchCodings returns the codings that a backend searches at a dim.
 func searchCodings(b backend.Backend, dim int) (list []quant.Coding) {
 	for _, f := range []quant.Format{quant.F32, quant.F16, quant.BF16, quant.U8, quant.LM1, quant.LM2, quant.LM3,
 		quant.LM4, quant.GGMLQ8_0, quant.GGMLQ4_0, quant.TQMSE2, quant.TQMSE4} {
@@ -147,7 +147,7 @@ func testSearch(t *testing.T, b backend.Backend) {
 			f.check(t, s, out)
 		})
 	}
-	t.Run("long", func(t *testing.T) { // more than one round of choosing
+	t.Run("long", func(t *testing.T) { // more than one round of selection
 		c := quant.Coding{Format: quant.LM2, Rule: quant.InnerProduct}
 		s, f := drawSearch(t, b, rng, 16, 2, backend.MaxTopK, []int{5000, 33}, []quant.Coding{c})
 		out := make([]backend.Hit, 2*backend.MaxTopK)

@@ -13,8 +13,8 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// RunBackend runs the whole suite. open returns a fresh backend, which the suite closes. Under
-// -short the matrix is a part of the whole.
+// RunBackend runs the whole suite. open returns a fresh backend, which the suite closes. With
+// -short the suite runs a part of its matrix.
 func RunBackend(t *testing.T, open func(t *testing.T) backend.Backend) {
 	run(t, open, parts)
 	t.Run("closed", func(t *testing.T) { testClosed(t, open(t)) })
@@ -25,8 +25,8 @@ func RunBackend(t *testing.T, open func(t *testing.T) backend.Backend) {
 	})
 }
 
-// RunAttention runs the parts of the suite that Attend and Relevance decide: for a backend that has
-// more than one way to compute them.
+// RunAttention runs only the tests of Attend and Relevance, for a backend that computes them in
+// more than one way.
 func RunAttention(t *testing.T, open func(t *testing.T) backend.Backend) {
 	var some []part
 	for _, p := range parts {
@@ -89,7 +89,7 @@ var parts = []part{
 	{"cancelled", testCancelled},
 }
 
-// dims returns the row lengths of the matrix. The exact codings alone take rows of 5.
+// dims returns the row lengths of the matrix. Only exact codings support rows of 5.
 func dims() []int {
 	if testing.Short() {
 		return []int{5, 8, 64, 80}
@@ -130,7 +130,7 @@ func mustCoding(t testing.TB, s string) quant.Coding {
 	return c
 }
 
-// pack is the oracle's encoding.
+// pack encodes with package quant.
 func pack(t testing.TB, c quant.Coding, x quant.Rows, seed uint64) []byte {
 	t.Helper()
 	p := make([]byte, c.PackedBytes(x.Len(), x.Dim))
@@ -138,7 +138,7 @@ func pack(t testing.TB, c quant.Coding, x quant.Rows, seed uint64) []byte {
 	return p
 }
 
-// unpack is the oracle's decoding.
+// unpack decodes with package quant.
 func unpack(t testing.TB, c quant.Coding, p []byte, rows, dim int, seed uint64) quant.Rows {
 	t.Helper()
 	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}

@@ -16,25 +16,25 @@ const eps = 1.0 / (1 << 24)
 // smallestNormal is the smallest normal float32, 2^-126.
 const smallestNormal = 0x1p-126
 
-// Attend and Relevance are compared with float64 sums over the rows that quant.Decode gives. The
-// differences that a correct backend in float32 may have are bounded here, to first order in eps
-// with the second order covered by factors said below. n is head_dim.
+// The suite compares Attend and Relevance with float64 sums over the rows of quant.Decode. The
+// bounds below are what a correct float32 backend may differ by, to first order in eps; stated
+// factors cover the second order. n is head_dim.
 //
-//  1. An inner product of n terms, added in float32 in any order, is off by at most n*eps times
-//     the sum of |q_i k_i|, which is at most |q||k|. Products rounded on their own: one eps more.
-//  2. A rotation of length P takes log2 P additions, a norm and signs a pass: at most (log2 P + 2)
-//     eps of the vector's length, each pass (three where n is no power of two). A rotated side
-//     has two: q forward in the backend, k inverse in quant.Decode. Each stored value is rounded
-//     once more where unit*centroid is computed.
-//  3. A turn by RoPE: sine and cosine to half an ulp, two products, a sum: 4 eps. A backend may
-//     take sine and cosine in float32: of an angle that was reduced in float64.
-//  4. Score: products with Scale, tanh, and the sums with count and bias round 4 times, relative
-//     to the parts. Row scale, |q|^2 and the products of the noise bias: (n+8) eps of it, for
-//     |q|^2 is itself a sum of n terms.
-//  5. exp(s - top): s and top are rounded where they are float32, eps of each; exp itself within
-//     4 eps plus eps*|s-top| (fast hardware exponentials scale their argument first).
+//  1. An inner product of n terms, added in float32 in any order, is off by at most n*eps times the
+//     sum of |q_i k_i|, which is at most |q||k|. Rounding each product adds one eps.
+//  2. A rotation of length P takes log2 P additions, a norm and signs per pass: at most (log2 P +
+//     2) eps of the vector's length per pass (three passes if n is not a power of two). A rotated
+//     side has two rotations: q forward in the backend, K inverse in quant.Decode. unit*centroid
+//     rounds each stored value once more.
+//  3. A RoPE turn takes sine and cosine to half an ulp, two products and a sum: 4 eps. A backend
+//     may compute sine and cosine in float32, of an angle that it reduced in float64.
+//  4. The products with Scale, tanh, and the sums with count and bias round 4 times, relative to
+//     the parts of the score. Row scale, |q|^2 and the products of the noise bias add (n+8) eps of
+//     the bias, since |q|^2 is a sum of n terms too.
+//  5. exp(s - top): s and top are rounded to float32, eps of each. exp is within 4 eps plus
+//     eps*|s-top| (fast hardware exponentials scale their argument first).
 //
-// A score that is off by e changes exp by a factor within exp(+-e).
+// A score that is off by e changes exp by a factor between exp(-e) and exp(e).
 func productSlack(q *backend.Queries, b *known, lengths, score float64) float64 {
 	n := float64(q.HeadDim + 1)
 	if b.k.Format.Rotated() {
@@ -46,7 +46,7 @@ func productSlack(q *backend.Queries, b *known, lengths, score float64) float64 
 	return eps * (math.Abs(float64(q.Scale))*lengths*n + 2*math.Abs(score))
 }
 
-// rotationSlack is the error of one rotation over eps and the length of the vector: item 2.
+// rotationSlack is the error of one rotation, divided by eps and the vector's length: item 2.
 func rotationSlack(dim int) float64 {
 	log := float64(bits.Len(uint(dim)) - 1)
 	if dim&(dim-1) != 0 {
@@ -63,14 +63,14 @@ func sumSlack(s, extra, noise float64) float64 {
 	return eps * (4*(math.Abs(s)+math.Abs(extra)+noise) + 264*noise)
 }
 
-// tileTerms is how many terms a backend may add in float32 before it folds the sum into
-// something better (float64, a compensated sum, or a tree): item 6. It does not depend on the
-// number of rows, for the error must not grow with the context.
+// tileTerms is the number of terms that a backend may add in float32 before it folds the sum into a
+// more accurate one (float64, compensated, or a tree): item 6. It does not depend on the number of
+// rows, so that the error does not grow with the context.
 const tileTerms = 128
 
 type tolerances struct{ out, lse float64 }
 
-// attendTolerance bounds the error of out and lse of one head; p are the rows' probabilities.
+// attendTolerance bounds the error of out and lse of one head. p are the probabilities of the rows.
 //
 // With factors f_r = exp(+-e_r) on the weights, sum p_r |f_r - 1| <= E := sum p_r (exp(e_r) - 1),
 // the sum of weights is off by at most E relative, so lse by E/(1-E), and
@@ -78,9 +78,9 @@ type tolerances struct{ out, lse float64 }
 //	|out' - out| <= sum p_r (exp(e_r)-1) |v_r - out| / (1-E)
 //	             <= (sum p_r (exp(e_r)-1) |v_r| + E A) / (1-E)
 //
-// with A = sum p_r |v_r| >= |out|, in 2-norms, which bound every component in either basis. To
-// it comes item 6, tileTerms*eps*A, and item 2 twice for V: back in the backend, and in Decode.
-// What falls below the smallest normal float32 may be lost in every term of a tile.
+// with A = sum p_r |v_r| >= |out|, in 2-norms, which bound every component in either basis. Item 6
+// adds tileTerms*eps*A; item 2 adds two rotations of V, one in the backend and one in Decode.
+// Values below the smallest normal float32 may be lost in every term of a tile.
 func attendTolerance(t testing.TB, q *backend.Queries, rows []scored, p []float64,
 	lse float64) tolerances {
 	var e, a, d float64
@@ -98,7 +98,7 @@ func attendTolerance(t testing.TB, q *backend.Queries, rows []scored, p []float6
 		d += p[j] * off * math.Sqrt(vv)
 	}
 	if e > 0.05 {
-		t.Fatalf("the rows leave room for an error of %g of the weights: such a test says nothing", e)
+		t.Fatalf("the tolerance is %g of the weights: this test cannot fail", e)
 	}
 	return tolerances{
 		out: (d+e*a)/(1-e) + eps*a*(tileTerms+2*rotationSlack(q.HeadDimV)+4) +

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package selftest holds a backend against the oracle on a tiny example: packed bytes and
+// Package selftest compares a backend with package quant on a tiny example: packed bytes and
 // decoded rows bit by bit, attention within a bound.
 //
 // # Errors
 //
-// A check that fails is a result, not an error.
+// A failed check is a result, not an error.
 package selftest
 
 import (
@@ -24,10 +24,10 @@ import (
 type Check struct {
 	Name   string `json:"name"`
 	OK     bool   `json:"ok"`
-	Detail string `json:"detail"` // what differs; empty where nothing does
+	Detail string `json:"detail"` // the difference; empty if the check passed
 }
 
-// The example: small, and of lengths that are no multiples of a vector.
+// The example is small. Its lengths are not multiples of a vector register.
 const (
 	rows  = 37
 	dim   = 64
@@ -35,12 +35,12 @@ const (
 	seed  = 7
 )
 
-// attendBound is the largest error of an output of attention: values lie within [-2, 2], scores
-// within a few units, and a float32 dot product of 64 terms is off by less than 64 * 2^-24 of
-// the sum of magnitudes, some 2e-4 here; softmax passes it on once.
+// attendBound bounds the error of an attention output. Values lie within [-2, 2] and scores within
+// a few units. A float32 inner product of 64 terms is off by less than 64 * 2^-24 of the sum of
+// magnitudes, about 2e-4 here; softmax passes this error on once.
 const attendBound = 5e-4
 
-// Codings are those the test runs through.
+// Codings are the codings that the test covers.
 func Codings() []quant.Coding {
 	s8 := quant.ScaleLog8
 	list := []quant.Coding{{Format: quant.F16}, {Format: quant.U8, Scale: s8}}
@@ -51,7 +51,7 @@ func Codings() []quant.Coding {
 	return list
 }
 
-// Run makes all checks.
+// Run runs all checks.
 func Run(ctx context.Context, be backend.Backend) []Check {
 	var list []Check
 	for _, c := range Codings() {
@@ -96,7 +96,7 @@ func one(ctx context.Context, be backend.Backend, op backend.Op, c quant.Coding)
 	return m.attend(ctx, c, want)
 }
 
-// machine allocates on a backend and gives everything back.
+// machine allocates on a backend and frees everything at the end.
 type machine struct {
 	be   backend.Backend
 	bufs []backend.Buffer
@@ -126,7 +126,7 @@ func floatBytes(x []float32) []byte {
 	return b
 }
 
-// differs names the first byte that differs.
+// differs reports the first byte that differs.
 func differs(what string, want, got []byte) error {
 	if bytes.Equal(want, got) {
 		return nil
@@ -186,8 +186,8 @@ func (m *machine) decode(ctx context.Context, c quant.Coding, packed []byte) err
 	return differs("decoded", floatBytes(want.Data), got)
 }
 
-// attend compares with softmax(q K' scale) V' in float64 over the decoded rows, which stand for
-// both K and V.
+// attend compares with softmax(q K' scale) V' in float64 over the decoded rows, which serve as both
+// K and V.
 func (m *machine) attend(ctx context.Context, c quant.Coding, packed []byte) error {
 	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
 	if err := quant.Decode(x, c, packed, seed); err != nil {
@@ -218,7 +218,7 @@ func (m *machine) attend(ctx context.Context, c quant.Coding, packed []byte) err
 	return nil
 }
 
-// attention is softmax(scale * x q) x.
+// attention returns softmax(scale * x q) x.
 func attention(q []float32, x quant.Rows, scale float64) []float64 {
 	scores, top := make([]float64, x.Len()), math.Inf(-1)
 	for r := range scores {

@@ -32,7 +32,7 @@ func TestRun_CPUPasses(t *testing.T) {
 	require.Zero(t, be.LiveBytes(), "buffers left")
 }
 
-// broken gets one verb wrong.
+// broken is a backend with one wrong method.
 type broken struct {
 	backend.Backend
 	op backend.Op
