@@ -23,7 +23,7 @@ const smallestNormal = 0x1p-126
 //  1. An inner product of n terms, added in float32 in any order, is off by at most n*eps times the
 //     sum of |q_i k_i|, which is at most |q||k|. Rounding each product adds one eps.
 //  2. A rotation of length P takes log2 P additions, a norm and signs per pass: at most (log2 P +
-//     2) eps of the vector's length per pass (three passes if n is not a power of two). A rotated
+//  2. eps of the vector's length per pass (three passes if n is not a power of two). A rotated
 //     side has two rotations: q forward in the backend, K inverse in quant.Decode. unit*centroid
 //     rounds each stored value once more.
 //  3. A RoPE turn takes sine and cosine to half an ulp, two products and a sum: 4 eps. A backend
