@@ -1,25 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package container reads and writes .kvist files: compressed KV caches and rows of embeddings
-// or hidden states, with everything needed to attend to them or to write the original back.
+// Package container reads and writes .kvist files: compressed KV caches, and compressed rows of
+// embeddings or hidden states. A file has everything that a reader needs to attend to the rows or
+// to write the original back.
 //
 // # Concepts
 //
 // A file is a sequence of sections: a header, one record for each (layer, segment), side tensors
-// that are kept exactly, an index, a trailer. A record holds all KV heads of one segment of one
-// layer; each head's tokens are shared out among blocks, each with a level of detail and codings
-// of its own (package quant). Payload bytes are opaque here: the package knows how many bytes a
+// that are stored exactly, an index and a trailer. A record holds all KV heads of one segment of
+// one layer. Each head's tokens are divided among blocks; each block has its own level of detail
+// and codings (package quant). The package does not interpret payloads: it knows how many bytes a
 // coding takes, not what they mean.
-//
-// A file is written front to back without seeking (Writer), and its size is known before a byte
-// is written: HeaderSize + the sum of RecordSize and AuxSize + IndexSize + TrailerSize. It is
-// read at random (Reader): two or three reads open it, one more gives a record, whose payloads
-// stand on 16 bytes and can be used in place.
+// coding takes, not what they mean.
+// A Writer writes a file front to back without seeking. The size is known before the first byte is
+// written: HeaderSize + the sum of RecordSize and AuxSize + IndexSize + TrailerSize. A Reader reads
+// at random: two or three reads open a file, and one more reads a record. Payloads start on
+// multiples of 16 bytes, so they can be used in place.
 //
 // # Layout
 //
-// All numbers are little-endian. Sections start on 16 bytes; padding is zero, and checked. Every
-// byte stands under the CRC32C of its section. FORMAT.md has every field.
+// All numbers are little-endian. Sections start on multiples of 16 bytes. Padding is zero, and
+// readers check it. The CRC32C of a section covers all of its bytes. FORMAT.md describes every
+// field.
 //
 //	0         +--------------------------------------------+
 //	          | magic version kind length crc flags     24 |  header
@@ -42,27 +44,26 @@
 //	size - 32 | index offset, length, crc, size, KVISTEND  |  trailer
 //	          +--------------------------------------------+
 //
-// What a record costs beside its payloads, header, table, padding and index entry together, is at
-// most 64 bytes and 4 bits for each token of each KV head, for up to 16 blocks of 32 tokens a
-// head in up to 4 kinds and payloads that are multiples of 16; a test holds it. That is why the
-// membership of tokens is range-coded: 16 equal blocks of 512 tokens leave 3.9 of the 4 bits
-// for it, and the rest has to come from there.
+// A record costs at most 64 bytes, plus 4 bits per token and KV head, beside its payloads. Header,
+// table, padding and index entry are included. The bound holds for up to 16 blocks of 32 tokens per
+// head, of up to 4 kinds, with payloads that are multiples of 16 bytes; a test checks it. This is
+// why the membership of tokens is range-coded: for 16 equal blocks of 512 tokens it takes 3.9 of
+// the 4 bits.
 //
 // # Errors
 //
-// Damage is a *CorruptError, which matches quant.ErrCorrupt and says where. What this build or
-// the Limits in force do not allow is a *RefusedError, which matches quant.ErrVersion,
-// quant.ErrUnsupported or quant.ErrTooLarge. Calls that do not fit together give quant.ErrShape.
-// Errors of the io.Writer or io.ReaderAt below come through wrapped. Damage in one record loses
-// that record only; Salvage reads a file whose index or end is gone.
+// A damaged file gives a *CorruptError, which matches quant.ErrCorrupt and names the place. A file
+// that this build or the Limits do not allow gives a *RefusedError, which matches quant.ErrVersion,
+// quant.ErrUnsupported or quant.ErrTooLarge. Arguments that do not fit together give
+// quant.ErrShape. Errors of the underlying io.Writer or io.ReaderAt are wrapped. Damage in a record
+// loses that record only; Salvage reads a file whose index or end is missing.
 //
-// Nothing panics, hangs or takes memory without bound on hostile bytes: what is allocated is
-// bounded by the bytes that are there and by Limits, which are always on. Anything else is a
-// vulnerability.
+// Hostile bytes never cause a panic, a hang or unbounded memory: the size of the file and the
+// Limits, which are always on, bound every allocation. Anything else is a vulnerability.
 //
 // # Concurrency
 //
-// A Writer belongs to one goroutine. The methods of a Reader may be called from many at once.
+// A Writer belongs to one goroutine. The methods of a Reader are safe for concurrent use.
 //
 // # Determinism
 //

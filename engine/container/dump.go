@@ -13,17 +13,17 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// DumpOptions says how much Dump shows.
+// DumpOptions controls how much Dump shows.
 type DumpOptions struct {
-	// MaxBytes is how many bytes of an opaque stretch (payload, table, text) are shown; the
-	// stretch itself is always described by length and CRC32C. Default 16; negative: none.
+	// MaxBytes is the number of bytes shown of each opaque part (payload, table, text). Dump always
+	// shows the part's length and CRC32C. The default is 16; a negative value shows no bytes.
 	MaxBytes int
 	// Tokens lists the tokens and counts of every block.
 	Tokens bool
 }
 
-// Dump writes every byte of the file that r read, annotated: "offset: hex  # name: value". A
-// section that is damaged is shown as the error it gives.
+// Dump writes every byte of the file that r reads, annotated as "offset: hex  # name: value". For a
+// damaged section it shows the error.
 //
 // Errors: those of w and of the reader below r.
 func Dump(w io.Writer, r *Reader, opts DumpOptions) error {
@@ -56,15 +56,15 @@ type dumper struct {
 	opts DumpOptions
 }
 
-const hexWidth = 8 // bytes of a line
+const hexWidth = 8 // bytes per line
 
-// title starts a section. Errors of w stick in the bufio.Writer and come out of Flush.
+// title starts a section. The bufio.Writer keeps errors of w; Flush returns them.
 func (d *dumper) title(format string, args ...any) {
 	fmt.Fprintf(d.w, "\n## "+format+"\n", args...)
 }
 
-// line shows b, at off in the file, in lines of hexWidth bytes; the first one has the note, which
-// stays in its line whatever name it holds.
+// line shows b, at offset off of the file, in lines of hexWidth bytes. The first line has the note;
+// characters in the note cannot break the line.
 func (d *dumper) line(off int64, b []byte, format string, args ...any) {
 	note := strings.TrimRight(fmt.Sprintf(format, args...), " ")
 	note = strings.ReplaceAll(note, "\n", `\n`)
@@ -79,7 +79,7 @@ func (d *dumper) line(off int64, b []byte, format string, args ...any) {
 	}
 }
 
-// opaque shows the head of a stretch, and its length and checksum.
+// opaque shows the first bytes of a part, its length and its checksum.
 func (d *dumper) opaque(off int64, b []byte, format string, args ...any) {
 	note := fmt.Sprintf(format, args...)
 	shown := min(len(b), max(d.opts.MaxBytes, 0))
@@ -90,7 +90,7 @@ func (d *dumper) opaque(off int64, b []byte, format string, args ...any) {
 	}
 }
 
-// fixed shows a structure by its layout table.
+// fixed shows a structure with its layout table.
 func (d *dumper) fixed(l *layout, off int64, b []byte) {
 	for i := range l.fields {
 		f := &l.fields[i]
@@ -221,7 +221,7 @@ func codingName(c quant.Coding) string {
 	return c.String()
 }
 
-// blocks shows what the coded table says.
+// blocks shows the decoded table.
 func (d *dumper) blocks(rec *Record) {
 	for hi := range rec.Heads {
 		for bi := range rec.Heads[hi].Blocks {

@@ -9,17 +9,17 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// CorruptError says where a file is not what was written. It matches quant.ErrCorrupt.
+// CorruptError says where and how a file is damaged. It matches quant.ErrCorrupt.
 type CorruptError struct {
 	File    string // the name given to Open
-	Section string // "header", "record", "side tensor", "index", "trailer", "bytes" (a gap)
-	Layer   int    // index into the stored layers or tensors, -1 where it has no meaning
-	Segment int    // -1 where it has no meaning
-	Head    int    // KV head, -1 where it has no meaning
-	Block   int    // within the head, -1 where it has no meaning
-	Offset  int64  // in the file, of the field at fault
-	Want    any    // what would have been right, nil where there is no one answer
-	Got     any    // what the file says
+	Section string // "header", "record", "side tensor", "index", "trailer", "bytes" (between sections)
+	Layer   int    // index into the stored layers or tensors, -1 if not applicable
+	Segment int    // -1 if not applicable
+	Head    int    // KV head, -1 if not applicable
+	Block   int    // within the head, -1 if not applicable
+	Offset  int64  // of the wrong field in the file
+	Want    any    // the expected value, nil if there is no single one
+	Got     any    // the value in the file
 	Err     error  // the cause; wraps quant.ErrCorrupt
 }
 
@@ -48,9 +48,8 @@ func (e *CorruptError) Error() string {
 // Unwrap returns the cause.
 func (e *CorruptError) Unwrap() error { return e.Err }
 
-// RefusedError says where a file asks for what this build, or the limits in force, do not
-// allow: the file may well be sound. It matches quant.ErrVersion, quant.ErrUnsupported or
-// quant.ErrTooLarge.
+// RefusedError says where a file needs something that this build or the Limits do not allow. The
+// file may be intact. It matches quant.ErrVersion, quant.ErrUnsupported or quant.ErrTooLarge.
 type RefusedError struct {
 	File    string
 	Section string
@@ -77,7 +76,7 @@ func (e *RefusedError) Error() string {
 // Unwrap returns the cause.
 func (e *RefusedError) Unwrap() error { return e.Err }
 
-// place is what the parser knows about where it stands; it makes the errors.
+// place is the parser's current position. It creates the errors.
 type place struct {
 	file, section               string
 	layer, segment, head, block int
@@ -105,7 +104,7 @@ func (p place) tooLarge(off int64, what string, limit, got any) error {
 		quant.ErrTooLarge))
 }
 
-// shapef makes the error of a call whose arguments do not fit together.
+// shapef returns the error for arguments that do not fit together.
 func shapef(format string, args ...any) error {
 	return fmt.Errorf("kvist/container: "+format+": %w", append(args, quant.ErrShape)...)
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Kind says what a file holds.
+// Kind is what a file holds.
 type Kind uint16
 
 // The kinds of files.
@@ -58,14 +58,14 @@ func (s Origin) String() string {
 	return fmt.Sprintf("Origin(%d)", uint8(s))
 }
 
-// Tensor describes a tensor whose rows are stored in records.
+// Tensor describes a tensor whose rows are in the records.
 type Tensor struct {
 	Name  string
 	DType string  // element type of the original, as safetensors names it: F32, F16, BF16
 	Shape []int64 // 1 to 8 dimensions; the last one is the row
 }
 
-// Dim returns the values of a row.
+// Dim returns the number of values in a row.
 func (t *Tensor) Dim() int { return int(t.Shape[len(t.Shape)-1]) }
 
 // Rows returns the number of rows: the product of all dimensions but the last.
@@ -77,7 +77,7 @@ func (t *Tensor) Rows() int64 {
 	return n
 }
 
-// Limits of the header, beside those of quant.Geometry.
+// Limits of the header, in addition to those of quant.Geometry.
 const (
 	maxTensorDims = 8
 	maxStored     = 1 << 16 // layers or tensors: a record names them in 16 bits
@@ -85,48 +85,50 @@ const (
 	maxDType      = 255
 )
 
-// Header is all that is true of the file as a whole.
+// Header describes the file as a whole.
 type Header struct {
-	Version Version // set by Open; the writer chooses
+	Version Version // set by Open; a writer chooses its own
 	Kind    Kind
 
 	// Geometry of the model, KindCache only.
 	Geometry quant.Geometry
-	// Layers are the model's numbers of the layers stored, ascending. KindCache only.
+	// Layers are the model's numbers of the stored layers, ascending. KindCache only.
 	Layers []int
-	// Tensors are those whose rows are stored, KindRows only.
+	// Tensors are the tensors whose rows are stored. KindRows only.
 	Tensors []Tensor
 	// Origin is the format that KindRows was made from.
 	Origin Origin
 
-	// Tokens is the number of tokens of every layer; for KindRows the rows of all tensors.
+	// Tokens is the number of tokens in every layer. For KindRows it is the number of rows of all
+	// tensors.
 	Tokens int64
 	// First is the position of token 0.
 	First int64
-	// SegmentTokens is the tokens (rows) of a segment, 1 to MaxSegmentTokens; the last segment
-	// of a layer may have fewer.
+	// SegmentTokens is the number of tokens (rows) per segment, 1 to MaxSegmentTokens. The last
+	// segment of a layer may have fewer.
 	SegmentTokens int
-	// Sinks and Window are how many first and last tokens the plan kept at high detail.
+	// Sinks and Window are the numbers of first and last tokens that the plan kept at high detail.
 	Sinks, Window int
 	// KType and VType are the element types of the original. KindCache only.
 	KType, VType quant.DType
 
-	// Seed is that of the rotation of all rotated codings.
+	// Seed is the rotation seed of all rotated codings.
 	Seed uint64
-	// Config is the configuration the file was made with, as text. Not interpreted here.
+	// Config is the configuration of the compression, as text. This package does not interpret it.
 	Config string
 	// Model names the model.
 	Model string
-	// Metadata is that of the original file.
+	// Metadata is the metadata of the original file.
 	Metadata map[string]string
-	// Profile identifies the profile that the plan was made with; zero: none.
+	// Profile identifies the profile that the plan used; zero if it used none.
 	Profile [32]byte
-	// QueryEnergy is the mean of |q|^2, [stored layers, kv_heads], for the row bias. Or nil.
+	// QueryEnergy is the mean of |q|^2, [stored layers, kv_heads], for the row bias. nil if
+	// unknown.
 	QueryEnergy []float32
 }
 
-// Stored returns the number of stored layers, or tensors: the range of Record.Layer. A profile
-// has none.
+// Stored returns the number of stored layers or tensors: the range of Record.Layer. It is 0 for a
+// profile.
 func (h *Header) Stored() int {
 	switch h.Kind {
 	case KindRows:
@@ -137,7 +139,7 @@ func (h *Header) Stored() int {
 	return len(h.Layers)
 }
 
-// KVHeads returns the heads of every record: kv_heads, or 1 for KindRows.
+// KVHeads returns the number of heads in every record: kv_heads, or 1 for KindRows.
 func (h *Header) KVHeads() int {
 	if h.Kind == KindRows {
 		return 1
@@ -145,7 +147,7 @@ func (h *Header) KVHeads() int {
 	return h.Geometry.KVHeads
 }
 
-// Dims returns the values of a row of K and of V. V is 0 for KindRows.
+// Dims returns the number of values in a row of K and of V. V is 0 for KindRows.
 func (h *Header) Dims(layer int) (k, v int) {
 	if h.Kind == KindRows {
 		return h.Tensors[layer].Dim(), 0
@@ -153,7 +155,7 @@ func (h *Header) Dims(layer int) (k, v int) {
 	return h.Geometry.HeadDim, h.Geometry.HeadDimV
 }
 
-// LayerTokens returns the tokens (rows) of a stored layer or tensor.
+// LayerTokens returns the number of tokens (rows) of a stored layer or tensor.
 func (h *Header) LayerTokens(layer int) int64 {
 	if h.Kind == KindRows {
 		return h.Tensors[layer].Rows()
@@ -167,7 +169,7 @@ func (h *Header) Segments(layer int) int64 {
 	return (h.LayerTokens(layer) + n - 1) / n
 }
 
-// SegmentLen returns the tokens of a segment.
+// SegmentLen returns the number of tokens in a segment.
 func (h *Header) SegmentLen(layer, segment int) int {
 	from := int64(segment) * int64(h.SegmentTokens)
 	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
@@ -211,7 +213,7 @@ func (h *Header) Records() int64 {
 	return n
 }
 
-// Validate checks that the header describes a file.
+// Validate reports an error unless the header describes a valid file.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func (h *Header) Validate() error {
@@ -219,7 +221,7 @@ func (h *Header) Validate() error {
 	case h.Kind != KindCache && h.Kind != KindRows && h.Kind != KindProfile:
 		return shapef("header: %s, want cache, rows or profile", h.Kind)
 	case h.Kind == KindProfile:
-		// Has none of what is checked here, as validateProfile holds.
+		// validateProfile has checked all of it.
 	case h.SegmentTokens < 1 || h.SegmentTokens > MaxSegmentTokens:
 		return shapef("header: segments of %d tokens, want 1 to %d", h.SegmentTokens, MaxSegmentTokens)
 	case h.Tokens < 0 || h.Tokens > quant.MaxTokens:
@@ -249,7 +251,7 @@ func (h *Header) Validate() error {
 	return h.validateCache()
 }
 
-// validateProfile holds that a profile has a geometry, a model's name, metadata and nothing else.
+// validateProfile checks that a profile has a geometry, a model name, metadata and nothing else.
 func (h *Header) validateProfile() error {
 	switch {
 	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Origin != OriginNone:
@@ -363,8 +365,8 @@ func (t *Tensor) validate() error {
 	return nil
 }
 
-// product multiplies dims; ok is false for a negative one or where the product, of the dims
-// other than zero, passes limit.
+// product multiplies dims. ok is false if a dim is negative or the product of the nonzero dims
+// exceeds limit.
 func product(dims []int64, limit int64) (n int64, ok bool) {
 	n = 1
 	zero := false
@@ -384,7 +386,7 @@ func product(dims []int64, limit int64) (n int64, ok bool) {
 	return n, true
 }
 
-// dtypeSize returns the bytes of an element of a safetensors type, 0 for an unknown one.
+// dtypeSize returns the bytes per element of a safetensors type, or 0 for an unknown type.
 func dtypeSize(name string) int {
 	switch name {
 	case "BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3":

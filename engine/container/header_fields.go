@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// HeaderSize returns the bytes of the header section that NewWriter writes.
+// HeaderSize returns the size of the header section that NewWriter writes.
 //
 // Errors: those of Validate, and quant.ErrTooLarge.
 func HeaderSize(h *Header) (int64, error) {
@@ -60,7 +60,7 @@ func appendHeader(dst []byte, h *Header) ([]byte, error) {
 	return dst, nil
 }
 
-// fieldValue returns the bytes of a header field, and whether the file has it.
+// fieldValue returns the bytes of a header field and whether the file has it.
 func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 	le := binary.LittleEndian
 	cache, rows := h.Kind == KindCache, h.Kind == KindRows
@@ -143,7 +143,7 @@ func (h *Header) tensorsValue() []byte {
 	return v
 }
 
-// cursor reads one header field. The first fault sticks.
+// cursor reads one header field. It keeps the first error.
 type cursor struct {
 	place
 	b   []byte
@@ -157,7 +157,7 @@ func (c *cursor) fail(what string, want, got any) {
 	}
 }
 
-// bytes takes n bytes; after a fault, none.
+// bytes returns the next n bytes, or nothing after an error.
 func (c *cursor) bytes(n int) []byte {
 	if c.err == nil && (n < 0 || n > len(c.b)) {
 		c.fail("field is too short", n, len(c.b))
@@ -205,8 +205,8 @@ func (c *cursor) done() error {
 	return c.err
 }
 
-// parseFileHeader checks the fixed part of the header and returns the section's length.
-// b holds at least fileHeaderBytes bytes.
+// parseFileHeader checks the fixed part of the header and returns the section's length. b holds at
+// least fileHeaderBytes bytes.
 func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (Version, Kind, int64, error) {
 	le := binary.LittleEndian
 	if string(b[:8]) != magicHead {
@@ -230,8 +230,8 @@ func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (Version, K
 	return v, Kind(le.Uint16(b[10:])), n, nil
 }
 
-// parseHeader reads a whole header section whose fixed part was checked: of a profile, or of
-// anything else.
+// parseHeader reads a header section whose fixed part has been checked. profile selects between
+// profiles and all other kinds.
 func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, error) {
 	le := binary.LittleEndian
 	if want, got := checksum(s, fileHeaderCRCAt), le.Uint32(s[fileHeaderCRCAt:]); want != got {
@@ -275,7 +275,7 @@ func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, e
 	return h, nil
 }
 
-// parseFields reads the fields of a header section and returns which tags it has.
+// parseFields reads the fields of a header section and returns their tags.
 func (h *Header) parseFields(p place, s []byte) (map[uint16]bool, error) {
 	le := binary.LittleEndian
 	have := map[uint16]bool{}
@@ -321,7 +321,7 @@ func (h *Header) parseFields(p place, s []byte) (map[uint16]bool, error) {
 	return have, nil
 }
 
-// setField reads one header field into h. Unknown tags are left alone.
+// setField reads one header field into h. It ignores unknown tags.
 func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 	cache, rows := h.Kind == KindCache, h.Kind == KindRows
 	wrong := false
@@ -397,7 +397,7 @@ func (h *Header) parseMetadata(c *cursor) {
 		c.fail("entries of metadata", nil, n)
 		return
 	}
-	h.Metadata = map[string]string{} // grows with what is there, not with what n claims
+	h.Metadata = map[string]string{} // grows with the entries present, not with n
 	last := ""
 	for i := range n {
 		kl, vl := c.size(), c.size()

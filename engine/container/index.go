@@ -19,8 +19,8 @@ type entry struct {
 	kind    uint16
 }
 
-// IndexSize returns the bytes of the index of a file with this many records and side tensors
-// together.
+// IndexSize returns the size of the index of a file with this many records and side tensors in
+// total.
 func IndexSize(sections int) int64 { return indexHeaderBytes + indexEntryBytes*int64(sections) }
 
 func appendIndex(dst []byte, entries []entry) []byte {
@@ -52,7 +52,7 @@ func appendTrailer(dst []byte, indexOffset, indexLength int64) []byte {
 	return dst
 }
 
-// parseTrailer reads the trailer, the TrailerSize bytes of b, and returns where the index is.
+// parseTrailer reads the trailer b, TrailerSize bytes, and returns the position of the index.
 func parseTrailer(p place, lim *Limits, b []byte, size int64) (off, length int64, err error) {
 	le := binary.LittleEndian
 	at := size - TrailerSize
@@ -77,8 +77,8 @@ func parseTrailer(p place, lim *Limits, b []byte, size int64) (off, length int64
 	return at - n, n, nil
 }
 
-// parseIndex reads the index s that starts at off. The sections it names lie between the header,
-// which ends at from, and the index, without gaps.
+// parseIndex reads the index s at off. Its sections must fill the space between the end of the
+// header, from, and the index, without gaps.
 func parseIndex(p place, lim *Limits, h *Header, from, off int64, s []byte) ([]entry, error) {
 	le := binary.LittleEndian
 	if string(s[:4]) != markIndex {

@@ -12,14 +12,14 @@ import (
 
 // Magics and markers.
 const (
-	magicHead  = "\x93KVIST\r\n" // a byte no text starts with; CR LF shows a text-mode transfer
+	magicHead  = "\x93KVIST\r\n" // no text starts with 93; CR LF reveals a text-mode transfer
 	magicEnd   = "KVISTEND"
 	markRecord = "KREC"
 	markSide   = "KAUX"
 	markIndex  = "KIDX"
 )
 
-// Sizes of the fixed parts, and where their checksums stand.
+// Sizes of the fixed parts and offsets of their checksums.
 const (
 	fileHeaderBytes   = 24
 	fileHeaderCRCAt   = 16
@@ -42,9 +42,9 @@ const (
 
 // Flags.
 const (
-	fieldFlagRequired   = 1       // header field: refuse the file where the tag is not known
+	fieldFlagRequired   = 1       // header field: refuse the file if the tag is unknown
 	recordFlagArchive   = 1       // record: payload in archive form
-	sectionFlagRequired = 1 << 15 // index entry of a kind that is not known: refuse the file
+	sectionFlagRequired = 1 << 15 // index entry: refuse the file if the kind is unknown
 )
 
 // Kinds of index entries.
@@ -53,7 +53,7 @@ const (
 	entrySide   = 2
 )
 
-// Tags of header fields, in the order in which they stand.
+// Tags of header fields, in file order.
 const (
 	tagPadding     = 0
 	tagGeometry    = 1
@@ -78,7 +78,8 @@ type field struct {
 	legal     string
 }
 
-// layout is one fixed structure of the file. FORMAT.md and the dump are made from these tables.
+// layout is one fixed structure of the file. FORMAT.md and the dump are generated from these
+// tables.
 type layout struct {
 	name   string
 	bytes  int
@@ -183,7 +184,7 @@ var layoutTrailer = layout{"trailer", TrailerSize, []field{
 	{24, 8, "bytes", "magic", "end of file", `"KVISTEND"`},
 }}
 
-// layouts lists the fixed structures in the order in which FORMAT.md shows them.
+// layouts lists the fixed structures in the order of FORMAT.md.
 func layouts() []layout {
 	return []layout{layoutHeader, layoutField, layoutGeometry, layoutSpan, layoutRecord,
 		layoutPalette, layoutSide, layoutIndex, layoutEntry, layoutTrailer}

@@ -4,13 +4,12 @@ package container
 
 import "math/bits"
 
-// The range coder of the record table: integers only, so every machine reads and writes the same
-// bytes. Totals are at most maxTotal, which leaves each symbol at least 8 bits of precision.
+// The range coder of the record table. It uses integers only, so every machine reads and writes the
+// same bytes. Totals are at most maxTotal, which leaves each symbol at least 8 bits of precision.
 //
-// Source: G. N. N. Martin, Range encoding (1979); the byte-wise form with carry is the one LZMA
-// made common. Ours differs in two ways: the last symbol of an alphabet takes what the division
-// leaves over, and the stream ends with as few bytes as still tell it apart, with zeros implied
-// behind them.
+// Source: G. N. N. Martin, Range encoding (1979), in the byte-wise form with carry that LZMA uses.
+// This coder differs in two ways: the last symbol of an alphabet gets the remainder of the
+// division, and the stream ends after the fewest bytes that identify it, followed by implied zeros.
 const (
 	maxTotal  = 1 << 16
 	rangeTop  = 1 << 24
@@ -42,8 +41,8 @@ func (e *rangeEncoder) encode(cum, freq, total uint32) {
 	}
 }
 
-// carry moves bit 32 of low into the bytes already written. The first byte cannot overflow:
-// low + rng never passes 2^32 times the weight of the bytes before it.
+// carry adds bit 32 of low to the bytes already written. The first byte cannot overflow: low + rng
+// never exceeds 2^32 times the weight of the bytes before it.
 func (e *rangeEncoder) carry() {
 	if e.low>>32 == 0 {
 		return
@@ -93,11 +92,11 @@ func (e *rangeEncoder) finish() []byte {
 	return e.out
 }
 
-// rangeDecoder reads what a rangeEncoder wrote. On other bytes it yields arbitrary but valid
-// symbols, so that the caller's bounds are the only ones needed.
+// rangeDecoder reads the output of a rangeEncoder. From other bytes it returns arbitrary valid
+// symbols, so the caller's bounds are the only ones needed.
 type rangeDecoder struct {
 	in   []byte
-	pos  int // bytes taken, those implied behind the end included
+	pos  int // bytes consumed, including the implied zeros
 	code uint32
 	rng  uint32
 }
@@ -118,12 +117,12 @@ func (d *rangeDecoder) next() {
 	d.pos++
 }
 
-// target returns the point of [0, total) that the next symbol's interval contains.
+// target returns a point of [0, total) that lies in the interval of the next symbol.
 func (d *rangeDecoder) target(total uint32) uint32 {
 	return min(d.code/(d.rng/total), total-1)
 }
 
-// take removes the symbol with interval [cum, cum+freq) of total.
+// take consumes the symbol with the interval [cum, cum+freq) of total.
 func (d *rangeDecoder) take(cum, freq, total uint32) {
 	r := d.rng / total
 	d.code -= r * cum
@@ -156,8 +155,8 @@ func (d *rangeDecoder) bit(m *bitModel) bool {
 	return b
 }
 
-// canonical reports whether the stream ended where the encoder would have ended it: no byte
-// beyond those taken, none that is an implied zero.
+// canonical reports whether the stream ends where the encoder would end it: it has no byte after
+// those consumed and no trailing zero.
 func (d *rangeDecoder) canonical() bool {
 	n := len(d.in)
 	return n <= d.pos && (n == 0 || d.in[n-1] != 0)

@@ -10,8 +10,7 @@ import (
 	"io/fs"
 )
 
-// Reader reads a file. Its methods may be called from many goroutines at once, as those of the
-// io.ReaderAt below it.
+// Reader reads a file. Its methods are safe for concurrent use if those of the io.ReaderAt are.
 type Reader struct {
 	name    string
 	src     io.ReaderAt
@@ -26,7 +25,7 @@ type Reader struct {
 	index   int64 // offset of the index; -1 in a salvaged reader whose index is lost
 }
 
-// RecordInfo says where a record is.
+// RecordInfo locates a record.
 type RecordInfo struct {
 	Layer   int // index into Header.Layers or Header.Tensors
 	Segment int
@@ -34,11 +33,11 @@ type RecordInfo struct {
 	Length  int64 // of the section
 }
 
-// first is how much Open reads from the front: most headers fit.
+// first is the number of bytes that Open reads at first. Most headers fit.
 const first = 4096
 
-// Open reads header, index and trailer of the file of size bytes that r gives access to. name is
-// for messages. The zero Limits are the defaults. A profile is refused: OpenProfile reads it.
+// Open reads the header, index and trailer of a file of size bytes from r. name appears in
+// messages. The zero Limits mean the defaults. Open refuses a profile; OpenProfile reads it.
 //
 // Errors: *CorruptError (quant.ErrCorrupt), *RefusedError (quant.ErrVersion,
 // quant.ErrUnsupported, quant.ErrTooLarge), those of r.
@@ -46,9 +45,8 @@ func Open(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
 	return open(name, r, size, lim, false)
 }
 
-// OpenProfile is Open for files of kind profile, and for no others: the reader has a header of
-// geometry, model and metadata, side tensors, and no records. Package engine/profile gives them
-// their meaning.
+// OpenProfile opens a file of kind profile and refuses all others. Such a file has geometry, model
+// and metadata in its header, side tensors, and no records. Package engine/profile interprets them.
 //
 // Errors: those of Open.
 func OpenProfile(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
@@ -86,7 +84,7 @@ func open(name string, r io.ReaderAt, size int64, lim Limits, profile bool) (*Re
 	return rd, rd.sort(p, off)
 }
 
-// openHeader reads the header section and returns a reader that knows nothing else yet.
+// openHeader reads the header section and returns a reader without an index.
 func openHeader(name string, r io.ReaderAt, size int64, lim Limits,
 	profile bool) (*Reader, error) {
 	rd := &Reader{name: name, src: r, size: size, lim: lim.withDefaults(), index: -1}
@@ -173,14 +171,13 @@ func (r *Reader) Records() []RecordInfo {
 	return infos
 }
 
-// Find returns the index in Records of a (layer, segment). Only a salvaged file may lack one.
+// Find returns the index in Records of a (layer, segment). Only a salvaged file may lack records.
 func (r *Reader) Find(layer, segment int) (i int, ok bool) {
 	i, ok = r.lookup[[2]int{layer, segment}]
 	return i, ok
 }
 
-// ReadRecord reads record i of Records and checks all of it. The payloads of the result share
-// one buffer that is its own.
+// ReadRecord reads and checks record i of Records. The payloads of the result share one new buffer.
 //
 // Errors: *CorruptError, *RefusedError, those of the underlying reader; quant.ErrShape for an
 // index out of range.
@@ -218,10 +215,10 @@ func (r *Reader) readRecord(e *entry) (*Record, error) {
 	return rec, nil
 }
 
-// readSide reads a side section and all of it but the payload's decoding.
+// readSide reads a side section and parses all of it but the payload.
 func (r *Reader) readSide(e *entry) (*AuxInfo, []byte, error) {
 	p := place{file: r.name}.in("side tensor")
-	// A section holds no more than the tensor raw, its name and its shape.
+	// A section holds at most the raw tensor, its name and its shape.
 	if most := r.lim.MaxSideBytes + first + maxName; e.length > most {
 		return nil, nil, p.tooLarge(e.offset, "length of a side tensor", most, e.length)
 	}
@@ -253,9 +250,9 @@ func (r *Reader) Auxes() ([]AuxInfo, error) {
 	return infos, nil
 }
 
-// ReadAllAux reads all side tensors, in the order of the file, each once. What they take decoded is
-// checked against maxBytes as it adds up, before it is taken; 0 stands for Limits.MaxSideBytes.
-// Sections of kinds that are not known are checked and skipped, records left alone.
+// ReadAllAux reads every side tensor once, in file order. Before it decodes a tensor, it checks the
+// sum of the decoded sizes against maxBytes; 0 means Limits.MaxSideBytes. It checks and skips
+// sections of unknown kinds, and does not read records.
 //
 // Errors: *CorruptError, *RefusedError, those of the underlying reader. Any damage is an error.
 func (r *Reader) ReadAllAux(maxBytes int64) ([]*Aux, error) {
@@ -298,12 +295,12 @@ func (r *Reader) ReadAllAux(maxBytes int64) ([]*Aux, error) {
 	return all, nil
 }
 
-// ReadAux reads the side tensor called name.
+// ReadAux reads the side tensor with the given name.
 //
-// Errors: fs.ErrNotExist where the file has none of that name, *CorruptError, *RefusedError,
-// those of the underlying reader.
+// Errors: fs.ErrNotExist if the file has no such tensor, *CorruptError, *RefusedError, those of the
+// underlying reader.
 func (r *Reader) ReadAux(name string) (*Aux, error) {
-	var damaged error // another one that cannot be read must not hide the one asked for
+	var damaged error // an unreadable tensor must not hide a later one with this name
 	for _, j := range r.sides {
 		info, payload, err := r.readSide(&r.entries[j])
 		if err != nil {
@@ -326,10 +323,10 @@ func (r *Reader) ReadAux(name string) (*Aux, error) {
 	return nil, damaged
 }
 
-// Verify reads the whole file and checks every byte of it: that sections follow each other from
-// the first byte to the last, that their checksums hold, and that all they say is possible.
-// progress, unless nil, is told after each section how many bytes are done. Verify goes on after
-// damage and returns all of it, joined; each part is an error as ReadRecord and ReadAux return.
+// Verify reads the whole file and checks every byte: sections must follow each other from the first
+// byte to the last, checksums must match, and all fields must be valid. After each section it calls
+// progress, unless nil, with the number of bytes done. It continues after damage and returns all
+// errors joined; each is an error as returned by ReadRecord or ReadAux.
 func (r *Reader) Verify(progress func(done, total int64)) error {
 	var errs []error
 	done := r.hdrLen // checked by Open, as index and trailer
@@ -372,8 +369,8 @@ func (r *Reader) verifySection(e *entry, names map[string]bool) error {
 	return r.verifyUnknown(e)
 }
 
-// verifyUnknown checks the checksum of a section of a kind that is not known: all sections but
-// records, now and later, start as a side section does, with marker, crc and length.
+// verifyUnknown checks the checksum of a section of unknown kind. Every section except records
+// starts like a side section, with marker, crc and length, now and in future versions.
 func (r *Reader) verifyUnknown(e *entry) error {
 	p := place{file: r.name}.in("section")
 	if e.length > r.lim.MaxRecordBytes {

@@ -11,10 +11,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// MaxSegmentTokens is the most tokens of a segment: offsets and counts take 16 bits.
+// MaxSegmentTokens is the largest number of tokens in a segment: offsets and counts take 16 bits.
 const MaxSegmentTokens = 1<<16 - 1
 
-// MaxBlocks is the most blocks of one KV head in one segment.
+// MaxBlocks is the largest number of blocks in one KV head of a segment.
 const MaxBlocks = 255
 
 // align is the alignment of sections and payloads.
@@ -24,7 +24,7 @@ func padded(n int64) int64 { return (n + align - 1) &^ (align - 1) }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// checksum is the CRC32C of section with the four bytes at field left out.
+// checksum returns the CRC32C of section without the four bytes at field.
 func checksum(section []byte, field int) uint32 {
 	c := crc32.Update(0, castagnoli, section[:field])
 	return crc32.Update(c, castagnoli, section[field+4:])
@@ -33,16 +33,16 @@ func checksum(section []byte, field int) uint32 {
 // Record is one segment of one layer: all KV heads and all their blocks.
 type Record struct {
 	Layer   int    // index into Header.Layers, or Header.Tensors for KindRows
-	Segment int    // holds tokens [Segment*SegmentTokens, ...) of the layer
+	Segment int    // holds the layer's tokens from Segment*SegmentTokens on
 	Heads   []Head // [kv_heads]; 1 for KindRows
-	// Archive is the payload in archive form (package archive), opaque here, at least one byte; such a
-	// record has no Heads. Nil: the record is in hot form.
+	// Archive is the payload in archive form (package archive), at least one byte. This package
+	// does not interpret it. Such a record has no Heads. It is nil for a record in hot form.
 	Archive []byte
 }
 
-// Head is one KV head of a record. Every token of the segment is in exactly one block. At most
-// one block is DROPPED: nothing tells two of them apart. Blocks that share a level and codings
-// are best handed in as one too, since their rows cost the same and telling them apart costs bits.
+// Head is one KV head of a record. Every token of the segment is in exactly one block. At most one
+// block is DROPPED. Callers should also merge other blocks with the same level and codings: their
+// rows cost the same, and separate blocks take bits to tell apart.
 type Head struct {
 	Blocks []Block // 1 to MaxBlocks
 }
@@ -71,7 +71,7 @@ func (b *Block) Rows() int {
 	return len(b.Counts)
 }
 
-// packedBytes is Coding.PackedBytes guarded against overflow of int.
+// packedBytes is Coding.PackedBytes with a check for overflow of int.
 func packedBytes(c quant.Coding, rows, dim int) (int64, error) {
 	if rows == 0 || dim == 0 {
 		return 0, nil
@@ -82,9 +82,9 @@ func packedBytes(c quant.Coding, rows, dim int) (int64, error) {
 	return int64(c.PackedBytes(rows, dim)), nil
 }
 
-// RecordSize returns the bytes that WriteRecord will write for rec, header, table, padding and
-// payloads counted, the 16 bytes of its index entry not. Payloads may be nil: only levels,
-// codings, tokens and counts are looked at.
+// RecordSize returns the number of bytes that WriteRecord writes for rec: header, table, padding
+// and payloads, without the 16 bytes of its index entry. Payloads may be nil; RecordSize reads only
+// levels, codings, tokens and counts.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge.
 func RecordSize(h *Header, rec *Record) (int64, error) {
@@ -150,7 +150,7 @@ func eachSide(rec *Record, kDim, vDim int,
 	return nil
 }
 
-// checkRecord says whether rec fits the header, payloads aside.
+// checkRecord reports an error unless rec fits the header. It does not check payloads.
 func checkRecord(h *Header, rec *Record) error {
 	if rec.Layer < 0 || rec.Layer >= h.Stored() {
 		return shapef("record layer %d, want [0, %d)", rec.Layer, h.Stored())
@@ -204,7 +204,7 @@ func checkRecord(h *Header, rec *Record) error {
 
 func checkBlock(b *Block, kDim, vDim int, seen []bool) error {
 	if !b.Level.Valid() {
-		return fmt.Errorf("level %d is not known: %w", b.Level, quant.ErrUnsupported)
+		return fmt.Errorf("unknown level %d: %w", b.Level, quant.ErrUnsupported)
 	}
 	if err := checkCodings(b.Level, b.K, b.V, kDim, vDim); err != nil {
 		return err
@@ -241,8 +241,8 @@ func checkBlock(b *Block, kDim, vDim int, seen []bool) error {
 	return nil
 }
 
-// checkCodings says whether codings go with the level and the dims. A side that stores nothing
-// has the zero coding, so that one content has one file.
+// checkCodings checks codings against the level and the dims. A side that stores nothing must have
+// the zero coding, so that equal content gives equal files.
 func checkCodings(l quant.Level, k, v quant.Coding, kDim, vDim int) error {
 	check := func(side string, c quant.Coding, dim int, stored bool) error {
 		if stored {
@@ -327,8 +327,8 @@ type recordHead struct {
 	table, total   int64
 }
 
-// parseRecordHead reads and checks the fixed part, all but the checksum.
-// b holds at least recordHeaderBytes bytes.
+// parseRecordHead reads and checks the fixed part, except the checksum. b holds at least
+// recordHeaderBytes bytes.
 func parseRecordHead(h *Header, p place, off int64, b []byte) (recordHead, error) {
 	le := binary.LittleEndian
 	r := recordHead{
@@ -355,8 +355,7 @@ func parseRecordHead(h *Header, p place, off int64, b []byte) (recordHead, error
 	return r, nil
 }
 
-// parseRecord reads a whole record section that starts at off in the file. Payloads share
-// memory with s.
+// parseRecord reads a whole record section that starts at off in the file. Payloads alias s.
 func parseRecord(h *Header, lim *Limits, p place, off int64, s []byte) (*Record, error) {
 	if len(s) < recordHeaderBytes {
 		return nil, p.corrupt(off, "section is shorter than a record header", recordHeaderBytes, len(s))
@@ -398,7 +397,7 @@ func parseRecord(h *Header, lim *Limits, p place, off int64, s []byte) (*Record,
 	return rec, slicePayloads(p, rec, off, s, tableEnd, kDim, vDim)
 }
 
-// sliceArchive sets Archive to its bytes of s, which padding to 16 bytes must end.
+// sliceArchive sets Archive to its bytes of s. Only padding to 16 bytes may follow it.
 func sliceArchive(p place, rec *Record, off int64, s []byte, end int64) error {
 	if end == recordHeaderBytes {
 		return p.corrupt(off+12, "payload in archive form", "1 byte or more", 0)
@@ -416,8 +415,8 @@ func sliceArchive(p place, rec *Record, off int64, s []byte, end int64) error {
 	return nil
 }
 
-// slicePayloads sets KData and VData to their bytes of s and checks that payloads and zero
-// padding fill s exactly.
+// slicePayloads sets KData and VData to their bytes of s. It checks that payloads and zero padding
+// fill s exactly.
 func slicePayloads(p place, rec *Record, off int64, s []byte, at int64, kDim, vDim int) error {
 	pad := func() error {
 		for ; at%align != 0; at++ {

@@ -17,10 +17,10 @@ import (
 // stretches of bytes; of a great many the last one says how many more there are. A file without damage
 // gives no losses.
 //
-// The header must be intact: without it no record can be understood.
+// The header must be intact: records cannot be interpreted without it.
 //
-// Errors: those of Open for the header, quant.ErrTooLarge where the header promises more records
-// than the limits allow, those of r.
+// Errors: those of Open for the header, quant.ErrTooLarge if the header promises more records than
+// the limits allow, those of r.
 func Salvage(name string, r io.ReaderAt, size int64, lim Limits) (rd *Reader,
 	lost []*CorruptError, err error) {
 	rd, err = openHeader(name, r, size, lim, false)
@@ -63,18 +63,18 @@ type salvager struct {
 	*Reader
 	known []entry         // of an intact index
 	names map[string]bool // of the side tensors found
-	index int64           // its offset, -1 while none was found
+	index int64           // its offset, -1 if not found yet
 	lost  []*CorruptError
 	// unnamed counts the losses beyond maxLost.
 	unnamed int
 	gaps    [][2]int64
 	work    int64 // bytes that failing candidates may still cost
 
-	win    []byte // the bytes last read, from winOff
+	win    []byte // the last bytes read, from winOff
 	winOff int64
 }
 
-// peek returns n bytes at off, nil where the file ends before.
+// peek returns n bytes at off, or nil if the file ends before.
 func (s *salvager) peek(off int64, n int) ([]byte, error) {
 	if off+int64(n) > s.size {
 		return nil, nil
@@ -89,7 +89,7 @@ func (s *salvager) peek(off int64, n int) ([]byte, error) {
 	return s.win[off-s.winOff:][:n], nil
 }
 
-// scan walks the file behind the header.
+// scan walks the file after the header.
 func (s *salvager) scan() error {
 	s.lookup, s.names = map[[2]int]int{}, map[string]bool{}
 	gap := int64(-1)
@@ -117,8 +117,7 @@ func (s *salvager) scan() error {
 	return nil
 }
 
-// section takes the section that starts at pos and returns its length, or 0 where there is no
-// intact one.
+// section reads the section at pos and returns its length, or 0 if there is no intact section.
 func (s *salvager) section(pos int64) (int64, error) {
 	b, err := s.peek(pos, recordHeaderBytes)
 	if b == nil || err != nil {
@@ -139,13 +138,13 @@ func (s *salvager) section(pos int64) (int64, error) {
 		return 0, err
 	}
 	if _, _, err := parseTrailer(place{}, &s.lim, b, s.size); err != nil {
-		return 0, nil // named by Open already
+		return 0, nil // Open has reported it
 	}
 	return TrailerSize, nil
 }
 
-// candidate reads n bytes at pos, unless a section of that length cannot be or would cost too
-// much. The caller gives the work back when the candidate proves good.
+// candidate reads n bytes at pos, unless no section can have that length or it would cost too much
+// work. The caller gives the work back if the candidate is intact.
 func (s *salvager) candidate(pos, n, limit int64) ([]byte, error) {
 	if n < align || n%align != 0 || n > limit || n > s.size-pos || n > s.work {
 		return nil, nil
@@ -207,7 +206,7 @@ func (s *salvager) side(pos int64, b []byte) (int64, error) {
 	return n, nil
 }
 
-// foundIndex takes an index. One that the trailer did not lead to still says what stood where.
+// foundIndex reads an index. An index that the trailer does not point to still lists the sections.
 func (s *salvager) foundIndex(pos int64, b []byte) (int64, error) {
 	n := indexEntryBytes * (1 + int64(binary.LittleEndian.Uint32(b[8:])))
 	sec, err := s.candidate(pos, n, IndexSize(0)+indexEntryBytes*(s.lim.MaxRecords+s.lim.MaxSides))
@@ -237,7 +236,7 @@ func (s *salvager) lose(err error) {
 	}
 }
 
-// report names everything that was not found.
+// report lists everything that was not found.
 func (s *salvager) report() {
 	found := make(map[int64]bool, len(s.entries))
 	for _, e := range s.entries {

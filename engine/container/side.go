@@ -14,15 +14,15 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Encoding says how a side tensor is stored. The writer takes the smallest.
+// Encoding is how a side tensor is stored. The writer chooses the smallest encoding.
 type Encoding uint8
 
 // The encodings.
 const (
 	// EncodingRaw stores the elements as they are.
 	EncodingRaw Encoding = 0
-	// EncodingPlanes stores byte 0 of every element, then byte 1 and so on, deflated: the high
-	// bytes of token numbers and the exponents of floats repeat.
+	// EncodingPlanes stores byte 0 of every element, then byte 1 and so on, deflated. It suits
+	// token numbers and floats, whose high bytes repeat.
 	EncodingPlanes Encoding = 1
 	// EncodingProgression stores integers start, start+step, ... as start and step.
 	EncodingProgression Encoding = 2
@@ -41,12 +41,12 @@ func (e Encoding) String() string {
 	return fmt.Sprintf("Encoding(%d)", uint8(e))
 }
 
-// maxInflate bounds what deflate can make of a byte (1032), so that a length that no stored
-// bytes could give is refused before memory is taken for it.
+// maxInflate is the largest expansion of a byte by deflate (1032). A decoded length beyond that
+// factor is refused before memory is allocated.
 const maxInflate = 1032
 
-// Aux is a side tensor: kept exactly, read by name. Token numbers, surprisal, positions, and
-// what an activations file holds beside its rows.
+// Aux is a side tensor, stored exactly and read by name: token numbers, surprisal, positions, and
+// the tensors of an activations file whose rows are not compressed.
 type Aux struct {
 	Name  string
 	DType string  // as safetensors names it
@@ -65,7 +65,7 @@ type AuxInfo struct {
 	Length   int64 // of its section
 }
 
-// Check holds that name, type, shape and data fit together.
+// Check reports an error unless name, type, shape and data fit together.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func (a *Aux) Check() error {
@@ -88,7 +88,7 @@ func (a *Aux) Check() error {
 	return nil
 }
 
-// AuxSize returns the bytes that WriteAux will write for a, its index entry not counted.
+// AuxSize returns the number of bytes that WriteAux writes for a, without its index entry.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func AuxSize(a *Aux) (int64, error) {
@@ -126,8 +126,8 @@ func (a *Aux) encode() (Encoding, []byte, error) {
 	return enc, payload, nil
 }
 
-// progression returns start and step where the elements are integers that go up evenly.
-// Sums wrap at the width of the element, so start and step are taken modulo 2^64.
+// progression returns start and step if the elements are evenly spaced integers. Sums wrap at the
+// width of the element, so start and step are modulo 2^64.
 func (a *Aux) progression() ([]byte, bool) {
 	size := dtypeSize(a.DType)
 	if !isInteger(a.DType) || len(a.Data) < size {
@@ -156,7 +156,7 @@ func element(b []byte, size int) uint64 {
 	return binary.LittleEndian.Uint64(v[:])
 }
 
-// splitPlanes turns elements of size bytes into planes of bytes; joinPlanes turns them back.
+// splitPlanes converts elements of size bytes to planes of bytes; joinPlanes converts them back.
 func splitPlanes(b []byte, size int) []byte {
 	n := len(b) / size
 	out := make([]byte, len(b))
@@ -207,8 +207,8 @@ func appendAux(dst []byte, a *Aux) ([]byte, error) {
 	return dst, nil
 }
 
-// parseAuxInfo reads all of a side section but the payload and returns where that starts and
-// ends. s is the whole section.
+// parseAuxInfo reads all of a side section but the payload, and returns the start and end of the
+// payload. s is the whole section.
 func parseAuxInfo(lim *Limits, p place, off int64, s []byte) (*AuxInfo, []byte, error) {
 	le := binary.LittleEndian
 	if len(s) < sideHeaderBytes || string(s[:4]) != markSide {

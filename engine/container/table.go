@@ -8,9 +8,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// The table of a record: a palette of (level, K coding, V coding), five bytes an entry, then one
-// range-coded stream that says for every head how many blocks it has, which palette entry each
-// is, which block every token belongs to, and where the rows of merged blocks start.
+// The table of a record is a palette of (level, K coding, V coding), five bytes per entry, followed
+// by one range-coded stream. For every head the stream gives the number of blocks, the palette
+// entry of each, the block of every token, and the starts of the rows in merged blocks.
 
 // paletteEntryBytes is the size of a palette entry: level, K coding, V coding.
 const paletteEntryBytes = 5
@@ -25,7 +25,8 @@ func (e paletteEntry) pack() [paletteEntryBytes]byte {
 	return [paletteEntryBytes]byte{byte(e.level), k[0], k[1], v[0], v[1]}
 }
 
-// How the blocks of a head's tokens are coded. The writer takes the cheapest, the first at a tie.
+// Ways to code the block of each token of a head. The writer chooses the cheapest, the first on a
+// tie.
 const (
 	memberFlat  = iota // every block equally likely for every token
 	memberEven         // blocks of equal size, the first ones one larger: drawn from an urn
@@ -34,7 +35,7 @@ const (
 	numMembers
 )
 
-// encodeTable appends the table of rec, a checked record of tokens tokens a head, to dst.
+// encodeTable appends the table of rec to dst. rec has been checked and has tokens tokens per head.
 func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
 	index := map[paletteEntry]int{}
 	var entries []paletteEntry
@@ -85,8 +86,8 @@ func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
 	return append(dst, enc.finish()...), nil
 }
 
-// cheapestMember tries every way to code the membership and returns the cheapest. It counts
-// with integers, so that every machine takes the same one.
+// cheapestMember tries every way to code the membership and returns the cheapest. It counts in
+// integers, so every machine chooses the same.
 func cheapestMember(owner []uint8, sizes []int) int {
 	best, bestCost := memberFlat, 0
 	if len(sizes) == 1 {
@@ -114,7 +115,7 @@ func isEven(sizes []int, tokens int) bool {
 	return true
 }
 
-// evenSize is the size of block i of n when tokens are shared out evenly.
+// evenSize is the size of block i of n if tokens are divided evenly.
 func evenSize(i, n, tokens int) int {
 	if i < tokens%n {
 		return tokens/n + 1
@@ -122,7 +123,7 @@ func evenSize(i, n, tokens int) int {
 	return tokens / n
 }
 
-// urn holds how many tokens of each block are still to come.
+// urn holds the number of remaining tokens of each block.
 type urn struct {
 	rem   []uint32
 	total uint32
@@ -167,8 +168,8 @@ func (u *urn) find(v uint32, skip int) (b int, cum uint32) {
 
 func (u *urn) draw(b int) { u.rem[b]--; u.total-- }
 
-// choice reports whether, after a token of block prev, both "same" and "another" are possible.
-// same is the answer where they are not.
+// choice sets open if the token after one of block prev can belong either to prev or to another
+// block. If only one is possible, same reports whether it is prev.
 func (u *urn) choice(prev int) (open, same bool) {
 	if prev < 0 || u.rem[prev] == 0 {
 		return false, false
@@ -189,7 +190,7 @@ func encodeMembers(e *rangeEncoder, mode int, owner []uint8, sizes []int) {
 	if mode != memberEven {
 		left := len(owner)
 		for i, n := range sizes[:len(sizes)-1] {
-			most := left - (len(sizes) - 1 - i) // the blocks behind hold a token each
+			most := left - (len(sizes) - 1 - i) // each later block holds at least one token
 			e.uniform(n-1, most)
 			left -= n
 		}
@@ -217,7 +218,7 @@ func encodeMembers(e *rangeEncoder, mode int, owner []uint8, sizes []int) {
 	}
 }
 
-// decodeMembers fills owner. Every block gets at least one token, or ok is false.
+// decodeMembers fills owner. ok is false unless every block gets at least one token.
 func decodeMembers(d *rangeDecoder, mode int, owner []uint8, sizes []int) (ok bool) {
 	n := len(sizes)
 	switch mode {
@@ -275,7 +276,7 @@ func decodeMembers(d *rangeDecoder, mode int, owner []uint8, sizes []int) (ok bo
 	return true
 }
 
-// startModel returns the model of a merged level, nil for the others.
+// startModel returns the model of a merged level, or nil for other levels.
 func startModel(starts *[2]bitModel, l quant.Level) *bitModel {
 	switch l {
 	case quant.Chunks:
@@ -286,8 +287,8 @@ func startModel(starts *[2]bitModel, l quant.Level) *bitModel {
 	return nil
 }
 
-// encodeStarts codes one bit for every token of a merged block but the first: whether a row
-// starts with it.
+// encodeStarts codes one bit for every token of a merged block but the first: whether a row starts
+// at this token.
 func encodeStarts(e *rangeEncoder, starts *[2]bitModel, b *Block) {
 	m := startModel(starts, b.Level)
 	if m == nil {
@@ -321,10 +322,10 @@ type tableReader struct {
 	off             int64 // of the table in the file
 	kvHeads, tokens int
 	kDim, vDim      int
-	maxStored       int // blocks with payload that the record has room for
-	stored          int // those met so far
+	maxStored       int // largest number of blocks with payload that fit in the record
+	stored          int // number of them so far
 	entries         []paletteEntry
-	used            int // entries met so far: they come in the order of their first use
+	used            int // number of entries used so far; entries are in the order of their first use
 	dec             rangeDecoder
 	starts          [2]bitModel
 }
@@ -358,7 +359,7 @@ func (t *tableReader) decode(s []byte) ([]Head, error) {
 	return heads, nil
 }
 
-// blocks reads how many blocks a head has and what they are.
+// blocks reads the number of blocks of a head and their palette entries.
 func (t *tableReader) blocks() ([]Block, error) {
 	n := t.dec.uniform(MaxBlocks) + 1
 	if n > t.tokens {
@@ -383,7 +384,7 @@ func (t *tableReader) blocks() ([]Block, error) {
 	if dropped > 1 {
 		return nil, t.corrupt(t.off, "DROPPED blocks of a head", "at most 1", dropped)
 	}
-	// Also what bounds the memory for blocks by the size of the section.
+	// This also bounds the memory for blocks by the size of the section.
 	if t.stored > t.maxStored {
 		return nil, t.corrupt(t.off, "more blocks than the record has room for",
 			fmt.Sprintf("at most %d", t.maxStored), t.stored)
@@ -391,7 +392,7 @@ func (t *tableReader) blocks() ([]Block, error) {
 	return blocks, nil
 }
 
-// members reads which tokens and rows the blocks of a head have. owner is scratch, [tokens].
+// members reads the tokens and rows of a head's blocks. owner is scratch, [tokens].
 func (t *tableReader) members(blocks []Block, owner []uint8) error {
 	sizes := make([]int, len(blocks))
 	if len(blocks) == 1 {
@@ -422,7 +423,7 @@ func shareTokens(blocks []Block, owner []uint8, sizes []int) {
 	}
 }
 
-// palette reads the palette at the head of a table and returns what is behind it.
+// palette reads the palette at the start of a table and returns the rest.
 func (t *tableReader) palette(s []byte) (rest []byte, err error) {
 	if len(s) < 1 || s[0] == 0 || len(s) < 1+paletteEntryBytes*int(s[0]) {
 		return nil, t.corrupt(t.off, "palette does not fit the table", nil, len(s))
@@ -444,7 +445,7 @@ func (t *tableReader) palette(s []byte) (rest []byte, err error) {
 			return nil, t.refuse(at, err)
 		}
 		if err := checkCodings(e.level, e.k, e.v, t.kDim, t.vDim); err != nil {
-			// Only the category of damage: that of err belongs to a caller's own codings.
+			// Keep only the category: the text of err is about a caller's codings.
 			c := t.corrupt(at, "palette entry", nil, nil).(*CorruptError)
 			c.Err = fmt.Errorf("palette entry: %w (%v)", quant.ErrCorrupt, err)
 			return nil, c
@@ -460,7 +461,7 @@ func (t *tableReader) palette(s []byte) (rest []byte, err error) {
 	return rest, nil
 }
 
-// unpackCoding is quant.UnpackCoding, with the zero coding for a side that is not stored.
+// unpackCoding is quant.UnpackCoding, but accepts the zero coding for a side that is not stored.
 func unpackCoding(b [2]byte) (quant.Coding, error) {
 	if b == [2]byte{} {
 		return quant.Coding{}, nil

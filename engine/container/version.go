@@ -4,9 +4,9 @@ package container
 
 import "fmt"
 
-// Version is the number of a file format. It is independent of the module's version: it rises
-// only when a reader of the number below could not read what is written. Numbers are never
-// reused; a retired one stays in the list as _.
+// Version is the version of the file format. It is independent of the module's version. It rises
+// only if readers of the version below could not read the new files. Numbers are never reused; a
+// retired number stays in the list as _.
 type Version uint16
 
 // The versions.
@@ -17,8 +17,8 @@ const (
 	V1
 )
 
-// MinSupported and MaxSupported bound the versions this build reads. A file of a version once
-// written stays readable for ever.
+// MinSupported and MaxSupported bound the versions that this build reads. Files of a released
+// version stay readable.
 const (
 	MinSupported = V1
 	MaxSupported = V1
@@ -30,6 +30,6 @@ func (v Version) String() string { return fmt.Sprintf("v%d", uint16(v)) }
 // Supported reports whether this build reads files of version v.
 func (v Version) Supported() bool { return v >= MinSupported && v <= MaxSupported }
 
-// oldestVersion is the version the writer stamps on a file: the oldest one that can express
-// what h asks for, so that old readers keep reading where they can.
+// oldestVersion returns the version that the writer stamps on a file: the oldest that can express
+// h, so that older readers can read the file if possible.
 func oldestVersion(Header) Version { return V1 }

@@ -22,8 +22,8 @@ type Writer struct {
 	closed  bool
 }
 
-// NewWriter writes the header to w and returns a Writer for the rest. It keeps no reference to
-// slices of h beyond what WriteRecord needs; they must not change before Close.
+// NewWriter writes the header to w and returns a Writer for the rest. The Writer keeps slices of h
+// that WriteRecord needs; the caller must not change them before Close.
 //
 // Errors: those of HeaderSize, and of w; quant.ErrTooLarge also for what no reader accepts by default.
 func NewWriter(w io.Writer, h *Header) (*Writer, error) {
@@ -39,7 +39,7 @@ func NewWriter(w io.Writer, h *Header) (*Writer, error) {
 	return wr, wr.write("header", b)
 }
 
-// write hands b to the file. A failure sticks.
+// write writes b to the file. It keeps the first error.
 func (w *Writer) write(what string, b []byte) error {
 	n, err := w.w.Write(b)
 	if err == nil && n < len(b) {
@@ -60,8 +60,8 @@ func (w *Writer) ready() error {
 	return w.err
 }
 
-// WriteRecord writes one record. Records come in any order, each (layer, segment) once.
-// A record that is refused leaves the file as it was.
+// WriteRecord writes one record. Records may come in any order, each (layer, segment) once. If
+// WriteRecord refuses a record, it writes nothing.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge, quant.ErrClosed, those of
 // the underlying writer.
@@ -109,8 +109,8 @@ func (w *Writer) WriteAux(a *Aux) error {
 	return w.write(fmt.Sprintf("side tensor %q", a.Name), b)
 }
 
-// Close writes index and trailer. It does not close the underlying writer. A file that lacks a
-// record cannot be closed: without a trailer, no reader takes it for whole.
+// Close writes the index and the trailer. It does not close the underlying writer. Close fails if a
+// record is missing, and writes no trailer then, so no reader takes the file for complete.
 //
 // Errors: quant.ErrShape for a missing record, quant.ErrTooLarge, quant.ErrClosed for a second
 // Close, those of the underlying writer.
@@ -130,5 +130,5 @@ func (w *Writer) Close() error {
 	return w.write("index and trailer", b)
 }
 
-// Size returns the bytes written so far; after Close, the size of the file.
+// Size returns the number of bytes written so far; after Close it is the size of the file.
 func (w *Writer) Size() int64 { return w.off }
