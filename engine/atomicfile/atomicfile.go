@@ -2,37 +2,36 @@
 
 // Package atomicfile writes files that appear whole or not at all.
 //
-// A File is written beside its destination, in the same folder. Commit syncs it, gives it its
-// name and syncs the folder. Until then the destination is untouched: a process that is killed,
-// or a disk that fills up, never leaves half of an output.
+// A File is written in the folder of its destination. Commit syncs it, gives it its name and syncs
+// the folder. Until then the destination is unchanged: a killed process or a full disk never leaves
+// half of an output.
 //
-// # What a killed process leaves
+// # Temporary files
 //
-// On Linux a File has no name until Commit (O_TMPFILE) where the file system can do that: the
-// system frees it when the process ends, however it ends. Commit links it to its name. A link
-// replaces nothing, so that a file is replaced in two steps: a link to a temporary name, then a
-// rename.
+// On Linux, a File has no name until Commit if the file system supports O_TMPFILE. The system frees
+// it when the process ends, for any reason. Commit links it to its name. A link cannot replace a
+// file, so replacing takes two steps: a link to a temporary name, then a rename.
 //
-// Elsewhere, and for that moment, there is a temporary file, ".kvist-" and 16 hexadecimal digits
-// and ".tmp". Its process holds a lock (flock) on it while it lives. Create removes the files with
-// such names in its folder that nobody holds a lock on. A network file system must share locks
-// between its machines for this, as NFS does. Systems without flock remove what is older than a
-// day and not open.
+// On other systems, and between these two steps, there is a temporary file named ".kvist-", 16
+// hexadecimal digits and ".tmp". Its process holds a lock (flock) on it. Create removes the files
+// with such names in its folder that no process has locked. On a network file system this needs
+// locks that all machines share, as NFS has. Systems without flock remove temporary files that are
+// older than a day and not open.
 //
 // # Modes
 //
-// A new file has the mode that the system gives to any new file: 0666 without the bits of the
-// umask. A file that replaces another takes its mode, and its owner and group where the process
-// may set them. Where the group cannot be kept, the new one gets no more than everybody has.
+// A new file has the mode that the system gives any new file: 0666 without the bits of the umask. A
+// file that replaces another gets its mode, and its owner and group if the process may set them. If
+// the group cannot be kept, the new group gets the permissions of others.
 //
 // # Links
 //
-// A path that is a symbolic link is replaced where it leads; the link stays. Only plain files are
-// replaced: a folder, a device, a FIFO or a socket is refused.
+// If the path is a symbolic link, Commit replaces the file that it leads to and keeps the link.
+// Only regular files are replaced: Create refuses a folder, a device, a FIFO or a socket.
 //
 // # Concurrency
 //
-// A File belongs to one goroutine, but for WriteAt, which may be called from many at once.
+// A File belongs to one goroutine, except that WriteAt is safe for concurrent use.
 package atomicfile
 
 import (
@@ -43,19 +42,21 @@ import (
 	"os"
 )
 
-// File is a file in the making. Use the embedded os.File to write, then Commit or Abort.
+// File is a file that has not appeared yet. Write to the embedded os.File, then call Commit or
+// Abort.
 type File struct {
 	*os.File
-	asked string      // what Create was given, for messages
-	path  string      // what the file becomes: asked, or where the links there lead
-	temp  string      // the temporary name; "": none
-	mode  fs.FileMode // of the file in its place, unless it replaces one
+	asked string      // the argument of Create, for messages
+	path  string      // the final path: asked, or the target of its links
+	temp  string      // the temporary name; "" for none
+	mode  fs.FileMode // mode of the new file, unless it replaces one
 	force bool
 	done  bool
 }
 
-// Create starts a file that Commit will call path. Without force, a path that exists is refused,
-// here and again at Commit. Temporary files that killed processes left in the folder are removed.
+// Create starts a file that Commit will name path. Without force, Create refuses a path that
+// exists, and so does Commit. Create removes temporary files that killed processes left in the
+// folder.
 //
 // Errors: those of Check; those of the file system.
 func Create(path string, force bool) (*File, error) {
@@ -73,7 +74,7 @@ func create(path string, force bool,
 	sweep(dir)
 	perm := fs.FileMode(0o666)
 	if old != nil {
-		perm = 0o600 // the old file may have been private: let nobody in before its mode is set
+		perm = 0o600 // the old file may be private: deny access until its mode is set
 	}
 	f := &File{asked: path, path: target, force: force}
 	if f.File = nameless(dir, target, perm); f.File == nil {
@@ -90,16 +91,15 @@ func create(path string, force bool,
 		f.mode = old.Mode().Perm()
 	}
 	if f.temp != "" {
-		_ = f.Chmod(0o600) // until it is whole; file systems without modes keep theirs
+		_ = f.Chmod(0o600) // until it is complete; ignored by file systems without modes
 	}
 	return f, nil
 }
 
-// Commit syncs the file and puts it in its place. After an error nothing is left behind.
+// Commit syncs the file and gives it its name. On an error it leaves nothing behind.
 //
-// Errors: fs.ErrExist where the path came into being meanwhile and force was not set;
-// ErrNotRegular where it became something else than a file; those of the file system, a full disk
-// among them.
+// Errors: fs.ErrExist if the path exists by now and force was not set; ErrNotRegular if it is no
+// longer a regular file; those of the file system, such as a full disk.
 func (f *File) Commit() error {
 	if f.done {
 		return fmt.Errorf("kvist/atomicfile: commit %s: %w", f.asked, fs.ErrClosed)
@@ -128,14 +128,14 @@ func (f *File) commit() error {
 	if err := f.place(old != nil); err != nil {
 		return err
 	}
-	// The data are on the disk and have their name: what Close could still say is no failure.
+	// The data are on disk under their name, so an error of Close is no failure.
 	_ = f.File.Close()
 	dir, _ := split(f.path)
 	syncDir(folder(dir))
 	return nil
 }
 
-// settle gives the file the mode it is to have, and the owner of the file it replaces.
+// settle sets the final mode, and the owner of the replaced file.
 func (f *File) settle(old fs.FileInfo) error {
 	mode := f.mode
 	if old != nil {
@@ -159,7 +159,7 @@ func (f *File) place(replace bool) error {
 			return err
 		}
 	}
-	// There is something to replace, or the file system links no files without a name.
+	// There is a file to replace, or the file system cannot link a file without a name.
 	dir, _ := split(f.path)
 	temp, err := linkTemp(f.File, dir)
 	if err == nil {
@@ -170,7 +170,7 @@ func (f *File) place(replace bool) error {
 	return f.rename()
 }
 
-// copyToTemp puts a copy with a temporary name in the place of a file that gets none.
+// copyToTemp replaces a file that cannot be linked by a copy with a temporary name.
 func (f *File) copyToTemp(dir string) error {
 	st, err := f.Stat()
 	if err != nil {
@@ -195,7 +195,7 @@ func (f *File) copyToTemp(dir string) error {
 	return c.Sync()
 }
 
-// rename turns the temporary name into the name.
+// rename renames the temporary file to its final name.
 func (f *File) rename() error {
 	if closeToRename {
 		if err := f.File.Close(); err != nil {
@@ -205,20 +205,20 @@ func (f *File) rename() error {
 	if f.force {
 		return os.Rename(f.temp, f.path)
 	}
-	// A link, unlike a rename, never replaces a file that came into being meanwhile.
+	// A link, unlike a rename, never replaces a file that was created meanwhile.
 	err := os.Link(f.temp, f.path)
 	if errors.Is(err, fs.ErrExist) {
 		return err
 	}
 	if err != nil {
-		// File systems without hard links: the check before has to do.
+		// The file system has no hard links: the earlier check has to do.
 		return os.Rename(f.temp, f.path)
 	}
-	_ = os.Remove(f.temp) // the output is there; a name too many is swept
+	_ = os.Remove(f.temp) // the output exists; a later sweep removes the extra name
 	return nil
 }
 
-// syncDir makes the new name itself durable. Systems that cannot sync a folder are forgiven.
+// syncDir makes the new name durable. It ignores systems that cannot sync a folder.
 func syncDir(dir string) {
 	d, err := os.Open(dir)
 	if err != nil {
@@ -238,7 +238,7 @@ func (f *File) Abort() error {
 	if f.temp == "" {
 		return nil
 	}
-	// Another process may have swept it since it is closed.
+	// Another process may have removed it after it was closed.
 	if err := os.Remove(f.temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("kvist/atomicfile: abort %s: %w", f.asked, err)
 	}

@@ -10,16 +10,16 @@ import (
 	"time"
 )
 
-// closeToRename says that an open file cannot be renamed.
+// closeToRename reports that an open file cannot be renamed.
 const closeToRename = true
 
-// abandonedAfter is the age from which a temporary file is taken for one that a killed process
-// left, where there is no lock that would tell.
+// abandonedAfter is the age from which a temporary file counts as left by a killed process, on
+// systems without locks.
 const abandonedAfter = 24 * time.Hour
 
 func lock(*os.File) bool { return true }
 
-// removeAbandoned removes an old temporary file. Windows refuses it for one that is open.
+// removeAbandoned removes an old temporary file. Windows refuses to remove an open one.
 func removeAbandoned(path string) {
 	st, err := os.Lstat(path)
 	if err == nil && st.Mode().IsRegular() && time.Since(st.ModTime()) > abandonedAfter {

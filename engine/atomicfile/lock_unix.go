@@ -11,18 +11,18 @@ import (
 	"syscall"
 )
 
-// closeToRename says that an open file cannot be renamed. Here it can, and stays locked meanwhile.
+// closeToRename reports that an open file can be renamed. It stays locked.
 const closeToRename = false
 
-// lock takes the lock on a file that says that its process lives. It reports false where another
-// process has it. File systems without locks have nobody who sweeps either: nothing is swept there
-// but under the lock.
+// lock takes the lock that shows that the file's process is alive. It reports false if another
+// process holds it. On a file system without locks, lock succeeds: nothing is removed there either,
+// because removing needs the lock.
 func lock(f *os.File) bool {
 	return !errors.Is(flock(f), syscall.EWOULDBLOCK)
 }
 
-// flock takes the lock or fails at once. The lock goes when the last descriptor is closed: ours, as
-// it is not handed on to other programs.
+// flock takes the lock or fails at once. The system releases it when the last descriptor is closed;
+// other programs do not inherit ours.
 func flock(f *os.File) error {
 	for {
 		err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB)
@@ -32,13 +32,13 @@ func flock(f *os.File) error {
 	}
 }
 
-// removeAbandoned removes a temporary file unless a process holds the lock on it.
+// removeAbandoned removes a temporary file unless a process holds its lock.
 func removeAbandoned(path string) {
 	if st, err := os.Lstat(path); err != nil || !st.Mode().IsRegular() {
 		return
 	}
 	const flags = syscall.O_NOFOLLOW | syscall.O_NONBLOCK
-	f, err := os.OpenFile(path, os.O_RDWR|flags, 0) // NFS locks only what may be written to
+	f, err := os.OpenFile(path, os.O_RDWR|flags, 0) // NFS locks only files that are open for writing
 	if err != nil {
 		f, err = os.OpenFile(path, os.O_RDONLY|flags, 0)
 	}
@@ -46,15 +46,15 @@ func removeAbandoned(path string) {
 		return
 	}
 	defer f.Close()
-	// The name may have become that of another file before the lock was taken.
+	// Another file may have got this name before the lock was taken.
 	if flock(f) == nil && same(f, path) {
 		_ = os.Remove(path)
 	}
 }
 
-// keepOwner gives f the owner and group of the file it replaces, where the process may do that, and
-// returns the mode that f is to have: that of the old file, but with a group that is not the old
-// one's no more for it than for everybody.
+// keepOwner gives f the owner and group of the file it replaces, if the process may, and returns
+// the mode for f: the old mode, but with the permissions of others for a group that is not the old
+// one.
 func keepOwner(f *os.File, old fs.FileInfo) fs.FileMode {
 	mode := old.Mode().Perm()
 	st, err := f.Stat()

@@ -11,8 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// openNameless opens a file without a name in dir, or returns nil where there is no such thing: a
-// file system without O_TMPFILE, or no /proc to link the file by. Messages call it name.
+// openNameless opens a file without a name in dir. It returns nil if the file system has no
+// O_TMPFILE or there is no /proc to link the file by. Messages call the file name.
 func openNameless(dir, name string, perm fs.FileMode) *os.File {
 	var fd int
 	err := retry(func() (err error) {
@@ -20,7 +20,7 @@ func openNameless(dir, name string, perm fs.FileMode) *os.File {
 		return err
 	})
 	if err != nil {
-		return nil // what is wrong with the folder shows when a file with a name is made
+		return nil // opening a file with a name will report the error
 	}
 	f := os.NewFile(uintptr(fd), name)
 	a, err := f.Stat()
@@ -34,7 +34,7 @@ func openNameless(dir, name string, perm fs.FileMode) *os.File {
 	return nil
 }
 
-// linkNameless gives a file without a name the name path. It replaces nothing.
+// linkNameless gives a file without a name the name path. It never replaces a file.
 func linkNameless(f *os.File, path string) error {
 	err := retry(func() error {
 		return unix.Linkat(unix.AT_FDCWD, procName(f), unix.AT_FDCWD, path, unix.AT_SYMLINK_FOLLOW)
@@ -45,12 +45,12 @@ func linkNameless(f *os.File, path string) error {
 	return nil
 }
 
-// procName is the name by which the kernel knows an open file.
+// procName is the path by which the kernel knows an open file.
 func procName(f *os.File) string {
 	return "/proc/self/fd/" + strconv.Itoa(int(f.Fd()))
 }
 
-// retry calls a system call until no signal breaks into it.
+// retry repeats a system call until no signal interrupts it.
 func retry(call func() error) error {
 	for {
 		if err := call(); !errors.Is(err, unix.EINTR) {

@@ -10,7 +10,7 @@ import (
 	"os"
 )
 
-// openNameless returns nil: there are no files without a name here.
+// openNameless returns nil: this system has no files without a name.
 func openNameless(string, string, fs.FileMode) *os.File { return nil }
 
 func linkNameless(f *os.File, path string) error {

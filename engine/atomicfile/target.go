@@ -10,23 +10,22 @@ import (
 	"path/filepath"
 )
 
-// ErrNotRegular stands for a path that is something else than a plain file. Errors of the package
-// that match it are NotRegularErrors.
+// ErrNotRegular means that a path is not a regular file. Errors that match it are *NotRegularError.
 var ErrNotRegular = errors.New("not a regular file")
 
-// errLinks stands for symbolic links that lead to each other.
+// errLinks means that symbolic links form a cycle.
 var errLinks = errors.New("too many symbolic links")
 
-// maxLinks is how many symbolic links are followed, as on Linux.
+// maxLinks is the largest number of symbolic links to follow, as on Linux.
 const maxLinks = 40
 
-// NotRegularError is a path that is something else than a plain file. It matches ErrNotRegular.
+// NotRegularError names a path that is not a regular file. It matches ErrNotRegular.
 type NotRegularError struct {
 	Path string
 	Mode fs.FileMode
 }
 
-// Kind says what is there: "a folder", "a device", "a FIFO", "a socket".
+// Kind says what the path is: "a folder", "a device", "a FIFO", "a socket".
 func (e *NotRegularError) Kind() string {
 	switch {
 	case e.Mode.IsDir():
@@ -48,11 +47,11 @@ func (e *NotRegularError) Error() string {
 // Unwrap makes the error match ErrNotRegular.
 func (e *NotRegularError) Unwrap() error { return ErrNotRegular }
 
-// Check says whether Create would refuse path for what is there. It changes nothing.
+// Check returns the error that Create would return for what exists at path. It changes nothing.
 //
-// Errors: ErrNotRegular for a folder, a device, a FIFO or a socket, also behind a symbolic link;
-// fs.ErrExist for a file where force is not set; fs.ErrInvalid for a name that no file can have or
-// that is one of our temporary ones; those of the file system.
+// Errors: ErrNotRegular for a folder, a device, a FIFO or a socket, or a link to one; fs.ErrExist
+// for an existing file without force; fs.ErrInvalid for an impossible name or a temporary name of
+// this package; those of the file system.
 func Check(path string, force bool) error {
 	if _, _, err := resolve(path, force); err != nil {
 		return fmt.Errorf("kvist/atomicfile: create %s: %w", path, err)
@@ -60,8 +59,8 @@ func Check(path string, force bool) error {
 	return nil
 }
 
-// OpenRegular opens a plain file for reading. Anything else is refused before it is opened: a FIFO
-// would wait for its other end.
+// OpenRegular opens a regular file for reading. It refuses anything else without opening it:
+// opening a FIFO would block.
 //
 // Errors: ErrNotRegular; those of the file system.
 func OpenRegular(path string) (*os.File, fs.FileInfo, error) {
@@ -80,17 +79,17 @@ func OpenRegular(path string) (*os.File, fs.FileInfo, error) {
 		err = &NotRegularError{path, st.Mode()}
 	}
 	if err != nil {
-		_ = f.Close() // the first error is the one to report
+		_ = f.Close() // report the first error
 		return nil, nil, err
 	}
 	return f, st, nil
 }
 
-// split cuts a path before its last element. Unlike filepath.Dir it leaves the folder as it is
-// written: "link/.." is not the folder that holds link.
+// split cuts a path before its last element. Unlike filepath.Dir it does not clean the folder:
+// "link/.." is not the folder that holds link.
 func split(path string) (dir, base string) { return filepath.Split(path) }
 
-// folder is the name to open a dir of split with.
+// folder returns a path to open for a dir returned by split.
 func folder(dir string) string {
 	if dir == "" {
 		return "."
@@ -98,8 +97,8 @@ func folder(dir string) string {
 	return dir
 }
 
-// resolve returns the path of the file that Create is to make or replace, where symbolic links
-// lead, and what is there now.
+// resolve follows symbolic links from path. It returns the path that Create makes or replaces, and
+// the file that exists there.
 func resolve(path string, force bool) (target string, old fs.FileInfo, err error) {
 	_, base := split(path)
 	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
@@ -136,7 +135,7 @@ func resolve(path string, force bool) (target string, old fs.FileInfo, err error
 	return "", nil, errLinks
 }
 
-// existing returns what is at path, nil where nothing is.
+// existing returns the file at path, or nil if there is none.
 func existing(path string) (fs.FileInfo, error) {
 	st, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {

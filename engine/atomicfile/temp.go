@@ -13,16 +13,16 @@ import (
 	"strings"
 )
 
-// A temporary name is tempPrefix, tempRandom bytes in hexadecimal digits, tempSuffix. Its length
-// does not depend on that of the output, whose name may be as long as the file system takes.
+// A temporary name is tempPrefix, tempRandom bytes in hexadecimal, tempSuffix. Its length does not
+// depend on the output's name, which may be as long as the file system allows.
 const (
 	tempPrefix = ".kvist-"
 	tempSuffix = ".tmp"
 	tempRandom = 8
 )
 
-// tempTries is how often a temporary name is chosen anew where it is taken. Chance takes none of
-// 64 bits twice; a file that is swept while it is made does.
+// tempTries is the number of names to try. 64 random bits do not repeat, but another process may
+// remove the file just after it was created.
 const tempTries = 100
 
 func tempName() string {
@@ -41,7 +41,7 @@ func isTemp(name string) bool {
 	return ok && len(s) == 2*tempRandom && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// openTemp makes a file with a temporary name in dir and takes the lock on it.
+// openTemp creates a file with a temporary name in dir and locks it.
 func openTemp(dir string, perm fs.FileMode) (*os.File, string, error) {
 	for range tempTries {
 		name := dir + tempName()
@@ -50,28 +50,27 @@ func openTemp(dir string, perm fs.FileMode) (*os.File, string, error) {
 			continue
 		}
 		if err != nil {
-			// A name that nobody asked for would only puzzle.
+			// Do not report the temporary name: the user did not choose it.
 			var at *fs.PathError
 			if errors.As(err, &at) {
 				err = at.Err
 			}
-			return nil, "", fmt.Errorf("no file can be made in %s: %w", folder(dir), err)
+			return nil, "", fmt.Errorf("cannot create a file in %s: %w", folder(dir), err)
 		}
-		// Another process may have found the file before the lock was taken. It removes the file
-		// then.
+		// Another process may have found the file before it was locked. That process removes it.
 		if lock(f) && same(f, name) {
 			return f, name, nil
 		}
 		_ = f.Close()
 	}
-	return nil, "", fmt.Errorf("no temporary file in %s: %w", folder(dir), fs.ErrExist)
+	return nil, "", fmt.Errorf("cannot create a temporary file in %s: %w", folder(dir), fs.ErrExist)
 }
 
-// linkTemp gives a file without a name a temporary one in dir. The lock is taken before the name
-// can be seen.
+// linkTemp gives a file without a name a temporary one in dir. It takes the lock before other
+// processes can see the name.
 func linkTemp(f *os.File, dir string) (string, error) {
 	if !lock(f) {
-		return "", fmt.Errorf("no lock: %w", fs.ErrPermission)
+		return "", fmt.Errorf("cannot lock the file: %w", fs.ErrPermission)
 	}
 	err := error(fs.ErrExist)
 	for range tempTries {
@@ -96,7 +95,7 @@ func same(f *os.File, name string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-// sweep removes the temporary files in dir that no process works on. What cannot be removed stays.
+// sweep removes the temporary files in dir that no process uses. It ignores files it cannot remove.
 func sweep(dir string) {
 	d, err := os.Open(folder(dir))
 	if err != nil {

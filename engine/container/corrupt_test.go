@@ -21,7 +21,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// openVerify is what a careful user does with a file.
+// openVerify opens a file and verifies all of it.
 func openVerify(b []byte, lim Limits) error {
 	_, err := readAll(b, lim)
 	return err
@@ -124,7 +124,7 @@ func TestSalvage_NamesWhatIsLost(t *testing.T) {
 	}
 }
 
-// lengthField is a place of a file that says how long or how many something is.
+// lengthField is the place of a length or a count in a file.
 type lengthField struct {
 	name string
 	off  int64
@@ -179,8 +179,8 @@ func lengthFields(r *Reader, b []byte) []lengthField {
 		lengthField{"trailer.file_length", end + 16, 8})
 }
 
-// TestCorrupt_LengthFields sets every length to 0, to its most and beside the truth, with the
-// checksums made right, so that the check behind the checksum is what holds.
+// TestCorrupt_LengthFields sets every length to 0, to its maximum and to neighbours of the true
+// value. It corrects the checksums, so that the test reaches the checks after the checksum.
 func TestCorrupt_LengthFields(t *testing.T) {
 	for _, g := range goldens() {
 		good := readGolden(t, g.name)
@@ -205,7 +205,7 @@ func TestCorrupt_LengthFields(t *testing.T) {
 	}
 }
 
-// repairLike makes the checksums right of a file whose sections stand where r's do.
+// repairLike corrects the checksums of a file with the same sections as r.
 func repairLike(b []byte, r *Reader) {
 	put := func(from, to int64, at int) {
 		s := b[from:to]
@@ -223,8 +223,8 @@ func repairLike(b []byte, r *Reader) {
 	put(r.size-TrailerSize, r.size, trailerCRCAt)
 }
 
-// TestCorrupt_EveryByteFlippedBehindTheChecksum has no bytes that every reader must notice, but
-// it must not panic, and what it accepts must be consistent.
+// TestCorrupt_EveryByteFlippedBehindTheChecksum flips every byte and corrects the checksums. The
+// reader need not notice a flip, but it must not panic, and what it accepts must be consistent.
 func TestCorrupt_EveryByteFlippedBehindTheChecksum(t *testing.T) {
 	for _, g := range goldens() {
 		good := readGolden(t, g.name)
@@ -258,7 +258,7 @@ func TestCorrupt_EveryByteFlippedBehindTheChecksum(t *testing.T) {
 	}
 }
 
-// allocated returns the bytes that f takes from the heap, freed ones included.
+// allocated returns the bytes that f allocates on the heap, including those freed since.
 func allocated(f func()) uint64 {
 	var a, b runtime.MemStats
 	runtime.ReadMemStats(&a)
@@ -297,7 +297,7 @@ func TestLimits_BoundMemory(t *testing.T) {
 	le.PutUint32(b[12:], 0xfffffff0)
 	check("header", b, Limits{}, quant.ErrCorrupt, most)
 
-	// Limits that a sound file passes by far.
+	// Limits far above what an intact file needs.
 	good = readGolden(t, "pass-cache")
 	check("header limit", good, Limits{MaxHeaderBytes: 64}, quant.ErrTooLarge, most)
 	check("record limit", good, Limits{MaxRecordBytes: 64}, quant.ErrTooLarge, most)
@@ -308,7 +308,7 @@ func TestLimits_BoundMemory(t *testing.T) {
 	check("tokens limit", good, Limits{MaxRecordTokens: 79}, quant.ErrTooLarge, most)
 
 	// A few bytes that promise as many tokens and heads as the limit allows. The lists take two
-	// bytes a token and head, starts of rows two more, growing doubles that.
+	// bytes per token and head, starts of rows take two more, and growing doubles both.
 	h := &Header{Kind: KindCache, Layers: []int{0}, Tokens: 1 << 13, SegmentTokens: 1 << 13,
 		KType: 1, VType: 1, Geometry: quant.Geometry{Layers: 1, Heads: 128, KVHeads: 128, HeadDim: 8,
 			HeadDimV: 8}}
@@ -332,7 +332,7 @@ func TestLimits_BoundMemory(t *testing.T) {
 	}
 }
 
-// TestSalvage_FalseMarkersCostNoMoreThanTheirSize: a file full of markers that promise long
+// TestSalvage_FalseMarkersCostNoMoreThanTheirSize reads a file full of markers that promise long
 // records.
 func TestSalvage_FalseMarkersCostNoMoreThanTheirSize(t *testing.T) {
 	b := readGolden(t, "pass-cache")
@@ -392,7 +392,7 @@ func (f *failingReader) ReadAt(p []byte, off int64) (int, error) {
 	return bytes.NewReader(f.b).ReadAt(p, off)
 }
 
-// corruptCase is a file of testdata/corrupt: what was done to a golden, and what must come of it.
+// corruptCase is a file of testdata/corrupt: the change to a golden file, and the expected result.
 type corruptCase struct {
 	from    string
 	damage  func(b []byte, r *Reader) []byte

@@ -9,7 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A field is shown by its own bytes, not by all that follow.
+// The dump shows a field with its own bytes only.
 func TestDump_FieldsHaveTheirSize(t *testing.T) {
 	for _, g := range goldens() {
 		r, err := openBytes(readGolden(t, g.name), Limits{})

@@ -11,8 +11,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// A file of one layer with one segment of four tokens: two kept as they were, two merged to one
-// row. The payloads would come from quant.Encode or a backend.
+// A file of one layer with one segment of four tokens: two are kept, two are merged to one row. A
+// real program takes the payloads from quant.Encode or a backend.
 func Example() {
 	h := &container.Header{
 		Kind:   container.KindCache,

@@ -14,7 +14,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite goldens, corrupt files and generated text")
 
-// TestLayouts_HaveNoHoles holds the tables: fields follow each other and fill the structure.
+// TestLayouts_HaveNoHoles checks that the fields of each table follow each other and fill the
+// structure.
 func TestLayouts_HaveNoHoles(t *testing.T) {
 	sizes := map[string]int{"u8": 1, "u16": 2, "u32": 4, "u64": 8, "i64": 8, "f64": 8}
 	for _, l := range layouts() {
@@ -32,7 +33,7 @@ func TestLayouts_HaveNoHoles(t *testing.T) {
 	}
 }
 
-// TestLayouts_ChecksumsStandWhereTheTablesSay ties the constants of the code to the tables.
+// TestLayouts_ChecksumsStandWhereTheTablesSay compares the constants of the code with the tables.
 func TestLayouts_ChecksumsStandWhereTheTablesSay(t *testing.T) {
 	for _, c := range []struct {
 		l  layout

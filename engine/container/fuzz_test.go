@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// fuzzLimits keep one run of the fuzzer cheap; that they hold is part of what is tested.
+// fuzzLimits make one run of the fuzzer cheap. The fuzzer also tests that they hold.
 var fuzzLimits = Limits{MaxHeaderBytes: 1 << 16, MaxRecordBytes: 1 << 20, MaxSideBytes: 1 << 16,
 	MaxRecords: 1 << 10, MaxSides: 64, MaxRecordTokens: 1 << 16}
 
@@ -31,7 +31,7 @@ func addSeeds(f *testing.F) {
 	f.Add([]byte(magicHead))
 }
 
-// exercise does with b all that a reader can, and holds that what was read can be written.
+// exercise calls every method of a reader of b, and checks that what it read can be written.
 func exercise(t *testing.T, b []byte) {
 	got, err := readAll(b, fuzzLimits)
 	if err == nil {
@@ -49,13 +49,13 @@ func exercise(t *testing.T, b []byte) {
 	}
 }
 
-// FuzzReader feeds any bytes.
+// FuzzReader reads arbitrary bytes.
 func FuzzReader(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(exercise)
 }
 
-// FuzzReaderRepaired makes the checksums right first, so that the fuzzer reaches what is behind.
+// FuzzReaderRepaired corrects the checksums first, so that the fuzzer reaches the code after them.
 func FuzzReaderRepaired(f *testing.F) {
 	addSeeds(f)
 	f.Fuzz(func(t *testing.T, b []byte) {

@@ -19,8 +19,9 @@ const (
 	corruptDir = "../../testdata/corrupt"
 )
 
-// golden is a file that must open for ever. exact: the writer makes the same bytes today; the
-// others hold deflated data, which another version of compress/flate may write differently.
+// golden is a file that every later version must open. exact means that today's writer makes the
+// same bytes. The other files hold deflated data, which other versions of compress/flate write
+// differently.
 type golden struct {
 	name  string
 	exact bool
@@ -156,7 +157,7 @@ func TestGolden_ReadWriteDump(t *testing.T) {
 			path := filepath.Join(goldenDir, g.name+".kvist")
 			if *update {
 				require.NoError(t, os.MkdirAll(goldenDir, 0o755))
-				// A golden once made is not made again: a file of an old version opens for ever.
+				// Never rewrite a golden file: files of old versions must stay readable.
 				if _, err := os.Stat(path); os.IsNotExist(err) {
 					require.NoError(t, os.WriteFile(path, g.f.write(t), 0o644))
 				}
@@ -183,7 +184,7 @@ func TestGolden_ReadWriteDump(t *testing.T) {
 	}
 }
 
-// TestDump_ShowsEveryByte reads the bytes back out of the dump of everything.
+// TestDump_ShowsEveryByte reads the bytes back from a dump of everything.
 func TestDump_ShowsEveryByte(t *testing.T) {
 	for _, g := range goldens() {
 		b := readGolden(t, g.name)

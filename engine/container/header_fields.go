@@ -241,8 +241,8 @@ func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, e
 	case k != KindCache && k != KindRows && k != KindProfile:
 		return nil, p.refuse(10, fmt.Errorf("file of kind %s: %w", k, quant.ErrUnsupported))
 	case k == KindProfile && !profile:
-		return nil, p.refuse(10, fmt.Errorf("the file is a profile, which holds no cache and no rows "+
-			"but what to compress them with: %w", quant.ErrUnsupported))
+		return nil, p.refuse(10, fmt.Errorf("the file is a profile of a model; it holds no cache and no "+
+			"rows: %w", quant.ErrUnsupported))
 	case k != KindProfile && profile:
 		return nil, p.refuse(10, fmt.Errorf("the file is of kind %s, want a profile: %w", k,
 			quant.ErrUnsupported))

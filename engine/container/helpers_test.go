@@ -14,14 +14,14 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// file is the content of a file, as the tests hand it to the writer.
+// file is the content of a file, as the tests pass it to the writer.
 type file struct {
 	h    *Header
 	recs []*Record
 	aux  []*Aux
 }
 
-// intn draws from [0, n): a seeded generator or rapid.
+// intn draws from [0, n), with a seeded generator or rapid.
 type intn func(n int) int
 
 func seeded(seed uint64) intn { return rand.New(rand.NewPCG(seed, 1)).IntN }
@@ -45,7 +45,7 @@ func openBytes(b []byte, lim Limits) (*Reader, error) {
 	return Open("test.kvist", bytes.NewReader(b), int64(len(b)), lim)
 }
 
-// readAll opens b, verifies it and reads all that is in it.
+// readAll opens b, verifies it and reads everything in it.
 func readAll(b []byte, lim Limits) (*file, error) {
 	r, err := openBytes(b, lim)
 	if err != nil {
@@ -76,7 +76,7 @@ func readAll(b []byte, lim Limits) (*file, error) {
 	return f, nil
 }
 
-// requireSame compares contents. Empty and nil slices of bytes are the same here.
+// requireSame compares contents. Empty and nil byte slices are equal.
 func requireSame(t require.TestingT, want, got *file) {
 	wh, gh := *want.h, *got.h
 	wh.Version, gh.Version = 0, 0
@@ -117,7 +117,7 @@ func requireSameRecord(t require.TestingT, w, g *Record) {
 	}
 }
 
-// randomFile draws a whole small file. Everything the format has occurs.
+// randomFile draws a small file that uses every feature of the format.
 func randomFile(in intn) *file {
 	h := &Header{Kind: KindCache, SegmentTokens: 1 + in(90), Seed: uint64(in(1 << 30))}
 	if in(3) == 0 {
@@ -243,7 +243,7 @@ func randomRecord(in intn, h *Header, layer, segment int) *Record {
 	return rec
 }
 
-// payload makes bytes that differ from place to place.
+// payload returns bytes that differ from place to place.
 func payload(in intn, c quant.Coding, rows, dim int) []byte {
 	b := make([]byte, c.PackedBytes(rows, dim))
 	seed := byte(in(256))
@@ -275,8 +275,8 @@ func randomAux(in intn, name string) *Aux {
 	return a
 }
 
-// repair makes the checksums of b right, as far as lengths lead it, so that what is tested is
-// the check behind the checksum.
+// repair corrects the checksums of b, as far as its lengths lead, so that a test reaches the checks
+// after the checksum.
 func repair(b []byte) {
 	le := binary.LittleEndian
 	put := func(s []byte, at int) { le.PutUint32(s[at:], checksum(s, at)) }
@@ -309,7 +309,7 @@ func repair(b []byte) {
 	}
 }
 
-// requireTyped holds that err is one of ours: a carrier that says where, one category.
+// requireTyped checks that err is a *CorruptError or *RefusedError with a place and one category.
 func requireTyped(t testing.TB, err error, what ...any) {
 	t.Helper()
 	require.Error(t, err, what...)

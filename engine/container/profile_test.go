@@ -52,7 +52,8 @@ func TestProfile_RoundTrip(t *testing.T) {
 	require.NoError(t, err)
 }
 
-// Readers of caches refuse profiles, and the reader of profiles all else, in words that help.
+// Readers of caches refuse profiles, and the reader of profiles refuses everything else, with clear
+// messages.
 func TestProfile_KindsDoNotMix(t *testing.T) {
 	b := profileFile().write(t)
 	_, err := openBytes(b, Limits{})

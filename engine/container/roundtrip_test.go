@@ -51,7 +51,7 @@ func TestRoundTrip_RandomFiles(t *testing.T) {
 	})
 }
 
-// stripped is a record without payloads.
+// stripped returns a record without payloads.
 func stripped(r *Record) *Record {
 	s := &Record{Layer: r.Layer, Segment: r.Segment}
 	for _, h := range r.Heads {
@@ -97,7 +97,7 @@ func TestVerify_ReportsProgressToTheLastByte(t *testing.T) {
 	require.EqualValues(t, len(b), last)
 }
 
-// members makes the owner list of a test by name.
+// members returns the owner list of the named case.
 func members(name string, tokens, blocks int, rng *rand.Rand) []uint8 {
 	owner := make([]uint8, tokens)
 	for i := range owner {
@@ -119,8 +119,7 @@ func members(name string, tokens, blocks int, rng *rand.Rand) []uint8 {
 	return owner
 }
 
-// TestMembers_EveryModeRoundTrips goes through all modes, also those that the writer would not
-// take.
+// TestMembers_EveryModeRoundTrips uses all modes, including those that the writer would not choose.
 func TestMembers_EveryModeRoundTrips(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, name := range []string{"even", "runs", "skewed"} {
@@ -159,7 +158,7 @@ func TestMembers_EveryModeRoundTrips(t *testing.T) {
 	}
 }
 
-// TestRangeCoder_RandomSymbols drives carries and the short ending.
+// TestRangeCoder_RandomSymbols exercises carries and the short ending.
 func TestRangeCoder_RandomSymbols(t *testing.T) {
 	type symbol struct{ cum, freq, total uint32 }
 	for seed := range uint64(3000) {
@@ -187,7 +186,7 @@ func TestRangeCoder_RandomSymbols(t *testing.T) {
 	}
 }
 
-// regular makes a record as the planner does: blocks of 32 sorted tokens a head.
+// regular returns a record as the planner makes it: blocks of 32 sorted tokens per head.
 func regular(h *Header, blocks int, kinds []Block, rng *rand.Rand) *Record {
 	tokens := h.SegmentLen(0, 0)
 	kDim, vDim := h.Dims(0)
@@ -208,7 +207,7 @@ func regular(h *Header, blocks int, kinds []Block, rng *rand.Rand) *Record {
 	return rec
 }
 
-// TestOverhead_Bound holds the promise of the package comment.
+// TestOverhead_Bound checks the bound that the package comment promises.
 func TestOverhead_Bound(t *testing.T) {
 	lm := func(k, v quant.Format) Block {
 		return Block{K: quant.Coding{Format: k, Rule: quant.InnerProduct}, V: quant.Coding{Format: v}}
@@ -245,8 +244,8 @@ func TestOverhead_Bound(t *testing.T) {
 	}
 }
 
-// TestOverhead_MergedBlocks holds the same bound where blocks of a kind are handed in as one and
-// every payload needs padding (8-bit scales), in shares that are not even.
+// TestOverhead_MergedBlocks checks the same bound for one block per kind, uneven shares, and
+// payloads that all need padding (8-bit scales).
 func TestOverhead_MergedBlocks(t *testing.T) {
 	const tokens, heads, dim = 512, 3, 64
 	rng := rand.New(rand.NewPCG(9, 9))
@@ -278,7 +277,7 @@ func TestOverhead_MergedBlocks(t *testing.T) {
 	require.LessOrEqual(t, overhead, int64(64+tokens*heads/2))
 }
 
-// TestSide_TakesTheSmallestEncoding checks each encoding where it should win.
+// TestSide_TakesTheSmallestEncoding checks each encoding with data that it suits best.
 func TestSide_TakesTheSmallestEncoding(t *testing.T) {
 	ints := func(f func(i int) uint32) []byte {
 		var b []byte

@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// failingWriter takes n bytes, then fails with err, or just stops short.
+// failingWriter accepts n bytes, then fails with err or writes short.
 type failingWriter struct {
 	n   int
 	err error
@@ -113,7 +113,7 @@ func TestWriter_RefusesWhatDoesNotFit(t *testing.T) {
 				_, err = RecordSize(f.h, rec)
 				require.ErrorIs(t, err, c.want)
 			}
-			// A record that is refused leaves the writer as it was.
+			// The writer is unchanged after it refused a record.
 			require.EqualValues(t, out.Len(), w.Size())
 			g := goldenCache()
 			for _, r := range g.recs {

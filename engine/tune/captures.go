@@ -20,26 +20,26 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Captures is the objective without a model: the mean, over captures and bit rates, of the natural
-// logarithm of the future-attention error (engine/quality) of the file that settings make.
+// Captures is an objective that needs no model: the mean, over captures and bit rates, of the
+// natural logarithm of the future-attention error (engine/quality) of the file that the settings
+// make.
 //
-// It knows nothing of what is asked later and was never attended to: settings that starve it look
-// good here. Where the model is at hand, measure in the model.
-// NewCaptures makes one.
+// It cannot see what is asked later and was never attended to, so it favours settings that starve
+// such tokens. If the model is available, measure in the model. NewCaptures makes a Captures.
 type Captures struct {
 	Sources []*capture.Source // each with k_next, v_next, q_next of every layer
-	Bits    []float64         // rates, bits a value of the whole file
+	Bits    []float64         // bit rates: bits per value of the whole file
 	Backend backend.Backend
-	// Profile, if set, gives sensitivities; its settings are not used.
+	// Profile, if set, provides sensitivities. Its settings are not used.
 	Profile *profile.Profile
 
 	identity string
 	memos    []*kvfile.Memo // of each source
 }
 
-// NewCaptures returns the objective over these captures. It reads them once, for their hashes.
+// NewCaptures returns the objective over these captures. It reads them once to hash them.
 //
-// Errors: quant.ErrShape for no captures or rates, quant.ErrUnsupported for a capture without
+// Errors: quant.ErrShape without captures or rates, quant.ErrUnsupported for a capture without
 // later queries; those of the captures.
 func NewCaptures(sources []*capture.Source, bits []float64, be backend.Backend) (*Captures, error) {
 	if len(sources) == 0 || len(bits) == 0 {
@@ -73,7 +73,7 @@ func NewCaptures(sources []*capture.Source, bits []float64, be backend.Backend) 
 	return c, nil
 }
 
-// hashTensors hashes names and bytes of all tensors of a capture.
+// hashTensors hashes the names and bytes of all tensors of a capture.
 func hashTensors(s *capture.Source) (sum [32]byte, err error) {
 	h := sha256.New()
 	for _, t := range s.Tensors() {
@@ -97,7 +97,7 @@ func (c *Captures) Identity() string {
 	return c.identity
 }
 
-// Evaluate implements Objective. A budget that cannot be met gives +Inf.
+// Evaluate implements Objective. It returns +Inf if the budget cannot be met.
 //
 // Errors: those of kvfile.Compress and kvfile.Compare.
 func (c *Captures) Evaluate(ctx context.Context, p profile.Params) (float64, error) {

@@ -15,32 +15,32 @@ import (
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
-// Objective gives settings a number, the lower the better. It must be deterministic.
+// Objective maps settings to a number; lower is better. It must be deterministic.
 type Objective interface {
-	// Identity says all that decides its values: data by hash, rates, weights of its parts. States
-	// of searches with another identity are refused.
+	// Identity describes everything that determines the values: data by hash, rates, weights. A
+	// search refuses a state with another identity.
 	Identity() string
-	// Evaluate returns the value for settings; +Inf for settings under which nothing works.
+	// Evaluate returns the value of the settings, or +Inf if they cannot work.
 	Evaluate(ctx context.Context, p profile.Params) (float64, error)
 }
 
-// Options say how to search.
+// Options control a search.
 type Options struct {
-	// Base are settings that every evaluation has beside those of the space.
+	// Base are settings that every evaluation uses in addition to those of the space.
 	Base profile.Params
-	// Evaluations bounds the values taken in all, the start included. Default 100.
+	// Evaluations bounds the number of evaluations, including the start. Default 100.
 	Evaluations int
-	// Seed is that of the random choices.
+	// Seed seeds the random choices.
 	Seed uint64
 	// Parents (mu) and Children (lambda) of a generation. Default 4 and 8.
 	Parents, Children int
-	// State is a file to keep values in, to resume from; "": none.
+	// State is a file that keeps the values, to resume from. "" keeps none.
 	State string
-	// Progress, if set, is told after every value.
+	// Progress, if set, is called after every evaluation.
 	Progress func(Progress)
 }
 
-// Progress says how far a search is.
+// Progress reports how far a search is.
 type Progress struct {
 	Stage       string // "start", "grid", "refine"
 	Done, Total int
@@ -53,17 +53,17 @@ type Evaluation struct {
 	Stage string // "start", "grid importance.relevance", "refine"
 	// Params are the settings that were evaluated.
 	Params profile.Params
-	// Value is the objective's; Cost is Value and the prices of settings away from their start,
-	// which is what the search compares.
+	// Value is the objective's value. Cost is Value plus the prices of the settings that left their
+	// start; the search compares costs.
 	Value, Cost float64
 }
 
-// Result is what a search found.
+// Result is the result of a search.
 type Result struct {
 	Start, Best Evaluation
 	// Trail has every evaluation once, in order.
 	Trail []Evaluation
-	// Complete is false where the evaluations ran out before the grid was through.
+	// Complete is false if the evaluations ran out before the grid was finished.
 	Complete bool
 }
 
@@ -85,13 +85,13 @@ func (o *Options) defaults() error {
 	return o.Base.Validate()
 }
 
-// errSpent ends a search whose evaluations are used up.
+// errSpent ends a search that has used all of its evaluations.
 var errSpent = errors.New("evaluations used up")
 
-// Search finds the settings of a space with the least objective.
+// Search finds the settings of a space with the lowest cost.
 //
-// Errors: quant.ErrShape, quant.ErrCorrupt (a state); those of the objective; ctx.Err(). With a
-// state, what was evaluated before an error is kept there.
+// Errors: quant.ErrShape, quant.ErrCorrupt (a state); those of the objective; ctx.Err(). A state
+// keeps the evaluations made before an error.
 func Search(ctx context.Context, space Space, obj Objective, o Options) (*Result, error) {
 	if err := space.Validate(); err != nil {
 		return nil, err
@@ -135,17 +135,17 @@ type search struct {
 	best  int
 }
 
-// individual is a point with its cost and the step size of its mutations.
+// individual is a point with its cost and its mutation step size.
 type individual struct {
 	x     point
 	cost  float64
 	sigma float64
 }
 
-// startSigma is the first step of mutations, as a share of a setting's range.
+// startSigma is the first mutation step, as a share of a setting's range.
 const startSigma = 0.2
 
-// evaluate returns the cost of a point, from the trail, the state or the objective.
+// evaluate returns the cost of a point from the trail, the state or the objective.
 func (s *search) evaluate(ctx context.Context, stage string, x point) (individual, error) {
 	ind := individual{x: x, sigma: startSigma}
 	params, err := s.space.params(s.o.Base, x)
@@ -213,8 +213,8 @@ func (s *search) grid(ctx context.Context, at individual) error {
 	return nil
 }
 
-// refine runs the evolution strategy until evaluations are used up, or until a while of
-// generations found nothing better.
+// refine runs the evolution strategy until the evaluations are used up, or several generations
+// brought no improvement.
 func (s *search) refine(ctx context.Context) error {
 	const patience = 6
 	order := make([]int, len(s.seen))
@@ -251,8 +251,8 @@ func (s *search) refine(ctx context.Context) error {
 	return nil
 }
 
-// child makes a new point from two parents: crossover, then mutation of at least one setting. A
-// point that was seen already is drawn again, a few times.
+// child makes a new point from two parents: crossover, then mutation of at least one setting. If
+// the point is known already, child draws again, a few times.
 func (s *search) child(rng *rand.Rand, parents []individual) (point, float64) {
 	const draws = 16
 	for try := 0; ; try++ {
@@ -285,7 +285,7 @@ func (s *search) child(rng *rand.Rand, parents []individual) (point, float64) {
 	}
 }
 
-// mutate draws a value beside v.
+// mutate draws a value near v.
 func (p *Param) mutate(rng *rand.Rand, v string, sigma float64) string {
 	step := rng.NormFloat64() * sigma
 	pick := rng.IntN(max(1, len(p.Grid)))

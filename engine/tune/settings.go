@@ -8,9 +8,9 @@ import (
 	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
-// DefaultSpace lists the settings that kvist tune searches: the signals, how relevance is taken and
-// shaped, sinks. Grids are coarse on purpose; the refinement does the rest. A signal that is off
-// costs signalPrice to switch on.
+// DefaultSpace lists the settings that kvist tune searches: the signals, the form of relevance, and
+// the sinks. Grids are coarse; the refinement does the rest. Switching on a signal costs
+// signalPrice.
 func DefaultSpace() Space {
 	def := kvfile.DefaultConfig()
 	const signalPrice = 0.01 // one percent of KL

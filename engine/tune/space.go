@@ -16,26 +16,26 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Param is one setting of a search.
+// Param is a setting in a search.
 type Param struct {
 	// Name is a setting of profile.Params, or "importance." and a field of an importance.Weighting.
 	Name string
-	// Start is the value that the search starts from.
+	// Start is the first value.
 	Start string
-	// Grid lists the values of the coarse search. A setting that is no number takes no others.
+	// Grid lists the values of the coarse search. A setting that is not a number takes only these.
 	Grid []string
-	// Low and High bound the refinement of a number. Equal: no refinement beyond the grid.
+	// Low and High bound the refinement of a number. If they are equal, only the grid is searched.
 	Low, High float64
-	// Log mutates by factors; Low must be above 0 then, and a Start or Grid value of 0 stands apart:
-	// it is left and entered through the grid only.
+	// Log mutates by factors. Low must then be positive. A Start or Grid value of 0 is special: the
+	// search leaves it and returns to it through the grid only.
 	Log bool
 	// Integer rounds to whole numbers.
 	Integer bool
-	// Price is what any value other than Start adds to the objective.
+	// Price is added to the objective for any value other than Start.
 	Price float64
 }
 
-// Space is what to search. Settings that are not named stay as they are.
+// Space lists the settings to search. Settings not in it keep their values.
 type Space []Param
 
 const importancePrefix = "importance."
@@ -74,7 +74,7 @@ func (s Space) Validate() error {
 	return nil
 }
 
-// String describes the space completely.
+// String describes the whole space.
 func (s Space) String() string {
 	var b strings.Builder
 	for _, p := range s {
@@ -95,7 +95,7 @@ func (s Space) start() point {
 	return x
 }
 
-// price is what the settings of x that are not as they were add to the objective.
+// price is the sum of the prices of the settings of x that left their start.
 func (s Space) price(x point) (sum float64) {
 	for i := range s {
 		if x[i] != s[i].Start {
@@ -105,7 +105,7 @@ func (s Space) price(x point) (sum float64) {
 	return sum
 }
 
-// params writes a point as settings. base are those that the space does not name; an importance
+// params converts a point to settings. base holds the settings outside the space; an importance
 // profile in base keeps the fields that the space does not name.
 func (s Space) params(base profile.Params, x point) (profile.Params, error) {
 	out := maps.Clone(base)
@@ -149,14 +149,14 @@ func (s Space) params(base profile.Params, x point) (profile.Params, error) {
 	return out, nil
 }
 
-// number formats a value of a setting with three digits: enough for any of them, and few enough
-// that profiles stay readable.
+// number formats the value of a setting with three digits, which is enough and keeps profiles
+// readable.
 func (p *Param) number(v float64) string {
 	v = min(max(v, p.Low), p.High)
 	if p.Integer {
 		return strconv.FormatFloat(math.Round(v), 'f', -1, 64)
 	}
-	// Rounding may step over a bound by half a digit; the bound itself is as short.
+	// Rounding may exceed a bound by half a digit; then use the bound, which is as short.
 	w, err := strconv.ParseFloat(strconv.FormatFloat(v, 'g', 3, 64), 64)
 	if err != nil || w < p.Low || w > p.High {
 		w = v
@@ -190,7 +190,7 @@ func (s Space) Value(p profile.Params, name string) (string, error) {
 
 // Replace returns settings with one Param's value changed.
 //
-// Errors: quant.ErrShape for a name that is not in the space, or a value that cannot be.
+// Errors: quant.ErrShape for a name that is not in the space, or an invalid value.
 func (s Space) Replace(p profile.Params, name, value string) (profile.Params, error) {
 	x, err := s.point(p)
 	if err != nil {
@@ -205,7 +205,7 @@ func (s Space) Replace(p profile.Params, name, value string) (profile.Params, er
 	return nil, shapef("no setting %s", name)
 }
 
-// point reads settings back.
+// point converts settings to a point.
 func (s Space) point(p profile.Params) (point, error) {
 	weights, err := importance.ParseWeighting(cmp.Or(p["importance"], "none"))
 	if err != nil {

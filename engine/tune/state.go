@@ -16,10 +16,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// maxState bounds a state file: a million evaluations take less.
+// maxState bounds a state file. A million evaluations take less.
 const maxState = 1 << 28
 
-// stateFile is the JSON of a state. Values are text, so that infinities can stand in it.
+// stateFile is the JSON of a state. Values are text, because JSON has no infinities.
 type stateFile struct {
 	Format   string       `json:"format"`
 	Identity string       `json:"identity"`
@@ -33,24 +33,24 @@ type stateValue struct {
 
 const stateFormat = "kvist-tune-state/1"
 
-// state keeps the values of a search in a file. A nil state keeps nothing.
+// state keeps the values of a search in a file. A nil state keeps none.
 type state struct {
 	path   string
 	file   stateFile
 	values map[string]float64
 }
 
-// identity is the hash of what decides the values and the path of a search. The number of
-// evaluations is not part of it: more of them continue the same search.
+// identity is the hash of everything that determines the values and the path of a search. The
+// number of evaluations is not part of it: a larger number continues the same search.
 func identity(space Space, obj Objective, o Options) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%s\n%s\n%s\n%d %d %d", space.String(), obj.Identity(),
 		o.Base.String(), o.Seed, o.Parents, o.Children))
 	return hex.EncodeToString(sum[:])
 }
 
-// openState reads the state at path, or starts one.
+// openState reads the state at path, or starts a new one.
 //
-// Errors: quant.ErrCorrupt, quant.ErrTooLarge; quant.ErrShape for that of another search.
+// Errors: quant.ErrCorrupt, quant.ErrTooLarge; quant.ErrShape for a state of another search.
 func openState(path, identity string) (*state, error) {
 	s := &state{path: path, values: map[string]float64{},
 		file: stateFile{Format: stateFormat, Identity: identity}}
@@ -71,7 +71,7 @@ func openState(path, identity string) (*state, error) {
 	}
 	var have stateFile
 	if err := json.Unmarshal(b, &have); err != nil || have.Format != stateFormat {
-		return nil, fmt.Errorf("kvist/tune: state %s: want %s: %w", path, stateFormat, quant.ErrCorrupt)
+		return nil, fmt.Errorf("kvist/tune: state %s is not of format %s: %w", path, stateFormat, quant.ErrCorrupt)
 	}
 	if have.Identity != identity {
 		return nil, fmt.Errorf("kvist/tune: state %s is of another search (other settings, texts, rates, "+
@@ -97,7 +97,7 @@ func (s *state) lookup(params string) (float64, bool) {
 	return v, ok
 }
 
-// add keeps a value and writes the file anew.
+// add keeps a value and rewrites the file.
 func (s *state) add(params string, v float64) (err error) {
 	if s == nil {
 		return nil
