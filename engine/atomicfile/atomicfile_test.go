@@ -14,12 +14,12 @@ import (
 	"github.com/kvist-project/kvist/engine/atomicfile"
 )
 
-// creates are the ways a file is made: as this system can, and with a temporary name.
+// creates are the ways to create a file: that of this system, and with a temporary name.
 var creates = map[string]func(path string, force bool) (*atomicfile.File, error){
 	"system": atomicfile.Create, "named": atomicfile.CreateNamed,
 }
 
-// each runs a test for every way, in a folder of its own.
+// each runs a test for every way, each in its own folder.
 func each(t *testing.T, f func(t *testing.T, dir string,
 	create func(string, bool) (*atomicfile.File, error))) {
 	for name, create := range creates {
@@ -98,7 +98,7 @@ func TestCreate_Existing(t *testing.T) {
 	})
 }
 
-// A file that comes into being while ours is written is not replaced, with force it is.
+// Commit does not replace a file that was created meanwhile, unless force is set.
 func TestCommit_Race(t *testing.T) {
 	each(t, func(t *testing.T, dir string, create func(string, bool) (*atomicfile.File, error)) {
 		path := filepath.Join(dir, "out")
@@ -126,7 +126,7 @@ func TestCommit_Race(t *testing.T) {
 	})
 }
 
-// A name may be as long as the file system takes, and no longer.
+// A name may be as long as the file system allows, and no longer.
 func TestCreate_LongNames(t *testing.T) {
 	each(t, func(t *testing.T, dir string, create func(string, bool) (*atomicfile.File, error)) {
 		for _, n := range []int{237, 250, 255} {
@@ -145,7 +145,7 @@ func TestCreate_LongNames(t *testing.T) {
 	})
 }
 
-// Names that no file can have, or that a later run would sweep.
+// Impossible names, and names that a later run would remove.
 func TestCreate_BadNames(t *testing.T) {
 	t.Chdir(t.TempDir())
 	for _, path := range []string{"", "new/", atomicfile.TempName()} {
@@ -167,7 +167,7 @@ func TestCreate_BadNames(t *testing.T) {
 	require.Equal(t, []string{"out"}, names(t, "."))
 }
 
-// Where a file without a name gets none, a copy takes its place.
+// If a file without a name cannot be linked, a copy replaces it.
 func TestCommit_CopyInPlaceOfLink(t *testing.T) {
 	each(t, func(t *testing.T, dir string, create func(string, bool) (*atomicfile.File, error)) {
 		path := filepath.Join(dir, "out")

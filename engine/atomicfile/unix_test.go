@@ -23,8 +23,8 @@ import (
 	"github.com/kvist-project/kvist/engine/atomicfile"
 )
 
-// childDir tells the test binary to be the child of TestKill: the folder to write to, a comma, and
-// a key of creates.
+// childDir makes the test binary the child of TestKill. Its value is the folder to write to, a
+// comma, and a key of creates.
 const childDir = "KVIST_ATOMICFILE_CHILD"
 
 func TestMain(m *testing.M) {
@@ -35,7 +35,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// child replaces a file over and over again. It says "ready" first.
+// child replaces a file repeatedly. It prints "ready" first.
 func child(path string, create func(string, bool) (*atomicfile.File, error)) {
 	fmt.Println("ready")
 	for i := range 1 << 30 {
@@ -55,8 +55,8 @@ func child(path string, create func(string, bool) (*atomicfile.File, error)) {
 	}
 }
 
-// Thirty processes are killed at random times. The next run removes the temporary files that they
-// left, but not the one of a process that lives. The output is always whole.
+// TestKill kills thirty processes at random times. The next run removes the temporary files that
+// they left, but not that of a living process. The output is always complete.
 func TestKill_NextRunSweeps(t *testing.T) {
 	left := 0
 	each(t, func(t *testing.T, dir string, create func(string, bool) (*atomicfile.File, error)) {
@@ -100,7 +100,7 @@ func kill(t *testing.T, dir, how string) {
 	_ = cmd.Wait() // says that it was killed
 }
 
-// Only our own names are swept, only plain files, and only those that nobody holds.
+// A sweep removes only regular files with temporary names that no process has locked.
 func TestSweep_NothingElse(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -126,7 +126,7 @@ func TestSweep_NothingElse(t *testing.T) {
 	require.ElementsMatch(t, keep, names(t, dir), "%v were to go", gone)
 }
 
-// withUmask runs f under a umask, which is the whole process's.
+// withUmask runs f under a umask. The umask belongs to the whole process.
 func withUmask(mask int, f func()) {
 	defer syscall.Umask(syscall.Umask(mask))
 	f()
@@ -172,7 +172,7 @@ func TestMode_KeptOnReplace(t *testing.T) {
 	})
 }
 
-// The owner and group of a file that is replaced stay, where the process may set them.
+// A replaced file keeps its owner and group, if the process may set them.
 func TestMode_OwnerKept(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("another owner needs root")
@@ -192,7 +192,7 @@ func TestMode_OwnerKept(t *testing.T) {
 	})
 }
 
-// A link stays a link: what it leads to is written, however it leads there.
+// A link stays a link: its target is written, whatever kind of link it is.
 func TestLinks(t *testing.T) {
 	each(t, func(t *testing.T, dir string, create func(string, bool) (*atomicfile.File, error)) {
 		in := func(parts ...string) string { return filepath.Join(append([]string{dir}, parts...)...) }
@@ -235,7 +235,7 @@ func TestLinks(t *testing.T) {
 	})
 }
 
-// What is no plain file is not replaced, and not opened to be read.
+// A path that is not a regular file is neither replaced nor opened for reading.
 func TestNotRegular(t *testing.T) {
 	dir := t.TempDir()
 	in := func(name string) string { return filepath.Join(dir, name) }
@@ -271,7 +271,7 @@ func TestNotRegular(t *testing.T) {
 	require.ErrorIs(t, err, fs.ErrNotExist)
 }
 
-// A folder that cannot be written to is told when the file is made, without our temporary name.
+// Create reports a folder that cannot be written to, without the temporary name.
 func TestCreate_NotWritable(t *testing.T) {
 	dir := "/proc/self"
 	if _, err := os.Stat(dir); err != nil {
@@ -282,7 +282,7 @@ func TestCreate_NotWritable(t *testing.T) {
 	require.NotContains(t, err.Error(), ".tmp")
 }
 
-// Many processes that write to one folder at once do not sweep each other's files.
+// Processes that write to one folder at the same time do not remove each other's files.
 func TestSweep_Concurrent(t *testing.T) {
 	dir := t.TempDir()
 	done := make(chan error)

@@ -13,40 +13,40 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// The names that Open takes.
+// The names that Open accepts.
 const (
-	Auto = "auto" // the best that can be used
+	Auto = "auto" // the best usable backend
 	CPU  = "cpu"
 	CUDA = "cuda"
 )
 
-// How Caps.Reason of the cpu backend begins where Auto took it: there is nothing of CUDA on the
-// machine, or there is, and it cannot be used, which its owner will want to know.
+// Caps.Reason of the cpu backend starts with one of these if Auto chose it: there is no CUDA on the
+// machine, or there is, but it is not usable.
 const (
 	ReasonNone   = "no cuda: "
 	ReasonBroken = "cuda cannot be used: "
 )
 
-// Names lists the names that Open takes, for help texts.
+// Names lists the names that Open accepts, for help texts.
 func Names() []string { return []string{Auto, CPU, CUDA} }
 
-// Options are what Open passes on.
+// Options are the options of Open.
 type Options struct {
-	// Workers is the number of goroutines of the cpu backend; 0 is one a core.
+	// Workers is the number of goroutines of the cpu backend; 0 means one per core.
 	Workers int
-	// Logger is told once of every Open which backend it is and why. nil: nothing is logged.
+	// Logger receives one line per Open: the backend and the reason. nil logs nothing.
 	Logger *slog.Logger
 }
 
-// Candidate is a backend that kvist knows.
+// Candidate is a backend that kvist has.
 type Candidate struct {
 	Name    string
 	Usable  bool
-	Reason  string // why it can be used, or why it cannot
+	Reason  string // why it is usable, or why not
 	Details []Detail
 }
 
-// Detail is one thing that probing found.
+// Detail is one result of probing.
 type Detail struct {
 	Name  string
 	Value string
@@ -54,19 +54,19 @@ type Detail struct {
 
 // Open opens a backend by name: "auto", "cpu" or "cuda".
 //
-// Errors: quant.ErrUnavailable with the reason, where the backend asked for by name cannot be
-// used; quant.ErrUnsupported for an unknown name; those of cpu.Open.
+// Errors: quant.ErrUnavailable, with the reason, if the named backend is not usable;
+// quant.ErrUnsupported for an unknown name; those of cpu.Open.
 func Open(name string, opts Options) (backend.Backend, error) { return system().open(name, opts) }
 
-// Probe reports on every backend, the best first: what Open("auto") would consider, in its order.
+// Probe reports on every backend in the order in which Open("auto") tries them, the best first.
 func Probe() []Candidate { return system().probe() }
 
-// machine is where probing looks; tests have machines of their own.
+// machine is the machine to probe. Tests use their own.
 type machine struct {
-	root    string // stands for "/"
+	root    string // used instead of "/"
 	goos    string
 	isas    []string
-	library string // of CUDA, by path; empty: as the loader finds it
+	library string // path of the CUDA library; empty: let the loader find it
 }
 
 func system() machine { return machine{root: "/", goos: runtime.GOOS, isas: cpu.ISAs()} }
@@ -113,7 +113,7 @@ func (m machine) open(name string, opts Options) (backend.Backend, error) {
 	return b, nil
 }
 
-// openError is the CUDA backend that cannot be opened: the reason in one line, and its cause.
+// openError says why the CUDA backend cannot be opened: the reason in one line, and its cause.
 type openError struct {
 	reason string
 	err    error
@@ -122,7 +122,7 @@ type openError struct {
 func (e *openError) Error() string { return "kvist/auto: opening backend cuda: " + e.reason }
 func (e *openError) Unwrap() error { return e.err }
 
-// announce tells a logger which backend it is, and why.
+// announce logs the backend and the reason.
 func announce(l *slog.Logger, c backend.Caps) {
 	if l != nil {
 		l.Info("backend chosen", "backend", c.Name, "device", c.Device, "isa", c.ISA, "workers",

@@ -25,7 +25,7 @@ const (
 	library = "usr/lib/x86_64-linux-gnu/libcuda.so.1"
 )
 
-// fake is a linux machine that has some files.
+// fake is a linux machine with the given files.
 func fake(t *testing.T, files map[string]string) machine {
 	root := t.TempDir()
 	for p, text := range files {
@@ -101,7 +101,7 @@ func TestOpen_CUDAIsRefusedWithTheReason(t *testing.T) {
 	require.ErrorContains(t, err, "found driver 550.54.15, but: opening /nowhere/libcuda.so.1")
 }
 
-// The stand-in driver takes the place of a GPU: what Open and Probe do with each of its faults.
+// The stand-in driver replaces a GPU: Open and Probe with each of its faults.
 func TestOpen_CUDA(t *testing.T) {
 	m := machine{root: t.TempDir(), goos: "linux", isas: cpu.ISAs(), library: emu.Build(t)}
 	for _, c := range []struct{ name, config, reason string }{

@@ -15,12 +15,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// cudaLibrary is the driver's library by the name that the dynamic loader resolves. libcuda.so
-// without a version belongs to toolkits and may be a stub.
+// cudaLibrary is the library name that the dynamic loader resolves. libcuda.so without a version
+// belongs to toolkits and may be a stub.
 const cudaLibrary = "libcuda.so.1"
 
-// libraryFolders are where drivers put their library: the distributions' folders, containers
-// with the NVIDIA runtime, WSL, and NixOS.
+// libraryFolders are the folders where drivers install their library: those of distributions, of
+// containers with the NVIDIA runtime, of WSL and of NixOS.
 var libraryFolders = []string{
 	"usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu", "usr/lib64", "usr/lib", "lib64",
 	"usr/local/nvidia/lib64", "usr/local/nvidia/lib", "usr/local/cuda/compat", "usr/lib/wsl/lib",
@@ -30,25 +30,25 @@ var libraryFolders = []string{
 const (
 	loaderCache   = "etc/ld.so.cache"
 	driverVersion = "proc/driver/nvidia/version"
-	maxFile       = 16 << 20 // of what is read; a loader cache has some hundred KB
+	maxFile       = 16 << 20 // bytes to read; a loader cache has some hundred KB
 )
 
 var versionWord = regexp.MustCompile(`^\d+\.\d+(\.\d+)*$`)
 
-// cudaFindings is what there is of a CUDA driver.
+// cudaFindings are the signs of a CUDA driver on a machine.
 type cudaFindings struct {
-	library string   // path of the library, or the loader cache that knows it
-	driver  string   // version of the kernel driver, "" when none is loaded
+	library string   // path of the library, or of the loader cache that lists it
+	driver  string   // version of the kernel driver, "" if none is loaded
 	devices []string // device files
 	gpus    []string // model names
 }
 
-// found reports whether there is a driver, or a device for one.
+// found reports whether there is a driver or a device.
 func (f *cudaFindings) found() bool { return f.driver != "" || len(f.devices) > 0 }
 
 func (m machine) path(p string) string { return filepath.Join(m.root, filepath.FromSlash(p)) }
 
-// read returns at most maxFile bytes, nothing where there is no such file.
+// read returns at most maxFile bytes of a file, or nothing if there is no such file.
 func (m machine) read(p string) []byte {
 	f, err := os.Open(m.path(p))
 	if err != nil {
@@ -65,7 +65,7 @@ func (m machine) read(p string) []byte {
 func (m machine) glob(pattern string) []string {
 	found, err := filepath.Glob(m.path(pattern))
 	if err != nil {
-		return nil // the patterns are constants; a root that is no pattern finds nothing
+		return nil // the patterns are constants; an invalid root matches nothing
 	}
 	return found
 }
@@ -155,8 +155,8 @@ func (m machine) probeCUDA() Candidate {
 	return c
 }
 
-// openCUDA opens the backend by the library's name, as the loader finds it, or else by the path
-// where a library lies that the loader does not know.
+// openCUDA opens the backend with the library that the loader finds, or else with a library in a
+// folder that the loader does not search.
 func (m machine) openCUDA(f cudaFindings) (*cuda.Backend, cuda.Info, error) {
 	if m.goos != "linux" {
 		return nil, cuda.Info{}, fmt.Errorf("kvist/auto: this build has no CUDA backend for %s: %w",
@@ -175,7 +175,7 @@ func (m machine) openCUDA(f cudaFindings) (*cuda.Backend, cuda.Info, error) {
 	return b, info, err
 }
 
-// whyNot says in one line what stands between this machine and the CUDA backend.
+// whyNot says in one line why this machine cannot use the CUDA backend.
 func (m machine) whyNot(f cudaFindings, info cuda.Info, err error) string {
 	text := strings.TrimPrefix(strings.TrimPrefix(err.Error(), "kvist/cuda: "), "kvist/auto: ")
 	text = strings.Join(strings.Fields(text), " ")

@@ -9,7 +9,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 )
 
-// BenchmarkReadRowsF32 reads and converts from memory; bytes are those stored.
+// BenchmarkReadRowsF32 reads and converts from memory. It counts the stored bytes.
 func BenchmarkReadRowsF32(b *testing.B) {
 	const rows, dim = 4096, 128
 	for _, dtype := range []string{"F32", "F16", "BF16"} {
@@ -30,7 +30,7 @@ func BenchmarkReadRowsF32(b *testing.B) {
 	}
 }
 
-// BenchmarkOpen parses the header of a file of many tensors; bytes are those of the header.
+// BenchmarkOpen parses the header of a file with many tensors. It counts the bytes of the header.
 func BenchmarkOpen(b *testing.B) {
 	for _, n := range []int{16, 16384} {
 		f := &file{}

@@ -5,9 +5,9 @@
 //
 // # Concepts
 //
-// A Source is one open file. Open and New find its format by content, never by file name, and
-// parse nothing but the header; rows and raw bytes are then read where they are asked for, so
-// that a file of any size needs memory for the rows asked only. A Source is of one of two kinds:
+// A Source is an open file. Open and New detect the format from the content, never from the file
+// name, and parse only the header. Rows and raw bytes are read on request, so the memory needed
+// does not depend on the size of the file. There are two kinds of Source:
 //
 //   - KV: a safetensors file whose metadata say format = kv-capture/1. It has a Geometry, Layers,
 //     and for each layer the parts K, V, Q and those of the tokens after (KNext, VNext, QNext).
@@ -38,9 +38,9 @@
 // more. A compressed member of an .npz is expanded to a temporary file when it is first read;
 // Close removes it.
 //
-// A Writer lays a file out from declarations and then takes the bytes of its tensors in any
-// order. It writes to an io.WriterAt; a file that must appear whole or not at all is written
-// through engine/atomicfile.
+// A Writer lays out a file from declarations and then accepts the bytes of its tensors in any
+// order. It writes to an io.WriterAt. Use engine/atomicfile for a file that must appear whole or
+// not at all.
 //
 // # Layout of a KV capture
 //
@@ -58,11 +58,11 @@
 //	tokens_next, surprisal_next, positions_next         [tokens_next]
 //	rope_inv_freq      [rotary_dim/2] F32               optional
 //
-// Metadata (text, as all metadata of safetensors): format, layers (of the model; the numbers
-// present may be fewer), heads, kv_heads, head_dim, rope_layout (half, interleaved or none)
-// are required; rope_applied must be true and rope_theta or rope_inv_freq be given unless
-// rope_layout is none. Defaults: head_dim_v from the shape of V, rotary_dim = head_dim,
-// first_position = 0, model empty. Tensors of other names are side tensors.
+// Metadata are text, as in all safetensors files. Required: format, layers (of the model; the file
+// may hold fewer), heads, kv_heads, head_dim, rope_layout (half, interleaved or none). Unless
+// rope_layout is none, rope_applied must be true, and rope_theta or the tensor rope_inv_freq must
+// be present. Defaults: head_dim_v from the shape of V, rotary_dim = head_dim, first_position = 0,
+// model empty. Tensors with other names are side tensors.
 //
 // # Layout of the files
 //
@@ -71,13 +71,14 @@
 //	.npz          a zip of .npy, stored or deflated; a tensor is named after its member
 //	GGUF          see package gguf; dims are named slowest first, as everywhere else here
 //
-// All integers are little-endian. The header of safetensors maps each name to dtype, shape and
-// data_offsets [begin, end), counted from the first byte of data. The tensors cover the data
-// without gap or overlap, and the file ends where the last of them does: one byte more or less
-// is an error. Writer orders tensors as the reference implementation does: by element type,
-// larger ones first (U64 I64 F64 C64 F32 U32 I32 BF16 F16 ...), then by name, and pads the
-// header with spaces to a multiple of 8; so every tensor is aligned to its elements. Metadata
-// come first, keys ascending. The same declarations give the same bytes on every machine.
+// All integers are little-endian. The header of a safetensors file maps each name to dtype, shape
+// and data_offsets [begin, end), counted from the first byte of data. The tensors cover the data
+// without gaps or overlaps and end where the file ends; a missing or additional byte is an error.
+//
+// Writer orders tensors like the reference implementation: by element type, larger ones first (U64
+// I64 F64 C64 F32 U32 I32 BF16 F16 ...), then by name. It pads the header with spaces to a multiple
+// of 8, so every tensor is aligned to its elements. Metadata come first, keys ascending. The same
+// declarations give the same bytes on every machine.
 //
 // # Errors
 //
@@ -92,6 +93,6 @@
 //
 // # Concurrency
 //
-// All methods of a Source but Close may be called from many goroutines at once, as far as its
-// io.ReaderAt allows that (os.File does). The same holds for Writer.WriteAt and Writer.Copy.
+// All methods of a Source except Close are safe for concurrent use if its io.ReaderAt is, as
+// os.File is. The same holds for Writer.WriteAt and Writer.Copy.
 package capture

@@ -6,12 +6,12 @@ import (
 	"math/bits"
 )
 
-// dtypes lists the element types of safetensors in the order of the reference implementation,
-// which sorts tensors by it, last first. Source: huggingface/safetensors, enum Dtype.
+// dtypes lists the element types of safetensors in the order of the reference implementation, which
+// sorts tensors by it, last type first. Source: huggingface/safetensors, enum Dtype.
 var dtypes = [...]struct {
 	name  string
 	bits  int64
-	descr string // of .npy, "" where numpy has none
+	descr string // in .npy, "" if numpy has no such type
 }{
 	{"BOOL", 8, "|b1"},
 	{"F4", 4, ""},
@@ -37,7 +37,7 @@ var dtypes = [...]struct {
 	{"U64", 64, "<u8"},
 }
 
-// dtypeRank returns the index of an element type in dtypes, -1 for an unknown name.
+// dtypeRank returns the index of an element type in dtypes, or -1 for an unknown name.
 func dtypeRank(name string) int {
 	for i := range dtypes {
 		if dtypes[i].name == name {

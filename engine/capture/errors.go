@@ -11,21 +11,21 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Sections of a file, as FormatError names them.
+// Sections of a file in a FormatError.
 const (
 	SectionFile     = "file"     // the file as a whole: its kind, its size
 	SectionHeader   = "header"   // the header's bytes
 	SectionMetadata = "metadata" // the text map of a safetensors header
-	SectionTensor   = "tensor"   // declaration or data of the tensor that is named
+	SectionTensor   = "tensor"   // declaration or data of the named tensor
 )
 
-// FormatError says where a file is not what it should be. errors.Is sees the category through
-// it: quant.ErrCorrupt, ErrVersion, ErrUnsupported or ErrTooLarge, or the error of the reader.
+// FormatError says where and why a file is invalid. It matches quant.ErrCorrupt, ErrVersion,
+// ErrUnsupported or ErrTooLarge, or the error of the reader.
 type FormatError struct {
-	File    string // as given to Open or New
+	File    string // name given to Open or New
 	Section string // one of the Section constants
-	Tensor  string // name of the tensor at fault; "" for none, and for the one of an .npy
-	Offset  int64  // byte of the file, -1 where no byte is to blame
+	Tensor  string // name of the wrong tensor; "" for none, and for the tensor of an .npy
+	Offset  int64  // byte of the file, -1 if the error is not at one byte
 	Err     error
 }
 
@@ -61,7 +61,7 @@ func tooLargef(format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, quant.ErrTooLarge)...)
 }
 
-// callErrorf is an error of the caller: ErrShape, in the form of the house.
+// callErrorf returns the error for a wrong argument: quant.ErrShape.
 func callErrorf(format string, args ...any) error {
 	return fmt.Errorf("kvist/capture: "+format+": %w", append(args, quant.ErrShape)...)
 }
@@ -70,8 +70,8 @@ func (s *Source) formatError(section, tensor string, off int64, cause error) err
 	return &FormatError{File: s.name, Section: section, Tensor: tensor, Offset: off, Err: cause}
 }
 
-// readFull fills dst from byte off of the file. A file that ends too early is corrupt: its size
-// was checked when it was opened.
+// readFull fills dst from byte off of the file. The size was checked at Open, so a file that ends
+// too early is corrupt.
 func (s *Source) readFull(section, tensor string, off int64, dst []byte) error {
 	if len(dst) == 0 {
 		return nil
@@ -82,7 +82,7 @@ func (s *Source) readFull(section, tensor string, off int64, dst []byte) error {
 	}
 	switch {
 	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		err = fmt.Errorf("%d of %d bytes are there: %w: %w",
+		err = fmt.Errorf("the file ends after %d of %d bytes: %w: %w",
 			n, len(dst), io.ErrUnexpectedEOF, quant.ErrCorrupt)
 	default:
 		err = fmt.Errorf("%d bytes: %w", len(dst), err)

@@ -16,12 +16,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// fuzzLimits keep an input from being slow for the size it has.
+// fuzzLimits keep the time for an input in proportion to its size.
 var fuzzLimits = capture.Limits{HeaderBytes: 1 << 16, Tensors: 256, Dims: 16, NameBytes: 256,
 	TotalBytes: 1 << 20}
 
-// checkSource checks what holds of every file that opens: its tensors cover its data, all rows
-// and side data that it says it has can be read, and a copy of it has the same content.
+// checkSource checks what holds for every file that opens: its tensors cover its data, all declared
+// rows and side data can be read, and a copy has the same content.
 func checkSource(t testing.TB, s *capture.Source, size int64) {
 	t.Helper()
 	tensors := s.Tensors()
@@ -155,8 +155,8 @@ func fuzzOne(t *testing.T, b []byte) {
 	equal(t, "categories of "+err.Error(), n, 1)
 }
 
-// FuzzSafetensors makes up headers. Lengths that lie are for TestEveryTruncation_GivesTypedError
-// and TestEveryHeaderBit_FlippedIsRefusedOrConsistent.
+// FuzzSafetensors generates headers. TestEveryTruncation_GivesTypedError and
+// TestEveryHeaderBit_FlippedIsRefusedOrConsistent test wrong lengths.
 func FuzzSafetensors(f *testing.F) {
 	b := smallKV().bytes(f)
 	n := 8 + int(binary.LittleEndian.Uint64(b))
@@ -195,7 +195,7 @@ func FuzzNpy(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		// The magic is what the fuzzer should not waste its time on.
+		// The fuzzer should not spend time on the magic.
 		fuzzOne(t, append([]byte("\x93NUMPY"), bytes.TrimPrefix(b, []byte("\x93NUMPY"))...))
 	})
 }

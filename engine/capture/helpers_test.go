@@ -15,7 +15,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// memFile is a file in memory that can be written at any place.
+// memFile is a file in memory with random access.
 type memFile struct{ b []byte }
 
 func (m *memFile) WriteAt(p []byte, off int64) (int, error) {
@@ -25,7 +25,7 @@ func (m *memFile) WriteAt(p []byte, off int64) (int, error) {
 	return copy(m.b[off:], p), nil
 }
 
-// raw makes a safetensors file of a header's text and data.
+// raw makes a safetensors file from the text of a header and data.
 func raw(header string, data int) []byte {
 	b := binary.LittleEndian.AppendUint64(nil, uint64(len(header)))
 	return append(append(b, header...), make([]byte, data)...)
@@ -60,7 +60,7 @@ var categories = []error{quant.ErrShape, quant.ErrCorrupt, quant.ErrVersion, qua
 	quant.ErrUnavailable, quant.ErrBudget, quant.ErrFull, quant.ErrTooLarge, quant.ErrClosed,
 	quant.ErrRange}
 
-// wantCategory checks that err matches the one category and no other, and says all of text.
+// wantCategory checks that err matches this category and no other, and contains all of text.
 func wantCategory(t testing.TB, err, category error, text ...string) {
 	t.Helper()
 	if err == nil {
@@ -92,7 +92,7 @@ func wantFormatError(t testing.TB, err, category error, text ...string) *capture
 	return fe
 }
 
-// file is what a test capture is made of: metadata and tensors.
+// file describes a test capture: metadata and tensors.
 type file struct {
 	meta  map[string]string
 	decls []capture.Decl
@@ -127,7 +127,7 @@ func (f *file) add(name, dtype string, shape ...int64) {
 	f.decls = append(f.decls, capture.Decl{Name: name, DTypeName: dtype, Shape: shape})
 }
 
-// set changes the declaration of a tensor; no dtype removes it.
+// set changes the declaration of a tensor. An empty dtype removes it.
 func (f *file) set(name, dtype string, shape ...int64) {
 	for i := range f.decls {
 		if f.decls[i].Name == name {
@@ -140,7 +140,7 @@ func (f *file) set(name, dtype string, shape ...int64) {
 	}
 }
 
-// bytes writes the file; every data byte depends on the tensor and on its place in it.
+// bytes writes the file. Every data byte depends on the tensor and on its place in it.
 func (f *file) bytes(t testing.TB) []byte {
 	t.Helper()
 	var m memFile
@@ -154,7 +154,7 @@ func (f *file) bytes(t testing.TB) []byte {
 	return m.b
 }
 
-// pattern fills n bytes; every fourth is small, so that float32 of them are finite.
+// pattern fills n bytes. Every fourth is small, so that they form finite float32 values.
 func pattern(seed, n int) []byte {
 	b := make([]byte, n)
 	for i := range b {
@@ -166,7 +166,7 @@ func pattern(seed, n int) []byte {
 	return b
 }
 
-// zeros reads as a header followed by zeros, and counts the bytes that are asked for.
+// zeros reads as a header followed by zeros, and counts the bytes read.
 type zeros struct {
 	head []byte
 	read int64

@@ -14,10 +14,10 @@ import (
 // KVFormat is the value of the metadata key "format" in a KV capture.
 const KVFormat = "kv-capture/1"
 
-// isKVFormat reports whether a file of that format is a KV capture of this or another version.
+// isKVFormat reports whether a file of that format is a KV capture, of this or another version.
 func isKVFormat(format string) bool { return strings.HasPrefix(format, "kv-capture/") }
 
-// Part names a tensor of rows of a layer.
+// Part names a tensor of rows in a layer.
 type Part uint8
 
 // The parts.
@@ -25,7 +25,7 @@ const (
 	K Part = iota
 	V
 	Q
-	KNext // of the tokens after
+	KNext // the Next parts hold the tokens after the captured ones
 	VNext
 	QNext
 
@@ -42,15 +42,15 @@ func (p Part) String() string {
 	return "Part(" + strconv.Itoa(int(p)) + ")"
 }
 
-// Next reports whether p belongs to the tokens after.
+// Next reports whether p holds the tokens after the captured ones.
 func (p Part) Next() bool { return p >= KNext && p <= QNext }
 
-// Meta is what the metadata of a KV capture say beside its Geometry.
+// Meta is the metadata of a KV capture, apart from its Geometry.
 type Meta struct {
 	Format        string
 	Model         string
 	FirstPosition int64             // position of the first token
-	Values        map[string]string // all metadata, these included
+	Values        map[string]string // all metadata, including the fields above
 }
 
 // kvCapture is the checked header of a KV capture.
@@ -63,14 +63,14 @@ type kvCapture struct {
 	hasNext            bool
 }
 
-// kvLayer holds the tensors of one layer; the zero Tensor or TensorInfo is one that is absent.
+// kvLayer holds the tensors of one layer. An absent tensor is the zero Tensor or TensorInfo.
 type kvLayer struct {
 	parts      [numParts]Tensor
 	oWeight    Tensor
 	kept, bias bool
 }
 
-// Meta returns the metadata of a KV capture, the zero Meta for activations.
+// Meta returns the metadata of a KV capture, or the zero Meta for activations.
 func (s *Source) Meta() Meta {
 	if s.kv == nil {
 		return Meta{}
@@ -80,7 +80,7 @@ func (s *Source) Meta() Meta {
 	return m
 }
 
-// Geometry returns the shape of the captured cache, the zero Geometry for activations.
+// Geometry returns the shape of the captured cache, or the zero Geometry for activations.
 func (s *Source) Geometry() quant.Geometry {
 	if s.kv == nil {
 		return quant.Geometry{}
@@ -90,7 +90,7 @@ func (s *Source) Geometry() quant.Geometry {
 	return g
 }
 
-// Layers returns the numbers of the layers that the capture holds, ascending.
+// Layers returns the numbers of the layers in the capture, ascending.
 func (s *Source) Layers() []int {
 	if s.kv == nil {
 		return nil
@@ -106,7 +106,7 @@ func (s *Source) Tokens() int {
 	return s.kv.tokens
 }
 
-// TokensNext returns the number of tokens after the captured ones, 0 where there are none.
+// TokensNext returns the number of tokens after the captured ones, or 0 if there are none.
 func (s *Source) TokensNext() int {
 	if s.kv == nil {
 		return 0
@@ -114,7 +114,7 @@ func (s *Source) TokensNext() int {
 	return s.kv.tokensNext
 }
 
-// KV returns the rows of one part of a layer; false where the capture does not hold them.
+// KV returns the rows of one part of a layer; false if the capture does not hold them.
 func (s *Source) KV(layer int, p Part) (Tensor, bool) {
 	l := s.layer(layer)
 	if l == nil || p >= numParts {
@@ -123,27 +123,27 @@ func (s *Source) KV(layer int, p Part) (Tensor, bool) {
 	return l.parts[p], l.parts[p].src != nil
 }
 
-// DType returns the element type of a part, DTypeInvalid where the capture does not hold it.
+// DType returns the element type of a part, or DTypeInvalid if the capture does not hold it.
 func (s *Source) DType(layer int, p Part) quant.DType {
 	t, _ := s.KV(layer, p)
 	return t.dtype
 }
 
-// HasQ reports whether the layer's queries were captured.
+// HasQ reports whether the capture holds the layer's queries.
 func (s *Source) HasQ(layer int) bool {
 	_, ok := s.KV(layer, Q)
 	return ok
 }
 
-// HasNext reports whether K, V and Q of the tokens after were captured for the layer, so that
-// errors of future attention can be measured.
+// HasNext reports whether the capture holds K, V and Q of the tokens after the layer's captured
+// ones. Future-attention errors can then be measured.
 func (s *Source) HasNext(layer int) bool {
 	_, ok := s.KV(layer, QNext) // it implies the other two
 	return ok
 }
 
-// OWeight returns the output projection of the layer as rows [hidden, heads * head_dim_v], head
-// 0; false where the capture does not hold it.
+// OWeight returns the output projection of the layer as rows [hidden, heads * head_dim_v], as head
+// 0; false if the capture does not hold it.
 func (s *Source) OWeight(layer int) (Tensor, bool) {
 	l := s.layer(layer)
 	if l == nil {
@@ -159,8 +159,8 @@ func (s *Source) layer(n int) *kvLayer {
 	return s.kv.parts[n]
 }
 
-// KVMetadata returns the metadata that describe a capture with this geometry. Frequencies of
-// g.Rope.InvFreq go into the tensor rope_inv_freq, which is the caller's to declare.
+// KVMetadata returns the metadata of a capture with this geometry. The caller must declare the
+// tensor rope_inv_freq for the frequencies of g.Rope.InvFreq.
 func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]string {
 	m := map[string]string{
 		"format":         KVFormat,

@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Names of the tensors of a capture that belong to no layer.
+// Names of the tensors of a capture outside its layers.
 const (
 	nameTokens    = "tokens"
 	nameSurprisal = "surprisal"
@@ -23,7 +23,7 @@ const (
 	layerPrefix   = "layers."
 )
 
-// kvReader checks the header of a KV capture and makes a kvCapture of it.
+// kvReader checks the header of a KV capture and makes a kvCapture from it.
 type kvReader struct {
 	src *Source
 	kv  *kvCapture
@@ -57,8 +57,8 @@ func (r *kvReader) tensorError(t TensorInfo, cause error) error {
 	return r.src.formatError(SectionTensor, t.Name, t.Offset, cause)
 }
 
-// integer reads a decimal number of [least, most] from the metadata; def stands for a key that
-// is absent, where it is not negative.
+// integer reads a decimal number in [least, most] from the metadata. If the key is absent it
+// returns def; a negative def makes the key required.
 func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
 	text, ok := r.src.metadata[key]
 	if !ok {
@@ -96,7 +96,7 @@ func (r *kvReader) readMeta() error {
 	return nil
 }
 
-// readGeometry reads what metadata say; head_dim_v stays 0 where it is left to V.
+// readGeometry reads the metadata. head_dim_v stays 0 if the shape of V defines it.
 func (r *kvReader) readGeometry() error {
 	g := &r.kv.geo
 	for _, f := range []struct {
@@ -159,7 +159,7 @@ func (r *kvReader) readRope() error {
 	return nil
 }
 
-// layerName splits "layers.N.rest". ok is false for names that are none of a layer.
+// layerName splits "layers.N.rest". ok is false for any other name.
 func layerName(name string) (layer int, rest string, ok bool) {
 	tail, ok := strings.CutPrefix(name, layerPrefix)
 	if !ok {
@@ -170,7 +170,7 @@ func layerName(name string) (layer int, rest string, ok bool) {
 		return 0, "", false
 	}
 	n, err := strconv.ParseUint(num, 10, 31)
-	if err != nil || strconv.FormatUint(n, 10) != num { // one number has one name
+	if err != nil || strconv.FormatUint(n, 10) != num { // a number has one spelling
 		return 0, "", false
 	}
 	return int(n), rest, true
@@ -189,7 +189,7 @@ func (r *kvReader) wantShape(info TensorInfo, text string, want ...int) error {
 		info.Shape, want, text))
 }
 
-// tokenCount checks dim 1 of the tensor that sets the number of tokens.
+// tokenCount checks dim 1 of the tensor that defines the number of tokens.
 func (r *kvReader) tokenCount(info TensorInfo) (int, error) {
 	n := info.Shape[1]
 	if n > quant.MaxTokens || n > math.MaxInt {
@@ -247,7 +247,7 @@ func (r *kvReader) wantDType(info TensorInfo, dtype string) error {
 	return nil
 }
 
-// checkSide checks the tensors that hold one value a token.
+// checkSide checks the tensors with one value per token.
 func (r *kvReader) checkSide() error {
 	for _, e := range []struct{ name, dtype string }{
 		{nameTokens, "I32"}, {nameSurprisal, "F32"}, {namePositions, "I32"},
@@ -275,7 +275,7 @@ func (r *kvReader) checkSide() error {
 	return nil
 }
 
-// readInvFreq reads the frequencies of RoPE, where the capture gives them.
+// readInvFreq reads the RoPE frequencies, if the capture has them.
 func (r *kvReader) readInvFreq() error {
 	info, ok := r.src.Lookup(nameInvFreq)
 	rope := &r.kv.geo.Rope
@@ -285,7 +285,7 @@ func (r *kvReader) readInvFreq() error {
 	if err := r.wantDType(info, "F32"); err != nil {
 		return err
 	}
-	// The length is checked before anything is allocated for it: RotaryDim <= quant.MaxDim.
+	// RotaryDim <= quant.MaxDim bounds the allocation below; the length has been checked.
 	if err := r.wantShape(info, "[rotary_dim/2]", rope.RotaryDim/2); err != nil {
 		return err
 	}

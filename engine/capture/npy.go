@@ -18,11 +18,11 @@ import (
 // The .npy format. Source: NumPy enhancement proposal 1 and numpy/lib/format.py.
 const (
 	npyMagic = "\x93NUMPY"
-	// maxNpyHeader bounds the header text. That of a plain array has some hundred bytes; only
-	// structured types, which are refused, need more.
+	// maxNpyHeader bounds the header text. That of a plain array has some hundred bytes. Only
+	// structured types need more, and they are refused.
 	maxNpyHeader = 1 << 16
 	npyAlign     = 64 // the header is padded so that data start on a multiple of this
-	// npyGrowDigits is the room NumPy leaves in a header for the first dim to grow.
+	// npyGrowDigits is the room that NumPy leaves in a header for the first dim to grow.
 	npyGrowDigits = 21
 )
 
@@ -332,15 +332,15 @@ func (p *npyParser) shape() ([]int64, error) {
 	}
 }
 
-// NewNpyWriter starts an .npy of version 1.0, as NumPy writes it, with the one tensor d. The
-// rest is as with NewWriter; d.Name names the tensor in calls only.
+// NewNpyWriter starts an .npy of version 1.0, as NumPy writes it, with the tensor d. It is
+// otherwise like NewWriter. d.Name names the tensor in calls only; the file does not hold it.
 //
-// Errors: quant.ErrShape for a shape that is none; quant.ErrUnsupported for an element type that
-// .npy does not have (BF16, the 8-bit floats); those of w.
+// Errors: quant.ErrShape for an invalid shape; quant.ErrUnsupported for an element type that .npy
+// does not have (BF16, the 8-bit floats); those of w.
 func NewNpyWriter(w io.WriterAt, d Decl) (*Writer, error) {
 	rank := dtypeRank(d.DTypeName)
 	if rank < 0 || dtypes[rank].descr == "" {
-		return nil, fmt.Errorf("kvist/capture: write .npy: element type %q is not one of .npy: %w",
+		return nil, fmt.Errorf("kvist/capture: write .npy: .npy has no element type %q: %w",
 			d.DTypeName, quant.ErrUnsupported)
 	}
 	if len(d.Shape) > defaultDims {
@@ -349,7 +349,7 @@ func NewNpyWriter(w io.WriterAt, d Decl) (*Writer, error) {
 	}
 	n, err := dataBytes(d.DTypeName, d.Shape)
 	if err != nil {
-		return nil, callErrorf("write .npy: shape %v of %s is none", d.Shape, d.DTypeName)
+		return nil, callErrorf("write .npy: %s of shape %v is invalid", d.DTypeName, d.Shape)
 	}
 	d.Shape = slices.Clone(d.Shape)
 	header := npyHeader(dtypes[rank].descr, d.Shape)

@@ -144,7 +144,7 @@ func TestNpy_RealFiles(t *testing.T) {
 				equal(t, "dim", a.Dim, c.dim)
 				checkEmbedding(t, s, a, want[info.Offset:])
 			}
-			// NumPy's own bytes come back.
+			// Writing it again gives NumPy's bytes.
 			var m memFile
 			w, err := capture.NewNpyWriter(&m, info.Decl)
 			noError(t, err)
@@ -157,7 +157,7 @@ func TestNpy_RealFiles(t *testing.T) {
 	}
 }
 
-// checkEmbedding reads rows with both methods; embeddings of MiniLM have length one.
+// checkEmbedding reads rows with both methods. Embeddings of MiniLM have length one.
 func checkEmbedding(t *testing.T, s *capture.Source, a capture.ActTensor, data []byte) {
 	t.Helper()
 	const n = 100 // more than one piece of the reader's buffer
@@ -206,7 +206,7 @@ func TestNpyWriter_RoundTrip(t *testing.T) {
 		}
 	}
 	_, err := capture.NewNpyWriter(&memFile{}, capture.Decl{DTypeName: "BF16", Shape: []int64{1}})
-	wantCategory(t, err, quant.ErrUnsupported, `"BF16" is not one of .npy`)
+	wantCategory(t, err, quant.ErrUnsupported, `no element type "BF16"`)
 	_, err = capture.NewNpyWriter(&memFile{}, capture.Decl{DTypeName: "F32", Shape: []int64{-1}})
 	wantCategory(t, err, quant.ErrShape, "[-1]")
 }

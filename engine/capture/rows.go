@@ -12,8 +12,8 @@ import (
 // scratchBytes is the piece that rows are read and converted in at a time.
 const scratchBytes = 1 << 16
 
-// Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that handed
-// it out; the zero Tensor belongs to none.
+// Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that returned
+// it; the zero Tensor belongs to none.
 type Tensor struct {
 	src       *Source
 	info      TensorInfo
@@ -28,13 +28,13 @@ func (t Tensor) Name() string { return t.info.Name }
 // DType returns the element type that rows are read in.
 func (t Tensor) DType() quant.DType { return t.dtype }
 
-// Heads returns the heads: kv_heads for K and V, heads for Q, 1 for activations.
+// Heads returns the number of heads: kv_heads for K and V, heads for Q, 1 for activations.
 func (t Tensor) Heads() int { return t.heads }
 
-// Rows returns the rows of one head.
+// Rows returns the number of rows in one head.
 func (t Tensor) Rows() int { return t.rows }
 
-// Dim returns the values of one row.
+// Dim returns the number of values in one row.
 func (t Tensor) Dim() int { return t.dim }
 
 // RowBytes returns the bytes of one row as it is read.
@@ -129,7 +129,7 @@ func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversio
 // ReadRowsF32 reads rows [first, first+n) of one head and converts them, exactly but for those of
 // F64, which are rounded.
 //
-// dst: [n, dim], exactly n * t.Dim() values. Where an error is returned, dst is undefined.
+// dst: [n, dim], exactly n * t.Dim() values. dst is undefined after an error.
 //
 // Errors: as ReadRows.
 func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error {
@@ -214,10 +214,10 @@ type ActTensor struct {
 // dims or more have rows, and floats of one dim are one row each.
 func (s *Source) ActTensors() []ActTensor { return append([]ActTensor(nil), s.act...) }
 
-// ActTensor returns the rows of the tensor of that name.
+// ActTensor returns the rows of the named tensor.
 //
-// Errors: quant.ErrShape where there is none of that name; quant.ErrUnsupported, saying why, for
-// one that has raw access only.
+// Errors: quant.ErrShape if there is no such tensor; quant.ErrUnsupported, with the reason, for a
+// tensor without rows.
 func (s *Source) ActTensor(name string) (ActTensor, error) {
 	for _, a := range s.act {
 		if a.Name == name {
@@ -276,7 +276,7 @@ func (s *Source) readActivations() {
 	}
 }
 
-// rowMatrix is a tensor seen as rows over its last dim.
+// rowMatrix is a tensor as a matrix of rows over its last dim.
 type rowMatrix struct {
 	info      TensorInfo
 	rows, dim int64
@@ -291,7 +291,7 @@ func rowsOf(info TensorInfo) rowMatrix {
 		if i == len(info.Shape)-1 {
 			m.dim = d
 		} else if d == 0 || m.rows <= math.MaxInt64/d {
-			// Overflow needs a zero dim elsewhere, which is refused anyway.
+			// Only a tensor with a zero dim can overflow here, and it is refused anyway.
 			m.rows *= d
 		}
 	}

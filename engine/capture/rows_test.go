@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// half is the definition of binary16 in float64, to compare the conversion with.
+// half converts binary16 by its definition, in float64.
 func half(h uint16) float64 {
 	sign := 1.0
 	if h>>15 == 1 {
@@ -101,7 +101,7 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	_, err = s.ActTensor("x")
 	wantCategory(t, err, quant.ErrShape, `"x" is not in the file`)
 	equal(t, "side tensors", len(s.SideTensors()), 6)
-	// What belongs to captures is empty, not a crash.
+	// Methods for captures return empty results for activations; they do not panic.
 	equal(t, "tokens", s.Tokens()+s.TokensNext()+len(s.Layers())+s.Geometry().Layers, 0)
 	_, ok := s.KV(0, capture.K)
 	equal(t, "k", ok, false)

@@ -18,17 +18,17 @@ import (
 const (
 	metadataKey = "__metadata__"
 	lengthBytes = 8 // of the header length that starts a safetensors file
-	// maxSkipDepth bounds the nesting of fields that the format does not know.
+	// maxSkipDepth bounds the nesting of unknown fields.
 	maxSkipDepth = 32
 )
 
-// headerParser reads the JSON of a safetensors header token by token, so that what is not
-// expected is refused before anything is kept of it.
+// headerParser parses the JSON of a safetensors header token by token, so that it refuses
+// unexpected values before it stores them.
 type headerParser struct {
 	src      *Source
 	lim      Limits
 	dec      *json.Decoder
-	dataFrom int64 // byte of the file at which data start
+	dataFrom int64 // file offset of the data
 	dataSize int64
 }
 
@@ -60,8 +60,8 @@ func (s *Source) parseSafetensors(head []byte, lim Limits) error {
 	return p.checkCover()
 }
 
-// readHeader reads n bytes behind the length. Its buffer grows with what is really there, not
-// with what the length claims.
+// readHeader reads the n bytes after the length. Its buffer grows with the bytes present, not with
+// the claimed length.
 func (s *Source) readHeader(n int64) ([]byte, error) {
 	const step = 1 << 20
 	raw := make([]byte, 0, min(n, step))
@@ -111,7 +111,7 @@ func (p *headerParser) open(tensor, what string, d json.Delim) error {
 	return nil
 }
 
-// show quotes a token for an error, shortened.
+// show returns a token, shortened, for an error text.
 func show(t json.Token) string {
 	text := fmt.Sprintf("%v", t)
 	if s, ok := t.(string); ok {
@@ -127,7 +127,7 @@ func show(t json.Token) string {
 	return text
 }
 
-// top reads the header's object.
+// top parses the header's object.
 func (p *headerParser) top() error {
 	if err := p.open("", "header", '{'); err != nil {
 		return err
@@ -140,7 +140,7 @@ func (p *headerParser) top() error {
 		}
 		name, _ := t.(string) // keys are strings, or token fails
 		if seen[name] {
-			return p.fail("", corruptf("name %s stands twice", show(t)))
+			return p.fail("", corruptf("name %s appears twice", show(t)))
 		}
 		seen[name] = true
 		if name == metadataKey {
@@ -163,7 +163,7 @@ func (p *headerParser) top() error {
 
 func (p *headerParser) metadata() error {
 	t, err := p.token(metadataKey)
-	if err != nil || t == nil { // null: as if it were not there
+	if err != nil || t == nil { // null counts as absent
 		return err
 	}
 	if t != json.Delim('{') {
@@ -177,7 +177,7 @@ func (p *headerParser) metadata() error {
 		}
 		key, _ := k.(string)
 		if _, ok := p.src.metadata[key]; ok {
-			return p.fail(metadataKey, corruptf("key %s stands twice", show(k)))
+			return p.fail(metadataKey, corruptf("key %s appears twice", show(k)))
 		}
 		if len(p.src.metadata) >= p.lim.MetaKeys {
 			return p.fail(metadataKey, tooLargef("more than %d keys", p.lim.MetaKeys))
@@ -196,7 +196,7 @@ func (p *headerParser) metadata() error {
 	return err
 }
 
-// tensor reads the object that declares one tensor.
+// tensor parses the object that declares one tensor.
 func (p *headerParser) tensor(name string) error {
 	if len(name) > p.lim.NameBytes {
 		return p.fail("", tooLargef("tensor name of %d bytes, want at most %d",
@@ -218,7 +218,7 @@ func (p *headerParser) tensor(name string) error {
 		}
 		key, _ := t.(string)
 		if seen[key] {
-			return p.fail(name, corruptf("field %s stands twice", show(t)))
+			return p.fail(name, corruptf("field %s appears twice", show(t)))
 		}
 		switch key {
 		case "dtype":
@@ -228,7 +228,7 @@ func (p *headerParser) tensor(name string) error {
 		case "data_offsets":
 			offsets, err = p.integers(name, key, 2)
 		default:
-			// The reference implementation passes over fields it does not know.
+			// The reference implementation ignores unknown fields.
 			err = p.skip(name)
 			key = ""
 		}
@@ -250,7 +250,7 @@ func (p *headerParser) tensor(name string) error {
 	return p.add(info, offsets)
 }
 
-// add checks one declaration by itself and keeps it.
+// add checks one declaration and stores it.
 func (p *headerParser) add(info TensorInfo, offsets []int64) error {
 	if len(offsets) != 2 {
 		return p.fail(info.Name, corruptf("data_offsets %v, want two", offsets))
@@ -292,7 +292,7 @@ func (p *headerParser) dtype(name string) (string, error) {
 	return dtypes[rank].name, nil
 }
 
-// integers reads an array of up to most integers of [0, 2^63).
+// integers parses an array of up to most integers in [0, 2^63).
 func (p *headerParser) integers(name, field string, most int) ([]int64, error) {
 	if err := p.open(name, field, '['); err != nil {
 		return nil, err
@@ -321,7 +321,7 @@ func (p *headerParser) integers(name, field string, most int) ([]int64, error) {
 	return list, err
 }
 
-// skip passes over one value.
+// skip skips one value.
 func (p *headerParser) skip(name string) error {
 	for depth := 0; ; {
 		t, err := p.token(name)
@@ -343,8 +343,8 @@ func (p *headerParser) skip(name string) error {
 	}
 }
 
-// checkCover sorts the tensors by their data and checks that they cover it without gap or
-// overlap.
+// checkCover sorts the tensors by offset and checks that they cover the data without gaps or
+// overlaps.
 func (p *headerParser) checkCover() error {
 	s := p.src
 	slices.SortFunc(s.tensors, func(a, b TensorInfo) int {

@@ -106,11 +106,11 @@ func TestSafetensors_BadHeaders(t *testing.T) {
 		{"no offsets", `{"a":{"dtype":"U8","shape":[1]}}`, 1, quant.ErrCorrupt,
 			`field "data_offsets" is missing`},
 		{"duplicate tensor", "{" + u8("a", "[0,1]", "1") + "," + u8("a", "[1,2]", "1") + "}", 2,
-			quant.ErrCorrupt, `name "a" stands twice`},
+			quant.ErrCorrupt, `name "a" appears twice`},
 		{"duplicate by escape", "{" + u8("a", "[0,1]", "1") + "," + u8(`\u0061`, "[1,2]", "1") + "}",
-			2, quant.ErrCorrupt, `name "a" stands twice`},
+			2, quant.ErrCorrupt, `name "a" appears twice`},
 		{"duplicate field", `{"a":{"dtype":"U8","dtype":"U8","shape":[1],"data_offsets":[0,1]}}`, 1,
-			quant.ErrCorrupt, `field "dtype" stands twice`},
+			quant.ErrCorrupt, `field "dtype" appears twice`},
 		{"duplicate key", `{"__metadata__":{"k":"1","k":"2"}}`, 0, quant.ErrCorrupt,
 			`metadata at byte`},
 		{"duplicate metadata", `{"__metadata__":{},"__metadata__":{}}`, 0, quant.ErrCorrupt, "twice"},
@@ -202,7 +202,7 @@ func TestEveryTruncation_GivesTypedError(t *testing.T) {
 			for n := range b {
 				_, err := openBytes(b[:n], capture.Limits{})
 				wantFormatError(t, err, quant.ErrCorrupt)
-				// The size is right, the reader ends: also while reading rows.
+				// The size is right, but the reader ends early, also while it reads rows.
 				s, err := capture.New("cut", bytes.NewReader(b[:n]), int64(len(b)), capture.Limits{})
 				if err == nil {
 					ts := s.Tensors()

@@ -9,22 +9,22 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// HasTokens reports whether the capture holds the token numbers, of the tokens after with next.
+// HasTokens reports whether the capture holds token numbers. With next: of the tokens after.
 func (s *Source) HasTokens(next bool) bool { return s.hasSide(nameTokens, next) }
 
-// HasSurprisal reports whether the capture holds the tokens' surprisal.
+// HasSurprisal reports whether the capture holds the surprisal of the tokens.
 func (s *Source) HasSurprisal(next bool) bool { return s.hasSide(nameSurprisal, next) }
 
-// HasPositions reports whether the capture holds positions, rather than their default.
+// HasPositions reports whether the capture holds positions. Otherwise they have their default.
 func (s *Source) HasPositions(next bool) bool { return s.hasSide(namePositions, next) }
 
-// HasKept reports whether the layer says which of its tokens were kept.
+// HasKept reports whether the capture says which tokens of the layer were kept.
 func (s *Source) HasKept(layer int) bool {
 	l := s.layer(layer)
 	return l != nil && l.kept
 }
 
-// HasBias reports whether the layer has row biases.
+// HasBias reports whether the capture holds row biases of the layer.
 func (s *Source) HasBias(layer int) bool {
 	l := s.layer(layer)
 	return l != nil && l.bias
@@ -35,10 +35,10 @@ func (s *Source) hasSide(name string, next bool) bool {
 	return ok && s.kv != nil
 }
 
-// ReadTokens reads the numbers of tokens [first, first+len(dst)), of the tokens after with next.
+// ReadTokens reads the numbers of tokens [first, first+len(dst)). With next: of the tokens after.
 //
-// Errors: quant.ErrShape; quant.ErrUnsupported where the capture holds none; quant.ErrClosed;
-// *FormatError.
+// Errors: quant.ErrShape; quant.ErrUnsupported if the capture holds no token numbers;
+// quant.ErrClosed; *FormatError.
 func (s *Source) ReadTokens(next bool, first int, dst []int32) error {
 	return s.readSide(nameTokens, next, first, len(dst), func(at int, raw []byte) error {
 		for i := range len(raw) / 4 {
@@ -58,9 +58,9 @@ func (s *Source) ReadSurprisal(next bool, first int, dst []float32) error {
 	})
 }
 
-// ReadPositions reads the positions of tokens [first, first+len(dst)). Where the capture does not
-// hold them, they count up from first_position, and those of the tokens after from the last
-// position before them.
+// ReadPositions reads the positions of tokens [first, first+len(dst)). Without stored positions
+// they count up from first_position; those of the tokens after count up from the last position
+// before them.
 //
 // Errors: quant.ErrShape, quant.ErrClosed, *FormatError (also for a negative position).
 func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
@@ -103,8 +103,8 @@ func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
 	return nil
 }
 
-// ReadKept reads, for tokens [first, first+len(dst)) of one KV head, whether they were kept: 0
-// for a dropped token. Without tensor "kept", all were.
+// ReadKept reads, for tokens [first, first+len(dst)) of one KV head, whether they were kept: 0 is a
+// dropped token. Without the tensor "kept" every token was kept.
 //
 // Errors: quant.ErrShape, quant.ErrClosed, *FormatError.
 func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
@@ -123,7 +123,7 @@ func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
 }
 
 // ReadBias reads the row biases, without log-count, of tokens [first, first+len(dst)) of one KV
-// head: 0 without tensor "bias".
+// head. They are 0 without the tensor "bias".
 //
 // Errors: as ReadKept.
 func (s *Source) ReadBias(layer, kvHead, first int, dst []float32) error {

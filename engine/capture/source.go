@@ -43,7 +43,7 @@ func (f FileFormat) String() string {
 	return fmt.Sprintf("FileFormat(%d)", uint8(f))
 }
 
-// Kind says what a file holds.
+// Kind is what a file holds.
 type Kind uint8
 
 // The kinds.
@@ -106,7 +106,7 @@ type Source struct {
 //
 // Errors: *FormatError; those of the file system.
 func Open(path string, lim Limits) (*Source, error) {
-	// Stat first: opening a pipe would wait for its other end.
+	// Stat first: opening a pipe would block.
 	if st, err := os.Stat(path); err != nil {
 		return nil, fmt.Errorf("kvist/capture: open: %w", err)
 	} else if !st.Mode().IsRegular() {
@@ -121,7 +121,7 @@ func Open(path string, lim Limits) (*Source, error) {
 		err = notRegular(path)
 	}
 	if err != nil {
-		_ = f.Close() // the first error is the one to report
+		_ = f.Close() // report the first error
 		return nil, err
 	}
 	s, err := New(path, f, st.Size(), lim)
@@ -138,7 +138,7 @@ func notRegular(path string) error {
 		Err: unsupportedf("not a regular file")}
 }
 
-// New opens a file of size bytes that r reads. Errors name it name. Close does not close r.
+// New opens a file of size bytes that r reads. name appears in errors. Close does not close r.
 //
 // Errors: *FormatError; quant.ErrShape for a negative size.
 func New(name string, r io.ReaderAt, size int64, lim Limits) (*Source, error) {
@@ -176,7 +176,7 @@ func New(name string, r io.ReaderAt, size int64, lim Limits) (*Source, error) {
 	return s, nil
 }
 
-// parse finds the file's format by its first bytes and reads the header.
+// parse detects the file's format from its first bytes and reads the header.
 func (s *Source) parse(lim Limits) error {
 	head := make([]byte, min(s.size, int64(len(npyMagic)+4)))
 	if err := s.readFull(SectionFile, "", 0, head); err != nil {
@@ -225,22 +225,22 @@ func (s *Source) Close() error {
 // Name returns the name given to Open or New.
 func (s *Source) Name() string { return s.name }
 
-// Size returns the bytes of the file.
+// Size returns the size of the file in bytes.
 func (s *Source) Size() int64 { return s.size }
 
-// Format returns the file's format, so that a result can be written in the same.
+// Format returns the file's format, so that a result can be written in the same one.
 func (s *Source) Format() FileFormat { return s.format }
 
-// Kind says whether the file is a KV capture.
+// Kind returns whether the file is a KV capture or holds activations.
 func (s *Source) Kind() Kind { return s.kind }
 
-// Metadata returns a copy of the safetensors metadata, nil where the file has none.
+// Metadata returns a copy of the safetensors metadata, or nil if the file has none.
 func (s *Source) Metadata() map[string]string { return maps.Clone(s.metadata) }
 
 // Tensors returns every tensor of the file in the order of their data.
 func (s *Source) Tensors() []TensorInfo { return slices.Clone(s.tensors) }
 
-// Lookup returns the tensor of that name. The tensor of an .npy is named "".
+// Lookup returns the named tensor. The tensor of an .npy has the name "".
 func (s *Source) Lookup(name string) (TensorInfo, bool) {
 	i, ok := s.index[name]
 	if !ok {
@@ -249,15 +249,15 @@ func (s *Source) Lookup(name string) (TensorInfo, bool) {
 	return s.tensors[i], true
 }
 
-// SideTensors returns the tensors that have raw access only, in the order of their data. Of a KV
-// capture: all but the K, V and Q of the layers and those of the tokens after. Of activations:
-// all that are not in ActTensors.
+// SideTensors returns the tensors with raw access only, in the order of their data. In a KV capture
+// these are all but K, V and Q of the layers and of the tokens after; in activations, all but
+// ActTensors.
 func (s *Source) SideTensors() []TensorInfo { return slices.Clone(s.side) }
 
 // ReadAt reads len(dst) raw bytes of the tensor from byte off of its data: elements of
 // TensorInfo.DTypeName, little-endian, in C order.
 //
-// Errors: quant.ErrShape for an unknown tensor or a range outside of it; quant.ErrClosed;
+// Errors: quant.ErrShape for an unknown tensor or a range outside the tensor; quant.ErrClosed;
 // *FormatError.
 func (s *Source) ReadAt(tensor string, off int64, dst []byte) error {
 	if s.closed.Load() {
@@ -268,7 +268,7 @@ func (s *Source) ReadAt(tensor string, off int64, dst []byte) error {
 		return callErrorf("read %s: tensor %q is not in the file", s.name, tensor)
 	}
 	if off < 0 || off > t.Bytes || int64(len(dst)) > t.Bytes-off {
-		return callErrorf("read %s: %d bytes of tensor %q from byte %d, it has %d",
+		return callErrorf("read %s: %d bytes of tensor %q from byte %d, which has %d",
 			s.name, len(dst), tensor, off, t.Bytes)
 	}
 	return s.readData(&t, off, dst)

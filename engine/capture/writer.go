@@ -20,8 +20,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Writer fills a file whose tensors were declared beforehand. Bytes may be written in any order,
-// and more than once; Close checks that none is missing.
+// Writer writes a file whose tensors are declared first. Bytes may be written in any order and more
+// than once. Close checks that every byte was written.
 type Writer struct {
 	w       io.WriterAt
 	size    int64
@@ -29,15 +29,15 @@ type Writer struct {
 	index   map[string]int
 
 	mu      sync.Mutex
-	written []coverage // of each tensor
+	written []coverage // for each tensor
 	closed  bool
 }
 
-// NewWriter lays out a safetensors file and writes its header. The same declarations, in
-// whatever order, and the same metadata give the same layout: see the package comment.
+// NewWriter lays out a safetensors file and writes its header. The layout does not depend on the
+// order of the declarations; see the package comment.
 //
-// Errors: quant.ErrShape for names or shapes that cannot be; quant.ErrUnsupported for an unknown
-// element type; quant.ErrTooLarge for a header beyond what readers accept; those of w.
+// Errors: quant.ErrShape for invalid names or shapes; quant.ErrUnsupported for an unknown element
+// type; quant.ErrTooLarge for a header beyond what readers accept; those of w.
 func NewWriter(w io.WriterAt, decls []Decl, metadata map[string]string) (*Writer, error) {
 	type ranked struct {
 		TensorInfo
@@ -55,7 +55,7 @@ func NewWriter(w io.WriterAt, decls []Decl, metadata map[string]string) (*Writer
 		seen[d.Name] = true
 		n, err := dataBytes(d.DTypeName, d.Shape)
 		if err != nil {
-			return nil, callErrorf("write header: tensor %q: %s of shape %v is none",
+			return nil, callErrorf("write header: tensor %q: %s of shape %v is invalid",
 				d.Name, d.DTypeName, d.Shape)
 		}
 		d.Shape = slices.Clone(d.Shape)
@@ -100,13 +100,14 @@ func checkDecl(d Decl) error {
 		return callErrorf("write header: tensor %q has %d dims, want at most %d",
 			d.Name, len(d.Shape), defaultDims)
 	case dtypeRank(d.DTypeName) < 0:
-		return fmt.Errorf("kvist/capture: write header: tensor %q: element type %q is not known: %w",
+		return fmt.Errorf("kvist/capture: write header: tensor %q: unknown element type %q: %w",
 			d.Name, d.DTypeName, quant.ErrUnsupported)
 	}
 	return nil
 }
 
-// safetensorsHeader returns length and JSON. Offsets of infos are from the first byte of data.
+// safetensorsHeader returns the length and the JSON. Offsets of infos count from the first byte of
+// data.
 func safetensorsHeader(infos []TensorInfo, metadata map[string]string) ([]byte, error) {
 	if len(infos) > defaultTensors || len(metadata) > defaultMetaKeys {
 		return nil, fmt.Errorf("kvist/capture: write header: %d tensors, %d metadata keys, "+
@@ -184,17 +185,16 @@ func startWriter(w io.WriterAt, header []byte, infos []TensorInfo) (*Writer, err
 	return wr, nil
 }
 
-// Size returns the bytes of the whole file.
+// Size returns the size of the whole file in bytes.
 func (w *Writer) Size() int64 { return w.size }
 
 // Tensors returns the layout, in the order of the data.
 func (w *Writer) Tensors() []TensorInfo { return slices.Clone(w.tensors) }
 
-// WriteAt writes data to the tensor from byte off of its data. It may be called from many
-// goroutines at once.
+// WriteAt writes data to the tensor from offset off of its data. It is safe for concurrent use.
 //
-// Errors: quant.ErrShape for an unknown tensor or a range outside of it; quant.ErrClosed; those
-// of the io.WriterAt.
+// Errors: quant.ErrShape for an unknown tensor or a range outside the tensor; quant.ErrClosed;
+// those of the io.WriterAt.
 func (w *Writer) WriteAt(tensor string, off int64, data []byte) error {
 	i, ok := w.index[tensor]
 	if !ok {
@@ -202,7 +202,7 @@ func (w *Writer) WriteAt(tensor string, off int64, data []byte) error {
 	}
 	t := &w.tensors[i]
 	if off < 0 || off > t.Bytes || int64(len(data)) > t.Bytes-off {
-		return callErrorf("write tensor %q: %d bytes from byte %d, it has %d",
+		return callErrorf("write tensor %q: %d bytes from byte %d, but it has %d",
 			tensor, len(data), off, t.Bytes)
 	}
 	w.mu.Lock()
@@ -224,8 +224,8 @@ func (w *Writer) WriteAt(tensor string, off int64, data []byte) error {
 	return nil
 }
 
-// Copy writes the tensor from the whole tensor from of src, piece by piece. Element type and
-// shape must be the same.
+// Copy writes the named tensor, piece by piece, from the tensor from of src. Element type and shape
+// must be equal.
 //
 // Errors: quant.ErrShape; those of src.ReadAt and of WriteAt.
 func (w *Writer) Copy(tensor string, src *Source, from string) error {
@@ -257,9 +257,9 @@ func (w *Writer) Copy(tensor string, src *Source, from string) error {
 }
 
 // Close checks that every byte of every tensor was written. It does not close the io.WriterAt.
-// A second Close does nothing.
+// Closing again does nothing.
 //
-// Errors: quant.ErrShape, naming the first tensor and range that is missing.
+// Errors: quant.ErrShape, with the first missing tensor and range.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -276,10 +276,10 @@ func (w *Writer) Close() error {
 	return nil
 }
 
-// coverage is a set of bytes as disjoint ranges [lo, hi), ascending, none touching the next.
+// coverage is a set of bytes: disjoint ranges [lo, hi), ascending, that do not touch.
 type coverage []struct{ lo, hi int64 }
 
-// add puts [lo, hi) into the set.
+// add adds [lo, hi) to the set.
 func (c *coverage) add(lo, hi int64) {
 	s := *c
 	i := sort.Search(len(s), func(i int) bool { return s[i].hi >= lo })
@@ -290,7 +290,7 @@ func (c *coverage) add(lo, hi int64) {
 	*c = slices.Replace(s, i, j, struct{ lo, hi int64 }{lo, hi})
 }
 
-// gap returns the first range of [0, n) that is not in the set, or lo = hi.
+// gap returns the first range of [0, n) that is not in the set. If there is none, lo = hi.
 func (c coverage) gap(n int64) (lo, hi int64) {
 	if len(c) == 0 {
 		return 0, n

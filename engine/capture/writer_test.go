@@ -41,7 +41,8 @@ func TestWriter_Layout(t *testing.T) {
 	equal(t, "padding", len(m.b)%8, 0)
 	equal(t, "size", w.Size(), int64(len(m.b)+21))
 
-	// Any order of declarations gives the same bytes, and the caller's shapes are not kept.
+	// Any order of declarations gives the same bytes, and the writer does not keep the caller's
+	// shapes.
 	rng := rand.New(rand.NewPCG(1, 2))
 	for range 10 {
 		rng.Shuffle(len(decls), func(i, j int) { decls[i], decls[j] = decls[j], decls[i] })
@@ -76,7 +77,7 @@ func TestWriter_Refuses(t *testing.T) {
 		{"half a byte", []capture.Decl{{Name: "a", DTypeName: "F4", Shape: []int64{1}}}, nil,
 			quant.ErrShape, "F4 of shape [1]"},
 		{"too large", []capture.Decl{{Name: "a", DTypeName: "U8", Shape: []int64{math.MaxInt64}}},
-			nil, quant.ErrShape, "is none"},
+			nil, quant.ErrShape, "is invalid"},
 		{"sum too large", []capture.Decl{
 			{Name: "a", DTypeName: "U8", Shape: []int64{1 << 60}},
 			{Name: "b", DTypeName: "U8", Shape: []int64{1 << 60}},
@@ -137,7 +138,7 @@ func TestWriter_Coverage(t *testing.T) {
 	}
 	w := start()
 	wantCategory(t, w.WriteAt("b", 0, nil), quant.ErrShape, `"b": it was not declared`)
-	wantCategory(t, w.WriteAt("a", 9, []byte{1, 2}), quant.ErrShape, "2 bytes from byte 9, it has 10")
+	wantCategory(t, w.WriteAt("a", 9, []byte{1, 2}), quant.ErrShape, "2 bytes from byte 9, but it has 10")
 	wantCategory(t, w.WriteAt("a", -1, []byte{1}), quant.ErrShape)
 	wantCategory(t, w.WriteAt("a", math.MaxInt64, []byte{1}), quant.ErrShape)
 }

@@ -42,7 +42,7 @@ func TestCaptures_Search(t *testing.T) {
 	t.Logf("mean log error: %.3f without relevance, %.3f with", res.Start.Value, res.Best.Value)
 	require.Less(t, res.Best.Value, res.Start.Value-0.3, "relevance pays")
 
-	// A budget that cannot be met is no error but no good either.
+	// A budget that cannot be met is not an error, but has the worst value.
 	obj, err = tune.NewCaptures(sources, []float64{0.01}, be)
 	require.NoError(t, err)
 	v, err := obj.Evaluate(context.Background(), nil)

@@ -20,8 +20,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// bowl is an objective whose least value is known: a quadratic in three settings that hang
-// together, a choice, and a signal that gains next to nothing.
+// bowl is an objective with a known minimum: a quadratic in three coupled settings, a choice, and a
+// signal that gains almost nothing.
 type bowl struct {
 	calls int
 	fail  int // the call that fails, from 1
@@ -95,8 +95,8 @@ func TestSearch_FindsTheLeast(t *testing.T) {
 	}
 }
 
-// TestSearch_ResumedIsTheSame interrupts a search after every value in turn, by an error, by a
-// cancelled context, or by its budget, and holds that the resumed one ends as an uninterrupted one.
+// TestSearch_ResumedIsTheSame interrupts a search after every value in turn, by an error, a
+// cancelled context or its budget. The resumed search must end like an uninterrupted one.
 func TestSearch_ResumedIsTheSame(t *testing.T) {
 	const n = 60
 	o := tune.Options{Seed: 7, Evaluations: n}
@@ -211,7 +211,7 @@ func TestSearch_Refusals(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// peaks has places where nothing works.
+// peaks is +Inf in places.
 type peaks struct{}
 
 func (peaks) Identity() string { return "peaks" }

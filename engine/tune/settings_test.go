@@ -14,8 +14,8 @@ import (
 	"github.com/kvist-project/kvist/importance"
 )
 
-// TestDefaultSpace_StartsFromTheDefaults holds that what a search starts from is what compress does
-// without a profile, and that every value of a grid is one that compress takes.
+// TestDefaultSpace_StartsFromTheDefaults checks that a search starts from what compress does
+// without a profile, and that compress accepts every value of the grids.
 func TestDefaultSpace_StartsFromTheDefaults(t *testing.T) {
 	space := tune.DefaultSpace()
 	require.NoError(t, space.Validate())
