@@ -14,33 +14,33 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// How a batch is cut into pieces. The numbers decide the order of sums, so they depend on nothing
-// but a query's own list.
+// How a batch is divided. These numbers decide the order of sums, so the division depends only on
+// each query's own list.
 const (
-	// unitHeads is how many query heads meet an unpacked tile, when neighbouring queries have the
-	// same list: unpacking then costs little beside the products, and the heads' accumulators
-	// stay in the second-level cache.
+	// unitHeads is the number of query heads that share an unpacked tile, if neighbouring queries
+	// have the same list. Unpacking then costs little beside the products, and the heads'
+	// accumulators stay in the second-level cache.
 	unitHeads = 32
-	// chunkRows is the least number of rows of a piece, maxChunks the most pieces of a list:
-	// enough for many workers, and a bound on the scratch.
+	// chunkRows is the smallest number of rows in a piece, maxChunks the largest number of pieces
+	// in a list: enough for many workers, and a bound on scratch memory.
 	chunkRows = 1024
 	maxChunks = 64
-	// waveFloats bounds the partial results that are held at a time, in float64: 16 MiB.
+	// waveFloats bounds the memory for partial results at any time, in float64 values: 16 MiB.
 	waveFloats = 2 << 20
 )
 
-// scratch is what one worker needs.
+// scratch is the scratch memory of one worker.
 type scratch struct {
 	scorer
 	vt     []float32 // [tileRows, padV]
-	vb     []byte    // [tileRows, head_dim_v], of bytes
+	vb     []byte    // [tileRows, head_dim_v], for tiles of bytes
 	vscale [tileRows]float32
 	before []float32      // [heads]: the largest scores before a tile
-	cuts   attend.Weights // of heads, in digits
-	side   [sides]sums    // by what V is unpacked to
+	cuts   attend.Weights // weights of the heads, in digits
+	side   [sides]sums    // indexed by the form of unpacked V
 	tileV  tileV
-	acc    []float64 // Relevance: per row of its item
-	lse    []float32 // Relevance: per head at work
+	acc    []float64 // Relevance: one per row of the item
+	lse    []float32 // Relevance: one per current head
 	sums   []float64 // combine: [2*padV + head_dim_v]
 	back   []float32 // combine: [head_dim_v]
 
@@ -51,25 +51,26 @@ type scratch struct {
 type unit struct {
 	qs       []int32
 	list     []int32
-	from, to int  // its cuts in call.cuts: starts of the pieces, and the end of the list
-	long     bool // the list has tableRows rows and more
-	at       int  // of its parts among those of the wave
+	from, to int  // range of call.cuts: the starts of the pieces, and the end of the list
+	long     bool // the list has at least tableRows rows
+	at       int  // index of its first part in the wave
 }
 
-// cut is a place in a list of blocks: a row of the list's entry.
+// cut is a position in a list of blocks: an entry and a row of its block.
 type cut struct{ entry, row int }
 
 // part is the attention of a unit's heads over one piece of the list.
 type part struct {
 	top  []float32   // [heads]: largest score
 	sum  []float64   // [heads]: sum of exp(score - top)
-	used [sides]bool // of acc; what is not used is zero
-	// acc is, by what V is unpacked to, [heads, padV]: sum of exp(score - top) * v, in the layout of
-	// such tiles.
+	used [sides]bool // whether acc has values for the side; otherwise it is zero
+	// acc is [heads, padV] for each form of unpacked V: sum of exp(score - top) * v, in the layout
+	// of such tiles.
 	acc [sides][]float64
 }
 
-// What V is unpacked to: floats of exact formats, floats of rotated ones, bytes of rotated ones.
+// Forms of unpacked V: floats of exact formats, floats of rotated formats, bytes of rotated
+// formats.
 const (
 	exactSide = iota
 	rotatedSide
@@ -77,19 +78,19 @@ const (
 	sides
 )
 
-// sums are running sums of one side that are still float32.
+// sums are running float32 sums of one side.
 type sums struct {
 	acc  []float32 // [heads, padV]
-	open bool      // something has been added since they were folded
+	open bool      // values were added since the last fold
 }
 
-// foldTiles is how many tiles are added up in float32 at most: the error of the sums then does not
-// grow with the context, and folding costs little. All tiles of a piece count, seen or not, so
-// that a query's sums do not depend on what other queries see.
+// foldTiles is the largest number of tiles to add in float32. It bounds the error of the sums for
+// any context length, and folding costs little. Every tile of a piece counts, seen or not, so that
+// a query's sums do not depend on what other queries see.
 const foldTiles = 4
 
-// Attend computes attention over packed blocks, see backend.Backend. out and lse must not
-// overlap q.Q.
+// Attend computes attention over packed blocks; see backend.Backend. out and lse must not overlap
+// q.Q.
 func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	out, lse []float32) error {
 	if err := b.open(ctx, backend.OpAttend); err != nil {
@@ -124,7 +125,7 @@ func (c *call) checkAttend(q *backend.Queries, blocks []backend.Block, out, lse 
 	return err
 }
 
-// cutUnits groups neighbouring queries with the same list, and cuts the lists.
+// cutUnits groups neighbouring queries with the same list and divides the lists.
 func (c *call) cutUnits() {
 	q := c.Queries
 	heads := unitHeads
@@ -151,7 +152,7 @@ func (c *call) cutUnits() {
 	}
 }
 
-// looksUp reports whether inner products with some K side are looked up, where a list is long.
+// looksUp reports whether tables are used for the inner products with some K side of a long list.
 func (c *call) looksUp() bool {
 	if c.Group > tableHeads {
 		return false
@@ -164,8 +165,8 @@ func (c *call) looksUp() bool {
 	return false
 }
 
-// cutList cuts a list into pieces of at least chunkRows rows, at multiples of tileRows of a block,
-// and appends the cuts. It returns the list's rows too.
+// cutList divides a list into pieces of at least chunkRows rows, at multiples of tileRows in a
+// block, and appends the cuts. It also returns the number of rows in the list.
 func cutList(cuts []cut, list []int32, blocks []backend.Block) (all []cut, rows int) {
 	for _, i := range list {
 		rows += int(blocks[i].Rows)
@@ -199,14 +200,14 @@ func cutList(cuts []cut, list []int32, blocks []backend.Block) (all []cut, rows 
 	return cuts, rows
 }
 
-// pieces returns the number of pieces of a unit's list.
+// pieces returns the number of pieces in a unit's list.
 func (u *unit) pieces() int { return max(0, u.to-u.from-1) }
 
 // partFloats is the size of a part in float64.
 func partFloats(heads, padV int) int { return heads * (2 + sides*padV) }
 
-// fitting returns how many units are worked on together: all that fit waveFloats, at least one. It
-// sets the place of their parts.
+// fitting returns the number of units in the next wave: as many as fit waveFloats, at least one. It
+// sets the indices of their parts.
 func (c *call) fitting(units []unit) int {
 	floats, parts := 0, 0
 	for n := range units {
@@ -221,7 +222,7 @@ func (c *call) fitting(units []unit) int {
 	return len(units)
 }
 
-// attendWave works on the pieces of some units, then combines them in their order.
+// attendWave processes the pieces of some units, then combines them in order.
 func (c *call) attendWave() error {
 	last := &c.wave[len(c.wave)-1]
 	n := last.at + last.pieces()
@@ -249,7 +250,7 @@ func (c *call) attendWave() error {
 	return c.b.workers.run(c.ctx, backend.OpAttend, len(c.wave), c.doCombine)
 }
 
-// newPart makes an empty part of the memory given: [heads] and [heads, 1+sides*padV].
+// newPart makes an empty part from the given memory: [heads] and [heads, 1+sides*padV].
 func newPart(tops []float32, sums []float64, padV int) part {
 	heads := len(tops)
 	p := part{top: tops, sum: sums[:heads]}
@@ -263,7 +264,7 @@ func newPart(tops []float32, sums []float64, padV int) part {
 	return p
 }
 
-// attendOne works on part i of the wave.
+// attendOne processes part i of the wave.
 func (c *call) attendOne(i int) error {
 	u := &c.wave[c.owner[i]]
 	s := c.b.scratch.Get().(*scratch)
@@ -281,13 +282,13 @@ func (c *call) combineOne(i int) error {
 	return nil
 }
 
-// release puts scratch back, without what belongs to the call.
+// release returns scratch without references to the call's memory.
 func (b *Backend) release(s *scratch) {
 	s.p, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, blockView{}, nil
 	b.scratch.Put(s)
 }
 
-// attend works on one piece of a unit's list.
+// attend processes one piece of a unit's list.
 func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	p := &c.prepared
 	s.reset(p, u.qs)
@@ -339,8 +340,8 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	return nil
 }
 
-// prefetchAfter asks for the sides in planes of the tile after row r of entry e of a unit's list, so
-// that they come while that tile is worked on.
+// prefetchAfter prefetches the sides in bit planes of the tile after row r of entry e of a unit's
+// list, while the current tile is processed.
 func (c *call) prefetchAfter(u *unit, e, r int) {
 	blk := &c.blocks[u.list[e]]
 	if r += tileRows; r >= int(blk.Rows) {
@@ -361,7 +362,7 @@ func (c *call) prefetchSide(side *backend.Side, rows, dim, r int) {
 	}
 }
 
-// addTile folds the tile at work into a part: one step of the online softmax.
+// addTile folds the current tile into a part: one step of the online softmax.
 //
 // Source: Milakov and Gimelshein, "Online normalizer calculation for softmax" (2018, arXiv
 // 1805.02867); FlashAttention (2022, arXiv 2205.14135).
@@ -394,14 +395,14 @@ func (s *scratch) addTile(dst *part) {
 	}
 }
 
-// tileV is what has been made of V's rows of the tile at work.
+// tileV is the state of V's rows in the current tile.
 type tileV struct {
-	cut             bool // weights are in digits: V's rows go to a tile of bytes
-	bytes, unpacked bool // there is one of bytes, of floats
+	cut             bool // weights are in digits: V's rows are unpacked to bytes
+	bytes, unpacked bool // the tile of bytes, of floats, is filled
 }
 
-// addRun adds V's rows of the tile at work to the sums of heads [lo, hi); whole is whether all of
-// them look at all rows.
+// addRun adds V's rows of the current tile to the sums of heads [lo, hi). whole reports whether
+// every one of these heads sees every row.
 func (s *scratch) addRun(lo, hi int, whole bool) {
 	b, p, t := &s.blk, s.p, &s.tileV
 	c, rows := b.V.Coding, int(b.Rows)
@@ -433,21 +434,21 @@ func (s *scratch) addRun(lo, hi int, whole bool) {
 	}
 }
 
-// prefetchV asks for V's rows of the next tile.
+// prefetchV prefetches V's rows of the next tile.
 func (s *scratch) prefetchV() {
 	next := s.r0 + s.n
 	s.p.kern.Prefetch(s.blk.V.Coding, s.blk.v, s.p.HeadDimV, next,
 		min(tileRows, int(s.blk.Rows)-next))
 }
 
-// sideFor returns the running sums of a side that the tile at work is to be added to.
+// sideFor returns the running sums to which the current tile is added.
 func (s *scratch) sideFor(which int) []float32 {
 	s.side[which].open = true
 	return s.side[which].acc
 }
 
-// accumulateLive adds a tile that holds infinities or NaNs to the sums of heads [lo, hi): heads
-// that do not look at all of its rows leave the others out.
+// accumulateLive adds a tile that holds infinities or NaNs to the sums of heads [lo, hi). It leaves
+// out the rows that a head does not see.
 func (s *scratch) accumulateLive(lo, hi int, acc []float32) {
 	p := s.p
 	for h := lo; h < hi; h++ {
@@ -479,7 +480,8 @@ func (s *scratch) fold(dst *part) {
 	}
 }
 
-// raise follows a head's largest score, which was before[head]: sums so far lose weight.
+// raise updates the sums after a head's largest score rose from before[head]: earlier terms lose
+// weight.
 func (s *scratch) raise(dst *part, head int) {
 	if dst.sum[head] == 0 {
 		return
@@ -501,7 +503,7 @@ func (s *scratch) raise(dst *part, head int) {
 	}
 }
 
-// combine folds the parts of a unit together in the order of the list, and writes its results.
+// combine combines the parts of a unit in the order of the list and writes the results.
 func (s *scratch) combine(c *call, u *unit, parts []part) {
 	p, padV := &c.prepared, c.padV
 	s.sums, s.back = grow(s.sums, sides*padV+p.HeadDimV), grow(s.back, p.HeadDimV)
@@ -550,8 +552,8 @@ func (s *scratch) combine(c *call, u *unit, parts []part) {
 	}
 }
 
-// finish writes (exact + inverse rotation of rotated) / sum, and zeros for a query that saw no
-// row. Sums in the rotated basis go back once, here.
+// finish writes (exact + inverse rotation of rotated) / sum, and zeros for a query that saw no row.
+// It rotates the sums of the rotated basis back once.
 func (p *prepared) finish(out []float32, exact, rotated []float64, back []float32,
 	rot *codec.Rotation, sum float64) {
 	if sum == 0 {

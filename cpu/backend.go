@@ -16,16 +16,17 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Options are what Open needs. The zero value is the best that this machine has.
+// Options are the options of Open. The zero value chooses the best for this machine.
 type Options struct {
-	// ISA is the instruction set: one of ISAs. Empty: what KVIST_CPU says, else the best.
+	// ISA is the instruction set, one of ISAs. If it is empty, KVIST_CPU decides, else the best is
+	// used.
 	ISA string
-	// Workers is the number of goroutines that a call may use, at most MaxWorkers.
-	// 0: runtime.GOMAXPROCS(0).
+	// Workers is the largest number of goroutines of a call, up to MaxWorkers. 0 means
+	// runtime.GOMAXPROCS(0).
 	Workers int
-	// Memory limits the live bytes of all buffers. 0: the memory of the machine, where known.
+	// Memory limits the total size of live buffers. 0 means the memory of the machine, if known.
 	Memory int64
-	// Reason is what Caps reports: why this backend was chosen over a better one.
+	// Reason is the value of Caps.Reason: why no better backend was chosen.
 	Reason string
 }
 
@@ -47,7 +48,7 @@ type Backend struct {
 	mu        sync.Mutex
 	rotations map[rotKey]*codec.Rotation
 	closed    bool
-	live      int64 // bytes of buffers that are not freed
+	live      int64 // total size of the buffers that are not freed
 	bufs      map[*buffer]struct{}
 }
 
@@ -94,11 +95,11 @@ func Open(o Options) (*Backend, error) {
 	return b, nil
 }
 
-// Caps describes the backend. It may be called after Close.
+// Caps describes the backend. It also works after Close.
 func (b *Backend) Caps() backend.Caps { return b.caps }
 
-// Supports reports whether op works on rows of dim values in coding c: every coding and dim that
-// package quant has, and demotion within lm1..lm4.
+// Supports reports whether op works on rows of dim values in coding c. The backend supports every
+// coding and dim of package quant, and demotion within lm1..lm4.
 func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
 	if op > backend.OpRelevance || c.CheckDim(dim) != nil {
 		return false
@@ -133,15 +134,15 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	return buf, nil
 }
 
-// LiveBytes returns the bytes of all buffers that are not freed.
+// LiveBytes returns the total size of the buffers that are not freed.
 func (b *Backend) LiveBytes() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.live
 }
 
-// Close frees the backend and its buffers. Calls in flight end as usual; later ones give
-// quant.ErrClosed. A second Close does nothing.
+// Close frees the backend and its buffers. Running calls finish normally; later calls return
+// quant.ErrClosed. Closing again does nothing.
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -154,7 +155,8 @@ func (b *Backend) Close() error {
 	return nil
 }
 
-// open fails when the backend is closed or the context is done: the first thing of every verb.
+// open returns an error if the backend is closed or the context is done. Every method calls it
+// first.
 func (b *Backend) open(ctx context.Context, op backend.Op) error {
 	b.mu.Lock()
 	closed := b.closed

@@ -11,12 +11,11 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// bufferAlign is the alignment of the first byte of a buffer: a cache line, and a vector of the
-// widest instruction set.
+// bufferAlign is the alignment of a buffer: a cache line, and the widest vector register.
 const bufferAlign = 64
 
-// buffer is a slab of bytes. Its memory is behind an atomic pointer so that a use after Free is
-// an error and never a race; a call that already holds the bytes keeps them alive.
+// buffer is a slab of bytes. An atomic pointer holds its memory, so that a use after Free is an
+// error and not a race. A call that has the bytes keeps them alive.
 type buffer struct {
 	owner *Backend
 	n     int64
@@ -34,7 +33,7 @@ func newBuffer(owner *Backend, n int64) *buffer {
 	return b
 }
 
-// Len returns the bytes of the buffer, also after Free.
+// Len returns the size of the buffer in bytes, also after Free.
 func (b *buffer) Len() int64 { return b.n }
 
 // bytes returns [off, off+n) of the memory.
@@ -73,14 +72,14 @@ func (b *buffer) Download(off int64, dst []byte) error {
 	return nil
 }
 
-// Free returns the memory.
+// Free releases the memory.
 //
-// Errors: quant.ErrClosed when the buffer was freed before, or its backend closed.
+// Errors: quant.ErrClosed if the buffer was freed or its backend was closed.
 func (b *buffer) Free() error {
 	b.owner.mu.Lock()
 	defer b.owner.mu.Unlock()
 	if b.mem.Swap(nil) == nil {
-		return fmt.Errorf("kvist/cpu: freeing a buffer of %d bytes: freed before: %w", b.n,
+		return fmt.Errorf("kvist/cpu: freeing a buffer of %d bytes twice: %w", b.n,
 			quant.ErrClosed)
 	}
 	delete(b.owner.bufs, b)

@@ -8,8 +8,8 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 )
 
-// call is one call of Attend or Relevance, with all that it needs beside its arguments. It is
-// kept for later calls: in the steady state a call allocates nothing.
+// call is the state of one call of Attend or Relevance. It is reused, so that calls allocate
+// nothing once the pools are warm.
 type call struct {
 	prepared
 	b      *Backend
@@ -18,13 +18,13 @@ type call struct {
 
 	// Attend.
 	out, lse []float32
-	all      []int32 // 0, 1, ... queries: what units take theirs from
+	all      []int32 // 0, 1, ... queries: units slice their queries from it
 	units    []unit
 	cuts     []cut     // of all units, one after the other
-	wave     []unit    // at work
+	wave     []unit    // current units
 	owner    []int32   // the unit of every part of the wave
-	parts    []part    // of the wave
-	doubles  []float64 // that the parts are made of
+	parts    []part    // parts of the wave
+	doubles  []float64 // memory of the parts
 	floats   []float32
 
 	// Relevance.
@@ -34,10 +34,10 @@ type call struct {
 	users []int32
 
 	// Weigh.
-	zeros  []float32 // in place of log-sum-exps, for the checks
+	zeros  []float32 // used as log-sum-exps by the checks
 	totals []float64 // [rows of all blocks]
 
-	// Methods of this call, bound once.
+	// Method values, created once.
 	doPrepare, doAttend, doCombine, doRelevance, doWeigh func(i int) error
 }
 
@@ -48,7 +48,7 @@ func newCall(b *Backend) *call {
 	return c
 }
 
-// done gives a call back, without what belongs to its caller.
+// done returns a call to the pool without references to its caller's memory.
 func (c *call) done() {
 	c.Queries, c.ctx, c.blocks, c.out, c.lse, c.rel, c.freqs = nil, nil, nil, nil, nil, nil, nil
 	clear(c.units) // they refer to the caller's lists

@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// newChecker returns the checker of arguments for the memory of this backend.
+// newChecker returns the argument checker for the memory of this backend.
 func (b *Backend) newChecker() args.Checker[[]byte] {
 	return args.Checker[[]byte]{Supports: b.Supports, Bytes: b.memory}
 }
@@ -19,18 +19,18 @@ func (b *Backend) newChecker() args.Checker[[]byte] {
 func (b *Backend) memory(s backend.Span) ([]byte, error) {
 	buf, ok := s.Buf.(*buffer)
 	if !ok || buf == nil || buf.owner != b {
-		return nil, fmt.Errorf("the buffer is not one of this backend: %w", quant.ErrShape)
+		return nil, fmt.Errorf("the buffer belongs to another backend: %w", quant.ErrShape)
 	}
 	return buf.bytes(s.Off, s.Len)
 }
 
-// blockView is the memory of a block, resolved.
+// blockView is the memory of a block.
 type blockView struct {
 	*backend.Block
-	k, v, pos, count, bias []byte // optional ones nil where not given
+	k, v, pos, count, bias []byte // optional ones are nil if not given
 }
 
-// again resolves a block that has been checked in this call. Its memory may have been freed since.
+// again resolves a block that this call has checked. Its memory may have been freed since.
 func (w *blockView) again(blk *backend.Block, withV bool) error {
 	*w = blockView{Block: blk}
 	if !spanAgain(&w.k, &blk.K.Data) || withV && !spanAgain(&w.v, &blk.V.Data) ||
@@ -53,5 +53,5 @@ func spanAgain(p *[]byte, s *backend.Span) bool {
 	return true
 }
 
-// seeds are the seeds of the rotated sides of one query's list.
+// seeds are the seeds of the rotated sides in one query's list.
 type seeds = args.Seeds

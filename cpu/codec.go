@@ -23,28 +23,28 @@ type encodeTask struct {
 	src, index, dst []byte
 	stride          int
 
-	// Of jobs that are cut into parts.
+	// Used for jobs that are divided into parts.
 	parts   bool
 	rot     *codec.Rotation
 	scales  []float32
-	refused atomic.Bool // a row is one that package quant refuses
+	refused atomic.Bool // package quant refuses some row
 }
 
-// encodePart is a range of rows of a task, or all of one that is not cut.
+// encodePart is a range of rows of a task, or the whole task.
 type encodePart struct{ task, from, to int }
 
-// partValues is how many values a part of a job has at least: enough work for a goroutine.
+// partValues is the smallest number of values in a part of a job: enough work for a goroutine.
 const partValues = 1 << 16
 
-// encodeCall is one call of Encode, kept for later ones.
+// encodeCall is the state of one call of Encode. It is reused.
 type encodeCall struct {
 	b     *Backend
 	tasks []encodeTask
 	parts []encodePart
-	cut   []int // the tasks in parts
+	cut   []int // the tasks that are divided into parts
 	again []encodePart
 
-	// Methods, bound once.
+	// Method values, created once.
 	doPart, doAgain, doFinish func(i int) error
 }
 
@@ -68,7 +68,7 @@ func (c *encodeCall) partOne(i int) error {
 	return nil
 }
 
-// finishOne ends a job whose parts are packed.
+// finishOne completes a job whose parts are packed.
 func (c *encodeCall) finishOne(i int) error {
 	t := &c.tasks[c.cut[i]]
 	w := c.b.coders.Get().(*coder)
@@ -83,7 +83,7 @@ func (c *encodeCall) finishOne(i int) error {
 	return nil
 }
 
-// againOne packs the codes of a part in u8.
+// againOne packs the codes of a u8 part.
 func (c *encodeCall) againOne(i int) error {
 	p := &c.again[i]
 	if t := &c.tasks[p.task]; !t.refused.Load() {
@@ -92,8 +92,8 @@ func (c *encodeCall) againOne(i int) error {
 	return nil
 }
 
-// Encode packs rows, see backend.Backend. Large jobs are packed in parts by several workers, to the
-// same bytes.
+// Encode packs rows; see backend.Backend. Several workers pack the parts of a large job. The bytes
+// do not depend on the division.
 func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	if err := b.open(ctx, backend.OpEncode); err != nil {
 		return err
@@ -118,8 +118,8 @@ func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	return c.run(ctx)
 }
 
-// run packs all parts, then ends what was cut. A job that fails there may stand before one that
-// failed whole: it is the one to tell.
+// run packs all parts, then completes the divided jobs. If such a job fails, it may come before a
+// whole job that failed; run returns the error of the first.
 func (c *encodeCall) run(ctx context.Context) error {
 	w := c.b.workers
 	failed := w.run(ctx, backend.OpEncode, len(c.parts), c.doPart)
@@ -135,8 +135,8 @@ func (c *encodeCall) run(ctx context.Context) error {
 	return w.run(ctx, backend.OpEncode, len(c.again), c.doAgain)
 }
 
-// before returns the error of the first job in parts that has one, if it stands before the job that
-// failed, and failed otherwise.
+// before returns the first error of the divided jobs if that job comes before the one that failed,
+// and failed otherwise.
 func (c *encodeCall) before(failed error) error {
 	var at *backend.JobError
 	if !errors.As(failed, &at) {
@@ -154,7 +154,7 @@ func (c *encodeCall) before(failed error) error {
 
 func jobError(op backend.Op, job int, err error) error { return args.JobError(op, job, err) }
 
-// encodeTask fills in a task.
+// encodeTask prepares a task.
 func (b *Backend) encodeTask(t *encodeTask, j *backend.EncodeJob) error {
 	w, err := b.checker.Encode(j, eachIndex)
 	t.job, t.src, t.dst, t.index, t.stride = j, w.SrcMem, w.DstMem, nil, int(w.RowStride)
@@ -165,12 +165,12 @@ func (b *Backend) encodeTask(t *encodeTask, j *backend.EncodeJob) error {
 	return err
 }
 
-// drop forgets what belongs to the caller.
+// drop clears references to the caller's memory.
 func (t *encodeTask) drop() {
 	t.job, t.src, t.dst, t.index, t.rot = nil, nil, nil, nil, nil
 }
 
-// cutTask cuts a task into parts where it is large and there is someone to share it with.
+// cutTask divides a large task into parts if several workers can share it.
 func (c *encodeCall) cutTask(i int) (err error) {
 	t := &c.tasks[i]
 	j := t.job
@@ -196,7 +196,7 @@ func (c *encodeCall) cutTask(i int) (err error) {
 	return nil
 }
 
-// part packs a part; again is for the codes of u8, whose scales are stored.
+// part packs a part. again selects the second pass of u8, which packs the codes after the scales.
 func (t *encodeTask) part(b *Backend, p *encodePart, again bool) {
 	w := b.coders.Get().(*coder)
 	defer b.coders.Put(w)
@@ -234,7 +234,7 @@ func (t *encodeTask) run(b *Backend) error {
 	j := t.job
 	rowBytes := j.Dim * j.DType.Size()
 	if j.Dst.Coding.Format == j.DType.Format() {
-		for r := range j.Rows { // the same bits, whatever they stand for
+		for r := range j.Rows { // copy the bits unchanged
 			copy(t.dst[r*rowBytes:(r+1)*rowBytes], t.src[t.row(r)*t.stride:])
 		}
 		return nil
@@ -245,7 +245,7 @@ func (t *encodeTask) run(b *Backend) error {
 	return t.plain(b)
 }
 
-// plain packs other codings, and rows that package quant refuses: it says why.
+// plain packs with package quant: codings without a kernel, and refused rows, to return its error.
 func (t *encodeTask) plain(b *Backend) error {
 	j := t.job
 	rowBytes := j.Dim * j.DType.Size()
@@ -257,8 +257,8 @@ func (t *encodeTask) plain(b *Backend) error {
 	return quant.Encode(t.dst, j.Dst.Coding, x, j.Dst.Seed)
 }
 
-// fast encodes with kernels. It reports false for codings that have none, and where package quant
-// refuses a row.
+// fast encodes with kernels. It reports false if the coding has no kernel or package quant refuses
+// a row.
 func (t *encodeTask) fast(b *Backend) (bool, error) {
 	j := t.job
 	c := j.Dst.Coding
@@ -309,10 +309,10 @@ func (c *coder) loadRows(tile []float32, stride, r0, n int) {
 	}
 }
 
-// maxRotations is how many rotations are kept: a model has few seeds and row lengths.
+// maxRotations is the number of cached rotations. A model has few seeds and row lengths.
 const maxRotations = 64
 
-// rotation returns the rotation of a seed, kept from call to call.
+// rotation returns the cached rotation of a seed.
 func (b *Backend) rotation(dim int, seed uint64) (*codec.Rotation, error) {
 	key := rotKey{seed, dim}
 	b.mu.Lock()
@@ -334,7 +334,7 @@ func (b *Backend) rotation(dim int, seed uint64) (*codec.Rotation, error) {
 	return r, nil
 }
 
-// Decode unpacks rows, see backend.Backend. Large jobs are shared by several workers.
+// Decode unpacks rows; see backend.Backend. Several workers share a large job.
 func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	if err := b.open(ctx, backend.OpDecode); err != nil {
 		return err
@@ -364,7 +364,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	})
 }
 
-// partRows is how many rows a part of a job has: whole tiles, and partValues values at least.
+// partRows is the number of rows in a part: whole tiles, with at least partValues values.
 func partRows(dim int) int {
 	return max(1, (partValues+dim*tileRows-1)/(dim*tileRows)) * tileRows
 }
@@ -413,7 +413,7 @@ var littleEndian = func() bool {
 	return *(*byte)(unsafe.Pointer(&x)) == 1
 }()
 
-// Demote re-codes packed rows to fewer bits, see backend.Backend.
+// Demote recodes packed rows to fewer bits; see backend.Backend.
 func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	if err := b.open(ctx, backend.OpDemote); err != nil {
 		return err

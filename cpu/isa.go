@@ -13,14 +13,14 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// EnvISA is the environment variable that chooses the instruction set where Options leave it
-// open. It is read by Open, and nowhere else.
+// EnvISA is the environment variable that chooses the instruction set if Options does not. Only
+// Open reads it.
 const EnvISA = "KVIST_CPU"
 
-// knownISAs are the instruction sets that some build of kvist has kernels for.
+// knownISAs are the instruction sets for which some build of kvist has kernels.
 var knownISAs = []string{"generic", "avx2", "avx512"}
 
-// ISAs lists the instruction sets that this build has kernels for and this machine runs, the
+// ISAs lists the instruction sets that this build has kernels for and this machine supports, the
 // best last.
 func ISAs() []string {
 	var names []string
@@ -30,7 +30,7 @@ func ISAs() []string {
 	return names
 }
 
-// kernels are the kernel families of one instruction set.
+// kernels are the kernels of one instruction set.
 type kernels struct {
 	attend *attend.Kernels
 	codec  *codec.Kernels
@@ -51,7 +51,7 @@ func available() []kernels {
 // chooseISA resolves Options.ISA.
 //
 // Errors: quant.ErrUnsupported for an unknown name, quant.ErrUnavailable for an instruction set
-// that this build or this machine does not have; both name what there is.
+// that this build or this machine does not have. Both list the available ones.
 func chooseISA(asked string, getenv func(string) string) (*attend.Kernels, *codec.Kernels, error) {
 	source := "Options.ISA"
 	if asked == "" {

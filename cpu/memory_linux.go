@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// physicalMemory returns the bytes of memory of the machine, 0 when not known.
+// physicalMemory returns the size of the machine's memory, or 0 if it is unknown.
 func physicalMemory() int64 {
 	var info syscall.Sysinfo_t
 	if syscall.Sysinfo(&info) != nil {

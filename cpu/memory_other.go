@@ -4,5 +4,5 @@
 
 package cpu
 
-// physicalMemory returns the bytes of memory of the machine, 0 when not known.
+// physicalMemory returns the size of the machine's memory, or 0 if it is unknown.
 func physicalMemory() int64 { return 0 }

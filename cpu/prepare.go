@@ -12,31 +12,31 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// layouts is how many layouts a query may be arranged for.
+// layouts is the number of layouts that a query may have.
 const layouts = int(attend.Quads) + 1
 
-// basis is what a query has to be turned into before it meets a K side: the place in vecs.
+// basis is the basis of a K side, and the index of the queries in this basis in vecs.
 type basis struct {
 	rotated bool
 	layout  attend.Layout
 }
 
-// prepared is a batch of queries with all that is computed once a call. It is kept for later
-// calls, and its slices grow to what a call needs.
+// prepared is a batch of queries with everything that is computed once per call. It is reused; its
+// slices grow as needed.
 type prepared struct {
 	*backend.Queries
 	kern       *attend.Kernels
 	codec      *codec.Kernels
-	padK, padV int       // values of a row in a tile
-	seeds      []seeds   // one for all queries, or one a query
+	padK, padV int       // values per row of a tile
+	seeds      []seeds   // one for all queries, or one per query
 	energy     []float32 // [n, group]: |q|^2
-	// vecs holds the queries, [n, group, padK], for each basis that some K side has (hasVecs).
+	// vecs holds the queries, [n, group, padK], in each basis that some K side has (hasVecs).
 	vecs    [2][layouts][]float32
 	hasVecs [2][layouts]bool
-	// cut holds the queries in digits, [n, group], where some K side is unpacked to bytes (hasCut).
+	// cut holds the queries in digits, [n, group], if some K side is unpacked to bytes (hasCut).
 	cut    []byte
 	hasCut bool
-	freqs  []float64 // angle a position turns each RoPE pair by; nil where no block has an offset
+	freqs  []float64 // RoPE angle of each pair per position; nil if no block has an offset
 	rots   []namedRotation
 }
 
@@ -50,7 +50,7 @@ type namedRotation struct {
 	r *codec.Rotation
 }
 
-// index is 1 for true.
+// index returns 1 for true and 0 for false.
 func index(b bool) int {
 	if b {
 		return 1
@@ -68,14 +68,14 @@ func (p *prepared) seedsOf(i int) seeds {
 // basisOf returns the basis of a K side.
 func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
 
-// bytesK reports whether K sides of a format become tiles of bytes, and bytesV likewise.
+// bytesK reports whether K sides of a format are unpacked to bytes. bytesV does so for V sides.
 func (p *prepared) bytesK(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDim) }
 func (p *prepared) bytesV(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDimV) }
 
 // cutBytes is the size of a query in digits.
 func (p *prepared) cutBytes() int { return attend.QueryBytes(p.HeadDim) }
 
-// prepare rotates and arranges the queries and takes their energies. c.seeds have been set.
+// prepare rotates and arranges the queries and computes their energies. c.seeds must be set.
 func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backend.Queries,
 	blocks []backend.Block) error {
 	n, p := q.Len(), &c.prepared
@@ -113,7 +113,7 @@ func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backen
 	return b.workers.run(ctx, op, n, c.doPrepare)
 }
 
-// prepareOne fills in what belongs to query i.
+// prepareOne prepares query i.
 func (c *call) prepareOne(i int) error {
 	s := c.b.scratch.Get().(*scratch)
 	s.one = grow(s.one, c.HeadDim)
@@ -122,7 +122,7 @@ func (c *call) prepareOne(i int) error {
 	return nil
 }
 
-// arrange fills in what belongs to query i. tmp is [head_dim].
+// arrange arranges query i. tmp is [head_dim].
 func (p *prepared) arrange(i int, tmp []float32) {
 	dim, rot := p.HeadDim, p.rotK(i)
 	for h := i * p.Group; h < (i+1)*p.Group; h++ {
@@ -179,7 +179,7 @@ func (p *prepared) find(key rotKey) *codec.Rotation {
 	return nil
 }
 
-// rotK returns the rotation of query i's K sides, nil when none is rotated.
+// rotK returns the rotation of query i's K sides, or nil if none is rotated.
 func (p *prepared) rotK(i int) *codec.Rotation {
 	if s := p.seedsOf(i); s.HasK {
 		return p.find(rotKey{s.K, p.HeadDim})
@@ -187,7 +187,7 @@ func (p *prepared) rotK(i int) *codec.Rotation {
 	return nil
 }
 
-// rotV returns the rotation of query i's V sides, nil when none is rotated.
+// rotV returns the rotation of query i's V sides, or nil if none is rotated.
 func (p *prepared) rotV(i int) *codec.Rotation {
 	if s := p.seedsOf(i); s.HasV {
 		return p.find(rotKey{s.V, p.HeadDimV})
@@ -195,8 +195,8 @@ func (p *prepared) rotV(i int) *codec.Rotation {
 	return nil
 }
 
-// turn rotates q by offset further positions: component pair (x, y) by angle offset*freq. sin and
-// cos hold the pairs' values.
+// turn rotates q by offset further positions: each component pair (x, y) by the angle offset*freq.
+// sin and cos hold the values of the pairs.
 func turn(q []float32, layout quant.RopeLayout, sin, cos []float64) {
 	half := len(sin)
 	for i := range half {
@@ -210,7 +210,7 @@ func turn(q []float32, layout quant.RopeLayout, sin, cos []float64) {
 	}
 }
 
-// sinCos fills sin and cos of offset*freq.
+// sinCos computes sin and cos of offset*freq for every pair.
 func sinCos(sin, cos, freqs []float64, offset int32) {
 	for i, f := range freqs {
 		sin[i], cos[i] = math.Sincos(float64(offset) * f)

@@ -10,7 +10,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend/args"
 )
 
-// itemTiles is how many tiles of a block one piece of work of Relevance has at most.
+// itemTiles is the largest number of tiles in one work item of Relevance.
 const itemTiles = 32
 
 // relevanceItem is a range of rows of a block.
@@ -19,7 +19,7 @@ type relevanceItem struct {
 	from, to int32
 }
 
-// Relevance adds up attention per row, see backend.Backend.
+// Relevance adds up attention per row; see backend.Backend.
 func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
 	blocks []backend.Block, rel *backend.RelevanceOut) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
@@ -48,7 +48,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	return b.workers.run(ctx, backend.OpRelevance, len(c.items), c.doRelevance)
 }
 
-// relevanceOne works on item i.
+// relevanceOne processes item i.
 func (c *call) relevanceOne(i int) error {
 	it := c.items[i]
 	s := c.b.scratch.Get().(*scratch)
@@ -66,7 +66,7 @@ func (c *call) checkRelevance(q *backend.Queries, lse []float32, blocks []backen
 	return err
 }
 
-// relevance works on one range of rows. Sums over the queries are float64.
+// relevance processes one range of rows. Sums over the queries are float64.
 func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
 	p, rel := &c.prepared, c.rel
 	s.acc = grow(s.acc, int(it.to-it.from)+tileRows)
@@ -99,7 +99,7 @@ func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
 	return nil
 }
 
-// addRelevance adds the tile at work to acc, one entry a row.
+// addRelevance adds the current tile to acc, one element per row.
 func (s *scratch) addRelevance(acc *[tileRows]float64, power int) {
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		for h := lo; h < hi; h++ {

@@ -10,12 +10,12 @@ import (
 	"github.com/kvist-project/kvist/engine/backend/args"
 )
 
-// residualRows is how many rows a worker takes at a time.
+// residualRows is the number of rows that a worker takes at a time.
 const residualRows = 256
 
 var _ backend.Predictor = (*Backend)(nil)
 
-// Residuals compares rows with their predictions, see backend.Predictor. It is plain Go.
+// Residuals compares rows with their predictions; see backend.Predictor. It is plain Go.
 func (b *Backend) Residuals(ctx context.Context, r *backend.Residuals, out []backend.Residual) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
@@ -37,7 +37,7 @@ func (b *Backend) Residuals(ctx context.Context, r *backend.Residuals, out []bac
 	return err
 }
 
-// residual works on one row. The conversions keep products and sums apart on every machine.
+// residual processes one row. The conversions prevent fused multiply-add on every machine.
 func residual(r *backend.Residuals, row int) backend.Residual {
 	var left, own [32]float64
 	at := (row + r.Order) * r.Dim

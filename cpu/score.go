@@ -13,13 +13,13 @@ import (
 
 const tileRows = attend.TileRows
 
-// scorer readies tiles of blocks and multiplies them with some queries. Attend and Relevance
-// share it.
+// scorer unpacks tiles of blocks and multiplies them with some queries. Attend and Relevance share
+// it.
 type scorer struct {
 	p  *prepared
-	qs []int32 // the queries at work, indices into the batch
+	qs []int32 // the current queries, indices into the batch
 
-	// Queries turned by the offset of the last block that had one, by basis.
+	// Queries rotated by the offset of the last block that had one, by basis.
 	offset    int32
 	hasTurned [2][layouts]bool
 	turned    [2][layouts][]float32 // [len(qs), group, padK]
@@ -28,33 +28,33 @@ type scorer struct {
 	one       []float32 // [head_dim]
 	sin, cos  []float64
 
-	// Tables of the queries at work, not turned, where they pay: lists of tableRows rows and more.
+	// Tables of the current queries, without offset, for lists of at least tableRows rows.
 	canLookUp, hasTables bool
 	tables               []float32
 
-	// The block at work.
+	// The current block.
 	blk    blockView
 	layout attend.Layout
-	vecs   []float32 // where the queries are, in the basis and at the offset of the block
+	vecs   []float32 // the queries in the basis and at the offset of the block
 	bytes  bool      // K is unpacked to bytes: the queries are in cut, not in vecs
-	direct bool      // its rows of the tile at work are expanded while they are multiplied
+	direct bool      // the rows are expanded while they are multiplied
 	cut    []byte
-	lookUp bool // inner products with K are looked up: the queries are in tables
-	local  bool // vecs and cut are indexed by place in qs, not by query
+	lookUp bool // inner products with K come from tables
+	local  bool // vecs and cut are indexed by position in qs, not by query
 
-	// The tile at work.
+	// The current tile.
 	kt       []float32 // [tileRows, padK]
-	kb       []byte    // [tileRows, head_dim], of bytes
+	kb       []byte    // [tileRows, head_dim], for tiles of bytes
 	unpackT  attend.Scratch
 	r0, n    int
-	seen     []uint32 // per query at work: bit r is set where row r is seen
+	seen     []uint32 // per current query: bit r is set if it sees row r
 	terms    attend.Terms
-	hasAdd   bool // terms.Add is not all zero, and likewise
+	hasAdd   bool // whether terms.Add is not all zero, and so on
 	hasNoise bool
 	mul      [tileRows]float32 // with Softcap: row scale times unit times Queries.Scale
 	pos      [tileRows]int64
 
-	// Per head at work.
+	// Per current head.
 	heads attend.Heads
 }
 
@@ -67,7 +67,7 @@ func grow[T any](s []T, n int) []T {
 	return s[:n]
 }
 
-// reset starts work on other queries.
+// reset switches to other queries.
 func (s *scorer) reset(p *prepared, qs []int32) {
 	s.p, s.qs = p, qs
 	s.hasTurned, s.hasCut = [2][layouts]bool{}, false
@@ -87,7 +87,7 @@ func (s *scorer) reset(p *prepared, qs []int32) {
 	}
 }
 
-// block starts work on a block that has been checked. It fails where its memory is gone.
+// block switches to a block that has been checked. It fails if the block's memory was freed.
 func (s *scorer) block(blk *backend.Block, withV bool) error {
 	if err := s.blk.again(blk, withV); err != nil {
 		return err
@@ -116,8 +116,8 @@ func (s *scorer) block(blk *backend.Block, withV bool) error {
 	return nil
 }
 
-// turnedQueries returns the queries at work, turned by the block's offset, kept until another
-// offset comes.
+// turnedQueries returns the current queries rotated by the block's offset. It keeps the result
+// until the offset changes.
 func (s *scorer) turnedQueries(bs basis) []float32 {
 	p := s.p
 	has, v := &s.hasTurned[index(bs.rotated)][bs.layout], &s.turned[index(bs.rotated)][bs.layout]
@@ -141,7 +141,7 @@ func (s *scorer) turnedCut() []byte {
 	return s.cutTurned
 }
 
-// turnAll turns every head at work by the block's offset into s.one, rotated or not, and calls f.
+// turnAll rotates every current head by the block's offset into s.one, rotated or not, and calls f.
 func (s *scorer) turnAll(rotated bool, f func(head int)) {
 	p := s.p
 	s.sin, s.cos = grow(s.sin, len(p.freqs)), grow(s.cos, len(p.freqs))
@@ -159,8 +159,8 @@ func (s *scorer) turnAll(rotated bool, f func(head int)) {
 	}
 }
 
-// tile readies rows [r0, r0+n) of the block, and reports whether any query sees any of them.
-// Nothing is unpacked when none does.
+// tile prepares rows [r0, r0+n) of the block and reports whether any query sees any of them. If
+// none does, it unpacks nothing.
 func (s *scorer) tile(r0, n int) bool {
 	s.n = n
 	if !s.see(r0, n) {
@@ -190,7 +190,7 @@ func (s *scorer) tile(r0, n int) bool {
 	}
 	if noise := 0.5 * b.Noise; noise != 0 && f.Rotated() {
 		if f == quant.U8 || f.Nested() {
-			noise /= unit * unit // Noise is relative to the row scale as quant.RowScales has it
+			noise /= unit * unit // Noise is relative to the row scale of quant.RowScales
 		}
 		p.kern.Square(&s.terms.Noise, &s.terms.Mul, noise)
 		s.hasNoise = true
@@ -201,13 +201,13 @@ func (s *scorer) tile(r0, n int) bool {
 	if p.Softcap > 0 {
 		s.mul = s.terms.Mul
 		for r := range s.terms.Mul {
-			s.terms.Mul[r] = 1 // what is left to do to capped scores
+			s.terms.Mul[r] = 1 // capped scores need no further factor
 		}
 	}
 	return true
 }
 
-// logCounts are the logarithms of small counts.
+// logCounts holds the logarithms of small counts.
 var logCounts = func() (t [1024]float32) {
 	for i := range t {
 		t[i] = float32(math.Log(float64(i)))
@@ -215,7 +215,7 @@ var logCounts = func() (t [1024]float32) {
 	return t
 }()
 
-// addends fills in log(count) + bias.
+// addends computes log(count) + bias.
 func (s *scorer) addends(r0, n int) {
 	b := &s.blk
 	for i := range n {
@@ -234,7 +234,7 @@ func (s *scorer) addends(r0, n int) {
 	}
 }
 
-// see fills in which query sees which row.
+// see computes which query sees which row.
 func (s *scorer) see(r0, n int) bool {
 	all := uint32(1<<uint(n) - 1)
 	if s.p.Pos == nil {
@@ -284,9 +284,9 @@ func (s *scorer) fillPositions(r0, n int) {
 	}
 }
 
-// nextRun finds the next queries from place i on that see a row and lie one after the other, and
-// computes their inner products: heads [a, b) of those at work. It returns the place behind them,
-// and a = b where there are none.
+// nextRun finds the next consecutive queries from index i on that see a row, and computes their
+// inner products: heads [a, b) of the current ones. It returns the index after them. If there are
+// none, a = b.
 func (s *scorer) nextRun(i int) (next, a, b int) {
 	for i < len(s.qs) && s.seen[i] == 0 {
 		i++
@@ -326,14 +326,14 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	return end, a, b
 }
 
-// tableHeads is how many heads' tables are in use at a time: they fill the cache nearest to a core.
-// tableRows is the least length of a list that filling tables pays for.
+// tableHeads is the number of heads whose tables are used at a time: they fill the first-level
+// cache. tableRows is the shortest list for which filling tables pays.
 const (
 	tableHeads = 4
 	tableRows  = 256
 )
 
-// dotTables looks up the inner products of heads [a, b) of those at work.
+// dotTables looks up the inner products of the current heads [a, b).
 func (s *scorer) dotTables(dots []float32, a, b int) {
 	p, blk := s.p, &s.blk
 	size := attend.TableFloats(p.HeadDim)
@@ -349,7 +349,7 @@ func (s *scorer) dotTables(dots []float32, a, b int) {
 		s.n)
 }
 
-// cap makes inner products capped scores.
+// cap turns inner products into capped scores.
 func (s *scorer) cap(a, b int) {
 	softcap := float64(s.p.Softcap)
 	for h := a; h < b; h++ {

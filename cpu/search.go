@@ -14,8 +14,8 @@ import (
 	"github.com/kvist-project/kvist/engine/backend/args"
 )
 
-// Rows are searched in pieces: a worker takes searchRows of them and decodes tileRows at a time,
-// once for all queries. Products are in plain Go.
+// Rows are searched in pieces. A worker takes searchRows rows and decodes tileRows at a time, once
+// for all queries. Products are in plain Go.
 const searchRows = 1024
 
 var _ backend.Searcher = (*Backend)(nil)
@@ -28,8 +28,8 @@ type searchPiece struct {
 	first, n int
 }
 
-// searching is one call of Search. What a query found so far is kept in order of CompareHits, which is
-// total for rows of different numbers: the hits do not depend on which worker came first.
+// searching is one call of Search. The hits of a query are kept in the order of CompareHits. The
+// order is total, so the hits do not depend on which worker finished first.
 type searching struct {
 	*backend.Search
 	b      *Backend
@@ -38,7 +38,7 @@ type searching struct {
 	found  [][]backend.Hit // [queries]
 }
 
-// Search finds the rows with the largest inner products, see backend.Searcher.
+// Search finds the rows with the largest inner products; see backend.Searcher.
 func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.Hit) error {
 	if err := b.open(ctx, backend.OpDecode); err != nil {
 		return err
@@ -71,7 +71,7 @@ func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.H
 	return nil
 }
 
-// search works on one piece.
+// search processes one piece.
 func (c *searching) search(i int) error {
 	p := &c.pieces[i]
 	w := c.b.coders.Get().(*coder)
@@ -104,7 +104,7 @@ func (c *searching) search(i int) error {
 	return nil
 }
 
-// keepHit puts a hit in its place among the best k, which are in order.
+// keepHit inserts a hit into the best k, which are in order.
 func keepHit(best []backend.Hit, h backend.Hit, k int) []backend.Hit {
 	if h.Product != h.Product {
 		return best
@@ -119,7 +119,7 @@ func keepHit(best []backend.Hit, h backend.Hit, k int) []backend.Hit {
 	return slices.Insert(best, at, h)
 }
 
-// innerProduct sums in four lanes.
+// innerProduct adds in four lanes.
 func innerProduct(a, b []float32) float32 {
 	b = b[:len(a)]
 	var s [4]float32

@@ -12,7 +12,7 @@ import (
 
 var _ backend.Weigher = (*Backend)(nil)
 
-// ones are row scales that change nothing.
+// ones are row scales of 1.
 var ones = func() (t [tileRows]float32) {
 	for i := range t {
 		t[i] = 1
@@ -20,21 +20,21 @@ var ones = func() (t [tileRows]float32) {
 	return t
 }()
 
-// weighScratch is what a worker needs for Weigh beside the rest of its scratch.
+// weighScratch is the scratch memory of a worker for Weigh, beside its scratch.
 type weighScratch struct {
-	kept []float32 // [tiles, heads, tileRows]: exp(score - top) as the top was at the tile
-	tops []float32 // [tiles, heads]: that top; +Inf where the head saw nothing of the tile
+	kept []float32 // [tiles, heads, tileRows]: exp(score - top) with the top at that tile
+	tops []float32 // [tiles, heads]: that top; +Inf if the head saw no row of the tile
 	top  []float32 // [heads]
 	sum  []float64 // [heads]: sum of exp(score - top)
-	// Per head, while probabilities are summed: the top that factor is for, and what exponentials, or their
-	// squares, kept at that top become probabilities with.
+	// Per head, while probabilities are summed: at is the top that factor belongs to. factor
+	// converts the exponentials of that top, or their squares, to probabilities.
 	at     []float32
 	factor []float32
 	part   [tileRows]float32
 }
 
-// Weigh adds up attention per row, see backend.Weigher: exponentials are taken once and kept until
-// the sum over the row is known.
+// Weigh adds up attention per row; see backend.Weigher. It computes exponentials once and keeps
+// them until their sum is known.
 func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	rel *backend.RelevanceOut) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
@@ -74,7 +74,7 @@ func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, blocks []backen
 	return nil
 }
 
-// listRows returns the rows of the blocks of a list.
+// listRows returns the number of rows in a list of blocks.
 func (c *call) listRows(list []int32) (n int) {
 	for _, i := range list {
 		n += int(c.blocks[i].Rows)
@@ -82,8 +82,8 @@ func (c *call) listRows(list []int32) (n int) {
 	return n
 }
 
-// addWave adds up what the units of the wave found, unit by unit, so that the bits do not depend on who
-// was ready first.
+// addWave adds the results of the units of the wave in order, so that the bits do not depend on
+// which unit finished first.
 func (c *call) addWave() {
 	for i := range c.wave {
 		at := c.wave[i].at
@@ -97,7 +97,7 @@ func (c *call) addWave() {
 	}
 }
 
-// weighOne works on unit i of the wave.
+// weighOne processes unit i of the wave.
 func (c *call) weighOne(i int) error {
 	u := &c.wave[i]
 	s := c.b.scratch.Get().(*scratch)
@@ -106,7 +106,7 @@ func (c *call) weighOne(i int) error {
 	return err
 }
 
-// weigh adds the attention that the rows of a unit's list get to acc, one entry a row.
+// weigh adds the attention that the rows of a unit's list get to acc, one element per row.
 func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 	heads := len(u.qs) * c.Group
 	s.reset(&c.prepared, u.qs)
@@ -151,11 +151,11 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 	return nil
 }
 
-// keepTile takes the exponentials of a tile: one step of the online softmax, as in addTile.
+// keepTile computes the exponentials of a tile: one step of the online softmax, as in addTile.
 func (s *scratch) keepTile(r0, n, tile, heads int) {
 	w := &s.weighing
 	tops, kept := w.tops[tile*heads:(tile+1)*heads], w.kept[tile*heads*tileRows:(tile+1)*heads*tileRows]
-	done := 0 // heads whose exponentials are known
+	done := 0 // number of heads whose exponentials are computed
 	none := func(until int) {
 		for h := done; h < until; h++ {
 			tops[h] = float32(math.Inf(1))
@@ -181,12 +181,12 @@ func (s *scratch) keepTile(r0, n, tile, heads int) {
 	none(heads)
 }
 
-// addKept adds probabilities of a tile, or their squares, to acc: those of up to tileRows heads are
-// summed in float32 first, in the order of the heads.
+// addKept adds the probabilities of a tile, or their squares, to acc. It first sums up to tileRows
+// heads in float32, in the order of the heads.
 func (s *scratch) addKept(acc []float64, tile, heads, power int) {
 	w := &s.weighing
 	for h, top := range w.tops[tile*heads : (tile+1)*heads] {
-		if top == w.at[h] { // as it was at the tile before
+		if top == w.at[h] { // same top as for the tile before
 			continue
 		}
 		w.at[h], w.factor[h] = top, 0

@@ -10,21 +10,21 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 )
 
-// workers bounds the goroutines that all calls of a backend add to those of their callers.
+// workers bounds the goroutines that all calls of a backend start.
 type workers struct {
 	n    int
-	free chan struct{} // a token for each helper that may be started
+	free chan struct{} // one token per helper that may start
 	runs sync.Pool     // of *workRun
 }
 
-// workRun is one call of run. It is kept for later ones, so that a run allocates nothing.
+// workRun is one call of run. It is reused, so that run allocates nothing.
 type workRun struct {
 	w          *workers
 	ctx        context.Context
 	f          func(i int) error
 	next, stop atomic.Int64
 	helpers    sync.WaitGroup
-	help       func() // the body of a helper, made once
+	help       func() // the body of a helper, created once
 
 	mu     sync.Mutex
 	failed int
@@ -47,10 +47,10 @@ func newWorkers(n int) *workers {
 	return w
 }
 
-// run calls f(0) .. f(n-1), on the caller's goroutine and on as many helpers as are free. Items
-// are handed out in order. Once ctx is done, no further item starts; after an error, only items
-// before the failing one still run. So the error returned is always that of the lowest failing
-// item, whatever the number of workers.
+// run calls f(0) .. f(n-1) on the caller's goroutine and on as many helpers as are free. It hands
+// out items in order. Once ctx is done, no further item starts. After an error, only items before
+// the failing one still run, so the returned error is that of the lowest failing item for any
+// number of workers.
 func (w *workers) run(ctx context.Context, op backend.Op, n int, f func(i int) error) error {
 	r := w.runs.Get().(*workRun)
 	r.ctx, r.f, r.failed, r.first = ctx, f, n, nil
