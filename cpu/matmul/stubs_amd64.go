@@ -9,11 +9,37 @@ package matmul
 // f32Tile12x32AVX512 computes c[12][32] (+)= a[12][k] . b, where b is two panels [k][16]
 // one after the other; ldc and lda are in bytes.
 //
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
 //go:noescape
 func f32Tile12x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
 
 // f32Tile4x32AVX512 computes c[4][32] (+)= a[4][k] . b, where b is two panels [k][16] one
 // after the other; ldc and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
 //
 //go:noescape
 func f32Tile4x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
@@ -21,11 +47,37 @@ func f32Tile4x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k i
 // f32Tile1x32AVX512 computes c[1][32] (+)= a[1][k] . b, where b is two panels [k][16] one
 // after the other; ldc and lda are in bytes.
 //
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
 //go:noescape
 func f32Tile1x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
 
 // f32Tile6x16AVX2 computes c[6][16] (+)= a[6][k] . b, where b is one panel [k][16]; ldc
 // and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
 //
 //go:noescape
 func f32Tile6x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
@@ -33,11 +85,37 @@ func f32Tile6x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int
 // f32Tile2x16AVX2 computes c[2][16] (+)= a[2][k] . b, where b is one panel [k][16]; ldc
 // and lda are in bytes.
 //
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
 //go:noescape
 func f32Tile2x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
 
 // f32Tile1x16AVX2 computes c[1][16] (+)= a[1][k] . b, where b is one panel [k][16]; ldc
 // and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
 //
 //go:noescape
 func f32Tile1x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
@@ -45,15 +123,37 @@ func f32Tile1x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int
 // pack8AVX2 writes dst[16*i+r] = src[r][i] for r in 0..7 and i in 0..8*blocks-1; ld, the
 // distance of two rows of src, is in bytes.
 //
+//	for i := range 8 * blocks {
+//		for r := range 8 {
+//			dst[16*i+r] = src[r][i]
+//		}
+//	}
+//
 //go:noescape
 func pack8AVX2(dst *float32, src *float32, ld int, blocks int)
 
 // expandQ8AVX512 writes one panel of weights as float32 [32*groups][16].
 //
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[32*g+i][j] = scales[g][j] * float32(code(g, i, j))
+//			}
+//		}
+//	}
+//
 //go:noescape
 func expandQ8AVX512(dst *float32, codes *byte, scales *float32, groups int)
 
 // expandQ4AVX512 writes one panel of weights as float32 [32*groups][16].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[32*g+i][j] = float32(scales[g][j]*float32(code(g, i, j))) + mins[g][j]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func expandQ4AVX512(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
@@ -61,21 +161,55 @@ func expandQ4AVX512(dst *float32, codes *byte, scales *float32, mins *float32, g
 // rowQ8AVX512 computes c[64] = a . the weights of 4 panels; the distances of panels are
 // in bytes.
 //
+//	for j := range c {
+//		c[j] = 0
+//		for g := range groups {
+//			for i := range 32 {
+//				c[j] = fma(a[32*g+i], weight(g, i, j), c[j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func rowQ8AVX512(c *float32, codes *byte, scales *float32, codeStride int, scaleStride int, a *float32, groups int)
 
 // rowQ4AVX512 computes c[64] = a . the weights of 4 panels; the distances of panels are
 // in bytes.
 //
+//	for j := range c {
+//		c[j] = 0
+//		for g := range groups {
+//			for i := range 32 {
+//				c[j] = fma(a[32*g+i], weight(g, i, j), c[j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func rowQ4AVX512(c *float32, codes *byte, scales *float32, mins *float32, codeStride int, scaleStride int, a *float32, groups int)
 
 // expandQ8AVX2 writes one panel of weights as float32 [32*groups][16].
 //
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[32*g+i][j] = scales[g][j] * float32(code(g, i, j))
+//			}
+//		}
+//	}
+//
 //go:noescape
 func expandQ8AVX2(dst *float32, codes *byte, scales *float32, groups int)
 
 // expandQ4AVX2 writes one panel of weights as float32 [32*groups][16].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[32*g+i][j] = float32(scales[g][j]*float32(code(g, i, j))) + mins[g][j]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func expandQ4AVX2(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
@@ -83,81 +217,266 @@ func expandQ4AVX2(dst *float32, codes *byte, scales *float32, mins *float32, gro
 // quantizeAVX512 quantizes one row of activations: group g goes to codes[32*stride*g...],
 // its scale, scale*sum and -128*sum to element stride*g of sa, as and ai.
 //
+//	for g := range groups {
+//		l := maxAbs(src[32*g:][:32]) // below 2^-100: all zero; not finite: sa and as are NaN
+//		s, sum := l/127, 0
+//		for i := range 32 {
+//			q := roundToEven(src[32*g+i] * (127 / l))
+//			codes[32*stride*g+i] = q
+//			sum += q
+//		}
+//		sa[stride*g], as[stride*g], ai[stride*g] = s, s*float32(sum), -128*sum
+//	}
+//
 //go:noescape
 func quantizeAVX512(codes *int8, sa *float32, as *float32, ai *int32, src *float32, stride int, groups int)
 
 // quantizeAVX2 quantizes one row of activations: group g goes to codes[32*stride*g...],
 // its scale, scale*sum and -128*sum to element stride*g of sa, as and ai.
 //
+//	for g := range groups {
+//		l := maxAbs(src[32*g:][:32]) // below 2^-100: all zero; not finite: sa and as are NaN
+//		s, sum := l/127, 0
+//		for i := range 32 {
+//			q := roundToEven(src[32*g+i] * (127 / l))
+//			codes[32*stride*g+i] = q
+//			sum += q
+//		}
+//		sa[stride*g], as[stride*g], ai[stride*g] = s, s*float32(sum), -128*sum
+//	}
+//
 //go:noescape
 func quantizeAVX2(codes *int8, sa *float32, as *float32, ai *int32, src *float32, stride int, groups int)
 
 // q4Tile16AVX512 computes c[16][16]; ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[g][j], as[g][r], c[r][j])
+//			}
+//		}
+//	}
 //
 //go:noescape
 func q4Tile16AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, groups int)
 
 // q8Tile16AVX512 computes c[16][16]; ldc is in bytes.
 //
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func q8Tile16AVX512(c *float32, ldc int, codes *byte, scales *float32, aq *int8, sa *float32, ai *int32, groups int)
 
 // q4Tile4AVX512 computes c[4][16]; ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[g][j], as[g][r], c[r][j])
+//			}
+//		}
+//	}
 //
 //go:noescape
 func q4Tile4AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, groups int)
 
 // q8Tile4AVX512 computes c[4][16]; ldc is in bytes.
 //
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func q8Tile4AVX512(c *float32, ldc int, codes *byte, scales *float32, aq *int8, sa *float32, ai *int32, groups int)
 
 // q4Tile1AVX512 computes c[1][16]; ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[g][j], as[g][r], c[r][j])
+//			}
+//		}
+//	}
 //
 //go:noescape
 func q4Tile1AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, groups int)
 
 // q8Tile1AVX512 computes c[1][16]; ldc is in bytes.
 //
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func q8Tile1AVX512(c *float32, ldc int, codes *byte, scales *float32, aq *int8, sa *float32, ai *int32, groups int)
 
 // q4Tile4AVX2 computes c[4][8] of half a panel; ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[g][j], as[g][r], c[r][j])
+//			}
+//		}
+//	}
 //
 //go:noescape
 func q4Tile4AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, groups int)
 
 // q8Tile4AVX2 computes c[4][8] of half a panel; ldc is in bytes.
 //
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func q8Tile4AVX2(c *float32, ldc int, codes *byte, scales *float32, aq *int8, sa *float32, ai *int32, groups int)
 
 // q4Tile1AVX2 computes c[1][8] of half a panel; ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[g][j], as[g][r], c[r][j])
+//			}
+//		}
+//	}
 //
 //go:noescape
 func q4Tile1AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, groups int)
 
 // q8Tile1AVX2 computes c[1][8] of half a panel; ldc is in bytes.
 //
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for g := range groups {
+//				sum := int32(0)
+//				for i := range 32 {
+//					sum += int32(aq[g][r][i]) * int32(code(g, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[g][j]*sa[g][r], c[r][j])
+//			}
+//		}
+//	}
+//
 //go:noescape
 func q8Tile1AVX2(c *float32, ldc int, codes *byte, scales *float32, aq *int8, sa *float32, ai *int32, groups int)
 
 // dotAVX512 returns the dot product of n elements: 32 running sums, then a tree.
+//
+//	for i := range n {
+//		s[i%32] = fma(a[i], b[i], s[i%32])
+//	}
+//	for h := 16; h > 0; h /= 2 {
+//		for j := range h {
+//			s[j] += s[j+h]
+//		}
+//	}
+//	return s[0]
 //
 //go:noescape
 func dotAVX512(a *float32, b *float32, n int) float32
 
 // dotAVX2 returns the dot product of n elements: 32 running sums, then a tree.
 //
+//	for i := range n {
+//		s[i%32] = fma(a[i], b[i], s[i%32])
+//	}
+//	for h := 16; h > 0; h /= 2 {
+//		for j := range h {
+//			s[j] += s[j+h]
+//		}
+//	}
+//	return s[0]
+//
 //go:noescape
 func dotAVX2(a *float32, b *float32, n int) float32
 
 // axpyAVX512 adds x*src to dst, n elements, fused.
 //
+//	for i := range n {
+//		dst[i] = fma(x, src[i], dst[i])
+//	}
+//
 //go:noescape
 func axpyAVX512(dst *float32, x float32, src *float32, n int)
 
 // axpyAVX2 adds x*src to dst, n elements, fused.
+//
+//	for i := range n {
+//		dst[i] = fma(x, src[i], dst[i])
+//	}
 //
 //go:noescape
 func axpyAVX2(dst *float32, x float32, src *float32, n int)

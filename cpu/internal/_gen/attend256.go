@@ -33,7 +33,7 @@ func attend256() {
 // features returns what golang.org/x/sys/cpu does not know: F16C.
 func features() {
 	function("cpuidECX", "func() uint32",
-		"cpuidECX returns ECX of CPUID leaf 1: bit 29 says whether F16C is there.")
+		"cpuidECX returns ECX of CPUID leaf 1: bit 29 is set on processors with F16C.")
 	MOVL(U32(1), EAX)
 	XORL(ECX, ECX)
 	CPUID()
@@ -151,7 +151,7 @@ func unpackPlanes256(bits int) {
 	name := fmt.Sprintf("unpackLM%dAVX2", bits)
 	function(name, "func(dst *float32, src *byte, plane int, table *int8, rows, row, blocks int)",
 		name+" expands codes of rows of blocks times 32 values to table[code], 16 entries, in "+
-			"order. row is the distance of rows in a plane; up to 3 bytes behind a row are read.")
+			"order. row is the distance of rows in a plane; up to 3 bytes after a row are read.")
 	dst, src, plane, tablePtr := load("dst"), load("src"), load("plane"), load("table")
 	rows, row, blocks := load("rows"), load("row"), load("blocks")
 	c := newCodes256(bits)

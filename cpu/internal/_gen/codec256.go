@@ -213,7 +213,7 @@ func decodePlanes256(bits int) {
 		"units *float32, rows, blocks, stride int)",
 		name+" writes units[row]*table[code], of a table of 16, of rows of blocks times 32 values, "+
 			"which lie stride bytes apart in dst and rowBytes apart in every plane; up to 3 bytes "+
-			"behind a row are read.")
+			"after a row are read.")
 	dst, src, plane := load("dst"), load("src"), load("plane")
 	tablePtr, units := load("table"), load("units")
 	rows, blocks := load("rows"), load("blocks")

@@ -291,7 +291,7 @@ func decodePlanes512(bits int) {
 	function(name, "func(dst *float32, src *byte, plane, rowBytes int, table, units *float32, "+
 		"rows, blocks, stride int)",
 		name+" writes units[row]*table[code] of rows of blocks times 64 values, which lie stride "+
-			"bytes apart in dst and rowBytes apart in every plane; up to 7 bytes behind a row are read.")
+			"bytes apart in dst and rowBytes apart in every plane; up to 7 bytes after a row are read.")
 	dst, src, plane, rowBytes := load("dst"), load("src"), load("plane"), load("rowBytes")
 	tablePtr, units := load("table"), load("units")
 	rows, blocks, stride := load("rows"), load("blocks"), load("stride")

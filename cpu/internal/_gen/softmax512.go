@@ -365,7 +365,7 @@ func square512() {
 
 func prefetch() {
 	function("prefetchLines", "func(p *byte, lines int)",
-		"prefetchLines asks for lines of 64 bytes, one at least.")
+		"prefetchLines prefetches lines of 64 bytes, at least one.")
 	p, n := load("p"), load("lines")
 	times("line", n, func() {
 		PREFETCHT1(Mem{Base: p})
@@ -373,10 +373,10 @@ func prefetch() {
 	})
 	RET()
 	function("prefetchRuns", "func(p *byte, runs, stride, quads int, also *byte)",
-		"prefetchRuns asks for quads times 256 bytes from p on, and for as many from every stride "+
-			"bytes on, runs times, and for the line that also is in. Runs and quads are 1 at least. "+
-			"What is asked for may lie behind the memory there is. It comes to the second cache: that "+
-			"is near enough, and leaves the first to the tile at work.")
+		"prefetchRuns prefetches runs runs of quads times 256 bytes, which start stride bytes apart "+
+			"from p on, and the line of also. runs and quads are at least 1. The addresses may lie "+
+			"outside of allocated memory. The lines go to the second-level cache, which is near "+
+			"enough and leaves the first level to the current tile.")
 	p, runs, stride, quads := load("p"), load("runs"), load("stride"), load("quads")
 	PREFETCHT1(Mem{Base: load("also")})
 	times("run", runs, func() {

@@ -232,7 +232,7 @@ type planeLoop struct {
 	second                 Register         // bytes that come from planes 2 and 3
 }
 
-// planesDoc is the comment on a routine of unpackPlanes512.
+// planesDoc returns the comment of a routine of unpackPlanes512.
 func planesDoc(name string, quads, contiguous bool) string {
 	doc := name + " expands groups of four rows of codes to floats: table[code]. "
 	if quads {
@@ -244,8 +244,8 @@ func planesDoc(name string, quads, contiguous bool) string {
 	if contiguous {
 		return doc + "Rows have 64 values."
 	}
-	return doc + "row is the distance of rows in a plane, blocks how many times 64 values they " +
-		"have; up to 7 bytes behind a row are read."
+	return doc + "row is the distance of rows in a plane. Rows have blocks times 64 values; up to " +
+		"7 bytes after a row are read."
 }
 
 // unpackPlanes512 expands codes in bit planes to the entries of a table of 16 floats. Every entry

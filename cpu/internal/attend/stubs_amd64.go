@@ -9,11 +9,25 @@ package attend
 // unpackF16AVX512 converts rows: full times 16 values, the values of one more 16 that
 // have a bit in tail, then zeros times 16 zeros.
 //
+//	for r := range rows {
+//		for i := range n { // 16 * full, and the values with a bit in tail
+//			dst[r][i] = float32(src[r][i])
+//		}
+//		clear(dst[r][n:]) // to a multiple of 16, and 16 * zeros values more
+//	}
+//
 //go:noescape
 func unpackF16AVX512(dst *float32, src *byte, rows int, full int, tail uint32, zeros int)
 
 // unpackBF16AVX512 converts rows: full times 16 values, the values of one more 16 that
 // have a bit in tail, then zeros times 16 zeros.
+//
+//	for r := range rows {
+//		for i := range n { // 16 * full, and the values with a bit in tail
+//			dst[r][i] = float32(src[r][i])
+//		}
+//		clear(dst[r][n:]) // to a multiple of 16, and 16 * zeros values more
+//	}
 //
 //go:noescape
 func unpackBF16AVX512(dst *float32, src *byte, rows int, full int, tail uint32, zeros int)
@@ -21,11 +35,24 @@ func unpackBF16AVX512(dst *float32, src *byte, rows int, full int, tail uint32, 
 // unpackF32AVX512 converts rows: full times 16 values, the values of one more 16 that
 // have a bit in tail, then zeros times 16 zeros.
 //
+//	for r := range rows {
+//		for i := range n { // 16 * full, and the values with a bit in tail
+//			dst[r][i] = float32(src[r][i])
+//		}
+//		clear(dst[r][n:]) // to a multiple of 16, and 16 * zeros values more
+//	}
+//
 //go:noescape
 func unpackF32AVX512(dst *float32, src *byte, rows int, full int, tail uint32, zeros int)
 
 // unpackU8AVX512 writes code-128 of rows in lane order: full times 64 values, then one
 // more 64 where tail is not 0, of which those with a bit in tail are read.
+//
+//	for r := range rows {
+//		for i := range n { // 64 * full, and the values with a bit in tail
+//			dst[order(r, i)] = float32(src[r][i]) - 128
+//		}
+//	}
 //
 //go:noescape
 func unpackU8AVX512(dst *float32, src *byte, rows int, full int, tail uint64)
@@ -34,13 +61,25 @@ func unpackU8AVX512(dst *float32, src *byte, rows int, full int, tail uint64)
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
 // of dst, is in bytes. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM1Rows64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM1RowsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
-// of dst, is in bytes. row is the distance of rows in a plane, blocks how many times 64
-// values they have; up to 7 bytes behind a row are read.
+// of dst, is in bytes. row is the distance of rows in a plane. Rows have blocks times 64
+// values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM1RowsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int, stride int)
@@ -48,13 +87,24 @@ func unpackLM1RowsAVX512(dst *float32, src *byte, plane int, table *float32, gro
 // unpackLM1Quads64AVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM1Quads64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM1QuadsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. row is the distance of
-// rows in a plane, blocks how many times 64 values they have; up to 7 bytes behind a row
-// are read.
+// rows in a plane. Rows have blocks times 64 values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM1QuadsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int)
@@ -63,13 +113,25 @@ func unpackLM1QuadsAVX512(dst *float32, src *byte, plane int, table *float32, gr
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
 // of dst, is in bytes. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM2Rows64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM2RowsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
-// of dst, is in bytes. row is the distance of rows in a plane, blocks how many times 64
-// values they have; up to 7 bytes behind a row are read.
+// of dst, is in bytes. row is the distance of rows in a plane. Rows have blocks times 64
+// values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM2RowsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int, stride int)
@@ -77,13 +139,24 @@ func unpackLM2RowsAVX512(dst *float32, src *byte, plane int, table *float32, gro
 // unpackLM2Quads64AVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM2Quads64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM2QuadsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. row is the distance of
-// rows in a plane, blocks how many times 64 values they have; up to 7 bytes behind a row
-// are read.
+// rows in a plane. Rows have blocks times 64 values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM2QuadsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int)
@@ -92,13 +165,25 @@ func unpackLM2QuadsAVX512(dst *float32, src *byte, plane int, table *float32, gr
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
 // of dst, is in bytes. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM3Rows64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM3RowsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
-// of dst, is in bytes. row is the distance of rows in a plane, blocks how many times 64
-// values they have; up to 7 bytes behind a row are read.
+// of dst, is in bytes. row is the distance of rows in a plane. Rows have blocks times 64
+// values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM3RowsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int, stride int)
@@ -106,13 +191,24 @@ func unpackLM3RowsAVX512(dst *float32, src *byte, plane int, table *float32, gro
 // unpackLM3Quads64AVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM3Quads64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM3QuadsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. row is the distance of
-// rows in a plane, blocks how many times 64 values they have; up to 7 bytes behind a row
-// are read.
+// rows in a plane. Rows have blocks times 64 values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM3QuadsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int)
@@ -121,13 +217,25 @@ func unpackLM3QuadsAVX512(dst *float32, src *byte, plane int, table *float32, gr
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
 // of dst, is in bytes. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM4Rows64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM4RowsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of a row gives 4 vectors in lane order; stride, the distance of rows
-// of dst, is in bytes. row is the distance of rows in a plane, blocks how many times 64
-// values they have; up to 7 bytes behind a row are read.
+// of dst, is in bytes. row is the distance of rows in a plane. Rows have blocks times 64
+// values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM4RowsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int, stride int)
@@ -135,18 +243,34 @@ func unpackLM4RowsAVX512(dst *float32, src *byte, plane int, table *float32, gro
 // unpackLM4Quads64AVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. Rows have 64 values.
 //
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM4Quads64AVX512(dst *float32, src *byte, plane int, table *float32, groups int)
 
 // unpackLM4QuadsAVX512 expands groups of four rows of codes to floats: table[code]. A
 // block of 64 values of four rows gives 16 vectors in quad order. row is the distance of
-// rows in a plane, blocks how many times 64 values they have; up to 7 bytes behind a row
-// are read.
+// rows in a plane. Rows have blocks times 64 values; up to 7 bytes after a row are read.
+//
+//	for r := range 4 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM4QuadsAVX512(dst *float32, src *byte, plane int, table *float32, groups int, row int, blocks int)
 
 // scalesF16AVX512 writes n binary16 scales times factor, and zeros up to 32.
+//
+//	for i := range n {
+//		dst[i] = float32(src[i]) * factor
+//	}
+//	clear(dst[n:32])
 //
 //go:noescape
 func scalesF16AVX512(dst *float32, src *byte, n int, factor float32)
@@ -154,11 +278,26 @@ func scalesF16AVX512(dst *float32, src *byte, n int, factor float32)
 // scalesLog8AVX512 writes n scales base*frac[k%16]*2^-(k/16) times factor, 0 for k of
 // 255, and zeros up to 32.
 //
+//	for i := range n {
+//		if k := src[i]; k == 255 {
+//			dst[i] = 0
+//		} else {
+//			dst[i] = base * frac[k%16] * exp2(-(k / 16)) * factor
+//		}
+//	}
+//	clear(dst[n:32])
+//
 //go:noescape
 func scalesLog8AVX512(dst *float32, base float32, src *byte, n int, frac *float32, factor float32)
 
 // dotQuads1AVX512 writes the inner products of 1 queries in quad order, stride bytes
 // apart, with groups times 32 rows of blocks times 64 values in quad order.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
 //
 //go:noescape
 func dotQuads1AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
@@ -166,11 +305,23 @@ func dotQuads1AVX512(dots *float32, q *float32, tile *float32, stride int, block
 // dotRows1AVX512 writes the inner products of 1 queries, stride bytes apart, with groups
 // times 8 rows of blocks times 64 values, stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotRows1AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 
 // dotQuads2AVX512 writes the inner products of 2 queries in quad order, stride bytes
 // apart, with groups times 32 rows of blocks times 64 values in quad order.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
 //
 //go:noescape
 func dotQuads2AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
@@ -178,11 +329,23 @@ func dotQuads2AVX512(dots *float32, q *float32, tile *float32, stride int, block
 // dotRows2AVX512 writes the inner products of 2 queries, stride bytes apart, with groups
 // times 8 rows of blocks times 64 values, stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotRows2AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 
 // dotQuads3AVX512 writes the inner products of 3 queries in quad order, stride bytes
 // apart, with groups times 16 rows of blocks times 64 values in quad order.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
 //
 //go:noescape
 func dotQuads3AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
@@ -190,11 +353,23 @@ func dotQuads3AVX512(dots *float32, q *float32, tile *float32, stride int, block
 // dotRows3AVX512 writes the inner products of 3 queries, stride bytes apart, with groups
 // times 4 rows of blocks times 64 values, stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotRows3AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 
 // dotQuads4AVX512 writes the inner products of 4 queries in quad order, stride bytes
 // apart, with groups times 16 rows of blocks times 64 values in quad order.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
 //
 //go:noescape
 func dotQuads4AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
@@ -202,11 +377,25 @@ func dotQuads4AVX512(dots *float32, q *float32, tile *float32, stride int, block
 // dotRows4AVX512 writes the inner products of 4 queries, stride bytes apart, with groups
 // times 4 rows of blocks times 64 values, stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotRows4AVX512(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 
 // accumulate1AVX512 adds w[head][row]*row to 1 sums of blocks times 64 values; sums and
 // rows lie stride bytes apart.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			for i := range acc[h] {
+//				acc[h][i] += w[h][r] * tile[r][i]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func accumulate1AVX512(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
@@ -214,11 +403,27 @@ func accumulate1AVX512(acc *float32, w *float32, tile *float32, stride int, bloc
 // accumulate2AVX512 adds w[head][row]*row to 2 sums of blocks times 64 values; sums and
 // rows lie stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			for i := range acc[h] {
+//				acc[h][i] += w[h][r] * tile[r][i]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func accumulate2AVX512(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
 
 // accumulate3AVX512 adds w[head][row]*row to 3 sums of blocks times 64 values; sums and
 // rows lie stride bytes apart.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			for i := range acc[h] {
+//				acc[h][i] += w[h][r] * tile[r][i]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func accumulate3AVX512(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
@@ -226,6 +431,22 @@ func accumulate3AVX512(acc *float32, w *float32, tile *float32, stride int, bloc
 // softmax1AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
 //
 //go:noescape
 func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
@@ -236,12 +457,44 @@ func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 // It also writes weights as integers of 24 bits, the lowest byte of every row first, and
 // what one is worth, and returns the largest of the bits of the scales.
 //
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
+//
 //go:noescape
 func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
 
 // softmax2AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
 //
 //go:noescape
 func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
@@ -252,12 +505,44 @@ func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 // It also writes weights as integers of 24 bits, the lowest byte of every row first, and
 // what one is worth, and returns the largest of the bits of the scales.
 //
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
+//
 //go:noescape
 func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
 
 // softmax3AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
 //
 //go:noescape
 func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
@@ -268,11 +553,34 @@ func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 // It also writes weights as integers of 24 bits, the lowest byte of every row first, and
 // what one is worth, and returns the largest of the bits of the scales.
 //
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
+//
 //go:noescape
 func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
 
 // probsAVX512 adds exp(s - lse)^power of every head to acc[32], with scores s as
 // softmaxAVX512 makes them.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s := dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			acc[r] += pow(exp(s-lse[h]), power)
+//		}
+//	}
 //
 //go:noescape
 func probsAVX512(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
@@ -280,11 +588,23 @@ func probsAVX512(acc *float64, dots *float32, mul *float32, add *float32, noise 
 // unpackLM1Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM1Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM1Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 128 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM1Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -292,11 +612,23 @@ func unpackLM1Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups
 // unpackLM1KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have blocks times 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM1KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
 
 // unpackLM1Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM1Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -304,11 +636,23 @@ func unpackLM1Values64AVX512(dst *byte, src *byte, plane int, table *byte, group
 // unpackLM1Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 128 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM1Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM1ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // weighted sums. Rows have blocks times 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM1ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
@@ -316,11 +660,23 @@ func unpackLM1ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups 
 // unpackLM2Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM2Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM2Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 128 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM2Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -328,11 +684,23 @@ func unpackLM2Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups
 // unpackLM2KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have blocks times 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM2KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
 
 // unpackLM2Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM2Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -340,11 +708,23 @@ func unpackLM2Values64AVX512(dst *byte, src *byte, plane int, table *byte, group
 // unpackLM2Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 128 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM2Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM2ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // weighted sums. Rows have blocks times 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM2ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
@@ -352,11 +732,23 @@ func unpackLM2ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups 
 // unpackLM3Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM3Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM3Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 128 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM3Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -364,11 +756,23 @@ func unpackLM3Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups
 // unpackLM3KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have blocks times 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM3KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
 
 // unpackLM3Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM3Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -376,11 +780,23 @@ func unpackLM3Values64AVX512(dst *byte, src *byte, plane int, table *byte, group
 // unpackLM3Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 128 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM3Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM3ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // weighted sums. Rows have blocks times 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM3ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
@@ -388,11 +804,23 @@ func unpackLM3ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups 
 // unpackLM4Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM4Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM4Keys128AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 128 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM4Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -400,11 +828,23 @@ func unpackLM4Keys128AVX512(dst *byte, src *byte, plane int, table *byte, groups
 // unpackLM4KeysAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have blocks times 64 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM4KeysAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
 
 // unpackLM4Values64AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM4Values64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
@@ -412,11 +852,23 @@ func unpackLM4Values64AVX512(dst *byte, src *byte, plane int, table *byte, group
 // unpackLM4Values128AVX512 expands groups of eight rows of codes to bytes, table[code],
 // for weighted sums. Rows have 128 values.
 //
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
+//
 //go:noescape
 func unpackLM4Values128AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 
 // unpackLM4ValuesAVX512 expands groups of eight rows of codes to bytes, table[code], for
 // weighted sums. Rows have blocks times 64 values.
+//
+//	for r := range 8 * groups {
+//		for i := range dim {
+//			dst[order(r, i)] = table[code(r, i)]
+//		}
+//	}
 //
 //go:noescape
 func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
@@ -424,11 +876,28 @@ func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups 
 // dotLM1Heads1AVX512 writes the inner products of 1 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM1Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -436,11 +905,28 @@ func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM1Heads2AVX512 writes the inner products of 2 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM1Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -448,11 +934,28 @@ func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM1Heads3AVX512 writes the inner products of 3 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM1Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -460,11 +963,28 @@ func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM2Heads1AVX512 writes the inner products of 1 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM2Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -472,11 +992,28 @@ func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM2Heads2AVX512 writes the inner products of 2 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM2Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -484,11 +1021,28 @@ func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM2Heads3AVX512 writes the inner products of 3 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM2Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -496,11 +1050,28 @@ func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM3Heads1AVX512 writes the inner products of 1 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM3Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -508,11 +1079,28 @@ func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM3Heads2AVX512 writes the inner products of 2 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM3Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -520,11 +1108,28 @@ func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM3Heads3AVX512 writes the inner products of 3 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM3Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -532,11 +1137,28 @@ func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM4Heads1AVX512 writes the inner products of 1 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM4Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -544,11 +1166,28 @@ func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM4Heads2AVX512 writes the inner products of 2 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM4Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -556,11 +1195,28 @@ func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // dotLM4Heads3AVX512 writes the inner products of 3 queries in digits with groups times
 // 16 rows of 64 codes.
 //
+//	for h := range heads {
+//		for r := range 16 * groups {
+//			dots[h][r] = 0
+//			for i := range 64 {
+//				dots[h][r] += q[h][i] * table[code(r, i)]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
 
 // addLM4Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
 // sums.
+//
+//	for h := range heads {
+//		for r := range 8 * groups {
+//			for i := range 64 {
+//				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
@@ -568,11 +1224,23 @@ func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 // unpackU8KeysAVX512 arranges groups of eight rows of blocks times 64 codes for inner
 // products.
 //
+//	for r := range 8 * groups {
+//		for i := range 64 * blocks {
+//			dst[order(r, i)] = src[r][i]
+//		}
+//	}
+//
 //go:noescape
 func unpackU8KeysAVX512(dst *byte, src *byte, blocks int, groups int)
 
 // unpackU8ValuesAVX512 arranges groups of four rows of blocks times 64 codes, less 128,
 // for weighted sums.
+//
+//	for r := range 4 * groups {
+//		for i := range 64 * blocks {
+//			dst[order(r, i)] = src[r][i] - 128
+//		}
+//	}
 //
 //go:noescape
 func unpackU8ValuesAVX512(dst *byte, src *byte, blocks int, groups int)
@@ -580,11 +1248,25 @@ func unpackU8ValuesAVX512(dst *byte, src *byte, blocks int, groups int)
 // dotBytes1AVX512 writes the inner products of 1 queries in digits with groups times 32
 // rows of blocks times 64 bytes.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotBytes1AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
 
 // addBytes1AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
 // digits, to 1 sums.
+//
+//	for h := range heads {
+//		for r := range 4 * quads {
+//			for i := range 64 * blocks {
+//				acc[h][i] += units[h] * weights[h][r] * tile[r][i]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addBytes1AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
@@ -592,11 +1274,25 @@ func addBytes1AVX512(acc *float32, weights *byte, units *float32, tile *byte, bl
 // dotBytes2AVX512 writes the inner products of 2 queries in digits with groups times 32
 // rows of blocks times 64 bytes.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotBytes2AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
 
 // addBytes2AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
 // digits, to 2 sums.
+//
+//	for h := range heads {
+//		for r := range 4 * quads {
+//			for i := range 64 * blocks {
+//				acc[h][i] += units[h] * weights[h][r] * tile[r][i]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addBytes2AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
@@ -604,11 +1300,25 @@ func addBytes2AVX512(acc *float32, weights *byte, units *float32, tile *byte, bl
 // dotBytes3AVX512 writes the inner products of 3 queries in digits with groups times 16
 // rows of blocks times 64 bytes.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotBytes3AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
 
 // addBytes3AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
 // digits, to 3 sums.
+//
+//	for h := range heads {
+//		for r := range 4 * quads {
+//			for i := range 64 * blocks {
+//				acc[h][i] += units[h] * weights[h][r] * tile[r][i]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func addBytes3AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
@@ -616,21 +1326,44 @@ func addBytes3AVX512(acc *float32, weights *byte, units *float32, tile *byte, bl
 // dotBytes4AVX512 writes the inner products of 4 queries in digits with groups times 16
 // rows of blocks times 64 bytes.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotBytes4AVX512(dots *float32, q *byte, tile *byte, blocks int, groups int)
 
 // addBytes4AVX512 adds quads times four rows of blocks times 64 bytes, weighted by
 // digits, to 4 sums.
 //
+//	for h := range heads {
+//		for r := range 4 * quads {
+//			for i := range 64 * blocks {
+//				acc[h][i] += units[h] * weights[h][r] * tile[r][i]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func addBytes4AVX512(acc *float32, weights *byte, units *float32, tile *byte, blocks int, quads int)
 
 // foldAVX512 adds n times 16 floats to doubles and clears them.
 //
+//	for i := range acc {
+//		sum[i] += float64(acc[i])
+//		acc[i] = 0
+//	}
+//
 //go:noescape
 func foldAVX512(sum *float64, acc *float32, n int)
 
 // squareAVX512 writes factor*src^2, 32 values.
+//
+//	for i := range 32 {
+//		dst[i] = factor * src[i] * src[i]
+//	}
 //
 //go:noescape
 func squareAVX512(dst *float32, src *float32, factor float32)
@@ -638,76 +1371,130 @@ func squareAVX512(dst *float32, src *float32, factor float32)
 // mixAVX512 writes the sum of n rows of 32 values, each times its weight; n is 1 at
 // least.
 //
+//	clear(dst[:32])
+//	for r := range n {
+//		for i := range 32 {
+//			dst[i] += w[r] * rows[r][i]
+//		}
+//	}
+//
 //go:noescape
 func mixAVX512(dst *float32, w *float32, rows *float32, n int)
 
 // mixSquaresAVX512 is mixAVX512 of the squares of the values.
 //
+//	clear(dst[:32])
+//	for r := range n {
+//		for i := range 32 {
+//			dst[i] += w[r] * rows[r][i] * rows[r][i]
+//		}
+//	}
+//
 //go:noescape
 func mixSquaresAVX512(dst *float32, w *float32, rows *float32, n int)
 
-// prefetchLines asks for lines of 64 bytes, one at least.
+// prefetchLines prefetches lines of 64 bytes, at least one.
 //
 //go:noescape
 func prefetchLines(p *byte, lines int)
 
-// prefetchRuns asks for quads times 256 bytes from p on, and for as many from every
-// stride bytes on, runs times, and for the line that also is in. Runs and quads are 1 at
-// least. What is asked for may lie behind the memory there is. It comes to the second
-// cache: that is near enough, and leaves the first to the tile at work.
+// prefetchRuns prefetches runs runs of quads times 256 bytes, which start stride bytes
+// apart from p on, and the line of also. runs and quads are at least 1. The addresses may
+// lie outside of allocated memory. The lines go to the second-level cache, which is near
+// enough and leaves the first level to the current tile.
 //
 //go:noescape
 func prefetchRuns(p *byte, runs int, stride int, quads int, also *byte)
 
-// cpuidECX returns ECX of CPUID leaf 1: bit 29 says whether F16C is there.
+// cpuidECX returns ECX of CPUID leaf 1: bit 29 is set on processors with F16C.
 //
 //go:noescape
 func cpuidECX() uint32
 
 // unpackF16AVX2 converts n times 8 values (binary16) to float32.
 //
+//	for i := range 8 * n {
+//		dst[i] = float32(src[i])
+//	}
+//
 //go:noescape
 func unpackF16AVX2(dst *float32, src *byte, n int)
 
 // unpackBF16AVX2 converts n times 8 values (bfloat16) to float32.
+//
+//	for i := range 8 * n {
+//		dst[i] = float32(src[i])
+//	}
 //
 //go:noescape
 func unpackBF16AVX2(dst *float32, src *byte, n int)
 
 // unpackU8AVX2 converts n times 8 values (code-128) to float32.
 //
+//	for i := range 8 * n {
+//		dst[i] = float32(src[i]) - 128
+//	}
+//
 //go:noescape
 func unpackU8AVX2(dst *float32, src *byte, n int)
 
 // unpackLM1AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
 // are read.
+//
+//	for r := range rows {
+//		for i := range 32 * blocks {
+//			dst[r][i] = float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func unpackLM1AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
 
 // unpackLM2AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
 // are read.
+//
+//	for r := range rows {
+//		for i := range 32 * blocks {
+//			dst[r][i] = float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func unpackLM2AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
 
 // unpackLM3AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
 // are read.
+//
+//	for r := range rows {
+//		for i := range 32 * blocks {
+//			dst[r][i] = float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func unpackLM3AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
 
 // unpackLM4AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes behind a row
+// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
 // are read.
+//
+//	for r := range rows {
+//		for i := range 32 * blocks {
+//			dst[r][i] = float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func unpackLM4AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
 
 // scalesF16AVX2 writes 32 binary16 scales times factor.
+//
+//	for i := range 32 {
+//		dst[i] = float32(src[i]) * factor
+//	}
 //
 //go:noescape
 func scalesF16AVX2(dst *float32, src *byte, factor float32)
@@ -715,11 +1502,25 @@ func scalesF16AVX2(dst *float32, src *byte, factor float32)
 // dotRows1AVX2 writes the inner products of 1 queries, stride bytes apart, with groups
 // times 8 rows of blocks times 32 values, stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotRows1AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 
 // accumulate1AVX2 adds w[head][row]*row to 1 sums of blocks times 32 values; sums and
 // rows lie stride bytes apart.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			for i := range acc[h] {
+//				acc[h][i] += w[h][r] * tile[r][i]
+//			}
+//		}
+//	}
 //
 //go:noescape
 func accumulate1AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
@@ -727,41 +1528,101 @@ func accumulate1AVX2(acc *float32, w *float32, tile *float32, stride int, blocks
 // dotRows2AVX2 writes the inner products of 2 queries, stride bytes apart, with groups
 // times 4 rows of blocks times 32 values, stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
 //go:noescape
 func dotRows2AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 
 // accumulate2AVX2 adds w[head][row]*row to 2 sums of blocks times 32 values; sums and
 // rows lie stride bytes apart.
 //
+//	for h := range heads {
+//		for r := range rows {
+//			for i := range acc[h] {
+//				acc[h][i] += w[h][r] * tile[r][i]
+//			}
+//		}
+//	}
+//
 //go:noescape
 func accumulate2AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
 
 // softmaxAVX2 is softmaxAVX512; tmp is scratch of 64 floats.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			tops[h] = max(tops[h], s[r])
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * scale[r]
+//			if p == 0 {
+//				masks[h] &^= 1 << r
+//			}
+//		}
+//	}
 //
 //go:noescape
 func softmaxAVX2(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, tmp *float32)
 
 // probsAVX2 is probsAVX512.
 //
+//	for h := range heads {
+//		for r := range 32 {
+//			s := dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
+//			acc[r] += pow(exp(s-lse[h]), power)
+//		}
+//	}
+//
 //go:noescape
 func probsAVX2(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
 
 // foldAVX2 adds n times 8 floats to doubles and clears them.
+//
+//	for i := range acc {
+//		sum[i] += float64(acc[i])
+//		acc[i] = 0
+//	}
 //
 //go:noescape
 func foldAVX2(sum *float64, acc *float32, n int)
 
 // squareAVX2 writes factor*src^2, 32 values.
 //
+//	for i := range 32 {
+//		dst[i] = factor * src[i] * src[i]
+//	}
+//
 //go:noescape
 func squareAVX2(dst *float32, src *float32, factor float32)
 
 // mixAVX2 writes the sum of n rows of 32 values, each times its weight; n is 1 at least.
 //
+//	clear(dst[:32])
+//	for r := range n {
+//		for i := range 32 {
+//			dst[i] += w[r] * rows[r][i]
+//		}
+//	}
+//
 //go:noescape
 func mixAVX2(dst *float32, w *float32, rows *float32, n int)
 
 // mixSquaresAVX2 is mixAVX2 of the squares of the values.
+//
+//	clear(dst[:32])
+//	for r := range n {
+//		for i := range 32 {
+//			dst[i] += w[r] * rows[r][i] * rows[r][i]
+//		}
+//	}
 //
 //go:noescape
 func mixSquaresAVX2(dst *float32, w *float32, rows *float32, n int)

@@ -9,11 +9,28 @@ package codec
 // forward8AVX512 flips signs, then transforms and scales rows of 8 values that lie stride
 // bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
+//
 //go:noescape
 func forward8AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // inverse8AVX512 transforms and scales, then flips signs of rows of 8 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
 //
 //go:noescape
 func inverse8AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -21,11 +38,28 @@ func inverse8AVX512(x *float32, signs *uint32, rows int, stride int, signStride 
 // forward16AVX512 flips signs, then transforms and scales rows of 16 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
+//
 //go:noescape
 func forward16AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // inverse16AVX512 transforms and scales, then flips signs of rows of 16 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
 //
 //go:noescape
 func inverse16AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -33,11 +67,28 @@ func inverse16AVX512(x *float32, signs *uint32, rows int, stride int, signStride
 // forward32AVX512 flips signs, then transforms and scales rows of 32 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
+//
 //go:noescape
 func forward32AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // inverse32AVX512 transforms and scales, then flips signs of rows of 32 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
 //
 //go:noescape
 func inverse32AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -45,11 +96,28 @@ func inverse32AVX512(x *float32, signs *uint32, rows int, stride int, signStride
 // forward64AVX512 flips signs, then transforms and scales rows of 64 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
+//
 //go:noescape
 func forward64AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // inverse64AVX512 transforms and scales, then flips signs of rows of 64 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
 //
 //go:noescape
 func inverse64AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -57,11 +125,28 @@ func inverse64AVX512(x *float32, signs *uint32, rows int, stride int, signStride
 // forward128AVX512 flips signs, then transforms and scales rows of 128 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
+//
 //go:noescape
 func forward128AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // inverse128AVX512 transforms and scales, then flips signs of rows of 128 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
 //
 //go:noescape
 func inverse128AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -69,11 +154,28 @@ func inverse128AVX512(x *float32, signs *uint32, rows int, stride int, signStrid
 // forward256AVX512 flips signs, then transforms and scales rows of 256 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
+//
 //go:noescape
 func forward256AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // inverse256AVX512 transforms and scales, then flips signs of rows of 256 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
 //
 //go:noescape
 func inverse256AVX512(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -81,15 +183,36 @@ func inverse256AVX512(x *float32, signs *uint32, rows int, stride int, signStrid
 // butterfliesAVX512 runs the butterflies of stride h bytes, a multiple of 64, over pairs
 // times 2h bytes, and multiplies with factor.
 //
+//	for range pairs {
+//		for i := range h / 4 {
+//			a, b := x[i], x[i+h/4]
+//			x[i], x[i+h/4] = (a+b)*factor, (a-b)*factor
+//		}
+//		x = x[2*h/4:]
+//	}
+//
 //go:noescape
 func butterfliesAVX512(x *float32, h int, pairs int, factor float32)
 
 // peaksAVX512 writes the largest magnitude, as bits, of rows of n times 16 values.
 //
+//	for r := range rows {
+//		peaks[r] = 0
+//		for _, v := range x[r] {
+//			peaks[r] = max(peaks[r], math.Float32bits(v)&^(1<<31))
+//		}
+//	}
+//
 //go:noescape
 func peaksAVX512(peaks *uint32, x *float32, rows int, n int, stride int)
 
 // scaleRowsAVX512 multiplies rows of n times 16 values with a factor each.
+//
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] *= factors[r]
+//		}
+//	}
 //
 //go:noescape
 func scaleRowsAVX512(x *float32, factors *float32, rows int, n int, stride int)
@@ -98,12 +221,46 @@ func scaleRowsAVX512(x *float32, factors *float32, rows int, n int, stride int)
 // is 1) to bit planes. sums gets |y|^2 and <y,c> of every row, cc <c,c>. half is half the
 // power of two from n up, 0 for one.
 //
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
+//
 //go:noescape
 func quantizeLM1AVX512(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, odd int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
 
 // quantizeLM2AVX512 writes the codes of rows of n times 16 values (of 8 fewer where odd
 // is 1) to bit planes. sums gets |y|^2 and <y,c> of every row, cc <c,c>. half is half the
 // power of two from n up, 0 for one.
+//
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
 //
 //go:noescape
 func quantizeLM2AVX512(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, odd int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
@@ -112,6 +269,23 @@ func quantizeLM2AVX512(planes *byte, plane int, rowBytes int, y *float32, rows i
 // is 1) to bit planes. sums gets |y|^2 and <y,c> of every row, cc <c,c>. half is half the
 // power of two from n up, 0 for one.
 //
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
+//
 //go:noescape
 func quantizeLM3AVX512(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, odd int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
 
@@ -119,45 +293,98 @@ func quantizeLM3AVX512(planes *byte, plane int, rowBytes int, y *float32, rows i
 // is 1) to bit planes. sums gets |y|^2 and <y,c> of every row, cc <c,c>. half is half the
 // power of two from n up, 0 for one.
 //
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
+//
 //go:noescape
 func quantizeLM4AVX512(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, odd int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
 
 // quantizeU8AVX512 writes 128 + y/step, rounded to even and held within 1 to 255, of rows
 // of n times 16 values (of 8 fewer where odd is 1). A step of 0 gives 128.
 //
+//	for r := range rows {
+//		for i, v := range y[r] {
+//			codes[r][i] = clamp(128+roundToEven(v/steps[r]), 1, 255) // 128 for a step of 0
+//		}
+//	}
+//
 //go:noescape
 func quantizeU8AVX512(codes *byte, y *float32, steps *float32, rows int, stride int, n int, odd int)
 
 // decodeLM1AVX512 writes units[row]*table[code] of rows of blocks times 64 values, which
-// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes behind a
+// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes after a
 // row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM1AVX512(dst *float32, src *byte, plane int, rowBytes int, table *float32, units *float32, rows int, blocks int, stride int)
 
 // decodeLM2AVX512 writes units[row]*table[code] of rows of blocks times 64 values, which
-// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes behind a
+// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes after a
 // row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM2AVX512(dst *float32, src *byte, plane int, rowBytes int, table *float32, units *float32, rows int, blocks int, stride int)
 
 // decodeLM3AVX512 writes units[row]*table[code] of rows of blocks times 64 values, which
-// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes behind a
+// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes after a
 // row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM3AVX512(dst *float32, src *byte, plane int, rowBytes int, table *float32, units *float32, rows int, blocks int, stride int)
 
 // decodeLM4AVX512 writes units[row]*table[code] of rows of blocks times 64 values, which
-// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes behind a
+// lie stride bytes apart in dst and rowBytes apart in every plane; up to 7 bytes after a
 // row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM4AVX512(dst *float32, src *byte, plane int, rowBytes int, table *float32, units *float32, rows int, blocks int, stride int)
 
 // decodeU8AVX512 writes units[row]*(code-128) of rows of n times 16 values (of 8 fewer in
 // src where odd is 1), which lie stride bytes apart in dst.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(int(src[r][i])-128)
+//		}
+//	}
 //
 //go:noescape
 func decodeU8AVX512(dst *float32, src *byte, units *float32, rows int, n int, odd int, stride int)
@@ -166,12 +393,30 @@ func decodeU8AVX512(dst *float32, src *byte, units *float32, rows int, n int, od
 // 64 codes. weights holds, per sum, words of two weights of 16 bits: of the counts of
 // values with magnitude bits 1 and 2, 3 and 4, and so on; the last one is of all 64.
 //
+//	for w := range 8 * groups {
+//		xx[w], xc[w], cc[w] = 0, 0, 0
+//		for set := range sets { // of magnitude bits; count: the values of word w with all of set
+//			xx[w] += weights[0][set] * count(w, set)
+//			xc[w] += weights[1][set] * count(w, set)
+//			cc[w] += weights[2][set] * count(w, set)
+//		}
+//	}
+//
 //go:noescape
 func countLM2AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
 
 // countLM3AVX512 writes three weighted sums of counts for each of groups times 8 words of
 // 64 codes. weights holds, per sum, words of two weights of 16 bits: of the counts of
 // values with magnitude bits 1 and 2, 3 and 4, and so on; the last one is of all 64.
+//
+//	for w := range 8 * groups {
+//		xx[w], xc[w], cc[w] = 0, 0, 0
+//		for set := range sets { // of magnitude bits; count: the values of word w with all of set
+//			xx[w] += weights[0][set] * count(w, set)
+//			xc[w] += weights[1][set] * count(w, set)
+//			cc[w] += weights[2][set] * count(w, set)
+//		}
+//	}
 //
 //go:noescape
 func countLM3AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
@@ -180,11 +425,26 @@ func countLM3AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weigh
 // 64 codes. weights holds, per sum, words of two weights of 16 bits: of the counts of
 // values with magnitude bits 1 and 2, 3 and 4, and so on; the last one is of all 64.
 //
+//	for w := range 8 * groups {
+//		xx[w], xc[w], cc[w] = 0, 0, 0
+//		for set := range sets { // of magnitude bits; count: the values of word w with all of set
+//			xx[w] += weights[0][set] * count(w, set)
+//			xc[w] += weights[1][set] * count(w, set)
+//			cc[w] += weights[2][set] * count(w, set)
+//		}
+//	}
+//
 //go:noescape
 func countLM4AVX512(xx *int32, xc *int32, cc *int32, src *byte, plane int, weights *uint32, groups int)
 
 // ratiosAVX512 multiplies n times 16 scales with xc/cc (rule 0), sqrt(xx/cc) (1) or xx/xc
 // (2). A scale of 0 stays.
+//
+//	for i := range 16 * n {
+//		if scales[i] != 0 {
+//			scales[i] *= ratio(rule, xx[i], xc[i], cc[i])
+//		}
+//	}
 //
 //go:noescape
 func ratiosAVX512(scales *float32, xx *int32, xc *int32, cc *int32, rule int, n int)
@@ -192,11 +452,25 @@ func ratiosAVX512(scales *float32, xx *int32, xc *int32, cc *int32, rule int, n 
 // log8CodesAVX512 writes the logarithms of n scales below base. scales is read up to a
 // multiple of 16.
 //
+//	for i := range n {
+//		dst[i] = log8(scales[i], base)
+//	}
+//
 //go:noescape
 func log8CodesAVX512(dst *byte, scales *float32, base float32, n int, mid *float32, guess *byte)
 
 // forward8AVX2 flips signs, then transforms and scales rows of 8 values that lie stride
 // bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
 //
 //go:noescape
 func forward8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -204,11 +478,28 @@ func forward8AVX2(x *float32, signs *uint32, rows int, stride int, signStride in
 // inverse8AVX2 transforms and scales, then flips signs of rows of 8 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
+//
 //go:noescape
 func inverse8AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // forward16AVX2 flips signs, then transforms and scales rows of 16 values that lie stride
 // bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
 //
 //go:noescape
 func forward16AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -216,11 +507,28 @@ func forward16AVX2(x *float32, signs *uint32, rows int, stride int, signStride i
 // inverse16AVX2 transforms and scales, then flips signs of rows of 16 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
+//
 //go:noescape
 func inverse16AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // forward32AVX2 flips signs, then transforms and scales rows of 32 values that lie stride
 // bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
 //
 //go:noescape
 func forward32AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -228,11 +536,28 @@ func forward32AVX2(x *float32, signs *uint32, rows int, stride int, signStride i
 // inverse32AVX2 transforms and scales, then flips signs of rows of 32 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
+//
 //go:noescape
 func inverse32AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // forward64AVX2 flips signs, then transforms and scales rows of 64 values that lie stride
 // bytes apart; signs has the sign bits, signStride bytes further for the next row.
+//
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i], signs[r][i])
+//		}
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] *= norm
+//		}
+//	}
 //
 //go:noescape
 func forward64AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
@@ -240,21 +565,49 @@ func forward64AVX2(x *float32, signs *uint32, rows int, stride int, signStride i
 // inverse64AVX2 transforms and scales, then flips signs of rows of 64 values that lie
 // stride bytes apart; signs has the sign bits, signStride bytes further for the next row.
 //
+//	for r := range rows {
+//		hadamard(x[r])
+//		for i := range x[r] {
+//			x[r][i] = flip(x[r][i]*norm, signs[r][i])
+//		}
+//	}
+//
 //go:noescape
 func inverse64AVX2(x *float32, signs *uint32, rows int, stride int, signStride int, norm float32)
 
 // butterfliesAVX2 runs the butterflies of stride h bytes, a multiple of 32, over pairs
 // times 2h bytes, and multiplies with factor.
 //
+//	for range pairs {
+//		for i := range h / 4 {
+//			a, b := x[i], x[i+h/4]
+//			x[i], x[i+h/4] = (a+b)*factor, (a-b)*factor
+//		}
+//		x = x[2*h/4:]
+//	}
+//
 //go:noescape
 func butterfliesAVX2(x *float32, h int, pairs int, factor float32)
 
 // peaksAVX2 writes the largest magnitude, as bits, of rows of n times 8 values.
 //
+//	for r := range rows {
+//		peaks[r] = 0
+//		for _, v := range x[r] {
+//			peaks[r] = max(peaks[r], math.Float32bits(v)&^(1<<31))
+//		}
+//	}
+//
 //go:noescape
 func peaksAVX2(peaks *uint32, x *float32, rows int, n int, stride int)
 
 // scaleRowsAVX2 multiplies rows of n times 8 values with a factor each.
+//
+//	for r := range rows {
+//		for i := range x[r] {
+//			x[r][i] *= factors[r]
+//		}
+//	}
 //
 //go:noescape
 func scaleRowsAVX2(x *float32, factors *float32, rows int, n int, stride int)
@@ -263,12 +616,46 @@ func scaleRowsAVX2(x *float32, factors *float32, rows int, n int, stride int)
 // |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
 // one. centroids has 8 entries.
 //
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
+//
 //go:noescape
 func quantizeLM1AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
 
 // quantizeLM2AVX2 writes the codes of rows of n times 8 values to bit planes. sums gets
 // |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
 // one. centroids has 8 entries.
+//
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
 //
 //go:noescape
 func quantizeLM2AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
@@ -277,6 +664,23 @@ func quantizeLM2AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int
 // |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
 // one. centroids has 8 entries.
 //
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
+//
 //go:noescape
 func quantizeLM3AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
 
@@ -284,39 +688,86 @@ func quantizeLM3AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int
 // |y|^2 and <y,c> of every row, cc <c,c>. half is half the power of two from n up, 0 for
 // one. centroids has 8 entries.
 //
+//	for r := range rows {
+//		xx, xy, cc[r] = 0, 0, 0
+//		for _, v := range y[r] {
+//			xx += v * v
+//		}
+//		for i, v := range y[r] {
+//			m := 0 // magnitude: the number of thresholds that |v| reaches
+//			for m+1 < levels && abs(v) >= thresholds[m+1]*sqrt(xx/dim) {
+//				m++
+//			}
+//			setCode(r, i, m, v < 0)
+//			xy += abs(v) * float32(centroids[m])
+//			cc[r] += centroids[m] * centroids[m]
+//		}
+//		sums[2*r], sums[2*r+1] = xx, xy
+//	}
+//
 //go:noescape
 func quantizeLM4AVX2(planes *byte, plane int, rowBytes int, y *float32, rows int, stride int, n int, half int, dim float32, thresholds *float32, centroids *int32, tmp *float32, sums *float32, cc *int32)
 
 // quantizeU8AVX2 writes 128 + y/step, rounded to even and held within 1 to 255, of rows
 // of n times 8 values. A step of 0 gives 128.
 //
+//	for r := range rows {
+//		for i, v := range y[r] {
+//			codes[r][i] = clamp(128+roundToEven(v/steps[r]), 1, 255) // 128 for a step of 0
+//		}
+//	}
+//
 //go:noescape
 func quantizeU8AVX2(codes *byte, y *float32, steps *float32, rows int, stride int, n int)
 
 // decodeLM1AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
 // 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
-// 3 bytes behind a row are read.
+// 3 bytes after a row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM1AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
 
 // decodeLM2AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
 // 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
-// 3 bytes behind a row are read.
+// 3 bytes after a row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM2AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
 
 // decodeLM3AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
 // 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
-// 3 bytes behind a row are read.
+// 3 bytes after a row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM3AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
 
 // decodeLM4AVX2 writes units[row]*table[code], of a table of 16, of rows of blocks times
 // 32 values, which lie stride bytes apart in dst and rowBytes apart in every plane; up to
-// 3 bytes behind a row are read.
+// 3 bytes after a row are read.
+//
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(table[code(r, i)])
+//		}
+//	}
 //
 //go:noescape
 func decodeLM4AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8, units *float32, rows int, blocks int, stride int)
@@ -324,10 +775,20 @@ func decodeLM4AVX2(dst *float32, src *byte, plane int, rowBytes int, table *int8
 // decodeU8AVX2 writes units[row]*(code-128) of rows of n times 8 values, which lie stride
 // bytes apart in dst.
 //
+//	for r := range rows {
+//		for i := range dim {
+//			dst[r][i] = units[r] * float32(int(src[r][i])-128)
+//		}
+//	}
+//
 //go:noescape
 func decodeU8AVX2(dst *float32, src *byte, units *float32, rows int, n int, stride int)
 
 // toF16AVX2 rounds n times 8 values to binary16, ties to even.
+//
+//	for i := range 8 * n {
+//		dst[i] = float16(src[i])
+//	}
 //
 //go:noescape
 func toF16AVX2(dst *byte, src *float32, n int)

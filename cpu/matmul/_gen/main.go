@@ -47,7 +47,7 @@ func main() {
 	Generate()
 }
 
-// function starts a routine; its doc comment is wrapped at 90 columns.
+// function starts a routine. Its comment is doc, wrapped at 90 columns, and the Go loop that it equals.
 func function(name, signature, doc string) {
 	TEXT(name, NOSPLIT, signature)
 	Pragma("noescape") // no routine keeps a pointer
@@ -63,7 +63,14 @@ func function(name, signature, doc string) {
 		}
 		line += word
 	}
-	Doc(append(lines, line)...)
+	lines = append(lines, line)
+	if l := loop(name); l != nil {
+		lines = append(lines, "")
+		for _, line := range l {
+			lines = append(lines, "\t"+line)
+		}
+	}
+	Doc(lines...)
 }
 
 func load(name string) Register { return Load(Param(name), GP64()) }
