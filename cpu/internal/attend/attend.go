@@ -12,34 +12,34 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// TileRows is the number of rows that are unpacked at a time: 32 rows of 128 float32 are 16 KiB,
-// so that a tile of K and one of V stay in the caches nearest to a core beside the queries. It is
-// also the distance of heads in the arrays that have one entry a head and row.
+// TileRows is the number of rows in a tile. 32 rows of 128 float32 are 16 KiB, so that a tile of K,
+// one of V and the queries fit in the caches nearest to a core. It is also the distance of heads in
+// arrays with one element per head and row.
 const TileRows = 32
 
-// Layout is an order of the values of a tile. Queries and sums are arranged to go with it.
+// Layout is an order of the values in a tile. Queries and sums have the same order.
 type Layout uint8
 
-// The layouts. A row takes PadDim values; what is beyond its dim is finite and of no meaning
-// where the row's format is rotated, and zero otherwise.
+// The layouts. A row takes PadDim values. Values after its dim are finite and meaningless if the
+// row's format is rotated, and zero otherwise.
 const (
-	// Natural: rows one after the other, values in order.
+	// Natural: rows in order, values in order.
 	Natural Layout = iota
-	// Lanes: rows one after the other; of each 64 values, value 4l+j is at 16j+l.
+	// Lanes: rows in order; of each 64 values, value 4l+j is at 16j+l.
 	Lanes
-	// Quads: four rows together; each 64 values of them are 16 vectors of four lanes of four
-	// values. Lane l is row l, and the values of vector t in their order are those of quadValue.
+	// Quads: four rows together; each 64 values of them form 16 vectors of four lanes of four
+	// values. Lane l is row l; quadValue gives the values of vector t in order.
 	Quads
 	numLayouts
 )
 
-// quadValue is the value (of 64) that vector t has in place e of each lane.
+// quadValue returns the value (of 64) at position e of each lane of vector t.
 func quadValue(t, e int) int {
 	m, s := t/8, t%8
 	return 8*(4*m+2*(e/2)+s%2) + 4*(e%2) + s/2
 }
 
-// place returns where value i of a row's query or sum stands.
+// place returns the position of value i in a row, query or sum.
 func (l Layout) place(i int) int {
 	b, i := i&^63, i&63
 	switch l {
@@ -60,12 +60,13 @@ var quadPlaces = func() (p [64]uint8) {
 	return p
 }()
 
-// Kernels are the routines of one instruction set. Every method checks its arguments' lengths.
+// Kernels are the routines of one instruction set. Every method checks the lengths of its
+// arguments.
 type Kernels struct {
 	isa  string
 	pad  int  // rows are padded to a multiple of it
 	lane bool // rotated rows are in lane order, K in planes in quad order
-	wide bool // planes are read by up to 8 bytes
+	wide bool // planes are read up to 8 bytes at a time
 
 	exact  func(dst []float32, f quant.Format, src []byte, rows, dim, padDim int)
 	u8     func(dst []float32, src []byte, rows, dim, padDim int)
@@ -75,27 +76,27 @@ type Kernels struct {
 	fold   func(sum []float64, acc []float32)
 	square func(dst, src *[TileRows]float32, factor float32)
 	mix    func(dst *[TileRows]float32, w, rows []float32, power int)
-	// softmax and probs check nothing; Softmax and Probs do.
+	// softmax and probs do not check arguments; Softmax and Probs do.
 	softmax func(h *Heads, a, b int, t *Terms, scale *[TileRows]float32)
 	probs   func(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32, power int)
 	f16     func(dst *[TileRows]float32, src []byte, factor float32)
 	log8    func(dst *[TileRows]float32, base float32, src []byte, factor float32)
-	// prefetch, nil where there is none, asks for bytes that are needed soon. prefetchPlanes asks for
-	// the first bytes of p, and of what is behind every plane bytes, bits times, and for one at scale.
+	// prefetch, if not nil, prefetches p. prefetchPlanes prefetches the first bytes bytes of each of
+	// bits planes, which start plane bytes apart in p, and the byte at scale.
 	prefetch       func(p []byte)
 	prefetchPlanes func(p []byte, bits, plane, bytes, scale int)
-	bytes          *byteKernels // nil where there are none
-	tables         bool         // inner products with few bits are looked up
+	bytes          *byteKernels // nil if there are none
+	tables         bool         // inner products with few bits come from tables
 }
 
 // ISA returns the name of the instruction set.
 func (k *Kernels) ISA() string { return k.isa }
 
-// PadDim returns the values that a row of dim values takes in a tile, a query or a sum.
+// PadDim returns the number of values that a row of dim values takes in a tile, a query or a sum.
 func (k *Kernels) PadDim(dim int) int { return (dim + k.pad - 1) / k.pad * k.pad }
 
-// LayoutV returns the layout of rows of a format that are to be summed. All rotated formats have
-// one, and all others.
+// LayoutV returns the layout of rows for weighted sums. All rotated formats share one, and so do
+// all others.
 func (k *Kernels) LayoutV(f quant.Format) Layout {
 	if k.lane && f.Rotated() {
 		return Lanes
@@ -103,7 +104,7 @@ func (k *Kernels) LayoutV(f quant.Format) Layout {
 	return Natural
 }
 
-// LayoutK returns the layout of rows of a format that are to be multiplied with queries.
+// LayoutK returns the layout of rows for inner products with queries.
 func (k *Kernels) LayoutK(f quant.Format) Layout {
 	if k.lane && f.Rotated() && f != quant.U8 {
 		return Quads
@@ -111,8 +112,8 @@ func (k *Kernels) LayoutK(f quant.Format) Layout {
 	return k.LayoutV(f)
 }
 
-// Arrange writes the values of src, one query, in the order of a layout, padded with zeros.
-// len(dst) is PadDim(len(src)).
+// Arrange writes the query src in the order of a layout, padded with zeros. len(dst) is
+// PadDim(len(src)).
 func Arrange(dst, src []float32, l Layout) {
 	if l == Natural {
 		clear(dst[copy(dst, src):])
@@ -135,7 +136,7 @@ func Restore(dst, src []float64, l Layout) {
 type planes struct {
 	src      []byte // from the first byte of the first row in plane 0 to the end of the side
 	bits     int
-	plane    int // bytes of a plane
+	plane    int // bytes per plane
 	rowBytes int
 	rows     int
 	padDim   int
@@ -143,9 +144,10 @@ type planes struct {
 	pairs    *[256][2]float32 // entries of two codes
 }
 
-// Unpack writes rows [r0, r0+n) of a packed side of rows rows to dst, without their row scale (Unit
-// and Scales have it): values for the exact formats and ggml's, code-128 for u8, centroids for the
-// rest. n is 1 to TileRows; len(dst) at least TileRows*PadDim(dim). tmp is scratch of the caller.
+// Unpack writes rows [r0, r0+n) of a packed side of rows rows to dst, without their row scale (see
+// Unit and Scales): values for the exact formats and ggml's, code-128 for u8, centroids for the
+// rest. n is 1 to TileRows; len(dst) is at least TileRows*PadDim(dim). tmp is scratch memory of the
+// caller.
 func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, rows, dim, r0, n int,
 	tmp *Scratch) {
 	padDim := k.PadDim(dim)
@@ -179,14 +181,14 @@ func (k *Kernels) Unpack(dst []float32, l Layout, c quant.Coding, src []byte, ro
 	}
 }
 
-// Scratch is what Unpack needs beside its arguments.
+// Scratch is the scratch memory of Unpack.
 type Scratch struct {
 	planes, edge planes
 	bytes        []byte
 }
 
-// Prefetch asks for the bytes of rows [r0, r0+n) of a side whose rows lie one after the other; n may
-// be 0. Sides in planes have PrefetchPlanes.
+// Prefetch prefetches rows [r0, r0+n) of a side whose rows are stored one after the other; n may be
+// 0. For sides in planes use PrefetchPlanes.
 func (k *Kernels) Prefetch(c quant.Coding, src []byte, dim, r0, n int) {
 	f := c.Format
 	if k.prefetch == nil || n <= 0 || !(f.Exact() || f == quant.U8) {
@@ -196,9 +198,8 @@ func (k *Kernels) Prefetch(c quant.Coding, src []byte, dim, r0, n int) {
 	k.prefetch(src[r0*bytes : (r0+n)*bytes])
 }
 
-// PrefetchPlanes asks for the bytes of rows [r0, r0+n) of a side of rows rows in planes, and for their
-// scales: too few in each plane for the processor to see by itself that they come next. n is at
-// least 1.
+// PrefetchPlanes prefetches rows [r0, r0+n) of a side of rows rows in planes, and their scales.
+// Each plane has too few bytes for the processor to predict the next ones. n is at least 1.
 func (k *Kernels) PrefetchPlanes(c quant.Coding, src []byte, rows, dim, r0, n int) {
 	if k.prefetchPlanes == nil {
 		return
@@ -212,8 +213,8 @@ func (k *Kernels) PrefetchPlanes(c quant.Coding, src []byte, rows, dim, r0, n in
 	k.prefetchPlanes(src[r0*rowBytes:], bits, plane, n*rowBytes, scale-r0*rowBytes)
 }
 
-// Exact converts rows of an exact format that follow each other, padded with zeros to padDim, a
-// multiple of 16 or dim itself.
+// Exact converts consecutive rows of an exact format and pads them with zeros to padDim, a multiple
+// of 16 or dim itself.
 func (k *Kernels) Exact(dst []float32, f quant.Format, src []byte, rows, dim, padDim int) {
 	switch {
 	case rows == 0:
@@ -224,13 +225,13 @@ func (k *Kernels) Exact(dst []float32, f quant.Format, src []byte, rows, dim, pa
 	}
 }
 
-// end is the end of what is read of the first rows rows, by 8 bytes at a time.
+// end returns the end of the bytes read for the first rows rows, 8 bytes at a time.
 func (p *planes) end(rows int) int {
 	return (p.bits-1)*p.plane + (rows-1)*p.rowBytes + p.padDim/8
 }
 
-// unpackEdge unpacks with kernels that take rows in groups of four and read up to 8 bytes at a
-// time. What would be read behind the side is copied first.
+// unpackEdge unpacks with kernels that take groups of four rows and read up to 8 bytes at a time.
+// It first copies rows whose reads would pass the end of the side.
 func (k *Kernels) unpackEdge(dst []float32, p *planes, quads bool, tmp *Scratch) {
 	whole := p.rows &^ 3
 	for whole > 0 && p.end(whole) > len(p.src) {
@@ -258,20 +259,20 @@ func (k *Kernels) unpackEdge(dst []float32, p *planes, quads bool, tmp *Scratch)
 	k.planes(dst[whole*p.padDim:], q, quads)
 }
 
-// Unit returns what an unpacked value is worth beside its row scale: value = scale * Unit * what
-// Unpack gives. Formats without a row scale have scale 1.
+// Unit returns the factor of unpacked values: value = scale * Unit * unpacked value. Formats
+// without a row scale have scale 1.
 func Unit(f quant.Format, dim int) float32 {
 	switch {
 	case f == quant.U8 || f.Nested():
 		return layout.CentroidUnit
 	case f >= quant.TQMSE1 && f <= quant.TQMSE4:
-		return float32(1 / math.Sqrt(float64(dim))) // stored is the norm
+		return float32(1 / math.Sqrt(float64(dim))) // the norm is stored
 	}
 	return 1
 }
 
-// Scales writes the scales of rows [r0, r0+n) of a packed side, as they are stored, times factor:
-// in effect factor alone for formats without one. n is at most TileRows.
+// Scales writes the stored scales of rows [r0, r0+n) of a packed side, times factor. For formats
+// without scales it writes factor. n is at most TileRows.
 func (k *Kernels) Scales(dst *[TileRows]float32, c quant.Coding, src []byte, rows, r0, n int,
 	factor float32) {
 	tail := src[len(src)-c.ScaleBytes(rows):]
@@ -288,9 +289,9 @@ func (k *Kernels) Scales(dst *[TileRows]float32, c quant.Coding, src []byte, row
 	}
 }
 
-// Dots writes inner products of heads queries with the rows of a tile: dots[TileRows*h+r]. q holds
-// the queries one after the other, arranged for the layout. Entries behind the rows of the tile
-// may hold anything afterwards.
+// Dots writes the inner products of heads queries with the rows of a tile to dots[TileRows*h+r]. q
+// holds the queries one after the other, arranged for the layout. Elements after the rows of the
+// tile are undefined.
 func (k *Kernels) Dots(dots, q []float32, heads int, l Layout, tile []float32, padDim, rows int) {
 	if heads == 0 {
 		return
@@ -298,8 +299,8 @@ func (k *Kernels) Dots(dots, q []float32, heads int, l Layout, tile []float32, p
 	k.dots(dots[:heads*TileRows], q[:heads*padDim], heads, l, tile[:TileRows*padDim], padDim, rows)
 }
 
-// Accumulate adds w[TileRows*h+r] * row r to the sums of every head, which lie one after the other
-// in acc: float32, in ascending order of rows (or even and odd rows apart).
+// Accumulate adds w[TileRows*h+r] * row r to the sums of every head, which follow each other in
+// acc: float32, in ascending order of rows (or even and odd rows separately).
 func (k *Kernels) Accumulate(acc, w []float32, heads int, tile []float32, padDim, rows int) {
 	if heads == 0 || rows == 0 {
 		return
@@ -310,8 +311,8 @@ func (k *Kernels) Accumulate(acc, w []float32, heads int, tile []float32, padDim
 // Fold adds acc to sum and clears it.
 func (k *Kernels) Fold(sum []float64, acc []float32) { k.fold(sum[:len(acc)], acc) }
 
-// Terms are what the scores of a tile's rows are made of, beside the inner products:
-// score = dot*Mul + Add - energy*Noise.
+// Terms hold the parts of the scores of a tile's rows, other than the inner products: score =
+// dot*Mul + Add - energy*Noise.
 type Terms struct {
 	Mul, Add, Noise [TileRows]float32
 }
@@ -319,8 +320,8 @@ type Terms struct {
 // Square writes factor*src^2.
 func (k *Kernels) Square(dst, src *[TileRows]float32, factor float32) { k.square(dst, src, factor) }
 
-// Mix writes the sum of rows, [len(w), TileRows], or with power 2 of their squares, each times its weight.
-// What is not finite spreads, whatever its weight.
+// Mix writes the weighted sum of rows, [len(w), TileRows], or with power 2 of their squares. A
+// value that is not finite makes the sum not finite, whatever its weight.
 func (k *Kernels) Mix(dst *[TileRows]float32, w, rows []float32, power int) {
 	if len(w) == 0 {
 		*dst = [TileRows]float32{}
@@ -329,22 +330,22 @@ func (k *Kernels) Mix(dst *[TileRows]float32, w, rows []float32, power int) {
 	k.mix(dst, w, rows[:len(w)*TileRows], power)
 }
 
-// Heads are arrays with an entry (or TileRows of them) for every head at work.
+// Heads are arrays with an element, or TileRows elements, per current head.
 type Heads struct {
 	Dots, Weights []float32 // [heads, TileRows]
 	Energy        []float32 // [heads]
 	Tops, Sums    []float32 // [heads]
-	// Masks has bit r where row r counts. Softmax clears those of rows whose weight is 0.
+	// Masks has bit r set if row r counts. Softmax clears the bits of rows whose weight is 0.
 	Masks []uint32
 }
 
-// Softmax makes weights of the inner products of heads [a, b), per head:
+// Softmax computes weights from the inner products of heads [a, b). For each head:
 //
 //	s = Dots*Mul + Add - Energy*Noise
 //	Tops = max(Tops, s);  p = exp(s - Tops);  Sums = sum of p;  Weights = p * scale
 //
-// over the rows with a bit in Masks. p below the smallest normal float32 counts as 0. A row
-// without a bit, with s = -Inf or with p = 0 has weight 0 whatever it holds.
+// over the rows with a bit in Masks. p below the smallest normal float32 counts as 0. The weight of
+// a row is 0 if it has no bit, s = -Inf or p = 0.
 func (k *Kernels) Softmax(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
 	if a >= b {
 		return
@@ -353,13 +354,13 @@ func (k *Kernels) Softmax(h *Heads, a, b int, t *Terms, scale *[TileRows]float32
 	k.softmax(h, a, b, t, scale)
 }
 
-// check panics where an array has no room for n heads.
+// check panics if an array is too short for n heads.
 func (h *Heads) check(n int) {
 	_, _ = h.Dots[n*TileRows-1], h.Weights[n*TileRows-1]
 	_, _, _, _ = h.Energy[n-1], h.Tops[n-1], h.Sums[n-1], h.Masks[n-1]
 }
 
-// Probs adds exp(s - lse)^power of heads [a, b) to acc, with scores s as Softmax makes them.
+// Probs adds exp(s - lse)^power of heads [a, b) to acc, with scores s as in Softmax.
 func (k *Kernels) Probs(acc *[TileRows]float64, h *Heads, a, b int, t *Terms, lse []float32,
 	power int) {
 	if a >= b {

@@ -20,7 +20,7 @@ func AVX2() *Kernels {
 	}
 }
 
-// byRows converts rows with a kernel for 8 values at a time, and what is left over one by one.
+// byRows converts rows with a kernel of 8 values, and the remaining values one by one.
 func byRows(dst []float32, src []byte, rows, dim, padDim, size int,
 	convert func(dst *float32, src *byte, n int), rest func(dst []float32, src []byte)) {
 	if dim == padDim && dim%8 == 0 {
@@ -73,7 +73,7 @@ func planesAVX2(dst []float32, p *planes, _ bool) {
 	_ = dst[p.rows*p.padDim-1]
 	_ = p.src[(p.bits-1)*p.plane+(p.rows-1)*p.rowBytes+4*blocks-1]
 	if p.table != &codebooks[quant.LM1+quant.Format(p.bits-1)] {
-		planesGeneric(dst, p, false) // tqmse has centroids that are no integers
+		planesGeneric(dst, p, false) // the centroids of tqmse are not integers
 		return
 	}
 	table := &byteBooks[p.bits-1][0]

@@ -8,9 +8,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// The wrappers below turn slices into pointers and distances into bytes. Each first touches the
-// last element that the assembly will, so that a wrong caller panics instead of reading or
-// writing astray.
+// The wrappers below convert slices to pointers and distances to bytes. Each first accesses the
+// last element that the assembly accesses, so that a wrong call panics instead of reading or
+// writing outside.
 
 // AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI, VNNI, GFNI and VPOPCNTDQ.
 func AVX512() *Kernels {
@@ -78,7 +78,7 @@ func planesAVX512(dst []float32, p *planes, quads bool) {
 // dotKernel multiplies up to four queries with groups of rows.
 type dotKernel struct {
 	f    func(dots, q, tile *float32, stride, blocks, groups int)
-	rows int // of a group
+	rows int // in a group
 }
 
 func dotsAVX512(dots, q []float32, heads int, l Layout, tile []float32, padDim, rows int) {
@@ -189,7 +189,7 @@ func prefetchRows(p []byte, bits, plane, bytes, scale int) {
 	prefetchRuns(&p[0], bits, plane, (bytes+255)/256, &p[scale])
 }
 
-// bytePlanesAVX512 unpacks whole groups of eight rows.
+// bytePlanesAVX512 unpacks complete groups of eight rows.
 func bytePlanesAVX512(dst []byte, p *planes, table *[64]byte, values bool) {
 	blocks, groups := p.padDim/byteBlock, p.rows/byteRows
 	_ = dst[p.rows*p.padDim-1]
@@ -210,7 +210,7 @@ func index(b bool) int {
 	return 0
 }
 
-// By blocks of 64 values in a row, keys or values, bits.
+// Indexed by blocks of 64 values in a row, keys or values, and bits.
 var unpackBytes = [2][2][4]func(dst, src *byte, plane int, table *byte, groups int){
 	{{unpackLM1Keys64AVX512, unpackLM2Keys64AVX512, unpackLM3Keys64AVX512, unpackLM4Keys64AVX512},
 		{unpackLM1Values64AVX512, unpackLM2Values64AVX512, unpackLM3Values64AVX512,
@@ -296,7 +296,7 @@ func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, t
 	}
 }
 
-// By bits, heads.
+// Indexed by bits and heads.
 var dotPlanes = [4][3]func(dots *float32, q, src *byte, plane int, table *byte, groups int){
 	{dotLM1Heads1AVX512, dotLM1Heads2AVX512, dotLM1Heads3AVX512},
 	{dotLM2Heads1AVX512, dotLM2Heads2AVX512, dotLM2Heads3AVX512},

@@ -10,35 +10,35 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// Tiles of bytes. Centroids of lm1..lm4 and codes of u8 are integers of eight bits, so that a
-// processor that multiplies bytes needs no floats of them. What they meet, a query's values or the
-// weights of rows, is made an integer of 24 bits and cut into three digits of eight bits: sums of
-// products are exact then, and only rounding to 24 bits, and putting sums of digits together as
-// floats, is not.
+// Tiles of bytes. Centroids of lm1..lm4 and codes of u8 are integers of eight bits. A processor
+// that multiplies bytes does not need them as floats. The other factor, a query's value or a row's
+// weight, is rounded to an integer of 24 bits and split into three digits of eight bits. Sums of
+// products are then exact. Only the rounding to 24 bits, and the joining of the digits' sums as
+// floats, are not.
 //
 // A tile of keys holds code or centroid + 128, unsigned. Each eight rows of each 64 values are
-// eight vectors of 64 bytes, one for every eight values; its words of 64 bits are rows rowOrder.
+// eight vectors of 64 bytes, one for every eight values; its 64-bit words are the rows of rowOrder.
 // A tile of values holds centroids, signed: each four rows of each 64 values are four vectors, one
-// for every 16 values; a word of 32 bits is one value of the four rows.
+// for every 16 values; a 32-bit word is one value of the four rows.
 
-// Digits is the bytes that a query's value, or a weight, is cut into.
+// Digits is the number of bytes that a query's value, or a weight, is split into.
 const Digits = 3
 
 const (
 	byteBlock = 64
-	byteRows  = 8 // that are unpacked together
-	// recordHead is what stands before a query's digits: for each digit what its sums begin
-	// with, as int32, and what one of the last digit is worth, as float32.
+	byteRows  = 8 // number of rows unpacked together
+	// recordHead is the size of the head of a query in digits. For each digit it holds the start
+	// value of the sums, as int32, and finally the value of one unit of the last digit, as float32.
 	recordHead = 4*Digits + 4
 	keyBias    = 128
-	// queryMost is the largest integer of a query: with it the highest digit is at most 127.
+	// queryMost is the largest integer of a query. It makes the highest digit at most 127.
 	queryMost = 127 << 16
 )
 
-// rowOrder is the row that stands in each word of a vector of a tile of keys.
+// rowOrder is the row in each word of a vector in a tile of keys.
 var rowOrder = [byteRows]uint8{0, 4, 1, 5, 2, 6, 3, 7}
 
-// byteTables are the entries of lm1..lm4 in tiles of keys and of values, four times over.
+// byteTables are the entries of lm1..lm4 in tiles of keys and of values, repeated four times.
 var byteTables = func() (t [quant.LM4 + 1][2][64]byte) {
 	for f := quant.LM1; f <= quant.LM4; f++ {
 		book := layout.Nested(f.Bits())
@@ -50,16 +50,17 @@ var byteTables = func() (t [quant.LM4 + 1][2][64]byte) {
 	return t
 }()
 
-// byteKernels are the routines for tiles of bytes; nil where an instruction set has none.
+// byteKernels are the routines for tiles of bytes; nil if an instruction set has none.
 type byteKernels struct {
-	// planes and u8 unpack whole groups of eight rows.
+	// planes and u8 unpack complete groups of eight rows.
 	planes func(dst []byte, p *planes, table *[64]byte, values bool)
 	u8     func(dst, src []byte, rows, dim int, values bool)
 	dots   func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
-	// softmax checks nothing, SoftmaxCut does. It returns the largest of the bits of the scales.
+	// softmax does not check arguments; SoftmaxCut does. It returns the largest bit pattern of the
+	// scales.
 	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
 	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
-	// dotPlanes and addPlanes are planes and dots, or add, in one, for what Direct accepts.
+	// dotPlanes and addPlanes combine planes with dots or add, for rows that Direct accepts.
 	dotPlanes func(dots []float32, q []byte, heads int, p *planes, table *[64]byte)
 	addPlanes func(acc []float32, w *Weights, heads int, p *planes, table *[64]byte)
 }
@@ -69,7 +70,7 @@ func (k *Kernels) Bytes(f quant.Format, dim int) bool {
 	return k.bytes != nil && (f == quant.U8 || f.Nested()) && dim%byteBlock == 0 && dim <= maxByteDim
 }
 
-// maxByteDim keeps sums of products of a digit exact as float32.
+// maxByteDim keeps the sums of a digit's products exact in float32.
 const maxByteDim = 512
 
 // UnpackBytes is Unpack for tiles of bytes, [TileRows*dim]: of values, or of keys.
@@ -112,7 +113,7 @@ func growBytes(p []byte, n int) []byte {
 	return p[:n]
 }
 
-// rest copies rest rows behind the first rows of t.planes to rows of their own, up to byteRows.
+// rest copies the rest rows after the first rows of t.planes to separate rows, padded to byteRows.
 func (t *Scratch) rest(first, rest int) *planes {
 	p, q := &t.planes, &t.edge
 	*q = *p
@@ -130,10 +131,10 @@ func (t *Scratch) rest(first, rest int) *planes {
 // QueryBytes is the size of a query in digits.
 func QueryBytes(dim int) int { return recordHead + Digits*dim }
 
-// CutQuery cuts a query of a multiple of 64 values into digits for DotBytes. One with a value that
-// is not finite gives inner products that are NaN.
+// CutQuery splits a query of a multiple of 64 values into digits for DotBytes. A query with a value
+// that is not finite gives inner products of NaN.
 //
-// The largest value becomes queryMost, so that a value is off by at most its 2^-24th part.
+// The largest value becomes queryMost, so a value is off by at most 2^-24 of the largest.
 func CutQuery(dst []byte, q []float32) {
 	var largest float32
 	for _, x := range q {
@@ -154,7 +155,7 @@ func CutQuery(dst []byte, q []float32) {
 	for len(q) >= 8 {
 		var words [Digits]uint64
 		for i, x := range q[:8] {
-			// The sum's lowest bits are the product, rounded half to even; NaN is no number anyway.
+			// The low bits of the sum are the product, rounded half to even. NaN stays NaN.
 			n := int32(math.Float64bits(float64(float64(x)*factor) + 3<<51))
 			for d := range Digits {
 				digit := int8(n)
@@ -169,13 +170,13 @@ func CutQuery(dst []byte, q []float32) {
 		q, body = q[8:], body[8*Digits:]
 	}
 	for d, s := range sums {
-		// Both words of a row begin with half of what keyBias adds.
+		// Both words of a row start with half of what keyBias adds.
 		binary.LittleEndian.PutUint32(dst[4*d:], uint32(-keyBias/2*s))
 	}
 	binary.LittleEndian.PutUint32(dst[4*Digits:], math.Float32bits(unit))
 }
 
-// DotBytes is Dots for a tile of bytes and queries of CutQuery.
+// DotBytes is Dots for a tile of bytes and queries split by CutQuery.
 func (k *Kernels) DotBytes(dots []float32, q []byte, heads int, tile []byte, dim, rows int) {
 	if heads == 0 {
 		return
@@ -184,18 +185,18 @@ func (k *Kernels) DotBytes(dots []float32, q []byte, heads int, tile []byte, dim
 		rows)
 }
 
-// Weights is what SoftmaxCut makes of the weights of heads, by head.
+// Weights are the weights of heads as SoftmaxCut splits them.
 type Weights struct {
 	Digits []byte    // [heads, Digits, TileRows]
 	Units  []float32 // [heads]
 }
 
-// SoftmaxCut is Softmax that also cuts the weights of heads [a, b) into digits for AddBytes, those
-// of a first. It reports whether it could: whether all scales are finite and positive, or 0 without
-// a sign; w means nothing otherwise. A head with a weight that is NaN gives sums that are NaN.
+// SoftmaxCut is Softmax that also splits the weights of heads [a, b) into digits for AddBytes, head
+// a first. It reports false, and w is undefined, unless all scales are finite and positive or +0. A
+// head with a NaN weight gives sums of NaN.
 //
-// The largest weight of a head keeps all of its 24 bits, and another is off by at most the largest's
-// 2^-24th part.
+// The largest weight of a head keeps all of its 24 bits. Any other is off by at most 2^-24 of the
+// largest.
 func (k *Kernels) SoftmaxCut(w *Weights, h *Heads, a, b int, t *Terms,
 	scale *[TileRows]float32) bool {
 	if a >= b {
@@ -215,14 +216,13 @@ func (k *Kernels) AddBytes(acc []float32, w *Weights, heads int, tile []byte, di
 		tile[:TileRows*dim], dim, rows)
 }
 
-// Direct reports whether DotPlanes and AddPlanes take n rows of dim values, of a format that has
-// tiles of bytes, and heads query heads. A tile would be met by too few heads to pay for being
-// stored.
+// Direct reports whether DotPlanes and AddPlanes accept n rows of dim values, of a format with
+// tiles of bytes, and heads query heads. With so few heads, storing a tile would not pay.
 func (k *Kernels) Direct(f quant.Format, dim, n, heads int) bool {
 	return f != quant.U8 && dim == byteBlock && n%16 == 0 && heads <= 3
 }
 
-// DotPlanes is UnpackBytes and DotBytes in one, for what Direct accepts: the same bits.
+// DotPlanes combines UnpackBytes and DotBytes, for rows that Direct accepts, with the same bits.
 func (k *Kernels) DotPlanes(dots []float32, q []byte, heads int, c quant.Coding, src []byte, rows,
 	r0, n int, tmp *Scratch) {
 	if heads == 0 {
@@ -232,7 +232,7 @@ func (k *Kernels) DotPlanes(dots []float32, q []byte, heads int, c quant.Coding,
 		tmp.direct(c.Format, src, rows, r0, n), &byteTables[c.Format][0])
 }
 
-// AddPlanes is UnpackBytes and AddBytes in one, likewise.
+// AddPlanes combines UnpackBytes and AddBytes, for rows that Direct accepts, with the same bits.
 func (k *Kernels) AddPlanes(acc []float32, w *Weights, heads int, c quant.Coding, src []byte, rows,
 	r0, n int, tmp *Scratch) {
 	if heads == 0 {

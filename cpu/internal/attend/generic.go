@@ -62,8 +62,8 @@ func dotsGeneric(dots, q []float32, heads int, _ Layout, tile []float32, padDim,
 	}
 }
 
-// dotRows writes <q, row r of k> for the first n rows, four rows at a time so that the adds of
-// one do not wait for each other. Sums are float32 in ascending order of components.
+// dotRows writes <q, row r of k> for the first n rows, four rows at a time so that their additions
+// are independent. Sums are float32 in ascending order of components.
 func dotRows(dst *[TileRows]float32, q, k []float32, n int) {
 	dim := len(q)
 	r := 0
@@ -96,8 +96,8 @@ func accumulateGeneric(acc, w []float32, heads int, tile []float32, padDim, rows
 	}
 }
 
-// AccumulateLive is Accumulate for tiles that may hold infinities and NaNs: rows without weight
-// are left out, so that whatever they hold cannot reach a sum.
+// AccumulateLive is Accumulate for tiles that may hold infinities and NaNs. It skips rows without
+// weight, so that their values cannot reach a sum.
 func AccumulateLive(acc, w []float32, heads int, tile []float32, padDim, rows int) {
 	for h := range heads {
 		for r, x := range w[h*TileRows:][:rows] {
@@ -108,8 +108,8 @@ func AccumulateLive(acc, w []float32, heads int, tile []float32, padDim, rows in
 	}
 }
 
-// sumRows adds weights[i] * row i of v to dst, in float32, eight rows at a time, then four: sums are
-// loaded and stored once for them.
+// sumRows adds weights[i] * row i of v to dst in float32, eight rows at a time, then four, to load
+// and store each sum only once per group.
 func sumRows(dst, v []float32, weights []float32) {
 	dim := len(dst)
 	i := 0
@@ -174,7 +174,7 @@ func mixGeneric(dst *[TileRows]float32, w, rows []float32, power int) {
 
 var negInf = float32(math.Inf(-1))
 
-// minExp is the logarithm of the smallest normal float32: below it exp counts as 0.
+// minExp is the logarithm of the smallest normal float32. Below it exp counts as 0.
 const minExp = -87.33654
 
 func softmaxGeneric(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
@@ -262,7 +262,7 @@ func scalesF16Generic(dst *[TileRows]float32, src []byte, factor float32) {
 	clear(dst[n:])
 }
 
-// log8Frac are the steps of an octave of 8-bit logarithmic scales.
+// log8Frac are the steps within an octave of 8-bit logarithmic scales.
 var log8Frac = func() (t [16]float32) {
 	for i := range t {
 		t[i] = layout.Log8Scale(1, uint8(i))

@@ -6,7 +6,7 @@ package attend
 
 import "golang.org/x/sys/cpu"
 
-// Native lists the assembly kernels that this processor runs, the best last.
+// Native returns the assembly kernels that this processor supports, the best last.
 func Native() []*Kernels {
 	var list []*Kernels
 	x := &cpu.X86

@@ -9,24 +9,24 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// Inner products from tables, for plain Go: without vectors, a product for every value of every
-// head costs more than looking up what eight values add.
+// Inner products from tables, for plain Go. Without vector instructions, a product for every value
+// of every head costs more than looking up the sum of eight values.
 //
-// With sigma = +1 for a set bit of a code and -1 for a clear one, a centroid is a sum of products
+// Let sigma be +1 for a set bit of a code and -1 for a clear one. A centroid is a sum of products
 // of the code's sigmas times factors, its Walsh transform. The centroids of a code and of its
-// complement being opposite, only products of an odd number are in it: one for lm1, two for lm2,
-// four for lm3, eight for lm4. A product of sigmas is an exclusive or of planes, for 64 values at
-// once. What is left is to sum a query with the signs that a word's bits say, and a byte of a word
-// has but 256 ways to sign eight values.
+// complement are opposite, so only products of an odd number of sigmas occur: one for lm1, two for
+// lm2, four for lm3, eight for lm4. A product of sigmas is an exclusive or of planes, for 64 values
+// at once. It remains to sum a query with the signs given by a word's bits; a byte has only 256
+// ways to sign eight values.
 
 // walshTerms is the number of products of lm4.
 const walshTerms = 8
 
-// walshPlanes are the planes of the products: those of one, then those of three of which lm3 has the
-// first.
+// walshPlanes are the planes of the products: those of one plane, then those of three, of which lm3
+// has only the first.
 var walshPlanes = [walshTerms][]int{{0}, {1}, {2}, {3}, {0, 1, 2}, {0, 1, 3}, {0, 2, 3}, {1, 2, 3}}
 
-// walsh are the factors of the products of lm1..lm4.
+// walsh holds the factors of the products for lm1..lm4.
 var walsh = func() (t [quant.LM4 + 1][walshTerms]float32) {
 	for f := quant.LM1; f <= quant.LM4; f++ {
 		book, bits := layout.Nested(f.Bits()), f.Bits()
@@ -46,7 +46,7 @@ var walsh = func() (t [quant.LM4 + 1][walshTerms]float32) {
 	return t
 }()
 
-// Tables reports whether inner products with rows of a format are looked up.
+// Tables reports whether inner products with rows of a format come from tables.
 func (k *Kernels) Tables(f quant.Format, dim int) bool {
 	return k.tables && f >= quant.LM1 && f <= quant.LM4 && dim%64 == 0
 }
@@ -54,8 +54,8 @@ func (k *Kernels) Tables(f quant.Format, dim int) bool {
 // TableFloats is the size of a query's tables: 8 KiB for 64 values.
 func TableFloats(dim int) int { return dim / 8 * 256 }
 
-// FillTables writes the tables of a query: for each eight values, and each choice of signs, their
-// sum. The first value's sign is the lowest bit, a set one is +.
+// FillTables writes the tables of a query: the sum of each eight values for each choice of signs.
+// The lowest bit is the first value's sign; a set bit is +.
 func FillTables(dst, q []float32) {
 	for ; len(q) >= 8; q = q[8:] {
 		low, high := signs(q[0], q[1], q[2], q[3]), signs(q[4], q[5], q[6], q[7])
@@ -70,7 +70,7 @@ func FillTables(dst, q []float32) {
 	}
 }
 
-// signs returns the sums of four values for each choice of signs.
+// signs returns the sums of four values for every choice of signs.
 func signs(a, b, c, d float32) (t [16]float32) {
 	low, high := [4]float32{-a - b, a - b, b - a, a + b}, [4]float32{-c - d, c - d, d - c, c + d}
 	for i, y := range high {
@@ -81,8 +81,8 @@ func signs(a, b, c, d float32) (t [16]float32) {
 	return t
 }
 
-// DotTables writes inner products of heads queries with rows [r0, r0+n) of a packed side of a format
-// that has Tables, as Dots does. tables are the queries' tables, one after the other.
+// DotTables writes the inner products of heads queries with rows [r0, r0+n) of a packed side of a
+// format with Tables, like Dots. tables are the queries' tables, one after the other.
 func DotTables(dots, tables []float32, heads int, c quant.Coding, src []byte, rows, dim, r0, n int) {
 	t := tableRows{bits: c.Format.Bits(), rowBytes: dim / 8, factors: walsh[c.Format]}
 	if t.bits == 3 {
@@ -113,15 +113,15 @@ func DotTables(dots, tables []float32, heads int, c quant.Coding, src []byte, ro
 	}
 }
 
-// tableRows are packed rows that are met by tables.
+// tableRows are packed rows whose inner products come from tables.
 type tableRows struct {
-	planes         [4][]byte // those that there are not repeat the last
+	planes         [4][]byte // missing ones repeat the last
 	bits, rowBytes int
 	factors        [walshTerms]float32
 }
 
-// words returns the signs of the products for 64 values, from byte at of the planes on, and how
-// many products there are: those of walshPlanes that the format has, in their order.
+// words returns the signs of the products for 64 values, from byte at of the planes, and the number
+// of products: those of walshPlanes that the format has, in order.
 func (t *tableRows) words(w *[walshTerms]uint64, at int) int {
 	a := binary.LittleEndian.Uint64(t.planes[0][at:])
 	b := binary.LittleEndian.Uint64(t.planes[1][at:])
@@ -139,7 +139,7 @@ func (t *tableRows) words(w *[walshTerms]uint64, at int) int {
 	return walshTerms
 }
 
-// one adds the products of 64 values of a query, from byte b of every row on.
+// one adds the products of 64 values of a query, from byte b of every row.
 func (t *tableRows) one(dst *[TileRows]float32, q *[2048]float32, b, n int) {
 	var w [walshTerms]uint64
 	for r := range n {
@@ -160,7 +160,7 @@ func (t *tableRows) one(dst *[TileRows]float32, q *[2048]float32, b, n int) {
 	}
 }
 
-// three is one for three queries: bytes are cut out once for all.
+// three is one for three queries: it extracts the bytes once for all.
 func (t *tableRows) three(dst *[3 * TileRows]float32, tables []float32, size, b, n int) {
 	q0, q1 := (*[2048]float32)(tables), (*[2048]float32)(tables[size:])
 	q2 := (*[2048]float32)(tables[2*size:])

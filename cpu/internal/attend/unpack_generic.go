@@ -64,7 +64,7 @@ func UnpackScaled(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n in
 	}
 }
 
-// rowScale returns the row scale of row r as quant.RowScales does.
+// rowScale returns the row scale of row r, like quant.RowScales.
 func rowScale(c quant.Coding, src []byte, rows, dim, r int) float32 {
 	f := c.Format
 	if f.Exact() || f == quant.GGMLQ8_0 || f == quant.GGMLQ4_0 {
@@ -77,13 +77,13 @@ func rowScale(c quant.Coding, src []byte, rows, dim, r int) float32 {
 	}
 	s := f16ToF32(binary.LittleEndian.Uint16(tail[2*r:]))
 	if f >= quant.TQMSE1 && f <= quant.TQMSE4 {
-		s /= float32(math.Sqrt(float64(dim))) // stored is the norm
+		s /= float32(math.Sqrt(float64(dim))) // the norm is stored
 	}
 	return s
 }
 
-// f16ToF32 is quant.F16ToF32 with one branch for what is common: normal numbers, whose exponent
-// and mantissa move as one.
+// f16ToF32 is quant.F16ToF32 with one branch for normal numbers, whose exponent and mantissa move
+// together.
 func f16ToF32(h uint16) float32 {
 	if h&0x7c00-0x400 < 0x7800 {
 		return math.Float32frombits(uint32(h&0x8000)<<16 | (uint32(h&0x7fff)<<13 + 112<<23))
@@ -109,13 +109,14 @@ func unpackExact(dst []float32, f quant.Format, src []byte) {
 	}
 }
 
-// unpackF16 converts values four at a time. Conversions are written out, for the call would cost
-// more than they do.
+// unpackF16 converts four values at a time. The conversion is inlined by hand, because a call would
+// cost more than it does.
 func unpackF16(dst []float32, src []byte) {
 	for len(dst) >= 4 && len(src) >= 8 {
 		w := binary.LittleEndian.Uint64(src)
-		// Adding one to an exponent of all ones, or taking one from one of zero, shows in bit 15 of
-		// its half; neither leaves the half but by a borrow, which only adds a false alarm.
+		// Adding one to an exponent of all ones, or subtracting one from a zero exponent, changes
+		// bit 15 of its half. Neither leaves the half, except for a borrow, which only adds a false
+		// alarm.
 		e := w & 0x7c007c007c007c00
 		if ((e+0x0400040004000400)|(e-0x0400040004000400))&0x8000800080008000 != 0 {
 			for i := range 4 {
@@ -144,7 +145,7 @@ func unpackU8(dst []float32, unit float32, src []byte) {
 	}
 }
 
-// ggml's groups: 32 values behind one binary16 scale.
+// ggml's groups: one binary16 scale, then 32 values.
 const (
 	ggmlGroup = 32
 	q80Bytes  = 2 + ggmlGroup
@@ -172,7 +173,7 @@ func unpackGGML(dst []float32, f quant.Format, src []byte) {
 	}
 }
 
-// pairBooks are the centroids of two codes of four bits, the first in the low half of the index.
+// pairBooks are the centroids of two codes of four bits; the low half of the index is the first.
 var pairBooks = func() (t [quant.TQMSE4 + 1][256][2]float32) {
 	for f := range t {
 		for i := range t[f] {
@@ -182,7 +183,7 @@ var pairBooks = func() (t [quant.TQMSE4 + 1][256][2]float32) {
 	return t
 }()
 
-// expandPairs is expandPlanes with a table of pairs: half the lookups.
+// expandPairs is expandPlanes with a table of pairs, which halves the lookups.
 func expandPairs(out []float32, table *[256][2]float32, bits int, p0, p1, p2, p3 []byte) {
 	p1, p2, p3 = p1[:len(p0)], p2[:len(p0)], p3[:len(p0)]
 	switch bits {
@@ -206,9 +207,9 @@ func expandPairs(out []float32, table *[256][2]float32, bits int, p0, p1, p2, p3
 	}
 }
 
-// lookUpPairs writes the values of eight codes, the lowest byte first, and returns what is behind.
+// lookUpPairs writes the values of eight codes, the lowest byte first, and returns the rest of dst.
 func lookUpPairs(out []float32, table *[256][2]float32, codes uint64) []float32 {
-	codes |= codes >> 4 // two codes in each lower byte of two
+	codes |= codes >> 4 // each even byte now holds two codes
 	o := (*[8]float32)(out)
 	*(*[2]float32)(o[0:]) = table[uint8(codes)]
 	*(*[2]float32)(o[2:]) = table[uint8(codes>>16)]
@@ -217,8 +218,8 @@ func lookUpPairs(out []float32, table *[256][2]float32, codes uint64) []float32 
 	return out[8:]
 }
 
-// unpackPlanes converts rows of lm1..lm4 and tqmse1..tqmse4: eight codes at a time are gathered
-// from the planes, and looked up in a table that the row's scale is already in.
+// unpackPlanes converts rows of lm1..lm4 and tqmse1..tqmse4. It collects eight codes at a time from
+// the planes and looks them up in a table that includes the row's scale.
 func unpackPlanes(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {
 	var table [16]float32
 	book := &codebooks[c.Format]
@@ -238,7 +239,7 @@ func unpackPlanes(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n in
 	}
 }
 
-// expandPlanes looks up the codes of one row, gathered from its bytes in every plane.
+// expandPlanes looks up the codes of one row, collected from its bytes in every plane.
 func expandPlanes(out []float32, table *[16]float32, bits int, p0, p1, p2, p3 []byte) {
 	switch bits {
 	case 1:
@@ -261,7 +262,7 @@ func expandPlanes(out []float32, table *[16]float32, bits int, p0, p1, p2, p3 []
 	}
 }
 
-// planeRow returns one row's bytes in every plane, all of one length; planes that the format
+// planeRow returns the bytes of one row in every plane, all of one length. Planes that the format
 // does not have repeat the last.
 func planeRow(src []byte, bits, plane, at, n int) (p0, p1, p2, p3 []byte) {
 	row := func(p int) []byte {

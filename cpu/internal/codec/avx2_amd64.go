@@ -37,7 +37,7 @@ func forwardAVX2(x []float32, signs []uint32, rows, stride, length int, norm flo
 	}
 }
 
-// longAVX2 runs the strides from 64 up, and multiplies with norm.
+// longAVX2 runs the butterflies of strides from 64 up and multiplies by norm.
 func longAVX2(row []float32, norm float32) {
 	for h := 64; h < len(row); h *= 2 {
 		f := float32(1)
@@ -132,7 +132,7 @@ func decodePlanesAVX2(dst []float32, p planeRows, units []float32, stride int) {
 	_, _ = dst[p.rows*stride-1], units[p.rows-1]
 	_ = p.src[p.end(stride)-1]
 	if p.table != &codebooks[quant.LM1+quant.Format(p.bits-1)] {
-		planesGeneric(dst, p, units, stride) // tqmse has centroids that are no integers
+		planesGeneric(dst, p, units, stride) // the centroids of tqmse are not integers
 		return
 	}
 	f := decodeLM4AVX2

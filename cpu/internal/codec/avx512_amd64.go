@@ -6,9 +6,9 @@ package codec
 
 import "github.com/kvist-project/kvist/quant"
 
-// The wrappers below turn slices into pointers and distances into bytes. Each first touches the
-// last element that the assembly will, so that a wrong caller panics instead of reading or
-// writing astray.
+// The wrappers below convert slices to pointers and distances to bytes. Each first accesses the
+// last element that the assembly accesses, so that a wrong call panics instead of reading or
+// writing outside.
 
 // AVX512 returns the kernels for AVX-512 with F, BW, VL, DQ, VBMI, GFNI and VPOPCNTDQ.
 func AVX512() *Kernels {
@@ -42,7 +42,7 @@ func forwardAVX512(x []float32, signs []uint32, rows, stride, length int, norm f
 	}
 }
 
-// longAVX512 runs the strides from 256 up, and multiplies with norm.
+// longAVX512 runs the butterflies of strides from 256 up and multiplies by norm.
 func longAVX512(row []float32, norm float32) {
 	for h := 256; h < len(row); h *= 2 {
 		f := float32(1)
@@ -53,7 +53,7 @@ func longAVX512(row []float32, norm float32) {
 	}
 }
 
-// noSigns flips nothing, in windows of up to 256.
+// noSigns flips no signs, in windows of up to 256.
 var noSigns [256]uint32
 
 func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {
@@ -158,7 +158,7 @@ func decodeU8RowsAVX512(dst []float32, src []byte, units []float32, stride, dim 
 	decodeU8AVX512(&dst[0], &src[0], &units[0], rows, n, dim/8%2, 4*stride)
 }
 
-// countAVX512 works on whole groups of 8 words, of rows of up to 512 values.
+// countAVX512 processes complete groups of 8 words, of rows of up to 512 values.
 func countAVX512(s *rowSums, src []byte, plane, rows, dim int, d *demotion, bits int) int {
 	words := dim / 64 // of a row
 	groups := rows * words / 8
@@ -193,7 +193,7 @@ func count(xx, xc, cc *int32, src *byte, plane int, weights *uint32, groups, bit
 	}
 }
 
-// ratiosTileAVX512 works on whole vectors where scales has room for them.
+// ratiosTileAVX512 processes complete vectors if scales has room for them.
 func ratiosTileAVX512(scales []float32, s *rowSums, rule quant.ScaleRule) {
 	n := len(scales)
 	whole := (n + 15) &^ 15

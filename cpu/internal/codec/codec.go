@@ -12,58 +12,59 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// tileRows is how many rows are worked on together.
+// tileRows is the number of rows that are processed together.
 const tileRows = 32
 
-// Kernels are the routines of one instruction set. x and y are rows of stride values; n is the
-// number of 16 values of a row, the last of which are zeros where dim is no multiple of 16.
+// Kernels are the routines of one instruction set. x and y are rows of stride values. n is the
+// number of groups of 16 values in a row; the last group ends with zeros if dim is not a multiple
+// of 16.
 type Kernels struct {
 	isa string
-	// forward and inverse transform rows of one window of a power of two of 8 or more values.
-	// signs holds sign bits per value.
+	// forward and inverse transform rows of one window of a power of two, at least 8. signs holds
+	// the sign bit of each value.
 	forward, inverse func(x []float32, signs []uint32, rows, stride, length int, norm float32)
-	// peaks writes the largest magnitude of every row, as bits: integer order is the order of
-	// magnitudes, then infinity, then NaN.
+	// peaks writes the largest magnitude of every row as bits. Integer order is the order of
+	// magnitudes, followed by infinity and NaN.
 	peaks func(peaks []uint32, x []float32, stride, n int)
-	// scale multiplies every row with its factor.
+	// scale multiplies every row by its factor.
 	scale func(x, factors []float32, stride, n int)
-	// quantize writes the codes of rows of lm1..lm4, and what their scales are made of.
+	// quantize writes the codes of rows in lm1..lm4, and the sums that their scales need.
 	quantize func(q planesJob, y []float32)
-	// quantizeU8 writes codes of rows of steps.
+	// quantizeU8 writes the codes of rows with the given steps.
 	quantizeU8 func(codes []byte, y, steps []float32, stride, dim int)
-	// planes and u8 decode rows, times a unit a row. planes reads up to 7 bytes behind a row.
+	// planes and u8 decode rows, times a unit per row. planes reads up to 7 bytes after a row.
 	planes func(dst []float32, p planeRows, units []float32, stride int)
 	u8     func(dst []float32, src []byte, units []float32, stride, dim int)
-	// toF16 rounds finite values that binary16 can hold, as quant.F32ToF16 does.
+	// toF16 rounds finite values that binary16 can hold, like quant.F32ToF16.
 	toF16 func(dst []byte, src []float32)
-	// count, nil where there is none, does what countRows does, for rows whose dim is a multiple of
-	// 64. It returns the rows that it has done.
+	// count, if not nil, does the work of countRows for rows whose dim is a multiple of 64. It
+	// returns the number of rows done.
 	count func(s *rowSums, src []byte, plane, rows, dim int, d *demotion, bits int) int
-	// ratios multiplies scales that are not 0 by what the rule makes of the sums.
+	// ratios multiplies nonzero scales by the ratio that the rule computes from the sums.
 	ratios func(scales []float32, s *rowSums, rule quant.ScaleRule)
 	// log8 writes the 8-bit logarithms of scales below base.
 	log8 func(dst []byte, scales []float32, base float32)
 }
 
-// rowSums are the sums over a tile of rows that a demotion needs: <x,x>, <x,c>, <c,c>, and those of
-// single words of planes.
+// rowSums are the sums over a tile of rows that a demotion needs: <x,x>, <x,c>, <c,c>, and the same
+// for single words of planes.
 type rowSums struct {
 	xx, xc, cc [tileRows]int32
 	words      [3][8 * tileRows]int32
 }
 
-// planesJob is a tile of rows that quantize works on.
+// planesJob is a tile of rows for quantize.
 type planesJob struct {
 	dst             []byte // from the first row in plane 0 to the end of the planes
-	plane           int    // bytes of a plane
+	plane           int    // bytes per plane
 	rows, dim       int
 	stride          int
 	thresholds      []float32 // in units of the root mean square
-	centroids       []int32   // their magnitudes
+	centroids       []int32   // magnitudes
 	tmp             []float32 // [stride]
 	sums            []float32 // [2*rows]: |y|^2, <y,c>
 	cc              []int32   // [rows]: <c,c>
-	bits, n, oddEnd int       // oddEnd: 1 where the last 16 values are 8
+	bits, n, oddEnd int       // oddEnd: 1 if the last group has 8 values
 }
 
 // planeRows is a range of rows of a packed side in bit planes.
@@ -77,7 +78,7 @@ type planeRows struct {
 // ISA returns the name of the instruction set.
 func (k *Kernels) ISA() string { return k.isa }
 
-// Rotation is quant.Rotation with what the kernels want of it.
+// Rotation is quant.Rotation in the form that the kernels need.
 type Rotation struct {
 	dim     int
 	windows []window
@@ -111,7 +112,8 @@ func NewRotation(dim int, seed uint64) (*Rotation, error) {
 // Dim returns the row length.
 func (r *Rotation) Dim() int { return r.dim }
 
-// Forward rotates rows of stride values: for each, quant.Rotation.Forward of the first Dim values.
+// Forward rotates rows of stride values: it applies quant.Rotation.Forward to the first Dim values
+// of each.
 func (k *Kernels) Forward(r *Rotation, x []float32, rows, stride int) {
 	for _, w := range r.windows {
 		if rows > 0 {
@@ -121,7 +123,7 @@ func (k *Kernels) Forward(r *Rotation, x []float32, rows, stride int) {
 	}
 }
 
-// Inverse undoes Forward up to rounding: for each row, quant.Rotation.Inverse.
+// Inverse undoes Forward up to rounding: it applies quant.Rotation.Inverse to each row.
 func (k *Kernels) Inverse(r *Rotation, x []float32, rows, stride int) {
 	for _, w := range r.windows {
 		if rows > 0 {
@@ -131,7 +133,7 @@ func (k *Kernels) Inverse(r *Rotation, x []float32, rows, stride int) {
 	}
 }
 
-// Worker encodes and decodes with scratch of its own.
+// Worker encodes and decodes with its own scratch memory.
 type Worker struct {
 	k          *Kernels
 	y, tmp     []float32
@@ -147,7 +149,7 @@ type Worker struct {
 	rows       rowSums
 }
 
-// NewWorker returns a worker of an instruction set.
+// NewWorker returns a worker for an instruction set.
 func (k *Kernels) NewWorker() *Worker { return &Worker{k: k} }
 
 func grow[T any](s []T, n int) []T {
@@ -157,37 +159,37 @@ func grow[T any](s []T, n int) []T {
 	return s[:n]
 }
 
-// GrowScales returns n scales, in s where that is enough, with room for a whole vector behind the
+// GrowScales returns n scales, in s if it is large enough, with room for a whole vector after the
+// last.
 // last.
 func GrowScales(s []float32, n int) []float32 { return grow(s, (n+15)&^15)[:n] }
 
-// Loader writes rows [r0, r0+n) to tile, stride values apart; values behind those of a row are
-// zeroed.
+// Loader writes rows [r0, r0+n) to tile, stride values apart, and clears the values after each row.
 type Loader func(tile []float32, stride, r0, n int)
 
-// Encodes reports whether Encode takes a coding. EncodeExact takes the exact formats.
+// Encodes reports whether Encode supports a coding. EncodeExact supports the exact formats.
 func Encodes(c quant.Coding) bool { return c.Format.Nested() || c.Format == quant.U8 }
 
-// Encode packs rows as quant.Encode does. It reports false, and dst then holds nothing of use,
-// where quant.Encode would refuse a row.
+// Encode packs rows like quant.Encode. It reports false, with dst undefined, if quant.Encode would
+// refuse a row.
 func (w *Worker) Encode(dst []byte, c quant.Coding, rows int, rot *Rotation, load Loader) bool {
 	w.scales = GrowScales(w.scales, rows)
 	if !w.EncodeRows(dst, c, rows, w.scales, rot, load, 0, rows) || !w.PutScales(dst, c, w.scales, rot) {
 		return false
 	}
 	if c.Format == quant.U8 {
-		// The rows of a single tile are still there.
+		// A single tile is still in memory.
 		w.codesU8(dst, w.scales, rot, load, 0, rows, rows > tileRows)
 	}
 	return true
 }
 
-// Packing in parts: EncodeRows for every part, then PutScales once, and for u8, whose codes are taken
-// with the scales as they are stored, EncodeCodes for every part. A part begins at a multiple of
-// TileRows. scales, of GrowScales, has all rows' scales, and is the same for all parts.
+// Packing in parts: call EncodeRows for every part, then PutScales once, and for u8, whose codes
+// need the stored scales, EncodeCodes for every part. A part starts at a multiple of TileRows.
+// scales, from GrowScales, holds the scales of all rows and is shared by all parts.
 
-// EncodeRows packs rows [from, to) but for their scales, and writes these to scales; of u8 only the
-// scales. It reports false where quant.Encode would refuse a row.
+// EncodeRows packs rows [from, to) without their scales, which it writes to scales. For u8 it
+// computes only the scales. It reports false if quant.Encode would refuse a row.
 func (w *Worker) EncodeRows(dst []byte, c quant.Coding, rows int, scales []float32, rot *Rotation,
 	load Loader, from, to int) bool {
 	dim := rot.dim
@@ -219,15 +221,15 @@ func (w *Worker) EncodeRows(dst []byte, c quant.Coding, rows int, scales []float
 	return true
 }
 
-// growRows readies scratch for a tile, and returns the distance of its rows.
+// growRows prepares scratch for a tile and returns the distance of its rows.
 func (w *Worker) growRows(dim int) (stride int) {
 	stride = (dim + 63) &^ 63
 	w.y, w.tmp = grow(w.y, tileRows*stride), grow(w.tmp, stride)
 	return stride
 }
 
-// PutScales stores the scales of all rows, clears what lies between codes and the next plane, and
-// makes scales what they are as stored where EncodeCodes is to follow. It reports false where
+// PutScales stores the scales of all rows and clears the bytes between the codes and the next
+// plane. If EncodeCodes follows, it also rounds scales to their stored values. It reports false if
 // quant.Encode would refuse a scale.
 func (w *Worker) PutScales(dst []byte, c quant.Coding, scales []float32, rot *Rotation) bool {
 	rows, f := len(scales), c.Format
@@ -249,14 +251,14 @@ func (w *Worker) PutScales(dst []byte, c quant.Coding, scales []float32, rot *Ro
 	return true
 }
 
-// EncodeCodes packs the codes of rows [from, to) in u8, with scales as PutScales left them.
+// EncodeCodes packs the u8 codes of rows [from, to), with the scales that PutScales left.
 func (w *Worker) EncodeCodes(dst []byte, scales []float32, rot *Rotation, load Loader, from, to int) {
 	w.growRows(rot.dim)
 	w.codesU8(dst, scales, rot, load, from, to, true)
 }
 
-// EncodeExact packs rows in an exact format as quant.Encode does. It reports false, and dst then
-// holds nothing of use, where quant.Encode would refuse a row.
+// EncodeExact packs rows in an exact format like quant.Encode. It reports false, with dst
+// undefined, if quant.Encode would refuse a row.
 func (w *Worker) EncodeExact(dst []byte, f quant.Format, rows, dim int, load Loader) bool {
 	stride := (dim + 63) &^ 63
 	w.y = grow(w.y, tileRows*stride)
@@ -290,11 +292,11 @@ func (w *Worker) EncodeExact(dst []byte, f quant.Format, rows, dim int, load Loa
 }
 
 const (
-	overF16 = 0x477ff000 // 65520 and up rounds to an infinity
+	overF16 = 0x477ff000 // 65520 and more round to an infinity
 	infBits = 0x7f800000
 )
 
-// toF16Checked reports false where a finite value is beyond binary16.
+// toF16Checked reports false if a finite value is beyond binary16.
 func toF16Checked(dst []byte, src []float32) bool {
 	for i, v := range src {
 		if b := math.Float32bits(v) &^ (1 << 31); b >= overF16 && b < infBits {
@@ -305,7 +307,7 @@ func toF16Checked(dst []byte, src []float32) bool {
 	return true
 }
 
-// toBF16 reports false where a finite value is beyond bfloat16.
+// toBF16 reports false if a finite value is beyond bfloat16.
 func toBF16(dst []byte, src []float32) bool {
 	for i, v := range src {
 		h := quant.F32ToBF16(v)
@@ -317,8 +319,8 @@ func toBF16(dst []byte, src []float32) bool {
 	return true
 }
 
-// rotated loads rows, brings each to [1, 2) by a power of two, and rotates them. It reports false
-// where one is not finite or beyond quant.MaxMagnitude.
+// rotated loads rows, scales each to [1, 2) by a power of two, and rotates them. It reports false
+// if a value is not finite or beyond quant.MaxMagnitude.
 func (w *Worker) rotated(rot *Rotation, load Loader, stride, r0, n int) bool {
 	y := w.y[:n*stride]
 	load(y, stride, r0, n)
@@ -341,7 +343,7 @@ func (w *Worker) rotated(rot *Rotation, load Loader, stride, r0, n int) bool {
 
 const maxMagnitudeBits = (127 + 111) << 23 // 2^111
 
-// scalesU8 writes the scales of rows [from, to) in u8.
+// scalesU8 computes the scales of rows [from, to) in u8.
 func (w *Worker) scalesU8(scales []float32, rot *Rotation, load Loader, from, to int) bool {
 	dim := rot.dim
 	stride := (dim + 63) &^ 63
@@ -359,7 +361,7 @@ func (w *Worker) scalesU8(scales []float32, rot *Rotation, load Loader, from, to
 	return true
 }
 
-// codesU8 takes the codes with the scale as it is stored: rows are rotated again.
+// codesU8 computes the codes with the stored scale. It rotates the rows again.
 func (w *Worker) codesU8(dst []byte, scales []float32, rot *Rotation, load Loader, from, to int,
 	again bool) {
 	dim := rot.dim
@@ -376,8 +378,8 @@ func (w *Worker) codesU8(dst []byte, scales []float32, rot *Rotation, load Loade
 	}
 }
 
-// Decode unpacks rows [r0, r0+n) of a packed side of rows rows to dst as quant.Decode does: n at
-// most tileRows, len(dst) n*dim. c is one of the rotated codings.
+// Decode unpacks rows [r0, r0+n) of a packed side of rows rows to dst, like quant.Decode. n is at
+// most tileRows, len(dst) is n*dim, and c is a rotated coding.
 func (w *Worker) Decode(dst []float32, c quant.Coding, src []byte, rows int, rot *Rotation, r0,
 	n int) {
 	dim := rot.dim
@@ -385,10 +387,10 @@ func (w *Worker) Decode(dst []float32, c quant.Coding, src []byte, rows int, rot
 	w.k.Inverse(rot, dst, n, dim)
 }
 
-// TileRows is the most rows of one call of Decode.
+// TileRows is the largest number of rows in a call of Decode.
 const TileRows = tileRows
 
-// DecodeRotated is Decode in the basis the rows are stored in.
+// DecodeRotated is Decode in the stored basis.
 func (w *Worker) DecodeRotated(dst []float32, c quant.Coding, src []byte, rows, dim, r0, n int) {
 	dst = dst[:n*dim]
 	tail := src[len(src)-c.ScaleBytes(rows):]
@@ -426,7 +428,7 @@ func (w *Worker) DecodeRotated(dst []float32, c quant.Coding, src []byte, rows, 
 	}
 }
 
-// planes decodes, and copies first what would be read behind the side.
+// planes decodes rows. It first copies rows whose reads would pass the end of the side.
 func (w *Worker) planes(out []float32, p planeRows, stride int) {
 	for p.rows > 0 {
 		q := p
@@ -452,7 +454,7 @@ func (w *Worker) planes(out []float32, p planeRows, stride int) {
 	}
 }
 
-// end returns the end of the bytes that are read, by 8 at a time.
+// end returns the end of the bytes that are read, 8 bytes at a time.
 func (p *planeRows) end(stride int) int {
 	return (p.bits-1)*p.plane + (p.rows-1)*p.rowBytes + stride/8
 }

@@ -10,16 +10,17 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// demotion holds what the sums of quant.Demote are per magnitude of the finer code.
+// demotion holds the terms of the sums of quant.Demote, by magnitude of the finer code.
 type demotion struct {
 	xx, xc, cc [8]int64
-	// words are the same for count: per sum, weights 1 and 2, 3 and 4, and so on, in 16 bits each;
-	// the last one is that of all values.
+	// words are the same for count: per sum, weights 1 and 2, 3 and 4, and so on, in 16 bits each,
+	// and finally the weight of all values.
 	words [3][4]uint32
 }
 
-// weights turns values per magnitude 0..7 into weights of the counts of values whose magnitude has
-// certain bits: sum f[m] = sum over sets of bits s of g[s] * (values that have all bits of s).
+// weights turns a function f of the magnitudes 0..7 into weights g of counts: sum f[m] over the
+// values is the sum over sets of bits s of g[s] * (number of values whose magnitude has all bits of
+// s).
 func weights(f [8]int64) (g [8]int64) {
 	g = f
 	for b := 1; b < 8; b *= 2 {
@@ -55,9 +56,9 @@ var demotions = func() (t [5][5]demotion) {
 	return t
 }()
 
-// Demote re-codes rows as quant.Demote does; to has fewer bits than from. It counts, word by word
-// of the planes, how many values have which bits of their magnitude: the sums need no more.
-// It reports false where quant.Demote would refuse.
+// Demote recodes rows like quant.Demote; to has fewer bits than from. It counts, word by word of
+// the planes, the values by the bits of their magnitude; the sums need nothing else. It reports
+// false if quant.Demote would refuse.
 func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Coding, rows,
 	dim int) bool {
 	if rows == 0 {
@@ -80,8 +81,8 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 			w.scales[r] = min(s, 65504)
 		}
 	}
-	// Scales go first: where they are refused, nothing of a source in place has changed. They
-	// lie behind the planes that stay.
+	// Scales come first: if they are refused, nothing of an in-place source has changed. They are
+	// stored after the planes that stay.
 	end := to.Format.Bits() * plane
 	if !w.k.putScales(dst[end:], to, w.scales) {
 		return false
@@ -90,7 +91,7 @@ func (w *Worker) Demote(dst []byte, to quant.Coding, src []byte, from quant.Codi
 	return true
 }
 
-// countRows fills in the sums of rows [first, rows) of a tile.
+// countRows computes the sums of rows [first, rows) of a tile.
 func countRows(s *rowSums, src []byte, plane, first, rows, dim int, d *demotion, bits int) {
 	rowBytes := layout.RowPlaneBytes(dim)
 	for r := first; r < rows; r++ {
@@ -104,8 +105,8 @@ func countRows(s *rowSums, src []byte, plane, first, rows, dim int, d *demotion,
 	}
 }
 
-// countBits counts the values of a row by bits of their magnitude: n[s] have all bits of s. The
-// magnitude of a negative value stands complemented in the planes.
+// countBits counts the values of a row by the bits of their magnitude: n[s] of them have all bits
+// of s. The planes store the magnitude of a negative value complemented.
 func countBits(src []byte, plane, at, rowBytes, low int) (n [8]int64) {
 	if rowBytes%8 == 0 {
 		for end := at + rowBytes; at < end; at += 8 {

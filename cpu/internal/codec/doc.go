@@ -6,17 +6,17 @@
 //
 // # Concepts
 //
-// The bytes are those of package quant, bit by bit, and so are decoded floats: each kernel does
-// the same float32 operations in the same order, or operations whose result is the same (a product
-// with +-1 or a power of two, integer sums in another order). What quant refuses is found here,
-// and left to quant to name: Encode then reports false.
+// The bytes, and the decoded floats, are those of package quant, bit by bit. Each kernel does the
+// same float32 operations in the same order, or operations with the same result (a product with +-1
+// or a power of two, integer sums in another order). A kernel detects rows that quant refuses;
+// Encode then reports false and the caller asks quant for the error.
 //
-// Rows are worked on in tiles of tileRows. A row of a tile takes a multiple of 16 values, zeros
-// behind its own: sums in the order of the formats do not change by them.
+// Rows are processed in tiles of tileRows. A row of a tile has a multiple of 16 values; zeros
+// follow its own. These zeros do not change the sums in the order of the formats.
 //
 // # Errors
 //
-// None: callers check. Slices that are too short panic; the assembly never sees them.
+// None: callers check arguments. A slice that is too short causes a panic before the assembly runs.
 //
 // # Concurrency
 //
@@ -24,5 +24,5 @@
 //
 // # Determinism
 //
-// The same bits on every instruction set.
+// Results are the same bits on every instruction set.
 package codec

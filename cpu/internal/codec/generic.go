@@ -39,8 +39,8 @@ func inverseGeneric(x []float32, signs []uint32, rows, stride, length int, norm 
 	}
 }
 
-// butterflies is the unnormalised Walsh-Hadamard transform of a power of two, 8 or more: strides
-// 1, 2 and 4 in registers, then two strides a pass. Each value is that of the order of the
+// butterflies is the unnormalised Walsh-Hadamard transform of a power of two, at least 8: strides
+// 1, 2 and 4 in registers, then two strides per pass. The order of operations gives the bits of the
 // formats.
 func butterflies(x []float32) {
 	for p := x; len(p) >= 8; p = p[8:] {
@@ -95,7 +95,7 @@ func scaleGeneric(x, factors []float32, stride, n int) {
 	}
 }
 
-// treeSum adds x in the order of the formats, destroying x.
+// treeSum adds x in the order of the formats. It overwrites x.
 func treeSum(x []float32) float32 {
 	h := 1
 	for h < len(x) {
@@ -158,7 +158,7 @@ func quantizeGeneric(q planesJob, y []float32) {
 	}
 }
 
-// level counts the thresholds from the first on that mag reaches: they ascend.
+// level counts the ascending thresholds that mag reaches.
 func level(mag float32, t *[8]float32, levels int) int {
 	m := 0
 	for s := levels / 2; s > 0; s /= 2 {
@@ -222,7 +222,7 @@ func u8Generic(dst []float32, src []byte, units []float32, stride, dim int) {
 	}
 }
 
-// word reads up to 8 bytes as a little-endian word, zeros behind them.
+// word reads up to 8 bytes as a little-endian word, padded with zeros.
 func word(p []byte) uint64 {
 	if len(p) >= 8 {
 		return binary.LittleEndian.Uint64(p)

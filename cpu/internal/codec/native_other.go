@@ -4,5 +4,5 @@
 
 package codec
 
-// Native lists no kernels: this build has no assembly.
+// Native returns no kernels: this build has no assembly.
 func Native() []*Kernels { return nil }

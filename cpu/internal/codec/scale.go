@@ -41,7 +41,7 @@ var codebooks = func() (t [quant.TQMSE4 + 1][16]float32) {
 	return t
 }()
 
-// RuleScale is the row scale by rule, from |x|^2, <x,c> and <c,c> with integer centroids c, as
+// RuleScale returns the row scale by rule, from |x|^2, <x,c> and <c,c> with integer centroids c, as
 // package quant defines it.
 func RuleScale(rule quant.ScaleRule, xx, xc, cc float32) float32 {
 	var s float32
@@ -59,15 +59,15 @@ func RuleScale(rule quant.ScaleRule, xx, xc, cc float32) float32 {
 // pow2 returns 2^e, for e in [-126, 127].
 func pow2(e int) float32 { return math.Float32frombits(uint32(e+127) << 23) }
 
-// putScales stores the row scales in the coding's form. It reports false, and has written
-// nothing, where one is beyond it.
+// putScales stores the row scales in the form of the coding. It reports false, without writing
+// anything, if a scale is out of range.
 func (k *Kernels) putScales(dst []byte, c quant.Coding, scales []float32) bool {
 	if len(scales) == 0 {
 		return true
 	}
 	if c.Scale == quant.ScaleF16 {
 		for _, s := range scales {
-			if !(s < 65520 && s > -65520) { // what rounds to an infinity, and NaN
+			if !(s < 65520 && s > -65520) { // values that round to an infinity, and NaN
 				return false
 			}
 		}
@@ -111,15 +111,15 @@ var log8Guess = func() (t [64]uint8) {
 	return t
 }()
 
-// log8Code returns the logarithm that package quant gives: bounds fall with k, and the code is the
-// first k whose bound is at or below s. A guess from the bits of base/s is at most a step away.
+// log8Code returns the same logarithm as package quant. Bounds fall with k, and the code is the
+// first k whose bound is at most s. A guess from the bits of base/s is off by at most one.
 func log8Code(base, s float32, up bool) uint8 {
 	if s == 0 {
 		return 255
 	}
 	ratio := math.Float32bits(base / s)
 	e := int(ratio>>23) - 127
-	if e < 0 || e > 15 { // beyond the codes, or no number
+	if e < 0 || e > 15 { // beyond the codes, or NaN
 		return log8Search(base, s, up, 0, 254)
 	}
 	k := min(16*e+int(log8Guess[ratio>>17&63]), 254)
@@ -132,7 +132,7 @@ func log8Code(base, s float32, up bool) uint8 {
 	return uint8(k)
 }
 
-// log8Search finds the code in [lo, hi] by halving.
+// log8Search finds the code in [lo, hi] by bisection.
 func log8Search(base, s float32, up bool, lo, hi int) uint8 {
 	for lo < hi {
 		if k := (lo + hi) / 2; log8Reaches(base, s, up, k) {
@@ -144,7 +144,7 @@ func log8Search(base, s float32, up bool, lo, hi int) uint8 {
 	return uint8(lo)
 }
 
-// log8Reaches reports whether s is not below the bound of k, or, with up, above the scale of k+1.
+// log8Reaches reports whether s is at least the bound of k or, with up, more than the scale of k+1.
 func log8Reaches(base, s float32, up bool, k int) bool {
 	if up {
 		return s > float32(base*log8Frac[(k+1)&15])*pow2(-((k+1)>>4))
