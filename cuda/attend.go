@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// batch is a batch of queries and its blocks, as attend and relevance take them.
+// batch is a batch of queries and its blocks, in the form that attend and relevance need.
 type batch struct {
 	*backend.Queries
 	desc   []kernels.BlockDesc
@@ -22,12 +22,12 @@ type batch struct {
 	energy []float32 // [n, group]: |q|^2
 }
 
-// newBatch starts a batch of queries on blocks blocks; describe takes them in.
+// newBatch starts a batch of queries on blocks blocks; describe adds each block.
 func (b *Backend) newBatch(q *backend.Queries, blocks int) *batch {
 	return &batch{Queries: q, mma: b.mma, desc: make([]kernels.BlockDesc, blocks)}
 }
 
-// describe takes in a block that was checked.
+// describe adds a checked block.
 func (t *batch) describe(i int, w args.BlockView[uint64]) {
 	if t.turns == nil {
 		t.turns = newTurnTable(t.Queries)
@@ -40,7 +40,7 @@ func (t *batch) describe(i int, w args.BlockView[uint64]) {
 		VFormat: uint8(w.V.Coding.Format), VForm: uint8(w.V.Coding.Scale)}
 }
 
-// measure takes the energies of the queries, when they have been checked.
+// measure computes the energies of the checked queries.
 func (t *batch) measure() {
 	if t.turns == nil { // no block
 		t.turns = newTurnTable(t.Queries)
@@ -55,7 +55,7 @@ func (t *batch) measure() {
 	}
 }
 
-// queryRoom is where a batch lies in scratch.
+// queryRoom is the place of a batch in scratch memory.
 type queryRoom struct{ q, energy, pos, desc, turns section }
 
 func (t *batch) room(y *layout) queryRoom {
@@ -79,7 +79,7 @@ func (t *batch) interleaved() int32 {
 	return 0
 }
 
-// Attend computes attention over packed blocks, see backend.Backend. out and lse must not overlap
+// Attend computes attention over packed blocks; see backend.Backend. out and lse must not overlap
 // q.Q.
 func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	out, lse []float32) error {
@@ -118,7 +118,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	return nil
 }
 
-// attendWave works on units [first, end) and copies their results out.
+// attendWave processes units [first, end) and copies their results to the caller.
 func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse []float32) error {
 	units := plan.units[first:end]
 	part0 := units[0].Part0
@@ -159,7 +159,7 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 		Pos: l.address(qr.pos), Blocks: l.address(qr.desc), Units: l.address(us),
 		Pieces: l.address(ps), Tiles: l.address(ts), Turns: l.address(qr.turns),
 		Parts: l.address(parts), Window: t.Window, Scale: t.Scale, Softcap: t.Softcap,
-		// The kernels index by head of the batch.
+		// The kernels index by the heads of the whole batch.
 		Out: l.address(os) - uint64(4*head0*dimV), LSE: l.address(ls) - uint64(4*head0),
 		HeadDim: int32(t.HeadDim), HeadDimV: int32(dimV), Group: int32(t.Group),
 		Pairs: int32(len(t.turns.freqs)), Interleaved: t.interleaved(),
@@ -178,20 +178,20 @@ func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse [
 	return l.tick()
 }
 
-// mmaKernel is the twin of kvist_attend_h8 with tensor cores, for mmaHeads heads.
+// mmaKernel is the variant of kvist_attend_h8 for tensor cores, with mmaHeads heads.
 const (
 	mmaKernel = "kvist_attend_mma"
 	mmaHeads  = 8
-	mmaShared = 64 << 10 // more than it needs at the largest shape
+	mmaShared = 64 << 10 // enough for the largest shape
 )
 
-// mmaWorks reports whether the tensor cores take a shape: whole groups of columns for four warps,
+// mmaWorks reports whether tensor cores support a shape: whole groups of columns for four warps,
 // and 8 heads in shared memory.
 func mmaWorks(dim, dimV int) bool {
 	return mostHeads(dim) >= mmaHeads && (dimV == 64 || dimV == 128 || dimV == 256)
 }
 
-// launchAttend starts attend for every piece, by tensor cores or not, and combine for every unit.
+// launchAttend launches attend for every piece, on tensor cores or not, and combine for every unit.
 func launchAttend(l *lane, p kernels.AttendParams, pieces []kernels.Piece, units int,
 	mma bool) error {
 	h := int(p.UnitHeads)

@@ -15,39 +15,42 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// AnyDevice lets Open choose.
+// AnyDevice lets Open choose the device.
 const AnyDevice = -1
 
-// Options are what Open needs.
+// Options are the options of Open.
 type Options struct {
-	// Library is the path of the driver's library. Empty: libcuda.so.1, as the loader finds it.
+	// Library is the path of the driver's library. If it is empty, the loader finds libcuda.so.1.
 	Library string
 	// Device is the number of the device, or AnyDevice.
 	Device int
-	// Memory limits the live bytes of all buffers. 0: what is free on the device when it is opened.
+	// Memory limits the total size of live buffers. 0 means the memory that is free when the device
+	// is opened.
 	Memory int64
-	// TensorCores lets attention use them, from compute capability 8.0 on, for head_dim_v 64, 128, 256.
-	// Off by default: no GPU has run that kernel yet, only the stand-in driver.
+	// TensorCores lets attention use tensor cores, from compute capability 8.0 on, for head_dim_v
+	// 64, 128 and 256. It is off by default: only the stand-in driver has run that kernel, no GPU
+	// yet.
 	TensorCores bool
-	// NoSelfTest leaves out the comparison of a tiny example with package quant, some milliseconds.
+	// NoSelfTest skips the comparison of a tiny example with package quant, which takes some
+	// milliseconds.
 	NoSelfTest bool
 }
 
-// The most that the kernels have shared memory for.
+// The largest dims for which the kernels have shared memory.
 const (
 	MaxDim     = 4096 // of encode, decode and demote
 	MaxHeadDim = 1024 // of attend and relevance
 )
 
-// lanes is how many calls work at once.
+// lanes is the number of calls that run at the same time.
 const lanes = 4
 
 // Backend is the CUDA backend. It implements backend.Backend.
 type Backend struct {
 	dev   *device
-	mma   bool // Options.TensorCores, where the device has them
+	mma   bool // Options.TensorCores, if the device has tensor cores
 	all   []*lane
-	lanes chan *lane // those that are free
+	lanes chan *lane // free lanes
 	clock atomic.Pointer[deviceClock]
 
 	closed atomic.Bool // set under mu
@@ -55,17 +58,17 @@ type Backend struct {
 	mu   sync.Mutex
 	caps backend.Caps
 	lost error
-	live int64 // bytes of buffers that are not freed
+	live int64 // total size of the buffers that are not freed
 	bufs map[*buffer]struct{}
 }
 
 var _ backend.Backend = (*Backend)(nil)
 
-// Open opens a device and tests it on a tiny example.
+// Open opens a device and runs the self-test.
 //
-// Errors: quant.ErrUnavailable with the reason: no library, a driver that is too old, no device,
-// PTX that the driver refuses (*Error with the compiler's log), no memory for the scratch (which
-// matches quant.ErrTooLarge too), a self-test that fails. quant.ErrShape for a negative limit.
+// Errors: quant.ErrUnavailable with the reason: no library, an old driver, no device, PTX that the
+// driver refuses (*Error with the compiler's log), no memory for scratch (which also matches
+// quant.ErrTooLarge), a failed self-test. quant.ErrShape for a negative limit.
 func Open(o Options) (*Backend, error) {
 	if o.Memory < 0 {
 		return nil, fmt.Errorf("kvist/cuda: opening: memory limit of %d bytes: %w", o.Memory,
@@ -92,7 +95,7 @@ func Open(o Options) (*Backend, error) {
 	return b, nil
 }
 
-// unavailable adds the category to errors of opening that have another one.
+// unavailable adds the category to an error of Open that has another one.
 func unavailable(err error) error {
 	if errors.Is(err, quant.ErrUnavailable) {
 		return err
@@ -131,15 +134,15 @@ func (b *Backend) start(o Options) error {
 	return nil
 }
 
-// Caps describes the backend. Reason is empty, or why it turned itself off.
+// Caps describes the backend. Reason is empty, or says why the backend turned itself off.
 func (b *Backend) Caps() backend.Caps {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.caps
 }
 
-// Supports reports whether op works on rows of dim values in coding c: every coding of package
-// quant, rows of at most MaxDim values, or MaxHeadDim in attention.
+// Supports reports whether op works on rows of dim values in coding c. The backend supports every
+// coding of package quant for rows of at most MaxDim values, or MaxHeadDim in attention.
 func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
 	if c.CheckDim(dim) != nil {
 		return false
@@ -155,13 +158,13 @@ func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
 	return false
 }
 
-// check returns the checker of arguments: the memory of a span is its device address.
+// check returns the argument checker. The memory of a span is its device address.
 func (b *Backend) check() args.Checker[uint64] {
 	return args.Checker[uint64]{Supports: b.Supports, Bytes: b.address}
 }
 
-// open fails when the backend is closed or lost or the context is done: the first thing of every
-// verb.
+// open returns an error if the backend is closed or lost or the context is done. Every method calls
+// it first.
 func (b *Backend) open(ctx context.Context, op backend.Op) error {
 	if err := b.usable(op.String()); err != nil {
 		return err
@@ -176,7 +179,7 @@ func cancelled(ctx context.Context, op backend.Op) error {
 	return nil
 }
 
-// withLane calls f with a lane, on a thread on which the context is current.
+// withLane calls f with a lane, on a thread with the device's context.
 func (b *Backend) withLane(f func(l *lane) error) error {
 	l, ok := <-b.lanes
 	if !ok {
@@ -187,16 +190,16 @@ func (b *Backend) withLane(f func(l *lane) error) error {
 	return b.noteLoss(b.dev.do(func() error { return f(l) }))
 }
 
-// LiveBytes returns the bytes of all buffers that are not freed.
+// LiveBytes returns the total size of the buffers that are not freed.
 func (b *Backend) LiveBytes() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.live
 }
 
-// Close waits for calls in flight and gives everything back. A second Close does nothing.
+// Close waits for running calls and frees everything. Closing again does nothing.
 //
-// Errors: *Error of what could not be given back; the rest is.
+// Errors: *Error for what the driver could not free; everything else is freed.
 func (b *Backend) Close() error {
 	b.mu.Lock()
 	if b.closed.Load() {
@@ -208,7 +211,7 @@ func (b *Backend) Close() error {
 	b.bufs, b.live = nil, 0
 	b.mu.Unlock()
 
-	for range b.all { // until no call is in flight
+	for range b.all { // until no call is running
 		<-b.lanes
 	}
 	close(b.lanes)

@@ -16,9 +16,9 @@ import (
 type buffer struct {
 	owner *Backend
 	n     int64
-	at    driver.DevicePtr // 0 where n is 0
+	at    driver.DevicePtr // 0 if n is 0
 	freed atomic.Bool
-	// foreign memory is somebody else's: it is neither counted nor given back.
+	// foreign memory belongs to other code: it is neither counted nor freed.
 	foreign bool
 }
 
@@ -27,7 +27,7 @@ var _ backend.Buffer = (*buffer)(nil)
 // Alloc returns a zeroed buffer of n bytes, aligned to 256.
 //
 // Errors: quant.ErrShape for a negative n; quant.ErrTooLarge beyond Caps.Memory; *Error, which
-// matches quant.ErrTooLarge, where the device has no memory left; quant.ErrClosed.
+// matches quant.ErrTooLarge, if the device is out of memory; quant.ErrClosed.
 func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	if n < 0 {
 		return nil, fmt.Errorf("kvist/cuda: allocating %d bytes: %w", n, quant.ErrShape)
@@ -43,7 +43,7 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 		return nil, fmt.Errorf("kvist/cuda: allocating %d bytes beside %d, limit %d: %w", n, live,
 			limit, quant.ErrTooLarge)
 	}
-	b.live += n // others see it before it is there
+	b.live += n // reserve the bytes first
 	b.mu.Unlock()
 
 	buf := &buffer{owner: b, n: n}
@@ -62,7 +62,7 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	return buf, nil
 }
 
-// allocate fills a buffer with zeroed memory; on failure it has none.
+// allocate gives a buffer zeroed memory. On failure the buffer has none.
 func (b *Backend) allocate(buf *buffer) error {
 	if buf.n == 0 {
 		return nil
@@ -83,7 +83,7 @@ func (b *Backend) allocate(buf *buffer) error {
 	return err
 }
 
-// release gives the memory back, with the context current.
+// release frees the memory. The context must be current.
 func (b *buffer) release() error {
 	at := b.at
 	b.at = 0
@@ -93,14 +93,14 @@ func (b *buffer) release() error {
 	return b.owner.dev.api.MemFree(at)
 }
 
-// Len returns the bytes of the buffer, also after Free.
+// Len returns the size of the buffer in bytes, also after Free.
 func (b *buffer) Len() int64 { return b.n }
 
 // address returns the device address of a span.
 func (b *Backend) address(s backend.Span) (uint64, error) {
 	buf, ok := s.Buf.(*buffer)
 	if !ok || buf == nil || buf.owner != b {
-		return 0, fmt.Errorf("the buffer is not one of this backend: %w", quant.ErrShape)
+		return 0, fmt.Errorf("the buffer belongs to another backend: %w", quant.ErrShape)
 	}
 	at, err := buf.place(s.Off, s.Len)
 	return uint64(at), err
@@ -139,7 +139,7 @@ func (b *buffer) Upload(off int64, src []byte) error {
 			part := l.staging[i*half : (i+1)*half]
 			n := copy(part, src)
 			if err := api.CopyToDevice(at, part[:n], l.stream); err != nil {
-				return errors.Join(err, l.wait()) // nothing may read staging behind this call
+				return errors.Join(err, l.wait()) // nothing may read staging after this call
 			}
 			if err := api.Record(l.events[i], l.stream); err != nil {
 				return errors.Join(err, l.wait())
@@ -165,10 +165,10 @@ func (b *buffer) Download(off int64, dst []byte) error {
 	return b.owner.withLane(func(l *lane) error { return l.download(at, dst) })
 }
 
-// download copies device memory to dst; while one half of staging is emptied the other fills.
+// download copies device memory to dst. While it empties one half of staging, the other half fills.
 func (l *lane) download(at driver.DevicePtr, dst []byte) error {
 	api, half := l.dev.api, len(l.staging)/2
-	var waiting [2][]byte // what each half is for
+	var waiting [2][]byte // destination of each half
 	empty := func(i int) error {
 		if waiting[i] == nil {
 			return nil
@@ -196,16 +196,16 @@ func (l *lane) download(at driver.DevicePtr, dst []byte) error {
 	return errors.Join(empty(i), empty(i^1), l.wait())
 }
 
-// Free gives the memory back.
+// Free frees the memory.
 //
-// Errors: quant.ErrClosed when the buffer was freed before, or its backend closed; *Error where the
-// driver reports one, be it of earlier work: the memory is given back.
+// Errors: quant.ErrClosed if the buffer was freed or its backend was closed; *Error if the driver
+// reports one, possibly of earlier work. The memory is freed in any case.
 func (b *buffer) Free() error {
 	o := b.owner
 	o.mu.Lock()
 	if b.freed.Load() || o.closed.Load() {
 		o.mu.Unlock()
-		return fmt.Errorf("kvist/cuda: freeing a buffer of %d bytes: freed before: %w", b.n,
+		return fmt.Errorf("kvist/cuda: freeing a buffer of %d bytes twice: %w", b.n,
 			quant.ErrClosed)
 	}
 	b.freed.Store(true)

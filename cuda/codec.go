@@ -16,23 +16,23 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// codecBatch is the jobs of one call, as the kernels of codec.cu take them.
+// codecBatch holds the jobs of a call in the form that the kernels of codec.cu need.
 type codecBatch struct {
 	jobs    []kernels.CodecJob
 	rows    int64
-	dim     int  // largest
-	rotated bool // some job has row scales
+	dim     int  // the largest
+	rotated bool // whether some job has row scales
 	u8      bool
 	copies  []deviceCopy
 }
 
-// deviceCopy is a demotion that keeps the coding.
+// deviceCopy is a demotion to the same coding.
 type deviceCopy struct {
 	dst, src driver.DevicePtr
 	n        int64
 }
 
-// add takes in a job; Scales and Status are placed later.
+// add adds a job. Scales and Status get their addresses later.
 func (c *codecBatch) add(j kernels.CodecJob, rows, dim int, coding quant.Coding) {
 	j.Rows, j.Dim, j.First = int32(rows), int32(dim), int32(c.rows)
 	j.Format, j.Rule, j.Form = uint8(coding.Format), uint8(coding.Rule), uint8(coding.Scale)
@@ -43,7 +43,7 @@ func (c *codecBatch) add(j kernels.CodecJob, rows, dim int, coding quant.Coding)
 	c.jobs = append(c.jobs, j)
 }
 
-// Encode packs rows, see backend.Backend.
+// Encode packs rows; see backend.Backend.
 func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	if err := b.open(ctx, backend.OpEncode); err != nil {
 		return err
@@ -60,7 +60,7 @@ func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
 	return b.runCodec(ctx, backend.OpEncode, &batch)
 }
 
-// eachIndex fetches the index of a job, for its range is checked before anything is written.
+// eachIndex downloads the index of a job, to check its range before anything is written.
 func (b *Backend) eachIndex(at uint64, rows int, check func(r int, i int32) error) error {
 	if rows == 0 {
 		return nil
@@ -78,7 +78,7 @@ func (b *Backend) eachIndex(at uint64, rows int, check func(r int, i int32) erro
 	return nil
 }
 
-// Decode unpacks rows, see backend.Backend.
+// Decode unpacks rows; see backend.Backend.
 func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	if err := b.open(ctx, backend.OpDecode); err != nil {
 		return err
@@ -95,7 +95,7 @@ func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	return b.runCodec(ctx, backend.OpDecode, &batch)
 }
 
-// Demote re-codes packed rows to fewer bits, see backend.Backend.
+// Demote recodes packed rows to fewer bits; see backend.Backend.
 func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	if err := b.open(ctx, backend.OpDemote); err != nil {
 		return err
@@ -120,12 +120,12 @@ func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
 	return b.runCodec(ctx, backend.OpDemote, &batch)
 }
 
-// warpThreads and blockWarps: a warp works on a row, as many warps as shared memory allows share a
-// thread block.
+// A warp processes a row. As many warps as shared memory allows form a thread block, at most
+// blockWarps.
 const (
 	warpThreads    = 32
 	blockWarps     = 4
-	sharedPerBlock = 48 << 10 // that every device has without being asked
+	sharedPerBlock = 48 << 10 // available on every device by default
 )
 
 // runCodec launches the kernels of a batch and reports the first job that failed.
@@ -197,7 +197,7 @@ func (c *codecBatch) run(ctx context.Context, l *lane, op backend.Op, status []u
 	return errors.Join(err, l.tick())
 }
 
-// errLater returns the first of two errors, for the second follows from it.
+// errLater returns the first of two errors, because the second is a consequence of it.
 func errLater(first, then error) error {
 	if first != nil {
 		return first
@@ -205,9 +205,9 @@ func errLater(first, then error) error {
 	return then
 }
 
-// launch starts the kernels of op.
+// launch launches the kernels of op.
 func (c *codecBatch) launch(ctx context.Context, l *lane, op backend.Op, jobs uint64) error {
-	floats := 2 * c.dim // a row and its work space
+	floats := 2 * c.dim // a row and its workspace
 	warps := min(blockWarps, max(1, sharedPerBlock/(4*floats)))
 	p := kernels.CodecParams{Jobs: jobs, NJobs: int32(len(c.jobs)), Rows: int32(c.rows),
 		Shared: int32(floats)}

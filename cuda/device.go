@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// The least that the committed PTX runs on.
+// The minimum requirements of the committed PTX.
 const (
 	MinDriver     = 12000 // CUDA version of the driver: 12.0, NVIDIA driver 525
 	MinCapability = 75
@@ -30,21 +30,21 @@ type DeviceInfo struct {
 // ISA returns the name of the compute capability: "sm_75".
 func (d DeviceInfo) ISA() string { return fmt.Sprintf("sm_%d", d.Capability) }
 
-// Info is what Probe found.
+// Info is the result of Probe.
 type Info struct {
-	Library string // by which name or path it was opened
-	Loaded  bool   // the library is one, with all symbols that are needed
+	Library string // the name or path by which it was opened
+	Loaded  bool   // the library was loaded and has all needed symbols
 	Driver  int    // the CUDA version it supports: 12020 is 12.2
 	Devices []DeviceInfo
 }
 
-// VersionString writes a CUDA version: 12020 is "12.2".
+// VersionString formats a CUDA version: 12020 is "12.2".
 func VersionString(v int) string { return fmt.Sprintf("%d.%d", v/1000, v%1000/10) }
 
 // Probe opens the driver and lists its devices. library is Options.Library.
 //
 // Errors: quant.ErrUnavailable: no library, a missing symbol, a driver that does not initialise or
-// is too old. The Info then holds what was found before.
+// is too old. The Info then holds what was found before the error.
 func Probe(library string) (Info, error) {
 	_, info, err := open(library)
 	return info, err
@@ -109,8 +109,8 @@ func describe(api *driver.API, i int) (DeviceInfo, error) {
 	return info, err
 }
 
-// choose returns the device to use: the one asked for, or the first of the highest capability and
-// then of the most memory.
+// choose returns the requested device, or the device with the highest capability and, among those,
+// the most memory.
 //
 // Errors: quant.ErrUnavailable.
 func choose(info Info, want int) (DeviceInfo, error) {
@@ -156,7 +156,7 @@ type device struct {
 	functions map[string]driver.Function
 }
 
-// do calls f on a thread of its own on which the context is current.
+// do calls f on a dedicated thread with the context current.
 func (d *device) do(f func() error) (err error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
@@ -167,7 +167,7 @@ func (d *device) do(f func() error) (err error) {
 	return f()
 }
 
-// openDevice retains the context and compiles the kernels. On failure nothing stays behind.
+// openDevice retains the context and compiles the kernels. On failure it leaves nothing behind.
 func openDevice(api *driver.API, info DeviceInfo) (d *device, err error) {
 	d = &device{api: api, info: info, functions: map[string]driver.Function{}}
 	if d.handle, err = api.Device(info.Index); err != nil {
@@ -194,7 +194,7 @@ func (d *device) load() error {
 			return err
 		}
 		if d.info.Capability < least {
-			continue // its kernels are faster twins of others
+			continue // its kernels are faster variants of others
 		}
 		ptx, err := kernels.PTX(mod.Name)
 		if err != nil {
@@ -224,8 +224,8 @@ func (d *device) load() error {
 	return nil
 }
 
-// giveBack calls f with the context current: once more where the context could not be made so the
-// first time, for an error of earlier work must not keep what is to be given back.
+// giveBack calls f with the context current. If the context could not be made current, it tries
+// once more: an error of earlier work must not prevent the release.
 func (d *device) giveBack(f func() error) error {
 	ran := false
 	once := func() error { ran = true; return f() }
@@ -236,7 +236,7 @@ func (d *device) giveBack(f func() error) error {
 	return err
 }
 
-// close unloads the kernels and gives the context back.
+// close unloads the kernels and releases the context.
 func (d *device) close() error {
 	err := d.giveBack(func() error {
 		var err error

@@ -10,10 +10,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Error is a call of the driver that failed: Op, Kernel, Code, Name, Log.
+// Error describes a driver call that failed: Op, Kernel, Code, Name, Log.
 type Error = driver.Error
 
-// lost remembers the first error that means that the device is gone.
+// lost keeps the first error that means that the device is lost.
 func (b *Backend) noteLoss(err error) error {
 	var e *Error
 	if err == nil || !errors.As(err, &e) || !e.Code.DeviceLost() {
@@ -28,14 +28,14 @@ func (b *Backend) noteLoss(err error) error {
 	return err
 }
 
-// Lost returns why the backend turned itself off, or nil while it works.
+// Lost returns why the backend turned itself off, or nil if it works.
 func (b *Backend) Lost() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.lost
 }
 
-// usable fails where the backend is closed or lost. what names the call.
+// usable returns an error if the backend is closed or lost. what names the call.
 func (b *Backend) usable(what string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -43,7 +43,7 @@ func (b *Backend) usable(what string) error {
 	case b.closed.Load():
 		return fmt.Errorf("kvist/cuda: %s: backend: %w", what, quant.ErrClosed)
 	case b.lost != nil:
-		return fmt.Errorf("kvist/cuda: %s: the device was lost before: %w", what, b.lost)
+		return fmt.Errorf("kvist/cuda: %s: the device was lost earlier: %w", what, b.lost)
 	}
 	return nil
 }

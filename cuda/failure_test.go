@@ -303,7 +303,7 @@ func TestLost_TurnsTheBackendOff(t *testing.T) {
 	require.Contains(t, b.Caps().Reason, "turned off: ")
 	_, err = b.Alloc(64)
 	require.ErrorIs(t, err, quant.ErrUnavailable)
-	require.ErrorContains(t, err, "the device was lost before")
+	require.ErrorContains(t, err, "the device was lost earlier")
 	require.ErrorIs(t, b.Encode(context.Background(), nil), quant.ErrUnavailable)
 	require.ErrorIs(t, sc.bufs[1].Upload(0, []byte{1}), quant.ErrUnavailable)
 	require.ErrorIs(t, sc.bufs[1].Download(0, []byte{1}), quant.ErrUnavailable)

@@ -10,17 +10,16 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// foreignAlign is the alignment that the driver gives memory and kernels count on.
+// foreignAlign is the alignment of driver memory, which the kernels rely on.
 const foreignAlign = 256
 
-// Device returns the number of the device, as the driver counts. Its primary context is the one that
-// buffers belong to.
+// Device returns the driver's number of the device. Buffers belong to its primary context.
 func (b *Backend) Device() int { return b.dev.info.Index }
 
-// Address returns the device address of a span, for other code in this process that works in the
-// primary context of Device. The address is good until the buffer is freed. Calls of this backend
-// are done with the memory when they return; other code that writes to it must be done, and its
-// stream waited for, before the next call that reads it.
+// Address returns the device address of a span, for other code in this process that uses the
+// primary context of Device. The address is valid until the buffer is freed. When a call of this
+// backend returns, it no longer uses the memory. Other code that writes to it must finish, and
+// synchronise its stream, before the next call that reads it.
 //
 // Errors: quant.ErrShape for a span of another backend or beyond its buffer; quant.ErrClosed.
 func (b *Backend) Address(s backend.Span) (uint64, error) {
@@ -32,12 +31,12 @@ func (b *Backend) Address(s backend.Span) (uint64, error) {
 }
 
 // Adopt returns a buffer over n bytes at a device address, memory that other code allocated in the
-// primary context of Device, so that rows can be encoded from it, or packed to it, without a copy.
-// The memory stays its owner's: it must live until Free, which gives nothing back, and it is not
-// counted in Caps.Memory. That the address is good cannot be checked; a bad one turns the backend
+// primary context of Device. Rows can then be encoded from it, or packed into it, without a copy.
+// The owner must keep the memory until Free, which does not free it; Caps.Memory does not count it.
+// Adopt cannot check the address; the first call that uses a wrong one turns the backend off.
 // off at the first call that uses it.
 //
-// Errors: quant.ErrShape for an address that is 0 or no multiple of 256, or n below 1;
+// Errors: quant.ErrShape for an address that is 0 or not a multiple of 256, or n below 1;
 // quant.ErrClosed.
 func (b *Backend) Adopt(address uint64, n int64) (backend.Buffer, error) {
 	what := fmt.Sprintf("adopting %d bytes at %#x", n, address)

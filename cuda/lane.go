@@ -13,31 +13,31 @@ import (
 )
 
 const (
-	// stagingBytes is the pinned memory that a lane starts with and that transfers go through, in
-	// two halves: large enough that the copies cost more than their start.
+	// stagingBytes is the initial pinned memory of a lane. Transfers use it in two halves, which
+	// are large enough that copying costs more than starting the copy.
 	stagingBytes = 1 << 20
-	// scratchBytes is the device memory that a lane starts with.
+	// scratchBytes is the initial device memory of a lane.
 	scratchBytes = 1 << 20
-	// sectionAlign is the alignment of what shares the scratch: that of the widest load.
+	// sectionAlign is the alignment of sections of scratch memory: that of the widest load.
 	sectionAlign = 256
 )
 
-// lane is what one call works with: a stream, pinned staging memory, scratch on the device. The
-// first bytes of scratch mirror the staging memory, so that one copy moves all inputs, and one all
-// outputs. It is the pool: what a call needed stays for the next.
+// lane holds the resources of one call: a stream, pinned staging memory and scratch memory on the
+// device. The first bytes of scratch mirror the staging memory, so that one copy moves all inputs
+// and one all outputs. Lanes are pooled: memory that a call needed stays for the next.
 type lane struct {
 	dev     *device
 	stream  driver.Stream
 	events  [2]driver.Event
 	staging []byte
 	scratch driver.DevicePtr
-	size    int64 // of scratch
+	size    int64 // size of scratch
 	launch  *driver.Launch
-	kernel  string       // launched last, for errors that show later
+	kernel  string       // the last launch, for errors that appear later
 	clock   *deviceClock // nil: nothing is timed
 }
 
-// newLane makes a lane; on failure nothing stays behind.
+// newLane makes a lane. On failure it leaves nothing behind.
 func newLane(d *device) (l *lane, err error) {
 	l = &lane{dev: d, launch: new(driver.Launch)}
 	defer func() {
@@ -57,7 +57,7 @@ func newLane(d *device) (l *lane, err error) {
 	return l, l.ready(stagingBytes, scratchBytes)
 }
 
-// close gives everything back that there is.
+// close frees everything that the lane has.
 func (l *lane) close() error {
 	api := l.dev.api
 	var errs []error
@@ -82,7 +82,7 @@ func (l *lane) close() error {
 	return errors.Join(errs...)
 }
 
-// grown is the next size of a pool that must hold n bytes.
+// grown returns the next size of a pool that must hold n bytes.
 func grown(now, n int64) int64 {
 	for now < n {
 		now *= 2
@@ -90,7 +90,7 @@ func grown(now, n int64) int64 {
 	return now
 }
 
-// ready makes room for staged bytes of staging and total bytes of scratch.
+// ready makes room for staged bytes of staging memory and total bytes of scratch.
 func (l *lane) ready(staged, total int64) error {
 	if staged < 0 || total < staged || total > math.MaxInt64/4 || staged > math.MaxInt/4 {
 		return fmt.Errorf("kvist/cuda: scratch of %d bytes: %w", total, quant.ErrTooLarge)
@@ -134,10 +134,10 @@ func (l *lane) ready(staged, total int64) error {
 	return nil
 }
 
-// wait waits for the stream. Errors of kernels show here.
+// wait waits for the stream. It returns errors of kernels.
 func (l *lane) wait() error { return l.blame(l.dev.api.Synchronize(l.stream)) }
 
-// blame adds the kernel launched last to an error.
+// blame adds the last launched kernel to an error.
 func (l *lane) blame(err error) error {
 	var e *driver.Error
 	if errors.As(err, &e) && e.Kernel == "" {
@@ -146,7 +146,7 @@ func (l *lane) blame(err error) error {
 	return err
 }
 
-// send copies the first n bytes of staging to scratch, fetch the range back.
+// send copies the first n bytes of staging to scratch; fetch copies a range back.
 func (l *lane) send(n int64) error {
 	if n == 0 {
 		return nil
@@ -161,8 +161,8 @@ func (l *lane) fetch(at, n int64) error {
 	return l.dev.api.CopyToHost(l.staging[at:at+n], l.scratch+driver.DevicePtr(at), l.stream)
 }
 
-// timed starts kernels by f, between two events where somebody asks for their time; the events
-// are free, for transfers have ended when kernels start.
+// timed calls f to start kernels, between two events if timing is on. The events are free, because
+// transfers have ended when kernels start.
 func (l *lane) timed(f func() error) error {
 	if l.clock == nil {
 		return f()
@@ -176,7 +176,7 @@ func (l *lane) timed(f func() error) error {
 	return l.dev.api.Record(l.events[1], l.stream)
 }
 
-// tick adds the time of the kernels that timed started, when the stream has been waited for.
+// tick adds the time of the kernels that timed started. The stream must have been waited for.
 func (l *lane) tick() error {
 	if l.clock == nil {
 		return nil
@@ -195,10 +195,10 @@ func start[P any](l *lane, kernel string, grid [2]int, threads, shared int, para
 		l.stream)
 }
 
-// section is a range of the scratch of a call.
+// section is a range of a call's scratch memory.
 type section struct{ at, n int64 }
 
-// layout places sections one behind the other.
+// layout places sections one after another.
 type layout struct {
 	size int64
 	bad  bool // a size overflowed
@@ -220,7 +220,7 @@ func room[T any](y *layout, n int) section {
 	return y.add(n, unsafe.Sizeof(zero))
 }
 
-// address returns the device address of a section, 0 for an empty one.
+// address returns the device address of a section, or 0 for an empty one.
 func (l *lane) address(s section) uint64 {
 	if s.n == 0 {
 		return 0

@@ -15,17 +15,17 @@ import (
 
 const (
 	subTiles = kernels.TileRows / kernels.SubRows
-	// chainRows is how many rows of V a thread adds up in float32 in one piece, at most: what the
-	// tolerance of the contract allows for. Pieces are combined in float64.
+	// chainRows is the largest number of rows of V that a thread adds in float32 in one piece: as
+	// many as the tolerance of the contract allows. Pieces are combined in float64.
 	chainRows = 128
-	// listPieces is how many pieces a list is cut into where that keeps them whole tiles: enough
-	// thread blocks for a device while their parts stay few.
+	// listPieces is the number of pieces of a list, if they are whole tiles: enough thread blocks
+	// for a device with few parts to combine.
 	listPieces = 64
-	// waveBytes bounds the parts that are held at a time.
+	// waveBytes bounds the memory for parts at any time.
 	waveBytes = 64 << 20
 )
 
-// attendPlan is how a batch of queries is cut. It depends on every query's own list only.
+// attendPlan is the division of a batch of queries. It depends only on each query's own list.
 type attendPlan struct {
 	unitHeads int // 1, 2, 4 or 8
 	units     []kernels.Unit
@@ -33,7 +33,7 @@ type attendPlan struct {
 	tiles     []kernels.SubTile
 }
 
-// mostHeads returns the heads that a unit may have at a head_dim: what shared memory allows.
+// mostHeads returns the largest number of heads in a unit at a head_dim: what shared memory allows.
 func mostHeads(dim int) int {
 	switch {
 	case dim <= 256:
@@ -44,7 +44,7 @@ func mostHeads(dim int) int {
 	return 2
 }
 
-// run is neighbouring queries with the same list.
+// run is a range of neighbouring queries with the same list.
 type run struct{ first, n int }
 
 func runsOf(q *backend.Queries) []run {
@@ -60,13 +60,13 @@ func runsOf(q *backend.Queries) []run {
 	return runs
 }
 
-// planAttend cuts a batch, for tensor cores or not.
+// planAttend divides a batch, for tensor cores or not.
 func planAttend(q *backend.Queries, blocks []backend.Block, desc []kernels.BlockDesc,
 	seeds []args.Seeds, mma bool) attendPlan {
 	runs := runsOf(q)
 	p := attendPlan{unitHeads: 1}
 	if mma {
-		p.unitHeads = mmaHeads // rows of a product that no head uses cost nothing
+		p.unitHeads = mmaHeads // unused rows of a product cost nothing
 	}
 	for _, r := range runs {
 		for p.unitHeads < min(r.n*q.Group, mostHeads(q.HeadDim)) {
@@ -98,15 +98,17 @@ func planAttend(q *backend.Queries, blocks []backend.Block, desc []kernels.Block
 	return p
 }
 
-// mostTiles returns the tiles of a piece: a thread adds up every groups-th row of 8 columns.
+// mostTiles returns the largest number of tiles in a piece. A thread adds every groups-th row of 8
+// columns.
 func mostTiles(dimV int) int {
 	groups := kernels.TileRows / ((dimV + 7) / 8)
 	perTile := subTiles * ((kernels.SubRows + groups - 1) / groups)
 	return max(1, chainRows/perTile)
 }
 
-// cut appends the tiles of a list and returns its pieces. A tile holds rows of one turn, for its
-// queries are turned once, and a piece rows whose V is in one basis. The order within stays.
+// cut appends the tiles of a list and returns its pieces. The rows of a tile share a turn, because
+// its queries are rotated once. The V rows of a piece share a basis. The order within each is that
+// of the list.
 func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.BlockDesc,
 	most int) []kernels.Piece {
 	rotated := func(b int32) int32 { return basisOf(blocks[b].V.Coding.Format) }
@@ -115,8 +117,8 @@ func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.Bl
 		return cmp.Or(cmp.Compare(rotated(a), rotated(b)), cmp.Compare(desc[a].Turn, desc[b].Turn))
 	})
 	first := len(p.tiles) / subTiles
-	var basis []int32 // of each tile
-	fill := subTiles  // sub-tiles of the tile at work
+	var basis []int32 // basis of each tile
+	fill := subTiles  // sub-tiles in the current tile
 	last := int32(-1)
 	for _, b := range order {
 		if last >= 0 && (rotated(last) != rotated(b) || desc[last].Turn != desc[b].Turn) {
@@ -146,7 +148,7 @@ func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.Bl
 	return pieces
 }
 
-// basisOf returns the Piece.RotatedV of a format of V.
+// basisOf returns Piece.RotatedV for a format of V.
 func basisOf(f quant.Format) int32 {
 	switch {
 	case !f.Rotated():
@@ -157,7 +159,7 @@ func basisOf(f quant.Format) int32 {
 	return kernels.OtherV
 }
 
-// pad completes the tile at work.
+// pad completes the current tile.
 func (p *attendPlan) pad(fill int) int {
 	for ; fill < subTiles; fill++ {
 		p.tiles = append(p.tiles, kernels.SubTile{Block: kernels.NoBlock})
@@ -165,7 +167,7 @@ func (p *attendPlan) pad(fill int) int {
 	return fill
 }
 
-// wave returns how many units from first on fit into waveBytes of parts: at least one.
+// wave returns the number of units from first on whose parts fit in waveBytes, at least one.
 func (p *attendPlan) wave(first, partFloats int) int {
 	bytes := 0
 	for i := first; i < len(p.units); i++ {
@@ -177,7 +179,7 @@ func (p *attendPlan) wave(first, partFloats int) int {
 	return len(p.units)
 }
 
-// turnTable collects the distinct offsets of blocks: one entry of sines and cosines each.
+// turnTable collects the distinct offsets of blocks, with one entry of sines and cosines each.
 type turnTable struct {
 	freqs  []float64
 	index  map[int32]int32
@@ -192,7 +194,7 @@ func newTurnTable(q *backend.Queries) *turnTable {
 	return t
 }
 
-// entry returns the entry of an offset. Angles are reduced in float64.
+// entry returns the entry of an offset. It reduces angles in float64.
 func (t *turnTable) entry(offset int32) int32 {
 	if offset == 0 || len(t.freqs) == 0 {
 		return kernels.NoTurn

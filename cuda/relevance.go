@@ -13,15 +13,15 @@ import (
 )
 
 const (
-	// itemQueries is how many queries one item of Relevance takes in.
+	// itemQueries is the number of queries in one item of Relevance.
 	itemQueries = 64
-	// waveItems bounds the items of one launch, and so their results: 32 float64 each.
+	// waveItems bounds the items of one launch, and thus their results: 32 float64 each.
 	waveItems = 1 << 15
-	// relevanceHeads is how many heads the kernel holds at a time.
+	// relevanceHeads is the number of heads that the kernel holds at a time.
 	relevanceHeads = 8
 )
 
-// Relevance adds up attention per row, see backend.Backend.
+// Relevance adds up attention per row; see backend.Backend.
 func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
 	blocks []backend.Block, rel *backend.RelevanceOut) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
@@ -53,7 +53,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 			}
 		}
 	}
-	// Nothing is added before all is there: an error leaves the sums as they were.
+	// Add only when all results are there: after an error the sums are unchanged.
 	sums := make([]float64, len(rel.Sum))
 	for len(items) > 0 {
 		if err := cancelled(ctx, backend.OpRelevance); err != nil {
@@ -74,7 +74,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	return nil
 }
 
-// relevanceWave works on some items and adds their results to sums, in order.
+// relevanceWave processes some items and adds their results to sums, in order.
 func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []int32,
 	lse []float32, rel *backend.RelevanceOut, sums []float64) error {
 	var y layout

@@ -12,12 +12,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// residualBytes bounds the rows of a launch, up to one row and those before it.
+// residualBytes bounds the rows of a launch, beyond one row and its predecessors.
 const residualBytes = 16 << 20
 
 var _ backend.Predictor = (*Backend)(nil)
 
-// Residuals compares rows with their predictions, see backend.Predictor.
+// Residuals compares rows with their predictions; see backend.Predictor.
 func (b *Backend) Residuals(ctx context.Context, r *backend.Residuals, out []backend.Residual) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err

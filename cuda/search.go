@@ -14,10 +14,10 @@ import (
 )
 
 const (
-	// MaxSearchDim is the most that search has shared memory for.
+	// MaxSearchDim is the largest dim for which search has shared memory.
 	MaxSearchDim = 2048
-	// scanQueries is how many queries an item of scan takes in; waveKeys bounds the keys of a launch:
-	// 32 MiB of them.
+	// scanQueries is the number of queries in an item of scan. waveKeys bounds the keys of a
+	// launch: 32 MiB.
 	scanQueries = 64
 	waveKeys    = 1 << 22
 )
@@ -28,14 +28,14 @@ var _ backend.Searcher = (*Backend)(nil)
 type search struct {
 	*backend.Search
 	stride int
-	bases  [][]float32 // [bases][queries, stride]: as they are, and rotated by each seed
+	bases  [][]float32 // [bases][queries, stride]: the original basis, then each seed's
 	sides  []kernels.ScanSide
 	best   [][]backend.Hit // [queries]
 }
 
-// Search finds the rows with the largest inner products, see backend.Searcher.
+// Search finds the rows with the largest inner products; see backend.Searcher.
 //
-// Errors also: quant.ErrUnsupported for more than MaxSearchDim values a row.
+// It also returns quant.ErrUnsupported for rows of more than MaxSearchDim values.
 func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.Hit) error {
 	if err := b.open(ctx, backend.OpDecode); err != nil {
 		return err
@@ -78,7 +78,7 @@ func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.H
 	return nil
 }
 
-// rotate adds the queries in the basis of a seed; those as they are stand before.
+// rotate adds the queries in the basis of a seed, after those in the original basis.
 func (c *search) rotate(seed uint64) error {
 	r, err := quant.NewRotation(c.Dim, seed)
 	if err != nil {
@@ -95,7 +95,7 @@ func (c *search) rotate(seed uint64) error {
 	return nil
 }
 
-// plain sees to it that the queries as they are come first.
+// plain adds the queries in the original basis first.
 func (c *search) plain() {
 	if len(c.bases) > 0 {
 		return
@@ -107,8 +107,8 @@ func (c *search) plain() {
 	c.bases = append(c.bases, q)
 }
 
-// run searches wave by wave: so many rows that their keys fit. Queries beyond what a wave of a
-// thousand rows has room for take turns.
+// run searches in waves of as many rows as have room for their keys. If a thousand rows have too
+// many keys for one wave, the queries take turns.
 func (c *search) run(ctx context.Context, b *Backend) error {
 	c.plain()
 	queries := min(c.Len(), waveKeys/kernels.TopKeys)
@@ -132,13 +132,13 @@ func (c *search) run(ctx context.Context, b *Backend) error {
 	return nil
 }
 
-// wave is what one launch searches.
+// wave is the work of one launch.
 type wave struct {
 	*search
 	query0, queries int
 	rows            int // a multiple of SubRows
 	items           []kernels.ScanItem
-	pieces          []kernels.ScanItem // one for each SubRows rows, to tell their numbers
+	pieces          []kernels.ScanItem // one for each SubRows rows, with their numbers
 }
 
 func (w *wave) add(side, row0 int32) {
@@ -151,7 +151,7 @@ func (w *wave) add(side, row0 int32) {
 	w.rows += kernels.SubRows
 }
 
-// flush searches what was added, and takes in the hits.
+// flush searches the rows added so far and merges the hits.
 func (w *wave) flush(ctx context.Context, b *Backend) error {
 	if w.rows == 0 {
 		return nil
@@ -166,7 +166,8 @@ func (w *wave) flush(ctx context.Context, b *Backend) error {
 	return nil
 }
 
-// launch fills keys [queries, rows], and takes the largest of every TopKeys until one list is left.
+// launch computes the keys [queries, rows] and keeps the largest of every TopKeys until one list is
+// left.
 func (w *wave) launch(l *lane) error {
 	k := min(w.TopK, kernels.TopKeys/2)
 	var y layout
@@ -228,7 +229,7 @@ func (w *wave) take(keys []uint64, k int) {
 		var merged []backend.Hit
 		for _, key := range keys[q*k : (q+1)*k] {
 			if key == 0 {
-				break // nothing but such from here on
+				break // only empty keys follow
 			}
 			h := w.hit(key)
 			for len(best) > 0 && backend.CompareHits(best[0], h) <= 0 {
@@ -241,7 +242,7 @@ func (w *wave) take(keys []uint64, k int) {
 	}
 }
 
-// hit reads a key.
+// hit decodes a key.
 func (w *wave) hit(key uint64) backend.Hit {
 	row := int(^uint32(key))
 	it := w.pieces[row/kernels.SubRows]

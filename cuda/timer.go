@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// deviceClock adds up the time of kernels.
+// deviceClock sums the time of kernels.
 type deviceClock struct {
 	mu    sync.Mutex
 	total time.Duration
@@ -19,9 +19,9 @@ func (c *deviceClock) add(ms float32) {
 	c.total += time.Duration(float64(ms) * float64(time.Millisecond))
 }
 
-// DeviceTime calls f, and returns the time that kernels of this backend took on the device
-// meanwhile, by the device's own clock: transfers and the host's work are not in it. For
-// benchmarks; calls of several goroutines at once add up.
+// DeviceTime calls f and returns the time that kernels of this backend took during f, measured by
+// the device. Transfers and host work are not included. It is for benchmarks; calls from several
+// goroutines add up.
 //
 // Errors: those of f.
 func (b *Backend) DeviceTime(f func() error) (time.Duration, error) {

@@ -13,7 +13,7 @@ import (
 //go:embed ptx/*.ptx manifest.json
 var files embed.FS
 
-// Manifest says what the PTX was made from and with.
+// Manifest records the sources, the compiler and the flags of the PTX.
 type Manifest struct {
 	Compiler string            `json:"compiler"` // "NVRTC 12.0.140"
 	Wheels   map[string]string `json:"wheels"`   // sha256 by file name
@@ -22,7 +22,7 @@ type Manifest struct {
 	Modules  []Module          `json:"modules"`
 }
 
-// Module is one PTX.
+// Module is one PTX module.
 type Module struct {
 	Name   string   `json:"name"`   // "codec"
 	Target string   `json:"target"` // "sm_75"
@@ -32,7 +32,7 @@ type Module struct {
 
 // ReadManifest returns the manifest of the embedded PTX.
 //
-// Errors: only where the build itself is broken.
+// Errors: only if the build is broken.
 func ReadManifest() (Manifest, error) {
 	var m Manifest
 	text, err := files.ReadFile("manifest.json")
@@ -47,7 +47,7 @@ func ReadManifest() (Manifest, error) {
 
 // PTX returns the embedded PTX of a module.
 //
-// Errors: a module of another name.
+// Errors: an unknown module.
 func PTX(module string) ([]byte, error) {
 	text, err := files.ReadFile("ptx/" + module + ".ptx")
 	if err != nil {
@@ -56,9 +56,9 @@ func PTX(module string) ([]byte, error) {
 	return text, nil
 }
 
-// Capability returns the compute capability that a module asks for at least: 75 for sm_75.
+// Capability returns the minimum compute capability of a module: 75 for sm_75.
 //
-// Errors: only where the build itself is broken.
+// Errors: only if the build is broken.
 func (m Module) Capability() (int, error) {
 	n, err := strconv.Atoi(strings.TrimPrefix(m.Target, "sm_"))
 	if err != nil {
@@ -71,7 +71,7 @@ func (m Module) Capability() (int, error) {
 type Entry struct {
 	Name   string
 	Module string
-	Params any // the zero value of the struct that it takes
+	Params any // zero value of its parameter struct
 }
 
 // Entries lists every kernel of the embedded PTX.

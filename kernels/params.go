@@ -2,18 +2,18 @@
 
 package kernels
 
-// The structs of src/params.cuh, where each field is explained. Addresses are of the device.
+// The structs of src/params.cuh, which explains each field. Addresses are device addresses.
 
-// Numbers that the launchers share with the kernels.
+// Constants that the launchers share with the kernels.
 const (
 	TileRows    = 128 // TILE_ROWS
 	SubRows     = 32  // SUB_ROWS
 	BookFloats  = 64  // room for BOOK_FLOATS in shared memory
-	NoBlock     = -1  // SubTile.Block of nothing
-	NoTurn      = -1  // BlockDesc.Turn of offset 0
+	NoBlock     = -1  // SubTile.Block of an empty sub-tile
+	NoTurn      = -1  // BlockDesc.Turn for offset 0
 	StatusClean = ^uint32(0)
 	CodedV      = 1    // Piece.RotatedV of integer codes
-	OtherV      = 2    // of other rotated codings
+	OtherV      = 2    // Piece.RotatedV of other rotated codings
 	TopKeys     = 2048 // TOP_KEYS
 )
 
@@ -28,13 +28,13 @@ type CodecJob struct {
 	Pad                             [7]uint8
 }
 
-// CodecParams is what the kernels of codec.cu take.
+// CodecParams is the parameter of the kernels of codec.cu.
 type CodecParams struct {
 	Jobs                       uint64
 	NJobs, Rows, Phase, Shared int32
 }
 
-// BlockDesc is one block as attend and relevance see it.
+// BlockDesc describes one block for attend and relevance.
 type BlockDesc struct {
 	K, V, Pos, Count, Bias         uint64
 	Base                           int64
@@ -46,7 +46,7 @@ type BlockDesc struct {
 // SubTile is up to SubRows rows of a block.
 type SubTile struct{ Block, Row0 int32 }
 
-// Unit is a run of heads whose queries have one list of blocks.
+// Unit is a range of heads whose queries share a list of blocks.
 type Unit struct {
 	Head0, Heads, Part0, Parts int32
 	KSeed, VSeed               uint64
@@ -56,7 +56,7 @@ type Unit struct {
 // Piece is a range of tiles of a unit's list.
 type Piece struct{ Unit, Tile0, Tile1, RotatedV int32 }
 
-// AttendParams is what kvist_attend_* and kvist_combine take.
+// AttendParams is the parameter of kvist_attend_* and kvist_combine.
 type AttendParams struct {
 	Q, Energy, Pos, Blocks, Units, Pieces, Tiles, Turns, Parts, Out, LSE uint64
 	Window                                                               int64
@@ -65,13 +65,13 @@ type AttendParams struct {
 	SkipCoded, Pad                                                       int32
 }
 
-// RelevanceItem is a range of a block's users on SubRows of its rows.
+// RelevanceItem is a range of a block's users and SubRows of its rows.
 type RelevanceItem struct {
 	Block, Row0, User0, Users int32
 	Seed                      uint64
 }
 
-// RelevanceParams is what kvist_relevance takes.
+// RelevanceParams is the parameter of kvist_relevance.
 type RelevanceParams struct {
 	Q, Energy, Pos, Blocks, Turns, LSE, Items, Users, Out uint64
 	Window                                                int64
@@ -79,7 +79,7 @@ type RelevanceParams struct {
 	HeadDim, Group, Pairs, Interleaved, Power, Pad        int32
 }
 
-// ScanSide is one side that is searched.
+// ScanSide is one side to search.
 type ScanSide struct {
 	Data         uint64
 	Rows, Basis  int32
@@ -90,19 +90,19 @@ type ScanSide struct {
 // ScanItem is SubRows rows of a side and a range of queries.
 type ScanItem struct{ Side, Row0, At, Query0, Queries, Pad int32 }
 
-// ScanParams is what kvist_scan takes.
+// ScanParams is the parameter of kvist_scan.
 type ScanParams struct {
 	Q, Sides, Items, Out       uint64
 	Dim, Stride, Queries, Wave int32
 }
 
-// TopParams is what kvist_top takes.
+// TopParams is the parameter of kvist_top.
 type TopParams struct {
 	In, Out          uint64
 	N, K, Lists, Pad int32
 }
 
-// ResidualParams is what kvist_residual takes.
+// ResidualParams is the parameter of kvist_residual.
 type ResidualParams struct {
 	X, Weights, Out  uint64
 	Rows, Dim, Order int32

@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package emu builds the stand-in for libcuda.so.1: the CUDA sources of package kernels, compiled
-// for the processor, behind the driver interface. Tests hand its path to package cuda, whose
-// launch path is then the same as on a GPU. It is for tests only; no product runs on it.
+// for the CPU, behind the driver interface. Tests pass its path to package cuda, whose launch path
+// is then the same as on a GPU. It is for tests only.
 //
 // # Concepts
 //
-// src/fiber.cc runs a kernel: one fiber a CUDA thread, one thread block after another. src/driver.cc
-// is the driver: streams that run lazily, guarded device memory, the sizes of parameters held
-// against the PTX, failures on demand, and a count of what leaks. src/emu.h is the part of CUDA
-// C++ that the kernels use.
+// src/fiber.cc runs a kernel: one fiber per CUDA thread, one thread block after another.
+// src/driver.cc is the driver: it runs streams lazily, guards device memory, compares parameter
+// sizes with the PTX, fails on demand, and counts leaks. src/emu.h is the part of CUDA C++ that the
+// kernels use.
 //
-// The stand-in shows that results are right and that errors are handled. It does not show races
-// that need true concurrency, the order of memory, alignment that only a GPU demands of single
-// accesses wider than the checks of the compiler, or speed.
+// The stand-in shows that results are right and errors are handled. It does not show races that
+// need true concurrency, the order of memory accesses, alignment that only a GPU requires, or
+// speed.
 //
 // # Errors
 //
-// None: where it cannot be built the test is skipped with the reason, or fails where the variable
-// KVIST_REQUIRE names emu.
+// None. If the stand-in cannot be built, the test is skipped with the reason, or fails if the
+// variable KVIST_REQUIRE names emu.
 //
 // # Concurrency
 //
-// Build may be called from many processes at once.
+// Several processes may call Build at the same time.
 package emu

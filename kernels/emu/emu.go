@@ -13,19 +13,19 @@ import (
 	"testing"
 )
 
-// Library is the name of the library, as the loader knows the real one.
+// Library is the file name of the library, the same as that of the real one.
 const Library = "libcuda.so.1"
 
-// units are the files that are compiled; the others are included by them.
+// units are the compiled files; they include the others.
 var units = []string{"codec.cc", "attend.cc", "attend_mma.cc", "scan.cc", "surprise.cc", "fiber.cc", "driver.cc"}
 
-// flags: no contraction, because the codec's operations round one by one, and a trap where an
-// address is not aligned for its type, because a GPU stops there.
+// flags: no contraction, because the codec rounds every operation; and a trap on an address that is
+// not aligned for its type, because a GPU stops there.
 var flags = []string{"-std=c++17", "-O2", "-fPIC", "-DKVIST_EMU", "-ffp-contract=off",
 	"-fvisibility=hidden", "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"}
 
-// Build returns the path of the stand-in, compiling it where that was not done before. It skips
-// the test where this machine cannot, or fails it where KVIST_REQUIRE names emu.
+// Build returns the path of the stand-in and compiles it if needed. If this machine cannot compile
+// it, Build skips the test, or fails it if KVIST_REQUIRE names emu.
 func Build(tb testing.TB) string {
 	tb.Helper()
 	give := func(reason string) {
@@ -66,7 +66,7 @@ func Build(tb testing.TB) string {
 	return library
 }
 
-// sources returns the folder of this package's sources: tests run in their package's folder,
+// sources returns the folder of this package's sources. Tests run in the folder of their package,
 // within the module.
 func sources() (string, error) {
 	dir, err := os.Getwd()
@@ -86,7 +86,7 @@ func sources() (string, error) {
 	}
 }
 
-// hash names a build by its sources and flags.
+// hash identifies a build by its sources and flags.
 func hash(dir string) (string, error) {
 	h := sha256.New()
 	h.Write([]byte(strings.Join(flags, " ") + runtime.GOARCH))
@@ -107,8 +107,8 @@ func hash(dir string) (string, error) {
 	return hex.EncodeToString(h.Sum(nil)[:16]), nil
 }
 
-// compile builds in a folder of its own and moves the result into place, so that processes that
-// build at once do not meet.
+// compile builds in a temporary folder and moves the result into place, so that processes can build
+// at the same time.
 func compile(gxx, dir, out string) error {
 	if err := os.MkdirAll(out, 0o755); err != nil {
 		return err

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package codec holds the kernels of encoding, decoding and demotion: the randomised Hadamard
-// rotation, quantization to bit planes, and their inverses, for every instruction set. Only
-// package cpu uses it.
+// Package codec holds the kernels of encoding, decoding and demotion, for every instruction set: the
+// randomised Hadamard rotation, quantization to bit planes, and their inverses. Only package cpu
+// uses it.
 //
 // # Concepts
 //
@@ -11,8 +11,8 @@
 // or a power of two, integer sums in another order). A kernel detects rows that quant refuses;
 // Encode then reports false and the caller asks quant for the error.
 //
-// Rows are processed in tiles of tileRows. A row of a tile has a multiple of 16 values; zeros
-// follow its own. These zeros do not change the sums in the order of the formats.
+// Rows are processed in tiles of tileRows. A row of a tile has a multiple of 16 values; zeros follow
+// its own. These zeros do not change the sums in the order of the formats.
 //
 // # Errors
 //
@@ -20,7 +20,7 @@
 //
 // # Concurrency
 //
-// Kernels and rotations are immutable; a Worker belongs to one goroutine at a time.
+// Kernels and rotations are immutable. A Worker belongs to one goroutine at a time.
 //
 // # Determinism
 //

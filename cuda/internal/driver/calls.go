@@ -38,7 +38,7 @@ const (
 	longestErrorNameText = 128
 )
 
-// check turns a code into an error.
+// check converts a code to an error.
 func (a *API) check(code uintptr, op string, args ...any) error {
 	s := Status(int32(code))
 	if s == StatusSuccess {
@@ -58,7 +58,7 @@ func (a *API) name(s Status) string {
 		return "CUDA_ERROR"
 	}
 	b := unsafe.Slice(text, longestErrorNameText)
-	for i := range b { // the driver's text ends with a zero
+	for i := range b { // the driver's text ends with a zero byte
 		if b[i] == 0 {
 			return string(b[:i])
 		}
@@ -90,7 +90,7 @@ func (a *API) Device(i int) (Device, error) {
 	return d, err
 }
 
-// DeviceName returns what the device calls itself.
+// DeviceName returns the name that the device reports.
 func (a *API) DeviceName(d Device) (string, error) {
 	b := make([]byte, deviceNameBytes)
 	err := a.check(Call(a.cuDeviceGetName, uintptr(unsafe.Pointer(&b[0])), deviceNameBytes,
@@ -99,7 +99,7 @@ func (a *API) DeviceName(d Device) (string, error) {
 	return string(name), err
 }
 
-// DeviceMemory returns the bytes of memory of the device.
+// DeviceMemory returns the size of the device's memory in bytes.
 func (a *API) DeviceMemory(d Device) (int64, error) {
 	var n uint64
 	err := a.check(Call(a.cuDeviceTotalMem, uintptr(unsafe.Pointer(&n)), uintptr(d)),
@@ -115,7 +115,7 @@ func (a *API) Attribute(d Device, attr int) (int, error) {
 	return int(v), err
 }
 
-// Retain takes a share of the device's primary context, Release gives it back.
+// Retain retains the device's primary context; Release releases it.
 func (a *API) Retain(d Device) (Context, error) {
 	var c Context
 	err := a.check(Call(a.cuDevicePrimaryCtxRetain, uintptr(unsafe.Pointer(&c)), uintptr(d)),
@@ -123,17 +123,17 @@ func (a *API) Retain(d Device) (Context, error) {
 	return c, err
 }
 
-// Release gives a share of the primary context back.
+// Release releases the primary context.
 func (a *API) Release(d Device) error {
 	return a.check(Call(a.cuDevicePrimaryCtxRelease, uintptr(d)), "cuDevicePrimaryCtxRelease")
 }
 
-// Push makes a context current on this thread; Pop undoes it.
+// Push makes a context current on this thread. Pop undoes it.
 func (a *API) Push(c Context) error {
 	return a.check(Call(a.cuCtxPushCurrent, uintptr(c)), "cuCtxPushCurrent")
 }
 
-// Pop makes the context before current again.
+// Pop makes the previous context current again.
 func (a *API) Pop() error {
 	var c Context
 	return a.check(Call(a.cuCtxPopCurrent, uintptr(unsafe.Pointer(&c))), "cuCtxPopCurrent")
@@ -160,7 +160,7 @@ func (a *API) LoadModule(name string, ptx []byte) (Module, error) {
 	return m, err
 }
 
-// UnloadModule gives a module back.
+// UnloadModule unloads a module.
 func (a *API) UnloadModule(m Module) error {
 	return a.check(Call(a.cuModuleUnload, uintptr(m)), "cuModuleUnload")
 }
@@ -174,14 +174,14 @@ func (a *API) Function(m Module, name string) (Function, error) {
 	return f, err
 }
 
-// AllowShared lets launches of f have n bytes of dynamic shared memory, beyond the 48 KiB that
-// every function may.
+// AllowShared lets launches of f use n bytes of dynamic shared memory, beyond the 48 KiB that every
+// function may use.
 func (a *API) AllowShared(f Function, kernel string, n int) error {
 	return a.check(Call(a.cuFuncSetAttribute, uintptr(f), funcMaxDynamicShared, uintptr(n)),
 		"cuFuncSetAttribute(%s, %d bytes of shared memory)", kernel, n)
 }
 
-// MemAlloc returns n bytes of device memory, n > 0, 256-byte aligned, of any content.
+// MemAlloc returns n bytes of uninitialised device memory, n > 0, 256-byte aligned.
 func (a *API) MemAlloc(n int64) (DevicePtr, error) {
 	var p DevicePtr
 	err := a.check(Call(a.cuMemAlloc, uintptr(unsafe.Pointer(&p)), uintptr(n)),
@@ -189,12 +189,12 @@ func (a *API) MemAlloc(n int64) (DevicePtr, error) {
 	return p, err
 }
 
-// MemFree gives device memory back.
+// MemFree frees device memory.
 func (a *API) MemFree(p DevicePtr) error {
 	return a.check(Call(a.cuMemFree, uintptr(p)), "cuMemFree")
 }
 
-// MemInfo returns the free bytes of the current context's device, and all.
+// MemInfo returns the free and the total memory of the current context's device in bytes.
 func (a *API) MemInfo() (free, total int64, err error) {
 	var f, t uint64
 	err = a.check(Call(a.cuMemGetInfo, uintptr(unsafe.Pointer(&f)), uintptr(unsafe.Pointer(&t))),
@@ -213,7 +213,7 @@ func (a *API) HostAlloc(n int) ([]byte, error) {
 	return unsafe.Slice((*byte)(p), n), nil
 }
 
-// HostFree gives pinned memory back.
+// HostFree frees pinned memory.
 func (a *API) HostFree(b []byte) error {
 	return a.check(Call(a.cuMemFreeHost, uintptr(unsafe.Pointer(unsafe.SliceData(b)))),
 		"cuMemFreeHost")
@@ -238,7 +238,7 @@ func (a *API) CopyOnDevice(dst, src DevicePtr, n int64, s Stream) error {
 		"cuMemcpyDtoDAsync(%d bytes)", n)
 }
 
-// Set starts to fill device memory with a byte.
+// Set starts to fill device memory with a byte value.
 func (a *API) Set(dst DevicePtr, value byte, n int64, s Stream) error {
 	return a.check(Call(a.cuMemsetD8Async, uintptr(dst), uintptr(value), uintptr(n), uintptr(s)),
 		"cuMemsetD8Async(%d bytes)", n)

@@ -16,15 +16,15 @@ type API struct {
 	cuEventSynchronize, cuEventElapsedTime, cuLaunchKernel, cuGetErrorName uintptr
 }
 
-// symbol ties a field to the exported name, version suffix included.
+// symbol binds a field to an exported name, including the version suffix.
 type symbol struct {
 	name     string
 	at       *uintptr
 	optional bool
 }
 
-// symbols is the whole binding. All names exist since CUDA 7; those whose signature CUDA 13
-// changed are avoided.
+// symbols is the whole binding. All names exist since CUDA 7. It avoids functions whose signature
+// changed in CUDA 13.
 func (a *API) symbols() []symbol {
 	return []symbol{
 		{"cuInit", &a.cuInit, false},
