@@ -36,21 +36,21 @@ func newCalibrate(a *app) *cobra.Command {
 	var f calibrateFlags
 	cmd := &cobra.Command{
 		Use:   "calibrate CAPTURE... -o model.kvprofile",
-		Short: "Learn a model's basis for the archive from captures",
-		Long: `calibrate reads captures of one model, with queries (kvist capture makes them, --o-weight
-adds the metric of V), and writes what compress --form archive --profile codes with: for every head
-a basis for K in the metric of the queries and one for V in that of the output projection, means and
-deviations of the components, and the tables of the coder. Take at least four texts, other ones than
-those to be compressed.
+		Short: "Learn a model's bases for archives from captures",
+		Long: `calibrate reads captures of one model, with queries, and writes what compress --form archive
+--profile needs: for every head a basis for K in the metric of the queries and one for V in the metric
+of the output projection, the means and deviations of the components, and the tables of the coder.
+kvist capture makes the captures; --o-weight adds the metric of V. Use at least four texts, and not
+those that will be compressed.
 
-With -o naming a profile that exists, only these parts of it are replaced.
+If the output is an existing profile, only these parts of it are replaced.
 
---model and --text measure in the model what errors in each layer do to its predictions, and make
-the steps of the layers where they matter finer. Measured again, a profile is refined. Without
-captures, only that is done.
+With --model and --text, calibrate measures in the model how errors in each layer change its
+predictions, and makes the steps of sensitive layers finer. Running it again refines the profile.
+Without captures, it does only this.
 
-A profile is used with captures of its model alone, told by shape and name. --also-named adds a
-name that other files give the same model; it is trusted to be that.
+A profile fits captures of its model only; kvist compares shape and name. --also-named adds another
+name of the same model. kvist trusts that name.
 
 Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 		Example: `  kvist capture smollm2 book.txt --o-weight -o book.safetensors
@@ -67,7 +67,7 @@ Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 	fl.StringVar(&f.runs, "model", "", "`MODEL` to measure steps in: a GGUF file, or smollm2")
 	fl.StringArrayVar(&f.texts, "text", nil, "text `FILE` to measure steps on, may be given again")
 	fl.StringArrayVar(&f.names, "also-named", nil, "other `NAME` of the same model, may be given again")
-	fl.Float64Var(&f.bits, "bits", 1.4, "`bits` a value at which steps are measured")
+	fl.Float64Var(&f.bits, "bits", 1.4, "`bits` per value at which to measure steps")
 	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "start a new profile if the output exists")

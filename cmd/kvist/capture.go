@@ -25,12 +25,12 @@ func newCapture(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "capture MODEL TEXT -o OUT.safetensors",
 		Short: "Run a model over a text and write its K, V and queries",
-		Long: `capture runs a model over the first tokens of a text and writes K, V and the queries
-of its layers as a capture (kv-capture/1) that compress takes. The first --context tokens are what
-gets compressed, the --next tokens after them are stored apart and serve to measure the damage.
+		Long: `capture runs a model over the first tokens of a text and writes K, V and the queries of
+its layers as a capture (kv-capture/1) for compress. The first --context tokens are the context to
+compress. The --next tokens after it are stored separately and serve to measure the damage.
 
-MODEL is a GGUF file of the llama architecture, or smollm2: SmolLM2-135M-Instruct, where make model
-put it. TEXT is a text file; - is standard input.
+MODEL is a GGUF file of the llama architecture, or smollm2: the SmolLM2-135M-Instruct that make model
+downloads. TEXT is a text file; - is standard input.
 
 Fields of --json: model, text, output, bytes, tokens, next, layers (numbers), dtype, heads,
 kv_heads, head_dim.`,
@@ -45,11 +45,11 @@ kv_heads, head_dim.`,
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
 	fl.IntVar(&f.context, "context", 1024, "`tokens` of context")
-	fl.IntVar(&f.next, "next", 256, "`tokens` after it, to measure on; 0: none")
+	fl.IntVar(&f.next, "next", 256, "`tokens` after the context, to measure on; 0: none")
 	fl.StringVar(&f.layers, "layers", "all", "`layers` to store: all, or numbers such as 0,9,19")
 	fl.StringVar(&f.dtype, "dtype", "f16", "element `type` of K, V and queries: f16, bf16 or f32")
 	fl.BoolVar(&f.oWeight, "o-weight", false, "store the output projection of each layer")
-	fl.BoolVar(&f.noQ, "no-q", false, "leave out the queries")
+	fl.BoolVar(&f.noQ, "no-q", false, "do not store the queries")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	f.model.add(cmd)

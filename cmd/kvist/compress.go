@@ -56,43 +56,41 @@ The form is archive: entropy-coded, the fewest bytes for the same damage, decomp
 --form hot writes blocks that attention can run on as they are; --coding, --levels, --unseen,
 --window, --row-bias and --max-error are about such blocks, and ask for them by themselves.
 
-One target at most: --bits, --budget or --max-error. Without one, and without --coding that leaves
-no choice, the target is --bits 4.3. Bits and bytes are those of the whole file: header, tables,
-side tensors, padding and index included. The percentage of --budget is of the f16 bytes of K and
-V (of all rows, for activations).
+Give at most one target: --bits, --budget or --max-error. The default is --bits 4.3, unless --coding
+leaves no choice. Bits and bytes count the whole file: header, tables, side tensors, padding and
+index. A percentage in --budget is of the f16 bytes of K and V (for activations: of all rows).
 
 --form archive codes what is not attended in place: a fraction of the bytes for the same quality.
 --profile names what kvist calibrate has learnt of the model; the file then needs it to be
 decompressed. Without one, what is needed is fitted to the file and stored in it. --lossless keeps
 every row bit by bit as it is read, and refuses F64 unless every value of it is one of F32. --streams 4 makes a file that kvist truncate can make coarser.
 
-IN may be a .kvist file too: an archive becomes blocks to attend to, weighed as the archive was, or
-either becomes a smaller file.
+IN may also be a .kvist file. An archive can become hot blocks, with the weights of the archive, and
+either form can become a smaller file.
 
---coding limits the planner: lm4 for everything; menus by side, k=lm4|lm3,v=lm2|lm3, or rows=lm4 for
-activations. A menu of one coding fixes it. Options are written behind a coding: lm4+len+s8.
+--coding limits the codings of the planner: lm4 for everything; a menu per side, k=lm4|lm3,v=lm2|lm3;
+or rows=lm4 for activations. A menu of one coding fixes it. Options follow a coding: lm4+len+s8.
 
---levels lets the planner merge runs of adjacent tokens that weigh little to one row each (chunks),
-merge what weighs little of a whole segment to a few rows (summary), or drop it (dropped), where
-that costs less than coding it; auto allows all of it below 2.875 bits a value. --unseen is how much
-it is held back from what past attention did not look at.
+--levels lets the planner merge runs of adjacent tokens of low weight into one row each (chunks),
+merge tokens of low weight in a whole segment into a few rows (summary), or drop them (dropped), if
+that costs less than coding them. auto allows all of these below 2.875 bits per value. --unseen is
+the share of future queries that past queries do not predict; a larger share makes the planner more
+careful with tokens that past attention did not read.
 
---profile takes settings and the sensitivities of heads from a .kvprofile file of the model (kvist
-tune makes one); flags that are given override its settings. The output names it by its hash.
+Settings in a profile apply unless a flag overrides them. The output names the profile by its hash.
 
 --weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F16, F32 or F64.
 
-Fields of --json: input, output, target, default_target, target_bytes (0 for a target of no bytes),
+Fields of --json: input, output, target, default_target, target_bytes (0 if the target is not in bytes),
 lossless (every bit is kept), bytes, values, bits_per_value,
 original_bytes (as f16), source_bytes (as in the input), ratio (original_bytes over bytes),
 predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
-workers, memory, reason), importance (profile, heads, collapsed, skipped: heads of which queries that
-are no numbers were left out, unweighed: heads without a query to weigh by, reason: why that is so of
-all), prices (what the errors of heads were priced by: heads, queries, profile, stand_in: heads in
-which K stands in for queries, reason), profile (the hash that the file names it by, or
-""), config (that of the file).`,
+workers, memory, reason), importance (profile, heads, collapsed, skipped: heads with some
+queries left out because they are NaN or Inf, unweighed: heads without queries, reason: why no head was
+weighed), prices (how errors of heads were priced: heads, queries, profile, stand_in: heads that use K
+in place of queries, reason), profile (its hash in the file, or ""), config (that of the file).`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist
   kvist compress cache.safetensors -o cache.kvist --bits 2.5 --weights worth.npy
   kvist compress cache.safetensors -o cache.kvist --budget 12%
@@ -116,16 +114,16 @@ which K stands in for queries, reason), profile (the hash that the file names it
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
-	fl.Float64Var(&f.bits, "bits", 0, "target in `bits` a value, all bytes counted (default 4.3)")
+	fl.Float64Var(&f.bits, "bits", 0, "target in `bits` per value, all bytes counted (default 4.3)")
 	fl.StringVar(&f.budget, "budget", "",
 		"target in `BYTES` (1500000, 1.5M, 2GiB) or percent of f16 (10%)")
 	fl.Float64Var(&f.maxError, "max-error", 0,
-		"least bytes whose mean future-attention `error` is at most this")
+		"fewest bytes with a mean future-attention `error` of at most this")
 	fl.StringVar(&f.coding, "coding", "", "`codings` the planner may choose from")
 	fl.StringVar(&f.form, "form", formAuto,
-		"`form` of the file: archive, hot, or auto: archive unless a flag is for hot alone")
-	fl.StringVar(&f.profile, "profile", "", "`FILE` of kvist tune or kvist calibrate for the model")
-	fl.BoolVar(&f.lossless, "lossless", false, "archive: keep every row bit by bit")
+		"`form` of the file: archive, hot, or auto (archive, unless a flag applies to hot only)")
+	fl.StringVar(&f.profile, "profile", "", "profile `FILE` of kvist tune or kvist calibrate for the model")
+	fl.BoolVar(&f.lossless, "lossless", false, "archive: keep every bit of every row")
 	fl.IntVar(&f.streams, "streams", def.Chunks,
 		"archive: `stages` of rows, up to 16, each with half the steps, that kvist truncate can drop")
 	fl.IntVar(&f.sinks, "sinks", def.Sinks, "first `tokens`, kept at 8 bits or exactly")
@@ -138,11 +136,11 @@ which K stands in for queries, reason), profile (the hash that the file names it
 	fl.StringVar(&f.levels, "levels", kvfile.LevelNames(def.Levels),
 		"`levels` of detail that the planner may choose from")
 	fl.Float64Var(&f.unseen, "unseen", def.Unseen,
-		"`share` of queries to expect that are unlike those seen, 0 to 1")
+		"`share` of future queries that differ from those seen, 0 to 1")
 	fl.StringVar(&f.rowBias, "row-bias", def.RowBias.String(),
-		"correct the scores of coarse rows for their noise: true, false, or auto: where it pays")
+		"correct the scores of coarse rows for their noise: true, false, or auto (if it pays)")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
-		"keep rows with NaN or Inf exactly instead of refusing; in an archive all rows of their segment and layer")
+		"keep rows with NaN or Inf exactly instead of failing; in an archive, all rows of their segment and layer")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	f.backend.add(cmd)

@@ -30,8 +30,8 @@ activations, or an .npy where the file was made from one. What an .npz or a GGUF
 safetensors, rows of F64 as F32, those of FP8 and I8 as F16. Side tensors come back exactly. layers.N.bias holds the row bias of coarse rows, layers.N.kept marks tokens that were
 dropped or lost.
 
---salvage reads what is intact of a damaged file. What was lost is listed on standard error, its
-tokens are zeros, and the exit status is 3 although the output was written.
+--salvage reads the intact parts of a damaged file and lists the lost parts on standard error. Lost
+tokens are zeros. The exit status is then 3, although the output was written.
 
 Fields of --json: input, output, tensors, bytes, dropped_rows, lost (texts).`,
 		Example: `  kvist decompress cache.kvist -o cache.safetensors
@@ -45,7 +45,7 @@ Fields of --json: input, output, tensors, bytes, dropped_rows, lost (texts).`,
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
 	fl.StringArrayVar(&f.profiles, "profile", nil, "profile `FILE` that an archive was coded with")
-	fl.BoolVar(&f.salvage, "salvage", false, "read what is intact of a damaged file")
+	fl.BoolVar(&f.salvage, "salvage", false, "read the intact parts of a damaged file")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
 	_ = cmd.MarkFlagRequired("output") // the flag is there

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command kvist compresses KV caches of language models, hidden states and embeddings, and shows
-// what was kept and what it cost.
+// Command kvist compresses KV caches of language models, hidden states and embeddings. It shows what
+// was kept and what it cost.
 //
 // # Verbs
 //
@@ -11,14 +11,13 @@
 //	kvist inspect     what is in a .kvist file or a capture, with its spectrum
 //	kvist report      one HTML page about a file
 //	kvist capture     K, V and queries of a model on a text, as a capture
-//	kvist eval        what methods of compression do to the predictions of a model
+//	kvist eval        how compression methods change the predictions of a model
 //	kvist doctor      the backends of this machine, and a self-test
 //	kvist version     version and build
 //	kvist completion  shell completion
 //
-// All work is done by the packages under engine; the verbs read flags and print. "-" stands for
-// standard input or output: input is spooled to a temporary file, output is handed on only when
-// it is complete.
+// The packages under engine do the work; the verbs read flags and print. "-" means standard input or
+// output: input is spooled to a temporary file, and output is passed on only when it is complete.
 //
 // # Errors
 //
@@ -29,13 +28,13 @@
 //
 // # Terminals
 //
-// Names, metadata and paths may hold what a terminal acts on: escape sequences, other controls,
-// changes of direction. All text passes through the writer of internal/visible, which shows them as
-// \x1b or \u202e; no verb escapes anything by itself. Files on standard output (-o -) pass as they
-// are. Long strings are cut, and it is said how much was cut.
+// Names, metadata and paths may hold characters that a terminal acts on: escape sequences, other
+// control characters, changes of direction. All text passes through the writer of internal/visible,
+// which shows them as \x1b or \u202e; verbs do not escape text themselves. Files on standard output
+// (-o -) pass unchanged. Long strings are cut, with a note of the length that was cut.
 //
 // # Concurrency
 //
-// One verb a process. A signal cancels the work, and nothing is left of an output that is not complete;
-// a second one ends the process at once.
+// A process runs one verb. A signal cancels the work, and incomplete outputs are removed. A second
+// signal ends the process at once.
 package main

@@ -23,10 +23,10 @@ func newDoctor(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Show the backends of this machine and test them",
-		Long: `doctor lists the backends with the reason why each can or cannot be used, the
-instruction sets of the processor, how kvist was built, and the environment variables it honours.
-It then runs a tiny example through every backend that can be used, encode, decode and attend, and
-compares with the reference. The exit status is 1 if that fails.
+		Long: `doctor lists the backends and why each is or is not usable, the instruction sets of the
+processor, how kvist was built, and the environment variables that it reads. It then runs a tiny
+example through every usable backend (encode, decode, attend) and compares the results with the
+reference. The exit status is 1 if they differ.
 
 Fields of --json: ok, version (as kvist version), cpu (cores, isa, features), build (setting:
 value), environment (name, value, meaning), backends (name, usable, reason, details, opened,

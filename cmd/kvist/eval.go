@@ -49,27 +49,27 @@ func newEval(a *app) *cobra.Command {
 	var f evalFlags
 	cmd := &cobra.Command{
 		Use:   "eval MODEL [TEXT...] | --from FILE",
-		Short: "Measure in a model what compression methods do to its predictions",
-		Long: `eval runs a model over texts, compresses the K and V of the context with each method,
-and continues on what is left. It prints bytes, the divergence of the next-token distributions from
-the exact cache (KL, nats), perplexity and the share of equal top tokens; for methods of kvist also
-the paired difference from the best other method at the same bytes.
+		Short: "Measure how compression methods change the predictions of a model",
+		Long: `eval runs a model over texts, compresses the K and V of the context with each method, and
+continues on the result. It prints the bytes, the divergence of the next-token distributions from the
+exact cache (KL, nats), perplexity, and the share of equal top tokens. For methods of kvist it also
+prints the paired difference from the best other method at the same bytes.
 
-MODEL is a GGUF file of the llama architecture, or smollm2: SmolLM2-135M-Instruct, where make model
-put it. TEXTs are text files of at least --context and --next tokens; without any the ten texts that
-kvist comes with are used.
+MODEL is a GGUF file of the llama architecture, or smollm2: the SmolLM2-135M-Instruct that make model
+downloads. TEXTs are text files of at least --context plus --next tokens. The default is the ten texts
+that kvist includes.
 
---methods names methods, apart by spaces; a name with * stands for all of the standard table that
-match, standard for all of them. --list-methods prints these. Names are those of the table:
+--methods lists methods, separated by spaces. A name with * means all methods of the standard table
+that match it; standard means all of them. --list-methods prints them. Examples of names:
   f16  ggml-q4_0  lm3+len:sinks=4       a coding for K and V
   uniform:k=lm3+len+s8,v=lm2+len+s8     a coding for each
   kivi2:window=128  gear4  tqprod3  fp8  snapkv:25%
-  kvist:2.75  kvist:bits=3,sinks=8      a whole .kvist file at so many bits a value
-  kvist:2.75,profile=model.kvprofile    the same with what kvist tune found for the model
+  kvist:2.75  kvist:bits=3,sinks=8      a whole .kvist file at this many bits per value
+  kvist:2.75,profile=model.kvprofile    the same with a profile of kvist tune
 
---needles asks questions about facts in the texts, after compression. --decode compresses while the
-tokens go through, so that errors feed back. --standard is the table of the project: all eval texts,
-the whole table of methods, 96 questions, written to --results (bench/results).
+--needles asks questions about facts in the texts after compression. --decode compresses while it
+decodes, so that errors feed back. --standard measures the table of the project: all eval texts, all
+methods of the table, 96 questions; it writes to --results (bench/results).
 
 Fields of --json: format, model, command, machine, context, next, window, chunk, exact (texts,
 perplexity, retrieval), methods (name, source, family, bits_per_value, ratio, kl, perplexity, top1,
@@ -85,11 +85,11 @@ texts, decoding, retrieval), pairs (a, b, kl, ratio, found). Intervals are mean,
 		}),
 	}
 	fl := cmd.Flags()
-	fl.StringVar(&f.methods, "methods", "", "`NAMES` of the methods, apart by spaces")
-	fl.BoolVar(&f.list, "list-methods", false, "print the names of the standard table and end")
-	fl.IntVar(&f.context, "context", 1024, "`tokens` of context that are compressed")
-	fl.IntVar(&f.next, "next", 256, "`tokens` after it, to measure on")
-	fl.BoolVar(&f.decode, "decode", false, "measure with errors feeding back as well")
+	fl.StringVar(&f.methods, "methods", "", "`NAMES` of the methods, separated by spaces")
+	fl.BoolVar(&f.list, "list-methods", false, "print the names of the standard table and exit")
+	fl.IntVar(&f.context, "context", 1024, "`tokens` of context to compress")
+	fl.IntVar(&f.next, "next", 256, "`tokens` after the context, to measure on")
+	fl.BoolVar(&f.decode, "decode", false, "also measure with errors feeding back")
 	fl.IntVar(&f.window, "window", 128, "recent `tokens` that stay exact while decoding")
 	fl.IntVar(&f.chunk, "chunk", 128, "`tokens` between two compressions while decoding")
 	fl.IntVar(&f.needles, "needles", 0, "`questions` asked after compression; 0: none")
@@ -98,7 +98,7 @@ texts, decoding, retrieval), pairs (a, b, kl, ratio, found). Intervals are mean,
 	fl.StringVar(&f.name, "name", "quality", "`NAME` of the files in --results")
 	fl.StringArrayVar(&f.from, "from", nil,
 		"`FILE` of --json to show again instead of measuring; more than one are put together")
-	fl.StringVar(&f.plot, "plot", "", "`FILE` to plot KL against bits a value to (SVG)")
+	fl.StringVar(&f.plot, "plot", "", "`FILE` to plot KL against bits per value to (SVG)")
 	fl.StringVar(&f.html, "html", "", "`FILE` to write a page with tables and plot to")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace --plot and --html if they exist")

@@ -31,22 +31,20 @@ func newInspect(a *app) *cobra.Command {
 		Use:   "inspect FILE",
 		Short: "Show what is in a .kvist file or a capture",
 		Long: `inspect describes a profile (model, identity, settings, sensitivities and how they were
-made; see kvist tune), a .kvist file (header, config, layers, codings, where its bytes
-went) or a capture (geometry, tensors, metadata), and the effective rank of K and V: the
-exponential of the entropy of the eigenvalues of their covariance, the directions that the rows
-really use. It is taken from at most 4096 rows a head; --spectrum takes all rows and prints a
-table for every head.
+made; see kvist tune), a .kvist file (header, config, layers, codings, bytes by section) or a capture
+(geometry, tensors, metadata). It also shows the effective rank of K and V, the number of directions
+that the rows use: the exponential of the entropy of the eigenvalues of their covariance. It takes at
+most 4096 rows per head; --spectrum takes all rows and prints a table for every head.
 
---why says of every block why it has its bits: what its tokens weigh, the damage that the planner
-expects of its codings and of those it did not take, and their price over the price of a byte (a
-coarser coding was not taken because its price is above 1, a finer one because it is below). It
-plans the file once more from --against, the capture that it was made from, with the --weights and
-the --profile that it was made with.
+--why explains the bits of every block: the weight of its tokens, the expected damage of its codings
+and of the others, and their price relative to the price of a byte. A coarser coding was rejected
+because its price is above 1, a finer one because it is below. inspect plans the file again for this:
+--against names the capture that the file was made from; give the same --weights and --profile.
 
---records lists the records of a .kvist file, --bytes dumps every byte of it with what it means.
+--records lists the records of a .kvist file. --bytes dumps every byte of it with its meaning.
 
-Strings that came out of the file are cut where they are long, and it is said how much was cut: to
-256 bytes in a table, 4096 in a line, 65536 with --json.
+Long strings from the file are cut, with a note of the length that was cut: to 256 bytes in a table,
+4096 in a line, 65536 with --json.
 
 Fields of --json: file, type (kvist, safetensors, npy, npz, gguf), bytes, spectra (name, side, head,
 and rows, nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:

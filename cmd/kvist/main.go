@@ -62,21 +62,20 @@ func newRoot(a *app) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "kvist",
 		Short: "Compress KV caches, hidden states and embeddings by what each token is worth",
-		Long: `kvist compresses the KV cache of language models, hidden states and embeddings to a
-few bits a value, and shows what was kept and what it cost.
+		Long: `kvist compresses KV caches of language models, hidden states and embeddings to a few bits
+per value, and shows what was kept and what it cost.
 
 Captures are safetensors files (format kv-capture/1, or any tensors of two or more dimensions), .npy
 and .npz files, and the tensors of a GGUF. "-" stands for standard input or output.
 
 Exit status:
-  0  done
-  1  failed: a missing file, a full disk, a budget that cannot be met, something not supported
+  0  success
+  1  failure: a missing file, a full disk, a budget that cannot be met, something unsupported
   2  wrong usage
   3  the input is damaged, or a .kvist file or profile that this build does not read
   130  interrupted (SIGINT)
   143  ended by SIGTERM or SIGHUP
-After a signal nothing is left of an output that was not complete; a second one ends the program at
-once.`,
+After a signal kvist removes outputs that are not complete. A second signal ends it at once.`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist --bits 3
   kvist verify cache.kvist --against cache.safetensors
   kvist report cache.kvist -o cache.html --against cache.safetensors

@@ -24,12 +24,11 @@ func newReport(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "report FILE.kvist -o page.html",
 		Short: "Make one HTML page about a file",
-		Long: `report writes one self-contained page that needs no network: the bits that every
-token kept, layer by layer and head by head, where the bytes went, the codings, and the config.
---against adds what was lost of K, V and future attention (see kvist verify); --why plans the file
-once more from that capture, and adds what each token weighs, the damage to expect, and what
-other codings would have cost (see kvist inspect). An archive has no blocks that could have had
-other codings: the page is made without, and says so.
+		Long: `report writes one self-contained page that needs no network: the bits of every token by
+layer and head, the bytes by section, the codings, and the config. --against adds the loss of K, V
+and future attention (see kvist verify). --why plans the file again from that capture and adds the
+weight of each token, the expected damage, and the cost of other codings (see kvist inspect). An
+archive has no blocks with a choice of codings; the page then says so.
 
 --json writes the page's data as one JSON object instead, in the fields of kvfile.Report: kind,
 version, model, config, bytes, values, bits_per_value, ratio, layers, sections, codings, map, errors

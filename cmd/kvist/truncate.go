@@ -54,7 +54,7 @@ original at that size).`,
 	}
 	fl := cmd.Flags()
 	fl.StringVarP(&f.out, "output", "o", "", "`FILE` to write (required)")
-	fl.Float64Var(&f.bits, "bits", 0, "target in `bits` a value, all bytes counted")
+	fl.Float64Var(&f.bits, "bits", 0, "target in `bits` per value, all bytes counted")
 	fl.StringVar(&f.budget, "budget", "", "target in `BYTES` (1500000, 1.5M, 2GiB) or percent of f16 (10%)")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists, and write it however large the predicted error")

@@ -41,25 +41,26 @@ func newTune(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "tune [CAPTURE...] -o MODEL.kvprofile",
 		Short: "Find the settings that suit a model, and write a profile",
-		Long: `tune searches for settings (how the signals weigh tokens, windows, sinks) with the least
-damage at the rates --bits, and writes them to a profile that compress takes with --profile.
+		Long: `tune searches the settings (how signals weigh tokens, windows, sinks) with the least damage
+at the rates --bits. It writes them to a profile for compress --profile.
 
-With --model the damage is measured in the model, on --text or the calibration texts that kvist comes
-with: the mean logarithm of KL(exact || compressed), and --penalty for answers that are lost of
---needles questions asked after compression. The sensitivity of every KV head is measured as well
-(--sensitivity=false leaves it out: it takes 2 * layers * kv_heads + 1 passes a text). Without a
-model the damage is the future-attention error on the CAPTUREs, which need q_next, k_next and v_next;
-it knows nothing of what is asked later, so measure in the model where you can.
+With --model it measures the damage in the model, on --text or on the calibration texts that kvist
+includes: the mean logarithm of KL(exact || compressed), plus --penalty for the share of answers lost
+among --needles questions that come after compression. It also measures the sensitivity of every KV
+head, which takes 2 * layers * kv_heads + 1 passes per text; --sensitivity=false skips this. Without a
+model the damage is the future-attention error on the CAPTUREs, which need q_next, k_next and v_next.
+That error does not show what later questions need, so use a model if you can.
 
-The search is a grid over one setting after the other, then an evolution strategy, --evaluations in
-all. The same --seed gives the same result. With --state it can be interrupted: run it again to go on.
+The search is a grid over one setting after another, followed by an evolution strategy, --evaluations
+in total. The same --seed gives the same result. With --state an interrupted search can be resumed:
+run it again.
 
---holdout measures start and result on data that was not tuned on, which is the number to believe:
-text files (--model) or captures; without a value the evaluation texts that kvist comes with. --ablate
-measures there, too, what each setting is worth.
+--holdout measures the start and the result on other data: text files (with --model) or captures;
+without a value, the evaluation texts that kvist includes. Trust this number. --ablate also measures
+there what each setting is worth.
 
-An output that exists and is a profile of the model keeps the sections of other tools (kvist
-calibrate); --force is needed to replace those of tune.
+If the output is an existing profile of the model, sections of other tools (kvist calibrate) are kept.
+--force is needed to replace those of tune.
 
 Fields of --json: output, profile (hash), model, objective, evaluations, seed, params, sensitivity
 (exponent of the measured factors), start, best (value, params), holdout (bits, before, after: kl,
@@ -79,20 +80,20 @@ params).`,
 	fl.StringArrayVar(&f.texts, "text", nil, "text `FILE` to tune on; may be given again")
 	fl.StringArrayVar(&f.holdout, "holdout", nil, "`FILE` to measure the result on; may be given again")
 	fl.Lookup("holdout").NoOptDefVal = holdoutStandard
-	fl.StringVar(&f.name, "name", "", "`NAMES` of the model, apart by \" | \" (default: the model's own)")
-	fl.StringVar(&f.bits, "bits", "2.75,2.25", "`rates`, bits a value of the whole file")
-	fl.IntVar(&f.context, "context", 512, "`tokens` of a text that are compressed")
-	fl.IntVar(&f.next, "next", 128, "`tokens` after it, to measure on")
+	fl.StringVar(&f.name, "name", "", "`NAMES` of the model, separated by \" | \" (default: the model's own)")
+	fl.StringVar(&f.bits, "bits", "2.75,2.25", "`rates` in bits per value of the whole file")
+	fl.IntVar(&f.context, "context", 512, "`tokens` of each text to compress")
+	fl.IntVar(&f.next, "next", 128, "`tokens` after the context, to measure on")
 	fl.IntVar(&f.needles, "needles", 32, "`questions` asked after compression; 0: none")
-	fl.Float64Var(&f.penalty, "penalty", 2, "what losing all answers adds to the log of KL")
+	fl.Float64Var(&f.penalty, "penalty", 2, "added to the log of KL if all answers are lost")
 	fl.IntVar(&f.evaluations, "evaluations", 100, "`number` of settings to evaluate")
 	fl.Uint64Var(&f.seed, "seed", 1, "`seed` of the search and of the questions")
-	fl.StringVar(&f.state, "state", "", "`FILE` that keeps what was measured, to resume from")
+	fl.StringVar(&f.state, "state", "", "`FILE` that keeps the measurements, to resume from")
 	fl.StringVar(&f.settings, "settings", "", "`NAMES` of the settings to search (default: all)")
 	fl.BoolVar(&f.sensitivity, "sensitivity", true, "measure the sensitivity of heads in the model")
 	fl.BoolVar(&f.ablate, "ablate", false, "measure on the holdout what each setting is worth")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
-	fl.BoolVar(&f.force, "force", false, "replace settings and sensitivities of a profile that exists")
+	fl.BoolVar(&f.force, "force", false, "replace settings and sensitivities of an existing profile")
 	f.backend.add(cmd)
 	_ = cmd.MarkFlagRequired("output") // the flag is there
 	return cmd
@@ -134,7 +135,7 @@ func (f *tuneFlags) check(args []string) ([]float64, tune.Space, error) {
 	for part := range strings.SplitSeq(f.bits, ",") {
 		b, err := strconv.ParseFloat(part, 64)
 		if err != nil || !(b > 0 && b <= maxBits) {
-			return nil, nil, usagef("--bits %q: want numbers above 0 and up to 64, apart by commas", f.bits)
+			return nil, nil, usagef("--bits %q: want numbers above 0 and up to 64, separated by commas", f.bits)
 		}
 		bits = append(bits, b)
 	}

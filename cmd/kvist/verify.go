@@ -29,10 +29,10 @@ func newVerify(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "verify FILE.kvist",
 		Short: "Check every byte of a file, and its error against the original",
-		Long: `verify reads the whole file: checksums, structure, padding, and that no record is
-missing. Of an archive it decodes every record; one that was made with a profile needs it for that
-(--profile), and it is said where it was not given. Damage is listed with section, record and
-offset, and the exit status is 3.
+		Long: `verify reads the whole file and checks checksums, structure and padding, and that no
+record is missing. It also decodes every record of an archive. An archive that was coded with a
+profile needs it for that (--profile); without it, verify says that records were not decoded. Damage
+is listed with section, record and offset, and the exit status is 3.
 
 --against measures what was lost, layer by layer. K and V error: sum|x - x'|^2 / sum|x|^2 over all
 rows. Cosine: the mean over rows. Future attention: relative squared error of the attention outputs
@@ -42,10 +42,10 @@ to its own rows; the row with the largest squared error relative to the mean squ
 of its head; the KV head and the later token with the largest future-attention error.
 
 Fields of --json: file, ok, bytes, records, side_tensors, damage (section, layer, segment, head,
-block, offset, message; numbers are -1 where they have no meaning), not_decoded (why the records of
-an archive were not decoded, or ""), comparison (null without
+block, offset, message; a number is -1 if it does not apply), not_decoded (why the records of an
+archive were not decoded, or ""), comparison (null without
 --against: original, k_error, v_error, future_error, side_tensors, layers with name, k_error,
-v_error, k_cosine, v_cosine, future_error; null where not measured).`,
+v_error, k_cosine, v_cosine, future_error; null if not measured).`,
 		Example: `  kvist verify cache.kvist
   kvist verify cache.kvist --against cache.safetensors
   kvist verify cache.kvist --json`,

@@ -21,8 +21,8 @@ type whyFlags struct {
 
 func (f *whyFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
-	fl.BoolVar(&f.why, "why", false, "say why every block has its bits (with --against)")
-	fl.StringVar(&f.weights, "weights", "", "`FILE` with the weights it was made with, for --why")
+	fl.BoolVar(&f.why, "why", false, "explain the bits of every block (with --against)")
+	fl.StringVar(&f.weights, "weights", "", "weights `FILE` that it was made with, for --why")
 	fl.StringVar(&f.profile, "profile", "", "profile `FILE` that it was made with")
 }
 

@@ -4,8 +4,8 @@ package matmul
 
 import "math"
 
-// genericKernels returns the plain Go twin: the readable meaning of every kernel, and what
-// runs where there is no assembly.
+// genericKernels returns the kernels in plain Go. They define the meaning of every kernel, and run
+// where there is no assembly.
 func genericKernels() *kernels {
 	return &kernels{
 		isa:      "generic",
@@ -109,7 +109,8 @@ func quantizeGeneric(t tile, row int, src []float32) {
 		x := src[g*groupSize:][:groupSize]
 		at := g*t.rows + row
 		codes := t.codes[at*groupSize:][:groupSize]
-		// Magnitudes compare as integers, NaN above infinity: an order-free maximum.
+		// Magnitudes compare as integers, with NaN above infinity, so the maximum does not depend
+		// on the order.
 		var largest uint32
 		for _, v := range x {
 			largest = max(largest, math.Float32bits(v)&0x7fffffff)
@@ -190,7 +191,7 @@ func q4Generic(c []float32, ldc int, codes []uint8, scales, mins []float32, t ti
 	}
 }
 
-// dotGeneric keeps the 32 sums of the vector kernels and adds them as the same tree.
+// dotGeneric keeps the 32 sums of the vector kernels and adds them in the same tree.
 func dotGeneric(a, b []float32) float32 {
 	var s [32]float32
 	for len(a) >= 32 && len(b) >= 32 {

@@ -6,7 +6,7 @@ package matmul
 
 import "golang.org/x/sys/cpu"
 
-// native lists the assembly kernels that this processor runs, best first.
+// native returns the assembly kernels that this processor supports, best first.
 func native() []*kernels {
 	var list []*kernels
 	x := &cpu.X86
@@ -59,11 +59,11 @@ func avx2Kernels() *kernels {
 	}
 }
 
-// The wrappers below turn slices into pointers and distances into bytes. Each first touches
-// the last element that the assembly will, so that a wrong caller panics instead of reading
-// or writing astray.
+// The wrappers below convert slices to pointers and distances to bytes. Each first accesses the
+// last element that the assembly accesses, so that a wrong call panics instead of reading or
+// writing outside.
 
-// guardFloat does so for a float tile.
+// guardFloat makes that access for a float tile.
 func guardFloat(rows, cols int, c []float32, ldc int, a []float32, lda int, b []float32, k int) {
 	_ = c[(rows-1)*ldc+cols-1]
 	_ = a[(rows-1)*lda+k-1]
@@ -104,7 +104,7 @@ func f32AVX2(rows int, c []float32, ldc int, a []float32, lda int, b []float32, 
 	}
 }
 
-// packAVX2 serves avx512 too: it is bound by shuffles and memory.
+// packAVX2 serves avx512 too, because shuffles and memory bound it.
 func packAVX2(dst, src []float32, ld, rows, k int) {
 	blocks := k / 8
 	if rows < panelWidth || blocks == 0 {

@@ -4,5 +4,5 @@
 
 package matmul
 
-// native lists no kernels: this build has no assembly.
+// native returns no kernels: this build has no assembly.
 func native() []*kernels { return nil }

@@ -2,33 +2,33 @@
 
 package matmul
 
-// kernels is the table of routines of one instruction set. Callers hand in slices that hold
-// at least what the comments say: the routines check nothing.
+// kernels is the table of routines of one instruction set. The routines do not check arguments:
+// slices must have at least the lengths in the comments.
 type kernels struct {
 	isa string
 
-	// tiles are the row counts that f32 takes, descending, the last is 1. cols is how many
-	// panels of 16 outputs it takes.
+	// tiles are the row counts of f32, in descending order; the last is 1. cols is its number of
+	// panels of 16 outputs.
 	tiles []int
 	cols  int
-	// f32 computes c[rows][16*cols] = a[rows][k] . b, or adds to c. b: cols panels [k][16] one
-	// after the other. ldc, lda: distance of rows in elements.
+	// f32 computes c[rows][16*cols] = a[rows][k] . b, or adds to c. b is cols panels [k][16], one
+	// after another. ldc and lda are the distances of rows, in elements.
 	f32 func(rows int, c []float32, ldc int, a []float32, lda int, b []float32, k int, add bool)
 
-	// pack writes rows (1..16) rows of src as a panel [k][16], zeros beside them.
+	// pack writes 1 to 16 rows of src as a panel [k][16], padded with zeros.
 	pack func(dst, src []float32, ld, rows, k int)
 	// expand8 and expand4 write one panel of weights as float32 [32*groups][16].
 	expand8 func(dst []float32, codes []uint8, scales []float32, groups int)
 	expand4 func(dst []float32, codes []uint8, scales, mins []float32, groups int)
 
-	// row8 and row4, nil where there is nothing faster than expanding, compute c[64] = a . w for
-	// one row of activations [32*groups] and rowPanels panels that follow each other.
+	// row8 and row4 compute c[64] = a . w for one row of activations [32*groups] and rowPanels
+	// consecutive panels. They are nil if expanding is as fast.
 	row8 func(c []float32, codes []uint8, scales, a []float32, groups int)
 	row4 func(c []float32, codes []uint8, scales, mins, a []float32, groups int)
 
-	// itiles are the row counts that q8 and q4 take, descending, the last is 1.
+	// itiles are the row counts of q8 and q4, in descending order; the last is 1.
 	itiles []int
-	// quantize writes one row of activations [32*groups] into place row of a tile.
+	// quantize writes one row of activations [32*groups] to row row of a tile.
 	quantize func(t tile, row int, src []float32)
 	// q8 and q4 compute c[t.rows][16] for one panel.
 	q8 func(c []float32, ldc int, codes []uint8, scales []float32, t tile)
@@ -38,10 +38,10 @@ type kernels struct {
 	axpy func(dst []float32, x float32, src []float32)
 }
 
-// rowPanels is how many panels row8 and row4 take.
+// rowPanels is the number of panels that row8 and row4 take.
 const rowPanels = 4
 
-// tile is a few rows of quantized activations, ordered as the integer kernels read them.
+// tile is a few rows of quantized activations in the order that the integer kernels read.
 type tile struct {
 	rows, groups int
 	codes        []int8    // [groups][rows][32]
@@ -56,7 +56,7 @@ const (
 	infBits  = 0x7f800000
 )
 
-// tileRows returns the largest tile of sizes that fits left rows.
+// tileRows returns the largest of sizes that is at most left.
 func tileRows(sizes []int, left int) int {
 	for _, s := range sizes {
 		if s <= left {

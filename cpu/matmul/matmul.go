@@ -15,18 +15,19 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// groupSize is the number of inputs along k that share one scale, of weights and activations.
+// groupSize is the number of inputs along k that share a scale, in weights and in activations.
 const groupSize = 32
 
-// maxWorkers bounds Options.Workers; beyond it a request is a mistake.
+// maxWorkers bounds Options.Workers. A larger number is a mistake.
 const maxWorkers = 4096
 
-// Options of Open. The zero value is the best instruction set and one worker per processor.
+// Options are the options of Open. The zero value means the best instruction set and one worker per
+// processor.
 type Options struct {
 	// ISA is "" (the best this machine has), "generic", "avx2" or "avx512" (F, BW, VL, DQ and
 	// VNNI).
 	ISA string
-	// Workers is the most processors one call uses, 1..4096; 0 stands for GOMAXPROCS.
+	// Workers is the largest number of processors that a call uses, 1 to 4096; 0 means GOMAXPROCS.
 	Workers int
 }
 
@@ -34,13 +35,13 @@ type Options struct {
 type Engine struct {
 	kern    *kernels
 	workers int
-	helpers atomic.Int64 // how many helper goroutines may still be started
+	helpers atomic.Int64 // number of helper goroutines that may still start
 	jobs    sync.Pool    // *job
 	scratch sync.Pool    // *scratch
 }
 
-// Supported returns the instruction sets that Open accepts on this machine, best first. The
-// last is always "generic".
+// Supported returns the instruction sets that Open accepts on this machine, best first. The last is
+// always "generic".
 func Supported() []string {
 	var names []string
 	for _, k := range available() {
@@ -49,15 +50,15 @@ func Supported() []string {
 	return names
 }
 
-// available lists the kernel tables usable here, best first.
+// available returns the kernels that this machine can use, best first.
 func available() []*kernels {
 	return append(native(), genericKernels())
 }
 
-// Open returns an Engine. It holds no resources that need closing.
+// Open returns an Engine. An Engine need not be closed.
 //
-// Errors: quant.ErrUnsupported for an unknown instruction set, quant.ErrUnavailable for one
-// that the machine or the build lacks, quant.ErrShape for a count of workers out of range.
+// Errors: quant.ErrUnsupported for an unknown instruction set, quant.ErrUnavailable for one that
+// the machine or the build lacks, quant.ErrShape for an invalid number of workers.
 func Open(opts Options) (*Engine, error) {
 	if opts.Workers < 0 || opts.Workers > maxWorkers {
 		return nil, fmt.Errorf("kvist/matmul: opening engine: %d workers, want 0..%d: %w",
@@ -88,14 +89,14 @@ func Open(opts Options) (*Engine, error) {
 	return e, nil
 }
 
-// ISA returns the instruction set in use: "generic", "avx2" or "avx512".
+// ISA returns the instruction set of the engine: "generic", "avx2" or "avx512".
 func (e *Engine) ISA() string { return e.kern.isa }
 
-// Workers returns the most processors that one call uses.
+// Workers returns the largest number of processors that a call uses.
 func (e *Engine) Workers() int { return e.workers }
 
-// F32 computes c[m,n] = a[m,k] . b[n,k]^T and overwrites c. All are row-major; c must not
-// overlap a or b. It is the same as
+// F32 computes c[m,n] = a[m,k] . b[n,k]^T and overwrites c. All matrices are row-major. c must not
+// overlap a or b. It equals
 //
 //	for i := range m {
 //		for j := range n {
@@ -184,8 +185,8 @@ func (e *Engine) Dot(a, b []float32) float32 {
 	return e.kern.dot(a[:n], b[:n])
 }
 
-// Axpy adds x*src to dst over the length of the shorter one. dst and src must be the same or
-// not overlap.
+// Axpy adds x*src to dst over the length of the shorter one. dst and src must be equal or must not
+// overlap.
 //
 //	for i := range min(len(dst), len(src)) { dst[i] += x * src[i] }
 func (e *Engine) Axpy(dst []float32, x float32, src []float32) {
@@ -193,10 +194,10 @@ func (e *Engine) Axpy(dst []float32, x float32, src []float32) {
 	e.kern.axpy(dst[:n], x, src[:n])
 }
 
-// checkProduct checks the operands that every product has.
+// checkProduct checks the operands that all products share.
 func checkProduct(op string, c, a []float32, m, n, k int) error {
 	if m < 0 || n < 0 || k < 0 {
-		return fmt.Errorf("kvist/matmul: %s: m %d, n %d, k %d, want none below 0: %w",
+		return fmt.Errorf("kvist/matmul: %s: m %d, n %d, k %d, want none negative: %w",
 			op, m, n, k, quant.ErrShape)
 	}
 	if need, ok := mul(m, k); !ok || len(a) < need {
@@ -217,7 +218,7 @@ func nilError(op string) error {
 	return fmt.Errorf("kvist/matmul: %s: nil weights: %w", op, quant.ErrShape)
 }
 
-// mul multiplies sizes that are not negative and says whether the product is an int.
+// mul multiplies nonnegative sizes and reports whether the product fits an int.
 func mul(a, b int) (int, bool) {
 	hi, lo := bits.Mul64(uint64(a), uint64(b))
 	if hi != 0 || lo > uint64(maxInt) {

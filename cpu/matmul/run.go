@@ -8,21 +8,21 @@ import (
 )
 
 const (
-	// kBlock is how many inputs one pass of the float kernels takes: a strip of 32 outputs is
-	// then 48 KiB, and stays in the level 1 cache or just beside it. A multiple of 32.
+	// kBlock is the number of inputs in one pass of the float kernels, a multiple of 32. A strip of
+	// 32 outputs is then 48 KiB and stays in or near the first-level cache.
 	kBlock = 384
-	// serialWork is the number of multiplications below which waking a helper costs more than
-	// it saves.
+	// serialWork is the number of multiplications below which starting a helper costs more than it
+	// saves.
 	serialWork = 1 << 17
-	// tasksPerWorker splits work finer than the workers, so that they finish together.
+	// tasksPerWorker divides work more finely than the workers, so that they finish together.
 	tasksPerWorker = 4
-	// minRows is the fewest rows worth expanding a strip of weights for a second time.
+	// minRows is the smallest number of rows for which expanding a strip of weights again pays.
 	minRows = 48
-	// maxRowRows is the most rows that are multiplied one by one with compressed weights.
+	// maxRowRows is the largest number of rows to multiply one by one with compressed weights.
 	maxRowRows = 2
 )
 
-// fillKind says where the float kernels' weights come from.
+// fillKind is the source of the float kernels' weights.
 type fillKind uint8
 
 const (
@@ -31,7 +31,7 @@ const (
 	fillQ4
 )
 
-// product is one call: checked operands, no state.
+// product is one call: its checked operands.
 type product struct {
 	c, a, b []float32
 	w8      *Q8Matrix
@@ -41,7 +41,7 @@ type product struct {
 	integer bool
 }
 
-// job is a product under way. Jobs are reused; the activation buffers grow and stay.
+// job is a running product. Jobs are reused and keep their activation buffers.
 type job struct {
 	product
 	e     *Engine
@@ -49,20 +49,20 @@ type job struct {
 	tasks int
 	next  atomic.Int64
 	wg    sync.WaitGroup
-	help  func() // the helpers' body, made once so that starting one does not allocate
+	help  func() // the body of helpers, created once so that starting one does not allocate
 
-	strips, stripCols int // outputs are cut into strips of stripCols
-	parts, partRows   int // rows are cut into parts of partRows
+	strips, stripCols int // outputs are divided into strips of stripCols
+	parts, partRows   int // rows are divided into parts of partRows
 
 	codes      []int8
 	scale, sum []float32
 	bias       []int32
 }
 
-// scratch is what one worker needs for itself.
+// scratch is the scratch memory of one worker.
 type scratch struct {
 	b []float32 // strip of expanded weights, cols panels [kBlock][16]
-	c []float32 // a tile whose outputs do not all exist
+	c []float32 // a tile that extends beyond the outputs
 }
 
 func newJob(e *Engine) *job {
@@ -83,7 +83,7 @@ func newScratch(k *kernels) *scratch {
 	}
 }
 
-// product runs p, which is checked.
+// product runs p, which has been checked.
 func (e *Engine) product(p product) {
 	if p.m == 0 || p.n == 0 {
 		return
@@ -97,7 +97,7 @@ func (e *Engine) product(p product) {
 	if p.integer {
 		j.grow()
 		j.cut(panelWidth, e.kern.itiles[0])
-		// Rows are quantized in units of the largest tile: a tile is one unit's alone.
+		// Rows are quantized in units of the largest tile, so that a tile belongs to one unit.
 		j.run((p.m+e.kern.itiles[0]-1)/e.kern.itiles[0], p.m*p.k/4, quantizeTask)
 		j.run(j.strips*j.parts, p.m*p.n*p.k, integerTask)
 	} else {
@@ -113,14 +113,14 @@ func (e *Engine) product(p product) {
 	j.release()
 }
 
-// release gives the job back, without keeping the caller's memory alive.
+// release returns the job to the pool without references to the caller's memory.
 func (j *job) release() {
 	j.product = product{}
 	j.e.jobs.Put(j)
 }
 
-// cut divides the product into strips of outputs and, where these are too few for the
-// workers, parts of rows. unit is the fewest columns of a strip, rows the kernel's tile.
+// cut divides the product into strips of outputs and, if these are too few for the workers, parts
+// of rows. unit is the smallest width of a strip, rows the kernel's tile.
 func (j *job) cut(unit, rows int) {
 	want := j.e.workers * tasksPerWorker
 	if j.e.workers == 1 {
@@ -143,13 +143,13 @@ func (j *job) cut(unit, rows int) {
 	}
 }
 
-// run executes tasks, on helpers too where the work (in multiplications) is worth it.
+// run executes tasks, with helpers if the work (in multiplications) is large enough.
 func (j *job) run(tasks, work int, do func(*job, int, *scratch)) {
 	j.do, j.tasks = do, tasks
 	j.next.Store(0)
 	if work >= serialWork {
 		for range min(j.e.workers, tasks) - 1 {
-			if j.e.helpers.Add(-1) < 0 { // all are busy with other calls
+			if j.e.helpers.Add(-1) < 0 { // other calls use all of them
 				j.e.helpers.Add(1)
 				break
 			}
@@ -174,13 +174,13 @@ func (j *job) drain() {
 	j.e.scratch.Put(s)
 }
 
-// floatTask computes one strip of outputs for one part of the rows.
+// floatTask computes one strip of outputs for one part of the rows, in float32.
 func floatTask(j *job, task int, s *scratch) {
 	row := task / j.strips * j.partRows
 	j.strip(task%j.strips*j.stripCols, row, min(row+j.partRows, j.m), s)
 }
 
-// strip computes rows [row, last) of the outputs that one tile covers from first on.
+// strip computes rows [row, last) of the outputs of one tile, from first on.
 func (j *job) strip(first, row, last int, s *scratch) {
 	kern := j.e.kern
 	width := kern.cols * panelWidth
@@ -231,8 +231,7 @@ func rowTask(j *job, task int, s *scratch) {
 	}
 }
 
-// expand writes inputs [k0, k0+kc) of the strip that starts at output first as panels of
-// float32.
+// expand writes inputs [k0, k0+kc) of the strip that starts at output first, as panels of float32.
 func (j *job) expand(dst []float32, first, k0, kc int) {
 	kern := j.e.kern
 	for p := range kern.cols {
@@ -259,7 +258,7 @@ func (j *job) expand(dst []float32, first, k0, kc int) {
 	}
 }
 
-// copyTile copies rows x cols values between matrices of row distance ldd and lds.
+// copyTile copies rows x cols values between matrices with row distances ldd and lds.
 func copyTile(dst []float32, ldd int, src []float32, lds, rows, cols int) {
 	for r := range rows {
 		copy(dst[r*ldd:r*ldd+cols], src[r*lds:r*lds+cols])
@@ -276,7 +275,7 @@ func (j *job) grow() {
 	}
 }
 
-// tile returns the tile of rows r..r+rows-1.
+// tile returns the tile of rows r to r+rows-1.
 func (j *job) tile(r, rows int) tile {
 	g := j.k / groupSize
 	lo, hi := r*g, (r+rows)*g
@@ -299,8 +298,8 @@ func quantizeTask(j *job, task int, _ *scratch) {
 	}
 }
 
-// integerTask computes one strip of outputs for one part of the rows. Parts begin at
-// multiples of the largest tile, so that the tiles are those of quantizeTask.
+// integerTask computes one strip of outputs for one part of the rows. Parts start at multiples of
+// the largest tile, so that its tiles are those of quantizeTask.
 func integerTask(j *job, task int, s *scratch) {
 	first := task % j.strips * j.stripCols
 	last := min(first+j.stripCols, j.n)

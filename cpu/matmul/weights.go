@@ -8,10 +8,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// panelWidth is how many outputs are stored interleaved.
+// panelWidth is the number of outputs that are interleaved.
 const panelWidth = 16
 
-// Bytes of one panel's codes per group.
+// Bytes of codes per panel and group.
 const (
 	panelBytes8 = groupSize * panelWidth
 	panelBytes4 = panelBytes8 / 2
@@ -107,13 +107,13 @@ func checkWeights(op string, n, k, codes, scales int) (int, error) {
 	if scales != n*groups {
 		return 0, shapeError(op, "scales", scales, n, groups)
 	}
-	if codes == 0 { // an empty matrix of any n is no reason to loop or to allocate
+	if codes == 0 { // do not loop or allocate for an empty matrix of any n
 		return 0, nil
 	}
 	return groups, nil
 }
 
-// panels returns how many panels n outputs take.
+// panels returns the number of panels for n outputs.
 func panels(n int) int { return (n + panelWidth - 1) / panelWidth }
 
 // interleave turns [n][groups] into [panels][groups][16], padded with zeros.
@@ -133,7 +133,7 @@ func (w *Q8Matrix) N() int { return w.n }
 // K returns the number of inputs, the columns of the matrix.
 func (w *Q8Matrix) K() int { return w.k }
 
-// SizeBytes returns the bytes that one product reads of the matrix, padding included.
+// SizeBytes returns the number of bytes that a product reads from the matrix, including padding.
 func (w *Q8Matrix) SizeBytes() int { return len(w.codes) + 4*len(w.scales) }
 
 // N returns the number of outputs, the rows of the matrix.
@@ -142,7 +142,7 @@ func (w *Q4Matrix) N() int { return w.n }
 // K returns the number of inputs, the columns of the matrix.
 func (w *Q4Matrix) K() int { return w.k }
 
-// SizeBytes returns the bytes that one product reads of the matrix, padding included.
+// SizeBytes returns the number of bytes that a product reads from the matrix, including padding.
 func (w *Q4Matrix) SizeBytes() int { return len(w.codes) + 4*len(w.scales) + 4*len(w.mins) }
 
 // Row writes row i as float32 to dst, at most k values: scale*code each. A row out of [0, n)

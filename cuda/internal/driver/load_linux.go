@@ -12,13 +12,13 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Library is the driver's library by the name that the loader resolves. libcuda.so without a
-// version belongs to toolkits and may be a stub.
+// Library is the library name that the loader resolves. libcuda.so without a version belongs to
+// toolkits and may be a stub.
 const Library = "libcuda.so.1"
 
-// Load opens a driver library: by path, or Library where path is empty. It calls nothing in it.
+// Load opens a driver library: path, or Library if path is empty. It calls no function of it.
 //
-// Errors: quant.ErrUnavailable, naming the library or the missing symbol.
+// Errors: quant.ErrUnavailable, with the library or the missing symbol.
 func Load(path string) (*API, error) {
 	if path == "" {
 		path = Library
@@ -39,7 +39,7 @@ func Load(path string) (*API, error) {
 	return a, nil
 }
 
-// Symbol finds another exported name, for tests that steer a stand-in.
+// Symbol finds another exported name, for tests that control the stand-in.
 //
 // Errors: quant.ErrUnavailable.
 func (a *API) Symbol(name string) (uintptr, error) {
@@ -51,8 +51,8 @@ func (a *API) Symbol(name string) (uintptr, error) {
 	return at, nil
 }
 
-// Call calls a C function. What is converted to uintptr in the call itself stays alive and in
-// place: Go stacks move, so such variables are put on the heap.
+// Call calls a C function. A pointer that is converted to uintptr in the call expression stays
+// alive and in place. Go stacks move, so such variables must be on the heap.
 //
 //go:uintptrescapes
 func Call(fn uintptr, args ...uintptr) uintptr {

@@ -14,13 +14,13 @@ import (
 // Library is the driver's library.
 const Library = "libcuda.so.1"
 
-// Load fails: this build has no CUDA backend for its platform.
+// Load returns an error: this build has no CUDA backend for its platform.
 func Load(string) (*API, error) {
 	return nil, fmt.Errorf("kvist/cuda: this build has no CUDA backend for %s/%s: %w", runtime.GOOS,
 		runtime.GOARCH, quant.ErrUnavailable)
 }
 
-// Symbol fails as Load does.
+// Symbol returns the same error as Load.
 func (a *API) Symbol(string) (uintptr, error) {
 	_, err := Load("")
 	return 0, err

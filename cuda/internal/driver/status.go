@@ -11,7 +11,7 @@ import (
 // Status is a CUresult.
 type Status int32
 
-// The codes that something is decided by.
+// The codes that the package or its users act on.
 const (
 	StatusSuccess            Status = 0   // CUDA_SUCCESS
 	StatusOutOfMemory        Status = 2   // CUDA_ERROR_OUT_OF_MEMORY
@@ -33,7 +33,7 @@ const (
 	StatusLaunchFailed       Status = 719 // CUDA_ERROR_LAUNCH_FAILED
 )
 
-// DeviceLost reports whether the code means that the context is of no further use to this process.
+// DeviceLost reports whether the code means that this process cannot use the context any more.
 func (s Status) DeviceLost() bool {
 	switch s {
 	case StatusDeviceUnavailable, StatusECC, StatusNVLink, StatusIllegalAddress,
@@ -45,13 +45,13 @@ func (s Status) DeviceLost() bool {
 	return false
 }
 
-// Error is a failed call of the driver.
+// Error is a driver call that failed.
 type Error struct {
-	Op     string // the call, with its argument where that helps: "cuMemAlloc(4096 bytes)"
-	Kernel string // what had been launched last before the call that reports the failure, or ""
+	Op     string // the call, with an argument if it helps: "cuMemAlloc(4096 bytes)"
+	Kernel string // the last kernel launched before the call, or ""
 	Code   Status
-	Name   string // of the code: "CUDA_ERROR_OUT_OF_MEMORY"
-	Log    string // of the JIT compiler, where a module was loaded
+	Name   string // name of the code: "CUDA_ERROR_OUT_OF_MEMORY"
+	Log    string // log of the JIT compiler, if the call loaded a module
 }
 
 // Error names the call, the code and the kernel.
@@ -66,7 +66,7 @@ func (e *Error) Error() string {
 	return s
 }
 
-// Unwrap returns the category: quant.ErrTooLarge where memory ran out, else quant.ErrUnavailable.
+// Unwrap returns the category: quant.ErrTooLarge if memory ran out, else quant.ErrUnavailable.
 func (e *Error) Unwrap() error {
 	if e.Code == StatusOutOfMemory {
 		return quant.ErrTooLarge
