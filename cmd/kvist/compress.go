@@ -46,24 +46,25 @@ func newCompress(a *app) *cobra.Command {
 		Long: `compress reads a capture, decides what each block of tokens is worth, and writes a
 .kvist file.
 
-IN is a KV capture (safetensors, kv-capture/1) or holds rows: any safetensors, .npy or .npz, and the
-tensors of a GGUF, the last dimension a row. Types are F16, BF16, F32, and others that are
-converted: F64 to F32, which keeps what precision F32 has and refuses values beyond its range; FP8
-(E4M3, E5M2) and I8 to F16, and the groups of a GGUF to F32, exactly. Tensors of I8 and of one
-dimension are rows in a file of nothing else, and are kept as they are beside rows.
+IN is a KV capture (safetensors, kv-capture/1) or a file of rows: any safetensors, .npy or .npz file,
+or the tensors of a GGUF; the last dimension is a row. Rows of F16, BF16 and F32 keep their type. F64
+becomes F32, which loses precision and refuses values beyond its range. FP8 (E4M3, E5M2) and I8 become
+F16, and the groups of a GGUF become F32, exactly. Tensors of I8 or of one dimension are rows only in a
+file without other rows; otherwise they are stored exactly.
 
-The form is archive: entropy-coded, the fewest bytes for the same damage, decompressed before use.
---form hot writes blocks that attention can run on as they are; --coding, --levels, --unseen,
---window, --row-bias and --max-error are about such blocks, and ask for them by themselves.
+The default form is archive: entropy-coded, the fewest bytes for the same damage, decompressed
+before use. --form hot writes blocks that attention reads in place. The flags --coding, --levels,
+--unseen, --window, --row-bias and --max-error select the hot form, because they apply to blocks.
 
 Give at most one target: --bits, --budget or --max-error. The default is --bits 4.3, unless --coding
 leaves no choice. Bits and bytes count the whole file: header, tables, side tensors, padding and
 index. A percentage in --budget is of the f16 bytes of K and V (for activations: of all rows).
 
---form archive codes what is not attended in place: a fraction of the bytes for the same quality.
---profile names what kvist calibrate has learnt of the model; the file then needs it to be
-decompressed. Without one, what is needed is fitted to the file and stored in it. --lossless keeps
-every row bit by bit as it is read, and refuses F64 unless every value of it is one of F32. --streams 4 makes a file that kvist truncate can make coarser.
+--profile names a file that kvist calibrate or kvist tune made for the model. An archive coded with
+the bases of a profile needs the profile for decompression. Without a profile, compress fits the
+bases to the capture and stores them in the file. --lossless keeps every bit of every row as read; it
+refuses F64, unless every value is a float32. A file made with --streams 4 can be made coarser by
+kvist truncate.
 
 IN may also be a .kvist file. An archive can become hot blocks, with the weights of the archive, and
 either form can become a smaller file.
@@ -79,7 +80,7 @@ careful with tokens that past attention did not read.
 
 Settings in a profile apply unless a flag overrides them. The output names the profile by its hash.
 
---weights gives what each token is worth: .npy of [tokens], [kv_heads, tokens] or
+--weights gives the worth of each token: .npy of [tokens], [kv_heads, tokens] or
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F16, F32 or F64.
 
 Fields of --json: input, output, target, default_target, target_bytes (0 if the target is not in bytes),

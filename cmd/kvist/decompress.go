@@ -24,11 +24,11 @@ func newDecompress(a *app) *cobra.Command {
 	var f decompressFlags
 	cmd := &cobra.Command{
 		Use:   "decompress IN.kvist -o OUT",
-		Short: "Write the capture that a .kvist file stands for",
+		Short: "Restore the capture from a .kvist file",
 		Long: `decompress writes a capture: safetensors with layers.N.k and layers.N.v, the tensors of
-activations, or an .npy where the file was made from one. What an .npz or a GGUF held comes back as
-safetensors, rows of F64 as F32, those of FP8 and I8 as F16. Side tensors come back exactly. layers.N.bias holds the row bias of coarse rows, layers.N.kept marks tokens that were
-dropped or lost.
+activations, or an .npy if the original was one. Originals in .npz and GGUF come back as safetensors,
+rows of F64 as F32, rows of FP8 and I8 as F16. Side tensors come back exactly. layers.N.bias holds the
+row bias of coarse rows. layers.N.kept marks tokens that were dropped or lost.
 
 --salvage reads the intact parts of a damaged file and lists the lost parts on standard error. Lost
 tokens are zeros. The exit status is then 3, although the output was written.

@@ -21,10 +21,10 @@
 //
 // # Errors
 //
-// One line on standard error, "kvist: ...". Exit status: 0 done; 1 failed (a missing file, a full
-// disk, a budget that cannot be met, something not supported); 2 wrong usage; 3 the input is damaged,
-// or a .kvist file or profile that this build does not read; 130 interrupted; 143 ended by SIGTERM
-// or SIGHUP.
+// A verb prints one line on standard error, "kvist: ...". Exit status: 0 success; 1 failure (a missing
+// file, a full disk, a budget that cannot be met, something unsupported); 2 wrong usage; 3 the input
+// is damaged, or is a .kvist file or profile that this build cannot read; 130 interrupted; 143 ended
+// by SIGTERM or SIGHUP.
 //
 // # Terminals
 //

@@ -65,14 +65,14 @@ func newRoot(a *app) *cobra.Command {
 		Long: `kvist compresses KV caches of language models, hidden states and embeddings to a few bits
 per value, and shows what was kept and what it cost.
 
-Captures are safetensors files (format kv-capture/1, or any tensors of two or more dimensions), .npy
-and .npz files, and the tensors of a GGUF. "-" stands for standard input or output.
+kvist reads safetensors files (format kv-capture/1, or any tensors of two or more dimensions), .npy
+and .npz files, and the tensors of GGUF files. "-" means standard input or output.
 
 Exit status:
   0  success
   1  failure: a missing file, a full disk, a budget that cannot be met, something unsupported
   2  wrong usage
-  3  the input is damaged, or a .kvist file or profile that this build does not read
+  3  the input is damaged, or is a .kvist file or profile that this build cannot read
   130  interrupted (SIGINT)
   143  ended by SIGTERM or SIGHUP
 After a signal kvist removes outputs that are not complete. A second signal ends it at once.`,

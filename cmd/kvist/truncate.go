@@ -22,17 +22,18 @@ func newTruncate(a *app) *cobra.Command {
 	var f truncateFlags
 	cmd := &cobra.Command{
 		Use:   "truncate IN.kvist -o OUT.kvist --bits BITS",
-		Short: "Make a coarser archive of an archive without coding it again",
-		Long: `truncate drops streams of an archive until it has the size that is asked for: those first that
-tell the least for their bytes, those of sinks and heavy tokens last. Neither the original nor the
-profile is needed, and it takes no longer than a copy.
+		Short: "Make an archive coarser without coding it again",
+		Long: `truncate drops streams of an archive until it has the target size. It drops the streams that
+tell least for their bytes first, and those of sinks and heavy tokens last. It needs neither the
+original nor the profile, and is as fast as copying.
 
-A file that compress --streams made has its rows in stages, each of which halves the steps: with 4 of
-them it can be cut to about a third with little more error than coding the original at that size.
-Of a file made without, only whole heads of a segment can be dropped. The file says what its streams are
-worth: the predicted error is the squared error relative to what the rows hold beside their means,
-tokens and heads weighed as when it was made. Where it is more than twice that of coding the original at
-that size, or a head would be lost, the file is not written, unless --force is given.
+A file made with compress --streams has its rows in stages, each of which halves the steps. With 4
+stages it can be cut to about a third of its size with little more error than coding the original at
+that size. In a file made without --streams, only whole heads of a segment can be dropped. The file
+records the worth of its streams. The predicted error is the squared error relative to the energy of
+the rows beside their means, with the weights of tokens and heads of the compression. If it is more
+than twice the error of coding the original at that size, or a head would be lost, truncate writes no
+file, unless --force is given.
 
 Fields of --json: input, output, bytes, bits_per_value, streams, dropped, heads_lost (sides of heads
 that lost all of a segment), predicted_error, error_before (of the input), error_afresh (of coding the

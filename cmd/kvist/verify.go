@@ -34,12 +34,12 @@ record is missing. It also decodes every record of an archive. An archive that w
 profile needs it for that (--profile); without it, verify says that records were not decoded. Damage
 is listed with section, record and offset, and the exit status is 3.
 
---against measures what was lost, layer by layer. K and V error: sum|x - x'|^2 / sum|x|^2 over all
-rows. Cosine: the mean over rows. Future attention: relative squared error of the attention outputs
-of the captured later queries (q_next) over the compressed context and their exact tail. Because
-means hide damage, the worst of each layer stands beside them: the head with the largest error relative
-to its own rows; the row with the largest squared error relative to the mean squared length of the rows
-of its head; the KV head and the later token with the largest future-attention error.
+--against measures the loss, layer by layer. K and V error: sum|x - x'|^2 / sum|x|^2 over all rows.
+Cosine: the mean over rows. Future attention: the relative squared error of the attention outputs of
+the captured later queries (q_next) over the compressed context and the exact tokens after it. Means
+hide damage, so the worst of each layer is shown too: the head with the largest error relative to its
+own rows; the row with the largest squared error relative to the mean squared length of its head's
+rows; the KV head and the later token with the largest future-attention error.
 
 Fields of --json: file, ok, bytes, records, side_tensors, damage (section, layer, segment, head,
 block, offset, message; a number is -1 if it does not apply), not_decoded (why the records of an
