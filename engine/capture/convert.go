@@ -10,9 +10,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// rowDType returns the element type that rows of a stored type are read in, DTypeInvalid where it
-// has no rows. It is the stored type itself, or the smallest one that holds all of its values:
-// binary16 holds those of I8 and of the two 8-bit floats. None holds those of F64, see f64.
+// rowDType returns the element type of rows of a stored type, or DTypeInvalid if the stored type
+// has no rows. It is the stored type itself, or the smallest type that holds all of its values:
+// binary16 for I8 and the two 8-bit floats. F64 is rounded to float32; see f64.
 func rowDType(stored string) quant.DType {
 	switch stored {
 	case "F32", "F64":
@@ -25,24 +25,24 @@ func rowDType(stored string) quant.DType {
 	return quant.DTypeInvalid
 }
 
-// rowDTypes is what messages list.
+// rowDTypes lists the types for messages.
 const rowDTypes = "F16, BF16, F32, F64, F8_E4M3 or F8_E5M2"
 
-// storedSize returns the bytes of one stored element of a type that has rows.
+// storedSize returns the size of one stored element of a type that has rows.
 func storedSize(stored string) int { return int(dtypes[dtypeRank(stored)].bits / 8) }
 
-// conversion turns stored elements of rows into the element type of the rows. Where one does not
-// survive, at is its index and v what it was.
+// conversion converts stored elements to the element type of the rows. If an element cannot be
+// converted, at is its index and v its value.
 type conversion struct {
-	exact bool // refuse what rounding changes, too
+	exact bool // also refuse values that rounding changes
 	at    int
 	v     float64
 }
 
-// plain reports whether rows of the stored type are handed out as they are.
+// plain reports whether rows of the stored type are returned unchanged.
 func plain(stored string) bool { return rowDType(stored).String() == stored }
 
-// f32 converts to float32; ok is false where an element does not survive.
+// f32 converts to float32. ok is false if an element cannot be converted.
 func (c *conversion) f32(stored string, dst []float32, raw []byte) (ok bool) {
 	switch stored {
 	case "F64":
@@ -90,8 +90,8 @@ func (c *conversion) raw(stored string, dst, raw []byte) (ok bool) {
 	return true
 }
 
-// f64 rounds a double to float32. A finite one beyond its range does not survive; one below it
-// becomes zero or subnormal, as all rounding here costs digits only.
+// f64 rounds a double to float32. A finite value beyond float32 cannot be converted. A value below
+// its range becomes zero or subnormal.
 func (c *conversion) f64(bits uint64) (float32, bool) {
 	v := math.Float64frombits(bits)
 	f := float32(v)
@@ -102,9 +102,9 @@ func (c *conversion) f64(bits uint64) (float32, bool) {
 	return f, !math.IsInf(float64(f), 0) || math.IsInf(v, 0)
 }
 
-// f8ToF16 widens an 8-bit float, exactly. F8_E5M2 is the upper half of a binary16. F8_E4M3 has no
-// infinities, and NaN where all bits but the sign are set. Source: FP8 Formats for Deep Learning,
-// 2022, arXiv 2209.05433, section 3.
+// f8ToF16 widens an 8-bit float exactly. F8_E5M2 is the upper half of a binary16. F8_E4M3 has no
+// infinities; all bits but the sign set means NaN. Source: FP8 Formats for Deep Learning, 2022,
+// arXiv 2209.05433, section 3.
 func f8ToF16(stored string, b byte) uint16 {
 	if stored == "F8_E5M2" {
 		return uint16(b) << 8

@@ -18,25 +18,24 @@
 //     kept exactly. In a file without such a matrix, tensors of I8 are matrices too, and a tensor
 //     of floats with one dim is one row: an array of codes, or one vector, on its own.
 //
-// A Tensor is a handle of rows: [heads, rows, dim], row-major, of one element type. ReadRows
-// hands out their bytes, ReadRowsF32 converts them to float32; from F16 and from BF16 that is
-// exact, subnormals and payloads of NaN included.
+// A Tensor is a handle of rows: [heads, rows, dim], row-major, with one element type. ReadRows
+// returns their bytes; ReadRowsF32 converts them to float32. The conversions from F16 and BF16 are
+// exact, including subnormals and NaN payloads.
 //
 // # Element types
 //
 //	stored                rows of   values
 //	F16, BF16, F32        the same  the same bits
-//	F8_E4M3, F8_E5M2, I8  F16       the same; NaN and infinities stay what they are
-//	F64                   F32       rounded: precision beyond float32 is lost, what is finite and
-//	                                beyond its range is refused with tensor, row and value
-//	groups of a GGUF      F32       what the file's scales and codes stand for
+//	F8_E4M3, F8_E5M2, I8  F16       the same, including NaN and infinities
+//	F64                   F32       rounded; a finite value beyond float32 is refused, with
+//	                                tensor, row and value
+//	groups of a GGUF      F32       computed from scales and codes
 //
-// ReadRowsExactly refuses an F64 that float32 does not hold, so that lossless is lossless.
-// Big-endian elements and arrays in Fortran order are read as little-endian ones in C order.
-// Rows of these are looked up in the file where they are asked for, so that memory is bounded:
-// one row of an array in Fortran order takes a read for each value, many rows at once hardly
-// more. A compressed member of an .npz is expanded to a temporary file when it is first read;
-// Close removes it.
+// ReadRowsExactly refuses an F64 value that is not a float32, for lossless compression. Big-endian
+// elements become little-endian, and arrays in Fortran order are read in C order. Their rows are
+// looked up in the file on request, so that memory is bounded: one row of an array in Fortran order
+// takes a read per value, and many rows take hardly more. A compressed member of an .npz is
+// expanded to a temporary file when it is first read; Close removes the file.
 //
 // A Writer lays out a file from declarations and then accepts the bytes of its tensors in any
 // order. It writes to an io.WriterAt. Use engine/atomicfile for a file that must appear whole or
@@ -82,14 +81,13 @@
 //
 // # Errors
 //
-// What is wrong with a file comes as a *FormatError that names file, section, tensor and
-// offset and wraps one of quant.ErrCorrupt (not a valid file, or a capture that contradicts
-// itself), quant.ErrVersion, quant.ErrUnsupported (valid, but not read here: K without RoPE applied,
-// layers that differ, a part of a split GGUF, ...), quant.ErrRange (a value that its element type of
-// rows cannot hold) and quant.ErrTooLarge (a limit of Limits). Where a file is valid but not
-// read, the message says what would be.
-// Wrong arguments give quant.ErrShape, calls after Close quant.ErrClosed. Errors of the
-// underlying reader or writer are passed on as they are, inside a *FormatError when reading.
+// An invalid file gives a *FormatError with file, section, tensor and offset. It wraps
+// quant.ErrCorrupt (an invalid file, or a capture that contradicts itself), quant.ErrVersion,
+// quant.ErrUnsupported (valid, but not supported: K without RoPE, layers that differ, a part of a
+// split GGUF, ...), quant.ErrRange (a value that the row type cannot hold) or quant.ErrTooLarge
+// (beyond Limits). For an unsupported file the message says what is supported instead. Wrong
+// arguments give quant.ErrShape, calls after Close quant.ErrClosed. Errors of the underlying reader
+// are wrapped in a *FormatError; those of the writer are returned unchanged.
 //
 // # Concurrency
 //

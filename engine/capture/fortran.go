@@ -5,15 +5,15 @@ package capture
 import "slices"
 
 const (
-	// gatherGap is how many bytes between two wanted elements are read rather than skipped.
+	// gatherGap is the largest gap between two wanted elements that is read instead of skipped.
 	gatherGap = 4096
-	// gatherBytes is how much of an array in Fortran order is converted at a time: what lies
-	// together in the file is far apart in a row, so that many rows take hardly more reads than one.
+	// gatherBytes is the number of bytes of an array in Fortran order that are converted at a time.
+	// Neighbours in the file are far apart in a row, so many rows take hardly more reads than one.
 	gatherBytes = 1 << 22
 )
 
-// gather reads elements of an array in Fortran order, from the one of number first in C order. It
-// reads whole rows over the last dim at once, where the range has such.
+// gather reads elements of an array in Fortran order, from number first on in C order. It reads
+// whole rows over the last dim at once if the range contains any.
 func (l *layout) gather(s *Source, t *TensorInfo, first int64, dst []byte) error {
 	size, dim := t.elementSize(), t.Shape[len(t.Shape)-1]
 	for len(dst) > 0 {
@@ -31,9 +31,9 @@ func (l *layout) gather(s *Source, t *TensorInfo, first int64, dst []byte) error
 	return nil
 }
 
-// gatherRows reads rows over the last dim, or a part of one row, from the element of that number.
-// The last dim runs slowest in the file, so that for each of its values the rows lie in a slab, in
-// an order of their own: those that are wanted are found once and read from one slab after another.
+// gatherRows reads rows over the last dim, or a part of one row, from element first on. The last
+// dim runs slowest in the file, so each of its values has a slab that holds one value of every row,
+// in file order. The wanted rows are located once and read from one slab after another.
 func (l *layout) gatherRows(s *Source, t *TensorInfo, first, rows int64, dst []byte) error {
 	size, last := t.elementSize(), len(t.Shape)-1
 	dim := t.Shape[last]
@@ -74,11 +74,11 @@ func (l *layout) gatherRows(s *Source, t *TensorInfo, first, rows int64, dst []b
 	return nil
 }
 
-// place says where in its slab a row lies. row counts from the first that is wanted.
+// place is the position of a row in its slab. row counts from the first wanted row.
 type place struct{ at, row int64 }
 
-// slabPlaces finds rows from the one of number first, in C order, over the dims of a slab, and
-// sorts them as they lie in the file.
+// slabPlaces locates rows from number first on, in C order, over the dims of a slab, and sorts them
+// by file order.
 func slabPlaces(shape []int64, first, rows int64) []place {
 	index, stride := make([]int64, len(shape)), make([]int64, len(shape))
 	at, step := int64(0), int64(1)

@@ -14,14 +14,14 @@ import (
 	"github.com/kvist-project/kvist/engine/gguf"
 )
 
-// Limits on the metadata of a GGUF, of which nothing is kept: no vocabulary has more strings.
+// Limits on the metadata of a GGUF, which are not kept. No vocabulary has more strings.
 const (
 	ggufArray   = 1 << 22
 	ggufNesting = 1
 )
 
-// parseGGUF reads the list of tensors of a GGUF. Its metadata describe a model, not activations,
-// and are left out.
+// parseGGUF reads the list of tensors of a GGUF. It ignores the metadata, which describe a model
+// and not activations.
 func (s *Source) parseGGUF(lim Limits) error {
 	f, err := gguf.Read(s.r, s.size, s.name, gguf.Limits{MaxTensors: lim.Tensors,
 		MaxKeys: lim.MetaKeys, MaxMetaBytes: lim.HeaderBytes, MaxArrayLen: ggufArray,
@@ -55,7 +55,7 @@ func (s *Source) parseGGUF(lim Limits) error {
 	return nil
 }
 
-// checkName checks the name of a tensor of a file whose result is written as safetensors.
+// checkName checks the name of a tensor, because the result will be written as safetensors.
 func (s *Source) checkName(name string, off int64, lim Limits) error {
 	switch {
 	case len(name) > lim.NameBytes:
@@ -68,7 +68,7 @@ func (s *Source) checkName(name string, off int64, lim Limits) error {
 	return nil
 }
 
-// readGroups reads float32 of a tensor stored in groups, from the value of that number.
+// readGroups reads float32 values of a tensor stored in groups, from value first on.
 func (l *layout) readGroups(s *Source, t *TensorInfo, first int64, dst []byte) error {
 	perGroup, size := l.groups.Layout()
 	buf := s.scratch.Get().(*[]byte)

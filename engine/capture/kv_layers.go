@@ -10,8 +10,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// findLayers sorts the tensors into layers and side tensors. The parts of a layer get handles
-// here and are checked later, when the number of tokens is known.
+// findLayers divides the tensors into layers and side tensors. The parts of a layer get handles
+// here; they are checked later, when the number of tokens is known.
 func (r *kvReader) findLayers() error {
 	for _, t := range r.src.tensors {
 		n, rest, ok := layerName(t.Name)
@@ -51,7 +51,7 @@ func (r *kvReader) findLayers() error {
 	return nil
 }
 
-// checkLayers checks every tensor of every layer against metadata and the other layers.
+// checkLayers checks every tensor of every layer against the metadata and the other layers.
 func (r *kvReader) checkLayers() error {
 	kv := r.kv
 	if err := r.refuseRagged(); err != nil {
@@ -84,10 +84,10 @@ func (r *kvReader) checkLayers() error {
 	return r.checkLayerExtras()
 }
 
-// layerShape is the shape of what a layer holds.
+// layerShape is the shape of a layer's tensors.
 type layerShape struct{ heads, kvHeads, tokens, headDim, headDimV, tokensNext int64 }
 
-// shapeOf returns the shape of a layer whose tensors agree with each other; false for others.
+// shapeOf returns the shape of a layer whose tensors agree with each other; otherwise false.
 func (l *kvLayer) shapeOf() (s layerShape, ok bool) {
 	dims := func(p Part) (d [3]int64) {
 		if shape := l.parts[p].info.Shape; len(shape) == len(d) {
@@ -108,8 +108,8 @@ func (l *kvLayer) shapeOf() (s layerShape, ok bool) {
 	return s, ok
 }
 
-// refuseRagged refuses layers that are each whole but not like the others: damage does not make
-// such, models do.
+// refuseRagged refuses layers that are valid but differ from each other, as unsupported and not as
+// corrupt: some models have such layers.
 func (r *kvReader) refuseRagged() error {
 	first := r.kv.layers[0]
 	want, ok := r.kv.parts[first].shapeOf()
@@ -139,7 +139,7 @@ func (r *kvReader) refuseRagged() error {
 	return nil
 }
 
-// String lists the dims that have one, as tensors of the capture would.
+// String lists the dims that are set, as tensors of the capture would have them.
 func (s layerShape) String() string {
 	text := fmt.Sprintf("k %v, v %v", []int64{s.kvHeads, s.tokens, s.headDim},
 		[]int64{s.kvHeads, s.tokens, s.headDimV})
@@ -152,7 +152,7 @@ func (s layerShape) String() string {
 	return text
 }
 
-// kvDType returns the element type that rows of K, V, Q and o_weight are read in.
+// kvDType returns the element type of rows of K, V, Q and o_weight.
 func kvDType(stored string) (quant.DType, error) {
 	t := rowDType(stored)
 	if t == quant.DTypeInvalid || stored == "I8" { // codes whose scales nothing names
@@ -161,9 +161,9 @@ func kvDType(stored string) (quant.DType, error) {
 	return t, nil
 }
 
-// checkPart checks one tensor of rows and completes its handle. The first K gives the number of
-// tokens, the first V head_dim_v where metadata leave it open, the first K of the tokens after
-// their number.
+// checkPart checks one tensor of rows and completes its handle. The first K defines the number of
+// tokens, the first V defines head_dim_v if the metadata do not, and the first K after the captured
+// tokens defines the number of tokens after.
 func (r *kvReader) checkPart(t *Tensor, p Part) error {
 	kv, info := r.kv, t.info
 	var err error

@@ -42,7 +42,7 @@ func (s *Source) readKV() error {
 		if errors.Is(err, quant.ErrUnsupported) {
 			return r.metaError(err)
 		}
-		// %v: the file is at fault, so the category is ours.
+		// %v: the file is wrong, not the caller, so the category is ErrCorrupt.
 		return r.metaError(corruptf("%v", err))
 	}
 	s.kv = r.kv

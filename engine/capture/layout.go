@@ -8,18 +8,18 @@ import (
 	"github.com/kvist-project/kvist/engine/gguf"
 )
 
-// layout says how the data of a tensor are stored where they are not what they are read as:
-// little-endian elements in C order from TensorInfo.Offset on.
+// layout describes how the data of a tensor are stored, if not as little-endian elements in C order
+// from TensorInfo.Offset on.
 type layout struct {
 	swap    bool            // elements are big-endian
 	fortran bool            // the first dim runs fastest
-	member  *member         // of an .npz that holds the data, nil: the file itself
-	groups  gguf.TensorType // of GGUF, where grouped
+	member  *member         // the member of an .npz that holds the data; nil: the file itself
+	groups  gguf.TensorType // the GGUF type, if grouped
 	grouped bool            // the elements are float32, stored in groups with a scale each
 }
 
-// readData reads len(dst) bytes of a tensor from byte off of its data, as little-endian elements
-// in C order. The range is within the tensor.
+// readData reads len(dst) bytes of a tensor from offset off of its data, as little-endian elements
+// in C order. The range lies within the tensor.
 func (s *Source) readData(t *TensorInfo, off int64, dst []byte) error {
 	l := t.lay
 	switch {
@@ -47,7 +47,7 @@ func (s *Source) readData(t *TensorInfo, off int64, dst []byte) error {
 	return nil
 }
 
-// elementSize returns the bytes of one element. Only element types of whole bytes have a layout.
+// elementSize returns the size of one element. Only types of whole bytes have a layout.
 func (t *TensorInfo) elementSize() int64 { return dtypes[dtypeRank(t.DTypeName)].bits / 8 }
 
 // bytes reads stored bytes.
@@ -58,7 +58,7 @@ func (l *layout) bytes(s *Source, t *TensorInfo, off int64, dst []byte) error {
 	return s.readFull(SectionTensor, t.Name, t.Offset+off, dst)
 }
 
-// elements reads whole elements from the one of that number, in C order.
+// elements reads whole elements from number first on, in C order.
 func (l *layout) elements(s *Source, t *TensorInfo, first int64, dst []byte) error {
 	size := t.elementSize()
 	var err error

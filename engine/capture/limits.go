@@ -13,8 +13,9 @@ type Limits struct {
 	NameBytes   int   // bytes of a tensor's name; default 4096
 	TotalBytes  int64 // bytes of the file; default 1 << 46 (64 TiB)
 	MetaKeys    int   // keys of the metadata; default 1 << 16
-	// InflatedBytes is what the compressed members of an .npz may expand to, together; default 1 GiB
-	// and 64 times the file, which is more than arrays other than of one value compress.
+	// InflatedBytes bounds the expanded size of all compressed members of an .npz together. The
+	// default is 1 GiB plus 64 times the size of the file; only arrays of one value compress
+	// better.
 	InflatedBytes int64
 }
 

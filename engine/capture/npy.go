@@ -42,7 +42,7 @@ func (s *Source) parseNpy(lim Limits) error {
 	return nil
 }
 
-// npyHead reads the front of an .npy, be it a file or a member of an .npz.
+// npyHead reads the header of an .npy, which is a file or a member of an .npz.
 type npyHead struct {
 	src  *Source
 	name string
@@ -120,7 +120,7 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 	return info, h.checkData(info)
 }
 
-// checkData compares the array with the bytes that are there.
+// checkData compares the size of the array with the bytes present.
 func (h *npyHead) checkData(info TensorInfo) error {
 	have := h.size - info.Offset
 	if have == info.Bytes {
@@ -140,7 +140,7 @@ func (h *npyHead) checkData(info TensorInfo) error {
 		info.DTypeName, info.Shape, info.Bytes, have))
 }
 
-// npyParser reads the literal of a Python dict that heads an .npy: the keys descr,
+// npyParser parses the literal of a Python dict at the start of an .npy: the keys descr,
 // fortran_order and shape, each once, in any order.
 type npyParser struct {
 	text    string
@@ -234,7 +234,7 @@ func (p *npyParser) want(word string) error {
 	return nil
 }
 
-// str reads a string in either quotes, which Python 2 may mark as one of Unicode. No legal value
+// str parses a string in single or double quotes. Python 2 may mark it as Unicode. No valid value
 // needs an escape.
 func (p *npyParser) str() (string, error) {
 	p.space()
@@ -294,7 +294,8 @@ func (p *npyParser) order() (fortran bool, err error) {
 	return false, p.want("False")
 }
 
-// shape reads a tuple of integers: (), (n,) or (n, m[,]). Python 2 writes some with an L behind.
+// shape parses a tuple of integers: (), (n,) or (n, m[,]). Python 2 may write an L after an
+// integer.
 func (p *npyParser) shape() ([]int64, error) {
 	if err := p.want("("); err != nil {
 		return nil, err

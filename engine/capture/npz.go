@@ -23,7 +23,7 @@ const (
 	zipMagic      = "PK\x03\x04"
 	zipMagicEmpty = "PK\x05\x06"
 	npySuffix     = ".npy"
-	// maxZipDirectory bounds the list of members, of which a reader keeps some five times its bytes.
+	// maxZipDirectory bounds the list of members. A reader keeps about five times its bytes.
 	maxZipDirectory = 16 << 20
 )
 
@@ -43,7 +43,7 @@ func (s *Source) parseNpz(lim Limits) error {
 	var stored, inflated uint64
 	for _, f := range z.File {
 		if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 {
-			continue // a folder
+			continue // skip folders
 		}
 		name, isNpy := strings.CutSuffix(f.Name, npySuffix)
 		if !isNpy {
@@ -58,7 +58,7 @@ func (s *Source) parseNpz(lim Limits) error {
 			return s.formatError(SectionHeader, name, -1, corruptf("member %.64q stands twice", f.Name))
 		}
 		seen[name] = true
-		if f.CompressedSize64 > uint64(s.size)-stored { // never more than fits
+		if f.CompressedSize64 > uint64(s.size)-stored { // members cannot take more than the file has
 			return s.formatError(SectionTensor, name, -1,
 				corruptf("members overlap: they have more bytes than the file's %d", s.size))
 		}
@@ -79,7 +79,7 @@ func (s *Source) parseNpz(lim Limits) error {
 	return nil
 }
 
-// addMember reads the header of one member and keeps it as a tensor.
+// addMember reads the header of one member and adds it as a tensor.
 func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
 	if f.Flags&1 != 0 {
 		return s.formatError(SectionTensor, name, -1,
@@ -104,7 +104,7 @@ func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
 	if err != nil {
 		return s.formatError(SectionTensor, name, m.from, zipError(err))
 	}
-	defer r.Close() // of reading only, and the checksum is for later
+	defer r.Close() // opened for reading only; the checksum is checked later
 	p := &npyHead{src: s, name: name, base: m.from, size: size, lim: lim,
 		next: func(b []byte) error {
 			if _, err := io.ReadFull(r, b); err != nil {
@@ -113,7 +113,7 @@ func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
 			return nil
 		}}
 	if f.Method == zip.Deflate {
-		p.base = -1 // no byte of the file is to blame
+		p.base = -1 // an error has no offset in the file
 	}
 	info, err := p.read()
 	if err != nil {
@@ -132,7 +132,7 @@ func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
 	return nil
 }
 
-// zipError gives what package archive/zip says a category.
+// zipError adds a category to an error of package archive/zip.
 func zipError(err error) error {
 	var flateError flate.CorruptInputError
 	switch {
@@ -147,7 +147,7 @@ func zipError(err error) error {
 	return err
 }
 
-// budgetReader reads at most left bytes, and without bound where that is negative.
+// budgetReader reads at most left bytes. A negative left means no bound.
 type budgetReader struct {
 	r    io.ReaderAt
 	left int64
@@ -163,19 +163,19 @@ func (b *budgetReader) ReadAt(p []byte, off int64) (int, error) {
 	return b.r.ReadAt(p, off)
 }
 
-// member is an .npy within an .npz. Its first reader checks all of it against its checksum, and
-// writes what is compressed to the source's temporary file.
+// member is an .npy in an .npz. Its first reader checks all of it against its checksum, and writes
+// it to the source's temporary file if it is compressed.
 type member struct {
 	file   *zip.File
-	from   int64 // byte of the file at which the member starts
-	header int64 // bytes of its header, before the data
-	size   int64 // bytes of the member, expanded
+	from   int64 // file offset of the member
+	header int64 // size of its header
+	size   int64 // size of the expanded member
 	once   sync.Once
-	at     int64 // byte of the temporary file
+	at     int64 // offset in the temporary file
 	err    error
 }
 
-// read reads bytes of the data, from byte off of them.
+// read reads bytes of the data from offset off.
 func (m *member) read(s *Source, name string, off int64, dst []byte) error {
 	m.once.Do(func() {
 		if err := m.prepare(s); err != nil {
@@ -212,7 +212,7 @@ func (m *member) prepare(s *Source) error {
 	return nil
 }
 
-// expandedReader reads no more than a member says it has.
+// expandedReader reads at most as many bytes as a member declares.
 type expandedReader struct {
 	r    io.Reader
 	left int64
@@ -227,7 +227,7 @@ func (e *expandedReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// tempFile holds what was compressed, so that it can be read in any order. It is made when it is
+// tempFile holds expanded members, so that they can be read in any order. It is created when it is
 // first needed.
 type tempFile struct {
 	mu   sync.Mutex
@@ -236,7 +236,7 @@ type tempFile struct {
 	done bool
 }
 
-// append writes all of r, of size bytes, and returns where.
+// append writes all of r, size bytes, and returns their offset.
 func (t *tempFile) append(r io.Reader, size int64) (at int64, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -248,7 +248,7 @@ func (t *tempFile) append(r io.Reader, size int64) (at int64, err error) {
 			return 0, err
 		}
 	}
-	at, t.size = t.size, t.size+size // what fails leaves a gap
+	at, t.size = t.size, t.size+size // a failed write leaves a gap
 	if _, err := io.Copy(io.NewOffsetWriter(t.f, at), r); err != nil {
 		return 0, fmt.Errorf("expand to a temporary file: %w", err)
 	}

@@ -9,7 +9,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// scratchBytes is the piece that rows are read and converted in at a time.
+// scratchBytes is the size of the pieces in which rows are read and converted.
 const scratchBytes = 1 << 16
 
 // Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that returned
@@ -25,7 +25,7 @@ type Tensor struct {
 // Name returns the tensor's name, "" for that of an .npy.
 func (t Tensor) Name() string { return t.info.Name }
 
-// DType returns the element type that rows are read in.
+// DType returns the element type of the rows as ReadRows returns them.
 func (t Tensor) DType() quant.DType { return t.dtype }
 
 // Heads returns the number of heads: kv_heads for K and V, heads for Q, 1 for activations.
@@ -37,31 +37,31 @@ func (t Tensor) Rows() int { return t.rows }
 // Dim returns the number of values in one row.
 func (t Tensor) Dim() int { return t.dim }
 
-// RowBytes returns the bytes of one row as it is read.
+// RowBytes returns the size of one row as ReadRows returns it.
 func (t Tensor) RowBytes() int { return t.dim * t.dtype.Size() }
 
-// Read reads rows [first, first+n) of one head as ReadRows of the tensor's source does.
+// Read reads rows [first, first+n) of one head, like ReadRows of the tensor's source.
 //
 // dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (t Tensor) Read(head, first, n int, dst []byte) error {
 	return t.src.ReadRows(t, head, first, n, dst)
 }
 
-// ReadExactly is Read, and refuses what conversion would round.
+// ReadExactly is Read, but refuses values that conversion would round.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (t Tensor) ReadExactly(head, first, n int, dst []byte) error {
 	return t.src.ReadRowsExactly(t, head, first, n, dst)
 }
 
-// ReadF32 reads rows [first, first+n) of one head and converts them as ReadRowsF32 of the tensor's source
-// does.
+// ReadF32 reads rows [first, first+n) of one head and converts them, like ReadRowsF32 of the
+// tensor's source.
 //
 // dst: [n, dim], exactly n * t.Dim() values.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (t Tensor) ReadF32(head, first, n int, dst []float32) error {
 	return t.src.ReadRowsF32(t, head, first, n, dst)
 }
@@ -80,16 +80,16 @@ func (s *Source) locate(t Tensor, head, first, n int) (int64, error) {
 	case s.closed.Load():
 		return 0, s.errClosed()
 	}
-	// Within the tensor, whose bytes are counted in 63 bits: no overflow.
+	// The size of the tensor fits in 63 bits, so this cannot overflow.
 	return (int64(head)*int64(t.rows) + int64(first)) * int64(t.dim), nil
 }
 
-// ReadRows reads rows [first, first+n) of one head, little-endian: as they are stored, or, where
-// rows of the stored type are read in another (see the package comment), converted. Heads and rows
-// of activations: head 0, and all dims but the last flattened.
+// ReadRows reads rows [first, first+n) of one head, little-endian, as stored or, for stored types
+// with another row type (see the package comment), converted. Activations have one head, 0; their
+// rows are all dims but the last, flattened.
 //
-// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes. Where an error is returned,
-// dst is undefined.
+// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes. dst is undefined after an
+// error.
 //
 // Errors: quant.ErrShape, quant.ErrClosed, *FormatError, which wraps quant.ErrRange for an F64
 // beyond the range of F32.
@@ -97,10 +97,10 @@ func (s *Source) ReadRows(t Tensor, head, first, n int, dst []byte) error {
 	return s.readRows(t, head, first, n, dst, &conversion{})
 }
 
-// ReadRowsExactly reads as ReadRows and refuses what conversion would round: an F64 that no F32 is
-// equal to.
+// ReadRowsExactly is ReadRows, but refuses values that conversion would round: an F64 that is not a
+// float32.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (s *Source) ReadRowsExactly(t Tensor, head, first, n int, dst []byte) error {
 	return s.readRows(t, head, first, n, dst, &conversion{exact: true})
 }
@@ -126,12 +126,11 @@ func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversio
 	})
 }
 
-// ReadRowsF32 reads rows [first, first+n) of one head and converts them, exactly but for those of
-// F64, which are rounded.
+// ReadRowsF32 reads rows [first, first+n) of one head and converts them. Only F64 is rounded.
 //
 // dst: [n, dim], exactly n * t.Dim() values. dst is undefined after an error.
 //
-// Errors: as ReadRows.
+// Errors: those of ReadRows.
 func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error {
 	from, err := s.locate(t, head, first, n)
 	if err != nil {
@@ -152,7 +151,7 @@ func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error 
 	})
 }
 
-// lost says which value of a tensor no conversion keeps.
+// lost returns the error for a value that cannot be converted.
 func (t Tensor) lost(c *conversion, element int64) error {
 	row, value := element/int64(t.dim), element%int64(t.dim)
 	off := int64(-1)
@@ -172,8 +171,8 @@ func (t Tensor) lost(c *conversion, element int64) error {
 		fmt.Errorf("%srow %d value %d, %v, %s: %w", head, row, value, c.v, why, quant.ErrRange))
 }
 
-// pieces reads count elements, from the one of number first, through the scratch buffer and hands
-// them to use, with the index of the first element of each piece.
+// pieces reads count elements, from number first on, through the scratch buffer. It calls use for
+// each piece with the index of the piece's first element.
 func (s *Source) pieces(t *TensorInfo, first int64, count int, use func(int, []byte) error) error {
 	size := int(t.elementSize())
 	room := s.scratch.Get().(*[]byte)
@@ -208,10 +207,10 @@ type ActTensor struct {
 	Tensor Tensor // for ReadRows, with head 0
 }
 
-// ActTensors returns the tensors of an activations file that have rows, in the order of their
-// data: those of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 with two or more dims, none of them zero,
-// and a last dim of at most quant.MaxDim. In a file that has none of these, tensors of I8 with two
-// dims or more have rows, and floats of one dim are one row each.
+// ActTensors returns the tensors of an activations file that have rows, in the order of their data.
+// They are of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 with two or more dims; no dim is zero, and
+// the last is at most quant.MaxDim. In a file without such tensors, a tensor of I8 with two or more
+// dims has rows, and a tensor of floats with one dim is one row.
 func (s *Source) ActTensors() []ActTensor { return append([]ActTensor(nil), s.act...) }
 
 // ActTensor returns the rows of the named tensor.
@@ -231,8 +230,8 @@ func (s *Source) ActTensor(name string) (ActTensor, error) {
 	return ActTensor{}, s.formatError(SectionTensor, name, info.Offset, s.noRows(info))
 }
 
-// NoRows says why an activations file has no tensor of rows, of the first tensor that has none; nil
-// where it has some.
+// NoRows returns nil if an activations file has rows, and otherwise the reason why its first tensor
+// has none.
 func (s *Source) NoRows() error {
 	if len(s.act) > 0 || s.kind != Activations {
 		return nil
@@ -243,7 +242,7 @@ func (s *Source) NoRows() error {
 	return s.formatError(SectionTensor, s.side[0].Name, s.side[0].Offset, s.noRows(s.side[0]))
 }
 
-// noRows says why a tensor of this file has no rows.
+// noRows returns the reason why a tensor of this file has no rows.
 func (s *Source) noRows(info TensorInfo) error {
 	m := rowsOf(info)
 	if err := m.reason(true); err != nil {
@@ -253,9 +252,9 @@ func (s *Source) noRows(info TensorInfo) error {
 		"its own it has rows", info.DTypeName, info.Shape)
 }
 
-// readActivations tells the tensors with rows from the others. Integers and single rows beside
-// tensors of rows are masks, counts or biases, which are kept exactly; where nothing else is
-// there, they are what the file is about.
+// readActivations separates the tensors with rows from the others. Integers and single rows beside
+// tensors of rows are masks, counts or biases, and are kept exactly. In a file without other rows,
+// they are the rows.
 func (s *Source) readActivations() {
 	for _, alone := range []bool{false, true} {
 		s.side = nil
@@ -282,7 +281,7 @@ type rowMatrix struct {
 	rows, dim int64
 }
 
-// maxRowDims is how many dims of a tensor a .kvist file keeps.
+// maxRowDims is the largest number of dims of a tensor in a .kvist file.
 const maxRowDims = 8
 
 func rowsOf(info TensorInfo) rowMatrix {
@@ -298,8 +297,8 @@ func rowsOf(info TensorInfo) rowMatrix {
 	return m
 }
 
-// reason says why the tensor has no rows, nil where it has. alone is for a file in which no other
-// tensor has rows.
+// reason returns why the tensor has no rows, or nil if it has rows. alone means that no other
+// tensor of the file has rows.
 func (m rowMatrix) reason(alone bool) error {
 	name, shape := m.info.DTypeName, m.info.Shape
 	switch {

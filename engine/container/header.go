@@ -175,8 +175,8 @@ func (h *Header) SegmentLen(layer, segment int) int {
 	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
 }
 
-// ExpandedBytes returns the bytes of the rows that a record stands for, in the element types of the
-// original: what decompressing it writes of them, however few bytes it takes in the file.
+// ExpandedBytes returns the size of a record's rows after decompression, in the element types of
+// the original.
 func (h *Header) ExpandedBytes(layer, segment int) int64 {
 	k, v := h.Dims(layer)
 	row := int64(k*h.KType.Size() + v*h.VType.Size())
@@ -186,8 +186,7 @@ func (h *Header) ExpandedBytes(layer, segment int) int64 {
 	return int64(h.SegmentLen(layer, segment)) * int64(h.KVHeads()) * row
 }
 
-// LargestRecord returns the most that a record of the file stands for, in bytes as ExpandedBytes
-// counts them.
+// LargestRecord returns the largest ExpandedBytes of the file's records.
 func (h *Header) LargestRecord() (bytes int64) {
 	for layer := range h.Stored() {
 		if h.Segments(layer) > 0 {
@@ -197,8 +196,8 @@ func (h *Header) LargestRecord() (bytes int64) {
 	return bytes
 }
 
-// Records returns the number of records of a whole file: one for each (layer, segment), none in a
-// profile.
+// Records returns the number of records in a complete file: one for each (layer, segment). A
+// profile has none.
 func (h *Header) Records() int64 {
 	switch h.Kind {
 	case KindProfile:

@@ -8,35 +8,35 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Limits bound what a reader takes on behalf of a file. They are always on; a field that is
-// zero has its default. Nothing is allocated before the limit that covers it was checked.
+// Limits bound the memory and the counts that a reader accepts from a file. They are always on: a
+// zero field means its default. A reader checks a limit before it allocates what the limit covers.
 type Limits struct {
 	MaxHeaderBytes int64 // header section; default 16 MiB
 	MaxRecordBytes int64 // one record section; default 1 GiB
 	MaxSideBytes   int64 // one side tensor, decoded; default 1 GiB
-	MaxRecords     int64 // records of the file; default 2^20
-	MaxSides       int64 // side tensors of the file; default 2^16
-	MaxTotalBytes  int64 // the file; default 2^44 (16 TiB)
-	// MaxRecordTokens bounds kv_heads * tokens of one record, default 2^24: the token lists of
-	// a record are not backed by as many bytes in the file.
+	MaxRecords     int64 // records in the file; default 2^20
+	MaxSides       int64 // side tensors in the file; default 2^16
+	MaxTotalBytes  int64 // size of the file; default 2^44 (16 TiB)
+	// MaxRecordTokens bounds kv_heads * tokens of a record, default 2^24. The file does not hold as
+	// many bytes as the token lists of a record take in memory.
 	MaxRecordTokens int64
-	// MaxExpandedBytes bounds what one record stands for, as Header.ExpandedBytes counts it; default
-	// DefaultExpandedBytes. Dropped tokens and coarse rows are not backed by as many bytes in the
-	// file, so a small one could ask for any memory. Open refuses a file with a larger record. It
-	// bounds side tensors as well that are not stored as they are.
+	// MaxExpandedBytes bounds Header.ExpandedBytes of a record; default DefaultExpandedBytes.
+	// Dropped tokens and coarse rows take few bytes in the file, so a small file could otherwise
+	// require any amount of memory. Open refuses a file with a larger record. The limit also
+	// applies to side tensors that are not stored raw.
 	MaxExpandedBytes int64
 }
 
-// DefaultExpandedBytes is the default of Limits.MaxExpandedBytes. A reader that takes 64 MiB and four
-// times the largest record then takes 512 MiB. 8 KV heads with rows of 256 values make 64 MiB in
-// 4096 tokens of float32.
+// DefaultExpandedBytes is the default of Limits.MaxExpandedBytes. A reader that needs 64 MiB plus
+// four times the largest record then needs 512 MiB. 4096 tokens of 8 KV heads with rows of 256
+// float32 values are 64 MiB.
 const DefaultExpandedBytes = 112 << 20
 
 const defaultHeaderBytes, defaultRecords, defaultSides, defaultRecordTokens = 16 << 20, 1 << 20,
 	1 << 16, 1 << 24
 
-// A salvage spends at most this much on checksums of candidates that then fail, so that a file
-// full of false markers costs time in proportion to its size and not to its square.
+// Salvage spends at most this many bytes on checksums of candidates that fail. A file full of false
+// markers then costs time in proportion to its size, not to its square.
 const (
 	salvageWork      = 16       // times the size of the file
 	salvageWorkFloor = 64 << 20 // bytes, for small files
@@ -59,8 +59,8 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// checkExpansion refuses a file with a record that stands for more than the limit. The first segment
-// of a layer is the longest.
+// checkExpansion refuses a file with a record that expands beyond the limit. The first segment of a
+// layer is the longest.
 func (h *Header) checkExpansion(p place, lim *Limits) error {
 	for layer := range h.Stored() {
 		if h.Segments(layer) == 0 {
@@ -68,7 +68,7 @@ func (h *Header) checkExpansion(p place, lim *Limits) error {
 		}
 		p.layer, p.segment = layer, 0
 		if n := h.ExpandedBytes(layer, 0); n > lim.MaxExpandedBytes {
-			return p.tooLarge(-1, "what the record expands to", bytesOf(lim.MaxExpandedBytes), bytesOf(n))
+			return p.tooLarge(-1, "size of the expanded record", bytesOf(lim.MaxExpandedBytes), bytesOf(n))
 		}
 		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, 0)); n > lim.MaxRecordTokens {
 			return p.tooLarge(-1, "kv_heads * tokens of the record", lim.MaxRecordTokens, n)

@@ -60,7 +60,7 @@ func TestLimits_Expansion(t *testing.T) {
 		require.True(t, errors.As(err, &r))
 		require.Equal(t, []any{"test.kvist", "record", 0, 0, int64(-1)},
 			[]any{r.File, r.Section, r.Layer, r.Segment, r.Offset})
-		require.ErrorContains(t, err, "reading test.kvist: record layer 0 segment 0: what the record expands to is "+
+		require.ErrorContains(t, err, "reading test.kvist: record layer 0 segment 0: size of the expanded record is "+
 			strconv.FormatInt(most, 10)+" bytes, the limit is "+strconv.FormatInt(most-1, 10)+" bytes")
 	}
 	check(err)

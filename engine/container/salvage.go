@@ -9,13 +9,12 @@ import (
 	"io"
 )
 
-// Salvage opens a file whose index, trailer or records are damaged, or that was cut short. It
-// walks the file from section to section; where none stands it looks for the next marker in
-// steps of 16 bytes, and takes a section only when its checksum and all it says hold. The reader
-// it returns has the records and side tensors that are intact. lost names what is not: records
-// by layer and segment, side tensors by their offset where the index is intact, otherwise
-// stretches of bytes; of a great many the last one says how many more there are. A file without damage
-// gives no losses.
+// Salvage opens a file that is damaged or cut short. It walks the file section by section. Where
+// there is no section, it searches for the next marker in steps of 16 bytes. It accepts a section
+// only if its checksum matches and all its fields are valid. The returned reader has the intact
+// records and side tensors. lost lists the rest: records by layer and segment; side tensors by
+// their offset if the index is intact, otherwise ranges of bytes. If there are very many, the last
+// entry counts the others. For an undamaged file lost is empty.
 //
 // The header must be intact: records cannot be interpreted without it.
 //
