@@ -13,7 +13,8 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// In the steady state no call of Attend, Relevance or Encode allocates, with one worker or several.
+// Once the pools are warm, Attend, Relevance and Encode do not allocate, with one worker or
+// several.
 func TestSteadyState_AllocatesNothing(t *testing.T) {
 	if raceEnabled {
 		t.Skip("under the race detector pools drop what they are given")
@@ -47,7 +48,7 @@ func TestSteadyState_AllocatesNothing(t *testing.T) {
 	}
 }
 
-// encodeJobs are what a token, and a segment that closes, ask for.
+// encodeJobs are the jobs of one token and of a segment that closes.
 func encodeJobs(t testing.TB, b *Backend, dim int) []backend.EncodeJob {
 	var jobs []backend.EncodeJob
 	for i, name := range []string{"lm3+s8", "lm2+len", "f16", "u8+s8", "lm4", "bf16"} {

@@ -16,7 +16,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// rig is a backend with blocks of random rows on it.
+// rig is a backend with blocks of random rows.
 type rig struct {
 	b      *Backend
 	blocks []backend.Block
@@ -52,7 +52,7 @@ func newRigOf(t testing.TB, o Options, dim, rows, n int, codings ...string) rig 
 	return r
 }
 
-// queries lists all blocks once per query.
+// queries returns queries that list all blocks once each.
 func (r rig) queries(n, group, dim int) *backend.Queries {
 	q := &backend.Queries{Q: quanttest.Rows(quanttest.Gaussian, n*group, dim, 9).Data, Group: group,
 		HeadDim: dim, HeadDimV: dim, Scale: float32(1 / math.Sqrt(float64(dim))),
@@ -74,8 +74,8 @@ func (r rig) attend(t testing.TB, q *backend.Queries) (out, lse []float32) {
 	return out, lse
 }
 
-// Long lists, cut into many pieces, give the same bits for any number of workers, and relevance
-// likewise.
+// Long lists, divided into many pieces, give the same bits for any number of workers, and so does
+// Relevance.
 func TestAttend_SameBitsForAnyWorkers(t *testing.T) {
 	const dim = 16
 	var wantOut, wantSum []float32
@@ -98,8 +98,8 @@ func TestAttend_SameBitsForAnyWorkers(t *testing.T) {
 	}
 }
 
-// A query's bits do not depend on what else is in the batch, windows or not, on every instruction
-// set.
+// On every instruction set, the bits of a query do not depend on the rest of the batch, with and
+// without windows.
 func TestAttend_BatchDoesNotMatter(t *testing.T) {
 	const group, n = 3, 25
 	for _, isa := range ISAs() {
@@ -129,7 +129,7 @@ func TestAttend_BatchDoesNotMatter(t *testing.T) {
 	}
 }
 
-// Row scales that no encoder writes, negative or not finite, give what plain Go makes of them.
+// Row scales that no encoder writes, negative or not finite, give the same results as in plain Go.
 func TestAttend_OddScales(t *testing.T) {
 	const dim, rows, group = 64, 70, 3
 	for _, odd := range []uint16{0xb800, 0x8000, 0x0001, 0x7c00, 0xfc00, 0x7e00} { // -0.5, -0, tiny, ...
@@ -160,7 +160,8 @@ func TestAttend_OddScales(t *testing.T) {
 	}
 }
 
-// Queries whose partial results do not fit at once go in waves; the result is that of each alone.
+// Queries whose partial results do not fit at once are processed in waves. The result equals that
+// of each query alone.
 func TestAttend_Waves(t *testing.T) {
 	if testing.Short() {
 		t.Skip("82000 rows a query")

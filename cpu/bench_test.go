@@ -20,11 +20,12 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// workingSet makes the benchmarks of memory run: at least four times the last-level cache.
+// workingSet enables the benchmarks of memory: at least four times the size of the last-level
+// cache.
 var workingSet = flag.Int("working-set", 0, "MiB that benchmarks of memory read; 0 skips them")
 
-// benchCodings are what the benchmarks of attention run over. "mixed" is what a plan makes of a
-// cache: half lm2, the rest finer.
+// benchCodings are the codings of the attention benchmarks. "mixed" is like a plan of a cache: half
+// lm2, the rest finer.
 var benchCodings = map[string][]string{
 	"f16": {"f16"}, "u8": {"u8+s8"}, "lm4": {"lm4+s8"}, "lm3": {"lm3+s8"}, "lm2": {"lm2+s8"},
 	"mixed": {"lm2+s8", "lm3+s8", "lm2+s8", "lm4+s8", "lm2+s8", "lm3+s8", "lm2+s8", "u8+s8"},
@@ -32,13 +33,13 @@ var benchCodings = map[string][]string{
 
 var benchFormats = []string{"f16", "u8", "lm4", "lm3", "lm2", "mixed"}
 
-// benchRig is blocks in one buffer, copies of one block a coding.
+// benchRig holds blocks in one buffer: copies of one block per coding.
 type benchRig struct {
 	rig
 	tokens int
 }
 
-// newBenchRig makes blocks of rows rows that take about bytes together.
+// newBenchRig makes blocks of rows rows that take about bytes in total.
 func newBenchRig(b *testing.B, be *Backend, format string, dim, rows int, bytes int64) benchRig {
 	type side struct {
 		c      quant.Coding
@@ -109,7 +110,7 @@ func BenchmarkAttend(b *testing.B) {
 	}
 }
 
-// BenchmarkAttendMemory measures one query over a context that no cache holds, in blocks of 256
+// BenchmarkAttendMemory measures one query over a context larger than any cache, in blocks of 256
 // tokens, with one worker and with all.
 func BenchmarkAttendMemory(b *testing.B) {
 	if *workingSet == 0 {
@@ -161,7 +162,7 @@ func benchAttend(b *testing.B, r benchRig, group, dim int) {
 	report(b, used.Nanoseconds(), int64(r.tokens), r.bytes)
 }
 
-// report gives nanoseconds per row pair, by the clock and of the processor, and the packed bytes
+// report reports nanoseconds per row pair, in wall time and in processor time, and the packed bytes
 // read per second.
 func report(b *testing.B, cpuNS, pairs, bytes int64) {
 	n, ns := float64(pairs)*float64(b.N), float64(b.Elapsed().Nanoseconds())
@@ -170,8 +171,8 @@ func report(b *testing.B, cpuNS, pairs, bytes int64) {
 	b.ReportMetric(float64(bytes)*float64(b.N)/ns, "packed-GB/s")
 }
 
-// BenchmarkRead is what attention is compared with: how fast this machine reads memory that no
-// cache holds, or a set of 400 KB, in order, through the fastest inner product there is.
+// BenchmarkRead measures how fast this machine reads memory in order, beyond any cache or a set of
+// 400 KB, with the fastest inner product. Attention is compared with it.
 func BenchmarkRead(b *testing.B) {
 	for _, set := range []string{"cache", "memory"} {
 		for _, workers := range []int{1, runtime.NumCPU()} {
@@ -285,7 +286,7 @@ func benchValues(b *testing.B, op, isa, format string, values int, f func() erro
 		func(b *testing.B) { measure(b, values, f) })
 }
 
-// measure reports the values that f works on per second, by the clock and of the processor.
+// measure reports the values that f processes per second, in wall time and in processor time.
 func measure(b *testing.B, values int, f func() error) {
 	b.SetBytes(int64(4 * values))
 	b.ReportAllocs()

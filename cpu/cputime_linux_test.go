@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// cpuTime is the processor time of this process. On a machine that others use too it says more of
-// a kernel than the wall clock does.
+// cpuTime is the processor time of this process. On a shared machine it measures a kernel better
+// than the wall clock.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

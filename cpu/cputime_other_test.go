@@ -6,5 +6,5 @@ package cpu
 
 import "time"
 
-// cpuTime is not known.
+// cpuTime is unknown on this system.
 func cpuTime() time.Duration { return 0 }

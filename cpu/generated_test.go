@@ -12,7 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The generator of the kernel families gives the committed bytes.
+// The generator of the kernel families writes the committed bytes.
 func TestGenerated_Fresh(t *testing.T) {
 	if testing.Short() {
 		t.Skip("compiles the generator: once, in the whole suite")

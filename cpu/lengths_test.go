@@ -20,7 +20,8 @@ import (
 const mostRows = 300
 
 // TestEncodeDecode_EveryLength packs and unpacks every number of rows from 0 to 300 on every
-// instruction set: bytes and floats are those of package quant, and nothing around them is written.
+// instruction set. Bytes and floats equal those of package quant, and nothing around them is
+// written.
 func TestEncodeDecode_EveryLength(t *testing.T) {
 	step := 1
 	if testing.Short() {
@@ -44,7 +45,7 @@ func TestEncodeDecode_EveryLength(t *testing.T) {
 	}
 }
 
-// packOnce encodes and decodes rows that lie between canaries of one buffer.
+// packOnce encodes and decodes rows between canaries in one buffer.
 func packOnce(t *testing.T, b *Backend, c quant.Coding, rows, dim int) {
 	const canary, guard = 0xa5, 64
 	rng := rand.New(rand.NewPCG(uint64(rows), uint64(dim)))
@@ -92,8 +93,8 @@ func packOnce(t *testing.T, b *Backend, c quant.Coding, rows, dim int) {
 }
 
 // TestAttend_EveryLength attends to one block of every number of rows from 0 to 300, on every
-// instruction set, with the group going through 1 to 8: the outputs are those of float64 over the
-// decoded rows, and nothing around them is written.
+// instruction set, with groups of 1 to 8. The outputs equal those of float64 over the decoded rows,
+// and nothing around them is written.
 func TestAttend_EveryLength(t *testing.T) {
 	step := 1
 	if testing.Short() {
@@ -119,8 +120,9 @@ func TestAttend_EveryLength(t *testing.T) {
 
 // attendOnce compares one query with float64.
 //
-// Tolerance: sums of up to 300 weights and of dim products in float32 are off by 300 and dim times
-// 2^-24, the second in the score, of at most |q||k| scale = 8 or so here: 1e-4 of the largest |v| holds both.
+// Tolerance: float32 sums of up to 300 weights are off by 300 * 2^-24. Sums of dim products are off
+// by dim * 2^-24 in the score, of at most |q||k| scale, about 8 here. 1e-4 of the largest |v|
+// covers both.
 func attendOnce(t *testing.T, b *Backend, c quant.Coding, rows, dim, group int) {
 	const canary, tolerance = -77, 1e-4
 	rng := rand.New(rand.NewPCG(uint64(rows), uint64(dim)))

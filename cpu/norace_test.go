@@ -4,5 +4,5 @@
 
 package cpu
 
-// raceEnabled: the race detector makes sync.Pool drop items at random.
+// raceEnabled reports whether the race detector is on, which makes sync.Pool drop items at random.
 const raceEnabled = false

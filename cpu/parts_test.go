@@ -17,7 +17,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// upload puts bytes in a buffer of their own.
+// upload copies bytes to a new buffer.
 func upload(t *testing.T, b *Backend, p []byte) backend.Span {
 	t.Helper()
 	m, err := b.Alloc(int64(len(p)))
@@ -26,7 +26,7 @@ func upload(t *testing.T, b *Backend, p []byte) backend.Span {
 	return backend.Span{Buf: m, Len: int64(len(p))}
 }
 
-// floatJob is a job that packs rows of float32.
+// floatJob is a job that packs float32 rows.
 func floatJob(t *testing.T, b *Backend, c quant.Coding, x quant.Rows) backend.EncodeJob {
 	t.Helper()
 	raw := make([]byte, 4*len(x.Data))
@@ -42,8 +42,8 @@ func floatJob(t *testing.T, b *Backend, c quant.Coding, x quant.Rows) backend.En
 		Dst: backend.Side{Coding: c, Seed: 3, Data: upload(t, b, dst)}}
 }
 
-// Jobs that are shared by workers give the bytes and floats of package quant, beside jobs that are
-// not, for any number of workers and row lengths whose rows do not end on whole words.
+// Jobs that workers share give the bytes and floats of package quant, together with jobs that they
+// do not share, for any number of workers and for row lengths that do not end on whole words.
 func TestEncodeDecode_Parts(t *testing.T) {
 	for _, workers := range []int{1, 5} {
 		b, err := Open(Options{Workers: workers})
@@ -89,8 +89,8 @@ func checkDecodeParts(t *testing.T, b *Backend, j backend.EncodeJob, packed []by
 	}
 }
 
-// The error is that of the first job which has one, and names the row, for any number of workers;
-// rows that are refused in the last part, scales that are beyond their form, and jobs that fail whole.
+// For any number of workers, the error is that of the first failing job and names the row: rows
+// that are refused in the last part, scales out of range, and jobs that fail as a whole.
 func TestEncode_PartsThatFail(t *testing.T) {
 	nan, far := float32(math.NaN()), float32(1e9)
 	lm3, tq := quant.Coding{Format: quant.LM3}, quant.Coding{Format: quant.TQMSE3}

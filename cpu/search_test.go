@@ -15,7 +15,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// npyWords returns the 32-bit elements of a .npy file, whose shape is known.
+// npyWords returns the 32-bit elements of an .npy file of known shape.
 func npyWords(t *testing.T, name string, n int) []uint32 {
 	t.Helper()
 	text, err := os.ReadFile("../testdata/" + name)
@@ -38,8 +38,8 @@ func npyRows(t *testing.T, name string, rows, dim int) quant.Rows {
 	return x
 }
 
-// The ten nearest of 4096 embeddings of MiniLM, by exact arithmetic, are found again in packed
-// rows: nearly all of them with 4 bits a value.
+// The ten nearest of 4096 embeddings of MiniLM, computed exactly, are found again in packed rows:
+// nearly all of them with 4 bits per value.
 func TestSearch_RecallOfEmbeddings(t *testing.T) {
 	const rows, dim, k = 4096, 384, 10
 	queries := 64

@@ -45,7 +45,7 @@ func TestWorkers_LowestErrorWins(t *testing.T) {
 	}
 }
 
-// All calls together never have more helpers than there are.
+// All calls together never run more helpers than the limit.
 func TestWorkers_Bounded(t *testing.T) {
 	const workers, callers = 3, 4
 	w := newWorkers(workers)

@@ -18,7 +18,7 @@ import (
 
 func TestBackend_Suite(t *testing.T) { suite(t, Options{Library: emu.Build(t)}) }
 
-// TestTensorCores_Suite holds the attention of tensor cores against the same oracle.
+// TestTensorCores_Suite compares the attention of tensor cores with the same reference.
 func TestTensorCores_Suite(t *testing.T) {
 	s := newStandIn(t, "sm=80")
 	attention(t, Options{Library: s.library, TensorCores: true})
@@ -32,14 +32,14 @@ func TestTensorCores_Suite(t *testing.T) {
 	require.NoError(t, b.Close())
 }
 
-// TestBackend_SuiteOnDevice runs the suite on a real device. KVIST_REQUIRE=cuda makes a machine
-// without one a failure.
+// TestBackend_SuiteOnDevice runs the suite on a real device. With KVIST_REQUIRE=cuda it fails on a
+// machine without one.
 func TestBackend_SuiteOnDevice(t *testing.T) {
 	requireDevice(t)
 	suite(t, Options{})
 }
 
-// TestTensorCores_OnDevice runs the same with the tensor cores.
+// TestTensorCores_OnDevice runs the suite with tensor cores.
 func TestTensorCores_OnDevice(t *testing.T) {
 	requireDevice(t)
 	attention(t, Options{TensorCores: true})
@@ -74,7 +74,7 @@ func suite(t *testing.T, o Options) {
 	})
 }
 
-// requireDevice skips where there is no device, or fails where KVIST_REQUIRE names cuda.
+// requireDevice skips the test without a device, or fails it if KVIST_REQUIRE names cuda.
 func requireDevice(tb testing.TB) {
 	tb.Helper()
 	info, err := Probe("")
@@ -92,7 +92,7 @@ func requireDevice(tb testing.TB) {
 	tb.Skipf("no CUDA device: %v", err)
 }
 
-// The time of kernels is that of the events around them.
+// The time of kernels is the time between the events around them.
 func TestDeviceTime_CountsKernels(t *testing.T) {
 	s := newStandIn(t, "")
 	b, err := s.open(Options{NoSelfTest: true})

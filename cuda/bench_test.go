@@ -16,12 +16,12 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// The benchmarks run on a real device only: what the stand-in takes says nothing. kernel-us is the
-// mean by the device's own clock; GB/s are packed bytes read (attend) or source bytes
-// (encode) over it; share is GB/s over those of a copy on the device, read and written, in the
-// same process. A Go benchmark's ns/op holds the host's work and the transfers too.
+// The benchmarks run on a real device only; the time of the stand-in means nothing. kernel-us is
+// the mean time on the device's clock. GB/s are packed bytes read (attend) or source bytes (encode)
+// over that time. share is GB/s relative to a copy on the device, read and written, in the same
+// process. ns/op of a Go benchmark also includes the host's work and the transfers.
 
-// benchBlock is the rows of a block.
+// benchBlock is the number of rows in a block.
 const benchBlock = 32
 
 // openBench opens the device of a benchmark.
@@ -41,7 +41,8 @@ func benchAlloc(b *testing.B, be *Backend, n int64) backend.Buffer {
 	return buf
 }
 
-// copyBandwidth is the bytes a second that a copy on the device moves, reads and writes counted.
+// copyBandwidth is the bandwidth of a copy on the device in bytes per second, counting reads and
+// writes.
 func copyBandwidth(b *testing.B, be *Backend) float64 {
 	const n, times = 1 << 28, 8
 	src, dst := benchAlloc(b, be, n), benchAlloc(b, be, n)
@@ -71,7 +72,7 @@ func copyBandwidth(b *testing.B, be *Backend) float64 {
 	return best
 }
 
-// shape is one case of attention: batch sequences of tokens rows, each with kvHeads lists.
+// shape is a case of attention: a batch of sequences of tokens rows, each with kvHeads lists.
 type shape struct {
 	batch, kvHeads, group, dim, tokens int
 	coding                             string // of K and V: "lm3+s8", or "mixed"
@@ -96,7 +97,7 @@ func (s shape) codingOf(block int) quant.Coding {
 	return quant.Coding{Format: f, Scale: quant.ScaleLog8}
 }
 
-// benchShapes are those of the table in bench/results.
+// benchShapes are the shapes of the table in bench/results.
 func benchShapes() []shape {
 	var all []shape
 	for _, c := range []string{"lm4+s8", "lm3+s8", "lm2+s8", "mixed"} {
@@ -204,7 +205,8 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// One query, and 64, over a million rows of 384 values: the shape of an index of sentence embeddings.
+// One query, and 64 queries, over a million rows of 384 values: the shape of an index of sentence
+// embeddings.
 func BenchmarkSearch(b *testing.B) {
 	limit := copyBandwidth(b, openBench(b, false))
 	const rows, block, dim = 1 << 20, 1 << 12, 384
@@ -237,7 +239,7 @@ func BenchmarkSearch(b *testing.B) {
 	}
 }
 
-// runTimed runs a step and reports the device's time beside the host's.
+// runTimed runs a step and reports the device's time in addition to the host's.
 func runTimed(b *testing.B, be *Backend, step func() error, bytes int64, limit float64) {
 	b.ReportAllocs()
 	total, steps := 0.0, 0

@@ -12,14 +12,14 @@ import (
 	"github.com/kvist-project/kvist/kernels/emu"
 )
 
-// standIn steers the stand-in driver, whose state is that of the process.
+// standIn controls the stand-in driver, whose state is global to the process.
 type standIn struct {
 	t                                   *testing.T
 	library                             string
 	reset, failAt, seed, counter, texts uintptr
 }
 
-// What standIn.count counts.
+// The counters of standIn.count.
 const (
 	countCalls = iota
 	countLaunches
@@ -33,7 +33,7 @@ const (
 	countBytes
 )
 
-// newStandIn builds and resets it. config is what the variable KVIST_EMU may hold.
+// newStandIn builds and resets the stand-in. config is a value of the variable KVIST_EMU.
 func newStandIn(t *testing.T, config string) *standIn {
 	t.Helper()
 	s := &standIn{t: t, library: emu.Build(t)}
@@ -54,15 +54,15 @@ func (s *standIn) configure(config string) {
 	driver.Call(s.reset, uintptr(unsafe.Pointer(&text[0])))
 }
 
-// fail makes the n-th call from now on fail.
+// fail makes the n-th call from now fail.
 func (s *standIn) fail(n int, code driver.Status) { driver.Call(s.failAt, uintptr(n), uintptr(code)) }
 
 func (s *standIn) count(what int) int { return int(driver.Call(s.counter, uintptr(what))) }
 
-// failed returns the name of the call that was made to fail, "" before.
+// failed returns the name of the call that failed on demand, or "" if none has yet.
 func (s *standIn) failed() string { return s.text(1) }
 
-// why returns why the last kernel failed.
+// why returns the reason for which the last kernel failed.
 func (s *standIn) why() string { return s.text(0) }
 
 func (s *standIn) text(what int) string {
@@ -75,7 +75,7 @@ func (s *standIn) text(what int) string {
 	return string(unsafe.Slice(p, n))
 }
 
-// clean fails where anything is left behind.
+// clean fails the test if anything is left behind.
 func (s *standIn) clean() {
 	s.t.Helper()
 	for what, name := range map[int]string{countDevice: "device allocations", countPinned: "pinned",
@@ -91,5 +91,5 @@ func (s *standIn) open(o Options) (*Backend, error) {
 	return Open(o)
 }
 
-// setSeed shuffles the order in which threads run; 0 does not.
+// setSeed shuffles the order in which threads run; 0 keeps the order.
 func (s *standIn) setSeed(seed uint32) { driver.Call(s.seed, uintptr(seed)) }

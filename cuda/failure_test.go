@@ -18,7 +18,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// scenario uses every verb and every kind of transfer once, and stops at the first error.
+// scenario calls every method and every kind of transfer once, and stops at the first error.
 type scenario struct {
 	b    *Backend
 	bufs []backend.Buffer
@@ -111,7 +111,7 @@ func (s *scenario) run() error {
 	return s.bufs[0].Free()
 }
 
-// typed fails unless an error names the call that was made to fail and has a category.
+// typed fails the test unless the error names the call that failed on demand and has a category.
 func typed(t *testing.T, err error, call string) {
 	t.Helper()
 	var e *Error
@@ -121,8 +121,8 @@ func typed(t *testing.T, err error, call string) {
 	require.Contains(t, call, e.Op[:2], "%v", err)
 }
 
-// A failure of any one call of the driver, in opening, working and closing, is a typed error of
-// that call; nothing panics, and nothing is left behind.
+// A failure of any driver call, in Open, in a call or in Close, gives a typed error of that call.
+// Nothing panics, and nothing is left behind.
 func TestFailure_AtEveryDriverCall(t *testing.T) {
 	s := newStandIn(t, "")
 	attempt := func() (err error) {
@@ -170,7 +170,7 @@ func TestFailure_AtEveryDriverCall(t *testing.T) {
 	}
 }
 
-// Every reason not to open, each with the text that a user needs.
+// Every reason why Open fails, with the text that a user needs.
 func TestOpen_Reasons(t *testing.T) {
 	for _, c := range []struct {
 		name, config, library string
@@ -249,7 +249,7 @@ func TestChoose_BestDevice(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrUnavailable)
 }
 
-// Out of memory is an error that a caller can act on: it frees something and goes on.
+// The caller can handle an out-of-memory error: it frees something and continues.
 func TestAlloc_OutOfMemory(t *testing.T) {
 	s := newStandIn(t, "memory=16777216")
 	b, err := s.open(Options{Memory: 1 << 40, NoSelfTest: true}) // the device refuses, not the limit
@@ -266,7 +266,7 @@ func TestAlloc_OutOfMemory(t *testing.T) {
 	require.Equal(t, int64(11<<20), b.LiveBytes())
 	require.NoError(t, b.Lost(), "memory that ran out is no loss")
 
-	// Scratch of a verb: more than the device has left.
+	// Scratch memory of a call beyond what the device has left.
 	q := &backend.Queries{Q: make([]float32, 8*(1<<19)), Group: 1 << 13, HeadDim: 8, HeadDimV: 8,
 		Scale: 1, BlockPtr: make([]int32, 65)}
 	out := make([]float32, len(q.Q))
@@ -276,7 +276,7 @@ func TestAlloc_OutOfMemory(t *testing.T) {
 	require.NoError(t, small.run(), "after freeing, work goes on")
 }
 
-// A lost device turns the backend off, by name, and Close still gives everything back.
+// A lost device turns the backend off and is named. Close still frees everything.
 func TestLost_TurnsTheBackendOff(t *testing.T) {
 	s := newStandIn(t, "")
 	b, err := s.open(Options{NoSelfTest: true})
@@ -314,7 +314,7 @@ func TestLost_TurnsTheBackendOff(t *testing.T) {
 	require.NoError(t, fresh.Close())
 }
 
-// A kernel that goes wrong is named by the error that shows later.
+// The error that appears later names the kernel that failed.
 func TestError_NamesTheKernel(t *testing.T) {
 	s := newStandIn(t, "")
 	b, err := s.open(Options{NoSelfTest: true})

@@ -16,13 +16,13 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// wildParams points the codec at memory that nobody has.
+// wildParams points the codec at unallocated memory.
 func wildParams() kernels.CodecParams {
 	return kernels.CodecParams{Jobs: 1 << 40, NJobs: 1, Rows: 1, Shared: 16}
 }
 
-// A plan holds every row of every list once for every head, tiles of one turn, and pieces of one
-// basis whose chains of sums are short.
+// A plan contains every row of every list once per head. The rows of a tile share a turn, the rows
+// of a piece share a basis, and the float32 sums of a piece are short.
 func TestPlan_CoversEveryList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		dimV := rapid.SampledFrom([]int{5, 8, 64, 80, 128, 256, 1024}).Draw(t, "dimV")
@@ -75,7 +75,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 	})
 }
 
-// The results are the same bits in whatever order threads run: no barrier is missing.
+// The results are the same bits for any order of threads: no barrier is missing.
 func TestKernels_ShuffledSchedules(t *testing.T) {
 	s := newStandIn(t, "")
 	b, err := s.open(Options{NoSelfTest: true})

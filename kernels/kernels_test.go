@@ -24,7 +24,7 @@ func sum(t *testing.T, path string) string {
 	return hex.EncodeToString(h[:])
 }
 
-// The committed PTX is made from the committed sources, with the flags that the manifest names.
+// The committed PTX comes from the committed sources, with the flags in the manifest.
 func TestManifest_Fresh(t *testing.T) {
 	m, err := ReadManifest()
 	require.NoError(t, err)
@@ -62,8 +62,8 @@ var (
 	paramLine = regexp.MustCompile(`(?m)^\s*\.param \.align (\d+) \.b8 (\w+)_param_(\d+)\[(\d+)\]`)
 )
 
-// Every entry of the PTX has a row in Entries and the other way round; its one parameter has size
-// and alignment of the Go struct.
+// Every entry of the PTX has a row in Entries and vice versa. Its one parameter has the size and
+// alignment of the Go struct.
 func TestABI_EntriesAndParameters(t *testing.T) {
 	m, err := ReadManifest()
 	require.NoError(t, err)
@@ -120,8 +120,8 @@ func goName(c string) string {
 	return b.String()
 }
 
-// Every struct of params.cuh has the same fields, offsets and size in Go, field by field; the
-// numbers that the sources assert are those.
+// Every struct of params.cuh has the same fields, offsets and size in Go, and the numbers that the
+// sources assert.
 func TestABI_StructsMatchTheSources(t *testing.T) {
 	text, err := os.ReadFile("src/params.cuh")
 	require.NoError(t, err)

@@ -13,8 +13,8 @@ var benchShapes = [][3]int{ // m, n, k
 	{256, 192, 576}, {256, 1536, 576}, {512, 576, 1536},
 }
 
-// bench runs one product over enough copies of its weights that a decode step finds them in
-// memory, not in a cache, as a model's weights are. Metrics: GFLOP/s (2*m*n*k) and, for one
+// bench runs one product over enough copies of its weights that a decode step reads them from
+// memory and not from a cache, like the weights of a model. Metrics: GFLOP/s (2*m*n*k) and, for one
 // row, GB/s of packed weights.
 func bench(b *testing.B, make1 func(n, k int, fill func([]float32)) func(e *Engine, c,
 	a []float32, m int) error, bytes func(n, k int) int) {

@@ -8,9 +8,8 @@ import (
 	"testing"
 )
 
-// FuzzIsas feeds arbitrary activation bits and codes to every vector instruction set: they
-// must agree bit for bit with each other (NaN with NaN), and with plain Go in which elements
-// are NaN.
+// FuzzIsas passes arbitrary activation bits and codes to every vector instruction set. Results must
+// be equal bit for bit (NaN with NaN), and plain Go must give NaN for the same elements.
 func FuzzIsas(f *testing.F) {
 	f.Add(uint8(3), uint8(17), []byte{0, 0, 0x80, 0x7f, 1, 2, 3, 4, 0xff, 0xff, 0xff, 0xff})
 	f.Add(uint8(19), uint8(33), []byte{0, 0, 0x80, 0x3f, 0xff, 0xff, 0x7f, 0x7f})
@@ -71,7 +70,7 @@ func FuzzIsas(f *testing.F) {
 	})
 }
 
-// overflows says whether finite activations may sum beyond float32.
+// overflows reports whether sums of finite activations may exceed float32.
 func overflows(a []float32) bool {
 	for _, v := range a {
 		if math.Abs(float64(v)) > 1e30 && !math.IsInf(float64(v), 0) {

@@ -16,8 +16,8 @@ import (
 
 const ulp = 0x1p-24 // half a unit in the last place of float32, relative
 
-// engines opens every instruction set of this machine; those named in KVIST_REQUIRE must be
-// there.
+// engines opens every instruction set of this machine. Those named in KVIST_REQUIRE must be
+// available.
 func engines(t testing.TB, workers int) []*Engine {
 	t.Helper()
 	have := Supported()
@@ -47,7 +47,7 @@ func normals(r *rand.Rand, v []float32) []float32 {
 	return v
 }
 
-// operands are one product's inputs, in guarded memory, in every form of weights.
+// operands are the inputs of one product, in guarded memory, with every form of weights.
 type operands struct {
 	m, n, k int
 	a, b    []float32
@@ -97,7 +97,7 @@ func (o *operands) rows(row func(i int, dst []float32)) []float32 {
 	return w
 }
 
-// checkFloat compares c with the float64 product; the bound is that of any order of sums.
+// checkFloat compares c with the float64 product. The bound holds for any order of sums.
 func (o *operands) checkFloat(t *testing.T, c, w []float32, what string) {
 	t.Helper()
 	for i := range o.m {
@@ -117,7 +117,8 @@ func (o *operands) checkFloat(t *testing.T, c, w []float32, what string) {
 	}
 }
 
-// quantized is what the package comment says of one group of activations, written anew.
+// quantized quantizes one group of activations as the package comment says, independently of the
+// kernels.
 func quantized(x []float32) (codes []int, scale float32, sum int) {
 	var largest float32
 	for _, v := range x {
@@ -135,8 +136,8 @@ func quantized(x []float32) (codes []int, scale float32, sum int) {
 	return codes, largest / 127, sum
 }
 
-// checkInteger compares c with the documented sum over groups in float64, and with the
-// documented distance to the product of unquantized activations.
+// checkInteger compares c with the documented sum over groups in float64, and checks the documented
+// distance to the product of unquantized activations.
 func (o *operands) checkInteger(t *testing.T, c, w []float32, what string,
 	code func(row, col int) (code int, scale, least float32)) {
 	t.Helper()
@@ -204,7 +205,7 @@ func shapes(r *rand.Rand) [][3]int {
 	return list
 }
 
-// same demands equal bits.
+// same requires equal bits.
 func same(t *testing.T, want, got []float32, what string) {
 	t.Helper()
 	require.Len(t, got, len(want), what)
@@ -216,7 +217,8 @@ func same(t *testing.T, want, got []float32, what string) {
 }
 
 // TestProducts compares every product on every instruction set with float64, and the vector
-// instruction sets with each other, bit for bit. Outputs are preset to NaN: all are written.
+// instruction sets with each other, bit for bit. Outputs start as NaN, so that every element must
+// be written.
 func TestProducts(t *testing.T) {
 	r := generator(1)
 	list := engines(t, 2)
@@ -259,7 +261,7 @@ func TestProducts(t *testing.T) {
 	}
 }
 
-// TestF32_AnyK takes every k from 0 to 67 and a few that cross a block of k.
+// TestF32_AnyK tests every k from 0 to 67 and some that cross a block of k.
 func TestF32_AnyK(t *testing.T) {
 	r := generator(2)
 	for _, e := range engines(t, 2) {
@@ -276,8 +278,8 @@ func TestF32_AnyK(t *testing.T) {
 	}
 }
 
-// TestInteger_ExactValues has every float operation exact, so that all instruction sets must
-// give the integers, extremes included.
+// TestInteger_ExactValues uses values for which every float operation is exact. All instruction
+// sets must give the integers, including extremes.
 func TestInteger_ExactValues(t *testing.T) {
 	r := generator(3)
 	const m, n, k = 21, 35, 96
@@ -327,8 +329,8 @@ func TestInteger_ExactValues(t *testing.T) {
 	}
 }
 
-// TestQuantize compares the activation quantizer of every instruction set with the twin,
-// with values where rounding, overflow and NaN decide.
+// TestQuantize compares the activation quantizer of every instruction set with plain Go, on values
+// that test rounding, overflow and NaN.
 func TestQuantize(t *testing.T) {
 	r := generator(4)
 	inf, nan := float32(math.Inf(1)), float32(math.NaN())
@@ -373,7 +375,7 @@ func TestQuantize(t *testing.T) {
 	}
 }
 
-// TestNotFinite: a NaN or an infinity of an activation reaches its row of c, no other.
+// TestNotFinite: a NaN or an infinity in an activation changes its row of c and no other.
 func TestNotFinite(t *testing.T) {
 	r := generator(5)
 	for _, e := range engines(t, 2) {
@@ -394,7 +396,7 @@ func TestNotFinite(t *testing.T) {
 	}
 }
 
-// all runs every product that o allows, by name.
+// all runs every product that o supports, by name.
 func (o *operands) all(t *testing.T, e *Engine) map[string][]float32 {
 	out := map[string][]float32{}
 	do := func(name string, f func(c []float32) error) {
@@ -411,7 +413,7 @@ func (o *operands) all(t *testing.T, e *Engine) map[string][]float32 {
 	return out
 }
 
-// TestInvariance: neither the number of workers nor the other rows of a call change a bit.
+// TestInvariance: the bits do not depend on the number of workers or on the other rows of a call.
 func TestInvariance(t *testing.T) {
 	r := generator(6)
 	for _, s := range [][3]int{{200, 50, 64}, {130, 33, 96}, {5, 700, 416}, {1, 900, 192}} {

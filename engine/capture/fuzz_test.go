@@ -108,7 +108,7 @@ func checkCopy(t testing.TB, s *capture.Source) {
 	}
 }
 
-// readOdd opens a file that may be damaged and reads all of it; errors must be of a file.
+// readOdd opens a file that may be damaged and reads all of it. Every error must be a *FormatError.
 func readOdd(t testing.TB, b []byte, lim capture.Limits) {
 	t.Helper()
 	ok := func(err error) bool {

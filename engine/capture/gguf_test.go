@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// groupsOf stores 0, 1, 2, ... as Q8_0 with a scale of its own for each group of 32.
+// groupsOf stores 0, 1, 2, ... as Q8_0 with a separate scale for each group of 32.
 func groupsOf(n int) (data []byte, values []float32) {
 	for g := range n {
 		scale := quant.F32ToF16(float32(g+1) / 4)

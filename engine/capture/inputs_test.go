@@ -15,7 +15,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// arrayOf makes an .npy of float32 0, 1, 2, ... in C order, stored as asked.
+// arrayOf makes an .npy of float32 0, 1, 2, ... in C order, stored in the given way.
 func arrayOf(descr string, fortran bool, shape ...int) []byte {
 	n := 1
 	for _, d := range shape {
@@ -85,8 +85,8 @@ func TestNpy_StoredInOtherWays(t *testing.T) {
 	}
 }
 
-// checkCounting checks that the rows of a tensor are 0, 1, 2, ..., read as a whole, from within,
-// and as raw data.
+// checkCounting checks that the rows of a tensor are 0, 1, 2, ..., read as a whole, in part and as
+// raw data.
 func checkCounting(t *testing.T, s *capture.Source, name string) {
 	t.Helper()
 	a, err := s.ActTensor(name)
@@ -129,7 +129,7 @@ func TestNpy_SeveralArraysInOneFile(t *testing.T) {
 }
 
 func TestNpy_FortranReadsWhatIsAsked(t *testing.T) {
-	// 2^20 rows of 64: a row lies in 64 places, 4 MiB from each other.
+	// 2^20 rows of 64: the values of a row are 4 MiB apart.
 	b := npyBytes(1, "{'descr': '<f4', 'fortran_order': True, 'shape': (1048576, 64), }", 0)
 	z := &zeros{head: b}
 	s, err := capture.New("big", z, int64(len(b))+1<<28, capture.Limits{})
@@ -205,7 +205,7 @@ func TestF64_Range(t *testing.T) {
 	}
 }
 
-// floatOf is what an 8-bit float with that many bits of exponent and mantissa means, by the book.
+// floatOf converts an 8-bit float with these numbers of exponent and mantissa bits, by definition.
 func floatOf(b byte, exp, mant int, inf bool) float64 {
 	sign := math.Copysign(1, -float64(b>>7))
 	if b>>7 == 0 {
@@ -269,7 +269,7 @@ func TestKV_OfOtherTypes(t *testing.T) {
 		x, _ := s.KV(1, p)
 		noError(t, s.ReadRows(x, 1, 0, 3, make([]byte, 3*x.RowBytes())))
 	}
-	// A value beyond float32 is told by head and row.
+	// The error for a value beyond float32 names head and row.
 	b := f.bytes(t)
 	info, _ := s.Lookup("layers.1.k")
 	binary.LittleEndian.PutUint64(b[info.Offset+8*(24+8+5):], math.Float64bits(-1e200))

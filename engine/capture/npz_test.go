@@ -19,7 +19,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// npz makes a zip of members in the order given: name, method, content.
+// npz makes a zip of members in the given order: name, method, content.
 type npz struct {
 	b bytes.Buffer
 	w *zip.Writer
@@ -108,7 +108,7 @@ func TestNpz_ReadersAtOnce(t *testing.T) {
 	wg.Wait()
 }
 
-// No name in the folder of temporary files is left while a source is open, or after.
+// No temporary file is left in the folder, neither while a source is open nor after.
 func TestNpz_LeavesNoFile(t *testing.T) {
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
@@ -193,7 +193,7 @@ func TestNpz_Refused(t *testing.T) {
 	wantFormatError(t, s.NoRows(), quant.ErrUnsupported, "a file without tensors")
 }
 
-// Members may not share bytes: many of them could expand to far more than the file.
+// Members must not share bytes: many of them could expand to far more than the file.
 func TestNpz_Overlap(t *testing.T) {
 	b := new(npz).add(t, "0.npy", zip.Store, arrayOf("<f4", false, 1000, 1)).bytes(t)
 	from, to := bytes.Index(b, []byte("PK\x01\x02")), bytes.Index(b, []byte("PK\x05\x06"))
@@ -237,7 +237,7 @@ func TestNpz_DamageIsFoundWhenRead(t *testing.T) {
 	}
 }
 
-// A member that expands to more than it says is refused before the rest is written anywhere.
+// A member that expands to more than it declares is refused before the rest is written.
 func TestNpz_ExpandsToMoreThanItSays(t *testing.T) {
 	b := new(npz).add(t, "a.npy", zip.Deflate, append(arrayOf("<f4", false, 5, 3), make([]byte, 1<<20)...)).bytes(t)
 	at := bytes.LastIndex(b, []byte("PK\x01\x02"))
@@ -275,7 +275,7 @@ func TestNpz_ReaderErrors(t *testing.T) {
 
 var errBroken = errors.New("broken")
 
-// breaking reads left bytes and fails then.
+// breaking reads left bytes and then fails.
 type breaking struct {
 	r    io.ReaderAt
 	left int

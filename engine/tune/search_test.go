@@ -211,7 +211,7 @@ func TestSearch_Refusals(t *testing.T) {
 	require.ErrorIs(t, err, context.Canceled)
 }
 
-// peaks is +Inf in places.
+// peaks is an objective that is +Inf where x is above 0.5.
 type peaks struct{}
 
 func (peaks) Identity() string { return "peaks" }

@@ -14,7 +14,7 @@ import (
 	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// eachBytes runs a test for every set of kernels that has tiles of bytes, plain Go's included.
+// eachBytes runs a test for every set of kernels with tiles of bytes, including plain Go.
 func eachBytes(t *testing.T, f func(t *testing.T, k *Kernels)) {
 	each(t, func(t *testing.T, k *Kernels) {
 		if k.bytes == nil {
@@ -26,7 +26,7 @@ func eachBytes(t *testing.T, f func(t *testing.T, k *Kernels)) {
 
 var byteFormats = []quant.Format{quant.LM1, quant.LM2, quant.LM3, quant.LM4, quant.U8}
 
-// fencedBytes returns n bytes between marks, and a check of the marks.
+// fencedBytes returns n bytes between canaries, and a check of the canaries.
 func fencedBytes(t *testing.T, n int) (p []byte, check func()) {
 	const fence, mark = 128, 0xa5
 	all := make([]byte, n+2*fence)
@@ -43,7 +43,7 @@ func fencedBytes(t *testing.T, n int) (p []byte, check func()) {
 	}
 }
 
-// centroid is the integer of value i of row r of a packed side.
+// centroid returns the integer of value i of row r in a packed side.
 func centroid(f quant.Format, packed []byte, rows, dim, r, i int) int {
 	if f == quant.U8 {
 		return int(packed[r*dim+i]) - 128
@@ -56,7 +56,7 @@ func centroid(f quant.Format, packed []byte, rows, dim, r, i int) int {
 	return int(layout.Nested(f.Bits())[code])
 }
 
-// byteOf is the integer of value i of row r in a tile.
+// byteOf returns the integer of value i of row r in a tile.
 func byteOf(tile []byte, values bool, dim, r, i int) int {
 	if values {
 		return int(int8(tile[r/4*4*dim+256*(i/64)+4*(i%64)+r%4]))
@@ -77,8 +77,8 @@ func randomBytes(rng *rand.Rand, n int) []byte {
 	return p
 }
 
-// Every format, dim and range of rows unpacks to the centroids that the oracle multiplies with the
-// row scale, without a byte read or written beside what is given.
+// Every format, dim and range of rows unpacks to the centroids of the reference. No byte outside
+// the arguments is read or written.
 func TestUnpackBytes_EqualsOracle(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(21, 22))
@@ -130,7 +130,7 @@ func TestBytes_WhichFormats(t *testing.T) {
 	require.False(t, Generic().Bytes(quant.LM3, 64))
 }
 
-// A query in digits is the query, to a part in 2^24 of its largest value.
+// A query in digits equals the query, to 2^-24 of its largest value.
 func TestCutQuery(t *testing.T) {
 	rng := rand.New(rand.NewPCG(23, 24))
 	for round := range 200 {
@@ -161,7 +161,7 @@ func TestCutQuery(t *testing.T) {
 	}
 }
 
-// uncut cuts a query and puts it together again.
+// uncut joins the digits of a query.
 func uncut(record []byte, q []float32) []float64 {
 	CutQuery(record, q)
 	unit := float64(math.Float32frombits(uint32(record[12]) | uint32(record[13])<<8 |
@@ -175,8 +175,8 @@ func uncut(record []byte, q []float32) []float64 {
 	return x
 }
 
-// Inner products and weighted sums of any number of heads and rows are those of float64, and do
-// not depend on how many heads are worked on together.
+// Inner products and weighted sums of any number of heads and rows equal those of float64, and do
+// not depend on the number of heads.
 func TestDotsAndAddBytes(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(25, 26))
@@ -230,7 +230,7 @@ func checkDotBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 	}
 }
 
-// cutWeights cuts weights of heads as SoftmaxCut does: scores of 0 and the weights as scales.
+// cutWeights splits weights of heads like SoftmaxCut: scores of 0, with the weights as scales.
 func cutWeights(t *testing.T, k *Kernels, w *Weights, weights []float32) {
 	t.Helper()
 	for i := range w.Units {
@@ -287,7 +287,7 @@ func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 	}
 }
 
-// Expanding and multiplying in one gives the bits of doing it one after the other.
+// Expanding and multiplying in one step gives the same bits as in two.
 func TestDirect(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(29, 30))
@@ -351,7 +351,7 @@ func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads
 	sameBits(t, sum, acc)
 }
 
-// SoftmaxCut is Softmax, with digits that are its weights to a part in 2^24 of the largest.
+// SoftmaxCut equals Softmax, and its digits equal the weights to 2^-24 of the largest.
 func TestSoftmaxCut(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(27, 28))
@@ -406,7 +406,7 @@ func fencedWeights(t *testing.T, heads int) (w *Weights, check func()) {
 	return &Weights{digits, units}, func() { t.Helper(); checkDigits(); checkUnits() }
 }
 
-// A weight that is NaN reaches the sums of its head, and of no other.
+// A NaN weight reaches the sums of its head and no others.
 func TestAddBytes_NaN(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		for _, nan := range []float32{float32(math.NaN()), -float32(math.NaN())} {
@@ -431,7 +431,7 @@ func TestAddBytes_NaN(t *testing.T) {
 	})
 }
 
-// Scales that make weights which digits cannot hold are told.
+// SoftmaxCut reports scales whose weights do not fit in digits.
 func TestSoftmaxCut_Refuses(t *testing.T) {
 	eachBytes(t, func(t *testing.T, k *Kernels) {
 		nan, inf := float32(math.NaN()), float32(math.Inf(1))

@@ -15,7 +15,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// each runs a test for every set of kernels that this machine has, plain Go included.
+// each runs a test for every set of kernels of this machine, including plain Go.
 func each(t *testing.T, f func(t *testing.T, k *Kernels)) {
 	for _, k := range append([]*Kernels{Generic()}, Native()...) {
 		t.Run("isa="+k.isa, func(t *testing.T) { f(t, k) })
@@ -24,7 +24,7 @@ func each(t *testing.T, f func(t *testing.T, k *Kernels)) {
 
 const mark = 12345.5
 
-// fenced returns n floats full of NaN between marks, and a check of the marks.
+// fenced returns n floats, all NaN, between canaries, and a check of the canaries.
 func fenced(t *testing.T, n int) (x []float32, check func()) {
 	const fence = 32
 	all := make([]float32, n+2*fence)
@@ -45,7 +45,8 @@ func fenced(t *testing.T, n int) (x []float32, check func()) {
 	}
 }
 
-// tight copies p to the end of a page that faults behind it, where there are such pages.
+// tight copies p to the end of a page that is followed by a faulting page, if the system has such
+// pages.
 func tight(t *testing.T, p []byte) []byte {
 	g := guarded(t, len(p))
 	copy(g, p)
@@ -71,8 +72,8 @@ func testDims(c quant.Coding) []int {
 	return dims
 }
 
-// Every coding, dim and count of rows unpacks to what the oracle says, in the layouts of the
-// instruction set, without a byte read or written beside what is given.
+// Every coding, dim and number of rows unpacks to the values of the reference, in the layouts of
+// the instruction set. No byte outside the arguments is read or written.
 func TestUnpack_EqualsOracle(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(1, 2))
@@ -122,7 +123,7 @@ func checkTile(t *testing.T, k *Kernels, l Layout, c quant.Coding, src []byte, r
 	}
 }
 
-// tilePlace is where value i of row r of a tile is.
+// tilePlace is the position of value i of row r in a tile.
 func tilePlace(l Layout, padDim, r, i int) int {
 	if l == Quads {
 		p := l.place(i) // 64*block + 4*vector + element
@@ -197,8 +198,8 @@ func TestScales_EqualOracle(t *testing.T) {
 	})
 }
 
-// Inner products and weighted sums of any number of heads, rows and values are those of float64,
-// and do not depend on how many heads are worked on together.
+// Inner products and weighted sums of any number of heads, rows and values equal those of float64,
+// and do not depend on the number of heads.
 func TestDotsAndAccumulate(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(5, 6))
@@ -288,8 +289,8 @@ func checkDots(t *testing.T, k *Kernels, l Layout, rng *rand.Rand, dim, heads, r
 	}
 }
 
-// The online softmax against float64, with rows that are not seen, shut out, or far below the
-// largest.
+// The online softmax equals float64, with rows that are not seen, have a score of -Inf, or are far
+// below the largest.
 func TestSoftmaxAndProbs(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) {
 		rng := rand.New(rand.NewPCG(11, 12))
@@ -380,7 +381,7 @@ func checkProbs(t *testing.T, k *Kernels, h Heads, tm *Terms, s []float64, lse [
 	}
 }
 
-// exp over its whole range, within four units of the last place.
+// exp is within four units of the last place over its whole range.
 func TestSoftmax_Exp(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) {
 		var ones [TileRows]float32

@@ -12,8 +12,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Looked up inner products are those of float64, for every format, number of heads and range of
-// rows, and do not depend on how many heads are worked on together.
+// Inner products from tables equal those of float64, for every format, number of heads and range of
+// rows. They do not depend on the number of heads.
 func TestDotTables(t *testing.T) {
 	rng := rand.New(rand.NewPCG(31, 32))
 	for _, f := range byteFormats[:4] {

@@ -72,7 +72,7 @@ func TestF16ToF32_AllValues(t *testing.T) {
 	}
 }
 
-// Every value in every place of four, beside normal and other neighbours.
+// Every value at each of four positions, with normal and other neighbours.
 func TestUnpackF16_AllValuesAllPlaces(t *testing.T) {
 	rng := rand.New(rand.NewPCG(3, 4))
 	src, want, got := make([]byte, 14), make([]float32, 7), make([]float32, 7)
@@ -99,8 +99,8 @@ func TestUnpackF16_AllValuesAllPlaces(t *testing.T) {
 	}
 }
 
-// FuzzUnpackScaled unpacks arbitrary bytes: no panic, and the oracle's bits but for the payload of
-// NaNs that arithmetic makes.
+// FuzzUnpackScaled unpacks arbitrary bytes. It must not panic and must give the bits of the
+// reference, except for the payloads of NaNs from arithmetic.
 func FuzzUnpackScaled(f *testing.F) {
 	f.Add(uint8(3), uint8(7), []byte("any bytes"))
 	f.Fuzz(func(t *testing.T, ci, rows uint8, data []byte) {

@@ -53,7 +53,7 @@ func longAVX512(row []float32, norm float32) {
 	}
 }
 
-// noSigns flips no signs, in windows of up to 256.
+// noSigns is a sign table that flips no signs, for windows of up to 256 values.
 var noSigns [256]uint32
 
 func inverseAVX512(x []float32, signs []uint32, rows, stride, length int, norm float32) {

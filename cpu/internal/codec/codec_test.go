@@ -14,7 +14,7 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// each runs a test for every set of kernels that this machine has, plain Go included.
+// each runs a test for every set of kernels of this machine, including plain Go.
 func each(t *testing.T, f func(t *testing.T, k *Kernels)) {
 	for _, k := range append([]*Kernels{Generic()}, Native()...) {
 		t.Run("isa="+k.isa, func(t *testing.T) { f(t, k) })
@@ -32,7 +32,7 @@ func dims() []int {
 	return append(all, 576, 1024)
 }
 
-// loader hands out rows as a Worker wants them.
+// loader provides rows to a Worker.
 func loader(x quant.Rows) Loader {
 	return func(tile []float32, stride, r0, n int) {
 		for i := range n {
@@ -48,8 +48,8 @@ func tight(t *testing.T, p []byte) []byte {
 	return g
 }
 
-// Every coding, dim, count of rows and family has the bytes of quant.Encode, and the floats of
-// quant.Decode, with nothing read or written behind.
+// Every coding, dim, number of rows and family gives the bytes of quant.Encode and the floats of
+// quant.Decode. Nothing after the arguments is read or written.
 func TestEncodeDecode_EqualOracle(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) {
 		w := k.NewWorker() // one for all: what earlier rows left must not matter
@@ -107,7 +107,7 @@ func checkDecode(t *testing.T, w *Worker, c quant.Coding, packed []byte, rows, d
 	}
 }
 
-// What quant.Encode refuses is reported, wherever it stands.
+// A row that quant.Encode refuses is reported at every position.
 func TestEncode_Refuses(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) {
 		w := k.NewWorker()
@@ -168,7 +168,8 @@ func TestRotation_EqualsOracle(t *testing.T) {
 	})
 }
 
-// Demotion by counting gives the bytes of quant.Demote, apart and in place, for arbitrary codes.
+// Demotion by counting gives the bytes of quant.Demote, in place and to a copy, for arbitrary
+// codes.
 func TestDemote_EqualsOracle(t *testing.T) {
 	each(t, func(t *testing.T, k *Kernels) { checkDemotions(t, k.NewWorker()) })
 }
@@ -198,7 +199,8 @@ func checkDemotions(t *testing.T, w *Worker) {
 	}
 }
 
-// The 8-bit logarithm of any scale is that of the oracle, seen through one-row blocks and a base.
+// The 8-bit logarithm of any scale equals that of the reference, tested with one-row blocks and a
+// base.
 func TestLog8Code_EqualsOracle(t *testing.T) {
 	each(t, checkLog8)
 }

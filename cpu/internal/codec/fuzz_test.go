@@ -13,8 +13,8 @@ import (
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
-// FuzzEncode encodes rows of any bits, on every instruction set: the bytes of quant.Encode, or its
-// refusal.
+// FuzzEncode encodes rows of any bits on every instruction set. It expects the bytes of
+// quant.Encode, or its refusal.
 func FuzzEncode(f *testing.F) {
 	f.Add(uint8(3), uint8(8), []byte("any bytes at all, four to a value"))
 	f.Add(uint8(9), uint8(9), []byte{0, 0, 0x80, 0x3f, 0, 0, 0, 0x80, 1, 0, 0, 0})

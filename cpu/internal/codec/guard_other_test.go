@@ -6,5 +6,5 @@ package codec
 
 import "testing"
 
-// guarded returns n bytes; faulting pages are asked for on Linux only.
+// guarded returns n bytes. Only Linux builds put a faulting page after them.
 func guarded(_ testing.TB, n int) []byte { return make([]byte, n) }
