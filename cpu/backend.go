@@ -125,7 +125,7 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	}
 	limit = min(limit, math.MaxInt-bufferAlign)
 	if n > limit-b.live {
-		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes beside %d, limit %d: %w", n, b.live,
+		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes with %d in use, limit %d: %w", n, b.live,
 			limit, quant.ErrTooLarge)
 	}
 	buf := newBuffer(b, n)

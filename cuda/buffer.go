@@ -40,7 +40,7 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	if n > limit-b.live {
 		live := b.live
 		b.mu.Unlock()
-		return nil, fmt.Errorf("kvist/cuda: allocating %d bytes beside %d, limit %d: %w", n, live,
+		return nil, fmt.Errorf("kvist/cuda: allocating %d bytes with %d in use, limit %d: %w", n, live,
 			limit, quant.ErrTooLarge)
 	}
 	b.live += n // reserve the bytes first

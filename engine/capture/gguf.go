@@ -63,7 +63,7 @@ func (s *Source) checkName(name string, off int64, lim Limits) error {
 			tooLargef("tensor name of %d bytes, want at most %d", len(name), lim.NameBytes))
 	case !utf8.ValidString(name) || name == "" || name == metadataKey:
 		return s.formatError(SectionHeader, "", off,
-			unsupportedf("a tensor named %q; another name in UTF-8 is read", name))
+			unsupportedf("a tensor named %q, want another name, in UTF-8", name))
 	}
 	return nil
 }

@@ -144,13 +144,13 @@ func TestNpy_WhatWouldMakeItWork(t *testing.T) {
 	for _, c := range []struct{ header, text string }{
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (0, 64), }", "shape [0 64] holds no values"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (2, 70000), }",
-			"rows of 70000 values, at most 65536 are read; reshaped to shorter rows"},
+			"rows of 70000 values, want at most 65536; reshape the tensor to shorter rows"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (140000,), }", "rows of 140000 values"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (), }", "two dims or more"},
 		{"{'descr': '<i8', 'fortran_order': False, 'shape': (2, 3), }",
-			"elements of type I64 have no rows; those of F16, BF16, F32, F64, F8_E4M3 or F8_E5M2 have"},
+			"elements of type I64 have no rows; rows have type F16, BF16, F32, F64, F8_E4M3 or F8_E5M2"},
 		{"{'descr': '<f4', 'fortran_order': False, 'shape': (1,1,1,1,1,1,1,2,3), }",
-			"9 dims; reshaped to at most 8"},
+			"9 dims, want at most 8; reshape the tensor"},
 	} {
 		n := map[bool]int{true: 560000, false: 0}[strings.Contains(c.header, "0000")]
 		switch {
@@ -200,7 +200,7 @@ func TestF64_Range(t *testing.T) {
 		if c.exact {
 			noError(t, err)
 		} else if !math.IsNaN(c.v) {
-			wantFormatError(t, err, quant.ErrRange, fmt.Sprintf("row 1 value 2, %v, is no float32", c.v))
+			wantFormatError(t, err, quant.ErrRange, fmt.Sprintf("row 1 value 2, %v, is not a float32", c.v))
 		}
 	}
 }

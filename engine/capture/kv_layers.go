@@ -132,7 +132,7 @@ func (r *kvReader) refuseRagged() error {
 		}
 		if same != want {
 			return r.tensorError(l.parts[K].info, unsupportedf("layer %d is %v, layer %d %v: layers that "+
-				"differ in heads, tokens or head_dim; a capture of layers that are alike is read",
+				"differ in heads, tokens or head_dim, want equal layers",
 				first, want, n, s))
 		}
 	}
@@ -156,7 +156,7 @@ func (s layerShape) String() string {
 func kvDType(stored string) (quant.DType, error) {
 	t := rowDType(stored)
 	if t == quant.DTypeInvalid || stored == "I8" { // codes whose scales nothing names
-		return t, unsupportedf("element type %s; %s is read", stored, rowDTypes)
+		return t, unsupportedf("element type %s, want %s", stored, rowDTypes)
 	}
 	return t, nil
 }
@@ -171,8 +171,8 @@ func (r *kvReader) checkPart(t *Tensor, p Part) error {
 		return r.tensorError(info, err)
 	}
 	if len(info.Shape) == 4 {
-		return r.tensorError(info, unsupportedf("shape %v: a batch; one sequence, "+
-			"[heads, tokens, dim], is read", info.Shape))
+		return r.tensorError(info, unsupportedf("shape %v is a batch, want one "+
+			"sequence: [heads, tokens, dim]", info.Shape))
 	}
 	if len(info.Shape) != 3 {
 		return r.tensorError(info, corruptf("shape %v, want [heads, tokens, dim]", info.Shape))
@@ -192,12 +192,12 @@ func (r *kvReader) checkPart(t *Tensor, p Part) error {
 		kv.tokensNext, kv.hasNext = tokens, true
 	}
 	if info.Shape[0] == 0 || info.Shape[2] == 0 {
-		return r.tensorError(info, unsupportedf("shape %v holds no values; without the layer the "+
-			"capture is read", info.Shape))
+		return r.tensorError(info, unsupportedf("shape %v holds no values; remove "+
+			"the layer from the capture", info.Shape))
 	}
 	if d := info.Shape[2]; p == V && kv.geo.HeadDimV == 0 {
 		if d > quant.MaxDim {
-			return r.tensorError(info, unsupportedf("shape %v has head_dim_v %d, at most %d is read",
+			return r.tensorError(info, unsupportedf("shape %v has head_dim_v %d, want at most %d",
 				info.Shape, d, quant.MaxDim))
 		}
 		kv.geo.HeadDimV = int(d)

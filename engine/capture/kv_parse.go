@@ -70,10 +70,10 @@ func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
 	v, err := strconv.ParseInt(text, 10, 64)
 	switch {
 	case err != nil && strings.ContainsAny(text, "[,"):
-		return 0, r.metaError(unsupportedf("%s is %.64q, a value for each layer; a capture of layers "+
-			"that are alike is read", key, text))
+		return 0, r.metaError(unsupportedf("%s is %.64q, a value for each layer; want equal "+
+			"layers", key, text))
 	case err == nil && v > most, errors.Is(err, strconv.ErrRange) && v > 0:
-		return 0, r.metaError(unsupportedf("%s is %.64s, at most %d is read", key, text, most))
+		return 0, r.metaError(unsupportedf("%s is %.64s, want at most %d", key, text, most))
 	case err != nil || v < least:
 		return 0, r.metaError(corruptf("%s is %.64q, want an integer of [%d, %d]",
 			key, text, least, most))
@@ -132,12 +132,12 @@ func (r *kvReader) readRope() error {
 	case "":
 		return r.metaError(corruptf("key %q is missing", "rope_layout"))
 	default:
-		return r.metaError(unsupportedf("rope_layout is %.64q; half, interleaved and none are read",
+		return r.metaError(unsupportedf("rope_layout is %.64q, want half, interleaved or none",
 			layout))
 	}
 	if v := m["rope_applied"]; v != "true" {
-		return r.metaError(unsupportedf("rope_applied is %.64q: K without RoPE applied; K as attention "+
-			"uses it, or rope_layout none, is read", v))
+		return r.metaError(unsupportedf("rope_applied is %.64q: K without RoPE; want K as attention "+
+			"uses it, or rope_layout none", v))
 	}
 	dim, err := r.integer("rotary_dim", 2, quant.MaxDim, int64(r.kv.geo.HeadDim))
 	if err != nil {
@@ -241,7 +241,7 @@ func (r *kvReader) checkLayerExtras() error {
 
 func (r *kvReader) wantDType(info TensorInfo, dtype string) error {
 	if info.DTypeName != dtype {
-		return r.tensorError(info, unsupportedf("element type %s; %s is read",
+		return r.tensorError(info, unsupportedf("element type %s, want %s",
 			info.DTypeName, dtype))
 	}
 	return nil

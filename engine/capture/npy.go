@@ -133,7 +133,7 @@ func (h *npyHead) checkData(info TensorInfo) error {
 		}
 		if string(next[:]) == npyMagic {
 			return h.fail(SectionFile, info.Offset+info.Bytes, unsupportedf(
-				"a second array after the first; numpy.savez makes a file of several that is read"))
+				"a second array after the first; numpy.savez writes several arrays to a file"))
 		}
 	}
 	return h.fail(SectionTensor, info.Offset, corruptf("%s of shape %v has %d bytes, the file has %d of data",
@@ -161,7 +161,7 @@ func (p *npyParser) parse() (TensorInfo, error) {
 			return info, err
 		}
 		if seen[key] {
-			return info, corruptf("key %q stands twice", key)
+			return info, corruptf("key %q appears twice", key)
 		}
 		seen[key] = true
 		if err := p.want(":"); err != nil {
@@ -261,7 +261,7 @@ func (p *npyParser) str() (string, error) {
 func (p *npyParser) descr() (name string, swap bool, err error) {
 	if p.accept("[") {
 		return "", false, unsupportedf("a structured element type; " +
-			"numpy.lib.recfunctions.structured_to_unstructured makes an array that is read")
+			"numpy.lib.recfunctions.structured_to_unstructured converts it")
 	}
 	d, err := p.str()
 	if err != nil {
@@ -280,7 +280,7 @@ func (p *npyParser) descr() (name string, swap bool, err error) {
 			return t.name, order == '>', nil
 		}
 	}
-	return "", false, unsupportedf("element type %.64q; array.astype(numpy.float32) makes one that is read", d)
+	return "", false, unsupportedf("element type %.64q; array.astype(numpy.float32) converts it", d)
 }
 
 // order reports whether the array is in Fortran order.

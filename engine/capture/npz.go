@@ -48,14 +48,14 @@ func (s *Source) parseNpz(lim Limits) error {
 		name, isNpy := strings.CutSuffix(f.Name, npySuffix)
 		if !isNpy {
 			return s.formatError(SectionHeader, "", -1, unsupportedf("a zip with member %.64q, "+
-				"which is no .npy; what torch.save wrote is read once it is saved as safetensors",
+				"which is not an .npy; save the tensors of torch.save as safetensors instead",
 				f.Name))
 		}
 		if err := s.checkName(name, -1, lim); err != nil {
 			return err
 		}
 		if seen[name] {
-			return s.formatError(SectionHeader, name, -1, corruptf("member %.64q stands twice", f.Name))
+			return s.formatError(SectionHeader, name, -1, corruptf("member %.64q appears twice", f.Name))
 		}
 		seen[name] = true
 		if f.CompressedSize64 > uint64(s.size)-stored { // members cannot take more than the file has
@@ -66,7 +66,7 @@ func (s *Source) parseNpz(lim Limits) error {
 		if f.Method == zip.Deflate {
 			if f.UncompressedSize64 > uint64(lim.inflated(s.size))-inflated {
 				return s.formatError(SectionTensor, name, -1, tooLargef("compressed members expand to "+
-					"more than %d bytes; numpy.savez, which does not compress, makes a file that is read",
+					"more than %d bytes; numpy.savez writes them without compression",
 					lim.inflated(s.size)))
 			}
 			inflated += f.UncompressedSize64
@@ -83,11 +83,11 @@ func (s *Source) parseNpz(lim Limits) error {
 func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
 	if f.Flags&1 != 0 {
 		return s.formatError(SectionTensor, name, -1,
-			unsupportedf("an encrypted member; numpy.savez makes a file that is read"))
+			unsupportedf("an encrypted member; numpy.savez writes members without encryption"))
 	}
 	if f.Method != zip.Store && f.Method != zip.Deflate {
 		return s.formatError(SectionTensor, name, -1, unsupportedf("a member compressed by method %d; "+
-			"numpy.savez and numpy.savez_compressed make files that are read", f.Method))
+			"numpy.savez and numpy.savez_compressed use supported methods", f.Method))
 	}
 	m := &member{file: f}
 	var err error
@@ -142,7 +142,7 @@ func zipError(err error) error {
 		errors.Is(err, io.ErrUnexpectedEOF), errors.As(err, &flateError):
 		return corruptf("%v", err)
 	case errors.Is(err, zip.ErrAlgorithm):
-		return unsupportedf("%v; numpy.savez makes a file that is read", err)
+		return unsupportedf("%v; numpy.savez uses a supported one", err)
 	}
 	return err
 }

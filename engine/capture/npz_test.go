@@ -152,7 +152,7 @@ func TestNpz_Refused(t *testing.T) {
 		text string
 	}{
 		{"torch", one("archive/data.pkl", zip.Store, []byte("x")), capture.Limits{}, quant.ErrUnsupported,
-			"not supported: a zip with member \"archive/data.pkl\", which is no .npy; what torch.save"},
+			"not supported: a zip with member \"archive/data.pkl\", which is not an .npy; save the tensors of torch.save"},
 		{"no name", one(".npy", zip.Store, f4), capture.Limits{}, quant.ErrUnsupported, "a tensor named"},
 		{"metadata", one("__metadata__.npy", zip.Store, f4), capture.Limits{}, quant.ErrUnsupported,
 			"a tensor named"},

@@ -163,9 +163,9 @@ func (t Tensor) lost(c *conversion, element int64) error {
 		head = fmt.Sprintf("head %d ", row/int64(t.rows))
 		row %= int64(t.rows)
 	}
-	why := "is beyond float32, which F64 is read as; divided by a power of two the tensor is read"
+	why := "is beyond float32, the row type of F64; divide the tensor by a power of two"
 	if c.exact {
-		why = "is no float32, so it is not kept exactly; rounded to float32 the tensor is"
+		why = "is not a float32, so F64 cannot be kept exactly; round the tensor to float32"
 	}
 	return t.src.formatError(SectionTensor, t.Name(), off,
 		fmt.Errorf("%srow %d value %d, %v, %s: %w", head, row, value, c.v, why, quant.ErrRange))
@@ -248,8 +248,8 @@ func (s *Source) noRows(info TensorInfo) error {
 	if err := m.reason(true); err != nil {
 		return err
 	}
-	return unsupportedf("%s of shape %v beside tensors of rows; it is kept exactly, and in a file of "+
-		"its own it has rows", info.DTypeName, info.Shape)
+	return unsupportedf("%s of shape %v is kept exactly, because other tensors have rows; in a "+
+		"separate file it has rows", info.DTypeName, info.Shape)
 }
 
 // readActivations separates the tensors with rows from the others. Integers and single rows beside
@@ -303,20 +303,20 @@ func (m rowMatrix) reason(alone bool) error {
 	name, shape := m.info.DTypeName, m.info.Shape
 	switch {
 	case rowDType(name) == quant.DTypeInvalid || name == "I8" && !alone:
-		return unsupportedf("elements of type %s have no rows; those of %s have, and I8 in a file "+
-			"without them", name, rowDTypes)
+		return unsupportedf("elements of type %s have no rows; rows have type %s, or I8 if the file has no "+
+			"others", name, rowDTypes)
 	case len(shape) == 0, len(shape) == 1 && (!alone || name == "I8"):
-		return unsupportedf("shape %v has no rows; one of two dims or more has", shape)
+		return unsupportedf("shape %v has no rows, want two dims or more", shape)
 	case len(shape) > maxRowDims:
-		return unsupportedf("shape %v has %d dims; reshaped to at most %d, the last of them as it is, "+
-			"it is read", shape, len(shape), maxRowDims)
+		return unsupportedf("shape %v has %d dims, want at most %d; reshape the tensor and keep its "+
+			"last dim", shape, len(shape), maxRowDims)
 	case m.info.Bytes == 0:
-		return unsupportedf("shape %v holds no values; without the tensor the file is read", shape)
+		return unsupportedf("shape %v holds no values; remove the tensor from the file", shape)
 	case m.dim > quant.MaxDim:
-		return unsupportedf("shape %v has rows of %d values, at most %d are read; "+
-			"reshaped to shorter rows it is", shape, m.dim, quant.MaxDim)
+		return unsupportedf("shape %v has rows of %d values, want at most %d; "+
+			"reshape the tensor to shorter rows", shape, m.dim, quant.MaxDim)
 	case m.rows > math.MaxInt || m.rows > quant.MaxTokens:
-		return unsupportedf("shape %v has %d rows; cut into tensors of at most %d it is read", shape,
+		return unsupportedf("shape %v has %d rows; divide it into tensors of at most %d", shape,
 			m.rows, min(math.MaxInt, int64(quant.MaxTokens)))
 	}
 	return nil

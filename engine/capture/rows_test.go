@@ -92,9 +92,9 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	equal(t, "rows", h.Rows, 6)
 	equal(t, "dim", h.Dim, 5)
 	equal(t, "type", h.DType, quant.BFloat16)
-	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "in a file of its own it has rows",
+	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "in a separate file it has rows",
 		"wide": "rows of 65537 values", "none": "no values", "flat": "no values",
-		"mask": "I8 of shape [2 2] beside tensors of rows; it is kept exactly"} {
+		"mask": "I8 of shape [2 2] is kept exactly, because other tensors have rows"} {
 		_, err := s.ActTensor(name)
 		wantFormatError(t, err, quant.ErrUnsupported, text)
 	}

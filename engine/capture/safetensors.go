@@ -287,7 +287,7 @@ func (p *headerParser) dtype(name string) (string, error) {
 	}
 	rank := dtypeRank(text)
 	if rank < 0 {
-		return "", p.fail(name, unsupportedf("element type %s; a file without the tensor is read", show(t)))
+		return "", p.fail(name, unsupportedf("unknown element type %s; remove the tensor from the file", show(t)))
 	}
 	return dtypes[rank].name, nil
 }

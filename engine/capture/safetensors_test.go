@@ -95,7 +95,7 @@ func TestSafetensors_BadHeaders(t *testing.T) {
 		{"shape is null", one("U8", "null", "[0,1]"), 1, quant.ErrCorrupt, "shape is null, want ["},
 		{"one offset", one("U8", "[1]", "[0]"), 1, quant.ErrCorrupt, "data_offsets [0], want two"},
 		{"three offsets", one("U8", "[1]", "[0,1,2]"), 1, quant.ErrCorrupt, "more than 2 numbers"},
-		{"unknown dtype", one("F128", "[1]", "[0,16]"), 16, quant.ErrUnsupported, `not supported: element type "F128"`},
+		{"unknown dtype", one("F128", "[1]", "[0,16]"), 16, quant.ErrUnsupported, `not supported: unknown element type "F128"`},
 		{"lower case dtype", one("f32", "[1]", "[0,4]"), 4, quant.ErrUnsupported, `"f32"`},
 		{"dtype is a number", `{"a":{"dtype":4,"shape":[1],"data_offsets":[0,1]}}`, 1,
 			quant.ErrCorrupt, "dtype is 4, want a string"},
@@ -160,7 +160,7 @@ func TestSafetensors_HeaderLength(t *testing.T) {
 	}
 	_, err = openBytes([]byte("text without a header"), capture.Limits{})
 	wantFormatError(t, err, quant.ErrUnsupported, "not supported: a file that starts with 74 65",
-		"safetensors, .npy, .npz and GGUF are read")
+		"want safetensors, .npy, .npz or GGUF")
 	_, err = capture.New("neg", z, -1, capture.Limits{})
 	wantCategory(t, err, quant.ErrShape, "size -1")
 }

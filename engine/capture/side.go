@@ -82,7 +82,7 @@ func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
 			name := sideName(namePositions, next)
 			t, _ := s.Lookup(name)
 			err = s.formatError(SectionTensor, name, t.Offset+4*int64(first+bad),
-				unsupportedf("position %d of token %d; positions from 0 on are read", dst[bad], first+bad))
+				unsupportedf("position %d of token %d, want 0 or more", dst[bad], first+bad))
 		}
 		return err
 	}

@@ -203,7 +203,7 @@ func (s *Source) parse(lim Limits) error {
 		return s.parseSafetensors(head, lim)
 	}
 	return s.formatError(SectionFile, "", 0,
-		unsupportedf("a file that starts with % x; safetensors, .npy, .npz and GGUF are read", head[:9]))
+		unsupportedf("a file that starts with % x, want safetensors, .npy, .npz or GGUF", head[:9]))
 }
 
 // Close releases the file, and the temporary one that compressed members are expanded to. A second

@@ -91,7 +91,7 @@ func (h *Header) checkWritten() error {
 			continue
 		}
 		if n := h.ExpandedBytes(layer, 0); n > lim.MaxExpandedBytes {
-			return fmt.Errorf("kvist/container: header: a record of layer %d stands for %d bytes, "+
+			return fmt.Errorf("kvist/container: header: a record of layer %d expands to %d bytes, "+
 				"readers accept %d (shorter segments make smaller records): %w", layer, n,
 				lim.MaxExpandedBytes, quant.ErrTooLarge)
 		}

@@ -79,7 +79,7 @@ func TestWriter_KeepsLimitsOfReaders(t *testing.T) {
 		require.Zero(t, b.Len())
 	}
 	h := cacheOf(1, 16384, 32768, 32768)
-	refused(h, "stands for 3221225472 bytes, readers accept 117440512")
+	refused(h, "expands to 3221225472 bytes, readers accept 117440512")
 	h.SegmentTokens = 1024
 	_, err := NewWriter(&bytes.Buffer{}, h)
 	require.NoError(t, err)

@@ -453,7 +453,7 @@ func slicePayloads(p place, rec *Record, off int64, s []byte, at int64, kDim, vD
 	}
 	p.head, p.block = -1, -1
 	if at != int64(len(s)) {
-		return p.corrupt(off+at, "bytes behind the last payload", at, len(s))
+		return p.corrupt(off+at, "bytes after the last payload", at, len(s))
 	}
 	return nil
 }

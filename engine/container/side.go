@@ -314,7 +314,7 @@ func decodeAux(p place, lim *Limits, info *AuxInfo, payload []byte) ([]byte, err
 		return nil, bad("deflated data is longer than the tensor", info.Decoded, nil)
 	}
 	if src.Len() != 0 {
-		return nil, bad("bytes behind the deflated data", nil, src.Len())
+		return nil, bad("bytes after the deflated data", nil, src.Len())
 	}
 	return joinPlanes(out, size), nil
 }

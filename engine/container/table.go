@@ -354,7 +354,7 @@ func (t *tableReader) decode(s []byte) ([]Head, error) {
 		return nil, t.corrupt(t.off, "palette entries used", len(t.entries), t.used)
 	}
 	if !t.dec.canonical() {
-		return nil, t.corrupt(t.off, "bytes behind the end of the coded table", t.dec.pos, len(rest))
+		return nil, t.corrupt(t.off, "bytes after the end of the coded table", t.dec.pos, len(rest))
 	}
 	return heads, nil
 }

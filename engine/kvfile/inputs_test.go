@@ -152,7 +152,7 @@ func TestCompress_LosslessF64(t *testing.T) {
 	for _, c := range []struct {
 		v    float64
 		text string
-	}{{0.1, `"x" at byte`}, {1e300, "row 2 value 3, 1e+300, is no float32"}, {1e-300, "row 2 value 3"}} {
+	}{{0.1, `"x" at byte`}, {1e300, "row 2 value 3, 1e+300, is not a float32"}, {1e-300, "row 2 value 3"}} {
 		src := file(2*inputDim+3, c.v)
 		_, err := kvfile.Compress(context.Background(), src, new(bytes.Buffer), kvfile.WithConfig(lossless), kvfile.WithBackend(be))
 		require.ErrorIs(t, err, quant.ErrRange)

@@ -110,7 +110,7 @@ func oneRound(b backend.Backend, m mixture, enc []backend.EncodeJob, dem []backe
 		return err
 	}
 	if !slices.Equal(out, out2) || !slices.Equal(lse, lse2) {
-		return fmt.Errorf("attention beside other calls has other bits")
+		return fmt.Errorf("attention has other bits during other calls")
 	}
 	rel := relFor(m.blocks, 2, 0)
 	if err := b.Relevance(ctx, m.q, lse, handles(m.blocks), rel); err != nil {

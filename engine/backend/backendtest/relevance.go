@@ -73,7 +73,7 @@ func testRelevance(t *testing.T, b backend.Backend) {
 func testWeigh(t *testing.T, b backend.Backend) {
 	w, ok := b.(backend.Weigher)
 	if !ok {
-		t.Skip("the backend is no Weigher")
+		t.Skip("the backend does not implement Weigher")
 	}
 	for n := range mixtures() {
 		t.Run(fmt.Sprintf("case=%d", n), func(t *testing.T) {

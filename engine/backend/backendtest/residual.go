@@ -61,7 +61,7 @@ func residualBits(r *backend.Residuals, row int) backend.Residual {
 func testResiduals(t *testing.T, b backend.Backend) {
 	p, ok := b.(backend.Predictor)
 	if !ok {
-		t.Skip("the backend is no Predictor")
+		t.Skip("the backend does not implement Predictor")
 	}
 	for _, s := range [][3]int{{0, 8, 4}, {1, 1, 0}, {1, 1, 1}, {3, 31, 4}, {5, 32, 8}, {300, 33, 2},
 		{17, 128, 5}, {2, 1000, 64}} {
@@ -79,7 +79,7 @@ func testResiduals(t *testing.T, b backend.Backend) {
 func testResidualsArguments(t *testing.T, b backend.Backend) {
 	p, ok := b.(backend.Predictor)
 	if !ok {
-		t.Skip("the backend is no Predictor")
+		t.Skip("the backend does not implement Predictor")
 	}
 	for name, c := range map[string]struct {
 		change func(r *backend.Residuals)
