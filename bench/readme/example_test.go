@@ -11,7 +11,7 @@ import (
 	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
-// compress writes a file at 3 bits per value and restores the capture, on the best backend.
+// compress writes a file at 3 bits per value and restores the capture from it.
 func compress(ctx context.Context, capture, file, restored string) error {
 	res, err := kvfile.CompressFile(ctx, capture, file, kvfile.Bits(3))
 	if err != nil {
