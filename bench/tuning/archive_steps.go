@@ -28,14 +28,14 @@ import (
 //
 // Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
 func ArchiveSteps(ctx context.Context, m *model.Model, texts []quality.Input, p *profile.Profile,
-	bits float64, o quality.Options) (*kvfile.ArchiveSteps, error) {
+	bits float64, o quality.Options) (*tune.ArchiveSteps, error) {
 	g := m.Geometry()
 	own, err := cpu.Open(cpu.Options{})
 	if err != nil {
 		return nil, err
 	}
 	defer own.Close() //nolint:errcheck // its buffers are all freed, nothing is left to fail
-	s := &stepper{m: m, p: p, o: o, be: own, bits: bits, old: kvfile.OldArchiveSteps(p),
+	s := &stepper{m: m, p: p, o: o, be: own, bits: bits, old: tune.OldArchiveSteps(p),
 		damage: make([]float64, 2*g.Layers), slope: make([]float64, 2*g.Layers)}
 	for i, in := range texts {
 		if err := s.text(ctx, in, i, len(texts)); err != nil {
@@ -51,7 +51,7 @@ type stepper struct {
 	o             quality.Options
 	be            backend.Backend
 	bits          float64
-	old           *kvfile.ArchiveSteps
+	old           *tune.ArchiveSteps
 	damage, slope []float64 // [layers*2]
 }
 
@@ -138,7 +138,7 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 const damping = 0.7
 
 // steps computes the steps from the measurement.
-func (s *stepper) steps() *kvfile.ArchiveSteps {
+func (s *stepper) steps() *tune.ArchiveSteps {
 	g := s.m.Geometry()
 	v := make([]float64, len(s.damage))
 	var mean float64
@@ -146,7 +146,7 @@ func (s *stepper) steps() *kvfile.ArchiveSteps {
 		v[i] = -4 * damping * math.Log2(max(d, 1e-9)/max(s.slope[i], 1))
 		mean += v[i] / float64(len(v))
 	}
-	out := &kvfile.ArchiveSteps{K: make([]float32, g.Layers*g.KVHeads), V: make([]float32, g.Layers*g.KVHeads)}
+	out := &tune.ArchiveSteps{K: make([]float32, g.Layers*g.KVHeads), V: make([]float32, g.Layers*g.KVHeads)}
 	for i := range v {
 		d := float32(math.Round(min(max(v[i]-mean, -24), 24)))
 		for h := range g.KVHeads {

@@ -9,6 +9,7 @@ import (
 	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -20,7 +21,7 @@ type Sensitivities struct {
 	Texts           []string
 	// K and V are KL(exact || that side of that head coded), nats.
 	K, V []float64
-	// PredictedK and PredictedV are the damages that kvfile.Predict returns for them.
+	// PredictedK and PredictedV are the damages that tune.Predict returns for them.
 	PredictedK, PredictedV []float64
 	// All is the KL with both sides of every head coded. It would be the sum of K and V if damages
 	// added up.
@@ -118,7 +119,7 @@ func (t *Objective) predict(ctx context.Context, c *methods.Context, cfg kvfile.
 	if err != nil {
 		return err
 	}
-	all, err := kvfile.Predict(ctx, src, t.o.Backend, cfg, cfg.K[0], cfg.V[0])
+	all, err := tune.Predict(ctx, src, t.o.Backend, cfg, cfg.K[0], cfg.V[0])
 	if err != nil {
 		return err
 	}

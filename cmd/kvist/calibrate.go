@@ -16,6 +16,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/tune"
 )
 
 // fewCaptures is how many captures tell what a model does with texts in general: with fewer, bases
@@ -142,7 +143,7 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 			return err
 		}
 		defer closing(be, &err)
-		if p, err = kvfile.Calibrate(ctx, captures, be, old, say); err != nil {
+		if p, err = tune.Calibrate(ctx, captures, be, old, say); err != nil {
 			return err
 		}
 	}
@@ -192,7 +193,7 @@ func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Pr
 	if err != nil {
 		return nil, err
 	}
-	return kvfile.WithArchiveSteps(p, steps, profile.Meta{"texts": fmt.Sprint(len(f.texts)),
+	return tune.WithArchiveSteps(p, steps, profile.Meta{"texts": fmt.Sprint(len(f.texts)),
 		"bits": fmt.Sprint(f.bits)})
 }
 

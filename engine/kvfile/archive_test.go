@@ -24,6 +24,7 @@ import (
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/report"
+	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -66,7 +67,7 @@ func small(t testing.TB) *capture.Source {
 
 func calibrated(t testing.TB, src *capture.Source) *profile.Profile {
 	t.Helper()
-	p, err := kvfile.Calibrate(context.Background(), []*capture.Source{src}, openCPU(t), nil, nil)
+	p, err := tune.Calibrate(context.Background(), []*capture.Source{src}, openCPU(t), nil, nil)
 	require.NoError(t, err)
 	return p
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
@@ -158,7 +159,7 @@ func TestCalibrate_NotFinite(t *testing.T) {
 			}
 			return data
 		})
-		_, err := kvfile.Calibrate(context.Background(), []*capture.Source{src}, be, nil, nil)
+		_, err := tune.Calibrate(context.Background(), []*capture.Source{src}, be, nil, nil)
 		require.ErrorIs(t, err, quant.ErrRange, tensor)
 		require.ErrorContains(t, err, tensor)
 	}

@@ -223,7 +223,7 @@ func (c *compressor) prepare(ctx context.Context, weights Weights) error {
 	n := len(c.in.Layers)
 	c.seg.Stats, c.seg.Weights = make([][]damage.Head, n), make([]weigh.Weights, n)
 	parts, uses := make([][]segment.Part, n), make([]weigh.Use, n)
-	err := c.eachLayer(ctx, "measuring", c.layerWorkers(), func(l *input.Layer) error {
+	err := c.eachLayer(ctx, "measuring", c.in.Workers(), func(l *input.Layer) error {
 		i := l.Index
 		w, err := c.given(weights, l)
 		var past [][]float32

@@ -61,8 +61,8 @@
 // Config.Form "archive" codes rows that are decompressed before they are used (package archive): a
 // fraction of the bytes for the same damage. A token's rows get a step by the token's weight, a
 // head's by what errors in it cost; one step for the file is searched for that meets the target. A
-// profile holds the model's bases and the coder's tables (Calibrate) and, where they were measured in the model,
-// the steps of heads (WithArchiveSteps); the file
+// profile holds the model's bases and the coder's tables (tune.Calibrate) and, where they were measured in the model,
+// the steps of heads (tune.WithArchiveSteps); the file
 // names basis and tables by their digest (ArchiveID) and cannot be decompressed without them.
 // Without a profile, scales, steps and, where its rows are many enough to pay for them, bases are
 // fitted to the file and stored in it. Truncate drops streams of such a file; ArchiveWeights lets

@@ -24,7 +24,7 @@ func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error)
 	}
 	errs := make([]float64, n) // relative, by layer
 	var unknown atomic.Bool
-	err := c.eachLayer(ctx, "rehearsing", c.layerWorkers(), func(l *input.Layer) error {
+	err := c.eachLayer(ctx, "rehearsing", c.in.Workers(), func(l *input.Layer) error {
 		var e, ref float64
 		for h := range l.Heads {
 			he, hr, ok, err := c.seg.Rehearse(ctx, l, h, p.Slope)

@@ -3,17 +3,12 @@
 package kvfile
 
 import (
-	"context"
 	"fmt"
 	"maps"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/engine/profile"
-	"github.com/kvist-project/kvist/engine/segment"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -100,63 +95,4 @@ func (c *compressor) factors(l *input.Layer, head int) (k, v float64) {
 		return 1, 1
 	}
 	return c.sensitivity.At(l.Number, head, c.in.Geo.KVHeads)
-}
-
-// HeadDamage is what the planner takes an error in one KV head for.
-type HeadDamage struct {
-	Layer, KVHead int // the model's number of the layer
-	// K and V are the damages of storing all tokens but the sinks of that side at a coding, the
-	// other side exactly: what importance and profile do is left out.
-	K, V float64
-}
-
-// Predict returns the damage that is predicted for storing K at coding k, or V at coding v, of every
-// head, in the order of the capture: what sensitivities measured in a model are held against.
-//
-// Errors: those of Compress before it plans.
-func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg Config,
-	k, v quant.Coding) ([]HeadDamage, error) {
-	cfg.Importance, cfg.Profile, cfg.Levels = "none", nil, nil
-	c, err := newCompressor(fileOrigin{src}, be, cfg, nil)
-	if err != nil {
-		return nil, err
-	}
-	if !c.in.KV {
-		return nil, fmt.Errorf("kvist/kvfile: %s holds rows, want K and V: %w", src.Name(),
-			quant.ErrShape)
-	}
-	if err := c.prepare(ctx, nil); err != nil {
-		return nil, err
-	}
-	var out []HeadDamage
-	for i := range c.in.Layers {
-		l := &c.in.Layers[i]
-		heads := make([]HeadDamage, l.Heads)
-		for h := range heads {
-			heads[h].Layer, heads[h].KVHead = l.Number, h
-		}
-		for _, p := range c.main.Parts[c.firstPart[i]:][:l.Heads*l.Segments()] {
-			st, h := &c.seg.Stats[i][p.Head], &heads[p.Head]
-			for _, b := range p.Variants[0].Cells {
-				if b.Kind != segment.Free {
-					continue
-				}
-				for _, side := range []struct {
-					coding quant.Coding
-					curve  *plan.Curve
-					dim    int
-					damage float64
-					sum    *float64
-				}{{k, st.KCurve, l.K.Dim(), b.KDamage, &h.K}, {v, st.VCurve, l.V.Dim(), b.VDamage, &h.V}} {
-					class, err := plan.ClassOf([]quant.Coding{side.coding}, side.curve, b.Rows(), side.dim)
-					if err != nil {
-						return nil, fmt.Errorf("kvist/kvfile: %s: %w", l.Name, err)
-					}
-					*side.sum += side.damage * class.Options[0].Damage
-				}
-			}
-		}
-		out = append(out, heads...)
-	}
-	return out, nil
 }

@@ -138,31 +138,3 @@ func TestMemo_SameBytes(t *testing.T) {
 		}
 	}
 }
-
-// Predictions are those that plans are made from.
-func TestPredict(t *testing.T) {
-	src, be := open(t, kvFile), openCPU(t)
-	lm2 := quant.Coding{Format: quant.LM2, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
-	lm4 := quant.Coding{Format: quant.LM4, Rule: quant.LengthKeeping, Scale: quant.ScaleLog8}
-	cfg := config(t, "bits=3 importance=none")
-	coarse, err := kvfile.Predict(context.Background(), src, be, cfg, lm2, lm4)
-	require.NoError(t, err)
-	require.Len(t, coarse, len(src.Layers())*src.Geometry().KVHeads)
-	fine, err := kvfile.Predict(context.Background(), src, be, cfg, lm4, lm4)
-	require.NoError(t, err)
-	var sum float64
-	for i, d := range coarse {
-		require.Equal(t, src.Layers()[i/3], d.Layer)
-		require.Equal(t, i%3, d.KVHead)
-		require.Greater(t, d.K, fine[i].K)
-		require.Equal(t, d.V, fine[i].V)
-		sum += fine[i].K + fine[i].V
-	}
-	// Compress rehearses what it expects; sinks cost next to nothing.
-	_, res := compress(t, src, be, config(t, "k=lm4+len+s8 v=lm4+len+s8 importance=none"))
-	require.InEpsilon(t, res.Predicted, sum, 0.35)
-
-	rows := open(t, "../../testdata/minilm-queries-256x384.npy")
-	_, err = kvfile.Predict(context.Background(), rows, be, cfg, lm2, lm4)
-	require.ErrorIs(t, err, quant.ErrShape)
-}

@@ -16,19 +16,30 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// compressed returns the file that a capture of testdata is compressed to.
-func compressed(t *testing.T, path string, form string, bits float64) *container.Reader {
+func opened(t *testing.T, path string) *capture.Source {
 	t.Helper()
 	src, err := capture.Open(path, capture.Limits{})
 	require.NoError(t, err)
-	defer src.Close() //nolint:errcheck // read only
+	t.Cleanup(func() { require.NoError(t, src.Close()) })
+	return src
+}
+
+func openCPU(t *testing.T) *cpu.Backend {
+	t.Helper()
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
-	defer be.Close() //nolint:errcheck // nothing is left to fail
+	t.Cleanup(func() { require.NoError(t, be.Close()) })
+	return be
+}
+
+// compressed returns the file that a capture of testdata is compressed to.
+func compressed(t *testing.T, path string, form string, bits float64) *container.Reader {
+	t.Helper()
+	src, be := opened(t, path), openCPU(t)
 	cfg := kvfile.DefaultConfig()
 	cfg.Form, cfg.Bits = form, bits
 	var file bytes.Buffer
-	_, err = kvfile.Compress(t.Context(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(t.Context(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
 	require.NoError(t, err)
 	r, err := container.Open("made", bytes.NewReader(file.Bytes()), int64(file.Len()), container.Limits{})
 	require.NoError(t, err)

@@ -4,6 +4,7 @@ package input
 
 import (
 	"encoding/binary"
+	"runtime"
 
 	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/quant"
@@ -67,6 +68,19 @@ func (in *Data) Values() int64 {
 		n += int64(in.Layers[i].Heads) * int64(in.Layers[i].Tokens) * int64(in.Layers[i].Dims())
 	}
 	return n
+}
+
+// measuredTokens bounds the tokens of all layers that are measured at a time: a head's rows are held while it
+// is, as they are stored and as float32.
+const measuredTokens = 1 << 20
+
+// Workers returns how many layers are measured at a time.
+func (in *Data) Workers() int {
+	most := 1
+	for i := range in.Layers {
+		most = max(most, in.Layers[i].Tokens)
+	}
+	return max(1, min(runtime.GOMAXPROCS(0), measuredTokens/most))
 }
 
 // Dims returns the values of a row of K and of one of V.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package tune
 
 import (
 	"context"
@@ -9,37 +9,13 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/internal/archive"
-	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/parallel"
+	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
-
-// ArchiveID returns what a file in archive form names the profile by: the digest of the sections
-// that decoding takes.
-func ArchiveID(p *profile.Profile) profile.ID { return cold.ProfileID(p) }
-
-// ArchiveSteps are what heads add to the common step, in eighths of an octave, [layers, kv_heads]
-// of the model: minus where an error in them costs more than its squared length says.
-type ArchiveSteps = cold.Steps
-
-// WithArchiveSteps returns a profile with these steps.
-//
-// Errors: quant.ErrShape.
-func WithArchiveSteps(p *profile.Profile, s *ArchiveSteps, meta profile.Meta) (*profile.Profile, error) {
-	return cold.WithSteps(p, s, meta)
-}
-
-// OldArchiveSteps returns the steps of a profile, nil where it has none that can be used.
-func OldArchiveSteps(p *profile.Profile) *ArchiveSteps {
-	s, err := cold.StepsOf(p)
-	if err != nil {
-		return nil
-	}
-	return s
-}
 
 // Calibrate makes the basis and tables of a model's archive from captures of it, which should be
 // of other texts than what will be compressed, and at least four: K in the metric of the queries
@@ -48,13 +24,13 @@ func OldArchiveSteps(p *profile.Profile) *ArchiveSteps {
 //
 // Errors: quant.ErrShape for captures that are of different models, or lack queries.
 func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backend,
-	old *profile.Profile, progress Progress) (*profile.Profile, error) {
+	old *profile.Profile, progress kvfile.Progress) (*profile.Profile, error) {
 	if len(captures) == 0 {
-		return nil, fmt.Errorf("kvist/kvfile: calibrate: no captures: %w", quant.ErrShape)
+		return nil, fmt.Errorf("kvist/tune: calibrate: no captures: %w", quant.ErrShape)
 	}
 	geo := captures[0].Geometry()
 	if max(geo.HeadDim, geo.HeadDimV) > archive.MaxBasisDim {
-		return nil, fmt.Errorf("kvist/kvfile: calibrate: head_dim %d, head_dim_v %d, want at most %d: %w",
+		return nil, fmt.Errorf("kvist/tune: calibrate: head_dim %d, head_dim_v %d, want at most %d: %w",
 			geo.HeadDim, geo.HeadDimV, archive.MaxBasisDim, quant.ErrUnsupported)
 	}
 	p := old
@@ -66,10 +42,10 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 	}
 	for _, src := range captures {
 		if src.Kind() != capture.KV {
-			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s is no KV capture: %w", src.Name(), quant.ErrShape)
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s is no KV capture: %w", src.Name(), quant.ErrShape)
 		}
 		if err := p.Check(src.Meta().Model, src.Geometry()); err != nil {
-			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s: %w", src.Name(), err)
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %w", src.Name(), err)
 		}
 	}
 	cal := &calibrator{captures: captures, geo: geo, be: be, say: progress}
@@ -88,51 +64,11 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 	return WithArchiveSteps(p, steps, meta)
 }
 
-// steps returns what the captures' own queries say about the steps of heads: the mean over the
-// captures of what compressing each without a profile would take.
-func (c *calibrator) steps(ctx context.Context) (*ArchiveSteps, error) {
-	n := c.geo.Layers * c.geo.KVHeads
-	out := &ArchiveSteps{K: make([]float32, n), V: make([]float32, n)}
-	cfg := DefaultConfig()
-	cfg.Form = FormArchive
-	for at, src := range c.captures {
-		in, err := captured.Of(src, cfg.Segment)
-		if err != nil {
-			return nil, err
-		}
-		comp := &compressor{in: in, be: c.be, cfg: cfg}
-		price := comp.pricer()
-		for i := range in.Layers {
-			l := &in.Layers[i]
-			c.say.Say("measuring heads", int64(at*len(in.Layers)+i), int64(len(c.captures)*len(in.Layers)))
-			for h := range l.Heads {
-				st, err := price.Calibrate(ctx, l, h, nil, nil)
-				if err != nil {
-					return nil, err
-				}
-				j := l.Number*c.geo.KVHeads + h
-				out.K[j] += float32(cold.SensitivityStep(st.KSensitivity, st.OutEnergy)) / float32(len(c.captures))
-				out.V[j] += float32(cold.SensitivityStep(st.VSensitivity, st.OutEnergy)) / float32(len(c.captures))
-			}
-		}
-	}
-	// Only differences between heads mean something.
-	var mean float64
-	for j := range n {
-		mean += float64(out.K[j]+out.V[j]) / float64(2*n)
-	}
-	for j := range n {
-		out.K[j] -= float32(mean)
-		out.V[j] -= float32(mean)
-	}
-	return out, nil
-}
-
 type calibrator struct {
 	captures []*capture.Source
 	geo      quant.Geometry
 	be       backend.Backend
-	say      Progress
+	say      kvfile.Progress
 	tokens   int
 }
 
@@ -176,14 +112,14 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		}
 		t, ok := src.KV(layer, part)
 		if !ok {
-			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s lacks layer %d: %w", src.Name(), layer, quant.ErrShape)
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s lacks layer %d: %w", src.Name(), layer, quant.ErrShape)
 		}
 		rows := make([]float32, t.Rows()*dim)
 		if err := src.ReadRowsF32(t, head, 0, t.Rows(), rows); err != nil {
 			return nil, err
 		}
 		if !input.Finite(rows) {
-			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
 				t.Name(), head, quant.ErrRange)
 		}
 		if side == 0 {
@@ -205,7 +141,7 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		}
 		tq, ok := src.KV(layer, capture.Q)
 		if !ok {
-			return nil, fmt.Errorf("kvist/kvfile: calibrate: %s holds no queries: %w", src.Name(), quant.ErrShape)
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s holds no queries: %w", src.Name(), quant.ErrShape)
 		}
 		group := c.geo.GQARatio()
 		for g := range group {
@@ -213,7 +149,7 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 				return nil, err
 			}
 			if !input.Finite(rows) {
-				return nil, fmt.Errorf("kvist/kvfile: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+				return nil, fmt.Errorf("kvist/tune: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
 					tq.Name(), head*group+g, quant.ErrRange)
 			}
 			q.Add(rows)
@@ -251,60 +187,4 @@ func (c *calibrator) outputMetric(src *capture.Source, layer, head int) ([]float
 		}
 	}
 	return m, nil
-}
-
-// The steps that tables are fitted at, in eighths of an octave around the deviation of the
-// strongest component: from some 4 bits a value to less than half.
-var fitSteps = []float64{-32, -24, -18, -12, -6, 0, 6}
-
-// fitTables replaces the tables of set, three times, by what coding the captures shows.
-func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
-	for round := range 3 {
-		var fit archive.Fit
-		codec, err := archive.NewCodec(&archive.Params{Fine: 1, Rope: archive.NewRope(c.geo.Rope), Set: set}, true)
-		if err != nil {
-			return err
-		}
-		for i, n := range set.Layers {
-			c.say.Say("fitting tables", int64(round*len(set.Layers)+i), int64(3*len(set.Layers)))
-			if err := ctx.Err(); err != nil {
-				return err
-			}
-			for k, src := range c.captures {
-				// A part of each capture is enough.
-				if (i+k+round)%2 != 0 && len(c.captures) > 1 {
-					continue
-				}
-				in, err := captured.Of(src, DefaultConfig().Segment)
-				if err != nil {
-					return err
-				}
-				seg, err := cold.ReadSegment(in, &in.Layers[indexOf(in, n)], (i+k)%in.Layers[0].Segments())
-				if err != nil {
-					return err
-				}
-				for j, t := range set.Transforms[i] {
-					seg.Step8[j] = int(t.Std8[0])
-				}
-				p, err := codec.Prepare(seg)
-				if err != nil {
-					return err
-				}
-				for _, s := range fitSteps {
-					codec.Fit(&fit, p, int(s), archive.Effort{Lambda: cold.Lambda})
-				}
-			}
-		}
-		set.Tables = fit.Tables(set.Tables)
-	}
-	return nil
-}
-
-func indexOf(in *input.Data, number int) int {
-	for i := range in.Layers {
-		if in.Layers[i].Number == number {
-			return i
-		}
-	}
-	return 0
 }
