@@ -5,7 +5,7 @@ package kvfile
 import (
 	"context"
 	"errors"
-	"os"
+	"io"
 
 	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/engine/capture"
@@ -47,19 +47,11 @@ func DecompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Re
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(from)
+	f, r, err := openFile(from)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	r, err := container.Open(from, f, st.Size(), container.Limits{})
-	if err != nil {
-		return nil, err
-	}
 	out, err := atomicfile.Create(to, o.force)
 	if err != nil {
 		return nil, err
@@ -70,4 +62,17 @@ func DecompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Re
 		return nil, err
 	}
 	return res, out.Commit()
+}
+
+// openFile opens the .kvist file called path. The caller closes the file.
+func openFile(path string) (io.Closer, *container.Reader, error) {
+	f, st, err := atomicfile.OpenRegular(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err := container.Open(path, f, st.Size(), container.Limits{})
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, r, nil
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"os"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/blocks"
@@ -83,19 +82,11 @@ func Open(path string, opts ...Option) (_ *Packed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
+	f, r, err := openFile(path)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	st, err := f.Stat()
-	if err != nil {
-		return nil, err
-	}
-	r, err := container.Open(path, f, st.Size(), container.Limits{})
-	if err != nil {
-		return nil, err
-	}
 	be, done, err := o.backend()
 	if err != nil {
 		return nil, err
