@@ -42,10 +42,10 @@ demo: ## compress the capture in testdata, verify it, write demo.html
 	bin/kvist report demo.kvist --against $(CAPTURE) --why -o demo.html --force
 	@echo "open demo.html in a browser"
 
-quick: ## gofmt, vet and the unit tests, without the model: the inner loop
+quick: ## gofmt, vet and the unit tests, without the model and the scripts of the command: the inner loop
 	@$(MAKE) --no-print-directory fmt-check
 	$(GO) vet ./...
-	KVIST_MODEL=none KVIST_REQUIRE= $(GO) test -short -vet=off ./...
+	KVIST_MODEL=none KVIST_REQUIRE= $(GO) test -short -vet=off -skip '^TestScripts' ./...
 
 test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke test-main ## all that follows, the whole suite last
 
