@@ -364,3 +364,42 @@ func TestArchive_TensorsOfUnlikeScale(t *testing.T) {
 	require.Less(t, e["small"], 1.1*e["large"])
 	require.Less(t, e["large"], 1.1*e["small"])
 }
+
+// TestArchive_ProfileOfAnotherUnit: bases that were calibrated on a cache serve one whose V is of another unit, or
+// has channels that never varied where the profile was made.
+func TestArchive_ProfileOfAnotherUnit(t *testing.T) {
+	const tokens, dim, dt = 300, 32, quant.Float32
+	made := func(v odd, dead int) (*capture.Source, []float64) {
+		rng := rand.New(rand.NewPCG(4, 5))
+		k, _ := oddRows(rng, tokens, dim, odd{0, 1, 0})
+		x, _ := oddRows(rng, tokens, dim, v)
+		q, _ := oddRows(rng, 2*tokens, dim, odd{0, 1, 0})
+		for i := range x {
+			if i%dim < dead {
+				x[i] = 0
+			}
+		}
+		rawK, _, _ := stored(k, dt)
+		rawV, want, _ := stored(x, dt)
+		rawQ, _, _ := stored(q, dt)
+		return kvCapture(t, rawK, rawV, rawQ, dt, tokens, dim), want
+	}
+	calib, _ := made(odd{0, 1, 0}, 3)
+	p := calibrated(t, calib)
+	errorOf := func(v odd) float64 {
+		src, want := made(v, 0)
+		cfg := config(t, "bits=4 form=archive")
+		cfg.Profile = p
+		b, _ := compress(t, src, openCPU(t), cfg)
+		var e, ref float64
+		for i, x := range valuesOf(t, restored(t, b, p), "layers.0.v", dt) {
+			e, ref = e+(x-want[i])*(x-want[i]), ref+want[i]*want[i]
+		}
+		return math.Sqrt(e / ref)
+	}
+	same := errorOf(odd{0, 1, 0})
+	require.Less(t, same, 0.3, "channels that the profile never saw vary")
+	for _, scale := range []int{-60, -9, 5, 40} {
+		require.Less(t, errorOf(odd{scale, 1, 0}), 4*same, "V times 2^%d", scale)
+	}
+}

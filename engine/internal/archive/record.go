@@ -29,17 +29,19 @@ type Segment struct {
 	// Step8 is [heads*sides], what a lane adds to its steps.
 	Step8 []int
 
-	up [][]uint8 // [heads*sides], nil or [tokens]: octaves by which the steps of rows are coarser
+	up   [][]uint8 // [heads*sides], nil or [tokens]: octaves by which the steps of rows are coarser
+	bare []bool    // [heads*sides]: nothing is taken off the rows
 }
 
 // Prepared is a segment as components, ready to be quantized at any step.
 type Prepared struct {
 	seg   *Segment
-	y     [][]float32 // [lanes][tokens*dim]
-	std8  [][]int16   // [lanes][dim], as the record will say
-	delta [][]uint8   // [lanes][dim], symbols of the side stream
-	shift []int       // [lanes], what all deviations of a lane add, in quarter octaves
-	steps []stepRange // [lanes]
+	ts    []*Transform // [lanes]
+	y     [][]float32  // [lanes][tokens*dim]
+	std8  [][]int16    // [lanes][dim], as the record will say
+	delta [][]uint8    // [lanes][dim], symbols of the side stream
+	shift []int        // [lanes], what all deviations of a lane add, in quarter octaves
+	steps []stepRange  // [lanes]
 }
 
 // stepRange holds the steps of a lane, in eighths of an octave: at the finest, with what classes of tokens add,
@@ -68,6 +70,17 @@ func (p *Prepared) Energy(i int) float64 {
 		}
 	}
 	return sum / float64(len(p.std8[i]))
+}
+
+// Expected is the Energy that the transform of lane i was made for.
+func (p *Prepared) Expected(i int) float64 {
+	var sum float64
+	for _, s := range p.ts[i].Std8 {
+		if s > minStd8 {
+			sum += math.Exp2(float64(s) / 4)
+		}
+	}
+	return sum / float64(len(p.ts[i].Std8))
 }
 
 // Shift adds units to the steps of the lanes, in eighths of an octave and in all: lanes differ by
@@ -108,19 +121,21 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{seg: seg}
-	seg.up = nil
+	p := &Prepared{seg: seg, ts: ts}
+	seg.up, seg.bare = nil, make([]bool, len(seg.Rows))
 	sin, cos := c.turns.angles(seg.Pos)
 	for i, rows := range seg.Rows {
 		t := ts[i]
-		if err := checkRange(i, rowSizes(rows, t.Dim)); err != nil {
+		size := rowSizes(rows, t.Dim)
+		if err := checkRange(i, size); err != nil {
 			return nil, err
 		}
+		seg.bare[i] = t.foreign(size)
 		if sides == 2 && i%2 == 0 {
 			c.Rope.apply(rows, t.Dim, sin, cos, -1)
 		}
-		t.project(rows)
-		size := rowSizes(rows, t.Dim)
+		t.project(rows, t.mean(seg.bare[i]))
+		size = rowSizes(rows, t.Dim)
 		if err := checkSmall(i, size); err != nil {
 			return nil, err
 		}
@@ -504,6 +519,7 @@ func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 	}
 	for i := range p.y {
 		e.raw(uint32(p.step(i, step8)+stepZero), 12)
+		e.raw(b2u(seg.bare[i]), 1)
 		if e.raw(b2u(p.shift[i] != 0), 1); p.shift[i] != 0 {
 			e.raw(uint32(p.shift[i]+1<<(shiftBits-1)), shiftBits)
 		}
@@ -571,7 +587,7 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 				y[r*t.Dim+j] *= f
 			}
 		}
-		t.restore(seg.Rows[i], y[:n*t.Dim])
+		t.restore(seg.Rows[i], y[:n*t.Dim], t.mean(seg.bare[i]))
 		if sides == 2 && i%2 == 0 {
 			c.Rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
 		}
@@ -613,10 +629,12 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 	}
 	std8 := make([][]int16, len(seg.Rows))
 	seg.Step8, seg.up = make([]int, len(seg.Rows)), make([][]uint8, len(seg.Rows))
+	seg.bare = make([]bool, len(seg.Rows))
 	for i := range seg.Rows {
 		if seg.Step8[i] = int(d.raw(12)) - stepZero; max(seg.Step8[i], -seg.Step8[i]) > MostStep8 {
 			return nil, corrupt("side stream", i/len(seg.Dims), i%len(seg.Dims), d.pos, "a step of 2^(%d/8)", seg.Step8[i])
 		}
+		seg.bare[i] = d.raw(1) == 1
 		shift := 0
 		if d.raw(1) == 1 {
 			shift = int(d.raw(shiftBits)) - 1<<(shiftBits-1)

@@ -131,10 +131,31 @@ func (t *Transform) inRow() (std8 []int16, scale []float32) {
 	return std8, scale
 }
 
+// foreign reports whether the mean is none of rows of these sizes: all of their values are far smaller.
+// Taken off such rows it would be all that is left of them.
+func (t *Transform) foreign(size []float32) bool {
+	var most, mean float32
+	for _, s := range size {
+		most = max(most, s)
+	}
+	for _, m := range t.Mean {
+		mean = max(mean, m, -m)
+	}
+	return most > 0 && most < mean/8
+}
+
+// mean returns what is taken off rows, zeros for bare ones.
+func (t *Transform) mean(bare bool) []float32 {
+	if bare {
+		return make([]float32, t.Dim)
+	}
+	return t.Mean[:t.Dim]
+}
+
 // project puts the components of x, [rows, dim], in its place.
-func (t *Transform) project(x []float32) {
+func (t *Transform) project(x, mean []float32) {
 	d := t.Dim
-	centred, mean := make([]float32, d), t.Mean[:d]
+	centred := make([]float32, d)
 	for r := range len(x) / d {
 		row := x[r*d : (r+1)*d]
 		for j, m := range mean {
@@ -154,20 +175,20 @@ func (t *Transform) project(x []float32) {
 // restore sets x to the rows that the components y stand for. The sum runs over the components
 // in order, each product rounded, so that every machine gives the same bits; components that are
 // zero change nothing. The mean comes last: a large one would take digits off every partial sum.
-func (t *Transform) restore(x, y []float32) {
+func (t *Transform) restore(x, y, mean []float32) {
 	d := t.Dim
 	for r := range len(x) / d {
 		row, in := x[r*d:(r+1)*d], y[r*d:(r+1)*d]
 		if t.Basis == nil {
 			for i, v := range in {
 				j := t.value(i)
-				row[j] = t.Mean[j] + float32(v*t.Scale[i])
+				row[j] = mean[j] + float32(v*t.Scale[i])
 			}
 			continue
 		}
 		clear(row)
 		axpy.Accumulate(row, t.inverse, in)
-		for j, m := range t.Mean[:d] {
+		for j, m := range mean {
 			row[j] += m
 		}
 	}

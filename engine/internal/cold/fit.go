@@ -119,13 +119,16 @@ const maxOwnBasis = 1 << 9
 // price makes a head vanish. Heads of the test model lie within -45 and 26.
 const (
 	mostCoarser = 32
-	mostFiner   = 80
+	// otherUnit is how far the deviation of rows lies from that of the calibration, where they are of another unit
+	// and not just of another text.
+	otherUnit = 24
+	mostFiner = 80
 )
 
 // balance holds the steps of the lanes together, by the deviations that the sample shows.
 func balance(steps [][]int, sample []sampleRun) {
 	type lane struct{ layer, i int }
-	energy, rows := map[lane]float64{}, map[lane]float64{}
+	energy, rows, expected := map[lane]float64{}, map[lane]float64{}, map[lane]float64{}
 	for _, s := range sample {
 		if s.p == nil {
 			continue
@@ -133,10 +136,17 @@ func balance(steps [][]int, sample []sampleRun) {
 		for i := range steps[s.layer] {
 			k := lane{s.layer, i}
 			energy[k] += s.p.Energy(i) * float64(s.rows)
+			expected[k] = s.p.Expected(i)
 			rows[k] += float64(s.rows)
 		}
 	}
 	deviation := func(k lane) float64 { return 4 * math.Log2(energy[k]/rows[k]) }
+	for k, e := range energy {
+		// Rows of another unit than those that a profile was made of take its steps in their own unit.
+		if unit := deviation(k) - 4*math.Log2(expected[k]); e > 0 && expected[k] > 0 && math.Abs(unit) > otherUnit {
+			steps[k.layer][k.i] += int(math.Round(unit))
+		}
+	}
 	var off []float64
 	for k, e := range energy {
 		if e > 0 {
