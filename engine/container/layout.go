@@ -6,8 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-
-	"github.com/kvist-project/kvist/quant"
 )
 
 // Magics and markers.
@@ -242,31 +240,4 @@ func (f *field) value(b []byte) string {
 		return fmt.Sprint(math.Float64frombits(le.Uint64(b)))
 	}
 	return fmt.Sprintf("%q", b)
-}
-
-// Types returns the element types of the original of K and V of a stored layer, or of the rows of a tensor.
-// One that no coding has is quant.DTypeInvalid.
-func (h *Header) Types(layer int) []quant.DType {
-	if h.Kind == KindRows {
-		return []quant.DType{typeNamed(h.Tensors[layer].DType)}
-	}
-	return []quant.DType{h.KType, h.VType}
-}
-
-func typeNamed(name string) quant.DType {
-	for _, t := range []quant.DType{quant.Float32, quant.Float16, quant.BFloat16} {
-		if t.String() == name {
-			return t
-		}
-	}
-	return quant.DTypeInvalid
-}
-
-// Values returns the number of values of all rows that a file stands for.
-func (h *Header) Values() (n int64) {
-	for i := range h.Stored() {
-		k, v := h.Dims(i)
-		n += h.LayerTokens(i) * int64(h.KVHeads()) * int64(k+v)
-	}
-	return n
 }

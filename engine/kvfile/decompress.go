@@ -380,31 +380,3 @@ func (d *decompressor) sides() error {
 	}
 	return nil
 }
-
-// Verify checks every byte of a file: checksums, structure, padding, and that no record is missing.
-// VerifyRows decodes what an archive holds.
-//
-// Errors: *container.CorruptError.
-func Verify(ctx context.Context, r *container.Reader, opts ...Option) error {
-	o, err := settle(opts)
-	if err != nil {
-		return err
-	}
-	if err := r.Verify(func(done, total int64) { o.progress.Say("verifying", done, total) }); err != nil {
-		return err
-	}
-	h := r.Header()
-	for i := range h.Stored() {
-		for s := range int(h.Segments(i)) {
-			if _, ok := r.Find(i, s); !ok {
-				return fmt.Errorf(
-					"kvist/kvfile: record of layer index %d segment %d is not in the file: %w",
-					i, s, quant.ErrCorrupt)
-			}
-		}
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-	}
-	return nil
-}

@@ -5,7 +5,6 @@ package archive
 import (
 	"encoding/binary"
 	"math"
-	"slices"
 	"sync"
 )
 
@@ -182,22 +181,4 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 	c.work.New = func() any { return new([]float32) }
 	c.quick.New = func() any { return new(levels) }
 	return c, nil
-}
-
-// check returns the transforms of a layer for rows of these dims.
-func (c *Codec) layer(number, heads int, dims []int) ([]*Transform, error) {
-	ts := c.Set.Find(number)
-	if ts == nil {
-		return nil, shapef("layer %d has no transforms: the profile is of another model", number)
-	}
-	if heads != c.Set.Heads || len(dims) != c.Set.Sides {
-		return nil, shapef("%d heads and %d sides, the transforms are of %d and %d", heads, len(dims),
-			c.Set.Heads, c.Set.Sides)
-	}
-	for i, t := range ts {
-		if d := dims[i%len(dims)]; d != t.Dim {
-			return nil, shapef("rows of %d values, the transforms are of %d", d, t.Dim)
-		}
-	}
-	return slices.Clone(ts), nil
 }

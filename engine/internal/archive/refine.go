@@ -95,24 +95,6 @@ func (t *Tables) coarser() *Tables {
 	return c
 }
 
-// coders returns the coders of the stages: the finest first, each of the others as coarse again.
-func (c *Codec) coders(stages int) []*coder {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for len(c.staged) < stages {
-		x := c.c
-		if n := len(c.staged); n == 0 {
-			x.refined = newRefineTables(x.Tables, &x.recon, nil)
-		} else {
-			finer := c.staged[n-1]
-			x = newCoder(finer.Tables.coarser(), c.encode)
-			x.refined = newRefineTables(x.Tables, nil, finer.refined)
-		}
-		c.staged = append(c.staged, x)
-	}
-	return c.staged[:stages]
-}
-
 // middle is how far the middle of the levels that r refinements make of one lies above it, in its steps.
 func middle(r int) float32 { return 0.5 - 0.5/float32(int(1)<<r) }
 

@@ -339,3 +339,21 @@ func (d *stagedDecoder) done() error {
 	}
 	return nil
 }
+
+// coders returns the coders of the stages: the finest first, each of the others as coarse again.
+func (c *Codec) coders(stages int) []*coder {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for len(c.staged) < stages {
+		x := c.c
+		if n := len(c.staged); n == 0 {
+			x.refined = newRefineTables(x.Tables, &x.recon, nil)
+		} else {
+			finer := c.staged[n-1]
+			x = newCoder(finer.Tables.coarser(), c.encode)
+			x.refined = newRefineTables(x.Tables, nil, finer.refined)
+		}
+		c.staged = append(c.staged, x)
+	}
+	return c.staged[:stages]
+}

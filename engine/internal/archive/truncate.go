@@ -89,20 +89,3 @@ func Truncate(dst, payload []byte, keep *Keep) ([]byte, error) {
 	}
 	return p.append(dst), nil
 }
-
-// Side reads the classes and steps of a payload into seg, of which Layer, First, Dims and the
-// lengths of Pos and Rows are given, and leaves the rows alone.
-//
-// Errors: as Decode.
-func (c *Codec) Side(seg *Segment, b []byte) error {
-	ts, err := c.layer(seg.Layer, len(seg.Rows)/len(seg.Dims), seg.Dims)
-	if err != nil {
-		return err
-	}
-	p, err := parse(b, len(seg.Rows))
-	if err != nil {
-		return err
-	}
-	_, err = c.decodeSide(seg, ts, p.side)
-	return err
-}

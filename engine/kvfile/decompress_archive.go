@@ -4,7 +4,6 @@ package kvfile
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"runtime"
@@ -14,46 +13,6 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/parallel"
 )
-
-// VerifyRows decodes every record in archive form: damage that no checksum tells, because the file was
-// written so. A file in hot form has nothing to decode.
-//
-// Errors: *profile.MissingError where the file names a profile that is not among profiles, whatever
-// its records hold; all *container.CorruptError, joined.
-func VerifyRows(ctx context.Context, r *container.Reader, opts ...Option) error {
-	o, err := settle(opts)
-	if err != nil {
-		return err
-	}
-	progress := o.progress
-	codec, err := cold.OpenCodec(r, o.profiles)
-	if err != nil {
-		return err
-	}
-	n, workers := len(r.Records()), recordWorkers(r.Header())
-	var errs []error
-	var rooms cold.Rooms
-	for at := 0; at < n; {
-		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
-		progress.Say("decoding", int64(at), int64(n))
-		err := parallel.EachOf(ctx, workers, len(part), func(i int) error {
-			rec, err := r.ReadRecord(at + i)
-			if err == nil && rec.Archive != nil {
-				room := rooms.Take()
-				defer rooms.Put(room)
-				err = cold.Check(codec, r.Header(), rec, room)
-			}
-			part[i] = err
-			return nil
-		})
-		if err != nil {
-			return err
-		}
-		errs = append(errs, part...)
-		at += len(part)
-	}
-	return errors.Join(errs...)
-}
 
 // archiveSegment writes the rows of a record in archive form.
 func (d *decompressor) archiveSegment(rec *container.Record) error {
