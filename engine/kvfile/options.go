@@ -21,7 +21,6 @@ type options struct {
 	cfg      Config
 	targeted bool // a target was set
 	be       backend.Backend
-	own      bool // be is closed with the call
 	weights  Weights
 	progress Progress
 	profiles []*profile.Profile
