@@ -73,9 +73,6 @@ type Sections struct {
 	Header, Payload, Tables, Side, Index int64
 }
 
-// besides is what is no part of a record.
-func (s *Sections) besides() int64 { return s.Header + s.Side + s.Index }
-
 type compressor struct {
 	from   origin
 	in     *input.Data
