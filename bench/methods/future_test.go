@@ -9,7 +9,6 @@ import (
 
 	"github.com/kvist-project/kvist/cpu/matmul"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -112,11 +111,19 @@ func (f *future) Layers(ctx context.Context, cache *Cache) ([]float64, error) {
 		if err != nil {
 			return err
 		}
-		var s damage.Sum
-		s.Add(f.exact[i], out)
-		errs[i] = s.Relative()
+		errs[i] = relativeError(f.exact[i], out)
 		return nil
 	})
+}
+
+// relativeError is the squared error of got over the squared length of want.
+func relativeError(want, got []float32) float64 {
+	var e, ref float64
+	for i, v := range want {
+		d := float64(got[i]) - float64(v)
+		e, ref = e+d*d, ref+float64(v)*float64(v)
+	}
+	return e / ref
 }
 
 // attend returns the outputs of the later queries of a layer, [kv_heads][later * gqa, head_dim_v].

@@ -9,10 +9,10 @@ import (
 	"math"
 	"runtime"
 
-	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/engine/internal/cold"
+	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/weigh"
+	"github.com/kvist-project/kvist/engine/internal/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
 

@@ -5,7 +5,7 @@ package report
 import (
 	"math"
 
-	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/damage"
 )
 
 // Worst is where an error is largest. A mean over a layer hides a head or a token that is lost.

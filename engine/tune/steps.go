@@ -5,9 +5,9 @@ package tune
 import (
 	"context"
 
-	"github.com/kvist-project/kvist/engine/damage"
 	"github.com/kvist-project/kvist/engine/internal/captured"
 	"github.com/kvist-project/kvist/engine/internal/cold"
+	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 )

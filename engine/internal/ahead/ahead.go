@@ -8,9 +8,9 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/blocks"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/blocks"
+	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )

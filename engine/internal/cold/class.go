@@ -7,7 +7,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/weigh"
+	"github.com/kvist-project/kvist/engine/internal/weigh"
 )
 
 // A token's step goes as the power -weightPower of its weight, the weights of a head levelled to a

@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/blocks"
+	"github.com/kvist-project/kvist/engine/internal/blocks"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/engine/plan"

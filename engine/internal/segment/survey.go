@@ -6,11 +6,11 @@ import (
 	"context"
 
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/damage"
+	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
+	"github.com/kvist-project/kvist/engine/internal/weigh"
 	"github.com/kvist-project/kvist/engine/plan"
-	"github.com/kvist-project/kvist/engine/weigh"
 	"github.com/kvist-project/kvist/quant"
 )
 
