@@ -89,7 +89,7 @@ func (e *encoder) prepare(l *input.Layer, seg *archive.Segment, first, every int
 	p, err := e.codec.Prepare(seg)
 	var beyond *archive.RangeError
 	if errors.As(err, &beyond) {
-		return nil, fmt.Errorf("kvist/cold: %s: %s: %w (--lossless keeps any row)", e.in.Name,
+		return nil, fmt.Errorf("kvist/cold: %s: %s: %w (lossless=true keeps any row)", e.in.Name,
 			laneRow(l, beyond.Lane, first, every, beyond.Row), beyond.Err)
 	}
 	return p, err
@@ -144,7 +144,7 @@ func (e *encoder) effort() archive.Effort {
 // notFinite names the value of rows i of a segment that is NaN or Inf.
 func (e *encoder) notFinite(l *input.Layer, i, first, every int, rows []float32) error {
 	r := slices.IndexFunc(rows, func(x float32) bool { return !input.Finite([]float32{x}) }) / laneTensor(l, i).Dim()
-	return fmt.Errorf("kvist/cold: %s: %s holds NaN or Inf (--allow-nonfinite keeps such rows "+
+	return fmt.Errorf("kvist/cold: %s: %s holds NaN or Inf (allow-nonfinite=true keeps such rows "+
 		"exactly): %w", e.in.Name, laneRow(l, i, first, every, r), quant.ErrRange)
 }
 

@@ -110,7 +110,7 @@ func (c *Builder) readRows(l *input.Layer, t input.Tensor, head int,
 		}
 		if !c.KeepNonfinite {
 			return x, nil, fmt.Errorf(
-				"kvist/segment: %s: %s head %d token %d holds NaN or Inf (--allow-nonfinite keeps such rows exactly): %w",
+				"kvist/segment: %s: %s head %d token %d holds NaN or Inf (allow-nonfinite=true keeps such rows exactly): %w",
 				c.Input.Name, t.Name(), head, r.first+i, quant.ErrRange)
 		}
 		r.bad[i] = true
