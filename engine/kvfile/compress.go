@@ -352,12 +352,18 @@ func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) e
 // storedBlocks returns the blocks of a part as the file stores them.
 func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.Block, err error) {
 	var runs [][][]uint16 // of each block: the tokens of its rows
+	var apart []bool      // of each block
 	err = n.Chosen(p, at, func(s segment.Stored) error {
-		i := slices.IndexFunc(blocks, func(o container.Block) bool {
-			return o.Level == s.Level && o.K == s.K && o.V == s.V
-		})
-		if i < 0 {
-			i = len(blocks)
+		i := 0
+		for i < len(blocks) {
+			// Rows that stand apart would take the range of the scales of others.
+			if o := &blocks[i]; o.Level == s.Level && o.K == s.K && o.V == s.V && apart[i] == (s.Kind == segment.Apart) {
+				break
+			}
+			i++
+		}
+		if i == len(blocks) {
+			apart = append(apart, s.Kind == segment.Apart)
 			blocks = append(blocks, container.Block{Level: s.Level, K: s.K, V: s.V})
 			runs = append(runs, nil)
 		}

@@ -403,3 +403,27 @@ func TestArchive_ProfileOfAnotherUnit(t *testing.T) {
 		require.Less(t, errorOf(odd{scale, 1, 0}), 4*same, "V times 2^%d", scale)
 	}
 }
+
+// TestCompress_ManyRowsApart: where a third of the rows are far longer than the others, budgets are met and the
+// others are not lost.
+func TestCompress_ManyRowsApart(t *testing.T) {
+	const rows, dim, dt = 300, 32, quant.Float32
+	x, _ := oddRows(rand.New(rand.NewPCG(8, 9)), rows, dim, odd{0, 1, 0})
+	for i := range x {
+		if i/dim%3 == 1 {
+			x[i] *= 1e6
+		}
+	}
+	b, want, _ := stored(x, dt)
+	for _, form := range []string{"archive", "hot"} {
+		file, res := compress(t, rowsCapture(t, b, dt, rows, dim), openCPU(t), config(t, "bits=6 form="+form))
+		require.LessOrEqual(t, res.BitsPerValue, 6.0)
+		var e, n float64
+		for i, v := range valuesOf(t, restored(t, file), "x", dt) {
+			if i/dim%3 != 1 {
+				e, n = e+(v-want[i])*(v-want[i]), n+1
+			}
+		}
+		require.Less(t, math.Sqrt(e/n), 0.6, form)
+	}
+}

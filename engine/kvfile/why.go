@@ -185,7 +185,7 @@ func (c *compressor) explain(p *plan.Plan) (*Why, error) {
 	return why, nil
 }
 
-var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact"}
+var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart"}
 
 func (c *compressor) whyBlock(p *plan.Plan, x *segment.Part, s segment.Stored) WhyBlock {
 	l := &c.in.Layers[x.Layer]

@@ -13,7 +13,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// planRows is the number of rows of a Problem block.
+// planRows is the number of rows of a planning block.
 const planRows = 32
 
 // Kind says what the planner may do with a block.
@@ -22,10 +22,11 @@ type Kind uint8
 const (
 	Free  Kind = iota // any coding of the menu
 	Sink              // u8 or exact
-	Exact             // exact: the window, and rows that are not finite
+	Exact             // exact: the window, rows that are not finite, few rows that stand apart
+	Apart             // any coding of the menu, in blocks of their own: many rows that stand apart
 )
 
-// cell is a Problem block: tokens of one (layer, segment, head) at one level.
+// Cell is a planning block: tokens of one (layer, segment, head) at one level.
 type Cell struct {
 	Level  quant.Level
 	Kind   Kind
@@ -195,13 +196,15 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	if err != nil {
 		return p, err
 	}
-	var sinks, fixed, free []uint16
+	var sinks, apart, fixed, free []uint16
 	for t := range r.n {
 		switch tok := r.first + t; {
-		case r.bad[t] || r.apart[t] || (h.l.HasV && tok >= h.l.Tokens-c.Window):
+		case r.bad[t] || (h.l.HasV && tok >= h.l.Tokens-c.Window):
 			fixed = append(fixed, uint16(t))
 		case h.l.HasV && tok < c.Sinks:
 			sinks = append(sinks, uint16(t))
+		case r.apart[t]:
+			apart = append(apart, uint16(t))
 		default:
 			free = append(free, uint16(t))
 		}
@@ -209,6 +212,11 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	whole := variant{}
 	if len(sinks) > 0 {
 		whole.Cells = append(whole.Cells, c.fullCell(h, r, Sink, sinks))
+	}
+	if len(apart) <= max(1, r.n/fewApart) {
+		fixed = append(fixed, apart...)
+	} else {
+		whole.Cells = append(whole.Cells, c.apartCells(h, r, apart)...)
 	}
 	kept := len(whole.Cells)
 	if h.w == nil {
@@ -243,6 +251,19 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	}
 	err = c.usefulOnly(&p)
 	return p, err
+}
+
+// fewApart is one over the share of rows that may stand apart and are kept exactly: more of them would take
+// more bytes than there are.
+const fewApart = 16
+
+// apartCells cuts rows that stand apart into blocks of their own.
+func (c *Builder) apartCells(h *Head, r *Rows, apart []uint16) []Cell {
+	cells := c.timeCells(h, r, apart)
+	for i := range cells {
+		cells[i].Kind = Apart
+	}
+	return cells
 }
 
 // sortByWeight sorts tokens by falling weight, ties by position.
