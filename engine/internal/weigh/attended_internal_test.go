@@ -22,7 +22,7 @@ type noWeigher struct{ backend.Backend }
 // TestAttended_AsWeigh holds the weights of an archive, in one pass, in two and over chunks of the keys,
 // against those that a tracker makes head by head.
 func TestAttended_AsWeigh(t *testing.T) {
-	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
+	src, err := capture.Open("../../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, src.Close()) }()
 	be, err := cpu.Open(cpu.Options{})
