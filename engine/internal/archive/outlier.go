@@ -35,16 +35,13 @@ func Typical(rows []float32, dim int) []float32 {
 	if n < few {
 		return rows
 	}
-	centre := columnMedians(rows, dim)
+	centre, about := columnMedians(rows, dim), make([]float32, dim)
 	size := make([]float32, n)
 	for r := range size {
-		row := rows[r*dim : (r+1)*dim]
-		var most float32
-		for i, c := range centre {
-			x := row[i] - c
-			most = max(most, x, -x)
+		for i, v := range rows[r*dim : (r+1)*dim] {
+			about[i] = v - centre[i]
 		}
-		size[r] = most
+		size[r] = largest(about)
 	}
 	limit := outlierLimit(size)
 	if limit == 0 {
@@ -59,10 +56,10 @@ func Typical(rows []float32, dim int) []float32 {
 	return kept
 }
 
-// columnMedians returns the median of each column over at most 33 rows, spread evenly.
+// columnMedians returns the median of each column over at most 9 rows, spread evenly.
 func columnMedians(rows []float32, dim int) []float32 {
 	n := len(rows) / dim
-	some := make([]float32, min(n, 33))
+	some := make([]float32, min(n, 9))
 	medians := make([]float32, dim)
 	for i := range medians {
 		for j := range some {
@@ -112,25 +109,29 @@ func octave(x float32) int {
 	return e
 }
 
-// rowSizes returns the largest magnitude of each row of y, [rows, dim]. It compares bit patterns, which
-// order as magnitudes do, NaN last.
+// rowSizes returns the largest magnitude of each row of y, [rows, dim].
 func rowSizes(y []float32, dim int) []float32 {
-	const sign = 1 << 31
 	size := make([]float32, len(y)/dim)
 	for r := range size {
-		var a, b, c, d uint32
-		row := y[r*dim : (r+1)*dim]
-		for ; len(row) >= 4; row = row[4:] {
-			v := (*[4]float32)(row)
-			a, b = max(a, math.Float32bits(v[0])&^sign), max(b, math.Float32bits(v[1])&^sign)
-			c, d = max(c, math.Float32bits(v[2])&^sign), max(d, math.Float32bits(v[3])&^sign)
-		}
-		for _, v := range row {
-			a = max(a, math.Float32bits(v)&^sign)
-		}
-		size[r] = math.Float32frombits(max(a, b, c, d))
+		size[r] = largest(y[r*dim : (r+1)*dim])
 	}
 	return size
+}
+
+// largest returns the largest magnitude of a row. It compares bit patterns, which order as magnitudes do, NaN
+// last.
+func largest(row []float32) float32 {
+	const sign = 1 << 31
+	var a, b, c, d uint32
+	for ; len(row) >= 4; row = row[4:] {
+		v := (*[4]float32)(row)
+		a, b = max(a, math.Float32bits(v[0])&^sign), max(b, math.Float32bits(v[1])&^sign)
+		c, d = max(c, math.Float32bits(v[2])&^sign), max(d, math.Float32bits(v[3])&^sign)
+	}
+	for _, v := range row {
+		a = max(a, math.Float32bits(v)&^sign)
+	}
+	return math.Float32frombits(max(a, b, c, d))
 }
 
 // raise returns by how many octaves the steps of each row of a lane are coarser than those of its class,
