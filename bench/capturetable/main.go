@@ -147,7 +147,7 @@ func measure(ctx context.Context, src *capture.Source, be backend.Backend, confi
 		return nil, nil, err
 	}
 	var file bytes.Buffer
-	res, err := kvfile.Compress(ctx, src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	res, err := kvfile.Compress(ctx, src, &file, kvfile.Options{Config: &cfg, Backend: be})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -155,6 +155,6 @@ func measure(ctx context.Context, src *capture.Source, be backend.Backend, confi
 	if err != nil {
 		return nil, nil, err
 	}
-	cmp, err := report.Compare(ctx, r, src, be, nil)
+	cmp, err := report.Compare(ctx, r, src, report.Options{Backend: be})
 	return res, cmp, err
 }

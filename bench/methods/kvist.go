@@ -161,7 +161,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	}
 	cfg := k.Config
 	cfg.Memo = c.Memo
-	if _, err := kvfile.Compress(ctx, src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be), kvfile.WithWeights(weights)); err != nil {
+	if _, err := kvfile.Compress(ctx, src, &file, kvfile.Options{Config: &cfg, Backend: be, Weights: weights}); err != nil {
 		return nil, err
 	}
 	r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
@@ -170,7 +170,7 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 		return nil, err
 	}
 	var restored memory
-	if _, err := kvfile.Decompress(ctx, r, &restored, kvfile.WithProfile(profiles...)); err != nil {
+	if _, err := kvfile.Decompress(ctx, r, &restored, kvfile.Options{Profiles: profiles}); err != nil {
 		return nil, err
 	}
 	back, err := capture.New("restored", &restored, int64(len(restored.data)), capture.Limits{})

@@ -34,12 +34,12 @@ func TestKvist_AgreesWithCompare(t *testing.T) {
 	m.Backend = be
 
 	var file bytes.Buffer
-	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(m.Config), kvfile.WithBackend(be))
+	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &m.Config, Backend: be})
 	require.NoError(t, err)
 	size := int64(file.Len())
 	r, err := container.Open("f", bytes.NewReader(file.Bytes()), size, container.Limits{})
 	require.NoError(t, err)
-	cmp, err := report.Compare(context.Background(), r, src, be, nil)
+	cmp, err := report.Compare(context.Background(), r, src, report.Options{Backend: be})
 	require.NoError(t, err)
 
 	f := realFamily(t, 256)

@@ -37,7 +37,7 @@ func packed(t *testing.T, m *model.Model, be *cpu.Backend, tokens []int32, next 
 	cfg, err := kvfile.ParseConfig(config)
 	require.NoError(t, err)
 	var file bytes.Buffer
-	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: be})
 	require.NoError(t, err)
 	r, err := container.Open("test.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
 		container.Limits{})
@@ -51,7 +51,7 @@ func restored(t *testing.T, g quant.Geometry, r *container.Reader) *model.ExactK
 	path := filepath.Join(t.TempDir(), "restored.safetensors")
 	out, err := os.Create(path)
 	require.NoError(t, err)
-	_, err = kvfile.Decompress(context.Background(), r, out)
+	_, err = kvfile.Decompress(context.Background(), r, out, kvfile.Options{})
 	require.NoError(t, err)
 	require.NoError(t, out.Close())
 	src, err := capture.Open(path, capture.Limits{})

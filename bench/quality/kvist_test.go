@@ -67,7 +67,7 @@ func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
 	cfg, err := kvfile.ParseConfig(config)
 	require.NoError(t, err)
 	var file bytes.Buffer
-	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err = kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: be})
 	require.NoError(t, err)
 	r, err := container.Open("x.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),
 		container.Limits{})

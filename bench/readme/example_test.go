@@ -13,12 +13,12 @@ import (
 
 // compress writes a file at 3 bits per value and restores the capture from it.
 func compress(ctx context.Context, capture, file, restored string) error {
-	res, err := kvfile.CompressFile(ctx, capture, file, kvfile.Bits(3))
+	res, err := kvfile.CompressFile(ctx, capture, file, kvfile.Options{Bits: 3})
 	if err != nil {
 		return err
 	}
 	fmt.Printf("%.2f bits/value, %.1f times smaller\n", res.BitsPerValue, res.Ratio)
-	_, err = kvfile.DecompressFile(ctx, file, restored)
+	_, err = kvfile.DecompressFile(ctx, file, restored, kvfile.Options{})
 	return err
 }
 

@@ -125,7 +125,7 @@ func (m *measurer) compress(ctx context.Context, bits float64, chunks int) ([]by
 		return nil, err
 	}
 	var file bytes.Buffer
-	_, err = kvfile.Compress(ctx, m.src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(m.be))
+	_, err = kvfile.Compress(ctx, m.src, &file, kvfile.Options{Config: &cfg, Backend: m.be})
 	return file.Bytes(), err
 }
 
@@ -138,7 +138,7 @@ func (m *measurer) future(ctx context.Context, file []byte) (float64, error) {
 	if err != nil {
 		return math.NaN(), err
 	}
-	cmp, err := report.Compare(ctx, r, m.src, m.be, nil)
+	cmp, err := report.Compare(ctx, r, m.src, report.Options{Backend: m.be})
 	if err != nil {
 		return math.NaN(), err
 	}
@@ -151,15 +151,15 @@ func (m *measurer) cut(ctx context.Context, file []byte, bits, afresh float64) (
 	if err != nil {
 		return "", err
 	}
-	total := int64(bits * float64(kvfile.Values(r.Header())) / 8)
+	total := int64(bits * float64(r.Header().Values()) / 8)
 	refused := ""
 	var out bytes.Buffer
-	res, err := kvfile.Truncate(ctx, r, &out, total, false, nil)
+	res, err := kvfile.Truncate(ctx, r, &out, total, kvfile.Options{})
 	var coarse *kvfile.CoarseError
 	if errors.As(err, &coarse) {
 		refused = "refused: "
 		out.Reset()
-		res, err = kvfile.Truncate(ctx, r, &out, total, true, nil)
+		res, err = kvfile.Truncate(ctx, r, &out, total, kvfile.Options{Force: true})
 	}
 	if err != nil {
 		return "", err

@@ -113,7 +113,8 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 	}
 	for _, f := range []float64{0.9, 1.1} {
 		var file bytes.Buffer
-		if _, err := kvfile.Compress(ctx, src, &file, kvfile.WithConfig(s.config(f*s.bits)), kvfile.WithBackend(s.be)); err != nil {
+		cfg := s.config(f * s.bits)
+		if _, err := kvfile.Compress(ctx, src, &file, kvfile.Options{Config: &cfg, Backend: s.be}); err != nil {
 			return nil, nil, err
 		}
 		r, err := container.Open("context.kvist", bytes.NewReader(file.Bytes()), int64(file.Len()),

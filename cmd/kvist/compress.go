@@ -431,7 +431,7 @@ func (a *app) compressTo(ctx context.Context, src *capture.Source, out *output, 
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	res, err = kvfile.Compress(ctx, src, out, kvfile.WithConfig(cfg), kvfile.WithBackend(be), kvfile.WithWeights(weights), kvfile.WithProgress(say))
+	res, err = kvfile.Compress(ctx, src, out, kvfile.Options{Config: &cfg, Backend: be, Weights: weights, Progress: say})
 	return res, be.Caps(), err
 }
 

@@ -88,7 +88,7 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 		return err
 	}
 	say, clear := a.progress()
-	res, err := kvfile.Decompress(ctx, r, out, kvfile.WithSalvage(f.salvage), kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
+	res, err := kvfile.Decompress(ctx, r, out, kvfile.Options{Salvage: f.salvage, Progress: say, Profiles: profiles})
 	clear()
 	out.finish(&err)
 	if err != nil {

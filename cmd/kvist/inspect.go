@@ -15,7 +15,6 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/report"
 )
 
@@ -49,7 +48,7 @@ Long strings from the file are cut, with a note of the length that was cut: to 2
 Fields of --json: file, type (kvist, safetensors, npy, npz, gguf), bytes, spectra (name, side, head,
 and rows, nonfinite_rows, dim, effective_rank, top_share, components_90, components_99), and for .kvist:
 kvist (as kvist report builds it, without map), records with --records (layer, segment, offset,
-bytes), why with --why (slope, predicted, blocks, parts: those of kvfile.Why); for captures:
+bytes), why with --why (slope, predicted, blocks, parts: those of report.Why); for captures:
 capture (kind, model, layers, heads, kv_heads, head_dim, head_dim_v, tokens, tokens_next, queries:
 layers with queries), tensors (name, dtype, shape, bytes, and stored where they are stored in another
 way), metadata; for profiles: file, type, bytes, id, archive_id (what archives name it by), model,
@@ -97,7 +96,7 @@ type inspectJSON struct {
 	Tensors  []tensorJSON      `json:"tensors,omitempty"`
 	Metadata map[string]string `json:"metadata,omitempty"`
 	Spectra  []headSpectrum    `json:"spectra"`
-	Why      *kvfile.Why       `json:"why,omitempty"`
+	Why      *report.Why       `json:"why,omitempty"`
 
 	skipped string // why there is no spectrum of some rows
 }

@@ -12,15 +12,24 @@ import (
 	"golang.org/x/term"
 
 	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
-	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
 // progressAfter is how long work may take before it is worth a bar.
 const progressAfter = time.Second
 
+// progress is told what is done and how much of it.
+type progress func(stage string, done, total int64)
+
+// say calls p, unless it is nil.
+func (p progress) say(stage string, done, total int64) {
+	if p != nil {
+		p(stage, done, total)
+	}
+}
+
 // progress returns what reports long work on standard error, and what clears it away. Where
 // standard error is no terminal nothing is reported.
-func (a *app) progress() (kvfile.Progress, func()) {
+func (a *app) progress() (progress, func()) {
 	f, ok := a.console.(*os.File)
 	if !ok || !term.IsTerminal(int(f.Fd())) {
 		return nil, func() {}

@@ -60,7 +60,7 @@ func (a *app) restore(ctx context.Context, in *input, p *profile.Profile) (out *
 		return nil, nil, err
 	}
 	say, clear := a.progress()
-	_, err = kvfile.Decompress(ctx, r, s, kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
+	_, err = kvfile.Decompress(ctx, r, s, kvfile.Options{Progress: say, Profiles: profiles})
 	clear()
 	var size int64
 	if err == nil {

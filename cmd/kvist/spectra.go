@@ -12,7 +12,6 @@ import (
 	"github.com/kvist-project/kvist/cmd/kvist/internal/spectrum"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -71,7 +70,7 @@ func (r *inspectJSON) add(ctx context.Context, name, side string, head int, rows
 
 // captureSpectra measures K and V of a capture, or its rows.
 func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *inspectJSON,
-	say kvfile.Progress) error {
+	say progress) error {
 	one := func(name, side string, t capture.Tensor) error {
 		for h := range t.Heads() {
 			err := res.add(ctx, name, side, h, int64(t.Rows()), t.Dim(), limit, func(first int64,
@@ -85,7 +84,7 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 		return nil
 	}
 	for i, n := range src.Layers() {
-		say.Say("measuring the spectrum", int64(i), int64(len(src.Layers())))
+		say.say("measuring the spectrum", int64(i), int64(len(src.Layers())))
 		for _, part := range []capture.Part{capture.K, capture.V} {
 			t, _ := src.KV(n, part) // every layer has K and V
 			side := map[capture.Part]string{capture.K: "K", capture.V: "V"}[part]
@@ -96,7 +95,7 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 	}
 	acts := src.ActTensors()
 	for i, t := range acts {
-		say.Say("measuring the spectrum", int64(i), int64(len(acts)))
+		say.say("measuring the spectrum", int64(i), int64(len(acts)))
 		if err := one(fmt.Sprintf("tensor %q", t.Name), "rows", t.Tensor); err != nil {
 			return err
 		}
@@ -107,10 +106,10 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 // containerSpectra measures the decoded rows of a file, a record at a time. Rows that stand for
 // several tokens count once for each of them.
 func containerSpectra(ctx context.Context, r *container.Reader, limit int64, res *inspectJSON,
-	say kvfile.Progress) error {
+	say progress) error {
 	h := r.Header()
 	for i := range h.Stored() {
-		say.Say("measuring the spectrum", int64(i), int64(h.Stored()))
+		say.say("measuring the spectrum", int64(i), int64(h.Stored()))
 		kDim, vDim := h.Dims(i)
 		if max(kDim, vDim) > spectrum.MaxDim {
 			res.skipped = fmt.Sprintf("rows of %d values, the spectrum takes at most %d", max(kDim,

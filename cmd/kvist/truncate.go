@@ -86,7 +86,7 @@ func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err 
 		return err
 	}
 	defer closing(in, &err)
-	values := kvfile.Values(r.Header())
+	values := r.Header().Values()
 	total := int64(f.bits * float64(values) / 8)
 	if f.budget != "" {
 		bytes, share, err := parseBudget(f.budget)
@@ -100,7 +100,7 @@ func (a *app) truncate(ctx context.Context, name string, f *truncateFlags) (err 
 		return err
 	}
 	say, clear := a.progress()
-	res, err := kvfile.Truncate(ctx, r, out, total, f.force, say)
+	res, err := kvfile.Truncate(ctx, r, out, total, kvfile.Options{Force: f.force, Progress: say})
 	clear()
 	out.finish(&err)
 	var coarse *kvfile.CoarseError

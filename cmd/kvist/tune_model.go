@@ -14,7 +14,6 @@ import (
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/bench/tuning"
 	"github.com/kvist-project/kvist/engine/backend"
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
@@ -52,7 +51,7 @@ type modelTuner struct {
 }
 
 func (a *app) newModelTuner(ctx context.Context, f *tuneFlags, bits []float64, be backend.Backend,
-	say kvfile.Progress) (*modelTuner, error) {
+	say progress) (*modelTuner, error) {
 	mf := modelFlags{threads: f.backend.threads}
 	m, err := mf.open(f.model)
 	if err != nil {
@@ -134,7 +133,7 @@ func (t *modelTuner) make(ctx context.Context, bodies []texts.Text, needles int,
 }
 
 // measure takes the sensitivities from the file beside the state, or measures them.
-func (t *modelTuner) measure(ctx context.Context, f *tuneFlags, say kvfile.Progress) error {
+func (t *modelTuner) measure(ctx context.Context, f *tuneFlags, say progress) error {
 	id := t.tuning.Identity()
 	path := ""
 	if f.state != "" {

@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
 )
@@ -85,7 +84,7 @@ type ablationJSON struct {
 
 // ablate changes one setting of the result after the other.
 func ablate(ctx context.Context, t tuner, space tune.Space, res *tune.Result,
-	say kvfile.Progress) ([]ablationJSON, error) {
+	say progress) ([]ablationJSON, error) {
 	var out []ablationJSON
 	for i, p := range space {
 		if say != nil {

@@ -106,8 +106,8 @@ func (a *app) verify(ctx context.Context, name string, f *verifyFlags) (err erro
 	if err == nil {
 		res.Records = len(r.Records())
 		say, clear := a.progress()
-		if err = kvfile.Verify(ctx, r, kvfile.WithProgress(say)); err == nil {
-			err = kvfile.VerifyRows(ctx, r, kvfile.WithProgress(say), kvfile.WithProfile(profiles...))
+		if err = kvfile.Verify(ctx, r, kvfile.Options{Progress: say}); err == nil {
+			err = kvfile.VerifyRows(ctx, r, kvfile.Options{Progress: say, Profiles: profiles})
 		}
 		clear()
 		var missing *profile.MissingError
@@ -198,7 +198,7 @@ func (a *app) compare(ctx context.Context, r *container.Reader, name string, ps 
 	defer closing(be, &err)
 	say, clear := a.progress()
 	defer clear()
-	cmp, err := report.Compare(ctx, r, src, be, say, ps...)
+	cmp, err := report.Compare(ctx, r, src, report.Options{Backend: be, Profiles: ps, Progress: say})
 	return cmp, in.name, err
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 // whyFlags say what a file was made from and with.
@@ -28,12 +29,14 @@ func (f *whyFlags) add(cmd *cobra.Command) {
 
 // explain plans a file once more from the capture it was made from.
 func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
-	b backendFlags) (why *kvfile.Why, err error) {
+	b backendFlags) (why *report.Why, err error) {
 	liftMemory()
-	var with kvfile.MadeWith
-	if with.Profile, err = a.openProfile(ctx, f.profile); err != nil {
+	var with kvfile.Options
+	p, err := a.openProfile(ctx, f.profile)
+	if err != nil {
 		return nil, err
 	}
+	with.Profiles = append(with.Profiles, p)
 	src, in, err := a.openCapture(ctx, f.against)
 	if err != nil {
 		return nil, err
@@ -51,14 +54,14 @@ func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
 		defer closing(file, &err)
 		with.Weights = given
 	}
-	be, err := a.openBackend(b)
-	if err != nil {
+	if with.Backend, err = a.openBackend(b); err != nil {
 		return nil, err
 	}
-	defer closing(be, &err)
+	defer closing(with.Backend, &err)
 	say, clear := a.progress()
 	defer clear()
-	return kvfile.Explain(ctx, r, src, be, with, say)
+	with.Progress = say
+	return kvfile.Explain(ctx, r, src, with)
 }
 
 // printWhy prints a line for every block, and one for every choice of levels.
@@ -109,7 +112,7 @@ func (r *inspectJSON) printWhy(p *printer) {
 }
 
 // option names the next coding with fewer (-1) or more (1) bytes, and its price.
-func option(s kvfile.WhySide, way int) string {
+func option(s report.WhySide, way int) string {
 	var text string
 	for _, o := range s.Options {
 		switch {

@@ -49,7 +49,7 @@ func BenchmarkArchive(b *testing.B) {
 				cfg.Profile = p[0]
 			}
 			file.Reset()
-			res, err := kvfile.Compress(ctx, src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+			res, err := kvfile.Compress(ctx, src, &file, kvfile.Options{Config: &cfg, Backend: be})
 			require.NoError(b, err)
 			return res
 		}
@@ -65,7 +65,7 @@ func BenchmarkArchive(b *testing.B) {
 			b.ReportAllocs()
 			for b.Loop() {
 				m := memory{b: make([]byte, 0, len(data))}
-				_, err := kvfile.Decompress(ctx, reader(b, file.Bytes()), &m, kvfile.WithProfile(load(b)...))
+				_, err := kvfile.Decompress(ctx, reader(b, file.Bytes()), &m, kvfile.Options{Profiles: load(b)})
 				require.NoError(b, err)
 			}
 		})

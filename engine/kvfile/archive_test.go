@@ -75,7 +75,7 @@ func calibrated(t testing.TB, src *capture.Source) *profile.Profile {
 func restored(t testing.TB, b []byte, p ...*profile.Profile) *capture.Source {
 	t.Helper()
 	var m memory
-	_, err := kvfile.Decompress(context.Background(), reader(t, b), &m, kvfile.WithProfile(p...))
+	_, err := kvfile.Decompress(context.Background(), reader(t, b), &m, kvfile.Options{Profiles: p})
 	require.NoError(t, err)
 	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
 	require.NoError(t, err)
@@ -107,13 +107,13 @@ func TestArchive_SharedProfile(t *testing.T) {
 	errs := make([]error, len(files)+len(rows))
 	for i := range files {
 		wg.Go(func() {
-			_, errs[i] = kvfile.Compress(context.Background(), src, &files[i], kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+			_, errs[i] = kvfile.Compress(context.Background(), src, &files[i], kvfile.Options{Config: &cfg, Backend: be})
 		})
 	}
 	for i := range rows {
 		r := reader(t, want)
 		wg.Go(func() {
-			_, errs[len(files)+i] = kvfile.Decompress(context.Background(), r, &rows[i], kvfile.WithProfile(shared))
+			_, errs[len(files)+i] = kvfile.Decompress(context.Background(), r, &rows[i], kvfile.Options{Profiles: []*profile.Profile{shared}})
 		})
 	}
 	wg.Wait()
@@ -151,7 +151,7 @@ func TestArchive_AnyBudget(t *testing.T) {
 					cfg := config(t, fmt.Sprintf("bits=%g form=archive%s", bits, more))
 					cfg.Profile = with
 					var file bytes.Buffer
-					_, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+					_, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: be})
 					budget := int64(bits * float64(tokens*2*(64+32)) / 8)
 					if err != nil {
 						require.ErrorIs(t, err, quant.ErrBudget, name)
@@ -206,13 +206,13 @@ func TestArchive_BudgetsAreMet(t *testing.T) {
 			if with == nil {
 				continue
 			}
-			cmp, err := report.Compare(context.Background(), reader(t, b), src, be, nil, p)
+			cmp, err := report.Compare(context.Background(), reader(t, b), src, report.Options{Backend: be, Profiles: []*profile.Profile{p}})
 			require.NoError(t, err)
 			require.Less(t, cmp.KError+cmp.VError, last)
 			last = cmp.KError + cmp.VError
 		}
 	}
-	_, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.WithConfig(config(t, "bytes=900 form=archive")), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.Options{Config: settings(t, "bytes=900 form=archive"), Backend: be})
 	require.ErrorIs(t, err, quant.ErrBudget)
 }
 
@@ -223,7 +223,7 @@ func TestVerifyRows(t *testing.T) {
 	good, _ := compress(t, src, be, config(t, "bits=2 form=archive segment=128"))
 	r := reader(t, good)
 	ctx := context.Background()
-	require.NoError(t, kvfile.VerifyRows(ctx, r))
+	require.NoError(t, kvfile.VerifyRows(ctx, r, kvfile.Options{}))
 	var b bytes.Buffer
 	w, err := container.NewWriter(&b, r.Header())
 	require.NoError(t, err)
@@ -244,8 +244,8 @@ func TestVerifyRows(t *testing.T) {
 	}
 	require.NoError(t, w.Close())
 	bad := reader(t, b.Bytes())
-	require.NoError(t, kvfile.Verify(ctx, bad), "the checksums are right")
-	err = kvfile.VerifyRows(ctx, bad)
+	require.NoError(t, kvfile.Verify(ctx, bad, kvfile.Options{}), "the checksums are right")
+	err = kvfile.VerifyRows(ctx, bad, kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrCorrupt)
 	all := err.(interface{ Unwrap() []error }).Unwrap()
 	require.Len(t, all, 2)
@@ -262,8 +262,8 @@ func TestVerifyRows(t *testing.T) {
 	cfg.Profile = p
 	b2, _ := compress(t, src, be, cfg)
 	var missing *profile.MissingError
-	require.ErrorAs(t, kvfile.VerifyRows(ctx, reader(t, b2)), &missing)
-	require.NoError(t, kvfile.VerifyRows(ctx, reader(t, b2), kvfile.WithProfile(p)))
+	require.ErrorAs(t, kvfile.VerifyRows(ctx, reader(t, b2), kvfile.Options{}), &missing)
+	require.NoError(t, kvfile.VerifyRows(ctx, reader(t, b2), kvfile.Options{Profiles: []*profile.Profile{p}}))
 }
 
 func TestArchive_BeatsHotOnTheCapture(t *testing.T) {
@@ -303,7 +303,7 @@ func TestArchive_Profiles(t *testing.T) {
 	var missing *profile.MissingError
 	for _, given := range [][]*profile.Profile{nil, {calibrated(t, synthetic(t,
 		shape{4, 2, 300, 64, 32, quant.Float16, true}, quanttest.HeavyTails, nil))}} {
-		_, err := kvfile.Decompress(context.Background(), reader(t, b), &memory{}, kvfile.WithProfile(given...))
+		_, err := kvfile.Decompress(context.Background(), reader(t, b), &memory{}, kvfile.Options{Profiles: given})
 		require.ErrorAs(t, err, &missing)
 		require.ErrorIs(t, err, quant.ErrUnavailable)
 		require.Equal(t, kvfile.ArchiveID(p), missing.ID)
@@ -321,7 +321,7 @@ func TestArchive_Profiles(t *testing.T) {
 	require.Equal(t, raw(t, restored(t, b, p), "layers.2.k"), raw(t, restored(t, b, named), "layers.2.k"))
 
 	other := synthetic(t, shape{4, 2, 100, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
-	_, err = kvfile.Compress(context.Background(), other, &bytes.Buffer{}, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err = kvfile.Compress(context.Background(), other, &bytes.Buffer{}, kvfile.Options{Config: &cfg, Backend: be})
 	require.ErrorIs(t, err, quant.ErrShape, "a profile of another model")
 }
 
@@ -346,7 +346,7 @@ func TestArchive_Nonfinite(t *testing.T) {
 	src := synthetic(t, shape{2, 1, 700, 64, 64, quant.Float16, true}, quanttest.Gaussian,
 		func(k quant.Rows) { k.Row(600)[3] = float32(math.NaN()) })
 	cfg := config(t, "bits=8 form=archive segment=128")
-	_, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.Options{Config: &cfg, Backend: be})
 	require.ErrorIs(t, err, quant.ErrRange)
 	require.ErrorContains(t, err, "layers.2.k head 0 token 600 ")
 	cfg.AllowNonfinite = true
@@ -426,7 +426,7 @@ func TestArchive_ManyRecords(t *testing.T) {
 		require.NoError(t, err)
 		require.NotNil(t, weights)
 	}
-	_, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.WithConfig(config(t, "bits=0.05 form=archive segment=64 allow-nonfinite=true")), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.Options{Config: settings(t, "bits=0.05 form=archive segment=64 allow-nonfinite=true"), Backend: be})
 	require.ErrorIs(t, err, quant.ErrBudget)
 }
 
@@ -445,8 +445,8 @@ func TestArchive_Damage(t *testing.T) {
 		bad[at] ^= 1 << (at % 8)
 		x, err := container.Open("flip", bytes.NewReader(bad), int64(len(bad)), container.Limits{})
 		if err == nil {
-			if _, err = kvfile.Decompress(context.Background(), x, &memory{}); err == nil {
-				err = kvfile.Verify(context.Background(), x)
+			if _, err = kvfile.Decompress(context.Background(), x, &memory{}, kvfile.Options{}); err == nil {
+				err = kvfile.Verify(context.Background(), x, kvfile.Options{})
 			}
 		}
 		require.Error(t, err, "byte %d", at)
@@ -464,7 +464,7 @@ func TestArchive_Damage(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, lost, 1)
 	var m memory
-	res, err := kvfile.Decompress(context.Background(), x, &m, kvfile.WithSalvage(true))
+	res, err := kvfile.Decompress(context.Background(), x, &m, kvfile.Options{Salvage: true})
 	require.NoError(t, err)
 	require.Len(t, res.Lost, 1)
 	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})

@@ -71,7 +71,7 @@ func TestCompress_BadQueries(t *testing.T) {
 				cfg := roomy(config(t, form), tokens)
 				name := fmt.Sprintf("%d tokens, %s, bad %d in all heads %t", tokens, form, at, all)
 				var file bytes.Buffer
-				res, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+				res, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: be})
 				require.NoError(t, err, name)
 				require.Less(t, nmse(t, src, decompress(t, file.Bytes()), 2, capture.K, 0), 0.02, name)
 				if tokens < 20 && cfg.Form == kvfile.FormArchive {

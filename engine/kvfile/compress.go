@@ -7,30 +7,21 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"sync"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/parallel"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/engine/internal/segment"
 	"github.com/kvist-project/kvist/engine/internal/weigh"
-	"github.com/kvist-project/kvist/engine/plan"
-	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
-
-// Progress is told about long work: what is being done, and how much of it is. Calls come from any goroutine,
-// one at a time.
-type Progress func(stage string, done, total int64)
-
-func (p Progress) Say(stage string, done, total int64) {
-	if p != nil {
-		p(stage, done, total)
-	}
-}
 
 // Weights gives what tokens are worth: weights of (layer number, kv_head) as [tokens], each
 // finite and at least 0; or nil where all count the same. Calls come from any goroutine, one at a time and
@@ -68,28 +59,29 @@ type Result struct {
 	Prices     damage.Use
 }
 
+// made takes from the header of a file what the caller may want to say of it.
+func (r *Result) made(h *container.Header) {
+	r.Config, r.Profile, r.SourceBytes = h.Config, cold.ProfileText(h.Profile), captured.SourceBytes(h)
+}
+
 // Sections says where the bytes of a file went.
 type Sections struct {
 	Header, Payload, Tables, Side, Index int64
 }
 
+// compressor has what both forms of a file are made with.
 type compressor struct {
 	from   origin
 	in     *input.Data
 	be     backend.Backend
 	cfg    Config
-	say    Progress
+	say    progress.Func
 	caller sync.Mutex // held while functions of the caller run: weights and progress
 	header *container.Header
 	aux    []*container.Aux
 	// weights are kept because merged rows are means by weight: 4 bytes a token and KV head.
-	seg       *segment.Builder
-	main      *segment.Problem
-	firstPart []int // [layers] the first of its parts
-	use       weigh.Use
-	// sensitivity are the factors of the profile, or nil.
-	sensitivity *profile.Sensitivity
-	want        [][]float32 // [layers] outputs over the exact context, for MaxError
+	seg *segment.Builder
+	use weigh.Use
 }
 
 // Compress reads src and writes a .kvist file to w, which need not be able to seek.
@@ -97,21 +89,21 @@ type compressor struct {
 // Errors: quant.ErrShape for a config that cannot be or a profile of another model
 // (*profile.MismatchError), quant.ErrBudget, quant.ErrRange,
 // quant.ErrUnsupported; *capture.FormatError; those of w.
-func Compress(ctx context.Context, src *capture.Source, w io.Writer, opts ...Option) (*Result, error) {
-	o, err := settle(opts)
-	if err != nil {
-		return nil, err
-	}
+func Compress(ctx context.Context, src *capture.Source, w io.Writer, o Options) (*Result, error) {
 	return o.compress(ctx, fileOrigin{src}, w)
 }
 
 // compress opens a backend where none was given.
-func (o *options) compress(ctx context.Context, from origin, w io.Writer) (*Result, error) {
+func (o *Options) compress(ctx context.Context, from origin, w io.Writer) (*Result, error) {
+	cfg, err := o.config()
+	if err != nil {
+		return nil, err
+	}
 	be, done, err := o.backend()
 	if err != nil {
 		return nil, err
 	}
-	res, err := compress(ctx, from, w, be, o.cfg, o.weights, o.progress)
+	res, err := compress(ctx, from, w, be, cfg, o.Weights, o.Progress)
 	if e := done(); e != nil && err == nil {
 		return nil, e
 	}
@@ -119,27 +111,28 @@ func (o *options) compress(ctx context.Context, from origin, w io.Writer) (*Resu
 }
 
 func compress(ctx context.Context, from origin, w io.Writer, be backend.Backend, cfg Config,
-	weights Weights, progress Progress) (*Result, error) {
+	weights Weights, say progress.Func) (*Result, error) {
 	cfg.Weighted = weights != nil
-	c, err := newCompressor(from, be, cfg, progress)
+	c, err := newCompressor(from, be, cfg, say)
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Form == FormArchive {
-		res, err := c.archiveTo(ctx, w, weights)
+		res, err := (&archiver{c}).write(ctx, w, weights)
 		if err == nil {
 			res.TargetBytes = c.targetBytes()
 		}
 		return res, err
 	}
-	if err := c.prepare(ctx, weights); err != nil {
+	hf := newHotFile(c)
+	if err := hf.prepare(ctx, weights); err != nil {
 		return nil, err
 	}
-	choice, measured, err := c.choose(ctx)
+	choice, measured, err := hf.choose(ctx)
 	if err != nil {
 		return nil, err
 	}
-	res, err := c.write(ctx, w, choice)
+	res, err := hf.write(ctx, w, choice)
 	if err != nil {
 		return nil, err
 	}
@@ -150,14 +143,14 @@ func compress(ctx context.Context, from origin, w io.Writer, be backend.Backend,
 		res.Predicted = math.NaN()
 		return res, nil
 	}
-	if res.Predicted, err = c.predict(ctx, choice); err != nil {
+	if res.Predicted, err = predict(ctx, c, choice); err != nil {
 		return nil, err
 	}
 	return res, nil
 }
 
 func newCompressor(from origin, be backend.Backend, cfg Config,
-	progress Progress) (*compressor, error) {
+	say progress.Func) (*compressor, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -175,7 +168,7 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 	if err != nil {
 		return nil, err
 	}
-	c := &compressor{from: from, in: in, be: be, cfg: cfg, say: progress, sensitivity: sensitivity,
+	c := &compressor{from: from, in: in, be: be, cfg: cfg, say: say,
 		use: weigh.Use{Profile: cfg.Importance}, seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values()))}}
 	if c.cfg.RowBias == Auto {
 		c.cfg.RowBias = Off
@@ -187,8 +180,7 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 	c.seg = &segment.Builder{Backend: be, Input: in, Price: c.pricer(), Memo: cfg.Memo, Seed: cfg.Seed,
 		Menus: segment.Menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, Specs: c.seg.Specs, Sinks: cfg.Sinks, Window: cfg.Window,
 		Unseen: cfg.Unseen, KeepNonfinite: cfg.AllowNonfinite, RowBias: c.rowBias(), Recipe: cfg.Importance,
-		Weighted: cfg.Weighted, Factors: c.factors}
-	c.main = segment.NewProblem(c.seg)
+		Weighted: cfg.Weighted, Factors: factors(sensitivity, in.Geo.KVHeads)}
 	return c, nil
 }
 
@@ -214,45 +206,6 @@ func (c *compressor) pricer() *damage.Pricer {
 
 // rowBias reports whether plans count on the row bias.
 func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
-
-// prepare surveys the capture and prices every block, layers side by side.
-func (c *compressor) prepare(ctx context.Context, weights Weights) error {
-	n := len(c.in.Layers)
-	c.seg.Stats, c.seg.Weights = make([][]damage.Head, n), make([]weigh.Weights, n)
-	parts, uses := make([][]segment.Part, n), make([]weigh.Use, n)
-	err := c.eachLayer(ctx, "measuring", c.in.Workers(), func(l *input.Layer) error {
-		i := l.Index
-		w, err := c.given(weights, l)
-		var past [][]float32
-		if err == nil && weights == nil {
-			w, past, uses[i], err = c.weigher().Weigh(ctx, l, true)
-		}
-		if err != nil {
-			return err
-		}
-		c.seg.Weights[i] = c.weigher().Level(l, w, past)
-		parts[i], err = c.seg.Survey(ctx, l)
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	for i := range parts {
-		c.use.Add(uses[i])
-		c.firstPart = append(c.firstPart, len(c.main.Parts))
-		for _, p := range parts[i] {
-			if err := c.main.Add(p); err != nil {
-				return err
-			}
-		}
-		parts[i] = nil
-	}
-	c.use.Conclude()
-	if err := c.main.Ready(); err != nil {
-		return err
-	}
-	return c.prepareHeader()
-}
 
 // given returns the weights that the caller has for a layer, if any.
 func (c *compressor) given(weights Weights, l *input.Layer) ([][]float32, error) {
@@ -326,67 +279,15 @@ func keptSide(name string) bool {
 	return name == "tokens" || name == "surprisal" || name == "positions"
 }
 
-// eachRecord calls f for every record in file order, blocks without payload. Planning blocks of a
-// head that were given the same level and codings become one stored block: its rows cost the
-// same, and telling them apart would cost bits.
-func (c *compressor) eachRecord(p *plan.Plan, f func(*container.Record) error) error {
-	for li := range c.in.Layers {
-		l := &c.in.Layers[li]
-		for s := range l.Segments() {
-			rec := &container.Record{Layer: li, Segment: s, Heads: make([]container.Head, l.Heads)}
-			for h := range rec.Heads {
-				var err error
-				at := c.firstPart[li] + h*l.Segments() + s
-				if rec.Heads[h].Blocks, err = storedBlocks(c.main, p, at); err != nil {
-					return err
-				}
-			}
-			if err := f(rec); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// storedBlocks returns the blocks of a part as the file stores them.
-func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.Block, err error) {
-	var runs [][][]uint16 // of each block: the tokens of its rows
-	var apart []bool      // of each block
-	err = n.Chosen(p, at, func(s segment.Stored) error {
-		i := 0
-		for i < len(blocks) {
-			// Rows that stand apart would take the range of the scales of others.
-			if o := &blocks[i]; o.Level == s.Level && o.K == s.K && o.V == s.V && apart[i] == (s.Kind == segment.Apart) {
-				break
-			}
-			i++
-		}
-		if i == len(blocks) {
-			apart = append(apart, s.Kind == segment.Apart)
-			blocks = append(blocks, container.Block{Level: s.Level, K: s.K, V: s.V})
-			runs = append(runs, nil)
-		}
-		if s.Counts == nil {
-			blocks[i].Tokens = append(blocks[i].Tokens, s.Tokens...)
-			return nil
-		}
-		from := 0
-		for _, count := range s.Counts {
-			runs[i] = append(runs[i], s.Tokens[from:from+int(count)])
-			from += int(count)
-		}
-		return nil
+// eachLayer is parallel.EachOf over the layers, and tells the caller of progress.
+func (c *compressor) eachLayer(ctx context.Context, stage string, workers int, f func(l *input.Layer) error) error {
+	done, n := int64(0), len(c.in.Layers)
+	return parallel.EachOf(ctx, workers, n, func(i int) error {
+		err := f(&c.in.Layers[i])
+		c.caller.Lock()
+		defer c.caller.Unlock()
+		done++
+		c.say.Say(stage, done, int64(n))
+		return err
 	})
-	for i := range blocks {
-		b := &blocks[i]
-		// Runs never interleave, so in order of their first tokens all tokens ascend.
-		slices.SortFunc(runs[i], func(x, y []uint16) int { return int(x[0]) - int(y[0]) })
-		for _, run := range runs[i] {
-			b.Tokens = append(b.Tokens, run...)
-			b.Counts = append(b.Counts, uint16(len(run)))
-		}
-		slices.Sort(b.Tokens)
-	}
-	return blocks, err
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/blocks"
 	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -37,15 +38,12 @@ type Restored struct {
 //
 // Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
 // that promises more than 4096 times its size; those of w.
-func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, opts ...Option) (*Restored, error) {
-	o, err := settle(opts)
-	if err != nil {
-		return nil, err
-	}
-	d := &decompressor{r: r, h: r.Header(), salvage: o.salvage, say: o.progress, res: &Restored{},
+func Decompress(ctx context.Context, r *container.Reader, w io.WriterAt, o Options) (*Restored, error) {
+	d := &decompressor{r: r, h: r.Header(), salvage: o.Salvage, say: o.Progress, res: &Restored{},
 		workers: recordWorkers(r.Header())}
-	if d.codec, err = cold.OpenCodec(r, o.profiles); err != nil &&
-		!(o.salvage && errors.Is(err, quant.ErrCorrupt)) {
+	var err error
+	if d.codec, err = cold.OpenCodec(r, o.profiles()); err != nil &&
+		!(o.Salvage && errors.Is(err, quant.ErrCorrupt)) {
 		return nil, err
 	}
 	d.rowBias = blocks.RowBias(d.h) && (d.h.QueryEnergy != nil || d.codec != nil && d.h.Kind == container.KindCache)
@@ -90,7 +88,7 @@ type decompressor struct {
 	rooms   cold.Rooms
 	hot     bool         // records are in hot form
 	kept    map[int]bool // layers that get a kept tensor
-	say     Progress
+	say     progress.Func
 	res     *Restored
 }
 

@@ -24,12 +24,12 @@ func ExampleCompressFile() {
 	}
 	defer os.RemoveAll(dir)
 	ctx, file := context.Background(), filepath.Join(dir, "cache.kvist")
-	res, err := kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Bits(3))
+	res, err := kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Options{Bits: 3})
 	if err != nil {
 		log.Fatal(err)
 	}
 	fmt.Printf("%.2f bits/value, %.1f times smaller\n", res.BitsPerValue, res.Ratio)
-	if _, err := kvfile.DecompressFile(ctx, file, filepath.Join(dir, "back.safetensors")); err != nil {
+	if _, err := kvfile.DecompressFile(ctx, file, filepath.Join(dir, "back.safetensors"), kvfile.Options{}); err != nil {
 		log.Fatal(err)
 	}
 	// Output: 3.00 bits/value, 5.3 times smaller
@@ -50,7 +50,7 @@ func ExamplePack() {
 	for range layers {
 		m.K, m.V = append(m.K, random(kvHeads*tokens*dim)), append(m.V, random(kvHeads*tokens*dim))
 	}
-	kv, err := kvfile.Pack(context.Background(), &m, kvfile.Bits(3))
+	kv, err := kvfile.Pack(context.Background(), &m, kvfile.Options{Bits: 3})
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func ExamplePack() {
 
 // A hot file is opened and attended to in place.
 func ExampleOpen() {
-	kv, err := kvfile.Open("../../testdata/golden/v1/pass-cache.kvist")
+	kv, err := kvfile.Open("../../testdata/golden/v1/pass-cache.kvist", kvfile.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}

@@ -16,22 +16,18 @@ import (
 // whole or not at all.
 //
 // Errors: those of Compress, capture.Open and atomicfile.Create.
-func CompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Result, err error) {
-	o, err := settle(opts)
-	if err != nil {
-		return nil, err
-	}
+func CompressFile(ctx context.Context, from, to string, o Options) (_ *Result, err error) {
 	src, err := capture.Open(from, capture.Limits{})
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, src.Close()) }()
-	out, err := atomicfile.Create(to, o.force)
+	out, err := atomicfile.Create(to, o.Overwrite)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Abort() // does nothing after Commit
-	res, err := Compress(ctx, src, out, opts...)
+	res, err := Compress(ctx, src, out, o)
 	if err != nil {
 		return nil, err
 	}
@@ -42,22 +38,18 @@ func CompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Resu
 // at all.
 //
 // Errors: those of Decompress and atomicfile.Create.
-func DecompressFile(ctx context.Context, from, to string, opts ...Option) (_ *Restored, err error) {
-	o, err := settle(opts)
-	if err != nil {
-		return nil, err
-	}
+func DecompressFile(ctx context.Context, from, to string, o Options) (_ *Restored, err error) {
 	f, r, err := openFile(from)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	out, err := atomicfile.Create(to, o.force)
+	out, err := atomicfile.Create(to, o.Overwrite)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Abort() // does nothing after Commit
-	res, err := Decompress(ctx, r, out, opts...)
+	res, err := Decompress(ctx, r, out, o)
 	if err != nil {
 		return nil, err
 	}

@@ -12,31 +12,32 @@ import (
 )
 
 // choose finds the plan for the target.
-func (c *compressor) choose(ctx context.Context) (choice *plan.Plan, measured float64, err error) {
-	if c.cfg.MaxError > 0 {
-		return c.fitError(ctx)
+func (hf *hotFile) choose(ctx context.Context) (choice *plan.Plan, measured float64, err error) {
+	if hf.c.cfg.MaxError > 0 {
+		fit := &errorFit{hf: hf}
+		return fit.fit(ctx)
 	}
-	if total := c.targetBytes(); total > 0 {
-		choice, measured, err = c.fit(total)
+	if total := hf.c.targetBytes(); total > 0 {
+		choice, measured, err = hf.fit(total)
 		var over *BudgetError
-		if errors.As(err, &over) && c.cfg.Soft {
-			return c.fit(over.Least)
+		if errors.As(err, &over) && hf.c.cfg.Soft {
+			return hf.fit(over.Least)
 		}
 		return choice, measured, err
 	}
-	return c.fit(c.in.Values()*4 + 1<<40) // fixed codings
+	return hf.fit(hf.c.in.Values()*4 + 1<<40) // fixed codings
 }
 
 // fit finds the plan whose whole file comes closest to total bytes from below. What tables and
 // padding take depends on the plan, so the planner's budget is moved until the file fits.
-func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
-	leastPlan := c.main.Solver.Least()
-	least, err := c.fileBytes(leastPlan)
+func (hf *hotFile) fit(total int64) (*plan.Plan, float64, error) {
+	leastPlan := hf.main.Solver.Least()
+	least, err := hf.fileBytes(leastPlan)
 	if err != nil {
 		return nil, 0, err
 	}
 	if least > total {
-		return nil, 0, c.overBudget("with these codings", total, least)
+		return nil, 0, hf.c.overBudget("with these codings", total, least)
 	}
 	var best *plan.Plan
 	var bestBytes int64 = -1
@@ -44,11 +45,11 @@ func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
 	// The tables of the least plan are the first guess at those of the plan to be.
 	budget := min(high, max(low, total-(least-low)))
 	for range 24 {
-		p, err := c.main.Solver.Solve(budget)
+		p, err := hf.main.Solver.Solve(budget)
 		if err != nil {
 			return nil, 0, err
 		}
-		n, err := c.fileBytes(p)
+		n, err := hf.fileBytes(p)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -79,18 +80,18 @@ func (c *compressor) fit(total int64) (*plan.Plan, float64, error) {
 }
 
 // fileBytes returns the exact bytes of the file that a choice makes.
-func (c *compressor) fileBytes(choice *plan.Plan) (int64, error) {
-	s, err := c.sections(choice)
+func (hf *hotFile) fileBytes(choice *plan.Plan) (int64, error) {
+	s, err := hf.sections(choice)
 	return s.Header + s.Payload + s.Tables + s.Side + s.Index, err
 }
 
-func (c *compressor) sections(choice *plan.Plan) (Sections, error) {
+func (hf *hotFile) sections(choice *plan.Plan) (Sections, error) {
 	var s Sections
 	var err error
-	if s.Header, err = container.HeaderSize(c.header); err != nil {
+	if s.Header, err = container.HeaderSize(hf.c.header); err != nil {
 		return s, err
 	}
-	for _, a := range c.aux {
+	for _, a := range hf.c.aux {
 		n, err := container.AuxSize(a)
 		if err != nil {
 			return s, err
@@ -98,12 +99,12 @@ func (c *compressor) sections(choice *plan.Plan) (Sections, error) {
 		s.Side += n
 	}
 	records := 0
-	err = c.eachRecord(choice, func(rec *container.Record) error {
-		n, err := container.RecordSize(c.header, rec)
+	err = hf.eachRecord(choice, func(rec *container.Record) error {
+		n, err := container.RecordSize(hf.c.header, rec)
 		if err != nil {
 			return err
 		}
-		kDim, vDim := c.header.Dims(rec.Layer)
+		kDim, vDim := hf.c.header.Dims(rec.Layer)
 		var payload int64
 		for _, h := range rec.Heads {
 			for _, b := range h.Blocks {
@@ -121,6 +122,6 @@ func (c *compressor) sections(choice *plan.Plan) (Sections, error) {
 		s.Tables += n - payload
 		return nil
 	})
-	s.Index = container.IndexSize(records+len(c.aux)) + container.TrailerSize
+	s.Index = container.IndexSize(records+len(hf.c.aux)) + container.TrailerSize
 	return s, err
 }

@@ -27,7 +27,7 @@ func BenchmarkHot(b *testing.B) {
 				src, err := capture.New("in", bytes.NewReader(data), int64(len(data)), capture.Limits{})
 				require.NoError(b, err)
 				var file bytes.Buffer
-				res, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(config(b, "bits="+bits)), kvfile.WithBackend(be))
+				res, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: settings(b, "bits="+bits), Backend: be})
 				require.NoError(b, err)
 				b.SetBytes(res.OriginalBytes)
 			}

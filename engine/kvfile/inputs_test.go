@@ -154,11 +154,11 @@ func TestCompress_LosslessF64(t *testing.T) {
 		text string
 	}{{0.1, `"x" at byte`}, {1e300, "row 2 value 3, 1e+300, is not a float32"}, {1e-300, "row 2 value 3"}} {
 		src := file(2*inputDim+3, c.v)
-		_, err := kvfile.Compress(context.Background(), src, new(bytes.Buffer), kvfile.WithConfig(lossless), kvfile.WithBackend(be))
+		_, err := kvfile.Compress(context.Background(), src, new(bytes.Buffer), kvfile.Options{Config: &lossless, Backend: be})
 		require.ErrorIs(t, err, quant.ErrRange)
 		require.ErrorContains(t, err, c.text)
 		for _, form := range []string{"form=archive bits=3", "form=hot bits=4"} {
-			_, err = kvfile.Compress(context.Background(), src, new(bytes.Buffer), kvfile.WithConfig(config(t, form)), kvfile.WithBackend(be))
+			_, err = kvfile.Compress(context.Background(), src, new(bytes.Buffer), kvfile.Options{Config: settings(t, form), Backend: be})
 			if c.v < 1 {
 				require.NoError(t, err)
 				continue
@@ -207,7 +207,7 @@ func TestCompress_FiniteStaysFinite(t *testing.T) {
 				})
 				for _, c := range []string{"form=hot bits=3", "form=hot bits=2 levels=auto", "form=archive bits=2"} {
 					var out bytes.Buffer
-					_, err := kvfile.Compress(context.Background(), src, &out, kvfile.WithConfig(config(t, c)), kvfile.WithBackend(be))
+					_, err := kvfile.Compress(context.Background(), src, &out, kvfile.Options{Config: settings(t, c), Backend: be})
 					if err != nil {
 						require.ErrorIs(t, err, quant.ErrRange, "%s scale=%g dtype=%s: %v", c, scale, dt, err)
 						continue
@@ -248,7 +248,7 @@ func TestCompress_NoRows(t *testing.T) {
 	w, err := capture.NewNpyWriter(&m, capture.Decl{DTypeName: "F32", Shape: []int64{0, 64}})
 	require.NoError(t, err)
 	require.NoError(t, w.Close())
-	_, err = kvfile.Compress(context.Background(), opened(t, m.b), new(bytes.Buffer), kvfile.WithConfig(config(t, "bits=4")), kvfile.WithBackend(openCPU(t)))
+	_, err = kvfile.Compress(context.Background(), opened(t, m.b), new(bytes.Buffer), kvfile.Options{Config: settings(t, "bits=4"), Backend: openCPU(t)})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 	require.ErrorContains(t, err, "not supported: shape [0 64] holds no values")
 }

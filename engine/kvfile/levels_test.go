@@ -269,7 +269,7 @@ func TestPlan_OddInputs(t *testing.T) {
 				cfg.Bits, cfg.Bytes = 0, int64(bits*1000) // a header alone takes more
 			}
 			var m bytes.Buffer
-			res, err := kvfile.Compress(context.Background(), src, &m, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+			res, err := kvfile.Compress(context.Background(), src, &m, kvfile.Options{Config: &cfg, Backend: be})
 			if err != nil {
 				require.ErrorIs(t, err, quant.ErrBudget, name)
 				require.ErrorContains(t, err, "least possible", name)
@@ -289,7 +289,7 @@ func TestExplain(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	b, res := compress(t, src, be, config(t, "bits=1.5 levels=full+chunks+dropped"))
 	r := reader(t, b)
-	why, err := kvfile.Explain(context.Background(), r, src, be, kvfile.MadeWith{}, nil)
+	why, err := kvfile.Explain(context.Background(), r, src, kvfile.Options{Backend: be})
 	require.NoError(t, err)
 	require.Positive(t, why.Slope)
 	require.InEpsilon(t, res.Damage, why.Predicted, 1e-9)
@@ -328,6 +328,6 @@ func TestExplain(t *testing.T) {
 	why.Blocks[0].Layer = 9
 	require.ErrorIs(t, rep.AddWhy(why), quant.ErrShape)
 	weights := func(int, int) ([]float32, error) { return nil, nil }
-	_, err = kvfile.Explain(context.Background(), r, src, be, kvfile.MadeWith{Weights: weights}, nil)
+	_, err = kvfile.Explain(context.Background(), r, src, kvfile.Options{Backend: be, Weights: weights})
 	require.ErrorIs(t, err, quant.ErrShape)
 }

@@ -62,7 +62,7 @@ func TestCompress_SegmentsThatReadersTake(t *testing.T) {
 
 	cfg = DefaultConfig()
 	cfg.Bits, cfg.Segment = 3, 4096
-	_, err = Compress(t.Context(), large, io.Discard, WithConfig(cfg))
+	_, err = Compress(t.Context(), large, io.Discard, Options{Config: &cfg})
 	require.ErrorIs(t, err, quant.ErrTooLarge)
 	require.ErrorContains(t, err, "layer 0 of zeros in segments of 4096 tokens: a record stands for 268435456 bytes")
 	require.ErrorContains(t, err, "segments of 1792 tokens or fewer fit")

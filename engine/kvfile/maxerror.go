@@ -13,32 +13,38 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// fitError finds the least bytes whose measured future-attention error is within the bound, by
+// errorFit fits the future-attention error of a file.
+type errorFit struct {
+	hf   *hotFile
+	want [][]float32 // [layers] outputs over the exact context
+}
+
+// fit finds the least bytes whose measured future-attention error is within the bound, by
 // bisection on the file's bytes.
-func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) {
-	for i := range c.in.Layers {
-		if l := &c.in.Layers[i]; !l.HasV || l.Next == nil {
+func (x *errorFit) fit(ctx context.Context) (*plan.Plan, float64, error) {
+	for i := range x.hf.c.in.Layers {
+		if l := &x.hf.c.in.Layers[i]; !l.HasV || l.Next == nil {
 			return nil, 0, fmt.Errorf(
 				"kvist/kvfile: a bound on the future-attention error needs q_next, k_next and v_next of every layer; %s of %s has none: %w",
 				l.Name,
-				c.in.Name,
+				x.hf.c.in.Name,
 				quant.ErrUnsupported,
 			)
 		}
 	}
-	best := c.main.Solver.Best()
-	top, err := c.fileBytes(best)
+	best := x.hf.main.Solver.Best()
+	top, err := x.hf.fileBytes(best)
 	if err != nil {
 		return nil, 0, err
 	}
-	bestErr, err := c.measureChoice(ctx, best)
+	bestErr, err := x.measure(ctx, best)
 	if err != nil {
 		return nil, 0, err
 	}
-	if bestErr > c.cfg.MaxError {
+	if bestErr > x.hf.c.cfg.MaxError {
 		return nil, 0, fmt.Errorf(
 			"kvist/kvfile: future-attention error of at most %g: the least possible with these codings is %.3g, at %d bytes: %w",
-			c.cfg.MaxError,
+			x.hf.c.cfg.MaxError,
 			bestErr,
 			top,
 			quant.ErrBudget,
@@ -46,24 +52,24 @@ func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) 
 	}
 	// The measured error follows the planner's damage: error = factor * damage^power, with a power
 	// near 1. The last two plans that were measured say which damage to try next.
-	low, high := c.main.Solver.Least().Bytes, best.Bytes
+	low, high := x.hf.main.Solver.Least().Bytes, best.Bytes
 	lastDamage, lastErr, power := 1.0, 1.0, 1.0
 	const rounds = 10
 	for i := range rounds {
-		c.say.Say("fitting the error", int64(i), rounds)
-		if float64(high) < 1.01*float64(low) || bestErr > 0.95*c.cfg.MaxError {
+		x.hf.c.say.Say("fitting the error", int64(i), rounds)
+		if float64(high) < 1.01*float64(low) || bestErr > 0.95*x.hf.c.cfg.MaxError {
 			break
 		}
-		target := lastDamage * math.Pow(0.98*c.cfg.MaxError/lastErr, 1/power)
-		p, err := c.guess(target, low, high)
+		target := lastDamage * math.Pow(0.98*x.hf.c.cfg.MaxError/lastErr, 1/power)
+		p, err := x.guess(target, low, high)
 		if p == nil || err != nil {
 			return best, bestErr, err
 		}
-		e, err := c.measureChoice(ctx, p)
+		e, err := x.measure(ctx, p)
 		if err != nil {
 			return nil, 0, err
 		}
-		if e <= c.cfg.MaxError {
+		if e <= x.hf.c.cfg.MaxError {
 			best, bestErr, high = p, e, p.Bytes
 		} else {
 			low = p.Bytes
@@ -75,19 +81,19 @@ func (c *compressor) fitError(ctx context.Context) (*plan.Plan, float64, error) 
 			lastDamage, lastErr = p.Damage, e
 		}
 	}
-	c.say.Say("fitting the error", rounds, rounds)
+	x.hf.c.say.Say("fitting the error", rounds, rounds)
 	return best, bestErr, nil
 }
 
 // guess returns a plan of about so much damage, with bytes well within the bracket; nil where the
 // bracket holds none.
-func (c *compressor) guess(damage float64, low, high int64) (*plan.Plan, error) {
+func (x *errorFit) guess(damage float64, low, high int64) (*plan.Plan, error) {
 	// Never at the ends, so that every round narrows the bracket.
 	from, to := low+(high-low)/50, high-(high-low)/50
 	var p *plan.Plan
 	for from < to {
 		var err error
-		if p, err = c.main.Solver.Solve((from + to) / 2); err != nil {
+		if p, err = x.hf.main.Solver.Solve((from + to) / 2); err != nil {
 			return nil, err
 		}
 		if p.Damage > damage {
@@ -105,28 +111,28 @@ func (c *compressor) guess(damage float64, low, high int64) (*plan.Plan, error) 
 	return p, nil
 }
 
-// measureChoice encodes a plan in memory, a layer at a time, and measures its mean
+// measure encodes a plan in memory, a layer at a time, and measures its mean
 // future-attention error.
-func (c *compressor) measureChoice(ctx context.Context, choice *plan.Plan) (float64, error) {
-	if c.want == nil {
-		c.want = make([][]float32, len(c.in.Layers))
+func (x *errorFit) measure(ctx context.Context, choice *plan.Plan) (float64, error) {
+	if x.want == nil {
+		x.want = make([][]float32, len(x.hf.c.in.Layers))
 	}
 	var sum float64
 	var recs []*container.Record
-	err := c.eachRecord(choice, func(rec *container.Record) error {
-		if err := c.encodeRecord(ctx, rec); err != nil {
+	err := x.hf.eachRecord(choice, func(rec *container.Record) error {
+		if err := x.hf.encodeRecord(ctx, rec); err != nil {
 			return err
 		}
 		recs = append(recs, rec)
-		l := &c.in.Layers[rec.Layer]
+		l := &x.hf.c.in.Layers[rec.Layer]
 		if rec.Segment < l.Segments()-1 {
 			return nil
 		}
-		want := c.want[rec.Layer]
-		s, _, err := ahead.Error(ctx, c.in, l, c.header, recs, c.be, c.rowBias(), &want)
-		c.want[rec.Layer] = want
+		want := x.want[rec.Layer]
+		s, _, err := ahead.Error(ctx, x.hf.c.in, l, x.hf.c.header, recs, x.hf.c.be, x.hf.c.rowBias(), &want)
+		x.want[rec.Layer] = want
 		sum, recs = sum+s.Relative(), nil
 		return err
 	})
-	return sum / float64(len(c.in.Layers)), err
+	return sum / float64(len(x.hf.c.in.Layers)), err
 }

@@ -56,11 +56,18 @@ func config(t testing.TB, target string) kvfile.Config {
 	return c
 }
 
+// settings is config for Options.
+func settings(t testing.TB, target string) *kvfile.Config {
+	t.Helper()
+	c := config(t, target)
+	return &c
+}
+
 func compress(t testing.TB, src *capture.Source, be backend.Backend,
 	cfg kvfile.Config) ([]byte, *kvfile.Result) {
 	t.Helper()
 	var buf bytes.Buffer
-	res, err := kvfile.Compress(context.Background(), src, &buf, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	res, err := kvfile.Compress(context.Background(), src, &buf, kvfile.Options{Config: &cfg, Backend: be})
 	require.NoError(t, err)
 	require.Equal(t, int64(buf.Len()), res.Bytes)
 	return buf.Bytes(), res
@@ -76,8 +83,8 @@ func reader(t testing.TB, b []byte) *container.Reader {
 func measure(t testing.TB, src *capture.Source, be backend.Backend, b []byte) *report.Comparison {
 	t.Helper()
 	r := reader(t, b)
-	require.NoError(t, kvfile.Verify(context.Background(), r))
-	cmp, err := report.Compare(context.Background(), r, src, be, nil)
+	require.NoError(t, kvfile.Verify(context.Background(), r, kvfile.Options{}))
+	cmp, err := report.Compare(context.Background(), r, src, report.Options{Backend: be})
 	require.NoError(t, err)
 	return cmp
 }
@@ -182,7 +189,7 @@ func TestRowBias_MixedCodings(t *testing.T) {
 	for i, bias := range []bool{true, false} {
 		var buf bytes.Buffer
 		cfg := config(t, fmt.Sprintf("bits=9.5 k=lm2,lm4 v=f16 levels=full row-bias=%v", bias))
-		res, err := kvfile.Compress(context.Background(), src, &buf, kvfile.WithConfig(cfg), kvfile.WithBackend(be), kvfile.WithWeights(weights))
+		res, err := kvfile.Compress(context.Background(), src, &buf, kvfile.Options{Config: &cfg, Backend: be, Weights: weights})
 		require.NoError(t, err)
 		require.Greater(t, res.Codings["lm2"], res.Values/4, "most of K is lm2: %v", res.Codings)
 		require.Greater(t, res.Codings["lm4"], res.Values/16, "some of K is lm4: %v", res.Codings)
@@ -229,7 +236,7 @@ func TestDecompress_RoundTrip(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "back.safetensors")
 		f, err := os.Create(path)
 		require.NoError(t, err)
-		res, err := kvfile.Decompress(context.Background(), reader(t, b), f)
+		res, err := kvfile.Decompress(context.Background(), reader(t, b), f, kvfile.Options{})
 		require.NoError(t, err)
 		require.NoError(t, f.Close())
 		require.Empty(t, res.Lost)
@@ -275,7 +282,7 @@ func TestCompress_Refusals(t *testing.T) {
 		"bits=2 window=2000000":               quant.ErrBudget, // everything exact
 	} {
 		var buf bytes.Buffer
-		_, err := kvfile.Compress(context.Background(), src, &buf, kvfile.WithConfig(config(t, cfg)), kvfile.WithBackend(be))
+		_, err := kvfile.Compress(context.Background(), src, &buf, kvfile.Options{Config: settings(t, cfg), Backend: be})
 		if want == nil {
 			require.NoError(t, err, cfg)
 			continue

@@ -9,46 +9,105 @@ import (
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// An Option says how a call works. Without any, compression takes DefaultConfig with a target of 4.3 bits a
-// value as a wish, and every call runs on the CPU.
-type Option func(*options) error
-
-type options struct {
-	cfg      Config
-	targeted bool // a target was set
-	be       backend.Backend
-	weights  Weights
-	progress Progress
-	profiles []*profile.Profile
-	salvage  bool
-	force    bool
+// Options say how a call works. The zero value compresses to 4.3 bits a value, or to the smallest file where
+// that is larger, and computes on the CPU. A call ignores the fields that it has no use for.
+type Options struct {
+	// Config has all settings of compression. nil: DefaultConfig.
+	Config *Config
+	// At most one of the following targets is set. It replaces that of Config.
+	Bits     float64 // bits a value of K and V, everything in the file counted
+	Budget   string  // "12%" of the values as float16, or bytes as "3000000", "512KiB" or "2MiB"
+	MaxError float64 // the smallest hot file with at most this future-attention error
+	Lossless bool    // every bit, in archive form
+	// Archive takes the archive form, which is smaller and is not attended to in place.
+	Archive bool
+	// Profiles are of the model. Compression uses the last one; a file in archive form that names one is read
+	// with any of them.
+	Profiles []*profile.Profile
+	// Weights says what tokens are worth, in place of what attention says.
+	Weights Weights
+	// Backend computes. The caller closes it. nil: the CPU.
+	Backend backend.Backend
+	// Progress, if set, is told what is done and how much of it. Calls come from any goroutine, one at a time.
+	Progress func(stage string, done, total int64)
+	// Overwrite lets CompressFile and DecompressFile replace a file that exists.
+	Overwrite bool
+	// Salvage lets Decompress restore what can be restored of a damaged file, and name what is lost.
+	Salvage bool
+	// Force lets Truncate write a file whatever it loses.
+	Force bool
 }
 
-// DefaultBits is the target of a call that sets none: about a quarter of f16.
-const DefaultBits = 4.3
+// defaultBits is the target of a call that sets none: about a quarter of f16.
+const defaultBits = 4.3
 
-// settle applies options.
-func settle(opts []Option) (*options, error) {
-	o := &options{cfg: DefaultConfig()}
-	for _, f := range opts {
-		if err := f(o); err != nil {
-			return nil, err
+// config returns the settings of a compression.
+//
+// Errors: quant.ErrShape for two targets, or a budget that cannot be read.
+func (o *Options) config() (Config, error) {
+	cfg := DefaultConfig()
+	if o.Config != nil {
+		cfg = *o.Config
+	}
+	targets := 0
+	for _, set := range []bool{o.Bits != 0, o.Budget != "", o.MaxError != 0, o.Lossless} {
+		if set {
+			targets++
 		}
 	}
-	if !o.targeted && !o.cfg.Lossless {
-		o.cfg.Bits, o.cfg.Soft = DefaultBits, true
+	if targets > 1 {
+		return cfg, fmt.Errorf("kvist/kvfile: options: %d targets among Bits %g, Budget %q, MaxError %g and Lossless %t, "+
+			"want one: %w", targets, o.Bits, o.Budget, o.MaxError, o.Lossless, quant.ErrShape)
 	}
-	return o, nil
+	if targets == 1 {
+		cfg.Bits, cfg.Bytes, cfg.Share, cfg.MaxError, cfg.Soft = o.Bits, 0, 0, o.MaxError, false
+		cfg.Lossless = o.Lossless
+	}
+	if o.Budget != "" {
+		var err error
+		if cfg.Bytes, cfg.Share, err = parseBudget(o.Budget); err != nil {
+			return cfg, err
+		}
+	}
+	if o.Archive || o.Lossless {
+		cfg.Form = FormArchive
+	}
+	if targets == 0 && o.Config == nil {
+		cfg.Bits, cfg.Soft = defaultBits, true
+	}
+	if p := o.profiles(); len(p) > 0 {
+		cfg.Profile = p[len(p)-1]
+	}
+	return cfg, nil
+}
+
+// profiles returns the profiles that were given, that of Config first.
+func (o *Options) profiles() (all []*profile.Profile) {
+	if o.Config != nil && o.Config.Profile != nil {
+		all = append(all, o.Config.Profile)
+	}
+	for _, p := range o.Profiles {
+		if p != nil {
+			all = append(all, p)
+		}
+	}
+	return all
+}
+
+// say tells the caller of progress.
+func (o *Options) say(stage string, done, total int64) {
+	progress.Func(o.Progress).Say(stage, done, total)
 }
 
 // backend returns the backend of a call, the CPU's where none was given, and what closes it.
-func (o *options) backend() (be backend.Backend, done func() error, err error) {
-	if o.be != nil {
-		return o.be, func() error { return nil }, nil
+func (o *Options) backend() (be backend.Backend, done func() error, err error) {
+	if o.Backend != nil {
+		return o.Backend, func() error { return nil }, nil
 	}
 	if be, err = cpu.Open(cpu.Options{}); err != nil {
 		return nil, nil, err
@@ -56,49 +115,10 @@ func (o *options) backend() (be backend.Backend, done func() error, err error) {
 	return be, be.Close, nil
 }
 
-// WithConfig sets all settings at once; options behind it change some of them.
-func WithConfig(cfg Config) Option {
-	return func(o *options) error {
-		o.cfg, o.targeted = cfg, true
-		if cfg.Profile != nil {
-			o.profiles = append(o.profiles, cfg.Profile)
-		}
-		return nil
-	}
-}
-
-// target clears the targets, for one to be set.
-func (o *options) target() {
-	o.cfg.Bits, o.cfg.Bytes, o.cfg.Share, o.cfg.MaxError, o.cfg.Soft, o.targeted = 0, 0, 0, 0, false, true
-}
-
-// Bits sets the size of the file to so many bits a value of K and V, everything in it counted.
-func Bits(bits float64) Option {
-	return func(o *options) error {
-		o.target()
-		o.cfg.Bits = bits
-		return nil
-	}
-}
-
-// Budget sets the size of the file: "12%" of the values as float16, or bytes as "3000000" or "2MiB".
-//
-// Errors: quant.ErrShape for a text that is neither.
-func Budget(text string) Option {
-	return func(o *options) error {
-		bytes, share, err := ParseBudget(text)
-		if err == nil {
-			o.target()
-			o.cfg.Bytes, o.cfg.Share = bytes, share
-		}
-		return err
-	}
-}
-
-// ParseBudget reads a budget: a share of the values as float16 where the text ends in "%", else bytes.
+// parseBudget reads a budget: a share of the values as float16 where the text ends in "%", else bytes.
 //
 // Errors: quant.ErrShape.
-func ParseBudget(text string) (bytes int64, share float64, err error) {
+func parseBudget(text string) (bytes int64, share float64, err error) {
 	bad := fmt.Errorf("kvist/kvfile: budget %q: want a share as 12%%, or bytes as 3000000, 512KiB, 2MiB or 1GiB: %w", text,
 		quant.ErrShape)
 	if percent, ok := strings.CutSuffix(text, "%"); ok {
@@ -119,67 +139,4 @@ func ParseBudget(text string) (bytes int64, share float64, err error) {
 		return 0, 0, bad
 	}
 	return n << shift, 0, nil
-}
-
-// MaxError takes the smallest hot file whose future-attention error is at most e. The capture must hold the
-// tokens after the context.
-func MaxError(e float64) Option {
-	return func(o *options) error {
-		o.target()
-		o.cfg.MaxError = e
-		return nil
-	}
-}
-
-// Archive takes the archive form, which is smaller and is not attended to in place.
-func Archive() Option {
-	return func(o *options) error { o.cfg.Form = FormArchive; return nil }
-}
-
-// Lossless keeps every bit, in archive form.
-func Lossless() Option {
-	return func(o *options) error {
-		o.target()
-		o.cfg.Form, o.cfg.Lossless = FormArchive, true
-		return nil
-	}
-}
-
-// WithBackend sets what computes. The caller closes it.
-func WithBackend(be backend.Backend) Option {
-	return func(o *options) error { o.be = be; return nil }
-}
-
-// WithWeights sets what tokens are worth, in place of what attention says.
-func WithWeights(w Weights) Option {
-	return func(o *options) error { o.weights = w; return nil }
-}
-
-// WithProgress is told how far a call is.
-func WithProgress(p Progress) Option {
-	return func(o *options) error { o.progress = p; return nil }
-}
-
-// WithProfile gives a call profiles of the model: the last one to compress with, any of them to read archives
-// that name one.
-func WithProfile(profiles ...*profile.Profile) Option {
-	return func(o *options) error {
-		for _, p := range profiles {
-			if p != nil {
-				o.cfg.Profile = p
-				o.profiles = append(o.profiles, p)
-			}
-		}
-		return nil
-	}
-}
-
-// WithSalvage restores what can be restored of a damaged file, and names what is lost.
-func WithSalvage(on bool) Option {
-	return func(o *options) error { o.salvage = on; return nil }
-}
-
-// Overwrite replaces a file that exists.
-func Overwrite() Option {
-	return func(o *options) error { o.force = true; return nil }
 }

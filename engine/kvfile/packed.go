@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/blocks"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -34,12 +35,12 @@ type Packed struct {
 // Pack compresses a cache that a program holds, in the memory of a backend.
 //
 // Errors: quant.ErrShape, quant.ErrBudget, quant.ErrRange; those of the backend.
-func Pack(ctx context.Context, m *Memory, opts ...Option) (*Packed, error) {
-	o, err := settle(opts)
+func Pack(ctx context.Context, m *Memory, o Options) (*Packed, error) {
+	n, err := m.tokens()
 	if err != nil {
 		return nil, err
 	}
-	n, err := m.tokens()
+	cfg, err := o.config()
 	if err != nil {
 		return nil, err
 	}
@@ -48,24 +49,20 @@ func Pack(ctx context.Context, m *Memory, opts ...Option) (*Packed, error) {
 		return nil, err
 	}
 	var file bytes.Buffer
-	if _, err := compress(ctx, memoryOrigin{m, n}, &file, be, o.cfg, o.weights, o.progress); err != nil {
+	if _, err := compress(ctx, memoryOrigin{m, n}, &file, be, cfg, o.Weights, o.Progress); err != nil {
 		return nil, errors.Join(err, done())
 	}
 	r, err := container.Open("memory", bytes.NewReader(file.Bytes()), int64(file.Len()), container.Limits{})
 	if err != nil {
 		return nil, errors.Join(err, done())
 	}
-	return load(r, be, done, o)
+	return load(r, be, done, &o)
 }
 
 // Write compresses a cache that a program holds to a file that is written to w.
 //
 // Errors: as Pack, and those of w.
-func (m *Memory) Write(ctx context.Context, w io.Writer, opts ...Option) (*Result, error) {
-	o, err := settle(opts)
-	if err != nil {
-		return nil, err
-	}
+func (m *Memory) Write(ctx context.Context, w io.Writer, o Options) (*Result, error) {
 	n, err := m.tokens()
 	if err != nil {
 		return nil, err
@@ -76,12 +73,8 @@ func (m *Memory) Write(ctx context.Context, w io.Writer, opts ...Option) (*Resul
 // Open loads the cache of a .kvist file into the memory of a backend. Rows in archive form are decoded.
 //
 // Errors: quant.ErrUnsupported for a file of rows; *container.CorruptError, *container.RefusedError,
-// *MissingProfileError; those of the file system and the backend.
-func Open(path string, opts ...Option) (_ *Packed, err error) {
-	o, err := settle(opts)
-	if err != nil {
-		return nil, err
-	}
+// *profile.MissingError; those of the file system and the backend.
+func Open(path string, o Options) (_ *Packed, err error) {
 	f, r, err := openFile(path)
 	if err != nil {
 		return nil, err
@@ -91,11 +84,11 @@ func Open(path string, opts ...Option) (_ *Packed, err error) {
 	if err != nil {
 		return nil, err
 	}
-	return load(r, be, done, o)
+	return load(r, be, done, &o)
 }
 
 // load uploads the blocks of all layers. It calls done where it fails.
-func load(r *container.Reader, be backend.Backend, done func() error, o *options) (_ *Packed, err error) {
+func load(r *container.Reader, be backend.Backend, done func() error, o *Options) (_ *Packed, err error) {
 	h := r.Header()
 	p := &Packed{be: be, done: done, up: &input.Uploader{Backend: be}, geo: h.Geometry, tokens: int(h.Tokens),
 		size: r.Size(), layers: h.Layers}
@@ -107,7 +100,7 @@ func load(r *container.Reader, be backend.Backend, done func() error, o *options
 	if h.Kind != container.KindCache {
 		return nil, fmt.Errorf("kvist/kvfile: the file holds rows, want a cache: %w", quant.ErrUnsupported)
 	}
-	records, err := NewRecords(r, o.profiles...)
+	records, err := cold.OpenRecords(r, o.profiles())
 	if err != nil {
 		return nil, err
 	}

@@ -79,16 +79,16 @@ func TestPack_Attends(t *testing.T) {
 		}
 		for _, x := range []struct {
 			name string
-			opts []kvfile.Option
+			opts kvfile.Options
 			most float64 // relative error
 		}{
-			{"default", nil, 0.2}, {"8 bits", []kvfile.Option{kvfile.Bits(9)}, 0.03},
-			{"exact", []kvfile.Option{kvfile.Budget("300KiB"), kvfile.Archive()}, 1e-6},
+			{"default", kvfile.Options{}, 0.2}, {"8 bits", kvfile.Options{Bits: 9}, 0.03},
+			{"exact", kvfile.Options{Budget: "300KiB", Archive: true}, 1e-6},
 		} {
 			if x.name == "8 bits" && tokens < 100 {
 				continue // too small a file for what it is made of
 			}
-			kv, err := kvfile.Pack(ctx, m, x.opts...)
+			kv, err := kvfile.Pack(ctx, m, x.opts)
 			if x.name == "exact" && tokens == 700 {
 				require.NoError(t, err) // not exact: the budget is less than that takes
 				x.most = 0.2
@@ -97,11 +97,11 @@ func TestPack_Attends(t *testing.T) {
 			require.Equal(t, tokens, kv.Tokens())
 			path := filepath.Join(t.TempDir(), "cache.kvist")
 			var file bytes.Buffer
-			res, err := m.Write(ctx, &file, x.opts...)
+			res, err := m.Write(ctx, &file, x.opts)
 			require.NoError(t, err)
 			require.Equal(t, kv.Bytes(), res.Bytes)
 			require.NoError(t, os.WriteFile(path, file.Bytes(), 0o600))
-			again, err := kvfile.Open(path)
+			again, err := kvfile.Open(path, kvfile.Options{})
 			require.NoError(t, err)
 			for layer := range m.Geometry.Layers {
 				want := exactAttention(m, layer, q)
@@ -135,17 +135,17 @@ func TestPack_BadUse(t *testing.T) {
 	} {
 		m := cacheInMemory(40)
 		spoil(m)
-		_, err := kvfile.Pack(ctx, m)
+		_, err := kvfile.Pack(ctx, m, kvfile.Options{})
 		require.ErrorIs(t, err, quant.ErrShape, name)
 	}
 	m := cacheInMemory(40)
 	m.K[0][7] = float32(math.NaN())
-	_, err := kvfile.Pack(ctx, m)
+	_, err := kvfile.Pack(ctx, m, kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrRange)
-	_, err = kvfile.Pack(ctx, cacheInMemory(40), kvfile.Budget("much"))
+	_, err = kvfile.Pack(ctx, cacheInMemory(40), kvfile.Options{Budget: "much"})
 	require.ErrorIs(t, err, quant.ErrShape)
 
-	kv, err := kvfile.Pack(ctx, cacheInMemory(40))
+	kv, err := kvfile.Pack(ctx, cacheInMemory(40), kvfile.Options{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, kv.Close()) }()
 	g := kv.Geometry()
@@ -155,43 +155,27 @@ func TestPack_BadUse(t *testing.T) {
 	require.ErrorIs(t, kv.Attend(ctx, 0, q, out[1:]), quant.ErrShape)
 	require.NoError(t, kv.Attend(ctx, 0, nil, nil), "no queries")
 
-	_, err = kvfile.Open("../../testdata/golden/v1/pass-rows.kvist")
+	_, err = kvfile.Open("../../testdata/golden/v1/pass-rows.kvist", kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
-	_, err = kvfile.Open(filepath.Join(t.TempDir(), "none.kvist"))
+	_, err = kvfile.Open(filepath.Join(t.TempDir(), "none.kvist"), kvfile.Options{})
 	require.ErrorIs(t, err, os.ErrNotExist)
-}
-
-func TestParseBudget(t *testing.T) {
-	for text, want := range map[string]struct {
-		bytes int64
-		share float64
-	}{"12%": {0, 0.12}, "3000000": {3000000, 0}, "512KiB": {512 << 10, 0}, "2MiB": {2 << 20, 0}, "1GiB": {1 << 30, 0}} {
-		bytes, share, err := kvfile.ParseBudget(text)
-		require.NoError(t, err, text)
-		require.Equal(t, want.bytes, bytes, text)
-		require.InDelta(t, want.share, share, 1e-12, text)
-	}
-	for _, text := range []string{"", "%", "0", "-5", "0%", "x", "9999999999GiB", "1.5", "NaN%"} {
-		_, _, err := kvfile.ParseBudget(text)
-		require.ErrorIs(t, err, quant.ErrShape, text)
-	}
 }
 
 // TestCompressFile_Whole holds that a failed call leaves nothing, and that an old file stays unless it may go.
 func TestCompressFile_Whole(t *testing.T) {
 	ctx, dir := context.Background(), t.TempDir()
 	file := filepath.Join(dir, "cache.kvist")
-	_, err := kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Bits(0.001))
+	_, err := kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Options{Bits: 0.001})
 	require.ErrorIs(t, err, quant.ErrBudget)
 	list, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, list)
 	require.NoError(t, os.WriteFile(file, []byte("old"), 0o600))
-	_, err = kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Budget("15%"))
+	_, err = kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Options{Budget: "15%"})
 	require.ErrorIs(t, err, os.ErrExist)
-	res, err := kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Budget("15%"), kvfile.Overwrite())
+	res, err := kvfile.CompressFile(ctx, exampleCapture, file, kvfile.Options{Budget: "15%", Overwrite: true})
 	require.NoError(t, err)
 	require.InDelta(t, 0.15*float64(res.OriginalBytes), float64(res.Bytes), 0.01*float64(res.Bytes))
-	_, err = kvfile.DecompressFile(ctx, file, fmt.Sprintf("%s/back.safetensors", dir))
+	_, err = kvfile.DecompressFile(ctx, file, fmt.Sprintf("%s/back.safetensors", dir), kvfile.Options{})
 	require.NoError(t, err)
 }

@@ -15,7 +15,7 @@ import (
 // queries: the tokens of the first three quarters are weighed by what was known then, planned at
 // the same price of a byte, coded, and attended to by the queries of the last quarter, which are
 // compared with what they get from the exact rows.
-func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error) {
+func predict(ctx context.Context, c *compressor, p *plan.Plan) (float64, error) {
 	n := len(c.in.Layers)
 	for i := range c.in.Layers {
 		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || l.Past() <= c.cfg.Sinks {

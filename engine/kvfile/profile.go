@@ -65,14 +65,6 @@ func profileID(p *profile.Profile) [32]byte {
 	return p.ID()
 }
 
-// profileText is what a report says of a header's profile.
-func ProfileText(id profile.ID) string {
-	if id == (profile.ID{}) {
-		return ""
-	}
-	return id.Full()
-}
-
 // checkProfile holds that a profile, unless nil, is of the model of the input, and returns its
 // sensitivities, nil where it has none.
 func checkProfile(p *profile.Profile, in *input.Data) (*profile.Sensitivity, error) {
@@ -89,10 +81,12 @@ func checkProfile(p *profile.Profile, in *input.Data) (*profile.Sensitivity, err
 	return p.Sensitivity()
 }
 
-// factors returns the profile's sensitivities of K and V of a head.
-func (c *compressor) factors(l *input.Layer, head int) (k, v float64) {
-	if c.sensitivity == nil {
-		return 1, 1
+// factors returns what gives a profile's sensitivities of K and V of a head; nil weighs all alike.
+func factors(s *profile.Sensitivity, kvHeads int) func(l *input.Layer, head int) (k, v float64) {
+	return func(l *input.Layer, head int) (k, v float64) {
+		if s == nil {
+			return 1, 1
+		}
+		return s.At(l.Number, head, kvHeads)
 	}
-	return c.sensitivity.At(l.Number, head, c.in.Geo.KVHeads)
 }

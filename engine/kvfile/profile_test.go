@@ -84,7 +84,7 @@ func TestProfile_Refusals(t *testing.T) {
 		cfg := config(t, "bits=3")
 		require.NoError(t, cfg.Apply(p))
 		var out bytes.Buffer
-		_, err := kvfile.Compress(context.Background(), src, &out, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+		_, err := kvfile.Compress(context.Background(), src, &out, kvfile.Options{Config: &cfg, Backend: be})
 		require.Error(t, err)
 		require.Zero(t, out.Len(), "nothing is written")
 		return err
@@ -117,7 +117,7 @@ func TestProfile_Refusals(t *testing.T) {
 	rows := open(t, "../../testdata/minilm-queries-256x384.npy")
 	cfg = config(t, "bits=3")
 	require.NoError(t, cfg.Apply(profileOf(t, src, nil, 1)))
-	_, err = kvfile.Compress(context.Background(), rows, &bytes.Buffer{}, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err = kvfile.Compress(context.Background(), rows, &bytes.Buffer{}, kvfile.Options{Config: &cfg, Backend: be})
 	require.ErrorIs(t, err, quant.ErrShape)
 }
 

@@ -67,7 +67,7 @@ func TestBuildReport_Cache(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	b, res := compress(t, src, be, config(t, "bits=3"))
 	r := reader(t, b)
-	cmp, err := report.Compare(context.Background(), r, src, be, nil)
+	cmp, err := report.Compare(context.Background(), r, src, report.Options{Backend: be})
 	require.NoError(t, err)
 	rep, err := report.Build(context.Background(), r, cmp)
 	require.NoError(t, err)

@@ -107,7 +107,7 @@ func synthetic(t testing.TB, s shape, fam quanttest.Family,
 func decompress(t testing.TB, b []byte) *capture.Source {
 	t.Helper()
 	var m memory
-	_, err := kvfile.Decompress(context.Background(), reader(t, b), &m)
+	_, err := kvfile.Decompress(context.Background(), reader(t, b), &m, kvfile.Options{})
 	require.NoError(t, err)
 	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
 	require.NoError(t, err)
@@ -193,7 +193,7 @@ func TestCompress_Nonfinite(t *testing.T) {
 	cfg := kvfile.DefaultConfig()
 	cfg.Bits = 4
 	var buf bytes.Buffer
-	_, err := kvfile.Compress(context.Background(), src, &buf, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(context.Background(), src, &buf, kvfile.Options{Config: &cfg, Backend: be})
 	require.ErrorIs(t, err, quant.ErrRange)
 	require.ErrorContains(t, err, "layers.2.k head 0 token 40")
 	require.Zero(t, buf.Len())
@@ -235,7 +235,7 @@ func withNaN(t *testing.T, tensor string, head, token int) *capture.Source {
 func TestCompress_NonfiniteQuery(t *testing.T) {
 	src, be := withNaN(t, "layers.9.q", 4, 1000), openCPU(t)
 	for _, target := range []string{"bits=2.5", "bits=2 form=archive", "bits=3 importance=default,expected=0.5 levels=full"} {
-		res, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.WithConfig(config(t, target)), kvfile.WithBackend(be))
+		res, err := kvfile.Compress(context.Background(), src, &bytes.Buffer{}, kvfile.Options{Config: settings(t, target), Backend: be})
 		require.NoError(t, err)
 		require.Equal(t, 1, res.Importance.Skipped, target)
 		require.Equal(t, 12, res.Importance.Heads, target)
@@ -253,12 +253,12 @@ func TestCompress_NonfiniteNext(t *testing.T) {
 	for _, tensor := range []string{"layers.9.q_next", "layers.9.k_next", "layers.9.v_next"} {
 		var file bytes.Buffer
 		src := withNaN(t, tensor, 1, 3)
-		_, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(config(t, "max-error=0.002")), kvfile.WithBackend(be))
+		_, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: settings(t, "max-error=0.002"), Backend: be})
 		require.ErrorIs(t, err, quant.ErrRange, tensor)
 		require.ErrorContains(t, err, tensor+" head 1")
 		require.Zero(t, file.Len())
 		b, _ := compress(t, src, be, config(t, "bits=3"))
-		_, err = report.Compare(context.Background(), reader(t, b), src, be, nil)
+		_, err = report.Compare(context.Background(), reader(t, b), src, report.Options{Backend: be})
 		require.ErrorContains(t, err, tensor+" head 1")
 	}
 }
@@ -272,16 +272,16 @@ func TestDecompress_Salvage(t *testing.T) {
 	bad := bytes.Clone(good)
 	bad[info.Offset+info.Length/2] ^= 0x10
 
-	err := kvfile.Verify(context.Background(), reader(t, bad))
+	err := kvfile.Verify(context.Background(), reader(t, bad), kvfile.Options{})
 	var ce *container.CorruptError
 	require.ErrorAs(t, err, &ce)
 	require.Equal(t, info.Layer, ce.Layer)
 	require.Equal(t, info.Segment, ce.Segment)
-	_, err = kvfile.Decompress(context.Background(), reader(t, bad), &memory{})
+	_, err = kvfile.Decompress(context.Background(), reader(t, bad), &memory{}, kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrCorrupt)
 
 	var m memory
-	res, err := kvfile.Decompress(context.Background(), reader(t, bad), &m, kvfile.WithSalvage(true))
+	res, err := kvfile.Decompress(context.Background(), reader(t, bad), &m, kvfile.Options{Salvage: true})
 	require.NoError(t, err)
 	require.Len(t, res.Lost, 1)
 	require.Contains(t, res.Lost[0],
@@ -321,9 +321,9 @@ func TestDecompress_Flips(t *testing.T) {
 		bad[at] ^= 1 << (at % 8)
 		r, err := container.Open("flip", bytes.NewReader(bad), int64(len(bad)), container.Limits{})
 		if err == nil {
-			_, err = kvfile.Decompress(context.Background(), r, &memory{})
+			_, err = kvfile.Decompress(context.Background(), r, &memory{}, kvfile.Options{})
 			if err == nil {
-				err = kvfile.Verify(context.Background(), r)
+				err = kvfile.Verify(context.Background(), r, kvfile.Options{})
 			}
 		}
 		require.Error(t, err, "byte %d", at)
@@ -377,7 +377,7 @@ func TestCompress_Weights(t *testing.T) {
 		return w, nil
 	}
 	var buf bytes.Buffer
-	_, err := kvfile.Compress(context.Background(), src, &buf, kvfile.WithConfig(config(t, "bits=3")), kvfile.WithBackend(be), kvfile.WithWeights(weights))
+	_, err := kvfile.Compress(context.Background(), src, &buf, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: weights})
 	require.NoError(t, err)
 	back := decompress(t, buf.Bytes())
 	var heavy, light, nh, nl float64
@@ -399,17 +399,17 @@ func TestCompress_Weights(t *testing.T) {
 	require.Less(t, heavy/nh, light/nl/4)
 
 	bad := func(layer, head int) ([]float32, error) { return make([]float32, 3), nil }
-	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.WithConfig(config(t, "bits=3")), kvfile.WithBackend(be), kvfile.WithWeights(bad))
+	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: bad})
 	require.ErrorIs(t, err, quant.ErrShape)
 	nan := func(layer, head int) ([]float32, error) {
 		w := make([]float32, src.Tokens())
 		w[5] = float32(math.NaN())
 		return w, nil
 	}
-	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.WithConfig(config(t, "bits=3")), kvfile.WithBackend(be), kvfile.WithWeights(nan))
+	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: nan})
 	require.ErrorIs(t, err, quant.ErrRange)
 	zero := func(layer, head int) ([]float32, error) { return make([]float32, src.Tokens()), nil }
-	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.WithConfig(config(t, "bits=3")), kvfile.WithBackend(be), kvfile.WithWeights(zero))
+	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: zero})
 	require.NoError(t, err, "weights that are all zero: the cheapest file")
 }
 
@@ -448,12 +448,12 @@ var errFull = errors.New("no space left on device")
 func TestCompress_WriterFails(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	for _, n := range []int{0, 100, 5000, 100000} {
-		_, err := kvfile.Compress(context.Background(), src, &failing{n}, kvfile.WithConfig(config(t, "k=lm2 v=lm2")), kvfile.WithBackend(be))
+		_, err := kvfile.Compress(context.Background(), src, &failing{n}, kvfile.Options{Config: settings(t, "k=lm2 v=lm2"), Backend: be})
 		require.ErrorIs(t, err, errFull)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	_, err := kvfile.Compress(ctx, src, io.Discard, kvfile.WithConfig(config(t, "bits=3")), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(ctx, src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be})
 	require.ErrorIs(t, err, context.Canceled)
 }
 
@@ -481,9 +481,9 @@ func TestDecompress_Goldens(t *testing.T) {
 		b, err := os.ReadFile(path)
 		require.NoError(t, err)
 		r := reader(t, b)
-		require.NoError(t, kvfile.Verify(context.Background(), r), path)
+		require.NoError(t, kvfile.Verify(context.Background(), r, kvfile.Options{}), path)
 		var m memory
-		_, err = kvfile.Decompress(context.Background(), r, &m)
+		_, err = kvfile.Decompress(context.Background(), r, &m, kvfile.Options{})
 		require.NoError(t, err, path)
 	}
 }
@@ -510,7 +510,7 @@ func TestDecompress_Expansion(t *testing.T) {
 	}
 	require.NoError(t, w.Close())
 	var m memory
-	_, err = kvfile.Decompress(context.Background(), reader(t, buf.Bytes()), &m)
+	_, err = kvfile.Decompress(context.Background(), reader(t, buf.Bytes()), &m, kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrTooLarge)
 	require.Empty(t, m.b, "nothing was written")
 }

@@ -118,7 +118,7 @@ func rowErrors(t testing.TB, x []byte, want []float64, dt quant.DType, rows, dim
 	cfg kvfile.Config) (ordinary, outliers float64, size int64, err error) {
 	src := rowsCapture(t, x, dt, rows, dim)
 	var file bytes.Buffer
-	res, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(openCPU(t)))
+	res, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: openCPU(t)})
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -315,7 +315,7 @@ func kvErrors(t *testing.T, dim int, dt quant.DType, withQ bool, odds [2]odd, cf
 	}
 	var file bytes.Buffer
 	src := kvCapture(t, raws[0], raws[1], raws[2], dt, tokens, dim)
-	_, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(openCPU(t)))
+	_, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: openCPU(t)})
 	require.NoError(t, err, "%v", odds)
 	back := restored(t, file.Bytes())
 	for side, o := range odds {

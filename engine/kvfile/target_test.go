@@ -22,7 +22,7 @@ import (
 
 func tryCompress(t testing.TB, src *capture.Source, cfg kvfile.Config) ([]byte, *kvfile.Result, error) {
 	var file bytes.Buffer
-	res, err := kvfile.Compress(context.Background(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(openCPU(t)))
+	res, err := kvfile.Compress(context.Background(), src, &file, kvfile.Options{Config: &cfg, Backend: openCPU(t)})
 	return file.Bytes(), res, err
 }
 

@@ -27,14 +27,14 @@ type Truncated struct {
 // Truncate writes a coarser file of at most total bytes: streams are dropped, those first that tell the
 // least for their bytes. Nothing is decoded or coded again, and neither original nor profile is
 // needed. A file made with Config.Chunks has streams that halve the steps of tokens; of another only whole
-// heads can be dropped. Unless forced, a file is not written that lost a head, or whose predicted error is
-// more than MaxTimesAfresh that of coding afresh.
+// heads can be dropped. Unless Options.Force is set, a file is not written that lost a
+// head, or whose predicted error is more than twice that of coding afresh at that size.
 //
 // Errors: *CoarseError; quant.ErrBudget where all streams dropped would not do;
 // *container.CorruptError.
-func Truncate(ctx context.Context, r *container.Reader, w io.Writer, total int64, force bool,
-	progress Progress) (*Truncated, error) {
-	t, err := cold.Survey(ctx, r, cold.Progress(progress))
+func Truncate(ctx context.Context, r *container.Reader, w io.Writer, total int64,
+	o Options) (*Truncated, error) {
+	t, err := cold.Survey(ctx, r, o.Progress)
 	if err != nil {
 		return nil, err
 	}
@@ -43,13 +43,13 @@ func Truncate(ctx context.Context, r *container.Reader, w io.Writer, total int64
 	}
 	res := &Truncated{Streams: t.Streams(), Predicted: Prediction(t.Predict(r.Size() - total))}
 	res.Dropped, res.Heads = t.Dropped()
-	if p := res.Predicted; !force && res.Dropped > 0 && (res.Heads > 0 || !(p.Times() <= MaxTimesAfresh)) {
+	if p := res.Predicted; !o.Force && res.Dropped > 0 && (res.Heads > 0 || !(p.Times() <= maxTimesAfresh)) {
 		return nil, &CoarseError{Bytes: total, Heads: res.Heads, Predicted: p}
 	}
 	if res.Bytes, err = t.Write(ctx, w); err != nil {
 		return nil, err
 	}
-	res.BitsPerValue = quant.BitsPerValue(res.Bytes, Values(r.Header()))
+	res.BitsPerValue = quant.BitsPerValue(res.Bytes, r.Header().Values())
 	return res, nil
 }
 
@@ -69,12 +69,12 @@ func (p *Prediction) Times() float64 {
 	return p.Error / p.Afresh
 }
 
-// MaxTimesAfresh is the most that the predicted error of a truncated file may be, in errors of coding
+// maxTimesAfresh is the most that the predicted error of a truncated file may be, in errors of coding
 // afresh.
-const MaxTimesAfresh = 2
+const maxTimesAfresh = 2
 
-// CoarseError says that a truncated file would have lost more than MaxTimesAfresh allows, or whole heads,
-// which a mean may hide. It matches quant.ErrBudget.
+// CoarseError says that a truncated file would have more than twice the predicted error of coding afresh, or lost
+// whole heads, which a mean may hide. It matches quant.ErrBudget.
 type CoarseError struct {
 	Bytes     int64 // asked for
 	Heads     int   // as Truncated has them
@@ -88,11 +88,8 @@ func (e *CoarseError) Error() string {
 		heads = fmt.Sprintf(" and %d times a head would lose all K or V of a segment", e.Heads)
 	}
 	return fmt.Sprintf("kvist/kvfile: %d bytes: the predicted error is %.3g %% (%.3g %% now), %.3g times that of coding the "+
-		"original at that size, where at most %d times is good%s", e.Bytes, 100*p.Error, 100*p.Now, p.Times(), MaxTimesAfresh, heads)
+		"original at that size, where at most %d times is good%s", e.Bytes, 100*p.Error, 100*p.Now, p.Times(), maxTimesAfresh, heads)
 }
 
 // Unwrap returns quant.ErrBudget.
 func (e *CoarseError) Unwrap() error { return quant.ErrBudget }
-
-// Values returns the number of values of all rows that a file stands for.
-func Values(h *container.Header) int64 { return h.Values() }

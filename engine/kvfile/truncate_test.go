@@ -22,17 +22,17 @@ const realCapture = "../../testdata/smollm2-sqlite-1k.safetensors"
 func truncate(t testing.TB, b []byte, share float64, force bool) ([]byte, *kvfile.Truncated, error) {
 	var out bytes.Buffer
 	total := int64(share * float64(len(b)))
-	res, err := kvfile.Truncate(context.Background(), reader(t, b), &out, total, force, nil)
+	res, err := kvfile.Truncate(context.Background(), reader(t, b), &out, total, kvfile.Options{Force: force})
 	if err == nil {
 		require.Equal(t, int64(out.Len()), res.Bytes)
 		require.LessOrEqual(t, res.Bytes, total)
-		require.NoError(t, kvfile.Verify(context.Background(), reader(t, out.Bytes())))
+		require.NoError(t, kvfile.Verify(context.Background(), reader(t, out.Bytes()), kvfile.Options{}))
 	}
 	return out.Bytes(), res, err
 }
 
 func compareWith(t testing.TB, b []byte, src *capture.Source) *report.Comparison {
-	cmp, err := report.Compare(context.Background(), reader(t, b), src, openCPU(t), nil)
+	cmp, err := report.Compare(context.Background(), reader(t, b), src, report.Options{Backend: openCPU(t)})
 	require.NoError(t, err)
 	return cmp
 }
@@ -54,7 +54,7 @@ func TestTruncate_LikeCodingAfresh(t *testing.T) {
 		for _, share := range shares {
 			cut, res, err := truncate(t, whole, share, false)
 			require.NoError(t, err, "%s bits, %g", b, share)
-			require.LessOrEqual(t, res.Predicted.Times(), float64(kvfile.MaxTimesAfresh))
+			require.LessOrEqual(t, res.Predicted.Times(), 2.0)
 			require.Zero(t, res.Heads)
 			cfg := config(t, "bits=1 form=archive")
 			cfg.Bits, cfg.Bytes = 0, int64(share*float64(len(whole)))
@@ -112,7 +112,7 @@ func TestTruncate_RefusesWhatIsTooCoarse(t *testing.T) {
 	var coarse *kvfile.CoarseError
 	require.ErrorAs(t, err, &coarse)
 	require.ErrorIs(t, err, quant.ErrBudget)
-	require.Greater(t, coarse.Predicted.Times(), float64(kvfile.MaxTimesAfresh))
+	require.Greater(t, coarse.Predicted.Times(), 2.0)
 	require.Positive(t, coarse.Heads)
 	require.Contains(t, err.Error(), "the predicted error is")
 	cut, res, err := truncate(t, whole, 0.1, true)

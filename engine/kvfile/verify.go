@@ -18,12 +18,8 @@ import (
 // VerifyRows decodes what an archive holds.
 //
 // Errors: *container.CorruptError.
-func Verify(ctx context.Context, r *container.Reader, opts ...Option) error {
-	o, err := settle(opts)
-	if err != nil {
-		return err
-	}
-	if err := r.Verify(func(done, total int64) { o.progress.Say("verifying", done, total) }); err != nil {
+func Verify(ctx context.Context, r *container.Reader, o Options) error {
+	if err := r.Verify(func(done, total int64) { o.say("verifying", done, total) }); err != nil {
 		return err
 	}
 	h := r.Header()
@@ -47,13 +43,8 @@ func Verify(ctx context.Context, r *container.Reader, opts ...Option) error {
 //
 // Errors: *profile.MissingError where the file names a profile that is not among profiles, whatever
 // its records hold; all *container.CorruptError, joined.
-func VerifyRows(ctx context.Context, r *container.Reader, opts ...Option) error {
-	o, err := settle(opts)
-	if err != nil {
-		return err
-	}
-	progress := o.progress
-	codec, err := cold.OpenCodec(r, o.profiles)
+func VerifyRows(ctx context.Context, r *container.Reader, o Options) error {
+	codec, err := cold.OpenCodec(r, o.profiles())
 	if err != nil {
 		return err
 	}
@@ -62,7 +53,7 @@ func VerifyRows(ctx context.Context, r *container.Reader, opts ...Option) error 
 	var rooms cold.Rooms
 	for at := 0; at < n; {
 		part := make([]error, min(2*runtime.GOMAXPROCS(0), n-at))
-		progress.Say("decoding", int64(at), int64(n))
+		o.say("decoding", int64(at), int64(n))
 		err := parallel.EachOf(ctx, workers, len(part), func(i int) error {
 			rec, err := r.ReadRecord(at + i)
 			if err == nil && rec.Archive != nil {

@@ -19,32 +19,32 @@ import (
 const droppedCoding = "dropped"
 
 // write encodes and writes the file.
-func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) (*Result, error) {
-	res := &Result{Values: c.in.Values(), Codings: map[string]int64{}}
+func (hf *hotFile) write(ctx context.Context, w io.Writer, choice *plan.Plan) (*Result, error) {
+	res := &Result{Values: hf.c.in.Values(), Codings: map[string]int64{}}
 	var err error
-	if res.Sections, err = c.sections(choice); err != nil {
+	if res.Sections, err = hf.sections(choice); err != nil {
 		return nil, err
 	}
-	out, err := container.NewWriter(w, c.header)
+	out, err := container.NewWriter(w, hf.c.header)
 	if err != nil {
 		return nil, err
 	}
-	for _, a := range c.aux {
+	for _, a := range hf.c.aux {
 		if err := out.WriteAux(a); err != nil {
 			return nil, err
 		}
 	}
 	var total, done int64
-	for i := range c.in.Layers {
-		total += int64(c.in.Layers[i].Segments())
+	for i := range hf.c.in.Layers {
+		total += int64(hf.c.in.Layers[i].Segments())
 	}
-	err = c.eachRecord(choice, func(rec *container.Record) error {
-		c.say.Say("encoding", done, total)
+	err = hf.eachRecord(choice, func(rec *container.Record) error {
+		hf.c.say.Say("encoding", done, total)
 		done++
-		if err := c.encodeRecord(ctx, rec); err != nil {
+		if err := hf.encodeRecord(ctx, rec); err != nil {
 			return err
 		}
-		kDim, vDim := c.header.Dims(rec.Layer)
+		kDim, vDim := hf.c.header.Dims(rec.Layer)
 		for _, h := range rec.Heads {
 			for _, b := range h.Blocks {
 				if b.Level == quant.Dropped {
@@ -65,7 +65,7 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 	if err := out.Close(); err != nil {
 		return nil, err
 	}
-	c.say.Say("encoding", total, total)
+	hf.c.say.Say("encoding", total, total)
 	res.Bytes = out.Size()
 	s := res.Sections
 	if sum := s.Header + s.Payload + s.Tables + s.Side + s.Index; sum != res.Bytes {
@@ -75,21 +75,21 @@ func (c *compressor) write(ctx context.Context, w io.Writer, choice *plan.Plan) 
 	res.BitsPerValue = quant.BitsPerValue(res.Bytes, res.Values)
 	res.OriginalBytes = 2 * res.Values
 	res.Ratio = float64(res.OriginalBytes) / float64(max(1, res.Bytes))
-	res.made(c.header)
+	res.made(hf.c.header)
 	return res, nil
 }
 
 // encodeRecord fills the payloads of a record.
-func (c *compressor) encodeRecord(ctx context.Context, rec *container.Record) error {
-	l := &c.in.Layers[rec.Layer]
-	e := &recordEncoder{c: c, l: l, rec: rec, up: &input.Uploader{Backend: c.be}}
+func (hf *hotFile) encodeRecord(ctx context.Context, rec *container.Record) error {
+	l := &hf.c.in.Layers[rec.Layer]
+	e := &recordEncoder{c: hf.c, l: l, rec: rec, up: &input.Uploader{Backend: hf.c.be}}
 	defer e.up.Free()
 	for h := range rec.Heads {
 		if err := e.head(h); err != nil {
 			return err
 		}
 	}
-	if err := c.be.Encode(ctx, e.jobs); err != nil {
+	if err := hf.c.be.Encode(ctx, e.jobs); err != nil {
 		first, n := l.Span(rec.Segment)
 		return fmt.Errorf("kvist/kvfile: encode %s segment %d (tokens %d to %d): %w", l.Name,
 			rec.Segment, first, first+n, err)

@@ -5,14 +5,13 @@ package report
 import (
 	"fmt"
 
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // AddWhy puts what Explain found of the file beside the bits of its tokens.
 //
 // Errors: quant.ErrShape where why is of another file.
-func (r *Report) AddWhy(why *kvfile.Why) error {
+func (r *Report) AddWhy(why *Why) error {
 	perLayer := 1
 	if len(r.Layers) > 0 {
 		perLayer = len(r.Map.Rows) / len(r.Layers)
@@ -34,7 +33,7 @@ func (r *Report) AddWhy(why *kvfile.Why) error {
 				"rows: %w", b.Layer, b.Head, len(r.Map.Rows), quant.ErrShape)
 		}
 		row := &r.Map.Rows[at]
-		damage, coarser, finer := b.Prices()
+		damage, coarser, finer := b.prices()
 		for _, t := range b.Tokens {
 			c := (int64(b.Segment)*int64(r.SegmentTokens) + int64(t)) / r.Map.TokensPerColumn
 			if c >= int64(len(row.Kind)) {

@@ -5,7 +5,6 @@ package report
 import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/archive"
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -30,7 +29,7 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 			held += size
 			packed[side] += size
 			bits[side] = quant.BitsPerValue(size, n*dim)
-			c := Coding{Side: []string{"K", "V"}[side], Level: quant.Full.String(), Coding: kvfile.FormArchive}
+			c := Coding{Side: []string{"K", "V"}[side], Level: quant.Full.String(), Coding: "archive"}
 			section := []string{sectionKCodes, sectionVCodes}[side]
 			if b.h.Kind == container.KindRows {
 				c.Side, section = "rows", sectionRows
@@ -46,9 +45,9 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 			sum.Values += n * dim
 			sum.Bytes += size
 		}
-		k := Kind{Level: quant.Full.String(), K: kvfile.FormArchive}
+		k := Kind{Level: quant.Full.String(), K: "archive"}
 		if sides == 2 {
-			k.V = kvfile.FormArchive
+			k.V = "archive"
 		}
 		kind, ok := b.kinds[k]
 		if !ok {

@@ -4,18 +4,21 @@ package report
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 
+	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/ahead"
 	"github.com/kvist-project/kvist/engine/internal/blocks"
 	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -43,14 +46,30 @@ type Comparison struct {
 	SideTensors int
 }
 
+// Options say how a file is compared. The zero value computes on the CPU and reads files that need no profile.
+type Options struct {
+	// Backend computes. The caller closes it. nil: the CPU.
+	Backend backend.Backend
+	// Profiles are of the model; a file in archive form may need one of them to be read.
+	Profiles []*profile.Profile
+	// Progress, if set, is told what is done and how much of it, from one goroutine.
+	Progress func(stage string, done, total int64)
+}
+
 // Compare measures a file against the capture it was made from, a layer at a time.
 //
 // Errors: quant.ErrShape where the two do not belong together, quant.ErrCorrupt for side tensors
 // that differ; *container.CorruptError, *capture.FormatError; those of the backend.
-func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be backend.Backend,
-	progress kvfile.Progress, profiles ...*profile.Profile) (*Comparison, error) {
+func Compare(ctx context.Context, r *container.Reader, src *capture.Source, o Options) (_ *Comparison, err error) {
+	be := o.Backend
+	if be == nil {
+		if be, err = cpu.Open(cpu.Options{}); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, be.Close()) }()
+	}
 	h := r.Header()
-	records, err := kvfile.NewRecords(r, profiles...)
+	records, err := cold.OpenRecords(r, o.Profiles)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +83,7 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	cmp := &Comparison{}
 	for i := range in.Layers {
 		l := &in.Layers[i]
-		progress.Say("comparing", int64(i), int64(len(in.Layers)))
+		progress.Func(o.Progress).Say("comparing", int64(i), int64(len(in.Layers)))
 		var recs []*container.Record
 		for s := range l.Segments() {
 			at, ok := r.Find(i, s)
@@ -84,7 +103,7 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 		}
 		cmp.Layers = append(cmp.Layers, e)
 	}
-	progress.Say("comparing", int64(len(in.Layers)), int64(len(in.Layers)))
+	progress.Func(o.Progress).Say("comparing", int64(len(in.Layers)), int64(len(in.Layers)))
 	cmp.summarise()
 	cmp.SideTensors, err = compareSides(r, src)
 	return cmp, err
@@ -251,7 +270,7 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 	}
 	n := 0
 	for _, info := range infos {
-		if kvfile.IsParameters(info.Name) {
+		if info.Name == cold.SharedName {
 			continue
 		}
 		n++

@@ -9,7 +9,8 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/internal/captured"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -121,8 +122,8 @@ func Build(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, 
 		Version:       h.Version.String(),
 		Model:         h.Model,
 		Config:        h.Config,
-		Profile:       kvfile.ProfileText(h.Profile),
-		SourceBytes:   kvfile.SourceBytes(h),
+		Profile:       cold.ProfileText(h.Profile),
+		SourceBytes:   captured.SourceBytes(h),
 		Bytes:         r.Size(),
 		Tokens:        h.Tokens,
 		FirstPosition: h.First,

@@ -39,7 +39,7 @@ func compressed(t *testing.T, path string, form string, bits float64) *container
 	cfg := kvfile.DefaultConfig()
 	cfg.Form, cfg.Bits = form, bits
 	var file bytes.Buffer
-	_, err := kvfile.Compress(t.Context(), src, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(be))
+	_, err := kvfile.Compress(t.Context(), src, &file, kvfile.Options{Config: &cfg, Backend: be})
 	require.NoError(t, err)
 	r, err := container.Open("made", bytes.NewReader(file.Bytes()), int64(file.Len()), container.Limits{})
 	require.NoError(t, err)

@@ -12,7 +12,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/parallel"
-	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -24,7 +24,7 @@ import (
 //
 // Errors: quant.ErrShape for captures that are of different models, or lack queries.
 func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backend,
-	old *profile.Profile, progress kvfile.Progress) (*profile.Profile, error) {
+	old *profile.Profile, say func(stage string, done, total int64)) (*profile.Profile, error) {
 	if len(captures) == 0 {
 		return nil, fmt.Errorf("kvist/tune: calibrate: no captures: %w", quant.ErrShape)
 	}
@@ -48,7 +48,7 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %w", src.Name(), err)
 		}
 	}
-	cal := &calibrator{captures: captures, geo: geo, be: be, say: progress}
+	cal := &calibrator{captures: captures, geo: geo, be: be, say: say}
 	set, err := cal.set(ctx)
 	if err != nil {
 		return nil, err
@@ -68,7 +68,7 @@ type calibrator struct {
 	captures []*capture.Source
 	geo      quant.Geometry
 	be       backend.Backend
-	say      kvfile.Progress
+	say      progress.Func
 	tokens   int
 }
 

@@ -125,7 +125,7 @@ func (c *Captures) one(ctx context.Context, s *capture.Source, memo *kvfile.Memo
 	}
 	cfg.Bits, cfg.Profile, cfg.Memo = bits, c.Profile, memo
 	var file bytes.Buffer
-	if _, err := kvfile.Compress(ctx, s, &file, kvfile.WithConfig(cfg), kvfile.WithBackend(c.Backend)); err != nil {
+	if _, err := kvfile.Compress(ctx, s, &file, kvfile.Options{Config: &cfg, Backend: c.Backend}); err != nil {
 		return 0, err
 	}
 	r, err := container.Open(s.Name(), bytes.NewReader(file.Bytes()), int64(file.Len()),
@@ -133,7 +133,7 @@ func (c *Captures) one(ctx context.Context, s *capture.Source, memo *kvfile.Memo
 	if err != nil {
 		return 0, err
 	}
-	cmp, err := report.Compare(ctx, r, s, c.Backend, nil)
+	cmp, err := report.Compare(ctx, r, s, report.Options{Backend: c.Backend})
 	if err != nil {
 		return 0, err
 	}

@@ -6,10 +6,11 @@ import (
 	"io"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/quant"
-	"github.com/stretchr/testify/require"
 )
 
 // Predictions are those that plans are made from.
@@ -35,7 +36,7 @@ func TestPredict(t *testing.T) {
 	// Compress rehearses what it expects; sinks cost next to nothing.
 	fixed, err := kvfile.ParseConfig("k=lm4+len+s8 v=lm4+len+s8 importance=none")
 	require.NoError(t, err)
-	res, err := kvfile.Compress(t.Context(), src, io.Discard, kvfile.WithConfig(fixed), kvfile.WithBackend(be))
+	res, err := kvfile.Compress(t.Context(), src, io.Discard, kvfile.Options{Config: &fixed, Backend: be})
 	require.NoError(t, err)
 	require.InEpsilon(t, res.Predicted, sum, 0.35)
 

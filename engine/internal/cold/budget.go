@@ -10,6 +10,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/parallel"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -28,7 +29,7 @@ type budget struct {
 	enc   *encoder
 	rate  *rateModel
 	file  *file
-	say   Progress
+	say   progress.Func
 	all   []*coded
 	lanes int   // of a record
 	total int64 // bytes for all records
@@ -235,7 +236,7 @@ func (b *budget) finish(ctx context.Context, recs []*coded, at int) error {
 func (b *budget) run(ctx context.Context, emit func(*container.Record) error) error {
 	for at := 0; at < len(b.all); at += batchRecords {
 		recs := b.all[at:min(at+batchRecords, len(b.all))]
-		b.say.say("encoding", int64(at), int64(len(b.all)))
+		b.say.Say("encoding", int64(at), int64(len(b.all)))
 		var err error
 		switch {
 		case b.whole(): // encoded
@@ -255,7 +256,7 @@ func (b *budget) run(ctx context.Context, emit func(*container.Record) error) er
 			c.rec = nil
 		}
 	}
-	b.say.say("encoding", int64(len(b.all)), int64(len(b.all)))
+	b.say.Say("encoding", int64(len(b.all)), int64(len(b.all)))
 	return nil
 }
 

@@ -120,3 +120,11 @@ func SensitivityStep(sensitivity, outEnergy float64) float64 {
 
 // leastCost stands for nothing where a logarithm is taken; energies of any float32 lie above it.
 const leastCost = 1e-100
+
+// ProfileText is what a report says of a header's profile.
+func ProfileText(id profile.ID) string {
+	if id == (profile.ID{}) {
+		return ""
+	}
+	return id.Full()
+}

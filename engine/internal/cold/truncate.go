@@ -13,6 +13,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/archive"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -109,9 +110,9 @@ type Truncator struct {
 // Survey finds the streams of an archive.
 //
 // Errors: *container.CorruptError.
-func Survey(ctx context.Context, r *container.Reader, progress Progress) (*Truncator, error) {
+func Survey(ctx context.Context, r *container.Reader, say progress.Func) (*Truncator, error) {
 	t := &Truncator{r: r, h: r.Header(), records: map[[2]int]*truncated{}}
-	return t, t.survey(ctx, progress)
+	return t, t.survey(ctx, say)
 }
 
 // Streams returns how many streams the file had.
@@ -147,10 +148,10 @@ func (t *Truncator) sides() int {
 	return 2
 }
 
-func (t *Truncator) survey(ctx context.Context, progress Progress) error {
+func (t *Truncator) survey(ctx context.Context, say progress.Func) error {
 	infos := t.r.Records()
 	for i, info := range infos {
-		progress.say("measuring", int64(i), int64(len(infos)))
+		say.Say("measuring", int64(i), int64(len(infos)))
 		if err := ctx.Err(); err != nil {
 			return err
 		}

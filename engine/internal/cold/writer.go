@@ -12,6 +12,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -21,15 +22,6 @@ const SharedName = "kvist.archive"
 
 // Lambda is the worth of a bit in squared steps, when levels are chosen.
 const Lambda = 0.12
-
-// Progress is told about long work: what is being done, and how much of it is.
-type Progress func(stage string, done, total int64)
-
-func (p Progress) say(stage string, done, total int64) {
-	if p != nil {
-		p(stage, done, total)
-	}
-}
 
 // Settings says how rows are coded.
 type Settings struct {
@@ -49,7 +41,7 @@ type Writer struct {
 	Profile  *profile.Profile // basis and tables; nil to fit a basis to the rows
 	Header   *container.Header
 	Aux      []*container.Aux
-	Progress Progress
+	Progress progress.Func
 
 	Stats   [][]damage.Head // [layers][heads], by Measure
 	steps   *Steps          // of the profile
@@ -143,7 +135,7 @@ func (w *Writer) Write(ctx context.Context, out io.Writer, total int64) (*Made, 
 	if err != nil {
 		return nil, err
 	}
-	w.Progress.say("encoding", 0, 1)
+	w.Progress.Say("encoding", 0, 1)
 	rate := &rateModel{enc: e}
 	if err := rate.load(ctx); err != nil {
 		return nil, err

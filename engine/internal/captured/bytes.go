@@ -1,15 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package captured
 
 import "github.com/kvist-project/kvist/engine/container"
 
-// made takes from the header of a file what the caller may want to say of it.
-func (r *Result) made(h *container.Header) {
-	r.Config, r.Profile, r.SourceBytes = h.Config, ProfileText(h.Profile), SourceBytes(h)
-}
-
-// sourceBytes returns the bytes that the values of a file had in their original types.
+// SourceBytes returns the bytes that the values of a file had in their original types.
 func SourceBytes(h *container.Header) (n int64) {
 	for i := range h.Stored() {
 		k, v := h.Dims(i)

@@ -1,11 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package kvfile
+package cold
 
 import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/archive"
-	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -15,11 +14,11 @@ type Records struct {
 	codec *archive.Codec
 }
 
-// NewRecords returns the records of a file. A file in archive form that names a profile needs it.
+// OpenRecords returns the records of a file. A file in archive form that names a profile needs it.
 //
 // Errors: *profile.MissingError; *container.CorruptError.
-func NewRecords(r *container.Reader, profiles ...*profile.Profile) (*Records, error) {
-	codec, err := cold.OpenCodec(r, profiles)
+func OpenRecords(r *container.Reader, profiles []*profile.Profile) (*Records, error) {
+	codec, err := OpenCodec(r, profiles)
 	if err != nil {
 		return nil, err
 	}
@@ -35,9 +34,5 @@ func (r *Records) Record(i int) (*container.Record, error) {
 	if err != nil {
 		return nil, err
 	}
-	return cold.Expand(r.codec, r.r.Header(), rec)
+	return Expand(r.codec, r.r.Header(), rec)
 }
-
-// IsParameters reports whether a side tensor holds what the records in archive form share, and is no tensor
-// of the original.
-func IsParameters(name string) bool { return name == cold.SharedName }
