@@ -39,7 +39,7 @@ func readRows(t testing.TB, s *capture.Source, layer int, p capture.Part, head i
 	x, ok := s.KV(layer, p)
 	require.True(t, ok)
 	r := quant.Rows{Dim: x.Dim(), Data: make([]float32, x.Dim()*x.Rows())}
-	require.NoError(t, s.ReadRowsF32(x, head, 0, x.Rows(), r.Data))
+	require.NoError(t, x.ReadF32(head, 0, x.Rows(), r.Data))
 	return r
 }
 
@@ -47,13 +47,13 @@ func readCapture(t testing.TB) []*realHead {
 	s, err := capture.Open(captureFile, capture.Limits{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, s.Close()) }()
-	g, n, next := s.Geometry(), s.Tokens(), s.TokensNext()
+	g, n, next := s.Info().Geometry, s.Info().Tokens, s.Info().TokensNext
 	scale := 1 / math.Sqrt(float64(g.HeadDim))
 	surprisal := make([]float32, n)
 	require.NoError(t, s.ReadSurprisal(false, 0, surprisal))
 	positions := upTo(n + next)
 	var heads []*realHead
-	for _, layer := range s.Layers() {
+	for _, layer := range s.Info().Layers {
 		for h := range g.KVHeads {
 			r := &realHead{layer: layer, tokens: n, k: readRows(t, s, layer, capture.K, h),
 				v: readRows(t, s, layer, capture.V, h), surprisal: surprisal, rope: g.Rope,

@@ -194,9 +194,9 @@ func sizeOf(path string) (tokens int, bytes int64, err error) {
 	if err != nil {
 		return 0, 0, err
 	}
-	g := src.Geometry()
-	bytes = 2 * int64(len(src.Layers())) * int64(g.KVHeads) * int64(src.Tokens()) * int64(g.HeadDim+g.HeadDimV)
-	return src.Tokens(), bytes, src.Close()
+	g := src.Info().Geometry
+	bytes = 2 * int64(len(src.Info().Layers)) * int64(g.KVHeads) * int64(src.Info().Tokens) * int64(g.HeadDim+g.HeadDimV)
+	return src.Info().Tokens, bytes, src.Close()
 }
 
 // repeat writes a capture whose tokens are those of another, so many times over.
@@ -214,8 +214,8 @@ func repeat(from, to string, times int) (err error) {
 	var decls []capture.Decl
 	var tensors []capture.Tensor
 	heads := []int{}
-	g := src.Geometry()
-	for _, n := range src.Layers() {
+	g := src.Info().Geometry
+	for _, n := range src.Info().Layers {
 		for _, p := range []capture.Part{capture.K, capture.V, capture.Q} {
 			t, ok := src.KV(n, p)
 			if !ok {
@@ -230,14 +230,14 @@ func repeat(from, to string, times int) (err error) {
 				Shape: []int64{int64(h), int64(times * t.Rows()), int64(t.Dim())}})
 		}
 	}
-	w, err := capture.NewWriter(out, decls, capture.KVMetadata(g, src.Meta().Model, src.Meta().FirstPosition))
+	w, err := capture.NewWriter(out, decls, capture.KVMetadata(g, src.Info().Model, src.Info().FirstPosition))
 	if err != nil {
 		return err
 	}
 	for i, t := range tensors {
 		rows := make([]byte, t.Rows()*t.RowBytes())
 		for h := range heads[i] {
-			if err := src.ReadRows(t, h, 0, t.Rows(), rows); err != nil {
+			if err := t.Read(h, 0, t.Rows(), rows); err != nil {
 				return err
 			}
 			for k := range times {

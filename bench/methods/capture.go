@@ -111,7 +111,7 @@ func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error
 	}
 	marks := make([]uint8, s.tokens)
 	for h := range s.kvHeads {
-		if src.HasKept(layer) {
+		if holds(src, layer, "kept") {
 			if err := src.ReadKept(layer, h, 0, marks); err != nil {
 				return err
 			}
@@ -119,7 +119,7 @@ func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error
 				out.Keep = append(out.Keep, m != 0)
 			}
 		}
-		if src.HasBias(layer) {
+		if holds(src, layer, "bias") {
 			bias := make([]float32, s.tokens)
 			if err := src.ReadBias(layer, h, 0, bias); err != nil {
 				return err
@@ -130,16 +130,22 @@ func readLayer(src *capture.Source, layer int, s shapeOf, out *CacheLayer) error
 	return nil
 }
 
+// holds reports whether a capture has a tensor of a layer.
+func holds(src *capture.Source, layer int, name string) bool {
+	_, ok := src.Lookup(fmt.Sprintf("layers.%d.%s", layer, name))
+	return ok
+}
+
 // readPart reads all heads of a tensor of a layer, [heads, tokens, dim].
 func readPart(src *capture.Source, layer int, p capture.Part, dst []float32) error {
 	t, ok := src.KV(layer, p)
 	if !ok || t.Heads()*t.Rows()*t.Dim() != len(dst) {
 		return fmt.Errorf("kvist/methods: %s: layer %d: %s of %d values, want %d: %w",
-			src.Name(), layer, p, t.Heads()*t.Rows()*t.Dim(), len(dst), quant.ErrShape)
+			src.Info().Name, layer, p, t.Heads()*t.Rows()*t.Dim(), len(dst), quant.ErrShape)
 	}
 	n := t.Rows() * t.Dim()
 	for h := range t.Heads() {
-		if err := src.ReadRowsF32(t, h, 0, t.Rows(), dst[h*n:(h+1)*n]); err != nil {
+		if err := t.ReadF32(h, 0, t.Rows(), dst[h*n:(h+1)*n]); err != nil {
 			return err
 		}
 	}

@@ -203,13 +203,13 @@ func join(a, b []float32) []float32 {
 //
 // Errors: quant.ErrUnsupported for a file that is no KV capture; *capture.FormatError.
 func loadCapture(src *capture.Source) (c *Context, next *nextRows, err error) {
-	if src.Kind() != capture.KV {
-		return nil, nil, fmt.Errorf("kvist/methods: %s holds no KV cache: %w", src.Name(),
+	if !src.Info().KV {
+		return nil, nil, fmt.Errorf("kvist/methods: %s holds no KV cache: %w", src.Info().Name,
 			quant.ErrUnsupported)
 	}
-	c, next = &Context{Geometry: src.Geometry()}, &nextRows{}
-	if src.HasTokens(false) {
-		c.Tokens = make([]int32, src.Tokens())
+	c, next = &Context{Geometry: src.Info().Geometry}, &nextRows{}
+	if _, ok := src.Lookup("tokens"); ok {
+		c.Tokens = make([]int32, src.Info().Tokens)
 		if err := src.ReadTokens(false, 0, c.Tokens); err != nil {
 			return nil, nil, err
 		}
@@ -222,7 +222,7 @@ func loadCapture(src *capture.Source) (c *Context, next *nextRows, err error) {
 		x := make([]float32, t.Heads()*t.Rows()*t.Dim())
 		return x, readPart(src, layer, p, x)
 	}
-	for _, n := range src.Layers() {
+	for _, n := range src.Info().Layers {
 		var l, later Layer
 		for _, t := range []struct {
 			to   *[]float32
@@ -234,7 +234,7 @@ func loadCapture(src *capture.Source) (c *Context, next *nextRows, err error) {
 			}
 		}
 		c.Layers = append(c.Layers, l)
-		if next != nil && src.HasNext(n) {
+		if next != nil && later.Q != nil {
 			next.Layers = append(next.Layers, later)
 		} else {
 			next = nil

@@ -21,7 +21,7 @@ func TestShippedProfile(t *testing.T) {
 	src, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, src.Close()) }()
-	require.NoError(t, p.Check(src.Meta().Model, src.Geometry()))
+	require.NoError(t, p.Check(src.Info().Model, src.Info().Geometry))
 	cfg := kvfile.DefaultConfig()
 	require.NoError(t, cfg.Apply(p))
 	want, err := importance.ParseWeighting("default")

@@ -5,6 +5,7 @@ package quality
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -63,14 +64,14 @@ func restored(t *testing.T, g quant.Geometry, r *container.Reader) *model.ExactK
 	for l := range g.Layers {
 		rows := model.ContextRows{K: allRows(t, src, l, capture.K), V: allRows(t, src, l, capture.V)}
 		for h := range g.KVHeads {
-			if src.HasKept(l) {
+			if holds(src, l, "kept") {
 				marks := make([]uint8, n)
 				require.NoError(t, src.ReadKept(l, h, 0, marks))
 				for _, m := range marks {
 					rows.Keep = append(rows.Keep, m != 0)
 				}
 			}
-			if src.HasBias(l) {
+			if holds(src, l, "bias") {
 				bias := make([]float32, n)
 				require.NoError(t, src.ReadBias(l, h, 0, bias))
 				rows.Bias = append(rows.Bias, bias...)
@@ -89,7 +90,7 @@ func allRows(t *testing.T, src *capture.Source, layer int, p capture.Part) []flo
 	n := x.Rows() * x.Dim()
 	out := make([]float32, x.Heads()*n)
 	for h := range x.Heads() {
-		require.NoError(t, src.ReadRowsF32(x, h, 0, x.Rows(), out[h*n:(h+1)*n]))
+		require.NoError(t, x.ReadF32(h, 0, x.Rows(), out[h*n:(h+1)*n]))
 	}
 	return out
 }
@@ -315,4 +316,10 @@ func TestNewBlockStore_RefusesOtherGeometries(t *testing.T) {
 	require.Positive(t, before)
 	require.NoError(t, s.Close())
 	require.Zero(t, be.LiveBytes(), "nothing leaks")
+}
+
+// holds reports whether a capture has a tensor of a layer.
+func holds(src *capture.Source, layer int, name string) bool {
+	_, ok := src.Lookup(fmt.Sprintf("layers.%d.%s", layer, name))
+	return ok
 }

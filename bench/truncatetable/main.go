@@ -76,7 +76,7 @@ func table(ctx context.Context, b *strings.Builder, path string) error {
 	defer src.Close()
 	m := &measurer{src: src, be: be}
 	fmt.Fprintf(b, "\n## %s: %d layers, %d tokens\n\n| bits/value | coded at it |", filepath.Base(path),
-		len(src.Layers()), src.Tokens())
+		len(src.Info().Layers), src.Info().Tokens)
 	var files [][]byte
 	for _, bits := range wholes {
 		fmt.Fprintf(b, " cut from %g |", bits)

@@ -132,7 +132,7 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 		}
 		defer closing(in, &err)
 		captures = append(captures, src)
-		sum.Tokens += src.Tokens()
+		sum.Tokens += src.Info().Tokens
 	}
 	say, clear := a.progress()
 	defer clear()

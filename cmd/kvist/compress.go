@@ -263,15 +263,14 @@ func (f *compressFlags) menus(cfg *kvfile.Config) error {
 }
 
 // checkSides refuses a --coding that says nothing about what the input holds.
-func (f *compressFlags) checkSides(kind capture.Kind) error {
+func (f *compressFlags) checkSides(kv bool) error {
 	m, err := parseCodings(f.coding)
 	switch {
 	case f.coding == "" || err != nil:
 		return nil
-	case kind == capture.Activations && m.rows == nil:
+	case !kv && m.rows == nil:
 		return usagef("--coding %s: the input holds rows, not K and V: want rows=...", f.coding)
-	case kind == capture.KV && m.k == nil && m.v == nil, kind == capture.KV && m.rows != nil &&
-		m.k == nil:
+	case kv && m.k == nil && (m.v == nil || m.rows != nil):
 		return usagef("--coding %s: the input holds K and V: want k=...,v=...", f.coding)
 	}
 	return nil
@@ -385,11 +384,11 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 		return err
 	}
 	defer closing(in, &err)
-	if err := f.checkSides(src.Kind()); err != nil {
+	if err := f.checkSides(src.Info().KV); err != nil {
 		return err
 	}
 	if f.weights != "" {
-		layers := src.Layers()
+		layers := slices.Clone(src.Info().Layers)
 		for i := range src.ActTensors() {
 			layers = append(layers, i)
 		}
@@ -411,7 +410,7 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	}
 	cfg.Weighted = weights != nil
 	sum := summarise(res, caps, cfg)
-	sum.Input, sum.Output, sum.rows = in.name, out.name, src.Kind() == capture.Activations
+	sum.Input, sum.Output, sum.rows = in.name, out.name, !src.Info().KV
 	sum.DefaultTarget = cfg.Bits != 0 && f.bits == 0
 	if f.json {
 		return printJSON(a.summaryTo(f.out), sum)

@@ -235,7 +235,7 @@ func TestCapture_IsAcceptedByCompress(t *testing.T) {
 	defer f.Close()
 	src, err := capture.New("c", f, sum.Bytes, capture.Limits{})
 	require.NoError(t, err)
-	require.Equal(t, capture.KV, src.Kind())
+	require.True(t, src.Info().KV)
 	status, _, errs = command(t, "", "compress", at("c.safetensors"), "-o", at("c.kvist"),
 		"--bits", "5")
 	require.Equal(t, exitOK, status, errs)

@@ -210,14 +210,18 @@ func (a *app) inspectCapture(ctx context.Context, in *input, f *inspectFlags,
 		return err
 	}
 	in.owns(src)
-	g := src.Geometry()
-	res.Type = src.Format().String()
-	res.Capture = &captureInfoJSON{Kind: src.Kind().String(), Model: src.Meta().Model,
-		Layers: append([]int{}, src.Layers()...), Heads: g.Heads, KVHeads: g.KVHeads,
+	g := src.Info().Geometry
+	res.Type = src.Info().Format
+	kind := "activations"
+	if src.Info().KV {
+		kind = "kv"
+	}
+	res.Capture = &captureInfoJSON{Kind: kind, Model: src.Info().Model,
+		Layers: append([]int{}, src.Info().Layers...), Heads: g.Heads, KVHeads: g.KVHeads,
 		HeadDim:  g.HeadDim,
-		HeadDimV: g.HeadDimV, Tokens: src.Tokens(), TokensNext: src.TokensNext()}
-	for _, n := range src.Layers() {
-		if src.HasQ(n) {
+		HeadDimV: g.HeadDimV, Tokens: src.Info().Tokens, TokensNext: src.Info().TokensNext}
+	for _, n := range src.Info().Layers {
+		if _, ok := src.KV(n, capture.Q); ok {
 			res.Capture.Queries++
 		}
 	}
@@ -225,7 +229,7 @@ func (a *app) inspectCapture(ctx context.Context, in *input, f *inspectFlags,
 		res.Tensors = append(res.Tensors, tensorJSON{t.Name, t.DTypeName, append([]int64{},
 			t.Shape...), t.Bytes, t.Stored})
 	}
-	res.Metadata = src.Metadata()
+	res.Metadata = src.Info().Metadata
 	say, clear := a.progress()
 	defer clear()
 	return captureSpectra(ctx, src, rowLimit(f), res, say)
@@ -314,7 +318,7 @@ func (r *inspectJSON) printContainer(p *printer) {
 func (r *inspectJSON) printCapture(p *printer) {
 	c := r.Capture
 	p.printf("%s: %s, %s, %s bytes\n", r.File, r.Type, c.Kind, count(r.Bytes))
-	if c.Kind == capture.KV.String() {
+	if c.Kind == "kv" {
 		p.printf("model   %s\n", c.Model)
 		p.printf("shape   layers %s, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n",
 			strings.Trim(fmt.Sprint(c.Layers), "[]"), c.Heads, c.KVHeads, c.HeadDim, c.HeadDimV)

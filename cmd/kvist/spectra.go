@@ -75,7 +75,7 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 		for h := range t.Heads() {
 			err := res.add(ctx, name, side, h, int64(t.Rows()), t.Dim(), limit, func(first int64,
 				dst []float32) error {
-				return src.ReadRowsF32(t, h, int(first), len(dst)/t.Dim(), dst)
+				return t.ReadF32(h, int(first), len(dst)/t.Dim(), dst)
 			})
 			if err != nil {
 				return err
@@ -83,8 +83,8 @@ func captureSpectra(ctx context.Context, src *capture.Source, limit int64, res *
 		}
 		return nil
 	}
-	for i, n := range src.Layers() {
-		say.say("measuring the spectrum", int64(i), int64(len(src.Layers())))
+	for i, n := range src.Info().Layers {
+		say.say("measuring the spectrum", int64(i), int64(len(src.Info().Layers)))
 		for _, part := range []capture.Part{capture.K, capture.V} {
 			t, _ := src.KV(n, part) // every layer has K and V
 			side := map[capture.Part]string{capture.K: "K", capture.V: "V"}[part]

@@ -77,10 +77,10 @@ func (a *app) newCaptureTuner(ctx context.Context, args []string, f *tuneFlags, 
 
 // same holds that all captures are of one model.
 func (t *captureTuner) same(src *capture.Source) error {
-	if src.Kind() != capture.KV {
-		return fmt.Errorf("%s holds rows, not K and V: %w", src.Name(), quant.ErrUnsupported)
+	if !src.Info().KV {
+		return fmt.Errorf("%s holds rows, not K and V: %w", src.Info().Name, quant.ErrUnsupported)
 	}
-	name, geo := src.Meta().Model, src.Geometry()
+	name, geo := src.Info().Model, src.Info().Geometry
 	if t.geo.Layers == 0 {
 		t.name, t.geo = name, geo
 		return nil
@@ -90,7 +90,7 @@ func (t *captureTuner) same(src *capture.Source) error {
 		err = p.Check(name, geo)
 	}
 	if err != nil {
-		return fmt.Errorf("%s: not of the same model as the captures before: %w", src.Name(), err)
+		return fmt.Errorf("%s: not of the same model as the captures before: %w", src.Info().Name, err)
 	}
 	return nil
 }

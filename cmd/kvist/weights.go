@@ -36,7 +36,7 @@ type weightFile struct {
 // read returns the weights [tokens] of a layer (by number) and KV head.
 func (f *weightFile) read(layer, kvHead int) ([]float32, error) {
 	name := ""
-	if f.src.Format() != capture.Npy {
+	if f.src.Info().Format != "npy" {
 		name = fmt.Sprintf("layers.%d.weights", layer)
 	}
 	t, ok := f.src.Lookup(name)
@@ -85,6 +85,6 @@ func (f *weightFile) read(layer, kvHead int) ([]float32, error) {
 }
 
 func (f *weightFile) errorf(format string, args ...any) error {
-	return fmt.Errorf("weights %s: "+format+": %w", append(append([]any{f.src.Name()}, args...),
+	return fmt.Errorf("weights %s: "+format+": %w", append(append([]any{f.src.Info().Name}, args...),
 		quant.ErrShape)...)
 }

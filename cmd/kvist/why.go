@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -43,7 +44,7 @@ func (a *app) explain(ctx context.Context, r *container.Reader, f *whyFlags,
 	}
 	defer closing(in, &err)
 	if f.weights != "" {
-		layers := src.Layers()
+		layers := slices.Clone(src.Info().Layers)
 		for i := range src.ActTensors() {
 			layers = append(layers, i)
 		}

@@ -7,7 +7,7 @@
 //
 // A Source is an open file. Open and New detect the format from the content, never from the file
 // name, and parse only the header. Rows and raw bytes are read on request, so the memory needed
-// does not depend on the size of the file. There are two kinds of Source:
+// does not depend on the size of the file. Info tells two kinds of Source apart:
 //
 //   - KV: a safetensors file whose metadata say format = kv-capture/1. It has a Geometry, Layers,
 //     and for each layer the parts K, V, Q and those of the tokens after (KNext, VNext, QNext).
@@ -18,8 +18,8 @@
 //     kept exactly. In a file without such a matrix, tensors of I8 are matrices too, and a tensor
 //     of floats with one dim is one row: an array of codes, or one vector, on its own.
 //
-// A Tensor is a handle of rows: [heads, rows, dim], row-major, with one element type. ReadRows
-// returns their bytes; ReadRowsF32 converts them to float32. The conversions from F16 and BF16 are
+// A Tensor is a handle of rows: [heads, rows, dim], row-major, with one element type. Its Read
+// returns their bytes; ReadF32 converts them to float32. The conversions from F16 and BF16 are
 // exact, including subnormals and NaN payloads.
 //
 // # Element types
@@ -31,7 +31,7 @@
 //	                                tensor, row and value
 //	groups of a GGUF      F32       computed from scales and codes
 //
-// ReadRowsExactly refuses an F64 value that is not a float32, for lossless compression. Big-endian
+// ReadExactly refuses an F64 value that is not a float32, for lossless compression. Big-endian
 // elements become little-endian, and arrays in Fortran order are read in C order. Their rows are
 // looked up in the file on request, so that memory is bounded: one row of an array in Fortran order
 // takes a read per value, and many rows take hardly more. A compressed member of an .npz is
@@ -92,5 +92,5 @@
 // # Concurrency
 //
 // All methods of a Source except Close are safe for concurrent use if its io.ReaderAt is, as
-// os.File is. The same holds for Writer.WriteAt and Writer.Copy.
+// os.File is. The same holds for Writer.WriteAt.
 package capture

@@ -3,27 +3,25 @@
 package capture
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"strings"
 
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Sections of a file in a FormatError.
+// The sections of a file that a FormatError names.
 const (
-	SectionFile     = "file"     // the file as a whole: its kind, its size
-	SectionHeader   = "header"   // the header's bytes
-	SectionMetadata = "metadata" // the text map of a safetensors header
-	SectionTensor   = "tensor"   // declaration or data of the named tensor
+	sectionFile     = "file"     // the file as a whole: its kind, its size
+	sectionHeader   = "header"   // the header's bytes
+	sectionMetadata = "metadata" // the text map of a safetensors header
+	sectionTensor   = "tensor"   // declaration or data of the named tensor
 )
 
 // FormatError says where and why a file is invalid. It matches quant.ErrCorrupt, ErrVersion,
 // ErrUnsupported or ErrTooLarge, or the error of the reader.
 type FormatError struct {
 	File    string // name given to Open or New
-	Section string // one of the Section constants
+	Section string // "file", "header", "metadata" or "tensor"
 	Tensor  string // name of the wrong tensor; "" for none, and for the tensor of an .npy
 	Offset  int64  // byte of the file, -1 if the error is not at one byte
 	Err     error
@@ -64,28 +62,4 @@ func tooLargef(format string, args ...any) error {
 // callErrorf returns the error for a wrong argument: quant.ErrShape.
 func callErrorf(format string, args ...any) error {
 	return fmt.Errorf("kvist/capture: "+format+": %w", append(args, quant.ErrShape)...)
-}
-
-func (s *Source) formatError(section, tensor string, off int64, cause error) error {
-	return &FormatError{File: s.name, Section: section, Tensor: tensor, Offset: off, Err: cause}
-}
-
-// readFull fills dst from byte off of the file. The size was checked at Open, so a file that ends
-// too early is corrupt.
-func (s *Source) readFull(section, tensor string, off int64, dst []byte) error {
-	if len(dst) == 0 {
-		return nil
-	}
-	n, err := s.r.ReadAt(dst, off)
-	if n >= len(dst) {
-		return nil
-	}
-	switch {
-	case err == nil || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		err = fmt.Errorf("the file ends after %d of %d bytes: %w: %w",
-			n, len(dst), io.ErrUnexpectedEOF, quant.ErrCorrupt)
-	default:
-		err = fmt.Errorf("%d bytes: %w", len(dst), err)
-	}
-	return s.formatError(section, tensor, off, err)
 }

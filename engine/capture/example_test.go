@@ -16,16 +16,16 @@ func Example() {
 		log.Fatal(err)
 	}
 	defer s.Close()
-	g := s.Geometry()
+	g := s.Info().Geometry
 	fmt.Printf("%s: %d of %d layers, %d kv_heads, %d tokens, RoPE %s\n",
-		s.Meta().Model, len(s.Layers()), g.Layers, g.KVHeads, s.Tokens(), g.Rope.Layout)
+		s.Info().Model, len(s.Info().Layers), g.Layers, g.KVHeads, s.Info().Tokens, g.Rope.Layout)
 
 	k, ok := s.KV(9, capture.K)
 	if !ok {
 		log.Fatal("layer 9 was not captured")
 	}
 	row := make([]float32, k.Dim())
-	if err := s.ReadRowsF32(k, 0, 100, 1, row); err != nil {
+	if err := k.ReadF32(0, 100, 1, row); err != nil {
 		log.Fatal(err)
 	}
 	fmt.Printf("%s %s [%d, %d, %d], %.4f ...\n",

@@ -14,7 +14,7 @@ const (
 
 // gather reads elements of an array in Fortran order, from number first on in C order. It reads
 // whole rows over the last dim at once if the range contains any.
-func (l *layout) gather(s *Source, t *TensorInfo, first int64, dst []byte) error {
+func (l *layout) gather(f *file, t *TensorInfo, first int64, dst []byte) error {
 	size, dim := t.elementSize(), t.Shape[len(t.Shape)-1]
 	for len(dst) > 0 {
 		n := min(dim-first%dim, int64(len(dst))/size) // to the end of a row
@@ -23,7 +23,7 @@ func (l *layout) gather(s *Source, t *TensorInfo, first int64, dst []byte) error
 			rows = int64(len(dst)) / size / dim
 			n *= rows
 		}
-		if err := l.gatherRows(s, t, first, rows, dst[:n*size]); err != nil {
+		if err := l.gatherRows(f, t, first, rows, dst[:n*size]); err != nil {
 			return err
 		}
 		first, dst = first+n, dst[n*size:]
@@ -34,7 +34,7 @@ func (l *layout) gather(s *Source, t *TensorInfo, first int64, dst []byte) error
 // gatherRows reads rows over the last dim, or a part of one row, from element first on. The last
 // dim runs slowest in the file, so each of its values has a slab that holds one value of every row,
 // in file order. The wanted rows are located once and read from one slab after another.
-func (l *layout) gatherRows(s *Source, t *TensorInfo, first, rows int64, dst []byte) error {
+func (l *layout) gatherRows(f *file, t *TensorInfo, first, rows int64, dst []byte) error {
 	size, last := t.elementSize(), len(t.Shape)-1
 	dim := t.Shape[last]
 	slab := int64(1)
@@ -42,11 +42,11 @@ func (l *layout) gatherRows(s *Source, t *TensorInfo, first, rows int64, dst []b
 		slab *= d
 	}
 	if slab == 1 { // one row: its values follow each other
-		return l.bytes(s, t, first*size, dst)
+		return l.bytes(f, t, first*size, dst)
 	}
 	places := slabPlaces(t.Shape[:last], first/dim, rows)
-	buf := s.scratch.Get().(*[]byte)
-	defer s.scratch.Put(buf)
+	buf := f.scratch.Get().(*[]byte)
+	defer f.scratch.Put(buf)
 	columns := int64(len(dst)) / size / rows
 	for j := range columns {
 		base := (first%dim + j) * slab
@@ -61,7 +61,7 @@ func (l *layout) gatherRows(s *Source, t *TensorInfo, first, rows int64, dst []b
 				to = next + 1
 			}
 			run := (*buf)[:(to-from)*size]
-			if err := l.bytes(s, t, (base+from)*size, run); err != nil {
+			if err := l.bytes(f, t, (base+from)*size, run); err != nil {
 				return err
 			}
 			for _, p := range places[at:end] {

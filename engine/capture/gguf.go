@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"unicode/utf8"
 
 	"github.com/kvist-project/kvist/engine/gguf"
 )
@@ -22,21 +21,22 @@ const (
 
 // parseGGUF reads the list of tensors of a GGUF. It ignores the metadata, which describe a model
 // and not activations.
-func (s *Source) parseGGUF(lim Limits) error {
-	f, err := gguf.Read(s.r, s.size, s.name, gguf.Limits{MaxTensors: lim.Tensors,
+func parseGGUF(f *file, lim Limits) ([]TensorInfo, error) {
+	g, err := gguf.Read(f.r, f.size, f.name, gguf.Limits{MaxTensors: lim.Tensors,
 		MaxKeys: lim.MetaKeys, MaxMetaBytes: lim.HeaderBytes, MaxArrayLen: ggufArray,
 		MaxNesting: ggufNesting})
 	if err != nil {
 		var fe *gguf.FileError
 		if errors.As(err, &fe) {
-			return s.formatError(SectionHeader, "", fe.Offset,
+			return nil, f.formatError(sectionHeader, "", fe.Offset,
 				fmt.Errorf("%s: %w", fe.Section, fe.Err))
 		}
-		return s.formatError(SectionHeader, "", -1, err)
+		return nil, f.formatError(sectionHeader, "", -1, err)
 	}
-	for _, t := range f.Tensors() {
-		if err := s.checkName(t.Name, t.Offset(), lim); err != nil {
-			return err
+	var tensors []TensorInfo
+	for _, t := range g.Tensors() {
+		if err := f.checkName(t.Name, t.Offset(), lim); err != nil {
+			return nil, err
 		}
 		info := TensorInfo{Decl: Decl{Name: t.Name, DTypeName: t.Type.String(),
 			Shape: slices.Clone(t.Dims)}, Offset: t.Offset(), Bytes: t.Bytes()}
@@ -45,40 +45,27 @@ func (s *Source) parseGGUF(lim Limits) error {
 			info.Stored = info.DTypeName
 			info.DTypeName = "F32"
 			if info.Bytes, err = dataBytes(info.DTypeName, info.Shape); err != nil {
-				return s.formatError(SectionTensor, t.Name, t.Offset(), err)
+				return nil, f.formatError(sectionTensor, t.Name, t.Offset(), err)
 			}
 			info.lay = &layout{grouped: true, groups: t.Type}
 		}
-		s.tensors = append(s.tensors, info)
+		tensors = append(tensors, info)
 	}
-	slices.SortStableFunc(s.tensors, func(a, b TensorInfo) int { return cmp.Compare(a.Offset, b.Offset) })
-	return nil
-}
-
-// checkName checks the name of a tensor, because the result will be written as safetensors.
-func (s *Source) checkName(name string, off int64, lim Limits) error {
-	switch {
-	case len(name) > lim.NameBytes:
-		return s.formatError(SectionHeader, "", off,
-			tooLargef("tensor name of %d bytes, want at most %d", len(name), lim.NameBytes))
-	case !utf8.ValidString(name) || name == "" || name == metadataKey:
-		return s.formatError(SectionHeader, "", off,
-			unsupportedf("a tensor named %q, want another name, in UTF-8", name))
-	}
-	return nil
+	slices.SortStableFunc(tensors, func(a, b TensorInfo) int { return cmp.Compare(a.Offset, b.Offset) })
+	return tensors, nil
 }
 
 // readGroups reads float32 values of a tensor stored in groups, from value first on.
-func (l *layout) readGroups(s *Source, t *TensorInfo, first int64, dst []byte) error {
+func (l *layout) readGroups(f *file, t *TensorInfo, first int64, dst []byte) error {
 	perGroup, size := l.groups.Layout()
-	buf := s.scratch.Get().(*[]byte)
-	defer s.scratch.Put(buf)
+	buf := f.scratch.Get().(*[]byte)
+	defer f.scratch.Put(buf)
 	values := make([]float32, perGroup)
 	for len(dst) > 0 {
 		g, skip := first/perGroup, first%perGroup
 		n := min((skip+int64(len(dst)/4)+perGroup-1)/perGroup, scratchBytes/size)
 		raw := (*buf)[:n*size]
-		if err := s.readFull(SectionTensor, t.Name, t.Offset+g*size, raw); err != nil {
+		if err := f.readFull(sectionTensor, t.Name, t.Offset+g*size, raw); err != nil {
 			return err
 		}
 		for ; len(raw) > 0; raw = raw[size:] {

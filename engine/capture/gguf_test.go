@@ -44,18 +44,17 @@ func smallModel() (*gguftest.Builder, []float32) {
 func TestGGUF_Tensors(t *testing.T) {
 	m, values := smallModel()
 	s := mustOpen(t, m.Bytes())
-	equal(t, "format", s.Format(), capture.GGUF)
-	equal(t, "name of the format", s.Format().String(), "gguf")
+	equal(t, "format", s.Info().Format, "gguf")
 	equal(t, "tensors of rows", len(s.ActTensors()), 2)
 	equal(t, "side tensors", len(s.SideTensors()), 1)
 	checkCounting(t, s, "embed")
-	e, err := s.ActTensor("embed")
+	e, err := capture.RowsOf(s, "embed")
 	noError(t, err)
 	equal(t, "type", e.DType, quant.Float16)
 	if len(e.Shape) != 3 || e.Shape[0] != 2 || e.Shape[1] != 8 || e.Shape[2] != 4 {
 		t.Fatalf("shape %v, want [2 8 4]", e.Shape)
 	}
-	a, err := s.ActTensor("blk.0.w")
+	a, err := capture.RowsOf(s, "blk.0.w")
 	noError(t, err)
 	equal(t, "type of groups", a.DType, quant.Float32)
 	equal(t, "rows", a.Rows, 3)
@@ -63,7 +62,7 @@ func TestGGUF_Tensors(t *testing.T) {
 	equal(t, "stored", info.Stored, "Q8_0")
 	for first := range 3 {
 		got := make([]float32, (3-first)*64)
-		noError(t, s.ReadRowsF32(a.Tensor, 0, first, 3-first, got))
+		noError(t, a.Tensor.ReadF32(0, first, 3-first, got))
 		for i, v := range got {
 			equal(t, "value", v, values[first*64+i])
 		}

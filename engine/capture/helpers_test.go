@@ -182,3 +182,25 @@ func (z *zeros) ReadAt(p []byte, off int64) (int, error) {
 }
 
 var _ io.ReaderAt = (*zeros)(nil)
+
+// has reports whether a capture holds a part of a layer.
+func has(s *capture.Source, layer int, p capture.Part) bool {
+	_, ok := s.KV(layer, p)
+	return ok
+}
+
+// dtype returns the element type of a part, or DTypeInvalid where the capture does not hold it.
+func dtype(s *capture.Source, layer int, p capture.Part) quant.DType {
+	t, _ := s.KV(layer, p)
+	return t.DType()
+}
+
+// copyTensor writes the named tensor of s to w.
+func copyTensor(w *capture.Writer, s *capture.Source, name string) error {
+	info, _ := s.Lookup(name)
+	raw := make([]byte, info.Bytes)
+	if err := s.ReadAt(name, 0, raw); err != nil {
+		return err
+	}
+	return w.WriteAt(name, 0, raw)
+}

@@ -89,16 +89,16 @@ func TestNpy_StoredInOtherWays(t *testing.T) {
 // raw data.
 func checkCounting(t *testing.T, s *capture.Source, name string) {
 	t.Helper()
-	a, err := s.ActTensor(name)
+	a, err := capture.RowsOf(s, name)
 	noError(t, err)
 	for _, at := range []struct{ first, n int }{{0, a.Rows}, {a.Rows / 2, 1}, {a.Rows - 1, 1},
 		{a.Rows / 3, a.Rows / 2}} {
 		got := make([]float32, at.n*a.Dim)
-		noError(t, s.ReadRowsF32(a.Tensor, 0, at.first, at.n, got))
+		noError(t, a.Tensor.ReadF32(0, at.first, at.n, got))
 		raw := make([]byte, at.n*a.Tensor.RowBytes())
-		noError(t, s.ReadRows(a.Tensor, 0, at.first, at.n, raw))
+		noError(t, a.Tensor.Read(0, at.first, at.n, raw))
 		exact := make([]byte, len(raw))
-		noError(t, s.ReadRowsExactly(a.Tensor, 0, at.first, at.n, exact))
+		noError(t, a.Tensor.ReadExactly(0, at.first, at.n, exact))
 		equal(t, "exact rows", string(exact), string(raw))
 		for i, v := range got {
 			want := float32(at.first*a.Dim + i)
@@ -136,7 +136,7 @@ func TestNpy_FortranReadsWhatIsAsked(t *testing.T) {
 	noError(t, err)
 	z.read = 0
 	a := s.ActTensors()[0]
-	noError(t, s.ReadRowsF32(a.Tensor, 0, 1000, 3, make([]float32, 3*64)))
+	noError(t, a.Tensor.ReadF32(0, 1000, 3, make([]float32, 3*64)))
 	equal(t, "bytes read", z.read, 3*64*4)
 }
 
@@ -179,10 +179,10 @@ func TestF64_Range(t *testing.T) {
 	raw, rows := make([]byte, 48), make([]float32, 12)
 	for _, v := range []float64{1e39, -1e300, math.MaxFloat64, 0x1.ffffffp127} {
 		s, a := open(6, v)
-		for _, err := range []error{s.ReadRowsF32(a.Tensor, 0, 0, 3, rows),
-			s.ReadRows(a.Tensor, 0, 0, 3, raw), s.ReadRows(a.Tensor, 0, 1, 1, raw[:16])} {
+		for _, err := range []error{a.Tensor.ReadF32(0, 0, 3, rows),
+			a.Tensor.Read(0, 0, 3, raw), a.Tensor.Read(0, 1, 1, raw[:16])} {
 			fe := wantFormatError(t, err, quant.ErrRange, fmt.Sprintf("row 1 value 2, %v, is beyond float32", v))
-			equal(t, "offset", fe.Offset, s.Size()-96+48)
+			equal(t, "offset", fe.Offset, s.Info().Size-96+48)
 		}
 	}
 	for _, c := range []struct {
@@ -191,12 +191,12 @@ func TestF64_Range(t *testing.T) {
 	}{{math.MaxFloat32, true}, {-math.MaxFloat32, true}, {0.1, false}, {1 + 1e-12, false},
 		{1e-300, false}, {math.SmallestNonzeroFloat32, true}, {0x1p-150, false},
 		{math.Inf(1), true}, {math.Inf(-1), true}, {math.NaN(), false}, {math.Copysign(0, -1), true}} {
-		s, a := open(6, c.v)
-		noError(t, s.ReadRowsF32(a.Tensor, 0, 0, 3, rows))
-		noError(t, s.ReadRows(a.Tensor, 0, 0, 3, raw))
+		_, a := open(6, c.v)
+		noError(t, a.Tensor.ReadF32(0, 0, 3, rows))
+		noError(t, a.Tensor.Read(0, 0, 3, raw))
 		equal(t, "bits", math.Float32bits(rows[6]), math.Float32bits(float32(c.v)))
 		equal(t, "raw bits", binary.LittleEndian.Uint32(raw[24:]), math.Float32bits(float32(c.v)))
-		err := s.ReadRowsExactly(a.Tensor, 0, 0, 3, raw)
+		err := a.Tensor.ReadExactly(0, 0, 3, raw)
 		if c.exact {
 			noError(t, err)
 		} else if !math.IsNaN(c.v) {
@@ -240,8 +240,8 @@ func TestEightBits_AllValues(t *testing.T) {
 		a := s.ActTensors()[0]
 		equal(t, "element type of rows", a.DType, quant.Float16)
 		rows, raw := make([]float32, 256), make([]byte, 512)
-		noError(t, s.ReadRowsF32(a.Tensor, 0, 0, 16, rows))
-		noError(t, s.ReadRowsExactly(a.Tensor, 0, 0, 16, raw))
+		noError(t, a.Tensor.ReadF32(0, 0, 16, rows))
+		noError(t, a.Tensor.ReadExactly(0, 0, 16, raw))
 		for i, v := range rows {
 			want := map[string]float64{"F8_E4M3": floatOf(byte(i), 4, 3, false),
 				"F8_E5M2": floatOf(byte(i), 5, 2, true), "I8": float64(int8(i))}[dtype]
@@ -265,9 +265,9 @@ func TestKV_OfOtherTypes(t *testing.T) {
 	s := mustOpen(t, f.bytes(t))
 	for p, want := range map[capture.Part]quant.DType{capture.K: quant.Float32, capture.V: quant.Float16,
 		capture.Q: quant.Float16} {
-		equal(t, "element type", s.DType(1, p), want)
+		equal(t, "element type", dtype(s, 1, p), want)
 		x, _ := s.KV(1, p)
-		noError(t, s.ReadRows(x, 1, 0, 3, make([]byte, 3*x.RowBytes())))
+		noError(t, x.Read(1, 0, 3, make([]byte, 3*x.RowBytes())))
 	}
 	// The error for a value beyond float32 names head and row.
 	b := f.bytes(t)
@@ -275,7 +275,7 @@ func TestKV_OfOtherTypes(t *testing.T) {
 	binary.LittleEndian.PutUint64(b[info.Offset+8*(24+8+5):], math.Float64bits(-1e200))
 	s = mustOpen(t, b)
 	x, _ := s.KV(1, capture.K)
-	err := s.ReadRowsF32(x, 1, 0, 3, make([]float32, 24))
+	err := x.ReadF32(1, 0, 3, make([]float32, 24))
 	wantFormatError(t, err, quant.ErrRange, `"layers.1.k"`, "head 1 row 1 value 5, -1e+200, is beyond float32")
 }
 

@@ -3,16 +3,14 @@
 package capture
 
 import (
-	"maps"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/kvist-project/kvist/quant"
 )
 
-// KVFormat is the value of the metadata key "format" in a KV capture.
-const KVFormat = "kv-capture/1"
+// kvFormat is the value of the metadata key "format" in a KV capture.
+const kvFormat = "kv-capture/1"
 
 // isKVFormat reports whether a file of that format is a KV capture, of this or another version.
 func isKVFormat(format string) bool { return strings.HasPrefix(format, "kv-capture/") }
@@ -42,20 +40,8 @@ func (p Part) String() string {
 	return "Part(" + strconv.Itoa(int(p)) + ")"
 }
 
-// Next reports whether p holds the tokens after the captured ones.
-func (p Part) Next() bool { return p >= KNext && p <= QNext }
-
-// Meta is the metadata of a KV capture, apart from its Geometry.
-type Meta struct {
-	Format        string
-	Model         string
-	FirstPosition int64             // position of the first token
-	Values        map[string]string // all metadata, including the fields above
-}
-
 // kvCapture is the checked header of a KV capture.
 type kvCapture struct {
-	meta               Meta
 	geo                quant.Geometry
 	layers             []int
 	parts              map[int]*kvLayer
@@ -70,76 +56,13 @@ type kvLayer struct {
 	kept, bias bool
 }
 
-// Meta returns the metadata of a KV capture, or the zero Meta for activations.
-func (s *Source) Meta() Meta {
-	if s.kv == nil {
-		return Meta{}
-	}
-	m := s.kv.meta
-	m.Values = maps.Clone(m.Values)
-	return m
-}
-
-// Geometry returns the shape of the captured cache, or the zero Geometry for activations.
-func (s *Source) Geometry() quant.Geometry {
-	if s.kv == nil {
-		return quant.Geometry{}
-	}
-	g := s.kv.geo
-	g.Rope.InvFreq = slices.Clone(g.Rope.InvFreq)
-	return g
-}
-
-// Layers returns the numbers of the layers in the capture, ascending.
-func (s *Source) Layers() []int {
-	if s.kv == nil {
-		return nil
-	}
-	return slices.Clone(s.kv.layers)
-}
-
-// Tokens returns the number of captured tokens.
-func (s *Source) Tokens() int {
-	if s.kv == nil {
-		return 0
-	}
-	return s.kv.tokens
-}
-
-// TokensNext returns the number of tokens after the captured ones, or 0 if there are none.
-func (s *Source) TokensNext() int {
-	if s.kv == nil {
-		return 0
-	}
-	return s.kv.tokensNext
-}
-
 // KV returns the rows of one part of a layer; false if the capture does not hold them.
 func (s *Source) KV(layer int, p Part) (Tensor, bool) {
 	l := s.layer(layer)
 	if l == nil || p >= numParts {
 		return Tensor{}, false
 	}
-	return l.parts[p], l.parts[p].src != nil
-}
-
-// DType returns the element type of a part, or DTypeInvalid if the capture does not hold it.
-func (s *Source) DType(layer int, p Part) quant.DType {
-	t, _ := s.KV(layer, p)
-	return t.dtype
-}
-
-// HasQ reports whether the capture holds the layer's queries.
-func (s *Source) HasQ(layer int) bool {
-	_, ok := s.KV(layer, Q)
-	return ok
-}
-
-// HasNext reports whether the capture holds K, V and Q of the tokens after the layer's captured
-// ones. Future-attention errors can then be measured.
-func (s *Source) HasNext(layer int) bool {
-	_, ok := s.KV(layer, QNext) // it implies the other two
-	return ok
+	return l.parts[p], l.parts[p].f != nil
 }
 
 // OWeight returns the output projection of the layer as rows [hidden, heads * head_dim_v], as head
@@ -149,7 +72,7 @@ func (s *Source) OWeight(layer int) (Tensor, bool) {
 	if l == nil {
 		return Tensor{}, false
 	}
-	return l.oWeight, l.oWeight.src != nil
+	return l.oWeight, l.oWeight.f != nil
 }
 
 func (s *Source) layer(n int) *kvLayer {
@@ -163,7 +86,7 @@ func (s *Source) layer(n int) *kvLayer {
 // tensor rope_inv_freq for the frequencies of g.Rope.InvFreq.
 func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]string {
 	m := map[string]string{
-		"format":         KVFormat,
+		"format":         kvFormat,
 		"model":          model,
 		"layers":         strconv.Itoa(g.Layers),
 		"heads":          strconv.Itoa(g.Heads),

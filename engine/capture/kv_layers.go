@@ -32,10 +32,10 @@ func (r *kvReader) findLayers() error {
 		}
 		switch {
 		case part >= 0:
-			l.parts[part] = Tensor{src: r.src, info: t}
+			l.parts[part] = Tensor{f: r.src.f, info: t}
 			continue
 		case rest == "o_weight":
-			l.oWeight = Tensor{src: r.src, info: t}
+			l.oWeight = Tensor{f: r.src.f, info: t}
 		case rest == "kept":
 			l.kept = true
 		case rest == "bias":
@@ -44,7 +44,7 @@ func (r *kvReader) findLayers() error {
 		r.src.side = append(r.src.side, t)
 	}
 	if len(r.kv.layers) == 0 {
-		return r.src.formatError(SectionHeader, "", -1,
+		return r.src.f.formatError(sectionHeader, "", -1,
 			corruptf("no tensor %q in a KV capture", layerPrefix+"N.k"))
 	}
 	slices.Sort(r.kv.layers)
@@ -63,17 +63,17 @@ func (r *kvReader) checkLayers() error {
 			{K, V}, {V, K}, {Q, K}, {KNext, K}, {KNext, VNext}, {VNext, KNext}, {QNext, KNext},
 		} {
 			have, want := l.parts[need.have], l.parts[need.want]
-			if have.src != nil && want.src == nil {
+			if have.f != nil && want.f == nil {
 				return r.tensorError(have.info, corruptf("tensor \"%s%d.%s\" is missing",
 					layerPrefix, n, need.want))
 			}
 		}
-		if l.parts[K].src == nil {
-			return r.src.formatError(SectionHeader, "", -1,
+		if l.parts[K].f == nil {
+			return r.src.f.formatError(sectionHeader, "", -1,
 				corruptf("tensor \"%s%d.k\" is missing", layerPrefix, n))
 		}
 		for p := range l.parts {
-			if l.parts[p].src == nil {
+			if l.parts[p].f == nil {
 				continue
 			}
 			if err := r.checkPart(&l.parts[p], Part(p)); err != nil {
@@ -98,10 +98,10 @@ func (l *kvLayer) shapeOf() (s layerShape, ok bool) {
 	k, v, q, kNext := dims(K), dims(V), dims(Q), dims(KNext)
 	s = layerShape{q[0], k[0], k[1], k[2], v[2], kNext[1]}
 	ok = k[0] > 0 && k[0] == v[0] && k[1] == v[1]
-	if l.parts[Q].src != nil {
+	if l.parts[Q].f != nil {
 		ok = ok && q[0] > 0 && q[0]%k[0] == 0 && q[1] == k[1] && q[2] == k[2]
 	}
-	if l.parts[KNext].src != nil {
+	if l.parts[KNext].f != nil {
 		vNext := dims(VNext)
 		ok = ok && kNext[0] == k[0] && kNext[2] == k[2] && vNext[0] == k[0] && vNext[1] == kNext[1]
 	}
@@ -124,10 +124,10 @@ func (r *kvReader) refuseRagged() error {
 		}
 		// q and what comes after are optional by layer.
 		same := s
-		if l.parts[Q].src == nil || want.heads == 0 {
+		if l.parts[Q].f == nil || want.heads == 0 {
 			same.heads = want.heads
 		}
-		if l.parts[KNext].src == nil || want.tokensNext == 0 {
+		if l.parts[KNext].f == nil || want.tokensNext == 0 {
 			same.tokensNext = want.tokensNext
 		}
 		if same != want {
@@ -210,7 +210,7 @@ func (r *kvReader) checkPart(t *Tensor, p Part) error {
 	case V, VNext:
 		t.dim, text = kv.geo.HeadDimV, "[kv_heads, tokens, head_dim_v]"
 	}
-	if p.Next() {
+	if p >= KNext {
 		t.rows, text = kv.tokensNext, strings.Replace(text, "tokens", "tokens_next", 1)
 	}
 	return r.wantShape(info, text, t.heads, t.rows, t.dim)

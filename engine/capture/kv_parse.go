@@ -5,8 +5,8 @@ package capture
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -29,7 +29,7 @@ type kvReader struct {
 	kv  *kvCapture
 }
 
-func (s *Source) readKV() error {
+func readKV(s *Source) error {
 	r := &kvReader{src: s, kv: &kvCapture{parts: make(map[int]*kvLayer)}}
 	steps := []func() error{r.readMeta, r.readGeometry, r.findLayers, r.checkLayers,
 		r.checkSide, r.readInvFreq}
@@ -46,21 +46,24 @@ func (s *Source) readKV() error {
 		return r.metaError(corruptf("%v", err))
 	}
 	s.kv = r.kv
+	i := &s.info
+	i.KV, i.Geometry, i.Layers = true, r.kv.geo, slices.Clip(r.kv.layers)
+	i.Tokens, i.TokensNext = r.kv.tokens, r.kv.tokensNext
 	return nil
 }
 
 func (r *kvReader) metaError(cause error) error {
-	return r.src.formatError(SectionMetadata, "", -1, cause)
+	return r.src.f.formatError(sectionMetadata, "", -1, cause)
 }
 
 func (r *kvReader) tensorError(t TensorInfo, cause error) error {
-	return r.src.formatError(SectionTensor, t.Name, t.Offset, cause)
+	return r.src.f.formatError(sectionTensor, t.Name, t.Offset, cause)
 }
 
 // integer reads a decimal number in [least, most] from the metadata. If the key is absent it
 // returns def; a negative def makes the key required.
 func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
-	text, ok := r.src.metadata[key]
+	text, ok := r.src.info.Metadata[key]
 	if !ok {
 		if def >= 0 {
 			return def, nil
@@ -82,17 +85,16 @@ func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
 }
 
 func (r *kvReader) readMeta() error {
-	m := r.src.metadata
-	if m["format"] != KVFormat {
+	m := r.src.info.Metadata
+	if m["format"] != kvFormat {
 		return r.metaError(fmt.Errorf("format is %.64q, want %q: %w",
-			m["format"], KVFormat, quant.ErrVersion))
+			m["format"], kvFormat, quant.ErrVersion))
 	}
 	first, err := r.integer("first_position", 0, quant.MaxTokens, 0)
 	if err != nil {
 		return err
 	}
-	r.kv.meta = Meta{Format: KVFormat, Model: m["model"], FirstPosition: first,
-		Values: maps.Clone(m)}
+	r.src.info.Model, r.src.info.FirstPosition = m["model"], first
 	return nil
 }
 
@@ -121,7 +123,7 @@ func (r *kvReader) readGeometry() error {
 }
 
 func (r *kvReader) readRope() error {
-	rope, m := &r.kv.geo.Rope, r.src.metadata
+	rope, m := &r.kv.geo.Rope, r.src.info.Metadata
 	switch layout := m["rope_layout"]; layout {
 	case "none":
 		return nil
@@ -204,7 +206,7 @@ func (r *kvReader) checkLayerExtras() error {
 	g := r.kv.geo
 	for _, n := range r.kv.layers {
 		l := r.kv.parts[n]
-		if o := &l.oWeight; o.src != nil {
+		if o := &l.oWeight; o.f != nil {
 			info := o.info
 			var err error
 			if o.dtype, err = kvDType(info.DTypeName); err != nil {
@@ -290,7 +292,7 @@ func (r *kvReader) readInvFreq() error {
 		return err
 	}
 	raw := make([]byte, info.Bytes)
-	if err := r.src.readFull(SectionTensor, info.Name, info.Offset, raw); err != nil {
+	if err := r.src.f.readFull(sectionTensor, info.Name, info.Offset, raw); err != nil {
 		return err
 	}
 	rope.InvFreq = make([]float32, rope.RotaryDim/2)

@@ -14,8 +14,8 @@ import (
 
 func TestKV_Small(t *testing.T) {
 	s := mustOpen(t, smallKV().bytes(t))
-	equal(t, "kind", s.Kind(), capture.KV)
-	g := s.Geometry()
+	equal(t, "is a KV capture", s.Info().KV, true)
+	g := s.Info().Geometry
 	inv := g.Rope.InvFreq
 	equal(t, "frequencies", len(inv), 4)
 	g.Rope.InvFreq = nil
@@ -26,22 +26,22 @@ func TestKV_Small(t *testing.T) {
 		g.Rope.Layout != want.Rope.Layout || g.Rope.RotaryDim != 8 || g.Rope.Theta != 10000 {
 		t.Fatalf("geometry %+v, want %+v", g, want)
 	}
-	if !slices.Equal(s.Layers(), []int{1, 3}) {
-		t.Fatalf("layers %v", s.Layers())
+	if !slices.Equal(s.Info().Layers, []int{1, 3}) {
+		t.Fatalf("layers %v", s.Info().Layers)
 	}
-	equal(t, "model", s.Meta().Model, "toy")
-	equal(t, "metadata", s.Meta().Values["rope_applied"], "true")
-	equal(t, "tokens", s.Tokens(), 3)
-	equal(t, "tokens after", s.TokensNext(), 2)
-	equal(t, "type of k 1", s.DType(1, capture.K), quant.Float16)
-	equal(t, "type of k 3", s.DType(3, capture.K), quant.BFloat16)
-	equal(t, "type of v 3", s.DType(3, capture.V), quant.Float32)
-	equal(t, "type of q 3", s.DType(3, capture.Q), quant.DTypeInvalid)
-	equal(t, "type of k 2", s.DType(2, capture.K), quant.DTypeInvalid)
-	equal(t, "q of 1", s.HasQ(1), true)
-	equal(t, "q of 3", s.HasQ(3), false)
-	equal(t, "next of 1", s.HasNext(1), true)
-	equal(t, "next of 3", s.HasNext(3), false)
+	equal(t, "model", s.Info().Model, "toy")
+	equal(t, "metadata", s.Info().Metadata["rope_applied"], "true")
+	equal(t, "tokens", s.Info().Tokens, 3)
+	equal(t, "tokens after", s.Info().TokensNext, 2)
+	equal(t, "type of k 1", dtype(s, 1, capture.K), quant.Float16)
+	equal(t, "type of k 3", dtype(s, 3, capture.K), quant.BFloat16)
+	equal(t, "type of v 3", dtype(s, 3, capture.V), quant.Float32)
+	equal(t, "type of q 3", dtype(s, 3, capture.Q), quant.DTypeInvalid)
+	equal(t, "type of k 2", dtype(s, 2, capture.K), quant.DTypeInvalid)
+	equal(t, "q of 1", has(s, 1, capture.Q), true)
+	equal(t, "q of 3", has(s, 3, capture.Q), false)
+	equal(t, "next of 1", has(s, 1, capture.QNext), true)
+	equal(t, "next of 3", has(s, 3, capture.QNext), false)
 	o, ok := s.OWeight(1)
 	equal(t, "o_weight", ok && o.Heads() == 1 && o.Rows() == 6 && o.Dim() == 16, true)
 	_, ok = s.OWeight(3)
@@ -56,12 +56,12 @@ func TestKV_Small(t *testing.T) {
 		"rope_inv_freq", "surprisal", "tokens"}) {
 		t.Fatalf("side tensors %v", side)
 	}
-	checkSource(t, s, s.Size())
+	checkSource(t, s, s.Info().Size)
 }
 
 func TestKV_RowsAreThoseOfTheTensor(t *testing.T) {
 	s := mustOpen(t, smallKV().bytes(t))
-	for _, layer := range s.Layers() {
+	for _, layer := range s.Info().Layers {
 		for p := capture.K; p <= capture.QNext; p++ {
 			x, ok := s.KV(layer, p)
 			if !ok {
@@ -74,7 +74,7 @@ func TestKV_RowsAreThoseOfTheTensor(t *testing.T) {
 				for first := 0; first <= x.Rows(); first++ {
 					n := x.Rows() - first
 					got := make([]byte, n*x.RowBytes())
-					noError(t, s.ReadRows(x, head, first, n, got))
+					noError(t, x.Read(head, first, n, got))
 					from := (head*x.Rows() + first) * x.RowBytes()
 					equal(t, x.Name(), string(got), string(all[from:from+len(got)]))
 				}
@@ -87,21 +87,19 @@ func TestKV_RowArguments(t *testing.T) {
 	s := mustOpen(t, smallKV().bytes(t))
 	k, _ := s.KV(1, capture.K)
 	f := make([]float32, 8)
-	wantCategory(t, s.ReadRowsF32(k, 2, 0, 1, f), quant.ErrShape, "head 2, want [0, 2)")
-	wantCategory(t, s.ReadRowsF32(k, -1, 0, 1, f), quant.ErrShape)
-	wantCategory(t, s.ReadRowsF32(k, 0, 3, 1, f), quant.ErrShape, "1 rows from row 3, it has 3")
-	wantCategory(t, s.ReadRowsF32(k, 0, math.MaxInt, 1, f), quant.ErrShape)
-	wantCategory(t, s.ReadRowsF32(k, 0, 0, -1, f), quant.ErrShape)
-	wantCategory(t, s.ReadRowsF32(k, 0, 0, 2, f), quant.ErrShape,
+	wantCategory(t, k.ReadF32(2, 0, 1, f), quant.ErrShape, "head 2, want [0, 2)")
+	wantCategory(t, k.ReadF32(-1, 0, 1, f), quant.ErrShape)
+	wantCategory(t, k.ReadF32(0, 3, 1, f), quant.ErrShape, "1 rows from row 3, it has 3")
+	wantCategory(t, k.ReadF32(0, math.MaxInt, 1, f), quant.ErrShape)
+	wantCategory(t, k.ReadF32(0, 0, -1, f), quant.ErrShape)
+	wantCategory(t, k.ReadF32(0, 0, 2, f), quant.ErrShape,
 		"dst has 8 values, want 2 rows of 8 = 16")
-	wantCategory(t, s.ReadRows(k, 0, 0, 1, make([]byte, 8)), quant.ErrShape,
+	wantCategory(t, k.Read(0, 0, 1, make([]byte, 8)), quant.ErrShape,
 		"dst has 8 bytes, want 1 rows of 16 = 16")
-	wantCategory(t, s.ReadRows(capture.Tensor{}, 0, 0, 0, nil), quant.ErrShape, "not a tensor of mem")
-	other := mustOpen(t, smallKV().bytes(t))
-	wantCategory(t, other.ReadRowsF32(k, 0, 0, 1, f), quant.ErrShape, "not a tensor of")
-	noError(t, s.ReadRowsF32(k, 1, 3, 0, nil))
+	wantCategory(t, capture.Tensor{}.Read(0, 0, 0, nil), quant.ErrShape, "of no file")
+	noError(t, k.ReadF32(1, 3, 0, nil))
 	noError(t, s.Close())
-	wantCategory(t, s.ReadRowsF32(k, 0, 0, 1, f), quant.ErrClosed)
+	wantCategory(t, k.ReadF32(0, 0, 1, f), quant.ErrClosed)
 	wantCategory(t, s.ReadTokens(false, 0, nil), quant.ErrClosed)
 }
 
@@ -130,8 +128,8 @@ func TestKV_SideData(t *testing.T) {
 	equal(t, "surprisal", math.Float32bits(sur[0]), binary.LittleEndian.Uint32(b))
 	wantFormatError(t, s.ReadTokens(true, 0, tok[:2]), quant.ErrUnsupported, `"tokens_next" is not in`)
 	wantCategory(t, s.ReadTokens(false, 2, tok), quant.ErrShape, "3 tokens from token 2, there are 3")
-	equal(t, "has tokens", s.HasTokens(false) && !s.HasTokens(true), true)
-	equal(t, "has surprisal", s.HasSurprisal(false) && !s.HasPositions(false), true)
+	_, next := s.Lookup("tokens_next")
+	equal(t, "has tokens after", next, false)
 
 	kept, bias := make([]uint8, 3), make([]float32, 3)
 	noError(t, s.ReadKept(1, 0, 0, kept))
@@ -313,20 +311,20 @@ func TestKV_FrequencyIsNotANumber(t *testing.T) {
 func TestKV_Variants(t *testing.T) {
 	f := smallKV()
 	delete(f.meta, "rope_theta") // the frequencies suffice
-	g := mustOpen(t, f.bytes(t)).Geometry()
+	g := mustOpen(t, f.bytes(t)).Info().Geometry
 	equal(t, "theta", g.Rope.Theta, 0)
 
 	f = smallKV()
 	f.meta["rope_layout"], f.meta["rotary_dim"] = "interleaved", "4"
 	f.set("rope_inv_freq", "")
-	g = mustOpen(t, f.bytes(t)).Geometry()
+	g = mustOpen(t, f.bytes(t)).Info().Geometry
 	equal(t, "layout", g.Rope.Layout, quant.RopeInterleaved)
 	equal(t, "rotary_dim", g.Rope.RotaryDim, 4)
 
 	f = smallKV()
 	f.meta["rope_layout"] = "none"
 	delete(f.meta, "rope_applied")
-	g = mustOpen(t, f.bytes(t)).Geometry()
+	g = mustOpen(t, f.bytes(t)).Info().Geometry
 	equal(t, "no rope", g.Rope.Layout == quant.RopeNone && g.Rope.InvFreq == nil, true)
 
 	f = smallKV()
@@ -337,10 +335,10 @@ func TestKV_Variants(t *testing.T) {
 	f.add("layers.0.k", "F16", 2, 0, 8)
 	f.add("layers.0.v", "F16", 2, 0, 8)
 	s := mustOpen(t, f.bytes(t))
-	equal(t, "tokens", s.Tokens(), 0)
+	equal(t, "tokens", s.Info().Tokens, 0)
 	k, ok := s.KV(0, capture.K)
 	equal(t, "k is there", ok, true)
-	noError(t, s.ReadRowsF32(k, 0, 0, 0, nil))
+	noError(t, k.ReadF32(0, 0, 0, nil))
 	noError(t, s.ReadPositions(false, 0, nil))
 }
 
@@ -355,15 +353,15 @@ func TestKVMetadata_RoundTrip(t *testing.T) {
 		f.set("rope_inv_freq", "")
 		f.meta = capture.KVMetadata(g, "m", 77)
 		s := mustOpen(t, f.bytes(t))
-		got := s.Geometry()
+		got := s.Info().Geometry
 		if got.Layers != g.Layers || got.Heads != g.Heads || got.KVHeads != g.KVHeads ||
 			got.HeadDim != g.HeadDim || got.HeadDimV != g.HeadDimV ||
 			got.Rope.Layout != g.Rope.Layout || got.Rope.RotaryDim != g.Rope.RotaryDim ||
 			got.Rope.Theta != g.Rope.Theta {
 			t.Fatalf("geometry %+v, want %+v", got, g)
 		}
-		equal(t, "first position", s.Meta().FirstPosition, 77)
-		equal(t, "model", s.Meta().Model, "m")
+		equal(t, "first position", s.Info().FirstPosition, 77)
+		equal(t, "model", s.Info().Model, "m")
 	}
 }
 
@@ -371,24 +369,24 @@ func TestKV_RealCapture(t *testing.T) {
 	s, err := capture.Open("../../testdata/smollm2-sqlite-1k.safetensors", capture.Limits{})
 	noError(t, err)
 	defer s.Close()
-	equal(t, "kind", s.Kind(), capture.KV)
-	g := s.Geometry()
+	equal(t, "is a KV capture", s.Info().KV, true)
+	g := s.Info().Geometry
 	equal(t, "layers", g.Layers, 30)
 	equal(t, "heads", g.Heads, 9)
 	equal(t, "kv_heads", g.KVHeads, 3)
 	equal(t, "head_dim_v", g.HeadDimV, 64)
 	equal(t, "theta", g.Rope.Theta, 100000)
-	equal(t, "tokens", s.Tokens(), 1024)
-	equal(t, "tokens after", s.TokensNext(), 256)
-	if !slices.Equal(s.Layers(), []int{0, 9, 19, 29}) {
-		t.Fatalf("layers %v", s.Layers())
+	equal(t, "tokens", s.Info().Tokens, 1024)
+	equal(t, "tokens after", s.Info().TokensNext, 256)
+	if !slices.Equal(s.Info().Layers, []int{0, 9, 19, 29}) {
+		t.Fatalf("layers %v", s.Info().Layers)
 	}
-	for _, n := range s.Layers() {
-		equal(t, "next", s.HasNext(n) && s.HasQ(n), true)
+	for _, n := range s.Info().Layers {
+		equal(t, "next", has(s, n, capture.QNext) && has(s, n, capture.Q), true)
 		k, _ := s.KV(n, capture.K)
 		rows, raw := make([]float32, 1024*64), make([]byte, 1024*128)
-		noError(t, s.ReadRowsF32(k, 2, 0, 1024, rows))
-		noError(t, s.ReadRows(k, 2, 0, 1024, raw))
+		noError(t, k.ReadF32(2, 0, 1024, rows))
+		noError(t, k.Read(2, 0, 1024, raw))
 		var energy float64
 		for i, v := range rows {
 			equal(t, "value", v, quant.F16ToF32(binary.LittleEndian.Uint16(raw[2*i:])))

@@ -20,25 +20,25 @@ type layout struct {
 
 // readData reads len(dst) bytes of a tensor from offset off of its data, as little-endian elements
 // in C order. The range lies within the tensor.
-func (s *Source) readData(t *TensorInfo, off int64, dst []byte) error {
+func (f *file) readData(t *TensorInfo, off int64, dst []byte) error {
 	l := t.lay
 	switch {
 	case l == nil:
-		return s.readFull(SectionTensor, t.Name, t.Offset+off, dst)
+		return f.readFull(sectionTensor, t.Name, t.Offset+off, dst)
 	case !l.swap && !l.fortran && !l.grouped:
-		return l.bytes(s, t, off, dst)
+		return l.bytes(f, t, off, dst)
 	}
 	size := t.elementSize()
 	if off%size == 0 && int64(len(dst))%size == 0 {
-		return l.elements(s, t, off/size, dst)
+		return l.elements(f, t, off/size, dst)
 	}
 	// Raw access may start and end within an element.
-	buf := s.scratch.Get().(*[]byte)
-	defer s.scratch.Put(buf)
+	buf := f.scratch.Get().(*[]byte)
+	defer f.scratch.Put(buf)
 	for len(dst) > 0 {
 		skip := off % size
 		n := min((skip+int64(len(dst))+size-1)/size*size, scratchBytes)
-		if err := l.elements(s, t, off/size, (*buf)[:n]); err != nil {
+		if err := l.elements(f, t, off/size, (*buf)[:n]); err != nil {
 			return err
 		}
 		k := copy(dst, (*buf)[skip:n])
@@ -51,24 +51,24 @@ func (s *Source) readData(t *TensorInfo, off int64, dst []byte) error {
 func (t *TensorInfo) elementSize() int64 { return dtypes[dtypeRank(t.DTypeName)].bits / 8 }
 
 // bytes reads stored bytes.
-func (l *layout) bytes(s *Source, t *TensorInfo, off int64, dst []byte) error {
+func (l *layout) bytes(f *file, t *TensorInfo, off int64, dst []byte) error {
 	if l.member != nil {
-		return l.member.read(s, t.Name, off, dst)
+		return l.member.read(f, t.Name, off, dst)
 	}
-	return s.readFull(SectionTensor, t.Name, t.Offset+off, dst)
+	return f.readFull(sectionTensor, t.Name, t.Offset+off, dst)
 }
 
 // elements reads whole elements from number first on, in C order.
-func (l *layout) elements(s *Source, t *TensorInfo, first int64, dst []byte) error {
+func (l *layout) elements(f *file, t *TensorInfo, first int64, dst []byte) error {
 	size := t.elementSize()
 	var err error
 	switch {
 	case l.grouped:
-		return l.readGroups(s, t, first, dst)
+		return l.readGroups(f, t, first, dst)
 	case l.fortran:
-		err = l.gather(s, t, first, dst)
+		err = l.gather(f, t, first, dst)
 	default:
-		err = l.bytes(s, t, first*size, dst)
+		err = l.bytes(f, t, first*size, dst)
 	}
 	if l.swap && err == nil {
 		unit := int(size)

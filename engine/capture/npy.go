@@ -27,24 +27,23 @@ const (
 )
 
 // parseNpy reads the header of a file that is one .npy.
-func (s *Source) parseNpy(lim Limits) error {
+func parseNpy(f *file, lim Limits) ([]TensorInfo, error) {
 	at := int64(0)
-	p := &npyHead{src: s, size: s.size, lim: lim, next: func(b []byte) error {
-		err := s.readFull(SectionHeader, "", at, b)
+	p := &npyHead{src: f, size: f.size, lim: lim, next: func(b []byte) error {
+		err := f.readFull(sectionHeader, "", at, b)
 		at += int64(len(b))
 		return err
 	}}
 	info, err := p.read()
 	if err != nil {
-		return err
+		return nil, err
 	}
-	s.tensors = []TensorInfo{info}
-	return nil
+	return []TensorInfo{info}, nil
 }
 
 // npyHead reads the header of an .npy, which is a file or a member of an .npz.
 type npyHead struct {
-	src  *Source
+	src  *file
 	name string
 	base int64 // byte of the file at which the .npy starts, -1 where that means nothing
 	size int64 // bytes of the .npy
@@ -59,7 +58,7 @@ func (h *npyHead) fail(section string, off int64, cause error) error {
 		off += h.base
 	}
 	if h.name != "" {
-		section = SectionTensor
+		section = sectionTensor
 	}
 	return h.src.formatError(section, h.name, off, cause)
 }
@@ -68,7 +67,7 @@ func (h *npyHead) fail(section string, off int64, cause error) error {
 func (h *npyHead) read() (info TensorInfo, err error) {
 	const fixed = int64(len(npyMagic) + 2)
 	if h.size < fixed+2 {
-		return info, h.fail(SectionFile, 0,
+		return info, h.fail(sectionFile, 0,
 			corruptf("%d bytes, too short for the header of an .npy", h.size))
 	}
 	var head [fixed]byte
@@ -76,11 +75,11 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 		return info, err
 	}
 	if !bytes.HasPrefix(head[:], []byte(npyMagic)) {
-		return info, h.fail(SectionHeader, 0, corruptf("it starts with % x, no .npy", head[:6]))
+		return info, h.fail(sectionHeader, 0, corruptf("it starts with % x, no .npy", head[:6]))
 	}
 	major, minor := head[fixed-2], head[fixed-1]
 	if major < 1 || major > 3 || minor != 0 {
-		return info, h.fail(SectionHeader, int64(len(npyMagic)),
+		return info, h.fail(sectionHeader, int64(len(npyMagic)),
 			fmt.Errorf(".npy version %d.%d, want 1.0, 2.0 or 3.0: %w", major, minor,
 				quant.ErrVersion))
 	}
@@ -90,7 +89,7 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 	}
 	from := fixed + int64(len(length))
 	if h.size < from {
-		return info, h.fail(SectionFile, 0,
+		return info, h.fail(sectionFile, 0,
 			corruptf("%d bytes, too short for the header of an .npy", h.size))
 	}
 	if err := h.next(length); err != nil {
@@ -101,11 +100,11 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 		n = int64(binary.LittleEndian.Uint32(length))
 	}
 	if n > h.size-from {
-		return info, h.fail(SectionHeader, fixed,
+		return info, h.fail(sectionHeader, fixed,
 			corruptf("header of %d bytes, the file has %d after its length", n, h.size-from))
 	}
 	if most := min(h.lim.HeaderBytes, maxNpyHeader); n > most {
-		return info, h.fail(SectionHeader, fixed,
+		return info, h.fail(sectionHeader, fixed,
 			tooLargef("header of %d bytes, want at most %d", n, most))
 	}
 	text := make([]byte, n)
@@ -114,7 +113,7 @@ func (h *npyHead) read() (info TensorInfo, err error) {
 	}
 	p := &npyParser{text: string(text), maxDims: h.lim.Dims}
 	if info, err = p.parse(); err != nil {
-		return info, h.fail(SectionHeader, from+int64(p.at), err)
+		return info, h.fail(sectionHeader, from+int64(p.at), err)
 	}
 	info.Name, info.Offset = h.name, from+n
 	return info, h.checkData(info)
@@ -128,15 +127,15 @@ func (h *npyHead) checkData(info TensorInfo) error {
 	}
 	if have >= info.Bytes+int64(len(npyMagic)) && h.base >= 0 {
 		var next [len(npyMagic)]byte
-		if err := h.src.readFull(SectionFile, "", h.base+info.Offset+info.Bytes, next[:]); err != nil {
+		if err := h.src.readFull(sectionFile, "", h.base+info.Offset+info.Bytes, next[:]); err != nil {
 			return err
 		}
 		if string(next[:]) == npyMagic {
-			return h.fail(SectionFile, info.Offset+info.Bytes, unsupportedf(
+			return h.fail(sectionFile, info.Offset+info.Bytes, unsupportedf(
 				"a second array after the first; numpy.savez writes several arrays to a file"))
 		}
 	}
-	return h.fail(SectionTensor, info.Offset, corruptf("%s of shape %v has %d bytes, the file has %d of data",
+	return h.fail(sectionTensor, info.Offset, corruptf("%s of shape %v has %d bytes, the file has %d of data",
 		info.DTypeName, info.Shape, info.Bytes, have))
 }
 

@@ -99,7 +99,7 @@ func TestNpy_Headers(t *testing.T) {
 					return
 				}
 				noError(t, err)
-				equal(t, "format", s.Format(), capture.Npy)
+				equal(t, "format", s.Info().Format, "npy")
 				info, ok := s.Lookup("")
 				equal(t, "has a tensor", ok, true)
 				equal(t, "element type", info.DTypeName, c.text)
@@ -130,9 +130,9 @@ func TestNpy_RealFiles(t *testing.T) {
 			s, err := capture.Open(path, capture.Limits{})
 			noError(t, err)
 			defer s.Close()
-			equal(t, "kind", s.Kind(), capture.Activations)
+			equal(t, "is a KV capture", s.Info().KV, false)
 			info := s.Tensors()[0]
-			a, err := s.ActTensor("")
+			a, err := capture.RowsOf(s, "")
 			if c.dtype == quant.DTypeInvalid {
 				wantFormatError(t, err, quant.ErrUnsupported, "elements of type I32 have no rows")
 				equal(t, "side tensors", len(s.SideTensors()), 1)
@@ -148,7 +148,7 @@ func TestNpy_RealFiles(t *testing.T) {
 			var m memFile
 			w, err := capture.NewNpyWriter(&m, info.Decl)
 			noError(t, err)
-			noError(t, w.Copy("", s, ""))
+			noError(t, copyTensor(w, s, ""))
 			noError(t, w.Close())
 			if !bytes.Equal(m.b, want) {
 				t.Fatalf("the copy differs: header %q, want %q", m.b[:128], want[:128])
@@ -164,8 +164,8 @@ func checkEmbedding(t *testing.T, s *capture.Source, a capture.ActTensor, data [
 	rows := make([]float32, n*a.Dim)
 	raw := make([]byte, n*a.Dim*4)
 	first := a.Rows - n
-	noError(t, s.ReadRowsF32(a.Tensor, 0, first, n, rows))
-	noError(t, s.ReadRows(a.Tensor, 0, first, n, raw))
+	noError(t, a.Tensor.ReadF32(0, first, n, rows))
+	noError(t, a.Tensor.Read(0, first, n, raw))
 	if !bytes.Equal(raw, data[first*a.Dim*4:]) {
 		t.Fatal("raw rows differ from the file")
 	}

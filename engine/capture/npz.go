@@ -28,108 +28,108 @@ const (
 )
 
 // parseNpz reads the list of members and the header of each.
-func (s *Source) parseNpz(lim Limits) error {
-	dir := &budgetReader{r: s.r, left: maxZipDirectory}
-	z, err := zip.NewReader(dir, s.size)
+func parseNpz(f *file, lim Limits) ([]TensorInfo, error) {
+	dir := &budgetReader{r: f.r, left: maxZipDirectory}
+	z, err := zip.NewReader(dir, f.size)
 	if err != nil {
-		return s.formatError(SectionHeader, "", -1, zipError(err))
+		return nil, f.formatError(sectionHeader, "", -1, zipError(err))
 	}
 	if len(z.File) > lim.Tensors {
-		return s.formatError(SectionHeader, "", -1,
+		return nil, f.formatError(sectionHeader, "", -1,
 			tooLargef("%d members, want at most %d tensors", len(z.File), lim.Tensors))
 	}
 	dir.left = -1 // members have limits of their own
 	seen := make(map[string]bool, len(z.File))
+	var tensors []TensorInfo
 	var stored, inflated uint64
-	for _, f := range z.File {
-		if strings.HasSuffix(f.Name, "/") && f.UncompressedSize64 == 0 {
+	for _, m := range z.File {
+		if strings.HasSuffix(m.Name, "/") && m.UncompressedSize64 == 0 {
 			continue // skip folders
 		}
-		name, isNpy := strings.CutSuffix(f.Name, npySuffix)
+		name, isNpy := strings.CutSuffix(m.Name, npySuffix)
 		if !isNpy {
-			return s.formatError(SectionHeader, "", -1, unsupportedf("a zip with member %.64q, "+
+			return nil, f.formatError(sectionHeader, "", -1, unsupportedf("a zip with member %.64q, "+
 				"which is not an .npy; save the tensors of torch.save as safetensors instead",
-				f.Name))
+				m.Name))
 		}
-		if err := s.checkName(name, -1, lim); err != nil {
-			return err
+		if err := f.checkName(name, -1, lim); err != nil {
+			return nil, err
 		}
 		if seen[name] {
-			return s.formatError(SectionHeader, name, -1, corruptf("member %.64q appears twice", f.Name))
+			return nil, f.formatError(sectionHeader, name, -1, corruptf("member %.64q appears twice", m.Name))
 		}
 		seen[name] = true
-		if f.CompressedSize64 > uint64(s.size)-stored { // members cannot take more than the file has
-			return s.formatError(SectionTensor, name, -1,
-				corruptf("members overlap: they have more bytes than the file's %d", s.size))
+		if m.CompressedSize64 > uint64(f.size)-stored { // members cannot take more than the file has
+			return nil, f.formatError(sectionTensor, name, -1,
+				corruptf("members overlap: they have more bytes than the file's %d", f.size))
 		}
-		stored += f.CompressedSize64
-		if f.Method == zip.Deflate {
-			if f.UncompressedSize64 > uint64(lim.inflated(s.size))-inflated {
-				return s.formatError(SectionTensor, name, -1, tooLargef("compressed members expand to "+
+		stored += m.CompressedSize64
+		if m.Method == zip.Deflate {
+			if m.UncompressedSize64 > uint64(lim.inflated(f.size))-inflated {
+				return nil, f.formatError(sectionTensor, name, -1, tooLargef("compressed members expand to "+
 					"more than %d bytes; numpy.savez writes them without compression",
-					lim.inflated(s.size)))
+					lim.inflated(f.size)))
 			}
-			inflated += f.UncompressedSize64
+			inflated += m.UncompressedSize64
 		}
-		if err := s.addMember(f, name, lim); err != nil {
-			return err
+		info, err := readMember(f, m, name, lim)
+		if err != nil {
+			return nil, err
 		}
+		tensors = append(tensors, info)
 	}
-	slices.SortStableFunc(s.tensors, func(a, b TensorInfo) int { return cmp.Compare(a.Offset, b.Offset) })
-	return nil
+	slices.SortStableFunc(tensors, func(a, b TensorInfo) int { return cmp.Compare(a.Offset, b.Offset) })
+	return tensors, nil
 }
 
 // addMember reads the header of one member and adds it as a tensor.
-func (s *Source) addMember(f *zip.File, name string, lim Limits) error {
-	if f.Flags&1 != 0 {
-		return s.formatError(SectionTensor, name, -1,
+func readMember(f *file, z *zip.File, name string, lim Limits) (info TensorInfo, err error) {
+	if z.Flags&1 != 0 {
+		return info, f.formatError(sectionTensor, name, -1,
 			unsupportedf("an encrypted member; numpy.savez writes members without encryption"))
 	}
-	if f.Method != zip.Store && f.Method != zip.Deflate {
-		return s.formatError(SectionTensor, name, -1, unsupportedf("a member compressed by method %d; "+
-			"numpy.savez and numpy.savez_compressed use supported methods", f.Method))
+	if z.Method != zip.Store && z.Method != zip.Deflate {
+		return info, f.formatError(sectionTensor, name, -1, unsupportedf("a member compressed by method %d; "+
+			"numpy.savez and numpy.savez_compressed use supported methods", z.Method))
 	}
-	m := &member{file: f}
-	var err error
-	if m.from, err = f.DataOffset(); err != nil {
-		return s.formatError(SectionTensor, name, -1, zipError(err))
+	m := &member{file: z}
+	if m.from, err = z.DataOffset(); err != nil {
+		return info, f.formatError(sectionTensor, name, -1, zipError(err))
 	}
-	size := int64(f.UncompressedSize64)
-	if m.from < 0 || m.from > s.size || int64(f.CompressedSize64) > s.size-m.from || size < 0 ||
-		f.Method == zip.Store && f.CompressedSize64 != f.UncompressedSize64 {
-		return s.formatError(SectionTensor, name, m.from,
-			corruptf("a member of %d bytes, the file has %d", f.CompressedSize64, s.size))
+	size := int64(z.UncompressedSize64)
+	if m.from < 0 || m.from > f.size || int64(z.CompressedSize64) > f.size-m.from || size < 0 ||
+		z.Method == zip.Store && z.CompressedSize64 != z.UncompressedSize64 {
+		return info, f.formatError(sectionTensor, name, m.from,
+			corruptf("a member of %d bytes, the file has %d", z.CompressedSize64, f.size))
 	}
-	r, err := f.Open()
+	r, err := z.Open()
 	if err != nil {
-		return s.formatError(SectionTensor, name, m.from, zipError(err))
+		return info, f.formatError(sectionTensor, name, m.from, zipError(err))
 	}
 	defer r.Close() // opened for reading only; the checksum is checked later
-	p := &npyHead{src: s, name: name, base: m.from, size: size, lim: lim,
+	p := &npyHead{src: f, name: name, base: m.from, size: size, lim: lim,
 		next: func(b []byte) error {
 			if _, err := io.ReadFull(r, b); err != nil {
-				return s.formatError(SectionTensor, name, m.from, zipError(err))
+				return f.formatError(sectionTensor, name, m.from, zipError(err))
 			}
 			return nil
 		}}
-	if f.Method == zip.Deflate {
+	if z.Method == zip.Deflate {
 		p.base = -1 // an error has no offset in the file
 	}
-	info, err := p.read()
-	if err != nil {
-		return err
+	if info, err = p.read(); err != nil {
+		return info, err
 	}
 	m.header, m.size = info.Offset, size
 	info.Offset = m.from
-	if f.Method == zip.Store {
+	if z.Method == zip.Store {
 		info.Offset += m.header
 	}
 	if info.lay == nil {
 		info.lay = &layout{}
 	}
 	info.lay.member = m
-	s.tensors = append(s.tensors, info)
-	return nil
+	return info, nil
 }
 
 // zipError adds a category to an error of package archive/zip.
@@ -176,22 +176,22 @@ type member struct {
 }
 
 // read reads bytes of the data from offset off.
-func (m *member) read(s *Source, name string, off int64, dst []byte) error {
+func (m *member) read(f *file, name string, off int64, dst []byte) error {
 	m.once.Do(func() {
-		if err := m.prepare(s); err != nil {
-			m.err = s.formatError(SectionTensor, name, m.from, err)
+		if err := m.prepare(f); err != nil {
+			m.err = f.formatError(sectionTensor, name, m.from, err)
 		}
 	})
 	if m.err != nil {
 		return m.err
 	}
 	if m.file.Method == zip.Store {
-		return s.readFull(SectionTensor, name, m.from+m.header+off, dst)
+		return f.readFull(sectionTensor, name, m.from+m.header+off, dst)
 	}
-	return s.temp.readAt(dst, m.at+m.header+off)
+	return f.temp.readAt(dst, m.at+m.header+off)
 }
 
-func (m *member) prepare(s *Source) error {
+func (m *member) prepare(f *file) error {
 	r, err := m.file.Open()
 	if err != nil {
 		return zipError(err)
@@ -201,7 +201,7 @@ func (m *member) prepare(s *Source) error {
 	if m.file.Method == zip.Store {
 		_, err = io.Copy(io.Discard, checked)
 	} else {
-		m.at, err = s.temp.append(checked, m.size)
+		m.at, err = f.temp.append(checked, m.size)
 	}
 	if err == nil && checked.left != 0 {
 		err = io.ErrUnexpectedEOF

@@ -56,9 +56,8 @@ func smallNpz(t testing.TB) []byte {
 func TestNpz_Members(t *testing.T) {
 	s := mustOpen(t, smallNpz(t))
 	defer s.Close()
-	equal(t, "format", s.Format(), capture.Npz)
-	equal(t, "name of the format", s.Format().String(), "npz")
-	equal(t, "kind", s.Kind(), capture.Activations)
+	equal(t, "format", s.Info().Format, "npz")
+	equal(t, "is a KV capture", s.Info().KV, false)
 	equal(t, "tensors of rows", len(s.ActTensors()), 2)
 	checkCounting(t, s, "a")
 	checkCounting(t, s, "b")
@@ -99,7 +98,7 @@ func TestNpz_ReadersAtOnce(t *testing.T) {
 		wg.Go(func() {
 			for _, a := range s.ActTensors() {
 				got := make([]float32, a.Rows*a.Dim)
-				if err := s.ReadRowsF32(a.Tensor, 0, 0, a.Rows, got); err != nil || got[len(got)-1] != float32(len(got)-1) {
+				if err := a.Tensor.ReadF32(0, 0, a.Rows, got); err != nil || got[len(got)-1] != float32(len(got)-1) {
 					t.Errorf("%s: %v, last value %v", a.Name, err, got[len(got)-1])
 				}
 			}
@@ -224,7 +223,7 @@ func TestNpz_DamageIsFoundWhenRead(t *testing.T) {
 				continue
 			}
 			a := s.ActTensors()[0]
-			err = s.ReadRows(a.Tensor, 0, 3, 1, make([]byte, a.Tensor.RowBytes()))
+			err = a.Tensor.Read(0, 3, 1, make([]byte, a.Tensor.RowBytes()))
 			wantFormatError(t, err, quant.ErrCorrupt, `tensor "a"`)
 			// What failed once fails again.
 			wantFormatError(t, s.ReadAt("a", 0, make([]byte, 8)), quant.ErrCorrupt)

@@ -15,7 +15,7 @@ const scratchBytes = 1 << 16
 // Tensor is a handle of rows: [heads, rows, dim], row-major. It belongs to the Source that returned
 // it; the zero Tensor belongs to none.
 type Tensor struct {
-	src       *Source
+	f         *file
 	info      TensorInfo
 	dtype     quant.DType
 	heads     int
@@ -25,7 +25,7 @@ type Tensor struct {
 // Name returns the tensor's name, "" for that of an .npy.
 func (t Tensor) Name() string { return t.info.Name }
 
-// DType returns the element type of the rows as ReadRows returns them.
+// DType returns the element type of the rows as Read returns them.
 func (t Tensor) DType() quant.DType { return t.dtype }
 
 // Heads returns the number of heads: kv_heads for K and V, heads for Q, 1 for activations.
@@ -37,76 +37,31 @@ func (t Tensor) Rows() int { return t.rows }
 // Dim returns the number of values in one row.
 func (t Tensor) Dim() int { return t.dim }
 
-// RowBytes returns the size of one row as ReadRows returns it.
+// RowBytes returns the size of one row as Read returns it.
 func (t Tensor) RowBytes() int { return t.dim * t.dtype.Size() }
 
-// Read reads rows [first, first+n) of one head, like ReadRows of the tensor's source.
-//
-// dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes.
-//
-// Errors: those of ReadRows.
-func (t Tensor) Read(head, first, n int, dst []byte) error {
-	return t.src.ReadRows(t, head, first, n, dst)
-}
-
-// ReadExactly is Read, but refuses values that conversion would round.
-//
-// Errors: those of ReadRows.
-func (t Tensor) ReadExactly(head, first, n int, dst []byte) error {
-	return t.src.ReadRowsExactly(t, head, first, n, dst)
-}
-
-// ReadF32 reads rows [first, first+n) of one head and converts them, like ReadRowsF32 of the
-// tensor's source.
-//
-// dst: [n, dim], exactly n * t.Dim() values.
-//
-// Errors: those of ReadRows.
-func (t Tensor) ReadF32(head, first, n int, dst []float32) error {
-	return t.src.ReadRowsF32(t, head, first, n, dst)
-}
-
-// locate checks a range of rows and returns the number of its first element.
-func (s *Source) locate(t Tensor, head, first, n int) (int64, error) {
-	switch {
-	case t.src == nil || t.src != s:
-		return 0, callErrorf("read rows of tensor %q: it is not a tensor of %s", t.Name(), s.name)
-	case head < 0 || head >= t.heads:
-		return 0, callErrorf("read rows of tensor %q: head %d, want [0, %d)",
-			t.Name(), head, t.heads)
-	case first < 0 || n < 0 || first > t.rows || n > t.rows-first:
-		return 0, callErrorf("read rows of tensor %q: %d rows from row %d, it has %d",
-			t.Name(), n, first, t.rows)
-	case s.closed.Load():
-		return 0, s.errClosed()
-	}
-	// The size of the tensor fits in 63 bits, so this cannot overflow.
-	return (int64(head)*int64(t.rows) + int64(first)) * int64(t.dim), nil
-}
-
-// ReadRows reads rows [first, first+n) of one head, little-endian, as stored or, for stored types
-// with another row type (see the package comment), converted. Activations have one head, 0; their
-// rows are all dims but the last, flattened.
+// Read reads rows [first, first+n) of one head, little-endian, as stored or, for stored types with
+// another row type (see the package comment), converted. Activations have one head, 0; their rows are
+// all dims but the last, flattened.
 //
 // dst: [n, dim] elements of t.DType(), exactly n * t.RowBytes() bytes. dst is undefined after an
 // error.
 //
 // Errors: quant.ErrShape, quant.ErrClosed, *FormatError, which wraps quant.ErrRange for an F64
 // beyond the range of F32.
-func (s *Source) ReadRows(t Tensor, head, first, n int, dst []byte) error {
-	return s.readRows(t, head, first, n, dst, &conversion{})
+func (t Tensor) Read(head, first, n int, dst []byte) error {
+	return t.read(head, first, n, dst, &conversion{})
 }
 
-// ReadRowsExactly is ReadRows, but refuses values that conversion would round: an F64 that is not a
-// float32.
+// ReadExactly is Read, but refuses values that conversion would round: an F64 that is not a float32.
 //
-// Errors: those of ReadRows.
-func (s *Source) ReadRowsExactly(t Tensor, head, first, n int, dst []byte) error {
-	return s.readRows(t, head, first, n, dst, &conversion{exact: true})
+// Errors: those of Read.
+func (t Tensor) ReadExactly(head, first, n int, dst []byte) error {
+	return t.read(head, first, n, dst, &conversion{exact: true})
 }
 
-func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversion) error {
-	from, err := s.locate(t, head, first, n)
+func (t Tensor) read(head, first, n int, dst []byte, c *conversion) error {
+	from, err := t.locate(head, first, n)
 	if err != nil {
 		return err
 	}
@@ -116,9 +71,9 @@ func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversio
 	}
 	stored, size := t.info.DTypeName, t.dtype.Size()
 	if plain(stored) {
-		return s.readData(&t.info, from*int64(size), dst)
+		return t.f.readData(&t.info, from*int64(size), dst)
 	}
-	return s.pieces(&t.info, from, n*t.dim, func(at int, raw []byte) error {
+	return t.f.pieces(&t.info, from, n*t.dim, func(at int, raw []byte) error {
 		if !c.raw(stored, dst[at*size:], raw) {
 			return t.lost(c, from+int64(at+c.at))
 		}
@@ -126,13 +81,13 @@ func (s *Source) readRows(t Tensor, head, first, n int, dst []byte, c *conversio
 	})
 }
 
-// ReadRowsF32 reads rows [first, first+n) of one head and converts them. Only F64 is rounded.
+// ReadF32 reads rows [first, first+n) of one head and converts them. Only F64 is rounded.
 //
 // dst: [n, dim], exactly n * t.Dim() values. dst is undefined after an error.
 //
-// Errors: those of ReadRows.
-func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error {
-	from, err := s.locate(t, head, first, n)
+// Errors: those of Read.
+func (t Tensor) ReadF32(head, first, n int, dst []float32) error {
+	from, err := t.locate(head, first, n)
 	if err != nil {
 		return err
 	}
@@ -143,12 +98,30 @@ func (s *Source) ReadRowsF32(t Tensor, head, first, n int, dst []float32) error 
 	var c conversion
 	stored := t.info.DTypeName
 	size := storedSize(stored)
-	return s.pieces(&t.info, from, len(dst), func(at int, raw []byte) error {
+	return t.f.pieces(&t.info, from, len(dst), func(at int, raw []byte) error {
 		if !c.f32(stored, dst[at:at+len(raw)/size], raw) {
 			return t.lost(&c, from+int64(at+c.at))
 		}
 		return nil
 	})
+}
+
+// locate checks a range of rows and returns the number of its first element.
+func (t Tensor) locate(head, first, n int) (int64, error) {
+	switch {
+	case t.f == nil:
+		return 0, callErrorf("read rows of tensor %q: it is of no file", t.Name())
+	case head < 0 || head >= t.heads:
+		return 0, callErrorf("read rows of tensor %q: head %d, want [0, %d)",
+			t.Name(), head, t.heads)
+	case first < 0 || n < 0 || first > t.rows || n > t.rows-first:
+		return 0, callErrorf("read rows of tensor %q: %d rows from row %d, it has %d",
+			t.Name(), n, first, t.rows)
+	case t.f.closed.Load():
+		return 0, t.f.errClosed()
+	}
+	// The size of the tensor fits in 63 bits, so this cannot overflow.
+	return (int64(head)*int64(t.rows) + int64(first)) * int64(t.dim), nil
 }
 
 // lost returns the error for a value that cannot be converted.
@@ -167,34 +140,8 @@ func (t Tensor) lost(c *conversion, element int64) error {
 	if c.exact {
 		why = "is not a float32, so F64 cannot be kept exactly; round the tensor to float32"
 	}
-	return t.src.formatError(SectionTensor, t.Name(), off,
+	return t.f.formatError(sectionTensor, t.Name(), off,
 		fmt.Errorf("%srow %d value %d, %v, %s: %w", head, row, value, c.v, why, quant.ErrRange))
-}
-
-// pieces reads count elements, from number first on, through the scratch buffer. It calls use for
-// each piece with the index of the piece's first element.
-func (s *Source) pieces(t *TensorInfo, first int64, count int, use func(int, []byte) error) error {
-	size := int(t.elementSize())
-	room := s.scratch.Get().(*[]byte)
-	defer s.scratch.Put(room)
-	buf := *room
-	if t.lay != nil && t.lay.fortran {
-		buf = make([]byte, min(int64(count)*int64(size), gatherBytes))
-	}
-	step := len(buf) / size
-	if dim := int(t.Shape[len(t.Shape)-1]); step > dim {
-		step -= step % dim // whole rows
-	}
-	for at := 0; at < count; at += step {
-		raw := buf[:min(count-at, step)*size]
-		if err := s.readData(t, (first+int64(at))*int64(size), raw); err != nil {
-			return err
-		}
-		if err := use(at, raw); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // ActTensor is a tensor of activations: rows over its last dim.
@@ -204,7 +151,7 @@ type ActTensor struct {
 	Shape  []int64 // [..., dim]; shared, do not write it
 	Rows   int     // product of all dims but the last
 	Dim    int
-	Tensor Tensor // for ReadRows, with head 0
+	Tensor Tensor // of one head
 }
 
 // ActTensors returns the tensors of an activations file that have rows, in the order of their data.
@@ -213,66 +160,40 @@ type ActTensor struct {
 // dims has rows, and a tensor of floats with one dim is one row.
 func (s *Source) ActTensors() []ActTensor { return append([]ActTensor(nil), s.act...) }
 
-// ActTensor returns the rows of the named tensor.
-//
-// Errors: quant.ErrShape if there is no such tensor; quant.ErrUnsupported, with the reason, for a
-// tensor without rows.
-func (s *Source) ActTensor(name string) (ActTensor, error) {
-	for _, a := range s.act {
-		if a.Name == name {
-			return a, nil
-		}
-	}
-	info, ok := s.Lookup(name)
-	if !ok {
-		return ActTensor{}, callErrorf("read %s: tensor %q is not in the file", s.name, name)
-	}
-	return ActTensor{}, s.formatError(SectionTensor, name, info.Offset, s.noRows(info))
-}
-
 // NoRows returns nil if an activations file has rows, and otherwise the reason why its first tensor
 // has none.
 func (s *Source) NoRows() error {
-	if len(s.act) > 0 || s.kind != Activations {
+	if len(s.act) > 0 || s.info.KV {
 		return nil
 	}
 	if len(s.side) == 0 {
-		return s.formatError(SectionFile, "", -1, unsupportedf("a file without tensors"))
+		return s.f.formatError(sectionFile, "", -1, unsupportedf("a file without tensors"))
 	}
-	return s.formatError(SectionTensor, s.side[0].Name, s.side[0].Offset, s.noRows(s.side[0]))
+	return s.f.formatError(sectionTensor, s.side[0].Name, s.side[0].Offset, rowsOf(s.side[0]).reason(true))
 }
 
-// noRows returns the reason why a tensor of this file has no rows.
-func (s *Source) noRows(info TensorInfo) error {
-	m := rowsOf(info)
-	if err := m.reason(true); err != nil {
-		return err
-	}
-	return unsupportedf("%s of shape %v is kept exactly, because other tensors have rows; in a "+
-		"separate file it has rows", info.DTypeName, info.Shape)
-}
-
-// readActivations separates the tensors with rows from the others. Integers and single rows beside
+// activations separates the tensors with rows from the others. Integers and single rows beside
 // tensors of rows are masks, counts or biases, and are kept exactly. In a file without other rows,
 // they are the rows.
-func (s *Source) readActivations() {
+func activations(f *file, tensors []TensorInfo) (act []ActTensor, side []TensorInfo) {
 	for _, alone := range []bool{false, true} {
-		s.side = nil
-		for _, info := range s.tensors {
+		side = nil
+		for _, info := range tensors {
 			m := rowsOf(info)
 			if m.reason(alone) != nil {
-				s.side = append(s.side, info)
+				side = append(side, info)
 				continue
 			}
 			a := ActTensor{Name: info.Name, DType: rowDType(info.DTypeName), Shape: info.Shape,
 				Rows: int(m.rows), Dim: int(m.dim)}
-			a.Tensor = Tensor{src: s, info: info, dtype: a.DType, heads: 1, rows: a.Rows, dim: a.Dim}
-			s.act = append(s.act, a)
+			a.Tensor = Tensor{f: f, info: info, dtype: a.DType, heads: 1, rows: a.Rows, dim: a.Dim}
+			act = append(act, a)
 		}
-		if len(s.act) > 0 {
-			return
+		if len(act) > 0 {
+			break
 		}
 	}
+	return act, side
 }
 
 // rowMatrix is a tensor as a matrix of rows over its last dim.

@@ -49,7 +49,7 @@ func TestConversion_AllHalves(t *testing.T) {
 	s := mustOpen(t, m.b)
 	dst := make([]float32, 1<<16)
 	for _, a := range s.ActTensors() {
-		noError(t, s.ReadRowsF32(a.Tensor, 0, 0, 256, dst))
+		noError(t, a.Tensor.ReadF32(0, 0, 256, dst))
 		for i, v := range dst {
 			bits := math.Float32bits(v)
 			if a.Name == "b" {
@@ -79,7 +79,7 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	f.add("double", "F64", 2, 2)
 	f.add("mask", "I8", 2, 2)
 	s := mustOpen(t, f.bytes(t))
-	equal(t, "kind", s.Kind(), capture.Activations)
+	equal(t, "is a KV capture", s.Info().KV, false)
 	var names []string
 	for _, a := range s.ActTensors() {
 		names = append(names, a.Name)
@@ -87,27 +87,26 @@ func TestActivations_WhichTensorsHaveRows(t *testing.T) {
 	if !slices.Equal(names, []string{"double", "embed", "hidden"}) { // order of the data
 		t.Fatalf("tensors with rows %v", names)
 	}
-	h, err := s.ActTensor("hidden")
+	h, err := capture.RowsOf(s, "hidden")
 	noError(t, err)
 	equal(t, "rows", h.Rows, 6)
 	equal(t, "dim", h.Dim, 5)
 	equal(t, "type", h.DType, quant.BFloat16)
-	for name, text := range map[string]string{"ids": "I64 have no rows", "norm": "in a separate file it has rows",
-		"wide": "rows of 65537 values", "none": "no values", "flat": "no values",
-		"mask": "I8 of shape [2 2] is kept exactly, because other tensors have rows"} {
-		_, err := s.ActTensor(name)
+	for name, text := range map[string]string{"ids": "I64 have no rows",
+		"wide": "rows of 65537 values", "none": "no values", "flat": "no values"} {
+		_, err := capture.RowsOf(s, name)
 		wantFormatError(t, err, quant.ErrUnsupported, text)
 	}
-	_, err = s.ActTensor("x")
+	_, err = capture.RowsOf(s, "x")
 	wantCategory(t, err, quant.ErrShape, `"x" is not in the file`)
 	equal(t, "side tensors", len(s.SideTensors()), 6)
 	// Methods for captures return empty results for activations; they do not panic.
-	equal(t, "tokens", s.Tokens()+s.TokensNext()+len(s.Layers())+s.Geometry().Layers, 0)
+	equal(t, "tokens", s.Info().Tokens+s.Info().TokensNext+len(s.Info().Layers)+s.Info().Geometry.Layers, 0)
 	_, ok := s.KV(0, capture.K)
 	equal(t, "k", ok, false)
 	_, ok = s.OWeight(0)
 	equal(t, "o_weight", ok, false)
 	wantCategory(t, s.ReadPositions(false, 0, nil), quant.ErrShape, "not a KV capture")
 	wantCategory(t, s.ReadKept(0, 0, 0, nil), quant.ErrShape)
-	checkSource(t, s, s.Size())
+	checkSource(t, s, s.Info().Size)
 }

@@ -25,7 +25,9 @@ const (
 // headerParser parses the JSON of a safetensors header token by token, so that it refuses
 // unexpected values before it stores them.
 type headerParser struct {
-	src      *Source
+	src      *file
+	meta     map[string]string
+	tensors  []TensorInfo
 	lim      Limits
 	dec      *json.Decoder
 	dataFrom int64 // file offset of the data
@@ -33,43 +35,44 @@ type headerParser struct {
 }
 
 // parseSafetensors reads the header. head holds the first bytes of the file, at least 9.
-func (s *Source) parseSafetensors(head []byte, lim Limits) error {
+func parseSafetensors(f *file, head []byte, lim Limits) (tensors []TensorInfo, metadata map[string]string, err error) {
 	n := binary.LittleEndian.Uint64(head)
-	if n > uint64(s.size-lengthBytes) {
-		return s.formatError(SectionHeader, "", 0,
+	if n > uint64(f.size-lengthBytes) {
+		return nil, nil, f.formatError(sectionHeader, "", 0,
 			corruptf("header of %d bytes, the file has %d after its length",
-				n, s.size-lengthBytes))
+				n, f.size-lengthBytes))
 	}
 	if n > uint64(lim.HeaderBytes) {
-		return s.formatError(SectionHeader, "", 0,
+		return nil, nil, f.formatError(sectionHeader, "", 0,
 			tooLargef("header of %d bytes, want at most %d", n, lim.HeaderBytes))
 	}
-	raw, err := s.readHeader(int64(n))
+	raw, err := readHeader(f, int64(n))
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if !utf8.Valid(raw) {
-		return s.formatError(SectionHeader, "", lengthBytes, corruptf("not UTF-8"))
+		return nil, nil, f.formatError(sectionHeader, "", lengthBytes, corruptf("not UTF-8"))
 	}
-	p := &headerParser{src: s, lim: lim, dec: json.NewDecoder(bytes.NewReader(raw)),
-		dataFrom: lengthBytes + int64(n), dataSize: s.size - lengthBytes - int64(n)}
+	p := &headerParser{src: f, lim: lim, dec: json.NewDecoder(bytes.NewReader(raw)),
+		dataFrom: lengthBytes + int64(n), dataSize: f.size - lengthBytes - int64(n)}
 	p.dec.UseNumber()
 	if err := p.top(); err != nil {
-		return err
+		return nil, nil, err
 	}
-	return p.checkCover()
+	err = p.checkCover()
+	return p.tensors, p.meta, err
 }
 
 // readHeader reads the n bytes after the length. Its buffer grows with the bytes present, not with
 // the claimed length.
-func (s *Source) readHeader(n int64) ([]byte, error) {
+func readHeader(f *file, n int64) ([]byte, error) {
 	const step = 1 << 20
 	raw := make([]byte, 0, min(n, step))
 	for int64(len(raw)) < n {
 		at := len(raw)
 		k := int(min(n-int64(at), step))
 		raw = slices.Grow(raw, k)[:at+k]
-		if err := s.readFull(SectionHeader, "", lengthBytes+int64(at), raw[at:]); err != nil {
+		if err := f.readFull(sectionHeader, "", lengthBytes+int64(at), raw[at:]); err != nil {
 			return nil, err
 		}
 	}
@@ -77,13 +80,13 @@ func (s *Source) readHeader(n int64) ([]byte, error) {
 }
 
 func (p *headerParser) fail(tensor string, cause error) error {
-	section := SectionHeader
+	section := sectionHeader
 	switch tensor {
 	case "":
 	case metadataKey:
-		section, tensor = SectionMetadata, ""
+		section, tensor = sectionMetadata, ""
 	default:
-		section = SectionTensor
+		section = sectionTensor
 	}
 	return p.src.formatError(section, tensor, lengthBytes+p.dec.InputOffset(), cause)
 }
@@ -169,17 +172,17 @@ func (p *headerParser) metadata() error {
 	if t != json.Delim('{') {
 		return p.fail(metadataKey, corruptf("it is %s, want {", show(t)))
 	}
-	p.src.metadata = make(map[string]string)
+	p.meta = make(map[string]string)
 	for p.dec.More() {
 		k, err := p.token(metadataKey)
 		if err != nil {
 			return err
 		}
 		key, _ := k.(string)
-		if _, ok := p.src.metadata[key]; ok {
+		if _, ok := p.meta[key]; ok {
 			return p.fail(metadataKey, corruptf("key %s appears twice", show(k)))
 		}
-		if len(p.src.metadata) >= p.lim.MetaKeys {
+		if len(p.meta) >= p.lim.MetaKeys {
 			return p.fail(metadataKey, tooLargef("more than %d keys", p.lim.MetaKeys))
 		}
 		v, err := p.token(metadataKey)
@@ -190,7 +193,7 @@ func (p *headerParser) metadata() error {
 		if !ok {
 			return p.fail(metadataKey, corruptf("key %s is %s, want a string", show(k), show(v)))
 		}
-		p.src.metadata[key] = text
+		p.meta[key] = text
 	}
 	_, err = p.token(metadataKey)
 	return err
@@ -202,7 +205,7 @@ func (p *headerParser) tensor(name string) error {
 		return p.fail("", tooLargef("tensor name of %d bytes, want at most %d",
 			len(name), p.lim.NameBytes))
 	}
-	if len(p.src.tensors) >= p.lim.Tensors {
+	if len(p.tensors) >= p.lim.Tensors {
 		return p.fail("", tooLargef("more than %d tensors", p.lim.Tensors))
 	}
 	if err := p.open(name, "declaration", '{'); err != nil {
@@ -272,7 +275,7 @@ func (p *headerParser) add(info TensorInfo, offsets []int64) error {
 			offsets, end-begin, info.DTypeName, info.Shape, n))
 	}
 	info.Offset, info.Bytes = p.dataFrom+begin, n
-	p.src.tensors = append(p.src.tensors, info)
+	p.tensors = append(p.tensors, info)
 	return nil
 }
 
@@ -346,27 +349,27 @@ func (p *headerParser) skip(name string) error {
 // checkCover sorts the tensors by offset and checks that they cover the data without gaps or
 // overlaps.
 func (p *headerParser) checkCover() error {
-	s := p.src
-	slices.SortFunc(s.tensors, func(a, b TensorInfo) int {
+	f := p.src
+	slices.SortFunc(p.tensors, func(a, b TensorInfo) int {
 		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(a.Bytes, b.Bytes),
 			cmp.Compare(a.Name, b.Name))
 	})
 	at := p.dataFrom
-	for i, t := range s.tensors {
+	for i, t := range p.tensors {
 		switch {
 		case t.Offset > at:
-			return s.formatError(SectionTensor, t.Name, t.Offset,
+			return f.formatError(sectionTensor, t.Name, t.Offset,
 				corruptf("the %d bytes before it belong to no tensor", t.Offset-at))
 		case t.Offset < at:
-			return s.formatError(SectionTensor, t.Name, t.Offset,
+			return f.formatError(sectionTensor, t.Name, t.Offset,
 				corruptf("it overlaps tensor %q by %d bytes",
-					s.tensors[i-1].Name, min(at, t.Offset+t.Bytes)-t.Offset))
+					p.tensors[i-1].Name, min(at, t.Offset+t.Bytes)-t.Offset))
 		}
 		at += t.Bytes
 	}
-	if at != s.size {
-		return s.formatError(SectionFile, "", at,
-			corruptf("%d bytes after the data of the last tensor", s.size-at))
+	if at != f.size {
+		return f.formatError(sectionFile, "", at,
+			corruptf("%d bytes after the data of the last tensor", f.size-at))
 	}
 	return nil
 }

@@ -41,8 +41,8 @@ func TestSafetensors_GoodHeaders(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := mustOpen(t, raw(c.header, c.data))
-			equal(t, "kind", s.Kind(), capture.Activations)
-			equal(t, "format", s.Format(), capture.Safetensors)
+			equal(t, "is a KV capture", s.Info().KV, false)
+			equal(t, "format", s.Info().Format, "safetensors")
 			equal(t, "tensors", len(s.Tensors()), c.tensors)
 		})
 	}
@@ -299,17 +299,17 @@ func TestHugeFile_ReadsOnlyWhatIsAsked(t *testing.T) {
 	defer s.Close()
 	v, ok := s.KV(0, capture.V)
 	equal(t, "V is there", ok, true)
-	equal(t, "tokens", s.Tokens(), tokens)
+	equal(t, "tokens", s.Info().Tokens, tokens)
 	dst := make([]float32, 128)
-	noError(t, s.ReadRowsF32(v, 1, tokens-1, 1, dst))
+	noError(t, v.ReadF32(1, tokens-1, 1, dst))
 	equal(t, "first value of the last row", dst[0], 1)
 	runtime.ReadMemStats(&after)
 	if n := after.TotalAlloc - before.TotalAlloc; n > 1<<20 {
 		t.Fatalf("%d bytes were allocated to read a row", n)
 	}
 	if n := testing.AllocsPerRun(100, func() {
-		_ = s.ReadRowsF32(v, 1, tokens-1, 1, dst)
-		_ = s.ReadRows(v, 0, 7, 1, row)
+		_ = v.ReadF32(1, tokens-1, 1, dst)
+		_ = v.Read(0, 7, 1, row)
 	}); n > 1 { // the pool may be emptied by a collection now and then
 		t.Fatalf("%v allocations to read two rows, want none", n)
 	}

@@ -9,27 +9,6 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// HasTokens reports whether the capture holds token numbers. With next: of the tokens after.
-func (s *Source) HasTokens(next bool) bool { return s.hasSide(nameTokens, next) }
-
-// HasSurprisal reports whether the capture holds the surprisal of the tokens.
-func (s *Source) HasSurprisal(next bool) bool { return s.hasSide(nameSurprisal, next) }
-
-// HasPositions reports whether the capture holds positions. Otherwise they have their default.
-func (s *Source) HasPositions(next bool) bool { return s.hasSide(namePositions, next) }
-
-// HasKept reports whether the capture says which tokens of the layer were kept.
-func (s *Source) HasKept(layer int) bool {
-	l := s.layer(layer)
-	return l != nil && l.kept
-}
-
-// HasBias reports whether the capture holds row biases of the layer.
-func (s *Source) HasBias(layer int) bool {
-	l := s.layer(layer)
-	return l != nil && l.bias
-}
-
 func (s *Source) hasSide(name string, next bool) bool {
 	_, ok := s.Lookup(sideName(name, next))
 	return ok && s.kv != nil
@@ -81,12 +60,12 @@ func (s *Source) ReadPositions(next bool, first int, dst []int64) error {
 		if err == nil && bad >= 0 {
 			name := sideName(namePositions, next)
 			t, _ := s.Lookup(name)
-			err = s.formatError(SectionTensor, name, t.Offset+4*int64(first+bad),
+			err = s.f.formatError(sectionTensor, name, t.Offset+4*int64(first+bad),
 				unsupportedf("position %d of token %d, want 0 or more", dst[bad], first+bad))
 		}
 		return err
 	}
-	base := s.kv.meta.FirstPosition
+	base := s.info.FirstPosition
 	if next {
 		base += int64(s.kv.tokens)
 		if s.kv.tokens > 0 && s.hasSide(namePositions, false) {
@@ -112,14 +91,14 @@ func (s *Source) ReadKept(layer, kvHead, first int, dst []uint8) error {
 	if err != nil {
 		return err
 	}
-	if !s.HasKept(layer) {
+	if !s.layer(layer).kept {
 		for i := range dst {
 			dst[i] = 1
 		}
 		return nil
 	}
 	t, _ := s.Lookup(markName(layer, "kept"))
-	return s.readData(&t, at, dst)
+	return s.f.readData(&t, at, dst)
 }
 
 // ReadBias reads the row biases, without log-count, of tokens [first, first+len(dst)) of one KV
@@ -131,12 +110,12 @@ func (s *Source) ReadBias(layer, kvHead, first int, dst []float32) error {
 	if err != nil {
 		return err
 	}
-	if !s.HasBias(layer) {
+	if !s.layer(layer).bias {
 		clear(dst)
 		return nil
 	}
 	t, _ := s.Lookup(markName(layer, "bias"))
-	return s.pieces(&t, at, len(dst), func(at int, raw []byte) error {
+	return s.f.pieces(&t, at, len(dst), func(at int, raw []byte) error {
 		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
 		return nil
 	})
@@ -152,14 +131,14 @@ func (s *Source) locateMark(layer, kvHead, first, n int, rest string) (int64, er
 	name := markName(layer, rest)
 	if s.layer(layer) == nil {
 		return 0, callErrorf("read %s: tensor %q: layer %d is not in the file",
-			s.name, name, layer)
+			s.f.name, name, layer)
 	}
 	if err := s.checkTokens(name, false, first, n); err != nil {
 		return 0, err
 	}
 	if kvHead < 0 || kvHead >= s.kv.geo.KVHeads {
 		return 0, callErrorf("read %s: tensor %q: kv_head %d, want [0, %d)",
-			s.name, name, kvHead, s.kv.geo.KVHeads)
+			s.f.name, name, kvHead, s.kv.geo.KVHeads)
 	}
 	return int64(kvHead)*int64(s.kv.tokens) + int64(first), nil
 }
@@ -171,19 +150,19 @@ func (s *Source) readSide(name string, next bool, first, n int, use func(int, []
 	name = sideName(name, next)
 	t, ok := s.Lookup(name)
 	if !ok {
-		return s.formatError(SectionHeader, "", -1,
+		return s.f.formatError(sectionHeader, "", -1,
 			unsupportedf("tensor %q is not in the capture", name))
 	}
-	return s.pieces(&t, int64(first), n, use)
+	return s.f.pieces(&t, int64(first), n, use)
 }
 
 // checkTokens checks a range of tokens.
 func (s *Source) checkTokens(name string, next bool, first, n int) error {
-	if s.closed.Load() {
-		return s.errClosed()
+	if s.f.closed.Load() {
+		return s.f.errClosed()
 	}
 	if s.kv == nil {
-		return callErrorf("read %s: %s: the file is not a KV capture", s.name, name)
+		return callErrorf("read %s: %s: the file is not a KV capture", s.f.name, name)
 	}
 	have := s.kv.tokens
 	if next {
@@ -191,7 +170,7 @@ func (s *Source) checkTokens(name string, next bool, first, n int) error {
 	}
 	if first < 0 || first > have || n > have-first {
 		return callErrorf("read %s: %s: %d tokens from token %d, there are %d",
-			s.name, sideName(name, next), n, first, have)
+			s.f.name, sideName(name, next), n, first, have)
 	}
 	return nil
 }

@@ -7,61 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"slices"
-	"sync"
-	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
-
-// FileFormat is the format of a file.
-type FileFormat uint8
-
-// The file formats.
-const (
-	Safetensors FileFormat = 1
-	Npy         FileFormat = 2
-	Npz         FileFormat = 3
-	GGUF        FileFormat = 4
-)
-
-// String returns "safetensors", "npy", "npz" or "gguf".
-func (f FileFormat) String() string {
-	switch f {
-	case Safetensors:
-		return "safetensors"
-	case Npy:
-		return "npy"
-	case Npz:
-		return "npz"
-	case GGUF:
-		return "gguf"
-	}
-	return fmt.Sprintf("FileFormat(%d)", uint8(f))
-}
-
-// Kind is what a file holds.
-type Kind uint8
-
-// The kinds.
-const (
-	KV          Kind = 1 // a KV capture, kv-capture/1
-	Activations Kind = 2 // any other tensors
-)
-
-// String returns "kv" or "activations".
-func (k Kind) String() string {
-	switch k {
-	case KV:
-		return "kv"
-	case Activations:
-		return "activations"
-	}
-	return fmt.Sprintf("Kind(%d)", uint8(k))
-}
 
 // Decl declares a tensor.
 type Decl struct {
@@ -83,23 +34,33 @@ type TensorInfo struct {
 	lay *layout // nil likewise
 }
 
+// Info describes an open file. Maps and slices are shared: do not write them.
+type Info struct {
+	Name     string            // as given to Open or New
+	Size     int64             // bytes of the file
+	Format   string            // "safetensors", "npy", "npz" or "gguf", so that results can be written in the same one
+	Metadata map[string]string // of a safetensors file; nil if it has none
+
+	// KV tells a KV capture (kv-capture/1) from a file of other tensors. The following are of a KV capture.
+	KV            bool
+	Model         string
+	FirstPosition int64 // position of the first token
+	Geometry      quant.Geometry
+	Layers        []int // their numbers, ascending
+	Tokens        int
+	TokensNext    int // tokens after the captured ones, 0 if there are none
+}
+
 // Source is an open file. See the package comment.
 type Source struct {
-	name     string
-	r        io.ReaderAt
-	closer   io.Closer
-	size     int64
-	format   FileFormat
-	kind     Kind
-	tensors  []TensorInfo // ascending Offset
-	index    map[string]int
-	metadata map[string]string
-	kv       *kvCapture
-	act      []ActTensor
-	side     []TensorInfo
-	scratch  sync.Pool // *[]byte of scratchBytes
-	temp     tempFile  // what was compressed in an .npz
-	closed   atomic.Bool
+	f       *file
+	closer  io.Closer
+	info    Info
+	tensors []TensorInfo // ascending Offset
+	index   map[string]int
+	kv      *kvCapture
+	act     []ActTensor
+	side    []TensorInfo
 }
 
 // Open opens the file at path. Only its header is read.
@@ -134,7 +95,7 @@ func Open(path string, lim Limits) (*Source, error) {
 }
 
 func notRegular(path string) error {
-	return &FormatError{File: path, Section: SectionFile, Offset: -1,
+	return &FormatError{File: path, Section: sectionFile, Offset: -1,
 		Err: unsupportedf("not a regular file")}
 }
 
@@ -146,15 +107,12 @@ func New(name string, r io.ReaderAt, size int64, lim Limits) (*Source, error) {
 		return nil, callErrorf("open %s: size %d is negative", name, size)
 	}
 	lim = lim.withDefaults()
-	s := &Source{name: name, r: r, size: size}
+	f := newFile(name, r, size)
 	if size > lim.TotalBytes {
-		return nil, s.formatError(SectionFile, "", -1,
+		return nil, f.formatError(sectionFile, "", -1,
 			tooLargef("%d bytes, want at most %d", size, lim.TotalBytes))
 	}
-	s.scratch.New = func() any {
-		b := make([]byte, scratchBytes)
-		return &b
-	}
+	s := &Source{f: f, info: Info{Name: name, Size: size}}
 	if err := s.parse(lim); err != nil {
 		return nil, err
 	}
@@ -162,80 +120,67 @@ func New(name string, r io.ReaderAt, size int64, lim Limits) (*Source, error) {
 	for i, t := range s.tensors {
 		s.index[t.Name] = i
 	}
-	var err error
-	if f, ok := s.metadata["format"]; ok && isKVFormat(f) {
-		s.kind = KV
-		err = s.readKV()
-	} else {
-		s.kind = Activations
-		s.readActivations()
+	if format, ok := s.info.Metadata["format"]; ok && isKVFormat(format) {
+		if err := readKV(s); err != nil {
+			return nil, err
+		}
+		return s, nil
 	}
-	if err != nil {
-		return nil, err
-	}
+	s.act, s.side = activations(f, s.tensors)
 	return s, nil
 }
 
 // parse detects the file's format from its first bytes and reads the header.
-func (s *Source) parse(lim Limits) error {
-	head := make([]byte, min(s.size, int64(len(npyMagic)+4)))
-	if err := s.readFull(SectionFile, "", 0, head); err != nil {
+func (s *Source) parse(lim Limits) (err error) {
+	f := s.f
+	head := make([]byte, min(f.size, int64(len(npyMagic)+4)))
+	if err := f.readFull(sectionFile, "", 0, head); err != nil {
 		return err
 	}
 	switch {
 	case len(head) > 0 && bytes.HasPrefix(head, []byte(npyMagic[:min(len(head), len(npyMagic))])):
-		s.format = Npy
-		return s.parseNpy(lim)
+		s.info.Format = "npy"
+		s.tensors, err = parseNpy(f, lim)
 	case bytes.HasPrefix(head, []byte(gguf.Magic)):
-		s.format = GGUF
-		return s.parseGGUF(lim)
+		s.info.Format = "gguf"
+		s.tensors, err = parseGGUF(f, lim)
 	case len(head) < 9:
-		return s.formatError(SectionFile, "", 0,
-			corruptf("%d bytes, too short for a header", s.size))
+		return f.formatError(sectionFile, "", 0,
+			corruptf("%d bytes, too short for a header", f.size))
 	case head[8] != '{' && (bytes.HasPrefix(head, []byte(zipMagic)) ||
 		bytes.HasPrefix(head, []byte(zipMagicEmpty))):
 		// The magic could be the length of a header, which no zip follows with a brace: that
 		// would be its way of compression.
-		s.format = Npz
-		return s.parseNpz(lim)
+		s.info.Format = "npz"
+		s.tensors, err = parseNpz(f, lim)
 	case head[8] == '{':
-		s.format = Safetensors
-		return s.parseSafetensors(head, lim)
+		s.info.Format = "safetensors"
+		s.tensors, s.info.Metadata, err = parseSafetensors(f, head, lim)
+	default:
+		err = f.formatError(sectionFile, "", 0,
+			unsupportedf("a file that starts with % x, want safetensors, .npy, .npz or GGUF", head[:9]))
 	}
-	return s.formatError(SectionFile, "", 0,
-		unsupportedf("a file that starts with % x, want safetensors, .npy, .npz or GGUF", head[:9]))
+	return err
 }
 
 // Close releases the file, and the temporary one that compressed members are expanded to. A second
 // Close does nothing.
 func (s *Source) Close() error {
-	if s.closed.Swap(true) {
+	if s.f.closed.Swap(true) {
 		return nil
 	}
-	err := s.temp.close()
+	err := s.f.temp.close()
 	if s.closer != nil {
 		err = errors.Join(s.closer.Close(), err)
 	}
 	if err != nil {
-		return fmt.Errorf("kvist/capture: close %s: %w", s.name, err)
+		return fmt.Errorf("kvist/capture: close %s: %w", s.f.name, err)
 	}
 	return nil
 }
 
-// Name returns the name given to Open or New.
-func (s *Source) Name() string { return s.name }
-
-// Size returns the size of the file in bytes.
-func (s *Source) Size() int64 { return s.size }
-
-// Format returns the file's format, so that a result can be written in the same one.
-func (s *Source) Format() FileFormat { return s.format }
-
-// Kind returns whether the file is a KV capture or holds activations.
-func (s *Source) Kind() Kind { return s.kind }
-
-// Metadata returns a copy of the safetensors metadata, or nil if the file has none.
-func (s *Source) Metadata() map[string]string { return maps.Clone(s.metadata) }
+// Info describes the file. It is shared: do not write it.
+func (s *Source) Info() *Info { return &s.info }
 
 // Tensors returns every tensor of the file in the order of their data.
 func (s *Source) Tensors() []TensorInfo { return slices.Clone(s.tensors) }
@@ -260,20 +205,16 @@ func (s *Source) SideTensors() []TensorInfo { return slices.Clone(s.side) }
 // Errors: quant.ErrShape for an unknown tensor or a range outside the tensor; quant.ErrClosed;
 // *FormatError.
 func (s *Source) ReadAt(tensor string, off int64, dst []byte) error {
-	if s.closed.Load() {
-		return s.errClosed()
+	if s.f.closed.Load() {
+		return s.f.errClosed()
 	}
 	t, ok := s.Lookup(tensor)
 	if !ok {
-		return callErrorf("read %s: tensor %q is not in the file", s.name, tensor)
+		return callErrorf("read %s: tensor %q is not in the file", s.f.name, tensor)
 	}
 	if off < 0 || off > t.Bytes || int64(len(dst)) > t.Bytes-off {
 		return callErrorf("read %s: %d bytes of tensor %q from byte %d, which has %d",
-			s.name, len(dst), tensor, off, t.Bytes)
+			s.f.name, len(dst), tensor, off, t.Bytes)
 	}
-	return s.readData(&t, off, dst)
-}
-
-func (s *Source) errClosed() error {
-	return fmt.Errorf("kvist/capture: read %s: %w", s.name, quant.ErrClosed)
+	return s.f.readData(&t, off, dst)
 }

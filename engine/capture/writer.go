@@ -224,38 +224,6 @@ func (w *Writer) WriteAt(tensor string, off int64, data []byte) error {
 	return nil
 }
 
-// Copy writes the named tensor, piece by piece, from the tensor from of src. Element type and shape
-// must be equal.
-//
-// Errors: quant.ErrShape; those of src.ReadAt and of WriteAt.
-func (w *Writer) Copy(tensor string, src *Source, from string) error {
-	i, ok := w.index[tensor]
-	if !ok {
-		return callErrorf("copy to tensor %q: it was not declared", tensor)
-	}
-	in, ok := src.Lookup(from)
-	if !ok {
-		return callErrorf("copy tensor %q of %s: it is not in the file", from, src.Name())
-	}
-	to := w.tensors[i]
-	if in.DTypeName != to.DTypeName || !slices.Equal(in.Shape, to.Shape) {
-		return callErrorf("copy tensor %q of %s to tensor %q: %s %v, want %s %v",
-			from, src.Name(), tensor, in.DTypeName, in.Shape, to.DTypeName, to.Shape)
-	}
-	const piece = 1 << 20
-	buf := make([]byte, min(in.Bytes, piece))
-	for off := int64(0); off < in.Bytes; off += piece {
-		b := buf[:min(in.Bytes-off, piece)]
-		if err := src.ReadAt(from, off, b); err != nil {
-			return err
-		}
-		if err := w.WriteAt(tensor, off, b); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // Close checks that every byte of every tensor was written. It does not close the io.WriterAt.
 // Closing again does nothing.
 //

@@ -197,21 +197,8 @@ func TestWriter_ParallelIntoAtomicFile(t *testing.T) {
 	}
 	s, err := capture.Open(path, capture.Limits{})
 	noError(t, err)
-	equal(t, "name", s.Name(), path)
+	equal(t, "name", s.Info().Name, path)
 	noError(t, s.Close())
-}
-
-func TestWriter_Copy(t *testing.T) {
-	s := mustOpen(t, smallKV().bytes(t))
-	w, err := capture.NewWriter(&memFile{}, []capture.Decl{
-		{Name: "a", DTypeName: "I32", Shape: []int64{3}},
-		{Name: "b", DTypeName: "F32", Shape: []int64{3, 1}}}, nil)
-	noError(t, err)
-	noError(t, w.Copy("a", s, "tokens"))
-	wantCategory(t, w.Copy("b", s, "tokens"), quant.ErrShape, "I32 [3], want F32 [3 1]")
-	wantCategory(t, w.Copy("c", s, "tokens"), quant.ErrShape, `"c": it was not declared`)
-	wantCategory(t, w.Copy("a", s, "none"), quant.ErrShape, "not in the file")
-	wantCategory(t, w.Close(), quant.ErrShape, `tensor "b" were never written`)
 }
 
 type failingWriter struct{ after int }

@@ -280,7 +280,7 @@ func TestArchive_BeatsHotOnTheCapture(t *testing.T) {
 	require.Less(t, b.FutureError, a.FutureError)
 	back := restored(t, cold)
 	require.Equal(t, raw(t, src, "tokens"), raw(t, back, "tokens"))
-	require.False(t, back.HasBias(src.Layers()[0]))
+	require.False(t, holds(back, src.Info().Layers[0], "bias"))
 }
 
 // An archive has the row bias of its steps where it is asked for.
@@ -288,7 +288,7 @@ func TestArchive_RowBias(t *testing.T) {
 	src, be := small(t), openCPU(t)
 	for _, on := range []bool{false, true} {
 		b, _ := compress(t, src, be, config(t, fmt.Sprintf("bits=2 form=archive row-bias=%v", on)))
-		require.Equal(t, on, restored(t, b).HasBias(src.Layers()[0]))
+		require.Equal(t, on, holds(restored(t, b), src.Info().Layers[0], "bias"))
 	}
 }
 
@@ -333,7 +333,7 @@ func TestArchive_Lossless(t *testing.T) {
 			k.Row(8)[0] = float32(math.Inf(-1))
 		})
 		b, res := compress(t, src, be, config(t, "lossless=true form=archive"))
-		require.Less(t, res.Bytes, src.Size())
+		require.Less(t, res.Bytes, src.Info().Size)
 		back := restored(t, b)
 		for _, name := range []string{"layers.2.k", "layers.2.v", "tokens"} {
 			require.Equal(t, raw(t, src, name), raw(t, back, name), name)
@@ -369,7 +369,7 @@ func TestArchive_Activations(t *testing.T) {
 	t.Logf("%.3f bits/value: error %.4f", res.BitsPerValue, cmp.KError)
 	require.Less(t, cmp.KError, 0.1)
 	back := restored(t, b)
-	require.Equal(t, capture.Npy, back.Format())
+	require.Equal(t, "npy", back.Info().Format)
 	require.Equal(t, src.ActTensors()[0].Shape, back.ActTensors()[0].Shape)
 }
 
@@ -404,7 +404,7 @@ func TestArchive_NoTokens(t *testing.T) {
 	src := synthetic(t, shape{4, 2, 0, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
 	b, _ := compress(t, src, openCPU(t), config(t, "bytes=100000 form=archive"))
 	require.Empty(t, reader(t, b).Records())
-	require.Equal(t, 0, restored(t, b).Tokens())
+	require.Equal(t, 0, restored(t, b).Info().Tokens)
 }
 
 // A file of many records meets its budget in one pass: near it, never above, and with rows that are

@@ -227,14 +227,14 @@ func requireFinite(t *testing.T, src *capture.Source, what string) {
 		x, _ := src.KV(2, p)
 		rows := make([]float32, x.Rows()*x.Dim())
 		for h := range x.Heads() {
-			require.NoError(t, src.ReadRowsF32(x, h, 0, x.Rows(), rows))
+			require.NoError(t, x.ReadF32(h, 0, x.Rows(), rows))
 			for i, v := range rows {
 				require.True(t, v-v == 0, "%s: %s head %d value %d is %v", what, x.Name(), h, i, v)
 			}
 		}
 	}
-	bias := make([]float32, src.Tokens())
-	for h := range src.Geometry().KVHeads {
+	bias := make([]float32, src.Info().Tokens)
+	for h := range src.Info().Geometry.KVHeads {
 		require.NoError(t, src.ReadBias(2, h, 0, bias))
 		for i, v := range bias {
 			require.True(t, v-v == 0, "%s: bias of head %d token %d is %v", what, h, i, v)

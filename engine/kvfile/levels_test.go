@@ -42,14 +42,14 @@ func TestLevels_RoundTrip(t *testing.T) {
 	t.Logf("future %.4f, predicted %.4f", cmp.FutureError, res.Predicted)
 	back := decompress(t, b)
 	seen := map[quant.Level]int{}
-	layers := src.Layers()
+	layers := src.Info().Layers
 	records(t, b, func(rec *container.Record) {
 		n := layers[rec.Layer]
 		k, _ := back.KV(n, capture.K)
 		orig, _ := src.KV(n, capture.K)
 		for h, head := range rec.Heads {
-			kept := make([]uint8, src.Tokens())
-			if back.HasKept(n) {
+			kept := make([]uint8, src.Info().Tokens)
+			if holds(back, n, "kept") {
 				require.NoError(t, back.ReadKept(n, h, 0, kept))
 			} else {
 				for i := range kept {
@@ -58,7 +58,7 @@ func TestLevels_RoundTrip(t *testing.T) {
 			}
 			row := func(x capture.Tensor, s *capture.Source, tok uint16) []float32 {
 				out := make([]float32, x.Dim())
-				require.NoError(t, s.ReadRowsF32(x, h, rec.Segment*512+int(tok), 1, out))
+				require.NoError(t, x.ReadF32(h, rec.Segment*512+int(tok), 1, out))
 				return out
 			}
 			for _, blk := range head.Blocks {
@@ -199,7 +199,7 @@ func swapHeads(t *testing.T, src *capture.Source, s shape, m *memory) *capture.S
 	for _, x := range src.Tensors() {
 		decls = append(decls, capture.Decl{Name: x.Name, DTypeName: x.DTypeName, Shape: x.Shape})
 	}
-	w, err := capture.NewWriter(m, decls, src.Metadata())
+	w, err := capture.NewWriter(m, decls, src.Info().Metadata)
 	require.NoError(t, err)
 	for _, x := range src.Tensors() {
 		b := raw(t, src, x.Name)
@@ -265,7 +265,7 @@ func TestPlan_OddInputs(t *testing.T) {
 	} {
 		for _, bits := range []float64{0.001, 0.1, 2.5, 40} {
 			cfg := config(t, fmt.Sprintf("bits=%g", bits))
-			if src.Tokens() < 10 {
+			if src.Info().Tokens < 10 {
 				cfg.Bits, cfg.Bytes = 0, int64(bits*1000) // a header alone takes more
 			}
 			var m bytes.Buffer

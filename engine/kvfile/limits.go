@@ -53,10 +53,10 @@ func segmentOf(src *capture.Source, cfg *Config) int {
 		return cfg.Segment
 	}
 	most := int64(losslessSegment)
-	for _, n := range src.Layers() {
+	for _, n := range src.Info().Layers {
 		k, _ := src.KV(n, capture.K)
 		v, _ := src.KV(n, capture.V)
-		token := int64(src.Geometry().KVHeads) * int64(k.RowBytes()+v.RowBytes())
+		token := int64(src.Info().Geometry.KVHeads) * int64(k.RowBytes()+v.RowBytes())
 		most = min(most, container.DefaultExpandedBytes/max(1, token))
 	}
 	return max(cfg.Segment, int(most))

@@ -63,6 +63,18 @@ func settings(t testing.TB, target string) *kvfile.Config {
 	return &c
 }
 
+// holds reports whether a capture has a tensor of a layer.
+func holds(src *capture.Source, layer int, name string) bool {
+	_, ok := src.Lookup(fmt.Sprintf("layers.%d.%s", layer, name))
+	return ok
+}
+
+// dtypeOfK returns the element type of K of layer 2.
+func dtypeOfK(src *capture.Source) quant.DType {
+	k, _ := src.KV(2, capture.K)
+	return k.DType()
+}
+
 func compress(t testing.TB, src *capture.Source, be backend.Backend,
 	cfg kvfile.Config) ([]byte, *kvfile.Result) {
 	t.Helper()
@@ -176,7 +188,7 @@ func TestRowBias_MixedCodings(t *testing.T) {
 	src, be := open(t, kvFile), openCPU(t)
 	// Weights in four classes make the planner mix lm2 and lm4.
 	weights := func(layer, head int) ([]float32, error) {
-		w := make([]float32, src.Tokens())
+		w := make([]float32, src.Info().Tokens)
 		for i := range w {
 			w[i] = 0.05
 			if i%4 == 0 {
@@ -241,14 +253,14 @@ func TestDecompress_RoundTrip(t *testing.T) {
 		require.NoError(t, f.Close())
 		require.Empty(t, res.Lost)
 		back := open(t, path)
-		require.Equal(t, src.Geometry(), back.Geometry())
-		require.Equal(t, src.Layers(), back.Layers())
-		require.Equal(t, src.Metadata(), back.Metadata())
+		require.Equal(t, src.Info().Geometry, back.Info().Geometry)
+		require.Equal(t, src.Info().Layers, back.Info().Layers)
+		require.Equal(t, src.Info().Metadata, back.Info().Metadata)
 		for _, name := range []string{"tokens", "surprisal"} {
 			require.Equal(t, raw(t, src, name), raw(t, back, name))
 		}
 		if cfg == "k=f16 v=f16" {
-			for _, l := range src.Layers() {
+			for _, l := range src.Info().Layers {
 				for _, p := range []string{"k", "v"} {
 					name := fmt.Sprintf("layers.%d.%s", l, p)
 					require.True(t, bytes.Equal(raw(t, src, name), raw(t, back, name)), name)

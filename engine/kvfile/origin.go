@@ -34,14 +34,14 @@ func (o fileOrigin) data(segment int) (*input.Data, error) { return captured.Of(
 
 func (o fileOrigin) describe(h *container.Header) {
 	src := o.src
-	h.Metadata = src.Metadata()
-	if src.Kind() == capture.KV {
-		h.Kind, h.Geometry, h.Layers = container.KindCache, src.Geometry(), src.Layers()
-		h.Tokens, h.First, h.Model = int64(src.Tokens()), src.Meta().FirstPosition, src.Meta().Model
+	h.Metadata = src.Info().Metadata
+	if src.Info().KV {
+		h.Kind, h.Geometry, h.Layers = container.KindCache, src.Info().Geometry, src.Info().Layers
+		h.Tokens, h.First, h.Model = int64(src.Info().Tokens), src.Info().FirstPosition, src.Info().Model
 		return
 	}
 	h.Kind, h.Origin = container.KindRows, container.OriginSafetensors
-	if src.Format() == capture.Npy {
+	if src.Info().Format == "npy" {
 		h.Origin = container.OriginNPY
 	}
 	for _, a := range src.ActTensors() {
@@ -52,7 +52,7 @@ func (o fileOrigin) describe(h *container.Header) {
 
 func (o fileOrigin) sides() (all []*container.Aux, err error) {
 	for _, t := range o.src.SideTensors() {
-		if o.src.Kind() == capture.KV && !keptSide(t.Name) {
+		if o.src.Info().KV && !keptSide(t.Name) {
 			continue
 		}
 		a := &container.Aux{Name: t.Name, DType: t.DTypeName, Shape: slices.Clone(t.Shape), Data: make([]byte, t.Bytes)}

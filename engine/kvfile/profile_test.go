@@ -20,8 +20,8 @@ import (
 func profileOf(t testing.TB, src *capture.Source, params profile.Params,
 	factor float32) *profile.Profile {
 	t.Helper()
-	g := src.Geometry()
-	p, err := profile.New(src.Meta().Model, g)
+	g := src.Info().Geometry
+	p, err := profile.New(src.Info().Model, g)
 	require.NoError(t, err)
 	p, err = p.WithParams(params, nil)
 	require.NoError(t, err)
@@ -89,14 +89,14 @@ func TestProfile_Refusals(t *testing.T) {
 		require.Zero(t, out.Len(), "nothing is written")
 		return err
 	}
-	g := src.Geometry()
+	g := src.Info().Geometry
 	g.Rope.Theta *= 2
-	other, err := profile.New(src.Meta().Model, g)
+	other, err := profile.New(src.Info().Model, g)
 	require.NoError(t, err)
 	var mismatch *profile.MismatchError
 	require.ErrorAs(t, refused(other), &mismatch)
 	require.Equal(t, "rope", mismatch.What)
-	other, err = profile.New("another model", src.Geometry())
+	other, err = profile.New("another model", src.Info().Geometry)
 	require.NoError(t, err)
 	err = refused(other)
 	require.ErrorIs(t, err, quant.ErrShape)

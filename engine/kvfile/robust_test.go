@@ -145,8 +145,8 @@ func TestCompress_Shapes(t *testing.T) {
 				require.Less(t, cmp.KError, 0.1)
 				require.Less(t, cmp.VError, 0.1)
 				back := decompress(t, b)
-				require.Equal(t, src.Geometry(), back.Geometry())
-				require.Equal(t, src.DType(2, capture.K), back.DType(2, capture.K))
+				require.Equal(t, src.Info().Geometry, back.Info().Geometry)
+				require.Equal(t, dtypeOfK(src), dtypeOfK(back))
 			},
 		)
 	}
@@ -169,7 +169,7 @@ func TestCompress_Families(t *testing.T) {
 			back := decompress(t, b)
 			tensor, _ := back.KV(2, capture.K)
 			x := make([]float32, 130*64)
-			require.NoError(t, back.ReadRowsF32(tensor, 1, 0, 130, x))
+			require.NoError(t, tensor.ReadF32(1, 0, 130, x))
 			for i, v := range x {
 				require.False(t, math.IsNaN(float64(v)) || math.IsInf(float64(v), 0),
 					"%s %s value %d is %g", fam, dt, i, v)
@@ -203,7 +203,7 @@ func TestCompress_Nonfinite(t *testing.T) {
 	back := decompress(t, b)
 	tensor, _ := back.KV(2, capture.K)
 	row := make([]byte, 64*4)
-	require.NoError(t, back.ReadRows(tensor, 1, 7, 1, row))
+	require.NoError(t, tensor.Read(1, 7, 1, row))
 	require.Equal(t, uint32(0x7fc12345), binary.LittleEndian.Uint32(row[12:]),
 		"the NaN's payload is kept")
 	cmp := measure(t, src, be, b)
@@ -285,19 +285,19 @@ func TestDecompress_Salvage(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, res.Lost, 1)
 	require.Contains(t, res.Lost[0],
-		fmt.Sprintf("layer %d segment %d", src.Layers()[info.Layer], info.Segment))
+		fmt.Sprintf("layer %d segment %d", src.Info().Layers[info.Layer], info.Segment))
 	back, err := capture.New("back", bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
 	require.NoError(t, err)
 	whole := decompress(t, good)
-	layer := src.Layers()[info.Layer]
-	require.True(t, back.HasKept(layer))
-	kept := make([]uint8, src.Tokens())
+	layer := src.Info().Layers[info.Layer]
+	require.True(t, holds(back, layer, "kept"))
+	kept := make([]uint8, src.Info().Tokens)
 	require.NoError(t, back.ReadKept(layer, 0, 0, kept))
 	first := info.Segment * 512
 	for tok, v := range kept {
 		require.Equal(t, tok < first || tok >= first+512, v == 1, "token %d", tok)
 	}
-	for _, n := range src.Layers() {
+	for _, n := range src.Info().Layers {
 		if n == layer {
 			continue
 		}
@@ -355,7 +355,7 @@ func TestCompress_Activations(t *testing.T) {
 		}
 		require.InEpsilon(t, cmp.KError, res.Predicted, slack)
 		back := decompress(t, b)
-		require.Equal(t, capture.Npy, back.Format())
+		require.Equal(t, "npy", back.Info().Format)
 		require.Equal(t, src.ActTensors()[0].Shape, back.ActTensors()[0].Shape)
 	}
 	b, _ := compress(t, src, be, config(t, "bits=32.2"))
@@ -367,7 +367,7 @@ func TestCompress_Weights(t *testing.T) {
 	long(t)
 	src, be := open(t, kvFile), openCPU(t)
 	weights := func(layer, head int) ([]float32, error) {
-		w := make([]float32, src.Tokens())
+		w := make([]float32, src.Info().Tokens)
 		for i := range w {
 			w[i] = 1
 			if i%7 == 3 {
@@ -381,13 +381,13 @@ func TestCompress_Weights(t *testing.T) {
 	require.NoError(t, err)
 	back := decompress(t, buf.Bytes())
 	var heavy, light, nh, nl float64
-	for _, n := range src.Layers() {
+	for _, n := range src.Info().Layers {
 		a, _ := src.KV(n, capture.V)
 		b, _ := back.KV(n, capture.V)
-		for tok := 8; tok < src.Tokens(); tok++ {
+		for tok := 8; tok < src.Info().Tokens; tok++ {
 			x, y := make([]float32, 64), make([]float32, 64)
-			require.NoError(t, src.ReadRowsF32(a, 0, tok, 1, x))
-			require.NoError(t, back.ReadRowsF32(b, 0, tok, 1, y))
+			require.NoError(t, a.ReadF32(0, tok, 1, x))
+			require.NoError(t, b.ReadF32(0, tok, 1, y))
 			if tok%7 == 3 {
 				heavy, nh = heavy+quanttest.NMSE(x, y), nh+1
 			} else {
@@ -402,13 +402,13 @@ func TestCompress_Weights(t *testing.T) {
 	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: bad})
 	require.ErrorIs(t, err, quant.ErrShape)
 	nan := func(layer, head int) ([]float32, error) {
-		w := make([]float32, src.Tokens())
+		w := make([]float32, src.Info().Tokens)
 		w[5] = float32(math.NaN())
 		return w, nil
 	}
 	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: nan})
 	require.ErrorIs(t, err, quant.ErrRange)
-	zero := func(layer, head int) ([]float32, error) { return make([]float32, src.Tokens()), nil }
+	zero := func(layer, head int) ([]float32, error) { return make([]float32, src.Info().Tokens), nil }
 	_, err = kvfile.Compress(context.Background(), src, io.Discard, kvfile.Options{Config: settings(t, "bits=3"), Backend: be, Weights: zero})
 	require.NoError(t, err, "weights that are all zero: the cheapest file")
 }

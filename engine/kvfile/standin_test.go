@@ -36,13 +36,13 @@ func edited(t testing.TB, src *capture.Source, edit func(name string, data []byt
 		decls = append(decls, capture.Decl{Name: x.Name, DTypeName: x.DTypeName, Shape: slices.Clone(x.Shape)})
 	}
 	var m memory
-	w, err := capture.NewWriter(&m, decls, src.Metadata())
+	w, err := capture.NewWriter(&m, decls, src.Info().Metadata)
 	require.NoError(t, err)
 	for name, data := range rows {
 		require.NoError(t, w.WriteAt(name, 0, data))
 	}
 	require.NoError(t, w.Close())
-	out, err := capture.New(src.Name(), bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
+	out, err := capture.New(src.Info().Name, bytes.NewReader(m.b), int64(len(m.b)), capture.Limits{})
 	require.NoError(t, err)
 	return out
 }
@@ -67,10 +67,10 @@ func nmse(t testing.TB, want, got *capture.Source, layer int, p capture.Part, he
 	t.Helper()
 	a, _ := want.KV(layer, p)
 	b, _ := got.KV(layer, p)
-	n, dim := want.Tokens(), a.Dim()
+	n, dim := want.Info().Tokens, a.Dim()
 	x, y := make([]float32, n*dim), make([]float32, n*dim)
-	require.NoError(t, want.ReadRowsF32(a, head, 0, n, x))
-	require.NoError(t, got.ReadRowsF32(b, head, 0, n, y))
+	require.NoError(t, a.ReadF32(head, 0, n, x))
+	require.NoError(t, b.ReadF32(head, 0, n, y))
 	var e, ref float64
 	for r := range n {
 		if slices.Contains(skip, r) {
@@ -127,7 +127,7 @@ func channelBias(f float64, channels int) func(x quant.Rows) {
 func TestStandIn_OutliersAndBias(t *testing.T) {
 	clean, be := withoutQueries(t, open(t, kvFile)), openCPU(t)
 	outliers := []int{300, 701}
-	layer, head := clean.Layers()[1], 1
+	layer, head := clean.Info().Layers[1], 1
 	for _, target := range []string{"bits=2", "bits=3", "bits=2 form=archive", "bits=3 form=archive"} {
 		if testing.Short() && strings.HasPrefix(target, "bits=2") {
 			continue

@@ -84,15 +84,15 @@ func TestTruncate_SinksGoLast(t *testing.T) {
 	before, after := restored(t, whole), restored(t, cut)
 	changed := false
 	sinks := config(t, "bits=2").Sinks
-	for _, l := range before.Layers() {
+	for _, l := range before.Info().Layers {
 		for _, side := range []capture.Part{capture.K, capture.V} {
 			a, ok := before.KV(l, side)
 			require.True(t, ok)
 			b, _ := after.KV(l, side)
 			for h := range a.Heads() {
-				x, y := make([]float32, before.Tokens()*a.Dim()), make([]float32, before.Tokens()*a.Dim())
-				require.NoError(t, before.ReadRowsF32(a, h, 0, before.Tokens(), x))
-				require.NoError(t, after.ReadRowsF32(b, h, 0, before.Tokens(), y))
+				x, y := make([]float32, before.Info().Tokens*a.Dim()), make([]float32, before.Info().Tokens*a.Dim())
+				require.NoError(t, a.ReadF32(h, 0, before.Info().Tokens, x))
+				require.NoError(t, b.ReadF32(h, 0, before.Info().Tokens, y))
 				require.Equal(t, x[:sinks*a.Dim()], y[:sinks*a.Dim()], "layer %d head %d", l, h)
 				for i := range x {
 					changed = changed || x[i] != y[i]

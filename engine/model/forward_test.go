@@ -13,12 +13,13 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/engine/gguf/gguftest"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
-	"github.com/stretchr/testify/require"
 )
 
 func plainAngle(m *tiny) angleFunc {
@@ -286,15 +287,15 @@ func TestWriteCapture_Tiny(t *testing.T) {
 	s, err := capture.Open(path, capture.Limits{})
 	require.NoError(t, err)
 	defer s.Close()
-	require.Equal(t, lm.Geometry(), s.Geometry())
-	require.Equal(t, []int{1}, s.Layers())
-	require.Equal(t, []int{20, 10}, []int{s.Tokens(), s.TokensNext()})
+	require.Equal(t, lm.Geometry(), s.Info().Geometry)
+	require.Equal(t, []int{1}, s.Info().Layers)
+	require.Equal(t, []int{20, 10}, []int{s.Info().Tokens, s.Info().TokensNext})
 	for p, want := range map[capture.Part][]float32{capture.KNext: k, capture.VNext: v} {
 		h, ok := s.KV(1, p)
 		require.True(t, ok)
 		got := make([]float32, 10*16)
 		for head := range 2 {
-			require.NoError(t, s.ReadRowsF32(h, head, 0, 10, got))
+			require.NoError(t, h.ReadF32(head, 0, 10, got))
 			require.Equal(t, want[head*160:(head+1)*160], got)
 		}
 	}

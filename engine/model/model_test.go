@@ -12,10 +12,11 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/stretchr/testify/require"
+
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/quant"
-	"github.com/stretchr/testify/require"
 )
 
 // committed is a capture of the same model by an independent runner in numpy.
@@ -134,22 +135,22 @@ func TestModel_ReproducesCapture(t *testing.T) {
 	want, err := capture.Open(committed, capture.Limits{})
 	require.NoError(t, err)
 	defer want.Close()
-	n, next := want.Tokens(), want.TokensNext()
+	n, next := want.Info().Tokens, want.Info().TokensNext
 	tokens := make([]int32, n+next)
 	require.NoError(t, want.ReadTokens(false, 0, tokens[:n]))
 	require.NoError(t, want.ReadTokens(true, 0, tokens[n:]))
 
 	path := filepath.Join(t.TempDir(), "out.safetensors")
 	require.NoError(t, m.WriteCapture(path, tokens, model.CaptureOptions{
-		Next: next, Layers: want.Layers(), OWeight: true, Model: "SmolLM2-135M-Instruct"}))
+		Next: next, Layers: want.Info().Layers, OWeight: true, Model: "SmolLM2-135M-Instruct"}))
 	got, err := capture.Open(path, capture.Limits{})
 	require.NoError(t, err)
 	defer got.Close()
-	require.Equal(t, want.Geometry(), got.Geometry())
-	require.Equal(t, want.Layers(), got.Layers())
-	require.Equal(t, want.Meta().Model, got.Meta().Model)
+	require.Equal(t, want.Info().Geometry, got.Info().Geometry)
+	require.Equal(t, want.Info().Layers, got.Info().Layers)
+	require.Equal(t, want.Info().Model, got.Info().Model)
 
-	for _, layer := range want.Layers() {
+	for _, layer := range want.Info().Layers {
 		for p := capture.K; p <= capture.QNext; p++ {
 			a, ok := got.KV(layer, p)
 			require.True(t, ok, "layer %d %s", layer, p)
@@ -157,8 +158,8 @@ func TestModel_ReproducesCapture(t *testing.T) {
 			require.Equal(t, b.Rows(), a.Rows())
 			x, y := make([]float32, a.Rows()*a.Dim()), make([]float32, a.Rows()*a.Dim())
 			for h := range a.Heads() {
-				require.NoError(t, got.ReadRowsF32(a, h, 0, a.Rows(), x))
-				require.NoError(t, want.ReadRowsF32(b, h, 0, b.Rows(), y))
+				require.NoError(t, a.ReadF32(h, 0, a.Rows(), x))
+				require.NoError(t, b.ReadF32(h, 0, b.Rows(), y))
 				// Both round to f16. Where two float32 runners that sum in different orders fall on
 				// different sides, values differ by 2^-11: rare, 4e-5 over a head was measured.
 				require.Less(t, relError(x, y), 1e-4, "layer %d %s head %d", layer, p, h)

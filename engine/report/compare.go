@@ -282,7 +282,7 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 		if !ok || t.Bytes != int64(len(a.Data)) {
 			return 0, fmt.Errorf(
 				"kvist/report: side tensor %q of the file is not in %s at that size: %w",
-				info.Name, src.Name(), quant.ErrShape)
+				info.Name, src.Info().Name, quant.ErrShape)
 		}
 		want := make([]byte, t.Bytes)
 		if err := src.ReadAt(info.Name, 0, want); err != nil {

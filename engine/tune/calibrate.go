@@ -28,7 +28,7 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 	if len(captures) == 0 {
 		return nil, fmt.Errorf("kvist/tune: calibrate: no captures: %w", quant.ErrShape)
 	}
-	geo := captures[0].Geometry()
+	geo := captures[0].Info().Geometry
 	if max(geo.HeadDim, geo.HeadDimV) > archive.MaxBasisDim {
 		return nil, fmt.Errorf("kvist/tune: calibrate: head_dim %d, head_dim_v %d, want at most %d: %w",
 			geo.HeadDim, geo.HeadDimV, archive.MaxBasisDim, quant.ErrUnsupported)
@@ -36,16 +36,16 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 	p := old
 	var err error
 	if p == nil {
-		if p, err = profile.New(captures[0].Meta().Model, geo); err != nil {
+		if p, err = profile.New(captures[0].Info().Model, geo); err != nil {
 			return nil, err
 		}
 	}
 	for _, src := range captures {
-		if src.Kind() != capture.KV {
-			return nil, fmt.Errorf("kvist/tune: calibrate: %s is no KV capture: %w", src.Name(), quant.ErrShape)
+		if !src.Info().KV {
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s is no KV capture: %w", src.Info().Name, quant.ErrShape)
 		}
-		if err := p.Check(src.Meta().Model, src.Geometry()); err != nil {
-			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %w", src.Name(), err)
+		if err := p.Check(src.Info().Model, src.Info().Geometry); err != nil {
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %w", src.Info().Name, err)
 		}
 	}
 	cal := &calibrator{captures: captures, geo: geo, be: be, say: say}
@@ -75,9 +75,9 @@ type calibrator struct {
 // set fits transforms, then tables on what they give.
 func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
 	set := &archive.Set{Tables: archive.DefaultTables(), Heads: c.geo.KVHeads, Sides: 2}
-	set.Layers = c.captures[0].Layers()
+	set.Layers = c.captures[0].Info().Layers
 	for _, src := range c.captures {
-		c.tokens += src.Tokens()
+		c.tokens += src.Info().Tokens
 	}
 	set.Transforms = make([][]*archive.Transform, len(set.Layers))
 	for i, n := range set.Layers {
@@ -112,14 +112,14 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		}
 		t, ok := src.KV(layer, part)
 		if !ok {
-			return nil, fmt.Errorf("kvist/tune: calibrate: %s lacks layer %d: %w", src.Name(), layer, quant.ErrShape)
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s lacks layer %d: %w", src.Info().Name, layer, quant.ErrShape)
 		}
 		rows := make([]float32, t.Rows()*dim)
-		if err := src.ReadRowsF32(t, head, 0, t.Rows(), rows); err != nil {
+		if err := t.ReadF32(head, 0, t.Rows(), rows); err != nil {
 			return nil, err
 		}
 		if !input.Finite(rows) {
-			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Info().Name,
 				t.Name(), head, quant.ErrRange)
 		}
 		if side == 0 {
@@ -141,15 +141,15 @@ func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error
 		}
 		tq, ok := src.KV(layer, capture.Q)
 		if !ok {
-			return nil, fmt.Errorf("kvist/tune: calibrate: %s holds no queries: %w", src.Name(), quant.ErrShape)
+			return nil, fmt.Errorf("kvist/tune: calibrate: %s holds no queries: %w", src.Info().Name, quant.ErrShape)
 		}
 		group := c.geo.GQARatio()
 		for g := range group {
-			if err := src.ReadRowsF32(tq, head*group+g, 0, t.Rows(), rows); err != nil {
+			if err := tq.ReadF32(head*group+g, 0, t.Rows(), rows); err != nil {
 				return nil, err
 			}
 			if !input.Finite(rows) {
-				return nil, fmt.Errorf("kvist/tune: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Name(),
+				return nil, fmt.Errorf("kvist/tune: calibrate: %s: %s head %d holds NaN or Inf: %w", src.Info().Name,
 					tq.Name(), head*group+g, quant.ErrRange)
 			}
 			q.Add(rows)
@@ -172,7 +172,7 @@ func (c *calibrator) outputMetric(src *capture.Source, layer, head int) ([]float
 	row, part := make([]float32, w.Dim()), make([]float64, dim)
 	m := make([]float64, dim*dim)
 	for r := range w.Rows() {
-		if err := src.ReadRowsF32(w, 0, r, 1, row); err != nil {
+		if err := w.ReadF32(0, r, 1, row); err != nil {
 			return nil, err
 		}
 		for g := range group {

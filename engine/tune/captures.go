@@ -53,14 +53,14 @@ func NewCaptures(sources []*capture.Source, bits []float64, be backend.Backend) 
 		}
 	}
 	for _, s := range sources {
-		for _, l := range s.Layers() {
-			if !s.HasNext(l) {
+		for _, l := range s.Info().Layers {
+			if _, ok := s.KV(l, capture.QNext); !ok { // it implies the other two
 				return nil, fmt.Errorf("kvist/tune: capture %s: layer %d has no k_next, v_next, q_next to "+
-					"measure on: %w", s.Name(), l, quant.ErrUnsupported)
+					"measure on: %w", s.Info().Name, l, quant.ErrUnsupported)
 			}
 		}
-		if len(s.Layers()) == 0 {
-			return nil, fmt.Errorf("kvist/tune: capture %s holds no layers of K and V: %w", s.Name(),
+		if len(s.Info().Layers) == 0 {
+			return nil, fmt.Errorf("kvist/tune: capture %s holds no layers of K and V: %w", s.Info().Name,
 				quant.ErrUnsupported)
 		}
 		c.memos = append(c.memos, &kvfile.Memo{})
@@ -128,7 +128,7 @@ func (c *Captures) one(ctx context.Context, s *capture.Source, memo *kvfile.Memo
 	if _, err := kvfile.Compress(ctx, s, &file, kvfile.Options{Config: &cfg, Backend: c.Backend}); err != nil {
 		return 0, err
 	}
-	r, err := container.Open(s.Name(), bytes.NewReader(file.Bytes()), int64(file.Len()),
+	r, err := container.Open(s.Info().Name, bytes.NewReader(file.Bytes()), int64(file.Len()),
 		container.Limits{})
 	if err != nil {
 		return 0, err

@@ -44,7 +44,7 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg k
 		return nil, err
 	}
 	if !in.KV {
-		return nil, fmt.Errorf("kvist/tune: %s holds rows, want K and V: %w", src.Name(), quant.ErrShape)
+		return nil, fmt.Errorf("kvist/tune: %s holds rows, want K and V: %w", src.Info().Name, quant.ErrShape)
 	}
 	seg := builder(in, be, &cfg)
 	weigher := &weigh.Weigher{Backend: be, Geo: in.Geo, Sinks: cfg.Sinks, Recipe: cfg.Importance, Memo: cfg.Memo,

@@ -22,12 +22,12 @@ func TestPredict(t *testing.T) {
 	require.NoError(t, err)
 	coarse, err := tune.Predict(t.Context(), src, be, cfg, lm2, lm4)
 	require.NoError(t, err)
-	require.Len(t, coarse, len(src.Layers())*src.Geometry().KVHeads)
+	require.Len(t, coarse, len(src.Info().Layers)*src.Info().Geometry.KVHeads)
 	fine, err := tune.Predict(t.Context(), src, be, cfg, lm4, lm4)
 	require.NoError(t, err)
 	var sum float64
 	for i, d := range coarse {
-		require.Equal(t, src.Layers()[i/3], d.Layer)
+		require.Equal(t, src.Info().Layers[i/3], d.Layer)
 		require.Equal(t, i%3, d.KVHead)
 		require.Greater(t, d.K, fine[i].K)
 		require.Equal(t, d.V, fine[i].V)

@@ -50,14 +50,14 @@ func TestLossless_BeatsBytePlanesAndZstd(t *testing.T) {
 	defer src.Close()
 	var planes [2][]byte
 	total := 0
-	for _, l := range src.Layers() {
+	for _, l := range src.Info().Layers {
 		var lanes []LosslessLane
-		for h := range src.Geometry().KVHeads {
+		for h := range src.Info().Geometry.KVHeads {
 			for _, p := range []capture.Part{capture.K, capture.V} {
 				x, ok := src.KV(l, p)
 				require.True(t, ok)
 				raw := make([]byte, x.Rows()*x.RowBytes())
-				require.NoError(t, src.ReadRows(x, h, 0, x.Rows(), raw))
+				require.NoError(t, x.Read(h, 0, x.Rows(), raw))
 				lanes = append(lanes, LosslessLane{x.Dim(), raw})
 				for i, b := range raw {
 					planes[i%2] = append(planes[i%2], b)

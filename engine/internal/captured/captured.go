@@ -19,9 +19,9 @@ const rowSegmentValues = 1 << 20
 //
 // Errors: quant.ErrShape for a capture of no layers; quant.ErrUnsupported for one of no rows.
 func Of(src *capture.Source, segment int) (*input.Data, error) {
-	in := &input.Data{Name: src.Name(), Model: src.Meta().Model, KV: src.Kind() == capture.KV, First: src.Meta().FirstPosition}
+	in := &input.Data{Name: src.Info().Name, Model: src.Info().Model, KV: src.Info().KV, First: src.Info().FirstPosition}
 	in.Positions = func(first int, dst []int64) error { return src.ReadPositions(false, first, dst) }
-	if src.HasSurprisal(false) {
+	if _, ok := src.Lookup("surprisal"); ok && src.Info().KV {
 		in.Surprisal = func(first int, dst []float32) error { return src.ReadSurprisal(false, first, dst) }
 	}
 	if !in.KV {
@@ -45,23 +45,22 @@ func Of(src *capture.Source, segment int) (*input.Data, error) {
 		}
 		return in, nil
 	}
-	in.Geo = src.Geometry()
-	for i, n := range src.Layers() {
+	in.Geo = src.Info().Geometry
+	for i, n := range src.Info().Layers {
 		l := input.Layer{Name: fmt.Sprintf("layer %d", n), Index: i, Number: n, HasV: true,
-			Heads: in.Geo.KVHeads, Tokens: src.Tokens(), Segment: segment}
+			Heads: in.Geo.KVHeads, Tokens: src.Info().Tokens, Segment: segment}
 		l.K, l.V = kv(src, n, capture.K), kv(src, n, capture.V)
 		l.Q = kv(src, n, capture.Q)
 		l.HasQ = l.Q != nil
-		if src.HasNext(n) {
-			q, _ := src.KV(n, capture.QNext)
+		if q, ok := src.KV(n, capture.QNext); ok { // it implies the other two
 			l.Next = &input.Next{K: kv(src, n, capture.KNext), V: kv(src, n, capture.VNext), Q: q, Heads: q.Heads(),
-				Tokens: src.TokensNext()}
+				Tokens: src.Info().TokensNext}
 		}
 		in.Layers = append(in.Layers, l)
 		in.Heads += l.Heads
 	}
 	if len(in.Layers) == 0 {
-		return nil, fmt.Errorf("kvist/captured: %s holds no layers: %w", src.Name(), quant.ErrShape)
+		return nil, fmt.Errorf("kvist/captured: %s holds no layers: %w", src.Info().Name, quant.ErrShape)
 	}
 	return in, nil
 }
