@@ -62,7 +62,7 @@ test-noasm: ## without assembly
 	$(GO) test $(FLAGS) -tags noasm -run Golden $(GOLDENS)
 
 test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
-	GOAMD64=v3 $(GO) test $(FLAGS) -short ./quant/... ./cpu/... ./engine/plan
+	GOAMD64=v3 $(GO) test $(FLAGS) -short ./quant/... ./cpu/... ./engine/internal/plan
 	@GOAMD64=v3 $(GO) test -list Golden $(GOLDENS) | grep -q '^Test' || { echo "no goldens in $(GOLDENS)"; exit 1; }
 	GOAMD64=v3 $(GO) test $(FLAGS) -run Golden $(GOLDENS)
 
@@ -71,7 +71,7 @@ test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
-	  ./engine/internal/... ./engine/plan ./engine/container ./importance
+	  ./engine/internal/... ./engine/container ./importance
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
 endif

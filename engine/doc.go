@@ -7,7 +7,7 @@
 //
 //   - engine/backend: the contract with what computes, and its conformance suite
 //   - engine/internal/weigh, engine/internal/damage: what tokens are worth, and what errors of heads cost
-//   - engine/internal/segment, engine/plan: what a plan chooses from, and the optimisation of bytes against damage
+//   - engine/internal/segment, engine/internal/plan: what a plan chooses from, and the optimisation of bytes against damage
 //   - engine/internal/blocks: packed blocks in a backend's memory
 //   - engine/container, engine/capture, engine/profile: files
 //   - engine/kvfile: compress, decompress, verify, truncate; Pack and Open keep a cache packed in memory

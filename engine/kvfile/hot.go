@@ -9,9 +9,9 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/engine/internal/segment"
 	"github.com/kvist-project/kvist/engine/internal/weigh"
-	"github.com/kvist-project/kvist/engine/plan"
 )
 
 // hotFile is a file in hot form that is planned and written.

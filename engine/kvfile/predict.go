@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 )
 
 // predict returns the error to expect of a plan. The planner's own sum is weighed by attention that

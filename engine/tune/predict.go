@@ -13,10 +13,10 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/parallel"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/engine/internal/segment"
 	"github.com/kvist-project/kvist/engine/internal/weigh"
 	"github.com/kvist-project/kvist/engine/kvfile"
-	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 

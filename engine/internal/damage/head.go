@@ -11,7 +11,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/blocks"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
-	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 

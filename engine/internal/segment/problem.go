@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/engine/internal/input"
-	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 

@@ -9,8 +9,8 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/memo"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/engine/internal/weigh"
-	"github.com/kvist-project/kvist/engine/plan"
 	"github.com/kvist-project/kvist/quant"
 )
 

@@ -5,7 +5,7 @@ package plan_test
 import (
 	"fmt"
 
-	"github.com/kvist-project/kvist/engine/plan"
+	"github.com/kvist-project/kvist/engine/internal/plan"
 )
 
 func ExampleSolver() {
