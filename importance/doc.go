@@ -48,8 +48,8 @@
 //	quant.ErrTooLarge  a position beyond RelevanceConfig.MaxTokens
 //	quant.ErrRange     NaN, an infinity, or a negative sum (*ValueError: what, row, value)
 //
-// *SignalError names the signal that Combine could not use. A call that fails leaves the state as
-// it was. Zero tokens, rows of zeros and subnormals are valid.
+// Errors of Combine name the signal that it could not use. A call that fails leaves the state as it
+// was. Zero tokens, rows of zeros and subnormals are valid.
 //
 // # Concurrency
 //

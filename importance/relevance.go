@@ -109,9 +109,9 @@ func (s *stretch) cut(end int64) {
 //	(current + f*previous) / (queries current + f*queries previous), f = 1 - filled/Window
 //
 // so that no attention of a single query needs to be kept. A batch may not cross the end of a
-// window: ask Room.
+// window, which the first query starts.
 //
-// State: StateBytes; 4 bytes a token, and 4 more for each of Mix > 0 and Mix < 1 (sums are
+// State: 4 bytes a token, and 4 more for each of Mix > 0 and Mix < 1 (sums are
 // float32 between calls, as the backend's own are, and float64 within a call), plus at most 24
 // KiB. Results do not depend on how a window was split into batches, but for that rounding.
 //
@@ -143,33 +143,33 @@ func NewRelevance(cfg RelevanceConfig) (*Relevance, error) {
 	return r, nil
 }
 
-// Room returns how many queries the next batch may hold: what is left of the current window.
-func (r *Relevance) Room() int {
+// room returns how many queries the next batch may hold: what is left of the current window.
+func (r *Relevance) room() int {
 	if r.filled >= r.cfg.Window {
 		return r.cfg.Window
 	}
 	return r.cfg.Window - r.filled
 }
 
-// Tokens returns the number of tokens known: one more than the highest position seen.
-func (r *Relevance) Tokens() int { return len(r.cur) }
+// tokens returns the number of tokens known: one more than the highest position seen.
+func (r *Relevance) tokens() int { return len(r.cur) }
 
-// StateBytes returns the bytes that the accumulator holds on to.
-func (r *Relevance) StateBytes() int64 {
+// stateBytes returns the bytes that the accumulator holds on to.
+func (r *Relevance) stateBytes() int64 {
 	return 4*int64(cap(r.cur)+cap(r.prev)+cap(r.old)) + 24*int64(cap(r.far)) + 256
 }
 
-// Clone returns an independent copy.
-func (r *Relevance) Clone() *Relevance {
+// clone returns an independent copy.
+func (r *Relevance) clone() *Relevance {
 	c := *r
 	c.far = slices.Clone(r.far)
 	c.cur, c.prev, c.old = slices.Clone(r.cur), slices.Clone(r.prev), slices.Clone(r.old)
 	return &c
 }
 
-// Truncate forgets the tokens from n on. What queries at later positions read of the others
+// truncate forgets the tokens from n on. What queries at later positions read of the others
 // stays counted: keep a Clone where that must not be.
-func (r *Relevance) Truncate(n int) {
+func (r *Relevance) truncate(n int) {
 	if n = max(n, 0); n >= len(r.cur) {
 		return
 	}
@@ -200,7 +200,8 @@ type Queries struct {
 // Add takes the sums of a batch of queries over all rows they attended to, in any number of
 // parts. Rows that are left out got no attention. Batches come in the order of their positions.
 //
-// Errors: quant.ErrShape, also for a batch larger than Room or before an earlier one;
+// Errors: quant.ErrShape, also for a batch that crosses the end of a window or comes before an
+// earlier one;
 // quant.ErrTooLarge for positions from MaxTokens on; *ValueError wrapping quant.ErrRange for
 // sums that are negative, NaN or infinite. Nothing is added then.
 func (r *Relevance) Add(q Queries, parts ...RowSums) error {
@@ -256,8 +257,8 @@ func (r *Relevance) Skip(first int64, n int) error {
 
 // fits checks that a batch of n queries from position first on can be the next.
 func (r *Relevance) fits(first int64, n int) error {
-	if n < 0 || n > r.Room() {
-		return shapeErr("relevance: batch of %d queries, want at most %d", n, r.Room())
+	if n < 0 || n > r.room() {
+		return shapeErr("relevance: batch of %d queries, want at most %d", n, r.room())
 	}
 	if first < r.next || first > quant.MaxTokens {
 		return shapeErr("relevance: batch at position %d, want %d to %d", first, r.next,

@@ -109,7 +109,7 @@ func TestAttentionSums_Refuses(t *testing.T) {
 // feed hands queries [from, to) to r in batches of at most step, as a backend would.
 func feed(t require.TestingT, r *Relevance, att [][]float64, from, to, step, power int) {
 	for i := from; i < to; {
-		n := min(step, r.Room(), to-i)
+		n := min(step, r.room(), to-i)
 		sum := make([]float32, i+n)
 		for tok := range sum {
 			var s float64
@@ -205,7 +205,7 @@ func TestRelevance_FutureDoesNotChangeThePast(t *testing.T) {
 		r, err := NewRelevance(RelevanceConfig{Window: 16, Mix: 0.5})
 		require.NoError(t, err)
 		feed(t, r, attention(x, k, 0.5), 0, 40, 7, 2)
-		fork := r.Clone()
+		fork := r.clone()
 		feed(t, r, attention(x, k, 0.5), 40, 80, 7, 2)
 		past[i] = make([]float64, 40)
 		require.NoError(t, fork.Values(past[i]), "a clone does not follow its origin")
@@ -242,17 +242,17 @@ func TestRelevance_TruncateForgetsTokens(t *testing.T) {
 	for i := range int64(8) {
 		require.NoError(t, r.Add(Queries{First: 8 + i, N: 1, Group: 1}, ones))
 	}
-	r.Truncate(5)
-	require.Equal(t, 5, r.Tokens())
+	r.truncate(5)
+	require.Equal(t, 5, r.tokens())
 	require.NoError(t, r.Add(Queries{First: 7, N: 1, Group: 1},
 		RowSums{Base: 5, Sum: []float32{.4, .4, .4}}))
 	got := make([]float64, 8)
 	require.NoError(t, r.Values(got))
 	require.Greater(t, got[6], 1.5*got[0], "new tokens do not share the past of those forgotten")
-	r.Truncate(-3)
-	require.Zero(t, r.Tokens())
-	r.Truncate(4)
-	require.Zero(t, r.Tokens())
+	r.truncate(-3)
+	require.Zero(t, r.tokens())
+	r.truncate(4)
+	require.Zero(t, r.tokens())
 }
 
 func TestRelevance_Refuses(t *testing.T) {
@@ -285,7 +285,7 @@ func TestRelevance_Refuses(t *testing.T) {
 				require.NoError(t, r.Add(Queries{First: 5, N: 2, Group: 1}))
 			}
 			require.ErrorIs(t, r.Add(c.q, c.rows), c.want)
-			require.Zero(t, r.Tokens())
+			require.Zero(t, r.tokens())
 		})
 	}
 	var v *ValueError
@@ -322,7 +322,7 @@ func TestRelevance_StateIsBounded(t *testing.T) {
 	for i := range int64(5000) {
 		require.NoError(t, r.Add(Queries{First: 64 + i, N: 1, Group: 1}, rows))
 	}
-	require.LessOrEqual(t, r.StateBytes(), int64(64*12+64<<10))
+	require.LessOrEqual(t, r.stateBytes(), int64(64*12+64<<10))
 	got := make([]float64, 64)
 	require.NoError(t, r.Values(got))
 	for _, x := range got { // every query gave every token the same
@@ -479,7 +479,7 @@ func TestRelevance_Skip(t *testing.T) {
 			traceless = traceless && window != "mixed"
 			for at := from; at < to; {
 				step := min(rapid.IntRange(1, cfg.Window).Draw(t, "step"), to-at)
-				require.LessOrEqual(t, step, got.Room())
+				require.LessOrEqual(t, step, got.room())
 				if window == "unknown" || window == "mixed" && rapid.Bool().Draw(t, "skip") {
 					require.NoError(t, got.Skip(int64(at), step))
 				} else {
@@ -516,7 +516,7 @@ func TestRelevance_Skip(t *testing.T) {
 			require.InDelta(t, y[1], x[1], 1e-6)
 		}
 		require.ErrorIs(t, got.Skip(int64(n-1), 1), quant.ErrShape)
-		require.ErrorIs(t, got.Skip(int64(n), got.Room()+1), quant.ErrShape)
+		require.ErrorIs(t, got.Skip(int64(n), got.room()+1), quant.ErrShape)
 		require.ErrorIs(t, got.Skip(int64(n), -1), quant.ErrShape)
 	})
 }

@@ -79,7 +79,7 @@ func (t *Tracker) Room() int {
 	if t.relevance == nil {
 		return math.MaxInt32
 	}
-	return t.relevance.Room()
+	return t.relevance.room()
 }
 
 // StateBytes returns the bytes that the tracker holds on to.
@@ -89,7 +89,7 @@ func (t *Tracker) StateBytes() int64 {
 		n += 4 * int64(cap(v))
 	}
 	if t.relevance != nil {
-		n += t.relevance.StateBytes()
+		n += t.relevance.stateBytes()
 	}
 	for _, q := range t.queries {
 		n += q.StateBytes()
@@ -113,7 +113,7 @@ func (t *Tracker) Clone() *Tracker {
 		c.values[i] = append([]float32(nil), v...)
 	}
 	if t.relevance != nil {
-		c.relevance = t.relevance.Clone()
+		c.relevance = t.relevance.clone()
 	}
 	c.queries = nil
 	for _, q := range t.queries {
@@ -417,7 +417,7 @@ func (t *Tracker) Truncate(n int) error {
 		return shapeErr("tracker: truncate to %d tokens, want 0 to %d", n, t.tokens)
 	}
 	if t.relevance != nil {
-		t.relevance.Truncate(n)
+		t.relevance.truncate(n)
 	}
 	for i := range t.values {
 		t.values[i] = t.values[i][:min(n, len(t.values[i]))]

@@ -2,7 +2,10 @@
 
 package importance
 
-import "math"
+import (
+	"fmt"
+	"math"
+)
 
 // Signals are the values of the signals of the tokens of one KV head, each [tokens], finite and
 // at least 0. Those that a weighting does not use may be nil.
@@ -22,8 +25,9 @@ const leastShare = -96
 //
 // dst: [tokens].
 //
-// Errors: quant.ErrShape for a signal that is missing or of another length; *SignalError
-// wrapping quant.ErrRange for values that are negative, NaN or infinite. dst is unchanged then.
+// Errors: quant.ErrShape for a signal that is missing or of another length; *ValueError
+// wrapping quant.ErrRange for values that are negative, NaN or infinite. Both name the signal. dst is
+// unchanged then.
 func Combine(dst []float32, p *Weighting, s *Signals) error {
 	if err := p.validate(); err != nil {
 		return err
@@ -35,10 +39,10 @@ func Combine(dst []float32, p *Weighting, s *Signals) error {
 		}
 		x := s[e.signal]
 		if len(x) != len(dst) {
-			return &SignalError{e.signal, shapeErr("%d values, want %d", len(x), len(dst))}
+			return fmt.Errorf("kvist/importance: combine %v: %w", e.signal, shapeErr("%d values, want %d", len(x), len(dst)))
 		}
 		if err := checkSignal(e.signal.String(), x); err != nil {
-			return &SignalError{e.signal, err}
+			return fmt.Errorf("kvist/importance: combine %v: %w", e.signal, err)
 		}
 		m := largest(x)
 		for i, v := range x {

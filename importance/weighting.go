@@ -225,17 +225,3 @@ func (p Weighting) exponents() [numSignals]exponent {
 func (p Weighting) Uses(s Signal) bool {
 	return s < numSignals && p.exponents()[s].exponent != 0
 }
-
-// SignalError names the signal that weights cannot be combined from. It unwraps to the cause.
-type SignalError struct {
-	Signal Signal
-	Err    error
-}
-
-// Error names the signal and the cause.
-func (e *SignalError) Error() string {
-	return fmt.Sprintf("kvist/importance: combine %v: %v", e.Signal, e.Err)
-}
-
-// Unwrap returns the cause.
-func (e *SignalError) Unwrap() error { return e.Err }
