@@ -137,7 +137,7 @@ func openSalvage(in *input, salvage bool) (r *container.Reader, lost []string, e
 // checkExtension refuses a name that promises another format than the file was made from.
 func checkExtension(name string, h *container.Header) error {
 	format := "safetensors"
-	if h.Kind == container.KindRows && h.Origin == container.OriginNPY && len(h.Tensors) == 1 {
+	if h.Kind == container.KindRows && h.Origin == "npy" && len(h.Tensors) == 1 {
 		format = "npy"
 	}
 	switch ext := strings.TrimPrefix(strings.ToLower(filepath.Ext(name)), "."); {

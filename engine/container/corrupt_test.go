@@ -168,12 +168,12 @@ func lengthFields(r *Reader, b []byte) []lengthField {
 	}
 	fields = append(fields, lengthField{"index.entries", r.index + 8, 4})
 	for i := range r.entries {
-		at := r.index + IndexSize(i)
+		at := r.index + indexSize(i)
 		fields = append(fields, lengthField{"entry.offset", at, 8},
 			lengthField{"entry.segment", at + 8, 4},
 			lengthField{"entry.layer", at + 12, 2})
 	}
-	end := r.size - TrailerSize
+	end := r.size - trailerSize
 	return append(fields, lengthField{"trailer.index_offset", end, 8},
 		lengthField{"trailer.index_length", end + 8, 4},
 		lengthField{"trailer.file_length", end + 16, 8})
@@ -219,8 +219,8 @@ func repairLike(b []byte, r *Reader) {
 		}
 		put(e.offset, e.offset+e.length, at)
 	}
-	put(r.index, r.size-TrailerSize, indexCRCAt)
-	put(r.size-TrailerSize, r.size, trailerCRCAt)
+	put(r.index, r.size-trailerSize, indexCRCAt)
+	put(r.size-trailerSize, r.size, trailerCRCAt)
 }
 
 // TestCorrupt_EveryByteFlippedBehindTheChecksum flips every byte and corrects the checksums. The

@@ -13,7 +13,7 @@
 // coding takes, not what they mean.
 // coding takes, not what they mean.
 // A Writer writes a file front to back without seeking. The size is known before the first byte is
-// written: HeaderSize + the sum of RecordSize and AuxSize + IndexSize + TrailerSize. A Reader reads
+// written: HeaderSize + the sum of RecordSize and AuxSize + EndSize. A Reader reads
 // at random: two or three reads open a file, and one more reads a record. Payloads start on
 // multiples of 16 bytes, so they can be used in place.
 //

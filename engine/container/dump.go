@@ -279,7 +279,7 @@ func (d *dumper) side(e *entry) error {
 	show(8*len(info.Shape), "shape: %v", info.Shape)
 	show(len(info.Name), "name: %s", info.Name)
 	show(len(info.DType), "dtype: %s", info.DType)
-	d.opaque(e.offset+int64(at), payload, "payload, %s of %d bytes", info.Encoding, info.Decoded)
+	d.opaque(e.offset+int64(at), payload, "payload, %s of %d bytes", info.encoding, info.Decoded)
 	at += len(payload)
 	d.padding(e.offset+int64(at), b[at:])
 	return nil
@@ -298,10 +298,10 @@ func (d *dumper) tail() error {
 	for i := int64(indexHeaderBytes); i < n; i += indexEntryBytes {
 		d.fixed(&layoutEntry, at+i, b[i:])
 	}
-	if int64(len(b))-n != TrailerSize {
+	if int64(len(b))-n != trailerSize {
 		return nil // a salvaged file
 	}
-	d.title("trailer, %d bytes at %d", TrailerSize, at+n)
+	d.title("trailer, %d bytes at %d", trailerSize, at+n)
 	d.fixed(&layoutTrailer, at+n, b[n:])
 	return nil
 }

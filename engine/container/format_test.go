@@ -77,7 +77,7 @@ func generatedText() map[string]string {
 	out["tags"] = s.String()
 	out["versions"] = fmt.Sprintf("| version | adds | since |\n|---|---|---|\n"+
 		"| %d | the first format | kvist v0.1.0 |\n\nThis build reads versions %d to %d.\n",
-		V1, MinSupported, MaxSupported)
+		v1, MinSupported, MaxSupported)
 	return out
 }
 

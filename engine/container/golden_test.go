@@ -102,7 +102,7 @@ func startsRows(l quant.Level) bool { return l == quant.Chunks || l == quant.Sum
 
 func goldenRows() *file {
 	in := seeded(2)
-	h := &Header{Kind: KindRows, Origin: OriginSafetensors, SegmentTokens: 16, Seed: 9, Tokens: 29,
+	h := &Header{Kind: KindRows, Origin: "safetensors", SegmentTokens: 16, Seed: 9, Tokens: 29,
 		Tensors: []Tensor{
 			{Name: "hidden", DType: "F32", Shape: []int64{2, 10, 8}},
 			{Name: "none", DType: "F16", Shape: []int64{0, 8}},

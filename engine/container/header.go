@@ -13,7 +13,7 @@ type Kind uint16
 
 // The kinds of files.
 const (
-	KindInvalid Kind = 0
+	kindInvalid Kind = 0
 	KindCache   Kind = 1 // a KV cache: records of (layer, segment) with K and V
 	KindRows    Kind = 2 // rows of tensors: hidden states, embeddings; records have the K side only
 	KindProfile Kind = 3 // a profile: side tensors only; OpenProfile reads it, Open refuses it
@@ -32,28 +32,8 @@ func (k Kind) String() string {
 	return fmt.Sprintf("Kind(%d)", uint16(k))
 }
 
-// Origin is the file format that a KindRows file was made from, so that it can be written back.
-type Origin uint8
-
-// The origins.
-const (
-	OriginNone        Origin = 0 // KindCache
-	OriginNPY         Origin = 1
-	OriginSafetensors Origin = 2
-)
-
-// String returns "none", "npy" or "safetensors".
-func (s Origin) String() string {
-	switch s {
-	case OriginNone:
-		return "none"
-	case OriginNPY:
-		return "npy"
-	case OriginSafetensors:
-		return "safetensors"
-	}
-	return fmt.Sprintf("Origin(%d)", uint8(s))
-}
+// origins are the values of Header.Origin by their number in the file.
+var origins = []string{"", "npy", "safetensors"}
 
 // Tensor describes a tensor whose rows are in the records.
 type Tensor struct {
@@ -62,11 +42,11 @@ type Tensor struct {
 	Shape []int64 // 1 to 8 dimensions; the last one is the row
 }
 
-// Dim returns the number of values in a row.
-func (t *Tensor) Dim() int { return int(t.Shape[len(t.Shape)-1]) }
+// dim returns the number of values in a row.
+func (t *Tensor) dim() int { return int(t.Shape[len(t.Shape)-1]) }
 
-// Rows returns the number of rows: the product of all dimensions but the last.
-func (t *Tensor) Rows() int64 {
+// rows returns the number of rows: the product of all dimensions but the last.
+func (t *Tensor) rows() int64 {
 	n := int64(1)
 	for _, d := range t.Shape[:len(t.Shape)-1] {
 		n *= d
@@ -93,15 +73,16 @@ type Header struct {
 	Layers []int
 	// Tensors are the tensors whose rows are stored. KindRows only.
 	Tensors []Tensor
-	// Origin is the format that KindRows was made from.
-	Origin Origin
+	// Origin is the format that KindRows was made from, "npy" or "safetensors", so that it can be written
+	// back.
+	Origin string
 
 	// Tokens is the number of tokens in every layer. For KindRows it is the number of rows of all
 	// tensors.
 	Tokens int64
 	// First is the position of token 0.
 	First int64
-	// SegmentTokens is the number of tokens (rows) per segment, 1 to MaxSegmentTokens. The last
+	// SegmentTokens is the number of tokens (rows) per segment, 1 to 65535. The last
 	// segment of a layer may have fewer.
 	SegmentTokens int
 	// Sinks and Window are the numbers of first and last tokens that the plan kept at high detail.
@@ -147,7 +128,7 @@ func (h *Header) KVHeads() int {
 // Dims returns the number of values in a row of K and of V. V is 0 for KindRows.
 func (h *Header) Dims(layer int) (k, v int) {
 	if h.Kind == KindRows {
-		return h.Tensors[layer].Dim(), 0
+		return h.Tensors[layer].dim(), 0
 	}
 	return h.Geometry.HeadDim, h.Geometry.HeadDimV
 }
@@ -155,7 +136,7 @@ func (h *Header) Dims(layer int) (k, v int) {
 // LayerTokens returns the number of tokens (rows) of a stored layer or tensor.
 func (h *Header) LayerTokens(layer int) int64 {
 	if h.Kind == KindRows {
-		return h.Tensors[layer].Rows()
+		return h.Tensors[layer].rows()
 	}
 	return h.Tokens
 }
@@ -172,9 +153,9 @@ func (h *Header) SegmentLen(layer, segment int) int {
 	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
 }
 
-// ExpandedBytes returns the size of a record's rows after decompression, in the element types of
+// expandedBytes returns the size of a record's rows after decompression, in the element types of
 // the original.
-func (h *Header) ExpandedBytes(layer, segment int) int64 {
+func (h *Header) expandedBytes(layer, segment int) int64 {
 	k, v := h.Dims(layer)
 	row := int64(k*h.KType.Size() + v*h.VType.Size())
 	if h.Kind == KindRows {
@@ -183,11 +164,11 @@ func (h *Header) ExpandedBytes(layer, segment int) int64 {
 	return int64(h.SegmentLen(layer, segment)) * int64(h.KVHeads()) * row
 }
 
-// LargestRecord returns the largest ExpandedBytes of the file's records.
+// LargestRecord returns the bytes that the largest of the file's records stands for.
 func (h *Header) LargestRecord() (bytes int64) {
 	for layer := range h.Stored() {
 		if h.Segments(layer) > 0 {
-			bytes = max(bytes, h.ExpandedBytes(layer, 0))
+			bytes = max(bytes, h.expandedBytes(layer, 0))
 		}
 	}
 	return bytes

@@ -14,14 +14,14 @@ import (
 // Validate reports an error unless the header describes a valid file.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported.
-func (h *Header) Validate() error {
+func (h *Header) validate() error {
 	switch {
 	case h.Kind != KindCache && h.Kind != KindRows && h.Kind != KindProfile:
 		return shapef("header: %s, want cache, rows or profile", h.Kind)
 	case h.Kind == KindProfile:
 		// validateProfile has checked all of it.
-	case h.SegmentTokens < 1 || h.SegmentTokens > MaxSegmentTokens:
-		return shapef("header: segments of %d tokens, want 1 to %d", h.SegmentTokens, MaxSegmentTokens)
+	case h.SegmentTokens < 1 || h.SegmentTokens > maxSegmentTokens:
+		return shapef("header: segments of %d tokens, want 1 to %d", h.SegmentTokens, maxSegmentTokens)
 	case h.Tokens < 0 || h.Tokens > quant.MaxTokens:
 		return shapef("header: %d tokens, want 0 to %d", h.Tokens, int64(quant.MaxTokens))
 	case h.First < 0 || h.First > quant.MaxTokens:
@@ -52,7 +52,7 @@ func (h *Header) Validate() error {
 // validateProfile checks that a profile has a geometry, a model name, metadata and nothing else.
 func (h *Header) validateProfile() error {
 	switch {
-	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Origin != OriginNone:
+	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Origin != "":
 		return shapef("header: a file of kind profile with layers, tensors or query energy")
 	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind profile with tokens")
@@ -87,7 +87,7 @@ func (h *Header) validateCache() error {
 	switch {
 	case len(h.Layers) < 1 || len(h.Layers) > g.Layers:
 		return shapef("header: %d layers stored, want 1 to %d", len(h.Layers), g.Layers)
-	case len(h.Tensors) != 0 || h.Origin != OriginNone:
+	case len(h.Tensors) != 0 || h.Origin != "":
 		return shapef("header: a file of kind cache with a tensor table")
 	case h.KType.Size() == 0 || h.VType.Size() == 0:
 		return shapef("header: element types %s and %s of K and V", h.KType, h.VType)
@@ -113,8 +113,8 @@ func (h *Header) validateRows() error {
 	switch {
 	case len(h.Tensors) < 1 || len(h.Tensors) > maxStored:
 		return shapef("header: %d tensors, want 1 to %d", len(h.Tensors), maxStored)
-	case h.Origin != OriginNPY && h.Origin != OriginSafetensors:
-		return shapef("header: origin %s, want npy or safetensors", h.Origin)
+	case h.Origin != "npy" && h.Origin != "safetensors":
+		return shapef("header: origin %q, want npy or safetensors", h.Origin)
 	case g.Layers != 0 || g.Heads != 0 || g.KVHeads != 0 || g.HeadDim != 0 || g.HeadDimV != 0 ||
 		g.Rope.Layout != 0 || g.Rope.RotaryDim != 0 || g.Rope.Theta != 0 || g.Rope.InvFreq != nil ||
 		h.Layers != nil || h.QueryEnergy != nil:
@@ -133,7 +133,7 @@ func (h *Header) validateRows() error {
 			return shapef("header: tensor %q given twice", t.Name)
 		}
 		names[t.Name] = true
-		total += t.Rows() // both at most MaxTokens = 2^40, and 2^16 tensors: no overflow
+		total += t.rows() // both at most MaxTokens = 2^40, and 2^16 tensors: no overflow
 	}
 	if total != h.Tokens {
 		return shapef("header: %d tokens, want the %d rows of all tensors", h.Tokens, total)

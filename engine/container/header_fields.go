@@ -22,7 +22,7 @@ func HeaderSize(h *Header) (int64, error) {
 
 // appendHeader appends the header section to dst, which must be empty.
 func appendHeader(dst []byte, h *Header) ([]byte, error) {
-	if err := h.Validate(); err != nil {
+	if err := h.validate(); err != nil {
 		return dst, err
 	}
 	le := binary.LittleEndian
@@ -130,7 +130,7 @@ func (h *Header) geometryValue() []byte {
 func (h *Header) tensorsValue() []byte {
 	le := binary.LittleEndian
 	v := le.AppendUint32(nil, uint32(len(h.Tensors)))
-	v = append(v, byte(h.Origin), 0, 0, 0)
+	v = append(v, byte(slices.Index(origins, h.Origin)), 0, 0, 0)
 	for i := range h.Tensors {
 		t := &h.Tensors[i]
 		v = le.AppendUint16(v, uint16(len(t.Name)))
@@ -152,7 +152,7 @@ func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (Version, K
 			fmt.Sprintf("%q", magicHead), fmt.Sprintf("%q", b[:8]))
 	}
 	v := Version(le.Uint16(b[8:]))
-	if !v.Supported() {
+	if !v.supported() {
 		return v, 0, 0, p.refuse(8, fmt.Errorf("file is of version %d, this build reads %d to %d: %w",
 			v, MinSupported, MaxSupported, quant.ErrVersion))
 	}
@@ -205,7 +205,7 @@ func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, e
 			return nil, p.corrupt(fileHeaderBytes, "missing field", "tag "+fmt.Sprint(t), nil)
 		}
 	}
-	if err := h.Validate(); err != nil {
+	if err := h.validate(); err != nil {
 		c := p.corrupt(fileHeaderBytes, "", nil, nil).(*CorruptError)
 		c.Err = fmt.Errorf("%w: %v", quant.ErrCorrupt, err)
 		return nil, c
@@ -353,7 +353,10 @@ func (h *Header) parseMetadata(c *cursor) {
 
 func (h *Header) parseTensors(c *cursor) {
 	n := c.size()
-	h.Origin = Origin(c.uint(1))
+	code := c.uint(1)
+	if h.Origin = fmt.Sprint(code); code < uint64(len(origins)) {
+		h.Origin = origins[code]
+	}
 	c.zero(3)
 	if n > min(maxStored, len(c.b)/12) { // an entry takes 12 bytes or more
 		c.fail("tensors", nil, n)

@@ -121,7 +121,7 @@ func requireSameRecord(t require.TestingT, w, g *Record) {
 func randomFile(in intn) *file {
 	h := &Header{Kind: KindCache, SegmentTokens: 1 + in(90), Seed: uint64(in(1 << 30))}
 	if in(3) == 0 {
-		h.Kind, h.Origin = KindRows, OriginNPY+Origin(in(2))
+		h.Kind, h.Origin = KindRows, origins[1+in(2)]
 		for i := range 1 + in(3) {
 			s := Tensor{Name: string(rune('a' + i)), DType: []string{"F32", "F16", "BF16", "F64"}[in(4)]}
 			for range in(3) {
@@ -129,7 +129,7 @@ func randomFile(in intn) *file {
 			}
 			s.Shape = append(s.Shape, int64(32*(1+in(2))))
 			h.Tensors = append(h.Tensors, s)
-			h.Tokens += s.Rows()
+			h.Tokens += s.rows()
 		}
 	} else {
 		randomCache(in, h)
@@ -288,7 +288,7 @@ func repair(b []byte) {
 		return
 	}
 	put(b[:pos], fileHeaderCRCAt)
-	if n := int64(len(b)) - TrailerSize; n >= 0 {
+	if n := int64(len(b)) - trailerSize; n >= 0 {
 		put(b[n:], trailerCRCAt)
 	}
 	for pos+recordHeaderBytes <= int64(len(b)) {

@@ -19,9 +19,11 @@ type entry struct {
 	kind    uint16
 }
 
-// IndexSize returns the size of the index of a file with this many records and side tensors in
+// EndSize returns the bytes of index and trailer of a file with this many records and side tensors in
 // total.
-func IndexSize(sections int) int64 { return indexHeaderBytes + indexEntryBytes*int64(sections) }
+func EndSize(sections int) int64 { return indexSize(sections) + trailerSize }
+
+func indexSize(sections int) int64 { return indexHeaderBytes + indexEntryBytes*int64(sections) }
 
 func appendIndex(dst []byte, entries []entry) []byte {
 	start := len(dst)
@@ -46,16 +48,16 @@ func appendTrailer(dst []byte, indexOffset, indexLength int64) []byte {
 	dst = le.AppendUint64(dst, uint64(indexOffset))
 	dst = le.AppendUint32(dst, uint32(indexLength))
 	dst = le.AppendUint32(dst, 0)
-	dst = le.AppendUint64(dst, uint64(indexOffset+indexLength+TrailerSize))
+	dst = le.AppendUint64(dst, uint64(indexOffset+indexLength+trailerSize))
 	dst = append(dst, magicEnd...)
 	le.PutUint32(dst[start+trailerCRCAt:], checksum(dst[start:], trailerCRCAt))
 	return dst
 }
 
-// parseTrailer reads the trailer b, TrailerSize bytes, and returns the position of the index.
+// parseTrailer reads the trailer b, trailerSize bytes, and returns the position of the index.
 func parseTrailer(p place, lim *Limits, b []byte, size int64) (off, length int64, err error) {
 	le := binary.LittleEndian
-	at := size - TrailerSize
+	at := size - trailerSize
 	if string(b[24:]) != magicEnd {
 		return 0, 0, p.corrupt(at+24, "magic: the file does not end as one that was closed",
 			fmt.Sprintf("%q", magicEnd), fmt.Sprintf("%q", b[24:]))
@@ -71,7 +73,7 @@ func parseTrailer(p place, lim *Limits, b []byte, size int64) (off, length int64
 		return 0, 0, p.corrupt(at, "index does not end where the trailer starts",
 			at, fmt.Sprintf("%d + %d", o, n))
 	}
-	if most := IndexSize(0) + indexEntryBytes*(lim.MaxRecords+lim.MaxSides); n > most {
+	if most := indexSize(0) + indexEntryBytes*(lim.MaxRecords+lim.MaxSides); n > most {
 		return 0, 0, p.tooLarge(at+8, "index length", most, n)
 	}
 	return at - n, n, nil

@@ -34,8 +34,8 @@ const (
 	spanBytes         = 32
 	profileBytes      = 32
 
-	// TrailerSize is the size of the trailer, the last bytes of every file.
-	TrailerSize = 32
+	// trailerSize is the size of the trailer, the last bytes of every file.
+	trailerSize = 32
 )
 
 // Flags.
@@ -174,7 +174,7 @@ var layoutEntry = layout{"index entry", indexEntryBytes, []field{
 		"1, 2; others are skipped or refused"},
 }}
 
-var layoutTrailer = layout{"trailer", TrailerSize, []field{
+var layoutTrailer = layout{"trailer", trailerSize, []field{
 	{0, 8, "u64", "index_offset", "of the index in the file", "multiple of 16"},
 	{8, 4, "u32", "index_length", "of the index", "multiple of 16, up to the trailer"},
 	{12, 4, "u32", "crc", "CRC32C of the trailer but for this field", "as computed"},

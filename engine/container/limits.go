@@ -20,7 +20,7 @@ type Limits struct {
 	// MaxRecordTokens bounds kv_heads * tokens of a record, default 2^24. The file does not hold as
 	// many bytes as the token lists of a record take in memory.
 	MaxRecordTokens int64
-	// MaxExpandedBytes bounds Header.ExpandedBytes of a record; default DefaultExpandedBytes.
+	// MaxExpandedBytes bounds the bytes that a record stands for; default DefaultExpandedBytes.
 	// Dropped tokens and coarse rows take few bytes in the file, so a small file could otherwise
 	// require any amount of memory. Open refuses a file with a larger record. The limit also
 	// applies to side tensors that are not stored raw.
@@ -67,7 +67,7 @@ func (h *Header) checkExpansion(p place, lim *Limits) error {
 			continue
 		}
 		p.layer, p.segment = layer, 0
-		if n := h.ExpandedBytes(layer, 0); n > lim.MaxExpandedBytes {
+		if n := h.expandedBytes(layer, 0); n > lim.MaxExpandedBytes {
 			return p.tooLarge(-1, "size of the expanded record", bytesOf(lim.MaxExpandedBytes), bytesOf(n))
 		}
 		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, 0)); n > lim.MaxRecordTokens {
@@ -90,7 +90,7 @@ func (h *Header) checkWritten() error {
 		if h.Segments(layer) == 0 {
 			continue
 		}
-		if n := h.ExpandedBytes(layer, 0); n > lim.MaxExpandedBytes {
+		if n := h.expandedBytes(layer, 0); n > lim.MaxExpandedBytes {
 			return fmt.Errorf("kvist/container: header: a record of layer %d expands to %d bytes, "+
 				"readers accept %d (shorter segments make smaller records): %w", layer, n,
 				lim.MaxExpandedBytes, quant.ErrTooLarge)

@@ -24,13 +24,13 @@ func cacheOf(kvHeads, headDim, tokens, segment int) *Header {
 
 func TestHeader_ExpandedBytes(t *testing.T) {
 	h := cacheOf(8, 128, 5000, 4096)
-	require.EqualValues(t, 8*4096*128*(4+2), h.ExpandedBytes(0, 0))
-	require.EqualValues(t, 8*904*128*(4+2), h.ExpandedBytes(0, 1))
-	require.Equal(t, h.ExpandedBytes(0, 0), h.LargestRecord())
+	require.EqualValues(t, 8*4096*128*(4+2), h.expandedBytes(0, 0))
+	require.EqualValues(t, 8*904*128*(4+2), h.expandedBytes(0, 1))
+	require.Equal(t, h.expandedBytes(0, 0), h.LargestRecord())
 	rows := &Header{Kind: KindRows, SegmentTokens: 100, Tensors: []Tensor{
 		{Name: "a", DType: "BF16", Shape: []int64{3, 20, 7}}, {Name: "none", DType: "F32", Shape: []int64{0, 7}},
 		{Name: "b", DType: "F32", Shape: []int64{250, 9}}}}
-	require.EqualValues(t, 60*7*2, rows.ExpandedBytes(0, 0))
+	require.EqualValues(t, 60*7*2, rows.expandedBytes(0, 0))
 	require.EqualValues(t, 100*9*4, rows.LargestRecord())
 }
 

@@ -91,7 +91,7 @@ func TestProfile_HeaderRefusals(t *testing.T) {
 	b := f.write(t)
 	r, err := openProfileBytes(b, Limits{})
 	require.NoError(t, err)
-	binary.LittleEndian.PutUint16(b[r.index+IndexSize(0)+14:], entryRecord)
+	binary.LittleEndian.PutUint16(b[r.index+indexSize(0)+14:], entryRecord)
 	repair(b)
 	_, err = openProfileBytes(b, Limits{})
 	requireTyped(t, err)

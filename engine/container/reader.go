@@ -59,10 +59,10 @@ func open(name string, r io.ReaderAt, size int64, lim Limits, profile bool) (*Re
 		return nil, err
 	}
 	p := place{file: name}.in("trailer")
-	if size < rd.hdrLen+IndexSize(0)+TrailerSize {
-		return nil, p.corrupt(size, "file is too short", rd.hdrLen+IndexSize(0)+TrailerSize, size)
+	if size < rd.hdrLen+indexSize(0)+trailerSize {
+		return nil, p.corrupt(size, "file is too short", rd.hdrLen+indexSize(0)+trailerSize, size)
 	}
-	b, err := rd.read(p, size-TrailerSize, TrailerSize)
+	b, err := rd.read(p, size-trailerSize, trailerSize)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,7 @@ func open(name string, r io.ReaderAt, size int64, lim Limits, profile bool) (*Re
 		return nil, err
 	}
 	if off < rd.hdrLen {
-		return nil, p.corrupt(size-TrailerSize, "index lies in the header", rd.hdrLen, off)
+		return nil, p.corrupt(size-trailerSize, "index lies in the header", rd.hdrLen, off)
 	}
 	p = p.in("index")
 	if b, err = rd.read(p, off, n); err != nil {
@@ -129,7 +129,7 @@ func (r *Reader) sort(p place, off int64) error {
 			key := [2]int{int(e.layer), int(e.segment)}
 			if _, ok := r.lookup[key]; ok {
 				p.layer, p.segment = key[0], key[1]
-				return p.corrupt(off+IndexSize(i), "record given twice", nil, nil)
+				return p.corrupt(off+indexSize(i), "record given twice", nil, nil)
 			}
 			r.lookup[key] = len(r.records)
 			r.records = append(r.records, i)

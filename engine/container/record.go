@@ -11,11 +11,11 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// MaxSegmentTokens is the largest number of tokens in a segment: offsets and counts take 16 bits.
-const MaxSegmentTokens = 1<<16 - 1
+// maxSegmentTokens is the largest number of tokens in a segment: offsets and counts take 16 bits.
+const maxSegmentTokens = 1<<16 - 1
 
-// MaxBlocks is the largest number of blocks in one KV head of a segment.
-const MaxBlocks = 255
+// maxBlocks is the largest number of blocks in one KV head of a segment.
+const maxBlocks = 255
 
 // align is the alignment of sections and payloads.
 const align = 16
@@ -44,7 +44,7 @@ type Record struct {
 // block is DROPPED. Callers should also merge other blocks with the same level and codings: their
 // rows cost the same, and separate blocks take bits to tell apart.
 type Head struct {
-	Blocks []Block // 1 to MaxBlocks
+	Blocks []Block // 1 to 255
 }
 
 // Block is a set of tokens of one KV head that share a level and codings.

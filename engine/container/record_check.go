@@ -32,9 +32,9 @@ func checkRecord(h *Header, rec *Record) error {
 	seen := make([]bool, tokens)
 	for hi := range rec.Heads {
 		head := &rec.Heads[hi]
-		if len(head.Blocks) < 1 || len(head.Blocks) > MaxBlocks {
+		if len(head.Blocks) < 1 || len(head.Blocks) > maxBlocks {
 			return shapef("record (layer %d, segment %d) head %d: %d blocks, want 1 to %d",
-				rec.Layer, rec.Segment, hi, len(head.Blocks), MaxBlocks)
+				rec.Layer, rec.Segment, hi, len(head.Blocks), maxBlocks)
 		}
 		clear(seen)
 		left, dropped := tokens, 0

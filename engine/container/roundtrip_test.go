@@ -39,7 +39,7 @@ func TestRoundTrip_RandomFiles(t *testing.T) {
 			require.NoError(t, err)
 			size += n
 		}
-		size += IndexSize(len(f.recs)+len(f.aux)) + TrailerSize
+		size += indexSize(len(f.recs)+len(f.aux)) + trailerSize
 		require.EqualValues(t, len(b), size)
 
 		// A salvage of an intact file loses nothing.
@@ -123,7 +123,7 @@ func members(name string, tokens, blocks int, rng *rand.Rand) []uint8 {
 func TestMembers_EveryModeRoundTrips(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 2))
 	for _, name := range []string{"even", "runs", "skewed"} {
-		for _, tokens := range []int{2, 3, 31, 512, MaxSegmentTokens} {
+		for _, tokens := range []int{2, 3, 31, 512, maxSegmentTokens} {
 			for _, blocks := range []int{2, 3, 16, 255} {
 				if blocks > tokens {
 					continue
@@ -290,13 +290,13 @@ func TestSide_TakesTheSmallestEncoding(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 1))
 	for _, c := range []struct {
 		name string
-		want Encoding
+		want encoding
 		data []byte
 	}{
-		{"positions", EncodingProgression, ints(func(i int) uint32 { return uint32(100 + i) })},
-		{"backwards", EncodingProgression, ints(func(i int) uint32 { return uint32(7 - 3*i) })},
-		{"tokens", EncodingPlanes, ints(func(int) uint32 { return uint32(rng.IntN(50000)) })},
-		{"noise", EncodingRaw, ints(func(int) uint32 { return rng.Uint32() })},
+		{"positions", encodingProgression, ints(func(i int) uint32 { return uint32(100 + i) })},
+		{"backwards", encodingProgression, ints(func(i int) uint32 { return uint32(7 - 3*i) })},
+		{"tokens", encodingPlanes, ints(func(int) uint32 { return uint32(rng.IntN(50000)) })},
+		{"noise", encodingRaw, ints(func(int) uint32 { return rng.Uint32() })},
 	} {
 		a := &Aux{Name: c.name, DType: "I32", Shape: []int64{500}, Data: c.data}
 		f := &file{h: randomFile(seeded(3)).h, aux: []*Aux{a}}
@@ -306,7 +306,7 @@ func TestSide_TakesTheSmallestEncoding(t *testing.T) {
 		require.NoError(t, err)
 		infos, err := r.Auxes()
 		require.NoError(t, err)
-		require.Equal(t, c.want, infos[0].Encoding, c.name)
+		require.Equal(t, c.want, infos[0].encoding, c.name)
 		require.Equal(t, int64(2000), infos[0].Decoded)
 		got, err := r.ReadAux(c.name)
 		require.NoError(t, err)

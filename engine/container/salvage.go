@@ -130,16 +130,16 @@ func (s *salvager) section(pos int64) (int64, error) {
 	case markIndex:
 		return s.foundIndex(pos, b)
 	}
-	if pos != s.size-TrailerSize || s.index < 0 {
+	if pos != s.size-trailerSize || s.index < 0 {
 		return 0, nil
 	}
-	if b, err = s.peek(pos, TrailerSize); b == nil || err != nil {
+	if b, err = s.peek(pos, trailerSize); b == nil || err != nil {
 		return 0, err
 	}
 	if _, _, err := parseTrailer(place{}, &s.lim, b, s.size); err != nil {
 		return 0, nil // Open has reported it
 	}
-	return TrailerSize, nil
+	return trailerSize, nil
 }
 
 // candidate reads n bytes at pos, unless no section can have that length or it would cost too much
@@ -208,7 +208,7 @@ func (s *salvager) side(pos int64, b []byte) (int64, error) {
 // foundIndex reads an index. An index that the trailer does not point to still lists the sections.
 func (s *salvager) foundIndex(pos int64, b []byte) (int64, error) {
 	n := indexEntryBytes * (1 + int64(binary.LittleEndian.Uint32(b[8:])))
-	sec, err := s.candidate(pos, n, IndexSize(0)+indexEntryBytes*(s.lim.MaxRecords+s.lim.MaxSides))
+	sec, err := s.candidate(pos, n, indexSize(0)+indexEntryBytes*(s.lim.MaxRecords+s.lim.MaxSides))
 	if sec == nil || err != nil {
 		return 0, err
 	}

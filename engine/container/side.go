@@ -14,28 +14,28 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Encoding is how a side tensor is stored. The writer chooses the smallest encoding.
-type Encoding uint8
+// encoding is how a side tensor is stored. The writer chooses the smallest encoding.
+type encoding uint8
 
 // The encodings.
 const (
-	// EncodingRaw stores the elements as they are.
-	EncodingRaw Encoding = 0
-	// EncodingPlanes stores byte 0 of every element, then byte 1 and so on, deflated. It suits
+	// encodingRaw stores the elements as they are.
+	encodingRaw encoding = 0
+	// encodingPlanes stores byte 0 of every element, then byte 1 and so on, deflated. It suits
 	// token numbers and floats, whose high bytes repeat.
-	EncodingPlanes Encoding = 1
-	// EncodingProgression stores integers start, start+step, ... as start and step.
-	EncodingProgression Encoding = 2
+	encodingPlanes encoding = 1
+	// encodingProgression stores integers start, start+step, ... as start and step.
+	encodingProgression encoding = 2
 )
 
 // String returns "raw", "planes" or "progression".
-func (e Encoding) String() string {
+func (e encoding) String() string {
 	switch e {
-	case EncodingRaw:
+	case encodingRaw:
 		return "raw"
-	case EncodingPlanes:
+	case encodingPlanes:
 		return "planes"
-	case EncodingProgression:
+	case encodingProgression:
 		return "progression"
 	}
 	return fmt.Sprintf("Encoding(%d)", uint8(e))
@@ -59,7 +59,7 @@ type AuxInfo struct {
 	Name     string
 	DType    string
 	Shape    []int64
-	Encoding Encoding
+	encoding encoding
 	Decoded  int64 // bytes of the tensor
 	Offset   int64 // of its section in the file
 	Length   int64 // of its section
@@ -101,8 +101,8 @@ func AuxSize(a *Aux) (int64, error) {
 }
 
 // encode returns the smallest payload that readers accept, the lowest encoding at a tie.
-func (a *Aux) encode() (Encoding, []byte, error) {
-	enc, payload := EncodingRaw, a.Data
+func (a *Aux) encode() (encoding, []byte, error) {
+	enc, payload := encodingRaw, a.Data
 	if len(a.Data) > DefaultExpandedBytes { // readers want bytes in the file for what is larger
 		return enc, payload, nil
 	}
@@ -118,10 +118,10 @@ func (a *Aux) encode() (Encoding, []byte, error) {
 		return 0, nil, fmt.Errorf("kvist/container: deflate side tensor %q: %w", a.Name, err)
 	}
 	if deflated.Len() < len(payload) {
-		enc, payload = EncodingPlanes, deflated.Bytes()
+		enc, payload = encodingPlanes, deflated.Bytes()
 	}
 	if p, ok := a.progression(); ok && len(p) < len(payload) {
-		enc, payload = EncodingProgression, p
+		enc, payload = encodingProgression, p
 	}
 	return enc, payload, nil
 }
@@ -223,7 +223,7 @@ func parseAuxInfo(lim *Limits, p place, off int64, s []byte) (*AuxInfo, []byte, 
 	}
 	stored, decoded := le.Uint64(s[16:]), le.Uint64(s[24:])
 	c := &cursor{place: p, b: s[36:], off: off + 36}
-	info := &AuxInfo{Encoding: Encoding(c.uint(1)), Offset: off, Length: int64(len(s))}
+	info := &AuxInfo{encoding: encoding(c.uint(1)), Offset: off, Length: int64(len(s))}
 	c.zero(3)
 	if s[35] > maxTensorDims {
 		c.fail("dimensions", maxTensorDims, s[35])
@@ -242,8 +242,8 @@ func parseAuxInfo(lim *Limits, p place, off int64, s []byte) (*AuxInfo, []byte, 
 		return nil, nil, p.refuse(off+34, fmt.Errorf("element type %q: %w", info.DType,
 			quant.ErrUnsupported))
 	}
-	if info.Encoding > EncodingProgression {
-		return nil, nil, p.refuse(off+36, fmt.Errorf("%s: %w", info.Encoding, quant.ErrUnsupported))
+	if info.encoding > encodingProgression {
+		return nil, nil, p.refuse(off+36, fmt.Errorf("%s: %w", info.encoding, quant.ErrUnsupported))
 	}
 	if !utf8.ValidString(info.Name) {
 		return nil, nil, p.corrupt(off+sideHeaderBytes, "name is not UTF-8", nil,
@@ -275,21 +275,21 @@ func decodeAux(p place, lim *Limits, info *AuxInfo, payload []byte) ([]byte, err
 	size := dtypeSize(info.DType)
 	n := int64(len(payload))
 	bad := func(what string, want, got any) error { return p.corrupt(info.Offset+24, what, want, got) }
-	if info.Encoding == EncodingPlanes && info.Decoded/maxInflate > n {
+	if info.encoding == encodingPlanes && info.Decoded/maxInflate > n {
 		return nil, bad("decoded length of deflated data", fmt.Sprintf("at most %d", (n+1)*maxInflate),
 			info.Decoded)
 	}
-	if info.Encoding != EncodingRaw && info.Decoded > lim.MaxExpandedBytes {
-		return nil, p.tooLarge(info.Offset+24, "decoded length of "+info.Encoding.String(),
+	if info.encoding != encodingRaw && info.Decoded > lim.MaxExpandedBytes {
+		return nil, p.tooLarge(info.Offset+24, "decoded length of "+info.encoding.String(),
 			lim.MaxExpandedBytes, info.Decoded)
 	}
-	switch info.Encoding {
-	case EncodingRaw:
+	switch info.encoding {
+	case encodingRaw:
 		if n != info.Decoded {
 			return nil, bad("decoded length", n, info.Decoded)
 		}
 		return bytes.Clone(payload), nil
-	case EncodingProgression:
+	case encodingProgression:
 		if n != 16 || !isInteger(info.DType) || info.Decoded == 0 {
 			return nil, bad("progression", "16 bytes of an integer type", fmt.Sprint(n, " of ", info.DType))
 		}

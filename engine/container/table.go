@@ -49,9 +49,9 @@ func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
 			}
 		}
 	}
-	if len(entries) > MaxBlocks {
+	if len(entries) > maxBlocks {
 		return dst, shapef("record (layer %d, segment %d): %d kinds of blocks, want at most %d",
-			rec.Layer, rec.Segment, len(entries), MaxBlocks)
+			rec.Layer, rec.Segment, len(entries), maxBlocks)
 	}
 	dst = append(dst, byte(len(entries)))
 	for _, e := range entries {
@@ -64,7 +64,7 @@ func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
 	owner := make([]uint8, tokens)
 	for hi := range rec.Heads {
 		blocks := rec.Heads[hi].Blocks
-		enc.uniform(len(blocks)-1, MaxBlocks)
+		enc.uniform(len(blocks)-1, maxBlocks)
 		sizes := make([]int, len(blocks))
 		for bi := range blocks {
 			b := &blocks[bi]
@@ -171,7 +171,7 @@ func (t *tableReader) decode(s []byte) ([]Head, error) {
 
 // blocks reads the number of blocks of a head and their palette entries.
 func (t *tableReader) blocks() ([]Block, error) {
-	n := t.dec.uniform(MaxBlocks) + 1
+	n := t.dec.uniform(maxBlocks) + 1
 	if n > t.tokens {
 		return nil, t.corrupt(t.off, "more blocks than tokens", fmt.Sprintf("at most %d", t.tokens), n)
 	}

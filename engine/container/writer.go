@@ -121,7 +121,7 @@ func (w *Writer) Close() error {
 	if n := w.h.Records(); int64(len(w.seen)) != n {
 		return shapef("close: %d records written, want %d", len(w.seen), n)
 	}
-	size := IndexSize(len(w.entries))
+	size := indexSize(len(w.entries))
 	if size > 1<<32-1 {
 		return fmt.Errorf("kvist/container: close: index takes %d bytes: %w", size, quant.ErrTooLarge)
 	}

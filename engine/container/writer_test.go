@@ -147,9 +147,9 @@ func TestWriter_WantsEveryRecordOnce(t *testing.T) {
 
 func TestHeader_RefusesWhatDoesNotFit(t *testing.T) {
 	for name, change := range map[string]func(h *Header){
-		"kind":            func(h *Header) { h.Kind = KindInvalid },
+		"kind":            func(h *Header) { h.Kind = kindInvalid },
 		"segment":         func(h *Header) { h.SegmentTokens = 0 },
-		"long segment":    func(h *Header) { h.SegmentTokens = MaxSegmentTokens + 1 },
+		"long segment":    func(h *Header) { h.SegmentTokens = maxSegmentTokens + 1 },
 		"tokens":          func(h *Header) { h.Tokens = -1 },
 		"first":           func(h *Header) { h.First = -1 },
 		"layers":          func(h *Header) { h.Layers = []int{3, 0} },
@@ -161,7 +161,7 @@ func TestHeader_RefusesWhatDoesNotFit(t *testing.T) {
 		"types":           func(h *Header) { h.KType = 0 },
 		"energy":          func(h *Header) { h.QueryEnergy = []float32{1} },
 		"energy negative": func(h *Header) { h.QueryEnergy[0] = -1 },
-		"tensors":         func(h *Header) { h.Origin = OriginNPY },
+		"tensors":         func(h *Header) { h.Origin = "npy" },
 		"utf-8":           func(h *Header) { h.Config = "\xff" },
 		"metadata":        func(h *Header) { h.Metadata = map[string]string{"\xff": ""} },
 	} {
@@ -177,7 +177,7 @@ func TestHeader_RefusesWhatDoesNotFit(t *testing.T) {
 	for name, change := range map[string]func(h *Header){
 		"rows":     func(h *Header) { h.Tokens++ },
 		"geometry": func(h *Header) { h.Geometry.Heads = 1 },
-		"origin":   func(h *Header) { h.Origin = OriginNone },
+		"origin":   func(h *Header) { h.Origin = "" },
 		"twice":    func(h *Header) { h.Tensors[1].Name = "emb" },
 		"dims":     func(h *Header) { h.Tensors[1].Shape = nil },
 		"dim 0":    func(h *Header) { h.Tensors[1].Shape = []int64{0} },

@@ -115,7 +115,7 @@ func (d *decompressor) open(w io.WriterAt) error {
 		for _, t := range d.h.Tensors {
 			declare(t.Name, t.DType, t.Shape...)
 		}
-		if d.h.Origin == container.OriginNPY && len(decls) == 1 {
+		if d.h.Origin == "npy" && len(decls) == 1 {
 			d.out, inner = capture.NewNpyWriter(w, decls[0])
 			return inner
 		}

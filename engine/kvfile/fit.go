@@ -122,6 +122,6 @@ func (hf *hotFile) sections(choice *plan.Plan) (Sections, error) {
 		s.Tables += n - payload
 		return nil
 	})
-	s.Index = container.IndexSize(records+len(hf.c.aux)) + container.TrailerSize
+	s.Index = container.EndSize(records + len(hf.c.aux))
 	return s, err
 }

@@ -40,9 +40,9 @@ func (o fileOrigin) describe(h *container.Header) {
 		h.Tokens, h.First, h.Model = int64(src.Info().Tokens), src.Info().FirstPosition, src.Info().Model
 		return
 	}
-	h.Kind, h.Origin = container.KindRows, container.OriginSafetensors
+	h.Kind, h.Origin = container.KindRows, "safetensors"
 	if src.Info().Format == "npy" {
-		h.Origin = container.OriginNPY
+		h.Origin = "npy"
 	}
 	for _, a := range src.ActTensors() {
 		h.Tensors = append(h.Tensors, container.Tensor{Name: a.Name, DType: a.DType.String(), Shape: slices.Clone(a.Shape)})

@@ -31,7 +31,8 @@ func repair(b []byte) {
 		c := crc32.Update(crc32.Checksum(s[:at], table), table, s[at+4:])
 		le.PutUint32(s[at:], c)
 	}
-	if len(b) < 24+container.TrailerSize {
+	const trailerSize = 32
+	if len(b) < 24+trailerSize {
 		return
 	}
 	pos := int64(le.Uint32(b[12:]))
@@ -39,7 +40,7 @@ func repair(b []byte) {
 		return
 	}
 	put(b[:pos], 16)
-	put(b[len(b)-container.TrailerSize:], 12)
+	put(b[len(b)-trailerSize:], 12)
 	for pos+24 <= int64(len(b)) {
 		n := int64(min(le.Uint64(b[pos+8:]), 1<<40))
 		if string(b[pos:pos+4]) == "KIDX" {

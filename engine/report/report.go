@@ -139,7 +139,7 @@ func Build(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, 
 		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim,
 			h.Geometry.HeadDimV
 	} else if h.Stored() > 0 {
-		b.rep.HeadDim = h.Tensors[0].Dim()
+		b.rep.HeadDim, _ = h.Dims(0)
 	}
 	if err := b.layout(); err != nil {
 		return nil, err
@@ -180,7 +180,7 @@ func (b *reporter) layout() error {
 		return err
 	}
 	b.records = b.r.Records()
-	index := container.IndexSize(len(b.records)+len(auxes)) + container.TrailerSize
+	index := container.EndSize(len(b.records) + len(auxes))
 	header, held := b.r.Size()-index, int64(0)
 	for _, a := range auxes {
 		header, held = min(header, a.Offset), held+a.Length

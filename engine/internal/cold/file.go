@@ -39,7 +39,7 @@ func (f *file) fixed() (Sections, error) {
 		}
 		s.Side += n
 	}
-	s.Index = container.IndexSize(int(f.header.Records())+len(side)) + container.TrailerSize
+	s.Index = container.EndSize(int(f.header.Records()) + len(side))
 	return s, nil
 }
 
