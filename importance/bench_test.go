@@ -74,6 +74,6 @@ func BenchmarkSignal(b *testing.B) {
 		return err
 	})
 	w := make([]float32, n)
-	p, signals := defaultWeighting(), Signals{raw}
-	run("combine", func() error { return Combine(w, &p, &signals) })
+	p, signals := defaultWeighting(), signals{raw}
+	run("combine", func() error { return combineInto(w, &p, &signals) })
 }

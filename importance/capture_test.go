@@ -199,16 +199,16 @@ func (h *realHead) signals(t testing.TB) (names []string, values map[string][]fl
 	add("random", shaped(x, 1, 0.1))
 
 	all := Weighting{Surprise: 1, ValueNorm: 1, Surprisal: 1, Habituation: 1}
-	for s := SignalValueNorm; s <= SignalHabituation; s++ {
+	for s := signalValueNorm; s <= signalHabituation; s++ {
 		p := Weighting{}
 		switch s {
-		case SignalValueNorm:
+		case signalValueNorm:
 			p.ValueNorm = all.ValueNorm
-		case SignalSurprise:
+		case signalSurprise:
 			p.Surprise = all.Surprise
-		case SignalSurprisal:
+		case signalSurprisal:
 			p.Surprisal = all.Surprisal
-		case SignalHabituation:
+		case signalHabituation:
 			p.Habituation = all.Habituation
 		}
 		w := h.track(t, p)

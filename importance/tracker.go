@@ -44,23 +44,23 @@ func NewTracker(p Weighting, dim, dimV int, rope quant.Rope) (*Tracker, error) {
 		return nil, fmt.Errorf("kvist/importance: tracker: %w", err)
 	}
 	t := &Tracker{weighting: p, rope: newRopeTurn(rope), dim: dim, ropeOf: rope}
-	if p.Uses(SignalExpected) && (dim < 1 || dim > quant.MaxDim) {
+	if p.uses(signalExpected) && (dim < 1 || dim > quant.MaxDim) {
 		return nil, shapeErr("tracker: head_dim %d, want 1 to %d", dim, quant.MaxDim)
 	}
 	var errs [5]error
-	if p.Uses(SignalRelevance) {
+	if p.uses(signalRelevance) {
 		t.relevance, errs[0] = NewRelevance(p.Attention)
 	}
-	if p.Uses(SignalValueNorm) {
+	if p.uses(signalValueNorm) {
 		t.deviation, errs[1] = newDeviation(dimV)
 	}
-	if p.Uses(SignalSurprise) {
+	if p.uses(signalSurprise) {
 		t.surprise, errs[2] = newSurprise(dim, surpriseConfig{})
 	}
-	if p.Uses(SignalHabituation) {
+	if p.uses(signalHabituation) {
 		t.habituation, errs[3] = newHabituation(dimV, habituationConfig{})
 	}
-	if p.Uses(SignalDecay) {
+	if p.uses(signalDecay) {
 		t.decay, errs[4] = newDecay(p.Decay, 1)
 	}
 	for _, err := range errs {
@@ -150,7 +150,7 @@ func (t *Tracker) Append(k, v quant.Rows, surprisal []float32) error {
 		return err
 	}
 	novelty := make([]float64, n)
-	if t.weighting.Uses(SignalSurprisal) {
+	if t.weighting.uses(signalSurprisal) {
 		if len(surprisal) != n {
 			return shapeErr("tracker: surprisal of %d tokens, want %d", len(surprisal), n)
 		}
@@ -161,7 +161,7 @@ func (t *Tracker) Append(k, v quant.Rows, surprisal []float32) error {
 			}
 			novelty[i] = w
 		}
-		t.keep(SignalSurprisal, novelty)
+		t.keep(signalSurprisal, novelty)
 	}
 	// What follows was checked above: it takes all or, by a fault of ours, reports.
 	if err := t.predict(k, v, novelty); err != nil {
@@ -200,20 +200,20 @@ func (t *Tracker) predict(k, v quant.Rows, work []float64) error {
 		if err := t.deviation.Add(work, v); err != nil {
 			return err
 		}
-		t.keep(SignalValueNorm, work)
+		t.keep(signalValueNorm, work)
 	}
 	if t.surprise != nil {
 		if err := t.surprise.Add(work, t.unturned(k)); err != nil {
 			return err
 		}
-		t.keep(SignalSurprise, work)
+		t.keep(signalSurprise, work)
 	}
 	if t.habituation != nil {
 		weights, err := t.habituation.Add(nil, v)
 		if err != nil {
 			return err
 		}
-		have := &t.values[SignalHabituation]
+		have := &t.values[signalHabituation]
 		for _, w := range weights {
 			for range t.habituation.BlockRows() {
 				*have = append(*have, float32(w))
@@ -223,7 +223,7 @@ func (t *Tracker) predict(k, v quant.Rows, work []float64) error {
 	return nil
 }
 
-func (t *Tracker) keep(s Signal, x []float64) {
+func (t *Tracker) keep(s signal, x []float64) {
 	for _, v := range x {
 		t.values[s] = append(t.values[s], float32(min(v, math.MaxFloat32)))
 	}
@@ -278,7 +278,7 @@ func (t *Tracker) Skip(first int64, n int) error {
 // Errors: quant.ErrShape, also where the number of heads changes; *ValueError wrapping
 // quant.ErrRange for NaN and infinities. Nothing is taken then.
 func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
-	if !t.weighting.Uses(SignalExpected) {
+	if !t.weighting.uses(signalExpected) {
 		return nil
 	}
 	if first < 0 || first > quant.MaxTokens || len(q) == 0 || len(q) > quant.MaxHeads ||
@@ -320,7 +320,7 @@ func (t *Tracker) Observed() bool {
 		t.queries != nil && t.queries[0].Len() > 0:
 		return true
 	}
-	return t.relevance == nil && !t.weighting.Uses(SignalExpected)
+	return t.relevance == nil && !t.weighting.uses(signalExpected)
 }
 
 // Weights writes the weights of all tokens appended, dst [Tokens], and says how far relevance is
@@ -340,8 +340,8 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 	var c Concentration
 	p, s := t.weighting, t.kept()
 	if t.decay != nil {
-		s[SignalDecay] = make([]float64, t.tokens)
-		t.decay.Values(s[SignalDecay], 0, int64(t.tokens)-1)
+		s[signalDecay] = make([]float64, t.tokens)
+		t.decay.Values(s[signalDecay], 0, int64(t.tokens)-1)
 	}
 	if t.relevance != nil {
 		x := make([]float64, t.tokens)
@@ -355,13 +355,13 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 		if err := Shape(x, p.Shape); err != nil {
 			return c, err
 		}
-		s[SignalRelevance] = x
+		s[signalRelevance] = x
 		if c.Collapsed {
 			p.Relevance = 0
 		}
 	}
 	switch {
-	case !p.Uses(SignalExpected):
+	case !p.uses(signalExpected):
 	case t.queries == nil || t.queries[0].Len() == 0:
 		p.Expected = 0
 	default:
@@ -369,19 +369,19 @@ func (t *Tracker) Weights(dst []float32, k quant.Rows) (Concentration, error) {
 		if err := t.expected(x, k); err != nil {
 			return c, err
 		}
-		s[SignalExpected] = x
+		s[signalExpected] = x
 	}
-	return c, Combine(dst, &p, &s)
+	return c, combineInto(dst, &p, &s)
 }
 
 // kept returns the signals that were computed as rows came.
-func (t *Tracker) kept() (s Signals) {
+func (t *Tracker) kept() (s signals) {
 	for i, have := range t.values {
-		switch Signal(i) {
-		case SignalRelevance, SignalExpected, SignalDecay:
+		switch signal(i) {
+		case signalRelevance, signalExpected, signalDecay:
 			continue
 		}
-		if !t.weighting.Uses(Signal(i)) {
+		if !t.weighting.uses(signal(i)) {
 			continue
 		}
 		s[i] = make([]float64, t.tokens)
@@ -424,7 +424,7 @@ func (t *Tracker) Truncate(n int) error {
 	}
 	if t.habituation != nil {
 		t.habituation.discard()
-		have := &t.values[SignalHabituation]
+		have := &t.values[signalHabituation]
 		for len(*have) < n {
 			*have = append(*have, 1)
 		}

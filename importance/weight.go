@@ -9,7 +9,12 @@ import (
 
 // Signals are the values of the signals of the tokens of one KV head, each [tokens], finite and
 // at least 0. Those that a weighting does not use may be nil.
-type Signals [numSignals][]float64
+type Signals struct {
+	Relevance, Expected, ValueNorm, Surprise, Surprisal, Habituation, Decay []float64
+}
+
+// signals are Signals by number.
+type signals [numSignals][]float64
 
 // leastShare is how far below the largest a product may lie, as a power of two: zeros are put
 // there, so that a weight of zero is never taken for certain.
@@ -29,6 +34,11 @@ const leastShare = -96
 // wrapping quant.ErrRange for values that are negative, NaN or infinite. Both name the signal. dst is
 // unchanged then.
 func Combine(dst []float32, p *Weighting, s *Signals) error {
+	return combineInto(dst, p, &signals{s.Relevance, s.Expected, s.ValueNorm, s.Surprise, s.Surprisal,
+		s.Habituation, s.Decay})
+}
+
+func combineInto(dst []float32, p *Weighting, s *signals) error {
 	if err := p.validate(); err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ func FuzzParseWeighting(f *testing.F) {
 		again, err := ParseWeighting(p.String())
 		require.NoError(t, err)
 		require.Equal(t, p.String(), again.String())
-		s := Signals{}
+		s := signals{}
 		for i := range s {
 			s[i] = []float64{0, 1, 2}
 		}
@@ -92,18 +92,18 @@ func FuzzParseWeighting(f *testing.F) {
 func TestWeighting_Uses(t *testing.T) {
 	p := defaultWeighting()
 	require.NoError(t, p.validate())
-	require.True(t, p.Uses(SignalRelevance))
-	for s := SignalExpected; s <= SignalDecay; s++ {
-		require.False(t, p.Uses(s), "%v is off until it is shown to pay", s)
+	require.True(t, p.uses(signalRelevance))
+	for s := signalExpected; s <= signalDecay; s++ {
+		require.False(t, p.uses(s), "%v is off until it is shown to pay", s)
 	}
-	require.False(t, p.Uses(Signal(99)))
-	require.Equal(t, "Signal(99)", Signal(99).String())
-	require.Equal(t, "value-norm", SignalValueNorm.String())
+	require.False(t, p.uses(signal(99)))
+	require.Equal(t, "Signal(99)", signal(99).String())
+	require.Equal(t, "value-norm", signalValueNorm.String())
 }
 
-func combine(t require.TestingT, p Weighting, s Signals, n int) []float64 {
+func combine(t require.TestingT, p Weighting, s signals, n int) []float64 {
 	w := make([]float32, n)
-	require.NoError(t, Combine(w, &p, &s))
+	require.NoError(t, combineInto(w, &p, &s))
 	out := make([]float64, n)
 	for i, v := range w {
 		out[i] = float64(v)
@@ -114,7 +114,7 @@ func combine(t require.TestingT, p Weighting, s Signals, n int) []float64 {
 func TestCombine_IsTheProductOfPowers(t *testing.T) {
 	rng := rand.New(rand.NewPCG(31, 32))
 	const n = 50
-	var s Signals
+	var s signals
 	for i := range s {
 		s[i] = make([]float64, n)
 		for j := range s[i] {
@@ -135,9 +135,9 @@ func TestCombine_IsTheProductOfPowers(t *testing.T) {
 	close32(t, want, combine(t, p, s, n), 1e-6)
 	// A signal that is off is not looked at.
 	s[2], p.ValueNorm = nil, 0
-	require.NoError(t, Combine(make([]float32, n), &p, &s))
-	require.Equal(t, []float64{1, 1, 1}, combine(t, Weighting{}, Signals{}, 3))
-	require.Empty(t, combine(t, Weighting{}, Signals{}, 0))
+	require.NoError(t, combineInto(make([]float32, n), &p, &s))
+	require.Equal(t, []float64{1, 1, 1}, combine(t, Weighting{}, signals{}, 3))
+	require.Empty(t, combine(t, Weighting{}, signals{}, 0))
 }
 
 func TestCombine_Properties(t *testing.T) {
@@ -146,7 +146,7 @@ func TestCombine_Properties(t *testing.T) {
 		n := rapid.IntRange(1, 60).Draw(t, "n")
 		value := rapid.OneOf(rapid.Float64Range(0, 2), rapid.SampledFrom([]float64{0, 5e-324, 1e-310,
 			math.MaxFloat64}))
-		var s, turned, up Signals
+		var s, turned, up signals
 		for i := range s {
 			s[i] = rapid.SliceOfN(value, n, n).Draw(t, "signal")
 			for j := range s[i] {
@@ -181,23 +181,38 @@ func zeroTiny(x float64) float64 {
 }
 
 func TestCombine_OneTokenTakesAllItMay(t *testing.T) {
-	s := Signals{make([]float64, 1000)}
+	s := signals{make([]float64, 1000)}
 	s[0][17] = 1
 	w := combine(t, Weighting{Relevance: 1}, s, 1000)
 	require.Equal(t, 64.0, w[17])
 	require.InDelta(t, 1, mean(w), 1e-5, "the others share the rest, instead of being starved")
 	require.InDelta(t, (1000-64)/999.0, w[0], 1e-5)
 	require.Equal(t, []float64{1, 1}, combine(t, Weighting{Relevance: 1},
-		Signals{{0, 0}}, 2))
+		signals{{0, 0}}, 2))
+}
+
+// Every field of Signals is the signal of its name.
+func TestCombine_Fields(t *testing.T) {
+	given := Signals{Relevance: []float64{0, 1}, Expected: []float64{0, 2}, ValueNorm: []float64{0, 3},
+		Surprise: []float64{0, 4}, Surprisal: []float64{0, 5}, Habituation: []float64{0, 6}, Decay: []float64{0, 7}}
+	for _, one := range (&Weighting{}).fields()[:numSignals] {
+		p, err := ParseWeighting(one.name + "=1")
+		require.NoError(t, err)
+		w := make([]float32, 2)
+		require.NoError(t, Combine(w, &p, &given))
+		require.Less(t, w[0], w[1], one.name)
+		var other Signals
+		require.ErrorContains(t, Combine(w, &p, &other), "combine "+one.name+": ")
+	}
 }
 
 func TestCombine_Refuses(t *testing.T) {
 	p := Weighting{Surprise: 1}
 	dst := []float32{7, 7}
 	for _, bad := range [][]float64{nil, {1}, {1, math.NaN()}, {1, math.Inf(1)}, {-1, 1}} {
-		var s Signals
-		s[SignalSurprise] = bad
-		err := Combine(dst, &p, &s)
+		var s signals
+		s[signalSurprise] = bad
+		err := combineInto(dst, &p, &s)
 		require.ErrorContains(t, err, "combine surprise: ")
 		want := quant.ErrShape
 		if len(bad) == 2 {
@@ -206,6 +221,6 @@ func TestCombine_Refuses(t *testing.T) {
 		require.ErrorIs(t, err, want)
 	}
 	p.Min = 2
-	require.ErrorIs(t, Combine(dst, &p, &Signals{}), quant.ErrShape)
+	require.ErrorIs(t, combineInto(dst, &p, &signals{}), quant.ErrShape)
 	require.Equal(t, []float32{7, 7}, dst)
 }

@@ -177,18 +177,18 @@ func (p Weighting) limits() (lo, hi float64) {
 	return lo, hi
 }
 
-// Signal names a signal.
-type Signal uint8
+// signal names a signal.
+type signal uint8
 
 // The signals.
 const (
-	SignalRelevance Signal = iota
-	SignalExpected
-	SignalValueNorm
-	SignalSurprise
-	SignalSurprisal
-	SignalHabituation
-	SignalDecay
+	signalRelevance signal = iota
+	signalExpected
+	signalValueNorm
+	signalSurprise
+	signalSurprisal
+	signalHabituation
+	signalDecay
 
 	numSignals
 )
@@ -197,7 +197,7 @@ var signalNames = [numSignals]string{"relevance", "expected", "value-norm", "sur
 	"habituation", "decay"}
 
 // String returns the signal's name in a weighting.
-func (s Signal) String() string {
+func (s signal) String() string {
 	if s < numSignals {
 		return signalNames[s]
 	}
@@ -205,7 +205,7 @@ func (s Signal) String() string {
 }
 
 type exponent struct {
-	signal   Signal
+	signal   signal
 	exponent float64
 }
 
@@ -215,13 +215,13 @@ func (p Weighting) exponents() [numSignals]exponent {
 	if p.Decay != 0 {
 		on = 1
 	}
-	return [numSignals]exponent{{SignalRelevance, p.Relevance},
-		{SignalExpected, p.Expected}, {SignalValueNorm, p.ValueNorm},
-		{SignalSurprise, p.Surprise}, {SignalSurprisal, p.Surprisal},
-		{SignalHabituation, p.Habituation}, {SignalDecay, on}}
+	return [numSignals]exponent{{signalRelevance, p.Relevance},
+		{signalExpected, p.Expected}, {signalValueNorm, p.ValueNorm},
+		{signalSurprise, p.Surprise}, {signalSurprisal, p.Surprisal},
+		{signalHabituation, p.Habituation}, {signalDecay, on}}
 }
 
-// Uses reports whether a signal takes part in the weights.
-func (p Weighting) Uses(s Signal) bool {
+// uses reports whether a signal takes part in the weights.
+func (p Weighting) uses(s signal) bool {
 	return s < numSignals && p.exponents()[s].exponent != 0
 }

@@ -127,10 +127,8 @@ func relevanceOf(windows []*window, head, tokens int, p importance.Weighting) (w
 	if conc.Collapsed {
 		p.Relevance = 0
 	}
-	var s importance.Signals
-	s[importance.SignalRelevance] = x
 	w = make([]float32, tokens)
-	return w, conc.Collapsed, importance.Combine(w, &p, &s)
+	return w, conc.Collapsed, importance.Combine(w, &p, &importance.Signals{Relevance: x})
 }
 
 // window is a run of queries of a layer, of all its KV heads. All queries count: with every second
@@ -315,10 +313,10 @@ func (k *layerKeys) load(first int) ([]backend.Block, error) {
 
 // relevanceAlone reports whether weights are made of relevance and nothing else.
 func relevanceAlone(p importance.Weighting) bool {
-	for s := range importance.SignalDecay + 1 {
-		if p.Uses(s) != (s == importance.SignalRelevance) {
+	for _, exponent := range []float64{p.Expected, p.ValueNorm, p.Surprise, p.Surprisal, p.Habituation, p.Decay} {
+		if exponent != 0 {
 			return false
 		}
 	}
-	return true
+	return p.Relevance != 0
 }

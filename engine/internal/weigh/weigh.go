@@ -123,7 +123,7 @@ func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now
 	switch {
 	case !l.HasV || p.String() == "none":
 		return nil, nil, use, nil
-	case (p.Uses(importance.SignalRelevance) || p.Uses(importance.SignalExpected)) && !l.HasQ:
+	case (p.Relevance != 0 || p.Expected != 0) && !l.HasQ:
 		use.Heads, use.Unweighed = l.Heads, l.Heads
 		return nil, nil, use, nil
 	}
@@ -195,7 +195,7 @@ func (c *Weigher) weighHead(ctx context.Context, l *input.Layer, head int, p imp
 		return x, err
 	}
 	var surprisal []float32
-	if p.Uses(importance.SignalSurprisal) && c.Surprisal != nil {
+	if p.Surprisal != 0 && c.Surprisal != nil {
 		surprisal = make([]float32, tokens)
 		if err := c.Surprisal(0, surprisal); err != nil {
 			return x, err
@@ -230,12 +230,12 @@ func (c *Weigher) weighHead(ctx context.Context, l *input.Layer, head int, p imp
 // observeAll feeds the tracker with what the profile asks of the capture's queries.
 func (c *Weigher) observeAll(ctx context.Context, l *input.Layer, head int, blocks []backend.Block,
 	track *importance.Tracker, p importance.Weighting, tokens int) (skipped bool, err error) {
-	if p.Uses(importance.SignalRelevance) {
+	if p.Relevance != 0 {
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
 			return skipped, err
 		}
 	}
-	if p.Uses(importance.SignalExpected) {
+	if p.Expected != 0 {
 		more, err := c.observeQueries(l, head, track, tokens)
 		return skipped || more, err
 	}
