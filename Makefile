@@ -22,7 +22,7 @@ CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality tidy-check clean
+        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -178,6 +178,12 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 
 tables: ## redraw the tables and the picture of the READMEs from bench/results; measures nothing
 	$(GO) run ./bench/modeltable
+
+FIXTURES := build/gguf-venv
+gguf-fixtures: ## write engine/gguf/testdata again with the Python package gguf, in an environment of its own
+	@test -x $(FIXTURES)/bin/python || python3 -m venv $(FIXTURES)
+	$(FIXTURES)/bin/python -m pip install --quiet --disable-pip-version-check gguf==0.19.0 numpy==2.4.6
+	$(FIXTURES)/bin/python engine/gguf/testdata/make.py engine/gguf/testdata
 
 tidy-check: ## go.mod and go.sum are tidy
 	$(GO) mod tidy -diff

@@ -230,8 +230,11 @@ type groupSink interface {
 
 type f32Sink struct{ data []float32 }
 
-func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) { gguf.DecodeGroup(t, b, s.data[g:]) }
-func (s *f32Sink) matrix(n, k int) (matrix, error)          { return &f32Matrix{n, k, s.data}, nil }
+func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) {
+	vals, _ := t.Layout()
+	gguf.DecodeGroup(t, b, s.data[g*int(vals):])
+}
+func (s *f32Sink) matrix(n, k int) (matrix, error) { return &f32Matrix{n, k, s.data}, nil }
 
 type q8Sink struct {
 	codes  []int8
