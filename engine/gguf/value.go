@@ -142,6 +142,21 @@ func (v Value) Ints() (n []int64, ok bool) {
 	return n, true
 }
 
+// Floats returns an array of floats or integers; ok is false for other types.
+func (v Value) Floats() (f []float64, ok bool) {
+	w := v.Elem.size()
+	if v.Type != TypeArray || w == 0 {
+		return nil, false
+	}
+	f = make([]float64, len(v.raw)/w)
+	for i := range f {
+		if f[i], ok = floatAt(v.Elem, v.raw[i*w:]); !ok {
+			return nil, false
+		}
+	}
+	return f, true
+}
+
 // Bools returns an array of bools, or of integers, of which 0 is false; ok is false for other types.
 func (v Value) Bools() (b []bool, ok bool) {
 	if v.Type == TypeArray && v.Elem == TypeBool {
