@@ -70,10 +70,9 @@ func scalesOf256(dst []float32, base []uint16, steps []int8, n, per int) {
 	stepsAVX2(&dst[0], &base[0], &steps[0], n/per, per)
 }
 
-// guardPanel checks a panel, and returns its minima or a pointer that no kernel follows.
+// guardPanel checks a panel but for its codes, and returns its minima or a pointer that no kernel follows.
 func guardPanel(p panel) *float32 {
 	n := p.steps() * panelWidth
-	_ = p.codes[p.groups*panelBytes8-1]
 	_ = p.scales[n-1]
 	if p.mins == nil {
 		return nil
@@ -84,6 +83,7 @@ func guardPanel(p panel) *float32 {
 
 func expandOf512(dst []float32, p panel) {
 	mins := guardPanel(p)
+	_ = p.codes[p.groups*panelBytes8-1]
 	_ = dst[p.groups*groupSize*panelWidth-1]
 	switch {
 	case p.step == 32 && mins == nil:
@@ -99,6 +99,7 @@ func expandOf512(dst []float32, p panel) {
 
 func expandOf256(dst []float32, p panel) {
 	mins := guardPanel(p)
+	_ = p.codes[p.groups*panelBytes8-1]
 	_ = dst[p.groups*groupSize*panelWidth-1]
 	switch {
 	case p.step == 32 && mins == nil:
@@ -152,9 +153,12 @@ var (
 	}
 )
 
-// kind returns the index of a panel's kernels.
+// kind returns the index of a panel's kernels in tiles512 and tiles256, where it has one, and in
+// rows512 and rows256.
 func (p panel) kind() int {
 	switch {
+	case p.step == groupSize && p.mins == nil:
+		return 3
 	case p.step == groupSize:
 		return 0
 	case p.mins == nil:
@@ -163,12 +167,63 @@ func (p panel) kind() int {
 	return 2
 }
 
+// rowFunc is the signature of the generated kernels for one row of activations.
+type rowFunc = func(c *float32, codes, consts *byte, scales, mins *float32, aq *int8, sa, as *float32,
+	ai *int32, groups int)
+
+// rows512 and rows256 hold the kernels for one row by the bits of codes and the index of a kind.
+var (
+	rows512 = [9][4]rowFunc{
+		2: {2: row2Of16MinAVX512},
+		3: {1: row3Of16AVX512},
+		4: {0: row4Of32MinAVX512, 3: row4Of32AVX512},
+		5: {0: row5Of32MinAVX512, 3: row5Of32AVX512},
+		6: {1: row6Of16AVX512},
+	}
+	rows256 = [9][4]rowFunc{
+		2: {2: row2Of16MinAVX2},
+		3: {1: row3Of16AVX2},
+		4: {0: row4Of32MinAVX2, 3: row4Of32AVX2},
+		5: {0: row5Of32MinAVX2, 3: row5Of32AVX2},
+		6: {1: row6Of16AVX2},
+	}
+)
+
+func rowAVX512(c []float32, p panel, bits int, consts *[16]uint8, t tile) bool {
+	f := rows512[bits][p.kind()]
+	if f == nil {
+		return false
+	}
+	_ = p.codes[p.groups*64*bits-1]
+	mins, sum, bias := sides(c, panelWidth, p, t)
+	f(&c[0], &p.codes[0], &consts[0], &p.scales[0], mins, &t.codes[0], &t.scale[0], sum, bias, t.groups)
+	return true
+}
+
+func rowAVX2(c []float32, p panel, bits int, consts *[16]uint8, t tile) bool {
+	f := rows256[bits][p.kind()]
+	if f == nil {
+		return false
+	}
+	_ = p.codes[p.groups*64*bits-1]
+	_, sum, bias := sides(c, panelWidth, p, t)
+	for h := 0; h < panelWidth; h += panelWidth / 2 {
+		var mins *float32
+		if p.mins != nil {
+			mins = &p.mins[h]
+		}
+		f(&c[h], &p.codes[4*h], &consts[0], &p.scales[h], mins, &t.codes[0], &t.scale[0], sum, bias, t.groups)
+	}
+	return true
+}
+
 func multiplyAVX512(c []float32, ldc int, p panel, t tile) {
 	if p.step == groupSize && p.mins == nil {
 		q8AVX512(c, ldc, p.codes, p.scales, t)
 		return
 	}
 	mins, sum, bias := sides(c, ldc, p, t)
+	_ = p.codes[p.groups*panelBytes8-1]
 	rows := 0
 	switch t.rows {
 	case 4:
@@ -187,6 +242,7 @@ func multiplyAVX2(c []float32, ldc int, p panel, t tile) {
 		return
 	}
 	_, sum, bias := sides(c, ldc, p, t)
+	_ = p.codes[p.groups*panelBytes8-1]
 	rows := t.rows / 4
 	for h := 0; h < panelWidth; h += panelWidth / 2 {
 		var mins *float32

@@ -15,18 +15,41 @@ type panel struct {
 func (p panel) steps() int { return groupSize / p.step * p.groups }
 
 // panel takes inputs [k0, k0+kc) of the panel that starts at output at apart, in s's memory. k0 is
-// a multiple of the form's Span. A product of one row spends about as long here as on multiplying,
-// and less than on reading the weights.
+// a multiple of the form's Span.
 func (w *Matrix) panel(kern *kernels, s *scratch, at, k0, kc int) panel {
+	p := w.packedPanel(kern, s, at, k0, kc)
+	w.unpack(kern, s, &p)
+	return p
+}
+
+// unpack replaces packed codes by those of 8 bits.
+func (w *Matrix) unpack(kern *kernels, s *scratch, p *panel) {
+	if w.form.Bits == 8 {
+		return
+	}
+	s.codes = grown(s.codes, p.groups*panelBytes8)
+	kern.unpack(s.codes, p.codes, w.form.Bits, &w.consts, p.groups)
+	p.codes = s.codes
+}
+
+// multiplyRow multiplies one row of activations with the panel that starts at output at. It reads
+// the codes as they are stored if it can: writing and reading them again costs several times the
+// product.
+func (w *Matrix) multiplyRow(kern *kernels, s *scratch, c []float32, at int, t tile) {
+	p := w.packedPanel(kern, s, at, 0, w.k)
+	if kern.row != nil && kern.row(c, p, w.form.Bits, &w.consts, t) {
+		return
+	}
+	w.unpack(kern, s, &p)
+	kern.multiply(c, panelWidth, p, t)
+}
+
+// packedPanel is panel with codes as they are stored.
+func (w *Matrix) packedPanel(kern *kernels, s *scratch, at, k0, kc int) panel {
 	f := w.form
 	p := panel{groups: kc / groupSize, step: f.Step}
 	first := at/panelWidth*(w.k/groupSize) + k0/groupSize
 	p.codes = w.codes[first*64*f.Bits : (first+p.groups)*64*f.Bits]
-	if f.Bits < 8 {
-		s.codes = grown(s.codes, p.groups*panelBytes8)
-		kern.unpack(s.codes, p.codes, f.Bits, &w.consts, p.groups)
-		p.codes = s.codes
-	}
 	base := (at/panelWidth*(w.k/f.Span) + k0/f.Span) * panelWidth
 	step := (at/panelWidth*(w.k/f.Step) + k0/f.Step) * panelWidth
 	n := p.steps()

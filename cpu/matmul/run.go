@@ -335,6 +335,10 @@ func integerTask(j *job, task int, s *scratch) {
 	end := min(row+j.partRows, j.m)
 	for at := first; at < last; at += panelWidth {
 		cols := min(panelWidth, j.n-at)
+		if j.w != nil && j.m == 1 {
+			j.row(at, cols, s)
+			continue
+		}
 		var p panel
 		if j.w != nil {
 			p = j.w.panel(j.e.kern, s, at, 0, j.k)
@@ -351,6 +355,17 @@ func integerTask(j *job, task int, s *scratch) {
 			r += t.rows
 		}
 	}
+}
+
+// row computes cols outputs from at on of one row of activations and a Matrix.
+func (j *job) row(at, cols int, s *scratch) {
+	c, t := j.c[at:], j.tile(0, 1)
+	if cols == panelWidth {
+		j.w.multiplyRow(j.e.kern, s, c, at, t)
+		return
+	}
+	j.w.multiplyRow(j.e.kern, s, s.c, at, t)
+	copy(c[:cols], s.c)
 }
 
 // multiply computes one tile for the panel that starts at output at; p is that panel of a Matrix.

@@ -1026,3 +1026,241 @@ func tile16MinRows1AVX2(c *float32, ldc int, codes *byte, scales *float32, mins 
 //
 //go:noescape
 func halvesAVX2(sums *float32, bias *int32, codes *int8, sa *float32, stride int, groups int)
+
+// row2Of16MinAVX512 computes c[16] from codes of 2 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row2Of16MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row3Of16AVX512 computes c[16] from codes of 3 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row3Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32AVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32MinAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32AVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32MinAVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row6Of16AVX512 computes c[16] from codes of 6 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row6Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row2Of16MinAVX2 computes c[8] from codes of 2 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row2Of16MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row3Of16AVX2 computes c[8] from codes of 3 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row3Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32AVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32MinAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32AVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32MinAVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row6Of16AVX2 computes c[8] from codes of 6 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row6Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)

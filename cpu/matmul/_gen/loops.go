@@ -132,6 +132,18 @@ for r := range c {
 		}
 	}
 }`},
+	{`^row[2-6]Of`, `
+for j := range c {
+	c[j] = 0
+	for s := range 32 / step * groups {
+		g, sum := s*step/32, int32(0)
+		for i := range step {
+			sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+		}
+		c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+		c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+	}
+}`},
 	{`^halves`, `
 for g := range groups {
 	for h := range 2 {

@@ -107,51 +107,74 @@ func (v vectors) shift(n int, x, dst VecVirtual) VecVirtual {
 	return dst
 }
 
+// decoder holds the constants that codes of some bits are decoded with.
+type decoder struct {
+	v     vectors
+	bits  int
+	table VecVirtual
+	masks []VecVirtual
+}
+
+// newDecoder loads the constants. With flip, the integers come out with their upper bit turned, as
+// VPDPBUSD takes them.
+func newDecoder(v vectors, bits int, consts Register, flip bool) *decoder {
+	d := &decoder{v: v, bits: bits, table: v.reg()}
+	if v.is512() {
+		VBROADCASTI32X4(Mem{Base: consts}, d.table)
+	} else {
+		VBROADCASTI128(Mem{Base: consts}, d.table)
+	}
+	if flip {
+		VPXORD(v.bytes(0x80), d.table, d.table)
+	}
+	for _, p := range planes(bits) {
+		d.masks = append(d.masks, v.bytes((1<<p.width-1)<<p.base))
+	}
+	return d
+}
+
+// group decodes a group: register q holds inputs 4q to 4q+3 of each output.
+func (d *decoder) group(codes Register, half int) []VecVirtual {
+	v, w := d.v, d.v.regs(8)
+	for i, p := range planes(d.bits) {
+		for x := 0; x < p.width; x++ {
+			src := v.reg()
+			move(v.is512(), Mem{Base: codes, Disp: 64*(p.first+x) + half}, src)
+			for f := 0; f < 8/p.width; f++ {
+				q := x + p.width*f
+				t := v.shift(p.width*f-p.base, src, v.reg())
+				if i == 0 {
+					v.and(d.masks[i], t, w[q])
+					continue
+				}
+				if t == src && !v.is512() { // orAnd changes it
+					t = v.reg()
+					VMOVDQA(src, t)
+				}
+				v.orAnd(d.masks[i], t, w[q])
+			}
+		}
+	}
+	for _, r := range w {
+		if d.bits <= 4 {
+			VPSHUFB(r, d.table, r)
+		} else {
+			VPSUBB(d.table, r, r)
+		}
+	}
+	return w
+}
+
 // unpack writes codes of some bits as int8, [groups][512].
 func unpack(v vectors, bits int) {
 	function(fmt.Sprintf("unpack%d%s", bits, v.isa),
 		"func(dst, codes, consts *byte, groups int)",
 		fmt.Sprintf("unpack%d%s writes codes of %d bits as int8, [groups][512].", bits, v.isa, bits))
 	dst, codes, consts, n := load("dst"), load("codes"), load("consts"), load("groups")
-	table := v.reg()
-	if v.is512() {
-		VBROADCASTI32X4(Mem{Base: consts}, table)
-	} else {
-		VBROADCASTI128(Mem{Base: consts}, table)
-	}
-	list := planes(bits)
-	var masks []VecVirtual
-	for _, p := range list {
-		masks = append(masks, v.bytes((1<<p.width-1)<<p.base))
-	}
+	d := newDecoder(v, bits, consts, false)
 	Label("loop")
 	for half := 0; half < 64; half += v.size {
-		w := v.regs(8)
-		for i, p := range list {
-			for x := 0; x < p.width; x++ {
-				src := v.reg()
-				move(v.is512(), Mem{Base: codes, Disp: 64*(p.first+x) + half}, src)
-				for f := 0; f < 8/p.width; f++ {
-					q := x + p.width*f
-					t := v.shift(p.width*f-p.base, src, v.reg())
-					if i == 0 {
-						v.and(masks[i], t, w[q])
-						continue
-					}
-					if t == src && !v.is512() { // orAnd changes it
-						t = v.reg()
-						VMOVDQA(src, t)
-					}
-					v.orAnd(masks[i], t, w[q])
-				}
-			}
-		}
-		for q, r := range w {
-			if bits <= 4 {
-				VPSHUFB(r, table, r)
-			} else {
-				VPSUBB(table, r, r)
-			}
+		for q, r := range d.group(codes, half) {
 			move(v.is512(), r, Mem{Base: dst, Disp: 64*q + half})
 		}
 	}
@@ -159,6 +182,85 @@ func unpack(v vectors, bits int) {
 	ADDQ(U32(64*uint32(bits)), codes)
 	SUBQ(Imm(1), n)
 	JNZ(LabelRef("loop"))
+	VZEROUPPER()
+	RET()
+}
+
+// row is packedTile for one row of activations, with packed codes.
+func row(v vectors, bits int, k kind) {
+	name := fmt.Sprintf("row%dOf%s%s", bits, k, v.isa)
+	function(name, "func(c *float32, codes, consts *byte, scales, mins *float32, aq *int8, sa, as *float32, "+
+		"ai *int32, groups int)",
+		fmt.Sprintf("%s computes c[%d] from codes of %d bits; a scale is of %d inputs.", name, v.size/4, bits, k.step))
+	c, codes, consts, scales := load("c"), load("codes"), load("consts"), load("scales")
+	var mins, as, ai Register
+	if k.mins {
+		mins = load("mins")
+	}
+	aq, sa := load("aq"), load("sa")
+	if k.mins {
+		as = load("as")
+	}
+	if v.is512() {
+		ai = load("ai")
+	}
+	n := load("groups")
+	d := newDecoder(v, bits, consts, v.is512())
+	ones := v.reg()
+	if !v.is512() {
+		word32(0x00010001, ones)
+	}
+	acc := v.reg()
+	VXORPS(acc, acc, acc)
+	Label("loop")
+	w := d.group(codes, 0)
+	per := 32 / k.step
+	for s := 0; s < per; s++ {
+		sum, f := v.reg(), v.reg()
+		if v.is512() {
+			VPBROADCASTD(Mem{Base: ai, Disp: 4 * s}, sum)
+		}
+		for q := 8 / per * s; q < 8/per*(s+1); q++ {
+			if v.is512() {
+				VPDPBUSD_BCST(Mem{Base: aq, Disp: 4 * q}, w[q], sum)
+				continue
+			}
+			x, m := v.reg(), v.reg()
+			VPBROADCASTD(Mem{Base: aq, Disp: 4 * q}, x)
+			VPABSB(w[q], m)
+			VPSIGNB(w[q], x, x)
+			VPMADDUBSW(x, m, x)
+			if q == 8/per*s {
+				VPMADDWD(ones, x, sum)
+			} else {
+				VPMADDWD(ones, x, x)
+				VPADDD(x, sum, sum)
+			}
+		}
+		VCVTDQ2PS(sum, sum)
+		VBROADCASTSS(Mem{Base: sa}, f)
+		VMULPS(Mem{Base: scales, Disp: 64 * s}, f, f)
+		VFMADD231PS(f, sum, acc)
+		if k.mins {
+			u := v.reg()
+			VBROADCASTSS(Mem{Base: as, Disp: 4 * s}, u)
+			VFMADD231PS(Mem{Base: mins, Disp: 64 * s}, u, acc)
+		}
+	}
+	ADDQ(U32(64*uint32(bits)), codes)
+	ADDQ(U32(uint32(64*per)), scales)
+	ADDQ(Imm(32), aq)
+	ADDQ(Imm(4), sa)
+	if k.mins {
+		ADDQ(U32(uint32(64*per)), mins)
+		ADDQ(Imm(uint64(4*per)), as)
+	}
+	if v.is512() {
+		ADDQ(Imm(uint64(4*per)), ai)
+	}
+	SUBQ(Imm(1), n)
+	JNZ(LabelRef("loop"))
+	VMOVUPS(acc, Mem{Base: c})
 	VZEROUPPER()
 	RET()
 }
@@ -226,6 +328,15 @@ func (k kind) String() string {
 
 // kinds are those that q8 and expand8 do not serve.
 var kinds = []kind{{32, true}, {16, false}, {16, true}}
+
+// rows are the codes and kinds that have a kernel for one row: those of GGUF's types.
+var rows = []struct {
+	bits int
+	kind kind
+}{
+	{2, kind{16, true}}, {3, kind{16, false}}, {4, kind{32, false}}, {4, kind{32, true}},
+	{5, kind{32, false}}, {5, kind{32, true}}, {6, kind{16, false}},
+}
 
 // expandPanel writes a panel as float32 [32*groups][16].
 func expandPanel(v vectors, k kind) {
@@ -485,4 +596,9 @@ func packed() {
 		}
 	}
 	halves()
+	for _, v := range []vectors{wide, narrow} {
+		for _, r := range rows {
+			row(v, r.bits, r.kind)
+		}
+	}
 }
