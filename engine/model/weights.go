@@ -166,8 +166,8 @@ func (l *loader) stack(k int, parts ...part) (*stack, error) {
 	return s, nil
 }
 
-// matrix loads parts of one type as one matrix. Quantized types stay quantized; F16 and BF16
-// become float32.
+// matrix loads parts of one type as one matrix. Q8_0, Q4_0 and Q4_1 stay quantized; other types become
+// float32.
 func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	n := 0
 	for _, p := range parts {
