@@ -84,7 +84,8 @@ func Open(path string, opts Options) (*Model, error) {
 }
 
 // Load loads the weights of an open file, without its tokenizer. The file may be closed after.
-// Quantized matrices stay quantized in memory; F16 and BF16 ones are widened to float32.
+// Quantized matrices stay quantized in memory, at about the bytes of the file; F16 and BF16 ones are
+// widened to float32.
 //
 // Errors: those of Open, except those of the tokenizer.
 func Load(f *gguf.File, opts Options) (*Model, error) {

@@ -180,10 +180,16 @@ func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	vals, _ := typ.Layout()
 	groups := n * k / int(vals)
 	var b groupSink
-	switch typ {
-	case gguf.TensorQ8_0:
+	switch {
+	case typ.Quantized() && typ != gguf.TensorQ8_0 && typ != gguf.TensorQ4_1:
+		p, err := newPackedSink(typ, n, k)
+		if err != nil {
+			return nil, fmt.Errorf("kvist/model: load tensor %q: %w", parts[0].name, err)
+		}
+		b = p
+	case typ == gguf.TensorQ8_0:
 		b = &q8Sink{codes: make([]int8, n*k), scales: make([]float32, groups)}
-	case gguf.TensorQ4_0, gguf.TensorQ4_1:
+	case typ == gguf.TensorQ4_1:
 		b = &q4Sink{codes: make([]uint8, n*k), scales: make([]float32, groups),
 			mins: make([]float32, groups)}
 	default:
