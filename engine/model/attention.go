@@ -80,6 +80,8 @@ func (a LayerAttention) differs(want LayerAttention) string {
 	case float32(a.Scale) != float32(want.Scale):
 		return fmt.Sprintf("attention scale %v, want 1/sqrt(head_dim) = %v", float32(a.Scale),
 			float32(want.Scale))
+	case a.Rope.Layout == quant.RopeNone && want.Rope.Layout != quant.RopeNone:
+		return "no RoPE"
 	case !reflect.DeepEqual(a.Rope, want.Rope):
 		return "a RoPE of its own"
 	}
