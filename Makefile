@@ -21,8 +21,8 @@ export RAPID_SEED ?= 1
 CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables fmt-check setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality tidy-check clean
+.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -33,6 +33,16 @@ setup: ## fetch modules and the test model
 
 model: ## fetch SmolLM2-135M for the tests and the evaluation; idempotent, hash-checked
 	@bash engine/model/fetch-model.sh
+
+model-gemma: ## fetch Gemma 3 270M (terms of Gemma) for make test-models and the evaluation; idempotent, hash-checked
+	@sh engine/model/fetch-gemma.sh
+
+test-models: model model-gemma ## the tests with real models, none skipped
+	KVIST_REQUIRE=model,gemma $(GO) test $(FLAGS) ./engine/model
+
+model-fixtures: ## compute tiny models and tokens again with transformers, tokenizers, sentencepiece (fetched by pip, 6 GB)
+	python=$$(sh engine/model/python.sh) && "$$python" engine/model/testdata/make_models.py && \
+	  "$$python" engine/model/testdata/make_tokens.py
 
 demo: ## compress the capture in testdata, verify it, write demo.html
 	@mkdir -p bin
@@ -113,7 +123,7 @@ bench-archive: model ## speed of compression: archives (the codec, the verbs, me
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead \
-	  model:FuzzGGUF kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
+	  model:FuzzGGUF model:FuzzTokenizer model:FuzzSPM kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done
@@ -178,6 +188,12 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 
 tables: ## redraw the tables and the picture of the READMEs from bench/results; measures nothing
 	$(GO) run ./bench/modeltable
+
+FIXTURES := build/gguf-venv
+gguf-fixtures: ## write engine/gguf/testdata again with the Python package gguf, in an environment of its own
+	@test -x $(FIXTURES)/bin/python || python3 -m venv $(FIXTURES)
+	$(FIXTURES)/bin/python -m pip install --quiet --disable-pip-version-check gguf==0.19.0 numpy==2.4.6
+	$(FIXTURES)/bin/python engine/gguf/testdata/make.py engine/gguf/testdata
 
 tidy-check: ## go.mod and go.sum are tidy
 	$(GO) mod tidy -diff

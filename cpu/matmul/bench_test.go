@@ -151,3 +151,54 @@ func BenchmarkAxpy(b *testing.B) {
 		})
 	}
 }
+
+// benchMatrix is a matrix of a form, by its name in testForms.
+func benchMatrix(name string, fast bool) (func(n, k int, fill func([]float32)) multiply, func(n, k int) int) {
+	for _, f := range testForms {
+		if f.name != name {
+			continue
+		}
+		r := generator(23)
+		return func(n, k int, _ func([]float32)) multiply {
+				w, err := NewMatrix(f.form, n, k)
+				if err != nil {
+					panic(err)
+				}
+				for i := range w.codes {
+					w.codes[i] = uint8(i * 37)
+				}
+				for i := range min(n, 4) {
+					if err := w.SetRow(i, randomRow(r, f.form, k)); err != nil {
+						panic(err)
+					}
+				}
+				if fast {
+					return func(e *Engine, c, a []float32, m int) error { return e.Fast(c, a, w, m) }
+				}
+				return func(e *Engine, c, a []float32, m int) error { return e.Exact(c, a, w, m) }
+			}, func(n, k int) int {
+				w, _ := NewMatrix(f.form, 16, 256)
+				return n * k / 256 * w.SizeBytes() / 16
+			}
+	}
+	panic(name)
+}
+
+// BenchmarkMatrix takes shapes whose k is a multiple of 256.
+func BenchmarkMatrix(b *testing.B) {
+	was := benchShapes
+	defer func() { benchShapes = was }()
+	benchShapes = [][3]int{{1, 2048, 768}, {1, 640, 2048}, {256, 2048, 768}}
+	b.Run("form=Q8/mode=fast", BenchmarkQ8)
+	b.Run("form=Q4/mode=fast", BenchmarkQ4)
+	b.Run("form=Q8/mode=exact", BenchmarkQ8Exact)
+	b.Run("form=Q4/mode=exact", BenchmarkQ4Exact)
+	for _, f := range testForms[:13] {
+		for _, mode := range []string{"fast", "exact"} {
+			b.Run("form="+f.name+"/mode="+mode, func(b *testing.B) {
+				make1, bytes := benchMatrix(f.name, mode == "fast")
+				bench(b, make1, bytes)
+			})
+		}
+	}
+}

@@ -19,6 +19,11 @@ func genericKernels() *kernels {
 		quantize: quantizeGeneric,
 		q8:       q8Generic,
 		q4:       q4Generic,
+		unpack:   unpackGeneric,
+		scales:   scalesGeneric,
+		expand:   expandGeneric,
+		multiply: tileGeneric,
+		halves:   halvesGeneric,
 		dot:      dotGeneric,
 		axpy:     axpyGeneric,
 	}

@@ -10,7 +10,7 @@ import "golang.org/x/sys/cpu"
 func native() []*kernels {
 	var list []*kernels
 	x := &cpu.X86
-	avx2 := x.HasAVX2 && x.HasFMA
+	avx2 := x.HasAVX2 && x.HasFMA && cpuidECX()>>29&1 != 0
 	if avx2 && x.HasAVX512F && x.HasAVX512BW && x.HasAVX512VL && x.HasAVX512DQ &&
 		x.HasAVX512VNNI {
 		list = append(list, avx512Kernels())
@@ -36,6 +36,12 @@ func avx512Kernels() *kernels {
 		quantize: quantizeTileAVX512,
 		q8:       q8AVX512,
 		q4:       q4AVX512,
+		unpack:   unpackAVX512,
+		scales:   scalesOf512,
+		expand:   expandOf512,
+		multiply: multiplyAVX512,
+		row:      rowAVX512,
+		halves:   halvesOf256,
 		dot:      dotSliceAVX512,
 		axpy:     axpySliceAVX512,
 	}
@@ -54,6 +60,12 @@ func avx2Kernels() *kernels {
 		quantize: quantizeTileAVX2,
 		q8:       q8AVX2,
 		q4:       q4AVX2,
+		unpack:   unpackAVX2,
+		scales:   scalesOf256,
+		expand:   expandOf256,
+		multiply: multiplyAVX2,
+		row:      rowAVX2,
+		halves:   halvesOf256,
 		dot:      dotSliceAVX2,
 		axpy:     axpySliceAVX2,
 	}

@@ -34,6 +34,19 @@ type kernels struct {
 	q8 func(c []float32, ldc int, codes []uint8, scales []float32, t tile)
 	q4 func(c []float32, ldc int, codes []uint8, scales, mins []float32, t tile)
 
+	// unpack writes codes of 2 to 6 bits as those of 8, [groups][512]; scales writes n vectors of 16
+	// scales: base[i/per] * steps[i], or the bases where steps is nil.
+	unpack func(dst, codes []uint8, bits int, consts *[16]uint8, groups int)
+	scales func(dst []float32, base []uint16, steps []int8, n, per int)
+	// expand is expand8 for a panel of a Matrix, multiply is q8 for one; halves completes a row of a
+	// tile for panels with steps of 16.
+	expand   func(dst []float32, p panel)
+	multiply func(c []float32, ldc int, p panel, t tile)
+	halves   func(t tile, row int)
+	// row is multiply for one row and a panel whose codes are packed, and reports whether it knows
+	// them; nil if it never does.
+	row func(c []float32, p panel, bits int, consts *[16]uint8, t tile) bool
+
 	dot  func(a, b []float32) float32
 	axpy func(dst []float32, x float32, src []float32)
 }
@@ -48,6 +61,8 @@ type tile struct {
 	scale        []float32 // [groups][rows]: value = scale * code
 	sum          []float32 // [groups][rows]: scale * sum of codes
 	bias         []int32   // [groups][rows]: -128 * sum of codes
+	halfSum      []float32 // [groups][2][rows]: as sum, of 16 inputs
+	halfBias     []int32   // [groups][2][rows]: as bias
 }
 
 // The bounds of the activation quantizer, as bits of float32.

@@ -11,6 +11,8 @@ const (
 	// kBlock is the number of inputs in one pass of the float kernels, a multiple of 32. A strip of
 	// 32 outputs is then 48 KiB and stays in or near the first-level cache.
 	kBlock = 384
+	// matrixBlock takes the place of kBlock for a Matrix: inputs that share a scale stay together.
+	matrixBlock = 256
 	// serialWork is the number of multiplications below which starting a helper costs more than it
 	// saves.
 	serialWork = 1 << 17
@@ -29,6 +31,7 @@ const (
 	fillF32 fillKind = iota
 	fillQ8
 	fillQ4
+	fillMatrix
 )
 
 // product is one call: its checked operands.
@@ -36,6 +39,7 @@ type product struct {
 	c, a, b []float32
 	w8      *Q8Matrix
 	w4      *Q4Matrix
+	w       *Matrix
 	m, n, k int
 	fill    fillKind
 	integer bool
@@ -57,12 +61,17 @@ type job struct {
 	codes      []int8
 	scale, sum []float32
 	bias       []int32
+	halfSum    []float32
+	halfBias   []int32
 }
 
 // scratch is the scratch memory of one worker.
 type scratch struct {
 	b []float32 // strip of expanded weights, cols panels [kBlock][16]
 	c []float32 // a tile that extends beyond the outputs
+
+	codes        []uint8   // of a panel of a Matrix
+	scales, mins []float32 // of it
 }
 
 func newJob(e *Engine) *job {
@@ -101,7 +110,7 @@ func (e *Engine) product(p product) {
 		j.run((p.m+e.kern.itiles[0]-1)/e.kern.itiles[0], p.m*p.k/4, quantizeTask)
 		j.run(j.strips*j.parts, p.m*p.n*p.k, integerTask)
 	} else {
-		if p.fill != fillF32 && p.m <= maxRowRows && e.kern.row4 != nil {
+		if (p.fill == fillQ8 || p.fill == fillQ4) && p.m <= maxRowRows && e.kern.row4 != nil {
 			j.cut(panelWidth*rowPanels, 1)
 			j.run(j.strips, p.m*p.n*p.k, rowTask)
 			j.release()
@@ -185,9 +194,13 @@ func (j *job) strip(first, row, last int, s *scratch) {
 	kern := j.e.kern
 	width := kern.cols * panelWidth
 	cols := min(width, j.n-first)
-	for k0 := 0; k0 < j.k; k0 += kBlock {
-		kc := min(kBlock, j.k-k0)
-		j.expand(s.b, first, k0, kc)
+	block := kBlock
+	if j.fill == fillMatrix {
+		block = matrixBlock
+	}
+	for k0 := 0; k0 < j.k; k0 += block {
+		kc := min(block, j.k-k0)
+		j.expand(s, first, k0, kc)
 		for r := row; r < last; {
 			rows := tileRows(kern.tiles, last-r)
 			c, a := j.c[r*j.n+first:], j.a[r*j.k+k0:]
@@ -232,10 +245,10 @@ func rowTask(j *job, task int, s *scratch) {
 }
 
 // expand writes inputs [k0, k0+kc) of the strip that starts at output first, as panels of float32.
-func (j *job) expand(dst []float32, first, k0, kc int) {
+func (j *job) expand(s *scratch, first, k0, kc int) {
 	kern := j.e.kern
 	for p := range kern.cols {
-		panel := dst[p*panelWidth*kc : (p+1)*panelWidth*kc]
+		panel := s.b[p*panelWidth*kc : (p+1)*panelWidth*kc]
 		at := first + p*panelWidth
 		if at >= j.n {
 			clear(panel)
@@ -254,6 +267,8 @@ func (j *job) expand(dst []float32, first, k0, kc int) {
 			kern.expand4(panel, j.w4.codes[g*panelBytes4:(g+n)*panelBytes4],
 				j.w4.scales[g*panelWidth:(g+n)*panelWidth],
 				j.w4.mins[g*panelWidth:(g+n)*panelWidth], n)
+		case fillMatrix:
+			kern.expand(panel, j.w.panel(kern, s, at, k0, kc))
 		}
 	}
 }
@@ -273,14 +288,24 @@ func (j *job) grow() {
 		j.sum = make([]float32, n/groupSize)
 		j.bias = make([]int32, n/groupSize)
 	}
+	if n := 2 * j.m * j.k / groupSize; j.halves() && cap(j.halfBias) < n {
+		j.halfSum, j.halfBias = make([]float32, n), make([]int32, n)
+	}
 }
+
+// halves reports whether the product needs sums over 16 inputs.
+func (j *job) halves() bool { return j.w != nil && j.w.form.Step < groupSize }
 
 // tile returns the tile of rows r to r+rows-1.
 func (j *job) tile(r, rows int) tile {
 	g := j.k / groupSize
 	lo, hi := r*g, (r+rows)*g
-	return tile{rows: rows, groups: g, codes: j.codes[lo*groupSize : hi*groupSize],
+	t := tile{rows: rows, groups: g, codes: j.codes[lo*groupSize : hi*groupSize],
 		scale: j.scale[lo:hi], sum: j.sum[lo:hi], bias: j.bias[lo:hi]}
+	if j.halves() {
+		t.halfSum, t.halfBias = j.halfSum[2*lo:2*hi], j.halfBias[2*lo:2*hi]
+	}
+	return t
 }
 
 // quantizeTask quantizes the rows of one unit of the largest tile.
@@ -293,6 +318,9 @@ func quantizeTask(j *job, task int, _ *scratch) {
 		t := j.tile(r, rows)
 		for i := range rows {
 			kern.quantize(t, i, j.a[(r+i)*j.k:(r+i+1)*j.k])
+			if j.halves() {
+				kern.halves(t, i)
+			}
 		}
 		r += rows
 	}
@@ -307,13 +335,21 @@ func integerTask(j *job, task int, s *scratch) {
 	end := min(row+j.partRows, j.m)
 	for at := first; at < last; at += panelWidth {
 		cols := min(panelWidth, j.n-at)
+		if j.w != nil && j.m == 1 {
+			j.row(at, cols, s)
+			continue
+		}
+		var p panel
+		if j.w != nil {
+			p = j.w.panel(j.e.kern, s, at, 0, j.k)
+		}
 		for r := row; r < end; {
 			t := j.tile(r, tileRows(j.e.kern.itiles, end-r))
 			c := j.c[r*j.n+at:]
 			if cols == panelWidth {
-				j.multiply(c, j.n, at, t)
+				j.multiply(c, j.n, at, p, t)
 			} else {
-				j.multiply(s.c, panelWidth, at, t)
+				j.multiply(s.c, panelWidth, at, p, t)
 				copyTile(c, j.n, s.c, panelWidth, t.rows, cols)
 			}
 			r += t.rows
@@ -321,8 +357,23 @@ func integerTask(j *job, task int, s *scratch) {
 	}
 }
 
-// multiply computes one tile for the panel that starts at output at.
-func (j *job) multiply(c []float32, ldc, at int, t tile) {
+// row computes cols outputs from at on of one row of activations and a Matrix.
+func (j *job) row(at, cols int, s *scratch) {
+	c, t := j.c[at:], j.tile(0, 1)
+	if cols == panelWidth {
+		j.w.multiplyRow(j.e.kern, s, c, at, t)
+		return
+	}
+	j.w.multiplyRow(j.e.kern, s, s.c, at, t)
+	copy(c[:cols], s.c)
+}
+
+// multiply computes one tile for the panel that starts at output at; p is that panel of a Matrix.
+func (j *job) multiply(c []float32, ldc, at int, p panel, t tile) {
+	if j.w != nil {
+		j.e.kern.multiply(c, ldc, p, t)
+		return
+	}
 	lo, hi := at/panelWidth*t.groups, (at/panelWidth+1)*t.groups
 	if w := j.w8; w != nil {
 		j.e.kern.q8(c, ldc, w.codes[lo*panelBytes8:hi*panelBytes8],

@@ -480,3 +480,787 @@ func axpyAVX512(dst *float32, x float32, src *float32, n int)
 //
 //go:noescape
 func axpyAVX2(dst *float32, x float32, src *float32, n int)
+
+// cpuidECX returns ECX of CPUID leaf 1: bit 29 is set on processors with F16C.
+//
+//go:noescape
+func cpuidECX() uint32
+
+// unpack2AVX512 writes codes of 2 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack2AVX512(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack3AVX512 writes codes of 3 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack3AVX512(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack4AVX512 writes codes of 4 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack4AVX512(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack5AVX512 writes codes of 5 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack5AVX512(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack6AVX512 writes codes of 6 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack6AVX512(dst *byte, codes *byte, consts *byte, groups int)
+
+// scalesAVX512 writes n vectors of 16 numbers of binary16 as float32.
+//
+//	for i := range n {
+//		for j := range 16 {
+//			dst[i][j] = float32(base[i][j])
+//		}
+//	}
+//
+//go:noescape
+func scalesAVX512(dst *float32, base *uint16, n int)
+
+// stepsAVX512 writes spans*per vectors of 16 scales, base times steps; per vectors share
+// a base.
+//
+//	for i := range spans * per {
+//		for j := range 16 {
+//			dst[i][j] = float32(base[i/per][j]) * float32(steps[i][j])
+//		}
+//	}
+//
+//go:noescape
+func stepsAVX512(dst *float32, base *uint16, steps *int8, spans int, per int)
+
+// expand32MinAVX512 writes one panel as float32 [32*groups][16]; a scale is of 32 inputs.
+//
+//	for i := range 32 * groups {
+//		for j := range 16 {
+//			dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+//		}
+//	}
+//
+//go:noescape
+func expand32MinAVX512(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
+
+// expand16AVX512 writes one panel as float32 [32*groups][16]; a scale is of 16 inputs.
+//
+//	for i := range 32 * groups {
+//		for j := range 16 {
+//			dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+//		}
+//	}
+//
+//go:noescape
+func expand16AVX512(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
+
+// expand16MinAVX512 writes one panel as float32 [32*groups][16]; a scale is of 16 inputs.
+//
+//	for i := range 32 * groups {
+//		for j := range 16 {
+//			dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+//		}
+//	}
+//
+//go:noescape
+func expand16MinAVX512(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
+
+// unpack2AVX2 writes codes of 2 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack2AVX2(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack3AVX2 writes codes of 3 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack3AVX2(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack4AVX2 writes codes of 4 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack4AVX2(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack5AVX2 writes codes of 5 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack5AVX2(dst *byte, codes *byte, consts *byte, groups int)
+
+// unpack6AVX2 writes codes of 6 bits as int8, [groups][512].
+//
+//	for g := range groups {
+//		for i := range 32 {
+//			for j := range 16 {
+//				dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func unpack6AVX2(dst *byte, codes *byte, consts *byte, groups int)
+
+// scalesAVX2 writes n vectors of 16 numbers of binary16 as float32.
+//
+//	for i := range n {
+//		for j := range 16 {
+//			dst[i][j] = float32(base[i][j])
+//		}
+//	}
+//
+//go:noescape
+func scalesAVX2(dst *float32, base *uint16, n int)
+
+// stepsAVX2 writes spans*per vectors of 16 scales, base times steps; per vectors share a
+// base.
+//
+//	for i := range spans * per {
+//		for j := range 16 {
+//			dst[i][j] = float32(base[i/per][j]) * float32(steps[i][j])
+//		}
+//	}
+//
+//go:noescape
+func stepsAVX2(dst *float32, base *uint16, steps *int8, spans int, per int)
+
+// expand32MinAVX2 writes one panel as float32 [32*groups][16]; a scale is of 32 inputs.
+//
+//	for i := range 32 * groups {
+//		for j := range 16 {
+//			dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+//		}
+//	}
+//
+//go:noescape
+func expand32MinAVX2(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
+
+// expand16AVX2 writes one panel as float32 [32*groups][16]; a scale is of 16 inputs.
+//
+//	for i := range 32 * groups {
+//		for j := range 16 {
+//			dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+//		}
+//	}
+//
+//go:noescape
+func expand16AVX2(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
+
+// expand16MinAVX2 writes one panel as float32 [32*groups][16]; a scale is of 16 inputs.
+//
+//	for i := range 32 * groups {
+//		for j := range 16 {
+//			dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+//		}
+//	}
+//
+//go:noescape
+func expand16MinAVX2(dst *float32, codes *byte, scales *float32, mins *float32, groups int)
+
+// tile32MinRows16AVX512 computes c[16][16]; a scale is of 32 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile32MinRows16AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile32MinRows4AVX512 computes c[4][16]; a scale is of 32 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile32MinRows4AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile32MinRows1AVX512 computes c[1][16]; a scale is of 32 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile32MinRows1AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile32MinRows4AVX2 computes c[4][8]; a scale is of 32 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile32MinRows4AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile32MinRows1AVX2 computes c[1][8]; a scale is of 32 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile32MinRows1AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16Rows16AVX512 computes c[16][16]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16Rows16AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16Rows4AVX512 computes c[4][16]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16Rows4AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16Rows1AVX512 computes c[1][16]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16Rows1AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16Rows4AVX2 computes c[4][8]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16Rows4AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16Rows1AVX2 computes c[1][8]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16Rows1AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16MinRows16AVX512 computes c[16][16]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16MinRows16AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16MinRows4AVX512 computes c[4][16]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16MinRows4AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16MinRows1AVX512 computes c[1][16]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16MinRows1AVX512(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16MinRows4AVX2 computes c[4][8]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16MinRows4AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// tile16MinRows1AVX2 computes c[1][8]; a scale is of 16 inputs, ldc is in bytes.
+//
+//	for r := range c {
+//		for j := range c[r] {
+//			c[r][j] = 0
+//			for s := range 32 / step * groups {
+//				g, sum := s*step/32, int32(0)
+//				for i := range step {
+//					sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+//				}
+//				c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+//				c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+//			}
+//		}
+//	}
+//
+//go:noescape
+func tile16MinRows1AVX2(c *float32, ldc int, codes *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// halvesAVX2 writes, for halves h of groups g of one row of a tile, scale*sum to
+// sums[stride*(2*g+h)] and -128*sum to bias there; codes and sa have the layout of
+// quantize.
+//
+//	for g := range groups {
+//		for h := range 2 {
+//			sum := sumOf(codes[32*stride*g+16*h:][:16])
+//			sums[stride*(2*g+h)], bias[stride*(2*g+h)] = sa[stride*g]*float32(sum), -128*sum
+//		}
+//	}
+//
+//go:noescape
+func halvesAVX2(sums *float32, bias *int32, codes *int8, sa *float32, stride int, groups int)
+
+// row2Of16MinAVX512 computes c[16] from codes of 2 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row2Of16MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row3Of16AVX512 computes c[16] from codes of 3 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row3Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32AVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32MinAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32AVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32MinAVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row6Of16AVX512 computes c[16] from codes of 6 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row6Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row2Of16MinAVX2 computes c[8] from codes of 2 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row2Of16MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row3Of16AVX2 computes c[8] from codes of 3 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row3Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32AVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row4Of32MinAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32AVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row5Of32MinAVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// row6Of16AVX2 computes c[8] from codes of 6 bits; a scale is of 16 inputs.
+//
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * groups {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//			}
+//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row6Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)

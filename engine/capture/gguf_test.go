@@ -77,9 +77,9 @@ func TestGGUF_Tensors(t *testing.T) {
 
 func TestGGUF_Refused(t *testing.T) {
 	m := &gguftest.Builder{}
-	m.Add("blk.0.w", gguf.TensorType(12), make([]byte, 144), 256)
+	m.Add("blk.0.w", gguf.TensorType(16), make([]byte, 66), 256)
 	_, err := openBytes(m.Bytes(), capture.Limits{})
-	wantFormatError(t, err, quant.ErrUnsupported, `tensor "blk.0.w": not supported: its type is Q4_K; F32`)
+	wantFormatError(t, err, quant.ErrUnsupported, `tensor "blk.0.w": not supported: its type is IQ2_XXS; F32`)
 	m, _ = smallModel()
 	m.Set("split.count", uint32(3))
 	_, err = openBytes(m.Bytes(), capture.Limits{})

@@ -9,7 +9,6 @@ import (
 	"io"
 	"slices"
 
-	"github.com/kvist-project/kvist/engine/atomicfile"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -52,37 +51,16 @@ const (
 	maxName          = 65535 // of a key; the specification's limit
 )
 
-// File is an open GGUF file: its metadata and the list of its tensors. Tensor data stays in the
-// file until it is asked for.
+// File is an open GGUF file, or the files of a split model: the metadata and the list of tensors.
+// Tensor data stays in the file until it is asked for.
 type File struct {
-	Name    string
+	Name    string // of the first part
 	Version uint32
-	meta    map[string]Value
-	keys    []string // in file order
-	tensors []Tensor // in file order
+	meta    map[string]Value // of the first part
+	keys    []string         // in file order
+	tensors []Tensor         // in file order, part after part
 	index   map[string]int
-	r       io.ReaderAt
-	closer  io.Closer
-}
-
-// Open opens the GGUF file at path with the default limits. Close it when no more tensors
-// are to be read.
-//
-// Errors: those of Read and of the file system.
-func Open(path string) (*File, error) {
-	f, st, err := atomicfile.OpenRegular(path)
-	if errors.Is(err, atomicfile.ErrNotRegular) {
-		return nil, &FileError{File: path, Section: "file", Offset: -1, Err: unsupportedf("%v", err)}
-	}
-	if err != nil {
-		return nil, fmt.Errorf("kvist/gguf: open: %w", err)
-	}
-	g, err := Read(f, st.Size(), path, Limits{})
-	if err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	g.closer = f
-	return g, nil
+	parts   []part
 }
 
 // Read reads the header, the metadata and the tensor list of a GGUF file (versions 2 and 3,
@@ -91,11 +69,23 @@ func Open(path string) (*File, error) {
 // Every count, length and offset is checked against the file's size and the limits before it is
 // believed; tensors must be aligned, lie within the file and not overlap.
 //
-// Errors: *FileError wrapping ErrCorrupt, ErrVersion, ErrUnsupported (a big-endian file, a
-// tensor type this package does not know), ErrTooLarge, or the reader's error.
+// Errors: *FileError wrapping ErrCorrupt, ErrVersion, ErrUnsupported (a big-endian file, a part of a
+// split model, a tensor type this package does not know), ErrTooLarge, or the reader's error.
 func Read(r io.ReaderAt, size int64, name string, lim Limits) (*File, error) {
+	f, err := readPart(r, size, name, lim)
+	if err != nil {
+		return nil, err
+	}
+	if err := f.refuseSplit(); err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
+// readPart is Read that takes a part of a split model as well.
+func readPart(r io.ReaderAt, size int64, name string, lim Limits) (*File, error) {
 	lim = lim.withDefaults()
-	f := &File{Name: name, r: r, meta: map[string]Value{}, index: map[string]int{}}
+	f := &File{Name: name, parts: []part{{file: name, r: r}}, meta: map[string]Value{}, index: map[string]int{}}
 	end := min(size, lim.MaxMetaBytes)
 	c := &cursor{
 		r: bufio.NewReaderSize(io.NewSectionReader(r, 0, end), 1<<16), end: end,
@@ -109,16 +99,6 @@ func Read(r io.ReaderAt, size int64, name string, lim Limits) (*File, error) {
 		return nil, &FileError{File: name, Section: c.section, Offset: c.off, Err: err}
 	}
 	return f, nil
-}
-
-// Close closes the file below, where Open opened it. Idempotent.
-func (f *File) Close() error {
-	c := f.closer
-	f.closer = nil
-	if c == nil {
-		return nil
-	}
-	return c.Close()
 }
 
 func (f *File) read(c *cursor, size int64) error {
@@ -152,9 +132,6 @@ func (f *File) read(c *cursor, size int64) error {
 		if err := f.readKey(c, i); err != nil {
 			return err
 		}
-	}
-	if err := f.refuseSplit(); err != nil {
-		return err
 	}
 	align, err := f.alignment()
 	if err != nil {
@@ -193,19 +170,6 @@ func (f *File) readKey(c *cursor, i int) error {
 	f.meta[key] = v
 	f.keys = append(f.keys, key)
 	return nil
-}
-
-// refuseSplit refuses a part of a model that lies in several files: what it lacks would read as
-// damage.
-func (f *File) refuseSplit() error {
-	const key = "split.count"
-	n, _ := f.meta[key].Int()
-	if n <= 1 {
-		return nil
-	}
-	no, _ := f.meta["split.no"].Int()
-	return f.KeyError(key, unsupportedf("part %d of a model split into %d files; "+
-		"llama-gguf-split --merge makes one file of them, which is read", no+1, n))
 }
 
 func (f *File) alignment() (int64, error) {
@@ -328,6 +292,6 @@ func (f *File) KeyError(key string, err error) error {
 
 // TensorError says that a tensor is at fault.
 func (f *File) TensorError(t Tensor, err error) error {
-	return &FileError{File: f.Name, Section: fmt.Sprintf("tensor %q", t.Name), Offset: t.offset,
-		Err: err}
+	return &FileError{File: f.parts[t.part].file, Section: fmt.Sprintf("tensor %q", t.Name),
+		Offset: t.offset, Err: err}
 }

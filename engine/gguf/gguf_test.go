@@ -49,6 +49,18 @@ func sample() *gguftest.Builder {
 	return b
 }
 
+// packed has a tensor of every quantized type, of zero bytes but the first.
+func packed() *gguftest.Builder {
+	b := &gguftest.Builder{}
+	for _, typ := range readable {
+		values, bytes := typ.Layout()
+		data := make([]byte, 512/values*bytes)
+		data[0] = 1
+		b.Add("t."+typ.String(), typ, data, 256, 2)
+	}
+	return b
+}
+
 func TestRead_Values(t *testing.T) {
 	for _, version := range []uint32{2, 3} {
 		b := sample()
@@ -160,6 +172,9 @@ func readAll(data []byte) error {
 		if _, err := f.Floats(t); err != nil {
 			return err
 		}
+		if err := f.EachRows(t, func(int64, []float32) error { return nil }); err != nil {
+			return err
+		}
 	}
 	for _, k := range f.Keys() {
 		v, _ := f.Meta(k)
@@ -171,7 +186,13 @@ func readAll(data []byte) error {
 
 func TestRead_FlippedBytes(t *testing.T) {
 	data := sample().Bytes()
-	for i := range data {
+	flip(t, data, len(data))
+	flip(t, packed().Bytes(), 700) // the list of tensors
+}
+
+// flip changes each of the first n bytes.
+func flip(t *testing.T, data []byte, n int) {
+	for i := range data[:n] {
 		for _, x := range []byte{0xff, 0x01, 0x80} {
 			data[i] ^= x
 			if err := readAll(data); err != nil {
@@ -244,7 +265,10 @@ func TestRead_Hostile(t *testing.T) {
 		{"offset near 2^62", one(tensor("t", 0, 1<<62, 8)), quant.ErrCorrupt, "beyond"},
 		{"unaligned", one(tensor("t", 0, 4, 1)), quant.ErrCorrupt, "multiple of 32"},
 		{"partial group", one(tensor("t", 8, 0, 33)), quant.ErrCorrupt, "groups of 32"},
-		{"type", one(tensor("blk.0.x", 12, 0, 256)), quant.ErrUnsupported, "Q4_K"},
+		{"type", one(tensor("blk.0.x", 16, 0, 256)), quant.ErrUnsupported, "IQ2_XXS"},
+		{"K-quant partial", one(tensor("t", 12, 0, 128)), quant.ErrCorrupt, "groups of 256"},
+		{"K-quant beyond", one(tensor("t", 14, 0, 256, 1<<20)), quant.ErrCorrupt, "beyond"},
+		{"K-quant overlap", two(tensor("a", 12, 0, 512), tensor("b", 12, 256, 256)), quant.ErrCorrupt, "overlaps"},
 		{"type unknown", one(tensor("blk.0.x", 999, 0, 256)), quant.ErrUnsupported, "999"},
 		{"twice", two(tensor("t", 0, 0, 1), tensor("t", 0, 32, 1)), quant.ErrCorrupt, "twice"},
 		{"overlap", two(tensor("a", 0, 32, 8), tensor("b", 0, 0, 9)), quant.ErrCorrupt, "overlaps"},
@@ -328,6 +352,7 @@ func read(data []byte) (*gguf.File, error) {
 
 func FuzzRead(f *testing.F) {
 	f.Add(sample().Bytes())
+	f.Add(packed().Bytes())
 	f.Add(binary.LittleEndian.AppendUint32([]byte("GGUF"), 3))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if err := readAll(data); err != nil {

@@ -142,6 +142,36 @@ func (v Value) Ints() (n []int64, ok bool) {
 	return n, true
 }
 
+// Floats returns an array of floats or integers; ok is false for other types.
+func (v Value) Floats() (f []float64, ok bool) {
+	w := v.Elem.size()
+	if v.Type != TypeArray || w == 0 {
+		return nil, false
+	}
+	f = make([]float64, len(v.raw)/w)
+	for i := range f {
+		if f[i], ok = floatAt(v.Elem, v.raw[i*w:]); !ok {
+			return nil, false
+		}
+	}
+	return f, true
+}
+
+// Bools returns an array of bools, or of integers, of which 0 is false; ok is false for other types.
+func (v Value) Bools() (b []bool, ok bool) {
+	if v.Type == TypeArray && v.Elem == TypeBool {
+		for _, x := range v.raw {
+			b = append(b, x != 0)
+		}
+		return b, true
+	}
+	n, ok := v.Ints()
+	for _, x := range n {
+		b = append(b, x != 0)
+	}
+	return b, ok
+}
+
 func intAt(t ValueType, b []byte) (int64, bool) {
 	if t.size() == 0 || len(b) < t.size() {
 		return 0, false

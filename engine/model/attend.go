@@ -44,7 +44,7 @@ func (kv *ExactKV) Attend(layer, pos int, q []float32, n int, out []float32) err
 	return parallelItems(workers, tiles*g.KVHeads, func(worker, item int) error {
 		// The last tiles see most rows, so they go first: otherwise one worker would end with a long one.
 		first := (tiles - 1 - item/g.KVHeads) * attendTile
-		t := tile{kv: kv, l: l, s: &kv.scratch[worker], pos: pos, first: first,
+		t := tile{kv: kv, l: l, how: &kv.attends[layer], s: &kv.scratch[worker], pos: pos, first: first,
 			n: min(attendTile, n-first), kvHead: item % g.KVHeads, gqa: gqa}
 		return t.run(q, out)
 	})
@@ -58,6 +58,7 @@ const attendWorth = 2048
 type tile struct {
 	kv            *ExactKV
 	l             *kvLayer
+	how           *LayerAttention
 	s             *attendScratch
 	pos, first, n int
 	kvHead, gqa   int
@@ -73,17 +74,19 @@ func (t *tile) run(q, out []float32) error {
 	s.top, s.sum = resize(s.top, rows), resize(s.sum, rows)
 	clear(s.acc)
 	clear(s.sum)
+	scale := float32(t.how.Scale)
 	for r := range rows {
 		s.top[r] = float32(math.Inf(-1))
 		i := (t.first+r/t.gqa)*g.Heads + t.kvHead*t.gqa + r%t.gqa
 		dst := s.q[r*g.HeadDim : (r+1)*g.HeadDim]
 		for c, x := range q[i*g.HeadDim : (i+1)*g.HeadDim] {
-			dst[c] = x * t.kv.scale
+			dst[c] = x * scale
 		}
 	}
 	visible := t.pos + t.first + t.n // rows that the last query sees
-	for i, b := range t.l.heads[t.kvHead].blocks {
-		start := i * kvBlock
+	from := t.how.first(t.pos+t.first) / kvBlock
+	for i, b := range t.l.heads[t.kvHead].blocks[from:] {
+		start := (from + i) * kvBlock
 		if start >= visible {
 			break
 		}
@@ -114,18 +117,23 @@ func (t *tile) block(b *kvBlockData, start, n int) error {
 		return err
 	}
 	for r := range rows {
-		// The query of row r sees start, ..., its own position.
-		m := min(n, t.pos+t.first+r/t.gqa+1-start)
-		score, p := s.scores[r*n:r*n+n], s.p[r*kvBlock:(r+1)*kvBlock]
-		if m <= 0 {
+		// The query of row r sees positions up to its own, from the first of its window on.
+		pos := t.pos + t.first + r/t.gqa
+		m, lo := min(n, pos+1-start), max(0, t.how.first(pos)-start)
+		p := s.p[r*kvBlock : (r+1)*kvBlock]
+		if m <= lo {
 			clear(p)
 			continue
 		}
-		score = score[:m]
-		if b.bias != nil {
-			addTo(score, b.bias)
+		score := s.scores[r*n+lo : r*n+m]
+		if t.how.Softcap > 0 {
+			softcapped(score, float32(t.how.Softcap))
 		}
-		t.softmax(r, score, p)
+		if b.bias != nil {
+			addTo(score, b.bias[lo:])
+		}
+		clear(p[:lo])
+		t.softmax(r, score, p[lo:])
 	}
 	err = t.kv.engine.F32(s.pv[:rows*g.HeadDimV], s.p[:rows*kvBlock], b.vt, rows, g.HeadDimV, kvBlock)
 	if err != nil {

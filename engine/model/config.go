@@ -3,8 +3,8 @@
 package model
 
 import (
+	"math"
 	"slices"
-	"strings"
 
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
@@ -13,6 +13,7 @@ import (
 // Config is the shape of a model as stored in its file.
 type Config struct {
 	Name     string  // general.name; the name of the file if there is none
+	Arch     string  // general.architecture
 	Layers   int     // transformer layers
 	Hidden   int     // components of the residual stream
 	FFN      int     // components within the feed-forward network
@@ -23,7 +24,15 @@ type Config struct {
 	Vocab    int     // tokens
 	Context  int     // largest number of positions
 	Eps      float64 // added to the mean square in RMS norms
-	rope     *rope
+
+	arch           *architecture
+	embedScale     float64 // factor of embeddings; 1: none
+	residualScale  float64 // factor of what a layer adds to the residual stream; 1: none
+	logitScale     float64 // divisor of logits; 1: none
+	logitSoftcap   float64 // logits become cap*tanh(logit/cap); 0: none
+	ropes          []*rope // the different embeddings of the layers
+	layerRope      []int   // [layers] index within ropes; -1: the layer has none
+	layerAttention []LayerAttention
 }
 
 // Bounds on a Config. Every matrix must be in the file, so these only keep products within an int.
@@ -32,64 +41,33 @@ const (
 	maxContext = 1 << 24
 )
 
-// readConfig reads the configuration. It rejects models that the forward pass cannot run.
+// readConfig reads the configuration. It rejects models that the forward pass cannot run. positions is
+// Options.Context.
 //
 // Errors: *gguf.FileError wrapping ErrUnsupported or ErrCorrupt.
-func readConfig(f *gguf.File) (Config, error) {
-	m := metaReader{f: f}
+func readConfig(f *gguf.File, positions int) (Config, error) {
 	var c Config
-	arch := m.str("general.architecture", "")
-	if m.err == nil && arch != "llama" {
-		return c, f.KeyError("general.architecture",
-			unsupportedf("%q; this version runs models of architecture \"llama\"", arch))
-	}
-	if err := refuseKeys(f); err != nil {
+	var err error
+	if c.arch, c.Arch, err = findArchitecture(f); err != nil {
 		return c, err
 	}
-	c.Name = m.str("general.name", f.Name)
-	c.Layers = m.int("llama.block_count", -1, 1, quant.MaxLayers)
-	c.Context = m.int("llama.context_length", -1, 1, maxContext)
-	c.Hidden = m.int("llama.embedding_length", -1, 1, maxHidden)
-	c.FFN = m.int("llama.feed_forward_length", -1, 1, maxHidden)
-	c.Heads = m.int("llama.attention.head_count", -1, 1, quant.MaxHeads)
-	c.KVHeads = m.int("llama.attention.head_count_kv", c.Heads, 1, quant.MaxHeads)
-	c.Eps = m.float("llama.attention.layer_norm_rms_epsilon", 1e-5)
+	if err := refuseKeys(f, c.Arch, c.arch); err != nil {
+		return c, err
+	}
+	m := &metaReader{f: f, prefix: c.Arch + "."}
+	if err := c.readShape(m); err != nil {
+		return c, err
+	}
+	c.readScales(m)
 	if m.err != nil {
 		return c, m.err
 	}
-	c.HeadDim = m.int("llama.attention.key_length", c.Hidden/c.Heads, 1, quant.MaxDim)
-	c.HeadDimV = m.int("llama.attention.value_length", c.Hidden/c.Heads, 1, quant.MaxDim)
-	dim := m.int("llama.rope.dimension_count", c.HeadDim, 2, quant.MaxDim)
-	theta := m.float("llama.rope.freq_base", 10000)
-	if m.err != nil {
-		return c, m.err
-	}
-	if c.Heads%c.KVHeads != 0 {
-		return c, f.KeyError("llama.attention.head_count_kv",
-			corruptf("%d kv_heads, want a divisor of %d heads", c.KVHeads, c.Heads))
-	}
-	if !(theta > 0) {
-		return c, f.KeyError("llama.rope.freq_base", corruptf("%v, want a positive number", theta))
-	}
-	if !(theta > 1 && theta < 1e15) {
-		return c, f.KeyError("llama.rope.freq_base", unsupportedf("%v, want more than 1 and less than 1e15", theta))
-	}
-	if !(c.Eps >= 0) {
-		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon",
-			corruptf("%v, want 0 or more", c.Eps))
-	}
-	if c.Eps >= 1 {
-		return c, f.KeyError("llama.attention.layer_norm_rms_epsilon", unsupportedf("%v, want less than 1", c.Eps))
-	}
-	if dim%2 != 0 || dim > c.HeadDim {
-		return c, f.KeyError("llama.rope.dimension_count",
-			corruptf("%d, want an even number of [2, head_dim %d]", dim, c.HeadDim))
-	}
-	scaling, err := readScaling(f, dim, c.Context)
-	if err != nil {
+	if err := c.readRopes(m, positions); err != nil {
 		return c, err
 	}
-	c.rope = newRope(dim, theta, scaling)
+	if err := c.readAttention(m); err != nil {
+		return c, err
+	}
 	emb, ok := f.Tensor("token_embd.weight")
 	if !ok || len(emb.Dims) != 2 {
 		return c, &gguf.FileError{File: f.Name, Section: `tensor "token_embd.weight"`, Offset: -1,
@@ -102,95 +80,89 @@ func readConfig(f *gguf.File) (Config, error) {
 	return c, c.geometry().Validate()
 }
 
-func (c Config) geometry() quant.Geometry {
-	return quant.Geometry{Layers: c.Layers, Heads: c.Heads, KVHeads: c.KVHeads,
-		HeadDim: c.HeadDim, HeadDimV: c.HeadDimV, Rope: c.rope.geometry()}
-}
-
-// features names the feature that a key switches on. This package runs no model with one of them;
-// error messages give the name.
-var features = map[string]string{
-	"llama.expert_count":                     "mixture of experts",
-	"llama.expert_used_count":                "mixture of experts",
-	"llama.expert_shared_count":              "mixture of experts",
-	"llama.attention.sliding_window":         "sliding-window attention",
-	"llama.attention.q_lora_rank":            "multi-head latent attention",
-	"llama.attention.kv_lora_rank":           "multi-head latent attention",
-	"llama.attention.key_length_mla":         "multi-head latent attention",
-	"llama.attention.value_length_mla":       "multi-head latent attention",
-	"llama.attention.max_alibi_bias":         "ALiBi",
-	"llama.attention.clamp_kqv":              "clamped q, k and v",
-	"llama.attention.scale":                  "an attention scale of its own",
-	"llama.attn_logit_softcapping":           "capped attention scores",
-	"llama.final_logit_softcapping":          "capped logits",
-	"llama.use_parallel_residual":            "parallel residual",
-	"llama.attention.temperature_length":     "attention temperature",
-	"llama.attention.temperature_scale":      "attention temperature",
-	"llama.embedding_scale":                  "scaled embeddings",
-	"llama.residual_scale":                   "scaled residuals",
-	"llama.logit_scale":                      "scaled logits",
-	"llama.swin_norm":                        "swin norm",
-	"llama.rope.dimension_sections":          "multi-axis RoPE",
-	"llama.attention.group_norm_groups":      "group norm",
-	"llama.interleave_moe_layer_step":        "mixture of experts",
-	"llama.nextn_predict_layers":             "multi-token prediction",
-	"llama.attention.indexer.head_count":     "sparse attention",
-	"llama.attention.chunk_size":             "chunked attention",
-	"llama.attention.shared_kv_layers":       "KV shared between layers",
-	"llama.attention.sliding_window_pattern": "sliding-window attention",
-}
-
-// understood lists the keys of the architecture that readConfig uses or can ignore.
-var understood = []string{
-	"block_count", "context_length", "embedding_length", "feed_forward_length", "vocab_size",
-	"attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon",
-	"attention.layer_norm_epsilon", "attention.key_length", "attention.value_length",
-	"rope.dimension_count", "rope.freq_base", "rope.scale_linear", "rope.scaling.type",
-	"rope.scaling.factor", "rope.scaling.original_context_length", "rope.scaling.finetuned",
-	"rope.scaling.attn_factor", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
-	"rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow",
-	"rope.scaling.yarn_log_multiplier", "tensor_data_layout",
-}
-
-// refuseKeys rejects a model with a key that changes the computation in a way that this package
-// does not implement. Running it would give wrong numbers.
-func refuseKeys(f *gguf.File) error {
-	for _, key := range f.Keys() {
-		name, ok := strings.CutPrefix(key, "llama.")
-		if !ok || slices.Contains(understood, name) {
-			continue
-		}
-		v, _ := f.Meta(key)
-		if v.IsZero() {
-			continue
-		}
-		if what, ok := features[key]; ok {
-			return f.KeyError(key, unsupportedf("%s (%s)", what, v))
-		}
-		if key == "llama.attention.causal" {
-			continue // true, as expected; false is rejected below
-		}
-		return f.KeyError(key, unsupportedf("%s, a key that this version does not know", v))
+func (c *Config) readShape(m *metaReader) error {
+	c.Name = m.name(m.f.Name)
+	c.Layers = m.int("block_count", -1, 1, quant.MaxLayers)
+	c.Context = m.int("context_length", -1, 1, maxContext)
+	c.Hidden = m.int("embedding_length", -1, 1, maxHidden)
+	c.FFN = m.int("feed_forward_length", -1, 1, maxHidden)
+	c.Heads = m.int("attention.head_count", -1, 1, quant.MaxHeads)
+	c.KVHeads = m.int("attention.head_count_kv", c.Heads, 1, quant.MaxHeads)
+	c.Eps = m.float("attention.layer_norm_rms_epsilon", 1e-5)
+	if m.err != nil {
+		return m.err
 	}
-	if v, ok := f.Meta("llama.attention.causal"); ok && v.IsZero() {
-		return f.KeyError("llama.attention.causal", unsupportedf("attention that is not causal"))
+	c.HeadDim = m.int("attention.key_length", c.Hidden/c.Heads, 1, quant.MaxDim)
+	c.HeadDimV = m.int("attention.value_length", c.Hidden/c.Heads, 1, quant.MaxDim)
+	switch {
+	case m.err != nil:
+		return m.err
+	case c.Heads%c.KVHeads != 0:
+		return m.wrong("attention.head_count_kv",
+			corruptf("%d kv_heads, want a divisor of %d heads", c.KVHeads, c.Heads))
+	case !(c.Eps >= 0):
+		return m.wrong("attention.layer_norm_rms_epsilon", corruptf("%v, want 0 or more", c.Eps))
+	case c.Eps >= 1:
+		return m.wrong("attention.layer_norm_rms_epsilon", unsupportedf("%v, want less than 1", c.Eps))
 	}
 	return nil
 }
 
-// tensorFeature names the feature that a tensor belongs to. refused reports whether it is one that
-// this package does not run.
-func tensorFeature(name string) (what string, refused bool) {
-	for _, p := range []struct{ part, what string }{
-		{"sinks", "attention sinks"}, {"_exps", "mixture of experts"},
-		{"_shexp", "mixture of experts"}, {"ffn_gate_inp", "mixture of experts"},
-		{"attn_kv_a", "multi-head latent attention"}, {"attn_q_a", "multi-head latent attention"},
-		{"attn_q_norm", "normalised queries"}, {"attn_k_norm", "normalised keys"},
-		{".bias", "biases"}, {"rope_factors", "longrope factors"}, {"attn_qkv", "fused q, k and v"},
-	} {
-		if strings.Contains(name, p.part) {
-			return p.what, true
-		}
+// readScales reads the factors of embeddings, residuals and logits, which some architectures have.
+func (c *Config) readScales(m *metaReader) {
+	c.embedScale, c.residualScale, c.logitScale = 1, 1, 1
+	switch {
+	case c.arch.rootEmbed:
+		c.embedScale = float64(float32(math.Sqrt(float64(c.Hidden))))
+	case c.arch.scales:
+		c.embedScale = m.factor("embedding_scale")
+		c.residualScale = m.factor("residual_scale")
+		c.logitScale = m.factor("logit_scale")
 	}
-	return "", false
+	if c.arch.logitSoftcap {
+		c.logitSoftcap = m.softcap("final_logit_softcapping", c.arch.defaultLogitCap)
+	}
+}
+
+// readAttention sets the attention of every layer; ropes are read.
+func (c *Config) readAttention(m *metaReader) error {
+	windows, err := c.arch.windows(m, c.Layers, c.Context)
+	if err != nil {
+		return err
+	}
+	a := plain(c.geometry())
+	switch {
+	case c.arch.attentionScale:
+		if s := m.float("attention.scale", 0); s != 0 {
+			a.Scale = s
+		}
+	case c.Layers == c.arch.rootScaleLayers:
+		a.Scale = 1 / math.Sqrt(float64(c.Hidden/c.Heads))
+	}
+	if c.arch.scoreSoftcap {
+		a.Softcap = m.softcap("attn_logit_softcapping", defaultScoreCap)
+	}
+	if m.err == nil && !(a.Scale > 0 && a.Scale < 1e6) {
+		return m.wrong("attention.scale", unsupportedf("%v, want more than 0 and less than 1e6", a.Scale))
+	}
+	c.layerAttention = make([]LayerAttention, c.Layers)
+	for l := range c.layerAttention {
+		a.Window, a.Rope, a.RopeScale = windows[l], quant.Rope{}, 1
+		if r := c.layerRope[l]; r >= 0 {
+			a.Rope, a.RopeScale = c.ropes[r].geometry(), c.ropes[r].mscale
+		}
+		c.layerAttention[l] = a
+	}
+	return m.err
+}
+
+// geometry has the RoPE of the layers if they share one. If not, its layout is RopeNone, so that
+// nobody takes K for something that it is not.
+func (c Config) geometry() quant.Geometry {
+	g := quant.Geometry{Layers: c.Layers, Heads: c.Heads, KVHeads: c.KVHeads,
+		HeadDim: c.HeadDim, HeadDimV: c.HeadDimV}
+	if len(c.ropes) == 1 && !slices.Contains(c.layerRope, -1) {
+		g.Rope = c.ropes[0].geometry()
+	}
+	return g
 }

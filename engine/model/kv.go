@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 
 	"github.com/kvist-project/kvist/cpu/matmul"
 	"github.com/kvist-project/kvist/quant"
@@ -17,9 +18,9 @@ type KVStore interface {
 	// Append adds the rows of positions [pos, pos+n): k [n, kv_heads, head_dim] with RoPE
 	// applied, v [n, kv_heads, head_dim_v]. It must not keep the slices.
 	Append(layer int, pos int, k, v []float32, n int) error
-	// Attend computes softmax(q.k/sqrt(head_dim)).v: q [n, heads, head_dim], out [n, heads,
-	// head_dim_v]. Query i is at position pos+i and sees the rows of positions <= pos+i,
-	// appended ones included. out does not overlap q.
+	// Attend computes softmax(scores).v with the scores and the window of Model.Attention:
+	// q [n, heads, head_dim], out [n, heads, head_dim_v]. Query i is at position pos+i and sees the
+	// rows of positions <= pos+i within its window, appended ones included. out does not overlap q.
 	Attend(layer int, pos int, q []float32, n int, out []float32) error
 }
 
@@ -30,6 +31,8 @@ type KVOptions struct {
 	// ISA and Workers are as in Options.
 	ISA     string
 	Workers int
+	// Attention is how each layer attends, [layers]. Default nil: scale 1/sqrt(head_dim) and no window.
+	Attention []LayerAttention
 }
 
 // kvBlock is the number of tokens in a block of storage.
@@ -42,7 +45,7 @@ type ExactKV struct {
 	geo     quant.Geometry
 	opts    KVOptions
 	engine  *matmul.Engine // runs on the calling goroutine
-	scale   float32
+	attends []LayerAttention
 	layers  []kvLayer
 	scratch []attendScratch // one per worker
 }
@@ -77,11 +80,17 @@ func NewExactKV(g quant.Geometry, o KVOptions) (*ExactKV, error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
+	if o.Attention == nil {
+		o.Attention = slices.Repeat([]LayerAttention{plain(g)}, g.Layers)
+	}
+	if err := checkAttention(g, o.Attention); err != nil {
+		return nil, err
+	}
 	e, err := matmul.Open(matmul.Options{ISA: o.ISA, Workers: 1})
 	if err != nil {
 		return nil, fmt.Errorf("kvist/model: new cache: %w", err)
 	}
-	kv := &ExactKV{geo: g, opts: o, engine: e, scale: float32(1 / math.Sqrt(float64(g.HeadDim))),
+	kv := &ExactKV{geo: g, opts: o, engine: e, attends: o.Attention,
 		layers: make([]kvLayer, g.Layers), scratch: make([]attendScratch, o.Workers)}
 	for l := range kv.layers {
 		kv.layers[l].heads = make([]kvHead, g.KVHeads)
@@ -89,17 +98,21 @@ func NewExactKV(g quant.Geometry, o KVOptions) (*ExactKV, error) {
 	return kv, nil
 }
 
-// NewKV makes an empty cache for one sequence, with the model's ISA and Workers.
-//
-// Errors: those of NewExactKV.
-func (m *Model) NewKV(o KVOptions) (*ExactKV, error) {
-	if o.ISA == "" {
-		o.ISA = m.opts.ISA
+func checkAttention(g quant.Geometry, list []LayerAttention) error {
+	const op = "new cache"
+	if len(list) != g.Layers {
+		return shapef(op, "the attention of %d layers, want %d", len(list), g.Layers)
 	}
-	if o.Workers == 0 {
-		o.Workers = m.opts.Workers
+	for l, a := range list {
+		switch {
+		case a.Heads != g.Heads || a.KVHeads != g.KVHeads:
+			return fmt.Errorf("kvist/model: %s: layer %d with %d heads and %d kv_heads, others with %d and %d: %w",
+				op, l, a.Heads, a.KVHeads, g.Heads, g.KVHeads, quant.ErrUnsupported)
+		case a.Window < 0 || !(a.Softcap >= 0) || !(a.Scale > 0):
+			return shapef(op, "layer %d: window %d, soft cap %v, scale %v", l, a.Window, a.Softcap, a.Scale)
+		}
 	}
-	return NewExactKV(m.Geometry(), o)
+	return nil
 }
 
 // Len returns the number of tokens that every layer holds.

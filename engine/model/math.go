@@ -155,6 +155,40 @@ func swiglu(dst, gateUp []float32, n, ffn int) {
 	}
 }
 
+// geglu writes gelu(gate) * up, as swiglu does, with the tanh form of GELU:
+// g/2 * (1 + tanh(u)) = g / (1 + e^-2u) where u = sqrt(2/pi) * (g + 0.044715 g^3).
+//
+// Source: Hendrycks and Gimpel, Gaussian Error Linear Units (2016, arXiv 1606.08415).
+func geglu(dst, gateUp []float32, n, ffn int) {
+	const a = 2 * 0.7978845608028654 // 2 * sqrt(2/pi)
+	for t := range n {
+		g := gateUp[t*2*ffn : t*2*ffn+ffn]
+		u := gateUp[t*2*ffn+ffn : (t+1)*2*ffn]
+		out := dst[t*ffn : (t+1)*ffn]
+		for i, v := range g {
+			out[i] = v / (1 + exp32(-a*(v+0.044715*v*v*v))) * u[i]
+		}
+	}
+}
+
+// scale multiplies x by f in place.
+func scale(x []float32, f float64) {
+	if f == 1 {
+		return
+	}
+	f32 := float32(f)
+	for i := range x {
+		x[i] *= f32
+	}
+}
+
+// addRows adds b to every row of x; nil adds nothing.
+func addRows(x, b []float32) {
+	for ; len(b) > 0 && len(x) >= len(b); x = x[len(b):] {
+		addTo(x[:len(b)], b)
+	}
+}
+
 func addTo(dst, src []float32) {
 	src = src[:len(dst)]
 	for i := range dst {

@@ -22,6 +22,10 @@ type Options struct {
 	// Fast quantizes activations to int8 for the matrix products with quantized weights.
 	// Default false: float32 activations, which measurements of quality need.
 	Fast bool
+	// Context is the number of positions that will be run. Only models with longrope look at it: up to
+	// their original context they turn K by other frequencies than beyond, and one cache cannot hold
+	// both. Default 0: the original context, which is then the model's Context.
+	Context int
 }
 
 // Model is a loaded model. It is immutable and may be used from many goroutines at once, each
@@ -41,12 +45,16 @@ type Model struct {
 	scratch sync.Pool // *scratch
 }
 
+// layerWeights are the weights of a layer. A vector that the layer does not have is nil.
 type layerWeights struct {
-	attnNorm, ffnNorm []float32
-	qkv               *stack // q [heads*head_dim], k [kv_heads*head_dim], v [kv_heads*head_dim_v]
-	o                 matrix // [hidden, heads*head_dim_v]
-	gateUp            *stack // gate [ffn], up [ffn]
-	down              matrix // [hidden, ffn]
+	attnNorm, ffnNorm         []float32
+	attnPostNorm, ffnPostNorm []float32
+	qNorm, kNorm              []float32 // [head_dim], for every head
+	qkv                       *stack    // q [heads*head_dim], k [kv_heads*head_dim], v [kv_heads*head_dim_v]
+	qkvBias, oBias            []float32 // as qkv; [hidden]
+	o                         matrix    // [hidden, heads*head_dim_v]
+	gateUp                    *stack    // gate [ffn], up [ffn]
+	down                      matrix    // [hidden, ffn]
 }
 
 // Open loads the model at path with its tokenizer.
@@ -76,16 +84,17 @@ func Open(path string, opts Options) (*Model, error) {
 }
 
 // Load loads the weights of an open file, without its tokenizer. The file may be closed after.
-// Quantized matrices stay quantized in memory; F16 and BF16 ones are widened to float32.
+// Quantized matrices stay quantized in memory, at about the bytes of the file; F16 and BF16 ones are
+// widened to float32.
 //
 // Errors: those of Open, except those of the tokenizer.
 func Load(f *gguf.File, opts Options) (*Model, error) {
-	c, err := readConfig(f)
+	if opts.Workers < 0 || opts.Context < 0 {
+		return nil, shapef("load model", "%d workers and %d positions, want 0 or more", opts.Workers, opts.Context)
+	}
+	c, err := readConfig(f, opts.Context)
 	if err != nil {
 		return nil, err
-	}
-	if opts.Workers < 0 {
-		return nil, shapef("load model", "%d workers, want 0 or more", opts.Workers)
 	}
 	if opts.Workers == 0 {
 		opts.Workers = runtime.GOMAXPROCS(0)
@@ -106,11 +115,12 @@ func Load(f *gguf.File, opts Options) (*Model, error) {
 
 func (m *Model) load(f *gguf.File) error {
 	for _, t := range f.Tensors() { // first, or a tensor is reported missing for the same reason
-		if what, ok := tensorFeature(t.Name); ok {
+		if what, refused := m.arch.tensorFeature(t.Name); refused {
 			return f.TensorError(t, unsupportedf("%s", what))
 		}
 	}
-	l := &loader{f: f, used: map[string]bool{"rope_freqs.weight": true}}
+	l := &loader{f: f, used: map[string]bool{"rope_freqs.weight": true,
+		"rope_factors_long.weight": true, "rope_factors_short.weight": true}}
 	var err error
 	m.embed, err = l.matrix1("token_embd.weight", m.Vocab, m.Hidden)
 	if err != nil {
@@ -141,43 +151,23 @@ func (m *Model) load(f *gguf.File) error {
 	return nil
 }
 
-func (l *loader) matrix1(name string, n, k int) (matrix, error) {
-	s, err := l.stack(k, part{name: name, n: n})
-	if err != nil {
-		return nil, err
-	}
-	return s.parts[0], nil
-}
-
-func (m *Model) loadLayer(l *loader, p string) (w layerWeights, err error) {
-	if w.attnNorm, err = l.vector(p+"attn_norm.weight", m.Hidden); err != nil {
-		return w, err
-	}
-	if w.ffnNorm, err = l.vector(p+"ffn_norm.weight", m.Hidden); err != nil {
-		return w, err
-	}
-	half := unpermute(m.HeadDim, m.rope.dim)
-	w.qkv, err = l.stack(m.Hidden,
-		part{p + "attn_q.weight", m.Heads * m.HeadDim, half},
-		part{p + "attn_k.weight", m.KVHeads * m.HeadDim, half},
-		part{p + "attn_v.weight", m.KVHeads * m.HeadDimV, nil})
-	if err != nil {
-		return w, err
-	}
-	if w.o, err = l.matrix1(p+"attn_output.weight", m.Hidden, m.Heads*m.HeadDimV); err != nil {
-		return w, err
-	}
-	w.gateUp, err = l.stack(m.Hidden,
-		part{p + "ffn_gate.weight", m.FFN, nil}, part{p + "ffn_up.weight", m.FFN, nil})
-	if err != nil {
-		return w, err
-	}
-	w.down, err = l.matrix1(p+"ffn_down.weight", m.Hidden, m.FFN)
-	return w, err
-}
-
-// Geometry returns the shape of the model's KV cache: K with RoPE applied, half-split layout.
+// Geometry returns the shape of the model's KV cache: K with RoPE applied, half-split layout. If the
+// layers do not share one RoPE, its layout is RopeNone; Attention has that of each layer.
 func (m *Model) Geometry() quant.Geometry { return m.geometry() }
+
+// NewKV makes an empty cache for one sequence, with the model's ISA, Workers and attention.
+//
+// Errors: those of NewExactKV.
+func (m *Model) NewKV(o KVOptions) (*ExactKV, error) {
+	if o.ISA == "" {
+		o.ISA = m.opts.ISA
+	}
+	if o.Workers == 0 {
+		o.Workers = m.opts.Workers
+	}
+	o.Attention = m.layerAttention
+	return NewExactKV(m.Geometry(), o)
+}
 
 // Tokenizer returns the model's tokenizer; nil for a model from Load.
 func (m *Model) Tokenizer() *Tokenizer { return m.tok }

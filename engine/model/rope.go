@@ -3,15 +3,16 @@
 package model
 
 import (
-	"fmt"
+	"errors"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // rope is a model's rotary embedding: position p rotates pair i by p*invFreq[i], and both components
-// are multiplied by mscale, which is 1 except with YaRN.
+// are multiplied by mscale, which is 1 except with YaRN and longrope.
 type rope struct {
 	dim     int // components that rotate
 	theta   float64
@@ -22,13 +23,13 @@ type rope struct {
 
 // ropeScaling is how a model file extends its context, with the defaults of llama.cpp.
 type ropeScaling struct {
-	kind               string // "none", "linear", "yarn"
+	kind               string // "none", "linear", "yarn", "longrope"
 	factor             float64
 	origContext        float64
 	extFactor          float64
 	attnFactor         float64
 	betaFast, betaSlow float64
-	freqFactors        []float32 // [dim/2], divisors of the angles (llama 3); nil: none
+	freqFactors        []float32 // [dim/2], divisors of the angles (llama 3, longrope); nil: none
 }
 
 // newRope computes the frequencies as ggml's ggml_rope_yarn does.
@@ -105,146 +106,188 @@ func (r *rope) apply(row, cos, sin []float32) {
 	}
 }
 
+// readRopes sets the embeddings of the layers. positions is Options.Context: a longrope model has one
+// set of frequencies up to its original context, and another one beyond.
+func (c *Config) readRopes(m *metaReader, positions int) error {
+	dim := m.int("rope.dimension_count", c.HeadDim, 2, quant.MaxDim)
+	if m.err == nil && (dim%2 != 0 || dim > c.HeadDim) {
+		return m.wrong("rope.dimension_count", corruptf("%d, want an even number of [2, head_dim %d]", dim,
+			c.HeadDim))
+	}
+	theta := m.base("rope.freq_base", 10000)
+	s, err := readScaling(m, dim, c.Context)
+	if err != nil {
+		return err
+	}
+	if err := c.readLongrope(m, dim, positions, &s); err != nil {
+		return err
+	}
+	if c.arch.ropeFactors {
+		if s.freqFactors, err = readFactors(m.f, "rope_freqs.weight", dim); err != nil {
+			return err
+		}
+	}
+	c.ropes = []*rope{newRope(dim, theta, s)}
+	c.layerRope = make([]int, c.Layers)
+	if c.arch.finetunedRope {
+		if v, ok := m.meta("rope.scaling.finetuned"); ok && v.IsZero() {
+			c.ropes = nil
+		}
+	}
+	for l := range c.layerRope {
+		if c.ropes == nil || !c.arch.hasRope(l) {
+			c.layerRope[l] = -1
+		}
+	}
+	if c.arch.windowedRope {
+		return c.readWindowedRope(m, dim, theta)
+	}
+	return m.err
+}
+
+// readWindowedRope gives the layers with a window an embedding of their own, which no scaling extends:
+// they need not see far.
+func (c *Config) readWindowedRope(m *metaReader, dim int, theta float64) error {
+	base := c.arch.windowedBase
+	if base == 0 {
+		base = theta
+	}
+	base = m.base("rope.freq_base_swa", base)
+	windows, err := c.arch.windows(m, c.Layers, math.MaxInt)
+	if err != nil || m.err != nil {
+		return errors.Join(err, m.err)
+	}
+	for l, w := range windows {
+		if w > 0 {
+			c.layerRope[l] = len(c.ropes)
+		}
+	}
+	if slices.Contains(c.layerRope, len(c.ropes)) {
+		none := ropeScaling{kind: "none", factor: 1, attnFactor: 1}
+		c.ropes = append(c.ropes, newRope(dim, base, none))
+	}
+	if c.Layers > 0 && !slices.Contains(c.layerRope, 0) { // every layer has a window
+		c.ropes = c.ropes[1:]
+		clear(c.layerRope)
+	}
+	return nil
+}
+
+// readLongrope chooses the factors of a longrope model and bounds its context by their range.
+//
+// Source: Ding et al., LongRoPE (2024, arXiv 2402.13753).
+func (c *Config) readLongrope(m *metaReader, dim, positions int, s *ropeScaling) error {
+	const long, short = "rope_factors_long.weight", "rope_factors_short.weight"
+	if !c.arch.longrope {
+		if s.kind == "longrope" {
+			return m.wrong("rope.scaling.type", unsupportedf("longrope in a model of architecture %q", c.Arch))
+		}
+		return nil
+	}
+	_, hasLong := m.f.Tensor(long)
+	_, hasShort := m.f.Tensor(short)
+	if !hasLong && !hasShort {
+		if s.kind == "longrope" {
+			return m.wrong("rope.scaling.type", corruptf("longrope without %s and %s", long, short))
+		}
+		return nil
+	}
+	l, err := readFactors(m.f, long, dim)
+	if err != nil {
+		return err
+	}
+	sh, err := readFactors(m.f, short, dim)
+	if err != nil {
+		return err
+	}
+	if l == nil || sh == nil {
+		return m.wrong("rope.scaling.original_context_length", corruptf("%s or %s is missing", long, short))
+	}
+	s.kind, s.freqFactors = "none", l
+	if original := s.origContext; float64(c.Context) <= original || float64(positions) <= original {
+		s.freqFactors, c.Context = sh, int(min(float64(c.Context), original))
+	}
+	return nil
+}
+
 // readScaling reads the rope.scaling keys of the architecture.
 //
 // Errors: *gguf.FileError wrapping ErrUnsupported or ErrCorrupt.
-func readScaling(f *gguf.File, dim, context int) (ropeScaling, error) {
-	s := ropeScaling{kind: "none"}
-	m := metaReader{f: f}
-	s.kind = m.str("llama.rope.scaling.type", "none")
-	s.factor = m.float("llama.rope.scaling.factor", 0)
-	if old := m.float("llama.rope.scale_linear", 0); s.factor == 0 && old != 0 {
+func readScaling(m *metaReader, dim, context int) (ropeScaling, error) {
+	s := ropeScaling{kind: m.str("rope.scaling.type", "none")}
+	_, typed := m.meta("rope.scaling.type")
+	s.factor = m.float("rope.scaling.factor", 0)
+	if old := m.float("rope.scale_linear", 0); s.factor == 0 && old != 0 {
 		s.factor = old // early files have this key and no scaling.type
-		if _, ok := f.Meta("llama.rope.scaling.type"); !ok {
+		if !typed {
 			s.kind = "linear"
 		}
-	} else if s.factor != 0 {
-		if _, ok := f.Meta("llama.rope.scaling.type"); !ok {
-			s.kind = "linear" // llama.cpp's default
-		}
+	} else if s.factor != 0 && !typed {
+		s.kind = "linear" // llama.cpp's default
 	}
 	if s.factor == 0 {
 		s.factor = 1
 	}
-	s.origContext = m.float("llama.rope.scaling.original_context_length", float64(context))
-	s.attnFactor = m.float("llama.rope.scaling.attn_factor", 1)
-	s.attnFactor *= m.float("llama.rope.scaling.yarn_attn_factor", 1)
-	s.extFactor = m.float("llama.rope.scaling.yarn_ext_factor", 1)
-	s.betaFast = m.float("llama.rope.scaling.yarn_beta_fast", 32)
-	s.betaSlow = m.float("llama.rope.scaling.yarn_beta_slow", 1)
+	s.origContext = m.float("rope.scaling.original_context_length", float64(context))
+	s.attnFactor = m.float("rope.scaling.attn_factor", 1)
+	s.attnFactor *= m.float("rope.scaling.yarn_attn_factor", 1)
+	s.extFactor = m.float("rope.scaling.yarn_ext_factor", 1)
+	s.betaFast = m.float("rope.scaling.yarn_beta_fast", 32)
+	s.betaSlow = m.float("rope.scaling.yarn_beta_slow", 1)
 	if m.err != nil {
 		return s, m.err
 	}
-	if v, ok := f.Meta("llama.rope.scaling.yarn_log_multiplier"); ok && !v.IsZero() {
-		return s, f.KeyError("llama.rope.scaling.yarn_log_multiplier", unsupportedf("it is %s", v))
+	return s, s.check(m)
+}
+
+func (s *ropeScaling) check(m *metaReader) error {
+	if v, ok := m.meta("rope.scaling.yarn_log_multiplier"); ok && !v.IsZero() {
+		return m.wrong("rope.scaling.yarn_log_multiplier", unsupportedf("it is %s", v))
 	}
 	switch s.kind {
-	case "none", "linear", "yarn":
+	case "none", "linear", "yarn", "longrope":
 	default:
-		return s, f.KeyError("llama.rope.scaling.type",
-			unsupportedf("%q; this version knows none, linear and yarn", s.kind))
+		return m.wrong("rope.scaling.type",
+			unsupportedf("%q; this version knows none, linear, yarn and longrope", s.kind))
 	}
 	for _, p := range []struct {
 		key string
 		v   float64
 	}{
-		{"llama.rope.scaling.factor", s.factor}, {"llama.rope.scaling.attn_factor", s.attnFactor},
-		{"llama.rope.scaling.original_context_length", s.origContext},
-		{"llama.rope.scaling.yarn_beta_fast", s.betaFast},
-		{"llama.rope.scaling.yarn_beta_slow", s.betaSlow},
+		{"factor", s.factor}, {"attn_factor", s.attnFactor}, {"original_context_length", s.origContext},
+		{"yarn_beta_fast", s.betaFast}, {"yarn_beta_slow", s.betaSlow},
 	} {
 		if !(p.v > 0) {
-			return s, f.KeyError(p.key, corruptf("%v, want a positive number", p.v))
+			return m.wrong("rope.scaling."+p.key, corruptf("%v, want a positive number", p.v))
 		}
 		if p.v >= 1e12 {
-			return s, f.KeyError(p.key, unsupportedf("%v, want less than 1e12", p.v))
+			return m.wrong("rope.scaling."+p.key, unsupportedf("%v, want less than 1e12", p.v))
 		}
 	}
 	if !(s.extFactor >= 0 && s.extFactor <= 1) {
-		return s, f.KeyError("llama.rope.scaling.yarn_ext_factor", corruptf("%v, want 0 to 1", s.extFactor))
-	}
-	err := readFreqFactors(f, dim, &s)
-	return s, err
-}
-
-// readFreqFactors reads rope_freqs.weight, with which llama 3 models extend their context.
-func readFreqFactors(f *gguf.File, dim int, s *ropeScaling) error {
-	t, ok := f.Tensor("rope_freqs.weight")
-	if !ok {
-		return nil
-	}
-	if len(t.Dims) != 1 || t.Cols() != int64(dim/2) {
-		return f.TensorError(t, corruptf("dimensions %v, want [%d]", t.Dims, dim/2))
-	}
-	var err error
-	if s.freqFactors, err = f.Floats(t); err != nil {
-		return err
-	}
-	for i, v := range s.freqFactors {
-		if !(v > 0 && v < math.MaxFloat32) {
-			return f.TensorError(t, corruptf("value %d is %v, want a positive number", i, v))
-		}
+		return m.wrong("rope.scaling.yarn_ext_factor", corruptf("%v, want 0 to 1", s.extFactor))
 	}
 	return nil
 }
 
-// metaReader reads typed metadata and keeps the first error.
-type metaReader struct {
-	f   *gguf.File
-	err error
-}
-
-func (m *metaReader) fail(key string, v gguf.Value, want string) {
-	if m.err == nil && v.Type == gguf.TypeArray {
-		m.err = m.f.KeyError(key, unsupportedf("%s: a value for each layer; "+
-			"this version runs models whose layers are alike", v))
-	}
-	if m.err == nil {
-		m.err = m.f.KeyError(key, corruptf("%s of type %s, want %s", v, v.Type, want))
-	}
-}
-
-func (m *metaReader) float(key string, def float64) float64 {
-	v, ok := m.f.Meta(key)
+// readFactors reads divisors of the angles, [dim/2]: rope_freqs.weight, with which llama 3 models
+// extend their context, or those of longrope. They are nil if there is no such tensor.
+func readFactors(f *gguf.File, name string, dim int) ([]float32, error) {
+	t, ok := f.Tensor(name)
 	if !ok {
-		return def
+		return nil, nil
 	}
-	x, ok := v.Float()
-	if !ok || math.IsNaN(x) || math.IsInf(x, 0) {
-		m.fail(key, v, "a number")
+	if len(t.Dims) != 1 || t.Cols() != int64(dim/2) {
+		return nil, f.TensorError(t, corruptf("dimensions %v, want [%d]", t.Dims, dim/2))
 	}
-	return x
-}
-
-func (m *metaReader) str(key, def string) string {
-	v, ok := m.f.Meta(key)
-	if !ok {
-		return def
+	factors, err := f.Floats(t)
+	if err != nil {
+		return nil, err
 	}
-	s, ok := v.Str()
-	if !ok {
-		m.fail(key, v, "a string")
-	}
-	return s
-}
-
-// int reads an integer within [lo, hi]. It returns def if the key is missing; a negative def makes
-// that an error.
-func (m *metaReader) int(key string, def, lo, hi int) int {
-	v, ok := m.f.Meta(key)
-	if !ok {
-		if def < 0 && m.err == nil {
-			m.err = m.f.KeyError(key, corruptf("the key is missing"))
+	for i, v := range factors {
+		if !(v > 0 && v < math.MaxFloat32) {
+			return nil, f.TensorError(t, corruptf("value %d is %v, want a positive number", i, v))
 		}
-		return max(def, lo)
 	}
-	n, ok := v.Int()
-	if ok && n > int64(hi) && m.err == nil {
-		m.err = m.f.KeyError(key, unsupportedf("%d, want at most %d", n, hi))
-	}
-	if !ok || n < int64(lo) || n > int64(hi) {
-		m.fail(key, v, fmt.Sprintf("an integer of [%d, %d]", lo, hi))
-		return lo
-	}
-	return int(n)
+	return factors, nil
 }

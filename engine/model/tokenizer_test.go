@@ -190,8 +190,8 @@ func TestNewTokenizer_Refuses(t *testing.T) {
 		want      error
 		text      string
 	}{
-		{"model", "tokenizer.ggml.model", "llama", quant.ErrUnsupported, `"llama"`},
-		{"pre", "tokenizer.ggml.pre", "llama-bpe", quant.ErrUnsupported, `"llama-bpe"`},
+		{"model", "tokenizer.ggml.model", "bert", quant.ErrUnsupported, `"bert"`},
+		{"pre", "tokenizer.ggml.pre", "tiktoken", quant.ErrUnsupported, `"tiktoken"`},
 		{"pre missing", "tokenizer.ggml.pre", nil, quant.ErrUnsupported, "tokenizer.ggml.pre"},
 		{"tokens", "tokenizer.ggml.tokens", uint32(3), quant.ErrCorrupt, "tokenizer.ggml.tokens"},
 		{"no tokens", "tokenizer.ggml.tokens", []string{}, quant.ErrCorrupt, "tokenizer.ggml.tokens"},

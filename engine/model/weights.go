@@ -166,8 +166,8 @@ func (l *loader) stack(k int, parts ...part) (*stack, error) {
 	return s, nil
 }
 
-// matrix loads parts of one type as one matrix. Quantized types stay quantized; F16 and BF16
-// become float32.
+// matrix loads parts of one type as one matrix. Q8_0, Q4_0 and Q4_1 stay quantized; other types become
+// float32.
 func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	n := 0
 	for _, p := range parts {
@@ -180,10 +180,16 @@ func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	vals, _ := typ.Layout()
 	groups := n * k / int(vals)
 	var b groupSink
-	switch typ {
-	case gguf.TensorQ8_0:
+	switch {
+	case typ.Quantized() && typ != gguf.TensorQ8_0 && typ != gguf.TensorQ4_1:
+		p, err := newPackedSink(typ, n, k)
+		if err != nil {
+			return nil, fmt.Errorf("kvist/model: load tensor %q: %w", parts[0].name, err)
+		}
+		b = p
+	case typ == gguf.TensorQ8_0:
 		b = &q8Sink{codes: make([]int8, n*k), scales: make([]float32, groups)}
-	case gguf.TensorQ4_0, gguf.TensorQ4_1:
+	case typ == gguf.TensorQ4_1:
 		b = &q4Sink{codes: make([]uint8, n*k), scales: make([]float32, groups),
 			mins: make([]float32, groups)}
 	default:
@@ -230,8 +236,11 @@ type groupSink interface {
 
 type f32Sink struct{ data []float32 }
 
-func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) { gguf.DecodeGroup(t, b, s.data[g:]) }
-func (s *f32Sink) matrix(n, k int) (matrix, error)          { return &f32Matrix{n, k, s.data}, nil }
+func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) {
+	vals, _ := t.Layout()
+	gguf.DecodeGroup(t, b, s.data[g*int(vals):])
+}
+func (s *f32Sink) matrix(n, k int) (matrix, error) { return &f32Matrix{n, k, s.data}, nil }
 
 type q8Sink struct {
 	codes  []int8

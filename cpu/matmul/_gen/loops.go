@@ -92,6 +92,65 @@ for g := range groups {
 	}
 	sa[stride*g], as[stride*g], ai[stride*g] = s, s*float32(sum), -128*sum
 }`},
+	{`^unpack`, `
+for g := range groups {
+	for i := range 32 {
+		for j := range 16 {
+			dst[g][i][j] = meaning(code(g, i, j)) // up to 4 bits: consts[code], else code - consts[0]
+		}
+	}
+}`},
+	{`^scalesAVX`, `
+for i := range n {
+	for j := range 16 {
+		dst[i][j] = float32(base[i][j])
+	}
+}`},
+	{`^stepsAVX`, `
+for i := range spans * per {
+	for j := range 16 {
+		dst[i][j] = float32(base[i/per][j]) * float32(steps[i][j])
+	}
+}`},
+	{`^expand(32|16)`, `
+for i := range 32 * groups {
+	for j := range 16 {
+		dst[i][j] = float32(scales[i/step][j]*float32(code(i, j))) // + mins[i/step][j], if there are any
+	}
+}`},
+	{`^tile(32|16)`, `
+for r := range c {
+	for j := range c[r] {
+		c[r][j] = 0
+		for s := range 32 / step * groups {
+			g, sum := s*step/32, int32(0)
+			for i := range step {
+				sum += int32(aq[s][r][i]) * int32(code(s, i, j))
+			}
+			c[r][j] = fma(float32(sum), scales[s][j]*sa[g][r], c[r][j])
+			c[r][j] = fma(mins[s][j], as[s][r], c[r][j]) // if there are any
+		}
+	}
+}`},
+	{`^row[2-6]Of`, `
+for j := range c {
+	c[j] = 0
+	for s := range 32 / step * groups {
+		g, sum := s*step/32, int32(0)
+		for i := range step {
+			sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+		}
+		c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
+		c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+	}
+}`},
+	{`^halves`, `
+for g := range groups {
+	for h := range 2 {
+		sum := sumOf(codes[32*stride*g+16*h:][:16])
+		sums[stride*(2*g+h)], bias[stride*(2*g+h)] = sa[stride*g]*float32(sum), -128*sum
+	}
+}`},
 	{`^dotAVX`, `
 for i := range n {
 	s[i%32] = fma(a[i], b[i], s[i%32])

@@ -44,6 +44,7 @@ func main() {
 	dot256()
 	axpy512()
 	axpy256()
+	packed()
 	Generate()
 }
 

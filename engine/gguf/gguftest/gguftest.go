@@ -106,6 +106,10 @@ func putValue(w *bytes.Buffer, val any) {
 		}
 	case []int32:
 		Put(w, uint32(9), uint32(5), uint64(len(v)), v)
+	case []float32:
+		Put(w, uint32(9), uint32(6), uint64(len(v)), v)
+	case []bool:
+		Put(w, uint32(9), uint32(7), uint64(len(v)), v)
 	case []any: // array of arrays of int32
 		Put(w, uint32(9), uint32(9), uint64(len(v)))
 		for _, e := range v {

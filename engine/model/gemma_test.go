@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package model_test
+
+import (
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/kvist-project/kvist/engine/model"
+	"github.com/stretchr/testify/require"
+)
+
+var openGemma = sync.OnceValues(func() (*model.Model, error) {
+	path, err := model.FindGemma()
+	if err != nil {
+		return nil, err
+	}
+	return model.Open(path, model.Options{})
+})
+
+// gemma returns Gemma 3 270M, or skips the test if it is not there.
+func gemma(t testing.TB) *model.Model {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("a real model takes seconds, minutes under the race detector: not with -short")
+	}
+	if _, err := model.FindGemma(); err != nil {
+		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "gemma") {
+			t.Fatal(err)
+		}
+		t.Skip(err) // it says to run make model-gemma
+	}
+	m, err := openGemma()
+	require.NoError(t, err)
+	return m
+}
+
+func TestGemma_Greedy(t *testing.T) {
+	m := gemma(t)
+	tok := m.Tokenizer()
+	require.True(t, tok.AddBOS)
+	tokens, err := tok.Start("France: Paris\nItaly: Rome\nGermany:", false)
+	require.NoError(t, err)
+	require.Equal(t, tok.BOS, tokens[0])
+	logits := forward(t, m, tokens, newKV(t, m, model.KVOptions{}), 0, model.ForwardOptions{})
+	text, err := tok.Decode([]int32{model.Argmax(logits)})
+	require.NoError(t, err)
+	require.Equal(t, " Berlin", string(text))
+}
+
+func TestGemma_Attention(t *testing.T) {
+	m := gemma(t)
+	require.Equal(t, 18, m.Layers)
+	for l := range m.Layers {
+		a := m.Attention(l)
+		window, theta := 512, 1e4
+		if l%6 == 5 {
+			window, theta = 0, 1e6
+		}
+		require.Equal(t, window, a.Window, "layer %d", l)
+		require.Equal(t, theta, a.Rope.Theta, "layer %d", l)
+		require.Equal(t, 1.0/16, a.Scale)
+	}
+	what, ok := m.Uniform()
+	require.False(t, ok)
+	require.Contains(t, what, "window of 512")
+}
