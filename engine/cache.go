@@ -22,18 +22,18 @@ type Cache struct {
 
 	// mu is held for reading while rows are written and attended to, and for writing while memory is
 	// taken, freed or recoded.
-	mu     sync.RWMutex
-	led    ledger
-	arena  *arena
-	seqs   []*Sequence
-	nextID uint64
-	steps  []*step // unused ones
-	start  [sides]rung
-	price  pricing
-	clock  uint64 // steps committed
-	stats  Stats
-	closed bool
-	err    error // a failure of the backend that left the cache in an unknown state
+	mu       sync.RWMutex
+	led      ledger
+	arena    *arena
+	seqs     []*Sequence
+	nextID   uint64
+	steps    []*step    // unused ones
+	closings []*closing // unused ones
+	start    [sides]rung
+	pressure pressure
+	stats    Stats
+	closed   bool
+	err      error // a failure of the backend that left the cache in an unknown state
 }
 
 // fixedBytes is what an empty cache is taken to hold beside its budgeted parts.
@@ -66,6 +66,12 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 	}
 	c.arena = newArena(be, &c.led, run, slabRuns, c.sizes.classes)
 	c.arena.tmp = make([]byte, run)
+	heads := g.Layers * g.KVHeads
+	if !c.led.take(forScratch, int64(4*8*heads)) {
+		return nil, fail(call, 0, "budget %d: %w", cfg.Budget, quant.ErrBudget)
+	}
+	w := &c.pressure
+	w.factor, w.floor, w.count = make([]float64, sides*heads), make([]float64, heads), make([]float64, heads)
 	if need := c.least(); cfg.Budget < need {
 		return nil, fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
 			cfg.Budget, cfg.Window, need, quant.ErrBudget)
@@ -96,7 +102,7 @@ func (c *Cache) least() int64 {
 	heads := int64(g.Layers * g.KVHeads)
 	pages := int64(c.cfg.Window/pageTokens) + 2
 	rows := heads * pages * (c.sizes.bytes(sideK, f16) + c.sizes.bytes(sideV, f16))
-	return fixedBytes + c.arena.runBytes*int64(1+2*len(c.sizes.classes)) + rows + rows/8 +
+	return fixedBytes + c.arena.runBytes*int64(1+reserveRuns+2*len(c.sizes.classes)) + rows + rows/8 +
 		2*c.segmentSize(c.cfg.Segment/pageTokens) + 2*c.keptBytes(c.cfg.KeptQueries)
 }
 
@@ -159,6 +165,7 @@ type Sequence struct {
 	closed bool
 	pinned bool
 	left   int64 // position of the first page that has not left the window
+	stale  bool  // segments closed since blocks were priced
 }
 
 const sequenceBytes = int64(unsafe.Sizeof(Sequence{})) + 64

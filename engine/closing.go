@@ -3,9 +3,11 @@
 package engine
 
 import (
+	"context"
 	"encoding/binary"
 	"math"
 	"slices"
+	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
@@ -20,79 +22,65 @@ type closing struct {
 	row                    []int32
 	order, perm            []int32
 	from, to               []byte
+	queries                int // heads that w.weight is the sum over
 	rel                    backend.RelevanceOut
 }
 
-// closingNeed are the lengths of its lists.
-type closingNeed struct{ entries, queries, heads, rows, pages, bytes int }
-
-func (s *step) closingNeed() (n closingNeed) {
-	if !s.need.closes {
-		return n
+// closingGrowth returns the bytes of the scratch memory that the step will take, if none is unused.
+func (s *step) closingGrowth() int64 {
+	if s.need.closes && len(s.c.closings) == 0 {
+		return s.c.closingBytes()
 	}
-	c := s.c
-	g, e := c.geo, c.cfg.KeptQueries
-	pages := c.segPages()
-	return closingNeed{entries: e, queries: e * g.KVHeads, heads: e * g.Heads, rows: c.cfg.Segment * g.KVHeads,
-		pages: pages * g.KVHeads, bytes: 2 * c.cfg.Segment * max(g.HeadDim, g.HeadDimV)}
+	return 0
 }
 
-func (w *closing) growth(s *step) int64 {
-	n, g := s.closingNeed(), s.c.geo
-	one := n.rows / g.KVHeads
-	return more(w.q, n.heads*g.HeadDim) + more(w.lse, n.heads) + more(w.weight, n.rows) + more(w.smooth, one) +
-		more(w.pos, n.queries) + more(w.ptr, n.queries+1) + more(w.idx, n.entries*n.pages) +
-		more(w.blocks, n.pages) + more(w.row, n.pages+1) + more(w.order, one) + more(w.perm, one) +
-		more(w.from, n.bytes) + more(w.to, n.bytes)
+// takeClosing gives the step scratch memory to close segments with.
+func (s *step) takeClosing() (err error) {
+	if s.need.closes {
+		s.closing, err = s.c.takeClosing()
+	}
+	return err
 }
 
-func (w *closing) grow(s *step) error {
-	n, g, led := s.closingNeed(), s.c.geo, &s.c.led
-	if n.rows == 0 {
-		return nil
+func (c *Cache) takeClosing() (*closing, error) {
+	if n := len(c.closings); n > 0 {
+		w := c.closings[n-1]
+		c.closings = c.closings[:n-1]
+		return w, nil
 	}
-	one := n.rows / g.KVHeads
-	var e [13]error
-	w.q, e[0] = fit(led, w.q, n.heads*g.HeadDim)
-	w.lse, e[1] = fit(led, w.lse, n.heads)
-	w.weight, e[2] = fit(led, w.weight, n.rows)
-	w.smooth, e[3] = fit(led, w.smooth, one)
-	w.pos, e[4] = fit(led, w.pos, n.queries)
-	w.ptr, e[5] = fit(led, w.ptr, n.queries+1)
-	w.idx, e[6] = fit(led, w.idx, n.entries*n.pages)
-	w.blocks, e[7] = fit(led, w.blocks, n.pages)
-	w.row, e[8] = fit(led, w.row, n.pages+1)
-	w.order, e[9] = fit(led, w.order, one)
-	w.perm, e[10] = fit(led, w.perm, one)
-	w.from, e[11] = fit(led, w.from, n.bytes)
-	w.to, e[12] = fit(led, w.to, n.bytes)
-	for _, err := range e {
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return c.newClosing()
 }
 
-func (w *closing) drop(led *ledger) {
-	w.q, w.lse = dropped(led, forScratch, w.q), dropped(led, forScratch, w.lse)
-	w.weight, w.smooth = dropped(led, forScratch, w.weight), dropped(led, forScratch, w.smooth)
-	w.pos, w.ptr = dropped(led, forScratch, w.pos), dropped(led, forScratch, w.ptr)
-	w.idx, w.blocks = dropped(led, forScratch, w.idx), dropped(led, forScratch, w.blocks)
-	w.row, w.order = dropped(led, forScratch, w.row), dropped(led, forScratch, w.order)
-	w.perm = dropped(led, forScratch, w.perm)
-	w.from, w.to = dropped(led, forScratch, w.from), dropped(led, forScratch, w.to)
+// closingBytes returns the bytes of newClosing.
+func (c *Cache) closingBytes() int64 {
+	g, e, pages := c.geo, int64(c.cfg.KeptQueries), int64(c.segPages()*c.geo.KVHeads)
+	return e*int64(g.Heads)*int64(4*g.HeadDim+4) + int64(c.cfg.Segment)*int64(4*g.KVHeads+4+8) +
+		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*int64(unsafe.Sizeof(backend.Block{})) + 4*pages + 4 +
+		4*int64(c.cfg.Segment)*int64(max(g.HeadDim, g.HeadDimV)) + int64(unsafe.Sizeof(closing{}))
+}
+
+func (c *Cache) newClosing() (*closing, error) {
+	if !c.led.take(forScratch, c.closingBytes()) {
+		return nil, errNoRoom
+	}
+	g, e, n := c.geo, c.cfg.KeptQueries, c.cfg.Segment
+	pages, side := c.segPages()*g.KVHeads, 2*n*max(g.HeadDim, g.HeadDimV)
+	return &closing{q: make([]float32, e*g.Heads*g.HeadDim), lse: make([]float32, e*g.Heads),
+		weight: make([]float32, n*g.KVHeads), smooth: make([]float32, n), pos: make([]int64, e*g.KVHeads),
+		ptr: make([]int32, e*g.KVHeads+1), idx: make([]int32, e*pages), blocks: make([]backend.Block, pages),
+		row: make([]int32, pages+1), order: make([]int32, n), perm: make([]int32, n), from: make([]byte, side),
+		to: make([]byte, side)}, nil
 }
 
 // close sorts the rows of a layer of a segment by the weights in w.weight, head by head: the heaviest
 // rows come first. Rows move between pages of the same codings only, so nothing is coded again and the
 // step can be rolled back.
 func (s *step) close(layer int, r *stepRow, seg *segment) error {
-	c, g, w := s.c, s.c.geo, &s.closing
+	c, g, w := s.c, s.c.geo, s.closing
 	spots := s.spotsOf(r, seg.lo)
 	for h := range g.KVHeads {
 		blocks := seg.of(layer, h, g.KVHeads)
-		smooth(w.smooth, w.weight[h*c.cfg.Segment:(h+1)*c.cfg.Segment])
+		rootMean(w.smooth, w.weight[h*c.cfg.Segment:(h+1)*c.cfg.Segment])
 		for i := range w.order {
 			w.order[i] = int32(i)
 		}
@@ -112,6 +100,11 @@ func (s *step) close(layer int, r *stepRow, seg *segment) error {
 		for i := range blocks {
 			b := &blocks[i]
 			b.rows = pageTokens
+			b.mass = 0
+			for _, row := range w.perm[i*pageTokens : (i+1)*pageTokens] {
+				x := w.weight[h*c.cfg.Segment+int(row)]
+				b.mass += float32(x*x) / float32(max(w.queries, 1))
+			}
 			c.arena.swap(&b.pos, &spots[(layer*g.KVHeads+h)*seg.pages+i])
 			if err := c.putPositions(b, w.perm[i*pageTokens:(i+1)*pageTokens], w.to); err != nil {
 				return err
@@ -167,8 +160,15 @@ func (c *Cache) putPositions(b *block, rows []int32, tmp []byte) error {
 	return at.Buf.Upload(at.Off, tmp)
 }
 
-// smooth averages over five tokens: what is read with a token is worth what the token is.
-func smooth(dst, x []float32) {
+// rootMean averages the root of x over five tokens: what is read with a token is worth what the token
+// is. x is overwritten.
+func rootMean(dst, x []float32) {
+	for i, v := range x {
+		x[i] = 0
+		if v > 0 && !math.IsInf(float64(v), 0) {
+			x[i] = float32(math.Sqrt(float64(v)))
+		}
+	}
 	for i := range dst {
 		lo, hi := max(0, i-2), min(len(x), i+3)
 		var sum float64
@@ -179,63 +179,62 @@ func smooth(dst, x []float32) {
 	}
 }
 
-// weigh sets w.weight [kv_heads, tokens of the segment] to the root mean square attention of the kept
+// weigh sets the weights of a segment's rows in a layer to the root mean square attention of the kept
 // queries before position p. Where there are none the weights are zero, which keeps rows in order.
 func (s *step) weigh(layer int, r *stepRow, seg *segment, p int64) error {
-	c, g, w := s.c, s.c.geo, &s.closing
-	n := s.keptBefore(layer, r, p)
-	clear(w.weight)
-	if n == 0 {
-		return nil
-	}
+	c, w := s.c, s.closing
+	n := c.keptBefore(w, layer, p, &r.kept, &r.seq.kept)
+	return c.relevance(s.ctx, w, layer, seg, n)
+}
+
+// relevance sets w.weight [kv_heads, rows of the segment] to the sum of p^2 over the n kept queries in
+// w.q. w.row tells where the rows of each block begin.
+func (c *Cache) relevance(ctx context.Context, w *closing, layer int, seg *segment, n int) error {
+	g := c.geo
 	group := g.GQARatio()
+	clear(w.weight)
 	w.blocks, w.row = w.blocks[:0], append(w.row[:0], 0)
 	for h := range g.KVHeads {
-		for i, b := range seg.of(layer, h, g.KVHeads) {
-			v, _ := c.view(seg, &b, layer, h, i, seg.hi())
-			w.blocks = append(w.blocks, v)
-			w.row = append(w.row, w.row[len(w.row)-1]+v.Rows)
+		blocks := seg.of(layer, h, g.KVHeads)
+		for i := range blocks {
+			if v, ok := c.view(seg, &blocks[i], layer, h, i, seg.hi()); ok {
+				w.blocks = append(w.blocks, v)
+				w.row = append(w.row, w.row[len(w.row)-1]+v.Rows)
+			}
 		}
 	}
 	w.ptr, w.idx = append(w.ptr[:0], 0), w.idx[:0]
 	for i := range n * g.KVHeads {
-		for b := range seg.pages {
-			w.idx = append(w.idx, int32(i%g.KVHeads*seg.pages+b))
+		for b := range w.blocks {
+			if int(w.blocks[b].KVHead) == i%g.KVHeads {
+				w.idx = append(w.idx, int32(b))
+			}
 		}
 		w.ptr = append(w.ptr, int32(len(w.idx)))
 	}
+	if len(w.idx) == 0 {
+		return nil
+	}
+	w.queries = n * group
 	q := backend.Queries{Q: w.q[:n*g.Heads*g.HeadDim], Group: group, HeadDim: g.HeadDim, HeadDimV: g.HeadDimV,
 		Scale: c.cfg.Scale, Softcap: c.cfg.Softcap, Pos: w.pos[:n*g.KVHeads], Window: c.cfg.layerWindow(layer),
 		BlockPtr: w.ptr, BlockIdx: w.idx}
-	w.rel = backend.RelevanceOut{Power: 2, RowPtr: w.row, Sum: w.weight}
-	if err := c.be.Relevance(s.ctx, &q, w.lse[:n*g.Heads], w.blocks, &w.rel); err != nil {
-		return err
-	}
-	for i, v := range w.weight {
-		w.weight[i] = 0
-		if v > 0 && !math.IsInf(float64(v), 0) {
-			w.weight[i] = float32(math.Sqrt(float64(v)))
-		}
-	}
-	return nil
+	w.rel = backend.RelevanceOut{Power: 2, RowPtr: w.row, Sum: w.weight[:w.row[len(w.row)-1]]}
+	return c.be.Relevance(ctx, &q, w.lse[:n*g.Heads], w.blocks, &w.rel)
 }
 
 // keptBefore fills w.q, w.lse and w.pos with the kept queries before position p, and returns how many
 // there are.
-func (s *step) keptBefore(layer int, r *stepRow, p int64) (n int) {
-	c, w := s.c, &s.closing
-	from, to := c.entries(p)
-	for j := from; j < to; j++ {
-		k := &r.kept
-		i, ok := k.holds(layer, j)
-		if !ok {
-			k = &r.seq.kept
-			if i, ok = k.holds(layer, j); !ok {
-				continue
+func (c *Cache) keptBefore(w *closing, layer int, p int64, from ...*kept) (n int) {
+	lo, hi := c.entries(p)
+	for j := lo; j < hi; j++ {
+		for _, k := range from {
+			if i, ok := k.holds(layer, j); ok {
+				c.unpackEntry(k, i, w.q, w.lse, w.pos, n, (j+1)*int64(c.stride)-1)
+				n++
+				break
 			}
 		}
-		c.unpackEntry(k, i, w.q, w.lse, w.pos, n, (j+1)*int64(c.stride)-1)
-		n++
 	}
 	return n
 }
@@ -258,7 +257,7 @@ func (c *Cache) unpackEntry(k *kept, i int, q, lse []float32, pos []int64, n int
 
 // permuteRows moves rows between blocks: place i gets row perm[i]. Packed rows are moved as they are.
 func (s *step) permuteRows(blocks []block, perm []int32) error {
-	c, w := s.c, &s.closing
+	c, w := s.c, s.closing
 	for side, dim := range c.sizes.dim {
 		for i := range blocks {
 			at := c.arena.at(blocks[i].at[side], c.sizes.bytes(side, blocks[i].rung[side]))
@@ -316,4 +315,68 @@ func energyOf(p []byte, cd quant.Coding, dim int) float32 {
 		return math.MaxFloat32
 	}
 	return float32(sum)
+}
+
+// massDecay is what is left of the mass of a block when it is measured again.
+const massDecay = 0.75
+
+// reprice measures again how much the kept queries read every closed block, in sequences of which
+// segments have closed since.
+func (c *Cache) reprice() error {
+	var w *closing
+	for _, q := range c.seqs {
+		if !q.stale {
+			continue
+		}
+		if w == nil {
+			var err error
+			if w, err = c.takeClosing(); err != nil {
+				return nil // without memory to measure in, blocks keep the mass they have
+			}
+		}
+		q.stale = false
+		for l := range c.geo.Layers {
+			n := c.keptBefore(w, l, q.n, &q.kept)
+			for _, s := range q.segs {
+				if n == 0 || s.sinks || !s.closed {
+					continue
+				}
+				if err := c.relevance(context.Background(), w, l, s, n); err != nil {
+					return err
+				}
+				c.addMass(w, l, s)
+			}
+		}
+	}
+	if w != nil {
+		c.closings = append(c.closings, w)
+	}
+	return nil
+}
+
+// addMass folds the sums of w.weight into the masses of a segment's blocks in a layer. A shared segment is
+// worth what it is worth to the sequence that reads it most.
+func (c *Cache) addMass(w *closing, layer int, s *segment) {
+	i := 0
+	for h := range c.geo.KVHeads {
+		blocks := s.of(layer, h, c.geo.KVHeads)
+		for p := range blocks {
+			if blocks[p].at[sideK] == 0 {
+				continue
+			}
+			var sum float64
+			for _, v := range w.weight[w.row[i]:w.row[i+1]] {
+				if v > 0 && !math.IsInf(float64(v), 0) {
+					sum += float64(v)
+				}
+			}
+			m := float32(sum / float64(w.queries))
+			mixed := float32(massDecay*blocks[p].mass) + float32((1-massDecay)*m)
+			if s.refs > 1 {
+				mixed = max(mixed, blocks[p].mass)
+			}
+			blocks[p].mass = mixed
+			i++
+		}
+	}
 }

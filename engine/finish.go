@@ -9,7 +9,6 @@ import (
 // finish ends the step: every row keeps its first n tokens. It also undoes a step that was not begun
 // in full.
 func (s *step) finish(n int) error {
-	c := s.c
 	for i := range s.rows {
 		r := &s.rows[i]
 		if r.seq.step != s {
@@ -21,10 +20,20 @@ func (s *step) finish(n int) error {
 		r.seq.step = nil
 		r.seq = nil
 	}
-	s.gen++ // the caller's Step is finished
-	s.ctx = nil
-	c.steps = append(c.steps, s)
+	s.retire()
 	return nil
+}
+
+// retire ends the caller's Step and keeps its memory for later ones.
+func (s *step) retire() {
+	c := s.c
+	s.gen++
+	s.ctx = nil
+	if s.closing != nil {
+		c.closings = append(c.closings, s.closing)
+		s.closing = nil
+	}
+	c.steps = append(c.steps, s)
 }
 
 // finishRow ends the step for one sequence, which then has end tokens.
@@ -71,6 +80,7 @@ func (s *step) settleSegments(r *stepRow, n int) error {
 	for _, seg := range r.seq.segs {
 		if n > 0 && !seg.closed && !seg.sinks {
 			seg.closed = true
+			r.seq.stale = true
 			n--
 		}
 	}
@@ -79,7 +89,7 @@ func (s *step) settleSegments(r *stepRow, n int) error {
 
 // reopen brings the rows of an unshared segment back into their order where they have been sorted.
 func (s *step) reopen(seg *segment) error {
-	c, g, w := s.c, s.c.geo, &s.closing
+	c, g, w := s.c, s.c.geo, s.closing
 	for i := range g.Layers * g.KVHeads {
 		blocks := seg.blocks[i*seg.pages : (i+1)*seg.pages]
 		if blocks[0].pos == 0 {

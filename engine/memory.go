@@ -258,7 +258,7 @@ func (s *step) keptNeed(r *stepRow) int {
 func (s *step) growth() int64 {
 	d, g := &s.need, s.c.geo
 	n := more(s.done, g.Layers) + more(s.enc, d.jobs) + more(s.spares, d.spares) + more(s.spots, d.spots) +
-		2*max(0, s.stageSize()-s.stageBytes) + s.lists.growth(d, g) + s.closing.growth(s)
+		2*max(0, s.stageSize()-s.stageBytes) + s.lists.growth(d, g) + s.closingGrowth()
 	for i := range s.rows {
 		r := &s.rows[i]
 		n += more(r.past, g.Layers)
@@ -287,7 +287,7 @@ func (s *step) grow() (err error) {
 	s.spots, e = fit(led, s.spots, d.spots)
 	set(e)
 	set(s.lists.grow(led, d, c.geo))
-	set(s.closing.grow(s))
+	set(s.takeClosing())
 	set(s.growStage())
 	for i := range s.rows {
 		r := &s.rows[i]
@@ -344,7 +344,6 @@ func (s *step) shed() error {
 	s.done, s.enc = dropped(led, forScratch, s.done), dropped(led, forScratch, s.enc)
 	s.spares, s.spots = dropped(led, forScratch, s.spares), dropped(led, forScratch, s.spots)
 	s.lists.drop(led)
-	s.closing.drop(led)
 	s.rows = s.rows[:cap(s.rows)]
 	for i := range s.rows {
 		s.rows[i].past = dropped(led, forScratch, s.rows[i].past)
@@ -353,4 +352,3 @@ func (s *step) shed() error {
 	s.rows = dropped(led, forScratch, s.rows)
 	return s.freeStage()
 }
-

@@ -25,16 +25,16 @@ const blockBytes = int64(unsafe.Sizeof(block{}))
 // window; then it closes: the rows of each head are sorted by weight over its pages. From then on
 // sequences may share it, and only pressure changes it.
 type segment struct {
-	lo     int64 // position of the first token
-	pages  int
-	per    int // rows of a page: 32, or the number of sinks
-	have   int // pages with memory, while it is open
-	refs   int // sequences and index entries that hold it
-	sinks  bool
-	closed bool
-	pinned int // by how many sequences
-	read   uint64
-	blocks []block // [layers, kv_heads, pages]
+	lo      int64 // position of the first token
+	pages   int
+	per     int // rows of a page: 32, or the number of sinks
+	have    int // pages with memory, while it is open
+	refs    int // sequences and index entries that hold it
+	sinks   bool
+	closed  bool
+	pinned  int     // by how many sequences
+	visited uint64  // by pressure
+	blocks  []block // [layers, kv_heads, pages]
 }
 
 const segmentBytes = int64(unsafe.Sizeof(segment{}))

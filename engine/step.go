@@ -43,9 +43,9 @@ type step struct {
 	host       []byte
 	enc        []backend.EncodeJob
 	lists      lists
-	closing    closing
-	spares     []spare // [rows' leaving pages, layers, kv_heads]
-	spots      []slot  // [rows' closing segments, layers, kv_heads, pages]
+	closing    *closing // while the step closes segments
+	spares     []spare  // [rows' leaving pages, layers, kv_heads]
+	spots      []slot   // [rows' closing segments, layers, kv_heads, pages]
 }
 
 const (
@@ -95,9 +95,10 @@ func (c *Cache) Begin(ctx context.Context, rows []Row) (Step, error) {
 		err = s.reserve()
 	}
 	if err != nil {
-		c.steps = append(c.steps, s)
-		c.refuse(call, s.one(), err)
-		return Step{}, wrap(call, s.one(), err)
+		seq := s.one()
+		s.retire()
+		c.refuse(call, seq, err)
+		return Step{}, wrap(call, seq, err)
 	}
 	if err := s.take(); err != nil {
 		if e := c.broken(s.finish(0)); e != nil {
@@ -330,7 +331,7 @@ func (st Step) Commit(n int) error {
 		}
 	}
 	s.ctx = context.Background() // what is half done cannot be cancelled
-	for l := range s.done { // queries are optional; what they would have seen is not
+	for l := range s.done {      // queries are optional; what they would have seen is not
 		if s.done[l]&hasAttended == 0 {
 			if err := s.advanceAll(l); err != nil {
 				return wrap(call, s.one(), c.broken(err))
@@ -340,7 +341,7 @@ func (st Step) Commit(n int) error {
 	if err := c.broken(s.finish(n)); err != nil {
 		return wrap(call, 0, err)
 	}
-	c.clock++
+	c.stats.Steps++
 	return wrap(call, 0, c.broken(c.relieve()))
 }
 
