@@ -1,0 +1,327 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"fmt"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// lists are the queries of a round and the blocks that they attend to, as a backend reads them.
+type lists struct {
+	q      backend.Queries
+	blocks []backend.Block
+	pos    []int64
+	ptr    []int32
+	idx    []int32
+	lse    []float32
+	x, out []float32 // in the order of heads, if a row has many tokens
+}
+
+func (l *lists) growth(d *demand, g quant.Geometry) int64 {
+	group := g.GQARatio()
+	n := more(l.blocks, d.pages) + more(l.pos, d.queries) + more(l.ptr, d.queries+1) + more(l.idx, d.index) +
+		more(l.lse, d.queries*group)
+	if d.permuted {
+		n += more(l.x, d.queries*group*g.HeadDim) + more(l.out, d.queries*group*g.HeadDimV)
+	}
+	return n
+}
+
+func (l *lists) grow(led *ledger, d *demand, g quant.Geometry) error {
+	var e [7]error
+	group := g.GQARatio()
+	l.blocks, e[0] = fit(led, l.blocks, d.pages)
+	l.pos, e[1] = fit(led, l.pos, d.queries)
+	l.ptr, e[2] = fit(led, l.ptr, d.queries+1)
+	l.idx, e[3] = fit(led, l.idx, d.index)
+	l.lse, e[4] = fit(led, l.lse, d.queries*group)
+	if d.permuted {
+		l.x, e[5] = fit(led, l.x, d.queries*group*g.HeadDim)
+		l.out, e[6] = fit(led, l.out, d.queries*group*g.HeadDimV)
+	}
+	for _, err := range e {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (l *lists) drop(led *ledger) {
+	l.blocks, l.pos = dropped(led, forScratch, l.blocks), dropped(led, forScratch, l.pos)
+	l.ptr, l.idx = dropped(led, forScratch, l.ptr), dropped(led, forScratch, l.idx)
+	l.lse, l.x = dropped(led, forScratch, l.lse), dropped(led, forScratch, l.x)
+	l.out = dropped(led, forScratch, l.out)
+}
+
+// Attend computes the attention of the step's tokens in one layer: q [tokens, heads, head_dim] with RoPE
+// applied, out [tokens, heads, head_dim_v]. Query i sees its own token and those before it in its
+// sequence. out must not overlap q.
+//
+// Whether a query reads a token exact or packed depends on their positions only, not on how the tokens
+// were divided into steps.
+//
+// Errors: quant.ErrShape for wrong lengths, or a layer without rows or with its queries done;
+// quant.ErrClosed; those of the backend.
+func (st Step) Attend(layer int, q, out []float32) error {
+	const call = "attend"
+	s, err := st.enter(call, layer)
+	if err != nil {
+		return err
+	}
+	c := s.c
+	defer c.mu.RUnlock()
+	g := c.geo
+	if len(q) != s.tokens*g.Heads*g.HeadDim || len(out) != s.tokens*g.Heads*g.HeadDimV {
+		return fail(call, s.one(), "layer %d: q of %d values, out of %d, want %d and %d: %w", layer, len(q),
+			len(out), s.tokens*g.Heads*g.HeadDim, s.tokens*g.Heads*g.HeadDimV, quant.ErrShape)
+	}
+	for i, more := 0, true; more; i++ {
+		if more, err = s.round(layer, i, q, out); err != nil {
+			s.failed = err // some pages of the layer may have left the window
+			return wrap(call, s.one(), fmt.Errorf("layer %d: %w", layer, err))
+		}
+	}
+	s.done[layer] |= hasAttended
+	return nil
+}
+
+// group returns the i-th group of a row's tokens, [lo, hi) of the row: at most a page, and no page leaves
+// the window within it.
+func (s *step) group(r *stepRow, i int) (lo, hi int) {
+	// Pages leave the window at positions that are the same modulo the page.
+	phase := (r.seq.exactFrom() + pageTokens - 1 + int64(s.c.cfg.Window) - r.from) % pageTokens
+	if phase <= 0 {
+		phase += pageTokens
+	}
+	first := int(phase)
+	if i > 0 {
+		lo = first + (i-1)*pageTokens
+	}
+	return min(lo, r.n), min(first+i*pageTokens, r.n)
+}
+
+// round attends to the i-th group of every row. more reports whether rows have tokens left.
+func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
+	l, c := &s.lists, s.c
+	g := c.geo
+	l.blocks, l.pos, l.ptr, l.idx = l.blocks[:0], l.pos[:0], append(l.ptr[:0], 0), l.idx[:0]
+	single := true
+	for j := range s.rows {
+		r := &s.rows[j]
+		lo, hi := s.group(r, i)
+		if lo == hi {
+			continue
+		}
+		if err := s.advance(layer, r, r.from+int64(lo)); err != nil {
+			return false, err
+		}
+		s.list(layer, r, lo, hi)
+		more = more || hi < r.n
+		single = single && r.n == 1
+	}
+	n := len(l.pos)
+	if n == 0 {
+		return false, nil
+	}
+	group := g.GQARatio()
+	x, res := q, out
+	if !single {
+		x, res = l.x[:n*group*g.HeadDim], l.out[:n*group*g.HeadDimV]
+		s.permute(i, q)
+	}
+	l.q = backend.Queries{Q: x, Group: group, HeadDim: g.HeadDim, HeadDimV: g.HeadDimV, Scale: c.cfg.Scale,
+		Softcap: c.cfg.Softcap, Pos: l.pos, Window: c.cfg.layerWindow(layer), BlockPtr: l.ptr, BlockIdx: l.idx}
+	l.lse = l.lse[:n*group]
+	if err := c.be.Attend(s.ctx, &l.q, l.blocks, res, l.lse); err != nil {
+		return false, err
+	}
+	s.collect(layer, i, q, out, !single)
+	return more, nil
+}
+
+// list appends the queries of tokens [lo, hi) of a row, head by head, and the blocks that they see.
+func (s *step) list(layer int, r *stepRow, lo, hi int) {
+	l, c := &s.lists, s.c
+	g := c.geo
+	past, end := r.seq.horizon(layer, r.from+int64(lo)), r.from+int64(hi)
+	for h := range g.KVHeads {
+		first := len(l.blocks)
+		for _, seg := range r.seq.segs {
+			if seg.hi() <= past {
+				continue
+			}
+			blocks := seg.of(layer, h, g.KVHeads)
+			for p := range blocks {
+				if b, ok := c.view(seg, &blocks[p], layer, h, p, end); ok {
+					l.blocks = append(l.blocks, b)
+				}
+			}
+		}
+		for t := lo; t < hi; t++ {
+			for b := first; b < len(l.blocks); b++ {
+				l.idx = append(l.idx, int32(b))
+			}
+			l.ptr = append(l.ptr, int32(len(l.idx)))
+			l.pos = append(l.pos, r.from+int64(t))
+		}
+	}
+}
+
+// horizon returns a position before which a query at position p sees nothing in a layer. It is the same for
+// queries between which no page leaves the window, so that their lists of blocks are.
+func (q *Sequence) horizon(layer int, p int64) int64 {
+	w := q.c.cfg.layerWindow(layer)
+	if w == 0 {
+		return 0
+	}
+	since := (p - q.exactFrom() - pageTokens + 1 - int64(q.c.cfg.Window)) % pageTokens
+	if since < 0 {
+		since += pageTokens
+	}
+	return max(0, p-since-w+1)
+}
+
+// permute brings the queries of a round from [tokens, heads] to the order of list.
+func (s *step) permute(i int, q []float32) {
+	g := s.c.geo
+	run, at := g.GQARatio()*g.HeadDim, 0
+	for j := range s.rows {
+		r := &s.rows[j]
+		lo, hi := s.group(r, i)
+		for h := range g.KVHeads {
+			for t := lo; t < hi; t++ {
+				copy(s.lists.x[at:at+run], q[((r.at+t)*g.KVHeads+h)*run:])
+				at += run
+			}
+		}
+	}
+}
+
+// collect brings outputs back to [tokens, heads] and keeps the queries that are kept.
+func (s *step) collect(layer, i int, q, out []float32, permuted bool) {
+	c, g := s.c, s.c.geo
+	group := g.GQARatio()
+	run, at := group*g.HeadDimV, 0
+	for j := range s.rows {
+		r := &s.rows[j]
+		lo, hi := s.group(r, i)
+		for h := 0; permuted && h < g.KVHeads; h++ {
+			for t := lo; t < hi; t++ {
+				copy(out[((r.at+t)*g.KVHeads+h)*run:][:run], s.lists.out[(at+h*(hi-lo)+t-lo)*run:])
+			}
+		}
+		for t := lo; t < hi; t++ {
+			if p := r.from + int64(t) + 1; p%int64(c.stride) == 0 {
+				tok := r.at + t
+				e := c.put(&r.kept, layer, p/int64(c.stride)-1, q[tok*g.Heads*g.HeadDim:],
+					out[tok*g.Heads*g.HeadDimV:])
+				for h := range g.KVHeads {
+					k := (at + h*(hi-lo) + t - lo) * group
+					copy(r.kept.lse[e*g.Heads+h*group:][:group], s.lists.lse[k:])
+				}
+			}
+		}
+		at += g.KVHeads * (hi - lo)
+	}
+}
+
+// advance does to a row in one layer what happens before the query at position p: pages that are a
+// window behind it are packed, and segments of which every page is close.
+func (s *step) advance(layer int, r *stepRow, p int64) error {
+	q, g := r.seq, s.c.geo
+	for int(r.past[layer]) < r.leaves {
+		k := int(r.past[layer])
+		at := q.exactFrom() + int64(k)*pageTokens
+		if at+pageTokens-1+int64(s.c.cfg.Window) > p {
+			return nil
+		}
+		seg, page := q.find(at)
+		if err := s.pack(layer, r, k, seg, page); err != nil {
+			return err
+		}
+		closes := page == seg.pages-1
+		if closes {
+			if err := s.weigh(layer, r, seg, p); err != nil {
+				return err
+			}
+		}
+		for h := range g.KVHeads {
+			s.c.exchange(&seg.of(layer, h, g.KVHeads)[page], s.spareOf(r, k, layer, h))
+		}
+		r.past[layer]++
+		if closes {
+			if err := s.close(layer, r, seg); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// advanceAll does it for every row up to its end.
+func (s *step) advanceAll(layer int) error {
+	for i := range s.rows {
+		r := &s.rows[i]
+		for p := r.from; p < r.from+int64(r.n); p++ {
+			if err := s.advance(layer, r, p); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// find returns the segment and the page of a position that is not in a closed segment.
+func (q *Sequence) find(p int64) (*segment, int) {
+	for i := len(q.segs) - 1; ; i-- {
+		if s := q.segs[i]; s.lo <= p {
+			return s, int(p-s.lo) / s.per
+		}
+	}
+}
+
+// spareOf returns the spare of the k-th leaving page of a row.
+func (s *step) spareOf(r *stepRow, k, layer, head int) *spare {
+	g := s.c.geo
+	return &s.spares[r.spare+(k*g.Layers+layer)*g.KVHeads+head]
+}
+
+// pack codes a page of a layer into its spare.
+func (s *step) pack(layer int, r *stepRow, k int, seg *segment, page int) error {
+	c, g := s.c, s.c.geo
+	if s.start == [sides]rung{f16, f16} {
+		return nil
+	}
+	s.enc = s.enc[:0]
+	for h := range g.KVHeads {
+		b, sp := &seg.of(layer, h, g.KVHeads)[page], s.spareOf(r, k, layer, h)
+		for side, dim := range c.sizes.dim {
+			if sp.at[side] != 0 {
+				s.enc = append(s.enc, c.recode(b.at[side], sp.at[side], sp.rung[side], dim))
+			}
+		}
+	}
+	return c.be.Encode(s.ctx, s.enc)
+}
+
+// recode is the job that codes 32 exact rows.
+func (c *Cache) recode(from, to slot, r rung, dim int) backend.EncodeJob {
+	src := c.arena.at(from, int64(2*pageTokens*dim))
+	return backend.EncodeJob{Src: src, DType: quant.Float16, Rows: pageTokens, Dim: dim,
+		Dst: backend.Side{Coding: r.coding(), Seed: c.cfg.Seed,
+			Data: c.arena.at(to, int64(r.coding().PackedBytes(pageTokens, dim)))}}
+}
+
+// exchange swaps the sides of a block with those of a spare that has them.
+func (c *Cache) exchange(b *block, sp *spare) {
+	for side := range sides {
+		if sp.at[side] != 0 {
+			c.arena.swap(&b.at[side], &sp.at[side])
+			b.rung[side], sp.rung[side] = sp.rung[side], b.rung[side]
+		}
+	}
+}

@@ -1,0 +1,261 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"sync"
+	"unsafe"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// Cache holds the K and V of many sequences within a budget of bytes. Its methods and those of its
+// sequences may be called from many goroutines at once; a sequence takes one step at a time.
+type Cache struct {
+	be     backend.Backend
+	geo    quant.Geometry
+	cfg    Config
+	sizes  *sizes
+	stride int // positions from kept query to kept query
+
+	// mu is held for reading while rows are written and attended to, and for writing while memory is
+	// taken, freed or recoded.
+	mu       sync.RWMutex
+	led      ledger
+	arena    *arena
+	seqs     []*Sequence
+	nextID   uint64
+	steps    []*step    // unused ones
+	closings []*closing // unused ones
+	start    [sides]rung
+	pressure pressure
+	stats    Stats
+	closed   bool
+	err      error // a failure of the backend that left the cache in an unknown state
+}
+
+// fixedBytes is what an empty cache is taken to hold beside its budgeted parts.
+const fixedBytes = int64(unsafe.Sizeof(Cache{})+unsafe.Sizeof(arena{})) + 4096
+
+// Open returns an empty cache of a geometry on a backend, which must outlive it. K is expected with
+// RoPE applied.
+//
+// Errors: quant.ErrShape for a geometry or a setting that makes no sense, with every problem named;
+// quant.ErrUnsupported for rows that the backend cannot code; quant.ErrBudget for a budget that does
+// not hold one sequence of a window of tokens.
+func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
+	const call = "open"
+	if be == nil {
+		return nil, fail(call, 0, "no backend: %w", quant.ErrShape)
+	}
+	if err := g.Validate(); err != nil {
+		return nil, wrap(call, 0, err)
+	}
+	cfg = cfg.withDefaults(g)
+	if err := cfg.validate(g, be); err != nil {
+		return nil, wrap(call, 0, err)
+	}
+	cfg.Sinks = max(cfg.Sinks, 0)
+	c := &Cache{be: be, geo: g, cfg: cfg, sizes: newSizes(g, cfg.Sinks), stride: cfg.Window / cfg.KeptQueries,
+		led: ledger{budget: cfg.Budget}, start: [sides]rung{f16, f16}}
+	run, slabRuns := c.runSize()
+	if need := fixedBytes + run; !c.led.take(forScratch, need) {
+		return nil, fail(call, 0, "budget %d, an empty cache takes %d: %w", cfg.Budget, need, quant.ErrBudget)
+	}
+	c.arena = newArena(be, &c.led, run, slabRuns, c.sizes.classes)
+	c.arena.tmp = make([]byte, run)
+	heads := g.Layers * g.KVHeads
+	if !c.led.take(forScratch, int64(4*8*heads)) {
+		return nil, fail(call, 0, "budget %d: %w", cfg.Budget, quant.ErrBudget)
+	}
+	w := &c.pressure
+	w.factor, w.floor, w.count = make([]float64, sides*heads), make([]float64, heads), make([]float64, heads)
+	if need := c.least(); cfg.Budget < need {
+		return nil, fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
+			cfg.Budget, cfg.Window, need, quant.ErrBudget)
+	}
+	return c, nil
+}
+
+// runSize chooses the bytes of a run, and the runs of a slab. A class wastes half a run on average, so
+// runs are a small part of the budget; every run holds a few of the largest slots.
+func (c *Cache) runSize() (run int64, runs int) {
+	var largest int64
+	for _, n := range c.sizes.classes {
+		largest = max(largest, n)
+	}
+	run = 16 << 10
+	for run < 256<<10 && run < c.cfg.Budget/4096 {
+		run *= 2
+	}
+	for run < 4*largest {
+		run *= 2
+	}
+	return run, int(min(max(c.cfg.Budget/64/run, 4), 16<<20/run+1))
+}
+
+// least returns the bytes that an empty cache with one sequence of a window of tokens may take.
+func (c *Cache) least() int64 {
+	g := c.geo
+	heads := int64(g.Layers * g.KVHeads)
+	pages := int64(c.cfg.Window/pageTokens) + 2
+	rows := heads * pages * (c.sizes.bytes(sideK, f16) + c.sizes.bytes(sideV, f16))
+	return fixedBytes + c.arena.runBytes*int64(1+reserveRuns+2*len(c.sizes.classes)) + rows + rows/8 +
+		2*c.segmentSize(c.cfg.Segment/pageTokens) + 2*c.keptBytes(c.cfg.KeptQueries)
+}
+
+// Close frees everything. Steps and sequences that are still open fail from then on with
+// quant.ErrClosed. Closing again does nothing.
+//
+// Errors: those of the backend.
+func (c *Cache) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil
+	}
+	c.closed = true
+	err := c.arena.close()
+	for _, s := range c.steps {
+		if e := s.freeStage(); err == nil {
+			err = e
+		}
+	}
+	for _, q := range c.seqs {
+		if q.step != nil {
+			if e := q.step.freeStage(); err == nil {
+				err = e
+			}
+		}
+	}
+	c.seqs, c.steps = nil, nil
+	return wrap("close", 0, err)
+}
+
+// usable reports why no call can work.
+func (c *Cache) usable(call string) error {
+	switch {
+	case c.closed:
+		return closed(call, 0, "cache")
+	case c.err != nil:
+		return fail(call, 0, "an earlier failure left the cache unusable: %w", c.err)
+	}
+	return nil
+}
+
+// broken remembers a failure in the middle of a change of memory. The cache then refuses every call
+// but Close: it does not know which rows are intact.
+func (c *Cache) broken(err error) error {
+	if err != nil && c.err == nil {
+		c.err = err
+	}
+	return err
+}
+
+// Sequence is the cache of one conversation.
+type Sequence struct {
+	c      *Cache
+	id     uint64
+	segs   []*segment
+	n      int64 // committed tokens
+	kept   kept
+	step   *step // the step that is under way
+	closed bool
+	pinned bool
+	left   int64 // position of the first page that has not left the window
+	stale  bool  // segments closed since blocks were priced
+}
+
+const sequenceBytes = int64(unsafe.Sizeof(Sequence{})) + 64
+
+// NewSequence returns an empty sequence.
+//
+// Errors: quant.ErrFull if the budget does not hold its kept queries; quant.ErrClosed.
+func (c *Cache) NewSequence() (*Sequence, error) {
+	const call = "new sequence"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return nil, err
+	}
+	s, err := c.newSequence()
+	return s, wrap(call, 0, err)
+}
+
+func (c *Cache) newSequence() (*Sequence, error) {
+	n := sequenceBytes + c.keptBytes(c.cfg.KeptQueries)
+	if err := c.makeRoom(context.Background(), nil, n); err != nil {
+		return nil, err
+	}
+	if !c.led.take(forQueries, n) {
+		return nil, errNoRoom
+	}
+	c.nextID++
+	s := &Sequence{c: c, id: c.nextID, kept: c.newKept(c.cfg.KeptQueries)}
+	c.seqs = append(c.seqs, s)
+	return s, nil
+}
+
+// ID returns the number of the sequence, which errors name.
+func (s *Sequence) ID() uint64 { return s.id }
+
+// Len returns the number of committed tokens.
+func (s *Sequence) Len() int64 {
+	s.c.mu.RLock()
+	defer s.c.mu.RUnlock()
+	return s.n
+}
+
+// Close frees what only this sequence holds. Closing again does nothing.
+//
+// Errors: quant.ErrShape while a step is under way; those of the backend.
+func (s *Sequence) Close() error {
+	const call = "close sequence"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s.closed || c.closed {
+		return nil
+	}
+	if s.step != nil {
+		return fail(call, s.id, "a step is under way: %w", quant.ErrShape)
+	}
+	return wrap(call, s.id, c.broken(c.closeSequence(s)))
+}
+
+func (c *Cache) closeSequence(s *Sequence) error {
+	s.closed = true
+	for i := range c.seqs {
+		if c.seqs[i] == s {
+			last := len(c.seqs) - 1
+			c.seqs[i], c.seqs[last] = c.seqs[last], nil
+			c.seqs = c.seqs[:last]
+			break
+		}
+	}
+	for _, g := range s.segs {
+		if s.pinned {
+			g.pinned--
+		}
+		if err := c.unref(g); err != nil {
+			return err
+		}
+	}
+	s.segs = dropped(&c.led, forTables, s.segs)
+	c.led.give(forQueries, sequenceBytes+c.keptBytes(s.kept.n))
+	s.kept = kept{}
+	return nil
+}
+
+// ready reports why a sequence cannot be used by a call that needs it idle.
+func (s *Sequence) ready(call string) error {
+	switch {
+	case s.closed:
+		return closed(call, s.id, "sequence")
+	case s.step != nil:
+		return fail(call, s.id, "a step is under way: %w", quant.ErrShape)
+	}
+	return nil
+}

@@ -1,0 +1,193 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"encoding/binary"
+)
+
+// finish ends the step: every row keeps its first n tokens. It also undoes a step that was not begun
+// in full.
+func (s *step) finish(n int) error {
+	for i := range s.rows {
+		r := &s.rows[i]
+		if r.seq.step != s {
+			continue
+		}
+		if err := s.finishRow(r, r.from+int64(min(n, r.n))); err != nil {
+			return err
+		}
+		r.seq.step = nil
+		r.seq = nil
+	}
+	s.retire()
+	return nil
+}
+
+// retire ends the caller's Step and keeps its memory for later ones.
+func (s *step) retire() {
+	c := s.c
+	s.gen++
+	s.ctx = nil
+	if s.closing != nil {
+		c.closings = append(c.closings, s.closing)
+		s.closing = nil
+	}
+	c.steps = append(c.steps, s)
+}
+
+// finishRow ends the step for one sequence, which then has end tokens.
+func (s *step) finishRow(r *stepRow, end int64) error {
+	c, q := s.c, r.seq
+	keep, closes := q.leaving(end)
+	if err := s.settleSegments(r, closes); err != nil {
+		return err
+	}
+	if err := s.settlePages(r, keep); err != nil {
+		return err
+	}
+	for l := range c.geo.Layers {
+		for j := r.from / int64(c.stride); j < end/int64(c.stride); j++ {
+			c.copyEntry(&q.kept, &r.kept, l, j)
+		}
+	}
+	q.left = q.exactFrom() + int64(keep)*pageTokens
+	q.n = end
+	return c.trim(q)
+}
+
+// settleSegments closes the first n of the segments that the step has closed, and opens the others again.
+func (s *step) settleSegments(r *stepRow, n int) error {
+	c, i := s.c, 0
+	for _, seg := range r.seq.segs {
+		if seg.closed || seg.sinks || i == r.closes {
+			continue
+		}
+		spots := s.spotsOf(r, seg.lo)
+		if i >= n {
+			if err := s.reopen(seg); err != nil {
+				return err
+			}
+		}
+		for j := range spots {
+			if err := c.arena.release(&spots[j]); err != nil {
+				return err
+			}
+		}
+		i++
+	}
+	// spotsOf counts from the first open segment, so segments are marked last.
+	for _, seg := range r.seq.segs {
+		if n > 0 && !seg.closed && !seg.sinks {
+			seg.closed = true
+			r.seq.stale = true
+			n--
+		}
+	}
+	return nil
+}
+
+// reopen brings the rows of an unshared segment back into their order where they have been sorted.
+func (s *step) reopen(seg *segment) error {
+	c, g, w := s.c, s.c.geo, s.closing
+	for i := range g.Layers * g.KVHeads {
+		blocks := seg.blocks[i*seg.pages : (i+1)*seg.pages]
+		if blocks[0].pos == 0 {
+			continue
+		}
+		for b := range blocks {
+			at := c.arena.at(blocks[b].pos, 2*pageTokens)
+			if err := at.Buf.Download(at.Off, w.to[:at.Len]); err != nil {
+				return err
+			}
+			for r := range pageTokens {
+				w.perm[binary.LittleEndian.Uint16(w.to[2*r:])] = int32(b*pageTokens + r)
+			}
+			if err := c.arena.release(&blocks[b].pos); err != nil {
+				return err
+			}
+			blocks[b].rows = 0
+		}
+		if err := s.permuteRows(blocks, w.perm); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// settlePages frees the exact rows of the first n leaving pages, and the packed rows of the others.
+func (s *step) settlePages(r *stepRow, n int) error {
+	c, g := s.c, s.c.geo
+	for k := range r.leaves {
+		for l := range g.Layers {
+			for h := range g.KVHeads {
+				sp := s.spareOf(r, k, l, h)
+				if k >= n && int(r.past[l]) > k {
+					seg, page := r.seq.find(r.seq.exactFrom() + int64(k)*pageTokens)
+					c.exchange(&seg.of(l, h, g.KVHeads)[page], sp)
+				}
+				for side := range sides {
+					if err := c.arena.release(&sp.at[side]); err != nil {
+						return err
+					}
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// trim frees the pages and segments of a sequence that lie behind its end, and in sliding-window layers
+// the segments before every window.
+func (c *Cache) trim(q *Sequence) error {
+	for i := len(q.segs) - 1; i >= 0; i-- {
+		s := q.segs[i]
+		if s.closed || s.lo < q.n {
+			if !s.closed {
+				if err := c.dropPages(s, int(q.n-s.lo+int64(s.per)-1)/s.per); err != nil {
+					return err
+				}
+			}
+			break
+		}
+		if err := c.dropPages(s, 0); err != nil {
+			return err
+		}
+		if err := c.unref(s); err != nil {
+			return err
+		}
+		q.segs[i] = nil
+		q.segs = q.segs[:i]
+	}
+	return c.trimWindows(q)
+}
+
+// trimWindows frees closed segments in the layers whose windows have passed them. A segment that others
+// share stays: they may be at other positions.
+func (c *Cache) trimWindows(q *Sequence) error {
+	if c.cfg.LayerWindow == nil {
+		return nil
+	}
+	per := c.geo.KVHeads
+	for l := range c.geo.Layers {
+		past := q.horizon(l, q.n)
+		if past == 0 {
+			continue
+		}
+		for _, s := range q.segs {
+			if s.hi() > past {
+				break
+			}
+			if s.refs > 1 || !s.closed && !s.sinks {
+				continue
+			}
+			blocks := s.blocks[l*per*s.pages : (l+1)*per*s.pages]
+			for i := range blocks {
+				if err := c.free(&blocks[i]); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,354 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"fmt"
+	"unsafe"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// demand is what a step needs: slots by class, and lengths of its lists.
+type demand struct {
+	slots    []int
+	tables   int64 // descriptors of new segments and their lists
+	pages    int   // of all rows, existing ones too
+	queries  int   // of the largest round
+	index    int   // entries of its lists of blocks
+	jobs     int
+	spares   int
+	spots    int
+	closes   bool
+	permuted bool // queries are brought into the order of heads
+}
+
+// plan computes what the rows of a step need. It changes nothing but the step.
+func (s *step) plan(rows []Row) error {
+	c, g := s.c, s.c.geo
+	d := &s.need
+	*d = demand{slots: d.slots}
+	if d.slots == nil {
+		d.slots = make([]int, len(c.sizes.classes))
+	}
+	clear(d.slots)
+	var ok bool
+	if s.rows, ok = grown(&c.led, forScratch, s.rows[:cap(s.rows)], len(rows)); !ok {
+		return errNoRoom
+	}
+	s.rows = s.rows[:len(rows)]
+	at, heads := 0, g.Layers*g.KVHeads
+	for i := range rows {
+		r := &s.rows[i]
+		*r = stepRow{seq: rows[i].Seq, n: rows[i].Tokens, at: at, from: rows[i].Seq.n, past: r.past, kept: r.kept}
+		at += r.n
+		r.leaves, r.closes = r.seq.leaving(r.from + int64(r.n))
+		r.spare, r.spot = d.spares, d.spots
+		s.planPages(r)
+		d.spares += r.leaves * heads
+		d.spots += r.closes * heads * c.segPages()
+		d.closes = d.closes || r.closes > 0
+		d.permuted = d.permuted || r.n > 1
+	}
+	for side, cl := range c.sizes.class {
+		if s.start[side] < f16 {
+			d.slots[cl[s.start[side]]] += d.spares
+		}
+	}
+	d.slots[c.sizes.pos] += d.spots
+	return nil
+}
+
+// planPages adds the pages that a row fills to what its step needs.
+func (s *step) planPages(r *stepRow) {
+	c, g, d := s.c, s.c.geo, &s.need
+	q, heads, segs := r.seq, g.Layers*g.KVHeads, 0
+	pages, end := 0, int64(0)
+	for _, seg := range q.segs {
+		pages += seg.pages
+		end = seg.lo + int64(seg.have*seg.per)
+		if seg.closed {
+			end = seg.hi()
+		}
+	}
+	if n := c.cfg.Sinks; len(q.segs) == 0 && n > 0 {
+		for _, cl := range c.sizes.sinks {
+			d.slots[cl] += heads
+		}
+		d.tables += c.segmentSize(1)
+		end, segs, pages = int64(n), 1, 1
+	}
+	last := int64(0) // where the last segment ends
+	if len(q.segs) > 0 {
+		last = q.segs[len(q.segs)-1].hi()
+	}
+	last = max(last, end)
+	for to := r.from + int64(r.n); end < to; end += pageTokens {
+		if end == last {
+			d.tables += c.segmentSize(c.segPages())
+			last += int64(c.cfg.Segment)
+			pages += c.segPages()
+			segs++
+		}
+		for _, cl := range c.sizes.class {
+			d.slots[cl[f16]] += heads
+		}
+	}
+	d.tables += 2 * int64(len(q.segs)+segs) * int64(unsafe.Sizeof((*segment)(nil)))
+	tokens := min(r.n, pageTokens)
+	d.pages += pages * g.KVHeads
+	d.queries += tokens * g.KVHeads
+	d.index += tokens * g.KVHeads * pages
+	d.jobs += 2 * g.KVHeads * (r.n/pageTokens + 3)
+}
+
+// segPages returns the pages of a segment.
+func (c *Cache) segPages() int { return c.cfg.Segment / pageTokens }
+
+// leaving returns how many pages leave the window, and how many segments close, until the sequence has
+// end tokens.
+func (q *Sequence) leaving(end int64) (pages, closes int) {
+	p0 := q.exactFrom()
+	n := (end - int64(q.c.cfg.Window) - p0) / pageTokens
+	if n <= 0 {
+		return 0, 0
+	}
+	open := p0
+	for _, s := range q.segs {
+		if !s.closed && !s.sinks {
+			open = s.lo
+			break
+		}
+	}
+	return int(n), int((p0 + n*pageTokens - open) / int64(q.c.cfg.Segment))
+}
+
+// exactFrom returns the position of the first page that has not left the window.
+func (q *Sequence) exactFrom() int64 { return max(q.left, int64(q.c.cfg.Sinks)) }
+
+// reserve makes room for what the step needs, and grows its lists. It takes no slots.
+func (s *step) reserve() error {
+	c, d := s.c, &s.need
+	other := d.tables + s.growth()
+	need := other + fixedBytes
+	for cl, n := range d.slots {
+		need += int64(n) * c.sizes.classes[cl]
+	}
+	if need > c.cfg.Budget {
+		return fmt.Errorf("a step of %d tokens takes %d bytes, the budget is %d (add fewer at a time): %w",
+			s.tokens, need, c.cfg.Budget, quant.ErrBudget)
+	}
+	if err := c.makeRoom(s.ctx, d.slots, other); err != nil {
+		return err
+	}
+	if err := s.grow(); err != nil {
+		return err
+	}
+	return nil
+}
+
+// take takes the slots of the step. Every sequence of it is busy from now on.
+func (s *step) take() error {
+	c, g := s.c, s.c.geo
+	for i := range s.rows {
+		s.rows[i].seq.step = s
+	}
+	for i := range s.rows {
+		if err := s.takePages(&s.rows[i]); err != nil {
+			return err
+		}
+	}
+	for i := range s.spares {
+		s.spares[i] = spare{rung: s.start}
+	}
+	clear(s.spots)
+	for i := range s.spares {
+		for side := range sides {
+			if s.start[side] == f16 {
+				continue
+			}
+			if err := c.arena.alloc(c.sizes.class[side][s.start[side]], &s.spares[i].at[side]); err != nil {
+				return err
+			}
+		}
+	}
+	for i := range s.spots {
+		if err := c.arena.alloc(c.sizes.pos, &s.spots[i]); err != nil {
+			return err
+		}
+	}
+	clear(s.done[:g.Layers])
+	return nil
+}
+
+// takePages adds segments and pages until a row's tokens have room.
+func (s *step) takePages(r *stepRow) error {
+	c, q := s.c, r.seq
+	for to := r.from + int64(r.n); ; {
+		var last *segment
+		if n := len(q.segs); n > 0 {
+			last = q.segs[n-1]
+		}
+		switch {
+		case last == nil && c.cfg.Sinks > 0:
+			if err := c.addSegment(q, 0, 1, c.cfg.Sinks, true); err != nil {
+				return err
+			}
+		case last == nil:
+			if err := c.addSegment(q, 0, c.segPages(), pageTokens, false); err != nil {
+				return err
+			}
+		case !last.closed && last.have < last.pages && last.lo+int64(last.have*last.per) < to:
+			if err := c.addPage(last); err != nil {
+				return err
+			}
+		case last.hi() < to:
+			if err := c.addSegment(q, last.hi(), c.segPages(), pageTokens, false); err != nil {
+				return err
+			}
+		default:
+			return nil
+		}
+	}
+}
+
+func (c *Cache) addSegment(q *Sequence, lo int64, pages, per int, sinks bool) error {
+	var ok bool
+	if q.segs, ok = grown(&c.led, forTables, q.segs, len(q.segs)+1); !ok {
+		return errNoRoom
+	}
+	if !c.led.take(forTables, c.segmentSize(pages)) {
+		return errNoRoom
+	}
+	q.segs = append(q.segs, c.newSegment(lo, pages, per, sinks))
+	return nil
+}
+
+// fit is a list of a step that must hold n elements; its old elements are of no use.
+func fit[T any](led *ledger, s []T, n int) ([]T, error) {
+	if n <= cap(s) {
+		return s[:n], nil
+	}
+	s = dropped(led, forScratch, s)
+	t, ok := grown(led, forScratch, s, n)
+	if !ok {
+		return nil, errNoRoom
+	}
+	return t[:n], nil
+}
+
+// more returns the bytes by which fit grows a list.
+func more[T any](s []T, n int) int64 {
+	return int64(max(0, n-cap(s))) * int64(unsafe.Sizeof(*new(T)))
+}
+
+// stageSize returns the bytes of K and V of one layer in the widest element type.
+func (s *step) stageSize() int64 {
+	g := s.c.geo
+	return 4 * int64(s.tokens*g.KVHeads) * int64(g.HeadDim+g.HeadDimV)
+}
+
+// keptNeed returns how many queries of a row the step keeps.
+func (s *step) keptNeed(r *stepRow) int {
+	st := int64(s.c.stride)
+	return int(min(int64(s.c.cfg.KeptQueries), (r.from+int64(r.n))/st-r.from/st))
+}
+
+// growth returns the bytes by which grow makes the step larger.
+func (s *step) growth() int64 {
+	d, g := &s.need, s.c.geo
+	n := more(s.done, g.Layers) + more(s.enc, d.jobs) + more(s.spares, d.spares) + more(s.spots, d.spots) +
+		2*max(0, s.stageSize()-s.stageBytes) + s.lists.growth(d, g) + s.closingGrowth()
+	for i := range s.rows {
+		r := &s.rows[i]
+		n += more(r.past, g.Layers)
+		if k := s.keptNeed(r); k > r.kept.n {
+			n += s.c.keptBytes(k)
+		}
+	}
+	return n
+}
+
+// grow makes the lists of the step large enough.
+func (s *step) grow() (err error) {
+	c, d, led := s.c, &s.need, &s.c.led
+	set := func(e error) {
+		if err == nil {
+			err = e
+		}
+	}
+	var e error
+	s.done, e = fit(led, s.done, c.geo.Layers)
+	set(e)
+	s.enc, e = fit(led, s.enc, d.jobs)
+	set(e)
+	s.spares, e = fit(led, s.spares, d.spares)
+	set(e)
+	s.spots, e = fit(led, s.spots, d.spots)
+	set(e)
+	set(s.lists.grow(led, d, c.geo))
+	set(s.takeClosing())
+	set(s.growStage())
+	for i := range s.rows {
+		r := &s.rows[i]
+		r.past, e = fit(led, r.past, c.geo.Layers)
+		set(e)
+		if err != nil {
+			return err
+		}
+		clear(r.past)
+		if k := s.keptNeed(r); k > r.kept.n {
+			led.give(forQueries, c.keptBytes(r.kept.n))
+			r.kept = kept{}
+			if !led.take(forQueries, c.keptBytes(k)) {
+				return errNoRoom
+			}
+			r.kept = c.newKept(k)
+		}
+		r.kept.forget(0)
+	}
+	return err
+}
+
+// growStage makes the staging buffers large enough.
+func (s *step) growStage() error {
+	n := s.stageSize()
+	if n <= s.stageBytes {
+		return nil
+	}
+	if err := s.freeStage(); err != nil {
+		return err
+	}
+	if !s.c.led.take(forScratch, 2*n) {
+		return errNoRoom
+	}
+	s.stageBytes = n
+	s.host = make([]byte, n)
+	var err error
+	s.stage, err = s.c.be.Alloc(n)
+	return err
+}
+
+func (s *step) freeStage() (err error) {
+	if s.stage != nil {
+		err = s.stage.Free()
+	}
+	s.c.led.give(forScratch, 2*s.stageBytes)
+	s.stage, s.stageBytes, s.host = nil, 0, nil
+	return err
+}
+
+// shed frees the memory of an unused step.
+func (s *step) shed() error {
+	led := &s.c.led
+	s.done, s.enc = dropped(led, forScratch, s.done), dropped(led, forScratch, s.enc)
+	s.spares, s.spots = dropped(led, forScratch, s.spares), dropped(led, forScratch, s.spots)
+	s.lists.drop(led)
+	s.rows = s.rows[:cap(s.rows)]
+	for i := range s.rows {
+		s.rows[i].past = dropped(led, forScratch, s.rows[i].past)
+		led.give(forQueries, s.c.keptBytes(s.rows[i].kept.n))
+	}
+	s.rows = dropped(led, forScratch, s.rows)
+	return s.freeStage()
+}

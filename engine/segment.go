@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"unsafe"
+
+	"github.com/kvist-project/kvist/engine/backend"
+)
+
+// block is up to 32 rows of one layer and KV head. Without pos they are consecutive tokens; with it
+// they are rows of equal worth from all over the segment.
+type block struct {
+	at     [sides]slot
+	pos    slot
+	rung   [sides]rung
+	rows   uint8
+	mass   float32        // sum over kept queries of p^2, decayed; see reprice
+	energy [sides]float32 // mean of |row|^2
+}
+
+const blockBytes = int64(unsafe.Sizeof(block{}))
+
+// segment is a run of consecutive tokens of all layers. It is open while its pages fill and leave the
+// window; then it closes: the rows of each head are sorted by weight over its pages. From then on
+// sequences may share it, and only pressure changes it.
+type segment struct {
+	lo      int64 // position of the first token
+	pages   int
+	per     int // rows of a page: 32, or the number of sinks
+	have    int // pages with memory, while it is open
+	refs    int // sequences and index entries that hold it
+	sinks   bool
+	closed  bool
+	pinned  int     // by how many sequences
+	visited uint64  // by pressure
+	blocks  []block // [layers, kv_heads, pages]
+}
+
+const segmentBytes = int64(unsafe.Sizeof(segment{}))
+
+// hi returns the position behind the last token that the segment has room for.
+func (s *segment) hi() int64 { return s.lo + int64(s.pages*s.per) }
+
+// of returns the blocks of a layer and head.
+func (s *segment) of(layer, head, kvHeads int) []block {
+	i := (layer*kvHeads + head) * s.pages
+	return s.blocks[i : i+s.pages : i+s.pages]
+}
+
+// leaves returns the position of the first query that no longer sees a page exactly.
+func (s *segment) leaves(page, window int) int64 {
+	return s.lo + int64((page+1)*s.per) - 1 + int64(window)
+}
+
+// view describes the block of a page as a backend reads it. end is the position behind the last token
+// of the sequence in this layer. ok is false if there are no rows.
+func (c *Cache) view(s *segment, b *block, layer, head, page int, end int64) (v backend.Block, ok bool) {
+	if b.at[sideK] == 0 {
+		return v, false
+	}
+	rows := int64(b.rows)
+	if b.pos == 0 && !s.closed {
+		rows = min(int64(s.per), end-s.lo-int64(page*s.per))
+	}
+	if rows <= 0 {
+		return v, false
+	}
+	v = backend.Block{Layer: int32(layer), KVHead: int32(head), Rows: int32(rows),
+		K: c.side(b, sideK, int(rows)), V: c.side(b, sideV, int(rows)),
+		Base: s.lo + int64(page*s.per), Noise: b.rung[sideK].noise()}
+	if b.pos != 0 {
+		v.Base = s.lo
+		v.Pos = c.arena.at(b.pos, 2*rows)
+	}
+	return v, true
+}
+
+// side describes the packed rows of a side.
+func (c *Cache) side(b *block, side, rows int) backend.Side {
+	cd := b.rung[side].coding()
+	return backend.Side{Coding: cd, Seed: c.cfg.Seed,
+		Data: c.arena.at(b.at[side], int64(cd.PackedBytes(rows, c.sizes.dim[side])))}
+}
+
+// newSegment makes an open segment at a position, with descriptors but no rows. The bytes must have
+// been counted.
+func (c *Cache) newSegment(lo int64, pages, per int, sinks bool) *segment {
+	return &segment{lo: lo, pages: pages, per: per, sinks: sinks, refs: 1,
+		blocks: make([]block, c.geo.Layers*c.geo.KVHeads*pages)}
+}
+
+// segmentSize returns the bytes of the descriptors of a segment.
+func (c *Cache) segmentSize(pages int) int64 {
+	return segmentBytes + int64(c.geo.Layers*c.geo.KVHeads*pages)*blockBytes
+}
+
+// addPage takes memory for the next page of an open segment.
+func (c *Cache) addPage(s *segment) error {
+	for i := range c.geo.Layers * c.geo.KVHeads {
+		b := &s.blocks[i*s.pages+s.have]
+		for side := range sides {
+			b.rung[side] = f16
+			cl := c.sizes.class[side][f16]
+			if s.sinks {
+				cl = c.sizes.sinks[side]
+			}
+			if err := c.arena.alloc(cl, &b.at[side]); err != nil {
+				s.have++ // so that dropPages frees what there is
+				return err
+			}
+		}
+	}
+	s.have++
+	return nil
+}
+
+// dropPages frees the pages of an open segment from page n on.
+func (c *Cache) dropPages(s *segment, n int) error {
+	for ; s.have > n; s.have-- {
+		for i := range c.geo.Layers * c.geo.KVHeads {
+			if err := c.free(&s.blocks[i*s.pages+s.have-1]); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// free releases the rows of a block.
+func (c *Cache) free(b *block) error {
+	for _, p := range []*slot{&b.at[sideK], &b.at[sideV], &b.pos} {
+		if err := c.arena.release(p); err != nil {
+			return err
+		}
+	}
+	*b = block{}
+	return nil
+}
+
+// unref lets go of a segment and frees it if nothing else holds it.
+func (c *Cache) unref(s *segment) error {
+	if s.refs--; s.refs > 0 {
+		return nil
+	}
+	for i := range s.blocks {
+		if err := c.free(&s.blocks[i]); err != nil {
+			return err
+		}
+	}
+	c.led.give(forTables, c.segmentSize(s.pages))
+	return nil
+}
