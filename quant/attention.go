@@ -44,11 +44,9 @@ func (a LayerAttention) Validate(headDim int) error {
 		return fmt.Errorf("kvist/quant: soft cap %v, want a positive number, or 0 for none: %w",
 			a.Softcap, ErrShape)
 	case a.Scale > 0 && (a.Scale < minScale || a.Scale > maxScale):
-		return fmt.Errorf("kvist/quant: %w: attention scale %v; %v to %v is", ErrUnsupported, a.Scale,
-			minScale, maxScale)
+		return fmt.Errorf("kvist/quant: %w: attention scale %v; 2^-40 to 2^20 is", ErrUnsupported, a.Scale)
 	case a.Softcap > 0 && (a.Softcap < minSoftcap || a.Softcap > maxSoftcap):
-		return fmt.Errorf("kvist/quant: %w: soft cap %v; %v to %v is", ErrUnsupported, a.Softcap,
-			minSoftcap, maxSoftcap)
+		return fmt.Errorf("kvist/quant: %w: soft cap %v; 2^-20 to 2^30 is", ErrUnsupported, a.Softcap)
 	}
 	return a.Rope.Validate(headDim)
 }
@@ -235,9 +233,6 @@ func (g Geometry) Clone() Geometry {
 
 // validatePerLayer checks the attention of each layer.
 func (g Geometry) validatePerLayer() error {
-	if g.PerLayer == nil {
-		return nil
-	}
 	if len(g.PerLayer) != g.Layers {
 		return fmt.Errorf("kvist/quant: attention of %d layers, the model has %d: %w", len(g.PerLayer),
 			g.Layers, ErrShape)

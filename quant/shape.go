@@ -187,10 +187,10 @@ func (g Geometry) Validate() error {
 		return fmt.Errorf("kvist/quant: head_dim %d, head_dim_v %d, want 1 to %d: %w",
 			g.HeadDim, g.HeadDimV, MaxDim, ErrShape)
 	}
-	if err := g.Rope.Validate(g.HeadDim); err != nil {
-		return err
+	if g.PerLayer != nil {
+		return g.validatePerLayer()
 	}
-	return g.validatePerLayer()
+	return g.Rope.Validate(g.HeadDim)
 }
 
 // Rows is a matrix of rows in host memory, row-major: Data[r*Dim+i] is value i of row r.

@@ -11,8 +11,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// KVFormat is the value of the metadata key "format" in a KV capture.
-const KVFormat = "kv-capture/1"
+// The values of the metadata key "format" in a KV capture. KVFormat2 is KVFormat and what differs from
+// layer to layer; writers use it only for models that need it.
+const (
+	KVFormat  = "kv-capture/1"
+	KVFormat2 = "kv-capture/2"
+)
 
 // isKVFormat reports whether a file of that format is a KV capture, of this or another version.
 func isKVFormat(format string) bool { return strings.HasPrefix(format, "kv-capture/") }
@@ -68,6 +72,7 @@ type kvLayer struct {
 	parts      [numParts]Tensor
 	oWeight    Tensor
 	kept, bias bool
+	residual   int // values of residual_ms, 0 if absent
 }
 
 // Meta returns the metadata of a KV capture, or the zero Meta for activations.
@@ -85,9 +90,7 @@ func (s *Source) Geometry() quant.Geometry {
 	if s.kv == nil {
 		return quant.Geometry{}
 	}
-	g := s.kv.geo
-	g.Rope.InvFreq = slices.Clone(g.Rope.InvFreq)
-	return g
+	return s.kv.geo.Clone()
 }
 
 // Layers returns the numbers of the layers in the capture, ascending.
@@ -159,8 +162,9 @@ func (s *Source) layer(n int) *kvLayer {
 	return s.kv.parts[n]
 }
 
-// KVMetadata returns the metadata of a capture with this geometry. The caller must declare the
-// tensor rope_inv_freq for the frequencies of g.Rope.InvFreq.
+// KVMetadata returns the metadata of a capture with this geometry: kv-capture/1 where its layers are
+// alike and attend plainly, else kv-capture/2. The caller must declare the tensor rope_inv_freq if
+// KVFrequencies returns one.
 func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]string {
 	m := map[string]string{
 		"format":         KVFormat,
@@ -179,6 +183,11 @@ func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]
 		if g.Rope.Theta > 0 {
 			m["rope_theta"] = strconv.FormatFloat(g.Rope.Theta, 'g', -1, 64)
 		}
+	}
+	if c := g.Canonical(); c.PerLayer != nil {
+		perLayerMetadata(m, c)
+	} else if g.PerLayer != nil {
+		return KVMetadata(c, model, firstPosition)
 	}
 	return m
 }
