@@ -94,9 +94,9 @@ func (g Geometry) ScoreDivisor(layer int) float64 {
 // SoftcapOf returns the bound on scores of a layer; 0: none.
 func (g Geometry) SoftcapOf(layer int) float64 { return g.AttentionOf(layer).Softcap }
 
-// Unseen returns how many of the first tokens of a context no query behind it can see in a layer:
+// Outside returns how many of the first tokens of a context no query behind it can see in a layer:
 // those at positions up to tokens - window, counted from the first token.
-func (g Geometry) Unseen(layer int, tokens int64) int64 {
+func (g Geometry) Outside(layer int, tokens int64) int64 {
 	w := g.WindowOf(layer)
 	if w == 0 {
 		return 0

@@ -40,12 +40,12 @@ func TestGeometry_LayersThatDiffer(t *testing.T) {
 	require.Equal(t, []int{0, 1, 0, 2}, of)
 
 	// A query at position 12, the next after 12 tokens, sees 8 to 12.
-	require.Equal(t, int64(8), g.Unseen(0, 12))
-	require.Equal(t, int64(0), g.Unseen(1, 12))
-	require.Equal(t, int64(0), g.Unseen(0, 4))
-	require.Equal(t, int64(1), g.Unseen(0, 5))
+	require.Equal(t, int64(8), g.Outside(0, 12))
+	require.Equal(t, int64(0), g.Outside(1, 12))
+	require.Equal(t, int64(0), g.Outside(0, 4))
+	require.Equal(t, int64(1), g.Outside(0, 5))
 	g.PerLayer[1].Window = 1 // a query sees itself
-	require.Equal(t, int64(12), g.Unseen(1, 12))
+	require.Equal(t, int64(12), g.Outside(1, 12))
 
 	alike := quant.Geometry{Layers: 4, Heads: 4, KVHeads: 2, HeadDim: 16, HeadDimV: 8,
 		Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 8, Theta: 1e4}}

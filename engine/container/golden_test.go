@@ -163,7 +163,7 @@ func goldenLayers() *file {
 	for l, number := range h.Layers {
 		for seg := range 2 {
 			rec := &Record{Layer: l, Segment: seg, Heads: make([]Head, 2)}
-			unseen := int(g.Unseen(number, h.Tokens))
+			unseen := int(g.Outside(number, h.Tokens))
 			for hi := range rec.Heads {
 				seen, gone := full, Block{Level: quant.Dropped}
 				for t := range h.SegmentLen(l, seg) {

@@ -18,7 +18,7 @@ import (
 func (c *compressor) predict(ctx context.Context, p *plan.Plan) (float64, error) {
 	n := len(c.in.Layers)
 	for i := range c.in.Layers {
-		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || l.Past() <= c.cfg.Sinks {
+		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || input.FutureFrom(&c.in.Geo, l) <= c.cfg.Sinks {
 			return p.Damage, nil
 		}
 	}

@@ -38,8 +38,10 @@ type WhyBlock struct {
 	Segment int      `json:"segment"`
 	Tokens  []uint16 `json:"tokens"` // offsets in the segment
 	Rows    int      `json:"rows"`   // stored for them
-	Kind    string   `json:"kind"`   // "free", "sink" (8 bits at least) or "exact" (window, NaN)
-	Level   string   `json:"level"`
+	// Kind is "free", "sink" (8 bits at least), "exact" (recent window, NaN), "apart" (rows far longer than
+	// others) or "outside" (outside the layer's window: dropped).
+	Kind  string `json:"kind"`
+	Level string `json:"level"`
 	// Weight is the root mean square weight of the tokens; 1 is the head's.
 	Weight float64   `json:"weight"`
 	Sides  []WhySide `json:"sides"` // K and V, or the rows; none for DROPPED
@@ -185,7 +187,8 @@ func (c *compressor) explain(p *plan.Plan) (*Why, error) {
 	return why, nil
 }
 
-var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart"}
+var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart",
+	segment.Outside: "outside"}
 
 func (c *compressor) whyBlock(p *plan.Plan, x *segment.Part, s segment.Stored) WhyBlock {
 	l := &c.in.Layers[x.Layer]
