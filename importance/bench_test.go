@@ -53,7 +53,7 @@ func BenchmarkSignal(b *testing.B) {
 		run("query-stats-"+name, func() error { return s.Add(x, pos) })
 		f, err := s.Future(n, 256)
 		require.NoError(b, err)
-		run("expected-"+name, func() error { return f.LogScores(out, x, 0.125) })
+		run("expected-"+name, func() error { return f.LogScores(out, x, scores{scale: 0.125}) })
 	}
 	s := surpriseOf(b, dim)
 	run("surprise", func() error { return s.Add(out, x) })

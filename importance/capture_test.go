@@ -128,7 +128,7 @@ func (h *realHead) expected(t testing.TB, full bool) []float64 {
 	}
 	out := make([]float64, h.tokens)
 	require.NoError(t, expectedRelevance(out, stats, h.k,
-		1/math.Sqrt(float64(h.k.Dim)), int64(h.tokens), 256))
+		scores{scale: 1 / math.Sqrt(float64(h.k.Dim))}, int64(h.tokens), 256))
 	return out
 }
 

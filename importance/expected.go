@@ -167,6 +167,20 @@ func addMoments(f *future, mean, cov []float64, weight float64) {
 	}
 }
 
+// scores says what scores are made of q.k.
+type scores struct {
+	scale   float64
+	softcap float64 // 0: none
+}
+
+// capped returns log E[exp(softcap * tanh(x/softcap))] for x of this mean and variance, the cap taken as
+// straight around the mean: it holds the mean, and narrows what lies around it.
+func (s scores) capped(mean, variance float64) float64 {
+	held := math.Tanh(mean / s.softcap)
+	slope := 1 - held*held
+	return min(s.softcap*held+slope*slope*variance/2, s.softcap)
+}
+
 // LogScores writes the logarithm of what exp(score) is expected to be for each row of K:
 //
 //	log E[exp(scale * q.k)] = scale * mean.k + scale^2/2 * k^T C k
@@ -177,10 +191,11 @@ func addMoments(f *future, mean, cov []float64, weight float64) {
 // Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN and infinities.
 //
 // Source: Expected Attention (2025, arXiv 2510.00636), eq. 6, and its implementation in kvpress.
-func (f *future) LogScores(dst []float64, k quant.Rows, scale float64) error {
+func (f *future) LogScores(dst []float64, k quant.Rows, of scores) error {
 	if err := checkRows("k", k, f.dim); err != nil {
 		return err
 	}
+	scale := of.scale
 	if len(dst) != k.Len() || !finite(scale) {
 		return shapeErr("expected attention: room for %d rows, want %d, scale %v", len(dst), k.Len(),
 			scale)
@@ -201,7 +216,11 @@ func (f *future) LogScores(dst []float64, k quant.Rows, scale float64) error {
 			}
 			second += s * x
 		}
-		s := scale*first + scale*scale/2*max(second, 0)
+		mean, variance := scale*first, scale*scale*max(second, 0)
+		s := mean + variance/2
+		if of.softcap > 0 {
+			s = of.capped(mean, variance)
+		}
 		if math.IsNaN(s) {
 			s = math.Inf(-1)
 		}
@@ -242,7 +261,7 @@ func expectedRelevance(
 	dst []float64,
 	stats []*queryStats,
 	k quant.Rows,
-	scale float64,
+	score scores,
 	first int64,
 	n int,
 ) error {
@@ -257,7 +276,7 @@ func expectedRelevance(
 		if err != nil {
 			return err
 		}
-		if err := f.LogScores(p, k, scale); err != nil {
+		if err := f.LogScores(p, k, score); err != nil {
 			return err
 		}
 		if err := expectedAttention(p); err != nil {

@@ -88,7 +88,7 @@ func TestExpected_IsTheGaussianOfTheQueriesSeen(t *testing.T) {
 		f, err := s.Future(500, 100)
 		require.NoError(t, err)
 		got := make([]float64, 30)
-		require.NoError(t, f.LogScores(got, k, 0.6))
+		require.NoError(t, f.LogScores(got, k, scores{scale: 0.6}))
 		close32(t, gaussian(q, k, 0.6, full), got, 1e-9)
 	}
 }
@@ -103,7 +103,7 @@ func TestExpected_AgreesWithManyGaussianQueries(t *testing.T) {
 	f, err := s.Future(0, 1)
 	require.NoError(t, err)
 	got := make([]float64, 12)
-	require.NoError(t, f.LogScores(got, k, 0.3))
+	require.NoError(t, f.LogScores(got, k, scores{scale: 0.3}))
 	for r := range got {
 		var e float64
 		for i := range q.Len() {
@@ -133,7 +133,7 @@ func TestExpected_TurnsToFuturePositions(t *testing.T) {
 			all = append(all, turned(q, rope, func(int) float64 { return float64(100 + p) }))
 		}
 		got := make([]float64, 20)
-		require.NoError(t, f.LogScores(got, k, 0.6))
+		require.NoError(t, f.LogScores(got, k, scores{scale: 0.6}))
 		want := gaussian(join(all...), k, 0.6, true)
 		for i := range want {
 			require.InDelta(t, want[i], got[i], 1e-5)
@@ -185,12 +185,12 @@ func TestExpected_EdgesAndRefusals(t *testing.T) {
 	f, err := s.Future(0, 1)
 	require.NoError(t, err)
 	got := make([]float64, 2)
-	require.NoError(t, f.LogScores(got, huge, 1))
+	require.NoError(t, f.LogScores(got, huge, scores{scale: 1}))
 	require.NoError(t, expectedAttention(got))
 	require.False(t, math.IsNaN(got[0]+got[1]))
-	require.ErrorIs(t, f.LogScores(got, withNaN(huge), 1), quant.ErrRange)
-	require.ErrorIs(t, f.LogScores(got[:1], huge, 1), quant.ErrShape)
-	require.ErrorIs(t, f.LogScores(got, huge, math.NaN()), quant.ErrShape)
+	require.ErrorIs(t, f.LogScores(got, withNaN(huge), scores{scale: 1}), quant.ErrRange)
+	require.ErrorIs(t, f.LogScores(got[:1], huge, scores{scale: 1}), quant.ErrShape)
+	require.ErrorIs(t, f.LogScores(got, huge, scores{scale: math.NaN()}), quant.ErrShape)
 	for _, c := range []struct{ first, n int64 }{{0, 0}, {-1, 1}, {1 << 50, 1}} {
 		_, err = s.Future(c.first, int(c.n))
 		require.ErrorIs(t, err, quant.ErrShape)

@@ -26,6 +26,9 @@ type RelevanceConfig struct {
 	Power int
 	// MaxTokens bounds the positions taken, and so the state. 0: 2^20.
 	MaxTokens int
+	// Sees is the number of tokens that a query sees, its own included, in a layer with a window: one at
+	// position p sees (p-Sees, p]. 0: all up to p. It is the model's, so texts of weightings lack it.
+	Sees int64
 }
 
 func (c RelevanceConfig) withDefaults() RelevanceConfig {
@@ -55,6 +58,8 @@ func (c RelevanceConfig) validate() error {
 		return shapeErr("relevance: half-life of %v queries, want a number from 0 up", c.HalfLife)
 	case d.Power != 1 && d.Power != 2:
 		return shapeErr("relevance: power %d, want 1 or 2", c.Power)
+	case d.Sees < 0 || d.Sees > quant.MaxTokens:
+		return shapeErr("relevance: queries see %d tokens, want 0 (all) to %d", c.Sees, int64(quant.MaxTokens))
 	case d.MaxTokens < 1 || int64(d.MaxTokens) > math.MaxInt32:
 		return shapeErr("relevance: at most %d tokens, want 1 to %d", c.MaxTokens, math.MaxInt32)
 	}
@@ -89,6 +94,15 @@ func (s stretch) seen(t int64) float64 {
 		return 0
 	}
 	return s.n * float64(s.end-t) / float64(s.end-s.first)
+}
+
+// seenIn returns how many of the stretch's query heads stood at positions [from, to).
+func (s stretch) seenIn(from, to int64) float64 {
+	n := min(s.end, to) - max(s.first, from)
+	if n <= 0 {
+		return 0
+	}
+	return s.n * float64(n) / float64(s.end-s.first)
 }
 
 // cut moves what lies from position end on to just before it.
@@ -381,6 +395,7 @@ func (r *Relevance) Values(dst []float64) error {
 	}
 	var sum, count float64
 	i := 0
+	near := r.nearby()
 	for t := range dst {
 		for i < len(r.far) && r.far[i].first < int64(t) {
 			after -= r.far[i].n
@@ -390,7 +405,15 @@ func (r *Relevance) Values(dst []float64) error {
 			dst[t] = -1
 			continue
 		}
-		x, ok := r.value(int64(t), f, after, i)
+		var x float64
+		var ok bool
+		if r.cfg.Sees == 0 {
+			x, ok = r.value(int64(t), f, after, i)
+		} else {
+			end := int64(t) + r.cfg.Sees // of the positions that see the token
+			x, ok = r.mean(int64(t), f, r.now.seenIn(int64(t), end), r.last.seenIn(int64(t), end),
+				near.seen(int64(t), end))
+		}
 		if !ok {
 			dst[t] = -1
 			continue
@@ -416,19 +439,25 @@ func (r *Relevance) Values(dst []float64) error {
 // value returns the mean of p^power of a token; false where no query saw it. passed is the number
 // of far stretches that begin before the token, the last of which may reach past it.
 func (r *Relevance) value(t int64, f, after float64, passed int) (float64, bool) {
-	now := r.now.seen(t)
+	far := max(after, 0)
+	if passed > 0 {
+		far += r.far[passed-1].seen(t)
+	}
+	return r.mean(t, f, r.now.seen(t), r.last.seen(t), far)
+}
+
+// mean is value, given how many query heads of the current window, of the one before and of the far
+// stretches saw the token.
+func (r *Relevance) mean(t int64, f, now, last, far float64) (float64, bool) {
 	var window, all, seenWindow, seenAll float64
 	if r.cfg.Mix < 1 {
-		seenWindow = now + f*r.last.seen(t)
+		seenWindow = now + f*last
 		if seenWindow > 0 {
 			window = (float64(r.cur[t]) + f*float64(r.prev[t])) / seenWindow
 		}
 	}
 	if r.cfg.Mix > 0 {
-		seenAll = now + max(after, 0)
-		if passed > 0 {
-			seenAll += r.far[passed-1].seen(t)
-		}
+		seenAll = now + far
 		if seenAll > 0 {
 			all = (float64(r.cur[t]) + float64(r.old[t])) / seenAll
 		}
@@ -437,4 +466,41 @@ func (r *Relevance) value(t int64, f, after float64, passed int) (float64, bool)
 		return 0, false
 	}
 	return (1-r.cfg.Mix)*window + r.cfg.Mix*all, true
+}
+
+// nearby counts the query heads of the far stretches in a range of positions that moves ahead.
+type nearby struct {
+	far    []stretch
+	before []float64 // [stretches+1] query heads of the stretches before each
+	lo, hi int       // stretches that reach into the range
+}
+
+func (r *Relevance) nearby() *nearby {
+	n := &nearby{far: r.far}
+	if r.cfg.Sees == 0 {
+		return n
+	}
+	n.before = make([]float64, len(r.far)+1)
+	for i, s := range r.far {
+		n.before[i+1] = n.before[i] + s.n
+	}
+	return n
+}
+
+// seen returns the query heads at positions [from, to), neither of which ever falls.
+func (n *nearby) seen(from, to int64) float64 {
+	for n.lo < len(n.far) && n.far[n.lo].end <= from {
+		n.lo++
+	}
+	for n.hi < len(n.far) && n.far[n.hi].first < to {
+		n.hi++
+	}
+	switch n.hi - n.lo {
+	case 0:
+		return 0
+	case 1:
+		return n.far[n.lo].seenIn(from, to)
+	}
+	between := max(0, n.before[n.hi-1]-n.before[n.lo+1])
+	return n.far[n.lo].seenIn(from, to) + between + n.far[n.hi-1].seenIn(from, to)
 }

@@ -400,8 +400,21 @@ func (t *Tracker) expected(x []float64, k quant.Rows) error {
 	if horizon == 0 {
 		horizon = 256
 	}
-	scale := 1 / math.Sqrt(float64(t.dim))
-	if err := expectedRelevance(x, t.queries, k, scale, int64(t.tokens), horizon); err != nil {
+	s := scores{1 / math.Sqrt(float64(t.dim)), t.weighting.Softcap}
+	if t.weighting.Scale > 0 {
+		s.scale = t.weighting.Scale
+	}
+	gone := 0 // in a layer with a window, the next queries see the last rows only
+	if w := t.weighting.Attention.Sees; w > 0 {
+		gone = int(min(max(0, int64(t.tokens)-w+1), int64(t.tokens)))
+		horizon = int(min(int64(horizon), w))
+	}
+	if len(k.Data) < gone*t.dim {
+		return shapeErr("tracker: %d rows of K, want %d", k.Len(), t.tokens)
+	}
+	clear(x[:gone])
+	k.Data = k.Data[gone*t.dim:]
+	if err := expectedRelevance(x[gone:], t.queries, k, s, int64(t.tokens), horizon); err != nil {
 		return err
 	}
 	return Shape(x, t.weighting.Shape)

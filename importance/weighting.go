@@ -21,6 +21,9 @@ type Weighting struct {
 	Attention RelevanceConfig // which queries relevance is about
 	Horizon   int             // queries ahead that expected attention looks at. 0: 256
 	Shape     ShapeConfig     // what is done to both before the product
+	// Scale and Softcap are those of the layer's scores, for expected attention: the model's, so texts
+	// lack them. 0: 1/sqrt(head_dim), and no soft cap.
+	Scale, Softcap float64
 	// Temperature sharpens (above 1) or flattens (below 1) the product, in [0, 16]. 0 means 1.
 	Temperature float64
 	// Min and Max bound the weights, whose mean is 1. 0: 1/64 and 64.

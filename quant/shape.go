@@ -149,6 +149,10 @@ type Geometry struct {
 	HeadDim  int // components of a row of K and of a query
 	HeadDimV int // components of a row of V and of an output
 	Rope     Rope
+	// PerLayer is how each layer of the model attends, [Layers], and takes the place of Rope; nil
+	// where all layers have Rope, see all tokens and scale scores by 1/sqrt(head_dim). RopeOf,
+	// WindowOf, ScaleOf and SoftcapOf serve both.
+	PerLayer []LayerAttention
 }
 
 // GQARatio returns heads / kv_heads, the query heads that share one KV head.
@@ -168,7 +172,7 @@ const (
 
 // Validate checks that g describes a cache.
 //
-// Errors: ErrShape; ErrUnsupported from its Rope.
+// Errors: ErrShape; ErrUnsupported from its Rope and PerLayer.
 func (g Geometry) Validate() error {
 	switch {
 	case g.Layers < 1 || g.Layers > MaxLayers:
@@ -182,6 +186,9 @@ func (g Geometry) Validate() error {
 	case g.HeadDim < 1 || g.HeadDim > MaxDim || g.HeadDimV < 1 || g.HeadDimV > MaxDim:
 		return fmt.Errorf("kvist/quant: head_dim %d, head_dim_v %d, want 1 to %d: %w",
 			g.HeadDim, g.HeadDimV, MaxDim, ErrShape)
+	}
+	if g.PerLayer != nil {
+		return g.validatePerLayer()
 	}
 	return g.Rope.Validate(g.HeadDim)
 }

@@ -9,7 +9,7 @@
 // name, and parse only the header. Rows and raw bytes are read on request, so the memory needed
 // does not depend on the size of the file. Info tells two kinds of Source apart:
 //
-//   - KV: a safetensors file whose metadata say format = kv-capture/1. It has a Geometry, Layers,
+//   - KV: a safetensors file whose metadata say format = kv-capture/1 or /2. It has a Geometry, Layers,
 //     and for each layer the parts K, V, Q and those of the tokens after (KNext, VNext, QNext).
 //     Every shape is checked against the metadata and against the other layers at Open.
 //   - Activations: any other safetensors file, every .npy and .npz, and the tensors of a GGUF.
@@ -49,6 +49,8 @@
 //	layers.N.k_next    and v_next, q_next: the same of the tokens after, tokens_next rows;
 //	                   optional, but k_next and v_next come together, q_next only with them
 //	layers.N.o_weight  [hidden, heads * head_dim_v]     optional
+//	layers.N.residual_ms  [hidden] F32                  optional: mean square of each channel of the
+//	                   residual stream after the layer, over the captured tokens
 //	layers.N.kept      [kv_heads, tokens] U8            optional: 0 marks a dropped token
 //	layers.N.bias      [kv_heads, tokens] F32           optional: row bias without log-count
 //	tokens             [tokens] I32                     optional, as are the next two
@@ -61,7 +63,30 @@
 // may hold fewer), heads, kv_heads, head_dim, rope_layout (half, interleaved or none). Unless
 // rope_layout is none, rope_applied must be true, and rope_theta or the tensor rope_inv_freq must
 // be present. Defaults: head_dim_v from the shape of V, rotary_dim = head_dim, first_position = 0,
-// model empty. Tensors with other names are side tensors.
+// model empty. Tensors with other names are side tensors, other metadata have no effect.
+//
+// # Layers that differ
+//
+// kv-capture/2 is kv-capture/1 with these, all optional. A reader of /1 refuses /2, as it must: it would
+// attend wrongly. Writers use /2 only where a layer needs it, and a file of /1 may not have the keys.
+// Metadata hold a value for each layer of the model, 0 to layers-1, joined by commas:
+//
+//	layer_windows      tokens that a query sees, its own included: one at position p sees the
+//	                   positions (p-window, p]; 0: all up to p
+//	layer_scale        factor on q.k; 0: 1/sqrt(head_dim)
+//	layer_softcap      score = softcap * tanh(score/softcap); 0: none
+//	layer_rope_theta   base of RoPE, in place of rope_theta; 0: none, the layer has frequencies or no RoPE
+//	layer_rope_layout  half, interleaved, or none for a layer without RoPE; default rope_layout, which
+//	                   is none only if no layer has RoPE
+//	layer_rotary_dim   default rotary_dim, which is the largest of them
+//
+// The tensor rope_inv_freq may be [layers, rotary_dim/2] then: a row for each layer, behind whose
+// rotary_dim/2 frequencies are zeros. A layer with a base and a row of zeros has the frequencies of its
+// base. For example, a model whose layers see 512 tokens, but for every third:
+//
+//	format: kv-capture/2     layer_windows: 512,512,0,512,512,0     layer_rope_theta: 10000,10000,1000000,...
+//
+// Layers whose heads, tokens or head_dim differ are not supported.
 //
 // # Layout of the files
 //

@@ -170,6 +170,9 @@ func FuzzSafetensors(f *testing.F) {
 		`"head_dim":"2","rope_layout":"none"},`+
 		`"layers.0.k":{"dtype":"F16","shape":[1,1,2],"data_offsets":[0,4]},`+
 		`"layers.0.v":{"dtype":"F16","shape":[1,1,2],"data_offsets":[4,8]}}`, uint16(8))
+	b = layersKV().bytes(f)
+	n = 8 + int(binary.LittleEndian.Uint64(b))
+	f.Add(string(b[8:n]), uint16(len(b)-n))
 	for _, dtype := range []string{"F64", "I8", "F8_E4M3", "F8_E5M2"} {
 		f.Add(`{"a":{"dtype":"`+dtype+`","shape":[1,2],"data_offsets":[0,2]}}`, uint16(16))
 	}

@@ -9,8 +9,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// kvFormat is the value of the metadata key "format" in a KV capture.
-const kvFormat = "kv-capture/1"
+// The values of the metadata key "format" in a KV capture. kvFormat2 is kvFormat and what differs from
+// layer to layer; writers use it only for models that need it.
+const (
+	kvFormat  = "kv-capture/1"
+	kvFormat2 = "kv-capture/2"
+)
 
 // isKVFormat reports whether a file of that format is a KV capture, of this or another version.
 func isKVFormat(format string) bool { return strings.HasPrefix(format, "kv-capture/") }
@@ -54,6 +58,7 @@ type kvLayer struct {
 	parts      [numParts]Tensor
 	oWeight    Tensor
 	kept, bias bool
+	residual   int // values of residual_ms, 0 if absent
 }
 
 // KV returns the rows of one part of a layer; false if the capture does not hold them.
@@ -82,8 +87,9 @@ func (s *Source) layer(n int) *kvLayer {
 	return s.kv.parts[n]
 }
 
-// KVMetadata returns the metadata of a capture with this geometry. The caller must declare the
-// tensor rope_inv_freq for the frequencies of g.Rope.InvFreq.
+// KVMetadata returns the metadata of a capture with this geometry: kv-capture/1 where its layers are
+// alike and attend plainly, else kv-capture/2. The caller must declare the tensor rope_inv_freq if
+// KVFrequencies returns one.
 func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]string {
 	m := map[string]string{
 		"format":         kvFormat,
@@ -102,6 +108,11 @@ func KVMetadata(g quant.Geometry, model string, firstPosition int64) map[string]
 		if g.Rope.Theta > 0 {
 			m["rope_theta"] = strconv.FormatFloat(g.Rope.Theta, 'g', -1, 64)
 		}
+	}
+	if c := g.Canonical(); c.PerLayer != nil {
+		perLayerMetadata(m, c)
+	} else if g.PerLayer != nil {
+		return KVMetadata(c, model, firstPosition)
 	}
 	return m
 }

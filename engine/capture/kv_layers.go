@@ -16,7 +16,8 @@ func (r *kvReader) findLayers() error {
 	for _, t := range r.src.tensors {
 		n, rest, ok := layerName(t.Name)
 		part := slices.Index(partNames[:], rest)
-		known := part >= 0 || rest == "o_weight" || rest == "kept" || rest == "bias"
+		known := part >= 0 || rest == "o_weight" || rest == "kept" || rest == "bias" ||
+			rest == restResidual
 		if !ok || !known {
 			r.src.side = append(r.src.side, t)
 			continue
@@ -40,6 +41,11 @@ func (r *kvReader) findLayers() error {
 			l.kept = true
 		case rest == "bias":
 			l.bias = true
+		case rest == restResidual:
+			var err error
+			if l.residual, err = r.checkResidual(t); err != nil {
+				return err
+			}
 		}
 		r.src.side = append(r.src.side, t)
 	}

@@ -32,7 +32,7 @@ type kvReader struct {
 func readKV(s *Source) error {
 	r := &kvReader{src: s, kv: &kvCapture{parts: make(map[int]*kvLayer)}}
 	steps := []func() error{r.readMeta, r.readGeometry, r.findLayers, r.checkLayers,
-		r.checkSide, r.readInvFreq}
+		r.checkHidden, r.checkSide, r.readInvFreq, r.readPerLayer}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -44,6 +44,9 @@ func readKV(s *Source) error {
 		}
 		// %v: the file is wrong, not the caller, so the category is ErrCorrupt.
 		return r.metaError(corruptf("%v", err))
+	}
+	if r.kv.geo.PerLayer != nil {
+		r.kv.geo = r.kv.geo.Canonical()
 	}
 	s.kv = r.kv
 	i := &s.info
@@ -86,9 +89,14 @@ func (r *kvReader) integer(key string, least, most, def int64) (int64, error) {
 
 func (r *kvReader) readMeta() error {
 	m := r.src.info.Metadata
-	if m["format"] != kvFormat {
-		return r.metaError(fmt.Errorf("format is %.64q, want %q: %w",
-			m["format"], kvFormat, quant.ErrVersion))
+	if m["format"] != kvFormat && m["format"] != kvFormat2 {
+		return r.metaError(fmt.Errorf("format is %.64q, want %q or %q: %w",
+			m["format"], kvFormat, kvFormat2, quant.ErrVersion))
+	}
+	for _, key := range layerKeys {
+		if _, ok := m[key]; ok && m["format"] == kvFormat {
+			return r.metaError(corruptf("key %q in a file of %s, want %s", key, kvFormat, kvFormat2))
+		}
 	}
 	first, err := r.integer("first_position", 0, quant.MaxTokens, 0)
 	if err != nil {
@@ -147,6 +155,9 @@ func (r *kvReader) readRope() error {
 	}
 	rope.RotaryDim = int(dim)
 	text, ok := m["rope_theta"]
+	if _, thetas := m[keyThetas]; !ok && thetas { // of each layer
+		return nil
+	}
 	if _, freq := r.src.Lookup(nameInvFreq); !ok && !freq {
 		return r.metaError(corruptf("key %q is missing, and so is tensor %q",
 			"rope_theta", nameInvFreq))
@@ -281,7 +292,7 @@ func (r *kvReader) checkSide() error {
 func (r *kvReader) readInvFreq() error {
 	info, ok := r.src.Lookup(nameInvFreq)
 	rope := &r.kv.geo.Rope
-	if !ok || rope.Layout == quant.RopeNone {
+	if !ok || rope.Layout == quant.RopeNone || len(info.Shape) == 2 && r.src.info.Metadata["format"] == kvFormat2 {
 		return nil
 	}
 	if err := r.wantDType(info, "F32"); err != nil {
@@ -297,12 +308,7 @@ func (r *kvReader) readInvFreq() error {
 	}
 	rope.InvFreq = make([]float32, rope.RotaryDim/2)
 	convertF32(quant.Float32, rope.InvFreq, raw)
-	for i, f := range rope.InvFreq {
-		if f != f || math.IsInf(float64(f), 0) {
-			return r.tensorError(info, corruptf("value %d is %v, want a finite number", i, f))
-		}
-	}
-	return nil
+	return r.finiteFrequencies(info, 0, rope.InvFreq)
 }
 
 func sideName(name string, next bool) string {

@@ -138,11 +138,16 @@ func lengthFields(r *Reader, b []byte) []lengthField {
 		n := int64(le.Uint32(b[at+4:]))
 		tag := le.Uint16(b[at:])
 		fields = append(fields, lengthField{fmt.Sprintf("field %d", tag), at + 4, 4})
-		if v := at + fieldHeaderBytes; tag == tagMetadata || tag == tagQueryEnergy || tag == tagTensors {
+		if v := at + fieldHeaderBytes; tag == tagMetadata || tag == tagQueryEnergy || tag == tagTensors || tag == tagAttention {
 			fields = append(fields, lengthField{fmt.Sprintf("count of field %d", tag), v, 4})
 			if tag == tagMetadata {
 				fields = append(fields, lengthField{"metadata key length", v + 4, 4},
 					lengthField{"metadata value length", v + 8, 4})
+			}
+			if tag == tagAttention {
+				fields = append(fields, lengthField{"kinds of layers", v + 4, 4},
+					lengthField{"frequencies of a kind", v + 8 + 40, 4},
+					lengthField{"kind of a layer", v + n - 2, 2})
 			}
 			if tag == tagTensors {
 				fields = append(fields, lengthField{"tensor name length", v + 8, 2},
@@ -412,11 +417,31 @@ func corruptCases() map[string]corruptCase {
 			return b
 		}
 	}
+	inAttention := func(at int64, v ...byte) func([]byte, *Reader) []byte {
+		return func(b []byte, r *Reader) []byte {
+			copy(b[attentionAt(b, r)+at:], v)
+			repairLike(b, r)
+			return b
+		}
+	}
+	const kind = 8 // of the first kind in the field
 	return map[string]corruptCase{
-		"magic":        {"pass-rows", set(6, '\n'), quant.ErrCorrupt, "header", "not a kvist file"},
-		"version-2":    {"pass-rows", set(8, 2), quant.ErrVersion, "header", "version 2"},
-		"kind-profile": {"pass-rows", set(10, 3), quant.ErrUnsupported, "header", "profile"},
-		"header-flags": {"pass-rows", set(20, 1), quant.ErrUnsupported, "header", "flags"},
+		"layers-count":   {"pass-layers", inAttention(0, 5), quant.ErrCorrupt, "header", "layers"},
+		"layers-kinds":   {"pass-layers", inAttention(4, 5), quant.ErrCorrupt, "header", "kinds"},
+		"layers-kind":    {"pass-layers", inAttention(8+3*attentionBytes+8+2, 9), quant.ErrCorrupt, "header", "kind of a layer"},
+		"layers-unused":  {"pass-layers", inAttention(8+3*attentionBytes+8+2, 0), quant.ErrCorrupt, "header", "ascend"},
+		"layers-window":  {"pass-layers", inAttention(kind+23, 0x80), quant.ErrCorrupt, "header", "window"},
+		"layers-scale":   {"pass-layers", inAttention(kind+24, 1, 0, 0, 0, 0, 0, 0xf8, 0x7f), quant.ErrCorrupt, "header", "scale NaN"},
+		"layers-softcap": {"pass-layers", inAttention(kind+38, 0xf0, 0xff), quant.ErrCorrupt, "header", "soft cap -Inf"},
+		"layers-softcap-huge": {"pass-layers", inAttention(kind+38, 0xf0, 0x7e), quant.ErrUnsupported, "header",
+			"soft cap"},
+		"layers-theta":    {"pass-layers", inAttention(kind+14, 0xf0, 0x7f), quant.ErrCorrupt, "header", "rope of the geometry"},
+		"layers-inv-freq": {"pass-layers", inAttention(kind+41, 4), quant.ErrCorrupt, "header", "attention: frequencies"},
+		"layers-rope-dim": {"pass-layers", inAttention(8+2*attentionBytes+4, 3), quant.ErrCorrupt, "header", "rotary_dim 3"},
+		"magic":           {"pass-rows", set(6, '\n'), quant.ErrCorrupt, "header", "not a kvist file"},
+		"version-2":       {"pass-rows", set(8, 2), quant.ErrVersion, "header", "version 2"},
+		"kind-profile":    {"pass-rows", set(10, 3), quant.ErrUnsupported, "header", "profile"},
+		"header-flags":    {"pass-rows", set(20, 1), quant.ErrUnsupported, "header", "flags"},
 		"header-checksum": {"pass-rows", func(b []byte, _ *Reader) []byte { b[40] ^= 1; return b },
 			quant.ErrCorrupt, "header", "checksum"},
 		"field-required-unknown": {"pass-empty", func(b []byte, r *Reader) []byte {
@@ -473,6 +498,16 @@ func corruptCases() map[string]corruptCase {
 			return b
 		}, quant.ErrUnsupported, "side tensor", "Encoding(9)"},
 	}
+}
+
+// attentionAt returns where the attention of layers stands in a file, behind the field's header.
+func attentionAt(b []byte, r *Reader) int64 {
+	le := binary.LittleEndian
+	at := int64(fileHeaderBytes)
+	for le.Uint16(b[at:]) != tagAttention {
+		at = (at + fieldHeaderBytes + int64(le.Uint32(b[at+4:])) + 7) &^ 7
+	}
+	return at + fieldHeaderBytes
 }
 
 func TestCorrupt_Files(t *testing.T) {

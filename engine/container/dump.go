@@ -90,6 +90,25 @@ func (d *dumper) opaque(off int64, b []byte, format string, args ...any) {
 	}
 }
 
+// attention shows the kinds of layers. The header was read, so its lengths are right.
+func (d *dumper) attention(off int64, v []byte) {
+	le := binary.LittleEndian
+	layers, n := int(le.Uint32(v)), int(le.Uint32(v[4:]))
+	d.line(off, v[:4], "layers: %d", layers)
+	d.line(off+4, v[4:8], "kinds: %d", n)
+	at := 8
+	for range n {
+		d.fixed(&layoutAttention, off+int64(at), v[at:at+attentionBytes])
+		freqs := 4 * int(le.Uint32(v[at+40:]))
+		at += attentionBytes
+		if freqs > 0 {
+			d.opaque(off+int64(at), v[at:at+freqs], "inv_freq")
+			at += freqs
+		}
+	}
+	d.opaque(off+int64(at), v[at:], "kind of each layer")
+}
+
 // fixed shows a structure with its layout table.
 func (d *dumper) fixed(l *layout, off int64, b []byte) {
 	for i := range l.fields {
@@ -137,6 +156,8 @@ func (d *dumper) header() error {
 			d.fixed(&layoutGeometry, at, v)
 		case tagSpan:
 			d.fixed(&layoutSpan, at, v)
+		case tagAttention:
+			d.attention(at, v)
 		case tagSeed:
 			d.line(at, v, "seed: %#x", le.Uint64(v))
 		default:

@@ -34,6 +34,7 @@ func goldens() []golden {
 		{"pass-rows", true, goldenRows()},
 		{"pass-empty", true, goldenEmpty()},
 		{"pass-planes", false, goldenPlanes()},
+		{"pass-layers", true, goldenLayers()},
 	}
 }
 
@@ -142,6 +143,48 @@ func goldenPlanes() *file {
 		a.Data = append(a.Data, byte(i*i), byte(i%3), 0, 0)
 	}
 	f.aux = []*Aux{a}
+	return f
+}
+
+// goldenLayers is a cache of layers that differ: two that see 6 tokens, one without a position
+// embedding and one with frequencies, a scale and a soft cap of its own. Of 20 tokens the first 15
+// lie outside the windows.
+func goldenLayers() *file {
+	in := seeded(4)
+	local := quant.LayerAttention{Window: 6,
+		Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 16, Theta: 1e4}}
+	g := quant.Geometry{Layers: 4, Heads: 4, KVHeads: 2, HeadDim: 16, HeadDimV: 8, Rope: local.Rope,
+		PerLayer: []quant.LayerAttention{local, {}, local, {Scale: 0.0625, Softcap: 50,
+			Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 4, Theta: 1e6, InvFreq: []float32{1, 0.125}}}}}
+	h := &Header{Kind: KindCache, Geometry: g, Layers: []int{0, 1, 3}, Tokens: 20, SegmentTokens: 16,
+		KType: quant.Float16, VType: quant.Float16, Seed: 4, Model: "layers"}
+	f := &file{h: h}
+	full := Block{K: quant.Coding{Format: quant.LM3}, V: quant.Coding{Format: quant.LM2}}
+	for l, number := range h.Layers {
+		for seg := range 2 {
+			rec := &Record{Layer: l, Segment: seg, Heads: make([]Head, 2)}
+			unseen := int(g.Outside(number, h.Tokens))
+			for hi := range rec.Heads {
+				seen, gone := full, Block{Level: quant.Dropped}
+				for t := range h.SegmentLen(l, seg) {
+					if seg*16+t < unseen {
+						gone.Tokens = append(gone.Tokens, uint16(t))
+					} else {
+						seen.Tokens = append(seen.Tokens, uint16(t))
+					}
+				}
+				if len(gone.Tokens) > 0 {
+					rec.Heads[hi].Blocks = append(rec.Heads[hi].Blocks, gone)
+				}
+				if len(seen.Tokens) > 0 {
+					seen.KData = payload(in, seen.K, len(seen.Tokens), 16)
+					seen.VData = payload(in, seen.V, len(seen.Tokens), 8)
+					rec.Heads[hi].Blocks = append(rec.Heads[hi].Blocks, seen)
+				}
+			}
+			f.recs = append(f.recs, rec)
+		}
+	}
 	return f
 }
 

@@ -153,6 +153,21 @@ func (h *Header) SegmentLen(layer, segment int) int {
 	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
 }
 
+// Outside returns how many of the first tokens of a stored layer no query behind all tokens can see:
+// those that lie outside the layer's window then. A plan drops them.
+func (h *Header) Outside(layer int) int64 {
+	if h.Kind != KindCache {
+		return 0
+	}
+	return h.Geometry.Outside(h.Layers[layer], h.Tokens)
+}
+
+// OutsideIn returns how many of the first tokens of a segment no query behind all tokens can see.
+func (h *Header) OutsideIn(layer, segment int) int {
+	from := int64(segment) * int64(h.SegmentTokens)
+	return int(min(max(h.Outside(layer)-from, 0), int64(h.SegmentLen(layer, segment))))
+}
+
 // expandedBytes returns the size of a record's rows after decompression, in the element types of
 // the original.
 func (h *Header) expandedBytes(layer, segment int) int64 {
@@ -221,6 +236,15 @@ func typeNamed(name string) quant.DType {
 		}
 	}
 	return quant.DTypeInvalid
+}
+
+// SeenValues returns the number of values of all rows that a query behind all tokens can see.
+func (h *Header) SeenValues() (n int64) {
+	for i := range h.Stored() {
+		k, v := h.Dims(i)
+		n += (h.LayerTokens(i) - h.Outside(i)) * int64(h.KVHeads()) * int64(k+v)
+	}
+	return n
 }
 
 // Values returns the number of values of all rows that a file stands for.

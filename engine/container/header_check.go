@@ -67,11 +67,18 @@ func (h *Header) validateGeometry() error {
 	if err := g.Validate(); err != nil {
 		return fmt.Errorf("kvist/container: header: %w", err)
 	}
+	if g.PerLayer != nil {
+		return validateAttention(g)
+	}
 	if g.Rope.Layout == quant.RopeNone && (g.Rope.InvFreq != nil || g.Rope.RotaryDim != 0) {
 		return shapef("header: rotary_dim %d and %d inv_freq without rope", g.Rope.RotaryDim,
 			len(g.Rope.InvFreq))
 	}
-	for i, f := range g.Rope.InvFreq {
+	return validateFreqs(g.Rope.InvFreq)
+}
+
+func validateFreqs(freqs []float32) error {
+	for i, f := range freqs {
 		if v := float64(f); math.IsNaN(v) || math.IsInf(v, 0) {
 			return shapef("header: inv_freq %d is %v, want finite", i, f)
 		}
@@ -117,7 +124,7 @@ func (h *Header) validateRows() error {
 		return shapef("header: origin %q, want npy or safetensors", h.Origin)
 	case g.Layers != 0 || g.Heads != 0 || g.KVHeads != 0 || g.HeadDim != 0 || g.HeadDimV != 0 ||
 		g.Rope.Layout != 0 || g.Rope.RotaryDim != 0 || g.Rope.Theta != 0 || g.Rope.InvFreq != nil ||
-		h.Layers != nil || h.QueryEnergy != nil:
+		g.PerLayer != nil || h.Layers != nil || h.QueryEnergy != nil:
 		return shapef("header: a file of kind rows with a geometry")
 	case h.KType != 0 || h.VType != 0 || h.First != 0 || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind rows with positions, sinks, window or types of K and V")

@@ -4,6 +4,7 @@ package container
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -24,6 +25,11 @@ func HeaderSize(h *Header) (int64, error) {
 func appendHeader(dst []byte, h *Header) ([]byte, error) {
 	if err := h.validate(); err != nil {
 		return dst, err
+	}
+	if h.Geometry.PerLayer != nil {
+		c := *h
+		c.Geometry = h.Geometry.Canonical()
+		h = &c
 	}
 	le := binary.LittleEndian
 	dst = append(dst, make([]byte, fileHeaderBytes)...)
@@ -110,6 +116,8 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		return v, h.QueryEnergy != nil
 	case tagTensors:
 		return h.tensorsValue(), rows
+	case tagAttention:
+		return attentionValue(h.Geometry), h.Geometry.PerLayer != nil
 	}
 	return nil, false
 }
@@ -206,6 +214,9 @@ func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, e
 		}
 	}
 	if err := h.validate(); err != nil {
+		if h.Geometry.PerLayer != nil && errors.Is(err, quant.ErrUnsupported) {
+			return nil, p.refuse(fileHeaderBytes, err)
+		}
 		c := p.corrupt(fileHeaderBytes, "", nil, nil).(*CorruptError)
 		c.Err = fmt.Errorf("%w: %v", quant.ErrCorrupt, err)
 		return nil, c
@@ -306,6 +317,9 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 	case tagTensors:
 		wrong = !rows
 		h.parseTensors(c)
+	case tagAttention:
+		wrong = rows
+		h.parseAttention(c)
 	default:
 		return false, nil
 	}

@@ -168,6 +168,9 @@ func randomCache(in intn, h *Header) {
 			h.Geometry.Rope.InvFreq = []float32{1, 0.25}
 		}
 	}
+	if in(2) == 0 {
+		h.Geometry = randomLayers(in, h.Geometry)
+	}
 	for l := range 5 {
 		if in(2) == 0 || (l == 4 && h.Layers == nil) {
 			h.Layers = append(h.Layers, l)
@@ -182,6 +185,17 @@ func randomCache(in intn, h *Header) {
 			h.QueryEnergy[i] = float32(in(1000)) / 7
 		}
 	}
+}
+
+// randomLayers draws layers of up to three kinds.
+func randomLayers(in intn, g quant.Geometry) quant.Geometry {
+	kinds := []quant.LayerAttention{{Rope: g.Rope}, {Rope: g.Rope, Window: int64(1 + in(100))},
+		{Scale: 0.25, Softcap: float64(1 + in(50)), Rope: quant.Rope{Layout: quant.RopeInterleaved,
+			RotaryDim: 4, Theta: 1e6, InvFreq: []float32{1, float32(1+in(3)) / 4}}}}
+	for range g.Layers {
+		g.PerLayer = append(g.PerLayer, kinds[in(len(kinds))])
+	}
+	return g.Canonical()
 }
 
 func randomCoding(in intn) quant.Coding {

@@ -32,6 +32,7 @@ const (
 	trailerCRCAt      = 12
 	geometryBytes     = 40
 	spanBytes         = 32
+	attentionBytes    = 48
 	profileBytes      = 32
 
 	// trailerSize is the size of the trailer, the last bytes of every file.
@@ -65,6 +66,7 @@ const (
 	tagProfile     = 9
 	tagQueryEnergy = 10
 	tagTensors     = 11
+	tagAttention   = 12
 )
 
 // field is one row of a layout table.
@@ -126,6 +128,20 @@ var layoutSpan = layout{"span (tag 4)", spanBytes, []field{
 	{30, 2, "u16", "zero", "reserved", "0"},
 }}
 
+var layoutAttention = layout{"kind of layer (tag 12)", attentionBytes, []field{
+	{0, 1, "u8", "rope_layout", "0 none, 1 half, 2 interleaved", "0 to 2"},
+	{1, 3, "bytes", "zero", "reserved", "0"},
+	{4, 4, "u32", "rotary_dim", "components that RoPE rotates",
+		"even, up to head_dim; 0 without RoPE"},
+	{8, 8, "f64", "theta", "base of RoPE", "positive; 0 without RoPE, or where inv_freq is given"},
+	{16, 8, "u64", "window", "tokens that a query sees, its own included: one at position p sees " +
+		"(p - window, p]", "up to 2^40; 0 for all"},
+	{24, 8, "f64", "scale", "on q.k", "2^-40 to 2^20; 0 for 1/sqrt(head_dim)"},
+	{32, 8, "f64", "softcap", "score = softcap * tanh(score / softcap)", "2^-20 to 2^30; 0 for none"},
+	{40, 4, "u32", "inv_freq", "number of frequencies that follow", "rotary_dim/2, or 0 for those of theta"},
+	{44, 4, "u32", "zero", "reserved", "0"},
+}}
+
 var layoutRecord = layout{"record header", recordHeaderBytes, []field{
 	{0, 4, "bytes", "marker", "", `"KREC"`},
 	{4, 2, "u16", "layer", "index into the stored layers or tensors", "below their number"},
@@ -184,8 +200,8 @@ var layoutTrailer = layout{"trailer", trailerSize, []field{
 
 // layouts lists the fixed structures in the order of FORMAT.md.
 func layouts() []layout {
-	return []layout{layoutHeader, layoutField, layoutGeometry, layoutSpan, layoutRecord,
-		layoutPalette, layoutSide, layoutIndex, layoutEntry, layoutTrailer}
+	return []layout{layoutHeader, layoutField, layoutGeometry, layoutSpan, layoutAttention,
+		layoutRecord, layoutPalette, layoutSide, layoutIndex, layoutEntry, layoutTrailer}
 }
 
 // tagInfo describes a header field for FORMAT.md and the dump.
@@ -216,6 +232,9 @@ func tagInfos() []tagInfo {
 		{tagTensors, "tensors", true, "u32 n, u8 origin (1 npy, 2 safetensors), 3 zero bytes, " +
 			"then n times u16 name length, u8 dtype length, u8 dims, u64[dims], name, dtype; kind " +
 			"rows, always"},
+		{tagAttention, "attention", true, "u32 layers of the model, u32 n, then n times the struct " +
+			"below and f32[inv_freq], then u16[layers]: the kind of each layer; kinds cache and " +
+			"profile, where layers differ, or have a window, a scale or a soft cap"},
 	}
 }
 

@@ -33,6 +33,12 @@ func openProfileBytes(b []byte, lim Limits) (*Reader, error) {
 
 func TestProfile_RoundTrip(t *testing.T) {
 	f := profileFile()
+	profileRoundTrip(t, f)
+	f.h.Geometry.PerLayer = []quant.LayerAttention{{Rope: f.h.Geometry.Rope, Window: 9}, {Scale: 0.5}}
+	profileRoundTrip(t, f)
+}
+
+func profileRoundTrip(t *testing.T, f *file) {
 	b := f.write(t)
 	r, err := openProfileBytes(b, Limits{})
 	require.NoError(t, err)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"maps"
-	"math"
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
@@ -133,8 +132,9 @@ func (d *decompressor) open(w io.WriterAt) error {
 			declare(tensorName(n, "bias"), "F32", heads, d.h.Tokens)
 		}
 	}
-	if g.Rope.InvFreq != nil {
-		declare("rope_inv_freq", "F32", int64(len(g.Rope.InvFreq)))
+	shape, freqs := capture.KVFrequencies(g)
+	if shape != nil {
+		declare("rope_inv_freq", "F32", shape...)
 	}
 	meta := maps.Clone(d.h.Metadata)
 	if len(meta) == 0 {
@@ -143,8 +143,8 @@ func (d *decompressor) open(w io.WriterAt) error {
 	if d.out, inner = capture.NewWriter(w, decls, meta); inner != nil {
 		return inner
 	}
-	if g.Rope.InvFreq != nil {
-		return d.out.WriteAt("rope_inv_freq", 0, input.AppendFloats(nil, g.Rope.InvFreq))
+	if shape != nil {
+		return d.out.WriteAt("rope_inv_freq", 0, input.AppendFloats(nil, freqs))
 	}
 	return nil
 }
@@ -165,6 +165,7 @@ func (d *decompressor) scan() error {
 				d.kept[i] = true
 				continue
 			}
+			d.kept[i] = d.kept[i] || rec.Archive != nil && cold.Dropped(d.h, rec) > 0
 			for _, h := range rec.Heads {
 				for _, b := range h.Blocks {
 					d.kept[i] = d.kept[i] || b.Level == quant.Dropped
@@ -335,7 +336,7 @@ func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias 
 	if d.h.QueryEnergy == nil {
 		return nil // what is left of an archive
 	}
-	scale := float32(1 / math.Sqrt(float64(dim)))
+	scale := float32(d.h.Geometry.ScaleOf(d.h.Layers[layer]))
 	energy := d.h.QueryEnergy[layer*d.h.KVHeads()+head]
 	for bi := range rec.Heads[head].Blocks {
 		b := &rec.Heads[head].Blocks[bi]

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"sync/atomic"
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/cold"
@@ -64,7 +65,7 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 		if err != nil {
 			return false, err
 		}
-		d.ahead, d.hot = a, at == 0 && a.hot[0]
+		d.ahead, d.hot = a, at == 0 && a.hot[0] && d.codec == nil
 	}
 	return !a.hot[at-a.at], a.errs[at-a.at]
 }
@@ -86,9 +87,11 @@ func (d *decompressor) writeArchived(rec *container.Record, rows [][]byte, bias 
 		return nil
 	}
 	kept := make([]byte, d.h.SegmentLen(rec.Layer, rec.Segment))
-	for i := range kept {
+	gone := cold.Dropped(d.h, rec)
+	for i := gone; i < len(kept); i++ {
 		kept[i] = 1
 	}
+	atomic.AddInt64(&d.res.DroppedRows, int64(gone*d.h.KVHeads()))
 	for h := range d.h.KVHeads() {
 		at := int64(h)*d.h.Tokens + first
 		if d.kept[rec.Layer] {

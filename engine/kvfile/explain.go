@@ -141,7 +141,8 @@ func (e *explainer) all() (*report.Why, error) {
 	return why, nil
 }
 
-var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart"}
+var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart",
+	segment.Outside: "outside"}
 
 func (e *explainer) block(x *segment.Part, s segment.Stored) report.WhyBlock {
 	l := &e.c.in.Layers[x.Layer]

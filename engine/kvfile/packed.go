@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/container"
@@ -144,8 +143,9 @@ func (p *Packed) Tokens() int { return p.tokens }
 func (p *Packed) Bytes() int64 { return p.size }
 
 // Attend computes the attention of tokens behind the cache over all of its tokens in one layer, by the model's
-// number: q is [queries, heads, head_dim] with RoPE applied, out becomes [queries, heads, head_dim_v]. Scores are
-// divided by the root of head_dim.
+// number: q is [queries, heads, head_dim] with RoPE applied, out becomes [queries, heads, head_dim_v]. Scores have
+// the scale and the soft cap of the layer. In a layer with a window, query i is that of token i behind the cache,
+// and sees what its window leaves of the cache.
 //
 // Errors: quant.ErrShape, quant.ErrClosed; those of the backend.
 func (p *Packed) Attend(ctx context.Context, layer int, q, out []float32) error {
@@ -167,10 +167,13 @@ func (p *Packed) Attend(ctx context.Context, layer int, q, out []float32) error 
 			layer, len(q), len(out), g.Heads*g.HeadDim, g.Heads*g.HeadDimV, quant.ErrShape)
 	}
 	// Query heads of a KV head stand side by side, so that q is [queries * kv_heads, group, head_dim] too.
-	b := &backend.Queries{Q: q, Group: g.GQARatio(), HeadDim: g.HeadDim, HeadDimV: g.HeadDimV,
-		Scale: float32(1 / math.Sqrt(float64(g.HeadDim))), BlockPtr: []int32{0}}
-	for range n {
+	b := input.Attend(&backend.Queries{Q: q, Group: g.GQARatio(), HeadDim: g.HeadDim, HeadDimV: g.HeadDimV,
+		BlockPtr: []int32{0}}, g, layer)
+	for token := range n {
 		for h := range g.KVHeads {
+			if b.Window > 0 {
+				b.Pos = append(b.Pos, int64(p.tokens+token))
+			}
 			for at := p.first[i][h]; at < p.first[i][h+1]; at++ {
 				b.BlockIdx = append(b.BlockIdx, int32(at))
 			}

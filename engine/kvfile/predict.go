@@ -18,7 +18,7 @@ import (
 func predict(ctx context.Context, c *compressor, p *plan.Plan) (float64, error) {
 	n := len(c.in.Layers)
 	for i := range c.in.Layers {
-		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || l.Past() <= c.cfg.Sinks {
+		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || input.FutureFrom(&c.in.Geo, l) <= c.cfg.Sinks {
 			return p.Damage, nil
 		}
 	}

@@ -43,17 +43,20 @@ func (p *Profile) ID() ID { return p.Digest(p.Sections()...) }
 // the digest of the sections that decoding takes.
 func (p *Profile) Digest(sections ...Section) ID {
 	h := sha256.New()
-	text(h, "kvist profile 1")
-	text(h, p.model)
 	g := p.geo
+	if g.PerLayer == nil {
+		text(h, "kvist profile 1")
+	} else {
+		text(h, "kvist profile 2")
+	}
+	text(h, p.model)
 	for _, n := range []int{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV,
 		int(g.Rope.Layout), g.Rope.RotaryDim} {
 		number(h, uint64(n))
 	}
-	number(h, math.Float64bits(g.Rope.Theta))
-	number(h, uint64(len(g.Rope.InvFreq)))
-	for _, f := range g.Rope.InvFreq {
-		number(h, uint64(math.Float32bits(f)))
+	ropeBase(h, &g.Rope)
+	if g.PerLayer != nil {
+		attention(h, &g)
 	}
 	for _, s := range slices.Compact(slices.Sorted(slices.Values(sections))) {
 		for i := range p.sections[s] {
@@ -82,6 +85,32 @@ func (p *Profile) Digests(sections ...Section) []ID {
 		ids = append(ids, q.Digest(sections...))
 	}
 	return ids
+}
+
+// attention adds how layers attend, kind by kind: layers of a kind may share long frequencies.
+func attention(h hash.Hash, g *quant.Geometry) {
+	kinds, of := g.Kinds()
+	number(h, uint64(len(kinds)))
+	for i := range kinds {
+		a := &kinds[i]
+		number(h, uint64(a.Rope.Layout))
+		number(h, uint64(a.Rope.RotaryDim))
+		number(h, uint64(a.Window))
+		number(h, math.Float64bits(a.Scale))
+		number(h, math.Float64bits(a.Softcap))
+		ropeBase(h, &a.Rope)
+	}
+	for _, k := range of {
+		number(h, uint64(k))
+	}
+}
+
+func ropeBase(h hash.Hash, r *quant.Rope) {
+	number(h, math.Float64bits(r.Theta))
+	number(h, uint64(len(r.InvFreq)))
+	for _, f := range r.InvFreq {
+		number(h, uint64(math.Float32bits(f)))
+	}
 }
 
 func number(h hash.Hash, v uint64) {

@@ -113,6 +113,7 @@ func FuzzProfile(f *testing.F) {
 	require.NoError(f, err)
 	f.Add(b)
 	f.Add(encode(f, whole(f)))
+	f.Add(encode(f, must[*profile.Profile](f)(profile.New("golden", layered()))))
 	f.Add([]byte{})
 	f.Add(raw(f, nil, aux("basis/k", ""), aux("basis/j", "")))
 	f.Add(raw(f, nil, aux("params/text", "a=1 b=2")))

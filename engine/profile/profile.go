@@ -87,11 +87,7 @@ func New(model string, geo quant.Geometry) (*Profile, error) {
 	if err := geo.Validate(); err != nil {
 		return nil, fmt.Errorf("kvist/profile: %w", err)
 	}
-	if geo.Rope.Layout == quant.RopeNone {
-		geo.Rope = quant.Rope{}
-	}
-	geo.Rope.InvFreq = slices.Clone(geo.Rope.InvFreq)
-	return &Profile{model: model, geo: geo, sections: map[Section][]Tensor{},
+	return &Profile{model: model, geo: geo.Canonical().Clone(), sections: map[Section][]Tensor{},
 		meta: map[Section]Meta{}}, nil
 }
 
@@ -127,9 +123,7 @@ func (p *Profile) Named(names ...string) (*Profile, error) {
 
 // Geometry returns the shape of the model's cache.
 func (p *Profile) Geometry() quant.Geometry {
-	g := p.geo
-	g.Rope.InvFreq = slices.Clone(g.Rope.InvFreq)
-	return g
+	return p.geo.Clone()
 }
 
 // Sections returns the names of the sections that the profile has, sorted.
@@ -241,29 +235,59 @@ func (p *Profile) Check(model string, geo quant.Geometry) error {
 		return &MismatchError{Profile: p.ID(), What: "model", Want: p.model, Got: model}
 	}
 	a, b := p.geo, geo
-	rope := func(r quant.Rope) string {
-		if r.Layout == quant.RopeNone {
-			return r.Layout.String()
-		}
-		if r.InvFreq != nil {
-			return fmt.Sprintf("%s of %d with frequencies %v", r.Layout, r.RotaryDim, r.InvFreq)
-		}
-		return fmt.Sprintf("%s of %d with theta %v", r.Layout, r.RotaryDim, r.Theta)
-	}
 	for _, d := range []struct {
 		what      string
 		want, got any
 	}{
 		{"layers", a.Layers, b.Layers}, {"heads", a.Heads, b.Heads}, {"kv_heads", a.KVHeads, b.KVHeads},
 		{"head_dim", a.HeadDim, b.HeadDim}, {"head_dim_v", a.HeadDimV, b.HeadDimV},
-		{"rope", rope(a.Rope), rope(b.Rope)},
 	} {
 		if d.want != d.got {
 			return &MismatchError{Profile: p.ID(), What: d.what, Want: fmt.Sprint(d.want),
 				Got: fmt.Sprint(d.got)}
 		}
 	}
+	return p.checkAttention(geo)
+}
+
+// checkAttention compares how the layers of two geometries of as many layers attend.
+func (p *Profile) checkAttention(geo quant.Geometry) error {
+	if p.geo.PerLayer == nil && geo.PerLayer == nil {
+		if a, b := ropeText(p.geo.Rope), ropeText(geo.Rope); a != b {
+			return &MismatchError{Profile: p.ID(), What: "rope", Want: a, Got: b}
+		}
+		return nil
+	}
+	ours, of := p.geo.Kinds()
+	theirs, ofTheirs := geo.Kinds()
+	met := map[[2]int]bool{}
+	for l := range of {
+		pair := [2]int{of[l], ofTheirs[l]}
+		if met[pair] {
+			continue
+		}
+		met[pair] = true
+		if a, b := attentionText(ours[pair[0]]), attentionText(theirs[pair[1]]); a != b {
+			return &MismatchError{Profile: p.ID(), What: fmt.Sprintf("layer %d", l), Want: a, Got: b}
+		}
+	}
 	return nil
+}
+
+func ropeText(r quant.Rope) string {
+	if r.Layout == quant.RopeNone {
+		return r.Layout.String()
+	}
+	if r.InvFreq != nil {
+		return fmt.Sprintf("%s of %d with frequencies %v", r.Layout, r.RotaryDim, r.InvFreq)
+	}
+	return fmt.Sprintf("%s of %d with theta %v", r.Layout, r.RotaryDim, r.Theta)
+}
+
+// attentionText names what sets layers apart.
+func attentionText(a quant.LayerAttention) string {
+	return fmt.Sprintf("window %d, scale %v, soft cap %v, rope %s", a.Window, a.Scale, a.Softcap,
+		ropeText(a.Rope))
 }
 
 // MismatchError reports a profile that is of another model than the one it was used with. It matches

@@ -20,8 +20,12 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 	if err != nil {
 		return 0, err
 	}
-	n := int64(b.h.SegmentLen(rec.Layer, rec.Segment))
-	first := int64(rec.Segment) * int64(b.h.SegmentTokens)
+	gone := int64(0) // first tokens that the record does not hold
+	if !archive.IsLossless(rec.Archive) {
+		gone = int64(b.h.OutsideIn(rec.Layer, rec.Segment))
+	}
+	n := int64(b.h.SegmentLen(rec.Layer, rec.Segment)) - gone
+	first := int64(rec.Segment)*int64(b.h.SegmentTokens) + gone
 	for hi := range b.h.KVHeads() {
 		var bits [2]float64
 		for side := range sides {
@@ -56,9 +60,24 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 			b.rep.Map.Kinds = append(b.rep.Map.Kinds, k)
 		}
 		line := lines[min(hi, len(lines)-1)]
+		if gone > 0 {
+			b.dropped(first-gone, gone, dims[:sides], line)
+		}
 		for t := range n {
 			line.add((first+t)/b.rep.Map.TokensPerColumn, mapToken{kind: kind, k: bits[0], v: bits[1]})
 		}
 	}
 	return held, nil
+}
+
+// dropped accounts for tokens of a head from first on that a record in archive form does not hold.
+func (b *reporter) dropped(first, n int64, dims []int, line *mapLine) {
+	blk := &container.Block{Level: quant.Dropped, Tokens: make([]uint16, n)}
+	for side, dim := range dims {
+		b.side(blk, side, dim)
+	}
+	kind := b.kind(blk, 0)
+	for t := range n {
+		line.add((first+t)/b.rep.Map.TokensPerColumn, mapToken{kind: kind})
+	}
 }

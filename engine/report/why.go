@@ -21,8 +21,10 @@ type WhyBlock struct {
 	Segment int      `json:"segment"`
 	Tokens  []uint16 `json:"tokens"` // offsets in the segment
 	Rows    int      `json:"rows"`   // stored for them
-	Kind    string   `json:"kind"`   // "free", "sink" (8 bits at least) or "exact" (window, NaN)
-	Level   string   `json:"level"`
+	// Kind is "free", "sink" (8 bits at least), "exact" (recent window, NaN), "apart" (rows far longer than
+	// others) or "outside" (outside the layer's window: dropped).
+	Kind  string `json:"kind"`
+	Level string `json:"level"`
 	// Weight is the root mean square weight of the tokens; 1 is the head's.
 	Weight float64   `json:"weight"`
 	Sides  []WhySide `json:"sides"` // K and V, or the rows; none for DROPPED

@@ -98,7 +98,7 @@ func (c *calibrator) set(ctx context.Context) (*archive.Set, error) {
 
 // transform fits one side of one head.
 func (c *calibrator) transform(layer, head, side int) (*archive.Transform, error) {
-	rope := archive.NewRope(c.geo.Rope)
+	rope := archive.NewRope(c.geo.RopeOf(layer))
 	dim := c.geo.HeadDim
 	if side == 1 {
 		dim = c.geo.HeadDimV

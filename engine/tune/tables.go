@@ -20,7 +20,7 @@ var fitSteps = []float64{-32, -24, -18, -12, -6, 0, 6}
 func (c *calibrator) fitTables(ctx context.Context, set *archive.Set) error {
 	for round := range 3 {
 		var fit archive.Fit
-		codec, err := archive.NewCodec(&archive.Params{Fine: 1, Rope: archive.NewRope(c.geo.Rope), Set: set}, true)
+		codec, err := archive.NewCodec(&archive.Params{Fine: 1, Ropes: archive.NewRopes(c.geo), Set: set}, true)
 		if err != nil {
 			return err
 		}

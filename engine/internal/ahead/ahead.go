@@ -22,12 +22,12 @@ func Error(ctx context.Context, in *input.Data, l *input.Layer, h *container.Hea
 	recs []*container.Record, be backend.Backend, rowBias bool, want *[]float32) (damage.Sum, [][]damage.Sum, error) {
 	up := &input.Uploader{Backend: be}
 	defer up.Free()
-	rope := in.Geo.Rope
 	f := &damage.Future{
 		Group:    in.Geo.GQARatio(),
 		HeadDim:  l.K.Dim(),
 		HeadDimV: l.V.Dim(),
-		Rope:     &rope,
+		Geo:      &in.Geo,
+		Layer:    l.Number,
 		Coded:    make([][]backend.Block, l.Heads),
 		Want:     *want,
 	}

@@ -166,7 +166,7 @@ func cache(t testing.TB, tokens, chunks int) (*Codec, *Segment) {
 	const dim = 16
 	rng := rand.New(rand.NewPCG(7, 8))
 	rope := quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim, Theta: 10000}
-	p := &Params{Fine: 1, Rope: NewRope(rope), Own: true}
+	p := &Params{Fine: 1, Ropes: NewRopes(quant.Geometry{Rope: rope}), Own: true}
 	for k := range p.Class8 {
 		p.Class8[k] = int8(4 * (7 - k))
 	}
@@ -192,7 +192,8 @@ func cache(t testing.TB, tokens, chunks int) (*Codec, *Segment) {
 		metric[0] = 9
 		set.Transforms[0] = append(set.Transforms[0], FitTransform(m, metric, lane != 3))
 		if lane%2 == 0 {
-			p.Rope.Redo(x, dim, seg.Pos)
+			rope := p.Ropes.Of(seg.Layer)
+			rope.Redo(x, dim, seg.Pos)
 			class := make([]uint8, tokens)
 			for i := range class {
 				class[i] = uint8(rng.IntN(NumTokenClasses))

@@ -21,7 +21,7 @@ import (
 func benchSegment(b *testing.B) (*Codec, *Segment) {
 	const dim, tokens = 64, 512
 	rng := rand.New(rand.NewPCG(1, 9))
-	p := &Params{Fine: 1, Rope: NewRope(quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim, Theta: 1e5}), Own: true}
+	p := &Params{Fine: 1, Ropes: NewRopes(quant.Geometry{Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim, Theta: 1e5}}), Own: true}
 	for k := range p.Class8 {
 		p.Class8[k] = int8(4 * (7 - k))
 	}

@@ -93,6 +93,9 @@ func FuzzDecode(f *testing.F) {
 func FuzzParams(f *testing.F) {
 	c, seg := cache(f, 3, 1)
 	f.Add(c.Params.Append(nil))
+	differ := *c.Params
+	differ.Ropes = NewRopes(layered())
+	f.Add(differ.Append(nil))
 	x := encode(f, c, seg)
 	f.Fuzz(func(t *testing.T, b []byte) {
 		p, err := ParseParams(b)

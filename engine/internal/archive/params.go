@@ -17,7 +17,7 @@ type Params struct {
 	Fine float32
 	// Class8 is what a token's class adds to the step of its rows, in eighths of an octave.
 	Class8 [NumTokenClasses]int8
-	Rope   Rope
+	Ropes  Ropes
 	// Set holds transforms and tables. Own tells that they stand in the file; otherwise they come
 	// from the profile that the file names.
 	Set *Set
@@ -25,22 +25,27 @@ type Params struct {
 }
 
 // paramsVersion is the version of the parameters, and with them of payloads in transform mode.
-// Version 1 had no shifts of lanes and no rows of a scale of their own.
-const paramsVersion = 2
+// Version 1 had no shifts of lanes and no rows of a scale of their own. Version 3 is version 2 with a
+// rope for each layer, and written only where they differ.
+const (
+	paramsVersion = 2
+	paramsRopes   = 3
+)
 
-// Append appends the parameters, little-endian: u8 2, u8 own, u8 rope layout, u8 0, f32 fine,
-// i8[16] classes, u32 n, f64[n] frequencies, and tables and transforms where they are the file's own.
+// Append appends the parameters, little-endian: u8 version, u8 own, u8 rope layout (0 in version 3), u8 0,
+// f32 fine, i8[16] classes, the ropes, and tables and transforms where they are the file's own.
 func (p *Params) Append(dst []byte) []byte {
 	le := binary.LittleEndian
-	dst = append(dst, paramsVersion, byte(b2u(p.Own)), byte(p.Rope.Layout), 0)
+	if p.Ropes.of == nil {
+		dst = append(dst, paramsVersion, byte(b2u(p.Own)), byte(p.Ropes.Of(0).Layout), 0)
+	} else {
+		dst = append(dst, paramsRopes, byte(b2u(p.Own)), 0, 0)
+	}
 	dst = le.AppendUint32(dst, math.Float32bits(p.Fine))
 	for _, c := range p.Class8 {
 		dst = append(dst, byte(c))
 	}
-	dst = le.AppendUint32(dst, uint32(len(p.Rope.Freqs)))
-	for _, f := range p.Rope.Freqs {
-		dst = le.AppendUint64(dst, math.Float64bits(f))
-	}
+	dst = p.Ropes.append(dst)
 	if p.Own {
 		dst = p.Set.Append(p.Set.AppendTables(dst))
 	}
@@ -52,28 +57,24 @@ func (p *Params) Append(dst []byte) []byte {
 // Errors: *CorruptError, quant.ErrVersion.
 func ParseParams(b []byte) (*Params, error) {
 	r := &setReader{b: b}
-	if v := r.uint(1); r.err == nil && v != paramsVersion {
-		return nil, versionf("parameters", v, paramsVersion)
+	v := r.uint(1)
+	if r.err == nil && v != paramsVersion && v != paramsRopes {
+		return nil, versionf("parameters", v, paramsRopes)
 	}
 	p := &Params{}
 	own, layout, zero := r.uint(1), r.uint(1), r.uint(1)
-	p.Own, p.Rope.Layout = own == 1, ropeLayout(layout)
+	p.Own = own == 1
 	p.Fine = r.float()
 	for i, c := range r.take(NumTokenClasses) {
 		p.Class8[i] = int8(c)
 	}
-	n := int(r.uint(4))
-	if r.err == nil && (own > 1 || layout > 2 || zero != 0 || !(p.Fine >= 1 && p.Fine < 2) || n > len(r.b)/8) {
-		r.fail("own %d, layout %d, fine %v, %d frequencies", own, layout, p.Fine, n)
+	if r.err == nil && (own > 1 || layout > 2 || layout > 0 && v == paramsRopes || zero != 0 || !(p.Fine >= 1 && p.Fine < 2)) {
+		r.fail("own %d, layout %d, fine %v", own, layout, p.Fine)
 	}
-	if r.err == nil {
-		for range n {
-			f := math.Float64frombits(r.uint(8))
-			if math.IsNaN(f) || math.IsInf(f, 0) {
-				r.fail("frequency %v", f)
-			}
-			p.Rope.Freqs = append(p.Rope.Freqs, f)
-		}
+	if v == paramsRopes {
+		p.Ropes.parse(r)
+	} else {
+		p.Ropes.kinds = []Rope{{Layout: ropeLayout(layout), Freqs: parseFreqs(r)}}
 	}
 	if r.err != nil {
 		return nil, r.err
@@ -101,7 +102,7 @@ type Codec struct {
 
 	work  sync.Pool // *[]float32: the components of a lane
 	quick sync.Pool // *levels
-	turns *Turns
+	turns *LayerTurns
 
 	encode bool
 	mu     sync.Mutex
@@ -112,12 +113,13 @@ type Codec struct {
 // at the same positions. It may be used by many goroutines at once.
 type Turns struct {
 	rope Rope
+	most int // segments that are remembered
 	mu   sync.Mutex
 	met  []turns
 }
 
 // NewTurns returns the turns of a rope.
-func NewTurns(r Rope) *Turns { return &Turns{rope: r} }
+func NewTurns(r Rope) *Turns { return &Turns{rope: r, most: maxTurns} }
 
 // Undo takes the embedding off rows of K, [len(pos), dim], in place.
 func (c *Turns) Undo(rows []float32, dim int, pos []int64) {
@@ -133,7 +135,8 @@ type turns struct {
 }
 
 // maxTurns is how many segments are remembered. Layer after layer goes through the same
-// ones, so that where there are more it is better to keep some than always those last met.
+// ones, so that where there are more it is better to keep some than always those last met. Ropes of a
+// codec share them.
 const maxTurns = 32
 
 // angles returns Rope.angles of positions.
@@ -158,7 +161,7 @@ func (c *Turns) angles(pos []int64) (sin, cos []float32) {
 	sin, cos = c.rope.angles(pos)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.met) < maxTurns {
+	if len(c.met) < c.most {
 		c.met = append(c.met, turns{pos[0], n, sin, cos})
 	}
 	return sin, cos
@@ -177,7 +180,8 @@ func NewCodec(p *Params, encode bool) (*Codec, error) {
 	if err := p.Set.prepare(encode); err != nil {
 		return nil, err
 	}
-	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode), turns: NewTurns(p.Rope), encode: encode}
+	c := &Codec{Params: p, c: newCoder(p.Set.Tables, encode), encode: encode}
+	c.turns = p.Ropes.Turns()
 	c.work.New = func() any { return new([]float32) }
 	c.quick.New = func() any { return new(levels) }
 	return c, nil

@@ -110,7 +110,8 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 	}
 	p := &Prepared{seg: seg, ts: ts}
 	seg.up, seg.bare = nil, make([]bool, len(seg.Rows))
-	sin, cos := c.turns.angles(seg.Pos)
+	turns := c.turns.Of(seg.Layer)
+	sin, cos := turns.angles(seg.Pos)
 	for i, rows := range seg.Rows {
 		t := ts[i]
 		size := rowSizes(rows, t.Dim)
@@ -119,7 +120,7 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		}
 		seg.bare[i] = t.foreign(size)
 		if sides == 2 && i%2 == 0 {
-			c.Rope.apply(rows, t.Dim, sin, cos, -1)
+			turns.rope.apply(rows, t.Dim, sin, cos, -1)
 		}
 		t.project(rows, t.mean(seg.bare[i]))
 		size = rowSizes(rows, t.Dim)
@@ -304,6 +305,11 @@ func (c *Codec) layer(number, heads int, dims []int) ([]*Transform, error) {
 	for i, t := range ts {
 		if d := dims[i%len(dims)]; d != t.Dim {
 			return nil, shapef("rows of %d values, the transforms are of %d", d, t.Dim)
+		}
+	}
+	if len(dims) == 2 { // of K and V
+		if err := c.Ropes.check(number, dims[0]); err != nil {
+			return nil, err
 		}
 	}
 	return slices.Clone(ts), nil

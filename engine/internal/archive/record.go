@@ -141,7 +141,8 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err != nil {
 		return err
 	}
-	sin, cos := c.turns.angles(seg.Pos)
+	turns := c.turns.Of(seg.Layer)
+	sin, cos := turns.angles(seg.Pos)
 	work := c.work.Get().(*[]float32)
 	defer c.work.Put(work)
 	staged, missing := c.newStagedDecoder(parts), parts.missing()
@@ -169,7 +170,7 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 		}
 		t.restore(seg.Rows[i], y[:n*t.Dim], t.mean(seg.bare[i]))
 		if sides == 2 && i%2 == 0 {
-			c.Rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
+			turns.rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
 		}
 		if noise != nil && noise[i] != nil {
 			c.noise(noise[i], l, steps, t.Gain, func(t int) int {

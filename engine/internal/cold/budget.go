@@ -50,7 +50,7 @@ func (b *budget) whole() bool { return len(b.all) <= batchRecords }
 
 // foresee returns the bytes that the sample expects of a record, with its units.
 func (b *budget) foresee(c *coded) float64 {
-	_, n := b.enc.in.Layers[c.layer].Span(c.seg)
+	_, n := b.enc.in.SeenSpan(&b.enc.in.Layers[c.layer], c.seg)
 	f := b.rate.slope * float64(c.units) / float64(b.lanes)
 	return b.rate.layers[c.layer]*float64(n)/8*math.Exp(f) + b.besides(c)
 }
@@ -66,7 +66,7 @@ const (
 // besides returns the bytes of a record that the sample does not tell.
 func (b *budget) besides(c *coded) float64 {
 	l := &b.enc.in.Layers[c.layer]
-	first, n := l.Span(c.seg)
+	first, n := b.enc.in.SeenSpan(l, c.seg)
 	sinks := min(max(b.enc.set.Sinks-first, 0), n)
 	values := float64(l.Heads * l.Dims())
 	return recordSize + (deltaBits*values+classBits*float64(n*l.Heads)+sinkStep/8*values*float64(sinks))/8
@@ -151,13 +151,16 @@ func (b *budget) start(ctx context.Context) error {
 	return nil
 }
 
-// findExact finds the records whose rows are to be kept as they are, and what they take.
+// findExact finds the records whose rows are to be kept as they are, or not at all, and what they take.
 func (b *budget) findExact(ctx context.Context) error {
-	if !b.enc.set.AllowNonfinite {
-		return nil
-	}
 	err := parallel.Each(ctx, len(b.all), func(i int) error {
 		c := b.all[i]
+		if c.exact { // no token of it can be seen
+			return b.enc.encode(c, i)
+		}
+		if !b.enc.set.AllowNonfinite {
+			return nil
+		}
 		seg, err := ReadSegment(b.enc.in, &b.enc.in.Layers[c.layer], c.seg)
 		if err != nil {
 			return err

@@ -48,10 +48,12 @@ var classBounds = func() (b [sinkClass - 1]float32) {
 // classOf gives every token the class of its weight: the step goes as a power of it. The first tokens are
 // sinks whether tokens are weighed or not: without that, the future-attention error of archives of captures
 // without queries was 2 to 4 times as large.
-func classOf(l *input.Layer, w []float32, sinks int) []uint8 {
+//
+// The first tokens, outside the layer's window, are not stored, and their weights have no say.
+func classOf(l *input.Layer, w []float32, sinks, outside int) []uint8 {
 	class := make([]uint8, l.Tokens)
 	if w != nil {
-		w = weigh.LevelHead(w, sinks)
+		w = weigh.LevelHead(w, max(sinks, outside))
 	}
 	for t := range class {
 		class[t] = midClass

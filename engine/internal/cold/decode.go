@@ -40,6 +40,9 @@ func OpenCodec(r *container.Reader, profiles []*profile.Profile) (*archive.Codec
 	if err != nil {
 		return nil, err
 	}
+	if err := checkRopes(p, r.Header()); err != nil {
+		return nil, err
+	}
 	if !p.Own {
 		id := profile.ID(r.Header().Profile)
 		for _, x := range profiles {
@@ -54,6 +57,17 @@ func OpenCodec(r *container.Reader, profiles []*profile.Profile) (*archive.Codec
 		}
 	}
 	return archive.NewCodec(p, false)
+}
+
+// checkRopes checks that the parameters turn K as the header says, of which they hold the frequencies
+// as numbers, so that every machine has the same.
+func checkRopes(p *archive.Params, h *container.Header) error {
+	if h.Kind != container.KindCache || p.Ropes.Match(h.Geometry) {
+		return nil
+	}
+	return &container.CorruptError{Section: "side tensor", Layer: -1, Segment: -1, Head: -1, Block: -1,
+		Err: fmt.Errorf("%q has other layouts or numbers of frequencies than the header: %w", SharedName,
+			quant.ErrCorrupt)}
 }
 
 // Check decodes one record. Of rows that were coded none is NaN or Inf: those are kept exactly.
@@ -114,8 +128,15 @@ func decode(codec *archive.Codec, h *container.Header, rec *container.Record,
 	}
 	kDim, vDim := h.Dims(rec.Layer)
 	n := h.SegmentLen(rec.Layer, rec.Segment)
-	seg := &archive.Segment{Layer: rec.Layer, First: h.First + int64(rec.Segment)*int64(h.SegmentTokens),
-		Pos: make([]int64, n), Dims: []int{kDim}}
+	gone := h.OutsideIn(rec.Layer, rec.Segment) // the record holds the other rows
+	if gone == n && n > 0 {
+		return nil, nil, &container.CorruptError{Section: "record", Layer: rec.Layer, Segment: rec.Segment,
+			Head: -1, Block: -1, Err: fmt.Errorf("archive form, and no token that a later query can see: %w",
+				quant.ErrCorrupt)}
+	}
+	seg := &archive.Segment{Layer: rec.Layer,
+		First: h.First + int64(rec.Segment)*int64(h.SegmentTokens) + int64(gone),
+		Pos:   make([]int64, n-gone), Dims: []int{kDim}}
 	if h.Kind == container.KindCache {
 		seg.Layer = h.Layers[rec.Layer]
 		seg.Dims = append(seg.Dims, vDim)
@@ -127,25 +148,32 @@ func decode(codec *archive.Codec, h *container.Header, rec *container.Record,
 	noise := make([][]float32, h.KVHeads()*len(seg.Dims))
 	for hd := range h.KVHeads() {
 		for s, d := range seg.Dims {
-			seg.Rows, left = append(seg.Rows, left[:n*d:n*d]), left[n*d:]
+			all := left[: n*d : n*d]
+			clear(all[:gone*d])
+			rows, seg.Rows, left = append(rows, all), append(seg.Rows, all[gone*d:]), left[n*d:]
 			if s == 0 && len(seg.Dims) == 2 {
-				noise[hd*2] = make([]float32, n)
-				bias = append(bias, noise[hd*2])
+				b := make([]float32, n)
+				noise[hd*2], bias = b[gone:], append(bias, b)
 			}
 		}
 	}
 	if err := codec.Decode(seg, rec.Archive, noise); err != nil {
 		return nil, nil, inRecord(rec, err)
 	}
-	// noise is E[(q . dk)^2]; scores are divided by the root of head_dim, and the mean of
-	// exp(noise) is undone by minus half its variance.
+	// noise is E[(q . dk)^2]; scores are scaled, and the mean of exp(noise) is undone by minus half its
+	// variance.
 	f := -0.5 / float32(kDim)
+	if h.Kind == container.KindCache {
+		if s := h.Geometry.AttentionOf(h.Layers[rec.Layer]).Scale; s > 0 {
+			f = float32(-0.5 * s * s)
+		}
+	}
 	for _, b := range bias {
 		for t := range b {
 			b[t] *= f
 		}
 	}
-	return seg.Rows, bias, nil
+	return rows, bias, nil
 }
 
 // Expand returns a record in archive form as one of exact rows in hot form, so that it can be
@@ -164,19 +192,34 @@ func Expand(codec *archive.Codec, h *container.Header, rec *container.Record) (*
 	for t := range tokens {
 		tokens[t] = uint16(t)
 	}
+	gone := Dropped(h, rec)
 	for i := 0; i < len(rows); i += len(types) {
-		b := container.Block{Level: quant.Full, Tokens: tokens}
+		var blocks []container.Block
+		if gone > 0 {
+			blocks = append(blocks, container.Block{Level: quant.Dropped, Tokens: tokens[:gone]})
+		}
+		b := container.Block{Level: quant.Full, Tokens: tokens[gone:]}
 		for s, dt := range types {
 			data := rows[i+s]
+			data = data[gone*(len(data)/len(tokens)):]
 			if s == 0 {
 				b.K, b.KData = quant.Coding{Format: dt.Format()}, data
 			} else {
 				b.V, b.VData = quant.Coding{Format: dt.Format()}, data
 			}
 		}
-		out.Heads = append(out.Heads, container.Head{Blocks: []container.Block{b}})
+		out.Heads = append(out.Heads, container.Head{Blocks: append(blocks, b)})
 	}
 	return out, nil
+}
+
+// Dropped returns how many of the first tokens of a record in archive form are not stored: those that no
+// query behind all tokens can see, unless the record keeps every row bit by bit.
+func Dropped(h *container.Header, rec *container.Record) int {
+	if archive.IsLossless(rec.Archive) {
+		return 0
+	}
+	return h.OutsideIn(rec.Layer, rec.Segment)
 }
 
 // Rows decodes a record to rows in the types of the original, [heads*sides], and the bias of

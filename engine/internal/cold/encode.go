@@ -57,7 +57,10 @@ type place struct{ layer, seg int }
 // encode makes a record; at is its number in the file.
 func (e *encoder) encode(c *coded, at int) error {
 	l := &e.in.Layers[c.layer]
-	first, n := l.Span(c.seg)
+	first, n := e.in.SeenSpan(l, c.seg)
+	if n == 0 {
+		return e.outside(c, l)
+	}
 	room, done := e.room.borrow(l.Heads * n * l.Dims())
 	defer done() // nothing of the rows is left in the record
 	p, err := e.rows(c.layer, first, n, 1, room)
@@ -75,6 +78,21 @@ func (e *encoder) encode(c *coded, at int) error {
 		return err
 	}
 	c.rec = &container.Record{Layer: c.layer, Segment: c.seg, Archive: b}
+	c.bytes, err = container.RecordSize(e.header, c.rec)
+	return err
+}
+
+// outside makes the record of a segment of which no token can be seen: in hot form, all dropped.
+func (e *encoder) outside(c *coded, l *input.Layer) (err error) {
+	_, n := l.Span(c.seg)
+	b := container.Block{Level: quant.Dropped, Tokens: make([]uint16, n)}
+	for t := range b.Tokens {
+		b.Tokens[t] = uint16(t)
+	}
+	c.exact, c.rec = true, &container.Record{Layer: c.layer, Segment: c.seg}
+	for range l.Heads {
+		c.rec.Heads = append(c.rec.Heads, container.Head{Blocks: []container.Block{b}})
+	}
 	c.bytes, err = container.RecordSize(e.header, c.rec)
 	return err
 }

@@ -15,17 +15,17 @@ import (
 // fitter fits the transforms of a set to a file.
 type fitter struct {
 	in    *input.Data
-	rope  archive.Rope
-	turns *archive.Turns
+	ropes *archive.Ropes
+	turns *archive.LayerTurns
 	room  pool
 }
 
 // fitSet makes transforms and tables of the file itself. A basis costs dim*dim bytes: a head has
 // one where its rows are so many that they save twice that.
-func fitSet(ctx context.Context, in *input.Data, rope archive.Rope) (*archive.Set, error) {
+func fitSet(ctx context.Context, in *input.Data, ropes *archive.Ropes) (*archive.Set, error) {
 	set := &archive.Set{Tables: archive.DefaultTables(), Heads: in.Layers[0].Heads,
 		Sides: 1 + min(1, in.Layers[0].DimV())}
-	f := &fitter{in: in, rope: rope, turns: archive.NewTurns(rope)}
+	f := &fitter{in: in, ropes: ropes, turns: ropes.Turns()}
 	lanes := set.Heads * set.Sides
 	for i := range in.Layers {
 		set.Layers = append(set.Layers, in.Layers[i].Number)
@@ -43,14 +43,14 @@ func fitSet(ctx context.Context, in *input.Data, rope archive.Rope) (*archive.Se
 // fitRows bounds the rows that a transform is fitted to.
 const fitRows = 1 << 15
 
-// eachRows calls do with the finite rows of a head, segment by segment, at most fitRows of them. do must not
-// keep them.
+// eachRows calls do with the finite rows of a head that a later query can see, segment by segment, at most
+// fitRows of them. do must not keep them.
 func (f *fitter) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool, do func([]float32)) error {
-	every := l.Tokens/fitRows + 1
+	every := f.seen(l)/fitRows + 1
 	room, done := f.room.borrow(min(l.Tokens, l.Segment) * t.Dim())
 	defer done()
-	for s := 0; s < l.Segments(); s += every {
-		first, n := l.Span(s)
+	for s := f.in.Outside(l, l.Tokens) / l.Segment; s < l.Segments(); s += every {
+		first, n := f.in.SeenSpan(l, s)
 		x := room[:n*t.Dim()]
 		if err := t.ReadF32(head, first, n, x); err != nil {
 			return err
@@ -60,12 +60,15 @@ func (f *fitter) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool,
 			if err := f.in.Positions(first, pos); err != nil {
 				return err
 			}
-			f.turns.Undo(x, t.Dim(), pos)
+			f.turns.Of(l.Number).Undo(x, t.Dim(), pos)
 		}
 		do(input.FiniteOf(x, t.Dim()))
 	}
 	return nil
 }
+
+// seen returns the tokens of a layer that a later query can see.
+func (f *fitter) seen(l *input.Layer) int { return l.Tokens - f.in.Outside(l, l.Tokens) }
 
 func (f *fitter) transform(l *input.Layer, head, side int) (*archive.Transform, error) {
 	t := l.K
@@ -73,14 +76,16 @@ func (f *fitter) transform(l *input.Layer, head, side int) (*archive.Transform, 
 		t = l.V
 	}
 	dim := t.Dim()
-	full := dim <= maxOwnBasis && float64(l.Tokens) > 8*float64(dim)
+	tokens := f.seen(l)
+	full := dim <= maxOwnBasis && float64(tokens) > 8*float64(dim)
 	m := archive.NewMoments(dim, full)
 	if err := f.eachRows(l, t, head, l.HasV && side == 0, m.Add); err != nil {
 		return nil, err
 	}
 	var metric []float64
 	if l.HasQ && side == 0 && dim <= archive.MaxBasisDim {
-		q := archive.NewQueryMoments(dim, f.rope)
+		rope := f.ropes.Of(l.Number)
+		q := archive.NewQueryMoments(dim, rope)
 		group := f.in.Geo.GQARatio()
 		for g := range group {
 			if err := f.eachRows(l, l.Q, head*group+g, false, q.Add); err != nil {
@@ -88,7 +93,7 @@ func (f *fitter) transform(l *input.Layer, head, side int) (*archive.Transform, 
 			}
 		}
 		if q.N > 0 { // some are finite
-			metric = archive.QueryMetric(q, f.rope)
+			metric = archive.QueryMetric(q, rope)
 		}
 	}
 	without := archive.FitTransform(m, metric, false)
@@ -100,7 +105,7 @@ func (f *fitter) transform(l *input.Layer, head, side int) (*archive.Transform, 
 		energy += math.Exp2(float64(s) / 4)
 	}
 	// Noise at a twentieth of the energy is about what 2 bits a value leave.
-	noise, least := energy/float64(dim)/20, 2*8*float64(dim*dim)/float64(l.Tokens)
+	noise, least := energy/float64(dim)/20, 2*8*float64(dim*dim)/float64(tokens)
 	if gain, ok := archive.ExpectedGain(m, metric, without, noise); ok && gain < least {
 		return without, nil
 	}

@@ -50,24 +50,32 @@ type sampleRun struct {
 func (r *rateModel) load(ctx context.Context) error {
 	type span struct{ layer, seg, every int }
 	var spans []span
-	share := min(1, sampleValues/float64(max(1, r.enc.in.Values())))
+	share := min(1, sampleValues/float64(max(1, r.enc.in.SeenValues())))
 	for i := range r.enc.in.Layers {
 		l := &r.enc.in.Layers[i]
-		rows := min(l.Tokens, max(leastRows, int(share*float64(l.Tokens))))
-		runs := min(max(1, rows/runRows), l.Segments())
+		in := r.enc.in
+		gone := in.Outside(l, l.Tokens)
+		seen := l.Tokens - gone
+		if seen == 0 {
+			continue
+		}
+		before := gone / l.Segment // segments of which nothing is stored
+		segments := l.Segments() - before
+		rows := min(seen, max(leastRows, int(share*float64(seen))))
+		runs := min(max(1, rows/runRows), segments)
 		if share == 1 {
-			runs = l.Segments()
+			runs = segments
 		}
 		for j := range runs {
-			seg := (2*j + 1) * l.Segments() / (2 * runs)
-			_, n := l.Span(seg)
+			seg := before + (2*j+1)*segments/(2*runs)
+			_, n := in.SeenSpan(l, seg)
 			spans = append(spans, span{i, seg, max(1, n*runs/max(1, rows))})
 		}
 	}
 	r.sample = make([]sampleRun, len(spans))
 	return parallel.Each(ctx, len(spans), func(i int) error {
 		s := spans[i]
-		first, n := r.enc.in.Layers[s.layer].Span(s.seg)
+		first, n := r.enc.in.SeenSpan(&r.enc.in.Layers[s.layer], s.seg)
 		p, err := r.enc.rows(s.layer, first, n, s.every, nil)
 		if err != nil {
 			return err
@@ -99,7 +107,8 @@ func (r *rateModel) cost(ctx context.Context, s float64) (float64, error) {
 	var sum float64
 	for i := range r.layers {
 		r.layers[i] /= max(rows[i], 1)
-		sum += r.layers[i] * float64(r.enc.in.Layers[i].Tokens)
+		l := &r.enc.in.Layers[i]
+		sum += r.layers[i] * float64(l.Tokens-r.enc.in.Outside(l, l.Tokens))
 	}
 	return sum, err
 }
@@ -147,9 +156,10 @@ func (r *rateModel) firstStep(bits float64) float64 {
 	const zero = 1 << 11
 	count := make([]float64, 2*zero) // of values, by the exponent of their deviation over the lane's step
 	for i, steps := range r.enc.laneSteps {
-		for j, t := range r.enc.params.Set.Find(r.enc.in.Layers[i].Number) {
+		l := &r.enc.in.Layers[i]
+		for j, t := range r.enc.params.Set.Find(l.Number) {
 			for _, s := range t.Std8 {
-				count[min(max(int(s)-steps[j]+zero, 0), 2*zero-1)] += float64(r.enc.in.Layers[i].Tokens)
+				count[min(max(int(s)-steps[j]+zero, 0), 2*zero-1)] += float64(l.Tokens - r.enc.in.Outside(l, l.Tokens))
 			}
 		}
 	}

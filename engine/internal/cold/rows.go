@@ -10,9 +10,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ReadSegment reads the rows of a segment.
+// ReadSegment reads the rows of a segment that a later query can see.
 func ReadSegment(in *input.Data, l *input.Layer, s int) (*archive.Segment, error) {
-	first, n := l.Span(s)
+	first, n := in.SeenSpan(l, s)
 	return readRows(in, l, first, n, 1, nil)
 }
 

@@ -29,7 +29,11 @@ func Weights(ctx context.Context, r *container.Reader, codec *archive.Codec) (ma
 		number := h.Layers[info.Layer]
 		n, first := h.SegmentLen(info.Layer, info.Segment), info.Segment*h.SegmentTokens
 		kDim, vDim := h.Dims(info.Layer)
-		seg := &archive.Segment{Layer: number, First: h.First + int64(first), Pos: make([]int64, n),
+		gone := 0 // the record holds the other rows
+		if rec.Archive != nil {
+			gone = Dropped(h, rec)
+		}
+		seg := &archive.Segment{Layer: number, First: h.First + int64(first+gone), Pos: make([]int64, n-gone),
 			Dims: []int{kDim, vDim}, Rows: make([][]float32, 2*h.KVHeads())}
 		if rec.Archive != nil && !archive.IsLossless(rec.Archive) {
 			if err := codec.Side(seg, rec.Archive); err != nil {
@@ -44,10 +48,11 @@ func Weights(ctx context.Context, r *container.Reader, codec *archive.Codec) (ma
 		for head, w := range weights[number] {
 			for t := range n {
 				w[first+t] = 1
-				if seg.Class != nil {
-					w[first+t] = float32(math.Exp2(-float64(codec.Class8[seg.Class[head][t]]) / 8 / weightPower))
+				if seg.Class != nil && t >= gone {
+					class := seg.Class[head][t-gone]
+					w[first+t] = float32(math.Exp2(-float64(codec.Class8[class]) / 8 / weightPower))
 					// Sinks have a class of their own whether tokens were weighed or not.
-					differ = differ || seg.Class[head][t] != sinkClass && seg.Class[head][t] != midClass
+					differ = differ || class != sinkClass && class != midClass
 				}
 			}
 		}

@@ -115,7 +115,7 @@ func (w *Writer) Measure(ctx context.Context, l *input.Layer, weights [][]float3
 		if weights != nil {
 			hw = weights[h]
 		}
-		classes[h] = classOf(l, hw, w.Sinks)
+		classes[h] = classOf(l, hw, w.Sinks, w.Input.Outside(l, l.Tokens))
 	}
 	w.Stats[l.Index], w.classes[l.Index] = stats, classes
 	return nil
@@ -145,7 +145,8 @@ func (w *Writer) Write(ctx context.Context, out io.Writer, total int64) (*Made, 
 	b := &budget{enc: e, rate: rate, file: f, say: w.Progress, lanes: l.Heads * (1 + min(1, l.DimV())),
 		near: max(total/2000, 64), total: total - fix.besides(), besidesRecords: fix.besides()}
 	for _, p := range places(w.Input) {
-		b.all = append(b.all, &coded{place: p})
+		_, n := w.Input.SeenSpan(&w.Input.Layers[p.layer], p.seg)
+		b.all = append(b.all, &coded{place: p, exact: n == 0})
 	}
 	if err := b.start(ctx); err != nil {
 		return nil, err
@@ -173,10 +174,10 @@ func (w *Writer) Write(ctx context.Context, out io.Writer, total int64) (*Made, 
 func (w *Writer) encoder(ctx context.Context) (e *encoder, err error) {
 	params := &archive.Params{Fine: 1, Class8: classSteps(), Own: w.Profile == nil}
 	if w.Input.KV {
-		params.Rope = archive.NewRope(w.Input.Geo.Rope)
+		params.Ropes = archive.NewRopes(w.Input.Geo)
 	}
 	if params.Own {
-		params.Set, err = fitSet(ctx, w.Input, params.Rope)
+		params.Set, err = fitSet(ctx, w.Input, &params.Ropes)
 	} else {
 		params.Set, err = setOf(w.Profile)
 	}

@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -46,7 +47,9 @@ type Future struct {
 	Group    int // GQA ratio
 	HeadDim  int
 	HeadDimV int
-	Rope     *quant.Rope
+	// Geo and Layer, the model's number, say how the layer attends.
+	Geo   *quant.Geometry
+	Layer int
 	// Q: [heads, queries, head_dim], RoPE applied. Pos: [queries] their positions.
 	Q   []float32
 	Pos []int64
@@ -97,12 +100,12 @@ func (f *Future) Measure(ctx context.Context, be backend.Backend) (Sum, error) {
 func (f *Future) attend(ctx context.Context, be backend.Backend,
 	context [][]backend.Block) ([]float32, error) {
 	heads, n, dim := len(context), len(f.Pos), f.HeadDim
-	q := &backend.Queries{
-		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV, Rope: f.Rope,
-		Scale:    float32(1 / math.Sqrt(float64(dim))),
+	rope := f.Geo.RopeOf(f.Layer)
+	q := input.Attend(&backend.Queries{
+		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV, Rope: &rope,
 		Q:        make([]float32, len(f.Q)),
 		BlockPtr: []int32{0},
-	}
+	}, f.Geo, f.Layer)
 	var blocks []backend.Block
 	for h := range heads {
 		first := int32(len(blocks))

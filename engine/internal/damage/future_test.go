@@ -46,7 +46,8 @@ func TestFuture_AgainstByHand(t *testing.T) {
 	block := func(k, v quant.Rows, base int64) []backend.Block {
 		return []backend.Block{{Rows: int32(k.Len()), K: upload(k), V: upload(v), Base: base}}
 	}
-	f := &damage.Future{Group: group, HeadDim: dim, HeadDimV: dim, Pos: []int64{4, 5}}
+	f := &damage.Future{Group: group, HeadDim: dim, HeadDimV: dim, Pos: []int64{4, 5},
+		Geo: &quant.Geometry{Layers: 1, Heads: heads * group, KVHeads: heads, HeadDim: dim, HeadDimV: dim}}
 	f.Q = quanttest.Rows(quanttest.Gaussian, heads*group*n, dim, 9).Data
 	var sum damage.Sum
 	for h := range heads {

@@ -71,11 +71,16 @@ func (c *Pricer) calibrated(ctx context.Context, l *input.Layer, head int,
 	w []float32, then func(context.Context, *Probed, *Head) error) (Head, error) {
 	up := &input.Uploader{Backend: c.Backend}
 	defer up.Free()
-	past := l.Past()
-	sinks := min(c.Sinks, past)
+	past := input.FutureFrom(&c.Geo, l)
+	outside := int(c.Geo.Outside(l.Number, int64(past))) // by the queries from past on
+	sinks := min(max(c.Sinks, outside), past)
 	blocks, rows, err := input.LoadHead(up, l, head, []int{0, sinks, past, l.Tokens}, true)
 	if err != nil {
 		return Head{}, err
+	}
+	rows = rows.From(outside)
+	if w != nil {
+		w = w[outside:]
 	}
 	st := Head{MeanOut: rows.MeanValue(w), By: c.canProbe(l, past, sinks)}
 	st.vDev, _ = heldMean(deviations(rows.Values, rows.VEnergy))
@@ -113,9 +118,9 @@ func (s *Head) boundOutput() {
 // lastQueries samples the queries from position past on, which attend to nb blocks. Those that are not
 // finite are left out; nil where no other is, or all others are zeros.
 func (c *Pricer) LastQueries(l *input.Layer, head, past, nb int) (*backend.Queries, error) {
-	n, group, dim := input.QueryBudget(l.Tokens), c.Geo.GQARatio(), l.K.Dim()
-	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.V.Dim(), Scale: float32(1 / math.Sqrt(float64(dim))),
-		Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}
+	n, group, dim := min(input.QueryBudget(l.Tokens), l.Tokens-past), c.Geo.GQARatio(), l.K.Dim()
+	q := input.Attend(&backend.Queries{Group: group, HeadDim: dim, HeadDimV: l.V.Dim(),
+		Q: make([]float32, n*group*dim), BlockPtr: []int32{0}}, &c.Geo, l.Number)
 	for i := range n {
 		at := past + i*(l.Tokens-past)/n
 		rows := q.Q[len(q.Pos)*group*dim:][:group*dim]
@@ -177,7 +182,7 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 	st.QueryEnergy, st.OutEnergy = input.Energy(q.Q)/outputs, input.Energy(out)/outputs
 	for side, energies := range [][]float64{rows.KEnergy, rows.VEnergy} {
 		var energy float64
-		for _, e := range energies[sinks:past] {
+		for _, e := range energies[sinks-rows.First : past-rows.First] {
 			energy += e
 		}
 		var cost [4]float64 // damage per unit of squared error at each width

@@ -95,9 +95,13 @@ const hotBend = 2
 const mostMean = 8
 
 // standIn fills in what was not measured on queries. Attention is taken as even and queries as long as
-// keys: then V costs a^2 |dv|^2 and K costs a^2 |v - mean v|^2 |q|^2 |dk|^2 / head_dim^2, with a = 1/tokens.
+// keys: then V costs a^2 |dv|^2 and K costs a^2 |v - mean v|^2 |q|^2 |dk|^2 / head_dim^2, with a = 1/tokens, those that a query
+// sees. Another scale of the layer takes the place of 1/sqrt(head_dim).
 func (c *Pricer) standIn(l *input.Layer, rows *input.HeadRows, st *Head) error {
 	n := float64(max(1, l.Tokens))
+	if w := c.Geo.WindowOf(l.Number); w > 0 {
+		n = min(n, float64(w))
+	}
 	if !(st.QueryEnergy > 0) {
 		mean, median, err := c.keyEnergy(l, rows)
 		if err != nil {
@@ -115,8 +119,7 @@ func (c *Pricer) standIn(l *input.Layer, rows *input.HeadRows, st *Head) error {
 		st.VSensitivity = 1 / (n * n)
 	}
 	if !(st.KSensitivity > 0) {
-		dim := float64(l.K.Dim())
-		st.KSensitivity = st.vDev * st.QueryEnergy / (dim * dim) / (n * n)
+		st.KSensitivity = st.vDev * st.QueryEnergy / c.Geo.ScoreDivisor(l.Number) / (n * n)
 		if !c.Small {
 			st.KSensitivity *= hotBend
 		}
@@ -129,12 +132,12 @@ func (c *Pricer) standIn(l *input.Layer, rows *input.HeadRows, st *Head) error {
 // is turned with the rows, and so is no mean of what is stored. The one that leaves less counts.
 func (c *Pricer) keyEnergy(l *input.Layer, rows *input.HeadRows) (mean, median float64, err error) {
 	mean, median = heldMean(deviations(rows.Keys, rows.KEnergy))
-	turns := archive.NewRope(c.Geo.Rope)
+	turns := archive.NewRope(c.Geo.RopeOf(l.Number))
 	if len(turns.Freqs) == 0 {
 		return mean, median, nil
 	}
 	var still []quant.Rows
-	first := 0
+	first := rows.First
 	for _, k := range rows.Keys {
 		k.Data = slices.Clone(k.Data)
 		pos := make([]int64, k.Len())

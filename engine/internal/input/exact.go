@@ -50,7 +50,28 @@ type HeadRows struct {
 	KEnergy, VEnergy []float64 // |k|^2, |v|^2
 	// The rows themselves, in chunks of ChunkRows where there are no cuts between.
 	Keys, Values []quant.Rows
+	First        int  // token of the first row
 	Shortened    bool // some rows stood apart
+}
+
+// From returns the rows from token first on.
+func (s HeadRows) From(first int) HeadRows {
+	n := first - s.First
+	s.First, s.KEnergy, s.VEnergy = first, s.KEnergy[n:], s.VEnergy[n:]
+	s.Keys, s.Values = rowsFrom(s.Keys, n), rowsFrom(s.Values, n)
+	return s
+}
+
+func rowsFrom(chunks []quant.Rows, n int) []quant.Rows {
+	for len(chunks) > 0 && n >= chunks[0].Len() {
+		n -= chunks[0].Len()
+		chunks = chunks[1:]
+	}
+	if n > 0 {
+		chunks = slices.Clone(chunks)
+		chunks[0].Data = chunks[0].Data[n*chunks[0].Dim:]
+	}
+	return chunks
 }
 
 // MeanValue returns the mean of V weighed by the weights of the first tokens; nil: all the same.

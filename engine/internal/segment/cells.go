@@ -20,10 +20,11 @@ const planRows = 32
 type Kind uint8
 
 const (
-	Free  Kind = iota // any coding of the menu
-	Sink              // u8 or exact
-	Exact             // exact: the window, rows that are not finite, few rows that stand apart
-	Apart             // any coding of the menu, in blocks of their own: many rows that stand apart
+	Free    Kind = iota // any coding of the menu
+	Sink                // u8 or exact
+	Exact               // exact: the window, rows that are not finite, few rows that stand apart
+	Apart               // any coding of the menu, in blocks of their own: many rows that stand apart
+	Outside             // dropped: outside the layer's window, no later query sees them
 )
 
 // Cell is a planning block: tokens of one (layer, segment, head) at one level.
@@ -140,7 +141,10 @@ type Head struct {
 	st    *damage.Head
 	w     []float32 // [tokens] of root mean square 1, or nil
 	limit int       // tokens from here on are left out: they are not past yet
-	share float64   // of the damage that the head's count in the mean
+	// outside are the first tokens that no query from limit on can see: outside the layer's window.
+	outside int
+	divisor float64 // quant.Geometry.ScoreDivisor of the layer
+	share   float64 // of the damage that the head's count in the mean
 	// kFactor and vFactor are the profile's sensitivities.
 	kFactor, vFactor float64
 
@@ -172,7 +176,7 @@ func (h *Head) rowDamage(sum float64, n int, kEnergy, vEnergy, unseen float64) (
 	past := (1 - unseen) * sum * sum
 	k, v = past*st.KSensitivity*kEnergy, past*st.VSensitivity*vEnergy
 	if unseen > 0 {
-		asked := unseen * tokens / float64(h.limit)
+		asked := unseen * tokens / float64(h.limit-h.outside)
 		lost := vEnergy / quant.Coding{Format: quant.LM1}.RelativeError()
 		if x := st.KSensitivity / st.VSensitivity * kEnergy; x < lost {
 			lost = x
@@ -196,9 +200,11 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	if err != nil {
 		return p, err
 	}
-	var sinks, apart, fixed, free []uint16
+	var outside, sinks, apart, fixed, free []uint16
 	for t := range r.n {
 		switch tok := r.first + t; {
+		case tok < h.outside:
+			outside = append(outside, uint16(t))
 		case r.bad[t] || (h.l.HasV && tok >= h.l.Tokens-c.Window):
 			fixed = append(fixed, uint16(t))
 		case h.l.HasV && tok < c.Sinks:
@@ -210,6 +216,9 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 		}
 	}
 	whole := variant{}
+	if len(outside) > 0 {
+		whole.Cells = append(whole.Cells, Cell{Level: quant.Dropped, Kind: Outside, Tokens: outside})
+	}
 	if len(sinks) > 0 {
 		whole.Cells = append(whole.Cells, c.fullCell(h, r, Sink, sinks))
 	}

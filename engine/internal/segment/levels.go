@@ -209,7 +209,7 @@ func (h *Head) meanRow(dst []float32, x quant.Rows, run []uint16, weights []floa
 func (c *Builder) levelDamage(h *Head, r *Rows, v *variant, ratio float64) float64 {
 	past, alone := c.levelTerms(h, r, v)
 	seen := (1 - c.Unseen) * ratio * h.st.VSensitivity * past
-	return h.share / h.st.OutEnergy * h.vFactor * (seen + c.Unseen*alone/float64(h.limit))
+	return h.share / h.st.OutEnergy * h.vFactor * (seen + c.Unseen*alone/float64(h.limit-h.outside))
 }
 
 // levelTerms estimates the damage of a variant's merges and drops in units of the squared error of V
@@ -257,11 +257,10 @@ func (c *Builder) levelTerms(h *Head, r *Rows, v *variant) (past, alone float64)
 }
 
 // mergeCost is the squared error of V that stands for a token that became part of a merged row: its
-// V is another, and its score, off by q.dk / sqrt(head_dim), takes its V away as far as that goes. dev is the
+// V is another, and its score, off by q.dk times the layer's scale, takes its V away as far as that goes. dev is the
 // squared distance of its V from the mean output.
 func (h *Head) mergeCost(k, kMean, v, vMean []float32, dev float64) float64 {
-	dim := float64(len(k))
-	return input.Distance(v, vMean) + min(1, h.st.QueryEnergy*input.Distance(k, kMean)/(dim*dim))*dev
+	return input.Distance(v, vMean) + min(1, h.st.QueryEnergy*input.Distance(k, kMean)/h.divisor)*dev
 }
 
 // deviations returns the squared distances of the rows of V from the mean output.

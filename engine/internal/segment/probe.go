@@ -41,6 +41,9 @@ func (c *Builder) probeLevels(ctx context.Context, h *Head, q *backend.Queries,
 		for _, r := range segments {
 			var free, sinks []uint16
 			for t := range r.n {
+				if r.first+t < h.outside {
+					continue
+				}
 				if r.first+t < c.Sinks {
 					sinks = append(sinks, uint16(t))
 				} else {
@@ -88,8 +91,9 @@ func fewer(q *backend.Queries, want []float32, n int) (*backend.Queries, []float
 	if q.Len() <= n {
 		return q, want
 	}
-	some := &backend.Queries{Group: q.Group, HeadDim: q.HeadDim, HeadDimV: q.HeadDimV,
-		Scale: q.Scale, BlockPtr: []int32{0}}
+	all := *q
+	some := &all
+	some.Q, some.Pos, some.BlockPtr, some.BlockIdx = nil, nil, []int32{0}, nil
 	var out []float32
 	in, per := q.Group*q.HeadDim, q.Group*q.HeadDimV
 	for i := range n {
@@ -219,7 +223,7 @@ func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int,
 	slope float64) (e, ref float64, ok bool, err error) {
 	up := &input.Uploader{Backend: c.Backend}
 	defer up.Free()
-	past := l.Past()
+	past := input.FutureFrom(&c.Input.Geo, l)
 	blocks, _, err := input.LoadHead(up, l, head, []int{0, past, l.Tokens}, false)
 	if err != nil {
 		return 0, 0, false, err

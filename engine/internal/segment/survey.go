@@ -80,7 +80,8 @@ func (c *Builder) Survey(ctx context.Context, l *input.Layer) ([]Part, error) {
 
 // Head returns the view of a head whose tokens before limit are planned.
 func (c *Builder) Head(l *input.Layer, head int, w []float32, limit int) *Head {
-	h := &Head{l: l, head: head, st: &c.Stats[l.Index][head], w: w, limit: limit}
+	h := &Head{l: l, head: head, st: &c.Stats[l.Index][head], w: w}
+	c.look(h, limit)
 	h.kFactor, h.vFactor = c.Factors(l, head)
 	h.share = 1 / float64(c.Input.Heads)
 	if !l.HasV { // the mean over rows
@@ -89,12 +90,21 @@ func (c *Builder) Head(l *input.Layer, head int, w []float32, limit int) *Head {
 	return h
 }
 
+// look sets what a view knows of its layer's attention, with the tokens before limit at hand.
+func (c *Builder) look(h *Head, limit int) {
+	h.limit, h.outside = limit, c.Input.Outside(h.l, limit)
+	if h.l.HasV {
+		h.divisor = c.Input.Geo.ScoreDivisor(h.l.Number)
+	}
+}
+
 // levelRatios fills in what levels do to the queries that a head was probed with.
 func (c *Builder) levelRatios(ctx context.Context, p *damage.Probed, st *damage.Head) (err error) {
 	if len(c.Specs) == 0 || p.Weights == nil || st.VCurve == nil || p.Shortened {
 		return nil
 	}
-	view := &Head{l: p.Layer, head: p.Head, st: st, w: p.Weights, limit: p.Layer.Past(), share: 1, kFactor: 1, vFactor: 1}
+	view := &Head{l: p.Layer, head: p.Head, st: st, w: p.Weights, share: 1, kFactor: 1, vFactor: 1}
+	c.look(view, input.FutureFrom(&c.Input.Geo, p.Layer))
 	st.Ratios, err = c.probedLevels(ctx, view, p.Queries, p.Tail, p.Want)
 	return err
 }

@@ -168,8 +168,8 @@ func (c *Weigher) windows(l *input.Layer, p importance.Weighting) ([]*window, er
 	for _, span := range observed(p, l.Tokens) {
 		n := span[1]
 		w := &window{first: span[0], n: n, bad: make([]bool, l.Heads)}
-		w.q = &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim,
-			Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, l.Heads*n*group*dim)}
+		w.q = input.Attend(&backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim,
+			Q: make([]float32, l.Heads*n*group*dim)}, &c.Geo, l.Number)
 		rows := make([]float32, n*dim)
 		for h := range l.Heads {
 			q := w.q.Q[h*n*group*dim:][:n*group*dim]

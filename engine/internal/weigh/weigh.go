@@ -102,15 +102,22 @@ func (c *Weigher) Level(l *input.Layer, now, past [][]float32) Weights {
 	w := Weights{make([][]float32, l.Heads), make([][]float32, l.Heads)}
 	for h := range l.Heads {
 		if now != nil && now[h] != nil {
-			w.Now[h] = LevelHead(now[h], c.Sinks)
+			w.Now[h] = LevelHead(now[h], c.apart(l, l.Tokens))
+			n := input.FutureFrom(&c.Geo, l)
 			if past != nil {
-				w.Past[h] = LevelHead(past[h], c.Sinks)
-			} else if n := l.Past(); n > 0 {
-				w.Past[h] = LevelHead(now[h][:n], c.Sinks)
+				w.Past[h] = LevelHead(past[h], c.apart(l, n))
+			} else if n > 0 {
+				w.Past[h] = LevelHead(now[h][:n], c.apart(l, n))
 			}
 		}
 	}
 	return w
+}
+
+// apart returns how many of the first n tokens of a layer have no say in the scale of weights: sinks, and
+// those that no later query can see.
+func (c *Weigher) apart(l *input.Layer, n int) int {
+	return max(c.Sinks, int(c.Geo.Outside(l.Number, int64(n))))
 }
 
 // Weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
@@ -131,7 +138,7 @@ func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now
 		return nil, nil, use, err
 	}
 	past = make([][]float32, l.Heads)
-	if n := l.Past(); n > 0 && withPast {
+	if n := input.FutureFrom(&c.Geo, l); n > 0 && withPast {
 		short := *l
 		short.Tokens = n
 		past, _, err = c.weighedLayer(ctx, &short, p)
@@ -142,10 +149,21 @@ func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now
 // weighLayer weighs the tokens of a layer, as if they were all there are.
 func (c *Weigher) weighLayer(ctx context.Context, l *input.Layer, p importance.Weighting) (w [][]float32,
 	use Use, err error) {
+	p = c.ofLayer(l, p)
 	if l.HasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
 	}
 	return c.weighHeads(ctx, l, p)
+}
+
+// ofLayer returns the profile as a layer with a window needs it: who saw a token is told by the window,
+// and tokens that no later query can see stand apart as sinks do.
+func (c *Weigher) ofLayer(l *input.Layer, p importance.Weighting) importance.Weighting {
+	if w := c.Geo.WindowOf(l.Number); w > 0 && w < int64(l.Tokens) {
+		p.Attention.Sees = w
+		p.Shape.Sinks = max(p.Shape.Sinks, int(c.Geo.Outside(l.Number, int64(l.Tokens))))
+	}
+	return p
 }
 
 // weighHeads is weighLayer for any profile, head by head.
@@ -190,7 +208,8 @@ func (c *Weigher) weighHead(ctx context.Context, l *input.Layer, head int, p imp
 	if err != nil {
 		return x, err
 	}
-	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.Geo.Rope)
+	p.Scale, p.Softcap = c.Geo.ScaleOf(l.Number), c.Geo.SoftcapOf(l.Number)
+	track, err := importance.NewTracker(p, l.K.Dim(), l.V.Dim(), c.Geo.RopeOf(l.Number))
 	if err != nil {
 		return x, err
 	}
@@ -302,8 +321,8 @@ func (c *Weigher) observe(ctx context.Context, l *input.Layer, head int, blocks 
 // windowOf reads the queries [at, at+n) of a head, which attend to nb blocks.
 func (c *Weigher) windowOf(l *input.Layer, head, at, n, nb int) (*backend.Queries, error) {
 	group, dim := c.Geo.GQARatio(), l.K.Dim()
-	q := &backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
-		Scale: float32(1 / math.Sqrt(float64(dim))), Q: make([]float32, n*group*dim)}
+	q := input.Attend(&backend.Queries{Group: group, HeadDim: dim, HeadDimV: standInDim, BlockPtr: []int32{0},
+		Q: make([]float32, n*group*dim)}, &c.Geo, l.Number)
 	row := make([]float32, n*dim)
 	for g := range group {
 		if err := l.Q.ReadF32(head*group+g, at, n, row); err != nil {
