@@ -93,9 +93,11 @@ const foldTiles = 4
 // q.Q.
 func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	out, lse []float32) error {
-	if err := b.open(ctx, backend.OpAttend); err != nil {
+	turn, err := b.open(ctx, backend.OpAttend)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	c := b.calls.Get().(*call)
 	defer c.done()
 	if err := c.checkAttend(q, blocks, out, lse); err != nil {

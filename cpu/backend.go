@@ -11,6 +11,7 @@ import (
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/cpu/internal/codec"
+	"github.com/kvist-project/kvist/cpu/internal/slab"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
@@ -50,6 +51,8 @@ type Backend struct {
 	closed    bool
 	live      int64 // total size of the buffers that are not freed
 	bufs      map[*buffer]struct{}
+	pool      *slab.Pool
+	turns     turns
 }
 
 var _ backend.Backend = (*Backend)(nil)
@@ -88,7 +91,9 @@ func Open(o Options) (*Backend, error) {
 		coders:    sync.Pool{New: func() any { return newCoder(coding) }},
 		rotations: make(map[rotKey]*codec.Rotation),
 		bufs:      make(map[*buffer]struct{}),
+		pool:      new(slab.Pool),
 	}
+	runtime.AddCleanup(b, func(p *slab.Pool) { p.Close() }, b.pool) // for want of Close
 	b.checker = b.newChecker()
 	b.calls.New = func() any { return newCall(b) }
 	b.encodes.New = func() any { return newEncodeCall(b) }
@@ -109,7 +114,8 @@ func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
 
 // Alloc returns a zeroed buffer of n bytes, aligned to 64.
 //
-// Errors: quant.ErrShape for a negative n, quant.ErrTooLarge beyond Caps.Memory, quant.ErrClosed.
+// Errors: quant.ErrShape for a negative n, quant.ErrTooLarge beyond Caps.Memory or what the system
+// gives, quant.ErrClosed.
 func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	if n < 0 {
 		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes: %w", n, quant.ErrShape)
@@ -123,12 +129,16 @@ func (b *Backend) Alloc(n int64) (backend.Buffer, error) {
 	if limit == 0 {
 		limit = math.MaxInt64
 	}
-	limit = min(limit, math.MaxInt-bufferAlign)
+	limit = min(limit, math.MaxInt-slab.Align)
 	if n > limit-b.live {
 		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes with %d in use, limit %d: %w", n, b.live,
 			limit, quant.ErrTooLarge)
 	}
-	buf := newBuffer(b, n)
+	buf, err := newBuffer(b, n)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/cpu: allocating %d bytes with %d in use: %w: %w", n, b.live, err,
+			quant.ErrTooLarge)
+	}
 	b.bufs[buf] = struct{}{}
 	b.live += n
 	return buf, nil
@@ -149,22 +159,30 @@ func (b *Backend) Close() error {
 	b.closed = true
 	for buf := range b.bufs {
 		buf.mem.Store(nil)
+		b.retire(buf.piece)
 	}
 	clear(b.bufs)
 	b.live = 0
+	b.closePool()
 	return nil
 }
 
-// open returns an error if the backend is closed or the context is done. Every method calls it
-// first.
-func (b *Backend) open(ctx context.Context, op backend.Op) error {
+// open starts a call, or returns an error if the backend is closed or the context is done. Every
+// method calls it first, and leave with the same turn last.
+func (b *Backend) open(ctx context.Context, op backend.Op) (turn uint64, err error) {
 	b.mu.Lock()
 	closed := b.closed
+	if !closed && ctx.Err() == nil {
+		turn = b.turns.enter()
+	}
 	b.mu.Unlock()
 	if closed {
-		return fmt.Errorf("kvist/cpu: %s: backend: %w", op, quant.ErrClosed)
+		return 0, fmt.Errorf("kvist/cpu: %s: backend: %w", op, quant.ErrClosed)
 	}
-	return cancelled(ctx, op)
+	if turn == 0 {
+		return 0, cancelled(ctx, op)
+	}
+	return turn, nil
 }
 
 func cancelled(ctx context.Context, op backend.Op) error {

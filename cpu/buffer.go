@@ -5,32 +5,35 @@ package cpu
 import (
 	"fmt"
 	"sync/atomic"
-	"unsafe"
 
+	"github.com/kvist-project/kvist/cpu/internal/slab"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// bufferAlign is the alignment of a buffer: a cache line, and the widest vector register.
-const bufferAlign = 64
-
-// buffer is a slab of bytes. An atomic pointer holds its memory, so that a use after Free is an
-// error and not a race. A call that has the bytes keeps them alive.
+// buffer is a piece of memory outside of the Go heap. An atomic pointer holds it, so that a use
+// after Free is an error and not a race. Memory that was freed goes back to the pool once no call
+// runs that may still use it; see Backend.open.
+//
+// A buffer that is dropped without Free stays until its backend is closed or dropped, and counts
+// towards LiveBytes: a collector that frees it at some time would hide the mistake.
 type buffer struct {
 	owner *Backend
 	n     int64
+	piece slab.Piece
 	mem   atomic.Pointer[[]byte] // nil once freed
 }
 
 var _ backend.Buffer = (*buffer)(nil)
 
-func newBuffer(owner *Backend, n int64) *buffer {
-	b := &buffer{owner: owner, n: n}
-	raw := make([]byte, int(n)+bufferAlign)
-	off := -int(uintptr(unsafe.Pointer(unsafe.SliceData(raw)))) & (bufferAlign - 1)
-	mem := raw[off : off+int(n) : off+int(n)]
-	b.mem.Store(&mem)
-	return b
+func newBuffer(owner *Backend, n int64) (*buffer, error) {
+	piece, err := owner.pool.Alloc(int(n))
+	if err != nil {
+		return nil, err
+	}
+	b := &buffer{owner: owner, n: n, piece: piece}
+	b.mem.Store(&b.piece.Mem)
+	return b, nil
 }
 
 // Len returns the size of the buffer in bytes, also after Free.
@@ -52,6 +55,8 @@ func (b *buffer) bytes(off, n int64) ([]byte, error) {
 //
 // Errors: quant.ErrShape, quant.ErrClosed.
 func (b *buffer) Upload(off int64, src []byte) error {
+	turn := b.owner.enter()
+	defer b.owner.leave(turn)
 	p, err := b.bytes(off, int64(len(src)))
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: upload: %w", err)
@@ -64,6 +69,8 @@ func (b *buffer) Upload(off int64, src []byte) error {
 //
 // Errors: quant.ErrShape, quant.ErrClosed.
 func (b *buffer) Download(off int64, dst []byte) error {
+	turn := b.owner.enter()
+	defer b.owner.leave(turn)
 	p, err := b.bytes(off, int64(len(dst)))
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: download: %w", err)
@@ -72,7 +79,7 @@ func (b *buffer) Download(off int64, dst []byte) error {
 	return nil
 }
 
-// Free releases the memory.
+// Free releases the memory. Calls that run keep it until they return.
 //
 // Errors: quant.ErrClosed if the buffer was freed or its backend was closed.
 func (b *buffer) Free() error {
@@ -84,5 +91,6 @@ func (b *buffer) Free() error {
 	}
 	delete(b.owner.bufs, b)
 	b.owner.live -= b.n
+	b.owner.retire(b.piece)
 	return nil
 }

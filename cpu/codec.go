@@ -95,9 +95,11 @@ func (c *encodeCall) againOne(i int) error {
 // Encode packs rows; see backend.Backend. Several workers pack the parts of a large job. The bytes
 // do not depend on the division.
 func (b *Backend) Encode(ctx context.Context, jobs []backend.EncodeJob) error {
-	if err := b.open(ctx, backend.OpEncode); err != nil {
+	turn, err := b.open(ctx, backend.OpEncode)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	c := b.encodes.Get().(*encodeCall)
 	defer func() {
 		for i := range c.tasks {
@@ -336,9 +338,11 @@ func (b *Backend) rotation(dim int, seed uint64) (*codec.Rotation, error) {
 
 // Decode unpacks rows; see backend.Backend. Several workers share a large job.
 func (b *Backend) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
-	if err := b.open(ctx, backend.OpDecode); err != nil {
+	turn, err := b.open(ctx, backend.OpDecode)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	type task struct {
 		job, from, to int
 		src, dst      []byte
@@ -415,9 +419,11 @@ var littleEndian = func() bool {
 
 // Demote recodes packed rows to fewer bits; see backend.Backend.
 func (b *Backend) Demote(ctx context.Context, jobs []backend.DemoteJob) error {
-	if err := b.open(ctx, backend.OpDemote); err != nil {
+	turn, err := b.open(ctx, backend.OpDemote)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	type task struct{ src, dst []byte }
 	tasks := make([]task, len(jobs))
 	for i := range jobs {

@@ -32,6 +32,13 @@
 // weights are integers of 24 bits and sums of products are exact. Results are within the tolerance
 // of package backendtest.
 //
+// # Memory
+//
+// Buffers lie in mappings outside of the Go heap on Linux, and in the heap elsewhere. Free gives
+// their pages back to the system, once the calls that run have returned. A buffer that is dropped
+// without Free stays, and counts, until the backend is closed. A backend that is dropped without
+// Close gives everything back when the collector finds it.
+//
 // # Errors
 //
 // The errors are those of package backend. Messages begin with kvist/cpu.

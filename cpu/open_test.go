@@ -9,6 +9,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/cpu/internal/slab"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -89,7 +90,7 @@ func TestAlloc_Aligned(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, p, int(n))
 		if n > 0 {
-			require.Zero(t, uintptr(unsafe.Pointer(&p[0]))%bufferAlign)
+			require.Zero(t, uintptr(unsafe.Pointer(&p[0]))%slab.Align)
 		}
 	}
 }

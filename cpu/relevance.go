@@ -22,9 +22,11 @@ type relevanceItem struct {
 // Relevance adds up attention per row; see backend.Backend.
 func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
 	blocks []backend.Block, rel *backend.RelevanceOut) error {
-	if err := b.open(ctx, backend.OpRelevance); err != nil {
+	turn, err := b.open(ctx, backend.OpRelevance)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	c := b.calls.Get().(*call)
 	defer c.done()
 	if err := c.checkRelevance(q, lse, blocks, rel); err != nil {

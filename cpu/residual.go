@@ -17,15 +17,17 @@ var _ backend.Predictor = (*Backend)(nil)
 
 // Residuals compares rows with their predictions; see backend.Predictor. It is plain Go.
 func (b *Backend) Residuals(ctx context.Context, r *backend.Residuals, out []backend.Residual) error {
-	if err := b.open(ctx, backend.OpRelevance); err != nil {
+	turn, err := b.open(ctx, backend.OpRelevance)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	if err := args.Residuals(r, out); err != nil {
 		return fmt.Errorf("kvist/cpu: residuals: %w", err)
 	}
 	done := make([]backend.Residual, len(out))
 	pieces := (len(out) + residualRows - 1) / residualRows
-	err := b.workers.run(ctx, backend.OpRelevance, pieces, func(i int) error {
+	err = b.workers.run(ctx, backend.OpRelevance, pieces, func(i int) error {
 		for row := i * residualRows; row < min(len(out), (i+1)*residualRows); row++ {
 			done[row] = residual(r, row)
 		}

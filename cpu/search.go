@@ -40,12 +40,14 @@ type searching struct {
 
 // Search finds the rows with the largest inner products; see backend.Searcher.
 func (b *Backend) Search(ctx context.Context, s *backend.Search, out []backend.Hit) error {
-	if err := b.open(ctx, backend.OpDecode); err != nil {
+	turn, err := b.open(ctx, backend.OpDecode)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	c := &searching{Search: s, b: b, found: make([][]backend.Hit, s.Len())}
 	var failed error
-	err := b.checker.Search(s, out, func(i int, mem []byte) {
+	err = b.checker.Search(s, out, func(i int, mem []byte) {
 		r := &s.Rows[i]
 		p := searchPiece{rows: r, mem: mem}
 		if r.Side.Coding.Format.Rotated() && failed == nil {

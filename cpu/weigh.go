@@ -37,9 +37,11 @@ type weighScratch struct {
 // them until their sum is known.
 func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, blocks []backend.Block,
 	rel *backend.RelevanceOut) error {
-	if err := b.open(ctx, backend.OpRelevance); err != nil {
+	turn, err := b.open(ctx, backend.OpRelevance)
+	if err != nil {
 		return err
 	}
+	defer b.leave(turn)
 	c := b.calls.Get().(*call)
 	defer c.done()
 	c.zeros = grow(c.zeros, max(0, len(q.Pos), len(q.BlockPtr)-1)*max(0, q.Group))

@@ -17,8 +17,12 @@ import (
 // digits is how many bytes a query's value or a weight is cut into.
 const digits = 3
 
-// recordHead is what stands before a query's digits: three sums and the unit, of 4 bytes each.
-const recordHead = 16
+// recordHead is what stands before a query's digits: the halves of three sums, the unit, the three
+// sums and 4 bytes more, of 4 bytes each.
+const (
+	recordHead = 32
+	wholeSums  = 4 * (digits + 1)
+)
 
 // rowOrder is the row that stands in each 64-bit word of a vector of eight rows.
 var rowOrder = [8]int{0, 4, 1, 5, 2, 6, 3, 7}
@@ -408,17 +412,18 @@ func storeDots512(acc [][digits][]VecVirtual, dots Register, query func(head, di
 	VMOVDQU32(dwordsConstant("transpose4", turn), t)
 	for h := range acc {
 		for s := 0; s < len(acc[h][0]); s += 2 {
-			var x [2]VecVirtual
-			for i := range x {
-				x[i] = digitsToFloat([]VecVirtual{acc[h][0][s+i], acc[h][1][s+i], acc[h][2][s+i]}, base)
+			var sum [digits]VecVirtual
+			for d, x := range acc[h] {
+				even, odd := ZMM(), ZMM()
+				VSHUFPS(Imm(0x88), x[s+1], x[s], even)
+				VSHUFPS(Imm(0xdd), x[s+1], x[s], odd)
+				VPADDD(odd, even, even)
+				sum[d] = even
 			}
-			even, odd := ZMM(), ZMM()
-			VSHUFPS(Imm(0x88), x[1], x[0], even)
-			VSHUFPS(Imm(0xdd), x[1], x[0], odd)
-			VADDPS(odd, even, even)
-			VPERMPS(even, t, even)
-			VMULPS_BCST(query(h, 4*digits), even, even)
-			VMOVUPS(even, Mem{Base: dots, Disp: 4*tileRows*h + 32*s})
+			x := digitsToFloat(sum[:], base)
+			VPERMPS(x, t, x)
+			VMULPS_BCST(query(h, 4*digits), x, x)
+			VMOVUPS(x, Mem{Base: dots, Disp: 4*tileRows*h + 32*s})
 		}
 	}
 }
@@ -634,195 +639,6 @@ func addBytes512(heads int) {
 		ADDQ(U32(256), acc)
 		ADDQ(U32(256), tile)
 	})
-	VZEROUPPER()
-	RET()
-}
-
-// planeReader expands planes of rows of 64 values in registers.
-type planeReader struct {
-	planes, masks []Register
-	at            Register // the bytes of a plane that have been read
-	table, bit    VecVirtual
-}
-
-// newPlaneReader loads the parameters src, plane and table.
-func newPlaneReader(bits int) planeReader {
-	r := planeReader{planes: []Register{load("src")}, at: GP64(), table: ZMM(), bit: ZMM()}
-	plane, table := load("plane"), load("table")
-	for i := 1; i < bits; i++ {
-		s, k, m := GP64(), K(), GP64()
-		MOVQ(r.planes[i-1], s)
-		ADDQ(plane, s)
-		MOVQ(U64(planeMask(bits, i)), m)
-		KMOVQ(m, k)
-		r.planes, r.masks = append(r.planes, s), append(r.masks, k)
-	}
-	VMOVDQU64(Mem{Base: table}, r.table)
-	VPBROADCASTQ(constant("unitBits", 0x8040201008040201), r.bit)
-	return r
-}
-
-// control loads a vector of byteControl.
-func (r planeReader) control(values bool, m int) VecVirtual {
-	z := ZMM()
-	VMOVDQU64(bytesConstant(fmt.Sprintf("bytes%d%t%d", together, values, m),
-		byteControl(together, values, m)), z)
-	return z
-}
-
-// next goes on by bytes, but not where n is 1, in the last turn of a loop: what comes next is then
-// what was before.
-func (r planeReader) next(bytes int, n Register) {
-	step, zero := GP64(), GP64()
-	XORL(zero.As32(), zero.As32())
-	MOVQ(U32(uint32(bytes)), step)
-	CMPQ(n, Imm(1))
-	CMOVQEQ(zero, step)
-	ADDQ(step, r.at)
-}
-
-// codes returns the codes that a control picks of eight rows, those group groups on. turn, unless
-// nil, is applied to them.
-func (r planeReader) codes(group int, control, turn VecVirtual) VecVirtual {
-	n := ZMM()
-	row := func(p int) Mem {
-		return Mem{Base: r.planes[p], Index: r.at, Scale: 1, Disp: 64 * group}
-	}
-	VPERMB(row(0), control, n)
-	for i, k := range r.masks {
-		VPERMB(row(i+1), control, k, n)
-	}
-	VGF2P8AFFINEQB(Imm(0), n, r.bit, n)
-	if turn != nil {
-		VPERMB(n, turn, n)
-	}
-	return n
-}
-
-// low returns the bytes of the first half of the codes.
-func (r planeReader) low(codes VecVirtual) VecVirtual {
-	z := ZMM()
-	VPERMB(r.table, codes, z)
-	return z
-}
-
-// high makes bytes of the other half, in place.
-func (r planeReader) high(codes VecVirtual) {
-	VPSRLW(Imm(4), codes, codes)
-	VPERMB(r.table, codes, codes)
-}
-
-// dotPlanes512 is unpackBytes512 and dotBytes512 in one, for rows of 64 values and a few queries:
-// expanding goes on beside the products, and nothing is stored between.
-func dotPlanes512(bits, heads int) {
-	name := fmt.Sprintf("dotLM%dHeads%dAVX512", bits, heads)
-	function(name, "func(dots *float32, q, src *byte, plane int, table *byte, groups int)",
-		fmt.Sprintf("%s writes the inner products of %d queries in digits with groups times 16 "+
-			"rows of 64 codes.", name, heads))
-	dots, q := load("dots"), load("q")
-	r := newPlaneReader(bits)
-	groups := load("groups")
-	var control [4]VecVirtual
-	for m := range control {
-		control[m] = r.control(false, m)
-	}
-	query := func(h, disp int) Mem {
-		return Mem{Base: q, Disp: (recordHead+64*digits)*h + disp}
-	}
-	// The codes of what comes next are made beside the products of what is at hand. The last
-	// group has itself as the next.
-	XORQ(r.at, r.at)
-	codes := [2]VecVirtual{ZMM(), ZMM()}
-	for s, z := range codes {
-		VMOVDQA64(r.codes(s, control[0], nil), z)
-	}
-	times("group", groups, func() {
-		acc := startDots512(heads, 2, query)
-		n := codes
-		k := [2]VecVirtual{r.low(n[0]), r.low(n[1])}
-		for m := range control {
-			var after [2]VecVirtual
-			for s := range n {
-				r.high(n[s])
-			}
-			if m == 3 {
-				r.next(128, groups)
-			}
-			for s := range n {
-				after[s] = r.codes(s, control[(m+1)%4], nil)
-			}
-			multiplyBytes512(acc, k[:], recordHead+8*digits*2*m, query)
-			if m < 3 {
-				k = [2]VecVirtual{r.low(after[0]), r.low(after[1])}
-			}
-			multiplyBytes512(acc, n[:], recordHead+8*digits*(2*m+1), query)
-			n = after
-		}
-		for s, z := range codes {
-			VMOVDQA64(n[s], z)
-		}
-		storeDots512(acc, dots, query)
-		ADDQ(Imm(64), dots)
-	})
-	VZEROUPPER()
-	RET()
-}
-
-// addPlanes512 is unpackBytes512 and addBytes512 in one, likewise.
-func addPlanes512(bits, heads int) {
-	vectors := 2
-	if heads == 1 {
-		vectors = 4
-	}
-	name := fmt.Sprintf("addLM%dHeads%dAVX512", bits, heads)
-	function(name, "func(acc *float32, weights *byte, units *float32, src *byte, plane int, "+
-		"table *byte, groups int)", fmt.Sprintf("%s adds groups times eight rows of 64 codes, "+
-		"weighted by digits, to %d sums.", name, heads))
-	acc, weights, units := load("acc"), load("weights"), load("units")
-	r := newPlaneReader(bits)
-	groups := load("groups")
-	turn, base := ZMM(), ZMM()
-	VMOVDQU64(turnDims(), turn)
-	all, a := sums512(heads, vectors)
-	for part := range 4 / vectors {
-		for _, z := range all {
-			VPXORD(z, z, z)
-		}
-		control := make([]VecVirtual, vectors)
-		for i := range control {
-			control[i] = r.control(true, vectors*part+i)
-		}
-		w, n := GP64(), GP64()
-		MOVQ(weights, w)
-		MOVQ(groups, n)
-		XORQ(r.at, r.at)
-		codes := zmms(vectors)
-		for i, c := range control {
-			VMOVDQA64(r.codes(0, c, turn), codes[i])
-		}
-		times(fmt.Sprintf("group%d", part), n, func() {
-			lo := make([]VecVirtual, vectors) // the rows' first four
-			for i := range lo {
-				lo[i] = r.low(codes[i])
-				r.high(codes[i])
-			}
-			weighBytes512(a, lo, w, 0)
-			r.next(64, n)
-			after := make([]VecVirtual, vectors)
-			for i, c := range control {
-				after[i] = r.codes(0, c, turn)
-			}
-			weighBytes512(a, codes, w, 4)
-			for i := range codes {
-				VMOVDQA64(after[i], codes[i])
-			}
-			ADDQ(Imm(8), w)
-		})
-		VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
-		storeSums512(a, units, base, func(h, i int) Mem {
-			return Mem{Base: acc, Disp: 256*h + 64*(vectors*part+i)}
-		})
-	}
 	VZEROUPPER()
 	RET()
 }

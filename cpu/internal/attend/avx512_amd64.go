@@ -190,11 +190,11 @@ func prefetchRows(p []byte, bits, plane, bytes, scale int) {
 }
 
 // bytePlanesAVX512 unpacks complete groups of eight rows.
-func bytePlanesAVX512(dst []byte, p *planes, table *[64]byte, values bool) {
+func bytePlanesAVX512(dst []byte, p *planes, table *byteTable, values bool) {
 	blocks, groups := p.padDim/byteBlock, p.rows/byteRows
 	_ = dst[p.rows*p.padDim-1]
 	_ = p.src[(p.bits-1)*p.plane+p.rows*p.rowBytes-1]
-	d, s, t := &dst[0], &p.src[0], &table[0]
+	d, s, t := &dst[0], &p.src[0], &table[0][0]
 	if blocks > 2 {
 		f := unpackBytesApart[index(values)][p.bits-1]
 		f(d, s, p.plane, t, groups, blocks)
@@ -312,14 +312,14 @@ var addPlanes = [4][3]func(acc *float32, weights *byte, units *float32, src *byt
 	{addLM4Heads1AVX512, addLM4Heads2AVX512, addLM4Heads3AVX512},
 }
 
-func dotPlanesAVX512(dots []float32, q []byte, heads int, p *planes, table *[64]byte) {
+func dotPlanesAVX512(dots []float32, q []byte, heads int, p *planes, table *byteTable) {
 	_, _ = dots[heads*TileRows-1], q[heads*QueryBytes(byteBlock)-1]
-	dotPlanes[p.bits-1][heads-1](&dots[0], &q[0], &p.src[0], p.plane, &table[0], p.rows/16)
+	dotPlanes[p.bits-1][heads-1](&dots[0], &q[0], &p.src[0], p.plane, &table[0][0], p.rows/16)
 }
 
-func addPlanesAVX512(acc []float32, w *Weights, heads int, p *planes, table *[64]byte) {
+func addPlanesAVX512(acc []float32, w *Weights, heads int, p *planes, table *byteTable) {
 	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*Digits*TileRows-1], w.Units[heads-1]
-	addPlanes[p.bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &p.src[0], p.plane, &table[0],
+	addPlanes[p.bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &p.src[0], p.plane, &table[0][0],
 		p.rows/byteRows)
 }
 

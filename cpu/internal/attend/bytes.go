@@ -27,9 +27,10 @@ const Digits = 3
 const (
 	byteBlock = 64
 	byteRows  = 8 // number of rows unpacked together
-	// recordHead is the size of the head of a query in digits. For each digit it holds the start
-	// value of the sums, as int32, and finally the value of one unit of the last digit, as float32.
-	recordHead = 4*Digits + 4
+	// recordHead is the size of the head of a query in digits. For each digit it holds half of the
+	// start value of the sums, as int32; then the value of one unit of the last digit, as float32;
+	// then the start values of the sums, and 4 bytes.
+	recordHead = 2 * (4*Digits + 4)
 	keyBias    = 128
 	// queryMost is the largest integer of a query. It makes the highest digit at most 127.
 	queryMost = 127 << 16
@@ -38,13 +39,19 @@ const (
 // rowOrder is the row in each word of a vector in a tile of keys.
 var rowOrder = [byteRows]uint8{0, 4, 1, 5, 2, 6, 3, 7}
 
-// byteTables are the entries of lm1..lm4 in tiles of keys and of values, repeated four times.
-var byteTables = func() (t [quant.LM4 + 1][2][64]byte) {
+// byteTable holds the entries of a format for bytes of six bits that hold a code at their bit 0;
+// then those for bytes with the code above it, and so on, as long as codes fit.
+type byteTable [4][64]byte
+
+// byteTables are those of lm1..lm4 in tiles of keys and of values.
+var byteTables = func() (t [quant.LM4 + 1][2]byteTable) {
 	for f := quant.LM1; f <= quant.LM4; f++ {
 		book := layout.Nested(f.Bits())
-		for i := range 64 {
-			c := book[i%len(book)]
-			t[f][0][i], t[f][1][i] = byte(int(c)+keyBias), byte(c)
+		for at := 0; at < len(t[f][0]) && (at+1)*f.Bits() <= 6; at++ {
+			for i := range 64 {
+				c := book[i>>(at*f.Bits())%len(book)]
+				t[f][0][at][i], t[f][1][at][i] = byte(int(c)+keyBias), byte(c)
+			}
 		}
 	}
 	return t
@@ -53,7 +60,7 @@ var byteTables = func() (t [quant.LM4 + 1][2][64]byte) {
 // byteKernels are the routines for tiles of bytes; nil if an instruction set has none.
 type byteKernels struct {
 	// planes and u8 unpack complete groups of eight rows.
-	planes func(dst []byte, p *planes, table *[64]byte, values bool)
+	planes func(dst []byte, p *planes, table *byteTable, values bool)
 	u8     func(dst, src []byte, rows, dim int, values bool)
 	dots   func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
 	// softmax does not check arguments; SoftmaxCut does. It returns the largest bit pattern of the
@@ -61,8 +68,8 @@ type byteKernels struct {
 	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
 	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
 	// dotPlanes and addPlanes combine planes with dots or add, for rows that Direct accepts.
-	dotPlanes func(dots []float32, q []byte, heads int, p *planes, table *[64]byte)
-	addPlanes func(acc []float32, w *Weights, heads int, p *planes, table *[64]byte)
+	dotPlanes func(dots []float32, q []byte, heads int, p *planes, table *byteTable)
+	addPlanes func(acc []float32, w *Weights, heads int, p *planes, table *byteTable)
 }
 
 // Bytes reports whether rows of a format can be unpacked to a tile of bytes.
@@ -172,6 +179,7 @@ func CutQuery(dst []byte, q []float32) {
 	for d, s := range sums {
 		// Both words of a row start with half of what keyBias adds.
 		binary.LittleEndian.PutUint32(dst[4*d:], uint32(-keyBias/2*s))
+		binary.LittleEndian.PutUint32(dst[4*(Digits+1+d):], uint32(-keyBias*s))
 	}
 	binary.LittleEndian.PutUint32(dst[4*Digits:], math.Float32bits(unit))
 }
