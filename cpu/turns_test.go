@@ -79,8 +79,8 @@ func TestBuffer_FreedBesideCalls(t *testing.T) {
 		side := backend.Side{Coding: c, Seed: 1,
 			Data: backend.Span{Buf: buf, Len: int64(len(packed))}}
 		out := make([]float32, dim)
-		return out, b.Attend(context.Background(), q, []backend.Block{{Rows: rows, K: side, V: side}},
-			out, nil)
+		return out, backend.AttendBlocks(context.Background(), b, q, nil,
+			[]backend.Block{{Rows: rows, K: side, V: side}}, backend.Attention{Out: out})
 	}
 	var want []float32
 	var wg sync.WaitGroup

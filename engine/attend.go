@@ -136,7 +136,8 @@ func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
 	l.q = backend.Queries{Q: x, Group: group, HeadDim: g.HeadDim, HeadDimV: g.HeadDimV, Scale: c.cfg.Scale,
 		Softcap: c.cfg.Softcap, Pos: l.pos, Window: c.cfg.layerWindow(layer), BlockPtr: l.ptr, BlockIdx: l.idx}
 	l.lse = l.lse[:n*group]
-	if err := c.be.Attend(s.ctx, &l.q, l.blocks, res, l.lse); err != nil {
+	if err := backend.AttendBlocks(s.ctx, c.be, &l.q, nil, l.blocks,
+		backend.Attention{Out: res, LSE: l.lse}); err != nil {
 		return false, err
 	}
 	s.collect(layer, i, q, out, !single)

@@ -220,7 +220,7 @@ func (c *Cache) relevance(ctx context.Context, w *closing, layer int, seg *segme
 		Scale: c.cfg.Scale, Softcap: c.cfg.Softcap, Pos: w.pos[:n*g.KVHeads], Window: c.cfg.layerWindow(layer),
 		BlockPtr: w.ptr, BlockIdx: w.idx}
 	w.rel = backend.RelevanceOut{Power: 2, RowPtr: w.row, Sum: w.weight[:w.row[len(w.row)-1]]}
-	return c.be.Relevance(ctx, &q, w.lse[:n*g.Heads], w.blocks, &w.rel)
+	return backend.RelevanceBlocks(ctx, c.be, &q, nil, w.lse[:n*g.Heads], w.blocks, &w.rel)
 }
 
 // keptBefore fills w.q, w.lse and w.pos with the kept queries before position p, and returns how many

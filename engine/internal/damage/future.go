@@ -102,7 +102,7 @@ func (f *Future) attend(ctx context.Context, be backend.Backend,
 	heads, n, dim := len(context), len(f.Pos), f.HeadDim
 	rope := f.Geo.RopeOf(f.Layer)
 	q := input.Attend(&backend.Queries{
-		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV, Rope: &rope,
+		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV,
 		Q:        make([]float32, len(f.Q)),
 		BlockPtr: []int32{0},
 	}, f.Geo, f.Layer)
@@ -123,5 +123,5 @@ func (f *Future) attend(ctx context.Context, be backend.Backend,
 		}
 	}
 	out := make([]float32, heads*n*f.Group*f.HeadDimV)
-	return out, be.Attend(ctx, q, blocks, out, nil)
+	return out, backend.AttendBlocks(ctx, be, q, &rope, blocks, backend.Attention{Out: out})
 }
