@@ -16,6 +16,6 @@
 //   - engine/auto: picks a backend at run time and says why
 //   - engine/atomicfile: outputs that appear whole or not at all
 //
-// Packages below engine take a backend.Backend as an argument and never import auto or cuda. Only kvfile imports
-// cpu, for calls that are given no backend.
+// Packages below engine take a backend.Backend as an argument and never import auto or cuda. kvfile and report
+// import cpu, for calls that are given no backend.
 package engine

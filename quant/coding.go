@@ -13,7 +13,7 @@ type Format uint8
 
 // The formats. Names in comments are what String returns and ParseCoding accepts.
 const (
-	FormatInvalid Format = 0
+	formatInvalid Format = 0
 	F32           Format = 1  // f32: float32, exact basis
 	F16           Format = 2  // f16: IEEE binary16, exact basis
 	BF16          Format = 3  // bf16: bfloat16, exact basis
@@ -155,7 +155,7 @@ func ParseCoding(s string) (Coding, error) {
 			c.Format = f
 		}
 	}
-	if c.Format == FormatInvalid {
+	if c.Format == formatInvalid {
 		if plannedFormats[parts[0]] {
 			return Coding{}, fmt.Errorf(
 				"kvist/quant: coding %q: format %s is planned, this version cannot store it: %w",
@@ -201,18 +201,6 @@ func (c Coding) Validate() error {
 			ErrUnsupported)
 	}
 	return nil
-}
-
-// Pack returns the two bytes that stand for the coding in a file: format, then
-// rule | scale form << 2.
-func (c Coding) Pack() [2]byte { return [2]byte{byte(c.Format), byte(c.Rule) | byte(c.Scale)<<2} }
-
-// UnpackCoding is the inverse of Pack.
-//
-// Errors: ErrUnsupported for bytes that no coding of this version has.
-func UnpackCoding(b [2]byte) (Coding, error) {
-	c := Coding{Format: Format(b[0]), Rule: ScaleRule(b[1] & 3), Scale: ScaleForm(b[1] >> 2)}
-	return c, c.Validate()
 }
 
 // CheckDim reports whether rows of dim values can be stored in this coding: any dim from 1 for

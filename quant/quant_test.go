@@ -49,25 +49,12 @@ func TestCoding_StringParse(t *testing.T) {
 		got, err := quant.ParseCoding(c.String())
 		require.NoError(t, err)
 		require.Equal(t, c, got)
-		back, err := quant.UnpackCoding(c.Pack())
-		require.NoError(t, err)
-		require.Equal(t, c, back)
 	}
 	for _, bad := range []string{"", "lm5", "lm3+out2", "kivi2", "f16+s8", "lm3+len+len",
 		"lm3+len+ip", "u8+len", "lm3+", "+len", "lm3+s8+s8", "LM3"} {
 		_, err := quant.ParseCoding(bad)
 		require.ErrorIs(t, err, quant.ErrUnsupported, bad)
 	}
-	n := 0
-	for a := range 256 {
-		for b := range 256 {
-			if c, err := quant.UnpackCoding([2]byte{byte(a), byte(b)}); err == nil {
-				n++
-				require.Equal(t, [2]byte{byte(a), byte(b)}, c.Pack(), "two codings share bytes")
-			}
-		}
-	}
-	require.Equal(t, len(quanttest.Codings()), n)
 }
 
 // Gaussian rows: error, length and inner-product slope against theory, for each rule.
@@ -486,8 +473,8 @@ func TestDecodeRotated_BeforeInverse(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add(uint8(8), uint8(0), uint8(3), []byte("0123456789abcdef0123456789abcdef"))
 	f.Fuzz(func(t *testing.T, format, opts, rows uint8, data []byte) {
-		c, err := quant.UnpackCoding([2]byte{format, opts})
-		if err != nil {
+		c := quant.Coding{Format: quant.Format(format), Rule: quant.ScaleRule(opts & 3), Scale: quant.ScaleForm(opts >> 2)}
+		if c.Validate() != nil {
 			return
 		}
 		n, dim := int(rows%5), 32

@@ -52,7 +52,7 @@ func (t DType) Format() Format {
 	case BFloat16:
 		return BF16
 	}
-	return FormatInvalid
+	return formatInvalid
 }
 
 // RopeLayout is the pairing of the components of a row that RoPE rotates together.

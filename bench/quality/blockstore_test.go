@@ -114,7 +114,7 @@ func handmade(t *testing.T) (*container.Reader, quant.Geometry) {
 	g := quant.Geometry{Layers: 2, Heads: 4, KVHeads: 2, HeadDim: 16, HeadDimV: 8,
 		Rope: quant.Rope{Layout: quant.RopeNone}}
 	cfg := kvfile.DefaultConfig()
-	cfg.Bits, cfg.RowBias, cfg.Segment = 3, kvfile.Off, 32
+	cfg.Bits, cfg.RowBias, cfg.Segment = 3, "false", 32
 	h := &container.Header{Kind: container.KindCache, Layers: []int{0, 1}, Tokens: 40,
 		SegmentTokens: 16, Geometry: g, KType: quant.Float32, VType: quant.Float32, Seed: 3,
 		Config: cfg.String()}

@@ -20,7 +20,7 @@ type backendFlags struct {
 }
 
 func (b *backendFlags) add(cmd *cobra.Command) {
-	cmd.Flags().StringVar(&b.name, "backend", auto.Auto, "`NAME` of the backend: auto, cpu or cuda")
+	cmd.Flags().StringVar(&b.name, "backend", "auto", "`NAME` of the backend: auto, cpu or cuda")
 	cmd.Flags().IntVar(&b.threads, "threads", 0, "CPU `threads` to use; 0: all")
 }
 

@@ -14,7 +14,6 @@ import (
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/tuning"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
 )
@@ -166,14 +165,14 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if err != nil {
 		return err
 	}
-	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), kvfile.ArchiveID(p).Full()
+	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), p.Digest(profile.SectionBasis, profile.SectionTables).Full()
 	if f.json {
 		return printJSON(a.stdout, sum)
 	}
 	pr := &printer{w: a.stdout}
 	pr.printf("%s: %s bytes, from %d captures of %s tokens\n", f.out, count(sum.Bytes), sum.Captures,
 		count(int64(sum.Tokens)))
-	pr.printf("basis and tables %s\n", kvfile.ArchiveID(p))
+	pr.printf("basis and tables %s\n", p.Digest(profile.SectionBasis, profile.SectionTables))
 	return pr.err
 }
 

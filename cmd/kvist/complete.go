@@ -19,7 +19,7 @@ import (
 // The words that flags take, for checks and for completion.
 var (
 	formWords    = []string{formAuto, kvfile.FormArchive, kvfile.FormHot}
-	rowBiasWords = []string{kvfile.Auto.String(), kvfile.On.String(), kvfile.Off.String()}
+	rowBiasWords = []string{"auto", "true", "false"}
 	dtypeWords   = []string{"f16", "bf16", "f32"}
 	levelWords   = []string{"auto", "full", "full+chunks", "full+dropped", "full+chunks+dropped",
 		"full+chunks+summary+dropped"}

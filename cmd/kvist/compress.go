@@ -134,11 +134,11 @@ in place of queries, reason), profile (its hash in the file, or ""), config (tha
 	fl.StringVar(&f.weights, "weights", "", "`FILE` with a weight for each token")
 	fl.StringVar(&f.importance, "importance", def.Importance,
 		"`profile` that weighs tokens by the attention they get: default, none, or its fields")
-	fl.StringVar(&f.levels, "levels", kvfile.LevelNames(def.Levels),
+	fl.StringVar(&f.levels, "levels", "auto",
 		"`levels` of detail that the planner may choose from")
 	fl.Float64Var(&f.unseen, "unseen", def.Unseen,
 		"`share` of future queries that differ from those seen, 0 to 1")
-	fl.StringVar(&f.rowBias, "row-bias", def.RowBias.String(),
+	fl.StringVar(&f.rowBias, "row-bias", def.RowBias,
 		"correct the scores of coarse rows for their noise: true, false, or auto (if it pays)")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
 		"keep rows with NaN or Inf exactly instead of failing; in an archive, all rows of their segment and layer")
@@ -198,11 +198,11 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (kvfil
 		return cfg, err
 	}
 	cfg.Window, cfg.Seed, cfg.AllowNonfinite = f.window, f.seed, f.nonfinite
-	levels, err := kvfile.ParseLevels(f.levels)
+	levels, err := setting("levels", f.levels)
 	if err != nil {
 		return cfg, &usageError{err: err}
 	}
-	rowBias, err := kvfile.ParseSwitch(f.rowBias)
+	rowBias, err := setting("row-bias", f.rowBias)
 	if err != nil {
 		return cfg, oneOf("row-bias", f.rowBias, rowBiasWords)
 	}
@@ -210,9 +210,9 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (kvfil
 	for name, set := range map[string]func(){
 		"sinks":      func() { cfg.Sinks = f.sinks },
 		"segment":    func() { cfg.Segment = f.segment },
-		"row-bias":   func() { cfg.RowBias = rowBias },
+		"row-bias":   func() { cfg.RowBias = rowBias.RowBias },
 		"importance": func() { cfg.Importance = f.importance },
-		"levels":     func() { cfg.Levels = levels },
+		"levels":     func() { cfg.Levels = levels.Levels },
 		"unseen":     func() { cfg.Unseen = f.unseen },
 	} {
 		if cmd.Flags().Changed(name) {

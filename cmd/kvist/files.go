@@ -55,11 +55,11 @@ func openPlain(name string) (*os.File, fs.FileInfo, error) {
 	var other *atomicfile.NotRegularError
 	switch {
 	case !errors.As(err, &other):
-	case other.Mode.IsDir():
+	case other.Kind == "a folder":
 		err = fmt.Errorf("open %s: it is a folder", name)
 	default:
 		err = fmt.Errorf("open %s: it is %s, not a regular file (- reads standard input)", name,
-			other.Kind())
+			other.Kind)
 	}
 	return f, st, err
 }

@@ -11,7 +11,6 @@ import (
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -78,7 +77,7 @@ func (a *app) inspectProfile(in *input, f *inspectFlags) error {
 		Model: p.Model(), Params: params, Sections: []profileSectJSON{},
 		Geometry: geometryJSON{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV}}
 	if len(p.Tensors(profile.SectionBasis)) > 0 {
-		res.ArchiveID = kvfile.ArchiveID(p).Full()
+		res.ArchiveID = p.Digest(profile.SectionBasis, profile.SectionTables).Full()
 	}
 	for _, s := range p.Sections() {
 		x := profileSectJSON{Name: string(s), Meta: p.Meta(s), Tensors: []tensorJSON{}}

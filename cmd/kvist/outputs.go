@@ -80,12 +80,12 @@ func checkOutput(name string, force bool) error {
 func outputError(name string, err error) error {
 	var other *atomicfile.NotRegularError
 	switch {
-	case errors.As(err, &other) && other.Mode.IsDir():
+	case errors.As(err, &other) && other.Kind == "a folder":
 		return fmt.Errorf("%s is a folder", name)
 	case errors.As(err, &other):
 		// A rename would put a plain file in its place.
 		return fmt.Errorf("%s is %s, not a regular file (-o - and a redirection write to it)", name,
-			other.Kind())
+			other.Kind)
 	case errors.Is(err, fs.ErrExist):
 		return fmt.Errorf("%s exists (--force replaces it): %w", name, fs.ErrExist)
 	case errors.Is(err, fs.ErrInvalid):

@@ -7,6 +7,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"unicode"
 
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
@@ -92,6 +93,21 @@ func parseCodings(s string) (codingMenus, error) {
 	return m, nil
 }
 
-func parseMenu(s string) ([]quant.Coding, error) {
-	return kvfile.ParseCodings(strings.ReplaceAll(s, "|", ","))
+func parseMenu(s string) (menu []quant.Coding, err error) {
+	for part := range strings.SplitSeq(strings.ReplaceAll(s, "|", ","), ",") {
+		c, err := quant.ParseCoding(part)
+		if err != nil {
+			return nil, err
+		}
+		menu = append(menu, c)
+	}
+	return menu, nil
+}
+
+// setting returns a config with one setting in place of the default.
+func setting(key, value string) (kvfile.Config, error) {
+	if strings.ContainsFunc(value, unicode.IsSpace) { // it would be several settings
+		return kvfile.Config{}, fmt.Errorf("%s %q: want no spaces: %w", key, value, quant.ErrShape)
+	}
+	return kvfile.DefaultConfig().With("bits=4 " + key + "=" + value)
 }

@@ -5,7 +5,6 @@ package main
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/importance"
 )
 
@@ -33,7 +32,7 @@ func (f *compressFlags) ranges(cmd *cobra.Command) error {
 	for _, x := range []struct {
 		name         string
 		v, low, high int
-	}{{"streams", f.streams, 1, kvfile.MaxChunks}, {"segment", f.segment, 32, 32768}} {
+	}{{"streams", f.streams, 1, 16}, {"segment", f.segment, 32, 32768}} {
 		if x.v < x.low || x.v > x.high {
 			return usagef("--%s %d: want %d to %d", x.name, x.v, x.low, x.high)
 		}
@@ -46,7 +45,7 @@ func (f *compressFlags) ranges(cmd *cobra.Command) error {
 	case !(f.unseen >= 0 && f.unseen <= 1):
 		return usagef("--unseen %g: want 0 to 1", f.unseen)
 	}
-	if _, err := kvfile.ParseLevels(f.levels); err != nil {
+	if _, err := setting("levels", f.levels); err != nil {
 		return usagef("--levels %q: want auto, or full, chunks, summary and dropped joined by +", f.levels)
 	}
 	if _, err := importance.ParseWeighting(f.importance); err != nil {

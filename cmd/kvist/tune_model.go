@@ -4,10 +4,14 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/kvist-project/kvist/bench/quality"
@@ -184,7 +188,7 @@ func (t *modelTuner) objective() tune.Objective { return t.tuning }
 
 func (t *modelTuner) describe() (objective, made string) {
 	return fmt.Sprintf("in the model: mean log KL at %v bits, context %d, next %d, penalty %v",
-		t.o.Bits, t.o.Context, t.o.Next, t.o.Penalty), profile.Texts(t.texts)
+		t.o.Bits, t.o.Context, t.o.Next, t.o.Penalty), textHashes(t.texts)
 }
 
 func (t *modelTuner) model() (string, quant.Geometry) { return t.m.Name, t.m.Geometry() }
@@ -232,4 +236,14 @@ func ofMeasured(m *tuning.Measured) measuredJSON {
 		out.KL, out.BitsPerValue = append(out.KL, kl), append(out.BitsPerValue, bits)
 	}
 	return out
+}
+
+// textHashes renders names and hashes of texts for a profile: "name:sha256[:16]" joined by spaces, sorted.
+func textHashes(texts map[string][]byte) string {
+	var parts []string
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		sum := sha256.Sum256(texts[name])
+		parts = append(parts, name+":"+hex.EncodeToString(sum[:8]))
+	}
+	return strings.Join(parts, " ")
 }

@@ -42,3 +42,8 @@ func TestGridBest(t *testing.T) {
 	require.Equal(t, "8", gridBest(res, space, "sinks"))
 	require.Empty(t, gridBest(res, space, "unseen"))
 }
+
+func TestTextHashes(t *testing.T) {
+	require.Equal(t, "a:ca978112ca1bbdca b:3e23e8160039594a",
+		textHashes(map[string][]byte{"b": []byte("b"), "a": []byte("a")}))
+}

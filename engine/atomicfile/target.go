@@ -22,26 +22,27 @@ const maxLinks = 40
 // NotRegularError names a path that is not a regular file. It matches ErrNotRegular.
 type NotRegularError struct {
 	Path string
-	Mode fs.FileMode
+	Kind string // what the path is: "a folder", "a device", "a FIFO", "a socket" or "something else"
 }
 
-// Kind says what the path is: "a folder", "a device", "a FIFO", "a socket".
-func (e *NotRegularError) Kind() string {
+func errNotRegular(path string, mode fs.FileMode) error {
+	kind := "something else"
 	switch {
-	case e.Mode.IsDir():
-		return "a folder"
-	case e.Mode&fs.ModeDevice != 0:
-		return "a device"
-	case e.Mode&fs.ModeNamedPipe != 0:
-		return "a FIFO"
-	case e.Mode&fs.ModeSocket != 0:
-		return "a socket"
+	case mode.IsDir():
+		kind = "a folder"
+	case mode&fs.ModeDevice != 0:
+		kind = "a device"
+	case mode&fs.ModeNamedPipe != 0:
+		kind = "a FIFO"
+	case mode&fs.ModeSocket != 0:
+		kind = "a socket"
 	}
-	return "something else"
+	return &NotRegularError{Path: path, Kind: kind}
 }
 
+// Error names the path and what it is.
 func (e *NotRegularError) Error() string {
-	return fmt.Sprintf("%s is %s, not a regular file", e.Path, e.Kind())
+	return fmt.Sprintf("%s is %s, not a regular file", e.Path, e.Kind)
 }
 
 // Unwrap makes the error match ErrNotRegular.
@@ -69,14 +70,14 @@ func OpenRegular(path string) (*os.File, fs.FileInfo, error) {
 		return nil, nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, nil, &NotRegularError{path, st.Mode()}
+		return nil, nil, errNotRegular(path, st.Mode())
 	}
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
 	}
 	if st, err = f.Stat(); err == nil && !st.Mode().IsRegular() {
-		err = &NotRegularError{path, st.Mode()}
+		err = errNotRegular(path, st.Mode())
 	}
 	if err != nil {
 		_ = f.Close() // report the first error
@@ -102,7 +103,7 @@ func folder(dir string) string {
 func resolve(path string, force bool) (target string, old fs.FileInfo, err error) {
 	_, base := split(path)
 	if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
-		return "", nil, &NotRegularError{path, st.Mode()}
+		return "", nil, errNotRegular(path, st.Mode())
 	}
 	if base == "" || base == "." || base == ".." || isTemp(base) {
 		return "", nil, fs.ErrInvalid
@@ -145,7 +146,7 @@ func existing(path string) (fs.FileInfo, error) {
 		return nil, err
 	}
 	if !st.Mode().IsRegular() {
-		return nil, &NotRegularError{path, st.Mode()}
+		return nil, errNotRegular(path, st.Mode())
 	}
 	return st, nil
 }

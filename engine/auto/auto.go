@@ -15,20 +15,20 @@ import (
 
 // The names that Open accepts.
 const (
-	Auto = "auto" // the best usable backend
-	CPU  = "cpu"
-	CUDA = "cuda"
+	nameAuto = "auto" // the best usable backend
+	nameCPU  = "cpu"
+	nameCUDA = "cuda"
 )
 
 // Caps.Reason of the cpu backend starts with one of these if Auto chose it: there is no CUDA on the
 // machine, or there is, but it is not usable.
 const (
-	ReasonNone   = "no cuda: "
+	reasonNone   = "no cuda: "
 	ReasonBroken = "cuda cannot be used: "
 )
 
 // Names lists the names that Open accepts, for help texts.
-func Names() []string { return []string{Auto, CPU, CUDA} }
+func Names() []string { return []string{nameAuto, nameCPU, nameCUDA} }
 
 // Options are the options of Open.
 type Options struct {
@@ -73,7 +73,7 @@ func system() machine { return machine{root: "/", goos: runtime.GOOS, isas: cpu.
 
 func (m machine) probe() []Candidate {
 	return []Candidate{m.probeCUDA(), {
-		Name: CPU, Usable: true, Reason: "runs everywhere",
+		Name: nameCPU, Usable: true, Reason: "runs everywhere",
 		Details: []Detail{
 			{"platform", runtime.GOOS + "/" + runtime.GOARCH},
 			{"instruction sets of this build", strings.Join(m.isas, ", ")},
@@ -85,7 +85,7 @@ func (m machine) probe() []Candidate {
 func (m machine) open(name string, opts Options) (backend.Backend, error) {
 	reason := "asked for by name"
 	switch name {
-	case CUDA, Auto, "":
+	case nameCUDA, nameAuto, "":
 		f := m.findCUDA()
 		b, info, err := m.openCUDA(f)
 		if err == nil {
@@ -93,14 +93,14 @@ func (m machine) open(name string, opts Options) (backend.Backend, error) {
 			return b, nil
 		}
 		why := m.whyNot(f, info, err)
-		if name == CUDA {
+		if name == nameCUDA {
 			return nil, &openError{why, err}
 		}
-		reason = ReasonNone + why
+		reason = reasonNone + why
 		if f.found() || info.Loaded {
 			reason = ReasonBroken + why
 		}
-	case CPU:
+	case nameCPU:
 	default:
 		return nil, fmt.Errorf("kvist/auto: opening backend %q: want one of %s: %w", name,
 			strings.Join(Names(), ", "), quant.ErrUnsupported)

@@ -66,7 +66,7 @@ func TestProbeCUDA_Reasons(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got := fake(t, c.files).probeCUDA()
-			require.Equal(t, CUDA, got.Name)
+			require.Equal(t, nameCUDA, got.Name)
 			require.False(t, got.Usable)
 			require.Contains(t, got.Reason, c.want)
 		})
@@ -96,7 +96,7 @@ func TestProbeCUDA_OtherSystems(t *testing.T) {
 
 func TestOpen_CUDAIsRefusedWithTheReason(t *testing.T) {
 	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion})
-	_, err := m.open(CUDA, Options{})
+	_, err := m.open(nameCUDA, Options{})
 	require.ErrorIs(t, err, quant.ErrUnavailable)
 	require.ErrorContains(t, err, "found driver 550.54.15, but: opening /nowhere/libcuda.so.1")
 }
@@ -117,14 +117,14 @@ func TestOpen_CUDA(t *testing.T) {
 			t.Setenv("KVIST_EMU", c.config)
 			var log bytes.Buffer
 			opts := Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}
-			b, err := m.open(Auto, opts)
+			b, err := m.open(nameAuto, opts)
 			require.NoError(t, err)
 			caps := b.Caps()
 			require.NoError(t, b.Close())
 			require.Equal(t, 1, strings.Count(log.String(), "\n"), "logged once")
 			probe := m.probeCUDA()
 			require.Equal(t, c.reason == "", probe.Usable, probe.Reason)
-			named, err := m.open(CUDA, Options{})
+			named, err := m.open(nameCUDA, Options{})
 			if c.reason == "" {
 				require.Equal(t, "cuda", caps.Name)
 				require.Equal(t, "sm_90", caps.ISA)
@@ -149,7 +149,7 @@ func TestOpen_CUDA(t *testing.T) {
 
 func TestOpen_AutoFallsBackAndSaysWhyOnce(t *testing.T) {
 	m := fake(t, map[string]string{library: "elf", driverVersion: oldVersion})
-	for _, name := range []string{Auto, ""} {
+	for _, name := range []string{nameAuto, ""} {
 		var log bytes.Buffer
 		logger := slog.New(slog.NewTextHandler(&log, nil))
 		b, err := m.open(name, Options{Workers: 2, Logger: logger})
@@ -164,28 +164,28 @@ func TestOpen_AutoFallsBackAndSaysWhyOnce(t *testing.T) {
 }
 
 func TestOpen_Names(t *testing.T) {
-	b, err := Open(CPU, Options{})
+	b, err := Open(nameCPU, Options{})
 	require.NoError(t, err)
 	require.Equal(t, "asked for by name", b.Caps().Reason)
 	require.NoError(t, b.Close())
 	_, err = Open("tpu", Options{})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 	require.ErrorContains(t, err, "auto, cpu, cuda")
-	_, err = Open(CPU, Options{Workers: -1})
+	_, err = Open(nameCPU, Options{Workers: -1})
 	require.ErrorIs(t, err, quant.ErrShape)
 }
 
 func TestOpen_BadISAIsNotHidden(t *testing.T) {
 	t.Setenv(cpu.EnvISA, "abacus")
-	_, err := Open(Auto, Options{})
+	_, err := Open(nameAuto, Options{})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 }
 
 func TestProbe_ThisMachine(t *testing.T) {
 	got := Probe()
 	require.Len(t, got, 2)
-	require.Equal(t, CUDA, got[0].Name)
+	require.Equal(t, nameCUDA, got[0].Name)
 	require.NotEmpty(t, got[0].Reason)
-	require.Equal(t, CPU, got[1].Name)
+	require.Equal(t, nameCPU, got[1].Name)
 	require.True(t, got[1].Usable)
 }

@@ -123,7 +123,7 @@ func parseModel(text []byte) string {
 
 // probeCUDA opens the CUDA backend, describes it, and closes it again.
 func (m machine) probeCUDA() Candidate {
-	c := Candidate{Name: CUDA}
+	c := Candidate{Name: nameCUDA}
 	f := m.findCUDA()
 	for _, d := range []Detail{{"library", f.library}, {"driver", f.driver},
 		{"device files", strings.Join(f.devices, ", ")}, {"GPUs", strings.Join(f.gpus, ", ")},

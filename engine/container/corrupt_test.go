@@ -318,7 +318,7 @@ func TestLimits_BoundMemory(t *testing.T) {
 		KType: 1, VType: 1, Geometry: quant.Geometry{Layers: 1, Heads: 128, KVHeads: 128, HeadDim: 8,
 			HeadDimV: 8}}
 	for _, level := range []byte{0, 1, 3} {
-		k, v := quant.Coding{Format: quant.LM1}.Pack(), quant.Coding{Format: quant.LM1}.Pack()
+		k, v := packCoding(quant.Coding{Format: quant.LM1}), packCoding(quant.Coding{Format: quant.LM1})
 		if level == 3 {
 			k, v = [2]byte{}, [2]byte{}
 		}

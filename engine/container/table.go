@@ -21,7 +21,7 @@ type paletteEntry struct {
 }
 
 func (e paletteEntry) pack() [paletteEntryBytes]byte {
-	k, v := e.k.Pack(), e.v.Pack()
+	k, v := packCoding(e.k), packCoding(e.v)
 	return [paletteEntryBytes]byte{byte(e.level), k[0], k[1], v[0], v[1]}
 }
 
@@ -271,10 +271,18 @@ func (t *tableReader) palette(s []byte) (rest []byte, err error) {
 	return rest, nil
 }
 
-// unpackCoding is quant.UnpackCoding, but accepts the zero coding for a side that is not stored.
+// packCoding returns the two bytes that stand for a coding: format, then rule | scale form << 2.
+func packCoding(c quant.Coding) [2]byte {
+	return [2]byte{byte(c.Format), byte(c.Rule) | byte(c.Scale)<<2}
+}
+
+// unpackCoding is the inverse of packCoding. It accepts the zero coding for a side that is not stored.
+//
+// Errors: quant.ErrUnsupported for bytes that no coding of this version has.
 func unpackCoding(b [2]byte) (quant.Coding, error) {
 	if b == [2]byte{} {
 		return quant.Coding{}, nil
 	}
-	return quant.UnpackCoding(b)
+	c := quant.Coding{Format: quant.Format(b[0]), Rule: quant.ScaleRule(b[1] & 3), Scale: quant.ScaleForm(b[1] >> 2)}
+	return c, c.Validate()
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/report"
@@ -298,7 +299,7 @@ func TestArchive_Profiles(t *testing.T) {
 	cfg := config(t, "bits=2 form=archive")
 	cfg.Profile = p
 	b, _ := compress(t, src, be, cfg)
-	require.Equal(t, kvfile.ArchiveID(p), profile.ID(reader(t, b).Header().Profile))
+	require.Equal(t, cold.ProfileID(p), profile.ID(reader(t, b).Header().Profile))
 
 	var missing *profile.MissingError
 	for _, given := range [][]*profile.Profile{nil, {calibrated(t, synthetic(t,
@@ -306,7 +307,7 @@ func TestArchive_Profiles(t *testing.T) {
 		_, err := kvfile.Decompress(context.Background(), reader(t, b), &memory{}, kvfile.Options{Profiles: given})
 		require.ErrorAs(t, err, &missing)
 		require.ErrorIs(t, err, quant.ErrUnavailable)
-		require.Equal(t, kvfile.ArchiveID(p), missing.ID)
+		require.Equal(t, cold.ProfileID(p), missing.ID)
 	}
 	// A profile that learnt something else since still decodes.
 	tuned, err := p.WithParams(profile.Params{"sinks": "4"}, nil)
@@ -317,7 +318,7 @@ func TestArchive_Profiles(t *testing.T) {
 	// So does one that has another name of its model since.
 	named, err := p.Named("other name")
 	require.NoError(t, err)
-	require.NotEqual(t, kvfile.ArchiveID(p), kvfile.ArchiveID(named))
+	require.NotEqual(t, cold.ProfileID(p), cold.ProfileID(named))
 	require.Equal(t, raw(t, restored(t, b, p), "layers.2.k"), raw(t, restored(t, b, named), "layers.2.k"))
 
 	other := synthetic(t, shape{4, 2, 100, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)

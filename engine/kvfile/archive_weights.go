@@ -12,10 +12,6 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ArchiveID returns what a file in archive form names the profile by: the digest of the sections
-// that decoding takes.
-func ArchiveID(p *profile.Profile) profile.ID { return cold.ProfileID(p) }
-
 // ArchiveWeights returns what the tokens of an archive are worth, as the steps of their rows tell
 // it: with them, blocks in hot form are made from an archive as from the original, whose queries
 // it does not hold. nil for a file without records in archive form, or one that weighs all alike.

@@ -170,11 +170,11 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 	}
 	c := &compressor{from: from, in: in, be: be, cfg: cfg, say: say,
 		use: weigh.Use{Profile: cfg.Importance}, seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values()))}}
-	if c.cfg.RowBias == Auto {
-		c.cfg.RowBias = Off
+	if c.cfg.RowBias == rowBiasAuto {
+		c.cfg.RowBias = "false"
 		weighs := c.cfg.Weighted || c.cfg.Importance != "none"
 		if c.cfg.Form == FormHot && (len(c.seg.Specs) == 0 || !weighs) {
-			c.cfg.RowBias = On // FULL alone
+			c.cfg.RowBias = "true" // FULL alone
 		}
 	}
 	c.seg = &segment.Builder{Backend: be, Input: in, Price: c.pricer(), Memo: cfg.Memo, Seed: cfg.Seed,
@@ -205,7 +205,7 @@ func (c *compressor) pricer() *damage.Pricer {
 }
 
 // rowBias reports whether plans count on the row bias.
-func (c *compressor) rowBias() bool { return c.cfg.RowBias == On }
+func (c *compressor) rowBias() bool { return c.cfg.RowBias == "true" }
 
 // given returns the weights that the caller has for a layer, if any.
 func (c *compressor) given(weights Weights, l *input.Layer) ([][]float32, error) {

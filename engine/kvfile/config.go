@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"math"
 	"slices"
-	"strconv"
 
 	"github.com/kvist-project/kvist/engine/internal/archive"
 	"github.com/kvist-project/kvist/engine/profile"
@@ -40,10 +39,10 @@ type Config struct {
 	Segment int
 	// Seed is that of the rotation.
 	Seed uint64
-	// RowBias adds the row bias when the file is attended or measured. Default Auto: for plans of
-	// FULL alone and fixed codings, where it pays; not for plans with levels and archives, where it
-	// does not (package comment).
-	RowBias Switch
+	// RowBias adds the row bias when the file is attended or measured: "true", "false", or "auto", the
+	// default: for plans of FULL alone and fixed codings, where it pays; not for plans with levels and
+	// archives, where it does not (package comment).
+	RowBias string
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
 	// Importance is the profile of the signals that weigh tokens where no weights are handed in
@@ -84,52 +83,14 @@ type Config struct {
 	Weighted bool
 }
 
-// Switch is on, off, or left to what was measured to pay.
-type Switch uint8
-
-// The positions of a switch. In text they are auto, true and false.
-const (
-	Auto Switch = iota
-	On
-	Off
-)
-
-// String returns what ParseSwitch reads.
-func (s Switch) String() string {
-	switch s {
-	case On:
-		return "true"
-	case Off:
-		return "false"
-	}
-	return "auto"
-}
-
-// ParseSwitch reads auto, or what strconv.ParseBool reads.
-//
-// Errors: quant.ErrShape.
-func ParseSwitch(s string) (Switch, error) {
-	if s == "auto" {
-		return Auto, nil
-	}
-	on, err := strconv.ParseBool(s)
-	switch {
-	case err != nil:
-		return Auto, fmt.Errorf("kvist/kvfile: %q, want true, false or auto: %w", s, quant.ErrShape)
-	case on:
-		return On, nil
-	}
-	return Off, nil
-}
+// rowBiasAuto leaves the row bias to what was measured to pay; "true" and "false" set it.
+const rowBiasAuto = "auto"
 
 // The forms of a file.
 const (
 	FormHot     = "hot"     // attended in place
 	FormArchive = "archive" // entropy-coded: a fraction of the bytes, decompressed before use
 )
-
-// MaxChunks is the most that Config.Chunks may be.
-const MaxChunks = archive.MaxChunks
 
 // DefaultConfig returns the defaults, without a target.
 //
@@ -150,7 +111,7 @@ func DefaultConfig() Config {
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
 	c.Sinks, c.Segment, c.Seed = 4, 512, 1
-	c.Importance, c.Unseen, c.Form, c.Chunks = "default", defaultUnseen, FormHot, 1
+	c.RowBias, c.Importance, c.Unseen, c.Form, c.Chunks = rowBiasAuto, "default", defaultUnseen, FormHot, 1
 	return c
 }
 
@@ -218,8 +179,11 @@ func (c *Config) Validate() error {
 	if c.Form != FormHot && c.Form != FormArchive {
 		bad("form %q, want %s or %s", c.Form, FormHot, FormArchive)
 	}
-	if c.Chunks < 1 || c.Chunks > MaxChunks {
-		bad("chunks %d, want 1 to %d", c.Chunks, MaxChunks)
+	if c.RowBias != rowBiasAuto && c.RowBias != "true" && c.RowBias != "false" {
+		bad("row bias %q, want true, false or auto", c.RowBias)
+	}
+	if c.Chunks < 1 || c.Chunks > archive.MaxChunks {
+		bad("chunks %d, want 1 to %d", c.Chunks, archive.MaxChunks)
 	}
 	if c.Bits > 64 {
 		bad("bits %g, want at most 64", c.Bits)

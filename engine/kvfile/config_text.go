@@ -34,10 +34,10 @@ func (c *Config) String() string {
 	add("window", strconv.Itoa(c.Window))
 	add("segment", strconv.Itoa(c.Segment))
 	add("seed", strconv.FormatUint(c.Seed, 10))
-	add("row-bias", c.RowBias.String())
+	add("row-bias", c.RowBias)
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
 	add("importance", c.Importance)
-	add("levels", LevelNames(c.Levels))
+	add("levels", levelNames(c.Levels))
 	add("unseen", strconv.FormatFloat(c.Unseen, 'g', -1, 64))
 	add("weighted", strconv.FormatBool(c.Weighted))
 	if c.Form != FormHot {
@@ -60,8 +60,8 @@ func codings(m []quant.Coding) string {
 	return strings.Join(s, ",")
 }
 
-// LevelNames joins levels by "+", in lower case, as ParseLevels reads them.
-func LevelNames(levels []quant.Level) string {
+// levelNames joins levels by "+", in lower case, as parseLevels reads them.
+func levelNames(levels []quant.Level) string {
 	if levels == nil {
 		return "auto"
 	}
@@ -72,10 +72,10 @@ func LevelNames(levels []quant.Level) string {
 	return strings.Join(names, "+")
 }
 
-// ParseLevels reads levels joined by "+", as full+chunks+summary+dropped, or "auto": nil.
+// parseLevels reads levels joined by "+", as full+chunks+summary+dropped, or "auto": nil.
 //
 // Errors: quant.ErrShape.
-func ParseLevels(s string) (levels []quant.Level, err error) {
+func parseLevels(s string) (levels []quant.Level, err error) {
 	if s == "auto" {
 		return nil, nil
 	}
@@ -93,10 +93,10 @@ func ParseLevels(s string) (levels []quant.Level, err error) {
 	return levels, nil
 }
 
-// ParseCodings reads a comma-separated menu.
+// parseCodings reads a comma-separated menu.
 //
 // Errors: quant.ErrUnsupported.
-func ParseCodings(s string) ([]quant.Coding, error) {
+func parseCodings(s string) ([]quant.Coding, error) {
 	var m []quant.Coding
 	for part := range strings.SplitSeq(s, ",") {
 		c, err := quant.ParseCoding(part)
@@ -143,11 +143,11 @@ func (c Config) with(s string) (Config, error) {
 		case k == "max-error":
 			c.MaxError, err = strconv.ParseFloat(v, 64)
 		case k == "k":
-			c.K, err = ParseCodings(v)
+			c.K, err = parseCodings(v)
 		case k == "v":
-			c.V, err = ParseCodings(v)
+			c.V, err = parseCodings(v)
 		case k == "rows":
-			c.Rows, err = ParseCodings(v)
+			c.Rows, err = parseCodings(v)
 		case k == "sinks":
 			c.Sinks, err = strconv.Atoi(v)
 		case k == "window":
@@ -157,13 +157,18 @@ func (c Config) with(s string) (Config, error) {
 		case k == "seed":
 			c.Seed, err = strconv.ParseUint(v, 10, 64)
 		case k == "row-bias":
-			c.RowBias, err = ParseSwitch(v)
+			c.RowBias = v
+			if v != rowBiasAuto {
+				var on bool
+				on, err = strconv.ParseBool(v)
+				c.RowBias = strconv.FormatBool(on)
+			}
 		case k == "allow-nonfinite":
 			c.AllowNonfinite, err = strconv.ParseBool(v)
 		case k == "importance":
 			c.Importance = v
 		case k == "levels":
-			c.Levels, err = ParseLevels(v)
+			c.Levels, err = parseLevels(v)
 		case k == "unseen":
 			c.Unseen, err = strconv.ParseFloat(v, 64)
 		case k == "form":

@@ -32,8 +32,8 @@
 // that put all their attention on one token, whichever: it is what holds the planner back from
 // dropping a needle.
 //
-// Levels are allowed below 2.875 bits, where they pay, and the row bias with FULL alone: Auto and "levels=auto"
-// follow what was measured (DESIGN.md in this folder). A cache that grows should name FULL alone: levels do harm
+// "levels=auto" allows levels below 2.875 bits, and "row-bias=auto" adds the row bias to plans of FULL alone:
+// there they pay (DESIGN.md in this folder). A cache that grows should name FULL alone, because levels do harm
 // while decoding.
 //
 // # Prediction
@@ -63,7 +63,7 @@
 // head's by what errors in it cost; one step for the file is searched for that meets the target. A
 // profile holds the model's bases and the coder's tables (tune.Calibrate) and, where they were measured in the model,
 // the steps of heads (tune.WithArchiveSteps); the file
-// names basis and tables by their digest (ArchiveID) and cannot be decompressed without them.
+// names basis and tables by their digest (profile.Profile.Digest) and cannot be decompressed without them.
 // Without a profile, scales, steps and, where its rows are many enough to pay for them, bases are
 // fitted to the file and stored in it. Truncate drops streams of such a file; ArchiveWeights lets
 // hot blocks be made of it; Config.Lossless keeps every bit.

@@ -186,26 +186,26 @@ func Read(name string, r io.ReaderAt, size int64, lim Limits) (*Profile, error) 
 		if errors.Is(err, quant.ErrUnsupported) {
 			category = quant.ErrUnsupported
 		}
-		return nil, &ContentError{File: name, Category: category, Err: err}
+		return nil, &contentError{File: name, Category: category, Err: err}
 	}
 	return p, nil
 }
 
-// ContentError reports a file whose checksums hold and whose content is no valid profile. It matches
+// contentError reports a file whose checksums hold and whose content is no valid profile. It matches
 // quant.ErrCorrupt or quant.ErrUnsupported.
-type ContentError struct {
+type contentError struct {
 	File     string
 	Category error
 	Err      error
 }
 
 // Error names the file and the fault.
-func (e *ContentError) Error() string {
+func (e *contentError) Error() string {
 	return fmt.Sprintf("kvist/profile: reading %s: %v: %v", e.File, e.Category, e.Err)
 }
 
 // Unwrap returns the category.
-func (e *ContentError) Unwrap() error { return e.Category }
+func (e *contentError) Unwrap() error { return e.Category }
 
 func fromContainer(h *container.Header, tensors []*container.Aux) (*Profile, error) {
 	p, err := New(h.Model, h.Geometry)
@@ -286,14 +286,4 @@ func (p *Profile) Write(path string, force bool) (err error) {
 		return err
 	}
 	return f.Commit()
-}
-
-// Texts renders names and hashes of texts for a Meta: "name:sha256[:16]" joined by spaces, sorted.
-func Texts(texts map[string][]byte) string {
-	var parts []string
-	for _, name := range slices.Sorted(maps.Keys(texts)) {
-		sum := sha256.Sum256(texts[name])
-		parts = append(parts, name+":"+hex.EncodeToString(sum[:8]))
-	}
-	return strings.Join(parts, " ")
 }

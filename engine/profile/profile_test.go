@@ -257,8 +257,6 @@ func TestProfile_Files(t *testing.T) {
 		_, err = profile.Open(path, lim)
 		require.ErrorIs(t, err, quant.ErrTooLarge)
 	}
-	require.Equal(t, "a:ca978112ca1bbdca b:3e23e8160039594a",
-		profile.Texts(map[string][]byte{"b": []byte("b"), "a": []byte("a")}))
 }
 
 // A small file does not stand for any number of bytes.

@@ -68,7 +68,7 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg k
 
 // builder returns what surveys an input whose tokens are all kept and weigh the same.
 func builder(in *input.Data, be backend.Backend, cfg *kvfile.Config) *segment.Builder {
-	bias := cfg.RowBias == kvfile.On || cfg.RowBias == kvfile.Auto && cfg.Form == kvfile.FormHot
+	bias := cfg.RowBias == "true" || cfg.RowBias == "auto" && cfg.Form == kvfile.FormHot
 	return &segment.Builder{Backend: be, Input: in, Memo: cfg.Memo, Seed: cfg.Seed,
 		Menus: segment.Menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, Sinks: cfg.Sinks, Window: cfg.Window,
 		KeepNonfinite: cfg.AllowNonfinite, RowBias: bias, Recipe: cfg.Importance,

@@ -40,7 +40,7 @@ func DefaultSpace() Space {
 			Price: signalPrice},
 		{Name: "unseen", Start: strconv.FormatFloat(def.Unseen, 'g', -1, 64), Grid: []string{"0", "0.01"},
 			Low: 1e-5, High: 0.1, Log: true},
-		{Name: "levels", Start: kvfile.LevelNames(def.Levels), Grid: []string{"full", "full+chunks"}},
+		{Name: "levels", Start: "auto", Grid: []string{"full", "full+chunks"}},
 		{Name: "sinks", Start: "4", Grid: []string{"2", "8"}, Low: 0, High: 32, Integer: true},
 	}
 }
