@@ -304,7 +304,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	}
 	if p.kern.Bytes(quant.LM1, p.HeadDimV) {
 		s.vb = grow(s.vb, tileRows*p.HeadDimV)
-		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.Digits*tileRows)
+		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.DigitBytes)
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
 	s.heads.Tops = dst.top
