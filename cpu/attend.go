@@ -245,7 +245,7 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 	}
 	if p.kern.Bytes(quant.LM1, p.HeadDimV) {
 		s.vb = grow(s.vb, tileRows*p.HeadDimV)
-		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.Digits*tileRows)
+		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.DigitBytes)
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
 	s.heads.Tops = dst.top

@@ -502,51 +502,44 @@ func dotBytes512(heads int) {
 	RET()
 }
 
+// digitBytes is the size of a head's weights in digits: 16 bytes for each four rows, the lowest
+// digits of the rows first.
+const digitBytes = 4 * tileRows
+
 // cutWeights512 cuts the weights of heads, two vectors each, into digits at dst, and stores what one
 // is worth. w is used up.
 func cutWeights512(w []VecVirtual, dst, units Register) {
-	var low, high [64]byte
-	for r := range tileRows {
-		low[r], low[32+r], high[r] = byte(4*r), byte(4*r+1), byte(4*r+2)
-	}
 	heads := len(w) / 2
-	e, up := zmms(heads), zmms(heads)
+	e := zmms(heads)
 	for h, z := range e {
 		VPMAXUD(w[2*h+1], w[2*h], z) // as integers: of the same order, and NaN is the largest
 	}
-	for h, x := range reduceAll512(e, func(a, b, d Op) { VPMAXUD(a, b, d) }) {
-		VPBROADCASTD(x, e[h])
+	unit := reduceLanes512(e, func(a, b, d Op) { VPMAXUD(a, b, d) })
+	VPMAXUD_BCST(floatPair(0x1p-126), unit, unit)
+	VGETEXPPS(unit, unit)
+	VSUBPS_BCST(floatPair(23), unit, unit)
+	up := ZMM()
+	VPXORD_BCST(floatPair(float32(math.Copysign(0, -1))), unit, up)
+	for h := range heads {
+		e := spreadLane512(up, h)
+		for _, z := range w[2*h : 2*h+2] {
+			VSCALEFPS(e, z, z)
+		}
 	}
-	for _, z := range e {
-		VPMAXUD_BCST(floatPair(0x1p-126), z, z)
-	}
-	for _, z := range e {
-		VGETEXPPS(z, z)
-	}
-	for h, z := range e {
-		VSUBPS_BCST(floatPair(23), z, z)
-		VPXORD_BCST(floatPair(float32(math.Copysign(0, -1))), z, up[h])
-	}
-	for i, z := range w {
-		VSCALEFPS(up[i/2], z, z)
-	}
-	one := broadcastFloat(1)
-	for h, z := range e {
-		VSCALEFPS(z, one, z)
-		VMOVSS(z.AsX(), Mem{Base: units, Disp: 4 * h})
-	}
+	VSCALEFPS(unit, broadcastFloat(1), unit)
+	storeLanes512(unit, units, heads)
 	for _, z := range w {
 		VCVTPS2DQ(z, z)
 	}
-	k := zmms(2)
-	VMOVDQU64(bytesConstant("digitsLow", low[:]), k[0])
-	VMOVDQU64(bytesConstant("digitsHigh", high[:]), k[1])
-	for h, y := range e {
-		VMOVDQA64(w[2*h], y)
-		VPERMT2B(w[2*h+1], k[0], y)
-		VMOVDQU64(y, Mem{Base: dst, Disp: digits * tileRows * h})
-		VPERMT2B(w[2*h+1], k[1], w[2*h])
-		VMOVDQU64(w[2*h].AsY(), Mem{Base: dst, Disp: digits*tileRows*h + 64})
+	var order [64]byte
+	for i := range order {
+		order[i] = byte(4*(i%4) + i/4%4)
+	}
+	k := ZMM()
+	VMOVDQU64(bytesConstant("digitOrder", order[:]), k)
+	for i, z := range w {
+		VPSHUFB(k, z, z)
+		VMOVDQU64(z, Mem{Base: dst, Disp: digitBytes*(i/2) + 64*(i%2)})
 	}
 }
 
@@ -589,7 +582,7 @@ func weighBytes512(a [][digits][]VecVirtual, v []VecVirtual, w Register, disp in
 	for h := range a {
 		for d := range digits {
 			x := ZMM()
-			VPBROADCASTD(Mem{Base: w, Disp: disp + tileRows*(digits*h+d)}, x)
+			VPBROADCASTD(Mem{Base: w, Disp: disp + digitBytes*h + 4*d}, x)
 			for i := range v {
 				VPDPBUSD(v[i], x, a[h][d][i])
 			}
@@ -632,7 +625,7 @@ func addBytes512(heads int) {
 				}
 				weighBytes512(a, v, w, 0)
 				ADDQ(stride, p)
-				ADDQ(Imm(4), w)
+				ADDQ(Imm(16), w)
 			})
 			storeSums512(a, units, base, func(h, i int) Mem { return sum(h, 64*(vectors*part+i)) })
 		}

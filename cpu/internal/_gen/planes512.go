@@ -307,8 +307,8 @@ func addPlanes512(bits, heads int) {
 			for i := range control {
 				VMOVDQA64(read(i), codes[i])
 			}
-			weighBytes512(a, rows[1], w, 4)
-			ADDQ(Imm(8), w)
+			weighBytes512(a, rows[1], w, 16)
+			ADDQ(Imm(32), w)
 		})
 		VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
 		storeSums512(a, units, base, func(h, i int) Mem {

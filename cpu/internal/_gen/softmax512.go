@@ -100,73 +100,80 @@ func (s scorer512) scores(dots, energy, masks Register) (x []VecVirtual, ok []Re
 	return x, ok
 }
 
-// reduceAll512 is reduce512 of several vectors, step by step together. z is left as it is.
-func reduceAll512(z []VecVirtual, op func(a, b, dst Op)) []VecVirtual {
-	y, x, t := make([]VecVirtual, len(z)), make([]VecVirtual, len(z)), make([]VecVirtual, len(z))
-	for i := range z {
-		y[i], x[i], t[i] = YMM(), XMM(), XMM()
-		VEXTRACTF64X4(Imm(1), z[i], y[i])
+// reduceLanes512 folds the lanes of one to three vectors with op, in the order of reduce512. Every
+// element of 128-bit lane i of the result is that of vector i.
+func reduceLanes512(z []VecVirtual, op func(a, b, dst Op)) VecVirtual {
+	fold := func(lo, hi uint64, a, b VecVirtual) VecVirtual {
+		x, y := ZMM(), ZMM()
+		VSHUFF64X2(Imm(lo), b, a, x)
+		VSHUFF64X2(Imm(hi), b, a, y)
+		op(y, x, x)
+		return x
 	}
-	for i := range z {
-		op(y[i], z[i].AsY(), y[i])
+	first := fold(0x44, 0xee, z[0], z[min(1, len(z)-1)])
+	second := first
+	if len(z) == 3 {
+		second = fold(0x44, 0xee, z[2], z[2])
 	}
-	for i := range z {
-		VEXTRACTF32X4(Imm(1), y[i], x[i])
-	}
-	for i := range z {
-		op(x[i], y[i].AsX(), x[i])
-	}
+	x := fold(0x88, 0xdd, first, second)
 	for _, order := range []uint64{0x4e, 0xb1} {
-		for i := range z {
-			VPERMILPS(Imm(order), x[i], t[i])
-		}
-		for i := range z {
-			op(t[i], x[i], x[i])
-		}
+		t := ZMM()
+		VPERMILPS(Imm(order), x, t)
+		op(t, x, x)
 	}
 	return x
 }
 
-// expAll512 is exp512 of several vectors, step by step together: one would wait for itself most of
-// the time. Constants come from memory.
+// spreadLane512 returns lane i of z in every lane.
+func spreadLane512(z VecVirtual, i int) VecVirtual {
+	x := ZMM()
+	VSHUFF64X2(Imm(uint64(i*0x55)), z, z, x)
+	return x
+}
+
+// storeLanes512 stores the first float of the first n lanes.
+func storeLanes512(z VecVirtual, to Register, n int) {
+	VMOVSS(z.AsX(), Mem{Base: to})
+	for i := 1; i < n; i++ {
+		x := XMM()
+		VEXTRACTF32X4(Imm(uint64(i)), z, x)
+		VMOVSS(x, Mem{Base: to, Disp: 4 * i})
+	}
+}
+
+// exp2Poly are p of 2^f = 1 + f*p(f) for |f| <= 1/2, from the highest power down: within 2^-26.
+var exp2Poly = []float32{1.5453089145e-4, 1.3390863314e-3, 9.6180830151e-3, 5.5503569543e-2,
+	2.4022650719e-1, 6.9314718246e-1, 1}
+
+// expAll512 makes exp(x) of several vectors, step by step together: one would wait for itself most of
+// the time. It narrows keep to the lanes where the result is a normal number or a NaN, and leaves
+// zero elsewhere. Constants come from memory.
 func expAll512(x []VecVirtual, keep []Register) {
 	n, p := zmms(len(x)), zmms(len(x))
-	low, floor, log2e := broadcastFloat(-87.33654), broadcastFloat(-150), broadcastFloat(1.44269504)
-	poly := []float32{1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2,
-		1.6666665459e-1, 5.0000001201e-1}
-	first := broadcastFloat(poly[0])
+	low, log2e := broadcastFloat(-87.33654), broadcastFloat(1.44269504)
 	for i, z := range x {
 		VCMPPS(Imm(5), low, z, keep[i], keep[i]) // not less than: NaN stays
-		VMAXPS(z, floor, z)                      // NaN stays
-	}
-	for i, z := range x {
 		VMULPS(log2e, z, n[i])
 	}
 	for _, z := range n {
 		VRNDSCALEPS(Imm(8), z, z)
 	}
-	for _, part := range []float32{0.693145751953125, 1.42860677e-6} {
-		for i, z := range x {
-			VFNMADD231PS_BCST(floatPair(part), n[i], z)
-		}
+	f := zmms(len(x))
+	for i, z := range x {
+		VMOVAPS(z, f[i])
+		VFMSUB213PS(n[i], log2e, f[i])
 	}
-	for i, z := range p {
-		VMOVAPS(first, z)
-		VFMADD213PS_BCST(floatPair(poly[1]), x[i], z)
+	for i, z := range x {
+		VFMADD231PS_BCST(floatPair(1.9259630e-8), z, f[i]) // the rest of log2(e)
+		VBROADCASTSS(floatPair(exp2Poly[0]), p[i])
 	}
-	for _, c := range poly[2:] {
+	for _, c := range exp2Poly[1:] {
 		for i, z := range p {
-			VFMADD213PS_BCST(floatPair(c), x[i], z)
+			VFMADD213PS_BCST(floatPair(c), f[i], z)
 		}
 	}
 	for i, z := range x {
-		rr := ZMM()
-		VMULPS(z, z, rr)
-		VADDPS_BCST(floatPair(1), z, z)
-		VFMADD231PS(rr, p[i], z)
-	}
-	for i, z := range x {
-		VSCALEFPS(n[i], z, z)
+		VSCALEFPS_Z(n[i], p[i], keep[i], z)
 	}
 }
 
@@ -180,9 +187,9 @@ func softmax512(heads int, cut bool) {
 		"whose p is 0 are cleared."
 	if cut {
 		name = "softmaxCut"
-		sig += ", digits *byte, units *float32) (largest uint32"
-		doc += " It also writes weights as integers of 24 bits, the lowest byte of every row first, " +
-			"and what one is worth, and returns the largest of the bits of the scales."
+		sig += ", digits *byte, units *float32) (bad uint32"
+		doc += " It also writes weights as integers of 24 bits, of each four rows the lowest bytes " +
+			"first, and what one is worth, and returns bits of scales that are not finite and positive or +0."
 	}
 	name = fmt.Sprintf("%s%dAVX512", name, heads)
 	function(name, sig+")", name+doc)
@@ -209,9 +216,6 @@ func softmax512(heads int, cut bool) {
 			VBROADCASTSS(Mem{Base: energy, Disp: 4 * (i / 2)}, e)
 			VFNMADD231PS(Mem{Base: noise, Disp: 64 * (i % 2)}, e, z)
 		}
-		for i, z := range x {
-			VCMPPS(Imm(4), inf, z, ok[i], ok[i]) // not equal: NaN stays
-		}
 		t = newTops512(x, ok, tops, inf)
 	}
 	for i, z := range x {
@@ -220,7 +224,6 @@ func softmax512(heads int, cut bool) {
 	expAll512(x, ok)
 	v := zmms(2 * heads)
 	for i, z := range x {
-		VMOVAPS_Z(z, ok[i], z)
 		VMULPS_Z(Mem{Base: scale, Disp: 64 * (i % 2)}, z, ok[i], v[i])
 		VMOVUPS(v[i], Mem{Base: w, Disp: 64 * i})
 		KMOVW(ok[i], Mem{Base: masks, Disp: 2 * i})
@@ -229,22 +232,24 @@ func softmax512(heads int, cut bool) {
 		VADDPS(x[2*h+1], x[2*h], x[2*h])
 		x[h] = x[2*h]
 	}
-	for h, z := range reduceAll512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }) {
-		VMOVSS(z, Mem{Base: sums, Disp: 4 * h})
-	}
+	storeLanes512(reduceLanes512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }), sums, heads)
 	if cut {
 		cutWeights512(v, load("digits"), load("units"))
-		m, z, r := ZMM(), ZMM(), GP32()
-		VMOVDQU32(Mem{Base: scale}, m)
-		VPMAXUD(Mem{Base: scale, Disp: 64}, m, z)
-		VMOVD(reduce512(z, func(a, b, d Op) { VPMAXUD(a, b, d) }), r)
+		inf, z, r := broadcastFloat(float32(math.Inf(1))), zmms(2), GP32()
+		k := []Register{K(), K()}
+		for i := range z {
+			VMOVDQU32(Mem{Base: scale, Disp: 64 * i}, z[i])
+			VPCMPUD(Imm(5), inf, z[i], k[i]) // not below, as integers
+		}
+		KORW(k[1], k[0], k[0])
+		KMOVW(k[0], r)
 		Store(r, ReturnIndex(0))
 	}
 	VZEROUPPER()
 	RET()
 }
 
-// newTops512 takes scores x into the largest ones, and returns these, by head.
+// newTops512 takes scores x into the largest ones, and returns these, by head, but no -Inf.
 func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual) []VecVirtual {
 	heads := len(x) / 2
 	m, t := zmms(heads), zmms(heads)
@@ -267,11 +272,15 @@ func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual) []
 	for h := range heads {
 		VMAXPS(m[h], t[h], m[h])
 	}
-	for h, z := range reduceAll512(m, func(a, b, d Op) { VMAXPS(a, b, d) }) {
-		VMOVSS(z, Mem{Base: tops, Disp: 4 * h})
-		VBROADCASTSS(z, t[h])
+	top := reduceLanes512(m, func(a, b, d Op) { VMAXPS(a, b, d) })
+	storeLanes512(top, tops, heads)
+	for h := range heads {
+		VMOVAPS(spreadLane512(top, h), t[h])
 	}
 	Label("same")
+	for _, z := range t {
+		VMAXPS_BCST(floatPair(-math.MaxFloat32), z, z) // -Inf less it is -Inf, not NaN
+	}
 	return t
 }
 

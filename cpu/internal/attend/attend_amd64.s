@@ -4706,303 +4706,288 @@ store:
 	RET
 
 // func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
-// Requires: AVX, AVX512F, AVX512VL
+// Requires: AVX, AVX512F
 TEXT ·softmax1AVX512(SB), NOSPLIT, $0-80
-	MOVQ          w+0(FP), AX
-	MOVQ          sums+8(FP), CX
-	MOVQ          tops+16(FP), DX
-	MOVQ          dots+24(FP), BX
-	MOVQ          add+40(FP), SI
-	MOVQ          noise+48(FP), DI
-	MOVQ          scale+56(FP), R8
-	MOVQ          masks+72(FP), R9
-	MOVQ          mul+32(FP), R10
-	MOVQ          energy+64(FP), R11
-	VBROADCASTSS  floatff800000<>+0(SB), Z0
-	VMOVUPS       (R10), Z1
-	VMOVUPS       64(R10), Z2
-	KMOVW         (R9), K1
-	VMOVUPS       (BX), Z3
-	VFMADD213PS   (SI), Z1, Z3
-	KMOVW         2(R9), K2
-	VMOVUPS       64(BX), Z1
-	VFMADD213PS   64(SI), Z2, Z1
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  (DI), Z2, Z3
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z1
-	VCMPPS        $0x04, Z0, Z3, K1, K1
-	VCMPPS        $0x04, Z0, Z1, K2, K2
-	XORL          BX, BX
-	VBROADCASTSS  (DX), Z2
-	VMOVAPS       Z0, Z0
-	VMAXPS        Z0, Z3, K1, Z0
-	VMAXPS        Z0, Z1, K2, Z0
-	VCMPPS        $0x0e, Z2, Z0, K3
-	KMOVW         K3, SI
-	ORL           SI, BX
-	TESTL         BX, BX
-	JZ            same
-	VMAXPS        Z0, Z2, Z0
-	VEXTRACTF64X4 $0x01, Z0, Y2
-	VMAXPS        Y2, Y0, Y2
-	VEXTRACTF32X4 $0x01, Y2, X0
-	VMAXPS        X0, X2, X0
-	VPERMILPS     $0x4e, X0, X2
-	VMAXPS        X2, X0, X0
-	VPERMILPS     $0xb1, X0, X2
-	VMAXPS        X2, X0, X0
-	VMOVSS        X0, (DX)
-	VBROADCASTSS  X0, Z2
+	MOVQ         w+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         tops+16(FP), DX
+	MOVQ         dots+24(FP), BX
+	MOVQ         add+40(FP), SI
+	MOVQ         noise+48(FP), DI
+	MOVQ         scale+56(FP), R8
+	MOVQ         masks+72(FP), R9
+	MOVQ         mul+32(FP), R10
+	MOVQ         energy+64(FP), R11
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VMOVUPS      (R10), Z1
+	VMOVUPS      64(R10), Z2
+	KMOVW        (R9), K1
+	VMOVUPS      (BX), Z3
+	VFMADD213PS  (SI), Z1, Z3
+	KMOVW        2(R9), K2
+	VMOVUPS      64(BX), Z1
+	VFMADD213PS  64(SI), Z2, Z1
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS (DI), Z2, Z3
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z1
+	XORL         BX, BX
+	VBROADCASTSS (DX), Z2
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z3, K1, Z0
+	VMAXPS       Z0, Z1, K2, Z0
+	VCMPPS       $0x0e, Z2, Z0, K3
+	KMOVW        K3, SI
+	ORL          SI, BX
+	TESTL        BX, BX
+	JZ           same
+	VMAXPS       Z0, Z2, Z0
+	VSHUFF64X2   $0x44, Z0, Z0, Z2
+	VSHUFF64X2   $0xee, Z0, Z0, Z0
+	VMAXPS       Z0, Z2, Z2
+	VSHUFF64X2   $0x88, Z2, Z2, Z0
+	VSHUFF64X2   $0xdd, Z2, Z2, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VMOVSS       X0, (DX)
+	VSHUFF64X2   $0x00, Z0, Z0, Z0
+	VMOVAPS      Z0, Z2
 
 same:
-	VSUBPS            Z2, Z3, Z3
-	VSUBPS            Z2, Z1, Z1
-	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
-	VBROADCASTSS      floatc3160000<>+0(SB), Z4
-	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z2
-	VBROADCASTSS      float39506967<>+0(SB), Z5
-	VCMPPS            $0x05, Z0, Z3, K1, K1
-	VMAXPS            Z3, Z4, Z3
-	VCMPPS            $0x05, Z0, Z1, K2, K2
-	VMAXPS            Z1, Z4, Z1
-	VMULPS            Z2, Z3, Z0
-	VMULPS            Z2, Z1, Z2
-	VRNDSCALEPS       $0x08, Z0, Z0
-	VRNDSCALEPS       $0x08, Z2, Z2
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z1
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z1
-	VMOVAPS           Z5, Z4
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z4
-	VMOVAPS           Z5, Z5
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z5
-	VMULPS            Z3, Z3, Z6
-	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
-	VFMADD231PS       Z6, Z4, Z3
-	VMULPS            Z1, Z1, Z4
-	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
-	VFMADD231PS       Z4, Z5, Z1
-	VSCALEFPS         Z0, Z3, Z3
-	VSCALEFPS         Z2, Z1, Z1
-	VMOVAPS.Z         Z3, K1, Z3
-	VMULPS.Z          (R8), Z3, K1, Z0
-	VMOVUPS           Z0, (AX)
-	KMOVW             K1, (R9)
-	VMOVAPS.Z         Z1, K2, Z1
-	VMULPS.Z          64(R8), Z1, K2, Z0
-	VMOVUPS           Z0, 64(AX)
-	KMOVW             K2, 2(R9)
-	VADDPS            Z1, Z3, Z3
-	VEXTRACTF64X4     $0x01, Z3, Y0
-	VADDPS            Y0, Y3, Y0
-	VEXTRACTF32X4     $0x01, Y0, X1
-	VADDPS            X1, X0, X1
-	VPERMILPS         $0x4e, X1, X0
-	VADDPS            X0, X1, X1
-	VPERMILPS         $0xb1, X1, X0
-	VADDPS            X0, X1, X1
-	VMOVSS            X1, (CX)
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z2, Z2
+	VSUBPS           Z2, Z3, Z3
+	VSUBPS           Z2, Z1, Z1
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z2
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z4
+	VCMPPS           $0x05, Z2, Z3, K1, K1
+	VMULPS           Z4, Z3, Z0
+	VCMPPS           $0x05, Z2, Z1, K2, K2
+	VMULPS           Z4, Z1, Z2
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z2, Z2
+	VMOVAPS          Z3, Z5
+	VFMSUB213PS      Z0, Z4, Z5
+	VMOVAPS          Z1, Z6
+	VFMSUB213PS      Z2, Z4, Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z5
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z6
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z6, Z1
+	VSCALEFPS.Z      Z0, Z3, K1, Z3
+	VSCALEFPS.Z      Z2, Z1, K2, Z1
+	VMULPS.Z         (R8), Z3, K1, Z0
+	VMOVUPS          Z0, (AX)
+	KMOVW            K1, (R9)
+	VMULPS.Z         64(R8), Z1, K2, Z0
+	VMOVUPS          Z0, 64(AX)
+	KMOVW            K2, 2(R9)
+	VADDPS           Z1, Z3, Z3
+	VSHUFF64X2       $0x44, Z3, Z3, Z0
+	VSHUFF64X2       $0xee, Z3, Z3, Z1
+	VADDPS           Z1, Z0, Z0
+	VSHUFF64X2       $0x88, Z0, Z0, Z1
+	VSHUFF64X2       $0xdd, Z0, Z0, Z0
+	VADDPS           Z0, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z0
+	VADDPS           Z0, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z0
+	VADDPS           Z0, Z1, Z1
+	VMOVSS           X1, (CX)
 	VZEROUPPER
 	RET
 
 DATA floatff800000<>+0(SB)/8, $0xff800000ff800000
 GLOBL floatff800000<>(SB), RODATA|NOPTR, $8
 
+DATA floatff7fffff<>+0(SB)/8, $0xff7fffffff7fffff
+GLOBL floatff7fffff<>(SB), RODATA|NOPTR, $8
+
 DATA floatc2aeac4f<>+0(SB)/8, $0xc2aeac4fc2aeac4f
 GLOBL floatc2aeac4f<>(SB), RODATA|NOPTR, $8
-
-DATA floatc3160000<>+0(SB)/8, $0xc3160000c3160000
-GLOBL floatc3160000<>(SB), RODATA|NOPTR, $8
 
 DATA float3fb8aa3b<>+0(SB)/8, $0x3fb8aa3b3fb8aa3b
 GLOBL float3fb8aa3b<>(SB), RODATA|NOPTR, $8
 
-DATA float39506967<>+0(SB)/8, $0x3950696739506967
-GLOBL float39506967<>(SB), RODATA|NOPTR, $8
+DATA float32a57060<>+0(SB)/8, $0x32a5706032a57060
+GLOBL float32a57060<>(SB), RODATA|NOPTR, $8
 
-DATA float3f317200<>+0(SB)/8, $0x3f3172003f317200
-GLOBL float3f317200<>(SB), RODATA|NOPTR, $8
+DATA float39220992<>+0(SB)/8, $0x3922099239220992
+GLOBL float39220992<>(SB), RODATA|NOPTR, $8
 
-DATA float35bfbe8e<>+0(SB)/8, $0x35bfbe8e35bfbe8e
-GLOBL float35bfbe8e<>(SB), RODATA|NOPTR, $8
+DATA float3aaf8448<>+0(SB)/8, $0x3aaf84483aaf8448
+GLOBL float3aaf8448<>(SB), RODATA|NOPTR, $8
 
-DATA float3ab743ce<>+0(SB)/8, $0x3ab743ce3ab743ce
-GLOBL float3ab743ce<>(SB), RODATA|NOPTR, $8
+DATA float3c1d952a<>+0(SB)/8, $0x3c1d952a3c1d952a
+GLOBL float3c1d952a<>(SB), RODATA|NOPTR, $8
 
-DATA float3c088908<>+0(SB)/8, $0x3c0889083c088908
-GLOBL float3c088908<>(SB), RODATA|NOPTR, $8
+DATA float3d6357b6<>+0(SB)/8, $0x3d6357b63d6357b6
+GLOBL float3d6357b6<>(SB), RODATA|NOPTR, $8
 
-DATA float3d2aa9c1<>+0(SB)/8, $0x3d2aa9c13d2aa9c1
-GLOBL float3d2aa9c1<>(SB), RODATA|NOPTR, $8
+DATA float3e75fdf0<>+0(SB)/8, $0x3e75fdf03e75fdf0
+GLOBL float3e75fdf0<>(SB), RODATA|NOPTR, $8
 
-DATA float3e2aaaaa<>+0(SB)/8, $0x3e2aaaaa3e2aaaaa
-GLOBL float3e2aaaaa<>(SB), RODATA|NOPTR, $8
-
-DATA float3f000000<>+0(SB)/8, $0x3f0000003f000000
-GLOBL float3f000000<>(SB), RODATA|NOPTR, $8
+DATA float3f317218<>+0(SB)/8, $0x3f3172183f317218
+GLOBL float3f317218<>(SB), RODATA|NOPTR, $8
 
 DATA float3f800000<>+0(SB)/8, $0x3f8000003f800000
 GLOBL float3f800000<>(SB), RODATA|NOPTR, $8
 
-// func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
-// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+// func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
+// Requires: AVX, AVX512BW, AVX512F
 TEXT ·softmaxCut1AVX512(SB), NOSPLIT, $0-100
-	MOVQ          w+0(FP), AX
-	MOVQ          sums+8(FP), CX
-	MOVQ          tops+16(FP), DX
-	MOVQ          dots+24(FP), BX
-	MOVQ          add+40(FP), SI
-	MOVQ          noise+48(FP), DI
-	MOVQ          scale+56(FP), R8
-	MOVQ          masks+72(FP), R9
-	MOVQ          mul+32(FP), R10
-	MOVQ          energy+64(FP), R11
-	VBROADCASTSS  floatff800000<>+0(SB), Z0
-	VMOVUPS       (R10), Z1
-	VMOVUPS       64(R10), Z2
-	KMOVW         (R9), K1
-	VMOVUPS       (BX), Z3
-	VFMADD213PS   (SI), Z1, Z3
-	KMOVW         2(R9), K2
-	VMOVUPS       64(BX), Z1
-	VFMADD213PS   64(SI), Z2, Z1
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  (DI), Z2, Z3
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z1
-	VCMPPS        $0x04, Z0, Z3, K1, K1
-	VCMPPS        $0x04, Z0, Z1, K2, K2
-	XORL          BX, BX
-	VBROADCASTSS  (DX), Z2
-	VMOVAPS       Z0, Z0
-	VMAXPS        Z0, Z3, K1, Z0
-	VMAXPS        Z0, Z1, K2, Z0
-	VCMPPS        $0x0e, Z2, Z0, K3
-	KMOVW         K3, SI
-	ORL           SI, BX
-	TESTL         BX, BX
-	JZ            same
-	VMAXPS        Z0, Z2, Z0
-	VEXTRACTF64X4 $0x01, Z0, Y2
-	VMAXPS        Y2, Y0, Y2
-	VEXTRACTF32X4 $0x01, Y2, X0
-	VMAXPS        X0, X2, X0
-	VPERMILPS     $0x4e, X0, X2
-	VMAXPS        X2, X0, X0
-	VPERMILPS     $0xb1, X0, X2
-	VMAXPS        X2, X0, X0
-	VMOVSS        X0, (DX)
-	VBROADCASTSS  X0, Z2
+	MOVQ         w+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         tops+16(FP), DX
+	MOVQ         dots+24(FP), BX
+	MOVQ         add+40(FP), SI
+	MOVQ         noise+48(FP), DI
+	MOVQ         scale+56(FP), R8
+	MOVQ         masks+72(FP), R9
+	MOVQ         mul+32(FP), R10
+	MOVQ         energy+64(FP), R11
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VMOVUPS      (R10), Z1
+	VMOVUPS      64(R10), Z2
+	KMOVW        (R9), K1
+	VMOVUPS      (BX), Z3
+	VFMADD213PS  (SI), Z1, Z3
+	KMOVW        2(R9), K2
+	VMOVUPS      64(BX), Z1
+	VFMADD213PS  64(SI), Z2, Z1
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS (DI), Z2, Z3
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z1
+	XORL         BX, BX
+	VBROADCASTSS (DX), Z2
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z3, K1, Z0
+	VMAXPS       Z0, Z1, K2, Z0
+	VCMPPS       $0x0e, Z2, Z0, K3
+	KMOVW        K3, SI
+	ORL          SI, BX
+	TESTL        BX, BX
+	JZ           same
+	VMAXPS       Z0, Z2, Z0
+	VSHUFF64X2   $0x44, Z0, Z0, Z2
+	VSHUFF64X2   $0xee, Z0, Z0, Z0
+	VMAXPS       Z0, Z2, Z2
+	VSHUFF64X2   $0x88, Z2, Z2, Z0
+	VSHUFF64X2   $0xdd, Z2, Z2, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VMOVSS       X0, (DX)
+	VSHUFF64X2   $0x00, Z0, Z0, Z0
+	VMOVAPS      Z0, Z2
 
 same:
-	VSUBPS            Z2, Z3, Z3
-	VSUBPS            Z2, Z1, Z1
-	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
-	VBROADCASTSS      floatc3160000<>+0(SB), Z4
-	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z2
-	VBROADCASTSS      float39506967<>+0(SB), Z5
-	VCMPPS            $0x05, Z0, Z3, K1, K1
-	VMAXPS            Z3, Z4, Z3
-	VCMPPS            $0x05, Z0, Z1, K2, K2
-	VMAXPS            Z1, Z4, Z1
-	VMULPS            Z2, Z3, Z0
-	VMULPS            Z2, Z1, Z2
-	VRNDSCALEPS       $0x08, Z0, Z0
-	VRNDSCALEPS       $0x08, Z2, Z2
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z1
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z1
-	VMOVAPS           Z5, Z4
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z4
-	VMOVAPS           Z5, Z5
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z5
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z4
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z5
-	VMULPS            Z3, Z3, Z6
-	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
-	VFMADD231PS       Z6, Z4, Z3
-	VMULPS            Z1, Z1, Z4
-	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
-	VFMADD231PS       Z4, Z5, Z1
-	VSCALEFPS         Z0, Z3, Z3
-	VSCALEFPS         Z2, Z1, Z1
-	VMOVAPS.Z         Z3, K1, Z3
-	VMULPS.Z          (R8), Z3, K1, Z0
-	VMOVUPS           Z0, (AX)
-	KMOVW             K1, (R9)
-	VMOVAPS.Z         Z1, K2, Z1
-	VMULPS.Z          64(R8), Z1, K2, Z2
-	VMOVUPS           Z2, 64(AX)
-	KMOVW             K2, 2(R9)
-	VADDPS            Z1, Z3, Z3
-	VEXTRACTF64X4     $0x01, Z3, Y1
-	VADDPS            Y1, Y3, Y1
-	VEXTRACTF32X4     $0x01, Y1, X3
-	VADDPS            X3, X1, X3
-	VPERMILPS         $0x4e, X3, X1
-	VADDPS            X1, X3, X3
-	VPERMILPS         $0xb1, X3, X1
-	VADDPS            X1, X3, X3
-	VMOVSS            X3, (CX)
-	MOVQ              digits+80(FP), AX
-	MOVQ              units+88(FP), CX
-	VPMAXUD           Z2, Z0, Z1
-	VEXTRACTF64X4     $0x01, Z1, Y3
-	VPMAXUD           Y3, Y1, Y3
-	VEXTRACTF32X4     $0x01, Y3, X1
-	VPMAXUD           X1, X3, X1
-	VPERMILPS         $0x4e, X1, X3
-	VPMAXUD           X3, X1, X1
-	VPERMILPS         $0xb1, X1, X3
-	VPMAXUD           X3, X1, X1
-	VPBROADCASTD      X1, Z1
-	VPMAXUD.BCST      float800000<>+0(SB), Z1, Z1
-	VGETEXPPS         Z1, Z1
-	VSUBPS.BCST       float41b80000<>+0(SB), Z1, Z1
-	VPXORD.BCST       float80000000<>+0(SB), Z1, Z3
-	VSCALEFPS         Z3, Z0, Z0
-	VSCALEFPS         Z3, Z2, Z2
-	VBROADCASTSS      float3f800000<>+0(SB), Z3
-	VSCALEFPS         Z1, Z3, Z1
-	VMOVSS            X1, (CX)
-	VCVTPS2DQ         Z0, Z0
-	VCVTPS2DQ         Z2, Z2
-	VMOVDQU64         digitsLow<>+0(SB), Z3
-	VMOVDQU64         digitsHigh<>+0(SB), Z4
-	VMOVDQA64         Z0, Z1
-	VPERMT2B          Z2, Z3, Z1
-	VMOVDQU64         Z1, (AX)
-	VPERMT2B          Z2, Z4, Z0
-	VMOVDQU64         Y0, 64(AX)
-	VMOVDQU32         (R8), Z0
-	VPMAXUD           64(R8), Z0, Z0
-	VEXTRACTF64X4     $0x01, Z0, Y1
-	VPMAXUD           Y1, Y0, Y1
-	VEXTRACTF32X4     $0x01, Y1, X0
-	VPMAXUD           X0, X1, X0
-	VPERMILPS         $0x4e, X0, X1
-	VPMAXUD           X1, X0, X0
-	VPERMILPS         $0xb1, X0, X1
-	VPMAXUD           X1, X0, X0
-	VMOVD             X0, AX
-	MOVL              AX, largest+96(FP)
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z2, Z2
+	VSUBPS           Z2, Z3, Z3
+	VSUBPS           Z2, Z1, Z1
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z2
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z4
+	VCMPPS           $0x05, Z2, Z3, K1, K1
+	VMULPS           Z4, Z3, Z0
+	VCMPPS           $0x05, Z2, Z1, K2, K2
+	VMULPS           Z4, Z1, Z2
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z2, Z2
+	VMOVAPS          Z3, Z5
+	VFMSUB213PS      Z0, Z4, Z5
+	VMOVAPS          Z1, Z6
+	VFMSUB213PS      Z2, Z4, Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z5
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z6
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z6, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z5, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z6, Z1
+	VSCALEFPS.Z      Z0, Z3, K1, Z3
+	VSCALEFPS.Z      Z2, Z1, K2, Z1
+	VMULPS.Z         (R8), Z3, K1, Z0
+	VMOVUPS          Z0, (AX)
+	KMOVW            K1, (R9)
+	VMULPS.Z         64(R8), Z1, K2, Z2
+	VMOVUPS          Z2, 64(AX)
+	KMOVW            K2, 2(R9)
+	VADDPS           Z1, Z3, Z3
+	VSHUFF64X2       $0x44, Z3, Z3, Z1
+	VSHUFF64X2       $0xee, Z3, Z3, Z3
+	VADDPS           Z3, Z1, Z1
+	VSHUFF64X2       $0x88, Z1, Z1, Z3
+	VSHUFF64X2       $0xdd, Z1, Z1, Z1
+	VADDPS           Z1, Z3, Z3
+	VPERMILPS        $0x4e, Z3, Z1
+	VADDPS           Z1, Z3, Z3
+	VPERMILPS        $0xb1, Z3, Z1
+	VADDPS           Z1, Z3, Z3
+	VMOVSS           X3, (CX)
+	MOVQ             digits+80(FP), AX
+	MOVQ             units+88(FP), CX
+	VPMAXUD          Z2, Z0, Z1
+	VSHUFF64X2       $0x44, Z1, Z1, Z3
+	VSHUFF64X2       $0xee, Z1, Z1, Z1
+	VPMAXUD          Z1, Z3, Z3
+	VSHUFF64X2       $0x88, Z3, Z3, Z1
+	VSHUFF64X2       $0xdd, Z3, Z3, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VPMAXUD.BCST     float800000<>+0(SB), Z1, Z1
+	VGETEXPPS        Z1, Z1
+	VSUBPS.BCST      float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST      float80000000<>+0(SB), Z1, Z3
+	VSHUFF64X2       $0x00, Z3, Z3, Z3
+	VSCALEFPS        Z3, Z0, Z0
+	VSCALEFPS        Z3, Z2, Z2
+	VBROADCASTSS     float3f800000<>+0(SB), Z3
+	VSCALEFPS        Z1, Z3, Z1
+	VMOVSS           X1, (CX)
+	VCVTPS2DQ        Z0, Z0
+	VCVTPS2DQ        Z2, Z2
+	VMOVDQU64        digitOrder<>+0(SB), Z1
+	VPSHUFB          Z1, Z0, Z0
+	VMOVDQU64        Z0, (AX)
+	VPSHUFB          Z1, Z2, Z2
+	VMOVDQU64        Z2, 64(AX)
+	VBROADCASTSS     float7f800000<>+0(SB), Z0
+	VMOVDQU32        (R8), Z1
+	VPCMPUD          $0x05, Z0, Z1, K1
+	VMOVDQU32        64(R8), Z1
+	VPCMPUD          $0x05, Z0, Z1, K2
+	KORW             K2, K1, K1
+	KMOVW            K1, AX
+	MOVL             AX, bad+96(FP)
 	VZEROUPPER
 	RET
 
@@ -5015,28 +5000,21 @@ GLOBL float41b80000<>(SB), RODATA|NOPTR, $8
 DATA float80000000<>+0(SB)/8, $0x8000000080000000
 GLOBL float80000000<>(SB), RODATA|NOPTR, $8
 
-DATA digitsLow<>+0(SB)/8, $0x1c1814100c080400
-DATA digitsLow<>+8(SB)/8, $0x3c3834302c282420
-DATA digitsLow<>+16(SB)/8, $0x5c5854504c484440
-DATA digitsLow<>+24(SB)/8, $0x7c7874706c686460
-DATA digitsLow<>+32(SB)/8, $0x1d1915110d090501
-DATA digitsLow<>+40(SB)/8, $0x3d3935312d292521
-DATA digitsLow<>+48(SB)/8, $0x5d5955514d494541
-DATA digitsLow<>+56(SB)/8, $0x7d7975716d696561
-GLOBL digitsLow<>(SB), RODATA|NOPTR, $64
+DATA digitOrder<>+0(SB)/8, $0x0d0905010c080400
+DATA digitOrder<>+8(SB)/8, $0x0f0b07030e0a0602
+DATA digitOrder<>+16(SB)/8, $0x0d0905010c080400
+DATA digitOrder<>+24(SB)/8, $0x0f0b07030e0a0602
+DATA digitOrder<>+32(SB)/8, $0x0d0905010c080400
+DATA digitOrder<>+40(SB)/8, $0x0f0b07030e0a0602
+DATA digitOrder<>+48(SB)/8, $0x0d0905010c080400
+DATA digitOrder<>+56(SB)/8, $0x0f0b07030e0a0602
+GLOBL digitOrder<>(SB), RODATA|NOPTR, $64
 
-DATA digitsHigh<>+0(SB)/8, $0x1e1a16120e0a0602
-DATA digitsHigh<>+8(SB)/8, $0x3e3a36322e2a2622
-DATA digitsHigh<>+16(SB)/8, $0x5e5a56524e4a4642
-DATA digitsHigh<>+24(SB)/8, $0x7e7a76726e6a6662
-DATA digitsHigh<>+32(SB)/8, $0x0000000000000000
-DATA digitsHigh<>+40(SB)/8, $0x0000000000000000
-DATA digitsHigh<>+48(SB)/8, $0x0000000000000000
-DATA digitsHigh<>+56(SB)/8, $0x0000000000000000
-GLOBL digitsHigh<>(SB), RODATA|NOPTR, $64
+DATA float7f800000<>+0(SB)/8, $0x7f8000007f800000
+GLOBL float7f800000<>(SB), RODATA|NOPTR, $8
 
 // func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
-// Requires: AVX, AVX512F, AVX512VL
+// Requires: AVX, AVX512F
 TEXT ·softmax2AVX512(SB), NOSPLIT, $0-80
 	MOVQ          w+0(FP), AX
 	MOVQ          sums+8(FP), CX
@@ -5071,10 +5049,6 @@ TEXT ·softmax2AVX512(SB), NOSPLIT, $0-80
 	VFNMADD231PS  (DI), Z2, Z5
 	VBROADCASTSS  4(R11), Z2
 	VFNMADD231PS  64(DI), Z2, Z1
-	VCMPPS        $0x04, Z0, Z3, K1, K1
-	VCMPPS        $0x04, Z0, Z4, K2, K2
-	VCMPPS        $0x04, Z0, Z5, K3, K3
-	VCMPPS        $0x04, Z0, Z1, K4, K4
 	XORL          BX, BX
 	VBROADCASTSS  (DX), Z6
 	VMOVAPS       Z0, Z2
@@ -5094,141 +5068,121 @@ TEXT ·softmax2AVX512(SB), NOSPLIT, $0-80
 	JZ            same
 	VMAXPS        Z2, Z6, Z2
 	VMAXPS        Z0, Z7, Z0
-	VEXTRACTF64X4 $0x01, Z2, Y6
-	VEXTRACTF64X4 $0x01, Z0, Y7
-	VMAXPS        Y6, Y2, Y6
-	VMAXPS        Y7, Y0, Y7
-	VEXTRACTF32X4 $0x01, Y6, X0
-	VEXTRACTF32X4 $0x01, Y7, X2
-	VMAXPS        X0, X6, X0
-	VMAXPS        X2, X7, X2
-	VPERMILPS     $0x4e, X0, X6
-	VPERMILPS     $0x4e, X2, X7
-	VMAXPS        X6, X0, X0
-	VMAXPS        X7, X2, X2
-	VPERMILPS     $0xb1, X0, X6
-	VPERMILPS     $0xb1, X2, X7
-	VMAXPS        X6, X0, X0
-	VMAXPS        X7, X2, X2
+	VSHUFF64X2    $0x44, Z0, Z2, Z6
+	VSHUFF64X2    $0xee, Z0, Z2, Z0
+	VMAXPS        Z0, Z6, Z6
+	VSHUFF64X2    $0x88, Z6, Z6, Z0
+	VSHUFF64X2    $0xdd, Z6, Z6, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0x4e, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0xb1, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
 	VMOVSS        X0, (DX)
-	VBROADCASTSS  X0, Z6
+	VEXTRACTF32X4 $0x01, Z0, X2
 	VMOVSS        X2, 4(DX)
-	VBROADCASTSS  X2, Z7
+	VSHUFF64X2    $0x00, Z0, Z0, Z2
+	VMOVAPS       Z2, Z6
+	VSHUFF64X2    $0x55, Z0, Z0, Z0
+	VMOVAPS       Z0, Z7
 
 same:
-	VSUBPS            Z6, Z3, Z3
-	VSUBPS            Z6, Z4, Z4
-	VSUBPS            Z7, Z5, Z5
-	VSUBPS            Z7, Z1, Z1
-	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
-	VBROADCASTSS      floatc3160000<>+0(SB), Z2
-	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z7
-	VBROADCASTSS      float39506967<>+0(SB), Z11
-	VCMPPS            $0x05, Z0, Z3, K1, K1
-	VMAXPS            Z3, Z2, Z3
-	VCMPPS            $0x05, Z0, Z4, K2, K2
-	VMAXPS            Z4, Z2, Z4
-	VCMPPS            $0x05, Z0, Z5, K3, K3
-	VMAXPS            Z5, Z2, Z5
-	VCMPPS            $0x05, Z0, Z1, K4, K4
-	VMAXPS            Z1, Z2, Z1
-	VMULPS            Z7, Z3, Z0
-	VMULPS            Z7, Z4, Z2
-	VMULPS            Z7, Z5, Z6
-	VMULPS            Z7, Z1, Z7
-	VRNDSCALEPS       $0x08, Z0, Z0
-	VRNDSCALEPS       $0x08, Z2, Z2
-	VRNDSCALEPS       $0x08, Z6, Z6
-	VRNDSCALEPS       $0x08, Z7, Z7
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z6, Z5
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z7, Z1
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z6, Z5
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z7, Z1
-	VMOVAPS           Z11, Z8
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z8
-	VMOVAPS           Z11, Z9
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z9
-	VMOVAPS           Z11, Z10
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z10
-	VMOVAPS           Z11, Z11
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z11
-	VMULPS            Z3, Z3, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
-	VFMADD231PS       Z12, Z8, Z3
-	VMULPS            Z4, Z4, Z8
-	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
-	VFMADD231PS       Z8, Z9, Z4
-	VMULPS            Z5, Z5, Z8
-	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
-	VFMADD231PS       Z8, Z10, Z5
-	VMULPS            Z1, Z1, Z8
-	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
-	VFMADD231PS       Z8, Z11, Z1
-	VSCALEFPS         Z0, Z3, Z3
-	VSCALEFPS         Z2, Z4, Z4
-	VSCALEFPS         Z6, Z5, Z5
-	VSCALEFPS         Z7, Z1, Z1
-	VMOVAPS.Z         Z3, K1, Z3
-	VMULPS.Z          (R8), Z3, K1, Z0
-	VMOVUPS           Z0, (AX)
-	KMOVW             K1, (R9)
-	VMOVAPS.Z         Z4, K2, Z4
-	VMULPS.Z          64(R8), Z4, K2, Z0
-	VMOVUPS           Z0, 64(AX)
-	KMOVW             K2, 2(R9)
-	VMOVAPS.Z         Z5, K3, Z5
-	VMULPS.Z          (R8), Z5, K3, Z0
-	VMOVUPS           Z0, 128(AX)
-	KMOVW             K3, 4(R9)
-	VMOVAPS.Z         Z1, K4, Z1
-	VMULPS.Z          64(R8), Z1, K4, Z0
-	VMOVUPS           Z0, 192(AX)
-	KMOVW             K4, 6(R9)
-	VADDPS            Z4, Z3, Z3
-	VADDPS            Z1, Z5, Z5
-	VEXTRACTF64X4     $0x01, Z3, Y0
-	VEXTRACTF64X4     $0x01, Z5, Y1
-	VADDPS            Y0, Y3, Y0
-	VADDPS            Y1, Y5, Y1
-	VEXTRACTF32X4     $0x01, Y0, X2
-	VEXTRACTF32X4     $0x01, Y1, X3
-	VADDPS            X2, X0, X2
-	VADDPS            X3, X1, X3
-	VPERMILPS         $0x4e, X2, X0
-	VPERMILPS         $0x4e, X3, X1
-	VADDPS            X0, X2, X2
-	VADDPS            X1, X3, X3
-	VPERMILPS         $0xb1, X2, X0
-	VPERMILPS         $0xb1, X3, X1
-	VADDPS            X0, X2, X2
-	VADDPS            X1, X3, X3
-	VMOVSS            X2, (CX)
-	VMOVSS            X3, 4(CX)
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z6, Z6
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z7, Z7
+	VSUBPS           Z6, Z3, Z3
+	VSUBPS           Z6, Z4, Z4
+	VSUBPS           Z7, Z5, Z5
+	VSUBPS           Z7, Z1, Z1
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z7
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z8
+	VCMPPS           $0x05, Z7, Z3, K1, K1
+	VMULPS           Z8, Z3, Z0
+	VCMPPS           $0x05, Z7, Z4, K2, K2
+	VMULPS           Z8, Z4, Z2
+	VCMPPS           $0x05, Z7, Z5, K3, K3
+	VMULPS           Z8, Z5, Z6
+	VCMPPS           $0x05, Z7, Z1, K4, K4
+	VMULPS           Z8, Z1, Z7
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z2, Z2
+	VRNDSCALEPS      $0x08, Z6, Z6
+	VRNDSCALEPS      $0x08, Z7, Z7
+	VMOVAPS          Z3, Z9
+	VFMSUB213PS      Z0, Z8, Z9
+	VMOVAPS          Z4, Z10
+	VFMSUB213PS      Z2, Z8, Z10
+	VMOVAPS          Z5, Z11
+	VFMSUB213PS      Z6, Z8, Z11
+	VMOVAPS          Z1, Z12
+	VFMSUB213PS      Z7, Z8, Z12
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z9
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z4, Z10
+	VBROADCASTSS     float39220992<>+0(SB), Z4
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z5, Z11
+	VBROADCASTSS     float39220992<>+0(SB), Z5
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z12
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z12, Z1
+	VSCALEFPS.Z      Z0, Z3, K1, Z3
+	VSCALEFPS.Z      Z2, Z4, K2, Z4
+	VSCALEFPS.Z      Z6, Z5, K3, Z5
+	VSCALEFPS.Z      Z7, Z1, K4, Z1
+	VMULPS.Z         (R8), Z3, K1, Z0
+	VMOVUPS          Z0, (AX)
+	KMOVW            K1, (R9)
+	VMULPS.Z         64(R8), Z4, K2, Z0
+	VMOVUPS          Z0, 64(AX)
+	KMOVW            K2, 2(R9)
+	VMULPS.Z         (R8), Z5, K3, Z0
+	VMOVUPS          Z0, 128(AX)
+	KMOVW            K3, 4(R9)
+	VMULPS.Z         64(R8), Z1, K4, Z0
+	VMOVUPS          Z0, 192(AX)
+	KMOVW            K4, 6(R9)
+	VADDPS           Z4, Z3, Z3
+	VADDPS           Z1, Z5, Z5
+	VSHUFF64X2       $0x44, Z5, Z3, Z0
+	VSHUFF64X2       $0xee, Z5, Z3, Z1
+	VADDPS           Z1, Z0, Z0
+	VSHUFF64X2       $0x88, Z0, Z0, Z1
+	VSHUFF64X2       $0xdd, Z0, Z0, Z0
+	VADDPS           Z0, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z0
+	VADDPS           Z0, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z0
+	VADDPS           Z0, Z1, Z1
+	VMOVSS           X1, (CX)
+	VEXTRACTF32X4    $0x01, Z1, X0
+	VMOVSS           X0, 4(CX)
 	VZEROUPPER
 	RET
 
-// func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
-// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+// func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
+// Requires: AVX, AVX512BW, AVX512F
 TEXT ·softmaxCut2AVX512(SB), NOSPLIT, $0-100
 	MOVQ          w+0(FP), AX
 	MOVQ          sums+8(FP), CX
@@ -5263,10 +5217,6 @@ TEXT ·softmaxCut2AVX512(SB), NOSPLIT, $0-100
 	VFNMADD231PS  (DI), Z2, Z5
 	VBROADCASTSS  4(R11), Z2
 	VFNMADD231PS  64(DI), Z2, Z1
-	VCMPPS        $0x04, Z0, Z3, K1, K1
-	VCMPPS        $0x04, Z0, Z4, K2, K2
-	VCMPPS        $0x04, Z0, Z5, K3, K3
-	VCMPPS        $0x04, Z0, Z1, K4, K4
 	XORL          BX, BX
 	VBROADCASTSS  (DX), Z6
 	VMOVAPS       Z0, Z2
@@ -5286,208 +5236,171 @@ TEXT ·softmaxCut2AVX512(SB), NOSPLIT, $0-100
 	JZ            same
 	VMAXPS        Z2, Z6, Z2
 	VMAXPS        Z0, Z7, Z0
-	VEXTRACTF64X4 $0x01, Z2, Y6
-	VEXTRACTF64X4 $0x01, Z0, Y7
-	VMAXPS        Y6, Y2, Y6
-	VMAXPS        Y7, Y0, Y7
-	VEXTRACTF32X4 $0x01, Y6, X0
-	VEXTRACTF32X4 $0x01, Y7, X2
-	VMAXPS        X0, X6, X0
-	VMAXPS        X2, X7, X2
-	VPERMILPS     $0x4e, X0, X6
-	VPERMILPS     $0x4e, X2, X7
-	VMAXPS        X6, X0, X0
-	VMAXPS        X7, X2, X2
-	VPERMILPS     $0xb1, X0, X6
-	VPERMILPS     $0xb1, X2, X7
-	VMAXPS        X6, X0, X0
-	VMAXPS        X7, X2, X2
+	VSHUFF64X2    $0x44, Z0, Z2, Z6
+	VSHUFF64X2    $0xee, Z0, Z2, Z0
+	VMAXPS        Z0, Z6, Z6
+	VSHUFF64X2    $0x88, Z6, Z6, Z0
+	VSHUFF64X2    $0xdd, Z6, Z6, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0x4e, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0xb1, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
 	VMOVSS        X0, (DX)
-	VBROADCASTSS  X0, Z6
+	VEXTRACTF32X4 $0x01, Z0, X2
 	VMOVSS        X2, 4(DX)
-	VBROADCASTSS  X2, Z7
+	VSHUFF64X2    $0x00, Z0, Z0, Z2
+	VMOVAPS       Z2, Z6
+	VSHUFF64X2    $0x55, Z0, Z0, Z0
+	VMOVAPS       Z0, Z7
 
 same:
-	VSUBPS            Z6, Z3, Z3
-	VSUBPS            Z6, Z4, Z4
-	VSUBPS            Z7, Z5, Z5
-	VSUBPS            Z7, Z1, Z1
-	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
-	VBROADCASTSS      floatc3160000<>+0(SB), Z2
-	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z7
-	VBROADCASTSS      float39506967<>+0(SB), Z11
-	VCMPPS            $0x05, Z0, Z3, K1, K1
-	VMAXPS            Z3, Z2, Z3
-	VCMPPS            $0x05, Z0, Z4, K2, K2
-	VMAXPS            Z4, Z2, Z4
-	VCMPPS            $0x05, Z0, Z5, K3, K3
-	VMAXPS            Z5, Z2, Z5
-	VCMPPS            $0x05, Z0, Z1, K4, K4
-	VMAXPS            Z1, Z2, Z1
-	VMULPS            Z7, Z3, Z0
-	VMULPS            Z7, Z4, Z2
-	VMULPS            Z7, Z5, Z6
-	VMULPS            Z7, Z1, Z7
-	VRNDSCALEPS       $0x08, Z0, Z0
-	VRNDSCALEPS       $0x08, Z2, Z2
-	VRNDSCALEPS       $0x08, Z6, Z6
-	VRNDSCALEPS       $0x08, Z7, Z7
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z6, Z5
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z7, Z1
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z6, Z5
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z7, Z1
-	VMOVAPS           Z11, Z8
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z8
-	VMOVAPS           Z11, Z9
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z9
-	VMOVAPS           Z11, Z10
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z10
-	VMOVAPS           Z11, Z11
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z11
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z8
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z9
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z10
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z11
-	VMULPS            Z3, Z3, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
-	VFMADD231PS       Z12, Z8, Z3
-	VMULPS            Z4, Z4, Z8
-	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
-	VFMADD231PS       Z8, Z9, Z4
-	VMULPS            Z5, Z5, Z8
-	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
-	VFMADD231PS       Z8, Z10, Z5
-	VMULPS            Z1, Z1, Z8
-	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
-	VFMADD231PS       Z8, Z11, Z1
-	VSCALEFPS         Z0, Z3, Z3
-	VSCALEFPS         Z2, Z4, Z4
-	VSCALEFPS         Z6, Z5, Z5
-	VSCALEFPS         Z7, Z1, Z1
-	VMOVAPS.Z         Z3, K1, Z3
-	VMULPS.Z          (R8), Z3, K1, Z0
-	VMOVUPS           Z0, (AX)
-	KMOVW             K1, (R9)
-	VMOVAPS.Z         Z4, K2, Z4
-	VMULPS.Z          64(R8), Z4, K2, Z2
-	VMOVUPS           Z2, 64(AX)
-	KMOVW             K2, 2(R9)
-	VMOVAPS.Z         Z5, K3, Z5
-	VMULPS.Z          (R8), Z5, K3, Z6
-	VMOVUPS           Z6, 128(AX)
-	KMOVW             K3, 4(R9)
-	VMOVAPS.Z         Z1, K4, Z1
-	VMULPS.Z          64(R8), Z1, K4, Z7
-	VMOVUPS           Z7, 192(AX)
-	KMOVW             K4, 6(R9)
-	VADDPS            Z4, Z3, Z3
-	VADDPS            Z1, Z5, Z5
-	VEXTRACTF64X4     $0x01, Z3, Y1
-	VEXTRACTF64X4     $0x01, Z5, Y4
-	VADDPS            Y1, Y3, Y1
-	VADDPS            Y4, Y5, Y4
-	VEXTRACTF32X4     $0x01, Y1, X3
-	VEXTRACTF32X4     $0x01, Y4, X5
-	VADDPS            X3, X1, X3
-	VADDPS            X5, X4, X5
-	VPERMILPS         $0x4e, X3, X1
-	VPERMILPS         $0x4e, X5, X4
-	VADDPS            X1, X3, X3
-	VADDPS            X4, X5, X5
-	VPERMILPS         $0xb1, X3, X1
-	VPERMILPS         $0xb1, X5, X4
-	VADDPS            X1, X3, X3
-	VADDPS            X4, X5, X5
-	VMOVSS            X3, (CX)
-	VMOVSS            X5, 4(CX)
-	MOVQ              digits+80(FP), AX
-	MOVQ              units+88(FP), CX
-	VPMAXUD           Z2, Z0, Z1
-	VPMAXUD           Z7, Z6, Z3
-	VEXTRACTF64X4     $0x01, Z1, Y4
-	VEXTRACTF64X4     $0x01, Z3, Y5
-	VPMAXUD           Y4, Y1, Y4
-	VPMAXUD           Y5, Y3, Y5
-	VEXTRACTF32X4     $0x01, Y4, X1
-	VEXTRACTF32X4     $0x01, Y5, X3
-	VPMAXUD           X1, X4, X1
-	VPMAXUD           X3, X5, X3
-	VPERMILPS         $0x4e, X1, X4
-	VPERMILPS         $0x4e, X3, X5
-	VPMAXUD           X4, X1, X1
-	VPMAXUD           X5, X3, X3
-	VPERMILPS         $0xb1, X1, X4
-	VPERMILPS         $0xb1, X3, X5
-	VPMAXUD           X4, X1, X1
-	VPMAXUD           X5, X3, X3
-	VPBROADCASTD      X1, Z1
-	VPBROADCASTD      X3, Z3
-	VPMAXUD.BCST      float800000<>+0(SB), Z1, Z1
-	VPMAXUD.BCST      float800000<>+0(SB), Z3, Z3
-	VGETEXPPS         Z1, Z1
-	VGETEXPPS         Z3, Z3
-	VSUBPS.BCST       float41b80000<>+0(SB), Z1, Z1
-	VPXORD.BCST       float80000000<>+0(SB), Z1, Z4
-	VSUBPS.BCST       float41b80000<>+0(SB), Z3, Z3
-	VPXORD.BCST       float80000000<>+0(SB), Z3, Z5
-	VSCALEFPS         Z4, Z0, Z0
-	VSCALEFPS         Z4, Z2, Z2
-	VSCALEFPS         Z5, Z6, Z6
-	VSCALEFPS         Z5, Z7, Z7
-	VBROADCASTSS      float3f800000<>+0(SB), Z4
-	VSCALEFPS         Z1, Z4, Z1
-	VMOVSS            X1, (CX)
-	VSCALEFPS         Z3, Z4, Z3
-	VMOVSS            X3, 4(CX)
-	VCVTPS2DQ         Z0, Z0
-	VCVTPS2DQ         Z2, Z2
-	VCVTPS2DQ         Z6, Z6
-	VCVTPS2DQ         Z7, Z7
-	VMOVDQU64         digitsLow<>+0(SB), Z4
-	VMOVDQU64         digitsHigh<>+0(SB), Z5
-	VMOVDQA64         Z0, Z1
-	VPERMT2B          Z2, Z4, Z1
-	VMOVDQU64         Z1, (AX)
-	VPERMT2B          Z2, Z5, Z0
-	VMOVDQU64         Y0, 64(AX)
-	VMOVDQA64         Z6, Z3
-	VPERMT2B          Z7, Z4, Z3
-	VMOVDQU64         Z3, 96(AX)
-	VPERMT2B          Z7, Z5, Z6
-	VMOVDQU64         Y6, 160(AX)
-	VMOVDQU32         (R8), Z0
-	VPMAXUD           64(R8), Z0, Z0
-	VEXTRACTF64X4     $0x01, Z0, Y1
-	VPMAXUD           Y1, Y0, Y1
-	VEXTRACTF32X4     $0x01, Y1, X0
-	VPMAXUD           X0, X1, X0
-	VPERMILPS         $0x4e, X0, X1
-	VPMAXUD           X1, X0, X0
-	VPERMILPS         $0xb1, X0, X1
-	VPMAXUD           X1, X0, X0
-	VMOVD             X0, AX
-	MOVL              AX, largest+96(FP)
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z6, Z6
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z7, Z7
+	VSUBPS           Z6, Z3, Z3
+	VSUBPS           Z6, Z4, Z4
+	VSUBPS           Z7, Z5, Z5
+	VSUBPS           Z7, Z1, Z1
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z7
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z8
+	VCMPPS           $0x05, Z7, Z3, K1, K1
+	VMULPS           Z8, Z3, Z0
+	VCMPPS           $0x05, Z7, Z4, K2, K2
+	VMULPS           Z8, Z4, Z2
+	VCMPPS           $0x05, Z7, Z5, K3, K3
+	VMULPS           Z8, Z5, Z6
+	VCMPPS           $0x05, Z7, Z1, K4, K4
+	VMULPS           Z8, Z1, Z7
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z2, Z2
+	VRNDSCALEPS      $0x08, Z6, Z6
+	VRNDSCALEPS      $0x08, Z7, Z7
+	VMOVAPS          Z3, Z9
+	VFMSUB213PS      Z0, Z8, Z9
+	VMOVAPS          Z4, Z10
+	VFMSUB213PS      Z2, Z8, Z10
+	VMOVAPS          Z5, Z11
+	VFMSUB213PS      Z6, Z8, Z11
+	VMOVAPS          Z1, Z12
+	VFMSUB213PS      Z7, Z8, Z12
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z9
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z4, Z10
+	VBROADCASTSS     float39220992<>+0(SB), Z4
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z5, Z11
+	VBROADCASTSS     float39220992<>+0(SB), Z5
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z12
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z12, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z10, Z4
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z11, Z5
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z12, Z1
+	VSCALEFPS.Z      Z0, Z3, K1, Z3
+	VSCALEFPS.Z      Z2, Z4, K2, Z4
+	VSCALEFPS.Z      Z6, Z5, K3, Z5
+	VSCALEFPS.Z      Z7, Z1, K4, Z1
+	VMULPS.Z         (R8), Z3, K1, Z0
+	VMOVUPS          Z0, (AX)
+	KMOVW            K1, (R9)
+	VMULPS.Z         64(R8), Z4, K2, Z2
+	VMOVUPS          Z2, 64(AX)
+	KMOVW            K2, 2(R9)
+	VMULPS.Z         (R8), Z5, K3, Z6
+	VMOVUPS          Z6, 128(AX)
+	KMOVW            K3, 4(R9)
+	VMULPS.Z         64(R8), Z1, K4, Z7
+	VMOVUPS          Z7, 192(AX)
+	KMOVW            K4, 6(R9)
+	VADDPS           Z4, Z3, Z3
+	VADDPS           Z1, Z5, Z5
+	VSHUFF64X2       $0x44, Z5, Z3, Z1
+	VSHUFF64X2       $0xee, Z5, Z3, Z3
+	VADDPS           Z3, Z1, Z1
+	VSHUFF64X2       $0x88, Z1, Z1, Z3
+	VSHUFF64X2       $0xdd, Z1, Z1, Z1
+	VADDPS           Z1, Z3, Z3
+	VPERMILPS        $0x4e, Z3, Z1
+	VADDPS           Z1, Z3, Z3
+	VPERMILPS        $0xb1, Z3, Z1
+	VADDPS           Z1, Z3, Z3
+	VMOVSS           X3, (CX)
+	VEXTRACTF32X4    $0x01, Z3, X1
+	VMOVSS           X1, 4(CX)
+	MOVQ             digits+80(FP), AX
+	MOVQ             units+88(FP), CX
+	VPMAXUD          Z2, Z0, Z1
+	VPMAXUD          Z7, Z6, Z3
+	VSHUFF64X2       $0x44, Z3, Z1, Z4
+	VSHUFF64X2       $0xee, Z3, Z1, Z1
+	VPMAXUD          Z1, Z4, Z4
+	VSHUFF64X2       $0x88, Z4, Z4, Z1
+	VSHUFF64X2       $0xdd, Z4, Z4, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VPMAXUD.BCST     float800000<>+0(SB), Z1, Z1
+	VGETEXPPS        Z1, Z1
+	VSUBPS.BCST      float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST      float80000000<>+0(SB), Z1, Z3
+	VSHUFF64X2       $0x00, Z3, Z3, Z4
+	VSCALEFPS        Z4, Z0, Z0
+	VSCALEFPS        Z4, Z2, Z2
+	VSHUFF64X2       $0x55, Z3, Z3, Z3
+	VSCALEFPS        Z3, Z6, Z6
+	VSCALEFPS        Z3, Z7, Z7
+	VBROADCASTSS     float3f800000<>+0(SB), Z3
+	VSCALEFPS        Z1, Z3, Z1
+	VMOVSS           X1, (CX)
+	VEXTRACTF32X4    $0x01, Z1, X1
+	VMOVSS           X1, 4(CX)
+	VCVTPS2DQ        Z0, Z0
+	VCVTPS2DQ        Z2, Z2
+	VCVTPS2DQ        Z6, Z6
+	VCVTPS2DQ        Z7, Z7
+	VMOVDQU64        digitOrder<>+0(SB), Z1
+	VPSHUFB          Z1, Z0, Z0
+	VMOVDQU64        Z0, (AX)
+	VPSHUFB          Z1, Z2, Z2
+	VMOVDQU64        Z2, 64(AX)
+	VPSHUFB          Z1, Z6, Z6
+	VMOVDQU64        Z6, 128(AX)
+	VPSHUFB          Z1, Z7, Z7
+	VMOVDQU64        Z7, 192(AX)
+	VBROADCASTSS     float7f800000<>+0(SB), Z0
+	VMOVDQU32        (R8), Z1
+	VPCMPUD          $0x05, Z0, Z1, K1
+	VMOVDQU32        64(R8), Z1
+	VPCMPUD          $0x05, Z0, Z1, K2
+	KORW             K2, K1, K1
+	KMOVW            K1, AX
+	MOVL             AX, bad+96(FP)
 	VZEROUPPER
 	RET
 
 // func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
-// Requires: AVX, AVX512F, AVX512VL
+// Requires: AVX, AVX512F
 TEXT ·softmax3AVX512(SB), NOSPLIT, $0-80
 	MOVQ          w+0(FP), AX
 	MOVQ          sums+8(FP), CX
@@ -5532,12 +5445,6 @@ TEXT ·softmax3AVX512(SB), NOSPLIT, $0-80
 	VFNMADD231PS  (DI), Z2, Z7
 	VBROADCASTSS  8(R11), Z2
 	VFNMADD231PS  64(DI), Z2, Z1
-	VCMPPS        $0x04, Z0, Z3, K1, K1
-	VCMPPS        $0x04, Z0, Z4, K2, K2
-	VCMPPS        $0x04, Z0, Z5, K3, K3
-	VCMPPS        $0x04, Z0, Z6, K4, K4
-	VCMPPS        $0x04, Z0, Z7, K5, K5
-	VCMPPS        $0x04, Z0, Z1, K6, K6
 	XORL          BX, BX
 	VBROADCASTSS  (DX), Z9
 	VMOVAPS       Z0, Z2
@@ -5565,203 +5472,171 @@ TEXT ·softmax3AVX512(SB), NOSPLIT, $0-80
 	VMAXPS        Z2, Z9, Z2
 	VMAXPS        Z8, Z10, Z8
 	VMAXPS        Z0, Z11, Z0
-	VEXTRACTF64X4 $0x01, Z2, Y9
-	VEXTRACTF64X4 $0x01, Z8, Y10
-	VEXTRACTF64X4 $0x01, Z0, Y11
-	VMAXPS        Y9, Y2, Y9
-	VMAXPS        Y10, Y8, Y10
-	VMAXPS        Y11, Y0, Y11
-	VEXTRACTF32X4 $0x01, Y9, X0
-	VEXTRACTF32X4 $0x01, Y10, X2
-	VEXTRACTF32X4 $0x01, Y11, X8
-	VMAXPS        X0, X9, X0
-	VMAXPS        X2, X10, X2
-	VMAXPS        X8, X11, X8
-	VPERMILPS     $0x4e, X0, X9
-	VPERMILPS     $0x4e, X2, X10
-	VPERMILPS     $0x4e, X8, X11
-	VMAXPS        X9, X0, X0
-	VMAXPS        X10, X2, X2
-	VMAXPS        X11, X8, X8
-	VPERMILPS     $0xb1, X0, X9
-	VPERMILPS     $0xb1, X2, X10
-	VPERMILPS     $0xb1, X8, X11
-	VMAXPS        X9, X0, X0
-	VMAXPS        X10, X2, X2
-	VMAXPS        X11, X8, X8
+	VSHUFF64X2    $0x44, Z8, Z2, Z9
+	VSHUFF64X2    $0xee, Z8, Z2, Z2
+	VMAXPS        Z2, Z9, Z9
+	VSHUFF64X2    $0x44, Z0, Z0, Z2
+	VSHUFF64X2    $0xee, Z0, Z0, Z0
+	VMAXPS        Z0, Z2, Z2
+	VSHUFF64X2    $0x88, Z2, Z9, Z0
+	VSHUFF64X2    $0xdd, Z2, Z9, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0x4e, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0xb1, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
 	VMOVSS        X0, (DX)
-	VBROADCASTSS  X0, Z9
+	VEXTRACTF32X4 $0x01, Z0, X2
 	VMOVSS        X2, 4(DX)
-	VBROADCASTSS  X2, Z10
-	VMOVSS        X8, 8(DX)
-	VBROADCASTSS  X8, Z11
+	VEXTRACTF32X4 $0x02, Z0, X2
+	VMOVSS        X2, 8(DX)
+	VSHUFF64X2    $0x00, Z0, Z0, Z2
+	VMOVAPS       Z2, Z9
+	VSHUFF64X2    $0x55, Z0, Z0, Z2
+	VMOVAPS       Z2, Z10
+	VSHUFF64X2    $0xaa, Z0, Z0, Z0
+	VMOVAPS       Z0, Z11
 
 same:
-	VSUBPS            Z9, Z3, Z3
-	VSUBPS            Z9, Z4, Z4
-	VSUBPS            Z10, Z5, Z5
-	VSUBPS            Z10, Z6, Z6
-	VSUBPS            Z11, Z7, Z7
-	VSUBPS            Z11, Z1, Z1
-	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
-	VBROADCASTSS      floatc3160000<>+0(SB), Z2
-	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z11
-	VBROADCASTSS      float39506967<>+0(SB), Z17
-	VCMPPS            $0x05, Z0, Z3, K1, K1
-	VMAXPS            Z3, Z2, Z3
-	VCMPPS            $0x05, Z0, Z4, K2, K2
-	VMAXPS            Z4, Z2, Z4
-	VCMPPS            $0x05, Z0, Z5, K3, K3
-	VMAXPS            Z5, Z2, Z5
-	VCMPPS            $0x05, Z0, Z6, K4, K4
-	VMAXPS            Z6, Z2, Z6
-	VCMPPS            $0x05, Z0, Z7, K5, K5
-	VMAXPS            Z7, Z2, Z7
-	VCMPPS            $0x05, Z0, Z1, K6, K6
-	VMAXPS            Z1, Z2, Z1
-	VMULPS            Z11, Z3, Z0
-	VMULPS            Z11, Z4, Z2
-	VMULPS            Z11, Z5, Z8
-	VMULPS            Z11, Z6, Z9
-	VMULPS            Z11, Z7, Z10
-	VMULPS            Z11, Z1, Z11
-	VRNDSCALEPS       $0x08, Z0, Z0
-	VRNDSCALEPS       $0x08, Z2, Z2
-	VRNDSCALEPS       $0x08, Z8, Z8
-	VRNDSCALEPS       $0x08, Z9, Z9
-	VRNDSCALEPS       $0x08, Z10, Z10
-	VRNDSCALEPS       $0x08, Z11, Z11
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z8, Z5
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z9, Z6
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z10, Z7
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z11, Z1
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z8, Z5
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z9, Z6
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z10, Z7
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z11, Z1
-	VMOVAPS           Z17, Z12
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z12
-	VMOVAPS           Z17, Z13
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z13
-	VMOVAPS           Z17, Z14
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z14
-	VMOVAPS           Z17, Z15
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z6, Z15
-	VMOVAPS           Z17, Z16
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z7, Z16
-	VMOVAPS           Z17, Z17
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z17
-	VMULPS            Z3, Z3, Z18
-	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
-	VFMADD231PS       Z18, Z12, Z3
-	VMULPS            Z4, Z4, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
-	VFMADD231PS       Z12, Z13, Z4
-	VMULPS            Z5, Z5, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
-	VFMADD231PS       Z12, Z14, Z5
-	VMULPS            Z6, Z6, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z6, Z6
-	VFMADD231PS       Z12, Z15, Z6
-	VMULPS            Z7, Z7, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z7, Z7
-	VFMADD231PS       Z12, Z16, Z7
-	VMULPS            Z1, Z1, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
-	VFMADD231PS       Z12, Z17, Z1
-	VSCALEFPS         Z0, Z3, Z3
-	VSCALEFPS         Z2, Z4, Z4
-	VSCALEFPS         Z8, Z5, Z5
-	VSCALEFPS         Z9, Z6, Z6
-	VSCALEFPS         Z10, Z7, Z7
-	VSCALEFPS         Z11, Z1, Z1
-	VMOVAPS.Z         Z3, K1, Z3
-	VMULPS.Z          (R8), Z3, K1, Z0
-	VMOVUPS           Z0, (AX)
-	KMOVW             K1, (R9)
-	VMOVAPS.Z         Z4, K2, Z4
-	VMULPS.Z          64(R8), Z4, K2, Z0
-	VMOVUPS           Z0, 64(AX)
-	KMOVW             K2, 2(R9)
-	VMOVAPS.Z         Z5, K3, Z5
-	VMULPS.Z          (R8), Z5, K3, Z0
-	VMOVUPS           Z0, 128(AX)
-	KMOVW             K3, 4(R9)
-	VMOVAPS.Z         Z6, K4, Z6
-	VMULPS.Z          64(R8), Z6, K4, Z0
-	VMOVUPS           Z0, 192(AX)
-	KMOVW             K4, 6(R9)
-	VMOVAPS.Z         Z7, K5, Z7
-	VMULPS.Z          (R8), Z7, K5, Z0
-	VMOVUPS           Z0, 256(AX)
-	KMOVW             K5, 8(R9)
-	VMOVAPS.Z         Z1, K6, Z1
-	VMULPS.Z          64(R8), Z1, K6, Z0
-	VMOVUPS           Z0, 320(AX)
-	KMOVW             K6, 10(R9)
-	VADDPS            Z4, Z3, Z3
-	VADDPS            Z6, Z5, Z5
-	VADDPS            Z1, Z7, Z7
-	VEXTRACTF64X4     $0x01, Z3, Y0
-	VEXTRACTF64X4     $0x01, Z5, Y1
-	VEXTRACTF64X4     $0x01, Z7, Y2
-	VADDPS            Y0, Y3, Y0
-	VADDPS            Y1, Y5, Y1
-	VADDPS            Y2, Y7, Y2
-	VEXTRACTF32X4     $0x01, Y0, X3
-	VEXTRACTF32X4     $0x01, Y1, X4
-	VEXTRACTF32X4     $0x01, Y2, X5
-	VADDPS            X3, X0, X3
-	VADDPS            X4, X1, X4
-	VADDPS            X5, X2, X5
-	VPERMILPS         $0x4e, X3, X0
-	VPERMILPS         $0x4e, X4, X1
-	VPERMILPS         $0x4e, X5, X2
-	VADDPS            X0, X3, X3
-	VADDPS            X1, X4, X4
-	VADDPS            X2, X5, X5
-	VPERMILPS         $0xb1, X3, X0
-	VPERMILPS         $0xb1, X4, X1
-	VPERMILPS         $0xb1, X5, X2
-	VADDPS            X0, X3, X3
-	VADDPS            X1, X4, X4
-	VADDPS            X2, X5, X5
-	VMOVSS            X3, (CX)
-	VMOVSS            X4, 4(CX)
-	VMOVSS            X5, 8(CX)
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z9, Z9
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z10, Z10
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z11, Z11
+	VSUBPS           Z9, Z3, Z3
+	VSUBPS           Z9, Z4, Z4
+	VSUBPS           Z10, Z5, Z5
+	VSUBPS           Z10, Z6, Z6
+	VSUBPS           Z11, Z7, Z7
+	VSUBPS           Z11, Z1, Z1
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z11
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z12
+	VCMPPS           $0x05, Z11, Z3, K1, K1
+	VMULPS           Z12, Z3, Z0
+	VCMPPS           $0x05, Z11, Z4, K2, K2
+	VMULPS           Z12, Z4, Z2
+	VCMPPS           $0x05, Z11, Z5, K3, K3
+	VMULPS           Z12, Z5, Z8
+	VCMPPS           $0x05, Z11, Z6, K4, K4
+	VMULPS           Z12, Z6, Z9
+	VCMPPS           $0x05, Z11, Z7, K5, K5
+	VMULPS           Z12, Z7, Z10
+	VCMPPS           $0x05, Z11, Z1, K6, K6
+	VMULPS           Z12, Z1, Z11
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z2, Z2
+	VRNDSCALEPS      $0x08, Z8, Z8
+	VRNDSCALEPS      $0x08, Z9, Z9
+	VRNDSCALEPS      $0x08, Z10, Z10
+	VRNDSCALEPS      $0x08, Z11, Z11
+	VMOVAPS          Z3, Z13
+	VFMSUB213PS      Z0, Z12, Z13
+	VMOVAPS          Z4, Z14
+	VFMSUB213PS      Z2, Z12, Z14
+	VMOVAPS          Z5, Z15
+	VFMSUB213PS      Z8, Z12, Z15
+	VMOVAPS          Z6, Z16
+	VFMSUB213PS      Z9, Z12, Z16
+	VMOVAPS          Z7, Z17
+	VFMSUB213PS      Z10, Z12, Z17
+	VMOVAPS          Z1, Z18
+	VFMSUB213PS      Z11, Z12, Z18
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z13
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z4, Z14
+	VBROADCASTSS     float39220992<>+0(SB), Z4
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z5, Z15
+	VBROADCASTSS     float39220992<>+0(SB), Z5
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z6, Z16
+	VBROADCASTSS     float39220992<>+0(SB), Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z7, Z17
+	VBROADCASTSS     float39220992<>+0(SB), Z7
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z18
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z18, Z1
+	VSCALEFPS.Z      Z0, Z3, K1, Z3
+	VSCALEFPS.Z      Z2, Z4, K2, Z4
+	VSCALEFPS.Z      Z8, Z5, K3, Z5
+	VSCALEFPS.Z      Z9, Z6, K4, Z6
+	VSCALEFPS.Z      Z10, Z7, K5, Z7
+	VSCALEFPS.Z      Z11, Z1, K6, Z1
+	VMULPS.Z         (R8), Z3, K1, Z0
+	VMOVUPS          Z0, (AX)
+	KMOVW            K1, (R9)
+	VMULPS.Z         64(R8), Z4, K2, Z0
+	VMOVUPS          Z0, 64(AX)
+	KMOVW            K2, 2(R9)
+	VMULPS.Z         (R8), Z5, K3, Z0
+	VMOVUPS          Z0, 128(AX)
+	KMOVW            K3, 4(R9)
+	VMULPS.Z         64(R8), Z6, K4, Z0
+	VMOVUPS          Z0, 192(AX)
+	KMOVW            K4, 6(R9)
+	VMULPS.Z         (R8), Z7, K5, Z0
+	VMOVUPS          Z0, 256(AX)
+	KMOVW            K5, 8(R9)
+	VMULPS.Z         64(R8), Z1, K6, Z0
+	VMOVUPS          Z0, 320(AX)
+	KMOVW            K6, 10(R9)
+	VADDPS           Z4, Z3, Z3
+	VADDPS           Z6, Z5, Z5
+	VADDPS           Z1, Z7, Z7
+	VSHUFF64X2       $0x44, Z5, Z3, Z0
+	VSHUFF64X2       $0xee, Z5, Z3, Z1
+	VADDPS           Z1, Z0, Z0
+	VSHUFF64X2       $0x44, Z7, Z7, Z1
+	VSHUFF64X2       $0xee, Z7, Z7, Z2
+	VADDPS           Z2, Z1, Z1
+	VSHUFF64X2       $0x88, Z1, Z0, Z2
+	VSHUFF64X2       $0xdd, Z1, Z0, Z0
+	VADDPS           Z0, Z2, Z2
+	VPERMILPS        $0x4e, Z2, Z0
+	VADDPS           Z0, Z2, Z2
+	VPERMILPS        $0xb1, Z2, Z0
+	VADDPS           Z0, Z2, Z2
+	VMOVSS           X2, (CX)
+	VEXTRACTF32X4    $0x01, Z2, X0
+	VMOVSS           X0, 4(CX)
+	VEXTRACTF32X4    $0x02, Z2, X0
+	VMOVSS           X0, 8(CX)
 	VZEROUPPER
 	RET
 
-// func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
-// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL
+// func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
+// Requires: AVX, AVX512BW, AVX512F
 TEXT ·softmaxCut3AVX512(SB), NOSPLIT, $0-100
 	MOVQ          w+0(FP), AX
 	MOVQ          sums+8(FP), CX
@@ -5806,12 +5681,6 @@ TEXT ·softmaxCut3AVX512(SB), NOSPLIT, $0-100
 	VFNMADD231PS  (DI), Z2, Z7
 	VBROADCASTSS  8(R11), Z2
 	VFNMADD231PS  64(DI), Z2, Z1
-	VCMPPS        $0x04, Z0, Z3, K1, K1
-	VCMPPS        $0x04, Z0, Z4, K2, K2
-	VCMPPS        $0x04, Z0, Z5, K3, K3
-	VCMPPS        $0x04, Z0, Z6, K4, K4
-	VCMPPS        $0x04, Z0, Z7, K5, K5
-	VCMPPS        $0x04, Z0, Z1, K6, K6
 	XORL          BX, BX
 	VBROADCASTSS  (DX), Z9
 	VMOVAPS       Z0, Z2
@@ -5839,290 +5708,231 @@ TEXT ·softmaxCut3AVX512(SB), NOSPLIT, $0-100
 	VMAXPS        Z2, Z9, Z2
 	VMAXPS        Z8, Z10, Z8
 	VMAXPS        Z0, Z11, Z0
-	VEXTRACTF64X4 $0x01, Z2, Y9
-	VEXTRACTF64X4 $0x01, Z8, Y10
-	VEXTRACTF64X4 $0x01, Z0, Y11
-	VMAXPS        Y9, Y2, Y9
-	VMAXPS        Y10, Y8, Y10
-	VMAXPS        Y11, Y0, Y11
-	VEXTRACTF32X4 $0x01, Y9, X0
-	VEXTRACTF32X4 $0x01, Y10, X2
-	VEXTRACTF32X4 $0x01, Y11, X8
-	VMAXPS        X0, X9, X0
-	VMAXPS        X2, X10, X2
-	VMAXPS        X8, X11, X8
-	VPERMILPS     $0x4e, X0, X9
-	VPERMILPS     $0x4e, X2, X10
-	VPERMILPS     $0x4e, X8, X11
-	VMAXPS        X9, X0, X0
-	VMAXPS        X10, X2, X2
-	VMAXPS        X11, X8, X8
-	VPERMILPS     $0xb1, X0, X9
-	VPERMILPS     $0xb1, X2, X10
-	VPERMILPS     $0xb1, X8, X11
-	VMAXPS        X9, X0, X0
-	VMAXPS        X10, X2, X2
-	VMAXPS        X11, X8, X8
+	VSHUFF64X2    $0x44, Z8, Z2, Z9
+	VSHUFF64X2    $0xee, Z8, Z2, Z2
+	VMAXPS        Z2, Z9, Z9
+	VSHUFF64X2    $0x44, Z0, Z0, Z2
+	VSHUFF64X2    $0xee, Z0, Z0, Z0
+	VMAXPS        Z0, Z2, Z2
+	VSHUFF64X2    $0x88, Z2, Z9, Z0
+	VSHUFF64X2    $0xdd, Z2, Z9, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0x4e, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
+	VPERMILPS     $0xb1, Z0, Z2
+	VMAXPS        Z2, Z0, Z0
 	VMOVSS        X0, (DX)
-	VBROADCASTSS  X0, Z9
+	VEXTRACTF32X4 $0x01, Z0, X2
 	VMOVSS        X2, 4(DX)
-	VBROADCASTSS  X2, Z10
-	VMOVSS        X8, 8(DX)
-	VBROADCASTSS  X8, Z11
+	VEXTRACTF32X4 $0x02, Z0, X2
+	VMOVSS        X2, 8(DX)
+	VSHUFF64X2    $0x00, Z0, Z0, Z2
+	VMOVAPS       Z2, Z9
+	VSHUFF64X2    $0x55, Z0, Z0, Z2
+	VMOVAPS       Z2, Z10
+	VSHUFF64X2    $0xaa, Z0, Z0, Z0
+	VMOVAPS       Z0, Z11
 
 same:
-	VSUBPS            Z9, Z3, Z3
-	VSUBPS            Z9, Z4, Z4
-	VSUBPS            Z10, Z5, Z5
-	VSUBPS            Z10, Z6, Z6
-	VSUBPS            Z11, Z7, Z7
-	VSUBPS            Z11, Z1, Z1
-	VBROADCASTSS      floatc2aeac4f<>+0(SB), Z0
-	VBROADCASTSS      floatc3160000<>+0(SB), Z2
-	VBROADCASTSS      float3fb8aa3b<>+0(SB), Z11
-	VBROADCASTSS      float39506967<>+0(SB), Z17
-	VCMPPS            $0x05, Z0, Z3, K1, K1
-	VMAXPS            Z3, Z2, Z3
-	VCMPPS            $0x05, Z0, Z4, K2, K2
-	VMAXPS            Z4, Z2, Z4
-	VCMPPS            $0x05, Z0, Z5, K3, K3
-	VMAXPS            Z5, Z2, Z5
-	VCMPPS            $0x05, Z0, Z6, K4, K4
-	VMAXPS            Z6, Z2, Z6
-	VCMPPS            $0x05, Z0, Z7, K5, K5
-	VMAXPS            Z7, Z2, Z7
-	VCMPPS            $0x05, Z0, Z1, K6, K6
-	VMAXPS            Z1, Z2, Z1
-	VMULPS            Z11, Z3, Z0
-	VMULPS            Z11, Z4, Z2
-	VMULPS            Z11, Z5, Z8
-	VMULPS            Z11, Z6, Z9
-	VMULPS            Z11, Z7, Z10
-	VMULPS            Z11, Z1, Z11
-	VRNDSCALEPS       $0x08, Z0, Z0
-	VRNDSCALEPS       $0x08, Z2, Z2
-	VRNDSCALEPS       $0x08, Z8, Z8
-	VRNDSCALEPS       $0x08, Z9, Z9
-	VRNDSCALEPS       $0x08, Z10, Z10
-	VRNDSCALEPS       $0x08, Z11, Z11
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z8, Z5
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z9, Z6
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z10, Z7
-	VFNMADD231PS.BCST float3f317200<>+0(SB), Z11, Z1
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z0, Z3
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z2, Z4
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z8, Z5
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z9, Z6
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z10, Z7
-	VFNMADD231PS.BCST float35bfbe8e<>+0(SB), Z11, Z1
-	VMOVAPS           Z17, Z12
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z3, Z12
-	VMOVAPS           Z17, Z13
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z4, Z13
-	VMOVAPS           Z17, Z14
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z5, Z14
-	VMOVAPS           Z17, Z15
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z6, Z15
-	VMOVAPS           Z17, Z16
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z7, Z16
-	VMOVAPS           Z17, Z17
-	VFMADD213PS.BCST  float3ab743ce<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3c088908<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3d2aa9c1<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3e2aaaaa<>+0(SB), Z1, Z17
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z3, Z12
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z4, Z13
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z5, Z14
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z6, Z15
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z7, Z16
-	VFMADD213PS.BCST  float3f000000<>+0(SB), Z1, Z17
-	VMULPS            Z3, Z3, Z18
-	VADDPS.BCST       float3f800000<>+0(SB), Z3, Z3
-	VFMADD231PS       Z18, Z12, Z3
-	VMULPS            Z4, Z4, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z4, Z4
-	VFMADD231PS       Z12, Z13, Z4
-	VMULPS            Z5, Z5, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z5, Z5
-	VFMADD231PS       Z12, Z14, Z5
-	VMULPS            Z6, Z6, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z6, Z6
-	VFMADD231PS       Z12, Z15, Z6
-	VMULPS            Z7, Z7, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z7, Z7
-	VFMADD231PS       Z12, Z16, Z7
-	VMULPS            Z1, Z1, Z12
-	VADDPS.BCST       float3f800000<>+0(SB), Z1, Z1
-	VFMADD231PS       Z12, Z17, Z1
-	VSCALEFPS         Z0, Z3, Z3
-	VSCALEFPS         Z2, Z4, Z4
-	VSCALEFPS         Z8, Z5, Z5
-	VSCALEFPS         Z9, Z6, Z6
-	VSCALEFPS         Z10, Z7, Z7
-	VSCALEFPS         Z11, Z1, Z1
-	VMOVAPS.Z         Z3, K1, Z3
-	VMULPS.Z          (R8), Z3, K1, Z0
-	VMOVUPS           Z0, (AX)
-	KMOVW             K1, (R9)
-	VMOVAPS.Z         Z4, K2, Z4
-	VMULPS.Z          64(R8), Z4, K2, Z2
-	VMOVUPS           Z2, 64(AX)
-	KMOVW             K2, 2(R9)
-	VMOVAPS.Z         Z5, K3, Z5
-	VMULPS.Z          (R8), Z5, K3, Z8
-	VMOVUPS           Z8, 128(AX)
-	KMOVW             K3, 4(R9)
-	VMOVAPS.Z         Z6, K4, Z6
-	VMULPS.Z          64(R8), Z6, K4, Z9
-	VMOVUPS           Z9, 192(AX)
-	KMOVW             K4, 6(R9)
-	VMOVAPS.Z         Z7, K5, Z7
-	VMULPS.Z          (R8), Z7, K5, Z10
-	VMOVUPS           Z10, 256(AX)
-	KMOVW             K5, 8(R9)
-	VMOVAPS.Z         Z1, K6, Z1
-	VMULPS.Z          64(R8), Z1, K6, Z11
-	VMOVUPS           Z11, 320(AX)
-	KMOVW             K6, 10(R9)
-	VADDPS            Z4, Z3, Z3
-	VADDPS            Z6, Z5, Z5
-	VADDPS            Z1, Z7, Z7
-	VEXTRACTF64X4     $0x01, Z3, Y1
-	VEXTRACTF64X4     $0x01, Z5, Y4
-	VEXTRACTF64X4     $0x01, Z7, Y6
-	VADDPS            Y1, Y3, Y1
-	VADDPS            Y4, Y5, Y4
-	VADDPS            Y6, Y7, Y6
-	VEXTRACTF32X4     $0x01, Y1, X3
-	VEXTRACTF32X4     $0x01, Y4, X5
-	VEXTRACTF32X4     $0x01, Y6, X7
-	VADDPS            X3, X1, X3
-	VADDPS            X5, X4, X5
-	VADDPS            X7, X6, X7
-	VPERMILPS         $0x4e, X3, X1
-	VPERMILPS         $0x4e, X5, X4
-	VPERMILPS         $0x4e, X7, X6
-	VADDPS            X1, X3, X3
-	VADDPS            X4, X5, X5
-	VADDPS            X6, X7, X7
-	VPERMILPS         $0xb1, X3, X1
-	VPERMILPS         $0xb1, X5, X4
-	VPERMILPS         $0xb1, X7, X6
-	VADDPS            X1, X3, X3
-	VADDPS            X4, X5, X5
-	VADDPS            X6, X7, X7
-	VMOVSS            X3, (CX)
-	VMOVSS            X5, 4(CX)
-	VMOVSS            X7, 8(CX)
-	MOVQ              digits+80(FP), AX
-	MOVQ              units+88(FP), CX
-	VPMAXUD           Z2, Z0, Z1
-	VPMAXUD           Z9, Z8, Z3
-	VPMAXUD           Z11, Z10, Z4
-	VEXTRACTF64X4     $0x01, Z1, Y5
-	VEXTRACTF64X4     $0x01, Z3, Y6
-	VEXTRACTF64X4     $0x01, Z4, Y7
-	VPMAXUD           Y5, Y1, Y5
-	VPMAXUD           Y6, Y3, Y6
-	VPMAXUD           Y7, Y4, Y7
-	VEXTRACTF32X4     $0x01, Y5, X1
-	VEXTRACTF32X4     $0x01, Y6, X3
-	VEXTRACTF32X4     $0x01, Y7, X4
-	VPMAXUD           X1, X5, X1
-	VPMAXUD           X3, X6, X3
-	VPMAXUD           X4, X7, X4
-	VPERMILPS         $0x4e, X1, X5
-	VPERMILPS         $0x4e, X3, X6
-	VPERMILPS         $0x4e, X4, X7
-	VPMAXUD           X5, X1, X1
-	VPMAXUD           X6, X3, X3
-	VPMAXUD           X7, X4, X4
-	VPERMILPS         $0xb1, X1, X5
-	VPERMILPS         $0xb1, X3, X6
-	VPERMILPS         $0xb1, X4, X7
-	VPMAXUD           X5, X1, X1
-	VPMAXUD           X6, X3, X3
-	VPMAXUD           X7, X4, X4
-	VPBROADCASTD      X1, Z1
-	VPBROADCASTD      X3, Z3
-	VPBROADCASTD      X4, Z4
-	VPMAXUD.BCST      float800000<>+0(SB), Z1, Z1
-	VPMAXUD.BCST      float800000<>+0(SB), Z3, Z3
-	VPMAXUD.BCST      float800000<>+0(SB), Z4, Z4
-	VGETEXPPS         Z1, Z1
-	VGETEXPPS         Z3, Z3
-	VGETEXPPS         Z4, Z4
-	VSUBPS.BCST       float41b80000<>+0(SB), Z1, Z1
-	VPXORD.BCST       float80000000<>+0(SB), Z1, Z5
-	VSUBPS.BCST       float41b80000<>+0(SB), Z3, Z3
-	VPXORD.BCST       float80000000<>+0(SB), Z3, Z6
-	VSUBPS.BCST       float41b80000<>+0(SB), Z4, Z4
-	VPXORD.BCST       float80000000<>+0(SB), Z4, Z7
-	VSCALEFPS         Z5, Z0, Z0
-	VSCALEFPS         Z5, Z2, Z2
-	VSCALEFPS         Z6, Z8, Z8
-	VSCALEFPS         Z6, Z9, Z9
-	VSCALEFPS         Z7, Z10, Z10
-	VSCALEFPS         Z7, Z11, Z11
-	VBROADCASTSS      float3f800000<>+0(SB), Z5
-	VSCALEFPS         Z1, Z5, Z1
-	VMOVSS            X1, (CX)
-	VSCALEFPS         Z3, Z5, Z3
-	VMOVSS            X3, 4(CX)
-	VSCALEFPS         Z4, Z5, Z4
-	VMOVSS            X4, 8(CX)
-	VCVTPS2DQ         Z0, Z0
-	VCVTPS2DQ         Z2, Z2
-	VCVTPS2DQ         Z8, Z8
-	VCVTPS2DQ         Z9, Z9
-	VCVTPS2DQ         Z10, Z10
-	VCVTPS2DQ         Z11, Z11
-	VMOVDQU64         digitsLow<>+0(SB), Z5
-	VMOVDQU64         digitsHigh<>+0(SB), Z6
-	VMOVDQA64         Z0, Z1
-	VPERMT2B          Z2, Z5, Z1
-	VMOVDQU64         Z1, (AX)
-	VPERMT2B          Z2, Z6, Z0
-	VMOVDQU64         Y0, 64(AX)
-	VMOVDQA64         Z8, Z3
-	VPERMT2B          Z9, Z5, Z3
-	VMOVDQU64         Z3, 96(AX)
-	VPERMT2B          Z9, Z6, Z8
-	VMOVDQU64         Y8, 160(AX)
-	VMOVDQA64         Z10, Z4
-	VPERMT2B          Z11, Z5, Z4
-	VMOVDQU64         Z4, 192(AX)
-	VPERMT2B          Z11, Z6, Z10
-	VMOVDQU64         Y10, 256(AX)
-	VMOVDQU32         (R8), Z0
-	VPMAXUD           64(R8), Z0, Z0
-	VEXTRACTF64X4     $0x01, Z0, Y1
-	VPMAXUD           Y1, Y0, Y1
-	VEXTRACTF32X4     $0x01, Y1, X0
-	VPMAXUD           X0, X1, X0
-	VPERMILPS         $0x4e, X0, X1
-	VPMAXUD           X1, X0, X0
-	VPERMILPS         $0xb1, X0, X1
-	VPMAXUD           X1, X0, X0
-	VMOVD             X0, AX
-	MOVL              AX, largest+96(FP)
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z9, Z9
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z10, Z10
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z11, Z11
+	VSUBPS           Z9, Z3, Z3
+	VSUBPS           Z9, Z4, Z4
+	VSUBPS           Z10, Z5, Z5
+	VSUBPS           Z10, Z6, Z6
+	VSUBPS           Z11, Z7, Z7
+	VSUBPS           Z11, Z1, Z1
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z11
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z12
+	VCMPPS           $0x05, Z11, Z3, K1, K1
+	VMULPS           Z12, Z3, Z0
+	VCMPPS           $0x05, Z11, Z4, K2, K2
+	VMULPS           Z12, Z4, Z2
+	VCMPPS           $0x05, Z11, Z5, K3, K3
+	VMULPS           Z12, Z5, Z8
+	VCMPPS           $0x05, Z11, Z6, K4, K4
+	VMULPS           Z12, Z6, Z9
+	VCMPPS           $0x05, Z11, Z7, K5, K5
+	VMULPS           Z12, Z7, Z10
+	VCMPPS           $0x05, Z11, Z1, K6, K6
+	VMULPS           Z12, Z1, Z11
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z2, Z2
+	VRNDSCALEPS      $0x08, Z8, Z8
+	VRNDSCALEPS      $0x08, Z9, Z9
+	VRNDSCALEPS      $0x08, Z10, Z10
+	VRNDSCALEPS      $0x08, Z11, Z11
+	VMOVAPS          Z3, Z13
+	VFMSUB213PS      Z0, Z12, Z13
+	VMOVAPS          Z4, Z14
+	VFMSUB213PS      Z2, Z12, Z14
+	VMOVAPS          Z5, Z15
+	VFMSUB213PS      Z8, Z12, Z15
+	VMOVAPS          Z6, Z16
+	VFMSUB213PS      Z9, Z12, Z16
+	VMOVAPS          Z7, Z17
+	VFMSUB213PS      Z10, Z12, Z17
+	VMOVAPS          Z1, Z18
+	VFMSUB213PS      Z11, Z12, Z18
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z13
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z4, Z14
+	VBROADCASTSS     float39220992<>+0(SB), Z4
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z5, Z15
+	VBROADCASTSS     float39220992<>+0(SB), Z5
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z6, Z16
+	VBROADCASTSS     float39220992<>+0(SB), Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z7, Z17
+	VBROADCASTSS     float39220992<>+0(SB), Z7
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z18
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z18, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z14, Z4
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z15, Z5
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z16, Z6
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z17, Z7
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z18, Z1
+	VSCALEFPS.Z      Z0, Z3, K1, Z3
+	VSCALEFPS.Z      Z2, Z4, K2, Z4
+	VSCALEFPS.Z      Z8, Z5, K3, Z5
+	VSCALEFPS.Z      Z9, Z6, K4, Z6
+	VSCALEFPS.Z      Z10, Z7, K5, Z7
+	VSCALEFPS.Z      Z11, Z1, K6, Z1
+	VMULPS.Z         (R8), Z3, K1, Z0
+	VMOVUPS          Z0, (AX)
+	KMOVW            K1, (R9)
+	VMULPS.Z         64(R8), Z4, K2, Z2
+	VMOVUPS          Z2, 64(AX)
+	KMOVW            K2, 2(R9)
+	VMULPS.Z         (R8), Z5, K3, Z8
+	VMOVUPS          Z8, 128(AX)
+	KMOVW            K3, 4(R9)
+	VMULPS.Z         64(R8), Z6, K4, Z9
+	VMOVUPS          Z9, 192(AX)
+	KMOVW            K4, 6(R9)
+	VMULPS.Z         (R8), Z7, K5, Z10
+	VMOVUPS          Z10, 256(AX)
+	KMOVW            K5, 8(R9)
+	VMULPS.Z         64(R8), Z1, K6, Z11
+	VMOVUPS          Z11, 320(AX)
+	KMOVW            K6, 10(R9)
+	VADDPS           Z4, Z3, Z3
+	VADDPS           Z6, Z5, Z5
+	VADDPS           Z1, Z7, Z7
+	VSHUFF64X2       $0x44, Z5, Z3, Z1
+	VSHUFF64X2       $0xee, Z5, Z3, Z3
+	VADDPS           Z3, Z1, Z1
+	VSHUFF64X2       $0x44, Z7, Z7, Z3
+	VSHUFF64X2       $0xee, Z7, Z7, Z4
+	VADDPS           Z4, Z3, Z3
+	VSHUFF64X2       $0x88, Z3, Z1, Z4
+	VSHUFF64X2       $0xdd, Z3, Z1, Z1
+	VADDPS           Z1, Z4, Z4
+	VPERMILPS        $0x4e, Z4, Z1
+	VADDPS           Z1, Z4, Z4
+	VPERMILPS        $0xb1, Z4, Z1
+	VADDPS           Z1, Z4, Z4
+	VMOVSS           X4, (CX)
+	VEXTRACTF32X4    $0x01, Z4, X1
+	VMOVSS           X1, 4(CX)
+	VEXTRACTF32X4    $0x02, Z4, X1
+	VMOVSS           X1, 8(CX)
+	MOVQ             digits+80(FP), AX
+	MOVQ             units+88(FP), CX
+	VPMAXUD          Z2, Z0, Z1
+	VPMAXUD          Z9, Z8, Z3
+	VPMAXUD          Z11, Z10, Z4
+	VSHUFF64X2       $0x44, Z3, Z1, Z5
+	VSHUFF64X2       $0xee, Z3, Z1, Z1
+	VPMAXUD          Z1, Z5, Z5
+	VSHUFF64X2       $0x44, Z4, Z4, Z1
+	VSHUFF64X2       $0xee, Z4, Z4, Z3
+	VPMAXUD          Z3, Z1, Z1
+	VSHUFF64X2       $0x88, Z1, Z5, Z3
+	VSHUFF64X2       $0xdd, Z1, Z5, Z1
+	VPMAXUD          Z1, Z3, Z3
+	VPERMILPS        $0x4e, Z3, Z1
+	VPMAXUD          Z1, Z3, Z3
+	VPERMILPS        $0xb1, Z3, Z1
+	VPMAXUD          Z1, Z3, Z3
+	VPMAXUD.BCST     float800000<>+0(SB), Z3, Z3
+	VGETEXPPS        Z3, Z3
+	VSUBPS.BCST      float41b80000<>+0(SB), Z3, Z3
+	VPXORD.BCST      float80000000<>+0(SB), Z3, Z1
+	VSHUFF64X2       $0x00, Z1, Z1, Z4
+	VSCALEFPS        Z4, Z0, Z0
+	VSCALEFPS        Z4, Z2, Z2
+	VSHUFF64X2       $0x55, Z1, Z1, Z4
+	VSCALEFPS        Z4, Z8, Z8
+	VSCALEFPS        Z4, Z9, Z9
+	VSHUFF64X2       $0xaa, Z1, Z1, Z1
+	VSCALEFPS        Z1, Z10, Z10
+	VSCALEFPS        Z1, Z11, Z11
+	VBROADCASTSS     float3f800000<>+0(SB), Z1
+	VSCALEFPS        Z3, Z1, Z3
+	VMOVSS           X3, (CX)
+	VEXTRACTF32X4    $0x01, Z3, X1
+	VMOVSS           X1, 4(CX)
+	VEXTRACTF32X4    $0x02, Z3, X1
+	VMOVSS           X1, 8(CX)
+	VCVTPS2DQ        Z0, Z0
+	VCVTPS2DQ        Z2, Z2
+	VCVTPS2DQ        Z8, Z8
+	VCVTPS2DQ        Z9, Z9
+	VCVTPS2DQ        Z10, Z10
+	VCVTPS2DQ        Z11, Z11
+	VMOVDQU64        digitOrder<>+0(SB), Z1
+	VPSHUFB          Z1, Z0, Z0
+	VMOVDQU64        Z0, (AX)
+	VPSHUFB          Z1, Z2, Z2
+	VMOVDQU64        Z2, 64(AX)
+	VPSHUFB          Z1, Z8, Z8
+	VMOVDQU64        Z8, 128(AX)
+	VPSHUFB          Z1, Z9, Z9
+	VMOVDQU64        Z9, 192(AX)
+	VPSHUFB          Z1, Z10, Z10
+	VMOVDQU64        Z10, 256(AX)
+	VPSHUFB          Z1, Z11, Z11
+	VMOVDQU64        Z11, 320(AX)
+	VBROADCASTSS     float7f800000<>+0(SB), Z0
+	VMOVDQU32        (R8), Z1
+	VPCMPUD          $0x05, Z0, Z1, K1
+	VMOVDQU32        64(R8), Z1
+	VPCMPUD          $0x05, Z0, Z1, K2
+	KORW             K2, K1, K1
+	KMOVW            K1, AX
+	MOVL             AX, bad+96(FP)
 	VZEROUPPER
 	RET
 
@@ -6240,6 +6050,33 @@ once:
 	VMOVUPD       Z22, 192(AX)
 	VZEROUPPER
 	RET
+
+DATA float3f317200<>+0(SB)/8, $0x3f3172003f317200
+GLOBL float3f317200<>(SB), RODATA|NOPTR, $8
+
+DATA float35bfbe8e<>+0(SB)/8, $0x35bfbe8e35bfbe8e
+GLOBL float35bfbe8e<>(SB), RODATA|NOPTR, $8
+
+DATA floatc3160000<>+0(SB)/8, $0xc3160000c3160000
+GLOBL floatc3160000<>(SB), RODATA|NOPTR, $8
+
+DATA float39506967<>+0(SB)/8, $0x3950696739506967
+GLOBL float39506967<>(SB), RODATA|NOPTR, $8
+
+DATA float3ab743ce<>+0(SB)/8, $0x3ab743ce3ab743ce
+GLOBL float3ab743ce<>(SB), RODATA|NOPTR, $8
+
+DATA float3c088908<>+0(SB)/8, $0x3c0889083c088908
+GLOBL float3c088908<>(SB), RODATA|NOPTR, $8
+
+DATA float3d2aa9c1<>+0(SB)/8, $0x3d2aa9c13d2aa9c1
+GLOBL float3d2aa9c1<>(SB), RODATA|NOPTR, $8
+
+DATA float3e2aaaaa<>+0(SB)/8, $0x3e2aaaaa3e2aaaaa
+GLOBL float3e2aaaaa<>(SB), RODATA|NOPTR, $8
+
+DATA float3f000000<>+0(SB)/8, $0x3f0000003f000000
+GLOBL float3f000000<>(SB), RODATA|NOPTR, $8
 
 // func unpackLM1Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
@@ -8983,12 +8820,12 @@ group0:
 	VPDPBUSD       Z23, Z26, Z7
 	VPDPBUSD       Z24, Z26, Z8
 	VPDPBUSD       Z25, Z26, Z9
-	VPBROADCASTD   32(CX), Z26
+	VPBROADCASTD   4(CX), Z26
 	VPDPBUSD       Z22, Z26, Z10
 	VPDPBUSD       Z23, Z26, Z11
 	VPDPBUSD       Z24, Z26, Z12
 	VPDPBUSD       Z25, Z26, Z13
-	VPBROADCASTD   64(CX), Z26
+	VPBROADCASTD   8(CX), Z26
 	VPDPBUSD       Z22, Z26, Z14
 	VPDPBUSD       Z23, Z26, Z15
 	VPDPBUSD       Z24, Z26, Z16
@@ -9010,22 +8847,22 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
 	VPERMB         Z21, Z5, Z21
 	VMOVDQA64      Z21, Z21
-	VPBROADCASTD   4(CX), Z26
+	VPBROADCASTD   16(CX), Z26
 	VPDPBUSD       Z22, Z26, Z6
 	VPDPBUSD       Z23, Z26, Z7
 	VPDPBUSD       Z24, Z26, Z8
 	VPDPBUSD       Z25, Z26, Z9
-	VPBROADCASTD   36(CX), Z26
+	VPBROADCASTD   20(CX), Z26
 	VPDPBUSD       Z22, Z26, Z10
 	VPDPBUSD       Z23, Z26, Z11
 	VPDPBUSD       Z24, Z26, Z12
 	VPDPBUSD       Z25, Z26, Z13
-	VPBROADCASTD   68(CX), Z26
+	VPBROADCASTD   24(CX), Z26
 	VPDPBUSD       Z22, Z26, Z14
 	VPDPBUSD       Z23, Z26, Z15
 	VPDPBUSD       Z24, Z26, Z16
 	VPDPBUSD       Z25, Z26, Z17
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, DI
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z0
@@ -9316,19 +9153,19 @@ group0:
 	VPBROADCASTD   (R8), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   32(R8), Z22
+	VPBROADCASTD   4(R8), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   64(R8), Z22
+	VPBROADCASTD   8(R8), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   96(R8), Z22
+	VPBROADCASTD   128(R8), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   128(R8), Z22
+	VPBROADCASTD   132(R8), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPBROADCASTD   160(R8), Z22
+	VPBROADCASTD   136(R8), Z22
 	VPDPBUSD       Z20, Z22, Z17
 	VPDPBUSD       Z21, Z22, Z18
 	VPERMB         Z2, Z19, Z20
@@ -9342,25 +9179,25 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
 	VPERMB         Z19, Z5, Z19
 	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   4(R8), Z22
+	VPBROADCASTD   16(R8), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   36(R8), Z22
+	VPBROADCASTD   20(R8), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   68(R8), Z22
+	VPBROADCASTD   24(R8), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   100(R8), Z22
+	VPBROADCASTD   144(R8), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   132(R8), Z22
+	VPBROADCASTD   148(R8), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPBROADCASTD   164(R8), Z22
+	VPBROADCASTD   152(R8), Z22
 	VPDPBUSD       Z20, Z22, Z17
 	VPDPBUSD       Z21, Z22, Z18
-	ADDQ           $0x08, R8
+	ADDQ           $0x20, R8
 	SUBQ           $0x01, R9
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z6
@@ -9419,19 +9256,19 @@ group1:
 	VPBROADCASTD   (CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   32(CX), Z22
+	VPBROADCASTD   4(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   64(CX), Z22
+	VPBROADCASTD   8(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   96(CX), Z22
+	VPBROADCASTD   128(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   128(CX), Z22
+	VPBROADCASTD   132(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPBROADCASTD   160(CX), Z22
+	VPBROADCASTD   136(CX), Z22
 	VPDPBUSD       Z20, Z22, Z17
 	VPDPBUSD       Z21, Z22, Z18
 	VPERMB         Z2, Z19, Z20
@@ -9445,25 +9282,25 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
 	VPERMB         Z19, Z5, Z19
 	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   4(CX), Z22
+	VPBROADCASTD   16(CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   36(CX), Z22
+	VPBROADCASTD   20(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   68(CX), Z22
+	VPBROADCASTD   24(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   100(CX), Z22
+	VPBROADCASTD   144(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   132(CX), Z22
+	VPBROADCASTD   148(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPBROADCASTD   164(CX), Z22
+	VPBROADCASTD   152(CX), Z22
 	VPDPBUSD       Z20, Z22, Z17
 	VPDPBUSD       Z21, Z22, Z18
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, DI
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z6
@@ -9788,28 +9625,28 @@ group0:
 	VPBROADCASTD   (R8), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   32(R8), Z28
+	VPBROADCASTD   4(R8), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   64(R8), Z28
+	VPBROADCASTD   8(R8), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   96(R8), Z28
+	VPBROADCASTD   128(R8), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   128(R8), Z28
+	VPBROADCASTD   132(R8), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   160(R8), Z28
+	VPBROADCASTD   136(R8), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   192(R8), Z28
+	VPBROADCASTD   256(R8), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   224(R8), Z28
+	VPBROADCASTD   260(R8), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPBROADCASTD   256(R8), Z28
+	VPBROADCASTD   264(R8), Z28
 	VPDPBUSD       Z26, Z28, Z23
 	VPDPBUSD       Z27, Z28, Z24
 	VPERMB         Z2, Z25, Z26
@@ -9823,34 +9660,34 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
 	VPERMB         Z25, Z5, Z25
 	VMOVDQA64      Z25, Z25
-	VPBROADCASTD   4(R8), Z28
+	VPBROADCASTD   16(R8), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   36(R8), Z28
+	VPBROADCASTD   20(R8), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   68(R8), Z28
+	VPBROADCASTD   24(R8), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   100(R8), Z28
+	VPBROADCASTD   144(R8), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   132(R8), Z28
+	VPBROADCASTD   148(R8), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   164(R8), Z28
+	VPBROADCASTD   152(R8), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   196(R8), Z28
+	VPBROADCASTD   272(R8), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   228(R8), Z28
+	VPBROADCASTD   276(R8), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPBROADCASTD   260(R8), Z28
+	VPBROADCASTD   280(R8), Z28
 	VPDPBUSD       Z26, Z28, Z23
 	VPDPBUSD       Z27, Z28, Z24
-	ADDQ           $0x08, R8
+	ADDQ           $0x20, R8
 	SUBQ           $0x01, R9
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z6
@@ -9930,28 +9767,28 @@ group1:
 	VPBROADCASTD   (CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   32(CX), Z28
+	VPBROADCASTD   4(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   64(CX), Z28
+	VPBROADCASTD   8(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   96(CX), Z28
+	VPBROADCASTD   128(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   128(CX), Z28
+	VPBROADCASTD   132(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   160(CX), Z28
+	VPBROADCASTD   136(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   192(CX), Z28
+	VPBROADCASTD   256(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   224(CX), Z28
+	VPBROADCASTD   260(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPBROADCASTD   256(CX), Z28
+	VPBROADCASTD   264(CX), Z28
 	VPDPBUSD       Z26, Z28, Z23
 	VPDPBUSD       Z27, Z28, Z24
 	VPERMB         Z2, Z25, Z26
@@ -9965,34 +9802,34 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
 	VPERMB         Z25, Z5, Z25
 	VMOVDQA64      Z25, Z25
-	VPBROADCASTD   4(CX), Z28
+	VPBROADCASTD   16(CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   36(CX), Z28
+	VPBROADCASTD   20(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   68(CX), Z28
+	VPBROADCASTD   24(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   100(CX), Z28
+	VPBROADCASTD   144(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   132(CX), Z28
+	VPBROADCASTD   148(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   164(CX), Z28
+	VPBROADCASTD   152(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   196(CX), Z28
+	VPBROADCASTD   272(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   228(CX), Z28
+	VPBROADCASTD   276(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPBROADCASTD   260(CX), Z28
+	VPBROADCASTD   280(CX), Z28
 	VPDPBUSD       Z26, Z28, Z23
 	VPDPBUSD       Z27, Z28, Z24
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, DI
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z6
@@ -10262,12 +10099,12 @@ group0:
 	VPDPBUSD       Z21, Z24, Z5
 	VPDPBUSD       Z22, Z24, Z6
 	VPDPBUSD       Z23, Z24, Z7
-	VPBROADCASTD   32(CX), Z24
+	VPBROADCASTD   4(CX), Z24
 	VPDPBUSD       Z20, Z24, Z8
 	VPDPBUSD       Z21, Z24, Z9
 	VPDPBUSD       Z22, Z24, Z10
 	VPDPBUSD       Z23, Z24, Z11
-	VPBROADCASTD   64(CX), Z24
+	VPBROADCASTD   8(CX), Z24
 	VPDPBUSD       Z20, Z24, Z12
 	VPDPBUSD       Z21, Z24, Z13
 	VPDPBUSD       Z22, Z24, Z14
@@ -10293,22 +10130,22 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VPERMB         Z19, Z3, Z19
 	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   4(CX), Z24
+	VPBROADCASTD   16(CX), Z24
 	VPDPBUSD       Z20, Z24, Z4
 	VPDPBUSD       Z21, Z24, Z5
 	VPDPBUSD       Z22, Z24, Z6
 	VPDPBUSD       Z23, Z24, Z7
-	VPBROADCASTD   36(CX), Z24
+	VPBROADCASTD   20(CX), Z24
 	VPDPBUSD       Z20, Z24, Z8
 	VPDPBUSD       Z21, Z24, Z9
 	VPDPBUSD       Z22, Z24, Z10
 	VPDPBUSD       Z23, Z24, Z11
-	VPBROADCASTD   68(CX), Z24
+	VPBROADCASTD   24(CX), Z24
 	VPDPBUSD       Z20, Z24, Z12
 	VPDPBUSD       Z21, Z24, Z13
 	VPDPBUSD       Z22, Z24, Z14
 	VPDPBUSD       Z23, Z24, Z15
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, DI
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z0
@@ -10619,19 +10456,19 @@ group0:
 	VPBROADCASTD   (R9), Z20
 	VPDPBUSD       Z18, Z20, Z5
 	VPDPBUSD       Z19, Z20, Z6
-	VPBROADCASTD   32(R9), Z20
+	VPBROADCASTD   4(R9), Z20
 	VPDPBUSD       Z18, Z20, Z7
 	VPDPBUSD       Z19, Z20, Z8
-	VPBROADCASTD   64(R9), Z20
+	VPBROADCASTD   8(R9), Z20
 	VPDPBUSD       Z18, Z20, Z9
 	VPDPBUSD       Z19, Z20, Z10
-	VPBROADCASTD   96(R9), Z20
+	VPBROADCASTD   128(R9), Z20
 	VPDPBUSD       Z18, Z20, Z11
 	VPDPBUSD       Z19, Z20, Z12
-	VPBROADCASTD   128(R9), Z20
+	VPBROADCASTD   132(R9), Z20
 	VPDPBUSD       Z18, Z20, Z13
 	VPDPBUSD       Z19, Z20, Z14
-	VPBROADCASTD   160(R9), Z20
+	VPBROADCASTD   136(R9), Z20
 	VPDPBUSD       Z18, Z20, Z15
 	VPDPBUSD       Z19, Z20, Z16
 	VPSRLW         $0x04, Z17, Z17
@@ -10647,25 +10484,25 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
 	VPERMB         Z17, Z3, Z17
 	VMOVDQA64      Z17, Z17
-	VPBROADCASTD   4(R9), Z20
+	VPBROADCASTD   16(R9), Z20
 	VPDPBUSD       Z18, Z20, Z5
 	VPDPBUSD       Z19, Z20, Z6
-	VPBROADCASTD   36(R9), Z20
+	VPBROADCASTD   20(R9), Z20
 	VPDPBUSD       Z18, Z20, Z7
 	VPDPBUSD       Z19, Z20, Z8
-	VPBROADCASTD   68(R9), Z20
+	VPBROADCASTD   24(R9), Z20
 	VPDPBUSD       Z18, Z20, Z9
 	VPDPBUSD       Z19, Z20, Z10
-	VPBROADCASTD   100(R9), Z20
+	VPBROADCASTD   144(R9), Z20
 	VPDPBUSD       Z18, Z20, Z11
 	VPDPBUSD       Z19, Z20, Z12
-	VPBROADCASTD   132(R9), Z20
+	VPBROADCASTD   148(R9), Z20
 	VPDPBUSD       Z18, Z20, Z13
 	VPDPBUSD       Z19, Z20, Z14
-	VPBROADCASTD   164(R9), Z20
+	VPBROADCASTD   152(R9), Z20
 	VPDPBUSD       Z18, Z20, Z15
 	VPDPBUSD       Z19, Z20, Z16
-	ADDQ           $0x08, R9
+	ADDQ           $0x20, R9
 	SUBQ           $0x01, R10
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -10725,19 +10562,19 @@ group1:
 	VPBROADCASTD   (CX), Z20
 	VPDPBUSD       Z18, Z20, Z5
 	VPDPBUSD       Z19, Z20, Z6
-	VPBROADCASTD   32(CX), Z20
+	VPBROADCASTD   4(CX), Z20
 	VPDPBUSD       Z18, Z20, Z7
 	VPDPBUSD       Z19, Z20, Z8
-	VPBROADCASTD   64(CX), Z20
+	VPBROADCASTD   8(CX), Z20
 	VPDPBUSD       Z18, Z20, Z9
 	VPDPBUSD       Z19, Z20, Z10
-	VPBROADCASTD   96(CX), Z20
+	VPBROADCASTD   128(CX), Z20
 	VPDPBUSD       Z18, Z20, Z11
 	VPDPBUSD       Z19, Z20, Z12
-	VPBROADCASTD   128(CX), Z20
+	VPBROADCASTD   132(CX), Z20
 	VPDPBUSD       Z18, Z20, Z13
 	VPDPBUSD       Z19, Z20, Z14
-	VPBROADCASTD   160(CX), Z20
+	VPBROADCASTD   136(CX), Z20
 	VPDPBUSD       Z18, Z20, Z15
 	VPDPBUSD       Z19, Z20, Z16
 	VPSRLW         $0x04, Z17, Z17
@@ -10753,25 +10590,25 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
 	VPERMB         Z17, Z3, Z17
 	VMOVDQA64      Z17, Z17
-	VPBROADCASTD   4(CX), Z20
+	VPBROADCASTD   16(CX), Z20
 	VPDPBUSD       Z18, Z20, Z5
 	VPDPBUSD       Z19, Z20, Z6
-	VPBROADCASTD   36(CX), Z20
+	VPBROADCASTD   20(CX), Z20
 	VPDPBUSD       Z18, Z20, Z7
 	VPDPBUSD       Z19, Z20, Z8
-	VPBROADCASTD   68(CX), Z20
+	VPBROADCASTD   24(CX), Z20
 	VPDPBUSD       Z18, Z20, Z9
 	VPDPBUSD       Z19, Z20, Z10
-	VPBROADCASTD   100(CX), Z20
+	VPBROADCASTD   144(CX), Z20
 	VPDPBUSD       Z18, Z20, Z11
 	VPDPBUSD       Z19, Z20, Z12
-	VPBROADCASTD   132(CX), Z20
+	VPBROADCASTD   148(CX), Z20
 	VPDPBUSD       Z18, Z20, Z13
 	VPDPBUSD       Z19, Z20, Z14
-	VPBROADCASTD   164(CX), Z20
+	VPBROADCASTD   152(CX), Z20
 	VPDPBUSD       Z18, Z20, Z15
 	VPDPBUSD       Z19, Z20, Z16
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, R8
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -11116,28 +10953,28 @@ group0:
 	VPBROADCASTD   (R9), Z26
 	VPDPBUSD       Z24, Z26, Z5
 	VPDPBUSD       Z25, Z26, Z6
-	VPBROADCASTD   32(R9), Z26
+	VPBROADCASTD   4(R9), Z26
 	VPDPBUSD       Z24, Z26, Z7
 	VPDPBUSD       Z25, Z26, Z8
-	VPBROADCASTD   64(R9), Z26
+	VPBROADCASTD   8(R9), Z26
 	VPDPBUSD       Z24, Z26, Z9
 	VPDPBUSD       Z25, Z26, Z10
-	VPBROADCASTD   96(R9), Z26
+	VPBROADCASTD   128(R9), Z26
 	VPDPBUSD       Z24, Z26, Z11
 	VPDPBUSD       Z25, Z26, Z12
-	VPBROADCASTD   128(R9), Z26
+	VPBROADCASTD   132(R9), Z26
 	VPDPBUSD       Z24, Z26, Z13
 	VPDPBUSD       Z25, Z26, Z14
-	VPBROADCASTD   160(R9), Z26
+	VPBROADCASTD   136(R9), Z26
 	VPDPBUSD       Z24, Z26, Z15
 	VPDPBUSD       Z25, Z26, Z16
-	VPBROADCASTD   192(R9), Z26
+	VPBROADCASTD   256(R9), Z26
 	VPDPBUSD       Z24, Z26, Z17
 	VPDPBUSD       Z25, Z26, Z18
-	VPBROADCASTD   224(R9), Z26
+	VPBROADCASTD   260(R9), Z26
 	VPDPBUSD       Z24, Z26, Z19
 	VPDPBUSD       Z25, Z26, Z20
-	VPBROADCASTD   256(R9), Z26
+	VPBROADCASTD   264(R9), Z26
 	VPDPBUSD       Z24, Z26, Z21
 	VPDPBUSD       Z25, Z26, Z22
 	VPSRLW         $0x04, Z23, Z23
@@ -11153,34 +10990,34 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
 	VPERMB         Z23, Z3, Z23
 	VMOVDQA64      Z23, Z23
-	VPBROADCASTD   4(R9), Z26
+	VPBROADCASTD   16(R9), Z26
 	VPDPBUSD       Z24, Z26, Z5
 	VPDPBUSD       Z25, Z26, Z6
-	VPBROADCASTD   36(R9), Z26
+	VPBROADCASTD   20(R9), Z26
 	VPDPBUSD       Z24, Z26, Z7
 	VPDPBUSD       Z25, Z26, Z8
-	VPBROADCASTD   68(R9), Z26
+	VPBROADCASTD   24(R9), Z26
 	VPDPBUSD       Z24, Z26, Z9
 	VPDPBUSD       Z25, Z26, Z10
-	VPBROADCASTD   100(R9), Z26
+	VPBROADCASTD   144(R9), Z26
 	VPDPBUSD       Z24, Z26, Z11
 	VPDPBUSD       Z25, Z26, Z12
-	VPBROADCASTD   132(R9), Z26
+	VPBROADCASTD   148(R9), Z26
 	VPDPBUSD       Z24, Z26, Z13
 	VPDPBUSD       Z25, Z26, Z14
-	VPBROADCASTD   164(R9), Z26
+	VPBROADCASTD   152(R9), Z26
 	VPDPBUSD       Z24, Z26, Z15
 	VPDPBUSD       Z25, Z26, Z16
-	VPBROADCASTD   196(R9), Z26
+	VPBROADCASTD   272(R9), Z26
 	VPDPBUSD       Z24, Z26, Z17
 	VPDPBUSD       Z25, Z26, Z18
-	VPBROADCASTD   228(R9), Z26
+	VPBROADCASTD   276(R9), Z26
 	VPDPBUSD       Z24, Z26, Z19
 	VPDPBUSD       Z25, Z26, Z20
-	VPBROADCASTD   260(R9), Z26
+	VPBROADCASTD   280(R9), Z26
 	VPDPBUSD       Z24, Z26, Z21
 	VPDPBUSD       Z25, Z26, Z22
-	ADDQ           $0x08, R9
+	ADDQ           $0x20, R9
 	SUBQ           $0x01, R10
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -11261,28 +11098,28 @@ group1:
 	VPBROADCASTD   (CX), Z26
 	VPDPBUSD       Z24, Z26, Z5
 	VPDPBUSD       Z25, Z26, Z6
-	VPBROADCASTD   32(CX), Z26
+	VPBROADCASTD   4(CX), Z26
 	VPDPBUSD       Z24, Z26, Z7
 	VPDPBUSD       Z25, Z26, Z8
-	VPBROADCASTD   64(CX), Z26
+	VPBROADCASTD   8(CX), Z26
 	VPDPBUSD       Z24, Z26, Z9
 	VPDPBUSD       Z25, Z26, Z10
-	VPBROADCASTD   96(CX), Z26
+	VPBROADCASTD   128(CX), Z26
 	VPDPBUSD       Z24, Z26, Z11
 	VPDPBUSD       Z25, Z26, Z12
-	VPBROADCASTD   128(CX), Z26
+	VPBROADCASTD   132(CX), Z26
 	VPDPBUSD       Z24, Z26, Z13
 	VPDPBUSD       Z25, Z26, Z14
-	VPBROADCASTD   160(CX), Z26
+	VPBROADCASTD   136(CX), Z26
 	VPDPBUSD       Z24, Z26, Z15
 	VPDPBUSD       Z25, Z26, Z16
-	VPBROADCASTD   192(CX), Z26
+	VPBROADCASTD   256(CX), Z26
 	VPDPBUSD       Z24, Z26, Z17
 	VPDPBUSD       Z25, Z26, Z18
-	VPBROADCASTD   224(CX), Z26
+	VPBROADCASTD   260(CX), Z26
 	VPDPBUSD       Z24, Z26, Z19
 	VPDPBUSD       Z25, Z26, Z20
-	VPBROADCASTD   256(CX), Z26
+	VPBROADCASTD   264(CX), Z26
 	VPDPBUSD       Z24, Z26, Z21
 	VPDPBUSD       Z25, Z26, Z22
 	VPSRLW         $0x04, Z23, Z23
@@ -11298,34 +11135,34 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
 	VPERMB         Z23, Z3, Z23
 	VMOVDQA64      Z23, Z23
-	VPBROADCASTD   4(CX), Z26
+	VPBROADCASTD   16(CX), Z26
 	VPDPBUSD       Z24, Z26, Z5
 	VPDPBUSD       Z25, Z26, Z6
-	VPBROADCASTD   36(CX), Z26
+	VPBROADCASTD   20(CX), Z26
 	VPDPBUSD       Z24, Z26, Z7
 	VPDPBUSD       Z25, Z26, Z8
-	VPBROADCASTD   68(CX), Z26
+	VPBROADCASTD   24(CX), Z26
 	VPDPBUSD       Z24, Z26, Z9
 	VPDPBUSD       Z25, Z26, Z10
-	VPBROADCASTD   100(CX), Z26
+	VPBROADCASTD   144(CX), Z26
 	VPDPBUSD       Z24, Z26, Z11
 	VPDPBUSD       Z25, Z26, Z12
-	VPBROADCASTD   132(CX), Z26
+	VPBROADCASTD   148(CX), Z26
 	VPDPBUSD       Z24, Z26, Z13
 	VPDPBUSD       Z25, Z26, Z14
-	VPBROADCASTD   164(CX), Z26
+	VPBROADCASTD   152(CX), Z26
 	VPDPBUSD       Z24, Z26, Z15
 	VPDPBUSD       Z25, Z26, Z16
-	VPBROADCASTD   196(CX), Z26
+	VPBROADCASTD   272(CX), Z26
 	VPDPBUSD       Z24, Z26, Z17
 	VPDPBUSD       Z25, Z26, Z18
-	VPBROADCASTD   228(CX), Z26
+	VPBROADCASTD   276(CX), Z26
 	VPDPBUSD       Z24, Z26, Z19
 	VPDPBUSD       Z25, Z26, Z20
-	VPBROADCASTD   260(CX), Z26
+	VPBROADCASTD   280(CX), Z26
 	VPDPBUSD       Z24, Z26, Z21
 	VPDPBUSD       Z25, Z26, Z22
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, R8
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -11661,12 +11498,12 @@ group0:
 	VPDPBUSD       Z25, Z28, Z5
 	VPDPBUSD       Z26, Z28, Z6
 	VPDPBUSD       Z27, Z28, Z7
-	VPBROADCASTD   32(CX), Z28
+	VPBROADCASTD   4(CX), Z28
 	VPDPBUSD       Z24, Z28, Z8
 	VPDPBUSD       Z25, Z28, Z9
 	VPDPBUSD       Z26, Z28, Z10
 	VPDPBUSD       Z27, Z28, Z11
-	VPBROADCASTD   64(CX), Z28
+	VPBROADCASTD   8(CX), Z28
 	VPDPBUSD       Z24, Z28, Z12
 	VPDPBUSD       Z25, Z28, Z13
 	VPDPBUSD       Z26, Z28, Z14
@@ -11704,22 +11541,22 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
 	VPERMB         Z23, Z3, Z23
 	VMOVDQA64      Z23, Z23
-	VPBROADCASTD   4(CX), Z28
+	VPBROADCASTD   16(CX), Z28
 	VPDPBUSD       Z24, Z28, Z4
 	VPDPBUSD       Z25, Z28, Z5
 	VPDPBUSD       Z26, Z28, Z6
 	VPDPBUSD       Z27, Z28, Z7
-	VPBROADCASTD   36(CX), Z28
+	VPBROADCASTD   20(CX), Z28
 	VPDPBUSD       Z24, Z28, Z8
 	VPDPBUSD       Z25, Z28, Z9
 	VPDPBUSD       Z26, Z28, Z10
 	VPDPBUSD       Z27, Z28, Z11
-	VPBROADCASTD   68(CX), Z28
+	VPBROADCASTD   24(CX), Z28
 	VPDPBUSD       Z24, Z28, Z12
 	VPDPBUSD       Z25, Z28, Z13
 	VPDPBUSD       Z26, Z28, Z14
 	VPDPBUSD       Z27, Z28, Z15
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, DI
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z0
@@ -12089,19 +11926,19 @@ group0:
 	VPBROADCASTD   (R10), Z22
 	VPDPBUSD       Z20, Z22, Z5
 	VPDPBUSD       Z21, Z22, Z6
-	VPBROADCASTD   32(R10), Z22
+	VPBROADCASTD   4(R10), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   64(R10), Z22
+	VPBROADCASTD   8(R10), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   96(R10), Z22
+	VPBROADCASTD   128(R10), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   128(R10), Z22
+	VPBROADCASTD   132(R10), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   160(R10), Z22
+	VPBROADCASTD   136(R10), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
 	VPERMB         Z1, Z18, Z20
@@ -12123,25 +11960,25 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VPERMB         Z19, Z3, Z19
 	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   4(R10), Z22
+	VPBROADCASTD   16(R10), Z22
 	VPDPBUSD       Z20, Z22, Z5
 	VPDPBUSD       Z21, Z22, Z6
-	VPBROADCASTD   36(R10), Z22
+	VPBROADCASTD   20(R10), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   68(R10), Z22
+	VPBROADCASTD   24(R10), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   100(R10), Z22
+	VPBROADCASTD   144(R10), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   132(R10), Z22
+	VPBROADCASTD   148(R10), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   164(R10), Z22
+	VPBROADCASTD   152(R10), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	ADDQ           $0x08, R10
+	ADDQ           $0x20, R10
 	SUBQ           $0x01, R11
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -12208,19 +12045,19 @@ group1:
 	VPBROADCASTD   (CX), Z22
 	VPDPBUSD       Z20, Z22, Z5
 	VPDPBUSD       Z21, Z22, Z6
-	VPBROADCASTD   32(CX), Z22
+	VPBROADCASTD   4(CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   64(CX), Z22
+	VPBROADCASTD   8(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   96(CX), Z22
+	VPBROADCASTD   128(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   128(CX), Z22
+	VPBROADCASTD   132(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   160(CX), Z22
+	VPBROADCASTD   136(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
 	VPERMB         Z1, Z18, Z20
@@ -12242,25 +12079,25 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VPERMB         Z19, Z3, Z19
 	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   4(CX), Z22
+	VPBROADCASTD   16(CX), Z22
 	VPDPBUSD       Z20, Z22, Z5
 	VPDPBUSD       Z21, Z22, Z6
-	VPBROADCASTD   36(CX), Z22
+	VPBROADCASTD   20(CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   68(CX), Z22
+	VPBROADCASTD   24(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   100(CX), Z22
+	VPBROADCASTD   144(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   132(CX), Z22
+	VPBROADCASTD   148(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   164(CX), Z22
+	VPBROADCASTD   152(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, R9
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -12644,28 +12481,28 @@ group0:
 	VPBROADCASTD   (R10), Z28
 	VPDPBUSD       Z26, Z28, Z5
 	VPDPBUSD       Z27, Z28, Z6
-	VPBROADCASTD   32(R10), Z28
+	VPBROADCASTD   4(R10), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   64(R10), Z28
+	VPBROADCASTD   8(R10), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   96(R10), Z28
+	VPBROADCASTD   128(R10), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   128(R10), Z28
+	VPBROADCASTD   132(R10), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   160(R10), Z28
+	VPBROADCASTD   136(R10), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   192(R10), Z28
+	VPBROADCASTD   256(R10), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   224(R10), Z28
+	VPBROADCASTD   260(R10), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   256(R10), Z28
+	VPBROADCASTD   264(R10), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
 	VPERMB         Z1, Z24, Z26
@@ -12687,34 +12524,34 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
 	VPERMB         Z25, Z3, Z25
 	VMOVDQA64      Z25, Z25
-	VPBROADCASTD   4(R10), Z28
+	VPBROADCASTD   16(R10), Z28
 	VPDPBUSD       Z26, Z28, Z5
 	VPDPBUSD       Z27, Z28, Z6
-	VPBROADCASTD   36(R10), Z28
+	VPBROADCASTD   20(R10), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   68(R10), Z28
+	VPBROADCASTD   24(R10), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   100(R10), Z28
+	VPBROADCASTD   144(R10), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   132(R10), Z28
+	VPBROADCASTD   148(R10), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   164(R10), Z28
+	VPBROADCASTD   152(R10), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   196(R10), Z28
+	VPBROADCASTD   272(R10), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   228(R10), Z28
+	VPBROADCASTD   276(R10), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   260(R10), Z28
+	VPBROADCASTD   280(R10), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	ADDQ           $0x08, R10
+	ADDQ           $0x20, R10
 	SUBQ           $0x01, R11
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -12802,28 +12639,28 @@ group1:
 	VPBROADCASTD   (CX), Z28
 	VPDPBUSD       Z26, Z28, Z5
 	VPDPBUSD       Z27, Z28, Z6
-	VPBROADCASTD   32(CX), Z28
+	VPBROADCASTD   4(CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   64(CX), Z28
+	VPBROADCASTD   8(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   96(CX), Z28
+	VPBROADCASTD   128(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   128(CX), Z28
+	VPBROADCASTD   132(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   160(CX), Z28
+	VPBROADCASTD   136(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   192(CX), Z28
+	VPBROADCASTD   256(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   224(CX), Z28
+	VPBROADCASTD   260(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   256(CX), Z28
+	VPBROADCASTD   264(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
 	VPERMB         Z1, Z24, Z26
@@ -12845,34 +12682,34 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
 	VPERMB         Z25, Z3, Z25
 	VMOVDQA64      Z25, Z25
-	VPBROADCASTD   4(CX), Z28
+	VPBROADCASTD   16(CX), Z28
 	VPDPBUSD       Z26, Z28, Z5
 	VPDPBUSD       Z27, Z28, Z6
-	VPBROADCASTD   36(CX), Z28
+	VPBROADCASTD   20(CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   68(CX), Z28
+	VPBROADCASTD   24(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   100(CX), Z28
+	VPBROADCASTD   144(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   132(CX), Z28
+	VPBROADCASTD   148(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   164(CX), Z28
+	VPBROADCASTD   152(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   196(CX), Z28
+	VPBROADCASTD   272(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   228(CX), Z28
+	VPBROADCASTD   276(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   260(CX), Z28
+	VPBROADCASTD   280(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, R9
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z4
@@ -13236,12 +13073,12 @@ group0:
 	VPDPBUSD       Z24, Z27, Z4
 	VPDPBUSD       Z25, Z27, Z5
 	VPDPBUSD       Z26, Z27, Z6
-	VPBROADCASTD   32(CX), Z27
+	VPBROADCASTD   4(CX), Z27
 	VPDPBUSD       Z23, Z27, Z7
 	VPDPBUSD       Z24, Z27, Z8
 	VPDPBUSD       Z25, Z27, Z9
 	VPDPBUSD       Z26, Z27, Z10
-	VPBROADCASTD   64(CX), Z27
+	VPBROADCASTD   8(CX), Z27
 	VPDPBUSD       Z23, Z27, Z11
 	VPDPBUSD       Z24, Z27, Z12
 	VPDPBUSD       Z25, Z27, Z13
@@ -13287,22 +13124,22 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z22, Z1, Z22
 	VPERMB         Z22, Z2, Z22
 	VMOVDQA64      Z22, Z22
-	VPBROADCASTD   4(CX), Z27
+	VPBROADCASTD   16(CX), Z27
 	VPDPBUSD       Z23, Z27, Z3
 	VPDPBUSD       Z24, Z27, Z4
 	VPDPBUSD       Z25, Z27, Z5
 	VPDPBUSD       Z26, Z27, Z6
-	VPBROADCASTD   36(CX), Z27
+	VPBROADCASTD   20(CX), Z27
 	VPDPBUSD       Z23, Z27, Z7
 	VPDPBUSD       Z24, Z27, Z8
 	VPDPBUSD       Z25, Z27, Z9
 	VPDPBUSD       Z26, Z27, Z10
-	VPBROADCASTD   68(CX), Z27
+	VPBROADCASTD   24(CX), Z27
 	VPDPBUSD       Z23, Z27, Z11
 	VPDPBUSD       Z24, Z27, Z12
 	VPDPBUSD       Z25, Z27, Z13
 	VPDPBUSD       Z26, Z27, Z14
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, DI
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z0
@@ -13698,19 +13535,19 @@ group0:
 	VPBROADCASTD   (R11), Z21
 	VPDPBUSD       Z19, Z21, Z4
 	VPDPBUSD       Z20, Z21, Z5
-	VPBROADCASTD   32(R11), Z21
+	VPBROADCASTD   4(R11), Z21
 	VPDPBUSD       Z19, Z21, Z6
 	VPDPBUSD       Z20, Z21, Z7
-	VPBROADCASTD   64(R11), Z21
+	VPBROADCASTD   8(R11), Z21
 	VPDPBUSD       Z19, Z21, Z8
 	VPDPBUSD       Z20, Z21, Z9
-	VPBROADCASTD   96(R11), Z21
+	VPBROADCASTD   128(R11), Z21
 	VPDPBUSD       Z19, Z21, Z10
 	VPDPBUSD       Z20, Z21, Z11
-	VPBROADCASTD   128(R11), Z21
+	VPBROADCASTD   132(R11), Z21
 	VPDPBUSD       Z19, Z21, Z12
 	VPDPBUSD       Z20, Z21, Z13
-	VPBROADCASTD   160(R11), Z21
+	VPBROADCASTD   136(R11), Z21
 	VPDPBUSD       Z19, Z21, Z14
 	VPDPBUSD       Z20, Z21, Z15
 	VPSRLW         $0x04, Z17, Z17
@@ -13736,25 +13573,25 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
 	VPERMB         Z18, Z2, Z18
 	VMOVDQA64      Z18, Z18
-	VPBROADCASTD   4(R11), Z21
+	VPBROADCASTD   16(R11), Z21
 	VPDPBUSD       Z19, Z21, Z4
 	VPDPBUSD       Z20, Z21, Z5
-	VPBROADCASTD   36(R11), Z21
+	VPBROADCASTD   20(R11), Z21
 	VPDPBUSD       Z19, Z21, Z6
 	VPDPBUSD       Z20, Z21, Z7
-	VPBROADCASTD   68(R11), Z21
+	VPBROADCASTD   24(R11), Z21
 	VPDPBUSD       Z19, Z21, Z8
 	VPDPBUSD       Z20, Z21, Z9
-	VPBROADCASTD   100(R11), Z21
+	VPBROADCASTD   144(R11), Z21
 	VPDPBUSD       Z19, Z21, Z10
 	VPDPBUSD       Z20, Z21, Z11
-	VPBROADCASTD   132(R11), Z21
+	VPBROADCASTD   148(R11), Z21
 	VPDPBUSD       Z19, Z21, Z12
 	VPDPBUSD       Z20, Z21, Z13
-	VPBROADCASTD   164(R11), Z21
+	VPBROADCASTD   152(R11), Z21
 	VPDPBUSD       Z19, Z21, Z14
 	VPDPBUSD       Z20, Z21, Z15
-	ADDQ           $0x08, R11
+	ADDQ           $0x20, R11
 	SUBQ           $0x01, R12
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z3
@@ -13823,19 +13660,19 @@ group1:
 	VPBROADCASTD   (CX), Z21
 	VPDPBUSD       Z19, Z21, Z4
 	VPDPBUSD       Z20, Z21, Z5
-	VPBROADCASTD   32(CX), Z21
+	VPBROADCASTD   4(CX), Z21
 	VPDPBUSD       Z19, Z21, Z6
 	VPDPBUSD       Z20, Z21, Z7
-	VPBROADCASTD   64(CX), Z21
+	VPBROADCASTD   8(CX), Z21
 	VPDPBUSD       Z19, Z21, Z8
 	VPDPBUSD       Z20, Z21, Z9
-	VPBROADCASTD   96(CX), Z21
+	VPBROADCASTD   128(CX), Z21
 	VPDPBUSD       Z19, Z21, Z10
 	VPDPBUSD       Z20, Z21, Z11
-	VPBROADCASTD   128(CX), Z21
+	VPBROADCASTD   132(CX), Z21
 	VPDPBUSD       Z19, Z21, Z12
 	VPDPBUSD       Z20, Z21, Z13
-	VPBROADCASTD   160(CX), Z21
+	VPBROADCASTD   136(CX), Z21
 	VPDPBUSD       Z19, Z21, Z14
 	VPDPBUSD       Z20, Z21, Z15
 	VPSRLW         $0x04, Z17, Z17
@@ -13861,25 +13698,25 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
 	VPERMB         Z18, Z2, Z18
 	VMOVDQA64      Z18, Z18
-	VPBROADCASTD   4(CX), Z21
+	VPBROADCASTD   16(CX), Z21
 	VPDPBUSD       Z19, Z21, Z4
 	VPDPBUSD       Z20, Z21, Z5
-	VPBROADCASTD   36(CX), Z21
+	VPBROADCASTD   20(CX), Z21
 	VPDPBUSD       Z19, Z21, Z6
 	VPDPBUSD       Z20, Z21, Z7
-	VPBROADCASTD   68(CX), Z21
+	VPBROADCASTD   24(CX), Z21
 	VPDPBUSD       Z19, Z21, Z8
 	VPDPBUSD       Z20, Z21, Z9
-	VPBROADCASTD   100(CX), Z21
+	VPBROADCASTD   144(CX), Z21
 	VPDPBUSD       Z19, Z21, Z10
 	VPDPBUSD       Z20, Z21, Z11
-	VPBROADCASTD   132(CX), Z21
+	VPBROADCASTD   148(CX), Z21
 	VPDPBUSD       Z19, Z21, Z12
 	VPDPBUSD       Z20, Z21, Z13
-	VPBROADCASTD   164(CX), Z21
+	VPBROADCASTD   152(CX), Z21
 	VPDPBUSD       Z19, Z21, Z14
 	VPDPBUSD       Z20, Z21, Z15
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, R10
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z3
@@ -14289,28 +14126,28 @@ group0:
 	VPBROADCASTD   (R11), Z27
 	VPDPBUSD       Z25, Z27, Z4
 	VPDPBUSD       Z26, Z27, Z5
-	VPBROADCASTD   32(R11), Z27
+	VPBROADCASTD   4(R11), Z27
 	VPDPBUSD       Z25, Z27, Z6
 	VPDPBUSD       Z26, Z27, Z7
-	VPBROADCASTD   64(R11), Z27
+	VPBROADCASTD   8(R11), Z27
 	VPDPBUSD       Z25, Z27, Z8
 	VPDPBUSD       Z26, Z27, Z9
-	VPBROADCASTD   96(R11), Z27
+	VPBROADCASTD   128(R11), Z27
 	VPDPBUSD       Z25, Z27, Z10
 	VPDPBUSD       Z26, Z27, Z11
-	VPBROADCASTD   128(R11), Z27
+	VPBROADCASTD   132(R11), Z27
 	VPDPBUSD       Z25, Z27, Z12
 	VPDPBUSD       Z26, Z27, Z13
-	VPBROADCASTD   160(R11), Z27
+	VPBROADCASTD   136(R11), Z27
 	VPDPBUSD       Z25, Z27, Z14
 	VPDPBUSD       Z26, Z27, Z15
-	VPBROADCASTD   192(R11), Z27
+	VPBROADCASTD   256(R11), Z27
 	VPDPBUSD       Z25, Z27, Z16
 	VPDPBUSD       Z26, Z27, Z17
-	VPBROADCASTD   224(R11), Z27
+	VPBROADCASTD   260(R11), Z27
 	VPDPBUSD       Z25, Z27, Z18
 	VPDPBUSD       Z26, Z27, Z19
-	VPBROADCASTD   256(R11), Z27
+	VPBROADCASTD   264(R11), Z27
 	VPDPBUSD       Z25, Z27, Z20
 	VPDPBUSD       Z26, Z27, Z21
 	VPSRLW         $0x04, Z23, Z23
@@ -14336,34 +14173,34 @@ group0:
 	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
 	VPERMB         Z24, Z2, Z24
 	VMOVDQA64      Z24, Z24
-	VPBROADCASTD   4(R11), Z27
+	VPBROADCASTD   16(R11), Z27
 	VPDPBUSD       Z25, Z27, Z4
 	VPDPBUSD       Z26, Z27, Z5
-	VPBROADCASTD   36(R11), Z27
+	VPBROADCASTD   20(R11), Z27
 	VPDPBUSD       Z25, Z27, Z6
 	VPDPBUSD       Z26, Z27, Z7
-	VPBROADCASTD   68(R11), Z27
+	VPBROADCASTD   24(R11), Z27
 	VPDPBUSD       Z25, Z27, Z8
 	VPDPBUSD       Z26, Z27, Z9
-	VPBROADCASTD   100(R11), Z27
+	VPBROADCASTD   144(R11), Z27
 	VPDPBUSD       Z25, Z27, Z10
 	VPDPBUSD       Z26, Z27, Z11
-	VPBROADCASTD   132(R11), Z27
+	VPBROADCASTD   148(R11), Z27
 	VPDPBUSD       Z25, Z27, Z12
 	VPDPBUSD       Z26, Z27, Z13
-	VPBROADCASTD   164(R11), Z27
+	VPBROADCASTD   152(R11), Z27
 	VPDPBUSD       Z25, Z27, Z14
 	VPDPBUSD       Z26, Z27, Z15
-	VPBROADCASTD   196(R11), Z27
+	VPBROADCASTD   272(R11), Z27
 	VPDPBUSD       Z25, Z27, Z16
 	VPDPBUSD       Z26, Z27, Z17
-	VPBROADCASTD   228(R11), Z27
+	VPBROADCASTD   276(R11), Z27
 	VPDPBUSD       Z25, Z27, Z18
 	VPDPBUSD       Z26, Z27, Z19
-	VPBROADCASTD   260(R11), Z27
+	VPBROADCASTD   280(R11), Z27
 	VPDPBUSD       Z25, Z27, Z20
 	VPDPBUSD       Z26, Z27, Z21
-	ADDQ           $0x08, R11
+	ADDQ           $0x20, R11
 	SUBQ           $0x01, R12
 	JNZ            group0
 	VBROADCASTSS   float256<>+0(SB), Z3
@@ -14453,28 +14290,28 @@ group1:
 	VPBROADCASTD   (CX), Z27
 	VPDPBUSD       Z25, Z27, Z4
 	VPDPBUSD       Z26, Z27, Z5
-	VPBROADCASTD   32(CX), Z27
+	VPBROADCASTD   4(CX), Z27
 	VPDPBUSD       Z25, Z27, Z6
 	VPDPBUSD       Z26, Z27, Z7
-	VPBROADCASTD   64(CX), Z27
+	VPBROADCASTD   8(CX), Z27
 	VPDPBUSD       Z25, Z27, Z8
 	VPDPBUSD       Z26, Z27, Z9
-	VPBROADCASTD   96(CX), Z27
+	VPBROADCASTD   128(CX), Z27
 	VPDPBUSD       Z25, Z27, Z10
 	VPDPBUSD       Z26, Z27, Z11
-	VPBROADCASTD   128(CX), Z27
+	VPBROADCASTD   132(CX), Z27
 	VPDPBUSD       Z25, Z27, Z12
 	VPDPBUSD       Z26, Z27, Z13
-	VPBROADCASTD   160(CX), Z27
+	VPBROADCASTD   136(CX), Z27
 	VPDPBUSD       Z25, Z27, Z14
 	VPDPBUSD       Z26, Z27, Z15
-	VPBROADCASTD   192(CX), Z27
+	VPBROADCASTD   256(CX), Z27
 	VPDPBUSD       Z25, Z27, Z16
 	VPDPBUSD       Z26, Z27, Z17
-	VPBROADCASTD   224(CX), Z27
+	VPBROADCASTD   260(CX), Z27
 	VPDPBUSD       Z25, Z27, Z18
 	VPDPBUSD       Z26, Z27, Z19
-	VPBROADCASTD   256(CX), Z27
+	VPBROADCASTD   264(CX), Z27
 	VPDPBUSD       Z25, Z27, Z20
 	VPDPBUSD       Z26, Z27, Z21
 	VPSRLW         $0x04, Z23, Z23
@@ -14500,34 +14337,34 @@ group1:
 	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
 	VPERMB         Z24, Z2, Z24
 	VMOVDQA64      Z24, Z24
-	VPBROADCASTD   4(CX), Z27
+	VPBROADCASTD   16(CX), Z27
 	VPDPBUSD       Z25, Z27, Z4
 	VPDPBUSD       Z26, Z27, Z5
-	VPBROADCASTD   36(CX), Z27
+	VPBROADCASTD   20(CX), Z27
 	VPDPBUSD       Z25, Z27, Z6
 	VPDPBUSD       Z26, Z27, Z7
-	VPBROADCASTD   68(CX), Z27
+	VPBROADCASTD   24(CX), Z27
 	VPDPBUSD       Z25, Z27, Z8
 	VPDPBUSD       Z26, Z27, Z9
-	VPBROADCASTD   100(CX), Z27
+	VPBROADCASTD   144(CX), Z27
 	VPDPBUSD       Z25, Z27, Z10
 	VPDPBUSD       Z26, Z27, Z11
-	VPBROADCASTD   132(CX), Z27
+	VPBROADCASTD   148(CX), Z27
 	VPDPBUSD       Z25, Z27, Z12
 	VPDPBUSD       Z26, Z27, Z13
-	VPBROADCASTD   164(CX), Z27
+	VPBROADCASTD   152(CX), Z27
 	VPDPBUSD       Z25, Z27, Z14
 	VPDPBUSD       Z26, Z27, Z15
-	VPBROADCASTD   196(CX), Z27
+	VPBROADCASTD   272(CX), Z27
 	VPDPBUSD       Z25, Z27, Z16
 	VPDPBUSD       Z26, Z27, Z17
-	VPBROADCASTD   228(CX), Z27
+	VPBROADCASTD   276(CX), Z27
 	VPDPBUSD       Z25, Z27, Z18
 	VPDPBUSD       Z26, Z27, Z19
-	VPBROADCASTD   260(CX), Z27
+	VPBROADCASTD   280(CX), Z27
 	VPDPBUSD       Z25, Z27, Z20
 	VPDPBUSD       Z26, Z27, Z21
-	ADDQ           $0x08, CX
+	ADDQ           $0x20, CX
 	SUBQ           $0x01, R10
 	JNZ            group1
 	VBROADCASTSS   float256<>+0(SB), Z3
@@ -14986,18 +14823,18 @@ quad0:
 	VPDPBUSD     Z14, Z17, Z2
 	VPDPBUSD     Z15, Z17, Z3
 	VPDPBUSD     Z16, Z17, Z4
-	VPBROADCASTD 32(R10), Z17
+	VPBROADCASTD 4(R10), Z17
 	VPDPBUSD     Z13, Z17, Z5
 	VPDPBUSD     Z14, Z17, Z6
 	VPDPBUSD     Z15, Z17, Z7
 	VPDPBUSD     Z16, Z17, Z8
-	VPBROADCASTD 64(R10), Z17
+	VPBROADCASTD 8(R10), Z17
 	VPDPBUSD     Z13, Z17, Z9
 	VPDPBUSD     Z14, Z17, Z10
 	VPDPBUSD     Z15, Z17, Z11
 	VPDPBUSD     Z16, Z17, Z12
 	ADDQ         R8, R9
-	ADDQ         $0x04, R10
+	ADDQ         $0x10, R10
 	SUBQ         $0x01, R11
 	JNZ          quad0
 	VBROADCASTSS (DX), Z13
@@ -15486,33 +15323,33 @@ quad0:
 	VPDPBUSD     Z26, Z29, Z2
 	VPDPBUSD     Z27, Z29, Z3
 	VPDPBUSD     Z28, Z29, Z4
-	VPBROADCASTD 32(R10), Z29
+	VPBROADCASTD 4(R10), Z29
 	VPDPBUSD     Z25, Z29, Z5
 	VPDPBUSD     Z26, Z29, Z6
 	VPDPBUSD     Z27, Z29, Z7
 	VPDPBUSD     Z28, Z29, Z8
-	VPBROADCASTD 64(R10), Z29
+	VPBROADCASTD 8(R10), Z29
 	VPDPBUSD     Z25, Z29, Z9
 	VPDPBUSD     Z26, Z29, Z10
 	VPDPBUSD     Z27, Z29, Z11
 	VPDPBUSD     Z28, Z29, Z12
-	VPBROADCASTD 96(R10), Z29
+	VPBROADCASTD 128(R10), Z29
 	VPDPBUSD     Z25, Z29, Z13
 	VPDPBUSD     Z26, Z29, Z14
 	VPDPBUSD     Z27, Z29, Z15
 	VPDPBUSD     Z28, Z29, Z16
-	VPBROADCASTD 128(R10), Z29
+	VPBROADCASTD 132(R10), Z29
 	VPDPBUSD     Z25, Z29, Z17
 	VPDPBUSD     Z26, Z29, Z18
 	VPDPBUSD     Z27, Z29, Z19
 	VPDPBUSD     Z28, Z29, Z20
-	VPBROADCASTD 160(R10), Z29
+	VPBROADCASTD 136(R10), Z29
 	VPDPBUSD     Z25, Z29, Z21
 	VPDPBUSD     Z26, Z29, Z22
 	VPDPBUSD     Z27, Z29, Z23
 	VPDPBUSD     Z28, Z29, Z24
 	ADDQ         R8, R9
-	ADDQ         $0x04, R10
+	ADDQ         $0x10, R10
 	SUBQ         $0x01, R11
 	JNZ          quad0
 	VBROADCASTSS (DX), Z25
@@ -15956,32 +15793,32 @@ quad0:
 	VPBROADCASTD (R10), Z21
 	VPDPBUSD     Z19, Z21, Z1
 	VPDPBUSD     Z20, Z21, Z2
-	VPBROADCASTD 32(R10), Z21
+	VPBROADCASTD 4(R10), Z21
 	VPDPBUSD     Z19, Z21, Z3
 	VPDPBUSD     Z20, Z21, Z4
-	VPBROADCASTD 64(R10), Z21
+	VPBROADCASTD 8(R10), Z21
 	VPDPBUSD     Z19, Z21, Z5
 	VPDPBUSD     Z20, Z21, Z6
-	VPBROADCASTD 96(R10), Z21
+	VPBROADCASTD 128(R10), Z21
 	VPDPBUSD     Z19, Z21, Z7
 	VPDPBUSD     Z20, Z21, Z8
-	VPBROADCASTD 128(R10), Z21
+	VPBROADCASTD 132(R10), Z21
 	VPDPBUSD     Z19, Z21, Z9
 	VPDPBUSD     Z20, Z21, Z10
-	VPBROADCASTD 160(R10), Z21
+	VPBROADCASTD 136(R10), Z21
 	VPDPBUSD     Z19, Z21, Z11
 	VPDPBUSD     Z20, Z21, Z12
-	VPBROADCASTD 192(R10), Z21
+	VPBROADCASTD 256(R10), Z21
 	VPDPBUSD     Z19, Z21, Z13
 	VPDPBUSD     Z20, Z21, Z14
-	VPBROADCASTD 224(R10), Z21
+	VPBROADCASTD 260(R10), Z21
 	VPDPBUSD     Z19, Z21, Z15
 	VPDPBUSD     Z20, Z21, Z16
-	VPBROADCASTD 256(R10), Z21
+	VPBROADCASTD 264(R10), Z21
 	VPDPBUSD     Z19, Z21, Z17
 	VPDPBUSD     Z20, Z21, Z18
 	ADDQ         R8, R9
-	ADDQ         $0x04, R10
+	ADDQ         $0x10, R10
 	SUBQ         $0x01, R11
 	JNZ          quad0
 	VBROADCASTSS (DX), Z19
@@ -16057,32 +15894,32 @@ quad1:
 	VPBROADCASTD (R10), Z21
 	VPDPBUSD     Z19, Z21, Z1
 	VPDPBUSD     Z20, Z21, Z2
-	VPBROADCASTD 32(R10), Z21
+	VPBROADCASTD 4(R10), Z21
 	VPDPBUSD     Z19, Z21, Z3
 	VPDPBUSD     Z20, Z21, Z4
-	VPBROADCASTD 64(R10), Z21
+	VPBROADCASTD 8(R10), Z21
 	VPDPBUSD     Z19, Z21, Z5
 	VPDPBUSD     Z20, Z21, Z6
-	VPBROADCASTD 96(R10), Z21
+	VPBROADCASTD 128(R10), Z21
 	VPDPBUSD     Z19, Z21, Z7
 	VPDPBUSD     Z20, Z21, Z8
-	VPBROADCASTD 128(R10), Z21
+	VPBROADCASTD 132(R10), Z21
 	VPDPBUSD     Z19, Z21, Z9
 	VPDPBUSD     Z20, Z21, Z10
-	VPBROADCASTD 160(R10), Z21
+	VPBROADCASTD 136(R10), Z21
 	VPDPBUSD     Z19, Z21, Z11
 	VPDPBUSD     Z20, Z21, Z12
-	VPBROADCASTD 192(R10), Z21
+	VPBROADCASTD 256(R10), Z21
 	VPDPBUSD     Z19, Z21, Z13
 	VPDPBUSD     Z20, Z21, Z14
-	VPBROADCASTD 224(R10), Z21
+	VPBROADCASTD 260(R10), Z21
 	VPDPBUSD     Z19, Z21, Z15
 	VPDPBUSD     Z20, Z21, Z16
-	VPBROADCASTD 256(R10), Z21
+	VPBROADCASTD 264(R10), Z21
 	VPDPBUSD     Z19, Z21, Z17
 	VPDPBUSD     Z20, Z21, Z18
 	ADDQ         R8, R9
-	ADDQ         $0x04, R10
+	ADDQ         $0x10, R10
 	SUBQ         $0x01, R11
 	JNZ          quad1
 	VBROADCASTSS (DX), Z19
@@ -16616,41 +16453,41 @@ quad0:
 	VPBROADCASTD (R11), Z27
 	VPDPBUSD     Z25, Z27, Z1
 	VPDPBUSD     Z26, Z27, Z2
-	VPBROADCASTD 32(R11), Z27
+	VPBROADCASTD 4(R11), Z27
 	VPDPBUSD     Z25, Z27, Z3
 	VPDPBUSD     Z26, Z27, Z4
-	VPBROADCASTD 64(R11), Z27
+	VPBROADCASTD 8(R11), Z27
 	VPDPBUSD     Z25, Z27, Z5
 	VPDPBUSD     Z26, Z27, Z6
-	VPBROADCASTD 96(R11), Z27
+	VPBROADCASTD 128(R11), Z27
 	VPDPBUSD     Z25, Z27, Z7
 	VPDPBUSD     Z26, Z27, Z8
-	VPBROADCASTD 128(R11), Z27
+	VPBROADCASTD 132(R11), Z27
 	VPDPBUSD     Z25, Z27, Z9
 	VPDPBUSD     Z26, Z27, Z10
-	VPBROADCASTD 160(R11), Z27
+	VPBROADCASTD 136(R11), Z27
 	VPDPBUSD     Z25, Z27, Z11
 	VPDPBUSD     Z26, Z27, Z12
-	VPBROADCASTD 192(R11), Z27
+	VPBROADCASTD 256(R11), Z27
 	VPDPBUSD     Z25, Z27, Z13
 	VPDPBUSD     Z26, Z27, Z14
-	VPBROADCASTD 224(R11), Z27
+	VPBROADCASTD 260(R11), Z27
 	VPDPBUSD     Z25, Z27, Z15
 	VPDPBUSD     Z26, Z27, Z16
-	VPBROADCASTD 256(R11), Z27
+	VPBROADCASTD 264(R11), Z27
 	VPDPBUSD     Z25, Z27, Z17
 	VPDPBUSD     Z26, Z27, Z18
-	VPBROADCASTD 288(R11), Z27
+	VPBROADCASTD 384(R11), Z27
 	VPDPBUSD     Z25, Z27, Z19
 	VPDPBUSD     Z26, Z27, Z20
-	VPBROADCASTD 320(R11), Z27
+	VPBROADCASTD 388(R11), Z27
 	VPDPBUSD     Z25, Z27, Z21
 	VPDPBUSD     Z26, Z27, Z22
-	VPBROADCASTD 352(R11), Z27
+	VPBROADCASTD 392(R11), Z27
 	VPDPBUSD     Z25, Z27, Z23
 	VPDPBUSD     Z26, Z27, Z24
 	ADDQ         R8, R10
-	ADDQ         $0x04, R11
+	ADDQ         $0x10, R11
 	SUBQ         $0x01, R12
 	JNZ          quad0
 	VBROADCASTSS (DX), Z25
@@ -16747,41 +16584,41 @@ quad1:
 	VPBROADCASTD (R11), Z27
 	VPDPBUSD     Z25, Z27, Z1
 	VPDPBUSD     Z26, Z27, Z2
-	VPBROADCASTD 32(R11), Z27
+	VPBROADCASTD 4(R11), Z27
 	VPDPBUSD     Z25, Z27, Z3
 	VPDPBUSD     Z26, Z27, Z4
-	VPBROADCASTD 64(R11), Z27
+	VPBROADCASTD 8(R11), Z27
 	VPDPBUSD     Z25, Z27, Z5
 	VPDPBUSD     Z26, Z27, Z6
-	VPBROADCASTD 96(R11), Z27
+	VPBROADCASTD 128(R11), Z27
 	VPDPBUSD     Z25, Z27, Z7
 	VPDPBUSD     Z26, Z27, Z8
-	VPBROADCASTD 128(R11), Z27
+	VPBROADCASTD 132(R11), Z27
 	VPDPBUSD     Z25, Z27, Z9
 	VPDPBUSD     Z26, Z27, Z10
-	VPBROADCASTD 160(R11), Z27
+	VPBROADCASTD 136(R11), Z27
 	VPDPBUSD     Z25, Z27, Z11
 	VPDPBUSD     Z26, Z27, Z12
-	VPBROADCASTD 192(R11), Z27
+	VPBROADCASTD 256(R11), Z27
 	VPDPBUSD     Z25, Z27, Z13
 	VPDPBUSD     Z26, Z27, Z14
-	VPBROADCASTD 224(R11), Z27
+	VPBROADCASTD 260(R11), Z27
 	VPDPBUSD     Z25, Z27, Z15
 	VPDPBUSD     Z26, Z27, Z16
-	VPBROADCASTD 256(R11), Z27
+	VPBROADCASTD 264(R11), Z27
 	VPDPBUSD     Z25, Z27, Z17
 	VPDPBUSD     Z26, Z27, Z18
-	VPBROADCASTD 288(R11), Z27
+	VPBROADCASTD 384(R11), Z27
 	VPDPBUSD     Z25, Z27, Z19
 	VPDPBUSD     Z26, Z27, Z20
-	VPBROADCASTD 320(R11), Z27
+	VPBROADCASTD 388(R11), Z27
 	VPDPBUSD     Z25, Z27, Z21
 	VPDPBUSD     Z26, Z27, Z22
-	VPBROADCASTD 352(R11), Z27
+	VPBROADCASTD 392(R11), Z27
 	VPDPBUSD     Z25, Z27, Z23
 	VPDPBUSD     Z26, Z27, Z24
 	ADDQ         R8, R10
-	ADDQ         $0x04, R11
+	ADDQ         $0x10, R11
 	SUBQ         $0x01, R12
 	JNZ          quad1
 	VBROADCASTSS (DX), Z25

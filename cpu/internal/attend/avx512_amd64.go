@@ -257,7 +257,7 @@ func dotBytesAVX512(dots []float32, q []byte, heads int, tile []byte, dim, rows 
 }
 
 func softmaxCutHeadsAVX512(w *Weights, h *Heads, a, b int, t *Terms,
-	scale *[TileRows]float32) (largest uint32) {
+	scale *[TileRows]float32) (bad uint32) {
 	for first := a; a < b; a += 3 {
 		f := softmaxCut3AVX512
 		switch b - a {
@@ -266,16 +266,16 @@ func softmaxCutHeadsAVX512(w *Weights, h *Heads, a, b int, t *Terms,
 		case 2:
 			f = softmaxCut2AVX512
 		}
-		largest = f(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0],
+		bad = f(&h.Weights[a*TileRows], &h.Sums[a], &h.Tops[a], &h.Dots[a*TileRows], &t.Mul[0],
 			&t.Add[0], &t.Noise[0], &scale[0], &h.Energy[a], &h.Masks[a],
-			&w.Digits[(a-first)*Digits*TileRows], &w.Units[a-first])
+			&w.Digits[(a-first)*DigitBytes], &w.Units[a-first])
 	}
-	return largest
+	return bad
 }
 
 func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim,
 	rows int) {
-	_, _, _ = acc[heads*dim-1], weights[heads*Digits*TileRows-1], units[heads-1]
+	_, _, _ = acc[heads*dim-1], weights[heads*DigitBytes-1], units[heads-1]
 	_ = tile[TileRows*dim-1]
 	blocks, quads := dim/byteBlock, (rows+3)/4
 	for ; heads > 0; heads -= 4 {
@@ -291,7 +291,7 @@ func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, t
 			addBytes4AVX512(a, w, u, t, blocks, quads)
 		}
 		if heads > 4 {
-			acc, weights, units = acc[4*dim:], weights[4*Digits*TileRows:], units[4:]
+			acc, weights, units = acc[4*dim:], weights[4*DigitBytes:], units[4:]
 		}
 	}
 }
@@ -318,7 +318,7 @@ func dotPlanesAVX512(dots []float32, q []byte, heads int, p *planes, table *byte
 }
 
 func addPlanesAVX512(acc []float32, w *Weights, heads int, p *planes, table *byteTable) {
-	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*Digits*TileRows-1], w.Units[heads-1]
+	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*DigitBytes-1], w.Units[heads-1]
 	addPlanes[p.bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &p.src[0], p.plane, &table[0][0],
 		p.rows/byteRows)
 }

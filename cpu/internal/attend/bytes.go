@@ -24,6 +24,10 @@ import (
 // Digits is the number of bytes that a query's value, or a weight, is split into.
 const Digits = 3
 
+// DigitBytes is the size of a head's weights in digits. Each four rows take 16 bytes: the lowest
+// digits of the rows, then the next, the highest, and 4 bytes of no meaning.
+const DigitBytes = 4 * TileRows
+
 const (
 	byteBlock = 64
 	byteRows  = 8 // number of rows unpacked together
@@ -63,8 +67,8 @@ type byteKernels struct {
 	planes func(dst []byte, p *planes, table *byteTable, values bool)
 	u8     func(dst, src []byte, rows, dim int, values bool)
 	dots   func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
-	// softmax does not check arguments; SoftmaxCut does. It returns the largest bit pattern of the
-	// scales.
+	// softmax does not check arguments; SoftmaxCut does. It returns 0 if SoftmaxCut is to return
+	// true.
 	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
 	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
 	// dotPlanes and addPlanes combine planes with dots or add, for rows that Direct accepts.
@@ -195,7 +199,7 @@ func (k *Kernels) DotBytes(dots []float32, q []byte, heads int, tile []byte, dim
 
 // Weights are the weights of heads as SoftmaxCut splits them.
 type Weights struct {
-	Digits []byte    // [heads, Digits, TileRows]
+	Digits []byte    // [heads, DigitBytes]
 	Units  []float32 // [heads]
 }
 
@@ -211,8 +215,8 @@ func (k *Kernels) SoftmaxCut(w *Weights, h *Heads, a, b int, t *Terms,
 		return true
 	}
 	h.check(b)
-	_, _ = w.Digits[(b-a)*Digits*TileRows-1], w.Units[b-a-1]
-	return k.bytes.softmax(w, h, a, b, t, scale) < 0x7f800000
+	_, _ = w.Digits[(b-a)*DigitBytes-1], w.Units[b-a-1]
+	return k.bytes.softmax(w, h, a, b, t, scale) == 0
 }
 
 // AddBytes is Accumulate for a tile of bytes and weights of SoftmaxCut.
@@ -220,7 +224,7 @@ func (k *Kernels) AddBytes(acc []float32, w *Weights, heads int, tile []byte, di
 	if heads == 0 || rows == 0 {
 		return
 	}
-	k.bytes.add(acc[:heads*dim], w.Digits[:heads*Digits*TileRows], w.Units[:heads], heads,
+	k.bytes.add(acc[:heads*dim], w.Digits[:heads*DigitBytes], w.Units[:heads], heads,
 		tile[:TileRows*dim], dim, rows)
 }
 

@@ -236,7 +236,7 @@ func cutWeights(t *testing.T, k *Kernels, w *Weights, weights []float32) {
 	for i := range w.Units {
 		h := Heads{Dots: make([]float32, TileRows), Weights: make([]float32, TileRows),
 			Energy: []float32{0}, Tops: []float32{0}, Sums: []float32{0}, Masks: []uint32{^uint32(0)}}
-		one := &Weights{w.Digits[i*Digits*TileRows:], w.Units[i:]}
+		one := &Weights{w.Digits[i*DigitBytes:], w.Units[i:]}
 		scale := (*[TileRows]float32)(weights[i*TileRows:])
 		require.True(t, k.SoftmaxCut(one, &h, 0, 1, &Terms{}, scale))
 		require.Equal(t, scale[:], h.Weights)
@@ -256,7 +256,7 @@ func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 			weights[i] = float32(rng.ExpFloat64() * size)
 		}
 	}
-	w := &Weights{make([]byte, heads*Digits*TileRows), make([]float32, heads)}
+	w := &Weights{make([]byte, heads*DigitBytes), make([]float32, heads)}
 	cutWeights(t, k, w, weights)
 	acc, check := fenced(t, heads*dim)
 	for i := range acc {
@@ -269,7 +269,7 @@ func checkAddBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 		for d := range alone {
 			alone[d] = float32(size)
 		}
-		one := &Weights{w.Digits[i*Digits*TileRows:], w.Units[i:]}
+		one := &Weights{w.Digits[i*DigitBytes:], w.Units[i:]}
 		k.AddBytes(alone, one, 1, tile, dim, n)
 		require.Equal(t, alone, acc[i*dim:(i+1)*dim], "sums depend on the heads beside")
 		for d := range dim {
@@ -339,7 +339,7 @@ func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads
 			weights[i] = rng.Float32()
 		}
 	}
-	w := &Weights{make([]byte, heads*Digits*TileRows), make([]float32, heads)}
+	w := &Weights{make([]byte, heads*DigitBytes), make([]float32, heads)}
 	cutWeights(t, k, w, weights)
 	sum := make([]float32, heads*dim)
 	k.UnpackBytes(tile, true, c, src, rows, dim, r0, n, &tmp)
@@ -393,7 +393,7 @@ func checkSoftmaxCut(t *testing.T, k *Kernels, rng *rand.Rand, heads int) {
 		for r, x := range weights {
 			var got float64
 			for d := range Digits {
-				got += float64(w.Digits[(i*Digits+d)*TileRows+r]) * math.Pow(256, float64(d))
+				got += float64(w.Digits[i*DigitBytes+16*(r/4)+4*d+r%4]) * math.Pow(256, float64(d))
 			}
 			require.InDelta(t, float64(x), got*float64(w.Units[i]), largest/(1<<24))
 		}
@@ -401,7 +401,7 @@ func checkSoftmaxCut(t *testing.T, k *Kernels, rng *rand.Rand, heads int) {
 }
 
 func fencedWeights(t *testing.T, heads int) (w *Weights, check func()) {
-	digits, checkDigits := fencedBytes(t, heads*Digits*TileRows)
+	digits, checkDigits := fencedBytes(t, heads*DigitBytes)
 	units, checkUnits := fenced(t, heads)
 	return &Weights{digits, units}, func() { t.Helper(); checkDigits(); checkUnits() }
 }
@@ -419,7 +419,7 @@ func TestAddBytes_NaN(t *testing.T) {
 				for i := range scale {
 					tm.Mul[i], scale[i] = 1, 1
 				}
-				w := &Weights{make([]byte, 3*Digits*TileRows), make([]float32, 3)}
+				w := &Weights{make([]byte, 3*DigitBytes), make([]float32, 3)}
 				require.True(t, k.SoftmaxCut(w, &h, 0, 3, &tm, &scale))
 				acc := make([]float32, 3*64)
 				k.AddBytes(acc, w, 3, make([]byte, TileRows*64), 64, TileRows)
@@ -439,7 +439,7 @@ func TestSoftmaxCut_Refuses(t *testing.T) {
 			for at := range TileRows {
 				h := Heads{Dots: make([]float32, TileRows), Weights: make([]float32, TileRows),
 					Energy: []float32{0}, Tops: []float32{0}, Sums: []float32{0}, Masks: []uint32{1}}
-				w := &Weights{make([]byte, Digits*TileRows), make([]float32, 1)}
+				w := &Weights{make([]byte, DigitBytes), make([]float32, 1)}
 				var scale [TileRows]float32
 				scale[(at+1)%TileRows] = math.MaxFloat32
 				require.True(t, k.SoftmaxCut(w, &h, 0, 1, &Terms{}, &scale))

@@ -454,8 +454,9 @@ func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 // softmaxCut1AVX512 makes weights of the inner products of a tile: per head s = dots*mul
 // + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
-// It also writes weights as integers of 24 bits, the lowest byte of every row first, and
-// what one is worth, and returns the largest of the bits of the scales.
+// It also writes weights as integers of 24 bits, of each four rows the lowest bytes
+// first, and what one is worth, and returns bits of scales that are not finite and
+// positive or +0.
 //
 //	for h := range heads {
 //		for r := range 32 {
@@ -474,7 +475,7 @@ func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 //	}
 //
 //go:noescape
-func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
 // softmax2AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
@@ -502,8 +503,9 @@ func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 // softmaxCut2AVX512 makes weights of the inner products of a tile: per head s = dots*mul
 // + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
-// It also writes weights as integers of 24 bits, the lowest byte of every row first, and
-// what one is worth, and returns the largest of the bits of the scales.
+// It also writes weights as integers of 24 bits, of each four rows the lowest bytes
+// first, and what one is worth, and returns bits of scales that are not finite and
+// positive or +0.
 //
 //	for h := range heads {
 //		for r := range 32 {
@@ -522,7 +524,7 @@ func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 //	}
 //
 //go:noescape
-func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
 // softmax3AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
@@ -550,8 +552,9 @@ func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 // softmaxCut3AVX512 makes weights of the inner products of a tile: per head s = dots*mul
 // + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
 // p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
-// It also writes weights as integers of 24 bits, the lowest byte of every row first, and
-// what one is worth, and returns the largest of the bits of the scales.
+// It also writes weights as integers of 24 bits, of each four rows the lowest bytes
+// first, and what one is worth, and returns bits of scales that are not finite and
+// positive or +0.
 //
 //	for h := range heads {
 //		for r := range 32 {
@@ -570,7 +573,7 @@ func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 //	}
 //
 //go:noescape
-func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (largest uint32)
+func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
 // probsAVX512 adds exp(s - lse)^power of every head to acc[32], with scores s as
 // softmaxAVX512 makes them.
