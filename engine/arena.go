@@ -112,20 +112,19 @@ var errNoRoom = fmt.Errorf("the budget is used up: %w", quant.ErrFull)
 
 // addSlab takes the memory of a slab, or what is left of the budget if that is less.
 func (a *arena) addSlab() error {
-	runs := a.slabRuns
-	if left := (a.led.left() - slabOverhead) / (a.runBytes + int64(unsafe.Sizeof(place{}))); left < int64(runs) {
-		runs = int(max(left, 0))
+	var ok bool
+	if a.spare, ok = grown(a.led, forTables, a.spare, a.total+a.slabRuns); !ok {
+		return errNoRoom
 	}
-	if runs == 0 {
+	runs := a.slabRuns
+	if left := (a.led.left() - slabOverhead) / a.runBytes; left < int64(runs) {
+		runs = int(left)
+	}
+	if runs <= 0 {
 		return errNoRoom
 	}
 	n := int64(runs) * a.runBytes
 	if !a.led.take(forRows, n+slabOverhead) {
-		return errNoRoom
-	}
-	var ok bool
-	if a.spare, ok = grown(a.led, forTables, a.spare, a.total+runs); !ok {
-		a.led.give(forRows, n+slabOverhead)
 		return errNoRoom
 	}
 	buf, err := a.be.Alloc(n)
@@ -255,10 +254,10 @@ func (a *arena) room(n []int, other int64) bool {
 		c := &a.classes[cl]
 		if want := (len(c.runs) + r) * c.perRun; want > cap(c.owners) {
 			// grown may hold the old and the new owners at once.
-			owners += int64(want) * int64(unsafe.Sizeof((*slot)(nil)))
+			owners += int64(slack(want)) * int64(unsafe.Sizeof((*slot)(nil)))
 		}
 		if want := len(c.runs) + r; want > cap(c.runs) {
-			owners += int64(want) * int64(unsafe.Sizeof(place{}))
+			owners += int64(slack(want)) * int64(unsafe.Sizeof(place{}))
 		}
 	}
 	left := a.led.left() - other - owners
@@ -270,8 +269,33 @@ func (a *arena) room(n []int, other int64) bool {
 		return true
 	}
 	slabs := int64((more + a.slabRuns - 1) / a.slabRuns)
-	table := int64(a.total+more) * int64(unsafe.Sizeof(place{}))
-	return int64(more)*a.runBytes+slabs*(slabOverhead+table) <= left
+	table := int64(slack(a.total+more+a.slabRuns)) * int64(unsafe.Sizeof(place{}))
+	return int64(more)*a.runBytes+slabs*slabOverhead+table <= left
+}
+
+// prepare takes the memory of n[class] more slots, tables first, so that alloc cannot fail for them. room
+// tells whether it can.
+func (a *arena) prepare(n []int) error {
+	ok, runs := true, 0
+	for cl, k := range n {
+		c, r := &a.classes[cl], a.runsFor(cl, k)
+		if r == 0 {
+			continue
+		}
+		runs += r
+		if c.owners, ok = grown(a.led, forTables, c.owners, (len(c.runs)+r)*c.perRun); !ok {
+			return errNoRoom
+		}
+		if c.runs, ok = grown(a.led, forTables, c.runs, len(c.runs)+r); !ok {
+			return errNoRoom
+		}
+	}
+	for len(a.spare) < runs {
+		if err := a.addSlab(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // shrink empties slabs and frees them until other bytes of the budget are left, or no slab can be

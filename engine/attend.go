@@ -4,6 +4,7 @@ package engine
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
@@ -172,20 +173,6 @@ func (s *step) list(layer int, r *stepRow, lo, hi int) {
 	}
 }
 
-// horizon returns a position before which a query at position p sees nothing in a layer. It is the same for
-// queries between which no page leaves the window, so that their lists of blocks are.
-func (q *Sequence) horizon(layer int, p int64) int64 {
-	w := q.c.cfg.layerWindow(layer)
-	if w == 0 {
-		return 0
-	}
-	since := (p - q.exactFrom() - pageTokens + 1 - int64(q.c.cfg.Window)) % pageTokens
-	if since < 0 {
-		since += pageTokens
-	}
-	return max(0, p-since-w+1)
-}
-
 // permute brings the queries of a round from [tokens, heads] to the order of list.
 func (s *step) permute(i int, q []float32) {
 	g := s.c.geo
@@ -276,15 +263,6 @@ func (s *step) advanceAll(layer int) error {
 	return nil
 }
 
-// find returns the segment and the page of a position that is not in a closed segment.
-func (q *Sequence) find(p int64) (*segment, int) {
-	for i := len(q.segs) - 1; ; i-- {
-		if s := q.segs[i]; s.lo <= p {
-			return s, int(p-s.lo) / s.per
-		}
-	}
-}
-
 // spareOf returns the spare of the k-th leaving page of a row.
 func (s *step) spareOf(r *stepRow, k, layer, head int) *spare {
 	g := s.c.geo
@@ -309,20 +287,82 @@ func (s *step) pack(layer int, r *stepRow, k int, seg *segment, page int) error 
 	return c.be.Encode(s.ctx, s.enc)
 }
 
-// recode is the job that codes 32 exact rows.
-func (c *Cache) recode(from, to slot, r rung, dim int) backend.EncodeJob {
-	src := c.arena.at(from, int64(2*pageTokens*dim))
-	return backend.EncodeJob{Src: src, DType: quant.Float16, Rows: pageTokens, Dim: dim,
-		Dst: backend.Side{Coding: r.coding(), Seed: c.cfg.Seed,
-			Data: c.arena.at(to, int64(r.coding().PackedBytes(pageTokens, dim)))}}
+// closingGrowth returns the bytes of the scratch memory that the step will take, if none is unused.
+func (s *step) closingGrowth() int64 {
+	if s.need.closes && len(s.c.closings) == 0 {
+		return s.c.closingBytes()
+	}
+	return 0
 }
 
-// exchange swaps the sides of a block with those of a spare that has them.
-func (c *Cache) exchange(b *block, sp *spare) {
-	for side := range sides {
-		if sp.at[side] != 0 {
-			c.arena.swap(&b.at[side], &sp.at[side])
-			b.rung[side], sp.rung[side] = sp.rung[side], b.rung[side]
+// takeClosing gives the step scratch memory to close segments with.
+func (s *step) takeClosing() (err error) {
+	if s.need.closes {
+		s.closing, err = s.c.takeClosing()
+	}
+	return err
+}
+
+// weigh sets the weights of a segment's rows in a layer to the root mean square attention of the kept
+// queries before position p. Where there are none the weights are zero, which keeps rows in order.
+func (s *step) weigh(layer int, r *stepRow, seg *segment, p int64) error {
+	c, w := s.c, s.closing
+	n := c.keptBefore(w, layer, p, &r.kept, &r.seq.kept)
+	return c.relevance(s.ctx, w, layer, seg, n)
+}
+
+// spotsOf returns the memory for positions of the segment at lo, [layers, kv_heads, pages].
+func (s *step) spotsOf(r *stepRow, lo int64) []slot {
+	c := s.c
+	i := 0
+	for _, seg := range r.seq.segs {
+		if !seg.closed && !seg.sinks {
+			i = int((lo - seg.lo) / int64(c.cfg.Segment))
+			break
 		}
 	}
+	n := c.geo.Layers * c.geo.KVHeads * c.segPages()
+	return s.spots[r.spot+i*n : r.spot+(i+1)*n]
+}
+
+// close sorts the rows of a layer of a segment by the weights in w.weight, head by head: the heaviest
+// rows come first. Rows move between pages of the same codings only, so nothing is coded again and the
+// step can be rolled back.
+func (s *step) close(layer int, r *stepRow, seg *segment) error {
+	c, g, w := s.c, s.c.geo, s.closing
+	spots := s.spotsOf(r, seg.lo)
+	for h := range g.KVHeads {
+		blocks := seg.of(layer, h, g.KVHeads)
+		rootMean(w.smooth, w.weight[h*c.cfg.Segment:(h+1)*c.cfg.Segment])
+		for i := range w.order {
+			w.order[i] = int32(i)
+		}
+		slices.SortFunc(w.order, func(a, b int32) int { // heaviest first, then oldest first
+			switch x, y := w.smooth[a], w.smooth[b]; {
+			case x > y:
+				return -1
+			case x < y:
+				return 1
+			}
+			return int(a - b)
+		})
+		w.within(blocks)
+		if err := w.permuteRows(&c.memory, blocks, w.perm); err != nil {
+			return err
+		}
+		for i := range blocks {
+			b := &blocks[i]
+			b.rows = pageTokens
+			b.mass = 0
+			for _, row := range w.perm[i*pageTokens : (i+1)*pageTokens] {
+				x := w.weight[h*c.cfg.Segment+int(row)]
+				b.mass += float32(x*x) / float32(max(w.queries, 1))
+			}
+			c.arena.swap(&b.pos, &spots[(layer*g.KVHeads+h)*seg.pages+i])
+			if err := c.putPositions(b, w.perm[i*pageTokens:(i+1)*pageTokens], w.to); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }

@@ -14,21 +14,14 @@ import (
 // Cache holds the K and V of many sequences within a budget of bytes. Its methods and those of its
 // sequences may be called from many goroutines at once; a sequence takes one step at a time.
 type Cache struct {
-	be     backend.Backend
-	geo    quant.Geometry
-	cfg    Config
-	sizes  *sizes
-	stride int // positions from kept query to kept query
+	memory
 
 	// mu is held for reading while rows are written and attended to, and for writing while memory is
 	// taken, freed or recoded.
 	mu       sync.RWMutex
-	led      ledger
-	arena    *arena
 	seqs     []*Sequence
 	nextID   uint64
-	steps    []*step    // unused ones
-	closings []*closing // unused ones
+	steps    []*step // unused ones
 	start    [sides]rung
 	pressure pressure
 	stats    Stats
@@ -58,8 +51,9 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 		return nil, wrap(call, 0, err)
 	}
 	cfg.Sinks = max(cfg.Sinks, 0)
-	c := &Cache{be: be, geo: g, cfg: cfg, sizes: newSizes(g, cfg.Sinks), stride: cfg.Window / cfg.KeptQueries,
-		led: ledger{budget: cfg.Budget}, start: [sides]rung{f16, f16}}
+	c := &Cache{memory: memory{be: be, geo: g, cfg: cfg, sizes: newSizes(g, cfg.Sinks),
+		stride: cfg.Window / cfg.KeptQueries, led: ledger{budget: cfg.Budget}}, start: [sides]rung{f16, f16}}
+	c.pressure.c = c
 	run, slabRuns := c.runSize()
 	if need := fixedBytes + run; !c.led.take(forScratch, need) {
 		return nil, fail(call, 0, "budget %d, an empty cache takes %d: %w", cfg.Budget, need, quant.ErrBudget)
@@ -67,15 +61,17 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 	c.arena = newArena(be, &c.led, run, slabRuns, c.sizes.classes)
 	c.arena.tmp = make([]byte, run)
 	heads := g.Layers * g.KVHeads
-	if !c.led.take(forScratch, int64(4*8*heads)) {
-		return nil, fail(call, 0, "budget %d: %w", cfg.Budget, quant.ErrBudget)
-	}
-	w := &c.pressure
-	w.factor, w.floor, w.count = make([]float64, sides*heads), make([]float64, heads), make([]float64, heads)
-	if need := c.least(); cfg.Budget < need {
+	floats := int64(8 * 4 * pageTokens * max(g.HeadDim, g.HeadDimV))
+	if need := c.least(); !c.led.take(forScratch, int64(4*8*heads)+floats) || cfg.Budget < need {
 		return nil, fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
 			cfg.Budget, cfg.Window, need, quant.ErrBudget)
 	}
+	w := &c.pressure
+	var err error
+	if w.floats, err = be.Alloc(floats); err != nil {
+		return nil, wrap(call, 0, err)
+	}
+	w.factor, w.floor, w.count = make([]float64, sides*heads), make([]float64, heads), make([]float64, heads)
 	return c, nil
 }
 
@@ -100,10 +96,10 @@ func (c *Cache) runSize() (run int64, runs int) {
 func (c *Cache) least() int64 {
 	g := c.geo
 	heads := int64(g.Layers * g.KVHeads)
-	pages := int64(c.cfg.Window/pageTokens) + 2
+	pages := int64(c.cfg.Window/pageTokens) + 1
 	rows := heads * pages * (c.sizes.bytes(sideK, f16) + c.sizes.bytes(sideV, f16))
-	return fixedBytes + c.arena.runBytes*int64(1+reserveRuns+2*len(c.sizes.classes)) + rows + rows/8 +
-		2*c.segmentSize(c.cfg.Segment/pageTokens) + 2*c.keptBytes(c.cfg.KeptQueries)
+	return fixedBytes + c.arena.runBytes*int64(1+reserveRuns+len(c.sizes.classes)) + rows +
+		2*c.segmentSize(c.cfg.Segment/pageTokens) + c.keptBytes(c.cfg.KeptQueries)
 }
 
 // Close frees everything. Steps and sequences that are still open fail from then on with
@@ -118,6 +114,9 @@ func (c *Cache) Close() error {
 	}
 	c.closed = true
 	err := c.arena.close()
+	if e := c.pressure.floats.Free(); err == nil {
+		err = e
+	}
 	for _, s := range c.steps {
 		if e := s.freeStage(); err == nil {
 			err = e
@@ -154,22 +153,6 @@ func (c *Cache) broken(err error) error {
 	return err
 }
 
-// Sequence is the cache of one conversation.
-type Sequence struct {
-	c      *Cache
-	id     uint64
-	segs   []*segment
-	n      int64 // committed tokens
-	kept   kept
-	step   *step // the step that is under way
-	closed bool
-	pinned bool
-	left   int64 // position of the first page that has not left the window
-	stale  bool  // segments closed since blocks were priced
-}
-
-const sequenceBytes = int64(unsafe.Sizeof(Sequence{})) + 64
-
 // NewSequence returns an empty sequence.
 //
 // Errors: quant.ErrFull if the budget does not hold its kept queries; quant.ErrClosed.
@@ -186,7 +169,7 @@ func (c *Cache) NewSequence() (*Sequence, error) {
 
 func (c *Cache) newSequence() (*Sequence, error) {
 	n := sequenceBytes + c.keptBytes(c.cfg.KeptQueries)
-	if err := c.makeRoom(context.Background(), nil, n); err != nil {
+	if err := c.pressure.makeRoom(context.Background(), nil, n); err != nil {
 		return nil, err
 	}
 	if !c.led.take(forQueries, n) {
@@ -198,64 +181,11 @@ func (c *Cache) newSequence() (*Sequence, error) {
 	return s, nil
 }
 
-// ID returns the number of the sequence, which errors name.
-func (s *Sequence) ID() uint64 { return s.id }
-
-// Len returns the number of committed tokens.
-func (s *Sequence) Len() int64 {
-	s.c.mu.RLock()
-	defer s.c.mu.RUnlock()
-	return s.n
-}
-
-// Close frees what only this sequence holds. Closing again does nothing.
-//
-// Errors: quant.ErrShape while a step is under way; those of the backend.
-func (s *Sequence) Close() error {
-	const call = "close sequence"
-	c := s.c
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if s.closed || c.closed {
-		return nil
+// refuse counts and logs a refusal.
+func (c *Cache) refuse(call string, seq uint64, err error) {
+	c.stats.Refusals++
+	if c.cfg.Logger != nil {
+		c.cfg.Logger.Warn("kvist: "+call+" refused", "sequence", seq, "error", err, "held", c.led.held,
+			"budget", c.led.budget)
 	}
-	if s.step != nil {
-		return fail(call, s.id, "a step is under way: %w", quant.ErrShape)
-	}
-	return wrap(call, s.id, c.broken(c.closeSequence(s)))
-}
-
-func (c *Cache) closeSequence(s *Sequence) error {
-	s.closed = true
-	for i := range c.seqs {
-		if c.seqs[i] == s {
-			last := len(c.seqs) - 1
-			c.seqs[i], c.seqs[last] = c.seqs[last], nil
-			c.seqs = c.seqs[:last]
-			break
-		}
-	}
-	for _, g := range s.segs {
-		if s.pinned {
-			g.pinned--
-		}
-		if err := c.unref(g); err != nil {
-			return err
-		}
-	}
-	s.segs = dropped(&c.led, forTables, s.segs)
-	c.led.give(forQueries, sequenceBytes+c.keptBytes(s.kept.n))
-	s.kept = kept{}
-	return nil
-}
-
-// ready reports why a sequence cannot be used by a call that needs it idle.
-func (s *Sequence) ready(call string) error {
-	switch {
-	case s.closed:
-		return closed(call, s.id, "sequence")
-	case s.step != nil:
-		return fail(call, s.id, "a step is under way: %w", quant.ErrShape)
-	}
-	return nil
 }

@@ -41,6 +41,7 @@ func TestChunking_DoesNotMatter(t *testing.T) {
 		var outs [][]float32
 		for _, chunks := range [][]int{{1}, {300}, {7}, {31, 33, 64, 100, 1}, {32}} {
 			r := newRig(t, testGeometry(), testConfig())
+			r.c.pressure.fixed = start != starts[0]
 			r.c.start = start
 			s, err := r.c.NewSequence()
 			require.NoError(t, err)
@@ -71,7 +72,9 @@ func TestRollback_LeavesNoTrace(t *testing.T) {
 		require.NoError(t, err)
 		b, err := crooked.c.NewSequence()
 		require.NoError(t, err)
-		straight.c.start, crooked.c.start = start, start
+		for _, r := range []*rig{straight, crooked} {
+			r.c.start, r.c.pressure.fixed = start, start != starts[0]
+		}
 		for i := 0; a.Len() < 250; i++ {
 			n := 1 + i*7%5
 			want := straight.step(a, 1, n, n)

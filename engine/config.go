@@ -155,3 +155,15 @@ func (c *Config) layerWindow(layer int) int64 {
 	}
 	return int64(c.LayerWindow[layer])
 }
+
+// sensitivity returns what errors of a side matter in head layer*kv_heads + kv_head.
+func (c *Config) sensitivity(side, head int) float64 {
+	x := c.SensitivityK
+	if side == sideV {
+		x = c.SensitivityV
+	}
+	if x == nil {
+		return 1
+	}
+	return float64(x[head])
+}

@@ -53,7 +53,7 @@ func (s *step) finishRow(r *stepRow, end int64) error {
 	}
 	q.left = q.exactFrom() + int64(keep)*pageTokens
 	q.n = end
-	return c.trim(q)
+	return q.trim()
 }
 
 // settleSegments closes the first n of the segments that the step has closed, and opens the others again.
@@ -108,7 +108,7 @@ func (s *step) reopen(seg *segment) error {
 			}
 			blocks[b].rows = 0
 		}
-		if err := s.permuteRows(blocks, w.perm); err != nil {
+		if err := w.permuteRows(&c.memory, blocks, w.perm); err != nil {
 			return err
 		}
 	}
@@ -130,61 +130,6 @@ func (s *step) settlePages(r *stepRow, n int) error {
 					if err := c.arena.release(&sp.at[side]); err != nil {
 						return err
 					}
-				}
-			}
-		}
-	}
-	return nil
-}
-
-// trim frees the pages and segments of a sequence that lie behind its end, and in sliding-window layers
-// the segments before every window.
-func (c *Cache) trim(q *Sequence) error {
-	for i := len(q.segs) - 1; i >= 0; i-- {
-		s := q.segs[i]
-		if s.closed || s.lo < q.n {
-			if !s.closed {
-				if err := c.dropPages(s, int(q.n-s.lo+int64(s.per)-1)/s.per); err != nil {
-					return err
-				}
-			}
-			break
-		}
-		if err := c.dropPages(s, 0); err != nil {
-			return err
-		}
-		if err := c.unref(s); err != nil {
-			return err
-		}
-		q.segs[i] = nil
-		q.segs = q.segs[:i]
-	}
-	return c.trimWindows(q)
-}
-
-// trimWindows frees closed segments in the layers whose windows have passed them. A segment that others
-// share stays: they may be at other positions.
-func (c *Cache) trimWindows(q *Sequence) error {
-	if c.cfg.LayerWindow == nil {
-		return nil
-	}
-	per := c.geo.KVHeads
-	for l := range c.geo.Layers {
-		past := q.horizon(l, q.n)
-		if past == 0 {
-			continue
-		}
-		for _, s := range q.segs {
-			if s.hi() > past {
-				break
-			}
-			if s.refs > 1 || !s.closed && !s.sinks {
-				continue
-			}
-			blocks := s.blocks[l*per*s.pages : (l+1)*per*s.pages]
-			for i := range blocks {
-				if err := c.free(&blocks[i]); err != nil {
-					return err
 				}
 			}
 		}

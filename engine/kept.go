@@ -20,12 +20,12 @@ type kept struct {
 }
 
 // keptBytes returns the bytes of n entries a layer.
-func (c *Cache) keptBytes(n int) int64 {
+func (c *memory) keptBytes(n int) int64 {
 	g := c.geo
 	return int64(g.Layers*n) * int64(g.Heads*g.HeadDim+8*g.Heads+4*g.KVHeads+8)
 }
 
-func (c *Cache) newKept(n int) kept {
+func (c *memory) newKept(n int) kept {
 	g := c.geo
 	k := kept{n: n, q: make([]int8, g.Layers*n*g.Heads*g.HeadDim), scale: make([]float32, g.Layers*n*g.Heads),
 		lse: make([]float32, g.Layers*n*g.Heads), out: make([]float32, g.Layers*n*g.KVHeads),
@@ -54,7 +54,7 @@ func (k *kept) holds(layer int, j int64) (int, bool) {
 
 // put records entry j of a layer, q [heads, head_dim] and out [heads, head_dim_v], and returns its place.
 // The caller fills in lse.
-func (c *Cache) put(k *kept, layer int, j int64, q, out []float32) int {
+func (c *memory) put(k *kept, layer int, j int64, q, out []float32) int {
 	g := c.geo
 	i := layer*k.n + int(j%int64(k.n))
 	k.entry[i] = j
@@ -92,7 +92,7 @@ func pack8(dst []int8, x []float32) float32 {
 }
 
 // copyEntry copies an entry of a layer between stores.
-func (c *Cache) copyEntry(dst, src *kept, layer int, j int64) {
+func (c *memory) copyEntry(dst, src *kept, layer int, j int64) {
 	i, ok := src.holds(layer, j)
 	if !ok {
 		return
@@ -109,7 +109,39 @@ func (c *Cache) copyEntry(dst, src *kept, layer int, j int64) {
 func copyRow[T any](dst, src []T, o, i, n int) { copy(dst[o*n:(o+1)*n], src[i*n:(i+1)*n]) }
 
 // entries returns the range of entries that a query at position p would find.
-func (c *Cache) entries(p int64) (from, to int64) {
+func (c *memory) entries(p int64) (from, to int64) {
 	to = p / int64(c.stride)
 	return max(0, to-int64(c.cfg.KeptQueries)), to
+}
+
+// keptBefore fills w.q, w.lse and w.pos with the kept queries before position p, and returns how many
+// there are.
+func (c *memory) keptBefore(w *closing, layer int, p int64, from ...*kept) (n int) {
+	lo, hi := c.entries(p)
+	for j := lo; j < hi; j++ {
+		for _, k := range from {
+			if i, ok := k.holds(layer, j); ok {
+				c.unpackEntry(k, i, w.q, w.lse, w.pos, n, (j+1)*int64(c.stride)-1)
+				n++
+				break
+			}
+		}
+	}
+	return n
+}
+
+// unpackEntry writes the kept query at place i of k to q, lse and pos as the n-th one.
+func (c *memory) unpackEntry(k *kept, i int, q, lse []float32, pos []int64, n int, at int64) {
+	g := c.geo
+	for h := range g.Heads {
+		src, step := k.q[(i*g.Heads+h)*g.HeadDim:][:g.HeadDim], k.scale[i*g.Heads+h]
+		dst := q[(n*g.Heads+h)*g.HeadDim:][:g.HeadDim]
+		for d, v := range src {
+			dst[d] = float32(v) * step
+		}
+	}
+	copy(lse[n*g.Heads:(n+1)*g.Heads], k.lse[i*g.Heads:])
+	for h := range g.KVHeads {
+		pos[n*g.KVHeads+h] = at
+	}
 }

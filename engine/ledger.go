@@ -51,8 +51,7 @@ func grown[T any](l *ledger, p purpose, s []T, n int) (_ []T, ok bool) {
 	if n <= cap(s) {
 		return s, true
 	}
-	// A fifth more, so that a growing context does not copy its lists at every page.
-	room := n + n/5
+	room := slack(n)
 	size := int64(unsafe.Sizeof(*new(T)))
 	if !l.take(p, int64(room)*size) {
 		room = n
@@ -65,6 +64,10 @@ func grown[T any](l *ledger, p purpose, s []T, n int) (_ []T, ok bool) {
 	l.give(p, int64(cap(s))*size)
 	return t, true
 }
+
+// slack returns the room for n elements of a list that grows: a fifth more, so that a growing context does
+// not copy its lists at every page.
+func slack(n int) int { return n + n/5 }
 
 // dropped counts a slice as free and returns nil.
 func dropped[T any](l *ledger, p purpose, s []T) []T {

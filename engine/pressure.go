@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"math"
 	"unsafe"
 
@@ -16,6 +17,10 @@ import (
 const (
 	high = 0.98
 	low  = 0.96
+	// startShare: see chooseStart.
+	startShare = 2
+	// openShare: see chooseStart.
+	openShare = 0.5
 	// maxUnits bounds the work after a step. A unit recodes, merges or drops the rows of one side of a block.
 	maxUnits = 4096
 	// batch is how many units one call to the backend does.
@@ -35,9 +40,12 @@ const (
 
 // pressure is the scratch memory of demotion.
 type pressure struct {
+	c       *Cache
 	bytes   [buckets]int64 // freed by items of a price
 	demote  [batch]backend.DemoteJob
 	encode  [batch]backend.EncodeJob
+	decode  [batch]backend.DecodeJob
+	floats  backend.Buffer // of 8 blocks of u8 that are coded again
 	to      [batch]slot
 	blocks  [batch]*block
 	side    [batch]uint8
@@ -47,47 +55,66 @@ type pressure struct {
 	count   []float64
 	floor   []float64 // [layers * kv_heads]: attention that every row is taken to get at least
 	visited uint64
+	fixed   bool // tests hold the starting coding
 }
 
 // used returns the share of the budget that cannot be made slots of.
-func (c *Cache) used() float64 {
+func (p *pressure) used() float64 {
+	c := p.c
 	return 1 - float64(c.arena.free())/float64(c.cfg.Budget)
 }
 
 // relieve makes room after a step, if the cache is fuller than it likes to be.
-func (c *Cache) relieve() error {
-	c.chooseStart()
-	if c.used() <= high {
+func (p *pressure) relieve() error {
+	c := p.c
+	p.chooseStart()
+	if p.used() <= high {
 		return nil
 	}
 	want := int64((1 - low) * float64(c.cfg.Budget))
-	return c.demoteUntil(func() int64 { return want - c.arena.free() }, maxUnits)
+	return p.demoteUntil(func() int64 { return want - c.arena.free() }, maxUnits)
 }
 
 // starts are the codings that pages may be packed at when they leave the window, finest first. Below the
 // last, rows are demoted by what they are worth.
-var starts = [][sides]rung{{f16, f16}, {lm4, lm4}, {lm4, lm3}, {lm3, lm3}, {lm3, lm2}, {lm2, lm2}}
+var starts = [][sides]rung{{f16, f16}, {u8, u8}, {lm4, lm4}, {lm4, lm3}, {lm3, lm3}, {lm3, lm2}, {lm2, lm2}, {lm1, lm1}}
 
 // chooseStart picks the coding of pages that leave the window. Rows stay f16 up to Config.Exact of the
-// budget, and are again when half of that is free. Above it, the open segments of all sequences shall take an eighth of the budget at most: rows
-// that are not weighed yet must not crowd out those that are known to matter.
-func (c *Cache) chooseStart() {
-	used := c.used()
+// budget, and are again when half of that is free. Above it, a new row may take up to startShare times
+// what there is for a row on average: it is not weighed yet, and what is coded away does not come back. But the open
+// segments may take openShare of what old rows have: rows that are known to matter must not be crowded out.
+func (p *pressure) chooseStart() {
+	c := p.c
+	if p.fixed {
+		return
+	}
+	used := p.used()
 	if c.start == starts[0] && used <= c.cfg.Exact || used <= c.cfg.Exact/2 {
 		c.start = starts[0]
 		return
 	}
-	blocks := int64(len(c.seqs) * c.geo.Layers * c.geo.KVHeads * c.segPages())
-	for _, r := range starts[1:] {
+	var exact, old int64
+	for _, q := range c.seqs {
+		n := min(q.n, int64(c.cfg.Window+pageTokens))
+		exact, old = exact+n, old+q.n-n
+	}
+	g := c.geo
+	token := int64(2 * g.Layers * g.KVHeads * (g.HeadDim + g.HeadDimV))
+	room := c.cfg.Budget - (c.led.held - c.led.by[forRows]) - exact*token
+	blocks := max(1, old*int64(g.Layers*g.KVHeads)/pageTokens)
+	open := int64(len(c.seqs) * g.Layers * g.KVHeads * c.segPages())
+	most := min(int64(startShare*float64(room/blocks)), int64(openShare*float64(room))/max(1, open))
+	for _, r := range starts[1 : len(starts)-1] { // the last is for want of anything else
 		c.start = r
-		if blocks*(c.sizes.bytes(sideK, r[sideK])+c.sizes.bytes(sideV, r[sideV])) <= c.cfg.Budget/8 {
+		if c.sizes.bytes(sideK, r[sideK])+c.sizes.bytes(sideV, r[sideV]) <= most {
 			return
 		}
 	}
 }
 
 // makeRoom frees memory until n[class] slots and other bytes fit.
-func (c *Cache) makeRoom(ctx context.Context, n []int, other int64) error {
+func (p *pressure) makeRoom(ctx context.Context, n []int, other int64) error {
+	c := p.c
 	other += reserveRuns * c.arena.runBytes
 	for !c.arena.room(n, other) {
 		if err := ctx.Err(); err != nil {
@@ -107,11 +134,11 @@ func (c *Cache) makeRoom(ctx context.Context, n []int, other int64) error {
 		// The step may need slots of a class although other classes have room: ask for more than is free.
 		want := max(need-c.arena.free(), c.arena.runBytes)
 		goal := c.arena.free() + want
-		if err := c.demoteUntil(func() int64 { return goal - c.arena.free() }, math.MaxInt); err != nil {
+		if err := p.demoteUntil(func() int64 { return goal - c.arena.free() }, math.MaxInt); err != nil {
 			return c.broken(err)
 		}
 		if c.arena.free() <= before { // nothing was freed
-			if shed, err := c.shed(); err != nil || !shed {
+			if shed, err := p.shed(); err != nil || !shed {
 				if err == nil {
 					err = errNoRoom
 				}
@@ -123,7 +150,8 @@ func (c *Cache) makeRoom(ctx context.Context, n []int, other int64) error {
 }
 
 // shed frees the memory of unused steps. It reports whether there were any.
-func (c *Cache) shed() (bool, error) {
+func (p *pressure) shed() (bool, error) {
+	c := p.c
 	n := len(c.steps)
 	for _, s := range c.steps {
 		if err := s.shed(); err != nil {
@@ -139,28 +167,44 @@ func (c *Cache) shed() (bool, error) {
 
 // demoteUntil recodes rows, cheapest damage first, until missing reports nothing or the units are used up
 // or there is nothing left to give.
-func (c *Cache) demoteUntil(missing func() int64, units int) error {
-	if err := c.reprice(); err != nil {
+func (p *pressure) demoteUntil(missing func() int64, units int) error {
+	if err := p.reprice(); err != nil {
 		return err
 	}
-	c.weighHeads()
+	p.weighHeads()
 	for missing() > 0 && units > 0 {
-		did, err := c.packLate(missing, &units)
+		did, err := p.packLate(missing, &units)
 		if err == nil && missing() > 0 && !did {
-			did, err = c.demoteCheapest(missing, &units)
+			did, err = p.demoteCheapest(missing, &units)
+		}
+		if errors.Is(err, quant.ErrFull) { // not even for the first batch
+			return p.flush()
 		}
 		if err != nil {
 			return err
 		}
-		if !did {
+		if !did && !p.coarserStart() {
 			return nil
 		}
 	}
 	return nil
 }
 
-// packLate codes pages that left the window when rows were still kept exact.
-func (c *Cache) packLate(missing func() int64, units *int) (did bool, err error) {
+// coarserStart lowers the coding of pages that are not weighed yet: there is nothing else to give.
+func (p *pressure) coarserStart() bool {
+	c := p.c
+	for i, r := range starts[:len(starts)-1] {
+		if c.start == r {
+			c.start = starts[i+1]
+			return true
+		}
+	}
+	return false
+}
+
+// packLate codes pages of open segments that left the window when finer codings were affordable.
+func (p *pressure) packLate(missing func() int64, units *int) (did bool, err error) {
+	c := p.c
 	if c.start == starts[0] {
 		c.start = starts[1]
 	}
@@ -172,20 +216,20 @@ func (c *Cache) packLate(missing func() int64, units *int) (did bool, err error)
 			if s.closed || s.sinks {
 				continue
 			}
-			for p := 0; p < s.have && s.lo+int64((p+1)*s.per) <= q.left; p++ {
-				for i := range c.geo.Layers * c.geo.KVHeads {
-					b := &s.blocks[i*s.pages+p]
+			for i := 0; i < s.have && s.lo+int64((i+1)*s.per) <= q.left; i++ {
+				for j := range c.geo.Layers * c.geo.KVHeads {
+					b := &s.blocks[j*s.pages+i]
 					for side := range sides {
-						if b.rung[side] != f16 || *units <= 0 {
+						if b.rung[side] <= c.start[side] || *units <= 0 {
 							continue
 						}
-						if err := c.change(b, side, c.start[side], units); err != nil {
+						if err := p.change(b, side, c.start[side], units); err != nil {
 							return true, err
 						}
 						did = true
 					}
 				}
-				if err := c.flush(); err != nil {
+				if err := p.flush(); err != nil {
 					return true, err
 				}
 				if missing() <= 0 {
@@ -194,15 +238,15 @@ func (c *Cache) packLate(missing func() int64, units *int) (did bool, err error)
 			}
 		}
 	}
-	return did, c.flush()
+	return did, p.flush()
 }
 
 // demoteCheapest does the items of the least price that free what is missing.
-func (c *Cache) demoteCheapest(missing func() int64, units *int) (did bool, err error) {
-	w := &c.pressure
+func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, err error) {
+	w := p
 	w.bytes = [buckets]int64{}
-	c.eachItem(func(b *block, side, head int) bool {
-		w.bytes[bucket(c.priceOf(b, side, head))] += c.frees(b, side)
+	p.eachItem(func(b *block, side, head int) bool {
+		w.bytes[bucket(p.priceOf(b, side, head))] += p.frees(b, side)
 		return true
 	})
 	most, sum := -1, int64(0)
@@ -217,17 +261,17 @@ func (c *Cache) demoteCheapest(missing func() int64, units *int) (did bool, err 
 	if most < 0 {
 		return false, nil
 	}
-	c.eachItem(func(b *block, side, head int) bool {
-		if bucket(c.priceOf(b, side, head)) > most {
+	p.eachItem(func(b *block, side, head int) bool {
+		if bucket(p.priceOf(b, side, head)) > most {
 			return true
 		}
 		did = true
-		if err = c.change(b, side, c.next(b, side), units); err != nil {
+		if err = p.change(b, side, p.next(b, side), units); err != nil {
 			return false
 		}
 		return *units > 0 && (w.n > 0 || missing() > 0)
 	})
-	if e := c.flush(); err == nil {
+	if e := p.flush(); err == nil {
 		err = e
 	}
 	return did, err
@@ -235,13 +279,13 @@ func (c *Cache) demoteCheapest(missing func() int64, units *int) (did bool, err 
 
 // eachItem calls f for every side of a closed block that can go down, until f returns false. The order
 // depends on the order of sequences and segments only.
-func (c *Cache) eachItem(f func(b *block, side, head int) bool) {
+func (p *pressure) eachItem(f func(b *block, side, head int) bool) {
 	stop := false
-	c.eachSegment(func(s *segment) {
+	p.eachSegment(func(s *segment) {
 		for i := 0; i < len(s.blocks) && !stop; i++ {
 			b := &s.blocks[i]
 			for side := range sides {
-				if b.at[sideK] != 0 && c.frees(b, side) > 0 && !stop {
+				if b.at[sideK] != 0 && p.frees(b, side) > 0 && !stop {
 					stop = !f(b, side, i/s.pages)
 				}
 			}
@@ -250,10 +294,11 @@ func (c *Cache) eachItem(f func(b *block, side, head int) bool) {
 }
 
 // next returns the rung that a side goes down to. Rows are dropped as a whole: K goes last.
-func (c *Cache) next(b *block, side int) rung { return b.rung[side] - 1 }
+func (p *pressure) next(b *block, side int) rung { return b.rung[side] - 1 }
 
 // frees returns the bytes that the next demotion of a side frees, 0 if there is none.
-func (c *Cache) frees(b *block, side int) int64 {
+func (p *pressure) frees(b *block, side int) int64 {
+	c := p.c
 	r := b.rung[side]
 	if r == lm1 {
 		if side == sideV || b.rung[sideV] != lm1 {
@@ -262,100 +307,6 @@ func (c *Cache) frees(b *block, side int) int64 {
 		return c.sizes.bytes(sideK, lm1) + c.sizes.bytes(sideV, lm1) + c.sizes.classes[c.sizes.pos]
 	}
 	return c.sizes.bytes(side, r) - c.sizes.bytes(side, r-1)
-}
-
-// change lists a unit: side of b goes to a rung. Full batches are done at once.
-func (c *Cache) change(b *block, side int, to rung, units *int) error {
-	*units--
-	c.stats.Units++
-	if to == gone {
-		if err := c.flush(); err != nil { // b may be among the jobs
-			return err
-		}
-		c.stats.Dropped++
-		return c.free(b)
-	}
-	w := &c.pressure
-	for i := range w.n {
-		if w.blocks[i] == b && int(w.side[i]) == side {
-			if err := c.flush(); err != nil {
-				return err
-			}
-			break
-		}
-	}
-	cl := c.sizes.class[side][to]
-	if err := c.arena.alloc(cl, &w.to[w.n]); err != nil {
-		if w.n == 0 {
-			return err
-		}
-		if err := c.flush(); err != nil { // that frees slots
-			return err
-		}
-		if err := c.arena.alloc(cl, &w.to[0]); err != nil {
-			return err
-		}
-	}
-	w.blocks[w.n], w.side[w.n] = b, uint8(side)
-	w.rung[w.n] = to
-	if w.n++; w.n == batch {
-		return c.flush()
-	}
-	return nil
-}
-
-// flush recodes the rows of the listed units and frees what they took before.
-func (c *Cache) flush() error {
-	w := &c.pressure
-	if w.n == 0 {
-		return nil
-	}
-	enc, dem := w.encode[:0], w.demote[:0]
-	for i := range w.n {
-		b, side := w.blocks[i], int(w.side[i])
-		dim, to := c.sizes.dim[side], w.rung[i]
-		rows := pageTokens
-		if b.pos != 0 {
-			rows = int(b.rows)
-		}
-		dst := c.arena.at(w.to[i], int64(to.coding().PackedBytes(rows, dim)))
-		from := c.side(b, side, rows)
-		if b.rung[side] == f16 {
-			enc = append(enc, backend.EncodeJob{Src: from.Data, DType: quant.Float16, Rows: rows, Dim: dim,
-				Dst: backend.Side{Coding: to.coding(), Seed: c.cfg.Seed, Data: dst}})
-			continue
-		}
-		dem = append(dem, backend.DemoteJob{Src: from, To: to.coding(), Rows: rows, Dim: dim, Dst: dst})
-	}
-	ctx := context.Background() // what has begun is not cancelled
-	err := c.be.Encode(ctx, enc)
-	if err == nil {
-		err = c.be.Demote(ctx, dem)
-	}
-	clear(enc)
-	clear(dem)
-	for i := range w.n {
-		b, side := w.blocks[i], int(w.side[i])
-		if err == nil {
-			c.arena.swap(&b.at[side], &w.to[i])
-			b.rung[side] = w.rung[i]
-		}
-		if e := c.arena.release(&w.to[i]); err == nil {
-			err = e
-		}
-		w.blocks[i] = nil
-	}
-	w.n = 0
-	return err
-}
-
-// refuse counts and logs a refusal.
-func (c *Cache) refuse(call string, seq uint64, err error) {
-	c.stats.Refusals++
-	if c.cfg.Logger != nil {
-		c.cfg.Logger.Warn("kvist: "+call+" refused", "sequence", seq, "error", err, "held", c.led.held,
-			"budget", c.led.budget)
-	}
 }
 
 const pressureBytes = int64(unsafe.Sizeof(pressure{}))

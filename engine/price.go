@@ -3,17 +3,19 @@
 package engine
 
 import (
+	"context"
 	"math"
 )
 
 // priceOf returns the damage of the next demotion of a side for each byte that it frees. Errors of V cost
 // a^2 |dv|^2 and errors of K a^2 |v - out|^2 (q.dk)^2 / head_dim, both over |out|^2, with a the attention
 // of the row. Dropped rows are missed together, so their errors add up and not their squares.
-func (c *Cache) priceOf(b *block, side, head int) float64 {
-	f := c.pressure.factor
+func (p *pressure) priceOf(b *block, side, head int) float64 {
+	c := p.c
+	f := p.factor
 	heads := c.geo.Layers * c.geo.KVHeads
 	r := b.rung[side]
-	m := math.Sqrt(float64(b.mass)) + c.pressure.floor[head]*math.Sqrt(float64(b.rows))
+	m := math.Sqrt(float64(b.mass)) + p.floor[head]*math.Sqrt(float64(b.rows))
 	m *= m
 	ek, ev := f[head]*float64(b.energy[sideK]), f[heads+head]*float64(b.energy[sideV])
 	var d float64
@@ -25,7 +27,7 @@ func (c *Cache) priceOf(b *block, side, head int) float64 {
 	default:
 		d = m * ev * steps[sideV][r]
 	}
-	return d / float64(c.frees(b, side))
+	return d * c.cfg.sensitivity(side, head) / float64(p.frees(b, side))
 }
 
 // coherence is the part of the rows of a block whose errors add up when it is dropped.
@@ -34,7 +36,7 @@ const coherence = 0.5
 // steps are the errors that a rung has less than the next one, in units of the row's energy. Below three
 // bits errors of K do more harm than their first order says: the softmax is not linear in them.
 var steps = func() (t [sides][rungs]float64) {
-	worse := [rungs]float64{lm1: 4, lm2: 3.2, lm3: 1.6, lm4: 1}
+	worse := [rungs]float64{lm1: 4, lm2: 3.2, lm3: 1.6, lm4: 1, u8: 1}
 	for r := lm2; r <= f16; r++ {
 		t[sideV][r] = noises[r-1] - noises[r]
 		t[sideK][r] = noises[r-1]*worse[r-1] - noises[r]*worse[r]
@@ -52,14 +54,15 @@ func bucket(price float64) int {
 
 // weighHeads sets the factors of the heads from the kept queries of every sequence: what an error in the
 // whole energy of a row costs at mass 1, for a row of energy 1.
-func (c *Cache) weighHeads() {
+func (p *pressure) weighHeads() {
+	c := p.c
 	g, w := c.geo, &c.pressure
 	heads := g.Layers * g.KVHeads
 	for l := range g.Layers {
 		for h := range g.KVHeads {
 			var q2, out2, n float64
 			for _, q := range c.seqs {
-				x, o, k := c.energies(&q.kept, l, h)
+				x, o, k := p.energies(&q.kept, l, h)
 				q2, out2, n = q2+x, out2+o, n+k
 			}
 			i := l*g.KVHeads + h
@@ -73,7 +76,7 @@ func (c *Cache) weighHeads() {
 			}
 		}
 	}
-	c.setFloors()
+	p.setFloors()
 }
 
 // floorShare is the attention that every row is taken to get, as a share of the mean of its head. Past
@@ -81,11 +84,11 @@ func (c *Cache) weighHeads() {
 const floorShare = 0.1
 
 // setFloors sets the floors to a share of the mean root mean square attention of a row.
-func (c *Cache) setFloors() {
-	w := &c.pressure
+func (p *pressure) setFloors() {
+	w := p
 	clear(w.floor)
 	clear(w.count)
-	c.eachSegment(func(s *segment) {
+	p.eachSegment(func(s *segment) {
 		for i := range s.blocks {
 			if b := &s.blocks[i]; b.rows > 0 {
 				w.floor[i/s.pages] += math.Sqrt(float64(b.mass) * float64(b.rows))
@@ -101,12 +104,13 @@ func (c *Cache) setFloors() {
 }
 
 // eachSegment calls f once for every closed segment that pressure may change.
-func (c *Cache) eachSegment(f func(s *segment)) {
-	c.pressure.visited++
+func (p *pressure) eachSegment(f func(s *segment)) {
+	c := p.c
+	p.visited++
 	for _, q := range c.seqs {
 		for _, s := range q.segs {
-			if s.closed && !s.sinks && s.pinned == 0 && s.visited != c.pressure.visited {
-				s.visited = c.pressure.visited
+			if s.closed && !s.sinks && s.pinned == 0 && s.visited != p.visited {
+				s.visited = p.visited
 				f(s)
 			}
 		}
@@ -115,7 +119,8 @@ func (c *Cache) eachSegment(f func(s *segment)) {
 
 // energies returns the sums of |q|^2 and |out|^2 over the kept queries of a head, and how many vectors
 // there are.
-func (c *Cache) energies(k *kept, layer, head int) (q2, out2, n float64) {
+func (p *pressure) energies(k *kept, layer, head int) (q2, out2, n float64) {
+	c := p.c
 	g := c.geo
 	group := g.GQARatio()
 	for i := layer * k.n; i < (layer+1)*k.n; i++ {
@@ -134,4 +139,70 @@ func (c *Cache) energies(k *kept, layer, head int) (q2, out2, n float64) {
 		n += float64(group)
 	}
 	return q2, out2, n
+}
+
+// massDecay is what is left of the mass of a block when it is measured again.
+const massDecay = 0.75
+
+// reprice measures again how much the kept queries read every closed block, in sequences of which
+// segments have closed since.
+func (p *pressure) reprice() error {
+	c := p.c
+	var w *closing
+	for _, q := range c.seqs {
+		if !q.stale {
+			continue
+		}
+		if w == nil {
+			var err error
+			if w, err = c.takeClosing(); err != nil {
+				return nil // without memory to measure in, blocks keep the mass they have
+			}
+		}
+		q.stale = false
+		for l := range c.geo.Layers {
+			n := c.keptBefore(w, l, q.n, &q.kept)
+			for _, s := range q.segs {
+				if n == 0 || s.sinks || !s.closed {
+					continue
+				}
+				if err := c.relevance(context.Background(), w, l, s, n); err != nil {
+					return err
+				}
+				p.addMass(w, l, s)
+			}
+		}
+	}
+	if w != nil {
+		c.closings = append(c.closings, w)
+	}
+	return nil
+}
+
+// addMass folds the sums of w.weight into the masses of a segment's blocks in a layer. A shared segment is
+// worth what it is worth to the sequence that reads it most.
+func (p *pressure) addMass(w *closing, layer int, s *segment) {
+	i := 0
+	for h := range p.c.geo.KVHeads {
+		blocks := s.of(layer, h, p.c.geo.KVHeads)
+		for j := range blocks {
+			b := &blocks[j]
+			if b.at[sideK] == 0 {
+				continue
+			}
+			var sum float64
+			for _, v := range w.weight[w.row[i]:w.row[i+1]] {
+				if v > 0 && !math.IsInf(float64(v), 0) {
+					sum += float64(v)
+				}
+			}
+			m := float32(sum / float64(w.queries))
+			mixed := float32(massDecay*b.mass) + float32((1-massDecay)*m)
+			if s.refs > 1 {
+				mixed = max(mixed, b.mass)
+			}
+			b.mass = mixed
+			i++
+		}
+	}
 }

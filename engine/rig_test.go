@@ -55,7 +55,11 @@ func (r *rig) closeAll() {
 
 // rig is a cache and a conversation whose rows and queries are functions of position and layer.
 type rig struct {
-	t   testing.TB
+	t interface {
+		require.TestingT
+		Helper()
+		Fatalf(string, ...any)
+	}
 	be  *counting
 	c   *Cache
 	geo quant.Geometry

@@ -93,13 +93,13 @@ var allowed = map[string][]string{
 	"bench":        {},
 	// A method knows nothing of the model that it is measured in, nor of a search for settings.
 	"bench/methods":       {"quant", "cpu", "cpu/matmul", "engine/"},
-	"bench/quality":       {"quant", "engine/", "bench/methods"},
+	"bench/quality":       {"quant", "engine", "engine/", "bench/methods"},
 	"bench/quality/texts": {},
 	"bench/tuning":        {"quant", "cpu", "engine/", "bench/methods", "bench/quality"},
 }
 
 // free are the trees that may import anything of the module (nothing imports them but each other).
-var free = []string{"cmd/", "bench/archivetable", "bench/capturetable", "bench/cputable", "bench/modeltable", "bench/readme",
+var free = []string{"cmd/", "bench/archivetable", "bench/capturetable", "bench/cputable", "bench/modeltable", "bench/readme", "bench/servingtable",
 	"bench/truncatetable"}
 
 // suites may use testify outside _test.go files.

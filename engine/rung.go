@@ -6,7 +6,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// rung is a coding of the ladder that rows go down: f16, lm4, lm3, lm2, lm1, gone.
+// rung is a coding of the ladder that rows go down: f16, u8, lm4, lm3, lm2, lm1, gone.
 type rung uint8
 
 const (
@@ -15,6 +15,7 @@ const (
 	lm2
 	lm3
 	lm4
+	u8
 	f16
 	rungs
 )
@@ -25,6 +26,7 @@ var codings = [rungs]quant.Coding{
 	lm2: {Format: quant.LM2, Rule: quant.LengthKeeping},
 	lm3: {Format: quant.LM3, Rule: quant.LengthKeeping},
 	lm4: {Format: quant.LM4, Rule: quant.LengthKeeping},
+	u8:  {Format: quant.U8},
 	f16: {Format: quant.F16},
 }
 
@@ -41,7 +43,7 @@ func (r rung) String() string {
 // noises are the expected squared errors of a row over its energy.
 var noises = func() (t [rungs]float64) {
 	t[gone] = 1
-	for r := lm1; r <= lm4; r++ {
+	for r := lm1; r <= u8; r++ {
 		t[r] = codings[r].RelativeError()
 	}
 	return t
@@ -51,7 +53,7 @@ var noises = func() (t [rungs]float64) {
 func (r rung) noise() float32 { return biases[r] }
 
 var biases = func() (t [rungs]float32) {
-	for r := lm1; r <= lm4; r++ {
+	for r := lm1; r <= u8; r++ {
 		t[r] = float32(codings[r].NoisePerScale2())
 	}
 	return t

@@ -6,7 +6,20 @@ import (
 	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
 )
+
+// memory is where rows live, and what tells how they are stored.
+type memory struct {
+	be       backend.Backend
+	geo      quant.Geometry
+	cfg      Config
+	sizes    *sizes
+	stride   int // positions from kept query to kept query
+	led      ledger
+	arena    *arena
+	closings []*closing // unused ones
+}
 
 // block is up to 32 rows of one layer and KV head. Without pos they are consecutive tokens; with it
 // they are rows of equal worth from all over the segment.
@@ -55,7 +68,7 @@ func (s *segment) leaves(page, window int) int64 {
 
 // view describes the block of a page as a backend reads it. end is the position behind the last token
 // of the sequence in this layer. ok is false if there are no rows.
-func (c *Cache) view(s *segment, b *block, layer, head, page int, end int64) (v backend.Block, ok bool) {
+func (c *memory) view(s *segment, b *block, layer, head, page int, end int64) (v backend.Block, ok bool) {
 	if b.at[sideK] == 0 {
 		return v, false
 	}
@@ -77,7 +90,7 @@ func (c *Cache) view(s *segment, b *block, layer, head, page int, end int64) (v 
 }
 
 // side describes the packed rows of a side.
-func (c *Cache) side(b *block, side, rows int) backend.Side {
+func (c *memory) side(b *block, side, rows int) backend.Side {
 	cd := b.rung[side].coding()
 	return backend.Side{Coding: cd, Seed: c.cfg.Seed,
 		Data: c.arena.at(b.at[side], int64(cd.PackedBytes(rows, c.sizes.dim[side])))}
@@ -85,18 +98,18 @@ func (c *Cache) side(b *block, side, rows int) backend.Side {
 
 // newSegment makes an open segment at a position, with descriptors but no rows. The bytes must have
 // been counted.
-func (c *Cache) newSegment(lo int64, pages, per int, sinks bool) *segment {
+func (c *memory) newSegment(lo int64, pages, per int, sinks bool) *segment {
 	return &segment{lo: lo, pages: pages, per: per, sinks: sinks, refs: 1,
 		blocks: make([]block, c.geo.Layers*c.geo.KVHeads*pages)}
 }
 
 // segmentSize returns the bytes of the descriptors of a segment.
-func (c *Cache) segmentSize(pages int) int64 {
+func (c *memory) segmentSize(pages int) int64 {
 	return segmentBytes + int64(c.geo.Layers*c.geo.KVHeads*pages)*blockBytes
 }
 
 // addPage takes memory for the next page of an open segment.
-func (c *Cache) addPage(s *segment) error {
+func (c *memory) addPage(s *segment) error {
 	for i := range c.geo.Layers * c.geo.KVHeads {
 		b := &s.blocks[i*s.pages+s.have]
 		for side := range sides {
@@ -116,7 +129,7 @@ func (c *Cache) addPage(s *segment) error {
 }
 
 // dropPages frees the pages of an open segment from page n on.
-func (c *Cache) dropPages(s *segment, n int) error {
+func (c *memory) dropPages(s *segment, n int) error {
 	for ; s.have > n; s.have-- {
 		for i := range c.geo.Layers * c.geo.KVHeads {
 			if err := c.free(&s.blocks[i*s.pages+s.have-1]); err != nil {
@@ -128,7 +141,7 @@ func (c *Cache) dropPages(s *segment, n int) error {
 }
 
 // free releases the rows of a block.
-func (c *Cache) free(b *block) error {
+func (c *memory) free(b *block) error {
 	for _, p := range []*slot{&b.at[sideK], &b.at[sideV], &b.pos} {
 		if err := c.arena.release(p); err != nil {
 			return err
@@ -139,7 +152,7 @@ func (c *Cache) free(b *block) error {
 }
 
 // unref lets go of a segment and frees it if nothing else holds it.
-func (c *Cache) unref(s *segment) error {
+func (c *memory) unref(s *segment) error {
 	if s.refs--; s.refs > 0 {
 		return nil
 	}
@@ -151,3 +164,24 @@ func (c *Cache) unref(s *segment) error {
 	c.led.give(forTables, c.segmentSize(s.pages))
 	return nil
 }
+
+// recode is the job that codes 32 exact rows.
+func (c *memory) recode(from, to slot, r rung, dim int) backend.EncodeJob {
+	src := c.arena.at(from, int64(2*pageTokens*dim))
+	return backend.EncodeJob{Src: src, DType: quant.Float16, Rows: pageTokens, Dim: dim,
+		Dst: backend.Side{Coding: r.coding(), Seed: c.cfg.Seed,
+			Data: c.arena.at(to, int64(r.coding().PackedBytes(pageTokens, dim)))}}
+}
+
+// exchange swaps the sides of a block with those of a spare that has them.
+func (c *memory) exchange(b *block, sp *spare) {
+	for side := range sides {
+		if sp.at[side] != 0 {
+			c.arena.swap(&b.at[side], &sp.at[side])
+			b.rung[side], sp.rung[side] = sp.rung[side], b.rung[side]
+		}
+	}
+}
+
+// segPages returns the pages of a segment.
+func (c *memory) segPages() int { return c.cfg.Segment / pageTokens }

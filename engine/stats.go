@@ -2,10 +2,56 @@
 
 package engine
 
-// Stats describe a cache at one time.
+// Stats describe a cache at one time. Counters start at Open.
 type Stats struct {
+	BudgetBytes  int64 // that the cache may hold
+	HeldBytes    int64 // that it holds
+	FreeBytes    int64 // that new rows can take: unused slabs and the rest of the budget
+	PeakBytes    int64 // the most that it has held
+	RowBytes     int64 // of HeldBytes: slabs of K, V and positions
+	TableBytes   int64 // descriptors
+	QueryBytes   int64 // kept queries
+	ScratchBytes int64 // staging and lists
+	Sequences    int
+	Tokens       int64 // committed, of all sequences
+	// Sides counts the sides of blocks at each level, by the name of the coding; "dropped" holds those
+	// of which nothing is left. A shared block counts once.
+	Sides    map[string]int
 	Steps    uint64 // committed
 	Units    uint64 // of work that pressure did: sides of blocks recoded, blocks dropped
 	Dropped  uint64 // blocks
 	Refusals uint64 // steps and sequences that were refused for want of memory
+}
+
+// Stats returns the state of the cache.
+func (c *Cache) Stats() Stats {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	s := c.stats
+	l := &c.led
+	s.BudgetBytes, s.HeldBytes, s.PeakBytes = l.budget, l.held, l.peak
+	s.FreeBytes = c.arena.free()
+	s.RowBytes, s.TableBytes, s.QueryBytes, s.ScratchBytes = l.by[forRows], l.by[forTables], l.by[forQueries],
+		l.by[forScratch]
+	s.Sequences = len(c.seqs)
+	s.Sides = map[string]int{}
+	seen := map[*segment]bool{}
+	for _, q := range c.seqs {
+		s.Tokens += q.n
+		for _, g := range q.segs {
+			if seen[g] {
+				continue
+			}
+			seen[g] = true
+			for i := range g.blocks {
+				b := &g.blocks[i]
+				for side := range sides {
+					if b.at[side] != 0 || g.closed {
+						s.Sides[b.rung[side].String()]++
+					}
+				}
+			}
+		}
+	}
+	return s
 }

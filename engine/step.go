@@ -101,10 +101,11 @@ func (c *Cache) Begin(ctx context.Context, rows []Row) (Step, error) {
 		return Step{}, wrap(call, seq, err)
 	}
 	if err := s.take(); err != nil {
+		seq := s.one()
 		if e := c.broken(s.finish(0)); e != nil {
 			err = fmt.Errorf("%w (and then: %w)", err, e)
 		}
-		return Step{}, wrap(call, s.one(), err)
+		return Step{}, wrap(call, seq, err)
 	}
 	return Step{s, s.gen}, nil
 }
@@ -342,7 +343,7 @@ func (st Step) Commit(n int) error {
 		return wrap(call, 0, err)
 	}
 	c.stats.Steps++
-	return wrap(call, 0, c.broken(c.relieve()))
+	return wrap(call, 0, c.broken(c.pressure.relieve()))
 }
 
 // Rollback forgets the tokens of the step.

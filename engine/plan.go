@@ -102,30 +102,6 @@ func (s *step) planPages(r *stepRow) {
 	d.jobs += 2 * g.KVHeads * (r.n/pageTokens + 3)
 }
 
-// segPages returns the pages of a segment.
-func (c *Cache) segPages() int { return c.cfg.Segment / pageTokens }
-
-// leaving returns how many pages leave the window, and how many segments close, until the sequence has
-// end tokens.
-func (q *Sequence) leaving(end int64) (pages, closes int) {
-	p0 := q.exactFrom()
-	n := (end - int64(q.c.cfg.Window) - p0) / pageTokens
-	if n <= 0 {
-		return 0, 0
-	}
-	open := p0
-	for _, s := range q.segs {
-		if !s.closed && !s.sinks {
-			open = s.lo
-			break
-		}
-	}
-	return int(n), int((p0 + n*pageTokens - open) / int64(q.c.cfg.Segment))
-}
-
-// exactFrom returns the position of the first page that has not left the window.
-func (q *Sequence) exactFrom() int64 { return max(q.left, int64(q.c.cfg.Sinks)) }
-
 // reserve makes room for what the step needs, and grows its lists. It takes no slots.
 func (s *step) reserve() error {
 	c, d := s.c, &s.need
@@ -138,7 +114,7 @@ func (s *step) reserve() error {
 		return fmt.Errorf("a step of %d tokens takes %d bytes, the budget is %d (add fewer at a time): %w",
 			s.tokens, need, c.cfg.Budget, quant.ErrBudget)
 	}
-	if err := c.makeRoom(s.ctx, d.slots, other); err != nil {
+	if err := c.pressure.makeRoom(s.ctx, d.slots, other); err != nil {
 		return err
 	}
 	if err := s.grow(); err != nil {
@@ -154,7 +130,15 @@ func (s *step) take() error {
 		s.rows[i].seq.step = s
 	}
 	for i := range s.rows {
-		if err := s.takePages(&s.rows[i]); err != nil {
+		if err := s.addSegments(&s.rows[i]); err != nil {
+			return err
+		}
+	}
+	if err := c.arena.prepare(s.need.slots); err != nil {
+		return err
+	}
+	for i := range s.rows {
+		if err := s.addPages(&s.rows[i]); err != nil {
 			return err
 		}
 	}
@@ -181,46 +165,35 @@ func (s *step) take() error {
 	return nil
 }
 
-// takePages adds segments and pages until a row's tokens have room.
-func (s *step) takePages(r *stepRow) error {
+// addSegments adds segments until a row's tokens have room.
+func (s *step) addSegments(r *stepRow) (err error) {
 	c, q := s.c, r.seq
-	for to := r.from + int64(r.n); ; {
-		var last *segment
-		if n := len(q.segs); n > 0 {
-			last = q.segs[n-1]
-		}
-		switch {
-		case last == nil && c.cfg.Sinks > 0:
-			if err := c.addSegment(q, 0, 1, c.cfg.Sinks, true); err != nil {
-				return err
-			}
-		case last == nil:
-			if err := c.addSegment(q, 0, c.segPages(), pageTokens, false); err != nil {
-				return err
-			}
-		case !last.closed && last.have < last.pages && last.lo+int64(last.have*last.per) < to:
-			if err := c.addPage(last); err != nil {
-				return err
-			}
-		case last.hi() < to:
-			if err := c.addSegment(q, last.hi(), c.segPages(), pageTokens, false); err != nil {
-				return err
-			}
-		default:
-			return nil
-		}
+	if len(q.segs) == 0 && c.cfg.Sinks > 0 {
+		err = q.addSegment(0, 1, c.cfg.Sinks, true)
 	}
+	for err == nil {
+		end := int64(0)
+		if n := len(q.segs); n > 0 {
+			end = q.segs[n-1].hi()
+		}
+		if end >= r.from+int64(r.n) {
+			break
+		}
+		err = q.addSegment(end, c.segPages(), pageTokens, false)
+	}
+	return err
 }
 
-func (c *Cache) addSegment(q *Sequence, lo int64, pages, per int, sinks bool) error {
-	var ok bool
-	if q.segs, ok = grown(&c.led, forTables, q.segs, len(q.segs)+1); !ok {
-		return errNoRoom
+// addPages takes memory for the pages of a row's tokens.
+func (s *step) addPages(r *stepRow) error {
+	to := r.from + int64(r.n)
+	for _, seg := range r.seq.segs {
+		for !seg.closed && seg.have < seg.pages && seg.lo+int64(seg.have*seg.per) < to {
+			if err := s.c.addPage(seg); err != nil {
+				return err
+			}
+		}
 	}
-	if !c.led.take(forTables, c.segmentSize(pages)) {
-		return errNoRoom
-	}
-	q.segs = append(q.segs, c.newSegment(lo, pages, per, sinks))
 	return nil
 }
 
@@ -239,7 +212,10 @@ func fit[T any](led *ledger, s []T, n int) ([]T, error) {
 
 // more returns the bytes by which fit grows a list.
 func more[T any](s []T, n int) int64 {
-	return int64(max(0, n-cap(s))) * int64(unsafe.Sizeof(*new(T)))
+	if n <= cap(s) {
+		return 0
+	}
+	return int64(slack(n)-cap(s)) * int64(unsafe.Sizeof(*new(T)))
 }
 
 // stageSize returns the bytes of K and V of one layer in the widest element type.

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command servingtable measures the serving cache in the test model and writes a page: the divergence of
+// the model's predictions in each window of a text while the cache keeps a budget.
+//
+//	go run ./bench/servingtable -tokens 1024 -texts eval-essay,eval-news
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/bench/quality/texts"
+	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/quant"
+)
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	tokens := flag.Int("tokens", 1024, "tokens of each text")
+	names := flag.String("texts", "eval-essay", "texts, separated by commas")
+	shares := flag.String("budgets", "0.5,0.25,0.125,0.0625", "budgets as shares of the f16 bytes of the text")
+	chunk := flag.Int("chunk", 16, "tokens a step")
+	window := flag.Int("window", 64, "recent tokens that stay exact")
+	segment := flag.Int("segment", 256, "tokens of a segment")
+	prof := flag.String("profile", "", "profile with the sensitivity of heads")
+	flag.Parse()
+	path, err := model.Find()
+	if err != nil {
+		return err
+	}
+	m, err := model.Open(path, model.Options{})
+	if err != nil {
+		return err
+	}
+	be, err := cpu.Open(cpu.Options{})
+	if err != nil {
+		return err
+	}
+	defer be.Close()
+	cfg := engine.Config{Window: *window, Segment: *segment}
+	if *prof != "" {
+		p, err := profile.Open(*prof, profile.Limits{})
+		if err != nil {
+			return err
+		}
+		s, err := p.Sensitivity()
+		if err != nil {
+			return err
+		}
+		if s == nil {
+			return fmt.Errorf("servingtable: %s holds no sensitivity: %w", *prof, quant.ErrShape)
+		}
+		cfg.SensitivityK, cfg.SensitivityV = s.K, s.V
+	}
+	o := quality.ServingOptions{Tokens: *tokens, Chunk: *chunk, Config: cfg}
+	for _, s := range strings.Split(*shares, ",") {
+		x, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			return err
+		}
+		o.Shares = append(o.Shares, x)
+	}
+	fmt.Println("| text | budget | bytes held | top-1 | KL by window |\n|---|---:|---:|---:|---|")
+	for _, name := range strings.Split(*names, ",") {
+		ids, err := encode(m, name)
+		if err != nil {
+			return err
+		}
+		res, err := quality.MeasureServing(context.Background(), be, m, ids, o)
+		if err != nil {
+			return err
+		}
+		for _, r := range res {
+			fmt.Printf("| %s | %g | %d of %d | %.4f |", name, r.Share, r.Peak, r.Budget, r.Top1)
+			for _, kl := range r.KL {
+				fmt.Printf(" %.2g", kl)
+			}
+			fmt.Println(" |")
+			fmt.Fprintln(os.Stderr, r.Stats)
+		}
+	}
+	return nil
+}
+
+// encode returns the tokens of a text of the evaluation.
+func encode(m *model.Model, name string) ([]int32, error) {
+	for _, t := range texts.All() {
+		if t.Name == name {
+			return m.Tokenizer().Encode(t.Body, false)
+		}
+	}
+	return nil, fmt.Errorf("servingtable: no text %q: %w", name, quant.ErrShape)
+}

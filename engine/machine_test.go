@@ -1,0 +1,164 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
+
+	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// talk is a sequence of the state machine and the text that it holds.
+type talk struct {
+	s    *Sequence
+	text uint64
+}
+
+// Any order of calls keeps the budget and the ledger exact, refuses only for want of memory, and leaves
+// nothing behind. With a large budget every output equals exact attention.
+func TestMachine(t *testing.T) {
+	b, err := cpu.Open(cpu.Options{Workers: 1})
+	require.NoError(t, err)
+	defer b.Close()
+	g := testGeometry()
+	rapid.Check(t, func(rt *rapid.T) {
+		cfg := testConfig()
+		tight := rapid.Bool().Draw(rt, "tight")
+		if tight {
+			cfg.Budget = int64(rapid.IntRange(420, 700).Draw(rt, "KiB")) << 10
+		}
+		if rapid.Bool().Draw(rt, "windows") {
+			cfg.LayerWindow = []int{0, rapid.IntRange(1, 200).Draw(rt, "window")}
+		}
+		if rapid.Bool().Draw(rt, "no sinks") {
+			cfg.Sinks = -1
+		}
+		be := &counting{Backend: b}
+		c, err := Open(be, g, cfg)
+		require.NoError(rt, err)
+		r := &rig{t: rt, be: be, c: c, geo: g}
+		m := &machine{rig: r, tight: tight}
+		rt.Repeat(map[string]func(*rapid.T){
+			"":         func(*rapid.T) { r.audit() },
+			"sequence": m.sequence,
+			"step":     m.step,
+			"close":    m.close,
+		})
+		r.closeAll()
+	})
+}
+
+type machine struct {
+	*rig
+	talks []talk
+	texts uint64
+	tight bool
+}
+
+// allowed reports whether an error is one that a tight budget gives.
+func (m *machine) allowed(rt *rapid.T, err error) bool {
+	if err == nil {
+		return true
+	}
+	if !m.tight || !errors.Is(err, quant.ErrFull) && !errors.Is(err, quant.ErrBudget) {
+		rt.Fatalf("unexpected: %v", err)
+	}
+	return false
+}
+
+func (m *machine) sequence(rt *rapid.T) {
+	if len(m.talks) == 5 {
+		rt.Skip("enough")
+	}
+	s, err := m.c.NewSequence()
+	if m.allowed(rt, err) {
+		m.texts++
+		m.talks = append(m.talks, talk{s, m.texts})
+	}
+}
+
+func (m *machine) pick(rt *rapid.T) int {
+	if len(m.talks) == 0 {
+		rt.Skip("none")
+	}
+	return rapid.IntRange(0, len(m.talks)-1).Draw(rt, "which")
+}
+
+func (m *machine) close(rt *rapid.T) {
+	i := m.pick(rt)
+	require.NoError(rt, m.talks[i].s.Close())
+	m.talks = append(m.talks[:i], m.talks[i+1:]...)
+}
+
+// step adds tokens to some of the sequences at once and keeps all, some or none of them.
+func (m *machine) step(rt *rapid.T) {
+	m.pick(rt)
+	var rows []Row
+	var talks []talk
+	long := false
+	for _, x := range m.talks {
+		if n := rapid.IntRange(0, 60).Draw(rt, "tokens"); n > 0 {
+			rows, talks = append(rows, Row{x.s, n}), append(talks, x)
+			long = long || n > m.c.cfg.Window
+		}
+	}
+	if len(rows) == 0 {
+		rt.Skip("no rows")
+	}
+	st, err := m.c.Begin(context.Background(), rows)
+	if !m.allowed(rt, err) {
+		return
+	}
+	m.audit2(rows)
+	for l := range m.geo.Layers {
+		var k, v, q []float32
+		for i, x := range talks {
+			a, b, c := m.tokens(x.text, x.s.n, x.s.n+int64(rows[i].Tokens), l)
+			k, v, q = append(k, a...), append(v, b...), append(q, c...)
+		}
+		out := make([]float32, len(q)/m.geo.HeadDim*m.geo.HeadDimV)
+		require.NoError(rt, st.Append(l, k, v))
+		require.NoError(rt, st.Attend(l, q, out))
+		if !m.tight {
+			m.compare(rt, talks, rows, l, out)
+		}
+	}
+	keep := 60
+	if rapid.IntRange(0, 3).Draw(rt, "how") == 0 {
+		keep = 0
+		if !long {
+			keep = rapid.IntRange(0, 30).Draw(rt, "keep")
+		}
+	}
+	if keep == 0 {
+		require.NoError(rt, st.Rollback())
+		return
+	}
+	require.NoError(rt, st.Commit(keep))
+	require.ErrorIs(rt, st.Commit(1), quant.ErrClosed)
+}
+
+// audit2 checks the budget while a step is under way.
+func (m *machine) audit2([]Row) {
+	require.LessOrEqual(m.t, m.c.led.held, m.c.cfg.Budget)
+	require.LessOrEqual(m.t, m.be.live(), m.c.led.by[forRows]+m.c.led.by[forScratch])
+}
+
+func (m *machine) compare(rt *rapid.T, talks []talk, rows []Row, layer int, out []float32) {
+	w := m.geo.Heads * m.geo.HeadDimV
+	for i, x := range talks {
+		for _, t := range []int{0, rows[i].Tokens - 1} {
+			want := m.want(x.text, x.s.n+int64(t), layer)
+			if d := distance(out[t*w:(t+1)*w], want); d > 1e-9 {
+				rt.Fatalf("sequence %d, layer %d, position %d: relative error %g", x.s.id, layer, x.s.n+int64(t), d)
+			}
+		}
+		out = out[rows[i].Tokens*w:]
+	}
+}
