@@ -7,10 +7,29 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
+
+// TestGenerated_Registers: AVX2 has 16 vector registers. The generator would take the others, which
+// need AVX-512, without a word.
+func TestGenerated_Registers(t *testing.T) {
+	src, err := os.ReadFile("matmul_amd64.s")
+	require.NoError(t, err)
+	upper := regexp.MustCompile(`\b[XY](1[6-9]|2[0-9]|3[01])\b|\bZ[0-9]|\bK[0-7]\b`)
+	functions := 0
+	for _, body := range strings.Split(string(src), "\nTEXT ")[1:] {
+		name, code, _ := strings.Cut(body, "(SB)")
+		if strings.HasSuffix(name, "AVX2") {
+			functions++
+			require.Empty(t, upper.FindString(code), "%s", name)
+		}
+	}
+	require.Greater(t, functions, 20)
+}
 
 // TestGenerated_Fresh: the generator gives the committed bytes.
 func TestGenerated_Fresh(t *testing.T) {

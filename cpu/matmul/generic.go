@@ -26,6 +26,10 @@ func genericKernels() *kernels {
 		halves:   halvesGeneric,
 		dot:      dotGeneric,
 		axpy:     axpyGeneric,
+		f32One:   f32Generic,
+		oneTiles: []int{4, 1},
+		expSum:   expSumGeneric,
+		largest:  largestGeneric,
 	}
 }
 

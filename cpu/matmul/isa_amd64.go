@@ -24,7 +24,7 @@ func native() []*kernels {
 func avx512Kernels() *kernels {
 	return &kernels{
 		isa:      "avx512",
-		tiles:    []int{12, 4, 1},
+		tiles:    []int{12, 4, 3, 2, 1},
 		cols:     2,
 		f32:      f32AVX512,
 		pack:     packAVX2,
@@ -44,13 +44,20 @@ func avx512Kernels() *kernels {
 		halves:   halvesOf256,
 		dot:      dotSliceAVX512,
 		axpy:     axpySliceAVX512,
+		f32One:   f32AVX2, // whose sums are the same
+		oneTiles: avx2Tiles,
+		expSum:   expSumOf512,
+		largest:  largestOf512,
 	}
 }
+
+// avx2Tiles are the row counts of f32AVX2.
+var avx2Tiles = []int{6, 4, 3, 2, 1}
 
 func avx2Kernels() *kernels {
 	return &kernels{
 		isa:      "avx2",
-		tiles:    []int{6, 2, 1},
+		tiles:    avx2Tiles,
 		cols:     1,
 		f32:      f32AVX2,
 		pack:     packAVX2,
@@ -68,6 +75,10 @@ func avx2Kernels() *kernels {
 		halves:   halvesOf256,
 		dot:      dotSliceAVX2,
 		axpy:     axpySliceAVX2,
+		f32One:   f32AVX2,
+		oneTiles: avx2Tiles,
+		expSum:   expSumOf256,
+		largest:  largestOf256,
 	}
 }
 
@@ -94,6 +105,10 @@ func f32AVX512(rows int, c []float32, ldc int, a []float32, lda int, b []float32
 		f32Tile12x32AVX512(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
 	case 4:
 		f32Tile4x32AVX512(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
+	case 3:
+		f32Tile3x32AVX512(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
+	case 2:
+		f32Tile2x32AVX512(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
 	default:
 		f32Tile1x32AVX512(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
 	}
@@ -109,6 +124,10 @@ func f32AVX2(rows int, c []float32, ldc int, a []float32, lda int, b []float32, 
 	switch rows {
 	case 6:
 		f32Tile6x16AVX2(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
+	case 4:
+		f32Tile4x16AVX2(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
+	case 3:
+		f32Tile3x16AVX2(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
 	case 2:
 		f32Tile2x16AVX2(&c[0], 4*ldc, &a[0], 4*lda, &b[0], k, acc)
 	default:
@@ -293,4 +312,34 @@ func axpySliceAVX2(dst []float32, x float32, src []float32) {
 	if len(dst) > 0 {
 		axpyAVX2(&dst[0], x, &src[0], len(dst))
 	}
+}
+
+func expSumOf512(dst, x []float32, top float32) float32 {
+	if len(x) == 0 {
+		return 0
+	}
+	_ = dst[len(x)-1]
+	return expSumAVX512(&dst[0], &x[0], top, len(x))
+}
+
+func expSumOf256(dst, x []float32, top float32) float32 {
+	if len(x) == 0 {
+		return 0
+	}
+	_ = dst[len(x)-1]
+	return expSumAVX2(&dst[0], &x[0], top, len(x))
+}
+
+func largestOf512(x []float32, top float32) float32 {
+	if len(x) == 0 {
+		return top
+	}
+	return largestAVX512(&x[0], top, len(x))
+}
+
+func largestOf256(x []float32, top float32) float32 {
+	if len(x) == 0 {
+		return top
+	}
+	return largestAVX2(&x[0], top, len(x))
 }

@@ -15,6 +15,10 @@ type kernels struct {
 	// after another. ldc and lda are the distances of rows, in elements.
 	f32 func(rows int, c []float32, ldc int, a []float32, lda int, b []float32, k int, add bool)
 
+	// f32One is f32 for one panel, with its row counts.
+	f32One   func(rows int, c []float32, ldc int, a []float32, lda int, b []float32, k int, add bool)
+	oneTiles []int
+
 	// pack writes 1 to 16 rows of src as a panel [k][16], padded with zeros.
 	pack func(dst, src []float32, ld, rows, k int)
 	// expand8 and expand4 write one panel of weights as float32 [32*groups][16].
@@ -49,6 +53,10 @@ type kernels struct {
 
 	dot  func(a, b []float32) float32
 	axpy func(dst []float32, x float32, src []float32)
+
+	// expSum and largest are ExpSum and Largest for slices of one length.
+	expSum  func(dst, x []float32, top float32) float32
+	largest func(x []float32, top float32) float32
 }
 
 // rowPanels is the number of panels that row8 and row4 take.

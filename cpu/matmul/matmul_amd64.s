@@ -488,6 +488,217 @@ done:
 	VZEROUPPER
 	RET
 
+// func f32Tile3x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·f32Tile3x32AVX512(SB), NOSPLIT, $0-56
+	MOVQ    c+0(FP), AX
+	MOVQ    ldc+8(FP), CX
+	MOVQ    a+16(FP), DX
+	MOVQ    lda+24(FP), BX
+	MOVQ    b+32(FP), SI
+	MOVQ    k+40(FP), DI
+	MOVQ    accumulate+48(FP), R8
+	MOVQ    DI, R9
+	SHLQ    $0x06, R9
+	ADDQ    SI, R9
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z3, Z3, Z3
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z4, Z4, Z4
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z5, Z5, Z5
+	TESTQ   R8, R8
+	JZ      start
+	MOVQ    AX, R8
+	VMOVUPS (R8), Z0
+	VMOVUPS 64(R8), Z3
+	ADDQ    CX, R8
+	VMOVUPS (R8), Z1
+	VMOVUPS 64(R8), Z4
+	ADDQ    CX, R8
+	VMOVUPS (R8), Z2
+	VMOVUPS 64(R8), Z5
+
+start:
+wide:
+	CMPQ         DI, $0x04
+	JLT          narrow
+	VMOVUPS      (SI), Z6
+	VMOVUPS      (R9), Z7
+	VBROADCASTSS (DX), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS (DX)(BX*1), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VFMADD231PS  Z7, Z8, Z4
+	VBROADCASTSS (DX)(BX*2), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z5
+	VMOVUPS      64(SI), Z6
+	VMOVUPS      64(R9), Z7
+	VBROADCASTSS 4(DX), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS 4(DX)(BX*1), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VFMADD231PS  Z7, Z8, Z4
+	VBROADCASTSS 4(DX)(BX*2), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z5
+	VMOVUPS      128(SI), Z6
+	VMOVUPS      128(R9), Z7
+	VBROADCASTSS 8(DX), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS 8(DX)(BX*1), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VFMADD231PS  Z7, Z8, Z4
+	VBROADCASTSS 8(DX)(BX*2), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z5
+	VMOVUPS      192(SI), Z6
+	VMOVUPS      192(R9), Z7
+	VBROADCASTSS 12(DX), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS 12(DX)(BX*1), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VFMADD231PS  Z7, Z8, Z4
+	VBROADCASTSS 12(DX)(BX*2), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z5
+	ADDQ         $0x10, DX
+	ADDQ         $0x00000100, SI
+	ADDQ         $0x00000100, R9
+	SUBQ         $0x04, DI
+	JMP          wide
+
+narrow:
+	TESTQ        DI, DI
+	JZ           done
+	VMOVUPS      (SI), Z6
+	VMOVUPS      (R9), Z7
+	VBROADCASTSS (DX), Z8
+	VFMADD231PS  Z6, Z8, Z0
+	VFMADD231PS  Z7, Z8, Z3
+	VBROADCASTSS (DX)(BX*1), Z8
+	VFMADD231PS  Z6, Z8, Z1
+	VFMADD231PS  Z7, Z8, Z4
+	VBROADCASTSS (DX)(BX*2), Z8
+	VFMADD231PS  Z6, Z8, Z2
+	VFMADD231PS  Z7, Z8, Z5
+	ADDQ         $0x04, DX
+	ADDQ         $0x00000040, SI
+	ADDQ         $0x00000040, R9
+	SUBQ         $0x01, DI
+	JMP          narrow
+
+done:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z3, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	VMOVUPS Z4, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z2, (AX)
+	VMOVUPS Z5, 64(AX)
+	VZEROUPPER
+	RET
+
+// func f32Tile2x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+// Requires: AVX, AVX512DQ, AVX512F
+TEXT ·f32Tile2x32AVX512(SB), NOSPLIT, $0-56
+	MOVQ    c+0(FP), AX
+	MOVQ    ldc+8(FP), CX
+	MOVQ    a+16(FP), DX
+	MOVQ    lda+24(FP), BX
+	MOVQ    b+32(FP), SI
+	MOVQ    k+40(FP), DI
+	MOVQ    accumulate+48(FP), R8
+	MOVQ    DI, R9
+	SHLQ    $0x06, R9
+	ADDQ    SI, R9
+	VXORPS  Z0, Z0, Z0
+	VXORPS  Z2, Z2, Z2
+	VXORPS  Z1, Z1, Z1
+	VXORPS  Z3, Z3, Z3
+	TESTQ   R8, R8
+	JZ      start
+	MOVQ    AX, R8
+	VMOVUPS (R8), Z0
+	VMOVUPS 64(R8), Z2
+	ADDQ    CX, R8
+	VMOVUPS (R8), Z1
+	VMOVUPS 64(R8), Z3
+
+start:
+wide:
+	CMPQ         DI, $0x04
+	JLT          narrow
+	VMOVUPS      (SI), Z4
+	VMOVUPS      (R9), Z5
+	VBROADCASTSS (DX), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS (DX)(BX*1), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z3
+	VMOVUPS      64(SI), Z4
+	VMOVUPS      64(R9), Z5
+	VBROADCASTSS 4(DX), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS 4(DX)(BX*1), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z3
+	VMOVUPS      128(SI), Z4
+	VMOVUPS      128(R9), Z5
+	VBROADCASTSS 8(DX), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS 8(DX)(BX*1), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z3
+	VMOVUPS      192(SI), Z4
+	VMOVUPS      192(R9), Z5
+	VBROADCASTSS 12(DX), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS 12(DX)(BX*1), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z3
+	ADDQ         $0x10, DX
+	ADDQ         $0x00000100, SI
+	ADDQ         $0x00000100, R9
+	SUBQ         $0x04, DI
+	JMP          wide
+
+narrow:
+	TESTQ        DI, DI
+	JZ           done
+	VMOVUPS      (SI), Z4
+	VMOVUPS      (R9), Z5
+	VBROADCASTSS (DX), Z6
+	VFMADD231PS  Z4, Z6, Z0
+	VFMADD231PS  Z5, Z6, Z2
+	VBROADCASTSS (DX)(BX*1), Z6
+	VFMADD231PS  Z4, Z6, Z1
+	VFMADD231PS  Z5, Z6, Z3
+	ADDQ         $0x04, DX
+	ADDQ         $0x00000040, SI
+	ADDQ         $0x00000040, R9
+	SUBQ         $0x01, DI
+	JMP          narrow
+
+done:
+	VMOVUPS Z0, (AX)
+	VMOVUPS Z2, 64(AX)
+	ADDQ    CX, AX
+	VMOVUPS Z1, (AX)
+	VMOVUPS Z3, 64(AX)
+	VZEROUPPER
+	RET
+
 // func f32Tile1x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
 // Requires: AVX, AVX512DQ, AVX512F
 TEXT ·f32Tile1x32AVX512(SB), NOSPLIT, $0-56
@@ -742,6 +953,258 @@ done:
 	ADDQ    CX, AX
 	VMOVUPS Y5, (AX)
 	VMOVUPS Y11, 32(AX)
+	VZEROUPPER
+	RET
+
+// func f32Tile4x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+// Requires: AVX, FMA3
+TEXT ·f32Tile4x16AVX2(SB), NOSPLIT, $0-56
+	MOVQ    c+0(FP), AX
+	MOVQ    ldc+8(FP), CX
+	MOVQ    a+16(FP), DX
+	MOVQ    lda+24(FP), BX
+	MOVQ    b+32(FP), SI
+	MOVQ    k+40(FP), DI
+	MOVQ    accumulate+48(FP), R8
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y5, Y5, Y5
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y6, Y6, Y6
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y7, Y7, Y7
+	TESTQ   R8, R8
+	JZ      start
+	MOVQ    AX, R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y4
+	ADDQ    CX, R8
+	VMOVUPS (R8), Y1
+	VMOVUPS 32(R8), Y5
+	ADDQ    CX, R8
+	VMOVUPS (R8), Y2
+	VMOVUPS 32(R8), Y6
+	ADDQ    CX, R8
+	VMOVUPS (R8), Y3
+	VMOVUPS 32(R8), Y7
+
+start:
+	LEAQ (DX)(BX*2), R8
+	ADDQ BX, R8
+
+wide:
+	CMPQ         DI, $0x04
+	JLT          narrow
+	VMOVUPS      (SI), Y8
+	VMOVUPS      32(SI), Y9
+	VBROADCASTSS (DX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y4
+	VBROADCASTSS (DX)(BX*1), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS (DX)(BX*2), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y6
+	VBROADCASTSS (R8), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	VFMADD231PS  Y9, Y10, Y7
+	VMOVUPS      64(SI), Y8
+	VMOVUPS      96(SI), Y9
+	VBROADCASTSS 4(DX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y4
+	VBROADCASTSS 4(DX)(BX*1), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS 4(DX)(BX*2), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y6
+	VBROADCASTSS 4(R8), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	VFMADD231PS  Y9, Y10, Y7
+	VMOVUPS      128(SI), Y8
+	VMOVUPS      160(SI), Y9
+	VBROADCASTSS 8(DX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y4
+	VBROADCASTSS 8(DX)(BX*1), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS 8(DX)(BX*2), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y6
+	VBROADCASTSS 8(R8), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	VFMADD231PS  Y9, Y10, Y7
+	VMOVUPS      192(SI), Y8
+	VMOVUPS      224(SI), Y9
+	VBROADCASTSS 12(DX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y4
+	VBROADCASTSS 12(DX)(BX*1), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS 12(DX)(BX*2), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y6
+	VBROADCASTSS 12(R8), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	VFMADD231PS  Y9, Y10, Y7
+	ADDQ         $0x10, DX
+	ADDQ         $0x10, R8
+	ADDQ         $0x00000100, SI
+	SUBQ         $0x04, DI
+	JMP          wide
+
+narrow:
+	TESTQ        DI, DI
+	JZ           done
+	VMOVUPS      (SI), Y8
+	VMOVUPS      32(SI), Y9
+	VBROADCASTSS (DX), Y10
+	VFMADD231PS  Y8, Y10, Y0
+	VFMADD231PS  Y9, Y10, Y4
+	VBROADCASTSS (DX)(BX*1), Y10
+	VFMADD231PS  Y8, Y10, Y1
+	VFMADD231PS  Y9, Y10, Y5
+	VBROADCASTSS (DX)(BX*2), Y10
+	VFMADD231PS  Y8, Y10, Y2
+	VFMADD231PS  Y9, Y10, Y6
+	VBROADCASTSS (R8), Y10
+	VFMADD231PS  Y8, Y10, Y3
+	VFMADD231PS  Y9, Y10, Y7
+	ADDQ         $0x04, DX
+	ADDQ         $0x04, R8
+	ADDQ         $0x00000040, SI
+	SUBQ         $0x01, DI
+	JMP          narrow
+
+done:
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y4, 32(AX)
+	ADDQ    CX, AX
+	VMOVUPS Y1, (AX)
+	VMOVUPS Y5, 32(AX)
+	ADDQ    CX, AX
+	VMOVUPS Y2, (AX)
+	VMOVUPS Y6, 32(AX)
+	ADDQ    CX, AX
+	VMOVUPS Y3, (AX)
+	VMOVUPS Y7, 32(AX)
+	VZEROUPPER
+	RET
+
+// func f32Tile3x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+// Requires: AVX, FMA3
+TEXT ·f32Tile3x16AVX2(SB), NOSPLIT, $0-56
+	MOVQ    c+0(FP), AX
+	MOVQ    ldc+8(FP), CX
+	MOVQ    a+16(FP), DX
+	MOVQ    lda+24(FP), BX
+	MOVQ    b+32(FP), SI
+	MOVQ    k+40(FP), DI
+	MOVQ    accumulate+48(FP), R8
+	VXORPS  Y0, Y0, Y0
+	VXORPS  Y3, Y3, Y3
+	VXORPS  Y1, Y1, Y1
+	VXORPS  Y4, Y4, Y4
+	VXORPS  Y2, Y2, Y2
+	VXORPS  Y5, Y5, Y5
+	TESTQ   R8, R8
+	JZ      start
+	MOVQ    AX, R8
+	VMOVUPS (R8), Y0
+	VMOVUPS 32(R8), Y3
+	ADDQ    CX, R8
+	VMOVUPS (R8), Y1
+	VMOVUPS 32(R8), Y4
+	ADDQ    CX, R8
+	VMOVUPS (R8), Y2
+	VMOVUPS 32(R8), Y5
+
+start:
+wide:
+	CMPQ         DI, $0x04
+	JLT          narrow
+	VMOVUPS      (SI), Y6
+	VMOVUPS      32(SI), Y7
+	VBROADCASTSS (DX), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS (DX)(BX*1), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VFMADD231PS  Y7, Y8, Y4
+	VBROADCASTSS (DX)(BX*2), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y5
+	VMOVUPS      64(SI), Y6
+	VMOVUPS      96(SI), Y7
+	VBROADCASTSS 4(DX), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS 4(DX)(BX*1), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VFMADD231PS  Y7, Y8, Y4
+	VBROADCASTSS 4(DX)(BX*2), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y5
+	VMOVUPS      128(SI), Y6
+	VMOVUPS      160(SI), Y7
+	VBROADCASTSS 8(DX), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS 8(DX)(BX*1), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VFMADD231PS  Y7, Y8, Y4
+	VBROADCASTSS 8(DX)(BX*2), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y5
+	VMOVUPS      192(SI), Y6
+	VMOVUPS      224(SI), Y7
+	VBROADCASTSS 12(DX), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS 12(DX)(BX*1), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VFMADD231PS  Y7, Y8, Y4
+	VBROADCASTSS 12(DX)(BX*2), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y5
+	ADDQ         $0x10, DX
+	ADDQ         $0x00000100, SI
+	SUBQ         $0x04, DI
+	JMP          wide
+
+narrow:
+	TESTQ        DI, DI
+	JZ           done
+	VMOVUPS      (SI), Y6
+	VMOVUPS      32(SI), Y7
+	VBROADCASTSS (DX), Y8
+	VFMADD231PS  Y6, Y8, Y0
+	VFMADD231PS  Y7, Y8, Y3
+	VBROADCASTSS (DX)(BX*1), Y8
+	VFMADD231PS  Y6, Y8, Y1
+	VFMADD231PS  Y7, Y8, Y4
+	VBROADCASTSS (DX)(BX*2), Y8
+	VFMADD231PS  Y6, Y8, Y2
+	VFMADD231PS  Y7, Y8, Y5
+	ADDQ         $0x04, DX
+	ADDQ         $0x00000040, SI
+	SUBQ         $0x01, DI
+	JMP          narrow
+
+done:
+	VMOVUPS Y0, (AX)
+	VMOVUPS Y3, 32(AX)
+	ADDQ    CX, AX
+	VMOVUPS Y1, (AX)
+	VMOVUPS Y4, 32(AX)
+	ADDQ    CX, AX
+	VMOVUPS Y2, (AX)
+	VMOVUPS Y5, 32(AX)
 	VZEROUPPER
 	RET
 
@@ -12318,4 +12781,756 @@ loop:
 	JNZ          loop
 	VMOVUPS      Y4, (AX)
 	VZEROUPPER
+	RET
+
+DATA floatc2ae0000<>+0(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+4(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+8(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+12(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+16(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+20(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+24(SB)/4, $0xc2ae0000
+DATA floatc2ae0000<>+28(SB)/4, $0xc2ae0000
+GLOBL floatc2ae0000<>(SB), RODATA|NOPTR, $32
+
+DATA float42b00000<>+0(SB)/4, $0x42b00000
+DATA float42b00000<>+4(SB)/4, $0x42b00000
+DATA float42b00000<>+8(SB)/4, $0x42b00000
+DATA float42b00000<>+12(SB)/4, $0x42b00000
+DATA float42b00000<>+16(SB)/4, $0x42b00000
+DATA float42b00000<>+20(SB)/4, $0x42b00000
+DATA float42b00000<>+24(SB)/4, $0x42b00000
+DATA float42b00000<>+28(SB)/4, $0x42b00000
+GLOBL float42b00000<>(SB), RODATA|NOPTR, $32
+
+DATA float3fb8aa3b<>+0(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+4(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+8(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+12(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+16(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+20(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+24(SB)/4, $0x3fb8aa3b
+DATA float3fb8aa3b<>+28(SB)/4, $0x3fb8aa3b
+GLOBL float3fb8aa3b<>(SB), RODATA|NOPTR, $32
+
+DATA float3f318000<>+0(SB)/4, $0x3f318000
+DATA float3f318000<>+4(SB)/4, $0x3f318000
+DATA float3f318000<>+8(SB)/4, $0x3f318000
+DATA float3f318000<>+12(SB)/4, $0x3f318000
+DATA float3f318000<>+16(SB)/4, $0x3f318000
+DATA float3f318000<>+20(SB)/4, $0x3f318000
+DATA float3f318000<>+24(SB)/4, $0x3f318000
+DATA float3f318000<>+28(SB)/4, $0x3f318000
+GLOBL float3f318000<>(SB), RODATA|NOPTR, $32
+
+DATA floatb95e8083<>+0(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+4(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+8(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+12(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+16(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+20(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+24(SB)/4, $0xb95e8083
+DATA floatb95e8083<>+28(SB)/4, $0xb95e8083
+GLOBL floatb95e8083<>(SB), RODATA|NOPTR, $32
+
+DATA float3f800000<>+0(SB)/4, $0x3f800000
+DATA float3f800000<>+4(SB)/4, $0x3f800000
+DATA float3f800000<>+8(SB)/4, $0x3f800000
+DATA float3f800000<>+12(SB)/4, $0x3f800000
+DATA float3f800000<>+16(SB)/4, $0x3f800000
+DATA float3f800000<>+20(SB)/4, $0x3f800000
+DATA float3f800000<>+24(SB)/4, $0x3f800000
+DATA float3f800000<>+28(SB)/4, $0x3f800000
+GLOBL float3f800000<>(SB), RODATA|NOPTR, $32
+
+DATA float39506967<>+0(SB)/4, $0x39506967
+DATA float39506967<>+4(SB)/4, $0x39506967
+DATA float39506967<>+8(SB)/4, $0x39506967
+DATA float39506967<>+12(SB)/4, $0x39506967
+DATA float39506967<>+16(SB)/4, $0x39506967
+DATA float39506967<>+20(SB)/4, $0x39506967
+DATA float39506967<>+24(SB)/4, $0x39506967
+DATA float39506967<>+28(SB)/4, $0x39506967
+GLOBL float39506967<>(SB), RODATA|NOPTR, $32
+
+DATA float3ab743ce<>+0(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+4(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+8(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+12(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+16(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+20(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+24(SB)/4, $0x3ab743ce
+DATA float3ab743ce<>+28(SB)/4, $0x3ab743ce
+GLOBL float3ab743ce<>(SB), RODATA|NOPTR, $32
+
+DATA float3c088908<>+0(SB)/4, $0x3c088908
+DATA float3c088908<>+4(SB)/4, $0x3c088908
+DATA float3c088908<>+8(SB)/4, $0x3c088908
+DATA float3c088908<>+12(SB)/4, $0x3c088908
+DATA float3c088908<>+16(SB)/4, $0x3c088908
+DATA float3c088908<>+20(SB)/4, $0x3c088908
+DATA float3c088908<>+24(SB)/4, $0x3c088908
+DATA float3c088908<>+28(SB)/4, $0x3c088908
+GLOBL float3c088908<>(SB), RODATA|NOPTR, $32
+
+DATA float3d2aa9c1<>+0(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+4(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+8(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+12(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+16(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+20(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+24(SB)/4, $0x3d2aa9c1
+DATA float3d2aa9c1<>+28(SB)/4, $0x3d2aa9c1
+GLOBL float3d2aa9c1<>(SB), RODATA|NOPTR, $32
+
+DATA float3e2aaaaa<>+0(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+4(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+8(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+12(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+16(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+20(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+24(SB)/4, $0x3e2aaaaa
+DATA float3e2aaaaa<>+28(SB)/4, $0x3e2aaaaa
+GLOBL float3e2aaaaa<>(SB), RODATA|NOPTR, $32
+
+DATA float3f000000<>+0(SB)/4, $0x3f000000
+DATA float3f000000<>+4(SB)/4, $0x3f000000
+DATA float3f000000<>+8(SB)/4, $0x3f000000
+DATA float3f000000<>+12(SB)/4, $0x3f000000
+DATA float3f000000<>+16(SB)/4, $0x3f000000
+DATA float3f000000<>+20(SB)/4, $0x3f000000
+DATA float3f000000<>+24(SB)/4, $0x3f000000
+DATA float3f000000<>+28(SB)/4, $0x3f000000
+GLOBL float3f000000<>(SB), RODATA|NOPTR, $32
+
+// func expSumAVX512(dst *float32, x *float32, top float32, n int) float32
+// Requires: AVX, AVX512DQ, AVX512F, SSE
+TEXT ·expSumAVX512(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), DX
+	VBROADCASTSS top+16(FP), Z0
+	MOVQ         n+24(FP), CX
+	VBROADCASTSS float42b00000<>+0(SB), Z1
+	VBROADCASTSS floatc2ae0000<>+0(SB), Z2
+	VBROADCASTSS float3fb8aa3b<>+0(SB), Z3
+	VBROADCASTSS float3f318000<>+0(SB), Z4
+	VBROADCASTSS floatb95e8083<>+0(SB), Z5
+	VBROADCASTSS float3f800000<>+0(SB), Z6
+	VBROADCASTSS float39506967<>+0(SB), Z7
+	VBROADCASTSS float3ab743ce<>+0(SB), Z8
+	VBROADCASTSS float3c088908<>+0(SB), Z9
+	VBROADCASTSS float3d2aa9c1<>+0(SB), Z10
+	VBROADCASTSS float3e2aaaaa<>+0(SB), Z11
+	VBROADCASTSS float3f000000<>+0(SB), Z12
+	VXORPS       Z13, Z13, Z13
+	VXORPS       Z14, Z14, Z14
+
+wide:
+	CMPQ         CX, $0x20
+	JLT          tail0
+	VMOVUPS      (DX), Z15
+	VSUBPS       Z0, Z15, Z15
+	VMINPS       Z15, Z1, Z16
+	VMULPS       Z3, Z16, Z17
+	VRNDSCALEPS  $0x00, Z17, Z17
+	VFNMADD231PS Z4, Z17, Z16
+	VFNMADD231PS Z5, Z17, Z16
+	VMOVUPS      Z7, Z18
+	VFMADD213PS  Z8, Z16, Z18
+	VFMADD213PS  Z9, Z16, Z18
+	VFMADD213PS  Z10, Z16, Z18
+	VFMADD213PS  Z11, Z16, Z18
+	VFMADD213PS  Z12, Z16, Z18
+	VMULPS       Z16, Z16, Z19
+	VFMADD213PS  Z16, Z19, Z18
+	VADDPS       Z6, Z18, Z18
+	VCVTPS2DQ    Z17, Z17
+	VPSLLD       $0x17, Z17, Z17
+	VPADDD       Z17, Z18, Z18
+	VCMPPS       $0x0d, Z2, Z15, K1
+	VCMPPS       $0x03, Z15, Z15, K2
+	KORW         K1, K2, K1
+	VMOVAPS.Z    Z18, K1, Z18
+	VBLENDMPS    Z15, Z18, K2, Z18
+	VMOVUPS      Z18, (AX)
+	VADDPS       Z18, Z13, Z13
+	VMOVUPS      64(DX), Z15
+	VSUBPS       Z0, Z15, Z15
+	VMINPS       Z15, Z1, Z16
+	VMULPS       Z3, Z16, Z17
+	VRNDSCALEPS  $0x00, Z17, Z17
+	VFNMADD231PS Z4, Z17, Z16
+	VFNMADD231PS Z5, Z17, Z16
+	VMOVUPS      Z7, Z18
+	VFMADD213PS  Z8, Z16, Z18
+	VFMADD213PS  Z9, Z16, Z18
+	VFMADD213PS  Z10, Z16, Z18
+	VFMADD213PS  Z11, Z16, Z18
+	VFMADD213PS  Z12, Z16, Z18
+	VMULPS       Z16, Z16, Z19
+	VFMADD213PS  Z16, Z19, Z18
+	VADDPS       Z6, Z18, Z18
+	VCVTPS2DQ    Z17, Z17
+	VPSLLD       $0x17, Z17, Z17
+	VPADDD       Z17, Z18, Z18
+	VCMPPS       $0x0d, Z2, Z15, K1
+	VCMPPS       $0x03, Z15, Z15, K2
+	KORW         K1, K2, K1
+	VMOVAPS.Z    Z18, K1, Z18
+	VBLENDMPS    Z15, Z18, K2, Z18
+	VMOVUPS      Z18, 64(AX)
+	VADDPS       Z18, Z14, Z14
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x20, CX
+	JMP          wide
+
+tail0:
+	CMPQ         CX, $0x10
+	JLT          last0
+	VMOVUPS      (DX), Z15
+	VSUBPS       Z0, Z15, Z15
+	VMINPS       Z15, Z1, Z16
+	VMULPS       Z3, Z16, Z17
+	VRNDSCALEPS  $0x00, Z17, Z17
+	VFNMADD231PS Z4, Z17, Z16
+	VFNMADD231PS Z5, Z17, Z16
+	VMOVUPS      Z7, Z18
+	VFMADD213PS  Z8, Z16, Z18
+	VFMADD213PS  Z9, Z16, Z18
+	VFMADD213PS  Z10, Z16, Z18
+	VFMADD213PS  Z11, Z16, Z18
+	VFMADD213PS  Z12, Z16, Z18
+	VMULPS       Z16, Z16, Z19
+	VFMADD213PS  Z16, Z19, Z18
+	VADDPS       Z6, Z18, Z18
+	VCVTPS2DQ    Z17, Z17
+	VPSLLD       $0x17, Z17, Z17
+	VPADDD       Z17, Z18, Z18
+	VCMPPS       $0x0d, Z2, Z15, K1
+	VCMPPS       $0x03, Z15, Z15, K2
+	KORW         K1, K2, K1
+	VMOVAPS.Z    Z18, K1, Z18
+	VBLENDMPS    Z15, Z18, K2, Z18
+	VMOVUPS      Z18, (AX)
+	VADDPS       Z18, Z13, Z13
+	ADDQ         $0x40, DX
+	ADDQ         $0x40, AX
+	SUBQ         $0x10, CX
+	JMP          tail1
+
+last0:
+	MOVL         $0x00000001, BX
+	SHLL         CL, BX
+	SUBL         $0x01, BX
+	KMOVW        BX, K1
+	VMOVUPS.Z    (DX), K1, Z15
+	VSUBPS       Z0, Z15, Z15
+	VMINPS       Z15, Z1, Z0
+	VMULPS       Z3, Z0, Z1
+	VRNDSCALEPS  $0x00, Z1, Z1
+	VFNMADD231PS Z4, Z1, Z0
+	VFNMADD231PS Z5, Z1, Z0
+	VMOVUPS      Z7, Z3
+	VFMADD213PS  Z8, Z0, Z3
+	VFMADD213PS  Z9, Z0, Z3
+	VFMADD213PS  Z10, Z0, Z3
+	VFMADD213PS  Z11, Z0, Z3
+	VFMADD213PS  Z12, Z0, Z3
+	VMULPS       Z0, Z0, Z4
+	VFMADD213PS  Z0, Z4, Z3
+	VADDPS       Z6, Z3, Z3
+	VCVTPS2DQ    Z1, Z1
+	VPSLLD       $0x17, Z1, Z1
+	VPADDD       Z1, Z3, Z3
+	VCMPPS       $0x0d, Z2, Z15, K2
+	VCMPPS       $0x03, Z15, Z15, K3
+	KORW         K2, K3, K2
+	VMOVAPS.Z    Z3, K2, Z3
+	VBLENDMPS    Z15, Z3, K3, Z3
+	VMOVUPS      Z3, K1, (AX)
+	VMOVAPS.Z    Z3, K1, Z3
+	VADDPS       Z3, Z13, Z13
+	JMP          sum
+
+tail1:
+	MOVL         $0x00000001, BX
+	SHLL         CL, BX
+	SUBL         $0x01, BX
+	KMOVW        BX, K1
+	VMOVUPS.Z    (DX), K1, Z15
+	VSUBPS       Z0, Z15, Z15
+	VMINPS       Z15, Z1, Z0
+	VMULPS       Z3, Z0, Z1
+	VRNDSCALEPS  $0x00, Z1, Z1
+	VFNMADD231PS Z4, Z1, Z0
+	VFNMADD231PS Z5, Z1, Z0
+	VMOVUPS      Z7, Z3
+	VFMADD213PS  Z8, Z0, Z3
+	VFMADD213PS  Z9, Z0, Z3
+	VFMADD213PS  Z10, Z0, Z3
+	VFMADD213PS  Z11, Z0, Z3
+	VFMADD213PS  Z12, Z0, Z3
+	VMULPS       Z0, Z0, Z4
+	VFMADD213PS  Z0, Z4, Z3
+	VADDPS       Z6, Z3, Z3
+	VCVTPS2DQ    Z1, Z1
+	VPSLLD       $0x17, Z1, Z1
+	VPADDD       Z1, Z3, Z3
+	VCMPPS       $0x0d, Z2, Z15, K2
+	VCMPPS       $0x03, Z15, Z15, K3
+	KORW         K2, K3, K2
+	VMOVAPS.Z    Z3, K2, Z3
+	VBLENDMPS    Z15, Z3, K3, Z3
+	VMOVUPS      Z3, K1, (AX)
+	VMOVAPS.Z    Z3, K1, Z3
+	VADDPS       Z3, Z14, Z14
+
+sum:
+	VADDPS        Z14, Z13, Z13
+	VEXTRACTF64X4 $0x01, Z13, Y0
+	VADDPS        Y0, Y13, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VADDPS        X1, X0, X1
+	VPERMILPS     $0x4e, X1, X0
+	VADDPS        X0, X1, X1
+	VPERMILPS     $0xb1, X1, X0
+	VADDPS        X0, X1, X1
+	VZEROUPPER
+	MOVSS         X1, ret+32(FP)
+	RET
+
+// func largestAVX512(x *float32, top float32, n int) float32
+// Requires: AVX, AVX512F, SSE
+TEXT ·largestAVX512(SB), NOSPLIT, $0-28
+	MOVQ         x+0(FP), AX
+	VBROADCASTSS top+8(FP), Z0
+	MOVQ         n+16(FP), CX
+
+loop:
+	CMPQ    CX, $0x10
+	JLT     tail
+	VMOVUPS (AX), Z1
+	VMAXPS  Z0, Z1, Z0
+	ADDQ    $0x40, AX
+	SUBQ    $0x10, CX
+	JMP     loop
+
+tail:
+	MOVL          $0x00000001, DX
+	SHLL          CL, DX
+	SUBL          $0x01, DX
+	KMOVW         DX, K1
+	VMOVAPS       Z0, Z1
+	VMOVUPS       (AX), K1, Z1
+	VMAXPS        Z0, Z1, Z0
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VMAXPS        Y1, Y0, Y0
+	VEXTRACTF128  $0x01, Y0, X1
+	VMAXPS        X1, X0, X1
+	VPERMILPS     $0x4e, X1, X0
+	VMAXPS        X0, X1, X1
+	VPERMILPS     $0xb1, X1, X0
+	VMAXPS        X0, X1, X1
+	VZEROUPPER
+	MOVSS         X1, ret+24(FP)
+	RET
+
+// func expSumAVX2(dst *float32, x *float32, top float32, n int) float32
+// Requires: AVX, AVX2, FMA3, SSE
+TEXT ·expSumAVX2(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), AX
+	MOVQ         x+8(FP), CX
+	VBROADCASTSS top+16(FP), Y0
+	MOVQ         n+24(FP), DX
+	VBROADCASTSS float42b00000<>+0(SB), Y1
+	VXORPS       Y2, Y2, Y2
+	VXORPS       Y3, Y3, Y3
+	VXORPS       Y4, Y4, Y4
+	VXORPS       Y5, Y5, Y5
+
+wide:
+	CMPQ         DX, $0x20
+	JLT          tail0
+	VMOVUPS      (CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, (AX)
+	VADDPS       Y9, Y2, Y2
+	VMOVUPS      32(CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, 32(AX)
+	VADDPS       Y9, Y3, Y3
+	VMOVUPS      64(CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, 64(AX)
+	VADDPS       Y9, Y4, Y4
+	VMOVUPS      96(CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, 96(AX)
+	VADDPS       Y9, Y5, Y5
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000080, AX
+	SUBQ         $0x20, DX
+	JMP          wide
+
+tail0:
+	CMPQ         DX, $0x08
+	JLT          last0
+	VMOVUPS      (CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, (AX)
+	VADDPS       Y9, Y2, Y2
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, AX
+	SUBQ         $0x08, DX
+	JMP          tail1
+
+last0:
+	LEAQ         tailmask<>+0(SB), BX
+	MOVQ         $0x00000008, SI
+	SUBQ         DX, SI
+	VMOVUPS      (BX)(SI*4), Y7
+	VMASKMOVPS   (CX), Y7, Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y0
+	VMULPS       float3fb8aa3b<>+0(SB), Y0, Y1
+	VROUNDPS     $0x00, Y1, Y1
+	VFNMADD231PS float3f318000<>+0(SB), Y1, Y0
+	VFNMADD231PS floatb95e8083<>+0(SB), Y1, Y0
+	VMOVUPS      float39506967<>+0(SB), Y8
+	VFMADD213PS  float3ab743ce<>+0(SB), Y0, Y8
+	VFMADD213PS  float3c088908<>+0(SB), Y0, Y8
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y0, Y8
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y0, Y8
+	VFMADD213PS  float3f000000<>+0(SB), Y0, Y8
+	VMULPS       Y0, Y0, Y9
+	VFMADD213PS  Y0, Y9, Y8
+	VADDPS       float3f800000<>+0(SB), Y8, Y8
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y8, Y8
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y0
+	VANDNPS      Y8, Y0, Y8
+	VCMPPS       $0x03, Y6, Y6, Y0
+	VBLENDVPS    Y0, Y6, Y8, Y8
+	VMASKMOVPS   Y8, Y7, (AX)
+	VANDPS       Y7, Y8, Y8
+	VADDPS       Y8, Y2, Y2
+	JMP          sum
+
+tail1:
+	CMPQ         DX, $0x08
+	JLT          last1
+	VMOVUPS      (CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, (AX)
+	VADDPS       Y9, Y3, Y3
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, AX
+	SUBQ         $0x08, DX
+	JMP          tail2
+
+last1:
+	LEAQ         tailmask<>+0(SB), BX
+	MOVQ         $0x00000008, SI
+	SUBQ         DX, SI
+	VMOVUPS      (BX)(SI*4), Y7
+	VMASKMOVPS   (CX), Y7, Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y0
+	VMULPS       float3fb8aa3b<>+0(SB), Y0, Y1
+	VROUNDPS     $0x00, Y1, Y1
+	VFNMADD231PS float3f318000<>+0(SB), Y1, Y0
+	VFNMADD231PS floatb95e8083<>+0(SB), Y1, Y0
+	VMOVUPS      float39506967<>+0(SB), Y8
+	VFMADD213PS  float3ab743ce<>+0(SB), Y0, Y8
+	VFMADD213PS  float3c088908<>+0(SB), Y0, Y8
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y0, Y8
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y0, Y8
+	VFMADD213PS  float3f000000<>+0(SB), Y0, Y8
+	VMULPS       Y0, Y0, Y9
+	VFMADD213PS  Y0, Y9, Y8
+	VADDPS       float3f800000<>+0(SB), Y8, Y8
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y8, Y8
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y0
+	VANDNPS      Y8, Y0, Y8
+	VCMPPS       $0x03, Y6, Y6, Y0
+	VBLENDVPS    Y0, Y6, Y8, Y8
+	VMASKMOVPS   Y8, Y7, (AX)
+	VANDPS       Y7, Y8, Y8
+	VADDPS       Y8, Y3, Y3
+	JMP          sum
+
+tail2:
+	CMPQ         DX, $0x08
+	JLT          last2
+	VMOVUPS      (CX), Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y7
+	VMULPS       float3fb8aa3b<>+0(SB), Y7, Y8
+	VROUNDPS     $0x00, Y8, Y8
+	VFNMADD231PS float3f318000<>+0(SB), Y8, Y7
+	VFNMADD231PS floatb95e8083<>+0(SB), Y8, Y7
+	VMOVUPS      float39506967<>+0(SB), Y9
+	VFMADD213PS  float3ab743ce<>+0(SB), Y7, Y9
+	VFMADD213PS  float3c088908<>+0(SB), Y7, Y9
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y7, Y9
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y7, Y9
+	VFMADD213PS  float3f000000<>+0(SB), Y7, Y9
+	VMULPS       Y7, Y7, Y10
+	VFMADD213PS  Y7, Y10, Y9
+	VADDPS       float3f800000<>+0(SB), Y9, Y9
+	VCVTPS2DQ    Y8, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VPADDD       Y8, Y9, Y9
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y7
+	VANDNPS      Y9, Y7, Y9
+	VCMPPS       $0x03, Y6, Y6, Y7
+	VBLENDVPS    Y7, Y6, Y9, Y9
+	VMOVUPS      Y9, (AX)
+	VADDPS       Y9, Y4, Y4
+	ADDQ         $0x20, CX
+	ADDQ         $0x20, AX
+	SUBQ         $0x08, DX
+	JMP          tail3
+
+last2:
+	LEAQ         tailmask<>+0(SB), BX
+	MOVQ         $0x00000008, SI
+	SUBQ         DX, SI
+	VMOVUPS      (BX)(SI*4), Y7
+	VMASKMOVPS   (CX), Y7, Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y0
+	VMULPS       float3fb8aa3b<>+0(SB), Y0, Y1
+	VROUNDPS     $0x00, Y1, Y1
+	VFNMADD231PS float3f318000<>+0(SB), Y1, Y0
+	VFNMADD231PS floatb95e8083<>+0(SB), Y1, Y0
+	VMOVUPS      float39506967<>+0(SB), Y8
+	VFMADD213PS  float3ab743ce<>+0(SB), Y0, Y8
+	VFMADD213PS  float3c088908<>+0(SB), Y0, Y8
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y0, Y8
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y0, Y8
+	VFMADD213PS  float3f000000<>+0(SB), Y0, Y8
+	VMULPS       Y0, Y0, Y9
+	VFMADD213PS  Y0, Y9, Y8
+	VADDPS       float3f800000<>+0(SB), Y8, Y8
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y8, Y8
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y0
+	VANDNPS      Y8, Y0, Y8
+	VCMPPS       $0x03, Y6, Y6, Y0
+	VBLENDVPS    Y0, Y6, Y8, Y8
+	VMASKMOVPS   Y8, Y7, (AX)
+	VANDPS       Y7, Y8, Y8
+	VADDPS       Y8, Y4, Y4
+	JMP          sum
+
+tail3:
+	LEAQ         tailmask<>+0(SB), BX
+	MOVQ         $0x00000008, SI
+	SUBQ         DX, SI
+	VMOVUPS      (BX)(SI*4), Y7
+	VMASKMOVPS   (CX), Y7, Y6
+	VSUBPS       Y0, Y6, Y6
+	VMINPS       Y6, Y1, Y0
+	VMULPS       float3fb8aa3b<>+0(SB), Y0, Y1
+	VROUNDPS     $0x00, Y1, Y1
+	VFNMADD231PS float3f318000<>+0(SB), Y1, Y0
+	VFNMADD231PS floatb95e8083<>+0(SB), Y1, Y0
+	VMOVUPS      float39506967<>+0(SB), Y8
+	VFMADD213PS  float3ab743ce<>+0(SB), Y0, Y8
+	VFMADD213PS  float3c088908<>+0(SB), Y0, Y8
+	VFMADD213PS  float3d2aa9c1<>+0(SB), Y0, Y8
+	VFMADD213PS  float3e2aaaaa<>+0(SB), Y0, Y8
+	VFMADD213PS  float3f000000<>+0(SB), Y0, Y8
+	VMULPS       Y0, Y0, Y9
+	VFMADD213PS  Y0, Y9, Y8
+	VADDPS       float3f800000<>+0(SB), Y8, Y8
+	VCVTPS2DQ    Y1, Y1
+	VPSLLD       $0x17, Y1, Y1
+	VPADDD       Y1, Y8, Y8
+	VCMPPS       $0x01, floatc2ae0000<>+0(SB), Y6, Y0
+	VANDNPS      Y8, Y0, Y8
+	VCMPPS       $0x03, Y6, Y6, Y0
+	VBLENDVPS    Y0, Y6, Y8, Y8
+	VMASKMOVPS   Y8, Y7, (AX)
+	VANDPS       Y7, Y8, Y8
+	VADDPS       Y8, Y5, Y5
+
+sum:
+	VADDPS       Y4, Y2, Y2
+	VADDPS       Y5, Y3, Y3
+	VADDPS       Y3, Y2, Y2
+	VEXTRACTF128 $0x01, Y2, X0
+	VADDPS       X0, X2, X0
+	VPERMILPS    $0x4e, X0, X1
+	VADDPS       X1, X0, X0
+	VPERMILPS    $0xb1, X0, X1
+	VADDPS       X1, X0, X0
+	VZEROUPPER
+	MOVSS        X0, ret+32(FP)
+	RET
+
+// func largestAVX2(x *float32, top float32, n int) float32
+// Requires: AVX, SSE
+TEXT ·largestAVX2(SB), NOSPLIT, $0-28
+	MOVQ         x+0(FP), AX
+	VBROADCASTSS top+8(FP), Y0
+	MOVQ         n+16(FP), CX
+
+loop:
+	CMPQ    CX, $0x08
+	JLT     tail
+	VMOVUPS (AX), Y1
+	VMAXPS  Y0, Y1, Y0
+	ADDQ    $0x20, AX
+	SUBQ    $0x08, CX
+	JMP     loop
+
+tail:
+	LEAQ         tailmask<>+0(SB), DX
+	MOVQ         $0x00000008, BX
+	SUBQ         CX, BX
+	VMOVUPS      (DX)(BX*4), Y1
+	VMASKMOVPS   (AX), Y1, Y2
+	VBLENDVPS    Y1, Y2, Y0, Y2
+	VMAXPS       Y0, Y2, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VMAXPS       X1, X0, X1
+	VPERMILPS    $0x4e, X1, X0
+	VMAXPS       X0, X1, X1
+	VPERMILPS    $0xb1, X1, X0
+	VMAXPS       X0, X1, X1
+	VZEROUPPER
+	MOVSS        X1, ret+24(FP)
 	RET

@@ -44,6 +44,44 @@ func f32Tile12x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k 
 //go:noescape
 func f32Tile4x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
 
+// f32Tile3x32AVX512 computes c[3][32] (+)= a[3][k] . b, where b is two panels [k][16] one
+// after the other; ldc and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
+//go:noescape
+func f32Tile3x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+
+// f32Tile2x32AVX512 computes c[2][32] (+)= a[2][k] . b, where b is two panels [k][16] one
+// after the other; ldc and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
+//go:noescape
+func f32Tile2x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+
 // f32Tile1x32AVX512 computes c[1][32] (+)= a[1][k] . b, where b is two panels [k][16] one
 // after the other; ldc and lda are in bytes.
 //
@@ -81,6 +119,44 @@ func f32Tile1x32AVX512(c *float32, ldc int, a *float32, lda int, b *float32, k i
 //
 //go:noescape
 func f32Tile6x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+
+// f32Tile4x16AVX2 computes c[4][16] (+)= a[4][k] . b, where b is one panel [k][16]; ldc
+// and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
+//go:noescape
+func f32Tile4x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
+
+// f32Tile3x16AVX2 computes c[3][16] (+)= a[3][k] . b, where b is one panel [k][16]; ldc
+// and lda are in bytes.
+//
+//	for i := range c {
+//		for j := range c[i] {
+//			s := float32(0)
+//			if accumulate != 0 {
+//				s = c[i][j]
+//			}
+//			for x := range k {
+//				s = fma(a[i][x], b[x][j], s)
+//			}
+//			c[i][j] = s
+//		}
+//	}
+//
+//go:noescape
+func f32Tile3x16AVX2(c *float32, ldc int, a *float32, lda int, b *float32, k int, accumulate int)
 
 // f32Tile2x16AVX2 computes c[2][16] (+)= a[2][k] . b, where b is one panel [k][16]; ldc
 // and lda are in bytes.
@@ -1264,3 +1340,61 @@ func row5Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, min
 //
 //go:noescape
 func row6Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+
+// expSumAVX512 writes e^(x-top) to dst, n elements, and returns their sum: 32 running
+// sums, then a tree.
+//
+//	for i := range n {
+//		dst[i] = exp(x[i] - top) // of exp.go, with fused sums
+//		s[i%32] += dst[i]
+//	}
+//	for h := 16; h > 0; h /= 2 {
+//		for j := range h {
+//			s[j] += s[j+h]
+//		}
+//	}
+//	return s[0]
+//
+//go:noescape
+func expSumAVX512(dst *float32, x *float32, top float32, n int) float32
+
+// largestAVX512 returns the largest of top and n elements, ignoring NaN among them.
+//
+//	for i := range n {
+//		if x[i] > top {
+//			top = x[i]
+//		}
+//	}
+//	return top
+//
+//go:noescape
+func largestAVX512(x *float32, top float32, n int) float32
+
+// expSumAVX2 writes e^(x-top) to dst, n elements, and returns their sum: 32 running sums,
+// then a tree.
+//
+//	for i := range n {
+//		dst[i] = exp(x[i] - top) // of exp.go, with fused sums
+//		s[i%32] += dst[i]
+//	}
+//	for h := 16; h > 0; h /= 2 {
+//		for j := range h {
+//			s[j] += s[j+h]
+//		}
+//	}
+//	return s[0]
+//
+//go:noescape
+func expSumAVX2(dst *float32, x *float32, top float32, n int) float32
+
+// largestAVX2 returns the largest of top and n elements, ignoring NaN among them.
+//
+//	for i := range n {
+//		if x[i] > top {
+//			top = x[i]
+//		}
+//	}
+//	return top
+//
+//go:noescape
+func largestAVX2(x *float32, top float32, n int) float32

@@ -13,10 +13,9 @@ const attendTile = 32
 // attendScratch is the working memory of one worker.
 type attendScratch struct {
 	q      []float32 // [rows, head_dim], scaled
-	scores []float32 // [rows, up to kvBlock]
+	scores []float32 // [rows, kvBlock]
 	p      []float32 // [rows, kvBlock], 0 where masked or beyond the last token
-	pv     []float32 // [rows, head_dim_v] of one block
-	acc    []float32 // [rows, head_dim_v]
+	acc    []float32 // [rows, head_dim_v rounded up to whole panels]
 	top    []float32 // [rows], largest score so far
 	sum    []float32 // [rows], sum of exp(score - top)
 }
@@ -69,8 +68,7 @@ func (t *tile) run(q, out []float32) error {
 	s.q = resize(s.q, rows*g.HeadDim)
 	s.scores = resize(s.scores, rows*kvBlock)
 	s.p = resize(s.p, rows*kvBlock)
-	s.pv = resize(s.pv, rows*g.HeadDimV)
-	s.acc = resize(s.acc, rows*g.HeadDimV)
+	s.acc = resize(s.acc, rows*panelled(g.HeadDimV))
 	s.top, s.sum = resize(s.top, rows), resize(s.sum, rows)
 	clear(s.acc)
 	clear(s.sum)
@@ -102,7 +100,7 @@ func (t *tile) run(q, out []float32) error {
 			continue
 		}
 		inv := 1 / s.sum[r]
-		for c, x := range s.acc[r*g.HeadDimV : (r+1)*g.HeadDimV] {
+		for c, x := range s.acc[r*panelled(g.HeadDimV):][:g.HeadDimV] {
 			dst[c] = x * inv
 		}
 	}
@@ -112,7 +110,7 @@ func (t *tile) run(q, out []float32) error {
 // block adds n tokens, from position start on, to the running softmax of the tile.
 func (t *tile) block(b *kvBlockData, start, n int) error {
 	g, s, rows := t.kv.geo, t.s, t.n*t.gqa
-	err := t.kv.engine.F32(s.scores[:rows*n], s.q, b.k[:n*g.HeadDim], rows, n, g.HeadDim)
+	err := t.kv.engine.Panels(s.scores, kvBlock, s.q, g.HeadDim, b.k, rows, panelled(n), g.HeadDim, false)
 	if err != nil {
 		return err
 	}
@@ -125,7 +123,7 @@ func (t *tile) block(b *kvBlockData, start, n int) error {
 			clear(p)
 			continue
 		}
-		score := s.scores[r*n+lo : r*n+m]
+		score := s.scores[r*kvBlock+lo : r*kvBlock+m]
 		if t.how.Softcap > 0 {
 			softcapped(score, float32(t.how.Softcap))
 		}
@@ -135,19 +133,16 @@ func (t *tile) block(b *kvBlockData, start, n int) error {
 		clear(p[:lo])
 		t.softmax(r, score, p[lo:])
 	}
-	err = t.kv.engine.F32(s.pv[:rows*g.HeadDimV], s.p[:rows*kvBlock], b.vt, rows, g.HeadDimV, kvBlock)
-	if err != nil {
-		return err
-	}
-	addTo(s.acc, s.pv)
-	return nil
+	dim := panelled(g.HeadDimV)
+	return t.kv.engine.Panels(s.acc, dim, s.p, kvBlock, b.v, rows, dim, kvBlock, true)
 }
 
 // softmax replaces the scores of row r with exp(score - top), top the largest score so far. It
 // rescales the sums of earlier blocks to the new top.
 func (t *tile) softmax(r int, score, p []float32) {
 	s, old := t.s, t.s.top[r]
-	top := largest(score, old)
+	e := t.kv.engine
+	top := e.Largest(score, old)
 	if math.IsInf(float64(top), -1) {
 		if !hasNaN(score) { // every row so far is dropped
 			clear(p)
@@ -159,13 +154,13 @@ func (t *tile) softmax(r int, score, p []float32) {
 		s.top[r] = top
 		f := exp32(old - top)
 		s.sum[r] *= f
-		dim := t.kv.geo.HeadDimV
+		dim := panelled(t.kv.geo.HeadDimV)
 		acc := s.acc[r*dim : (r+1)*dim]
 		for c := range acc {
 			acc[c] *= f
 		}
 	}
-	s.sum[r] += expSum(p, score, top)
+	s.sum[r] += e.ExpSum(p, score, top)
 	clear(p[len(score):])
 }
 

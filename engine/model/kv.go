@@ -61,8 +61,8 @@ type kvHead struct{ blocks []*kvBlockData }
 // shared is copied before it is written to.
 type kvBlockData struct {
 	shared bool
-	k      []float32 // [kvBlock, head_dim]
-	vt     []float32 // [head_dim_v, kvBlock]: transposed; 0 beyond the last token
+	k      []float32 // panels of 16 tokens: [kvBlock/16][head_dim][16]
+	v      []float32 // panels of 16 components: [head_dim_v/16, rounded up][kvBlock][16]; 0 beyond the last token
 	bias   []float32 // [kvBlock], added to scores; -Inf drops a row; nil: all 0
 }
 
@@ -222,39 +222,41 @@ func (kv *ExactKV) put(h *kvHead, t int, k, v []float32, bias float32) {
 	if b.bias != nil {
 		b.bias[i] = bias
 	}
-	row := b.k[i*kv.geo.HeadDim : (i+1)*kv.geo.HeadDim]
-	dropped := math.IsInf(float64(bias), -1)
+	round := func(x float32) float32 { return x }
 	switch {
-	case dropped:
+	case math.IsInf(float64(bias), -1):
 		// A dropped row is zeroed: 0 * NaN would make the sums NaN.
-		clear(row)
-		for c := range v {
-			b.vt[c*kvBlock+i] = 0
-		}
+		round = func(float32) float32 { return 0 }
 	case kv.opts.F16:
-		for c, x := range k {
-			row[c] = quant.F16ToF32(quant.F32ToF16(x))
-		}
-		for c, x := range v {
-			b.vt[c*kvBlock+i] = quant.F16ToF32(quant.F32ToF16(x))
-		}
-	default:
-		copy(row, k)
-		for c, x := range v {
-			b.vt[c*kvBlock+i] = x
-		}
+		round = func(x float32) float32 { return quant.F16ToF32(quant.F32ToF16(x)) }
+	}
+	for c, x := range k {
+		b.k[kPlace(i, c, kv.geo.HeadDim)] = round(x)
+	}
+	for c, x := range v {
+		b.v[vPlace(i, c)] = round(x)
 	}
 }
+
+// panel is the number of tokens of K, and of components of V, that lie side by side in a block.
+const panel = matmul.PanelWidth
+
+// panelled rounds up to whole panels.
+func panelled(n int) int { return (n + panel - 1) / panel * panel }
+
+// kPlace returns where component c of the K of token i lies in a block, vPlace that of its V.
+func kPlace(i, c, headDim int) int { return (i/panel*headDim+c)*panel + i%panel }
+func vPlace(i, c int) int          { return (c/panel*kvBlock+i)*panel + c%panel }
 
 // writable returns block i of a head for writing. i is at most the number of blocks.
 func (kv *ExactKV) writable(h *kvHead, i int) *kvBlockData {
 	if i == len(h.blocks) {
 		h.blocks = append(h.blocks, &kvBlockData{
-			k: make([]float32, kvBlock*kv.geo.HeadDim), vt: make([]float32, kvBlock*kv.geo.HeadDimV)})
+			k: make([]float32, kvBlock*kv.geo.HeadDim), v: make([]float32, kvBlock*panelled(kv.geo.HeadDimV))})
 	}
 	b := h.blocks[i]
 	if b.shared {
-		b = &kvBlockData{k: append([]float32(nil), b.k...), vt: append([]float32(nil), b.vt...),
+		b = &kvBlockData{k: append([]float32(nil), b.k...), v: append([]float32(nil), b.v...),
 			bias: append([]float32(nil), b.bias...)}
 		h.blocks[i] = b
 	}
@@ -279,9 +281,11 @@ func (kv *ExactKV) Rows(layer, from, to int) (k, v []float32, err error) {
 	for h := range l.heads {
 		for t := range n {
 			b, i := l.heads[h].blocks[(from+t)/kvBlock], (from+t)%kvBlock
-			copy(k[(h*n+t)*g.HeadDim:], b.k[i*g.HeadDim:(i+1)*g.HeadDim])
+			for c := range g.HeadDim {
+				k[(h*n+t)*g.HeadDim+c] = b.k[kPlace(i, c, g.HeadDim)]
+			}
 			for c := range g.HeadDimV {
-				v[(h*n+t)*g.HeadDimV+c] = b.vt[c*kvBlock+i]
+				v[(h*n+t)*g.HeadDimV+c] = b.v[vPlace(i, c)]
 			}
 		}
 	}
@@ -310,8 +314,8 @@ func (kv *ExactKV) Truncate(n int) error {
 			}
 			// Attention relies on zeros beyond the last token.
 			b := kv.writable(head, n/kvBlock)
-			for c := range kv.geo.HeadDimV {
-				clear(b.vt[c*kvBlock+n%kvBlock : (c+1)*kvBlock])
+			for c := 0; c < kv.geo.HeadDimV; c += panel {
+				clear(b.v[vPlace(n%kvBlock, c):vPlace(kvBlock, c)])
 			}
 			if b.bias != nil {
 				clear(b.bias[n%kvBlock:])

@@ -151,6 +151,24 @@ for g := range groups {
 		sums[stride*(2*g+h)], bias[stride*(2*g+h)] = sa[stride*g]*float32(sum), -128*sum
 	}
 }`},
+	{`^expSum`, `
+for i := range n {
+	dst[i] = exp(x[i] - top) // of exp.go, with fused sums
+	s[i%32] += dst[i]
+}
+for h := 16; h > 0; h /= 2 {
+	for j := range h {
+		s[j] += s[j+h]
+	}
+}
+return s[0]`},
+	{`^largest`, `
+for i := range n {
+	if x[i] > top {
+		top = x[i]
+	}
+}
+return top`},
 	{`^dotAVX`, `
 for i := range n {
 	s[i%32] = fma(a[i], b[i], s[i%32])

@@ -17,10 +17,10 @@ import (
 func main() {
 	ConstraintExpr("amd64,!noasm")
 
-	for _, rows := range []int{12, 4, 1} {
+	for _, rows := range []int{12, 4, 3, 2, 1} {
 		f32Tile512(rows)
 	}
-	for _, rows := range []int{6, 2, 1} {
+	for _, rows := range []int{6, 4, 3, 2, 1} {
 		f32Tile256(rows)
 	}
 	pack8()
@@ -45,6 +45,8 @@ func main() {
 	axpy512()
 	axpy256()
 	packed()
+	softmax(wide)
+	softmax(narrow)
 	Generate()
 }
 
