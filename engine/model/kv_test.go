@@ -129,9 +129,9 @@ func TestExactKV_Attention(t *testing.T) {
 	for _, a := range []model.LayerAttention{{Scale: 0.1}, {Scale: 0.3, Softcap: 2}, {Scale: 0.125, Window: 1},
 		{Scale: 0.125, Window: 5}, {Scale: 0.125, Window: 128}, {Scale: 0.2, Window: 130, Softcap: 30},
 		{Scale: 0.125, Window: 1000}} {
-		for _, g := range kvGeometries[:3] {
+		for _, g := range kvGeometries[1:3] {
 			a.Heads, a.KVHeads = g.Heads, g.KVHeads
-			for _, n := range []int{1, 127, 129, 300} {
+			for _, n := range []int{1, 129, 260} {
 				rng := rand.New(rand.NewPCG(uint64(n), uint64(a.Window)))
 				h := newHistory(rng, g, n)
 				h.how = &a
