@@ -165,3 +165,8 @@ func MeasureServing(ctx context.Context, be backend.Backend, m *model.Model, tok
 	}
 	return res, nil
 }
+
+// values returns the number of values of K and V in a context of n tokens.
+func values(g quant.Geometry, n int) int64 {
+	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
+}
