@@ -2,10 +2,15 @@
 
 package kvfile
 
-import "github.com/kvist-project/kvist/engine/container"
+import (
+	"github.com/kvist-project/kvist/engine/container"
+	"github.com/kvist-project/kvist/quant"
+)
 
 // made takes from the header of a file what the caller may want to say of it.
 func (r *Result) made(h *container.Header) {
+	r.SeenValues = h.SeenValues()
+	r.BitsPerSeen = quant.BitsPerValue(r.Bytes, r.SeenValues)
 	r.Config, r.Profile, r.SourceBytes = h.Config, ProfileText(h.Profile), SourceBytes(h)
 }
 

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/capture"
@@ -60,6 +61,11 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, be b
 	}
 	if err := captured.Matches(h, in); err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(in.Layers, func(l input.Layer) bool { return l.Next != nil }) {
+		if err := in.CheckPositions(); err != nil {
+			return nil, err
+		}
 	}
 	cmp := &Comparison{}
 	for i := range in.Layers {
