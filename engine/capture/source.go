@@ -48,7 +48,7 @@ type Kind uint8
 
 // The kinds.
 const (
-	KV          Kind = 1 // a KV capture, kv-capture/1
+	KV          Kind = 1 // a KV capture, kv-capture/1 or /2
 	Activations Kind = 2 // any other tensors
 )
 

@@ -172,13 +172,8 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRecords(in); err != nil {
+	if err := checkInput(in, cfg.Lossless); err != nil {
 		return nil, err
-	}
-	if !cfg.Lossless {
-		if err := in.CheckPositions(); err != nil {
-			return nil, err
-		}
 	}
 	sensitivity, err := checkProfile(cfg.Profile, in)
 	if err != nil {

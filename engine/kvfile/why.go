@@ -187,8 +187,11 @@ func (c *compressor) explain(p *plan.Plan) (*Why, error) {
 	return why, nil
 }
 
+// KindOutside is WhyBlock.Kind of tokens outside the window of their layer, which no later query sees.
+const KindOutside = "outside"
+
 var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart",
-	segment.Outside: "outside"}
+	segment.Outside: KindOutside}
 
 func (c *compressor) whyBlock(p *plan.Plan, x *segment.Part, s segment.Stored) WhyBlock {
 	l := &c.in.Layers[x.Layer]

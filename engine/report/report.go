@@ -45,6 +45,9 @@ type Report struct {
 	Sinks         int   `json:"sinks"`
 	Window        int   `json:"window"`
 
+	// Attention is how layers attend, by kind; nil where all are alike and attend plainly.
+	Attention []Attention `json:"attention,omitempty"`
+
 	Layers   []Layer   `json:"layers"`
 	Sections []Section `json:"sections"` // every byte of the file, once
 	Codings  []Coding  `json:"codings"`  // by bytes, descending
@@ -145,6 +148,7 @@ func Build(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, 
 	if h.Kind == container.KindCache {
 		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim,
 			h.Geometry.HeadDimV
+		b.rep.Attention = AttentionOf(h.Geometry)
 	} else if h.Stored() > 0 {
 		b.rep.HeadDim = h.Tensors[0].Dim()
 	}
