@@ -58,9 +58,10 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 		decls = append(decls, capture.Decl{Name: "surprisal", DTypeName: quant.Float32.String(),
 			Shape: []int64{int64(len(c.Surprisal))}})
 	}
-	if n := len(g.Rope.InvFreq); n > 0 {
+	shape, freqs := capture.KVFrequencies(g)
+	if shape != nil {
 		decls = append(decls, capture.Decl{Name: "rope_inv_freq",
-			DTypeName: quant.Float32.String(), Shape: []int64{int64(n)}})
+			DTypeName: quant.Float32.String(), Shape: shape})
 	}
 	out, err := capture.NewWriter(w, decls, capture.KVMetadata(g, "", 0))
 	if err != nil {
@@ -87,8 +88,8 @@ func writeCapture(w io.WriterAt, c *Context, s shapeOf) error {
 			return err
 		}
 	}
-	if len(g.Rope.InvFreq) > 0 {
-		b, err := binary.Append(nil, binary.LittleEndian, g.Rope.InvFreq)
+	if shape != nil {
+		b, err := binary.Append(nil, binary.LittleEndian, freqs)
 		if err != nil {
 			return err
 		}

@@ -46,7 +46,7 @@ func newCompress(a *app) *cobra.Command {
 		Long: `compress reads a capture, decides what each block of tokens is worth, and writes a
 .kvist file.
 
-IN is a KV capture (safetensors, kv-capture/1) or a file of rows: any safetensors, .npy or .npz file,
+IN is a KV capture (safetensors, kv-capture/1 or /2) or a file of rows: any safetensors, .npy or .npz file,
 or the tensors of a GGUF; the last dimension is a row. Rows of F16, BF16 and F32 keep their type. F64
 becomes F32, which loses precision and refuses values beyond its range. FP8 (E4M3, E5M2) and I8 become
 F16, and the groups of a GGUF become F32, exactly. Tensors of I8 or of one dimension are rows only in a
@@ -58,7 +58,10 @@ before use. --form hot writes blocks that attention reads in place. The flags --
 
 Give at most one target: --bits, --budget or --max-error. The default is --bits 4.3, unless --coding
 leaves no choice. Bits and bytes count the whole file: header, tables, side tensors, padding and
-index. A percentage in --budget is of the f16 bytes of K and V (for activations: of all rows).
+index. A percentage in --budget is of the f16 bytes of K and V (for activations: of all rows). In
+layers with a sliding window, tokens that no later query can see are dropped, and their bytes serve
+the others; --lossless keeps them. Bits count all values; the output gives those for each value that
+a later query can see as well.
 
 --profile names a file that kvist calibrate or kvist tune made for the model. An archive coded with
 the bases of a profile needs the profile for decompression. Without a profile, compress fits the
@@ -84,7 +87,8 @@ Settings in a profile apply unless a flag overrides them. The output names the p
 [layers, kv_heads, tokens], or safetensors with layers.N.weights of [kv_heads, tokens]; F16, F32 or F64.
 
 Fields of --json: input, output, target, default_target, target_bytes (0 if the target is not in bytes),
-lossless (every bit is kept), bytes, values, bits_per_value,
+lossless (every bit is kept), bytes, values, bits_per_value, seen_values and bits_per_seen_value (of
+tokens that a later query can see: those within the windows of their layers),
 original_bytes (as f16), source_bytes (as in the input), ratio (original_bytes over bytes),
 predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
@@ -287,6 +291,8 @@ type compressJSON struct {
 	Bytes          int64          `json:"bytes"`
 	Values         int64          `json:"values"`
 	BitsPerValue   float64        `json:"bits_per_value"`
+	SeenValues     int64          `json:"seen_values"`
+	BitsPerSeen    float64        `json:"bits_per_seen_value"`
 	OriginalBytes  int64          `json:"original_bytes"`
 	SourceBytes    int64          `json:"source_bytes"`
 	Ratio          float64        `json:"ratio"`
@@ -437,7 +443,7 @@ func (a *app) compressTo(ctx context.Context, src *capture.Source, out *output, 
 func summarise(res *kvfile.Result, caps backend.Caps, cfg kvfile.Config) *compressJSON {
 	s := res.Sections
 	sum := &compressJSON{Target: targetText(&cfg), Bytes: res.Bytes, Values: res.Values,
-		BitsPerValue: res.BitsPerValue, OriginalBytes: res.OriginalBytes, Ratio: res.Ratio,
+		BitsPerValue: res.BitsPerValue, SeenValues: res.SeenValues, BitsPerSeen: res.BitsPerSeen, OriginalBytes: res.OriginalBytes, Ratio: res.Ratio,
 		SourceBytes: res.SourceBytes, Profile: res.Profile, TargetBytes: res.TargetBytes, Lossless: res.Lossless,
 		PredictedError: number(res.Predicted), Sections: sectionsJSON{s.Header, s.Payload, s.Tables,
 			s.Side, s.Index},
@@ -498,6 +504,10 @@ func (s *compressJSON) outcome() string {
 func (s *compressJSON) print(p *printer) {
 	p.printf("%s: %s bytes, %.4g bits/value, %s\n", s.Output, count(s.Bytes), s.BitsPerValue,
 		sizeText(s.Bytes, s.OriginalBytes, s.SourceBytes))
+	if s.SeenValues < s.Values {
+		p.printf("seen       %s of values can be seen by later queries: %.4g bits for each\n", share(s.SeenValues, s.Values),
+			s.BitsPerSeen)
+	}
 	target := s.Target
 	if s.DefaultTarget {
 		target += " (the default; --bits, --budget or --max-error set another)"

@@ -126,6 +126,8 @@ type captureInfoJSON struct {
 	Tokens     int    `json:"tokens"`
 	TokensNext int    `json:"tokens_next"`
 	Queries    int    `json:"queries"` // layers with queries
+	// Attention is how layers attend, by kind; left out where all are alike and attend plainly.
+	Attention []report.Attention `json:"attention,omitempty"`
 }
 
 type tensorJSON struct {
@@ -219,7 +221,8 @@ func (a *app) inspectCapture(ctx context.Context, in *input, f *inspectFlags,
 	res.Capture = &captureInfoJSON{Kind: kind, Model: src.Info().Model,
 		Layers: append([]int{}, src.Info().Layers...), Heads: g.Heads, KVHeads: g.KVHeads,
 		HeadDim:  g.HeadDim,
-		HeadDimV: g.HeadDimV, Tokens: src.Info().Tokens, TokensNext: src.Info().TokensNext}
+		HeadDimV: g.HeadDimV, Tokens: src.Info().Tokens, TokensNext: src.Info().TokensNext,
+		Attention: report.AttentionOf(g)}
 	for _, n := range src.Info().Layers {
 		if _, ok := src.KV(n, capture.Q); ok {
 			res.Capture.Queries++
@@ -275,9 +278,14 @@ func (r *inspectJSON) printContainer(p *printer) {
 		p.printf("shape     %d layers stored, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n",
 			len(k.Layers),
 			k.Heads, k.KVHeads, k.HeadDim, k.HeadDimV)
+		printAttention(p, k.Attention, "          ")
 		p.printf("tokens    %s from position %s, %d sinks, window %d\n", count(k.Tokens),
 			count(k.FirstPosition),
 			k.Sinks, k.Window)
+		if k.SeenValues < k.Values {
+			p.printf("seen      %s of values: the others lie outside their layers' windows; %.4g bits for each seen value\n",
+				share(k.SeenValues, k.Values), k.BitsPerSeen)
+		}
 	} else {
 		p.printf("rows      %s in %d tensors\n", count(k.Tokens), len(k.Layers))
 	}
@@ -322,6 +330,7 @@ func (r *inspectJSON) printCapture(p *printer) {
 		p.printf("model   %s\n", c.Model)
 		p.printf("shape   layers %s, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n",
 			strings.Trim(fmt.Sprint(c.Layers), "[]"), c.Heads, c.KVHeads, c.HeadDim, c.HeadDimV)
+		printAttention(p, c.Attention, "        ")
 		p.printf("tokens  %s, and %s after them\n", count(int64(c.Tokens)),
 			count(int64(c.TokensNext)))
 		queries := fmt.Sprintf("of %d of %d layers", c.Queries, len(c.Layers))

@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/profile"
+	"github.com/kvist-project/kvist/engine/report"
 )
 
 // isProfile reports whether a file says that it is a profile; damage is for the reader to find.
@@ -36,6 +37,8 @@ type profileJSON struct {
 	Geometry  geometryJSON      `json:"geometry"`
 	Params    profile.Params    `json:"params"`
 	Sections  []profileSectJSON `json:"sections"`
+	// Attention is how layers attend, by kind; left out where all are alike and attend plainly.
+	Attention []report.Attention `json:"attention,omitempty"`
 }
 
 type geometryJSON struct {
@@ -75,7 +78,8 @@ func (a *app) inspectProfile(in *input, f *inspectFlags) error {
 	g := p.Geometry()
 	res := profileJSON{File: in.name, Type: "profile", Bytes: in.size, ID: p.ID().Full(),
 		Model: p.Model(), Params: params, Sections: []profileSectJSON{},
-		Geometry: geometryJSON{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV}}
+		Attention: report.AttentionOf(g),
+		Geometry:  geometryJSON{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV}}
 	if len(p.Tensors(profile.SectionBasis)) > 0 {
 		res.ArchiveID = p.Digest(profile.SectionBasis, profile.SectionTables).Full()
 	}
@@ -109,6 +113,7 @@ func (r *profileJSON) print(p *printer, id profile.ID, sens *profile.Sensitivity
 	}
 	p.printf("shape     %d layers, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n", g.Layers,
 		g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV)
+	printAttention(p, r.Attention, "          ")
 	for _, k := range slices.Sorted(maps.Keys(r.Params)) {
 		p.printf("param     %s=%s\n", k, r.Params[k])
 	}

@@ -65,7 +65,7 @@ func newRoot(a *app) *cobra.Command {
 		Long: `kvist compresses KV caches of language models, hidden states and embeddings to a few bits
 per value, and shows what was kept and what it cost.
 
-kvist reads safetensors files (format kv-capture/1, or any tensors of two or more dimensions), .npy
+kvist reads safetensors files (format kv-capture/1 or /2, or any tensors of two or more dimensions), .npy
 and .npz files, and the tensors of GGUF files. "-" means standard input or output.
 
 Exit status:

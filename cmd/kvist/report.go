@@ -31,7 +31,8 @@ weight of each token, the expected damage, and the cost of other codings (see kv
 archive has no blocks with a choice of codings; the page then says so.
 
 --json writes the page's data as one JSON object instead, in the fields of kvfile.Report: kind,
-version, model, config, bytes, values, bits_per_value, ratio, layers, sections, codings, map, errors
+version, model, config, bytes, values, bits_per_value, seen_values, bits_per_seen_value, ratio, layers,
+sections, codings, map, errors
 and so on.`,
 		Example: `  kvist report cache.kvist -o cache.html
   kvist report cache.kvist -o cache.html --against cache.safetensors

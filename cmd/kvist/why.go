@@ -78,8 +78,12 @@ func (r *inspectJSON) printWhy(p *printer) {
 		tokens := fmt.Sprintf("%d of %d-%d", len(b.Tokens), first+int64(b.Tokens[0]),
 			first+int64(b.Tokens[len(b.Tokens)-1]))
 		if len(b.Sides) == 0 {
+			why := ""
+			if b.Kind == report.KindOutside {
+				why = "outside the layer's window"
+			}
 			t.AppendRow([]any{layer, b.Head, b.Segment, tokens, b.Rows,
-				fmt.Sprintf("%.3f", b.Weight), b.Level, "", "", 0, "", "", ""})
+				fmt.Sprintf("%.3f", b.Weight), b.Level, "", why, 0, "", "", ""})
 		}
 		for _, s := range b.Sides {
 			t.AppendRow([]any{layer, b.Head, b.Segment, tokens, b.Rows,

@@ -5,6 +5,7 @@ package capture
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
 
 	"github.com/kvist-project/kvist/quant"
 )
@@ -119,6 +120,48 @@ func (s *Source) ReadBias(layer, kvHead, first int, dst []float32) error {
 		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
 		return nil
 	})
+}
+
+// ResidualDim returns the number of channels of the layer's residual mean squares, the hidden size of
+// the model; 0 if the capture does not hold them.
+func (s *Source) ResidualDim(layer int) int {
+	if l := s.layer(layer); l != nil {
+		return l.residual
+	}
+	return 0
+}
+
+// ReadResidual reads the mean square of each channel of the residual stream after a layer, over the
+// captured tokens: dst is [ResidualDim].
+//
+// Errors: quant.ErrShape, quant.ErrClosed; *FormatError, also for a value that is negative or not
+// finite.
+func (s *Source) ReadResidual(layer int, dst []float32) error {
+	name := markName(layer, restResidual)
+	n := s.ResidualDim(layer)
+	switch {
+	case s.f.closed.Load():
+		return s.f.errClosed()
+	case n == 0:
+		return callErrorf("read %s: tensor %q is not in the file", s.f.name, name)
+	case len(dst) != n:
+		return callErrorf("read %s: tensor %q: dst has %d values, want %d", s.f.name, name, len(dst), n)
+	}
+	t, _ := s.Lookup(name)
+	err := s.f.pieces(&t, 0, n, func(at int, raw []byte) error {
+		convertF32(quant.Float32, dst[at:at+len(raw)/4], raw)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for i, v := range dst {
+		if !(v >= 0) || math.IsInf(float64(v), 0) {
+			return s.f.formatError(sectionTensor, name, t.Offset+4*int64(i),
+				corruptf("value %d is %v, want a finite number from 0 up", i, v))
+		}
+	}
+	return nil
 }
 
 func markName(layer int, rest string) string {

@@ -41,8 +41,8 @@ func attentionValue(g quant.Geometry) []byte {
 
 // parseAttention reads what attentionValue writes, and refuses any other spelling of the same. What it
 // allocates is bounded by the bytes of the field: layers of a kind share their frequencies.
-func (h *Header) parseAttention(c *cursor) {
-	g, raw := &h.Geometry, c.b
+func parseAttention(g *quant.Geometry, c *cursor) {
+	raw := c.b
 	layers, n := c.size(), c.size()
 	if layers != g.Layers || n < 1 || n > layers || n > len(c.b)/attentionBytes {
 		c.fail("attention: layers, kinds of layers", g.Layers, []int{layers, n})

@@ -319,7 +319,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 		h.parseTensors(c)
 	case tagAttention:
 		wrong = rows
-		h.parseAttention(c)
+		parseAttention(&h.Geometry, c)
 	default:
 		return false, nil
 	}

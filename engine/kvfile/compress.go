@@ -30,9 +30,13 @@ type Weights func(layer, kvHead int) ([]float32, error)
 
 // Result says what Compress made.
 type Result struct {
-	Bytes         int64   // of the file
-	Values        int64   // of K and V, or of all rows
-	BitsPerValue  float64 // 8 * Bytes / Values
+	Bytes        int64   // of the file
+	Values       int64   // of K and V, or of all rows
+	BitsPerValue float64 // 8 * Bytes / Values
+	// SeenValues counts those of tokens that a later query can see, all but those outside the windows of their
+	// layers; BitsPerSeen is 8 * Bytes / SeenValues.
+	SeenValues    int64
+	BitsPerSeen   float64
 	OriginalBytes int64   // f16 bytes of the values
 	Ratio         float64 // OriginalBytes / Bytes
 	SourceBytes   int64   // bytes of the values in the types of the capture
@@ -61,6 +65,8 @@ type Result struct {
 
 // made takes from the header of a file what the caller may want to say of it.
 func (r *Result) made(h *container.Header) {
+	r.SeenValues = h.SeenValues()
+	r.BitsPerSeen = quant.BitsPerValue(r.Bytes, r.SeenValues)
 	r.Config, r.Profile, r.SourceBytes = h.Config, cold.ProfileText(h.Profile), captured.SourceBytes(h)
 }
 
@@ -161,15 +167,15 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 	if err != nil {
 		return nil, err
 	}
-	if err := checkRecords(in); err != nil {
+	if err := checkInput(in, cfg.Lossless); err != nil {
 		return nil, err
 	}
 	sensitivity, err := checkProfile(cfg.Profile, in)
 	if err != nil {
 		return nil, err
 	}
-	c := &compressor{from: from, in: in, be: be, cfg: cfg, say: say,
-		use: weigh.Use{Profile: cfg.Importance}, seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values()))}}
+	c := &compressor{from: from, in: in, be: be, cfg: cfg, say: say, use: weigh.Use{Profile: cfg.Importance},
+		seg: &segment.Builder{Specs: segment.LevelsOf(cfg.levels(in.Values(), in.SeenValues()))}}
 	if c.cfg.RowBias == rowBiasAuto {
 		c.cfg.RowBias = "false"
 		weighs := c.cfg.Weighted || c.cfg.Importance != "none"

@@ -17,7 +17,8 @@ import (
 // Config says how to compress. The zero value is not valid: start from DefaultConfig. Exactly one
 // target is set, or none with menus of one coding each.
 type Config struct {
-	// Bits is the target in bits a value: 8 * file bytes / values of K and V. Range (0, 64].
+	// Bits is the target in bits a value: 8 * file bytes / values of K and V, all of them. In layers with a
+	// window, tokens that no later query can see take none of it, so the others get more. Range (0, 64].
 	Bits float64
 	// Bytes is the target as file bytes.
 	Bytes int64
@@ -126,8 +127,9 @@ const (
 // allLevels are the levels in the order that plans try them.
 var allLevels = []quant.Level{quant.Full, quant.Chunks, quant.Summary, quant.Dropped}
 
-// levels returns the levels that a plan of so many values may use.
-func (c *Config) levels(values int64) []quant.Level {
+// levels returns the levels that a plan of so many values may use, of which later queries can see some: the
+// others take no bytes.
+func (c *Config) levels(values, seen int64) []quant.Level {
 	if c.fixed() {
 		return nil // codings that leave no choice mean every row
 	}
@@ -135,6 +137,9 @@ func (c *Config) levels(values int64) []quant.Level {
 		return c.Levels
 	}
 	bits := max(c.Bits, quant.BitsPerValue(c.Bytes, values), 16*c.Share)
+	if seen > 0 && seen < values {
+		bits *= float64(values) / float64(seen)
+	}
 	if bits >= autoLevelBits {
 		return nil
 	}

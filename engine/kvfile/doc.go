@@ -15,6 +15,16 @@
 // quarter attend to the rows before it, coded at 1, 2 and 3 bits on one side. Weights (package
 // importance) tell tokens apart; without them all tokens of a head count the same.
 //
+// # Layers that differ
+//
+// A layer attends with the RoPE, the scale, the soft cap and the window of its own (quant.Geometry.PerLayer),
+// in weights, prices, predictions and errors alike. In a layer whose window is w, the next query sees the last
+// w-1 tokens; the others are DROPPED, because no query behind the cache can see them. They take no bytes,
+// whatever the config; only a lossless file keeps them. A target counts all values, so what they would have
+// taken serves the others; Result.BitsPerSeen is for each value that can be seen. Queries play the future
+// within half a window there. A file made so serves to continue behind its last token, not before it. Windows
+// are told by the numbers of tokens: positions that do not count up by one are refused.
+//
 // # Levels
 //
 // Within a segment and head, tokens sorted by weight are cut into blocks of 32 rows. A plan may

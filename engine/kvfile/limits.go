@@ -62,6 +62,15 @@ func segmentOf(src *capture.Source, cfg *Config) int {
 	return max(cfg.Segment, int(most))
 }
 
+// checkInput refuses what cannot become a file: records that readers refuse, and positions that windows cannot be
+// told by, unless nothing attends to what is written.
+func checkInput(in *input.Data, lossless bool) error {
+	if err := checkRecords(in); err != nil || lossless {
+		return err
+	}
+	return in.CheckPositions()
+}
+
 // checkRecords refuses segments whose records readers refuse, before any work is done.
 func checkRecords(in *input.Data) error {
 	for i := range in.Layers {

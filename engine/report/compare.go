@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
@@ -79,6 +80,11 @@ func Compare(ctx context.Context, r *container.Reader, src *capture.Source, o Op
 	}
 	if err := captured.Matches(h, in); err != nil {
 		return nil, err
+	}
+	if slices.ContainsFunc(in.Layers, func(l input.Layer) bool { return l.Next != nil }) {
+		if err := in.CheckPositions(); err != nil {
+			return nil, err
+		}
 	}
 	cmp := &Comparison{}
 	for i := range in.Layers {

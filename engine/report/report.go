@@ -18,16 +18,20 @@ import (
 // bytes went, how sharp each token is, and what that cost. No number is NaN or infinite;
 // errors that were not measured are nil.
 type Report struct {
-	File          string  `json:"file"` // for the caller to fill in
-	Kind          string  `json:"kind"` // "cache" or "rows"
-	Version       string  `json:"version"`
-	Model         string  `json:"model"`
-	Config        string  `json:"config"`
-	Profile       string  `json:"profile"` // hash of the profile the plan was made with, or ""
-	Archive       bool    `json:"archive"` // records in archive form: Map has means over segments there
-	Bytes         int64   `json:"bytes"`
-	Values        int64   `json:"values"` // of K and V, or of all rows
-	BitsPerValue  float64 `json:"bits_per_value"`
+	File         string  `json:"file"` // for the caller to fill in
+	Kind         string  `json:"kind"` // "cache" or "rows"
+	Version      string  `json:"version"`
+	Model        string  `json:"model"`
+	Config       string  `json:"config"`
+	Profile      string  `json:"profile"` // hash of the profile the plan was made with, or ""
+	Archive      bool    `json:"archive"` // records in archive form: Map has means over segments there
+	Bytes        int64   `json:"bytes"`
+	Values       int64   `json:"values"` // of K and V, or of all rows
+	BitsPerValue float64 `json:"bits_per_value"`
+	// SeenValues counts the values of tokens that a query behind them all can see: all but those outside of
+	// layers' windows, which a plan drops. BitsPerSeen is 8 * bytes / seen_values.
+	SeenValues    int64   `json:"seen_values"`
+	BitsPerSeen   float64 `json:"bits_per_seen_value"`
 	OriginalBytes int64   `json:"original_bytes"` // f16 bytes of the values
 	Ratio         float64 `json:"ratio"`          // original_bytes / bytes
 	SourceBytes   int64   `json:"source_bytes"`   // of the values in the types of the original
@@ -42,6 +46,9 @@ type Report struct {
 	Sinks         int   `json:"sinks"`
 	Window        int   `json:"window"`
 
+	// Attention is how layers attend, by kind; nil where all are alike and attend plainly.
+	Attention []Attention `json:"attention,omitempty"`
+
 	Layers   []Layer   `json:"layers"`
 	Sections []Section `json:"sections"` // every byte of the file, once
 	Codings  []Coding  `json:"codings"`  // by bytes, descending
@@ -54,14 +61,18 @@ type Report struct {
 
 // ReportLayer is a stored layer, or a tensor of activations.
 type Layer struct {
-	Number   int     `json:"number"` // the model's number of the layer; the index of a tensor
-	Name     string  `json:"name"`   // "layer 9", `tensor "x"`
-	Tokens   int64   `json:"tokens"`
-	Dim      int     `json:"dim"` // of a row of K, or of the tensor
-	Segments int64   `json:"segments"`
-	Bytes    int64   `json:"bytes"`  // of its records
-	KBits    float64 `json:"k_bits"` // payload bits a value of K, or of the rows
-	VBits    float64 `json:"v_bits"`
+	Number   int    `json:"number"` // the model's number of the layer; the index of a tensor
+	Name     string `json:"name"`   // "layer 9", `tensor "x"`
+	Tokens   int64  `json:"tokens"`
+	Dim      int    `json:"dim"` // of a row of K, or of the tensor
+	Segments int64  `json:"segments"`
+	// AttentionWindow is the number of tokens that a query of the layer sees, its own included; 0: all. Outside
+	// counts the tokens that no query behind them all can see.
+	AttentionWindow int64   `json:"attention_window,omitempty"`
+	Outside         int64   `json:"outside,omitempty"`
+	Bytes           int64   `json:"bytes"`  // of its records
+	KBits           float64 `json:"k_bits"` // payload bits a value of K, or of the rows
+	VBits           float64 `json:"v_bits"`
 }
 
 // ReportSection is a part of the file's bytes.
@@ -138,6 +149,7 @@ func Build(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, 
 	if h.Kind == container.KindCache {
 		b.rep.Heads, b.rep.HeadDim, b.rep.HeadDimV = h.Geometry.Heads, h.Geometry.HeadDim,
 			h.Geometry.HeadDimV
+		b.rep.Attention = AttentionOf(h.Geometry)
 	} else if h.Stored() > 0 {
 		b.rep.HeadDim, _ = h.Dims(0)
 	}
@@ -214,6 +226,7 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 	if h.Kind == container.KindCache {
 		l.Number = h.Layers[i]
 		l.Name = fmt.Sprintf("layer %d", l.Number)
+		l.AttentionWindow, l.Outside = h.Geometry.WindowOf(l.Number), h.Outside(i)
 	} else {
 		l.Name = fmt.Sprintf("tensor %q", h.Tensors[i].Name)
 		if kDim != b.rep.HeadDim {
@@ -361,6 +374,8 @@ func (b *reporter) kind(blk *container.Block, vDim int) int {
 func (b *reporter) finish() {
 	r := b.rep
 	r.BitsPerValue = quant.BitsPerValue(r.Bytes, r.Values)
+	r.SeenValues = b.h.SeenValues()
+	r.BitsPerSeen = quant.BitsPerValue(r.Bytes, r.SeenValues)
 	r.OriginalBytes = 2 * r.Values
 	r.Ratio = float64(r.OriginalBytes) / float64(max(1, r.Bytes))
 	for _, name := range []string{sectionKCodes, sectionVCodes, sectionRows, sectionScales,

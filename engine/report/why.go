@@ -30,6 +30,9 @@ type WhyBlock struct {
 	Sides  []WhySide `json:"sides"` // K and V, or the rows; none for DROPPED
 }
 
+// KindOutside is WhyBlock.Kind of tokens outside the window of their layer, which no later query sees.
+const KindOutside = "outside"
+
 // WhySide is one side of a block, with all codings that it could have had.
 type WhySide struct {
 	Side    string      `json:"side"`

@@ -45,5 +45,23 @@ func Matches(h *container.Header, in *input.Data) error {
 			return mismatch("layer number", l.Number, h.Layers[i])
 		}
 	}
+	return attendAlike(h, in, mismatch)
+}
+
+// attendAlike checks that the layers of a file and of a capture have the same windows, scales and soft caps.
+func attendAlike(h *container.Header, in *input.Data, mismatch func(what string, got, want any) error) error {
+	if !in.KV {
+		return nil
+	}
+	for i, n := range h.Layers {
+		a, b := in.Geo.AttentionOf(n), h.Geometry.AttentionOf(n)
+		a.Rope, b.Rope = quant.Rope{}, quant.Rope{}
+		if !a.Equal(b) {
+			text := func(a quant.LayerAttention) string {
+				return fmt.Sprintf("window %d, scale %v, soft cap %v", a.Window, a.Scale, a.Softcap)
+			}
+			return mismatch(in.Layers[i].Name, text(a), text(b))
+		}
+	}
 	return nil
 }

@@ -9,6 +9,9 @@
 // sample of the rows tells how bytes go with the step; records are then encoded in batches, and the steps of
 // the rest follow what is left. WriteLossless keeps every row as it is stored.
 //
+// Of a layer with a window, a record holds the tokens of its segment that a query behind the cache can see; where
+// there are none it is in hot form, dropped. Rows returns zeros in the place of the others.
+//
 // OpenCodec and Rows decode what a file holds. A Truncator makes a file smaller without decoding it.
 //
 // # Errors

@@ -10,6 +10,9 @@
 // (Use says in how many heads, and why). Rows that stand apart, 64 times as long as the median, are shortened
 // for this, so that they do not hide what the others cost.
 //
+// Queries attend as those of their layer do: with its scale, its soft cap and its window (input.Attend). In a layer
+// with a window they are of the last half of one, and rows that none of them sees have no say in any price.
+//
 // Future-attention error (Future) measures a finished file: the queries of the tokens that came after the
 // captured context attend to the compressed context and, causally, to their own exact tail. The metric is
 // the squared error of the attention output over its squared length, summed over all queries and heads of a layer,

@@ -80,6 +80,77 @@ func TestFuture_AgainstByHand(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrShape)
 }
 
+// A layer with a window, a scale and a soft cap of its own: rows outside the window of a query, in the context
+// and in the tail, are seen by it no more.
+func TestFuture_AsTheLayerAttends(t *testing.T) {
+	const n, dim, window = 3, 8, 3
+	be, err := cpu.Open(cpu.Options{})
+	require.NoError(t, err)
+	defer be.Close()
+	rows := func(n int, seed uint64) quant.Rows { return quanttest.Rows(quanttest.Gaussian, n, dim, seed) }
+	k, v, kc, vc := rows(4, 1), rows(4, 2), rows(4, 3), rows(4, 4)
+	kt, vt := rows(n, 5), rows(n, 6)
+	a := quant.LayerAttention{Window: window, Scale: 0.9, Softcap: 1.5}
+	g := &quant.Geometry{Layers: 2, Heads: 1, KVHeads: 1, HeadDim: dim, HeadDimV: dim,
+		PerLayer: []quant.LayerAttention{{}, a}}
+	block := func(k, v quant.Rows, base int64) [][]backend.Block {
+		return [][]backend.Block{{{Rows: int32(k.Len()), K: uploaded(t, be, k), V: uploaded(t, be, v), Base: base}}}
+	}
+	f := &damage.Future{Group: 1, HeadDim: dim, HeadDimV: dim, Pos: []int64{4, 5, 6}, Geo: g, Layer: 1,
+		Q: rows(n, 9).Data, Exact: block(k, v, 0), Coded: block(kc, vc, 0), Tail: block(kt, vt, 4)}
+	got, err := f.Measure(context.Background(), be)
+	require.NoError(t, err)
+	var sum damage.Sum
+	for i := range n {
+		attend := func(k, v quant.Rows) []float32 {
+			all := func(a, b quant.Rows) quant.Rows { // the window's part of context and tail
+				x := append(append([]float32(nil), a.Data...), b.Data[:(i+1)*dim]...)
+				return quant.Rows{Dim: dim, Data: x[len(x)-window*dim:]}
+			}
+			return attendAs(a, f.Q[i*dim:][:dim], all(k, kt), all(v, vt))
+		}
+		sum.Add(attend(k, v), attend(kc, vc))
+	}
+	require.InEpsilon(t, sum.Relative(), got.Relative(), 1e-5)
+	require.Zero(t, f.Sums[0][2].Err, "a query of which the window lies in the tail")
+	require.Positive(t, f.Sums[0][1].Err)
+
+	f.Want, f.Layer = nil, 0
+	plain, err := f.Measure(context.Background(), be)
+	require.NoError(t, err)
+	require.NotEqual(t, plain.Relative(), got.Relative())
+}
+
+func uploaded(t *testing.T, be backend.Backend, x quant.Rows) backend.Side {
+	c := quant.Coding{Format: quant.F32}
+	b := make([]byte, c.PackedBytes(x.Len(), x.Dim))
+	require.NoError(t, quant.Encode(b, c, x, 0))
+	buf, err := be.Alloc(int64(len(b)))
+	require.NoError(t, err)
+	require.NoError(t, buf.Upload(0, b))
+	return backend.Side{Coding: c, Data: backend.Span{Buf: buf, Len: int64(len(b))}}
+}
+
+func attendAs(a quant.LayerAttention, q []float32, k, v quant.Rows) []float32 {
+	out, z := make([]float64, len(q)), 0.0
+	for r := range k.Len() {
+		s := 0.0
+		for i, x := range k.Row(r) {
+			s += float64(q[i]) * float64(x)
+		}
+		w := math.Exp(a.Softcap * math.Tanh(a.Scale*s/a.Softcap))
+		z += w
+		for i, x := range v.Row(r) {
+			out[i] += w * float64(x)
+		}
+	}
+	res := make([]float32, len(q))
+	for i := range res {
+		res[i] = float32(out[i] / z)
+	}
+	return res
+}
+
 func byHand(q []float32, parts ...quant.Rows) []float32 {
 	out, z := make([]float64, len(q)), 0.0
 	for p := 0; p < len(parts); p += 2 {

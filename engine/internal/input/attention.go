@@ -3,6 +3,8 @@
 package input
 
 import (
+	"fmt"
+
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -17,6 +19,33 @@ func Attend(q *backend.Queries, g *quant.Geometry, layer int) *backend.Queries {
 
 // Outside returns how many of the first n tokens of a layer no query behind them can see.
 func (in *Data) Outside(l *Layer, n int) int { return int(in.Geo.Outside(l.Number, int64(n))) }
+
+// CheckPositions refuses a cache with windows whose positions do not count up by one: which rows a query sees
+// is told by tokens here, and their distances would be others.
+//
+// Errors: quant.ErrUnsupported; those of Positions.
+func (in *Data) CheckPositions() error {
+	if !in.Geo.Windowed() || len(in.Layers) == 0 {
+		return nil
+	}
+	pos := make([]int64, min(in.Layers[0].Tokens, 1<<16))
+	var last int64
+	for first := 0; first < in.Layers[0].Tokens; first += len(pos) {
+		pos = pos[:min(len(pos), in.Layers[0].Tokens-first)]
+		if err := in.Positions(first, pos); err != nil {
+			return err
+		}
+		for i, p := range pos {
+			if t := first + i; t > 0 && p != last+1 {
+				return fmt.Errorf("kvist/input: %s: positions %d and %d of tokens %d and %d, in a model whose layers "+
+					"have windows: positions that do not count up by one are not supported: %w", in.Name, last, p,
+					t-1, t, quant.ErrUnsupported)
+			}
+			last = p
+		}
+	}
+	return nil
+}
 
 // SeenSpan returns the tokens [first, first+n) of a segment that a query behind all tokens can see.
 func (in *Data) SeenSpan(l *Layer, segment int) (first, n int) {

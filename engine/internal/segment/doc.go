@@ -13,8 +13,10 @@
 // Dropping moves the output by the sum of a_t (v_t - out), one coherent error and not a sum of squares. The
 // estimates are put on scale by probes of the queries that damage.Pricer measures with.
 //
+// Tokens outside the window of their layer are a cell of their own, dropped in every variant at no cost.
+//
 // Problem collects parts for plan.Solver; blocks of one head, side, kind and number of rows share a menu of
-// codings. Rehearse plans and codes the tokens before Layer.Past and lets the later queries judge.
+// codings. Rehearse plans and codes the tokens before input.FutureFrom and lets the later queries judge.
 //
 // # Errors
 //

@@ -114,12 +114,6 @@ func (c *Weigher) Level(l *input.Layer, now, past [][]float32) Weights {
 	return w
 }
 
-// apart returns how many of the first n tokens of a layer have no say in the scale of weights: sinks, and
-// those that no later query can see.
-func (c *Weigher) apart(l *input.Layer, n int) int {
-	return max(c.Sinks, int(c.Geo.Outside(l.Number, int64(n))))
-}
-
 // Weigh runs the importance profile over a layer: [heads][tokens] weights, or nil, now and, if asked for, as
 // of pastOf.
 func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now, past [][]float32, use Use, err error) {
@@ -154,16 +148,6 @@ func (c *Weigher) weighLayer(ctx context.Context, l *input.Layer, p importance.W
 		return c.attended(ctx, l, p)
 	}
 	return c.weighHeads(ctx, l, p)
-}
-
-// ofLayer returns the profile as a layer with a window needs it: who saw a token is told by the window,
-// and tokens that no later query can see stand apart as sinks do.
-func (c *Weigher) ofLayer(l *input.Layer, p importance.Weighting) importance.Weighting {
-	if w := c.Geo.WindowOf(l.Number); w > 0 && w < int64(l.Tokens) {
-		p.Attention.Sees = w
-		p.Shape.Sinks = max(p.Shape.Sinks, int(c.Geo.Outside(l.Number, int64(l.Tokens))))
-	}
-	return p
 }
 
 // weighHeads is weighLayer for any profile, head by head.
@@ -411,9 +395,4 @@ func LevelHead(w []float32, sinks int) []float32 {
 		out[t] = float32(min(float64(w[t])*f, math.MaxFloat32))
 	}
 	return out
-}
-
-// rootMeanSquare of nothing is 0.
-func RootMeanSquare(w []float32) float64 {
-	return math.Sqrt(input.Energy(w) / float64(max(1, len(w))))
 }
