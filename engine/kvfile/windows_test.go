@@ -513,7 +513,7 @@ func kBits(t testing.TB, b []byte) (sum float64) {
 // as small an error as before, where the base is known.
 func TestArchive_RopeOfTheLayer(t *testing.T) {
 	plain, be := open(t, kvFile), openCPU(t)
-	rope := plain.Geometry().Rope
+	rope := plain.Info().Geometry.Rope
 	other := rope
 	other.Theta = 500
 	turned := func(name string, data []byte) []byte {
@@ -537,7 +537,7 @@ func TestArchive_RopeOfTheLayer(t *testing.T) {
 			a.Rope = other
 		}
 	}), turned)
-	unknown := of(t, plain, plain.Geometry(), turned)
+	unknown := of(t, plain, plain.Info().Geometry, turned)
 	bitsOf := func(src *capture.Source) (bits float64) { // of K, and those that would make its error 1
 		b, _ := compress(t, withoutQueries(t, src), be, config(t, "bits=3 form=archive importance=none"))
 		rep, err := report.Build(context.Background(), reader(t, b), nil)
