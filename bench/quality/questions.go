@@ -136,11 +136,11 @@ func (b *builder) answer(f fact) string {
 // question sets the tokens of a question. The tokens of the answer are those after the prompt's when
 // both are encoded together.
 func (b *builder) question(q Question) (Question, error) {
-	prompt, err := b.tok.Encode(q.Prompt, false)
+	prompt, err := b.tok.Continue(q.Prompt, false)
 	if err != nil {
 		return q, err
 	}
-	all, err := b.tok.Encode(q.Prompt+q.Answer, false)
+	all, err := b.tok.Continue(q.Prompt+q.Answer, false)
 	if err != nil {
 		return q, err
 	}
