@@ -32,6 +32,7 @@ const (
 	seedProfile = "own.kvprofile"
 	seedCoded   = "profile.kvist" // an archive made with seedProfile
 	seedHot     = "hot.kvist"
+	seedWindows = "windows.safetensors" // of layers that differ
 )
 
 // makeSeeds fills a folder with seeds, through the program itself, and adds the golden files.
@@ -63,6 +64,10 @@ func makeSeeds(t *testing.T, dir string) {
 	do("compress", in, "-o", "@"+seedCoded, "--form", "archive", "--bits", "5", "--profile", profile)
 	do("compress", "@"+seedRows, "-o", "@rows-hot.kvist", "--form", "hot", "--bits", "8")
 	do("compress", "@"+seedTensors, "-o", "@rows-archive.kvist", "--form", "archive", "--bits", "24")
+	writeWindowed(t, filepath.Join(dir, seedWindows), 100)
+	windows := "@" + seedWindows
+	do("compress", windows, "-o", "@windows-hot.kvist", "--form", "hot", "--bits", "6", "--segment", "32")
+	do("compress", windows, "-o", "@windows-archive.kvist", "--form", "archive", "--bits", "6", "--segment", "32")
 	golden, err := filepath.Glob("../../testdata/golden/v1/*.kv*")
 	require.NoError(t, err)
 	require.NotEmpty(t, golden)
@@ -113,6 +118,8 @@ func originalOf(seed string) string {
 		return seedRows
 	case "rows-archive.kvist":
 		return seedTensors
+	case "windows-hot.kvist", "windows-archive.kvist":
+		return seedWindows
 	}
 	return seedCapture
 }

@@ -17,14 +17,14 @@ import (
 )
 
 // writeWindowed writes a capture of three layers, the first two of which see 64 tokens.
-func writeWindowed(t *testing.T, path string) {
+func writeWindowed(t *testing.T, path string, tokens int64) {
 	local := quant.LayerAttention{Window: 64, Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 32, Theta: 1e4}}
 	wide := quant.LayerAttention{Scale: 0.25, Softcap: 50, Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 32, Theta: 1e6}}
 	g := quant.Geometry{Layers: 3, Heads: 2, KVHeads: 1, HeadDim: 32, HeadDimV: 32,
 		PerLayer: []quant.LayerAttention{local, local, wide}}
 	var decls []capture.Decl
 	for _, l := range []string{"0", "1", "2"} {
-		for part, shape := range map[string][]int64{"k": {1, 300, 32}, "v": {1, 300, 32}, "q": {2, 300, 32},
+		for part, shape := range map[string][]int64{"k": {1, tokens, 32}, "v": {1, tokens, 32}, "q": {2, tokens, 32},
 			"k_next": {1, 20, 32}, "v_next": {1, 20, 32}, "q_next": {2, 20, 32}} {
 			decls = append(decls, capture.Decl{Name: "layers." + l + "." + part, DTypeName: "F16", Shape: shape})
 		}
@@ -50,7 +50,7 @@ func writeWindowed(t *testing.T, path string) {
 func TestWindows_AreShown(t *testing.T) {
 	dir := t.TempDir()
 	at := func(name string) string { return filepath.Join(dir, name) }
-	writeWindowed(t, at("in.safetensors"))
+	writeWindowed(t, at("in.safetensors"), 300)
 	run := func(args ...string) string {
 		t.Helper()
 		status, stdout, stderr := command(t, "", args...)

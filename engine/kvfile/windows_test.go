@@ -280,6 +280,50 @@ func sameModelOf(t testing.TB, b []byte, src *capture.Source, cfg kvfile.Config)
 	return out.Bytes()
 }
 
+// Plans that merge and drop for their own reasons foretell their error in layers with windows as well.
+func TestWindow_Levels(t *testing.T) {
+	plain, be := open(t, kvFile), openCPU(t)
+	for _, window := range []int64{700, 400} {
+		src := windowed(t, plain, window)
+		b, res := compress(t, src, be, config(t, "bits=1.2 levels=full+chunks+dropped"))
+		r := reader(t, b)
+		more := 0 // tokens that the plan dropped though they can be seen
+		for l, heads := range droppedTokens(t, r) {
+			for _, n := range heads {
+				more += n - int(r.Header().Outside(l))
+			}
+		}
+		require.Positive(t, more)
+		got := measure(t, src, be, b).FutureError
+		t.Logf("window %d: error %.5f, foretold %.5f", window, got, res.Predicted)
+		require.Less(t, got, 2*res.Predicted)
+		require.Less(t, res.Predicted, 2*got)
+		if testing.Short() {
+			break
+		}
+	}
+}
+
+// A cache that a program holds becomes a file of layers that differ, and a capture again.
+func TestMemory_LayersThatDiffer(t *testing.T) {
+	m := cacheInMemory(90)
+	m.Geometry.PerLayer = []quant.LayerAttention{{Window: 1000, Softcap: 20},
+		{Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 32, InvFreq: make([]float32, 16)}}}
+	m.Geometry.PerLayer[1].Rope.InvFreq[0] = 1
+	for _, text := range []string{"k=f32 v=f32 importance=none", "bits=3 form=archive", "lossless=true form=archive"} {
+		var b bytes.Buffer
+		_, err := m.Write(context.Background(), &b, kvfile.WithConfig(config(t, text)))
+		require.NoError(t, err)
+		require.Equal(t, m.Geometry.Canonical(), decompress(t, b.Bytes()).Geometry(), text)
+	}
+	m.Geometry.PerLayer[0].Window = -1
+	_, err := m.Write(context.Background(), &bytes.Buffer{})
+	require.ErrorIs(t, err, quant.ErrShape)
+	m.Geometry.PerLayer = m.Geometry.PerLayer[:1]
+	_, err = m.Write(context.Background(), &bytes.Buffer{})
+	require.ErrorIs(t, err, quant.ErrShape)
+}
+
 // Archives of many records, some of which hold nothing, meet their budgets; rows that are kept as they are too.
 func TestWindow_ArchivesOfManyRecords(t *testing.T) {
 	plain, be := open(t, kvFile), openCPU(t)

@@ -79,10 +79,11 @@ func (c *Pricer) calibrated(ctx context.Context, l *input.Layer, head int,
 		return Head{}, err
 	}
 	rows = rows.From(outside)
+	seen := w
 	if w != nil {
-		w = w[outside:]
+		seen = w[outside:]
 	}
-	st := Head{MeanOut: rows.MeanValue(w), By: c.canProbe(l, past, sinks)}
+	st := Head{MeanOut: rows.MeanValue(seen), By: c.canProbe(l, past, sinks)}
 	st.vDev, _ = heldMean(deviations(rows.Values, rows.VEnergy))
 	if l.HasQ {
 		q, err := c.LastQueries(l, head, past, len(blocks))
