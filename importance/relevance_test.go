@@ -459,8 +459,8 @@ func TestConcentrate_TellsCollapsedFromSpread(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrRange)
 }
 
-// Queries that are passed over leave the others where they would have been: batches end where they did, whole
-// windows leave no trace, and what is left of a window is the mean over the queries that are known.
+// Queries that are skipped do not move the others: batches end where they did, windows that were
+// skipped whole leave no trace, and in other windows the mean is over the queries that were added.
 func TestRelevance_Skip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		cfg := RelevanceConfig{Window: rapid.IntRange(1, 9).Draw(t, "window"),

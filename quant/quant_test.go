@@ -320,7 +320,7 @@ func TestGGML_FixedVectors(t *testing.T) {
 	require.Equal(t, float32(-127)*0.031494140625, y.Data[0])
 
 	zero := quant.Rows{Dim: 32, Data: make([]float32, 32)}
-	// d = 0/-8 is minus zero, in ggml as here.
+	// d = 0/-8 is minus zero, here as in ggml.
 	require.Equal(t, "0080"+"88888888888888888888888888888888",
 		hex.EncodeToString(encode(t, parse(t, "ggml-q4_0"), zero)))
 	require.Equal(t, make([]byte, 34), encode(t, parse(t, "ggml-q8_0"), zero))

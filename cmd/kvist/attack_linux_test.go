@@ -30,7 +30,7 @@ var (
 		"-damaged 0, or the other way round")
 )
 
-// What an attack may take.
+// Bounds on the memory and time of an attack.
 const (
 	attackMemory = 512 << 20
 	attackTime   = 5 * time.Second

@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// windDown is how long work may go on after a signal. Most of it looks at its context far more
-// often, but a write to a pipe that nobody reads never does. It is safe to end in the middle: an
-// output has its name only when it is whole.
+// windDown is how long work may go on after a signal. Most work looks at its context far more often,
+// but a write to a pipe that nobody reads never returns. Ending in the middle is safe: an output gets
+// its name only when it is whole.
 const windDown = 3 * time.Second
 
 // signalError is a signal that ended the work: why the context of a verb is cancelled.

@@ -51,7 +51,7 @@ type versionJSON struct {
 func buildVersion() versionJSON {
 	v := versionJSON{Version: "(devel)", Go: runtime.Version(), OS: runtime.GOOS,
 		Arch:      runtime.GOARCH,
-		FormatMin: container.MinSupported.String(), FormatMax: container.MaxSupported.String()}
+		FormatMin: fmt.Sprintf("v%d", container.MinSupported), FormatMax: fmt.Sprintf("v%d", container.MaxSupported)}
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return v

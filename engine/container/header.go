@@ -64,7 +64,7 @@ const (
 
 // Header describes the file as a whole.
 type Header struct {
-	Version Version // set by Open; a writer chooses its own
+	Version int // set by Open; a writer chooses its own
 	Kind    Kind
 
 	// Geometry of the model, KindCache only.

@@ -153,14 +153,14 @@ func (h *Header) tensorsValue() []byte {
 
 // parseFileHeader checks the fixed part of the header and returns the section's length. b holds at
 // least fileHeaderBytes bytes.
-func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (Version, Kind, int64, error) {
+func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (int, Kind, int64, error) {
 	le := binary.LittleEndian
 	if string(b[:8]) != magicHead {
 		return 0, 0, 0, p.corrupt(0, "magic: not a kvist file",
 			fmt.Sprintf("%q", magicHead), fmt.Sprintf("%q", b[:8]))
 	}
-	v := Version(le.Uint16(b[8:]))
-	if !v.supported() {
+	v := int(le.Uint16(b[8:]))
+	if !supported(v) {
 		return v, 0, 0, p.refuse(8, fmt.Errorf("file is of version %d, this build reads %d to %d: %w",
 			v, MinSupported, MaxSupported, quant.ErrVersion))
 	}
@@ -178,7 +178,7 @@ func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (Version, K
 
 // parseHeader reads a header section whose fixed part has been checked. profile selects between
 // profiles and all other kinds.
-func parseHeader(p place, s []byte, v Version, k Kind, profile bool) (*Header, error) {
+func parseHeader(p place, s []byte, v int, k Kind, profile bool) (*Header, error) {
 	le := binary.LittleEndian
 	if want, got := checksum(s, fileHeaderCRCAt), le.Uint32(s[fileHeaderCRCAt:]); want != got {
 		return nil, p.corrupt(fileHeaderCRCAt, "checksum", hex32(want), hex32(got))

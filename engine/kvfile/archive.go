@@ -35,7 +35,7 @@ func (ar *archiver) write(ctx context.Context, w io.Writer, weights Weights) (*R
 	if likely {
 		n, err := ar.losslessBytes(ctx, total)
 		switch {
-		case errors.Is(err, quant.ErrRange): // an F64 that is read rounded: there is no keeping every bit
+		case errors.Is(err, quant.ErrRange): // an F64 was rounded, so not every bit can be kept
 		case err != nil:
 			return nil, err
 		case n <= total:
@@ -155,7 +155,8 @@ func (ar *archiver) writeLossless(ctx context.Context, w io.Writer) (*Result, er
 	return res, nil
 }
 
-// losslessPossible reports whether rows can be kept bit by bit, and the file need not have streams to drop.
+// losslessPossible reports whether rows can be kept bit by bit. A lossless file has no streams to
+// drop.
 func (ar *archiver) losslessPossible() bool {
 	return ar.c.cfg.Chunks <= 1 && cold.LosslessPossible(ar.c.in)
 }

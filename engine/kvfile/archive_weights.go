@@ -12,9 +12,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// ArchiveWeights returns what the tokens of an archive are worth, as the steps of their rows tell
-// it: with them, blocks in hot form are made from an archive as from the original, whose queries
-// it does not hold. nil for a file without records in archive form, or one that weighs all alike.
+// ArchiveWeights returns the weights of the tokens of an archive, which follow from the steps of
+// their rows. An archive holds no queries; with these weights it is compressed to hot form as the
+// original would be. nil for a file without records in archive form, or one whose tokens all weigh
+// the same.
 //
 // Errors: as Decompress.
 func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profile.Profile) (Weights, error) {
@@ -23,7 +24,7 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 	if err != nil || codec == nil || h.Kind != container.KindCache {
 		return nil, err
 	}
-	if err := checkExpansion(r); err != nil { // weights are not backed by as many bytes either
+	if err := checkExpansion(r); err != nil { // the size of the file does not bound the number of weights either
 		return nil, err
 	}
 	weights, err := cold.Weights(ctx, r, codec)
@@ -33,8 +34,8 @@ func ArchiveWeights(ctx context.Context, r *container.Reader, profiles ...*profi
 	return weightsOf(weights), nil
 }
 
-// weightsOf hands out weights [heads][tokens] of layers by number. The caller takes the layers from
-// elsewhere, and side tensors of a forged file can have the names of some.
+// weightsOf returns weights [heads][tokens] of layers by number. It checks the layer, because side
+// tensors of a forged file can name other layers than its header.
 func weightsOf(weights map[int][][]float32) Weights {
 	return func(layer, kvHead int) ([]float32, error) {
 		heads := weights[layer]

@@ -23,9 +23,9 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Weights gives what tokens are worth: weights of (layer number, kv_head) as [tokens], each
-// finite and at least 0; or nil where all count the same. Calls come from any goroutine, one at a time and
-// in no order.
+// Weights returns the weights of the tokens of a layer, by the model's number, and a KV head:
+// [tokens], each finite and at least 0; or nil if all count the same. Calls come from any goroutine,
+// one at a time, in any order.
 type Weights func(layer, kvHead int) ([]float32, error)
 
 // Result says what Compress made.
@@ -40,30 +40,31 @@ type Result struct {
 	OriginalBytes int64   // f16 bytes of the values
 	Ratio         float64 // OriginalBytes / Bytes
 	SourceBytes   int64   // bytes of the values in the types of the capture
-	// Config, with what was left to Compress settled, and the hash of the profile, as the file has them.
+	// Config and Profile are what the file holds: the settings, with automatic ones decided, and the
+	// hash of the profile.
 	Config, Profile string
-	// TargetBytes are the bytes that the target stands for, 0 where it is none of bytes. Lossless says that every
-	// bit was kept, asked for or because the target is enough for it.
+	// TargetBytes is the target in bytes, 0 for a target of another kind. Lossless reports that every
+	// bit was kept, because it was asked for or because the target is enough for it.
 	TargetBytes int64
 	Lossless    bool
-	// Predicted is the mean relative squared error of attention outputs (of rows, for activations)
-	// to expect: rehearsed on the capture's own last queries where it has some, the planner's sum
-	// otherwise, which a profile's sensitivities make another quantity; NaN with a memo.
-	// MeasuredError is the mean future-attention error where MaxError asked for it.
+	// Predicted is the expected mean relative squared error of attention outputs, or of rows for
+	// activations. It is rehearsed on the last queries of the capture. Without queries it is the
+	// planner's sum, which a profile's sensitivities scale. It is NaN with a memo. MeasuredError is
+	// the mean future-attention error, if MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64
-	// Damage is the planner's own sum, on the same scale; what weighing by past attention moves out
-	// of its sight makes it hopeful.
+	// Damage is the planner's own sum, on the same scale. It is too small, because plans are made
+	// with weights of past attention, which they fit too well.
 	Damage   float64
 	Sections Sections
-	// Codings counts the values of the original by the coding that stands for them now, be it
-	// that of a merged row; "dropped" for those of tokens that were dropped.
+	// Codings counts the values of the original by the coding that they are stored in, "dropped" for
+	// those of dropped tokens. Values of merged rows count for every token.
 	Codings    map[string]int64
 	Importance weigh.Use
 	Prices     damage.Use
 }
 
-// made takes from the header of a file what the caller may want to say of it.
+// made copies what the result tells of the header.
 func (r *Result) made(h *container.Header) {
 	r.SeenValues = h.SeenValues()
 	r.BitsPerSeen = quant.BitsPerValue(r.Bytes, r.SeenValues)
@@ -75,7 +76,7 @@ type Sections struct {
 	Header, Payload, Tables, Side, Index int64
 }
 
-// compressor has what both forms of a file are made with.
+// compressor holds what files of both forms are made with.
 type compressor struct {
 	from   origin
 	in     *input.Data
@@ -161,7 +162,7 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 		return nil, err
 	}
 	if cfg.Weighted {
-		cfg.Importance = "none" // weights that are handed in take its place
+		cfg.Importance = "none" // weights that are given take its place
 	}
 	in, err := from.data(from.segment(&cfg))
 	if err != nil {
@@ -196,7 +197,7 @@ func (c *compressor) weigher() *weigh.Weigher {
 		Surprisal: c.in.Surprisal}
 }
 
-// prices says by what the errors of all heads were priced.
+// prices returns how the errors of all heads were priced.
 func (c *compressor) prices() (u damage.Use) {
 	for _, stats := range c.seg.Stats {
 		u.Add(stats)
@@ -279,8 +280,8 @@ func (c *compressor) prepareHeader() error {
 	return err
 }
 
-// keptSide names the side tensors of a KV capture that a file keeps. q, the _next tensors and
-// o_weight are not kept; rope_inv_freq stands in the header.
+// keptSide reports whether a file keeps the side tensor of a KV capture. q, the _next tensors and
+// o_weight are not kept; rope_inv_freq is part of the header.
 func keptSide(name string) bool {
 	return name == "tokens" || name == "surprisal" || name == "positions"
 }

@@ -24,7 +24,7 @@ type Config struct {
 	Bytes int64
 	// Share is the target as a share of the original's f16 bytes of K and V. Range (0, 2].
 	Share float64
-	// MaxError asks for the least bytes whose mean future-attention error is at most this.
+	// MaxError is a target: the smallest file whose mean future-attention error is at most this.
 	MaxError float64
 
 	// K and V are the codings the planner may choose from. One of each fixes them.
@@ -46,39 +46,39 @@ type Config struct {
 	RowBias string
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
-	// Importance is the profile of the signals that weigh tokens where no weights are handed in
-	// (importance.ParseWeighting): "none" weighs all the same. It needs the capture's queries; without
-	// them, tokens weigh the same and Result.Importance says so.
+	// Importance is the weighting of tokens if no weights are given (importance.ParseWeighting);
+	// "none" weighs all the same. It needs the queries of the capture. Without them all tokens weigh
+	// the same, and Result.Importance reports it.
 	Importance string
-	// Profile is what was learnt about the model, or nil: its settings are put into the config by
-	// Apply, its sensitivities weigh the heads against each other, and FormArchive codes with its
-	// basis; without one, a basis is fitted to the file. Not part of String: files name it in their
-	// header.
+	// Profile is what was learnt about the model, or nil. Apply copies its settings into the config.
+	// Its sensitivities weigh the heads against each other, and FormArchive codes with its basis;
+	// without a profile a basis is fitted to the file. Not part of String: a file names its profile
+	// in the header.
 	Profile *profile.Profile
 	// Memo, if set, keeps measurements of the capture from call to call. Not part of String.
 	Memo *Memo
 	// Levels are the levels of detail that the planner may choose from; FULL is always one of them.
-	// nil, written "auto": all of them for targets below 2.875 bits a value and for MaxError, FULL alone
-	// above, where they do not pay. Levels beyond FULL need weights and the capture's queries;
-	// without them FULL is all there is. Name FULL alone for parts of a cache that is compressed while it
-	// grows: there levels do harm (package comment).
+	// nil, written "auto", is all of them for MaxError and for targets below 2.875 bits a value, and
+	// FULL alone above, where others do not pay. Levels beyond FULL need weights and the queries of
+	// the capture; without them FULL is used alone. Name FULL alone for parts of a cache that grows:
+	// other levels do harm there (package comment).
 	Levels []quant.Level
-	// Unseen is the share of queries to expect that are unlike those seen: each puts all its
-	// attention on one token, and all tokens are asked for alike. It holds back from starving,
-	// merging and dropping what past attention did not look at; with FULL alone it is not used. Range
-	// [0, 1].
+	// Unseen is the share of later queries that are expected to be unlike those seen. Each of them is
+	// assumed to put all its attention on one token, any token being equally likely. This keeps
+	// tokens that past attention did not look at from being coded too coarsely, merged or dropped.
+	// FULL alone does not use it. Range [0, 1].
 	Unseen float64
 	// Form is FormHot, the default, or FormArchive.
 	Form string
-	// Chunks is in how many stages an archive holds its rows, 1 to 16: each behind the first halves the
-	// steps, in streams that Truncate can drop. 4 of them take some 2 % more of the error at 2 bits a
+	// Chunks is the number of stages of an archive, 1 to 16. Each stage after the first halves the
+	// steps, in streams that Truncate can drop. 4 stages take some 2 % more of the error at 2 bits a
 	// value. Default 1.
 	Chunks int
-	// Lossless keeps every row of an archive bit by bit. It takes no target. An archive whose target is
-	// enough for that is made so without it.
+	// Lossless keeps every row of an archive bit by bit. It takes no target. Without it, an archive
+	// is lossless if its target is enough for that.
 	Lossless bool
-	// Soft takes the target as a wish. Where a file cannot be so small, as that of a few tokens, the
-	// smallest plan is taken in hot form, and every bit is kept in an archive. Not part of String.
+	// Soft allows a larger file if the target cannot be met, as with few tokens: then hot form takes
+	// the smallest plan, and an archive keeps every bit. Not part of String.
 	Soft bool
 	// Weighted notes that a weight per token was given: rows are sorted into blocks by it.
 	Weighted bool
@@ -116,9 +116,8 @@ func DefaultConfig() Config {
 	return c
 }
 
-// defaultUnseen is Config.Unseen by default; autoLevelBits the target from which on Levels left to
-// themselves are FULL alone. Both were chosen in a model on calibration texts: see the package
-// comment.
+// defaultUnseen is the default of Config.Unseen. From autoLevelBits on, automatic Levels are FULL
+// alone. Both were chosen in a model on calibration texts (DESIGN.md in this folder).
 const (
 	defaultUnseen = 0.003
 	autoLevelBits = 2.875
@@ -127,11 +126,11 @@ const (
 // allLevels are the levels in the order that plans try them.
 var allLevels = []quant.Level{quant.Full, quant.Chunks, quant.Summary, quant.Dropped}
 
-// levels returns the levels that a plan of so many values may use, of which later queries can see some: the
-// others take no bytes.
+// levels returns the levels that a plan for this many values may use. Later queries can see some of
+// them; the others take no bytes.
 func (c *Config) levels(values, seen int64) []quant.Level {
 	if c.fixed() {
-		return nil // codings that leave no choice mean every row
+		return nil // with fixed codings every row is kept
 	}
 	if c.Levels != nil {
 		return c.Levels

@@ -30,10 +30,11 @@ type Restored struct {
 	DroppedRows int64
 }
 
-// Decompress writes the capture that a file stands for to w: k and v (or the rows), side tensors,
-// and where they say something layers.N.kept and layers.N.bias (package capture). Merged rows
-// are written at each of their positions. salvage accepts records that are missing or damaged. Ranges
-// of w are written from several goroutines at once, as io.WriterAt allows.
+// Decompress writes the capture that a file stands for to w: k and v (or the rows) and the side
+// tensors. layers.N.kept is written for layers with dropped or lost tokens, and layers.N.bias for
+// files with a row bias (package capture). A merged row is written at each of its positions. With
+// Options.Salvage, records may be missing or damaged. Several goroutines write ranges of w at once,
+// as io.WriterAt allows.
 //
 // Errors: *container.CorruptError for a damaged record unless salvage; quant.ErrTooLarge for a file
 // that promises more than 4096 times its size; those of w.
@@ -151,8 +152,8 @@ func (d *decompressor) open(w io.WriterAt) error {
 
 func tensorName(layer int, part string) string { return fmt.Sprintf("layers.%d.%s", layer, part) }
 
-// scan finds the layers with dropped or lost tokens. Only damage and drops matter, so a file
-// whose records all hold FULL blocks is read once more in segment.
+// scan finds the layers with dropped or lost tokens, which get a kept tensor. segment reads the
+// records again.
 func (d *decompressor) scan() error {
 	d.kept = map[int]bool{}
 	for i := range d.h.Stored() {
@@ -176,7 +177,7 @@ func (d *decompressor) scan() error {
 	return nil
 }
 
-// record reads a record; nil where a salvage has to do without it.
+// record reads a record. It returns nil for one that a salvage does without.
 func (d *decompressor) record(layer, segment int) (*container.Record, error) {
 	at, ok := d.r.Find(layer, segment)
 	if !ok {
@@ -310,7 +311,7 @@ func (d *decompressor) block(b *container.Block, side, dim int, dt quant.DType,
 	return nil
 }
 
-// eachToken calls f with the row that each token of a block has become part of.
+// eachToken calls f for each token of a block, with the row that stands for it.
 func eachToken(b *container.Block, f func(row int, token uint16)) {
 	if b.Level == quant.Dropped {
 		return
@@ -330,8 +331,8 @@ func eachToken(b *container.Block, f func(row int, token uint16)) {
 	}
 }
 
-// biases computes the row bias of every token of a head, with the mean energy of the head's
-// queries in the place of a query.
+// biases computes the row bias of every token of a head. The mean energy of the head's queries takes
+// the place of a query.
 func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias []float32) error {
 	if d.h.QueryEnergy == nil {
 		return nil // what is left of an archive

@@ -30,11 +30,11 @@ func (d *decompressor) archiveSegment(rec *container.Record) error {
 type writtenAhead struct {
 	at   int     // of the first record, counted over all
 	errs []error // of each, nil where it was written
-	hot  []bool  // it is in hot form, and nothing was done
+	hot  []bool  // the record is in hot form, and nothing was done
 }
 
-// archivedAhead writes a record in archive form, with those around it. It says false of records in
-// hot form, and where a salvage has to look closer.
+// archivedAhead writes a record in archive form, together with those behind it. It returns false for
+// records in hot form, and for those that a salvage handles one by one.
 func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool, error) {
 	if d.salvage || d.hot {
 		return false, nil
@@ -46,7 +46,8 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 	at := layer*per + seg
 	a := d.ahead
 	if a == nil || at >= a.at+len(a.errs) {
-		// A file starts as it goes on: of one in hot form no more than the first record is read twice.
+		// All records of a file have one form, so at most the first record of a hot file is read
+		// twice.
 		n := min(4*runtime.GOMAXPROCS(0), d.h.Stored()*per-at)
 		if at == 0 {
 			n = 1
@@ -70,7 +71,7 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 	return !a.hot[at-a.at], a.errs[at-a.at]
 }
 
-// writeArchived writes the rows of a record, and what is said of its tokens.
+// writeArchived writes the rows of a record, and the kept marks and biases of its tokens.
 func (d *decompressor) writeArchived(rec *container.Record, rows [][]byte, bias [][]float32) error {
 	sides := len(rows) / d.h.KVHeads()
 	first := int64(rec.Segment) * int64(d.h.SegmentTokens)

@@ -22,7 +22,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Explain plans a file once more from the capture it was made from, and checks that the plan is
+// Explain plans a file once more from the capture that it was made from, and checks that the plan is
 // that of the file.
 //
 // Errors: quant.ErrShape where file, capture, weights and profile do not belong together or give
@@ -50,7 +50,7 @@ func Explain(ctx context.Context, r *container.Reader, src *capture.Source, o Op
 		return nil, fmt.Errorf("kvist/kvfile: explain: file made with profile %q, given %q: %w",
 			cold.ProfileText(want), cold.ProfileText(got), quant.ErrShape)
 	}
-	// The file's config holds the profile's settings already, and what overrode them.
+	// The file's config holds the settings of the profile already, and those that replaced them.
 	cfg.Profile = given
 	be, done, err := o.backend()
 	if err != nil {

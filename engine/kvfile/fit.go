@@ -28,8 +28,8 @@ func (hf *hotFile) choose(ctx context.Context) (choice *plan.Plan, measured floa
 	return hf.fit(hf.c.in.Values()*4 + 1<<40) // fixed codings
 }
 
-// fit finds the plan whose whole file comes closest to total bytes from below. What tables and
-// padding take depends on the plan, so the planner's budget is moved until the file fits.
+// fit finds the plan whose whole file has the most bytes up to total. The bytes of tables and padding
+// depend on the plan, so the budget of the planner is adjusted until the file fits.
 func (hf *hotFile) fit(total int64) (*plan.Plan, float64, error) {
 	leastPlan := hf.main.Solver.Least()
 	least, err := hf.fileBytes(leastPlan)
@@ -42,7 +42,7 @@ func (hf *hotFile) fit(total int64) (*plan.Plan, float64, error) {
 	var best *plan.Plan
 	var bestBytes int64 = -1
 	low, high := leastPlan.Bytes, total
-	// The tables of the least plan are the first guess at those of the plan to be.
+	// The first guess takes the tables of the least plan.
 	budget := min(high, max(low, total-(least-low)))
 	for range 24 {
 		p, err := hf.main.Solver.Solve(budget)

@@ -64,9 +64,9 @@ func (hf *hotFile) prepare(ctx context.Context, weights Weights) error {
 	return hf.c.prepareHeader()
 }
 
-// eachRecord calls f for every record in file order, blocks without payload. Planning blocks of a
-// head that were given the same level and codings become one stored block: its rows cost the
-// same, and telling them apart would cost bits.
+// eachRecord calls f for every record in file order, with blocks that have no payload yet. Planning
+// blocks of a head with the same level and codings become one stored block: their rows cost the same,
+// and keeping them apart would cost bits.
 func (hf *hotFile) eachRecord(p *plan.Plan, f func(*container.Record) error) error {
 	for li := range hf.c.in.Layers {
 		l := &hf.c.in.Layers[li]
@@ -94,7 +94,7 @@ func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.
 	err = n.Chosen(p, at, func(s segment.Stored) error {
 		i := 0
 		for i < len(blocks) {
-			// Rows that stand apart would take the range of the scales of others.
+			// Rows that stand apart have scales of another range.
 			if o := &blocks[i]; o.Level == s.Level && o.K == s.K && o.V == s.V && apart[i] == (s.Kind == segment.Apart) {
 				break
 			}
@@ -118,7 +118,7 @@ func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.
 	})
 	for i := range blocks {
 		b := &blocks[i]
-		// Runs never interleave, so in order of their first tokens all tokens ascend.
+		// Runs do not overlap, so sorting them by first token sorts all tokens.
 		slices.SortFunc(runs[i], func(x, y []uint16) int { return int(x[0]) - int(y[0]) })
 		for _, run := range runs[i] {
 			b.Tokens = append(b.Tokens, run...)

@@ -15,7 +15,8 @@ import (
 	"github.com/kvist-project/kvist/engine/kvfile"
 )
 
-// BenchmarkHot holds compress to hot form, whole, with FULL alone and with all levels: bytes are those of K and V.
+// BenchmarkHot measures compression to hot form, with FULL alone and with all levels. It counts the
+// bytes of K and V.
 func BenchmarkHot(b *testing.B) {
 	data, err := os.ReadFile(*benchCapture)
 	require.NoError(b, err)

@@ -12,11 +12,11 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// maxExpansion bounds what a file may promise: bytes of the capture over bytes of the file. Tokens
-// that were dropped cost next to nothing, so a small hostile file could fill any disk.
+// maxExpansion bounds the bytes of the capture per byte of the file. Dropped tokens take next to
+// nothing in a file, so a small hostile file could otherwise fill any disk.
 const maxExpansion = 4096
 
-// checkExpansion refuses a file that promises far more than a file of its size can hold.
+// checkExpansion refuses a file that stands for more than maxExpansion times its size.
 func checkExpansion(r *container.Reader) error {
 	h := r.Header()
 	var promised float64
@@ -31,19 +31,19 @@ func checkExpansion(r *container.Reader) error {
 	return nil
 }
 
-// expandingBytes is what records that are expanded beside the first may take together.
+// expandingBytes bounds the memory of records that are expanded beside the first.
 const expandingBytes = 24 << 20
 
-// recordWorkers is how many records of a file are expanded at a time. One takes up to four times
-// what it stands for: as stored, as float32, and as written. Together they stay below 64 MiB and four
-// times the largest.
+// recordWorkers is the number of records of a file that are expanded at a time. A record takes up to
+// four times the bytes it stands for: as stored, as float32, and as written. All together take less
+// than 64 MiB and four times the largest.
 func recordWorkers(h *container.Header) int {
 	beside := expandingBytes / (4 * max(1, h.LargestRecord()))
 	return int(min(int64(runtime.GOMAXPROCS(0)), 1+beside))
 }
 
-// losslessSegment is the least tokens of a segment in lossless mode: its models learn as they go, and
-// rows repeat only within a segment.
+// losslessSegment is the default length of a segment in lossless mode. Long segments code better,
+// because models learn as they go and repeated rows are found within a segment only.
 const losslessSegment = 8192
 
 // segmentOf returns the tokens of a segment. In lossless mode segments are long, but not so long that
@@ -71,7 +71,7 @@ func checkInput(in *input.Data, lossless bool) error {
 	return in.CheckPositions()
 }
 
-// checkRecords refuses segments whose records readers refuse, before any work is done.
+// checkRecords refuses segments whose records no reader would accept, before any work is done.
 func checkRecords(in *input.Data) error {
 	for i := range in.Layers {
 		l := &in.Layers[i]
@@ -89,7 +89,7 @@ func checkRecords(in *input.Data) error {
 	return nil
 }
 
-// maxLost bounds the losses that are named.
+// maxLost bounds the number of losses that are named.
 const maxLost = 1 << 14
 
 func (d *decompressor) lose(what string) {

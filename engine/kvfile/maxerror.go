@@ -85,7 +85,7 @@ func (x *errorFit) fit(ctx context.Context) (*plan.Plan, float64, error) {
 	return best, bestErr, nil
 }
 
-// guess returns a plan of about so much damage, with bytes well within the bracket; nil where the
+// guess returns a plan of about this damage, with bytes well within the bracket, or nil if the
 // bracket holds none.
 func (x *errorFit) guess(damage float64, low, high int64) (*plan.Plan, error) {
 	// Never at the ends, so that every round narrows the bracket.

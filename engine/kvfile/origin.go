@@ -15,9 +15,9 @@ import (
 
 // origin is where rows come from: a capture file or memory.
 type origin interface {
-	// segment returns the tokens of a segment where a config wants cfg.Segment of them.
+	// segment returns the tokens of a segment under a config.
 	segment(cfg *Config) int
-	// data returns the rows in segments of so many tokens.
+	// data returns the rows, in segments of this many tokens.
 	data(segment int) (*input.Data, error)
 	// describe fills in what the header of a file says of the origin.
 	describe(h *container.Header)

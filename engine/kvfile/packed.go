@@ -32,7 +32,7 @@ type Packed struct {
 	view   backend.View
 }
 
-// Pack compresses a cache that a program holds, in the memory of a backend.
+// Pack compresses a cache that a program holds, and keeps it in the memory of a backend.
 //
 // Errors: quant.ErrShape, quant.ErrBudget, quant.ErrRange; those of the backend.
 func Pack(ctx context.Context, m *Memory, o Options) (*Packed, error) {
@@ -149,13 +149,14 @@ func (p *Packed) Geometry() quant.Geometry { return p.geo }
 // Tokens returns the tokens of the cache.
 func (p *Packed) Tokens() int { return p.tokens }
 
-// Bytes returns the size of the file that the cache is, everything counted.
+// Bytes returns the size of the cache as a file.
 func (p *Packed) Bytes() int64 { return p.size }
 
-// Attend computes the attention of tokens behind the cache over all of its tokens in one layer, by the model's
-// number: q is [queries, heads, head_dim] with RoPE applied, out becomes [queries, heads, head_dim_v]. Scores have
-// the scale and the soft cap of the layer. In a layer with a window, query i is that of token i behind the cache,
-// and sees what its window leaves of the cache.
+// Attend computes attention over all tokens of the cache in one layer, named by the model's number,
+// for queries that come after the cache. q is [queries, heads, head_dim] with RoPE applied, out
+// becomes [queries, heads, head_dim_v]. Scores have the scale and the soft cap of the layer. In a layer
+// with a window, query i is that of token i behind the cache, and sees what its window leaves of the
+// cache.
 //
 // Errors: quant.ErrShape, quant.ErrClosed; those of the backend.
 func (p *Packed) Attend(ctx context.Context, layer int, q, out []float32) error {

@@ -10,11 +10,11 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/plan"
 )
 
-// predict returns the error to expect of a plan. The planner's own sum is weighed by attention that
-// is past, and hopes too much of attention to come; so the plan is rehearsed where there are
-// queries: the tokens of the first three quarters are weighed by what was known then, planned at
-// the same price of a byte, coded, and attended to by the queries of the last quarter, which are
-// compared with what they get from the exact rows.
+// predict returns the expected error of a plan. The planner's own sum is too small, because its
+// weights come from past attention. So the plan is rehearsed where there are queries: the tokens of
+// the first three quarters get the weights that were known then, are planned at the same price of a
+// byte and coded. The queries of the last quarter attend to them, and the outputs are compared with
+// those over the exact rows.
 func predict(ctx context.Context, c *compressor, p *plan.Plan) (float64, error) {
 	n := len(c.in.Layers)
 	for i := range c.in.Layers {

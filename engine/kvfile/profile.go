@@ -12,8 +12,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// unprofiled are the fields of a Config that belong to a file and not to a model: how much it may
-// take, and what its rows are. A profile that sets one of them is refused.
+// unprofiled are the settings that belong to a file and not to a model. A profile that sets one of
+// them is refused.
 var unprofiled = []string{"bits", "bytes", "share", "max-error", "seed", "rows", "window",
 	"allow-nonfinite", "weighted"}
 
@@ -57,7 +57,7 @@ func (c Config) WithParams(params profile.Params) (Config, error) {
 	return c.with(params.String())
 }
 
-// profileID is what the header of a file says of the profile.
+// profileID returns the profile's entry in the header of a file.
 func profileID(p *profile.Profile) [32]byte {
 	if p == nil {
 		return [32]byte{}
@@ -65,8 +65,8 @@ func profileID(p *profile.Profile) [32]byte {
 	return p.ID()
 }
 
-// checkProfile holds that a profile, unless nil, is of the model of the input, and returns its
-// sensitivities, nil where it has none.
+// checkProfile checks that a profile, if there is one, is of the model of the input, and returns its
+// sensitivities, or nil.
 func checkProfile(p *profile.Profile, in *input.Data) (*profile.Sensitivity, error) {
 	switch {
 	case p == nil:
@@ -81,7 +81,8 @@ func checkProfile(p *profile.Profile, in *input.Data) (*profile.Sensitivity, err
 	return p.Sensitivity()
 }
 
-// factors returns what gives a profile's sensitivities of K and V of a head; nil weighs all alike.
+// factors returns a function that gives the sensitivities of K and V of a head. They are 1 if s is
+// nil.
 func factors(s *profile.Sensitivity, kvHeads int) func(l *input.Layer, head int) (k, v float64) {
 	return func(l *input.Layer, head int) (k, v float64) {
 		if s == nil {

@@ -198,8 +198,8 @@ func TestStandIn_FutureAttention(t *testing.T) {
 	}
 }
 
-// Captures too short to measure on their queries, with dims that are not measured, of rows alone, and lossless files
-// say so.
+// Result reports it if a capture is too short to measure on its queries, if its dims are not
+// measured, if it holds rows alone, and if the file is lossless.
 func TestStandIn_IsSaid(t *testing.T) {
 	be := openCPU(t)
 	for _, x := range []struct {

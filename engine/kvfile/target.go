@@ -27,7 +27,7 @@ func (e *BudgetError) Error() string {
 // Unwrap returns quant.ErrBudget.
 func (e *BudgetError) Unwrap() error { return quant.ErrBudget }
 
-// targetBytes returns the bytes that the config asks for, 0 where it asks for another thing.
+// targetBytes returns the target in bytes, 0 for a target of another kind.
 func (c *compressor) targetBytes() int64 {
 	switch {
 	case c.cfg.Bits > 0:
@@ -40,8 +40,8 @@ func (c *compressor) targetBytes() int64 {
 	return 0
 }
 
-// overBudget returns the error that names the least bytes of a file. Asked for as bytes, the target may take
-// more room in the header than as it was asked for.
+// overBudget returns the error that names the fewest bytes of a file. If these are asked for as
+// bytes, the config in the header may be longer than it is now, which counts.
 func (c *compressor) overBudget(how string, want, least int64) error {
 	now, err := container.HeaderSize(c.header)
 	if err != nil {

@@ -26,7 +26,7 @@ func tryCompress(t testing.TB, src *capture.Source, cfg kvfile.Config) ([]byte, 
 	return file.Bytes(), res, err
 }
 
-// TestCompress_LeastPossibleIsTrue: the budget that an error names is met, and no smaller one is asked for next.
+// TestCompress_LeastPossibleIsTrue: the budget that an error names can be met.
 func TestCompress_LeastPossibleIsTrue(t *testing.T) {
 	for _, form := range []string{"archive", "hot"} {
 		for _, tokens := range []int{1, 2, 5, 8, 33, 300} {

@@ -12,23 +12,23 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Truncated says what Truncate left.
+// Truncated describes the result of Truncate.
 type Truncated struct {
 	Bytes        int64
 	BitsPerValue float64
 	// Streams and Dropped count the streams that the file had, and those dropped.
 	Streams, Dropped int
-	// Heads counts, over all segments, the sides of heads that lost all they had.
+	// Heads counts the sides of heads, over all segments, that lost all their rows.
 	Heads int
 	// Predicted is the error to expect of the file that was written.
 	Predicted Prediction
 }
 
-// Truncate writes a coarser file of at most total bytes: streams are dropped, those first that tell the
-// least for their bytes. Nothing is decoded or coded again, and neither original nor profile is
-// needed. A file made with Config.Chunks has streams that halve the steps of tokens; of another only whole
-// heads can be dropped. Unless Options.Force is set, a file is not written that lost a
-// head, or whose predicted error is more than twice that of coding afresh at that size.
+// Truncate writes a coarser file of at most total bytes. It drops streams, first those that lower the
+// error least for their bytes. Nothing is decoded or coded again, and neither original nor profile is
+// needed. A file made with Config.Chunks has streams that halve the steps of tokens; of another only
+// whole heads can be dropped. Without Options.Force, Truncate refuses to lose a head, and a predicted
+// error of more than twice that of coding the original at that size.
 //
 // Errors: *CoarseError; quant.ErrBudget where all streams dropped would not do;
 // *container.CorruptError.
@@ -53,15 +53,15 @@ func Truncate(ctx context.Context, r *container.Reader, w io.Writer, total int64
 	return res, nil
 }
 
-// Prediction is what a file says of its error: squared errors, counted in the squared steps in which
-// they cost the same everywhere, relative to what the rows hold beside their means.
+// Prediction holds the squared errors that a file predicts. They count squared steps, which cost the
+// same everywhere, relative to the energy of the rows less their means.
 type Prediction struct {
 	Now    float64 // of the file as it is
-	Error  float64 // of the one that is made of it
-	Afresh float64 // of one coded at that size from the start
+	Error  float64 // of the truncated file
+	Afresh float64 // of the original coded at that size
 }
 
-// Times returns how many times the error of coding afresh is; 1 where it is no larger.
+// Times returns Error/Afresh, and 1 if Error is not larger.
 func (p *Prediction) Times() float64 {
 	if p.Error <= p.Afresh {
 		return 1
@@ -69,12 +69,12 @@ func (p *Prediction) Times() float64 {
 	return p.Error / p.Afresh
 }
 
-// maxTimesAfresh is the most that the predicted error of a truncated file may be, in errors of coding
-// afresh.
+// maxTimesAfresh bounds Prediction.Times of a file that is written without Options.Force.
 const maxTimesAfresh = 2
 
-// CoarseError says that a truncated file would have more than twice the predicted error of coding afresh, or lost
-// whole heads, which a mean may hide. It matches quant.ErrBudget.
+// CoarseError reports that a truncated file would have more than twice the predicted error of coding
+// the original at that size, or would lose whole heads, which a mean may hide. It matches
+// quant.ErrBudget.
 type CoarseError struct {
 	Bytes     int64 // asked for
 	Heads     int   // as Truncated has them

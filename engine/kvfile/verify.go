@@ -38,8 +38,8 @@ func Verify(ctx context.Context, r *container.Reader, o Options) error {
 	return nil
 }
 
-// VerifyRows decodes every record in archive form: damage that no checksum tells, because the file was
-// written so. A file in hot form has nothing to decode.
+// VerifyRows decodes every record in archive form. It finds damage that was there before checksums
+// were made. A file in hot form has nothing to decode.
 //
 // Errors: *profile.MissingError where the file names a profile that is not among profiles, whatever
 // its records hold; all *container.CorruptError, joined.

@@ -159,7 +159,7 @@ func (e *recordEncoder) head(h int) error {
 	return nil
 }
 
-// merged adds a block of merged rows: means, which go to the backend as float32.
+// merged adds a block of merged rows. Their means go to the backend as float32.
 func (e *recordEncoder) merged(h int, b *container.Block, r *segment.Rows) error {
 	view := e.c.seg.Head(e.l, h, e.c.seg.Weights[e.l.Index].Now[h], e.l.Tokens)
 	of := segment.Cell{Level: b.Level, Tokens: b.Tokens, Counts: b.Counts}

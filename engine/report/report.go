@@ -130,7 +130,7 @@ func Build(ctx context.Context, r *container.Reader, cmp *Comparison) (*Report, 
 	}
 	b.rep = &Report{
 		Kind:          h.Kind.String(),
-		Version:       h.Version.String(),
+		Version:       fmt.Sprintf("v%d", h.Version),
 		Model:         h.Model,
 		Config:        h.Config,
 		Profile:       cold.ProfileText(h.Profile),

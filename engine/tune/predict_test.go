@@ -33,7 +33,7 @@ func TestPredict(t *testing.T) {
 		require.Equal(t, d.V, fine[i].V)
 		sum += fine[i].K + fine[i].V
 	}
-	// Compress rehearses what it expects; sinks cost next to nothing.
+	// Result.Predicted is rehearsed, and sinks change it by next to nothing.
 	fixed, err := kvfile.ParseConfig("k=lm4+len+s8 v=lm4+len+s8 importance=none")
 	require.NoError(t, err)
 	res, err := kvfile.Compress(t.Context(), src, io.Discard, kvfile.Options{Config: &fixed, Backend: be})

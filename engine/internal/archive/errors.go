@@ -8,7 +8,7 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// CorruptError says where a payload is not what was written. It matches quant.ErrCorrupt.
+// CorruptError says where a payload is damaged. It matches quant.ErrCorrupt.
 type CorruptError struct {
 	What   string // the part at fault: "parameters", "side stream", "lane"
 	Head   int    // KV head, -1 where it has no meaning

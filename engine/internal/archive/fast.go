@@ -4,8 +4,8 @@ package archive
 
 import "encoding/binary"
 
-// rowScales is what the rows of one step share: the scale of every component and the magnitude
-// expected of it.
+// rowScales holds the scale of every component, and the magnitude expected of it, for rows of one
+// step.
 type rowScales struct {
 	step8 int16
 	scale []int16
@@ -13,7 +13,8 @@ type rowScales struct {
 	logs  []int32 // 8*log2 of the sum of exp before each group, the prior included
 }
 
-// scalesOf finds or makes the scales of a step; a lane has as many as there are classes.
+// scalesOf returns the scales of a step, which it makes once. A lane has as many as there are
+// classes.
 func (c *coder) scalesOf(known []*rowScales, l *lane, step8 int16) ([]*rowScales, *rowScales) {
 	for _, s := range known {
 		if s.step8 == step8 {
@@ -36,8 +37,8 @@ func (c *coder) scalesOf(known []*rowScales, l *lane, step8 int16) ([]*rowScales
 	return append(known, s), s
 }
 
-// decodeOne is decodeLane for a lane of one stream, with the states in registers. Coefficients that
-// are not a plain symbol go through next, as they do there.
+// decodeOne is decodeLane for a lane of one stream. It keeps the states in registers. next decodes
+// coefficients that are no plain symbol, as in decodeLane.
 func (c *coder) decodeOne(l *lane, b []byte, out []float32) bool {
 	d := newRansDecoder(b)
 	var known []*rowScales
@@ -124,7 +125,7 @@ func (c *coder) decodePair(d *ransDecoder, even, odd *rowScales, out0, out1 []fl
 	d.x[0], d.x[1], d.pos = x0, x1, pos
 }
 
-// magnitudes are those of symbols, repeated for those that there are not.
+// magnitudes are the magnitudes of symbols, repeated to fill the table.
 var magnitudes = func() (m [256]uint32) {
 	for i := range m {
 		m[i] = uint32(max(i-maxLevel, maxLevel-i))

@@ -9,23 +9,24 @@ import (
 	"slices"
 )
 
-// The quick way to encode a lane of one stream, in two passes: levels row by row, as the index of
-// their symbol among those of all classes, then the coder from the last symbol to the first, with
-// both states in registers. What is no plain symbol goes through one, as it does in encode.
+// A faster way to encode a lane of one stream, in two passes. The first finds the levels row by row
+// and keeps each as the index of its symbol among those of all classes. The second runs the coder
+// from the last symbol to the first, with both states in registers. one encodes what is no plain
+// symbol, as in encode.
 
-// Places in a lane that are no symbol index.
+// Values that are no index of a symbol.
 const (
 	codeNone = 0xffff // a component that is not coded
 	codeSlow = 0xfffe // an escape, or a coefficient above all tables
 )
 
-// encodeSymbol is what the coder needs of a symbol: x becomes x + bias + (x/freq) * more, and the
-// division is the upper half of a product with reciprocal. Where freq is 1 that is one too small,
-// which bias makes up for.
+// encodeSymbol holds what the coder needs of a symbol. x becomes x + bias + (x/freq) * more. The
+// division is the upper half of a product with reciprocal; for freq = 1 this is one too small, and
+// bias makes up for it.
 type encodeSymbol struct {
 	reciprocal uint64
 	bias, more uint32
-	most       uint32 // from here on a word goes out first
+	most       uint32 // a state from here on writes a word first
 }
 
 func newEncodeSymbol(v interval) encodeSymbol {
@@ -47,7 +48,7 @@ type slowLevel struct {
 	v             float32
 	cost          float32 // bits
 	scale, prior8 int16
-	// Where code is not codeSlow, it is a symbol with so many low bits behind it.
+	// If code is not codeSlow, it is a symbol followed by low bits.
 	code     uint16
 	low      uint16
 	lowWidth uint8
@@ -102,9 +103,9 @@ func (s *levels) row(q *rowQuantizer, codes []uint16, y []float32, of *rowScales
 	}
 }
 
-// group fills in the symbols of up to groupSize components, at prior scales which all move by shift. It
-// returns the sum of their magnitudes and, a bit for each, those that are no plain symbol: their symbols are
-// undefined and their magnitudes left out.
+// group fills in the symbols of up to groupSize components, whose prior scales all move by shift. It
+// returns the sum of their magnitudes, and a bit for each component that is no plain symbol. The
+// symbols of these are undefined, and the sum leaves them out.
 func (s *levels) group(q *rowQuantizer, codes []uint16, y []float32, scale []int16, shift int,
 	inv float32) (sum, slow uint32) {
 	codes, scale = codes[:len(y)], scale[:len(y)]
@@ -116,7 +117,7 @@ func (s *levels) group(q *rowQuantizer, codes []uint16, y []float32, scale []int
 		}
 		v := y[i] * inv
 		at := prior + shift
-		// Signs and levels follow no pattern: what depends on them is computed, not branched on.
+		// Signs and levels are hard to predict, so this computes and does not branch.
 		raw := math.Float32bits(v)
 		a := math.Float32frombits(raw &^ (1 << 31))
 		if at > classTop || !(a < maxLevel) {
@@ -161,7 +162,7 @@ func (s *levels) notPlain(q *rowQuantizer, v float32, scale, prior, parity int) 
 	return m
 }
 
-// signed returns the levels of the lane as numbers, in the room of out.
+// signed returns the levels of the lane as numbers, in the memory of out.
 func (s *levels) signed(q *rowQuantizer, out []int32, l *lane) []int32 {
 	out = slices.Grow(out[:0], len(s.codes))[:len(s.codes)]
 	var at [2]int
@@ -198,7 +199,7 @@ func (x *slowLevel) level(q *rowQuantizer) int32 {
 	}
 }
 
-// bits returns what the model gives the lane.
+// bits returns the bits that the model expects of the lane.
 func (s *levels) bits(q *rowQuantizer) float64 {
 	var sum float64
 	for codes := s.codes; len(codes) > 0; {
@@ -222,7 +223,7 @@ func (s *levels) bits(q *rowQuantizer) float64 {
 
 // encode appends the stream of the lane to dst.
 func (s *levels) encode(dst []byte, q *rowQuantizer, l *lane) []byte {
-	// A symbol puts out one word at most, an escape a few.
+	// A symbol writes one word at most, an escape a few.
 	need := 2*len(s.codes) + 16*(len(s.slow[0])+len(s.slow[1])) + 8
 	s.words = slices.Grow(s.words[:0], need)[:need]
 	w := &wordsBack{b: s.words, at: need}

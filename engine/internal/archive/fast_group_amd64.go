@@ -8,13 +8,13 @@ import "golang.org/x/sys/cpu"
 
 var useAVX2 = cpu.X86.HasAVX2
 
-// groupTables are what quantizeGroupAVX2 and quantizePairAVX512 read; they know the offsets.
+// groupTables are read by quantizeGroupAVX2 and quantizePairAVX512, which know the offsets.
 type groupTables struct {
 	down    *float32 // [numClasses][maxLevel+1]
 	most    *uint32  // [numClasses]
 	base    int32    // the scale of class 0
 	span    int32    // that of the last class, less base
-	dead    int32    // the least scale of a component that is coded
+	dead    int32    // the smallest scale of a component that is coded
 	symbols int32    // of a class
 	least   int32    // of most: no level up to it is above the tables
 	level   int32    // the largest one with a symbol, as an integer and as a number
@@ -38,15 +38,16 @@ func (q *rowQuantizer) prepareGroups() {
 	q.groups.logs, q.groups.near = &log8Table[0], near
 }
 
-// quantizeGroupAVX2 fills in the symbols of eight components, y [8] at prior scales [8], which all move by
-// shift. It returns the sum of their magnitudes and, a bit for each, those that are no plain symbol: their
-// symbols are undefined and their magnitudes left out.
+// quantizeGroupAVX2 fills in the symbols of eight components, y [8] at prior scales [8], which all
+// move by shift. It returns the sum of their magnitudes, and a bit for each component that is no
+// plain symbol. The symbols of these are undefined, and the sum leaves them out.
 //
 //go:noescape
 func quantizeGroupAVX2(t *groupTables, y *float32, scale *int16, codes *uint16, shift int32,
 	inv float32) (sum, slow uint32)
 
-// quick is quantizeGroupAVX2 for a whole group; ok is false where the machine cannot, or the group is not whole.
+// quick is quantizeGroupAVX2 for a whole group. ok is false if the machine lacks AVX2 or the group is
+// not whole.
 func (s *levels) quick(q *rowQuantizer, codes []uint16, y []float32, scale []int16, shift int,
 	inv float32) (sum, slow uint32, ok bool) {
 	if !useAVX2 || len(codes) != groupSize || len(y) != groupSize || len(scale) != groupSize {

@@ -37,16 +37,18 @@ type pairRows struct {
 	at       int // the group to begin with; after the call the one to go on with
 	inv      [2]float32
 	slow     uint32   // of the last group, those that are no plain symbol: eight of each row
-	shift    [2]int32 // of the last group, before it is held to its bounds
+	shift    [2]int32 // of the last group, not limited yet
 }
 
-// quantizePairAVX512 fills in the symbols of groups until one has a component that is no plain symbol, which
-// is left to be done, or none is left. Every level must be the nearest, or the next below: rowQuantizer.once.
+// quantizePairAVX512 fills in the symbols of groups. It stops before a group with a component that is
+// no plain symbol, and at the end of the rows. Every level must be the nearest or the next below
+// (rowQuantizer.once).
 //
 //go:noescape
 func quantizePairAVX512(t *groupTables, p *pairRows)
 
-// quickPair is row for rows t and t+1; false where the machine cannot, or a row is not of whole groups.
+// quickPair is row for rows t and t+1. It returns false if the machine lacks AVX-512 or a row does
+// not consist of whole groups.
 func (s *levels) quickPair(q *rowQuantizer, l *lane, y []float32, t int, even, odd *rowScales, inv [2]float32) bool {
 	d := l.dim
 	if !useAVX512 || !q.once || d%groupSize != 0 || d == 0 {

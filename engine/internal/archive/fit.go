@@ -9,8 +9,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// BasisGain returns how many bits a row takes less with the basis of FitTransform than without one,
-// where bits go down to noise, the squared error of a component in the metric.
+// BasisGain returns how many bits fewer a row takes with the basis of FitTransform than without one.
+// noise is the squared error of a component, in the metric, at which bits end.
 func BasisGain(with, without *Transform, noise float64) float64 {
 	var sum float64
 	for i := range with.Std8 {
@@ -20,8 +20,8 @@ func BasisGain(with, without *Transform, noise float64) float64 {
 	return sum
 }
 
-// ExpectedGain is BasisGain of the transforms of rows with these moments, before they are made: much
-// quicker. It says false where it cannot tell, for a metric that is not diagonal.
+// ExpectedGain is BasisGain of the transforms of rows with these moments, before they are made, which
+// is much faster. It returns false for a metric that is not diagonal.
 func ExpectedGain(m *Moments, metric []float64, without *Transform, noise float64) (float64, bool) {
 	d := m.Dim
 	mean, _ := m.means()
@@ -59,13 +59,13 @@ func ExpectedGain(m *Moments, metric []float64, without *Transform, noise float6
 	return sum, true
 }
 
-// NewQueryMoments returns moments of nothing that hold what QueryMetric looks at: where all components turn,
-// no covariances.
+// NewQueryMoments returns empty moments for QueryMetric. They have no covariances if all components
+// turn.
 func NewQueryMoments(dim int, rope Rope) *Moments { return NewMoments(dim, 2*len(rope.Freqs) < dim) }
 
-// QueryMetric returns the metric that errors of K before its embedding have for queries with these
-// moments, [dim, dim]: E[(q . dk)^2] averaged over all turns between query and key. Within a pair
-// that turns, only the energy is left; components that do not turn keep their covariance.
+// QueryMetric returns the metric, [dim, dim], of errors of K before its position embedding, for
+// queries with these moments: E[(q . dk)^2] averaged over all turns between query and key. Of a pair
+// that turns, only the energy matters. Components that do not turn keep their covariance.
 func QueryMetric(q *Moments, rope Rope) []float64 {
 	d := q.Dim
 	s := q.second()
@@ -90,13 +90,13 @@ func QueryMetric(q *Moments, rope Rope) []float64 {
 	return s
 }
 
-// metricFloor is the least eigenvalue of a metric relative to its largest: directions that the
+// metricFloor is the smallest eigenvalue of a metric relative to its largest. Directions that the
 // calibration queries never looked at still count.
 const metricFloor = 1e-3
 
-// FitTransform makes the basis for rows with these moments under a metric, [dim, dim], or nil: the
-// principal components of the rows in that metric; m is full then. basis false keeps the values of
-// the row, sorted by their deviations.
+// FitTransform makes the transform of rows with these moments under a metric, [dim, dim], or nil.
+// With basis, the components are the principal components of the rows in that metric, and m has
+// covariances. Without, they are the values of the row, sorted by deviation.
 func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 	d := m.Dim
 	mean, variance := m.means()
@@ -151,8 +151,8 @@ func FitTransform(m *Moments, metric []float64, basis bool) *Transform {
 			t.Basis[i*d+j] = int8(math.Round(v / (most / 127)))
 		}
 	}
-	// Rounding the basis mixes a little of the strong components into the weak ones: deviations are
-	// those of the basis as it is stored.
+	// Rounding the basis mixes a little of the strong components into the weak ones. Deviations are
+	// those of the rounded basis.
 	if err := t.prepare(true); err != nil {
 		return FitTransform(m, metric, false)
 	}

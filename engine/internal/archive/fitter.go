@@ -27,7 +27,7 @@ func (f *fitter) add(k, prior8 int, a float32, m uint32) {
 	}
 }
 
-// tables makes tables of the statistics so far; where there are too few, what t says is mixed in.
+// tables makes tables of the statistics so far. The fewer there are, the more of t is mixed in.
 func (f *fitter) tables(t *Tables) *Tables {
 	out := &Tables{Prior: t.Prior}
 	const faith = 200 // observations that the old tables are worth

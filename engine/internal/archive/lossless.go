@@ -8,11 +8,11 @@ import (
 	"slices"
 )
 
-// Lossless mode: a row that is bit by bit one that came before (V of the first layer is the same
-// for equal tokens) is told by its number. Of other rows the two upper bytes of every element are
-// coded in nibbles, the first one in the context of its channel, the second one of channel and
-// first, the third one of the second; the rest is as good as random and stays as it is. Models
-// adapt from nothing, so no profile is needed.
+// Lossless mode. A row that equals an earlier one bit by bit is coded by its number; V of the first
+// layer does so for equal tokens. Of other rows the two upper bytes of every element are coded in
+// nibbles. The context of the first nibble is its channel, that of the second is channel and first
+// nibble, that of the third is the second nibble. The rest is close to random and is stored as it is.
+// Models adapt from nothing, so no profile is needed.
 //
 // Payload: u8 1, u8 bytes of an element, u32 length of each lane, the lanes. A lane is u32 length
 // of the coded stream, u32 elements that are not copied, the stream, the fourth nibbles in pairs
@@ -76,7 +76,7 @@ func newNibbleModels(dim int) *nibbleModels {
 	return m
 }
 
-// losslessScratch is what encoding needs from lane to lane.
+// losslessScratch is memory that encoding uses for one lane after the other.
 type losslessScratch struct {
 	e      sideEncoder
 	halves nibbles
@@ -84,7 +84,7 @@ type losslessScratch struct {
 	known  map[uint64]int // rows that came before, by their hash
 }
 
-// hashOf is the same on every machine, because what it finds decides what is written.
+// hashOf gives the same hash on every machine, because the payload depends on the rows it finds.
 func hashOf(row []byte) uint64 {
 	h := uint64(len(row))
 	for ; len(row) >= 8; row = row[8:] {
@@ -160,14 +160,14 @@ func (h *nibbles) put(v byte) {
 	h.n++
 }
 
-// next returns the next half byte, of those that are there.
+// next returns the next half byte. The caller knows that there is one.
 func (h *nibbles) next() byte {
 	v := h.b[h.n/2] >> (4 * (1 - h.n%2)) & 15
 	h.n++
 	return v
 }
 
-// parseLossless takes a payload apart.
+// parseLossless splits a payload into its lanes.
 func parseLossless(b []byte, lanes int) ([][]byte, error) {
 	if len(b) < 2+4*lanes || b[0] != modeLossless || b[1] != 2 && b[1] != 4 {
 		return nil, corrupt("payload", -1, -1, 0, "%d bytes are no lossless payload", len(b))

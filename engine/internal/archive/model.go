@@ -4,13 +4,13 @@ package archive
 
 import "math"
 
-// rowState follows what a row has shown so far against what was expected of it: rows differ in
-// length, and a row that has been twice as long as expected goes on to be.
+// rowState compares the magnitudes of a row so far with those expected. Rows differ in length: one
+// that was twice as long as expected so far is likely to go on so.
 type rowState struct {
 	seen, expected uint64 // in 1/4096 of a step
 }
 
-// shift8 returns the correction of the scale of what comes.
+// shift8 returns the correction of the scales of the components that follow.
 func (r *rowState) shift8(prior uint32) int {
 	return clampShift(log8(r.seen+uint64(prior)) - log8(r.expected+uint64(prior)))
 }
@@ -29,8 +29,8 @@ func (t *Tables) expectation(scale8 int) uint64 {
 	return uint64(t.MeanAbs[k]) << s
 }
 
-// coded reports whether a component is stored at all: where its deviation is a small fraction of
-// the step, every coefficient would be zero.
+// coded reports whether a component is stored. If its deviation is a small fraction of the step,
+// every coefficient would be zero.
 func coded(scale8 int) bool { return scale8 >= deadScale }
 
 // eighths[i] is 2^(i/8), rounded to float32.
@@ -42,18 +42,18 @@ func step(fine float32, s8 int) float32 {
 	return float32(fine*eighths[f]) * float32(math.Ldexp(1, n))
 }
 
-// maxMagnitude bounds coefficients: 2^28 steps are beyond what float32 tells apart.
+// maxMagnitude bounds coefficients: float32 does not tell steps beyond 2^28 apart.
 const maxMagnitude = 1 << 28
 
 // lane is one side of one head of a segment, as coefficients.
 type lane struct {
 	rows, dim int
 	std8      []int16 // [dim] deviation of each component
-	step8     []int16 // [rows] step of each row, as deviations are held against it
+	step8     []int16 // [rows] step of each row, as compared with deviations
 }
 
-// rowQuantizer picks the levels of a row: the ones that cost least, squared error in steps plus
-// lambda times bits.
+// rowQuantizer picks the levels of a row with the lowest cost: squared error in steps, plus lambda
+// times bits.
 type rowQuantizer struct {
 	*coder
 	// down[k][m] is the value below which magnitude m costs more than m-1 in class k; no value is
@@ -81,8 +81,8 @@ func (c *coder) quantizer(lambda float32) *rowQuantizer {
 	return q
 }
 
-// level returns the level of a value of a >= 0 steps in a class: the nearest, or one below it as
-// long as that costs less.
+// level returns the level of a value a >= 0, in steps, in a class: the nearest, or a lower one while
+// that costs less.
 func (q *rowQuantizer) level(a float32, k int) uint32 {
 	n := uint32(a + 0.5)
 	if n > maxLevel {
@@ -130,11 +130,11 @@ func bitLen(v uint32) int {
 	return n
 }
 
-// escapeBits is what escape takes, with the sign.
+// escapeBits returns the bits of an escape, its sign included.
 func escapeBits(v uint32) float32 { return float32(5+bitLen(v+1)-1) + 1 }
 
-// encode quantizes y, [rows, dim], with steps [rows], in the order of the stream, and returns the
-// bits that the model gives the lane. The symbols go to sink; with nil it only counts.
+// encode quantizes y, [rows, dim], with steps [rows], in the order of the stream. It puts the symbols
+// into sink, unless that is nil, and returns the bits that the model expects.
 func (q *rowQuantizer) encode(l *lane, y, steps []float32, sink *laneSink) (cost float64) {
 	var known []*rowScales
 	for t := 0; t < l.rows; t += 2 {
@@ -202,7 +202,7 @@ func (q *rowQuantizer) one(state int, v float32, scale8, prior8 int,
 	return m, float32(q.cost[k][maxLevel+1]) + escapeBits(over)
 }
 
-// coarse stores a coefficient of a class above all tables: its low bits as they are.
+// coarse stores a coefficient of a scale above all classes, with its low bits as they are.
 func (q *rowQuantizer) coarse(state int, v float32, k int, s uint,
 	sink *laneSink) (m uint32, cost float32) {
 	n, hi, u := parts(v, s)
@@ -227,8 +227,8 @@ func (q *rowQuantizer) coarse(state int, v float32, k int, s uint,
 	return uint32(max(n, -n)), cost
 }
 
-// parts returns the level of a coefficient of which s low bits are stored as they are: all of it, what is above
-// them, and the magnitude of that.
+// parts returns the level n of a coefficient with s low bits, its upper part hi, and the magnitude of
+// hi.
 func parts(v float32, s uint) (n, hi int32, u uint32) {
 	if v != v {
 		v = 0
@@ -255,7 +255,7 @@ func (c *coder) decodeLane(l *lane, stream []byte, out []float32) bool {
 	return c.decodeOne(l, stream, out)
 }
 
-// decodeRows decodes n rows from row t on, 1 or 2. It is the definition of the order of symbols.
+// decodeRows decodes n rows, 1 or 2, from row t on. It defines the order of symbols.
 func (c *coder) decodeRows(d *ransDecoder, l *lane, t, n int, out []float32) {
 	var st [2]rowState
 	for g := 0; g < l.dim; g += groupSize {

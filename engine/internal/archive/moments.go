@@ -20,7 +20,7 @@ type Moments struct {
 	left        []float64
 }
 
-// NewMoments returns moments of nothing, with covariances where full is set.
+// NewMoments returns empty moments, with covariances if full is set.
 func NewMoments(dim int, full bool) *Moments {
 	m := &Moments{Dim: dim, Sum: make([]float64, dim), Second: make([]float64, dim)}
 	if full {
@@ -31,8 +31,7 @@ func NewMoments(dim int, full bool) *Moments {
 
 func (m *Moments) full() bool { return len(m.Second) != m.Dim || m.Dim == 1 }
 
-// Add takes rows, [n, dim], but for those whose size is of another kind than that of the others
-// (Typical): one row of 10^7 would be all that the moments tell.
+// Add adds rows, [n, dim], without outliers (Typical): one row of 10^7 would hide all others.
 func (m *Moments) Add(rows []float32) {
 	d := m.Dim
 	rows = Typical(rows, d)
@@ -56,8 +55,8 @@ func (m *Moments) Add(rows []float32) {
 	}
 }
 
-// momentRows is how many products are added up in float32 before they go to float64. They are of
-// rows about a mean, that of the first ones, so that a large one takes no digits.
+// momentRows is the number of products that are summed in float32 before they are added in float64.
+// The products are of rows less the mean of the first rows, so that a large mean costs no digits.
 const momentRows = 256
 
 func (m *Moments) addFull(rows []float32) {
@@ -102,12 +101,12 @@ func (m *Moments) addFull(rows []float32) {
 	}
 }
 
-// productRange is how far from 1, in octaves, the largest value may be whose products float32 holds with
-// all their digits.
+// productRange bounds the octaves between 1 and the largest value. Within it, float32 holds products
+// with all their digits.
 const productRange = 40
 
-// scaleProducts scales rows whose largest value is most, in place, where their products leave float32,
-// and returns what sums of products are to be multiplied with. The scale is a power of two.
+// scaleProducts scales rows in place by a power of two if their products would leave the range of
+// float32. most is their largest value. It returns the factor for sums of products.
 func scaleProducts(rows []float32, most float32) float64 {
 	_, e := math.Frexp(float64(most))
 	if most == 0 || max(e, -e) <= productRange {
@@ -120,7 +119,7 @@ func scaleProducts(rows []float32, most float32) float64 {
 	return math.Ldexp(1, 2*min(e, 126))
 }
 
-// means returns what transforms subtract, which is not quite the mean, and the variances about it.
+// means returns the means that transforms subtract, which are rounded, and the variances about them.
 func (m *Moments) means() (mean, variance []float64) {
 	d, n := m.Dim, max(m.N, 1)
 	mean, variance = make([]float64, d), make([]float64, d)
@@ -139,12 +138,12 @@ func (m *Moments) means() (mean, variance []float64) {
 	return mean, variance
 }
 
-// constantShare is the share of a column's energy below which it does not vary: float32 tells no
-// smaller differences apart.
+// constantShare is the share of the energy of a column below which its variance counts as 0: float32
+// does not tell smaller differences apart.
 const constantShare = 1. / (1 << 46)
 
-// roundMean returns a mean as float32, rounded to 1/64 of the deviation or less: more digits tell nothing
-// and take bytes.
+// roundMean returns a mean as float32, rounded to 1/64 of the deviation or less. More digits would
+// take bytes and help nothing.
 func roundMean(mean, variance float64) float64 {
 	if variance > mean*mean*constantShare {
 		_, e := math.Frexp(variance) // the deviation is at least 2^((e-1)/2)

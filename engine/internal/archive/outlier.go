@@ -10,26 +10,26 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// A row is of another kind than the others of its lane from outlierOctaves on: 64 times as long as
-// the median. Such a row keeps outlierKeep octaves more of relative precision than the others have,
-// and no more: with the same step as theirs, one row of 10^8 would take 27 bits for every value.
+// A row is an outlier from outlierOctaves on: 64 times the median size of its lane. It is coded with
+// outlierKeep octaves more relative precision than other rows. With their step, one row of 10^8 would
+// take 27 bits for every value.
 const (
 	outlierOctaves = 6
 	outlierKeep    = 5
 )
 
 // The range of the transform mode. Values stay below 2^maxExponent, so that sums over a row are
-// finite; rows whose median size lies below 2^minExponent would need steps that float32 lacks.
+// finite. Rows whose median size is below 2^minExponent would need steps below the range of float32.
 const (
 	maxExponent = 116
 	minExponent = -104
 )
 
-// few is the number of rows below which none is called an outlier.
+// few is the number of rows below which no row is an outlier.
 const few = 4
 
-// Typical returns rows, [n, dim], without those that are outliers: rows itself where there are none.
-// Distances are taken from the median of each column over some of the rows.
+// Typical returns rows, [n, dim], without outliers. It returns rows itself if there are none.
+// Distances count from the median of each column over some of the rows.
 func Typical(rows []float32, dim int) []float32 {
 	n := len(rows) / dim
 	if n < few {
@@ -71,14 +71,14 @@ func columnMedians(rows []float32, dim int) []float32 {
 	return medians
 }
 
-// outlierLimit returns the size from which on rows of these sizes are outliers, 0 where none is. The
-// median is the lower one of the sizes that are not zero.
+// outlierLimit returns the size from which on rows of these sizes are outliers, 0 if none is. It
+// takes the lower median of the sizes that are not zero.
 func outlierLimit(size []float32) float32 {
 	var most float32
 	for _, s := range size {
 		most = max(most, s)
 	}
-	// Most sizes are within the limit of the largest: nothing to sort.
+	// If most sizes are within the limit of the largest, there is nothing to sort.
 	ordinary, zero := 0, 0
 	for _, s := range size {
 		if s > most/(1<<outlierOctaves) {
@@ -134,8 +134,8 @@ func largest(row []float32) float32 {
 	return math.Float32frombits(max(a, b, c, d))
 }
 
-// raise returns by how many octaves the steps of each row of a lane are coarser than those of its class,
-// nil where none is, for rows of these sizes.
+// raise returns, for rows of these sizes, by how many octaves the steps of each row of a lane are
+// coarser than those of its class, or nil if none is.
 func raise(size []float32) []uint8 {
 	limit := outlierLimit(size)
 	if limit == 0 || !slices.ContainsFunc(size, func(s float32) bool { return s >= limit }) {
@@ -151,7 +151,8 @@ func raise(size []float32) []uint8 {
 	return up
 }
 
-// checkRange refuses rows that steps of float32 cannot code. size is that of the rows as they came.
+// checkRange refuses rows that no step in float32 can code. size is that of the rows before
+// projection.
 func checkRange(lane int, size []float32) error {
 	for r, s := range size {
 		if !(float64(s) < math.Ldexp(1, maxExponent)) {

@@ -11,22 +11,22 @@ import (
 // NumTokenClasses is how many steps tokens of a head can choose from.
 const NumTokenClasses = sideSyms
 
-// Params is what all records of a file share.
+// Params are shared by all records of a file.
 type Params struct {
 	// Fine is the file's factor on all steps, [1, 2^(1/8)).
 	Fine float32
 	// Class8 is what a token's class adds to the step of its rows, in eighths of an octave.
 	Class8 [NumTokenClasses]int8
 	Ropes  Ropes
-	// Set holds transforms and tables. Own tells that they stand in the file; otherwise they come
-	// from the profile that the file names.
+	// Set holds transforms and tables. With Own they are part of the file; otherwise they are those
+	// of the profile that the file names.
 	Set *Set
 	Own bool
 }
 
-// paramsVersion is the version of the parameters, and with them of payloads in transform mode.
-// Version 1 had no shifts of lanes and no rows of a scale of their own. Version 3 is version 2 with a
-// rope for each layer, and written only where they differ.
+// paramsVersion is the version of the parameters and of payloads in transform mode. Version 1 had
+// neither shifts of lanes nor rows of coarser steps. Version 3 is version 2 with a rope for each layer,
+// and written only where they differ.
 const (
 	paramsVersion = 2
 	paramsRopes   = 3
@@ -109,8 +109,8 @@ type Codec struct {
 	staged []*coder // see coders
 }
 
-// Turns is a Rope that remembers the sines and cosines of the segments it first met: those of all layers are
-// at the same positions. It may be used by many goroutines at once.
+// Turns is a Rope that remembers sines and cosines of segments, because those of all layers are at
+// the same positions. Many goroutines may use it at once.
 type Turns struct {
 	rope Rope
 	most int // segments that are remembered
@@ -134,9 +134,9 @@ type turns struct {
 	sin, cos []float32
 }
 
-// maxTurns is how many segments are remembered. Layer after layer goes through the same
-// ones, so that where there are more it is better to keep some than always those last met. Ropes of a
-// codec share them.
+// maxTurns is the number of segments that are remembered. Every layer goes through the same segments,
+// so it is better to keep the first ones than to replace them by the latest. Ropes of a codec share
+// them.
 const maxTurns = 32
 
 // angles returns Rope.angles of positions.
@@ -167,7 +167,7 @@ func (c *Turns) angles(pos []int64) (sin, cos []float32) {
 	return sin, cos
 }
 
-// NewCodec makes a codec. encode prepares for encoding as well.
+// NewCodec makes a codec. With encode it prepares for encoding as well.
 //
 // Errors: quant.ErrShape for a set that does not hang together.
 func NewCodec(p *Params, encode bool) (*Codec, error) {

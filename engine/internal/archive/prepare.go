@@ -7,22 +7,23 @@ import (
 	"slices"
 )
 
-// Segment is the rows of one layer and segment, as they go in and come out.
+// Segment holds the rows of one layer and segment, before coding and after.
 type Segment struct {
 	Layer int     // the model's number
-	First int64   // position that the first token has where nothing else is said
+	First int64   // position of the first token
 	Pos   []int64 // [tokens], ascending
 	// Rows is [heads*sides][tokens*dim]: K and V of head 0, of head 1, and so on.
 	Rows [][]float32
 	Dims []int // per side
 	// Class is [heads][tokens], the class of each token's step.
 	Class [][]uint8
-	// Chunks is in how many stages the levels are told, 0 or 1 for one: each behind the first halves the
-	// step, and can be dropped later (Truncate).
+	// Chunks is the number of stages of the levels, 0 or 1 for one. Each after the first halves the
+	// step, and Truncate can drop it.
 	Chunks int
-	// Parts is in how many parts of the tokens a stage is cut, 0 or 1 for one: more make more streams.
+	// Parts is the number of parts that the tokens of a stage are divided into, 0 or 1 for one. More
+	// parts make more streams.
 	Parts int
-	// Step8 is [heads*sides], what a lane adds to its steps.
+	// Step8 is [heads*sides], what is added to the steps of each lane.
 	Step8 []int
 
 	up   [][]uint8 // [heads*sides], nil or [tokens]: octaves by which the steps of rows are coarser
@@ -40,11 +41,11 @@ type Prepared struct {
 	steps []stepRange  // [lanes]
 }
 
-// stepRange holds the steps of a lane, in eighths of an octave: at the finest, with what classes of tokens add,
-// coefficients stay below maxMagnitude, and all steps are finite numbers.
+// stepRange bounds the steps of a lane, in eighths of an octave. Within it, whatever the classes of
+// tokens add, coefficients stay below maxMagnitude and steps are finite.
 type stepRange struct{ finest, coarsest int }
 
-// MostStep8 bounds steps, so that with all that is added to them they are finite numbers.
+// MostStep8 bounds steps, so that they are finite with all that is added to them.
 const MostStep8 = 980
 
 // step returns the step of lane i where that of the file is step8.
@@ -56,8 +57,8 @@ func (p *Prepared) step(i, step8 int) int {
 // Rows returns the rows of a lane.
 func (p *Prepared) Rows() int { return len(p.seg.Pos) }
 
-// Energy returns the mean square of the values of lane i about their means, as deviations of its components
-// tell it, in the metric of its transform.
+// Energy returns the mean square of the values of lane i about their means, in the metric of its
+// transform. It is computed from the deviations of the components.
 func (p *Prepared) Energy(i int) float64 {
 	var sum float64
 	for _, s := range p.std8[i] {
@@ -79,8 +80,8 @@ func (p *Prepared) Expected(i int) float64 {
 	return sum / float64(len(p.ts[i].Std8))
 }
 
-// Shift adds units to the steps of the lanes, in eighths of an octave and in all: lanes differ by
-// one at most. Which get more turns with at.
+// Shift adds units, in eighths of an octave, to the steps of the lanes in total. Lanes differ by one
+// at most; at decides which get one more.
 func (p *Prepared) Shift(units, at int) {
 	if units == 0 {
 		return
@@ -99,7 +100,8 @@ func (p *Prepared) Shift(units, at int) {
 	}
 }
 
-// Prepare projects a segment. Its rows become the components, which what is prepared goes on to use.
+// Prepare projects a segment. It turns the segment's rows into components in place; Prepared uses
+// them.
 //
 // Errors: quant.ErrShape; *RangeError for rows beyond what steps can code.
 func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
@@ -146,7 +148,7 @@ func (c *Codec) stepRange(most8 int) stepRange {
 	return stepRange{finest: min(max(most8+finer-8*27, -limit), limit), coarsest: limit}
 }
 
-// adapted is what a segment tells of the deviations of a lane.
+// adapted holds the deviations of a lane in a segment.
 type adapted struct {
 	std8  []int16
 	delta []uint8 // symbols: std8 against those of the transform and shift
@@ -154,7 +156,7 @@ type adapted struct {
 	most8 int // 8*log2 of what no component is above, the steps of its row taken as those of the others
 }
 
-// adapt finds the deviations of the components of a segment. Rows whose steps are coarser take no part.
+// adapt finds the deviations of the components of a segment. It leaves out rows of coarser steps.
 func adapt(t *Transform, y, size []float32, up []uint8) adapted {
 	a := adapted{std8: make([]int16, t.Dim), delta: make([]uint8, t.Dim), most8: -MostStep8}
 	if up != nil {
@@ -200,8 +202,8 @@ func adapt(t *Transform, y, size []float32, up []uint8) adapted {
 	return a
 }
 
-// laneShift returns by how many quarter octaves all deviations of a lane are off, 0 where symbols tell
-// them well.
+// laneShift returns by how many quarter octaves all deviations of a lane differ from those of the
+// transform, 0 if symbols alone can tell them.
 func laneShift(t *Transform, have []float64) int {
 	off := make([]float64, 0, len(have))
 	beyond := 0
@@ -246,7 +248,7 @@ func addSquares(sum []float64, y []float32) {
 	}
 }
 
-// split parts a step of 2^(s/8) into a power that records hold and the factor of the file.
+// split divides a step of 2^(s/8) into a power that records hold and the factor of the file.
 func split(s float64) (fine float32, s8 int) {
 	s8 = int(math.Floor(s))
 	fine = float32(math.Exp2((s - float64(s8)) / 8))
@@ -289,7 +291,7 @@ func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []flo
 	return l, steps
 }
 
-// mostRowStep8 bounds the steps of rows that are coarser than others: they are finite numbers.
+// mostRowStep8 bounds the steps of rows of coarser steps, so that they are finite.
 const mostRowStep8 = 1000
 
 // check returns the transforms of a layer for rows of these dims.

@@ -19,7 +19,7 @@ const (
 	ransLow  = 1 << 16 // the least value of a state, and the one it starts with
 )
 
-// interval is the range of a symbol: start in the upper, freq in the lower half.
+// interval is the range of a symbol: start in the upper half, freq in the lower.
 type interval uint32
 
 func newInterval(start, freq uint32) interval { return interval(start<<16 | freq) }
@@ -77,8 +77,8 @@ func (d *ransDecoder) word() uint16 {
 	return binary.LittleEndian.Uint16(d.b[p:])
 }
 
-// done reports whether all words were taken, no more, and the states are back where the encoder
-// began: a stream that was changed hardly ever is.
+// done reports whether exactly all words were taken and the states are those that the encoder began
+// with. A damaged stream hardly ever passes.
 func (d *ransDecoder) done() bool {
 	return d.pos == len(d.b) && d.x == [2]uint32{ransLow, ransLow}
 }
@@ -93,8 +93,8 @@ func (d *ransDecoder) take(i int, start, freq uint32, scale uint) {
 	d.x[i] = x
 }
 
-// Side information is coded with adaptive models of 16 symbols: a symbol's neighbourhood of the
-// cumulative table moves towards it by 1/2^rate, all in integers.
+// Side information is coded with adaptive models of 16 symbols. The cumulative table moves towards
+// each symbol by 1/2^rate of the distance, in integers.
 
 const (
 	sideBits   = 15

@@ -13,12 +13,13 @@ func ropeLayout(v uint64) quant.RopeLayout { return quant.RopeLayout(v) }
 
 // Effort says how levels are chosen.
 type Effort struct {
-	// Lambda is the squared error, in squared steps, that a bit is worth. 0 rounds to the nearest.
+	// Lambda is the squared error, in squared steps, that may be added to save a bit. 0 rounds to the
+	// nearest.
 	Lambda float32
 }
 
-// Cost returns the bits of the lanes of a segment at a step, as the model gives them; what the
-// record takes beside them is small and does not depend on the step.
+// Cost returns the bits of the lanes of a segment at a step, as the model expects them. The rest of a
+// record is small and does not depend on the step.
 func (c *Codec) Cost(p *Prepared, step8 int, e Effort) float64 {
 	q := c.c.quantizer(e.Lambda)
 	var sum float64
@@ -44,10 +45,10 @@ func (c *Codec) Fit(f *Fit, p *Prepared, step8 int, e Effort) float64 {
 	return sum
 }
 
-// Fit is statistics for tables.
+// Fit holds statistics for tables.
 type Fit struct{ f fitter }
 
-// Tables returns tables made of the statistics, where there are few mixed with old ones.
+// Tables returns tables made of the statistics. If these are few, old tables are mixed in.
 func (f *Fit) Tables(old *Tables) *Tables { return f.f.tables(old) }
 
 // The first byte of a payload.
@@ -94,8 +95,8 @@ func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 	return parts.append(dst)
 }
 
-// energy returns that of the rows of a lane, in squared steps, and what the tables expect coding to leave
-// of it.
+// energy returns the energy of the rows of a lane, in squared steps, and the error that the tables
+// expect after coding.
 func (c *Codec) energy(l *lane, y, steps []float32) (all, lost float64) {
 	known := map[int16]float64{}
 	for t, f := range steps {
@@ -187,11 +188,11 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	return staged.done()
 }
 
-// nothingLeft refinements short, no component is coded.
+// With nothingLeft refinements missing, no component is coded.
 const nothingLeft = 1 << 10
 
-// noise sets out to gain times the expected squared error of each row, as the tables tell it, where token t
-// is left(t) refinements short.
+// noise sets out to gain times the squared error that the tables expect of each row, if token t lacks
+// left(t) refinements.
 func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32, left func(t int) int) {
 	type at struct {
 		step8 int16
@@ -209,8 +210,8 @@ func (c *Codec) noise(out []float32, l *lane, steps []float32, gain float32, lef
 	}
 }
 
-// expected returns the squared error to expect of a row with a step, some refinements short, in
-// squared steps.
+// expected returns the squared error expected of a row at a step, in squared steps, with some
+// refinements missing.
 func (c *Codec) expected(l *lane, step8 int16, left int) float64 {
 	var sum float64
 	for _, s := range l.std8 {
@@ -224,15 +225,15 @@ func (c *Codec) expected(l *lane, step8 int16, left int) float64 {
 			sum += math.Ldexp(e, 2*left)
 			continue
 		}
-		// The whole of a component that is not stored.
+		// All of a component that is not stored is lost.
 		dev := math.Ldexp(float64(eighths[prior&7]), prior>>3)
 		sum += dev * dev
 	}
 	return sum
 }
 
-// LaneSizes returns the bytes that each lane of a payload takes, [heads*sides]. Refinements, whose streams
-// are of all lanes, count as the bases do.
+// LaneSizes returns the bytes of each lane of a payload, [heads*sides]. The bytes of refinements,
+// whose streams hold all lanes, are divided as those of the bases.
 //
 // Errors: *CorruptError.
 func LaneSizes(payload []byte, lanes int) ([]int64, error) {

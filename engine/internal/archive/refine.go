@@ -2,18 +2,18 @@
 
 package archive
 
-// A record of several streams holds its levels by halvings of the step. The base has them in steps
-// 2^r times as coarse, r refinements follow, and each halves the step: level m of a step was level
-// m/2, rounded towards zero, of the step twice as coarse. So what is left when refinements are dropped
-// is about what coding with a coarser step would have given, and a refinement costs what the finer
-// levels cost beyond the coarser ones: its probabilities are those of the tables, given the coarser
-// level.
+// A record of several stages codes levels by halvings of the step. The base has steps 2^r times as
+// coarse. Each of the r refinements halves the step: level m of a step is level m/2, rounded towards
+// zero, of the step twice as coarse. If refinements are dropped, the rest is about what coding with a
+// coarser step would give. A refinement costs what finer levels cost beyond coarser ones, because its
+// probabilities are those of the tables, given the coarser level.
 
-// NumGroups is how many streams a refinement is cut into, by the steps of tokens: those of sinks and heavy
-// tokens can be kept when those of light ones go.
+// NumGroups is the number of streams of a refinement for each part of the tokens. The steps of tokens
+// decide the group, so that sinks and heavy tokens can be kept when light ones are dropped.
 const NumGroups = 4
 
-// groupBounds[g] is the most that the class of a token of group g adds to its step, in eighths of an octaveClasses.
+// groupBounds[g] is the most that the class of a token of group g adds to its step, in eighths of an
+// octave.
 var groupBounds = [NumGroups - 1]int8{-30, -9, 8}
 
 // groupOf returns the group of a class that adds step8 to the step.
@@ -30,19 +30,19 @@ func groupOf(step8 int8) int {
 // both finer ones are equally likely.
 const refineLevels = (maxLevel + 1) / 2
 
-// refineTables says how a level splits into finer ones, and what levels stand for.
+// refineTables holds how a level splits into finer ones, and the values that levels stand for.
 type refineTables struct {
 	left int // refinements that would halve the step
-	// bit[k][u] is the probability, of 2^12, that magnitude u of the step twice as coarse is 2u of this
-	// one and not 2u+1, in class k of this step. bit[k][0] is that of level -1, and of 1, where the
-	// coarser level is 0.
+	// bit[k][u] is the probability, in 1/4096, that magnitude u of the step twice as coarse becomes
+	// 2u and not 2u+1, in class k of this step. bit[k][0] is the probability of level -1, and that of
+	// 1, if the coarser level is 0.
 	bit [numClasses][refineLevels]uint16
 	// recon[k][u] is the point of reconstruction of magnitude u in class k.
 	recon [numClasses][maxLevel + 1]float32
 }
 
-// newRefineTables returns those of the tables of a step; finer are those of the step half as coarse,
-// nil where there is none, and recon then the points of reconstruction.
+// newRefineTables returns the tables of a step. finer are those of half the step; if there are none,
+// it is nil, and recon holds the points of reconstruction.
 func newRefineTables(t *Tables, recon *[numClasses][maxLevel + 1]float32, finer *refineTables) *refineTables {
 	rt := &refineTables{}
 	for k := range rt.bit {
@@ -71,15 +71,15 @@ func newRefineTables(t *Tables, recon *[numClasses][maxLevel + 1]float32, finer 
 	return rt
 }
 
-// octaveClasses is how many classes half the step is above.
+// octaveClasses is the difference between the class at half the step and the class at the step.
 const octaveClasses = 4
 
-// coarser returns the tables of a step twice as coarse, of levels that are those of t halved towards
-// zero: sums of its frequencies.
+// coarser returns the tables of a step twice as coarse: sums of frequencies, as levels are halved
+// towards zero.
 func (t *Tables) coarser() *Tables {
 	c := &Tables{Prior: t.Prior}
 	for k := range c.Freq {
-		if k+octaveClasses >= numClasses { // what t says of its own step will have to do
+		if k+octaveClasses >= numClasses { // the tables hold no class above: take its own
 			c.Freq[k], c.MeanAbs[k] = t.Freq[k], t.MeanAbs[k]
 			continue
 		}
@@ -95,10 +95,11 @@ func (t *Tables) coarser() *Tables {
 	return c
 }
 
-// middle is how far the middle of the levels that r refinements make of one lies above it, in its steps.
+// middle returns the distance, in steps, from a level to the middle of the levels that r refinements
+// make of it.
 func middle(r int) float32 { return 0.5 - 0.5/float32(int(1)<<r) }
 
-// share returns part/all of 2^12, rounded, from 1 to most; a half where all is 0.
+// share returns part/all in 1/4096, rounded and limited to 1 to most; a half if all is 0.
 func share(part, all, most uint32) uint32 {
 	if all == 0 {
 		return min(probOne/2, most)
@@ -114,7 +115,7 @@ func (rt *refineTables) value(k int, u uint32) float32 {
 	return float32(u) + middle(rt.left)
 }
 
-// interval returns that of a finer level, given the coarser one u; bit is its lowest bit.
+// interval returns the interval of the finer level 2u + bit, given the coarser level u.
 func (rt *refineTables) interval(k int, u, bit uint32) interval {
 	p := uint32(probOne / 2)
 	if u < refineLevels {
@@ -172,8 +173,8 @@ func (rt *refineTables) refine(d *ransDecoder, s, k int, level int32) int32 {
 	return min(2*level+bit, maxMagnitude)
 }
 
-// stage is a lane at a step that some refinements would still halve: the scales of its components for
-// every step of its tokens.
+// stage is a lane at a step that some refinements would halve further: the scales of its components
+// for every step of its tokens.
 type stage struct {
 	*coder
 	l     *lane
@@ -181,7 +182,7 @@ type stage struct {
 	known []*stageScales
 }
 
-// stageScales is what the rows of one step share at a stage.
+// stageScales holds the scales of rows of one step at a stage.
 type stageScales struct {
 	step8 int16
 	scale []int16
@@ -207,7 +208,8 @@ func (s *stage) scales(step8 int16) *stageScales {
 	return x
 }
 
-// shift returns the correction of the scales of a row that levels of this stage tell, as rowState does.
+// shift returns the correction of the scales of a row, as rowState does, from the levels of this
+// stage.
 func (s *stage) shift(of *stageScales, levels []int32) int {
 	seen := uint64(s.Prior)
 	for _, m := range levels {

@@ -8,9 +8,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Rope turns rows of K back to what they were before the position embedding, and forward again.
-// The sine and cosine are computed here, operation by operation, so that both directions use the
-// same numbers on every machine.
+// Rope takes the position embedding off rows of K and puts it back. It computes sine and cosine
+// itself, operation by operation, so that both directions use the same numbers on every machine.
 type Rope struct {
 	Layout quant.RopeLayout
 	Freqs  []float64 // [rotary_dim/2], radians per position
@@ -19,8 +18,8 @@ type Rope struct {
 // NewRope returns the turns of a geometry's rope.
 func NewRope(r quant.Rope) Rope { return Rope{Layout: r.Layout, Freqs: r.Frequencies()} }
 
-// The three parts of pi/2 have 33 bits each, so that n times a part is exact for n below 2^20; beyond that
-// the angle loses digits, the same ones in both directions.
+// pi/2 is the sum of three parts of 33 bits each, so that n times a part is exact for n below 2^20.
+// Beyond that angles lose digits, the same ones in both directions.
 const (
 	halfPi1 = 0x1.921fb544p+0
 	halfPi2 = 0x1.0b4611a6p-34

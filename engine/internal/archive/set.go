@@ -13,8 +13,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Set is a family of transforms and the tables that belong to them: what a profile holds, or a
-// file that has none.
+// Set holds transforms and the tables that belong to them: those of a profile, or of a file without
+// one.
 type Set struct {
 	Tables *Tables
 	Heads  int // KV heads
@@ -26,7 +26,7 @@ type Set struct {
 	mu sync.Mutex // a set may be used by many codecs
 }
 
-// prepare prepares the transforms, on all cores, unless that was done.
+// prepare prepares the transforms once, on all cores.
 func (s *Set) prepare(encode bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,7 +109,7 @@ func (s *Set) Append(dst []byte) []byte {
 	return dst
 }
 
-// setReader takes a set apart. The first fault sticks.
+// setReader reads a set field by field. It keeps the first error.
 type setReader struct {
 	b   []byte
 	off int

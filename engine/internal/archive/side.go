@@ -6,10 +6,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// What the side stream tells of deviations, in quarter octaves.
+// Deviations in the side stream, in quarter octaves.
 const (
-	deltaZero   = 7            // the symbol of a deviation that is the one expected
-	deltaEscape = sideSyms - 1 // the symbol of a deviation that is told as it is
+	deltaZero   = 7            // the symbol of a deviation as expected
+	deltaEscape = sideSyms - 1 // the symbol of a deviation that follows in bits
 	deltaBits   = 11
 	shiftBits   = 12
 	stepZero    = 2048
@@ -33,7 +33,7 @@ func newSideModels() *sideModels {
 	return m
 }
 
-// number codes v in hexadecimal digits from the lowest, a flag before each.
+// number codes v in hexadecimal digits, the lowest first, with a flag before each.
 func (e *sideEncoder) number(m *sideModel, v uint64) {
 	for ; v > 0; v >>= 4 {
 		e.raw(1, 1)
@@ -42,7 +42,8 @@ func (e *sideEncoder) number(m *sideModel, v uint64) {
 	e.raw(0, 1)
 }
 
-// number reads what number of sideEncoder codes; false for more than a position can be.
+// number reads what number of sideEncoder wrote. It returns false for numbers larger than any
+// position.
 func (d *sideDecoder) number(m *sideModel) (v uint64, ok bool) {
 	for n := 0; d.raw(1) == 1; n += 4 {
 		if n > 40 {
@@ -76,7 +77,7 @@ func (e *sideEncoder) raised(m *sideModels, up []uint8) {
 	}
 }
 
-// raised reads what raised of sideEncoder codes.
+// raised reads what raised of sideEncoder wrote.
 func (d *sideDecoder) raised(m *sideModels, rows int) (up []uint8, ok bool) {
 	if d.raw(1) == 0 {
 		return nil, true
@@ -100,8 +101,9 @@ func (d *sideDecoder) raised(m *sideModels, rows int) (up []uint8, ok bool) {
 	return up, true
 }
 
-// The side stream: whether positions count up by one; if not, each gap; for every lane its step, the
-// deviations of its components and the rows of coarser steps; for every head the class of every token.
+// encodeSide appends the side stream: whether positions count up by one, and if not, each gap; for
+// every lane its step, the deviations of its components and the rows of coarser steps; for every head
+// the class of every token.
 func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 	var e sideEncoder
 	m := newSideModels()

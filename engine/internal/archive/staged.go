@@ -21,15 +21,15 @@ func (w worth) value() float64 { return float64(math.Float32frombits(uint32(w) <
 
 func (w worth) valid() bool { return w < 0x7f80 }
 
-// stream is a part of a payload that can be left out; of one that was, the worth stays.
+// stream is a part of a payload that can be dropped. A dropped stream keeps its worth.
 type stream struct {
 	b     []byte
 	worth worth
 	at    int // offset in the payload
 }
 
-// streamsOf returns the stream of every token of a head in a refinement: its group, in its part of the
-// tokens.
+// streamsOf returns the stream of every token of a head in a refinement, which its part and its group
+// give.
 func (c *Codec) streamsOf(class []uint8, parts int) []uint8 {
 	g := make([]uint8, len(class))
 	for t, k := range class {
@@ -38,7 +38,7 @@ func (c *Codec) streamsOf(class []uint8, parts int) []uint8 {
 	return g
 }
 
-// stages returns the stages of a lane, the base last: stage r is r refinements short.
+// stages returns the stages of a lane, the base last. Stage r lacks r refinements.
 func stages(coders []*coder, l *lane) []stage {
 	s := make([]stage, len(coders))
 	for r := range s {
@@ -47,7 +47,7 @@ func stages(coders []*coder, l *lane) []stage {
 	return s
 }
 
-// base returns a lane as its base has it.
+// base returns the lane at the steps of its base.
 func (l *lane) base(refinements int) *lane {
 	b := &lane{rows: l.rows, dim: l.dim, std8: l.std8, step8: make([]int16, l.rows)}
 	for t, s := range l.step8 {
@@ -61,7 +61,7 @@ type stagedEncoder struct {
 	*Codec
 	coders  []*coder
 	fine    *rowQuantizer   // of the finest step
-	exact   []*rowQuantizer // of all stages: they change no whole number
+	exact   []*rowQuantizer // of all stages: one that changes no whole number
 	quick   *levels
 	sinks   [][]laneSink // of each refinement, the coarsest first
 	rows    [][]int      // rows that each has
@@ -109,7 +109,7 @@ func (s *stagedEncoder) lane(dst []byte, l *lane, y, steps []float32, of []uint8
 	at := len(dst)
 	s.quick.quantize(s.exact[refinements], base, s.y, s.ones[:l.rows])
 	dst = s.quick.encode(dst, s.exact[refinements], base)
-	// Levels above 2^23 may come out as a neighbour: what follows is told of those that come out.
+	// Levels above 2^23 may be decoded as a neighbour. What follows describes the decoded ones.
 	s.coders[refinements].decodeOne(base, dst[at:], s.y)
 	toLevels(s.levels, s.y)
 	stages := stages(s.coders, l)
@@ -123,7 +123,7 @@ func (s *stagedEncoder) lane(dst []byte, l *lane, y, steps []float32, of []uint8
 	return dst
 }
 
-// toLevels turns values into the whole numbers they were made of.
+// toLevels turns values back into the whole numbers that they were made of.
 func toLevels(levels []int32, values []float32) {
 	for i, v := range values {
 		if v < 0 {
@@ -253,7 +253,7 @@ func (c *Codec) newStagedDecoder(parts *streams) *stagedDecoder {
 	return d
 }
 
-// missing returns how many refinements the tokens of each stream are short of.
+// missing returns how many refinements the tokens of each stream lack.
 func (s *streams) missing() []int {
 	left := make([]int, s.parts*NumGroups)
 	for _, r := range s.refined {
@@ -300,7 +300,7 @@ func (d *stagedDecoder) ends(n, g int) error {
 	return corrupt("refinement", -1, -1, d.parts.refined[n][g].at, "stream %d of refinement %d does not end where it should", g, n)
 }
 
-// refine brings the levels of a lane to the stage of refinement n, where it is there.
+// refine takes the levels of a lane to the stage of refinement n, where its streams are there.
 func (d *stagedDecoder) refine(n int, from, to *stage, of []uint8) {
 	l := to.l
 	for t := range l.rows {
@@ -340,7 +340,8 @@ func (d *stagedDecoder) done() error {
 	return nil
 }
 
-// coders returns the coders of the stages: the finest first, each of the others as coarse again.
+// coders returns the coders of the stages, the finest first. Each of the others has steps twice as
+// coarse as the one before.
 func (c *Codec) coders(stages int) []*coder {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -10,12 +10,12 @@ type streams struct {
 	side   []byte
 	parts  int      // of the tokens; a refinement has NumGroups streams for each
 	lanes  []stream // the base of each
-	// energy is that of all rows, err what is left of it when nothing was dropped.
+	// energy is that of all rows. err is the error of the complete payload.
 	energy, err worth
 	refined     [][]stream // [chunks-1][parts*NumGroups]
 }
 
-// parser takes a payload apart: first come the lengths, then what they are of.
+// parser splits a payload into its parts. The lengths of all parts come first.
 type parser struct {
 	b    []byte
 	head int // of the lengths
@@ -32,7 +32,7 @@ func (p *parser) u32() int {
 	return int(binary.LittleEndian.Uint32(p.b[p.head-4:]))
 }
 
-// part returns the next size bytes; false where the payload ends before.
+// part returns the next size bytes, or false if the payload ends before.
 func (p *parser) part(size int) ([]byte, bool) {
 	if int64(size) > int64(len(p.b))-p.at {
 		return nil, false
@@ -45,7 +45,7 @@ func (p *parser) part(size int) ([]byte, bool) {
 // MaxParts is the most parts of the tokens.
 const MaxParts = 16
 
-// headBytes returns what stands before the side stream.
+// headBytes returns the bytes before the side stream.
 func headBytes(lanes, chunks, parts int) int64 {
 	return 3 + 4 + 4 + 6*int64(lanes) + 6*int64(chunks-1)*int64(parts)*NumGroups
 }
@@ -128,8 +128,8 @@ func (s *streams) append(dst []byte) []byte {
 	return dst
 }
 
-// spread adds the bytes of the refinements, which all lanes share, to those of their bases, in the
-// same proportion.
+// spread adds the bytes of the refinements, which hold all lanes, to those of the bases, in
+// proportion to them.
 func (s *streams) spread(sizes []int64) {
 	var base, refined int64
 	for _, n := range sizes {

@@ -20,22 +20,22 @@ const (
 	numSymbols = 2*maxLevel + 2
 	symEscape  = numSymbols - 1
 	maxShift   = 20
-	groupSize  = 8 // coefficients that share a look at the row so far
+	groupSize  = 8 // coefficients between corrections by rowState
 	maxRecon   = 3 // magnitudes with a point of reconstruction of their own; more share the last
 )
 
-// Tables are the statistics of the coder: for every class the frequencies of magnitudes and what
-// lies behind them. They belong to a profile; DefaultTables serves without one.
+// Tables are the statistics of the coder, by class: the frequencies of magnitudes, and what is
+// expected of them. They belong to a profile; DefaultTables serves without one.
 type Tables struct {
-	// Freq is the frequency of magnitude m, of both signs together for m > 0 and therefore even, of
-	// 2^12; the last is that of the escape, which stands for all magnitudes from the first one of
+	// Freq is the frequency of magnitude m, in 1/4096. For m > 0 it is that of both signs together,
+	// and so even. The last is that of the escape, which stands for all magnitudes from the first of
 	// frequency 0 on. Magnitude 0 and the escape have at least 1.
 	Freq [numClasses][maxLevel + 2]uint16
 	// MeanAbs is the expected magnitude of a coefficient whose class is known from its component
 	// and step alone, in 1/4096 of a step.
 	MeanAbs [numClasses]uint16
-	// Recon is by how much a magnitude of 1, 2 or more is reconstructed below itself, in 1/256 of
-	// a step.
+	// Recon is the distance by which the values of magnitudes 1, 2 and 3 or more lie below the
+	// magnitude, in 1/256 of a step.
 	Recon [numClasses][maxRecon]int8
 	// Noise is the expected squared error, in 1/4096 of a squared step.
 	Noise [numClasses]uint16
@@ -91,7 +91,7 @@ func newCoder(t *Tables, encode bool) *coder {
 		}
 		for m, f := range t.Freq[k] {
 			if f == 0 {
-				f = t.Freq[k][maxLevel+1] // the escape; what follows it is counted apart
+				f = t.Freq[k][maxLevel+1] // the escape; the bits behind it are counted apart
 			}
 			c.cost[k][m] = float32(probBits - math.Log2(float64(f)))
 			if m > 0 && m <= maxLevel {
@@ -214,8 +214,8 @@ func parseTables(b []byte) (*Tables, error) {
 	return t, t.validate()
 }
 
-// normalise turns counts into frequencies that add up to probOne. Magnitudes too rare for a
-// frequency share the escape; what rounding leaves goes to magnitude 0.
+// normalise turns counts into frequencies that add up to probOne. Magnitudes that are too rare go to
+// the escape; magnitude 0 takes what rounding leaves.
 func normalise(counts []float64) (f [maxLevel + 2]uint16) {
 	var total float64
 	for _, c := range counts {
@@ -236,7 +236,7 @@ func normalise(counts []float64) (f [maxLevel + 2]uint16) {
 	}
 	f[maxLevel+1] = uint16(max(1, int(math.Round(escape/total*probOne))))
 	left -= int(f[maxLevel+1])
-	for left < 1 { // too much was rounded up: the largest give way
+	for left < 1 { // rounding up took too much: the largest pay for it
 		big := 1
 		for m := 1; m <= maxLevel; m++ {
 			if f[m] > f[big] {

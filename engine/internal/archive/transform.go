@@ -9,29 +9,27 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/archive/internal/axpy"
 )
 
-// Transform is a calibrated basis: row x = Mean + sum over i of y_i * component i. The components
-// are not orthogonal in general: y is measured in a metric in which errors of all its components
-// weigh the same. Without a basis component i is Scale[i] times value Order[i] of the row.
+// Transform is a calibrated basis: row x = Mean + sum over i of y_i * component i. In general the
+// components are not orthogonal: y is measured in a metric in which errors of all components count
+// the same. Without a basis, component i is Scale[i] times value Order[i] of the row.
 type Transform struct {
 	Dim   int
 	Mean  []float32 // [dim]
 	Std8  []int16   // [dim], 8*log2 of the deviation of y_i
 	Basis []int8    // [dim, dim], row i times Scale[i] is component i; nil: Scale alone
 	Scale []float32 // [dim]
-	// Order has the values of the row by deviation, the largest first: the components that streams
-	// behind the first hold, and Truncate drops, are the weakest. nil: as they stand in the row.
-	// With a basis it is nil.
+	// Order sorts the values of the row by deviation, the largest first, so that Truncate drops the
+	// weakest components. nil: the order of the row. With a basis it is nil.
 	Order []uint16 // [dim]
-	// Gain is what a squared error in y is worth in the metric that the basis was made for: for K
-	// the mean of (q . dk)^2 over queries is Gain * |dy|^2; 0 where it is not known.
+	// Gain is the weight of a squared error in y, in the metric of the basis: for K the mean of (q .
+	// dk)^2 over queries is Gain * |dy|^2. 0 if it is not known.
 	Gain float32
 
 	forward []float32 // [dim, dim], made when asked for
 	inverse []float32 // [dim, dim], the components
 }
 
-// Bounds of deviations, 8*log2. A component of minStd8 never varied: no step is so fine that it is
-// coded.
+// Bounds of deviations, 8*log2. A component of minStd8 never varied: it is not coded at any step.
 const (
 	minStd8 = -1024
 	maxStd8 = 1024
@@ -77,7 +75,7 @@ func (t *Transform) prepare(encode bool) error {
 	return nil
 }
 
-// value returns the value of the row that component i is of.
+// value returns which value of the row component i is.
 func (t *Transform) value(i int) int {
 	if t.Order != nil {
 		return int(t.Order[i])
@@ -85,7 +83,7 @@ func (t *Transform) value(i int) int {
 	return i
 }
 
-// sort puts components that stand as the values of the row do in the order of their deviations.
+// sort sorts the components of a transform without a basis by their deviations.
 func (t *Transform) sort() {
 	t.Order = make([]uint16, t.Dim)
 	for i := range t.Order {
@@ -114,7 +112,7 @@ func (t *Transform) Deviation8() int {
 	return int(math.Round(4 * math.Log2(energy/float64(t.Dim))))
 }
 
-// inRow returns deviations and scales as the values stand in the row.
+// inRow returns deviations and scales in the order of the row.
 func (t *Transform) inRow() (std8 []int16, scale []float32) {
 	if t.Order == nil {
 		return t.Std8, t.Scale
@@ -126,8 +124,8 @@ func (t *Transform) inRow() (std8 []int16, scale []float32) {
 	return std8, scale
 }
 
-// foreign reports whether the mean is none of rows of these sizes: all of their values are far smaller.
-// Taken off such rows it would be all that is left of them.
+// foreign reports whether the mean does not fit rows of these sizes, because all their values are far
+// smaller. Subtracted from such rows, it would hide them.
 func (t *Transform) foreign(size []float32) bool {
 	var most, mean float32
 	for _, s := range size {
@@ -139,7 +137,7 @@ func (t *Transform) foreign(size []float32) bool {
 	return most > 0 && most < mean/8
 }
 
-// mean returns what is taken off rows, zeros for bare ones.
+// mean returns the mean to subtract, zeros for bare rows.
 func (t *Transform) mean(bare bool) []float32 {
 	if bare {
 		return make([]float32, t.Dim)
@@ -147,7 +145,7 @@ func (t *Transform) mean(bare bool) []float32 {
 	return t.Mean[:t.Dim]
 }
 
-// project puts the components of x, [rows, dim], in its place.
+// project turns x, [rows, dim], into components in place.
 func (t *Transform) project(x, mean []float32) {
 	d := t.Dim
 	centred := make([]float32, d)
@@ -167,9 +165,9 @@ func (t *Transform) project(x, mean []float32) {
 	}
 }
 
-// restore sets x to the rows that the components y stand for. The sum runs over the components
-// in order, each product rounded, so that every machine gives the same bits; components that are
-// zero change nothing. The mean comes last: a large one would take digits off every partial sum.
+// restore sets x to the rows of the components y. The sum runs over the components in order, each
+// product rounded, so that every machine gives the same bits. Components that are zero change
+// nothing. The mean is added last: a large one would cost every partial sum digits.
 func (t *Transform) restore(x, y, mean []float32) {
 	d := t.Dim
 	for r := range len(x) / d {

@@ -11,15 +11,15 @@ type Part struct {
 	Worth float64
 }
 
-// Contents says what the streams of a payload take and tell. Errors and energies are in squared steps of
-// their rows, which cost the same everywhere.
+// Contents describes the streams of a payload. Errors and energies are in squared steps of their
+// rows, which cost the same everywhere.
 type Contents struct {
-	// Lanes are the bases of the lanes, or the whole of them where there are no refinements.
+	// Lanes are the bases of the lanes; without refinements a base is the whole lane.
 	Lanes []Part
-	// Refined is [refinements][streams], the coarsest first. Stream i is of the tokens of group
-	// i % NumGroups, the heaviest tokens first, and refines stream i of the refinement before.
+	// Refined is [refinements][streams], the coarsest first. Stream i holds tokens of group i %
+	// NumGroups, the heaviest tokens in group 0, and refines stream i of the refinement before.
 	Refined [][]Part
-	// Energy is that of all rows without their means; Error is what is left when nothing was dropped.
+	// Energy is that of all rows less their means. Error is the error of the complete payload.
 	Energy, Error float64
 }
 
@@ -45,14 +45,14 @@ func Streams(payload []byte, lanes int) (*Contents, error) {
 	return c, nil
 }
 
-// Keep is what Truncate leaves of a payload.
+// Keep names the streams that Truncate keeps.
 type Keep struct {
-	Lanes   []bool // the bases; where one goes, all refinements have to
+	Lanes   []bool // the bases; without one of them no refinement can be kept
 	Refined []int  // how many refinements each stream keeps; nil for none
 }
 
-// Truncate appends to dst the payload with what keep says, at most what it has. Nothing is coded
-// again.
+// Truncate appends to dst the payload with the streams that keep names, as far as it has them.
+// Nothing is coded again.
 //
 // Errors: *CorruptError; quant.ErrShape for a keep that does not fit.
 func Truncate(dst, payload []byte, keep *Keep) ([]byte, error) {

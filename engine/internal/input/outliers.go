@@ -14,7 +14,8 @@ import (
 // scales (quant.ScaleLog8), and its errors, which count as they are, would take the bits of all others.
 const apartRatio = 1 << 12
 
-// ApartLimit returns the energy from which on rows of these energies stand apart: +Inf where none does.
+// ApartLimit returns the energy from which on rows stand apart from others of these energies, or +Inf
+// if none does.
 func ApartLimit(energies []float64) float64 {
 	const few = 4
 	var most float64

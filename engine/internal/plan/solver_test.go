@@ -139,7 +139,7 @@ func TestSolver_Properties(t *testing.T) {
 	})
 }
 
-// Few groups, of which a single one that turns is seen, and every budget there is.
+// Every budget of small problems, in which a plan that changes by one group shows.
 func TestSolver_EveryBudget(t *testing.T) {
 	for seed := uint64(80); seed < 90; seed++ {
 		p := randomGroups(t, rand.New(rand.NewPCG(seed, 5)), 1+int(seed)%4)

@@ -109,7 +109,7 @@ type Stored struct {
 	Item int // first item of the block in the problem, -1: it stores no rows
 }
 
-// chosen calls f with every block of a part as a plan stores it.
+// Chosen calls f with every block of a part, as the plan stores it.
 func (n *Problem) Chosen(p *plan.Plan, at int, f func(Stored) error) error {
 	x := &n.Parts[at]
 	l := &n.b.Input.Layers[x.Layer]

@@ -144,8 +144,8 @@ type window struct {
 	sums     [][]float32 // [heads][tokens]
 }
 
-// observed returns the windows that a profile looks at, as first positions and lengths. None crosses a
-// window that ends with the last query, so the last one is exact.
+// observed returns the windows of queries that a weighting looks at, as first positions and lengths.
+// Windows count back from the last query, so the last one is whole, and none crosses a boundary.
 func observed(p importance.Weighting, tokens int) (spans [][2]int) {
 	at, size := observedFrom(p, tokens)
 	filled := 0 // of the window at work: no run crosses its end

@@ -152,7 +152,7 @@ type packedRow struct {
 	Kind  string `json:"kind"` // u16 index of kinds
 	K     string `json:"k"`    // u16 hundredths of a bit
 	V     string `json:"v"`
-	// What the planner thought, where the report says so: u16 hundredths, of the damage those of
+	// The planner's prices, if the report has them: u16 hundredths. Of damage they are hundredths of
 	// -log10.
 	Weight  string `json:"weight,omitempty"`
 	Damage  string `json:"damage,omitempty"`

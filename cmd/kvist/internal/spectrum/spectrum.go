@@ -166,9 +166,9 @@ func (a *Accumulator) covariance() (cov *mat.SymDense, energy float64) {
 	return a.second, energy
 }
 
-// gram returns the inner products of the rows less their mean, over their number, and the mean of
-// |x|^2. Its eigenvalues are those of the covariance that are not zero: a file of many tensors of
-// few rows would otherwise take the time of as many of [dim, dim].
+// gram returns the inner products of the rows less their mean, divided by their number, and the mean
+// of |x|^2. Its eigenvalues are the nonzero ones of the covariance. With few rows it is much smaller
+// than a covariance of [dim, dim].
 func (a *Accumulator) gram() (g *mat.SymDense, energy float64) {
 	n := float64(a.rows)
 	x := mat.NewDense(int(a.rows), a.dim, append([]float64(nil), a.pending...))
