@@ -312,15 +312,15 @@ func TestMemory_LayersThatDiffer(t *testing.T) {
 	m.Geometry.PerLayer[1].Rope.InvFreq[0] = 1
 	for _, text := range []string{"k=f32 v=f32 importance=none", "bits=3 form=archive", "lossless=true form=archive"} {
 		var b bytes.Buffer
-		_, err := m.Write(context.Background(), &b, kvfile.WithConfig(config(t, text)))
+		_, err := m.Write(context.Background(), &b, kvfile.Options{Config: settings(t, text)})
 		require.NoError(t, err)
-		require.Equal(t, m.Geometry.Canonical(), decompress(t, b.Bytes()).Geometry(), text)
+		require.Equal(t, m.Geometry.Canonical(), decompress(t, b.Bytes()).Info().Geometry, text)
 	}
 	m.Geometry.PerLayer[0].Window = -1
-	_, err := m.Write(context.Background(), &bytes.Buffer{})
+	_, err := m.Write(context.Background(), &bytes.Buffer{}, kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrShape)
 	m.Geometry.PerLayer = m.Geometry.PerLayer[:1]
-	_, err = m.Write(context.Background(), &bytes.Buffer{})
+	_, err = m.Write(context.Background(), &bytes.Buffer{}, kvfile.Options{})
 	require.ErrorIs(t, err, quant.ErrShape)
 }
 
