@@ -141,7 +141,7 @@ func (p *prepared) arrange(i int, tmp []float32) {
 				p.codec.Forward(rot, tmp, 1, dim)
 				src = tmp
 				if p.hasCut {
-					attend.CutQuery(p.cut[h*p.cutBytes():], src)
+					p.kern.CutQuery(p.cut[h*p.cutBytes():], src)
 				}
 			}
 			for l, has := range p.hasVecs[rotated] {

@@ -136,7 +136,7 @@ func (s *scorer) turnedCut() []byte {
 	if size := s.p.cutBytes(); !s.hasCut {
 		s.hasCut = true
 		s.cutTurned = grow(s.cutTurned, len(s.qs)*s.p.Group*size)
-		s.turnAll(true, func(i int) { attend.CutQuery(s.cutTurned[i*size:], s.one) })
+		s.turnAll(true, func(i int) { s.p.kern.CutQuery(s.cutTurned[i*size:], s.one) })
 	}
 	return s.cutTurned
 }
@@ -313,8 +313,8 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	if dots := s.heads.Dots[a*tileRows:]; s.lookUp {
 		s.dotTables(dots, a, b)
 	} else if s.direct {
-		p.kern.DotPlanes(dots, s.cut[from*p.cutBytes():], b-a, s.blk.K.Coding, s.blk.k,
-			int(s.blk.Rows), s.r0, s.n, &s.unpackT)
+		p.kern.DotPlanes(dots, s.cut[from*p.cutBytes():], b-a, s.blk.K.Coding.Format, s.blk.k,
+			int(s.blk.Rows), s.r0, s.n)
 	} else if s.bytes {
 		p.kern.DotBytes(dots, s.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
 	} else {
