@@ -323,8 +323,7 @@ func (s *scratch) addRun(lo, hi int, whole bool) {
 	b, p, t := &s.blk, s.p, &s.tileV
 	c, rows := b.V.Coding, int(b.Rows)
 	if t.cut && p.kern.Direct(c.Format, p.HeadDimV, s.n, len(s.heads.Masks)) {
-		p.kern.AddPlanes(s.sideFor(bytesSide)[lo*p.padV:], &s.cuts, hi-lo, c, b.v, rows, s.r0, s.n,
-			&s.unpackT)
+		p.kern.AddPlanes(s.sideFor(bytesSide)[lo*p.padV:], &s.cuts, hi-lo, c.Format, b.v, rows, s.r0, s.n)
 		return
 	}
 	if t.cut {

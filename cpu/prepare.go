@@ -220,7 +220,7 @@ func (p *prepared) arrange(v *variant, h int, src []float32, rot *codec.Rotation
 			p.codec.Forward(rot, x, 1, p.HeadDim)
 			src = x
 			if v.cut {
-				attend.CutQuery(p.cut[h*p.cutBytes():], src)
+				p.kern.CutQuery(p.cut[h*p.cutBytes():], src)
 			}
 		}
 		for l, has := range forms {

@@ -350,8 +350,8 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	if dots := s.heads.Dots[a*tileRows:]; s.lookUp {
 		s.dotTables(dots, a, b)
 	} else if s.direct {
-		p.kern.DotPlanes(dots, p.cut[from*p.cutBytes():], b-a, s.blk.K.Coding, s.blk.k,
-			int(s.blk.Rows), s.r0, s.n, &s.unpackT)
+		p.kern.DotPlanes(dots, p.cut[from*p.cutBytes():], b-a, s.blk.K.Coding.Format, s.blk.k,
+			int(s.blk.Rows), s.r0, s.n)
 	} else if s.bytes {
 		p.kern.DotBytes(dots, p.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
 	} else {

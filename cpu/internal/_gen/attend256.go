@@ -19,7 +19,8 @@ func attend256() {
 		unpackPlanes256(bits)
 	}
 	scalesF16256()
-	for heads := 1; heads <= 2; heads++ {
+	scalesLog8256()
+	for heads := 1; heads <= 3; heads++ {
 		dotRows256(heads)
 		accumulate256(heads)
 	}
@@ -95,36 +96,41 @@ func unpackExact256() {
 	}
 }
 
-// codes256 gathers 32 codes from 4 bytes of each plane, one a byte, in order.
-type codes256 struct {
-	spread, bit VecVirtual
-	weight      []VecVirtual
+// spread256 gathers 32 codes from 4 bytes of each plane: byte k of lane j has the code of value 8k+j
+// in its low bits. If codes have a single bit, the bits above it may be any.
+type spread256 struct {
+	turn VecVirtual   // 0 to 7
+	bit  []VecVirtual // the bit of each plane in every byte
 }
 
-func newCodes256(bits int) codes256 {
-	spread, bit := make([]byte, 32), make([]byte, 32)
-	for i := range spread {
-		spread[i], bit[i] = byte(i/8), 1<<(i%8)
+func newSpread256(bits int) spread256 {
+	s := spread256{turn: YMM()}
+	VMOVDQU(dwordsConstant("laneShift", []uint32{0, 1, 2, 3, 4, 5, 6, 7}), s.turn)
+	if bits > 1 {
+		for p := range bits {
+			s.bit = append(s.bit, broadcastBits256(0x01010101<<(bits-1-p)))
+		}
 	}
-	c := codes256{spread: YMM(), bit: YMM()}
-	VMOVDQU(bytesConstant("spread32", spread), c.spread)
-	VMOVDQU(bytesConstant("bit32", bit), c.bit)
-	for p := range bits {
-		w := uint32(1) << (bits - 1 - p)
-		c.weight = append(c.weight, broadcastBits256(w*0x01010101))
-	}
-	return c
+	return s
 }
 
-func (c codes256) gather(planes func(p int) Mem) VecVirtual {
-	var sum VecVirtual
-	for p, w := range c.weight {
+func (s spread256) gather(planes func(p int) Mem) VecVirtual {
+	plane := func(p int) VecVirtual {
 		y := YMM()
 		VPBROADCASTD(planes(p), y)
-		VPSHUFB(c.spread, y, y)
-		VPAND(c.bit, y, y)
-		VPCMPEQB(c.bit, y, y)
-		VPAND(w, y, y)
+		VPSRLVD(s.turn, y, y)
+		return y
+	}
+	if s.bit == nil {
+		return plane(0)
+	}
+	var sum VecVirtual
+	for p, bit := range s.bit {
+		y := plane(p)
+		if n := len(s.bit) - 1 - p; n > 0 {
+			VPSLLD(Imm(uint64(n)), y, y)
+		}
+		VPAND(bit, y, y)
 		if sum == nil {
 			sum = y
 		} else {
@@ -134,29 +140,55 @@ func (c codes256) gather(planes func(p int) Mem) VecVirtual {
 	return sum
 }
 
-// widen256 hands out the 32 bytes of y, sign-extended, eight at a time.
-func widen256(y VecVirtual, each func(i int, v VecVirtual)) {
-	for i := range 4 {
-		x, v := XMM(), YMM()
-		VEXTRACTI128(Imm(uint64(i/2)), y, x)
-		if i%2 == 1 {
-			VPSRLDQ(Imm(8), x, x)
-		}
-		VPMOVSXBD(x, v)
-		each(i, v)
-	}
-}
-
+// unpackPlanes256 expands codes in bit planes. Eight entries of a table fit a register, so that
+// VPERMPS looks up codes of up to three bits; codes of four are looked up as bytes.
 func unpackPlanes256(bits int) {
-	name := fmt.Sprintf("unpackLM%dAVX2", bits)
-	function(name, "func(dst *float32, src *byte, plane int, table *int8, rows, row, blocks int)",
-		name+" expands codes of rows of blocks times 32 values to table[code], 16 entries, in "+
-			"order. row is the distance of rows in a plane; up to 3 bytes after a row are read.")
+	name, entry := fmt.Sprintf("unpackLM%dAVX2", bits), "float32"
+	if bits > 3 {
+		entry = "int8"
+	}
+	function(name, "func(dst *float32, src *byte, plane int, table *"+entry+", rows, row, blocks int)",
+		name+" expands codes of rows of blocks times 32 values to table[code], repeated up to 16 "+
+			"entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row are read.")
 	dst, src, plane, tablePtr := load("dst"), load("src"), load("plane"), load("table")
 	rows, row, blocks := load("rows"), load("row"), load("blocks")
-	c := newCodes256(bits)
 	table := YMM()
-	VBROADCASTI128(Mem{Base: tablePtr}, table)
+	s := newSpread256(bits)
+	look := func(y VecVirtual, i int) VecVirtual {
+		v := y
+		if i > 0 {
+			v = YMM()
+			VPSRLD(Imm(uint64(8*i)), y, v)
+		}
+		z := YMM()
+		VPERMPS(table, v, z)
+		return z
+	}
+	if bits > 3 {
+		VBROADCASTI128(Mem{Base: tablePtr}, table)
+		look = func(y VecVirtual, i int) VecVirtual { // byte i of a centroid, with its sign
+			v := YMM()
+			if i < 3 {
+				VPSLLD(Imm(uint64(24-8*i)), y, v)
+				VPSRAD(Imm(24), v, v)
+			} else {
+				VPSRAD(Imm(24), y, v)
+			}
+			VCVTDQ2PS(v, v)
+			return v
+		}
+	} else {
+		VMOVUPS(Mem{Base: tablePtr}, table)
+	}
+	expand := func(planes func(p int) Mem) {
+		y := s.gather(planes)
+		if bits > 3 {
+			VPSHUFB(y, table, y)
+		}
+		for i := range 4 {
+			VMOVUPS(look(y, i), Mem{Base: dst, Disp: 32 * i})
+		}
+	}
 	plane3 := GP64()
 	LEAQ(Mem{Base: plane, Index: plane, Scale: 2}, plane3)
 	times("row", rows, func() {
@@ -164,12 +196,7 @@ func unpackPlanes256(bits int) {
 		MOVQ(src, s)
 		MOVQ(blocks, n)
 		times("block", n, func() {
-			y := c.gather(planeAddress(s, plane, plane3))
-			VPSHUFB(y, table, y)
-			widen256(y, func(i int, v VecVirtual) {
-				VCVTDQ2PS(v, v)
-				VMOVUPS(v, Mem{Base: dst, Disp: 32 * i})
-			})
+			expand(planeAddress(s, plane, plane3))
 			ADDQ(Imm(4), s)
 			ADDQ(U32(128), dst)
 		})
@@ -209,8 +236,41 @@ func scalesF16256() {
 	RET()
 }
 
+func scalesLog8256() {
+	function("scalesLog8AVX2",
+		"func(dst *float32, base float32, src *byte, frac *float32, factor float32)",
+		"scalesLog8AVX2 writes 32 scales base*frac[k%16]*2^-(k/16) times factor, 0 for k of 255.")
+	dst, src, frac := load("dst"), load("src"), load("frac")
+	f, base := YMM(), YMM()
+	VBROADCASTSS(param("factor"), f)
+	VBROADCASTSS(param("base"), base)
+	table := ymms(2)
+	for i, y := range table {
+		VMULPS(Mem{Base: frac, Disp: 32 * i}, base, y)
+	}
+	one, none := broadcastBits256(127), broadcastBits256(255)
+	for i := range 4 {
+		k, low, high, e := YMM(), YMM(), YMM(), YMM()
+		VPMOVZXBD(Mem{Base: src, Disp: 8 * i}, k)
+		VPERMPS(table[0], k, low) // the low three bits count
+		VPERMPS(table[1], k, high)
+		VPSLLD(Imm(28), k, e)
+		VBLENDVPS(e, high, low, low) // the fourth
+		VPSRLD(Imm(4), k, e)
+		VPSUBD(e, one, e)
+		VPSLLD(Imm(23), e, e)
+		VMULPS(e, low, low)
+		VMULPS(f, low, low)
+		VPCMPEQD(none, k, k)
+		VANDNPS(low, k, low)
+		VMOVUPS(low, Mem{Base: dst, Disp: 32 * i})
+	}
+	VZEROUPPER()
+	RET()
+}
+
 func dotRows256(heads int) {
-	rows := 8 / heads
+	rows := max(4, 8/heads)
 	name := fmt.Sprintf("dotRows%dAVX2", heads)
 	function(name, "func(dots, q, tile *float32, stride, blocks, groups int)",
 		fmt.Sprintf("%s writes the inner products of %d queries, stride bytes apart, with groups "+

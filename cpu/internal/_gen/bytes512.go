@@ -636,8 +636,82 @@ func addBytes512(heads int) {
 	RET()
 }
 
+// largest512 finds the largest value of a query.
+func largest512() {
+	function("largestAVX512", "func(q *float32, n int) uint32",
+		"largestAVX512 returns the bits of the largest absolute value of n times 16 floats. NaN counts "+
+			"as the largest.")
+	q, n := load("q"), load("n")
+	m, abs := ZMM(), ZMM()
+	VPXORD(m, m, m)
+	VPBROADCASTD(dwordsConstant("absBits", []uint32{0x7fffffff, 0x7fffffff}), abs)
+	times("loop", n, func() {
+		z := ZMM()
+		VPANDD(Mem{Base: q}, abs, z)
+		VPMAXUD(z, m, m)
+		ADDQ(Imm(64), q)
+	})
+	r := GP32()
+	VMOVD(reduce512(m, func(a, b, d Op) { VPMAXUD(a, b, d) }), r)
+	Store(r, ReturnIndex(0))
+	VZEROUPPER()
+	RET()
+}
+
+// cutQuery512 cuts a query into digits.
+func cutQuery512() {
+	function("cutQueryAVX512", "func(dst *byte, sums *int32, q *float32, n int, factor float64)",
+		"cutQueryAVX512 rounds n times 16 values times factor to integers and stores their digits: of "+
+			"each eight values the lowest, then the next, then the highest. It writes the sums of the "+
+			"digits of a kind.")
+	dst, sums, q, n := load("dst"), load("sums"), load("q"), load("n")
+	f, bias, k := ZMM(), ZMM(), ZMM()
+	VBROADCASTSD(param("factor"), f)
+	VPBROADCASTD(dwordsConstant("digitBias", []uint32{0x808080, 0x808080}), bias)
+	var order [64]byte
+	for i := range 16 {
+		for d := range digits {
+			order[8*digits*(i/8)+8*d+i%8] = byte(4*i + d)
+		}
+	}
+	VMOVDQU64(bytesConstant("queryOrder", order[:]), k)
+	total, one := zmms(digits), zmms(digits)
+	for d := range digits {
+		VPXORD(total[d], total[d], total[d])
+		w := uint32(1) << (8 * d)
+		VPBROADCASTD(dwordsConstant(fmt.Sprintf("digitOne%d", d), []uint32{w, w}), one[d])
+	}
+	times("loop", n, func() {
+		x := zmms(2)
+		for i, z := range x {
+			VCVTPS2PD(Mem{Base: q, Disp: 32 * i}, z)
+			VMULPD(f, z, z)
+			VCVTPD2DQ(z, z.AsY()) // half to even
+		}
+		VINSERTI64X4(Imm(1), x[1].AsY(), x[0], x[0])
+		// With 128 added to each, digits have no signs and carry nothing.
+		VPADDD(bias, x[0], x[0])
+		VPXORD(bias, x[0], x[0])
+		for d, z := range total {
+			VPDPBUSD(x[0], one[d], z)
+		}
+		VPERMB(x[0], k, x[0])
+		VMOVDQU(x[0].AsY(), Mem{Base: dst})
+		VEXTRACTI32X4(Imm(2), x[0], Mem{Base: dst, Disp: 32})
+		ADDQ(Imm(64), q)
+		ADDQ(Imm(16*digits), dst)
+	})
+	for d, z := range total {
+		VMOVD(reduce512(z, func(a, b, d Op) { VPADDD(a, b, d) }), Mem{Base: sums, Disp: 4 * d})
+	}
+	VZEROUPPER()
+	RET()
+}
+
 // bytes512 writes the kernels for tiles of bytes.
 func bytes512() {
+	largest512()
+	cutQuery512()
 	for bits := 1; bits <= 4; bits++ {
 		for _, values := range []bool{false, true} {
 			for _, p := range []plan{together, pairs, apart} {

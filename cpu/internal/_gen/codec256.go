@@ -291,3 +291,55 @@ func toF16256() {
 	VZEROUPPER()
 	RET()
 }
+
+// codes256 gathers 32 codes from 4 bytes of each plane, one a byte, in order.
+type codes256 struct {
+	spread, bit VecVirtual
+	weight      []VecVirtual
+}
+
+func newCodes256(bits int) codes256 {
+	spread, bit := make([]byte, 32), make([]byte, 32)
+	for i := range spread {
+		spread[i], bit[i] = byte(i/8), 1<<(i%8)
+	}
+	c := codes256{spread: YMM(), bit: YMM()}
+	VMOVDQU(bytesConstant("spread32", spread), c.spread)
+	VMOVDQU(bytesConstant("bit32", bit), c.bit)
+	for p := range bits {
+		w := uint32(1) << (bits - 1 - p)
+		c.weight = append(c.weight, broadcastBits256(w*0x01010101))
+	}
+	return c
+}
+
+func (c codes256) gather(planes func(p int) Mem) VecVirtual {
+	var sum VecVirtual
+	for p, w := range c.weight {
+		y := YMM()
+		VPBROADCASTD(planes(p), y)
+		VPSHUFB(c.spread, y, y)
+		VPAND(c.bit, y, y)
+		VPCMPEQB(c.bit, y, y)
+		VPAND(w, y, y)
+		if sum == nil {
+			sum = y
+		} else {
+			VPOR(y, sum, sum)
+		}
+	}
+	return sum
+}
+
+// widen256 hands out the 32 bytes of y, sign-extended, eight at a time.
+func widen256(y VecVirtual, each func(i int, v VecVirtual)) {
+	for i := range 4 {
+		x, v := XMM(), YMM()
+		VEXTRACTI128(Imm(uint64(i/2)), y, x)
+		if i%2 == 1 {
+			VPSRLDQ(Imm(8), x, x)
+		}
+		VPMOVSXBD(x, v)
+		each(i, v)
+	}
+}

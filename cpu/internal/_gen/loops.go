@@ -71,6 +71,14 @@ clear(dst[n:32])`},
 for i := range 32 {
 	dst[i] = float32(src[i]) * factor
 }`},
+	{`^scalesLog8AVX2`, `
+for i := range 32 {
+	if k := src[i]; k == 255 {
+		dst[i] = 0
+	} else {
+		dst[i] = base * frac[k%16] * exp2(-(k / 16)) * factor
+	}
+}`},
 	{`^scalesLog8`, `
 for i := range n {
 	if k := src[i]; k == 255 {
@@ -117,6 +125,19 @@ for h := range heads {
 		for i := range 64 {
 			acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 		}
+	}
+}`},
+	{`^largest`, `
+for _, x := range q[:16*n] {
+	largest = max(largest, math.Float32bits(x)&^(1<<31))
+}`},
+	{`^cutQuery`, `
+for i := range 16 * n {
+	x := int32(roundToEven(q[i] * factor))
+	for d := range 3 {
+		dst[24*(i/8)+8*d+i%8] = int8(x)
+		sums[d] += int8(x)
+		x = (x - int8(x)) >> 8
 	}
 }`},
 	{`^softmax`, `

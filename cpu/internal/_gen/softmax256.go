@@ -12,8 +12,9 @@ import (
 )
 
 // exp256 returns exp(x); keep is narrowed to the lanes where the result is a normal number or a
-// NaN. x is used up. Constants are read from memory, for there are 16 registers only.
-func exp256(x, keep VecVirtual) VecVirtual {
+// NaN. x is used up; if negative, it is never above 0. Constants are read from memory, for there are
+// 16 registers only.
+func exp256(x, keep VecVirtual, negative bool) VecVirtual {
 	c := func(v float32) Mem {
 		s := make([]float32, 8)
 		for i := range s {
@@ -27,9 +28,11 @@ func exp256(x, keep VecVirtual) VecVirtual {
 	floor := YMM()
 	VMOVUPS(c(-87.33654), floor)
 	VMAXPS(x, floor, x) // NaN stays
-	ceiling := YMM()
-	VMOVUPS(c(89), ceiling)
-	VMINPS(x, ceiling, x)
+	if !negative {
+		ceiling := YMM()
+		VMOVUPS(c(89), ceiling)
+		VMINPS(x, ceiling, x)
+	}
 	n, p, r := YMM(), YMM(), YMM()
 	VMULPS(c(1.44269504), x, n)
 	VROUNDPS(Imm(8), n, n)
@@ -43,12 +46,15 @@ func exp256(x, keep VecVirtual) VecVirtual {
 	VMULPS(x, x, r)
 	VADDPS(c(1), x, x)
 	VFMADD231PS(r, p, x)
-	// 2^n in two factors, for n = 128 is the exponent of infinity.
-	half, i := YMM(), YMM()
 	VCVTPS2DQ(n, n)
-	VPSRAD(Imm(1), n, half)
-	VPSUBD(half, n, i)
-	for _, e := range []VecVirtual{half, i} {
+	factors := []VecVirtual{n}
+	if !negative { // 2^n in two factors, for n = 128 is the exponent of infinity
+		half := YMM()
+		VPSRAD(Imm(1), n, half)
+		VPSUBD(half, n, n)
+		factors = []VecVirtual{half, n}
+	}
+	for _, e := range factors {
 		VPADDD(c(math.Float32frombits(127)), e, e)
 		VPSLLD(Imm(23), e, e)
 		VMULPS(e, x, x)
@@ -135,7 +141,7 @@ func softmax256() {
 		VMOVUPS(Mem{Base: tmp, Disp: 32 * i}, x)
 		VMOVUPS(Mem{Base: tmp, Disp: 128 + 32*i}, ok)
 		VSUBPS(t, x, x)
-		p := exp256(x, ok)
+		p := exp256(x, ok, true)
 		VANDPS(ok, p, p)
 		VADDPS(p, sum, sum)
 		VMULPS(Mem{Base: scale, Disp: 32 * i}, p, p)
@@ -177,7 +183,7 @@ func probs256() {
 		for i := range 4 {
 			x, ok := scores256(i, dots, mul, add, noise, e, mask)
 			VSUBPS(t, x, x)
-			p := exp256(x, ok)
+			p := exp256(x, ok, false)
 			VANDPS(ok, p, p)
 			CMPQ(power, Imm(2))
 			JNE(LabelRef(fmt.Sprintf("once%d", i)))

@@ -373,12 +373,15 @@ func square512() {
 }
 
 func prefetch() {
-	function("prefetchLines", "func(p *byte, lines int)",
-		"prefetchLines prefetches lines of 64 bytes, at least one.")
-	p, n := load("p"), load("lines")
-	times("line", n, func() {
-		PREFETCHT1(Mem{Base: p})
-		ADDQ(Imm(64), p)
+	function("prefetchLines", "func(p *byte, quads int)",
+		"prefetchLines prefetches quads times four lines of 64 bytes. The addresses may lie outside of "+
+			"allocated memory.")
+	p, n := load("p"), load("quads")
+	times("quad", n, func() {
+		for i := range 4 {
+			PREFETCHT1(Mem{Base: p, Disp: 64 * i})
+		}
+		ADDQ(U32(256), p)
 	})
 	RET()
 	function("prefetchRuns", "func(p *byte, runs, stride, quads int, also *byte)",

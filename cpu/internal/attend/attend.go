@@ -204,6 +204,10 @@ func (k *Kernels) PrefetchPlanes(c quant.Coding, src []byte, rows, dim, r0, n in
 	if k.prefetchPlanes == nil {
 		return
 	}
+	if rows <= TileRows {
+		k.prefetch(src) // all of it
+		return
+	}
 	rowBytes, bits := layout.RowPlaneBytes(dim), c.Format.Bits()
 	plane := layout.PlaneBytes(rows, dim)
 	scale := bits*plane + 2*r0

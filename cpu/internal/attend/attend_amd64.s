@@ -6078,6 +6078,125 @@ GLOBL float3e2aaaaa<>(SB), RODATA|NOPTR, $8
 DATA float3f000000<>+0(SB)/8, $0x3f0000003f000000
 GLOBL float3f000000<>(SB), RODATA|NOPTR, $8
 
+// func largestAVX512(q *float32, n int) uint32
+// Requires: AVX, AVX2, AVX512F, AVX512VL
+TEXT ·largestAVX512(SB), NOSPLIT, $0-20
+	MOVQ         q+0(FP), AX
+	MOVQ         n+8(FP), CX
+	VPXORD       Z0, Z0, Z0
+	VPBROADCASTD absBits<>+0(SB), Z1
+
+loop:
+	VPANDD        (AX), Z1, Z2
+	VPMAXUD       Z2, Z0, Z0
+	ADDQ          $0x40, AX
+	SUBQ          $0x01, CX
+	JNZ           loop
+	VEXTRACTF64X4 $0x01, Z0, Y1
+	VPMAXUD       Y1, Y0, Y1
+	VEXTRACTF32X4 $0x01, Y1, X0
+	VPMAXUD       X0, X1, X0
+	VPERMILPS     $0x4e, X0, X1
+	VPMAXUD       X1, X0, X0
+	VPERMILPS     $0xb1, X0, X1
+	VPMAXUD       X1, X0, X0
+	VMOVD         X0, AX
+	MOVL          AX, ret+16(FP)
+	VZEROUPPER
+	RET
+
+DATA absBits<>+0(SB)/8, $0x7fffffff7fffffff
+GLOBL absBits<>(SB), RODATA|NOPTR, $8
+
+// func cutQueryAVX512(dst *byte, sums *int32, q *float32, n int, factor float64)
+// Requires: AVX, AVX2, AVX512F, AVX512VBMI, AVX512VL, AVX512VNNI
+TEXT ·cutQueryAVX512(SB), NOSPLIT, $0-40
+	MOVQ         dst+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         q+16(FP), DX
+	MOVQ         n+24(FP), BX
+	VBROADCASTSD factor+32(FP), Z0
+	VPBROADCASTD digitBias<>+0(SB), Z1
+	VMOVDQU64    queryOrder<>+0(SB), Z2
+	VPXORD       Z3, Z3, Z3
+	VPBROADCASTD digitOne0<>+0(SB), Z6
+	VPXORD       Z4, Z4, Z4
+	VPBROADCASTD digitOne1<>+0(SB), Z7
+	VPXORD       Z5, Z5, Z5
+	VPBROADCASTD digitOne2<>+0(SB), Z8
+
+loop:
+	VCVTPS2PD     (DX), Z9
+	VMULPD        Z0, Z9, Z9
+	VCVTPD2DQ     Z9, Y9
+	VCVTPS2PD     32(DX), Z10
+	VMULPD        Z0, Z10, Z10
+	VCVTPD2DQ     Z10, Y10
+	VINSERTI64X4  $0x01, Y10, Z9, Z9
+	VPADDD        Z1, Z9, Z9
+	VPXORD        Z1, Z9, Z9
+	VPDPBUSD      Z9, Z6, Z3
+	VPDPBUSD      Z9, Z7, Z4
+	VPDPBUSD      Z9, Z8, Z5
+	VPERMB        Z9, Z2, Z9
+	VMOVDQU       Y9, (AX)
+	VEXTRACTI32X4 $0x02, Z9, 32(AX)
+	ADDQ          $0x40, DX
+	ADDQ          $0x30, AX
+	SUBQ          $0x01, BX
+	JNZ           loop
+	VEXTRACTF64X4 $0x01, Z3, Y0
+	VPADDD        Y0, Y3, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X1
+	VPERMILPS     $0x4e, X1, X0
+	VPADDD        X0, X1, X1
+	VPERMILPS     $0xb1, X1, X0
+	VPADDD        X0, X1, X1
+	VMOVD         X1, (CX)
+	VEXTRACTF64X4 $0x01, Z4, Y0
+	VPADDD        Y0, Y4, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X1
+	VPERMILPS     $0x4e, X1, X0
+	VPADDD        X0, X1, X1
+	VPERMILPS     $0xb1, X1, X0
+	VPADDD        X0, X1, X1
+	VMOVD         X1, 4(CX)
+	VEXTRACTF64X4 $0x01, Z5, Y0
+	VPADDD        Y0, Y5, Y0
+	VEXTRACTF32X4 $0x01, Y0, X1
+	VPADDD        X1, X0, X1
+	VPERMILPS     $0x4e, X1, X0
+	VPADDD        X0, X1, X1
+	VPERMILPS     $0xb1, X1, X0
+	VPADDD        X0, X1, X1
+	VMOVD         X1, 8(CX)
+	VZEROUPPER
+	RET
+
+DATA digitBias<>+0(SB)/8, $0x0080808000808080
+GLOBL digitBias<>(SB), RODATA|NOPTR, $8
+
+DATA queryOrder<>+0(SB)/8, $0x1c1814100c080400
+DATA queryOrder<>+8(SB)/8, $0x1d1915110d090501
+DATA queryOrder<>+16(SB)/8, $0x1e1a16120e0a0602
+DATA queryOrder<>+24(SB)/8, $0x3c3834302c282420
+DATA queryOrder<>+32(SB)/8, $0x3d3935312d292521
+DATA queryOrder<>+40(SB)/8, $0x3e3a36322e2a2622
+DATA queryOrder<>+48(SB)/8, $0x0000000000000000
+DATA queryOrder<>+56(SB)/8, $0x0000000000000000
+GLOBL queryOrder<>(SB), RODATA|NOPTR, $64
+
+DATA digitOne0<>+0(SB)/8, $0x0000000100000001
+GLOBL digitOne0<>(SB), RODATA|NOPTR, $8
+
+DATA digitOne1<>+0(SB)/8, $0x0000010000000100
+GLOBL digitOne1<>(SB), RODATA|NOPTR, $8
+
+DATA digitOne2<>+0(SB)/8, $0x0001000000010000
+GLOBL digitOne2<>(SB), RODATA|NOPTR, $8
+
 // func unpackLM1Keys64AVX512(dst *byte, src *byte, plane int, table *byte, groups int)
 // Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, GFNI
 TEXT ·unpackLM1Keys64AVX512(SB), NOSPLIT, $0-40
@@ -16778,17 +16897,20 @@ row:
 	VZEROUPPER
 	RET
 
-// func prefetchLines(p *byte, lines int)
+// func prefetchLines(p *byte, quads int)
 // Requires: MMX+
 TEXT ·prefetchLines(SB), NOSPLIT, $0-16
 	MOVQ p+0(FP), AX
-	MOVQ lines+8(FP), CX
+	MOVQ quads+8(FP), CX
 
-line:
+quad:
 	PREFETCHT1 (AX)
-	ADDQ       $0x40, AX
+	PREFETCHT1 64(AX)
+	PREFETCHT1 128(AX)
+	PREFETCHT1 192(AX)
+	ADDQ       $0x00000100, AX
 	SUBQ       $0x01, CX
-	JNZ        line
+	JNZ        quad
 	RET
 
 // func prefetchRuns(p *byte, runs int, stride int, quads int, also *byte)
@@ -16885,51 +17007,38 @@ loop:
 DATA float80<>+0(SB)/8, $0x0000008000000080
 GLOBL float80<>(SB), RODATA|NOPTR, $8
 
-// func unpackLM1AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+// func unpackLM1AVX2(dst *float32, src *byte, plane int, table *float32, rows int, row int, blocks int)
 // Requires: AVX, AVX2
 TEXT ·unpackLM1AVX2(SB), NOSPLIT, $0-56
-	MOVQ           dst+0(FP), AX
-	MOVQ           src+8(FP), CX
-	MOVQ           plane+16(FP), DX
-	MOVQ           table+24(FP), BX
-	MOVQ           rows+32(FP), SI
-	MOVQ           row+40(FP), DI
-	MOVQ           blocks+48(FP), R8
-	VMOVDQU        spread32<>+0(SB), Y0
-	VMOVDQU        bit32<>+0(SB), Y1
-	VBROADCASTSS   float1010101<>+0(SB), Y2
-	VBROADCASTI128 (BX), Y3
-	LEAQ           (DX)(DX*2), DX
+	MOVQ    dst+0(FP), AX
+	MOVQ    src+8(FP), CX
+	MOVQ    plane+16(FP), DX
+	MOVQ    table+24(FP), BX
+	MOVQ    rows+32(FP), SI
+	MOVQ    row+40(FP), DI
+	MOVQ    blocks+48(FP), R8
+	VMOVDQU laneShift<>+0(SB), Y1
+	VMOVUPS (BX), Y0
+	LEAQ    (DX)(DX*2), DX
 
 row:
 	MOVQ CX, DX
 	MOVQ R8, BX
 
 block:
-	VPBROADCASTD (DX), Y4
-	VPSHUFB      Y0, Y4, Y4
-	VPAND        Y1, Y4, Y4
-	VPCMPEQB     Y1, Y4, Y4
-	VPAND        Y2, Y4, Y4
-	VPSHUFB      Y4, Y3, Y4
-	VEXTRACTI128 $0x00, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMOVUPS      Y5, (AX)
-	VEXTRACTI128 $0x00, Y4, X5
-	VPSRLDQ      $0x08, X5, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMOVUPS      Y5, 32(AX)
-	VEXTRACTI128 $0x01, Y4, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMOVUPS      Y5, 64(AX)
-	VEXTRACTI128 $0x01, Y4, X4
-	VPSRLDQ      $0x08, X4, X4
-	VPMOVSXBD    X4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VMOVUPS      Y4, 96(AX)
+	VPBROADCASTD (DX), Y2
+	VPSRLVD      Y1, Y2, Y2
+	VPERMPS      Y0, Y2, Y3
+	VMOVUPS      Y3, (AX)
+	VPSRLD       $0x08, Y2, Y3
+	VPERMPS      Y0, Y3, Y3
+	VMOVUPS      Y3, 32(AX)
+	VPSRLD       $0x10, Y2, Y3
+	VPERMPS      Y0, Y3, Y3
+	VMOVUPS      Y3, 64(AX)
+	VPSRLD       $0x18, Y2, Y2
+	VPERMPS      Y0, Y2, Y2
+	VMOVUPS      Y2, 96(AX)
 	ADDQ         $0x04, DX
 	ADDQ         $0x00000080, AX
 	SUBQ         $0x01, BX
@@ -16940,73 +17049,52 @@ block:
 	VZEROUPPER
 	RET
 
-DATA spread32<>+0(SB)/8, $0x0000000000000000
-DATA spread32<>+8(SB)/8, $0x0101010101010101
-DATA spread32<>+16(SB)/8, $0x0202020202020202
-DATA spread32<>+24(SB)/8, $0x0303030303030303
-GLOBL spread32<>(SB), RODATA|NOPTR, $32
+DATA laneShift<>+0(SB)/8, $0x0000000100000000
+DATA laneShift<>+8(SB)/8, $0x0000000300000002
+DATA laneShift<>+16(SB)/8, $0x0000000500000004
+DATA laneShift<>+24(SB)/8, $0x0000000700000006
+GLOBL laneShift<>(SB), RODATA|NOPTR, $32
 
-DATA bit32<>+0(SB)/8, $0x8040201008040201
-DATA bit32<>+8(SB)/8, $0x8040201008040201
-DATA bit32<>+16(SB)/8, $0x8040201008040201
-DATA bit32<>+24(SB)/8, $0x8040201008040201
-GLOBL bit32<>(SB), RODATA|NOPTR, $32
-
-DATA float1010101<>+0(SB)/8, $0x0101010101010101
-GLOBL float1010101<>(SB), RODATA|NOPTR, $8
-
-// func unpackLM2AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+// func unpackLM2AVX2(dst *float32, src *byte, plane int, table *float32, rows int, row int, blocks int)
 // Requires: AVX, AVX2
 TEXT ·unpackLM2AVX2(SB), NOSPLIT, $0-56
-	MOVQ           dst+0(FP), AX
-	MOVQ           src+8(FP), CX
-	MOVQ           plane+16(FP), DX
-	MOVQ           table+24(FP), BX
-	MOVQ           rows+32(FP), SI
-	MOVQ           row+40(FP), DI
-	MOVQ           blocks+48(FP), R8
-	VMOVDQU        spread32<>+0(SB), Y0
-	VMOVDQU        bit32<>+0(SB), Y1
-	VBROADCASTSS   float2020202<>+0(SB), Y2
-	VBROADCASTSS   float1010101<>+0(SB), Y3
-	VBROADCASTI128 (BX), Y4
-	LEAQ           (DX)(DX*2), BX
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         rows+32(FP), SI
+	MOVQ         row+40(FP), DI
+	MOVQ         blocks+48(FP), R8
+	VMOVDQU      laneShift<>+0(SB), Y1
+	VBROADCASTSS float2020202<>+0(SB), Y2
+	VBROADCASTSS float1010101<>+0(SB), Y3
+	VMOVUPS      (BX), Y0
+	LEAQ         (DX)(DX*2), BX
 
 row:
 	MOVQ CX, BX
 	MOVQ R8, R9
 
 block:
-	VPBROADCASTD (BX), Y5
-	VPSHUFB      Y0, Y5, Y5
-	VPAND        Y1, Y5, Y5
-	VPCMPEQB     Y1, Y5, Y5
-	VPAND        Y2, Y5, Y5
-	VPBROADCASTD (BX)(DX*1), Y6
-	VPSHUFB      Y0, Y6, Y6
-	VPAND        Y1, Y6, Y6
-	VPCMPEQB     Y1, Y6, Y6
-	VPAND        Y3, Y6, Y6
-	VPOR         Y6, Y5, Y5
-	VPSHUFB      Y5, Y4, Y5
-	VEXTRACTI128 $0x00, Y5, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMOVUPS      Y6, (AX)
-	VEXTRACTI128 $0x00, Y5, X6
-	VPSRLDQ      $0x08, X6, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMOVUPS      Y6, 32(AX)
-	VEXTRACTI128 $0x01, Y5, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMOVUPS      Y6, 64(AX)
-	VEXTRACTI128 $0x01, Y5, X5
-	VPSRLDQ      $0x08, X5, X5
-	VPMOVSXBD    X5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VMOVUPS      Y5, 96(AX)
+	VPBROADCASTD (BX), Y4
+	VPSRLVD      Y1, Y4, Y4
+	VPSLLD       $0x01, Y4, Y4
+	VPAND        Y2, Y4, Y4
+	VPBROADCASTD (BX)(DX*1), Y5
+	VPSRLVD      Y1, Y5, Y5
+	VPAND        Y3, Y5, Y5
+	VPOR         Y5, Y4, Y4
+	VPERMPS      Y0, Y4, Y5
+	VMOVUPS      Y5, (AX)
+	VPSRLD       $0x08, Y4, Y5
+	VPERMPS      Y0, Y5, Y5
+	VMOVUPS      Y5, 32(AX)
+	VPSRLD       $0x10, Y4, Y5
+	VPERMPS      Y0, Y5, Y5
+	VMOVUPS      Y5, 64(AX)
+	VPSRLD       $0x18, Y4, Y4
+	VPERMPS      Y0, Y4, Y4
+	VMOVUPS      Y4, 96(AX)
 	ADDQ         $0x04, BX
 	ADDQ         $0x00000080, AX
 	SUBQ         $0x01, R9
@@ -17020,65 +17108,55 @@ block:
 DATA float2020202<>+0(SB)/8, $0x0202020202020202
 GLOBL float2020202<>(SB), RODATA|NOPTR, $8
 
-// func unpackLM3AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+DATA float1010101<>+0(SB)/8, $0x0101010101010101
+GLOBL float1010101<>(SB), RODATA|NOPTR, $8
+
+// func unpackLM3AVX2(dst *float32, src *byte, plane int, table *float32, rows int, row int, blocks int)
 // Requires: AVX, AVX2
 TEXT ·unpackLM3AVX2(SB), NOSPLIT, $0-56
-	MOVQ           dst+0(FP), AX
-	MOVQ           src+8(FP), CX
-	MOVQ           plane+16(FP), DX
-	MOVQ           table+24(FP), BX
-	MOVQ           rows+32(FP), SI
-	MOVQ           row+40(FP), DI
-	MOVQ           blocks+48(FP), R8
-	VMOVDQU        spread32<>+0(SB), Y0
-	VMOVDQU        bit32<>+0(SB), Y1
-	VBROADCASTSS   float4040404<>+0(SB), Y2
-	VBROADCASTSS   float2020202<>+0(SB), Y3
-	VBROADCASTSS   float1010101<>+0(SB), Y4
-	VBROADCASTI128 (BX), Y5
-	LEAQ           (DX)(DX*2), BX
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+8(FP), CX
+	MOVQ         plane+16(FP), DX
+	MOVQ         table+24(FP), BX
+	MOVQ         rows+32(FP), SI
+	MOVQ         row+40(FP), DI
+	MOVQ         blocks+48(FP), R8
+	VMOVDQU      laneShift<>+0(SB), Y1
+	VBROADCASTSS float4040404<>+0(SB), Y2
+	VBROADCASTSS float2020202<>+0(SB), Y3
+	VBROADCASTSS float1010101<>+0(SB), Y4
+	VMOVUPS      (BX), Y0
+	LEAQ         (DX)(DX*2), BX
 
 row:
 	MOVQ CX, BX
 	MOVQ R8, R9
 
 block:
-	VPBROADCASTD (BX), Y6
-	VPSHUFB      Y0, Y6, Y6
-	VPAND        Y1, Y6, Y6
-	VPCMPEQB     Y1, Y6, Y6
-	VPAND        Y2, Y6, Y6
-	VPBROADCASTD (BX)(DX*1), Y7
-	VPSHUFB      Y0, Y7, Y7
-	VPAND        Y1, Y7, Y7
-	VPCMPEQB     Y1, Y7, Y7
-	VPAND        Y3, Y7, Y7
-	VPOR         Y7, Y6, Y6
-	VPBROADCASTD (BX)(DX*2), Y7
-	VPSHUFB      Y0, Y7, Y7
-	VPAND        Y1, Y7, Y7
-	VPCMPEQB     Y1, Y7, Y7
-	VPAND        Y4, Y7, Y7
-	VPOR         Y7, Y6, Y6
-	VPSHUFB      Y6, Y5, Y6
-	VEXTRACTI128 $0x00, Y6, X7
-	VPMOVSXBD    X7, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMOVUPS      Y7, (AX)
-	VEXTRACTI128 $0x00, Y6, X7
-	VPSRLDQ      $0x08, X7, X7
-	VPMOVSXBD    X7, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMOVUPS      Y7, 32(AX)
-	VEXTRACTI128 $0x01, Y6, X7
-	VPMOVSXBD    X7, Y7
-	VCVTDQ2PS    Y7, Y7
-	VMOVUPS      Y7, 64(AX)
-	VEXTRACTI128 $0x01, Y6, X6
-	VPSRLDQ      $0x08, X6, X6
-	VPMOVSXBD    X6, Y6
-	VCVTDQ2PS    Y6, Y6
-	VMOVUPS      Y6, 96(AX)
+	VPBROADCASTD (BX), Y5
+	VPSRLVD      Y1, Y5, Y5
+	VPSLLD       $0x02, Y5, Y5
+	VPAND        Y2, Y5, Y5
+	VPBROADCASTD (BX)(DX*1), Y6
+	VPSRLVD      Y1, Y6, Y6
+	VPSLLD       $0x01, Y6, Y6
+	VPAND        Y3, Y6, Y6
+	VPOR         Y6, Y5, Y5
+	VPBROADCASTD (BX)(DX*2), Y6
+	VPSRLVD      Y1, Y6, Y6
+	VPAND        Y4, Y6, Y6
+	VPOR         Y6, Y5, Y5
+	VPERMPS      Y0, Y5, Y6
+	VMOVUPS      Y6, (AX)
+	VPSRLD       $0x08, Y5, Y6
+	VPERMPS      Y0, Y6, Y6
+	VMOVUPS      Y6, 32(AX)
+	VPSRLD       $0x10, Y5, Y6
+	VPERMPS      Y0, Y6, Y6
+	VMOVUPS      Y6, 64(AX)
+	VPSRLD       $0x18, Y5, Y5
+	VPERMPS      Y0, Y5, Y5
+	VMOVUPS      Y5, 96(AX)
 	ADDQ         $0x04, BX
 	ADDQ         $0x00000080, AX
 	SUBQ         $0x01, R9
@@ -17102,13 +17180,12 @@ TEXT ·unpackLM4AVX2(SB), NOSPLIT, $0-56
 	MOVQ           rows+32(FP), SI
 	MOVQ           row+40(FP), DI
 	MOVQ           blocks+48(FP), R8
-	VMOVDQU        spread32<>+0(SB), Y0
-	VMOVDQU        bit32<>+0(SB), Y1
+	VMOVDQU        laneShift<>+0(SB), Y1
 	VBROADCASTSS   float8080808<>+0(SB), Y2
 	VBROADCASTSS   float4040404<>+0(SB), Y3
 	VBROADCASTSS   float2020202<>+0(SB), Y4
 	VBROADCASTSS   float1010101<>+0(SB), Y5
-	VBROADCASTI128 (BX), Y6
+	VBROADCASTI128 (BX), Y0
 	LEAQ           (DX)(DX*2), BX
 
 row:
@@ -17116,48 +17193,40 @@ row:
 	MOVQ R8, R10
 
 block:
-	VPBROADCASTD (R9), Y7
-	VPSHUFB      Y0, Y7, Y7
-	VPAND        Y1, Y7, Y7
-	VPCMPEQB     Y1, Y7, Y7
-	VPAND        Y2, Y7, Y7
-	VPBROADCASTD (R9)(DX*1), Y8
-	VPSHUFB      Y0, Y8, Y8
-	VPAND        Y1, Y8, Y8
-	VPCMPEQB     Y1, Y8, Y8
-	VPAND        Y3, Y8, Y8
-	VPOR         Y8, Y7, Y7
-	VPBROADCASTD (R9)(DX*2), Y8
-	VPSHUFB      Y0, Y8, Y8
-	VPAND        Y1, Y8, Y8
-	VPCMPEQB     Y1, Y8, Y8
-	VPAND        Y4, Y8, Y8
-	VPOR         Y8, Y7, Y7
-	VPBROADCASTD (R9)(BX*1), Y8
-	VPSHUFB      Y0, Y8, Y8
-	VPAND        Y1, Y8, Y8
-	VPCMPEQB     Y1, Y8, Y8
-	VPAND        Y5, Y8, Y8
-	VPOR         Y8, Y7, Y7
-	VPSHUFB      Y7, Y6, Y7
-	VEXTRACTI128 $0x00, Y7, X8
-	VPMOVSXBD    X8, Y8
-	VCVTDQ2PS    Y8, Y8
-	VMOVUPS      Y8, (AX)
-	VEXTRACTI128 $0x00, Y7, X8
-	VPSRLDQ      $0x08, X8, X8
-	VPMOVSXBD    X8, Y8
-	VCVTDQ2PS    Y8, Y8
-	VMOVUPS      Y8, 32(AX)
-	VEXTRACTI128 $0x01, Y7, X8
-	VPMOVSXBD    X8, Y8
-	VCVTDQ2PS    Y8, Y8
-	VMOVUPS      Y8, 64(AX)
-	VEXTRACTI128 $0x01, Y7, X7
-	VPSRLDQ      $0x08, X7, X7
-	VPMOVSXBD    X7, Y7
+	VPBROADCASTD (R9), Y6
+	VPSRLVD      Y1, Y6, Y6
+	VPSLLD       $0x03, Y6, Y6
+	VPAND        Y2, Y6, Y6
+	VPBROADCASTD (R9)(DX*1), Y7
+	VPSRLVD      Y1, Y7, Y7
+	VPSLLD       $0x02, Y7, Y7
+	VPAND        Y3, Y7, Y7
+	VPOR         Y7, Y6, Y6
+	VPBROADCASTD (R9)(DX*2), Y7
+	VPSRLVD      Y1, Y7, Y7
+	VPSLLD       $0x01, Y7, Y7
+	VPAND        Y4, Y7, Y7
+	VPOR         Y7, Y6, Y6
+	VPBROADCASTD (R9)(BX*1), Y7
+	VPSRLVD      Y1, Y7, Y7
+	VPAND        Y5, Y7, Y7
+	VPOR         Y7, Y6, Y6
+	VPSHUFB      Y6, Y0, Y6
+	VPSLLD       $0x18, Y6, Y7
+	VPSRAD       $0x18, Y7, Y7
 	VCVTDQ2PS    Y7, Y7
-	VMOVUPS      Y7, 96(AX)
+	VMOVUPS      Y7, (AX)
+	VPSLLD       $0x10, Y6, Y7
+	VPSRAD       $0x18, Y7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMOVUPS      Y7, 32(AX)
+	VPSLLD       $0x08, Y6, Y7
+	VPSRAD       $0x18, Y7, Y7
+	VCVTDQ2PS    Y7, Y7
+	VMOVUPS      Y7, 64(AX)
+	VPSRAD       $0x18, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VMOVUPS      Y6, 96(AX)
 	ADDQ         $0x04, R9
 	ADDQ         $0x00000080, AX
 	SUBQ         $0x01, R10
@@ -17191,6 +17260,79 @@ TEXT ·scalesF16AVX2(SB), NOSPLIT, $0-20
 	VMOVUPS      Y1, 96(AX)
 	VZEROUPPER
 	RET
+
+// func scalesLog8AVX2(dst *float32, base float32, src *byte, frac *float32, factor float32)
+// Requires: AVX, AVX2
+TEXT ·scalesLog8AVX2(SB), NOSPLIT, $0-36
+	MOVQ         dst+0(FP), AX
+	MOVQ         src+16(FP), CX
+	MOVQ         frac+24(FP), DX
+	VBROADCASTSS factor+32(FP), Y0
+	VBROADCASTSS base+8(FP), Y1
+	VMULPS       (DX), Y1, Y2
+	VMULPS       32(DX), Y1, Y1
+	VBROADCASTSS float7f<>+0(SB), Y3
+	VBROADCASTSS floatff<>+0(SB), Y4
+	VPMOVZXBD    (CX), Y5
+	VPERMPS      Y2, Y5, Y6
+	VPERMPS      Y1, Y5, Y7
+	VPSLLD       $0x1c, Y5, Y8
+	VBLENDVPS    Y8, Y7, Y6, Y6
+	VPSRLD       $0x04, Y5, Y8
+	VPSUBD       Y8, Y3, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VMULPS       Y8, Y6, Y6
+	VMULPS       Y0, Y6, Y6
+	VPCMPEQD     Y4, Y5, Y5
+	VANDNPS      Y6, Y5, Y6
+	VMOVUPS      Y6, (AX)
+	VPMOVZXBD    8(CX), Y5
+	VPERMPS      Y2, Y5, Y6
+	VPERMPS      Y1, Y5, Y7
+	VPSLLD       $0x1c, Y5, Y8
+	VBLENDVPS    Y8, Y7, Y6, Y6
+	VPSRLD       $0x04, Y5, Y8
+	VPSUBD       Y8, Y3, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VMULPS       Y8, Y6, Y6
+	VMULPS       Y0, Y6, Y6
+	VPCMPEQD     Y4, Y5, Y5
+	VANDNPS      Y6, Y5, Y6
+	VMOVUPS      Y6, 32(AX)
+	VPMOVZXBD    16(CX), Y5
+	VPERMPS      Y2, Y5, Y6
+	VPERMPS      Y1, Y5, Y7
+	VPSLLD       $0x1c, Y5, Y8
+	VBLENDVPS    Y8, Y7, Y6, Y6
+	VPSRLD       $0x04, Y5, Y8
+	VPSUBD       Y8, Y3, Y8
+	VPSLLD       $0x17, Y8, Y8
+	VMULPS       Y8, Y6, Y6
+	VMULPS       Y0, Y6, Y6
+	VPCMPEQD     Y4, Y5, Y5
+	VANDNPS      Y6, Y5, Y6
+	VMOVUPS      Y6, 64(AX)
+	VPMOVZXBD    24(CX), Y5
+	VPERMPS      Y2, Y5, Y2
+	VPERMPS      Y1, Y5, Y1
+	VPSLLD       $0x1c, Y5, Y6
+	VBLENDVPS    Y6, Y1, Y2, Y2
+	VPSRLD       $0x04, Y5, Y6
+	VPSUBD       Y6, Y3, Y6
+	VPSLLD       $0x17, Y6, Y6
+	VMULPS       Y6, Y2, Y2
+	VMULPS       Y0, Y2, Y2
+	VPCMPEQD     Y4, Y5, Y5
+	VANDNPS      Y2, Y5, Y2
+	VMOVUPS      Y2, 96(AX)
+	VZEROUPPER
+	RET
+
+DATA float7f<>+0(SB)/8, $0x0000007f0000007f
+GLOBL float7f<>(SB), RODATA|NOPTR, $8
+
+DATA floatff<>+0(SB)/8, $0x000000ff000000ff
+GLOBL floatff<>(SB), RODATA|NOPTR, $8
 
 // func dotRows1AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
 // Requires: AVX, FMA3
@@ -17486,6 +17628,214 @@ row:
 	VZEROUPPER
 	RET
 
+// func dotRows3AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
+// Requires: AVX, FMA3
+TEXT ·dotRows3AVX2(SB), NOSPLIT, $0-48
+	MOVQ dots+0(FP), AX
+	MOVQ q+8(FP), CX
+	MOVQ tile+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ blocks+32(FP), SI
+	MOVQ groups+40(FP), DI
+	LEAQ (BX)(BX*2), R8
+
+group:
+	VXORPS Y0, Y0, Y0
+	VXORPS Y1, Y1, Y1
+	VXORPS Y2, Y2, Y2
+	VXORPS Y3, Y3, Y3
+	VXORPS Y4, Y4, Y4
+	VXORPS Y5, Y5, Y5
+	VXORPS Y6, Y6, Y6
+	VXORPS Y7, Y7, Y7
+	VXORPS Y8, Y8, Y8
+	VXORPS Y9, Y9, Y9
+	VXORPS Y10, Y10, Y10
+	VXORPS Y11, Y11, Y11
+	LEAQ   (DX)(BX*4), R9
+	MOVQ   SI, R10
+
+block:
+	VMOVUPS      (CX), Y12
+	VMOVUPS      (CX)(BX*1), Y13
+	VMOVUPS      (CX)(BX*2), Y14
+	VMOVUPS      (DX), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      (DX)(BX*1), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      (DX)(BX*2), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      (DX)(R8*1), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VMOVUPS      32(CX), Y12
+	VMOVUPS      32(CX)(BX*1), Y13
+	VMOVUPS      32(CX)(BX*2), Y14
+	VMOVUPS      32(DX), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(DX)(BX*1), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      32(DX)(BX*2), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      32(DX)(R8*1), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VMOVUPS      64(CX), Y12
+	VMOVUPS      64(CX)(BX*1), Y13
+	VMOVUPS      64(CX)(BX*2), Y14
+	VMOVUPS      64(DX), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      64(DX)(BX*1), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(DX)(BX*2), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      64(DX)(R8*1), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	VMOVUPS      96(CX), Y12
+	VMOVUPS      96(CX)(BX*1), Y13
+	VMOVUPS      96(CX)(BX*2), Y14
+	VMOVUPS      96(DX), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      96(DX)(BX*1), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      96(DX)(BX*2), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(DX)(R8*1), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         $0x00000080, CX
+	ADDQ         $0x00000080, DX
+	ADDQ         $0x00000080, R9
+	SUBQ         $0x01, R10
+	JNZ          block
+	VHADDPS      Y1, Y0, Y0
+	VHADDPS      Y3, Y2, Y2
+	VHADDPS      Y2, Y0, Y0
+	VEXTRACTF128 $0x01, Y0, X1
+	VADDPS       X1, X0, X1
+	VMOVUPS      X1, (AX)
+	VHADDPS      Y5, Y4, Y4
+	VHADDPS      Y7, Y6, Y6
+	VHADDPS      Y6, Y4, Y4
+	VEXTRACTF128 $0x01, Y4, X0
+	VADDPS       X0, X4, X0
+	VMOVUPS      X0, 128(AX)
+	VHADDPS      Y9, Y8, Y8
+	VHADDPS      Y11, Y10, Y10
+	VHADDPS      Y10, Y8, Y8
+	VEXTRACTF128 $0x01, Y8, X0
+	VADDPS       X0, X8, X0
+	VMOVUPS      X0, 256(AX)
+	MOVQ         SI, R9
+	SHLQ         $0x07, R9
+	SUBQ         R9, CX
+	SUBQ         R9, DX
+	LEAQ         (DX)(BX*4), DX
+	ADDQ         $0x00000010, AX
+	SUBQ         $0x01, DI
+	JNZ          group
+	VZEROUPPER
+	RET
+
+// func accumulate3AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
+// Requires: AVX, FMA3
+TEXT ·accumulate3AVX2(SB), NOSPLIT, $0-48
+	MOVQ acc+0(FP), AX
+	MOVQ w+8(FP), CX
+	MOVQ tile+16(FP), DX
+	MOVQ stride+24(FP), BX
+	MOVQ blocks+32(FP), SI
+	MOVQ rows+40(FP), DI
+
+block:
+	VMOVUPS (AX), Y0
+	VMOVUPS 32(AX), Y1
+	VMOVUPS 64(AX), Y2
+	VMOVUPS 96(AX), Y3
+	VMOVUPS (AX)(BX*1), Y4
+	VMOVUPS 32(AX)(BX*1), Y5
+	VMOVUPS 64(AX)(BX*1), Y6
+	VMOVUPS 96(AX)(BX*1), Y7
+	VMOVUPS (AX)(BX*2), Y8
+	VMOVUPS 32(AX)(BX*2), Y9
+	VMOVUPS 64(AX)(BX*2), Y10
+	VMOVUPS 96(AX)(BX*2), Y11
+	MOVQ    DX, R8
+	MOVQ    CX, R9
+	MOVQ    DI, R10
+
+row:
+	VBROADCASTSS (R9), Y12
+	VBROADCASTSS 128(R9), Y13
+	VBROADCASTSS 256(R9), Y14
+	VMOVUPS      (R8), Y15
+	VFMADD231PS  Y15, Y12, Y0
+	VFMADD231PS  Y15, Y13, Y4
+	VFMADD231PS  Y15, Y14, Y8
+	VMOVUPS      32(R8), Y15
+	VFMADD231PS  Y15, Y12, Y1
+	VFMADD231PS  Y15, Y13, Y5
+	VFMADD231PS  Y15, Y14, Y9
+	VMOVUPS      64(R8), Y15
+	VFMADD231PS  Y15, Y12, Y2
+	VFMADD231PS  Y15, Y13, Y6
+	VFMADD231PS  Y15, Y14, Y10
+	VMOVUPS      96(R8), Y15
+	VFMADD231PS  Y15, Y12, Y3
+	VFMADD231PS  Y15, Y13, Y7
+	VFMADD231PS  Y15, Y14, Y11
+	ADDQ         BX, R8
+	ADDQ         $0x04, R9
+	SUBQ         $0x01, R10
+	JNZ          row
+	VMOVUPS      Y0, (AX)
+	VMOVUPS      Y1, 32(AX)
+	VMOVUPS      Y2, 64(AX)
+	VMOVUPS      Y3, 96(AX)
+	VMOVUPS      Y4, (AX)(BX*1)
+	VMOVUPS      Y5, 32(AX)(BX*1)
+	VMOVUPS      Y6, 64(AX)(BX*1)
+	VMOVUPS      Y7, 96(AX)(BX*1)
+	VMOVUPS      Y8, (AX)(BX*2)
+	VMOVUPS      Y9, 32(AX)(BX*2)
+	VMOVUPS      Y10, 64(AX)(BX*2)
+	VMOVUPS      Y11, 96(AX)(BX*2)
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000080, DX
+	SUBQ         $0x01, SI
+	JNZ          block
+	VZEROUPPER
+	RET
+
 // func softmaxAVX2(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, heads int, tmp *float32)
 // Requires: AVX, AVX2, FMA3
 TEXT ·softmaxAVX2(SB), NOSPLIT, $0-96
@@ -17580,8 +17930,6 @@ head:
 	VANDPS       Y4, Y3, Y3
 	VMOVUPS      eightc2aeac4f<>+0(SB), Y4
 	VMAXPS       Y2, Y4, Y2
-	VMOVUPS      eight42b20000<>+0(SB), Y4
-	VMINPS       Y2, Y4, Y2
 	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y4
 	VROUNDPS     $0x08, Y4, Y4
 	VFNMADD231PS eight3f317200<>+0(SB), Y4, Y2
@@ -17596,11 +17944,6 @@ head:
 	VADDPS       eight3f800000<>+0(SB), Y2, Y2
 	VFMADD231PS  Y6, Y5, Y2
 	VCVTPS2DQ    Y4, Y4
-	VPSRAD       $0x01, Y4, Y5
-	VPSUBD       Y5, Y4, Y4
-	VPADDD       eight7f<>+0(SB), Y5, Y5
-	VPSLLD       $0x17, Y5, Y5
-	VMULPS       Y5, Y2, Y2
 	VPADDD       eight7f<>+0(SB), Y4, Y4
 	VPSLLD       $0x17, Y4, Y4
 	VMULPS       Y4, Y2, Y2
@@ -17619,8 +17962,6 @@ head:
 	VANDPS       Y4, Y3, Y3
 	VMOVUPS      eightc2aeac4f<>+0(SB), Y4
 	VMAXPS       Y2, Y4, Y2
-	VMOVUPS      eight42b20000<>+0(SB), Y4
-	VMINPS       Y2, Y4, Y2
 	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y4
 	VROUNDPS     $0x08, Y4, Y4
 	VFNMADD231PS eight3f317200<>+0(SB), Y4, Y2
@@ -17635,11 +17976,6 @@ head:
 	VADDPS       eight3f800000<>+0(SB), Y2, Y2
 	VFMADD231PS  Y6, Y5, Y2
 	VCVTPS2DQ    Y4, Y4
-	VPSRAD       $0x01, Y4, Y5
-	VPSUBD       Y5, Y4, Y4
-	VPADDD       eight7f<>+0(SB), Y5, Y5
-	VPSLLD       $0x17, Y5, Y5
-	VMULPS       Y5, Y2, Y2
 	VPADDD       eight7f<>+0(SB), Y4, Y4
 	VPSLLD       $0x17, Y4, Y4
 	VMULPS       Y4, Y2, Y2
@@ -17658,8 +17994,6 @@ head:
 	VANDPS       Y4, Y3, Y3
 	VMOVUPS      eightc2aeac4f<>+0(SB), Y4
 	VMAXPS       Y2, Y4, Y2
-	VMOVUPS      eight42b20000<>+0(SB), Y4
-	VMINPS       Y2, Y4, Y2
 	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y4
 	VROUNDPS     $0x08, Y4, Y4
 	VFNMADD231PS eight3f317200<>+0(SB), Y4, Y2
@@ -17674,11 +18008,6 @@ head:
 	VADDPS       eight3f800000<>+0(SB), Y2, Y2
 	VFMADD231PS  Y6, Y5, Y2
 	VCVTPS2DQ    Y4, Y4
-	VPSRAD       $0x01, Y4, Y5
-	VPSUBD       Y5, Y4, Y4
-	VPADDD       eight7f<>+0(SB), Y5, Y5
-	VPSLLD       $0x17, Y5, Y5
-	VMULPS       Y5, Y2, Y2
 	VPADDD       eight7f<>+0(SB), Y4, Y4
 	VPSLLD       $0x17, Y4, Y4
 	VMULPS       Y4, Y2, Y2
@@ -17697,8 +18026,6 @@ head:
 	VANDPS       Y0, Y3, Y3
 	VMOVUPS      eightc2aeac4f<>+0(SB), Y0
 	VMAXPS       Y2, Y0, Y2
-	VMOVUPS      eight42b20000<>+0(SB), Y0
-	VMINPS       Y2, Y0, Y2
 	VMULPS       eight3fb8aa3b<>+0(SB), Y2, Y0
 	VROUNDPS     $0x08, Y0, Y0
 	VFNMADD231PS eight3f317200<>+0(SB), Y0, Y2
@@ -17713,11 +18040,6 @@ head:
 	VADDPS       eight3f800000<>+0(SB), Y2, Y2
 	VFMADD231PS  Y5, Y4, Y2
 	VCVTPS2DQ    Y0, Y0
-	VPSRAD       $0x01, Y0, Y4
-	VPSUBD       Y4, Y0, Y0
-	VPADDD       eight7f<>+0(SB), Y4, Y4
-	VPSLLD       $0x17, Y4, Y4
-	VMULPS       Y4, Y2, Y2
 	VPADDD       eight7f<>+0(SB), Y0, Y0
 	VPSLLD       $0x17, Y0, Y0
 	VMULPS       Y0, Y2, Y2
@@ -17779,12 +18101,6 @@ DATA eightc2aeac4f<>+8(SB)/8, $0xc2aeac4fc2aeac4f
 DATA eightc2aeac4f<>+16(SB)/8, $0xc2aeac4fc2aeac4f
 DATA eightc2aeac4f<>+24(SB)/8, $0xc2aeac4fc2aeac4f
 GLOBL eightc2aeac4f<>(SB), RODATA|NOPTR, $32
-
-DATA eight42b20000<>+0(SB)/8, $0x42b2000042b20000
-DATA eight42b20000<>+8(SB)/8, $0x42b2000042b20000
-DATA eight42b20000<>+16(SB)/8, $0x42b2000042b20000
-DATA eight42b20000<>+24(SB)/8, $0x42b2000042b20000
-GLOBL eight42b20000<>(SB), RODATA|NOPTR, $32
 
 DATA eight3fb8aa3b<>+0(SB)/8, $0x3fb8aa3b3fb8aa3b
 DATA eight3fb8aa3b<>+8(SB)/8, $0x3fb8aa3b3fb8aa3b
@@ -18086,6 +18402,12 @@ once3:
 	JNZ          head
 	VZEROUPPER
 	RET
+
+DATA eight42b20000<>+0(SB)/8, $0x42b2000042b20000
+DATA eight42b20000<>+8(SB)/8, $0x42b2000042b20000
+DATA eight42b20000<>+16(SB)/8, $0x42b2000042b20000
+DATA eight42b20000<>+24(SB)/8, $0x42b2000042b20000
+GLOBL eight42b20000<>(SB), RODATA|NOPTR, $32
 
 // func foldAVX2(sum *float64, acc *float32, n int)
 // Requires: AVX

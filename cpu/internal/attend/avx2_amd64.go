@@ -15,7 +15,7 @@ func AVX2() *Kernels {
 		isa: "avx2", pad: 32, wide: true,
 		exact: exactAVX2, u8: u8AVX2, planes: planesAVX2, dots: dotsAVX2, add: addAVX2,
 		fold: foldSlicesAVX2, square: squareTileAVX2, mix: mixRowsAVX2, softmax: softmaxHeadsAVX2,
-		probs: probsHeadsAVX2, f16: f16AVX2, log8: scalesLog8Generic,
+		probs: probsHeadsAVX2, f16: f16AVX2, log8: log8AVX2,
 		prefetch: prefetchSlice, prefetchPlanes: prefetchRows,
 	}
 }
@@ -57,46 +57,47 @@ func u8AVX2(dst []float32, src []byte, rows, dim, padDim int) {
 	byRows(dst, src, rows, dim, padDim, 1, unpackU8AVX2, nil)
 }
 
-// byteBooks are the integer centroids of lm1..lm4, repeated up to 16.
-var byteBooks = func() (t [4][16]int8) {
-	for i := range t {
-		book := layout.Nested(i + 1)
-		for j := range t[i] {
-			t[i][j] = book[j%len(book)]
-		}
-	}
-	return t
-}()
+// byteBook are the integer centroids of lm4.
+var byteBook = [16]int8(layout.Nested(4))
 
 func planesAVX2(dst []float32, p *planes, _ bool) {
 	blocks := p.padDim / 32
 	_ = dst[p.rows*p.padDim-1]
 	_ = p.src[(p.bits-1)*p.plane+(p.rows-1)*p.rowBytes+4*blocks-1]
-	if p.table != &codebooks[quant.LM1+quant.Format(p.bits-1)] {
-		planesGeneric(dst, p, false) // the centroids of tqmse are not integers
-		return
-	}
-	table := &byteBooks[p.bits-1][0]
-	switch p.bits {
-	case 1:
-		unpackLM1AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
-	case 2:
-		unpackLM2AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
-	case 3:
-		unpackLM3AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
+	d, b, t := &dst[0], &p.src[0], &p.table[0]
+	switch {
+	case p.bits == 1:
+		unpackLM1AVX2(d, b, p.plane, t, p.rows, p.rowBytes, blocks)
+	case p.bits == 2:
+		unpackLM2AVX2(d, b, p.plane, t, p.rows, p.rowBytes, blocks)
+	case p.bits == 3:
+		unpackLM3AVX2(d, b, p.plane, t, p.rows, p.rowBytes, blocks)
+	case p.table == &codebooks[quant.LM4]:
+		unpackLM4AVX2(d, b, p.plane, &byteBook[0], p.rows, p.rowBytes, blocks)
 	default:
-		unpackLM4AVX2(&dst[0], &p.src[0], p.plane, table, p.rows, p.rowBytes, blocks)
+		planesGeneric(dst, p, false) // the centroids of tqmse4 are not integers
 	}
+}
+
+// headsAVX2 returns how many of some heads the next kernel takes: up to three, but two of four.
+func headsAVX2(heads int) int {
+	if heads == 4 {
+		return 2
+	}
+	return min(heads, 3)
 }
 
 func dotsAVX2(dots, q []float32, heads int, _ Layout, tile []float32, padDim, rows int) {
 	_, _, _ = dots[heads*TileRows-1], q[heads*padDim-1], tile[TileRows*padDim-1]
 	for heads > 0 {
-		n := min(heads, 2)
-		if n == 1 {
+		n := headsAVX2(heads)
+		switch n {
+		case 1:
 			dotRows1AVX2(&dots[0], &q[0], &tile[0], 4*padDim, padDim/32, (rows+7)/8)
-		} else {
+		case 2:
 			dotRows2AVX2(&dots[0], &q[0], &tile[0], 4*padDim, padDim/32, (rows+3)/4)
+		default:
+			dotRows3AVX2(&dots[0], &q[0], &tile[0], 4*padDim, padDim/32, (rows+3)/4)
 		}
 		heads -= n
 		dots, q = dots[n*TileRows:], q[n*padDim:]
@@ -106,11 +107,14 @@ func dotsAVX2(dots, q []float32, heads int, _ Layout, tile []float32, padDim, ro
 func addAVX2(acc, w []float32, heads int, tile []float32, padDim, rows int) {
 	_, _, _ = acc[heads*padDim-1], w[heads*TileRows-1], tile[rows*padDim-1]
 	for heads > 0 {
-		n := min(heads, 2)
-		if n == 1 {
+		n := headsAVX2(heads)
+		switch n {
+		case 1:
 			accumulate1AVX2(&acc[0], &w[0], &tile[0], 4*padDim, padDim/32, rows)
-		} else {
+		case 2:
 			accumulate2AVX2(&acc[0], &w[0], &tile[0], 4*padDim, padDim/32, rows)
+		default:
+			accumulate3AVX2(&acc[0], &w[0], &tile[0], 4*padDim, padDim/32, rows)
 		}
 		heads -= n
 		acc, w = acc[n*padDim:], w[n*TileRows:]
@@ -145,6 +149,17 @@ func f16AVX2(dst *[TileRows]float32, src []byte, factor float32) {
 	var buf [2 * TileRows]byte
 	copy(buf[:], src)
 	scalesF16AVX2(&dst[0], &buf[0], factor)
+}
+
+func log8AVX2(dst *[TileRows]float32, base float32, src []byte, factor float32) {
+	if len(src) < TileRows {
+		var buf [TileRows]byte
+		for i := copy(buf[:], src); i < TileRows; i++ {
+			buf[i] = 255 // a scale of 0
+		}
+		src = buf[:]
+	}
+	scalesLog8AVX2(&dst[0], base, &src[0], &log8Frac[0], factor)
 }
 
 func mixRowsAVX2(dst *[TileRows]float32, w, rows []float32, power int) {

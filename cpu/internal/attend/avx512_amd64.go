@@ -22,6 +22,7 @@ func AVX512() *Kernels {
 		f16: f16AVX512, log8: log8AVX512, prefetch: prefetchSlice,
 		prefetchPlanes: prefetchRows,
 		bytes: &byteKernels{planes: bytePlanesAVX512, u8: byteU8AVX512, dots: dotBytesAVX512,
+			largest: largestSliceAVX512, cut: cutSliceAVX512,
 			softmax: softmaxCutHeadsAVX512, add: addBytesAVX512,
 			dotPlanes: dotPlanesAVX512, addPlanes: addPlanesAVX512},
 	}
@@ -180,8 +181,8 @@ func log8AVX512(dst *[TileRows]float32, base float32, src []byte, factor float32
 }
 
 func prefetchSlice(p []byte) {
-	if n := len(p) / 64; n > 0 {
-		prefetchLines(&p[0], n)
+	if n := len(p); n > 0 {
+		prefetchLines(&p[0], (n+255)/256)
 	}
 }
 
@@ -312,15 +313,19 @@ var addPlanes = [4][3]func(acc *float32, weights *byte, units *float32, src *byt
 	{addLM4Heads1AVX512, addLM4Heads2AVX512, addLM4Heads3AVX512},
 }
 
-func dotPlanesAVX512(dots []float32, q []byte, heads int, p *planes, table *byteTable) {
+func dotPlanesAVX512(dots []float32, q []byte, heads int, src []byte, bits, plane, n int,
+	table *byteTable) {
 	_, _ = dots[heads*TileRows-1], q[heads*QueryBytes(byteBlock)-1]
-	dotPlanes[p.bits-1][heads-1](&dots[0], &q[0], &p.src[0], p.plane, &table[0][0], p.rows/16)
+	_ = src[(bits-1)*plane+n*byteBlock/8-1]
+	dotPlanes[bits-1][heads-1](&dots[0], &q[0], &src[0], plane, &table[0][0], n/16)
 }
 
-func addPlanesAVX512(acc []float32, w *Weights, heads int, p *planes, table *byteTable) {
+func addPlanesAVX512(acc []float32, w *Weights, heads int, src []byte, bits, plane, n int,
+	table *byteTable) {
 	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*DigitBytes-1], w.Units[heads-1]
-	addPlanes[p.bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &p.src[0], p.plane, &table[0][0],
-		p.rows/byteRows)
+	_ = src[(bits-1)*plane+n*byteBlock/8-1]
+	addPlanes[bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &src[0], plane, &table[0][0],
+		n/byteRows)
 }
 
 func mixRowsAVX512(dst *[TileRows]float32, w, rows []float32, power int) {
@@ -330,4 +335,12 @@ func mixRowsAVX512(dst *[TileRows]float32, w, rows []float32, power int) {
 		return
 	}
 	mixAVX512(&dst[0], &w[0], &rows[0], len(w))
+}
+
+func largestSliceAVX512(q []float32) uint32 { return largestAVX512(&q[0], len(q)/16) }
+
+func cutSliceAVX512(dst []byte, q []float32, factor float64) (sums [Digits]int32) {
+	_ = dst[Digits*len(q)-1]
+	cutQueryAVX512(&dst[0], &sums[0], &q[0], len(q)/16, factor)
+	return sums
 }

@@ -66,14 +66,20 @@ type byteKernels struct {
 	// planes and u8 unpack complete groups of eight rows.
 	planes func(dst []byte, p *planes, table *byteTable, values bool)
 	u8     func(dst, src []byte, rows, dim int, values bool)
-	dots   func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
+	// largest and cut are largestGeneric and cutGeneric, for queries of a multiple of 16 values.
+	largest func(q []float32) uint32
+	cut     func(dst []byte, q []float32, factor float64) (sums [Digits]int32)
+	dots    func(dots []float32, q []byte, heads int, tile []byte, dim, rows int)
 	// softmax does not check arguments; SoftmaxCut does. It returns 0 if SoftmaxCut is to return
 	// true.
 	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
 	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
 	// dotPlanes and addPlanes combine planes with dots or add, for rows that Direct accepts.
-	dotPlanes func(dots []float32, q []byte, heads int, p *planes, table *byteTable)
-	addPlanes func(acc []float32, w *Weights, heads int, p *planes, table *byteTable)
+	// src begins with n rows in the first of bits planes, which start plane bytes apart.
+	dotPlanes func(dots []float32, q []byte, heads int, src []byte, bits, plane, n int,
+		table *byteTable)
+	addPlanes func(acc []float32, w *Weights, heads int, src []byte, bits, plane, n int,
+		table *byteTable)
 }
 
 // Bytes reports whether rows of a format can be unpacked to a tile of bytes.
@@ -146,14 +152,8 @@ func QueryBytes(dim int) int { return recordHead + Digits*dim }
 // that is not finite gives inner products of NaN.
 //
 // The largest value becomes queryMost, so a value is off by at most 2^-24 of the largest.
-func CutQuery(dst []byte, q []float32) {
-	var largest float32
-	for _, x := range q {
-		x = float32(math.Abs(float64(x)))
-		if x > largest || x != x {
-			largest = x
-		}
-	}
+func (k *Kernels) CutQuery(dst []byte, q []float32) {
+	largest := math.Float32frombits(k.bytes.largest(q))
 	factor := 0.0
 	unit := float32(float64(largest) / queryMost)
 	if largest > 0 && !math.IsInf(float64(largest), 0) {
@@ -161,12 +161,30 @@ func CutQuery(dst []byte, q []float32) {
 	} else if largest != 0 {
 		unit = float32(math.NaN())
 	}
-	var sums [Digits]int32
-	body := dst[recordHead:QueryBytes(len(q))]
-	for len(q) >= 8 {
+	sums := k.bytes.cut(dst[recordHead:QueryBytes(len(q))], q, factor)
+	for d, s := range sums {
+		// Where a row has two words, each starts with half of what keyBias adds.
+		binary.LittleEndian.PutUint32(dst[4*d:], uint32(-keyBias/2*s))
+		binary.LittleEndian.PutUint32(dst[4*(Digits+1+d):], uint32(-keyBias*s))
+	}
+	binary.LittleEndian.PutUint32(dst[4*Digits:], math.Float32bits(unit))
+}
+
+// largestGeneric returns the bits of the largest absolute value. NaN counts as the largest.
+func largestGeneric(q []float32) (largest uint32) {
+	for _, x := range q {
+		largest = max(largest, math.Float32bits(x)&^(1<<31))
+	}
+	return largest
+}
+
+// cutGeneric splits the values of q times factor into digits, and sums each digit. The values are at
+// most queryMost then; of others only the sums and digits are meaningless.
+func cutGeneric(dst []byte, q []float32, factor float64) (sums [Digits]int32) {
+	for ; len(q) >= 8; q = q[8:] {
 		var words [Digits]uint64
 		for i, x := range q[:8] {
-			// The low bits of the sum are the product, rounded half to even. NaN stays NaN.
+			// The low bits of the sum are the product, rounded half to even.
 			n := int32(math.Float64bits(float64(float64(x)*factor) + 3<<51))
 			for d := range Digits {
 				digit := int8(n)
@@ -176,16 +194,11 @@ func CutQuery(dst []byte, q []float32) {
 			}
 		}
 		for d, w := range words {
-			binary.LittleEndian.PutUint64(body[8*d:], w)
+			binary.LittleEndian.PutUint64(dst[8*d:], w)
 		}
-		q, body = q[8:], body[8*Digits:]
+		dst = dst[8*Digits:]
 	}
-	for d, s := range sums {
-		// Both words of a row start with half of what keyBias adds.
-		binary.LittleEndian.PutUint32(dst[4*d:], uint32(-keyBias/2*s))
-		binary.LittleEndian.PutUint32(dst[4*(Digits+1+d):], uint32(-keyBias*s))
-	}
-	binary.LittleEndian.PutUint32(dst[4*Digits:], math.Float32bits(unit))
+	return sums
 }
 
 // DotBytes is Dots for a tile of bytes and queries split by CutQuery.
@@ -235,30 +248,19 @@ func (k *Kernels) Direct(f quant.Format, dim, n, heads int) bool {
 }
 
 // DotPlanes combines UnpackBytes and DotBytes, for rows that Direct accepts, with the same bits.
-func (k *Kernels) DotPlanes(dots []float32, q []byte, heads int, c quant.Coding, src []byte, rows,
-	r0, n int, tmp *Scratch) {
-	if heads == 0 {
-		return
+func (k *Kernels) DotPlanes(dots []float32, q []byte, heads int, f quant.Format, src []byte, rows,
+	r0, n int) {
+	if heads > 0 {
+		k.bytes.dotPlanes(dots[:heads*TileRows], q[:heads*QueryBytes(byteBlock)], heads,
+			src[r0*byteBlock/8:], f.Bits(), layout.PlaneBytes(rows, byteBlock), n, &byteTables[f][0])
 	}
-	k.bytes.dotPlanes(dots[:heads*TileRows], q[:heads*QueryBytes(byteBlock)], heads,
-		tmp.direct(c.Format, src, rows, r0, n), &byteTables[c.Format][0])
 }
 
 // AddPlanes combines UnpackBytes and AddBytes, for rows that Direct accepts, with the same bits.
-func (k *Kernels) AddPlanes(acc []float32, w *Weights, heads int, c quant.Coding, src []byte, rows,
-	r0, n int, tmp *Scratch) {
-	if heads == 0 {
-		return
+func (k *Kernels) AddPlanes(acc []float32, w *Weights, heads int, f quant.Format, src []byte, rows,
+	r0, n int) {
+	if heads > 0 {
+		k.bytes.addPlanes(acc[:heads*byteBlock], w, heads, src[r0*byteBlock/8:], f.Bits(),
+			layout.PlaneBytes(rows, byteBlock), n, &byteTables[f][1])
 	}
-	k.bytes.addPlanes(acc[:heads*byteBlock], w, heads, tmp.direct(c.Format, src, rows, r0, n),
-		&byteTables[c.Format][1])
-}
-
-// direct returns rows [r0, r0+n) of a side of rows of 64 values in planes.
-func (t *Scratch) direct(f quant.Format, src []byte, rows, r0, n int) *planes {
-	p := &t.planes
-	p.src, p.bits, p.plane = src[r0*byteBlock/8:], f.Bits(), layout.PlaneBytes(rows, byteBlock)
-	p.rows = n
-	_ = p.src[(p.bits-1)*p.plane+n*byteBlock/8-1]
-	return p
 }

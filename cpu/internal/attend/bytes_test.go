@@ -131,7 +131,9 @@ func TestBytes_WhichFormats(t *testing.T) {
 }
 
 // A query in digits equals the query, to 2^-24 of its largest value.
-func TestCutQuery(t *testing.T) {
+func TestCutQuery(t *testing.T) { eachBytes(t, checkCutQuery) }
+
+func checkCutQuery(t *testing.T, k *Kernels) {
 	rng := rand.New(rand.NewPCG(23, 24))
 	for round := range 200 {
 		const dim = 64
@@ -145,25 +147,60 @@ func TestCutQuery(t *testing.T) {
 			}
 			largest = max(largest, math.Abs(float64(q[i])))
 		}
-		for i, got := range uncut(make([]byte, QueryBytes(dim)), q) {
+		for i, got := range uncut(k, make([]byte, QueryBytes(dim)), q) {
 			require.InDelta(t, float64(q[i]), got, largest*(1.01/(1<<24)+1e-7*math.Abs(got/largest)))
 		}
 	}
 	for _, bad := range []float64{math.NaN(), math.Inf(1), math.Inf(-1)} {
 		q := make([]float32, 64)
 		q[3], q[7], q[9] = 1, float32(bad), 2
-		for _, x := range uncut(make([]byte, QueryBytes(64)), q) {
+		for _, x := range uncut(k, make([]byte, QueryBytes(64)), q) {
 			require.True(t, math.IsNaN(x))
 		}
 	}
-	for _, x := range uncut(make([]byte, QueryBytes(64)), make([]float32, 64)) {
+	for _, x := range uncut(k, make([]byte, QueryBytes(64)), make([]float32, 64)) {
 		require.Zero(t, x)
 	}
 }
 
+// The digits and sums of every set of kernels are those of plain Go, bit by bit.
+func TestCutQuery_EqualsGeneric(t *testing.T) {
+	eachBytes(t, func(t *testing.T, k *Kernels) {
+		rng := rand.New(rand.NewPCG(27, 28))
+		for round := range 400 {
+			q := make([]float32, 64*(1+rng.IntN(8)))
+			for i := range q {
+				q[i] = float32(rng.NormFloat64() * math.Pow(10, float64(rng.IntN(3))))
+				if round%3 == 0 {
+					q[i] = float32(rng.IntN(513)-256) / 2 * queryMost / 128 // halves, and the ends
+				}
+			}
+			largest := largestGeneric(q)
+			require.Equal(t, largest, k.bytes.largest(q))
+			factor := queryMost / float64(math.Float32frombits(largest))
+			if round%5 == 0 {
+				factor = 0.25
+				for i := range q {
+					q[i] = float32(4*rng.IntN(queryMost) + rng.IntN(4) - 2*queryMost)
+				}
+			}
+			want := make([]byte, Digits*len(q))
+			wantSums := cutGeneric(want, q, factor)
+			got, check := fencedBytes(t, len(want))
+			sums := k.bytes.cut(got, q, factor)
+			check()
+			require.Equal(t, want, got)
+			require.Equal(t, wantSums, sums)
+		}
+		q := make([]float32, 64)
+		q[17], q[40] = float32(math.Inf(-1)), float32(math.NaN())
+		require.Equal(t, largestGeneric(q), k.bytes.largest(q))
+	})
+}
+
 // uncut joins the digits of a query.
-func uncut(record []byte, q []float32) []float64 {
-	CutQuery(record, q)
+func uncut(k *Kernels, record []byte, q []float32) []float64 {
+	k.CutQuery(record, q)
 	unit := float64(math.Float32frombits(uint32(record[12]) | uint32(record[13])<<8 |
 		uint32(record[14])<<16 | uint32(record[15])<<24))
 	x := make([]float64, len(q))
@@ -205,7 +242,7 @@ func checkDotBytes(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, pac
 		q[i] = float32(rng.NormFloat64())
 	}
 	for h := range heads {
-		CutQuery(cut[h*record:], q[h*dim:(h+1)*dim])
+		k.CutQuery(cut[h*record:], q[h*dim:(h+1)*dim])
 	}
 	dots, check := fenced(t, heads*TileRows)
 	k.DotBytes(dots, cut, heads, tile, dim, n)
@@ -321,13 +358,13 @@ func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads
 		q[i] = float32(rng.NormFloat64())
 	}
 	for h := range heads {
-		CutQuery(cut[h*QueryBytes(dim):], q[h*dim:(h+1)*dim])
+		k.CutQuery(cut[h*QueryBytes(dim):], q[h*dim:(h+1)*dim])
 	}
 	want := make([]float32, heads*TileRows)
 	k.UnpackBytes(tile, false, c, src, rows, dim, r0, n, &tmp)
 	k.DotBytes(want, cut, heads, tile, dim, n)
 	got, check := fenced(t, heads*TileRows)
-	k.DotPlanes(got, cut, heads, c, src, rows, r0, n, &tmp)
+	k.DotPlanes(got, cut, heads, f, src, rows, r0, n)
 	check()
 	for h := range heads {
 		sameBits(t, want[h*TileRows:][:n], got[h*TileRows:][:n])
@@ -346,7 +383,7 @@ func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads
 	k.AddBytes(sum, w, heads, tile, dim, n)
 	acc, checkAcc := fenced(t, heads*dim)
 	clear(acc)
-	k.AddPlanes(acc, w, heads, c, src, rows, r0, n, &tmp)
+	k.AddPlanes(acc, w, heads, f, src, rows, r0, n)
 	checkAcc()
 	sameBits(t, sum, acc)
 }

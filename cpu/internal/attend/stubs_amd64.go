@@ -588,6 +588,32 @@ func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, 
 //go:noescape
 func probsAVX512(acc *float64, dots *float32, mul *float32, add *float32, noise *float32, energy *float32, lse *float32, masks *uint32, heads int, power int)
 
+// largestAVX512 returns the bits of the largest absolute value of n times 16 floats. NaN
+// counts as the largest.
+//
+//	for _, x := range q[:16*n] {
+//		largest = max(largest, math.Float32bits(x)&^(1<<31))
+//	}
+//
+//go:noescape
+func largestAVX512(q *float32, n int) uint32
+
+// cutQueryAVX512 rounds n times 16 values times factor to integers and stores their
+// digits: of each eight values the lowest, then the next, then the highest. It writes the
+// sums of the digits of a kind.
+//
+//	for i := range 16 * n {
+//		x := int32(roundToEven(q[i] * factor))
+//		for d := range 3 {
+//			dst[24*(i/8)+8*d+i%8] = int8(x)
+//			sums[d] += int8(x)
+//			x = (x - int8(x)) >> 8
+//		}
+//	}
+//
+//go:noescape
+func cutQueryAVX512(dst *byte, sums *int32, q *float32, n int, factor float64)
+
 // unpackLM1Keys64AVX512 expands groups of eight rows of codes to bytes, table[code], for
 // inner products. Rows have 64 values.
 //
@@ -1396,10 +1422,11 @@ func mixAVX512(dst *float32, w *float32, rows *float32, n int)
 //go:noescape
 func mixSquaresAVX512(dst *float32, w *float32, rows *float32, n int)
 
-// prefetchLines prefetches lines of 64 bytes, at least one.
+// prefetchLines prefetches quads times four lines of 64 bytes. The addresses may lie
+// outside of allocated memory.
 //
 //go:noescape
-func prefetchLines(p *byte, lines int)
+func prefetchLines(p *byte, quads int)
 
 // prefetchRuns prefetches runs runs of quads times 256 bytes, which start stride bytes
 // apart from p on, and the line of also. runs and quads are at least 1. The addresses may
@@ -1441,9 +1468,9 @@ func unpackBF16AVX2(dst *float32, src *byte, n int)
 //go:noescape
 func unpackU8AVX2(dst *float32, src *byte, n int)
 
-// unpackLM1AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
-// are read.
+// unpackLM1AVX2 expands codes of rows of blocks times 32 values to table[code], repeated
+// up to 16 entries, in order. row is the distance of rows in a plane; up to 3 bytes after
+// a row are read.
 //
 //	for r := range rows {
 //		for i := range 32 * blocks {
@@ -1452,11 +1479,11 @@ func unpackU8AVX2(dst *float32, src *byte, n int)
 //	}
 //
 //go:noescape
-func unpackLM1AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+func unpackLM1AVX2(dst *float32, src *byte, plane int, table *float32, rows int, row int, blocks int)
 
-// unpackLM2AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
-// are read.
+// unpackLM2AVX2 expands codes of rows of blocks times 32 values to table[code], repeated
+// up to 16 entries, in order. row is the distance of rows in a plane; up to 3 bytes after
+// a row are read.
 //
 //	for r := range rows {
 //		for i := range 32 * blocks {
@@ -1465,11 +1492,11 @@ func unpackLM1AVX2(dst *float32, src *byte, plane int, table *int8, rows int, ro
 //	}
 //
 //go:noescape
-func unpackLM2AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+func unpackLM2AVX2(dst *float32, src *byte, plane int, table *float32, rows int, row int, blocks int)
 
-// unpackLM3AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
-// are read.
+// unpackLM3AVX2 expands codes of rows of blocks times 32 values to table[code], repeated
+// up to 16 entries, in order. row is the distance of rows in a plane; up to 3 bytes after
+// a row are read.
 //
 //	for r := range rows {
 //		for i := range 32 * blocks {
@@ -1478,11 +1505,11 @@ func unpackLM2AVX2(dst *float32, src *byte, plane int, table *int8, rows int, ro
 //	}
 //
 //go:noescape
-func unpackLM3AVX2(dst *float32, src *byte, plane int, table *int8, rows int, row int, blocks int)
+func unpackLM3AVX2(dst *float32, src *byte, plane int, table *float32, rows int, row int, blocks int)
 
-// unpackLM4AVX2 expands codes of rows of blocks times 32 values to table[code], 16
-// entries, in order. row is the distance of rows in a plane; up to 3 bytes after a row
-// are read.
+// unpackLM4AVX2 expands codes of rows of blocks times 32 values to table[code], repeated
+// up to 16 entries, in order. row is the distance of rows in a plane; up to 3 bytes after
+// a row are read.
 //
 //	for r := range rows {
 //		for i := range 32 * blocks {
@@ -1501,6 +1528,19 @@ func unpackLM4AVX2(dst *float32, src *byte, plane int, table *int8, rows int, ro
 //
 //go:noescape
 func scalesF16AVX2(dst *float32, src *byte, factor float32)
+
+// scalesLog8AVX2 writes 32 scales base*frac[k%16]*2^-(k/16) times factor, 0 for k of 255.
+//
+//	for i := range 32 {
+//		if k := src[i]; k == 255 {
+//			dst[i] = 0
+//		} else {
+//			dst[i] = base * frac[k%16] * exp2(-(k / 16)) * factor
+//		}
+//	}
+//
+//go:noescape
+func scalesLog8AVX2(dst *float32, base float32, src *byte, frac *float32, factor float32)
 
 // dotRows1AVX2 writes the inner products of 1 queries, stride bytes apart, with groups
 // times 8 rows of blocks times 32 values, stride bytes apart.
@@ -1553,6 +1593,32 @@ func dotRows2AVX2(dots *float32, q *float32, tile *float32, stride int, blocks i
 //
 //go:noescape
 func accumulate2AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
+
+// dotRows3AVX2 writes the inner products of 3 queries, stride bytes apart, with groups
+// times 4 rows of blocks times 32 values, stride bytes apart.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			dots[h][r] = dot(q[h], tile[r])
+//		}
+//	}
+//
+//go:noescape
+func dotRows3AVX2(dots *float32, q *float32, tile *float32, stride int, blocks int, groups int)
+
+// accumulate3AVX2 adds w[head][row]*row to 3 sums of blocks times 32 values; sums and
+// rows lie stride bytes apart.
+//
+//	for h := range heads {
+//		for r := range rows {
+//			for i := range acc[h] {
+//				acc[h][i] += w[h][r] * tile[r][i]
+//			}
+//		}
+//	}
+//
+//go:noescape
+func accumulate3AVX2(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
 
 // softmaxAVX2 is softmaxAVX512; tmp is scratch of 64 floats.
 //
