@@ -91,7 +91,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, v backend.View
 	}
 	c := b.calls.Get().(*call)
 	defer c.done()
-	w, err := args.ViewOf[*angles](b, v)
+	w, err := args.ViewOf[described](b, v)
 	if err == nil {
 		err = c.keep(args.Attend(c.seeds[:0], q, w, &to))
 	}
@@ -173,9 +173,9 @@ func (c *call) attendOne(i int) error {
 func (c *call) combineOne(i int) error {
 	u := &c.wave[i]
 	s := c.b.scratch.Get().(*scratch)
-	err := s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
+	s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
 	c.b.release(s)
-	return err
+	return nil
 }
 
 // release returns scratch without references to the call's memory.
@@ -211,6 +211,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			if err := s.block(blk, true); err != nil {
 				return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
 			}
+			s.lower(dst.top)
 		}
 		for r := first; r < end; r += tileRows {
 			c.prefetchAfter(u, e, r)
@@ -220,6 +221,9 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			if tiles++; tiles%foldTiles == 0 {
 				s.fold(dst)
 			}
+		}
+		if first < end {
+			s.lift(dst.top)
 		}
 		if u.masses {
 			copy(dst.massTop[i*heads:(i+1)*heads], dst.top)
@@ -283,22 +287,23 @@ func (s *scratch) addTile(dst *part) {
 	s.tileV = tileV{}
 	bytes := p.bytesV(f)
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
-		s.lower(dst.top, s.before, lo, hi)
+		copy(s.before[lo:hi], dst.top[lo:hi])
 		if bytes {
 			s.tileV.cut = p.kern.SoftmaxCut(&s.cuts, &s.heads, lo, hi, &s.terms, &s.vscale)
 		} else {
 			p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
 		}
-		s.lift(dst.top, s.before, lo, hi)
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
+		sums, gains := dst.sum, s.gains
 		for h := lo; h < hi; h++ {
 			if dst.top[h] != s.before[h] {
 				s.raise(dst, h)
 			}
-			dst.sum[h] += float64(s.heads.Sums[h])
-			if s.gains != nil {
-				s.gains[h] += float64(s.heads.Sums[h])
+			sum := float64(s.heads.Sums[h])
+			sums[h] += sum
+			if gains != nil {
+				gains[h] += sum
 			}
 			live &= s.heads.Masks[h]
 			any |= s.heads.Masks[h]

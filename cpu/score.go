@@ -41,8 +41,9 @@ type scorer struct {
 	// shift is, per current head, what the mean of K adds to a score before it is capped; mean is
 	// the mean that it belongs to, nil for none.
 	shift  []float32
-	mean   *byte
-	shifts bool // the block has a mean of K
+	mean   *float32
+	shifts bool      // the block has a mean of K
+	high   []float32 // [heads]: the largest scores before lower
 
 	// The current tile.
 	kt       []float32 // [tileRows, padK]
@@ -92,7 +93,7 @@ func (s *scorer) block(e *entry, withV bool) error {
 		return err
 	}
 	p := s.p
-	if !s.has || s.angles != e.Own || s.metric != e.Metric {
+	if !s.has || s.angles != e.Own.angles || s.metric != e.Metric {
 		s.enter(e)
 	}
 	f := e.K.Coding.Format
@@ -102,9 +103,9 @@ func (s *scorer) block(e *entry, withV bool) error {
 		s.layout, s.vecs = bs.layout, p.vecs[index(bs.rotated)][bs.layout]
 		s.lookUp = s.canLookUp && p.kern.Tables(f, p.HeadDim)
 	}
-	s.shifts = s.blk.meanK != nil
-	if s.shifts && s.mean != &s.blk.meanK[0] {
-		s.centre()
+	s.shifts = e.Own.meanK != nil
+	if s.shifts && s.mean != &e.Own.meanK[0] {
+		s.centre(e.Own.meanK)
 	}
 	return nil
 }
@@ -112,7 +113,7 @@ func (s *scorer) block(e *entry, withV bool) error {
 // enter switches to the variant of a block.
 func (s *scorer) enter(e *entry) {
 	p := s.p
-	s.has, s.angles, s.metric, s.mean, s.hasTables = true, e.Own, e.Metric, nil, false
+	s.has, s.angles, s.metric, s.mean, s.hasTables = true, e.Own.angles, e.Metric, nil, false
 	var v *variant
 	if s.unit != nil {
 		v = p.variantOf(s.unit.v0, s.unit.v1, e)
@@ -129,10 +130,10 @@ func (s *scorer) enter(e *entry) {
 }
 
 // centre computes what the block's mean of K adds to the scores of the current heads.
-func (s *scorer) centre() {
+func (s *scorer) centre(mean []float32) {
 	p := s.p
-	s.mean = &s.blk.meanK[0]
-	p.kern.Unpack(s.kt, p.plainLayout(), meanCoding, s.blk.meanK, 1, p.HeadDim, 0, 1, &s.unpackT)
+	s.mean = &mean[0]
+	copy(s.kt, mean)
 	for i, at := range s.first {
 		h := i * p.Group
 		p.kern.Dots(s.heads.Dots[h*tileRows:], p.plain[at*p.padK:], p.Group, p.plainLayout(), s.kt,
@@ -143,27 +144,30 @@ func (s *scorer) centre() {
 	}
 }
 
-// lower subtracts what the mean of K adds to the scores of heads [a, b) from their largest scores,
-// because the kernels compute scores without it. Capped scores have it already. It keeps the largest
-// scores in before; lift undoes it.
-func (s *scorer) lower(tops, before []float32, a, b int) {
-	copy(before[a:b], tops[a:b])
-	if s.shifts && s.p.Softcap == 0 {
-		for h := a; h < b; h++ {
-			tops[h] -= s.shift[h]
-		}
+// lower subtracts what the mean of K adds to the scores of the current heads from their largest
+// scores, because the kernels compute scores without it; capped scores have it already. lift undoes
+// it. In between, differences of scores are what they were.
+func (s *scorer) lower(tops []float32) {
+	if !s.shifts || s.p.Softcap != 0 {
+		return
+	}
+	s.high = grow(s.high, len(tops))
+	for h, t := range tops {
+		s.high[h] = t
+		tops[h] = t - s.shift[h]
 	}
 }
 
-// lift undoes lower. A largest score that did not rise stays the same bits.
-func (s *scorer) lift(tops, before []float32, a, b int) {
-	if s.shifts && s.p.Softcap == 0 {
-		for h := a; h < b; h++ {
-			if t := before[h] - s.shift[h]; tops[h] == t || t != t {
-				tops[h] = before[h]
-			} else {
-				tops[h] += s.shift[h]
-			}
+// lift undoes lower. A largest score that did not rise gets its old bits.
+func (s *scorer) lift(tops []float32) {
+	if !s.shifts || s.p.Softcap != 0 {
+		return
+	}
+	for h, t := range tops {
+		if low := s.high[h] - s.shift[h]; t == low || low != low {
+			tops[h] = s.high[h]
+		} else {
+			tops[h] = t + s.shift[h]
 		}
 	}
 }
