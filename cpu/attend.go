@@ -93,7 +93,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, v backend.View
 	defer b.leave(turn)
 	c := b.calls.Get().(*call)
 	defer c.done()
-	w, err := args.ViewOf[*angles](b, v)
+	w, err := args.ViewOf[described](b, v)
 	if err == nil {
 		err = c.keep(args.Attend(c.seeds[:0], q, w, &to))
 	}
@@ -175,15 +175,17 @@ func (c *call) attendOne(i int) error {
 func (c *call) combineOne(i int) error {
 	u := &c.wave[i]
 	s := c.b.scratch.Get().(*scratch)
-	err := s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
+	s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
 	c.b.release(s)
-	return err
+	return nil
 }
 
 // release returns scratch without references to the call's memory.
 func (b *Backend) release(s *scratch) {
 	s.p, s.unit, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, nil, blockView{}, nil
-	s.angles, s.metric, s.mean, s.gains = nil, nil, nil, nil
+	s.angles, s.metric, s.mean, s.gains, s.rest, s.view = nil, nil, nil, nil, nil, nil
+	clear(s.ahead)
+	s.ahead = s.ahead[:0]
 	b.scratch.Put(s)
 }
 
@@ -210,9 +212,12 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			s.gains = dst.mass[i*heads : (i+1)*heads]
 		}
 		if first < end {
+			s.leave(blk, dst.top)
+			s.rest = u.list[e+1:]
 			if err := s.block(blk, true); err != nil {
 				return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
 			}
+			s.lower(dst.top)
 		}
 		for r := first; r < end; r += tileRows {
 			c.prefetchAfter(u, e, r)
@@ -224,11 +229,23 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			}
 		}
 		if u.masses {
-			copy(dst.massTop[i*heads:(i+1)*heads], dst.top)
+			s.keepTops(dst.massTop[i*heads:(i+1)*heads], dst.top)
 		}
 	}
+	s.lift(dst.top)
 	s.fold(dst)
 	return nil
+}
+
+// keepTops records what the gains of an entry are relative to.
+func (s *scratch) keepTops(dst, tops []float32) {
+	if !s.low {
+		copy(dst, tops)
+		return
+	}
+	for h, t := range tops {
+		dst[h] = t + s.shift[h]
+	}
 }
 
 // begin starts a piece of a unit.
@@ -248,8 +265,8 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.DigitBytes)
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
-	s.heads.Tops = dst.top
-	s.gains = nil
+	s.heads.Tops, s.view = dst.top, c.view
+	s.gains, s.low = nil, false
 }
 
 // prefetchAfter prefetches the sides in bit planes of the tile after row r of entry e of a unit's
@@ -285,22 +302,23 @@ func (s *scratch) addTile(dst *part) {
 	s.tileV = tileV{}
 	bytes := p.bytesV(f)
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
-		s.lower(dst.top, s.before, lo, hi)
+		copy(s.before[lo:hi], dst.top[lo:hi])
 		if bytes {
 			s.tileV.cut = p.kern.SoftmaxCut(&s.cuts, &s.heads, lo, hi, &s.terms, &s.vscale)
 		} else {
 			p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
 		}
-		s.lift(dst.top, s.before, lo, hi)
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
+		sums, gains := dst.sum, s.gains
 		for h := lo; h < hi; h++ {
 			if dst.top[h] != s.before[h] {
 				s.raise(dst, h)
 			}
-			dst.sum[h] += float64(s.heads.Sums[h])
-			if s.gains != nil {
-				s.gains[h] += float64(s.heads.Sums[h])
+			sum := float64(s.heads.Sums[h])
+			sums[h] += sum
+			if gains != nil {
+				gains[h] += sum
 			}
 			live &= s.heads.Masks[h]
 			any |= s.heads.Masks[h]

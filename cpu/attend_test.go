@@ -218,7 +218,7 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 		require.NoError(t, err)
 		defer b.Close()
 		// Blocks that are listed but never read need no memory.
-		table, err := args.NewTable[*angles](b, backend.Shape{HeadDim: 8, HeadDimV: 8})
+		table, err := args.NewTable[described](b, backend.Shape{HeadDim: 8, HeadDimV: 8})
 		require.NoError(t, err)
 		anything := args.Checker[[]byte]{Supports: b.Supports, Bytes: func(backend.Span) ([]byte, error) { return nil, nil }}
 		for i := range blocks {
@@ -227,7 +227,7 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 			side.Data.Buf = &buffer{}
 			blocks[i].K, blocks[i].V = side, side
 		}
-		require.NoError(t, args.Set(table, anything, 0, blocks, func(*args.BlockView[[]byte]) (*angles, error) { return nil, nil }))
+		require.NoError(t, args.Set(table, anything, 0, blocks, func(*args.BlockView[[]byte]) (described, error) { return described{}, nil }))
 		v, err := table.View()
 		require.NoError(t, err)
 		cuts, _ := cutList(nil, list, v)

@@ -27,7 +27,7 @@ func (b *Backend) memory(s backend.Span) ([]byte, error) {
 // blockView is the memory of a block.
 type blockView struct {
 	*backend.Block
-	k, v, pos, count, bias, meanK, meanV []byte // optional ones are nil if not given
+	k, v, pos, count, bias []byte // optional ones are nil if not given
 }
 
 // again resolves a block that was checked when it was set. Its memory may have been freed since.
@@ -35,12 +35,15 @@ func (w *blockView) again(blk *backend.Block, withV bool) error {
 	*w = blockView{Block: blk}
 	ok := spanAgain(&w.k, &blk.K.Data) && (!withV || spanAgain(&w.v, &blk.V.Data)) &&
 		spanAgain(&w.pos, &blk.Pos) && spanAgain(&w.count, &blk.Count) && spanAgain(&w.bias, &blk.Bias) &&
-		spanAgain(&w.meanK, &blk.MeanK) && spanAgain(&w.meanV, &blk.MeanV)
+		(blk.MeanK.Buf == nil || still(&blk.MeanK)) && (blk.MeanV.Buf == nil || still(&blk.MeanV))
 	if !ok {
 		return errFreed()
 	}
 	return nil
 }
+
+// still reports whether the memory of a mean was not freed. Its values were taken when it was set.
+func still(s *backend.Span) bool { return s.Buf.(*buffer).mem.Load() != nil }
 
 func errFreed() error { return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed) }
 

@@ -3,12 +3,10 @@
 package cpu
 
 import (
-	"fmt"
 	"math"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/cpu/internal/codec"
-	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -17,32 +15,39 @@ type combineScratch struct {
 	acc   []float64 // [group, sides, padV]
 	top   []float64 // [group]
 	sum   []float64 // [group]
-	gains []float64 // [entries of all parts, group]: masses, times sum
+	gains []float64 // [entries of all parts, group]: masses of heads
 	mass  []float64 // [entries of the list]
 	rot   []float64 // [head_dim_v]
 	back  []float32 // [head_dim_v]
-	means []float32 // [group, padV]: sums of the means in a tile
-	w     []float32 // [group, tileRows]: weights of the means
+	means []float64 // [group, padV]: sums of means, weighted
+	some  []float32 // [group, padV]: of those in a tile
+	w     []float32 // [group, tileRows]: weights of the means in a tile
+	// [group]: the last reference of an entry's mass, and the factor that goes with it.
+	last     []float32
+	factor   []float64
+	hasMeans bool
 }
 
 // combine combines the parts of a unit in the order of the list and writes the results.
-func (s *scratch) combine(c *call, u *unit, parts []part) error {
+func (s *scratch) combine(c *call, u *unit, parts []part) {
 	p, x := &c.prepared, &s.combining
 	x.acc = grow(x.acc, p.Group*sides*c.padV)
 	x.top, x.sum = grow(x.top, p.Group), grow(x.sum, p.Group)
 	x.rot, x.back = grow(x.rot, p.HeadDimV), grow(x.back, p.HeadDimV)
 	for i, q := range u.qs {
 		clear(x.acc)
+		x.hasMeans = false
 		for h := range p.Group {
 			x.head(parts, i*p.Group+h, h, c.padV)
 		}
 		if u.masses {
-			x.gain(c, u, parts, i)
+			var out []float32
 			if c.to.Mass != nil {
-				x.masses(c, u, c.to.Mass[c.BlockPtr[q]:c.BlockPtr[q+1]])
+				out = c.to.Mass[c.BlockPtr[q]:c.BlockPtr[q+1]]
 			}
-			if err := s.addMeans(c, u); err != nil {
-				return err
+			x.masses(c, u, parts, i, out)
+			if u.means {
+				s.addMeans(c, u)
 			}
 		}
 		rot := p.rotV(int(q))
@@ -54,7 +59,6 @@ func (s *scratch) combine(c *call, u *unit, parts []part) error {
 			}
 		}
 	}
-	return nil
 }
 
 // side returns the sums of a head of the query on one side.
@@ -89,115 +93,118 @@ func (x *combineScratch) head(parts []part, head, h, padV int) {
 	x.top[h], x.sum[h] = top, sum
 }
 
-// gain collects what the entries of the list add to the sums of the query's heads.
-func (x *combineScratch) gain(c *call, u *unit, parts []part, query int) {
+// masses computes the mass of every entry of the list for a query, and writes it to out unless that
+// is nil. For means of V it keeps the masses of each head in gains.
+func (x *combineScratch) masses(c *call, u *unit, parts []part, query int, out []float32) {
 	group, heads := c.Group, len(u.qs)*c.Group
-	n := 0
-	for i := range parts {
-		n += len(parts[i].mass) / heads
-	}
-	x.gains = grow(x.gains, n*group)
-	for h := range group {
-		head, at := query*group+h, h
-		last, f := float32(math.NaN()), 0.0
+	x.mass = grow(x.mass, len(u.list))
+	if u.means {
+		n := 0
 		for i := range parts {
-			for k := head; k < len(parts[i].mass); k += heads {
-				g := parts[i].mass[k]
-				if g != 0 { // NaN is not 0
-					if t := parts[i].massTop[k]; t != last {
-						last, f = t, math.Exp(float64(t)-x.top[h])
-					}
-					g *= f
-				}
-				x.gains[at] = g
-				at += group
-			}
+			n += len(parts[i].massTop) / heads
 		}
+		x.gains = grow(x.gains, n*group)
 	}
-}
-
-// masses writes the mass of every entry of the list.
-func (x *combineScratch) masses(c *call, u *unit, out []float32) {
-	x.mass = grow(x.mass, len(out))
+	x.last, x.factor = grow(x.last, group), grow(x.factor, group)
 	clear(x.mass)
-	at := 0
-	for i := range u.pieces() {
-		from, to := c.piece(u, i)
-		for k := range entriesOf(from, to) {
-			for h := range c.Group {
-				if g := x.gains[at+h]; g != 0 {
-					x.mass[from.entry+k] += g / x.sum[h]
-				}
+	for h := range x.last {
+		x.last[h] = float32(math.NaN())
+	}
+	kept := x.gains
+	for i := range parts {
+		from, _ := c.piece(u, i)
+		mass, tops := parts[i].mass, parts[i].massTop
+		for e := from.entry; len(mass) > 0; e, mass, tops = e+1, mass[heads:], tops[heads:] {
+			gains := mass[query*group:][:group]
+			x.mass[e] += x.weigh(gains, tops[query*group:][:group])
+			if !u.means {
+				continue
 			}
-			at += c.Group
+			for h, g := range gains {
+				if g != 0 {
+					g *= x.factor[h]
+				}
+				kept[h] = g
+			}
+			kept = kept[group:]
 		}
 	}
-	for e, m := range x.mass {
-		out[e] = float32(m)
+	if out != nil {
+		for e, m := range x.mass {
+			out[e] = float32(m)
+		}
 	}
 }
 
-// addMeans adds the means of V sides, weighted by the masses of their blocks. Neighbouring entries
+// weigh returns the mass of an entry. It keeps the factor of each head, which changes with the
+// reference only.
+func (x *combineScratch) weigh(gains []float64, tops []float32) (sum float64) {
+	last, factor := x.last[:len(gains)], x.factor[:len(gains)]
+	tops = tops[:len(gains)]
+	for h, g := range gains {
+		if g == 0 { // NaN is not 0
+			continue
+		}
+		if t := tops[h]; t != last[h] {
+			last[h], factor[h] = t, math.Exp(float64(t)-x.top[h])/x.sum[h]
+		}
+		sum += g * factor[h]
+	}
+	return sum
+}
+
+// addMeans sums the means of V sides, weighted by the masses of their blocks. Neighbouring entries
 // with one mean are one row of a tile.
-func (s *scratch) addMeans(c *call, u *unit) error {
+func (s *scratch) addMeans(c *call, u *unit) {
 	x, group := &s.combining, c.Group
-	x.w, x.means = grow(x.w, group*tileRows), grow(x.means, group*c.padV)
+	x.w, x.some = grow(x.w, group*tileRows), grow(x.some, group*c.padV)
 	clear(x.w)
-	clear(x.means)
-	s.vt = grow(s.vt, 2*tileRows*c.padV) // a kernel takes a whole tile from any row on
-	n, at := 0, 0                        // means in the tile, index of gains
-	var last backend.Span
+	clear(x.some)
+	s.vt = grow(s.vt, tileRows*c.padV)
+	n, gains, finite := 0, x.gains, true // n: means in the tile
+	var last []float32
 	for i := range u.pieces() {
 		from, to := c.piece(u, i)
 		for k := range entriesOf(from, to) {
-			e := c.view.At(int(u.list[from.entry+k]))
-			if e.MeanV.Buf != nil {
-				if n == 0 || e.MeanV != last {
+			own := &c.view.At(int(u.list[from.entry+k])).Own
+			if own.meanV != nil {
+				if n == 0 || !sameMean(last, own.meanV) {
 					if n == tileRows {
-						s.foldMeans(c, n)
-						n = 0
+						s.foldMeans(c, n, finite)
+						n, finite = 0, true
 					}
-					if err := s.unpackMean(c, &e.MeanV, n); err != nil {
-						return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[from.entry+k], err)
-					}
-					last = e.MeanV
+					last, finite = own.meanV, finite && own.finiteV
+					copy(s.vt[n*c.padV:], last)
 					n++
 				}
-				for h := range group {
-					x.w[h*tileRows+n-1] += float32(x.gains[at+h])
+				for h, g := range gains[:group] {
+					x.w[h*tileRows+n-1] += float32(g)
 				}
 			}
-			at += group
+			gains = gains[group:]
 		}
 	}
 	if n > 0 {
-		s.foldMeans(c, n)
+		s.foldMeans(c, n, finite)
 	}
-	return nil
 }
 
-// unpackMean unpacks a mean of V to row r of the tile.
-func (s *scratch) unpackMean(c *call, span *backend.Span, r int) error {
-	var mem []byte
-	if !spanAgain(&mem, span) {
-		return errFreed()
-	}
-	c.kern.Unpack(s.vt[r*c.padV:], c.kern.LayoutV(meanCoding.Format), meanCoding, mem, 1, c.HeadDimV, 0, 1,
-		&s.unpackT)
-	return nil
-}
+func sameMean(a, b []float32) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
-// foldMeans adds a tile of n means to the sums in the original basis.
-func (s *scratch) foldMeans(c *call, n int) {
+// foldMeans adds a tile of n means to the sums of means. finite reports whether all are finite.
+func (s *scratch) foldMeans(c *call, n int, finite bool) {
 	x := &s.combining
-	if finiteAll(s.vt[:n*c.padV]) {
-		c.kern.Accumulate(x.means, x.w, c.Group, s.vt, c.padV, n)
+	if !x.hasMeans {
+		x.hasMeans = true
+		x.means = grow(x.means, c.Group*c.padV)
+		clear(x.means)
+	}
+	if finite {
+		c.kern.Accumulate(x.some, x.w, c.Group, s.vt, c.padV, n)
 	} else {
-		attend.AccumulateLive(x.means, x.w, c.Group, s.vt, c.padV, n)
+		attend.AccumulateLive(x.some, x.w, c.Group, s.vt, c.padV, n)
 	}
-	for h := range c.Group {
-		c.kern.Fold(x.side(h, exactSide, c.padV), x.means[h*c.padV:(h+1)*c.padV])
-	}
+	c.kern.Fold(x.means, x.some)
 	clear(x.w)
 }
 
@@ -216,6 +223,12 @@ func (x *combineScratch) finish(p *prepared, h int, rot *codec.Rotation, out []f
 	}
 	if rot != nil {
 		p.codec.Inverse(rot, x.back, 1, p.HeadDimV)
+	}
+	if x.hasMeans {
+		for d, m := range x.means[h*p.padV:][:len(out)] {
+			out[d] = float32(exact[d]/sum + float64(x.back[d]) + m)
+		}
+		return
 	}
 	for d := range out {
 		out[d] = float32(exact[d]/sum + float64(x.back[d]))

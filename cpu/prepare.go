@@ -72,11 +72,8 @@ func index(b bool) int {
 // basisOf returns the basis of a K side.
 func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
 
-// plainLayout is the layout in which a mean of K is unpacked.
-func (p *prepared) plainLayout() attend.Layout { return p.kern.LayoutK(meanCoding.Format) }
-
-// meanCoding is the coding of a stored mean.
-var meanCoding = quant.Coding{Format: quant.F16}
+// plainLayout is the layout of a mean of K.
+func (p *prepared) plainLayout() attend.Layout { return p.kern.LayoutK(quant.F32) }
 
 // bytesK reports whether K sides of a format are unpacked to bytes. bytesV does so for V sides.
 func (p *prepared) bytesK(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDim) }
@@ -146,14 +143,13 @@ func (c *call) addVariants(i int) {
 	p := &c.prepared
 	u := &p.units[i]
 	u.v0 = len(p.variants)
-	u.masses = c.to.Mass != nil
 	var v *variant
 	for _, b := range u.list {
 		e := c.view.At(int(b))
-		if v == nil || v.angles != e.Own || v.metric != e.Metric {
+		if v == nil || v.angles != e.Own.angles || v.metric != e.Metric {
 			v = p.variantOf(u.v0, len(p.variants), e)
 			if v == nil {
-				p.variants = append(p.variants, variant{angles: e.Own, metric: e.Metric, unit: i})
+				p.variants = append(p.variants, variant{angles: e.Own.angles, metric: e.Metric, unit: i})
 				v = &p.variants[len(p.variants)-1]
 			}
 		}
@@ -163,16 +159,17 @@ func (c *call) addVariants(i int) {
 			bs := p.basisOf(f)
 			v.vecs[index(bs.rotated)][bs.layout] = true
 		}
-		v.centred = v.centred || e.MeanK.Buf != nil
-		u.masses = u.masses || e.MeanV.Buf != nil
+		v.centred = v.centred || e.Own.meanK != nil
+		u.means = u.means || e.Own.meanV != nil
 	}
 	u.v1 = len(p.variants)
+	u.masses = u.means || c.to.Mass != nil
 }
 
 // variantOf returns the variant of an entry among variants [from, to), or nil.
 func (p *prepared) variantOf(from, to int, e *entry) *variant {
 	for i := from; i < to; i++ {
-		if v := &p.variants[i]; v.angles == e.Own && v.metric == e.Metric {
+		if v := &p.variants[i]; v.angles == e.Own.angles && v.metric == e.Metric {
 			return v
 		}
 	}
@@ -284,13 +281,18 @@ func (p *prepared) rotV(i int) *codec.Rotation {
 // turn rotates q by an offset: each component pair (x, y) by the angle of the pair.
 func turn(q []float32, layout quant.RopeLayout, by *angles) {
 	half := len(by.sin)
-	for i := range half {
-		a, b := i, i+half
-		if layout == quant.RopeInterleaved {
-			a, b = 2*i, 2*i+1
+	sin, cos := by.sin[:half], by.cos[:half]
+	if layout == quant.RopeInterleaved {
+		for i, s := range sin {
+			p := q[2*i : 2*i+2]
+			x, y, c := p[0], p[1], cos[i]
+			p[0], p[1] = x*c-y*s, x*s+y*c
 		}
-		x, y := float64(q[a]), float64(q[b])
-		q[a] = float32(x*by.cos[i] - y*by.sin[i])
-		q[b] = float32(x*by.sin[i] + y*by.cos[i])
+		return
+	}
+	a, b := q[:half], q[half:2*half]
+	for i, s := range sin {
+		x, y, c := a[i], b[i], cos[i]
+		a[i], b[i] = x*c-y*s, x*s+y*c
 	}
 }

@@ -29,7 +29,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	defer b.leave(turn)
 	c := b.calls.Get().(*call)
 	defer c.done()
-	w, err := args.ViewOf[*angles](b, v)
+	w, err := args.ViewOf[described](b, v)
 	if err == nil {
 		err = c.keep(args.Relevance(c.seeds[:0], q, lse, w, rel))
 	}

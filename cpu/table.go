@@ -10,21 +10,28 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // angles are the sines and cosines of an offset, one of each per rotary pair.
-type angles struct{ sin, cos []float64 }
+type angles struct{ sin, cos []float32 }
 
-// entry is a block of a table with the angles of its offset, nil for none.
+// described is what the backend keeps of a block.
+type described struct {
+	angles       *angles   // of its offset, nil for none
+	meanK, meanV []float32 // padded to rows of tiles, nil for none
+	finiteV      bool      // meanV has no infinity and no NaN
+}
+
 type (
-	entry = args.Entry[*angles]
-	view  = args.View[*angles]
+	entry = args.Entry[described]
+	view  = args.View[described]
 )
 
 // table is the table of the backend. Its blocks are descriptors in this process: a view is a list
 // of pointers to them.
 type table struct {
-	*args.Table[*angles]
+	*args.Table[described]
 	b     *Backend
 	freqs []float64 // of the shape's Rope
 
@@ -42,7 +49,7 @@ func (b *Backend) NewTable(s backend.Shape) (backend.Table, error) {
 		return nil, err
 	}
 	defer b.leave(turn)
-	t, err := args.NewTable[*angles](b, s)
+	t, err := args.NewTable[described](b, s)
 	if err != nil {
 		return nil, fmt.Errorf("kvist/cpu: table: %w", err)
 	}
@@ -55,13 +62,38 @@ func (b *Backend) NewTable(s backend.Shape) (backend.Table, error) {
 
 // Set puts blocks into the table; see backend.Table.
 func (t *table) Set(at int, blocks ...backend.Block) error {
-	err := args.Set(t.Table, t.b.checker, at, blocks, func(w *args.BlockView[[]byte]) (*angles, error) {
-		return t.angles(w.Offset), nil
+	var k, v lastMean
+	err := args.Set(t.Table, t.b.checker, at, blocks, func(w *args.BlockView[[]byte]) (described, error) {
+		s := t.Shape()
+		d := described{angles: t.angles(w.Offset), meanK: k.unpack(t.b, w.MeanKMem, s.HeadDim),
+			meanV: v.unpack(t.b, w.MeanVMem, s.HeadDimV)}
+		d.finiteV = v.finite
+		return d, nil
 	})
 	if err != nil {
 		return fmt.Errorf("kvist/cpu: table: %w", err)
 	}
 	return nil
+}
+
+// lastMean is the last mean of some blocks that are set together: neighbours share one.
+type lastMean struct {
+	mem    []byte
+	x      []float32
+	finite bool
+}
+
+// unpack returns a stored mean as a padded row, nil for none.
+func (l *lastMean) unpack(b *Backend, mem []byte, dim int) []float32 {
+	if len(mem) == 0 {
+		return nil
+	}
+	if len(l.mem) == 0 || &l.mem[0] != &mem[0] {
+		x := make([]float32, b.kern.PadDim(dim))
+		_ = quant.Mean(x[:dim], mem) // of the right length: it was checked
+		*l = lastMean{mem, x, finiteAll(x)}
+	}
+	return l.x
 }
 
 // angles returns the sines and cosines of an offset.
@@ -77,9 +109,10 @@ func (t *table) angles(offset int32) *angles {
 	if len(t.known) >= mostAngles || t.known == nil {
 		t.known = make(map[int32]*angles)
 	}
-	a := &angles{make([]float64, len(t.freqs)), make([]float64, len(t.freqs))}
+	a := &angles{make([]float32, len(t.freqs)), make([]float32, len(t.freqs))}
 	for i, f := range t.freqs {
-		a.sin[i], a.cos[i] = math.Sincos(float64(offset) * f)
+		s, c := math.Sincos(float64(offset) * f) // an angle needs float64, its sine does not
+		a.sin[i], a.cos[i] = float32(s), float32(c)
 	}
 	t.known[offset] = a
 	return a

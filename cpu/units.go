@@ -15,7 +15,8 @@ type unit struct {
 	from, to int  // range of call.cuts: the starts of the pieces, and the end of the list
 	v0, v1   int  // range of prepared.variants: those of its blocks
 	long     bool // the list has at least tableRows rows
-	masses   bool // the masses of blocks are kept: they are asked for, or a V side has a mean
+	means    bool // some V side has a mean
+	masses   bool // the masses of blocks are kept: they are asked for, or for means
 	at       int  // index of its first part in the wave
 }
 

@@ -45,7 +45,7 @@ func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, v backend.View,
 	defer b.leave(turn)
 	c := b.calls.Get().(*call)
 	defer c.done()
-	w, err := args.ViewOf[*angles](b, v)
+	w, err := args.ViewOf[described](b, v)
 	if err == nil && q != nil {
 		c.zeros = grow(c.zeros, max(0, len(q.Pos), len(q.BlockPtr)-1)*max(0, q.Group))
 	}
@@ -175,20 +175,26 @@ func (s *scratch) keepTile(r0, n, tile, heads int) {
 		clear(kept[done*tileRows : until*tileRows])
 	}
 	if s.scorer.tile(r0, n) {
+		s.lower(w.top)
 		for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 			none(lo)
 			done = hi
-			s.lower(w.top, s.before, lo, hi)
+			copy(s.before[lo:hi], w.top[lo:hi])
 			s.p.kern.Softmax(&s.heads, lo, hi, &s.terms, &ones)
-			s.lift(w.top, s.before, lo, hi)
 			for h := lo; h < hi; h++ {
 				if w.top[h] != s.before[h] && w.sum[h] != 0 {
 					w.sum[h] *= math.Exp(float64(s.before[h]) - float64(w.top[h]))
 				}
 				w.sum[h] += float64(s.heads.Sums[h])
-				tops[h] = w.top[h]
+				tops[h] = 0 // known below
 			}
 			copy(kept[lo*tileRows:hi*tileRows], s.heads.Weights[lo*tileRows:])
+		}
+		s.lift(w.top)
+		for h := range tops[:done] {
+			if tops[h] == 0 {
+				tops[h] = w.top[h]
+			}
 		}
 	}
 	none(heads)
