@@ -14,6 +14,7 @@ type Sequence struct {
 	id     uint64
 	segs   []*segment
 	n      int64 // committed tokens
+	high   int64 // the most tokens it has had
 	kept   kept
 	step   *step // the step that is under way
 	closed bool
@@ -151,7 +152,7 @@ func (q *Sequence) trim() error {
 	c := q.c
 	for i := len(q.segs) - 1; i >= 0; i-- {
 		s := q.segs[i]
-		if s.closed || s.lo < q.n {
+		if s.lo < q.n {
 			if !s.closed {
 				if err := c.dropPages(s, int(q.n-s.lo+int64(s.per)-1)/s.per); err != nil {
 					return err
@@ -159,8 +160,8 @@ func (q *Sequence) trim() error {
 			}
 			break
 		}
-		if err := c.dropPages(s, 0); err != nil {
-			return err
+		if q.pinned {
+			s.pinned--
 		}
 		if err := c.unref(s); err != nil {
 			return err
