@@ -24,6 +24,7 @@ type Cache struct {
 	steps    []*step // unused ones
 	start    [sides]rung
 	pressure pressure
+	index    index
 	stats    Stats
 	closed   bool
 	err      error // a failure of the backend that left the cache in an unknown state

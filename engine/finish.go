@@ -14,7 +14,7 @@ func (s *step) finish(n int) error {
 			return err
 		}
 		r.seq.step = nil
-		r.seq = nil
+		r.seq, r.ids = nil, nil
 	}
 	s.retire()
 	return nil
@@ -48,7 +48,9 @@ func (s *step) finishRow(r *stepRow, end int64) error {
 		}
 	}
 	q.left = q.exactFrom() + int64(keep)*pageTokens
+	q.extend(r.ids, int(end-r.from))
 	q.n, q.high = end, max(q.high, end)
+	q.enlist()
 	return q.trim()
 }
 

@@ -37,6 +37,11 @@ func (s *Sequence) Fork() (*Sequence, error) {
 		}
 	}
 	f.n, f.left, f.high, f.stale = s.n, s.left, s.high, s.stale
+	if s.chain.follows {
+		if err := f.follow(s.chain); err != nil {
+			f.unfollow() // it shares what it has, and nothing later
+		}
+	}
 	for _, g := range s.segs {
 		if err := f.adopt(g, !g.whole(s.n)); err != nil {
 			if e := c.broken(f.release()); e != nil {
@@ -57,7 +62,7 @@ func (s *Sequence) adopt(g *segment, private bool) error {
 	c := s.c
 	if private {
 		var err error
-		if g, err = c.copySegment(g); err != nil {
+		if g, err = s.copyOf(g); err != nil {
 			return err
 		}
 	} else {
@@ -84,8 +89,9 @@ func (s *Sequence) adopt(g *segment, private bool) error {
 	return nil
 }
 
-// copySegment returns a segment of its own with the same rows.
-func (c *Cache) copySegment(g *segment) (*segment, error) {
+// copyOf returns a segment of its own with the same rows.
+func (s *Sequence) copyOf(g *segment) (*segment, error) {
+	c := s.c
 	n := make([]int, len(c.sizes.classes))
 	g.pinned++ // making room must not change what is copied
 	defer func() { g.pinned-- }()
@@ -209,6 +215,9 @@ func (s *Sequence) truncate(n int64) error {
 		return err
 	}
 	s.n = n
+	if s.chain.follows && !s.chain.rewindTo(n) {
+		s.unfollow()
+	}
 	s.kept.forget(n / int64(c.stride))
 	return c.broken(s.trim())
 }
@@ -219,7 +228,7 @@ func (s *Sequence) own(i int) error {
 	if g.refs == 1 {
 		return nil
 	}
-	d, err := c.copySegment(g)
+	d, err := s.copyOf(g)
 	if err != nil {
 		return err
 	}

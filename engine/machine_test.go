@@ -107,7 +107,7 @@ func (m *machine) step(rt *rapid.T) {
 	long := false
 	for _, x := range m.talks {
 		if n := rapid.IntRange(0, 60).Draw(rt, "tokens"); n > 0 {
-			rows, talks = append(rows, Row{x.s, n}), append(talks, x)
+			rows, talks = append(rows, Row{Seq: x.s, Tokens: n}), append(talks, x)
 			long = long || n > m.c.cfg.Window
 		}
 	}

@@ -40,7 +40,7 @@ func (s *step) plan(rows []Row) error {
 	at, heads := 0, g.Layers*g.KVHeads
 	for i := range rows {
 		r := &s.rows[i]
-		*r = stepRow{seq: rows[i].Seq, n: rows[i].Tokens, at: at, from: rows[i].Seq.n, past: r.past, kept: r.kept}
+		*r = stepRow{seq: rows[i].Seq, n: rows[i].Tokens, at: at, from: rows[i].Seq.n, ids: rows[i].IDs, past: r.past, kept: r.kept}
 		at += r.n
 		r.leaves, r.closes = r.seq.leaving(r.from + int64(r.n))
 		r.spare, r.spot = d.spares, d.spots

@@ -168,6 +168,9 @@ func (p *pressure) shed() (bool, error) {
 // demoteUntil recodes rows, cheapest damage first, until missing reports nothing or the units are used up
 // or there is nothing left to give.
 func (p *pressure) demoteUntil(missing func() int64, units int) error {
+	if _, err := p.c.index.evict(p.c, missing); err != nil || missing() <= 0 {
+		return err
+	}
 	if err := p.reprice(); err != nil {
 		return err
 	}

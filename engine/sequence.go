@@ -16,6 +16,7 @@ type Sequence struct {
 	n      int64 // committed tokens
 	high   int64 // the most tokens it has had
 	kept   kept
+	chain  chain
 	step   *step // the step that is under way
 	closed bool
 	pinned bool
@@ -73,6 +74,7 @@ func (s *Sequence) release() error {
 		}
 	}
 	s.segs = dropped(&c.led, forTables, s.segs)
+	s.unfollow()
 	c.led.give(forQueries, sequenceBytes+c.keptBytes(s.kept.n))
 	s.kept = kept{}
 	return nil

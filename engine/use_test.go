@@ -25,7 +25,7 @@ func TestDecode_AllocatesNothing(t *testing.T) {
 	for i := range rows {
 		s, err := r.c.NewSequence()
 		require.NoError(t, err)
-		rows[i] = Row{s, 1}
+		rows[i] = Row{Seq: s, Tokens: 1}
 		r.step(s, 1, 500+i, 500+i)
 	}
 	k, v := values(4*g.KVHeads*g.HeadDim, 1, 1, 1), values(4*g.KVHeads*g.HeadDimV, 1, 1, 2)
@@ -69,14 +69,14 @@ func TestMisuse(t *testing.T) {
 	}
 	begin := func(rows ...Row) error { _, err := r.c.Begin(ctx, rows); return err }
 	is(begin(), quant.ErrShape, "no rows")
-	is(begin(Row{s, 0}), quant.ErrShape, "sequence 1")
-	is(begin(Row{foreign, 1}), quant.ErrShape, "another cache")
-	is(begin(Row{nil, 1}), quant.ErrShape, "another cache")
-	is(begin(Row{s, 1}, Row{s, 1}), quant.ErrShape, "rows 0 and 1")
-	is(begin(Row{s, 1 << 20}), quant.ErrBudget, "budget")
-	st, err := r.c.Begin(ctx, []Row{{s, 2}})
+	is(begin(Row{Seq: s, Tokens: 0}), quant.ErrShape, "sequence 1")
+	is(begin(Row{Seq: foreign, Tokens: 1}), quant.ErrShape, "another cache")
+	is(begin(Row{Seq: nil, Tokens: 1}), quant.ErrShape, "another cache")
+	is(begin(Row{Seq: s, Tokens: 1}, Row{Seq: s, Tokens: 1}), quant.ErrShape, "rows 0 and 1")
+	is(begin(Row{Seq: s, Tokens: 1 << 20}), quant.ErrBudget, "budget")
+	st, err := r.c.Begin(ctx, []Row{{Seq: s, Tokens: 2}})
 	require.NoError(t, err)
-	is(begin(Row{s, 1}), quant.ErrShape, "under way")
+	is(begin(Row{Seq: s, Tokens: 1}), quant.ErrShape, "under way")
 	is(s.Truncate(1), quant.ErrShape, "under way")
 	is(s.Close(), quant.ErrShape, "under way")
 	_, err = s.Fork()
@@ -105,7 +105,7 @@ func TestMisuse(t *testing.T) {
 	is(Step{}.Append(0, k, v), quant.ErrClosed, "step")
 	is(s.Truncate(4), quant.ErrShape, "to 4 tokens of 3")
 	is(s.Truncate(-1), quant.ErrShape, "to -1")
-	long, err := r.c.Begin(ctx, []Row{{s, 40}})
+	long, err := r.c.Begin(ctx, []Row{{Seq: s, Tokens: 40}})
 	require.NoError(t, err)
 	for l := range g.Layers {
 		k, v, _ := r.tokens(1, 3, 43, l)
@@ -115,7 +115,7 @@ func TestMisuse(t *testing.T) {
 	require.NoError(t, long.Commit(40))
 	require.NoError(t, s.Close())
 	require.NoError(t, s.Close())
-	is(begin(Row{s, 1}), quant.ErrClosed, "sequence 1")
+	is(begin(Row{Seq: s, Tokens: 1}), quant.ErrClosed, "sequence 1")
 	r.audit()
 	r.closeAll()
 	require.NoError(t, r.c.Close())
@@ -170,7 +170,7 @@ func TestConcurrent(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			for n := range 25 {
+			for n := range 60 {
 				if _, err := x.try(s, uint64(i), 1+(7*n+i)%30, n%5*10); err != nil && !errors.Is(err, quant.ErrFull) {
 					t.Error(err)
 					return
@@ -210,7 +210,7 @@ func TestAppend_Layouts(t *testing.T) {
 			r := newRig(t, g, cfg)
 			s, err := r.c.NewSequence()
 			require.NoError(t, err)
-			st, err := r.c.Begin(context.Background(), []Row{{s, 50}})
+			st, err := r.c.Begin(context.Background(), []Row{{Seq: s, Tokens: 50}})
 			require.NoError(t, err)
 			for l := range g.Layers {
 				k, v, _ := r.tokens(1, 0, 50, l)
