@@ -55,7 +55,8 @@ type pressure struct {
 	count   []float64
 	floor   []float64 // [layers * kv_heads]: attention that every row is taken to get at least
 	visited uint64
-	fixed   bool // tests hold the starting coding
+	only    *Sequence // a hint concerns this one alone; nil: all
+	fixed   bool      // tests hold the starting coding
 }
 
 // used returns the share of the budget that cannot be made slots of.
@@ -168,8 +169,10 @@ func (p *pressure) shed() (bool, error) {
 // demoteUntil recodes rows, cheapest damage first, until missing reports nothing or the units are used up
 // or there is nothing left to give.
 func (p *pressure) demoteUntil(missing func() int64, units int) error {
-	if _, err := p.c.index.evict(p.c, missing); err != nil || missing() <= 0 {
-		return err
+	if p.only == nil {
+		if _, err := p.c.index.evict(p.c, missing); err != nil || missing() <= 0 {
+			return err
+		}
 	}
 	if err := p.reprice(); err != nil {
 		return err
@@ -186,7 +189,7 @@ func (p *pressure) demoteUntil(missing func() int64, units int) error {
 		if err != nil {
 			return err
 		}
-		if !did && !p.coarserStart() {
+		if !did && (p.only != nil || !p.coarserStart()) {
 			return nil
 		}
 	}
@@ -212,7 +215,7 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 		c.start = starts[1]
 	}
 	for _, q := range c.seqs {
-		if q.step != nil {
+		if q.step != nil || q.pinned || p.only != nil && p.only != q {
 			continue
 		}
 		for _, s := range q.segs {

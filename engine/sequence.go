@@ -144,7 +144,11 @@ func (q *Sequence) addSegment(lo int64, pages, per int, sinks bool) error {
 	if !c.led.take(forTables, c.segmentSize(pages)) {
 		return errNoRoom
 	}
-	q.segs = append(q.segs, c.newSegment(lo, pages, per, sinks))
+	s := c.newSegment(lo, pages, per, sinks)
+	if q.pinned {
+		s.pinned++
+	}
+	q.segs = append(q.segs, s)
 	return nil
 }
 

@@ -26,10 +26,11 @@ type Stats struct {
 	Refusals                  uint64 // steps and sequences that were refused for want of memory
 }
 
-// Stats returns the state of the cache.
+// Stats returns the state of the cache. It looks at every block, while no step can go on: call it a few
+// times a second at most.
 func (c *Cache) Stats() Stats {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	s := c.stats
 	l := &c.led
 	s.BudgetBytes, s.HeldBytes, s.PeakBytes = l.budget, l.held, l.peak
