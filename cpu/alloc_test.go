@@ -30,11 +30,12 @@ func TestSteadyState_AllocatesNothing(t *testing.T) {
 			for i := range n {
 				rel.RowPtr = append(rel.RowPtr, int32(rows*(i+1)))
 			}
+			mass, v := make([]float32, len(q.BlockIdx)), r.view(t, dim)
 			jobs := encodeJobs(t, r.b, dim)
 			ctx := context.Background()
 			for name, f := range map[string]func() error{
-				"attend":    func() error { return r.b.Attend(ctx, q, r.blocks, out, lse) },
-				"relevance": func() error { return r.b.Relevance(ctx, q, lse, r.blocks, rel) },
+				"attend":    func() error { return r.b.Attend(ctx, q, v, backend.Attention{Out: out, LSE: lse, Mass: mass}) },
+				"relevance": func() error { return r.b.Relevance(ctx, q, lse, v, rel) },
 				"encode":    func() error { return r.b.Encode(ctx, jobs) },
 			} {
 				for range 3 {

@@ -6,11 +6,10 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
-	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -36,28 +35,18 @@ type scratch struct {
 	vb     []byte    // [tileRows, head_dim_v], for tiles of bytes
 	vscale [tileRows]float32
 	before []float32      // [heads]: the largest scores before a tile
+	gains  []float64      // [heads]: what the entry adds to part.mass, nil if it is not kept
 	cuts   attend.Weights // weights of the heads, in digits
 	side   [sides]sums    // indexed by the form of unpacked V
 	tileV  tileV
 	acc    []float64 // Relevance: one per row of the item
 	lse    []float32 // Relevance: one per current head
-	sums   []float64 // combine: [2*padV + head_dim_v]
-	back   []float32 // combine: [head_dim_v]
+	// lowered is lse without what a mean of K adds to scores.
+	lowered []float32
 
-	weighing weighScratch
+	combining combineScratch
+	weighing  weighScratch
 }
-
-// unit is a run of queries with the same list.
-type unit struct {
-	qs       []int32
-	list     []int32
-	from, to int  // range of call.cuts: the starts of the pieces, and the end of the list
-	long     bool // the list has at least tableRows rows
-	at       int  // index of its first part in the wave
-}
-
-// cut is a position in a list of blocks: an entry and a row of its block.
-type cut struct{ entry, row int }
 
 // part is the attention of a unit's heads over one piece of the list.
 type part struct {
@@ -67,6 +56,10 @@ type part struct {
 	// acc is [heads, padV] for each form of unpacked V: sum of exp(score - top) * v, in the layout
 	// of such tiles.
 	acc [sides][]float64
+	// With unit.masses, per entry of the piece and head: the sum of exp(score - massTop) over the
+	// rows of the entry, [entries, heads].
+	mass    []float64
+	massTop []float32
 }
 
 // Forms of unpacked V: floats of exact formats, floats of rotated formats, bytes of rotated
@@ -89,27 +82,32 @@ type sums struct {
 // a query's sums do not depend on what other queries see.
 const foldTiles = 4
 
-// Attend computes attention over packed blocks; see backend.Backend. out and lse must not overlap
-// q.Q.
-func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backend.Block,
-	out, lse []float32) error {
+// Attend computes attention over the blocks of a view; see backend.Backend. The outputs must not
+// overlap q.Q.
+func (b *Backend) Attend(ctx context.Context, q *backend.Queries, v backend.View,
+	to backend.Attention) error {
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
 	c := b.calls.Get().(*call)
 	defer c.done()
-	if err := c.checkAttend(q, blocks, out, lse); err != nil {
+	w, err := args.ViewOf[described](b, v)
+	if err == nil {
+		err = c.keep(args.Attend(c.seeds[:0], q, w, &to))
+	}
+	if err != nil {
 		return fmt.Errorf("kvist/cpu: attend: %w", err)
 	}
-	if err := c.prepare(ctx, b, backend.OpAttend, q, blocks); err != nil {
+	c.begin(ctx, q, w)
+	c.to = to
+	c.cutUnits(c.mostQueries(), true)
+	if err := c.prepare(backend.OpAttend); err != nil {
 		return err
 	}
-	c.ctx, c.blocks, c.out, c.lse = ctx, blocks, out, lse
-	c.cutUnits()
 	for units := c.units; len(units) > 0; {
-		n := c.fitting(units)
+		n, doubles, floats := c.fitting(units)
 		c.wave = units[:n]
-		if err := c.attendWave(); err != nil {
+		if err := c.attendWave(doubles, floats); err != nil {
 			return err
 		}
 		units = units[n:]
@@ -117,131 +115,29 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	return nil
 }
 
-func (c *call) checkAttend(q *backend.Queries, blocks []backend.Block, out, lse []float32) error {
-	sd, err := c.b.checker.Attend(c.seeds[:0], q, blocks, out, lse, nil)
+// keep keeps the seeds that a check found.
+func (c *call) keep(sd []seeds, err error) error {
 	if err == nil {
 		c.seeds = sd
 	}
 	return err
 }
 
-// cutUnits groups neighbouring queries with the same list and divides the lists.
-func (c *call) cutUnits() {
-	q := c.Queries
-	heads := unitHeads
-	if c.looksUp() {
-		heads = tableHeads
-	}
-	most := max(1, heads/q.Group)
-	c.all = grow(c.all, q.Len())
-	c.units, c.cuts = c.units[:0], c.cuts[:0]
-	for i := range c.all {
-		c.all[i] = int32(i)
-		list := q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]]
-		if last := len(c.units) - 1; last >= 0 && len(c.units[last].qs) < most &&
-			slices.Equal(c.units[last].list, list) {
-			u := &c.units[last]
-			u.qs = c.all[i-len(u.qs) : i+1]
-			continue
-		}
-		from := len(c.cuts)
-		var rows int
-		c.cuts, rows = cutList(c.cuts, list, c.blocks)
-		c.units = append(c.units, unit{qs: c.all[i : i+1], list: list, from: from, to: len(c.cuts),
-			long: rows >= tableRows})
-	}
-}
-
-// looksUp reports whether tables are used for the inner products with some K side of a long list.
-func (c *call) looksUp() bool {
-	if c.Group > tableHeads {
-		return false
-	}
-	for i := range c.blocks {
-		if c.kern.Tables(c.blocks[i].K.Coding.Format, c.HeadDim) {
-			return true
-		}
-	}
-	return false
-}
-
-// cutList divides a list into pieces of at least chunkRows rows, at multiples of tileRows in a
-// block, and appends the cuts. It also returns the number of rows in the list.
-func cutList(cuts []cut, list []int32, blocks []backend.Block) (all []cut, rows int) {
-	for _, i := range list {
-		rows += int(blocks[i].Rows)
-	}
-	if rows == 0 {
-		return cuts, 0
-	}
-	size := max(chunkRows, (rows+maxChunks-1)/maxChunks)
-	cuts = append(cuts, cut{})
-	left := size
-	for e, i := range list {
-		n := int(blocks[i].Rows)
-		at := 0
-		for n-at > left {
-			at += (left + tileRows - 1) / tileRows * tileRows
-			left = size
-			if at >= n {
-				break
-			}
-			cuts = append(cuts, cut{e, at})
-		}
-		if at < n {
-			left -= n - at
-		} else if at > 0 {
-			cuts = append(cuts, cut{e + 1, 0})
-		}
-	}
-	if last := cuts[len(cuts)-1]; last.entry < len(list) {
-		cuts = append(cuts, cut{len(list), 0})
-	}
-	return cuts, rows
-}
-
-// pieces returns the number of pieces in a unit's list.
-func (u *unit) pieces() int { return max(0, u.to-u.from-1) }
-
-// partFloats is the size of a part in float64.
-func partFloats(heads, padV int) int { return heads * (2 + sides*padV) }
-
-// fitting returns the number of units in the next wave: as many as fit waveFloats, at least one. It
-// sets the indices of their parts.
-func (c *call) fitting(units []unit) int {
-	floats, parts := 0, 0
-	for n := range units {
-		u := &units[n]
-		floats += u.pieces() * partFloats(len(u.qs)*c.Group, c.padV)
-		if n > 0 && floats > waveFloats {
-			return n
-		}
-		u.at = parts
-		parts += u.pieces()
-	}
-	return len(units)
-}
-
 // attendWave processes the pieces of some units, then combines them in order.
-func (c *call) attendWave() error {
+func (c *call) attendWave(doubles, floats int) error {
 	last := &c.wave[len(c.wave)-1]
 	n := last.at + last.pieces()
 	c.owner, c.parts = grow(c.owner, n), grow(c.parts, n)
-	heads := 0
-	for i := range c.wave {
-		u := &c.wave[i]
-		heads += u.pieces() * len(u.qs) * c.Group
-	}
-	c.doubles, c.floats = grow(c.doubles, heads*(1+sides*c.padV)), grow(c.floats, heads)
-	doubles, floats := c.doubles, c.floats
+	c.doubles, c.floats = grow(c.doubles, doubles), grow(c.floats, floats)
+	d, f := c.doubles, c.floats
+	clear(d)
 	for i := range c.wave {
 		u := &c.wave[i]
 		for j := range u.pieces() {
 			c.owner[u.at+j] = int32(i)
-			h := len(u.qs) * c.Group
-			size := h * (1 + sides*c.padV)
-			c.parts[u.at+j] = newPart(floats[:h], doubles[:size], c.padV)
-			floats, doubles = floats[h:], doubles[size:]
+			nd, nf := c.partFloats(u, j), c.topFloats(u, j)
+			c.parts[u.at+j] = newPart(len(u.qs)*c.Group, f[:nf], d[:nd], c.padV)
+			d, f = d[nd:], f[nf:]
 		}
 	}
 	if err := c.b.workers.run(c.ctx, backend.OpAttend, n, c.doAttend); err != nil {
@@ -250,14 +146,14 @@ func (c *call) attendWave() error {
 	return c.b.workers.run(c.ctx, backend.OpAttend, len(c.wave), c.doCombine)
 }
 
-// newPart makes an empty part from the given memory: [heads] and [heads, 1+sides*padV].
-func newPart(tops []float32, sums []float64, padV int) part {
-	heads := len(tops)
-	p := part{top: tops, sum: sums[:heads]}
-	clear(sums)
+// newPart makes an empty part from memory of partFloats and topFloats elements; sums are zero.
+func newPart(heads int, tops []float32, sums []float64, padV int) part {
+	p := part{top: tops[:heads], massTop: tops[heads:], sum: sums[:heads]}
+	sums = sums[heads:]
 	for i := range p.acc {
-		p.acc[i] = sums[heads*(1+i*padV) : heads*(1+(i+1)*padV)]
+		p.acc[i], sums = sums[:heads*padV], sums[heads*padV:]
 	}
+	p.mass = sums
 	for i := range p.top {
 		p.top[i] = float32(negInf)
 	}
@@ -284,14 +180,63 @@ func (c *call) combineOne(i int) error {
 
 // release returns scratch without references to the call's memory.
 func (b *Backend) release(s *scratch) {
-	s.p, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, blockView{}, nil
+	s.p, s.unit, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, nil, blockView{}, nil
+	s.angles, s.metric, s.mean, s.gains = nil, nil, nil, nil
 	b.scratch.Put(s)
 }
 
 // attend processes one piece of a unit's list.
 func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
+	s.begin(c, u, dst)
+	heads := len(u.qs) * c.Group
+	tiles := 0
+	from, to := c.piece(u, piece)
+	for i := range entriesOf(from, to) {
+		e := from.entry + i
+		if err := cancelled(c.ctx, backend.OpAttend); err != nil {
+			return err
+		}
+		blk := c.view.At(int(u.list[e]))
+		first, end := 0, int(blk.Rows)
+		if e == from.entry {
+			first = from.row
+		}
+		if e == to.entry {
+			end = to.row
+		}
+		if u.masses {
+			s.gains = dst.mass[i*heads : (i+1)*heads]
+		}
+		if first < end {
+			if err := s.block(blk, true); err != nil {
+				return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
+			}
+			s.lower(dst.top)
+		}
+		for r := first; r < end; r += tileRows {
+			c.prefetchAfter(u, e, r)
+			if s.scorer.tile(r, min(tileRows, end-r)) {
+				s.addTile(dst)
+			}
+			if tiles++; tiles%foldTiles == 0 {
+				s.fold(dst)
+			}
+		}
+		if first < end {
+			s.lift(dst.top)
+		}
+		if u.masses {
+			copy(dst.massTop[i*heads:(i+1)*heads], dst.top)
+		}
+	}
+	s.fold(dst)
+	return nil
+}
+
+// begin starts a piece of a unit.
+func (s *scratch) begin(c *call, u *unit, dst *part) {
 	p := &c.prepared
-	s.reset(p, u.qs)
+	s.reset(p, u, u.qs)
 	s.canLookUp = u.long && p.Group <= tableHeads
 	heads := len(u.qs) * p.Group
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
@@ -306,49 +251,18 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
 	s.heads.Tops = dst.top
-	tiles := 0
-	from, to := c.cuts[u.from+piece], c.cuts[u.from+piece+1]
-	for e := from.entry; e < len(u.list) && (e < to.entry || (e == to.entry && to.row > 0)); e++ {
-		if err := cancelled(c.ctx, backend.OpAttend); err != nil {
-			return err
-		}
-		blk := &c.blocks[u.list[e]]
-		first, end := 0, int(blk.Rows)
-		if e == from.entry {
-			first = from.row
-		}
-		if e == to.entry {
-			end = to.row
-		}
-		if first >= end {
-			continue
-		}
-		if err := s.block(blk, true); err != nil {
-			return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
-		}
-		for r := first; r < end; r += tileRows {
-			c.prefetchAfter(u, e, r)
-			if s.scorer.tile(r, min(tileRows, end-r)) {
-				s.addTile(dst)
-			}
-			if tiles++; tiles%foldTiles == 0 {
-				s.fold(dst)
-			}
-		}
-	}
-	s.fold(dst)
-	return nil
+	s.gains = nil
 }
 
 // prefetchAfter prefetches the sides in bit planes of the tile after row r of entry e of a unit's
 // list, while the current tile is processed.
 func (c *call) prefetchAfter(u *unit, e, r int) {
-	blk := &c.blocks[u.list[e]]
+	blk := c.view.At(int(u.list[e]))
 	if r += tileRows; r >= int(blk.Rows) {
 		if e++; e == len(u.list) {
 			return
 		}
-		blk, r = &c.blocks[u.list[e]], 0
+		blk, r = c.view.At(int(u.list[e])), 0
 	}
 	c.prefetchSide(&blk.K, int(blk.Rows), c.HeadDim, r)
 	c.prefetchSide(&blk.V, int(blk.Rows), c.HeadDimV, r)
@@ -381,11 +295,16 @@ func (s *scratch) addTile(dst *part) {
 		}
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
+		sums, gains := dst.sum, s.gains
 		for h := lo; h < hi; h++ {
 			if dst.top[h] != s.before[h] {
 				s.raise(dst, h)
 			}
-			dst.sum[h] += float64(s.heads.Sums[h])
+			sum := float64(s.heads.Sums[h])
+			sums[h] += sum
+			if gains != nil {
+				gains[h] += sum
+			}
 			live &= s.heads.Masks[h]
 			any |= s.heads.Masks[h]
 		}
@@ -488,6 +407,9 @@ func (s *scratch) raise(dst *part, head int) {
 	}
 	f := math.Exp(float64(s.before[head]) - float64(dst.top[head]))
 	dst.sum[head] *= f
+	if s.gains != nil {
+		s.gains[head] *= f
+	}
 	at, end := head*s.p.padV, (head+1)*s.p.padV
 	for i := range dst.acc {
 		acc := dst.acc[i][at:end]
@@ -500,73 +422,5 @@ func (s *scratch) raise(dst *part, head int) {
 		for d := range acc {
 			acc[d] *= f
 		}
-	}
-}
-
-// combine combines the parts of a unit in the order of the list and writes the results.
-func (s *scratch) combine(c *call, u *unit, parts []part) {
-	p, padV := &c.prepared, c.padV
-	s.sums, s.back = grow(s.sums, sides*padV+p.HeadDimV), grow(s.back, p.HeadDimV)
-	var acc [sides][]float64
-	for i := range acc {
-		acc[i] = s.sums[i*padV : (i+1)*padV]
-	}
-	rotated := s.sums[sides*padV:]
-	for i, q := range u.qs {
-		rot := p.rotV(int(q))
-		for h := range p.Group {
-			head := i*p.Group + h
-			clear(s.sums)
-			top, sum := negInf, 0.0
-			for c := range parts {
-				if parts[c].sum[head] != 0 { // NaN is not 0
-					top = max(top, float64(parts[c].top[head]))
-				}
-			}
-			for c := range parts {
-				if parts[c].sum[head] == 0 {
-					continue
-				}
-				f := math.Exp(float64(parts[c].top[head]) - top)
-				sum += f * parts[c].sum[head]
-				for i, used := range parts[c].used {
-					if !used {
-						continue
-					}
-					part := parts[c].acc[i][head*padV:][:padV]
-					for d := range acc[i] {
-						acc[i][d] += f * part[d]
-					}
-				}
-			}
-			attend.Restore(rotated, acc[rotatedSide], p.kern.LayoutV(quant.LM1))
-			for d := range rotated {
-				rotated[d] += acc[bytesSide][d]
-			}
-			at := int(q)*p.Group + h
-			p.finish(c.out[at*p.HeadDimV:(at+1)*p.HeadDimV], acc[exactSide], rotated, s.back, rot, sum)
-			if c.lse != nil {
-				c.lse[at] = float32(top + math.Log(sum))
-			}
-		}
-	}
-}
-
-// finish writes (exact + inverse rotation of rotated) / sum, and zeros for a query that saw no row.
-// It rotates the sums of the rotated basis back once.
-func (p *prepared) finish(out []float32, exact, rotated []float64, back []float32,
-	rot *codec.Rotation, sum float64) {
-	if sum == 0 {
-		clear(out)
-		return
-	}
-	for d := range out {
-		back[d] = float32(rotated[d] / sum)
-	}
-	if rot != nil {
-		p.codec.Inverse(rot, back, 1, p.HeadDimV)
-	}
-	for d := range out {
-		out[d] = float32(exact[d]/sum + float64(back[d]))
 	}
 }

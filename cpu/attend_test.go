@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
@@ -67,10 +68,21 @@ func (r rig) queries(n, group, dim int) *backend.Queries {
 	return q
 }
 
+// view returns a view of a table of the blocks.
+func (r rig) view(t testing.TB, dim int) *view {
+	table, err := r.b.NewTable(backend.Shape{HeadDim: dim, HeadDimV: dim})
+	require.NoError(t, err)
+	require.NoError(t, table.Set(0, r.blocks...))
+	v, err := table.View()
+	require.NoError(t, err)
+	return v.(*view)
+}
+
 func (r rig) attend(t testing.TB, q *backend.Queries) (out, lse []float32) {
 	out = make([]float32, q.Len()*q.Group*q.HeadDimV)
 	lse = make([]float32, q.Len()*q.Group)
-	require.NoError(t, r.b.Attend(context.Background(), q, r.blocks, out, lse))
+	require.NoError(t, backend.AttendBlocks(context.Background(), r.b, q, nil, r.blocks,
+		backend.Attention{Out: out, LSE: lse}))
 	return out, lse
 }
 
@@ -89,7 +101,7 @@ func TestAttend_SameBitsForAnyWorkers(t *testing.T) {
 			rel.RowPtr = append(rel.RowPtr, int32(1333*(i+1)))
 		}
 		rel.Sum = make([]float32, 1333*len(r.blocks))
-		require.NoError(t, r.b.Relevance(context.Background(), q, lse, r.blocks, rel))
+		require.NoError(t, backend.RelevanceBlocks(context.Background(), r.b, q, nil, lse, r.blocks, rel))
 		if wantOut == nil {
 			wantOut, wantSum = out, rel.Sum
 		}
@@ -177,10 +189,11 @@ func TestAttend_Waves(t *testing.T) {
 		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 	}
 	c := newCall(r.b)
-	c.Queries, c.blocks, c.padV = q, r.blocks, dim
-	c.cutUnits()
+	c.begin(context.Background(), q, r.view(t, dim))
+	c.cutUnits(c.mostQueries(), true)
 	require.Len(t, c.units, n)
-	require.Less(t, c.fitting(c.units), n, "more than one wave")
+	fit, _, _ := c.fitting(c.units)
+	require.Less(t, fit, n, "more than one wave")
 	out, _ := r.attend(t, q)
 	last := *q
 	last.Q, last.BlockPtr, last.BlockIdx = q.Q[2*group*dim:], []int32{0, list}, q.BlockIdx[2*list:]
@@ -201,7 +214,23 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 			blocks[i].Rows, list[i] = int32(n), int32(i)
 			total += n
 		}
-		cuts, _ := cutList(nil, list, blocks)
+		b, err := Open(Options{Workers: 1})
+		require.NoError(t, err)
+		defer b.Close()
+		// Blocks that are listed but never read need no memory.
+		table, err := args.NewTable[described](b, backend.Shape{HeadDim: 8, HeadDimV: 8})
+		require.NoError(t, err)
+		anything := args.Checker[[]byte]{Supports: b.Supports, Bytes: func(backend.Span) ([]byte, error) { return nil, nil }}
+		for i := range blocks {
+			side := backend.Side{Coding: quant.Coding{Format: quant.F16}}
+			side.Data.Len = int64(side.Coding.PackedBytes(int(blocks[i].Rows), 8))
+			side.Data.Buf = &buffer{}
+			blocks[i].K, blocks[i].V = side, side
+		}
+		require.NoError(t, args.Set(table, anything, 0, blocks, func(*args.BlockView[[]byte]) (described, error) { return described{}, nil }))
+		v, err := table.View()
+		require.NoError(t, err)
+		cuts, _ := cutList(nil, list, v)
 		if total == 0 {
 			require.Empty(t, cuts)
 			return

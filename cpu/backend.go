@@ -101,7 +101,7 @@ func (b *Backend) Caps() backend.Caps { return b.caps }
 // Supports reports whether op works on rows of dim values in coding c. The backend supports every
 // coding and dim of package quant, and demotion within lm1..lm4.
 func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
-	if op > backend.OpRelevance || c.CheckDim(dim) != nil {
+	if op > backend.OpGather || c.CheckDim(dim) != nil {
 		return false
 	}
 	return op != backend.OpDemote || c.Format.Nested()

@@ -142,9 +142,9 @@ func benchAttend(b *testing.B, r benchRig, group, dim int) {
 	for i := range r.blocks {
 		q.BlockIdx = append(q.BlockIdx, int32(i))
 	}
-	out := make([]float32, group*dim)
+	out, v := make([]float32, group*dim), r.view(b, dim)
 	attend := func() {
-		if err := r.b.Attend(context.Background(), q, r.blocks, out, nil); err != nil {
+		if err := r.b.Attend(context.Background(), q, v, backend.Attention{Out: out}); err != nil {
 			b.Fatal(err)
 		}
 	}

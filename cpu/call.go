@@ -12,22 +12,22 @@ import (
 // nothing once the pools are warm.
 type call struct {
 	prepared
-	b      *Backend
-	ctx    context.Context
-	blocks []backend.Block
+	b    *Backend
+	ctx  context.Context
+	view *view
+	all  []int32 // 0, 1, ... queries: units slice their queries from it
+	cuts []cut   // of all units, one after the other
 
 	// Attend.
-	out, lse []float32
-	all      []int32 // 0, 1, ... queries: units slice their queries from it
-	units    []unit
-	cuts     []cut     // of all units, one after the other
-	wave     []unit    // current units
-	owner    []int32   // the unit of every part of the wave
-	parts    []part    // parts of the wave
-	doubles  []float64 // memory of the parts
-	floats   []float32
+	to      backend.Attention
+	wave    []unit    // current units
+	owner   []int32   // the unit of every part of the wave
+	parts   []part    // parts of the wave
+	doubles []float64 // memory of the parts
+	floats  []float32
 
 	// Relevance.
+	lse   []float32
 	rel   *backend.RelevanceOut
 	items []relevanceItem
 	ptr   []int // block b is listed by queries users[ptr[b]:ptr[b+1]]
@@ -50,8 +50,9 @@ func newCall(b *Backend) *call {
 
 // done returns a call to the pool without references to its caller's memory.
 func (c *call) done() {
-	c.Queries, c.ctx, c.blocks, c.out, c.lse, c.rel, c.freqs = nil, nil, nil, nil, nil, nil, nil
+	c.Queries, c.ctx, c.view, c.to, c.lse, c.rel = nil, nil, nil, backend.Attention{}, nil, nil
 	clear(c.units) // they refer to the caller's lists
+	clear(c.variants)
 	c.wave = nil
 	c.b.calls.Put(c)
 }

@@ -30,16 +30,22 @@ type blockView struct {
 	k, v, pos, count, bias []byte // optional ones are nil if not given
 }
 
-// again resolves a block that this call has checked. Its memory may have been freed since.
+// again resolves a block that was checked when it was set. Its memory may have been freed since.
 func (w *blockView) again(blk *backend.Block, withV bool) error {
 	*w = blockView{Block: blk}
-	if !spanAgain(&w.k, &blk.K.Data) || withV && !spanAgain(&w.v, &blk.V.Data) ||
-		!spanAgain(&w.pos, &blk.Pos) || !spanAgain(&w.count, &blk.Count) ||
-		!spanAgain(&w.bias, &blk.Bias) {
-		return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed)
+	ok := spanAgain(&w.k, &blk.K.Data) && (!withV || spanAgain(&w.v, &blk.V.Data)) &&
+		spanAgain(&w.pos, &blk.Pos) && spanAgain(&w.count, &blk.Count) && spanAgain(&w.bias, &blk.Bias) &&
+		(blk.MeanK.Buf == nil || still(&blk.MeanK)) && (blk.MeanV.Buf == nil || still(&blk.MeanV))
+	if !ok {
+		return errFreed()
 	}
 	return nil
 }
+
+// still reports whether the memory of a mean was not freed. Its values were taken when it was set.
+func still(s *backend.Span) bool { return s.Buf.(*buffer).mem.Load() != nil }
+
+func errFreed() error { return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed) }
 
 func spanAgain(p *[]byte, s *backend.Span) bool {
 	if s.Buf == nil {

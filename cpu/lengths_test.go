@@ -153,8 +153,8 @@ func attendOnce(t *testing.T, b *Backend, c quant.Coding, rows, dim, group int) 
 		all[i] = canary
 	}
 	out := all[8 : 8+group*dim : 8+group*dim]
-	require.NoError(t, b.Attend(context.Background(), q, []backend.Block{{Rows: int32(rows), K: sides[0], V: sides[1]}},
-		out, lse))
+	require.NoError(t, backend.AttendBlocks(context.Background(), b, q, nil,
+		[]backend.Block{{Rows: int32(rows), K: sides[0], V: sides[1]}}, backend.Attention{Out: out, LSE: lse}))
 	for i := range 8 {
 		require.Equal(t, [2]float32{canary, canary}, [2]float32{all[i], all[len(all)-1-i]}, "%d rows", rows)
 	}

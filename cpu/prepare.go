@@ -4,7 +4,6 @@ package cpu
 
 import (
 	"context"
-	"math"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/cpu/internal/codec"
@@ -21,23 +20,35 @@ type basis struct {
 	layout  attend.Layout
 }
 
+// variant is a unit's queries as some of its blocks meet them: turned by their offset, then through
+// their metric. It says in which forms they are needed.
+type variant struct {
+	angles  *angles // nil: no offset
+	metric  *quant.Metric
+	unit    int
+	at      int // index of its first head in the arrays of prepared
+	vecs    [2][layouts]bool
+	cut     bool
+	centred bool // some block has a mean of K
+}
+
 // prepared is a batch of queries with everything that is computed once per call. It is reused; its
-// slices grow as needed.
+// slices grow as needed. Its arrays hold the heads of all variants, one after the other.
 type prepared struct {
 	*backend.Queries
 	kern       *attend.Kernels
 	codec      *codec.Kernels
-	padK, padV int       // values per row of a tile
-	seeds      []seeds   // one for all queries, or one per query
-	energy     []float32 // [n, group]: |q|^2
-	// vecs holds the queries, [n, group, padK], in each basis that some K side has (hasVecs).
-	vecs    [2][layouts][]float32
-	hasVecs [2][layouts]bool
-	// cut holds the queries in digits, [n, group], if some K side is unpacked to bytes (hasCut).
-	cut    []byte
-	hasCut bool
-	freqs  []float64 // RoPE angle of each pair per position; nil if no block has an offset
-	rots   []namedRotation
+	padK, padV int     // values per row of a tile
+	seeds      []seeds // per query
+	units      []unit
+	variants   []variant
+	energy     []float32             // [heads]: |q|^2, in the metric
+	vecs       [2][layouts][]float32 // [heads, padK], in each basis
+	cut        []byte                // [heads], in digits, for K sides that are unpacked to bytes
+	plain      []float32             // [heads, padK]: turned and not in the metric, for means of K
+	hasCut     bool                  // whether some variant has the form
+	rots       []namedRotation
+	ropeLayout quant.RopeLayout
 }
 
 type rotKey struct {
@@ -58,15 +69,11 @@ func index(b bool) int {
 	return 0
 }
 
-func (p *prepared) seedsOf(i int) seeds {
-	if len(p.seeds) == 1 {
-		return p.seeds[0]
-	}
-	return p.seeds[i]
-}
-
 // basisOf returns the basis of a K side.
 func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
+
+// plainLayout is the layout of a mean of K.
+func (p *prepared) plainLayout() attend.Layout { return p.kern.LayoutK(quant.F32) }
 
 // bytesK reports whether K sides of a format are unpacked to bytes. bytesV does so for V sides.
 func (p *prepared) bytesK(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDim) }
@@ -75,83 +82,159 @@ func (p *prepared) bytesV(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDi
 // cutBytes is the size of a query in digits.
 func (p *prepared) cutBytes() int { return attend.QueryBytes(p.HeadDim) }
 
-// prepare rotates and arranges the queries and computes their energies. c.seeds must be set.
-func (c *call) prepare(ctx context.Context, b *Backend, op backend.Op, q *backend.Queries,
-	blocks []backend.Block) error {
-	n, p := q.Len(), &c.prepared
+// begin starts a call on a checked batch; c.seeds is set.
+func (c *call) begin(ctx context.Context, q *backend.Queries, v *view) {
+	b, p := c.b, &c.prepared
+	c.ctx, c.view = ctx, v
 	p.Queries, p.kern, p.codec = q, b.kern, b.codec
 	p.padK, p.padV = b.kern.PadDim(q.HeadDim), b.kern.PadDim(q.HeadDimV)
+	if r := v.Shape().Rope; r != nil {
+		p.ropeLayout = r.Layout
+	}
+}
+
+// prepare finds the variants of the units, then turns, rotates and arranges the queries of each.
+func (c *call) prepare(op backend.Op) error {
+	p := &c.prepared
 	p.rots = p.rots[:0]
 	for i := range p.seeds {
-		if err := p.addRotations(b, p.seeds[i]); err != nil {
+		if err := p.addRotations(c.b, p.seeds[i]); err != nil {
 			return err
 		}
 	}
-	p.freqs, p.hasVecs, p.hasCut = nil, [2][layouts]bool{}, false
-	for i := range blocks {
-		if f := blocks[i].K.Coding.Format; p.bytesK(f) {
-			p.hasCut = true
-		} else {
-			bs := p.basisOf(f)
-			p.hasVecs[index(bs.rotated)][bs.layout] = true
-		}
-		if blocks[i].Offset != 0 && p.freqs == nil {
-			p.freqs = q.Rope.Frequencies()
-		}
-	}
-	p.energy = grow(p.energy, n*q.Group)
-	if p.hasCut {
-		p.cut = grow(p.cut, n*q.Group*p.cutBytes())
-	}
-	for rotated := range p.vecs {
-		for l := range p.vecs[rotated] {
-			if p.hasVecs[rotated][l] {
-				p.vecs[rotated][l] = grow(p.vecs[rotated][l], n*q.Group*p.padK)
+	p.variants, p.hasCut = p.variants[:0], false
+	heads, centred := 0, false
+	var has [2][layouts]bool
+	for i := range p.units {
+		c.addVariants(i)
+		u := &p.units[i]
+		for j := u.v0; j < u.v1; j++ {
+			v := &p.variants[j]
+			v.at = heads
+			heads += len(u.qs) * p.Group
+			p.hasCut = p.hasCut || v.cut
+			centred = centred || v.centred
+			for r := range has {
+				for l := range has[r] {
+					has[r][l] = has[r][l] || v.vecs[r][l]
+				}
 			}
 		}
 	}
-	return b.workers.run(ctx, op, n, c.doPrepare)
+	p.energy = grow(p.energy, heads)
+	if p.hasCut {
+		p.cut = grow(p.cut, heads*p.cutBytes())
+	}
+	if centred {
+		p.plain = grow(p.plain, heads*p.padK)
+	}
+	for r := range has {
+		for l := range has[r] {
+			if has[r][l] {
+				p.vecs[r][l] = grow(p.vecs[r][l], heads*p.padK)
+			}
+		}
+	}
+	return c.b.workers.run(c.ctx, op, len(p.variants), c.doPrepare)
 }
 
-// prepareOne prepares query i.
+// addVariants appends the variants of unit i, and finds out whether it keeps masses.
+func (c *call) addVariants(i int) {
+	p := &c.prepared
+	u := &p.units[i]
+	u.v0 = len(p.variants)
+	var v *variant
+	for _, b := range u.list {
+		e := c.view.At(int(b))
+		if v == nil || v.angles != e.Own.angles || v.metric != e.Metric {
+			v = p.variantOf(u.v0, len(p.variants), e)
+			if v == nil {
+				p.variants = append(p.variants, variant{angles: e.Own.angles, metric: e.Metric, unit: i})
+				v = &p.variants[len(p.variants)-1]
+			}
+		}
+		if f := e.K.Coding.Format; p.bytesK(f) {
+			v.cut = true
+		} else {
+			bs := p.basisOf(f)
+			v.vecs[index(bs.rotated)][bs.layout] = true
+		}
+		v.centred = v.centred || e.Own.meanK != nil
+		u.means = u.means || e.Own.meanV != nil
+	}
+	u.v1 = len(p.variants)
+	u.masses = u.means || c.to.Mass != nil
+}
+
+// variantOf returns the variant of an entry among variants [from, to), or nil.
+func (p *prepared) variantOf(from, to int, e *entry) *variant {
+	for i := from; i < to; i++ {
+		if v := &p.variants[i]; v.angles == e.Own.angles && v.metric == e.Metric {
+			return v
+		}
+	}
+	return nil
+}
+
+// prepareOne prepares the queries of variant i.
 func (c *call) prepareOne(i int) error {
 	s := c.b.scratch.Get().(*scratch)
-	s.one = grow(s.one, c.HeadDim)
-	c.prepared.arrange(i, s.one)
+	s.one, s.two = grow(s.one, c.HeadDim), grow(s.two, c.HeadDim)
+	p := &c.prepared
+	v := &p.variants[i]
+	at := v.at
+	for _, q := range p.units[v.unit].qs {
+		for h := range p.Group {
+			p.arrange(v, at, p.Q[(int(q)*p.Group+h)*p.HeadDim:][:p.HeadDim], p.rotK(int(q)), s.one, s.two)
+			at++
+		}
+	}
 	c.b.scratch.Put(s)
 	return nil
 }
 
-// arrange arranges query i. tmp is [head_dim].
-func (p *prepared) arrange(i int, tmp []float32) {
-	dim, rot := p.HeadDim, p.rotK(i)
-	for h := i * p.Group; h < (i+1)*p.Group; h++ {
-		src := p.Q[h*dim : (h+1)*dim]
-		var e float64
-		for _, x := range src {
-			e += float64(x) * float64(x)
-		}
-		p.energy[h] = float32(e)
-		for rotated := range p.vecs {
-			if rotated == 1 {
-				if rot == nil {
-					break
-				}
-				copy(tmp, src)
-				p.codec.Forward(rot, tmp, 1, dim)
-				src = tmp
-				if p.hasCut {
-					attend.CutQuery(p.cut[h*p.cutBytes():], src)
-				}
+// arrange prepares one head of a variant at index h of the arrays. x and y are [head_dim].
+func (p *prepared) arrange(v *variant, h int, src []float32, rot *codec.Rotation, x, y []float32) {
+	if v.angles != nil {
+		copy(x, src)
+		turn(x, p.ropeLayout, v.angles)
+		src = x
+	}
+	if v.centred {
+		attend.Arrange(p.plain[h*p.padK:(h+1)*p.padK], src, p.plainLayout())
+	}
+	if v.metric != nil {
+		v.metric.Query(y, src)
+		src = y
+	}
+	p.energy[h] = energyOf(src)
+	for rotated, forms := range v.vecs {
+		if rotated == 1 {
+			if rot == nil || !v.cut && forms == [layouts]bool{} {
+				break
 			}
-			for l, has := range p.hasVecs[rotated] {
-				if has {
-					v := p.vecs[rotated][l]
-					attend.Arrange(v[h*p.padK:(h+1)*p.padK], src, attend.Layout(l))
-				}
+			copy(x, src)
+			p.codec.Forward(rot, x, 1, p.HeadDim)
+			src = x
+			if v.cut {
+				attend.CutQuery(p.cut[h*p.cutBytes():], src)
+			}
+		}
+		for l, has := range forms {
+			if has {
+				attend.Arrange(p.vecs[rotated][l][h*p.padK:(h+1)*p.padK], src, attend.Layout(l))
 			}
 		}
 	}
+}
+
+// energyOf returns |q|^2.
+func energyOf(q []float32) float32 {
+	var e float64
+	for _, x := range q {
+		e += float64(x) * float64(x)
+	}
+	return float32(e)
 }
 
 func (p *prepared) addRotations(b *Backend, s seeds) error {
@@ -181,7 +264,7 @@ func (p *prepared) find(key rotKey) *codec.Rotation {
 
 // rotK returns the rotation of query i's K sides, or nil if none is rotated.
 func (p *prepared) rotK(i int) *codec.Rotation {
-	if s := p.seedsOf(i); s.HasK {
+	if s := p.seeds[i]; s.HasK {
 		return p.find(rotKey{s.K, p.HeadDim})
 	}
 	return nil
@@ -189,30 +272,27 @@ func (p *prepared) rotK(i int) *codec.Rotation {
 
 // rotV returns the rotation of query i's V sides, or nil if none is rotated.
 func (p *prepared) rotV(i int) *codec.Rotation {
-	if s := p.seedsOf(i); s.HasV {
+	if s := p.seeds[i]; s.HasV {
 		return p.find(rotKey{s.V, p.HeadDimV})
 	}
 	return nil
 }
 
-// turn rotates q by offset further positions: each component pair (x, y) by the angle offset*freq.
-// sin and cos hold the values of the pairs.
-func turn(q []float32, layout quant.RopeLayout, sin, cos []float64) {
-	half := len(sin)
-	for i := range half {
-		a, b := i, i+half
-		if layout == quant.RopeInterleaved {
-			a, b = 2*i, 2*i+1
+// turn rotates q by an offset: each component pair (x, y) by the angle of the pair.
+func turn(q []float32, layout quant.RopeLayout, by *angles) {
+	half := len(by.sin)
+	sin, cos := by.sin[:half], by.cos[:half]
+	if layout == quant.RopeInterleaved {
+		for i, s := range sin {
+			p := q[2*i : 2*i+2]
+			x, y, c := p[0], p[1], cos[i]
+			p[0], p[1] = x*c-y*s, x*s+y*c
 		}
-		x, y := float64(q[a]), float64(q[b])
-		q[a] = float32(x*cos[i] - y*sin[i])
-		q[b] = float32(x*sin[i] + y*cos[i])
+		return
 	}
-}
-
-// sinCos computes sin and cos of offset*freq for every pair.
-func sinCos(sin, cos, freqs []float64, offset int32) {
-	for i, f := range freqs {
-		sin[i], cos[i] = math.Sincos(float64(offset) * f)
+	a, b := q[:half], q[half:2*half]
+	for i, s := range sin {
+		x, y, c := a[i], b[i], cos[i]
+		a[i], b[i] = x*c-y*s, x*s+y*c
 	}
 }

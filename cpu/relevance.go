@@ -21,26 +21,32 @@ type relevanceItem struct {
 
 // Relevance adds up attention per row; see backend.Backend.
 func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
-	blocks []backend.Block, rel *backend.RelevanceOut) error {
+	v backend.View, rel *backend.RelevanceOut) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
 	c := b.calls.Get().(*call)
 	defer c.done()
-	if err := c.checkRelevance(q, lse, blocks, rel); err != nil {
+	w, err := args.ViewOf[described](b, v)
+	if err == nil {
+		err = c.keep(args.Relevance(c.seeds[:0], q, lse, w, rel))
+	}
+	if err != nil {
 		return fmt.Errorf("kvist/cpu: relevance: %w", err)
 	}
-	if err := c.prepare(ctx, b, backend.OpRelevance, q, blocks); err != nil {
+	c.begin(ctx, q, w)
+	c.lse, c.rel = lse, rel
+	c.cutUnits(1, false)
+	if err := c.prepare(backend.OpRelevance); err != nil {
 		return err
 	}
-	c.ctx, c.blocks, c.lse, c.rel = ctx, blocks, lse, rel
-	c.ptr, c.users = args.Users(c.ptr, c.users, q, len(blocks))
+	c.ptr, c.users = args.Users(c.ptr, c.users, q, w.Len())
 	c.items = c.items[:0]
-	for i := range blocks {
+	for i := range w.Len() {
 		if c.ptr[i] == c.ptr[i+1] {
 			continue
 		}
-		rows := blocks[i].Rows
+		rows := w.At(i).Rows
 		for r := int32(0); r < rows; r += itemTiles * tileRows {
 			c.items = append(c.items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
 		}
@@ -57,15 +63,6 @@ func (c *call) relevanceOne(i int) error {
 	return err
 }
 
-func (c *call) checkRelevance(q *backend.Queries, lse []float32, blocks []backend.Block,
-	rel *backend.RelevanceOut) error {
-	sd, err := c.b.checker.Relevance(c.seeds[:0], q, lse, blocks, rel, nil)
-	if err == nil {
-		c.seeds = sd
-	}
-	return err
-}
-
 // relevance processes one range of rows. Sums over the queries are float64.
 func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
 	p, rel := &c.prepared, c.rel
@@ -77,12 +74,12 @@ func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
 			return err
 		}
 		n := min(batch, len(users))
-		s.reset(p, users[:n])
+		s.reset(p, nil, users[:n])
 		s.lse = grow(s.lse, n*p.Group)
 		for i, q := range s.qs {
 			copy(s.lse[i*p.Group:(i+1)*p.Group], c.lse[int(q)*p.Group:])
 		}
-		if err := s.block(&c.blocks[it.block], false); err != nil {
+		if err := s.block(c.view.At(int(it.block)), false); err != nil {
 			return fmt.Errorf("kvist/cpu: relevance: block %d: %w", it.block, err)
 		}
 		for r := it.from; r < it.to; r += tileRows {
@@ -107,6 +104,14 @@ func (s *scratch) addRelevance(acc *[tileRows]float64, power int) {
 				s.heads.Masks[h] = 0 // the query saw nothing
 			}
 		}
-		s.p.kern.Probs(acc, &s.heads, lo, hi, &s.terms, s.lse, power)
+		lse := s.lse
+		if s.shifts && s.p.Softcap == 0 {
+			s.lowered = grow(s.lowered, len(lse))
+			for h := lo; h < hi; h++ {
+				s.lowered[h] = lse[h] - s.shift[h]
+			}
+			lse = s.lowered
+		}
+		s.p.kern.Probs(acc, &s.heads, lo, hi, &s.terms, lse, power)
 	}
 }

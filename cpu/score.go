@@ -7,7 +7,6 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
-	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -18,29 +17,33 @@ const tileRows = attend.TileRows
 type scorer struct {
 	p  *prepared
 	qs []int32 // the current queries, indices into the batch
+	// unit is that of all current queries, or nil: each query is a unit of its own.
+	unit *unit
+	// first is, per current query, the index of its first head in the arrays of prepared, in the
+	// variant of angles and metric.
+	first    []int
+	has      bool // a variant was entered
+	angles   *angles
+	metric   *quant.Metric
+	one, two []float32 // [head_dim]
 
-	// Queries rotated by the offset of the last block that had one, by basis.
-	offset    int32
-	hasTurned [2][layouts]bool
-	turned    [2][layouts][]float32 // [len(qs), group, padK]
-	cutTurned []byte                // [len(qs), group], in digits
-	hasCut    bool
-	one       []float32 // [head_dim]
-	sin, cos  []float64
-
-	// Tables of the current queries, without offset, for lists of at least tableRows rows.
+	// Tables of the current variant, for lists of at least tableRows rows.
 	canLookUp, hasTables bool
 	tables               []float32
 
 	// The current block.
 	blk    blockView
 	layout attend.Layout
-	vecs   []float32 // the queries in the basis and at the offset of the block
-	bytes  bool      // K is unpacked to bytes: the queries are in cut, not in vecs
+	vecs   []float32 // the queries in the basis of the block
+	bytes  bool      // K is unpacked to bytes: the queries are in digits
 	direct bool      // the rows are expanded while they are multiplied
-	cut    []byte
-	lookUp bool // inner products with K come from tables
-	local  bool // vecs and cut are indexed by position in qs, not by query
+	lookUp bool      // inner products with K come from tables
+	// shift is, per current head, what the mean of K adds to a score before it is capped; mean is
+	// the mean that it belongs to, nil for none.
+	shift  []float32
+	mean   *float32
+	shifts bool      // the block has a mean of K
+	high   []float32 // [heads]: the largest scores before lower
 
 	// The current tile.
 	kt       []float32 // [tileRows, padK]
@@ -67,94 +70,104 @@ func grow[T any](s []T, n int) []T {
 	return s[:n]
 }
 
-// reset switches to other queries.
-func (s *scorer) reset(p *prepared, qs []int32) {
-	s.p, s.qs = p, qs
-	s.hasTurned, s.hasCut = [2][layouts]bool{}, false
-	s.canLookUp, s.hasTables = false, false
+// reset switches to other queries: those of a unit, or with nil some that are units of their own.
+func (s *scorer) reset(p *prepared, u *unit, qs []int32) {
+	s.p, s.unit, s.qs, s.has = p, u, qs, false
+	s.mean, s.canLookUp, s.hasTables = nil, false, false
 	s.kt = grow(s.kt, tileRows*p.padK)
 	if p.hasCut {
 		s.kb = grow(s.kb, tileRows*p.HeadDim)
 	}
-	s.seen = grow(s.seen, len(qs))
+	s.seen, s.first = grow(s.seen, len(qs)), grow(s.first, len(qs))
 	h := len(qs) * p.Group
 	s.heads.Dots, s.heads.Weights = grow(s.heads.Dots, h*tileRows), grow(s.heads.Weights, h*tileRows)
 	s.heads.Energy = grow(s.heads.Energy, h)
 	s.heads.Sums = grow(s.heads.Sums, h)
 	s.heads.Masks = grow(s.heads.Masks, h)
-	for i, q := range qs {
-		copy(s.heads.Energy[i*p.Group:(i+1)*p.Group], p.energy[int(q)*p.Group:])
-	}
+	s.shift = grow(s.shift, h)
 }
 
 // block switches to a block that has been checked. It fails if the block's memory was freed.
-func (s *scorer) block(blk *backend.Block, withV bool) error {
-	if err := s.blk.again(blk, withV); err != nil {
+func (s *scorer) block(e *entry, withV bool) error {
+	if err := s.blk.again(&e.Block, withV); err != nil {
 		return err
 	}
-	f := blk.K.Coding.Format
-	s.local = blk.Offset != 0 && len(s.p.freqs) > 0
-	if s.local && s.offset != blk.Offset {
-		s.offset, s.hasTurned, s.hasCut = blk.Offset, [2][layouts]bool{}, false
+	p := s.p
+	if !s.has || s.angles != e.Own.angles || s.metric != e.Metric {
+		s.enter(e)
 	}
-	if s.bytes = s.p.bytesK(f); s.bytes {
-		s.cut = s.p.cut
-		if s.local {
-			s.cut = s.turnedCut()
-		}
-		s.lookUp = false
-		return nil
+	f := e.K.Coding.Format
+	s.bytes, s.lookUp = p.bytesK(f), false
+	if !s.bytes {
+		bs := p.basisOf(f)
+		s.layout, s.vecs = bs.layout, p.vecs[index(bs.rotated)][bs.layout]
+		s.lookUp = s.canLookUp && p.kern.Tables(f, p.HeadDim)
 	}
-	s.lookUp = s.canLookUp && !s.local && s.p.kern.Tables(f, s.p.HeadDim)
-	bs := s.p.basisOf(f)
-	s.layout = bs.layout
-	if s.local {
-		s.vecs = s.turnedQueries(bs)
-	} else {
-		s.vecs = s.p.vecs[index(bs.rotated)][bs.layout]
+	s.shifts = e.Own.meanK != nil
+	if s.shifts && s.mean != &e.Own.meanK[0] {
+		s.centre(e.Own.meanK)
 	}
 	return nil
 }
 
-// turnedQueries returns the current queries rotated by the block's offset. It keeps the result
-// until the offset changes.
-func (s *scorer) turnedQueries(bs basis) []float32 {
+// enter switches to the variant of a block.
+func (s *scorer) enter(e *entry) {
 	p := s.p
-	has, v := &s.hasTurned[index(bs.rotated)][bs.layout], &s.turned[index(bs.rotated)][bs.layout]
-	if !*has {
-		*has = true
-		*v = grow(*v, len(s.qs)*p.Group*p.padK)
-		s.turnAll(bs.rotated, func(i int) {
-			attend.Arrange((*v)[i*p.padK:(i+1)*p.padK], s.one, bs.layout)
-		})
+	s.has, s.angles, s.metric, s.mean, s.hasTables = true, e.Own.angles, e.Metric, nil, false
+	var v *variant
+	if s.unit != nil {
+		v = p.variantOf(s.unit.v0, s.unit.v1, e)
 	}
-	return *v
-}
-
-// turnedCut is turnedQueries for queries in digits.
-func (s *scorer) turnedCut() []byte {
-	if size := s.p.cutBytes(); !s.hasCut {
-		s.hasCut = true
-		s.cutTurned = grow(s.cutTurned, len(s.qs)*s.p.Group*size)
-		s.turnAll(true, func(i int) { attend.CutQuery(s.cutTurned[i*size:], s.one) })
-	}
-	return s.cutTurned
-}
-
-// turnAll rotates every current head by the block's offset into s.one, rotated or not, and calls f.
-func (s *scorer) turnAll(rotated bool, f func(head int)) {
-	p := s.p
-	s.sin, s.cos = grow(s.sin, len(p.freqs)), grow(s.cos, len(p.freqs))
-	sinCos(s.sin, s.cos, p.freqs, s.offset)
-	s.one = grow(s.one, p.HeadDim)
 	for i, q := range s.qs {
-		for h := range p.Group {
-			copy(s.one, p.Q[(int(q)*p.Group+h)*p.HeadDim:])
-			turn(s.one, p.Rope.Layout, s.sin, s.cos)
-			if rotated {
-				p.codec.Forward(p.rotK(int(q)), s.one, 1, p.HeadDim)
-			}
-			f(i*p.Group + h)
+		if s.unit != nil {
+			s.first[i] = v.at + i*p.Group
+		} else {
+			u := &p.units[q]
+			s.first[i] = p.variantOf(u.v0, u.v1, e).at
+		}
+		copy(s.heads.Energy[i*p.Group:(i+1)*p.Group], p.energy[s.first[i]:])
+	}
+}
+
+// centre computes what the block's mean of K adds to the scores of the current heads.
+func (s *scorer) centre(mean []float32) {
+	p := s.p
+	s.mean = &mean[0]
+	copy(s.kt, mean)
+	for i, at := range s.first {
+		h := i * p.Group
+		p.kern.Dots(s.heads.Dots[h*tileRows:], p.plain[at*p.padK:], p.Group, p.plainLayout(), s.kt,
+			p.padK, 1)
+		for ; h < (i+1)*p.Group; h++ {
+			s.shift[h] = s.heads.Dots[h*tileRows] * p.Scale
+		}
+	}
+}
+
+// lower subtracts what the mean of K adds to the scores of the current heads from their largest
+// scores, because the kernels compute scores without it; capped scores have it already. lift undoes
+// it. In between, differences of scores are what they were.
+func (s *scorer) lower(tops []float32) {
+	if !s.shifts || s.p.Softcap != 0 {
+		return
+	}
+	s.high = grow(s.high, len(tops))
+	for h, t := range tops {
+		s.high[h] = t
+		tops[h] = t - s.shift[h]
+	}
+}
+
+// lift undoes lower. A largest score that did not rise gets its old bits.
+func (s *scorer) lift(tops []float32) {
+	if !s.shifts || s.p.Softcap != 0 {
+		return
+	}
+	for h, t := range tops {
+		if low := s.high[h] - s.shift[h]; t == low || low != low {
+			tops[h] = s.high[h]
+		} else {
+			tops[h] = t + s.shift[h]
 		}
 	}
 }
@@ -181,7 +194,7 @@ func (s *scorer) tile(r0, n int) bool {
 	p.kern.Prefetch(b.K.Coding, b.k, p.HeadDim, r0+n, min(tileRows, rows-r0-n))
 	unit := attend.Unit(f, p.HeadDim)
 	p.kern.Scales(&s.terms.Mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
-	if b.count != nil || b.bias != nil {
+	if b.count != nil || b.bias != nil || b.Tokens > 1 {
 		s.addends(r0, n)
 		s.hasAdd = true
 	} else if s.hasAdd {
@@ -215,17 +228,24 @@ var logCounts = func() (t [1024]float32) {
 	return t
 }()
 
+func logCount(n int) float32 {
+	if n < len(logCounts) {
+		return logCounts[n]
+	}
+	return float32(math.Log(float64(n)))
+}
+
 // addends computes log(count) + bias.
 func (s *scorer) addends(r0, n int) {
 	b := &s.blk
+	var all float32
+	if b.Tokens > 1 {
+		all = logCount(int(b.Tokens))
+	}
 	for i := range n {
-		var x float32
+		x := all
 		if b.count != nil {
-			if c := binary.LittleEndian.Uint16(b.count[2*(r0+i):]); int(c) < len(logCounts) {
-				x = logCounts[c]
-			} else {
-				x = float32(math.Log(float64(c)))
-			}
+			x = logCount(int(binary.LittleEndian.Uint16(b.count[2*(r0+i):])))
 		}
 		if b.bias != nil {
 			x += math.Float32frombits(binary.LittleEndian.Uint32(b.bias[4*(r0+i):]))
@@ -237,11 +257,14 @@ func (s *scorer) addends(r0, n int) {
 // see computes which query sees which row.
 func (s *scorer) see(r0, n int) bool {
 	all := uint32(1<<uint(n) - 1)
-	if s.p.Pos == nil {
+	if s.blk.Limit > 0 {
+		all = s.below(r0, n)
+	}
+	if s.p.Pos == nil || all == 0 {
 		for i := range s.seen {
 			s.seen[i] = all
 		}
-		return len(s.seen) > 0
+		return len(s.seen) > 0 && all != 0
 	}
 	least, most := s.positions(r0, n)
 	var any uint32
@@ -257,6 +280,7 @@ func (s *scorer) see(r0, n int) bool {
 					mask |= 1 << r
 				}
 			}
+			mask &= all
 		}
 		s.seen[i] = mask
 		any |= mask
@@ -264,23 +288,44 @@ func (s *scorer) see(r0, n int) bool {
 	return any != 0
 }
 
+// place returns the position of row r relative to the block's base.
+func (w *blockView) place(r int) int64 {
+	switch {
+	case w.pos != nil:
+		return int64(binary.LittleEndian.Uint16(w.pos[2*r:]))
+	case w.Stride > 1:
+		return int64(r) * int64(w.Stride)
+	}
+	return int64(r)
+}
+
+// below returns the mask of the rows before the block's limit.
+func (s *scorer) below(r0, n int) (mask uint32) {
+	limit := int64(s.blk.Limit)
+	if s.blk.pos == nil && s.blk.place(r0+n-1) < limit {
+		return uint32(1<<uint(n) - 1)
+	}
+	for i := range n {
+		if s.blk.place(r0+i) < limit {
+			mask |= 1 << i
+		}
+	}
+	return mask
+}
+
 // positions returns the first and the last position of rows [r0, r0+n).
 func (s *scorer) positions(r0, n int) (least, most int64) {
 	b := &s.blk
 	if b.pos == nil {
-		return b.Base + int64(r0), b.Base + int64(r0+n-1)
+		return b.Base + b.place(r0), b.Base + b.place(r0+n-1)
 	}
 	lo, hi := attend.Span16(b.pos[2*r0 : 2*(r0+n)])
 	return b.Base + int64(lo), b.Base + int64(hi)
 }
 
 func (s *scorer) fillPositions(r0, n int) {
-	b := &s.blk
 	for i := range n {
-		s.pos[i] = b.Base + int64(r0+i)
-		if b.pos != nil {
-			s.pos[i] = b.Base + int64(binary.LittleEndian.Uint16(b.pos[2*(r0+i):]))
-		}
+		s.pos[i] = s.blk.Base + s.blk.place(r0+i)
 	}
 }
 
@@ -295,7 +340,7 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 		return i, 0, 0
 	}
 	end := i + 1
-	for end < len(s.qs) && s.seen[end] != 0 && (s.local || s.qs[end] == s.qs[end-1]+1) {
+	for end < len(s.qs) && s.seen[end] != 0 && s.first[end] == s.first[end-1]+s.p.Group {
 		end++
 	}
 	p := s.p
@@ -304,19 +349,15 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 			s.heads.Masks[j*p.Group+h] = s.seen[j]
 		}
 	}
-	from := i
-	if !s.local {
-		from = int(s.qs[i])
-	}
+	from := s.first[i]
 	a, b = i*p.Group, end*p.Group
-	from *= p.Group
 	if dots := s.heads.Dots[a*tileRows:]; s.lookUp {
 		s.dotTables(dots, a, b)
 	} else if s.direct {
-		p.kern.DotPlanes(dots, s.cut[from*p.cutBytes():], b-a, s.blk.K.Coding, s.blk.k,
+		p.kern.DotPlanes(dots, p.cut[from*p.cutBytes():], b-a, s.blk.K.Coding, s.blk.k,
 			int(s.blk.Rows), s.r0, s.n, &s.unpackT)
 	} else if s.bytes {
-		p.kern.DotBytes(dots, s.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
+		p.kern.DotBytes(dots, p.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
 	} else {
 		p.kern.Dots(dots, s.vecs[from*p.padK:], b-a, s.layout, s.kt, p.padK, s.n)
 	}
@@ -341,7 +382,7 @@ func (s *scorer) dotTables(dots []float32, a, b int) {
 		s.hasTables = true
 		s.tables = grow(s.tables, len(s.qs)*p.Group*size)
 		for i := range len(s.qs) * p.Group {
-			at := (int(s.qs[0])*p.Group + i) * p.padK
+			at := (s.first[0] + i) * p.padK
 			attend.FillTables(s.tables[i*size:(i+1)*size], s.vecs[at:at+p.HeadDim])
 		}
 	}
@@ -354,8 +395,12 @@ func (s *scorer) cap(a, b int) {
 	softcap := float64(s.p.Softcap)
 	for h := a; h < b; h++ {
 		dots := s.heads.Dots[h*tileRows:][:s.n]
+		var shift float64
+		if s.shifts {
+			shift = float64(s.shift[h])
+		}
 		for r := range dots {
-			x := float64(dots[r]) * float64(s.mul[r])
+			x := float64(float64(dots[r])*float64(s.mul[r])) + shift
 			dots[r] = float32(softcap * math.Tanh(x/softcap))
 		}
 	}

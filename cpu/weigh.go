@@ -8,6 +8,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 )
 
 var _ backend.Weigher = (*Backend)(nil)
@@ -35,22 +36,29 @@ type weighScratch struct {
 
 // Weigh adds up attention per row; see backend.Weigher. It computes exponentials once and keeps
 // them until their sum is known.
-func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, blocks []backend.Block,
+func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, v backend.View,
 	rel *backend.RelevanceOut) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
 	c := b.calls.Get().(*call)
 	defer c.done()
-	c.zeros = grow(c.zeros, max(0, len(q.Pos), len(q.BlockPtr)-1)*max(0, q.Group))
-	if err := c.checkRelevance(q, c.zeros, blocks, rel); err != nil {
+	w, err := args.ViewOf[described](b, v)
+	if err == nil && q != nil {
+		c.zeros = grow(c.zeros, max(0, len(q.Pos), len(q.BlockPtr)-1)*max(0, q.Group))
+	}
+	if err == nil {
+		err = c.keep(args.Relevance(c.seeds[:0], q, c.zeros, w, rel))
+	}
+	if err != nil {
 		return fmt.Errorf("kvist/cpu: weigh: %w", err)
 	}
-	if err := c.prepare(ctx, b, backend.OpRelevance, q, blocks); err != nil {
+	c.begin(ctx, q, w)
+	c.rel = rel
+	c.cutUnits(c.mostQueries(), false)
+	if err := c.prepare(backend.OpRelevance); err != nil {
 		return err
 	}
-	c.ctx, c.blocks, c.rel = ctx, blocks, rel
-	c.cutUnits()
 	c.totals = grow(c.totals, len(rel.Sum))
 	clear(c.totals)
 	for units := c.units; len(units) > 0; {
@@ -77,7 +85,7 @@ func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, blocks []backen
 // listRows returns the number of rows in a list of blocks.
 func (c *call) listRows(list []int32) (n int) {
 	for _, i := range list {
-		n += int(c.blocks[i].Rows)
+		n += int(c.view.At(int(i)).Rows)
 	}
 	return n
 }
@@ -109,10 +117,10 @@ func (c *call) weighOne(i int) error {
 // weigh adds the attention that the rows of a unit's list get to acc, one element per row.
 func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 	heads := len(u.qs) * c.Group
-	s.reset(&c.prepared, u.qs)
+	s.reset(&c.prepared, u, u.qs)
 	tiles := 0
 	for _, b := range u.list {
-		tiles += (int(c.blocks[b].Rows) + tileRows - 1) / tileRows
+		tiles += (int(c.view.At(int(b)).Rows) + tileRows - 1) / tileRows
 	}
 	w := &s.weighing
 	w.kept, w.tops = grow(w.kept, tiles*heads*tileRows), grow(w.tops, tiles*heads)
@@ -127,11 +135,12 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 		if err := cancelled(c.ctx, backend.OpRelevance); err != nil {
 			return err
 		}
-		if err := s.block(&c.blocks[b], false); err != nil {
+		blk := c.view.At(int(b))
+		if err := s.block(blk, false); err != nil {
 			return fmt.Errorf("kvist/cpu: weigh: block %d: %w", b, err)
 		}
-		for r := 0; r < int(c.blocks[b].Rows); r += tileRows {
-			s.keepTile(r, min(tileRows, int(c.blocks[b].Rows)-r), tile, heads)
+		for r := 0; r < int(blk.Rows); r += tileRows {
+			s.keepTile(r, min(tileRows, int(blk.Rows)-r), tile, heads)
 			tile++
 		}
 	}
@@ -142,8 +151,9 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 	at := 0
 	tile = 0
 	for _, b := range u.list {
-		for r := 0; r < int(c.blocks[b].Rows); r += tileRows {
-			n := min(tileRows, int(c.blocks[b].Rows)-r)
+		rows := int(c.view.At(int(b)).Rows)
+		for r := 0; r < rows; r += tileRows {
+			n := min(tileRows, rows-r)
 			s.addKept(acc[at:at+n], tile, heads, c.rel.Power)
 			at, tile = at+n, tile+1
 		}
@@ -163,6 +173,7 @@ func (s *scratch) keepTile(r0, n, tile, heads int) {
 		clear(kept[done*tileRows : until*tileRows])
 	}
 	if s.scorer.tile(r0, n) {
+		s.lower(w.top)
 		for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 			none(lo)
 			done = hi
@@ -173,9 +184,15 @@ func (s *scratch) keepTile(r0, n, tile, heads int) {
 					w.sum[h] *= math.Exp(float64(s.before[h]) - float64(w.top[h]))
 				}
 				w.sum[h] += float64(s.heads.Sums[h])
-				tops[h] = w.top[h]
+				tops[h] = 0 // known below
 			}
 			copy(kept[lo*tileRows:hi*tileRows], s.heads.Weights[lo*tileRows:])
+		}
+		s.lift(w.top)
+		for h := range tops[:done] {
+			if tops[h] == 0 {
+				tops[h] = w.top[h]
+			}
 		}
 	}
 	none(heads)

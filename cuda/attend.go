@@ -5,6 +5,7 @@ package cuda
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
@@ -13,81 +14,18 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// batch is a batch of queries and its blocks, in the form that attend and relevance need.
-type batch struct {
-	*backend.Queries
-	desc   []kernels.BlockDesc
-	turns  *turnTable
-	mma    bool
-	energy []float32 // [n, group]: |q|^2
-}
-
-// newBatch starts a batch of queries on blocks blocks; describe adds each block.
-func (b *Backend) newBatch(q *backend.Queries, blocks int) *batch {
-	return &batch{Queries: q, mma: b.mma, desc: make([]kernels.BlockDesc, blocks)}
-}
-
-// describe adds a checked block.
-func (t *batch) describe(i int, w args.BlockView[uint64]) {
-	if t.turns == nil {
-		t.turns = newTurnTable(t.Queries)
-	}
-	half := 0.5 * float64(t.Scale) * float64(t.Scale)
-	t.desc[i] = kernels.BlockDesc{K: w.KMem, V: w.VMem, Pos: w.PosMem, Count: w.CountMem,
-		Bias: w.BiasMem, Base: w.Base, Rows: w.Rows, Turn: t.turns.entry(w.Offset),
-		HalfNoise: float32(half * float64(w.Noise)),
-		KFormat:   uint8(w.K.Coding.Format), KForm: uint8(w.K.Coding.Scale),
-		VFormat: uint8(w.V.Coding.Format), VForm: uint8(w.V.Coding.Scale)}
-}
-
-// measure computes the energies of the checked queries.
-func (t *batch) measure() {
-	if t.turns == nil { // no block
-		t.turns = newTurnTable(t.Queries)
-	}
-	t.energy = make([]float32, t.Len()*t.Group)
-	for h := range t.energy {
-		var e float64
-		for _, x := range t.Q[h*t.HeadDim : (h+1)*t.HeadDim] {
-			e += float64(x) * float64(x)
-		}
-		t.energy[h] = float32(e)
-	}
-}
-
-// queryRoom is the place of a batch in scratch memory.
-type queryRoom struct{ q, energy, pos, desc, turns section }
-
-func (t *batch) room(y *layout) queryRoom {
-	return queryRoom{room[float32](y, len(t.Q)), room[float32](y, len(t.energy)),
-		room[int64](y, len(t.Pos)), room[kernels.BlockDesc](y, len(t.desc)),
-		room[float32](y, len(t.turns.values))}
-}
-
-func (t *batch) fill(l *lane, r queryRoom) {
-	copy(slice[float32](l, r.q), t.Q)
-	copy(slice[float32](l, r.energy), t.energy)
-	copy(slice[int64](l, r.pos), t.Pos)
-	copy(slice[kernels.BlockDesc](l, r.desc), t.desc)
-	copy(slice[float32](l, r.turns), t.turns.values)
-}
-
-func (t *batch) interleaved() int32 {
-	if t.Rope != nil && t.Rope.Layout == quant.RopeInterleaved {
-		return 1
-	}
-	return 0
-}
-
-// Attend computes attention over packed blocks; see backend.Backend. out and lse must not overlap
-// q.Q.
-func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backend.Block,
-	out, lse []float32) error {
+// Attend computes attention over the blocks of a view; see backend.Backend. The outputs must not
+// overlap q.Q.
+func (b *Backend) Attend(ctx context.Context, q *backend.Queries, v backend.View,
+	to backend.Attention) error {
 	if err := b.open(ctx, backend.OpAttend); err != nil {
 		return err
 	}
-	t := b.newBatch(q, len(blocks))
-	seeds, err := b.check().Attend(nil, q, blocks, out, lse, t.describe)
+	w, err := args.ViewOf[described](b, v)
+	var seeds []args.Seeds
+	if err == nil {
+		seeds, err = args.Attend(nil, q, w, &to)
+	}
 	if err != nil {
 		return fmt.Errorf("kvist/cuda: attend: %w", err)
 	}
@@ -98,84 +36,117 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, blocks []backe
 	if q.Len() == 0 {
 		return nil
 	}
-	t.measure()
+	t := b.newBatch(q, w)
+	if err := t.check(); err != nil {
+		return fmt.Errorf("kvist/cuda: attend: %w", err)
+	}
 	t.mma = t.mma && mmaWorks(q.HeadDim, q.HeadDimV)
-	plan := planAttend(q, blocks, t.desc, seeds, t.mma)
-	partFloats := plan.unitHeads * (2 + q.HeadDimV)
+	plan := t.planAttend(seeds, to.Mass != nil)
+	defer runtime.KeepAlive(w) // its slots must not be taken again before the kernels end
+	t.table.use.RLock()
+	defer t.table.use.RUnlock()
+	if to.Mass != nil {
+		t.masses = make([]float64, len(to.Mass))
+	}
 	for first := 0; first < len(plan.units); {
-		end := plan.wave(first, partFloats)
+		end := plan.wave(first, q.HeadDimV)
 		if err := cancelled(ctx, backend.OpAttend); err != nil {
 			return err
 		}
 		err := b.withLane(func(l *lane) error {
-			return t.attendWave(l, &plan, first, end, out, lse)
+			return t.attendWave(l, &plan, first, end, &to)
 		})
 		if err != nil {
 			return err
 		}
 		first = end
 	}
+	for i, m := range t.masses {
+		to.Mass[i] = float32(m)
+	}
 	return nil
 }
 
-// attendWave processes units [first, end) and copies their results to the caller.
-func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, out, lse []float32) error {
-	units := plan.units[first:end]
-	part0 := units[0].Part0
-	part1 := units[len(units)-1].Part0 + units[len(units)-1].Parts
-	pieces := plan.pieces[part0:part1]
-	dimV := t.HeadDimV
-	head0 := int(units[0].Head0)
-	heads := int(units[len(units)-1].Head0+units[len(units)-1].Heads) - head0
+// waveRoom is the place of the results of a wave.
+type waveRoom struct{ units, pieces, tiles, entries, out, lse, masses, parts, gains section }
 
+// attendWave processes units [first, end) and copies their results to the caller.
+func (t *batch) attendWave(l *lane, plan *attendPlan, first, end int, to *backend.Attention) error {
+	wave := plan.cutWave(first, end)
+	dimV := t.HeadDimV
 	var y layout
 	qr := t.room(&y)
-	us, ps := room[kernels.Unit](&y, len(units)), room[kernels.Piece](&y, len(pieces))
-	ts := room[kernels.SubTile](&y, len(plan.tiles))
-	inputs := y.size
-	os, ls := room[float32](&y, heads*dimV), room[float32](&y, heads)
-	staged := y.size
-	parts := room[float32](&y, len(pieces)*plan.unitHeads*(2+dimV))
-	if y.bad {
-		return fmt.Errorf("kvist/cuda: attend: results of %d heads: %w", heads, quant.ErrTooLarge)
+	var r waveRoom
+	r.units, r.pieces = room[kernels.Unit](&y, len(wave.units)), room[kernels.Piece](&y, len(wave.pieces))
+	r.tiles = room[kernels.SubTile](&y, len(plan.tiles))
+	if wave.masses > 0 {
+		r.entries = room[kernels.EntryRange](&y, len(plan.entries))
 	}
-	if err := l.ready(staged, y.size); err != nil {
+	inputs := y.size
+	r.out, r.lse = room[float32](&y, wave.heads*dimV), room[float32](&y, wave.heads)
+	r.masses = room[float32](&y, wave.masses)
+	outputs := y.size
+	r.parts = room[float32](&y, len(wave.pieces)*plan.unitHeads*(2+dimV))
+	if plan.gains {
+		r.gains = room[float32](&y, wave.subs*plan.unitHeads*2)
+	}
+	if y.bad {
+		return fmt.Errorf("kvist/cuda: attend: results of %d heads: %w", wave.heads, quant.ErrTooLarge)
+	}
+	if err := l.ready(outputs, y.size); err != nil {
 		return err
 	}
 	t.fill(l, qr)
-	for i, dst := 0, slice[kernels.Unit](l, us); i < len(units); i++ {
-		dst[i] = units[i]
-		dst[i].Part0 -= part0
-	}
-	for i, dst := 0, slice[kernels.Piece](l, ps); i < len(pieces); i++ {
-		dst[i] = pieces[i]
-		dst[i].Unit -= int32(first)
-	}
-	copy(slice[kernels.SubTile](l, ts), plan.tiles)
+	copy(slice[kernels.Unit](l, r.units), wave.units)
+	copy(slice[kernels.Piece](l, r.pieces), wave.pieces)
+	copy(slice[kernels.SubTile](l, r.tiles), plan.tiles)
+	copy(slice[kernels.EntryRange](l, r.entries), plan.entries)
 	if err := l.send(inputs); err != nil {
 		return err
 	}
-	p := kernels.AttendParams{Q: l.address(qr.q), Energy: l.address(qr.energy),
-		Pos: l.address(qr.pos), Blocks: l.address(qr.desc), Units: l.address(us),
-		Pieces: l.address(ps), Tiles: l.address(ts), Turns: l.address(qr.turns),
-		Parts: l.address(parts), Window: t.Window, Scale: t.Scale, Softcap: t.Softcap,
-		// The kernels index by the heads of the whole batch.
-		Out: l.address(os) - uint64(4*head0*dimV), LSE: l.address(ls) - uint64(4*head0),
-		HeadDim: int32(t.HeadDim), HeadDimV: int32(dimV), Group: int32(t.Group),
-		Pairs: int32(len(t.turns.freqs)), Interleaved: t.interleaved(),
-		UnitHeads: int32(plan.unitHeads)}
-	err := l.timed(func() error { return launchAttend(l, p, pieces, len(units), t.mma) })
+	p := t.params(l, plan, qr, r, wave.head0)
+	err := l.timed(func() error { return launchAttend(l, p, wave.pieces, len(wave.units), t.mma) })
 	if err == nil {
-		err = l.fetch(os.at, ls.at+ls.n-os.at)
+		err = l.fetch(r.out.at, outputs-r.out.at)
 	}
 	if err := errLater(err, l.wait()); err != nil {
 		return err
 	}
-	copy(out[head0*dimV:], slice[float32](l, os))
-	if lse != nil {
-		copy(lse[head0:], slice[float32](l, ls))
+	copy(to.Out[wave.head0*dimV:], slice[float32](l, r.out))
+	if to.LSE != nil {
+		copy(to.LSE[wave.head0:], slice[float32](l, r.lse))
+	}
+	if t.masses != nil {
+		t.addMasses(wave.units, slice[float32](l, r.masses))
 	}
 	return l.tick()
+}
+
+// params are the parameters of the kernels of a wave. They index out and lse by the heads of the
+// whole batch.
+func (t *batch) params(l *lane, plan *attendPlan, q queryRoom, r waveRoom, head0 int) kernels.AttendParams {
+	return kernels.AttendParams{Q: l.address(q.q), Pos: l.address(q.pos), Blocks: t.descriptors(),
+		Units: l.address(r.units), Pieces: l.address(r.pieces), Tiles: l.address(r.tiles),
+		Variants: l.address(q.variants), Turns: l.address(q.turns), Metrics: l.address(q.metrics),
+		Parts: l.address(r.parts), Gains: l.address(r.gains), Entries: l.address(r.entries),
+		Out: l.address(r.out) - uint64(4*head0*t.HeadDimV), LSE: l.address(r.lse) - uint64(4*head0),
+		Masses: l.address(r.masses), Window: t.Window, Scale: t.Scale, Softcap: t.Softcap,
+		HeadDim: int32(t.HeadDim), HeadDimV: int32(t.HeadDimV), Group: int32(t.Group),
+		Pairs: t.pairs(), Interleaved: t.interleaved(), UnitHeads: int32(plan.unitHeads)}
+}
+
+// addMasses adds the masses of the heads of some units, [heads, entries] each, to those of their
+// queries, in the order of the heads.
+func (t *batch) addMasses(units []kernels.Unit, got []float32) {
+	for _, u := range units {
+		n := int(u.Entries)
+		for h := range int(u.Heads) {
+			sums := t.masses[t.BlockPtr[(int(u.Head0)+h)/t.Group]:][:n]
+			for e, m := range got[int(u.Mass0)+h*n:][:n] {
+				sums[e] += float64(m)
+			}
+		}
+	}
 }
 
 // mmaKernel is the variant of kvist_attend_h8 for tensor cores, with mmaHeads heads.
@@ -197,7 +168,7 @@ func launchAttend(l *lane, p kernels.AttendParams, pieces []kernels.Piece, units
 	h := int(p.UnitHeads)
 	stride := (int(p.HeadDim) + 7) / 8 * 8
 	// As Layout in attend.cuh.
-	floats := 2*h*stride + h*kernels.TileRows + 9*kernels.TileRows + kernels.BookFloats + 2*h
+	floats := 3*h*stride + h*kernels.TileRows + 9*kernels.TileRows + kernels.BookFloats + 3*h
 	grid := [2]int{len(pieces), 1}
 	coded := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV == kernels.CodedV })
 	other := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV != kernels.CodedV })

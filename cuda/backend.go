@@ -148,7 +148,7 @@ func (b *Backend) Supports(op backend.Op, c quant.Coding, dim int) bool {
 		return false
 	}
 	switch op {
-	case backend.OpEncode, backend.OpDecode:
+	case backend.OpEncode, backend.OpDecode, backend.OpGather:
 		return dim <= MaxDim
 	case backend.OpDemote:
 		return dim <= MaxDim && c.Format.Nested()

@@ -164,7 +164,12 @@ func BenchmarkAttend(b *testing.B) {
 			be := openBench(b, s.tensorCores)
 			q, blocks, bytes := s.fill(b, be)
 			out := make([]float32, q.Len()*q.Group*q.HeadDimV)
-			step := func() error { return be.Attend(context.Background(), q, blocks, out, nil) }
+			table, err := be.NewTable(backend.Shape{HeadDim: q.HeadDim, HeadDimV: q.HeadDimV})
+			require.NoError(b, err)
+			require.NoError(b, table.Set(0, blocks...))
+			v, err := table.View()
+			require.NoError(b, err)
+			step := func() error { return be.Attend(context.Background(), q, v, backend.Attention{Out: out}) }
 			for range 3 {
 				require.NoError(b, step())
 			}

@@ -89,11 +89,12 @@ func (s *scenario) run() error {
 	blocks := []backend.Block{{Rows: rows, K: kSide, V: vSide}}
 	s.out = make([]float32, 3*dim)
 	lse := make([]float32, 3)
-	if err := s.b.Attend(ctx, q, blocks, s.out, lse); err != nil {
+	if err := backend.AttendBlocks(ctx, s.b, q, nil, blocks,
+		backend.Attention{Out: s.out, LSE: lse, Mass: make([]float32, 1)}); err != nil {
 		return err
 	}
 	s.rel = make([]float32, rows)
-	if err := s.b.Relevance(ctx, q, lse, blocks, &backend.RelevanceOut{Power: 1,
+	if err := backend.RelevanceBlocks(ctx, s.b, q, nil, lse, blocks, &backend.RelevanceOut{Power: 1,
 		RowPtr: []int32{0, rows}, Sum: s.rel}); err != nil {
 		return err
 	}
@@ -270,7 +271,8 @@ func TestAlloc_OutOfMemory(t *testing.T) {
 	q := &backend.Queries{Q: make([]float32, 8*(1<<19)), Group: 1 << 13, HeadDim: 8, HeadDimV: 8,
 		Scale: 1, BlockPtr: make([]int32, 65)}
 	out := make([]float32, len(q.Q))
-	require.ErrorIs(t, b.Attend(context.Background(), q, nil, out, nil), quant.ErrTooLarge)
+	require.ErrorIs(t, backend.AttendBlocks(context.Background(), b, q, nil, nil, backend.Attention{Out: out}),
+		quant.ErrTooLarge)
 	require.NoError(t, large.Free())
 	small := &scenario{b: b}
 	require.NoError(t, small.run(), "after freeing, work goes on")

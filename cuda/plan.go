@@ -4,7 +4,6 @@ package cuda
 
 import (
 	"cmp"
-	"math"
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
@@ -28,9 +27,12 @@ const (
 // attendPlan is the division of a batch of queries. It depends only on each query's own list.
 type attendPlan struct {
 	unitHeads int // 1, 2, 4 or 8
+	masses    bool
+	gains     bool // the sums of sub-tiles are kept: for masses, or for means of V
 	units     []kernels.Unit
 	pieces    []kernels.Piece
 	tiles     []kernels.SubTile
+	entries   []kernels.EntryRange
 }
 
 // mostHeads returns the largest number of heads in a unit at a head_dim: what shared memory allows.
@@ -60,33 +62,35 @@ func runsOf(q *backend.Queries) []run {
 	return runs
 }
 
-// planAttend divides a batch, for tensor cores or not.
-func planAttend(q *backend.Queries, blocks []backend.Block, desc []kernels.BlockDesc,
-	seeds []args.Seeds, mma bool) attendPlan {
-	runs := runsOf(q)
-	p := attendPlan{unitHeads: 1}
-	if mma {
+// planAttend divides a batch.
+func (t *batch) planAttend(seeds []args.Seeds, masses bool) attendPlan {
+	runs := runsOf(t.Queries)
+	p := attendPlan{unitHeads: 1, masses: masses, gains: masses}
+	if t.mma {
 		p.unitHeads = mmaHeads // unused rows of a product cost nothing
 	}
 	for _, r := range runs {
-		for p.unitHeads < min(r.n*q.Group, mostHeads(q.HeadDim)) {
+		for p.unitHeads < min(r.n*t.Group, mostHeads(t.HeadDim)) {
 			p.unitHeads *= 2
 		}
 	}
-	most := mostTiles(q.HeadDimV)
+	most := mostTiles(t.HeadDimV)
 	for _, r := range runs {
-		s := seeds[0]
-		if len(seeds) > 1 {
-			s = seeds[r.first]
-		}
-		list := q.BlockIdx[q.BlockPtr[r.first]:q.BlockPtr[r.first+1]]
-		cut := p.cut(list, blocks, desc, most)
-		heads := r.n * q.Group
+		s := seeds[r.first]
+		list := t.BlockIdx[t.BlockPtr[r.first]:t.BlockPtr[r.first+1]]
+		entry0 := len(p.entries)
+		cut, means := p.cut(t, list, most)
+		p.gains = p.gains || means
+		heads := r.n * t.Group
 		for h := 0; h < heads; h += p.unitHeads {
-			u := kernels.Unit{Head0: int32(r.first*q.Group + h), Heads: int32(min(p.unitHeads, heads-h)),
-				Part0: int32(len(p.pieces)), Parts: int32(len(cut)), KSeed: s.K, VSeed: s.V}
+			u := kernels.Unit{Head0: int32(r.first*t.Group + h), Heads: int32(min(p.unitHeads, heads-h)),
+				Part0: int32(len(p.pieces)), Parts: int32(len(cut)), KSeed: s.K, VSeed: s.V,
+				Entry0: int32(entry0), Entries: int32(len(list))}
 			if s.HasK {
 				u.KRotated = 1
+			}
+			if means {
+				u.VMeans = 1
 			}
 			for _, c := range cut {
 				c.Unit = int32(len(p.units))
@@ -106,36 +110,65 @@ func mostTiles(dimV int) int {
 	return max(1, chainRows/perTile)
 }
 
-// cut appends the tiles of a list and returns its pieces. The rows of a tile share a turn, because
-// its queries are rotated once. The V rows of a piece share a basis. The order within each is that
-// of the list.
-func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.BlockDesc,
-	most int) []kernels.Piece {
-	rotated := func(b int32) int32 { return basisOf(blocks[b].V.Coding.Format) }
-	order := slices.Clone(list)
-	slices.SortStableFunc(order, func(a, b int32) int {
-		return cmp.Or(cmp.Compare(rotated(a), rotated(b)), cmp.Compare(desc[a].Turn, desc[b].Turn))
+// listed is an entry of a list while it is sorted.
+type listed struct {
+	block, slot, rows int32
+	basis, variant    int32
+	entry, appearance int32 // place in the list; order of the variant in it
+}
+
+// list describes the entries of a list, sorted by V's basis and by variant. The order within each is
+// that of the list, and variants come as they first appear in it, so that it depends on nothing
+// else.
+func (t *batch) list(list []int32) (all []listed, means bool) {
+	var seen []int32
+	last := int32(0)
+	for i, b := range list {
+		e := t.view.At(int(b))
+		last = t.variantOf(e, last)
+		at := slices.Index(seen, last)
+		if at < 0 {
+			at = len(seen)
+			seen = append(seen, last)
+		}
+		means = means || e.MeanV.Buf != nil
+		all = append(all, listed{block: b, slot: e.Own.slot.at, rows: e.Rows, basis: basisOf(e.V.Coding.Format),
+			variant: last, entry: int32(i), appearance: int32(at)})
+	}
+	slices.SortStableFunc(all, func(a, b listed) int {
+		return cmp.Or(cmp.Compare(a.basis, b.basis), cmp.Compare(a.appearance, b.appearance))
 	})
-	first := len(p.tiles) / subTiles
+	return all, means
+}
+
+// cut appends the tiles and the entries of a list, and returns its pieces. The rows of a tile share
+// a variant, because its queries are prepared once. The V rows of a piece share a basis.
+func (p *attendPlan) cut(t *batch, list []int32, most int) (pieces []kernels.Piece, means bool) {
+	order, means := t.list(list)
+	first, entry0 := len(p.tiles)/subTiles, len(p.entries)
+	p.entries = append(p.entries, make([]kernels.EntryRange, len(list))...)
 	var basis []int32 // basis of each tile
 	fill := subTiles  // sub-tiles in the current tile
-	last := int32(-1)
-	for _, b := range order {
-		if last >= 0 && (rotated(last) != rotated(b) || desc[last].Turn != desc[b].Turn) {
+	var last *listed
+	for i := range order {
+		b := &order[i]
+		if last != nil && (last.basis != b.basis || last.variant != b.variant) {
 			fill = p.pad(fill)
 		}
-		for r := int32(0); r < blocks[b].Rows; r += kernels.SubRows {
+		e := &p.entries[entry0+int(b.entry)]
+		e.Sub0 = int32(len(p.tiles))
+		for r := int32(0); r < b.rows; r += kernels.SubRows {
 			if fill == subTiles {
-				basis, fill = append(basis, rotated(b)), 0
+				basis, fill = append(basis, b.basis), 0
 			}
-			p.tiles = append(p.tiles, kernels.SubTile{Block: b, Row0: r})
+			p.tiles = append(p.tiles, kernels.SubTile{Block: b.slot, Row0: r, Variant: b.variant})
 			fill++
 			last = b
 		}
+		e.Sub1 = int32(len(p.tiles))
 	}
 	p.pad(fill)
 	size := min(most, max(1, (len(basis)+listPieces-1)/listPieces))
-	var pieces []kernels.Piece
 	for at := 0; at < len(basis); {
 		end := at + 1
 		for end < len(basis) && end-at < size && basis[end] == basis[at] {
@@ -145,7 +178,7 @@ func (p *attendPlan) cut(list []int32, blocks []backend.Block, desc []kernels.Bl
 			RotatedV: basis[at]})
 		at = end
 	}
-	return pieces
+	return pieces, means
 }
 
 // basisOf returns Piece.RotatedV for a format of V.
@@ -167,11 +200,31 @@ func (p *attendPlan) pad(fill int) int {
 	return fill
 }
 
-// wave returns the number of units from first on whose parts fit in waveBytes, at least one.
-func (p *attendPlan) wave(first, partFloats int) int {
+// unitBytes is the scratch memory of the results of a unit.
+func (p *attendPlan) unitBytes(u *kernels.Unit, dimV int) int {
+	n := int(u.Parts) * p.unitHeads * (2 + dimV)
+	if p.gains {
+		n += p.subs(u) * p.unitHeads * 2
+	}
+	if p.masses {
+		n += int(u.Heads) * int(u.Entries)
+	}
+	return 4 * n
+}
+
+// subs is the number of sub-tiles of a unit's pieces.
+func (p *attendPlan) subs(u *kernels.Unit) int {
+	if u.Parts == 0 {
+		return 0
+	}
+	return subTiles * int(p.pieces[u.Part0+u.Parts-1].Tile1-p.pieces[u.Part0].Tile0)
+}
+
+// wave returns the end of the units from first on whose results fit in waveBytes, at least one.
+func (p *attendPlan) wave(first, dimV int) int {
 	bytes := 0
 	for i := first; i < len(p.units); i++ {
-		bytes += int(p.units[i].Parts) * partFloats * 4
+		bytes += p.unitBytes(&p.units[i], dimV)
 		if i > first && bytes > waveBytes {
 			return i
 		}
@@ -179,36 +232,39 @@ func (p *attendPlan) wave(first, partFloats int) int {
 	return len(p.units)
 }
 
-// turnTable collects the distinct offsets of blocks, with one entry of sines and cosines each.
-type turnTable struct {
-	freqs  []float64
-	index  map[int32]int32
-	values []float32 // [entries, 2, pairs]
+// attendWave is some units with indices of their own.
+type attendWave struct {
+	units        []kernels.Unit
+	pieces       []kernels.Piece
+	head0, heads int
+	masses, subs int // numbers of results
 }
 
-func newTurnTable(q *backend.Queries) *turnTable {
-	t := &turnTable{index: map[int32]int32{}}
-	if q.Rope != nil && q.Rope.Validate(q.HeadDim) == nil {
-		t.freqs = q.Rope.Frequencies()
+// cutWave returns units [first, end).
+func (p *attendPlan) cutWave(first, end int) attendWave {
+	w := attendWave{units: slices.Clone(p.units[first:end])}
+	part0 := w.units[0].Part0
+	last := w.units[len(w.units)-1]
+	w.pieces = slices.Clone(p.pieces[part0 : last.Part0+last.Parts])
+	w.head0 = int(w.units[0].Head0)
+	w.heads = int(last.Head0+last.Heads) - w.head0
+	for i := range w.units {
+		u := &w.units[i]
+		if p.masses {
+			u.Mass0 = int64(w.masses)
+			w.masses += int(u.Heads) * int(u.Entries)
+		}
+		tile0 := int32(0)
+		if u.Parts > 0 {
+			tile0 = p.pieces[u.Part0].Tile0
+		}
+		for k := u.Part0 - part0; k < u.Part0-part0+u.Parts; k++ {
+			c := &w.pieces[k]
+			c.Unit = int32(i)
+			c.Gain0 = int32(w.subs) + subTiles*(c.Tile0-tile0)
+		}
+		w.subs += p.subs(u)
+		u.Part0 -= part0
 	}
-	return t
-}
-
-// entry returns the entry of an offset. It reduces angles in float64.
-func (t *turnTable) entry(offset int32) int32 {
-	if offset == 0 || len(t.freqs) == 0 {
-		return kernels.NoTurn
-	}
-	if i, ok := t.index[offset]; ok {
-		return i
-	}
-	i := int32(len(t.index))
-	t.index[offset] = i
-	sines, cosines := make([]float32, len(t.freqs)), make([]float32, len(t.freqs))
-	for k, f := range t.freqs {
-		s, c := math.Sincos(float64(offset) * f)
-		sines[k], cosines[k] = float32(s), float32(c)
-	}
-	t.values = append(append(t.values, sines...), cosines...)
-	return i
+	return w
 }

@@ -21,18 +21,13 @@ func wildParams() kernels.CodecParams {
 	return kernels.CodecParams{Jobs: 1 << 40, NJobs: 1, Rows: 1, Shared: 16}
 }
 
-// A plan contains every row of every list once per head. The rows of a tile share a turn, the rows
+// A plan contains every row of every list once per head. The rows of a tile share a variant, the rows
 // of a piece share a basis, and the float32 sums of a piece are short.
 func TestPlan_CoversEveryList(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		dimV := rapid.SampledFrom([]int{5, 8, 64, 80, 128, 256, 1024}).Draw(t, "dimV")
 		n := rapid.IntRange(1, 6).Draw(t, "blocks")
-		blocks, desc := make([]backend.Block, n), make([]kernels.BlockDesc, n)
-		for i := range blocks {
-			blocks[i].Rows = int32(rapid.SampledFrom([]int{0, 1, 31, 32, 33, 700, 5000}).Draw(t, "rows"))
-			desc[i].Turn = int32(rapid.IntRange(-1, 2).Draw(t, "turn"))
-			blocks[i].V.Coding.Format = rapid.SampledFrom([]quant.Format{quant.F16, quant.LM3, quant.TQMSE2}).Draw(t, "v")
-		}
+		v, slots := planView(t, n, dimV)
 		q := &backend.Queries{Group: rapid.IntRange(1, 9).Draw(t, "group"), HeadDim: 128,
 			HeadDimV: dimV, BlockPtr: []int32{0}}
 		for range rapid.IntRange(0, 5).Draw(t, "queries") {
@@ -40,31 +35,48 @@ func TestPlan_CoversEveryList(t *testing.T) {
 				"list")...)
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
-		p := planAttend(q, blocks, desc, []args.Seeds{{}}, rapid.Bool().Draw(t, "mma"))
+		b := &batch{Queries: q, view: v, mma: rapid.Bool().Draw(t, "mma")}
+		p := b.planAttend(make([]args.Seeds, q.Len()), rapid.Bool().Draw(t, "masses"))
 		head := int32(0)
 		for _, u := range p.units {
 			require.Equal(t, head, u.Head0)
 			require.LessOrEqual(t, int(u.Heads), p.unitHeads)
-			query := int(u.Head0) / q.Group
+			list := q.BlockIdx[q.BlockPtr[int(u.Head0)/q.Group]:q.BlockPtr[int(u.Head0)/q.Group+1]]
 			got := map[[2]int32]int{}
+			next := int32(-1) // the pieces of a unit follow one another
 			for _, c := range p.pieces[u.Part0 : u.Part0+u.Parts] {
 				require.LessOrEqual(t, int(c.Tile1-c.Tile0), mostTiles(dimV))
 				require.Less(t, c.Tile0, c.Tile1)
+				if next >= 0 {
+					require.Equal(t, next, c.Tile0)
+				}
+				next = c.Tile1
 				for k, s := range p.tiles[c.Tile0*subTiles : c.Tile1*subTiles] {
 					if s.Block < 0 {
 						require.NotZero(t, k%subTiles, "a tile without rows")
 						continue
 					}
 					got[[2]int32{s.Block, s.Row0}]++
-					require.Equal(t, desc[p.tiles[int(c.Tile0)*subTiles+k/subTiles*subTiles].Block].Turn,
-						desc[s.Block].Turn)
-					require.Equal(t, c.RotatedV, basisOf(blocks[s.Block].V.Coding.Format))
+					e := v.At(int(slots[s.Block]))
+					require.Equal(t, p.tiles[int(c.Tile0)*subTiles+k/subTiles*subTiles].Variant, s.Variant)
+					require.Equal(t, variantKey{e.Own.angles, e.Metric}, b.keys[s.Variant])
+					require.Equal(t, c.RotatedV, basisOf(e.V.Coding.Format))
 				}
 			}
-			for _, b := range q.BlockIdx[q.BlockPtr[query]:q.BlockPtr[query+1]] {
-				for r := int32(0); r < blocks[b].Rows; r += kernels.SubRows {
-					got[[2]int32{b, r}]--
+			require.Equal(t, len(list), int(u.Entries))
+			for i, k := range list {
+				e := v.At(int(k))
+				r := p.entries[int(u.Entry0)+i]
+				row := int32(0)
+				for _, s := range p.tiles[r.Sub0:r.Sub1] {
+					if s.Block < 0 {
+						continue // padding after the last row
+					}
+					require.Equal(t, kernels.SubTile{Block: e.Own.slot.at, Row0: row, Variant: s.Variant}, s)
+					got[[2]int32{s.Block, s.Row0}]--
+					row += kernels.SubRows
 				}
+				require.GreaterOrEqual(t, row, e.Rows)
 			}
 			for at, left := range got {
 				require.Zero(t, left, "block %d row %d", at[0], at[1])
@@ -73,6 +85,42 @@ func TestPlan_CoversEveryList(t *testing.T) {
 		}
 		require.Equal(t, int32(q.Len()*q.Group), head)
 	})
+}
+
+// planView draws a view of n blocks without memory. slots are the indices of the blocks by slot.
+func planView(t *rapid.T, n, dimV int) (v *view, slots map[int32]int32) {
+	nothing := args.Checker[uint64]{
+		Supports: func(backend.Op, quant.Coding, int) bool { return true },
+		Bytes:    func(backend.Span) (uint64, error) { return 0, nil },
+	}
+	offsets := []*angles{nil, {1}, {2}}
+	var blocks []backend.Block
+	for range n {
+		f := rapid.SampledFrom([]quant.Format{quant.F16, quant.LM3, quant.TQMSE2}).Draw(t, "v")
+		blk := backend.Block{Rows: int32(rapid.SampledFrom([]int{0, 1, 31, 32, 33, 700, 5000}).Draw(t, "rows")),
+			Offset: int32(rapid.IntRange(0, 2).Draw(t, "offset"))}
+		for dim, side := range map[int]*backend.Side{128: &blk.K, -dimV: &blk.V} {
+			c := quant.Coding{Format: f}
+			if dim == 128 {
+				c.Format = quant.F16
+			}
+			*side = backend.Side{Coding: c, Data: backend.Span{Buf: &buffer{},
+				Len: int64(c.PackedBytes(int(blk.Rows), max(dim, -dim)))}}
+		}
+		blocks = append(blocks, blk)
+	}
+	rope := &quant.Rope{Layout: quant.RopeHalf, RotaryDim: 2, Theta: 1}
+	table, err := args.NewTable[described](nil, backend.Shape{HeadDim: 128, HeadDimV: dimV, Rope: rope})
+	require.NoError(t, err)
+	slots = map[int32]int32{}
+	require.NoError(t, args.Set(table, nothing, 0, blocks, func(w *args.BlockView[uint64]) (described, error) {
+		at := int32(len(slots) * 3)
+		slots[at] = int32(len(slots))
+		return described{&slot{at: at}, offsets[w.Offset]}, nil
+	}))
+	v, err = table.View()
+	require.NoError(t, err)
+	return v, slots
 }
 
 // The results are the same bits for any order of threads: no barrier is missing.

@@ -5,6 +5,7 @@ package cuda
 import (
 	"context"
 	"fmt"
+	"runtime"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
@@ -23,12 +24,14 @@ const (
 
 // Relevance adds up attention per row; see backend.Backend.
 func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float32,
-	blocks []backend.Block, rel *backend.RelevanceOut) error {
+	v backend.View, rel *backend.RelevanceOut) error {
 	if err := b.open(ctx, backend.OpRelevance); err != nil {
 		return err
 	}
-	t := b.newBatch(q, len(blocks))
-	seeds, err := b.check().Relevance(nil, q, lse, blocks, rel, t.describe)
+	w, err := args.ViewOf[described](b, v)
+	if err == nil {
+		_, err = args.Relevance(nil, q, lse, w, rel)
+	}
 	if err != nil {
 		return fmt.Errorf("kvist/cuda: relevance: %w", err)
 	}
@@ -36,23 +39,14 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		return fmt.Errorf("kvist/cuda: relevance: head_dim %d, want at most %d: %w", q.HeadDim,
 			MaxHeadDim, quant.ErrUnsupported)
 	}
-	t.measure()
-	seed := func(query int32) uint64 {
-		if len(seeds) == 1 {
-			return seeds[0].K
-		}
-		return seeds[query].K
+	t := b.newBatch(q, w)
+	if err := t.check(); err != nil {
+		return fmt.Errorf("kvist/cuda: relevance: %w", err)
 	}
-	ptr, users := args.Users(nil, nil, q, len(blocks))
-	var items []kernels.RelevanceItem
-	for i := range blocks {
-		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {
-			for r := int32(0); r < blocks[i].Rows; r += kernels.SubRows {
-				items = append(items, kernels.RelevanceItem{Block: int32(i), Row0: r, User0: int32(u),
-					Users: int32(min(itemQueries, ptr[i+1]-u)), Seed: seed(users[u])})
-			}
-		}
-	}
+	defer runtime.KeepAlive(w) // its slots must not be taken again before the kernels end
+	t.table.use.RLock()
+	defer t.table.use.RUnlock()
+	items, users := t.relevanceItems()
 	// Add only when all results are there: after an error the sums are unchanged.
 	sums := make([]float64, len(rel.Sum))
 	for len(items) > 0 {
@@ -74,8 +68,35 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 	return nil
 }
 
+// relevanceItem is an item with the index of its block.
+type relevanceItem struct {
+	kernels.RelevanceItem
+	index int
+}
+
+// relevanceItems divides the batch.
+func (t *batch) relevanceItems() (items []relevanceItem, users []int32) {
+	ptr, users := args.Users(nil, nil, t.Queries, t.view.Len())
+	variant := int32(0)
+	for i := range t.view.Len() {
+		if ptr[i] == ptr[i+1] {
+			continue
+		}
+		e := t.view.At(i)
+		variant = t.variantOf(e, variant)
+		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {
+			for r := int32(0); r < e.Rows; r += kernels.SubRows {
+				items = append(items, relevanceItem{kernels.RelevanceItem{Block: e.Own.slot.at, Row0: r,
+					User0: int32(u), Users: int32(min(itemQueries, ptr[i+1]-u)), Seed: e.K.Seed,
+					Variant: variant}, i})
+			}
+		}
+	}
+	return items, users
+}
+
 // relevanceWave processes some items and adds their results to sums, in order.
-func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []int32,
+func (t *batch) relevanceWave(l *lane, items []relevanceItem, users []int32,
 	lse []float32, rel *backend.RelevanceOut, sums []float64) error {
 	var y layout
 	qr := t.room(&y)
@@ -90,20 +111,22 @@ func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []in
 		return err
 	}
 	t.fill(l, qr)
-	copy(slice[kernels.RelevanceItem](l, is), items)
+	for i, dst := 0, slice[kernels.RelevanceItem](l, is); i < len(items); i++ {
+		dst[i] = items[i].RelevanceItem
+	}
 	copy(slice[int32](l, us), users)
 	copy(slice[float32](l, ls), lse)
 	if err := l.send(inputs); err != nil {
 		return err
 	}
-	p := kernels.RelevanceParams{Q: l.address(qr.q), Energy: l.address(qr.energy),
-		Pos: l.address(qr.pos), Blocks: l.address(qr.desc), Turns: l.address(qr.turns),
+	p := kernels.RelevanceParams{Q: l.address(qr.q), Pos: l.address(qr.pos), Blocks: t.descriptors(),
+		Variants: l.address(qr.variants), Turns: l.address(qr.turns), Metrics: l.address(qr.metrics),
 		LSE: l.address(ls), Items: l.address(is), Users: l.address(us), Out: l.address(os),
 		Window: t.Window, Scale: t.Scale, Softcap: t.Softcap, HeadDim: int32(t.HeadDim),
-		Group: int32(t.Group), Pairs: int32(len(t.turns.freqs)), Interleaved: t.interleaved(),
+		Group: int32(t.Group), Pairs: t.pairs(), Interleaved: t.interleaved(),
 		Power: int32(rel.Power)}
 	stride := (t.HeadDim + 7) / 8 * 8
-	shared := 4 * (relevanceHeads*stride + kernels.BookFloats)
+	shared := 4 * (2*relevanceHeads*stride + kernels.BookFloats)
 	err := l.timed(func() error {
 		return start(l, "kvist_relevance", [2]int{len(items), 1}, kernels.SubRows, shared, p)
 	})
@@ -115,8 +138,8 @@ func (t *batch) relevanceWave(l *lane, items []kernels.RelevanceItem, users []in
 	}
 	got := slice[float64](l, os)
 	for i, it := range items {
-		at := int(rel.RowPtr[it.Block]) + int(it.Row0)
-		n := min(kernels.SubRows, int(rel.RowPtr[it.Block+1])-at)
+		at := int(rel.RowPtr[it.index]) + int(it.Row0)
+		n := min(kernels.SubRows, int(rel.RowPtr[it.index+1])-at)
 		for r := range n {
 			sums[at+r] += got[i*kernels.SubRows+r]
 		}

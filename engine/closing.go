@@ -24,6 +24,7 @@ type closing struct {
 	from, to               []byte
 	queries                int // heads that w.weight is the sum over
 	rel                    backend.RelevanceOut
+	table                  table
 }
 
 func (c *memory) takeClosing() (*closing, error) {
@@ -39,7 +40,7 @@ func (c *memory) takeClosing() (*closing, error) {
 func (c *memory) closingBytes() int64 {
 	g, e, pages := c.geo, int64(c.cfg.KeptQueries), int64(c.segPages()*c.geo.KVHeads)
 	return e*int64(g.Heads)*int64(4*g.HeadDim+4) + int64(c.cfg.Segment)*int64(4*g.KVHeads+4+8) +
-		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*int64(unsafe.Sizeof(backend.Block{})) + 4*pages + 4 +
+		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*(shownBytes+int64(unsafe.Sizeof(backend.Block{}))) + 4*pages + 4 +
 		4*int64(c.cfg.Segment)*int64(max(g.HeadDim, g.HeadDimV)) + int64(unsafe.Sizeof(closing{}))
 }
 
@@ -140,7 +141,14 @@ func (c *memory) relevance(ctx context.Context, w *closing, layer int, seg *segm
 		Scale: c.cfg.Scale, Softcap: c.cfg.Softcap, Pos: w.pos[:n*g.KVHeads], Window: c.cfg.layerWindow(layer),
 		BlockPtr: w.ptr, BlockIdx: w.idx}
 	w.rel = backend.RelevanceOut{Power: 2, RowPtr: w.row, Sum: w.weight[:w.row[len(w.row)-1]]}
-	return c.be.Relevance(ctx, &q, w.lse[:n*g.Heads], w.blocks, &w.rel)
+	v, err := w.table.view(c.be, g, w.blocks)
+	if err == nil {
+		err = c.be.Relevance(ctx, &q, w.lse[:n*g.Heads], v, &w.rel)
+	}
+	if e := w.table.hide(); err == nil {
+		err = e
+	}
+	return err
 }
 
 // copyPacked copies row j of a packed side of srcRows rows to row i of one of dstRows rows.

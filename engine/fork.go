@@ -186,7 +186,7 @@ func (s *Sequence) windowsHold(n int64) (layer int, ok bool) {
 }
 
 func (s *Sequence) truncate(n int64) error {
-	c, open := s.c, int64(0)
+	c, open, begun := s.c, int64(0), false
 	for i, g := range s.segs {
 		if g.lo >= n {
 			break
@@ -207,9 +207,12 @@ func (s *Sequence) truncate(n int64) error {
 				}
 			}
 		}
-		if g.closed || g.sinks {
+		if begun = !g.closed && !g.sinks; !begun {
 			open = g.hi()
 		}
+	}
+	if !begun { // the next token begins a segment, whether or not there is one before it
+		open = max(open, n)
 	}
 	if err := s.rewind(n, open); err != nil {
 		return err

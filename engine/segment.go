@@ -61,6 +61,16 @@ func (s *segment) hi() int64 {
 	return s.lo + int64(s.pages*s.per)
 }
 
+// empty reports whether every block was dropped.
+func (s *segment) empty() bool {
+	for i := range s.blocks {
+		if s.blocks[i].at[sideK] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // of returns the blocks of a layer and head.
 func (s *segment) of(layer, head, kvHeads int) []block {
 	i := (layer*kvHeads + head) * s.pages

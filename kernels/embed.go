@@ -81,6 +81,7 @@ func Entries() []Entry {
 		{"kvist_scales", "codec", CodecParams{}},
 		{"kvist_decode", "codec", CodecParams{}},
 		{"kvist_demote", "codec", CodecParams{}},
+		{"kvist_gather", "codec", GatherParams{}},
 		{"kvist_attend_h1", "attend", AttendParams{}},
 		{"kvist_attend_h2", "attend", AttendParams{}},
 		{"kvist_attend_h4", "attend", AttendParams{}},

@@ -126,7 +126,8 @@ func TestABI_StructsMatchTheSources(t *testing.T) {
 	text, err := os.ReadFile("src/params.cuh")
 	require.NoError(t, err)
 	types := map[string]reflect.Type{}
-	for _, v := range []any{CodecJob{}, CodecParams{}, BlockDesc{}, SubTile{}, Unit{}, Piece{},
+	for _, v := range []any{CodecJob{}, CodecParams{}, BlockDesc{}, GatherJob{}, GatherRow{}, GatherParams{}, Variant{}, SubTile{}, EntryRange{},
+		Unit{}, Piece{},
 		AttendParams{}, RelevanceItem{}, RelevanceParams{}, ScanSide{}, ScanItem{}, ScanParams{}, TopParams{},
 		ResidualParams{}} {
 		types[reflect.TypeOf(v).Name()] = reflect.TypeOf(v)

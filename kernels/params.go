@@ -10,7 +10,7 @@ const (
 	SubRows     = 32  // SUB_ROWS
 	BookFloats  = 64  // room for BOOK_FLOATS in shared memory
 	NoBlock     = -1  // SubTile.Block of an empty sub-tile
-	NoTurn      = -1  // BlockDesc.Turn for offset 0
+	NoTurn      = -1  // Variant.Turn for offset 0
 	StatusClean = ^uint32(0)
 	CodedV      = 1    // Piece.RotatedV of integer codes
 	OtherV      = 2    // Piece.RotatedV of other rotated codings
@@ -34,49 +34,80 @@ type CodecParams struct {
 	NJobs, Rows, Phase, Shared int32
 }
 
+// GatherJob is one job of gather.
+type GatherJob struct {
+	Dst, Bases               uint64
+	Rows, Dim, First, NBases int32
+	Format, Form             uint8
+	Pad                      [6]uint8
+}
+
+// GatherRow is a row that gather takes.
+type GatherRow struct {
+	Side      uint64
+	Rows, Row int32
+}
+
+// GatherParams is the parameter of kvist_gather.
+type GatherParams struct {
+	Jobs, Taken uint64
+	NJobs, Rows int32
+}
+
 // BlockDesc describes one block for attend and relevance.
 type BlockDesc struct {
 	K, V, Pos, Count, Bias         uint64
+	MeanK, MeanV                   uint64
 	Base                           int64
-	Rows, Turn                     int32
-	HalfNoise                      float32
+	Rows, Stride, Limit, Tokens    int32
+	Noise                          float32
 	KFormat, KForm, VFormat, VForm uint8
 }
 
+// Variant says how some blocks meet queries.
+type Variant struct{ Turn, Metric, Matrix, Pad int32 }
+
 // SubTile is up to SubRows rows of a block.
-type SubTile struct{ Block, Row0 int32 }
+type SubTile struct{ Block, Row0, Variant, Pad int32 }
+
+// EntryRange is the sub-tiles of an entry of a list.
+type EntryRange struct{ Sub0, Sub1 int32 }
 
 // Unit is a range of heads whose queries share a list of blocks.
 type Unit struct {
 	Head0, Heads, Part0, Parts int32
 	KSeed, VSeed               uint64
-	KRotated, Pad              int32
+	Mass0                      int64
+	Entry0, Entries            int32
+	KRotated, VMeans           int32
 }
 
 // Piece is a range of tiles of a unit's list.
-type Piece struct{ Unit, Tile0, Tile1, RotatedV int32 }
+type Piece struct{ Unit, Tile0, Tile1, RotatedV, Gain0, Pad int32 }
 
 // AttendParams is the parameter of kvist_attend_* and kvist_combine.
 type AttendParams struct {
-	Q, Energy, Pos, Blocks, Units, Pieces, Tiles, Turns, Parts, Out, LSE uint64
-	Window                                                               int64
-	Scale, Softcap                                                       float32
-	HeadDim, HeadDimV, Group, Pairs, Interleaved, UnitHeads              int32
-	SkipCoded, Pad                                                       int32
+	Q, Pos, Blocks, Units, Pieces, Tiles, Variants, Turns   uint64
+	Metrics, Parts, Gains, Entries, Out, LSE, Masses        uint64
+	Window                                                  int64
+	Scale, Softcap                                          float32
+	HeadDim, HeadDimV, Group, Pairs, Interleaved, UnitHeads int32
+	SkipCoded, Pad                                          int32
 }
 
 // RelevanceItem is a range of a block's users and SubRows of its rows.
 type RelevanceItem struct {
 	Block, Row0, User0, Users int32
 	Seed                      uint64
+	Variant, Pad              int32
 }
 
 // RelevanceParams is the parameter of kvist_relevance.
 type RelevanceParams struct {
-	Q, Energy, Pos, Blocks, Turns, LSE, Items, Users, Out uint64
-	Window                                                int64
-	Scale, Softcap                                        float32
-	HeadDim, Group, Pairs, Interleaved, Power, Pad        int32
+	Q, Pos, Blocks, Variants, Turns, Metrics, LSE, Items, Users, Out uint64
+	Window                                                           int64
+	Scale, Softcap                                                   float32
+	HeadDim, Group, Pairs, Interleaved, Power, Pad                   int32
 }
 
 // ScanSide is one side to search.

@@ -282,7 +282,7 @@ func (s *BlockStore) Attend(layer, pos int, q []float32, n int, out []float32) e
 	}
 	qs, blocks := s.queries(l, pos, q, n)
 	res := make([]float32, len(out))
-	if err := s.be.Attend(s.ctx, qs, blocks, res, nil); err != nil {
+	if err := backend.AttendBlocks(s.ctx, s.be, qs, nil, blocks, backend.Attention{Out: res}); err != nil {
 		return err
 	}
 	// [kv_heads, n, group, dim] to [n, heads, dim].

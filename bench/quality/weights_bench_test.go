@@ -92,7 +92,8 @@ func segmentHeads(b *testing.B, c *methods.Context, be backend.Backend, tokens, 
 			}
 			x.lse = make([]float32, window*group)
 			out := make([]float32, window*group*g.HeadDimV)
-			require.NoError(b, be.Attend(context.Background(), x.q, x.blocks, out, x.lse))
+			require.NoError(b, backend.AttendBlocks(context.Background(), be, x.q, nil, x.blocks,
+				backend.Attention{Out: out, LSE: x.lse}))
 			heads = append(heads, x)
 		}
 	}
@@ -113,7 +114,7 @@ func (h *segmentHead) weigh(ctx context.Context, be backend.Backend) error {
 	}
 	n := h.keys.Len()
 	rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0, int32(n)}, Sum: make([]float32, n)}
-	if err := be.Relevance(ctx, h.q, h.lse, h.blocks, rel); err != nil {
+	if err := backend.RelevanceBlocks(ctx, be, h.q, nil, h.lse, h.blocks, rel); err != nil {
 		return err
 	}
 	err = track.Observe(importance.Queries{First: h.first, N: h.q.Len(), Group: h.q.Group},

@@ -30,13 +30,16 @@ type Backend interface {
 	// Demote recodes packed lm rows to fewer bits without the original, in place if Dst equals Src.
 	// It writes the same bytes as quant.Demote.
 	Demote(ctx context.Context, jobs []DemoteJob) error
-	// Attend computes the attention of every query over its list of blocks. out is [queries, group,
-	// head_dim_v]; lse is [queries, group] or nil. A query that sees no row gets zeros and lse =
-	// -Inf. MergeAttention combines partial results.
-	Attend(ctx context.Context, q *Queries, blocks []Block, out, lse []float32) error
-	// Relevance adds to out[RowPtr[b]+r] the sum of p^Power over the queries that list block b and
-	// over their heads, where p = exp(score - lse) is the attention probability of row r.
-	Relevance(ctx context.Context, q *Queries, lse []float32, blocks []Block, rel *RelevanceOut) error
+	// Gather packs rows of packed sides into new ones. It writes the same bytes as quant.Gather.
+	Gather(ctx context.Context, jobs []GatherJob) error
+	// NewTable returns an empty table.
+	NewTable(s Shape) (Table, error)
+	// Attend computes the attention of every query over its list of blocks of a view. A query that
+	// sees no row gets zeros, lse = -Inf and no mass. MergeAttention combines partial results.
+	Attend(ctx context.Context, q *Queries, v View, to Attention) error
+	// Relevance adds to rel.Sum[RowPtr[b]+r] the sum of p^Power over the queries that list block b
+	// and over their heads, where p = exp(score - lse) is the attention probability of row r.
+	Relevance(ctx context.Context, q *Queries, lse []float32, v View, rel *RelevanceOut) error
 	// Close frees the backend and its buffers. Closing it again does nothing.
 	Close() error
 }
@@ -47,7 +50,7 @@ type Weigher interface {
 	// Weigh is Relevance with the log-sum-exps of the queries over their own lists, so the
 	// probabilities of a query that sees a row add up to 1. Blocks may omit V. If a score is NaN or
 	// +Inf, at least the sums that Relevance would make NaN are NaN.
-	Weigh(ctx context.Context, q *Queries, blocks []Block, rel *RelevanceOut) error
+	Weigh(ctx context.Context, q *Queries, v View, rel *RelevanceOut) error
 }
 
 // Buffer is memory of a backend. Only the backend that made it can use it.

@@ -18,6 +18,7 @@ const (
 	OpDemote
 	OpAttend
 	OpRelevance
+	OpGather
 )
 
 // String returns the operation in lower case.
@@ -28,7 +29,7 @@ func (o Op) String() string {
 	return fmt.Sprintf("Op(%d)", uint8(o))
 }
 
-var opNames = [...]string{"encode", "decode", "demote", "attend", "relevance"}
+var opNames = [...]string{"encode", "decode", "demote", "attend", "relevance", "gather"}
 
 // Caps describes an open backend.
 type Caps struct {
@@ -57,25 +58,34 @@ type Side struct {
 	Seed   uint64 // of the rotation; ignored by codings that are not rotated
 }
 
-// Block is a handle of packed rows of one (layer, kv_head). It owns no memory.
-//
-// The position of row r is Base + Pos[r], or Base + r if Pos is not given. Rows may be in any
-// order.
+// Block is a handle of packed rows of one (layer, kv_head). It owns no memory. Blocks may share
+// spans: a fork that ends inside a segment lists a copy of its blocks with a Limit.
 type Block struct {
 	Layer, KVHead int32
 	Rows          int32
-	K, V          Side
+	K, V          Side  // the zero V: the block has keys only, for Relevance
 	Base          int64 // position of the block's segment; positions mask, they do not rotate
-	Pos           Span  // [rows] uint16, or not given
-	Count         Span  // [rows] uint16 tokens merged into the row, at least 1; not given: 1
-	Bias          Span  // [rows] float32 added to the row's score; not given: 0
+	// The position of row r is Base + Pos[r] or, without Pos, Base + r*Stride. Rows may be in any
+	// order.
+	Pos    Span  // [rows] uint16, or not given
+	Stride int32 // 0: 1
+	// Limit hides the rows from position Base + Limit on from every query. 0: no limit.
+	Limit int32
+	// A row stands for Count[r] tokens or, without Count, for Tokens of them.
+	Count  Span  // [rows] uint16, each at least 1, or not given
+	Tokens int32 // 0: 1
+	Bias   Span  // [rows] float32 added to the row's score; not given: 0
 	// Noise turns on the row bias; 0 is off. If e is the coding error of a row of K and s its row
-	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2). Attend and
-	// Relevance add -1/2 * Scale^2 * |q|^2 * Noise * s^2 to the score of the row.
+	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).
 	Noise float32
 	// Offset is the RoPE shift of the segment: q is rotated by this many further positions before
 	// its inner product with the block's K, so that shifting a context recodes nothing.
 	Offset int32
+	// MeanK and MeanV were taken off the rows before they were coded (quant.Center): [head_dim] and
+	// [head_dim_v] binary16, in the original basis. Blocks of a segment share one span. Not given: 0.
+	MeanK, MeanV Span
+	// Metric is the map that rows of K were multiplied with before they were coded; nil: none.
+	Metric *quant.Metric
 }
 
 // Queries is a batch of queries with the list of blocks that each attends to (CSR). One query holds
@@ -88,13 +98,11 @@ type Queries struct {
 	Scale    float32 // on q.k, most often 1/sqrt(head_dim)
 	Softcap  float32 // score = Softcap*tanh(score/Softcap) before biases; 0 turns it off
 	// Pos [n] are the positions of the queries. A query sees a row if 0 <= pos - row position and,
-	// with Window > 0, pos - row position < Window. nil: every query sees every row (Window must be
-	// 0).
+	// with Window > 0, pos - row position < Window: the positions in (pos - Window, pos]. nil: every
+	// query sees every row (Window must be 0).
 	Pos    []int64
 	Window int64
-	// Rope is needed only if a block's Offset is not 0.
-	Rope *quant.Rope
-	// The blocks of query i are BlockIdx[BlockPtr[i]:BlockPtr[i+1]], indices into the block list.
+	// The blocks of query i are BlockIdx[BlockPtr[i]:BlockPtr[i+1]], indices into a View.
 	// All rotated K sides in one query's list share one seed, and so do its rotated V sides.
 	BlockPtr []int32 // [n+1], ascending from 0
 	BlockIdx []int32
@@ -108,11 +116,21 @@ func (q *Queries) Len() int {
 	return len(q.BlockPtr) - 1
 }
 
+// Attention receives the results of Attend. LSE and Mass may be nil.
+type Attention struct {
+	Out []float32 // [n, group, head_dim_v]
+	LSE []float32 // [n, group]: log of the sum of exp(score)
+	// Mass [len(BlockIdx)] is the attention that each entry of each list gets: the probabilities of
+	// its rows, summed over them and over the query's heads. The masses of a query's list add up to
+	// the number of its heads that see a row.
+	Mass []float32
+}
+
 // RelevanceOut receives the sums of Relevance: row r of block b is Sum[RowPtr[b]+r].
 type RelevanceOut struct {
 	Power  int       // 1: sum of p; 2: sum of p^2
-	RowPtr []int32   // [blocks+1]
-	Sum    []float32 // [RowPtr[blocks]], Relevance adds to it
+	RowPtr []int32   // [View.Len()+1]
+	Sum    []float32 // [RowPtr[View.Len()]], Relevance adds to it
 }
 
 // EncodeJob packs Rows rows of Dim values.
@@ -144,6 +162,29 @@ type DemoteJob struct {
 	Dst  Span // To.PackedBytes(rows, dim) bytes
 }
 
+// GatherJob packs rows of packed sides into a new side, in order, without decoding them; see
+// quant.Gather. The sources have the coding of Dst and, if it is rotated, its seed.
+type GatherJob struct {
+	Src []GatherRows
+	Dim int
+	Dst Side // of as many rows as are taken; it must not overlap a source
+}
+
+// GatherRows is some rows of a packed side.
+type GatherRows struct {
+	Side Side
+	Rows int     // of the side
+	Take []int32 // the rows that are taken, in this order; nil: all of them
+}
+
+// Len returns the number of rows that are taken.
+func (g *GatherRows) Len() int {
+	if g.Take == nil {
+		return g.Rows
+	}
+	return len(g.Take)
+}
+
 // JobError names the job and the row of a batch that failed. It unwraps to the cause.
 type JobError struct {
 	Op  Op
@@ -162,3 +203,18 @@ func (e *JobError) Error() string {
 
 // Unwrap returns the cause.
 func (e *JobError) Unwrap() error { return e.Err }
+
+// BlockError names the block of a Table.Set that is wrong, by its index in the table. It unwraps to
+// the cause.
+type BlockError struct {
+	Block int
+	Err   error
+}
+
+// Error names the block.
+func (e *BlockError) Error() string {
+	return fmt.Sprintf("kvist/backend: block %d: %v", e.Block, e.Err)
+}
+
+// Unwrap returns the cause.
+func (e *BlockError) Unwrap() error { return e.Err }

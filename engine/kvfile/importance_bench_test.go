@@ -41,11 +41,11 @@ func BenchmarkImportance(b *testing.B) {
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
 		out, lse := make([]float32, queries*group*dim), make([]float32, queries*group)
-		require.NoError(b, be.Attend(ctx, q, blocks, out, lse))
+		require.NoError(b, backend.AttendBlocks(ctx, be, q, nil, blocks, backend.Attention{Out: out, LSE: lse}))
 		name := fmt.Sprintf("queries=%d/keys=%d/coding=%s", queries, keys, coding)
 		b.Run("op=attend/"+name, func(b *testing.B) {
 			for b.Loop() {
-				if err := be.Attend(ctx, q, blocks, out, lse); err != nil {
+				if err := backend.AttendBlocks(ctx, be, q, nil, blocks, backend.Attention{Out: out, LSE: lse}); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -53,7 +53,7 @@ func BenchmarkImportance(b *testing.B) {
 		rel := &backend.RelevanceOut{Power: 2, RowPtr: []int32{0, keys}, Sum: make([]float32, keys)}
 		b.Run("op=relevance/"+name, func(b *testing.B) {
 			for b.Loop() {
-				if err := be.Relevance(ctx, q, lse, blocks, rel); err != nil {
+				if err := backend.RelevanceBlocks(ctx, be, q, nil, lse, blocks, rel); err != nil {
 					b.Fatal(err)
 				}
 			}

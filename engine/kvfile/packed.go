@@ -26,9 +26,10 @@ type Packed struct {
 	geo    quant.Geometry
 	tokens int
 	size   int64
-	layers []int             // the model's numbers
-	first  [][]int           // [layers][kv_heads+1]: the blocks of each head
-	blocks [][]backend.Block // [layers], head after head
+	layers []int   // the model's numbers
+	first  [][]int // [layers][kv_heads+1]: the blocks of each head in the table
+	table  backend.Table
+	view   backend.View
 }
 
 // Pack compresses a cache that a program holds, in the memory of a backend.
@@ -111,6 +112,11 @@ func load(r *container.Reader, be backend.Backend, done func() error, o *options
 	if err != nil {
 		return nil, err
 	}
+	p.table, err = be.NewTable(backend.Shape{HeadDim: p.geo.HeadDim, HeadDimV: p.geo.HeadDimV})
+	if err != nil {
+		return nil, err
+	}
+	at := 0
 	for l := range h.Layers {
 		byHead := make([][]backend.Block, h.Geometry.KVHeads)
 		for s := range int(h.Segments(l)) {
@@ -131,14 +137,18 @@ func load(r *container.Reader, be backend.Backend, done func() error, o *options
 				byHead[hd] = append(byHead[hd], heads[hd]...)
 			}
 		}
-		first, all := []int{0}, []backend.Block(nil)
+		first := []int{at}
 		for _, b := range byHead {
-			all = append(all, b...)
-			first = append(first, len(all))
+			if err := p.table.Set(at, b...); err != nil {
+				return nil, err
+			}
+			at += len(b)
+			first = append(first, at)
 		}
-		p.first, p.blocks = append(p.first, first), append(p.blocks, all)
+		p.first = append(p.first, first)
 	}
-	return p, nil
+	p.view, err = p.table.View()
+	return p, err
 }
 
 // Geometry returns the shape of the cache.
@@ -165,7 +175,7 @@ func (p *Packed) Attend(ctx context.Context, layer int, q, out []float32) error 
 	g := &p.geo
 	n := len(q) / (g.Heads * g.HeadDim)
 	switch {
-	case p.blocks == nil:
+	case p.view == nil:
 		return fmt.Errorf("kvist/kvfile: attend to a cache that was closed: %w", quant.ErrClosed)
 	case i < 0:
 		return fmt.Errorf("kvist/kvfile: attend to layer %d: the cache holds layers %v: %w", layer, p.layers, quant.ErrShape)
@@ -184,7 +194,7 @@ func (p *Packed) Attend(ctx context.Context, layer int, q, out []float32) error 
 			b.BlockPtr = append(b.BlockPtr, int32(len(b.BlockIdx)))
 		}
 	}
-	return p.be.Attend(ctx, b, p.blocks[i], out, nil)
+	return p.be.Attend(ctx, b, p.view, backend.Attention{Out: out})
 }
 
 // Close gives the memory back. A second call does nothing.
@@ -192,8 +202,12 @@ func (p *Packed) Close() error {
 	if p.done == nil {
 		return nil
 	}
+	var err error
+	if p.table != nil {
+		err = p.table.Close()
+	}
 	p.up.Free()
 	done := p.done
-	p.blocks, p.done = nil, nil
-	return done()
+	p.view, p.table, p.done = nil, nil, nil
+	return errors.Join(err, done())
 }

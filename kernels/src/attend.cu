@@ -15,7 +15,36 @@ KVIST_ATTEND(2)
 KVIST_ATTEND(4)
 KVIST_ATTEND(8)
 
-// Combines the parts of one head and brings the sum in the rotated basis back.
+namespace kvist {
+
+// The sum of weights of a sub-tile for head h of its unit, relative to top. The pieces of a unit, and
+// their tiles, follow one another; first is the first piece.
+__device__ __forceinline__ double gain_of(const AttendParams& p, const Piece& first, int sub, int h,
+                                          float top) {
+  const int64_t at = first.gain0 + (sub - first.tile0 * 4);
+  const float* const g = ptr<const float>(p.gains) + (at * p.unit_heads + h) * 2;
+  return g[0] == 0 ? 0 : static_cast<double>(pow2_difference(g[1], top)) * g[0];
+}
+
+// Component d of the sum of V's means, weighted by the sub-tiles of some pieces.
+__device__ __forceinline__ double sum_of_means(const AttendParams& p, const Piece* pieces, int n,
+                                               int h, float top, int d) {
+  double sum = 0;
+  for (int s = pieces[0].tile0 * 4; s < pieces[n - 1].tile1 * 4; s++) {
+    const int block = ptr<const SubTile>(p.tiles)[s].block;
+    if (block < 0) continue;
+    const uint64_t mean = ptr<const BlockDesc>(p.blocks)[block].mean_v;
+    if (!mean) continue;
+    const double g = gain_of(p, pieces[0], s, h, top);
+    if (g != 0) sum += g * half_to_float(ptr<const uint16_t>(mean)[d]);
+  }
+  return sum;
+}
+
+}  // namespace kvist
+
+// Combines the parts of one head, brings the sum in the rotated basis back, and adds the means of V.
+// With masses, it writes those of the head.
 // grid: units, heads of a unit; block: 128. shared: head_dim_v + 16 floats.
 extern "C" __global__ void __launch_bounds__(128) kvist_combine(const AttendParams p) {
   KVIST_SHARED(float, shared);
@@ -54,8 +83,18 @@ extern "C" __global__ void __launch_bounds__(128) kvist_combine(const AttendPara
                        part[i * step + 2 + d];
       if (pieces[i].rotated_v) r += x; else e += x;
     }
+    if (u.v_means && sum != 0) e += kvist::sum_of_means(p, pieces, u.parts, h, top, d);
     out[d] = sum == 0 ? 0 : static_cast<float>(e / sum);
     rotated[d] = sum == 0 ? 0 : static_cast<float>(r / sum);
+  }
+  if (p.masses) {
+    const EntryRange* const entries = ptr<const EntryRange>(p.entries) + u.entry0;
+    float* const masses = ptr<float>(p.masses) + u.mass0 + static_cast<int64_t>(h) * u.entries;
+    for (int i = t; i < u.entries; i += 128) {
+      double m = 0;
+      for (int s = entries[i].sub0; s < entries[i].sub1; s++) m += kvist::gain_of(p, pieces[0], s, h, top);
+      masses[i] = sum == 0 ? 0 : static_cast<float>(m / sum);
+    }
   }
   for (int i = 0; i < u.parts; i++) any_rotated |= pieces[i].rotated_v != 0;
   __syncthreads();
@@ -70,20 +109,22 @@ extern "C" __global__ void __launch_bounds__(128) kvist_combine(const AttendPara
 }
 
 // Attention that rows of blocks get. A warp takes 32 rows of one block and a range of the queries
-// that list it. grid: items; block: 32; shared: 8 heads * (head_dim rounded up to 8) + 64 floats.
+// that list it. grid: items; block: 32; shared: 16 heads * (head_dim rounded up to 8) + 64 floats.
 // Reads the packed rows of K once for 8 heads; writes 32 float64 an item.
 extern "C" __global__ void __launch_bounds__(32) kvist_relevance(const RelevanceParams p) {
   KVIST_SHARED(float, shared);
   const int H = 8, lane = threadIdx.x, stride = (p.head_dim + 7) / 8 * 8;
   float* const book = shared;
   float* const q = shared + 64;
+  float* const plain = q + H * stride;  // turned, not in the metric
   for (int i = lane; i < BOOK_FLOATS; i += 32) book[i] = kvist_book[i];
   const RelevanceItem item = ptr<const RelevanceItem>(p.items)[blockIdx.x];
   const BlockDesc b = ptr<const BlockDesc>(p.blocks)[item.block];
   const int* users = ptr<const int>(p.users) + item.user0;
   const int r = item.row0 + lane;
   const bool have = r < b.rows;
-  kvist::RowTerms terms = {0, 0, 0, 0};
+  const Variant variant = ptr<const Variant>(p.variants)[item.variant];
+  kvist::RowTerms terms = {0, 0, 0, 0, false};
   if (have) terms = kvist::row_terms(p, b, r);
   const kvist::View k = kvist::view_of(b.k, b.k_format, b.rows, p.head_dim, book);
   const int heads = item.users * p.group;
@@ -100,12 +141,30 @@ extern "C" __global__ void __launch_bounds__(32) kvist_relevance(const Relevance
                  : 0;
     }
     __syncwarp();
-    if (b.turn >= 0) {
+    if (variant.turn >= 0) {
       kvist::turn_queries(p, q, n, stride,
-                          ptr<const float>(p.turns) + static_cast<int64_t>(b.turn) * 2 * p.pairs,
+                          ptr<const float>(p.turns) +
+                              static_cast<int64_t>(variant.turn) * 2 * p.pairs,
                           lane, 32);
       __syncwarp();
     }
+    float shift[8], energy[8];
+    if (b.mean_k || variant.metric >= 0) {
+      for (int i = lane; i < H * stride; i += 32) plain[i] = q[i];
+      __syncwarp();
+    }
+    if (variant.metric >= 0) {
+      kvist::through_metric(p, variant, q, plain, n, stride, lane, 32);
+      __syncwarp();
+    }
+#pragma unroll
+    for (int h = 0; h < H; h++) {
+      shift[h] = b.mean_k && h < n
+                     ? kvist::dot_mean(plain + h * stride, b.mean_k, p.head_dim, lane)
+                     : 0;
+      energy[h] = h < n ? kvist::energy_of(q + h * stride, p.head_dim, lane) : 0;
+    }
+    __syncwarp();
     if (is_rotated(b.k_format)) {
       for (int h = 0; h < n; h++) rotate(q + h * stride, p.head_dim, item.seed, false, lane);
     }
@@ -119,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(32) kvist_relevance(const Relevance
       const int64_t head = static_cast<int64_t>(query) * p.group + (first + h) % p.group;
       const float lse = ptr<const float>(p.lse)[head];
       if (lse == NEG_INF) continue;  // the query saw nothing
-      const float s = kvist::row_score(p, terms, dot[h], ptr<const float>(p.energy)[head], query);
+      const float s = kvist::row_score(p, terms, dot[h], shift[h], energy[h], query);
       if (s == NEG_INF) continue;
       const double w = static_cast<double>(exp2f((s - lse) * LOG2E));
       sum += p.power == 2 ? w * w : w;

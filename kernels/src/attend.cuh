@@ -28,9 +28,11 @@ __device__ __forceinline__ float pow2_difference(float a, float b) {
 
 // Shared memory of attend<H>, in floats; cuda/attend.go computes the same.
 struct Layout {
-  float *exact, *rotated;  // [H, stride] queries at the turn of the tile
+  float *exact, *rotated;  // [H, stride] queries in the variant of the tile
+  float *plain;            // [H, stride] of them, only turned
   float *score;            // [H, TILE_ROWS], scores and then weights
   float *unit;             // [TILE_ROWS] of V
+  float *energy;           // [H], |q|^2
   float *top, *factor;     // [H]
   float *book;             // [BOOK_FLOATS], rounded up to 64
   float *reduce;           // [TILE_ROWS, 8]
@@ -41,33 +43,47 @@ __device__ __forceinline__ Layout layout(float* s, int stride) {
   Layout l;
   l.exact = s;
   l.rotated = l.exact + H * stride;
-  l.score = l.rotated + H * stride;
+  l.plain = l.rotated + H * stride;
+  l.score = l.plain + H * stride;
   l.reduce = l.score + H * TILE_ROWS;
   l.unit = l.reduce + TILE_ROWS * 8;
   l.book = l.unit + TILE_ROWS;
-  l.top = l.book + 64;
+  l.energy = l.book + 64;
+  l.top = l.energy + H;
   l.factor = l.top + H;
   return l;
 }
 
-// Brings the unit's queries to a turn, in both bases.
+// Brings the unit's queries into a variant, in both bases.
 template <int H>
 __device__ __forceinline__ void ready_queries(const AttendParams& p, const Unit& u, const Layout& l,
-                                              int stride, int turn) {
+                                              int stride, int variant) {
+  const Variant v = ptr<const Variant>(p.variants)[variant];
   const float* q = ptr<const float>(p.q) + static_cast<int64_t>(u.head0) * p.head_dim;
   for (int i = threadIdx.x; i < H * stride; i += TILE_ROWS) {
     const int h = i / stride, d = i % stride;
     l.exact[i] = h < u.heads && d < p.head_dim ? q[h * p.head_dim + d] : 0;
   }
   __syncthreads();
-  if (turn >= 0) {
+  if (v.turn >= 0) {
     turn_queries(p, l.exact, u.heads, stride,
-                 ptr<const float>(p.turns) + static_cast<int64_t>(turn) * 2 * p.pairs, threadIdx.x,
-                 TILE_ROWS);
+                 ptr<const float>(p.turns) + static_cast<int64_t>(v.turn) * 2 * p.pairs,
+                 threadIdx.x, TILE_ROWS);
     __syncthreads();
   }
+  for (int i = threadIdx.x; i < H * stride; i += TILE_ROWS) l.plain[i] = l.exact[i];
+  __syncthreads();
+  if (v.metric >= 0) {
+    through_metric(p, v, l.exact, l.plain, u.heads, stride, threadIdx.x, TILE_ROWS);
+    __syncthreads();
+  }
+  const int lane = threadIdx.x & 31;
+  for (int h = threadIdx.x / 32; h < u.heads; h += TILE_ROWS / 32) {
+    const float e = energy_of(l.exact + h * stride, p.head_dim, lane);
+    if (lane == 0) l.energy[h] = e;
+  }
+  __syncthreads();
   if (u.k_rotated) {
-    const int lane = threadIdx.x & 31;
     for (int h = threadIdx.x / 32; h < u.heads; h += TILE_ROWS / 32) {
       for (int d = lane; d < stride; d += 32) l.rotated[h * stride + d] = l.exact[h * stride + d];
       __syncwarp();
@@ -82,12 +98,18 @@ template <int H>
 __device__ __forceinline__ void score_row(const AttendParams& p, const Unit& u, const Layout& l,
                                           int stride, const SubTile& sub) {
   const int t = threadIdx.x, lane = t & 31;
-  float s[H];
+  float s[H], shift[H];
 #pragma unroll
   for (int h = 0; h < H; h++) s[h] = NEG_INF;
   float unit = 0;
   if (sub.block >= 0) {
     const BlockDesc b = ptr<const BlockDesc>(p.blocks)[sub.block];
+#pragma unroll
+    for (int h = 0; h < H; h++) {
+      shift[h] = b.mean_k && h < u.heads
+                     ? dot_mean(l.plain + h * stride, b.mean_k, p.head_dim, lane)
+                     : 0;
+    }
     const int r = sub.row0 + lane;
     if (r < b.rows) {
       const View k = view_of(b.k, b.k_format, b.rows, p.head_dim, l.book);
@@ -96,8 +118,7 @@ __device__ __forceinline__ void score_row(const AttendParams& p, const Unit& u, 
                  s);
 #pragma unroll
       for (int h = 0; h < H; h++) {
-        s[h] = h < u.heads ? row_score(p, terms, s[h], ptr<const float>(p.energy)[u.head0 + h],
-                                       (u.head0 + h) / p.group)
+        s[h] = h < u.heads ? row_score(p, terms, s[h], shift[h], l.energy[h], (u.head0 + h) / p.group)
                            : NEG_INF;
       }
       unit = row_unit(ptr<const uint8_t>(b.v), b.v_format, b.v_form, b.rows, p.head_dim_v, r);
@@ -108,8 +129,10 @@ __device__ __forceinline__ void score_row(const AttendParams& p, const Unit& u, 
   l.unit[t] = unit;
 }
 
-// (2) Turns the scores of head h into weights, by one warp. Returns the lane's sum of weights.
-__device__ __forceinline__ float weigh(const Layout& l, int h, int lane, float sum) {
+// (2) Turns the scores of head h into weights, by one warp. Returns the lane's sum of weights. gains
+// is null, or where the sums of the tile's four sub-tiles go: [4, unit_heads, 2].
+__device__ __forceinline__ float weigh(const Layout& l, int h, int lane, float sum, float* gains,
+                                       int unit_heads) {
   float* s = l.score + h * TILE_ROWS;
   float m = NEG_INF;
 #pragma unroll
@@ -130,8 +153,23 @@ __device__ __forceinline__ float weigh(const Layout& l, int h, int lane, float s
     const float w = x == NEG_INF ? 0 : exp2f(x * LOG2E - top);
     sum += w;
     s[k + lane] = w == 0 ? 0 : w * l.unit[k + lane];
+    if (gains) {
+      const float all = warp_sum(w);
+      if (lane == 0) {
+        float* const g = gains + ((k / 32) * unit_heads + h) * 2;
+        g[0] = all;
+        g[1] = top;
+      }
+    }
   }
   return sum;
+}
+
+// Where the sums of the sub-tiles of a piece's tile go, or null.
+__device__ __forceinline__ float* gains_of(const AttendParams& p, const Piece& piece, int tile) {
+  if (!p.gains) return nullptr;
+  const int64_t sub = piece.gain0 + (tile - piece.tile0) * 4;
+  return ptr<float>(p.gains) + sub * p.unit_heads * 2;
 }
 
 template <int H>
@@ -156,20 +194,21 @@ __device__ __forceinline__ void attend(const AttendParams& p) {
 #pragma unroll
   for (int i = 0; i < (H + 3) / 4; i++) sum[i] = 0;
 
-  int turn = -2;  // none yet
+  int variant = -1;  // none yet
 #pragma unroll 1
   for (int tile = piece.tile0; tile < piece.tile1; tile++) {
     const SubTile* subs = ptr<const SubTile>(p.tiles) + static_cast<int64_t>(tile) * 4;
-    const int now = ptr<const BlockDesc>(p.blocks)[subs[0].block].turn;  // of all of the tile
-    if (now != turn) {
-      ready_queries<H>(p, u, l, stride, now);
-      turn = now;
+    if (subs[0].variant != variant) {
+      variant = subs[0].variant;
+      ready_queries<H>(p, u, l, stride, variant);
     }
     score_row<H>(p, u, l, stride, subs[warp]);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < (H + 3) / 4; i++) {
-      if (i * 4 + warp < H) sum[i] = weigh(l, i * 4 + warp, lane, sum[i]);
+      if (i * 4 + warp < H) {
+        sum[i] = weigh(l, i * 4 + warp, lane, sum[i], gains_of(p, piece, tile), p.unit_heads);
+      }
     }
     __syncthreads();
 #pragma unroll

@@ -181,6 +181,13 @@ __device__ __forceinline__ void score_mma(const AttendParams& p, const Unit& u, 
     case LM3: dots<3>(m, k, p.head_dim, stride, sub.row0, b.rows, c); break;
     default: dots<4>(m, k, p.head_dim, stride, sub.row0, b.rows, c);
   }
+  float shift[HEADS];
+#pragma unroll
+  for (int h = 0; h < HEADS; h++) {
+    shift[h] = b.mean_k && h < u.heads
+                   ? dot_mean(m.plain.plain + h * stride, b.mean_k, p.head_dim, lane)
+                   : 0;
+  }
   float* score = m.plain.score + warp * SUB_ROWS;
   const int g = lane / 4;
 #pragma unroll
@@ -192,7 +199,7 @@ __device__ __forceinline__ void score_mma(const AttendParams& p, const Unit& u, 
   __syncwarp();
   const int r = sub.row0 + lane;
   const bool have = r < b.rows;
-  RowTerms terms = {0, 0, 0, 0};
+  RowTerms terms = {0, 0, 0, 0, false};
   float unit = 0;
   if (have) {
     terms = row_terms(p, b, r);
@@ -202,7 +209,7 @@ __device__ __forceinline__ void score_mma(const AttendParams& p, const Unit& u, 
   for (int h = 0; h < HEADS; h++) {
     float* const s = score + h * TILE_ROWS + lane;
     *s = have && h < u.heads
-             ? row_score(p, terms, *s * m.query_scale[h], ptr<const float>(p.energy)[u.head0 + h],
+             ? row_score(p, terms, *s * m.query_scale[h], shift[h], m.plain.energy[h],
                          (u.head0 + h) / p.group)
              : NEG_INF;
   }
@@ -311,21 +318,20 @@ __device__ __forceinline__ void attend_mma(const AttendParams& p) {
 #pragma unroll
   for (int j = 0; j < 8; j++) acc[j][0] = acc[j][1] = 0;
 
-  int turn = -2;
+  int variant = -1;
 #pragma unroll 1
   for (int tile = piece.tile0; tile < piece.tile1; tile++) {
     const SubTile* subs = ptr<const SubTile>(p.tiles) + static_cast<int64_t>(tile) * 4;
-    const int now = ptr<const BlockDesc>(p.blocks)[subs[0].block].turn;
-    if (now != turn) {
-      ready_queries<HEADS>(p, u, l, stride, now);
+    if (subs[0].variant != variant) {
+      variant = subs[0].variant;
+      ready_queries<HEADS>(p, u, l, stride, variant);
       if (u.k_rotated) split_queries(m, u.heads, p.head_dim, stride);
-      turn = now;
     }
     score_mma(p, u, m, stride, subs[warp]);
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      sum[i] = weigh(l, i * 4 + warp, lane, sum[i]);
+      sum[i] = weigh(l, i * 4 + warp, lane, sum[i], gains_of(p, piece, tile), p.unit_heads);
       split_weights(m, i * 4 + warp, lane);
     }
     __syncthreads();

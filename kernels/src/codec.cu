@@ -416,3 +416,58 @@ extern "C" __global__ void __launch_bounds__(128) kvist_demote(const CodecParams
   }
   if (w.lane == 0) ptr<float>(j.scales)[w.r] = s;
 }
+
+// Copies packed rows to a new side, as quant.Gather. A warp a row; the warp of a job's last row clears
+// padding, that of its first row stores the base of 8-bit logarithms.
+// grid: rows / 4; block: 128; no shared memory. Reads and writes bits/8 * dim bytes.
+extern "C" __global__ void __launch_bounds__(128) kvist_gather(const GatherParams p) {
+  const int lane = threadIdx.x & 31;
+  const int64_t item = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
+  if (item >= p.rows) return;
+  const GatherJob* jobs = ptr<const GatherJob>(p.jobs);
+  int lo = 0, hi = p.n_jobs;  // the last job that starts at or before item
+  while (hi - lo > 1) {
+    const int mid = (lo + hi) / 2;
+    if (jobs[mid].first <= item) lo = mid; else hi = mid;
+  }
+  const GatherJob j = jobs[lo];
+  const GatherRow from = ptr<const GatherRow>(p.taken)[item];
+  const int r = static_cast<int>(item - j.first), f = j.format, bits = plane_bits(f);
+  uint8_t* const dst = ptr<uint8_t>(j.dst);
+  const uint8_t* const src = ptr<const uint8_t>(from.side);
+  const int64_t dim = j.dim;
+  const int64_t row = bits ? dim / 8 : f == U8 ? dim : f == F32 ? 4 * dim
+                    : f == GGML_Q8_0 ? dim / 32 * 34 : f == GGML_Q4_0 ? dim / 32 * 18 : 2 * dim;
+  const int64_t to_plane = plane_bytes(j.rows, dim), from_plane = plane_bytes(from.rows, dim);
+  for (int q = 0; q < max(1, bits); q++) {
+    for (int64_t k = lane; k < row; k += 32) {
+      dst[q * to_plane + r * row + k] = src[q * from_plane + from.row * row + k];
+    }
+  }
+  if (!is_rotated(f)) return;
+  uint8_t* const tail = dst + code_bytes(f, j.rows, dim);
+  if (r == j.rows - 1) {
+    const int64_t end = bits ? to_plane : code_bytes(f, j.rows, dim);
+    for (int q = 0; q < max(1, bits); q++) {
+      for (int64_t k = j.rows * row + lane; k < end; k += 32) dst[q * to_plane + k] = 0;
+    }
+  }
+  if (lane != 0) return;
+  const uint8_t* const old = src + code_bytes(f, from.rows, dim);
+  if (j.form != SCALE_LOG8) {
+    reinterpret_cast<uint16_t*>(tail)[r] = reinterpret_cast<const uint16_t*>(old)[from.row];
+    return;
+  }
+  uint32_t base = 0;  // the largest, compared as bits
+  for (int i = 0; i < j.n_bases; i++) {
+    base = max(base, *ptr<const uint32_t>(ptr<const uint64_t>(j.bases)[i]));
+  }
+  const uint32_t own = *reinterpret_cast<const uint32_t*>(old);
+  uint8_t code = old[4 + from.row];
+  if (own != base) {
+    const float s = log8_scale(__uint_as_float(own), code);
+    code = static_cast<uint8_t>(log8_code(__uint_as_float(base), s, f == U8));
+  }
+  tail[4 + r] = code;
+  if (r == 0) *reinterpret_cast<uint32_t*>(tail) = base;
+}

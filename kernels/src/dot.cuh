@@ -232,10 +232,51 @@ __device__ __forceinline__ void turn_queries(const Params& p, float* q, int n, i
   }
 }
 
+// Brings q through a metric, A^-T q: [n, stride], from plain, which holds the same values. Threads
+// tid of threads share the work; the caller synchronises.
+template <class Params>
+__device__ __forceinline__ void through_metric(const Params& p, const Variant& v, float* q,
+                                               const float* plain, int n, int stride, int tid,
+                                               int threads) {
+  const float* const m = ptr<const float>(p.metrics) + v.metric;
+  for (int k = tid; k < n * p.head_dim; k += threads) {
+    const int h = k / p.head_dim, i = k % p.head_dim;
+    if (!v.matrix) {
+      q[h * stride + i] = plain[h * stride + i] / m[i];
+      continue;
+    }
+    float s = 0;
+    for (int j = 0; j < p.head_dim; j++) s += m[j * p.head_dim + i] * plain[h * stride + j];
+    q[h * stride + i] = s;
+  }
+}
+
+// The sum of a value over a warp, in every lane.
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int o = 16; o; o >>= 1) x += __shfl_xor_sync(FULL_MASK, x, o);
+  return x;
+}
+
+// |q|^2, by one warp.
+__device__ __forceinline__ float energy_of(const float* q, int dim, int lane) {
+  float e = 0;
+  for (int d = lane; d < dim; d += 32) e += q[d] * q[d];
+  return warp_sum(e);
+}
+
+// <q, mean> with a mean in binary16, by one warp. The whole warp must call it.
+__device__ __forceinline__ float dot_mean(const float* q, uint64_t mean, int dim, int lane) {
+  const uint16_t* const m = ptr<const uint16_t>(mean);
+  float s = 0;
+  for (int d = lane; d < dim; d += 32) s += q[d] * half_to_float(m[d]);
+  return warp_sum(s);
+}
+
 // What a row adds to the score of every head, and what |q|^2 is multiplied with and subtracted.
 struct RowTerms {
   int64_t pos;
   float unit, add, noise;
+  bool hidden;
 };
 
 template <class Params>
@@ -244,26 +285,28 @@ __device__ __forceinline__ RowTerms row_terms(const Params& p, const BlockDesc& 
   const uint8_t* k = ptr<const uint8_t>(b.k);
   const float s = row_scale(k, b.k_format, b.k_form, b.rows, p.head_dim, r);
   t.unit = !is_rotated(b.k_format) ? 1.0f : is_turbo(b.k_format) ? s : s * (1.0f / 64);
-  t.pos = b.base + (b.pos ? static_cast<int64_t>(ptr<const uint16_t>(b.pos)[r]) : r);
+  const int64_t place = b.pos ? static_cast<int64_t>(ptr<const uint16_t>(b.pos)[r])
+                              : static_cast<int64_t>(r) * b.stride;
+  t.pos = b.base + place;
+  t.hidden = b.limit > 0 && place >= b.limit;
   t.add = 0;
-  if (b.count) {
-    const int count = ptr<const uint16_t>(b.count)[r];
-    if (count != 1) t.add = logf(static_cast<float>(count));
-  }
+  const int count = b.count ? ptr<const uint16_t>(b.count)[r] : b.tokens;
+  if (count != 1) t.add = logf(static_cast<float>(count));
   if (b.bias) t.add += ptr<const float>(b.bias)[r];
-  t.noise = b.half_noise != 0 ? b.half_noise * s * s : 0;
+  t.noise = b.noise != 0 ? 0.5f * (p.scale * p.scale) * b.noise * (s * s) : 0;
   return t;
 }
 
-// The score of a row, -Inf where the query does not see it.
+// The score of a row, -Inf where the query does not see it. shift is what a mean of K adds to dot.
 template <class Params>
 __device__ __forceinline__ float row_score(const Params& p, const RowTerms& t, float dot,
-                                           float energy, int64_t query) {
+                                           float shift, float energy, int64_t query) {
+  if (t.hidden) return NEG_INF;
   if (p.pos) {
     const int64_t d = ptr<const int64_t>(p.pos)[query] - t.pos;
     if (d < 0 || (p.window > 0 && d >= p.window)) return NEG_INF;
   }
-  float x = dot * t.unit * p.scale;
+  float x = dot * t.unit * p.scale + shift * p.scale;
   if (p.softcap > 0) x = p.softcap * tanhf(x / p.softcap);
   return x + (t.add - energy * t.noise);
 }

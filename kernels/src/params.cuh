@@ -52,35 +52,91 @@ struct CodecParams {
 static_assert(sizeof(CodecParams) == 24, "CodecParams.size");
 static_assert(offsetof(CodecParams, phase) == 16, "CodecParams.phase");
 
-// One block as attend and relevance see it.
+// One job of gather: packed rows are copied to a new side.
+struct GatherJob {
+  uint64_t dst;
+  uint64_t bases;  // uint64 [n_bases]: addresses of the bases of 8-bit logarithms of the sources
+  int32_t rows, dim;
+  int32_t first;    // number of rows of the jobs before
+  int32_t n_bases;  // 0 for other scales
+  uint8_t format, form;
+  uint8_t pad[6];
+};
+static_assert(sizeof(GatherJob) == 40, "GatherJob.size");
+static_assert(offsetof(GatherJob, first) == 24, "GatherJob.first");
+static_assert(offsetof(GatherJob, format) == 32, "GatherJob.format");
+
+// A row of a packed side of rows rows.
+struct GatherRow {
+  uint64_t side;
+  int32_t rows, row;
+};
+static_assert(sizeof(GatherRow) == 16, "GatherRow.size");
+
+struct GatherParams {
+  uint64_t jobs;   // GatherJob [n_jobs]
+  uint64_t taken;  // GatherRow [rows]
+  int32_t n_jobs;
+  int32_t rows;    // of all jobs
+};
+static_assert(sizeof(GatherParams) == 24, "GatherParams.size");
+static_assert(offsetof(GatherParams, n_jobs) == 16, "GatherParams.n_jobs");
+
+// One block as attend and relevance see it. It is resident: nothing of it depends on a call.
 struct BlockDesc {
-  uint64_t k, v, pos, count, bias;
+  uint64_t k, v, pos, count, bias;  // 0 where not given
+  uint64_t mean_k, mean_v;          // binary16 [head_dim], [head_dim_v], or 0
   int64_t base;
   int32_t rows;
-  int32_t turn;      // entry of the table of turns, or -1
-  float half_noise;  // 1/2 * Scale^2 * Noise
+  int32_t stride;  // positions of rows without pos
+  int32_t limit;   // rows from this position on are hidden; 0: none
+  int32_t tokens;  // of a row without count
+  float noise;
   uint8_t k_format, k_form, v_format, v_form;
 };
-static_assert(sizeof(BlockDesc) == 64, "BlockDesc.size");
-static_assert(offsetof(BlockDesc, base) == 40, "BlockDesc.base");
-static_assert(offsetof(BlockDesc, half_noise) == 56, "BlockDesc.half_noise");
+static_assert(sizeof(BlockDesc) == 88, "BlockDesc.size");
+static_assert(offsetof(BlockDesc, base) == 56, "BlockDesc.base");
+static_assert(offsetof(BlockDesc, rows) == 64, "BlockDesc.rows");
+static_assert(offsetof(BlockDesc, noise) == 80, "BlockDesc.noise");
+
+// How some blocks meet queries: turned, then through a metric.
+struct Variant {
+  int32_t turn;    // entry of the table of turns, or -1
+  int32_t metric;  // index of its first value in the metrics, or -1
+  int32_t matrix;  // 1: a matrix, [head_dim, head_dim] of the inverse; 0: a diagonal, [head_dim]
+  int32_t pad;
+};
+static_assert(sizeof(Variant) == 16, "Variant.size");
 
 // Rows [row0, min(row0 + SUB_ROWS, rows)) of a block; block -1 is nothing.
 struct SubTile {
   int32_t block, row0;
+  int32_t variant;  // the same in all of a tile
+  int32_t pad;
 };
-static_assert(sizeof(SubTile) == 8, "SubTile.size");
+static_assert(sizeof(SubTile) == 16, "SubTile.size");
+static_assert(offsetof(SubTile, variant) == 8, "SubTile.variant");
+
+// The sub-tiles of an entry of a list.
+struct EntryRange {
+  int32_t sub0, sub1;
+};
+static_assert(sizeof(EntryRange) == 8, "EntryRange.size");
 
 // Neighbouring heads whose queries have one list of blocks.
 struct Unit {
   int32_t head0, heads;  // of the batch
   int32_t part0, parts;  // results of its pieces
   uint64_t k_seed, v_seed;
-  int32_t k_rotated;     // some K side of the list is rotated
-  int32_t pad;
+  int64_t mass0;            // index of its first result in the masses: [heads, entries]
+  int32_t entry0, entries;  // in the entries
+  int32_t k_rotated;        // some K side of the list is rotated
+  int32_t v_means;          // some V side of the list has a mean
 };
-static_assert(sizeof(Unit) == 40, "Unit.size");
+static_assert(sizeof(Unit) == 56, "Unit.size");
 static_assert(offsetof(Unit, k_seed) == 16, "Unit.k_seed");
+static_assert(offsetof(Unit, mass0) == 32, "Unit.mass0");
+static_assert(offsetof(Unit, k_rotated) == 48, "Unit.k_rotated");
 
 #define CODED_V 1  // Piece.rotated_v of pieces whose V is of lm1..lm4 and u8: small integers
 
@@ -88,21 +144,29 @@ static_assert(offsetof(Unit, k_seed) == 16, "Unit.k_seed");
 // basis: rotated_v is 0 for the original one.
 struct Piece {
   int32_t unit, tile0, tile1, rotated_v;
+  int32_t gain0;  // index of its first sub-tile in the gains
+  int32_t pad;
 };
-static_assert(sizeof(Piece) == 16, "Piece.size");
+static_assert(sizeof(Piece) == 24, "Piece.size");
+static_assert(offsetof(Piece, gain0) == 16, "Piece.gain0");
 
 struct AttendParams {
-  uint64_t q;       // float32 [heads, head_dim]
-  uint64_t energy;  // float32 [heads]: |q|^2
-  uint64_t pos;     // int64 [queries], or 0
-  uint64_t blocks;  // BlockDesc
-  uint64_t units;   // Unit
-  uint64_t pieces;  // Piece
-  uint64_t tiles;   // SubTile [tiles, TILE_ROWS / SUB_ROWS]
-  uint64_t turns;   // float32 [turns, 2, pairs]: sines, then cosines
-  uint64_t parts;   // float32 [pieces, heads of a unit, 2 + head_dim_v]
-  uint64_t out;     // float32 [heads, head_dim_v]
-  uint64_t lse;     // float32 [heads]
+  uint64_t q;         // float32 [heads, head_dim]
+  uint64_t pos;       // int64 [queries], or 0
+  uint64_t blocks;    // BlockDesc
+  uint64_t units;     // Unit
+  uint64_t pieces;    // Piece
+  uint64_t tiles;     // SubTile [tiles, TILE_ROWS / SUB_ROWS]
+  uint64_t variants;  // Variant
+  uint64_t turns;     // float32 [turns, 2, pairs]: sines, then cosines
+  uint64_t metrics;   // float32
+  uint64_t parts;     // float32 [pieces, heads of a unit, 2 + head_dim_v]
+  uint64_t gains;     // float32 [sub-tiles of pieces, heads of a unit, 2]: sum of weights and its
+                      // reference; or 0
+  uint64_t entries;   // EntryRange
+  uint64_t out;       // float32 [heads, head_dim_v]
+  uint64_t lse;       // float32 [heads]
+  uint64_t masses;    // float32, by Unit.mass0; or 0
   int64_t window;
   float scale;
   float softcap;
@@ -114,21 +178,25 @@ struct AttendParams {
   int32_t skip_coded;   // 1: attend leaves pieces of CODED_V to another kernel
   int32_t pad;
 };
-static_assert(sizeof(AttendParams) == 136, "AttendParams.size");
-static_assert(offsetof(AttendParams, window) == 88, "AttendParams.window");
-static_assert(offsetof(AttendParams, head_dim) == 104, "AttendParams.head_dim");
-static_assert(offsetof(AttendParams, unit_heads) == 124, "AttendParams.unit_heads");
+static_assert(sizeof(AttendParams) == 168, "AttendParams.size");
+static_assert(offsetof(AttendParams, gains) == 80, "AttendParams.gains");
+static_assert(offsetof(AttendParams, window) == 120, "AttendParams.window");
+static_assert(offsetof(AttendParams, head_dim) == 136, "AttendParams.head_dim");
+static_assert(offsetof(AttendParams, unit_heads) == 156, "AttendParams.unit_heads");
 
 // Heads [head0, head1) of the list of users of a block, on 32 of its rows.
 struct RelevanceItem {
   int32_t block, row0;
   int32_t user0, users;  // in the list of users
   uint64_t seed;
+  int32_t variant;
+  int32_t pad;
 };
-static_assert(sizeof(RelevanceItem) == 24, "RelevanceItem.size");
+static_assert(sizeof(RelevanceItem) == 32, "RelevanceItem.size");
+static_assert(offsetof(RelevanceItem, variant) == 24, "RelevanceItem.variant");
 
 struct RelevanceParams {
-  uint64_t q, energy, pos, blocks, turns;  // as in AttendParams
+  uint64_t q, pos, blocks, variants, turns, metrics;  // as in AttendParams
   uint64_t lse;    // float32 [heads]
   uint64_t items;  // RelevanceItem
   uint64_t users;  // int32: queries
@@ -143,10 +211,10 @@ struct RelevanceParams {
   int32_t power;
   int32_t pad;
 };
-static_assert(sizeof(RelevanceParams) == 112, "RelevanceParams.size");
-static_assert(offsetof(RelevanceParams, window) == 72, "RelevanceParams.window");
-static_assert(offsetof(RelevanceParams, head_dim) == 88, "RelevanceParams.head_dim");
-static_assert(offsetof(RelevanceParams, power) == 104, "RelevanceParams.power");
+static_assert(sizeof(RelevanceParams) == 120, "RelevanceParams.size");
+static_assert(offsetof(RelevanceParams, window) == 80, "RelevanceParams.window");
+static_assert(offsetof(RelevanceParams, head_dim) == 96, "RelevanceParams.head_dim");
+static_assert(offsetof(RelevanceParams, power) == 112, "RelevanceParams.power");
 
 // Packed rows that are searched. basis: which version of the queries they meet.
 struct ScanSide {

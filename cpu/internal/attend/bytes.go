@@ -33,6 +33,7 @@ const (
 	keyBias    = 128
 	// queryMost is the largest integer of a query. It makes the highest digit at most 127.
 	queryMost = 127 << 16
+	digitBias = 0x808080 // 128 for each digit
 )
 
 // rowOrder is the row in each word of a vector in a tile of keys.
@@ -136,13 +137,12 @@ func QueryBytes(dim int) int { return recordHead + Digits*dim }
 //
 // The largest value becomes queryMost, so a value is off by at most 2^-24 of the largest.
 func CutQuery(dst []byte, q []float32) {
-	var largest float32
+	count := len(q)
+	var most uint32 // bits of the largest magnitude; those of a NaN are larger than any other
 	for _, x := range q {
-		x = float32(math.Abs(float64(x)))
-		if x > largest || x != x {
-			largest = x
-		}
+		most = max(most, math.Float32bits(x)&^(1<<31))
 	}
+	largest := math.Float32frombits(most)
 	factor := 0.0
 	unit := float32(float64(largest) / queryMost)
 	if largest > 0 && !math.IsInf(float64(largest), 0) {
@@ -150,25 +150,25 @@ func CutQuery(dst []byte, q []float32) {
 	} else if largest != 0 {
 		unit = float32(math.NaN())
 	}
-	var sums [Digits]int32
+	var s0, s1, s2 uint32
 	body := dst[recordHead:QueryBytes(len(q))]
-	for len(q) >= 8 {
-		var words [Digits]uint64
-		for i, x := range q[:8] {
-			// The low bits of the sum are the product, rounded half to even. NaN stays NaN.
-			n := int32(math.Float64bits(float64(float64(x)*factor) + 3<<51))
-			for d := range Digits {
-				digit := int8(n)
-				n = (n - int32(digit)) >> 8
-				sums[d] += int32(digit)
-				words[d] |= uint64(uint8(digit)) << (8 * i)
-			}
+	for len(q) >= 8 && len(body) >= 8*Digits {
+		var w0, w1, w2 uint64
+		for i := 7; i >= 0; i-- {
+			// The low bits of the sum are the product, rounded half to even. NaN stays NaN. Each digit
+			// plus bias is a byte without sign, so that adding the bias to all of them splits n.
+			n := uint32(math.Float64bits(float64(float64(q[i])*factor)+3<<51)) + digitBias
+			s0, s1, s2 = s0+n&0xff, s1+n>>8&0xff, s2+n>>16&0xff
+			n ^= digitBias
+			w0, w1, w2 = w0<<8|uint64(n&0xff), w1<<8|uint64(n>>8&0xff), w2<<8|uint64(n>>16&0xff)
 		}
-		for d, w := range words {
-			binary.LittleEndian.PutUint64(body[8*d:], w)
-		}
+		binary.LittleEndian.PutUint64(body, w0)
+		binary.LittleEndian.PutUint64(body[8:], w1)
+		binary.LittleEndian.PutUint64(body[16:], w2)
 		q, body = q[8:], body[8*Digits:]
 	}
+	bias := uint32(128 * count)
+	sums := [Digits]int32{int32(s0 - bias), int32(s1 - bias), int32(s2 - bias)}
 	for d, s := range sums {
 		// Both words of a row start with half of what keyBias adds.
 		binary.LittleEndian.PutUint32(dst[4*d:], uint32(-keyBias/2*s))

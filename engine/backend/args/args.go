@@ -80,19 +80,19 @@ func Overlap(a, b backend.Span) bool {
 		a.Off < b.Off+b.Len && b.Off < a.Off+a.Len
 }
 
-// optional returns the memory of a span of one element per row, or the zero M if it is not given.
-func (c Checker[M]) optional(what string, s backend.Span, rows, size int) (M, error) {
+// optional returns the memory of a span of n elements, or the zero M if it is not given.
+func (c Checker[M]) optional(what string, s backend.Span, n, size int, align int64) (M, error) {
 	if Absent(s) {
 		var none M
 		return none, nil
 	}
-	return c.Span(what, s, int64(rows)*int64(size), int64(size))
+	return c.Span(what, s, int64(n)*int64(size), align)
 }
 
 // BlockView is a block with its memory. A span that is not given has the zero M.
 type BlockView[M any] struct {
 	*backend.Block
-	KMem, VMem, PosMem, CountMem, BiasMem M
+	KMem, VMem, PosMem, CountMem, BiasMem, MeanKMem, MeanVMem M
 }
 
 // Known caches what was computed for the last block: most blocks have the codings and the row count
@@ -121,16 +121,25 @@ func (c Checker[M]) side(m *M, what string, op backend.Op, s *backend.Side, rows
 	return err
 }
 
-// Block resolves and checks one block and writes it to w. Relevance does not read V. last is the
-// cache shared by the blocks of one call.
-func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q *backend.Queries,
-	last *Known) error {
+// KeysOnly reports whether a block has no V.
+func KeysOnly(blk *backend.Block) bool {
+	return blk.V.Coding == quant.Coding{} && Absent(blk.V.Data)
+}
+
+// Block resolves and checks one block of a table and writes it to w. last is the cache shared by
+// the blocks of one call.
+func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, s *backend.Shape, last *Known) error {
 	*w = BlockView[M]{Block: blk}
-	if err := c.side(&w.KMem, "K", op, &blk.K, blk.Rows, q.HeadDim, &last.k); err != nil {
+	op := backend.OpAttend
+	keys := KeysOnly(blk)
+	if keys {
+		op = backend.OpRelevance
+	}
+	if err := c.side(&w.KMem, "K", op, &blk.K, blk.Rows, s.HeadDim, &last.k); err != nil {
 		return err
 	}
-	if op == backend.OpAttend {
-		if err := c.side(&w.VMem, "V", op, &blk.V, blk.Rows, q.HeadDimV, &last.v); err != nil {
+	if !keys {
+		if err := c.side(&w.VMem, "V", op, &blk.V, blk.Rows, s.HeadDimV, &last.v); err != nil {
 			return err
 		}
 	}
@@ -139,29 +148,40 @@ func (c Checker[M]) Block(w *BlockView[M], blk *backend.Block, op backend.Op, q 
 			return err
 		}
 	}
-	if !finite(blk.Noise) {
+	return c.terms(w, s)
+}
+
+// terms resolves and checks what a block has beside its rows.
+func (c Checker[M]) terms(w *BlockView[M], s *backend.Shape) (err error) {
+	blk := w.Block
+	switch {
+	case !finite(blk.Noise):
 		return fmt.Errorf("noise %g, want a finite number: %w", blk.Noise, quant.ErrShape)
+	case blk.Stride < 0 || blk.Limit < 0 || blk.Tokens < 0:
+		return fmt.Errorf("stride %d, limit %d, tokens %d, want none below 0: %w", blk.Stride,
+			blk.Limit, blk.Tokens, quant.ErrShape)
+	case blk.Offset != 0 && s.Rope == nil:
+		return fmt.Errorf("offset %d in a table without Rope: %w", blk.Offset, quant.ErrShape)
+	case blk.Metric != nil && blk.Metric.Dim() != s.HeadDim:
+		return fmt.Errorf("metric of %d components, want head_dim %d: %w", blk.Metric.Dim(), s.HeadDim,
+			quant.ErrShape)
 	}
-	if blk.Offset != 0 {
-		if q.Rope == nil {
-			return fmt.Errorf("offset %d without Rope: %w", blk.Offset, quant.ErrShape)
-		}
-		if err := q.Rope.Validate(q.HeadDim); err != nil {
-			return err
-		}
+	if w.MeanKMem, err = c.optional("MeanK", blk.MeanK, 1, quant.MeanBytes(s.HeadDim), 2); err != nil {
+		return err
 	}
-	return nil
+	w.MeanVMem, err = c.optional("MeanV", blk.MeanV, 1, quant.MeanBytes(s.HeadDimV), 2)
+	return err
 }
 
 // perRow resolves and checks the spans with one element per row.
 func (c Checker[M]) perRow(w *BlockView[M]) (err error) {
 	rows := int(w.Rows)
-	if w.PosMem, err = c.optional("Pos", w.Pos, rows, 2); err != nil {
+	if w.PosMem, err = c.optional("Pos", w.Pos, rows, 2, 2); err != nil {
 		return err
 	}
-	if w.CountMem, err = c.optional("Count", w.Count, rows, 2); err != nil {
+	if w.CountMem, err = c.optional("Count", w.Count, rows, 2, 2); err != nil {
 		return err
 	}
-	w.BiasMem, err = c.optional("Bias", w.Bias, rows, 4)
+	w.BiasMem, err = c.optional("Bias", w.Bias, rows, 4, 4)
 	return err
 }

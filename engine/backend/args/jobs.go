@@ -104,6 +104,39 @@ func (c Checker[M]) Demote(j *backend.DemoteJob) (src, dst M, err error) {
 	return src, dst, nil
 }
 
+// Gather resolves and checks one job. It calls each with the memory of every source.
+func (c Checker[M]) Gather(j *backend.GatherJob, each func(i int, m M)) (dst M, rows int, err error) {
+	for i := range j.Src {
+		s := &j.Src[i]
+		what := fmt.Sprintf("source %d", i)
+		m, err := c.Side(what, backend.OpGather, s.Side, s.Rows, j.Dim)
+		if err != nil {
+			return dst, 0, err
+		}
+		if s.Side.Coding != j.Dst.Coding || s.Side.Seed != j.Dst.Seed && s.Side.Coding.Format.Rotated() {
+			return dst, 0, fmt.Errorf("%s: %s with seed %d, to %s with seed %d: %w", what, s.Side.Coding,
+				s.Side.Seed, j.Dst.Coding, j.Dst.Seed, quant.ErrShape)
+		}
+		for k, r := range s.Take {
+			if r < 0 || int(r) >= s.Rows {
+				return dst, 0, fmt.Errorf("%s: row %d of %d at place %d: %w", what, r, s.Rows, k,
+					quant.ErrShape)
+			}
+		}
+		rows += s.Len()
+		each(i, m)
+	}
+	if dst, err = c.Side("destination", backend.OpGather, j.Dst, rows, j.Dim); err != nil {
+		return dst, 0, err
+	}
+	for i := range j.Src {
+		if Overlap(j.Dst.Data, j.Src[i].Side.Data) {
+			return dst, 0, fmt.Errorf("destination overlaps source %d: %w", i, quant.ErrShape)
+		}
+	}
+	return dst, rows, nil
+}
+
 // JobError wraps err with the job, and with the row if err is a *quant.RowError.
 func JobError(op backend.Op, job int, err error) error {
 	var row *quant.RowError

@@ -11,8 +11,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// Queries checks a batch of queries, without the memory of the blocks.
-func Queries(q *backend.Queries, blocks int) error {
+// queries checks a batch of queries, without what its lists name.
+func queries(q *backend.Queries, s *backend.Shape) error {
 	if q == nil {
 		return fmt.Errorf("no queries given: %w", quant.ErrShape)
 	}
@@ -24,6 +24,9 @@ func Queries(q *backend.Queries, blocks int) error {
 	case q.Group < 1 || q.Group > quant.MaxHeads:
 		return fmt.Errorf("group of %d heads, want 1 to %d: %w", q.Group, quant.MaxHeads,
 			quant.ErrShape)
+	case q.HeadDim != s.HeadDim || q.HeadDimV != s.HeadDimV:
+		return fmt.Errorf("head_dim %d, head_dim_v %d, but the table has %d, %d: %w", q.HeadDim,
+			q.HeadDimV, s.HeadDim, s.HeadDimV, quant.ErrShape)
 	case int64(len(q.Q)) != int64(n)*int64(q.Group)*int64(q.HeadDim):
 		return fmt.Errorf("q holds %d values, want %d queries * %d heads * %d: %w", len(q.Q), n,
 			q.Group, q.HeadDim, quant.ErrShape)
@@ -52,11 +55,6 @@ func Queries(q *backend.Queries, blocks int) error {
 				q.BlockPtr[i], quant.ErrShape)
 		}
 	}
-	for i, idx := range q.BlockIdx {
-		if idx < 0 || int(idx) >= blocks {
-			return fmt.Errorf("BlockIdx[%d] is %d, of %d blocks: %w", i, idx, blocks, quant.ErrShape)
-		}
-	}
 	return nil
 }
 
@@ -83,31 +81,28 @@ func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 	return ok
 }
 
-// blocks checks every block, and that the rotated sides in each query's list share seeds. It
-// appends the seeds of each query to dst, or one entry for all queries if all blocks agree. If each
-// is not nil, blocks calls it with every valid block, in order.
-func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, blocks []backend.Block,
-	each func(i int, v BlockView[M])) ([]Seeds, error) {
-	var all Seeds
-	var last Known
-	agree := true
-	var v BlockView[M]
-	for i := range blocks {
-		if err := c.Block(&v, &blocks[i], op, q, &last); err != nil {
-			return nil, fmt.Errorf("block %d: %w", i, err)
-		}
-		if each != nil {
-			each(i, v)
-		}
-		agree = all.add(&blocks[i], op) && agree
-	}
-	if agree {
-		return append(dst, all), nil
-	}
+// lists checks that the lists of queries name blocks of a view, and that the rotated sides in each
+// list share seeds. It appends the seeds of each query to dst. The blocks were checked when they
+// were set.
+func lists[E any](dst []Seeds, op backend.Op, q *backend.Queries, v *View[E]) ([]Seeds, error) {
+	var before []int32
 	for i := range q.Len() {
+		list := q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]]
+		if i > 0 && slices.Equal(list, before) {
+			dst = append(dst, dst[len(dst)-1])
+			continue
+		}
+		before = list
 		var s Seeds
-		for _, idx := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
-			if !s.add(&blocks[idx], op) {
+		for j, idx := range list {
+			e := v.At(int(idx))
+			switch {
+			case e == nil:
+				return nil, fmt.Errorf("query %d: entry %d of its list is %d, where a table of %d holds no"+
+					" block: %w", i, j, idx, v.Len(), quant.ErrShape)
+			case op == backend.OpAttend && e.KeysOnly:
+				return nil, fmt.Errorf("query %d: block %d has no V: %w", i, idx, quant.ErrShape)
+			case !s.add(&e.Block, op):
 				return nil, fmt.Errorf("query %d: block %d has another rotation seed than blocks"+
 					" before: %w", i, idx, quant.ErrShape)
 			}
@@ -117,30 +112,29 @@ func (c Checker[M]) blocks(dst []Seeds, op backend.Op, q *backend.Queries, block
 	return dst, nil
 }
 
-// Attend checks the arguments of Attend. It appends the seeds of each query to dst, or one entry
-// for all queries if all blocks agree. If each is not nil, Attend calls it with the memory of every
-// block, in order. If Attend returns an error, the caller must discard what each did.
-func (c Checker[M]) Attend(dst []Seeds, q *backend.Queries, blocks []backend.Block,
-	out, lse []float32, each func(i int, v BlockView[M])) ([]Seeds, error) {
-	if err := Queries(q, len(blocks)); err != nil {
+// Attend checks the arguments of Attend. It appends the seeds of each query to dst.
+func Attend[E any](dst []Seeds, q *backend.Queries, v *View[E], to *backend.Attention) ([]Seeds, error) {
+	if err := queries(q, v.Shape()); err != nil {
 		return nil, err
 	}
 	heads := int64(q.Len()) * int64(q.Group)
-	if int64(len(out)) != heads*int64(q.HeadDimV) {
-		return nil, fmt.Errorf("out has %d values, want %d heads * %d: %w", len(out), heads,
+	switch {
+	case int64(len(to.Out)) != heads*int64(q.HeadDimV):
+		return nil, fmt.Errorf("out has %d values, want %d heads * %d: %w", len(to.Out), heads,
 			q.HeadDimV, quant.ErrShape)
+	case to.LSE != nil && int64(len(to.LSE)) != heads:
+		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(to.LSE), heads, quant.ErrShape)
+	case to.Mass != nil && len(to.Mass) != len(q.BlockIdx):
+		return nil, fmt.Errorf("mass has %d values, want %d entries of lists: %w", len(to.Mass),
+			len(q.BlockIdx), quant.ErrShape)
 	}
-	if lse != nil && int64(len(lse)) != heads {
-		return nil, fmt.Errorf("lse has %d values, want %d: %w", len(lse), heads, quant.ErrShape)
-	}
-	return c.blocks(dst, backend.OpAttend, q, blocks, each)
+	return lists(dst, backend.OpAttend, q, v)
 }
 
-// Relevance checks the arguments of Relevance. seeds and each are as in Attend.
-func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
-	blocks []backend.Block, rel *backend.RelevanceOut,
-	each func(i int, v BlockView[M])) ([]Seeds, error) {
-	if err := Queries(q, len(blocks)); err != nil {
+// Relevance checks the arguments of Relevance, seeds as in Attend.
+func Relevance[E any](dst []Seeds, q *backend.Queries, lse []float32, v *View[E],
+	rel *backend.RelevanceOut) ([]Seeds, error) {
+	if err := queries(q, v.Shape()); err != nil {
 		return nil, err
 	}
 	if heads := int64(q.Len()) * int64(q.Group); int64(len(lse)) != heads {
@@ -152,22 +146,22 @@ func (c Checker[M]) Relevance(dst []Seeds, q *backend.Queries, lse []float32,
 	if rel.Power != 1 && rel.Power != 2 {
 		return nil, fmt.Errorf("power %d, want 1 or 2: %w", rel.Power, quant.ErrShape)
 	}
-	if len(rel.RowPtr) != len(blocks)+1 || rel.RowPtr[0] != 0 ||
-		int(rel.RowPtr[len(blocks)]) != len(rel.Sum) {
+	if len(rel.RowPtr) != v.Len()+1 || rel.RowPtr[0] != 0 ||
+		int(rel.RowPtr[v.Len()]) != len(rel.Sum) {
 		return nil, fmt.Errorf("RowPtr has %d entries for %d blocks, or does not run from 0 to %d: %w",
-			len(rel.RowPtr), len(blocks), len(rel.Sum), quant.ErrShape)
+			len(rel.RowPtr), v.Len(), len(rel.Sum), quant.ErrShape)
 	}
-	sd, err := c.blocks(dst, backend.OpRelevance, q, blocks, each)
-	if err != nil {
-		return nil, err
-	}
-	for i := range blocks {
-		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != int64(blocks[i].Rows) {
-			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got,
-				blocks[i].Rows, quant.ErrShape)
+	for i := range v.Len() {
+		var rows int64
+		if e := v.At(i); e != nil {
+			rows = int64(e.Rows)
+		}
+		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != rows {
+			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got, rows,
+				quant.ErrShape)
 		}
 	}
-	return sd, nil
+	return lists(dst, backend.OpRelevance, q, v)
 }
 
 // Users transposes the lists: the queries users[ptr[b]:ptr[b+1]] list block b, in ascending order.

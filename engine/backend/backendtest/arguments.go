@@ -22,18 +22,20 @@ func goodCall(t *testing.T, a *arena) (call, []known) {
 	}
 	blocks := []known{
 		place(a, spec{rows: rows, k: mustCoding(t, "lm4"), v: mustCoding(t, "lm2"), seedK: 1,
-			seedV: 2, bias: bias, count: count, pos: pos, offset: 7, noise: 0.1}, dim, dim),
+			seedV: 2, bias: bias, count: count, pos: pos, offset: 7, noise: 0.1,
+			meanK: make([]float32, dim), meanV: make([]float32, dim), metric: halves(dim), limit: 8, stride: 2},
+			dim, dim),
 		place(a, spec{rows: rows, k: mustCoding(t, "u8"), v: mustCoding(t, "f16"), seedK: 1, draw: 4},
 			dim, dim),
 	}
 	q := queriesFor(2, 2, dim, dim, 1, [][]int32{{0, 1}, {1}})
 	q.Pos, q.Window = []int64{20, 30}, 100
-	q.Rope = &quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim, Theta: 1e4}
-	c := call{q: *q, blocks: handles(blocks), rel: *relFor(blocks, 2, 9)}
+	blocks[0].rope = &quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim, Theta: 1e4}
+	c := call{q: *q, rope: blocks[0].rope, blocks: handles(blocks), rel: *relFor(blocks, 2, 9)}
 	for range 2 * 2 * dim {
 		c.out = append(c.out, 9)
 	}
-	c.lse = []float32{9, 9, 9, 9}
+	c.lse, c.mass = []float32{9, 9, 9, 9}, []float32{9, 9, 9}
 	return c, blocks
 }
 
@@ -65,12 +67,12 @@ func wrongBoth() []argument {
 		{"BlockIdx beyond", quant.ErrShape, func(c *call) { c.q.BlockIdx[1] = 2 }},
 		{"BlockIdx negative", quant.ErrShape, func(c *call) { c.q.BlockIdx[0] = -1 }},
 		{"no blocks", quant.ErrShape, func(c *call) { c.blocks = nil }},
-		{"offset without rope", quant.ErrShape, func(c *call) { c.q.Rope = nil }},
+		{"offset without rope", quant.ErrShape, func(c *call) { c.rope = nil }},
 		{"rope of another dim", quant.ErrShape, func(c *call) {
-			c.q.Rope = &quant.Rope{Layout: quant.RopeHalf, RotaryDim: 66, Theta: 1e4}
+			c.rope = &quant.Rope{Layout: quant.RopeHalf, RotaryDim: 66, Theta: 1e4}
 		}},
 		{"inv_freq too short", quant.ErrShape, func(c *call) {
-			c.q.Rope = &quant.Rope{Layout: quant.RopeHalf, RotaryDim: 64, InvFreq: make([]float32, 31)}
+			c.rope = &quant.Rope{Layout: quant.RopeHalf, RotaryDim: 64, InvFreq: make([]float32, 31)}
 		}},
 		{"K of two seeds", quant.ErrShape, func(c *call) { c.blocks[1].K.Seed = 99 }},
 	}
@@ -115,7 +117,27 @@ func wrongBlocks() []argument {
 		{"Bias too short", quant.ErrShape, func(c *call) { c.blocks[0].Bias.Len -= 4 }},
 		{"Bias not on 4", quant.ErrShape, func(c *call) { c.blocks[0].Bias.Off += 2 }},
 		{"noise NaN", quant.ErrShape, func(c *call) { c.blocks[0].Noise = nan }},
+		{"stride negative", quant.ErrShape, func(c *call) { c.blocks[0].Stride = -1 }},
+		{"limit negative", quant.ErrShape, func(c *call) { c.blocks[0].Limit = -1 }},
+		{"tokens negative", quant.ErrShape, func(c *call) { c.blocks[1].Tokens = -1 }},
+		{"mean of K too short", quant.ErrShape, func(c *call) { c.blocks[0].MeanK.Len -= 2 }},
+		{"mean of K odd", quant.ErrShape, func(c *call) { c.blocks[0].MeanK.Off++ }},
+		{"mean of V without buffer", quant.ErrShape, func(c *call) { c.blocks[0].MeanV.Buf = nil }},
+		{"metric of another dim", quant.ErrShape, func(c *call) { c.blocks[0].Metric = halves(32) }},
 	}
+}
+
+// halves is a metric of values 1/2.
+func halves(dim int) *quant.Metric {
+	a := make([]float32, dim)
+	for i := range a {
+		a[i] = 0.5
+	}
+	m, err := quant.NewDiagonal(a)
+	if err != nil {
+		panic(err)
+	}
+	return m
 }
 
 func testAttendArguments(t *testing.T, b backend.Backend) {
@@ -127,6 +149,8 @@ func testAttendArguments(t *testing.T, b backend.Backend) {
 		argument{"out too short", quant.ErrShape, func(c *call) { c.out = c.out[1:] }},
 		argument{"out missing", quant.ErrShape, func(c *call) { c.out = nil }},
 		argument{"lse too long", quant.ErrShape, func(c *call) { c.lse = append(c.lse, 9) }},
+		argument{"mass too short", quant.ErrShape, func(c *call) { c.mass = c.mass[1:] }},
+		argument{"block without V", quant.ErrShape, func(c *call) { c.blocks[1].V = backend.Side{} }},
 		argument{"V missing", quant.ErrShape, func(c *call) { c.blocks[0].V.Data = backend.Span{} }},
 		argument{"V too long", quant.ErrShape, func(c *call) { c.blocks[1].V.Data.Len++ }},
 		argument{"V of no coding", quant.ErrUnsupported, func(c *call) {
@@ -136,17 +160,39 @@ func testAttendArguments(t *testing.T, b backend.Backend) {
 	for _, x := range cases {
 		c := good.clone()
 		x.f(&c)
-		err := b.Attend(context.Background(), &c.q, c.blocks, c.out, c.lse)
-		require.ErrorIs(t, err, x.want, x.name)
-		for _, v := range append(c.out, c.lse...) {
+		require.ErrorIs(t, c.attend(b), x.want, x.name)
+		for _, v := range append(append(c.out, c.lse...), c.mass...) {
 			require.Equal(t, float32(9), v, "%s: written", x.name)
 		}
 	}
-	require.ErrorIs(t, b.Attend(context.Background(), nil, nil, nil, nil), quant.ErrShape)
+	testWrongViews(t, b, &good)
 	a.unchanged()
 	c := good.clone()
-	require.NoError(t, b.Attend(context.Background(), &c.q, c.blocks, c.out, c.lse))
+	require.NoError(t, c.attend(b))
 	checkAttend(t, &c.q, blocks, c.out, c.lse, "the call itself is good")
+}
+
+// testWrongViews calls Attend without queries, without a view, and with those of closed tables.
+func testWrongViews(t *testing.T, b backend.Backend, good *call) {
+	ctx := context.Background()
+	table, err := b.NewTable(backend.Shape{HeadDim: good.q.HeadDim, HeadDimV: good.q.HeadDimV,
+		Rope: good.rope})
+	require.NoError(t, err)
+	require.NoError(t, table.Set(0, good.blocks...))
+	v, err := table.View()
+	require.NoError(t, err)
+	to := backend.Attention{Out: good.out}
+	require.ErrorIs(t, b.Attend(ctx, nil, v, backend.Attention{}), quant.ErrShape)
+	require.ErrorIs(t, b.Attend(ctx, &good.q, nil, to), quant.ErrShape)
+	other := good.q
+	other.HeadDimV = 32
+	require.ErrorIs(t, b.Attend(ctx, &other, v, backend.Attention{Out: to.Out[:len(to.Out)/2]}),
+		quant.ErrShape, "a table of another shape")
+	require.NoError(t, table.Close())
+	require.ErrorIs(t, b.Attend(ctx, &good.q, v, to), quant.ErrClosed)
+	for _, x := range good.out {
+		require.Equal(t, float32(9), x)
+	}
 }
 
 func testRelevanceArguments(t *testing.T, b backend.Backend) {
@@ -154,7 +200,7 @@ func testRelevanceArguments(t *testing.T, b backend.Backend) {
 	defer a.free()
 	good, blocks := goodCall(t, a)
 	a.upload()
-	require.NoError(t, b.Attend(context.Background(), &good.q, good.blocks, good.out, good.lse))
+	require.NoError(t, good.attend(b))
 	cases := append(wrongBoth(),
 		argument{"lse missing", quant.ErrShape, func(c *call) { c.lse = nil }},
 		argument{"lse too short", quant.ErrShape, func(c *call) { c.lse = c.lse[1:] }},
@@ -173,16 +219,15 @@ func testRelevanceArguments(t *testing.T, b backend.Backend) {
 	for _, x := range cases {
 		c := good.clone()
 		x.f(&c)
-		err := b.Relevance(context.Background(), &c.q, c.lse, c.blocks, &c.rel)
-		require.ErrorIs(t, err, x.want, x.name)
+		require.ErrorIs(t, c.relevance(b), x.want, x.name)
 		for _, v := range c.rel.Sum {
 			require.Equal(t, float32(9), v, "%s: written", x.name)
 		}
 	}
-	err := b.Relevance(context.Background(), &good.q, good.lse, good.blocks, nil)
+	err := backend.RelevanceBlocks(context.Background(), b, &good.q, good.rope, good.lse, good.blocks, nil)
 	require.ErrorIs(t, err, quant.ErrShape)
 	a.unchanged()
 	c := good.clone()
-	require.NoError(t, b.Relevance(context.Background(), &c.q, c.lse, c.blocks, &c.rel))
+	require.NoError(t, c.relevance(b))
 	checkRelevance(t, &c.q, c.lse, blocks, &c.rel, 9, "the call itself is good")
 }

@@ -21,9 +21,19 @@ import (
 func attend(t testing.TB, b backend.Backend, q *backend.Queries,
 	blocks []known) (out, lse []float32) {
 	t.Helper()
-	out, lse = nans(q.Len()*q.Group*q.HeadDimV), nans(q.Len()*q.Group)
-	require.NoError(t, b.Attend(context.Background(), q, handles(blocks), out, lse))
+	out, lse, _ = attendMass(t, b, q, blocks)
 	return out, lse
+}
+
+// attendMass is attend with masses.
+func attendMass(t testing.TB, b backend.Backend, q *backend.Queries,
+	blocks []known) (out, lse, mass []float32) {
+	t.Helper()
+	out, lse = nans(q.Len()*q.Group*q.HeadDimV), nans(q.Len()*q.Group)
+	mass = nans(len(q.BlockIdx))
+	require.NoError(t, backend.AttendBlocks(context.Background(), b, q, ropeOf(blocks), handles(blocks),
+		backend.Attention{Out: out, LSE: lse, Mass: mass}))
+	return out, lse, mass
 }
 
 func nans(n int) []float32 {
@@ -84,12 +94,14 @@ func testAttendMixed(t *testing.T, b backend.Backend) {
 			defer a.free()
 			m := drawMixture(a, b, n)
 			a.upload()
-			out, lse := attend(t, b, m.q, m.blocks)
+			out, lse, mass := attendMass(t, b, m.q, m.blocks)
 			a.unchanged()
 			checkAttend(t, m.q, m.blocks, out, lse, "mixed")
+			checkMass(t, m.q, m.blocks, mass, "mixed")
 			again := nans(len(out))
-			require.NoError(t, b.Attend(context.Background(), m.q, handles(m.blocks), again, nil))
-			require.Equal(t, out, again, "without lse")
+			require.NoError(t, backend.AttendBlocks(context.Background(), b, m.q, ropeOf(m.blocks),
+				handles(m.blocks), backend.Attention{Out: again}))
+			require.Equal(t, out, again, "without lse and mass")
 		})
 	}
 }
@@ -169,9 +181,10 @@ func testAttendNothing(t *testing.T, b backend.Backend) {
 		t.Skip("lm4 is not supported")
 	}
 	none := &backend.Queries{Group: 2, HeadDim: dim, HeadDimV: dimV, Scale: 1}
-	require.NoError(t, b.Attend(context.Background(), none, nil, nil, nil))
+	require.NoError(t, backend.AttendBlocks(context.Background(), b, none, nil, nil, backend.Attention{}))
 	none.BlockPtr = []int32{0}
-	require.NoError(t, b.Attend(context.Background(), none, nil, nil, []float32{}))
+	require.NoError(t, backend.AttendBlocks(context.Background(), b, none, nil, nil,
+		backend.Attention{LSE: []float32{}, Mass: []float32{}}))
 
 	a := newArena(t, b)
 	defer a.free()

@@ -67,7 +67,7 @@ func testSupports(t *testing.T, b backend.Backend) {
 		quant.Coding{Format: quant.LM4, Scale: 7})
 	for _, c := range codings {
 		for _, dim := range []int{-8, 0, 1, 7, 8, 40, 64, 80, 100, 256, 1 << 16, 1<<16 + 8} {
-			for op := backend.OpEncode; op <= backend.OpRelevance; op++ {
+			for op := backend.OpEncode; op <= backend.OpGather; op++ {
 				if b.Supports(op, c, dim) {
 					require.NoError(t, c.CheckDim(dim), "%s %s dim=%d", op, c, dim)
 					continue
@@ -89,6 +89,8 @@ func tryVerb(b backend.Backend, op backend.Op, c quant.Coding, dim int) error {
 		return b.Decode(ctx, []backend.DecodeJob{{Src: side, Dim: dim}})
 	case backend.OpDemote:
 		return b.Demote(ctx, []backend.DemoteJob{{Src: side, To: c, Dim: dim}})
+	case backend.OpGather:
+		return b.Gather(ctx, []backend.GatherJob{{Dst: side, Dim: dim}})
 	}
 	// An invalid dim is a wrong shape of the queries, not of the block.
 	exact := backend.Side{Coding: quant.Coding{Format: quant.F32}}
@@ -99,10 +101,10 @@ func tryVerb(b backend.Backend, op backend.Op, c quant.Coding, dim int) error {
 		BlockPtr: []int32{0, 1}, BlockIdx: []int32{0}}
 	blocks := []backend.Block{{K: side, V: exact}}
 	if op == backend.OpAttend {
-		return b.Attend(ctx, q, blocks, make([]float32, 8), nil)
+		return backend.AttendBlocks(ctx, b, q, nil, blocks, backend.Attention{Out: make([]float32, 8)})
 	}
 	rel := &backend.RelevanceOut{Power: 1, RowPtr: []int32{0, 0}}
-	return b.Relevance(ctx, q, make([]float32, 1), blocks, rel)
+	return backend.RelevanceBlocks(ctx, b, q, nil, make([]float32, 1), blocks, rel)
 }
 
 func testClosed(t *testing.T, b backend.Backend) {
@@ -117,10 +119,11 @@ func testClosed(t *testing.T, b backend.Backend) {
 	require.ErrorIs(t, b.Encode(ctx, nil), quant.ErrClosed)
 	require.ErrorIs(t, b.Decode(ctx, nil), quant.ErrClosed)
 	require.ErrorIs(t, b.Demote(ctx, nil), quant.ErrClosed)
+	require.ErrorIs(t, b.Gather(ctx, nil), quant.ErrClosed)
 	q := &backend.Queries{Group: 1, HeadDim: 8, HeadDimV: 8}
-	require.ErrorIs(t, b.Attend(ctx, q, nil, nil, nil), quant.ErrClosed)
+	require.ErrorIs(t, backend.AttendBlocks(ctx, b, q, nil, nil, backend.Attention{}), quant.ErrClosed)
 	rel := &backend.RelevanceOut{Power: 1, RowPtr: []int32{0}}
-	require.ErrorIs(t, b.Relevance(ctx, q, nil, nil, rel), quant.ErrClosed)
+	require.ErrorIs(t, backend.RelevanceBlocks(ctx, b, q, nil, nil, nil, rel), quant.ErrClosed)
 	require.NotEmpty(t, b.Caps().Name)
 }
 
@@ -168,9 +171,10 @@ func testForeign(t *testing.T, a, b backend.Backend) {
 			{Rows: 1, K: backend.Side{Coding: c, Data: span(bad.buf)}, V: good},
 			{Rows: 1, K: good, V: backend.Side{Coding: c, Data: span(bad.buf)}},
 			{Rows: 1, K: good, V: good, Bias: backend.Span{Buf: bad.buf, Len: 4}},
+			{Rows: 1, K: good, V: good, MeanV: backend.Span{Buf: bad.buf, Len: 16}},
 		} {
 			out := []float32{7, 7, 7, 7, 7, 7, 7, 7}
-			err := b.Attend(ctx, q, []backend.Block{blk}, out, nil)
+			err := backend.AttendBlocks(ctx, b, q, nil, []backend.Block{blk}, backend.Attention{Out: out})
 			require.ErrorIs(t, err, bad.want, "%s %d", bad.name, i)
 			require.Equal(t, []float32{7, 7, 7, 7, 7, 7, 7, 7}, out)
 		}

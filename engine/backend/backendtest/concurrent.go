@@ -29,13 +29,15 @@ func testRepeat(t *testing.T, b backend.Backend) {
 	for _, m := range ms {
 		out, lse := attend(t, b, m.q, m.blocks)
 		rel := relFor(m.blocks, 1, 0)
-		require.NoError(t, b.Relevance(context.Background(), m.q, lse, handles(m.blocks), rel))
+		require.NoError(t, backend.RelevanceBlocks(context.Background(), b, m.q, ropeOf(m.blocks), lse,
+			handles(m.blocks), rel))
 		for range 4 {
 			out2, lse2 := attend(t, b, m.q, m.blocks)
 			require.Equal(t, out, out2)
 			require.Equal(t, lse, lse2)
 			rel2 := relFor(m.blocks, 1, 0)
-			require.NoError(t, b.Relevance(context.Background(), m.q, lse, handles(m.blocks), rel2))
+			require.NoError(t, backend.RelevanceBlocks(context.Background(), b, m.q, ropeOf(m.blocks), lse,
+				handles(m.blocks), rel2))
 			require.Equal(t, rel.Sum, rel2.Sum)
 		}
 	}
@@ -106,14 +108,15 @@ func oneRound(b backend.Backend, m mixture, enc []backend.EncodeJob, dem []backe
 		return err
 	}
 	out2, lse2 := nans(len(out)), nans(len(lse))
-	if err := b.Attend(ctx, m.q, handles(m.blocks), out2, lse2); err != nil {
+	if err := backend.AttendBlocks(ctx, b, m.q, ropeOf(m.blocks), handles(m.blocks),
+		backend.Attention{Out: out2, LSE: lse2}); err != nil {
 		return err
 	}
 	if !slices.Equal(out, out2) || !slices.Equal(lse, lse2) {
 		return fmt.Errorf("attention has other bits during other calls")
 	}
 	rel := relFor(m.blocks, 2, 0)
-	if err := b.Relevance(ctx, m.q, lse, handles(m.blocks), rel); err != nil {
+	if err := backend.RelevanceBlocks(ctx, b, m.q, ropeOf(m.blocks), lse, handles(m.blocks), rel); err != nil {
 		return err
 	}
 	buf, err := b.Alloc(4096)
@@ -155,10 +158,11 @@ func testCancelled(t *testing.T, b backend.Backend) {
 				Dst: packed.Data}})
 		},
 		"attend": func(ctx context.Context) error {
-			return b.Attend(ctx, &good.q, good.blocks, good.out, good.lse)
+			return backend.AttendBlocks(ctx, b, &good.q, good.rope, good.blocks,
+				backend.Attention{Out: good.out, LSE: good.lse})
 		},
 		"relevance": func(ctx context.Context) error {
-			return b.Relevance(ctx, &good.q, good.lse, good.blocks, &good.rel)
+			return backend.RelevanceBlocks(ctx, b, &good.q, good.rope, good.lse, good.blocks, &good.rel)
 		},
 	}
 	for name, verb := range verbs {

@@ -41,11 +41,12 @@ func drawMixture(a *arena, b backend.Backend, n uint64) mixture {
 	// With heavy tails in K no useful tolerance bounds a score.
 	famsK := append([]quanttest.Family{quanttest.Massive}, fams[3:]...)
 	famsK = append(famsK, quanttest.Gaussian, quanttest.Gaussian)
+	rope := drawRope(rng, dk)
 	var blocks []known
 	base := int64(rng.IntN(1000))
 	for i := range 3 + rng.IntN(6) {
 		s := spec{rows: rng.IntN(70), k: ks[rng.IntN(len(ks))], v: vs[rng.IntN(len(vs))], seedK: n,
-			seedV: n + 1, draw: n*100 + uint64(i), base: base,
+			seedV: n + 1, draw: n*100 + uint64(i), base: base, rope: rope,
 			kFam: famsK[rng.IntN(len(famsK))], vFam: fams[rng.IntN(len(fams))]}
 		if rng.IntN(2) == 0 {
 			for _, p := range rng.Perm(s.rows) {
@@ -68,7 +69,8 @@ func drawMixture(a *arena, b backend.Backend, n uint64) mixture {
 		if rng.IntN(2) == 0 {
 			s.offset = int32(rng.IntN(20001) - 10000)
 		}
-		base += int64(s.rows)
+		drawTerms(rng, &s, dk, dv)
+		base += int64(s.rows) * int64(max(1, s.stride))
 		blocks = append(blocks, place(a, s, dk, dv))
 	}
 	lists := make([][]int32, 1+rng.IntN(7))
@@ -95,7 +97,7 @@ func randomList(rng *rand.Rand, blocks int, earlier [][]int32) []int32 {
 	return list
 }
 
-// decorate sets positions, window, softcap and RoPE at random.
+// decorate sets positions, window and softcap at random.
 func decorate(rng *rand.Rand, q *backend.Queries, end int64) {
 	if rng.IntN(3) > 0 {
 		for range q.Len() {
@@ -108,17 +110,83 @@ func decorate(rng *rand.Rand, q *backend.Queries, end int64) {
 	if rng.IntN(2) == 0 {
 		q.Softcap = 1 + 50*rng.Float32()
 	}
+}
+
+func drawRope(rng *rand.Rand, dim int) *quant.Rope {
 	rope := quant.Rope{Layout: quant.RopeLayout(rng.IntN(3)), Theta: 10000}
-	rope.RotaryDim = 2 * (1 + rng.IntN(q.HeadDim/2))
+	rope.RotaryDim = 2 * (1 + rng.IntN(dim/2))
 	if rng.IntN(2) == 0 {
-		rope.RotaryDim = q.HeadDim / 2 * 2
+		rope.RotaryDim = dim / 2 * 2
 	}
 	if rng.IntN(2) == 0 {
 		for range rope.RotaryDim / 2 {
 			rope.InvFreq = append(rope.InvFreq, rng.Float32())
 		}
 	}
-	q.Rope = &rope
+	return &rope
+}
+
+// drawTerms sets means, metric, limit, and regular positions and counts at random.
+func drawTerms(rng *rand.Rand, s *spec, dk, dv int) {
+	vector := func(dim int) []float32 {
+		x := make([]float32, dim)
+		for i := range x {
+			x[i] = float32(2 * rng.NormFloat64())
+		}
+		return x
+	}
+	if rng.IntN(3) == 0 {
+		s.meanK = vector(dk)
+	}
+	if rng.IntN(3) == 0 {
+		s.meanV = vector(dv)
+	}
+	switch rng.IntN(6) {
+	case 0, 1:
+		s.metric = diagonal(rng, dk)
+	case 2:
+		if dk <= 96 {
+			s.metric = matrix(rng, dk)
+		}
+	}
+	if rng.IntN(3) == 0 {
+		s.stride = int32(rng.IntN(5))
+	}
+	if rng.IntN(3) == 0 {
+		s.tokens = int32(rng.IntN(3000))
+	}
+	if rng.IntN(4) == 0 {
+		s.limit = int32(1 + rng.IntN(150))
+	}
+}
+
+// diagonal draws a metric between 1/4 and 4.
+func diagonal(rng *rand.Rand, dim int) *quant.Metric {
+	a := make([]float32, dim)
+	for i := range a {
+		a[i] = float32(math.Exp2(4*rng.Float64() - 2))
+	}
+	m, err := quant.NewDiagonal(a)
+	if err != nil {
+		panic(err)
+	}
+	return m
+}
+
+// matrix draws a metric near the identity.
+func matrix(rng *rand.Rand, dim int) *quant.Metric {
+	a := make([]float32, dim*dim)
+	for i := range a {
+		a[i] = float32(0.3 * rng.NormFloat64() / math.Sqrt(float64(dim)))
+		if i%(dim+1) == 0 {
+			a[i]++
+		}
+	}
+	m, err := quant.NewMatrix(a, dim)
+	if err != nil {
+		panic(err)
+	}
+	return m
 }
 
 func mixtures() uint64 {

@@ -5,6 +5,7 @@ package backendtest
 import (
 	"math"
 	"math/cmplx"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -27,6 +28,13 @@ type spec struct {
 	bias         []float32
 	noise        float32
 	offset       int32
+	rope         *quant.Rope // of the table, for offset
+	stride       int32
+	limit        int32
+	tokens       int32
+	meanK, meanV []float32 // rounded to binary16 when placed
+	metric       *quant.Metric
+	keysOnly     bool
 	kData, vData *quant.Rows // used instead of drawn rows
 }
 
@@ -34,31 +42,40 @@ type spec struct {
 type known struct {
 	spec
 	handle backend.Block
-	kRows  quant.Rows // as quant.Decode gives them
-	vRows  quant.Rows
-	scales []float32 // row scales of K
+	kRows  quant.Rows // as quant.Decode gives them: without mean, in the metric
+	vRows  quant.Rows // without mean
+	scales []float32  // row scales of K
 }
 
-// place packs a block with package quant and puts it into the arena.
+// place centres and packs a block with package quant and puts it into the arena.
 func place(a *arena, s spec, dimK, dimV int) known {
-	side := func(c quant.Coding, data *quant.Rows, fam quanttest.Family, dim int, seed, draw uint64) (
-		backend.Side, quant.Rows, []byte) {
+	side := func(c quant.Coding, data *quant.Rows, fam quanttest.Family, dim int, seed, draw uint64,
+		mean []byte, m *quant.Metric) (backend.Side, quant.Rows, []byte) {
 		if fam == "" {
 			fam = quanttest.Gaussian
 		}
 		x := quanttest.Rows(fam, s.rows, dim, draw)
 		if data != nil {
-			x = *data
+			x = quant.Rows{Dim: dim, Data: slices.Clone(data.Data)}
+		}
+		if mean != nil || m != nil {
+			require.NoError(a.t, quant.Center(x, x, mean, m))
 		}
 		p := pack(a.t, c, x, seed)
 		return backend.Side{Coding: c, Data: a.put(p), Seed: seed},
 			unpack(a.t, c, p, s.rows, dim, seed), p
 	}
-	k := known{spec: s, scales: make([]float32, s.rows)}
-	h := backend.Block{Rows: int32(s.rows), Base: s.base, Noise: s.noise, Offset: s.offset}
+	k := known{scales: make([]float32, s.rows)}
+	h := backend.Block{Rows: int32(s.rows), Base: s.base, Noise: s.noise, Offset: s.offset,
+		Stride: s.stride, Limit: s.limit, Tokens: s.tokens, Metric: s.metric}
+	var meanK, meanV []byte
+	meanK, s.meanK, h.MeanK = placeMean(a, s.meanK)
+	meanV, s.meanV, h.MeanV = placeMean(a, s.meanV)
 	var packed []byte
-	h.K, k.kRows, packed = side(s.k, s.kData, s.kFam, dimK, s.seedK, 2*s.draw)
-	h.V, k.vRows, _ = side(s.v, s.vData, s.vFam, dimV, s.seedV, 2*s.draw+1)
+	h.K, k.kRows, packed = side(s.k, s.kData, s.kFam, dimK, s.seedK, 2*s.draw, meanK, s.metric)
+	if !s.keysOnly {
+		h.V, k.vRows, _ = side(s.v, s.vData, s.vFam, dimV, s.seedV, 2*s.draw+1, meanV, nil)
+	}
 	require.NoError(a.t, quant.RowScales(k.scales, s.k, packed, s.rows, dimK))
 	if s.pos != nil {
 		h.Pos = a.put(bytesOfU16(s.pos))
@@ -69,8 +86,53 @@ func place(a *arena, s spec, dimK, dimV int) known {
 	if s.bias != nil {
 		h.Bias = a.put(bytesOfF32(s.bias))
 	}
-	k.handle = h
+	k.spec, k.handle = s, h
 	return k
+}
+
+// placeMean stores a mean, and returns it as rounded.
+func placeMean(a *arena, mean []float32) (stored []byte, rounded []float32, s backend.Span) {
+	if mean == nil {
+		return nil, nil, s
+	}
+	stored = make([]byte, quant.MeanBytes(len(mean)))
+	require.NoError(a.t, quant.PutMean(stored, quant.Rows{Dim: len(mean), Data: mean}))
+	rounded = make([]float32, len(mean))
+	require.NoError(a.t, quant.Mean(rounded, stored))
+	return stored, rounded, a.put(stored)
+}
+
+// ropeOf returns the rotary embedding of the first block that has one.
+func ropeOf(ks []known) *quant.Rope {
+	for i := range ks {
+		if ks[i].rope != nil {
+			return ks[i].rope
+		}
+	}
+	return nil
+}
+
+// place returns the position of row r relative to the base.
+func (b *known) place(r int) int64 {
+	switch {
+	case b.pos != nil:
+		return int64(b.pos[r])
+	case b.stride > 0:
+		return int64(r) * int64(b.stride)
+	}
+	return int64(r)
+}
+
+// sees reports whether query i sees row r.
+func (b *known) sees(q *backend.Queries, i, r int) bool {
+	if b.limit > 0 && b.place(r) >= int64(b.limit) {
+		return false
+	}
+	if q.Pos == nil {
+		return true
+	}
+	d := q.Pos[i] - (b.base + b.place(r))
+	return d >= 0 && (q.Window == 0 || d < q.Window)
 }
 
 func handles(ks []known) []backend.Block {
@@ -95,61 +157,138 @@ func turnFloat64(q []float64, r *quant.Rope, offset int32) {
 
 // scored is one row as a query head sees it.
 type scored struct {
-	block, row int
-	score      float64 // with all biases
-	slack      float64 // how far a backend's score may be off
-	v          []float32
+	entry, block, row int
+	score             float64 // with all biases
+	slack             float64 // how far a backend's score may be off
+	v                 []float64
+	vLen              float64 // at least the length of v: of the coded row plus that of the mean
+}
+
+// met is a query head as the rows of a block meet it.
+type met struct {
+	turned, vec []float64 // in the original basis; in the metric
+	norm        float64   // |vec|
+	off         float64   // how far a backend's vec may be off, in eps, beside rounding each value
+	mean, plain float64   // <turned, mean>, and |turned| |mean|
+}
+
+// meet turns a query by the block's offset and brings it into the block's metric.
+func (b *known) meet(q []float32) met {
+	m := met{turned: make([]float64, len(q))}
+	for d, x := range q {
+		m.turned[d] = float64(x)
+	}
+	if b.offset != 0 {
+		turnFloat64(m.turned, b.rope, b.offset)
+	}
+	length := math.Sqrt(dot64(m.turned, m.turned))
+	m.vec = m.turned
+	if b.metric != nil {
+		var inverse float64 // norm of A^-1
+		m.vec, inverse = throughMetric(b.metric, m.turned)
+		m.off = 5 * inverse * length // of the turn, which the metric may enlarge
+		if b.metric.Diagonal() == nil {
+			m.off += float64(len(q)) * inverse * length // of its own sums
+		}
+	}
+	m.norm = math.Sqrt(dot64(m.vec, m.vec))
+	if b.meanK != nil {
+		mean := floats64(b.meanK)
+		m.mean = dot64(m.turned, mean)
+		m.plain = length * math.Sqrt(dot64(mean, mean))
+	}
+	return m
+}
+
+// throughMetric returns A^-T q and a bound of the norm of A^-1.
+func throughMetric(m *quant.Metric, q []float64) (out []float64, norm float64) {
+	out = make([]float64, len(q))
+	for i, a := range m.Diagonal() {
+		out[i] = q[i] / float64(a)
+		norm = max(norm, 1/float64(a))
+	}
+	for at, x := range m.Inverse() {
+		out[at%len(q)] += float64(x) * q[at/len(q)]
+		norm += float64(x) * float64(x)
+	}
+	if m.Diagonal() == nil {
+		norm = math.Sqrt(norm)
+	}
+	return out, norm
+}
+
+func floats64(x []float32) []float64 {
+	y := make([]float64, len(x))
+	for i, v := range x {
+		y[i] = float64(v)
+	}
+	return y
 }
 
 // oracleScores returns the rows that head h of query i sees, in the order of its list.
 func oracleScores(q *backend.Queries, blocks []known, i, h int) []scored {
 	at := (i*q.Group + h) * q.HeadDim
-	vec := make([]float64, q.HeadDim)
 	var all []scored
-	for _, bi := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
+	for entry, bi := range q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]] {
 		b := &blocks[bi]
-		for d := range vec {
-			vec[d] = float64(q.Q[at+d])
-		}
-		if b.offset != 0 {
-			turnFloat64(vec, q.Rope, b.offset)
-		}
-		norm := math.Sqrt(dot64(vec, vec))
+		m := b.meet(q.Q[at : at+q.HeadDim])
 		for r := range b.rows {
-			if q.Pos != nil {
-				pos := b.base + int64(r)
-				if b.pos != nil {
-					pos = b.base + int64(b.pos[r])
-				}
-				if d := q.Pos[i] - pos; d < 0 || (q.Window > 0 && d >= q.Window) {
-					continue
-				}
+			if b.sees(q, i, r) {
+				row := b.score(q, &m, r)
+				row.entry, row.block = entry, int(bi)
+				all = append(all, row)
 			}
-			var s, kk float64
-			for d, y := range b.kRows.Row(r) {
-				s += vec[d] * float64(y)
-				kk += float64(y) * float64(y)
-			}
-			s *= float64(q.Scale)
-			slack := productSlack(q, b, norm*math.Sqrt(kk), s)
-			if q.Softcap > 0 {
-				s = float64(q.Softcap) * math.Tanh(s/float64(q.Softcap))
-			}
-			extra := 0.0
-			if b.count != nil {
-				extra += math.Log(float64(b.count[r]))
-			}
-			if b.bias != nil {
-				extra += float64(b.bias[r])
-			}
-			noise := 0.5 * float64(q.Scale) * float64(q.Scale) * norm * norm * float64(b.noise) *
-				float64(b.scales[r]) * float64(b.scales[r])
-			row := scored{block: int(bi), row: r, score: s + extra - noise, v: b.vRows.Row(r)}
-			row.slack = slack + sumSlack(s, extra, noise)
-			all = append(all, row)
 		}
 	}
 	return all
+}
+
+// score computes the score of a row by the formula of package backend.
+func (b *known) score(q *backend.Queries, m *met, r int) scored {
+	scale := float64(q.Scale)
+	var s, kk float64
+	for d, y := range b.kRows.Row(r) {
+		s += m.vec[d] * float64(y)
+		kk += float64(y) * float64(y)
+	}
+	s *= scale
+	lengths := m.norm * math.Sqrt(kk)
+	slack := productSlack(q, b, lengths, s) + eps*math.Abs(scale)*m.off*math.Sqrt(kk)
+	if b.meanK != nil {
+		slack += productSlack(q, b, m.plain, 4*scale*m.mean)
+		s += scale * m.mean
+	}
+	if q.Softcap > 0 {
+		s = float64(q.Softcap) * math.Tanh(s/float64(q.Softcap))
+	}
+	extra := 0.0
+	switch {
+	case b.count != nil:
+		extra += math.Log(float64(b.count[r]))
+	case b.tokens > 0:
+		extra += math.Log(float64(b.tokens))
+	}
+	if b.bias != nil {
+		extra += float64(b.bias[r])
+	}
+	noise := 0.5 * scale * scale * m.norm * m.norm * float64(b.noise) *
+		float64(b.scales[r]) * float64(b.scales[r])
+	row := scored{row: r, score: s + extra - noise, slack: slack + sumSlack(s, extra, noise)}
+	if m.norm > 0 {
+		row.slack += eps * 2 * noise * m.off / m.norm
+	}
+	if !b.keysOnly {
+		row.v = floats64(b.vRows.Row(r))
+		row.vLen = math.Sqrt(dot64(row.v, row.v))
+		if b.meanV != nil {
+			mean := floats64(b.meanV)
+			row.vLen += math.Sqrt(dot64(mean, mean))
+			for d, x := range mean {
+				row.v[d] += x
+			}
+		}
+	}
+	return row
 }
 
 func dot64(a, b []float64) float64 {
@@ -162,14 +301,17 @@ func dot64(a, b []float64) float64 {
 
 // answer is the expected result of one query head.
 type answer struct {
-	out, tol    []float64
-	lse, lseTol float64
+	out, tol      []float64
+	lse, lseTol   float64
+	mass, massTol []float64 // per entry of the query's list
 }
 
 // oracleAttend is the attention of one head in float64, with the tolerance of the result.
 func oracleAttend(t testing.TB, q *backend.Queries, blocks []known, i, h int) answer {
 	rows := oracleScores(q, blocks, i, h)
-	ans := answer{out: make([]float64, q.HeadDimV), tol: make([]float64, q.HeadDimV)}
+	entries := q.BlockPtr[i+1] - q.BlockPtr[i]
+	ans := answer{out: make([]float64, q.HeadDimV), tol: make([]float64, q.HeadDimV),
+		mass: make([]float64, entries), massTol: make([]float64, entries)}
 	top := math.Inf(-1)
 	for _, r := range rows {
 		top = max(top, r.score)
@@ -188,7 +330,7 @@ func oracleAttend(t testing.TB, q *backend.Queries, blocks []known, i, h int) an
 		p[j] /= sum
 		for d, v := range r.v {
 			if p[j] > 0 {
-				ans.out[d] += p[j] * float64(v)
+				ans.out[d] += p[j] * v
 			}
 		}
 	}
@@ -198,65 +340,10 @@ func oracleAttend(t testing.TB, q *backend.Queries, blocks []known, i, h int) an
 		ans.tol[d] = tol.out
 	}
 	ans.lseTol = tol.lse
+	for j, r := range rows {
+		ans.mass[r.entry] += p[j]
+		ans.massTol[r.entry] += p[j] * (probabilitySlack(r.slack, r.score, ans.lse, 1) + tol.weights +
+			eps*(tileTerms+8))
+	}
 	return ans
-}
-
-// checkAttend compares out and lse with the reference.
-func checkAttend(t testing.TB, q *backend.Queries, blocks []known, out, lse []float32,
-	name string) {
-	t.Helper()
-	for i := range q.Len() {
-		for h := range q.Group {
-			head := i*q.Group + h
-			want := oracleAttend(t, q, blocks, i, h)
-			for d, w := range want.out {
-				got := float64(out[head*q.HeadDimV+d])
-				if !(math.Abs(got-w) <= want.tol[d]) {
-					t.Fatalf("%s: query %d head %d value %d: got %g, want %g +- %g", name, i, h, d, got,
-						w, want.tol[d])
-				}
-			}
-			if lse == nil {
-				continue
-			}
-			got := float64(lse[head])
-			if got != want.lse && !(math.Abs(got-want.lse) <= want.lseTol) {
-				t.Fatalf("%s: query %d head %d: lse %g, want %g +- %g", name, i, h, got, want.lse,
-					want.lseTol)
-			}
-		}
-	}
-}
-
-// checkRelevance compares sums, which started at start, with the reference.
-func checkRelevance(t testing.TB, q *backend.Queries, lse []float32, blocks []known,
-	rel *backend.RelevanceOut, start float32, name string) {
-	t.Helper()
-	want := make([]float64, len(rel.Sum))
-	tol := make([]float64, len(rel.Sum))
-	for i := range want {
-		want[i] = float64(start)
-	}
-	terms := 1
-	for i := range q.Len() {
-		for h := range q.Group {
-			l := float64(lse[i*q.Group+h])
-			if math.IsInf(l, -1) {
-				continue
-			}
-			terms++
-			for _, r := range oracleScores(q, blocks, i, h) {
-				at := int(rel.RowPtr[r.block]) + r.row
-				p := math.Pow(math.Exp(r.score-l), float64(rel.Power))
-				want[at] += p
-				tol[at] += p * probabilitySlack(r.slack, r.score, l, rel.Power)
-			}
-		}
-	}
-	for i, w := range want {
-		limit := tol[i] + float64(terms)*eps*math.Abs(w)
-		if got := float64(rel.Sum[i]); !(math.Abs(got-w) <= limit) {
-			t.Fatalf("%s: row %d: got %g, want %g +- %g", name, i, got, w, limit)
-		}
-	}
 }

@@ -48,7 +48,7 @@ func testRelevance(t *testing.T, b backend.Backend) {
 			var total float64
 			for power := 1; power <= 2; power++ {
 				rel := relFor(m.blocks, power, 0.25)
-				require.NoError(t, b.Relevance(context.Background(), m.q, lse, hs, rel))
+				require.NoError(t, backend.RelevanceBlocks(context.Background(), b, m.q, ropeOf(m.blocks), lse, hs, rel))
 				checkRelevance(t, m.q, lse, m.blocks, rel, 0.25, fmt.Sprintf("power=%d", power))
 				if power == 1 {
 					for _, x := range rel.Sum {
@@ -85,19 +85,24 @@ func testWeigh(t *testing.T, b backend.Backend) {
 			}
 			for power := 1; power <= 2; power++ {
 				rel := relFor(m.blocks, power, 0.25)
-				require.NoError(t, w.Weigh(context.Background(), m.q, hs, rel))
+				require.NoError(t, weigh(b, w, m, hs, rel))
 				checkRelevance(t, m.q, lse, m.blocks, rel, 0.25, fmt.Sprintf("power=%d", power))
 				again := relFor(m.blocks, power, 0.25)
-				require.NoError(t, w.Weigh(context.Background(), m.q, hs, again))
+				require.NoError(t, weigh(b, w, m, hs, again))
 				require.Equal(t, rel.Sum, again.Sum, "the same bits")
 			}
 			a.unchanged()
-			require.Error(t, w.Weigh(context.Background(), m.q, hs, nil))
+			require.Error(t, weigh(b, w, m, hs, nil))
 			short := relFor(m.blocks, 2, 0)
 			short.RowPtr = short.RowPtr[:len(short.RowPtr)-1]
-			require.ErrorIs(t, w.Weigh(context.Background(), m.q, hs, short), quant.ErrShape)
+			require.ErrorIs(t, weigh(b, w, m, hs, short), quant.ErrShape)
 		})
 	}
+}
+
+func weigh(b backend.Backend, w backend.Weigher, m mixture, hs []backend.Block,
+	rel *backend.RelevanceOut) error {
+	return backend.WeighBlocks(context.Background(), b, w, m.q, ropeOf(m.blocks), hs, rel)
 }
 
 // argument makes one argument of Attend or Relevance wrong.
@@ -109,11 +114,20 @@ type argument struct {
 
 // call holds the arguments of Attend and Relevance.
 type call struct {
-	q      backend.Queries
-	blocks []backend.Block
-	out    []float32
-	lse    []float32
-	rel    backend.RelevanceOut
+	q              backend.Queries
+	rope           *quant.Rope
+	blocks         []backend.Block
+	out, lse, mass []float32
+	rel            backend.RelevanceOut
+}
+
+func (c *call) attend(b backend.Backend) error {
+	return backend.AttendBlocks(context.Background(), b, &c.q, c.rope, c.blocks,
+		backend.Attention{Out: c.out, LSE: c.lse, Mass: c.mass})
+}
+
+func (c *call) relevance(b backend.Backend) error {
+	return backend.RelevanceBlocks(context.Background(), b, &c.q, c.rope, c.lse, c.blocks, &c.rel)
 }
 
 func (c call) clone() call {
@@ -123,6 +137,7 @@ func (c call) clone() call {
 	c.blocks = append([]backend.Block(nil), c.blocks...)
 	c.out = append([]float32(nil), c.out...)
 	c.lse = append([]float32(nil), c.lse...)
+	c.mass = append([]float32(nil), c.mass...)
 	c.rel.RowPtr = append([]int32(nil), c.rel.RowPtr...)
 	c.rel.Sum = append([]float32(nil), c.rel.Sum...)
 	return c

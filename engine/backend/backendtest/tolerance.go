@@ -22,17 +22,29 @@ const smallestNormal = 0x1p-126
 //
 //  1. An inner product of n terms, added in float32 in any order, is off by at most n*eps times the
 //     sum of |q_i k_i|, which is at most |q||k|. Rounding each product adds one eps.
+//
 //  2. A rotation of length P takes log2 P additions, a norm and signs per pass: at most (log2 P +
+//
 //  2. eps of the vector's length per pass (three passes if n is not a power of two). A rotated
 //     side has two rotations: q forward in the backend, K inverse in quant.Decode. unit*centroid
 //     rounds each stored value once more.
+//
 //  3. A RoPE turn takes sine and cosine to half an ulp, two products and a sum: 4 eps. A backend
 //     may compute sine and cosine in float32, of an angle that it reduced in float64.
+//
 //  4. The products with Scale, tanh, and the sums with count and bias round 4 times, relative to
 //     the parts of the score. Row scale, |q|^2 and the products of the noise bias add (n+8) eps of
 //     the bias, since |q|^2 is a sum of n terms too.
+//
 //  5. exp(s - top): s and top are rounded to float32, eps of each. exp is within 4 eps plus
 //     eps*|s-top| (fast hardware exponentials scale their argument first).
+//
+//  6. Sums of weights and of V: attendTolerance.
+//
+//  7. A mean of K adds an inner product like item 1. A backend may take it off the largest score
+//     and add it again, which rounds three times more. A metric of K rounds each value of q once or
+//     twice more, and enlarges what the turn of item 3 and its own sums are off by at most the norm
+//     of its inverse. A mean of V is a row whose weight is the sum of its block's weights.
 //
 // A score that is off by e changes exp by a factor between exp(-e) and exp(e).
 func productSlack(q *backend.Queries, b *known, lengths, score float64) float64 {
@@ -42,6 +54,9 @@ func productSlack(q *backend.Queries, b *known, lengths, score float64) float64 
 	}
 	if b.offset != 0 {
 		n += 4
+	}
+	if b.metric != nil {
+		n += 2
 	}
 	return eps * (math.Abs(float64(q.Scale))*lengths*n + 2*math.Abs(score))
 }
@@ -68,7 +83,8 @@ func sumSlack(s, extra, noise float64) float64 {
 // rows, so that the error does not grow with the context.
 const tileTerms = 128
 
-type tolerances struct{ out, lse float64 }
+// tolerances bound the error of out, of lse, and of the sum of weights, relative.
+type tolerances struct{ out, lse, weights float64 }
 
 // attendTolerance bounds the error of out and lse of one head. p are the probabilities of the rows.
 //
@@ -88,14 +104,10 @@ func attendTolerance(t testing.TB, q *backend.Queries, rows []scored, p []float6
 		if p[j] == 0 {
 			continue
 		}
-		var vv float64
-		for _, v := range r.v {
-			vv += float64(v) * float64(v)
-		}
 		off := probabilitySlack(r.slack, r.score, lse, 1)
 		e += p[j] * off
-		a += p[j] * math.Sqrt(vv)
-		d += p[j] * off * math.Sqrt(vv)
+		a += p[j] * r.vLen
+		d += p[j] * off * r.vLen
 	}
 	if e > 0.05 {
 		t.Fatalf("the tolerance is %g of the weights: this test cannot fail", e)
@@ -103,7 +115,8 @@ func attendTolerance(t testing.TB, q *backend.Queries, rows []scored, p []float6
 	return tolerances{
 		out: (d+e*a)/(1-e) + eps*a*(tileTerms+2*rotationSlack(q.HeadDimV)+4) +
 			tileTerms*smallestNormal,
-		lse: e/(1-e) + eps*(tileTerms+2*math.Abs(lse)),
+		weights: e / (1 - e),
+		lse:     e/(1-e) + eps*(tileTerms+2*math.Abs(lse)),
 	}
 }
 

@@ -202,8 +202,8 @@ func (m *machine) attend(ctx context.Context, c quant.Coding, packed []byte) err
 		Scale:    0.125,
 		BlockPtr: []int32{0, 1}, BlockIdx: []int32{0}}
 	out := make([]float32, group*dim)
-	if err := m.be.Attend(ctx, q, []backend.Block{{Rows: rows, K: side, V: side}}, out,
-		nil); err != nil {
+	if err := backend.AttendBlocks(ctx, m.be, q, nil, []backend.Block{{Rows: rows, K: side, V: side}},
+		backend.Attention{Out: out}); err != nil {
 		return err
 	}
 	for g := range group {

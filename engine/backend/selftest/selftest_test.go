@@ -54,11 +54,11 @@ func (b broken) Decode(ctx context.Context, jobs []backend.DecodeJob) error {
 	return err
 }
 
-func (b broken) Attend(ctx context.Context, q *backend.Queries, blocks []backend.Block, out,
-	lse []float32) error {
-	err := b.Backend.Attend(ctx, q, blocks, out, lse)
+func (b broken) Attend(ctx context.Context, q *backend.Queries, v backend.View,
+	to backend.Attention) error {
+	err := b.Backend.Attend(ctx, q, v, to)
 	if b.op == backend.OpAttend {
-		out[len(out)-1] += 0.01
+		to.Out[len(to.Out)-1] += 0.01
 	}
 	return err
 }

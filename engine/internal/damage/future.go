@@ -98,7 +98,7 @@ func (f *Future) attend(ctx context.Context, be backend.Backend,
 	context [][]backend.Block) ([]float32, error) {
 	heads, n, dim := len(context), len(f.Pos), f.HeadDim
 	q := &backend.Queries{
-		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV, Rope: f.Rope,
+		Group: f.Group, HeadDim: dim, HeadDimV: f.HeadDimV,
 		Scale:    float32(1 / math.Sqrt(float64(dim))),
 		Q:        make([]float32, len(f.Q)),
 		BlockPtr: []int32{0},
@@ -120,5 +120,5 @@ func (f *Future) attend(ctx context.Context, be backend.Backend,
 		}
 	}
 	out := make([]float32, heads*n*f.Group*f.HeadDimV)
-	return out, be.Attend(ctx, q, blocks, out, nil)
+	return out, backend.AttendBlocks(ctx, be, q, f.Rope, blocks, backend.Attention{Out: out})
 }

@@ -167,7 +167,7 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 	then func(context.Context, *Probed, *Head) error) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
-	if err := c.Backend.Attend(ctx, q, blocks, out, nil); err != nil {
+	if err := backend.AttendBlocks(ctx, c.Backend, q, nil, blocks, backend.Attention{Out: out}); err != nil {
 		return err
 	}
 	if !input.Finite(out) { // scores are beyond the range of float32
@@ -259,7 +259,7 @@ func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries
 		return 0, err
 	}
 	got := make([]float32, len(want))
-	if err := c.Backend.Attend(ctx, q, coded, got, nil); err != nil {
+	if err := backend.AttendBlocks(ctx, c.Backend, q, nil, coded, backend.Attention{Out: got}); err != nil {
 		return 0, err
 	}
 	var sum Sum

@@ -114,7 +114,7 @@ func (c *Builder) attendError(ctx context.Context, q *backend.Queries, blocks []
 		all.BlockPtr = append(all.BlockPtr, int32(len(all.BlockIdx)))
 	}
 	got := make([]float32, len(want))
-	if err := c.Backend.Attend(ctx, &all, blocks, got, nil); err != nil {
+	if err := backend.AttendBlocks(ctx, c.Backend, &all, nil, blocks, backend.Attention{Out: got}); err != nil {
 		return 0, err
 	}
 	var sum damage.Sum
@@ -229,7 +229,7 @@ func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int,
 		return 0, 0, false, err
 	}
 	want := make([]float32, q.Len()*q.Group*q.HeadDimV)
-	if err := c.Backend.Attend(ctx, q, blocks, want, nil); err != nil {
+	if err := backend.AttendBlocks(ctx, c.Backend, q, nil, blocks, backend.Attention{Out: want}); err != nil {
 		return 0, 0, false, err
 	}
 	var coded []backend.Block

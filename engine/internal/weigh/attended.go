@@ -66,7 +66,9 @@ func (k *layerKeys) observe(ctx context.Context, windows []*window) error {
 		blocks, err := k.load(0)
 		for i := 0; i < len(windows) && err == nil; i++ {
 			q := windows[i]
-			err = q.collect(blocks, 0, func(rel *backend.RelevanceOut) error { return w.Weigh(ctx, q.q, blocks, rel) })
+			err = q.collect(blocks, 0, func(rel *backend.RelevanceOut) error {
+				return backend.WeighBlocks(ctx, be, w, q.q, nil, blocks, rel)
+			})
 		}
 		return err
 	}
@@ -84,7 +86,7 @@ func (k *layerKeys) observe(ctx context.Context, windows []*window) error {
 		for i := 0; i < len(windows) && err == nil; i++ {
 			q := windows[i]
 			err = q.collect(blocks, first, func(rel *backend.RelevanceOut) error {
-				return be.Relevance(ctx, q.q, q.lse, blocks, rel)
+				return backend.RelevanceBlocks(ctx, be, q.q, nil, q.lse, blocks, rel)
 			})
 		}
 		if err != nil {
@@ -219,7 +221,7 @@ func (w *window) normalise(ctx context.Context, be backend.Backend, blocks []bac
 	}
 	w.lists(len(blocks))
 	out, lse := make([]float32, len(w.lse)*standInDim), make([]float32, len(w.lse))
-	if err := be.Attend(ctx, w.q, blocks, out, lse); err != nil {
+	if err := backend.AttendBlocks(ctx, be, w.q, nil, blocks, backend.Attention{Out: out, LSE: lse}); err != nil {
 		return err
 	}
 	for i, b := range lse {

@@ -359,7 +359,7 @@ func (c *Weigher) observeBatch(ctx context.Context, tokens int, q *backend.Queri
 	blocks []backend.Block, track *importance.Tracker, at int64) (bool, error) {
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	lse := make([]float32, q.Len()*q.Group)
-	if err := c.Backend.Attend(ctx, q, blocks, out, lse); err != nil {
+	if err := backend.AttendBlocks(ctx, c.Backend, q, nil, blocks, backend.Attention{Out: out, LSE: lse}); err != nil {
 		return false, err
 	}
 	if !input.Finite(lse) {
@@ -369,7 +369,7 @@ func (c *Weigher) observeBatch(ctx context.Context, tokens int, q *backend.Queri
 	for _, b := range blocks {
 		rel.RowPtr = append(rel.RowPtr, rel.RowPtr[len(rel.RowPtr)-1]+b.Rows)
 	}
-	if err := c.Backend.Relevance(ctx, q, lse, blocks, rel); err != nil {
+	if err := backend.RelevanceBlocks(ctx, c.Backend, q, nil, lse, blocks, rel); err != nil {
 		return false, err
 	}
 	if !input.Finite(rel.Sum) {

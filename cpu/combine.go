@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package cpu
+
+import (
+	"math"
+
+	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/cpu/internal/codec"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// combineScratch is the scratch memory of a worker that combines the parts of a query.
+type combineScratch struct {
+	acc   []float64 // [group, sides, padV]
+	top   []float64 // [group]
+	sum   []float64 // [group]
+	gains []float64 // [entries of all parts, group]: masses of heads
+	mass  []float64 // [entries of the list]
+	rot   []float64 // [head_dim_v]
+	back  []float32 // [head_dim_v]
+	means []float64 // [group, padV]: sums of means, weighted
+	some  []float32 // [group, padV]: of those in a tile
+	w     []float32 // [group, tileRows]: weights of the means in a tile
+	// [group]: the last reference of an entry's mass, and the factor that goes with it.
+	last     []float32
+	factor   []float64
+	hasMeans bool
+}
+
+// combine combines the parts of a unit in the order of the list and writes the results.
+func (s *scratch) combine(c *call, u *unit, parts []part) {
+	p, x := &c.prepared, &s.combining
+	x.acc = grow(x.acc, p.Group*sides*c.padV)
+	x.top, x.sum = grow(x.top, p.Group), grow(x.sum, p.Group)
+	x.rot, x.back = grow(x.rot, p.HeadDimV), grow(x.back, p.HeadDimV)
+	for i, q := range u.qs {
+		clear(x.acc)
+		x.hasMeans = false
+		for h := range p.Group {
+			x.head(parts, i*p.Group+h, h, c.padV)
+		}
+		if u.masses {
+			var out []float32
+			if c.to.Mass != nil {
+				out = c.to.Mass[c.BlockPtr[q]:c.BlockPtr[q+1]]
+			}
+			x.masses(c, u, parts, i, out)
+			if u.means {
+				s.addMeans(c, u)
+			}
+		}
+		rot := p.rotV(int(q))
+		for h := range p.Group {
+			at := int(q)*p.Group + h
+			x.finish(p, h, rot, c.to.Out[at*p.HeadDimV:(at+1)*p.HeadDimV])
+			if c.to.LSE != nil {
+				c.to.LSE[at] = float32(x.top[h] + math.Log(x.sum[h]))
+			}
+		}
+	}
+}
+
+// side returns the sums of a head of the query on one side.
+func (x *combineScratch) side(h, side, padV int) []float64 {
+	return x.acc[(h*sides+side)*padV:][:padV]
+}
+
+// head combines the parts of one head of the unit, head h of its query.
+func (x *combineScratch) head(parts []part, head, h, padV int) {
+	top, sum := negInf, 0.0
+	for i := range parts {
+		if parts[i].sum[head] != 0 { // NaN is not 0
+			top = max(top, float64(parts[i].top[head]))
+		}
+	}
+	for i := range parts {
+		if parts[i].sum[head] == 0 {
+			continue
+		}
+		f := math.Exp(float64(parts[i].top[head]) - top)
+		sum += f * parts[i].sum[head]
+		for k, used := range parts[i].used {
+			if !used {
+				continue
+			}
+			to, from := x.side(h, k, padV), parts[i].acc[k][head*padV:][:padV]
+			for d := range to {
+				to[d] += f * from[d]
+			}
+		}
+	}
+	x.top[h], x.sum[h] = top, sum
+}
+
+// entriesOfParts is the number of masses in some parts.
+func entriesOfParts(parts []part) (n int) {
+	for i := range parts {
+		n += len(parts[i].mass)
+	}
+	return n
+}
+
+// masses computes the mass of every entry of the list for a query, and writes it to out unless that
+// is nil. For means of V it keeps the masses of each head in gains.
+func (x *combineScratch) masses(c *call, u *unit, parts []part, query int, out []float32) {
+	group, heads := c.Group, len(u.qs)*c.Group
+	x.mass = grow(x.mass, len(u.list))
+	if n := entriesOfParts(parts) / heads * group; u.means {
+		x.gains = grow(x.gains, n)
+	}
+	x.last, x.factor = grow(x.last, group), grow(x.factor, group)
+	clear(x.mass)
+	for h := range x.last {
+		x.last[h] = float32(math.NaN())
+	}
+	kept := x.gains
+	last, factor := x.last, x.factor
+	for i := range parts {
+		from, _ := c.piece(u, i)
+		mass := x.mass[from.entry:]
+		gains, tops := parts[i].mass, parts[i].massTop
+		for k, at := 0, query*group; at < len(gains); k, at = k+1, at+heads {
+			sum, tops := 0.0, tops[at:at+group]
+			for h, g := range gains[at : at+group] {
+				if g == 0 { // NaN is not 0
+					continue
+				}
+				if t := tops[h]; t != last[h] {
+					last[h], factor[h] = t, math.Exp(float64(t)-x.top[h])/x.sum[h]
+				}
+				sum += g * factor[h]
+			}
+			mass[k] += sum
+			if !u.means {
+				continue
+			}
+			for h, g := range gains[at : at+group] {
+				if g != 0 {
+					g *= factor[h]
+				}
+				kept[h] = g
+			}
+			kept = kept[group:]
+		}
+	}
+	if out != nil {
+		for e, m := range x.mass {
+			out[e] = float32(m)
+		}
+	}
+}
+
+// addMeans sums the means of V sides, weighted by the masses of their blocks. Neighbouring entries
+// with one mean are one row of a tile.
+func (s *scratch) addMeans(c *call, u *unit) {
+	x, group := &s.combining, c.Group
+	x.w, x.some = grow(x.w, group*tileRows), grow(x.some, group*c.padV)
+	clear(x.w)
+	clear(x.some)
+	s.vt = grow(s.vt, tileRows*c.padV)
+	n, at, finite := 0, 0, true // means in the tile, index of gains
+	var last *float32
+	for i := range u.pieces() {
+		from, to := c.piece(u, i)
+		for k := range entriesOf(from, to) {
+			own := &c.view.At(int(u.list[from.entry+k])).Own
+			if mean := own.meanV; mean != nil {
+				if last != &mean[0] || n == 0 {
+					if n == tileRows {
+						s.foldMeans(c, n, finite)
+						n, finite = 0, true
+					}
+					finite = finite && own.finiteV
+					copy(s.vt[n*c.padV:], mean)
+					last = &mean[0]
+					n++
+				}
+				for h, g := range x.gains[at : at+group] {
+					x.w[h*tileRows+n-1] += float32(g)
+				}
+			}
+			at += group
+		}
+	}
+	if n > 0 {
+		s.foldMeans(c, n, finite)
+	}
+}
+
+// foldMeans adds a tile of n means to the sums of means. finite reports whether all are finite.
+func (s *scratch) foldMeans(c *call, n int, finite bool) {
+	x := &s.combining
+	if !x.hasMeans {
+		x.hasMeans = true
+		x.means = grow(x.means, c.Group*c.padV)
+		clear(x.means)
+	}
+	if finite {
+		c.kern.Accumulate(x.some, x.w, c.Group, s.vt, c.padV, n)
+	} else {
+		attend.AccumulateLive(x.some, x.w, c.Group, s.vt, c.padV, n)
+	}
+	c.kern.Fold(x.means, x.some)
+	clear(x.w)
+}
+
+// finish writes (exact + inverse rotation of rotated) / sum of head h, and zeros for a head that saw
+// no row. It rotates the sums of the rotated basis back once.
+func (x *combineScratch) finish(p *prepared, h int, rot *codec.Rotation, out []float32) {
+	sum := x.sum[h]
+	if sum == 0 {
+		clear(out)
+		return
+	}
+	attend.Restore(x.rot, x.side(h, rotatedSide, p.padV), p.kern.LayoutV(quant.LM1))
+	bytes, exact := x.side(h, bytesSide, p.padV), x.side(h, exactSide, p.padV)
+	for d := range x.back {
+		x.back[d] = float32((x.rot[d] + bytes[d]) / sum)
+	}
+	if rot != nil {
+		p.codec.Inverse(rot, x.back, 1, p.HeadDimV)
+	}
+	for d := range out {
+		out[d] = float32(exact[d]/sum + float64(x.back[d]))
+	}
+	if x.hasMeans {
+		for d, m := range x.means[h*p.padV:][:len(out)] {
+			out[d] = float32(exact[d]/sum + float64(x.back[d]) + m)
+		}
+	}
+}
