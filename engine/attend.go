@@ -19,11 +19,13 @@ type lists struct {
 	idx    []int32
 	lse    []float32
 	x, out []float32 // in the order of heads, if a row has many tokens
+	table  table
+	shown  int // blocks that the table may hold
 }
 
 func (l *lists) growth(d *demand, g quant.Geometry) int64 {
 	group := g.GQARatio()
-	n := more(l.blocks, d.pages) + more(l.pos, d.queries) + more(l.ptr, d.queries+1) + more(l.idx, d.index) +
+	n := int64(max(0, slack(d.pages)-l.shown))*shownBytes + more(l.blocks, d.pages) + more(l.pos, d.queries) + more(l.ptr, d.queries+1) + more(l.idx, d.index) +
 		more(l.lse, d.queries*group)
 	if d.permuted {
 		n += more(l.x, d.queries*group*g.HeadDim) + more(l.out, d.queries*group*g.HeadDimV)
@@ -48,14 +50,23 @@ func (l *lists) grow(led *ledger, d *demand, g quant.Geometry) error {
 			return err
 		}
 	}
+	if n := cap(l.blocks); n > l.shown {
+		if !led.take(forScratch, int64(n-l.shown)*shownBytes) {
+			return errNoRoom
+		}
+		l.shown = n
+	}
 	return nil
 }
 
-func (l *lists) drop(led *ledger) {
+func (l *lists) drop(led *ledger) error {
+	led.give(forScratch, int64(l.shown)*shownBytes)
+	l.shown = 0
 	l.blocks, l.pos = dropped(led, forScratch, l.blocks), dropped(led, forScratch, l.pos)
 	l.ptr, l.idx = dropped(led, forScratch, l.ptr), dropped(led, forScratch, l.idx)
 	l.lse, l.x = dropped(led, forScratch, l.lse), dropped(led, forScratch, l.x)
 	l.out = dropped(led, forScratch, l.out)
+	return l.table.close()
 }
 
 // Attend computes the attention of the step's tokens in one layer: q [tokens, heads, head_dim] with RoPE
@@ -137,8 +148,14 @@ func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
 	l.q = backend.Queries{Q: x, Group: group, HeadDim: g.HeadDim, HeadDimV: g.HeadDimV, Scale: c.cfg.Scale,
 		Softcap: c.cfg.Softcap, Pos: l.pos, Window: c.cfg.layerWindow(layer), BlockPtr: l.ptr, BlockIdx: l.idx}
 	l.lse = l.lse[:n*group]
-	if err := backend.AttendBlocks(s.ctx, c.be, &l.q, nil, l.blocks,
-		backend.Attention{Out: res, LSE: l.lse}); err != nil {
+	v, err := l.table.view(c.be, g, l.blocks)
+	if err == nil {
+		err = c.be.Attend(s.ctx, &l.q, v, backend.Attention{Out: res, LSE: l.lse})
+	}
+	if e := l.table.hide(); err == nil {
+		err = e
+	}
+	if err != nil {
 		return false, err
 	}
 	s.collect(layer, i, q, out, !single)

@@ -24,6 +24,7 @@ type Cache struct {
 	steps    []*step // unused ones
 	start    [sides]rung
 	pressure pressure
+	index    index
 	stats    Stats
 	closed   bool
 	err      error // a failure of the backend that left the cache in an unknown state
@@ -117,19 +118,22 @@ func (c *Cache) Close() error {
 	if e := c.pressure.floats.Free(); err == nil {
 		err = e
 	}
+	for _, q := range c.seqs {
+		if q.step != nil {
+			c.steps = append(c.steps, q.step)
+		}
+	}
 	for _, s := range c.steps {
-		if e := s.freeStage(); err == nil {
+		if e := s.shed(); err == nil { // of a step of many sequences once more, which does nothing
 			err = e
 		}
 	}
-	for _, q := range c.seqs {
-		if q.step != nil {
-			if e := q.step.freeStage(); err == nil {
-				err = e
-			}
+	for _, w := range c.closings {
+		if e := w.table.close(); err == nil {
+			err = e
 		}
 	}
-	c.seqs, c.steps = nil, nil
+	c.seqs, c.steps, c.closings = nil, nil, nil
 	return wrap("close", 0, err)
 }
 

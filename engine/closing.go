@@ -24,6 +24,7 @@ type closing struct {
 	from, to               []byte
 	queries                int // heads that w.weight is the sum over
 	rel                    backend.RelevanceOut
+	table                  table
 }
 
 func (c *memory) takeClosing() (*closing, error) {
@@ -39,7 +40,7 @@ func (c *memory) takeClosing() (*closing, error) {
 func (c *memory) closingBytes() int64 {
 	g, e, pages := c.geo, int64(c.cfg.KeptQueries), int64(c.segPages()*c.geo.KVHeads)
 	return e*int64(g.Heads)*int64(4*g.HeadDim+4) + int64(c.cfg.Segment)*int64(4*g.KVHeads+4+8) +
-		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*int64(unsafe.Sizeof(backend.Block{})) + 4*pages + 4 +
+		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*(shownBytes+int64(unsafe.Sizeof(backend.Block{}))) + 4*pages + 4 +
 		4*int64(c.cfg.Segment)*int64(max(g.HeadDim, g.HeadDimV)) + int64(unsafe.Sizeof(closing{}))
 }
 
@@ -140,25 +141,29 @@ func (c *memory) relevance(ctx context.Context, w *closing, layer int, seg *segm
 		Scale: c.cfg.Scale, Softcap: c.cfg.Softcap, Pos: w.pos[:n*g.KVHeads], Window: c.cfg.layerWindow(layer),
 		BlockPtr: w.ptr, BlockIdx: w.idx}
 	w.rel = backend.RelevanceOut{Power: 2, RowPtr: w.row, Sum: w.weight[:w.row[len(w.row)-1]]}
-	return backend.RelevanceBlocks(ctx, c.be, &q, nil, w.lse[:n*g.Heads], w.blocks, &w.rel)
+	v, err := w.table.view(c.be, g, w.blocks)
+	if err == nil {
+		err = c.be.Relevance(ctx, &q, w.lse[:n*g.Heads], v, &w.rel)
+	}
+	if e := w.table.hide(); err == nil {
+		err = e
+	}
+	return err
 }
 
-// copyPacked copies row j of a packed side of 32 rows to row i of another of the same coding.
-func copyPacked(dst []byte, i int, src []byte, j int, cd quant.Coding, dim int) {
-	if cd.Format.Exact() {
-		n := 2 * dim
-		copy(dst[i*n:(i+1)*n], src[j*n:])
-		return
+// copyPacked copies row j of a packed side of srcRows rows to row i of one of dstRows rows.
+func copyPacked(dst []byte, dstRows, i int, src []byte, srcRows, j int, cd quant.Coding, dim int) {
+	n, planes := dim/8, cd.Format.Bits()
+	if !cd.Format.Nested() { // rows stand one after the other
+		n, planes = dim*planes/8, 1
 	}
-	scales := cd.PackedBytes(pageTokens, dim) - cd.ScaleBytes(pageTokens)
-	plane, n := scales/cd.Format.Bits(), dim/8
-	if cd.Format == quant.U8 {
-		plane, n = scales, dim
+	at, from := len(dst)-cd.ScaleBytes(dstRows), len(src)-cd.ScaleBytes(srcRows)
+	for p := range planes {
+		copy(dst[p*at/planes+i*n:][:n], src[p*from/planes+j*n:])
 	}
-	for p := 0; p < scales; p += plane {
-		copy(dst[p+i*n:p+(i+1)*n], src[p+j*n:])
+	if at < len(dst) {
+		copy(dst[at+2*i:at+2*i+2], src[from+2*j:])
 	}
-	copy(dst[scales+2*i:scales+2*i+2], src[scales+2*j:])
 }
 
 // energyOf returns the mean energy of 32 packed rows.
@@ -196,22 +201,51 @@ func energyOf(p []byte, cd quant.Coding, dim int) float32 {
 func (w *closing) permuteRows(c *memory, blocks []block, perm []int32) error {
 	for side, dim := range c.sizes.dim {
 		for i := range blocks {
-			at := c.arena.at(blocks[i].at[side], c.sizes.bytes(side, blocks[i].rung[side]))
+			at := c.side(&blocks[i], side, pageTokens).Data
 			if err := at.Buf.Download(at.Off, w.from[i*2*pageTokens*dim:][:at.Len]); err != nil {
 				return err
 			}
 		}
 		for i := range blocks {
-			at := c.arena.at(blocks[i].at[side], c.sizes.bytes(side, blocks[i].rung[side]))
+			at := c.side(&blocks[i], side, pageTokens).Data
+			cd := blocks[i].rung[side].coding()
 			for r := range pageTokens {
 				from := int(perm[i*pageTokens+r])
-				copyPacked(w.to[:at.Len], r, w.from[from/pageTokens*2*pageTokens*dim:][:at.Len], from%pageTokens,
-					blocks[i].rung[side].coding(), dim)
+				src := w.from[from/pageTokens*2*pageTokens*dim:]
+				copyPacked(w.to[:at.Len], pageTokens, r, src[:at.Len], pageTokens, from%pageTokens, cd, dim)
 			}
-			blocks[i].energy[side] = energyOf(w.to[:at.Len], blocks[i].rung[side].coding(), dim)
+			blocks[i].energy[side] = energyOf(w.to[:at.Len], cd, dim)
 			if err := at.Buf.Upload(at.Off, w.to[:at.Len]); err != nil {
 				return err
 			}
+		}
+	}
+	return nil
+}
+
+// reopen brings the rows of an unshared segment back into their order where they have been sorted.
+func (w *closing) reopen(c *memory, seg *segment) error {
+	g := c.geo
+	for i := range g.Layers * g.KVHeads {
+		blocks := seg.blocks[i*seg.pages : (i+1)*seg.pages]
+		if blocks[0].pos == 0 {
+			continue
+		}
+		for b := range blocks {
+			at := c.arena.at(blocks[b].pos, 2*pageTokens)
+			if err := at.Buf.Download(at.Off, w.to[:at.Len]); err != nil {
+				return err
+			}
+			for r := range pageTokens {
+				w.perm[binary.LittleEndian.Uint16(w.to[2*r:])] = int32(b*pageTokens + r)
+			}
+			if err := c.arena.release(&blocks[b].pos); err != nil {
+				return err
+			}
+			blocks[b].rows = 0
+		}
+		if err := w.permuteRows(c, blocks, w.perm); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -55,6 +55,9 @@ type Config struct {
 	SensitivityK, SensitivityV []float32
 	// Seed is that of the rotations.
 	Seed uint64
+	// Model and Profile are part of the keys of shared prefixes: rows of another model, or coded with
+	// another profile, are never shared.
+	Model, Profile string
 	// Logger receives refusals and the start of pressure. nil: nothing is logged.
 	Logger *slog.Logger
 }

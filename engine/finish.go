@@ -2,10 +2,6 @@
 
 package engine
 
-import (
-	"encoding/binary"
-)
-
 // finish ends the step: every row keeps its first n tokens. It also undoes a step that was not begun
 // in full.
 func (s *step) finish(n int) error {
@@ -18,7 +14,7 @@ func (s *step) finish(n int) error {
 			return err
 		}
 		r.seq.step = nil
-		r.seq = nil
+		r.seq, r.ids = nil, nil
 	}
 	s.retire()
 	return nil
@@ -52,7 +48,9 @@ func (s *step) finishRow(r *stepRow, end int64) error {
 		}
 	}
 	q.left = q.exactFrom() + int64(keep)*pageTokens
-	q.n = end
+	q.extend(r.ids, int(end-r.from))
+	q.n, q.high = end, max(q.high, end)
+	q.enlist()
 	return q.trim()
 }
 
@@ -65,7 +63,7 @@ func (s *step) settleSegments(r *stepRow, n int) error {
 		}
 		spots := s.spotsOf(r, seg.lo)
 		if i >= n {
-			if err := s.reopen(seg); err != nil {
+			if err := s.closing.reopen(&s.c.memory, seg); err != nil {
 				return err
 			}
 		}
@@ -82,34 +80,6 @@ func (s *step) settleSegments(r *stepRow, n int) error {
 			seg.closed = true
 			r.seq.stale = true
 			n--
-		}
-	}
-	return nil
-}
-
-// reopen brings the rows of an unshared segment back into their order where they have been sorted.
-func (s *step) reopen(seg *segment) error {
-	c, g, w := s.c, s.c.geo, s.closing
-	for i := range g.Layers * g.KVHeads {
-		blocks := seg.blocks[i*seg.pages : (i+1)*seg.pages]
-		if blocks[0].pos == 0 {
-			continue
-		}
-		for b := range blocks {
-			at := c.arena.at(blocks[b].pos, 2*pageTokens)
-			if err := at.Buf.Download(at.Off, w.to[:at.Len]); err != nil {
-				return err
-			}
-			for r := range pageTokens {
-				w.perm[binary.LittleEndian.Uint16(w.to[2*r:])] = int32(b*pageTokens + r)
-			}
-			if err := c.arena.release(&blocks[b].pos); err != nil {
-				return err
-			}
-			blocks[b].rows = 0
-		}
-		if err := w.permuteRows(&c.memory, blocks, w.perm); err != nil {
-			return err
 		}
 	}
 	return nil

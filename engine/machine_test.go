@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"testing"
@@ -49,6 +50,8 @@ func TestMachine(t *testing.T) {
 			"sequence": m.sequence,
 			"step":     m.step,
 			"close":    m.close,
+			"fork":     m.fork,
+			"truncate": m.truncate,
 		})
 		r.closeAll()
 	})
@@ -104,7 +107,7 @@ func (m *machine) step(rt *rapid.T) {
 	long := false
 	for _, x := range m.talks {
 		if n := rapid.IntRange(0, 60).Draw(rt, "tokens"); n > 0 {
-			rows, talks = append(rows, Row{x.s, n}), append(talks, x)
+			rows, talks = append(rows, Row{Seq: x.s, Tokens: n}), append(talks, x)
 			long = long || n > m.c.cfg.Window
 		}
 	}
@@ -160,5 +163,36 @@ func (m *machine) compare(rt *rapid.T, talks []talk, rows []Row, layer int, out 
 			}
 		}
 		out = out[rows[i].Tokens*w:]
+	}
+}
+
+func (m *machine) fork(rt *rapid.T) {
+	i := m.pick(rt)
+	if len(m.talks) == 5 {
+		rt.Skip("enough")
+	}
+	s, err := m.talks[i].s.Fork()
+	if m.allowed(rt, err) {
+		// Making room may recode the original meanwhile.
+		if !m.tight && !bytes.Equal(m.state(m.talks[i].s), m.state(s)) {
+			rt.Fatal("a fork differs from its original")
+		}
+		m.talks = append(m.talks, talk{s, m.talks[i].text})
+	}
+}
+
+// truncate forgets tokens; those that follow are the same ones again.
+func (m *machine) truncate(rt *rapid.T) {
+	x := m.talks[m.pick(rt)]
+	n := rapid.Int64Range(0, x.s.n).Draw(rt, "length")
+	if m.c.cfg.LayerWindow != nil && rapid.Bool().Draw(rt, "near") {
+		n = max(0, x.s.n-rapid.Int64Range(0, 20).Draw(rt, "back"))
+	}
+	err := x.s.Truncate(n)
+	if errors.Is(err, quant.ErrUnsupported) && m.c.cfg.LayerWindow != nil {
+		return
+	}
+	if m.allowed(rt, err) {
+		require.Equal(rt, n, x.s.n)
 	}
 }

@@ -40,7 +40,7 @@ func (s *step) plan(rows []Row) error {
 	at, heads := 0, g.Layers*g.KVHeads
 	for i := range rows {
 		r := &s.rows[i]
-		*r = stepRow{seq: rows[i].Seq, n: rows[i].Tokens, at: at, from: rows[i].Seq.n, past: r.past, kept: r.kept}
+		*r = stepRow{seq: rows[i].Seq, n: rows[i].Tokens, at: at, from: rows[i].Seq.n, ids: rows[i].IDs, past: r.past, kept: r.kept}
 		at += r.n
 		r.leaves, r.closes = r.seq.leaving(r.from + int64(r.n))
 		r.spare, r.spot = d.spares, d.spots
@@ -82,7 +82,7 @@ func (s *step) planPages(r *stepRow) {
 	if len(q.segs) > 0 {
 		last = q.segs[len(q.segs)-1].hi()
 	}
-	last = max(last, end)
+	last, end = max(last, end, r.from), max(end, r.from) // whole segments before may be gone
 	for to := r.from + int64(r.n); end < to; end += pageTokens {
 		if end == last {
 			d.tables += c.segmentSize(c.segPages())
@@ -176,7 +176,7 @@ func (s *step) addSegments(r *stepRow) (err error) {
 		if n := len(q.segs); n > 0 {
 			end = q.segs[n-1].hi()
 		}
-		if end >= r.from+int64(r.n) {
+		if end = max(end, r.from); end >= r.from+int64(r.n) { // whole segments before may be gone
 			break
 		}
 		err = q.addSegment(end, c.segPages(), pageTokens, false)
@@ -319,12 +319,15 @@ func (s *step) shed() error {
 	led := &s.c.led
 	s.done, s.enc = dropped(led, forScratch, s.done), dropped(led, forScratch, s.enc)
 	s.spares, s.spots = dropped(led, forScratch, s.spares), dropped(led, forScratch, s.spots)
-	s.lists.drop(led)
+	err := s.lists.drop(led)
 	s.rows = s.rows[:cap(s.rows)]
 	for i := range s.rows {
 		s.rows[i].past = dropped(led, forScratch, s.rows[i].past)
 		led.give(forQueries, s.c.keptBytes(s.rows[i].kept.n))
 	}
 	s.rows = dropped(led, forScratch, s.rows)
-	return s.freeStage()
+	if e := s.freeStage(); err == nil {
+		err = e
+	}
+	return err
 }

@@ -55,7 +55,8 @@ type pressure struct {
 	count   []float64
 	floor   []float64 // [layers * kv_heads]: attention that every row is taken to get at least
 	visited uint64
-	fixed   bool // tests hold the starting coding
+	only    *Sequence // a hint concerns this one alone; nil: all
+	fixed   bool      // tests hold the starting coding
 }
 
 // used returns the share of the budget that cannot be made slots of.
@@ -160,6 +161,11 @@ func (p *pressure) shed() (bool, error) {
 	}
 	c.steps = c.steps[:0]
 	c.led.give(forScratch, int64(len(c.closings))*c.closingBytes())
+	for _, w := range c.closings {
+		if err := w.table.close(); err != nil {
+			return false, c.broken(err)
+		}
+	}
 	n += len(c.closings)
 	c.closings = c.closings[:0]
 	return n > 0, nil
@@ -167,11 +173,22 @@ func (p *pressure) shed() (bool, error) {
 
 // demoteUntil recodes rows, cheapest damage first, until missing reports nothing or the units are used up
 // or there is nothing left to give.
-func (p *pressure) demoteUntil(missing func() int64, units int) error {
+func (p *pressure) demoteUntil(missing func() int64, units int) (err error) {
+	if p.only == nil {
+		if _, err := p.c.index.evict(p.c, missing); err != nil || missing() <= 0 {
+			return err
+		}
+	}
 	if err := p.reprice(); err != nil {
 		return err
 	}
 	p.weighHeads()
+	before := p.c.stats.Dropped
+	defer func() {
+		if e := p.reap(before); err == nil {
+			err = e
+		}
+	}()
 	for missing() > 0 && units > 0 {
 		did, err := p.packLate(missing, &units)
 		if err == nil && missing() > 0 && !did {
@@ -183,9 +200,38 @@ func (p *pressure) demoteUntil(missing func() int64, units int) error {
 		if err != nil {
 			return err
 		}
-		if !did && !p.coarserStart() {
+		if !did && (p.only != nil || !p.coarserStart()) {
 			return nil
 		}
+	}
+	return nil
+}
+
+// reap removes segments of which nothing is left, if blocks were dropped since before: a conversation that
+// goes on for ever must not gather descriptors.
+func (p *pressure) reap(before uint64) error {
+	if p.c.stats.Dropped == before {
+		return nil
+	}
+	for _, q := range p.c.seqs {
+		if q.step != nil {
+			continue
+		}
+		kept := q.segs[:0]
+		for _, s := range q.segs {
+			if !s.closed || s.sinks || !s.empty() {
+				kept = append(kept, s)
+				continue
+			}
+			if q.pinned {
+				s.pinned--
+			}
+			if err := p.c.unref(s); err != nil {
+				return err
+			}
+		}
+		clear(q.segs[len(kept):])
+		q.segs = kept
 	}
 	return nil
 }
@@ -209,7 +255,7 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 		c.start = starts[1]
 	}
 	for _, q := range c.seqs {
-		if q.step != nil {
+		if q.step != nil || q.pinned || p.only != nil && p.only != q {
 			continue
 		}
 		for _, s := range q.segs {

@@ -108,6 +108,9 @@ func (p *pressure) eachSegment(f func(s *segment)) {
 	c := p.c
 	p.visited++
 	for _, q := range c.seqs {
+		if p.only != nil && p.only != q {
+			continue
+		}
 		for _, s := range q.segs {
 			if s.closed && !s.sinks && s.pinned == 0 && s.visited != p.visited {
 				s.visited = p.visited

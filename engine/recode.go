@@ -98,10 +98,10 @@ func (p *pressure) recodeAll() error {
 		job := backend.EncodeJob{Src: from.Data, DType: quant.Float16, Rows: rows, Dim: dim,
 			Dst: backend.Side{Coding: to, Seed: c.cfg.Seed, Data: dst}}
 		switch n := int64(4 * rows * dim); {
-		case from.Coding.Format.Nested():
+		case from.Coding.Format.Nested() && to.Format.Nested():
 			dem = append(dem, backend.DemoteJob{Src: from, To: to, Rows: rows, Dim: dim, Dst: dst})
 			continue
-		case from.Coding.Format == quant.U8:
+		case from.Coding.Format != quant.F16:
 			if at+n > w.floats.Len() {
 				if err := again(); err != nil {
 					return err

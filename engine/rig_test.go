@@ -116,7 +116,7 @@ func (r *rig) step(s *Sequence, text uint64, n, keep int) [][]float32 {
 
 func (r *rig) try(s *Sequence, text uint64, n, keep int) ([][]float32, error) {
 	lo := s.Len()
-	st, err := r.c.Begin(context.Background(), []Row{{s, n}})
+	st, err := r.c.Begin(context.Background(), []Row{{Seq: s, Tokens: n}})
 	if err != nil {
 		return nil, err
 	}
@@ -241,6 +241,18 @@ func (r *rig) audit() {
 			segs[g]++
 		}
 	}
+	index := int64(0)
+	for _, s := range c.seqs {
+		index += 32 * int64(cap(s.chain.keys))
+	}
+	for _, n := range c.index.nodes {
+		index += prefixBytes + int64(len(n.keys))*keyBytes
+		segs[n.seg]++
+		if n.sinks != nil {
+			segs[n.sinks]++
+		}
+	}
+	require.Equal(t, index, c.led.by[forIndex])
 	slots := make([]int, len(c.sizes.classes))
 	for g, refs := range segs {
 		require.Equal(t, refs, g.refs)

@@ -39,6 +39,7 @@ const blockBytes = int64(unsafe.Sizeof(block{}))
 // sequences may share it, and only pressure changes it.
 type segment struct {
 	lo      int64 // position of the first token
+	end     int64 // where a closed segment was cut, 0 if it was not
 	pages   int
 	per     int // rows of a page: 32, or the number of sinks
 	have    int // pages with memory, while it is open
@@ -53,7 +54,22 @@ type segment struct {
 const segmentBytes = int64(unsafe.Sizeof(segment{}))
 
 // hi returns the position behind the last token that the segment has room for.
-func (s *segment) hi() int64 { return s.lo + int64(s.pages*s.per) }
+func (s *segment) hi() int64 {
+	if s.end != 0 {
+		return s.end
+	}
+	return s.lo + int64(s.pages*s.per)
+}
+
+// empty reports whether every block was dropped.
+func (s *segment) empty() bool {
+	for i := range s.blocks {
+		if s.blocks[i].at[sideK] != 0 {
+			return false
+		}
+	}
+	return true
+}
 
 // of returns the blocks of a layer and head.
 func (s *segment) of(layer, head, kvHeads int) []block {

@@ -14,7 +14,9 @@ type Sequence struct {
 	id     uint64
 	segs   []*segment
 	n      int64 // committed tokens
+	high   int64 // the most tokens it has had
 	kept   kept
+	chain  chain
 	step   *step // the step that is under way
 	closed bool
 	pinned bool
@@ -72,6 +74,7 @@ func (s *Sequence) release() error {
 		}
 	}
 	s.segs = dropped(&c.led, forTables, s.segs)
+	s.unfollow()
 	c.led.give(forQueries, sequenceBytes+c.keptBytes(s.kept.n))
 	s.kept = kept{}
 	return nil
@@ -141,7 +144,11 @@ func (q *Sequence) addSegment(lo int64, pages, per int, sinks bool) error {
 	if !c.led.take(forTables, c.segmentSize(pages)) {
 		return errNoRoom
 	}
-	q.segs = append(q.segs, c.newSegment(lo, pages, per, sinks))
+	s := c.newSegment(lo, pages, per, sinks)
+	if q.pinned {
+		s.pinned++
+	}
+	q.segs = append(q.segs, s)
 	return nil
 }
 
@@ -151,7 +158,7 @@ func (q *Sequence) trim() error {
 	c := q.c
 	for i := len(q.segs) - 1; i >= 0; i-- {
 		s := q.segs[i]
-		if s.closed || s.lo < q.n {
+		if s.lo < q.n {
 			if !s.closed {
 				if err := c.dropPages(s, int(q.n-s.lo+int64(s.per)-1)/s.per); err != nil {
 					return err
@@ -159,8 +166,8 @@ func (q *Sequence) trim() error {
 			}
 			break
 		}
-		if err := c.dropPages(s, 0); err != nil {
-			return err
+		if q.pinned {
+			s.pinned--
 		}
 		if err := c.unref(s); err != nil {
 			return err

@@ -12,27 +12,32 @@ type Stats struct {
 	TableBytes   int64 // descriptors
 	QueryBytes   int64 // kept queries
 	ScratchBytes int64 // staging and lists
+	IndexBytes   int64 // keys of shared prefixes
 	Sequences    int
 	Tokens       int64 // committed, of all sequences
 	// Sides counts the sides of blocks at each level, by the name of the coding; "dropped" holds those
 	// of which nothing is left. A shared block counts once.
-	Sides    map[string]int
-	Steps    uint64 // committed
-	Units    uint64 // of work that pressure did: sides of blocks recoded, blocks dropped
-	Dropped  uint64 // blocks
-	Refusals uint64 // steps and sequences that were refused for want of memory
+	Sides   map[string]int
+	Steps   uint64 // committed
+	Units   uint64 // of work that pressure did: sides of blocks recoded, blocks dropped
+	Dropped uint64 // blocks
+	// PrefixQueries and PrefixHits count the tokens that MatchPrefix was asked for, and those it found.
+	PrefixQueries, PrefixHits uint64
+	Refusals                  uint64 // steps and sequences that were refused for want of memory
 }
 
-// Stats returns the state of the cache.
+// Stats returns the state of the cache. It looks at every block, while no step can go on: call it a few
+// times a second at most.
 func (c *Cache) Stats() Stats {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	s := c.stats
 	l := &c.led
 	s.BudgetBytes, s.HeldBytes, s.PeakBytes = l.budget, l.held, l.peak
 	s.FreeBytes = c.arena.free()
 	s.RowBytes, s.TableBytes, s.QueryBytes, s.ScratchBytes = l.by[forRows], l.by[forTables], l.by[forQueries],
 		l.by[forScratch]
+	s.IndexBytes = l.by[forIndex]
 	s.Sequences = len(c.seqs)
 	s.Sides = map[string]int{}
 	seen := map[*segment]bool{}

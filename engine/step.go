@@ -16,6 +16,9 @@ import (
 type Row struct {
 	Seq    *Sequence
 	Tokens int
+	// IDs [Tokens] are the ids of the tokens, so that other sequences can share them; see
+	// Cache.MatchPrefix. They must not change until Commit. nil: they are not shared.
+	IDs []int32
 }
 
 // Step adds tokens to one or many sequences. For every layer, Append takes the rows and Attend the
@@ -65,10 +68,11 @@ type stepRow struct {
 	seq    *Sequence
 	n, at  int   // tokens, and the first one's number in the step
 	from   int64 // committed tokens before
-	leaves int   // pages that leave the window
-	closes int   // segments that close
-	spare  int   // first of the row's spares
-	spot   int   // first of the row's spots
+	ids    []int32
+	leaves int // pages that leave the window
+	closes int // segments that close
+	spare  int // first of the row's spares
+	spot   int // first of the row's spots
 	past   []int32
 	kept   kept
 }
@@ -123,6 +127,8 @@ func (c *Cache) checkRows(rows []Row) (tokens int, err error) {
 		case r.Tokens < 1 || r.Tokens > 1<<20:
 			return 0, fail(call, r.Seq.id, "row %d: %d tokens, want 1 to %d: %w", i, r.Tokens, 1<<20,
 				quant.ErrShape)
+		case r.IDs != nil && len(r.IDs) != r.Tokens:
+			return 0, fail(call, r.Seq.id, "row %d: %d ids of %d tokens: %w", i, len(r.IDs), r.Tokens, quant.ErrShape)
 		case r.Seq.n > quant.MaxTokens-int64(r.Tokens):
 			return 0, fail(call, r.Seq.id, "row %d: %d tokens beside %d: %w", i, r.Tokens, r.Seq.n,
 				quant.ErrTooLarge)

@@ -97,12 +97,19 @@ func run() error {
 	return nil
 }
 
-// encode returns the tokens of a text of the evaluation.
-func encode(m *model.Model, name string) ([]int32, error) {
-	for _, t := range texts.All() {
-		if t.Name == name {
-			return m.Tokenizer().Encode(t.Body, false)
+// encode returns the tokens of a text of the evaluation, or of several joined by "+".
+func encode(m *model.Model, names string) ([]int32, error) {
+	var body strings.Builder
+	for _, name := range strings.Split(names, "+") {
+		n := body.Len()
+		for _, t := range texts.All() {
+			if t.Name == name {
+				body.WriteString(t.Body)
+			}
+		}
+		if body.Len() == n {
+			return nil, fmt.Errorf("servingtable: no text %q: %w", name, quant.ErrShape)
 		}
 	}
-	return nil, fmt.Errorf("servingtable: no text %q: %w", name, quant.ErrShape)
+	return m.Tokenizer().Encode(body.String(), false)
 }

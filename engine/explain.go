@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"github.com/kvist-project/kvist/quant"
+)
+
+// BlockInfo tells what a block holds and why it is coded as it is.
+type BlockInfo struct {
+	// From and To are the positions that the segment of the block covers, To excluded. The rows of a
+	// sorted block are from anywhere in it; those of others are Rows tokens from First on.
+	From, To, First int64
+	Rows            int    // 0 if they were dropped
+	State           string // "sinks", "exact": in the window; "open": it left the window; "sorted"
+	K, V            string // codings, or "dropped"
+	Bytes           int64  // of K, V and positions
+	Users           int    // sequences and index entries that share the segment
+	Pinned          bool
+	Mass            float64 // attention that a recent query gives the block: sum over its rows of p^2
+	// PriceK and PriceV are the damage of the next demotion for each byte that it frees: what pressure
+	// compares. 0 if there is none.
+	PriceK, PriceV float64
+}
+
+// Explain describes the blocks of a layer and KV head, in the order of their segments.
+//
+// Errors: quant.ErrShape for a wrong layer or head, or while a step is under way; quant.ErrClosed.
+func (s *Sequence) Explain(layer, kvHead int) ([]BlockInfo, error) {
+	const call = "explain"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return nil, err
+	}
+	if err := s.ready(call); err != nil {
+		return nil, err
+	}
+	g := c.geo
+	if layer < 0 || layer >= g.Layers || kvHead < 0 || kvHead >= g.KVHeads {
+		return nil, fail(call, s.id, "layer %d of %d, kv_head %d of %d: %w", layer, g.Layers, kvHead, g.KVHeads,
+			quant.ErrShape)
+	}
+	c.pressure.weighHeads()
+	var all []BlockInfo
+	for _, seg := range s.segs {
+		blocks := seg.of(layer, kvHead, g.KVHeads)
+		for i := range blocks {
+			if b := &blocks[i]; b.at[sideK] != 0 || seg.closed {
+				all = append(all, s.explain(seg, b, layer, kvHead, i))
+			}
+		}
+	}
+	return all, nil
+}
+
+func (s *Sequence) explain(seg *segment, b *block, layer, kvHead, page int) BlockInfo {
+	c, p := s.c, &s.c.pressure
+	x := BlockInfo{From: seg.lo, To: min(seg.hi(), s.n), First: seg.lo + int64(page*seg.per), State: "sorted",
+		K: b.rung[sideK].String(), V: b.rung[sideV].String(), Users: seg.refs, Pinned: seg.pinned > 0,
+		Mass: float64(b.mass)}
+	if v, ok := c.view(seg, b, layer, kvHead, page, s.n); ok {
+		x.Rows = int(v.Rows)
+	}
+	for _, at := range b.slots() {
+		if *at != 0 {
+			x.Bytes += c.arena.classes[at.class()].bytes
+		}
+	}
+	switch {
+	case seg.sinks:
+		x.State = "sinks"
+	case !seg.closed && x.First >= s.exactFrom():
+		x.State = "exact"
+	case !seg.closed:
+		x.State = "open"
+	default:
+		head := layer*c.geo.KVHeads + kvHead
+		if b.at[sideK] != 0 && p.frees(b, sideK) > 0 {
+			x.PriceK = p.priceOf(b, sideK, head)
+		}
+		if b.at[sideK] != 0 && p.frees(b, sideV) > 0 {
+			x.PriceV = p.priceOf(b, sideV, head)
+		}
+	}
+	return x
+}
+
+// Pin keeps the rows of the sequence as they are: pressure takes from others. Pinning what does not fit
+// beside other sequences makes their steps fail with quant.ErrFull.
+//
+// Errors: quant.ErrClosed.
+func (s *Sequence) Pin(on bool) error {
+	const call = "pin"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return err
+	}
+	if s.closed {
+		return closed(call, s.id, "sequence")
+	}
+	if on == s.pinned {
+		return nil
+	}
+	s.pinned = on
+	for _, g := range s.segs {
+		if on {
+			g.pinned++
+		} else {
+			g.pinned--
+		}
+	}
+	return nil
+}
+
+// Demote is a hint that the sequence will not be used for a while: it frees about share of the bytes of
+// its rows, cheapest damage first, for others to use. What it frees does not come back.
+//
+// Errors: quant.ErrShape for a share outside [0, 1], or while a step is under way; quant.ErrClosed; those
+// of the backend.
+func (s *Sequence) Demote(share float64) error {
+	const call = "demote"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return err
+	}
+	if err := s.ready(call); err != nil {
+		return err
+	}
+	if !(share >= 0 && share <= 1) {
+		return fail(call, s.id, "share %v, want 0 to 1: %w", share, quant.ErrShape)
+	}
+	goal := int64((1 - share) * float64(s.rowBytes()))
+	c.pressure.only = s
+	err := c.pressure.demoteUntil(func() int64 { return s.rowBytes() - goal }, maxUnits*len(s.segs))
+	c.pressure.only = nil
+	return wrap(call, s.id, c.broken(err))
+}
+
+// rowBytes returns the bytes of the rows of a sequence.
+func (s *Sequence) rowBytes() (n int64) {
+	for _, g := range s.segs {
+		for i := range g.blocks {
+			for _, at := range g.blocks[i].slots() {
+				if *at != 0 {
+					n += s.c.arena.classes[at.class()].bytes
+				}
+			}
+		}
+	}
+	return n
+}

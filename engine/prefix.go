@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/binary"
+	"fmt"
+	"unsafe"
+)
+
+// prefixTokens is the number of tokens between two keys.
+const prefixTokens = 64
+
+// key stands for all tokens up to a multiple of prefixTokens. It is an HMAC-SHA256 of them, of the model and
+// the profile, under the salt of those who may share: without the salt nobody can tell whether a prompt
+// is in the cache, and two salts never share.
+type key [sha256.Size]byte
+
+// prefix is a closed segment in the index, with the one before it. The index keeps it after the
+// sequences that made it have gone, until the memory is wanted.
+type prefix struct {
+	parent   *prefix
+	sinks    *segment // before the first segment; nil for others
+	seg      *segment
+	keys     []key
+	children int
+	used     uint64 // clock of its last use
+}
+
+// index finds segments by the tokens that they and all before them hold.
+type index struct {
+	at    map[key]mark
+	nodes []*prefix
+	clock uint64
+}
+
+// mark is where the tokens of a key end.
+type mark struct {
+	node   *prefix
+	tokens int64
+}
+
+// keyBytes is what a key takes in a node and in the map.
+const keyBytes = int64(2*sha256.Size + 64)
+
+const prefixBytes = int64(unsafe.Sizeof(prefix{})) + 16
+
+// chain are the keys of a sequence. Its zero value follows no tokens.
+type chain struct {
+	follows bool
+	root    key
+	keys    []key
+	rest    [prefixTokens]int32 // tokens after the last key
+	n       int
+	node    *prefix // of the last segment of the sequence that is in the index
+}
+
+// rootKey returns the key of no tokens.
+func (c *Config) rootKey(salt []byte) (k key) {
+	h := hmac.New(sha256.New, salt)
+	for _, s := range []string{"kvist prefix 1", c.Model, c.Profile} {
+		fmt.Fprintf(h, "%d:%s", len(s), s)
+	}
+	h.Sum(k[:0])
+	return k
+}
+
+// next returns the key after 64 more tokens.
+func (root *key) next(last key, tokens []int32) (k key) {
+	h := hmac.New(sha256.New, root[:])
+	var buf [4 * prefixTokens]byte
+	for i, t := range tokens {
+		binary.LittleEndian.PutUint32(buf[4*i:], uint32(t))
+	}
+	h.Write(last[:])
+	h.Write(buf[:])
+	h.Sum(k[:0])
+	return k
+}
+
+// last returns the key of all tokens but the rest.
+func (x *chain) last() key {
+	if len(x.keys) == 0 {
+		return x.root
+	}
+	return x.keys[len(x.keys)-1]
+}
+
+// MatchPrefix returns a new sequence that holds as many first tokens as the cache knows under the salt: a
+// multiple of 64, and less than len(tokens), because a model needs one token to go on from. Len tells how
+// many; the caller adds the others, with their ids (Row.IDs), so that later sequences can share them too.
+//
+// Tokens are shared when their segment is closed, whole segments with their bytes charged once. Sequences
+// with different salts share nothing.
+//
+// Errors: quant.ErrFull if the budget holds no further sequence; quant.ErrClosed; those of the backend.
+func (c *Cache) MatchPrefix(salt []byte, tokens []int32) (*Sequence, error) {
+	const call = "match prefix"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return nil, err
+	}
+	c.stats.PrefixQueries += uint64(len(tokens))
+	x := chain{follows: true, root: c.cfg.rootKey(salt)}
+	var found mark
+	for last, n := x.root, 0; n+prefixTokens < len(tokens); n += prefixTokens {
+		last = x.root.next(last, tokens[n:n+prefixTokens])
+		p, ok := c.index.at[last]
+		if !ok {
+			break
+		}
+		found = p
+		x.keys = append(x.keys, last)
+	}
+	c.index.use(found.node)
+	s, err := c.newSequence()
+	if err != nil {
+		return nil, wrap(call, 0, err)
+	}
+	if err = s.follow(x); err == nil {
+		err = s.resumeAt(found)
+	}
+	if err != nil {
+		if e := c.broken(s.release()); e != nil {
+			err = fmt.Errorf("%w (and then: %w)", err, e)
+		}
+		c.refuse(call, s.id, err)
+		return nil, wrap(call, s.id, err)
+	}
+	c.stats.PrefixHits += uint64(s.n)
+	return s, nil
+}
+
+// follow gives the sequence a copy of a chain.
+func (s *Sequence) follow(x chain) error {
+	c := s.c
+	keys := x.keys
+	x.keys = nil
+	if err := c.pressure.makeRoom(context.Background(), nil, int64(slack(len(keys)+1))*sha256.Size); err != nil {
+		return err
+	}
+	var ok bool
+	if x.keys, ok = grown(&c.led, forIndex, x.keys, len(keys)); !ok {
+		return errNoRoom
+	}
+	x.keys = append(x.keys, keys...)
+	s.chain = x
+	return nil
+}
+
+// resumeAt makes an empty sequence one that holds the tokens of a place in the index.
+func (s *Sequence) resumeAt(p mark) error {
+	var path []*prefix
+	for n := p.node; n != nil; n = n.parent {
+		path = append(path, n)
+		n.seg.pinned++ // adopting may make room
+		defer func() { n.seg.pinned-- }()
+	}
+	for i := len(path) - 1; i >= 0; i-- {
+		if g := path[i].sinks; g != nil {
+			if err := s.adopt(g, false); err != nil {
+				return err
+			}
+		}
+		if err := s.adopt(path[i].seg, false); err != nil {
+			return err
+		}
+	}
+	if p.node == nil {
+		return nil
+	}
+	s.n, s.left, s.stale, s.chain.node = p.node.seg.hi(), p.node.seg.hi(), true, p.node
+	if p.tokens < s.n {
+		if err := s.truncate(p.tokens); err != nil {
+			return err
+		}
+		s.chain.node = p.node.parent
+	}
+	s.high = s.n
+	return nil
+}
+
+// extend adds committed tokens to the keys of a sequence. Without their ids it follows no longer.
+func (s *Sequence) extend(ids []int32, n int) {
+	x := &s.chain
+	if !x.follows || n == 0 {
+		return
+	}
+	if ids == nil {
+		s.unfollow()
+		return
+	}
+	for _, id := range ids[:n] {
+		x.rest[x.n] = id
+		if x.n++; x.n < prefixTokens {
+			continue
+		}
+		var ok bool
+		k := x.root.next(x.last(), x.rest[:])
+		if x.keys, ok = grown(&s.c.led, forIndex, x.keys, len(x.keys)+1); !ok {
+			s.unfollow()
+			return
+		}
+		x.keys, x.n = append(x.keys, k), 0
+	}
+}
+
+func (s *Sequence) unfollow() {
+	s.chain.keys = dropped(&s.c.led, forIndex, s.chain.keys)
+	s.chain = chain{}
+}
+
+// rewindTo brings the keys back to n tokens.
+func (x *chain) rewindTo(n int64) (ok bool) {
+	whole := int64(len(x.keys)) * prefixTokens
+	switch {
+	case n >= whole:
+		x.n = int(n - whole)
+	case n%prefixTokens == 0:
+		x.keys, x.n = x.keys[:n/prefixTokens], 0
+	default:
+		return false // the ids of the tokens after the last key are not known
+	}
+	for x.node != nil && x.node.seg.hi() > n {
+		x.node = x.node.parent
+	}
+	return true
+}
+
+// enlist puts the closed segments of a sequence that follows its tokens into the index.
+func (s *Sequence) enlist() {
+	c, x := s.c, &s.chain
+	for i := 0; i < len(s.segs) && x.follows; i++ {
+		g := s.segs[i]
+		if !g.closed || g.sinks || g.end != 0 || x.node != nil && g.hi() <= x.node.seg.hi() {
+			continue
+		}
+		keys := x.keys[g.lo/prefixTokens : g.hi()/prefixTokens]
+		if p, ok := c.index.at[keys[len(keys)-1]]; ok { // another sequence was first
+			x.node = p.node
+			continue
+		}
+		if !c.led.take(forIndex, prefixBytes+int64(len(keys))*keyBytes) {
+			return
+		}
+		n := &prefix{parent: x.node, seg: g, keys: append([]key(nil), keys...)}
+		if i == 1 && s.segs[0].sinks {
+			n.sinks = s.segs[0]
+			n.sinks.refs++
+		}
+		g.refs++
+		c.index.add(n, g.lo/prefixTokens)
+		x.node = n
+	}
+}
+
+// add puts a node into the index. Its first key is number first.
+func (x *index) add(n *prefix, first int64) {
+	if x.at == nil {
+		x.at = map[key]mark{}
+	}
+	for i, k := range n.keys {
+		x.at[k] = mark{n, (first + int64(i) + 1) * prefixTokens}
+	}
+	if n.parent != nil {
+		n.parent.children++
+	}
+	x.nodes = append(x.nodes, n)
+	x.use(n)
+}
+
+// use marks a node and those before it as used now.
+func (x *index) use(n *prefix) {
+	x.clock++
+	for ; n != nil; n = n.parent {
+		n.used = x.clock
+	}
+}
+
+// evict frees segments that only the index holds, the longest unused first, until missing reports
+// nothing. It reports whether it freed any.
+func (x *index) evict(c *Cache, missing func() int64) (did bool, err error) {
+	for missing() > 0 {
+		at := -1
+		for i, n := range x.nodes {
+			if n.children == 0 && n.seg.refs == 1 && n.seg.pinned == 0 &&
+				(at < 0 || n.used < x.nodes[at].used) {
+				at = i
+			}
+		}
+		if at < 0 {
+			return did, nil
+		}
+		did = true
+		if err := x.unlist(c, at); err != nil {
+			return did, err
+		}
+	}
+	return did, nil
+}
+
+// unlist removes a node from the index.
+func (x *index) unlist(c *Cache, at int) error {
+	n, last := x.nodes[at], len(x.nodes)-1
+	x.nodes[at], x.nodes[last] = x.nodes[last], nil
+	x.nodes = x.nodes[:last]
+	for _, k := range n.keys {
+		delete(x.at, k)
+	}
+	if n.parent != nil {
+		n.parent.children--
+	}
+	c.led.give(forIndex, prefixBytes+int64(len(n.keys))*keyBytes)
+	for _, q := range c.seqs { // it may go on from here
+		if q.chain.node == n {
+			q.chain.node = n.parent
+		}
+	}
+	if n.sinks != nil {
+		if err := c.unref(n.sinks); err != nil {
+			return err
+		}
+	}
+	return c.unref(n.seg)
+}
