@@ -4,6 +4,8 @@
 
 package matmul
 
+import "unsafe"
+
 // The wrappers of the kernels of a Matrix access the last element that the assembly accesses first,
 // as those in isa_amd64.go.
 
@@ -168,53 +170,112 @@ func (p panel) kind() int {
 }
 
 // rowFunc is the signature of the generated kernels for one row of activations.
-type rowFunc = func(c *float32, codes, consts *byte, scales, mins *float32, aq *int8, sa, as *float32,
-	ai *int32, groups int)
+type rowFunc = func(c *float32, codes, consts, scales *byte, steps *int8, mins *byte, minSteps *int8,
+	aq *int8, sa, as *float32, ai *int32, spans, per int)
 
-// rows512 and rows256 hold the kernels for one row by the bits of codes and the index of a kind.
-var (
-	rows512 = [9][4]rowFunc{
-		2: {2: row2Of16MinAVX512},
-		3: {1: row3Of16AVX512},
-		4: {0: row4Of32MinAVX512, 3: row4Of32AVX512},
-		5: {0: row5Of32MinAVX512, 3: row5Of32AVX512},
-		6: {1: row6Of16AVX512},
-	}
-	rows256 = [9][4]rowFunc{
-		2: {2: row2Of16MinAVX2},
-		3: {1: row3Of16AVX2},
-		4: {0: row4Of32MinAVX2, 3: row4Of32AVX2},
-		5: {0: row5Of32MinAVX2, 3: row5Of32AVX2},
-		6: {1: row6Of16AVX2},
-	}
-)
+// A rowKey finds a kernel: the bits of codes, the inputs of a scale, whether there are minima, and how
+// scales are stored.
+type rowKey struct {
+	bits, step           int
+	mins, shared, floats bool
+}
 
-func rowAVX512(c []float32, p panel, bits int, consts *[16]uint8, t tile) bool {
-	f := rows512[bits][p.kind()]
+var rows512 = map[rowKey]rowFunc{
+	{2, 16, true, true, false}:   row2Of16MinStepsAVX512,
+	{3, 16, false, true, false}:  row3Of16StepsAVX512,
+	{4, 32, false, false, true}:  row4Of32AVX512,
+	{4, 32, false, false, false}: row4Of32HalfAVX512,
+	{4, 32, false, true, false}:  row4Of32StepsAVX512,
+	{4, 32, true, false, false}:  row4Of32MinHalfAVX512,
+	{4, 32, true, true, false}:   row4Of32MinStepsAVX512,
+	{5, 32, false, false, false}: row5Of32HalfAVX512,
+	{5, 32, true, false, false}:  row5Of32MinHalfAVX512,
+	{5, 32, true, true, false}:   row5Of32MinStepsAVX512,
+	{6, 16, false, true, false}:  row6Of16StepsAVX512,
+	{8, 32, false, false, false}: row8Of32HalfAVX512,
+}
+
+var rows256 = map[rowKey]rowFunc{
+	{2, 16, true, true, false}:   row2Of16MinStepsAVX2,
+	{3, 16, false, true, false}:  row3Of16StepsAVX2,
+	{4, 32, false, false, true}:  row4Of32AVX2,
+	{4, 32, false, false, false}: row4Of32HalfAVX2,
+	{4, 32, false, true, false}:  row4Of32StepsAVX2,
+	{4, 32, true, false, false}:  row4Of32MinHalfAVX2,
+	{4, 32, true, true, false}:   row4Of32MinStepsAVX2,
+	{5, 32, false, false, false}: row5Of32HalfAVX2,
+	{5, 32, true, false, false}:  row5Of32MinHalfAVX2,
+	{5, 32, true, true, false}:   row5Of32MinStepsAVX2,
+	{6, 16, false, true, false}:  row6Of16StepsAVX2,
+	{8, 32, false, false, false}: row8Of32HalfAVX2,
+}
+
+// rowKernel returns the kernel of a form, nil if there is none. Those with minima read codes without
+// an offset.
+func rowKernel(list map[rowKey]rowFunc, f Form) rowFunc {
+	if f.Mins && (f.Offset != 0 || f.Table != nil) {
+		return nil
+	}
+	return list[rowKey{f.Bits, f.Step, f.Mins, f.Span > f.Step, f.Wide}]
+}
+
+func rowAVX512(c []float32, p storedPanel, t tile) bool {
+	f := rowKernel(rows512, p.form)
 	if f == nil {
 		return false
 	}
-	_ = p.codes[p.groups*64*bits-1]
-	mins, sum, bias := sides(c, panelWidth, p, t)
-	f(&c[0], &p.codes[0], &consts[0], &p.scales[0], mins, &t.codes[0], &t.scale[0], sum, bias, t.groups)
+	p.run(f, c, t, 0)
 	return true
 }
 
-func rowAVX2(c []float32, p panel, bits int, consts *[16]uint8, t tile) bool {
-	f := rows256[bits][p.kind()]
+func rowAVX2(c []float32, p storedPanel, t tile) bool {
+	f := rowKernel(rows256, p.form)
 	if f == nil {
 		return false
 	}
-	_ = p.codes[p.groups*64*bits-1]
-	_, sum, bias := sides(c, panelWidth, p, t)
 	for h := 0; h < panelWidth; h += panelWidth / 2 {
-		var mins *float32
-		if p.mins != nil {
-			mins = &p.mins[h]
-		}
-		f(&c[h], &p.codes[4*h], &consts[0], &p.scales[h], mins, &t.codes[0], &t.scale[0], sum, bias, t.groups)
+		p.run(f, c, t, h)
 	}
 	return true
+}
+
+// run calls a kernel for the outputs from lane on.
+func (p storedPanel) run(f rowFunc, c []float32, t tile, lane int) {
+	guardTile(t)
+	_ = c[panelWidth-1]
+	bases, steps := p.groups*groupSize/p.form.Span, p.groups*groupSize/p.form.Step
+	_ = p.codes[p.groups*64*p.form.Bits-1]
+	sum, bias := &t.sum[0], &t.bias[0]
+	if p.form.Step < groupSize {
+		_, _ = t.halfSum[2*t.groups-1], t.halfBias[2*t.groups-1]
+		sum, bias = &t.halfSum[0], &t.halfBias[0]
+	}
+	per := max(1, p.form.Span/groupSize)
+	f(&c[lane], &p.codes[4*lane], &p.consts[0], p.bytes(p.scales, bases, lane), lanes(p.steps, steps, lane),
+		p.bytes(p.mins, bases, lane), lanes(p.minSub, steps, lane), &t.codes[0], &t.scale[0], sum, bias,
+		p.groups/per, per)
+}
+
+// lanes returns the address of a lane of n vectors; nil where there are none.
+func lanes(v []int8, n, lane int) *int8 {
+	if v == nil {
+		return nil
+	}
+	_ = v[n*panelWidth-1]
+	return &v[lane]
+}
+
+// bytes returns the address of a lane of n vectors of bases, the float32 ones where those are used.
+func (p storedPanel) bytes(half []uint16, n, lane int) *byte {
+	if p.wide != nil && half == nil {
+		_ = p.wide[n*panelWidth-1]
+		return (*byte)(unsafe.Pointer(&p.wide[lane]))
+	}
+	if half == nil {
+		return nil
+	}
+	_ = half[n*panelWidth-1]
+	return (*byte)(unsafe.Pointer(&half[lane]))
 }
 
 func multiplyAVX512(c []float32, ldc int, p panel, t tile) {

@@ -47,9 +47,9 @@ type kernels struct {
 	expand   func(dst []float32, p panel)
 	multiply func(c []float32, ldc int, p panel, t tile)
 	halves   func(t tile, row int)
-	// row is multiply for one row and a panel whose codes are packed, and reports whether it knows
-	// them; nil if it never does.
-	row func(c []float32, p panel, bits int, consts *[16]uint8, t tile) bool
+	// row is multiply for one row and a panel as it is stored, and reports whether it knows its form;
+	// nil if it never does.
+	row func(c []float32, p storedPanel, t tile) bool
 
 	dot  func(a, b []float32) float32
 	axpy func(dst []float32, x float32, src []float32)

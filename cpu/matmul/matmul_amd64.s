@@ -11323,43 +11323,251 @@ loop:
 	VZEROUPPER
 	RET
 
-// func row2Of16MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row2Of16MinAVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            mins+32(FP), SI
-	MOVQ            aq+40(FP), DI
-	MOVQ            sa+48(FP), R8
-	MOVQ            as+56(FP), R9
-	MOVQ            ai+64(FP), R10
-	MOVQ            groups+72(FP), R11
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
+// func row2Of16MinStepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row2Of16MinStepsAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            steps+32(FP), SI
+	MOVQ            mins+40(FP), DI
+	MOVQ            as+72(FP), R8
+	MOVQ            minSteps+48(FP), R9
+	MOVQ            spans+88(FP), R10
+	MOVQ            consts+16(FP), R11
+	VBROADCASTI32X4 (R11), Z0
+	MOVL            $0x80808080, R11
+	VPBROADCASTD    R11, Z1
 	VPXORD          Z1, Z0, Z0
-	MOVL            $0x03030303, DX
-	VPBROADCASTD    DX, Z1
-	VXORPS          Z2, Z2, Z2
+	MOVL            $0x03030303, R11
+	VPBROADCASTD    R11, Z0
+	VXORPS          Z1, Z1, Z1
+
+span:
+	MOVQ      per+96(FP), R11
+	VCVTPH2PS (CX), Z4
+	ADDQ      $0x20, CX
+	VCVTPH2PS (DI), Z5
+	ADDQ      $0x20, DI
 
 loop:
-	VMOVDQU32     (CX), Z4
-	VPANDD        Z1, Z4, Z3
-	VPSRLD        $0x02, Z4, Z5
-	VPANDD        Z1, Z5, Z5
-	VPSRLD        $0x04, Z4, Z6
-	VPANDD        Z1, Z6, Z7
-	VPSRLD        $0x06, Z4, Z4
-	VPANDD        Z1, Z4, Z9
-	VMOVDQU32     64(CX), Z10
-	VPANDD        Z1, Z10, Z4
-	VPSRLD        $0x02, Z10, Z6
-	VPANDD        Z1, Z6, Z6
-	VPSRLD        $0x04, Z10, Z8
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	VMOVDQU32     (AX), Z7
+	VPANDD        Z0, Z7, Z6
+	VPSRLD        $0x02, Z7, Z8
+	VPANDD        Z0, Z8, Z8
+	VPSRLD        $0x04, Z7, Z9
+	VPANDD        Z0, Z9, Z10
+	VPSRLD        $0x06, Z7, Z7
+	VPANDD        Z0, Z7, Z12
+	VMOVDQU32     64(AX), Z13
+	VPANDD        Z0, Z13, Z7
+	VPSRLD        $0x02, Z13, Z9
+	VPANDD        Z0, Z9, Z9
+	VPSRLD        $0x04, Z13, Z11
+	VPANDD        Z0, Z11, Z11
+	VPSRLD        $0x06, Z13, Z13
+	VPANDD        Z0, Z13, Z13
+	VPXORD        Z2, Z2, Z2
+	VPDPBUSD.BCST (DX), Z6, Z2
+	VPDPBUSD.BCST 4(DX), Z7, Z2
+	VPDPBUSD.BCST 8(DX), Z8, Z2
+	VPDPBUSD.BCST 12(DX), Z9, Z2
+	VCVTDQ2PS     Z2, Z2
+	VBROADCASTSS  (BX), Z6
+	VPMOVSXBD     (SI), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z4, Z7, Z7
+	VMULPS        Z7, Z6, Z6
+	VFMADD231PS   Z6, Z2, Z1
+	VBROADCASTSS  (R8), Z6
+	VPMOVSXBD     (R9), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z5, Z7, Z7
+	VFMADD231PS   Z7, Z6, Z1
+	VPXORD        Z3, Z3, Z3
+	VPDPBUSD.BCST 16(DX), Z10, Z3
+	VPDPBUSD.BCST 20(DX), Z11, Z3
+	VPDPBUSD.BCST 24(DX), Z12, Z3
+	VPDPBUSD.BCST 28(DX), Z13, Z3
+	VCVTDQ2PS     Z3, Z3
+	VBROADCASTSS  (BX), Z6
+	VPMOVSXBD     16(SI), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z4, Z7, Z7
+	VMULPS        Z7, Z6, Z6
+	VFMADD231PS   Z6, Z3, Z1
+	VBROADCASTSS  4(R8), Z6
+	VPMOVSXBD     16(R9), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z5, Z7, Z7
+	VFMADD231PS   Z7, Z6, Z1
+	ADDQ          $0x00000080, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000008, R8
+	ADDQ          $0x00000020, SI
+	ADDQ          $0x00000020, R9
+	SUBQ          $0x01, R11
+	JNZ           loop
+	SUBQ          $0x01, R10
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z1, (AX)
+	VZEROUPPER
+	RET
+
+// func row3Of16StepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row3Of16StepsAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            steps+32(FP), SI
+	MOVQ            ai+80(FP), DI
+	MOVQ            spans+88(FP), R8
+	MOVQ            consts+16(FP), R9
+	VBROADCASTI32X4 (R9), Z0
+	MOVL            $0x80808080, R9
+	VPBROADCASTD    R9, Z1
+	VPXORD          Z1, Z0, Z0
+	MOVL            $0x03030303, R9
+	VPBROADCASTD    R9, Z1
+	MOVL            $0x04040404, R9
+	VPBROADCASTD    R9, Z2
+	VXORPS          Z3, Z3, Z3
+
+span:
+	MOVQ      per+96(FP), R9
+	VCVTPH2PS (CX), Z4
+	ADDQ      $0x20, CX
+
+loop:
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	VMOVDQU32     (AX), Z6
+	VPANDD        Z1, Z6, Z5
+	VPSRLD        $0x02, Z6, Z7
+	VPANDD        Z1, Z7, Z7
+	VPSRLD        $0x04, Z6, Z8
+	VPANDD        Z1, Z8, Z9
+	VPSRLD        $0x06, Z6, Z6
+	VPANDD        Z1, Z6, Z11
+	VMOVDQU32     64(AX), Z12
+	VPANDD        Z1, Z12, Z6
+	VPSRLD        $0x02, Z12, Z8
 	VPANDD        Z1, Z8, Z8
-	VPSRLD        $0x06, Z10, Z10
+	VPSRLD        $0x04, Z12, Z10
+	VPANDD        Z1, Z10, Z10
+	VPSRLD        $0x06, Z12, Z12
+	VPANDD        Z1, Z12, Z12
+	VMOVDQU32     128(AX), Z13
+	VPSLLD        $0x02, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z5
+	VPSLLD        $0x01, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z6
+	VPTERNLOGD    $0xf8, Z2, Z13, Z7
+	VPSRLD        $0x01, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z8
+	VPSRLD        $0x02, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z9
+	VPSRLD        $0x03, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z10
+	VPSRLD        $0x04, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z11
+	VPSRLD        $0x05, Z13, Z13
+	VPTERNLOGD    $0xf8, Z2, Z13, Z12
+	VPSHUFB       Z5, Z0, Z5
+	VPSHUFB       Z6, Z0, Z6
+	VPSHUFB       Z7, Z0, Z7
+	VPSHUFB       Z8, Z0, Z8
+	VPSHUFB       Z9, Z0, Z9
+	VPSHUFB       Z10, Z0, Z10
+	VPSHUFB       Z11, Z0, Z11
+	VPSHUFB       Z12, Z0, Z12
+	VPBROADCASTD  (DI), Z13
+	VPDPBUSD.BCST (DX), Z5, Z13
+	VPDPBUSD.BCST 4(DX), Z6, Z13
+	VPDPBUSD.BCST 8(DX), Z7, Z13
+	VPDPBUSD.BCST 12(DX), Z8, Z13
+	VCVTDQ2PS     Z13, Z13
+	VBROADCASTSS  (BX), Z5
+	VPMOVSXBD     (SI), Z6
+	VCVTDQ2PS     Z6, Z6
+	VMULPS        Z4, Z6, Z6
+	VMULPS        Z6, Z5, Z5
+	VFMADD231PS   Z5, Z13, Z3
+	VPBROADCASTD  4(DI), Z5
+	VPDPBUSD.BCST 16(DX), Z9, Z5
+	VPDPBUSD.BCST 20(DX), Z10, Z5
+	VPDPBUSD.BCST 24(DX), Z11, Z5
+	VPDPBUSD.BCST 28(DX), Z12, Z5
+	VCVTDQ2PS     Z5, Z5
+	VBROADCASTSS  (BX), Z6
+	VPMOVSXBD     16(SI), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z4, Z7, Z7
+	VMULPS        Z7, Z6, Z6
+	VFMADD231PS   Z6, Z5, Z3
+	ADDQ          $0x000000c0, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000008, DI
+	ADDQ          $0x00000020, SI
+	SUBQ          $0x01, R9
+	JNZ           loop
+	SUBQ          $0x01, R8
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func row4Of32AVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row4Of32AVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            ai+80(FP), SI
+	MOVQ            spans+88(FP), DI
+	MOVQ            consts+16(FP), R8
+	VBROADCASTI32X4 (R8), Z0
+	MOVL            $0x80808080, R8
+	VPBROADCASTD    R8, Z1
+	VPXORD          Z1, Z0, Z0
+	MOVL            $0x0f0f0f0f, R8
+	VPBROADCASTD    R8, Z1
+	VXORPS          Z2, Z2, Z2
+
+span:
+	MOVQ per+96(FP), R8
+
+loop:
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	VMOVDQU32     (AX), Z4
+	VPANDD        Z1, Z4, Z3
+	VPSRLD        $0x04, Z4, Z4
+	VPANDD        Z1, Z4, Z7
+	VMOVDQU32     64(AX), Z5
+	VPANDD        Z1, Z5, Z4
+	VPSRLD        $0x04, Z5, Z5
+	VPANDD        Z1, Z5, Z8
+	VMOVDQU32     128(AX), Z6
+	VPANDD        Z1, Z6, Z5
+	VPSRLD        $0x04, Z6, Z6
+	VPANDD        Z1, Z6, Z9
+	VMOVDQU32     192(AX), Z10
+	VPANDD        Z1, Z10, Z6
+	VPSRLD        $0x04, Z10, Z10
 	VPANDD        Z1, Z10, Z10
 	VPSHUFB       Z3, Z0, Z3
 	VPSHUFB       Z4, Z0, Z4
@@ -11369,95 +11577,156 @@ loop:
 	VPSHUFB       Z8, Z0, Z8
 	VPSHUFB       Z9, Z0, Z9
 	VPSHUFB       Z10, Z0, Z10
-	VPBROADCASTD  (R10), Z11
-	VPDPBUSD.BCST (DI), Z3, Z11
-	VPDPBUSD.BCST 4(DI), Z4, Z11
-	VPDPBUSD.BCST 8(DI), Z5, Z11
-	VPDPBUSD.BCST 12(DI), Z6, Z11
+	VPBROADCASTD  (SI), Z11
+	VPDPBUSD.BCST (DX), Z3, Z11
+	VPDPBUSD.BCST 4(DX), Z4, Z11
+	VPDPBUSD.BCST 8(DX), Z5, Z11
+	VPDPBUSD.BCST 12(DX), Z6, Z11
+	VPDPBUSD.BCST 16(DX), Z7, Z11
+	VPDPBUSD.BCST 20(DX), Z8, Z11
+	VPDPBUSD.BCST 24(DX), Z9, Z11
+	VPDPBUSD.BCST 28(DX), Z10, Z11
 	VCVTDQ2PS     Z11, Z11
-	VBROADCASTSS  (R8), Z3
-	VMULPS        (BX), Z3, Z3
+	VBROADCASTSS  (BX), Z3
+	VMULPS        (CX), Z3, Z3
 	VFMADD231PS   Z3, Z11, Z2
-	VBROADCASTSS  (R9), Z3
-	VFMADD231PS   (SI), Z3, Z2
-	VPBROADCASTD  4(R10), Z3
-	VPDPBUSD.BCST 16(DI), Z7, Z3
-	VPDPBUSD.BCST 20(DI), Z8, Z3
-	VPDPBUSD.BCST 24(DI), Z9, Z3
-	VPDPBUSD.BCST 28(DI), Z10, Z3
-	VCVTDQ2PS     Z3, Z3
-	VBROADCASTSS  (R8), Z4
-	VMULPS        64(BX), Z4, Z4
-	VFMADD231PS   Z4, Z3, Z2
-	VBROADCASTSS  4(R9), Z3
-	VFMADD231PS   64(SI), Z3, Z2
-	ADDQ          $0x00000080, CX
-	ADDQ          $0x00000080, BX
-	ADDQ          $0x20, DI
-	ADDQ          $0x04, R8
-	ADDQ          $0x00000080, SI
-	ADDQ          $0x08, R9
-	ADDQ          $0x08, R10
-	SUBQ          $0x01, R11
+	ADDQ          $0x00000100, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, SI
+	ADDQ          $0x00000040, CX
+	SUBQ          $0x01, R8
 	JNZ           loop
+	SUBQ          $0x01, DI
+	JNZ           span
+	MOVQ          c+0(FP), AX
 	VMOVUPS       Z2, (AX)
 	VZEROUPPER
 	RET
 
-// func row3Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row3Of16AVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            aq+40(FP), SI
-	MOVQ            sa+48(FP), DI
-	MOVQ            ai+64(FP), R8
-	MOVQ            groups+72(FP), R9
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
+// func row4Of32HalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row4Of32HalfAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            ai+80(FP), SI
+	MOVQ            spans+88(FP), DI
+	MOVQ            consts+16(FP), R8
+	VBROADCASTI32X4 (R8), Z0
+	MOVL            $0x80808080, R8
+	VPBROADCASTD    R8, Z1
 	VPXORD          Z1, Z0, Z0
-	MOVL            $0x03030303, DX
-	VPBROADCASTD    DX, Z1
-	MOVL            $0x04040404, DX
-	VPBROADCASTD    DX, Z2
-	VXORPS          Z3, Z3, Z3
+	MOVL            $0x0f0f0f0f, R8
+	VPBROADCASTD    R8, Z1
+	VXORPS          Z2, Z2, Z2
+
+span:
+	MOVQ per+96(FP), R8
 
 loop:
-	VMOVDQU32     (CX), Z5
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	VMOVDQU32     (AX), Z4
+	VPANDD        Z1, Z4, Z3
+	VPSRLD        $0x04, Z4, Z4
+	VPANDD        Z1, Z4, Z7
+	VMOVDQU32     64(AX), Z5
 	VPANDD        Z1, Z5, Z4
-	VPSRLD        $0x02, Z5, Z6
-	VPANDD        Z1, Z6, Z6
-	VPSRLD        $0x04, Z5, Z7
-	VPANDD        Z1, Z7, Z8
-	VPSRLD        $0x06, Z5, Z5
-	VPANDD        Z1, Z5, Z10
-	VMOVDQU32     64(CX), Z11
-	VPANDD        Z1, Z11, Z5
-	VPSRLD        $0x02, Z11, Z7
-	VPANDD        Z1, Z7, Z7
-	VPSRLD        $0x04, Z11, Z9
-	VPANDD        Z1, Z9, Z9
-	VPSRLD        $0x06, Z11, Z11
+	VPSRLD        $0x04, Z5, Z5
+	VPANDD        Z1, Z5, Z8
+	VMOVDQU32     128(AX), Z6
+	VPANDD        Z1, Z6, Z5
+	VPSRLD        $0x04, Z6, Z6
+	VPANDD        Z1, Z6, Z9
+	VMOVDQU32     192(AX), Z10
+	VPANDD        Z1, Z10, Z6
+	VPSRLD        $0x04, Z10, Z10
+	VPANDD        Z1, Z10, Z10
+	VPSHUFB       Z3, Z0, Z3
+	VPSHUFB       Z4, Z0, Z4
+	VPSHUFB       Z5, Z0, Z5
+	VPSHUFB       Z6, Z0, Z6
+	VPSHUFB       Z7, Z0, Z7
+	VPSHUFB       Z8, Z0, Z8
+	VPSHUFB       Z9, Z0, Z9
+	VPSHUFB       Z10, Z0, Z10
+	VPBROADCASTD  (SI), Z11
+	VPDPBUSD.BCST (DX), Z3, Z11
+	VPDPBUSD.BCST 4(DX), Z4, Z11
+	VPDPBUSD.BCST 8(DX), Z5, Z11
+	VPDPBUSD.BCST 12(DX), Z6, Z11
+	VPDPBUSD.BCST 16(DX), Z7, Z11
+	VPDPBUSD.BCST 20(DX), Z8, Z11
+	VPDPBUSD.BCST 24(DX), Z9, Z11
+	VPDPBUSD.BCST 28(DX), Z10, Z11
+	VCVTDQ2PS     Z11, Z11
+	VBROADCASTSS  (BX), Z3
+	VCVTPH2PS     (CX), Z4
+	VMULPS        Z4, Z3, Z3
+	VFMADD231PS   Z3, Z11, Z2
+	ADDQ          $0x00000100, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, SI
+	ADDQ          $0x00000020, CX
+	SUBQ          $0x01, R8
+	JNZ           loop
+	SUBQ          $0x01, DI
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z2, (AX)
+	VZEROUPPER
+	RET
+
+// func row4Of32StepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row4Of32StepsAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            steps+32(FP), SI
+	MOVQ            ai+80(FP), DI
+	MOVQ            spans+88(FP), R8
+	MOVQ            consts+16(FP), R9
+	VBROADCASTI32X4 (R9), Z0
+	MOVL            $0x80808080, R9
+	VPBROADCASTD    R9, Z1
+	VPXORD          Z1, Z0, Z0
+	MOVL            $0x0f0f0f0f, R9
+	VPBROADCASTD    R9, Z1
+	VXORPS          Z2, Z2, Z2
+
+span:
+	MOVQ      per+96(FP), R9
+	VCVTPH2PS (CX), Z3
+	ADDQ      $0x20, CX
+
+loop:
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	VMOVDQU32     (AX), Z5
+	VPANDD        Z1, Z5, Z4
+	VPSRLD        $0x04, Z5, Z5
+	VPANDD        Z1, Z5, Z8
+	VMOVDQU32     64(AX), Z6
+	VPANDD        Z1, Z6, Z5
+	VPSRLD        $0x04, Z6, Z6
+	VPANDD        Z1, Z6, Z9
+	VMOVDQU32     128(AX), Z7
+	VPANDD        Z1, Z7, Z6
+	VPSRLD        $0x04, Z7, Z7
+	VPANDD        Z1, Z7, Z10
+	VMOVDQU32     192(AX), Z11
+	VPANDD        Z1, Z11, Z7
+	VPSRLD        $0x04, Z11, Z11
 	VPANDD        Z1, Z11, Z11
-	VMOVDQU32     128(CX), Z12
-	VPSLLD        $0x02, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z4
-	VPSLLD        $0x01, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z5
-	VPTERNLOGD    $0xf8, Z2, Z12, Z6
-	VPSRLD        $0x01, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z7
-	VPSRLD        $0x02, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z8
-	VPSRLD        $0x03, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z9
-	VPSRLD        $0x04, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z10
-	VPSRLD        $0x05, Z12, Z12
-	VPTERNLOGD    $0xf8, Z2, Z12, Z11
 	VPSHUFB       Z4, Z0, Z4
 	VPSHUFB       Z5, Z0, Z5
 	VPSHUFB       Z6, Z0, Z6
@@ -11466,216 +11735,242 @@ loop:
 	VPSHUFB       Z9, Z0, Z9
 	VPSHUFB       Z10, Z0, Z10
 	VPSHUFB       Z11, Z0, Z11
-	VPBROADCASTD  (R8), Z12
-	VPDPBUSD.BCST (SI), Z4, Z12
-	VPDPBUSD.BCST 4(SI), Z5, Z12
-	VPDPBUSD.BCST 8(SI), Z6, Z12
-	VPDPBUSD.BCST 12(SI), Z7, Z12
+	VPBROADCASTD  (DI), Z12
+	VPDPBUSD.BCST (DX), Z4, Z12
+	VPDPBUSD.BCST 4(DX), Z5, Z12
+	VPDPBUSD.BCST 8(DX), Z6, Z12
+	VPDPBUSD.BCST 12(DX), Z7, Z12
+	VPDPBUSD.BCST 16(DX), Z8, Z12
+	VPDPBUSD.BCST 20(DX), Z9, Z12
+	VPDPBUSD.BCST 24(DX), Z10, Z12
+	VPDPBUSD.BCST 28(DX), Z11, Z12
 	VCVTDQ2PS     Z12, Z12
-	VBROADCASTSS  (DI), Z4
-	VMULPS        (BX), Z4, Z4
-	VFMADD231PS   Z4, Z12, Z3
-	VPBROADCASTD  4(R8), Z4
-	VPDPBUSD.BCST 16(SI), Z8, Z4
-	VPDPBUSD.BCST 20(SI), Z9, Z4
-	VPDPBUSD.BCST 24(SI), Z10, Z4
-	VPDPBUSD.BCST 28(SI), Z11, Z4
-	VCVTDQ2PS     Z4, Z4
-	VBROADCASTSS  (DI), Z5
-	VMULPS        64(BX), Z5, Z5
-	VFMADD231PS   Z5, Z4, Z3
-	ADDQ          $0x000000c0, CX
-	ADDQ          $0x00000080, BX
-	ADDQ          $0x20, SI
-	ADDQ          $0x04, DI
-	ADDQ          $0x08, R8
+	VBROADCASTSS  (BX), Z4
+	VPMOVSXBD     (SI), Z5
+	VCVTDQ2PS     Z5, Z5
+	VMULPS        Z3, Z5, Z5
+	VMULPS        Z5, Z4, Z4
+	VFMADD231PS   Z4, Z12, Z2
+	ADDQ          $0x00000100, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, DI
+	ADDQ          $0x00000010, SI
 	SUBQ          $0x01, R9
 	JNZ           loop
-	VMOVUPS       Z3, (AX)
+	SUBQ          $0x01, R8
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z2, (AX)
 	VZEROUPPER
 	RET
 
-// func row4Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row4Of32AVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            aq+40(FP), SI
-	MOVQ            sa+48(FP), DI
-	MOVQ            ai+64(FP), R8
-	MOVQ            groups+72(FP), R9
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
+// func row4Of32MinHalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row4Of32MinHalfAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            mins+40(FP), SI
+	MOVQ            as+72(FP), DI
+	MOVQ            spans+88(FP), R8
+	MOVQ            consts+16(FP), R9
+	VBROADCASTI32X4 (R9), Z0
+	MOVL            $0x80808080, R9
+	VPBROADCASTD    R9, Z1
 	VPXORD          Z1, Z0, Z0
-	MOVL            $0x0f0f0f0f, DX
-	VPBROADCASTD    DX, Z1
-	VXORPS          Z2, Z2, Z2
+	MOVL            $0x0f0f0f0f, R9
+	VPBROADCASTD    R9, Z0
+	VXORPS          Z1, Z1, Z1
+
+span:
+	MOVQ per+96(FP), R9
 
 loop:
-	VMOVDQU32     (CX), Z4
-	VPANDD        Z1, Z4, Z3
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	VMOVDQU32     (AX), Z4
+	VPANDD        Z0, Z4, Z3
 	VPSRLD        $0x04, Z4, Z4
-	VPANDD        Z1, Z4, Z7
-	VMOVDQU32     64(CX), Z5
-	VPANDD        Z1, Z5, Z4
+	VPANDD        Z0, Z4, Z7
+	VMOVDQU32     64(AX), Z5
+	VPANDD        Z0, Z5, Z4
 	VPSRLD        $0x04, Z5, Z5
-	VPANDD        Z1, Z5, Z8
-	VMOVDQU32     128(CX), Z6
-	VPANDD        Z1, Z6, Z5
+	VPANDD        Z0, Z5, Z8
+	VMOVDQU32     128(AX), Z6
+	VPANDD        Z0, Z6, Z5
 	VPSRLD        $0x04, Z6, Z6
-	VPANDD        Z1, Z6, Z9
-	VMOVDQU32     192(CX), Z10
-	VPANDD        Z1, Z10, Z6
+	VPANDD        Z0, Z6, Z9
+	VMOVDQU32     192(AX), Z10
+	VPANDD        Z0, Z10, Z6
 	VPSRLD        $0x04, Z10, Z10
-	VPANDD        Z1, Z10, Z10
-	VPSHUFB       Z3, Z0, Z3
-	VPSHUFB       Z4, Z0, Z4
-	VPSHUFB       Z5, Z0, Z5
-	VPSHUFB       Z6, Z0, Z6
-	VPSHUFB       Z7, Z0, Z7
-	VPSHUFB       Z8, Z0, Z8
-	VPSHUFB       Z9, Z0, Z9
-	VPSHUFB       Z10, Z0, Z10
-	VPBROADCASTD  (R8), Z11
-	VPDPBUSD.BCST (SI), Z3, Z11
-	VPDPBUSD.BCST 4(SI), Z4, Z11
-	VPDPBUSD.BCST 8(SI), Z5, Z11
-	VPDPBUSD.BCST 12(SI), Z6, Z11
-	VPDPBUSD.BCST 16(SI), Z7, Z11
-	VPDPBUSD.BCST 20(SI), Z8, Z11
-	VPDPBUSD.BCST 24(SI), Z9, Z11
-	VPDPBUSD.BCST 28(SI), Z10, Z11
-	VCVTDQ2PS     Z11, Z11
+	VPANDD        Z0, Z10, Z10
+	VPXORD        Z2, Z2, Z2
+	VPDPBUSD.BCST (DX), Z3, Z2
+	VPDPBUSD.BCST 4(DX), Z4, Z2
+	VPDPBUSD.BCST 8(DX), Z5, Z2
+	VPDPBUSD.BCST 12(DX), Z6, Z2
+	VPDPBUSD.BCST 16(DX), Z7, Z2
+	VPDPBUSD.BCST 20(DX), Z8, Z2
+	VPDPBUSD.BCST 24(DX), Z9, Z2
+	VPDPBUSD.BCST 28(DX), Z10, Z2
+	VCVTDQ2PS     Z2, Z2
+	VBROADCASTSS  (BX), Z3
+	VCVTPH2PS     (CX), Z4
+	VMULPS        Z4, Z3, Z3
+	VFMADD231PS   Z3, Z2, Z1
 	VBROADCASTSS  (DI), Z3
-	VMULPS        (BX), Z3, Z3
-	VFMADD231PS   Z3, Z11, Z2
-	ADDQ          $0x00000100, CX
-	ADDQ          $0x00000040, BX
-	ADDQ          $0x20, SI
-	ADDQ          $0x04, DI
-	ADDQ          $0x04, R8
+	VCVTPH2PS     (SI), Z4
+	VFMADD231PS   Z4, Z3, Z1
+	ADDQ          $0x00000100, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, DI
+	ADDQ          $0x00000020, CX
+	ADDQ          $0x00000020, SI
 	SUBQ          $0x01, R9
 	JNZ           loop
-	VMOVUPS       Z2, (AX)
+	SUBQ          $0x01, R8
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z1, (AX)
 	VZEROUPPER
 	RET
 
-// func row4Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row4Of32MinAVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            mins+32(FP), SI
-	MOVQ            aq+40(FP), DI
-	MOVQ            sa+48(FP), R8
-	MOVQ            as+56(FP), R9
-	MOVQ            ai+64(FP), R10
-	MOVQ            groups+72(FP), R11
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
+// func row4Of32MinStepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row4Of32MinStepsAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            steps+32(FP), SI
+	MOVQ            mins+40(FP), DI
+	MOVQ            as+72(FP), R8
+	MOVQ            minSteps+48(FP), R9
+	MOVQ            spans+88(FP), R10
+	MOVQ            consts+16(FP), R11
+	VBROADCASTI32X4 (R11), Z0
+	MOVL            $0x80808080, R11
+	VPBROADCASTD    R11, Z1
 	VPXORD          Z1, Z0, Z0
-	MOVL            $0x0f0f0f0f, DX
-	VPBROADCASTD    DX, Z1
-	VXORPS          Z2, Z2, Z2
+	MOVL            $0x0f0f0f0f, R11
+	VPBROADCASTD    R11, Z0
+	VXORPS          Z1, Z1, Z1
+
+span:
+	MOVQ      per+96(FP), R11
+	VCVTPH2PS (CX), Z3
+	ADDQ      $0x20, CX
+	VCVTPH2PS (DI), Z4
+	ADDQ      $0x20, DI
 
 loop:
-	VMOVDQU32     (CX), Z4
-	VPANDD        Z1, Z4, Z3
-	VPSRLD        $0x04, Z4, Z4
-	VPANDD        Z1, Z4, Z7
-	VMOVDQU32     64(CX), Z5
-	VPANDD        Z1, Z5, Z4
-	VPSRLD        $0x04, Z5, Z5
-	VPANDD        Z1, Z5, Z8
-	VMOVDQU32     128(CX), Z6
-	VPANDD        Z1, Z6, Z5
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	VMOVDQU32     (AX), Z6
+	VPANDD        Z0, Z6, Z5
 	VPSRLD        $0x04, Z6, Z6
-	VPANDD        Z1, Z6, Z9
-	VMOVDQU32     192(CX), Z10
-	VPANDD        Z1, Z10, Z6
-	VPSRLD        $0x04, Z10, Z10
-	VPANDD        Z1, Z10, Z10
-	VPSHUFB       Z3, Z0, Z3
-	VPSHUFB       Z4, Z0, Z4
-	VPSHUFB       Z5, Z0, Z5
-	VPSHUFB       Z6, Z0, Z6
-	VPSHUFB       Z7, Z0, Z7
-	VPSHUFB       Z8, Z0, Z8
-	VPSHUFB       Z9, Z0, Z9
-	VPSHUFB       Z10, Z0, Z10
-	VPBROADCASTD  (R10), Z11
-	VPDPBUSD.BCST (DI), Z3, Z11
-	VPDPBUSD.BCST 4(DI), Z4, Z11
-	VPDPBUSD.BCST 8(DI), Z5, Z11
-	VPDPBUSD.BCST 12(DI), Z6, Z11
-	VPDPBUSD.BCST 16(DI), Z7, Z11
-	VPDPBUSD.BCST 20(DI), Z8, Z11
-	VPDPBUSD.BCST 24(DI), Z9, Z11
-	VPDPBUSD.BCST 28(DI), Z10, Z11
-	VCVTDQ2PS     Z11, Z11
-	VBROADCASTSS  (R8), Z3
-	VMULPS        (BX), Z3, Z3
-	VFMADD231PS   Z3, Z11, Z2
-	VBROADCASTSS  (R9), Z3
-	VFMADD231PS   (SI), Z3, Z2
-	ADDQ          $0x00000100, CX
-	ADDQ          $0x00000040, BX
-	ADDQ          $0x20, DI
-	ADDQ          $0x04, R8
-	ADDQ          $0x00000040, SI
-	ADDQ          $0x04, R9
-	ADDQ          $0x04, R10
+	VPANDD        Z0, Z6, Z9
+	VMOVDQU32     64(AX), Z7
+	VPANDD        Z0, Z7, Z6
+	VPSRLD        $0x04, Z7, Z7
+	VPANDD        Z0, Z7, Z10
+	VMOVDQU32     128(AX), Z8
+	VPANDD        Z0, Z8, Z7
+	VPSRLD        $0x04, Z8, Z8
+	VPANDD        Z0, Z8, Z11
+	VMOVDQU32     192(AX), Z12
+	VPANDD        Z0, Z12, Z8
+	VPSRLD        $0x04, Z12, Z12
+	VPANDD        Z0, Z12, Z12
+	VPXORD        Z2, Z2, Z2
+	VPDPBUSD.BCST (DX), Z5, Z2
+	VPDPBUSD.BCST 4(DX), Z6, Z2
+	VPDPBUSD.BCST 8(DX), Z7, Z2
+	VPDPBUSD.BCST 12(DX), Z8, Z2
+	VPDPBUSD.BCST 16(DX), Z9, Z2
+	VPDPBUSD.BCST 20(DX), Z10, Z2
+	VPDPBUSD.BCST 24(DX), Z11, Z2
+	VPDPBUSD.BCST 28(DX), Z12, Z2
+	VCVTDQ2PS     Z2, Z2
+	VBROADCASTSS  (BX), Z5
+	VPMOVSXBD     (SI), Z6
+	VCVTDQ2PS     Z6, Z6
+	VMULPS        Z3, Z6, Z6
+	VMULPS        Z6, Z5, Z5
+	VFMADD231PS   Z5, Z2, Z1
+	VBROADCASTSS  (R8), Z5
+	VPMOVSXBD     (R9), Z6
+	VCVTDQ2PS     Z6, Z6
+	VMULPS        Z4, Z6, Z6
+	VFMADD231PS   Z6, Z5, Z1
+	ADDQ          $0x00000100, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, R8
+	ADDQ          $0x00000010, SI
+	ADDQ          $0x00000010, R9
 	SUBQ          $0x01, R11
 	JNZ           loop
-	VMOVUPS       Z2, (AX)
+	SUBQ          $0x01, R10
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z1, (AX)
 	VZEROUPPER
 	RET
 
-// func row5Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row5Of32AVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            aq+40(FP), SI
-	MOVQ            sa+48(FP), DI
-	MOVQ            ai+64(FP), R8
-	MOVQ            groups+72(FP), R9
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
+// func row5Of32HalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row5Of32HalfAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            ai+80(FP), SI
+	MOVQ            spans+88(FP), DI
+	MOVQ            consts+16(FP), R8
+	VBROADCASTI32X4 (R8), Z0
+	MOVL            $0x80808080, R8
+	VPBROADCASTD    R8, Z1
 	VPXORD          Z1, Z0, Z0
-	MOVL            $0x0f0f0f0f, DX
-	VPBROADCASTD    DX, Z1
-	MOVL            $0x10101010, DX
-	VPBROADCASTD    DX, Z2
+	MOVL            $0x0f0f0f0f, R8
+	VPBROADCASTD    R8, Z1
+	MOVL            $0x10101010, R8
+	VPBROADCASTD    R8, Z2
 	VXORPS          Z3, Z3, Z3
 
+span:
+	MOVQ per+96(FP), R8
+
 loop:
-	VMOVDQU32     (CX), Z5
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	PREFETCHT0    4352(AX)
+	VMOVDQU32     (AX), Z5
 	VPANDD        Z1, Z5, Z4
 	VPSRLD        $0x04, Z5, Z5
 	VPANDD        Z1, Z5, Z8
-	VMOVDQU32     64(CX), Z6
+	VMOVDQU32     64(AX), Z6
 	VPANDD        Z1, Z6, Z5
 	VPSRLD        $0x04, Z6, Z6
 	VPANDD        Z1, Z6, Z9
-	VMOVDQU32     128(CX), Z7
+	VMOVDQU32     128(AX), Z7
 	VPANDD        Z1, Z7, Z6
 	VPSRLD        $0x04, Z7, Z7
 	VPANDD        Z1, Z7, Z10
-	VMOVDQU32     192(CX), Z11
+	VMOVDQU32     192(AX), Z11
 	VPANDD        Z1, Z11, Z7
 	VPSRLD        $0x04, Z11, Z11
 	VPANDD        Z1, Z11, Z11
-	VMOVDQU32     256(CX), Z12
+	VMOVDQU32     256(AX), Z12
 	VPSLLD        $0x04, Z12, Z13
 	VPTERNLOGD    $0xf8, Z2, Z13, Z4
 	VPSLLD        $0x03, Z12, Z13
@@ -11699,250 +11994,709 @@ loop:
 	VPSUBB        Z0, Z9, Z9
 	VPSUBB        Z0, Z10, Z10
 	VPSUBB        Z0, Z11, Z11
-	VPBROADCASTD  (R8), Z12
-	VPDPBUSD.BCST (SI), Z4, Z12
-	VPDPBUSD.BCST 4(SI), Z5, Z12
-	VPDPBUSD.BCST 8(SI), Z6, Z12
-	VPDPBUSD.BCST 12(SI), Z7, Z12
-	VPDPBUSD.BCST 16(SI), Z8, Z12
-	VPDPBUSD.BCST 20(SI), Z9, Z12
-	VPDPBUSD.BCST 24(SI), Z10, Z12
-	VPDPBUSD.BCST 28(SI), Z11, Z12
+	VPBROADCASTD  (SI), Z12
+	VPDPBUSD.BCST (DX), Z4, Z12
+	VPDPBUSD.BCST 4(DX), Z5, Z12
+	VPDPBUSD.BCST 8(DX), Z6, Z12
+	VPDPBUSD.BCST 12(DX), Z7, Z12
+	VPDPBUSD.BCST 16(DX), Z8, Z12
+	VPDPBUSD.BCST 20(DX), Z9, Z12
+	VPDPBUSD.BCST 24(DX), Z10, Z12
+	VPDPBUSD.BCST 28(DX), Z11, Z12
 	VCVTDQ2PS     Z12, Z12
-	VBROADCASTSS  (DI), Z4
-	VMULPS        (BX), Z4, Z4
+	VBROADCASTSS  (BX), Z4
+	VCVTPH2PS     (CX), Z5
+	VMULPS        Z5, Z4, Z4
 	VFMADD231PS   Z4, Z12, Z3
-	ADDQ          $0x00000140, CX
-	ADDQ          $0x00000040, BX
-	ADDQ          $0x20, SI
-	ADDQ          $0x04, DI
-	ADDQ          $0x04, R8
-	SUBQ          $0x01, R9
+	ADDQ          $0x00000140, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, SI
+	ADDQ          $0x00000020, CX
+	SUBQ          $0x01, R8
 	JNZ           loop
+	SUBQ          $0x01, DI
+	JNZ           span
+	MOVQ          c+0(FP), AX
 	VMOVUPS       Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func row5Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row5Of32MinAVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            mins+32(FP), SI
-	MOVQ            aq+40(FP), DI
-	MOVQ            sa+48(FP), R8
-	MOVQ            as+56(FP), R9
-	MOVQ            ai+64(FP), R10
-	MOVQ            groups+72(FP), R11
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
+// func row5Of32MinHalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row5Of32MinHalfAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            mins+40(FP), SI
+	MOVQ            as+72(FP), DI
+	MOVQ            spans+88(FP), R8
+	MOVQ            consts+16(FP), R9
+	VBROADCASTI32X4 (R9), Z0
+	MOVL            $0x80808080, R9
+	VPBROADCASTD    R9, Z1
 	VPXORD          Z1, Z0, Z0
-	MOVL            $0x0f0f0f0f, DX
-	VPBROADCASTD    DX, Z1
-	MOVL            $0x10101010, DX
-	VPBROADCASTD    DX, Z2
+	MOVL            $0x0f0f0f0f, R9
+	VPBROADCASTD    R9, Z0
+	MOVL            $0x10101010, R9
+	VPBROADCASTD    R9, Z1
 	VXORPS          Z3, Z3, Z3
 
+span:
+	MOVQ per+96(FP), R9
+
 loop:
-	VMOVDQU32     (CX), Z5
-	VPANDD        Z1, Z5, Z4
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	PREFETCHT0    4352(AX)
+	VMOVDQU32     (AX), Z5
+	VPANDD        Z0, Z5, Z4
 	VPSRLD        $0x04, Z5, Z5
-	VPANDD        Z1, Z5, Z8
-	VMOVDQU32     64(CX), Z6
-	VPANDD        Z1, Z6, Z5
+	VPANDD        Z0, Z5, Z8
+	VMOVDQU32     64(AX), Z6
+	VPANDD        Z0, Z6, Z5
 	VPSRLD        $0x04, Z6, Z6
-	VPANDD        Z1, Z6, Z9
-	VMOVDQU32     128(CX), Z7
-	VPANDD        Z1, Z7, Z6
+	VPANDD        Z0, Z6, Z9
+	VMOVDQU32     128(AX), Z7
+	VPANDD        Z0, Z7, Z6
 	VPSRLD        $0x04, Z7, Z7
-	VPANDD        Z1, Z7, Z10
-	VMOVDQU32     192(CX), Z11
-	VPANDD        Z1, Z11, Z7
+	VPANDD        Z0, Z7, Z10
+	VMOVDQU32     192(AX), Z11
+	VPANDD        Z0, Z11, Z7
 	VPSRLD        $0x04, Z11, Z11
-	VPANDD        Z1, Z11, Z11
-	VMOVDQU32     256(CX), Z12
+	VPANDD        Z0, Z11, Z11
+	VMOVDQU32     256(AX), Z12
 	VPSLLD        $0x04, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z4
+	VPTERNLOGD    $0xf8, Z1, Z13, Z4
 	VPSLLD        $0x03, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z5
+	VPTERNLOGD    $0xf8, Z1, Z13, Z5
 	VPSLLD        $0x02, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z6
+	VPTERNLOGD    $0xf8, Z1, Z13, Z6
 	VPSLLD        $0x01, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z7
-	VPTERNLOGD    $0xf8, Z2, Z12, Z8
+	VPTERNLOGD    $0xf8, Z1, Z13, Z7
+	VPTERNLOGD    $0xf8, Z1, Z12, Z8
 	VPSRLD        $0x01, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z9
+	VPTERNLOGD    $0xf8, Z1, Z13, Z9
 	VPSRLD        $0x02, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z10
+	VPTERNLOGD    $0xf8, Z1, Z13, Z10
 	VPSRLD        $0x03, Z12, Z12
-	VPTERNLOGD    $0xf8, Z2, Z12, Z11
-	VPSUBB        Z0, Z4, Z4
-	VPSUBB        Z0, Z5, Z5
-	VPSUBB        Z0, Z6, Z6
-	VPSUBB        Z0, Z7, Z7
-	VPSUBB        Z0, Z8, Z8
-	VPSUBB        Z0, Z9, Z9
-	VPSUBB        Z0, Z10, Z10
-	VPSUBB        Z0, Z11, Z11
-	VPBROADCASTD  (R10), Z12
-	VPDPBUSD.BCST (DI), Z4, Z12
-	VPDPBUSD.BCST 4(DI), Z5, Z12
-	VPDPBUSD.BCST 8(DI), Z6, Z12
-	VPDPBUSD.BCST 12(DI), Z7, Z12
-	VPDPBUSD.BCST 16(DI), Z8, Z12
-	VPDPBUSD.BCST 20(DI), Z9, Z12
-	VPDPBUSD.BCST 24(DI), Z10, Z12
-	VPDPBUSD.BCST 28(DI), Z11, Z12
-	VCVTDQ2PS     Z12, Z12
-	VBROADCASTSS  (R8), Z4
-	VMULPS        (BX), Z4, Z4
-	VFMADD231PS   Z4, Z12, Z3
-	VBROADCASTSS  (R9), Z4
-	VFMADD231PS   (SI), Z4, Z3
-	ADDQ          $0x00000140, CX
-	ADDQ          $0x00000040, BX
-	ADDQ          $0x20, DI
-	ADDQ          $0x04, R8
-	ADDQ          $0x00000040, SI
-	ADDQ          $0x04, R9
-	ADDQ          $0x04, R10
-	SUBQ          $0x01, R11
-	JNZ           loop
-	VMOVUPS       Z3, (AX)
-	VZEROUPPER
-	RET
-
-// func row6Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI
-TEXT ·row6Of16AVX512(SB), NOSPLIT, $0-80
-	MOVQ            c+0(FP), AX
-	MOVQ            codes+8(FP), CX
-	MOVQ            consts+16(FP), DX
-	MOVQ            scales+24(FP), BX
-	MOVQ            aq+40(FP), SI
-	MOVQ            sa+48(FP), DI
-	MOVQ            ai+64(FP), R8
-	MOVQ            groups+72(FP), R9
-	VBROADCASTI32X4 (DX), Z0
-	MOVL            $0x80808080, DX
-	VPBROADCASTD    DX, Z1
-	VPXORD          Z1, Z0, Z0
-	MOVL            $0x0f0f0f0f, DX
-	VPBROADCASTD    DX, Z1
-	MOVL            $0x30303030, DX
-	VPBROADCASTD    DX, Z2
-	VXORPS          Z3, Z3, Z3
-
-loop:
-	VMOVDQU32     (CX), Z5
-	VPANDD        Z1, Z5, Z4
-	VPSRLD        $0x04, Z5, Z5
-	VPANDD        Z1, Z5, Z8
-	VMOVDQU32     64(CX), Z6
-	VPANDD        Z1, Z6, Z5
-	VPSRLD        $0x04, Z6, Z6
-	VPANDD        Z1, Z6, Z9
-	VMOVDQU32     128(CX), Z7
-	VPANDD        Z1, Z7, Z6
-	VPSRLD        $0x04, Z7, Z7
-	VPANDD        Z1, Z7, Z10
-	VMOVDQU32     192(CX), Z11
-	VPANDD        Z1, Z11, Z7
-	VPSRLD        $0x04, Z11, Z11
-	VPANDD        Z1, Z11, Z11
-	VMOVDQU32     256(CX), Z12
-	VPSLLD        $0x04, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z4
-	VPSLLD        $0x02, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z6
-	VPTERNLOGD    $0xf8, Z2, Z12, Z8
-	VPSRLD        $0x02, Z12, Z12
-	VPTERNLOGD    $0xf8, Z2, Z12, Z10
-	VMOVDQU32     320(CX), Z12
-	VPSLLD        $0x04, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z5
-	VPSLLD        $0x02, Z12, Z13
-	VPTERNLOGD    $0xf8, Z2, Z13, Z7
-	VPTERNLOGD    $0xf8, Z2, Z12, Z9
-	VPSRLD        $0x02, Z12, Z12
-	VPTERNLOGD    $0xf8, Z2, Z12, Z11
-	VPSUBB        Z0, Z4, Z4
-	VPSUBB        Z0, Z5, Z5
-	VPSUBB        Z0, Z6, Z6
-	VPSUBB        Z0, Z7, Z7
-	VPSUBB        Z0, Z8, Z8
-	VPSUBB        Z0, Z9, Z9
-	VPSUBB        Z0, Z10, Z10
-	VPSUBB        Z0, Z11, Z11
-	VPBROADCASTD  (R8), Z12
-	VPDPBUSD.BCST (SI), Z4, Z12
-	VPDPBUSD.BCST 4(SI), Z5, Z12
-	VPDPBUSD.BCST 8(SI), Z6, Z12
-	VPDPBUSD.BCST 12(SI), Z7, Z12
-	VCVTDQ2PS     Z12, Z12
+	VPTERNLOGD    $0xf8, Z1, Z12, Z11
+	VPXORD        Z2, Z2, Z2
+	VPDPBUSD.BCST (DX), Z4, Z2
+	VPDPBUSD.BCST 4(DX), Z5, Z2
+	VPDPBUSD.BCST 8(DX), Z6, Z2
+	VPDPBUSD.BCST 12(DX), Z7, Z2
+	VPDPBUSD.BCST 16(DX), Z8, Z2
+	VPDPBUSD.BCST 20(DX), Z9, Z2
+	VPDPBUSD.BCST 24(DX), Z10, Z2
+	VPDPBUSD.BCST 28(DX), Z11, Z2
+	VCVTDQ2PS     Z2, Z2
+	VBROADCASTSS  (BX), Z4
+	VCVTPH2PS     (CX), Z5
+	VMULPS        Z5, Z4, Z4
+	VFMADD231PS   Z4, Z2, Z3
 	VBROADCASTSS  (DI), Z4
-	VMULPS        (BX), Z4, Z4
-	VFMADD231PS   Z4, Z12, Z3
-	VPBROADCASTD  4(R8), Z4
-	VPDPBUSD.BCST 16(SI), Z8, Z4
-	VPDPBUSD.BCST 20(SI), Z9, Z4
-	VPDPBUSD.BCST 24(SI), Z10, Z4
-	VPDPBUSD.BCST 28(SI), Z11, Z4
-	VCVTDQ2PS     Z4, Z4
-	VBROADCASTSS  (DI), Z5
-	VMULPS        64(BX), Z5, Z5
+	VCVTPH2PS     (SI), Z5
 	VFMADD231PS   Z5, Z4, Z3
-	ADDQ          $0x00000180, CX
-	ADDQ          $0x00000080, BX
-	ADDQ          $0x20, SI
-	ADDQ          $0x04, DI
-	ADDQ          $0x08, R8
+	ADDQ          $0x00000140, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, DI
+	ADDQ          $0x00000020, CX
+	ADDQ          $0x00000020, SI
 	SUBQ          $0x01, R9
 	JNZ           loop
+	SUBQ          $0x01, R8
+	JNZ           span
+	MOVQ          c+0(FP), AX
 	VMOVUPS       Z3, (AX)
 	VZEROUPPER
 	RET
 
-// func row2Of16MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row2Of16MinAVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           mins+32(FP), SI
-	MOVQ           aq+40(FP), DI
-	MOVQ           sa+48(FP), R8
-	MOVQ           as+56(FP), R9
-	MOVQ           groups+72(FP), R10
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x03030303, DX
-	VMOVD          DX, X1
+// func row5Of32MinStepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row5Of32MinStepsAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            steps+32(FP), SI
+	MOVQ            mins+40(FP), DI
+	MOVQ            as+72(FP), R8
+	MOVQ            minSteps+48(FP), R9
+	MOVQ            spans+88(FP), R10
+	MOVQ            consts+16(FP), R11
+	VBROADCASTI32X4 (R11), Z0
+	MOVL            $0x80808080, R11
+	VPBROADCASTD    R11, Z1
+	VPXORD          Z1, Z0, Z0
+	MOVL            $0x0f0f0f0f, R11
+	VPBROADCASTD    R11, Z0
+	MOVL            $0x10101010, R11
+	VPBROADCASTD    R11, Z1
+	VXORPS          Z3, Z3, Z3
+
+span:
+	MOVQ      per+96(FP), R11
+	VCVTPH2PS (CX), Z4
+	ADDQ      $0x20, CX
+	VCVTPH2PS (DI), Z5
+	ADDQ      $0x20, DI
+
+loop:
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	PREFETCHT0    4352(AX)
+	VMOVDQU32     (AX), Z7
+	VPANDD        Z0, Z7, Z6
+	VPSRLD        $0x04, Z7, Z7
+	VPANDD        Z0, Z7, Z10
+	VMOVDQU32     64(AX), Z8
+	VPANDD        Z0, Z8, Z7
+	VPSRLD        $0x04, Z8, Z8
+	VPANDD        Z0, Z8, Z11
+	VMOVDQU32     128(AX), Z9
+	VPANDD        Z0, Z9, Z8
+	VPSRLD        $0x04, Z9, Z9
+	VPANDD        Z0, Z9, Z12
+	VMOVDQU32     192(AX), Z13
+	VPANDD        Z0, Z13, Z9
+	VPSRLD        $0x04, Z13, Z13
+	VPANDD        Z0, Z13, Z13
+	VMOVDQU32     256(AX), Z14
+	VPSLLD        $0x04, Z14, Z15
+	VPTERNLOGD    $0xf8, Z1, Z15, Z6
+	VPSLLD        $0x03, Z14, Z15
+	VPTERNLOGD    $0xf8, Z1, Z15, Z7
+	VPSLLD        $0x02, Z14, Z15
+	VPTERNLOGD    $0xf8, Z1, Z15, Z8
+	VPSLLD        $0x01, Z14, Z15
+	VPTERNLOGD    $0xf8, Z1, Z15, Z9
+	VPTERNLOGD    $0xf8, Z1, Z14, Z10
+	VPSRLD        $0x01, Z14, Z15
+	VPTERNLOGD    $0xf8, Z1, Z15, Z11
+	VPSRLD        $0x02, Z14, Z15
+	VPTERNLOGD    $0xf8, Z1, Z15, Z12
+	VPSRLD        $0x03, Z14, Z14
+	VPTERNLOGD    $0xf8, Z1, Z14, Z13
+	VPXORD        Z2, Z2, Z2
+	VPDPBUSD.BCST (DX), Z6, Z2
+	VPDPBUSD.BCST 4(DX), Z7, Z2
+	VPDPBUSD.BCST 8(DX), Z8, Z2
+	VPDPBUSD.BCST 12(DX), Z9, Z2
+	VPDPBUSD.BCST 16(DX), Z10, Z2
+	VPDPBUSD.BCST 20(DX), Z11, Z2
+	VPDPBUSD.BCST 24(DX), Z12, Z2
+	VPDPBUSD.BCST 28(DX), Z13, Z2
+	VCVTDQ2PS     Z2, Z2
+	VBROADCASTSS  (BX), Z6
+	VPMOVSXBD     (SI), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z4, Z7, Z7
+	VMULPS        Z7, Z6, Z6
+	VFMADD231PS   Z6, Z2, Z3
+	VBROADCASTSS  (R8), Z6
+	VPMOVSXBD     (R9), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z5, Z7, Z7
+	VFMADD231PS   Z7, Z6, Z3
+	ADDQ          $0x00000140, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, R8
+	ADDQ          $0x00000010, SI
+	ADDQ          $0x00000010, R9
+	SUBQ          $0x01, R11
+	JNZ           loop
+	SUBQ          $0x01, R10
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func row6Of16StepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row6Of16StepsAVX512(SB), NOSPLIT, $0-104
+	MOVQ            codes+8(FP), AX
+	MOVQ            scales+24(FP), CX
+	MOVQ            aq+56(FP), DX
+	MOVQ            sa+64(FP), BX
+	MOVQ            steps+32(FP), SI
+	MOVQ            ai+80(FP), DI
+	MOVQ            spans+88(FP), R8
+	MOVQ            consts+16(FP), R9
+	VBROADCASTI32X4 (R9), Z0
+	MOVL            $0x80808080, R9
+	VPBROADCASTD    R9, Z1
+	VPXORD          Z1, Z0, Z0
+	MOVL            $0x0f0f0f0f, R9
+	VPBROADCASTD    R9, Z1
+	MOVL            $0x30303030, R9
+	VPBROADCASTD    R9, Z2
+	VXORPS          Z3, Z3, Z3
+
+span:
+	MOVQ      per+96(FP), R9
+	VCVTPH2PS (CX), Z4
+	ADDQ      $0x20, CX
+
+loop:
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	PREFETCHT0    4352(AX)
+	PREFETCHT0    4416(AX)
+	VMOVDQU32     (AX), Z6
+	VPANDD        Z1, Z6, Z5
+	VPSRLD        $0x04, Z6, Z6
+	VPANDD        Z1, Z6, Z9
+	VMOVDQU32     64(AX), Z7
+	VPANDD        Z1, Z7, Z6
+	VPSRLD        $0x04, Z7, Z7
+	VPANDD        Z1, Z7, Z10
+	VMOVDQU32     128(AX), Z8
+	VPANDD        Z1, Z8, Z7
+	VPSRLD        $0x04, Z8, Z8
+	VPANDD        Z1, Z8, Z11
+	VMOVDQU32     192(AX), Z12
+	VPANDD        Z1, Z12, Z8
+	VPSRLD        $0x04, Z12, Z12
+	VPANDD        Z1, Z12, Z12
+	VMOVDQU32     256(AX), Z13
+	VPSLLD        $0x04, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z5
+	VPSLLD        $0x02, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z7
+	VPTERNLOGD    $0xf8, Z2, Z13, Z9
+	VPSRLD        $0x02, Z13, Z13
+	VPTERNLOGD    $0xf8, Z2, Z13, Z11
+	VMOVDQU32     320(AX), Z13
+	VPSLLD        $0x04, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z6
+	VPSLLD        $0x02, Z13, Z14
+	VPTERNLOGD    $0xf8, Z2, Z14, Z8
+	VPTERNLOGD    $0xf8, Z2, Z13, Z10
+	VPSRLD        $0x02, Z13, Z13
+	VPTERNLOGD    $0xf8, Z2, Z13, Z12
+	VPSUBB        Z0, Z5, Z5
+	VPSUBB        Z0, Z6, Z6
+	VPSUBB        Z0, Z7, Z7
+	VPSUBB        Z0, Z8, Z8
+	VPSUBB        Z0, Z9, Z9
+	VPSUBB        Z0, Z10, Z10
+	VPSUBB        Z0, Z11, Z11
+	VPSUBB        Z0, Z12, Z12
+	VPBROADCASTD  (DI), Z13
+	VPDPBUSD.BCST (DX), Z5, Z13
+	VPDPBUSD.BCST 4(DX), Z6, Z13
+	VPDPBUSD.BCST 8(DX), Z7, Z13
+	VPDPBUSD.BCST 12(DX), Z8, Z13
+	VCVTDQ2PS     Z13, Z13
+	VBROADCASTSS  (BX), Z5
+	VPMOVSXBD     (SI), Z6
+	VCVTDQ2PS     Z6, Z6
+	VMULPS        Z4, Z6, Z6
+	VMULPS        Z6, Z5, Z5
+	VFMADD231PS   Z5, Z13, Z3
+	VPBROADCASTD  4(DI), Z5
+	VPDPBUSD.BCST 16(DX), Z9, Z5
+	VPDPBUSD.BCST 20(DX), Z10, Z5
+	VPDPBUSD.BCST 24(DX), Z11, Z5
+	VPDPBUSD.BCST 28(DX), Z12, Z5
+	VCVTDQ2PS     Z5, Z5
+	VBROADCASTSS  (BX), Z6
+	VPMOVSXBD     16(SI), Z7
+	VCVTDQ2PS     Z7, Z7
+	VMULPS        Z4, Z7, Z7
+	VMULPS        Z7, Z6, Z6
+	VFMADD231PS   Z6, Z5, Z3
+	ADDQ          $0x00000180, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000008, DI
+	ADDQ          $0x00000020, SI
+	SUBQ          $0x01, R9
+	JNZ           loop
+	SUBQ          $0x01, R8
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z3, (AX)
+	VZEROUPPER
+	RET
+
+// func row8Of32HalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX512DQ, AVX512F, AVX512VNNI, MMX+
+TEXT ·row8Of32HalfAVX512(SB), NOSPLIT, $0-104
+	MOVQ   codes+8(FP), AX
+	MOVQ   scales+24(FP), CX
+	MOVQ   aq+56(FP), DX
+	MOVQ   sa+64(FP), BX
+	MOVQ   ai+80(FP), SI
+	MOVQ   spans+88(FP), DI
+	VXORPS Z0, Z0, Z0
+
+span:
+	MOVQ per+96(FP), R8
+
+loop:
+	PREFETCHT0    4096(AX)
+	PREFETCHT0    4160(AX)
+	PREFETCHT0    4224(AX)
+	PREFETCHT0    4288(AX)
+	PREFETCHT0    4352(AX)
+	PREFETCHT0    4416(AX)
+	PREFETCHT0    4480(AX)
+	PREFETCHT0    4544(AX)
+	MOVL          $0x80808080, R9
+	VPBROADCASTD  R9, Z8
+	VPXORD        (AX), Z8, Z1
+	VPXORD        64(AX), Z8, Z2
+	VPXORD        128(AX), Z8, Z3
+	VPXORD        192(AX), Z8, Z4
+	VPXORD        256(AX), Z8, Z5
+	VPXORD        320(AX), Z8, Z6
+	VPXORD        384(AX), Z8, Z7
+	VPXORD        448(AX), Z8, Z8
+	VPBROADCASTD  (SI), Z9
+	VPDPBUSD.BCST (DX), Z1, Z9
+	VPDPBUSD.BCST 4(DX), Z2, Z9
+	VPDPBUSD.BCST 8(DX), Z3, Z9
+	VPDPBUSD.BCST 12(DX), Z4, Z9
+	VPDPBUSD.BCST 16(DX), Z5, Z9
+	VPDPBUSD.BCST 20(DX), Z6, Z9
+	VPDPBUSD.BCST 24(DX), Z7, Z9
+	VPDPBUSD.BCST 28(DX), Z8, Z9
+	VCVTDQ2PS     Z9, Z9
+	VBROADCASTSS  (BX), Z1
+	VCVTPH2PS     (CX), Z2
+	VMULPS        Z2, Z1, Z1
+	VFMADD231PS   Z1, Z9, Z0
+	ADDQ          $0x00000200, AX
+	ADDQ          $0x00000020, DX
+	ADDQ          $0x00000004, BX
+	ADDQ          $0x00000004, SI
+	ADDQ          $0x00000020, CX
+	SUBQ          $0x01, R8
+	JNZ           loop
+	SUBQ          $0x01, DI
+	JNZ           span
+	MOVQ          c+0(FP), AX
+	VMOVUPS       Z0, (AX)
+	VZEROUPPER
+	RET
+
+// func row2Of16MinStepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row2Of16MinStepsAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           steps+32(FP), SI
+	MOVQ           mins+40(FP), DI
+	MOVQ           as+72(FP), R8
+	MOVQ           minSteps+48(FP), R9
+	MOVQ           spans+88(FP), R10
+	MOVQ           consts+16(FP), R11
+	VBROADCASTI128 (R11), Y0
+	MOVL           $0x03030303, R11
+	VMOVD          R11, X0
+	VPBROADCASTD   X0, Y0
+	MOVL           $0x00010001, R11
+	VMOVD          R11, X1
 	VPBROADCASTD   X1, Y1
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X2
+	VXORPS         Y2, Y2, Y2
+
+span:
+	MOVQ      per+96(FP), R11
+	VCVTPH2PS (CX), Y3
+	ADDQ      $0x20, CX
+	VCVTPH2PS (DI), Y4
+	ADDQ      $0x20, DI
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	VMOVDQU      (AX), Y6
+	VPAND        Y0, Y6, Y5
+	VPSRLD       $0x02, Y6, Y7
+	VPAND        Y0, Y7, Y7
+	VPSRLD       $0x04, Y6, Y8
+	VPAND        Y0, Y8, Y9
+	VPSRLD       $0x06, Y6, Y6
+	VPAND        Y0, Y6, Y11
+	VMOVDQU      64(AX), Y12
+	VPAND        Y0, Y12, Y6
+	VPSRLD       $0x02, Y12, Y8
+	VPAND        Y0, Y8, Y8
+	VPSRLD       $0x04, Y12, Y10
+	VPAND        Y0, Y10, Y10
+	VPSRLD       $0x06, Y12, Y12
+	VPAND        Y0, Y12, Y12
+	VPBROADCASTD (DX), Y13
+	VPMADDUBSW   Y13, Y5, Y13
+	VPBROADCASTD 4(DX), Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 8(DX), Y5
+	VPMADDUBSW   Y5, Y7, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 12(DX), Y5
+	VPMADDUBSW   Y5, Y8, Y5
+	VPADDW       Y5, Y13, Y13
+	VPMADDWD     Y1, Y13, Y5
+	VCVTDQ2PS    Y5, Y5
+	VBROADCASTSS (BX), Y6
+	VPMOVSXBD    (SI), Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y3, Y7, Y7
+	VMULPS       Y7, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y2
+	VBROADCASTSS (R8), Y5
+	VPMOVSXBD    (R9), Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y4, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y2
+	VPBROADCASTD 16(DX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPBROADCASTD 20(DX), Y6
+	VPMADDUBSW   Y6, Y10, Y6
+	VPADDW       Y6, Y5, Y5
+	VPBROADCASTD 24(DX), Y6
+	VPMADDUBSW   Y6, Y11, Y6
+	VPADDW       Y6, Y5, Y5
+	VPBROADCASTD 28(DX), Y6
+	VPMADDUBSW   Y6, Y12, Y6
+	VPADDW       Y6, Y5, Y5
+	VPMADDWD     Y1, Y5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VBROADCASTSS (BX), Y6
+	VPMOVSXBD    16(SI), Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y3, Y7, Y7
+	VMULPS       Y7, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y2
+	VBROADCASTSS 4(R8), Y5
+	VPMOVSXBD    16(R9), Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y4, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y2
+	ADDQ         $0x00000080, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000008, R8
+	ADDQ         $0x00000020, SI
+	ADDQ         $0x00000020, R9
+	SUBQ         $0x01, R11
+	JNZ          loop
+	SUBQ         $0x01, R10
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y2, (AX)
+	VZEROUPPER
+	RET
+
+// func row3Of16StepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row3Of16StepsAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           steps+32(FP), SI
+	MOVQ           spans+88(FP), DI
+	MOVQ           consts+16(FP), R8
+	VBROADCASTI128 (R8), Y0
+	MOVL           $0x03030303, R8
+	VMOVD          R8, X1
+	VPBROADCASTD   X1, Y1
+	MOVL           $0x04040404, R8
+	VMOVD          R8, X2
+	VPBROADCASTD   X2, Y2
+	MOVL           $0x00010001, R8
+	VMOVD          R8, X3
+	VPBROADCASTD   X3, Y3
+	VXORPS         Y4, Y4, Y4
+
+span:
+	MOVQ      per+96(FP), R8
+	VCVTPH2PS (CX), Y5
+	ADDQ      $0x20, CX
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	VMOVDQU      (AX), Y7
+	VPAND        Y1, Y7, Y6
+	VPSRLD       $0x02, Y7, Y8
+	VPAND        Y1, Y8, Y8
+	VPSRLD       $0x04, Y7, Y9
+	VPAND        Y1, Y9, Y10
+	VPSRLD       $0x06, Y7, Y7
+	VPAND        Y1, Y7, Y12
+	VMOVDQU      64(AX), Y13
+	VPAND        Y1, Y13, Y7
+	VPSRLD       $0x02, Y13, Y9
+	VPAND        Y1, Y9, Y9
+	VPSRLD       $0x04, Y13, Y11
+	VPAND        Y1, Y11, Y11
+	VPSRLD       $0x06, Y13, Y13
+	VPAND        Y1, Y13, Y13
+	VMOVDQU      128(AX), Y14
+	VPSLLD       $0x02, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y6, Y6
+	VPSLLD       $0x01, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y7, Y7
+	VMOVDQA      Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y8, Y8
+	VPSRLD       $0x01, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y9, Y9
+	VPSRLD       $0x02, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y10, Y10
+	VPSRLD       $0x03, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y11, Y11
+	VPSRLD       $0x04, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y12, Y12
+	VPSRLD       $0x05, Y14, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y13, Y13
+	VPSHUFB      Y6, Y0, Y6
+	VPSHUFB      Y7, Y0, Y7
+	VPSHUFB      Y8, Y0, Y8
+	VPSHUFB      Y9, Y0, Y9
+	VPSHUFB      Y10, Y0, Y10
+	VPSHUFB      Y11, Y0, Y11
+	VPSHUFB      Y12, Y0, Y12
+	VPSHUFB      Y13, Y0, Y13
+	VPBROADCASTD (DX), Y14
+	VPABSB       Y6, Y15
+	VPSIGNB      Y6, Y14, Y14
+	VPMADDUBSW   Y14, Y15, Y14
+	VPMADDWD     Y3, Y14, Y6
+	VPBROADCASTD 4(DX), Y14
+	VPABSB       Y7, Y15
+	VPSIGNB      Y7, Y14, Y14
+	VPMADDUBSW   Y14, Y15, Y14
+	VPMADDWD     Y3, Y14, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 8(DX), Y7
+	VPABSB       Y8, Y14
+	VPSIGNB      Y8, Y7, Y7
+	VPMADDUBSW   Y7, Y14, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 12(DX), Y7
+	VPABSB       Y9, Y8
+	VPSIGNB      Y9, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VBROADCASTSS (BX), Y7
+	VPMOVSXBD    (SI), Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VMULPS       Y8, Y7, Y7
+	VFMADD231PS  Y7, Y6, Y4
+	VPBROADCASTD 16(DX), Y6
+	VPABSB       Y10, Y7
+	VPSIGNB      Y10, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPBROADCASTD 20(DX), Y7
+	VPABSB       Y11, Y8
+	VPSIGNB      Y11, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 24(DX), Y7
+	VPABSB       Y12, Y8
+	VPSIGNB      Y12, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 28(DX), Y7
+	VPABSB       Y13, Y8
+	VPSIGNB      Y13, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VBROADCASTSS (BX), Y7
+	VPMOVSXBD    16(SI), Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VMULPS       Y8, Y7, Y7
+	VFMADD231PS  Y7, Y6, Y4
+	ADDQ         $0x000000c0, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000020, SI
+	SUBQ         $0x01, R8
+	JNZ          loop
+	SUBQ         $0x01, DI
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y4, (AX)
+	VZEROUPPER
+	RET
+
+// func row4Of32AVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, FMA3, MMX+
+TEXT ·row4Of32AVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           spans+88(FP), SI
+	MOVQ           consts+16(FP), DI
+	VBROADCASTI128 (DI), Y0
+	MOVL           $0x0f0f0f0f, DI
+	VMOVD          DI, X1
+	VPBROADCASTD   X1, Y1
+	MOVL           $0x00010001, DI
+	VMOVD          DI, X2
 	VPBROADCASTD   X2, Y2
 	VXORPS         Y3, Y3, Y3
 
+span:
+	MOVQ per+96(FP), DI
+
 loop:
-	VMOVDQU      (CX), Y5
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	VMOVDQU      (AX), Y5
 	VPAND        Y1, Y5, Y4
-	VPSRLD       $0x02, Y5, Y6
-	VPAND        Y1, Y6, Y6
-	VPSRLD       $0x04, Y5, Y7
-	VPAND        Y1, Y7, Y8
-	VPSRLD       $0x06, Y5, Y5
-	VPAND        Y1, Y5, Y10
-	VMOVDQU      64(CX), Y11
-	VPAND        Y1, Y11, Y5
-	VPSRLD       $0x02, Y11, Y7
-	VPAND        Y1, Y7, Y7
-	VPSRLD       $0x04, Y11, Y9
-	VPAND        Y1, Y9, Y9
-	VPSRLD       $0x06, Y11, Y11
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        Y1, Y5, Y8
+	VMOVDQU      64(AX), Y6
+	VPAND        Y1, Y6, Y5
+	VPSRLD       $0x04, Y6, Y6
+	VPAND        Y1, Y6, Y9
+	VMOVDQU      128(AX), Y7
+	VPAND        Y1, Y7, Y6
+	VPSRLD       $0x04, Y7, Y7
+	VPAND        Y1, Y7, Y10
+	VMOVDQU      192(AX), Y11
+	VPAND        Y1, Y11, Y7
+	VPSRLD       $0x04, Y11, Y11
 	VPAND        Y1, Y11, Y11
 	VPSHUFB      Y4, Y0, Y4
 	VPSHUFB      Y5, Y0, Y5
@@ -11952,140 +12706,230 @@ loop:
 	VPSHUFB      Y9, Y0, Y9
 	VPSHUFB      Y10, Y0, Y10
 	VPSHUFB      Y11, Y0, Y11
-	VPBROADCASTD (DI), Y12
+	VPBROADCASTD (DX), Y12
 	VPABSB       Y4, Y13
 	VPSIGNB      Y4, Y12, Y12
 	VPMADDUBSW   Y12, Y13, Y12
 	VPMADDWD     Y2, Y12, Y4
-	VPBROADCASTD 4(DI), Y12
+	VPBROADCASTD 4(DX), Y12
 	VPABSB       Y5, Y13
 	VPSIGNB      Y5, Y12, Y12
 	VPMADDUBSW   Y12, Y13, Y12
-	VPMADDWD     Y2, Y12, Y12
-	VPADDD       Y12, Y4, Y4
-	VPBROADCASTD 8(DI), Y5
+	VPMADDWD     Y2, Y12, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 8(DX), Y5
 	VPABSB       Y6, Y12
 	VPSIGNB      Y6, Y5, Y5
 	VPMADDUBSW   Y5, Y12, Y5
 	VPMADDWD     Y2, Y5, Y5
 	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 12(DI), Y5
+	VPBROADCASTD 12(DX), Y5
 	VPABSB       Y7, Y6
 	VPSIGNB      Y7, Y5, Y5
 	VPMADDUBSW   Y5, Y6, Y5
 	VPMADDWD     Y2, Y5, Y5
 	VPADDD       Y5, Y4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VBROADCASTSS (R8), Y5
-	VMULPS       (BX), Y5, Y5
-	VFMADD231PS  Y5, Y4, Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  (SI), Y4, Y3
-	VPBROADCASTD 16(DI), Y4
-	VPABSB       Y8, Y5
-	VPSIGNB      Y8, Y4, Y4
-	VPMADDUBSW   Y4, Y5, Y4
-	VPMADDWD     Y2, Y4, Y4
-	VPBROADCASTD 20(DI), Y5
+	VPBROADCASTD 16(DX), Y5
+	VPABSB       Y8, Y6
+	VPSIGNB      Y8, Y5, Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 20(DX), Y5
 	VPABSB       Y9, Y6
 	VPSIGNB      Y9, Y5, Y5
 	VPMADDUBSW   Y5, Y6, Y5
 	VPMADDWD     Y2, Y5, Y5
 	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 24(DI), Y5
+	VPBROADCASTD 24(DX), Y5
 	VPABSB       Y10, Y6
 	VPSIGNB      Y10, Y5, Y5
 	VPMADDUBSW   Y5, Y6, Y5
 	VPMADDWD     Y2, Y5, Y5
 	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 28(DI), Y5
+	VPBROADCASTD 28(DX), Y5
 	VPABSB       Y11, Y6
 	VPSIGNB      Y11, Y5, Y5
 	VPMADDUBSW   Y5, Y6, Y5
 	VPMADDWD     Y2, Y5, Y5
 	VPADDD       Y5, Y4, Y4
 	VCVTDQ2PS    Y4, Y4
-	VBROADCASTSS (R8), Y5
-	VMULPS       64(BX), Y5, Y5
+	VBROADCASTSS (BX), Y5
+	VMULPS       (CX), Y5, Y5
 	VFMADD231PS  Y5, Y4, Y3
-	VBROADCASTSS 4(R9), Y4
-	VFMADD231PS  64(SI), Y4, Y3
-	ADDQ         $0x00000080, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x20, DI
-	ADDQ         $0x04, R8
-	ADDQ         $0x00000080, SI
-	ADDQ         $0x08, R9
-	SUBQ         $0x01, R10
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000040, CX
+	SUBQ         $0x01, DI
 	JNZ          loop
+	SUBQ         $0x01, SI
+	JNZ          span
+	MOVQ         c+0(FP), AX
 	VMOVUPS      Y3, (AX)
 	VZEROUPPER
 	RET
 
-// func row3Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row3Of16AVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           aq+40(FP), SI
-	MOVQ           sa+48(FP), DI
-	MOVQ           groups+72(FP), R8
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x03030303, DX
-	VMOVD          DX, X1
+// func row4Of32HalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row4Of32HalfAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           spans+88(FP), SI
+	MOVQ           consts+16(FP), DI
+	VBROADCASTI128 (DI), Y0
+	MOVL           $0x0f0f0f0f, DI
+	VMOVD          DI, X1
 	VPBROADCASTD   X1, Y1
-	MOVL           $0x04040404, DX
-	VMOVD          DX, X2
+	MOVL           $0x00010001, DI
+	VMOVD          DI, X2
 	VPBROADCASTD   X2, Y2
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X3
-	VPBROADCASTD   X3, Y3
-	VXORPS         Y4, Y4, Y4
+	VXORPS         Y3, Y3, Y3
+
+span:
+	MOVQ per+96(FP), DI
 
 loop:
-	VMOVDQU      (CX), Y6
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	VMOVDQU      (AX), Y5
+	VPAND        Y1, Y5, Y4
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        Y1, Y5, Y8
+	VMOVDQU      64(AX), Y6
 	VPAND        Y1, Y6, Y5
-	VPSRLD       $0x02, Y6, Y7
-	VPAND        Y1, Y7, Y7
-	VPSRLD       $0x04, Y6, Y8
-	VPAND        Y1, Y8, Y9
-	VPSRLD       $0x06, Y6, Y6
-	VPAND        Y1, Y6, Y11
-	VMOVDQU      64(CX), Y12
-	VPAND        Y1, Y12, Y6
-	VPSRLD       $0x02, Y12, Y8
-	VPAND        Y1, Y8, Y8
-	VPSRLD       $0x04, Y12, Y10
-	VPAND        Y1, Y10, Y10
-	VPSRLD       $0x06, Y12, Y12
+	VPSRLD       $0x04, Y6, Y6
+	VPAND        Y1, Y6, Y9
+	VMOVDQU      128(AX), Y7
+	VPAND        Y1, Y7, Y6
+	VPSRLD       $0x04, Y7, Y7
+	VPAND        Y1, Y7, Y10
+	VMOVDQU      192(AX), Y11
+	VPAND        Y1, Y11, Y7
+	VPSRLD       $0x04, Y11, Y11
+	VPAND        Y1, Y11, Y11
+	VPSHUFB      Y4, Y0, Y4
+	VPSHUFB      Y5, Y0, Y5
+	VPSHUFB      Y6, Y0, Y6
+	VPSHUFB      Y7, Y0, Y7
+	VPSHUFB      Y8, Y0, Y8
+	VPSHUFB      Y9, Y0, Y9
+	VPSHUFB      Y10, Y0, Y10
+	VPSHUFB      Y11, Y0, Y11
+	VPBROADCASTD (DX), Y12
+	VPABSB       Y4, Y13
+	VPSIGNB      Y4, Y12, Y12
+	VPMADDUBSW   Y12, Y13, Y12
+	VPMADDWD     Y2, Y12, Y4
+	VPBROADCASTD 4(DX), Y12
+	VPABSB       Y5, Y13
+	VPSIGNB      Y5, Y12, Y12
+	VPMADDUBSW   Y12, Y13, Y12
+	VPMADDWD     Y2, Y12, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 8(DX), Y5
+	VPABSB       Y6, Y12
+	VPSIGNB      Y6, Y5, Y5
+	VPMADDUBSW   Y5, Y12, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 12(DX), Y5
+	VPABSB       Y7, Y6
+	VPSIGNB      Y7, Y5, Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 16(DX), Y5
+	VPABSB       Y8, Y6
+	VPSIGNB      Y8, Y5, Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 20(DX), Y5
+	VPABSB       Y9, Y6
+	VPSIGNB      Y9, Y5, Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 24(DX), Y5
+	VPABSB       Y10, Y6
+	VPSIGNB      Y10, Y5, Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VPBROADCASTD 28(DX), Y5
+	VPABSB       Y11, Y6
+	VPSIGNB      Y11, Y5, Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VCVTPH2PS    (CX), Y6
+	VMULPS       Y6, Y5, Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000020, CX
+	SUBQ         $0x01, DI
+	JNZ          loop
+	SUBQ         $0x01, SI
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y3, (AX)
+	VZEROUPPER
+	RET
+
+// func row4Of32StepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row4Of32StepsAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           steps+32(FP), SI
+	MOVQ           spans+88(FP), DI
+	MOVQ           consts+16(FP), R8
+	VBROADCASTI128 (R8), Y0
+	MOVL           $0x0f0f0f0f, R8
+	VMOVD          R8, X1
+	VPBROADCASTD   X1, Y1
+	MOVL           $0x00010001, R8
+	VMOVD          R8, X2
+	VPBROADCASTD   X2, Y2
+	VXORPS         Y3, Y3, Y3
+
+span:
+	MOVQ      per+96(FP), R8
+	VCVTPH2PS (CX), Y4
+	ADDQ      $0x20, CX
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	VMOVDQU      (AX), Y6
+	VPAND        Y1, Y6, Y5
+	VPSRLD       $0x04, Y6, Y6
+	VPAND        Y1, Y6, Y9
+	VMOVDQU      64(AX), Y7
+	VPAND        Y1, Y7, Y6
+	VPSRLD       $0x04, Y7, Y7
+	VPAND        Y1, Y7, Y10
+	VMOVDQU      128(AX), Y8
+	VPAND        Y1, Y8, Y7
+	VPSRLD       $0x04, Y8, Y8
+	VPAND        Y1, Y8, Y11
+	VMOVDQU      192(AX), Y12
+	VPAND        Y1, Y12, Y8
+	VPSRLD       $0x04, Y12, Y12
 	VPAND        Y1, Y12, Y12
-	VMOVDQU      128(CX), Y13
-	VPSLLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y5, Y5
-	VPSLLD       $0x01, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y6, Y6
-	VMOVDQA      Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y7, Y7
-	VPSRLD       $0x01, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y8, Y8
-	VPSRLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y9, Y9
-	VPSRLD       $0x03, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y10, Y10
-	VPSRLD       $0x04, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y11, Y11
-	VPSRLD       $0x05, Y13, Y13
-	VPAND        Y2, Y13, Y13
-	VPOR         Y13, Y12, Y12
 	VPSHUFB      Y5, Y0, Y5
 	VPSHUFB      Y6, Y0, Y6
 	VPSHUFB      Y7, Y0, Y7
@@ -12094,624 +12938,737 @@ loop:
 	VPSHUFB      Y10, Y0, Y10
 	VPSHUFB      Y11, Y0, Y11
 	VPSHUFB      Y12, Y0, Y12
-	VPBROADCASTD (SI), Y13
+	VPBROADCASTD (DX), Y13
 	VPABSB       Y5, Y14
 	VPSIGNB      Y5, Y13, Y13
 	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y5
-	VPBROADCASTD 4(SI), Y13
+	VPMADDWD     Y2, Y13, Y5
+	VPBROADCASTD 4(DX), Y13
 	VPABSB       Y6, Y14
 	VPSIGNB      Y6, Y13, Y13
 	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y13
-	VPADDD       Y13, Y5, Y5
-	VPBROADCASTD 8(SI), Y6
+	VPMADDWD     Y2, Y13, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 8(DX), Y6
 	VPABSB       Y7, Y13
 	VPSIGNB      Y7, Y6, Y6
 	VPMADDUBSW   Y6, Y13, Y6
-	VPMADDWD     Y3, Y6, Y6
+	VPMADDWD     Y2, Y6, Y6
 	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 12(SI), Y6
+	VPBROADCASTD 12(DX), Y6
 	VPABSB       Y8, Y7
 	VPSIGNB      Y8, Y6, Y6
 	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
+	VPMADDWD     Y2, Y6, Y6
 	VPADDD       Y6, Y5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VBROADCASTSS (DI), Y6
-	VMULPS       (BX), Y6, Y6
-	VFMADD231PS  Y6, Y5, Y4
-	VPBROADCASTD 16(SI), Y5
-	VPABSB       Y9, Y6
-	VPSIGNB      Y9, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y3, Y5, Y5
-	VPBROADCASTD 20(SI), Y6
+	VPBROADCASTD 16(DX), Y6
+	VPABSB       Y9, Y7
+	VPSIGNB      Y9, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y2, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 20(DX), Y6
 	VPABSB       Y10, Y7
 	VPSIGNB      Y10, Y6, Y6
 	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
+	VPMADDWD     Y2, Y6, Y6
 	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 24(SI), Y6
+	VPBROADCASTD 24(DX), Y6
 	VPABSB       Y11, Y7
 	VPSIGNB      Y11, Y6, Y6
 	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
+	VPMADDWD     Y2, Y6, Y6
 	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 28(SI), Y6
+	VPBROADCASTD 28(DX), Y6
 	VPABSB       Y12, Y7
 	VPSIGNB      Y12, Y6, Y6
 	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
+	VPMADDWD     Y2, Y6, Y6
 	VPADDD       Y6, Y5, Y5
 	VCVTDQ2PS    Y5, Y5
-	VBROADCASTSS (DI), Y6
-	VMULPS       64(BX), Y6, Y6
-	VFMADD231PS  Y6, Y5, Y4
-	ADDQ         $0x000000c0, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x20, SI
-	ADDQ         $0x04, DI
+	VBROADCASTSS (BX), Y6
+	VPMOVSXBD    (SI), Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y4, Y7, Y7
+	VMULPS       Y7, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y3
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000010, SI
 	SUBQ         $0x01, R8
 	JNZ          loop
-	VMOVUPS      Y4, (AX)
-	VZEROUPPER
-	RET
-
-// func row4Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row4Of32AVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           aq+40(FP), SI
-	MOVQ           sa+48(FP), DI
-	MOVQ           groups+72(FP), R8
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x0f0f0f0f, DX
-	VMOVD          DX, X1
-	VPBROADCASTD   X1, Y1
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X2
-	VPBROADCASTD   X2, Y2
-	VXORPS         Y3, Y3, Y3
-
-loop:
-	VMOVDQU      (CX), Y5
-	VPAND        Y1, Y5, Y4
-	VPSRLD       $0x04, Y5, Y5
-	VPAND        Y1, Y5, Y8
-	VMOVDQU      64(CX), Y6
-	VPAND        Y1, Y6, Y5
-	VPSRLD       $0x04, Y6, Y6
-	VPAND        Y1, Y6, Y9
-	VMOVDQU      128(CX), Y7
-	VPAND        Y1, Y7, Y6
-	VPSRLD       $0x04, Y7, Y7
-	VPAND        Y1, Y7, Y10
-	VMOVDQU      192(CX), Y11
-	VPAND        Y1, Y11, Y7
-	VPSRLD       $0x04, Y11, Y11
-	VPAND        Y1, Y11, Y11
-	VPSHUFB      Y4, Y0, Y4
-	VPSHUFB      Y5, Y0, Y5
-	VPSHUFB      Y6, Y0, Y6
-	VPSHUFB      Y7, Y0, Y7
-	VPSHUFB      Y8, Y0, Y8
-	VPSHUFB      Y9, Y0, Y9
-	VPSHUFB      Y10, Y0, Y10
-	VPSHUFB      Y11, Y0, Y11
-	VPBROADCASTD (SI), Y12
-	VPABSB       Y4, Y13
-	VPSIGNB      Y4, Y12, Y12
-	VPMADDUBSW   Y12, Y13, Y12
-	VPMADDWD     Y2, Y12, Y4
-	VPBROADCASTD 4(SI), Y12
-	VPABSB       Y5, Y13
-	VPSIGNB      Y5, Y12, Y12
-	VPMADDUBSW   Y12, Y13, Y12
-	VPMADDWD     Y2, Y12, Y12
-	VPADDD       Y12, Y4, Y4
-	VPBROADCASTD 8(SI), Y5
-	VPABSB       Y6, Y12
-	VPSIGNB      Y6, Y5, Y5
-	VPMADDUBSW   Y5, Y12, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 12(SI), Y5
-	VPABSB       Y7, Y6
-	VPSIGNB      Y7, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 16(SI), Y5
-	VPABSB       Y8, Y6
-	VPSIGNB      Y8, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 20(SI), Y5
-	VPABSB       Y9, Y6
-	VPSIGNB      Y9, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 24(SI), Y5
-	VPABSB       Y10, Y6
-	VPSIGNB      Y10, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 28(SI), Y5
-	VPABSB       Y11, Y6
-	VPSIGNB      Y11, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VCVTDQ2PS    Y4, Y4
-	VBROADCASTSS (DI), Y5
-	VMULPS       (BX), Y5, Y5
-	VFMADD231PS  Y5, Y4, Y3
-	ADDQ         $0x00000100, CX
-	ADDQ         $0x00000040, BX
-	ADDQ         $0x20, SI
-	ADDQ         $0x04, DI
-	SUBQ         $0x01, R8
-	JNZ          loop
+	SUBQ         $0x01, DI
+	JNZ          span
+	MOVQ         c+0(FP), AX
 	VMOVUPS      Y3, (AX)
 	VZEROUPPER
 	RET
 
-// func row4Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row4Of32MinAVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           mins+32(FP), SI
-	MOVQ           aq+40(FP), DI
-	MOVQ           sa+48(FP), R8
-	MOVQ           as+56(FP), R9
-	MOVQ           groups+72(FP), R10
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x0f0f0f0f, DX
-	VMOVD          DX, X1
+// func row4Of32MinHalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row4Of32MinHalfAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           mins+40(FP), SI
+	MOVQ           as+72(FP), DI
+	MOVQ           spans+88(FP), R8
+	MOVQ           consts+16(FP), R9
+	VBROADCASTI128 (R9), Y0
+	MOVL           $0x0f0f0f0f, R9
+	VMOVD          R9, X0
+	VPBROADCASTD   X0, Y0
+	MOVL           $0x00010001, R9
+	VMOVD          R9, X1
 	VPBROADCASTD   X1, Y1
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X2
-	VPBROADCASTD   X2, Y2
-	VXORPS         Y3, Y3, Y3
+	VXORPS         Y2, Y2, Y2
+
+span:
+	MOVQ per+96(FP), R9
 
 loop:
-	VMOVDQU      (CX), Y5
-	VPAND        Y1, Y5, Y4
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	VMOVDQU      (AX), Y4
+	VPAND        Y0, Y4, Y3
+	VPSRLD       $0x04, Y4, Y4
+	VPAND        Y0, Y4, Y7
+	VMOVDQU      64(AX), Y5
+	VPAND        Y0, Y5, Y4
 	VPSRLD       $0x04, Y5, Y5
-	VPAND        Y1, Y5, Y8
-	VMOVDQU      64(CX), Y6
-	VPAND        Y1, Y6, Y5
+	VPAND        Y0, Y5, Y8
+	VMOVDQU      128(AX), Y6
+	VPAND        Y0, Y6, Y5
 	VPSRLD       $0x04, Y6, Y6
-	VPAND        Y1, Y6, Y9
-	VMOVDQU      128(CX), Y7
-	VPAND        Y1, Y7, Y6
+	VPAND        Y0, Y6, Y9
+	VMOVDQU      192(AX), Y10
+	VPAND        Y0, Y10, Y6
+	VPSRLD       $0x04, Y10, Y10
+	VPAND        Y0, Y10, Y10
+	VPBROADCASTD (DX), Y11
+	VPMADDUBSW   Y11, Y3, Y11
+	VPBROADCASTD 4(DX), Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPADDW       Y3, Y11, Y11
+	VPBROADCASTD 8(DX), Y3
+	VPMADDUBSW   Y3, Y5, Y3
+	VPADDW       Y3, Y11, Y11
+	VPBROADCASTD 12(DX), Y3
+	VPMADDUBSW   Y3, Y6, Y3
+	VPADDW       Y3, Y11, Y11
+	VPBROADCASTD 16(DX), Y3
+	VPMADDUBSW   Y3, Y7, Y3
+	VPADDW       Y3, Y11, Y11
+	VPBROADCASTD 20(DX), Y3
+	VPMADDUBSW   Y3, Y8, Y3
+	VPADDW       Y3, Y11, Y11
+	VPBROADCASTD 24(DX), Y3
+	VPMADDUBSW   Y3, Y9, Y3
+	VPADDW       Y3, Y11, Y11
+	VPBROADCASTD 28(DX), Y3
+	VPMADDUBSW   Y3, Y10, Y3
+	VPADDW       Y3, Y11, Y11
+	VPMADDWD     Y1, Y11, Y3
+	VCVTDQ2PS    Y3, Y3
+	VBROADCASTSS (BX), Y4
+	VCVTPH2PS    (CX), Y5
+	VMULPS       Y5, Y4, Y4
+	VFMADD231PS  Y4, Y3, Y2
+	VBROADCASTSS (DI), Y3
+	VCVTPH2PS    (SI), Y4
+	VFMADD231PS  Y4, Y3, Y2
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000004, DI
+	ADDQ         $0x00000020, CX
+	ADDQ         $0x00000020, SI
+	SUBQ         $0x01, R9
+	JNZ          loop
+	SUBQ         $0x01, R8
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y2, (AX)
+	VZEROUPPER
+	RET
+
+// func row4Of32MinStepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row4Of32MinStepsAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           steps+32(FP), SI
+	MOVQ           mins+40(FP), DI
+	MOVQ           as+72(FP), R8
+	MOVQ           minSteps+48(FP), R9
+	MOVQ           spans+88(FP), R10
+	MOVQ           consts+16(FP), R11
+	VBROADCASTI128 (R11), Y0
+	MOVL           $0x0f0f0f0f, R11
+	VMOVD          R11, X0
+	VPBROADCASTD   X0, Y0
+	MOVL           $0x00010001, R11
+	VMOVD          R11, X1
+	VPBROADCASTD   X1, Y1
+	VXORPS         Y2, Y2, Y2
+
+span:
+	MOVQ      per+96(FP), R11
+	VCVTPH2PS (CX), Y3
+	ADDQ      $0x20, CX
+	VCVTPH2PS (DI), Y4
+	ADDQ      $0x20, DI
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	VMOVDQU      (AX), Y6
+	VPAND        Y0, Y6, Y5
+	VPSRLD       $0x04, Y6, Y6
+	VPAND        Y0, Y6, Y9
+	VMOVDQU      64(AX), Y7
+	VPAND        Y0, Y7, Y6
 	VPSRLD       $0x04, Y7, Y7
-	VPAND        Y1, Y7, Y10
-	VMOVDQU      192(CX), Y11
-	VPAND        Y1, Y11, Y7
-	VPSRLD       $0x04, Y11, Y11
-	VPAND        Y1, Y11, Y11
-	VPSHUFB      Y4, Y0, Y4
-	VPSHUFB      Y5, Y0, Y5
-	VPSHUFB      Y6, Y0, Y6
-	VPSHUFB      Y7, Y0, Y7
-	VPSHUFB      Y8, Y0, Y8
-	VPSHUFB      Y9, Y0, Y9
-	VPSHUFB      Y10, Y0, Y10
-	VPSHUFB      Y11, Y0, Y11
-	VPBROADCASTD (DI), Y12
-	VPABSB       Y4, Y13
-	VPSIGNB      Y4, Y12, Y12
-	VPMADDUBSW   Y12, Y13, Y12
-	VPMADDWD     Y2, Y12, Y4
-	VPBROADCASTD 4(DI), Y12
-	VPABSB       Y5, Y13
-	VPSIGNB      Y5, Y12, Y12
-	VPMADDUBSW   Y12, Y13, Y12
-	VPMADDWD     Y2, Y12, Y12
-	VPADDD       Y12, Y4, Y4
-	VPBROADCASTD 8(DI), Y5
-	VPABSB       Y6, Y12
-	VPSIGNB      Y6, Y5, Y5
+	VPAND        Y0, Y7, Y10
+	VMOVDQU      128(AX), Y8
+	VPAND        Y0, Y8, Y7
+	VPSRLD       $0x04, Y8, Y8
+	VPAND        Y0, Y8, Y11
+	VMOVDQU      192(AX), Y12
+	VPAND        Y0, Y12, Y8
+	VPSRLD       $0x04, Y12, Y12
+	VPAND        Y0, Y12, Y12
+	VPBROADCASTD (DX), Y13
+	VPMADDUBSW   Y13, Y5, Y13
+	VPBROADCASTD 4(DX), Y5
+	VPMADDUBSW   Y5, Y6, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 8(DX), Y5
+	VPMADDUBSW   Y5, Y7, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 12(DX), Y5
+	VPMADDUBSW   Y5, Y8, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 16(DX), Y5
+	VPMADDUBSW   Y5, Y9, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 20(DX), Y5
+	VPMADDUBSW   Y5, Y10, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 24(DX), Y5
+	VPMADDUBSW   Y5, Y11, Y5
+	VPADDW       Y5, Y13, Y13
+	VPBROADCASTD 28(DX), Y5
 	VPMADDUBSW   Y5, Y12, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 12(DI), Y5
-	VPABSB       Y7, Y6
-	VPSIGNB      Y7, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 16(DI), Y5
-	VPABSB       Y8, Y6
-	VPSIGNB      Y8, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 20(DI), Y5
-	VPABSB       Y9, Y6
-	VPSIGNB      Y9, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 24(DI), Y5
-	VPABSB       Y10, Y6
-	VPSIGNB      Y10, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VPBROADCASTD 28(DI), Y5
-	VPABSB       Y11, Y6
-	VPSIGNB      Y11, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y2, Y5, Y5
-	VPADDD       Y5, Y4, Y4
-	VCVTDQ2PS    Y4, Y4
+	VPADDW       Y5, Y13, Y13
+	VPMADDWD     Y1, Y13, Y5
+	VCVTDQ2PS    Y5, Y5
+	VBROADCASTSS (BX), Y6
+	VPMOVSXBD    (SI), Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y3, Y7, Y7
+	VMULPS       Y7, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y2
 	VBROADCASTSS (R8), Y5
-	VMULPS       (BX), Y5, Y5
-	VFMADD231PS  Y5, Y4, Y3
-	VBROADCASTSS (R9), Y4
-	VFMADD231PS  (SI), Y4, Y3
-	ADDQ         $0x00000100, CX
-	ADDQ         $0x00000040, BX
-	ADDQ         $0x20, DI
-	ADDQ         $0x04, R8
-	ADDQ         $0x00000040, SI
-	ADDQ         $0x04, R9
-	SUBQ         $0x01, R10
+	VPMOVSXBD    (R9), Y6
+	VCVTDQ2PS    Y6, Y6
+	VMULPS       Y4, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y2
+	ADDQ         $0x00000100, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000004, R8
+	ADDQ         $0x00000010, SI
+	ADDQ         $0x00000010, R9
+	SUBQ         $0x01, R11
 	JNZ          loop
+	SUBQ         $0x01, R10
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y2, (AX)
+	VZEROUPPER
+	RET
+
+// func row5Of32HalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row5Of32HalfAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           spans+88(FP), SI
+	MOVQ           consts+16(FP), DI
+	VBROADCASTI128 (DI), Y0
+	MOVL           $0x0f0f0f0f, DI
+	VMOVD          DI, X1
+	VPBROADCASTD   X1, Y1
+	MOVL           $0x10101010, DI
+	VMOVD          DI, X2
+	VPBROADCASTD   X2, Y2
+	MOVL           $0x00010001, DI
+	VMOVD          DI, X3
+	VPBROADCASTD   X3, Y3
+	VXORPS         Y4, Y4, Y4
+
+span:
+	MOVQ per+96(FP), DI
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	PREFETCHT0   4352(AX)
+	VMOVDQU      (AX), Y6
+	VPAND        Y1, Y6, Y5
+	VPSRLD       $0x04, Y6, Y6
+	VPAND        Y1, Y6, Y9
+	VMOVDQU      64(AX), Y7
+	VPAND        Y1, Y7, Y6
+	VPSRLD       $0x04, Y7, Y7
+	VPAND        Y1, Y7, Y10
+	VMOVDQU      128(AX), Y8
+	VPAND        Y1, Y8, Y7
+	VPSRLD       $0x04, Y8, Y8
+	VPAND        Y1, Y8, Y11
+	VMOVDQU      192(AX), Y12
+	VPAND        Y1, Y12, Y8
+	VPSRLD       $0x04, Y12, Y12
+	VPAND        Y1, Y12, Y12
+	VMOVDQU      256(AX), Y13
+	VPSLLD       $0x04, Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y5, Y5
+	VPSLLD       $0x03, Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y6, Y6
+	VPSLLD       $0x02, Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y7, Y7
+	VPSLLD       $0x01, Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y8, Y8
+	VMOVDQA      Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y9, Y9
+	VPSRLD       $0x01, Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y10, Y10
+	VPSRLD       $0x02, Y13, Y14
+	VPAND        Y2, Y14, Y14
+	VPOR         Y14, Y11, Y11
+	VPSRLD       $0x03, Y13, Y13
+	VPAND        Y2, Y13, Y13
+	VPOR         Y13, Y12, Y12
+	VPSUBB       Y0, Y5, Y5
+	VPSUBB       Y0, Y6, Y6
+	VPSUBB       Y0, Y7, Y7
+	VPSUBB       Y0, Y8, Y8
+	VPSUBB       Y0, Y9, Y9
+	VPSUBB       Y0, Y10, Y10
+	VPSUBB       Y0, Y11, Y11
+	VPSUBB       Y0, Y12, Y12
+	VPBROADCASTD (DX), Y13
+	VPABSB       Y5, Y14
+	VPSIGNB      Y5, Y13, Y13
+	VPMADDUBSW   Y13, Y14, Y13
+	VPMADDWD     Y3, Y13, Y5
+	VPBROADCASTD 4(DX), Y13
+	VPABSB       Y6, Y14
+	VPSIGNB      Y6, Y13, Y13
+	VPMADDUBSW   Y13, Y14, Y13
+	VPMADDWD     Y3, Y13, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 8(DX), Y6
+	VPABSB       Y7, Y13
+	VPSIGNB      Y7, Y6, Y6
+	VPMADDUBSW   Y6, Y13, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 12(DX), Y6
+	VPABSB       Y8, Y7
+	VPSIGNB      Y8, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 16(DX), Y6
+	VPABSB       Y9, Y7
+	VPSIGNB      Y9, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 20(DX), Y6
+	VPABSB       Y10, Y7
+	VPSIGNB      Y10, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 24(DX), Y6
+	VPABSB       Y11, Y7
+	VPSIGNB      Y11, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VPBROADCASTD 28(DX), Y6
+	VPABSB       Y12, Y7
+	VPSIGNB      Y12, Y6, Y6
+	VPMADDUBSW   Y6, Y7, Y6
+	VPMADDWD     Y3, Y6, Y6
+	VPADDD       Y6, Y5, Y5
+	VCVTDQ2PS    Y5, Y5
+	VBROADCASTSS (BX), Y6
+	VCVTPH2PS    (CX), Y7
+	VMULPS       Y7, Y6, Y6
+	VFMADD231PS  Y6, Y5, Y4
+	ADDQ         $0x00000140, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000020, CX
+	SUBQ         $0x01, DI
+	JNZ          loop
+	SUBQ         $0x01, SI
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y4, (AX)
+	VZEROUPPER
+	RET
+
+// func row5Of32MinHalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row5Of32MinHalfAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           mins+40(FP), SI
+	MOVQ           as+72(FP), DI
+	MOVQ           spans+88(FP), R8
+	MOVQ           consts+16(FP), R9
+	VBROADCASTI128 (R9), Y0
+	MOVL           $0x0f0f0f0f, R9
+	VMOVD          R9, X0
+	VPBROADCASTD   X0, Y0
+	MOVL           $0x10101010, R9
+	VMOVD          R9, X1
+	VPBROADCASTD   X1, Y1
+	MOVL           $0x00010001, R9
+	VMOVD          R9, X2
+	VPBROADCASTD   X2, Y2
+	VXORPS         Y3, Y3, Y3
+
+span:
+	MOVQ per+96(FP), R9
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	PREFETCHT0   4352(AX)
+	VMOVDQU      (AX), Y5
+	VPAND        Y0, Y5, Y4
+	VPSRLD       $0x04, Y5, Y5
+	VPAND        Y0, Y5, Y8
+	VMOVDQU      64(AX), Y6
+	VPAND        Y0, Y6, Y5
+	VPSRLD       $0x04, Y6, Y6
+	VPAND        Y0, Y6, Y9
+	VMOVDQU      128(AX), Y7
+	VPAND        Y0, Y7, Y6
+	VPSRLD       $0x04, Y7, Y7
+	VPAND        Y0, Y7, Y10
+	VMOVDQU      192(AX), Y11
+	VPAND        Y0, Y11, Y7
+	VPSRLD       $0x04, Y11, Y11
+	VPAND        Y0, Y11, Y11
+	VMOVDQU      256(AX), Y12
+	VPSLLD       $0x04, Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y4, Y4
+	VPSLLD       $0x03, Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y5, Y5
+	VPSLLD       $0x02, Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y6, Y6
+	VPSLLD       $0x01, Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y7, Y7
+	VMOVDQA      Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y8, Y8
+	VPSRLD       $0x01, Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y9, Y9
+	VPSRLD       $0x02, Y12, Y13
+	VPAND        Y1, Y13, Y13
+	VPOR         Y13, Y10, Y10
+	VPSRLD       $0x03, Y12, Y12
+	VPAND        Y1, Y12, Y12
+	VPOR         Y12, Y11, Y11
+	VPBROADCASTD (DX), Y12
+	VPMADDUBSW   Y12, Y4, Y12
+	VPBROADCASTD 4(DX), Y4
+	VPMADDUBSW   Y4, Y5, Y4
+	VPADDW       Y4, Y12, Y12
+	VPBROADCASTD 8(DX), Y4
+	VPMADDUBSW   Y4, Y6, Y4
+	VPADDW       Y4, Y12, Y12
+	VPBROADCASTD 12(DX), Y4
+	VPMADDUBSW   Y4, Y7, Y4
+	VPADDW       Y4, Y12, Y12
+	VPMADDWD     Y2, Y12, Y4
+	VPBROADCASTD 16(DX), Y5
+	VPMADDUBSW   Y5, Y8, Y5
+	VPBROADCASTD 20(DX), Y6
+	VPMADDUBSW   Y6, Y9, Y6
+	VPADDW       Y6, Y5, Y5
+	VPBROADCASTD 24(DX), Y6
+	VPMADDUBSW   Y6, Y10, Y6
+	VPADDW       Y6, Y5, Y5
+	VPBROADCASTD 28(DX), Y6
+	VPMADDUBSW   Y6, Y11, Y6
+	VPADDW       Y6, Y5, Y5
+	VPMADDWD     Y2, Y5, Y5
+	VPADDD       Y5, Y4, Y4
+	VCVTDQ2PS    Y4, Y4
+	VBROADCASTSS (BX), Y5
+	VCVTPH2PS    (CX), Y6
+	VMULPS       Y6, Y5, Y5
+	VFMADD231PS  Y5, Y4, Y3
+	VBROADCASTSS (DI), Y4
+	VCVTPH2PS    (SI), Y5
+	VFMADD231PS  Y5, Y4, Y3
+	ADDQ         $0x00000140, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000004, DI
+	ADDQ         $0x00000020, CX
+	ADDQ         $0x00000020, SI
+	SUBQ         $0x01, R9
+	JNZ          loop
+	SUBQ         $0x01, R8
+	JNZ          span
+	MOVQ         c+0(FP), AX
 	VMOVUPS      Y3, (AX)
 	VZEROUPPER
 	RET
 
-// func row5Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row5Of32AVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           aq+40(FP), SI
-	MOVQ           sa+48(FP), DI
-	MOVQ           groups+72(FP), R8
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x0f0f0f0f, DX
-	VMOVD          DX, X1
+// func row5Of32MinStepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row5Of32MinStepsAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           steps+32(FP), SI
+	MOVQ           mins+40(FP), DI
+	MOVQ           as+72(FP), R8
+	MOVQ           minSteps+48(FP), R9
+	MOVQ           spans+88(FP), R10
+	MOVQ           consts+16(FP), R11
+	VBROADCASTI128 (R11), Y0
+	MOVL           $0x0f0f0f0f, R11
+	VMOVD          R11, X0
+	VPBROADCASTD   X0, Y0
+	MOVL           $0x10101010, R11
+	VMOVD          R11, X1
 	VPBROADCASTD   X1, Y1
-	MOVL           $0x10101010, DX
-	VMOVD          DX, X2
+	MOVL           $0x00010001, R11
+	VMOVD          R11, X2
 	VPBROADCASTD   X2, Y2
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X3
-	VPBROADCASTD   X3, Y3
-	VXORPS         Y4, Y4, Y4
+	VXORPS         Y3, Y3, Y3
+
+span:
+	MOVQ      per+96(FP), R11
+	VCVTPH2PS (CX), Y4
+	ADDQ      $0x20, CX
+	VCVTPH2PS (DI), Y5
+	ADDQ      $0x20, DI
 
 loop:
-	VMOVDQU      (CX), Y6
-	VPAND        Y1, Y6, Y5
-	VPSRLD       $0x04, Y6, Y6
-	VPAND        Y1, Y6, Y9
-	VMOVDQU      64(CX), Y7
-	VPAND        Y1, Y7, Y6
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	PREFETCHT0   4352(AX)
+	VMOVDQU      (AX), Y7
+	VPAND        Y0, Y7, Y6
 	VPSRLD       $0x04, Y7, Y7
-	VPAND        Y1, Y7, Y10
-	VMOVDQU      128(CX), Y8
-	VPAND        Y1, Y8, Y7
+	VPAND        Y0, Y7, Y10
+	VMOVDQU      64(AX), Y8
+	VPAND        Y0, Y8, Y7
 	VPSRLD       $0x04, Y8, Y8
-	VPAND        Y1, Y8, Y11
-	VMOVDQU      192(CX), Y12
-	VPAND        Y1, Y12, Y8
-	VPSRLD       $0x04, Y12, Y12
-	VPAND        Y1, Y12, Y12
-	VMOVDQU      256(CX), Y13
-	VPSLLD       $0x04, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y5, Y5
-	VPSLLD       $0x03, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y6, Y6
-	VPSLLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y7, Y7
-	VPSLLD       $0x01, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y8, Y8
-	VMOVDQA      Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y9, Y9
-	VPSRLD       $0x01, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y10, Y10
-	VPSRLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y11, Y11
-	VPSRLD       $0x03, Y13, Y13
-	VPAND        Y2, Y13, Y13
-	VPOR         Y13, Y12, Y12
-	VPSUBB       Y0, Y5, Y5
-	VPSUBB       Y0, Y6, Y6
-	VPSUBB       Y0, Y7, Y7
-	VPSUBB       Y0, Y8, Y8
-	VPSUBB       Y0, Y9, Y9
-	VPSUBB       Y0, Y10, Y10
-	VPSUBB       Y0, Y11, Y11
-	VPSUBB       Y0, Y12, Y12
-	VPBROADCASTD (SI), Y13
-	VPABSB       Y5, Y14
-	VPSIGNB      Y5, Y13, Y13
-	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y5
-	VPBROADCASTD 4(SI), Y13
-	VPABSB       Y6, Y14
-	VPSIGNB      Y6, Y13, Y13
-	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y13
-	VPADDD       Y13, Y5, Y5
-	VPBROADCASTD 8(SI), Y6
-	VPABSB       Y7, Y13
-	VPSIGNB      Y7, Y6, Y6
-	VPMADDUBSW   Y6, Y13, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 12(SI), Y6
-	VPABSB       Y8, Y7
-	VPSIGNB      Y8, Y6, Y6
+	VPAND        Y0, Y8, Y11
+	VMOVDQU      128(AX), Y9
+	VPAND        Y0, Y9, Y8
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        Y0, Y9, Y12
+	VMOVDQU      192(AX), Y13
+	VPAND        Y0, Y13, Y9
+	VPSRLD       $0x04, Y13, Y13
+	VPAND        Y0, Y13, Y13
+	VMOVDQU      256(AX), Y14
+	VPSLLD       $0x04, Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y6, Y6
+	VPSLLD       $0x03, Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y7, Y7
+	VPSLLD       $0x02, Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y8, Y8
+	VPSLLD       $0x01, Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y9, Y9
+	VMOVDQA      Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y10, Y10
+	VPSRLD       $0x01, Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y11, Y11
+	VPSRLD       $0x02, Y14, Y15
+	VPAND        Y1, Y15, Y15
+	VPOR         Y15, Y12, Y12
+	VPSRLD       $0x03, Y14, Y14
+	VPAND        Y1, Y14, Y14
+	VPOR         Y14, Y13, Y13
+	VPBROADCASTD (DX), Y14
+	VPMADDUBSW   Y14, Y6, Y14
+	VPBROADCASTD 4(DX), Y6
 	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 16(SI), Y6
-	VPABSB       Y9, Y7
-	VPSIGNB      Y9, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 20(SI), Y6
-	VPABSB       Y10, Y7
-	VPSIGNB      Y10, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 24(SI), Y6
-	VPABSB       Y11, Y7
-	VPSIGNB      Y11, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 28(SI), Y6
-	VPABSB       Y12, Y7
-	VPSIGNB      Y12, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VBROADCASTSS (DI), Y6
-	VMULPS       (BX), Y6, Y6
-	VFMADD231PS  Y6, Y5, Y4
-	ADDQ         $0x00000140, CX
-	ADDQ         $0x00000040, BX
-	ADDQ         $0x20, SI
-	ADDQ         $0x04, DI
-	SUBQ         $0x01, R8
-	JNZ          loop
-	VMOVUPS      Y4, (AX)
-	VZEROUPPER
-	RET
-
-// func row5Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row5Of32MinAVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           mins+32(FP), SI
-	MOVQ           aq+40(FP), DI
-	MOVQ           sa+48(FP), R8
-	MOVQ           as+56(FP), R9
-	MOVQ           groups+72(FP), R10
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x0f0f0f0f, DX
-	VMOVD          DX, X1
-	VPBROADCASTD   X1, Y1
-	MOVL           $0x10101010, DX
-	VMOVD          DX, X2
-	VPBROADCASTD   X2, Y2
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X3
-	VPBROADCASTD   X3, Y3
-	VXORPS         Y4, Y4, Y4
-
-loop:
-	VMOVDQU      (CX), Y6
-	VPAND        Y1, Y6, Y5
-	VPSRLD       $0x04, Y6, Y6
-	VPAND        Y1, Y6, Y9
-	VMOVDQU      64(CX), Y7
-	VPAND        Y1, Y7, Y6
-	VPSRLD       $0x04, Y7, Y7
-	VPAND        Y1, Y7, Y10
-	VMOVDQU      128(CX), Y8
-	VPAND        Y1, Y8, Y7
-	VPSRLD       $0x04, Y8, Y8
-	VPAND        Y1, Y8, Y11
-	VMOVDQU      192(CX), Y12
-	VPAND        Y1, Y12, Y8
-	VPSRLD       $0x04, Y12, Y12
-	VPAND        Y1, Y12, Y12
-	VMOVDQU      256(CX), Y13
-	VPSLLD       $0x04, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y5, Y5
-	VPSLLD       $0x03, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y6, Y6
-	VPSLLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y7, Y7
-	VPSLLD       $0x01, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y8, Y8
-	VMOVDQA      Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y9, Y9
-	VPSRLD       $0x01, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y10, Y10
-	VPSRLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y11, Y11
-	VPSRLD       $0x03, Y13, Y13
-	VPAND        Y2, Y13, Y13
-	VPOR         Y13, Y12, Y12
-	VPSUBB       Y0, Y5, Y5
-	VPSUBB       Y0, Y6, Y6
-	VPSUBB       Y0, Y7, Y7
-	VPSUBB       Y0, Y8, Y8
-	VPSUBB       Y0, Y9, Y9
-	VPSUBB       Y0, Y10, Y10
-	VPSUBB       Y0, Y11, Y11
-	VPSUBB       Y0, Y12, Y12
-	VPBROADCASTD (DI), Y13
-	VPABSB       Y5, Y14
-	VPSIGNB      Y5, Y13, Y13
-	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y5
-	VPBROADCASTD 4(DI), Y13
-	VPABSB       Y6, Y14
-	VPSIGNB      Y6, Y13, Y13
-	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y13
-	VPADDD       Y13, Y5, Y5
-	VPBROADCASTD 8(DI), Y6
-	VPABSB       Y7, Y13
-	VPSIGNB      Y7, Y6, Y6
-	VPMADDUBSW   Y6, Y13, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 12(DI), Y6
-	VPABSB       Y8, Y7
-	VPSIGNB      Y8, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 16(DI), Y6
-	VPABSB       Y9, Y7
-	VPSIGNB      Y9, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 20(DI), Y6
-	VPABSB       Y10, Y7
-	VPSIGNB      Y10, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 24(DI), Y6
-	VPABSB       Y11, Y7
-	VPSIGNB      Y11, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 28(DI), Y6
-	VPABSB       Y12, Y7
-	VPSIGNB      Y12, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VCVTDQ2PS    Y5, Y5
+	VPADDW       Y6, Y14, Y14
+	VPBROADCASTD 8(DX), Y6
+	VPMADDUBSW   Y6, Y8, Y6
+	VPADDW       Y6, Y14, Y14
+	VPBROADCASTD 12(DX), Y6
+	VPMADDUBSW   Y6, Y9, Y6
+	VPADDW       Y6, Y14, Y14
+	VPMADDWD     Y2, Y14, Y6
+	VPBROADCASTD 16(DX), Y7
+	VPMADDUBSW   Y7, Y10, Y7
+	VPBROADCASTD 20(DX), Y8
+	VPMADDUBSW   Y8, Y11, Y8
+	VPADDW       Y8, Y7, Y7
+	VPBROADCASTD 24(DX), Y8
+	VPMADDUBSW   Y8, Y12, Y8
+	VPADDW       Y8, Y7, Y7
+	VPBROADCASTD 28(DX), Y8
+	VPMADDUBSW   Y8, Y13, Y8
+	VPADDW       Y8, Y7, Y7
+	VPMADDWD     Y2, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VBROADCASTSS (BX), Y7
+	VPMOVSXBD    (SI), Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y4, Y8, Y8
+	VMULPS       Y8, Y7, Y7
+	VFMADD231PS  Y7, Y6, Y3
 	VBROADCASTSS (R8), Y6
-	VMULPS       (BX), Y6, Y6
-	VFMADD231PS  Y6, Y5, Y4
-	VBROADCASTSS (R9), Y5
-	VFMADD231PS  (SI), Y5, Y4
-	ADDQ         $0x00000140, CX
-	ADDQ         $0x00000040, BX
-	ADDQ         $0x20, DI
-	ADDQ         $0x04, R8
-	ADDQ         $0x00000040, SI
-	ADDQ         $0x04, R9
-	SUBQ         $0x01, R10
+	VPMOVSXBD    (R9), Y7
+	VCVTDQ2PS    Y7, Y7
+	VMULPS       Y5, Y7, Y7
+	VFMADD231PS  Y7, Y6, Y3
+	ADDQ         $0x00000140, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000004, R8
+	ADDQ         $0x00000010, SI
+	ADDQ         $0x00000010, R9
+	SUBQ         $0x01, R11
 	JNZ          loop
-	VMOVUPS      Y4, (AX)
+	SUBQ         $0x01, R10
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y3, (AX)
 	VZEROUPPER
 	RET
 
-// func row6Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
-// Requires: AVX, AVX2, FMA3
-TEXT ·row6Of16AVX2(SB), NOSPLIT, $0-80
-	MOVQ           c+0(FP), AX
-	MOVQ           codes+8(FP), CX
-	MOVQ           consts+16(FP), DX
-	MOVQ           scales+24(FP), BX
-	MOVQ           aq+40(FP), SI
-	MOVQ           sa+48(FP), DI
-	MOVQ           groups+72(FP), R8
-	VBROADCASTI128 (DX), Y0
-	MOVL           $0x0f0f0f0f, DX
-	VMOVD          DX, X1
+// func row6Of16StepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row6Of16StepsAVX2(SB), NOSPLIT, $0-104
+	MOVQ           codes+8(FP), AX
+	MOVQ           scales+24(FP), CX
+	MOVQ           aq+56(FP), DX
+	MOVQ           sa+64(FP), BX
+	MOVQ           steps+32(FP), SI
+	MOVQ           spans+88(FP), DI
+	MOVQ           consts+16(FP), R8
+	VBROADCASTI128 (R8), Y0
+	MOVL           $0x0f0f0f0f, R8
+	VMOVD          R8, X1
 	VPBROADCASTD   X1, Y1
-	MOVL           $0x30303030, DX
-	VMOVD          DX, X2
+	MOVL           $0x30303030, R8
+	VMOVD          R8, X2
 	VPBROADCASTD   X2, Y2
-	MOVL           $0x00010001, DX
-	VMOVD          DX, X3
+	MOVL           $0x00010001, R8
+	VMOVD          R8, X3
 	VPBROADCASTD   X3, Y3
 	VXORPS         Y4, Y4, Y4
 
+span:
+	MOVQ      per+96(FP), R8
+	VCVTPH2PS (CX), Y5
+	ADDQ      $0x20, CX
+
 loop:
-	VMOVDQU      (CX), Y6
-	VPAND        Y1, Y6, Y5
-	VPSRLD       $0x04, Y6, Y6
-	VPAND        Y1, Y6, Y9
-	VMOVDQU      64(CX), Y7
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	PREFETCHT0   4352(AX)
+	PREFETCHT0   4416(AX)
+	VMOVDQU      (AX), Y7
 	VPAND        Y1, Y7, Y6
 	VPSRLD       $0x04, Y7, Y7
 	VPAND        Y1, Y7, Y10
-	VMOVDQU      128(CX), Y8
+	VMOVDQU      64(AX), Y8
 	VPAND        Y1, Y8, Y7
 	VPSRLD       $0x04, Y8, Y8
 	VPAND        Y1, Y8, Y11
-	VMOVDQU      192(CX), Y12
-	VPAND        Y1, Y12, Y8
-	VPSRLD       $0x04, Y12, Y12
-	VPAND        Y1, Y12, Y12
-	VMOVDQU      256(CX), Y13
-	VPSLLD       $0x04, Y13, Y14
+	VMOVDQU      128(AX), Y9
+	VPAND        Y1, Y9, Y8
+	VPSRLD       $0x04, Y9, Y9
+	VPAND        Y1, Y9, Y12
+	VMOVDQU      192(AX), Y13
+	VPAND        Y1, Y13, Y9
+	VPSRLD       $0x04, Y13, Y13
+	VPAND        Y1, Y13, Y13
+	VMOVDQU      256(AX), Y14
+	VPSLLD       $0x04, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y6, Y6
+	VPSLLD       $0x02, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y8, Y8
+	VMOVDQA      Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y10, Y10
+	VPSRLD       $0x02, Y14, Y14
 	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y5, Y5
-	VPSLLD       $0x02, Y13, Y14
+	VPOR         Y14, Y12, Y12
+	VMOVDQU      320(AX), Y14
+	VPSLLD       $0x04, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y7, Y7
+	VPSLLD       $0x02, Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y9, Y9
+	VMOVDQA      Y14, Y15
+	VPAND        Y2, Y15, Y15
+	VPOR         Y15, Y11, Y11
+	VPSRLD       $0x02, Y14, Y14
 	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y7, Y7
-	VMOVDQA      Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y9, Y9
-	VPSRLD       $0x02, Y13, Y13
-	VPAND        Y2, Y13, Y13
-	VPOR         Y13, Y11, Y11
-	VMOVDQU      320(CX), Y13
-	VPSLLD       $0x04, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y6, Y6
-	VPSLLD       $0x02, Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y8, Y8
-	VMOVDQA      Y13, Y14
-	VPAND        Y2, Y14, Y14
-	VPOR         Y14, Y10, Y10
-	VPSRLD       $0x02, Y13, Y13
-	VPAND        Y2, Y13, Y13
-	VPOR         Y13, Y12, Y12
-	VPSUBB       Y0, Y5, Y5
+	VPOR         Y14, Y13, Y13
 	VPSUBB       Y0, Y6, Y6
 	VPSUBB       Y0, Y7, Y7
 	VPSUBB       Y0, Y8, Y8
@@ -12719,67 +13676,175 @@ loop:
 	VPSUBB       Y0, Y10, Y10
 	VPSUBB       Y0, Y11, Y11
 	VPSUBB       Y0, Y12, Y12
-	VPBROADCASTD (SI), Y13
-	VPABSB       Y5, Y14
-	VPSIGNB      Y5, Y13, Y13
-	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y5
-	VPBROADCASTD 4(SI), Y13
-	VPABSB       Y6, Y14
-	VPSIGNB      Y6, Y13, Y13
-	VPMADDUBSW   Y13, Y14, Y13
-	VPMADDWD     Y3, Y13, Y13
-	VPADDD       Y13, Y5, Y5
-	VPBROADCASTD 8(SI), Y6
-	VPABSB       Y7, Y13
-	VPSIGNB      Y7, Y6, Y6
-	VPMADDUBSW   Y6, Y13, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 12(SI), Y6
-	VPABSB       Y8, Y7
-	VPSIGNB      Y8, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VBROADCASTSS (DI), Y6
-	VMULPS       (BX), Y6, Y6
-	VFMADD231PS  Y6, Y5, Y4
-	VPBROADCASTD 16(SI), Y5
-	VPABSB       Y9, Y6
-	VPSIGNB      Y9, Y5, Y5
-	VPMADDUBSW   Y5, Y6, Y5
-	VPMADDWD     Y3, Y5, Y5
-	VPBROADCASTD 20(SI), Y6
+	VPSUBB       Y0, Y13, Y13
+	VPBROADCASTD (DX), Y14
+	VPABSB       Y6, Y15
+	VPSIGNB      Y6, Y14, Y14
+	VPMADDUBSW   Y14, Y15, Y14
+	VPMADDWD     Y3, Y14, Y6
+	VPBROADCASTD 4(DX), Y14
+	VPABSB       Y7, Y15
+	VPSIGNB      Y7, Y14, Y14
+	VPMADDUBSW   Y14, Y15, Y14
+	VPMADDWD     Y3, Y14, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 8(DX), Y7
+	VPABSB       Y8, Y14
+	VPSIGNB      Y8, Y7, Y7
+	VPMADDUBSW   Y7, Y14, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 12(DX), Y7
+	VPABSB       Y9, Y8
+	VPSIGNB      Y9, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VBROADCASTSS (BX), Y7
+	VPMOVSXBD    (SI), Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VMULPS       Y8, Y7, Y7
+	VFMADD231PS  Y7, Y6, Y4
+	VPBROADCASTD 16(DX), Y6
 	VPABSB       Y10, Y7
 	VPSIGNB      Y10, Y6, Y6
 	VPMADDUBSW   Y6, Y7, Y6
 	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 24(SI), Y6
-	VPABSB       Y11, Y7
-	VPSIGNB      Y11, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VPBROADCASTD 28(SI), Y6
-	VPABSB       Y12, Y7
-	VPSIGNB      Y12, Y6, Y6
-	VPMADDUBSW   Y6, Y7, Y6
-	VPMADDWD     Y3, Y6, Y6
-	VPADDD       Y6, Y5, Y5
-	VCVTDQ2PS    Y5, Y5
-	VBROADCASTSS (DI), Y6
-	VMULPS       64(BX), Y6, Y6
-	VFMADD231PS  Y6, Y5, Y4
-	ADDQ         $0x00000180, CX
-	ADDQ         $0x00000080, BX
-	ADDQ         $0x20, SI
-	ADDQ         $0x04, DI
+	VPBROADCASTD 20(DX), Y7
+	VPABSB       Y11, Y8
+	VPSIGNB      Y11, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 24(DX), Y7
+	VPABSB       Y12, Y8
+	VPSIGNB      Y12, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VPBROADCASTD 28(DX), Y7
+	VPABSB       Y13, Y8
+	VPSIGNB      Y13, Y7, Y7
+	VPMADDUBSW   Y7, Y8, Y7
+	VPMADDWD     Y3, Y7, Y7
+	VPADDD       Y7, Y6, Y6
+	VCVTDQ2PS    Y6, Y6
+	VBROADCASTSS (BX), Y7
+	VPMOVSXBD    16(SI), Y8
+	VCVTDQ2PS    Y8, Y8
+	VMULPS       Y5, Y8, Y8
+	VMULPS       Y8, Y7, Y7
+	VFMADD231PS  Y7, Y6, Y4
+	ADDQ         $0x00000180, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000020, SI
 	SUBQ         $0x01, R8
 	JNZ          loop
+	SUBQ         $0x01, DI
+	JNZ          span
+	MOVQ         c+0(FP), AX
 	VMOVUPS      Y4, (AX)
+	VZEROUPPER
+	RET
+
+// func row8Of32HalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+// Requires: AVX, AVX2, F16C, FMA3, MMX+
+TEXT ·row8Of32HalfAVX2(SB), NOSPLIT, $0-104
+	MOVQ         codes+8(FP), AX
+	MOVQ         scales+24(FP), CX
+	MOVQ         aq+56(FP), DX
+	MOVQ         sa+64(FP), BX
+	MOVQ         spans+88(FP), SI
+	MOVL         $0x00010001, DI
+	VMOVD        DI, X0
+	VPBROADCASTD X0, Y0
+	VXORPS       Y1, Y1, Y1
+
+span:
+	MOVQ per+96(FP), DI
+
+loop:
+	PREFETCHT0   4096(AX)
+	PREFETCHT0   4160(AX)
+	PREFETCHT0   4224(AX)
+	PREFETCHT0   4288(AX)
+	PREFETCHT0   4352(AX)
+	PREFETCHT0   4416(AX)
+	PREFETCHT0   4480(AX)
+	PREFETCHT0   4544(AX)
+	VMOVDQU      (AX), Y2
+	VMOVDQU      64(AX), Y3
+	VMOVDQU      128(AX), Y4
+	VMOVDQU      192(AX), Y5
+	VMOVDQU      256(AX), Y6
+	VMOVDQU      320(AX), Y7
+	VMOVDQU      384(AX), Y8
+	VMOVDQU      448(AX), Y9
+	VPBROADCASTD (DX), Y10
+	VPABSB       Y2, Y11
+	VPSIGNB      Y2, Y10, Y10
+	VPMADDUBSW   Y10, Y11, Y10
+	VPMADDWD     Y0, Y10, Y2
+	VPBROADCASTD 4(DX), Y10
+	VPABSB       Y3, Y11
+	VPSIGNB      Y3, Y10, Y10
+	VPMADDUBSW   Y10, Y11, Y10
+	VPMADDWD     Y0, Y10, Y3
+	VPADDD       Y3, Y2, Y2
+	VPBROADCASTD 8(DX), Y3
+	VPABSB       Y4, Y10
+	VPSIGNB      Y4, Y3, Y3
+	VPMADDUBSW   Y3, Y10, Y3
+	VPMADDWD     Y0, Y3, Y3
+	VPADDD       Y3, Y2, Y2
+	VPBROADCASTD 12(DX), Y3
+	VPABSB       Y5, Y4
+	VPSIGNB      Y5, Y3, Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPMADDWD     Y0, Y3, Y3
+	VPADDD       Y3, Y2, Y2
+	VPBROADCASTD 16(DX), Y3
+	VPABSB       Y6, Y4
+	VPSIGNB      Y6, Y3, Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPMADDWD     Y0, Y3, Y3
+	VPADDD       Y3, Y2, Y2
+	VPBROADCASTD 20(DX), Y3
+	VPABSB       Y7, Y4
+	VPSIGNB      Y7, Y3, Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPMADDWD     Y0, Y3, Y3
+	VPADDD       Y3, Y2, Y2
+	VPBROADCASTD 24(DX), Y3
+	VPABSB       Y8, Y4
+	VPSIGNB      Y8, Y3, Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPMADDWD     Y0, Y3, Y3
+	VPADDD       Y3, Y2, Y2
+	VPBROADCASTD 28(DX), Y3
+	VPABSB       Y9, Y4
+	VPSIGNB      Y9, Y3, Y3
+	VPMADDUBSW   Y3, Y4, Y3
+	VPMADDWD     Y0, Y3, Y3
+	VPADDD       Y3, Y2, Y2
+	VCVTDQ2PS    Y2, Y2
+	VBROADCASTSS (BX), Y3
+	VCVTPH2PS    (CX), Y4
+	VMULPS       Y4, Y3, Y3
+	VFMADD231PS  Y3, Y2, Y1
+	ADDQ         $0x00000200, AX
+	ADDQ         $0x00000020, DX
+	ADDQ         $0x00000004, BX
+	ADDQ         $0x00000020, CX
+	SUBQ         $0x01, DI
+	JNZ          loop
+	SUBQ         $0x01, SI
+	JNZ          span
+	MOVQ         c+0(FP), AX
+	VMOVUPS      Y1, (AX)
 	VZEROUPPER
 	RET
 

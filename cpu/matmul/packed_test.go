@@ -173,7 +173,7 @@ func TestMatrix_Size(t *testing.T) {
 
 // matrixShapes are tile edges of every instruction set; k is a multiple of 256.
 var matrixShapes = [][3]int{{1, 1, 256}, {1, 70, 512}, {2, 33, 256}, {3, 16, 768}, {17, 31, 256},
-	{21, 48, 512}, {4, 40, 1024}, {50, 17, 256}}
+	{21, 48, 512}, {4, 40, 1024}, {50, 17, 256}, {2, 140, 256}}
 
 // TestMatrix_Products compares exact and fast products of every form with float64 arithmetic on the
 // rows that were set, and the vector instruction sets with each other.

@@ -45,6 +45,11 @@ type product struct {
 	integer bool
 }
 
+// compressed reports whether the weights are codes that row8 or row4 reads.
+func (p product) compressed() bool {
+	return p.fill == fillQ8 || p.fill == fillQ4 || p.fill == fillMatrix && p.w.plain()
+}
+
 // job is a running product. Jobs are reused and keep their activation buffers.
 type job struct {
 	product
@@ -110,7 +115,7 @@ func (e *Engine) product(p product) {
 		j.run((p.m+e.kern.itiles[0]-1)/e.kern.itiles[0], p.m*p.k/4, quantizeTask)
 		j.run(j.strips*j.parts, p.m*p.n*p.k, integerTask)
 	} else {
-		if (p.fill == fillQ8 || p.fill == fillQ4) && p.m <= maxRowRows && e.kern.row4 != nil {
+		if p.compressed() && p.m <= maxRowRows && e.kern.row4 != nil {
 			j.cut(panelWidth*rowPanels, 1)
 			j.run(j.strips, p.m*p.n*p.k, rowTask)
 			j.release()
@@ -228,6 +233,10 @@ func rowTask(j *job, task int, s *scratch) {
 		}
 		return
 	}
+	if j.w != nil {
+		j.w.rowPanels(kern, s, j.c, j.a, first, j.m)
+		return
+	}
 	groups := j.k / groupSize
 	lo := first / panelWidth * groups
 	hi := lo + rowPanels*groups
@@ -268,7 +277,7 @@ func (j *job) expand(s *scratch, first, k0, kc int) {
 				j.w4.scales[g*panelWidth:(g+n)*panelWidth],
 				j.w4.mins[g*panelWidth:(g+n)*panelWidth], n)
 		case fillMatrix:
-			kern.expand(panel, j.w.panel(kern, s, at, k0, kc))
+			j.w.expand(kern, panel, j.w.panel(kern, s, at, k0, kc))
 		}
 	}
 }
@@ -371,7 +380,7 @@ func (j *job) row(at, cols int, s *scratch) {
 // multiply computes one tile for the panel that starts at output at; p is that panel of a Matrix.
 func (j *job) multiply(c []float32, ldc, at int, p panel, t tile) {
 	if j.w != nil {
-		j.e.kern.multiply(c, ldc, p, t)
+		j.w.multiply(j.e.kern, c, ldc, p, t)
 		return
 	}
 	lo, hi := at/panelWidth*t.groups, (at/panelWidth+1)*t.groups

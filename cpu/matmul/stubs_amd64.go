@@ -1103,243 +1103,461 @@ func tile16MinRows1AVX2(c *float32, ldc int, codes *byte, scales *float32, mins 
 //go:noescape
 func halvesAVX2(sums *float32, bias *int32, codes *int8, sa *float32, stride int, groups int)
 
-// row2Of16MinAVX512 computes c[16] from codes of 2 bits; a scale is of 16 inputs.
+// row2Of16MinStepsAVX512 computes c[16] from codes of 2 bits; a scale is of 16 inputs,
+// spans of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row2Of16MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row2Of16MinStepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row3Of16AVX512 computes c[16] from codes of 3 bits; a scale is of 16 inputs.
+// row3Of16StepsAVX512 computes c[16] from codes of 3 bits; a scale is of 16 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row3Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row3Of16StepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row4Of32AVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs.
+// row4Of32AVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs, spans of
+// per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row4Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row4Of32AVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row4Of32MinAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs.
+// row4Of32HalfAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row4Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row4Of32HalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row5Of32AVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs.
+// row4Of32StepsAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row5Of32AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row4Of32StepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row5Of32MinAVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs.
+// row4Of32MinHalfAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs,
+// spans of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row5Of32MinAVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row4Of32MinHalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row6Of16AVX512 computes c[16] from codes of 6 bits; a scale is of 16 inputs.
+// row4Of32MinStepsAVX512 computes c[16] from codes of 4 bits; a scale is of 32 inputs,
+// spans of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row6Of16AVX512(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row4Of32MinStepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row2Of16MinAVX2 computes c[8] from codes of 2 bits; a scale is of 16 inputs.
+// row5Of32HalfAVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row2Of16MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row5Of32HalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row3Of16AVX2 computes c[8] from codes of 3 bits; a scale is of 16 inputs.
+// row5Of32MinHalfAVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs,
+// spans of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row3Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row5Of32MinHalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row4Of32AVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs.
+// row5Of32MinStepsAVX512 computes c[16] from codes of 5 bits; a scale is of 32 inputs,
+// spans of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row4Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row5Of32MinStepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row4Of32MinAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs.
+// row6Of16StepsAVX512 computes c[16] from codes of 6 bits; a scale is of 16 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row4Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row6Of16StepsAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row5Of32AVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs.
+// row8Of32HalfAVX512 computes c[16] from codes of 8 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row5Of32AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row8Of32HalfAVX512(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row5Of32MinAVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs.
+// row2Of16MinStepsAVX2 computes c[8] from codes of 2 bits; a scale is of 16 inputs, spans
+// of per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row5Of32MinAVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row2Of16MinStepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
-// row6Of16AVX2 computes c[8] from codes of 6 bits; a scale is of 16 inputs.
+// row3Of16StepsAVX2 computes c[8] from codes of 3 bits; a scale is of 16 inputs, spans of
+// per groups share a base.
 //
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 //	for j := range c {
 //		c[j] = 0
-//		for s := range 32 / step * groups {
+//		for s := range 32 / step * per * spans {
 //			g, sum := s*step/32, int32(0)
 //			for i := range step {
-//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 //			}
-//			c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-//			c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 //		}
 //	}
 //
 //go:noescape
-func row6Of16AVX2(c *float32, codes *byte, consts *byte, scales *float32, mins *float32, aq *int8, sa *float32, as *float32, ai *int32, groups int)
+func row3Of16StepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row4Of32AVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs, spans of per
+// groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32AVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row4Of32HalfAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs, spans of
+// per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32HalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row4Of32StepsAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs, spans of
+// per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32StepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row4Of32MinHalfAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32MinHalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row4Of32MinStepsAVX2 computes c[8] from codes of 4 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row4Of32MinStepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row5Of32HalfAVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs, spans of
+// per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32HalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row5Of32MinHalfAVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32MinHalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row5Of32MinStepsAVX2 computes c[8] from codes of 5 bits; a scale is of 32 inputs, spans
+// of per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row5Of32MinStepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row6Of16StepsAVX2 computes c[8] from codes of 6 bits; a scale is of 16 inputs, spans of
+// per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row6Of16StepsAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
+
+// row8Of32HalfAVX2 computes c[8] from codes of 8 bits; a scale is of 32 inputs, spans of
+// per groups share a base.
+//
+//	// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
+//	for j := range c {
+//		c[j] = 0
+//		for s := range 32 / step * per * spans {
+//			g, sum := s*step/32, int32(0)
+//			for i := range step {
+//				sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
+//			}
+//			c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+//			c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
+//		}
+//	}
+//
+//go:noescape
+func row8Of32HalfAVX2(c *float32, codes *byte, consts *byte, scales *byte, steps *int8, mins *byte, minSteps *int8, aq *int8, sa *float32, as *float32, ai *int32, spans int, per int)
 
 // expSumAVX512 writes e^(x-top) to dst, n elements, and returns their sum: 32 running
 // sums, then a tree.

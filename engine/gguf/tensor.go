@@ -157,20 +157,3 @@ func Dequantize(t TensorType, src []byte, dst []float32) error {
 	}
 	return nil
 }
-
-// Q4Group unpacks a group of Q4_0 or Q4_1 to one code per byte; value = scale*code + min.
-func Q4Group(t TensorType, b []byte, codes []uint8) (scale, lo float32) {
-	scale = f16(b)
-	packed := b[2:18]
-	if t == TensorQ4_1 {
-		lo = f16(b[2:])
-		packed = b[4:20]
-	} else {
-		lo = -8 * scale
-	}
-	for i, p := range packed { // low nibbles are the first half of the group
-		codes[i] = p & 15
-		codes[i+GroupSize/2] = p >> 4
-	}
-	return scale, lo
-}

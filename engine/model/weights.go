@@ -7,7 +7,6 @@ import (
 
 	"github.com/kvist-project/kvist/cpu/matmul"
 	"github.com/kvist-project/kvist/engine/gguf"
-	"github.com/kvist-project/kvist/quant"
 )
 
 // matrix is a weight matrix [n, k] as it is stored in memory.
@@ -29,34 +28,6 @@ func (w *f32Matrix) mul(e *matmul.Engine, c, a []float32, m int, _ bool) error {
 }
 func (w *f32Matrix) row(i int, dst []float32) { copy(dst, w.data[i*w.k:(i+1)*w.k]) }
 func (w *f32Matrix) rows() int                { return w.n }
-
-type q8Matrix struct {
-	n, k int
-	w    *matmul.Q8Matrix
-}
-
-func (w *q8Matrix) mul(e *matmul.Engine, c, a []float32, m int, fast bool) error {
-	if fast {
-		return e.Q8(c[:m*w.n], a[:m*w.k], w.w, m)
-	}
-	return e.Q8Exact(c[:m*w.n], a[:m*w.k], w.w, m)
-}
-func (w *q8Matrix) row(i int, dst []float32) { w.w.Row(i, dst[:w.k]) }
-func (w *q8Matrix) rows() int                { return w.n }
-
-type q4Matrix struct {
-	n, k int
-	w    *matmul.Q4Matrix
-}
-
-func (w *q4Matrix) mul(e *matmul.Engine, c, a []float32, m int, fast bool) error {
-	if fast {
-		return e.Q4(c[:m*w.n], a[:m*w.k], w.w, m)
-	}
-	return e.Q4Exact(c[:m*w.n], a[:m*w.k], w.w, m)
-}
-func (w *q4Matrix) row(i int, dst []float32) { w.w.Row(i, dst[:w.k]) }
-func (w *q4Matrix) rows() int                { return w.n }
 
 // stack is several matrices of one k, one below the other, that are multiplied with the same
 // activations: q, k and v, or gate and up. Parts of one type become one matrix when loaded.
@@ -166,7 +137,7 @@ func (l *loader) stack(k int, parts ...part) (*stack, error) {
 	return s, nil
 }
 
-// matrix loads parts of one type as one matrix. Q8_0, Q4_0 and Q4_1 stay quantized; other types become
+// matrix loads parts of one type as one matrix. Quantized types stay quantized; F16 and BF16 become
 // float32.
 func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	n := 0
@@ -177,23 +148,9 @@ func (l *loader) matrix(k int, parts []part) (matrix, error) {
 	if t, ok := l.f.Tensor(parts[0].name); ok {
 		typ = t.Type
 	}
-	vals, _ := typ.Layout()
-	groups := n * k / int(vals)
-	var b groupSink
-	switch {
-	case typ.Quantized() && typ != gguf.TensorQ8_0 && typ != gguf.TensorQ4_1:
-		p, err := newPackedSink(typ, n, k)
-		if err != nil {
-			return nil, fmt.Errorf("kvist/model: load tensor %q: %w", parts[0].name, err)
-		}
-		b = p
-	case typ == gguf.TensorQ8_0:
-		b = &q8Sink{codes: make([]int8, n*k), scales: make([]float32, groups)}
-	case typ == gguf.TensorQ4_1:
-		b = &q4Sink{codes: make([]uint8, n*k), scales: make([]float32, groups),
-			mins: make([]float32, groups)}
-	default:
-		b = &f32Sink{data: make([]float32, n*k)}
+	b, err := newSink(typ, n, k)
+	if err != nil {
+		return nil, fmt.Errorf("kvist/model: load tensor %q: %w", parts[0].name, err)
 	}
 	row0 := 0
 	for _, p := range parts {
@@ -234,6 +191,13 @@ type groupSink interface {
 	matrix(n, k int) (matrix, error)
 }
 
+func newSink(t gguf.TensorType, n, k int) (groupSink, error) {
+	if t.Quantized() {
+		return newPackedSink(t, n, k)
+	}
+	return &f32Sink{data: make([]float32, n*k)}, nil
+}
+
 type f32Sink struct{ data []float32 }
 
 func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) {
@@ -241,35 +205,3 @@ func (s *f32Sink) group(t gguf.TensorType, g int, b []byte) {
 	gguf.DecodeGroup(t, b, s.data[g*int(vals):])
 }
 func (s *f32Sink) matrix(n, k int) (matrix, error) { return &f32Matrix{n, k, s.data}, nil }
-
-type q8Sink struct {
-	codes  []int8
-	scales []float32
-}
-
-func (s *q8Sink) group(_ gguf.TensorType, g int, b []byte) {
-	s.scales[g] = quant.F16ToF32(uint16(b[0]) | uint16(b[1])<<8)
-	codes := s.codes[g*gguf.GroupSize : (g+1)*gguf.GroupSize]
-	for i := range codes {
-		codes[i] = int8(b[2+i])
-	}
-}
-
-func (s *q8Sink) matrix(n, k int) (matrix, error) {
-	w, err := matmul.NewQ8(n, k, s.codes, s.scales)
-	return &q8Matrix{n, k, w}, err
-}
-
-type q4Sink struct {
-	codes        []uint8
-	scales, mins []float32
-}
-
-func (s *q4Sink) group(t gguf.TensorType, g int, b []byte) {
-	s.scales[g], s.mins[g] = gguf.Q4Group(t, b, s.codes[g*gguf.GroupSize:(g+1)*gguf.GroupSize])
-}
-
-func (s *q4Sink) matrix(n, k int) (matrix, error) {
-	w, err := matmul.NewQ4(n, k, s.codes, s.scales, s.mins)
-	return &q4Matrix{n, k, w}, err
-}

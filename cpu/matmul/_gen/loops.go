@@ -132,16 +132,17 @@ for r := range c {
 		}
 	}
 }`},
-	{`^row[2-6]Of`, `
+	{`^row[2-8]Of`, `
+// scale(s) is scales[s], as float32 or binary16, or scales[span]*steps[s]; min(s) likewise
 for j := range c {
 	c[j] = 0
-	for s := range 32 / step * groups {
+	for s := range 32 / step * per * spans {
 		g, sum := s*step/32, int32(0)
 		for i := range step {
-			sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack
+			sum += int32(aq[s][i]) * int32(meaning(code(s, i, j))) // of unpack; with minima: code
 		}
-		c[j] = fma(float32(sum), scales[s][j]*sa[g], c[j])
-		c[j] = fma(mins[s][j], as[s], c[j]) // if there are any
+		c[j] = fma(float32(sum), scale(s)[j]*sa[g], c[j])
+		c[j] = fma(min(s)[j], as[s], c[j]) // if there are any
 	}
 }`},
 	{`^halves`, `

@@ -113,6 +113,7 @@ type decoder struct {
 	bits  int
 	table VecVirtual
 	masks []VecVirtual
+	raw   bool // codes are left as they are
 }
 
 // newDecoder loads the constants. With flip, the integers come out with their upper bit turned, as
@@ -155,6 +156,9 @@ func (d *decoder) group(codes Register, half int) []VecVirtual {
 			}
 		}
 	}
+	if d.raw {
+		return w
+	}
 	for _, r := range w {
 		if d.bits <= 4 {
 			VPSHUFB(r, d.table, r)
@@ -186,83 +190,219 @@ func unpack(v vectors, bits int) {
 	RET()
 }
 
-// row is packedTile for one row of activations, with packed codes.
-func row(v vectors, bits int, k kind) {
-	name := fmt.Sprintf("row%dOf%s%s", bits, k, v.isa)
-	function(name, "func(c *float32, codes, consts *byte, scales, mins *float32, aq *int8, sa, as *float32, "+
-		"ai *int32, groups int)",
-		fmt.Sprintf("%s computes c[%d] from codes of %d bits; a scale is of %d inputs.", name, v.size/4, bits, k.step))
-	c, codes, consts, scales := load("c"), load("codes"), load("consts"), load("scales")
-	var mins, as, ai Register
+// ahead is how many bytes of codes a row kernel asks for before it needs them. The processor's own
+// prefetching stops at the end of a page.
+const ahead = 4096
+
+// A source says how a row kernel gets its scales: as float32, as binary16, or as binary16 times
+// integers of 8 bits.
+type source string
+
+const (
+	floats source = ""
+	half   source = "Half"
+	steps  source = "Steps"
+)
+
+// rowKernel is packedTile for one row of activations, with codes and scales as a Matrix stores them.
+type rowKernel struct {
+	v    vectors
+	bits int
+	kind kind
+	src  source
+
+	codes, scales, steps, mins, minSteps, aq, sa, as, ai Register
+	base, minBase, ones, acc                             VecVirtual
+}
+
+// raw reports whether codes are multiplied as they are: those with minima have no offset.
+func (r *rowKernel) raw() bool { return r.kind.mins }
+
+// sums reports whether the kernel takes 128 times the activations off, as unsigned factors need.
+func (r *rowKernel) sums() bool { return r.v.is512() && !r.raw() }
+
+func row(v vectors, bits int, k kind, src source) {
+	r := &rowKernel{v: v, bits: bits, kind: k, src: src}
+	name := fmt.Sprintf("row%dOf%s%s%s", bits, k, src, v.isa)
+	function(name, "func(c *float32, codes, consts, scales *byte, steps *int8, mins *byte, minSteps *int8, "+
+		"aq *int8, sa, as *float32, ai *int32, spans, per int)",
+		fmt.Sprintf("%s computes c[%d] from codes of %d bits; a scale is of %d inputs, spans of per groups share "+
+			"a base.", name, v.size/4, bits, k.step))
+	r.codes, r.scales, r.aq, r.sa = load("codes"), load("scales"), load("aq"), load("sa")
+	if src == steps {
+		r.steps = load("steps")
+	}
 	if k.mins {
-		mins = load("mins")
+		r.mins, r.as = load("mins"), load("as")
+		if src == steps {
+			r.minSteps = load("minSteps")
+		}
 	}
-	aq, sa := load("aq"), load("sa")
-	if k.mins {
-		as = load("as")
+	if r.sums() {
+		r.ai = load("ai")
 	}
-	if v.is512() {
-		ai = load("ai")
+	spans := load("spans")
+	var d *decoder
+	if bits < 8 {
+		d = newDecoder(v, bits, load("consts"), v.is512())
+		d.raw = r.raw()
 	}
-	n := load("groups")
-	d := newDecoder(v, bits, consts, v.is512())
-	ones := v.reg()
 	if !v.is512() {
-		word32(0x00010001, ones)
+		r.ones = v.reg()
+		word32(0x00010001, r.ones)
 	}
-	acc := v.reg()
-	VXORPS(acc, acc, acc)
-	Label("loop")
-	w := d.group(codes, 0)
-	per := 32 / k.step
-	for s := 0; s < per; s++ {
-		sum, f := v.reg(), v.reg()
-		if v.is512() {
-			VPBROADCASTD(Mem{Base: ai, Disp: 4 * s}, sum)
-		}
-		for q := 8 / per * s; q < 8/per*(s+1); q++ {
-			if v.is512() {
-				VPDPBUSD_BCST(Mem{Base: aq, Disp: 4 * q}, w[q], sum)
-				continue
-			}
-			x, m := v.reg(), v.reg()
-			VPBROADCASTD(Mem{Base: aq, Disp: 4 * q}, x)
-			VPABSB(w[q], m)
-			VPSIGNB(w[q], x, x)
-			VPMADDUBSW(x, m, x)
-			if q == 8/per*s {
-				VPMADDWD(ones, x, sum)
-			} else {
-				VPMADDWD(ones, x, x)
-				VPADDD(x, sum, sum)
-			}
-		}
-		VCVTDQ2PS(sum, sum)
-		VBROADCASTSS(Mem{Base: sa}, f)
-		VMULPS(Mem{Base: scales, Disp: 64 * s}, f, f)
-		VFMADD231PS(f, sum, acc)
+	r.acc = v.reg()
+	VXORPS(r.acc, r.acc, r.acc)
+	Label("span")
+	left := load("per")
+	if src == steps {
+		r.base, r.minBase = v.reg(), v.reg()
+		VCVTPH2PS(Mem{Base: r.scales}, r.base)
+		ADDQ(Imm(32), r.scales)
 		if k.mins {
-			u := v.reg()
-			VBROADCASTSS(Mem{Base: as, Disp: 4 * s}, u)
-			VFMADD231PS(Mem{Base: mins, Disp: 64 * s}, u, acc)
+			VCVTPH2PS(Mem{Base: r.mins}, r.minBase)
+			ADDQ(Imm(32), r.mins)
 		}
 	}
-	ADDQ(U32(64*uint32(bits)), codes)
-	ADDQ(U32(uint32(64*per)), scales)
-	ADDQ(Imm(32), aq)
-	ADDQ(Imm(4), sa)
-	if k.mins {
-		ADDQ(U32(uint32(64*per)), mins)
-		ADDQ(Imm(uint64(4*per)), as)
-	}
-	if v.is512() {
-		ADDQ(Imm(uint64(4*per)), ai)
-	}
-	SUBQ(Imm(1), n)
+	Label("loop")
+	r.group(d)
+	SUBQ(Imm(1), left)
 	JNZ(LabelRef("loop"))
-	VMOVUPS(acc, Mem{Base: c})
+	SUBQ(Imm(1), spans)
+	JNZ(LabelRef("span"))
+	c := load("c")
+	VMOVUPS(r.acc, Mem{Base: c})
 	VZEROUPPER()
 	RET()
+}
+
+// group adds one group.
+func (r *rowKernel) group(d *decoder) {
+	v, k := r.v, r.kind
+	for line := 0; line < r.bits; line++ {
+		PREFETCHT0(Mem{Base: r.codes, Disp: ahead + 64*line})
+	}
+	var w []VecVirtual
+	if d != nil {
+		w = d.group(r.codes, 0)
+	} else {
+		w = r.eight()
+	}
+	per := 32 / k.step
+	for s := 0; s < per; s++ {
+		sum := r.sum(w[8/per*s:8/per*(s+1)], 8/per*s, s)
+		f := v.reg()
+		VCVTDQ2PS(sum, sum)
+		VBROADCASTSS(Mem{Base: r.sa}, f)
+		VMULPS(r.scale(r.scales, r.steps, r.base, s), f, f)
+		VFMADD231PS(f, sum, r.acc)
+		if k.mins {
+			u := v.reg()
+			VBROADCASTSS(Mem{Base: r.as, Disp: 4 * s}, u)
+			VFMADD231PS(r.scale(r.mins, r.minSteps, r.minBase, s), u, r.acc)
+		}
+	}
+	add := func(n int, regs ...Register) {
+		for _, reg := range regs {
+			if reg != nil {
+				ADDQ(U32(uint32(n)), reg)
+			}
+		}
+	}
+	add(64*r.bits, r.codes)
+	add(32, r.aq)
+	add(4, r.sa)
+	add(4*per, r.as, r.ai)
+	add(16*per, r.steps, r.minSteps)
+	switch r.src {
+	case floats:
+		add(64*per, r.scales, r.mins)
+	case half:
+		add(32*per, r.scales, r.mins)
+	}
+}
+
+// eight loads codes of 8 bits.
+func (r *rowKernel) eight() []VecVirtual {
+	w := r.v.regs(8)
+	flip := VecVirtual(nil)
+	if r.v.is512() {
+		flip = r.v.bytes(0x80)
+	}
+	for q, x := range w {
+		if flip != nil {
+			VPXORD(Mem{Base: r.codes, Disp: 64 * q}, flip, x)
+		} else {
+			VMOVDQU(Mem{Base: r.codes, Disp: 64 * q}, x)
+		}
+	}
+	return w
+}
+
+// scale returns the scales of step s.
+func (r *rowKernel) scale(base, step Register, shared VecVirtual, s int) Op {
+	f := r.v.reg()
+	switch r.src {
+	case floats:
+		return Mem{Base: base, Disp: 64 * s}
+	case half:
+		VCVTPH2PS(Mem{Base: base, Disp: 32 * s}, f)
+	case steps:
+		VPMOVSXBD(Mem{Base: step, Disp: 16 * s}, f)
+		VCVTDQ2PS(f, f)
+		VMULPS(shared, f, f)
+	}
+	return f
+}
+
+// sum multiplies the activations of step s, from vector q on, with w.
+func (r *rowKernel) sum(w []VecVirtual, q, s int) VecVirtual {
+	v, sum := r.v, r.v.reg()
+	if v.is512() {
+		if r.sums() {
+			VPBROADCASTD(Mem{Base: r.ai, Disp: 4 * s}, sum)
+		} else {
+			VPXORD(sum, sum, sum)
+		}
+		for i, x := range w {
+			VPDPBUSD_BCST(Mem{Base: r.aq, Disp: 4 * (q + i)}, x, sum)
+		}
+		return sum
+	}
+	// Products of two codes of up to 5 bits fit int16 as often as batch says, with 127 times 2.
+	batch := map[int]int{2: 8, 4: 8, 5: 4}[r.bits]
+	if !r.raw() {
+		batch = 1
+	}
+	words := v.reg()
+	for i, x := range w {
+		a := v.reg()
+		VPBROADCASTD(Mem{Base: r.aq, Disp: 4 * (q + i)}, a)
+		if r.raw() {
+			VPMADDUBSW(a, x, a)
+		} else {
+			m := v.reg()
+			VPABSB(x, m)
+			VPSIGNB(x, a, a)
+			VPMADDUBSW(a, m, a)
+		}
+		if i%batch > 0 {
+			VPADDW(a, words, words)
+		} else {
+			words = a
+		}
+		if i%batch < batch-1 && i < len(w)-1 {
+			continue
+		}
+		if i < batch {
+			VPMADDWD(r.ones, words, sum)
+		} else {
+			t := v.reg()
+			VPMADDWD(r.ones, words, t)
+			VPADDD(t, sum, sum)
+		}
+	}
+	return sum
 }
 
 // scales writes vectors of 16 scales from binary16.
@@ -329,13 +469,16 @@ func (k kind) String() string {
 // kinds are those that q8 and expand8 do not serve.
 var kinds = []kind{{32, true}, {16, false}, {16, true}}
 
-// rows are the codes and kinds that have a kernel for one row: those of GGUF's types.
+// rows are the codes, kinds and sources that have a kernel for one row: those of GGUF's types.
 var rows = []struct {
 	bits int
 	kind kind
+	src  source
 }{
-	{2, kind{16, true}}, {3, kind{16, false}}, {4, kind{32, false}}, {4, kind{32, true}},
-	{5, kind{32, false}}, {5, kind{32, true}}, {6, kind{16, false}},
+	{2, kind{16, true}, steps}, {3, kind{16, false}, steps}, {4, kind{32, false}, floats},
+	{4, kind{32, false}, half}, {4, kind{32, false}, steps}, {4, kind{32, true}, half},
+	{4, kind{32, true}, steps}, {5, kind{32, false}, half}, {5, kind{32, true}, half},
+	{5, kind{32, true}, steps}, {6, kind{16, false}, steps}, {8, kind{32, false}, half},
 }
 
 // expandPanel writes a panel as float32 [32*groups][16].
@@ -598,7 +741,7 @@ func packed() {
 	halves()
 	for _, v := range []vectors{wide, narrow} {
 		for _, r := range rows {
-			row(v, r.bits, r.kind)
+			row(v, r.bits, r.kind, r.src)
 		}
 	}
 }
