@@ -22,10 +22,10 @@ type part struct {
 	rope   quant.Rope
 }
 
-// firstSeen returns the first position that a query at position at sees in a layer.
-func firstSeen(m *model.Model, layer, at int) int {
-	if w := m.Attention(layer).Window; w > 0 {
-		return max(0, at-w+1)
+// firstSeen returns the first position that a query at position at sees.
+func firstSeen(a model.LayerAttention, at int) int {
+	if a.Window > 0 {
+		return max(0, at-a.Window+1)
 	}
 	return 0
 }
@@ -36,14 +36,13 @@ func firstSeen(m *model.Model, layer, at int) int {
 func partsOf(m *model.Model, n, at int) ([]part, error) {
 	var parts []part
 	dim := m.Geometry().HeadDim
-	for l := range m.Layers {
-		a := m.Attention(l)
+	for l, a := range m.Attention() {
 		if a.Softcap != 0 || float32(a.Scale) != float32(1/math.Sqrt(float64(dim))) {
 			return nil, fmt.Errorf("kvist/quality: layer %d has scale %v and soft cap %v; methods measure "+
 				"attention with scale 1/sqrt(head_dim) and without a cap: %w", l, a.Scale, a.Softcap,
 				quant.ErrUnsupported)
 		}
-		from, found := min(n, firstSeen(m, l, at)), false
+		from, found := min(n, firstSeen(a, at)), false
 		for i := range parts {
 			if p := &parts[i]; p.from == from && reflect.DeepEqual(p.rope, a.Rope) {
 				p.layers, found = append(p.layers, l), true
@@ -59,8 +58,8 @@ func partsOf(m *model.Model, n, at int) ([]part, error) {
 // seen returns the number of values of K and V in the rows [from, n) that a query at position at sees.
 func seen(m *model.Model, from, n, at int) int64 {
 	g, rows := m.Geometry(), int64(0)
-	for l := range m.Layers {
-		rows += int64(max(0, n-max(from, firstSeen(m, l, at))))
+	for _, a := range m.Attention() {
+		rows += int64(max(0, n-max(from, firstSeen(a, at))))
 	}
 	return rows * int64(g.KVHeads) * int64(g.HeadDim+g.HeadDimV)
 }

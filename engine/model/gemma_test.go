@@ -55,8 +55,7 @@ func TestGemma_Greedy(t *testing.T) {
 func TestGemma_Attention(t *testing.T) {
 	m := gemma(t)
 	require.Equal(t, 18, m.Layers)
-	for l := range m.Layers {
-		a := m.Attention(l)
+	for l, a := range m.Attention() {
 		window, theta := 512, 1e4
 		if l%6 == 5 {
 			window, theta = 0, 1e6

@@ -60,15 +60,15 @@ func loadBuilder(b *builder, o model.Options) (*model.Model, error) {
 }
 
 func windows(m *model.Model) (list []int) {
-	for l := range m.Layers {
-		list = append(list, m.Attention(l).Window)
+	for _, a := range m.Attention() {
+		list = append(list, a.Window)
 	}
 	return list
 }
 
 func bases(m *model.Model) (list []float64) {
-	for l := range m.Layers {
-		list = append(list, m.Attention(l).Rope.Theta)
+	for _, a := range m.Attention() {
+		list = append(list, a.Rope.Theta)
 	}
 	return list
 }
@@ -120,7 +120,7 @@ func TestLoad_Longrope(t *testing.T) {
 		m, err := loadBuilder(rebuilt(t, "phi3"), model.Options{Context: positions})
 		require.NoError(t, err)
 		require.Equal(t, want.context, m.Context)
-		a := m.Attention(1)
+		a := m.Attention()[1]
 		require.InDelta(t, want.slowest, a.Rope.InvFreq[1], 1e-6)
 		require.InDelta(t, 1.1832, a.RopeScale, 1e-4) // sqrt(1 + ln 4 / ln 32)
 		_, err = m.Forward(make([]int32, want.context+1), newKV(t, m, model.KVOptions{}), 0, model.ForwardOptions{})
@@ -167,7 +167,7 @@ func TestLoad_GraniteWithoutRope(t *testing.T) {
 	m, err := loadBuilder(b, model.Options{})
 	require.NoError(t, err)
 	require.Equal(t, quant.RopeNone, m.Geometry().Rope.Layout)
-	require.Equal(t, quant.RopeNone, m.Attention(0).Rope.Layout)
+	require.Equal(t, quant.RopeNone, m.Attention()[0].Rope.Layout)
 	_, ok := m.Uniform()
 	require.False(t, ok) // its attention scale
 }
