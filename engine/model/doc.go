@@ -19,9 +19,9 @@
 // # Models
 //
 // Architecture "llama": RMS norm, RoPE (plain, linear, YaRN, and the frequency factors of
-// llama 3), grouped-query attention, SwiGLU, tied or separate output. Tensors F32, F16, BF16,
-// Q8_0, Q4_0 and Q4_1; F16 and BF16 matrices become float32 in memory. GGUF versions 2 and 3,
-// little-endian. Tokenizer gpt2 with pre-tokenizer smollm.
+// llama 3), grouped-query attention, SwiGLU, tied or separate output. Tensors of every type
+// that package gguf reads; F16 and BF16 matrices become float32 in memory, quantized ones stay
+// quantized. GGUF versions 2 and 3, little-endian, split files too. Tokenizer gpt2 with pre-tokenizer smollm.
 //
 // Everything else is an error that names what is not supported: other architectures, mixture of
 // experts, latent attention, sinks, sliding windows, biases, unknown keys of the architecture and
