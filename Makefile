@@ -22,7 +22,7 @@ CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-buffers bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
+        test-race lint bench model-speed bench-cpu bench-buffers bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -104,6 +104,14 @@ lint: fmt-check ## gofmt, vet, staticcheck
 
 bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
+
+LLAMACPP := build/llamacpp
+model-speed: model model-gemma ## speed of the model runner beside llama.cpp, which is built first (15 minutes); writes bench/results/model-speed.md
+	@mkdir -p build
+	$(GO) build -o build/modelspeed ./bench/modelspeed
+	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
+	python3 bench/modelspeed/llamacpp.py run --ours build/modelspeed --venv $(LLAMACPP) --page bench/results/model-speed.md \
+	  "$$(sh engine/model/fetch-model.sh)" "$$(sh engine/model/fetch-gemma.sh)"
 
 bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, minutes); writes bench/results/cpu*
 	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
