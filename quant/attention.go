@@ -22,6 +22,10 @@ type LayerAttention struct {
 	Softcap float64
 }
 
+// MaxFrequencies bounds Layers times the longest InvFreq of PerLayer: captures hold a row of frequencies for
+// each layer, which a header tells in a few bytes.
+const MaxFrequencies = 1 << 21
+
 // Limits of LayerAttention: far beyond those of any model, and far inside float32, in which backends
 // compute with scale and soft cap.
 const (
@@ -239,6 +243,10 @@ func (g Geometry) validatePerLayer() error {
 	}
 	kinds, of := g.Kinds()
 	for i, a := range kinds {
+		if n := len(a.Rope.InvFreq); int64(n)*int64(g.Layers) > MaxFrequencies {
+			return fmt.Errorf("kvist/quant: %w: inv_freq of %d values in a model of %d layers that differ; up to "+
+				"%d in all are", ErrUnsupported, n, g.Layers, MaxFrequencies)
+		}
 		if err := a.Validate(g.HeadDim); err != nil {
 			return fmt.Errorf("kvist/quant: layer %d: %w", slices.Index(of, i), err)
 		}

@@ -115,7 +115,13 @@ func TestGeometry_LayersThatCannotBe(t *testing.T) {
 		"tiny scale":  {func(g *quant.Geometry) { g.PerLayer[1].Scale = 1e-30 }, quant.ErrUnsupported, "scale 1e-30"},
 		"NaN cap":     {func(g *quant.Geometry) { g.PerLayer[3].Softcap = math.NaN() }, quant.ErrShape, "soft cap NaN"},
 		"tiny cap":    {func(g *quant.Geometry) { g.PerLayer[3].Softcap = 1e-30 }, quant.ErrUnsupported, "soft cap 1e-30"},
-		"rope":        {func(g *quant.Geometry) { g.PerLayer[3].Rope.RotaryDim = 18 }, quant.ErrShape, "layer 3: "},
+		"too long": {func(g *quant.Geometry) {
+			g.HeadDim, g.Layers = 1<<16, 1<<14
+			a := quant.LayerAttention{Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 1 << 16,
+				InvFreq: make([]float32, 1<<15)}}
+			g.PerLayer = append(make([]quant.LayerAttention, 1<<14-1), a)
+		}, quant.ErrUnsupported, "inv_freq of 32768 values in a model of 16384 layers"},
+		"rope": {func(g *quant.Geometry) { g.PerLayer[3].Rope.RotaryDim = 18 }, quant.ErrShape, "layer 3: "},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := layered()

@@ -23,9 +23,6 @@ const (
 
 var layerKeys = []string{keyWindows, keyLayouts, keyRotaryDims, keyThetas, keyScales, keySoftcaps}
 
-// maxFrequencies bounds the values of rope_inv_freq: far more than any model has.
-const maxFrequencies = 1 << 21
-
 // ropeLayouts are the names of RoPE layouts in captures.
 var ropeLayouts = map[string]quant.RopeLayout{"none": quant.RopeNone, "half": quant.RopeHalf,
 	"interleaved": quant.RopeInterleaved}
@@ -155,8 +152,8 @@ func (r *kvReader) readFrequencies(all []quant.LayerAttention) error {
 	if err := r.wantShape(info, "[layers, rotary_dim/2]", len(all), half); err != nil {
 		return err
 	}
-	if len(all)*half > maxFrequencies {
-		return r.tensorError(info, tooLargef("%d values, want at most %d", len(all)*half, maxFrequencies))
+	if len(all)*half > quant.MaxFrequencies {
+		return r.tensorError(info, tooLargef("%d values, want at most %d", len(all)*half, quant.MaxFrequencies))
 	}
 	raw := make([]byte, 4*half)
 	for l := range all {
@@ -259,7 +256,7 @@ func widestRope(g quant.Geometry) (most quant.Rope) {
 
 // KVFrequencies returns the tensor rope_inv_freq, F32, that a capture of this geometry must hold beside
 // its metadata: [rotary_dim/2] where all layers share them, else [layers, rotary_dim/2]; nil where the
-// metadata say it all.
+// metadata say it all. g is valid, which bounds the tensor.
 func KVFrequencies(g quant.Geometry) (shape []int64, freqs []float32) {
 	g = g.Canonical()
 	if g.PerLayer == nil {
