@@ -21,7 +21,7 @@ export RAPID_SEED ?= 1
 CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race lint bench model-speed bench-cpu bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
@@ -40,9 +40,13 @@ model-gemma: ## fetch Gemma 3 270M (terms of Gemma) for make test-models and the
 test-models: model model-gemma ## the tests with real models, none skipped
 	KVIST_REQUIRE=model,gemma $(GO) test $(FLAGS) ./engine/model
 
-model-fixtures: ## compute tiny models and tokens again with transformers, tokenizers, sentencepiece (fetched by pip, 6 GB)
-	python=$$(sh engine/model/python.sh) && "$$python" engine/model/testdata/make_models.py && \
-	  "$$python" engine/model/testdata/make_tokens.py
+model-fixtures: model-gemma ## make testdata of engine/model anew with transformers, tokenizers, sentencepiece (fetched by pip, 6 GB)
+	cd engine/model/testdata && python=$$(sh ../python.sh) && "$$python" make_models.py && "$$python" make_tokens.py && \
+	  "$$python" make_gemma.py "$$(sh ../fetch-gemma.sh)"
+
+check-llama: ## hold the tiny models of engine/model against llama.cpp, built by pip (15 minutes)
+	python=$$(sh engine/model/python.sh) && "$$python" -m pip install --quiet llama-cpp-python==0.3.36 && \
+	  "$$python" engine/model/testdata/check_llama.py
 
 demo: ## compress the capture in testdata, verify it, write demo.html
 	@mkdir -p bin

@@ -21,6 +21,8 @@ type BlockOptions struct {
 	RowBias bool
 	// Tail is the number of tokens that can be appended. Default 256.
 	Tail int
+	// Attention is how each layer attends, [layers]. Default nil: scale 1/sqrt(head_dim) and no window.
+	Attention []model.LayerAttention
 }
 
 // BlockStore is a cache whose context stays packed: it holds the blocks of a .kvist file in the
@@ -33,6 +35,7 @@ type BlockStore struct {
 	tokens int // of the file
 	room   int // of the tail
 	packed int64
+	how    []model.LayerAttention // nil: the default
 	layers []blockLayer
 }
 
@@ -62,6 +65,8 @@ func NewBlockStore(ctx context.Context, be backend.Backend, r *container.Reader,
 	}
 	h := r.Header()
 	switch {
+	case o.Attention != nil && len(o.Attention) != g.Layers:
+		return nil, shapef(op, "the attention of %d layers, want %d", len(o.Attention), g.Layers)
 	case o.Tail < 1 || o.Tail > 1<<20:
 		return nil, shapef(op, "room for %d tokens, want 1 to %d", o.Tail, 1<<20)
 	case h.Kind != container.KindCache || h.First != 0:
@@ -72,7 +77,7 @@ func NewBlockStore(ctx context.Context, be backend.Backend, r *container.Reader,
 			len(h.Layers), h.Geometry.KVHeads, h.Geometry.HeadDim, h.Geometry.HeadDimV, g.Layers,
 			g.KVHeads, g.HeadDim, g.HeadDimV)
 	}
-	s := &BlockStore{ctx: ctx, be: be, geo: g, tokens: int(h.Tokens), room: o.Tail,
+	s := &BlockStore{ctx: ctx, be: be, geo: g, tokens: int(h.Tokens), room: o.Tail, how: o.Attention,
 		layers: make([]blockLayer, g.Layers)}
 	defer func() {
 		if err != nil {
@@ -280,7 +285,7 @@ func (s *BlockStore) Attend(layer, pos int, q []float32, n int, out []float32) e
 		return shapef(op, "layer %d: %d queries at position %d with %d values, room for %d", layer,
 			n, pos, len(q), len(out))
 	}
-	qs, blocks := s.queries(l, pos, q, n)
+	qs, blocks := s.queries(layer, pos, q, n)
 	res := make([]float32, len(out))
 	if err := s.be.Attend(s.ctx, qs, blocks, res, nil); err != nil {
 		return err
@@ -296,13 +301,17 @@ func (s *BlockStore) Attend(layer, pos int, q []float32, n int, out []float32) e
 }
 
 // queries lists, for each KV head and token, the blocks of the head and its tail.
-func (s *BlockStore) queries(l *blockLayer, pos int, q []float32,
+func (s *BlockStore) queries(layer, pos int, q []float32,
 	n int) (*backend.Queries, []backend.Block) {
-	g := s.geo
+	g, l := s.geo, &s.layers[layer]
 	group := g.GQARatio()
 	qs := &backend.Queries{Group: group, HeadDim: g.HeadDim, HeadDimV: g.HeadDimV,
 		Scale: float32(1 / math.Sqrt(float64(g.HeadDim))), Q: make([]float32, 0, len(q)),
 		Pos: make([]int64, 0, n*g.KVHeads), BlockPtr: []int32{0}}
+	if s.how != nil {
+		a := s.how[layer]
+		qs.Scale, qs.Softcap, qs.Window = float32(a.Scale), float32(a.Softcap), int64(a.Window)
+	}
 	blocks := append([]backend.Block{}, l.blocks...)
 	exact := quant.Coding{Format: quant.F32}
 	for h := range g.KVHeads {

@@ -75,11 +75,6 @@ func (c *collector) cut(x []float32, heads, dim, from, to int) []float32 {
 	return out
 }
 
-// values returns the number of values of K and V in a context of n tokens.
-func values(g quant.Geometry, n int) int64 {
-	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
-}
-
 // compressChecked calls a method and checks its result. fill checks the lengths of rows.
 func compressChecked(ctx context.Context, method methods.Method, c *methods.Context) (*methods.Cache, error) {
 	if err := ctx.Err(); err != nil {

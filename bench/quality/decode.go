@@ -23,7 +23,7 @@ func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error)
 	var kv *model.ExactKV
 	var dropped [][]bool
 	var bytes int64
-	var held int
+	var held int64 // values that the bytes stand for
 	for p := 0; p < n; {
 		if err := ctx.Err(); err != nil {
 			return Score{}, err
@@ -31,11 +31,15 @@ func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error)
 		var err error
 		if old := p - r.o.Window; old > 0 {
 			var left *methods.Cache
-			if left, err = compressChecked(ctx, method, c.context(r.tokens, old)); err != nil {
+			var x *layered
+			if x, err = newLayered(r.m, c.context(r.tokens, old), p); err != nil {
+				return Score{}, err
+			}
+			if left, err = x.compress(ctx, method); err != nil {
 				return Score{}, err
 			}
 			dropped = keepDropped(left, dropped, g.KVHeads, old)
-			bytes, held = left.Bytes+2*values(g, r.o.Window), p
+			bytes, held = left.Bytes+2*seen(r.m, old, p, p), seen(r.m, 0, p, p)
 			kv, err = r.rebuilt(left, c, old, p)
 		} else if kv == nil {
 			kv, err = r.m.NewKV(model.KVOptions{})
@@ -59,7 +63,8 @@ func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error)
 	}
 	score, err := s.score()
 	if held == 0 { // no token was ever older than the window
-		bytes, held = 2*values(g, n), n
+		held = seen(r.m, 0, n, n)
+		bytes = 2 * held
 	}
 	return r.sized(score, bytes, held), err
 }

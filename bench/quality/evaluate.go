@@ -153,7 +153,7 @@ func Tokenize(tok *model.Tokenizer, name, body string, o Options) (Input, error)
 	if err := o.defaults(); err != nil {
 		return Input{}, err
 	}
-	tokens, err := tok.Encode(body, false)
+	tokens, err := tok.Start(body, false)
 	if err != nil {
 		return Input{}, fmt.Errorf("kvist/quality: text %s: %w", name, err)
 	}

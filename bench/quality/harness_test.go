@@ -76,6 +76,11 @@ func (f fake) Compress(_ context.Context, c *methods.Context) (*methods.Cache, e
 	return f.f(c), nil
 }
 
+// values returns the number of values of K and V in a context of n tokens.
+func values(g quant.Geometry, n int) int64 {
+	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
+}
+
 // identity keeps all rows exact.
 func identity(c *methods.Context) *methods.Cache {
 	out := &methods.Cache{Bytes: 4 * values(c.Geometry, len(c.Tokens))}

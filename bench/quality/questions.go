@@ -136,11 +136,11 @@ func (b *builder) answer(f fact) string {
 // question sets the tokens of a question. The tokens of the answer are those after the prompt's when
 // both are encoded together.
 func (b *builder) question(q Question) (Question, error) {
-	prompt, err := b.tok.Encode(q.Prompt, false)
+	prompt, err := b.tok.Continue(q.Prompt, false)
 	if err != nil {
 		return q, err
 	}
-	all, err := b.tok.Encode(q.Prompt+q.Answer, false)
+	all, err := b.tok.Continue(q.Prompt+q.Answer, false)
 	if err != nil {
 		return q, err
 	}
@@ -159,6 +159,9 @@ func (b *builder) question(q Question) (Question, error) {
 // fit returns as many sentences of the text as fit into the context beside other.
 func (b *builder) fit(other []string) ([]string, error) {
 	left := b.tokens
+	if b.tok.AddBOS {
+		left--
+	}
 	for _, s := range other {
 		t, err := b.tok.Encode(" "+s, false)
 		if err != nil {
@@ -252,7 +255,7 @@ func (b *builder) context(parts []string, at []int, questions []Question) (Retri
 	error) {
 	var c RetrievalContext
 	var err error
-	if c.Tokens, err = b.tok.Encode(strings.Join(parts, " "), false); err != nil {
+	if c.Tokens, err = b.tok.Start(strings.Join(parts, " "), false); err != nil {
 		return c, err
 	}
 	for i, q := range questions {

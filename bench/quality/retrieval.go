@@ -89,12 +89,16 @@ func (r *Retrieval) Ask(ctx context.Context, m *model.Model, list []methods.Meth
 			return nil, err
 		}
 		c.Memo = &kvfile.Memo{}
-		n := values(c.Geometry, len(rc.Tokens))
+		x, err := newLayered(m, c, len(rc.Tokens))
+		if err != nil {
+			return nil, err
+		}
+		n := seen(m, 0, len(rc.Tokens), len(rc.Tokens))
 		vals += n
 		for i := range out {
 			kv, size := exact, 4*n
 			if i > 0 {
-				if kv, size, err = Compressed(ctx, m, c, list[i-1]); err != nil {
+				if kv, size, err = x.compressed(ctx, m, list[i-1]); err != nil {
 					return nil, methodErr("retrieval", list[i-1], err)
 				}
 			}

@@ -17,6 +17,7 @@ type Run struct {
 	Context *methods.Context
 
 	m      *model.Model
+	seen   *layered // the context as methods compress it
 	o      Options
 	tokens []int32 // context and continuation
 	ref    *reference
@@ -37,6 +38,9 @@ func NewRun(ctx context.Context, m *model.Model, in Input, o Options) (*Run, err
 	r := &Run{Name: in.Name, m: m, o: o, tokens: in.Tokens[:n:n]}
 	c, kv, err := Prefill(ctx, m, r.tokens[:o.Context], o.Surprisal)
 	if err != nil {
+		return nil, err
+	}
+	if r.seen, err = newLayered(m, c, o.Context); err != nil {
 		return nil, err
 	}
 	r.Context, r.ref = c, newReference(m.Vocab, r.tokens[o.Context:])
@@ -89,7 +93,7 @@ func (r *Run) First(n int) *Run {
 //
 // Errors: those of the method and of Score.
 func (r *Run) Measure(ctx context.Context, method methods.Method) (Score, error) {
-	left, err := compressChecked(ctx, method, r.Context)
+	left, err := r.seen.compress(ctx, method)
 	if err != nil {
 		return Score{}, err
 	}
@@ -110,7 +114,7 @@ func (r *Run) Score(left *methods.Cache) (Score, error) {
 		return Score{}, err
 	}
 	score, err := s.score()
-	return r.sized(score, left.Bytes, r.o.Context), err
+	return r.sized(score, left.Bytes, seen(r.m, 0, r.o.Context, r.o.Context)), err
 }
 
 // next runs the continuation over a cache that holds the context.
@@ -129,13 +133,14 @@ func (r *Run) exact() (Score, error) {
 		}
 	}
 	score, err := s.score()
-	return r.sized(score, 4*values(r.m.Geometry(), r.o.Context), r.o.Context), err
+	values := seen(r.m, 0, r.o.Context, r.o.Context)
+	return r.sized(score, 4*values, values), err
 }
 
-// sized adds the bytes of a cache of n tokens to a score.
-func (r *Run) sized(s Score, bytes int64, n int) Score {
+// sized adds the bytes of a cache to a score. values are those that later queries see.
+func (r *Run) sized(s Score, bytes, values int64) Score {
 	s.Bytes = bytes
-	s.BitsPerValue = quant.BitsPerValue(bytes, values(r.m.Geometry(), n))
+	s.BitsPerValue = quant.BitsPerValue(bytes, values)
 	return s
 }
 
@@ -145,11 +150,21 @@ func (r *Run) sized(s Score, bytes int64, n int) Score {
 // Errors: quant.ErrShape for a cache of another shape; those of the method and of the model.
 func Compressed(ctx context.Context, m *model.Model, c *methods.Context, method methods.Method) (
 	*model.ExactKV, int64, error) {
-	left, err := compressChecked(ctx, method, c)
+	x, err := newLayered(m, c, len(c.Tokens))
 	if err != nil {
 		return nil, 0, err
 	}
-	kv, err := filled(m, left, len(c.Tokens))
+	return x.compressed(ctx, m, method)
+}
+
+// compressed is Compressed of a context that was split before.
+func (x *layered) compressed(ctx context.Context, m *model.Model, method methods.Method) (
+	*model.ExactKV, int64, error) {
+	left, err := x.compress(ctx, method)
+	if err != nil {
+		return nil, 0, err
+	}
+	kv, err := filled(m, left, len(x.whole.Tokens))
 	if err != nil {
 		return nil, 0, err
 	}

@@ -26,9 +26,13 @@ import (
 // that a finer step costs. The best steps have the same D/R everywhere. The correction is damped and
 // bounded, because the measurement is noisy and groups act together.
 //
-// Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
+// Errors: quant.ErrShape for texts that are too short; quant.ErrUnsupported for a model whose layers
+// attend in different ways; those of the model and of the archive.
 func ArchiveSteps(ctx context.Context, m *model.Model, texts []quality.Input, p *profile.Profile,
 	bits float64, o quality.Options) (*tune.ArchiveSteps, error) {
+	if err := uniform(m); err != nil {
+		return nil, err
+	}
 	g := m.Geometry()
 	own, err := cpu.Open(cpu.Options{})
 	if err != nil {

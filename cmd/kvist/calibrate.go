@@ -180,7 +180,7 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 // measureSteps adds to a profile what the model says about steps.
 func (a *app) measureSteps(ctx context.Context, f *calibrateFlags, p *profile.Profile,
 	say func(string, int64, int64)) (*profile.Profile, error) {
-	m, err := (&modelFlags{threads: f.backend.threads}).open(f.runs)
+	m, err := (&modelFlags{threads: f.backend.threads}).open(f.runs, 0)
 	if err != nil {
 		return nil, err
 	}

@@ -29,8 +29,9 @@ func newCapture(a *app) *cobra.Command {
 its layers as a capture (kv-capture/1) for compress. The first --context tokens are the context to
 compress. The --next tokens after it are stored separately and serve to measure the damage.
 
-MODEL is a GGUF file of the llama architecture, or smollm2: the SmolLM2-135M-Instruct that make model
-downloads. TEXT is a text file; - is standard input.
+MODEL is a GGUF file (llama, Mistral, SmolLM3, qwen2, qwen3, gemma2, gemma3, phi3, granite), or smollm2:
+the SmolLM2-135M-Instruct that make model downloads. Models whose layers attend in different ways, such as
+Gemma, need more than kv-capture/1 can say and are refused. TEXT is a text file; - is standard input.
 
 Fields of --json: model, text, output, bytes, tokens, next, layers (numbers), dtype, heads,
 kv_heads, head_dim.`,
@@ -101,7 +102,7 @@ func (a *app) capture(ctx context.Context, name, text string, f *captureFlags) (
 	if err != nil {
 		return err
 	}
-	m, err := f.model.open(name)
+	m, err := f.model.open(name, f.context+f.next)
 	if err != nil {
 		return err
 	}
@@ -109,7 +110,7 @@ func (a *app) capture(ctx context.Context, name, text string, f *captureFlags) (
 	if err != nil {
 		return &usageError{err: fmt.Errorf("--layers: %w", err)}
 	}
-	tokens, err := m.Tokenizer().Encode(body, false)
+	tokens, err := m.Tokenizer().Start(body, false)
 	if err != nil {
 		return err
 	}

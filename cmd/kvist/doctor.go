@@ -84,7 +84,8 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 			{cpu.EnvISA, os.Getenv(cpu.EnvISA),
 				"instruction set of the cpu backend: " + strings.Join(cpu.ISAs(), ", ")},
 			{model.EnvFile, os.Getenv(model.EnvFile), "file that the model smollm2 is read from"},
-			{model.EnvCache, os.Getenv(model.EnvCache), "folder of that file, where it is not named"}},
+			{model.EnvGemma, os.Getenv(model.EnvGemma), "file that the model gemma is read from"},
+			{model.EnvCache, os.Getenv(model.EnvCache), "folder of those files, where they are not named"}},
 		CPU: cpuJSON{Cores: runtime.NumCPU(), ISA: cpu.ISAs(), Features: cpuFeatures()}}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {

@@ -55,9 +55,11 @@ continues on the result. It prints the bytes, the divergence of the next-token d
 exact cache (KL, nats), perplexity, and the share of equal top tokens. For methods of kvist it also
 prints the paired difference from the best other method at the same bytes.
 
-MODEL is a GGUF file of the llama architecture, or smollm2: the SmolLM2-135M-Instruct that make model
-downloads. TEXTs are text files of at least --context plus --next tokens. The default is the ten texts
-that kvist includes.
+MODEL is a GGUF file (llama, Mistral, SmolLM3, qwen2, qwen3, gemma3, phi3, granite), or smollm2: the
+SmolLM2-135M-Instruct that make model downloads, or gemma: the Gemma 3 270M of make model-gemma. In layers
+with a window, methods get the rows that later queries see, and bits a value are counted over those.
+TEXTs are text files of at least --context plus --next tokens. The default is the ten texts that kvist
+includes.
 
 --methods lists methods, separated by spaces. A name with * means all methods of the standard table
 that match it; standard means all of them. --list-methods prints them. Examples of names:
@@ -210,7 +212,7 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 	if err := a.checkOutputs(evalInputs(args, list), f.outputs()...); err != nil {
 		return err
 	}
-	m, err := f.model.open(args[0])
+	m, err := f.model.open(args[0], f.context+f.next)
 	if err != nil {
 		return err
 	}

@@ -18,8 +18,11 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// smolLM2 is the name that stands for the model of the tests, where fetch-model.sh put it.
-const smolLM2 = "smollm2"
+// Names that stand for the models of the tests, where fetch-model.sh and fetch-gemma.sh put them.
+const (
+	smolLM2 = "smollm2"
+	gemma   = "gemma"
+)
 
 // modelThreads bounds --threads of the verbs that run a model.
 const modelThreads = 1 << 10
@@ -38,10 +41,13 @@ func (f *modelFlags) check() error {
 	return nil
 }
 
-// modelPath is the file that name stands for: itself, or that of smollm2.
+// modelPath is the file that name stands for: itself, or that of smollm2 or gemma.
 func modelPath(name string) (string, error) {
-	if name == smolLM2 {
+	switch name {
+	case smolLM2:
 		return model.Find()
+	case gemma:
+		return model.FindGemma()
 	}
 	return name, nil
 }
@@ -55,8 +61,8 @@ func modelInput(name string) string {
 	return path
 }
 
-// open loads the model called name: a GGUF file, or smollm2.
-func (f *modelFlags) open(name string) (*model.Model, error) {
+// open loads the model called name: a GGUF file, smollm2 or gemma. It is to run so many positions.
+func (f *modelFlags) open(name string, positions int) (*model.Model, error) {
 	path, err := modelPath(name)
 	if err != nil {
 		return nil, err
@@ -68,7 +74,7 @@ func (f *modelFlags) open(name string) (*model.Model, error) {
 	if err := file.Close(); err != nil {
 		return nil, err
 	}
-	return model.Open(path, model.Options{Workers: f.threads})
+	return model.Open(path, model.Options{Workers: f.threads, Context: positions})
 }
 
 // maxText bounds a text file: a model's context is some hundred thousand tokens.

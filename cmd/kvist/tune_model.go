@@ -54,7 +54,7 @@ type modelTuner struct {
 func (a *app) newModelTuner(ctx context.Context, f *tuneFlags, bits []float64, be backend.Backend,
 	say kvfile.Progress) (*modelTuner, error) {
 	mf := modelFlags{threads: f.backend.threads}
-	m, err := mf.open(f.model)
+	m, err := mf.open(f.model, f.context+f.next)
 	if err != nil {
 		return nil, err
 	}

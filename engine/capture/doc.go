@@ -41,6 +41,12 @@
 // order. It writes to an io.WriterAt. Use engine/atomicfile for a file that must appear whole or
 // not at all.
 //
+// # Captures of Hugging Face models
+//
+// hf_capture.py writes captures of models that transformers runs, and hf_restore.py puts a capture, as
+// kvist decompress writes it, into a DynamicCache and continues. Both need torch, transformers and
+// safetensors only.
+//
 // # Layout of a KV capture
 //
 //	layers.N.k         [kv_heads, tokens, head_dim]     F16, BF16 or F32, RoPE applied

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"reflect"
+	"slices"
 
 	"github.com/kvist-project/kvist/quant"
 )
@@ -49,9 +50,9 @@ func softcapped(s []float32, softcap float32) {
 	}
 }
 
-// Attention returns how a layer attends. It is where a capture, a cache or an evaluation takes RoPE,
-// window, scale and soft cap from. layer must be one of the model's.
-func (c Config) Attention(layer int) LayerAttention { return c.layerAttention[layer] }
+// Attention returns how each layer attends, [layers]. It is where a capture, a cache or an evaluation
+// takes RoPE, window, scale and soft cap from. The slices within are the model's: do not write to them.
+func (c Config) Attention() []LayerAttention { return slices.Clone(c.layerAttention) }
 
 // Uniform reports whether quant.Geometry says all there is about the attention: every layer has the
 // same RoPE, no window, no soft cap, and scale 1/sqrt(head_dim). If not, what names the first layer
@@ -80,6 +81,8 @@ func (a LayerAttention) differs(want LayerAttention) string {
 	case float32(a.Scale) != float32(want.Scale):
 		return fmt.Sprintf("attention scale %v, want 1/sqrt(head_dim) = %v", float32(a.Scale),
 			float32(want.Scale))
+	case a.Rope.Layout == quant.RopeNone && want.Rope.Layout != quant.RopeNone:
+		return "no RoPE"
 	case !reflect.DeepEqual(a.Rope, want.Rope):
 		return "a RoPE of its own"
 	}

@@ -43,8 +43,8 @@ type CaptureOptions struct {
 // token given those before it, in nats; 0 for the first) are stored too. Memory is bounded by the
 // chunk and the float32 cache of the tokens. Capture checks ctx between layers.
 //
-// Errors: those of Forward; ErrShape for options that do not fit the model; ErrUnsupported for an
-// element type that captures do not have; those of w and of ctx.
+// Errors: those of Forward; ErrShape for options that do not fit the model; ErrUnsupported for a model
+// that is not Uniform, which kv-capture/1 cannot say, and for an element type that captures do not have; those of w and of ctx.
 func (m *Model) Capture(ctx context.Context, w io.WriterAt, tokens []int32, o CaptureOptions) error {
 	if err := m.checkCapture(len(tokens), &o); err != nil {
 		return err
@@ -72,6 +72,10 @@ func (m *Model) WriteCapture(path string, tokens []int32, o CaptureOptions) (err
 
 func (m *Model) checkCapture(n int, o *CaptureOptions) error {
 	const op = "write capture"
+	if what, ok := m.Uniform(); !ok {
+		return fmt.Errorf("kvist/model: %s: %w: %s, which kv-capture/1 cannot say", op,
+			quant.ErrUnsupported, what)
+	}
 	if o.Next < 0 || o.Next >= max(n, 1) {
 		return shapef(op, "%d tokens after the context of %d in all", o.Next, n)
 	}

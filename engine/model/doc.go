@@ -18,20 +18,34 @@
 //
 // # Models
 //
-// Architecture "llama": RMS norm, RoPE (plain, linear, YaRN, and the frequency factors of
-// llama 3), grouped-query attention, SwiGLU, tied or separate output. Tensors of every type
-// that package gguf reads; F16 and BF16 matrices become float32 in memory, quantized ones stay
-// quantized. GGUF versions 2 and 3, little-endian, split files too. Tokenizer gpt2 with pre-tokenizer smollm.
+// Architectures llama (with Mistral), smollm3, qwen2, qwen3, gemma2, gemma3, phi3 and granite. One
+// forward pass knows the features that a layer can have; arch.go lists which architecture has which:
+//
+//	norms         RMS, before attention and feed-forward network and, in Gemma, after them; of the
+//	              heads of q and k
+//	RoPE          a base for each layer, on all components or the first, or none; linear, YaRN, llama 3,
+//	              longrope
+//	attention     grouped queries, biases, sliding windows, a scale of its own, soft caps
+//	feed-forward  SwiGLU, GeGLU
+//	scales        of embeddings, residuals and logits; soft caps of logits; tied or separate output
+//
+// Tensors of every type that package gguf reads: quantized matrices stay quantized in memory, F16 and BF16
+// ones become float32. GGUF versions 2 and 3, little-endian, split files too. Tokenizers gpt2, with the pre-tokenizers of these models, and llama
+// (SentencePiece).
 //
 // Everything else is an error that names what is not supported: other architectures, mixture of
-// experts, latent attention, sinks, sliding windows, biases, unknown keys of the architecture and
-// unknown tensors. A model that ran without them would give wrong numbers.
+// experts, latent attention, sinks, biases of feed-forward networks, features that a key switches on in
+// an architecture that does not have them, unknown keys and unknown tensors. A model that ran without
+// them would give wrong numbers.
+//
+// Model.Attention says how each layer attends; captures of models whose layers differ are refused,
+// because kv-capture/1 cannot say so.
 //
 // # Layout
 //
 // GGUF stores q and k of llama models permuted for interleaved RoPE. Loading undoes the permutation.
 // K and q have the half-split layout everywhere: component i rotates with i + rotary_dim/2, as in
-// captures and in quant.RopeHalf. With YaRN, q and K include its magnitude factor.
+// captures and in quant.RopeHalf. With YaRN and longrope, q and K include their magnitude factor.
 //
 // # Errors
 //

@@ -4,6 +4,8 @@ package model_test
 
 import (
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -35,6 +37,11 @@ func FuzzGGUF(f *testing.F) {
 	m.fill(false, gguf.TensorQ8_0, gguf.TensorQ4_1)
 	addVocabulary(&m.Builder, m.vocab)
 	f.Add(m.Bytes())
+	for _, name := range []string{"gemma2", "gemma3", "phi3", "granite"} {
+		b, err := os.ReadFile(filepath.Join(referenceDir, name+".gguf"))
+		require.NoError(f, err)
+		f.Add(b)
+	}
 	f.Fuzz(func(t *testing.T, data []byte) {
 		file, err := read(data)
 		if err != nil {

@@ -3,7 +3,9 @@
 package model_test
 
 import (
+	"math"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -53,8 +55,7 @@ func TestGemma_Greedy(t *testing.T) {
 func TestGemma_Attention(t *testing.T) {
 	m := gemma(t)
 	require.Equal(t, 18, m.Layers)
-	for l := range m.Layers {
-		a := m.Attention(l)
+	for l, a := range m.Attention() {
 		window, theta := 512, 1e4
 		if l%6 == 5 {
 			window, theta = 0, 1e6
@@ -66,4 +67,37 @@ func TestGemma_Attention(t *testing.T) {
 	what, ok := m.Uniform()
 	require.False(t, ok)
 	require.Contains(t, what, "window of 512")
+}
+
+// TestGemma_Reference compares tokens with those of llama.cpp, and surprisals with those that
+// transformers computes in float32 from the same weights, dequantized by the Python package gguf.
+func TestGemma_Reference(t *testing.T) {
+	m := gemma(t)
+	var ref struct {
+		Text      string
+		Tokens    []int32
+		Surprisal []float64
+	}
+	readJSON(t, "testdata/gemma.json", &ref)
+	body, err := os.ReadFile(filepath.Join("..", "..", "bench", "quality", "texts", ref.Text))
+	require.NoError(t, err)
+	tokens, err := m.Tokenizer().Start(string(body), false)
+	require.NoError(t, err)
+	require.Greater(t, len(ref.Tokens), 512) // the window
+	require.Equal(t, ref.Tokens, tokens[:len(ref.Tokens)])
+
+	n := len(ref.Tokens)
+	var sum, want, worst float64
+	_, err = m.Forward(ref.Tokens, newKV(t, m, model.KVOptions{}), 0, model.ForwardOptions{
+		Logits: model.LogitsRange, To: n - 1, OnLogits: func(i int, logits []float32) error {
+			s := model.Surprisal(logits, ref.Tokens[i+1])
+			worst = math.Max(worst, math.Abs(s-ref.Surprisal[i]))
+			sum, want = sum+s, want+ref.Surprisal[i]
+			return nil
+		}})
+	require.NoError(t, err)
+	got, exact := math.Exp(sum/float64(n-1)), math.Exp(want/float64(n-1))
+	t.Logf("perplexity %.4f, reference %.4f, largest difference of a surprisal %.2g nats", got, exact, worst)
+	require.InEpsilon(t, exact, got, 1e-3)
+	require.Less(t, worst, 0.02)
 }

@@ -115,20 +115,6 @@ func checkAttention(g quant.Geometry, list []LayerAttention) error {
 	return nil
 }
 
-// NewKV makes an empty cache for one sequence, with the model's ISA, Workers and attention.
-//
-// Errors: those of NewExactKV.
-func (m *Model) NewKV(o KVOptions) (*ExactKV, error) {
-	if o.ISA == "" {
-		o.ISA = m.opts.ISA
-	}
-	if o.Workers == 0 {
-		o.Workers = m.opts.Workers
-	}
-	o.Attention = m.layerAttention
-	return NewExactKV(m.Geometry(), o)
-}
-
 // Len returns the number of tokens that every layer holds.
 func (kv *ExactKV) Len() int {
 	n := kv.layers[0].n

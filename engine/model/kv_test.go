@@ -21,6 +21,7 @@ type history struct {
 	k, v []float32
 	bias []float32
 	keep []bool
+	how  *model.LayerAttention // nil: scale 1/sqrt(head_dim), no window and no cap
 }
 
 func randomRows(rng *rand.Rand, n int) []float32 {
@@ -47,15 +48,26 @@ func (h *history) attend(q []float32, head, pos int) []float64 {
 	kv := head / g.GQARatio()
 	out := make([]float64, g.HeadDimV)
 	var sum float64
+	scale, window, softcap := 1/math.Sqrt(float64(g.HeadDim)), pos+1, 0.0
+	if h.how != nil {
+		scale, softcap = h.how.Scale, h.how.Softcap
+		if h.how.Window > 0 {
+			window = h.how.Window
+		}
+	}
 	for t := range pos + 1 {
-		if !h.keep[kv*h.n+t] {
+		if !h.keep[kv*h.n+t] || pos-t >= window {
 			continue
 		}
 		var s float64
 		for i := range g.HeadDim {
 			s += float64(q[i]) * float64(h.k[(kv*h.n+t)*g.HeadDim+i])
 		}
-		p := math.Exp(s/math.Sqrt(float64(g.HeadDim)) + float64(h.bias[kv*h.n+t]))
+		s *= scale
+		if softcap > 0 {
+			s = softcap * math.Tanh(s/softcap)
+		}
+		p := math.Exp(s + float64(h.bias[kv*h.n+t]))
 		sum += p
 		for i := range out {
 			out[i] += p * float64(h.v[(kv*h.n+t)*g.HeadDimV+i])
@@ -110,6 +122,40 @@ func TestExactKV_BiasAndKeep(t *testing.T) {
 				requireAttend(t, h, kv, rng, n/2, n-n/2)
 			})
 		}
+	}
+}
+
+func TestExactKV_Attention(t *testing.T) {
+	for _, a := range []model.LayerAttention{{Scale: 0.1}, {Scale: 0.3, Softcap: 2}, {Scale: 0.125, Window: 1},
+		{Scale: 0.125, Window: 5}, {Scale: 0.125, Window: 128}, {Scale: 0.2, Window: 130, Softcap: 30},
+		{Scale: 0.125, Window: 1000}} {
+		for _, g := range kvGeometries[1:3] {
+			a.Heads, a.KVHeads = g.Heads, g.KVHeads
+			for _, n := range []int{1, 129, 260} {
+				rng := rand.New(rand.NewPCG(uint64(n), uint64(a.Window)))
+				h := newHistory(rng, g, n)
+				h.how = &a
+				kv, err := model.NewExactKV(g, model.KVOptions{Workers: 3, Attention: []model.LayerAttention{a}})
+				require.NoError(t, err)
+				require.NoError(t, kv.AppendRows(0, n, h.rows()))
+				requireAttend(t, h, kv, rng, n-1, 1)
+				requireAttend(t, h, kv, rng, 0, n)
+				requireAttend(t, h, kv, rng, n/2, n-n/2)
+			}
+		}
+	}
+	g := kvGeometries[0]
+	for _, c := range []struct {
+		a    []model.LayerAttention
+		want error
+	}{
+		{[]model.LayerAttention{}, quant.ErrShape},
+		{[]model.LayerAttention{{Heads: 9, KVHeads: 3}}, quant.ErrShape},
+		{[]model.LayerAttention{{Heads: 9, KVHeads: 3, Scale: 1, Window: -1}}, quant.ErrShape},
+		{[]model.LayerAttention{{Heads: 8, KVHeads: 2, Scale: 1}}, quant.ErrUnsupported},
+	} {
+		_, err := model.NewExactKV(g, model.KVOptions{Attention: c.a})
+		require.ErrorIs(t, err, c.want)
 	}
 }
 

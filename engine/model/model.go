@@ -155,6 +155,20 @@ func (m *Model) load(f *gguf.File) error {
 // layers do not share one RoPE, its layout is RopeNone; Attention has that of each layer.
 func (m *Model) Geometry() quant.Geometry { return m.geometry() }
 
+// NewKV makes an empty cache for one sequence, with the model's ISA, Workers and attention.
+//
+// Errors: those of NewExactKV.
+func (m *Model) NewKV(o KVOptions) (*ExactKV, error) {
+	if o.ISA == "" {
+		o.ISA = m.opts.ISA
+	}
+	if o.Workers == 0 {
+		o.Workers = m.opts.Workers
+	}
+	o.Attention = m.layerAttention
+	return NewExactKV(m.Geometry(), o)
+}
+
 // Tokenizer returns the model's tokenizer; nil for a model from Load.
 func (m *Model) Tokenizer() *Tokenizer { return m.tok }
 

@@ -205,7 +205,15 @@ func (t *Tokenizer) IsEnd(token int32) bool { return t.ends[token] }
 // Errors: ErrRange if the vocabulary has no token for a byte of the text. The message names the
 // byte. SmolLM2 lacks six control characters and the bytes of unassigned planes.
 func (t *Tokenizer) Encode(text string, special bool) ([]int32, error) {
-	return t.encode(nil, text, special)
+	return t.encode(nil, text, special, true)
+}
+
+// Continue is Encode for text that goes on after other text: vocabularies of SentencePiece that put a
+// space before a text do not put one before this.
+//
+// Errors: those of Encode.
+func (t *Tokenizer) Continue(text string, special bool) ([]int32, error) {
+	return t.encode(nil, text, special, false)
 }
 
 // Start is Encode for text at the start of a sequence: BOS stands before it where AddBOS says so.
@@ -216,15 +224,16 @@ func (t *Tokenizer) Start(text string, special bool) ([]int32, error) {
 	if t.AddBOS {
 		out = append(out, t.BOS)
 	}
-	return t.encode(out, text, special)
+	return t.encode(out, text, special, true)
 }
 
-func (t *Tokenizer) encode(out []int32, text string, special bool) (_ []int32, err error) {
+// encode appends the tokens of text to out. afterSpecial says that nothing or a special token stands
+// before it.
+func (t *Tokenizer) encode(out []int32, text string, special, afterSpecial bool) (_ []int32, err error) {
 	set := &t.user
 	if special {
 		set = &t.all
 	}
-	afterSpecial := true
 	for len(text) > 0 {
 		n, id := set.next(text)
 		if n > 0 {

@@ -155,6 +155,11 @@ func TestSPM_Special(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, []string{" a", "<s>", " a", "<tag>", " a"}, pieces(t, tok, "a<s>a<tag>a", true))
 	require.NotContains(t, pieces(t, tok, "a<s>a", false), "<s>")
+	more, err := tok.Continue("a", false)
+	require.NoError(t, err)
+	text, err := tok.Decode(more)
+	require.NoError(t, err)
+	require.Equal(t, "a", string(text))
 	require.True(t, tok.IsEnd(tok.EOS))
 	require.False(t, tok.IsEnd(tok.BOS))
 

@@ -138,7 +138,7 @@ def write_gguf(path, name, model, config, arch, keys):
     w = gguf.GGUFWriter(path, arch)
     gemma = arch.startswith("gemma")
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    w.add_name("tiny " + name)
+    w.add_name("tiny " + name.replace("phi3", "phi 3"))  # llama.cpp asks a "phi3" for tokens that it lacks
     w.add_block_count(config.num_hidden_layers)
     w.add_context_length(config.max_position_embeddings)
     w.add_embedding_length(config.hidden_size)

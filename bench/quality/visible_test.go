@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"context"
+	"math"
+	"math/rand/v2"
+	"path/filepath"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/bench/methods"
+	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// tinyModel loads a random model of the tests of package model: gemma3 has four layers, of which three
+// have a window of 8 positions and RoPE of their own; gemma2 has soft caps.
+func tinyModel(t testing.TB, name string) *model.Model {
+	t.Helper()
+	f, err := gguf.Open(filepath.Join("..", "..", "engine", "model", "testdata", "models", name+".gguf"))
+	require.NoError(t, err)
+	defer f.Close()
+	m, err := model.Load(f, model.Options{})
+	require.NoError(t, err)
+	return m
+}
+
+func randomInput(m *model.Model, n int) Input {
+	rng := rand.New(rand.NewPCG(7, 9))
+	in := Input{Name: "random"}
+	for range n {
+		in.Tokens = append(in.Tokens, int32(rng.IntN(m.Vocab)))
+	}
+	return in
+}
+
+// TestLayered_WindowsCostNothing: methods get only the rows that a later query of a layer sees, rows
+// that they keep exactly give the logits of the whole cache, and bytes are counted over what they got.
+func TestLayered_WindowsCostNothing(t *testing.T) {
+	m := tinyModel(t, "gemma3")
+	o := Options{Context: 40, Next: 12, Window: 10, Chunk: 7}
+	r, err := NewRun(context.Background(), m, randomInput(m, 52), o)
+	require.NoError(t, err)
+	got := map[int]int{} // layers of a part by its tokens
+	method := fake{"exact", func(c *methods.Context) *methods.Cache {
+		got[len(c.Tokens)] = c.Geometry.Layers
+		require.Len(t, c.Layers, c.Geometry.Layers)
+		require.Equal(t, quant.RopeHalf, c.Geometry.Rope.Layout)
+		return identity(c)
+	}}
+	s, err := r.Measure(context.Background(), method)
+	require.NoError(t, err)
+	require.Equal(t, map[int]int{40: 1, 7: 3}, got) // of a window of 8 positions the query takes one
+	require.InDelta(t, 0, s.KL, 1e-9)
+	require.Equal(t, int64(4*(40+3*7)*2*(16+16)), s.Bytes)
+	require.InDelta(t, 32, s.BitsPerValue, 1e-9)
+
+	// Decoding in chunks agrees too; rows leave the window as the run goes on.
+	s, err = r.decoded(context.Background(), method)
+	require.NoError(t, err)
+	require.InDelta(t, 0, s.KL, 1e-9)
+	require.Less(t, s.BitsPerValue, 32.0) // the recent rows count with 16 bits
+
+	// A row that a method drops is missed.
+	s, err = r.Measure(context.Background(), fake{"drops", func(c *methods.Context) *methods.Cache {
+		out := identity(c)
+		for l := range out.Layers {
+			out.Layers[l].Keep = make([]bool, c.Geometry.KVHeads*len(c.Tokens))
+		}
+		return out
+	}})
+	require.NoError(t, err)
+	require.Greater(t, s.KL, 1e-3)
+}
+
+func TestLayered_UniformModelsStayWhole(t *testing.T) {
+	m := tinyModel(t, "qwen2")
+	r, err := NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
+	require.NoError(t, err)
+	_, err = r.Measure(context.Background(), fake{"exact", func(c *methods.Context) *methods.Cache {
+		require.Same(t, r.Context, c)
+		return identity(c)
+	}})
+	require.NoError(t, err)
+}
+
+func TestLayered_Refuses(t *testing.T) {
+	m := tinyModel(t, "gemma2")
+	_, err := NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
+	require.ErrorIs(t, err, quant.ErrUnsupported)
+	require.ErrorContains(t, err, "soft cap 4")
+
+	m = tinyModel(t, "gemma3")
+	r, err := NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
+	require.NoError(t, err)
+	_, err = r.Measure(context.Background(), fake{"short", func(c *methods.Context) *methods.Cache {
+		out := identity(c)
+		out.Layers[0].K = out.Layers[0].K[1:]
+		return out
+	}})
+	require.ErrorIs(t, err, quant.ErrShape)
+	require.False(t, math.IsNaN(r.ref.lse[0]))
+}
