@@ -116,6 +116,7 @@ model-speed: model model-gemma ## speed of the model runner beside llama.cpp, wh
 bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, minutes); writes bench/results/cpu*
 	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
+	$(GO) test -run '^$$' -bench 'AttendRatio' -benchtime 700ms -count 3 ./cpu > bench/results/cpu-ratio.txt
 	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
 	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -page bench/README.md bench/results/cpu-*.txt > bench/results/cpu.md
 

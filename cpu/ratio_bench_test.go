@@ -8,7 +8,6 @@ import (
 	"math"
 	"slices"
 	"testing"
-	"time"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant/quanttest"
@@ -16,7 +15,7 @@ import (
 
 // BenchmarkAttendRatio measures what attention takes from cache, as a part of what it takes for f16:
 // calls of all formats take turns, and x-of-f16 is the median over the turns, which other work of
-// the machine changes least. ns/pair is that of the fastest call.
+// the machine changes least. Times are of the processor; ns/pair is that of the fastest calls.
 func BenchmarkAttendRatio(b *testing.B) {
 	for _, isa := range ISAs() {
 		for _, dim := range []int{64, 128} {
@@ -55,10 +54,10 @@ func benchRatio(b *testing.B, isa string, dim, group int) {
 	for b.Loop() {
 		var f16 float64
 		for i, f := range calls {
-			start := time.Now()
+			start := cpuTime()
 			f()
 			f()
-			ns := float64(time.Since(start).Nanoseconds()) / 2 / tokens[i]
+			ns := float64((cpuTime() - start).Nanoseconds()) / 2 / tokens[i]
 			if i == 0 {
 				f16 = ns
 			}

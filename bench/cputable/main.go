@@ -75,16 +75,21 @@ func open(files []string) (*results, error) {
 
 // results are the metrics of benchmarks, by name and unit.
 type results struct {
-	machine string
+	machine string // of the first file that names one
+	ratios  string // that of BenchmarkAttendRatio
 	values  map[string]map[string][]float64
 }
 
 func (r *results) read(f io.Reader) error {
 	lines := bufio.NewScanner(f)
+	machine := ""
 	for lines.Scan() {
 		line := lines.Text()
 		if cpu, ok := strings.CutPrefix(line, "cpu: "); ok {
-			r.machine = cpu
+			machine = cpu
+			if r.machine == "" {
+				r.machine = cpu
+			}
 		}
 		fields := strings.Fields(line)
 		if len(fields) < 4 || !strings.HasPrefix(fields[0], "Benchmark") {
@@ -93,6 +98,9 @@ func (r *results) read(f io.Reader) error {
 		name := fields[0]
 		if i := strings.LastIndexByte(name, '-'); i > 0 { // the count of processors
 			name = name[:i]
+		}
+		if strings.HasPrefix(name, "BenchmarkAttendRatio/") {
+			r.ratios = machine
 		}
 		if r.values[name] == nil {
 			r.values[name] = map[string][]float64{}
@@ -150,6 +158,9 @@ func (r *results) write(w *strings.Builder) {
 	for _, isa := range isas {
 		r.writeCache(w, isa)
 	}
+	for _, isa := range isas {
+		r.writeRatio(w, isa)
+	}
 	r.writeMemory(w)
 	r.writeCodec(w)
 }
@@ -181,6 +192,29 @@ func (r *results) writeCache(w *strings.Builder, isa string) {
 		for _, d := range dims {
 			for _, g := range groups {
 				fmt.Fprintf(w, " %s |", r.cell(attendName(isa, f, d, g), "cpu-ns/pair"))
+			}
+		}
+		fmt.Fprintln(w)
+	}
+}
+
+// writeRatio writes what attention from cache takes as a part of what it takes for f16.
+func (r *results) writeRatio(w *strings.Builder, isa string) {
+	name := func(dim, group string) string {
+		return fmt.Sprintf("BenchmarkAttendRatio/backend=cpu-%s/head_dim=%s/gqa=%s", isa, dim, group)
+	}
+	if _, ok := r.median(name("64", "3"), "lm3-x-of-f16"); !ok {
+		return
+	}
+	fmt.Fprintf(w, "\n## Attention, %s, as a part of the time of f16 (in cache)\n\n", isa)
+	fmt.Fprintf(w, "%s. Calls of all codings in turns; median of the turns, for head_dim/GQA ratio.\n",
+		r.ratios)
+	header(w, "coding")
+	for _, f := range formats[1:] {
+		fmt.Fprintf(w, "| %s |", f)
+		for _, d := range dims {
+			for _, g := range groups {
+				fmt.Fprintf(w, " %s |", r.cell(name(d, g), f+"-x-of-f16"))
 			}
 		}
 		fmt.Fprintln(w)

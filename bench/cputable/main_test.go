@@ -19,6 +19,7 @@ func TestRun_MediansAndShares(t *testing.T) {
 		attend + "10 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
 		attend + "30 cpu-ns/pair 20 ns/pair 2.5 packed-GB/s\n" +
 		"BenchmarkRead/set=memory/workers=1-2 1 5 ns/op 10 cpu-GB/s\n" +
+		"BenchmarkAttendRatio/backend=cpu-avx2/head_dim=64/gqa=3-2 1 0.5 lm3-x-of-f16 0.25 lm2-x-of-f16\n" +
 		"BenchmarkHadamard/backend=cpu-avx2/head_dim=64-2 1 5 ns/op 3.25 cpu-Gvalues/s\nPASS\n"
 	file := filepath.Join(t.TempDir(), "raw.txt")
 	require.NoError(t, os.WriteFile(file, []byte(raw), 0o600))
@@ -27,6 +28,9 @@ func TestRun_MediansAndShares(t *testing.T) {
 	require.Contains(t, out.String(), "Test Processor")
 	require.Contains(t, out.String(), "| lm3 | - | 10.0 / 5.00 / 50 % |")
 	require.Contains(t, out.String(), "| Hadamard, 64 values | - | 3.25 | - |")
+	require.Contains(t, out.String(), "## Attention, avx2, as a part of the time of f16")
+	require.Contains(t, out.String(), "| lm3 | - | 0.50 |")
+	require.Contains(t, out.String(), "| lm2 | - | 0.25 |")
 }
 
 func TestRun_Errors(t *testing.T) {
@@ -53,7 +57,7 @@ func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
 func TestPage_ShowsResults(t *testing.T) {
 	files, err := filepath.Glob("../../bench/results/cpu-*.txt")
 	require.NoError(t, err)
-	require.Len(t, files, 3)
+	require.Len(t, files, 4)
 	r, err := open(files)
 	require.NoError(t, err)
 	page, err := os.ReadFile("../../bench/README.md")

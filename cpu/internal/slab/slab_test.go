@@ -95,8 +95,12 @@ func (c *churn) run(steps, target int) {
 func TestPool_Random(t *testing.T) {
 	for _, most := range []int{300, 20 << 10, 1 << 20, 40 << 20} {
 		c := &churn{t: t, rng: rand.New(rand.NewPCG(uint64(most), 1)), most: most}
+		steps := min(1500, 1<<30/most)
+		if testing.Short() {
+			steps /= 5
+		}
 		for _, target := range []int{48 << 20, 1 << 20, 24 << 20} {
-			c.run(min(1500, 1<<30/most), target)
+			c.run(steps, target)
 		}
 		for len(c.all) > 0 {
 			c.free()
