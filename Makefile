@@ -22,7 +22,7 @@ CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench model-speed bench-cpu bench-buffers bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
+        test-race lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -122,6 +122,9 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 
 bench-buffers: ## resident memory of the cpu backend's buffers after 1.5 million allocations and frees (minutes)
 	$(GO) test -run Buffers_Resident -v -timeout 60m ./cpu -churn 1500000 | grep -E 'live|^(---|ok)' > bench/results/buffers.txt
+
+bench-contract: ## what tables, masses, means, metrics and offsets cost, as ratios in one run (minutes); writes bench/results/contract.txt
+	$(GO) test -run '^$$' -bench Contract -benchtime 300x ./cpu > bench/results/contract.txt
 
 SPEED := bench/results/archive-speed
 bench-archive: model ## speed of compression: archives (the codec, the verbs, memory) and hot form, on one core and on all; writes bench/results/*-speed*

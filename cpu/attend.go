@@ -220,7 +220,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			s.lower(dst.top)
 		}
 		for r := first; r < end; r += tileRows {
-			c.prefetchAfter(u, e, r)
+			c.prefetchAfter(u, blk, e, r)
 			if s.scorer.tile(r, min(tileRows, end-r)) {
 				s.addTile(dst)
 			}
@@ -269,10 +269,9 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 	s.gains, s.low = nil, false
 }
 
-// prefetchAfter prefetches the sides in bit planes of the tile after row r of entry e of a unit's
-// list, while the current tile is processed.
-func (c *call) prefetchAfter(u *unit, e, r int) {
-	blk := c.view.At(int(u.list[e]))
+// prefetchAfter prefetches the sides in bit planes of the tile after row r of blk, entry e of a
+// unit's list, while the current tile is processed.
+func (c *call) prefetchAfter(u *unit, blk *entry, e, r int) {
 	if r += tileRows; r >= int(blk.Rows) {
 		if e++; e == len(u.list) {
 			return

@@ -167,13 +167,13 @@ func (s *scratch) addMeans(c *call, u *unit) {
 		from, to := c.piece(u, i)
 		for k := range entriesOf(from, to) {
 			own := &c.view.At(int(u.list[from.entry+k])).Own
-			if own.meanV != nil {
-				if n == 0 || !sameMean(last, own.meanV) {
+			if mean := own.meanV(); mean != nil {
+				if n == 0 || !sameMean(last, mean) {
 					if n == tileRows {
 						s.foldMeans(c, n, finite)
 						n, finite = 0, true
 					}
-					last, finite = own.meanV, finite && own.finiteV
+					last, finite = mean, finite && own.means.finiteV
 					copy(s.vt[n*c.padV:], last)
 					n++
 				}

@@ -18,7 +18,8 @@ import (
 )
 
 // The benchmarks here compare two ways of doing the same attention. They run the ways in turns and
-// report the median of the ratios of neighbouring times, which a shared machine disturbs little.
+// report the median of the ratios of neighbouring processor times, which a busy machine disturbs
+// little.
 
 // contractDim, contractGroup: the shape of a small model with 9 query heads and 3 KV heads.
 const (

@@ -98,7 +98,7 @@ func (s *scorer) reset(p *prepared, u *unit, qs []int32) {
 
 // block switches to a block that has been checked. It fails if the block's memory was freed.
 func (s *scorer) block(e *entry, withV bool) error {
-	if err := s.blk.again(&e.Block, withV); err != nil {
+	if err := s.blk.again(e, withV); err != nil {
 		return err
 	}
 	p := s.p
@@ -112,9 +112,10 @@ func (s *scorer) block(e *entry, withV bool) error {
 		s.layout, s.vecs = bs.layout, p.vecs[index(bs.rotated)][bs.layout]
 		s.lookUp = s.canLookUp && p.kern.Tables(f, p.HeadDim)
 	}
-	s.shifts = e.Own.meanK != nil
-	if s.shifts && s.mean != &e.Own.meanK[0] {
-		s.centre(e.Own.meanK)
+	mean := e.Own.meanK()
+	s.shifts = mean != nil
+	if s.shifts && s.mean != &mean[0] {
+		s.centre(mean)
 	}
 	return nil
 }
@@ -164,7 +165,7 @@ func (s *scorer) lookAhead(mean []float32) {
 		if e.Own.angles != s.angles || e.Metric != s.metric || len(s.ahead) == tileRows {
 			break
 		}
-		if m := e.Own.meanK; m != nil && &m[0] != s.ahead[len(s.ahead)-1] {
+		if m := e.Own.meanK(); m != nil && &m[0] != s.ahead[len(s.ahead)-1] {
 			copy(s.means[len(s.ahead)*p.padK:], m)
 			s.ahead = append(s.ahead, &m[0])
 		}
@@ -193,7 +194,7 @@ func (s *scorer) lower(tops []float32) {
 
 // leave is called before block: it lifts what was low for another mean or variant.
 func (s *scorer) leave(e *entry, tops []float32) {
-	if s.low && (len(e.Own.meanK) == 0 || s.mean != &e.Own.meanK[0] || s.angles != e.Own.angles ||
+	if mean := e.Own.meanK(); s.low && (len(mean) == 0 || s.mean != &mean[0] || s.angles != e.Own.angles ||
 		s.metric != e.Metric) {
 		s.lift(tops)
 	}
