@@ -245,7 +245,7 @@ func (s *step) advance(layer int, r *stepRow, p int64) error {
 			return nil
 		}
 		seg, page := q.find(at)
-		if err := s.pack(layer, r, k, seg, page); err != nil {
+		if err := s.pack(layer, r, k, seg, page, p); err != nil {
 			return err
 		}
 		closes := page == seg.pages-1
@@ -287,7 +287,7 @@ func (s *step) spareOf(r *stepRow, k, layer, head int) *spare {
 }
 
 // pack codes a page of a layer into its spare.
-func (s *step) pack(layer int, r *stepRow, k int, seg *segment, page int) error {
+func (s *step) pack(layer int, r *stepRow, k int, seg *segment, page int, p int64) error {
 	c, g := s.c, s.c.geo
 	if s.start == [sides]rung{f16, f16} {
 		return nil
@@ -296,9 +296,21 @@ func (s *step) pack(layer int, r *stepRow, k int, seg *segment, page int) error 
 	for h := range g.KVHeads {
 		b, sp := &seg.of(layer, h, g.KVHeads)[page], s.spareOf(r, k, layer, h)
 		for side, dim := range c.sizes.dim {
-			if sp.at[side] != 0 {
-				s.enc = append(s.enc, c.recode(b.at[side], sp.at[side], sp.rung[side], dim))
+			if sp.at[side] == 0 {
+				continue
 			}
+			job := c.recode(b.at[side], sp.at[side], sp.rung[side], dim)
+			if side == sideK {
+				if err := s.center.load(&c.memory, seg, layer*g.KVHeads+h, p); err != nil {
+					return err
+				}
+				n := int64(4 * pageTokens * dim)
+				job.Src, job.DType = backend.Span{Buf: s.stage, Off: int64(h) * n, Len: n}, quant.Float32
+				if _, _, err := s.center.center(&c.memory, b, job.Src); err != nil {
+					return err
+				}
+			}
+			s.enc = append(s.enc, job)
 		}
 	}
 	return c.be.Encode(s.ctx, s.enc)

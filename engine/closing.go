@@ -22,6 +22,7 @@ type closing struct {
 	row                    []int32
 	order, perm            []int32
 	from, to               []byte
+	mean                   []float64
 	queries                int // heads that w.weight is the sum over
 	rel                    backend.RelevanceOut
 	table                  table
@@ -41,7 +42,7 @@ func (c *memory) closingBytes() int64 {
 	g, e, pages := c.geo, int64(c.cfg.KeptQueries), int64(c.segPages()*c.geo.KVHeads)
 	return e*int64(g.Heads)*int64(4*g.HeadDim+4) + int64(c.cfg.Segment)*int64(4*g.KVHeads+4+8) +
 		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*(shownBytes+int64(unsafe.Sizeof(backend.Block{}))) + 4*pages + 4 +
-		4*int64(c.cfg.Segment)*int64(max(g.HeadDim, g.HeadDimV)) + int64(unsafe.Sizeof(closing{}))
+		(4*int64(c.cfg.Segment)+8)*int64(max(g.HeadDim, g.HeadDimV)) + int64(unsafe.Sizeof(closing{}))
 }
 
 func (c *memory) newClosing() (*closing, error) {
@@ -54,7 +55,7 @@ func (c *memory) newClosing() (*closing, error) {
 		weight: make([]float32, n*g.KVHeads), smooth: make([]float32, n), pos: make([]int64, e*g.KVHeads),
 		ptr: make([]int32, e*g.KVHeads+1), idx: make([]int32, e*pages), blocks: make([]backend.Block, pages),
 		row: make([]int32, pages+1), order: make([]int32, n), perm: make([]int32, n), from: make([]byte, side),
-		to: make([]byte, side)}, nil
+		to: make([]byte, side), mean: make([]float64, max(g.HeadDim, g.HeadDimV))}, nil
 }
 
 // within turns the order of the rows of a segment into one that keeps rows among blocks of the same
@@ -151,6 +152,26 @@ func (c *memory) relevance(ctx context.Context, w *closing, layer int, seg *segm
 	return err
 }
 
+// meanOf sets w.mean to that of the exact rows of K in w.from, and to zero for V, which is coded with its
+// mean.
+func (w *closing) meanOf(blocks []block, side, dim int) {
+	w.mean = w.mean[:dim]
+	clear(w.mean)
+	n := 0
+	for i := range blocks {
+		if side == sideV || blocks[i].rung[side] != f16 {
+			continue
+		}
+		n += pageTokens
+		for j := range pageTokens * dim {
+			w.mean[j%dim] += float64(quant.F16ToF32(binary.LittleEndian.Uint16(w.from[2*(i*pageTokens*dim+j):])))
+		}
+	}
+	for i := range w.mean {
+		w.mean[i] /= float64(max(1, n))
+	}
+}
+
 // copyPacked copies row j of a packed side of srcRows rows to row i of one of dstRows rows.
 func copyPacked(dst []byte, dstRows, i int, src []byte, srcRows, j int, cd quant.Coding, dim int) {
 	n, planes := dim/8, cd.Format.Bits()
@@ -166,8 +187,8 @@ func copyPacked(dst []byte, dstRows, i int, src []byte, srcRows, j int, cd quant
 	}
 }
 
-// energyOf returns the mean energy of 32 packed rows.
-func energyOf(p []byte, cd quant.Coding, dim int) float32 {
+// energyOf returns the mean energy of 32 packed rows, of exact ones without their mean.
+func energyOf(p []byte, cd quant.Coding, dim int, mean []float64) float32 {
 	var sum float64
 	at := cd.PackedBytes(pageTokens, dim) - cd.ScaleBytes(pageTokens)
 	for r := range pageTokens {
@@ -175,7 +196,7 @@ func energyOf(p []byte, cd quant.Coding, dim int) float32 {
 		switch {
 		case cd.Format.Exact():
 			for i := range dim {
-				v := float64(quant.F16ToF32(binary.LittleEndian.Uint16(p[2*(r*dim+i):])))
+				v := float64(quant.F16ToF32(binary.LittleEndian.Uint16(p[2*(r*dim+i):]))) - mean[i]
 				row += float64(v * v)
 			}
 		case cd.Format == quant.U8:
@@ -206,6 +227,7 @@ func (w *closing) permuteRows(c *memory, blocks []block, perm []int32) error {
 				return err
 			}
 		}
+		w.meanOf(blocks, side, dim)
 		for i := range blocks {
 			at := c.side(&blocks[i], side, pageTokens).Data
 			cd := blocks[i].rung[side].coding()
@@ -214,7 +236,7 @@ func (w *closing) permuteRows(c *memory, blocks []block, perm []int32) error {
 				src := w.from[from/pageTokens*2*pageTokens*dim:]
 				copyPacked(w.to[:at.Len], pageTokens, r, src[:at.Len], pageTokens, from%pageTokens, cd, dim)
 			}
-			blocks[i].energy[side] = energyOf(w.to[:at.Len], cd, dim)
+			blocks[i].energy[side] = energyOf(w.to[:at.Len], cd, dim, w.mean)
 			if err := at.Buf.Upload(at.Off, w.to[:at.Len]); err != nil {
 				return err
 			}

@@ -102,6 +102,11 @@ func (s *Sequence) copyOf(g *segment) (*segment, error) {
 			}
 		}
 	}
+	for i := range g.mean {
+		if g.mean[i] != 0 {
+			n[c.sizes.mean]++
+		}
+	}
 	if err := c.pressure.makeRoom(context.Background(), n, c.segmentSize(g.pages)); err != nil {
 		return nil, err
 	}
@@ -111,18 +116,16 @@ func (s *Sequence) copyOf(g *segment) (*segment, error) {
 	d := c.newSegment(g.lo, g.pages, g.per, g.sinks)
 	d.have, d.closed, d.end = g.have, g.closed, g.end
 	err := c.arena.prepare(n)
+	for i := 0; i < len(g.mean) && err == nil; i++ {
+		err = c.copySlot(&d.mean[i], g.mean[i])
+	}
 	for i := 0; i < len(g.blocks) && err == nil; i++ {
 		from, to := &g.blocks[i], &d.blocks[i]
 		*to = *from
 		to.at, to.pos = [sides]slot{}, 0
 		for j, p := range from.slots() {
-			if *p == 0 || err != nil {
-				continue
-			}
-			dst := to.slots()[j]
-			if err = c.arena.alloc(p.class(), dst); err == nil {
-				size := c.arena.classes[p.class()].bytes
-				err = c.arena.move(c.arena.at(*dst, size), c.arena.at(*p, size))
+			if err == nil {
+				err = c.copySlot(to.slots()[j], *p)
 			}
 		}
 	}
@@ -316,7 +319,7 @@ func (s *Sequence) unpack(seg *segment, page int) error {
 			if b.rung[side] == f16 {
 				continue
 			}
-			if err := p.change(b, side, f16, &units); err != nil {
+			if err := p.change(seg, i*seg.pages+page, side, f16, &units); err != nil {
 				return c.broken(err)
 			}
 		}

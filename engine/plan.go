@@ -89,6 +89,7 @@ func (s *step) planPages(r *stepRow) {
 			last += int64(c.cfg.Segment)
 			pages += c.segPages()
 			segs++
+			d.slots[c.sizes.mean] += heads
 		}
 		for _, cl := range c.sizes.class {
 			d.slots[cl[f16]] += heads
@@ -188,6 +189,13 @@ func (s *step) addSegments(r *stepRow) (err error) {
 func (s *step) addPages(r *stepRow) error {
 	to := r.from + int64(r.n)
 	for _, seg := range r.seq.segs {
+		for i := range seg.mean {
+			if seg.mean[i] == 0 && !seg.sinks && !seg.closed {
+				if err := s.c.arena.alloc(s.c.sizes.mean, &seg.mean[i]); err != nil {
+					return err
+				}
+			}
+		}
 		for !seg.closed && seg.have < seg.pages && seg.lo+int64(seg.have*seg.per) < to {
 			if err := s.c.addPage(seg); err != nil {
 				return err
@@ -218,10 +226,11 @@ func more[T any](s []T, n int) int64 {
 	return int64(slack(n)-cap(s)) * int64(unsafe.Sizeof(*new(T)))
 }
 
-// stageSize returns the bytes of K and V of one layer in the widest element type.
+// stageSize returns the bytes of K and V of one layer in the widest element type, or of K of a page that is
+// packed.
 func (s *step) stageSize() int64 {
 	g := s.c.geo
-	return 4 * int64(s.tokens*g.KVHeads) * int64(g.HeadDim+g.HeadDimV)
+	return 4 * int64(g.KVHeads) * int64(max(s.tokens*(g.HeadDim+g.HeadDimV), pageTokens*g.HeadDim))
 }
 
 // keptNeed returns how many queries of a row the step keeps.
@@ -235,6 +244,9 @@ func (s *step) growth() int64 {
 	d, g := &s.need, s.c.geo
 	n := more(s.done, g.Layers) + more(s.enc, d.jobs) + more(s.spares, d.spares) + more(s.spots, d.spots) +
 		2*max(0, s.stageSize()-s.stageBytes) + s.lists.growth(d, g) + s.closingGrowth()
+	if d.spares > 0 && s.center.rows == nil {
+		n += s.c.centeringBytes()
+	}
 	for i := range s.rows {
 		r := &s.rows[i]
 		n += more(r.past, g.Layers)
@@ -264,6 +276,12 @@ func (s *step) grow() (err error) {
 	set(e)
 	set(s.lists.grow(led, d, c.geo))
 	set(s.takeClosing())
+	if d.spares > 0 && s.center.rows == nil {
+		if !led.take(forScratch, c.centeringBytes()) {
+			return errNoRoom
+		}
+		s.center = c.newCentering()
+	}
 	set(s.growStage())
 	for i := range s.rows {
 		r := &s.rows[i]
@@ -319,6 +337,10 @@ func (s *step) shed() error {
 	led := &s.c.led
 	s.done, s.enc = dropped(led, forScratch, s.done), dropped(led, forScratch, s.enc)
 	s.spares, s.spots = dropped(led, forScratch, s.spares), dropped(led, forScratch, s.spots)
+	if s.center.rows != nil {
+		led.give(forScratch, s.c.centeringBytes())
+		s.center = centering{}
+	}
 	err := s.lists.drop(led)
 	s.rows = s.rows[:cap(s.rows)]
 	for i := range s.rows {

@@ -44,10 +44,11 @@ type pressure struct {
 	bytes   [buckets]int64 // freed by items of a price
 	demote  [batch]backend.DemoteJob
 	encode  [batch]backend.EncodeJob
-	decode  [batch]backend.DecodeJob
-	floats  backend.Buffer // of 8 blocks of u8 that are coded again
+	floats  backend.Buffer // of 8 sides of blocks that are coded from float32
 	to      [batch]slot
-	blocks  [batch]*block
+	segs    [batch]*segment
+	index   [batch]int32 // of the block in its segment
+	center  centering
 	side    [batch]uint8
 	rung    [batch]rung
 	n       int
@@ -269,7 +270,7 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 						if b.rung[side] <= c.start[side] || *units <= 0 {
 							continue
 						}
-						if err := p.change(b, side, c.start[side], units); err != nil {
+						if err := p.change(s, j*s.pages+i, side, c.start[side], units); err != nil {
 							return true, err
 						}
 						did = true
@@ -291,7 +292,8 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, err error) {
 	w := p
 	w.bytes = [buckets]int64{}
-	p.eachItem(func(b *block, side, head int) bool {
+	p.eachItem(func(s *segment, i, side int) bool {
+		b, head := &s.blocks[i], i/s.pages
 		w.bytes[bucket(p.priceOf(b, side, head))] += p.frees(b, side)
 		return true
 	})
@@ -307,12 +309,13 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 	if most < 0 {
 		return false, nil
 	}
-	p.eachItem(func(b *block, side, head int) bool {
+	p.eachItem(func(s *segment, i, side int) bool {
+		b, head := &s.blocks[i], i/s.pages
 		if bucket(p.priceOf(b, side, head)) > most {
 			return true
 		}
 		did = true
-		if err = p.change(b, side, p.next(b, side), units); err != nil {
+		if err = p.change(s, i, side, p.next(b, side), units); err != nil {
 			return false
 		}
 		return *units > 0 && (w.n > 0 || missing() > 0)
@@ -325,14 +328,14 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 
 // eachItem calls f for every side of a closed block that can go down, until f returns false. The order
 // depends on the order of sequences and segments only.
-func (p *pressure) eachItem(f func(b *block, side, head int) bool) {
+func (p *pressure) eachItem(f func(s *segment, i, side int) bool) {
 	stop := false
 	p.eachSegment(func(s *segment) {
 		for i := 0; i < len(s.blocks) && !stop; i++ {
 			b := &s.blocks[i]
 			for side := range sides {
 				if b.at[sideK] != 0 && p.frees(b, side) > 0 && !stop {
-					stop = !f(b, side, i/s.pages)
+					stop = !f(s, i, side)
 				}
 			}
 		}

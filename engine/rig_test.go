@@ -187,6 +187,9 @@ func (r *rig) state(s *Sequence) []byte {
 	r.t.Helper()
 	var all []byte
 	get := func(b backend.Span) {
+		if b.Buf == nil {
+			return
+		}
 		p := make([]byte, b.Len)
 		require.NoError(r.t, b.Buf.Download(b.Off, p))
 		all = append(all, p...)
@@ -204,6 +207,7 @@ func (r *rig) state(s *Sequence) []byte {
 					}
 					all = append(all, byte(b.rung[0]), byte(b.rung[1]), byte(v.Rows))
 					get(v.K.Data)
+					get(v.MeanK)
 					get(v.V.Data)
 					if b.pos != 0 {
 						get(v.Pos)
@@ -257,6 +261,12 @@ func (r *rig) audit() {
 	for g, refs := range segs {
 		require.Equal(t, refs, g.refs)
 		tables += c.segmentSize(g.pages)
+		for i := range g.mean {
+			if p := &g.mean[i]; *p != 0 {
+				slots[p.class()]++
+				require.Same(t, p, c.arena.classes[p.class()].owners[p.number()])
+			}
+		}
 		for i := range g.blocks {
 			b := &g.blocks[i]
 			for _, p := range []*slot{&b.at[0], &b.at[1], &b.pos} {

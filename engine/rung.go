@@ -72,6 +72,7 @@ type sizes struct {
 	class   [sides][rungs]int // of 32 rows
 	sinks   [sides]int        // class of the sinks' rows
 	pos     int               // class of the positions of 32 rows
+	mean    int               // class of a mean of K
 	classes []int64
 }
 
@@ -84,6 +85,7 @@ func newSizes(g quant.Geometry, sinks int) *sizes {
 		z.sinks[s] = z.add(codings[f16].PackedBytes(max(sinks, 1), dim))
 	}
 	z.pos = z.add(2 * pageTokens)
+	z.mean = z.add(quant.MeanBytes(g.HeadDim))
 	return z
 }
 

@@ -49,6 +49,7 @@ type segment struct {
 	pinned  int     // by how many sequences
 	visited uint64  // by pressure
 	blocks  []block // [layers, kv_heads, pages]
+	mean    []slot  // [layers, kv_heads]: means of K; none for sinks
 }
 
 const segmentBytes = int64(unsafe.Sizeof(segment{}))
@@ -98,6 +99,9 @@ func (c *memory) view(s *segment, b *block, layer, head, page int, end int64) (v
 	v = backend.Block{Layer: int32(layer), KVHead: int32(head), Rows: int32(rows),
 		K: c.side(b, sideK, int(rows)), V: c.side(b, sideV, int(rows)),
 		Base: s.lo + int64(page*s.per), Noise: b.rung[sideK].noise()}
+	if b.centered() {
+		v.MeanK = c.arena.at(s.mean[layer*c.geo.KVHeads+head], int64(quant.MeanBytes(c.geo.HeadDim)))
+	}
 	if b.pos != 0 {
 		v.Base = s.lo
 		v.Pos = c.arena.at(b.pos, 2*rows)
@@ -115,13 +119,14 @@ func (c *memory) side(b *block, side, rows int) backend.Side {
 // newSegment makes an open segment at a position, with descriptors but no rows. The bytes must have
 // been counted.
 func (c *memory) newSegment(lo int64, pages, per int, sinks bool) *segment {
-	return &segment{lo: lo, pages: pages, per: per, sinks: sinks, refs: 1,
-		blocks: make([]block, c.geo.Layers*c.geo.KVHeads*pages)}
+	heads := c.geo.Layers * c.geo.KVHeads
+	return &segment{lo: lo, pages: pages, per: per, sinks: sinks, refs: 1, blocks: make([]block, heads*pages),
+		mean: make([]slot, heads)}
 }
 
 // segmentSize returns the bytes of the descriptors of a segment.
 func (c *memory) segmentSize(pages int) int64 {
-	return segmentBytes + int64(c.geo.Layers*c.geo.KVHeads*pages)*blockBytes
+	return segmentBytes + int64(c.geo.Layers*c.geo.KVHeads)*(int64(pages)*blockBytes+int64(unsafe.Sizeof(slot(0))))
 }
 
 // addPage takes memory for the next page of an open segment.
@@ -177,6 +182,11 @@ func (c *memory) unref(s *segment) error {
 			return err
 		}
 	}
+	for i := range s.mean {
+		if err := c.arena.release(&s.mean[i]); err != nil {
+			return err
+		}
+	}
 	c.led.give(forTables, c.segmentSize(s.pages))
 	return nil
 }
@@ -201,3 +211,15 @@ func (c *memory) exchange(b *block, sp *spare) {
 
 // segPages returns the pages of a segment.
 func (c *memory) segPages() int { return c.cfg.Segment / pageTokens }
+
+// copySlot gives owner a slot with the same bytes as another; nothing if that is none.
+func (c *memory) copySlot(owner *slot, from slot) error {
+	if from == 0 {
+		return nil
+	}
+	if err := c.arena.alloc(from.class(), owner); err != nil {
+		return err
+	}
+	n := c.arena.classes[from.class()].bytes
+	return c.arena.move(c.arena.at(*owner, n), c.arena.at(from, n))
+}

@@ -46,9 +46,10 @@ type step struct {
 	host       []byte
 	enc        []backend.EncodeJob
 	lists      lists
-	closing    *closing // while the step closes segments
-	spares     []spare  // [rows' leaving pages, layers, kv_heads]
-	spots      []slot   // [rows' closing segments, layers, kv_heads, pages]
+	closing    *closing  // while the step closes segments
+	center     centering // while pages leave the window
+	spares     []spare   // [rows' leaving pages, layers, kv_heads]
+	spots      []slot    // [rows' closing segments, layers, kv_heads, pages]
 }
 
 const (
