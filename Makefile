@@ -22,7 +22,7 @@ CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
+        test-race lint bench model-speed bench-cpu bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -105,6 +105,14 @@ lint: fmt-check ## gofmt, vet, staticcheck
 bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
 
+LLAMACPP := build/llamacpp
+model-speed: model model-gemma ## speed of the model runner beside llama.cpp, which is built first (15 minutes); writes bench/results/model-speed.md
+	@mkdir -p build
+	$(GO) build -o build/modelspeed ./bench/modelspeed
+	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
+	python3 bench/modelspeed/llamacpp.py run --ours build/modelspeed --venv $(LLAMACPP) --page bench/results/model-speed.md \
+	  "$$(sh engine/model/fetch-model.sh)" "$$(sh engine/model/fetch-gemma.sh)"
+
 bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, minutes); writes bench/results/cpu*
 	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
@@ -133,6 +141,7 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
+	$(GO) test -run '^$$' -fuzz '^FuzzMatrix$$' -fuzztime $(FUZZ) ./cpu/matmul
 
 attack: ## 9,000 forged files and 600 damaged ones through every verb that reads, in 512 MiB (make test: 500)
 	$(GO) test $(FLAGS) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600

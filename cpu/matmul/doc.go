@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package matmul multiplies matrices on the CPU: what a model of the llama architecture needs
-// for its linear layers, with float32, 8-bit and 4-bit weights.
+// Package matmul multiplies matrices on the CPU: what a language model needs for its linear layers
+// and its attention, with weights in float32 and in the quantized types of GGUF.
 //
 // # Concepts
 //
@@ -10,11 +10,18 @@
 // c[m, n] = a[m, k] . w[n, k]^T.
 //
 //   - [Engine.F32]: weights and activations in float32.
+//
 //   - [Engine.Q8Exact], [Engine.Q4Exact]: weights in 8 or 4 bits, expanded to float32 tile by
 //     tile; activations stay float32. The result is that of F32 on the expanded weights
 //     ([Q8Matrix.Row]), bit for bit.
+//
 //   - [Engine.Q8], [Engine.Q4]: activations too are quantized, per row and per group of 32
 //     along k, to int8 with one scale; products are summed as integers within a group.
+//
+//   - [Engine.Exact], [Engine.Fast]: the same two kinds of product for a [Matrix], whose [Form] says how
+//     weights of 2 to 6 or 8 bits are stored: every quantized type of GGUF has one.
+//
+//   - [Engine.Panels], [Engine.ExpSum], [Engine.Largest]: the parts of exact attention.
 //
 // Activation error: a group's scale is s = max|a|/127, its codes are round(a/s), so each
 // activation moves by at most s/2 (and float rounding), each product sum of a group by at
@@ -32,12 +39,22 @@
 //	4 bits  256 bytes: 4 such vectors; low nibble input 4q+b, high nibble input 4(q+4)+b
 //	scales  16 float32, mins (4 bits) 16 float32
 //
-// so that no kernel needs a sum across lanes. 4-bit weights take 6 bits each, 8-bit ones 9.
+// so that no kernel needs a sum across lanes. Weights of a Q4Matrix take 6 bits each, of a Q8Matrix 9.
+//
+// A Matrix has 64*bits bytes of codes per panel and group, in planes of 4, 2, 1 or 8 bits of every code:
+//
+//	2 bits  a plane of 2            5 bits  the lower 4, then the upper 1
+//	3 bits  the lower 2, then 1     6 bits  the lower 4, then the upper 2
+//	4 bits  a plane of 4            8 bits  a plane of 8, signed
+//
+// A plane of width p has p vectors. Byte 4j+b of vector i holds, in bits p*f to p*f+p-1, input
+// 4(i+p*f)+b of output j. Bases are 16 binary16 numbers (float32 in wide forms) per panel and span,
+// their multiples 16 int8 per panel and step. A weight takes 1.00 to 1.19 times its bytes in a file.
 //
 // # Errors
 //
 // quant.ErrShape: slices too short, negative or overflowing sizes, k not a multiple of 32, a nil
-// matrix. quant.ErrRange: a 4-bit code above 15. quant.ErrUnsupported: an instruction set that
+// matrix. quant.ErrRange: a code that a form does not have. quant.ErrUnsupported: an instruction set that
 // this build does not know. quant.ErrUnavailable: one that this machine lacks. Slices may be
 // longer than needed; what lies beyond is not touched. On an error nothing was written.
 //
@@ -58,7 +75,10 @@
 //	weights     w = float32(scale*code) + min, rounded after each step
 //	Q8, Q4      acc = 0; for each group: acc += float32(sum) * float32(scaleW*scaleA);
 //	            4 bits: acc += min * float32(scaleA*sumA), where sumA is the sum of the codes
-//	Dot         32 sums, element i to sum i%32; then sum j += sum j+h for h = 16, 8, 4, 2, 1
+//	Exact       as F32, on the rows of the matrix; Panels as F32
+//	Fast        acc = 0; for each step: acc += float32(sum) * float32(scaleW*scaleA);
+//	            with minima: acc += min * float32(scaleA*sumA), of the inputs of the step
+//	Dot, ExpSum 32 sums, element i to sum i%32; then sum j += sum j+h for h = 16, 8, 4, 2, 1
 //	Axpy        dst[i] += x*src[i]
 //
 // avx2 and avx512 fuse each "+=" with its product, and agree bit for bit. The plain Go twin

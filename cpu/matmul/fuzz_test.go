@@ -79,3 +79,66 @@ func overflows(a []float32) bool {
 	}
 	return false
 }
+
+// FuzzMatrix fills a matrix of a form with arbitrary bytes, as a hostile file could: binary16 bases with
+// infinities and NaN too. Vector instruction sets must agree bit for bit (NaN with NaN), and Exact
+// with F32 on the rows.
+func FuzzMatrix(f *testing.F) {
+	f.Add(uint8(9), uint8(1), []byte{1, 2, 3, 0x7c, 0x80, 0xff})
+	f.Add(uint8(5), uint8(20), []byte{0x3c, 0, 0x12, 0x34, 0x56, 0x78, 0x9a})
+	f.Fuzz(func(t *testing.T, which, rows uint8, data []byte) {
+		if len(data) == 0 {
+			t.Skip("no data")
+		}
+		form := testForms[int(which)%len(testForms)].form
+		m, n, k := 1+int(rows)%20, 17, 256
+		w, err := NewMatrix(form, n, k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := 0
+		next := func() uint8 { at++; return data[at%len(data)] }
+		for i := range w.codes {
+			w.codes[i] = next()
+		}
+		for _, v := range [][]uint16{w.scales, w.mins} {
+			for i := range v {
+				v[i] = uint16(next())<<8 | uint16(next())
+			}
+		}
+		for _, v := range [][]int8{w.steps, w.minSub} {
+			for i := range v {
+				v[i] = int8(next())
+			}
+		}
+		for i := range w.wide {
+			w.wide[i] = float32(int8(next())) / 16
+		}
+		plain := make([]float32, n*k)
+		for i := range n {
+			w.Row(i, plain[i*k:(i+1)*k])
+		}
+		a := normals(generator(uint64(which)), make([]float32, m*k))
+		var last [2][]float32
+		for _, e := range engines(t, 1) {
+			got := [3][]float32{make([]float32, m*n), make([]float32, m*n), make([]float32, m*n)}
+			if e.Exact(got[0], a, w, m) != nil || e.Fast(got[1], a, w, m) != nil || e.F32(got[2], a, plain, m, n, k) != nil {
+				t.Fatal("a product failed")
+			}
+			equal(t, got[2], got[0], e.ISA()+" exact")
+			if last[0] != nil && e.ISA() != "generic" {
+				equal(t, last[0], got[0], e.ISA()+" exact")
+				equal(t, last[1], got[1], e.ISA()+" fast")
+			}
+			last = [2][]float32{got[0], got[1]}
+		}
+	})
+}
+
+func equal(t *testing.T, want, got []float32, what string) {
+	for i, w := range want {
+		if g := got[i]; g != w && (g == g || w == w) {
+			t.Fatalf("%s: element %d is %v, want %v", what, i, g, w)
+		}
+	}
+}

@@ -29,8 +29,8 @@
 //	feed-forward  SwiGLU, GeGLU
 //	scales        of embeddings, residuals and logits; soft caps of logits; tied or separate output
 //
-// Tensors of every type that package gguf reads; Q8_0, Q4_0 and Q4_1 matrices stay quantized in memory,
-// others become float32. Tokenizers gpt2, with the pre-tokenizers of these models, and llama
+// Tensors of every type that package gguf reads: quantized matrices stay quantized in memory, F16 and BF16
+// ones become float32. GGUF versions 2 and 3, little-endian, split files too. Tokenizers gpt2, with the pre-tokenizers of these models, and llama
 // (SentencePiece).
 //
 // Everything else is an error that names what is not supported: other architectures, mixture of
