@@ -25,9 +25,16 @@
 //
 // DESIGN.md describes why the measurements are made as they are.
 //
+// # Windows
+//
+// Layers with a sliding window, or with RoPE of their own, are compressed as contexts of their own, so a
+// budget holds for each group of layers. Methods get the rows of a layer that a query after the context
+// sees, with those rows' queries; rows beyond the window cost nothing and are kept by nobody. A model
+// with soft caps or an attention scale of its own is refused: methods could not be told of it.
+//
 // # Numbers
 //
-//	bits/value   8 * Cache.Bytes / (2 * layers * kv_heads * tokens * head_dim)
+//	bits/value   8 * Cache.Bytes / (values of K and V that a query after the context sees)
 //	KL           sum_i p_i (log p_i - log q_i), float64 of float32 logits, mean over positions
 //	perplexity   exp of the mean surprisal over the positions whose next token is known
 //	top-1        share of positions where both distributions have the same arg max
@@ -44,7 +51,8 @@
 // # Errors
 //
 // quant.ErrShape reports tokens, options and caches that do not fit together, quant.ErrRange a cache
-// with which the model computes NaN or infinity. Errors of the model and of the methods are returned
+// with which the model computes NaN or infinity, quant.ErrUnsupported a model whose attention methods
+// cannot be told of. Errors of the model and of the methods are returned
 // with the name of the method.
 //
 // # Concurrency
