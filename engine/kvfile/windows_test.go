@@ -18,6 +18,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/internal/cold"
 	"github.com/kvist-project/kvist/engine/kvfile"
+	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/report"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
@@ -582,11 +583,13 @@ func TestArchive_RopeOfTheLayer(t *testing.T) {
 		}
 	}), turned)
 	unknown := of(t, plain, plain.Info().Geometry, turned)
-	bitsOf := func(src *capture.Source) (bits float64) { // of K, and those that would make its error 1
-		b, _ := compress(t, withoutQueries(t, src), be, config(t, "bits=3 form=archive importance=none"))
+	bitsOf := func(src *capture.Source, p *profile.Profile) (bits float64) { // of K, and those that would make its error 1
+		cfg := config(t, "bits=3 form=archive importance=none")
+		cfg.Profile = p
+		b, _ := compress(t, withoutQueries(t, src), be, cfg)
 		rep, err := report.Build(context.Background(), reader(t, b), nil)
 		require.NoError(t, err)
-		back := decompress(t, b)
+		back := restored(t, b, profilesOf(p)...)
 		for i, l := range src.Info().Layers {
 			if l < 19 {
 				continue
@@ -598,11 +601,16 @@ func TestArchive_RopeOfTheLayer(t *testing.T) {
 		}
 		return bits
 	}
-	before, with, without := bitsOf(plain), bitsOf(known), bitsOf(unknown)
+	before, with, without := bitsOf(plain, nil), bitsOf(known, nil), bitsOf(unknown, nil)
 	t.Logf("bits of K at an error of 1: %.3f, turned by another base %.3f, that nobody told of %.3f", before,
 		with, without)
 	require.InDelta(t, before, with, 0.02)
 	require.Greater(t, without, with+0.1)
+	if !testing.Short() { // bases of a profile are fitted before the layer's own embedding, too
+		with, without = bitsOf(known, calibrated(t, known)), bitsOf(unknown, calibrated(t, unknown))
+		t.Logf("with a profile %.3f and %.3f", with, without)
+		require.Greater(t, without, with+0.1)
+	}
 }
 
 func turn(row []float32, r quant.Rope, pos float64) {
