@@ -26,12 +26,13 @@ func newCapture(a *app) *cobra.Command {
 		Use:   "capture MODEL TEXT -o OUT.safetensors",
 		Short: "Run a model over a text and write its K, V and queries",
 		Long: `capture runs a model over the first tokens of a text and writes K, V and the queries of
-its layers as a capture (kv-capture/1) for compress. The first --context tokens are the context to
+its layers as a capture for compress. The first --context tokens are the context to
 compress. The --next tokens after it are stored separately and serve to measure the damage.
 
 MODEL is a GGUF file (llama, Mistral, SmolLM3, qwen2, qwen3, gemma2, gemma3, phi3, granite), or smollm2:
-the SmolLM2-135M-Instruct that make model downloads. Models whose layers attend in different ways, such as
-Gemma, need more than kv-capture/1 can say and are refused. TEXT is a text file; - is standard input.
+the SmolLM2-135M-Instruct that make model downloads, or gemma: the Gemma 3 270M of make model-gemma. The
+capture says where layers attend in different ways (format kv-capture/2). TEXT is a text file; - is
+standard input.
 
 Fields of --json: model, text, output, bytes, tokens, next, layers (numbers), dtype, heads,
 kv_heads, head_dim.`,

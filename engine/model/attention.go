@@ -68,6 +68,30 @@ func (c Config) Uniform() (what string, ok bool) {
 	return "", true
 }
 
+// CacheGeometry returns Geometry with what each layer's attention is, as captures and files state it.
+//
+// Errors: quant.ErrUnsupported for layers that differ in heads, and for what quant.Geometry refuses.
+func (c Config) CacheGeometry() (quant.Geometry, error) {
+	g := c.geometry()
+	usual := float32(plain(g).Scale)
+	for l, a := range c.layerAttention {
+		if a.Heads != g.Heads || a.KVHeads != g.KVHeads {
+			return g, fmt.Errorf("kvist/model: layer %d has %d heads and %d kv_heads, the model %d and %d: %w",
+				l, a.Heads, a.KVHeads, g.Heads, g.KVHeads, quant.ErrUnsupported)
+		}
+		layer := quant.LayerAttention{Rope: a.Rope, Window: int64(a.Window), Softcap: a.Softcap}
+		if float32(a.Scale) != usual {
+			layer.Scale = a.Scale
+		}
+		g.PerLayer = append(g.PerLayer, layer)
+	}
+	g = g.Canonical()
+	if err := g.Validate(); err != nil {
+		return g, fmt.Errorf("kvist/model: %w", err)
+	}
+	return g, nil
+}
+
 // differs names the first property in which a is not want. RopeScale is left out: q and K include it.
 func (a LayerAttention) differs(want LayerAttention) string {
 	switch {

@@ -39,12 +39,12 @@ type CaptureOptions struct {
 }
 
 // Capture runs the model over tokens and writes the K, V and queries of chosen layers to w as a
-// kv-capture/1 file. K has RoPE applied in half-split layout. tokens and surprisal (-log p of each
+// kv-capture/1 file, or kv-capture/2 where layers attend in different ways. K has RoPE applied in half-split layout. tokens and surprisal (-log p of each
 // token given those before it, in nats; 0 for the first) are stored too. Memory is bounded by the
 // chunk and the float32 cache of the tokens. Capture checks ctx between layers.
 //
-// Errors: those of Forward; ErrShape for options that do not fit the model; ErrUnsupported for a model
-// that is not Uniform, which kv-capture/1 cannot say, and for an element type that captures do not have; those of w and of ctx.
+// Errors: those of Forward and CacheGeometry; ErrShape for options that do not fit the model;
+// ErrUnsupported for an element type that captures do not have; those of w and of ctx.
 func (m *Model) Capture(ctx context.Context, w io.WriterAt, tokens []int32, o CaptureOptions) error {
 	if err := m.checkCapture(len(tokens), &o); err != nil {
 		return err
@@ -72,9 +72,8 @@ func (m *Model) WriteCapture(path string, tokens []int32, o CaptureOptions) (err
 
 func (m *Model) checkCapture(n int, o *CaptureOptions) error {
 	const op = "write capture"
-	if what, ok := m.Uniform(); !ok {
-		return fmt.Errorf("kvist/model: %s: %w: %s, which kv-capture/1 cannot say", op,
-			quant.ErrUnsupported, what)
+	if _, err := m.CacheGeometry(); err != nil {
+		return err
 	}
 	if o.Next < 0 || o.Next >= max(n, 1) {
 		return shapef(op, "%d tokens after the context of %d in all", o.Next, n)
@@ -109,6 +108,7 @@ func (m *Model) checkCapture(n int, o *CaptureOptions) error {
 type capturer struct {
 	ctx     context.Context
 	m       *Model
+	geo     quant.Geometry // with what each layer's attention is
 	o       CaptureOptions
 	w       *capture.Writer
 	context int
@@ -117,12 +117,15 @@ type capturer struct {
 }
 
 func (m *Model) capture(ctx context.Context, w io.WriterAt, tokens []int32, o CaptureOptions) error {
-	c := &capturer{ctx: ctx, m: m, o: o, context: len(tokens) - o.Next, wanted: map[int]bool{}}
+	g, err := m.CacheGeometry()
+	if err != nil {
+		return err
+	}
+	c := &capturer{ctx: ctx, m: m, geo: g, o: o, context: len(tokens) - o.Next, wanted: map[int]bool{}}
 	for _, l := range o.Layers {
 		c.wanted[l] = true
 	}
-	var err error
-	meta := capture.KVMetadata(m.Geometry(), o.Model, 0)
+	meta := capture.KVMetadata(g, o.Model, 0)
 	if c.w, err = capture.NewWriter(w, c.declare(len(tokens)), meta); err != nil {
 		return err
 	}
@@ -160,7 +163,7 @@ func (c *capturer) declare(n int) []capture.Decl {
 	add := func(name, dtype string, shape ...int64) {
 		d = append(d, capture.Decl{Name: name, DTypeName: dtype, Shape: shape})
 	}
-	g, dt := c.m.Geometry(), c.o.DType.String()
+	g, dt := c.geo, c.o.DType.String()
 	for _, p := range c.parts(n) {
 		rows := int64(p.to - p.from)
 		add("tokens"+p.suffix, "I32", rows)
@@ -178,8 +181,8 @@ func (c *capturer) declare(n int) []capture.Decl {
 			add(tensorName(l, "o_weight", ""), "F16", int64(c.m.Hidden), int64(g.Heads*g.HeadDimV))
 		}
 	}
-	if g.Rope.InvFreq != nil {
-		add("rope_inv_freq", "F32", int64(len(g.Rope.InvFreq)))
+	if shape, _ := capture.KVFrequencies(g); shape != nil {
+		add("rope_inv_freq", "F32", shape...)
 	}
 	return d
 }
@@ -207,7 +210,7 @@ func (c *capturer) observe(layer, pos, n int, q, k, v []float32) error {
 	if err := c.ctx.Err(); err != nil || !c.wanted[layer] {
 		return err
 	}
-	g := c.m.Geometry()
+	g := c.geo
 	for _, p := range c.parts(c.context + c.o.Next) {
 		lo, hi := max(pos, p.from), min(pos+n, p.to)
 		if lo >= hi {
@@ -267,7 +270,7 @@ func (c *capturer) side(tokens []int32, surprisal []float32) error {
 			return err
 		}
 	}
-	if inv := c.m.Geometry().Rope.InvFreq; inv != nil {
+	if _, inv := capture.KVFrequencies(c.geo); inv != nil {
 		return c.w.WriteAt("rope_inv_freq", 0, appendValues(nil, quant.Float32, inv))
 	}
 	return nil

@@ -13,7 +13,7 @@
 // AppendRows fills it with rows that were compressed and decompressed; rows may be left out, and a
 // bias may be added to their scores. Clone and Truncate ask many questions after one context.
 //
-// An Observer is given q, k and v of every layer. WriteCapture writes them to a kv-capture/1 file.
+// An Observer is given q, k and v of every layer. WriteCapture writes them to a capture.
 // Surprisal, LogSumExp and Argmax work on a row of logits.
 //
 // # Models
@@ -38,8 +38,7 @@
 // an architecture that does not have them, unknown keys and unknown tensors. A model that ran without
 // them would give wrong numbers.
 //
-// Model.Attention says how each layer attends; captures of models whose layers differ are refused,
-// because kv-capture/1 cannot say so.
+// Model.Attention says how each layer attends. Captures state it too: kv-capture/2 where layers differ.
 //
 // # Layout
 //

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/gguf"
 	"github.com/kvist-project/kvist/engine/gguf/gguftest"
 	"github.com/kvist-project/kvist/engine/model"
@@ -172,20 +173,26 @@ func TestLoad_GraniteWithoutRope(t *testing.T) {
 	require.False(t, ok) // its attention scale
 }
 
-// TestWriteCapture_RefusesWhatItCannotSay: kv-capture/1 has one RoPE, no window, no cap and no scale.
-func TestWriteCapture_RefusesWhatItCannotSay(t *testing.T) {
-	for name, text := range map[string]string{"gemma3": "window of 8", "gemma2": "window of 8",
-		"mistral": "window of 8", "smollm3": "layer 3 has no RoPE", "granite": "attention scale 0.2",
-		"llama": "", "qwen2": "", "qwen3": ""} {
+// TestWriteCapture_SaysHowLayersAttend: a capture has RoPE, window, soft cap and scale of each layer as
+// the model has them, and says kv-capture/2 only where it must.
+func TestWriteCapture_SaysHowLayersAttend(t *testing.T) {
+	for name, format := range map[string]string{"gemma3": "kv-capture/2", "gemma2": "kv-capture/2",
+		"mistral": "kv-capture/2", "smollm3": "kv-capture/2", "granite": "kv-capture/2",
+		"llama": "kv-capture/1", "qwen2": "kv-capture/1", "qwen3": "kv-capture/1"} {
 		m, err := loadBuilder(rebuilt(t, name), model.Options{})
 		require.NoError(t, err)
-		err = m.WriteCapture(filepath.Join(t.TempDir(), "c.safetensors"), make([]int32, 12), model.CaptureOptions{Next: 2})
-		if text == "" {
-			require.NoError(t, err, name)
-			continue
+		path := filepath.Join(t.TempDir(), "c.safetensors")
+		require.NoError(t, m.WriteCapture(path, make([]int32, 12), model.CaptureOptions{Next: 2}), name)
+		src, err := capture.Open(path, capture.Limits{})
+		require.NoError(t, err, name)
+		require.Equal(t, format, src.Info().Metadata["format"], name)
+		g := src.Info().Geometry
+		for l, a := range m.Attention() {
+			require.Equal(t, a.Rope, g.RopeOf(l), "%s layer %d", name, l)
+			require.Equal(t, int64(a.Window), g.WindowOf(l), "%s layer %d", name, l)
+			require.InDelta(t, a.Scale, g.ScaleOf(l), 1e-7, "%s layer %d", name, l)
+			require.Equal(t, a.Softcap, g.SoftcapOf(l), "%s layer %d", name, l)
 		}
-		require.ErrorIs(t, err, quant.ErrUnsupported, name)
-		require.ErrorContains(t, err, text)
-		require.ErrorContains(t, err, "kv-capture/1 cannot say")
+		require.NoError(t, src.Close())
 	}
 }
