@@ -33,7 +33,6 @@ type stage struct {
 	b     *Backend
 	table backend.Table
 	n     int // blocks in the table
-	rng   uint64
 }
 
 func newStage(b *testing.B, be *Backend, rope *quant.Rope) *stage {
