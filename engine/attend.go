@@ -104,8 +104,7 @@ func (st Step) Attend(layer int, q, out []float32) error {
 // group returns the i-th group of a row's tokens, [lo, hi) of the row: at most a page, and no page leaves
 // the window within it.
 func (s *step) group(r *stepRow, i int) (lo, hi int) {
-	// Pages leave the window at positions that are the same modulo the page.
-	phase := (r.seq.exactFrom() + pageTokens - 1 + int64(s.c.cfg.Window) - r.from) % pageTokens
+	phase := (r.seq.exactFrom() - r.from) % pageTokens // pages leave the window where others begin
 	if phase <= 0 {
 		phase += pageTokens
 	}
@@ -175,7 +174,7 @@ func (s *step) list(layer int, r *stepRow, lo, hi int) {
 			}
 			blocks := seg.of(layer, h, g.KVHeads)
 			for p := range blocks {
-				if b, ok := c.view(seg, &blocks[p], layer, h, p, end); ok {
+				if b, ok := c.view(seg, &blocks[p], layer, h, p, end, true); ok {
 					l.blocks = append(l.blocks, b)
 				}
 			}
@@ -241,7 +240,7 @@ func (s *step) advance(layer int, r *stepRow, p int64) error {
 	for int(r.past[layer]) < r.leaves {
 		k := int(r.past[layer])
 		at := q.exactFrom() + int64(k)*pageTokens
-		if at+pageTokens-1+int64(s.c.cfg.Window) > p {
+		if at+pageTokens+int64(s.c.cfg.Window) > p {
 			return nil
 		}
 		seg, page := q.find(at)

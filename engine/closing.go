@@ -119,7 +119,7 @@ func (c *memory) relevance(ctx context.Context, w *closing, layer int, seg *segm
 	for h := range g.KVHeads {
 		blocks := seg.of(layer, h, g.KVHeads)
 		for i := range blocks {
-			if v, ok := c.view(seg, &blocks[i], layer, h, i, seg.hi()); ok {
+			if v, ok := c.view(seg, &blocks[i], layer, h, i, seg.hi(), true); ok {
 				w.blocks = append(w.blocks, v)
 				w.row = append(w.row, w.row[len(w.row)-1]+v.Rows)
 			}

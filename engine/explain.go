@@ -60,7 +60,7 @@ func (s *Sequence) explain(seg *segment, b *block, layer, kvHead, page int) Bloc
 	x := BlockInfo{From: seg.lo, To: min(seg.hi(), s.n), First: seg.lo + int64(page*seg.per), State: "sorted",
 		K: b.rung[sideK].String(), V: b.rung[sideV].String(), Users: seg.refs, Pinned: seg.pinned > 0,
 		Mass: float64(b.mass)}
-	if v, ok := c.view(seg, b, layer, kvHead, page, s.n); ok {
+	if v, ok := c.view(seg, b, layer, kvHead, page, s.n, false); ok {
 		x.Rows = int(v.Rows)
 	}
 	for _, at := range b.slots() {

@@ -27,6 +27,8 @@ func (s *Sequence) Fork() (*Sequence, error) {
 	if err := s.ready(call); err != nil {
 		return nil, err
 	}
+	s.held = true
+	defer func() { s.held = false }()
 	f, err := c.newSequence()
 	if err != nil {
 		return nil, wrap(call, s.id, err)
@@ -190,12 +192,14 @@ func (s *Sequence) windowsHold(n int64) (layer int, ok bool) {
 
 func (s *Sequence) truncate(n int64) error {
 	c, open, begun := s.c, int64(0), false
+	s.held = true
+	defer func() { s.held = false }()
 	for i, g := range s.segs {
 		if g.lo >= n {
 			break
 		}
 		// A segment that closed behind token n opens again, if that loses nothing.
-		late := g.closed && g.hi()-1+int64(c.cfg.Window) >= n && g.exact()
+		late := g.closed && g.hi()+int64(c.cfg.Window) >= n && g.exact()
 		if inside := g.hi() > n; inside || late || !g.whole(n) {
 			if err := s.own(i); err != nil {
 				return err
@@ -210,8 +214,11 @@ func (s *Sequence) truncate(n int64) error {
 				}
 			}
 		}
-		if begun = !g.closed && !g.sinks; !begun {
+		switch {
+		case g.closed || g.sinks:
 			open = g.hi()
+		case !begun: // whole segments before it may be gone
+			open, begun = g.lo, true
 		}
 	}
 	if !begun { // the next token begins a segment, whether or not there is one before it
@@ -280,7 +287,7 @@ func (s *Sequence) rewind(n, open int64) error {
 	if open >= n {
 		s.left = open
 	}
-	for s.left > max(open, n-int64(c.cfg.Window)) {
+	for s.left > open && s.left >= n-int64(c.cfg.Window) {
 		at := s.left - pageTokens
 		seg, page := s.find(at)
 		packed := false

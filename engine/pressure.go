@@ -215,7 +215,7 @@ func (p *pressure) reap(before uint64) error {
 		return nil
 	}
 	for _, q := range p.c.seqs {
-		if q.step != nil {
+		if q.step != nil || q.held {
 			continue
 		}
 		kept := q.segs[:0]

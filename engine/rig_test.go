@@ -200,7 +200,7 @@ func (r *rig) state(s *Sequence) []byte {
 				blocks := seg.of(l, h, r.geo.KVHeads)
 				for p := range blocks {
 					b := &blocks[p]
-					v, ok := r.c.view(seg, b, l, h, p, s.n)
+					v, ok := r.c.view(seg, b, l, h, p, s.n, false)
 					if !ok {
 						all = append(all, 0xff)
 						continue

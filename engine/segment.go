@@ -78,14 +78,11 @@ func (s *segment) of(layer, head, kvHeads int) []block {
 	return s.blocks[i : i+s.pages : i+s.pages]
 }
 
-// leaves returns the position of the first query that no longer sees a page exactly.
-func (s *segment) leaves(page, window int) int64 {
-	return s.lo + int64((page+1)*s.per) - 1 + int64(window)
-}
-
 // view describes the block of a page as a backend reads it. end is the position behind the last token
-// of the sequence in this layer. ok is false if there are no rows.
-func (c *memory) view(s *segment, b *block, layer, head, page int, end int64) (v backend.Block, ok bool) {
+// of the sequence in this layer. ok is false if there are no rows. whole lists all rows of a page that is
+// not full yet: queries do not see what lies behind them, and which rows share a page with a token must not
+// depend on the step that brought them.
+func (c *memory) view(s *segment, b *block, layer, head, page int, end int64, whole bool) (v backend.Block, ok bool) {
 	if b.at[sideK] == 0 {
 		return v, false
 	}
@@ -95,6 +92,9 @@ func (c *memory) view(s *segment, b *block, layer, head, page int, end int64) (v
 	}
 	if rows <= 0 {
 		return v, false
+	}
+	if whole && b.pos == 0 && !s.closed {
+		rows = int64(s.per)
 	}
 	v = backend.Block{Layer: int32(layer), KVHead: int32(head), Rows: int32(rows),
 		K: c.side(b, sideK, int(rows)), V: c.side(b, sideV, int(rows)),

@@ -20,6 +20,7 @@ type Sequence struct {
 	step   *step // the step that is under way
 	closed bool
 	pinned bool
+	held   bool  // a call goes through segs: making room must not remove any
 	left   int64 // position of the first page that has not left the window
 	stale  bool  // segments closed since blocks were priced
 }
@@ -95,7 +96,7 @@ func (s *Sequence) ready(call string) error {
 // end tokens.
 func (q *Sequence) leaving(end int64) (pages, closes int) {
 	p0 := q.exactFrom()
-	n := (end - int64(q.c.cfg.Window) - p0) / pageTokens
+	n := (end - 1 - int64(q.c.cfg.Window) - p0) / pageTokens
 	if n <= 0 {
 		return 0, 0
 	}
@@ -128,7 +129,7 @@ func (q *Sequence) horizon(layer int, p int64) int64 {
 	if w == 0 {
 		return 0
 	}
-	since := (p - q.exactFrom() - pageTokens + 1 - int64(q.c.cfg.Window)) % pageTokens
+	since := (p - q.exactFrom()) % pageTokens
 	if since < 0 {
 		since += pageTokens
 	}
