@@ -22,7 +22,7 @@ CHECKS   ?= 2000
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench bench-cpu bench-archive fuzz-smoke attack explore golden quality tidy-check clean
+        test-race lint bench bench-cpu bench-contract bench-archive fuzz-smoke attack explore golden quality tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -96,6 +96,9 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
 	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
 	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -page bench/README.md bench/results/cpu-*.txt > bench/results/cpu.md
+
+bench-contract: ## what tables, masses, means, metrics and offsets cost, as ratios in one run (minutes); writes bench/results/contract.txt
+	$(GO) test -run '^$$' -bench Contract -benchtime 300x ./cpu > bench/results/contract.txt
 
 SPEED := bench/results/archive-speed
 bench-archive: model ## speed of compression: archives (the codec, the verbs, memory) and hot form, on one core and on all; writes bench/results/*-speed*

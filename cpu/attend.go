@@ -181,7 +181,9 @@ func (c *call) combineOne(i int) error {
 // release returns scratch without references to the call's memory.
 func (b *Backend) release(s *scratch) {
 	s.p, s.unit, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, nil, blockView{}, nil
-	s.angles, s.metric, s.mean, s.gains = nil, nil, nil, nil
+	s.angles, s.metric, s.mean, s.gains, s.rest, s.view = nil, nil, nil, nil, nil, nil
+	clear(s.ahead)
+	s.ahead = s.ahead[:0]
 	b.scratch.Put(s)
 }
 
@@ -208,13 +210,15 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			s.gains = dst.mass[i*heads : (i+1)*heads]
 		}
 		if first < end {
+			s.leave(blk, dst.top)
+			s.rest = u.list[e+1:]
 			if err := s.block(blk, true); err != nil {
 				return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
 			}
 			s.lower(dst.top)
 		}
 		for r := first; r < end; r += tileRows {
-			c.prefetchAfter(u, e, r)
+			c.prefetchAfter(u, blk, e, r)
 			if s.scorer.tile(r, min(tileRows, end-r)) {
 				s.addTile(dst)
 			}
@@ -222,15 +226,24 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 				s.fold(dst)
 			}
 		}
-		if first < end {
-			s.lift(dst.top)
-		}
 		if u.masses {
-			copy(dst.massTop[i*heads:(i+1)*heads], dst.top)
+			s.keepTops(dst.massTop[i*heads:(i+1)*heads], dst.top)
 		}
 	}
+	s.lift(dst.top)
 	s.fold(dst)
 	return nil
+}
+
+// keepTops records what the gains of an entry are relative to.
+func (s *scratch) keepTops(dst, tops []float32) {
+	if !s.low {
+		copy(dst, tops)
+		return
+	}
+	for h, t := range tops {
+		dst[h] = t + s.shift[h]
+	}
 }
 
 // begin starts a piece of a unit.
@@ -250,14 +263,13 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.Digits*tileRows)
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
-	s.heads.Tops = dst.top
-	s.gains = nil
+	s.heads.Tops, s.view = dst.top, c.view
+	s.gains, s.low = nil, false
 }
 
-// prefetchAfter prefetches the sides in bit planes of the tile after row r of entry e of a unit's
-// list, while the current tile is processed.
-func (c *call) prefetchAfter(u *unit, e, r int) {
-	blk := c.view.At(int(u.list[e]))
+// prefetchAfter prefetches the sides in bit planes of the tile after row r of blk, entry e of a
+// unit's list, while the current tile is processed.
+func (c *call) prefetchAfter(u *unit, blk *entry, e, r int) {
 	if r += tileRows; r >= int(blk.Rows) {
 		if e++; e == len(u.list) {
 			return

@@ -31,11 +31,14 @@ type blockView struct {
 }
 
 // again resolves a block that was checked when it was set. Its memory may have been freed since.
-func (w *blockView) again(blk *backend.Block, withV bool) error {
+func (w *blockView) again(e *entry, withV bool) error {
+	blk := &e.Block
 	*w = blockView{Block: blk}
-	ok := spanAgain(&w.k, &blk.K.Data) && (!withV || spanAgain(&w.v, &blk.V.Data)) &&
-		spanAgain(&w.pos, &blk.Pos) && spanAgain(&w.count, &blk.Count) && spanAgain(&w.bias, &blk.Bias) &&
-		(blk.MeanK.Buf == nil || still(&blk.MeanK)) && (blk.MeanV.Buf == nil || still(&blk.MeanV))
+	ok := spanAgain(&w.k, &blk.K.Data) && (!withV || spanAgain(&w.v, &blk.V.Data))
+	if e.Own.spans {
+		ok = ok && spanAgain(&w.pos, &blk.Pos) && spanAgain(&w.count, &blk.Count) &&
+			spanAgain(&w.bias, &blk.Bias) && still(&blk.MeanK) && still(&blk.MeanV)
+	}
 	if !ok {
 		return errFreed()
 	}
@@ -43,7 +46,7 @@ func (w *blockView) again(blk *backend.Block, withV bool) error {
 }
 
 // still reports whether the memory of a mean was not freed. Its values were taken when it was set.
-func still(s *backend.Span) bool { return s.Buf.(*buffer).mem.Load() != nil }
+func still(s *backend.Span) bool { return s.Buf == nil || s.Buf.(*buffer).mem.Load() != nil }
 
 func errFreed() error { return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed) }
 

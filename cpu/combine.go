@@ -93,21 +93,17 @@ func (x *combineScratch) head(parts []part, head, h, padV int) {
 	x.top[h], x.sum[h] = top, sum
 }
 
-// entriesOfParts is the number of masses in some parts.
-func entriesOfParts(parts []part) (n int) {
-	for i := range parts {
-		n += len(parts[i].mass)
-	}
-	return n
-}
-
 // masses computes the mass of every entry of the list for a query, and writes it to out unless that
 // is nil. For means of V it keeps the masses of each head in gains.
 func (x *combineScratch) masses(c *call, u *unit, parts []part, query int, out []float32) {
 	group, heads := c.Group, len(u.qs)*c.Group
 	x.mass = grow(x.mass, len(u.list))
-	if n := entriesOfParts(parts) / heads * group; u.means {
-		x.gains = grow(x.gains, n)
+	if u.means {
+		n := 0
+		for i := range parts {
+			n += len(parts[i].massTop) / heads
+		}
+		x.gains = grow(x.gains, n*group)
 	}
 	x.last, x.factor = grow(x.last, group), grow(x.factor, group)
 	clear(x.mass)
@@ -115,29 +111,18 @@ func (x *combineScratch) masses(c *call, u *unit, parts []part, query int, out [
 		x.last[h] = float32(math.NaN())
 	}
 	kept := x.gains
-	last, factor := x.last, x.factor
 	for i := range parts {
 		from, _ := c.piece(u, i)
-		mass := x.mass[from.entry:]
-		gains, tops := parts[i].mass, parts[i].massTop
-		for k, at := 0, query*group; at < len(gains); k, at = k+1, at+heads {
-			sum, tops := 0.0, tops[at:at+group]
-			for h, g := range gains[at : at+group] {
-				if g == 0 { // NaN is not 0
-					continue
-				}
-				if t := tops[h]; t != last[h] {
-					last[h], factor[h] = t, math.Exp(float64(t)-x.top[h])/x.sum[h]
-				}
-				sum += g * factor[h]
-			}
-			mass[k] += sum
+		mass, tops := parts[i].mass, parts[i].massTop
+		for e := from.entry; len(mass) > 0; e, mass, tops = e+1, mass[heads:], tops[heads:] {
+			gains := mass[query*group:][:group]
+			x.mass[e] += x.weigh(gains, tops[query*group:][:group])
 			if !u.means {
 				continue
 			}
-			for h, g := range gains[at : at+group] {
+			for h, g := range gains {
 				if g != 0 {
-					g *= factor[h]
+					g *= x.factor[h]
 				}
 				kept[h] = g
 			}
@@ -151,6 +136,23 @@ func (x *combineScratch) masses(c *call, u *unit, parts []part, query int, out [
 	}
 }
 
+// weigh returns the mass of an entry. It keeps the factor of each head, which changes with the
+// reference only.
+func (x *combineScratch) weigh(gains []float64, tops []float32) (sum float64) {
+	last, factor := x.last[:len(gains)], x.factor[:len(gains)]
+	tops = tops[:len(gains)]
+	for h, g := range gains {
+		if g == 0 { // NaN is not 0
+			continue
+		}
+		if t := tops[h]; t != last[h] {
+			last[h], factor[h] = t, math.Exp(float64(t)-x.top[h])/x.sum[h]
+		}
+		sum += g * factor[h]
+	}
+	return sum
+}
+
 // addMeans sums the means of V sides, weighted by the masses of their blocks. Neighbouring entries
 // with one mean are one row of a tile.
 func (s *scratch) addMeans(c *call, u *unit) {
@@ -159,34 +161,35 @@ func (s *scratch) addMeans(c *call, u *unit) {
 	clear(x.w)
 	clear(x.some)
 	s.vt = grow(s.vt, tileRows*c.padV)
-	n, at, finite := 0, 0, true // means in the tile, index of gains
-	var last *float32
+	n, gains, finite := 0, x.gains, true // n: means in the tile
+	var last []float32
 	for i := range u.pieces() {
 		from, to := c.piece(u, i)
 		for k := range entriesOf(from, to) {
 			own := &c.view.At(int(u.list[from.entry+k])).Own
-			if mean := own.meanV; mean != nil {
-				if last != &mean[0] || n == 0 {
+			if mean := own.meanV(); mean != nil {
+				if n == 0 || !sameMean(last, mean) {
 					if n == tileRows {
 						s.foldMeans(c, n, finite)
 						n, finite = 0, true
 					}
-					finite = finite && own.finiteV
-					copy(s.vt[n*c.padV:], mean)
-					last = &mean[0]
+					last, finite = mean, finite && own.means.finiteV
+					copy(s.vt[n*c.padV:], last)
 					n++
 				}
-				for h, g := range x.gains[at : at+group] {
+				for h, g := range gains[:group] {
 					x.w[h*tileRows+n-1] += float32(g)
 				}
 			}
-			at += group
+			gains = gains[group:]
 		}
 	}
 	if n > 0 {
 		s.foldMeans(c, n, finite)
 	}
 }
+
+func sameMean(a, b []float32) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
 
 // foldMeans adds a tile of n means to the sums of means. finite reports whether all are finite.
 func (s *scratch) foldMeans(c *call, n int, finite bool) {
@@ -221,12 +224,13 @@ func (x *combineScratch) finish(p *prepared, h int, rot *codec.Rotation, out []f
 	if rot != nil {
 		p.codec.Inverse(rot, x.back, 1, p.HeadDimV)
 	}
-	for d := range out {
-		out[d] = float32(exact[d]/sum + float64(x.back[d]))
-	}
 	if x.hasMeans {
 		for d, m := range x.means[h*p.padV:][:len(out)] {
 			out[d] = float32(exact[d]/sum + float64(x.back[d]) + m)
 		}
+		return
+	}
+	for d := range out {
+		out[d] = float32(exact[d]/sum + float64(x.back[d]))
 	}
 }

@@ -18,7 +18,8 @@ import (
 )
 
 // The benchmarks here compare two ways of doing the same attention. They run the ways in turns and
-// report the median of the ratios of neighbouring times, which a shared machine disturbs little.
+// report the median of the ratios of neighbouring processor times, which a busy machine disturbs
+// little.
 
 // contractDim, contractGroup: the shape of a small model with 9 query heads and 3 KV heads.
 const (
@@ -32,7 +33,6 @@ type stage struct {
 	b     *Backend
 	table backend.Table
 	n     int // blocks in the table
-	rng   uint64
 }
 
 func newStage(b *testing.B, be *Backend, rope *quant.Rope) *stage {
@@ -185,8 +185,7 @@ func BenchmarkContract_Mass(b *testing.B) {
 }
 
 // BenchmarkContract_Terms: 4,096 tokens with means and a metric, or with an offset for each 512
-// tokens, against without. Blocks of 128 rows have means of their own; blocks of 32 share those of
-// their 128 rows.
+// tokens, against without. A mean belongs to 512 rows, a segment, or to 128.
 func BenchmarkContract_Terms(b *testing.B) {
 	for _, coding := range []string{"lm3+s8", "lm2+s8"} {
 		for _, rows := range []int{32, 128} {
@@ -201,19 +200,24 @@ func benchTerms(b *testing.B, coding string, rows int) {
 	s := newStage(b, be, rope)
 	means, err := be.Alloc(int64(quant.MeanBytes(contractDim)) * 64)
 	require.NoError(b, err)
-	mean := func(i, k int) backend.Span {
+	mean := func(i, per, k int) backend.Span {
 		n := int64(quant.MeanBytes(contractDim))
-		return backend.Span{Buf: means, Off: int64(2*(i*rows/128)+k) * n % (64 * n), Len: n}
+		return backend.Span{Buf: means, Off: int64(2*(i*rows/per)+k) * n, Len: n}
 	}
 	a := slices.Repeat([]float32{2, 0.5}, contractDim/2)
 	m, err := quant.NewDiagonal(a)
 	require.NoError(b, err)
 	plain := s.step(b, false, s.add(b, coding, 4096, rows, nil))
 	for name, each := range map[string]func(i int, blk *backend.Block){
-		"means":  func(i int, blk *backend.Block) { blk.MeanK, blk.MeanV = mean(i, 0), mean(i, 1) },
+		"means512": func(i int, blk *backend.Block) {
+			blk.MeanK, blk.MeanV = mean(i, 512, 0), mean(i, 512, 1)
+		},
+		"means128": func(i int, blk *backend.Block) {
+			blk.MeanK, blk.MeanV = mean(i, 128, 0), mean(i, 128, 1)
+		},
 		"metric": func(i int, blk *backend.Block) { blk.Metric = m },
 		"both": func(i int, blk *backend.Block) {
-			blk.MeanK, blk.MeanV, blk.Metric = mean(i, 0), mean(i, 1), m
+			blk.MeanK, blk.MeanV, blk.Metric = mean(i, 512, 0), mean(i, 512, 1), m
 		},
 		"offset":  func(i int, blk *backend.Block) { blk.Offset = 7 },
 		"offsets": func(i int, blk *backend.Block) { blk.Offset = int32(1 + i*rows/512) },

@@ -24,6 +24,12 @@
 // DESIGN.md in this folder says how attention works, what bounds its speed, and which targets were
 // missed.
 //
+// # Tables
+//
+// A table is a list of pointers to entries, copied in chunks of 64 when it changes after a view was
+// taken. An entry holds what a call would otherwise compute: the angles of an offset, means as padded
+// rows. The bytes of K and V are looked up at every call, because their buffers may be freed.
+//
 // # Accuracy
 //
 // Inner products and scores are float32; exp is within four units of the last place. Sums over rows

@@ -159,8 +159,8 @@ func (c *call) addVariants(i int) {
 			bs := p.basisOf(f)
 			v.vecs[index(bs.rotated)][bs.layout] = true
 		}
-		v.centred = v.centred || e.Own.meanK != nil
-		u.means = u.means || e.Own.meanV != nil
+		v.centred = v.centred || e.Own.meanK() != nil
+		u.means = u.means || e.Own.meanV() != nil
 	}
 	u.v1 = len(p.variants)
 	u.masses = u.means || c.to.Mass != nil

@@ -40,10 +40,18 @@ type scorer struct {
 	lookUp bool      // inner products with K come from tables
 	// shift is, per current head, what the mean of K adds to a score before it is capped; mean is
 	// the mean that it belongs to, nil for none.
-	shift  []float32
-	mean   *float32
-	shifts bool      // the block has a mean of K
-	high   []float32 // [heads]: the largest scores before lower
+	shift []float32
+	mean  *float32
+	// Means that were multiplied together: rest is the list after the current block.
+	rest     []int32
+	view     *view
+	ahead    []*float32
+	nextMean int
+	means    []float32 // [tileRows, padK]
+	meanDots []float32 // [heads, tileRows]
+	shifts   bool      // the block has a mean of K
+	high     []float32 // [heads]: the largest scores before lower
+	low      bool      // lower was called, and lift was not
 
 	// The current tile.
 	kt       []float32 // [tileRows, padK]
@@ -73,7 +81,7 @@ func grow[T any](s []T, n int) []T {
 // reset switches to other queries: those of a unit, or with nil some that are units of their own.
 func (s *scorer) reset(p *prepared, u *unit, qs []int32) {
 	s.p, s.unit, s.qs, s.has = p, u, qs, false
-	s.mean, s.canLookUp, s.hasTables = nil, false, false
+	s.mean, s.canLookUp, s.hasTables, s.low = nil, false, false, false
 	s.kt = grow(s.kt, tileRows*p.padK)
 	if p.hasCut {
 		s.kb = grow(s.kb, tileRows*p.HeadDim)
@@ -84,12 +92,13 @@ func (s *scorer) reset(p *prepared, u *unit, qs []int32) {
 	s.heads.Energy = grow(s.heads.Energy, h)
 	s.heads.Sums = grow(s.heads.Sums, h)
 	s.heads.Masks = grow(s.heads.Masks, h)
-	s.shift = grow(s.shift, h)
+	s.shift, s.meanDots = grow(s.shift, h), grow(s.meanDots, h*tileRows)
+	s.ahead, s.rest = s.ahead[:0], nil
 }
 
 // block switches to a block that has been checked. It fails if the block's memory was freed.
 func (s *scorer) block(e *entry, withV bool) error {
-	if err := s.blk.again(&e.Block, withV); err != nil {
+	if err := s.blk.again(e, withV); err != nil {
 		return err
 	}
 	p := s.p
@@ -103,9 +112,10 @@ func (s *scorer) block(e *entry, withV bool) error {
 		s.layout, s.vecs = bs.layout, p.vecs[index(bs.rotated)][bs.layout]
 		s.lookUp = s.canLookUp && p.kern.Tables(f, p.HeadDim)
 	}
-	s.shifts = e.Own.meanK != nil
-	if s.shifts && s.mean != &e.Own.meanK[0] {
-		s.centre(e.Own.meanK)
+	mean := e.Own.meanK()
+	s.shifts = mean != nil
+	if s.shifts && s.mean != &mean[0] {
+		s.centre(mean)
 	}
 	return nil
 }
@@ -114,6 +124,7 @@ func (s *scorer) block(e *entry, withV bool) error {
 func (s *scorer) enter(e *entry) {
 	p := s.p
 	s.has, s.angles, s.metric, s.mean, s.hasTables = true, e.Own.angles, e.Metric, nil, false
+	s.ahead = s.ahead[:0]
 	var v *variant
 	if s.unit != nil {
 		v = p.variantOf(s.unit.v0, s.unit.v1, e)
@@ -129,28 +140,51 @@ func (s *scorer) enter(e *entry) {
 	}
 }
 
-// centre computes what the block's mean of K adds to the scores of the current heads.
+// centre computes what a mean of K adds to the scores of the current heads. It multiplies the next
+// means of the list in the same variant too, because a tile of them costs little more than one.
 func (s *scorer) centre(mean []float32) {
 	p := s.p
 	s.mean = &mean[0]
-	copy(s.kt, mean)
-	for i, at := range s.first {
-		h := i * p.Group
-		p.kern.Dots(s.heads.Dots[h*tileRows:], p.plain[at*p.padK:], p.Group, p.plainLayout(), s.kt,
-			p.padK, 1)
-		for ; h < (i+1)*p.Group; h++ {
-			s.shift[h] = s.heads.Dots[h*tileRows] * p.Scale
+	if s.nextMean >= len(s.ahead) || s.ahead[s.nextMean] != s.mean {
+		s.lookAhead(mean)
+	}
+	for h := range s.shift {
+		s.shift[h] = s.meanDots[h*tileRows+s.nextMean] * p.Scale
+	}
+	s.nextMean++
+}
+
+// lookAhead multiplies a mean, and those of the blocks after the current one, with the current heads.
+func (s *scorer) lookAhead(mean []float32) {
+	p := s.p
+	s.means = grow(s.means, tileRows*p.padK)
+	s.ahead, s.nextMean = append(s.ahead[:0], &mean[0]), 0
+	copy(s.means, mean)
+	for _, b := range s.rest {
+		e := s.view.At(int(b))
+		if e.Own.angles != s.angles || e.Metric != s.metric || len(s.ahead) == tileRows {
+			break
 		}
+		if m := e.Own.meanK(); m != nil && &m[0] != s.ahead[len(s.ahead)-1] {
+			copy(s.means[len(s.ahead)*p.padK:], m)
+			s.ahead = append(s.ahead, &m[0])
+		}
+	}
+	for i, at := range s.first {
+		p.kern.Dots(s.meanDots[i*p.Group*tileRows:], p.plain[at*p.padK:], p.Group, p.plainLayout(), s.means,
+			p.padK, len(s.ahead))
 	}
 }
 
 // lower subtracts what the mean of K adds to the scores of the current heads from their largest
 // scores, because the kernels compute scores without it; capped scores have it already. lift undoes
-// it. In between, differences of scores are what they were.
+// it. In between, differences of scores are what they were, so neighbouring blocks with one mean
+// stay low.
 func (s *scorer) lower(tops []float32) {
-	if !s.shifts || s.p.Softcap != 0 {
+	if s.low || !s.shifts || s.p.Softcap != 0 {
 		return
 	}
+	s.low = true
 	s.high = grow(s.high, len(tops))
 	for h, t := range tops {
 		s.high[h] = t
@@ -158,11 +192,20 @@ func (s *scorer) lower(tops []float32) {
 	}
 }
 
+// leave is called before block: it lifts what was low for another mean or variant.
+func (s *scorer) leave(e *entry, tops []float32) {
+	if mean := e.Own.meanK(); s.low && (len(mean) == 0 || s.mean != &mean[0] || s.angles != e.Own.angles ||
+		s.metric != e.Metric) {
+		s.lift(tops)
+	}
+}
+
 // lift undoes lower. A largest score that did not rise gets its old bits.
 func (s *scorer) lift(tops []float32) {
-	if !s.shifts || s.p.Softcap != 0 {
+	if !s.low {
 		return
 	}
+	s.low = false
 	for h, t := range tops {
 		if low := s.high[h] - s.shift[h]; t == low || low != low {
 			tops[h] = s.high[h]

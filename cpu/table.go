@@ -18,9 +18,30 @@ type angles struct{ sin, cos []float32 }
 
 // described is what the backend keeps of a block.
 type described struct {
-	angles       *angles   // of its offset, nil for none
-	meanK, meanV []float32 // padded to rows of tiles, nil for none
-	finiteV      bool      // meanV has no infinity and no NaN
+	angles *angles // of its offset, nil for none
+	means  *means  // nil for none
+	spans  bool    // the block has spans beside K and V
+}
+
+// means are those of a block, padded to rows of tiles; nil for none.
+type means struct {
+	k, v    []float32
+	finiteV bool // v has no infinity and no NaN
+}
+
+// meanK and meanV return the means of a block, or nil.
+func (d *described) meanK() []float32 {
+	if d.means == nil {
+		return nil
+	}
+	return d.means.k
+}
+
+func (d *described) meanV() []float32 {
+	if d.means == nil {
+		return nil
+	}
+	return d.means.v
 }
 
 type (
@@ -63,9 +84,12 @@ func (t *table) Set(at int, blocks ...backend.Block) error {
 	var k, v lastMean
 	err := args.Set(t.Table, t.b.checker, at, blocks, func(w *args.BlockView[[]byte]) (described, error) {
 		s := t.Shape()
-		d := described{angles: t.angles(w.Offset), meanK: k.unpack(t.b, w.MeanKMem, s.HeadDim),
-			meanV: v.unpack(t.b, w.MeanVMem, s.HeadDimV)}
-		d.finiteV = v.finite
+		d := described{angles: t.angles(w.Offset)}
+		d.spans = w.Pos.Given() || w.Count.Given() || w.Bias.Given() || w.MeanK.Given() || w.MeanV.Given()
+		if w.MeanK.Given() || w.MeanV.Given() {
+			d.means = &means{k: k.unpack(t.b, w.MeanKMem, s.HeadDim), v: v.unpack(t.b, w.MeanVMem, s.HeadDimV)}
+			d.means.finiteV = v.finite
+		}
 		return d, nil
 	})
 	if err != nil {

@@ -25,6 +25,11 @@
 // of the product that would otherwise be idle. It is off until a GPU has shown that it is right and
 // faster.
 //
+// A table keeps the descriptors of its blocks in one array on the device. A descriptor is written
+// once, before a view shows its block, and its place is taken again only when no view holds the block
+// any more, so that kernels read it while the table changes. Rotary angles and metrics travel with
+// each call: those of the listed blocks, once each.
+//
 // A call checks its context between launches. It cannot interrupt a running kernel.
 //
 // Search scores every row with every query and keeps the largest keys. A key is the product and the

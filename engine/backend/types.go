@@ -63,29 +63,30 @@ type Side struct {
 type Block struct {
 	Layer, KVHead int32
 	Rows          int32
-	K, V          Side  // the zero V: the block has keys only, for Relevance
 	Base          int64 // position of the block's segment; positions mask, they do not rotate
 	// The position of row r is Base + Pos[r] or, without Pos, Base + r*Stride. Rows may be in any
 	// order.
-	Pos    Span  // [rows] uint16, or not given
 	Stride int32 // 0: 1
 	// Limit hides the rows from position Base + Limit on from every query. 0: no limit.
 	Limit int32
 	// A row stands for Count[r] tokens or, without Count, for Tokens of them.
-	Count  Span  // [rows] uint16, each at least 1, or not given
 	Tokens int32 // 0: 1
-	Bias   Span  // [rows] float32 added to the row's score; not given: 0
-	// Noise turns on the row bias; 0 is off. If e is the coding error of a row of K and s its row
-	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).
-	Noise float32
 	// Offset is the RoPE shift of the segment: q is rotated by this many further positions before
 	// its inner product with the block's K, so that shifting a context recodes nothing.
 	Offset int32
-	// MeanK and MeanV were taken off the rows before they were coded (quant.Center): [head_dim] and
-	// [head_dim_v] binary16, in the original basis. Blocks of a segment share one span. Not given: 0.
-	MeanK, MeanV Span
+	// Noise turns on the row bias; 0 is off. If e is the coding error of a row of K and s its row
+	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).
+	Noise float32
 	// Metric is the map that rows of K were multiplied with before they were coded; nil: none.
 	Metric *quant.Metric
+	K, V   Side // the zero V: the block has keys only, for Relevance
+	Pos    Span // [rows] uint16, or not given
+	Count  Span // [rows] uint16, each at least 1, or not given
+	Bias   Span // [rows] float32 added to the row's score; not given: 0
+	// MeanK and MeanV were taken off the rows before they were coded (quant.Center): [head_dim] and
+	// [head_dim_v] binary16, in the original basis. Blocks of a segment share one span. They must be
+	// there when the block is set, and must not change while a table holds it. Not given: 0.
+	MeanK, MeanV Span
 }
 
 // Queries is a batch of queries with the list of blocks that each attends to (CSR). One query holds

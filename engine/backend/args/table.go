@@ -17,9 +17,9 @@ const chunk = 64
 
 // Entry is a checked block of a table with what the backend keeps of it. It is immutable.
 type Entry[E any] struct {
-	backend.Block
+	Own      E // first, with the numbers of Block: what every call reads lies together
 	KeysOnly bool
-	Own      E
+	backend.Block
 }
 
 // Table is the table of a backend: a list of entries that is copied in chunks when it changes after
