@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"math"
-	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
@@ -357,5 +356,3 @@ func (p *pressure) frees(b *block, side int) int64 {
 	}
 	return c.sizes.bytes(side, r) - c.sizes.bytes(side, r-1)
 }
-
-const pressureBytes = int64(unsafe.Sizeof(pressure{}))
