@@ -35,7 +35,7 @@ func torchPython(t *testing.T) string {
 }
 
 // TestHuggingFace: random models of transformers are captured, compressed, decompressed and put back, and
-// continue with the same logits; models that a capture cannot describe are refused.
+// continue with the same logits, windows, soft caps, scales and layers without RoPE included.
 func TestHuggingFace(t *testing.T) {
 	if testing.Short() {
 		t.Skip("imports torch: not with -short")

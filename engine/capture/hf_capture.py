@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the K, V and queries of a Hugging Face causal model over a text as a kv-capture/1 file, which
-`kvist compress` reads. Needs torch, transformers 4.48 or later and safetensors.
+"""Writes the K, V and queries of a Hugging Face causal model over a text as a capture, which
+`kvist compress` reads: kv-capture/1, or kv-capture/2 where layers have windows, soft caps, a scale of their
+own, a RoPE of their own or none. Needs torch, transformers 4.48 or later and safetensors.
 
     python hf_capture.py MODEL TEXT -o OUT.safetensors --context 1024 --next 256
 
@@ -11,8 +12,7 @@ apart and serve to measure the damage.
 
 The model runs with an attention function of this script, registered in transformers' attention interface,
 so what it stores is what attention got: q and K with RoPE applied. RoPE is taken from the cosines and
-sines that layers are given. A model that does not use the interface, or whose layers attend in a way that
-kv-capture/1 cannot say (windows, soft caps, a scale of its own, RoPE or heads that differ by layer), is
+sines that layers are given. A model that does not use the interface, or whose layers differ in heads, is
 refused with the reason.
 """
 import argparse
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from transformers import AttentionInterface, AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
-FORMAT = "kv-capture/1"
+FORMAT, FORMAT2 = "kv-capture/1", "kv-capture/2"
 NAME = "kvist"  # of the attention function
 
 
@@ -39,6 +39,7 @@ class Recorder:
 
     def __init__(self):
         self.layers, self.ropes, self.bias, self.keep = {}, {}, {}, False
+        self.residual, self.residual_tokens = {}, 0  # sums of squares, over so many first tokens
 
     def attend(self, module, query, key, value, attention_mask, scaling=None, dropout=0.0,
                sliding_window=None, softcap=None, **kwargs):
@@ -75,6 +76,14 @@ class Recorder:
         if self.keep and pair is not None:
             self.ropes.setdefault(module.layer_idx, []).append(tuple(x[0].detach().float() for x in pair))
 
+    def residual_hook(self, module, args, output):
+        """After the forward of a layer: adds the squares of its output to the sums of its channels."""
+        layer = module.self_attn.layer_idx
+        x = (output[0] if isinstance(output, tuple) else output)[0].detach()
+        total, seen = self.residual.get(layer, (0, 0))
+        x = x[:max(0, self.residual_tokens - seen)].double()
+        self.residual[layer] = (total + (x * x).sum(0), seen + len(x))
+
     def attach(self, model):
         """Makes model run with this recorder."""
         AttentionInterface.register(NAME, self.attend)
@@ -85,6 +94,8 @@ class Recorder:
                 m.config._attn_implementation = NAME
                 if hasattr(m, "num_key_value_groups"):
                     m.register_forward_pre_hook(self.rope_hook, with_kwargs=True)
+            if self.residual_tokens and hasattr(m, "self_attn"):
+                m.register_forward_hook(self.residual_hook)
 
 
 def rope_of(pairs, module):
@@ -111,8 +122,9 @@ def rope_of(pairs, module):
 
 
 def layer_attention(recorder, layers, tokens):
-    """How each layer attends: heads, kv_heads, dims, rope, window (None: all), scale, softcap. It is from
-    here that a format which can say more would take it."""
+    """How each layer attends: heads, kv_heads, dims, rope, window (None: all), scale, softcap.
+
+    Raises Unsupported for layers that differ in heads or dims."""
     out = []
     for l in range(layers):
         if l not in recorder.layers:
@@ -122,61 +134,83 @@ def layer_attention(recorder, layers, tokens):
         out.append(dict(heads=x["q"][0].shape[0], kv_heads=x["k"][0].shape[0], head_dim=x["k"][0].shape[2],
                         head_dim_v=x["v"][0].shape[2], rope=rope_of(recorder.ropes.get(l), x["module"]),
                         window=window, scale=x["scaling"], softcap=x["softcap"]))
+        for key in ("heads", "kv_heads", "head_dim", "head_dim_v"):
+            if out[l][key] != out[0][key]:
+                raise Unsupported(f"layer {l} has {key} {out[l][key]}, others {out[0][key]}")
     return out
 
 
-def uniform(layers):
-    """The attention that all layers share.
+def same_rope(a, b):
+    if a is None or b is None:
+        return a is b
+    return a["layout"] == b["layout"] and torch.equal(a["inv_freq"], b["inv_freq"])
 
-    Raises Unsupported where they differ, or where kv-capture/1 has no word for what they do."""
+
+def plain_scale(a):
+    return math.isclose(a["scale"], a["head_dim"] ** -0.5, rel_tol=1e-6)
+
+
+def is_plain(layers):
+    """Whether kv-capture/1 says all there is: one RoPE, no window, no soft cap, scale 1/sqrt(head_dim)."""
+    return all(a["window"] is None and a["softcap"] is None and plain_scale(a) and
+               same_rope(a["rope"], layers[0]["rope"]) for a in layers)
+
+
+def theta_of(model, freq):
+    """The base, of those in the model's config, that frequencies come from; None if from none of them."""
+    config = model.config.get_text_config()
+    for key in ("rope_theta", "rope_local_base_freq"):
+        theta = getattr(config, key, None)
+        if theta is not None:
+            plain = float(theta) ** (-torch.arange(len(freq), dtype=torch.float64) / len(freq))
+            if torch.allclose(plain, freq.double(), rtol=1e-5, atol=0):
+                return float(theta)
+    return None
+
+
+def metadata(model, name, layers, tensors):
+    """The metadata of a capture. It adds rope_inv_freq to tensors where no base says the frequencies."""
     first = layers[0]
-    for i, a in enumerate(layers):
-        def refuse(what):
-            raise Unsupported(f"layer {i} has {what}, which {FORMAT} cannot say")
-        for key in ("heads", "kv_heads", "head_dim", "head_dim_v"):
-            if a[key] != first[key]:
-                refuse(f"{key} {a[key]}, others {first[key]}")
-        if a["window"] is not None:
-            refuse(f"a window of {a['window']} positions")
-        if a["softcap"] is not None:
-            refuse(f"scores with a soft cap of {a['softcap']}")
-        if not math.isclose(a["scale"], a["head_dim"] ** -0.5, rel_tol=1e-6):
-            refuse(f"attention scale {a['scale']}, want 1/sqrt(head_dim) = {a['head_dim'] ** -0.5}")
-        r, f = a["rope"], first["rope"]
-        if r is None and f is not None:
-            refuse("no RoPE")
-        if (r is None) != (f is None) or r is not None and (
-                r["layout"] != f["layout"] or not torch.equal(r["inv_freq"], f["inv_freq"])):
-            refuse("a RoPE of its own")
-    return first
-
-
-def metadata(model, name, attention, tensors):
-    m = dict(format=FORMAT, model=name, layers=str(model.config.get_text_config().num_hidden_layers),
-             heads=str(attention["heads"]), kv_heads=str(attention["kv_heads"]),
-             head_dim=str(attention["head_dim"]), head_dim_v=str(attention["head_dim_v"]),
-             first_position="0", rope_layout="none", rope_applied="false")
-    rope = attention["rope"]
-    if rope is None:
+    m = dict(format=FORMAT, model=name, layers=str(len(layers)), heads=str(first["heads"]),
+             kv_heads=str(first["kv_heads"]), head_dim=str(first["head_dim"]),
+             head_dim_v=str(first["head_dim_v"]), first_position="0", rope_layout="none", rope_applied="false")
+    ropes = [a["rope"] for a in layers if a["rope"] is not None]
+    if ropes:
+        widest = max(ropes, key=lambda r: len(r["inv_freq"]))
+        m.update(rope_layout=widest["layout"], rope_applied="true",
+                 rotary_dim=str(2 * len(widest["inv_freq"])))
+    if is_plain(layers):
+        if ropes:
+            theta = theta_of(model, ropes[0]["inv_freq"])
+            if theta is None:
+                tensors["rope_inv_freq"] = ropes[0]["inv_freq"].float()
+            else:
+                m["rope_theta"] = repr(theta)
         return m
-    freq = rope["inv_freq"].double()
-    m.update(rope_layout=rope["layout"], rope_applied="true", rotary_dim=str(2 * len(freq)))
-    theta = getattr(model.config.get_text_config(), "rope_theta", None)
-    if theta is not None:
-        plain = float(theta) ** (-torch.arange(len(freq), dtype=torch.float64) / len(freq))
-        if torch.allclose(plain, freq, rtol=1e-5, atol=0):
-            m["rope_theta"] = repr(float(theta))
-            return m
-        m["rope_theta"] = repr(float(theta))
-    tensors["rope_inv_freq"] = rope["inv_freq"].float()
+    m["format"] = FORMAT2
+    m["layer_windows"] = ",".join(str(a["window"] or 0) for a in layers)
+    m["layer_scale"] = ",".join("0" if plain_scale(a) else repr(a["scale"]) for a in layers)
+    m["layer_softcap"] = ",".join(repr(float(a["softcap"] or 0)) for a in layers)
+    if not ropes:
+        return m
+    m["layer_rope_layout"] = ",".join(a["rope"]["layout"] if a["rope"] else "none" for a in layers)
+    m["layer_rotary_dim"] = ",".join(str(2 * len(a["rope"]["inv_freq"])) if a["rope"] else "0" for a in layers)
+    thetas = [theta_of(model, a["rope"]["inv_freq"]) if a["rope"] else None for a in layers]
+    m["layer_rope_theta"] = ",".join(repr(t or 0.0) for t in thetas)
+    if any(a["rope"] and t is None for a, t in zip(layers, thetas)):
+        table = torch.zeros(len(layers), len(widest["inv_freq"]))
+        for l, (a, t) in enumerate(zip(layers, thetas)):
+            if a["rope"] and t is None:
+                table[l, :len(a["rope"]["inv_freq"])] = a["rope"]["inv_freq"]
+        tensors["rope_inv_freq"] = table
     return m
 
 
 @torch.no_grad()
-def run(model, ids, chunk=512):
+def run(model, ids, chunk=512, residual_tokens=0):
     """Runs the model over ids, [tokens]. Returns the recorder and -log p of each token, 0 for the first."""
     recorder, cache = Recorder(), DynamicCache()
-    recorder.keep = True
+    recorder.keep, recorder.residual_tokens = True, residual_tokens
     recorder.attach(model)
     nats = [torch.zeros(1)]
     for lo in range(0, len(ids), chunk):
@@ -188,14 +222,14 @@ def run(model, ids, chunk=512):
 
 
 def capture(model, ids, path, context, name="", layers=None, dtype=torch.float16, o_weight=False,
-            queries=True, chunk=512):
+            queries=True, chunk=512, residual=False):
     """Runs model over ids, [tokens], and writes a capture of the first context tokens to path; the others
     are those after it.
 
     Raises Unsupported for a model that the format cannot describe."""
-    recorder, nats = run(model, ids, chunk)
+    recorder, nats = run(model, ids, chunk, context if residual else 0)
     count = model.config.get_text_config().num_hidden_layers
-    attention = uniform(layer_attention(recorder, count, len(ids)))
+    attention = layer_attention(recorder, count, len(ids))
     tensors = {}
     for l in range(count) if layers is None else layers:
         x = recorder.layers[l]
@@ -209,6 +243,11 @@ def capture(model, ids, path, context, name="", layers=None, dtype=torch.float16
             if not hasattr(x["module"], "o_proj"):
                 raise Unsupported(f"layer {l} has no o_proj, whose weights --o-weight stores")
             tensors[f"layers.{l}.o_weight"] = x["module"].o_proj.weight.detach().half().cpu().contiguous()
+        if residual:
+            if l not in recorder.residual:
+                raise Unsupported(f"layer {l} has no self_attn, by which --residual finds layers")
+            total, n = recorder.residual[l]
+            tensors[f"layers.{l}.residual_ms"] = (total / n).float().cpu().contiguous()
     for suffix, rows in (("", slice(0, context)), ("_next", slice(context, None))):
         if context < len(ids) or not suffix:
             tensors["tokens" + suffix] = ids[rows].to(torch.int32).cpu()
@@ -245,6 +284,8 @@ def main():
     p.add_argument("--run-dtype", choices=("f16", "bf16", "f32"), default="f32", help="the model runs in")
     p.add_argument("--device", default="cpu")
     p.add_argument("--o-weight", action="store_true", help="store the output projection of each layer")
+    p.add_argument("--residual", action="store_true",
+                   help="store the mean square of each channel of the residual stream after each layer")
     p.add_argument("--no-q", action="store_true", help="do not store the queries")
     args = p.parse_args()
     types = dict(f16=torch.float16, bf16=torch.bfloat16, f32=torch.float32)
@@ -256,7 +297,7 @@ def main():
     layers = [int(x) for x in args.layers.split(",")] if args.layers else None
     try:
         capture(model, ids, args.output, args.context, args.model.rstrip("/").rsplit("/", 1)[-1], layers,
-                types[args.dtype], args.o_weight, not args.no_q)
+                types[args.dtype], args.o_weight, not args.no_q, residual=args.residual)
     except Unsupported as e:
         raise SystemExit(f"hf_capture: {args.model}: not supported: {e}") from None
 

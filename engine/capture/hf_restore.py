@@ -14,7 +14,7 @@ import json
 import sys
 
 import torch
-from hf_capture import FORMAT, Recorder, Unsupported
+from hf_capture import FORMAT, FORMAT2, Recorder, Unsupported
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -28,8 +28,8 @@ def restore(model, path):
     layers = model.config.get_text_config().num_hidden_layers
     with safe_open(path, "pt") as f:
         names, meta = set(f.keys()), f.metadata() or {}
-        if meta.get("format") != FORMAT:
-            raise Unsupported(f"format {meta.get('format')!r}, want {FORMAT!r}")
+        if meta.get("format") not in (FORMAT, FORMAT2):
+            raise Unsupported(f"format {meta.get('format')!r}, want {FORMAT!r} or {FORMAT2!r}")
         if meta.get("first_position", "0") != "0":
             raise Unsupported(f"a context from position {meta['first_position']}, want 0")
         if meta.get("layers") != str(layers):
