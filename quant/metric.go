@@ -184,3 +184,16 @@ func product(dst, m, x []float32) {
 		dst[i] = float32(s)
 	}
 }
+
+// Pair returns the index of the rotary pair of component i of a row: below RotaryDim/2 for the components that
+// are turned, and RotaryDim/2 + (i - RotaryDim) for the others, which have no partner.
+func (r Rope) Pair(i int) int {
+	switch half := r.RotaryDim / 2; {
+	case i >= r.RotaryDim || half == 0:
+		return i - half
+	case r.Layout == RopeInterleaved:
+		return i / 2
+	default:
+		return i % half
+	}
+}

@@ -134,6 +134,11 @@ func (s *BlockStore) record(h *container.Header, rec *container.Record, rowBias 
 	base := int64(rec.Segment) * int64(h.SegmentTokens)
 	added := make([]int, len(rec.Heads))
 	for head := range rec.Heads {
+		var mean backend.Span
+		if rec.Heads[head].Centered() {
+			mean = put(rec.Heads[head].MeanK)
+			s.packed += mean.Len
+		}
 		for i := range rec.Heads[head].Blocks {
 			b := &rec.Heads[head].Blocks[i]
 			if b.Level == quant.Dropped {
@@ -146,6 +151,9 @@ func (s *BlockStore) record(h *container.Header, rec *container.Record, rowBias 
 				Base: base, Pos: put(rowPositions(b))}
 			if b.Counts != nil {
 				blk.Count = put(uint16s(b.Counts))
+			}
+			if b.Centered {
+				blk.MeanK, blk.Metric = mean, h.Metric(rec.Layer, head)
 			}
 			if rowBias && b.K.Format.Nested() {
 				blk.Noise = float32(b.K.NoisePerScale2())
@@ -171,6 +179,9 @@ func (s *BlockStore) record(h *container.Header, rec *container.Record, rowBias 
 		for i := range blocks {
 			b := &blocks[i]
 			b.K.Data.Buf, b.V.Data.Buf, b.Pos.Buf = buf, buf, buf
+			if b.MeanK.Len > 0 {
+				b.MeanK.Buf = buf
+			}
 			if b.Count.Len > 0 {
 				b.Count.Buf = buf
 			}

@@ -32,7 +32,7 @@ type compressFlags struct {
 	bits, maxError, unseen                                                   float64
 	sinks, window, segment                                                   int
 	seed                                                                     uint64
-	nonfinite, lossless, json, force                                         bool
+	nonfinite, mean, metric, lossless, json, force                           bool
 	streams                                                                  int
 	backend                                                                  backendFlags
 }
@@ -144,6 +144,8 @@ in place of queries, reason), profile (its hash in the file, or ""), config (tha
 		"`share` of future queries that differ from those seen, 0 to 1")
 	fl.StringVar(&f.rowBias, "row-bias", def.RowBias,
 		"correct the scores of coarse rows for their noise: true, false, or auto (if it pays)")
+	fl.BoolVar(&f.mean, "mean", def.Mean, "code rows of K without the mean of their segment where that pays (hot)")
+	fl.BoolVar(&f.metric, "metric", def.Metric, "code K in a metric fitted to its queries where that pays (hot)")
 	fl.BoolVar(&f.nonfinite, "allow-nonfinite", false,
 		"keep rows with NaN or Inf exactly instead of failing; in an archive, all rows of their segment and layer")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -202,6 +204,7 @@ func (f *compressFlags) config(cmd *cobra.Command, prof *profile.Profile) (kvfil
 		return cfg, err
 	}
 	cfg.Window, cfg.Seed, cfg.AllowNonfinite = f.window, f.seed, f.nonfinite
+	cfg.Mean, cfg.Metric = f.mean, f.metric
 	levels, err := setting("levels", f.levels)
 	if err != nil {
 		return cfg, &usageError{err: err}

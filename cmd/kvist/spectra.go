@@ -181,7 +181,7 @@ func headSpectra(ctx context.Context, r *container.Reader, layer int, limit int6
 func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int64, first int,
 	accs [][]*spectrum.Accumulator) (packed bool, err error) {
 	h := r.Header()
-	kDim, vDim := h.Dims(layer)
+	_, vDim := h.Dims(layer)
 	every := int64(1)
 	if limit > 0 {
 		every = max(1, h.LayerTokens(layer)/max(limit, int64(h.SegmentTokens)))
@@ -205,13 +205,13 @@ func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int
 			blocks := rec.Heads[first+hi].Blocks
 			for bi := range blocks {
 				b := &blocks[bi]
-				if err := addSide(acc, b, b.K, b.KData, kDim, h.Seed); err != nil {
+				if err := addSide(acc, h, rec, first+hi, b, 0); err != nil {
 					return false, err
 				}
 				if vDim == 0 {
 					continue
 				}
-				if err := addSide(accs[1][hi], b, b.V, b.VData, vDim, h.Seed); err != nil {
+				if err := addSide(accs[1][hi], h, rec, first+hi, b, 1); err != nil {
 					return false, err
 				}
 			}
@@ -220,14 +220,25 @@ func layerSpectra(ctx context.Context, r *container.Reader, layer int, limit int
 	return true, nil
 }
 
-func addSide(acc *spectrum.Accumulator, b *container.Block, c quant.Coding, data []byte, dim int,
-	seed uint64) error {
+// addSide adds the rows of side 0 (K) or 1 (V) of a block of a head.
+func addSide(acc *spectrum.Accumulator, h *container.Header, rec *container.Record, head int, b *container.Block,
+	side int) error {
+	dim, vDim := h.Dims(rec.Layer)
 	if b.Rows() == 0 {
 		return nil
 	}
+	c, data := b.K, b.KData
+	if side == 1 {
+		c, data, dim = b.V, b.VData, vDim
+	}
 	x := quant.Rows{Dim: dim, Data: make([]float32, b.Rows()*dim)}
-	if err := quant.Decode(x, c, data, seed); err != nil {
+	if err := quant.Decode(x, c, data, h.Seed); err != nil {
 		return err
+	}
+	if side == 0 && b.Centered {
+		if err := quant.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
+			return err
+		}
 	}
 	if b.Counts == nil {
 		return acc.Add(x.Data)

@@ -479,6 +479,18 @@ func corruptCases() map[string]corruptCase {
 		"record-v-in-rows": {"pass-rows", inRecord(0, 28, 2), quant.ErrCorrupt, "record", "palette"},
 		"record-coding-swapped": {"pass-rows", inRecord(0, 26, byte(quant.F32)), quant.ErrCorrupt,
 			"record", "longer than the record"},
+		"record-mean-in-rows": {"pass-rows", inRecord(0, 27, paletteCentered), quant.ErrCorrupt, "record",
+			"without their mean"},
+		"record-mean-nan": {"pass-mean", func(b []byte, r *Reader) []byte {
+			rec, err := r.readRecord(&r.entries[0])
+			if err != nil {
+				panic(err)
+			}
+			at := bytes.Index(b, rec.Heads[1].MeanK)
+			b[at+3] = 0x7e
+			repairLike(b, r)
+			return b
+		}, quant.ErrCorrupt, "record", "not finite"},
 		"record-padding": {"pass-cache", func(b []byte, r *Reader) []byte {
 			e := r.entries[0]
 			b[padded(e.offset+recordHeaderBytes+int64(binary.LittleEndian.Uint32(b[e.offset+12:])))-1] = 1

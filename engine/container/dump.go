@@ -217,9 +217,10 @@ func (d *dumper) record(e *entry) error {
 	at++
 	for range n {
 		v := b[at : at+paletteEntryBytes]
-		k, _ := unpackCoding([2]byte(v[1:3])) // checked by readRecord
+		k, _ := unpackCoding([2]byte{v[1], v[2] &^ paletteCentered}) // checked by readRecord
 		vc, _ := unpackCoding([2]byte(v[3:5]))
-		d.line(e.offset+at, v, "%s K %s V %s", quant.Level(v[0]), codingName(k), codingName(vc))
+		d.line(e.offset+at, v, "%s K %s%s V %s", quant.Level(v[0]), codingName(k),
+			centeredName(v[2]&paletteCentered != 0), codingName(vc))
 		at += paletteEntryBytes
 	}
 	d.opaque(e.offset+at, b[at:end], "coded table")
@@ -227,12 +228,23 @@ func (d *dumper) record(e *entry) error {
 	d.blocks(rec)
 	at = padded(end)
 	kDim, vDim := r.h.Dims(rec.Layer)
-	return eachSide(rec, kDim, vDim, func(hi, bi int, isV bool, size int64, data []byte) error {
-		d.opaque(e.offset+at, data, "head %d block %d %s", hi, bi, sideName(isV))
+	return eachPayload(rec, kDim, vDim, func(p piece, size int64) error {
+		if p.block < 0 {
+			d.opaque(e.offset+at, *p.data, "head %d %s", p.head, p.side)
+		} else {
+			d.opaque(e.offset+at, *p.data, "head %d block %d %s", p.head, p.block, p.side)
+		}
 		d.padding(e.offset+at+size, b[at+size:at+padded(size)])
 		at += padded(size)
 		return nil
 	})
+}
+
+func centeredName(centered bool) string {
+	if centered {
+		return " without mean"
+	}
+	return ""
 }
 
 func codingName(c quant.Coding) string {
@@ -247,8 +259,8 @@ func (d *dumper) blocks(rec *Record) {
 	for hi := range rec.Heads {
 		for bi := range rec.Heads[hi].Blocks {
 			b := &rec.Heads[hi].Blocks[bi]
-			fmt.Fprintf(d.w, "# head %d block %d: %s K %s V %s, %d tokens, %d rows\n",
-				hi, bi, b.Level, codingName(b.K), codingName(b.V), len(b.Tokens), b.Rows())
+			fmt.Fprintf(d.w, "# head %d block %d: %s K %s%s V %s, %d tokens, %d rows\n",
+				hi, bi, b.Level, codingName(b.K), centeredName(b.Centered), codingName(b.V), len(b.Tokens), b.Rows())
 			if d.opts.Tokens {
 				fmt.Fprintf(d.w, "#   tokens %s\n", ranges(b.Tokens))
 				if b.Counts != nil {

@@ -35,6 +35,7 @@ func goldens() []golden {
 		{"pass-empty", true, goldenEmpty()},
 		{"pass-planes", false, goldenPlanes()},
 		{"pass-layers", true, goldenLayers()},
+		{"pass-mean", true, goldenMean()},
 	}
 }
 
@@ -124,7 +125,7 @@ func goldenRows() *file {
 				}
 			}
 			a.KData, b.KData = payload(in, a.K, len(a.Tokens), dim), payload(in, b.K, len(b.Tokens), dim)
-			f.recs = append(f.recs, &Record{Layer: l, Segment: s, Heads: []Head{{[]Block{a, b}}}})
+			f.recs = append(f.recs, &Record{Layer: l, Segment: s, Heads: []Head{{Blocks: []Block{a, b}}}})
 		}
 	}
 	return f
@@ -143,6 +144,52 @@ func goldenPlanes() *file {
 		a.Data = append(a.Data, byte(i*i), byte(i%3), 0, 0)
 	}
 	f.aux = []*Aux{a}
+	return f
+}
+
+// goldenMean is a cache in which one head of each record has a mean: a block of K coded without it,
+// two merged rows likewise, in a metric, and a block of K coded as it is.
+func goldenMean() *file {
+	in := seeded(5)
+	h := &Header{Kind: KindCache, Layers: []int{0}, Tokens: 22, SegmentTokens: 12,
+		Geometry: quant.Geometry{Layers: 1, Heads: 4, KVHeads: 2, HeadDim: 24, HeadDimV: 8,
+			Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 16, Theta: 1e4}},
+		KType: quant.Float16, VType: quant.Float16, Seed: 5, Model: "mean"}
+	diag := make([]float32, 24)
+	for d := range diag {
+		diag[d] = float32(1+h.Geometry.Rope.Pair(d)) / 4
+	}
+	m, err := quant.NewDiagonal(diag)
+	if err != nil {
+		panic(err)
+	}
+	h.Metrics = []*quant.Metric{nil, m}
+	f := &file{h: h}
+	lm := func(bits int) quant.Coding {
+		return quant.Coding{Format: quant.LM1 + quant.Format(bits-1), Scale: quant.ScaleLog8}
+	}
+	for seg := range 2 {
+		rec := &Record{Segment: seg, Heads: make([]Head, 2)}
+		for hi := range rec.Heads {
+			blocks := []Block{
+				{K: lm(4), V: lm(2), Tokens: []uint16{0, 3}},
+				{K: lm(2), V: lm(2), Tokens: []uint16{1, 2, 4, 9}, Centered: hi == 1},
+				{Level: quant.Chunks, K: lm(2), V: lm(1), Tokens: []uint16{5, 6, 7, 8},
+					Counts: []uint16{2, 2}, Centered: hi == 1}}
+			for t := 10; t < h.SegmentLen(0, seg); t++ {
+				blocks[0].Tokens = append(blocks[0].Tokens, uint16(t))
+			}
+			for bi := range blocks {
+				b := &blocks[bi]
+				b.KData, b.VData = payload(in, b.K, b.Rows(), 24), payload(in, b.V, b.Rows(), 8)
+			}
+			rec.Heads[hi].Blocks = blocks
+			if hi == 1 {
+				rec.Heads[hi].MeanK = randomMean(in, 24)
+			}
+		}
+		f.recs = append(f.recs, rec)
+	}
 	return f
 }
 

@@ -103,6 +103,18 @@ type Header struct {
 	// QueryEnergy is the mean of |q|^2, [stored layers, kv_heads], for the row bias. nil if
 	// unknown.
 	QueryEnergy []float32
+	// Metrics are those of K of Centered blocks, [stored layers, kv_heads], nil for a head without. Each is a
+	// diagonal of binary16 numbers that are equal on both components of a rotary pair. nil if no head has one.
+	// KindCache only.
+	Metrics []*quant.Metric
+}
+
+// Metric returns the metric of K of a stored layer's head, or nil.
+func (h *Header) Metric(layer, head int) *quant.Metric {
+	if h.Metrics == nil {
+		return nil
+	}
+	return h.Metrics[layer*h.Geometry.KVHeads+head]
 }
 
 // Stored returns the number of stored layers or tensors: the range of Record.Layer. It is 0 for a

@@ -52,7 +52,7 @@ func (h *Header) validate() error {
 // validateProfile checks that a profile has a geometry, a model name, metadata and nothing else.
 func (h *Header) validateProfile() error {
 	switch {
-	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Origin != "":
+	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Metrics != nil || h.Origin != "":
 		return shapef("header: a file of kind profile with layers, tensors or query energy")
 	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind profile with tokens")
@@ -112,7 +112,7 @@ func (h *Header) validateCache() error {
 			return shapef("header: query energy %d is %v, want finite and not negative", i, f)
 		}
 	}
-	return nil
+	return validateMetrics(h)
 }
 
 func (h *Header) validateRows() error {
@@ -124,7 +124,7 @@ func (h *Header) validateRows() error {
 		return shapef("header: origin %q, want npy or safetensors", h.Origin)
 	case g.Layers != 0 || g.Heads != 0 || g.KVHeads != 0 || g.HeadDim != 0 || g.HeadDimV != 0 ||
 		g.Rope.Layout != 0 || g.Rope.RotaryDim != 0 || g.Rope.Theta != 0 || g.Rope.InvFreq != nil ||
-		g.PerLayer != nil || h.Layers != nil || h.QueryEnergy != nil:
+		g.PerLayer != nil || h.Layers != nil || h.QueryEnergy != nil || h.Metrics != nil:
 		return shapef("header: a file of kind rows with a geometry")
 	case h.KType != 0 || h.VType != 0 || h.First != 0 || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind rows with positions, sinks, window or types of K and V")

@@ -116,6 +116,8 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		return v, h.QueryEnergy != nil
 	case tagTensors:
 		return h.tensorsValue(), rows
+	case tagMetric:
+		return metricValue(h), h.Metrics != nil
 	case tagAttention:
 		return attentionValue(h.Geometry), h.Geometry.PerLayer != nil
 	}
@@ -320,6 +322,9 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 	case tagAttention:
 		wrong = rows
 		parseAttention(&h.Geometry, c)
+	case tagMetric:
+		wrong = !cache
+		parseMetric(h, c)
 	default:
 		return false, nil
 	}

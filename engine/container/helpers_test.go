@@ -104,6 +104,7 @@ func requireSameRecord(t require.TestingT, w, g *Record) {
 	require.Len(t, g.Heads, len(w.Heads))
 	for hi := range w.Heads {
 		require.Len(t, g.Heads[hi].Blocks, len(w.Heads[hi].Blocks))
+		require.True(t, bytes.Equal(w.Heads[hi].MeanK, g.Heads[hi].MeanK), "mean of head %d", hi)
 		for bi := range w.Heads[hi].Blocks {
 			wb, gb := &w.Heads[hi].Blocks[bi], &g.Heads[hi].Blocks[bi]
 			require.Equal(t, wb.Level, gb.Level)
@@ -111,6 +112,7 @@ func requireSameRecord(t require.TestingT, w, g *Record) {
 			require.Equal(t, wb.V, gb.V)
 			require.Equal(t, wb.Tokens, gb.Tokens)
 			require.Equal(t, wb.Counts, gb.Counts)
+			require.Equal(t, wb.Centered, gb.Centered)
 			require.True(t, bytes.Equal(wb.KData, gb.KData), "K of head %d block %d", hi, bi)
 			require.True(t, bytes.Equal(wb.VData, gb.VData), "V of head %d block %d", hi, bi)
 		}
@@ -246,6 +248,7 @@ func randomRecord(in intn, h *Header, layer, segment int) *Record {
 				}
 			}
 			b.K = randomCoding(in)
+			b.Centered = h.Kind == KindCache && in(3) == 0
 			b.KData = payload(in, b.K, b.Rows(), kDim)
 			if vDim > 0 {
 				b.V = randomCoding(in)
@@ -253,8 +256,23 @@ func randomRecord(in intn, h *Header, layer, segment int) *Record {
 			}
 		}
 		rec.Heads[hi].Blocks = blocks
+		if rec.Heads[hi].Centered() {
+			rec.Heads[hi].MeanK = randomMean(in, kDim)
+		}
 	}
 	return rec
+}
+
+// randomMean draws a stored mean: any binary16 values but infinities and NaNs.
+func randomMean(in intn, dim int) []byte {
+	b := make([]byte, quant.MeanBytes(dim))
+	for i := range b {
+		b[i] = byte(in(256))
+		if i%2 == 1 {
+			b[i] &= 0xbb
+		}
+	}
+	return b
 }
 
 // payload returns bytes that differ from place to place.

@@ -67,6 +67,7 @@ const (
 	tagQueryEnergy = 10
 	tagTensors     = 11
 	tagAttention   = 12
+	tagMetric      = 13
 )
 
 // field is one row of a layout table.
@@ -156,8 +157,8 @@ var layoutRecord = layout{"record header", recordHeaderBytes, []field{
 var layoutPalette = layout{"palette entry", paletteEntryBytes, []field{
 	{0, 1, "u8", "level", "0 FULL, 1 CHUNKS, 2 SUMMARY, 3 DROPPED", "0 to 3"},
 	{1, 1, "u8", "k_format", "format of K", "a format; 0 for DROPPED"},
-	{2, 1, "u8", "k_options", "scale rule | scale form << 2 of K",
-		"as the format allows; 0 for DROPPED"},
+	{2, 1, "u8", "k_options", "scale rule | scale form << 2 of K; bit 7: K was coded without the head's mean",
+		"as the format allows; 0 for DROPPED; bit 7 in a cache only"},
 	{3, 1, "u8", "v_format", "format of V", "a format; 0 for DROPPED and for rows"},
 	{4, 1, "u8", "v_options", "scale rule | scale form << 2 of V", "as the format allows, else 0"},
 }}
@@ -235,6 +236,9 @@ func tagInfos() []tagInfo {
 		{tagAttention, "attention", true, "u32 layers of the model, u32 n, then n times the struct " +
 			"below and f32[inv_freq], then u16[layers]: the kind of each layer; kinds cache and " +
 			"profile, where layers differ, or have a window, a scale or a soft cap"},
+		{tagMetric, "metric", true, "u32 stored layers, u32 kv_heads, then for each head u8: 0, or 1 and " +
+			"f16[head_dim - rotary_dim/2], positive: the scale of each rotary pair and of each component " +
+			"behind rotary_dim; kind cache, where a head has one"},
 	}
 }
 

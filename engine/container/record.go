@@ -45,6 +45,19 @@ type Record struct {
 // rows cost the same, and separate blocks take bits to tell apart.
 type Head struct {
 	Blocks []Block // 1 to 255
+	// MeanK [head_dim] binary16 was taken off the rows of K of the Centered blocks before they were
+	// coded (quant.Center). It is nil if no block is Centered.
+	MeanK []byte
+}
+
+// Centered reports whether K of some block was coded without its mean.
+func (h *Head) Centered() bool {
+	for i := range h.Blocks {
+		if h.Blocks[i].Centered {
+			return true
+		}
+	}
+	return false
 }
 
 // Block is a set of tokens of one KV head that share a level and codings.
@@ -58,6 +71,9 @@ type Block struct {
 	Counts []uint16     // [rows] for CHUNKS and SUMMARY, each at least 1, sum len(Tokens); else nil
 	KData  []byte       // K.PackedBytes(rows, head_dim) bytes
 	VData  []byte       // V.PackedBytes(rows, head_dim_v) bytes; empty for KindRows
+	// Centered says that K was coded without the head's MeanK, and in the head's metric where the
+	// header has one (Header.Metric). Never for DROPPED and KindRows.
+	Centered bool
 }
 
 // Rows returns the number of rows that the block stores.
@@ -84,7 +100,7 @@ func packedBytes(c quant.Coding, rows, dim int) (int64, error) {
 
 // RecordSize returns the number of bytes that WriteRecord writes for rec: header, table, padding
 // and payloads, without the 16 bytes of its index entry. Payloads may be nil; RecordSize reads only
-// levels, codings, tokens and counts.
+// levels, codings, tokens, counts and whether blocks are centered.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported, quant.ErrTooLarge.
 func RecordSize(h *Header, rec *Record) (int64, error) {
@@ -104,7 +120,7 @@ func RecordSize(h *Header, rec *Record) (int64, error) {
 	}
 	n := padded(int64(recordHeaderBytes + len(table)))
 	kDim, vDim := h.Dims(rec.Layer)
-	err = eachSide(rec, kDim, vDim, func(_, _ int, _ bool, size int64, _ []byte) error {
+	err = eachPayload(rec, kDim, vDim, func(_ piece, size int64) error {
 		n += padded(size)
 		return nil
 	})
@@ -119,18 +135,31 @@ func errRecordTooLarge(rec *Record, n int64) error {
 		rec.Layer, rec.Segment, n, int64(math.MaxUint32), quant.ErrTooLarge)
 }
 
-// eachSide calls f for every payload of rec in file order: head, block, K then V.
-func eachSide(rec *Record, kDim, vDim int,
-	f func(head, block int, isV bool, size int64, data []byte) error) error {
+// piece is one payload of a record.
+type piece struct {
+	head, block int    // block -1: the mean of the head
+	side        string // "K", "V" or "mean of K"
+	data        *[]byte
+}
+
+// eachPayload calls f for every payload of rec in file order: for each head its mean where blocks
+// are centered, then for each block K and V.
+func eachPayload(rec *Record, kDim, vDim int, f func(p piece, size int64) error) error {
 	for hi := range rec.Heads {
-		for bi := range rec.Heads[hi].Blocks {
-			b := &rec.Heads[hi].Blocks[bi]
+		head := &rec.Heads[hi]
+		if head.Centered() {
+			if err := f(piece{hi, -1, "mean of K", &head.MeanK}, int64(quant.MeanBytes(kDim))); err != nil {
+				return err
+			}
+		}
+		for bi := range head.Blocks {
+			b := &head.Blocks[bi]
 			if b.Level == quant.Dropped {
 				continue
 			}
 			k, err := packedBytes(b.K, b.Rows(), kDim)
 			if err == nil {
-				err = f(hi, bi, false, k, b.KData)
+				err = f(piece{hi, bi, "K", &b.KData}, k)
 			}
 			if err != nil {
 				return err
@@ -140,7 +169,7 @@ func eachSide(rec *Record, kDim, vDim int,
 			}
 			v, err := packedBytes(b.V, b.Rows(), vDim)
 			if err == nil {
-				err = f(hi, bi, true, v, b.VData)
+				err = f(piece{hi, bi, "V", &b.VData}, v)
 			}
 			if err != nil {
 				return err
@@ -168,13 +197,13 @@ func appendRecord(dst []byte, h *Header, rec *Record) ([]byte, error) {
 	tableLen := len(dst) - start - recordHeaderBytes
 	dst = appendPadding(dst, start)
 	kDim, vDim := h.Dims(rec.Layer)
-	err = eachSide(rec, kDim, vDim, func(hi, bi int, isV bool, size int64, data []byte) error {
-		if int64(len(data)) != size {
+	err = eachPayload(rec, kDim, vDim, func(p piece, size int64) error {
+		if int64(len(*p.data)) != size {
 			return shapef("record (layer %d, segment %d) head %d block %d: payload of %s "+
 				"has %d bytes, want %d",
-				rec.Layer, rec.Segment, hi, bi, sideName(isV), len(data), size)
+				rec.Layer, rec.Segment, p.head, p.block, p.side, len(*p.data), size)
 		}
-		dst = appendPadding(append(dst, data...), start)
+		dst = appendPadding(append(dst, *p.data...), start)
 		return nil
 	})
 	if err != nil {
@@ -197,13 +226,6 @@ func sealRecord(s []byte, rec *Record, flags uint16, tableLen int) error {
 	le.PutUint32(s[16:], uint32(len(s)))
 	le.PutUint32(s[recordCRCAt:], checksum(s, recordCRCAt))
 	return nil
-}
-
-func sideName(isV bool) string {
-	if isV {
-		return "V"
-	}
-	return "K"
 }
 
 // appendPadding pads dst with zeros to 16 bytes from start.
@@ -306,7 +328,7 @@ func sliceArchive(p place, rec *Record, off int64, s []byte, end int64) error {
 	return nil
 }
 
-// slicePayloads sets KData and VData to their bytes of s. It checks that payloads and zero padding
+// slicePayloads sets MeanK, KData and VData to their bytes of s. It checks that payloads and zero padding
 // fill s exactly.
 func slicePayloads(p place, rec *Record, off int64, s []byte, at int64, kDim, vDim int) error {
 	pad := func() error {
@@ -323,20 +345,19 @@ func slicePayloads(p place, rec *Record, off int64, s []byte, at int64, kDim, vD
 	if err := pad(); err != nil {
 		return err
 	}
-	err := eachSide(rec, kDim, vDim, func(hi, bi int, isV bool, size int64, _ []byte) error {
-		p.head, p.block = hi, bi
+	err := eachPayload(rec, kDim, vDim, func(x piece, size int64) error {
+		p.head, p.block = x.head, x.block
 		if size > int64(len(s))-at {
-			return p.corrupt(off+at, "payload of "+sideName(isV)+" is longer than the record",
-				size, int64(len(s))-at)
+			return p.corrupt(off+at, "payload of "+x.side+" is longer than the record", size,
+				int64(len(s))-at)
 		}
-		b := &rec.Heads[hi].Blocks[bi]
-		data := s[at : at+size : at+size]
-		if isV {
-			b.VData = data
-		} else {
-			b.KData = data
-		}
+		*x.data = s[at : at+size : at+size]
 		at += size
+		if x.block < 0 {
+			if i := notFinite(*x.data); i >= 0 {
+				return p.corrupt(off+at-size+int64(2*i), "mean of K is not finite", nil, nil)
+			}
+		}
 		return pad()
 	})
 	if err != nil {
@@ -347,6 +368,16 @@ func slicePayloads(p place, rec *Record, off int64, s []byte, at int64, kDim, vD
 		return p.corrupt(off+at, "bytes after the last payload", at, len(s))
 	}
 	return nil
+}
+
+// notFinite returns the first of some binary16 values that is a NaN or an infinity, or -1.
+func notFinite(data []byte) int {
+	for i := 0; i+1 < len(data); i += 2 {
+		if data[i+1]&0x7c == 0x7c {
+			return i / 2
+		}
+	}
+	return -1
 }
 
 func hex32(v uint32) string { return fmt.Sprintf("%#08x", v) }

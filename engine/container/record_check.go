@@ -28,6 +28,7 @@ func checkRecord(h *Header, rec *Record) error {
 			rec.Layer, rec.Segment, len(rec.Heads), h.KVHeads())
 	}
 	kDim, vDim := h.Dims(rec.Layer)
+	cache := h.Kind == KindCache
 	tokens := h.SegmentLen(rec.Layer, rec.Segment)
 	seen := make([]bool, tokens)
 	for hi := range rec.Heads {
@@ -42,11 +43,19 @@ func checkRecord(h *Header, rec *Record) error {
 			if head.Blocks[bi].Level == quant.Dropped {
 				dropped++
 			}
-			if err := checkBlock(&head.Blocks[bi], kDim, vDim, seen); err != nil {
+			if err := checkBlock(&head.Blocks[bi], cache, kDim, vDim, seen); err != nil {
 				return fmt.Errorf("kvist/container: record (layer %d, segment %d) head %d block %d: %w",
 					rec.Layer, rec.Segment, hi, bi, err)
 			}
 			left -= len(head.Blocks[bi].Tokens)
+		}
+		if !head.Centered() && head.MeanK != nil {
+			return shapef("record (layer %d, segment %d) head %d: a mean that no block was coded without",
+				rec.Layer, rec.Segment, hi)
+		}
+		if i := notFinite(head.MeanK); i >= 0 {
+			return shapef("record (layer %d, segment %d) head %d: value %d of the mean is not finite",
+				rec.Layer, rec.Segment, hi, i)
 		}
 		if left != 0 {
 			return shapef("record (layer %d, segment %d) head %d: blocks hold %d tokens, want %d",
@@ -60,9 +69,12 @@ func checkRecord(h *Header, rec *Record) error {
 	return nil
 }
 
-func checkBlock(b *Block, kDim, vDim int, seen []bool) error {
+func checkBlock(b *Block, cache bool, kDim, vDim int, seen []bool) error {
 	if !b.Level.Valid() {
 		return fmt.Errorf("unknown level %d: %w", b.Level, quant.ErrUnsupported)
+	}
+	if b.Centered && (!cache || b.Level == quant.Dropped) {
+		return fmt.Errorf("%s block of rows without their mean: %w", b.Level, quant.ErrShape)
 	}
 	if err := checkCodings(b.Level, b.K, b.V, kDim, vDim); err != nil {
 		return err

@@ -60,7 +60,7 @@ func stripped(r *Record) *Record {
 			b.KData, b.VData = nil, nil
 			blocks = append(blocks, b)
 		}
-		s.Heads = append(s.Heads, Head{blocks})
+		s.Heads = append(s.Heads, Head{Blocks: blocks})
 	}
 	return s
 }

@@ -15,13 +15,22 @@ import (
 // paletteEntryBytes is the size of a palette entry: level, K coding, V coding.
 const paletteEntryBytes = 5
 
+// paletteCentered is the bit of k_options for blocks whose K was coded without its mean.
+const paletteCentered = 1 << 7
+
 type paletteEntry struct {
-	level quant.Level
-	k, v  quant.Coding
+	level    quant.Level
+	k, v     quant.Coding
+	centered bool
 }
+
+func entryOf(b *Block) paletteEntry { return paletteEntry{b.Level, b.K, b.V, b.Centered} }
 
 func (e paletteEntry) pack() [paletteEntryBytes]byte {
 	k, v := packCoding(e.k), packCoding(e.v)
+	if e.centered {
+		k[1] |= paletteCentered
+	}
 	return [paletteEntryBytes]byte{byte(e.level), k[0], k[1], v[0], v[1]}
 }
 
@@ -42,7 +51,7 @@ func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
 	for hi := range rec.Heads {
 		for bi := range rec.Heads[hi].Blocks {
 			b := &rec.Heads[hi].Blocks[bi]
-			e := paletteEntry{b.Level, b.K, b.V}
+			e := entryOf(b)
 			if _, ok := index[e]; !ok {
 				index[e] = len(entries)
 				entries = append(entries, e)
@@ -68,7 +77,7 @@ func encodeTable(dst []byte, rec *Record, tokens int) ([]byte, error) {
 		sizes := make([]int, len(blocks))
 		for bi := range blocks {
 			b := &blocks[bi]
-			enc.uniform(index[paletteEntry{b.Level, b.K, b.V}], len(entries))
+			enc.uniform(index[entryOf(b)], len(entries))
 			sizes[bi] = len(b.Tokens)
 			for _, t := range b.Tokens {
 				owner[t] = uint8(bi)
@@ -189,7 +198,7 @@ func (t *tableReader) blocks() ([]Block, error) {
 		} else {
 			t.stored++
 		}
-		blocks[bi] = Block{Level: e.level, K: e.k, V: e.v}
+		blocks[bi] = Block{Level: e.level, K: e.k, V: e.v, Centered: e.centered}
 	}
 	if dropped > 1 {
 		return nil, t.corrupt(t.off, "DROPPED blocks of a head", "at most 1", dropped)
@@ -248,7 +257,8 @@ func (t *tableReader) palette(s []byte) (rest []byte, err error) {
 		if !e.level.Valid() {
 			return nil, t.refuse(at, fmt.Errorf("level %d: %w", b[0], quant.ErrUnsupported))
 		}
-		if e.k, err = unpackCoding([2]byte(b[1:3])); err == nil {
+		e.centered = b[2]&paletteCentered != 0
+		if e.k, err = unpackCoding([2]byte{b[1], b[2] &^ paletteCentered}); err == nil {
 			e.v, err = unpackCoding([2]byte(b[3:5]))
 		}
 		if err != nil {
@@ -259,6 +269,9 @@ func (t *tableReader) palette(s []byte) (rest []byte, err error) {
 			c := t.corrupt(at, "palette entry", nil, nil).(*CorruptError)
 			c.Err = fmt.Errorf("palette entry: %w (%v)", quant.ErrCorrupt, err)
 			return nil, c
+		}
+		if e.centered && (t.vDim == 0 || e.level == quant.Dropped) {
+			return nil, t.corrupt(at+2, "rows without their mean in a block of level "+e.level.String(), nil, nil)
 		}
 		if seen[e] {
 			return nil, t.corrupt(at, "palette entry given twice", nil, i)

@@ -186,7 +186,7 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 	}
 	c.seg = &segment.Builder{Backend: be, Input: in, Price: c.pricer(), Memo: cfg.Memo, Seed: cfg.Seed,
 		Menus: segment.Menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, Specs: c.seg.Specs, Sinks: cfg.Sinks, Window: cfg.Window,
-		Unseen: cfg.Unseen, KeepNonfinite: cfg.AllowNonfinite, RowBias: c.rowBias(), Recipe: cfg.Importance,
+		Unseen: cfg.Unseen, KeepNonfinite: cfg.AllowNonfinite, RowBias: c.rowBias(), Mean: c.mean(), Recipe: cfg.Importance,
 		Weighted: cfg.Weighted, Factors: factors(sensitivity, in.Geo.KVHeads)}
 	return c, nil
 }
@@ -208,11 +208,21 @@ func (c *compressor) prices() (u damage.Use) {
 // pricer returns what prices the errors of heads.
 func (c *compressor) pricer() *damage.Pricer {
 	return &damage.Pricer{Backend: c.be, Geo: c.in.Geo, Positions: c.in.Positions, Sinks: c.cfg.Sinks, Seed: c.cfg.Seed,
-		Small: c.cfg.Form == FormArchive, RowBias: c.rowBias(), Memo: c.cfg.Memo}
+		Small: c.cfg.Form == FormArchive, RowBias: c.rowBias(), Mean: c.mean(), Metric: c.cfg.Metric, Memo: c.cfg.Memo}
 }
 
 // rowBias reports whether plans count on the row bias.
 func (c *compressor) rowBias() bool { return c.cfg.RowBias == "true" }
+
+// mean reports whether K may be coded without its means: prices of that are measured on queries.
+func (c *compressor) mean() bool {
+	for i := range c.in.Layers {
+		if !c.in.Layers[i].HasQ {
+			return false
+		}
+	}
+	return c.cfg.Mean && c.cfg.Form == FormHot
+}
 
 // given returns the weights that the caller has for a layer, if any.
 func (c *compressor) given(weights Weights, l *input.Layer) ([][]float32, error) {
@@ -266,12 +276,23 @@ func (c *compressor) prepareHeader() error {
 					quant.ErrUnsupported)
 			}
 			for _, st := range c.seg.Stats[i] {
-				h.QueryEnergy = append(h.QueryEnergy, float32(st.QueryEnergy))
+				energy := st.QueryEnergy
+				if st.Metric != nil {
+					energy, h.Metrics = st.MetricEnergy, make([]*quant.Metric, 0, len(c.in.Layers)*l.Heads)
+				}
+				h.QueryEnergy = append(h.QueryEnergy, float32(energy))
 				anyQ = anyQ || st.By != damage.ByKeysBad
 			}
 		}
 		if !withQ || !anyQ {
 			h.QueryEnergy = nil
+		}
+	}
+	if h.Metrics != nil {
+		for _, stats := range c.seg.Stats {
+			for _, st := range stats {
+				h.Metrics = append(h.Metrics, st.Metric)
+			}
 		}
 	}
 	c.header = h

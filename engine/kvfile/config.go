@@ -44,6 +44,16 @@ type Config struct {
 	// default: for plans of FULL alone and fixed codings, where it pays; not for plans with levels and
 	// archives, where it does not (package comment).
 	RowBias string
+	// Mean lets hot form code rows of K without the mean that they share in their segment and KV head, where it
+	// saves more bytes than it takes. Rows of a shared part cost nothing to attend to, and the errors of a coding go
+	// with the length of what is coded. It needs the capture's queries: what K and V then cost each other is
+	// measured on them, and what stands in for them misjudges it. Default true.
+	Mean bool
+	// Metric lets rows of K without their mean be coded in a metric: a scale for each rotary pair that moves the
+	// errors of the coding to where the capture's queries feel them least. Heads take one where it halves what
+	// queries feel, by the second moments of queries and rows. Default false: it pays for models whose channels are
+	// very unequal, as with norms on queries and keys, and next to nothing for others.
+	Metric bool
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
 	// Importance is the weighting of tokens if no weights are given (importance.ParseWeighting);
@@ -111,7 +121,7 @@ func DefaultConfig() Config {
 	}
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
-	c.Sinks, c.Segment, c.Seed = 4, 512, 1
+	c.Sinks, c.Segment, c.Seed, c.Mean = 4, 512, 1, true
 	c.RowBias, c.Importance, c.Unseen, c.Form, c.Chunks = rowBiasAuto, "default", defaultUnseen, FormHot, 1
 	return c
 }
@@ -176,6 +186,9 @@ func (c *Config) Validate() error {
 		bad("an archive wants bits, bytes or a share as its target")
 	case targets == 0 && !c.fixed():
 		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
+	}
+	if c.Metric && !c.Mean {
+		bad("a metric without the mean, which it needs")
 	}
 	if c.Form == FormArchive && c.Window > 0 {
 		bad("a window of %d exact tokens in an archive, which has none", c.Window)

@@ -35,6 +35,10 @@ func (c *Config) String() string {
 	add("segment", strconv.Itoa(c.Segment))
 	add("seed", strconv.FormatUint(c.Seed, 10))
 	add("row-bias", c.RowBias)
+	add("mean", strconv.FormatBool(c.Mean))
+	if c.Metric {
+		add("metric", "true")
+	}
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
 	add("importance", c.Importance)
 	add("levels", levelNames(c.Levels))
@@ -163,6 +167,10 @@ func (c Config) with(s string) (Config, error) {
 				on, err = strconv.ParseBool(v)
 				c.RowBias = strconv.FormatBool(on)
 			}
+		case k == "mean":
+			c.Mean, err = strconv.ParseBool(v)
+		case k == "metric":
+			c.Metric, err = strconv.ParseBool(v)
 		case k == "allow-nonfinite":
 			c.AllowNonfinite, err = strconv.ParseBool(v)
 		case k == "importance":

@@ -228,7 +228,7 @@ func (d *decompressor) segment(layer, seg int) error {
 			name, dt := d.sideTensor(layer, side)
 			rows := make([]byte, n*dim*dt.Size())
 			for bi := range rec.Heads[hi].Blocks {
-				if err := d.block(&rec.Heads[hi].Blocks[bi], side, dim, dt, rows, kept); err != nil {
+				if err := d.block(rec, hi, &rec.Heads[hi].Blocks[bi], side, dim, dt, rows, kept); err != nil {
 					return fmt.Errorf("kvist/kvfile: %s segment %d head %d block %d: %w",
 						d.name(layer), seg, hi, bi, err)
 				}
@@ -283,7 +283,7 @@ func (d *decompressor) sideTensor(layer, side int) (string, quant.DType) {
 }
 
 // block writes the rows of one side of a block to their tokens' places.
-func (d *decompressor) block(b *container.Block, side, dim int, dt quant.DType,
+func (d *decompressor) block(rec *container.Record, head int, b *container.Block, side, dim int, dt quant.DType,
 	rows, kept []byte) error {
 	if b.Level == quant.Dropped {
 		return nil
@@ -294,8 +294,15 @@ func (d *decompressor) block(b *container.Block, side, dim int, dt quant.DType,
 	}
 	size := dim * dt.Size()
 	packed := data // rows that kept their type are copied bit by bit
-	if coding.Format != dt.Format() {
-		x, err := blocks.Decode(coding, data, b.Rows(), dim, d.h.Seed)
+	centered := side == 0 && b.Centered
+	if coding.Format != dt.Format() || centered {
+		var x quant.Rows
+		var err error
+		if centered {
+			x, err = blocks.DecodeK(d.h, rec, head, b)
+		} else {
+			x, err = blocks.Decode(coding, data, b.Rows(), dim, d.h.Seed)
+		}
 		if err != nil {
 			return err
 		}
@@ -342,8 +349,8 @@ func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias 
 	for bi := range rec.Heads[head].Blocks {
 		b := &rec.Heads[head].Blocks[bi]
 		noise := blocks.Noise(b.K, true)
-		if b.Level == quant.Dropped || noise == 0 {
-			continue
+		if b.Level == quant.Dropped || noise == 0 || !b.Centered && d.h.Metric(layer, head) != nil {
+			continue // the energy is that in the metric
 		}
 		scales := make([]float32, b.Rows())
 		if err := quant.RowScales(scales, b.K, b.KData, b.Rows(), dim); err != nil {

@@ -142,7 +142,7 @@ func (e *explainer) all() (*report.Why, error) {
 }
 
 var kindNames = [...]string{segment.Free: "free", segment.Sink: "sink", segment.Exact: "exact", segment.Apart: "apart",
-	segment.Outside: report.KindOutside}
+	segment.Outside: report.KindOutside, segment.Late: "late"}
 
 func (e *explainer) block(x *segment.Part, s segment.Stored) report.WhyBlock {
 	l := &e.c.in.Layers[x.Layer]

@@ -95,14 +95,14 @@ func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.
 		i := 0
 		for i < len(blocks) {
 			// Rows that stand apart have scales of another range.
-			if o := &blocks[i]; o.Level == s.Level && o.K == s.K && o.V == s.V && apart[i] == (s.Kind == segment.Apart) {
+			if o := &blocks[i]; o.Level == s.Level && o.K == s.K && o.V == s.V && o.Centered == s.Centered && apart[i] == (s.Kind == segment.Apart) {
 				break
 			}
 			i++
 		}
 		if i == len(blocks) {
 			apart = append(apart, s.Kind == segment.Apart)
-			blocks = append(blocks, container.Block{Level: s.Level, K: s.K, V: s.V})
+			blocks = append(blocks, container.Block{Level: s.Level, K: s.K, V: s.V, Centered: s.Centered})
 			runs = append(runs, nil)
 		}
 		if s.Counts == nil {

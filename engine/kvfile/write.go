@@ -133,14 +133,17 @@ func (e *recordEncoder) head(h int) error {
 		if b.Level == quant.Dropped {
 			continue
 		}
-		if b.Counts != nil {
+		if (b.Counts != nil || b.Centered) && rows == nil {
 			var err error
-			if rows == nil {
-				if rows, err = e.c.seg.Read(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
-					return err
-				}
+			if rows, err = e.c.seg.Read(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
+				return err
 			}
-			if err := e.merged(h, b, rows); err != nil {
+		}
+		if b.Centered {
+			e.rec.Heads[h].MeanK = rows.Mean.Stored
+		}
+		if b.Counts != nil {
+			if err := e.made(h, b, rows, 0, 1); err != nil {
 				return err
 			}
 			continue
@@ -150,6 +153,12 @@ func (e *recordEncoder) head(h int) error {
 			return err
 		}
 		for i, t := range sides {
+			if i == 0 && b.Centered {
+				if err := e.made(h, b, rows, 0); err != nil {
+					return err
+				}
+				continue
+			}
 			job := backend.EncodeJob{Src: spans[i], DType: t.DType(), Index: index, Dim: t.Dim()}
 			if err := e.add(b, i, job); err != nil {
 				return err
@@ -159,12 +168,21 @@ func (e *recordEncoder) head(h int) error {
 	return nil
 }
 
-// merged adds a block of merged rows. Their means go to the backend as float32.
-func (e *recordEncoder) merged(h int, b *container.Block, r *segment.Rows) error {
+// made adds sides of a block whose rows are not those of the capture: merged rows, and rows of K without their
+// mean. They go to the backend as float32.
+func (e *recordEncoder) made(h int, b *container.Block, r *segment.Rows, sides ...int) error {
 	view := e.c.seg.Head(e.l, h, e.c.seg.Weights[e.l.Index].Now[h], e.l.Tokens)
 	of := segment.Cell{Level: b.Level, Tokens: b.Tokens, Counts: b.Counts}
-	for i, x := range []quant.Rows{r.K, r.V} {
-		src, err := e.up.Upload(input.AppendFloats(nil, view.RowsOf(r, &of, x, i)))
+	for _, i := range sides {
+		x := [2]quant.Rows{r.K, r.V}[i]
+		x.Data = view.RowsOf(r, &of, x, i)
+		if i == 0 && b.Centered {
+			var err error
+			if x, err = r.Center(x); err != nil {
+				return err
+			}
+		}
+		src, err := e.up.Upload(input.AppendFloats(nil, x.Data))
 		if err != nil {
 			return err
 		}

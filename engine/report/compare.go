@@ -144,11 +144,15 @@ func compareLayer(ctx context.Context, in *input.Data, l *input.Layer, h *contai
 		for hi := range rec.Heads {
 			for bi := range rec.Heads[hi].Blocks {
 				b := &rec.Heads[hi].Blocks[bi]
-				if err := k.add(in, l.K, hi, first, b, b.K, b.KData, h.Seed); err != nil {
+				if err := k.add(in, l.K, hi, first, b, func() (quant.Rows, error) {
+					return blocks.DecodeK(h, rec, hi, b)
+				}); err != nil {
 					return e, err
 				}
 				if l.HasV {
-					if err := v.add(in, l.V, hi, first, b, b.V, b.VData, h.Seed); err != nil {
+					if err := v.add(in, l.V, hi, first, b, func() (quant.Rows, error) {
+						return blocks.Decode(b.V, b.VData, b.Rows(), l.V.Dim(), h.Seed)
+					}); err != nil {
 						return e, err
 					}
 				}
@@ -183,12 +187,12 @@ func (s *rowSum) cosine() float64 { return s.cos / float64(max(1, s.rows)) }
 
 // add compares the tokens of one block with their rows. Rows that are not finite must be identical
 // and count nowhere else; tokens that were dropped count as zeros.
-func (s *rowSum) add(in *input.Data, t input.Tensor, head, first int, b *container.Block, c quant.Coding,
-	data []byte, seed uint64) error {
+func (s *rowSum) add(in *input.Data, t input.Tensor, head, first int, b *container.Block,
+	decode func() (quant.Rows, error)) error {
 	var x quant.Rows
 	if b.Level != quant.Dropped {
 		var err error
-		if x, err = blocks.Decode(c, data, b.Rows(), t.Dim(), seed); err != nil {
+		if x, err = decode(); err != nil {
 			return err
 		}
 	}

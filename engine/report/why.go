@@ -22,7 +22,7 @@ type WhyBlock struct {
 	Tokens  []uint16 `json:"tokens"` // offsets in the segment
 	Rows    int      `json:"rows"`   // stored for them
 	// Kind is "free", "sink" (8 bits at least), "exact" (recent window, NaN), "apart" (rows far longer than
-	// others) or "outside" (outside the layer's window: dropped).
+	// others), "late" (late sinks: K of 4 bits at least) or "outside" (outside the layer's window: dropped).
 	Kind  string `json:"kind"`
 	Level string `json:"level"`
 	// Weight is the root mean square weight of the tokens; 1 is the head's.

@@ -69,11 +69,15 @@ func Predict(ctx context.Context, src *capture.Source, be backend.Backend, cfg k
 // builder returns what surveys an input whose tokens are all kept and weigh the same.
 func builder(in *input.Data, be backend.Backend, cfg *kvfile.Config) *segment.Builder {
 	bias := cfg.RowBias == "true" || cfg.RowBias == "auto" && cfg.Form == kvfile.FormHot
+	mean := cfg.Mean && cfg.Form == kvfile.FormHot
+	for i := range in.Layers {
+		mean = mean && in.Layers[i].HasQ
+	}
 	return &segment.Builder{Backend: be, Input: in, Memo: cfg.Memo, Seed: cfg.Seed,
 		Menus: segment.Menus{K: cfg.K, V: cfg.V, Rows: cfg.Rows}, Sinks: cfg.Sinks, Window: cfg.Window,
-		KeepNonfinite: cfg.AllowNonfinite, RowBias: bias, Recipe: cfg.Importance,
+		KeepNonfinite: cfg.AllowNonfinite, RowBias: bias, Mean: mean, Recipe: cfg.Importance,
 		Price: &damage.Pricer{Backend: be, Geo: in.Geo, Positions: in.Positions, Sinks: cfg.Sinks, Seed: cfg.Seed,
-			Small: cfg.Form == kvfile.FormArchive, RowBias: bias, Memo: cfg.Memo},
+			Small: cfg.Form == kvfile.FormArchive, RowBias: bias, Mean: mean, Metric: cfg.Metric, Memo: cfg.Memo},
 		Factors: func(*input.Layer, int) (k, v float64) { return 1, 1 },
 		Stats:   make([][]damage.Head, len(in.Layers)), Weights: make([]weigh.Weights, len(in.Layers))}
 }

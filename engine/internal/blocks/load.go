@@ -4,6 +4,7 @@ package blocks
 
 import (
 	"encoding/binary"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
@@ -36,6 +37,13 @@ func Load(up *input.Uploader, h *container.Header, rec *container.Record, number
 	heads := make([][]backend.Block, len(rec.Heads))
 	base := int64(rec.Segment) * int64(h.SegmentTokens)
 	for hi := range rec.Heads {
+		var mean backend.Span
+		if rec.Heads[hi].Centered() {
+			var err error
+			if mean, err = up.Upload(rec.Heads[hi].MeanK); err != nil {
+				return nil, err
+			}
+		}
 		for bi := range rec.Heads[hi].Blocks {
 			b := &rec.Heads[hi].Blocks[bi]
 			if b.Level == quant.Dropped {
@@ -55,6 +63,9 @@ func Load(up *input.Uploader, h *container.Header, rec *container.Record, number
 				Base:   base,
 				K:      backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
 				V:      backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
+			}
+			if b.Centered {
+				blk.MeanK, blk.Metric = mean, h.Metric(rec.Layer, hi)
 			}
 			blk.Noise = Noise(b.K, rowBias)
 			blk.Pos = put(Shorts(FirstTokens(b.Tokens, b.Counts)))
@@ -95,6 +106,19 @@ func Shorts(x []uint16) []byte {
 func Decode(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.Rows, error) {
 	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
 	return x, quant.Decode(x, c, data, seed)
+}
+
+// DecodeK unpacks the rows of K of a block of a head of a record, out of their metric and with their mean.
+func DecodeK(h *container.Header, rec *container.Record, head int, b *container.Block) (quant.Rows, error) {
+	dim, _ := h.Dims(rec.Layer)
+	x, err := Decode(b.K, b.KData, b.Rows(), dim, h.Seed)
+	if err != nil || !b.Centered {
+		return x, err
+	}
+	if err := quant.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
+		return x, fmt.Errorf("kvist/blocks: K with its mean: %w (%w)", err, quant.ErrCorrupt)
+	}
+	return x, nil
 }
 
 // PackRow stores a decoded row in the element type of the original. A value that rounding pushed

@@ -30,6 +30,11 @@ type Head struct {
 	Ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
 	// kShare is the share of its energy that a row of K is priced at; 0: all of it.
 	KShare float64
+	// Metric is that of centered rows of K, or nil, and MetricEnergy the mean |q|^2 in it. K's prices are per unit
+	// of squared error in the metric; an error spread evenly over the components of a row outside of it counts
+	// MetricGain times.
+	Metric                   *quant.Metric
+	MetricEnergy, MetricGain float64
 }
 
 // Pricer measures what errors cost in the heads of layers, through a backend.
@@ -39,6 +44,8 @@ type Pricer struct {
 	Positions func(first int, dst []int64) error
 	Sinks     int  // tokens that are kept finely
 	Small     bool // errors are small ones, as those of an archive
+	Mean      bool // K is coded without the means of segments (input.MeanOf)
+	Metric    bool // K without its mean is coded in a metric, where one pays
 	RowBias   bool // what is coded is attended to with the row bias
 	Seed      uint64
 	Memo      *memo.Memo
@@ -74,10 +81,11 @@ func (c *Pricer) calibrated(ctx context.Context, l *input.Layer, head int,
 	past := input.FutureFrom(&c.Geo, l)
 	outside := int(c.Geo.Outside(l.Number, int64(past))) // by the queries from past on
 	sinks := min(max(c.Sinks, outside), past)
-	blocks, rows, err := input.LoadHead(up, l, head, []int{0, sinks, past, l.Tokens}, true)
+	blocks, rows, err := input.LoadHead(up, l, head, c.cuts(l, sinks, past), true)
 	if err != nil {
 		return Head{}, err
 	}
+	keys := rows.Keys // one of each block
 	rows = rows.From(outside)
 	seen := w
 	if w != nil {
@@ -94,7 +102,7 @@ func (c *Pricer) calibrated(ctx context.Context, l *input.Layer, head int,
 			st.By = ByKeysBad
 		}
 		if st.By == byQueries {
-			if err := c.probe(ctx, l, head, q, blocks, sinks, past, rows, w, &st, then); err != nil {
+			if err := c.probe(ctx, l, head, q, blocks, keys, sinks, past, rows, w, &st, then); err != nil {
 				return st, err
 			}
 		}
@@ -104,6 +112,17 @@ func (c *Pricer) calibrated(ctx context.Context, l *input.Layer, head int,
 	}
 	err = c.standIn(l, &rows, &st)
 	return st, err
+}
+
+// cuts returns where the blocks of a head start for a probe: rows that share a mean are one block.
+func (c *Pricer) cuts(l *input.Layer, sinks, past int) []int {
+	cuts := []int{0, sinks}
+	if c.Mean {
+		for at := (sinks/l.Segment + 1) * l.Segment; at < past; at += l.Segment {
+			cuts = append(cuts, at)
+		}
+	}
+	return append(cuts, past, l.Tokens)
 }
 
 // meanShare bounds the energy of outputs against the variation of V. Where V is a large constant and a little
@@ -169,7 +188,7 @@ func (c *Pricer) leastProbe() int {
 // errors of rows that are alike add up (equal tokens have equal V in the first layer, and equal
 // errors), and how the softmax bends large ones.
 func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend.Queries,
-	blocks []backend.Block, sinks, past int, rows input.HeadRows, w []float32, st *Head,
+	blocks []backend.Block, keys []quant.Rows, sinks, past int, rows input.HeadRows, w []float32, st *Head,
 	then func(context.Context, *Probed, *Head) error) error {
 	outputs := float64(q.Len() * q.Group)
 	out := make([]float32, q.Len()*q.Group*q.HeadDimV)
@@ -181,14 +200,26 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 		return nil
 	}
 	st.QueryEnergy, st.OutEnergy = input.Energy(q.Q)/outputs, input.Energy(out)/outputs
+	means, err := c.means(blocks, keys, sinks, past)
+	if err != nil {
+		return err
+	}
+	if c.Metric && means != nil {
+		if err := st.fitMetric(c.Geo.RopeOf(l.Number), q, means, keys); err != nil {
+			return err
+		}
+	}
 	for side, energies := range [][]float64{rows.KEnergy, rows.VEnergy} {
 		var energy float64
 		for _, e := range energies[sinks-rows.First : past-rows.First] {
 			energy += e
 		}
+		if side == 0 && means != nil {
+			energy = leftOf(st, means, blocks, keys, w, rows.First)
+		}
 		var cost [4]float64 // damage per unit of squared error at each width
 		for bits := 3; bits >= c.leastProbe(); bits-- {
-			e, err := c.probedAt(ctx, l, q, blocks, sinks, past, side, probeCoding(bits), out)
+			e, err := c.probedAt(ctx, l, q, blocks, keys, means, st.Metric, sinks, past, side, probeCoding(bits), out)
 			if err != nil {
 				return err
 			}
@@ -225,10 +256,23 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 	return then(ctx, p, st)
 }
 
+// listing returns queries that attend to n blocks each.
+func listing(q *backend.Queries, n int) *backend.Queries {
+	all := *q
+	all.BlockPtr, all.BlockIdx = []int32{0}, nil
+	for range q.Len() {
+		for b := range n {
+			all.BlockIdx = append(all.BlockIdx, int32(b))
+		}
+		all.BlockPtr = append(all.BlockPtr, int32(len(all.BlockIdx)))
+	}
+	return &all
+}
+
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
 func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries,
-	exact []backend.Block, sinks, past, side int, coding quant.Coding,
-	want []float32) (float64, error) {
+	exact []backend.Block, keys []quant.Rows, means []*input.Mean, metric *quant.Metric, sinks, past, side int,
+	coding quant.Coding, want []float32) (float64, error) {
 	up := &input.Uploader{Backend: c.Backend}
 	defer up.Free()
 	coded := slices.Clone(exact)
@@ -236,6 +280,14 @@ func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries
 	for i := range coded {
 		b := &coded[i]
 		if b.Base < int64(sinks) || b.Base >= int64(past) {
+			continue
+		}
+		if side == 0 && means != nil && means[i].Stored != nil {
+			late, more, err := c.centered(up, l, b, keys[i], means[i], metric, coding)
+			if err != nil {
+				return 0, err
+			}
+			coded, jobs = append(coded, late...), append(jobs, more...)
 			continue
 		}
 		t, from := l.K, &b.K
@@ -265,7 +317,7 @@ func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries
 		return 0, err
 	}
 	got := make([]float32, len(want))
-	if err := backend.AttendBlocks(ctx, c.Backend, q, nil, coded, backend.Attention{Out: got}); err != nil {
+	if err := backend.AttendBlocks(ctx, c.Backend, listing(q, len(coded)), nil, coded, backend.Attention{Out: got}); err != nil {
 		return 0, err
 	}
 	var sum Sum
@@ -278,15 +330,15 @@ type probeKey struct {
 	layer, head, sinks, side int
 	coding                   quant.Coding
 	seed                     uint64
-	rowBias                  bool
+	rowBias, mean, metric    bool
 }
 
 // probedAt is probeAt, or what it gave before.
 func (c *Pricer) probedAt(ctx context.Context, l *input.Layer, q *backend.Queries,
-	blocks []backend.Block, sinks, past, side int, coding quant.Coding,
-	want []float32) (float64, error) {
-	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.Seed, c.RowBias}
+	blocks []backend.Block, keys []quant.Rows, means []*input.Mean, metric *quant.Metric, sinks, past, side int,
+	coding quant.Coding, want []float32) (float64, error) {
+	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.Seed, c.RowBias, c.Mean, metric != nil}
 	return memo.Of(c.Memo, key, func() (float64, error) {
-		return c.probeAt(ctx, l, q, blocks, sinks, past, side, coding, want)
+		return c.probeAt(ctx, l, q, blocks, keys, means, metric, sinks, past, side, coding, want)
 	})
 }

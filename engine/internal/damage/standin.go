@@ -108,7 +108,7 @@ func (c *Pricer) standIn(l *input.Layer, rows *input.HeadRows, st *Head) error {
 			return err
 		}
 		st.QueryEnergy = mean
-		if _, whole := heldMean(rows.KEnergy); whole > mostMean*median {
+		if _, whole := heldMean(rows.KEnergy); !c.Mean && whole > mostMean*median {
 			st.KShare = mostMean * median / whole
 		}
 	}

@@ -25,6 +25,7 @@ const (
 	Exact               // exact: the window, rows that are not finite, few rows that stand apart
 	Apart               // any coding of the menu, in blocks of their own: many rows that stand apart
 	Outside             // dropped: outside the layer's window, no later query sees them
+	Late                // 4 bits or more, K not without its mean: late sinks (input.Mean)
 )
 
 // Cell is a planning block: tokens of one (layer, segment, head) at one level.
@@ -36,6 +37,8 @@ type Cell struct {
 	// kDamage and vDamage are the damage of a relative squared error of 1 in all rows of K and V:
 	// the sum over rows of weight^2 * sensitivity * energy.
 	KDamage, VDamage float64
+	// Centered cells have K coded without the mean of the segment, unless it is coded exactly.
+	Centered bool
 	// means are the merged rows of K and V, [rows * dim], while variants are compared; nil later.
 	means [2][]float32
 }
@@ -72,9 +75,11 @@ type Rows struct {
 	first, n         int
 	K, V             quant.Rows // rows that are not finite are zeros
 	kEnergy, vEnergy []float64
-	bad              []bool    // rows of K or V that are not finite
-	apart            []bool    // rows of K or V that stand apart (apartRatio)
-	dev              []float64 // see Head.deviations
+	bad              []bool // rows of K or V that are not finite
+	apart            []bool // rows of K or V that stand apart (apartRatio)
+	Mean             *input.Mean
+	metric           *quant.Metric // of rows without their mean
+	dev              []float64     // see Head.deviations
 }
 
 // Read reads a segment's rows of one head, those of the tokens before limit.
@@ -90,9 +95,28 @@ func (c *Builder) Read(l *input.Layer, head, seg, limit int) (*Rows, error) {
 	}
 	r.vEnergy = make([]float64, r.n)
 	if l.HasV {
-		r.V, r.vEnergy, err = c.readRows(l, l.V, head, r)
+		if r.V, r.vEnergy, err = c.readRows(l, l.V, head, r); err != nil {
+			return nil, err
+		}
 	}
-	return r, err
+	return r, center(c, l, head, r, limit)
+}
+
+// kindOf returns how a token of a segment is kept. outside are the layer's first tokens that no query sees.
+func (c *Builder) kindOf(l *input.Layer, r *Rows, t, outside int) Kind {
+	switch tok := r.first + t; {
+	case tok < outside:
+		return Outside
+	case r.bad[t] || (l.HasV && tok >= l.Tokens-c.Window):
+		return Exact
+	case l.HasV && tok < c.Sinks:
+		return Sink
+	case r.apart[t]:
+		return Apart
+	case r.Mean.Late[t]:
+		return Late
+	}
+	return Free
 }
 
 // readRows reads one side. Rows without attention get energy 1: all count the same, relative
@@ -200,21 +224,12 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	if err != nil {
 		return p, err
 	}
-	var outside, sinks, apart, fixed, free []uint16
+	var by [Late + 1][]uint16
 	for t := range r.n {
-		switch tok := r.first + t; {
-		case tok < h.outside:
-			outside = append(outside, uint16(t))
-		case r.bad[t] || (h.l.HasV && tok >= h.l.Tokens-c.Window):
-			fixed = append(fixed, uint16(t))
-		case h.l.HasV && tok < c.Sinks:
-			sinks = append(sinks, uint16(t))
-		case r.apart[t]:
-			apart = append(apart, uint16(t))
-		default:
-			free = append(free, uint16(t))
-		}
+		k := c.kindOf(h.l, r, t, h.outside)
+		by[k] = append(by[k], uint16(t))
 	}
+	outside, sinks, apart, fixed, free := by[Outside], by[Sink], by[Apart], by[Exact], by[Free]
 	whole := variant{}
 	if len(outside) > 0 {
 		whole.Cells = append(whole.Cells, Cell{Level: quant.Dropped, Kind: Outside, Tokens: outside})
@@ -226,6 +241,9 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 		fixed = append(fixed, apart...)
 	} else {
 		whole.Cells = append(whole.Cells, c.apartCells(h, r, apart)...)
+	}
+	if len(by[Late]) > 0 {
+		whole.Cells = append(whole.Cells, c.fullCell(h, r, Late, by[Late]))
 	}
 	kept := len(whole.Cells)
 	if h.w == nil {
@@ -289,7 +307,7 @@ func sortByWeight(tokens []uint16, weight func(uint16) float64) {
 }
 
 func (c *Builder) fullCell(h *Head, r *Rows, kind Kind, tokens []uint16) Cell {
-	b := Cell{Kind: kind, Tokens: slices.Sorted(slices.Values(tokens))}
+	b := Cell{Kind: kind, Tokens: slices.Sorted(slices.Values(tokens)), Centered: kind == Free && r.Mean.Stored != nil}
 	for _, t := range tokens {
 		k, v := h.rowDamage(h.weight(r.first+int(t)), 1, r.kEnergy[t], r.vEnergy[t], c.unseen())
 		b.KDamage, b.VDamage = b.KDamage+k, b.VDamage+v

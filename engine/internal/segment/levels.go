@@ -138,7 +138,11 @@ func (c *Builder) mergedCells(h *Head, r *Rows, level quant.Level,
 		h.meanRow(k, r.K, run, weights)
 		h.meanRow(v, r.V, run, weights)
 		rows[i] = row{tokens: run, weight: sum, means: [2][]float32{k, v}}
-		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), input.Energy(k), input.Energy(v), c.unseen())
+		kEnergy := h.st.KEnergy(k, nil)
+		if r.Mean.Stored != nil {
+			kEnergy = h.st.KEnergy(k, r.Mean)
+		}
+		rows[i].k, rows[i].v = h.rowDamage(sum, len(run), kEnergy, input.Energy(v), c.unseen())
 	}
 	slices.SortStableFunc(rows, func(a, b row) int {
 		switch {
@@ -152,7 +156,7 @@ func (c *Builder) mergedCells(h *Head, r *Rows, level quant.Level,
 	for block := range slices.Chunk(rows, planRows) {
 		block = slices.Clone(block)
 		slices.SortFunc(block, func(a, b row) int { return int(a.tokens[0]) - int(b.tokens[0]) })
-		b := Cell{Level: level}
+		b := Cell{Level: level, Centered: r.Mean.Stored != nil}
 		b.means[0], b.means[1] = make([]float32, 0, len(block)*kDim), make([]float32, 0, len(block)*vDim)
 		for _, x := range block {
 			for i := range b.means {

@@ -137,6 +137,11 @@ func (c *Builder) codeCells(ctx context.Context, up *input.Uploader, h *Head, r 
 		raw = append(raw, zeros[:-len(raw)&(len(zeros)-1)]...)
 		return s
 	}
+	var mean backend.Span
+	if r.Mean.Stored != nil {
+		raw = append(raw, r.Mean.Stored...)
+		mean = place(len(r.Mean.Stored))
+	}
 	var src [][2]backend.Span
 	for i := range cells {
 		b := &cells[i]
@@ -152,7 +157,15 @@ func (c *Builder) codeCells(ctx context.Context, up *input.Uploader, h *Head, r 
 			if side == 1 {
 				coding, to = vc, &blk.V
 			}
-			raw = input.AppendFloats(raw, h.RowsOf(r, b, x, side))
+			rows := quant.Rows{Dim: x.Dim, Data: h.RowsOf(r, b, x, side)}
+			if side == 0 && b.Centered && !kc.Format.Exact() {
+				blk.MeanK, blk.Metric = mean, r.metric
+				var err error
+				if rows, err = r.Center(rows); err != nil {
+					return nil, err
+				}
+			}
+			raw = input.AppendFloats(raw, rows.Data)
 			from[side] = place(4 * b.Rows() * x.Dim)
 			size := int64(coding.PackedBytes(b.Rows(), x.Dim))
 			*to = backend.Side{Coding: coding, Data: backend.Span{Off: packed, Len: size}, Seed: c.Seed}
@@ -184,6 +197,9 @@ func (c *Builder) codeCells(ctx context.Context, up *input.Uploader, h *Head, r 
 		b.Pos.Buf = in.Buf
 		if b.Count.Len > 0 {
 			b.Count.Buf = in.Buf
+		}
+		if b.MeanK.Len > 0 {
+			b.MeanK.Buf = in.Buf
 		}
 		for side, to := range []*backend.Side{&b.K, &b.V} {
 			to.Data.Buf, src[i][side].Buf = out.Buf, in.Buf

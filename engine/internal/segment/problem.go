@@ -105,8 +105,9 @@ func (n *Problem) Ready() (err error) {
 // stored is a block that a plan stores.
 type Stored struct {
 	*Cell
-	K, V quant.Coding
-	Item int // first item of the block in the problem, -1: it stores no rows
+	K, V     quant.Coding
+	Centered bool // K is coded without its mean
+	Item     int  // first item of the block in the problem, -1: it stores no rows
 }
 
 // Chosen calls f with every block of a part, as the plan stores it.
@@ -123,6 +124,7 @@ func (n *Problem) Chosen(p *plan.Plan, at int, f func(Stored) error) error {
 				return err
 			}
 			s.K, s.Item = m.K[p.Choice[item]], item
+			s.Centered = s.Cell.Centered && !s.K.Format.Exact()
 			item++
 			if l.HasV {
 				s.V = m.V[p.Choice[item]]

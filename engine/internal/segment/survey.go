@@ -31,6 +31,7 @@ type Builder struct {
 	Unseen        float64 // share of queries to expect that are unlike those seen
 	KeepNonfinite bool    // rows with NaN or Inf are kept exactly, not refused
 	RowBias       bool
+	Mean          bool   // K may be coded without the mean of its segment
 	Recipe        string // how tokens are weighed
 	Weighted      bool   // by weights that were handed in
 	// factors returns what the damage of K and V of a head is multiplied with.
@@ -125,6 +126,12 @@ func (c *Builder) Menu(l *input.Layer, kind Kind) (plan.Menu, error) {
 	switch kind {
 	case Exact:
 		return only([]quant.Coding{ek}, []quant.Coding{ev}), nil
+	case Late:
+		m, err := menu(fine(c.Menus.K), c.Menus.V, l.K.Dim(), l.V.Dim(), ek)
+		if err == nil && len(c.Menus.V) > 1 {
+			m.V[len(m.V)-1] = ev
+		}
+		return m, err
 	case Sink:
 		u8 := quant.Coding{Format: quant.U8, Scale: quant.ScaleLog8}
 		k, v := []quant.Coding{u8, ek}, []quant.Coding{u8, ev}
@@ -147,6 +154,23 @@ func (c *Builder) Menu(l *input.Layer, kind Kind) (plan.Menu, error) {
 }
 
 // menu is the planner's menu for blocks of one kind.
+// fine returns the codings of a menu of 4 bits or more; where all have less, lm4 in the place of the last.
+func fine(menu []quant.Coding) (some []quant.Coding) {
+	for _, c := range menu {
+		if c.Format.Bits() >= 4 {
+			some = append(some, c)
+		}
+	}
+	if len(some) == 0 {
+		c := menu[len(menu)-1]
+		if c.Format.Nested() {
+			c.Format = quant.LM4
+		}
+		some = append(some, c)
+	}
+	return some
+}
+
 func menu(k, v []quant.Coding, dimK, dimV int, exact quant.Coding) (plan.Menu, error) {
 	fit := func(m []quant.Coding, dim int) []quant.Coding {
 		var ok []quant.Coding
