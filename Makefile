@@ -16,7 +16,8 @@ FLAGS    := -timeout 15m -vet=off
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
-# Properties are checked on the same random inputs every time; make explore draws others.
+# Properties are checked on the same random inputs every time; make explore draws others. Under qemu and the
+# race detector they are checked on fewer.
 export RAPID_SEED ?= 1
 CHECKS   ?= 2000
 
@@ -84,14 +85,14 @@ test-arm64: ## cross-build for arm64; run under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
+	RAPID_CHECKS=30 GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
 	  ./engine/internal/... ./engine/container ./importance
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
 endif
 
 test-race: ## race detector, short, in the packages that start goroutines or share memory
-	$(GO) test $(FLAGS) -short -race -skip '$(NO_RACE)' ./cpu/... \
+	RAPID_CHECKS=30 $(GO) test $(FLAGS) -short -race -skip '$(NO_RACE)' ./cpu/... \
 	  $$(git grep -lE 'go func|\bsync\.|\batomic\.' -- 'engine/*.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
 
 # What vet and staticcheck do not say: files that gofmt would change.

@@ -127,7 +127,11 @@ func (c *Builder) Menu(l *input.Layer, kind Kind) (plan.Menu, error) {
 	case Exact:
 		return only([]quant.Coding{ek}, []quant.Coding{ev}), nil
 	case Late:
-		m, err := menu(fine(c.Menus.K), c.Menus.V, l.K.Dim(), l.V.Dim(), ek)
+		some := fine(c.Menus.K)
+		m, err := menu(some, c.Menus.V, l.K.Dim(), l.V.Dim(), ek)
+		if err == nil && len(c.Menus.K) > 1 && len(some) == 1 {
+			m.K = append(m.K, ek) // the choice is left, even where one coding of it is fine enough
+		}
 		if err == nil && len(c.Menus.V) > 1 {
 			m.V[len(m.V)-1] = ev
 		}
@@ -153,7 +157,6 @@ func (c *Builder) Menu(l *input.Layer, kind Kind) (plan.Menu, error) {
 	return m, err
 }
 
-// menu is the planner's menu for blocks of one kind.
 // fine returns the codings of a menu of 4 bits or more; where all have less, lm4 in the place of the last.
 func fine(menu []quant.Coding) (some []quant.Coding) {
 	for _, c := range menu {
@@ -171,6 +174,7 @@ func fine(menu []quant.Coding) (some []quant.Coding) {
 	return some
 }
 
+// menu is the planner's menu for blocks of one kind.
 func menu(k, v []quant.Coding, dimK, dimV int, exact quant.Coding) (plan.Menu, error) {
 	fit := func(m []quant.Coding, dim int) []quant.Coding {
 		var ok []quant.Coding
