@@ -10,7 +10,7 @@ QEMU     := $(shell command -v qemu-aarch64-static)
 GOLDENS  := ./engine/kvfile
 # Tests of numbers and of bad input, in packages with goroutines. The race detector leaves them out: the
 # other tests of these packages run the same goroutines.
-NO_RACE  := StandIn|HugeQueries|OfAnyUnit|Nonfinite|BadQueries|AnyBudget|LeastPossible|NoQueryIsFinite|Window_|Mean_|Metric_|_Whole|Profile_Acts|Predicted_|FiniteStays|Families|LikeCodingAfresh|FewRecords|Reference
+NO_RACE  := StandIn|HugeQueries|OfAnyUnit|Nonfinite|BadQueries|AnyBudget|LeastPossible|NoQueryIsFinite|Window_|Mean_|Metric_|_Whole|Profile_Acts|Predicted_|FiniteStays|Families|LikeCodingAfresh|FewRecords|Reference|Levels_|BuildReport|Budgets|WriterFails|RowBias
 # lint vets everything once.
 FLAGS    := -timeout 15m -vet=off
 FUZZ     ?= 4000x
