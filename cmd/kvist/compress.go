@@ -21,6 +21,10 @@ import (
 // error of attention is a small part of a percent.
 const defaultBits = 4.3
 
+// warnError is the predicted error of attention from which compress warns: single tokens then get most of their
+// outputs wrong.
+const warnError = 0.05
+
 // formAuto leaves the form to the other flags.
 const formAuto = "auto"
 
@@ -80,6 +84,8 @@ merge tokens of low weight in a whole segment into a few rows (summary), or drop
 that costs less than coding them. auto allows all of these below 2.875 bits per value. --unseen is
 the share of future queries that past queries do not predict; a larger share makes the planner more
 careful with tokens that past attention did not read.
+
+From a predicted error of attention of 5 % on, compress warns on standard error.
 
 Settings in a profile apply unless a flag overrides them. The output names the profile by its hash.
 
@@ -421,6 +427,10 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	sum := summarise(res, caps, cfg)
 	sum.Input, sum.Output, sum.rows = in.name, out.name, !src.Info().KV
 	sum.DefaultTarget = cfg.Bits != 0 && f.bits == 0
+	if e := sum.PredictedError; e != nil && *e >= warnError && !sum.rows {
+		a.complain("warning: %s: predicted error of attention %s: do not trust a model with this file",
+			out.name, percent(*e))
+	}
 	if f.json {
 		return printJSON(a.summaryTo(f.out), sum)
 	}
