@@ -117,7 +117,8 @@ func (s *Sequence) Pin(on bool) error {
 }
 
 // Demote is a hint that the sequence will not be used for a while: it frees about share of the bytes of
-// its rows, cheapest damage first, for others to use. What it frees does not come back.
+// its rows, cheapest damage first, for others to use. What it frees does not come back. Rows that other
+// sequences share are left as they are.
 //
 // Errors: quant.ErrShape for a share outside [0, 1], or while a step is under way; quant.ErrClosed; those
 // of the backend.

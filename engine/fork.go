@@ -116,7 +116,7 @@ func (s *Sequence) copyOf(g *segment) (*segment, error) {
 		return nil, errNoRoom
 	}
 	d := c.newSegment(g.lo, g.pages, g.per, g.sinks)
-	d.have, d.closed, d.end = g.have, g.closed, g.end
+	d.have, d.closed, d.end, d.lost = g.have, g.closed, g.end, g.lost
 	err := c.arena.prepare(n)
 	for i := 0; i < len(g.mean) && err == nil; i++ {
 		err = c.copySlot(&d.mean[i], g.mean[i])

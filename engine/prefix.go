@@ -8,6 +8,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"unsafe"
 )
 
@@ -95,6 +96,9 @@ func (x *chain) last() key {
 //
 // Tokens are shared when their segment is closed, whole segments with their bytes charged once. Sequences
 // with different salts share nothing.
+//
+// No row of a token that is found is missing, in any layer and head: a segment that loses a row under
+// pressure is found no more, nor are those after it. Rows that are found may be coarse.
 //
 // Errors: quant.ErrFull if the budget holds no further sequence; quant.ErrClosed; those of the backend.
 func (c *Cache) MatchPrefix(salt []byte, tokens []int32) (*Sequence, error) {
@@ -231,13 +235,18 @@ func (x *chain) rewindTo(n int64) (ok bool) {
 	return true
 }
 
-// enlist puts the closed segments of a sequence that follows its tokens into the index.
+// enlist puts the closed segments of a sequence that follows its tokens into the index. It ends at the
+// first one that has lost rows or was cut: what comes after it cannot be found without it.
 func (s *Sequence) enlist() {
 	c, x := s.c, &s.chain
 	for i := 0; i < len(s.segs) && x.follows; i++ {
 		g := s.segs[i]
-		if !g.closed || g.sinks || g.end != 0 || x.node != nil && g.hi() <= x.node.seg.hi() {
+		if !g.closed || g.sinks || x.node != nil && g.hi() <= x.node.seg.hi() {
 			continue
+		}
+		if !g.complete() || g.lo != s.listedTo() {
+			s.unfollow()
+			return
 		}
 		keys := x.keys[g.lo/prefixTokens : g.hi()/prefixTokens]
 		if p, ok := c.index.at[keys[len(keys)-1]]; ok { // another sequence was first
@@ -251,11 +260,21 @@ func (s *Sequence) enlist() {
 		if i == 1 && s.segs[0].sinks {
 			n.sinks = s.segs[0]
 			n.sinks.refs++
+			n.sinks.listed++
 		}
 		g.refs++
+		g.listed++
 		c.index.add(n, g.lo/prefixTokens)
 		x.node = n
 	}
+}
+
+// listedTo returns the position behind the tokens of the sequence that are in the index.
+func (s *Sequence) listedTo() int64 {
+	if s.chain.node == nil {
+		return int64(s.c.cfg.Sinks)
+	}
+	return s.chain.node.seg.hi()
 }
 
 // add puts a node into the index. Its first key is number first.
@@ -303,6 +322,38 @@ func (x *index) evict(c *Cache, missing func() int64) (did bool, err error) {
 	return did, nil
 }
 
+// prune removes nodes whose segments have lost rows, and those after them: who found them would not know that
+// tokens are missing.
+func (x *index) prune(c *Cache) error {
+	for _, q := range c.seqs {
+		if q.chain.follows && slices.ContainsFunc(q.segs, func(g *segment) bool { return g.lost }) {
+			q.unfollow()
+		}
+	}
+	for done := false; !done; { // from the ends of the chains
+		done = true
+		for at := len(x.nodes) - 1; at >= 0; at-- {
+			if n := x.nodes[at]; n.children == 0 && n.lost() {
+				if err := x.unlist(c, at); err != nil {
+					return err
+				}
+				done = false
+			}
+		}
+	}
+	return nil
+}
+
+// lost reports whether a node, or one before it, has lost rows.
+func (n *prefix) lost() bool {
+	for ; n != nil; n = n.parent {
+		if n.seg.lost {
+			return true
+		}
+	}
+	return false
+}
+
 // unlist removes a node from the index.
 func (x *index) unlist(c *Cache, at int) error {
 	n, last := x.nodes[at], len(x.nodes)-1
@@ -320,7 +371,9 @@ func (x *index) unlist(c *Cache, at int) error {
 			q.chain.node = n.parent
 		}
 	}
+	n.seg.listed--
 	if n.sinks != nil {
+		n.sinks.listed--
 		if err := c.unref(n.sinks); err != nil {
 			return err
 		}

@@ -126,3 +126,88 @@ func TestMatchPrefix_Evicts(t *testing.T) {
 	require.Less(t, len(r.c.index.nodes), 11*11)
 	r.closeAll()
 }
+
+// A segment that has lost a block is found no more, nor is what comes after it. What comes before still is.
+func TestMatchPrefix_FindsNoLostRows(t *testing.T) {
+	r := newRig(t, testGeometry(), testConfig())
+	a, err := r.c.MatchPrefix(nil, nil)
+	require.NoError(t, err)
+	r.with(a, 1, 400)
+	found := func() int64 {
+		s, err := r.c.MatchPrefix(nil, ids(1, 0, 400))
+		require.NoError(t, err)
+		defer s.Close()
+		return s.Len()
+	}
+	require.EqualValues(t, 320, found())
+	keys := r.c.led.by[forIndex]
+	g, units, before := a.segs[3], 1, r.c.stats.Dropped // [132, 196)
+	require.NoError(t, r.c.pressure.change(g, 2, sideK, gone, &units))
+	require.NoError(t, r.c.pressure.reap(before))
+	r.audit()
+	require.Less(t, r.c.led.by[forIndex], keys)
+	require.EqualValues(t, 128, found())
+	require.False(t, a.chain.follows)
+	f, err := a.Fork() // forks and cuts go on from what there is
+	require.NoError(t, err)
+	require.NoError(t, f.Truncate(150))
+	r.step(f, 1, 200, 200)
+	r.with(a, 1, 500)
+	require.EqualValues(t, 128, found())
+	r.audit()
+
+	// Another sequence that has the same tokens for itself puts its own segments there.
+	b, err := r.c.MatchPrefix(nil, ids(1, 0, 400))
+	require.NoError(t, err)
+	r.with(b, 1, 400)
+	require.EqualValues(t, 320, found())
+	r.audit()
+	r.closeAll()
+}
+
+// A cut inside packed rows leaves a segment that is not whole: what comes after it is not found without it.
+func TestMatchPrefix_EndsAtACut(t *testing.T) {
+	r := newRig(t, testGeometry(), testConfig())
+	r.c.start, r.c.pressure.fixed = [sides]rung{lm4, lm4}, true
+	a, err := r.c.MatchPrefix(nil, nil)
+	require.NoError(t, err)
+	r.with(a, 1, 400)
+	require.NoError(t, a.Truncate(128)) // of a segment [68, 132)
+	st, err := r.c.Begin(context.Background(), []Row{{a, 272, ids(2, 128, 400)}})
+	require.NoError(t, err)
+	for l := range r.geo.Layers {
+		k, v, _ := r.tokens(2, 128, 400, l)
+		require.NoError(t, st.Append(l, k, v))
+	}
+	require.NoError(t, st.Commit(272))
+	s, err := r.c.MatchPrefix(nil, append(ids(1, 0, 128), ids(2, 128, 400)...))
+	require.NoError(t, err)
+	var rows, first int64
+	for _, g := range s.segs {
+		require.Equal(t, first, g.lo, "tokens before it are missing")
+		first = g.hi()
+		rows += g.hi() - g.lo
+	}
+	require.GreaterOrEqual(t, rows, s.Len())
+	r.audit()
+	r.closeAll()
+}
+
+// A hint to demote takes nothing from a fork.
+func TestDemote_LeavesForksAlone(t *testing.T) {
+	r := newRig(t, testGeometry(), testConfig())
+	a, err := r.c.NewSequence()
+	require.NoError(t, err)
+	r.step(a, 1, 500, 500)
+	f, err := a.Fork()
+	require.NoError(t, err)
+	before := r.state(f)
+	require.NoError(t, a.Demote(1))
+	require.Equal(t, before, r.state(f))
+	require.NoError(t, f.Close())
+	had := a.rowBytes()
+	require.NoError(t, a.Demote(1))
+	require.Less(t, a.rowBytes(), had/2)
+	r.audit()
+	r.closeAll()
+}

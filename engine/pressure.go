@@ -213,6 +213,9 @@ func (p *pressure) reap(before uint64) error {
 	if p.c.stats.Dropped == before {
 		return nil
 	}
+	if err := p.c.index.prune(p.c); err != nil {
+		return err
+	}
 	for _, q := range p.c.seqs {
 		if q.step != nil || q.held {
 			continue

@@ -112,6 +112,9 @@ func (p *pressure) eachSegment(f func(s *segment)) {
 			continue
 		}
 		for _, s := range q.segs {
+			if p.only != nil && s.refs-s.listed > 1 {
+				continue // a hint takes nothing from other sequences
+			}
 			if s.closed && !s.sinks && s.pinned == 0 && s.visited != p.visited {
 				s.visited = p.visited
 				f(s)

@@ -20,6 +20,7 @@ func (p *pressure) change(s *segment, i, side int, to rung, units *int) error {
 			return err
 		}
 		c.stats.Dropped++
+		s.lost = true
 		return c.free(b)
 	}
 	w := p

@@ -249,17 +249,22 @@ func (r *rig) audit() {
 	for _, s := range c.seqs {
 		index += 32 * int64(cap(s.chain.keys))
 	}
+	listed := map[*segment]int{}
 	for _, n := range c.index.nodes {
 		index += prefixBytes + int64(len(n.keys))*keyBytes
-		segs[n.seg]++
-		if n.sinks != nil {
-			segs[n.sinks]++
+		require.False(t, n.lost(), "a prefix that lost rows can be found")
+		for _, g := range []*segment{n.seg, n.sinks} {
+			if g != nil {
+				segs[g]++
+				listed[g]++
+			}
 		}
 	}
 	require.Equal(t, index, c.led.by[forIndex])
 	slots := make([]int, len(c.sizes.classes))
 	for g, refs := range segs {
 		require.Equal(t, refs, g.refs)
+		require.Equal(t, listed[g], g.listed)
 		tables += c.segmentSize(g.pages)
 		for i := range g.mean {
 			if p := &g.mean[i]; *p != 0 {

@@ -44,8 +44,10 @@ type segment struct {
 	per     int // rows of a page: 32, or the number of sinks
 	have    int // pages with memory, while it is open
 	refs    int // sequences and index entries that hold it
+	listed  int // of refs: index entries
 	sinks   bool
 	closed  bool
+	lost    bool    // pressure has dropped rows
 	pinned  int     // by how many sequences
 	visited uint64  // by pressure
 	blocks  []block // [layers, kv_heads, pages]
@@ -66,6 +68,19 @@ func (s *segment) hi() int64 {
 func (s *segment) empty() bool {
 	for i := range s.blocks {
 		if s.blocks[i].at[sideK] != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// complete reports whether a closed segment still has the rows of all its tokens, in all layers.
+func (s *segment) complete() bool {
+	if s.lost || s.end != 0 {
+		return false
+	}
+	for i := range s.blocks {
+		if s.blocks[i].at[sideK] == 0 { // a layer whose window has passed it
 			return false
 		}
 	}
