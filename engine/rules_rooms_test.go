@@ -14,8 +14,8 @@ import (
 // Those of one line know nothing of each other.
 var rooms = [][]string{
 	{"atomicfile", "backend", "internal/archive", "internal/half", "internal/memo", "internal/parallel", "internal/plan",
-		"internal/progress", "container", "tensorio"},
-	{"backend/args", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile"},
+		"internal/progress", "container", "store", "tensorio"},
+	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile"},
 	{"gguf/gguftest", "capture", "internal/blocks", "internal/weigh"},
 	{"internal/captured", "internal/damage", "model"},
 	{"internal/ahead", "internal/cold", "internal/segment"},

@@ -44,7 +44,10 @@ var allowed = map[string][]string{
 		"engine/backend",
 		"engine/internal/plan",
 		"engine/container",
+		"engine/store",
 	},
+	"engine/store":               {"quant"},
+	"engine/store/storetest":     {"quant", "engine/store"},
 	"engine/atomicfile":          {},
 	"engine/backend":             {"quant"},
 	"engine/backend/args":        {"quant", "engine/backend"},
@@ -103,7 +106,7 @@ var free = []string{"cmd/", "bench/archivetable", "bench/capturetable", "bench/c
 	"bench/truncatetable"}
 
 // suites may use testify outside _test.go files.
-var suites = []string{"quant/quanttest", "engine/backend/backendtest"}
+var suites = []string{"quant/quanttest", "engine/backend/backendtest", "engine/store/storetest"}
 
 type goPackage struct {
 	ImportPath string

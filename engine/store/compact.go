@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/kvist-project/kvist/quant"
+)
+
+// makeRoom makes need more bytes fit beside the reserve of one file, by forgetting what has expired and by
+// compaction.
+func (d *Disk) makeRoom(need int64) error {
+	if d.o.MaxBytes == 0 {
+		return d.tidy()
+	}
+	most := d.o.MaxBytes - d.o.FileBytes - fileHeader
+	fits := func() bool { return d.total+need <= most }
+	if fits() {
+		return nil
+	}
+	for k := range d.at {
+		d.find(k)
+	}
+	for tries := len(d.files) + 1; tries > 0 && !fits() && d.live+need <= most; tries-- {
+		if err := d.compact(); err != nil {
+			return err
+		}
+	}
+	if !fits() {
+		return fmt.Errorf("%d bytes beside %d of %d: %w", need, d.live, d.o.MaxBytes, quant.ErrFull)
+	}
+	return nil
+}
+
+// tidy compacts a file where more bytes are dead than alive.
+func (d *Disk) tidy() error {
+	if dead := d.total - d.live; dead > d.live && dead > 2*d.o.FileBytes {
+		return d.compact()
+	}
+	return nil
+}
+
+// compact moves what is alive in the oldest file to the end and removes the file. Deletions in the
+// oldest file have nothing left to delete.
+func (d *Disk) compact() error {
+	if len(d.files) == 0 {
+		return nil
+	}
+	old := d.files[0]
+	if len(d.files) == 1 {
+		if err := d.addFile(); err != nil {
+			return err
+		}
+	}
+	for k, e := range d.at {
+		if e.file != old {
+			continue
+		}
+		if d.expired(e) {
+			d.remove(k)
+			continue
+		}
+		data, err := d.read(e)
+		if errors.Is(err, quant.ErrCorrupt) {
+			d.stats.LostBytes += entrySize(e.n)
+			d.remove(k)
+			continue
+		}
+		if err != nil {
+			return at(old, e.off, err)
+		}
+		moved, err := d.append(kindPut, k, data, e.expires, false)
+		if err != nil {
+			return err
+		}
+		d.put(k, moved)
+	}
+	last := d.files[len(d.files)-1]
+	if last.unsynced {
+		if err := last.f.Sync(); err != nil {
+			last.broken = true
+			return at(last, 0, err)
+		}
+		last.unsynced = false
+	}
+	return d.drop(old)
+}
+
+// drop removes the oldest file, of which nothing is alive. Its removal is durable before the next one: a
+// deletion in a younger file must not go before what it deletes.
+func (d *Disk) drop(old *logFile) error {
+	if !old.removed {
+		old.removed = true
+		if err := old.f.Close(); err != nil {
+			return at(old, 0, err)
+		}
+	}
+	if err := d.fs.Remove(old.name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return at(old, 0, err)
+	}
+	if err := d.fs.Sync(); err != nil {
+		return at(old, 0, err)
+	}
+	d.files = d.files[1:]
+	d.total -= old.size
+	d.stats.Compacted++
+	return nil
+}

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package storetest is the conformance suite of stores, and what injects faults into them.
+//
+// Run checks everything that package store promises of every Store. Folder is a folder in memory of which
+// writes fail and the machine crashes at any byte. Faulty is a Store that fails and serves wrong bytes.
+package storetest
