@@ -8,6 +8,7 @@ import (
 	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -193,4 +194,44 @@ func (c *Cache) refuse(call string, seq uint64, err error) {
 		c.cfg.Logger.Warn("kvist: "+call+" refused", "sequence", seq, "error", err, "held", c.led.held,
 			"budget", c.led.budget)
 	}
+}
+
+// Resume returns a sequence that was parked, as it was: it goes on as if it had never been away. What is
+// parked stays so, until Discard or its expiry. Nothing appears unless all of it is read and verified.
+//
+// Errors: fs.ErrNotExist if nothing is parked there; *store.ForeignError for another salt, model, profile,
+// geometry or version; quant.ErrCorrupt for damage; quant.ErrFull if the budget does not hold it;
+// quant.ErrUnsupported without a Config.Store; quant.ErrClosed; those of the store and the backend.
+func (c *Cache) Resume(ctx context.Context, salt []byte, id store.Key) (*Sequence, error) {
+	m, err := newMover(ctx, c, "resume", 0, salt)
+	if err != nil {
+		return nil, err
+	}
+	s, err := m.resume(id)
+	return s, wrap("resume", 0, err)
+}
+
+// Discard deletes what was parked. Segments that others share stay in the store until they expire.
+//
+// Errors: as Resume. If a call to the store fails, Discard can be called again.
+func (c *Cache) Discard(ctx context.Context, salt []byte, id store.Key) error {
+	m, err := newMover(ctx, c, "discard", 0, salt)
+	if err != nil {
+		return err
+	}
+	return wrap("discard", 0, m.discard(id))
+}
+
+// RecallPrefix is MatchPrefix that also asks the store for what memory does not have: first tokens of
+// sequences that were parked under the salt, by any cache of the same settings. A record that is damaged or
+// foreign is skipped, logged and counted (Stats.Skipped); the match ends before it.
+//
+// Errors: those of MatchPrefix; quant.ErrUnsupported without a Config.Store.
+func (c *Cache) RecallPrefix(ctx context.Context, salt []byte, tokens []int32) (*Sequence, error) {
+	m, err := newMover(ctx, c, "recall prefix", 0, salt)
+	if err != nil {
+		return nil, err
+	}
+	s, err := m.recall(tokens)
+	return s, wrap("recall prefix", 0, err)
 }

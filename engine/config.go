@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -58,6 +59,8 @@ type Config struct {
 	// Model and Profile are part of the keys of shared prefixes: rows of another model, or coded with
 	// another profile, are never shared.
 	Model, Profile string
+	// Store is where sequences are parked. The cache does not close it. nil: none.
+	Store store.Store
 	// Logger receives refusals and the start of pressure. nil: nothing is logged.
 	Logger *slog.Logger
 }

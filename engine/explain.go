@@ -90,7 +90,7 @@ func (s *Sequence) explain(seg *segment, b *block, layer, kvHead, page int) Bloc
 // Pin keeps the rows of the sequence as they are: pressure takes from others. Pinning what does not fit
 // beside other sequences makes their steps fail with quant.ErrFull.
 //
-// Errors: quant.ErrClosed.
+// Errors: quant.ErrShape while it is parked or saved; quant.ErrClosed.
 func (s *Sequence) Pin(on bool) error {
 	const call = "pin"
 	c := s.c
@@ -102,8 +102,16 @@ func (s *Sequence) Pin(on bool) error {
 	if s.closed {
 		return closed(call, s.id, "sequence")
 	}
+	if s.busy != "" {
+		return fail(call, s.id, "it is being %s: %w", s.busy, quant.ErrShape)
+	}
+	s.pin(on)
+	return nil
+}
+
+func (s *Sequence) pin(on bool) {
 	if on == s.pinned {
-		return nil
+		return
 	}
 	s.pinned = on
 	for _, g := range s.segs {
@@ -113,7 +121,6 @@ func (s *Sequence) Pin(on bool) error {
 			g.pinned--
 		}
 	}
-	return nil
 }
 
 // Demote is a hint that the sequence will not be used for a while: it frees about share of the bytes of

@@ -5,8 +5,8 @@ package engine
 import (
 	"context"
 	"encoding/binary"
-	"fmt"
 
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -39,6 +39,9 @@ func (s *Sequence) Fork() (*Sequence, error) {
 		}
 	}
 	f.n, f.left, f.high, f.stale = s.n, s.left, s.high, s.stale
+	if err := f.setState(s.opaque); err != nil {
+		return nil, f.undo(call, s.id, err)
+	}
 	if s.chain.follows {
 		if err := f.follow(s.chain); err != nil {
 			f.unfollow() // it shares what it has, and nothing later
@@ -46,11 +49,7 @@ func (s *Sequence) Fork() (*Sequence, error) {
 	}
 	for _, g := range s.segs {
 		if err := f.adopt(g, !g.whole(s.n)); err != nil {
-			if e := c.broken(f.release()); e != nil {
-				err = fmt.Errorf("%w (and then: %w)", err, e)
-			}
-			c.refuse(call, s.id, err)
-			return nil, wrap(call, s.id, err)
+			return nil, f.undo(call, s.id, err)
 		}
 	}
 	return f, nil
@@ -228,6 +227,7 @@ func (s *Sequence) truncate(n int64) error {
 		return err
 	}
 	s.n = n
+	s.opaque = dropped(&c.led, forState, s.opaque)
 	if s.chain.follows && !s.chain.rewindTo(n) {
 		s.unfollow()
 	}
@@ -262,7 +262,7 @@ func (s *Sequence) reopen(g *segment) error {
 	}
 	err = c.broken(w.reopen(&c.memory, g))
 	c.closings = append(c.closings, w)
-	g.closed, g.have = false, g.pages
+	g.closed, g.have, g.name = false, g.pages, store.Key{}
 	return err
 }
 
@@ -337,7 +337,7 @@ func (s *Sequence) unpack(seg *segment, page int) error {
 // cut drops the rows of a closed segment that lie behind position n.
 func (s *Sequence) cut(g *segment, n int64) error {
 	c := s.c
-	g.end = n
+	g.end, g.name = n, store.Key{}
 	w, err := c.takeClosing()
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ const (
 	forQueries                // kept queries and what goes with them
 	forScratch                // staging buffers and lists of steps
 	forIndex                  // keys of shared prefixes
+	forState                  // opaque state of sequences
 	purposes
 )
 

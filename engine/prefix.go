@@ -109,17 +109,8 @@ func (c *Cache) MatchPrefix(salt []byte, tokens []int32) (*Sequence, error) {
 		return nil, err
 	}
 	c.stats.PrefixQueries += uint64(len(tokens))
-	x := chain{follows: true, root: c.cfg.rootKey(salt)}
-	var found mark
-	for last, n := x.root, 0; n+prefixTokens < len(tokens); n += prefixTokens {
-		last = x.root.next(last, tokens[n:n+prefixTokens])
-		p, ok := c.index.at[last]
-		if !ok {
-			break
-		}
-		found = p
-		x.keys = append(x.keys, last)
-	}
+	x, found := c.lookup(salt, tokens)
+	x.keys = x.keys[:found.tokens/prefixTokens]
 	c.index.use(found.node)
 	s, err := c.newSequence()
 	if err != nil {
@@ -129,14 +120,25 @@ func (c *Cache) MatchPrefix(salt []byte, tokens []int32) (*Sequence, error) {
 		err = s.resumeAt(found)
 	}
 	if err != nil {
-		if e := c.broken(s.release()); e != nil {
-			err = fmt.Errorf("%w (and then: %w)", err, e)
-		}
-		c.refuse(call, s.id, err)
-		return nil, wrap(call, s.id, err)
+		return nil, s.undo(call, s.id, err)
 	}
 	c.stats.PrefixHits += uint64(s.n)
 	return s, nil
+}
+
+// lookup returns the keys of all tokens but the last few, and where the index ends that has the first ones.
+func (c *Cache) lookup(salt []byte, tokens []int32) (x chain, found mark) {
+	x = chain{follows: true, root: c.cfg.rootKey(salt)}
+	ended := false
+	for last, n := x.root, 0; n+prefixTokens < len(tokens); n += prefixTokens {
+		last = x.root.next(last, tokens[n:n+prefixTokens])
+		p, ok := c.index.at[last]
+		if ended = ended || !ok; !ended {
+			found = p
+		}
+		x.keys = append(x.keys, last)
+	}
+	return x, found
 }
 
 // follow gives the sequence a copy of a chain.
@@ -156,10 +158,10 @@ func (s *Sequence) follow(x chain) error {
 	return nil
 }
 
-// resumeAt makes an empty sequence one that holds the tokens of a place in the index.
-func (s *Sequence) resumeAt(p mark) error {
+// adoptPath appends the segments of a node and of those before it to an empty sequence.
+func (s *Sequence) adoptPath(end *prefix) error {
 	var path []*prefix
-	for n := p.node; n != nil; n = n.parent {
+	for n := end; n != nil; n = n.parent {
 		path = append(path, n)
 		n.seg.pinned++ // adopting may make room
 		defer func() { n.seg.pinned-- }()
@@ -173,6 +175,14 @@ func (s *Sequence) resumeAt(p mark) error {
 		if err := s.adopt(path[i].seg, false); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// resumeAt makes an empty sequence one that holds the tokens of a place in the index.
+func (s *Sequence) resumeAt(p mark) error {
+	if err := s.adoptPath(p.node); err != nil {
+		return err
 	}
 	if p.node == nil {
 		return nil
@@ -236,7 +246,7 @@ func (x *chain) rewindTo(n int64) (ok bool) {
 }
 
 // enlist puts the closed segments of a sequence that follows its tokens into the index. It ends at the
-// first one that has lost rows or was cut: what comes after it cannot be found without it.
+// first one that has lost rows: what comes after it cannot be found without it.
 func (s *Sequence) enlist() {
 	c, x := s.c, &s.chain
 	for i := 0; i < len(s.segs) && x.follows; i++ {
@@ -249,6 +259,10 @@ func (s *Sequence) enlist() {
 			return
 		}
 		keys := x.keys[g.lo/prefixTokens : g.hi()/prefixTokens]
+		if len(keys) == 0 { // a short one, that was cut
+			s.unfollow()
+			return
+		}
 		if p, ok := c.index.at[keys[len(keys)-1]]; ok { // another sequence was first
 			x.node = p.node
 			continue

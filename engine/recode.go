@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -20,7 +21,7 @@ func (p *pressure) change(s *segment, i, side int, to rung, units *int) error {
 			return err
 		}
 		c.stats.Dropped++
-		s.lost = true
+		s.lost, s.name = true, store.Key{}
 		return c.free(b)
 	}
 	w := p
@@ -63,6 +64,7 @@ func (p *pressure) flush() error {
 	for i := range w.n {
 		b, side := &w.segs[i].blocks[w.index[i]], int(w.side[i])
 		if err == nil {
+			w.segs[i].name = store.Key{}
 			c.arena.swap(&b.at[side], &w.to[i])
 			b.rung[side] = w.rung[i]
 		}

@@ -261,6 +261,12 @@ func (r *rig) audit() {
 		}
 	}
 	require.Equal(t, index, c.led.by[forIndex])
+	var opaque int64
+	for _, s := range c.seqs {
+		opaque += int64(cap(s.opaque))
+		require.Empty(t, s.busy)
+	}
+	require.Equal(t, opaque, c.led.by[forState])
 	slots := make([]int, len(c.sizes.classes))
 	for g, refs := range segs {
 		require.Equal(t, refs, g.refs)

@@ -6,6 +6,7 @@ import (
 	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -47,11 +48,12 @@ type segment struct {
 	listed  int // of refs: index entries
 	sinks   bool
 	closed  bool
-	lost    bool    // pressure has dropped rows
-	pinned  int     // by how many sequences
-	visited uint64  // by pressure
-	blocks  []block // [layers, kv_heads, pages]
-	mean    []slot  // [layers, kv_heads]: means of K; none for sinks
+	lost    bool      // pressure has dropped rows
+	name    store.Key // of its image in the store, zero if it has none or has changed since
+	pinned  int       // by how many sequences
+	visited uint64    // by pressure
+	blocks  []block   // [layers, kv_heads, pages]
+	mean    []slot    // [layers, kv_heads]: means of K; none for sinks
 }
 
 const segmentBytes = int64(unsafe.Sizeof(segment{}))
@@ -76,11 +78,12 @@ func (s *segment) empty() bool {
 
 // complete reports whether a closed segment still has the rows of all its tokens, in all layers.
 func (s *segment) complete() bool {
-	if s.lost || s.end != 0 {
-		return false
-	}
-	for i := range s.blocks {
-		if s.blocks[i].at[sideK] == 0 { // a layer whose window has passed it
+	for i := range s.mean {
+		rows := int64(0)
+		for _, b := range s.blocks[i*s.pages : (i+1)*s.pages] {
+			rows += int64(b.rows)
+		}
+		if rows != s.hi()-s.lo { // dropped under pressure, or a window has passed it
 			return false
 		}
 	}

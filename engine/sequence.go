@@ -3,8 +3,12 @@
 package engine
 
 import (
+	"context"
+	"fmt"
+	"time"
 	"unsafe"
 
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -20,9 +24,11 @@ type Sequence struct {
 	step   *step // the step that is under way
 	closed bool
 	pinned bool
-	held   bool  // a call goes through segs: making room must not remove any
-	left   int64 // position of the first page that has not left the window
-	stale  bool  // segments closed since blocks were priced
+	held   bool   // a call goes through segs: making room must not remove any
+	left   int64  // position of the first page that has not left the window
+	stale  bool   // segments closed since blocks were priced
+	busy   string // what goes on without the cache's lock: "parked", "saved", "restored"
+	opaque []byte // state of the server's own; see SetState
 }
 
 const sequenceBytes = int64(unsafe.Sizeof(Sequence{})) + 64
@@ -51,6 +57,9 @@ func (s *Sequence) Close() error {
 	if s.step != nil {
 		return fail(call, s.id, "a step is under way: %w", quant.ErrShape)
 	}
+	if s.busy != "" {
+		return fail(call, s.id, "it is being %s: %w", s.busy, quant.ErrShape)
+	}
 	return wrap(call, s.id, c.broken(s.release()))
 }
 
@@ -78,7 +87,17 @@ func (s *Sequence) release() error {
 	s.unfollow()
 	c.led.give(forQueries, sequenceBytes+c.keptBytes(s.kept.n))
 	s.kept = kept{}
+	s.opaque = dropped(&c.led, forState, s.opaque)
 	return nil
+}
+
+// undo releases a sequence that could not be made of sequence id, and returns why.
+func (s *Sequence) undo(call string, id uint64, err error) error {
+	if e := s.c.broken(s.release()); e != nil {
+		err = fmt.Errorf("%w (and then: %w)", err, e)
+	}
+	s.c.refuse(call, id, err)
+	return wrap(call, id, err)
 }
 
 // ready reports why a sequence cannot be used by a call that needs it idle.
@@ -88,6 +107,8 @@ func (s *Sequence) ready(call string) error {
 		return closed(call, s.id, "sequence")
 	case s.step != nil:
 		return fail(call, s.id, "a step is under way: %w", quant.ErrShape)
+	case s.busy != "":
+		return fail(call, s.id, "it is being %s: %w", s.busy, quant.ErrShape)
 	}
 	return nil
 }
@@ -199,6 +220,7 @@ func (q *Sequence) trimWindows() error {
 			if s.refs > 1 || !s.closed && !s.sinks {
 				continue
 			}
+			s.name = store.Key{}
 			blocks := s.blocks[l*per*s.pages : (l+1)*per*s.pages]
 			for i := range blocks {
 				if err := c.free(&blocks[i]); err != nil {
@@ -208,4 +230,97 @@ func (q *Sequence) trimWindows() error {
 		}
 	}
 	return nil
+}
+
+// occupy keeps a sequence and its segments as they are until free.
+func (s *Sequence) occupy(what string) (free func()) {
+	pinned := s.pinned
+	s.busy, s.held = what, true
+	s.pin(true)
+	return func() {
+		s.busy, s.held = "", false
+		s.pin(pinned)
+	}
+}
+
+// settle makes a sequence of whole segments up to position got one of n tokens.
+func (s *Sequence) settle(got, n int64) error {
+	s.n, s.left, s.high, s.stale = got, got, got, true
+	if int64(len(s.chain.keys)) >= got/prefixTokens { // so that others need not ask the store
+		s.enlist()
+	}
+	if n < got {
+		if err := s.truncate(n); err != nil {
+			return err
+		}
+	}
+	s.high = s.n
+	return nil
+}
+
+// SetState keeps bytes of the server's own with the sequence: the state of recurrent layers, or a sampler's.
+// They count against the budget, forks copy them, and they are parked and saved. Truncate forgets them,
+// because they are those of the last token. Empty bytes take them away.
+//
+// Errors: quant.ErrShape while a step is under way; quant.ErrFull; quant.ErrClosed.
+func (s *Sequence) SetState(p []byte) error {
+	const call = "set state"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return err
+	}
+	if err := s.ready(call); err != nil {
+		return err
+	}
+	return wrap(call, s.id, s.setState(p))
+}
+
+func (s *Sequence) setState(p []byte) error {
+	c := s.c
+	if len(p) == 0 {
+		s.opaque = dropped(&c.led, forState, s.opaque)
+		return nil
+	}
+	if err := c.pressure.makeRoom(context.Background(), nil, int64(slack(len(p)))); err != nil {
+		return err
+	}
+	x, ok := grown(&c.led, forState, s.opaque[:0], len(p))
+	if !ok {
+		return errNoRoom
+	}
+	s.opaque = append(x, p...)
+	return nil
+}
+
+// State returns a copy of what SetState was given, nil if that is nothing.
+func (s *Sequence) State() []byte {
+	s.c.mu.RLock()
+	defer s.c.mu.RUnlock()
+	return append([]byte(nil), s.opaque...)
+}
+
+// Park moves the sequence to the store, exactly as it is, and closes it. What it returns resumes it, in this
+// process or another one with a cache of the same settings. What expires is gone after that time; the zero
+// time is never. Segments that other sequences share, or may share later, are put once.
+//
+// The salt is that of those who may resume it: MatchPrefix's, where the sequence has one. It does not
+// encrypt: who reads the store reads the rows.
+//
+// If Park fails, the sequence is what it was.
+//
+// Errors: quant.ErrUnsupported without a Config.Store; quant.ErrShape while a step is under way, or if the
+// salt is not that of the sequence; quant.ErrFull if the budget does not hold a copy of one segment;
+// quant.ErrClosed; those of the store and the backend.
+func (s *Sequence) Park(ctx context.Context, salt []byte, expires time.Time) (store.Key, error) {
+	m, err := newMover(ctx, s.c, "park", s.id, salt)
+	if err != nil {
+		return store.Key{}, err
+	}
+	id, err := m.park(s, expires)
+	if err != nil {
+		return store.Key{}, wrap("park", s.id, err)
+	}
+	return id, nil
 }

@@ -13,6 +13,7 @@ type Stats struct {
 	QueryBytes   int64 // kept queries
 	ScratchBytes int64 // staging and lists
 	IndexBytes   int64 // keys of shared prefixes
+	StateBytes   int64 // opaque state of sequences; see Sequence.SetState
 	Sequences    int
 	Tokens       int64 // committed, of all sequences
 	// Sides counts the sides of blocks at each level, by the name of the coding; "dropped" holds those
@@ -23,6 +24,7 @@ type Stats struct {
 	Dropped uint64 // blocks
 	// PrefixQueries and PrefixHits count the tokens that MatchPrefix was asked for, and those it found.
 	PrefixQueries, PrefixHits uint64
+	Skipped                   uint64 // records of the store that could not be used
 	Refusals                  uint64 // steps and sequences that were refused for want of memory
 }
 
@@ -37,7 +39,7 @@ func (c *Cache) Stats() Stats {
 	s.FreeBytes = c.arena.free()
 	s.RowBytes, s.TableBytes, s.QueryBytes, s.ScratchBytes = l.by[forRows], l.by[forTables], l.by[forQueries],
 		l.by[forScratch]
-	s.IndexBytes = l.by[forIndex]
+	s.IndexBytes, s.StateBytes = l.by[forIndex], l.by[forState]
 	s.Sequences = len(c.seqs)
 	s.Sides = map[string]int{}
 	seen := map[*segment]bool{}

@@ -1,0 +1,377 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// image is a segment outside of the slabs: packed rows as they are, and what is needed to put them back.
+// What attention has made of the rows, the masses, is not part of it, so that a shared segment has one image.
+//
+// Its bytes, all little-endian:
+//
+//	u8 flags, u8 0, u16 pages, u16 rows of a page, u16 pages with memory, i64 lo, i64 end
+//	for every layer and kv_head:
+//	  u8 0: no mean of K, 1: memory for one, 2: head_dim binary16 follow
+//	  for every page: u8 rung of K, u8 of V, u8 rows, u8 1 if positions follow; unless rows is 0:
+//	    f32 energy of K, of V; u16 positions; rows of K; rows of V, as their codings pack them
+type image struct {
+	lo, end          int64
+	pages, per, have int
+	sinks, closed    bool
+	lost             bool
+	blocks           []imageBlock
+	mean             [][]byte // nil: no memory for one; empty: memory, but no row is coded without it
+}
+
+type imageBlock struct {
+	rung   [sides]rung
+	rows   int
+	energy [sides]float32
+	pos    []byte // nil: consecutive rows
+	data   [sides][]byte
+}
+
+const (
+	imageHeader = 24
+	imageSinks  = 1
+	imageClosed = 2
+	imageLost   = 4
+)
+
+func (s *image) hi() int64 {
+	if s.end != 0 {
+		return s.end
+	}
+	return s.lo + int64(s.pages*s.per)
+}
+
+// rowsOf returns the rows of a block of a sequence of n tokens that an image keeps.
+func rowsOf(s *segment, b *block, page int, n int64) int {
+	switch {
+	case b.at[sideK] == 0:
+		return 0
+	case b.pos != 0:
+		return int(b.rows)
+	}
+	return int(max(0, min(int64(s.per), n-s.lo-int64(page*s.per))))
+}
+
+// imageSize returns the bytes of the image of a segment.
+func imageSize(c *memory, s *segment, n int64) int64 {
+	size := int64(imageHeader)
+	for i := range s.mean {
+		size++
+		centered := false
+		for p := range s.pages {
+			b := &s.blocks[i*s.pages+p]
+			size += 4
+			rows := rowsOf(s, b, p, n)
+			if rows == 0 {
+				continue
+			}
+			centered = centered || b.centered()
+			size += 8
+			if b.pos != 0 {
+				size += int64(2 * rows)
+			}
+			for side, dim := range c.sizes.dim {
+				size += int64(b.rung[side].coding().PackedBytes(rows, dim))
+			}
+		}
+		if centered {
+			size += int64(quant.MeanBytes(c.geo.HeadDim))
+		}
+	}
+	return size
+}
+
+// appendImage appends the image of a segment of a sequence of n tokens to dst, which has room for it.
+func appendImage(c *memory, dst []byte, s *segment, n int64) ([]byte, error) {
+	le := binary.LittleEndian
+	var flags byte
+	for bit, on := range map[byte]bool{imageSinks: s.sinks, imageClosed: s.closed, imageLost: s.lost} {
+		if on {
+			flags |= bit
+		}
+	}
+	dst = append(dst, flags, 0)
+	for _, v := range []int{s.pages, s.per, s.have} {
+		dst = le.AppendUint16(dst, uint16(v))
+	}
+	dst = le.AppendUint64(le.AppendUint64(dst, uint64(s.lo)), uint64(s.end))
+	get := func(at backend.Span) error {
+		dst = dst[:len(dst)+int(at.Len)]
+		return at.Buf.Download(at.Off, dst[len(dst)-int(at.Len):])
+	}
+	for i := range s.mean {
+		blocks := s.blocks[i*s.pages : (i+1)*s.pages]
+		centered := false
+		for p := range blocks {
+			centered = centered || blocks[p].centered() && rowsOf(s, &blocks[p], p, n) > 0
+		}
+		switch {
+		case centered:
+			dst = append(dst, 2)
+			if err := get(c.arena.at(s.mean[i], int64(quant.MeanBytes(c.geo.HeadDim)))); err != nil {
+				return nil, err
+			}
+		case s.mean[i] != 0:
+			dst = append(dst, 1)
+		default:
+			dst = append(dst, 0)
+		}
+		for p := range blocks {
+			b := &blocks[p]
+			rows := rowsOf(s, b, p, n)
+			if rows == 0 {
+				dst = append(dst, 0, 0, 0, 0)
+				continue
+			}
+			sorted := byte(0)
+			if b.pos != 0 {
+				sorted = 1
+			}
+			dst = append(dst, byte(b.rung[sideK]), byte(b.rung[sideV]), byte(rows), sorted)
+			for _, e := range b.energy {
+				dst = le.AppendUint32(dst, math.Float32bits(e))
+			}
+			if b.pos != 0 {
+				if err := get(c.arena.at(b.pos, int64(2*rows))); err != nil {
+					return nil, err
+				}
+			}
+			for side := range sides {
+				if err := get(c.side(b, side, rows).Data); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return dst, nil
+}
+
+// parseImage reads an image; its rows alias p.
+//
+// Errors: quant.ErrCorrupt.
+func parseImage(c *memory, p []byte) (*image, error) {
+	le, whole := binary.LittleEndian, len(p)
+	bad := func(what string) error {
+		return fmt.Errorf("image of a segment: %s at byte %d: %w", what, whole-len(p), quant.ErrCorrupt)
+	}
+	short := false
+	take := func(n int) []byte {
+		if short = short || n > len(p); short {
+			return nil
+		}
+		x := p[:n:n]
+		p = p[n:]
+		return x
+	}
+	h := take(imageHeader)
+	if short {
+		return nil, bad("header")
+	}
+	s := &image{pages: int(le.Uint16(h[2:])), per: int(le.Uint16(h[4:])), have: int(le.Uint16(h[6:])),
+		lo: int64(le.Uint64(h[8:])), end: int64(le.Uint64(h[16:])), sinks: h[0]&imageSinks != 0,
+		closed: h[0]&imageClosed != 0, lost: h[0]&imageLost != 0}
+	heads := c.geo.Layers * c.geo.KVHeads
+	if h[0] > imageSinks|imageClosed|imageLost || h[1] != 0 || s.pages > 2048/pageTokens {
+		return nil, bad("header")
+	}
+	s.blocks, s.mean = make([]imageBlock, heads*s.pages), make([][]byte, heads)
+	for i := range heads {
+		switch k := take(1); {
+		case short || k[0] > 2:
+			return nil, bad("mean")
+		case k[0] == 2:
+			s.mean[i] = take(quant.MeanBytes(c.geo.HeadDim))
+		case k[0] == 1:
+			s.mean[i] = []byte{}
+		}
+		for j := range s.pages {
+			b, k := &s.blocks[i*s.pages+j], take(4)
+			if short || k[0] >= byte(rungs) || k[1] >= byte(rungs) || k[3] > 1 {
+				return nil, bad("block")
+			}
+			if k[2] == 0 {
+				continue
+			}
+			b.rung, b.rows = [sides]rung{rung(k[0]), rung(k[1])}, int(k[2])
+			if b.rung[sideK] == gone || b.rung[sideV] == gone || b.rows > pageTokens {
+				return nil, bad("block")
+			}
+			e := take(8)
+			if k[3] == 1 {
+				b.pos = take(2 * b.rows)
+			}
+			for side, dim := range c.sizes.dim {
+				b.data[side] = take(b.rung[side].coding().PackedBytes(b.rows, dim))
+			}
+			if short {
+				return nil, bad("rows")
+			}
+			for side := range sides {
+				b.energy[side] = math.Float32frombits(le.Uint32(e[4*side:]))
+			}
+		}
+	}
+	if len(p) != 0 {
+		return nil, bad("bytes behind the last block")
+	}
+	return s, s.check(c)
+}
+
+// check reports what makes an image none of a segment of this cache.
+func (s *image) check(c *memory) error {
+	bad := func(what string) error { return fmt.Errorf("image of a segment: %s: %w", what, quant.ErrCorrupt) }
+	per, pages := pageTokens, c.segPages()
+	if s.sinks {
+		per, pages = c.cfg.Sinks, 1
+	}
+	length := int64(s.pages * s.per)
+	switch {
+	case s.per != per || s.pages != pages || s.have < 0 || s.have > s.pages || s.lo < 0 || s.lo > quant.MaxTokens:
+		return bad("its pages")
+	case s.end != 0 && (!s.closed || s.end <= s.lo || s.end > s.lo+length) || s.sinks && (s.closed || s.lo != 0):
+		return bad("its end")
+	}
+	seen := make([]bool, s.pages*s.per)
+	for i := range s.mean {
+		clear(seen)
+		centered := false
+		for p, b := range s.blocks[i*s.pages : (i+1)*s.pages] {
+			if b.rows == 0 {
+				continue
+			}
+			centered = centered || b.rung[sideK] != f16
+			if (b.pos == nil) == s.closed || b.rows > s.per || !s.closed && p >= s.have || s.sinks && b.rung != [sides]rung{f16, f16} ||
+				!s.closed && b.rows < s.per && b.rung != [sides]rung{f16, f16} {
+				return bad("rows of a block")
+			}
+			for r := range b.rows {
+				at := p*s.per + r
+				if b.pos != nil {
+					at = int(binary.LittleEndian.Uint16(b.pos[2*r:]))
+				}
+				if int64(at) >= s.hi()-s.lo || seen[at] {
+					return bad("position of a row")
+				}
+				seen[at] = true
+			}
+		}
+		if centered && len(s.mean[i]) != quant.MeanBytes(c.geo.HeadDim) || s.sinks && s.mean[i] != nil ||
+			!s.sinks && !s.closed && s.have > 0 && s.mean[i] == nil {
+			return bad("mean of K")
+		}
+	}
+	return nil
+}
+
+// classes adds the slots that an image needs to n[class], and returns the bytes of its descriptors.
+func (s *image) classes(c *memory, n []int) int64 {
+	for i := range s.blocks {
+		b := &s.blocks[i]
+		if b.rows == 0 {
+			continue
+		}
+		for side := range sides {
+			n[s.classOf(c, side, b)]++
+		}
+		if b.pos != nil {
+			n[c.sizes.pos]++
+		}
+	}
+	for _, m := range s.mean {
+		if m != nil {
+			n[c.sizes.mean]++
+		}
+	}
+	return c.segmentSize(s.pages)
+}
+
+func (s *image) classOf(c *memory, side int, b *imageBlock) int {
+	if s.sinks {
+		return c.sizes.sinks[side]
+	}
+	return c.sizes.class[side][b.rung[side]]
+}
+
+// place appends the segment of an image to a sequence.
+func (s *image) place(ctx context.Context, q *Sequence) error {
+	c := q.c
+	n := make([]int, len(c.sizes.classes))
+	tables := s.classes(&c.memory, n)
+	err := c.pressure.makeRoom(ctx, n, tables+int64(2*len(q.segs)+8)*8)
+	if err != nil {
+		return err
+	}
+	var ok bool
+	if q.segs, ok = grown(&c.led, forTables, q.segs, len(q.segs)+1); !ok || !c.led.take(forTables, tables) {
+		return errNoRoom
+	}
+	g := c.newSegment(s.lo, s.pages, s.per, s.sinks)
+	g.have, g.closed, g.end, g.lost = s.have, s.closed, s.end, s.lost
+	if err = c.arena.prepare(n); err == nil {
+		err = s.fill(&c.memory, g)
+	}
+	if err != nil {
+		if e := c.broken(c.unref(g)); e != nil {
+			return e
+		}
+		return err
+	}
+	if q.pinned {
+		g.pinned++
+	}
+	q.segs = append(q.segs, g)
+	return nil
+}
+
+// fill uploads the rows of an image to a segment that has none.
+func (s *image) fill(c *memory, g *segment) error {
+	put := func(owner *slot, class int, data []byte) error {
+		if err := c.arena.alloc(class, owner); err != nil {
+			return err
+		}
+		if len(data) == 0 {
+			return nil
+		}
+		at := c.arena.at(*owner, int64(len(data)))
+		return at.Buf.Upload(at.Off, data)
+	}
+	for i, m := range s.mean {
+		if m == nil {
+			continue
+		}
+		if err := put(&g.mean[i], c.sizes.mean, m); err != nil {
+			return err
+		}
+	}
+	for i := range s.blocks {
+		from, b := &s.blocks[i], &g.blocks[i]
+		if from.rows == 0 {
+			continue
+		}
+		b.rung, b.energy = from.rung, from.energy
+		for side := range sides {
+			if err := put(&b.at[side], s.classOf(c, side, from), from.data[side]); err != nil {
+				return err
+			}
+		}
+		if from.pos != nil {
+			b.rows = uint8(from.rows)
+			if err := put(&b.pos, c.sizes.pos, from.pos); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}

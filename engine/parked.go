@@ -1,0 +1,345 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package engine
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"time"
+	"unsafe"
+
+	"github.com/kvist-project/kvist/engine/store"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// stateVersion is that of the bytes of images and states.
+const stateVersion = 1
+
+// layout names everything that the bytes of images and states depend on.
+func (c *Config) layout(g quant.Geometry) string {
+	windows := ""
+	for l := range c.LayerWindow {
+		windows += fmt.Sprintf(" %d", c.LayerWindow[l])
+	}
+	return fmt.Sprintf("kvist sequence: layers=%d heads=%d kv_heads=%d head_dim=%d head_dim_v=%d window=%d sinks=%d segment=%d "+
+		"kept_queries=%d seed=%d scale=%v softcap=%v layer_windows=%s", g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV,
+		c.Window, c.Sinks, c.Segment, c.KeptQueries, c.Seed, c.Scale, c.Softcap, windows)
+}
+
+// mover moves a sequence between the slabs and a store. It holds the cache's lock only while it copies.
+type mover struct {
+	c     *Cache
+	ctx   context.Context
+	call  string
+	seq   uint64
+	st    store.Store
+	under store.Context
+	base  int64 // scratch memory that is counted until the end
+	loan  int64 // and all that is
+}
+
+// newMover returns one for a call.
+func newMover(ctx context.Context, c *Cache, call string, seq uint64, salt []byte) (*mover, error) {
+	if c.cfg.Store == nil {
+		return nil, fail(call, seq, "the cache has no store (Config.Store): %w", quant.ErrUnsupported)
+	}
+	return &mover{c: c, ctx: ctx, call: call, seq: seq, st: c.cfg.Store, under: store.Context{Salt: salt,
+		Model: c.cfg.Model, Profile: c.cfg.Profile, Layout: c.cfg.layout(c.geo), Version: stateVersion}}, nil
+}
+
+// lend counts n bytes of scratch memory in the place of those that were lent before.
+func (m *mover) lend(n int64) error {
+	c := m.c
+	c.led.give(forScratch, m.loan)
+	m.loan = 0
+	if n += m.base; n == 0 {
+		return nil
+	}
+	if err := c.pressure.makeRoom(m.ctx, nil, n); err != nil {
+		return err
+	}
+	if !c.led.take(forScratch, n) {
+		return errNoRoom
+	}
+	m.loan = n
+	return nil
+}
+
+// locked runs f with the cache's lock, unless the cache was closed meanwhile.
+func (m *mover) locked(f func() error) error {
+	m.c.mu.Lock()
+	defer m.c.mu.Unlock()
+	if err := m.c.usable(m.call); err != nil {
+		return err
+	}
+	return f()
+}
+
+// park writes a sequence to the store and returns what it is found by.
+func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
+	c := m.c
+	var free func()
+	var buf []byte
+	var named []segmentState
+	err = m.locked(func() error {
+		if err := s.ready(m.call); err != nil {
+			return err
+		}
+		if s.chain.follows && s.chain.root != c.cfg.rootKey(m.under.Salt) {
+			return fail(m.call, s.id, "the salt is not that of its tokens: %w", quant.ErrShape)
+		}
+		free = s.occupy("parked")
+		n := stateSize(s)
+		for _, g := range s.segs {
+			n = max(n, imageSize(&c.memory, g, s.n))
+		}
+		if err := m.lend(n + store.SealBytes); err != nil {
+			return err
+		}
+		buf = make([]byte, store.SealBytes, n+store.SealBytes)
+		named = make([]segmentState, len(s.segs))
+		return nil
+	})
+	if err == nil {
+		_, _ = rand.Read(id[:]) // never fails
+		err = m.putAll(s, id, buf, named, expires)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if free != nil && !c.closed {
+		_ = m.lend(0)
+		free()
+		if err == nil {
+			for i, g := range s.segs {
+				if named[i].shared {
+					g.name = named[i].name
+				}
+			}
+			err = c.broken(s.release())
+		}
+	}
+	return id, err
+}
+
+// putAll puts the images of a sequence, then where its prefixes are found, and its state last: what is not
+// complete is not found.
+func (m *mover) putAll(s *Sequence, id store.Key, buf []byte, named []segmentState, expires time.Time) (err error) {
+	c := m.c
+	put := 0
+	defer func() {
+		for _, x := range named[:put] {
+			if err != nil && !x.shared { // nobody else refers to it
+				_ = m.st.Delete(context.WithoutCancel(m.ctx), x.name)
+			}
+		}
+	}()
+	for i, g := range s.segs {
+		var image []byte
+		err := m.locked(func() (err error) {
+			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n)
+			named[i].shared = g.refs > 1 && g.whole(s.n)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		if named[i].shared {
+			sum := sha256.Sum256(image[store.SealBytes:])
+			named[i].name = m.under.Key("segment", sum[:])
+		} else {
+			named[i].name = m.under.Key("private", binary.LittleEndian.AppendUint64(id[:len(id):len(id)], uint64(i)))
+		}
+		put = i + 1
+		m.under.Seal(named[i].name, image)
+		if err := m.st.Put(m.ctx, named[i].name, image, expires); err != nil {
+			return err
+		}
+	}
+	if err := m.putMarks(s, named, expires); err != nil {
+		return err
+	}
+	var p []byte
+	err = m.locked(func() error {
+		p = appendState(buf[:store.SealBytes], s, named)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	m.under.Seal(id, p)
+	return m.st.Put(m.ctx, id, p, expires)
+}
+
+// get returns a checked payload, and counts its bytes.
+func (m *mover) get(k store.Key) ([]byte, error) {
+	p, err := m.st.Get(m.ctx, k)
+	if err != nil {
+		return nil, err
+	}
+	payload, err := m.under.Open(k, p)
+	if err != nil {
+		return nil, fmt.Errorf("record %s: %w", k.String()[:16], err)
+	}
+	c := m.c
+	parsed := int64(c.geo.Layers*c.geo.KVHeads*c.segPages()) * int64(unsafe.Sizeof(imageBlock{}))
+	return payload, m.locked(func() error { return m.lend(int64(cap(p)) + parsed) })
+}
+
+// resume reads a sequence.
+func (m *mover) resume(id store.Key) (*Sequence, error) {
+	c := m.c
+	p, err := m.get(id)
+	if err != nil {
+		return nil, m.end(nil, nil, err)
+	}
+	x, err := parseState(&c.memory, p)
+	if err != nil {
+		return nil, m.end(nil, nil, err)
+	}
+	m.base = int64(cap(p)) + c.keptBytes(c.cfg.KeptQueries) // x aliases p
+	var s *Sequence
+	var free func()
+	err = m.locked(func() (err error) {
+		if s, err = c.newSequence(); err == nil {
+			free = s.occupy("restored")
+		}
+		return err
+	})
+	for i := 0; i < len(x.segs) && err == nil; i++ {
+		err = m.addSegment(s, &x.segs[i], id)
+	}
+	if err == nil {
+		err = m.locked(func() error { return x.restore(s, m.under.Salt) })
+	}
+	if err = m.end(s, free, err); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// end gives the scratch memory back and ends what began a sequence, which goes if it has failed.
+func (m *mover) end(s *Sequence, free func(), err error) error {
+	c := m.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return c.usable(m.call)
+	}
+	m.base = 0
+	_ = m.lend(0)
+	if free != nil {
+		free()
+	}
+	if err != nil && s != nil {
+		return s.undo(m.call, s.id, err)
+	}
+	return err
+}
+
+// addSegment appends a segment to a sequence: the one that is in memory already, or that of the store.
+func (m *mover) addSegment(s *Sequence, x *segmentState, id store.Key) error {
+	c, found := m.c, false
+	err := m.locked(func() error {
+		if g := named(c, x.name); g != nil && x.shared {
+			found = true
+			return s.adopt(g, false)
+		}
+		return nil
+	})
+	if err != nil || found {
+		return err
+	}
+	p, err := m.get(x.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("a segment of it is gone: %w (%w)", quant.ErrCorrupt, err)
+	}
+	if err != nil {
+		return err
+	}
+	im, err := parseImage(&c.memory, p)
+	if err != nil {
+		return err
+	}
+	if im.lo != x.lo || im.hi() != x.hi || len(im.blocks) != len(x.mass) {
+		return fmt.Errorf("a segment of tokens %d to %d where %d to %d are: %w", im.lo, im.hi(), x.lo, x.hi, quant.ErrCorrupt)
+	}
+	return m.locked(func() error {
+		if err := im.place(m.ctx, s); err != nil {
+			return err
+		}
+		g := s.segs[len(s.segs)-1]
+		for i, v := range x.mass {
+			g.blocks[i].mass = v
+		}
+		if x.shared {
+			g.name = x.name
+		}
+		return m.lend(0)
+	})
+}
+
+// named returns the segment in memory that has the image of a name, nil if none has.
+func named(c *Cache, name store.Key) *segment {
+	if name == (store.Key{}) {
+		return nil
+	}
+	for _, n := range c.index.nodes {
+		if n.seg.name == name {
+			return n.seg
+		}
+		if n.sinks != nil && n.sinks.name == name {
+			return n.sinks
+		}
+	}
+	for _, s := range c.seqs {
+		for _, g := range s.segs {
+			if g.name == name {
+				return g
+			}
+		}
+	}
+	return nil
+}
+
+// restore gives a sequence that has its segments the rest of its state.
+func (x *state) restore(s *Sequence, salt []byte) error {
+	c := s.c
+	if err := s.setState(x.opaque); err != nil {
+		return err
+	}
+	s.n, s.high, s.left, s.stale, s.kept = x.n, x.high, x.left, x.stale, x.kept
+	if !x.follows {
+		return nil
+	}
+	y := chain{follows: true, root: c.cfg.rootKey(salt), keys: x.keys, n: len(x.rest)}
+	copy(y.rest[:], x.rest)
+	if err := s.follow(y); err != nil {
+		return err
+	}
+	s.enlist()
+	return nil
+}
+
+// discard deletes what was parked.
+func (m *mover) discard(id store.Key) error {
+	p, err := m.get(id)
+	if err == nil {
+		var x *state
+		if x, err = parseState(&m.c.memory, p); err == nil {
+			for i := range x.segs {
+				if !x.segs[i].shared {
+					err = errors.Join(err, m.st.Delete(m.ctx, x.segs[i].name))
+				}
+			}
+		}
+	}
+	if err == nil {
+		err = m.st.Delete(m.ctx, id)
+	}
+	return m.end(nil, nil, err)
+}
