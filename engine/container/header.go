@@ -85,6 +85,10 @@ type Header struct {
 	// SegmentTokens is the number of tokens (rows) per segment, 1 to 65535. The last
 	// segment of a layer may have fewer.
 	SegmentTokens int
+	// Starts are the first tokens of the segments, where these are not all as long: a cache that grows has
+	// sinks before its first segment, and cut ones. None is longer than SegmentTokens. nil where every
+	// segment but the last has SegmentTokens. KindCache only.
+	Starts []int64
 	// Sinks and Window are the numbers of first and last tokens that the plan kept at high detail.
 	Sinks, Window int
 	// KType and VType are the element types of the original. KindCache only.
@@ -155,14 +159,40 @@ func (h *Header) LayerTokens(layer int) int64 {
 
 // Segments returns the number of segments of a stored layer or tensor.
 func (h *Header) Segments(layer int) int64 {
+	if h.Starts != nil {
+		return int64(len(h.Starts))
+	}
 	n := int64(h.SegmentTokens)
 	return (h.LayerTokens(layer) + n - 1) / n
 }
 
 // SegmentLen returns the number of tokens in a segment.
 func (h *Header) SegmentLen(layer, segment int) int {
-	from := int64(segment) * int64(h.SegmentTokens)
-	return int(min(h.LayerTokens(layer)-from, int64(h.SegmentTokens)))
+	if h.Starts != nil {
+		if segment+1 < len(h.Starts) {
+			return int(h.Starts[segment+1] - h.Starts[segment])
+		}
+		return int(h.Tokens - h.Starts[segment])
+	}
+	return int(min(h.LayerTokens(layer)-h.SegmentStart(segment), int64(h.SegmentTokens)))
+}
+
+// SegmentStart returns the number of the first token of a segment in its layer.
+func (h *Header) SegmentStart(segment int) int64 {
+	if h.Starts != nil {
+		return h.Starts[segment]
+	}
+	return int64(segment) * int64(h.SegmentTokens)
+}
+
+// longest returns the longest segment of a layer that has segments.
+func (h *Header) longest(layer int) (segment int) {
+	for s := range h.Starts {
+		if h.SegmentLen(layer, s) > h.SegmentLen(layer, segment) {
+			segment = s
+		}
+	}
+	return segment
 }
 
 // Outside returns how many of the first tokens of a stored layer no query behind all tokens can see:
@@ -176,7 +206,7 @@ func (h *Header) Outside(layer int) int64 {
 
 // OutsideIn returns how many of the first tokens of a segment no query behind all tokens can see.
 func (h *Header) OutsideIn(layer, segment int) int {
-	from := int64(segment) * int64(h.SegmentTokens)
+	from := h.SegmentStart(segment)
 	return int(min(max(h.Outside(layer)-from, 0), int64(h.SegmentLen(layer, segment))))
 }
 
@@ -195,7 +225,7 @@ func (h *Header) expandedBytes(layer, segment int) int64 {
 func (h *Header) LargestRecord() (bytes int64) {
 	for layer := range h.Stored() {
 		if h.Segments(layer) > 0 {
-			bytes = max(bytes, h.expandedBytes(layer, 0))
+			bytes = max(bytes, h.expandedBytes(layer, h.longest(layer)))
 		}
 	}
 	return bytes

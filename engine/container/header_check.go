@@ -54,7 +54,7 @@ func (h *Header) validateProfile() error {
 	switch {
 	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Metrics != nil || h.Origin != "":
 		return shapef("header: a file of kind profile with layers, tensors or query energy")
-	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Sinks != 0 || h.Window != 0:
+	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Starts != nil || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind profile with tokens")
 	case h.KType != 0 || h.VType != 0 || h.Seed != 0 || h.Config != "" || h.Profile != [32]byte{}:
 		return shapef("header: a file of kind profile with element types, seed, config or profile")
@@ -102,6 +102,9 @@ func (h *Header) validateCache() error {
 		return shapef("header: query energy has %d values, want layers * kv_heads = %d",
 			len(h.QueryEnergy), len(h.Layers)*g.KVHeads)
 	}
+	if err := h.validateStarts(); err != nil {
+		return err
+	}
 	for i, l := range h.Layers {
 		if l < 0 || l >= g.Layers || (i > 0 && l <= h.Layers[i-1]) {
 			return shapef("header: stored layer %d is %d, want ascending in [0, %d)", i, l, g.Layers)
@@ -115,6 +118,23 @@ func (h *Header) validateCache() error {
 	return validateMetrics(h)
 }
 
+// validateStarts checks that segments of different lengths divide the tokens.
+func (h *Header) validateStarts() error {
+	if h.Starts != nil && (len(h.Starts) == 0 || h.Starts[0] != 0) {
+		return shapef("header: %d segments that do not begin with token 0", len(h.Starts))
+	}
+	for i, from := range h.Starts {
+		to := h.Tokens
+		if i+1 < len(h.Starts) {
+			to = h.Starts[i+1]
+		}
+		if n := to - from; n < 1 || n > int64(h.SegmentTokens) {
+			return shapef("header: segment %d of %d tokens, want 1 to %d", i, n, h.SegmentTokens)
+		}
+	}
+	return nil
+}
+
 func (h *Header) validateRows() error {
 	g := h.Geometry
 	switch {
@@ -124,7 +144,7 @@ func (h *Header) validateRows() error {
 		return shapef("header: origin %q, want npy or safetensors", h.Origin)
 	case g.Layers != 0 || g.Heads != 0 || g.KVHeads != 0 || g.HeadDim != 0 || g.HeadDimV != 0 ||
 		g.Rope.Layout != 0 || g.Rope.RotaryDim != 0 || g.Rope.Theta != 0 || g.Rope.InvFreq != nil ||
-		g.PerLayer != nil || h.Layers != nil || h.QueryEnergy != nil || h.Metrics != nil:
+		g.PerLayer != nil || h.Layers != nil || h.QueryEnergy != nil || h.Metrics != nil || h.Starts != nil:
 		return shapef("header: a file of kind rows with a geometry")
 	case h.KType != 0 || h.VType != 0 || h.First != 0 || h.Sinks != 0 || h.Window != 0:
 		return shapef("header: a file of kind rows with positions, sinks, window or types of K and V")

@@ -120,6 +120,11 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		return metricValue(h), h.Metrics != nil
 	case tagAttention:
 		return attentionValue(h.Geometry), h.Geometry.PerLayer != nil
+	case tagSegments:
+		for s := range h.Starts {
+			v = le.AppendUint32(v, uint32(h.SegmentLen(0, s)))
+		}
+		return v, h.Starts != nil
 	}
 	return nil, false
 }
@@ -325,6 +330,17 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 	case tagMetric:
 		wrong = !cache
 		parseMetric(h, c)
+	case tagSegments:
+		wrong = !cache
+		h.Starts = make([]int64, len(c.b)/4)
+		from := int64(0)
+		for i := range h.Starts {
+			h.Starts[i] = from
+			from += int64(c.u32())
+		}
+		if from != h.Tokens {
+			c.fail("tokens of all segments", h.Tokens, from)
+		}
 	default:
 		return false, nil
 	}

@@ -181,6 +181,11 @@ func randomCache(in intn, h *Header) {
 	h.Tokens, h.First = int64(in(200)), int64(in(100))
 	h.Sinks, h.Window = in(5), in(5)
 	h.KType, h.VType = quant.DType(1+in(3)), quant.DType(1+in(3))
+	if in(3) == 0 { // segments of different lengths
+		for from := int64(0); from < h.Tokens; from += int64(1 + in(h.SegmentTokens)) {
+			h.Starts = append(h.Starts, from)
+		}
+	}
 	if in(2) == 0 {
 		h.QueryEnergy = make([]float32, len(h.Layers)*kv)
 		for i := range h.QueryEnergy {

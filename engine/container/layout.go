@@ -68,6 +68,7 @@ const (
 	tagTensors     = 11
 	tagAttention   = 12
 	tagMetric      = 13
+	tagSegments    = 14
 )
 
 // field is one row of a layout table.
@@ -147,7 +148,7 @@ var layoutRecord = layout{"record header", recordHeaderBytes, []field{
 	{0, 4, "bytes", "marker", "", `"KREC"`},
 	{4, 2, "u16", "layer", "index into the stored layers or tensors", "below their number"},
 	{6, 2, "u16", "flags", "bit 0: archive form", "0 or 1"},
-	{8, 4, "u32", "segment", "tokens from segment * segment_tokens", "below the layer's segments"},
+	{8, 4, "u32", "segment", "number of the segment in its layer", "below the layer's segments"},
 	{12, 4, "u32", "table", "length of the table, or of the payload in archive form, padding not counted",
 		"up to length - 24"},
 	{16, 4, "u32", "length", "of the record, padding included", "multiple of 16"},
@@ -239,6 +240,8 @@ func tagInfos() []tagInfo {
 		{tagMetric, "metric", true, "u32 stored layers, u32 kv_heads, then for each head u8: 0, or 1 and " +
 			"f16[head_dim - rotary_dim/2], positive: the scale of each rotary pair and of each component " +
 			"behind rotary_dim; kind cache, where a head has one"},
+		{tagSegments, "segments", true, "u32[segments]: tokens of each segment, 1 to segment_tokens, together " +
+			"those of the file; kind cache, where the segments are not all of segment_tokens"},
 	}
 }
 

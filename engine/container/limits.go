@@ -59,18 +59,18 @@ func (l Limits) withDefaults() Limits {
 	return l
 }
 
-// checkExpansion refuses a file with a record that expands beyond the limit. The first segment of a
-// layer is the longest.
+// checkExpansion refuses a file with a record that expands beyond the limit.
 func (h *Header) checkExpansion(p place, lim *Limits) error {
 	for layer := range h.Stored() {
 		if h.Segments(layer) == 0 {
 			continue
 		}
-		p.layer, p.segment = layer, 0
-		if n := h.expandedBytes(layer, 0); n > lim.MaxExpandedBytes {
+		s := h.longest(layer)
+		p.layer, p.segment = layer, s
+		if n := h.expandedBytes(layer, s); n > lim.MaxExpandedBytes {
 			return p.tooLarge(-1, "size of the expanded record", bytesOf(lim.MaxExpandedBytes), bytesOf(n))
 		}
-		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, 0)); n > lim.MaxRecordTokens {
+		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, s)); n > lim.MaxRecordTokens {
 			return p.tooLarge(-1, "kv_heads * tokens of the record", lim.MaxRecordTokens, n)
 		}
 	}
@@ -90,12 +90,13 @@ func (h *Header) checkWritten() error {
 		if h.Segments(layer) == 0 {
 			continue
 		}
-		if n := h.expandedBytes(layer, 0); n > lim.MaxExpandedBytes {
+		s := h.longest(layer)
+		if n := h.expandedBytes(layer, s); n > lim.MaxExpandedBytes {
 			return fmt.Errorf("kvist/container: header: a record of layer %d expands to %d bytes, "+
 				"readers accept %d (shorter segments make smaller records): %w", layer, n,
 				lim.MaxExpandedBytes, quant.ErrTooLarge)
 		}
-		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, 0)); n > lim.MaxRecordTokens {
+		if n := int64(h.KVHeads()) * int64(h.SegmentLen(layer, s)); n > lim.MaxRecordTokens {
 			return fmt.Errorf("kvist/container: header: a record of layer %d has %d kv_heads * tokens, "+
 				"readers accept %d (shorter segments make smaller records): %w", layer, n,
 				lim.MaxRecordTokens, quant.ErrTooLarge)

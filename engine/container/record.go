@@ -33,7 +33,7 @@ func checksum(section []byte, field int) uint32 {
 // Record is one segment of one layer: all KV heads and all their blocks.
 type Record struct {
 	Layer   int    // index into Header.Layers, or Header.Tensors for KindRows
-	Segment int    // holds the layer's tokens from Segment*SegmentTokens on
+	Segment int    // holds the layer's tokens from Header.SegmentStart on
 	Heads   []Head // [kv_heads]; 1 for KindRows
 	// Archive is the payload in archive form (package archive), at least one byte. This package
 	// does not interpret it. Such a record has no Heads. It is nil for a record in hot form.

@@ -313,3 +313,29 @@ func TestSide_TakesTheSmallestEncoding(t *testing.T) {
 		require.True(t, bytes.Equal(c.data, got.Data), c.name)
 	}
 }
+
+// Segments of different lengths divide the tokens without gaps, or the file is refused.
+func TestHeader_Starts(t *testing.T) {
+	header := func(starts ...int64) *Header {
+		return &Header{Kind: KindCache, Geometry: quant.Geometry{Layers: 1, Heads: 1, KVHeads: 1, HeadDim: 8, HeadDimV: 8},
+			Layers: []int{0}, KType: quant.Float16, VType: quant.Float16, Tokens: 100, SegmentTokens: 40, Starts: starts}
+	}
+	h := header(0, 4, 44, 84)
+	b, err := appendHeader(nil, h)
+	require.NoError(t, err)
+	_, k, n, err := parseFileHeader(place{}, &Limits{MaxHeaderBytes: 1 << 20}, b, int64(len(b)))
+	require.NoError(t, err)
+	got, err := parseHeader(place{}, b[:n], 1, k, false)
+	require.NoError(t, err)
+	require.Equal(t, h.Starts, got.Starts)
+	require.EqualValues(t, 4, got.Segments(0))
+	for s, want := range []int{4, 40, 40, 16} {
+		require.Equal(t, want, got.SegmentLen(0, s))
+		require.Equal(t, h.Starts[s], got.SegmentStart(s))
+	}
+	require.Equal(t, 1, got.longest(0))
+	for _, bad := range [][]int64{{}, {1, 40, 80}, {0, 41, 80}, {0, 40}, {0, 40, 40, 80}, {0, 40, 80, 100}, {0, 50, 40, 80}} {
+		_, err := appendHeader(nil, header(bad...))
+		require.ErrorIs(t, err, quant.ErrShape, "%v", bad)
+	}
+}

@@ -206,7 +206,7 @@ func (d *decompressor) segment(layer, seg int) error {
 	if err != nil {
 		return err
 	}
-	first, n := int64(seg)*int64(d.h.SegmentTokens), d.h.SegmentLen(layer, seg)
+	first, n := d.h.SegmentStart(seg), d.h.SegmentLen(layer, seg)
 	if rec == nil {
 		d.lose(fmt.Sprintf("%s segment %d (tokens %d to %d)", d.name(layer), seg, first, first+int64(n)))
 		rec = &container.Record{

@@ -74,7 +74,7 @@ func (d *decompressor) archivedAhead(ctx context.Context, layer, seg int) (bool,
 // writeArchived writes the rows of a record, and the kept marks and biases of its tokens.
 func (d *decompressor) writeArchived(rec *container.Record, rows [][]byte, bias [][]float32) error {
 	sides := len(rows) / d.h.KVHeads()
-	first := int64(rec.Segment) * int64(d.h.SegmentTokens)
+	first := d.h.SegmentStart(rec.Segment)
 	kDim, vDim := d.h.Dims(rec.Layer)
 	for i, out := range rows {
 		dim := []int{kDim, vDim}[i%sides]

@@ -25,7 +25,7 @@ func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapL
 		gone = int64(b.h.OutsideIn(rec.Layer, rec.Segment))
 	}
 	n := int64(b.h.SegmentLen(rec.Layer, rec.Segment)) - gone
-	first := int64(rec.Segment)*int64(b.h.SegmentTokens) + gone
+	first := b.h.SegmentStart(rec.Segment) + gone
 	for hi := range b.h.KVHeads() {
 		var bits [2]float64
 		for side := range sides {

@@ -292,7 +292,7 @@ func (b *reporter) layer(ctx context.Context, i int) error {
 func (b *reporter) head(rec *container.Record, hi, kDim, vDim int, line *mapLine,
 	packed *[2]int64) (held int64) {
 	n := b.h.SegmentLen(rec.Layer, rec.Segment)
-	first := int64(rec.Segment) * int64(b.h.SegmentTokens)
+	first := b.h.SegmentStart(rec.Segment)
 	tokens := make([]mapToken, n)
 	for bi := range rec.Heads[hi].Blocks {
 		blk := &rec.Heads[hi].Blocks[bi]

@@ -35,7 +35,7 @@ func Noise(c quant.Coding, rowBias bool) float32 {
 func Load(up *input.Uploader, h *container.Header, rec *container.Record, number int,
 	rowBias bool) ([][]backend.Block, error) {
 	heads := make([][]backend.Block, len(rec.Heads))
-	base := int64(rec.Segment) * int64(h.SegmentTokens)
+	base := h.SegmentStart(rec.Segment)
 	for hi := range rec.Heads {
 		var mean backend.Span
 		if rec.Heads[hi].Centered() {

@@ -28,6 +28,10 @@ func Matches(h *container.Header, in *input.Data) error {
 	if (h.Kind == container.KindCache) != in.KV {
 		return mismatch("kind", kindOf(in), h.Kind)
 	}
+	if h.Starts != nil {
+		return fmt.Errorf("kvist/captured: the file holds a sequence that a cache has saved, in segments of its own "+
+			"lengths; it cannot be held against %s: %w", in.Name, quant.ErrUnsupported)
+	}
 	if h.Stored() != len(in.Layers) {
 		return mismatch("layers", len(in.Layers), h.Stored())
 	}

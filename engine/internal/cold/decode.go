@@ -135,7 +135,7 @@ func decode(codec *archive.Codec, h *container.Header, rec *container.Record,
 				quant.ErrCorrupt)}
 	}
 	seg := &archive.Segment{Layer: rec.Layer,
-		First: h.First + int64(rec.Segment)*int64(h.SegmentTokens) + int64(gone),
+		First: h.First + h.SegmentStart(rec.Segment) + int64(gone),
 		Pos:   make([]int64, n-gone), Dims: []int{kDim}}
 	if h.Kind == container.KindCache {
 		seg.Layer = h.Layers[rec.Layer]

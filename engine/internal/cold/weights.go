@@ -27,7 +27,7 @@ func Weights(ctx context.Context, r *container.Reader, codec *archive.Codec) (ma
 			return nil, err
 		}
 		number := h.Layers[info.Layer]
-		n, first := h.SegmentLen(info.Layer, info.Segment), info.Segment*h.SegmentTokens
+		n, first := h.SegmentLen(info.Layer, info.Segment), int(h.SegmentStart(info.Segment))
 		kDim, vDim := h.Dims(info.Layer)
 		gone := 0 // the record holds the other rows
 		if rec.Archive != nil {
