@@ -375,6 +375,9 @@ func (s *step) close(layer int, r *stepRow, seg *segment) error {
 			return int(a - b)
 		})
 		w.within(blocks)
+		for i := range blocks { // what is in a block is in the order of its tokens, here and in files
+			slices.Sort(w.perm[i*pageTokens : (i+1)*pageTokens])
+		}
 		if err := w.permuteRows(&c.memory, blocks, w.perm); err != nil {
 			return err
 		}

@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"io"
 	"sync"
 	"unsafe"
 
@@ -234,4 +235,16 @@ func (c *Cache) RecallPrefix(ctx context.Context, salt []byte, tokens []int32) (
 	}
 	s, err := m.recall(tokens)
 	return s, wrap("recall prefix", 0, err)
+}
+
+// Load returns the sequence of a file that Save wrote, in any process with a cache of the same settings. It
+// goes on as if it had never been away. All of the file is verified before any of it is taken over, and
+// nothing appears unless all of it can be.
+//
+// Errors: *container.CorruptError and quant.ErrCorrupt for damage; fs.ErrNotExist for a file that holds no
+// sequence; *store.ForeignError for another geometry, model, profile or version; quant.ErrFull if the budget
+// does not hold it; quant.ErrClosed; those of r and the backend.
+func (c *Cache) Load(ctx context.Context, r io.ReaderAt, size int64) (*Sequence, error) {
+	s, err := newLoader(ctx, c, "load", 0).load(r, size)
+	return s, wrap("load", 0, err)
 }

@@ -22,6 +22,8 @@ import (
 //	  u8 0: no mean of K, 1: memory for one, 2: head_dim binary16 follow
 //	  for every page: u8 rung of K, u8 of V, u8 rows, u8 1 if positions follow; unless rows is 0:
 //	    f32 energy of K, of V; u16 positions; rows of K; rows of V, as their codings pack them
+//
+// A skeleton is the same without what records of a .kvist file hold: means, positions and rows.
 type image struct {
 	lo, end          int64
 	pages, per, have int
@@ -93,8 +95,9 @@ func imageSize(c *memory, s *segment, n int64) int64 {
 	return size
 }
 
-// appendImage appends the image of a segment of a sequence of n tokens to dst, which has room for it.
-func appendImage(c *memory, dst []byte, s *segment, n int64) ([]byte, error) {
+// appendImage appends the image of a segment of a sequence of n tokens to dst, which has room for it, or only
+// its skeleton.
+func appendImage(c *memory, dst []byte, s *segment, n int64, skeleton bool) ([]byte, error) {
 	le := binary.LittleEndian
 	var flags byte
 	for bit, on := range map[byte]bool{imageSinks: s.sinks, imageClosed: s.closed, imageLost: s.lost} {
@@ -108,6 +111,9 @@ func appendImage(c *memory, dst []byte, s *segment, n int64) ([]byte, error) {
 	}
 	dst = le.AppendUint64(le.AppendUint64(dst, uint64(s.lo)), uint64(s.end))
 	get := func(at backend.Span) error {
+		if skeleton {
+			return nil
+		}
 		dst = dst[:len(dst)+int(at.Len)]
 		return at.Buf.Download(at.Off, dst[len(dst)-int(at.Len):])
 	}
@@ -158,10 +164,11 @@ func appendImage(c *memory, dst []byte, s *segment, n int64) ([]byte, error) {
 	return dst, nil
 }
 
-// parseImage reads an image; its rows alias p.
+// parseImage reads an image; its rows alias p. Those of a skeleton are not there yet, so that the caller calls
+// check.
 //
 // Errors: quant.ErrCorrupt.
-func parseImage(c *memory, p []byte) (*image, error) {
+func parseImage(c *memory, p []byte, skeleton bool) (*image, error) {
 	le, whole := binary.LittleEndian, len(p)
 	bad := func(what string) error {
 		return fmt.Errorf("image of a segment: %s at byte %d: %w", what, whole-len(p), quant.ErrCorrupt)
@@ -174,6 +181,10 @@ func parseImage(c *memory, p []byte) (*image, error) {
 		x := p[:n:n]
 		p = p[n:]
 		return x
+	}
+	rows := take
+	if skeleton {
+		rows = func(int) []byte { return []byte{} }
 	}
 	h := take(imageHeader)
 	if short {
@@ -192,7 +203,7 @@ func parseImage(c *memory, p []byte) (*image, error) {
 		case short || k[0] > 2:
 			return nil, bad("mean")
 		case k[0] == 2:
-			s.mean[i] = take(quant.MeanBytes(c.geo.HeadDim))
+			s.mean[i] = rows(quant.MeanBytes(c.geo.HeadDim))
 		case k[0] == 1:
 			s.mean[i] = []byte{}
 		}
@@ -210,10 +221,10 @@ func parseImage(c *memory, p []byte) (*image, error) {
 			}
 			e := take(8)
 			if k[3] == 1 {
-				b.pos = take(2 * b.rows)
+				b.pos = rows(2 * b.rows)
 			}
 			for side, dim := range c.sizes.dim {
-				b.data[side] = take(b.rung[side].coding().PackedBytes(b.rows, dim))
+				b.data[side] = rows(b.rung[side].coding().PackedBytes(b.rows, dim))
 			}
 			if short {
 				return nil, bad("rows")
@@ -225,6 +236,9 @@ func parseImage(c *memory, p []byte) (*image, error) {
 	}
 	if len(p) != 0 {
 		return nil, bad("bytes behind the last block")
+	}
+	if skeleton {
+		return s, nil
 	}
 	return s, s.check(c)
 }

@@ -141,7 +141,7 @@ func (m *mover) putAll(s *Sequence, id store.Key, buf []byte, named []segmentSta
 	for i, g := range s.segs {
 		var image []byte
 		err := m.locked(func() (err error) {
-			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n)
+			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n, false)
 			named[i].shared = g.refs > 1 && g.whole(s.n)
 			return err
 		})
@@ -261,7 +261,7 @@ func (m *mover) addSegment(s *Sequence, x *segmentState, id store.Key) error {
 	if err != nil {
 		return err
 	}
-	im, err := parseImage(&c.memory, p)
+	im, err := parseImage(&c.memory, p, false)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"io"
 	"time"
 	"unsafe"
 
@@ -323,4 +324,14 @@ func (s *Sequence) Park(ctx context.Context, salt []byte, expires time.Time) (st
 		return store.Key{}, wrap("park", s.id, err)
 	}
 	return id, nil
+}
+
+// Save writes the sequence to w as a .kvist file, exactly as it is; it stays in the cache. The keys of its
+// tokens are not written: once loaded, it is not found by MatchPrefix. Whoever needs a file that appears
+// whole or not at all writes to an atomicfile.File.
+//
+// Errors: quant.ErrShape while a step is under way; quant.ErrFull if the budget does not hold copies of one
+// segment; quant.ErrClosed; those of w and the backend.
+func (s *Sequence) Save(ctx context.Context, w io.Writer) error {
+	return wrap("save", s.id, newLoader(ctx, s.c, "save", s.id).save(s, w))
 }

@@ -58,9 +58,13 @@ func bit(on bool) byte {
 	return 0
 }
 
-// appendState appends the state of a sequence to dst. Where images are in a store, named tells which.
+// appendState appends the state of a sequence to dst. Where images are in a store, named tells which; in a file,
+// where named is nil, the keys of its tokens are left out.
 func appendState(dst []byte, s *Sequence, named []segmentState) []byte {
 	le, x, g := binary.LittleEndian, &s.chain, s.c.geo
+	if named == nil {
+		x = &chain{}
+	}
 	for _, v := range []int64{s.n, s.high, s.left} {
 		dst = le.AppendUint64(dst, uint64(v))
 	}
@@ -95,11 +99,11 @@ func appendState(dst []byte, s *Sequence, named []segmentState) []byte {
 	}
 	dst = le.AppendUint32(dst, uint32(len(s.segs)))
 	for i, seg := range s.segs {
-		var x segmentState
+		var of segmentState
 		if named != nil {
-			x = named[i]
+			of = named[i]
 		}
-		dst = append(append(dst, x.name[:]...), bit(x.shared))
+		dst = append(append(dst, of.name[:]...), bit(of.shared))
 		dst = le.AppendUint64(le.AppendUint64(dst, uint64(seg.lo)), uint64(seg.hi()))
 		for j := range seg.blocks {
 			dst = le.AppendUint32(dst, math.Float32bits(seg.blocks[j].mass))

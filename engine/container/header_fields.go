@@ -115,16 +115,13 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		}
 		return v, h.QueryEnergy != nil
 	case tagTensors:
-		return h.tensorsValue(), rows
+		return tensorsValue(h), rows
 	case tagMetric:
 		return metricValue(h), h.Metrics != nil
 	case tagAttention:
 		return attentionValue(h.Geometry), h.Geometry.PerLayer != nil
 	case tagSegments:
-		for s := range h.Starts {
-			v = le.AppendUint32(v, uint32(h.SegmentLen(0, s)))
-		}
-		return v, h.Starts != nil
+		return segmentsValue(h), h.Starts != nil
 	}
 	return nil, false
 }
@@ -139,22 +136,6 @@ func (h *Header) geometryValue() []byte {
 	v[20] = byte(g.Rope.Layout)
 	le.PutUint32(v[24:], uint32(g.Rope.RotaryDim))
 	le.PutUint64(v[32:], math.Float64bits(g.Rope.Theta))
-	return v
-}
-
-func (h *Header) tensorsValue() []byte {
-	le := binary.LittleEndian
-	v := le.AppendUint32(nil, uint32(len(h.Tensors)))
-	v = append(v, byte(slices.Index(origins, h.Origin)), 0, 0, 0)
-	for i := range h.Tensors {
-		t := &h.Tensors[i]
-		v = le.AppendUint16(v, uint16(len(t.Name)))
-		v = append(v, byte(len(t.DType)), byte(len(t.Shape)))
-		for _, d := range t.Shape {
-			v = le.AppendUint64(v, uint64(d))
-		}
-		v = append(append(v, t.Name...), t.DType...)
-	}
 	return v
 }
 
@@ -323,7 +304,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 		h.QueryEnergy = c.floats(len(c.b) / 4)
 	case tagTensors:
 		wrong = !rows
-		h.parseTensors(c)
+		parseTensors(h, c)
 	case tagAttention:
 		wrong = rows
 		parseAttention(&h.Geometry, c)
@@ -332,15 +313,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 		parseMetric(h, c)
 	case tagSegments:
 		wrong = !cache
-		h.Starts = make([]int64, len(c.b)/4)
-		from := int64(0)
-		for i := range h.Starts {
-			h.Starts[i] = from
-			from += int64(c.u32())
-		}
-		if from != h.Tokens {
-			c.fail("tokens of all segments", h.Tokens, from)
-		}
+		parseSegments(h, c)
 	default:
 		return false, nil
 	}
@@ -383,34 +356,5 @@ func (h *Header) parseMetadata(c *cursor) {
 			return
 		}
 		h.Metadata[k], last = v, k
-	}
-}
-
-func (h *Header) parseTensors(c *cursor) {
-	n := c.size()
-	code := c.uint(1)
-	if h.Origin = fmt.Sprint(code); code < uint64(len(origins)) {
-		h.Origin = origins[code]
-	}
-	c.zero(3)
-	if n > min(maxStored, len(c.b)/12) { // an entry takes 12 bytes or more
-		c.fail("tensors", nil, n)
-		return
-	}
-	h.Tensors = make([]Tensor, n)
-	for i := range h.Tensors {
-		nameLen, dtypeLen, dims := int(c.uint(2)), int(c.uint(1)), int(c.uint(1))
-		if dims > maxTensorDims {
-			c.fail("dimensions of a tensor", maxTensorDims, dims)
-		}
-		if c.err != nil {
-			return
-		}
-		t := &h.Tensors[i]
-		t.Shape = make([]int64, dims)
-		for d := range t.Shape {
-			t.Shape[d] = int64(c.uint(8))
-		}
-		t.Name, t.DType = c.string(nameLen), c.string(dtypeLen)
 	}
 }

@@ -9,6 +9,10 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
+// SequenceName is the name of the side tensor that a sequence of a cache is saved with: what it needs beside
+// its rows to go on. Package engine describes its bytes.
+const SequenceName = "kvist.sequence"
+
 // Writer writes a file from front to back, without seeking.
 type Writer struct {
 	w       io.Writer

@@ -107,7 +107,7 @@ func (d *decompressor) open(w io.WriterAt) error {
 		decls = append(decls, capture.Decl{Name: name, DTypeName: dtype, Shape: shape})
 	}
 	for _, a := range infos {
-		if a.Name != cold.SharedName {
+		if !cold.Internal(a.Name) {
 			declare(a.Name, a.DType, a.Shape...)
 		}
 	}
@@ -370,7 +370,7 @@ func (d *decompressor) sides() error {
 		return err
 	}
 	for _, info := range infos {
-		if info.Name == cold.SharedName {
+		if cold.Internal(info.Name) {
 			continue
 		}
 		a, err := d.r.ReadAux(info.Name)

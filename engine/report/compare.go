@@ -280,7 +280,7 @@ func compareSides(r *container.Reader, src *capture.Source) (int, error) {
 	}
 	n := 0
 	for _, info := range infos {
-		if info.Name == cold.SharedName {
+		if cold.Internal(info.Name) {
 			continue
 		}
 		n++

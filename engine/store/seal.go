@@ -44,14 +44,14 @@ const (
 // for another version and quant.ErrUnsupported for anything else.
 type ForeignError struct {
 	What string // "version", "salt", "model", "profile" or "layout"
-	err  error
+	Err  error
 }
 
 // Error names what differs.
-func (e *ForeignError) Error() string { return "a record of another " + e.What + ": " + e.err.Error() }
+func (e *ForeignError) Error() string { return "a record of another " + e.What + ": " + e.Err.Error() }
 
 // Unwrap returns the category.
-func (e *ForeignError) Unwrap() error { return e.err }
+func (e *ForeignError) Unwrap() error { return e.Err }
 
 // mac returns an HMAC under the salt for one use.
 func (c *Context) mac(use string) hash.Hash {

@@ -20,6 +20,9 @@ import (
 // SharedName is the name of the side tensor that holds what the records of an archive share.
 const SharedName = "kvist.archive"
 
+// Internal reports whether a side tensor is of the file's own, and no part of the original.
+func Internal(name string) bool { return name == SharedName || name == container.SequenceName }
+
 // Lambda is the worth of a bit in squared steps, when levels are chosen.
 const Lambda = 0.12
 
