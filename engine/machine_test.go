@@ -12,6 +12,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -40,6 +41,7 @@ func TestMachine(t *testing.T) {
 		if rapid.Bool().Draw(rt, "no sinks") {
 			cfg.Sinks = -1
 		}
+		cfg.Store = store.NewMemory(store.MemoryOptions{})
 		be := &counting{Backend: b}
 		c, err := Open(be, g, cfg)
 		require.NoError(rt, err)
@@ -52,16 +54,27 @@ func TestMachine(t *testing.T) {
 			"close":    m.close,
 			"fork":     m.fork,
 			"truncate": m.truncate,
+			"park":     m.park,
+			"resume":   m.resume,
+			"save":     m.save,
 		})
 		r.closeAll()
 	})
 }
 
+// parkedTalk is one that is in the store.
+type parkedTalk struct {
+	id    store.Key
+	text  uint64
+	state []byte
+}
+
 type machine struct {
 	*rig
-	talks []talk
-	texts uint64
-	tight bool
+	parked []parkedTalk
+	talks  []talk
+	texts  uint64
+	tight  bool
 }
 
 // allowed reports whether an error is one that a tight budget gives.
@@ -195,4 +208,56 @@ func (m *machine) truncate(rt *rapid.T) {
 	if m.allowed(rt, err) {
 		require.Equal(rt, n, x.s.n)
 	}
+}
+
+func (m *machine) park(rt *rapid.T) {
+	i := m.pick(rt)
+	x := m.talks[i]
+	state := m.state(x.s)
+	id, err := x.s.Park(context.Background(), nil, never)
+	if !m.allowed(rt, err) {
+		require.Equal(rt, state, m.state(x.s))
+		return
+	}
+	m.parked = append(m.parked, parkedTalk{id, x.text, state})
+	m.talks = append(m.talks[:i], m.talks[i+1:]...)
+}
+
+// resume brings a sequence back as it was, once or twice.
+func (m *machine) resume(rt *rapid.T) {
+	if len(m.parked) == 0 || len(m.talks) == 5 {
+		rt.Skip("none")
+	}
+	i := rapid.IntRange(0, len(m.parked)-1).Draw(rt, "which")
+	x := m.parked[i]
+	s, err := m.c.Resume(context.Background(), nil, x.id)
+	if !m.allowed(rt, err) {
+		return
+	}
+	require.Equal(rt, x.state, m.state(s))
+	m.talks = append(m.talks, talk{s, x.text})
+	if rapid.Bool().Draw(rt, "discard") {
+		require.NoError(rt, m.c.Discard(context.Background(), nil, x.id))
+		m.parked = append(m.parked[:i], m.parked[i+1:]...)
+	}
+}
+
+// save writes a file and loads it in the place of the sequence.
+func (m *machine) save(rt *rapid.T) {
+	i := m.pick(rt)
+	x := &m.talks[i]
+	state := m.state(x.s)
+	var w bytes.Buffer
+	if !m.allowed(rt, x.s.Save(context.Background(), &w)) {
+		require.Equal(rt, state, m.state(x.s))
+		return
+	}
+	require.NoError(rt, x.s.Close())
+	s, err := m.load(w.Bytes())
+	if !m.allowed(rt, err) {
+		m.talks = append(m.talks[:i], m.talks[i+1:]...)
+		return
+	}
+	require.Equal(rt, state, m.state(s))
+	x.s = s
 }
