@@ -20,10 +20,11 @@ export KVIST_REQUIRE
 # race detector they are checked on fewer.
 export RAPID_SEED ?= 1
 CHECKS   ?= 2000
+SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack explore golden quality gguf-fixtures tidy-check clean
+        test-race lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -153,6 +154,9 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 
 attack: ## 9,000 forged files and 600 damaged ones through every verb that reads, in 512 MiB (make test: 500)
 	$(GO) test $(FLAGS) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600
+
+soak: ## 64 conversations under the race detector while the store fails and crashes, for half an hour (SOAK=30m)
+	$(GO) test ./engine -race -count 1 -run '^TestSoak' -v -timeout 0 -soak $(SOAK)
 
 explore: ## the property tests on new random inputs (CHECKS=2000 of each)
 	RAPID_SEED=0 RAPID_CHECKS=$(CHECKS) $(GO) test -count 1 -timeout 60m \
