@@ -8,11 +8,15 @@ QEMU     := $(shell command -v qemu-aarch64-static)
 # Packages that compare whole files with recorded ones, byte for byte. Builds that differ only in
 # arithmetic run these tests instead of all tests of the package.
 GOLDENS  := ./engine/kvfile
-# Tests of numbers and of bad input, in packages with goroutines. The race detector leaves them out: the
-# other tests of these packages run the same goroutines.
-NO_RACE  := StandIn|HugeQueries|OfAnyUnit|Nonfinite|BadQueries|AnyBudget|LeastPossible|NoQueryIsFinite|Window_|Mean_|Metric_|_Whole|Profile_Acts|Predicted_|FiniteStays|Families|LikeCodingAfresh|FewRecords|Reference|Levels_|BuildReport|Budgets|WriterFails|RowBias
+# The race run has all tests of the packages that use goroutines. Of those below, whose tests are many and
+# long, it has the tests whose names say that they are about goroutines. Those of engine/kvfile run all that
+# engine/internal/archive and engine/tune start. Tests of numbers are left out.
+RACE_NAMED := ./cpu/matmul ./engine/capture ./engine/kvfile ./engine/model ./engine/profile
+RACES    := Concurrent|Workers|Parallel
+NO_RACE  := EveryLength|RecallOf|OddScales
 # lint vets everything once.
 FLAGS    := -timeout 15m -vet=off
+RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' | xargs -n1 dirname)))
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
@@ -93,8 +97,9 @@ else
 endif
 
 test-race: ## race detector, short, in the packages that start goroutines or share memory
-	RAPID_CHECKS=30 $(GO) test $(FLAGS) -short -race -skip '$(NO_RACE)' ./cpu/... \
-	  $$(git grep -lE 'go func|\bsync\.|\batomic\.' -- 'engine/*.go' | xargs -n1 dirname | sort -u | sed 's,^,./,')
+	RAPID_CHECKS=30 $(GO) test $(FLAGS) -short -race -skip '$(NO_RACE)' $(filter-out $(RACE_NAMED) ./engine/internal/archive,$(RACE_ALL))
+	@for p in $(RACE_NAMED); do grep -qE '^func Test[A-Za-z0-9_]*($(RACES))' $$p/*_test.go || { echo "no test of $$p is named $(RACES)"; exit 1; }; done
+	$(GO) test $(FLAGS) -short -race -run '$(RACES)' $(RACE_NAMED)
 
 # What vet and staticcheck do not say: files that gofmt would change.
 fmt-check:

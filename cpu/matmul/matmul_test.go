@@ -413,8 +413,8 @@ func (o *operands) all(t *testing.T, e *Engine) map[string][]float32 {
 	return out
 }
 
-// TestInvariance: the bits do not depend on the number of workers or on the other rows of a call.
-func TestInvariance(t *testing.T) {
+// TestWorkers_SameBits: the bits do not depend on the number of workers or on the other rows of a call.
+func TestWorkers_SameBits(t *testing.T) {
 	r := generator(6)
 	for _, s := range [][3]int{{200, 50, 64}, {130, 33, 96}, {5, 700, 416}, {1, 900, 192}} {
 		o := makeOperands(t, r, s[0], s[1], s[2], false)

@@ -333,9 +333,9 @@ func randomBytes(r *rand.Rand, b []uint8) []uint8 {
 	return b
 }
 
-// TestMatrix_Invariance: the bits do not depend on workers or on the other rows of a call, and a NaN
+// TestMatrix_WorkersSameBits: the bits do not depend on workers or on the other rows of a call, and a NaN
 // stays in its row.
-func TestMatrix_Invariance(t *testing.T) {
+func TestMatrix_WorkersSameBits(t *testing.T) {
 	r := generator(33)
 	for _, f := range testForms {
 		const m, n, k = 37, 90, 512

@@ -90,7 +90,7 @@ func TestNumPyFiles(t *testing.T) {
 	}
 }
 
-func TestNpz_ReadersAtOnce(t *testing.T) {
+func TestNpz_ConcurrentReaders(t *testing.T) {
 	s := mustOpen(t, smallNpz(t))
 	defer s.Close()
 	var wg sync.WaitGroup

@@ -85,7 +85,7 @@ func restored(t testing.TB, b []byte, p ...*profile.Profile) *capture.Source {
 
 // A profile that many calls share, at the same time and one after the other, gives each what a profile of its own
 // does.
-func TestArchive_SharedProfile(t *testing.T) {
+func TestConcurrent_SharedProfile(t *testing.T) {
 	src, be := small(t), openCPU(t)
 	p := calibrated(t, src)
 	var written bytes.Buffer

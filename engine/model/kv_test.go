@@ -181,7 +181,7 @@ func TestExactKV_DroppedRowsAreNotThere(t *testing.T) {
 	requireAttend(t, h, kv, rng, 140, 30) // its first ten queries see nothing and get zeros
 }
 
-func TestExactKV_CloneAndTruncate(t *testing.T) {
+func TestExactKV_ConcurrentClones(t *testing.T) {
 	g := kvGeometries[0]
 	rng := rand.New(rand.NewPCG(3, 4))
 	full := newHistory(rng, g, 290)

@@ -363,7 +363,7 @@ func TestNamed(t *testing.T) {
 	require.Equal(t, "b", q.Model())
 }
 
-func TestProfile_Derived(t *testing.T) {
+func TestProfile_DerivedConcurrently(t *testing.T) {
 	p, err := profile.New("m", geometry())
 	require.NoError(t, err)
 	type key struct{}
