@@ -21,9 +21,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// packed captures a text with the model, compresses the capture and opens the file.
-func packed(t *testing.T, m *model.Model, be *cpu.Backend, tokens []int32, next int,
-	config string) *container.Reader {
+// captured captures a text with the model.
+func captured(t *testing.T, m *model.Model, tokens []int32, next int) *capture.Source {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "cap.safetensors")
 	require.NoError(t, m.WriteCapture(path, tokens, model.CaptureOptions{Next: next,
@@ -35,6 +34,12 @@ func packed(t *testing.T, m *model.Model, be *cpu.Backend, tokens []int32, next 
 	require.NoError(t, err)
 	src, err := capture.New(path, f, st.Size(), capture.Limits{})
 	require.NoError(t, err)
+	return src
+}
+
+// packed compresses a capture and opens the file.
+func packed(t *testing.T, be *cpu.Backend, src *capture.Source, config string) *container.Reader {
+	t.Helper()
 	cfg, err := kvfile.ParseConfig(config)
 	require.NoError(t, err)
 	var file bytes.Buffer
@@ -213,21 +218,22 @@ func TestBlockStore_EveryLevel(t *testing.T) {
 // Attention to packed blocks equals attention to the decompressed cache.
 func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 	m := realModel(t)
-	const length, next = 300, 48
+	const length, next = 150, 24
 	in := evalInput(t, m, 1, Options{Context: length, Next: next})
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	defer be.Close()
 	after := in.Tokens[length:]
+	src := captured(t, m, in.Tokens, next)
 	for _, c := range []struct {
 		name, config string
 	}{
-		{"lm2 without row bias", "k=lm2+len+s8 v=lm2+len+s8 sinks=4 segment=128 row-bias=false"},
-		{"mixed without row bias", "bits=3.4 sinks=4 segment=256 row-bias=false"},
+		{"lm2 without row bias", "k=lm2+len+s8 v=lm2+len+s8 sinks=4 segment=64 row-bias=false"},
+		{"mixed without row bias", "bits=3.4 sinks=4 segment=128 row-bias=false"},
 		{"ggml", "k=ggml-q8_0 v=ggml-q4_0 row-bias=false"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			r := packed(t, m, be, in.Tokens, next, c.config)
+			r := packed(t, be, src, c.config)
 			flat := restored(t, m.Geometry(), r)
 			// The decompressed cache is the reference.
 			ref := newReference(m.Vocab, after)
@@ -266,7 +272,7 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 // the head. The results differ a little.
 func TestBlockStore_RowBias(t *testing.T) {
 	m := realModel(t)
-	const length, next = 512, 64
+	const length, next = 256, 32
 	in := evalInput(t, m, 2, Options{Context: length, Next: next})
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
@@ -278,7 +284,7 @@ func TestBlockStore_RowBias(t *testing.T) {
 	_, err = m.Forward(after, kv, length, model.ForwardOptions{Logits: model.LogitsAll,
 		OnLogits: ref.add})
 	require.NoError(t, err)
-	r := packed(t, m, be, in.Tokens, next, "k=lm2+len+s8 v=lm2+len+s8 sinks=4 row-bias=true")
+	r := packed(t, be, captured(t, m, in.Tokens, next), "k=lm2+len+s8 v=lm2+len+s8 sinks=4 row-bias=true")
 	kl := map[bool]float64{}
 	for _, on := range []bool{false, true} {
 		s, err := NewBlockStore(context.Background(), be, r, m.Geometry(),
@@ -300,7 +306,7 @@ func TestNewBlockStore_RefusesOtherGeometries(t *testing.T) {
 	require.NoError(t, err)
 	defer be.Close()
 	in := evalInput(t, m, 0, Options{Context: 64, Next: 2})
-	r := packed(t, m, be, in.Tokens, 2, "k=lm4 v=lm4")
+	r := packed(t, be, captured(t, m, in.Tokens, 2), "k=lm4 v=lm4")
 	g := m.Geometry()
 	g.Layers++
 	_, err = NewBlockStore(context.Background(), be, r, g, BlockOptions{})

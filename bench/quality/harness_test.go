@@ -283,7 +283,7 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 func TestEvaluate_KnownFormats(t *testing.T) {
 	m := realModel(t)
 	list := []methods.Method{named(t, "f16"), named(t, "ggml-q8_0"), named(t, "tqmse4"), named(t, "tqmse2")}
-	o := Options{}
+	o := Options{Context: 384, Next: 96}
 	res, err := Evaluate(context.Background(), m,
 		[]Input{evalInput(t, m, 2, o), evalInput(t, m, 6, o)}, list, o)
 	require.NoError(t, err)

@@ -26,7 +26,7 @@ const modelProfile = "../../testdata/smollm2.kvprofile"
 // less than TurboQuant at 4.25.
 func TestArchive_InTheModel(t *testing.T) {
 	m := realModel(t)
-	o := Options{Context: 512, Next: 128}
+	o := Options{Context: 320, Next: 64}
 	in := evalInput(t, m, 4, o)
 	res, err := EvaluateText(context.Background(), m, in, []methods.Method{named(t, "tqmse4"),
 		named(t, "kvist-archive:1.8,profile="+modelProfile)}, o)
@@ -41,7 +41,7 @@ func TestArchive_InTheModel(t *testing.T) {
 // Capture, compress, decompress and continue: files on disk give the result of the method in memory.
 func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
 	m := realModel(t)
-	const length, next = 256, 32
+	const length, next = 128, 32
 	o := Options{Context: length, Next: next}
 	in := evalInput(t, m, 4, o)
 	be, err := cpu.Open(cpu.Options{})

@@ -21,9 +21,9 @@ func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
 	for _, x := range texts.WithRole(texts.RoleEval) {
 		bodies = append(bodies, x.Body)
 	}
-	q, err := NewRetrieval(m.Tokenizer(), bodies, 24, 1024, 1)
+	q, err := NewRetrieval(m.Tokenizer(), bodies, 16, 512, 1)
 	require.NoError(t, err)
-	require.Equal(t, 24, q.Asked())
+	require.Equal(t, 16, q.Asked())
 	amnesia := fake{"amnesia", func(c *methods.Context) *methods.Cache {
 		out := identity(c)
 		for l := range out.Layers {
@@ -38,10 +38,10 @@ func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
 	a, err := q.Ask(context.Background(), m, []methods.Method{amnesia}, nil)
 	require.NoError(t, err)
 	found, asked := a[0].Count(q, "")
-	require.Equal(t, 24, asked)
-	require.GreaterOrEqual(t, found, 22, "the exact cache")
+	require.Equal(t, 16, asked)
+	require.GreaterOrEqual(t, found, 15, "the exact cache")
 	found, _ = a[1].Count(q, "")
-	require.LessOrEqual(t, found, 3, "without the context answers are guesses")
+	require.LessOrEqual(t, found, 2, "without the context answers are guesses")
 	r := Results{Methods: []MethodResult{{Name: "amnesia"}}}
 	require.NoError(t, r.AddRetrieval(q, a))
 	require.Less(t, r.Methods[0].Retrieval.AgainstExact.High, -0.5)
