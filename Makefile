@@ -44,7 +44,7 @@ model-gemma: ## fetch Gemma 3 270M (terms of Gemma) for make test-models and the
 	@sh engine/model/fetch-gemma.sh
 
 test-models: model model-gemma ## the tests with real models, none skipped
-	KVIST_REQUIRE=model,gemma $(GO) test $(FLAGS) ./engine/model
+	KVIST_REQUIRE=model,gemma $(GO) test $(FLAGS) ./engine/model ./engine/runner
 
 model-fixtures: model-gemma ## make testdata of engine/model anew with transformers, tokenizers, sentencepiece (fetched by pip, 6 GB)
 	cd engine/model/testdata && python=$$(sh ../python.sh) && "$$python" make_models.py && "$$python" make_tokens.py && \

@@ -3,6 +3,9 @@
 package engine
 
 import (
+	"encoding/binary"
+	"math"
+
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -162,4 +165,95 @@ func (s *Sequence) rowBytes() (n int64) {
 		}
 	}
 	return n
+}
+
+// TokenInfo tells how sharply a token is kept, over all layers and heads. Layers whose window has passed
+// the token do not count: an exact cache needs it there no longer either.
+type TokenInfo struct {
+	Bits   float32 // mean of the bits that a value of K and V is stored in, scales included; 0: nothing is left
+	Kept   float32 // share of the heads that have its rows
+	Weight float32 // mean over the heads of the attention p of recent queries; 0 until its segment closes
+}
+
+// Tokens describes every token of the sequence: dst[:0] with Len elements more. It reads the positions of
+// all sorted rows, while no step can go on: call it a few times a second at most.
+//
+// Errors: quant.ErrShape while a step is under way; quant.ErrClosed; those of the backend.
+func (s *Sequence) Tokens(dst []TokenInfo) ([]TokenInfo, error) {
+	const call = "tokens"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return nil, err
+	}
+	if err := s.ready(call); err != nil {
+		return nil, err
+	}
+	dst = append(dst[:0], make([]TokenInfo, s.n)...)
+	heads := make([]float32, s.n) // that may hold the token
+	at := make([]byte, 2*pageTokens)
+	for _, seg := range s.segs {
+		for layer := range c.geo.Layers {
+			lo, hi := max(seg.lo, s.horizon(layer, s.n)), min(seg.hi(), s.n)
+			for p := lo; p < hi; p++ {
+				heads[p] += float32(c.geo.KVHeads)
+			}
+			for head := range c.geo.KVHeads {
+				for page := range seg.of(layer, head, c.geo.KVHeads) {
+					if err := s.addTokens(dst, seg, layer, head, page, lo, at); err != nil {
+						return nil, wrap(call, s.id, err)
+					}
+				}
+			}
+		}
+	}
+	for i := range dst {
+		n := max(heads[i], 1)
+		dst[i].Bits, dst[i].Kept, dst[i].Weight = dst[i].Bits/n, dst[i].Kept/n, dst[i].Weight/n
+	}
+	return dst, nil
+}
+
+// addTokens adds what a block holds of tokens from position from on. at is memory for positions.
+func (s *Sequence) addTokens(dst []TokenInfo, seg *segment, layer, head, page int, from int64, at []byte) error {
+	c := s.c
+	b := &seg.of(layer, head, c.geo.KVHeads)[page]
+	v, ok := c.view(seg, b, layer, head, page, s.n, false)
+	if !ok {
+		return nil
+	}
+	var bits float32
+	for side, dim := range c.sizes.dim {
+		if b.at[side] == 0 {
+			continue
+		}
+		coded := 8 * b.rung[side].coding().PackedBytes(pageTokens, dim)
+		bits += float32(coded) / float32(pageTokens*(c.sizes.dim[sideK]+c.sizes.dim[sideV]))
+	}
+	weight := float32(math.Sqrt(float64(b.mass) / float64(v.Rows)))
+	if b.pos != 0 {
+		if err := v.Pos.Buf.Download(v.Pos.Off, at[:v.Pos.Len]); err != nil {
+			return err
+		}
+	}
+	for r := range int64(v.Rows) {
+		p := v.Base + r
+		if b.pos != 0 {
+			p = v.Base + int64(binary.LittleEndian.Uint16(at[2*r:]))
+		}
+		if p >= from && p < s.n {
+			dst[p].Bits += bits
+			dst[p].Kept++
+			dst[p].Weight += weight
+		}
+	}
+	return nil
+}
+
+// Bytes returns what the rows of the sequence take, shared ones included.
+func (s *Sequence) Bytes() int64 {
+	s.c.mu.RLock()
+	defer s.c.mu.RUnlock()
+	return s.rowBytes()
 }

@@ -40,6 +40,48 @@ func TestExplain_CountsEveryToken(t *testing.T) {
 	r.closeAll()
 }
 
+// What Tokens says of each token adds up to what Explain says of the blocks.
+func TestTokens_AgreeWithBlocks(t *testing.T) {
+	cfg := testConfig()
+	cfg.LayerWindow = []int{0, 96}
+	r := newRig(t, testGeometry(), cfg)
+	s, err := r.c.NewSequence()
+	require.NoError(t, err)
+	r.step(s, 1, 250, 250)
+	info, err := s.Tokens(nil)
+	require.NoError(t, err)
+	require.Len(t, info, 250)
+	for i, x := range info {
+		require.Equal(t, TokenInfo{Bits: 16, Kept: 1, Weight: x.Weight}, x, i)
+	}
+	require.NoError(t, s.Demote(0.6))
+	info, err = s.Tokens(info)
+	require.NoError(t, err)
+	var rows, kept float64
+	for h := range r.geo.KVHeads { // layer 0 sees every token
+		all, err := s.Explain(0, h)
+		require.NoError(t, err)
+		for _, b := range all {
+			rows += float64(b.Rows)
+		}
+	}
+	for _, x := range info[:120] { // which the window of layer 1 has passed
+		kept += float64(x.Kept) * float64(r.geo.KVHeads)
+		require.Less(t, x.Bits, float32(16.5))
+		require.True(t, (x.Bits == 0) == (x.Kept == 0))
+	}
+	require.LessOrEqual(t, kept, rows)
+	require.Less(t, info[100].Bits, float32(16))
+	require.Equal(t, float32(16), info[249].Bits)
+	require.Equal(t, s.rowBytes(), s.Bytes())
+	st, err := r.c.Begin(t.Context(), []Row{{Seq: s, Tokens: 1}})
+	require.NoError(t, err)
+	_, err = s.Tokens(nil)
+	require.ErrorIs(t, err, quant.ErrShape)
+	require.NoError(t, st.Rollback())
+	r.closeAll()
+}
+
 // A hint frees what it says in its own sequence; a pinned one keeps every byte.
 func TestDemoteAndPin(t *testing.T) {
 	r := newRig(t, testGeometry(), testConfig())

@@ -92,8 +92,10 @@ var allowed = map[string][]string{
 		"engine/internal/input", "engine/internal/parallel", "engine/internal/progress"},
 	// Only the model runner multiplies matrices itself; a cache asks its backend.
 	"engine/model": {"quant", "cpu/matmul", "engine/capture", "engine/atomicfile", "engine/gguf"},
-	"engine/auto":  {"quant", "engine/backend", "cpu", "cuda"},
-	"bench":        {},
+	// Answers of a model on the serving cache. Policy is here; cmd/kvist/internal/serve knows only HTTP.
+	"engine/runner": {"quant", "engine", "engine/backend", "engine/model"},
+	"engine/auto":   {"quant", "engine/backend", "cpu", "cuda"},
+	"bench":         {},
 	// A method knows nothing of the model that it is measured in, nor of a search for settings.
 	"bench/methods":       {"quant", "cpu", "cpu/matmul", "engine/"},
 	"bench/quality":       {"quant", "engine", "engine/", "bench/methods"},

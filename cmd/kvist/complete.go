@@ -38,6 +38,8 @@ func words(flag string) []string {
 		return auto.Names()
 	case "form":
 		return formWords
+	case "format":
+		return chatFormats
 	case "row-bias":
 		return rowBiasWords
 	case "dtype":

@@ -28,7 +28,10 @@ const (
 const modelThreads = 1 << 10
 
 // modelFlags are those of every verb that runs a model.
-type modelFlags struct{ threads int }
+type modelFlags struct {
+	threads int
+	fast    bool // int8 activations
+}
 
 func (f *modelFlags) add(cmd *cobra.Command) {
 	cmd.Flags().IntVar(&f.threads, "threads", 0, "CPU `threads` to use; 0: all")
@@ -74,7 +77,7 @@ func (f *modelFlags) open(name string, positions int) (*model.Model, error) {
 	if err := file.Close(); err != nil {
 		return nil, err
 	}
-	return model.Open(path, model.Options{Workers: f.threads, Context: positions})
+	return model.Open(path, model.Options{Workers: f.threads, Context: positions, Fast: f.fast})
 }
 
 // maxText bounds a text file: a model's context is some hundred thousand tokens.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -38,12 +39,45 @@ func interruptStatus(ctx context.Context) int {
 	return exitInterrupted
 }
 
+// interrupts lets a verb take a SIGINT for itself: in a chat it ends an answer, not the program.
+type interrupts struct {
+	mu   sync.Mutex
+	take func() bool
+}
+
+type interruptsKey struct{}
+
+// onInterrupt has take called with each SIGINT from now on, until the function that it returns is called. A
+// SIGINT for which it returns true does nothing else. Without signals, as in tests, it does nothing.
+func onInterrupt(ctx context.Context, take func() bool) (stop func()) {
+	h, ok := ctx.Value(interruptsKey{}).(*interrupts)
+	if !ok {
+		return func() {}
+	}
+	h.set(take)
+	return func() { h.set(nil) }
+}
+
+func (h *interrupts) set(take func() bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.take = take
+}
+
+// took reports whether the verb has taken a signal for itself.
+func (h *interrupts) took(s os.Signal) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return s == os.Interrupt && h.take != nil && h.take()
+}
+
 // untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. A second SIGINT
 // or SIGTERM calls exit at once, and so does work that does not wind down. A SIGHUP that the process
 // was started to ignore, as under nohup, stays ignored. A SIGINT does not: shells have every process
 // ignore it that a script starts in the background, and whoever sends it to one means it.
 func untilSignal(parent context.Context, exit func(int)) (context.Context, func()) {
-	ctx, cancel := context.WithCancelCause(parent)
+	hook := &interrupts{}
+	ctx, cancel := context.WithCancelCause(context.WithValue(parent, interruptsKey{}, hook))
 	watched := []os.Signal{os.Interrupt, syscall.SIGTERM}
 	if !signal.Ignored(syscall.SIGHUP) {
 		watched = append(watched, syscall.SIGHUP)
@@ -52,12 +86,16 @@ func untilSignal(parent context.Context, exit func(int)) (context.Context, func(
 	signal.Notify(got, watched...)
 	go func() {
 		var why *signalError
-		select {
-		case s := <-got:
-			why = &signalError{s}
-			cancel(why)
-		case <-done:
-			return
+		for why == nil {
+			select {
+			case s := <-got:
+				if !hook.took(s) {
+					why = &signalError{s}
+					cancel(why)
+				}
+			case <-done:
+				return
+			}
 		}
 		late := time.NewTimer(windDown)
 		defer late.Stop()

@@ -93,6 +93,48 @@ func (m *Model) Forward(tokens []int32, kv KVStore, pos int, o ForwardOptions) (
 	return out, nil
 }
 
+// ForwardBatch runs the next tokens of many sequences through the model at once: one token of each
+// that answers, chunks of prompts of those that begin. It calls on with the number of the part and the
+// logits, [vocab], of the last token of every part that asks for them, in order; the slice is valid only
+// during the call. A batch has at most 4096 tokens.
+//
+// A token's result depends on the other parts by rounding at most.
+//
+// Errors: ErrShape for no parts, a part without tokens, too many tokens, or a token outside the vocabulary;
+// ErrTooLarge for positions beyond the model's context; those of kv and on.
+func (m *Model) ForwardBatch(parts []Part, kv BatchKV, on func(part int, logits []float32) error) error {
+	n, err := checkBatch(m, parts)
+	if err != nil {
+		return err
+	}
+	s := m.scratch.Get().(*scratch)
+	defer m.scratch.Put(s)
+	s.size(m, n)
+	at := 0
+	for _, p := range parts {
+		m.place(s, p.Tokens, p.Pos, at)
+		at += len(p.Tokens)
+	}
+	if err := m.run(s, n, batchStore{kv}, 0, nil); err != nil {
+		return fmt.Errorf("kvist/model: forward batch of %d parts, %d tokens: %w", len(parts), n, err)
+	}
+	// The rows that need logits move to the front: one after the other, never over one that is still needed.
+	var wanted []int
+	at = 0
+	for i, p := range parts {
+		at += len(p.Tokens)
+		if p.Logits {
+			copy(s.x[len(wanted)*m.Hidden:(len(wanted)+1)*m.Hidden], s.x[(at-1)*m.Hidden:at*m.Hidden])
+			wanted = append(wanted, i)
+		}
+	}
+	err = m.logits(s, nil, 0, len(wanted), 0, func(i int, logits []float32) error { return on(wanted[i], logits) })
+	if err != nil {
+		return fmt.Errorf("kvist/model: forward batch: logits: %w", err)
+	}
+	return nil
+}
+
 func (m *Model) check(tokens []int32, pos int, o *ForwardOptions) (from, to int, err error) {
 	const op = "forward"
 	n := len(tokens)
@@ -174,14 +216,25 @@ func (s *scratch) size(m *Model, n int) {
 
 // chunk runs tokens through all layers and leaves their residual stream in s.x.
 func (m *Model) chunk(s *scratch, tokens []int32, kv KVStore, pos int, observe Observer) error {
-	n := len(tokens)
+	m.place(s, tokens, pos, 0)
+	return m.run(s, len(tokens), kv, pos, observe)
+}
+
+// place puts the embeddings and the angles of consecutive tokens at row at of a chunk.
+func (m *Model) place(s *scratch, tokens []int32, pos, at int) {
+	x := s.x[at*m.Hidden : (at+len(tokens))*m.Hidden]
 	for i, t := range tokens {
-		m.embed.row(int(t), s.x[i*m.Hidden:(i+1)*m.Hidden])
+		m.embed.row(int(t), x[i*m.Hidden:(i+1)*m.Hidden])
 	}
-	scale(s.x[:n*m.Hidden], m.embedScale)
+	scale(x, m.embedScale)
 	for i, r := range m.ropes {
-		r.angles(pos, n, s.angles[i].cos, s.angles[i].sin)
+		half := at * r.dim / 2
+		r.angles(pos, len(tokens), s.angles[i].cos[half:], s.angles[i].sin[half:])
 	}
+}
+
+// run takes the n tokens that place has put into s through all layers.
+func (m *Model) run(s *scratch, n int, kv KVStore, pos int, observe Observer) error {
 	for l := range m.layers {
 		if err := m.attention(s, l, pos, n, kv, observe); err != nil {
 			return err

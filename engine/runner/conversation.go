@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// conversation is what the cache holds of one, running or idle.
+type conversation struct {
+	id     string
+	salt   []byte
+	seq    *engine.Sequence
+	tokens []int32 // that the cache holds
+	busy   bool    // an answer is under way
+	pinned bool
+	faded  bool // it has given up bytes since it was last used
+	used   time.Time
+	seen   history
+}
+
+func newConversation(salt []byte, seq *engine.Sequence, tokens []int32) *conversation {
+	var id [8]byte
+	_, _ = rand.Read(id[:]) // never fails
+	return &conversation{id: hex.EncodeToString(id[:]), salt: slices.Clone(salt), seq: seq,
+		tokens: slices.Clone(tokens), used: time.Now()}
+}
+
+// rest makes a conversation idle, or drops it.
+func (r *Runner) rest(c *conversation, q Request) error {
+	c.busy, c.faded, c.used = false, false, time.Now()
+	if q.Forget || r.o.Idle == 0 || len(c.tokens) == 0 || r.broken != nil {
+		return c.seq.Close()
+	}
+	if q.Fade > 0 {
+		if err := c.seq.Demote(q.Fade); err != nil {
+			return err
+		}
+		c.faded = true
+		r.counts.Faded++
+	}
+	if err := c.look(r.m); err != nil {
+		return err
+	}
+	r.idle = append(r.idle, c)
+	if len(r.idle) > r.o.Idle {
+		first := r.idle[0]
+		r.idle = slices.Delete(r.idle, 0, 1)
+		return first.seq.Close()
+	}
+	return nil
+}
+
+// fadeIdle takes from the conversations that were idle for long.
+func (r *Runner) fadeIdle(now time.Time) {
+	if r.o.FadeAfter == 0 || r.o.Fade == 0 {
+		return
+	}
+	for _, c := range r.idle {
+		if c.faded || c.pinned || now.Sub(c.used) < r.o.FadeAfter {
+			continue
+		}
+		c.faded = true
+		if err := c.seq.Demote(r.o.Fade); err != nil {
+			r.log.Warn("kvist: fade an idle conversation", "error", err)
+			continue
+		}
+		r.counts.Faded++
+		if err := c.look(r.m); err != nil {
+			r.log.Warn("kvist: look at a conversation", "error", err)
+		}
+	}
+}
+
+// tend keeps a conversation within a budget of its own and notes what is left of its tokens, now and then.
+func (r *Runner) tend(c *conversation, budget int64) error {
+	if len(c.tokens) < c.seen.due {
+		return nil
+	}
+	if have := c.seq.Bytes(); budget > 0 && have > budget {
+		if err := c.seq.Demote(1 - float64(budget)/float64(have)); err != nil {
+			return err
+		}
+	}
+	return c.look(r.m)
+}
+
+// find returns the conversation of a salt with an id.
+func (r *Runner) find(salt []byte, id string) (*conversation, error) {
+	for c := range r.all {
+		if c.id == id && string(c.salt) == string(salt) {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("kvist/runner: no conversation %q: %w", id, quant.ErrClosed)
+}
+
+// all goes through the conversations, those with answers under way first.
+func (r *Runner) all(yield func(*conversation) bool) {
+	for _, t := range r.running {
+		if !yield(t.conv) {
+			return
+		}
+	}
+	for i := len(r.idle) - 1; i >= 0; i-- {
+		if !yield(r.idle[i]) {
+			return
+		}
+	}
+}
+
+// Summary tells of a conversation what a list of them shows.
+type Summary struct {
+	ID     string
+	Tokens int
+	Bytes  int64 // that its rows take, shared ones included
+	Exact  int64 // what they would take in binary16
+	Busy   bool  // an answer is under way
+	Pinned bool
+	Used   time.Time
+	First  []int32 // its first tokens, up to 64
+}
+
+// Conversations lists the conversations of a salt: answers under way first, then those used last.
+//
+// Errors: quant.ErrClosed; that of ctx.
+func (r *Runner) Conversations(ctx context.Context, salt []byte) (list []Summary, err error) {
+	err = r.do(ctx, func() {
+		for c := range r.all {
+			if string(c.salt) == string(salt) {
+				list = append(list, r.summary(c))
+			}
+		}
+	})
+	return list, err
+}
+
+func (r *Runner) summary(c *conversation) Summary {
+	return Summary{ID: c.id, Tokens: len(c.tokens), Bytes: c.seq.Bytes(), Exact: ExactBytes(r.m, len(c.tokens)),
+		Busy: c.busy, Pinned: c.pinned, Used: c.used, First: slices.Clone(c.tokens[:min(64, len(c.tokens))])}
+}
+
+// Description tells what is kept of a conversation.
+type Description struct {
+	Summary
+	All     []int32            // its tokens
+	Kept    []engine.TokenInfo // of each
+	Fading  []Fading           // of each
+	Moments []Moment           // over its life
+	Held    int64              // bytes of the whole cache
+	Budget  int64              // of the whole cache
+}
+
+// Describe tells what is kept of a conversation, token by token.
+//
+// Errors: quant.ErrClosed if there is no such conversation under the salt; that of ctx; those of the backend.
+func (r *Runner) Describe(ctx context.Context, salt []byte, id string) (d Description, err error) {
+	e := r.do(ctx, func() {
+		var c *conversation
+		if c, err = r.find(salt, id); err != nil {
+			return
+		}
+		if err = c.look(r.m); err != nil {
+			return
+		}
+		s := r.cache.Stats()
+		d = Description{Summary: r.summary(c), All: slices.Clone(c.tokens), Kept: slices.Clone(c.seen.info),
+			Fading: slices.Clone(c.seen.fading), Moments: slices.Clone(c.seen.moments), Held: s.HeldBytes,
+			Budget: s.BudgetBytes}
+	})
+	if e != nil {
+		err = e
+	}
+	return d, err
+}
+
+// Forget drops an idle conversation.
+//
+// Errors: quant.ErrClosed if there is none under the salt; quant.ErrFull while an answer is under way; that of
+// ctx; those of the backend.
+func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error) {
+	return r.change(ctx, salt, id, func(c *conversation) error {
+		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
+		return c.seq.Close()
+	})
+}
+
+// Fade makes an idle conversation give up a share of the bytes of its rows, those first that cost least.
+//
+// Errors: as Forget; quant.ErrShape for a share outside [0, 1].
+func (r *Runner) Fade(ctx context.Context, salt []byte, id string, share float64) error {
+	return r.change(ctx, salt, id, func(c *conversation) error {
+		if err := c.seq.Demote(share); err != nil {
+			return err
+		}
+		c.faded = true
+		r.counts.Faded++
+		return c.look(r.m)
+	})
+}
+
+// Pin keeps the rows of an idle conversation as they are, or no longer.
+//
+// Errors: as Forget.
+func (r *Runner) Pin(ctx context.Context, salt []byte, id string, on bool) error {
+	return r.change(ctx, salt, id, func(c *conversation) error {
+		c.pinned = on
+		return c.seq.Pin(on)
+	})
+}
+
+func (r *Runner) change(ctx context.Context, salt []byte, id string, f func(*conversation) error) (err error) {
+	e := r.do(ctx, func() {
+		var c *conversation
+		if c, err = r.find(salt, id); err != nil {
+			return
+		}
+		if c.busy {
+			err = fmt.Errorf("kvist/runner: an answer of conversation %s is under way: %w", id, quant.ErrFull)
+			return
+		}
+		err = f(c)
+	})
+	if e != nil {
+		return e
+	}
+	return err
+}

@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/quant"
+)
+
+// task is a request that is not finished.
+type task struct {
+	ctx     context.Context
+	q       Request
+	box     mailbox
+	sample  *sampler
+	tokens  []int32       // the prompt and the answer so far
+	most    int           // tokens of the answer
+	conv    *conversation // nil while it waits
+	cached  int           // tokens of the prompt that were computed before it was first admitted
+	begun   bool
+	came    time.Time
+	started time.Time
+	first   time.Time
+}
+
+func newTask(ctx context.Context, q Request, context int) *task {
+	t := &task{ctx: ctx, q: q, sample: newSampler(q.Sampling), tokens: slices.Clone(q.Tokens),
+		most: context - len(q.Tokens), came: time.Now()}
+	if q.MaxTokens > 0 {
+		t.most = min(t.most, q.MaxTokens)
+	}
+	t.box.more = sync.NewCond(&t.box.mu)
+	return t
+}
+
+// answer returns the number of tokens of the answer so far.
+func (t *task) answer() int { return len(t.tokens) - len(t.q.Tokens) }
+
+// pending returns the tokens that are still to be run.
+func (t *task) pending() []int32 { return t.tokens[len(t.conv.tokens):] }
+
+func (t *task) result() Result {
+	res := Result{Prompt: len(t.q.Tokens), Cached: t.cached, Answer: t.answer(), Total: time.Since(t.came)}
+	if t.begun {
+		res.Queued = t.started.Sub(t.came)
+	}
+	if !t.first.IsZero() {
+		res.First = t.first.Sub(t.came)
+	}
+	if t.conv != nil && !t.q.Forget {
+		res.Conversation = t.conv.id
+	}
+	return res
+}
+
+func (r *Runner) enqueue(t *task) error {
+	switch {
+	case r.broken != nil:
+		return r.broken
+	case len(r.queue) >= r.o.Waiting:
+		r.counts.Refused++
+		return fmt.Errorf("kvist/runner: %d requests wait already: %w", len(r.queue), quant.ErrFull)
+	}
+	r.queue = append(r.queue, t)
+	return nil
+}
+
+// cull ends the tasks whose callers have gone.
+func (r *Runner) cull() {
+	for _, list := range [][]*task{slices.Clone(r.queue), slices.Clone(r.running)} {
+		for _, t := range list {
+			if t.ctx.Err() != nil {
+				r.end(t, "", t.ctx.Err())
+			}
+		}
+	}
+}
+
+// end finishes a task. Its conversation becomes idle.
+func (r *Runner) end(t *task, finish string, err error) {
+	is := func(x *task) bool { return x == t }
+	r.queue, r.running = slices.DeleteFunc(r.queue, is), slices.DeleteFunc(r.running, is)
+	res := t.result()
+	res.Finish = finish
+	switch {
+	case err == nil:
+		r.counts.Finished[finish]++
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		r.counts.Finished["cancelled"]++
+	default:
+		r.counts.Finished["failed"]++
+	}
+	if t.conv != nil {
+		if e := r.rest(t.conv, t.q); err == nil {
+			err = e
+		}
+		t.conv = nil
+	}
+	r.limit = min(r.limit+1, r.most)
+	t.box.finish(res, err)
+}
+
+// admit moves requests from the queue to the next step, as far as there is room.
+func (r *Runner) admit() {
+	for len(r.queue) > 0 && len(r.running) < r.limit && r.broken == nil {
+		t := r.queue[0]
+		conv, err := r.attach(t)
+		switch {
+		case errors.Is(err, quant.ErrFull) && len(r.running) > 0:
+			return // one of them will end
+		case err != nil:
+			r.end(t, "", err)
+			continue
+		}
+		r.queue = r.queue[1:]
+		t.conv = conv
+		if !t.begun {
+			t.begun, t.started, t.cached = true, time.Now(), len(conv.tokens)
+			r.counts.PromptTokens += uint64(len(t.q.Tokens))
+			r.counts.CachedTokens += uint64(t.cached)
+		}
+		r.running = append(r.running, t)
+	}
+}
+
+// attach returns a conversation that holds as many of the first tokens of a task as can be found: an idle one
+// that the task goes on with, a copy of one that it shares a beginning with, or what the index of prefixes
+// has.
+func (r *Runner) attach(t *task) (*conversation, error) {
+	best, same := r.longest(t)
+	if best != nil && same == len(best.tokens) {
+		r.idle = slices.DeleteFunc(r.idle, func(c *conversation) bool { return c == best })
+		return best, r.prepare(best, t)
+	}
+	seq, err := r.room(func() (*engine.Sequence, error) { return r.cache.MatchPrefix(t.q.Salt, t.tokens) })
+	if err != nil {
+		return nil, err
+	}
+	if best != nil && int64(same) >= seq.Len()+copyGain && slices.Contains(r.idle, best) {
+		if fork, err := r.branch(best, same); err == nil {
+			seq, fork = fork, seq
+			if err := fork.Close(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	conv := newConversation(t.q.Salt, seq, t.tokens[:seq.Len()])
+	return conv, r.prepare(conv, t)
+}
+
+// copyGain is the number of tokens that make the copy of a conversation worth its memory.
+const copyGain = 16
+
+// branch returns a copy of the first tokens of a conversation.
+func (r *Runner) branch(from *conversation, tokens int) (*engine.Sequence, error) {
+	fork, err := from.seq.Fork()
+	if err != nil {
+		return nil, err
+	}
+	if err := fork.Truncate(int64(tokens)); err != nil {
+		return nil, errors.Join(err, fork.Close())
+	}
+	return fork, nil
+}
+
+// longest returns the idle conversation that shares most first tokens with a task, and how many. One token is
+// left to run.
+func (r *Runner) longest(t *task) (best *conversation, same int) {
+	for i := len(r.idle) - 1; i >= 0; i-- {
+		c := r.idle[i]
+		if string(c.salt) != string(t.q.Salt) {
+			continue
+		}
+		n, most := 0, min(len(c.tokens), len(t.tokens)-1)
+		for n < most && c.tokens[n] == t.tokens[n] {
+			n++
+		}
+		if n > same {
+			best, same = c, n
+		}
+	}
+	return best, same
+}
+
+// room calls f until there is memory for it, and closes idle conversations in between.
+func (r *Runner) room(f func() (*engine.Sequence, error)) (*engine.Sequence, error) {
+	for {
+		s, err := f()
+		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() {
+			return s, err
+		}
+	}
+}
+
+// dropIdle closes the conversation that was unused for longest; not one that is pinned.
+func (r *Runner) dropIdle() bool {
+	for i, c := range r.idle {
+		if c.pinned {
+			continue
+		}
+		r.idle = slices.Delete(r.idle, i, i+1)
+		r.counts.Closed++
+		r.log.Info("kvist: an idle conversation is closed for want of memory", "tokens", len(c.tokens))
+		if err := c.seq.Close(); err != nil {
+			r.log.Warn("kvist: close conversation", "error", err)
+		}
+		return true
+	}
+	return false
+}
+
+// prepare sets up a conversation for a task.
+func (r *Runner) prepare(c *conversation, t *task) error {
+	c.busy = true
+	if c.pinned != t.q.Pin {
+		if err := c.seq.Pin(t.q.Pin); err != nil {
+			return err
+		}
+		c.pinned = t.q.Pin
+	}
+	return nil
+}
