@@ -24,7 +24,8 @@ import (
 // .kvist file and decompresses the file. Attention sees the rows, the row bias and the kept marks
 // that Decompress writes.
 //
-// Bytes: the whole file, header, index, tables, checksums and padding included.
+// Bytes: the whole file, header, index, tables, checksums and padding included. Config.Bits and
+// Config.Share count the values that a query after the context sees, as all methods are counted.
 type Kvist struct {
 	Config kvfile.Config
 	// Weights, if set, returns the weights of the tokens of a context. Layers are numbered from 0.
@@ -110,6 +111,9 @@ func (k Kvist) Name() string {
 	return name
 }
 
+// PerLayer implements the interface PerLayer.
+func (k Kvist) PerLayer() {}
+
 // Source names this project.
 func (k Kvist) Source() string { return "this project: bytes of the whole file" }
 
@@ -161,6 +165,10 @@ func (k Kvist) through(ctx context.Context, c *Context, s shapeOf,
 	}
 	cfg := k.Config
 	cfg.Memo = c.Memo
+	if seen := c.seenValues(s); c.Geometry.Windowed() && cfg.Bits+cfg.Share > 0 {
+		cfg.Bytes = int64(max(cfg.Bits, 16*cfg.Share) * float64(seen) / 8)
+		cfg.Bits, cfg.Share = 0, 0
+	}
 	if _, err := kvfile.Compress(ctx, src, &file, kvfile.Options{Config: &cfg, Backend: be, Weights: weights}); err != nil {
 		return nil, err
 	}

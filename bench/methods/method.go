@@ -48,3 +48,20 @@ type Method interface {
 	Source() string // paper or project, and how the method deviates from it
 	Compress(ctx context.Context, c *Context) (*Cache, error)
 }
+
+// PerLayer is a Method that reads Geometry.PerLayer: it compresses layers with windows, RoPE, scales and
+// soft caps of their own as one context, with one budget for the values that a query after the context
+// sees. Rows that none sees are not kept.
+type PerLayer interface {
+	Method
+	PerLayer()
+}
+
+// seenValues returns the number of values of K and V that a query after the context sees.
+func (c *Context) seenValues(s shapeOf) int64 {
+	var rows int64
+	for l := range c.Layers {
+		rows += int64(s.tokens) - c.Geometry.Outside(l, int64(s.tokens))
+	}
+	return rows * int64(s.kvHeads) * int64(s.dimK+s.dimV)
+}

@@ -27,15 +27,17 @@
 //
 // # Windows
 //
-// Layers with a sliding window, or with RoPE of their own, are compressed as contexts of their own, so a
-// budget holds for each group of layers. Methods get the rows of a layer that a query after the context
-// sees, with those rows' queries; rows beyond the window cost nothing and are kept by nobody. A model
-// with soft caps or an attention scale of its own is refused: methods could not be told of it.
+// Layers with a sliding window, or with RoPE of their own, are contexts of their own for the reference
+// methods, none of which moves bytes between layers. They get the rows of a layer that a query after the context
+// sees, with those rows' queries. kvist compresses all layers as one file with one budget
+// (methods.PerLayer). Rows beyond a window cost nothing and are kept by nobody. The reference methods
+// refuse a model with soft caps or an attention scale of its own: they could not be told of it.
 //
 // # Numbers
 //
 //	bits/value   8 * Cache.Bytes / (values of K and V that a query after the context sees)
 //	KL           sum_i p_i (log p_i - log q_i), float64 of float32 logits, mean over positions
+//	worst token  the largest KL of a position, of all texts
 //	perplexity   exp of the mean surprisal over the positions whose next token is known
 //	top-1        share of positions where both distributions have the same arg max
 //

@@ -11,7 +11,7 @@ import (
 
 // Headers returns the headers of the columns of Table.
 func (r *Results) Headers() []string {
-	h := []string{"method", "bits/value", "x vs f16", "KL", "95 %", "perplexity", "top-1"}
+	h := []string{"method", "bits/value", "x vs f16", "KL", "95 %", "worst token", "perplexity", "top-1"}
 	if r.asked() {
 		h = append(h, "found", "nats/answer")
 	}
@@ -26,7 +26,7 @@ func (r *Results) decoded() bool { return len(r.Methods) > 0 && r.Methods[0].Dec
 
 // Table returns the cells of every row, the exact run first.
 func (r *Results) Table() [][]string {
-	exact := []string{"exact (f32)", "32", "0.50", "0", "", fmt.Sprintf("%.3f",
+	exact := []string{"exact (f32)", "32", "0.50", "0", "", "0", fmt.Sprintf("%.3f",
 		r.Exact.Perplexity), "1"}
 	if q := r.Exact.Retrieval; q != nil {
 		exact = append(exact, found(q), fmt.Sprintf("%.3f", q.Nats))
@@ -39,7 +39,7 @@ func (r *Results) Table() [][]string {
 		m := &r.Methods[i]
 		row := []string{m.Name, fmt.Sprintf("%.3f", m.BitsPerValue), fmt.Sprintf("%.2f", m.Ratio),
 			Significant(m.KL.Mean), Significant(m.KL.Low) + " to " + Significant(m.KL.High),
-			fmt.Sprintf("%.3f", m.Perplexity), fmt.Sprintf("%.4f", m.Top1)}
+			worst(m.Texts), fmt.Sprintf("%.3f", m.Perplexity), fmt.Sprintf("%.4f", m.Top1)}
 		if r.asked() {
 			q := m.Retrieval
 			row = append(row, found(q), fmt.Sprintf("%.3f", q.Nats))
@@ -50,6 +50,15 @@ func (r *Results) Table() [][]string {
 		rows = append(rows, row)
 	}
 	return rows
+}
+
+// worst is the largest divergence of a token.
+func worst(texts []NamedScore) string {
+	var most float64
+	for _, t := range texts {
+		most = max(most, t.KLMax)
+	}
+	return fmt.Sprintf("%.2g", most)
 }
 
 func found(q *RetrievalResult) string { return fmt.Sprintf("%d/%d", q.Found, q.Asked) }
@@ -113,8 +122,9 @@ func (r *Results) Markdown(w io.Writer) error {
 	p.printf("\n")
 	p.table(r.Headers(), r.Table())
 	p.printf("\nKL: mean divergence of next-token distributions from the exact float32 cache, " +
-		"nats, mean over texts with a bootstrap over texts. bits/value counts all stored bytes " +
-		"over the values of K and V of the original. top-1: same arg max.\n")
+		"nats, mean over texts with a bootstrap over texts. worst token: the largest divergence of a " +
+		"token. bits/value counts all stored bytes over the values of K and V of the original that a later query " +
+		"can see. top-1: same arg max.\n")
 	if q := r.Exact.Retrieval; q != nil {
 		p.printf("\nfound: questions about %d facts answered by greedy tokens, asked after "+
 			"compression (", q.Asked)

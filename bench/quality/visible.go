@@ -30,15 +30,13 @@ func firstSeen(a model.LayerAttention, at int) int {
 	return 0
 }
 
-// partsOf groups the layers by RoPE and by what queries from position at on see of n tokens.
-//
-// Errors: quant.ErrUnsupported for a model whose attention methods cannot be told of.
-func partsOf(m *model.Model, n, at int) ([]part, error) {
-	var parts []part
+// partsOf groups the layers by RoPE and by what queries from position at on see of n tokens. err is
+// quant.ErrUnsupported for a model whose attention the methods of parts cannot be told of.
+func partsOf(m *model.Model, n, at int) (parts []part, err error) {
 	dim := m.Geometry().HeadDim
 	for l, a := range m.Attention() {
-		if a.Softcap != 0 || float32(a.Scale) != float32(1/math.Sqrt(float64(dim))) {
-			return nil, fmt.Errorf("kvist/quality: layer %d has scale %v and soft cap %v; methods measure "+
+		if err == nil && (a.Softcap != 0 || float32(a.Scale) != float32(1/math.Sqrt(float64(dim)))) {
+			err = fmt.Errorf("kvist/quality: layer %d has scale %v and soft cap %v; the method measures "+
 				"attention with scale 1/sqrt(head_dim) and without a cap: %w", l, a.Scale, a.Softcap,
 				quant.ErrUnsupported)
 		}
@@ -52,7 +50,7 @@ func partsOf(m *model.Model, n, at int) ([]part, error) {
 			parts = append(parts, part{layers: []int{l}, from: from, rope: a.Rope})
 		}
 	}
-	return parts, nil
+	return parts, err
 }
 
 // seen returns the number of values of K and V in the rows [from, n) that a query at position at sees.
@@ -64,29 +62,43 @@ func seen(m *model.Model, from, n, at int) int64 {
 	return rows * int64(g.KVHeads) * int64(g.HeadDim+g.HeadDimV)
 }
 
-// layered is a context as methods compress it: whole where all layers attend alike, otherwise a context
-// for each part. A part's tokens are those that later queries see, so no method stores or weighs others.
+// layered is a context as methods compress it: whole where all layers attend alike, and for a
+// methods.PerLayer; for others a context for each part. A part's tokens are those that later queries see, so
+// no method stores or weighs others.
 type layered struct {
-	whole *methods.Context
-	parts []part
-	split []*methods.Context // nil: whole
+	whole    *methods.Context
+	perLayer *methods.Context // whole, with how each layer attends
+	parts    []part
+	split    []*methods.Context // nil: whole
+	refused  error              // that methods of parts cannot compress it
 }
 
-// newLayered splits a context before a query at position at.
+// newLayered prepares a context before a query at position at.
 //
-// Errors: those of partsOf.
+// Errors: those of model.Config.CacheGeometry.
 func newLayered(m *model.Model, c *methods.Context, at int) (*layered, error) {
 	x := &layered{whole: c}
-	var err error
-	if x.parts, err = partsOf(m, len(c.Tokens), at); err != nil {
-		return nil, err
-	}
-	if len(x.parts) == 1 && x.parts[0].from == 0 {
+	x.parts, x.refused = partsOf(m, len(c.Tokens), at)
+	if len(x.parts) == 1 && x.parts[0].from == 0 && x.refused == nil {
 		return x, nil
 	}
 	for _, p := range x.parts {
 		x.split = append(x.split, p.context(c))
 	}
+	g, err := m.CacheGeometry()
+	if err != nil {
+		return nil, err
+	}
+	// A query that is some tokens behind the context sees as many fewer of it.
+	g = g.Clone()
+	for l := range g.PerLayer {
+		if w := &g.PerLayer[l].Window; *w > 0 {
+			*w = max(1, *w-int64(at-len(c.Tokens)))
+		}
+	}
+	per := *c
+	per.Geometry = g
+	x.perLayer = &per
 	return x, nil
 }
 
@@ -113,11 +125,21 @@ func (p *part) context(c *methods.Context) *methods.Context {
 	return out
 }
 
-// compress compresses every part and returns the cache of the whole context, in which rows that nobody
-// sees are not kept. Its bytes are those of all parts.
+// compress returns the cache of the whole context, in which rows that nobody sees are not kept. Where a method
+// compressed parts, its bytes are those of all parts.
+//
+// Errors: quant.ErrUnsupported for a model whose attention the method cannot be told of; those of the method.
 func (x *layered) compress(ctx context.Context, method methods.Method) (*methods.Cache, error) {
 	if x.split == nil {
 		return compressChecked(ctx, method, x.whole)
+	}
+	if _, ok := method.(methods.PerLayer); ok {
+		c := *x.perLayer
+		c.Memo = x.whole.Memo // callers set it late
+		return compressChecked(ctx, method, &c)
+	}
+	if x.refused != nil {
+		return nil, x.refused
 	}
 	n, g := len(x.whole.Tokens), x.whole.Geometry
 	out := &methods.Cache{Layers: make([]methods.CacheLayer, len(x.whole.Layers))}

@@ -88,14 +88,45 @@ func TestLayered_UniformModelsStayWhole(t *testing.T) {
 	require.NoError(t, err)
 }
 
+// TestLayered_OneFile: kvist compresses layers that attend in different ways as one file. Its budget is of the
+// values that a later query sees, and rows that none sees are not kept.
+func TestLayered_OneFile(t *testing.T) {
+	for _, name := range []string{"gemma3", "gemma2"} { // gemma2 has soft caps
+		m := tinyModel(t, name)
+		r, err := NewRun(context.Background(), m, randomInput(m, 60), Options{Context: 48, Next: 12})
+		require.NoError(t, err)
+		for _, config := range []string{"bits=16 levels=full", "share=1.25 levels=full"} {
+			k, err := methods.NewKvist(config)
+			require.NoError(t, err)
+			s, err := r.Measure(context.Background(), k)
+			require.NoError(t, err, "%s %s", name, config)
+			require.LessOrEqual(t, s.BitsPerValue, k.Config.Bits+16*k.Config.Share)
+		require.Greater(t, s.BitsPerValue, 0.9*(k.Config.Bits+16*k.Config.Share))
+			require.Less(t, s.KL, 0.01)
+		}
+	}
+	// While decoding, queries are further from the compressed rows.
+	m := tinyModel(t, "gemma3")
+	c := newCollector(m.Geometry(), 60).context(make([]int32, 60), 40)
+	x, err := newLayered(m, c, 45)
+	require.NoError(t, err)
+	g := x.perLayer.Geometry
+	require.EqualValues(t, 45-8+1, g.Outside(0, 40))
+	x, err = newLayered(m, c, 60)
+	require.NoError(t, err)
+	require.EqualValues(t, 40, x.perLayer.Geometry.Outside(0, 40))
+}
+
 func TestLayered_Refuses(t *testing.T) {
 	m := tinyModel(t, "gemma2")
-	_, err := NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
+	r, err := NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
+	require.NoError(t, err)
+	_, err = r.Measure(context.Background(), fake{"any", identity})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 	require.ErrorContains(t, err, "soft cap 4")
 
 	m = tinyModel(t, "gemma3")
-	r, err := NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
+	r, err = NewRun(context.Background(), m, randomInput(m, 20), Options{Context: 16, Next: 4})
 	require.NoError(t, err)
 	_, err = r.Measure(context.Background(), fake{"short", func(c *methods.Context) *methods.Cache {
 		out := identity(c)
