@@ -30,6 +30,7 @@ const module = "github.com/kvist-project/kvist"
 var allowed = map[string][]string{
 	"quant":           {"quant/layout"},
 	"quant/layout":    {},
+	"quant/trellis":   {"quant"},
 	"quant/quanttest": {"quant", "quant/layout"},
 	"importance":      {"quant"},
 	"kernels":         {},
