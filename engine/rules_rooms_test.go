@@ -15,7 +15,7 @@ import (
 var rooms = [][]string{
 	{"atomicfile", "backend", "internal/archive", "internal/half", "internal/memo", "internal/parallel", "internal/plan",
 		"internal/progress", "container", "store", "tensorio"},
-	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile"},
+	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile", "vectors"},
 	{"gguf/gguftest", "capture", "internal/blocks", "internal/weigh"},
 	{"internal/captured", "internal/damage", "model"},
 	{"internal/ahead", "internal/cold", "internal/segment", "runner"},

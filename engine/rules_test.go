@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 		"kernels"},
 	"cpu":        {"quant", "quant/layout", "engine/backend", "engine/backend/args"},
 	"cpu/matmul": {"quant"},
+	"cpu/scan":   {"quant", "quant/trellis"},
 	"engine": {
 		"quant",
 		"importance",
@@ -91,7 +92,9 @@ var allowed = map[string][]string{
 		"engine/internal/damage", "engine/kvfile", "engine/internal/plan", "engine/profile", "engine/report", "engine/internal/segment",
 		"engine/internal/weigh", "engine/internal/archive", "engine/internal/captured", "engine/internal/cold",
 		"engine/internal/input", "engine/internal/parallel", "engine/internal/progress"},
-	// Only the model runner multiplies matrices itself; a cache asks its backend.
+	// An index of vectors has codes and kernels of its own, which no backend has.
+	"engine/vectors": {"quant", "quant/trellis", "cpu/matmul", "cpu/scan", "engine/atomicfile", "engine/container"},
+	// Only the model runner and the index of vectors multiply matrices themselves; a cache asks its backend.
 	"engine/model": {"quant", "cpu/matmul", "engine/capture", "engine/atomicfile", "engine/gguf"},
 	// Answers of a model on the serving cache. Policy is here; cmd/kvist/internal/serve knows only HTTP.
 	"engine/runner": {"quant", "engine", "engine/backend", "engine/model"},

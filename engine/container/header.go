@@ -17,9 +17,10 @@ const (
 	KindCache   Kind = 1 // a KV cache: records of (layer, segment) with K and V
 	KindRows    Kind = 2 // rows of tensors: hidden states, embeddings; records have the K side only
 	KindProfile Kind = 3 // a profile: side tensors only; OpenProfile reads it, Open refuses it
+	KindVectors Kind = 4 // an index of vectors: side tensors only; OpenVectors reads it, Open refuses it
 )
 
-// String returns "cache", "rows" or "profile".
+// String returns "cache", "rows", "profile" or "vectors".
 func (k Kind) String() string {
 	switch k {
 	case KindCache:
@@ -28,6 +29,8 @@ func (k Kind) String() string {
 		return "rows"
 	case KindProfile:
 		return "profile"
+	case KindVectors:
+		return "vectors"
 	}
 	return fmt.Sprintf("Kind(%d)", uint16(k))
 }
@@ -122,12 +125,12 @@ func (h *Header) Metric(layer, head int) *quant.Metric {
 }
 
 // Stored returns the number of stored layers or tensors: the range of Record.Layer. It is 0 for a
-// profile.
+// profile and for vectors.
 func (h *Header) Stored() int {
 	switch h.Kind {
 	case KindRows:
 		return len(h.Tensors)
-	case KindProfile:
+	case KindProfile, KindVectors:
 		return 0
 	}
 	return len(h.Layers)
@@ -232,10 +235,10 @@ func (h *Header) LargestRecord() (bytes int64) {
 }
 
 // Records returns the number of records in a complete file: one for each (layer, segment). A
-// profile has none.
+// profile and vectors have none.
 func (h *Header) Records() int64 {
 	switch h.Kind {
-	case KindProfile:
+	case KindProfile, KindVectors:
 		return 0
 	case KindCache:
 		return int64(len(h.Layers)) * h.Segments(0)

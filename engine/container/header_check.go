@@ -16,10 +16,10 @@ import (
 // Errors: quant.ErrShape, quant.ErrUnsupported.
 func (h *Header) validate() error {
 	switch {
-	case h.Kind != KindCache && h.Kind != KindRows && h.Kind != KindProfile:
-		return shapef("header: %s, want cache, rows or profile", h.Kind)
-	case h.Kind == KindProfile:
-		// validateProfile has checked all of it.
+	case h.Kind != KindCache && h.Kind != KindRows && h.Kind != KindProfile && h.Kind != KindVectors:
+		return shapef("header: %s, want cache, rows, profile or vectors", h.Kind)
+	case h.Kind == KindProfile, h.Kind == KindVectors:
+		// validateProfile and validateVectors check all of it.
 	case h.SegmentTokens < 1 || h.SegmentTokens > maxSegmentTokens:
 		return shapef("header: segments of %d tokens, want 1 to %d", h.SegmentTokens, maxSegmentTokens)
 	case h.Tokens < 0 || h.Tokens > quant.MaxTokens:
@@ -45,6 +45,8 @@ func (h *Header) validate() error {
 		return h.validateRows()
 	case KindProfile:
 		return h.validateProfile()
+	case KindVectors:
+		return h.validateVectors()
 	}
 	return h.validateCache()
 }
@@ -60,6 +62,41 @@ func (h *Header) validateProfile() error {
 		return shapef("header: a file of kind profile with element types, seed, config or profile")
 	}
 	return h.validateGeometry()
+}
+
+// validateVectors checks that an index of vectors has a seed, a config, a model name, metadata and nothing else.
+func (h *Header) validateVectors() error {
+	switch {
+	case len(h.Layers) != 0 || len(h.Tensors) != 0 || h.QueryEnergy != nil || h.Metrics != nil || h.Origin != "":
+		return shapef("header: a file of kind vectors with layers, tensors or query energy")
+	case h.Tokens != 0 || h.First != 0 || h.SegmentTokens != 0 || h.Sinks != 0 || h.Window != 0:
+		return shapef("header: a file of kind vectors with tokens")
+	case h.KType != 0 || h.VType != 0 || h.Profile != [32]byte{} || h.Geometry.Layers != 0:
+		return shapef("header: a file of kind vectors with element types, profile or geometry")
+	}
+	return nil
+}
+
+// checkKind refuses a file of a kind that is not wanted; see parseHeader.
+func checkKind(k, sides Kind) error {
+	switch {
+	case k != KindCache && k != KindRows && k != KindProfile && k != KindVectors:
+		return fmt.Errorf("file of kind %s: %w", k, quant.ErrUnsupported)
+	case k == KindVectors && sides != k:
+		return fmt.Errorf("the file is an index of vectors; kvist embed reads it: %w", quant.ErrUnsupported)
+	case k == KindProfile && sides != k:
+		return fmt.Errorf("the file is a profile of a model; it holds no cache and no rows: %w", quant.ErrUnsupported)
+	case k != sides && sides != kindInvalid:
+		return fmt.Errorf("the file is of kind %s, want %s: %w", k, wanted(sides), quant.ErrUnsupported)
+	}
+	return nil
+}
+
+func wanted(sides Kind) string {
+	if sides == KindProfile {
+		return "a profile"
+	}
+	return "an index of vectors"
 }
 
 func (h *Header) validateGeometry() error {

@@ -69,10 +69,10 @@ func appendHeader(dst []byte, h *Header) ([]byte, error) {
 // fieldValue returns the bytes of a header field and whether the file has it.
 func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 	le := binary.LittleEndian
-	cache, rows := h.Kind == KindCache, h.Kind == KindRows
+	cache, rows, vectors := h.Kind == KindCache, h.Kind == KindRows, h.Kind == KindVectors
 	switch tag {
 	case tagGeometry:
-		return h.geometryValue(), !rows
+		return h.geometryValue(), !rows && !vectors
 	case tagInvFreq:
 		for _, f := range h.Geometry.Rope.InvFreq {
 			v = le.AppendUint32(v, math.Float32bits(f))
@@ -91,7 +91,7 @@ func (h *Header) fieldValue(tag uint16) (v []byte, given bool) {
 		v = le.AppendUint32(v, uint32(h.Window))
 		return append(v, byte(h.KType), byte(h.VType), 0, 0), cache || rows
 	case tagSeed:
-		return le.AppendUint64(v, h.Seed), cache || rows
+		return le.AppendUint64(v, h.Seed), cache || rows || vectors
 	case tagConfig:
 		return []byte(h.Config), h.Config != ""
 	case tagModel:
@@ -164,22 +164,15 @@ func parseFileHeader(p place, lim *Limits, b []byte, fileSize int64) (int, Kind,
 	return v, Kind(le.Uint16(b[10:])), n, nil
 }
 
-// parseHeader reads a header section whose fixed part has been checked. profile selects between
-// profiles and all other kinds.
-func parseHeader(p place, s []byte, v int, k Kind, profile bool) (*Header, error) {
+// parseHeader reads a header section whose fixed part has been checked. sides is KindProfile or
+// KindVectors where a file of that kind is wanted, else kindInvalid.
+func parseHeader(p place, s []byte, v int, k, sides Kind) (*Header, error) {
 	le := binary.LittleEndian
 	if want, got := checksum(s, fileHeaderCRCAt), le.Uint32(s[fileHeaderCRCAt:]); want != got {
 		return nil, p.corrupt(fileHeaderCRCAt, "checksum", hex32(want), hex32(got))
 	}
-	switch {
-	case k != KindCache && k != KindRows && k != KindProfile:
-		return nil, p.refuse(10, fmt.Errorf("file of kind %s: %w", k, quant.ErrUnsupported))
-	case k == KindProfile && !profile:
-		return nil, p.refuse(10, fmt.Errorf("the file is a profile of a model; it holds no cache and no "+
-			"rows: %w", quant.ErrUnsupported))
-	case k != KindProfile && profile:
-		return nil, p.refuse(10, fmt.Errorf("the file is of kind %s, want a profile: %w", k,
-			quant.ErrUnsupported))
+	if err := checkKind(k, sides); err != nil {
+		return nil, p.refuse(10, err)
 	}
 	if f := le.Uint32(s[20:]); f != 0 {
 		return nil, p.refuse(20, fmt.Errorf("header flags %#x: %w", f, quant.ErrUnsupported))
@@ -195,6 +188,8 @@ func parseHeader(p place, s []byte, v int, k Kind, profile bool) (*Header, error
 		need = []uint16{tagGeometry, tagLayers, tagSpan, tagSeed}
 	case KindProfile:
 		need = []uint16{tagGeometry}
+	case KindVectors:
+		need = []uint16{tagSeed}
 	}
 	for _, t := range need {
 		if !have[t] {
@@ -260,14 +255,14 @@ func (h *Header) parseFields(p place, s []byte) (map[uint16]bool, error) {
 
 // setField reads one header field into h. It ignores unknown tags.
 func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
-	cache, rows := h.Kind == KindCache, h.Kind == KindRows
+	cache, rows, vectors := h.Kind == KindCache, h.Kind == KindRows, h.Kind == KindVectors
 	wrong := false
 	switch tag {
 	case tagGeometry:
-		wrong = rows
+		wrong = rows || vectors
 		h.parseGeometry(c)
 	case tagInvFreq:
-		wrong = rows
+		wrong = rows || vectors
 		h.Geometry.Rope.InvFreq = c.floats(len(c.b) / 4)
 	case tagLayers:
 		wrong = !cache
@@ -276,7 +271,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 			h.Layers[i] = c.size()
 		}
 	case tagSpan:
-		wrong = h.Kind == KindProfile
+		wrong = h.Kind == KindProfile || vectors
 		h.Tokens, h.First = int64(c.uint(8)), int64(c.uint(8))
 		h.SegmentTokens, h.Sinks, h.Window = int(c.u32()), int(c.u32()), int(c.u32())
 		h.KType, h.VType = quant.DType(c.uint(1)), quant.DType(c.uint(1))
@@ -292,7 +287,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 	case tagMetadata:
 		h.parseMetadata(c)
 	case tagProfile:
-		wrong = h.Kind == KindProfile
+		wrong = h.Kind == KindProfile || vectors
 		copy(h.Profile[:], c.bytes(profileBytes))
 	case tagQueryEnergy:
 		wrong = !cache
@@ -306,7 +301,7 @@ func (h *Header) setField(tag uint16, c *cursor) (known bool, err error) {
 		wrong = !rows
 		parseTensors(h, c)
 	case tagAttention:
-		wrong = rows
+		wrong = rows || vectors
 		parseAttention(&h.Geometry, c)
 	case tagMetric:
 		wrong = !cache

@@ -91,7 +91,7 @@ type layout struct {
 var layoutHeader = layout{"file header", fileHeaderBytes, []field{
 	{0, 8, "bytes", "magic", "what the file is", `93 4B 56 49 53 54 0D 0A ("\x93KVIST\r\n")`},
 	{8, 2, "u16", "version", "of the format", "1"},
-	{10, 2, "u16", "kind", "what the file holds", "1 cache, 2 rows, 3 profile"},
+	{10, 2, "u16", "kind", "what the file holds", "1 cache, 2 rows, 3 profile, 4 vectors"},
 	{12, 4, "u32", "length", "of the header section, fields and padding included",
 		"multiple of 16, at least 32"},
 	{16, 4, "u32", "crc", "CRC32C of the header section but for this field", "as computed"},
@@ -222,7 +222,7 @@ func tagInfos() []tagInfo {
 		{tagLayers, "layers", true, "u32[n], the model's numbers of the stored layers, ascending; " +
 			"kind cache, always"},
 		{tagSpan, "span", true, "the struct below; kinds cache and rows, always"},
-		{tagSeed, "seed", true, "u64, of the rotation; kinds cache and rows, always"},
+		{tagSeed, "seed", true, "u64, of the rotation; kinds cache, rows and vectors, always"},
 		{tagConfig, "config", false, "UTF-8 without NUL, the configuration; where not empty"},
 		{tagModel, "model", false, "UTF-8 without NUL, the model's name; where not empty"},
 		{tagMetadata, "metadata", false, "u32 n, then n times u32 key length, u32 value length, " +

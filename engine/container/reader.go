@@ -37,12 +37,13 @@ type RecordInfo struct {
 const first = 4096
 
 // Open reads the header, index and trailer of a file of size bytes from r. name appears in
-// messages. The zero Limits mean the defaults. Open refuses a profile; OpenProfile reads it.
+// messages. The zero Limits mean the defaults. Open refuses a profile and an index
+// of vectors; OpenProfile and OpenVectors read them.
 //
 // Errors: *CorruptError (quant.ErrCorrupt), *RefusedError (quant.ErrVersion,
 // quant.ErrUnsupported, quant.ErrTooLarge), those of r.
 func Open(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
-	return open(name, r, size, lim, false)
+	return open(name, r, size, lim, kindInvalid)
 }
 
 // OpenProfile opens a file of kind profile and refuses all others. Such a file has geometry, model
@@ -50,11 +51,19 @@ func Open(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
 //
 // Errors: those of Open.
 func OpenProfile(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
-	return open(name, r, size, lim, true)
+	return open(name, r, size, lim, KindProfile)
 }
 
-func open(name string, r io.ReaderAt, size int64, lim Limits, profile bool) (*Reader, error) {
-	rd, err := openHeader(name, r, size, lim, profile)
+// OpenVectors opens a file of kind vectors and refuses all others. Such a file has side tensors and no
+// records. Package engine/vectors interprets them.
+//
+// Errors: those of Open.
+func OpenVectors(name string, r io.ReaderAt, size int64, lim Limits) (*Reader, error) {
+	return open(name, r, size, lim, KindVectors)
+}
+
+func open(name string, r io.ReaderAt, size int64, lim Limits, sides Kind) (*Reader, error) {
+	rd, err := openHeader(name, r, size, lim, sides)
 	if err != nil {
 		return nil, err
 	}
@@ -86,7 +95,7 @@ func open(name string, r io.ReaderAt, size int64, lim Limits, profile bool) (*Re
 
 // openHeader reads the header section and returns a reader without an index.
 func openHeader(name string, r io.ReaderAt, size int64, lim Limits,
-	profile bool) (*Reader, error) {
+	sides Kind) (*Reader, error) {
 	rd := &Reader{name: name, src: r, size: size, lim: lim.withDefaults(), index: -1}
 	p := place{file: name}.in("header")
 	if size < fileHeaderBytes {
@@ -111,7 +120,7 @@ func openHeader(name string, r io.ReaderAt, size int64, lim Limits,
 		b = append(b, rest...)
 	}
 	rd.hdrLen = n
-	if rd.h, err = parseHeader(p, b[:n], v, k, profile); err != nil {
+	if rd.h, err = parseHeader(p, b[:n], v, k, sides); err != nil {
 		return nil, err
 	}
 	if err := rd.h.checkExpansion(p.in("record"), &rd.lim); err != nil {

@@ -22,7 +22,7 @@ import (
 // the limits allow, those of r.
 func Salvage(name string, r io.ReaderAt, size int64, lim Limits) (rd *Reader,
 	lost []*CorruptError, err error) {
-	rd, err = openHeader(name, r, size, lim, false)
+	rd, err = openHeader(name, r, size, lim, kindInvalid)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -52,6 +52,9 @@ type Aux struct {
 	DType string  // as safetensors names it
 	Shape []int64 // up to 8 dimensions; none for a scalar
 	Data  []byte  // little-endian, row-major
+	// Plain stores Data as it is, so that a mapped file can be used in place. Otherwise the smallest of three
+	// encodings is taken.
+	Plain bool
 }
 
 // AuxInfo describes a side tensor of a file.
@@ -63,6 +66,8 @@ type AuxInfo struct {
 	Decoded  int64 // bytes of the tensor
 	Offset   int64 // of its section in the file
 	Length   int64 // of its section
+	// Payload is the offset in the file of Data, as it is, or -1 where it is encoded.
+	Payload int64
 }
 
 // Check reports an error unless name, type, shape and data fit together.
@@ -103,7 +108,7 @@ func AuxSize(a *Aux) (int64, error) {
 // encode returns the smallest payload that readers accept, the lowest encoding at a tie.
 func (a *Aux) encode() (encoding, []byte, error) {
 	enc, payload := encodingRaw, a.Data
-	if len(a.Data) > DefaultExpandedBytes { // readers want bytes in the file for what is larger
+	if a.Plain || len(a.Data) > DefaultExpandedBytes { // readers want bytes in the file for what is larger
 		return enc, payload, nil
 	}
 	var deflated bytes.Buffer
@@ -262,6 +267,10 @@ func parseAuxInfo(lim *Limits, p place, off int64, s []byte) (*AuxInfo, []byte, 
 		return nil, nil, p.corrupt(off+16, "stored length", fmt.Sprintf("at most %d", len(c.b)), stored)
 	}
 	payload := c.b[:stored]
+	info.Payload = -1
+	if info.encoding == encodingRaw && stored == decoded {
+		info.Payload = c.off
+	}
 	for i, b := range c.b[stored:] {
 		if b != 0 {
 			return nil, nil, p.corrupt(c.off+int64(stored)+int64(i), "padding", 0, b)

@@ -136,3 +136,25 @@ func checkTile(tile []byte, cells []uint8, row, codes int) error {
 
 // Path returns the 16 bits of the path of a row in a cell.
 func Path(cell []byte, row int) uint16 { return binary.LittleEndian.Uint16(cell[2*row:]) }
+
+// CopyRow copies a row of a tile over a row of another tile with the same cells.
+//
+// Errors: quant.ErrShape, quant.ErrUnsupported for a width.
+func CopyRow(dst []byte, to int, src []byte, from int, cells []uint8) error {
+	if err := checkTile(dst, cells, to, CellDim*len(cells)); err != nil {
+		return err
+	}
+	if err := checkTile(src, cells, from, CellDim*len(cells)); err != nil {
+		return err
+	}
+	for _, b := range cells {
+		for _, p := range planesOf[b] {
+			n := 2 * min(p.bits, 2) // bytes of a row in a vector
+			for v := p.offset; v < p.offset+cellBytesPerBit*p.bits; v += n * TileRows {
+				copy(dst[v+n*to:v+n*to+n], src[v+n*from:])
+			}
+		}
+		dst, src = dst[cellBytesPerBit*int(b):], src[cellBytesPerBit*int(b):]
+	}
+	return nil
+}

@@ -5,6 +5,7 @@ package trellis_test
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -144,6 +145,17 @@ func TestTile_RoundTrip(t *testing.T) {
 		}
 	}
 	require.Equal(t, uint16(rows[3][0]&1), trellis.Path(tile, 3)&1)
+	other := slices.Clone(tile)
+	require.NoError(t, trellis.CopyRow(other, 2, tile, 9, cells))
+	for r := range rows {
+		want, got := rows[r], make([]uint8, len(widths))
+		if r == 2 {
+			want = rows[9]
+		}
+		require.NoError(t, trellis.Row(got, other, cells, r))
+		require.Equal(t, want, got)
+	}
+	require.ErrorIs(t, trellis.CopyRow(other, 2, tile[1:], 9, cells), quant.ErrShape)
 }
 
 func TestBadArguments(t *testing.T) {

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/trellis"
+)
+
+// kernels are the kernels of one instruction set.
+type kernels struct {
+	isa string
+	// scores is one query on the tiles of a section, of which out holds 16 scores each.
+	scores func(out []float32, s *Section, tiles []byte, q *Query, scratch []uint8)
+	unpack func(dst []uint8, tile []byte, r *run)
+	// dots adds to out of every query, [queries][stride], from the levels of one tile.
+	dots   func(out []float32, stride int, s *Section, levels []uint8, qs []*Query)
+	finish func(masks []uint16, scores []float32, f *Factors, norms []float32, threshold float32)
+	search func(p *paths, x []float32, widths []uint8)
+}
+
+func genericKernels() *kernels {
+	return &kernels{"generic", scoresGeneric, unpackGeneric, dotsOfGeneric, finishGeneric, searchGeneric}
+}
+
+func dotsOfGeneric(out []float32, stride int, s *Section, levels []uint8, qs []*Query) {
+	for k, q := range qs {
+		row := (*[trellis.TileRows]float32)(out[k*stride:])
+		clear(row[:])
+		at := 0
+		for i := range s.runs {
+			n := trellis.CellDim * s.runs[i].cells
+			dotsGeneric(row, levels[16*at:16*(at+n)], q.codes[at:at+n], q.starts[i], q.scales[i])
+			at += n
+		}
+	}
+}
+
+// Options are the options of Open. The zero value means the best instruction set.
+type Options struct {
+	ISA string // "", "generic", "avx2" or "avx512"
+}
+
+// Engine scans and encodes with the kernels of one instruction set. It is safe for concurrent use.
+type Engine struct {
+	k       *kernels
+	scratch sync.Pool // of *scratch
+}
+
+type scratch struct {
+	levels []uint8
+	x      []float32
+	codes  []uint8
+	paths  paths
+}
+
+// Supported returns the instruction sets that this build has kernels for and this machine can run, the best
+// first; "generic" is always the last.
+func Supported() []string {
+	var names []string
+	for _, k := range native() {
+		names = append(names, k.isa)
+	}
+	return append(names, "generic")
+}
+
+// Open returns an engine.
+//
+// Errors: quant.ErrUnavailable for an instruction set that this build or machine does not have,
+// quant.ErrUnsupported for one that kvist does not know.
+func Open(opts Options) (*Engine, error) {
+	list := append(native(), genericKernels())
+	at := slices.IndexFunc(list, func(k *kernels) bool { return opts.ISA == "" || k.isa == opts.ISA })
+	if at < 0 {
+		cause := quant.ErrUnsupported
+		if opts.ISA == "avx2" || opts.ISA == "avx512" {
+			cause = quant.ErrUnavailable
+		}
+		return nil, fmt.Errorf("kvist/scan: instruction set %q, this machine has %s: %w", opts.ISA,
+			strings.Join(Supported(), ", "), cause)
+	}
+	return &Engine{k: list[at], scratch: sync.Pool{New: func() any { return new(scratch) }}}, nil
+}
+
+// ISA names the instruction set.
+func (e *Engine) ISA() string { return e.k.isa }
+
+// Scores writes the product of every query with every row: scores is [queries][rows] for 16 rows in each
+// tile. The product is that of the query's codes with the row's levels of 7 bits: sums of integers, times
+// the scale of a run, added run by run in float32. So it is the same on every instruction set.
+//
+// Errors: quant.ErrShape.
+func (e *Engine) Scores(scores []float32, s *Section, tiles []byte, qs []*Query) error {
+	n := 0
+	if s.tileBytes > 0 {
+		n = len(tiles) / s.tileBytes
+	}
+	rows := n * trellis.TileRows
+	if n*s.tileBytes != len(tiles) || len(scores) != rows*len(qs) {
+		return fmt.Errorf("kvist/scan: %d scores of %d queries, %d bytes in tiles of %d: %w", len(scores), len(qs),
+			len(tiles), s.tileBytes, quant.ErrShape)
+	}
+	for _, q := range qs {
+		if len(q.scales) != len(s.runs) || len(q.codes) != s.coded() {
+			return fmt.Errorf("kvist/scan: a query was prepared for another section: %w", quant.ErrShape)
+		}
+	}
+	w := e.scratch.Get().(*scratch)
+	defer e.scratch.Put(w)
+	w.levels = resize(w.levels, 16*s.Dim())
+	if len(qs) < 3 {
+		for k, q := range qs {
+			e.k.scores(scores[k*rows:(k+1)*rows], s, tiles, q, w.levels)
+		}
+		return nil
+	}
+	for t := range n {
+		tile := tiles[t*s.tileBytes:][:s.tileBytes]
+		at := 0
+		for i := range s.runs {
+			r := &s.runs[i]
+			e.k.unpack(w.levels[16*at:16*(at+trellis.CellDim*r.cells)], tile, r)
+			at += trellis.CellDim * r.cells
+		}
+		e.k.dots(scores[t*trellis.TileRows:], rows, s, w.levels, qs)
+	}
+	return nil
+}
+
+// coded returns the number of components of all runs.
+func (s *Section) coded() (n int) {
+	for _, r := range s.runs {
+		n += trellis.CellDim * r.cells
+	}
+	return n
+}
+
+// Factors are the factors of rows, in one or two bytes.
+type Factors struct {
+	Codes []byte
+	// Table has the factor of every code of one byte. Where it is nil, codes are bfloat16 numbers.
+	Table *[256]float32
+}
+
+// Finish turns scores into keys: it multiplies the score of every row by the row's factor and takes off
+// its norm, unless norms is nil. Bit r of masks[t] says whether row 16t+r is above the threshold.
+//
+// Errors: quant.ErrShape.
+func (e *Engine) Finish(masks []uint16, scores []float32, f Factors, norms []float32, threshold float32) error {
+	n, size := len(masks)*trellis.TileRows, 2
+	if f.Table != nil {
+		size = 1
+	}
+	if len(scores) != n || len(f.Codes) != n*size || norms != nil && len(norms) != n {
+		return fmt.Errorf("kvist/scan: %d tiles, %d scores, %d norms, factors of %d bytes: %w", len(masks),
+			len(scores), len(norms), len(f.Codes), quant.ErrShape)
+	}
+	if n > 0 {
+		e.k.finish(masks, scores, &f, norms, threshold)
+	}
+	return nil
+}
+
+// Encode writes the codes of 16 rows, x [16][dim] in standard deviations, into a tile. They are those of
+// trellis.Encode. levels [16][dim], unless it is nil, receives the values that the codes stand for.
+//
+// Errors: quant.ErrShape; quant.ErrRange for a value that is not finite. The tile is then undefined.
+func (e *Engine) Encode(tile []byte, s *Section, x, levels []float32) error {
+	dim := s.Dim()
+	if len(tile) != s.tileBytes || len(x) != trellis.TileRows*dim || levels != nil && len(levels) != len(x) {
+		return fmt.Errorf("kvist/scan: tile of %d bytes, %d values, %d levels, want %d bytes and %d values: %w",
+			len(tile), len(x), len(levels), s.tileBytes, trellis.TileRows*dim, quant.ErrShape)
+	}
+	w := e.scratch.Get().(*scratch)
+	defer e.scratch.Put(w)
+	w.x, w.codes = resize(w.x, len(x)), resize(w.codes, dim)
+	p := &w.paths
+	p.from, p.members = resize(p.from, 8*dim), resize(p.members, 64*dim)
+	for r := range trellis.TileRows {
+		for i, v := range x[r*dim : (r+1)*dim] {
+			w.x[16*i+r] = v
+		}
+	}
+	e.k.search(p, w.x, s.widths)
+	for r := range trellis.TileRows {
+		if !p.trace(w.codes, s.widths, r) {
+			return fmt.Errorf("kvist/scan: encode: row %d of a tile is not finite or too large: %w", r,
+				quant.ErrRange)
+		}
+		if err := trellis.PutRow(tile, s.cells, r, w.codes); err != nil {
+			return err
+		}
+		if levels != nil {
+			if err := trellis.Decode(levels[r*dim:(r+1)*dim], w.codes, s.widths); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Row writes the values that the codes of a row of a tile stand for.
+//
+// Errors: quant.ErrShape.
+func (e *Engine) Row(dst []float32, s *Section, tile []byte, row int) error {
+	w := e.scratch.Get().(*scratch)
+	defer e.scratch.Put(w)
+	w.codes = resize(w.codes, s.Dim())
+	if err := trellis.Row(w.codes, tile, s.cells, row); err != nil {
+		return err
+	}
+	return trellis.Decode(dst, w.codes, s.widths)
+}

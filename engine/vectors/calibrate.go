@@ -1,0 +1,380 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vectors
+
+import (
+	"fmt"
+	"math"
+	"slices"
+
+	"github.com/kvist-project/kvist/cpu/matmul"
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/trellis"
+)
+
+// Calibrate returns an empty index whose coding is fitted to a sample of the rows that will be added: their
+// mean, their principal axes, and how many bits each of them takes. It uses at most 10,000 rows, evenly
+// spread over the sample; 2,000 are enough for a few hundred values a row.
+//
+// sample: [rows, dim]. Rows like those of the sample are coded best; others are coded too, see Stats.
+//
+// Errors: quant.ErrShape for fewer than 64 rows, or options out of range; quant.ErrRange for values that are
+// not finite or beyond 1e15; quant.ErrBudget where Bytes do not hold a single bit of 16 components, nor the
+// basis; quant.ErrUnsupported, quant.ErrUnavailable for the instruction set.
+//
+// Source: Shoham and Gersho, Efficient bit allocation for an arbitrary set of quantizers (1988).
+func Calibrate(sample quant.Rows, opts Options) (*Index, error) {
+	if err := opts.check(); err != nil {
+		return nil, err
+	}
+	if err := sample.Validate(); err != nil {
+		return nil, err
+	}
+	if n := sample.Len(); n < minSample {
+		return nil, fmt.Errorf("kvist/vectors: calibrate: %d rows, want at least %d: %w", n, minSample, quant.ErrShape)
+	}
+	if err := checkFinite("calibrate", sample); err != nil {
+		return nil, err
+	}
+	products, err := matmul.Open(matmul.Options{ISA: opts.ISA})
+	if err != nil {
+		return nil, err
+	}
+	f := &fitting{Options: opts, products: products, rows: spread(sample, maxSample)}
+	f.dim = sample.Dim
+	c, err := f.fit()
+	if err != nil {
+		return nil, err
+	}
+	return newIndex(c), nil
+}
+
+// spread returns at most n rows, evenly spread.
+func spread(x quant.Rows, n int) quant.Rows {
+	if x.Len() <= n {
+		return x
+	}
+	out := quant.Rows{Dim: x.Dim, Data: make([]float32, 0, n*x.Dim)}
+	for i := range n {
+		out.Data = append(out.Data, x.Row(i*x.Len()/n)...)
+	}
+	return out
+}
+
+// fitting is a calibration under way.
+type fitting struct {
+	Options
+	products *matmul.Engine
+	rows     quant.Rows
+	dim      int
+	mean     []float32
+	lengths  []float64 // of the rows without the mean
+	length   float64   // the usual one
+}
+
+func (f *fitting) fit() (*coding, error) {
+	f.center()
+	all, err := f.covariance(func(int) bool { return true })
+	if err != nil {
+		return nil, err
+	}
+	_, basis := eigen(all, f.dim)
+	variance, err := f.crossFit()
+	if err != nil {
+		return nil, err
+	}
+	p, err := f.allocate(basis, variance)
+	if err != nil {
+		return nil, err
+	}
+	p.Error = p.expected(variance)
+	stored, scales := packBasis(basis[:min(p.comps(), f.dim)*f.dim], f.dim)
+	c, err := p.finish(stored, scales, f.ISA)
+	if err != nil {
+		return nil, err
+	}
+	return f.measure(c)
+}
+
+// center takes the mean off the rows and scales them to one length, as they will be coded.
+func (f *fitting) center() {
+	n := f.rows.Len()
+	f.rows.Data = slices.Clone(f.rows.Data)
+	sum := make([]float64, f.dim)
+	for i := range n {
+		if f.Metric == Cosine {
+			unit(f.rows.Row(i))
+		}
+		for j, v := range f.rows.Row(i) {
+			sum[j] += float64(v)
+		}
+	}
+	f.mean = make([]float32, f.dim)
+	for j := range sum {
+		f.mean[j] = float32(sum[j] / float64(n))
+	}
+	f.lengths = make([]float64, n)
+	var energy float64
+	for i := range n {
+		row := f.rows.Row(i)
+		for j, m := range f.mean {
+			row[j] -= m
+		}
+		e := dot64(row, row)
+		f.lengths[i] = math.Sqrt(e)
+		energy += e
+	}
+	f.length = math.Sqrt(energy / float64(n))
+	if f.length == 0 {
+		f.length = 1 // all rows are equal
+	}
+	for i, l := range f.lengths {
+		if l > 0 {
+			scaleBy(f.rows.Row(i), float32(f.length/l))
+		}
+	}
+}
+
+// covariance returns the second moments of the rows that in selects.
+func (f *fitting) covariance(in func(i int) bool) ([]float64, error) {
+	const block = 512
+	sum := make([]float64, f.dim*f.dim)
+	part := make([]float32, f.dim*f.dim)
+	t := make([]float32, f.dim*block) // [dim, block]
+	n, at := 0, 0
+	flush := func() error {
+		if err := f.products.F32(part, t, t, f.dim, f.dim, block); err != nil {
+			return err
+		}
+		for i, v := range part {
+			sum[i] += float64(v)
+		}
+		clear(t)
+		at = 0
+		return nil
+	}
+	for i := range f.rows.Len() {
+		if !in(i) {
+			continue
+		}
+		for j, v := range f.rows.Row(i) {
+			t[j*block+at] = v
+		}
+		n, at = n+1, at+1
+		if at == block {
+			if err := flush(); err != nil {
+				return nil, err
+			}
+		}
+	}
+	if err := flush(); err != nil {
+		return nil, err
+	}
+	for i := range sum {
+		sum[i] /= float64(n)
+	}
+	for i := range f.dim { // equal on both sides, to the last bit
+		for j := range i {
+			sum[j*f.dim+i] = sum[i*f.dim+j]
+		}
+	}
+	return sum, nil
+}
+
+// crossFit returns the variances along the principal axes as rows show that the axes were not fitted to: the
+// variances of one half of the sample along the axes of the other. In sample the first are too large and
+// the last too small.
+func (f *fitting) crossFit() ([]float64, error) {
+	var half [2][]float64
+	var axes [2][]float64
+	var err error
+	for h := range half {
+		if half[h], err = f.covariance(func(i int) bool { return i%2 == h }); err != nil {
+			return nil, err
+		}
+		_, axes[h] = eigen(slices.Clone(half[h]), f.dim)
+	}
+	out := make([]float64, f.dim)
+	for h := range half {
+		for k := range out {
+			u := axes[h][k*f.dim : (k+1)*f.dim]
+			out[k] += quadratic(half[1-h], u) / 2
+		}
+	}
+	floor := 1e-4 * f.length * f.length / float64(f.dim)
+	for k := range out {
+		out[k] = max(out[k], floor)
+	}
+	return out, nil
+}
+
+// quadratic returns u' m u.
+func quadratic(m, u []float64) (sum float64) {
+	for i, x := range u {
+		var s float64
+		for j, y := range m[i*len(u) : (i+1)*len(u)] {
+			s += y * u[j]
+		}
+		sum += x * s
+	}
+	return sum
+}
+
+// allocate divides the bits: always the cell whose worth falls most by another bit, for as long as there are
+// bytes.
+func (f *fitting) allocate(basis, variance []float64) (params, error) {
+	cells := (f.dim + trellis.CellDim - 1) / trellis.CellDim
+	p := params{Dim: f.dim, Metric: f.Metric, Mean: f.mean, Length: float32(f.length), Slope: 1}
+	worth := make([]float64, cells)
+	sd := make([]float32, cells*trellis.CellDim)
+	for k := range sd {
+		sd[k] = 1
+	}
+	for k, v := range variance {
+		u := basis[k*f.dim : (k+1)*f.dim]
+		var along float64
+		for i, m := range f.mean {
+			along += float64(m) * u[i]
+		}
+		sd[k] = float32(math.Sqrt(v))
+		worth[k/trellis.CellDim] += v * math.Pow(v+along*along, f.tilt())
+	}
+	f.factors(&p)
+	widths := make([]uint8, cells)
+	for {
+		best, gain := -1, 0.0
+		for c, b := range widths {
+			if b == trellis.MaxWidth {
+				continue
+			}
+			if g := worth[c] * (trellis.Distortion(int(b)) - trellis.Distortion(int(b)+1)); g > gain {
+				best, gain = c, g
+			}
+		}
+		if best < 0 {
+			break
+		}
+		widths[best]++
+		try := p
+		try.setCells(widths, sd)
+		if try.bytes(f.Rows) > f.Bytes {
+			break
+		}
+		p = try
+	}
+	if len(p.Cells) == 0 {
+		return p, fmt.Errorf("kvist/vectors: calibrate: %g bytes a row do not hold a code, a factor and a share "+
+			"of the basis: %w", f.Bytes, quant.ErrBudget)
+	}
+	return p, nil
+}
+
+// expected returns the share of the variance that the codes lose.
+func (p *params) expected(variance []float64) float64 {
+	var lost, all float64
+	for k, v := range variance {
+		b := 0
+		if c := k / trellis.CellDim; c < len(p.Cells) {
+			b = int(p.Cells[c])
+		}
+		all += v
+		lost += v * trellis.Distortion(b)
+	}
+	return lost / all
+}
+
+// setCells sets the widths of the cells up to the last that has bits.
+func (p *params) setCells(widths []uint8, sd []float32) {
+	n := len(widths)
+	for n > 0 && widths[n-1] == 0 {
+		n--
+	}
+	p.Cells = slices.Clone(widths[:n])
+	p.SD = sd[:p.comps()]
+	p.Head = n
+	if n >= 12 {
+		p.Head = (n + 2) / 3
+	}
+}
+
+// bytes returns the bytes of each of so many rows.
+func (p *params) bytes(rows int) float64 {
+	if rows == 0 {
+		return float64(p.rowBytes())
+	}
+	return float64(p.rowBytes()) + float64(p.sharedBytes())/float64(rows)
+}
+
+// factors chooses how factors are stored. Factors follow the lengths of the rows: one byte has 255 steps over
+// what the sample has, half as much below and twice as much above; if that is a factor of more than 64,
+// factors are bfloat16 numbers.
+func (f *fitting) factors(p *params) {
+	low, high := math.Inf(1), 0.0
+	for _, l := range f.lengths {
+		if l > 0 {
+			low, high = min(low, l), max(high, l)
+		}
+	}
+	if high == 0 {
+		low, high = 1, 1
+	}
+	low, high = low/f.length/2, high/f.length*2
+	p.Top = high
+	if high/low <= 64 {
+		p.Ratio = math.Pow(low/high, 1.0/254)
+	}
+}
+
+// measure codes the sample and sets the slope and the error.
+func (f *fitting) measure(c *coding) (*coding, error) {
+	n, comps := f.rows.Len(), c.comps()
+	along := make([]float64, comps) // second moments of queries
+	y := make([]float32, n*comps)
+	if err := c.products.F32(y, f.rows.Data, c.basis, n, comps, f.dim); err != nil {
+		return nil, err
+	}
+	var rest float64 // energy outside the coded components
+	for i := range n {
+		rest += f.length * f.length
+		for k, v := range y[i*comps : (i+1)*comps] {
+			along[k] += float64(v) * float64(v) / float64(n)
+			rest -= float64(v) * float64(v)
+		}
+	}
+	for k := range along {
+		m := dot64(f.mean, c.basis[k*f.dim:(k+1)*f.dim])
+		along[k] += m * m
+	}
+	w := &coder{coding: c}
+	var want, got float64
+	x := make([]float32, 0, trellis.TileRows*f.dim)
+	for lo := 0; lo < n; lo += trellis.TileRows {
+		hi := min(n, lo+trellis.TileRows)
+		x = x[:0]
+		for i := lo; i < hi; i++ { // the rows as they were
+			for j, v := range f.rows.Row(i) {
+				x = append(x, v*float32(f.lengths[i]/f.length)+f.mean[j])
+			}
+		}
+		out, err := w.tile(x)
+		if err != nil {
+			return nil, err
+		}
+		for r := range hi - lo {
+			size, factor := f.lengths[lo+r]/f.length, float64(c.factor(out.factors, r))
+			for k, sd := range c.SD {
+				v := float64(w.y[r*comps+k]) * size
+				want += along[k] * v * v
+				got += along[k] * v * factor * float64(sd) * float64(w.level(r, k))
+			}
+		}
+	}
+	// What is not coded: queries have it too, spread over the axes that are left.
+	if left := f.dim - min(comps, f.dim); left > 0 && rest > 0 {
+		want += rest * rest / float64(n) / float64(left)
+	}
+	if got > 0 {
+		c.Slope = float32(want / got)
+	}
+	return c, nil
+}

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package vectors_test
+
+import (
+	"context"
+	"encoding/binary"
+	"flag"
+	"fmt"
+	"math"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/vectors"
+	"github.com/kvist-project/kvist/quant"
+)
+
+var set = flag.String("set", "", "folder with base.npy and queries.npy to measure on")
+
+// npy reads a float32 matrix in the layout that numpy writes.
+func npy(t testing.TB, path string) quant.Rows {
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	n := int(binary.LittleEndian.Uint16(b[8:]))
+	head, b := string(b[10:10+n]), b[10+n:]
+	var rows, dim int
+	for i := range head {
+		if _, err := sscan(head[i:], &rows, &dim); err == nil {
+			break
+		}
+	}
+	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
+	for i := range x.Data {
+		x.Data[i] = math.Float32frombits(binary.LittleEndian.Uint32(b[4*i:]))
+	}
+	return x
+}
+
+func exact(base, queries quant.Rows, k int) [][]int {
+	out := make([][]int, queries.Len())
+	for q := range out {
+		var keys []float32
+		var at []int
+		for r := range base.Len() {
+			var s float32
+			for i, v := range base.Row(r) {
+				s += v * queries.Row(q)[i]
+			}
+			if len(at) == k && s <= keys[k-1] {
+				continue
+			}
+			keys, at = append(keys, s), append(at, r)
+			for i := len(at) - 1; i > 0 && keys[i] > keys[i-1]; i-- {
+				keys[i], keys[i-1], at[i], at[i-1] = keys[i-1], keys[i], at[i-1], at[i]
+			}
+			if len(at) > k {
+				keys, at = keys[:k], at[:k]
+			}
+		}
+		out[q] = at
+	}
+	return out
+}
+
+func recall(want [][]int, got [][]vectors.Hit, k int) float64 {
+	n := 0
+	for q := range want {
+		in := map[uint64]bool{}
+		for _, r := range want[q][:k] {
+			in[uint64(r)] = true
+		}
+		for _, h := range got[q] {
+			if in[h.ID] {
+				n++
+			}
+		}
+	}
+	return float64(n) / float64(k*len(want))
+}
+
+func TestMeasure(t *testing.T) {
+	dir := *set
+	if dir == "" {
+		t.Skip("no -set")
+	}
+	base, queries := npy(t, dir+"/base.npy"), npy(t, dir+"/queries.npy")
+	want := exact(base, queries, 10)
+	sample := quant.Rows{Dim: base.Dim, Data: base.Data[:2000*base.Dim]}
+	run := func(name string, x *vectors.Index) {
+		start := time.Now()
+		require.NoError(t, x.Add(context.Background(), nil, base))
+		added := time.Since(start)
+		for _, ex := range []bool{true, false} {
+			start = time.Now()
+			got, err := x.Search(context.Background(), queries, 10, vectors.SearchOptions{Exhaustive: ex})
+			require.NoError(t, err)
+			t.Logf("%s exhaustive %v: recall %.4f, add %v, search %v", name, ex, recall(want, got, 10), added, time.Since(start))
+		}
+	}
+	for _, b := range []float64{52, 100, 148, 196} {
+		start := time.Now()
+		x, err := vectors.Calibrate(sample, vectors.Options{Bytes: b, Rows: 60000})
+		require.NoError(t, err)
+		t.Logf("calibrate %v", time.Since(start))
+		run("calibrated", x)
+	}
+	for bits := 1; bits <= 4; bits++ {
+		x, err := vectors.Oblivious(base.Dim, bits, vectors.InnerProduct, 1)
+		require.NoError(t, err)
+		run("oblivious", x)
+	}
+}
+
+func sscan(s string, rows, dim *int) (int, error) { return fmt.Sscanf(s, "(%d, %d)", rows, dim) }
