@@ -175,17 +175,15 @@ func (c *call) attendOne(i int) error {
 func (c *call) combineOne(i int) error {
 	u := &c.wave[i]
 	s := c.b.scratch.Get().(*scratch)
-	s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
+	err := s.combine(c, u, c.parts[u.at:u.at+u.pieces()])
 	c.b.release(s)
-	return nil
+	return err
 }
 
 // release returns scratch without references to the call's memory.
 func (b *Backend) release(s *scratch) {
 	s.p, s.unit, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, nil, blockView{}, nil
-	s.angles, s.metric, s.mean, s.gains, s.rest, s.view = nil, nil, nil, nil, nil, nil
-	clear(s.ahead)
-	s.ahead = s.ahead[:0]
+	s.angles, s.metric, s.gains, s.rest = nil, nil, nil, nil
 	b.scratch.Put(s)
 }
 
@@ -201,7 +199,8 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			return err
 		}
 		blk := c.view.At(int(u.list[e]))
-		first, end := 0, int(blk.Rows)
+		rows := int(c.view.Form(blk.Form).Key.Rows)
+		first, end := 0, rows
 		if e == from.entry {
 			first = from.row
 		}
@@ -220,7 +219,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			s.lower(dst.top)
 		}
 		for r := first; r < end; r += tileRows {
-			c.prefetchAfter(u, blk, e, r)
+			s.prefetchAfter(c, u, e, r)
 			if s.scorer.tile(r, min(tileRows, end-r)) {
 				s.addTile(dst)
 			}
@@ -251,7 +250,7 @@ func (s *scratch) keepTops(dst, tops []float32) {
 // begin starts a piece of a unit.
 func (s *scratch) begin(c *call, u *unit, dst *part) {
 	p := &c.prepared
-	s.reset(p, u, u.qs)
+	s.reset(p, c.view, u, u.qs)
 	s.canLookUp = u.long && p.Group <= tableHeads
 	heads := len(u.qs) * p.Group
 	s.vt, s.before = grow(s.vt, tileRows*p.padV), grow(s.before, heads)
@@ -265,28 +264,39 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.DigitBytes)
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
-	s.heads.Tops, s.view = dst.top, c.view
-	s.gains, s.low = nil, false
+	s.heads.Tops, s.gains, s.low = dst.top, nil, false
 }
 
-// prefetchAfter prefetches the sides in bit planes of the tile after row r of blk, entry e of a
-// unit's list, while the current tile is processed.
-func (c *call) prefetchAfter(u *unit, blk *entry, e, r int) {
-	if r += tileRows; r >= int(blk.Rows) {
-		if e++; e == len(u.list) {
-			return
-		}
-		blk, r = c.view.At(int(u.list[e])), 0
+// prefetchAfter prefetches the sides in bit planes of the tile after row r of the current block, entry e of
+// a unit's list, while the current tile is processed.
+func (s *scratch) prefetchAfter(c *call, u *unit, e, r int) {
+	b := &s.blk
+	if r += tileRows; r < int(b.form.Key.Rows) {
+		s.prefetchTile(b.form, b.k, b.v, r)
+		return
 	}
-	c.prefetchSide(&blk.K, int(blk.Rows), c.HeadDim, r)
-	c.prefetchSide(&blk.V, int(blk.Rows), c.HeadDimV, r)
+	if e++; e == len(u.list) {
+		return
+	}
+	next := c.view.At(int(u.list[e]))
+	if next.Site != b.site {
+		return // not worth looking up
+	}
+	f := c.view.Form(next.Form)
+	s.prefetchTile(f, b.kBuf[next.K:][:f.Own.k.bytes], b.vBuf[next.V:][:f.Own.v.bytes], 0)
 }
 
-func (c *call) prefetchSide(side *backend.Side, rows, dim, r int) {
-	f := side.Coding.Format
-	var mem []byte
-	if f.Rotated() && f != quant.U8 && rows > 0 && spanAgain(&mem, &side.Data) {
-		c.kern.PrefetchPlanes(side.Coding, mem, rows, dim, r, min(tileRows, rows-r))
+func (s *scratch) prefetchTile(f *form, k, v []byte, r int) {
+	p, rows := s.p, int(f.Key.Rows)
+	n := min(tileRows, rows-r)
+	if n <= 0 {
+		return
+	}
+	if f.Own.k.planes {
+		p.kern.PrefetchPlanes(f.Key.K, k, rows, p.HeadDim, r, n)
+	}
+	if f.Own.v.planes {
+		p.kern.PrefetchPlanes(f.Key.V, v, rows, p.HeadDimV, r, n)
 	}
 }
 
@@ -296,10 +306,10 @@ func (c *call) prefetchSide(side *backend.Side, rows, dim, r int) {
 // 1805.02867); FlashAttention (2022, arXiv 2205.14135).
 func (s *scratch) addTile(dst *part) {
 	b, p := &s.blk, s.p
-	f := b.V.Coding.Format
-	p.kern.Scales(&s.vscale, b.V.Coding, b.v, int(b.Rows), s.r0, s.n, attend.Unit(f, p.HeadDimV))
+	own := &b.form.Own.v
+	p.kern.Scales(&s.vscale, b.form.Key.V.Scale, b.v[own.scales:], s.r0, s.n, own.unit)
 	s.tileV = tileV{}
-	bytes := p.bytesV(f)
+	bytes := own.cut
 	for i, lo, hi := s.nextRun(0); lo < hi; i, lo, hi = s.nextRun(i) {
 		copy(s.before[lo:hi], dst.top[lo:hi])
 		if bytes {
@@ -338,7 +348,7 @@ type tileV struct {
 // every one of these heads sees every row.
 func (s *scratch) addRun(lo, hi int, whole bool) {
 	b, p, t := &s.blk, s.p, &s.tileV
-	c, rows := b.V.Coding, int(b.Rows)
+	c, rows := b.form.Key.V, int(b.form.Key.Rows)
 	if t.cut && p.kern.Direct(c.Format, p.HeadDimV, s.n, len(s.heads.Masks)) {
 		p.kern.AddPlanes(s.sideFor(bytesSide)[lo*p.padV:], &s.cuts, hi-lo, c.Format, b.v, rows, s.r0, s.n)
 		return
@@ -369,8 +379,9 @@ func (s *scratch) addRun(lo, hi int, whole bool) {
 // prefetchV prefetches V's rows of the next tile.
 func (s *scratch) prefetchV() {
 	next := s.r0 + s.n
-	s.p.kern.Prefetch(s.blk.V.Coding, s.blk.v, s.p.HeadDimV, next,
-		min(tileRows, int(s.blk.Rows)-next))
+	if f := s.blk.form; !f.Own.v.planes {
+		s.p.kern.Prefetch(f.Key.V, s.blk.v, s.p.HeadDimV, next, min(tileRows, int(f.Key.Rows)-next))
+	}
 }
 
 // sideFor returns the running sums to which the current tile is added.

@@ -227,7 +227,7 @@ func TestCutList_CoversEveryRowOnce(t *testing.T) {
 			side.Data.Buf = &buffer{}
 			blocks[i].K, blocks[i].V = side, side
 		}
-		require.NoError(t, args.Set(table, anything, 0, blocks, func(*args.BlockView[[]byte]) (described, error) { return described{}, nil }))
+		require.NoError(t, args.Set(table, anything, 0, blocks, nil))
 		v, err := table.View()
 		require.NoError(t, err)
 		cuts, _ := cutList(nil, list, v)

@@ -24,43 +24,116 @@ func (b *Backend) memory(s backend.Span) ([]byte, error) {
 	return buf.bytes(s.Off, s.Len)
 }
 
-// blockView is the memory of a block.
+// blockView is a block as it is read. The memory of buffers is looked up where it changes from block to
+// block.
 type blockView struct {
-	*backend.Block
+	view                   *view
+	form                   *form
+	base                   int64
 	k, v, pos, count, bias []byte // optional ones are nil if not given
+
+	site, group      uint32
+	kBuf, vBuf, pBuf []byte        // the buffers of k, v and pos, from the high half of their offsets on
+	means            [2]args.Place // of K and V
 }
 
-// again resolves a block that was checked when it was set. Its memory may have been freed since.
+// again reads another block of the view. It was checked when it was set, but its memory may have been freed
+// since.
 func (w *blockView) again(e *entry, withV bool) error {
-	blk := &e.Block
-	*w = blockView{Block: blk}
-	ok := spanAgain(&w.k, &blk.K.Data) && (!withV || spanAgain(&w.v, &blk.V.Data))
-	if e.Own.spans {
-		ok = ok && spanAgain(&w.pos, &blk.Pos) && spanAgain(&w.count, &blk.Count) &&
-			spanAgain(&w.bias, &blk.Bias) && still(&blk.MeanK) && still(&blk.MeanV)
-	}
-	if !ok {
+	if e.Site != w.site && !w.move(e.Site, withV) || e.Group != w.group && !w.join(e.Group) {
 		return errFreed()
+	}
+	f := w.view.Form(e.Form)
+	w.form, w.base = f, w.view.Group(e.Group).Key.Base+int64(e.Base)
+	w.k = w.kBuf[e.K:][:f.Own.k.bytes:f.Own.k.bytes]
+	if withV {
+		w.v = w.vBuf[e.V:][:f.Own.v.bytes:f.Own.v.bytes]
+	}
+	rows := int(f.Key.Rows)
+	w.pos = nil
+	if f.Key.HasPos {
+		w.pos = w.pBuf[e.Pos:][:2*rows]
+	}
+	if f.Key.HasCount || f.Key.HasBias || w.count != nil || w.bias != nil {
+		return w.perRow(e, rows)
 	}
 	return nil
 }
 
-// still reports whether the memory of a mean was not freed. Its values were taken when it was set.
-func still(s *backend.Span) bool { return s.Buf == nil || s.Buf.(*buffer).mem.Load() != nil }
-
-func errFreed() error { return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed) }
-
-func spanAgain(p *[]byte, s *backend.Span) bool {
-	if s.Buf == nil {
-		return true
-	}
-	mem := s.Buf.(*buffer).mem.Load()
-	if mem == nil {
+// move looks up the buffers of a site. It returns false if one was freed.
+func (w *blockView) move(site uint32, withV bool) (ok bool) {
+	s := &w.view.Site(site).Key
+	w.site = 0
+	if w.kBuf, ok = memoryOf(w.view, s.K); !ok {
 		return false
 	}
-	*p = (*mem)[s.Off : s.Off+s.Len : s.Off+s.Len]
+	if withV {
+		if w.vBuf, ok = memoryOf(w.view, s.V); !ok {
+			return false
+		}
+	}
+	if w.pBuf, ok = memoryOf(w.view, s.Pos); ok {
+		w.site = site
+	}
+	return ok
+}
+
+// join looks up what blocks of a group share. It returns false if a mean was freed.
+func (w *blockView) join(group uint32) bool {
+	g := &w.view.Group(group).Key
+	w.group, w.means = group, [2]args.Place{g.MeanK, g.MeanV}
+	for _, m := range w.means {
+		if _, ok := memoryOf(w.view, m.Slab); !ok {
+			w.group = 0
+			return false
+		}
+	}
 	return true
 }
+
+// perRow reads the spans that few blocks have.
+func (w *blockView) perRow(e *entry, rows int) error {
+	w.count, w.bias = nil, nil
+	s := &w.view.Site(e.Site).Key
+	for _, x := range []struct {
+		to   *[]byte
+		from args.Place
+		n    int
+	}{{&w.count, s.Count, 2 * rows}, {&w.bias, s.Bias, 4 * rows}} {
+		mem, ok := memoryOf(w.view, x.from.Slab)
+		if !ok {
+			return errFreed()
+		}
+		if x.from.Slab != 0 {
+			*x.to = mem[x.from.Off:][:x.n]
+		}
+	}
+	return nil
+}
+
+// memoryOf returns the memory of a buffer of a view, nil for none; false if it was freed.
+func memoryOf(v *view, slab uint32) ([]byte, bool) {
+	if slab == 0 {
+		return nil, true
+	}
+	s := v.Slab(slab)
+	mem := s.Buf.(*buffer).mem.Load()
+	if mem == nil {
+		return nil, false
+	}
+	return (*mem)[s.High<<32:], true
+}
+
+// meanOf writes a mean of a view to dst, [dim]. It returns false if its memory was freed.
+func (p *prepared) meanOf(v *view, at args.Place, dst []float32) bool {
+	mem, ok := memoryOf(v, at.Slab)
+	if ok {
+		p.kern.Exact(dst, quant.F16, mem[at.Off:], 1, len(dst), len(dst))
+	}
+	return ok
+}
+
+func errFreed() error { return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed) }
 
 // seeds are the seeds of the rotated sides in one query's list.
 type seeds = args.Seeds

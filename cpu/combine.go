@@ -7,6 +7,7 @@ import (
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/cpu/internal/codec"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -29,7 +30,7 @@ type combineScratch struct {
 }
 
 // combine combines the parts of a unit in the order of the list and writes the results.
-func (s *scratch) combine(c *call, u *unit, parts []part) {
+func (s *scratch) combine(c *call, u *unit, parts []part) error {
 	p, x := &c.prepared, &s.combining
 	x.acc = grow(x.acc, p.Group*sides*c.padV)
 	x.top, x.sum = grow(x.top, p.Group), grow(x.sum, p.Group)
@@ -46,8 +47,8 @@ func (s *scratch) combine(c *call, u *unit, parts []part) {
 				out = c.to.Mass[c.BlockPtr[q]:c.BlockPtr[q+1]]
 			}
 			x.masses(c, u, parts, i, out)
-			if u.means {
-				s.addMeans(c, u)
+			if u.means && !s.addMeans(c, u) {
+				return errFreed()
 			}
 		}
 		rot := p.rotV(int(q))
@@ -59,6 +60,7 @@ func (s *scratch) combine(c *call, u *unit, parts []part) {
 			}
 		}
 	}
+	return nil
 }
 
 // side returns the sums of a head of the query on one side.
@@ -154,27 +156,31 @@ func (x *combineScratch) weigh(gains []float64, tops []float32) (sum float64) {
 }
 
 // addMeans sums the means of V sides, weighted by the masses of their blocks. Neighbouring entries
-// with one mean are one row of a tile.
-func (s *scratch) addMeans(c *call, u *unit) {
+// with one mean are one row of a tile. It returns false if the memory of one was freed.
+func (s *scratch) addMeans(c *call, u *unit) bool {
 	x, group := &s.combining, c.Group
 	x.w, x.some = grow(x.w, group*tileRows), grow(x.some, group*c.padV)
 	clear(x.w)
 	clear(x.some)
 	s.vt = grow(s.vt, tileRows*c.padV)
-	n, gains, finite := 0, x.gains, true // n: means in the tile
-	var last []float32
+	n, gains := 0, x.gains // n: means in the tile
+	var last args.Place
 	for i := range u.pieces() {
 		from, to := c.piece(u, i)
 		for k := range entriesOf(from, to) {
-			own := &c.view.At(int(u.list[from.entry+k])).Own
-			if mean := own.meanV(); mean != nil {
-				if n == 0 || !sameMean(last, mean) {
+			e := c.view.At(int(u.list[from.entry+k]))
+			if mean := c.view.Group(e.Group).Key.MeanV; mean.Slab != 0 {
+				if n == 0 || last != mean {
 					if n == tileRows {
-						s.foldMeans(c, n, finite)
-						n, finite = 0, true
+						s.foldMeans(c, n)
+						n = 0
 					}
-					last, finite = mean, finite && own.means.finiteV
-					copy(s.vt[n*c.padV:], last)
+					last = mean
+					row := s.vt[n*c.padV : (n+1)*c.padV]
+					if !c.meanOf(c.view, mean, row[:c.HeadDimV]) {
+						return false
+					}
+					clear(row[c.HeadDimV:])
 					n++
 				}
 				for h, g := range gains[:group] {
@@ -185,21 +191,20 @@ func (s *scratch) addMeans(c *call, u *unit) {
 		}
 	}
 	if n > 0 {
-		s.foldMeans(c, n, finite)
+		s.foldMeans(c, n)
 	}
+	return true
 }
 
-func sameMean(a, b []float32) bool { return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0]) }
-
-// foldMeans adds a tile of n means to the sums of means. finite reports whether all are finite.
-func (s *scratch) foldMeans(c *call, n int, finite bool) {
+// foldMeans adds a tile of n means to the sums of means.
+func (s *scratch) foldMeans(c *call, n int) {
 	x := &s.combining
 	if !x.hasMeans {
 		x.hasMeans = true
 		x.means = grow(x.means, c.Group*c.padV)
 		clear(x.means)
 	}
-	if finite {
+	if finiteAll(s.vt[:n*c.padV]) {
 		c.kern.Accumulate(x.some, x.w, c.Group, s.vt, c.padV, n)
 	} else {
 		attend.AccumulateLive(x.some, x.w, c.Group, s.vt, c.padV, n)

@@ -14,12 +14,6 @@ import (
 // layouts is the number of layouts that a query may have.
 const layouts = int(attend.Quads) + 1
 
-// basis is the basis of a K side, and the index of the queries in this basis in vecs.
-type basis struct {
-	rotated bool
-	layout  attend.Layout
-}
-
 // variant is a unit's queries as some of its blocks meet them: turned by their offset, then through
 // their metric. It says in which forms they are needed.
 type variant struct {
@@ -69,15 +63,8 @@ func index(b bool) int {
 	return 0
 }
 
-// basisOf returns the basis of a K side.
-func (p *prepared) basisOf(f quant.Format) basis { return basis{f.Rotated(), p.kern.LayoutK(f)} }
-
 // plainLayout is the layout of a mean of K.
 func (p *prepared) plainLayout() attend.Layout { return p.kern.LayoutK(quant.F32) }
-
-// bytesK reports whether K sides of a format are unpacked to bytes. bytesV does so for V sides.
-func (p *prepared) bytesK(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDim) }
-func (p *prepared) bytesV(f quant.Format) bool { return p.kern.Bytes(f, p.HeadDimV) }
 
 // cutBytes is the size of a query in digits.
 func (p *prepared) cutBytes() int { return attend.QueryBytes(p.HeadDim) }
@@ -144,32 +131,41 @@ func (c *call) addVariants(i int) {
 	u := &p.units[i]
 	u.v0 = len(p.variants)
 	var v *variant
+	var last, group uint32
 	for _, b := range u.list {
 		e := c.view.At(int(b))
-		if v == nil || v.angles != e.Own.angles || v.metric != e.Metric {
-			v = p.variantOf(u.v0, len(p.variants), e)
+		if e.Form == last && e.Group == group {
+			continue
+		}
+		last, group = e.Form, e.Group
+		f := c.view.Form(e.Form)
+		if v == nil || !v.meets(f) {
+			v = p.variantOf(u.v0, len(p.variants), f)
 			if v == nil {
-				p.variants = append(p.variants, variant{angles: e.Own.angles, metric: e.Metric, unit: i})
+				p.variants = append(p.variants, variant{angles: f.Own.angles, metric: f.Key.Metric, unit: i})
 				v = &p.variants[len(p.variants)-1]
 			}
 		}
-		if f := e.K.Coding.Format; p.bytesK(f) {
+		if k := &f.Own.k; k.cut {
 			v.cut = true
 		} else {
-			bs := p.basisOf(f)
-			v.vecs[index(bs.rotated)][bs.layout] = true
+			v.vecs[k.rotated][k.layout] = true
 		}
-		v.centred = v.centred || e.Own.meanK() != nil
-		u.means = u.means || e.Own.meanV() != nil
+		g := &c.view.Group(e.Group).Key
+		v.centred = v.centred || g.MeanK.Slab != 0
+		u.means = u.means || g.MeanV.Slab != 0
 	}
 	u.v1 = len(p.variants)
 	u.masses = u.means || c.to.Mass != nil
 }
 
-// variantOf returns the variant of an entry among variants [from, to), or nil.
-func (p *prepared) variantOf(from, to int, e *entry) *variant {
+// meets reports whether blocks of a form are met in this variant.
+func (v *variant) meets(f *form) bool { return v.angles == f.Own.angles && v.metric == f.Key.Metric }
+
+// variantOf returns the variant of a form among variants [from, to), or nil.
+func (p *prepared) variantOf(from, to int, f *form) *variant {
 	for i := from; i < to; i++ {
-		if v := &p.variants[i]; v.angles == e.Own.angles && v.metric == e.Metric {
+		if v := &p.variants[i]; v.meets(f) {
 			return v
 		}
 	}

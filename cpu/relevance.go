@@ -48,7 +48,7 @@ func (b *Backend) Relevance(ctx context.Context, q *backend.Queries, lse []float
 		if c.ptr[i] == c.ptr[i+1] {
 			continue
 		}
-		rows := w.At(i).Rows
+		rows := w.Rows(i)
 		for r := int32(0); r < rows; r += itemTiles * tileRows {
 			c.items = append(c.items, relevanceItem{int32(i), r, min(rows, r+itemTiles*tileRows)})
 		}
@@ -76,7 +76,7 @@ func (s *scratch) relevance(c *call, it relevanceItem, users []int32) error {
 			return err
 		}
 		n := min(batch, len(users))
-		s.reset(p, nil, users[:n])
+		s.reset(p, c.view, nil, users[:n])
 		s.lse = grow(s.lse, n*p.Group)
 		for i, q := range s.qs {
 			copy(s.lse[i*p.Group:(i+1)*p.Group], c.lse[int(q)*p.Group:])

@@ -7,6 +7,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
+	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -39,13 +40,12 @@ type scorer struct {
 	direct bool      // the rows are expanded while they are multiplied
 	lookUp bool      // inner products with K come from tables
 	// shift is, per current head, what the mean of K adds to a score before it is capped; mean is
-	// the mean that it belongs to, nil for none.
+	// the mean that it belongs to, zero for none.
 	shift []float32
-	mean  *float32
+	mean  args.Place
 	// Means that were multiplied together: rest is the list after the current block.
 	rest     []int32
-	view     *view
-	ahead    []*float32
+	ahead    []args.Place
 	nextMean int
 	means    []float32 // [tileRows, padK]
 	meanDots []float32 // [heads, tileRows]
@@ -79,9 +79,10 @@ func grow[T any](s []T, n int) []T {
 }
 
 // reset switches to other queries: those of a unit, or with nil some that are units of their own.
-func (s *scorer) reset(p *prepared, u *unit, qs []int32) {
+func (s *scorer) reset(p *prepared, v *view, u *unit, qs []int32) {
 	s.p, s.unit, s.qs, s.has = p, u, qs, false
-	s.mean, s.canLookUp, s.hasTables, s.low = nil, false, false, false
+	s.blk = blockView{view: v}
+	s.mean, s.canLookUp, s.hasTables, s.low = args.Place{}, false, false, false
 	s.kt = grow(s.kt, tileRows*p.padK)
 	if p.hasCut {
 		s.kb = grow(s.kb, tileRows*p.HeadDim)
@@ -101,79 +102,97 @@ func (s *scorer) block(e *entry, withV bool) error {
 	if err := s.blk.again(e, withV); err != nil {
 		return err
 	}
-	p := s.p
-	if !s.has || s.angles != e.Own.angles || s.metric != e.Metric {
-		s.enter(e)
+	p, f := s.p, s.blk.form
+	if !s.has || s.angles != f.Own.angles || s.metric != f.Key.Metric {
+		s.enter(f)
 	}
-	f := e.K.Coding.Format
-	s.bytes, s.lookUp = p.bytesK(f), false
+	k := &f.Own.k
+	s.bytes, s.lookUp = k.cut, false
 	if !s.bytes {
-		bs := p.basisOf(f)
-		s.layout, s.vecs = bs.layout, p.vecs[index(bs.rotated)][bs.layout]
-		s.lookUp = s.canLookUp && p.kern.Tables(f, p.HeadDim)
+		s.layout, s.vecs = k.layout, p.vecs[k.rotated][k.layout]
+		s.lookUp = s.canLookUp && k.lookUp
 	}
-	mean := e.Own.meanK()
-	s.shifts = mean != nil
-	if s.shifts && s.mean != &mean[0] {
-		s.centre(mean)
+	mean := s.blk.means[0]
+	s.shifts = mean.Slab != 0
+	if s.shifts && s.mean != mean && !s.centre(mean) {
+		return errFreed()
 	}
 	return nil
 }
 
-// enter switches to the variant of a block.
-func (s *scorer) enter(e *entry) {
+// enter switches to the variant of a form.
+func (s *scorer) enter(f *form) {
 	p := s.p
-	s.has, s.angles, s.metric, s.mean, s.hasTables = true, e.Own.angles, e.Metric, nil, false
+	s.has, s.angles, s.metric, s.mean, s.hasTables = true, f.Own.angles, f.Key.Metric, args.Place{}, false
 	s.ahead = s.ahead[:0]
 	var v *variant
 	if s.unit != nil {
-		v = p.variantOf(s.unit.v0, s.unit.v1, e)
+		v = p.variantOf(s.unit.v0, s.unit.v1, f)
 	}
 	for i, q := range s.qs {
 		if s.unit != nil {
 			s.first[i] = v.at + i*p.Group
 		} else {
 			u := &p.units[q]
-			s.first[i] = p.variantOf(u.v0, u.v1, e).at
+			s.first[i] = p.variantOf(u.v0, u.v1, f).at
 		}
 		copy(s.heads.Energy[i*p.Group:(i+1)*p.Group], p.energy[s.first[i]:])
 	}
 }
 
 // centre computes what a mean of K adds to the scores of the current heads. It multiplies the next
-// means of the list in the same variant too, because a tile of them costs little more than one.
-func (s *scorer) centre(mean []float32) {
+// means of the list in the same variant too, because a tile of them costs little more than one. It returns
+// false if the memory of one was freed.
+func (s *scorer) centre(mean args.Place) bool {
 	p := s.p
-	s.mean = &mean[0]
-	if s.nextMean >= len(s.ahead) || s.ahead[s.nextMean] != s.mean {
-		s.lookAhead(mean)
+	s.mean = mean
+	if s.nextMean >= len(s.ahead) || s.ahead[s.nextMean] != mean {
+		if !s.lookAhead(mean) {
+			s.mean = args.Place{}
+			return false
+		}
 	}
 	for h := range s.shift {
 		s.shift[h] = s.meanDots[h*tileRows+s.nextMean] * p.Scale
 	}
 	s.nextMean++
+	return true
 }
 
 // lookAhead multiplies a mean, and those of the blocks after the current one, with the current heads.
-func (s *scorer) lookAhead(mean []float32) {
-	p := s.p
+func (s *scorer) lookAhead(mean args.Place) bool {
+	p, v := s.p, s.blk.view
 	s.means = grow(s.means, tileRows*p.padK)
-	s.ahead, s.nextMean = append(s.ahead[:0], &mean[0]), 0
-	copy(s.means, mean)
+	s.ahead, s.nextMean = append(s.ahead[:0], mean), 0
+	last, group := s.blk.form, s.blk.group
 	for _, b := range s.rest {
-		e := s.view.At(int(b))
-		if e.Own.angles != s.angles || e.Metric != s.metric || len(s.ahead) == tileRows {
+		if len(s.ahead) == tileRows {
 			break
 		}
-		if m := e.Own.meanK(); m != nil && &m[0] != s.ahead[len(s.ahead)-1] {
-			copy(s.means[len(s.ahead)*p.padK:], m)
-			s.ahead = append(s.ahead, &m[0])
+		e := v.At(int(b))
+		if e.Group == group {
+			continue // its variant is looked at when its turn comes
 		}
+		group = e.Group
+		if f := v.Form(e.Form); f != last && (f.Own.angles != s.angles || f.Key.Metric != s.metric) {
+			break
+		}
+		if m := v.Group(group).Key.MeanK; m.Slab != 0 && m != s.ahead[len(s.ahead)-1] {
+			s.ahead = append(s.ahead, m)
+		}
+	}
+	for i, m := range s.ahead {
+		row := s.means[i*p.padK : (i+1)*p.padK]
+		if !p.meanOf(v, m, row[:p.HeadDim]) {
+			return false
+		}
+		clear(row[p.HeadDim:])
 	}
 	for i, at := range s.first {
 		p.kern.Dots(s.meanDots[i*p.Group*tileRows:], p.plain[at*p.padK:], p.Group, p.plainLayout(), s.means,
 			p.padK, len(s.ahead))
 	}
+	return true
 }
 
 // lower subtracts what the mean of K adds to the scores of the current heads from their largest
@@ -194,8 +213,12 @@ func (s *scorer) lower(tops []float32) {
 
 // leave is called before block: it lifts what was low for another mean or variant.
 func (s *scorer) leave(e *entry, tops []float32) {
-	if mean := e.Own.meanK(); s.low && (len(mean) == 0 || s.mean != &mean[0] || s.angles != e.Own.angles ||
-		s.metric != e.Metric) {
+	if !s.low {
+		return
+	}
+	v := s.blk.view
+	f := v.Form(e.Form)
+	if s.mean != v.Group(e.Group).Key.MeanK || s.angles != f.Own.angles || s.metric != f.Key.Metric {
 		s.lift(tops)
 	}
 }
@@ -223,32 +246,31 @@ func (s *scorer) tile(r0, n int) bool {
 		return false
 	}
 	b, p := &s.blk, s.p
-	rows, f := int(b.Rows), b.K.Coding.Format
+	k, own := &b.form.Key, &b.form.Own
+	rows, f := int(k.Rows), k.K.Format
 	s.r0 = r0
 	if s.lookUp {
 		// nothing to unpack
 	} else if s.direct = s.bytes && p.kern.Direct(f, p.HeadDim, n, len(s.qs)*p.Group); s.direct {
 		// nothing to unpack
 	} else if s.bytes {
-		p.kern.UnpackBytes(s.kb, false, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+		p.kern.UnpackBytes(s.kb, false, k.K, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
 	} else {
-		p.kern.Unpack(s.kt, s.layout, b.K.Coding, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
+		p.kern.Unpack(s.kt, s.layout, k.K, b.k, rows, p.HeadDim, r0, n, &s.unpackT)
 	}
-	p.kern.Prefetch(b.K.Coding, b.k, p.HeadDim, r0+n, min(tileRows, rows-r0-n))
-	unit := attend.Unit(f, p.HeadDim)
-	p.kern.Scales(&s.terms.Mul, b.K.Coding, b.k, rows, r0, n, unit*p.Scale)
-	if b.count != nil || b.bias != nil || b.Tokens > 1 {
+	if !own.k.planes {
+		p.kern.Prefetch(k.K, b.k, p.HeadDim, r0+n, min(tileRows, rows-r0-n))
+	}
+	p.kern.Scales(&s.terms.Mul, k.K.Scale, b.k[own.k.scales:], r0, n, own.k.unit*p.Scale)
+	if own.adds {
 		s.addends(r0, n)
 		s.hasAdd = true
 	} else if s.hasAdd {
 		s.terms.Add = [tileRows]float32{}
 		s.hasAdd = false
 	}
-	if noise := 0.5 * b.Noise; noise != 0 && f.Rotated() {
-		if f == quant.U8 || f.Nested() {
-			noise /= unit * unit // Noise is relative to the row scale of quant.RowScales
-		}
-		p.kern.Square(&s.terms.Noise, &s.terms.Mul, noise)
+	if own.noise != 0 {
+		p.kern.Square(&s.terms.Noise, &s.terms.Mul, own.noise)
 		s.hasNoise = true
 	} else if s.hasNoise {
 		s.terms.Noise = [tileRows]float32{}
@@ -282,8 +304,8 @@ func logCount(n int) float32 {
 func (s *scorer) addends(r0, n int) {
 	b := &s.blk
 	var all float32
-	if b.Tokens > 1 {
-		all = logCount(int(b.Tokens))
+	if n := b.form.Key.Tokens; n > 1 {
+		all = logCount(int(n))
 	}
 	for i := range n {
 		x := all
@@ -300,7 +322,7 @@ func (s *scorer) addends(r0, n int) {
 // see computes which query sees which row.
 func (s *scorer) see(r0, n int) bool {
 	all := uint32(1<<uint(n) - 1)
-	if s.blk.Limit > 0 {
+	if s.blk.form.Key.Limit > 0 {
 		all = s.below(r0, n)
 	}
 	if s.p.Pos == nil || all == 0 {
@@ -336,15 +358,15 @@ func (w *blockView) place(r int) int64 {
 	switch {
 	case w.pos != nil:
 		return int64(binary.LittleEndian.Uint16(w.pos[2*r:]))
-	case w.Stride > 1:
-		return int64(r) * int64(w.Stride)
+	case w.form.Key.Stride > 1:
+		return int64(r) * int64(w.form.Key.Stride)
 	}
 	return int64(r)
 }
 
 // below returns the mask of the rows before the block's limit.
 func (s *scorer) below(r0, n int) (mask uint32) {
-	limit := int64(s.blk.Limit)
+	limit := int64(s.blk.form.Key.Limit)
 	if s.blk.pos == nil && s.blk.place(r0+n-1) < limit {
 		return uint32(1<<uint(n) - 1)
 	}
@@ -360,15 +382,15 @@ func (s *scorer) below(r0, n int) (mask uint32) {
 func (s *scorer) positions(r0, n int) (least, most int64) {
 	b := &s.blk
 	if b.pos == nil {
-		return b.Base + b.place(r0), b.Base + b.place(r0+n-1)
+		return b.base + b.place(r0), b.base + b.place(r0+n-1)
 	}
 	lo, hi := attend.Span16(b.pos[2*r0 : 2*(r0+n)])
-	return b.Base + int64(lo), b.Base + int64(hi)
+	return b.base + int64(lo), b.base + int64(hi)
 }
 
 func (s *scorer) fillPositions(r0, n int) {
 	for i := range n {
-		s.pos[i] = s.blk.Base + s.blk.place(r0+i)
+		s.pos[i] = s.blk.base + s.blk.place(r0+i)
 	}
 }
 
@@ -397,8 +419,8 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 	if dots := s.heads.Dots[a*tileRows:]; s.lookUp {
 		s.dotTables(dots, a, b)
 	} else if s.direct {
-		p.kern.DotPlanes(dots, p.cut[from*p.cutBytes():], b-a, s.blk.K.Coding.Format, s.blk.k,
-			int(s.blk.Rows), s.r0, s.n)
+		p.kern.DotPlanes(dots, p.cut[from*p.cutBytes():], b-a, s.blk.form.Key.K.Format, s.blk.k,
+			int(s.blk.form.Key.Rows), s.r0, s.n)
 	} else if s.bytes {
 		p.kern.DotBytes(dots, p.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
 	} else {
@@ -429,8 +451,8 @@ func (s *scorer) dotTables(dots []float32, a, b int) {
 			attend.FillTables(s.tables[i*size:(i+1)*size], s.vecs[at:at+p.HeadDim])
 		}
 	}
-	attend.DotTables(dots, s.tables[a*size:], b-a, blk.K.Coding, blk.k, int(blk.Rows), p.HeadDim, s.r0,
-		s.n)
+	attend.DotTables(dots, s.tables[a*size:], b-a, blk.form.Key.K, blk.k, int(blk.form.Key.Rows), p.HeadDim,
+		s.r0, s.n)
 }
 
 // cap turns inner products into capped scores.

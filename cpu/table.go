@@ -8,6 +8,7 @@ import (
 	"math"
 	"sync"
 
+	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
@@ -16,41 +17,34 @@ import (
 // angles are the sines and cosines of an offset, one of each per rotary pair.
 type angles struct{ sin, cos []float32 }
 
-// described is what the backend keeps of a block.
+// described is what the backend keeps of a form of blocks.
 type described struct {
 	angles *angles // of its offset, nil for none
-	means  *means  // nil for none
-	spans  bool    // the block has spans beside K and V
+	k, v   sideForm
+	noise  float32 // factor of the squares of the scales that scores use
+	adds   bool    // scores have addends
 }
 
-// means are those of a block, padded to rows of tiles; nil for none.
-type means struct {
-	k, v    []float32
-	finiteV bool // v has no infinity and no NaN
-}
-
-// meanK and meanV return the means of a block, or nil.
-func (d *described) meanK() []float32 {
-	if d.means == nil {
-		return nil
-	}
-	return d.means.k
-}
-
-func (d *described) meanV() []float32 {
-	if d.means == nil {
-		return nil
-	}
-	return d.means.v
+// sideForm is how the rows of a packed side are read.
+type sideForm struct {
+	bytes   int           // of the packed side
+	scales  int           // where its scales begin
+	plane   int           // bytes of a plane, for nested formats
+	unit    float32       // see attend.Unit
+	rotated int           // 1 if the rows are in the rotated basis
+	layout  attend.Layout // of unpacked rows
+	cut     bool          // rows are unpacked to bytes
+	planes  bool          // rows are in bit planes
+	lookUp  bool          // inner products come from tables, if the list is long
 }
 
 type (
-	entry = args.Entry[described]
+	entry = args.Entry
+	form  = args.Form[described]
 	view  = args.View[described]
 )
 
-// table is the table of the backend. Its blocks are descriptors in this process: a view is a list
-// of pointers to them.
+// table is the table of the backend. Its blocks are descriptors in this process.
 type table struct {
 	*args.Table[described]
 	b     *Backend
@@ -75,6 +69,7 @@ func (b *Backend) NewTable(s backend.Shape) (backend.Table, error) {
 		return nil, fmt.Errorf("kvist/cpu: table: %w", err)
 	}
 	made := &table{Table: t, b: b}
+	t.Describe = made.describe
 	if r := t.Shape().Rope; r != nil {
 		made.freqs = r.Frequencies()
 	}
@@ -83,41 +78,37 @@ func (b *Backend) NewTable(s backend.Shape) (backend.Table, error) {
 
 // Set puts blocks into the table; see backend.Table.
 func (t *table) Set(at int, blocks ...backend.Block) error {
-	var k, v lastMean
-	err := args.Set(t.Table, t.b.checker, at, blocks, func(w *args.BlockView[[]byte]) (described, error) {
-		s := t.Shape()
-		d := described{angles: t.angles(w.Offset)}
-		d.spans = w.Pos.Given() || w.Count.Given() || w.Bias.Given() || w.MeanK.Given() || w.MeanV.Given()
-		if w.MeanK.Given() || w.MeanV.Given() {
-			d.means = &means{k: k.unpack(t.b, w.MeanKMem, s.HeadDim), v: v.unpack(t.b, w.MeanVMem, s.HeadDimV)}
-			d.means.finiteV = v.finite
-		}
-		return d, nil
-	})
-	if err != nil {
+	if err := args.Set(t.Table, t.b.checker, at, blocks, nil); err != nil {
 		return fmt.Errorf("kvist/cpu: table: %w", err)
 	}
 	return nil
 }
 
-// lastMean is the last mean of some blocks that are set together: neighbours share one.
-type lastMean struct {
-	mem    []byte
-	x      []float32
-	finite bool
+// describe returns what every block of a form has in common.
+func (t *table) describe(k *args.FormKey) described {
+	kern, s := t.b.kern, t.Shape()
+	d := described{angles: t.angles(k.Offset), adds: k.HasCount || k.HasBias || k.Tokens > 1,
+		k: t.side(k.K, int(k.Rows), s.HeadDim, kern.LayoutK(k.K.Format)),
+		v: t.side(k.V, int(k.Rows), s.HeadDimV, kern.LayoutV(k.V.Format))}
+	if k.K.Format.Rotated() {
+		d.noise = 0.5 * k.Noise
+	}
+	if k.K.Format == quant.U8 || k.K.Format.Nested() {
+		d.noise /= d.k.unit * d.k.unit // Noise is relative to the row scale of quant.RowScales
+	}
+	return d
 }
 
-// unpack returns a stored mean as a padded row, nil for none.
-func (l *lastMean) unpack(b *Backend, mem []byte, dim int) []float32 {
-	if len(mem) == 0 {
-		return nil
+// side returns how rows of dim values are read.
+func (t *table) side(c quant.Coding, rows, dim int, l attend.Layout) sideForm {
+	if c == (quant.Coding{}) {
+		return sideForm{} // there is no V
 	}
-	if len(l.mem) == 0 || &l.mem[0] != &mem[0] {
-		x := make([]float32, b.kern.PadDim(dim))
-		_ = quant.Mean(x[:dim], mem) // of the right length: it was checked
-		*l = lastMean{mem, x, finiteAll(x)}
-	}
-	return l.x
+	kern, f := t.b.kern, c.Format
+	n := c.PackedBytes(rows, dim)
+	s := sideForm{bytes: n, scales: n - c.ScaleBytes(rows), unit: attend.Unit(f, dim), rotated: index(f.Rotated()),
+		layout: l, cut: kern.Bytes(f, dim), planes: f.Rotated() && f != quant.U8, lookUp: kern.Tables(f, dim)}
+	return s
 }
 
 // angles returns the sines and cosines of an offset.

@@ -63,18 +63,21 @@ func (c *call) looksUp() bool {
 		return false
 	}
 	for _, i := range c.BlockIdx {
-		if c.kern.Tables(c.view.At(int(i)).K.Coding.Format, c.HeadDim) {
+		if c.formOf(i).Own.k.lookUp {
 			return true
 		}
 	}
 	return false
 }
 
+// formOf returns the form of block i of the view.
+func (c *call) formOf(i int32) *form { return c.view.Form(c.view.At(int(i)).Form) }
+
 // cutList divides a list into pieces of at least chunkRows rows, at multiples of tileRows in a
 // block, and appends the cuts. It also returns the number of rows in the list.
 func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
 	for _, i := range list {
-		rows += int(v.At(int(i)).Rows)
+		rows += int(v.Rows(int(i)))
 	}
 	if rows == 0 {
 		return cuts, 0
@@ -86,7 +89,7 @@ func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
 	}
 	left := size
 	for e, i := range list {
-		n := int(v.At(int(i)).Rows)
+		n := int(v.Rows(int(i)))
 		at := 0
 		for n-at > left {
 			at += (left + tileRows - 1) / tileRows * tileRows

@@ -87,7 +87,7 @@ func (b *Backend) Weigh(ctx context.Context, q *backend.Queries, v backend.View,
 // listRows returns the number of rows in a list of blocks.
 func (c *call) listRows(list []int32) (n int) {
 	for _, i := range list {
-		n += int(c.view.At(int(i)).Rows)
+		n += int(c.view.Rows(int(i)))
 	}
 	return n
 }
@@ -119,10 +119,10 @@ func (c *call) weighOne(i int) error {
 // weigh adds the attention that the rows of a unit's list get to acc, one element per row.
 func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 	heads := len(u.qs) * c.Group
-	s.reset(&c.prepared, u, u.qs)
+	s.reset(&c.prepared, c.view, u, u.qs)
 	tiles := 0
 	for _, b := range u.list {
-		tiles += (int(c.view.At(int(b)).Rows) + tileRows - 1) / tileRows
+		tiles += (int(c.view.Rows(int(b))) + tileRows - 1) / tileRows
 	}
 	w := &s.weighing
 	w.kept, w.tops = grow(w.kept, tiles*heads*tileRows), grow(w.tops, tiles*heads)
@@ -137,12 +137,12 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 		if err := cancelled(c.ctx, backend.OpRelevance); err != nil {
 			return err
 		}
-		blk := c.view.At(int(b))
-		if err := s.block(blk, false); err != nil {
+		if err := s.block(c.view.At(int(b)), false); err != nil {
 			return fmt.Errorf("kvist/cpu: weigh: block %d: %w", b, err)
 		}
-		for r := 0; r < int(blk.Rows); r += tileRows {
-			s.keepTile(r, min(tileRows, int(blk.Rows)-r), tile, heads)
+		rows := int(s.blk.form.Key.Rows)
+		for r := 0; r < rows; r += tileRows {
+			s.keepTile(r, min(tileRows, rows-r), tile, heads)
 			tile++
 		}
 	}
@@ -153,7 +153,7 @@ func (s *scratch) weigh(c *call, u *unit, acc []float64) error {
 	at := 0
 	tile = 0
 	for _, b := range u.list {
-		rows := int(c.view.At(int(b)).Rows)
+		rows := int(c.view.Rows(int(b)))
 		for r := 0; r < rows; r += tileRows {
 			n := min(tileRows, rows-r)
 			s.addKept(acc[at:at+n], tile, heads, c.rel.Power)

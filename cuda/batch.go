@@ -34,9 +34,9 @@ func (b *Backend) newBatch(q *backend.Queries, v *view) *batch {
 	return &batch{Queries: q, view: v, table: tableOf(v), mma: b.mma}
 }
 
-// variantOf returns the variant of a block; last is a guess.
-func (t *batch) variantOf(e *entry, last int32) int32 {
-	k := variantKey{e.Own.angles, e.Metric}
+// variantOf returns the variant of a form; last is a guess.
+func (t *batch) variantOf(f *form, last int32) int32 {
+	k := variantKey{f.Own.angles, f.Key.Metric}
 	if int(last) < len(t.keys) && t.keys[last] == k {
 		return last
 	}
@@ -68,12 +68,10 @@ func (t *batch) check() error {
 	var last *entry
 	for _, i := range t.BlockIdx {
 		e := t.view.At(int(i))
-		if e == last {
-			continue
+		if !alive(t.view, e, last) {
+			return fmt.Errorf("block %d: a buffer was freed: %w", i, quant.ErrClosed)
 		}
-		if last = e; alive(e) != nil {
-			return fmt.Errorf("block %d: %w", i, alive(e))
-		}
+		last = e
 	}
 	return nil
 }

@@ -125,14 +125,15 @@ func (t *batch) list(list []int32) (all []listed, means bool) {
 	last := int32(0)
 	for i, b := range list {
 		e := t.view.At(int(b))
-		last = t.variantOf(e, last)
+		f := t.view.Form(e.Form)
+		last = t.variantOf(f, last)
 		at := slices.Index(seen, last)
 		if at < 0 {
 			at = len(seen)
 			seen = append(seen, last)
 		}
-		means = means || e.MeanV.Buf != nil
-		all = append(all, listed{block: b, slot: e.Own.slot.at, rows: e.Rows, basis: basisOf(e.V.Coding.Format),
+		means = means || t.view.Group(e.Group).Key.MeanV.Slab != 0
+		all = append(all, listed{block: b, slot: int32(e.Slot), rows: f.Key.Rows, basis: basisOf(f.Key.V.Format),
 			variant: last, entry: int32(i), appearance: int32(at)})
 	}
 	slices.SortStableFunc(all, func(a, b listed) int {

@@ -59,8 +59,8 @@ func TestPlan_CoversEveryList(t *testing.T) {
 					got[[2]int32{s.Block, s.Row0}]++
 					e := v.At(int(slots[s.Block]))
 					require.Equal(t, p.tiles[int(c.Tile0)*subTiles+k/subTiles*subTiles].Variant, s.Variant)
-					require.Equal(t, variantKey{e.Own.angles, e.Metric}, b.keys[s.Variant])
-					require.Equal(t, c.RotatedV, basisOf(e.V.Coding.Format))
+					require.Equal(t, variantKey{v.Form(e.Form).Own.angles, v.Form(e.Form).Key.Metric}, b.keys[s.Variant])
+					require.Equal(t, c.RotatedV, basisOf(v.Form(e.Form).Key.V.Format))
 				}
 			}
 			require.Equal(t, len(list), int(u.Entries))
@@ -72,11 +72,11 @@ func TestPlan_CoversEveryList(t *testing.T) {
 					if s.Block < 0 {
 						continue // padding after the last row
 					}
-					require.Equal(t, kernels.SubTile{Block: e.Own.slot.at, Row0: row, Variant: s.Variant}, s)
+					require.Equal(t, kernels.SubTile{Block: int32(e.Slot), Row0: row, Variant: s.Variant}, s)
 					got[[2]int32{s.Block, s.Row0}]--
 					row += kernels.SubRows
 				}
-				require.GreaterOrEqual(t, row, e.Rows)
+				require.GreaterOrEqual(t, row, v.Form(e.Form).Key.Rows)
 			}
 			for at, left := range got {
 				require.Zero(t, left, "block %d row %d", at[0], at[1])
@@ -113,10 +113,11 @@ func planView(t *rapid.T, n, dimV int) (v *view, slots map[int32]int32) {
 	table, err := args.NewTable[described](nil, backend.Shape{HeadDim: 128, HeadDimV: dimV, Rope: rope})
 	require.NoError(t, err)
 	slots = map[int32]int32{}
-	require.NoError(t, args.Set(table, nothing, 0, blocks, func(w *args.BlockView[uint64]) (described, error) {
+	table.Describe = func(k *args.FormKey) described { return described{offsets[k.Offset]} }
+	require.NoError(t, args.Set(table, nothing, 0, blocks, func(*args.BlockView[uint64]) uint32 {
 		at := int32(len(slots) * 3)
 		slots[at] = int32(len(slots))
-		return described{&slot{at: at}, offsets[w.Offset]}, nil
+		return uint32(at)
 	}))
 	v, err = table.View()
 	require.NoError(t, err)

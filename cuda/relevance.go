@@ -83,11 +83,12 @@ func (t *batch) relevanceItems() (items []relevanceItem, users []int32) {
 			continue
 		}
 		e := t.view.At(i)
-		variant = t.variantOf(e, variant)
+		f := t.view.Form(e.Form)
+		variant = t.variantOf(f, variant)
 		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {
-			for r := int32(0); r < e.Rows; r += kernels.SubRows {
-				items = append(items, relevanceItem{kernels.RelevanceItem{Block: e.Own.slot.at, Row0: r,
-					User0: int32(u), Users: int32(min(itemQueries, ptr[i+1]-u)), Seed: e.K.Seed,
+			for r := int32(0); r < f.Key.Rows; r += kernels.SubRows {
+				items = append(items, relevanceItem{kernels.RelevanceItem{Block: int32(e.Slot), Row0: r,
+					User0: int32(u), Users: int32(min(itemQueries, ptr[i+1]-u)), Seed: f.Key.KSeed,
 					Variant: variant}, i})
 			}
 		}

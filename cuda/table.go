@@ -8,39 +8,86 @@ import (
 	"fmt"
 	"math"
 	"runtime"
+	"slices"
 	"sync"
 	"unsafe"
+	"weak"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/kernels"
-	"github.com/kvist-project/kvist/quant"
 )
 
-// described is what the backend keeps of a block: the slot of its descriptor on the device, and the
-// angles of its offset, nil for none.
+// described is what the backend keeps of a form of blocks.
 type described struct {
-	slot   *slot
-	angles *angles
+	angles *angles // of its offset, nil for none
 }
 
-// slot is the index of a descriptor. A slot is written once, before a view shows it, and is taken
-// again only when no table and no view holds its block any more.
-type slot struct {
-	at int32
-	_  [28]byte // an object of its own for the garbage collector
-}
-
-// slots are the free ones. It is apart from the table, which a slot's cleanup must not hold.
+// slots gives out the indices of descriptors on the device. A slot is written once, before a view shows it,
+// and is taken again only when no view holds its block any more.
 type slots struct {
-	mu   sync.Mutex
-	free []int32
+	mu      sync.Mutex
+	n       int32 // slots that were given out
+	free    []uint32
+	waiting []left              // by view
+	shown   uint64              // views that were taken
+	held    map[uint64]struct{} // those that are still held
 }
 
-// giveBack frees a slot.
-func (s *slots) giveBack(at int32) {
+// left is the slot of a block that left the table, and the last view that may show it.
+type left struct {
+	at   uint32
+	view uint64
+}
+
+// take returns a free slot.
+func (s *slots) take() (at uint32) {
 	s.mu.Lock()
-	s.free = append(s.free, at)
+	defer s.mu.Unlock()
+	if len(s.free) == 0 {
+		s.reclaim()
+	}
+	if n := len(s.free); n > 0 {
+		at, s.free = s.free[n-1], s.free[:n-1]
+		return at
+	}
+	s.n++
+	return uint32(s.n - 1)
+}
+
+// reclaim frees the slots that no view shows. The lock is held.
+func (s *slots) reclaim() {
+	oldest := s.shown + 1
+	for v := range s.held {
+		oldest = min(oldest, v)
+	}
+	n := 0
+	for n < len(s.waiting) && s.waiting[n].view < oldest {
+		s.free = append(s.free, s.waiting[n].at)
+		n++
+	}
+	s.waiting = slices.Delete(s.waiting, 0, n)
+}
+
+// drop is called when a block leaves the table.
+func (s *slots) drop(at uint32) {
+	s.mu.Lock()
+	s.waiting = append(s.waiting, left{at, s.shown})
+	s.mu.Unlock()
+}
+
+// show counts a new view, until it is collected.
+func (s *slots) show(v *view) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.shown++
+	s.held[s.shown] = struct{}{}
+	runtime.AddCleanup(v, s.forget, s.shown)
+}
+
+func (s *slots) forget(view uint64) {
+	s.mu.Lock()
+	delete(s.held, view)
 	s.mu.Unlock()
 }
 
@@ -48,26 +95,34 @@ func (s *slots) giveBack(at int32) {
 type angles []float32
 
 type (
-	entry = args.Entry[described]
+	entry = args.Entry
+	form  = args.Form[described]
 	view  = args.View[described]
 )
 
-// table is the table of the backend. Descriptors lie in one array on the device.
+// table is the table of the backend. Descriptors lie in one array on the device, 88 bytes each, beside the
+// entries in this process.
 type table struct {
 	*args.Table[described]
 	b     *Backend
 	freqs []float64 // of the shape's Rope
 
 	mu    sync.Mutex
-	desc  []kernels.BlockDesc // as on the device, but for those from sent on and those of again
-	sent  int
-	again []int32           // slots below sent that were written again
+	fresh []freshDesc       // those that the device does not have
+	sent  int               // slots that have been on the device
 	known map[int32]*angles // by offset; blocks with one offset share them
+	last  weak.Pointer[view]
 	slots *slots
 
 	// use is held by calls that read mem, and taken alone to move it.
 	use sync.RWMutex
 	mem *buffer
+}
+
+// freshDesc is a descriptor for a slot.
+type freshDesc struct {
+	at uint32
+	kernels.BlockDesc
 }
 
 const (
@@ -87,7 +142,9 @@ func (b *Backend) NewTable(s backend.Shape) (backend.Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kvist/cuda: table: %w", err)
 	}
-	made := &table{Table: t, b: b, slots: new(slots)}
+	made := &table{Table: t, b: b, slots: &slots{held: make(map[uint64]struct{})}}
+	t.Drop = made.slots.drop
+	t.Describe = func(k *args.FormKey) described { return described{made.angles(k.Offset)} }
 	if r := t.Shape().Rope; r != nil {
 		made.freqs = r.Frequencies()
 	}
@@ -102,40 +159,22 @@ func tableOf(v *view) *table { return v.Table.Keep.(*table) }
 func (t *table) Set(at int, blocks ...backend.Block) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	err := args.Set(t.Table, t.b.check(), at, blocks, t.describe)
-	if err != nil {
+	if err := args.Set(t.Table, t.b.check(), at, blocks, t.describe); err != nil {
 		return fmt.Errorf("kvist/cuda: table: %w", err)
 	}
 	return nil
 }
 
 // describe takes a slot for a checked block. The lock is held.
-func (t *table) describe(w *args.BlockView[uint64]) (described, error) {
+func (t *table) describe(w *args.BlockView[uint64]) uint32 {
 	d := kernels.BlockDesc{K: w.KMem, V: w.VMem, Pos: w.PosMem, Count: w.CountMem, Bias: w.BiasMem,
 		MeanK: w.MeanKMem, MeanV: w.MeanVMem, Base: w.Base, Rows: w.Rows,
 		Stride: max(1, w.Stride), Limit: w.Limit, Tokens: max(1, w.Tokens), Noise: w.Noise,
 		KFormat: uint8(w.K.Coding.Format), KForm: uint8(w.K.Coding.Scale),
 		VFormat: uint8(w.V.Coding.Format), VForm: uint8(w.V.Coding.Scale)}
-	s := &slot{at: t.take()}
-	if int(s.at) < t.sent {
-		t.again = append(t.again, s.at)
-	}
-	t.desc[s.at] = d
-	runtime.AddCleanup(s, t.slots.giveBack, s.at)
-	return described{s, t.angles(w.Offset)}, nil
-}
-
-// take returns a free slot.
-func (t *table) take() int32 {
-	t.slots.mu.Lock()
-	defer t.slots.mu.Unlock()
-	if n := len(t.slots.free); n > 0 {
-		at := t.slots.free[n-1]
-		t.slots.free = t.slots.free[:n-1]
-		return at
-	}
-	t.desc = append(t.desc, kernels.BlockDesc{})
-	return int32(len(t.desc) - 1)
+	at := t.slots.take()
+	t.fresh = append(t.fresh, freshDesc{at, d})
+	return at
 }
 
 // angles returns the sines and cosines of an offset. It reduces angles in float64.
@@ -160,6 +199,8 @@ func (t *table) angles(offset int32) *angles {
 
 // Remove empties indices; see backend.Table.
 func (t *table) Remove(at, n int) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if err := t.Table.Remove(at, n); err != nil {
 		return fmt.Errorf("kvist/cuda: table: %w", err)
 	}
@@ -182,57 +223,67 @@ func (t *table) View() (backend.View, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kvist/cuda: table: %w", err)
 	}
+	if t.last.Value() != v {
+		t.last = weak.Make(v)
+		t.slots.show(v)
+	}
 	return v, nil
 }
 
 // flush sends descriptors that the device does not have. No view shows them yet, so that calls that
 // run do not read them. The lock is held.
 func (t *table) flush() error {
-	if err := t.grow(); err != nil {
+	n := int(t.slots.n)
+	if err := t.grow(n); err != nil {
 		return err
 	}
-	for _, at := range t.again {
-		if err := t.send(t.mem, int(at), int(at)+1); err != nil {
+	run := make([]kernels.BlockDesc, 0, len(t.fresh))
+	for i := 0; i < len(t.fresh); i += len(run) {
+		run = run[:0]
+		at := t.fresh[i].at
+		for _, d := range t.fresh[i:] {
+			if d.at != at+uint32(len(run)) {
+				break
+			}
+			run = append(run, d.BlockDesc)
+		}
+		raw := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(run))), len(run)*int(descBytes))
+		if err := t.mem.Upload(int64(at)*descBytes, raw); err != nil {
 			return err
 		}
 	}
-	t.again = t.again[:0]
-	if t.sent < len(t.desc) {
-		if err := t.send(t.mem, t.sent, len(t.desc)); err != nil {
-			return err
-		}
+	t.fresh, t.sent = t.fresh[:0], n
+	if cap(t.fresh) > firstSlots {
+		t.fresh = nil
 	}
-	t.sent = len(t.desc)
 	return nil
 }
 
-// send uploads descriptors [from, to).
-func (t *table) send(mem *buffer, from, to int) error {
-	part := t.desc[from:to]
-	raw := unsafe.Slice((*byte)(unsafe.Pointer(unsafe.SliceData(part))), len(part)*int(descBytes))
-	return mem.Upload(int64(from)*descBytes, raw)
-}
-
-// grow makes room on the device. Running calls end before the descriptors move.
-func (t *table) grow() error {
+// grow makes room on the device for n descriptors. Running calls end before the old memory is freed.
+func (t *table) grow(n int) error {
 	room := int64(0)
 	if t.mem != nil {
 		room = t.mem.n / descBytes
 	}
-	if int64(len(t.desc)) <= room {
+	if int64(n) <= room {
 		return nil
 	}
-	n := max(firstSlots, 2*room, int64(len(t.desc)))
-	mem, err := t.b.Alloc(n * descBytes)
+	made, err := t.b.Alloc(max(firstSlots, 2*room, int64(n)) * descBytes)
 	if err != nil {
 		return err
 	}
-	if err := t.send(mem.(*buffer), 0, len(t.desc)); err != nil {
-		return errors.Join(err, mem.Free())
+	mem, old := made.(*buffer), t.mem
+	if t.sent > 0 {
+		raw := make([]byte, int64(t.sent)*descBytes)
+		if err = old.Download(0, raw); err == nil {
+			err = mem.Upload(0, raw)
+		}
+		if err != nil {
+			return errors.Join(err, mem.Free())
+		}
 	}
 	t.use.Lock()
-	old := t.mem
-	t.mem, t.sent, t.again = mem.(*buffer), len(t.desc), t.again[:0]
+	t.mem = mem
 	t.use.Unlock()
 	if old == nil {
 		return nil
@@ -255,12 +306,24 @@ func (t *table) Close() error {
 	return mem.Free()
 }
 
-// alive returns an error if a buffer of a block was freed.
-func alive(e *entry) error {
-	for _, s := range []backend.Span{e.K.Data, e.V.Data, e.Pos, e.Count, e.Bias, e.MeanK, e.MeanV} {
-		if buf, ok := s.Buf.(*buffer); ok && buf.freed.Load() {
-			return fmt.Errorf("a buffer was freed: %w", quant.ErrClosed)
+// alive reports whether the buffers of a block are still there, apart from those that it shares with the
+// block before.
+func alive(v *view, e, before *entry) bool {
+	ok := true
+	check := func(slabs ...uint32) {
+		for _, s := range slabs {
+			if s != 0 && v.Slab(s).Buf.(*buffer).freed.Load() {
+				ok = false
+			}
 		}
 	}
-	return nil
+	if before == nil || e.Site != before.Site {
+		s := &v.Site(e.Site).Key
+		check(s.K, s.V, s.Pos, s.Count.Slab, s.Bias.Slab)
+	}
+	if before == nil || e.Group != before.Group {
+		g := &v.Group(e.Group).Key
+		check(g.MeanK.Slab, g.MeanV.Slab)
+	}
+	return ok
 }

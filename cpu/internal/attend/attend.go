@@ -275,21 +275,20 @@ func Unit(f quant.Format, dim int) float32 {
 	return 1
 }
 
-// Scales writes the stored scales of rows [r0, r0+n) of a packed side, times factor. For formats
-// without scales it writes factor. n is at most TileRows.
-func (k *Kernels) Scales(dst *[TileRows]float32, c quant.Coding, src []byte, rows, r0, n int,
+// Scales writes the stored scales of rows [r0, r0+n) times factor. stored are the scales of a packed side;
+// of formats without scales it is empty, and factor is written. n is at most TileRows.
+func (k *Kernels) Scales(dst *[TileRows]float32, form quant.ScaleForm, stored []byte, r0, n int,
 	factor float32) {
-	tail := src[len(src)-c.ScaleBytes(rows):]
 	switch {
-	case len(tail) == 0:
+	case len(stored) == 0:
 		for i := range dst {
 			dst[i] = factor
 		}
-	case c.Scale == quant.ScaleLog8:
-		base := math.Float32frombits(binary.LittleEndian.Uint32(tail))
-		k.log8(dst, base, tail[4+r0:4+r0+n], factor)
+	case form == quant.ScaleLog8:
+		base := math.Float32frombits(binary.LittleEndian.Uint32(stored))
+		k.log8(dst, base, stored[4+r0:4+r0+n], factor)
 	default:
-		k.f16(dst, tail[2*r0:2*(r0+n)], factor)
+		k.f16(dst, stored[2*r0:2*(r0+n)], factor)
 	}
 }
 

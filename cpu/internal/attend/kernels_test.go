@@ -103,7 +103,7 @@ func checkTile(t *testing.T, k *Kernels, l Layout, c quant.Coding, src []byte, r
 	k.Unpack(tile, l, c, src, rows, dim, r0, n, &tmp)
 	check()
 	var scales [TileRows]float32
-	k.Scales(&scales, c, src, rows, r0, n, Unit(c.Format, dim))
+	k.Scales(&scales, c.Scale, src[len(src)-c.ScaleBytes(rows):], r0, n, Unit(c.Format, dim))
 	want := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
 	require.NoError(t, quanttest.DecodeRotated(want, c, src))
 	for r := range n {
@@ -180,7 +180,7 @@ func TestScales_EqualOracle(t *testing.T) {
 				r0 := rows / 3
 				n := min(TileRows, rows-r0)
 				var got [TileRows]float32
-				k.Scales(&got, c, packed, rows, r0, n, 2)
+				k.Scales(&got, c.Scale, packed[len(packed)-c.ScaleBytes(rows):], r0, n, 2)
 				want := make([]float32, rows)
 				require.NoError(t, quant.RowScales(want, c, packed, rows, dim))
 				for i := range n {

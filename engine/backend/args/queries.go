@@ -68,15 +68,15 @@ type Seeds struct {
 
 // add records the sides of a block that op reads. It reports whether their seeds match those
 // before.
-func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
+func (s *Seeds) add(f *FormKey, op backend.Op) bool {
 	ok := true
-	if blk.K.Coding.Format.Rotated() {
-		ok = !s.HasK || s.K == blk.K.Seed
-		s.K, s.HasK = blk.K.Seed, true
+	if f.K.Format.Rotated() {
+		ok = !s.HasK || s.K == f.KSeed
+		s.K, s.HasK = f.KSeed, true
 	}
-	if op == backend.OpAttend && blk.V.Coding.Format.Rotated() {
-		ok = ok && (!s.HasV || s.V == blk.V.Seed)
-		s.V, s.HasV = blk.V.Seed, true
+	if op == backend.OpAttend && f.V.Format.Rotated() {
+		ok = ok && (!s.HasV || s.V == f.VSeed)
+		s.V, s.HasV = f.VSeed, true
 	}
 	return ok
 }
@@ -84,7 +84,7 @@ func (s *Seeds) add(blk *backend.Block, op backend.Op) bool {
 // lists checks that the lists of queries name blocks of a view, and that the rotated sides in each
 // list share seeds. It appends the seeds of each query to dst. The blocks were checked when they
 // were set.
-func lists[E any](dst []Seeds, op backend.Op, q *backend.Queries, v *View[E]) ([]Seeds, error) {
+func lists[O any](dst []Seeds, op backend.Op, q *backend.Queries, v *View[O]) ([]Seeds, error) {
 	var before []int32
 	for i := range q.Len() {
 		list := q.BlockIdx[q.BlockPtr[i]:q.BlockPtr[i+1]]
@@ -94,15 +94,22 @@ func lists[E any](dst []Seeds, op backend.Op, q *backend.Queries, v *View[E]) ([
 		}
 		before = list
 		var s Seeds
+		last := uint32(0) // most blocks have the form of the one before
 		for j, idx := range list {
 			e := v.At(int(idx))
-			switch {
-			case e == nil:
+			if e == nil {
 				return nil, fmt.Errorf("query %d: entry %d of its list is %d, where a table of %d holds no"+
 					" block: %w", i, j, idx, v.Len(), quant.ErrShape)
-			case op == backend.OpAttend && e.KeysOnly:
+			}
+			if e.Form == last {
+				continue
+			}
+			last = e.Form
+			f := &v.Form(last).Key
+			switch {
+			case op == backend.OpAttend && f.KeysOnly:
 				return nil, fmt.Errorf("query %d: block %d has no V: %w", i, idx, quant.ErrShape)
-			case !s.add(&e.Block, op):
+			case !s.add(f, op):
 				return nil, fmt.Errorf("query %d: block %d has another rotation seed than blocks"+
 					" before: %w", i, idx, quant.ErrShape)
 			}
@@ -113,7 +120,7 @@ func lists[E any](dst []Seeds, op backend.Op, q *backend.Queries, v *View[E]) ([
 }
 
 // Attend checks the arguments of Attend. It appends the seeds of each query to dst.
-func Attend[E any](dst []Seeds, q *backend.Queries, v *View[E], to *backend.Attention) ([]Seeds, error) {
+func Attend[O any](dst []Seeds, q *backend.Queries, v *View[O], to *backend.Attention) ([]Seeds, error) {
 	if err := queries(q, v.Shape()); err != nil {
 		return nil, err
 	}
@@ -132,7 +139,7 @@ func Attend[E any](dst []Seeds, q *backend.Queries, v *View[E], to *backend.Atte
 }
 
 // Relevance checks the arguments of Relevance, seeds as in Attend.
-func Relevance[E any](dst []Seeds, q *backend.Queries, lse []float32, v *View[E],
+func Relevance[O any](dst []Seeds, q *backend.Queries, lse []float32, v *View[O],
 	rel *backend.RelevanceOut) ([]Seeds, error) {
 	if err := queries(q, v.Shape()); err != nil {
 		return nil, err
@@ -152,10 +159,7 @@ func Relevance[E any](dst []Seeds, q *backend.Queries, lse []float32, v *View[E]
 			len(rel.RowPtr), v.Len(), len(rel.Sum), quant.ErrShape)
 	}
 	for i := range v.Len() {
-		var rows int64
-		if e := v.At(i); e != nil {
-			rows = int64(e.Rows)
-		}
+		rows := int64(v.Rows(i))
 		if got := int64(rel.RowPtr[i+1]) - int64(rel.RowPtr[i]); got != rows {
 			return nil, fmt.Errorf("block %d: RowPtr has room for %d rows, want %d: %w", i, got, rows,
 				quant.ErrShape)

@@ -12,42 +12,47 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// chunk is the number of entries that a change of a table copies.
-const chunk = 64
-
-// Entry is a checked block of a table with what the backend keeps of it. It is immutable.
-type Entry[E any] struct {
-	Own      E // first, with the numbers of Block: what every call reads lies together
-	KeysOnly bool
-	backend.Block
-}
-
-// Table is the table of a backend: a list of entries that is copied in chunks when it changes after
-// a view was taken. Owner is the backend. Keep is for the backend's own use.
-type Table[E any] struct {
+// Table is the table of a backend: lists that are copied in chunks when they change after a view was
+// taken. Owner is the backend. Keep is for the backend's own use.
+type Table[O any] struct {
 	Owner, Keep any
+	// Describe makes what the backend keeps of a form; nil: nothing.
+	Describe func(k *FormKey) O
+	// Drop is called with the slot of every entry that leaves the table; nil: it is not.
+	Drop func(slot uint32)
 
 	shape  backend.Shape
 	closed atomic.Bool
 
-	mu     sync.Mutex
-	chunks []*[chunk]*Entry[E]
-	shared []bool // the chunk belongs to a view too
-	n      int
-	view   *View[E] // nil after a change
+	mu      sync.Mutex
+	entries list[Entry]
+	n       int
+	forms   pool[FormKey, O]
+	groups  pool[GroupKey, struct{}]
+	sites   pool[SiteKey, struct{}]
+	slabs   slabs
+	staged  []Entry
+	view    *View[O] // nil after a change
 }
 
 // View is an immutable state of a table.
-type View[E any] struct {
-	Table  *Table[E]
-	chunks []*[chunk]*Entry[E]
-	n      int
+type View[O any] struct {
+	Table   *Table[O]
+	entries []*[chunk]Entry
+	n       int
+	forms   []*[chunk]Form[O]
+	groups  []*[chunk]Group
+	sites   []*[chunk]Site
+	slabs   []*[chunk]SlabKey
 }
+
+// mostStaged bounds the memory that a table keeps for the next change.
+const mostStaged = 1 << 10
 
 // NewTable returns an empty table.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported for a wrong shape.
-func NewTable[E any](owner any, s backend.Shape) (*Table[E], error) {
+func NewTable[O any](owner any, s backend.Shape) (*Table[O], error) {
 	if s.HeadDim < 1 || s.HeadDim > quant.MaxDim || s.HeadDimV < 1 || s.HeadDimV > quant.MaxDim {
 		return nil, fmt.Errorf("head_dim %d, head_dim_v %d, want 1 to %d: %w", s.HeadDim, s.HeadDimV,
 			quant.MaxDim, quant.ErrShape)
@@ -60,14 +65,14 @@ func NewTable[E any](owner any, s backend.Shape) (*Table[E], error) {
 		r.InvFreq = slices.Clone(r.InvFreq)
 		s.Rope = &r
 	}
-	return &Table[E]{Owner: owner, shape: s}, nil
+	return &Table[O]{Owner: owner, shape: s}, nil
 }
 
 // Shape returns the shape of the table. Read only.
-func (t *Table[E]) Shape() *backend.Shape { return &t.shape }
+func (t *Table[O]) Shape() *backend.Shape { return &t.shape }
 
 // Usable returns an error if the table was closed.
-func (t *Table[E]) Usable() error {
+func (t *Table[O]) Usable() error {
 	if t.closed.Load() {
 		return fmt.Errorf("the table was closed: %w", quant.ErrClosed)
 	}
@@ -75,137 +80,221 @@ func (t *Table[E]) Usable() error {
 }
 
 // Close closes the table and reports whether it was open.
-func (t *Table[E]) Close() bool {
+func (t *Table[O]) Close() bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.closed.Swap(true) {
 		return false
 	}
-	t.chunks, t.shared, t.n, t.view = nil, nil, 0, nil
+	t.entries, t.n, t.view, t.staged = list[Entry]{}, 0, nil, nil
+	t.forms, t.groups = pool[FormKey, O]{}, pool[GroupKey, struct{}]{}
+	t.sites, t.slabs = pool[SiteKey, struct{}]{}, slabs{}
 	return true
 }
 
-// Set checks blocks with c, lets own describe each, and puts them at indices at, at+1, ...
-func Set[M, E any](t *Table[E], c Checker[M], at int, blocks []backend.Block,
-	own func(w *BlockView[M]) (E, error)) error {
-	entries := make([]*Entry[E], len(blocks)) // each of its own, so that the last use of one frees it
-	var last Known
-	var w BlockView[M]
-	for i := range blocks {
-		e := new(Entry[E])
-		entries[i] = e
-		e.Block, e.KeysOnly = blocks[i], KeysOnly(&blocks[i])
-		err := c.Block(&w, &e.Block, &t.shape, &last)
-		if err == nil {
-			e.Own, err = own(&w)
-		}
-		if err != nil {
-			return &backend.BlockError{Block: at + i, Err: err}
-		}
-	}
-	return t.put(at, entries)
-}
-
-func (t *Table[E]) put(at int, entries []*Entry[E]) error {
+// Set checks blocks with c and puts them at indices at, at+1, ... slot, if not nil, returns what Entry.Slot
+// holds of a checked block.
+func Set[M, O any](t *Table[O], c Checker[M], at int, blocks []backend.Block,
+	slot func(w *BlockView[M]) uint32) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if err := t.fits(at, len(blocks)); err != nil {
+		return err
+	}
+	var last Known
+	var w BlockView[M]
+	t.staged = t.staged[:0]
+	for i := range blocks {
+		if err := c.Block(&w, &blocks[i], &t.shape, &last); err != nil {
+			for j := range t.staged {
+				t.drop(&t.staged[j])
+			}
+			return &backend.BlockError{Block: at + i, Err: err}
+		}
+		e := t.take(&blocks[i])
+		if slot != nil {
+			e.Slot = slot(&w)
+		}
+		t.staged = append(t.staged, e)
+	}
+	for i := range t.staged {
+		e := t.entries.change(uint32(at + i))
+		old := *e
+		*e = t.staged[i]
+		t.drop(&old)
+	}
+	if cap(t.staged) > mostStaged {
+		t.staged = nil
+	}
+	if len(blocks) > 0 {
+		t.n, t.view = max(t.n, at+len(blocks)), nil
+	}
+	return nil
+}
+
+// fits returns an error unless n blocks can be set from an index on.
+func (t *Table[O]) fits(at, n int) error {
 	if err := t.Usable(); err != nil {
 		return err
 	}
 	if at < 0 || at > t.n {
 		return fmt.Errorf("set from index %d of a table of %d: %w", at, t.n, quant.ErrShape)
 	}
-	if len(entries) > backend.MaxBlocks-at {
-		return fmt.Errorf("%d blocks from index %d, of at most %d: %w", len(entries), at,
-			backend.MaxBlocks, quant.ErrTooLarge)
+	if n > backend.MaxBlocks-at {
+		return fmt.Errorf("%d blocks from index %d, of at most %d: %w", n, at, backend.MaxBlocks, quant.ErrTooLarge)
 	}
-	for i := range entries {
-		t.slot(at + i)[(at+i)%chunk] = entries[i]
-	}
-	t.n = max(t.n, at+len(entries))
 	return nil
 }
 
-// slot returns the chunk of an index, to be changed. The lock is held.
-func (t *Table[E]) slot(i int) *[chunk]*Entry[E] {
-	t.view = nil
-	k := i / chunk
-	if k == len(t.chunks) {
-		t.chunks, t.shared = append(t.chunks, new([chunk]*Entry[E])), append(t.shared, false)
+// take describes a block that was checked.
+func (t *Table[O]) take(b *backend.Block) Entry {
+	k, v, pos := t.slabs.take(b.K.Data), t.slabs.take(b.V.Data), t.slabs.take(b.Pos)
+	const half = 1 << 32
+	return Entry{K: k.Off, V: v.Off, Pos: pos.Off, Base: uint32(b.Base),
+		Form: t.forms.take(FormKey{Metric: b.Metric, KSeed: b.K.Seed, VSeed: b.V.Seed, Rows: b.Rows,
+			Stride: b.Stride, Limit: b.Limit, Tokens: b.Tokens, Offset: b.Offset, Noise: b.Noise,
+			K: b.K.Coding, V: b.V.Coding, KeysOnly: KeysOnly(b), HasPos: b.Pos.Given(),
+			HasCount: b.Count.Given(), HasBias: b.Bias.Given()}, t.Describe),
+		Group: t.groups.take(GroupKey{Base: b.Base &^ (half - 1), Layer: b.Layer, KVHead: b.KVHead,
+			MeanK: t.slabs.take(b.MeanK), MeanV: t.slabs.take(b.MeanV)}, nil),
+		Site: t.sites.take(SiteKey{K: k.Slab, V: v.Slab, Pos: pos.Slab, Count: t.slabs.take(b.Count),
+			Bias: t.slabs.take(b.Bias)}, nil)}
+}
+
+// drop lets go of what an entry names.
+func (t *Table[O]) drop(e *Entry) {
+	if e.Form == 0 {
+		return
 	}
-	if t.shared[k] {
-		own := *t.chunks[k]
-		t.chunks[k], t.shared[k] = &own, false
+	g, s := t.groups.items.at(e.Group).Key, t.sites.items.at(e.Site).Key
+	for _, slab := range [...]uint32{s.K, s.V, s.Pos, s.Count.Slab, s.Bias.Slab, g.MeanK.Slab, g.MeanV.Slab} {
+		t.slabs.drop(slab)
 	}
-	return t.chunks[k]
+	t.forms.drop(e.Form)
+	t.groups.drop(e.Group)
+	t.sites.drop(e.Site)
+	if t.Drop != nil {
+		t.Drop(e.Slot)
+	}
 }
 
 // Remove empties n indices from at on.
-func (t *Table[E]) Remove(at, n int) error {
+func (t *Table[O]) Remove(at, n int) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.Usable(); err != nil {
 		return err
 	}
 	if at < 0 || n < 0 || at > t.n-n {
-		return fmt.Errorf("remove %d indices from %d on, of a table of %d: %w", n, at, t.n,
-			quant.ErrShape)
+		return fmt.Errorf("remove %d indices from %d on, of a table of %d: %w", n, at, t.n, quant.ErrShape)
 	}
 	for i := at; i < at+n; i++ {
-		t.slot(i)[i%chunk] = nil
+		e := t.entries.change(uint32(i))
+		old := *e
+		*e = Entry{}
+		t.drop(&old)
 	}
-	for t.n > 0 && t.chunks[(t.n-1)/chunk][(t.n-1)%chunk] == nil {
+	for t.n > 0 && t.entries.at(uint32(t.n-1)).Form == 0 {
 		t.n--
 	}
-	keep := (t.n + chunk - 1) / chunk
-	clear(t.chunks[keep:])
-	t.chunks, t.shared = t.chunks[:keep], t.shared[:keep]
+	t.entries.cut(t.n)
+	if n > 0 {
+		t.view = nil
+	}
 	return nil
 }
 
 // View returns the table as it is now.
-func (t *Table[E]) View() (*View[E], error) {
+func (t *Table[O]) View() (*View[O], error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if err := t.Usable(); err != nil {
 		return nil, err
 	}
 	if t.view == nil {
-		t.view = &View[E]{Table: t, chunks: slices.Clone(t.chunks), n: t.n}
-		for k := range t.shared {
-			t.shared[k] = true
-		}
+		t.view = &View[O]{Table: t, n: t.n, entries: t.entries.freeze(), forms: t.forms.items.freeze(),
+			groups: t.groups.items.freeze(), sites: t.sites.items.freeze(), slabs: t.slabs.all.freeze()}
 	}
 	return t.view, nil
 }
 
 // Shape returns the shape of the table. Read only.
-func (v *View[E]) Shape() *backend.Shape { return &v.Table.shape }
+func (v *View[O]) Shape() *backend.Shape { return &v.Table.shape }
 
 // Len is one more than the largest index that holds a block.
-func (v *View[E]) Len() int { return v.n }
+func (v *View[O]) Len() int { return v.n }
 
-// At returns the entry at an index, or nil.
-func (v *View[E]) At(i int) *Entry[E] {
+// At returns the entry at an index, or nil. Read only.
+func (v *View[O]) At(i int) *Entry {
 	if uint(i) >= uint(v.n) {
 		return nil
 	}
-	return v.chunks[i/chunk][i%chunk]
+	if e := &v.entries[i/chunk][i%chunk]; e.Form != 0 {
+		return e
+	}
+	return nil
+}
+
+// Form, Group, Site and Slab return what an entry names. Read only.
+func (v *View[O]) Form(i uint32) *Form[O] { return &v.forms[i/chunk][i%chunk] }
+
+// Group returns what the blocks of a segment and head share.
+func (v *View[O]) Group(i uint32) *Group { return &v.groups[i/chunk][i%chunk] }
+
+// Site returns where the rows of some blocks lie.
+func (v *View[O]) Site(i uint32) *Site { return &v.sites[i/chunk][i%chunk] }
+
+// Slab returns a buffer.
+func (v *View[O]) Slab(i uint32) *SlabKey { return &v.slabs[i/chunk][i%chunk] }
+
+// Rows returns the rows of the block at an index, 0 if there is none.
+func (v *View[O]) Rows(i int) int32 {
+	if e := v.At(i); e != nil {
+		return v.Form(e.Form).Key.Rows
+	}
+	return 0
 }
 
 // Block returns the block at an index; false if there is none.
-func (v *View[E]) Block(i int) (backend.Block, bool) {
-	if e := v.At(i); e != nil {
-		return e.Block, true
+func (v *View[O]) Block(i int) (backend.Block, bool) {
+	e := v.At(i)
+	if e == nil {
+		return backend.Block{}, false
 	}
-	return backend.Block{}, false
+	f, g, s := &v.Form(e.Form).Key, &v.Group(e.Group).Key, &v.Site(e.Site).Key
+	rows, shape := int(f.Rows), &v.Table.shape
+	return backend.Block{Layer: g.Layer, KVHead: g.KVHead, Rows: f.Rows, Base: g.Base + int64(e.Base),
+		Stride: f.Stride, Limit: f.Limit, Tokens: f.Tokens, Offset: f.Offset, Noise: f.Noise, Metric: f.Metric,
+		K:     backend.Side{Coding: f.K, Seed: f.KSeed, Data: v.packed(Place{s.K, e.K}, f.K, rows, shape.HeadDim)},
+		V:     backend.Side{Coding: f.V, Seed: f.VSeed, Data: v.packed(Place{s.V, e.V}, f.V, rows, shape.HeadDimV)},
+		Pos:   v.span(Place{s.Pos, e.Pos}, 2*rows),
+		Count: v.span(s.Count, 2*rows), Bias: v.span(s.Bias, 4*rows),
+		MeanK: v.span(g.MeanK, quant.MeanBytes(shape.HeadDim)),
+		MeanV: v.span(g.MeanV, quant.MeanBytes(shape.HeadDimV))}, true
+}
+
+// packed returns the span of a packed side.
+func (v *View[O]) packed(p Place, c quant.Coding, rows, dim int) backend.Span {
+	if p.Slab == 0 {
+		return backend.Span{}
+	}
+	return v.span(p, c.PackedBytes(rows, dim))
+}
+
+// span returns n bytes at a place; the zero Span for none.
+func (v *View[O]) span(p Place, n int) backend.Span {
+	if p.Slab == 0 {
+		return backend.Span{}
+	}
+	s := v.Slab(p.Slab)
+	return backend.Span{Buf: s.Buf, Off: s.High<<32 + int64(p.Off), Len: int64(n)}
 }
 
 // ViewOf returns a view as the backend owner made it.
 //
 // Errors: quant.ErrShape for a view of another backend, or none; quant.ErrClosed.
-func ViewOf[E any](owner any, v backend.View) (*View[E], error) {
-	w, ok := v.(*View[E])
+func ViewOf[O any](owner any, v backend.View) (*View[O], error) {
+	w, ok := v.(*View[O])
 	if !ok || w == nil || w.Table.Owner != owner {
 		return nil, fmt.Errorf("the view belongs to another backend: %w", quant.ErrShape)
 	}
