@@ -24,49 +24,53 @@ type described struct {
 }
 
 // slots gives out the indices of descriptors on the device. A slot is written once, before a view shows it,
-// and is taken again only when no view holds its block any more.
+// and is taken again only when no view holds its block any more. Views are counted; a slot is shown by
+// those after the number at which it was taken, up to the number at which its block left.
 type slots struct {
 	mu      sync.Mutex
-	n       int32 // slots that were given out
+	taken   []uint32 // by slot
 	free    []uint32
-	waiting []left              // by view
-	shown   uint64              // views that were taken
-	held    map[uint64]struct{} // those that are still held
+	waiting []left
+	shown   uint32              // views that were taken
+	held    map[uint32]struct{} // those that are still held
+	gone    bool                // one was collected since slots were reclaimed
 }
 
 // left is the slot of a block that left the table, and the last view that may show it.
-type left struct {
-	at   uint32
-	view uint64
-}
+type left struct{ at, view uint32 }
 
 // take returns a free slot.
 func (s *slots) take() (at uint32) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.free) == 0 {
+	if len(s.free) == 0 && s.gone {
 		s.reclaim()
 	}
 	if n := len(s.free); n > 0 {
 		at, s.free = s.free[n-1], s.free[:n-1]
+		s.taken[at] = s.shown
 		return at
 	}
-	s.n++
-	return uint32(s.n - 1)
+	s.taken = append(s.taken, s.shown)
+	return uint32(len(s.taken) - 1)
 }
 
 // reclaim frees the slots that no view shows. The lock is held.
 func (s *slots) reclaim() {
-	oldest := s.shown + 1
+	s.gone = false
+	held := make([]uint32, 0, len(s.held))
 	for v := range s.held {
-		oldest = min(oldest, v)
+		held = append(held, v)
 	}
-	n := 0
-	for n < len(s.waiting) && s.waiting[n].view < oldest {
-		s.free = append(s.free, s.waiting[n].at)
-		n++
-	}
-	s.waiting = slices.Delete(s.waiting, 0, n)
+	slices.Sort(held)
+	s.waiting = slices.DeleteFunc(s.waiting, func(l left) bool {
+		i, _ := slices.BinarySearch(held, s.taken[l.at]+1) // the first view after the slot was taken
+		shows := i < len(held) && held[i] <= l.view
+		if !shows {
+			s.free = append(s.free, l.at)
+		}
+		return !shows
+	})
 }
 
 // drop is called when a block leaves the table.
@@ -76,18 +80,24 @@ func (s *slots) drop(at uint32) {
 	s.mu.Unlock()
 }
 
-// show counts a new view, until it is collected.
+// show counts a new view, until it is collected. Views beyond what can be counted are held for ever.
 func (s *slots) show(v *view) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.shown == math.MaxUint32-1 {
+		return
+	}
 	s.shown++
 	s.held[s.shown] = struct{}{}
-	runtime.AddCleanup(v, s.forget, s.shown)
+	if s.shown < math.MaxUint32-1 {
+		runtime.AddCleanup(v, s.forget, s.shown)
+	}
 }
 
-func (s *slots) forget(view uint64) {
+func (s *slots) forget(view uint32) {
 	s.mu.Lock()
 	delete(s.held, view)
+	s.gone = true
 	s.mu.Unlock()
 }
 
@@ -142,7 +152,7 @@ func (b *Backend) NewTable(s backend.Shape) (backend.Table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kvist/cuda: table: %w", err)
 	}
-	made := &table{Table: t, b: b, slots: &slots{held: make(map[uint64]struct{})}}
+	made := &table{Table: t, b: b, slots: &slots{held: make(map[uint32]struct{})}}
 	t.Drop = made.slots.drop
 	t.Describe = func(k *args.FormKey) described { return described{made.angles(k.Offset)} }
 	if r := t.Shape().Rope; r != nil {
@@ -233,7 +243,7 @@ func (t *table) View() (backend.View, error) {
 // flush sends descriptors that the device does not have. No view shows them yet, so that calls that
 // run do not read them. The lock is held.
 func (t *table) flush() error {
-	n := int(t.slots.n)
+	n := len(t.slots.taken)
 	if err := t.grow(n); err != nil {
 		return err
 	}
