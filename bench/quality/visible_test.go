@@ -101,7 +101,7 @@ func TestLayered_OneFile(t *testing.T) {
 			s, err := r.Measure(context.Background(), k)
 			require.NoError(t, err, "%s %s", name, config)
 			require.LessOrEqual(t, s.BitsPerValue, k.Config.Bits+16*k.Config.Share)
-		require.Greater(t, s.BitsPerValue, 0.9*(k.Config.Bits+16*k.Config.Share))
+			require.Greater(t, s.BitsPerValue, 0.9*(k.Config.Bits+16*k.Config.Share))
 			require.Less(t, s.KL, 0.01)
 		}
 	}
