@@ -325,7 +325,7 @@ func TestHeader_Starts(t *testing.T) {
 	require.NoError(t, err)
 	_, k, n, err := parseFileHeader(place{}, &Limits{MaxHeaderBytes: 1 << 20}, b, int64(len(b)))
 	require.NoError(t, err)
-	got, err := parseHeader(place{}, b[:n], 1, k, false)
+	got, err := parseHeader(place{}, b[:n], 1, k, kindInvalid)
 	require.NoError(t, err)
 	require.Equal(t, h.Starts, got.Starts)
 	require.EqualValues(t, 4, got.Segments(0))
