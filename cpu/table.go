@@ -29,7 +29,6 @@ type described struct {
 type sideForm struct {
 	bytes   int           // of the packed side
 	scales  int           // where its scales begin
-	plane   int           // bytes of a plane, for nested formats
 	unit    float32       // see attend.Unit
 	rotated int           // 1 if the rows are in the rotated basis
 	layout  attend.Layout // of unpacked rows
