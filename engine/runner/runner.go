@@ -89,12 +89,12 @@ func (r *Runner) Context() int { return r.o.Context }
 
 // Finish says why an answer ended.
 const (
-	FinishStop   = "stop"   // a token that ends an answer, or emit returned Stop
+	FinishStop   = "stop"   // a token that ends an answer, or emit returned ErrStop
 	FinishLength = "length" // MaxTokens, or the end of the context
 )
 
-// Stop is what emit returns when it has seen enough.
-var Stop = errors.New("kvist/runner: enough of the answer")
+// ErrStop is what emit returns when it has seen enough.
+var ErrStop = errors.New("kvist/runner: enough of the answer")
 
 // Result is what became of a request.
 type Result struct {
@@ -109,7 +109,7 @@ type Result struct {
 }
 
 // Generate answers a request and returns when the answer is complete. It calls emit with each token as it
-// comes, on the goroutine of the caller; tokens wait if emit is slow. An error of emit ends the answer: Stop as
+// comes, on the goroutine of the caller; tokens wait if emit is slow. An error of emit ends the answer: ErrStop as
 // if the model had ended it. ctx ends it as well. What was computed so far is kept.
 //
 // Errors: see the package comment; those of ctx and emit; those of the backend.
@@ -143,7 +143,7 @@ func (r *Runner) Generate(ctx context.Context, q Request, emit func(Token) error
 		if err == nil {
 			err = t.box.err
 		}
-		if errors.Is(err, Stop) {
+		if errors.Is(err, ErrStop) {
 			res.Finish, err = FinishStop, nil
 		}
 		return res, err

@@ -189,7 +189,7 @@ func TestGenerate_Ends(t *testing.T) {
 	n := 0
 	res, err := r.Generate(context.Background(), q, func(runner.Token) error {
 		if n++; n == 5 {
-			return runner.Stop
+			return runner.ErrStop
 		}
 		return nil
 	})
