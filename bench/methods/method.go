@@ -57,6 +57,14 @@ type PerLayer interface {
 	PerLayer()
 }
 
+// SeenShare returns the share of the values of K and V that a query after the context sees.
+func (c *Context) SeenShare() float64 {
+	g := c.Geometry
+	s := shapeOf{tokens: len(c.Layers[0].K) / (g.KVHeads * g.HeadDim), kvHeads: g.KVHeads, dimK: g.HeadDim,
+		dimV: g.HeadDimV}
+	return float64(c.seenValues(s)) / float64(s.values(len(c.Layers)))
+}
+
 // seenValues returns the number of values of K and V that a query after the context sees.
 func (c *Context) seenValues(s shapeOf) int64 {
 	var rows int64

@@ -89,11 +89,23 @@ func (r *Run) First(n int) *Run {
 	return &x
 }
 
+// PerLayer returns the context with how each layer attends in its geometry, as a methods.PerLayer gets it.
+func (r *Run) PerLayer() *methods.Context {
+	if r.seen.perLayer == nil {
+		return r.Context
+	}
+	c := *r.seen.perLayer
+	c.Memo = r.Context.Memo
+	return &c
+}
+
 // Measure compresses the context with a method and scores the continuation over the result.
 //
 // Errors: those of the method and of Score.
 func (r *Run) Measure(ctx context.Context, method methods.Method) (Score, error) {
-	left, err := r.seen.compress(ctx, method)
+	x := *r.seen
+	x.whole = r.Context // a caller may have given it a memo
+	left, err := x.compress(ctx, method)
 	if err != nil {
 		return Score{}, err
 	}

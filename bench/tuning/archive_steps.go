@@ -26,13 +26,9 @@ import (
 // that a finer step costs. The best steps have the same D/R everywhere. The correction is damped and
 // bounded, because the measurement is noisy and groups act together.
 //
-// Errors: quant.ErrShape for texts that are too short; quant.ErrUnsupported for a model whose layers
-// attend in different ways; those of the model and of the archive.
+// Errors: quant.ErrShape for texts that are too short; those of the model and of the archive.
 func ArchiveSteps(ctx context.Context, m *model.Model, texts []quality.Input, p *profile.Profile,
 	bits float64, o quality.Options) (*tune.ArchiveSteps, error) {
-	if err := uniform(m); err != nil {
-		return nil, err
-	}
 	g := m.Geometry()
 	own, err := cpu.Open(cpu.Options{})
 	if err != nil {
@@ -64,7 +60,7 @@ func (s *stepper) text(ctx context.Context, in quality.Input, at, of int) error 
 	if err != nil {
 		return err
 	}
-	c := run.Context
+	c := run.PerLayer()
 	coarse, fine, err := s.sizes(ctx, c)
 	if err != nil {
 		return err
@@ -117,7 +113,8 @@ func (s *stepper) sizes(ctx context.Context, c *methods.Context) (coarse, fine [
 	}
 	for _, f := range []float64{0.9, 1.1} {
 		var file bytes.Buffer
-		cfg := s.config(f * s.bits)
+		// s.bits are of the values that later queries see, those of a config of all.
+		cfg := s.config(f * s.bits * c.SeenShare())
 		if _, err := kvfile.Compress(ctx, src, &file, kvfile.Options{Config: &cfg, Backend: s.be}); err != nil {
 			return nil, nil, err
 		}

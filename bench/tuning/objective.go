@@ -95,19 +95,10 @@ type asked struct {
 	exact quality.Answers
 }
 
-// uniform refuses models whose layers attend in different ways: a profile has one geometry for all.
-func uniform(m *model.Model) error {
-	if what, ok := m.Uniform(); !ok {
-		return fmt.Errorf("kvist/tuning: model %s: %s, which a profile cannot say: %w", m.Name, what,
-			quant.ErrUnsupported)
-	}
-	return nil
-}
-
 // New runs texts and the contexts of questions through the model. questions may be nil.
 //
-// Errors: quant.ErrShape for no texts, texts that are too short and options out of range;
-// quant.ErrUnsupported for a model whose layers attend in different ways; those of the model.
+// Errors: quant.ErrShape for no texts, texts that are too short and options out of range; those of the
+// model.
 func New(ctx context.Context, m *model.Model, texts []quality.Input, questions *quality.Retrieval,
 	o Options) (*Objective, error) {
 	if err := o.defaults(); err != nil {
@@ -115,9 +106,6 @@ func New(ctx context.Context, m *model.Model, texts []quality.Input, questions *
 	}
 	if len(texts) == 0 {
 		return nil, shapef("tuning", "no texts")
-	}
-	if err := uniform(m); err != nil {
-		return nil, err
 	}
 	t := &Objective{m: m, o: o}
 	h := sha256.New()

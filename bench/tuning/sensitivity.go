@@ -58,10 +58,10 @@ func (t *Objective) MeasureSensitivities(ctx context.Context, coding quant.Codin
 	for i := range used {
 		x := used[i].First(sensitivityNext)
 		s.Texts = append(s.Texts, x.Name)
-		if err := t.predict(ctx, x.Context, cfg, s, len(used)); err != nil {
+		if err := t.predict(ctx, x.PerLayer(), cfg, s, len(used)); err != nil {
 			return nil, err
 		}
-		coded, err := methods.Kvist{Config: cfg, Backend: t.o.Backend}.Compress(ctx, x.Context)
+		coded, err := methods.Kvist{Config: cfg, Backend: t.o.Backend}.Compress(ctx, x.PerLayer())
 		if err != nil {
 			return nil, err
 		}

@@ -45,6 +45,7 @@ const sensitivityTexts = 2
 // modelTuner measures in the model.
 type modelTuner struct {
 	m       *model.Model
+	geo     quant.Geometry
 	o       tuning.Options
 	tuning  *tuning.Objective
 	hold    *tuning.Objective // nil: none
@@ -61,7 +62,11 @@ func (a *app) newModelTuner(ctx context.Context, f *tuneFlags, bits []float64, b
 	if err != nil {
 		return nil, err
 	}
-	t := &modelTuner{m: m, texts: map[string][]byte{}, o: tuning.Options{Context: f.context,
+	geo, err := m.CacheGeometry()
+	if err != nil {
+		return nil, err
+	}
+	t := &modelTuner{m: m, geo: geo, texts: map[string][]byte{}, o: tuning.Options{Context: f.context,
 		Next: f.next, Bits: bits, Penalty: f.penalty, Surprisal: true, Backend: be, Progress: say}}
 	bodies, err := a.tuneTexts(ctx, f.texts, texts.RoleCalib)
 	if err != nil {
@@ -161,7 +166,7 @@ func (t *modelTuner) measure(ctx context.Context, f *tuneFlags, say progress) er
 	t.sensHow = profile.Meta{"of": id, "made-by": "kvist tune " + versionText(),
 		"noise": s.Coding.String(), "texts": strings.Join(s.Texts, " "), "passes": fmt.Sprint(s.Passes),
 		"kl-of-all": formatValue(s.All), "kl-summed": formatValue(s.Sum())}
-	p, err := profile.New(t.m.Name, t.m.Geometry())
+	p, err := profile.New(t.m.Name, t.geo)
 	if err != nil {
 		return err
 	}
@@ -191,7 +196,7 @@ func (t *modelTuner) describe() (objective, made string) {
 		t.o.Bits, t.o.Context, t.o.Next, t.o.Penalty), textHashes(t.texts)
 }
 
-func (t *modelTuner) model() (string, quant.Geometry) { return t.m.Name, t.m.Geometry() }
+func (t *modelTuner) model() (string, quant.Geometry) { return t.m.Name, t.geo }
 
 func (t *modelTuner) sensitivity() (*profile.Sensitivity, profile.Meta) { return t.sens, t.sensHow }
 

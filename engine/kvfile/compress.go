@@ -150,7 +150,7 @@ func compress(ctx context.Context, from origin, w io.Writer, be backend.Backend,
 		res.Predicted = math.NaN()
 		return res, nil
 	}
-	if res.Predicted, err = predict(ctx, c, choice); err != nil {
+	if res.Predicted, err = predict(ctx, hf, choice); err != nil {
 		return nil, err
 	}
 	return res, nil

@@ -50,9 +50,8 @@ type Config struct {
 	// measured on them, and what stands in for them misjudges it. Default true.
 	Mean bool
 	// Metric lets rows of K without their mean be coded in a metric: a scale for each rotary pair that moves the
-	// errors of the coding to where the capture's queries feel them least. Heads take one where it halves what
-	// queries feel, by the second moments of queries and rows. Default false: it pays for models whose channels are
-	// very unequal, as with norms on queries and keys, and next to nothing for others.
+	// errors of the coding to where the capture's queries feel them least. A head takes one where it halves what
+	// later queries of the capture feel, which it is not fitted to. Without Mean it has no effect. Default true.
 	Metric bool
 	// AllowNonfinite keeps rows with NaN or Inf exactly instead of refusing them.
 	AllowNonfinite bool
@@ -121,7 +120,7 @@ func DefaultConfig() Config {
 	}
 	u8 := quant.Coding{Format: quant.U8, Scale: s8}
 	c.K, c.V, c.Rows = append(c.K, u8), append(c.V, u8), append(c.Rows, u8)
-	c.Sinks, c.Segment, c.Seed, c.Mean = 4, 512, 1, true
+	c.Sinks, c.Segment, c.Seed, c.Mean, c.Metric = 4, 512, 1, true, true
 	c.RowBias, c.Importance, c.Unseen, c.Form, c.Chunks = rowBiasAuto, "default", defaultUnseen, FormHot, 1
 	return c
 }
@@ -186,9 +185,6 @@ func (c *Config) Validate() error {
 		bad("an archive wants bits, bytes or a share as its target")
 	case targets == 0 && !c.fixed():
 		bad("no target: set bits, bytes, share or max-error, or one coding for K and V")
-	}
-	if c.Metric && !c.Mean {
-		bad("a metric without the mean, which it needs")
 	}
 	if c.Form == FormArchive && c.Window > 0 {
 		bad("a window of %d exact tokens in an archive, which has none", c.Window)

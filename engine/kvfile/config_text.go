@@ -36,9 +36,7 @@ func (c *Config) String() string {
 	add("seed", strconv.FormatUint(c.Seed, 10))
 	add("row-bias", c.RowBias)
 	add("mean", strconv.FormatBool(c.Mean))
-	if c.Metric {
-		add("metric", "true")
-	}
+	add("metric", strconv.FormatBool(c.Metric))
 	add("allow-nonfinite", strconv.FormatBool(c.AllowNonfinite))
 	add("importance", c.Importance)
 	add("levels", levelNames(c.Levels))

@@ -46,6 +46,10 @@
 // there they pay (DESIGN.md in this folder). A cache that grows should name FULL alone, because levels do harm
 // while decoding.
 //
+// Past attention says less about later queries in layers that see all tokens than in layers with windows. So where
+// a model has both, the plan is rehearsed as below, and the prices of each kind of layers are multiplied with a power
+// of what was measured over what was planned.
+//
 // # Prediction
 //
 // Result.Predicted is what the future-attention error will be. The planner's own sum (Result.Damage)

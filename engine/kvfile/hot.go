@@ -4,6 +4,7 @@ package kvfile
 
 import (
 	"context"
+	"math"
 	"slices"
 
 	"github.com/kvist-project/kvist/engine/container"
@@ -18,7 +19,8 @@ import (
 type hotFile struct {
 	c         *compressor
 	main      *segment.Problem
-	firstPart []int // [layers] the first of its parts
+	firstPart []int     // [layers] the first of its parts
+	factors   []float64 // [layers] that correct scaled prices by; nil: none
 }
 
 func newHotFile(c *compressor) *hotFile {
@@ -61,7 +63,10 @@ func (hf *hotFile) prepare(ctx context.Context, weights Weights) error {
 	if err := hf.main.Ready(); err != nil {
 		return err
 	}
-	return hf.c.prepareHeader()
+	if err := hf.c.prepareHeader(); err != nil {
+		return err
+	}
+	return hf.correct(ctx)
 }
 
 // eachRecord calls f for every record in file order, with blocks that have no payload yet. Planning
@@ -128,3 +133,64 @@ func storedBlocks(n *segment.Problem, p *plan.Plan, at int) (blocks []container.
 	}
 	return blocks, err
 }
+
+// correct holds the prices of layers of which later queries see a part, behind their windows, against those of layers
+// that they see whole, by a rehearsal of the plan that they make: what plans made of past weights do to later queries
+// is more than it seems, and not as much more in both kinds of layers. Layers of a kind are not told apart: a model
+// does not feel errors of all its layers alike, and prices that follow the errors of each made plans worse.
+func (hf *hotFile) correct(ctx context.Context) error {
+	c, n := hf.c, len(hf.c.in.Layers)
+	of := make([]int, n)
+	var some [2]bool
+	for i := range of {
+		if c.in.Outside(&c.in.Layers[i], c.in.Layers[i].Tokens) > 0 {
+			of[i] = 1
+		}
+		some[of[i]] = true
+	}
+	if some != [2]bool{true, true} || !c.rehearsable() || c.cfg.MaxError > 0 || c.cfg.fixed() {
+		return nil
+	}
+	choice, _, err := hf.choose(ctx)
+	if err != nil || !(choice.Slope > 0) {
+		return err
+	}
+	ratios := make([]float64, n)
+	err = c.eachLayer(ctx, "rehearsing", c.in.Workers(), func(l *input.Layer) error {
+		var e, ref, planned float64
+		for h := range l.Heads {
+			r, err := c.seg.Rehearse(ctx, l, h, choice.Slope)
+			if err != nil {
+				return err
+			}
+			e, ref, planned = e+r.Err, ref+r.Ref, planned+r.Planned/float64(l.Heads)
+		}
+		ratios[l.Index] = e / ref / planned
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	var logs, counts [2]float64
+	for i, x := range ratios {
+		if x > 0 && !math.IsInf(x, 0) {
+			logs[of[i]], counts[of[i]] = logs[of[i]]+math.Log(x), counts[of[i]]+1
+		}
+	}
+	hf.factors = make([]float64, n)
+	for i, k := range of {
+		f := math.Exp(correction * logs[k] / max(1, counts[k]))
+		hf.factors[i] = min(max(f, 1.0/mostCorrection), mostCorrection)
+	}
+	hf.main.Scale(func(layer int) float64 { return hf.factors[layer] })
+	return hf.main.Ready()
+}
+
+// correction is the power of measured over planned damage that prices of a kind of layers are corrected by: the plan
+// that follows has the bits elsewhere, and its own rehearsal still asks for more of the same. In Gemma 3 270M, on two
+// calibration texts with all metrics up to 0.7, KL at 2.25, 3 and 4.25 bits was 0.0101, 0.0084, 0.0021 uncorrected, 0.0073, 0.0059, 0.0018 at 1
+// and 0.0076, 0.0049, 0.0017 at 1.5.
+const correction = 1.5
+
+// mostCorrection bounds the correction of a kind of layers.
+const mostCorrection = 8

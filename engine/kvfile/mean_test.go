@@ -216,7 +216,7 @@ func TestMetric_ScaledPairs(t *testing.T) {
 		require.NotNil(t, m)
 	}
 	require.Less(t, got, 1.25*want)
-	off, _ := packedErrorOf(t, make(up), "bits=3 levels=full", queries)
+	off, _ := packedErrorOf(t, make(up), "bits=3 metric=false levels=full", queries)
 	t.Logf("error %.4f, scaled %.4f with the metric, %.4f without", want, got, off)
 	require.Greater(t, off, 2*got)
 

@@ -15,27 +15,30 @@ import (
 // the first three quarters get the weights that were known then, are planned at the same price of a
 // byte and coded. The queries of the last quarter attend to them, and the outputs are compared with
 // those over the exact rows.
-func predict(ctx context.Context, c *compressor, p *plan.Plan) (float64, error) {
+func predict(ctx context.Context, hf *hotFile, p *plan.Plan) (float64, error) {
+	c := hf.c
 	n := len(c.in.Layers)
-	for i := range c.in.Layers {
-		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || input.FutureFrom(&c.in.Geo, l) <= c.cfg.Sinks {
-			return p.Damage, nil
-		}
+	if !c.rehearsable() {
+		return p.Damage, nil
 	}
 	errs := make([]float64, n) // relative, by layer
 	var unknown atomic.Bool
 	err := c.eachLayer(ctx, "rehearsing", c.in.Workers(), func(l *input.Layer) error {
 		var e, ref float64
+		slope := p.Slope
+		if hf.factors != nil {
+			slope /= hf.factors[l.Index]
+		}
 		for h := range l.Heads {
-			he, hr, ok, err := c.seg.Rehearse(ctx, l, h, p.Slope)
+			r, err := c.seg.Rehearse(ctx, l, h, slope)
 			if err != nil {
 				return err
 			}
-			if !ok {
+			if !r.OK {
 				unknown.Store(true)
 				return nil
 			}
-			e, ref = e+he, ref+hr
+			e, ref = e+r.Err, ref+r.Ref
 		}
 		if ref > 0 {
 			errs[l.Index] = e / ref
@@ -50,4 +53,14 @@ func predict(ctx context.Context, c *compressor, p *plan.Plan) (float64, error) 
 		sum += e
 	}
 	return sum / float64(n), nil
+}
+
+// rehearsable reports whether every layer has queries that see tokens which are no sinks.
+func (c *compressor) rehearsable() bool {
+	for i := range c.in.Layers {
+		if l := &c.in.Layers[i]; !l.HasV || !l.HasQ || input.FutureFrom(&c.in.Geo, l) <= c.cfg.Sinks {
+			return false
+		}
+	}
+	return true
 }

@@ -204,8 +204,11 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 	if err != nil {
 		return err
 	}
+	probe := func(metric *quant.Metric, side, bits int) (float64, error) {
+		return c.probedAt(ctx, l, q, blocks, keys, means, metric, sinks, past, side, probeCoding(bits), out)
+	}
 	if c.Metric && means != nil {
-		if err := st.fitMetric(c.Geo.RopeOf(l.Number), q, means, keys); err != nil {
+		if err := c.chooseMetric(l, head, q, means, keys, rows.First, past, st, probe); err != nil {
 			return err
 		}
 	}
@@ -219,7 +222,7 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 		}
 		var cost [4]float64 // damage per unit of squared error at each width
 		for bits := 3; bits >= c.leastProbe(); bits-- {
-			e, err := c.probedAt(ctx, l, q, blocks, keys, means, st.Metric, sinks, past, side, probeCoding(bits), out)
+			e, err := probe(st.Metric, side, bits)
 			if err != nil {
 				return err
 			}

@@ -233,24 +233,30 @@ func (c *Builder) probedLevels(ctx context.Context, h *Head, q *backend.Queries,
 	return memo.Of(m, key, func() ([]float64, error) { return c.probeLevels(ctx, h, q, tail, want) })
 }
 
-// rehearse returns the squared error and the squared length of the outputs of one head. ok is false
-// where its queries are not finite.
-func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int,
-	slope float64) (e, ref float64, ok bool, err error) {
+// Rehearsed is what a plan does to the last queries of a head, if it is made of the tokens before them and of
+// their weights as they were known then.
+type Rehearsed struct {
+	Err, Ref float64 // squared error and squared length of the outputs
+	Planned  float64 // the damage of the plan, as a relative error of the layer's output
+	OK       bool    // the queries are finite
+}
+
+// Rehearse plans the past of a head at a price of a byte and measures it.
+func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int, slope float64) (r Rehearsed, err error) {
 	up := &input.Uploader{Backend: c.Backend}
 	defer up.Free()
 	past := input.FutureFrom(&c.Input.Geo, l)
 	blocks, _, err := input.LoadHead(up, l, head, []int{0, past, l.Tokens}, false)
 	if err != nil {
-		return 0, 0, false, err
+		return r, err
 	}
 	q, err := c.Price.LastQueries(l, head, past, len(blocks))
 	if q == nil || err != nil {
-		return 0, 0, false, err
+		return r, err
 	}
 	want := make([]float32, q.Len()*q.Group*q.HeadDimV)
 	if err := backend.AttendBlocks(ctx, c.Backend, q, nil, blocks, backend.Attention{Out: want}); err != nil {
-		return 0, 0, false, err
+		return r, err
 	}
 	var coded []backend.Block
 	for _, b := range blocks {
@@ -263,20 +269,20 @@ func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int,
 	for s := 0; s*l.Segment < past; s++ {
 		p, err := c.buildPart(view, s)
 		if err != nil {
-			return 0, 0, false, err
+			return r, err
 		}
 		if err := n.Add(p); err != nil {
-			return 0, 0, false, err
+			return r, err
 		}
 	}
 	if err := n.Ready(); err != nil {
-		return 0, 0, false, err
+		return r, err
 	}
 	p := n.Solver.AtSlope(slope)
 	for s := range n.Parts {
-		r, err := c.Read(l, head, s, past)
+		rows, err := c.Read(l, head, s, past)
 		if err != nil {
-			return 0, 0, false, err
+			return r, err
 		}
 		var cells []Cell
 		var codings [][2]quant.Coding
@@ -284,16 +290,15 @@ func (c *Builder) Rehearse(ctx context.Context, l *input.Layer, head int,
 			cells, codings = append(cells, *b.Cell), append(codings, [2]quant.Coding{b.K, b.V})
 			return nil
 		}); err != nil {
-			return 0, 0, false, err
+			return r, err
 		}
-		got, err := c.codeCells(ctx, up, view, r, cells, codings)
+		got, err := c.codeCells(ctx, up, view, rows, cells, codings)
 		if err != nil {
-			return 0, 0, false, err
+			return r, err
 		}
 		coded = append(coded, got...)
 	}
-	if e, err = c.attendError(ctx, q, coded, want); err != nil {
-		return 0, 0, false, err
-	}
-	return e, input.Energy(want), true, nil
+	r.Err, err = c.attendError(ctx, q, coded, want)
+	r.Ref, r.Planned, r.OK = input.Energy(want), p.Damage*float64(c.Input.Heads), true
+	return r, err
 }

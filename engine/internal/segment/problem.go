@@ -96,6 +96,24 @@ func (n *Problem) class(l *input.Layer, p *Part, b *Cell, side int) (uint32, err
 	return i, nil
 }
 
+// Scale multiplies the damages of all parts with what factor returns for their layers. Ready follows.
+func (n *Problem) Scale(factor func(layer int) float64) {
+	to := &n.Planned
+	for i := range n.Parts {
+		f, g := factor(int(n.Parts[i].Layer)), &to.Groups[i]
+		for k := range g.Picks {
+			g.Picks[k].Slope *= f
+		}
+		for v := range g.Variants {
+			x := &g.Variants[v]
+			x.Damage *= f
+			for j := x.First; j < x.First+x.Items; j++ {
+				to.Sensitivity[j] *= f
+			}
+		}
+	}
+}
+
 // ready prepares the solver, once all parts are there.
 func (n *Problem) Ready() (err error) {
 	n.Solver, err = plan.NewSolver(&n.Planned)
