@@ -14,6 +14,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
@@ -198,14 +199,14 @@ func benchTerms(b *testing.B, coding string, rows int) {
 	be := openBench(b, "", 1)
 	rope := &quant.Rope{Layout: quant.RopeHalf, RotaryDim: contractDim, Theta: 1e4}
 	s := newStage(b, be, rope)
-	means, err := be.Alloc(int64(quant.MeanBytes(contractDim)) * 64)
+	means, err := be.Alloc(int64(frame.MeanBytes(contractDim)) * 64)
 	require.NoError(b, err)
 	mean := func(i, per, k int) backend.Span {
-		n := int64(quant.MeanBytes(contractDim))
+		n := int64(frame.MeanBytes(contractDim))
 		return backend.Span{Buf: means, Off: int64(2*(i*rows/per)+k) * n, Len: n}
 	}
 	a := slices.Repeat([]float32{2, 0.5}, contractDim/2)
-	m, err := quant.NewDiagonal(a)
+	m, err := frame.NewDiagonal(a)
 	require.NoError(b, err)
 	plain := s.step(b, false, s.add(b, coding, 4096, rows, nil))
 	for name, each := range map[string]func(i int, blk *backend.Block){

@@ -9,6 +9,7 @@ import (
 	"github.com/kvist-project/kvist/cpu/internal/codec"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // layouts is the number of layouts that a query may have.
@@ -18,7 +19,7 @@ const layouts = int(attend.Quads) + 1
 // their metric. It says in which forms they are needed.
 type variant struct {
 	angles  *angles // nil: no offset
-	metric  *quant.Metric
+	metric  *frame.Metric
 	unit    int
 	at      int // index of its first head in the arrays of prepared
 	vecs    [2][layouts]bool

@@ -8,7 +8,7 @@ import (
 
 	"github.com/kvist-project/kvist/cpu/internal/attend"
 	"github.com/kvist-project/kvist/engine/backend/args"
-	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 const tileRows = attend.TileRows
@@ -25,7 +25,7 @@ type scorer struct {
 	first    []int
 	has      bool // a variant was entered
 	angles   *angles
-	metric   *quant.Metric
+	metric   *frame.Metric
 	one, two []float32 // [head_dim]
 
 	// Tables of the current variant, for lists of at least tableRows rows.

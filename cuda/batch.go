@@ -8,6 +8,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/kernels"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // batch is a batch of queries over a view, with what the kernels need of a call.
@@ -27,7 +28,7 @@ type batch struct {
 
 type variantKey struct {
 	angles *angles
-	metric *quant.Metric
+	metric *frame.Metric
 }
 
 func (b *Backend) newBatch(q *backend.Queries, v *view) *batch {

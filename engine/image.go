@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // image is a segment outside of the slabs: packed rows as they are, and what is needed to put them back.
@@ -89,7 +90,7 @@ func imageSize(c *memory, s *segment, n int64) int64 {
 			}
 		}
 		if centered {
-			size += int64(quant.MeanBytes(c.geo.HeadDim))
+			size += int64(frame.MeanBytes(c.geo.HeadDim))
 		}
 	}
 	return size
@@ -126,7 +127,7 @@ func appendImage(c *memory, dst []byte, s *segment, n int64, skeleton bool) ([]b
 		switch {
 		case centered:
 			dst = append(dst, 2)
-			if err := get(c.arena.at(s.mean[i], int64(quant.MeanBytes(c.geo.HeadDim)))); err != nil {
+			if err := get(c.arena.at(s.mean[i], int64(frame.MeanBytes(c.geo.HeadDim)))); err != nil {
 				return nil, err
 			}
 		case s.mean[i] != 0:
@@ -203,7 +204,7 @@ func parseImage(c *memory, p []byte, skeleton bool) (*image, error) {
 		case short || k[0] > 2:
 			return nil, bad("mean")
 		case k[0] == 2:
-			s.mean[i] = rows(quant.MeanBytes(c.geo.HeadDim))
+			s.mean[i] = rows(frame.MeanBytes(c.geo.HeadDim))
 		case k[0] == 1:
 			s.mean[i] = []byte{}
 		}
@@ -281,7 +282,7 @@ func (s *image) check(c *memory) error {
 				seen[at] = true
 			}
 		}
-		if centered && len(s.mean[i]) != quant.MeanBytes(c.geo.HeadDim) || s.sinks && s.mean[i] != nil ||
+		if centered && len(s.mean[i]) != frame.MeanBytes(c.geo.HeadDim) || s.sinks && s.mean[i] != nil ||
 			!s.sinks && !s.closed && s.have > 0 && s.mean[i] == nil {
 			return bad("mean of K")
 		}

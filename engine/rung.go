@@ -4,6 +4,7 @@ package engine
 
 import (
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // rung is a coding of the ladder that rows go down: f16, u8, lm4, lm3, lm2, lm1, gone.
@@ -85,7 +86,7 @@ func newSizes(g quant.Geometry, sinks int) *sizes {
 		z.sinks[s] = z.add(codings[f16].PackedBytes(max(sinks, 1), dim))
 	}
 	z.pos = z.add(2 * pageTokens)
-	z.mean = z.add(quant.MeanBytes(g.HeadDim))
+	z.mean = z.add(frame.MeanBytes(g.HeadDim))
 	return z
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // memory is where rows live, and what tells how they are stored.
@@ -118,7 +119,7 @@ func (c *memory) view(s *segment, b *block, layer, head, page int, end int64, wh
 		K: c.side(b, sideK, int(rows)), V: c.side(b, sideV, int(rows)),
 		Base: s.lo + int64(page*s.per), Noise: b.rung[sideK].noise()}
 	if b.centered() {
-		v.MeanK = c.arena.at(s.mean[layer*c.geo.KVHeads+head], int64(quant.MeanBytes(c.geo.HeadDim)))
+		v.MeanK = c.arena.at(s.mean[layer*c.geo.KVHeads+head], int64(frame.MeanBytes(c.geo.HeadDim)))
 	}
 	if b.pos != 0 {
 		v.Base = s.lo

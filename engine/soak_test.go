@@ -22,6 +22,7 @@ import (
 	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/engine/store/storetest"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 var soakFor = flag.Duration("soak", 0, "how long TestSoak runs; 0: two seconds")
@@ -346,7 +347,7 @@ func (w *worker) verify(x talk) error {
 				continue
 			}
 			at := c.side(b, sideK, rows)
-			p, pos, mean := make([]byte, at.Data.Len), make([]byte, 2*rows), make([]byte, quant.MeanBytes(g.HeadDim))
+			p, pos, mean := make([]byte, at.Data.Len), make([]byte, 2*rows), make([]byte, frame.MeanBytes(g.HeadDim))
 			err := at.Data.Buf.Download(at.Data.Off, p)
 			if b.pos != 0 {
 				y := c.arena.at(b.pos, int64(len(pos)))
@@ -356,7 +357,7 @@ func (w *worker) verify(x talk) error {
 			err = errors.Join(err, quant.Decode(y, at.Coding, p, c.cfg.Seed))
 			if b.centered() {
 				z := c.arena.at(seg.mean[head], int64(len(mean)))
-				err = errors.Join(err, z.Buf.Download(z.Off, mean), quant.Uncenter(y, y, mean, nil))
+				err = errors.Join(err, z.Buf.Download(z.Off, mean), frame.Uncenter(y, y, mean, nil))
 			}
 			if err != nil {
 				return err

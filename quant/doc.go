@@ -85,14 +85,6 @@
 // The error energy of a value is NoisePerScale2 * scale^2, the same in all directions after the
 // rotation, so the variance of q.k is |q|^2 times that. No bytes need to be stored for it.
 //
-// # Means and metrics
-//
-// Rows of a segment may be coded without their mean and, for K, in a metric: Center computes
-// A (x - mean), which Encode packs, and Uncenter undoes it after Decode. The mean is stored in
-// binary16, and what is stored is what was taken off. Attention needs neither: <q, x> is
-// <q, mean> + <A^-T q, y> of the coded row y, so a mean is a constant of the segment and a metric a
-// matter of the query. Blocks say which they have; the packed bytes do not.
-//
 // # Gather
 //
 // Gather joins rows of packed sides in a new side without decoding them. It copies codes and scales.

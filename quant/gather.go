@@ -63,7 +63,7 @@ func Gather(dst []byte, c Coding, dim int, src []Packed) error {
 		return fmt.Errorf("kvist/quant: gather: %w", err)
 	}
 	clear(dst)
-	planes, rowBytes := PlanesOf(c, dim)
+	planes, rowBytes := planesOf(c, dim)
 	base := gatheredBase(c, src)
 	at := 0
 	for _, p := range src {
@@ -83,8 +83,8 @@ func Gather(dst []byte, c Coding, dim int, src []Packed) error {
 	return nil
 }
 
-// PlanesOf returns how the codes of a side are laid out: planes arrays of rowBytes bytes a row.
-func PlanesOf(c Coding, dim int) (planes, rowBytes int) {
+// planesOf returns how the codes of a side are laid out: planes arrays of rowBytes bytes a row.
+func planesOf(c Coding, dim int) (planes, rowBytes int) {
 	switch f := c.Format; {
 	case f.Exact():
 		return 1, dim * f.Bits() / 8
@@ -98,7 +98,7 @@ func PlanesOf(c Coding, dim int) (planes, rowBytes int) {
 	return c.Format.Bits(), layout.RowPlaneBytes(dim)
 }
 
-// planeAt returns the start of array k of PlanesOf in a side of rows rows.
+// planeAt returns the start of array k of planesOf in a side of rows rows.
 func planeAt(c Coding, k, rows, dim int) int {
 	if k == 0 {
 		return 0
@@ -126,12 +126,12 @@ func gatherScale(dst []byte, c Coding, rows, at int, p Packed, from int, base ui
 		copy(tail[2*at:2*at+2], old[2*from:])
 		return
 	}
-	tail[4+at] = Log8Moved(old[4+from], binary.LittleEndian.Uint32(old), base, c.Format == U8)
+	tail[4+at] = log8Moved(old[4+from], binary.LittleEndian.Uint32(old), base, c.Format == U8)
 }
 
-// Log8Moved returns the 8-bit logarithm below the base to of a scale that is k below the base from;
+// log8Moved returns the 8-bit logarithm below the base to of a scale that is k below the base from;
 // both are bits of float32. up rounds the scale up, for u8.
-func Log8Moved(k uint8, from, to uint32, up bool) uint8 {
+func log8Moved(k uint8, from, to uint32, up bool) uint8 {
 	if from == to {
 		return k
 	}

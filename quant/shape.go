@@ -90,6 +90,19 @@ type Rope struct {
 	InvFreq   []float32 // [rotary_dim/2], or nil: given where a model scales its frequencies
 }
 
+// Pair returns the index of the rotary pair of component i of a row: below RotaryDim/2 for the components that
+// are turned, and RotaryDim/2 + (i - RotaryDim) for the others, which have no partner.
+func (r Rope) Pair(i int) int {
+	switch half := r.RotaryDim / 2; {
+	case i >= r.RotaryDim || half == 0:
+		return i - half
+	case r.Layout == RopeInterleaved:
+		return i / 2
+	default:
+		return i % half
+	}
+}
+
 // Frequencies returns the angle in radians by which one position turns each pair, [rotary_dim/2].
 func (r Rope) Frequencies() []float64 {
 	if r.Layout == RopeNone {

@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // headSpectrum is the spectrum of one side of one head.
@@ -236,7 +237,7 @@ func addSide(acc *spectrum.Accumulator, h *container.Header, rec *container.Reco
 		return err
 	}
 	if side == 0 && b.Centered {
-		if err := quant.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
+		if err := frame.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
 			return err
 		}
 	}

@@ -64,8 +64,8 @@
 // The rows of a segment have much in common: a constant part, and channels of very unequal size. A
 // block may hold its rows minus a mean, times a metric. Both are a matter of queries: the mean of K
 // adds one inner product per segment and head, a query is brought into a metric once per call, and
-// the mean of V is added by the weight of its block. quant.Center prepares rows for Encode, and
-// quant.Uncenter undoes it after Decode. Encode, Decode, Demote and Gather know nothing of them: they
+// the mean of V is added by the weight of its block. frame.Center prepares rows for Encode, and
+// frame.Uncenter undoes it after Decode. Encode, Decode, Demote and Gather know nothing of them: they
 // move coded rows, whatever these are the difference to. Rows that Gather joins in a block must have
 // had one mean and one metric.
 //

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Op names a method of a backend, for Supports.
@@ -78,12 +79,12 @@ type Block struct {
 	// scale, Noise is the expected e^2 per value over s^2 (quant.Coding.NoisePerScale2).
 	Noise float32
 	// Metric is the map that rows of K were multiplied with before they were coded; nil: none.
-	Metric *quant.Metric
+	Metric *frame.Metric
 	K, V   Side // the zero V: the block has keys only, for Relevance
 	Pos    Span // [rows] uint16, or not given
 	Count  Span // [rows] uint16, each at least 1, or not given
 	Bias   Span // [rows] float32 added to the row's score; not given: 0
-	// MeanK and MeanV were taken off the rows before they were coded (quant.Center): [head_dim] and
+	// MeanK and MeanV were taken off the rows before they were coded (frame.Center): [head_dim] and
 	// [head_dim_v] binary16, in the original basis. Blocks of a segment share one span. They must be
 	// there when the block is set, and must not change while a table holds it. Not given: 0.
 	MeanK, MeanV Span

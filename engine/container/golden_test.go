@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 const (
@@ -159,11 +160,11 @@ func goldenMean() *file {
 	for d := range diag {
 		diag[d] = float32(1+h.Geometry.Rope.Pair(d)) / 4
 	}
-	m, err := quant.NewDiagonal(diag)
+	m, err := frame.NewDiagonal(diag)
 	if err != nil {
 		panic(err)
 	}
-	h.Metrics = []*quant.Metric{nil, m}
+	h.Metrics = []*frame.Metric{nil, m}
 	f := &file{h: h}
 	lm := func(bits int) quant.Coding {
 		return quant.Coding{Format: quant.LM1 + quant.Format(bits-1), Scale: quant.ScaleLog8}

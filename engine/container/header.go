@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Kind is what a file holds.
@@ -113,11 +114,11 @@ type Header struct {
 	// Metrics are those of K of Centered blocks, [stored layers, kv_heads], nil for a head without. Each is a
 	// diagonal of binary16 numbers that are equal on both components of a rotary pair. nil if no head has one.
 	// KindCache only.
-	Metrics []*quant.Metric
+	Metrics []*frame.Metric
 }
 
 // Metric returns the metric of K of a stored layer's head, or nil.
-func (h *Header) Metric(layer, head int) *quant.Metric {
+func (h *Header) Metric(layer, head int) *frame.Metric {
 	if h.Metrics == nil {
 		return nil
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // file is the content of a file, as the tests pass it to the writer.
@@ -270,7 +271,7 @@ func randomRecord(in intn, h *Header, layer, segment int) *Record {
 
 // randomMean draws a stored mean: any binary16 values but infinities and NaNs.
 func randomMean(in intn, dim int) []byte {
-	b := make([]byte, quant.MeanBytes(dim))
+	b := make([]byte, frame.MeanBytes(dim))
 	for i := range b {
 		b[i] = byte(in(256))
 		if i%2 == 1 {

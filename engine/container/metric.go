@@ -7,6 +7,7 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // validateMetrics reports an error unless metrics are what the file can hold.
@@ -76,7 +77,7 @@ func parseMetric(h *Header, c *cursor) {
 		c.fail("shape of metrics", fmt.Sprint(len(h.Layers), g.KVHeads), fmt.Sprint(layers, heads))
 		return
 	}
-	h.Metrics = make([]*quant.Metric, layers*heads)
+	h.Metrics = make([]*frame.Metric, layers*heads)
 	for i := range h.Metrics {
 		switch kind := c.uint(1); kind {
 		case 0:
@@ -104,7 +105,7 @@ func parseMetric(h *Header, c *cursor) {
 		for d := range diag {
 			diag[d] = quant.F16ToF32(binary.LittleEndian.Uint16(raw[2*rope.Pair(d):]))
 		}
-		m, err := quant.NewDiagonal(diag)
+		m, err := frame.NewDiagonal(diag)
 		if err != nil {
 			c.fail("metric: "+err.Error(), nil, nil)
 			return

@@ -9,6 +9,7 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // maxSegmentTokens is the largest number of tokens in a segment: offsets and counts take 16 bits.
@@ -46,7 +47,7 @@ type Record struct {
 type Head struct {
 	Blocks []Block // 1 to 255
 	// MeanK [head_dim] binary16 was taken off the rows of K of the Centered blocks before they were
-	// coded (quant.Center). It is nil if no block is Centered.
+	// coded (frame.Center). It is nil if no block is Centered.
 	MeanK []byte
 }
 
@@ -148,7 +149,7 @@ func eachPayload(rec *Record, kDim, vDim int, f func(p piece, size int64) error)
 	for hi := range rec.Heads {
 		head := &rec.Heads[hi]
 		if head.Centered() {
-			if err := f(piece{hi, -1, "mean of K", &head.MeanK}, int64(quant.MeanBytes(kDim))); err != nil {
+			if err := f(piece{hi, -1, "mean of K", &head.MeanK}, int64(frame.MeanBytes(kDim))); err != nil {
 				return err
 			}
 		}

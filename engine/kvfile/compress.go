@@ -21,6 +21,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/segment"
 	"github.com/kvist-project/kvist/engine/internal/weigh"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Weights returns the weights of the tokens of a layer, by the model's number, and a KV head:
@@ -278,7 +279,7 @@ func (c *compressor) prepareHeader() error {
 			for _, st := range c.seg.Stats[i] {
 				energy := st.QueryEnergy
 				if st.Metric != nil {
-					energy, h.Metrics = st.MetricEnergy, make([]*quant.Metric, 0, len(c.in.Layers)*l.Heads)
+					energy, h.Metrics = st.MetricEnergy, make([]*frame.Metric, 0, len(c.in.Layers)*l.Heads)
 				}
 				h.QueryEnergy = append(h.QueryEnergy, float32(energy))
 				anyQ = anyQ || st.By != damage.ByKeysBad

@@ -16,6 +16,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // shifted is cacheInMemory with a constant of rms times the rows' RMS in all rows of K.
@@ -138,7 +139,7 @@ func TestMean_Decompress(t *testing.T) {
 					x := quant.Rows{Dim: g.HeadDim, Data: make([]float32, b.Rows()*g.HeadDim)}
 					require.NoError(t, quant.Decode(x, b.K, b.KData, r.Header().Seed))
 					if b.Centered {
-						require.NoError(t, quant.Uncenter(x, x, head.MeanK, nil))
+						require.NoError(t, frame.Uncenter(x, x, head.MeanK, nil))
 					}
 					for i, tok := range b.Tokens {
 						row := (hi*tokens + seg*r.Header().SegmentTokens + int(tok)) * g.HeadDim

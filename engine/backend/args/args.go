@@ -8,6 +8,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // SideAlign is the alignment of packed sides within their buffer.
@@ -166,10 +167,10 @@ func (c Checker[M]) terms(w *BlockView[M], s *backend.Shape) (err error) {
 		return fmt.Errorf("metric of %d components, want head_dim %d: %w", blk.Metric.Dim(), s.HeadDim,
 			quant.ErrShape)
 	}
-	if w.MeanKMem, err = c.optional("MeanK", blk.MeanK, 1, quant.MeanBytes(s.HeadDim), 2); err != nil {
+	if w.MeanKMem, err = c.optional("MeanK", blk.MeanK, 1, frame.MeanBytes(s.HeadDim), 2); err != nil {
 		return err
 	}
-	w.MeanVMem, err = c.optional("MeanV", blk.MeanV, 1, quant.MeanBytes(s.HeadDimV), 2)
+	w.MeanVMem, err = c.optional("MeanV", blk.MeanV, 1, frame.MeanBytes(s.HeadDimV), 2)
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Entry is what a table keeps of one block: 36 bytes. What blocks have in common it names by an index
@@ -21,7 +22,7 @@ type Entry struct {
 
 // FormKey is what blocks of one kind have in common.
 type FormKey struct {
-	Metric                              *quant.Metric
+	Metric                              *frame.Metric
 	KSeed, VSeed                        uint64
 	Rows, Stride, Limit, Tokens, Offset int32
 	Noise                               float32

@@ -10,6 +10,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Table is the table of a backend: lists that are copied in chunks when they change after a view was
@@ -269,8 +270,8 @@ func (v *View[O]) Block(i int) (backend.Block, bool) {
 		V:     backend.Side{Coding: f.V, Seed: f.VSeed, Data: v.packed(Place{s.V, e.V}, f.V, rows, shape.HeadDimV)},
 		Pos:   v.span(Place{s.Pos, e.Pos}, 2*rows),
 		Count: v.span(s.Count, 2*rows), Bias: v.span(s.Bias, 4*rows),
-		MeanK: v.span(g.MeanK, quant.MeanBytes(shape.HeadDim)),
-		MeanV: v.span(g.MeanV, quant.MeanBytes(shape.HeadDimV))}, true
+		MeanK: v.span(g.MeanK, frame.MeanBytes(shape.HeadDim)),
+		MeanV: v.span(g.MeanV, frame.MeanBytes(shape.HeadDimV))}, true
 }
 
 // packed returns the span of a packed side.

@@ -12,14 +12,15 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // variedBlocks returns a function that makes a block for every number, different in every field.
 func variedBlocks(t testing.TB) func(n int64) backend.Block {
 	bufs := []*memory{{n: 1 << 40}, {at: 1 << 41, n: 1 << 40}, {at: 1 << 42, n: 1 << 40}}
-	metrics := []*quant.Metric{nil}
+	metrics := []*frame.Metric{nil}
 	for _, a := range []float32{1, 2} {
-		m, err := quant.NewDiagonal([]float32{a, a, a, a, a, a, a, a})
+		m, err := frame.NewDiagonal([]float32{a, a, a, a, a, a, a, a})
 		require.NoError(t, err)
 		metrics = append(metrics, m)
 	}

@@ -11,6 +11,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // goodCall is a valid call. Each case below makes one argument wrong.
@@ -128,12 +129,12 @@ func wrongBlocks() []argument {
 }
 
 // halves is a metric of values 1/2.
-func halves(dim int) *quant.Metric {
+func halves(dim int) *frame.Metric {
 	a := make([]float32, dim)
 	for i := range a {
 		a[i] = 0.5
 	}
-	m, err := quant.NewDiagonal(a)
+	m, err := frame.NewDiagonal(a)
 	if err != nil {
 		panic(err)
 	}

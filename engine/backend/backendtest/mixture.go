@@ -9,6 +9,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
@@ -161,12 +162,12 @@ func drawTerms(rng *rand.Rand, s *spec, dk, dv int) {
 }
 
 // diagonal draws a metric between 1/4 and 4.
-func diagonal(rng *rand.Rand, dim int) *quant.Metric {
+func diagonal(rng *rand.Rand, dim int) *frame.Metric {
 	a := make([]float32, dim)
 	for i := range a {
 		a[i] = float32(math.Exp2(4*rng.Float64() - 2))
 	}
-	m, err := quant.NewDiagonal(a)
+	m, err := frame.NewDiagonal(a)
 	if err != nil {
 		panic(err)
 	}
@@ -174,7 +175,7 @@ func diagonal(rng *rand.Rand, dim int) *quant.Metric {
 }
 
 // matrix draws a metric near the identity.
-func matrix(rng *rand.Rand, dim int) *quant.Metric {
+func matrix(rng *rand.Rand, dim int) *frame.Metric {
 	a := make([]float32, dim*dim)
 	for i := range a {
 		a[i] = float32(0.3 * rng.NormFloat64() / math.Sqrt(float64(dim)))
@@ -182,7 +183,7 @@ func matrix(rng *rand.Rand, dim int) *quant.Metric {
 			a[i]++
 		}
 	}
-	m, err := quant.NewMatrix(a, dim)
+	m, err := frame.NewMatrix(a, dim)
 	if err != nil {
 		panic(err)
 	}

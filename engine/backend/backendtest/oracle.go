@@ -12,6 +12,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
@@ -33,7 +34,7 @@ type spec struct {
 	limit        int32
 	tokens       int32
 	meanK, meanV []float32 // rounded to binary16 when placed
-	metric       *quant.Metric
+	metric       *frame.Metric
 	keysOnly     bool
 	kData, vData *quant.Rows // used instead of drawn rows
 }
@@ -50,7 +51,7 @@ type known struct {
 // place centres and packs a block with package quant and puts it into the arena.
 func place(a *arena, s spec, dimK, dimV int) known {
 	side := func(c quant.Coding, data *quant.Rows, fam quanttest.Family, dim int, seed, draw uint64,
-		mean []byte, m *quant.Metric) (backend.Side, quant.Rows, []byte) {
+		mean []byte, m *frame.Metric) (backend.Side, quant.Rows, []byte) {
 		if fam == "" {
 			fam = quanttest.Gaussian
 		}
@@ -59,7 +60,7 @@ func place(a *arena, s spec, dimK, dimV int) known {
 			x = quant.Rows{Dim: dim, Data: slices.Clone(data.Data)}
 		}
 		if mean != nil || m != nil {
-			require.NoError(a.t, quant.Center(x, x, mean, m))
+			require.NoError(a.t, frame.Center(x, x, mean, m))
 		}
 		p := pack(a.t, c, x, seed)
 		return backend.Side{Coding: c, Data: a.put(p), Seed: seed},
@@ -95,10 +96,10 @@ func placeMean(a *arena, mean []float32) (stored []byte, rounded []float32, s ba
 	if mean == nil {
 		return nil, nil, s
 	}
-	stored = make([]byte, quant.MeanBytes(len(mean)))
-	require.NoError(a.t, quant.PutMean(stored, quant.Rows{Dim: len(mean), Data: mean}))
+	stored = make([]byte, frame.MeanBytes(len(mean)))
+	require.NoError(a.t, frame.PutMean(stored, quant.Rows{Dim: len(mean), Data: mean}))
 	rounded = make([]float32, len(mean))
-	require.NoError(a.t, quant.Mean(rounded, stored))
+	require.NoError(a.t, frame.Mean(rounded, stored))
 	return stored, rounded, a.put(stored)
 }
 
@@ -201,7 +202,7 @@ func (b *known) meet(q []float32) met {
 }
 
 // throughMetric returns A^-T q and a bound of the norm of A^-1.
-func throughMetric(m *quant.Metric, q []float64) (out []float64, norm float64) {
+func throughMetric(m *frame.Metric, q []float64) (out []float64, norm float64) {
 	out = make([]float64, len(q))
 	for i, a := range m.Diagonal() {
 		out[i] = q[i] / float64(a)

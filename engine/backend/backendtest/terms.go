@@ -13,6 +13,7 @@ import (
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
 
@@ -35,9 +36,9 @@ func testAttendTerms(t *testing.T, b backend.Backend) {
 		}
 	}
 	meanOf := func(x quant.Rows) []float32 {
-		stored, mean := make([]byte, quant.MeanBytes(dim)), make([]float32, dim)
-		require.NoError(t, quant.PutMean(stored, x))
-		require.NoError(t, quant.Mean(mean, stored))
+		stored, mean := make([]byte, frame.MeanBytes(dim)), make([]float32, dim)
+		require.NoError(t, frame.PutMean(stored, x))
+		require.NoError(t, frame.Mean(mean, stored))
 		return mean
 	}
 	base := spec{rows: rows, k: c, v: c, kData: &x, vData: &v, rope: rope, offset: 9, base: 3}

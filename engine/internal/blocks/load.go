@@ -14,6 +14,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/half"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // RowBias reports whether the plan of a file counts on the row bias. The config is read for that
@@ -115,7 +116,7 @@ func DecodeK(h *container.Header, rec *container.Record, head int, b *container.
 	if err != nil || !b.Centered {
 		return x, err
 	}
-	if err := quant.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
+	if err := frame.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
 		return x, fmt.Errorf("kvist/blocks: K with its mean: %w (%w)", err, quant.ErrCorrupt)
 	}
 	return x, nil

@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/memo"
 	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Head is what an error costs in one KV head, measured on the capture's own last queries, or by what
@@ -33,7 +34,7 @@ type Head struct {
 	// Metric is that of centered rows of K, or nil, and MetricEnergy the mean |q|^2 in it. K's prices are per unit
 	// of squared error in the metric; an error spread evenly over the components of a row outside of it counts
 	// MetricGain times.
-	Metric                   *quant.Metric
+	Metric                   *frame.Metric
 	MetricEnergy, MetricGain float64
 }
 
@@ -204,7 +205,7 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 	if err != nil {
 		return err
 	}
-	probe := func(metric *quant.Metric, side, bits int) (float64, error) {
+	probe := func(metric *frame.Metric, side, bits int) (float64, error) {
 		return c.probedAt(ctx, l, q, blocks, keys, means, metric, sinks, past, side, probeCoding(bits), out)
 	}
 	if c.Metric && means != nil {
@@ -274,7 +275,7 @@ func listing(q *backend.Queries, n int) *backend.Queries {
 
 // probeAt returns the squared error of the outputs with one side of the rows [sinks, past) coded.
 func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries,
-	exact []backend.Block, keys []quant.Rows, means []*input.Mean, metric *quant.Metric, sinks, past, side int,
+	exact []backend.Block, keys []quant.Rows, means []*input.Mean, metric *frame.Metric, sinks, past, side int,
 	coding quant.Coding, want []float32) (float64, error) {
 	up := &input.Uploader{Backend: c.Backend}
 	defer up.Free()
@@ -338,7 +339,7 @@ type probeKey struct {
 
 // probedAt is probeAt, or what it gave before.
 func (c *Pricer) probedAt(ctx context.Context, l *input.Layer, q *backend.Queries,
-	blocks []backend.Block, keys []quant.Rows, means []*input.Mean, metric *quant.Metric, sinks, past, side int,
+	blocks []backend.Block, keys []quant.Rows, means []*input.Mean, metric *frame.Metric, sinks, past, side int,
 	coding quant.Coding, want []float32) (float64, error) {
 	key := probeKey{l.Index, int(blocks[0].KVHead), sinks, side, coding, c.Seed, c.RowBias, c.Mean, metric != nil}
 	return memo.Of(c.Memo, key, func() (float64, error) {

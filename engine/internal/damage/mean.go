@@ -9,6 +9,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/blocks"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // means returns the mean of K of each block that a probe codes; nil where K is coded as it is.
@@ -64,7 +65,7 @@ func leftOf(st *Head, means []*input.Mean, of []backend.Block, keys []quant.Rows
 // centered turns a block of exact rows into one of K coded without its mean. late is a block of the late rows,
 // as they were; a plan keeps them finely.
 func (c *Pricer) centered(up *input.Uploader, l *input.Layer, b *backend.Block, keys quant.Rows, m *input.Mean,
-	metric *quant.Metric, coding quant.Coding) (late []backend.Block, jobs []backend.EncodeJob, err error) {
+	metric *frame.Metric, coding quant.Coding) (late []backend.Block, jobs []backend.EncodeJob, err error) {
 	put := func(data []byte) (s backend.Span) {
 		if err == nil {
 			s, err = up.Upload(data)
@@ -81,7 +82,7 @@ func (c *Pricer) centered(up *input.Uploader, l *input.Layer, b *backend.Block, 
 		rows[0] = append(rows[0], uint16(r))
 		left.Data = append(left.Data, keys.Row(r)...)
 	}
-	if err := quant.Center(left, left, m.Stored, metric); err != nil {
+	if err := frame.Center(left, left, m.Stored, metric); err != nil {
 		return nil, nil, err
 	}
 	exact := *b

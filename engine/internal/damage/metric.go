@@ -8,6 +8,7 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // deadChannel is the share of the largest E[q^2] or Var[k] of a head that a rotary pair counts for at least: one
@@ -78,7 +79,7 @@ func left(rope quant.Rope, dim int, means []*input.Mean, keys []quant.Rows) []fl
 // metricOf returns the metric for queries and rows of these energies by rotary pair: a = (E[q^2] / Var[k])^(1/4).
 // It minimises the noise that queries see of an error that is spread evenly over the components of a coded row,
 // tr(A C A') tr(A^-T M A^-1) with C = Cov[k] and M = E[qq'] taken as diagonals. nil where all is dead.
-func metricOf(rope quant.Rope, dim int, asked, left []float64) (*quant.Metric, error) {
+func metricOf(rope quant.Rope, dim int, asked, left []float64) (*frame.Metric, error) {
 	var mostAsked, mostLeft, logs float64
 	pairs := len(asked)
 	for p := range asked {
@@ -99,13 +100,13 @@ func metricOf(rope quant.Rope, dim int, asked, left []float64) (*quant.Metric, e
 		a := float32(math.Exp2(min(max(eighths, -8*mostScale), 8*mostScale) / 8))
 		diag[d] = quant.F16ToF32(quant.F32ToF16(a))
 	}
-	return quant.NewDiagonal(diag)
+	return frame.NewDiagonal(diag)
 }
 
 // chooseMetric gives the head a metric where the queries of the probe, which it is not fitted to, see less of the
 // errors of K with it.
 func (c *Pricer) chooseMetric(l *input.Layer, head int, q *backend.Queries, means []*input.Mean, keys []quant.Rows,
-	first, past int, st *Head, probe func(*quant.Metric, int, int) (float64, error)) error {
+	first, past int, st *Head, probe func(*frame.Metric, int, int) (float64, error)) error {
 	rope := c.Geo.RopeOf(l.Number)
 	asked, err := c.asked(l, head, first, past)
 	if asked == nil || err != nil {
@@ -128,7 +129,7 @@ func (c *Pricer) chooseMetric(l *input.Layer, head int, q *backend.Queries, mean
 }
 
 // setMetric makes m, or nil, the metric of the head, whose queries are those of a probe.
-func (s *Head) setMetric(m *quant.Metric, q *backend.Queries) {
+func (s *Head) setMetric(m *frame.Metric, q *backend.Queries) {
 	if s.Metric, s.MetricEnergy, s.MetricGain = m, 0, 0; m == nil {
 		return
 	}

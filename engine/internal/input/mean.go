@@ -6,12 +6,13 @@ import (
 	"math"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // Mean is what rows of K of a segment have in common. Queries pay nothing for it: it adds one inner
 // product to all scores of the segment.
 type Mean struct {
-	Stored []byte    // [dim] binary16, what is taken off rows (quant.Center); nil: no mean pays
+	Stored []byte    // [dim] binary16, what is taken off rows (frame.Center); nil: no mean pays
 	Value  []float32 // [dim] the same
 	// Late [rows] are rows of the segment that the mean is no part of: they are shorter than what is left
 	// without it. They look like sinks that came late, and carry much attention.
@@ -59,11 +60,11 @@ func (m *Mean) fit(x quant.Rows, part []bool) error {
 			of.Data = append(of.Data, x.Row(t)...)
 		}
 	}
-	m.Stored, m.Value = make([]byte, quant.MeanBytes(x.Dim)), make([]float32, x.Dim)
-	if err := quant.PutMean(m.Stored, of); err != nil {
+	m.Stored, m.Value = make([]byte, frame.MeanBytes(x.Dim)), make([]float32, x.Dim)
+	if err := frame.PutMean(m.Stored, of); err != nil {
 		return err
 	}
-	if err := quant.Mean(m.Value, m.Stored); err != nil {
+	if err := frame.Mean(m.Value, m.Stored); err != nil {
 		return err
 	}
 	for t, ok := range part {

@@ -11,6 +11,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/engine/internal/plan"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // planRows is the number of rows of a planning block.
@@ -78,7 +79,7 @@ type Rows struct {
 	bad              []bool // rows of K or V that are not finite
 	apart            []bool // rows of K or V that stand apart (apartRatio)
 	Mean             *input.Mean
-	metric           *quant.Metric // of rows without their mean
+	metric           *frame.Metric // of rows without their mean
 	dev              []float64     // see Head.deviations
 }
 

@@ -6,6 +6,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/damage"
 	"github.com/kvist-project/kvist/engine/internal/input"
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/frame"
 )
 
 // center finds the mean of the rows of K. Energies of rows that are coded without it are of what is left.
@@ -44,6 +45,6 @@ func stats(c *Builder, l *input.Layer, head int) *damage.Head {
 // Center returns rows of K as a centered block holds them.
 func (r *Rows) Center(x quant.Rows) (quant.Rows, error) {
 	out := quant.Rows{Dim: x.Dim, Data: make([]float32, len(x.Data))}
-	err := quant.Center(out, x, r.Mean.Stored, r.metric)
+	err := frame.Center(out, x, r.Mean.Stored, r.metric)
 	return out, err
 }

@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quant
+package frame
 
 import (
 	"encoding/binary"
 	"fmt"
+	"math"
+
+	"github.com/kvist-project/kvist/quant"
 )
 
 // MeanBytes returns the bytes of a stored mean: dim values in binary16.
@@ -22,20 +25,20 @@ const maxMean = 65504
 //
 // Errors: ErrShape unless dst has MeanBytes(x.Dim) bytes; *RowError wrapping ErrRange for a row
 // with a NaN or an infinity. Nothing is written then.
-func PutMean(dst []byte, x Rows) error {
+func PutMean(dst []byte, x quant.Rows) error {
 	if err := x.Validate(); err != nil {
 		return err
 	}
 	if len(dst) != MeanBytes(x.Dim) {
-		return fmt.Errorf("kvist/quant: mean of rows of %d values: room for %d bytes, want %d: %w",
-			x.Dim, len(dst), MeanBytes(x.Dim), ErrShape)
+		return fmt.Errorf("kvist/frame: mean of rows of %d values: room for %d bytes, want %d: %w",
+			x.Dim, len(dst), MeanBytes(x.Dim), quant.ErrShape)
 	}
 	sums := make([]float64, x.Dim)
 	for r := range x.Len() {
 		for i, v := range x.Row(r) {
 			if !finite(v) {
-				return &RowError{Row: r, Err: fmt.Errorf("value %d is %g, which has no mean: %w", i, v,
-					ErrRange)}
+				return &quant.RowError{Row: r, Err: fmt.Errorf("value %d is %g, which has no mean: %w", i, v,
+					quant.ErrRange)}
 			}
 			sums[i] += float64(v)
 		}
@@ -43,7 +46,7 @@ func PutMean(dst []byte, x Rows) error {
 	n := float64(max(1, x.Len()))
 	for i, s := range sums {
 		m := min(max(float32(s/n), -maxMean), maxMean)
-		binary.LittleEndian.PutUint16(dst[2*i:], F32ToF16(m))
+		binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(m))
 	}
 	return nil
 }
@@ -53,11 +56,11 @@ func PutMean(dst []byte, x Rows) error {
 // Errors: ErrShape unless mean has MeanBytes(len(dst)) bytes.
 func Mean(dst []float32, mean []byte) error {
 	if len(mean) != MeanBytes(len(dst)) {
-		return fmt.Errorf("kvist/quant: mean of %d values has %d bytes, want %d: %w", len(dst),
-			len(mean), MeanBytes(len(dst)), ErrShape)
+		return fmt.Errorf("kvist/frame: mean of %d values has %d bytes, want %d: %w", len(dst),
+			len(mean), MeanBytes(len(dst)), quant.ErrShape)
 	}
 	for i := range dst {
-		dst[i] = F16ToF32(binary.LittleEndian.Uint16(mean[2*i:]))
+		dst[i] = quant.F16ToF32(binary.LittleEndian.Uint16(mean[2*i:]))
 	}
 	return nil
 }
@@ -68,7 +71,7 @@ func Mean(dst []float32, mean []byte) error {
 //
 // Errors: ErrShape; ErrRange as *RowError for a row whose difference or product is beyond float32,
 // the rows before it are then written.
-func Center(dst, src Rows, mean []byte, m *Metric) error {
+func Center(dst, src quant.Rows, mean []byte, m *Metric) error {
 	return move(dst, src, mean, m, true)
 }
 
@@ -76,18 +79,18 @@ func Center(dst, src Rows, mean []byte, m *Metric) error {
 // be src.
 //
 // Errors: as Center.
-func Uncenter(dst, src Rows, mean []byte, m *Metric) error {
+func Uncenter(dst, src quant.Rows, mean []byte, m *Metric) error {
 	return move(dst, src, mean, m, false)
 }
 
-func move(dst, src Rows, mean []byte, m *Metric, forward bool) error {
+func move(dst, src quant.Rows, mean []byte, m *Metric, forward bool) error {
 	if err := src.Validate(); err != nil {
 		return err
 	}
 	dim := src.Dim
 	if dst.Dim != dim || len(dst.Data) != len(src.Data) || m != nil && m.dim != dim {
-		return fmt.Errorf("kvist/quant: center %d values in rows of %d, to %d in rows of %d, the metric"+
-			" has %d: %w", len(src.Data), dim, len(dst.Data), dst.Dim, metricDim(m), ErrShape)
+		return fmt.Errorf("kvist/frame: center %d values in rows of %d, to %d in rows of %d, the metric"+
+			" has %d: %w", len(src.Data), dim, len(dst.Data), dst.Dim, metricDim(m), quant.ErrShape)
 	}
 	shift := make([]float32, dim)
 	if mean != nil {
@@ -101,8 +104,8 @@ func move(dst, src Rows, mean []byte, m *Metric, forward bool) error {
 		moveRow(y, x, tmp, shift, mean != nil, m, forward)
 		for i, v := range y {
 			if v-v != 0 {
-				return &RowError{Row: r, Err: fmt.Errorf("value %d is %g without its mean and in its"+
-					" metric: %w", i, v, ErrRange)}
+				return &quant.RowError{Row: r, Err: fmt.Errorf("value %d is %g without its mean and in its"+
+					" metric: %w", i, v, quant.ErrRange)}
 			}
 		}
 	}
@@ -137,3 +140,5 @@ func metricDim(m *Metric) int {
 	}
 	return m.dim
 }
+
+func finite(f float32) bool { return math.Float32bits(f)&0x7f800000 != 0x7f800000 }

@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package quant
+package frame
 
 import (
 	"fmt"
 	"math"
+
+	"github.com/kvist-project/kvist/quant"
 )
 
-// MaxMatrixDim is the largest dim of a Metric that is a full matrix: its inverse takes dim^3
+// maxMatrixDim is the largest dim of a Metric that is a full matrix: its inverse takes dim^3
 // operations.
-const MaxMatrixDim = 512
+const maxMatrixDim = 512
 
 // Metric is an invertible linear map A of rows of K. Rows are multiplied with A before they are
 // coded, so that the coding's noise falls where queries feel it least. A query takes the inverse
@@ -31,14 +33,14 @@ type Metric struct {
 // Errors: ErrShape for no components or more than MaxDim; ErrRange unless every component is
 // positive, finite, and so is its inverse.
 func NewDiagonal(a []float32) (*Metric, error) {
-	if len(a) < 1 || len(a) > MaxDim {
-		return nil, fmt.Errorf("kvist/quant: metric of %d components, want 1 to %d: %w", len(a),
-			MaxDim, ErrShape)
+	if len(a) < 1 || len(a) > quant.MaxDim {
+		return nil, fmt.Errorf("kvist/frame: metric of %d components, want 1 to %d: %w", len(a),
+			quant.MaxDim, quant.ErrShape)
 	}
 	for i, x := range a {
 		if !(x > 0) || !finite(x) || !finite(1/x) {
-			return nil, fmt.Errorf("kvist/quant: metric: component %d is %g, want a positive number"+
-				" with a finite inverse: %w", i, x, ErrRange)
+			return nil, fmt.Errorf("kvist/frame: metric: component %d is %g, want a positive number"+
+				" with a finite inverse: %w", i, x, quant.ErrRange)
 		}
 	}
 	return &Metric{dim: len(a), diag: append([]float32(nil), a...)}, nil
@@ -47,16 +49,16 @@ func NewDiagonal(a []float32) (*Metric, error) {
 // NewMatrix returns the metric A of a row-major matrix, [dim, dim]. It inverts A in float64, by
 // Gauss and Jordan with the largest pivot of a column. a is copied.
 //
-// Errors: ErrShape for another number of values; ErrTooLarge beyond MaxMatrixDim; ErrRange for a
+// Errors: ErrShape for another number of values; ErrTooLarge for a dim beyond 512; ErrRange for a
 // value that is not finite, or a matrix that float64 cannot invert.
 func NewMatrix(a []float32, dim int) (*Metric, error) {
 	switch {
-	case dim < 1 || dim > MaxDim || len(a) != dim*dim:
-		return nil, fmt.Errorf("kvist/quant: metric of %d values, want %d squared: %w", len(a), dim,
-			ErrShape)
-	case dim > MaxMatrixDim:
-		return nil, fmt.Errorf("kvist/quant: metric: matrix of dim %d, want at most %d: %w", dim,
-			MaxMatrixDim, ErrTooLarge)
+	case dim < 1 || dim > quant.MaxDim || len(a) != dim*dim:
+		return nil, fmt.Errorf("kvist/frame: metric of %d values, want %d squared: %w", len(a), dim,
+			quant.ErrShape)
+	case dim > maxMatrixDim:
+		return nil, fmt.Errorf("kvist/frame: metric: matrix of dim %d, want at most %d: %w", dim,
+			maxMatrixDim, quant.ErrTooLarge)
 	}
 	m := &Metric{dim: dim, matrix: append([]float32(nil), a...)}
 	var err error
@@ -72,7 +74,7 @@ func invert(a []float32, dim int) ([]float32, error) {
 	for i := range dim {
 		for j, x := range a[i*dim : (i+1)*dim] {
 			if !finite(x) {
-				return nil, fmt.Errorf("kvist/quant: metric: value [%d, %d] is %g: %w", i, j, x, ErrRange)
+				return nil, fmt.Errorf("kvist/frame: metric: value [%d, %d] is %g: %w", i, j, x, quant.ErrRange)
 			}
 			m[i*w+j] = float64(x)
 		}
@@ -93,8 +95,8 @@ func invert(a []float32, dim int) ([]float32, error) {
 		}
 		f := row[c]
 		if f == 0 {
-			return nil, fmt.Errorf("kvist/quant: metric: the matrix is singular at column %d: %w", c,
-				ErrRange)
+			return nil, fmt.Errorf("kvist/frame: metric: the matrix is singular at column %d: %w", c,
+				quant.ErrRange)
 		}
 		for j := range row {
 			row[j] /= f
@@ -114,8 +116,8 @@ func invert(a []float32, dim int) ([]float32, error) {
 		for j := range dim {
 			x := float32(m[i*w+dim+j])
 			if !finite(x) {
-				return nil, fmt.Errorf("kvist/quant: metric: value [%d, %d] of the inverse is %g: %w", i,
-					j, x, ErrRange)
+				return nil, fmt.Errorf("kvist/frame: metric: value [%d, %d] of the inverse is %g: %w", i,
+					j, x, quant.ErrRange)
 			}
 			inv[i*dim+j] = x
 		}
@@ -182,18 +184,5 @@ func product(dst, m, x []float32) {
 			s += float64(y) * float64(x[j]) // exact: fusing changes nothing
 		}
 		dst[i] = float32(s)
-	}
-}
-
-// Pair returns the index of the rotary pair of component i of a row: below RotaryDim/2 for the components that
-// are turned, and RotaryDim/2 + (i - RotaryDim) for the others, which have no partner.
-func (r Rope) Pair(i int) int {
-	switch half := r.RotaryDim / 2; {
-	case i >= r.RotaryDim || half == 0:
-		return i - half
-	case r.Layout == RopeInterleaved:
-		return i / 2
-	default:
-		return i % half
 	}
 }
