@@ -177,14 +177,14 @@ func recordBytes(t testing.TB, b []byte) (all []byte) {
 // A window that reaches behind the context, a scale that is 1/sqrt(head_dim) and layers that say what all say
 // change no byte of a record.
 func TestWindow_WiderThanTheContextIsNone(t *testing.T) {
-	plain, be := open(t, kvFile), openCPU(t)
+	plain, be := firstTokens(t, open(t, kvFile), 320, 0, 29), openCPU(t)
 	wide := of(t, plain, perLayer(plain, func(l int, a *quant.LayerAttention) {
-		a.Window, a.Scale = int64(1281+1000*(l%3)), 0.125
+		a.Window, a.Scale = int64(320+256+1+1000*(l%3)), 0.125
 	}), nil)
-	for _, text := range []string{"k=lm3 v=lm2 importance=none", "bytes=150000", "bytes=400000 levels=full",
-		"bytes=150000 form=archive", "bytes=300000 importance=default,expected=0.5,surprise=0.25 levels=full"} {
+	for _, text := range []string{"k=lm3 v=lm2 importance=none", "bytes=24000", "bytes=64000 levels=full",
+		"bytes=24000 form=archive", "bytes=48000 importance=default,expected=0.5,surprise=0.25 levels=full"} {
 		cfg := config(t, text)
-		if testing.Short() && cfg.Bytes > 150000 {
+		if testing.Short() && cfg.Bytes > 24000 {
 			continue
 		}
 		want, res := compress(t, plain, be, cfg)
