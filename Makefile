@@ -38,7 +38,7 @@ setup: ## fetch modules and the test model
 	@$(MAKE) --no-print-directory model
 
 model: ## fetch SmolLM2-135M for the tests and the evaluation; idempotent, hash-checked
-	@bash engine/model/fetch-model.sh
+	@sh engine/model/fetch-model.sh
 
 model-gemma: ## fetch Gemma 3 270M (terms of Gemma) for make test-models and the evaluation; idempotent, hash-checked
 	@sh engine/model/fetch-gemma.sh

@@ -18,7 +18,7 @@ var rooms = [][]string{
 	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile", "vectors"},
 	{"gguf/gguftest", "capture", "internal/blocks", "internal/weigh"},
 	{"internal/captured", "internal/damage", "model"},
-	{"internal/ahead", "internal/cold", "internal/segment", "runner"},
+	{"model/modeltest", "internal/ahead", "internal/cold", "internal/segment", "runner"},
 	{"report"},
 	{"kvfile"},
 	{"tune"},

@@ -18,6 +18,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -217,7 +218,7 @@ func TestBlockStore_EveryLevel(t *testing.T) {
 
 // Attention to packed blocks equals attention to the decompressed cache.
 func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	const length, next = 150, 24
 	in := evalInput(t, m, 1, Options{Context: length, Next: next})
 	be, err := cpu.Open(cpu.Options{})
@@ -271,7 +272,7 @@ func TestBlockStore_IsTheDecompressedCache(t *testing.T) {
 // The row bias of the store depends on each query, that of the decompressed cache on the mean query of
 // the head. The results differ a little.
 func TestBlockStore_RowBias(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	const length, next = 256, 32
 	in := evalInput(t, m, 2, Options{Context: length, Next: next})
 	be, err := cpu.Open(cpu.Options{})
@@ -301,7 +302,7 @@ func TestBlockStore_RowBias(t *testing.T) {
 }
 
 func TestNewBlockStore_RefusesOtherGeometries(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	defer be.Close()

@@ -8,9 +8,6 @@ import (
 	"encoding/json"
 	"math"
 	"math/rand/v2"
-	"os"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -19,33 +16,9 @@ import (
 	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/quant"
 )
-
-var openModel = sync.OnceValues(func() (*model.Model, error) {
-	path, err := model.Find()
-	if err != nil {
-		return nil, err
-	}
-	return model.Open(path, model.Options{})
-})
-
-// realModel returns the model, or skips the test if it does not exist.
-func realModel(t testing.TB) *model.Model {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("the real model takes seconds, minutes under the race detector: not with -short")
-	}
-	if _, err := model.Find(); err != nil {
-		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "model") {
-			t.Fatal(err)
-		}
-		t.Skip(err) // it says to run make model
-	}
-	m, err := openModel()
-	require.NoError(t, err)
-	return m
-}
 
 // evalInput returns an eval text.
 func evalInput(t testing.TB, m *model.Model, i int, o Options) Input {
@@ -204,7 +177,7 @@ func TestEvaluateText_ShortOrWrong(t *testing.T) {
 }
 
 func TestEvaluate_ExactMethodIsExact(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	o := Options{Context: 160, Next: 40, Decode: true, Window: 32, Chunk: 48}
 	half := fake{"half", func(c *methods.Context) *methods.Cache {
 		out := identity(c)
@@ -244,7 +217,7 @@ func TestEvaluate_ExactMethodIsExact(t *testing.T) {
 }
 
 func TestEvaluate_RefusesWrongCaches(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	o := Options{Context: 8, Next: 4}
 	in := evalInput(t, m, 0, o)
 	for name, c := range map[string]*methods.Cache{
@@ -281,7 +254,7 @@ func TestEvaluate_RefusesWrongCaches(t *testing.T) {
 
 // The figures of well-known formats in this model are known, so a wrong measurement shows.
 func TestEvaluate_KnownFormats(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	list := []methods.Method{named(t, "f16"), named(t, "ggml-q8_0"), named(t, "tqmse4"), named(t, "tqmse2")}
 	o := Options{Context: 384, Next: 96}
 	res, err := Evaluate(context.Background(), m,

@@ -17,6 +17,7 @@ import (
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/kvfile"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 )
 
 // modelProfile is the profile of the test model, from the calibration texts.
@@ -25,7 +26,7 @@ const modelProfile = "../../testdata/smollm2.kvprofile"
 // TestArchive_InTheModel tests on a shorter context of an eval text that an archive at 1.8 bits diverges
 // less than TurboQuant at 4.25.
 func TestArchive_InTheModel(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	o := Options{Context: 320, Next: 64}
 	in := evalInput(t, m, 4, o)
 	res, err := EvaluateText(context.Background(), m, in, []methods.Method{named(t, "tqmse4"),
@@ -40,7 +41,7 @@ func TestArchive_InTheModel(t *testing.T) {
 
 // Capture, compress, decompress and continue: files on disk give the result of the method in memory.
 func TestKvist_FilesEqualTheMethodInMemory(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	const length, next = 128, 32
 	o := Options{Context: length, Next: next}
 	in := evalInput(t, m, 4, o)

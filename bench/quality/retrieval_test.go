@@ -12,11 +12,12 @@ import (
 	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/quant"
 )
 
 func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	var bodies []string
 	for _, x := range texts.WithRole(texts.RoleEval) {
 		bodies = append(bodies, x.Body)
@@ -51,7 +52,7 @@ func TestRetrieval_ExactCacheFindsNearlyAll(t *testing.T) {
 // One pass over many questions equals a pass for each, except for the positions: only the first question
 // has the position that it has alone.
 func TestFan_ContinuationsDoNotSeeEachOther(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	in := evalInput(t, m, 0, Options{Context: 100, Next: 30})
 	_, kv, err := Prefill(context.Background(), m, in.Tokens[:100], false)
 	require.NoError(t, err)
@@ -80,7 +81,7 @@ func TestFan_ContinuationsDoNotSeeEachOther(t *testing.T) {
 }
 
 func TestNewRetrieval_QuestionsFitTheirContexts(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	tok := m.Tokenizer()
 	body := texts.All()[0].Body
 	q, err := NewRetrieval(tok, []string{body}, 20, 700, 7)

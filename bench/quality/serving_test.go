@@ -10,13 +10,14 @@ import (
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // A cache with room for everything predicts as the exact one does; one under a budget keeps it, and comes
 // close.
 func TestMeasureServing(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	defer be.Close()

@@ -13,6 +13,7 @@ import (
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -21,7 +22,7 @@ import (
 // with that of the prefill of these tokens. Weighing takes the attention of the last window's queries,
 // whose log-sum-exp is known, to the keys of the segment, with the default importance.
 func BenchmarkSegmentWeights(b *testing.B) {
-	m := realModel(b)
+	m := modeltest.SmolLM2(b)
 	const tokens, window = 512, 64
 	in := evalInput(b, m, 0, Options{Context: tokens, Next: 2})
 	ctx := context.Background()

@@ -9,6 +9,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/bench/quality"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/engine/profile"
 )
 
@@ -18,7 +19,7 @@ const modelProfile = "../../testdata/smollm2.kvprofile"
 // TestArchiveSteps_Measured runs the measurement on a few tokens: steps differ between layers and are
 // bounded.
 func TestArchiveSteps_Measured(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	p, err := profile.Open(modelProfile, profile.Limits{})
 	require.NoError(t, err)
 	o := quality.Options{Context: 96, Next: 4}

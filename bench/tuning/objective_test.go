@@ -14,6 +14,7 @@ import (
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/tune"
 	"github.com/kvist-project/kvist/quant"
@@ -32,7 +33,7 @@ func calibInput(t *testing.T, m *model.Model, o quality.Options) quality.Input {
 
 // small is a text of 128 tokens and 8 questions, at two rates.
 func small(t *testing.T, o Options) *Objective {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, be.Close()) })

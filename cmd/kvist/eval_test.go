@@ -20,22 +20,8 @@ import (
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine/capture"
-	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 )
-
-// needModel skips a test where the model is not there.
-func needModel(t *testing.T) {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("the real model takes seconds: not with -short")
-	}
-	if _, err := model.Find(); err != nil {
-		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "model") {
-			t.Fatal(err)
-		}
-		t.Skip(err) // it says to run make model
-	}
-}
 
 // command runs one command line in this process.
 func command(t *testing.T, stdin string, args ...string) (status int, stdout, stderr string) {
@@ -167,7 +153,7 @@ func TestEvalPage_EscapesAndNeedsNothing(t *testing.T) {
 }
 
 func TestEval_InTheModel(t *testing.T) {
-	needModel(t)
+	modeltest.SmolLM2(t)
 	dir := t.TempDir()
 	text := filepath.Join(dir, "story.txt")
 	require.NoError(t, os.WriteFile(text, []byte(texts.All()[0].Body), 0o600))
@@ -219,7 +205,7 @@ func TestEval_InTheModel(t *testing.T) {
 }
 
 func TestCapture_IsAcceptedByCompress(t *testing.T) {
-	needModel(t)
+	modeltest.SmolLM2(t)
 	dir := t.TempDir()
 	body := texts.All()[1].Body
 	at := func(name string) string { return filepath.Join(dir, name) }

@@ -6,41 +6,15 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/stretchr/testify/require"
 )
 
-var openGemma = sync.OnceValues(func() (*model.Model, error) {
-	path, err := model.FindGemma()
-	if err != nil {
-		return nil, err
-	}
-	return model.Open(path, model.Options{})
-})
-
-// gemma returns Gemma 3 270M, or skips the test if it is not there.
-func gemma(t testing.TB) *model.Model {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("a real model takes seconds, minutes under the race detector: not with -short")
-	}
-	if _, err := model.FindGemma(); err != nil {
-		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "gemma") {
-			t.Fatal(err)
-		}
-		t.Skip(err) // it says to run make model-gemma
-	}
-	m, err := openGemma()
-	require.NoError(t, err)
-	return m
-}
-
 func TestGemma_Greedy(t *testing.T) {
-	m := gemma(t)
+	m := modeltest.Gemma(t)
 	tok := m.Tokenizer()
 	require.True(t, tok.AddBOS)
 	tokens, err := tok.Start("France: Paris\nItaly: Rome\nGermany:", false)
@@ -53,7 +27,7 @@ func TestGemma_Greedy(t *testing.T) {
 }
 
 func TestGemma_Attention(t *testing.T) {
-	m := gemma(t)
+	m := modeltest.Gemma(t)
 	require.Equal(t, 18, m.Layers)
 	for l, a := range m.Attention() {
 		window, theta := 512, 1e4
@@ -72,7 +46,7 @@ func TestGemma_Attention(t *testing.T) {
 // TestGemma_Reference compares tokens with those of llama.cpp, and surprisals with those that
 // transformers computes in float32 from the same weights, dequantized by the Python package gguf.
 func TestGemma_Reference(t *testing.T) {
-	m := gemma(t)
+	m := modeltest.Gemma(t)
 	var ref struct {
 		Text      string
 		Tokens    []int32

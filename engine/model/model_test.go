@@ -8,44 +8,18 @@ import (
 	"math"
 	"os"
 	"path/filepath"
-	"strings"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/capture"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/model/modeltest"
 	"github.com/kvist-project/kvist/quant"
 )
 
 // committed is a capture of the same model by an independent runner in numpy.
 const committed = "../../testdata/smollm2-sqlite-1k.safetensors"
-
-var openModel = sync.OnceValues(func() (*model.Model, error) {
-	path, err := model.Find()
-	if err != nil {
-		return nil, err
-	}
-	return model.Open(path, model.Options{})
-})
-
-// realModel returns the real model, or skips the test if it does not exist.
-func realModel(t testing.TB) *model.Model {
-	t.Helper()
-	if testing.Short() {
-		t.Skip("the real model takes seconds, minutes under the race detector: not with -short")
-	}
-	if _, err := model.Find(); err != nil {
-		if strings.Contains(os.Getenv("KVIST_REQUIRE"), "model") {
-			t.Fatal(err)
-		}
-		t.Skip(err) // it says to run make model
-	}
-	m, err := openModel()
-	require.NoError(t, err)
-	return m
-}
 
 func newKV(t testing.TB, m *model.Model, o model.KVOptions) *model.ExactKV {
 	t.Helper()
@@ -63,7 +37,7 @@ func forward(t testing.TB, m *model.Model, tokens []int32, kv model.KVStore, pos
 }
 
 func TestModel_Config(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	require.Equal(t, quant.Geometry{Layers: 30, Heads: 9, KVHeads: 3, HeadDim: 64, HeadDimV: 64,
 		Rope: quant.Rope{Layout: quant.RopeHalf, RotaryDim: 64, Theta: 100000}}, m.Geometry())
 	require.Equal(t, 8192, m.Context)
@@ -71,7 +45,7 @@ func TestModel_Config(t *testing.T) {
 }
 
 func TestModel_Greedy(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	tokens, err := m.Tokenizer().Encode("The capital of Germany is", false)
 	require.NoError(t, err)
 	kv := newKV(t, m, model.KVOptions{})
@@ -102,7 +76,7 @@ func sourceTokens(t testing.TB, n int) []int32 {
 }
 
 func TestModel_ChunkedPrefill(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	tokens := sourceTokens(t, 300)
 	var rows [2][]float32
 	for i, chunk := range []int{300, 37} {
@@ -131,7 +105,7 @@ func relError(a, b []float32) float64 {
 // TestModel_ReproducesCapture pins the whole forward pass: q, k and v of four layers and the
 // surprisal against those that the numpy runner wrote.
 func TestModel_ReproducesCapture(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	want, err := capture.Open(committed, capture.Limits{})
 	require.NoError(t, err)
 	defer want.Close()
@@ -198,7 +172,7 @@ func perplexity(t testing.TB, m *model.Model, tokens []int32, kv model.KVStore) 
 }
 
 func TestModel_F16Perplexity(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	tokens := sourceTokens(t, 384)
 	exact := perplexity(t, m, tokens, newKV(t, m, model.KVOptions{}))
 	f16 := perplexity(t, m, tokens, newKV(t, m, model.KVOptions{F16: true}))
@@ -208,7 +182,7 @@ func TestModel_F16Perplexity(t *testing.T) {
 }
 
 func TestModel_Fast(t *testing.T) {
-	m := realModel(t)
+	m := modeltest.SmolLM2(t)
 	path, err := model.Find()
 	require.NoError(t, err)
 	fast, err := model.Open(path, model.Options{Fast: true})
@@ -229,7 +203,7 @@ type vector struct {
 // TestModel_TokenizerVectors compares with vectors made by the Hugging Face package tokenizers
 // from the same vocabulary (testdata/README.md).
 func TestModel_TokenizerVectors(t *testing.T) {
-	tok := realModel(t).Tokenizer()
+	tok := modeltest.SmolLM2(t).Tokenizer()
 	b, err := os.ReadFile("testdata/tokens-smollm.json")
 	require.NoError(t, err)
 	var vectors []vector
@@ -252,7 +226,7 @@ func TestModel_TokenizerVectors(t *testing.T) {
 
 // benchModes runs a benchmark with float32 and with int8 activations.
 func benchModes(b *testing.B, run func(b *testing.B, m *model.Model)) {
-	realModel(b)
+	modeltest.SmolLM2(b)
 	path, err := model.Find()
 	require.NoError(b, err)
 	for _, mode := range []string{"exact", "fast"} {
@@ -297,7 +271,7 @@ func BenchmarkDecode(b *testing.B) {
 }
 
 func BenchmarkOpen(b *testing.B) {
-	realModel(b)
+	modeltest.SmolLM2(b)
 	path, err := model.Find()
 	require.NoError(b, err)
 	for b.Loop() {
