@@ -43,6 +43,13 @@
 // Fork shares closed segments and copies the open ones. MatchPrefix finds closed segments by the tokens in
 // them, under the salt of those who may share. Shared bytes are charged once.
 //
+// # Tiers
+//
+// Park moves an idle sequence to Config.Store, packed as it is, and Resume brings it back without the model.
+// Segments that sequences share are named by what is in them and put once; RecallPrefix finds them by their
+// tokens. Save and Load do the same with a .kvist file. What comes back is what it was, to the last bit. These
+// calls hold the lock of the cache only while they copy: others go on meanwhile.
+//
 // # Determinism
 //
 // Whether a query reads a token exact or packed depends on their positions only. Without pressure the
@@ -60,6 +67,8 @@
 //	quant.ErrFull         nothing is left to give: other sequences hold exact windows, or are pinned
 //	quant.ErrUnsupported  dims that the backend cannot code; rows that windowed layers have freed
 //	quant.ErrClosed       the cache, the sequence or the step was closed
+//	quant.ErrCorrupt      Load, Resume: damage in a file or a store
+//	*store.ForeignError   Load, Resume: written for another salt, model, profile, geometry or version
 //
 // A failed call changes nothing, unless the backend fails in the middle of a change: then the cache is
 // unusable, and every call but Close says so.

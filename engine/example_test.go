@@ -7,9 +7,14 @@ import (
 	"fmt"
 	"log"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"time"
 
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/atomicfile"
+	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -49,14 +54,16 @@ func (m model) step(c *engine.Cache, s *engine.Sequence, tokens, keep int) error
 	return st.Commit(keep)
 }
 
-func open(budget int64) (*engine.Cache, model) {
+func open(budget int64) (*engine.Cache, model) { return openWith(engine.Config{Budget: budget}) }
+
+func openWith(cfg engine.Config) (*engine.Cache, model) {
 	be, err := cpu.Open(cpu.Options{})
 	if err != nil {
 		log.Fatal(err)
 	}
 	m := model{quant.Geometry{Layers: 2, Heads: 4, KVHeads: 2, HeadDim: 64, HeadDimV: 64},
 		rand.New(rand.NewPCG(1, 2))}
-	c, err := engine.Open(be, m.geo, engine.Config{Budget: budget})
+	c, err := engine.Open(be, m.geo, cfg)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -189,4 +196,99 @@ func ExampleSequence_Explain() {
 	}
 	fmt.Println(rows["sinks"], rows["sorted"], rows["open"], rows["exact"])
 	// Output: 4 256 64 76
+}
+
+// An idle conversation goes to disk and comes back, in this process or after a restart, without the model.
+func ExampleSequence_Park() {
+	dir, err := os.MkdirTemp("", "kvist")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	disk, err := store.OpenDisk(dir, store.DiskOptions{MaxBytes: 1 << 30})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer disk.Close()
+	c, m := openWith(engine.Config{Budget: 8 << 20, Store: disk})
+	defer c.Close()
+	ctx, salt := context.Background(), []byte("of this tenant")
+	s, err := c.NewSequence()
+	if err == nil {
+		err = m.step(c, s, 600, 600)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	id, err := s.Park(ctx, salt, time.Now().Add(24*time.Hour))
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("in memory:", c.Stats().Tokens, "tokens; parked:", disk.Stats().Entries > 0)
+
+	s, err = c.Resume(ctx, salt, id)
+	if err == nil {
+		err = c.Discard(ctx, salt, id) // it lives in memory again
+	}
+	if err == nil {
+		err = m.step(c, s, 1, 1)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("resumed:", s.Len(), "tokens")
+	// Output:
+	// in memory: 0 tokens; parked: true
+	// resumed: 601 tokens
+}
+
+// A conversation as a file, which appears whole or not at all, and in another cache.
+func ExampleSequence_Save() {
+	dir, err := os.MkdirTemp("", "kvist")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	c, m := open(8 << 20)
+	defer c.Close()
+	s, err := c.NewSequence()
+	if err == nil {
+		err = m.step(c, s, 300, 300)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	path := filepath.Join(dir, "talk.kvist")
+	f, err := atomicfile.Create(path, false)
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := s.Save(context.Background(), f); err != nil {
+		_ = f.Abort()
+		log.Fatal(err)
+	}
+	if err := f.Commit(); err != nil {
+		log.Fatal(err)
+	}
+
+	other, m := open(8 << 20)
+	defer other.Close()
+	r, err := os.Open(path)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer r.Close()
+	info, err := r.Stat()
+	if err != nil {
+		log.Fatal(err)
+	}
+	x, err := other.Load(context.Background(), r, info.Size())
+	if err == nil {
+		err = m.step(other, x, 1, 1)
+	}
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(s.Len(), x.Len())
+	// Output: 300 301
 }
