@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"sync"
+	"time"
 	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
@@ -117,6 +118,9 @@ func (c *Cache) Close() error {
 		return nil
 	}
 	c.closed = true
+	if c.cfg.Events != nil {
+		c.cfg.Events(Event{Kind: Cleared, Where: InMemory})
+	}
 	err := c.arena.close()
 	if e := c.pressure.floats.Free(); err == nil {
 		err = e
@@ -247,4 +251,33 @@ func (c *Cache) RecallPrefix(ctx context.Context, salt []byte, tokens []int32) (
 func (c *Cache) Load(ctx context.Context, r io.ReaderAt, size int64) (*Sequence, error) {
 	s, err := newLoader(ctx, c, "load", 0).load(r, size)
 	return s, wrap("load", 0, err)
+}
+
+// ExpirePrefixes frees the shared prefixes that nobody has used for so long and that no sequence holds, and
+// returns how many segments these were. Without it they stay until their memory is wanted. What is parked
+// expires by itself.
+//
+// Errors: quant.ErrClosed; those of the backend.
+func (c *Cache) ExpirePrefixes(unused time.Duration) (n int, err error) {
+	const call = "expire prefixes"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return 0, err
+	}
+	before := time.Now().Add(-unused)
+	for done := false; !done; { // from the ends of the chains
+		done = true
+		for at := len(c.index.nodes) - 1; at >= 0; at-- {
+			x := c.index.nodes[at]
+			if x.children > 0 || x.seg.refs > 1 || x.at.After(before) {
+				continue
+			}
+			if err := c.index.unlist(c, at); err != nil {
+				return n, wrap(call, 0, c.broken(err))
+			}
+			n, done = n+1, false
+		}
+	}
+	return n, nil
 }

@@ -61,6 +61,9 @@ type Config struct {
 	Model, Profile string
 	// Store is where sequences are parked. The cache does not close it. nil: none.
 	Store store.Store
+	// Events is told which prefixes can be found, while the cache is locked: it must return soon and not call
+	// the cache. nil: nobody is.
+	Events func(Event)
 	// Logger receives refusals and the start of pressure. nil: nothing is logged.
 	Logger *slog.Logger
 }

@@ -120,6 +120,7 @@ func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
 					g.name = named[i].name
 				}
 			}
+			c.stats.Parked++
 			err = c.broken(s.release())
 		}
 	}
@@ -214,7 +215,7 @@ func (m *mover) resume(id store.Key) (*Sequence, error) {
 		err = m.addSegment(s, &x.segs[i], id)
 	}
 	if err == nil {
-		err = m.locked(func() error { return x.restore(s, m.under.Salt) })
+		err = m.locked(func() error { c.stats.Resumed++; return x.restore(s, m.under.Salt) })
 	}
 	if err = m.end(s, free, err); err != nil {
 		return nil, err

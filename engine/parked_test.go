@@ -345,3 +345,66 @@ func TestPark_Misuse(t *testing.T) {
 	_, err = r.c.Resume(ctx, nil, id)
 	require.ErrorIs(t, err, quant.ErrClosed)
 }
+
+// A router that follows the events knows at any time which prefixes can be found.
+func TestEvents(t *testing.T) {
+	ctx := context.Background()
+	where := map[string]map[key]bool{InMemory: {}, InStore: {}}
+	known := map[key]bool{{}: true}
+	cfg := testConfig()
+	cfg.Events = func(e Event) {
+		if e.Kind == Cleared {
+			clear(where[e.Where])
+			return
+		}
+		require.NotEmpty(t, e.Keys)
+		require.True(t, known[e.Parent], "the parent was never stored")
+		for _, k := range e.Keys {
+			known[k] = true
+			if e.Kind == Removed {
+				require.Contains(t, where[e.Where], key(k))
+				delete(where[e.Where], k)
+			} else {
+				where[e.Where][k] = true
+			}
+		}
+		require.Zero(t, e.Tokens%prefixTokens)
+	}
+	r, _ := withStore(t, cfg)
+	check := func() {
+		t.Helper()
+		require.Len(t, where[InMemory], len(r.c.index.at))
+		for k := range r.c.index.at {
+			require.True(t, where[InMemory][k])
+		}
+	}
+	a, err := r.c.MatchPrefix(nil, nil)
+	require.NoError(t, err)
+	r.with(a, 1, 400)
+	check()
+	require.Len(t, where[InMemory], 5)
+	b, err := a.Fork()
+	require.NoError(t, err)
+	require.NoError(t, b.Truncate(128))
+	r.with(b, 1, 200)
+	_, err = a.Park(ctx, nil, never)
+	require.NoError(t, err)
+	require.Equal(t, where[InMemory], where[InStore])
+	check()
+	n, err := r.c.ExpirePrefixes(time.Hour)
+	require.NoError(t, err)
+	require.Zero(t, n)
+	n, err = r.c.ExpirePrefixes(0)
+	require.NoError(t, err)
+	require.Equal(t, 4, n, "b holds the first one")
+	check()
+	r.audit()
+	require.NoError(t, b.Close())
+	n, err = r.c.ExpirePrefixes(0)
+	require.NoError(t, err)
+	require.Equal(t, 1, n)
+	require.Empty(t, where[InMemory])
+	st := r.c.Stats()
+	require.EqualValues(t, 1, st.Parked)
+	r.closeAll()
+}

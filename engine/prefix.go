@@ -9,6 +9,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
+	"time"
 	"unsafe"
 )
 
@@ -29,6 +30,7 @@ type prefix struct {
 	keys     []key
 	children int
 	used     uint64 // clock of its last use
+	at       time.Time
 }
 
 // index finds segments by the tokens that they and all before them hold.
@@ -279,6 +281,7 @@ func (s *Sequence) enlist() {
 		g.refs++
 		g.listed++
 		c.index.add(n, g.lo/prefixTokens)
+		emit(&c.cfg, Stored, n)
 		x.node = n
 	}
 }
@@ -309,8 +312,8 @@ func (x *index) add(n *prefix, first int64) {
 // use marks a node and those before it as used now.
 func (x *index) use(n *prefix) {
 	x.clock++
-	for ; n != nil; n = n.parent {
-		n.used = x.clock
+	for now := time.Now(); n != nil; n = n.parent {
+		n.used, n.at = x.clock, now
 	}
 }
 
@@ -371,6 +374,7 @@ func (n *prefix) lost() bool {
 // unlist removes a node from the index.
 func (x *index) unlist(c *Cache, at int) error {
 	n, last := x.nodes[at], len(x.nodes)-1
+	emit(&c.cfg, Removed, n)
 	x.nodes[at], x.nodes[last] = x.nodes[last], nil
 	x.nodes = x.nodes[:last]
 	for _, k := range n.keys {

@@ -317,6 +317,7 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 			return true
 		}
 		did = true
+		p.c.stats.Damage += p.priceOf(b, side, head) * float64(p.frees(b, side))
 		if err = p.change(s, i, side, p.next(b, side), units); err != nil {
 			return false
 		}

@@ -26,8 +26,9 @@ const markBytes = 80
 // segments that are whole.
 func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) error {
 	type put struct {
-		keys []key
-		mark parkedMark
+		keys   []key
+		mark   parkedMark
+		parent key
 	}
 	var puts []put
 	err := m.locked(func() error {
@@ -48,7 +49,11 @@ func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) e
 			if g.lo == int64(m.c.cfg.Sinks) {
 				x.sinks = sinks
 			}
-			puts = append(puts, put{s.chain.keys[g.lo/prefixTokens : g.hi()/prefixTokens], x})
+			first := g.lo / prefixTokens
+			puts = append(puts, put{s.chain.keys[first : g.hi()/prefixTokens], x, key{}})
+			if first > 0 {
+				puts[len(puts)-1].parent = s.chain.keys[first-1]
+			}
 			next = g.hi()
 		}
 		return nil
@@ -67,6 +72,12 @@ func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) e
 			if errors.Is(err, fs.ErrExist) { // rows that were coded at another time are as good
 				err = nil
 			}
+		}
+		if err == nil {
+			err = m.locked(func() error {
+				emitKeys(&m.c.cfg, Stored, InStore, p.parent, p.keys, p.mark.hi)
+				return nil
+			})
 		}
 	}
 	return err

@@ -97,6 +97,9 @@ func (m *mover) save(s *Sequence, w io.Writer) error {
 	if err == nil {
 		err = m.write(s, w, h, all, buf)
 	}
+	if err == nil {
+		err = m.locked(func() error { c.stats.Saved++; return nil })
+	}
 	return m.end(nil, free, err)
 }
 
@@ -292,7 +295,7 @@ func (m *mover) load(r io.ReaderAt, size int64) (*Sequence, error) {
 		err = m.loadSegment(s, f, at, images[i], &x.segs[i])
 	}
 	if err == nil {
-		err = m.locked(func() error { return x.restore(s, nil) })
+		err = m.locked(func() error { c.stats.Loaded++; return x.restore(s, nil) })
 	}
 	if err = m.end(s, free, err); err != nil {
 		return nil, err

@@ -18,10 +18,17 @@ type Stats struct {
 	Tokens       int64 // committed, of all sequences
 	// Sides counts the sides of blocks at each level, by the name of the coding; "dropped" holds those
 	// of which nothing is left. A shared block counts once.
-	Sides   map[string]int
-	Steps   uint64 // committed
-	Units   uint64 // of work that pressure did: sides of blocks recoded, blocks dropped
-	Dropped uint64 // blocks
+	Sides map[string]int
+	// LevelBytes are the bytes of rows at each level, positions not counted.
+	LevelBytes map[string]int64
+	// Damage is the sum of what pressure's demotions were expected to cost: attention of recent queries times
+	// relative error. It compares times of one cache, not caches.
+	Damage float64
+	// What went to and came from the store and files, by sequences.
+	Parked, Resumed, Saved, Loaded uint64
+	Steps                          uint64 // committed
+	Units                          uint64 // of work that pressure did: sides of blocks recoded, blocks dropped
+	Dropped                        uint64 // blocks
 	// PrefixQueries and PrefixHits count the tokens that MatchPrefix was asked for, and those it found.
 	PrefixQueries, PrefixHits uint64
 	Skipped                   uint64 // records of the store that could not be used
@@ -41,7 +48,7 @@ func (c *Cache) Stats() Stats {
 		l.by[forScratch]
 	s.IndexBytes, s.StateBytes = l.by[forIndex], l.by[forState]
 	s.Sequences = len(c.seqs)
-	s.Sides = map[string]int{}
+	s.Sides, s.LevelBytes = map[string]int{}, map[string]int64{}
 	seen := map[*segment]bool{}
 	for _, q := range c.seqs {
 		s.Tokens += q.n
@@ -55,6 +62,9 @@ func (c *Cache) Stats() Stats {
 				for side := range sides {
 					if b.at[side] != 0 || g.closed {
 						s.Sides[b.rung[side].String()]++
+						if at := b.at[side]; at != 0 {
+							s.LevelBytes[b.rung[side].String()] += c.arena.classes[at.class()].bytes
+						}
 					}
 				}
 			}
