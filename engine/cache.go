@@ -29,6 +29,7 @@ type Cache struct {
 	pressure pressure
 	index    index
 	stats    Stats
+	floors   int64 // of all tenants
 	closed   bool
 	err      error // a failure of the backend that left the cache in an unknown state
 }
@@ -280,4 +281,26 @@ func (c *Cache) ExpirePrefixes(unused time.Duration) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// NewTenant returns a tenant with a floor in bytes of rows. Tenants live as long as the cache.
+//
+// Errors: quant.ErrBudget if all floors together are more than half of the budget: the rest is for windows,
+// which pressure cannot take, and for those above their floors; quant.ErrShape for a floor below 0;
+// quant.ErrClosed.
+func (c *Cache) NewTenant(floor int64) (*Tenant, error) {
+	const call = "new tenant"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return nil, err
+	}
+	if floor < 0 {
+		return nil, fail(call, 0, "floor %d: %w", floor, quant.ErrShape)
+	}
+	if sum := c.floors + floor; sum > c.cfg.Budget/2 {
+		return nil, fail(call, 0, "floors of %d bytes together, the budget is %d: %w", sum, c.cfg.Budget, quant.ErrBudget)
+	}
+	c.floors += floor
+	return &Tenant{c: c, floor: floor}, nil
 }

@@ -156,13 +156,7 @@ func (s *Sequence) Demote(share float64) error {
 // rowBytes returns the bytes of the rows of a sequence.
 func (s *Sequence) rowBytes() (n int64) {
 	for _, g := range s.segs {
-		for i := range g.blocks {
-			for _, at := range g.blocks[i].slots() {
-				if *at != 0 {
-					n += s.c.arena.classes[at.class()].bytes
-				}
-			}
-		}
+		n += s.c.segmentBytes(g)
 	}
 	return n
 }

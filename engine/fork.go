@@ -38,7 +38,7 @@ func (s *Sequence) Fork() (*Sequence, error) {
 			c.copyEntry(&f.kept, &s.kept, i/f.kept.n, j)
 		}
 	}
-	f.n, f.left, f.high, f.stale = s.n, s.left, s.high, s.stale
+	f.n, f.left, f.high, f.stale, f.tenant, f.most = s.n, s.left, s.high, s.stale, s.tenant, s.most
 	if err := f.setState(s.opaque); err != nil {
 		return nil, f.undo(call, s.id, err)
 	}

@@ -44,7 +44,9 @@ func (s *step) plan(rows []Row) error {
 		at += r.n
 		r.leaves, r.closes = r.seq.leaving(r.from + int64(r.n))
 		r.spare, r.spot = d.spares, d.spots
+		had := s.slotBytes()
 		s.planPages(r)
+		r.grows = s.slotBytes() - had + int64(r.closes*heads*c.segPages())*c.sizes.classes[c.sizes.pos]
 		d.spares += r.leaves * heads
 		d.spots += r.closes * heads * c.segPages()
 		d.closes = d.closes || r.closes > 0
@@ -57,6 +59,14 @@ func (s *step) plan(rows []Row) error {
 	}
 	d.slots[c.sizes.pos] += d.spots
 	return nil
+}
+
+// slotBytes returns the bytes of the slots that the step needs.
+func (s *step) slotBytes() (n int64) {
+	for cl, k := range s.need.slots {
+		n += int64(k) * s.c.sizes.classes[cl]
+	}
+	return n
 }
 
 // planPages adds the pages that a row fills to what its step needs.
@@ -107,10 +117,7 @@ func (s *step) planPages(r *stepRow) {
 func (s *step) reserve() error {
 	c, d := s.c, &s.need
 	other := d.tables + s.growth()
-	need := other + fixedBytes
-	for cl, n := range d.slots {
-		need += int64(n) * c.sizes.classes[cl]
-	}
+	need := other + fixedBytes + s.slotBytes()
 	if need > c.cfg.Budget {
 		return fmt.Errorf("a step of %d tokens takes %d bytes, the budget is %d (add fewer at a time): %w",
 			s.tokens, need, c.cfg.Budget, quant.ErrBudget)

@@ -55,6 +55,7 @@ type pressure struct {
 	count   []float64
 	floor   []float64 // [layers * kv_heads]: attention that every row is taken to get at least
 	visited uint64
+	owner   *Sequence // that eachSegment came to a segment by
 	only    *Sequence // a hint concerns this one alone; nil: all
 	fixed   bool      // tests hold the starting coding
 }
@@ -257,6 +258,7 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 	if c.start == starts[0] {
 		c.start = starts[1]
 	}
+	p.countTenants()
 	for _, q := range c.seqs {
 		if q.step != nil || q.pinned || p.only != nil && p.only != q {
 			continue
@@ -272,6 +274,11 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 						if b.rung[side] <= c.start[side] || *units <= 0 {
 							continue
 						}
+						n := c.sizes.bytes(side, b.rung[side]) - c.sizes.bytes(side, c.start[side])
+						if !p.mayTake(q, n) {
+							continue
+						}
+						p.took(q, n)
 						if err := p.change(s, j*s.pages+i, side, c.start[side], units); err != nil {
 							return true, err
 						}
@@ -293,6 +300,7 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 // demoteCheapest does the items of the least price that free what is missing.
 func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, err error) {
 	w := p
+	p.countTenants()
 	w.bytes = [buckets]int64{}
 	p.eachItem(func(s *segment, i, side int) bool {
 		b, head := &s.blocks[i], i/s.pages
@@ -317,7 +325,9 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 			return true
 		}
 		did = true
-		p.c.stats.Damage += p.priceOf(b, side, head) * float64(p.frees(b, side))
+		n := p.frees(b, side)
+		p.took(p.owner, n)
+		p.c.stats.Damage += p.priceOf(b, side, head) * float64(n)
 		if err = p.change(s, i, side, p.next(b, side), units); err != nil {
 			return false
 		}
@@ -337,7 +347,10 @@ func (p *pressure) eachItem(f func(s *segment, i, side int) bool) {
 		for i := 0; i < len(s.blocks) && !stop; i++ {
 			b := &s.blocks[i]
 			for side := range sides {
-				if b.at[sideK] != 0 && p.frees(b, side) > 0 && !stop {
+				if stop || b.at[sideK] == 0 {
+					continue
+				}
+				if n := p.frees(b, side); n > 0 && p.mayTake(p.owner, n) {
 					stop = !f(s, i, side)
 				}
 			}

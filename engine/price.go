@@ -116,7 +116,7 @@ func (p *pressure) eachSegment(f func(s *segment)) {
 				continue // a hint takes nothing from other sequences
 			}
 			if s.closed && !s.sinks && s.pinned == 0 && s.visited != p.visited {
-				s.visited = p.visited
+				s.visited, p.owner = p.visited, q
 				f(s)
 			}
 		}

@@ -77,6 +77,18 @@ func (s *segment) empty() bool {
 	return true
 }
 
+// segmentBytes returns the bytes of the rows and positions of a segment.
+func (c *memory) segmentBytes(s *segment) (n int64) {
+	for i := range s.blocks {
+		for _, at := range s.blocks[i].slots() {
+			if *at != 0 {
+				n += c.arena.classes[at.class()].bytes
+			}
+		}
+	}
+	return n
+}
+
 // complete reports whether a closed segment still has the rows of all its tokens, in all layers.
 func (s *segment) complete() bool {
 	for i := range s.mean {

@@ -29,6 +29,8 @@ type Sequence struct {
 	left   int64  // position of the first page that has not left the window
 	stale  bool   // segments closed since blocks were priced
 	busy   string // what goes on without the cache's lock: "parked", "saved", "restored"
+	tenant *Tenant
+	most   int64  // bytes of rows that it may hold, 0 for no limit
 	opaque []byte // state of the server's own; see SetState
 }
 
@@ -334,4 +336,24 @@ func (s *Sequence) Park(ctx context.Context, salt []byte, expires time.Time) (st
 // segment; quant.ErrClosed; those of w and the backend.
 func (s *Sequence) Save(ctx context.Context, w io.Writer) error {
 	return wrap("save", s.id, newLoader(ctx, s.c, "save", s.id).save(s, w))
+}
+
+// Limit says whose the sequence is, nil for nobody's, and how many bytes of rows it may hold, 0 for no limit.
+// At the limit its own detail fades, whatever else is free; a step that does not fit then fails with
+// quant.ErrFull. A fork has the same limits. They are not parked or saved.
+//
+// Errors: quant.ErrShape for a tenant of another cache, a limit below 0, or while a step is under way;
+// quant.ErrClosed.
+func (s *Sequence) Limit(t *Tenant, most int64) error {
+	const call = "limit"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return err
+	}
+	if err := s.ready(call); err != nil {
+		return err
+	}
+	return wrap(call, s.id, setLimits(s, t, most))
 }

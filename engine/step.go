@@ -70,10 +70,11 @@ type stepRow struct {
 	n, at  int   // tokens, and the first one's number in the step
 	from   int64 // committed tokens before
 	ids    []int32
-	leaves int // pages that leave the window
-	closes int // segments that close
-	spare  int // first of the row's spares
-	spot   int // first of the row's spots
+	leaves int   // pages that leave the window
+	closes int   // segments that close
+	spare  int   // first of the row's spares
+	spot   int   // first of the row's spots
+	grows  int64 // bytes of rows that the sequence takes
 	past   []int32
 	kept   kept
 }
@@ -97,6 +98,9 @@ func (c *Cache) Begin(ctx context.Context, rows []Row) (Step, error) {
 	}
 	s := c.takeStep(ctx, tokens)
 	if err = s.plan(rows); err == nil {
+		err = c.pressure.keepLimits(s)
+	}
+	if err == nil {
 		err = s.reserve()
 	}
 	if err != nil {
