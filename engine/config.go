@@ -66,6 +66,8 @@ type Config struct {
 	Events func(Event)
 	// Logger receives refusals and the start of pressure. nil: nothing is logged.
 	Logger *slog.Logger
+
+	partBytes int // exact rows of a part of an image; tests have small ones
 }
 
 const pageTokens = 32
@@ -81,6 +83,7 @@ func (c Config) withDefaults(g quant.Geometry) Config {
 	set(&c.Sinks, 4)
 	set(&c.Segment, 256)
 	set(&c.KeptQueries, 8)
+	set(&c.partBytes, 1<<20)
 	if c.Exact == 0 {
 		c.Exact = 0.9
 	}

@@ -3,7 +3,6 @@
 package engine
 
 import (
-	"context"
 	"encoding/binary"
 	"fmt"
 	"math"
@@ -13,13 +12,15 @@ import (
 	"github.com/kvist-project/kvist/quant/frame"
 )
 
-// image is a segment outside of the slabs: packed rows as they are, and what is needed to put them back.
-// What attention has made of the rows, the masses, is not part of it, so that a shared segment has one image.
+// image is a part of a segment outside of the slabs, some of its layers: packed rows as they are, and what is
+// needed to put them back. What attention has made of the rows, the masses, is not part of it, so that a
+// shared segment has one image. Parts are small, because a copy of one is all the memory that moving a
+// segment takes.
 //
 // Its bytes, all little-endian:
 //
-//	u8 flags, u8 0, u16 pages, u16 rows of a page, u16 pages with memory, i64 lo, i64 end
-//	for every layer and kv_head:
+//	u8 flags, u8 0, u16 pages, u16 rows of a page, u16 pages with memory, i64 lo, i64 end, u32 from, u32 to
+//	for every layer * kv_heads + kv_head from from to to, to excluded:
 //	  u8 0: no mean of K, 1: memory for one, 2: head_dim binary16 follow
 //	  for every page: u8 rung of K, u8 of V, u8 rows, u8 1 if positions follow; unless rows is 0:
 //	    f32 energy of K, of V; u16 positions; rows of K; rows of V, as their codings pack them
@@ -30,8 +31,9 @@ type image struct {
 	pages, per, have int
 	sinks, closed    bool
 	lost             bool
-	blocks           []imageBlock
-	mean             [][]byte // nil: no memory for one; empty: memory, but no row is coded without it
+	from, to         int          // heads: layer * kv_heads + kv_head
+	blocks           []imageBlock // [to - from, pages]
+	mean             [][]byte     // nil: no memory for one; empty: memory, but no row is coded without it
 }
 
 type imageBlock struct {
@@ -43,7 +45,7 @@ type imageBlock struct {
 }
 
 const (
-	imageHeader = 24
+	imageHeader = 32
 	imageSinks  = 1
 	imageClosed = 2
 	imageLost   = 4
@@ -67,10 +69,36 @@ func rowsOf(s *segment, b *block, page int, n int64) int {
 	return int(max(0, min(int64(s.per), n-s.lo-int64(page*s.per))))
 }
 
-// imageSize returns the bytes of the image of a segment.
-func imageSize(c *memory, s *segment, n int64) int64 {
+// part is a range of heads.
+type part struct{ from, to int }
+
+// parts divides the heads of a segment into parts of about Config.partBytes of exact rows.
+func parts(c *memory, sinks bool) (all []part) {
+	g := c.geo
+	layers := g.Layers
+	if !sinks {
+		layers = max(1, c.cfg.partBytes/(2*c.cfg.Segment*g.KVHeads*(g.HeadDim+g.HeadDimV)))
+	}
+	for l := 0; l < g.Layers; l += layers {
+		all = append(all, part{l * g.KVHeads, min(l+layers, g.Layers) * g.KVHeads})
+	}
+	return all
+}
+
+// mostImage returns the most bytes of the image of a part of a sequence.
+func mostImage(s *Sequence, divide func(g *segment) []part) (n int64) {
+	for _, g := range s.segs {
+		for _, h := range divide(g) {
+			n = max(n, imageSize(&s.c.memory, g, s.n, h))
+		}
+	}
+	return n
+}
+
+// imageSize returns the bytes of the image of a part of a segment.
+func imageSize(c *memory, s *segment, n int64, h part) int64 {
 	size := int64(imageHeader)
-	for i := range s.mean {
+	for i := h.from; i < h.to; i++ {
 		size++
 		centered := false
 		for p := range s.pages {
@@ -96,9 +124,9 @@ func imageSize(c *memory, s *segment, n int64) int64 {
 	return size
 }
 
-// appendImage appends the image of a segment of a sequence of n tokens to dst, which has room for it, or only
-// its skeleton.
-func appendImage(c *memory, dst []byte, s *segment, n int64, skeleton bool) ([]byte, error) {
+// appendImage appends the image of a part of a segment of a sequence of n tokens to dst, which has room for it,
+// or only its skeleton.
+func appendImage(c *memory, dst []byte, s *segment, n int64, h part, skeleton bool) ([]byte, error) {
 	le := binary.LittleEndian
 	var flags byte
 	for bit, on := range map[byte]bool{imageSinks: s.sinks, imageClosed: s.closed, imageLost: s.lost} {
@@ -111,6 +139,7 @@ func appendImage(c *memory, dst []byte, s *segment, n int64, skeleton bool) ([]b
 		dst = le.AppendUint16(dst, uint16(v))
 	}
 	dst = le.AppendUint64(le.AppendUint64(dst, uint64(s.lo)), uint64(s.end))
+	dst = le.AppendUint32(le.AppendUint32(dst, uint32(h.from)), uint32(h.to))
 	get := func(at backend.Span) error {
 		if skeleton {
 			return nil
@@ -118,7 +147,7 @@ func appendImage(c *memory, dst []byte, s *segment, n int64, skeleton bool) ([]b
 		dst = dst[:len(dst)+int(at.Len)]
 		return at.Buf.Download(at.Off, dst[len(dst)-int(at.Len):])
 	}
-	for i := range s.mean {
+	for i := h.from; i < h.to; i++ {
 		blocks := s.blocks[i*s.pages : (i+1)*s.pages]
 		centered := false
 		for p := range blocks {
@@ -193,9 +222,10 @@ func parseImage(c *memory, p []byte, skeleton bool) (*image, error) {
 	}
 	s := &image{pages: int(le.Uint16(h[2:])), per: int(le.Uint16(h[4:])), have: int(le.Uint16(h[6:])),
 		lo: int64(le.Uint64(h[8:])), end: int64(le.Uint64(h[16:])), sinks: h[0]&imageSinks != 0,
-		closed: h[0]&imageClosed != 0, lost: h[0]&imageLost != 0}
-	heads := c.geo.Layers * c.geo.KVHeads
-	if h[0] > imageSinks|imageClosed|imageLost || h[1] != 0 || s.pages > 2048/pageTokens {
+		closed: h[0]&imageClosed != 0, lost: h[0]&imageLost != 0, from: int(le.Uint32(h[24:])), to: int(le.Uint32(h[28:]))}
+	heads := s.to - s.from
+	if h[0] > imageSinks|imageClosed|imageLost || h[1] != 0 || s.pages > 2048/pageTokens || s.from < 0 || s.from >= s.to ||
+		s.to > c.geo.Layers*c.geo.KVHeads {
 		return nil, bad("header")
 	}
 	s.blocks, s.mean = make([]imageBlock, heads*s.pages), make([][]byte, heads)
@@ -285,107 +315,6 @@ func (s *image) check(c *memory) error {
 		if centered && len(s.mean[i]) != frame.MeanBytes(c.geo.HeadDim) || s.sinks && s.mean[i] != nil ||
 			!s.sinks && !s.closed && s.have > 0 && s.mean[i] == nil {
 			return bad("mean of K")
-		}
-	}
-	return nil
-}
-
-// classes adds the slots that an image needs to n[class], and returns the bytes of its descriptors.
-func (s *image) classes(c *memory, n []int) int64 {
-	for i := range s.blocks {
-		b := &s.blocks[i]
-		if b.rows == 0 {
-			continue
-		}
-		for side := range sides {
-			n[s.classOf(c, side, b)]++
-		}
-		if b.pos != nil {
-			n[c.sizes.pos]++
-		}
-	}
-	for _, m := range s.mean {
-		if m != nil {
-			n[c.sizes.mean]++
-		}
-	}
-	return c.segmentSize(s.pages)
-}
-
-func (s *image) classOf(c *memory, side int, b *imageBlock) int {
-	if s.sinks {
-		return c.sizes.sinks[side]
-	}
-	return c.sizes.class[side][b.rung[side]]
-}
-
-// place appends the segment of an image to a sequence.
-func (s *image) place(ctx context.Context, q *Sequence) error {
-	c := q.c
-	n := make([]int, len(c.sizes.classes))
-	tables := s.classes(&c.memory, n)
-	err := c.pressure.makeRoom(ctx, n, tables+int64(2*len(q.segs)+8)*8)
-	if err != nil {
-		return err
-	}
-	var ok bool
-	if q.segs, ok = grown(&c.led, forTables, q.segs, len(q.segs)+1); !ok || !c.led.take(forTables, tables) {
-		return errNoRoom
-	}
-	g := c.newSegment(s.lo, s.pages, s.per, s.sinks)
-	g.have, g.closed, g.end, g.lost = s.have, s.closed, s.end, s.lost
-	if err = c.arena.prepare(n); err == nil {
-		err = s.fill(&c.memory, g)
-	}
-	if err != nil {
-		if e := c.broken(c.unref(g)); e != nil {
-			return e
-		}
-		return err
-	}
-	if q.pinned {
-		g.pinned++
-	}
-	q.segs = append(q.segs, g)
-	return nil
-}
-
-// fill uploads the rows of an image to a segment that has none.
-func (s *image) fill(c *memory, g *segment) error {
-	put := func(owner *slot, class int, data []byte) error {
-		if err := c.arena.alloc(class, owner); err != nil {
-			return err
-		}
-		if len(data) == 0 {
-			return nil
-		}
-		at := c.arena.at(*owner, int64(len(data)))
-		return at.Buf.Upload(at.Off, data)
-	}
-	for i, m := range s.mean {
-		if m == nil {
-			continue
-		}
-		if err := put(&g.mean[i], c.sizes.mean, m); err != nil {
-			return err
-		}
-	}
-	for i := range s.blocks {
-		from, b := &s.blocks[i], &g.blocks[i]
-		if from.rows == 0 {
-			continue
-		}
-		b.rung, b.energy = from.rung, from.energy
-		for side := range sides {
-			if err := put(&b.at[side], s.classOf(c, side, from), from.data[side]); err != nil {
-				return err
-			}
-		}
-		if from.pos != nil {
-			b.rows = uint8(from.rows)
-			if err := put(&b.pos, c.sizes.pos, from.pos); err != nil {
-				return err
-			}
 		}
 	}
 	return nil

@@ -94,10 +94,7 @@ func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
 			return fail(m.call, s.id, "the salt is not that of its tokens: %w", quant.ErrShape)
 		}
 		free = s.occupy("parked")
-		n := stateSize(s)
-		for _, g := range s.segs {
-			n = max(n, imageSize(&c.memory, g, s.n))
-		}
+		n := max(stateSize(s), mostImage(s, func(g *segment) []part { return parts(&c.memory, g.sinks) }))
 		if err := m.lend(n + store.SealBytes); err != nil {
 			return err
 		}
@@ -133,31 +130,25 @@ func (m *mover) putAll(s *Sequence, id store.Key, buf []byte, named []segmentSta
 	c := m.c
 	put := 0
 	defer func() {
-		for _, x := range named[:put] {
+		for i, x := range named[:put] {
 			if err != nil && !x.shared { // nobody else refers to it
-				_ = m.st.Delete(context.WithoutCancel(m.ctx), x.name)
+				for j := range parts(&c.memory, s.segs[i].sinks) {
+					_ = m.st.Delete(context.WithoutCancel(m.ctx), m.partKey(x.name, j))
+				}
 			}
 		}
 	}()
 	for i, g := range s.segs {
-		var image []byte
-		err := m.locked(func() (err error) {
-			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n, false)
-			named[i].shared = g.refs > 1 && g.whole(s.n)
+		if err := m.name(s, g, &named[i], id, i, buf); err != nil {
 			return err
-		})
-		if err != nil {
-			return err
-		}
-		if named[i].shared {
-			sum := sha256.Sum256(image[store.SealBytes:])
-			named[i].name = m.under.Key("segment", sum[:])
-		} else {
-			named[i].name = m.under.Key("private", binary.LittleEndian.AppendUint64(id[:len(id):len(id)], uint64(i)))
 		}
 		put = i + 1
-		m.under.Seal(named[i].name, image)
-		if err := m.st.Put(m.ctx, named[i].name, image, expires); err != nil {
+		err := m.eachPart(s, g, buf, func(j int, image []byte) error {
+			k := m.partKey(named[i].name, j)
+			m.under.Seal(k, image)
+			return m.st.Put(m.ctx, k, image, expires)
+		})
+		if err != nil {
 			return err
 		}
 	}
@@ -174,6 +165,46 @@ func (m *mover) putAll(s *Sequence, id store.Key, buf []byte, named []segmentSta
 	}
 	m.under.Seal(id, p)
 	return m.st.Put(m.ctx, id, p, expires)
+}
+
+// name chooses the name of a segment: by what is in it, if others share it.
+func (m *mover) name(s *Sequence, g *segment, x *segmentState, id store.Key, i int, buf []byte) error {
+	_ = m.locked(func() error { x.shared = g.refs > 1 && g.whole(s.n); return nil })
+	if !x.shared {
+		x.name = m.under.Key("private", binary.LittleEndian.AppendUint64(id[:len(id):len(id)], uint64(i)))
+		return nil
+	}
+	sum := sha256.New()
+	err := m.eachPart(s, g, buf, func(_ int, image []byte) error {
+		sum.Write(image[store.SealBytes:])
+		return nil
+	})
+	x.name = m.under.Key("segment", sum.Sum(nil))
+	return err
+}
+
+// eachPart calls f with the image of every part of a segment, behind room for a seal.
+func (m *mover) eachPart(s *Sequence, g *segment, buf []byte, f func(j int, image []byte) error) error {
+	c := m.c
+	for j, h := range parts(&c.memory, g.sinks) {
+		var image []byte
+		err := m.locked(func() (err error) {
+			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n, h, false)
+			return err
+		})
+		if err == nil {
+			err = f(j, image)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// partKey returns the key of a part of the image of a segment.
+func (m *mover) partKey(name store.Key, j int) store.Key {
+	return m.under.Key("part", binary.LittleEndian.AppendUint32(name[:len(name):len(name)], uint32(j)))
 }
 
 // get returns a checked payload, and counts its bytes.
@@ -212,7 +243,7 @@ func (m *mover) resume(id store.Key) (*Sequence, error) {
 		return err
 	})
 	for i := 0; i < len(x.segs) && err == nil; i++ {
-		err = m.addSegment(s, &x.segs[i], id)
+		err = m.addSegment(s, &x.segs[i])
 	}
 	if err == nil {
 		err = m.locked(func() error { c.stats.Resumed++; return x.restore(s, m.under.Salt) })
@@ -243,7 +274,7 @@ func (m *mover) end(s *Sequence, free func(), err error) error {
 }
 
 // addSegment appends a segment to a sequence: the one that is in memory already, or that of the store.
-func (m *mover) addSegment(s *Sequence, x *segmentState, id store.Key) error {
+func (m *mover) addSegment(s *Sequence, x *segmentState) error {
 	c, found := m.c, false
 	err := m.locked(func() error {
 		if g := named(c, x.name); g != nil && x.shared {
@@ -255,24 +286,12 @@ func (m *mover) addSegment(s *Sequence, x *segmentState, id store.Key) error {
 	if err != nil || found {
 		return err
 	}
-	p, err := m.get(x.name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("a segment of it is gone: %w (%w)", quant.ErrCorrupt, err)
-	}
-	if err != nil {
-		return err
-	}
-	im, err := parseImage(&c.memory, p, false)
-	if err != nil {
-		return err
-	}
-	if im.lo != x.lo || im.hi() != x.hi || len(im.blocks) != len(x.mass) {
-		return fmt.Errorf("a segment of tokens %d to %d where %d to %d are: %w", im.lo, im.hi(), x.lo, x.hi, quant.ErrCorrupt)
-	}
-	return m.locked(func() error {
-		if err := im.place(m.ctx, s); err != nil {
+	for j, h := range parts(&c.memory, x.sinks(c)) {
+		if err := m.addPart(s, x, m.partKey(x.name, j), h); err != nil {
 			return err
 		}
+	}
+	return m.locked(func() error {
 		g := s.segs[len(s.segs)-1]
 		for i, v := range x.mass {
 			g.blocks[i].mass = v
@@ -282,6 +301,29 @@ func (m *mover) addSegment(s *Sequence, x *segmentState, id store.Key) error {
 		}
 		return m.lend(0)
 	})
+}
+
+// sinks reports whether a segment is that of the sinks.
+func (x *segmentState) sinks(c *Cache) bool { return x.lo == 0 && c.cfg.Sinks > 0 }
+
+// addPart gives a sequence a part of a segment.
+func (m *mover) addPart(s *Sequence, x *segmentState, k store.Key, h part) error {
+	p, err := m.get(k)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("a segment of it is gone: %w (%w)", quant.ErrCorrupt, err)
+	}
+	if err != nil {
+		return err
+	}
+	im, err := parseImage(&m.c.memory, p, false)
+	if err != nil {
+		return err
+	}
+	if im.lo != x.lo || im.hi() != x.hi || im.from != h.from || im.to != h.to {
+		return fmt.Errorf("a part of tokens %d to %d, heads %d to %d, where %d to %d, %d to %d are: %w", im.lo, im.hi(), im.from,
+			im.to, x.lo, x.hi, h.from, h.to, quant.ErrCorrupt)
+	}
+	return m.locked(func() error { return im.place(m.ctx, s) })
 }
 
 // named returns the segment in memory that has the image of a name, nil if none has.
@@ -333,8 +375,10 @@ func (m *mover) discard(id store.Key) error {
 		var x *state
 		if x, err = parseState(&m.c.memory, p); err == nil {
 			for i := range x.segs {
-				if !x.segs[i].shared {
-					err = errors.Join(err, m.st.Delete(m.ctx, x.segs[i].name))
+				for j := range parts(&m.c.memory, x.segs[i].sinks(m.c)) {
+					if !x.segs[i].shared {
+						err = errors.Join(err, m.st.Delete(m.ctx, m.partKey(x.segs[i].name, j)))
+					}
 				}
 			}
 		}

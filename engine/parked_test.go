@@ -66,6 +66,7 @@ func TestPark_EqualsTheStraightWay(t *testing.T) {
 					require.Equal(t, straight.segs[j].blocks[k].energy, s.segs[j].blocks[k].energy)
 				}
 			}
+			require.Len(t, parts(&r.c.memory, false), 2)
 			require.NoError(t, there.c.Discard(ctx, nil, id))
 			_, err = there.c.Resume(ctx, nil, id)
 			require.ErrorIs(t, err, fs.ErrNotExist)
@@ -236,7 +237,7 @@ func TestRecallPrefix_InsideASegment(t *testing.T) {
 func TestPark_Faults(t *testing.T) {
 	ctx := context.Background()
 	good := store.NewMemory(store.MemoryOptions{})
-	faulty := storetest.NewFaulty(good, 1, 0.15)
+	faulty := storetest.NewFaulty(good, 1, 0.07)
 	cfg := testConfig()
 	cfg.Store = faulty
 	r, other := newRig(t, testGeometry(), cfg), newRig(t, testGeometry(), cfg)
@@ -246,7 +247,7 @@ func TestPark_Faults(t *testing.T) {
 	want := r.state(s)
 	rounds := 300
 	if testing.Short() {
-		rounds = 60
+		rounds = 100
 	}
 	var parks, resumes, recalls int
 	for range rounds {

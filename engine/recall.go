@@ -138,7 +138,11 @@ func (m *mover) recall(tokens []int32) (*Sequence, error) {
 		got = found.node.seg.hi()
 	}
 	for i := 0; i < len(marks) && err == nil; i++ {
+		whole := len(s.segs)
 		if e := m.addMarked(s, marks[i]); e != nil { // what was found before it is good
+			if err = m.locked(func() error { return s.shorten(whole) }); err != nil {
+				break
+			}
 			if len(s.segs) == 0 || i == 0 || errors.Is(e, quant.ErrClosed) {
 				err = e
 			}
@@ -225,12 +229,12 @@ func (m *mover) addMarked(s *Sequence, x parkedMark) error {
 		if x.sinks == none {
 			return fmt.Errorf("a mark without sinks: %w", quant.ErrCorrupt)
 		}
-		if err := m.addSegment(s, &sinks, none); err != nil {
+		if err := m.addSegment(s, &sinks); err != nil {
 			return err
 		}
 	}
 	err := m.addSegment(s, &segmentState{name: x.name, shared: true, lo: x.lo, hi: x.hi,
-		mass: make([]float32, heads*m.c.segPages())}, none)
+		mass: make([]float32, heads*m.c.segPages())})
 	if err != nil {
 		return err
 	}

@@ -70,7 +70,7 @@ func testGeometry() quant.Geometry {
 }
 
 func testConfig() Config {
-	return Config{Budget: 8 << 20, Window: 32, Segment: 64, KeptQueries: 4, Seed: 7}
+	return Config{Budget: 8 << 20, Window: 32, Segment: 64, KeptQueries: 4, Seed: 7, partBytes: 1}
 }
 
 func newRig(t testing.TB, g quant.Geometry, cfg Config) *rig {

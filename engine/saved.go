@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/container"
 	"github.com/kvist-project/kvist/engine/store"
@@ -79,16 +80,13 @@ func (m *mover) save(s *Sequence, w io.Writer) error {
 		}
 		free = s.occupy("saved")
 		all, h.Tokens = spans(s), s.n
-		n := int64(0)
+		n := mostImage(s, func(*segment) []part { return layerParts(&c.memory) })
 		for _, x := range all {
-			if x.seg != nil {
-				n = max(n, imageSize(&c.memory, x.seg, s.n))
-			}
 			h.Starts = append(h.Starts, x.lo)
 			h.SegmentTokens = max(h.SegmentTokens, x.n)
 		}
-		// The writer holds a record, the table of its tokens and the side tensor beside the image.
-		if err := m.lend(4*n + 2*(stateSize(s)+skeletonSize(s))); err != nil {
+		// The writer holds a record and its tokens beside the image, then the side tensor twice.
+		if err := m.lend(3*n + 2*(stateSize(s)+skeletonSize(s))); err != nil {
 			return err
 		}
 		buf = make([]byte, 0, n)
@@ -121,21 +119,21 @@ func (m *mover) write(s *Sequence, w io.Writer, h *container.Header, all []span,
 		if err := m.ctx.Err(); err != nil {
 			return err
 		}
-		var im *image
-		if x.seg != nil {
+		for l, part := range layerParts(&c.memory) {
+			var im *image
 			err := m.locked(func() (err error) {
-				buf, err = appendImage(&c.memory, buf[:0], x.seg, s.n, false)
+				if x.seg != nil {
+					buf, err = appendImage(&c.memory, buf[:0], x.seg, s.n, part, false)
+				}
 				return err
 			})
+			if err == nil && x.seg != nil {
+				im, err = parseImage(&c.memory, buf, false)
+			}
+			if err == nil {
+				err = f.WriteRecord(im.record(c.geo.KVHeads, l, i, x.n))
+			}
 			if err != nil {
-				return err
-			}
-			if im, err = parseImage(&c.memory, buf, false); err != nil {
-				return err
-			}
-		}
-		for l := range c.geo.Layers {
-			if err := f.WriteRecord(im.record(c.geo.KVHeads, l, i, x.n)); err != nil {
 				return err
 			}
 		}
@@ -166,96 +164,12 @@ func appendSaved(s *Sequence) ([]byte, error) {
 		at := len(p)
 		p = le.AppendUint32(p, 0)
 		var err error
-		if p, err = appendImage(&c.memory, p, g, s.n, true); err != nil {
+		if p, err = appendImage(&c.memory, p, g, s.n, part{0, len(g.mean)}, true); err != nil {
 			return nil, err
 		}
 		le.PutUint32(p[at:], uint32(len(p)-at-4))
 	}
 	return appendState(p, s, nil), nil
-}
-
-// record returns the record of a layer of a segment of n tokens. A nil image has lost all of them.
-func (s *image) record(heads, layer, segment, n int) *container.Record {
-	rec := &container.Record{Layer: layer, Segment: segment, Heads: make([]container.Head, heads)}
-	for h := range rec.Heads {
-		head, seen := &rec.Heads[h], make([]bool, n)
-		if s != nil {
-			s.fillHead(head, layer*heads+h, seen)
-		}
-		var lost []uint16
-		for t, ok := range seen {
-			if !ok {
-				lost = append(lost, uint16(t))
-			}
-		}
-		if lost != nil {
-			head.Blocks = append(head.Blocks, container.Block{Level: quant.Dropped, Tokens: lost})
-		}
-	}
-	return rec
-}
-
-// fillHead adds the blocks of head i to that of a record, in the order of their pages, and marks their
-// tokens.
-func (s *image) fillHead(head *container.Head, i int, seen []bool) {
-	for p := range s.pages {
-		from := &s.blocks[i*s.pages+p]
-		if from.rows == 0 {
-			continue
-		}
-		b := container.Block{Level: quant.Full, K: from.rung[sideK].coding(), V: from.rung[sideV].coding(),
-			KData: from.data[sideK], VData: from.data[sideV], Centered: from.rung[sideK] != f16,
-			Tokens: make([]uint16, from.rows)}
-		for r := range b.Tokens {
-			b.Tokens[r] = uint16(p*s.per + r)
-			if from.pos != nil {
-				b.Tokens[r] = binary.LittleEndian.Uint16(from.pos[2*r:])
-			}
-			seen[b.Tokens[r]] = true
-		}
-		if b.Centered {
-			head.MeanK = s.mean[i]
-		}
-		head.Blocks = append(head.Blocks, b)
-	}
-}
-
-// takeHead gives the blocks of head i of a skeleton the rows of a record.
-func (s *image) takeHead(head *container.Head, i int) error {
-	bad := func(what string) error {
-		return fmt.Errorf("a segment of a saved sequence: %s: %w", what, quant.ErrCorrupt)
-	}
-	at := 0
-	for p := range s.pages {
-		b := &s.blocks[i*s.pages+p]
-		if b.rows == 0 {
-			continue
-		}
-		if at == len(head.Blocks) {
-			return bad("a block is missing")
-		}
-		from := &head.Blocks[at]
-		at++
-		if from.Level != quant.Full || from.Rows() != b.rows || from.K != b.rung[sideK].coding() ||
-			from.V != b.rung[sideV].coding() || from.Centered != (b.rung[sideK] != f16) {
-			return bad("a block is not what the sequence says")
-		}
-		b.data = [sides][]byte{from.KData, from.VData}
-		for r, t := range from.Tokens {
-			if b.pos != nil {
-				b.pos = binary.LittleEndian.AppendUint16(b.pos, t)
-			} else if int(t) != p*s.per+r {
-				return bad("rows out of order")
-			}
-		}
-	}
-	if at < len(head.Blocks) && (at+1 < len(head.Blocks) || head.Blocks[at].Level != quant.Dropped) {
-		return bad("a block too many")
-	}
-	if s.mean[i] != nil {
-		s.mean[i] = append([]byte{}, head.MeanK...)
-	}
-	return nil
 }
 
 // load reads a sequence from a file.
@@ -306,19 +220,15 @@ func (m *mover) load(r io.ReaderAt, size int64) (*Sequence, error) {
 // loadSegment appends segment at of a file to a sequence.
 func (m *mover) loadSegment(s *Sequence, f *container.Reader, at int, im *image, x *segmentState) error {
 	c := m.c
-	infos, bytes := f.Records(), int64(0)
-	for l := range c.geo.Layers {
-		if i, ok := f.Find(l, at); ok {
-			bytes += infos[i].Length
-		}
-	}
-	if err := m.locked(func() error { return m.lend(2 * bytes) }); err != nil {
-		return err
-	}
-	for l := range c.geo.Layers {
+	infos := f.Records()
+	tokens := int64(c.geo.KVHeads*im.pages) * int64(pageTokens*2+unsafe.Sizeof(container.Block{}))
+	for l, part := range layerParts(&c.memory) {
 		i, ok := f.Find(l, at)
 		if !ok {
 			return fmt.Errorf("layer %d of segment %d is missing: %w", l, at, quant.ErrCorrupt)
+		}
+		if err := m.locked(func() error { return m.lend(infos[i].Length + tokens) }); err != nil {
+			return err
 		}
 		rec, err := f.ReadRecord(i)
 		if err != nil {
@@ -327,19 +237,21 @@ func (m *mover) loadSegment(s *Sequence, f *container.Reader, at int, im *image,
 		if rec.Archive != nil {
 			return fmt.Errorf("layer %d of segment %d is in archive form: %w", l, at, quant.ErrUnsupported)
 		}
+		layer := im.slice(part)
 		for h := range rec.Heads {
-			if err := im.takeHead(&rec.Heads[h], l*c.geo.KVHeads+h); err != nil {
+			if err := layer.takeHead(&rec.Heads[h], h); err != nil {
 				return err
 			}
 		}
-	}
-	if err := im.check(&c.memory); err != nil {
-		return err
-	}
-	return m.locked(func() error {
-		if err := im.place(m.ctx, s); err != nil {
+		if err := layer.check(&c.memory); err != nil {
 			return err
 		}
+		if err := m.locked(func() error { return layer.place(m.ctx, s) }); err != nil {
+			return err
+		}
+		clear(layer.blocks) // their rows are in the slabs now
+	}
+	return m.locked(func() error {
 		g := s.segs[len(s.segs)-1]
 		for i, v := range x.mass {
 			g.blocks[i].mass = v
@@ -384,7 +296,7 @@ func (m *mover) parseSaved(h *container.Header, p []byte) (images []*image, x *s
 			at++
 		}
 		if at == len(h.Starts) || h.Starts[at] != im.lo || x.segs[i].lo != im.lo || x.segs[i].hi != im.hi() ||
-			len(im.blocks) != len(x.segs[i].mass) || int64(h.SegmentLen(0, at)) != min(im.hi(), x.n)-im.lo {
+			im.from != 0 || im.to != c.geo.Layers*c.geo.KVHeads || len(im.blocks) != len(x.segs[i].mass) || int64(h.SegmentLen(0, at)) != min(im.hi(), x.n)-im.lo {
 			return nil, nil, bad("its segments are not those of the file")
 		}
 	}

@@ -168,7 +168,7 @@ func FuzzParseSaved(f *testing.F) {
 	a, err := file.ReadAux(container.SequenceName)
 	require.NoError(f, err)
 	f.Add(a.Data)
-	image, err := appendImage(&r.c.memory, make([]byte, 0, 1<<20), s.segs[1], s.n, false)
+	image, err := appendImage(&r.c.memory, make([]byte, 0, 1<<20), s.segs[1], s.n, part{1, 3}, false)
 	require.NoError(f, err)
 	f.Add(image)
 	m := newLoader(context.Background(), r.c, "load", 0)

@@ -246,6 +246,22 @@ func (s *Sequence) occupy(what string) (free func()) {
 	}
 }
 
+// shorten frees the segments of a sequence from number n on.
+func (s *Sequence) shorten(n int) error {
+	for len(s.segs) > n {
+		last := len(s.segs) - 1
+		g := s.segs[last]
+		s.segs[last], s.segs = nil, s.segs[:last]
+		if s.pinned {
+			g.pinned--
+		}
+		if err := s.c.broken(s.c.unref(g)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // settle makes a sequence of whole segments up to position got one of n tokens.
 func (s *Sequence) settle(got, n int64) error {
 	s.n, s.left, s.high, s.stale = got, got, got, true

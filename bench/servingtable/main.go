@@ -4,6 +4,8 @@
 // the model's predictions in each window of a text while the cache keeps a budget.
 //
 //	go run ./bench/servingtable -tokens 1024 -texts eval-essay,eval-news
+//
+// or, with -park, how long it takes to bring a conversation back.
 package main
 
 import (
@@ -38,6 +40,7 @@ func run() error {
 	window := flag.Int("window", 64, "recent tokens that stay exact")
 	segment := flag.Int("segment", 256, "tokens of a segment")
 	prof := flag.String("profile", "", "profile with the sensitivity of heads")
+	park := flag.Bool("park", false, "measure parking and resuming instead")
 	flag.Parse()
 	path, err := model.Find()
 	if err != nil {
@@ -74,6 +77,23 @@ func run() error {
 			return err
 		}
 		o.Shares = append(o.Shares, x)
+	}
+	if *park {
+		ids, err := encode(m, *names)
+		if err != nil {
+			return err
+		}
+		if len(ids) < *tokens {
+			return fmt.Errorf("servingtable: %d tokens, want %d: %w", len(ids), *tokens, quant.ErrShape)
+		}
+		fmt.Println("| budget | prefill | bytes of slabs | park, memory | resume | faster | bytes saved | save | load | park, disk | " +
+			"resume | faster |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
+		for _, share := range o.Shares {
+			if err := measurePark(be, m, ids[:*tokens], share, cfg); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	fmt.Println("| text | budget | bytes held | top-1 | KL by window |\n|---|---:|---:|---:|---|")
 	for _, name := range strings.Split(*names, ",") {
