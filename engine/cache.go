@@ -67,12 +67,12 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 	c.arena.tmp = make([]byte, run)
 	heads := g.Layers * g.KVHeads
 	floats := int64(8 * 4 * pageTokens * max(g.HeadDim, g.HeadDimV))
-	if need := c.least(); !c.led.take(forScratch, int64(4*8*heads)+floats+c.centeringBytes()) || cfg.Budget < need {
+	if need := c.least(); !c.led.take(forScratch, int64(4*8*heads)+floats+c.centeringBytes()+c.blankBytes()) || cfg.Budget < need {
 		return nil, fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
 			cfg.Budget, cfg.Window, need, quant.ErrBudget)
 	}
 	w := &c.pressure
-	w.center = c.newCentering()
+	w.center, c.blank = c.newCentering(), make([]byte, c.blankBytes())
 	var err error
 	if w.floats, err = be.Alloc(floats); err != nil {
 		return nil, wrap(call, 0, err)

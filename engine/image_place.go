@@ -105,6 +105,11 @@ func (s *image) fill(c *memory, g *segment) error {
 				return err
 			}
 		}
+		if from.pos == nil && from.rows < s.per { // the rest of the last page
+			if err := c.clear(b.at[sideV], s.per, from.rows); err != nil {
+				return err
+			}
+		}
 		if from.pos != nil {
 			b.rows = uint8(from.rows)
 			if err := put(&b.pos, c.sizes.pos, from.pos); err != nil {

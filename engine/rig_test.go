@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"bytes"
 	"context"
 	"math"
 	"math/rand/v2"
@@ -26,6 +27,9 @@ type counting struct {
 
 func (c *counting) Alloc(n int64) (backend.Buffer, error) {
 	b, err := c.Backend.Alloc(n)
+	if err == nil { // memory is what was there before: NaN in every type
+		err = b.Upload(0, bytes.Repeat([]byte{0xff}, int(n)))
+	}
 	if err == nil {
 		c.mu.Lock()
 		c.made = append(c.made, b)

@@ -21,6 +21,7 @@ type memory struct {
 	led      ledger
 	arena    *arena
 	closings []*closing // unused ones
+	blank    []byte     // zeros: V of 32 exact rows
 }
 
 // block is up to 32 rows of one layer and KV head. Without pos they are consecutive tokens; with it
@@ -175,9 +176,27 @@ func (c *memory) addPage(s *segment) error {
 				return err
 			}
 		}
+		if err := c.clear(b.at[sideV], s.per, 0); err != nil {
+			s.have++
+			return err
+		}
 	}
 	s.have++
 	return nil
+}
+
+// blankBytes returns the bytes of memory.blank.
+func (c *memory) blankBytes() int64 { return int64(2 * pageTokens * c.geo.HeadDimV) }
+
+// clear sets rows of V from one on to zero. Whole pages are attended to; what lies behind the last token gets no
+// weight, but a NaN in it would bring a backend to add in another order.
+func (c *memory) clear(at slot, rows, from int) error {
+	row := 2 * c.geo.HeadDimV
+	if rows == from {
+		return nil
+	}
+	to := c.arena.at(at, int64(rows*row))
+	return to.Buf.Upload(to.Off+int64(from*row), c.blank[:(rows-from)*row])
 }
 
 // dropPages frees the pages of an open segment from page n on.
