@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -236,12 +235,9 @@ func (c *chat) message(ctx context.Context, text string) (end bool, err error) {
 }
 
 func (c *chat) fade(ctx context.Context, arg string) error {
-	x, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(arg, "%")), 64)
-	if strings.HasSuffix(arg, "%") {
-		x /= 100
-	}
-	if err != nil || !(x >= 0 && x <= 1) {
-		return fmt.Errorf("/fade %q: want a share, as 50%%", arg)
+	x, err := parseShare(arg)
+	if err != nil {
+		return fmt.Errorf("/fade %q: %w", arg, err)
 	}
 	if c.id == "" {
 		return errors.New("/fade: nothing was said yet")
@@ -274,7 +270,10 @@ func (c *chat) answer(ctx context.Context, text string) error {
 	ctx2, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var interrupted atomic.Bool
-	defer onInterrupt(ctx, func() bool { // a second one, before the answer has ended, ends the program
+	defer onSignal(ctx, func(s os.Signal) bool { // a second one, before the answer has ended, ends the program
+		if s != os.Interrupt {
+			return false
+		}
 		cancel()
 		return !interrupted.Swap(true)
 	})()

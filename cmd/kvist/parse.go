@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"strconv"
@@ -110,4 +111,20 @@ func setting(key, value string) (kvfile.Config, error) {
 		return kvfile.Config{}, fmt.Errorf("%s %q: want no spaces: %w", key, value, quant.ErrShape)
 	}
 	return kvfile.DefaultConfig().With("bits=4 " + key + "=" + value)
+}
+
+// errShare is what parseShare says of anything else.
+var errShare = errors.New("want a share, as 50% or 0.5")
+
+// parseShare reads a share of one.
+func parseShare(s string) (float64, error) {
+	number, percent := strings.CutSuffix(strings.TrimSpace(s), "%")
+	x, err := strconv.ParseFloat(strings.TrimSpace(number), 64)
+	if percent {
+		x /= 100
+	}
+	if err != nil || !(x >= 0 && x <= 1) {
+		return 0, errShare
+	}
+	return x, nil
 }

@@ -39,17 +39,18 @@ func interruptStatus(ctx context.Context) int {
 	return exitInterrupted
 }
 
-// interrupts lets a verb take a SIGINT for itself: in a chat it ends an answer, not the program.
+// interrupts lets a verb take signals for itself: in a chat a SIGINT ends an answer, not the program; a server
+// gives answers time to end.
 type interrupts struct {
 	mu   sync.Mutex
-	take func() bool
+	take func(os.Signal) bool
 }
 
 type interruptsKey struct{}
 
-// onInterrupt has take called with each SIGINT from now on, until the function that it returns is called. A
-// SIGINT for which it returns true does nothing else. Without signals, as in tests, it does nothing.
-func onInterrupt(ctx context.Context, take func() bool) (stop func()) {
+// onSignal has take called with each signal from now on, until the function that it returns is called. A
+// signal for which it returns true does nothing else. Without signals, as in tests, it does nothing.
+func onSignal(ctx context.Context, take func(os.Signal) bool) (stop func()) {
 	h, ok := ctx.Value(interruptsKey{}).(*interrupts)
 	if !ok {
 		return func() {}
@@ -58,7 +59,7 @@ func onInterrupt(ctx context.Context, take func() bool) (stop func()) {
 	return func() { h.set(nil) }
 }
 
-func (h *interrupts) set(take func() bool) {
+func (h *interrupts) set(take func(os.Signal) bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.take = take
@@ -68,7 +69,7 @@ func (h *interrupts) set(take func() bool) {
 func (h *interrupts) took(s os.Signal) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return s == os.Interrupt && h.take != nil && h.take()
+	return h.take != nil && h.take(s)
 }
 
 // untilSignal returns a context that the first SIGINT, SIGTERM or SIGHUP cancels. A second SIGINT

@@ -245,6 +245,14 @@ func (r *Runner) listen(tick <-chan time.Time) {
 	}
 }
 
+// Health returns nil if the runner can answer.
+//
+// Errors: quant.ErrClosed; that of ctx; a failure that left the cache unusable.
+func (r *Runner) Health(ctx context.Context) (err error) {
+	e := r.do(ctx, func() { err = r.broken })
+	return errors.Join(e, err)
+}
+
 // Counts count what a runner did since New.
 type Counts struct {
 	Running, Waiting, Idle int // now
