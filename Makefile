@@ -27,7 +27,7 @@ CHECKS   ?= 2000
 SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
@@ -53,6 +53,9 @@ model-fixtures: model-gemma ## make testdata of engine/model anew with transform
 check-llama: ## hold the tiny models of engine/model against llama.cpp, built by pip (15 minutes)
 	python=$$(sh engine/model/python.sh) && "$$python" -m pip install --quiet llama-cpp-python==0.3.36 && \
 	  "$$python" engine/model/testdata/check_llama.py
+
+check-openai: model ## hold kvist serve against the official OpenAI clients for Go and Python (fetched); 8 clients of 20 turns
+	sh cmd/kvist/internal/serve/testdata/clients/check.sh
 
 demo: ## compress the capture in testdata, verify it, write demo.html
 	@mkdir -p bin

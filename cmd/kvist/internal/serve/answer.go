@@ -132,7 +132,7 @@ func (a *answer) token(t runner.Token) error {
 		}
 	}
 	if stopped {
-		return runner.Stop
+		return runner.ErrStop
 	}
 	return nil
 }

@@ -4,7 +4,7 @@
 const $ = (id) => document.getElementById(id);
 const kinds = [[12, 'exact'], [6, '8 bits'], [3.4, '4 bits'], [2.5, '3 bits'], [1.6, '2 bits'], [0.01, '1 bit'], [0, 'gone']];
 const kindOf = (bits) => kinds.findIndex(([from]) => bits >= from);
-const state = { key: sessionStorage.getItem('kvist-key') || '', current: '', data: null, at: -1, messages: [], own: '', abort: null };
+const state = { key: sessionStorage.getItem('kvist-key') || '', current: '', data: null, at: -1, messages: [], lost: false, abort: null };
 
 function element(name, text, attributes = {}) {
   const e = document.createElement(name);
@@ -53,8 +53,10 @@ async function refresh() {
     if (!list.data.some((c) => c.id === state.current)) state.current = list.data.length ? list.data[0].id : '';
     if (state.current) draw(await get('v1/kvist/conversations/' + state.current));
     $('one').hidden = !state.current;
-    problem('');
+    if (state.lost) problem('');
+    state.lost = false;
   } catch (e) {
+    state.lost = true;
     problem(e.message);
   }
 }
@@ -67,7 +69,7 @@ function drawList(list) {
   $('none').hidden = list.length > 0;
   $('list').replaceChildren(...list.map((c) => {
     const b = element('button', undefined, { type: 'button', 'aria-current': c.id === state.current });
-    b.append(element('span', c.begins.replace(/<\|[^|]*\|>|<[a-z_]+>/g, ' ').trim() || '(nothing)'),
+    b.append(element('span', c.begins.replace(/(<\|[^|]*\|>|<[a-z_]+>)(system|user|assistant|model)?/g, ' ').trim() || '(nothing)'),
       element('span', `${c.tokens} tokens, ${bytes(c.bytes)}${c.busy ? ', answering' : ''}${c.pinned ? ', pinned' : ''}`, { class: 'small' }));
     b.addEventListener('click', () => { state.current = c.id; state.at = -1; refresh(); });
     const item = element('li');
@@ -208,7 +210,7 @@ function say(role, text) {
 
 async function ask(text) {
   state.messages.push({ role: 'user', content: text });
-  say('user', text);
+  const asked = say('user', text);
   const p = say('assistant', '');
   let reply = '';
   $('send').hidden = true;
@@ -216,7 +218,7 @@ async function ask(text) {
   state.abort = new AbortController();
   try {
     const response = await call('v1/chat/completions', { method: 'POST', signal: state.abort.signal,
-      body: JSON.stringify({ messages: state.messages, stream: true, temperature: 0 }) });
+      body: JSON.stringify({ messages: state.messages, stream: true, temperature: 0, max_tokens: 512 }) });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '';
     for (;;) {
@@ -240,7 +242,7 @@ async function ask(text) {
     if (e.name !== 'AbortError') problem(e.message);
   }
   if (reply) state.messages.push({ role: 'assistant', content: reply });
-  else { state.messages.pop(); p.remove(); }
+  else { state.messages.pop(); asked.remove(); p.remove(); $('message').value ||= text; }
   $('send').hidden = false;
   $('stop').hidden = true;
   state.abort = null;
