@@ -154,16 +154,21 @@ type paths struct {
 	cost    [trellis.States][trellis.TileRows]float32
 }
 
-// searchGeneric is the forward part of trellis.Encode for 16 rows side by side: x is [dim][16].
-func searchGeneric(p *paths, x []float32, widths []uint8) {
-	inf := float32(math.Inf(1))
+// begin sets the costs of the states before the first component: the path starts in state 0.
+func (p *paths) begin() {
 	for s := range p.cost {
 		for r := range p.cost[s] {
-			if p.cost[s][r] = inf; s == 0 {
+			if p.cost[s][r] = float32(math.Inf(1)); s == 0 {
 				p.cost[s][r] = 0
 			}
 		}
 	}
+}
+
+// searchGeneric is the forward part of trellis.Encode for 16 rows side by side: x is [dim][16].
+func searchGeneric(p *paths, x []float32, widths []uint8) {
+	p.begin()
+	inf := float32(math.Inf(1))
 	var dist [4][trellis.TileRows]float32
 	for i, b := range widths {
 		if b == 0 {

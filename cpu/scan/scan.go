@@ -18,17 +18,19 @@ type kernels struct {
 	// scores is one query on the tiles of a section, of which out holds 16 scores each.
 	scores func(out []float32, s *Section, tiles []byte, q *Query, scratch []uint8)
 	unpack func(dst []uint8, tile []byte, r *run)
-	// dots adds to out of every query, [queries][stride], from the levels of one tile.
-	dots   func(out []float32, stride int, s *Section, levels []uint8, qs []*Query)
+	// pack interleaves the codes of queries for dots; nil if it takes them as they are.
+	pack func(p *packed, s *Section, qs []*Query)
+	// dots writes the scores of every query, [queries][stride], from the levels of one tile.
+	dots   func(out []float32, stride int, s *Section, levels []uint8, qs []*Query, p *packed)
 	finish func(masks []uint16, scores []float32, f *Factors, norms []float32, threshold float32)
 	search func(p *paths, x []float32, widths []uint8)
 }
 
 func genericKernels() *kernels {
-	return &kernels{"generic", scoresGeneric, unpackGeneric, dotsOfGeneric, finishGeneric, searchGeneric}
+	return &kernels{"generic", scoresGeneric, unpackGeneric, nil, dotsOfGeneric, finishGeneric, searchGeneric}
 }
 
-func dotsOfGeneric(out []float32, stride int, s *Section, levels []uint8, qs []*Query) {
+func dotsOfGeneric(out []float32, stride int, s *Section, levels []uint8, qs []*Query, _ *packed) {
 	for k, q := range qs {
 		row := (*[trellis.TileRows]float32)(out[k*stride:])
 		clear(row[:])
@@ -57,6 +59,15 @@ type scratch struct {
 	x      []float32
 	codes  []uint8
 	paths  paths
+	packed packed
+}
+
+// packed are the queries of a batch in groups, whose codes are interleaved.
+type packed struct {
+	codes  []int8    // [groups][vectors of runs][queries of a group][4]
+	starts []int32   // [groups][runs][queries of a group]
+	scales []float32 // the same
+	out    []float32 // [queries of a group][16], where a group is not full
 }
 
 // Supported returns the instruction sets that this build has kernels for and this machine can run, the best
@@ -119,6 +130,9 @@ func (e *Engine) Scores(scores []float32, s *Section, tiles []byte, qs []*Query)
 		}
 		return nil
 	}
+	if e.k.pack != nil {
+		e.k.pack(&w.packed, s, qs)
+	}
 	for t := range n {
 		tile := tiles[t*s.tileBytes:][:s.tileBytes]
 		at := 0
@@ -127,7 +141,7 @@ func (e *Engine) Scores(scores []float32, s *Section, tiles []byte, qs []*Query)
 			e.k.unpack(w.levels[16*at:16*(at+trellis.CellDim*r.cells)], tile, r)
 			at += trellis.CellDim * r.cells
 		}
-		e.k.dots(scores[t*trellis.TileRows:], rows, s, w.levels, qs)
+		e.k.dots(scores[t*trellis.TileRows:], rows, s, w.levels, qs, &w.packed)
 	}
 	return nil
 }

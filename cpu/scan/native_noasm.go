@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build noasm || !amd64
+
 package scan
 
-// native returns the kernels in assembly that this machine can run, the best first.
+// native returns no kernels: this build has no assembly.
 func native() []*kernels { return nil }
