@@ -56,31 +56,48 @@ func unpackGeneric(dst []uint8, tile []byte, r *run) {
 	}
 }
 
+// exact[b] are the levels of width b by window and member, as windows.
+var exact = makeExact()
+
+func makeExact() (w [trellis.MaxWidth + 1][]float32) {
+	for b := 1; b <= trellis.MaxWidth; b++ {
+		w[b] = make([]float32, 8<<b)
+		for i := range w[b] {
+			state := i>>2&1 | i>>1&1<<1 | i&1<<2
+			w[b][i] = trellis.Levels(b)[4*(i>>4)+trellis.Subset(state, i>>3&1)]
+		}
+	}
+	return w
+}
+
 // members returns the members of a row's 16 components in a cell, 4 bits each: all but the last bit of
 // width 6.
 func members(cell []byte, width, row int) (m uint64) {
 	le := binary.LittleEndian
 	cell = cell[32:]
-	lo := 0
-	if (width-1)&4 != 0 {
+	w := width - 1
+	if w&4 != 0 {
 		a, b := le.Uint32(cell[4*row:]), le.Uint32(cell[64+4*row:])
 		for j := range 4 {
 			m |= uint64(a>>(8*j)&0xff|b>>(8*j)&0xff<<8) << (16 * j)
 		}
-		cell, lo = cell[128:], 4
+		return m
 	}
-	if (width-1)&2 != 0 {
-		a := le.Uint32(cell[4*row:])
-		for t := range trellis.CellDim {
-			m |= uint64(a>>(2*t)&3) << (4*t + lo)
-		}
-		cell, lo = cell[64:], lo+2
+	lo := 0
+	if w&2 != 0 {
+		x := uint64(le.Uint32(cell[4*row:]))
+		x = (x | x<<16) & 0x0000ffff0000ffff
+		x = (x | x<<8) & 0x00ff00ff00ff00ff
+		x = (x | x<<4) & 0x0f0f0f0f0f0f0f0f
+		m = (x | x<<2) & 0x3333333333333333
+		cell, lo = cell[64:], 2
 	}
-	if (width-1)&1 != 0 && lo < 4 {
-		a := le.Uint16(cell[2*row:])
-		for t := range trellis.CellDim {
-			m |= uint64(a>>t&1) << (4*t + lo)
-		}
+	if w&1 != 0 {
+		x := uint64(le.Uint16(cell[2*row:]))
+		x = (x | x<<24) & 0x000000ff000000ff
+		x = (x | x<<12) & 0x000f000f000f000f
+		x = (x | x<<6) & 0x0303030303030303
+		m |= (x | x<<3) & 0x1111111111111111 << lo
 	}
 	return m
 }
@@ -203,26 +220,4 @@ func searchGeneric(p *paths, x []float32, widths []uint8) {
 		}
 		p.cost = next
 	}
-}
-
-// trace writes the codes of a row, or reports false where its cost is not finite.
-func (p *paths) trace(codes []uint8, widths []uint8, row int) bool {
-	state := 0
-	for s := range p.cost {
-		if p.cost[s][row] < p.cost[state][row] {
-			state = s
-		}
-	}
-	if c := p.cost[state][row]; !(c <= math.MaxFloat32) {
-		return false
-	}
-	for i := len(codes) - 1; i >= 0; i-- {
-		if codes[i] = 0; widths[i] == 0 {
-			continue
-		}
-		u, before := state&1, state>>1|int(p.from[8*i+state]>>row&1)<<2
-		codes[i] = p.members[64*i+16*trellis.Subset(before, u)+row]<<1 | uint8(u)
-		state = before
-	}
-	return true
 }

@@ -57,7 +57,6 @@ type Engine struct {
 type scratch struct {
 	levels []uint8
 	x      []float32
-	codes  []uint8
 	paths  paths
 	packed packed
 }
@@ -192,7 +191,7 @@ func (e *Engine) Encode(tile []byte, s *Section, x, levels []float32) error {
 	}
 	w := e.scratch.Get().(*scratch)
 	defer e.scratch.Put(w)
-	w.x, w.codes = resize(w.x, len(x)), resize(w.codes, dim)
+	w.x = resize(w.x, len(x))
 	p := &w.paths
 	p.from, p.members = resize(p.from, 8*dim), resize(p.members, 64*dim)
 	for r := range trellis.TileRows {
@@ -201,18 +200,10 @@ func (e *Engine) Encode(tile []byte, s *Section, x, levels []float32) error {
 		}
 	}
 	e.k.search(p, w.x, s.widths)
-	for r := range trellis.TileRows {
-		if !p.trace(w.codes, s.widths, r) {
-			return fmt.Errorf("kvist/scan: encode: row %d of a tile is not finite or too large: %w", r,
+	for r := 0; r < trellis.TileRows; r += lanes {
+		if bad := p.trace(tile, s, r, levels); bad >= 0 {
+			return fmt.Errorf("kvist/scan: encode: row %d of a tile is not finite or too large: %w", bad,
 				quant.ErrRange)
-		}
-		if err := trellis.PutRow(tile, s.cells, r, w.codes); err != nil {
-			return err
-		}
-		if levels != nil {
-			if err := trellis.Decode(levels[r*dim:(r+1)*dim], w.codes, s.widths); err != nil {
-				return err
-			}
 		}
 	}
 	return nil
@@ -222,11 +213,10 @@ func (e *Engine) Encode(tile []byte, s *Section, x, levels []float32) error {
 //
 // Errors: quant.ErrShape.
 func (e *Engine) Row(dst []float32, s *Section, tile []byte, row int) error {
-	w := e.scratch.Get().(*scratch)
-	defer e.scratch.Put(w)
-	w.codes = resize(w.codes, s.Dim())
-	if err := trellis.Row(w.codes, tile, s.cells, row); err != nil {
-		return err
+	if len(dst) != s.Dim() || len(tile) != s.tileBytes || row < 0 || row >= trellis.TileRows {
+		return fmt.Errorf("kvist/scan: row %d, %d values, tile of %d bytes, want %d values and %d bytes: %w", row,
+			len(dst), len(tile), s.Dim(), s.tileBytes, quant.ErrShape)
 	}
-	return trellis.Decode(dst, w.codes, s.widths)
+	s.row(dst, tile, row)
+	return nil
 }

@@ -56,6 +56,17 @@ func unpackBasis(codes []int8, scales []float32, dim, comps int) []float32 {
 	return out
 }
 
+// panels lays axes, rows of dim values, side by side in panels of 16.
+func panels(axes []float32, dim int) []float32 {
+	out := make([]float32, len(axes))
+	for k := range len(axes) / dim {
+		for j, v := range axes[k*dim : (k+1)*dim] {
+			out[(k/16*dim+j)*16+k%16] = v
+		}
+	}
+	return out
+}
+
 func dotRounded(a, b []float64) float64 {
 	b = b[:len(a)]
 	var s [4]float64

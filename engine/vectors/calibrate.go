@@ -293,7 +293,7 @@ func (p *params) setCells(widths []uint8, sd []float32) {
 	p.SD = sd[:p.comps()]
 	p.Head = n
 	if n >= 12 {
-		p.Head = (n + 2) / 3
+		p.Head = min(n, (len(widths)+2)/3)
 	}
 }
 
@@ -330,7 +330,7 @@ func (f *fitting) measure(c *coding) (*coding, error) {
 	n, comps := f.rows.Len(), c.comps()
 	along := make([]float64, comps) // second moments of queries
 	y := make([]float32, n*comps)
-	if err := c.products.F32(y, f.rows.Data, c.basis, n, comps, f.dim); err != nil {
+	if err := c.components(y, f.rows.Data, n); err != nil {
 		return nil, err
 	}
 	var rest float64 // energy outside the coded components
@@ -342,7 +342,7 @@ func (f *fitting) measure(c *coding) (*coding, error) {
 		}
 	}
 	for k := range along {
-		m := dot64(f.mean, c.basis[k*f.dim:(k+1)*f.dim])
+		m := dot64(f.mean, c.axis(k))
 		along[k] += m * m
 	}
 	w := &coder{coding: c}

@@ -17,7 +17,7 @@ type coding struct {
 	params
 	axes     []int8    // [n, dim] the basis as it is stored, nil for a rotation
 	scales   []float32 // [n]
-	basis    []float32 // [comps, dim] the same, orthonormal
+	basis    []float32 // the same, orthonormal, in panels of 16 axes: see matmul.Engine.Panels
 	rotation *rotation
 	parts    [2]*scan.Section // head and tail; the tail may have no components
 	table    *[256]float32    // of factors of one byte
@@ -89,7 +89,7 @@ func (p *params) part(i int) []uint8 {
 func (p params) finish(axes []int8, scales []float32, isa string) (*coding, error) {
 	c := &coding{params: p, axes: axes, scales: scales}
 	if !p.Rotated {
-		c.basis = unpackBasis(axes, scales, p.Dim, p.comps())
+		c.basis = panels(unpackBasis(axes, scales, p.Dim, p.comps()), p.Dim)
 	}
 	var err error
 	for i := range c.parts {
@@ -120,7 +120,7 @@ func (p params) finish(axes []int8, scales []float32, isa string) (*coding, erro
 // components writes the products of rows [n, dim] with the axes, y [n, comps].
 func (c *coding) components(y, x []float32, n int) error {
 	if !c.Rotated {
-		return c.products.F32(y, x, c.basis, n, c.comps(), c.Dim)
+		return c.products.Panels(y, c.comps(), x, c.Dim, c.basis, n, c.comps(), c.Dim, false)
 	}
 	for i := range n {
 		row := y[i*c.comps() : (i+1)*c.comps()]
@@ -140,14 +140,25 @@ func (c *coding) restore(x, y []float32) {
 		return
 	}
 	clear(x)
-	for i, v := range y {
-		if v == 0 {
-			continue
-		}
-		for j, b := range c.basis[i*c.Dim : (i+1)*c.Dim] {
-			x[j] += v * b
+	for p := 0; p < len(y); p += trellis.CellDim {
+		part := (*[trellis.CellDim]float32)(y[p:])
+		for j := range x {
+			var sum float32
+			for i, b := range c.basis[(p*c.Dim + j*trellis.CellDim):][:trellis.CellDim] {
+				sum += part[i] * b
+			}
+			x[j] += sum
 		}
 	}
+}
+
+// axis returns axis k of a basis.
+func (c *coding) axis(k int) []float32 {
+	out := make([]float32, c.Dim)
+	for j := range out {
+		out[j] = c.basis[(k/16*c.Dim+j)*16+k%16]
+	}
+	return out
 }
 
 // coded is what rows of a tile became.

@@ -441,7 +441,7 @@ func TestStats_Drift(t *testing.T) {
 	x := calibrated(t, dim, vectors.Options{Bytes: 20})
 	require.NoError(t, x.Add(context.Background(), nil, clustered(300, dim, 7)))
 	st := x.Stats()
-	require.InDelta(t, 1, st.Drift, 0.15)
+	require.InDelta(t, 1, st.Drift, 0.25) // 256 rows tell variances to 10 %
 	require.InDelta(t, 1, st.Spread, 0.15)
 	require.Equal(t, 300, st.Added)
 	require.LessOrEqual(t, st.RowBytes, 20)

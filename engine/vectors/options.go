@@ -52,7 +52,7 @@ type Options struct {
 	Rows   int
 	Metric Metric
 	// Tilt is how much more bits count in the directions in which queries are large: components are worth
-	// their variance times their second moment to this power. 0 means 0.5; negative means none.
+	// their variance times their second moment to this power. 0 means 0.75; negative means none.
 	Tilt float64
 	// ISA chooses the instruction set; see scan.Open.
 	ISA string
@@ -70,7 +70,7 @@ const (
 func (o Options) tilt() float64 {
 	switch {
 	case o.Tilt == 0:
-		return 0.5
+		return 0.75
 	case o.Tilt < 0:
 		return 0
 	}

@@ -87,7 +87,20 @@ func TestMeasure(t *testing.T) {
 		t.Skip("no -set")
 	}
 	base, queries := npy(t, dir+"/base.npy"), npy(t, dir+"/queries.npy")
-	want := exact(base, queries, 10)
+	var want [][]int
+	if top, err := os.ReadFile(dir + "/top10.npy"); err == nil {
+		n := int(binary.LittleEndian.Uint16(top[8:]))
+		top = top[10+n:]
+		for i := range queries.Len() {
+			var row []int
+			for j := range 10 {
+				row = append(row, int(binary.LittleEndian.Uint32(top[4*(10*i+j):])))
+			}
+			want = append(want, row)
+		}
+	} else {
+		want = exact(base, queries, 10)
+	}
 	sample := quant.Rows{Dim: base.Dim, Data: base.Data[:2000*base.Dim]}
 	run := func(name string, x *vectors.Index) {
 		start := time.Now()

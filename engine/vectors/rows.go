@@ -105,7 +105,7 @@ func (c *coding) meanComponents() []float32 {
 	}
 	out := make([]float32, c.comps())
 	for k := range out {
-		out[k] = float32(dot64(c.Mean, c.basis[k*c.Dim:(k+1)*c.Dim]))
+		out[k] = float32(dot64(c.Mean, c.axis(k)))
 	}
 	return out
 }

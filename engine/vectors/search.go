@@ -242,12 +242,23 @@ func (s *search) scan(w *batch, i int, first bool) error {
 			}
 		}
 		top := &w.queries[k].top
-		if err := s.Index.scan.Finish(w.masks, scores, f, v.norms, top.threshold); err != nil {
-			return err
-		}
-		for t, mask := range w.masks {
-			if mask != 0 {
-				s.keep(top, scores, mask, t, rows, firstRow, &v)
+		// In blocks, because the threshold rises.
+		const block = 32
+		for t := 0; t < len(w.masks); t += block {
+			end := min(len(w.masks), t+block)
+			lo, hi := t*trellis.TileRows, end*trellis.TileRows
+			part := scan.Factors{Codes: f.Codes[lo*s.factorBytes() : hi*s.factorBytes()], Table: f.Table}
+			var norms []float32
+			if v.norms != nil {
+				norms = v.norms[lo:hi]
+			}
+			if err := s.Index.scan.Finish(w.masks[t:end], scores[lo:hi], part, norms, top.threshold); err != nil {
+				return err
+			}
+			for i, mask := range w.masks[t:end] {
+				if mask != 0 {
+					s.keep(top, scores, mask, t+i, rows, firstRow, &v)
+				}
 			}
 		}
 	}
