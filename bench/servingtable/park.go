@@ -38,55 +38,55 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 	defer disk.Close()
 	f16 := int64(2*len(ids)*g.Layers*g.KVHeads) * int64(g.HeadDim+g.HeadDimV)
 	cfg.Budget = int64(share * float64(f16))
-	fmt.Printf("| %g | ", share)
+	st := &switching{store.NewMemory(store.MemoryOptions{})}
+	cfg.Store = st
+	c, err := engine.Open(be, g, cfg)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	s, err := quality.NewSequenceStore(ctx, c, g.Layers)
+	if err != nil {
+		return err
+	}
+	begin := time.Now()
+	for p := 0; p < len(ids)-1; {
+		n := min(32, len(ids)-1-p)
+		if _, err := m.Forward(ids[p:p+n], s, p, model.ForwardOptions{}); err != nil {
+			return err
+		}
+		p += n
+	}
+	prefill := time.Since(begin)
+	fmt.Printf("| %g | %.1f s | %d | ", share, prefill.Seconds(), c.Stats().RowBytes)
+	if share < 1 { // leave room, so that a token more changes nothing
+		if err := s.Seq.Demote(0.1); err != nil {
+			return err
+		}
+	}
 	var want []float32
-	var prefill time.Duration
-	for i, st := range []store.Store{store.NewMemory(store.MemoryOptions{}), disk} {
-		cfg.Store = st
-		c, err := engine.Open(be, g, cfg)
+	next := func() error { // the last token, which is then forgotten
+		p := len(ids) - 1
+		got, err := m.Forward(ids[p:], s, p, model.ForwardOptions{Logits: model.LogitsAll})
 		if err != nil {
 			return err
 		}
-		s, err := quality.NewSequenceStore(ctx, c, g.Layers)
-		if err != nil {
-			return err
+		if want == nil {
+			want = slices.Clone(got)
 		}
-		begin := time.Now()
-		for p := 0; p < len(ids)-1; {
-			n := min(32, len(ids)-1-p)
-			if _, err := m.Forward(ids[p:p+n], s, p, model.ForwardOptions{}); err != nil {
-				return err
-			}
-			p += n
-		}
-		if i == 0 {
-			prefill = time.Since(begin)
-			fmt.Printf("%.1f s | %d | ", prefill.Seconds(), c.Stats().RowBytes)
-		}
-		if share < 1 { // leave room, so that a token more changes nothing
-			if err := s.Seq.Demote(0.1); err != nil {
-				return err
+		for j := range want {
+			if math.Float32bits(got[j]) != math.Float32bits(want[j]) {
+				return fmt.Errorf("servingtable: logit %d is %v, was %v: %w", j, got[j], want[j], quant.ErrCorrupt)
 			}
 		}
-		next := func() error { // the last token, which is then forgotten
-			p := len(ids) - 1
-			got, err := m.Forward(ids[p:], s, p, model.ForwardOptions{Logits: model.LogitsAll})
-			if err != nil {
-				return err
-			}
-			if want == nil {
-				want = slices.Clone(got)
-			}
-			for j := range want {
-				if math.Float32bits(got[j]) != math.Float32bits(want[j]) {
-					return fmt.Errorf("servingtable: logit %d is %v, was %v: %w", j, got[j], want[j], quant.ErrCorrupt)
-				}
-			}
-			return s.Seq.Truncate(int64(p))
-		}
-		want = nil
-		if err := next(); err != nil {
-			return err
+		return s.Seq.Truncate(int64(p))
+	}
+	if err := next(); err != nil {
+		return err
+	}
+	for i := range 2 {
+		if i == 1 {
+			st.Store = disk
 		}
 		var out, in, saved, loaded []time.Duration
 		size := 0
@@ -132,13 +132,13 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 		if i == 0 {
 			fmt.Printf("%d | %.0f ms | %.0f ms | ", size, ms(saved), ms(loaded))
 		}
-		if err := c.Close(); err != nil {
-			return err
-		}
 	}
 	fmt.Println()
 	return nil
 }
+
+// switching is a store that can be changed.
+type switching struct{ store.Store }
 
 // ms returns the median in milliseconds.
 func ms(x []time.Duration) float64 {
