@@ -41,6 +41,7 @@ func run() error {
 	segment := flag.Int("segment", 256, "tokens of a segment")
 	prof := flag.String("profile", "", "profile with the sensitivity of heads")
 	park := flag.Bool("park", false, "measure parking and resuming instead")
+	archive := flag.String("archive", "", "with -park: measure what demoting these shares of the rows before parking costs, separated by commas")
 	flag.Parse()
 	path, err := model.Find()
 	if err != nil {
@@ -71,12 +72,8 @@ func run() error {
 		cfg.SensitivityK, cfg.SensitivityV = s.K, s.V
 	}
 	o := quality.ServingOptions{Tokens: *tokens, Chunk: *chunk, Config: cfg}
-	for _, s := range strings.Split(*shares, ",") {
-		x, err := strconv.ParseFloat(s, 64)
-		if err != nil {
-			return err
-		}
-		o.Shares = append(o.Shares, x)
+	if o.Shares, err = numbers(*shares); err != nil {
+		return err
 	}
 	if *park {
 		ids, err := encode(m, *names)
@@ -85,6 +82,14 @@ func run() error {
 		}
 		if len(ids) < *tokens {
 			return fmt.Errorf("servingtable: %d tokens, want %d: %w", len(ids), *tokens, quant.ErrShape)
+		}
+		if *archive != "" {
+			less, err := numbers(*archive)
+			if err != nil {
+				return err
+			}
+			fmt.Println("| share demoted | bytes in the store | bits/value | KL, mean | KL, worst token | top-1 |\n|---:|---:|---:|---:|---:|---:|")
+			return measureArchive(be, m, ids[:*tokens], less, cfg)
 		}
 		fmt.Println("| budget | prefill | bytes of slabs | park, memory | resume | faster | bytes saved | save | load | park, disk | " +
 			"resume | faster |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
@@ -115,6 +120,18 @@ func run() error {
 		}
 	}
 	return nil
+}
+
+// numbers reads numbers that are separated by commas.
+func numbers(text string) (all []float64, err error) {
+	for _, s := range strings.Split(text, ",") {
+		x, err := strconv.ParseFloat(s, 64)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, x)
+	}
+	return all, nil
 }
 
 // encode returns the tokens of a text of the evaluation, or of several joined by "+".
