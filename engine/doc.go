@@ -35,8 +35,8 @@
 //
 // Every byte counts before it is used: rows, positions, descriptors, kept queries, keys of prefixes, and the
 // scratch memory of steps. Rows live in slabs of the backend's memory. Slots of one size are dense in
-// their slabs, so that memory which a demotion frees can be used for any other coding. What a backend
-// allocates for itself during a call, such as the scratch memory of its workers, is not in the budget.
+// their slabs, so that memory which a demotion frees can be used for any other coding. What a backend or a
+// store allocates for itself during a call is not in the budget.
 //
 // # Sharing
 //

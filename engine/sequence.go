@@ -223,9 +223,11 @@ func (q *Sequence) trimWindows() error {
 			if s.refs > 1 || !s.closed && !s.sinks {
 				continue
 			}
-			s.name = store.Key{}
 			blocks := s.blocks[l*per*s.pages : (l+1)*per*s.pages]
 			for i := range blocks {
+				if blocks[i].at[sideK] != 0 {
+					s.name = store.Key{}
+				}
 				if err := c.free(&blocks[i]); err != nil {
 					return err
 				}

@@ -54,5 +54,6 @@
 //
 // # Concurrency
 //
-// The methods of a Store may be called by many goroutines. A folder belongs to one Disk at a time.
+// The methods of a Store may be called by many goroutines. A folder belongs to one Disk at a time; where the
+// system has flock, a second one is refused.
 package store
