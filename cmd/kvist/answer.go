@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"slices"
 	"strings"
 
@@ -49,6 +50,7 @@ type answering struct {
 	m      *model.Model
 	be     backend.Backend
 	r      *runner.Runner
+	model  string // what tells it from others
 	budget int64
 	exact  int64 // bytes of the cache in f16 that a share is of
 }
@@ -63,7 +65,7 @@ func (f *answerFlags) open(a *app, name string, o runner.Options) (*answering, e
 }
 
 func (f *answerFlags) start(a *app, w *answering, name string, o runner.Options) error {
-	size, part, err := parseBudget(f.budget)
+	budget, part, err := parseBudget(f.budget)
 	if err != nil {
 		return usagef("--kv-%v", err)
 	}
@@ -80,6 +82,10 @@ func (f *answerFlags) start(a *app, w *answering, name string, o runner.Options)
 	if w.m, err = mf.open(name, f.context); err != nil {
 		return err
 	}
+	size, err := modelSize(name)
+	if err != nil {
+		return err
+	}
 	if f.context > w.m.Context {
 		return usagef("--context %d: the model's is %d", f.context, w.m.Context)
 	}
@@ -94,15 +100,30 @@ func (f *answerFlags) start(a *app, w *answering, name string, o runner.Options)
 		o.Context = w.m.Context
 	}
 	w.exact = int64(max(o.Running, 1)) * runner.ExactBytes(w.m, o.Context)
-	if w.budget = size; size == 0 {
+	if w.budget = budget; budget == 0 {
 		w.budget = int64(part * float64(w.exact))
 	}
-	o.Cache = engine.Config{Budget: w.budget, Window: f.window, Segment: f.segment}
+	w.model = fmt.Sprintf("%s of %d bytes", w.m.Name, size)
+	o.Cache = engine.Config{Budget: w.budget, Window: f.window, Segment: f.segment, Model: w.model}
 	if err := f.sensitivity(&o.Cache); err != nil {
 		return err
 	}
 	w.r, err = runner.New(w.m, w.be, o)
 	return err
+}
+
+// modelSize returns the bytes of a model's file. Rows of another quantization of a model are not its rows, and the
+// size of the file tells it.
+func modelSize(name string) (int64, error) {
+	path, err := modelPath(name)
+	if err != nil {
+		return 0, err
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }
 
 // sensitivity reads what errors in each head matter from a profile.

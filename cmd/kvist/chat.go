@@ -33,6 +33,8 @@ type chatFlags struct {
 const chatCommands = `  /memory       what the cache keeps of this conversation, token by token
   /fade SHARE   let it give up a share of its bytes, as 50%, what costs least first
   /pin, /unpin  keep it as it is under pressure; no longer
+  /save FILE    write it to a file, with the rows as they are
+  /load FILE    go on with one that was written, without computing it again
   /reset        begin anew
   /help         this list
   /quit         end; so does the end of the input`
@@ -217,6 +219,10 @@ func (c *chat) message(ctx context.Context, text string) (end bool, err error) {
 		return false, err
 	case "/memory":
 		return false, c.memory(ctx)
+	case "/save":
+		err = c.save(ctx, strings.TrimSpace(arg))
+	case "/load":
+		err = c.load(ctx, strings.TrimSpace(arg))
 	case "/pin", "/unpin":
 		c.pin = name == "/pin"
 		if c.id != "" {

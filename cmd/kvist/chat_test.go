@@ -73,6 +73,35 @@ func TestChat_Text(t *testing.T) {
 	require.NotContains(t, out, "\x1b")
 }
 
+// A conversation that was saved goes on elsewhere without being computed again; a damaged file is refused.
+func TestChat_SaveAndLoad(t *testing.T) {
+	m := tinyModel(t)
+	file := filepath.Join(t.TempDir(), "said.chat")
+	first := strings.Repeat("a long line about something ", 12)
+	out, errs, status := chatWith(t, first+"\n/save "+file+"\nand then?\n", m, "--max-tokens", "12", "--kv-budget", "4MiB", "--json")
+	require.Zero(t, status, errs)
+	lines := strings.Split(strings.TrimSpace(out), "\n")
+	require.Len(t, lines, 2)
+	out, errs, status = chatWith(t, "/load "+file+"\nand then?\n", m, "--max-tokens", "12", "--kv-budget", "4MiB", "--json")
+	require.Zero(t, status, errs)
+	var want, got answerJSON
+	require.NoError(t, json.Unmarshal([]byte(lines[1]), &want))
+	require.NoError(t, json.Unmarshal([]byte(out), &got))
+	require.Equal(t, want.Content, got.Content)
+	require.Equal(t, want.Cached, got.Cached)
+	require.Greater(t, got.Cached, len(first))
+	whole, err := os.ReadFile(file)
+	require.NoError(t, err)
+	for name, b := range map[string][]byte{"cut": whole[:len(whole)/2], "head": append([]byte("kvist-chat 1 00000000"), whole[21:]...),
+		"empty": nil, "other": []byte("hello\n"), "rows": append(append([]byte{}, whole[:len(whole)/2]...), append([]byte{1, 2, 3, 4}, whole[len(whole)/2+4:]...)...)} {
+		bad := filepath.Join(t.TempDir(), name)
+		require.NoError(t, os.WriteFile(bad, b, 0o600))
+		_, errs, status := chatWith(t, "/load "+bad+"\n", m, "--kv-budget", "4MiB")
+		require.Equal(t, exitDamaged, status, "%s: %s", name, errs)
+		require.Contains(t, errs, bad)
+	}
+}
+
 func TestChat_WrongUse(t *testing.T) {
 	m := tinyModel(t)
 	for _, c := range []struct {

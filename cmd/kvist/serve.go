@@ -27,7 +27,8 @@ type serveFlags struct {
 	idle, connections       int
 	fadeAfter, timeout      time.Duration
 	drain                   time.Duration
-	fade                    string
+	parkAfter               time.Duration
+	fade, folder            string
 	maxBody                 int64
 }
 
@@ -46,6 +47,10 @@ MODEL is a GGUF file, or smollm2: the SmolLM2-135M-Instruct that make model down
 
 A prompt that begins with a conversation that the cache holds goes on from it. With --keys, every request under
 /v1 needs one of the keys, and conversations and prefixes are shared within a key only.
+
+With --conversations, conversations outlive the server: they are parked in the folder, with their rows as they
+are, when they are idle, when memory is short and when the server ends, and go on from there. A request with
+"kvist": {"save": true} is parked at once, and survives even if the server is killed.
 
 An interrupt or SIGTERM ends the server: it refuses new requests and gives the answers under way --drain to end. A
 second one ends it at once.`,
@@ -70,6 +75,8 @@ second one ends it at once.`,
 	fs.IntVar(&f.connections, "connections", 1024, "most connections")
 	fs.DurationVar(&f.fadeAfter, "fade-after", 0, "how long a conversation is idle until it gives up --fade of its bytes; 0: it does not")
 	fs.StringVar(&f.fade, "fade", "50%", "`SHARE` that an idle conversation gives up")
+	fs.StringVar(&f.folder, "conversations", "", "`FOLDER` that idle conversations are parked in; a server finds them again when it starts")
+	fs.DurationVar(&f.parkAfter, "park-after", time.Minute, "how long a conversation is idle until it is parked; 0: until memory is short or the server ends")
 	fs.DurationVar(&f.timeout, "timeout", 10*time.Minute, "longest time of an answer")
 	fs.DurationVar(&f.drain, "drain", 20*time.Second, "time that answers have to end when the server is told to")
 	fs.Int64Var(&f.maxBody, "max-body", 4<<20, "most `BYTES` of a request")
@@ -88,6 +95,7 @@ func (f *serveFlags) check() (fade float64, err error) {
 		{"idle", f.idle >= 0 && f.idle <= 1<<16, "0 to 65536"},
 		{"connections", f.connections >= 1 && f.connections <= 1<<16, "1 to 65536"},
 		{"fade-after", f.fadeAfter >= 0, "0 or more"},
+		{"park-after", f.parkAfter >= 0, "0 or more"},
 		{"timeout", f.timeout > 0, "more than 0"},
 		{"drain", f.drain >= 0, "0 or more"},
 		{"max-body", f.maxBody >= 1, "1 or more"},
@@ -144,7 +152,7 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 	defer l.Close() //nolint:errcheck // it is closed by the server
 	log := slog.New(slog.NewTextHandler(a.stderr, nil))
 	o := runner.Options{Running: f.running, Waiting: f.waiting, Chunk: f.chunk, Idle: f.idle, FadeAfter: f.fadeAfter,
-		Fade: fade, Logger: a.logger()}
+		Fade: fade, Folder: f.folder, ParkAfter: f.parkAfter, Logger: a.logger()}
 	if f.idle == 0 {
 		o.Idle = -1
 	}

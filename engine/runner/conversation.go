@@ -6,7 +6,9 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -37,7 +39,12 @@ func newConversation(salt []byte, seq *engine.Sequence, tokens []int32) *convers
 // rest makes a conversation idle, or drops it.
 func (r *Runner) rest(c *conversation, q Request) error {
 	c.busy, c.faded, c.used = false, false, time.Now()
-	if q.Forget || r.o.Idle == 0 || len(c.tokens) == 0 || r.broken != nil {
+	if q.Forget && r.shelf != nil {
+		if err := r.shelf.drop(c.id); err != nil {
+			return errors.Join(err, c.seq.Close())
+		}
+	}
+	if q.Forget || r.o.Idle == 0 && !q.Save || len(c.tokens) == 0 || r.broken != nil {
 		return c.seq.Close()
 	}
 	if q.Fade > 0 {
@@ -50,17 +57,42 @@ func (r *Runner) rest(c *conversation, q Request) error {
 	if err := c.look(r.m); err != nil {
 		return err
 	}
+	if q.Save {
+		return r.put(c)
+	}
 	r.idle = append(r.idle, c)
 	if len(r.idle) > r.o.Idle {
 		first := r.idle[0]
 		r.idle = slices.Delete(r.idle, 0, 1)
-		return first.seq.Close()
+		return r.put(first)
 	}
 	return nil
 }
 
-// fadeIdle takes from the conversations that were idle for long.
-func (r *Runner) fadeIdle(now time.Time) {
+// put parks a conversation, or closes it where there is no folder. One that cannot be parked is closed too.
+func (r *Runner) put(c *conversation) error {
+	if r.shelf == nil {
+		return c.seq.Close()
+	}
+	if err := r.shelf.park(c); err != nil {
+		return errors.Join(err, c.seq.Close())
+	}
+	return nil
+}
+
+// tendIdle takes from the conversations that were idle for long, and parks those that were for longer.
+func (r *Runner) tendIdle(now time.Time) {
+	for r.shelf != nil && r.o.ParkAfter > 0 {
+		i := slices.IndexFunc(r.idle, func(c *conversation) bool { return !c.pinned && now.Sub(c.used) >= r.o.ParkAfter })
+		if i < 0 {
+			break
+		}
+		c := r.idle[i]
+		r.idle = slices.Delete(r.idle, i, i+1)
+		if err := r.put(c); err != nil {
+			r.log.Warn("kvist: park a conversation", "error", err)
+		}
+	}
 	if r.o.FadeAfter == 0 || r.o.Fade == 0 {
 		return
 	}
@@ -93,11 +125,18 @@ func (r *Runner) tend(c *conversation, budget int64) error {
 	return c.look(r.m)
 }
 
-// find returns the conversation of a salt with an id.
+// find returns the conversation of a salt with an id. A parked one is brought back.
 func (r *Runner) find(salt []byte, id string) (*conversation, error) {
 	for c := range r.all {
 		if c.id == id && string(c.salt) == string(salt) {
 			return c, nil
+		}
+	}
+	if r.shelf != nil {
+		if n := r.shelf.find(salt, id); n != nil {
+			if c, err := r.resume(n); c != nil || err != nil {
+				return c, err
+			}
 		}
 	}
 	return nil, fmt.Errorf("kvist/runner: no conversation %q: %w", id, quant.ErrClosed)
@@ -125,6 +164,7 @@ type Summary struct {
 	Exact  int64 // what they would take in binary16
 	Busy   bool  // an answer is under way
 	Pinned bool
+	Parked bool // it is in the folder, not in memory: Bytes are what it took there
 	Used   time.Time
 	First  []int32 // its first tokens, up to 64
 }
@@ -137,6 +177,17 @@ func (r *Runner) Conversations(ctx context.Context, salt []byte) (list []Summary
 		for c := range r.all {
 			if string(c.salt) == string(salt) {
 				list = append(list, r.summary(c))
+			}
+		}
+		if r.shelf == nil {
+			return
+		}
+		for i := len(r.shelf.notes) - 1; i >= 0; i-- {
+			n := r.shelf.notes[i]
+			here := slices.ContainsFunc(list, func(s Summary) bool { return s.ID == n.ID })
+			if string(n.Salt) == string(salt) && !here {
+				list = append(list, Summary{ID: n.ID, Tokens: len(n.Tokens), Bytes: n.Bytes, Parked: true, Used: n.Parked,
+					Exact: ExactBytes(r.m, len(n.Tokens)), First: slices.Clone(n.Tokens[:min(64, len(n.Tokens))])})
 			}
 		}
 	})
@@ -189,7 +240,11 @@ func (r *Runner) Describe(ctx context.Context, salt []byte, id string) (d Descri
 func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error) {
 	return r.change(ctx, salt, id, func(c *conversation) error {
 		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
-		return c.seq.Close()
+		err := c.seq.Close()
+		if r.shelf != nil {
+			err = errors.Join(err, r.shelf.drop(id))
+		}
+		return err
 	})
 }
 
@@ -233,4 +288,52 @@ func (r *Runner) change(ctx context.Context, salt []byte, id string, f func(*con
 		return e
 	}
 	return err
+}
+
+// Park moves an idle conversation to the folder. A later prompt, or a call that asks for it, brings it back.
+//
+// Errors: as Forget; quant.ErrUnsupported without a folder; those of the folder.
+func (r *Runner) Park(ctx context.Context, salt []byte, id string) error {
+	if r.shelf == nil {
+		return fmt.Errorf("kvist/runner: no folder to park conversations in: %w", quant.ErrUnsupported)
+	}
+	return r.change(ctx, salt, id, func(c *conversation) error {
+		if err := r.shelf.park(c); err != nil {
+			return err
+		}
+		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
+		return nil
+	})
+}
+
+// Save writes the rows of an idle conversation as a .kvist file, exactly as they are; see engine.Sequence.Save. It
+// returns the tokens, which are not in the file.
+//
+// Errors: as Forget; those of w.
+func (r *Runner) Save(ctx context.Context, salt []byte, id string, w io.Writer) (tokens []int32, err error) {
+	err = r.change(ctx, salt, id, func(c *conversation) error {
+		tokens = slices.Clone(c.tokens)
+		return c.seq.Save(ctx, w)
+	})
+	return tokens, err
+}
+
+// Load makes a conversation of what Save wrote and returns its id.
+//
+// Errors: quant.ErrShape if there are not so many tokens in the file; those of engine.Cache.Load; that of ctx.
+func (r *Runner) Load(ctx context.Context, salt []byte, tokens []int32, file io.ReaderAt, size int64) (id string, err error) {
+	e := r.do(ctx, func() {
+		var seq *engine.Sequence
+		seq, err = r.room(func() (*engine.Sequence, error) { return r.cache.Load(ctx, file, size) })
+		if err != nil {
+			return
+		}
+		if seq.Len() != int64(len(tokens)) {
+			err = errors.Join(shapef("%d tokens, the file has rows of %d", len(tokens), seq.Len()), seq.Close())
+			return
+		}
+		c := newConversation(salt, seq, tokens)
+		id, err = c.id, r.rest(c, Request{})
+	})
+	return id, errors.Join(e, err)
 }

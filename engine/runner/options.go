@@ -34,6 +34,13 @@ type Options struct {
 	FadeAfter time.Duration
 	// Fade is the share of the bytes of its rows that an idle conversation gives up, 0 to 1.
 	Fade float64
+	// Folder is where conversations are parked: those that were idle for ParkAfter, those that memory is
+	// wanted from, those of requests with Save, and all of them on Close. A runner of the same model and
+	// settings finds them again, also after its process was killed. A folder belongs to one runner at a
+	// time. Default "": none is parked.
+	Folder string
+	// ParkAfter is how long a conversation is idle until it is parked. Default 0: it is not.
+	ParkAfter time.Duration
 	// Logger receives what the cache and the runner refuse. nil: nothing is logged.
 	Logger *slog.Logger
 }
@@ -64,6 +71,7 @@ func (o Options) validate(m *model.Model) error {
 	bad(o.Context >= 2 && o.Context <= m.Context, "context of %d tokens, want 2 to %d", o.Context, m.Context)
 	bad(o.Idle <= 1<<16, "%d idle conversations, want at most %d", o.Idle, 1<<16)
 	bad(o.FadeAfter >= 0, "fade after %v, want 0 or more", o.FadeAfter)
+	bad(o.ParkAfter >= 0, "park after %v, want 0 or more", o.ParkAfter)
 	bad(o.Fade >= 0 && o.Fade <= 1, "fade %v, want 0 to 1", o.Fade)
 	return errors.Join(errs...)
 }
@@ -126,12 +134,14 @@ type Request struct {
 	// Budget is the most bytes that the rows of the conversation may take, beside what its window needs.
 	// Default 0: only that of the cache bounds it.
 	Budget int64
+	// Save parks the conversation when the answer is complete, so that it outlives the process.
+	Save bool
 	// Forget drops the conversation after the answer.
 	Forget bool
 }
 
 // check refuses a request that can never be answered.
-func (q *Request) check(m *model.Model, context int) error {
+func (q *Request) check(m *model.Model, context int, parks bool) error {
 	if err := q.Sampling.check(m.Vocab); err != nil {
 		return err
 	}
@@ -145,6 +155,8 @@ func (q *Request) check(m *model.Model, context int) error {
 		return shapef("an answer of %d tokens, want 0 or more", q.MaxTokens)
 	case !(q.Fade >= 0 && q.Fade <= 1):
 		return shapef("fade %v, want 0 to 1", q.Fade)
+	case q.Save && !parks:
+		return fmt.Errorf("kvist/runner: a conversation to save, and no folder to save it in: %w", quant.ErrUnsupported)
 	case q.Budget < 0:
 		return shapef("budget %d, want 0 or more", q.Budget)
 	}

@@ -22,10 +22,14 @@ type Runner struct {
 	cache *engine.Cache
 	o     Options
 	log   *slog.Logger
+	shelf *shelf      // nil: conversations are not parked
 	calls chan func() // what others ask of the loop
 	ctx   context.Context
 	stop  context.CancelFunc
 	done  chan struct{} // closed when the loop has ended
+
+	closing sync.Once
+	closed  error // of Close
 
 	// Of the loop alone.
 	queue   []*task
@@ -56,29 +60,54 @@ func New(m *model.Model, be backend.Backend, o Options) (*Runner, error) {
 			cfg.Budget, floor, cfg.Window, quant.ErrBudget)
 	}
 	most := int(min(int64(o.Running), cfg.Budget/floor))
+	log := o.Logger
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	var s *shelf
+	if o.Folder != "" {
+		if s, err = openShelf(o.Folder, cfg.Model, log); err != nil {
+			return nil, err
+		}
+		cfg.Store = s.disk
+	}
 	c, err := engine.Open(be, m.Geometry(), cfg)
 	if err != nil {
+		if s != nil {
+			err = errors.Join(err, s.disk.Close())
+		}
 		return nil, err
 	}
-	r := &Runner{m: m, cache: c, o: o, log: o.Logger, calls: make(chan func()), done: make(chan struct{}),
-		limit: most, most: most}
-	if r.log == nil {
-		r.log = slog.New(slog.DiscardHandler)
+	if s != nil {
+		s.cache = c
 	}
+	r := &Runner{m: m, cache: c, o: o, log: log, shelf: s, calls: make(chan func()), done: make(chan struct{}),
+		limit: most, most: most}
 	r.counts.Finished = map[string]uint64{}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	go r.loop()
 	return r, nil
 }
 
-// Close ends the answers that are under way with quant.ErrClosed and frees the cache. Closing again does
-// nothing.
+// Close ends the answers that are under way with quant.ErrClosed, parks the conversations where there is a folder
+// for them, and frees the cache. Closing again does nothing.
 //
-// Errors: those of the backend.
+// Errors: those of the folder and the backend.
 func (r *Runner) Close() error {
 	r.stop()
 	<-r.done
-	return r.cache.Close()
+	r.closing.Do(func() {
+		if r.shelf != nil && r.broken == nil {
+			for _, c := range r.idle {
+				r.closed = errors.Join(r.closed, r.shelf.park(c))
+			}
+		}
+		r.closed = errors.Join(r.closed, r.cache.Close())
+		if r.shelf != nil {
+			r.closed = errors.Join(r.closed, r.shelf.disk.Close())
+		}
+	})
+	return r.closed
 }
 
 // Model returns the model.
@@ -114,7 +143,7 @@ type Result struct {
 //
 // Errors: see the package comment; those of ctx and emit; those of the backend.
 func (r *Runner) Generate(ctx context.Context, q Request, emit func(Token) error) (Result, error) {
-	if err := q.check(r.m, r.o.Context); err != nil {
+	if err := q.check(r.m, r.o.Context, r.shelf != nil); err != nil {
 		return Result{}, err
 	}
 	ctx, cancel := context.WithCancel(ctx)
@@ -219,12 +248,15 @@ func (r *Runner) loop() {
 		case f := <-r.calls:
 			f()
 		case <-tick.C:
-			r.fadeIdle(time.Now())
+			r.tendIdle(time.Now())
 		case <-r.ctx.Done():
 		}
 	}
 	for _, t := range append(r.queue, r.running...) {
 		t.box.finish(t.result(), errClosed)
+		if t.conv != nil { // what it has is worth keeping
+			r.idle = append(r.idle, t.conv)
+		}
 	}
 }
 
@@ -238,7 +270,7 @@ func (r *Runner) listen(tick <-chan time.Time) {
 		case f := <-r.calls:
 			f()
 		case <-tick:
-			r.fadeIdle(time.Now())
+			r.tendIdle(time.Now())
 		default:
 			return
 		}
@@ -262,7 +294,9 @@ type Counts struct {
 	AnswerTokens           uint64
 	Finished               map[string]uint64 // requests by why they ended: FinishStop, FinishLength, "cancelled", "failed"
 	Preempted              uint64            // answers put back into the queue for want of memory
-	Closed                 uint64            // idle conversations closed for want of memory
+	Closed                 uint64            // idle conversations closed, or parked, for want of memory
+	Resumed                uint64            // parked conversations brought back
+	Parked                 int               // conversations in the folder, now
 	Faded                  uint64            // idle conversations that gave up bytes
 	Refused                uint64            // requests that found the queue full
 }
@@ -275,6 +309,9 @@ func (r *Runner) Stats(ctx context.Context) (c Counts, s engine.Stats, err error
 	e := r.do(ctx, func() {
 		c, s, err = r.counts, r.cache.Stats(), r.broken
 		c.Running, c.Waiting, c.Idle = len(r.running), len(r.queue), len(r.idle)
+		if r.shelf != nil {
+			c.Parked = len(r.shelf.notes)
+		}
 		c.Finished = make(map[string]uint64, len(r.counts.Finished))
 		for k, v := range r.counts.Finished {
 			c.Finished[k] = v

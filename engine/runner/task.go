@@ -134,6 +134,9 @@ func (r *Runner) admit() {
 // that the task goes on with, a copy of one that it shares a beginning with, or what the index of prefixes
 // has.
 func (r *Runner) attach(t *task) (*conversation, error) {
+	if err := r.wake(t); err != nil {
+		return nil, err
+	}
 	best, same := r.longest(t)
 	if best != nil && same == len(best.tokens) {
 		r.idle = slices.DeleteFunc(r.idle, func(c *conversation) bool { return c == best })
@@ -178,18 +181,47 @@ func (r *Runner) longest(t *task) (best *conversation, same int) {
 		if string(c.salt) != string(t.q.Salt) {
 			continue
 		}
-		n, most := 0, min(len(c.tokens), len(t.tokens)-1)
-		for n < most && c.tokens[n] == t.tokens[n] {
-			n++
-		}
-		if n > same {
+		if n := shared(c.tokens, t.tokens); n > same {
 			best, same = c, n
 		}
 	}
 	return best, same
 }
 
-// room calls f until there is memory for it, and closes idle conversations in between.
+// wake brings back the parked conversation of which a task has most tokens, if no idle one has more.
+func (r *Runner) wake(t *task) error {
+	if r.shelf == nil {
+		return nil
+	}
+	n, same := r.shelf.longest(t.q.Salt, t.tokens)
+	if _, have := r.longest(t); n == nil || same < max(copyGain, have+1) {
+		return nil
+	}
+	_, err := r.resume(n)
+	return err
+}
+
+// resume brings a parked conversation back among the idle ones. One that cannot be read any more is dropped.
+func (r *Runner) resume(n *note) (c *conversation, err error) {
+	for {
+		c, err = r.shelf.resume(n)
+		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, quant.ErrFull):
+		return nil, err
+	case err != nil:
+		r.log.Warn("kvist: a parked conversation cannot be read", "error", err)
+		return nil, r.shelf.drop(n.ID)
+	}
+	r.counts.Resumed++
+	r.idle = append(r.idle, c)
+	return c, c.look(r.m)
+}
+
+// room calls f until there is memory for it, and parks or closes idle conversations in between.
 func (r *Runner) room(f func() (*engine.Sequence, error)) (*engine.Sequence, error) {
 	for {
 		s, err := f()
@@ -199,7 +231,7 @@ func (r *Runner) room(f func() (*engine.Sequence, error)) (*engine.Sequence, err
 	}
 }
 
-// dropIdle closes the conversation that was unused for longest; not one that is pinned.
+// dropIdle parks or closes the conversation that was unused for longest; not one that is pinned.
 func (r *Runner) dropIdle() bool {
 	for i, c := range r.idle {
 		if c.pinned {
@@ -207,8 +239,8 @@ func (r *Runner) dropIdle() bool {
 		}
 		r.idle = slices.Delete(r.idle, i, i+1)
 		r.counts.Closed++
-		r.log.Info("kvist: an idle conversation is closed for want of memory", "tokens", len(c.tokens))
-		if err := c.seq.Close(); err != nil {
+		r.log.Info("kvist: an idle conversation goes for want of memory", "tokens", len(c.tokens))
+		if err := r.put(c); err != nil {
 			r.log.Warn("kvist: close conversation", "error", err)
 		}
 		return true

@@ -11,10 +11,11 @@
 //	GET  /v1/kvist/conversations                     conversations of the caller's key
 //	GET  /v1/kvist/conversations/{id}                one of them, token by token
 //	POST /v1/kvist/conversations/{id}/fade, /pin     {"share": 0.5}, {"on": true}
+//	POST /v1/kvist/conversations/{id}/park           moves it to the folder of the server
 //	DELETE /v1/kvist/conversations/{id}              forgets it
 //	GET  /health, /metrics, /                        state; Prometheus; the inspector
 //
-// A request may carry hints in a field "kvist": {"pin": true, "fade": 0.5, "budget": 1048576, "forget": true};
+// A request may carry hints in a field "kvist": {"pin": true, "fade": 0.5, "budget": 1048576, "save": true, "forget": true};
 // and, as with vLLM, "cache_salt". Answers carry {"kvist": {"conversation": ID}}.
 //
 // # Errors

@@ -40,7 +40,7 @@ func (s *Server) summary(c runner.Summary) map[string]any {
 		b.Write(s.piece(id))
 	}
 	return map[string]any{"id": c.ID, "tokens": c.Tokens, "bytes": c.Bytes, "exact_bytes": c.Exact, "busy": c.Busy,
-		"pinned": c.Pinned, "used": c.Used.Unix(), "begins": valid([]byte(b.String()))}
+		"pinned": c.Pinned, "parked": c.Parked, "used": c.Used.Unix(), "begins": valid([]byte(b.String()))}
 }
 
 // conversations lists those of the caller.
@@ -95,6 +95,10 @@ func round(x float32) float64 {
 
 func (s *Server) forget(w http.ResponseWriter, r *http.Request, salt []byte) error {
 	return s.done(w, s.cfg.Runner.Forget(r.Context(), salt, r.PathValue("id")))
+}
+
+func (s *Server) park(w http.ResponseWriter, r *http.Request, salt []byte) error {
+	return s.done(w, s.cfg.Runner.Park(r.Context(), salt, r.PathValue("id")))
 }
 
 func (s *Server) fade(w http.ResponseWriter, r *http.Request, salt []byte) error {

@@ -50,7 +50,8 @@ async function refresh() {
     const list = await get('v1/kvist/conversations');
     $('model').textContent = list.model;
     drawList(list.data);
-    if (!list.data.some((c) => c.id === state.current)) state.current = list.data.length ? list.data[0].id : '';
+    const here = list.data.filter((c) => !c.parked); // looking at a parked one would bring it back
+    if (!here.some((c) => c.id === state.current)) state.current = here.length ? here[0].id : '';
     if (state.current) draw(await get('v1/kvist/conversations/' + state.current));
     $('one').hidden = !state.current;
     if (state.lost) problem('');
@@ -70,8 +71,13 @@ function drawList(list) {
   $('list').replaceChildren(...list.map((c) => {
     const b = element('button', undefined, { type: 'button', 'aria-current': c.id === state.current });
     b.append(element('span', c.begins.replace(/(<\|[^|]*\|>|<[a-z_]+>)(system|user|assistant|model)?/g, ' ').trim() || '(nothing)'),
-      element('span', `${c.tokens} tokens, ${bytes(c.bytes)}${c.busy ? ', answering' : ''}${c.pinned ? ', pinned' : ''}`, { class: 'small' }));
-    b.addEventListener('click', () => { state.current = c.id; state.at = -1; refresh(); });
+      element('span', `${c.tokens} tokens, ${bytes(c.bytes)}${c.busy ? ', answering' : ''}${c.pinned ? ', pinned' : ''}${c.parked ? ', parked' : ''}`, { class: 'small' }));
+    b.addEventListener('click', async () => {
+      state.current = c.id;
+      state.at = -1;
+      if (c.parked) await get('v1/kvist/conversations/' + c.id).catch((e) => problem(e.message));
+      refresh();
+    });
     const item = element('li');
     item.append(b);
     return item;

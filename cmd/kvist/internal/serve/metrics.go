@@ -126,6 +126,8 @@ func newCollector(r *runner.Runner) *collector {
 	f(n, "vllm:prefix_cache_queries_total", "Tokens of prompts that were looked for in the cache.", func(r *rc, _ *es) float64 { return float64(r.PromptTokens) })
 	f(n, "vllm:prefix_cache_hits_total", "Tokens of prompts that the cache held.", func(r *rc, _ *es) float64 { return float64(r.CachedTokens) })
 	f(g, "kvist_conversations_idle", "Conversations kept without an answer under way.", func(r *rc, _ *es) float64 { return float64(r.Idle) })
+	f(g, "kvist_conversations_parked", "Conversations in the folder.", func(r *rc, _ *es) float64 { return float64(r.Parked) })
+	f(n, "kvist_conversations_resumed_total", "Parked conversations brought back.", func(r *rc, _ *es) float64 { return float64(r.Resumed) })
 	f(g, "kvist_cache_budget_bytes", "Bytes that the cache may hold.", func(_ *rc, s *es) float64 { return float64(s.BudgetBytes) })
 	f(g, "kvist_cache_held_bytes", "Bytes that the cache holds.", func(_ *rc, s *es) float64 { return float64(s.HeldBytes) })
 	f(g, "kvist_cache_peak_bytes", "The most bytes that the cache has held.", func(_ *rc, s *es) float64 { return float64(s.PeakBytes) })

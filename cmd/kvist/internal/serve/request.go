@@ -46,6 +46,7 @@ type hints struct {
 	Fade   float64 `json:"fade"`
 	Budget int64   `json:"budget"`
 	Forget bool    `json:"forget"`
+	Save   bool    `json:"save"`
 }
 
 // stops are a string or a list of them.
@@ -78,7 +79,7 @@ func (c *common) request(s *Server, salt []byte, most int) (q runner.Request, er
 		return q, unsupported("n", "n is %d: this server gives one answer", *c.N)
 	}
 	q = runner.Request{MaxTokens: most, IgnoreEnd: c.IgnoreEOS, Salt: salt, Pin: c.Kvist.Pin, Fade: c.Kvist.Fade,
-		Budget: c.Kvist.Budget, Forget: c.Kvist.Forget}
+		Budget: c.Kvist.Budget, Forget: c.Kvist.Forget, Save: c.Kvist.Save}
 	if c.CacheSalt != "" {
 		sum := sha256.Sum256([]byte(c.CacheSalt))
 		q.Salt = append(append([]byte(nil), salt...), sum[:]...)

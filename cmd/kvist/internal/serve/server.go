@@ -86,6 +86,7 @@ func New(cfg Config) *Server {
 	keyed("DELETE /v1/kvist/conversations/{id}", s.forget)
 	keyed("POST /v1/kvist/conversations/{id}/fade", s.fade)
 	keyed("POST /v1/kvist/conversations/{id}/pin", s.pin)
+	keyed("POST /v1/kvist/conversations/{id}/park", s.park)
 	return s
 }
 

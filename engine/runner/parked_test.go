@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner_test
+
+import (
+	"bytes"
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/runner"
+	"github.com/kvist-project/kvist/quant"
+)
+
+func parking(folder string) runner.Options {
+	return runner.Options{Folder: folder, Cache: engine.Config{Budget: 600 << 10, Window: 32, Segment: 64}}
+}
+
+// What was saved goes on in another process as if it had never stopped, also when the first was killed: here it
+// goes on running, and the second has a copy of its folder.
+func TestSave_OutlivesTheProcess(t *testing.T) {
+	m := tiny(t)
+	folder, copied := t.TempDir(), t.TempDir()
+	a := run(t, m, parking(folder))
+	salt := []byte("mine")
+	first := ask(t, m, text(900, "a long talk about many things "))
+	q := runner.Request{Tokens: first, MaxTokens: 30, IgnoreEnd: true, Salt: salt, Save: true}
+	ids, res := answer(t, a, q)
+	require.NoError(t, os.CopyFS(copied, os.DirFS(folder)))
+	require.NoError(t, os.WriteFile(filepath.Join(copied, "notes", "torn.json"), []byte(`{"id":"to`), 0o600))
+
+	q.Tokens = append(append(append([]int32{}, first...), ids...), ask(t, m, "go on")...)
+	q.Save = false
+	want, resA := answer(t, a, q)
+	require.Equal(t, len(first)+29, resA.Cached)
+	require.Equal(t, res.Conversation, resA.Conversation)
+
+	b := run(t, m, parking(copied))
+	list, err := b.Conversations(context.Background(), salt)
+	require.NoError(t, err)
+	require.Len(t, list, 1)
+	require.True(t, list[0].Parked)
+	require.Equal(t, res.Conversation, list[0].ID)
+	other := q
+	other.Salt = []byte("another's")
+	_, resB := answer(t, b, other)
+	require.Zero(t, resB.Cached)
+	got, resB := answer(t, b, q)
+	require.Equal(t, resA.Cached, resB.Cached)
+	require.Equal(t, want, got)
+	require.NoError(t, b.Forget(context.Background(), salt, res.Conversation))
+	left, err := os.ReadDir(filepath.Join(copied, "notes"))
+	require.NoError(t, err)
+	require.Len(t, left, 1, "only what is no note")
+}
+
+// Under pressure idle conversations are parked, not lost; Close parks the others.
+func TestPark_UnderPressureAndOnClose(t *testing.T) {
+	m := tiny(t)
+	folder := t.TempDir()
+	a := run(t, m, parking(folder))
+	for i := range 8 {
+		_, res := answer(t, a, runner.Request{Tokens: ask(t, m, text(700, string(rune('a'+i))+" words ")), MaxTokens: 8, IgnoreEnd: true})
+		require.Zero(t, res.Cached)
+	}
+	require.NoError(t, a.Close())
+	b := run(t, m, parking(folder))
+	list, err := b.Conversations(context.Background(), nil)
+	require.NoError(t, err)
+	require.Len(t, list, 8)
+	for i := range 8 {
+		p := append(ask(t, m, text(700, string(rune('a'+i))+" words ")), 5, 6, 7)
+		_, res := answer(t, b, runner.Request{Tokens: p, MaxTokens: 2, IgnoreEnd: true})
+		require.Equal(t, len(p)-3, res.Cached, i)
+	}
+	c, _, err := b.Stats(context.Background())
+	require.NoError(t, err)
+	require.GreaterOrEqual(t, c.Resumed, uint64(8))
+}
+
+// Idle conversations are parked with time; a damaged one is dropped, and the prompt computed again.
+func TestPark_WithTimeAndDamage(t *testing.T) {
+	m := tiny(t)
+	folder := t.TempDir()
+	o := parking(folder)
+	o.ParkAfter = time.Millisecond
+	a := run(t, m, o)
+	p := ask(t, m, text(600, "to be damaged "))
+	answer(t, a, runner.Request{Tokens: p, MaxTokens: 4, IgnoreEnd: true})
+	require.Eventually(t, func() bool {
+		c, _, err := a.Stats(context.Background())
+		return err == nil && c.Parked == 1 && c.Idle == 0
+	}, 10*time.Second, 20*time.Millisecond)
+	require.NoError(t, a.Close())
+	files, err := filepath.Glob(filepath.Join(folder, "rows", "*"))
+	require.NoError(t, err)
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		require.NoError(t, err)
+		for i := 300; i < len(b); i += 400 {
+			b[i] ^= 1
+		}
+		require.NoError(t, os.WriteFile(f, b, 0o600))
+	}
+	r := run(t, m, parking(folder))
+	ids, res := answer(t, r, runner.Request{Tokens: append(p, 9), MaxTokens: 3, IgnoreEnd: true})
+	require.Zero(t, res.Cached)
+	require.Len(t, ids, 3)
+	_, err = run(t, m, runner.Options{Cache: engine.Config{Budget: 1 << 20}}).Generate(context.Background(),
+		runner.Request{Tokens: p, Save: true}, func(runner.Token) error { return nil })
+	require.ErrorIs(t, err, quant.ErrUnsupported)
+}
+
+// A conversation that was written to a file goes on in another runner.
+func TestSaveAndLoad_Files(t *testing.T) {
+	m := tiny(t)
+	o := runner.Options{Cache: engine.Config{Budget: 1 << 20, Window: 32, Segment: 64}}
+	a, b := run(t, m, o), run(t, m, o)
+	ctx := context.Background()
+	p := ask(t, m, text(800, "to be written "))
+	ids, res := answer(t, a, runner.Request{Tokens: p, MaxTokens: 10, IgnoreEnd: true})
+	var file bytes.Buffer
+	tokens, err := a.Save(ctx, nil, res.Conversation, &file)
+	require.NoError(t, err)
+	require.Equal(t, append(append([]int32{}, p...), ids[:9]...), tokens)
+	_, err = b.Load(ctx, nil, tokens[1:], bytes.NewReader(file.Bytes()), int64(file.Len()))
+	require.ErrorIs(t, err, quant.ErrShape)
+	_, err = b.Load(ctx, nil, tokens, bytes.NewReader(file.Bytes()[:file.Len()/2]), int64(file.Len()/2))
+	require.Error(t, err)
+	id, err := b.Load(ctx, nil, tokens, bytes.NewReader(file.Bytes()), int64(file.Len()))
+	require.NoError(t, err)
+	more := append(append([]int32{}, tokens...), 7, 8, 9)
+	want, _ := answer(t, a, runner.Request{Tokens: more, MaxTokens: 12, IgnoreEnd: true})
+	got, res := answer(t, b, runner.Request{Tokens: more, MaxTokens: 12, IgnoreEnd: true})
+	require.Equal(t, want, got)
+	require.Equal(t, id, res.Conversation)
+	require.Equal(t, len(tokens), res.Cached)
+}
