@@ -27,7 +27,7 @@ CHECKS   ?= 2000
 SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
@@ -56,6 +56,11 @@ check-llama: ## hold the tiny models of engine/model against llama.cpp, built by
 
 check-openai: model ## hold kvist serve against the official OpenAI clients for Go and Python (fetched); 8 clients of 20 turns
 	sh cmd/kvist/internal/serve/testdata/clients/check.sh
+
+serve-load: model ## load kvist serve on loopback with and without compression: 1, 4 and 16 clients (5 minutes)
+	@mkdir -p bin
+	@$(GO) build -o bin/kvist ./cmd/kvist
+	$(GO) run ./bench/serveload -kvist bin/kvist
 
 demo: ## compress the capture in testdata, verify it, write demo.html
 	@mkdir -p bin

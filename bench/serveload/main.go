@@ -53,7 +53,13 @@ func run() error {
 	flag.IntVar(&s.rounds, "rounds", 2, "times that both servers take their turn at each number of clients")
 	clients := flag.String("clients", "1,4,16", "numbers of clients")
 	budgets := flag.String("budgets", "100%,12.5%", "budgets of the servers")
+	conversations := flag.Int("hold", 0, "in place of the load, fill a server with so many conversations and ask each for a fact")
+	holdBudget := flag.String("hold-budget", "64MiB", "budget of that server")
+	window := flag.String("window", "64", "exact window of that server")
 	flag.Parse()
+	if *conversations > 0 {
+		return hold(s, *conversations, *holdBudget, []string{"--window", *window})
+	}
 	for _, c := range strings.Split(*clients, ",") {
 		n, err := strconv.Atoi(c)
 		if err != nil {
@@ -127,10 +133,10 @@ type server struct {
 	cmd         *exec.Cmd
 }
 
-func start(s settings, budget string) (*server, error) {
+func start(s settings, budget string, extra ...string) (*server, error) {
 	most := slices.Max(s.clients)
-	cmd := exec.Command(s.binary, "serve", s.model, "--addr", "127.0.0.1:0", "--context", strconv.Itoa(s.context),
-		"--kv-budget", budget, "--parallel", strconv.Itoa(most), "--queue", "256")
+	cmd := exec.Command(s.binary, append([]string{"serve", s.model, "--addr", "127.0.0.1:0", "--context", strconv.Itoa(s.context),
+		"--kv-budget", budget, "--parallel", strconv.Itoa(most), "--queue", "256"}, extra...)...)
 	errs, err := cmd.StderrPipe()
 	if err != nil {
 		return nil, err

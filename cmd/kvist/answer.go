@@ -205,7 +205,7 @@ var bitClasses = []struct {
 	name string
 	ansi string // of 256 colours: background
 }{{12, "exact", "22"}, {6, "8 bits", "28"}, {3.4, "4 bits", "64"}, {2.5, "3 bits", "100"}, {1.6, "2 bits", "136"},
-	{0.01, "1 bit", "130"}, {0, "gone", "88"}}
+	{0.8, "1 bit", "130"}, {0.01, "less", "88"}, {0, "gone", "240"}}
 
 func bitClass(bits float32) int {
 	return slices.IndexFunc(bitClasses, func(c struct {

@@ -2,7 +2,7 @@
 'use strict';
 
 const $ = (id) => document.getElementById(id);
-const kinds = [[12, 'exact'], [6, '8 bits'], [3.4, '4 bits'], [2.5, '3 bits'], [1.6, '2 bits'], [0.01, '1 bit'], [0, 'gone']];
+const kinds = [[12, 'exact'], [6, '8 bits'], [3.4, '4 bits'], [2.5, '3 bits'], [1.6, '2 bits'], [0.8, '1 bit'], [0.01, 'less'], [0, 'gone']];
 const kindOf = (bits) => kinds.findIndex(([from]) => bits >= from);
 const state = { key: sessionStorage.getItem('kvist-key') || '', current: '', data: null, at: -1, messages: [], lost: false, abort: null };
 
@@ -224,7 +224,7 @@ async function ask(text) {
   state.abort = new AbortController();
   try {
     const response = await call('v1/chat/completions', { method: 'POST', signal: state.abort.signal,
-      body: JSON.stringify({ messages: state.messages, stream: true, temperature: 0, max_tokens: 512 }) });
+      body: JSON.stringify({ messages: state.messages, stream: true, temperature: 0.3, max_tokens: 256 }) });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = '';
     for (;;) {

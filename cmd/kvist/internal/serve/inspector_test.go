@@ -54,7 +54,7 @@ const look = () => {
     const t = d.getElementById('tokens');
     t.focus();
     t.dispatchEvent(new KeyboardEvent('keydown', { key: 'End' }));
-    out.push('tokens ' + t.children.length + ', faded ' + d.querySelectorAll('#tokens .k4, #tokens .k5, #tokens .k6, #tokens .k3').length +
+    out.push('tokens ' + t.children.length + ', faded ' + d.querySelectorAll('#tokens .k4, #tokens .k5, #tokens .k6, #tokens .k7, #tokens .k3').length +
       ', lines ' + d.querySelectorAll('#chart path').length + ', rows ' + d.querySelectorAll('#faded tbody tr').length +
       ', detail ' + /^token \d+,/.test(d.getElementById('detail').textContent) +
       ', problem ' + !d.getElementById('problem').hidden);
