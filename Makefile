@@ -28,7 +28,7 @@ SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check clean
+        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -85,21 +85,23 @@ test-nocgo: ## without cgo: all of it builds, and the code that loads a library 
 	CGO_ENABLED=0 $(GO) test $(FLAGS) -short ./kernels/... ./cuda/... ./engine/auto
 
 test-noasm: ## without assembly
-	$(GO) test $(FLAGS) -short -tags noasm ./cpu/... ./engine/internal/...
+	$(GO) test $(FLAGS) -short -tags noasm ./cpu/... ./engine/internal/archive/...
 	@$(GO) test -tags noasm -list Golden $(GOLDENS) | grep -q '^Test' || { echo "no goldens in $(GOLDENS)"; exit 1; }
 	$(GO) test $(FLAGS) -tags noasm -run Golden $(GOLDENS)
 
+# arm64 fuses products and sums as v3 does, which runs eight times as fast. So the tests of numbers run here.
 test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
-	GOAMD64=v3 $(GO) test $(FLAGS) -short ./quant/... ./cpu/... ./engine/internal/plan
+	GOAMD64=v3 $(GO) test $(FLAGS) -short ./quant/... ./cpu/... ./engine/internal/... ./importance
 	@GOAMD64=v3 $(GO) test -list Golden $(GOLDENS) | grep -q '^Test' || { echo "no goldens in $(GOLDENS)"; exit 1; }
 	GOAMD64=v3 $(GO) test $(FLAGS) -run Golden $(GOLDENS)
 
-test-arm64: ## cross-build for arm64; run under qemu where there is one
+test-arm64: ## cross-build for arm64; run what makes packed bytes under qemu where there is one
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
-	RAPID_CHECKS=30 GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -exec $(QEMU) ./quant ./cpu ./cpu/internal/... \
-	  ./engine/internal/... ./engine/container ./importance
+	RAPID_CHECKS=30 GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -skip 'Allocates|Resident|RecallOf|_Parts' -exec $(QEMU) \
+	  ./quant/... ./cpu ./cpu/internal/... ./engine/internal/archive/... ./engine/internal/half
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -run Golden -exec $(QEMU) ./engine/container $(GOLDENS)
 else
 	@echo "qemu-aarch64-static not found: arm64 was built and vetted, not run"
 endif
@@ -108,6 +110,12 @@ test-race: ## race detector, short, in the packages that start goroutines or sha
 	RAPID_CHECKS=30 $(GO) test $(FLAGS) -short -race -skip '$(NO_RACE)' $(filter-out $(RACE_NAMED) ./engine/internal/archive,$(RACE_ALL))
 	@for p in $(RACE_NAMED); do grep -qE '^func Test[A-Za-z0-9_]*($(RACES))' $$p/*_test.go || { echo "no test of $$p is named $(RACES)"; exit 1; }; done
 	$(GO) test $(FLAGS) -short -race -run '$(RACES)' $(RACE_NAMED)
+
+SLOW ?= ./...
+slow-tests: ## the 30 tests that take longest, in seconds; SLOW=./engine/kvfile: of one package
+	@$(GO) test -count 1 -p 1 -vet=off -json $(SLOW) | \
+	  sed -n 's/.*"Action":"pass","Package":"[^"]*kvist\/\([^"]*\)","Test":"\([^"\/]*\)","Elapsed":\([0-9.]*\).*/\3\t\1\t\2/p' | \
+	  sort -rn | head -30
 
 # What vet and staticcheck do not say: files that gofmt would change.
 fmt-check:
