@@ -16,6 +16,8 @@ RACES    := Concurrent|Workers|Parallel
 NO_RACE  := EveryLength|RecallOf|OddScales
 # lint vets everything once.
 FLAGS    := -timeout 15m -vet=off
+# What kernels compute, which is the same with and without cgo: the other tests call the library in every way.
+NO_NOCGO := TestTensorCores|Suite/(encode|decode|demote|attend|attend-mixed|relevance|gather)$$
 RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' | xargs -n1 dirname)))
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
@@ -82,7 +84,7 @@ test-main: ## the whole suite, once
 
 test-nocgo: ## without cgo: all of it builds, and the code that loads a library runs
 	CGO_ENABLED=0 $(GO) build ./...
-	CGO_ENABLED=0 $(GO) test $(FLAGS) -short ./kernels/... ./cuda/... ./engine/auto
+	CGO_ENABLED=0 $(GO) test $(FLAGS) -short -skip '$(NO_NOCGO)' ./cuda/... ./engine/auto
 
 test-noasm: ## without assembly
 	$(GO) test $(FLAGS) -short -tags noasm ./cpu/... ./engine/internal/archive/...
