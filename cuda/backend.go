@@ -88,7 +88,8 @@ func Open(o Options) (*Backend, error) {
 	}
 	_, mma := dev.functions[mmaKernel]
 	b := &Backend{dev: dev, mma: mma && o.TensorCores, lanes: make(chan *lane, lanes), bufs: map[*buffer]struct{}{},
-		caps: backend.Caps{Name: "cuda", Device: chosen.Name, ISA: chosen.ISA(), Memory: o.Memory}}
+		caps: backend.Caps{Name: "cuda", Device: chosen.Name, ISA: chosen.ISA(), Memory: o.Memory,
+			TableBytes: 48 + int(descBytes)}}
 	if err := b.start(o); err != nil {
 		return nil, errors.Join(unavailable(err), b.Close())
 	}

@@ -4,6 +4,7 @@ package engine
 
 import (
 	"fmt"
+	"sync/atomic"
 	"unsafe"
 
 	"github.com/kvist-project/kvist/engine/backend"
@@ -14,9 +15,12 @@ import (
 // zero slot is none.
 type slot uint32
 
-const slotBits = 26 // of the number
+const (
+	slotBits = 25            // of the number
+	fresh    = slot(1) << 31 // the piece is another one than before; see tables
+)
 
-func (s slot) class() int  { return int(s>>slotBits) - 1 }
+func (s slot) class() int  { return int(s&^fresh>>slotBits) - 1 }
 func (s slot) number() int { return int(s & (1<<slotBits - 1)) }
 
 // arena sub-allocates slabs of backend memory without fragmentation. Slots of one size form a class, and
@@ -35,7 +39,8 @@ type arena struct {
 	spare    []place // unused runs; there is room for all runs
 	total    int     // runs of all slabs
 	classes  []class
-	tmp      []byte // a run
+	tmp      []byte        // a run
+	changes  atomic.Uint64 // of slots that blocks hold
 }
 
 type slab struct {
@@ -77,7 +82,8 @@ func (a *arena) alloc(cl int, owner *slot) error {
 			return err
 		}
 	}
-	*owner = slot(cl+1)<<slotBits | slot(c.n)
+	*owner = slot(cl+1)<<slotBits | slot(c.n) | fresh
+	a.changes.Add(1)
 	c.owners = append(c.owners, owner)
 	c.n++
 	return nil
@@ -164,7 +170,8 @@ func (a *arena) release(owner *slot) error {
 			return err
 		}
 		c.owners[i] = c.owners[last]
-		*c.owners[i] = s
+		*c.owners[i] = s | fresh
+		a.changes.Add(1)
 	}
 	c.owners[last] = nil
 	c.owners = c.owners[:last]
@@ -227,8 +234,10 @@ func (a *arena) swap(x, y *slot) {
 	for _, p := range []*slot{x, y} {
 		if *p != 0 {
 			a.classes[p.class()].owners[p.number()] = p
+			*p |= fresh
 		}
 	}
+	a.changes.Add(1)
 }
 
 // free returns the bytes that slots can be made of without other memory being freed: unused runs and
@@ -336,6 +345,10 @@ func (a *arena) empty(s *slab) error {
 				return err
 			}
 			a.spare[free], c.runs[j] = c.runs[j], to
+			for k := j * c.perRun; k < min((j+1)*c.perRun, c.n); k++ {
+				*c.owners[k] |= fresh
+			}
+			a.changes.Add(1)
 			to.slab.used++
 			s.used--
 			free++

@@ -10,65 +10,6 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// lists are the queries of a round and the blocks that they attend to, as a backend reads them.
-type lists struct {
-	q      backend.Queries
-	blocks []backend.Block
-	pos    []int64
-	ptr    []int32
-	idx    []int32
-	lse    []float32
-	x, out []float32 // in the order of heads, if a row has many tokens
-	table  table
-	shown  int // blocks that the table may hold
-}
-
-func (l *lists) growth(d *demand, g quant.Geometry) int64 {
-	group := g.GQARatio()
-	n := int64(max(0, slack(d.pages)-l.shown))*shownBytes + more(l.blocks, d.pages) + more(l.pos, d.queries) + more(l.ptr, d.queries+1) + more(l.idx, d.index) +
-		more(l.lse, d.queries*group)
-	if d.permuted {
-		n += more(l.x, d.queries*group*g.HeadDim) + more(l.out, d.queries*group*g.HeadDimV)
-	}
-	return n
-}
-
-func (l *lists) grow(led *ledger, d *demand, g quant.Geometry) error {
-	var e [7]error
-	group := g.GQARatio()
-	l.blocks, e[0] = fit(led, l.blocks, d.pages)
-	l.pos, e[1] = fit(led, l.pos, d.queries)
-	l.ptr, e[2] = fit(led, l.ptr, d.queries+1)
-	l.idx, e[3] = fit(led, l.idx, d.index)
-	l.lse, e[4] = fit(led, l.lse, d.queries*group)
-	if d.permuted {
-		l.x, e[5] = fit(led, l.x, d.queries*group*g.HeadDim)
-		l.out, e[6] = fit(led, l.out, d.queries*group*g.HeadDimV)
-	}
-	for _, err := range e {
-		if err != nil {
-			return err
-		}
-	}
-	if n := cap(l.blocks); n > l.shown {
-		if !led.take(forScratch, int64(n-l.shown)*shownBytes) {
-			return errNoRoom
-		}
-		l.shown = n
-	}
-	return nil
-}
-
-func (l *lists) drop(led *ledger) error {
-	led.give(forScratch, int64(l.shown)*shownBytes)
-	l.shown = 0
-	l.blocks, l.pos = dropped(led, forScratch, l.blocks), dropped(led, forScratch, l.pos)
-	l.ptr, l.idx = dropped(led, forScratch, l.ptr), dropped(led, forScratch, l.idx)
-	l.lse, l.x = dropped(led, forScratch, l.lse), dropped(led, forScratch, l.x)
-	l.out = dropped(led, forScratch, l.out)
-	return l.table.close()
-}
-
 // Attend computes the attention of the step's tokens in one layer: q [tokens, heads, head_dim] with RoPE
 // applied, out [tokens, heads, head_dim_v]. Query i sees its own token and those before it in its
 // sequence. out must not overlap q.
@@ -119,7 +60,7 @@ func (s *step) group(r *stepRow, i int) (lo, hi int) {
 func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
 	l, c := &s.lists, s.c
 	g := c.geo
-	l.blocks, l.pos, l.ptr, l.idx = l.blocks[:0], l.pos[:0], append(l.ptr[:0], 0), l.idx[:0]
+	l.pos, l.ptr, l.idx = l.pos[:0], append(l.ptr[:0], 0), l.idx[:0]
 	single := true
 	for j := range s.rows {
 		r := &s.rows[j]
@@ -128,6 +69,9 @@ func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
 			continue
 		}
 		if err := s.advance(layer, r, r.from+int64(lo)); err != nil {
+			return false, err
+		}
+		if err := s.showChanged(layer, r); err != nil {
 			return false, err
 		}
 		s.list(layer, r, lo, hi)
@@ -147,12 +91,9 @@ func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
 	l.q = backend.Queries{Q: x, Group: group, HeadDim: g.HeadDim, HeadDimV: g.HeadDimV, Scale: c.cfg.Scale,
 		Softcap: c.cfg.Softcap, Pos: l.pos, Window: c.cfg.layerWindow(layer), BlockPtr: l.ptr, BlockIdx: l.idx}
 	l.lse = l.lse[:n*group]
-	v, err := l.table.view(c.be, g, l.blocks)
+	v, err := c.tables.all[layer].View()
 	if err == nil {
 		err = c.be.Attend(s.ctx, &l.q, v, backend.Attention{Out: res, LSE: l.lse})
-	}
-	if e := l.table.hide(); err == nil {
-		err = e
 	}
 	if err != nil {
 		return false, err
@@ -161,32 +102,55 @@ func (s *step) round(layer, i int, q, out []float32) (more bool, err error) {
 	return more, nil
 }
 
-// list appends the queries of tokens [lo, hi) of a row, head by head, and the blocks that they see.
+// list appends the queries of tokens [lo, hi) of a row, head by head, and the blocks that they see: all of
+// a page that is not full yet too, because queries do not see what lies behind them, and which rows share a
+// page with a token must not depend on the step that brought them.
 func (s *step) list(layer int, r *stepRow, lo, hi int) {
 	l, c := &s.lists, s.c
 	g := c.geo
 	past, end := r.seq.horizon(layer, r.from+int64(lo)), r.from+int64(hi)
 	for h := range g.KVHeads {
-		first := len(l.blocks)
+		first := len(l.idx)
 		for _, seg := range r.seq.segs {
-			if seg.hi() <= past {
+			if seg.hi() <= past || seg.lo >= end {
 				continue
 			}
-			blocks := seg.of(layer, h, g.KVHeads)
+			n := seg.pages
+			if !seg.closed {
+				n = min(n, int(end-seg.lo+int64(seg.per)-1)/seg.per)
+			}
+			at := int32(seg.room - 1 + h*seg.pages)
+			blocks := seg.of(layer, h, g.KVHeads)[:n]
 			for p := range blocks {
-				if b, ok := c.view(seg, &blocks[p], layer, h, p, end, true); ok {
-					l.blocks = append(l.blocks, b)
+				if blocks[p].at[sideK] != 0 {
+					l.idx = append(l.idx, at+int32(p))
 				}
 			}
 		}
+		list := l.idx[first:]
 		for t := lo; t < hi; t++ {
-			for b := first; b < len(l.blocks); b++ {
-				l.idx = append(l.idx, int32(b))
+			if t > lo {
+				l.idx = append(l.idx, list...)
 			}
 			l.ptr = append(l.ptr, int32(len(l.idx)))
 			l.pos = append(l.pos, r.from+int64(t))
 		}
 	}
+}
+
+// showChanged sets the entries of a layer that changed since the step began: pages that left the window,
+// and rows that moved when another step ended. Their slots stay marked, because other steps may read them.
+func (s *step) showChanged(layer int, r *stepRow) error {
+	now := s.c.arena.changes.Load()
+	for _, seg := range r.seq.segs {
+		if seg.shown == now {
+			continue
+		}
+		if err := s.c.tables.showLayer(&s.c.memory, seg, layer, false, s.lists.blocks); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // permute brings the queries of a round from [tokens, heads] to the order of list.

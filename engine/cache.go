@@ -4,6 +4,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"io"
 	"sync"
 	"time"
@@ -66,16 +67,23 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 	c.arena = newArena(be, &c.led, run, slabRuns, c.sizes.classes)
 	c.arena.tmp = make([]byte, run)
 	heads := g.Layers * g.KVHeads
+	if !c.led.take(forScratch, int64(g.Layers)*tableOverhead) {
+		return nil, fail(call, 0, "budget %d: %w", cfg.Budget, quant.ErrBudget)
+	}
+	var err error
+	if c.tables, err = newTables(be, &c.led, g, c.segPages()); err != nil {
+		return nil, wrap(call, 0, errors.Join(err, c.tables.close()))
+	}
 	floats := int64(8 * 4 * pageTokens * max(g.HeadDim, g.HeadDimV))
 	if need := c.least(); !c.led.take(forScratch, int64(4*8*heads)+floats+c.centeringBytes()+c.blankBytes()) || cfg.Budget < need {
-		return nil, fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
+		err := fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
 			cfg.Budget, cfg.Window, need, quant.ErrBudget)
+		return nil, errors.Join(err, c.tables.close())
 	}
 	w := &c.pressure
 	w.center, c.blank = c.newCentering(), make([]byte, c.blankBytes())
-	var err error
 	if w.floats, err = be.Alloc(floats); err != nil {
-		return nil, wrap(call, 0, err)
+		return nil, wrap(call, 0, errors.Join(err, c.tables.close()))
 	}
 	w.factor, w.floor, w.count = make([]float64, sides*heads), make([]float64, heads), make([]float64, heads)
 	return c, nil
@@ -105,7 +113,8 @@ func (c *Cache) least() int64 {
 	pages := int64(c.cfg.Window/pageTokens) + 1
 	rows := heads * pages * (c.sizes.bytes(sideK, f16) + c.sizes.bytes(sideV, f16))
 	return fixedBytes + c.arena.runBytes*int64(1+reserveRuns+len(c.sizes.classes)) + rows +
-		2*c.segmentSize(c.cfg.Segment/pageTokens) + c.keptBytes(c.cfg.KeptQueries)
+		2*c.segmentSize(c.segPages()) + 2*c.tables.bytes(c.roomSize(c.segPages())) + c.keptBytes(c.cfg.KeptQueries) +
+		int64(c.geo.Layers)*tableOverhead
 }
 
 // Close frees everything. Steps and sequences that are still open fail from then on with
@@ -122,7 +131,7 @@ func (c *Cache) Close() error {
 	if c.cfg.Events != nil {
 		c.cfg.Events(Event{Kind: Cleared, Where: InMemory})
 	}
-	err := c.arena.close()
+	err := errors.Join(c.tables.close(), c.arena.close())
 	if e := c.pressure.floats.Free(); err == nil {
 		err = e
 	}

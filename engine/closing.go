@@ -41,7 +41,7 @@ func (c *memory) takeClosing() (*closing, error) {
 func (c *memory) closingBytes() int64 {
 	g, e, pages := c.geo, int64(c.cfg.KeptQueries), int64(c.segPages()*c.geo.KVHeads)
 	return e*int64(g.Heads)*int64(4*g.HeadDim+4) + int64(c.cfg.Segment)*int64(4*g.KVHeads+4+8) +
-		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*(shownBytes+int64(unsafe.Sizeof(backend.Block{}))) + 4*pages + 4 +
+		e*int64(g.KVHeads)*12 + 4 + 4*e*pages + pages*(c.tables.entry+int64(unsafe.Sizeof(backend.Block{}))) + 4*pages + 4 +
 		(4*int64(c.cfg.Segment)+8)*int64(max(g.HeadDim, g.HeadDimV)) + int64(unsafe.Sizeof(closing{}))
 }
 
@@ -265,6 +265,7 @@ func (w *closing) reopen(c *memory, seg *segment) error {
 				return err
 			}
 			blocks[b].rows = 0
+			c.touch(&blocks[b])
 		}
 		if err := w.permuteRows(c, blocks, w.perm); err != nil {
 			return err

@@ -348,13 +348,12 @@ func (s *Sequence) cut(g *segment, n int64) error {
 		if b.at[sideK] == 0 {
 			continue
 		}
-		if err := w.cut(&c.memory, b, int(n-g.lo)); err != nil {
-			return err
+		err := w.cut(&c.memory, b, int(n-g.lo))
+		if err == nil && b.rows == 0 {
+			err = c.free(b)
 		}
-		if b.rows == 0 {
-			if err := c.free(b); err != nil {
-				return err
-			}
+		if err != nil {
+			return err
 		}
 	}
 	return nil
@@ -396,5 +395,6 @@ func (w *closing) cut(c *memory, b *block, limit int) error {
 		}
 	}
 	b.rows = uint8(len(keep))
+	c.touch(b)
 	return nil
 }

@@ -13,7 +13,7 @@ import (
 type demand struct {
 	slots    []int
 	tables   int64 // descriptors of new segments and their lists
-	pages    int   // of all rows, existing ones too
+	run      int   // blocks that are set in a table together
 	queries  int   // of the largest round
 	index    int   // entries of its lists of blocks
 	jobs     int
@@ -27,7 +27,7 @@ type demand struct {
 func (s *step) plan(rows []Row) error {
 	c, g := s.c, s.c.geo
 	d := &s.need
-	*d = demand{slots: d.slots}
+	*d = demand{slots: d.slots, run: c.roomSize(c.segPages())}
 	if d.slots == nil {
 		d.slots = make([]int, len(c.sizes.classes))
 	}
@@ -76,6 +76,9 @@ func (s *step) planPages(r *stepRow) {
 	pages, end := 0, int64(0)
 	for _, seg := range q.segs {
 		pages += seg.pages
+		if seg.room == 0 {
+			d.tables += c.tables.bytes(c.roomSize(seg.pages))
+		}
 		end = seg.lo + int64(seg.have*seg.per)
 		if seg.closed {
 			end = seg.hi()
@@ -85,7 +88,7 @@ func (s *step) planPages(r *stepRow) {
 		for _, cl := range c.sizes.sinks {
 			d.slots[cl] += heads
 		}
-		d.tables += c.segmentSize(1)
+		d.tables += c.segmentSize(1) + c.tables.bytes(c.roomSize(1))
 		end, segs, pages = int64(n), 1, 1
 	}
 	last := int64(0) // where the last segment ends
@@ -95,7 +98,7 @@ func (s *step) planPages(r *stepRow) {
 	last, end = max(last, end, r.from), max(end, r.from) // whole segments before may be gone
 	for to := r.from + int64(r.n); end < to; end += pageTokens {
 		if end == last {
-			d.tables += c.segmentSize(c.segPages())
+			d.tables += c.segmentSize(c.segPages()) + c.tables.bytes(c.roomSize(c.segPages()))
 			last += int64(c.cfg.Segment)
 			pages += c.segPages()
 			segs++
@@ -107,7 +110,6 @@ func (s *step) planPages(r *stepRow) {
 	}
 	d.tables += 2 * int64(len(q.segs)+segs) * int64(unsafe.Sizeof((*segment)(nil)))
 	tokens := min(r.n, pageTokens)
-	d.pages += pages * g.KVHeads
 	d.queries += tokens * g.KVHeads
 	d.index += tokens * g.KVHeads * pages
 	d.jobs += 2 * g.KVHeads * (r.n/pageTokens + 3)
@@ -170,6 +172,18 @@ func (s *step) take() error {
 		}
 	}
 	clear(s.done[:g.Layers])
+	return s.showRows()
+}
+
+// showRows shows the segments of the step's sequences.
+func (s *step) showRows() error {
+	for i := range s.rows {
+		for _, seg := range s.rows[i].seq.segs {
+			if err := s.c.tables.show(&s.c.memory, seg); err != nil {
+				return err
+			}
+		}
+	}
 	return nil
 }
 
@@ -348,15 +362,12 @@ func (s *step) shed() error {
 		led.give(forScratch, s.c.centeringBytes())
 		s.center = centering{}
 	}
-	err := s.lists.drop(led)
+	s.lists.drop(led)
 	s.rows = s.rows[:cap(s.rows)]
 	for i := range s.rows {
 		s.rows[i].past = dropped(led, forScratch, s.rows[i].past)
 		led.give(forQueries, s.c.keptBytes(s.rows[i].kept.n))
 	}
 	s.rows = dropped(led, forScratch, s.rows)
-	if e := s.freeStage(); err == nil {
-		err = e
-	}
-	return err
+	return s.freeStage()
 }

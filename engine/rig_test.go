@@ -293,6 +293,7 @@ func (r *rig) audit() {
 		}
 	}
 	tables += int64(cap(c.arena.spare)) * 16
+	tables += c.tables.bytes(c.tables.n)
 	for i := range c.arena.classes {
 		cl := &c.arena.classes[i]
 		require.Equal(t, slots[i], cl.n, "slots of class %d", i)
@@ -305,6 +306,50 @@ func (r *rig) audit() {
 		}
 	}
 	require.Equal(t, queries, c.led.by[forQueries])
+	r.auditTables()
+}
+
+// auditTables requires that the entries of all blocks that are not marked as fresh are right, and that no two
+// segments share a room.
+func (r *rig) auditTables() {
+	r.t.Helper()
+	c, heads := r.c, r.geo.KVHeads
+	used := map[int]*segment{}
+	for _, q := range c.seqs {
+		for _, s := range q.segs {
+			if s.room == 0 {
+				continue
+			}
+			for i := range heads * s.pages {
+				if by := used[s.room-1+i]; by != nil {
+					require.Same(r.t, by, s)
+				}
+				used[s.room-1+i] = s
+			}
+			for l, table := range c.tables.all {
+				v, err := table.View()
+				require.NoError(r.t, err)
+				for i := range heads * s.pages {
+					b := &s.blocks[l*heads*s.pages+i]
+					if b.at[sideK] == 0 || b.fresh() || b.centered() && s.mean[l*heads+i/s.pages]&fresh != 0 {
+						continue
+					}
+					if want, ok := c.view(s, b, l, i/s.pages, i%s.pages, math.MaxInt64, true); ok {
+						got, _ := v.Block(s.room - 1 + i)
+						require.Equal(r.t, want, got)
+					}
+				}
+			}
+		}
+	}
+	free := 0
+	for _, f := range c.tables.free {
+		for i := range f.n {
+			require.Nil(r.t, used[f.at+i])
+		}
+		free += f.n
+	}
+	require.LessOrEqual(r.t, len(used)+free, c.tables.n)
 }
 
 // sameBits requires equal outputs and names the first position that differs.

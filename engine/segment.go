@@ -19,6 +19,7 @@ type memory struct {
 	sizes    *sizes
 	stride   int // positions from kept query to kept query
 	led      ledger
+	tables   tables
 	arena    *arena
 	closings []*closing // unused ones
 	blank    []byte     // zeros: V of 32 exact rows
@@ -33,6 +34,22 @@ type block struct {
 	rows   uint8
 	mass   float32        // sum over kept queries of p^2, decayed; see reprice
 	energy [sides]float32 // mean of |row|^2
+}
+
+// fresh reports whether the block may be another one than its entry in a table says; see tables.
+func (b *block) fresh() bool { return (b.at[sideK]|b.at[sideV]|b.pos)&fresh != 0 }
+
+// settle says that the entry is right.
+func (b *block) settle() {
+	b.at[sideK], b.at[sideV], b.pos = b.at[sideK]&^fresh, b.at[sideV]&^fresh, b.pos&^fresh
+}
+
+// touch says that the rows of a block changed although they stand where they stood.
+func (c *memory) touch(b *block) {
+	if b.at[sideK] != 0 {
+		b.at[sideK] |= fresh
+		c.arena.changes.Add(1)
+	}
 }
 
 const blockBytes = int64(unsafe.Sizeof(block{}))
@@ -54,6 +71,8 @@ type segment struct {
 	name    store.Key // of its image in the store, zero if it has none or has changed since
 	pinned  int       // by how many sequences
 	visited uint64    // by pressure
+	room    int       // index of the first entry in the tables, plus 1; 0: none
+	shown   uint64    // arena.changes when its entries were right
 	blocks  []block   // [layers, kv_heads, pages]
 	mean    []slot    // [layers, kv_heads]: means of K; none for sinks
 }
@@ -238,6 +257,9 @@ func (c *memory) unref(s *segment) error {
 		}
 	}
 	c.led.give(forTables, c.segmentSize(s.pages))
+	if s.room > 0 {
+		return c.tables.give(s.room-1, c.roomSize(s.pages))
+	}
 	return nil
 }
 
@@ -258,6 +280,9 @@ func (c *memory) exchange(b *block, sp *spare) {
 		}
 	}
 }
+
+// roomSize returns the indices of a segment in a table.
+func (c *memory) roomSize(pages int) int { return c.geo.KVHeads * pages }
 
 // segPages returns the pages of a segment.
 func (c *memory) segPages() int { return c.cfg.Segment / pageTokens }

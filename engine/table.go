@@ -7,18 +7,12 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// table shows a backend the blocks of one call.
-//
-// Its blocks are set anew for every call, one layer at a time. A table that is resident for all layers
-// would spare that work. But what a backend keeps of a block is about as large as 32 rows of K and V at
-// 1 bit, and would come out of the same budget.
+// table shows a backend the blocks of one segment in a layer, for calls that read it alone: the sums of
+// Relevance have a place for every block of a table.
 type table struct {
 	t backend.Table
 	n int
 }
-
-// shownBytes is what a backend is taken to keep of a block while a call sees it.
-const shownBytes = 512
 
 // view returns a view of the blocks. It is good until the next call of view or hide.
 func (t *table) view(be backend.Backend, g quant.Geometry, blocks []backend.Block) (backend.View, error) {

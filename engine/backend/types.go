@@ -39,7 +39,9 @@ type Caps struct {
 	ISA     string // "generic", "avx2", "avx512", "neon", "sm_90"
 	Workers int    // parallel workers, 0 if not applicable
 	Memory  int64  // bytes the backend may allocate, 0 if unknown
-	Reason  string // why no better backend was chosen; empty if this is the best
+	// TableBytes is the most that a Table keeps of a block: in this process, and on the device.
+	TableBytes int
+	Reason     string // why no better backend was chosen; empty if this is the best
 }
 
 // Span is a range of bytes [Off, Off+Len) of a buffer. The zero Span means "not given".
