@@ -331,7 +331,14 @@ func (s *scorer) see(r0, n int) bool {
 		}
 		return len(s.seen) > 0 && all != 0
 	}
-	least, most := s.positions(r0, n)
+	least, most := s.bounds(r0, n)
+	if s.seeAll(least, most) {
+		for i := range s.seen {
+			s.seen[i] = all
+		}
+		return true
+	}
+	least, most = s.positions(r0, n)
 	var any uint32
 	for i, q := range s.qs {
 		at, window := s.p.Pos[q], s.p.Window
@@ -376,6 +383,27 @@ func (s *scorer) below(r0, n int) (mask uint32) {
 		}
 	}
 	return mask
+}
+
+// bounds returns a position that no row of [r0, r0+n) comes before, and one that none comes after.
+func (s *scorer) bounds(r0, n int) (least, most int64) {
+	b := &s.blk
+	if b.pos == nil {
+		return b.base + b.place(r0), b.base + b.place(r0+n-1)
+	}
+	lo, hi := attend.Bounds16(b.pos[2*r0 : 2*(r0+n)])
+	return b.base + int64(lo), b.base + int64(hi)
+}
+
+// seeAll reports whether every query sees every position from least to most.
+func (s *scorer) seeAll(least, most int64) bool {
+	for _, q := range s.qs {
+		at := s.p.Pos[q]
+		if at < most || s.p.Window > 0 && at-least >= s.p.Window {
+			return false
+		}
+	}
+	return len(s.qs) > 0
 }
 
 // positions returns the first and the last position of rows [r0, r0+n).

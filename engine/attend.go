@@ -146,7 +146,7 @@ func (s *step) showChanged(layer int, r *stepRow) error {
 		if seg.shown == now {
 			continue
 		}
-		if err := s.c.tables.showLayer(&s.c.memory, seg, layer, false, s.lists.blocks); err != nil {
+		if err := s.c.tables.showLayer(&s.c.memory, seg, layer, s.lists.blocks); err != nil {
 			return err
 		}
 	}

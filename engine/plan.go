@@ -144,6 +144,9 @@ func (s *step) take() error {
 			return err
 		}
 	}
+	if err := s.admitRows(); err != nil { // before slabs take what is left of the budget
+		return err
+	}
 	if err := c.arena.prepare(s.need.slots); err != nil {
 		return err
 	}
@@ -173,6 +176,18 @@ func (s *step) take() error {
 	}
 	clear(s.done[:g.Layers])
 	return s.showRows()
+}
+
+// admitRows gives every segment of the step's sequences a room in the tables.
+func (s *step) admitRows() error {
+	for i := range s.rows {
+		for _, seg := range s.rows[i].seq.segs {
+			if err := s.c.tables.admit(&s.c.memory, seg); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // showRows shows the segments of the step's sequences.

@@ -133,22 +133,26 @@ func (t *tables) close() (err error) {
 	return err
 }
 
+// admit gives a segment a room. Its blocks are marked as fresh, because no table has shown them.
+func (t *tables) admit(c *memory, s *segment) error {
+	if s.room > 0 {
+		return nil
+	}
+	at, err := t.take(c.roomSize(s.pages))
+	if err == nil {
+		s.room = at + 1
+	}
+	return err
+}
+
 // show brings the entries of a segment up to date in every layer. The cache's lock is held.
 func (t *tables) show(c *memory, s *segment) error {
 	now := c.arena.changes.Load()
-	if s.room > 0 && s.shown == now {
+	if s.shown == now {
 		return nil
 	}
-	all := s.room == 0
-	if all {
-		at, err := t.take(c.roomSize(s.pages))
-		if err != nil {
-			return err
-		}
-		s.room = at + 1
-	}
 	for l := range c.geo.Layers {
-		if err := t.showLayer(c, s, l, all, t.run); err != nil {
+		if err := t.showLayer(c, s, l, t.run); err != nil {
 			return err
 		}
 		n := c.roomSize(s.pages)
@@ -163,14 +167,14 @@ func (t *tables) show(c *memory, s *segment) error {
 	return nil
 }
 
-// showLayer sets the entries of the blocks of a layer that changed, or of all. run is scratch memory.
-func (t *tables) showLayer(c *memory, s *segment, layer int, all bool, run []backend.Block) error {
+// showLayer sets the entries of the blocks of a layer that changed. run is scratch memory.
+func (t *tables) showLayer(c *memory, s *segment, layer int, run []backend.Block) error {
 	n := c.roomSize(s.pages)
 	blocks, mean := s.blocks[layer*n:(layer+1)*n], s.mean[layer*c.geo.KVHeads:]
 	run = run[:0]
 	for i := range blocks {
 		b, head := &blocks[i], i/s.pages
-		if all || b.fresh() || b.centered() && mean[head]&fresh != 0 {
+		if b.fresh() || b.centered() && mean[head]&fresh != 0 {
 			if v, ok := c.view(s, b, layer, head, i%s.pages, math.MaxInt64, true); ok {
 				if run = append(run, v); i+1 < n {
 					continue

@@ -300,3 +300,21 @@ func Span16(p []byte) (least, most uint16) {
 	}
 	return least, most
 }
+
+// Bounds16 returns a number that none of some little-endian 16-bit numbers is below, and one that none is
+// above: their conjunction and disjunction, a few times faster than Span16. len(p) is even.
+func Bounds16(p []byte) (least, most uint16) {
+	and, or := ^uint64(0), uint64(0)
+	for ; len(p) >= 8; p = p[8:] {
+		w := binary.LittleEndian.Uint64(p)
+		and, or = and&w, or|w
+	}
+	and &= and>>32 | and<<32
+	or |= or>>32 | or<<32
+	least, most = uint16(and)&uint16(and>>16), uint16(or)|uint16(or>>16)
+	for ; len(p) >= 2; p = p[2:] {
+		v := binary.LittleEndian.Uint16(p)
+		least, most = least&v, most|v
+	}
+	return least, most
+}
