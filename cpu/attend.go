@@ -35,7 +35,7 @@ type scratch struct {
 	vb     []byte    // [tileRows, head_dim_v], for tiles of bytes
 	vscale [tileRows]float32
 	before []float32      // [heads]: the largest scores before a tile
-	gains  []float64      // [heads]: what the entry adds to part.mass, nil if it is not kept
+	tally  [tallies]tally // [heads]: those of the current entry
 	cuts   attend.Weights // weights of the heads, in digits
 	side   [sides]sums    // indexed by the form of unpacked V
 	tileV  tileV
@@ -55,12 +55,24 @@ type part struct {
 	used [sides]bool // whether acc has values for the side; otherwise it is zero
 	// acc is [heads, padV] for each form of unpacked V: sum of exp(score - top) * v, in the layout
 	// of such tiles.
-	acc [sides][]float64
-	// With unit.masses, per entry of the piece and head: the sum of exp(score - massTop) over the
-	// rows of the entry, [entries, heads].
-	mass    []float64
-	massTop []float32
+	acc   [sides][]float64
+	tally [tallies]tally // [entries of the piece, heads]
 }
+
+// tally holds sums of exp(score - top) over the rows of entries, and the tops that they are relative to;
+// nil if they are not kept.
+type tally struct {
+	sums []float64
+	tops []float32
+}
+
+// Tallies: for Attention.Mass each entry has its place. Means of V need only one for neighbours of a
+// group, the first one's.
+const (
+	massTally = iota
+	meanTally
+	tallies
+)
 
 // Forms of unpacked V: floats of exact formats, floats of rotated formats, bytes of rotated
 // formats.
@@ -81,6 +93,9 @@ type sums struct {
 // any context length, and folding costs little. Every tile of a piece counts, seen or not, so that
 // a query's sums do not depend on what other queries see.
 const foldTiles = 4
+
+// cancelBlocks is the number of blocks between two looks at the context.
+const cancelBlocks = 16
 
 // Attend computes attention over the blocks of a view; see backend.Backend. The outputs must not
 // overlap q.Q.
@@ -139,6 +154,7 @@ func (c *call) attendWave(doubles, floats int) error {
 			c.owner[u.at+j] = int32(i)
 			nd, nf := c.partFloats(u, j), c.topFloats(u, j)
 			c.parts[u.at+j] = newPart(len(u.qs)*c.Group, f[:nf], d[:nd], c.padV)
+			c.parts[u.at+j].split(c.to.Mass != nil, u.means)
 			d, f = d[nd:], f[nf:]
 		}
 	}
@@ -150,16 +166,32 @@ func (c *call) attendWave(doubles, floats int) error {
 
 // newPart makes an empty part from memory of partFloats and topFloats elements; sums are zero.
 func newPart(heads int, tops []float32, sums []float64, padV int) part {
-	p := part{top: tops[:heads], massTop: tops[heads:], sum: sums[:heads]}
+	p := part{top: tops[:heads], sum: sums[:heads]}
+	p.tally[0].tops = tops[heads:]
 	sums = sums[heads:]
 	for i := range p.acc {
 		p.acc[i], sums = sums[:heads*padV], sums[heads*padV:]
 	}
-	p.mass = sums
+	p.tally[0].sums = sums
 	for i := range p.top {
 		p.top[i] = float32(negInf)
 	}
 	return p
+}
+
+// split divides the memory for tallies.
+func (p *part) split(mass, mean bool) {
+	all := p.tally[0]
+	p.tally = [tallies]tally{}
+	n := len(all.tops)
+	switch {
+	case mass && mean:
+		p.tally[massTally], p.tally[meanTally] = tally{all.sums[:n/2], all.tops[:n/2]}, tally{all.sums[n/2:], all.tops[n/2:]}
+	case mass:
+		p.tally[massTally] = all
+	case mean:
+		p.tally[meanTally] = all
+	}
 }
 
 // attendOne processes part i of the wave.
@@ -183,32 +215,36 @@ func (c *call) combineOne(i int) error {
 // release returns scratch without references to the call's memory.
 func (b *Backend) release(s *scratch) {
 	s.p, s.unit, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, nil, blockView{}, nil
-	s.angles, s.metric, s.gains, s.rest = nil, nil, nil, nil
+	s.angles, s.metric, s.tally, s.rest = nil, nil, [tallies]tally{}, nil
 	b.scratch.Put(s)
 }
 
 // attend processes one piece of a unit's list.
 func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	s.begin(c, u, dst)
-	heads := len(u.qs) * c.Group
-	tiles := 0
+	tiles, group := 0, uint32(0)
 	from, to := c.piece(u, piece)
 	for i := range entriesOf(from, to) {
 		e := from.entry + i
-		if err := cancelled(c.ctx, backend.OpAttend); err != nil {
-			return err
+		if i%cancelBlocks == 0 {
+			if err := cancelled(c.ctx, backend.OpAttend); err != nil {
+				return err
+			}
 		}
 		blk := c.view.At(int(u.list[e]))
-		rows := int(c.view.Form(blk.Form).Key.Rows)
-		first, end := 0, rows
+		first, end := 0, int(c.view.Form(blk.Form).Key.Rows)
 		if e == from.entry {
 			first = from.row
 		}
 		if e == to.entry {
 			end = to.row
 		}
-		if u.masses {
-			s.gains = dst.mass[i*heads : (i+1)*heads]
+		if c.to.Mass != nil {
+			s.keep(massTally, dst, i)
+		}
+		if u.means && blk.Group != group {
+			group = blk.Group
+			s.keep(meanTally, dst, i)
 		}
 		if first < end {
 			s.leave(blk, dst.top)
@@ -227,23 +263,38 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 				s.fold(dst)
 			}
 		}
-		if u.masses {
-			s.keepTops(dst.massTop[i*heads:(i+1)*heads], dst.top)
-		}
+	}
+	for k := range s.tally {
+		s.settle(k, dst.top)
 	}
 	s.lift(dst.top)
 	s.fold(dst)
 	return nil
 }
 
-// keepTops records what the gains of an entry are relative to.
-func (s *scratch) keepTops(dst, tops []float32) {
-	if !s.low {
-		copy(dst, tops)
+// keep begins a tally of entry i of the piece.
+func (s *scratch) keep(k int, dst *part, i int) {
+	s.settle(k, dst.top)
+	heads, all := len(dst.top), &dst.tally[k]
+	s.tally[k] = tally{all.sums[i*heads : (i+1)*heads], all.tops[i*heads : (i+1)*heads]}
+}
+
+// settle records what a tally is relative to, if there is one.
+func (s *scratch) settle(k int, tops []float32) {
+	dst := s.tally[k].tops
+	if dst == nil {
 		return
 	}
+	dst = dst[:len(tops)]
+	if !s.low {
+		for h, t := range tops {
+			dst[h] = t
+		}
+		return
+	}
+	shift := s.shift[:len(tops)]
 	for h, t := range tops {
-		dst[h] = t + s.shift[h]
+		dst[h] = t + shift[h]
 	}
 }
 
@@ -264,7 +315,7 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 		s.cuts.Digits = grow(s.cuts.Digits, heads*attend.DigitBytes)
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
-	s.heads.Tops, s.gains, s.low = dst.top, nil, false
+	s.heads.Tops, s.tally, s.low = dst.top, [tallies]tally{}, false
 }
 
 // prefetchAfter prefetches the sides in bit planes of the tile after row r of the current block, entry e of
@@ -319,15 +370,18 @@ func (s *scratch) addTile(dst *part) {
 		}
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
-		sums, gains := dst.sum, s.gains
+		sums, mass, mean := dst.sum, s.tally[massTally].sums, s.tally[meanTally].sums
 		for h := lo; h < hi; h++ {
 			if dst.top[h] != s.before[h] {
 				s.raise(dst, h)
 			}
 			sum := float64(s.heads.Sums[h])
 			sums[h] += sum
-			if gains != nil {
-				gains[h] += sum
+			if mass != nil {
+				mass[h] += sum
+			}
+			if mean != nil {
+				mean[h] += sum
 			}
 			live &= s.heads.Masks[h]
 			any |= s.heads.Masks[h]
@@ -431,8 +485,10 @@ func (s *scratch) raise(dst *part, head int) {
 	}
 	f := math.Exp(float64(s.before[head]) - float64(dst.top[head]))
 	dst.sum[head] *= f
-	if s.gains != nil {
-		s.gains[head] *= f
+	for k := range s.tally {
+		if t := s.tally[k].sums; t != nil {
+			t[head] *= f
+		}
 	}
 	at, end := head*s.p.padV, (head+1)*s.p.padV
 	for i := range dst.acc {

@@ -29,12 +29,13 @@ func (b *Backend) memory(s backend.Span) ([]byte, error) {
 type blockView struct {
 	view                   *view
 	form                   *form
-	base                   int64
+	base                   int64  // position of the block's segment
+	origin                 int64  // of the group's positions
 	k, v, pos, count, bias []byte // optional ones are nil if not given
 
-	site, group      uint32
-	kBuf, vBuf, pBuf []byte        // the buffers of k, v and pos, from the high half of their offsets on
-	means            [2]args.Place // of K and V
+	site, group, kind uint32        // indices of site, group and form, 0 for none
+	kBuf, vBuf, pBuf  []byte        // the buffers of k, v and pos, from the high half of their offsets on
+	means             [2]args.Place // of K and V
 }
 
 // again reads another block of the view. It was checked when it was set, but its memory may have been freed
@@ -43,8 +44,11 @@ func (w *blockView) again(e *entry, withV bool) error {
 	if e.Site != w.site && !w.move(e.Site, withV) || e.Group != w.group && !w.join(e.Group) {
 		return errFreed()
 	}
-	f := w.view.Form(e.Form)
-	w.form, w.base = f, w.view.Group(e.Group).Key.Base+int64(e.Base)
+	if e.Form != w.kind {
+		w.kind, w.form = e.Form, w.view.Form(e.Form)
+	}
+	f := w.form
+	w.base = w.origin + int64(e.Base)
 	w.k = w.kBuf[e.K:][:f.Own.k.bytes:f.Own.k.bytes]
 	if withV {
 		w.v = w.vBuf[e.V:][:f.Own.v.bytes:f.Own.v.bytes]
@@ -81,7 +85,7 @@ func (w *blockView) move(site uint32, withV bool) (ok bool) {
 // join looks up what blocks of a group share. It returns false if a mean was freed.
 func (w *blockView) join(group uint32) bool {
 	g := &w.view.Group(group).Key
-	w.group, w.means = group, [2]args.Place{g.MeanK, g.MeanV}
+	w.group, w.origin, w.means = group, g.Base, [2]args.Place{g.MeanK, g.MeanV}
 	for _, m := range w.means {
 		if _, ok := memoryOf(w.view, m.Slab); !ok {
 			w.group = 0

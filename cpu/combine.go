@@ -16,7 +16,6 @@ type combineScratch struct {
 	acc   []float64 // [group, sides, padV]
 	top   []float64 // [group]
 	sum   []float64 // [group]
-	gains []float64 // [entries of all parts, group]: masses of heads
 	mass  []float64 // [entries of the list]
 	rot   []float64 // [head_dim_v]
 	back  []float32 // [head_dim_v]
@@ -41,15 +40,11 @@ func (s *scratch) combine(c *call, u *unit, parts []part) error {
 		for h := range p.Group {
 			x.head(parts, i*p.Group+h, h, c.padV)
 		}
-		if u.masses {
-			var out []float32
-			if c.to.Mass != nil {
-				out = c.to.Mass[c.BlockPtr[q]:c.BlockPtr[q+1]]
-			}
-			x.masses(c, u, parts, i, out)
-			if u.means && !s.addMeans(c, u) {
-				return errFreed()
-			}
+		if c.to.Mass != nil {
+			x.masses(c, u, parts, i, c.to.Mass[c.BlockPtr[q]:c.BlockPtr[q+1]])
+		}
+		if u.means && !s.addMeans(c, u, parts, i) {
+			return errFreed()
 		}
 		rot := p.rotV(int(q))
 		for h := range p.Group {
@@ -95,55 +90,41 @@ func (x *combineScratch) head(parts []part, head, h, padV int) {
 	x.top[h], x.sum[h] = top, sum
 }
 
-// masses computes the mass of every entry of the list for a query, and writes it to out unless that
-// is nil. For means of V it keeps the masses of each head in gains.
+// masses computes the mass of every entry of the list for a query and writes it to out.
 func (x *combineScratch) masses(c *call, u *unit, parts []part, query int, out []float32) {
-	group, heads := c.Group, len(u.qs)*c.Group
+	heads := len(u.qs) * c.Group
 	x.mass = grow(x.mass, len(u.list))
-	if u.means {
-		n := 0
-		for i := range parts {
-			n += len(parts[i].massTop) / heads
-		}
-		x.gains = grow(x.gains, n*group)
-	}
-	x.last, x.factor = grow(x.last, group), grow(x.factor, group)
 	clear(x.mass)
-	for h := range x.last {
-		x.last[h] = float32(math.NaN())
-	}
-	kept := x.gains
+	x.forget(c.Group)
+	at := query * c.Group
 	for i := range parts {
 		from, _ := c.piece(u, i)
-		mass, tops := parts[i].mass, parts[i].massTop
-		for e := from.entry; len(mass) > 0; e, mass, tops = e+1, mass[heads:], tops[heads:] {
-			gains := mass[query*group:][:group]
-			x.mass[e] += x.weigh(gains, tops[query*group:][:group])
-			if !u.means {
-				continue
-			}
-			for h, g := range gains {
-				if g != 0 {
-					g *= x.factor[h]
-				}
-				kept[h] = g
-			}
-			kept = kept[group:]
+		mass, tops := parts[i].tally[massTally].sums, parts[i].tally[massTally].tops
+		sums := x.mass[from.entry:]
+		for k := range len(tops) / heads {
+			sums[k] += x.weigh(mass[k*heads+at:], tops[k*heads+at:])
 		}
 	}
-	if out != nil {
-		for e, m := range x.mass {
-			out[e] = float32(m)
-		}
+	for e, m := range x.mass {
+		out[e] = float32(m)
 	}
 }
 
-// weigh returns the mass of an entry. It keeps the factor of each head, which changes with the
-// reference only.
+// forget makes weigh compute the factors of heads anew.
+func (x *combineScratch) forget(group int) {
+	x.last, x.factor = grow(x.last, group), grow(x.factor, group)
+	for h := range x.last {
+		x.last[h] = float32(math.NaN())
+	}
+}
+
+// weigh returns the sum of the masses of the query's heads, from sums relative to tops. It keeps the factor
+// of each head, which changes with the reference only.
 func (x *combineScratch) weigh(gains []float64, tops []float32) (sum float64) {
-	last, factor := x.last[:len(gains)], x.factor[:len(gains)]
-	tops = tops[:len(gains)]
-	for h, g := range gains {
+	last := x.last
+	factor, gains, tops := x.factor[:len(last)], gains[:len(last)], tops[:len(last)]
+	for h := range last {
+		g := gains[h]
 		if g == 0 { // NaN is not 0
 			continue
 		}
@@ -157,41 +138,61 @@ func (x *combineScratch) weigh(gains []float64, tops []float32) (sum float64) {
 
 // addMeans sums the means of V sides, weighted by the masses of their blocks. Neighbouring entries
 // with one mean are one row of a tile. It returns false if the memory of one was freed.
-func (s *scratch) addMeans(c *call, u *unit) bool {
-	x, group := &s.combining, c.Group
+func (s *scratch) addMeans(c *call, u *unit, parts []part, query int) bool {
+	x, group, heads := &s.combining, c.Group, len(u.qs)*c.Group
 	x.w, x.some = grow(x.w, group*tileRows), grow(x.some, group*c.padV)
 	clear(x.w)
 	clear(x.some)
 	s.vt = grow(s.vt, tileRows*c.padV)
-	n, gains := 0, x.gains // n: means in the tile
+	x.forget(group)
+	n := 0 // means in the tile
 	var last args.Place
-	for i := range u.pieces() {
-		from, to := c.piece(u, i)
-		for k := range entriesOf(from, to) {
+	for i := range parts {
+		from, _ := c.piece(u, i)
+		mass, tops := parts[i].tally[meanTally].sums, parts[i].tally[meanTally].tops
+		for k := range len(tops) / heads {
+			at := k*heads + query*group
+			gains := mass[at : at+group]
+			if allZero(gains) {
+				continue
+			}
 			e := c.view.At(int(u.list[from.entry+k]))
-			if mean := c.view.Group(e.Group).Key.MeanV; mean.Slab != 0 {
-				if n == 0 || last != mean {
-					if n == tileRows {
-						s.foldMeans(c, n)
-						n = 0
-					}
-					last = mean
-					row := s.vt[n*c.padV : (n+1)*c.padV]
-					if !c.meanOf(c.view, mean, row[:c.HeadDimV]) {
-						return false
-					}
-					clear(row[c.HeadDimV:])
-					n++
+			mean := c.view.Group(e.Group).Key.MeanV
+			if mean.Slab == 0 {
+				continue
+			}
+			if n == 0 || last != mean {
+				if n == tileRows {
+					s.foldMeans(c, n)
+					n = 0
 				}
-				for h, g := range gains[:group] {
-					x.w[h*tileRows+n-1] += float32(g)
+				last = mean
+				row := s.vt[n*c.padV : (n+1)*c.padV]
+				if !c.meanOf(c.view, mean, row[:c.HeadDimV]) {
+					return false
+				}
+				clear(row[c.HeadDimV:])
+				n++
+			}
+			x.weigh(gains, tops[at:])
+			for h, g := range gains {
+				if g != 0 {
+					x.w[h*tileRows+n-1] += float32(g * x.factor[h])
 				}
 			}
-			gains = gains[group:]
 		}
 	}
 	if n > 0 {
 		s.foldMeans(c, n)
+	}
+	return true
+}
+
+func allZero(x []float64) bool {
+	for _, v := range x {
+		if v != 0 {
+			return false
+		}
 	}
 	return true
 }

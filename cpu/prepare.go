@@ -157,7 +157,7 @@ func (c *call) addVariants(i int) {
 		u.means = u.means || g.MeanV.Slab != 0
 	}
 	u.v1 = len(p.variants)
-	u.masses = u.means || c.to.Mass != nil
+	u.tallies = index(u.means) + index(c.to.Mass != nil)
 }
 
 // meets reports whether blocks of a form are met in this variant.

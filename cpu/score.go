@@ -213,7 +213,7 @@ func (s *scorer) lower(tops []float32) {
 
 // leave is called before block: it lifts what was low for another mean or variant.
 func (s *scorer) leave(e *entry, tops []float32) {
-	if !s.low {
+	if !s.low || e.Group == s.blk.group && e.Form == s.blk.kind {
 		return
 	}
 	v := s.blk.view

@@ -16,7 +16,7 @@ type unit struct {
 	v0, v1   int  // range of prepared.variants: those of its blocks
 	long     bool // the list has at least tableRows rows
 	means    bool // some V side has a mean
-	masses   bool // the masses of blocks are kept: they are asked for, or for means
+	tallies  int  // kept by its parts: for masses that are asked for, and for means
 	at       int  // index of its first part in the wave
 }
 
@@ -131,8 +131,8 @@ func entriesOf(from, to cut) int {
 func (c *call) partFloats(u *unit, i int) int {
 	heads := len(u.qs) * c.Group
 	n := heads * (1 + sides*c.padV)
-	if u.masses {
-		n += heads * entriesOf(c.piece(u, i))
+	if u.tallies > 0 {
+		n += u.tallies * heads * entriesOf(c.piece(u, i))
 	}
 	return n
 }
@@ -140,8 +140,8 @@ func (c *call) partFloats(u *unit, i int) int {
 // topFloats is the number of float32 of part i of a unit.
 func (c *call) topFloats(u *unit, i int) int {
 	heads := len(u.qs) * c.Group
-	if u.masses {
-		return heads * (1 + entriesOf(c.piece(u, i)))
+	if u.tallies > 0 {
+		return heads * (1 + u.tallies*entriesOf(c.piece(u, i)))
 	}
 	return heads
 }
