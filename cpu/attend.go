@@ -59,21 +59,6 @@ type part struct {
 	tally [tallies]tally // [entries of the piece, heads]
 }
 
-// tally holds sums of exp(score - top) over the rows of entries, and the tops that they are relative to;
-// nil if they are not kept.
-type tally struct {
-	sums []float64
-	tops []float32
-}
-
-// Tallies: for Attention.Mass each entry has its place. Means of V need only one for neighbours of a
-// group, the first one's.
-const (
-	massTally = iota
-	meanTally
-	tallies
-)
-
 // Forms of unpacked V: floats of exact formats, floats of rotated formats, bytes of rotated
 // formats.
 const (
@@ -179,21 +164,6 @@ func newPart(heads int, tops []float32, sums []float64, padV int) part {
 	return p
 }
 
-// split divides the memory for tallies.
-func (p *part) split(mass, mean bool) {
-	all := p.tally[0]
-	p.tally = [tallies]tally{}
-	n := len(all.tops)
-	switch {
-	case mass && mean:
-		p.tally[massTally], p.tally[meanTally] = tally{all.sums[:n/2], all.tops[:n/2]}, tally{all.sums[n/2:], all.tops[n/2:]}
-	case mass:
-		p.tally[massTally] = all
-	case mean:
-		p.tally[meanTally] = all
-	}
-}
-
 // attendOne processes part i of the wave.
 func (c *call) attendOne(i int) error {
 	u := &c.wave[c.owner[i]]
@@ -272,32 +242,6 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	return nil
 }
 
-// keep begins a tally of entry i of the piece.
-func (s *scratch) keep(k int, dst *part, i int) {
-	s.settle(k, dst.top)
-	heads, all := len(dst.top), &dst.tally[k]
-	s.tally[k] = tally{all.sums[i*heads : (i+1)*heads], all.tops[i*heads : (i+1)*heads]}
-}
-
-// settle records what a tally is relative to, if there is one.
-func (s *scratch) settle(k int, tops []float32) {
-	dst := s.tally[k].tops
-	if dst == nil {
-		return
-	}
-	dst = dst[:len(tops)]
-	if !s.low {
-		for h, t := range tops {
-			dst[h] = t
-		}
-		return
-	}
-	shift := s.shift[:len(tops)]
-	for h, t := range tops {
-		dst[h] = t + shift[h]
-	}
-}
-
 // begin starts a piece of a unit.
 func (s *scratch) begin(c *call, u *unit, dst *part) {
 	p := &c.prepared
@@ -316,39 +260,6 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
 	s.heads.Tops, s.tally, s.low = dst.top, [tallies]tally{}, false
-}
-
-// prefetchAfter prefetches the sides in bit planes of the tile after row r of the current block, entry e of
-// a unit's list, while the current tile is processed.
-func (s *scratch) prefetchAfter(c *call, u *unit, e, r int) {
-	b := &s.blk
-	if r += tileRows; r < int(b.form.Key.Rows) {
-		s.prefetchTile(b.form, b.k, b.v, r)
-		return
-	}
-	if e++; e == len(u.list) {
-		return
-	}
-	next := c.view.At(int(u.list[e]))
-	if next.Site != b.site {
-		return // not worth looking up
-	}
-	f := c.view.Form(next.Form)
-	s.prefetchTile(f, b.kBuf[next.K:][:f.Own.k.bytes], b.vBuf[next.V:][:f.Own.v.bytes], 0)
-}
-
-func (s *scratch) prefetchTile(f *form, k, v []byte, r int) {
-	p, rows := s.p, int(f.Key.Rows)
-	n := min(tileRows, rows-r)
-	if n <= 0 {
-		return
-	}
-	if f.Own.k.planes {
-		p.kern.PrefetchPlanes(f.Key.K, k, rows, p.HeadDim, r, n)
-	}
-	if f.Own.v.planes {
-		p.kern.PrefetchPlanes(f.Key.V, v, rows, p.HeadDimV, r, n)
-	}
 }
 
 // addTile folds the current tile into a part: one step of the online softmax.

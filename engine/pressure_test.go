@@ -3,6 +3,7 @@
 package engine
 
 import (
+	"context"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -43,4 +44,36 @@ func levels(s *Sequence) (n [rungs]int) {
 		}
 	}
 	return n
+}
+
+// Sequences that decode together under pressure never find the budget used up: what a step takes beside
+// slots is taken before slabs take the rest.
+func TestPressure_ManySequences(t *testing.T) {
+	g := quant.Geometry{Layers: 2, Heads: 3, KVHeads: 3, HeadDim: 64, HeadDimV: 64}
+	cfg := Config{Budget: 8 << 20, Seed: 3}
+	r := newRig(t, g, cfg)
+	rows := make([]Row, 8)
+	for i := range rows {
+		s, err := r.c.NewSequence()
+		require.NoError(t, err)
+		rows[i].Seq = s
+	}
+	k, v := values(8*64*g.KVHeads*g.HeadDim, 1, 1, 1), values(8*64*g.KVHeads*g.HeadDimV, 1, 1, 2)
+	for n, tokens := 0, 64; n < 1600; n += tokens {
+		if n >= 1400 {
+			tokens = 1
+		}
+		for i := range rows {
+			rows[i].Tokens = tokens
+		}
+		st, err := r.c.Begin(context.Background(), rows)
+		require.NoError(t, err)
+		for l := range g.Layers {
+			require.NoError(t, st.Append(l, k[:8*tokens*g.KVHeads*g.HeadDim], v[:8*tokens*g.KVHeads*g.HeadDimV]))
+		}
+		require.NoError(t, st.Commit(tokens))
+	}
+	r.audit()
+	require.NotEqual(t, starts[0], r.c.start)
+	r.closeAll()
 }

@@ -3,12 +3,15 @@
 package attend
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
+	"math/bits"
 	"math/rand/v2"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+	"pgregory.net/rapid"
 
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/layout"
@@ -453,5 +456,20 @@ func TestMix(t *testing.T) {
 			}
 		}
 		require.Panics(t, func() { k.Mix(new([TileRows]float32), make([]float32, 3), make([]float32, 3*TileRows-1), 2) })
+	})
+}
+
+// Bounds16 encloses the numbers that Span16 finds.
+func TestBounds16_Encloses(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := make([]byte, 0, 80)
+		for _, v := range rapid.SliceOfN(rapid.Uint16(), 1, 40).Draw(t, "numbers") {
+			p = binary.LittleEndian.AppendUint16(p, v)
+		}
+		lo, hi := Span16(p)
+		least, most := Bounds16(p)
+		require.LessOrEqual(t, least, lo)
+		require.GreaterOrEqual(t, most, hi)
+		require.Less(t, int(most), 1<<bits.Len16(hi))
 	})
 }
