@@ -47,9 +47,7 @@ func (s *scratch) settle(k int, tops []float32) {
 	}
 	dst = dst[:len(tops)]
 	if !s.low {
-		for h, t := range tops {
-			dst[h] = t
-		}
+		copy(dst, tops)
 		return
 	}
 	shift := s.shift[:len(tops)]
