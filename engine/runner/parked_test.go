@@ -18,7 +18,7 @@ import (
 )
 
 func parking(folder string) runner.Options {
-	return runner.Options{Folder: folder, Cache: engine.Config{Budget: 600 << 10, Window: 32, Segment: 64}}
+	return runner.Options{Folder: folder, Cache: engine.Config{Budget: 700 << 10, Window: 32, Segment: 64}}
 }
 
 // What was saved goes on in another process as if it had never stopped, also when the first was killed: here it
