@@ -33,7 +33,7 @@ type prefix struct {
 	at       time.Time
 }
 
-// index finds segments by the tokens that they and all before them hold.
+// index finds a segment by its tokens together with all tokens before it.
 type index struct {
 	at    map[key]mark
 	nodes []*prefix

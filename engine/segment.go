@@ -130,9 +130,9 @@ func (s *segment) of(layer, head, kvHeads int) []block {
 }
 
 // view describes the block of a page as a backend reads it. end is the position behind the last token
-// of the sequence in this layer. ok is false if there are no rows. whole lists all rows of a page that is
-// not full yet: queries do not see what lies behind them, and which rows share a page with a token must not
-// depend on the step that brought them.
+// of the sequence in this layer. ok is false if there are no rows. With whole, a page that is not full yet
+// counts as full: the backend then groups the rows of a page in the same way whatever the size of a step was.
+// Queries do not see rows that come after them.
 func (c *memory) view(s *segment, b *block, layer, head, page int, end int64, whole bool) (v backend.Block, ok bool) {
 	if b.at[sideK] == 0 {
 		return v, false

@@ -36,8 +36,8 @@ func usagef(format string, args ...any) error {
 		args...)}
 }
 
-// errLost is a salvage that lost something: the output was written, and the exit status says that
-// it is not all. errDamage is damage that was listed already.
+// errLost ends a salvage that lost something: the output was written, and the exit status says that it is not
+// complete. errDamage ends a verb that has listed the damage itself.
 var (
 	errLost   = fmt.Errorf("parts of the input were lost: %w", quant.ErrCorrupt)
 	errDamage = fmt.Errorf("the file is damaged: %w", quant.ErrCorrupt)

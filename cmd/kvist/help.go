@@ -111,8 +111,8 @@ func wantedText(f *pflag.Flag) string {
 	return "a " + f.Value.Type()
 }
 
-// nearest returns the name that s may have been meant for: one that it begins, or one that a third
-// of its letters, or one, makes the difference to. "" where there is none.
+// nearest returns the name that the user may have meant by s: a name that begins with s, or else the one that is
+// closest, if at most a third of the letters of s differ, or one letter. It returns "" if there is none.
 func nearest(s string, names []string) string {
 	best, least := "", max(1, len(s)/3)+1
 	if len(s) > 64 {

@@ -70,7 +70,7 @@ func byteControl(p plan, values bool, vector int) []byte {
 	return k
 }
 
-// planeMask has the bytes of plane p of formats of some bits in the order of byteControl.
+// planeMask returns the mask of the bytes that plane p has in the order of byteControl, for a format of bits planes.
 func planeMask(bits, p int) uint64 {
 	var m uint64
 	for w := range 8 {

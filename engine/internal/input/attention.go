@@ -20,8 +20,8 @@ func Attend(q *backend.Queries, g *quant.Geometry, layer int) *backend.Queries {
 // Outside returns how many of the first n tokens of a layer no query behind them can see.
 func (in *Data) Outside(l *Layer, n int) int { return int(in.Geo.Outside(l.Number, int64(n))) }
 
-// CheckPositions refuses a cache with windows whose positions do not count up by one: which rows a query sees
-// is told by tokens here, and their distances would be others.
+// CheckPositions refuses a cache with windows whose positions do not count up by one. Compression counts a window
+// in tokens; where positions have gaps, a window in positions holds fewer tokens.
 //
 // Errors: quant.ErrUnsupported; those of Positions.
 func (in *Data) CheckPositions() error {

@@ -3,7 +3,8 @@
 // Package progress calls the functions of callers that want to know how far long work is.
 package progress
 
-// Func is told what is done and how much of it, as kvfile.Options.Progress. It may be nil.
+// Func receives the name of a stage, and how much of it is done out of how much. It may be nil. It is the type of
+// kvfile.Options.Progress.
 type Func func(stage string, done, total int64)
 
 // Say calls f, unless it is nil.
