@@ -18,6 +18,8 @@ NO_RACE  := EveryLength|RecallOf|OddScales
 FLAGS    := -timeout 15m -vet=off
 # What kernels compute, which is the same with and without cgo: the other tests call the library in every way.
 NO_NOCGO := TestTensorCores|Suite/(encode|decode|demote|attend|attend-mixed|relevance|gather)$$
+# What people install and import. The tools of bench are vetted, not linked for each build.
+BUILT    := ./cmd/... ./cpu/... ./cuda/... ./engine/... ./importance ./kernels/... ./quant/...
 RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' | xargs -n1 dirname)))
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
@@ -83,7 +85,7 @@ test-main: ## the whole suite, once
 	$(GO) test $(FLAGS) ./...
 
 test-nocgo: ## without cgo: all of it builds, and the code that loads a library runs
-	CGO_ENABLED=0 $(GO) build ./...
+	CGO_ENABLED=0 $(GO) build $(BUILT)
 	CGO_ENABLED=0 $(GO) test $(FLAGS) -short -skip '$(NO_NOCGO)' ./cuda/... ./engine/auto
 
 test-noasm: ## without assembly
@@ -98,7 +100,7 @@ test-v3: ## with GOAMD64=v3, where a compiler may fuse products and sums
 	GOAMD64=v3 $(GO) test $(FLAGS) -run Golden $(GOLDENS)
 
 test-arm64: ## cross-build for arm64; run what makes packed bytes under qemu where there is one
-	GOARCH=arm64 CGO_ENABLED=0 $(GO) build ./...
+	GOARCH=arm64 CGO_ENABLED=0 $(GO) build $(BUILT)
 	GOARCH=arm64 CGO_ENABLED=0 $(GO) vet ./...
 ifneq ($(QEMU),)
 	RAPID_CHECKS=30 GOARCH=arm64 CGO_ENABLED=0 $(GO) test $(FLAGS) -short -skip 'Allocates|Resident|RecallOf|_Parts' -exec $(QEMU) \
