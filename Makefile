@@ -175,7 +175,7 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
-	$(GO) test -run '^$$' -fuzz '^FuzzMatrix$$' -fuzztime $(FUZZ) ./cpu/matmul
+	$(GO) test -run '^$$' -fuzz '^FuzzMatrix$$' -fuzztime $(FUZZ:4000x=1000x) ./cpu/matmul
 
 attack: ## 9,000 forged files and 600 damaged ones through every verb that reads, in 512 MiB (make test: 500)
 	$(GO) test $(FLAGS) ./cmd/kvist -run '^TestAttack' -v -forged 9000 -damaged 600

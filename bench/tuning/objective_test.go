@@ -37,8 +37,8 @@ func small(t *testing.T, o Options) *Objective {
 	be, err := cpu.Open(cpu.Options{})
 	require.NoError(t, err)
 	t.Cleanup(func() { require.NoError(t, be.Close()) })
-	o.Context, o.Next, o.Backend = 128, 16, be
-	in := calibInput(t, m, quality.Options{Context: 128, Next: 16})
+	o.Context, o.Next, o.Backend = 128, 8, be
+	in := calibInput(t, m, quality.Options{Context: 128, Next: 8})
 	q, err := quality.NewRetrieval(m.Tokenizer(), []string{texts.WithRole(texts.RoleCalib)[0].Body},
 		8, 256, 1)
 	require.NoError(t, err)
@@ -57,7 +57,7 @@ func TestObjective_MeasuresWhatTheHarnessDoes(t *testing.T) {
 
 	list := []methods.Method{named(t, "kvist:8,importance=relevance=0.5;window=32;floor=0.1,sinks=8"),
 		named(t, "kvist:2.25,importance=relevance=0.5;window=32;floor=0.1,sinks=8")}
-	short := quality.Options{Context: 128, Next: 16}
+	short := quality.Options{Context: 128, Next: 8}
 	want, err := quality.EvaluateText(ctx, tu.m, calibInput(t, tu.m, short), list, short)
 	require.NoError(t, err)
 	for i, s := range want.Prefill {

@@ -220,8 +220,7 @@ func TestRowBias_MixedCodings(t *testing.T) {
 
 // The row bias is left to what was measured to pay, and files say what became of it.
 func TestRowBias_Auto(t *testing.T) {
-	long(t)
-	src, be := open(t, kvFile), openCPU(t)
+	src, be := firstTokens(t, open(t, kvFile), 256, 0, 29), openCPU(t)
 	for cfg, want := range map[string]string{
 		"bits=2.5":                            "false",
 		"bits=2.5 row-bias=true":              "true",
