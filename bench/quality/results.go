@@ -143,48 +143,6 @@ func ReadResults(rd io.Reader) (*Results, error) {
 	return &r, nil
 }
 
-// Merge adds the methods of o that r does not have, for a table that is measured in parts. It adds
-// no pairs.
-//
-// Errors: quant.ErrShape if model, context, texts or questions differ.
-func (r *Results) Merge(o *Results) error {
-	const op = "merge results"
-	if r.Model != o.Model || r.Context != o.Context || r.Next != o.Next || r.Window != o.Window ||
-		r.Chunk != o.Chunk {
-		return shapef(op, "%s, %d + %d tokens, and %s, %d + %d tokens", r.Model, r.Context, r.Next,
-			o.Model, o.Context, o.Next)
-	}
-	if len(r.Exact.Texts) != len(o.Exact.Texts) {
-		return shapef(op, "%d and %d texts", len(r.Exact.Texts), len(o.Exact.Texts))
-	}
-	for i, x := range r.Exact.Texts {
-		y := o.Exact.Texts[i]
-		// Instruction sets change scores by rounding, other texts by more.
-		if x.Text != y.Text || math.Abs(x.Surprisal-y.Surprisal) > 1e-3 {
-			return shapef(op, "text %d is %s of %.4f nats in one, %s of %.4f in the other", i, x.Text,
-				x.Surprisal, y.Text, y.Surprisal)
-		}
-	}
-	a, b := r.Exact.Retrieval, o.Exact.Retrieval
-	if (a == nil) != (b == nil) || a != nil && a.Asked != b.Asked {
-		return shapef(op, "other questions in one than in the other")
-	}
-	for _, m := range o.Methods {
-		if r.method(m.Name) == nil {
-			r.Methods = append(r.Methods, m)
-		}
-	}
-	for _, p := range o.Pairs {
-		if !slices.ContainsFunc(r.Pairs, func(q Pair) bool { return q.A == p.A }) {
-			r.Pairs = append(r.Pairs, p)
-		}
-	}
-	if o.Command != r.Command {
-		r.Command += "\n    " + o.Command
-	}
-	return nil
-}
-
 // family returns the common part of the names of a method's settings: "kivi" of "kivi4", "ggml"
 // of "ggml-q8_0", "snapkv" of "snapkv:25%", "tqmse sinks=4" of "tqmse3:sinks=4", "uniform" of
 // "lm3+len". Arguments that choose a size (bits, codings) do not count; others make a family of their

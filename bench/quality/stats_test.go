@@ -144,3 +144,30 @@ func TestResults_Merge(t *testing.T) {
 		require.Len(t, r.Methods, 1, name)
 	}
 }
+
+// Texts that are measured apart make the table that they make together.
+func TestResults_MergeTexts(t *testing.T) {
+	of := func(kl ...float64) *Results {
+		r := &Results{Format: ResultsFormat, Model: "m", Command: "c"}
+		for _, name := range []string{"kvist:2", "tqmse2"} {
+			r.Methods = append(r.Methods, MethodResult{Name: name, Family: family(name)})
+		}
+		for i, v := range kl {
+			name := string(rune('a' + int(10*v)))
+			r.Exact.Texts = append(r.Exact.Texts, NamedScore{name, Score{Surprisal: v}})
+			for j := range r.Methods {
+				r.Methods[j].Texts = append(r.Methods[j].Texts, NamedScore{name, Score{KL: v * float64(1+j*(i+1)),
+					BitsPerValue: 2, Surprisal: v}})
+			}
+		}
+		r.finish()
+		require.NoError(t, r.Compare("kvist:2", "tqmse2"))
+		return r
+	}
+	want := of(0.1, 0.2, 0.3)
+	got, last := of(0.1, 0.2), of(0.3)
+	last.Methods[1].Texts[0].KL = want.Methods[1].Texts[2].KL
+	require.NoError(t, got.Merge(last))
+	require.Equal(t, want, got)
+	require.ErrorIs(t, got.Merge(of(0.3)), quant.ErrShape, "a text twice")
+}

@@ -231,3 +231,22 @@ func TestMetric_ScaledPairs(t *testing.T) {
 	}
 	require.Less(t, sum/ref, 0.1)
 }
+
+// Channels of queries that are dead in all of a capture may live later: the metric bounds what errors of K then cost.
+func TestMetric_DeadQueries(t *testing.T) {
+	const tokens = 600
+	m := shifted(tokens, 4)
+	for _, q := range m.Q {
+		for i := range q {
+			if i%32 > 2 {
+				q[i] = 0
+			}
+		}
+	}
+	const config = "k=lm2+len+s8 v=lm2+len+s8"
+	got, file := packedError(t, m, config) // by queries that use all channels
+	require.NotNil(t, reader(t, file).Header().Metrics)
+	off, _ := packedError(t, m, config+" metric=false")
+	t.Logf("error %.3f with the metric, %.3f without", got, off)
+	require.Less(t, got, 4*off)
+}

@@ -11,9 +11,12 @@ import (
 	"github.com/kvist-project/kvist/quant/frame"
 )
 
-// deadChannel is the share of the largest E[q^2] or Var[k] of a head that a rotary pair counts for at least: one
-// that is dead in the sample may live later.
+// deadChannel is the share of the largest E[q^2] or Var[k] of a head that a rotary pair counts for at least.
 const deadChannel = 1.0 / (1 << 24)
+
+// deadPair is the share of the mean of E[q^2] Var[k] over the rotary pairs of a head that a pair has at least: one that
+// is dead in the sample, in queries or rows, may live later, and then its errors must not be boundless.
+const deadPair = 1.0 / (1 << 8)
 
 // mostScale bounds the logarithms to base 2 of a metric, whose mean is 0.
 const mostScale = 13
@@ -88,9 +91,18 @@ func metricOf(rope quant.Rope, dim int, asked, left []float64) (*frame.Metric, e
 	if !(mostAsked > 0) || !(mostLeft > 0) {
 		return nil, nil
 	}
-	scales := make([]float64, pairs)
+	scales, least := make([]float64, pairs), 0.0
 	for p := range scales {
-		scales[p] = math.Pow(max(asked[p], deadChannel*mostAsked)/max(left[p], deadChannel*mostLeft), 0.25)
+		least += deadPair * (asked[p] / mostAsked) * (left[p] / mostLeft) / float64(pairs)
+	}
+	for p := range scales {
+		q, k := max(asked[p]/mostAsked, deadChannel), max(left[p]/mostLeft, deadChannel)
+		if q < k {
+			q = max(q, least/k)
+		} else {
+			k = max(k, least/q)
+		}
+		scales[p] = math.Pow(q/k, 0.25)
 		logs += math.Log(scales[p]) / float64(pairs)
 	}
 	diag := make([]float32, dim)
