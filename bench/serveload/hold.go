@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/kvist-project/kvist/bench/quality/texts"
+	"github.com/kvist-project/kvist/engine/gguf"
+	"github.com/kvist-project/kvist/engine/model"
 )
 
 // held is what became of conversations that a server holds.
@@ -34,13 +36,26 @@ func hold(s settings, conversations int, budget string, extra []string) error {
 		time.Now().UTC().Format("2006-01-02"), s.model, conversations, s.context-64)
 	fmt.Println("| server | budget | facts found | conversations still there | first token by prefill p50, ms | gone on p50, ms | ratio | bytes of rows, MB | resident, MB |")
 	fmt.Println("|---|---|---:|---:|---:|---:|---:|---:|---:|")
+	path, err := model.Find()
+	if err != nil {
+		return err
+	}
+	f, err := gguf.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close() //nolint:errcheck // it is only read
+	t, err := model.NewTokenizer(f)
+	if err != nil {
+		return err
+	}
 	s.clients = []int{1}
 	exact := strconv.Itoa(conversations*s.context/32) + "MiB" // that the cache holds all of them in f16
 	for _, c := range []struct {
 		name, budget string
 		kill         bool
 	}{{"exact", exact, false}, {"compressed", budget, false}, {"compressed, killed and restarted", budget, true}} {
-		h, err := holdIn(s, conversations, c.budget, c.kill, extra)
+		h, err := holdIn(t, s, conversations, c.budget, c.kill, extra)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
@@ -51,7 +66,7 @@ func hold(s settings, conversations int, budget string, extra []string) error {
 	return nil
 }
 
-func holdIn(s settings, conversations int, budget string, kill bool, extra []string) (h held, err error) {
+func holdIn(t *model.Tokenizer, s settings, conversations int, budget string, kill bool, extra []string) (h held, err error) {
 	folder := ""
 	if kill {
 		if folder, err = os.MkdirTemp("", "serveload"); err != nil {
@@ -65,11 +80,17 @@ func holdIn(s settings, conversations int, budget string, kill bool, extra []str
 		return h, err
 	}
 	defer func() { v.stop() }()
+	var docs [][]int32
 	for i := range conversations {
-		_, ms, _, err := v.complete(document(s, i), 1, kill)
+		doc, err := document(t, s.context-64, i)
 		if err != nil {
 			return h, err
 		}
+		_, ms, _, err := v.complete(doc, 1, kill)
+		if err != nil {
+			return h, err
+		}
+		docs = append(docs, doc)
 		h.fresh = append(h.fresh, ms)
 	}
 	if kill {
@@ -80,8 +101,12 @@ func holdIn(s settings, conversations int, budget string, kill bool, extra []str
 		}
 	}
 	for i := range conversations {
-		name, code := fact(i)
-		text, ms, cached, err := v.complete(document(s, i)+"\n\nQuestion: What is the access code of "+name+"?\nAnswer: The access code of "+name+" is", 8, false)
+		ask, err := question(t, i)
+		if err != nil {
+			return h, err
+		}
+		_, code := fact(i)
+		text, ms, cached, err := v.complete(append(docs[i], ask...), 8, false)
 		if err != nil {
 			return h, err
 		}
@@ -104,20 +129,37 @@ func fact(i int) (name, code string) {
 	return names[i%len(names)] + " " + string(rune('A'+i/len(names))), strconv.Itoa(1000 + (i*7919+2357)%9000)
 }
 
-// document is a text of about the context of the server, with a fact in the middle.
-func document(s settings, i int) string {
+// document is a text of so many tokens, with a fact in the middle.
+func document(t *model.Tokenizer, tokens, i int) ([]int32, error) {
 	list := texts.All()
-	var words []string
-	for j := range list {
-		words = append(words, strings.Fields(list[(i+j)%len(list)].Body)...)
-	}
-	n := (s.context - 150) * 2 / 3 // words; the texts have some 1.4 tokens a word
 	name, code := fact(i)
-	return strings.Join(words[:n/2], " ") + " The access code of " + name + " is " + code + ". " + strings.Join(words[n/2:n], " ")
+	said, err := t.Continue(" The access code of "+name+" is "+code+".", false)
+	if err != nil {
+		return nil, err
+	}
+	half := (tokens - len(said)) / 2
+	var all []int32
+	for j := range 2 {
+		part, err := t.Start(list[(i+j)%len(list)].Body, false)
+		if err != nil {
+			return nil, err
+		}
+		if j == 1 {
+			all = append(all, said...)
+		}
+		all = append(all, part[:min(half, len(part))]...)
+	}
+	return all, nil
+}
+
+// question asks for the fact behind a document.
+func question(t *model.Tokenizer, i int) ([]int32, error) {
+	name, _ := fact(i)
+	return t.Continue("\n\nQuestion: What is the access code of "+name+"?\nAnswer: The access code of "+name+" is", false)
 }
 
 // complete continues a text and times the first token.
-func (v *server) complete(prompt string, tokens int, save bool) (text string, first float64, cached int, err error) {
+func (v *server) complete(prompt []int32, tokens int, save bool) (text string, first float64, cached int, err error) {
 	body, err := json.Marshal(map[string]any{"prompt": prompt, "stream": true, "temperature": 0, "max_tokens": tokens, "ignore_eos": true,
 		"stream_options": map[string]bool{"include_usage": true}, "kvist": map[string]bool{"save": save}})
 	if err != nil {

@@ -267,6 +267,9 @@ func (r *Runner) Fade(ctx context.Context, salt []byte, id string, share float64
 // Errors: as Forget.
 func (r *Runner) Pin(ctx context.Context, salt []byte, id string, on bool) error {
 	return r.change(ctx, salt, id, func(c *conversation) error {
+		if on && !c.pinned && r.pinnedBytes() > r.o.Cache.Budget/2 {
+			return errPins
+		}
 		c.pinned = on
 		return c.seq.Pin(on)
 	})

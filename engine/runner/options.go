@@ -127,7 +127,8 @@ type Request struct {
 	IgnoreEnd bool // go on behind tokens that end an answer, as load tests do
 	// Salt says whose conversation it is: only prompts with the same salt share tokens.
 	Salt []byte
-	// Pin keeps the rows of the conversation as they are: pressure takes from others.
+	// Pin keeps the rows of the conversation as they are: pressure takes from others. It is refused with
+	// quant.ErrFull while pinned conversations hold half of the budget.
 	Pin bool
 	// Fade is the share of its bytes that the conversation gives up when the answer is complete, 0 to 1.
 	Fade float64

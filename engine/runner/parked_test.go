@@ -85,6 +85,9 @@ func TestPark_UnderPressureAndOnClose(t *testing.T) {
 
 // Idle conversations are parked with time; a damaged one is dropped, and the prompt computed again.
 func TestPark_WithTimeAndDamage(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the other tests run the same goroutines")
+	}
 	m := tiny(t)
 	folder := t.TempDir()
 	o := parking(folder)
@@ -118,6 +121,9 @@ func TestPark_WithTimeAndDamage(t *testing.T) {
 
 // A conversation that was written to a file goes on in another runner.
 func TestSaveAndLoad_Files(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the other tests run the same goroutines")
+	}
 	m := tiny(t)
 	o := runner.Options{Cache: engine.Config{Budget: 1 << 20, Window: 32, Segment: 64}}
 	a, b := run(t, m, o), run(t, m, o)

@@ -102,11 +102,15 @@ func TestGenerate_ManyInASmallBudget(t *testing.T) {
 	budget := int64(450 << 10)
 	r := run(t, m, runner.Options{Running: 6, Chunk: 64, Cache: engine.Config{Budget: budget, Window: 32, Segment: 64}})
 	var wg sync.WaitGroup
-	for i := range 12 {
+	n, tokens := 12, 60
+	if testing.Short() {
+		n, tokens = 8, 30
+	}
+	for i := range n {
 		wg.Go(func() {
 			p := ask(t, m, text(120+20*i, string(rune('a'+i))+" few words "))
-			ids, res := answer(t, r, runner.Request{Tokens: p, MaxTokens: 60, IgnoreEnd: true, Salt: []byte{byte(i)}})
-			require.Len(t, ids, 60)
+			ids, res := answer(t, r, runner.Request{Tokens: p, MaxTokens: tokens, IgnoreEnd: true, Salt: []byte{byte(i)}})
+			require.Len(t, ids, tokens)
 			require.Equal(t, runner.FinishLength, res.Finish)
 		})
 	}
@@ -114,8 +118,8 @@ func TestGenerate_ManyInASmallBudget(t *testing.T) {
 	c, s, err := r.Stats(context.Background())
 	require.NoError(t, err)
 	require.LessOrEqual(t, s.PeakBytes, budget)
-	require.Equal(t, uint64(12), c.Finished[runner.FinishLength])
-	require.Equal(t, uint64(720), c.AnswerTokens)
+	require.Equal(t, uint64(n), c.Finished[runner.FinishLength])
+	require.Equal(t, uint64(n*tokens), c.AnswerTokens)
 	require.NotZero(t, c.Closed+c.Preempted, "the budget was never short: the test shows nothing")
 	require.Zero(t, c.Running+c.Waiting)
 }
@@ -223,9 +227,13 @@ func TestGenerate_Ends(t *testing.T) {
 // Pinned conversations keep their bits; those with a share or a budget to give up lose some, and it is seen
 // which tokens lost them.
 func TestConversations_FadeAndPin(t *testing.T) {
+	if testing.Short() {
+		t.Skip("the other tests run the same goroutines")
+	}
 	m := tiny(t)
 	r := run(t, m, runner.Options{Cache: engine.Config{Budget: 16 << 20, Segment: 64, Window: 32}})
 	ctx := context.Background()
+	question := ask
 	ask := func(seed string, change func(*runner.Request)) runner.Description {
 		q := runner.Request{Tokens: ask(t, m, text(500, seed)), MaxTokens: 64, IgnoreEnd: true}
 		change(&q)
@@ -255,6 +263,23 @@ func TestConversations_FadeAndPin(t *testing.T) {
 	require.Greater(t, lost, 100)
 	small := ask("three ", func(q *runner.Request) { q.Budget = exact.Bytes / 2 })
 	require.LessOrEqual(t, small.Bytes, exact.Bytes*6/10)
+	for i := range 40 { // pins take half of the budget at most
+		_, err := r.Generate(ctx, runner.Request{Tokens: question(t, m, text(1800, string(rune('a'+i%26))+" pins ")), MaxTokens: 1,
+			IgnoreEnd: true, Pin: true, Salt: []byte{byte(i)}}, func(runner.Token) error { return nil })
+		if err != nil {
+			require.ErrorIs(t, err, quant.ErrFull)
+			require.Greater(t, i, 10)
+			break
+		}
+		require.Less(t, i, 39, "everything can be pinned")
+	}
+	for i := range 40 {
+		list, err := r.Conversations(ctx, []byte{byte(i)})
+		require.NoError(t, err)
+		for _, c := range list {
+			require.NoError(t, r.Forget(ctx, []byte{byte(i)}, c.ID))
+		}
+	}
 	pinned := ask("four ", func(q *runner.Request) { q.Pin = true })
 	require.True(t, pinned.Pinned)
 	require.NoError(t, r.Fade(ctx, nil, pinned.ID, 0.9))

@@ -111,6 +111,10 @@ func (r *Runner) end(t *task, finish string, err error) {
 func (r *Runner) admit() {
 	for len(r.queue) > 0 && len(r.running) < r.limit && r.broken == nil {
 		t := r.queue[0]
+		if t.q.Pin && !r.goesOnPinned(t) && r.pinnedBytes() > r.o.Cache.Budget/2 {
+			r.end(t, "", errPins)
+			continue
+		}
 		conv, err := r.attach(t)
 		switch {
 		case errors.Is(err, quant.ErrFull) && len(r.running) > 0:
@@ -246,6 +250,25 @@ func (r *Runner) dropIdle() bool {
 		return true
 	}
 	return false
+}
+
+// errPins refuses a pin: pins must leave room for others.
+var errPins = fmt.Errorf("kvist/runner: pinned conversations hold half of the budget already: %w", quant.ErrFull)
+
+// goesOnPinned reports whether a task goes on with a conversation that is pinned already.
+func (r *Runner) goesOnPinned(t *task) bool {
+	c, same := r.longest(t)
+	return c != nil && c.pinned && same == len(c.tokens)
+}
+
+// pinnedBytes returns what the pinned conversations take.
+func (r *Runner) pinnedBytes() (n int64) {
+	for c := range r.all {
+		if c.pinned {
+			n += c.seq.Bytes()
+		}
+	}
+	return n
 }
 
 // prepare sets up a conversation for a task.
