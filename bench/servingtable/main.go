@@ -91,7 +91,7 @@ func run() error {
 			fmt.Println("| share demoted | bytes in the store | bits/value | KL, mean | KL, worst token | top-1 |\n|---:|---:|---:|---:|---:|---:|")
 			return measureArchive(be, m, ids[:*tokens], less, cfg)
 		}
-		fmt.Println("| budget | prefill | bytes of slabs | park, memory | resume | faster | bytes saved | save | load | park, disk | " +
+		fmt.Println("In parentheses: processor time.\n\n| budget | prefill | bytes of slabs | park, memory | resume | faster | bytes saved | save | load | park, disk | " +
 			"resume | faster |\n|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
 		for _, share := range o.Shares {
 			if err := measurePark(be, m, ids[:*tokens], share, cfg); err != nil {

@@ -49,7 +49,7 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 	if err != nil {
 		return err
 	}
-	begin := time.Now()
+	begin := now()
 	for p := 0; p < len(ids)-1; {
 		n := min(32, len(ids)-1-p)
 		if _, err := m.Forward(ids[p:p+n], s, p, model.ForwardOptions{}); err != nil {
@@ -57,8 +57,8 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 		}
 		p += n
 	}
-	prefill := time.Since(begin)
-	fmt.Printf("| %g | %.1f s | %d | ", share, prefill.Seconds(), c.Stats().RowBytes)
+	prefill := begin.since()
+	fmt.Printf("| %g | %.1f s (%.1f) | %d | ", share, prefill.wall.Seconds(), prefill.cpu.Seconds(), c.Stats().RowBytes)
 	if share < 1 { // leave room, so that a token more changes nothing
 		if err := s.Seq.Demote(0.1); err != nil {
 			return err
@@ -88,19 +88,19 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 		if i == 1 {
 			st.Store = disk
 		}
-		var out, in, saved, loaded []time.Duration
+		var out, in, saved, loaded []took
 		size := 0
 		for range parkRuns {
-			begin := time.Now()
+			begin := now()
 			id, err := s.Seq.Park(ctx, nil, time.Time{})
 			if err != nil {
 				return err
 			}
-			out, begin = append(out, time.Since(begin)), time.Now()
+			out, begin = append(out, begin.since()), now()
 			if s.Seq, err = c.Resume(ctx, nil, id); err != nil {
 				return err
 			}
-			in = append(in, time.Since(begin))
+			in = append(in, begin.since())
 			if err := c.Discard(ctx, nil, id); err != nil {
 				return err
 			}
@@ -111,26 +111,26 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 				continue
 			}
 			var w bytes.Buffer
-			begin = time.Now()
+			begin = now()
 			if err := s.Seq.Save(ctx, &w); err != nil {
 				return err
 			}
-			saved, size = append(saved, time.Since(begin)), w.Len()
+			saved, size = append(saved, begin.since()), w.Len()
 			if err := s.Seq.Close(); err != nil {
 				return err
 			}
-			begin = time.Now()
+			begin = now()
 			if s.Seq, err = c.Load(ctx, bytes.NewReader(w.Bytes()), int64(w.Len())); err != nil {
 				return err
 			}
-			loaded = append(loaded, time.Since(begin))
+			loaded = append(loaded, begin.since())
 			if err := next(); err != nil {
 				return err
 			}
 		}
-		fmt.Printf("%.0f ms | %.0f ms | %.0fx | ", ms(out), ms(in), prefill.Seconds()*1000/ms(in))
+		fmt.Printf("%s | %s | %.0fx (%.0fx) | ", ms(out), ms(in), ratio(prefill.wall, in, took.ofWall), ratio(prefill.cpu, in, took.ofCPU))
 		if i == 0 {
-			fmt.Printf("%d | %.0f ms | %.0f ms | ", size, ms(saved), ms(loaded))
+			fmt.Printf("%d | %s | %s | ", size, ms(saved), ms(loaded))
 		}
 	}
 	fmt.Println()
@@ -140,8 +140,37 @@ func measurePark(be backend.Backend, m *model.Model, ids []int32, share float64,
 // switching is a store that can be changed.
 type switching struct{ store.Store }
 
-// ms returns the median in milliseconds.
-func ms(x []time.Duration) float64 {
-	slices.Sort(x)
-	return float64(x[len(x)/2].Microseconds()) / 1000
+// took is how long something took, or when it began: by the clock, and in processor time of this process.
+type took struct{ wall, cpu time.Duration }
+
+var start = time.Now()
+
+func now() took { return took{time.Since(start), cpuTime()} }
+
+func (t took) since() took {
+	u := now()
+	return took{u.wall - t.wall, u.cpu - t.cpu}
+}
+
+func (t took) ofWall() time.Duration { return t.wall }
+func (t took) ofCPU() time.Duration  { return t.cpu }
+
+// median returns the median of one of the times.
+func median(x []took, of func(took) time.Duration) time.Duration {
+	var all []time.Duration
+	for _, t := range x {
+		all = append(all, of(t))
+	}
+	slices.Sort(all)
+	return all[len(all)/2]
+}
+
+// ms shows the median times.
+func ms(x []took) string {
+	return fmt.Sprintf("%.0f ms (%.0f)", median(x, took.ofWall).Seconds()*1000, median(x, took.ofCPU).Seconds()*1000)
+}
+
+// ratio returns how much longer a time is than the median of others.
+func ratio(t time.Duration, x []took, of func(took) time.Duration) float64 {
+	return t.Seconds() / max(median(x, of).Seconds(), 1e-9)
 }
