@@ -409,3 +409,56 @@ func TestEvents(t *testing.T) {
 	require.EqualValues(t, 1, st.Parked)
 	r.closeAll()
 }
+
+// losing is a store that has lost every image but the first few that are asked for.
+type losing struct {
+	store.Store
+	images int
+}
+
+func (l *losing) Get(ctx context.Context, k store.Key) ([]byte, error) {
+	p, err := l.Store.Get(ctx, k)
+	if len(p) > 2000 {
+		if l.images--; l.images < 0 {
+			return nil, fs.ErrNotExist
+		}
+	}
+	return p, err
+}
+
+// A match ends before the first segment that is not there, and goes on from there with the right keys.
+func TestRecallPrefix_SegmentsAreGone(t *testing.T) {
+	ctx := context.Background()
+	for _, sinks := range []int{4, -1} {
+		cfg := testConfig()
+		cfg.Sinks = sinks
+		r, st := withStore(t, cfg)
+		a, err := r.c.MatchPrefix(nil, nil)
+		require.NoError(t, err)
+		r.with(a, 1, 400)
+		_, err = a.Park(ctx, nil, never)
+		require.NoError(t, err)
+		for n := range 12 {
+			cfg := r.c.cfg
+			cfg.Store, cfg.Sinks = &losing{st, n}, sinks
+			other := newRig(t, testGeometry(), cfg)
+			s, err := other.c.RecallPrefix(ctx, nil, ids(1, 0, 400))
+			require.NoError(t, err)
+			other.audit()
+			had := s.Len()
+			require.LessOrEqual(t, had, int64(n/2*64)) // in two parts each
+			require.Equal(t, n > 1, had > 0, "%d images, %d sinks", n, sinks)
+			require.EqualValues(t, had/prefixTokens, len(s.chain.keys))
+			other.with(s, 1, 400)
+			other.audit()
+			x, err := other.c.MatchPrefix(nil, append(ids(1, 0, 350), ids(5, 350, 400)...))
+			require.NoError(t, err)
+			require.EqualValues(t, 320, x.Len())
+			for l, out := range other.with(x, 1, 321) {
+				require.Less(t, distance(out, other.want(1, 320, l)), 1e-9)
+			}
+			other.closeAll()
+		}
+		r.closeAll()
+	}
+}

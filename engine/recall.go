@@ -42,7 +42,7 @@ func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) e
 			case g.sinks && g.lo == 0 && named[i].shared:
 				sinks = named[i].name
 				continue
-			case !g.closed || !g.complete() || !named[i].shared || g.lo != next || next > 0 && sinks == (store.Key{}):
+			case !g.closed || !g.complete() || !named[i].shared || g.lo != next || m.c.cfg.Sinks > 0 && sinks == (store.Key{}):
 				return nil
 			}
 			x := parkedMark{name: named[i].name, lo: g.lo, hi: g.hi()}

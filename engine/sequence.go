@@ -267,8 +267,9 @@ func (s *Sequence) shorten(n int) error {
 // settle makes a sequence of whole segments up to position got one of n tokens.
 func (s *Sequence) settle(got, n int64) error {
 	s.n, s.left, s.high, s.stale = got, got, got, true
-	if int64(len(s.chain.keys)) >= got/prefixTokens { // so that others need not ask the store
-		s.enlist()
+	keys := int(got / prefixTokens)
+	if s.chain.keys = s.chain.keys[:min(len(s.chain.keys), keys)]; len(s.chain.keys) == keys {
+		s.enlist() // so that others need not ask the store
 	}
 	if n < got {
 		if err := s.truncate(n); err != nil {
