@@ -40,6 +40,7 @@ func cmdInput(ts *testscript.TestScript, neg bool, args []string) {
 		"objects":   func() { b.npy("|O", "(2, 3)", 48) },
 		"torch":     func() { b.zip("archive/data.pkl", []byte("x")) },
 		"bomb":      func() { b.bomb() },
+		"fvecs":     func() { b.fvecs(8, 384) },
 		"gguf":      func() { b.gguf("") },
 		"split":     func() { b.gguf("split.count") },
 		"kv":        func() { b.kv(nil, 1, 1) },
@@ -121,6 +122,16 @@ func (b *inputBuilder) npy(descr, shape string, size int) {
 	head := fmt.Sprintf("{'descr': '%s', 'fortran_order': False, 'shape': %s, }\n", descr, shape)
 	b.out = binary.LittleEndian.AppendUint16([]byte("\x93NUMPY\x01\x00"), uint16(len(head)))
 	b.out = append(append(b.out, head...), make([]byte, size)...)
+}
+
+// fvecs writes vectors with the format of .fvecs.
+func (b *inputBuilder) fvecs(rows, dim int) {
+	for r := range rows {
+		b.out = binary.LittleEndian.AppendUint32(b.out, uint32(dim))
+		for i := range dim {
+			b.out = binary.LittleEndian.AppendUint32(b.out, math.Float32bits(float32(math.Sin(float64(1+r+i*i)))/14))
+		}
+	}
 }
 
 // weights adds one for each of 40 tokens.

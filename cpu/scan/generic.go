@@ -85,7 +85,8 @@ func members(cell []byte, width, row int) (m uint64) {
 	}
 	lo := 0
 	if w&2 != 0 {
-		x := uint64(le.Uint32(cell[4*row:]))
+		pairs := le.Uint32(cell[4*row:])
+		x := uint64(pairs>>4&0x0f0f0f0f | pairs&0x0f0f0f0f<<4) // in order
 		x = (x | x<<16) & 0x0000ffff0000ffff
 		x = (x | x<<8) & 0x00ff00ff00ff00ff
 		x = (x | x<<4) & 0x0f0f0f0f0f0f0f0f

@@ -63,15 +63,32 @@ var narrowKernels = isa{
 	dotsOf:   []group{{4, dots4AVX2}},
 }
 
-// wideTables are the levels by window and member, from 5 bits on by subset and member, repeated to 64 or 128.
+// wideTables are the levels by index, as _gen/scores512.go joins it from window and member. From 5 bits on they
+// are by subset and member.
 func wideTables() (t [trellis.MaxWidth + 1][]byte) {
 	for b := 1; b <= trellis.MaxWidth; b++ {
-		levels := windows[b]
 		if b >= 5 {
-			levels, _ = trellis.ScanLevels(b)
+			t[b], _ = trellis.ScanLevels(b)
+			continue
 		}
-		for len(t[b]) < 64 || len(t[b]) < len(levels) {
-			t[b] = append(t[b], levels...)
+		// Where the window starts, and the bits of the member, for each table.
+		layouts := [...][]struct {
+			window int
+			member []int
+		}{
+			1: {{0, nil}, {1, nil}, {2, nil}},
+			2: {{0, []int{4}}, {1, []int{5}}, {2, []int{0}}, {2, []int{1}}},
+			3: {{0, []int{4, 5}}, {2, []int{0, 1}}},
+			4: {{0, []int{4, 5, 6}}, {2, []int{0, 1, 6}}},
+		}[b]
+		for _, l := range layouts {
+			for index := range max(64, 8<<b) {
+				at := index >> l.window & 15
+				for i, bit := range l.member {
+					at |= index >> bit & 1 << (4 + i)
+				}
+				t[b] = append(t[b], windows[b][at])
+			}
 		}
 	}
 	return t

@@ -102,7 +102,8 @@ func putCell(cell []byte, width, row int, path uint16, low uint64, high uint16) 
 		x = (x | x>>2) & 0x0f0f0f0f0f0f0f0f
 		x = (x | x>>4) & 0x00ff00ff00ff00ff
 		x = (x | x>>8) & 0x0000ffff0000ffff
-		le.PutUint32(cell[4*row:], uint32(x|x>>16))
+		pairs := uint32(x | x>>16)
+		le.PutUint32(cell[4*row:], pairs>>4&0x0f0f0f0f|pairs&0x0f0f0f0f<<4)
 		cell, low = cell[64:], low>>2
 	}
 	if w&1 != 0 {

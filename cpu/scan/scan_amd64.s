@@ -21,48 +21,48 @@ TEXT ·scores1AVX512(SB), NOSPLIT, $0-80
 	MOVQ         table+72(FP), R9
 	VMOVDQU64    spreadPath<>+0(SB), Z0
 	VMOVDQU64    (R9), Z2
-	VBROADCASTSS start+64(FP), Z3
-	VBROADCASTSS scale+68(FP), Z4
+	VMOVDQU64    64(R9), Z3
+	VMOVDQU64    128(R9), Z4
+	VBROADCASTSS start+64(FP), Z5
+	VBROADCASTSS scale+68(FP), Z6
 
 tile:
 	VPMOVZXWD.Z (CX)(DI*1), K1, Z1
-	VMOVDQA64   Z3, Z5
-	VPXORD      Z6, Z6, Z6
-	VPXORD      Z7, Z7, Z7
+	VMOVDQA64   Z5, Z7
 	VPXORD      Z8, Z8, Z8
+	VPXORD      Z9, Z9, Z9
+	VPXORD      Z10, Z10, Z10
 	MOVQ        CX, R9
 	MOVQ        R8, R10
 	MOVQ        SI, R11
 
 cell:
-	VPMOVZXWD      (R9), Z9
-	VPSRLD         $0x0d, Z1, Z10
-	VMOVDQA64      Z9, Z1
-	VPSLLD         $0x03, Z9, Z9
-	VPORD          Z9, Z10, Z10
-	VPMULTISHIFTQB Z10, Z0, Z10
-	VPERMB         Z2, Z10, Z9
-	VPDPBUSD.BCST  (R10), Z9, Z5
-	VPSRLD         $0x01, Z10, Z9
-	VPERMB         Z2, Z9, Z9
-	VPDPBUSD.BCST  4(R10), Z9, Z6
-	VPSRLD         $0x02, Z10, Z9
-	VPERMB         Z2, Z9, Z9
-	VPDPBUSD.BCST  8(R10), Z9, Z7
-	VPSRLD         $0x03, Z10, Z9
-	VPERMB         Z2, Z9, Z9
-	VPDPBUSD.BCST  12(R10), Z9, Z8
+	VPMOVZXWD      (R9), Z11
+	VPSRLD         $0x0d, Z1, Z12
+	VMOVDQA64      Z11, Z1
+	VPSLLD         $0x03, Z11, Z11
+	VPORD          Z11, Z12, Z12
+	VPMULTISHIFTQB Z12, Z0, Z12
+	VPSRLD         $0x01, Z12, Z11
+	VPERMB         Z2, Z12, Z13
+	VPDPBUSD.BCST  (R10), Z13, Z7
+	VPERMB         Z3, Z12, Z13
+	VPDPBUSD.BCST  4(R10), Z13, Z8
+	VPERMB         Z4, Z12, Z12
+	VPDPBUSD.BCST  8(R10), Z12, Z9
+	VPERMB         Z4, Z11, Z11
+	VPDPBUSD.BCST  12(R10), Z11, Z10
 	ADDQ           $0x00000020, R9
 	ADDQ           $0x10, R10
 	SUBQ           $0x01, R11
 	JNZ            cell
-	VPADDD         Z6, Z5, Z5
 	VPADDD         Z8, Z7, Z7
-	VPADDD         Z7, Z5, Z5
-	VCVTDQ2PS      Z5, Z5
-	VMULPS         Z4, Z5, Z5
-	VADDPS         (AX), Z5, Z5
-	VMOVUPS        Z5, (AX)
+	VPADDD         Z10, Z9, Z9
+	VPADDD         Z9, Z7, Z7
+	VCVTDQ2PS      Z7, Z7
+	VMULPS         Z6, Z7, Z7
+	VADDPS         (AX), Z7, Z7
+	VMOVUPS        Z7, (AX)
 	ADDQ           $0x40, AX
 	ADDQ           DX, CX
 	SUBQ           $0x01, BX
@@ -92,26 +92,26 @@ TEXT ·unpack1AVX512(SB), NOSPLIT, $0-48
 	MOVQ        table+40(FP), SI
 	VMOVDQU64   spreadPath<>+0(SB), Z0
 	VMOVDQU64   (SI), Z2
+	VMOVDQU64   64(SI), Z3
+	VMOVDQU64   128(SI), Z4
 	VPMOVZXWD.Z (CX)(BX*1), K1, Z1
 
 cell:
-	VPMOVZXWD      (CX), Z3
-	VPSRLD         $0x0d, Z1, Z4
-	VMOVDQA64      Z3, Z1
-	VPSLLD         $0x03, Z3, Z3
-	VPORD          Z3, Z4, Z4
-	VPMULTISHIFTQB Z4, Z0, Z4
-	VPERMB         Z2, Z4, Z3
-	VMOVDQU64      Z3, (AX)
-	VPSRLD         $0x01, Z4, Z3
-	VPERMB         Z2, Z3, Z3
-	VMOVDQU64      Z3, 64(AX)
-	VPSRLD         $0x02, Z4, Z3
-	VPERMB         Z2, Z3, Z3
-	VMOVDQU64      Z3, 128(AX)
-	VPSRLD         $0x03, Z4, Z3
-	VPERMB         Z2, Z3, Z3
-	VMOVDQU64      Z3, 192(AX)
+	VPMOVZXWD      (CX), Z5
+	VPSRLD         $0x0d, Z1, Z6
+	VMOVDQA64      Z5, Z1
+	VPSLLD         $0x03, Z5, Z5
+	VPORD          Z5, Z6, Z6
+	VPMULTISHIFTQB Z6, Z0, Z6
+	VPSRLD         $0x01, Z6, Z5
+	VPERMB         Z2, Z6, Z7
+	VMOVDQU64      Z7, (AX)
+	VPERMB         Z3, Z6, Z7
+	VMOVDQU64      Z7, 64(AX)
+	VPERMB         Z4, Z6, Z6
+	VMOVDQU64      Z6, 128(AX)
+	VPERMB         Z4, Z5, Z5
+	VMOVDQU64      Z5, 192(AX)
 	ADDQ           $0x00000020, CX
 	ADDQ           $0x00000100, AX
 	SUBQ           $0x01, DX
@@ -481,63 +481,64 @@ TEXT ·scores2AVX512(SB), NOSPLIT, $0-80
 	MOVQ         table+72(FP), R9
 	VMOVDQU64    spreadPath<>+0(SB), Z0
 	VMOVDQU64    bits0f<>+0(SB), Z2
-	VMOVDQU64    spreadMember4<>+0(SB), Z3
-	VMOVDQU64    (R9), Z4
-	VBROADCASTSS start+64(FP), Z5
-	VBROADCASTSS scale+68(FP), Z6
+	VMOVDQU64    bits1e<>+0(SB), Z3
+	VMOVDQU64    bits3c<>+0(SB), Z4
+	VMOVDQU64    spreadMember4<>+0(SB), Z5
+	VMOVDQU64    (R9), Z6
+	VMOVDQU64    64(R9), Z7
+	VMOVDQU64    128(R9), Z8
+	VMOVDQU64    192(R9), Z9
+	VBROADCASTSS start+64(FP), Z10
+	VBROADCASTSS scale+68(FP), Z11
 
 tile:
 	VPMOVZXWD.Z (CX)(DI*1), K1, Z1
-	VMOVDQA64   Z5, Z7
-	VPXORD      Z8, Z8, Z8
-	VPXORD      Z9, Z9, Z9
-	VPXORD      Z10, Z10, Z10
+	VMOVDQA64   Z10, Z12
+	VPXORD      Z13, Z13, Z13
+	VPXORD      Z14, Z14, Z14
+	VPXORD      Z15, Z15, Z15
 	MOVQ        CX, R9
 	MOVQ        R8, R10
 	MOVQ        SI, R11
 
 cell:
-	VPMOVZXWD      (R9), Z11
-	VPSRLD         $0x0d, Z1, Z12
-	VMOVDQA64      Z11, Z1
-	VPSLLD         $0x03, Z11, Z11
-	VPORD          Z11, Z12, Z12
-	VPMULTISHIFTQB Z12, Z0, Z12
-	VPMOVZXWD      32(R9), Z11
-	VPMULTISHIFTQB Z11, Z3, Z11
-	VMOVDQA64      Z12, Z13
-	VPTERNLOGD     $0xe4, Z2, Z11, Z13
-	VPERMB         Z4, Z13, Z13
-	VPDPBUSD.BCST  (R10), Z13, Z7
-	VPSRLD         $0x01, Z12, Z13
-	VPSRLD         $0x01, Z11, Z14
-	VMOVDQA64      Z13, Z13
-	VPTERNLOGD     $0xe4, Z2, Z14, Z13
-	VPERMB         Z4, Z13, Z13
-	VPDPBUSD.BCST  4(R10), Z13, Z8
-	VPSRLD         $0x02, Z12, Z13
-	VPSRLD         $0x02, Z11, Z14
-	VMOVDQA64      Z13, Z13
-	VPTERNLOGD     $0xe4, Z2, Z14, Z13
-	VPERMB         Z4, Z13, Z13
-	VPDPBUSD.BCST  8(R10), Z13, Z9
-	VPSRLD         $0x03, Z12, Z12
-	VPSRLD         $0x03, Z11, Z11
-	VMOVDQA64      Z12, Z12
-	VPTERNLOGD     $0xe4, Z2, Z11, Z12
-	VPERMB         Z4, Z12, Z11
-	VPDPBUSD.BCST  12(R10), Z11, Z10
+	VPMOVZXWD      (R9), Z16
+	VPSRLD         $0x0d, Z1, Z17
+	VMOVDQA64      Z16, Z1
+	VPSLLD         $0x03, Z16, Z16
+	VPORD          Z16, Z17, Z17
+	VPMULTISHIFTQB Z17, Z0, Z17
+	VPMOVZXWD      32(R9), Z16
+	VPMULTISHIFTQB Z16, Z5, Z16
+	VPSRLD         $0x01, Z17, Z18
+	VPSRLD         $0x06, Z16, Z19
+	VMOVDQA64      Z17, Z20
+	VPTERNLOGD     $0xe4, Z2, Z16, Z20
+	VPERMB         Z6, Z20, Z20
+	VPDPBUSD.BCST  (R10), Z20, Z12
+	VMOVDQA64      Z17, Z20
+	VPTERNLOGD     $0xe4, Z3, Z16, Z20
+	VPERMB         Z7, Z20, Z16
+	VPDPBUSD.BCST  4(R10), Z16, Z13
+	VMOVDQA64      Z17, Z16
+	VPTERNLOGD     $0xe4, Z4, Z19, Z16
+	VPERMB         Z8, Z16, Z16
+	VPDPBUSD.BCST  8(R10), Z16, Z14
+	VMOVDQA64      Z18, Z16
+	VPTERNLOGD     $0xe4, Z4, Z19, Z16
+	VPERMB         Z9, Z16, Z16
+	VPDPBUSD.BCST  12(R10), Z16, Z15
 	ADDQ           $0x00000040, R9
 	ADDQ           $0x10, R10
 	SUBQ           $0x01, R11
 	JNZ            cell
-	VPADDD         Z8, Z7, Z7
-	VPADDD         Z10, Z9, Z9
-	VPADDD         Z9, Z7, Z7
-	VCVTDQ2PS      Z7, Z7
-	VMULPS         Z6, Z7, Z7
-	VADDPS         (AX), Z7, Z7
-	VMOVUPS        Z7, (AX)
+	VPADDD         Z13, Z12, Z12
+	VPADDD         Z15, Z14, Z14
+	VPADDD         Z14, Z12, Z12
+	VCVTDQ2PS      Z12, Z12
+	VMULPS         Z11, Z12, Z12
+	VADDPS         (AX), Z12, Z12
+	VMOVUPS        Z12, (AX)
 	ADDQ           $0x40, AX
 	ADDQ           DX, CX
 	SUBQ           $0x01, BX
@@ -554,6 +555,26 @@ DATA bits0f<>+40(SB)/8, $0x0f0f0f0f0f0f0f0f
 DATA bits0f<>+48(SB)/8, $0x0f0f0f0f0f0f0f0f
 DATA bits0f<>+56(SB)/8, $0x0f0f0f0f0f0f0f0f
 GLOBL bits0f<>(SB), RODATA|NOPTR, $64
+
+DATA bits1e<>+0(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+8(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+16(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+24(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+32(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+40(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+48(SB)/8, $0x1e1e1e1e1e1e1e1e
+DATA bits1e<>+56(SB)/8, $0x1e1e1e1e1e1e1e1e
+GLOBL bits1e<>(SB), RODATA|NOPTR, $64
+
+DATA bits3c<>+0(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+8(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+16(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+24(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+32(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+40(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+48(SB)/8, $0x3c3c3c3c3c3c3c3c
+DATA bits3c<>+56(SB)/8, $0x3c3c3c3c3c3c3c3c
+GLOBL bits3c<>(SB), RODATA|NOPTR, $64
 
 DATA spreadMember4<>+0(SB)/8, $0x2824201c0804003c
 DATA spreadMember4<>+8(SB)/8, $0x2824201c0804003c
@@ -577,41 +598,42 @@ TEXT ·unpack2AVX512(SB), NOSPLIT, $0-48
 	MOVQ        table+40(FP), SI
 	VMOVDQU64   spreadPath<>+0(SB), Z0
 	VMOVDQU64   bits0f<>+0(SB), Z2
-	VMOVDQU64   spreadMember4<>+0(SB), Z3
-	VMOVDQU64   (SI), Z4
+	VMOVDQU64   bits1e<>+0(SB), Z3
+	VMOVDQU64   bits3c<>+0(SB), Z4
+	VMOVDQU64   spreadMember4<>+0(SB), Z5
+	VMOVDQU64   (SI), Z6
+	VMOVDQU64   64(SI), Z7
+	VMOVDQU64   128(SI), Z8
+	VMOVDQU64   192(SI), Z9
 	VPMOVZXWD.Z (CX)(BX*1), K1, Z1
 
 cell:
-	VPMOVZXWD      (CX), Z5
-	VPSRLD         $0x0d, Z1, Z6
-	VMOVDQA64      Z5, Z1
-	VPSLLD         $0x03, Z5, Z5
-	VPORD          Z5, Z6, Z6
-	VPMULTISHIFTQB Z6, Z0, Z6
-	VPMOVZXWD      32(CX), Z5
-	VPMULTISHIFTQB Z5, Z3, Z5
-	VMOVDQA64      Z6, Z7
-	VPTERNLOGD     $0xe4, Z2, Z5, Z7
-	VPERMB         Z4, Z7, Z7
-	VMOVDQU64      Z7, (AX)
-	VPSRLD         $0x01, Z6, Z7
-	VPSRLD         $0x01, Z5, Z8
-	VMOVDQA64      Z7, Z7
-	VPTERNLOGD     $0xe4, Z2, Z8, Z7
-	VPERMB         Z4, Z7, Z7
-	VMOVDQU64      Z7, 64(AX)
-	VPSRLD         $0x02, Z6, Z7
-	VPSRLD         $0x02, Z5, Z8
-	VMOVDQA64      Z7, Z7
-	VPTERNLOGD     $0xe4, Z2, Z8, Z7
-	VPERMB         Z4, Z7, Z7
-	VMOVDQU64      Z7, 128(AX)
-	VPSRLD         $0x03, Z6, Z6
-	VPSRLD         $0x03, Z5, Z5
-	VMOVDQA64      Z6, Z6
-	VPTERNLOGD     $0xe4, Z2, Z5, Z6
-	VPERMB         Z4, Z6, Z5
-	VMOVDQU64      Z5, 192(AX)
+	VPMOVZXWD      (CX), Z10
+	VPSRLD         $0x0d, Z1, Z11
+	VMOVDQA64      Z10, Z1
+	VPSLLD         $0x03, Z10, Z10
+	VPORD          Z10, Z11, Z11
+	VPMULTISHIFTQB Z11, Z0, Z11
+	VPMOVZXWD      32(CX), Z10
+	VPMULTISHIFTQB Z10, Z5, Z10
+	VPSRLD         $0x01, Z11, Z12
+	VPSRLD         $0x06, Z10, Z13
+	VMOVDQA64      Z11, Z14
+	VPTERNLOGD     $0xe4, Z2, Z10, Z14
+	VPERMB         Z6, Z14, Z14
+	VMOVDQU64      Z14, (AX)
+	VMOVDQA64      Z11, Z14
+	VPTERNLOGD     $0xe4, Z3, Z10, Z14
+	VPERMB         Z7, Z14, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VMOVDQA64      Z11, Z10
+	VPTERNLOGD     $0xe4, Z4, Z13, Z10
+	VPERMB         Z8, Z10, Z10
+	VMOVDQU64      Z10, 128(AX)
+	VMOVDQA64      Z12, Z10
+	VPTERNLOGD     $0xe4, Z4, Z13, Z10
+	VPERMB         Z9, Z10, Z10
+	VMOVDQU64      Z10, 192(AX)
 	ADDQ           $0x00000040, CX
 	ADDQ           $0x00000100, AX
 	SUBQ           $0x01, DX
@@ -1007,61 +1029,59 @@ TEXT ·scores3AVX512(SB), NOSPLIT, $0-80
 	MOVQ         table+72(FP), R9
 	VMOVDQU64    spreadPath<>+0(SB), Z0
 	VMOVDQU64    bits0f<>+0(SB), Z2
-	VMOVDQU64    (R9), Z3
-	VBROADCASTSS start+64(FP), Z4
-	VBROADCASTSS scale+68(FP), Z5
+	VMOVDQU64    bits3c<>+0(SB), Z3
+	VMOVDQU64    (R9), Z4
+	VMOVDQU64    64(R9), Z5
+	VBROADCASTSS start+64(FP), Z6
+	VBROADCASTSS scale+68(FP), Z7
 
 tile:
 	VPMOVZXWD.Z (CX)(DI*1), K1, Z1
-	VMOVDQA64   Z4, Z6
-	VPXORD      Z7, Z7, Z7
-	VPXORD      Z8, Z8, Z8
+	VMOVDQA64   Z6, Z8
 	VPXORD      Z9, Z9, Z9
+	VPXORD      Z10, Z10, Z10
+	VPXORD      Z11, Z11, Z11
 	MOVQ        CX, R9
 	MOVQ        R8, R10
 	MOVQ        SI, R11
 
 cell:
-	VPMOVZXWD      (R9), Z10
-	VPSRLD         $0x0d, Z1, Z11
-	VMOVDQA64      Z10, Z1
-	VPSLLD         $0x03, Z10, Z10
-	VPORD          Z10, Z11, Z11
-	VPMULTISHIFTQB Z11, Z0, Z11
-	VMOVDQU64      32(R9), Z10
-	VPSLLD         $0x04, Z10, Z12
-	VMOVDQA64      Z11, Z13
-	VPTERNLOGD     $0xe4, Z2, Z12, Z13
-	VPERMB         Z3, Z13, Z12
-	VPDPBUSD.BCST  (R10), Z12, Z6
-	VPSRLD         $0x01, Z11, Z12
-	VPSLLD         $0x02, Z10, Z13
-	VMOVDQA64      Z12, Z12
-	VPTERNLOGD     $0xe4, Z2, Z13, Z12
-	VPERMB         Z3, Z12, Z12
-	VPDPBUSD.BCST  4(R10), Z12, Z7
-	VPSRLD         $0x02, Z11, Z12
-	VMOVDQA64      Z12, Z12
-	VPTERNLOGD     $0xe4, Z2, Z10, Z12
-	VPERMB         Z3, Z12, Z12
-	VPDPBUSD.BCST  8(R10), Z12, Z8
-	VPSRLD         $0x03, Z11, Z11
-	VPSRLD         $0x02, Z10, Z10
-	VMOVDQA64      Z11, Z11
-	VPTERNLOGD     $0xe4, Z2, Z10, Z11
-	VPERMB         Z3, Z11, Z10
-	VPDPBUSD.BCST  12(R10), Z10, Z9
+	VPMOVZXWD      (R9), Z12
+	VPSRLD         $0x0d, Z1, Z13
+	VMOVDQA64      Z12, Z1
+	VPSLLD         $0x03, Z12, Z12
+	VPORD          Z12, Z13, Z13
+	VPMULTISHIFTQB Z13, Z0, Z13
+	VMOVDQU64      32(R9), Z12
+	VPSRLD         $0x01, Z13, Z14
+	VPSRLD         $0x02, Z12, Z15
+	VMOVDQA64      Z13, Z16
+	VPTERNLOGD     $0xe4, Z2, Z12, Z16
+	VPERMB         Z4, Z16, Z16
+	VPDPBUSD.BCST  (R10), Z16, Z8
+	VMOVDQA64      Z14, Z16
+	VPTERNLOGD     $0xe4, Z2, Z15, Z16
+	VPERMB         Z4, Z16, Z16
+	VPDPBUSD.BCST  4(R10), Z16, Z9
+	VMOVDQA64      Z13, Z13
+	VPTERNLOGD     $0xe4, Z3, Z12, Z13
+	VPERMB         Z5, Z13, Z12
+	VPDPBUSD.BCST  8(R10), Z12, Z10
+	VMOVDQA64      Z14, Z12
+	VPTERNLOGD     $0xe4, Z3, Z15, Z12
+	VPERMB         Z5, Z12, Z12
+	VPDPBUSD.BCST  12(R10), Z12, Z11
 	ADDQ           $0x00000060, R9
 	ADDQ           $0x10, R10
 	SUBQ           $0x01, R11
 	JNZ            cell
-	VPADDD         Z7, Z6, Z6
 	VPADDD         Z9, Z8, Z8
-	VPADDD         Z8, Z6, Z6
-	VCVTDQ2PS      Z6, Z6
-	VMULPS         Z5, Z6, Z6
-	VADDPS         (AX), Z6, Z6
-	VMOVUPS        Z6, (AX)
+	VPADDD         Z11, Z10, Z10
+	VPADDD         Z10, Z8, Z8
+	VCVTDQ2PS      Z8, Z8
+	VMULPS         Z7, Z8, Z8
+	VADDPS         (AX), Z8, Z8
+	VMOVUPS        Z8, (AX)
 	ADDQ           $0x40, AX
 	ADDQ           DX, CX
 	SUBQ           $0x01, BX
@@ -1081,39 +1101,37 @@ TEXT ·unpack3AVX512(SB), NOSPLIT, $0-48
 	MOVQ        table+40(FP), SI
 	VMOVDQU64   spreadPath<>+0(SB), Z0
 	VMOVDQU64   bits0f<>+0(SB), Z2
-	VMOVDQU64   (SI), Z3
+	VMOVDQU64   bits3c<>+0(SB), Z3
+	VMOVDQU64   (SI), Z4
+	VMOVDQU64   64(SI), Z5
 	VPMOVZXWD.Z (CX)(BX*1), K1, Z1
 
 cell:
-	VPMOVZXWD      (CX), Z4
-	VPSRLD         $0x0d, Z1, Z5
-	VMOVDQA64      Z4, Z1
-	VPSLLD         $0x03, Z4, Z4
-	VPORD          Z4, Z5, Z5
-	VPMULTISHIFTQB Z5, Z0, Z5
-	VMOVDQU64      32(CX), Z4
-	VPSLLD         $0x04, Z4, Z6
-	VMOVDQA64      Z5, Z7
-	VPTERNLOGD     $0xe4, Z2, Z6, Z7
-	VPERMB         Z3, Z7, Z6
-	VMOVDQU64      Z6, (AX)
-	VPSRLD         $0x01, Z5, Z6
-	VPSLLD         $0x02, Z4, Z7
-	VMOVDQA64      Z6, Z6
-	VPTERNLOGD     $0xe4, Z2, Z7, Z6
-	VPERMB         Z3, Z6, Z6
-	VMOVDQU64      Z6, 64(AX)
-	VPSRLD         $0x02, Z5, Z6
-	VMOVDQA64      Z6, Z6
-	VPTERNLOGD     $0xe4, Z2, Z4, Z6
-	VPERMB         Z3, Z6, Z6
+	VPMOVZXWD      (CX), Z6
+	VPSRLD         $0x0d, Z1, Z7
+	VMOVDQA64      Z6, Z1
+	VPSLLD         $0x03, Z6, Z6
+	VPORD          Z6, Z7, Z7
+	VPMULTISHIFTQB Z7, Z0, Z7
+	VMOVDQU64      32(CX), Z6
+	VPSRLD         $0x01, Z7, Z8
+	VPSRLD         $0x02, Z6, Z9
+	VMOVDQA64      Z7, Z10
+	VPTERNLOGD     $0xe4, Z2, Z6, Z10
+	VPERMB         Z4, Z10, Z10
+	VMOVDQU64      Z10, (AX)
+	VMOVDQA64      Z8, Z10
+	VPTERNLOGD     $0xe4, Z2, Z9, Z10
+	VPERMB         Z4, Z10, Z10
+	VMOVDQU64      Z10, 64(AX)
+	VMOVDQA64      Z7, Z7
+	VPTERNLOGD     $0xe4, Z3, Z6, Z7
+	VPERMB         Z5, Z7, Z6
 	VMOVDQU64      Z6, 128(AX)
-	VPSRLD         $0x03, Z5, Z5
-	VPSRLD         $0x02, Z4, Z4
-	VMOVDQA64      Z5, Z5
-	VPTERNLOGD     $0xe4, Z2, Z4, Z5
-	VPERMB         Z3, Z5, Z4
-	VMOVDQU64      Z4, 192(AX)
+	VMOVDQA64      Z8, Z6
+	VPTERNLOGD     $0xe4, Z3, Z9, Z6
+	VPERMB         Z5, Z6, Z6
+	VMOVDQU64      Z6, 192(AX)
 	ADDQ           $0x00000060, CX
 	ADDQ           $0x00000100, AX
 	SUBQ           $0x01, DX
@@ -1170,7 +1188,7 @@ cellA:
 	VMOVDQA        Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VPSLLD         $0x02, Y3, Y3
+	VPSRLD         $0x02, Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1182,7 +1200,7 @@ cellA:
 	VPSRLD         $0x02, Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VMOVDQA        Y3, Y3
+	VPSRLD         $0x04, Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1194,7 +1212,7 @@ cellA:
 	VPSRLD         $0x04, Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VPSRLD         $0x02, Y3, Y3
+	VPSLLD         $0x02, Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1206,7 +1224,7 @@ cellA:
 	VPSRLD         $0x06, Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VPSRLD         $0x04, Y3, Y3
+	VMOVDQA        Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1263,7 +1281,7 @@ cellB:
 	VMOVDQA        Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VPSLLD         $0x02, Y3, Y3
+	VPSRLD         $0x02, Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1275,7 +1293,7 @@ cellB:
 	VPSRLD         $0x02, Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VMOVDQA        Y3, Y3
+	VPSRLD         $0x04, Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1287,7 +1305,7 @@ cellB:
 	VPSRLD         $0x04, Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VPSRLD         $0x02, Y3, Y3
+	VPSLLD         $0x02, Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1299,7 +1317,7 @@ cellB:
 	VPSRLD         $0x06, Y4, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(R9), Y3
-	VPSRLD         $0x04, Y3, Y3
+	VMOVDQA        Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VBROADCASTI128 (DI), Y3
@@ -1373,7 +1391,7 @@ cellA:
 	VMOVDQA        Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VPSLLD         $0x02, Y2, Y2
+	VPSRLD         $0x02, Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1382,7 +1400,7 @@ cellA:
 	VPSRLD         $0x02, Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VMOVDQA        Y2, Y2
+	VPSRLD         $0x04, Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1391,7 +1409,7 @@ cellA:
 	VPSRLD         $0x04, Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VPSRLD         $0x02, Y2, Y2
+	VPSLLD         $0x02, Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1400,7 +1418,7 @@ cellA:
 	VPSRLD         $0x06, Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VPSRLD         $0x04, Y2, Y2
+	VMOVDQA        Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1449,7 +1467,7 @@ cellB:
 	VMOVDQA        Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VPSLLD         $0x02, Y2, Y2
+	VPSRLD         $0x02, Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1458,7 +1476,7 @@ cellB:
 	VPSRLD         $0x02, Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VMOVDQA        Y2, Y2
+	VPSRLD         $0x04, Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1467,7 +1485,7 @@ cellB:
 	VPSRLD         $0x04, Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VPSRLD         $0x02, Y2, Y2
+	VPSLLD         $0x02, Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1476,7 +1494,7 @@ cellB:
 	VPSRLD         $0x06, Y3, Y1
 	VPAND          and03<>+0(SB), Y1, Y1
 	VMOVDQU        32(DX), Y2
-	VPSRLD         $0x04, Y2, Y2
+	VMOVDQA        Y2, Y2
 	VPAND          and0c<>+0(SB), Y2, Y2
 	VPOR           Y2, Y1, Y1
 	VBROADCASTI128 (AX), Y2
@@ -1505,81 +1523,77 @@ TEXT ·scores4AVX512(SB), NOSPLIT, $0-80
 	MOVQ         table+72(FP), R9
 	VMOVDQU64    spreadPath<>+0(SB), Z0
 	VMOVDQU64    bits0f<>+0(SB), Z2
-	VMOVDQU64    spreadMember3<>+0(SB), Z3
-	VMOVDQU64    bits3f<>+0(SB), Z4
-	VMOVDQU64    (R9), Z5
-	VMOVDQU64    64(R9), Z6
-	VBROADCASTSS start+64(FP), Z7
-	VBROADCASTSS scale+68(FP), Z8
+	VMOVDQU64    bits3c<>+0(SB), Z3
+	VMOVDQU64    spreadMember6<>+0(SB), Z4
+	VMOVDQU64    spreadMember4<>+0(SB), Z5
+	VMOVDQU64    bits3f<>+0(SB), Z6
+	VMOVDQU64    (R9), Z7
+	VMOVDQU64    64(R9), Z8
+	VMOVDQU64    128(R9), Z9
+	VMOVDQU64    192(R9), Z10
+	VBROADCASTSS start+64(FP), Z11
+	VBROADCASTSS scale+68(FP), Z12
 
 tile:
 	VPMOVZXWD.Z (CX)(DI*1), K1, Z1
-	VMOVDQA64   Z7, Z9
-	VPXORD      Z10, Z10, Z10
-	VPXORD      Z11, Z11, Z11
-	VPXORD      Z12, Z12, Z12
+	VMOVDQA64   Z11, Z13
+	VPXORD      Z14, Z14, Z14
+	VPXORD      Z15, Z15, Z15
+	VPXORD      Z16, Z16, Z16
 	MOVQ        CX, R9
 	MOVQ        R8, R10
 	MOVQ        SI, R11
 
 cell:
-	VPMOVZXWD      (R9), Z13
-	VPSRLD         $0x0d, Z1, Z14
-	VMOVDQA64      Z13, Z1
-	VPSLLD         $0x03, Z13, Z13
-	VPORD          Z13, Z14, Z14
-	VPMULTISHIFTQB Z14, Z0, Z14
-	VMOVDQU64      32(R9), Z13
-	VPMOVZXWD      96(R9), Z15
-	VPMULTISHIFTQB Z15, Z3, Z15
-	VPSLLD         $0x04, Z13, Z16
-	VMOVDQA64      Z14, Z17
-	VPTERNLOGD     $0xe4, Z2, Z16, Z17
-	VPSLLD         $0x03, Z15, Z16
+	VPMOVZXWD      (R9), Z17
+	VPSRLD         $0x0d, Z1, Z18
+	VMOVDQA64      Z17, Z1
+	VPSLLD         $0x03, Z17, Z17
+	VPORD          Z17, Z18, Z18
+	VPMULTISHIFTQB Z18, Z0, Z18
+	VMOVDQU64      32(R9), Z17
+	VPMOVZXWD      96(R9), Z19
+	VPMULTISHIFTQB Z19, Z5, Z20
+	VPMULTISHIFTQB Z19, Z4, Z19
+	VPSRLD         $0x01, Z18, Z21
+	VPSRLD         $0x02, Z17, Z22
+	VMOVDQA64      Z18, Z23
+	VPTERNLOGD     $0xe4, Z2, Z17, Z23
+	VPTERNLOGD     $0xe4, Z6, Z19, Z23
+	VMOVDQA64      Z23, Z23
+	VPERMI2B       Z8, Z7, Z23
+	VPDPBUSD.BCST  (R10), Z23, Z13
+	VMOVDQA64      Z21, Z23
+	VPTERNLOGD     $0xe4, Z2, Z22, Z23
+	VPSRLD         $0x01, Z19, Z19
+	VPTERNLOGD     $0xe4, Z6, Z19, Z23
+	VMOVDQA64      Z23, Z19
+	VPERMI2B       Z8, Z7, Z19
+	VPDPBUSD.BCST  4(R10), Z19, Z14
+	VMOVDQA64      Z18, Z18
+	VPTERNLOGD     $0xe4, Z3, Z17, Z18
+	VPTERNLOGD     $0xe4, Z6, Z20, Z18
+	VMOVDQA64      Z18, Z17
+	VPERMI2B       Z10, Z9, Z17
+	VPDPBUSD.BCST  8(R10), Z17, Z15
+	VMOVDQA64      Z21, Z17
+	VPTERNLOGD     $0xe4, Z3, Z22, Z17
+	VPSRLD         $0x01, Z20, Z18
+	VPTERNLOGD     $0xe4, Z6, Z18, Z17
 	VMOVDQA64      Z17, Z17
-	VPTERNLOGD     $0xe4, Z4, Z16, Z17
-	VMOVDQA64      Z17, Z16
-	VPERMI2B       Z6, Z5, Z16
-	VPDPBUSD.BCST  (R10), Z16, Z9
-	VPSRLD         $0x01, Z14, Z16
-	VPSLLD         $0x02, Z13, Z17
-	VMOVDQA64      Z16, Z16
-	VPTERNLOGD     $0xe4, Z2, Z17, Z16
-	VPSLLD         $0x02, Z15, Z17
-	VMOVDQA64      Z16, Z16
-	VPTERNLOGD     $0xe4, Z4, Z17, Z16
-	VMOVDQA64      Z16, Z16
-	VPERMI2B       Z6, Z5, Z16
-	VPDPBUSD.BCST  4(R10), Z16, Z10
-	VPSRLD         $0x02, Z14, Z16
-	VMOVDQA64      Z16, Z16
-	VPTERNLOGD     $0xe4, Z2, Z13, Z16
-	VPSLLD         $0x01, Z15, Z17
-	VMOVDQA64      Z16, Z16
-	VPTERNLOGD     $0xe4, Z4, Z17, Z16
-	VMOVDQA64      Z16, Z16
-	VPERMI2B       Z6, Z5, Z16
-	VPDPBUSD.BCST  8(R10), Z16, Z11
-	VPSRLD         $0x03, Z14, Z14
-	VPSRLD         $0x02, Z13, Z13
-	VMOVDQA64      Z14, Z14
-	VPTERNLOGD     $0xe4, Z2, Z13, Z14
-	VMOVDQA64      Z14, Z13
-	VPTERNLOGD     $0xe4, Z4, Z15, Z13
-	VMOVDQA64      Z13, Z13
-	VPERMI2B       Z6, Z5, Z13
-	VPDPBUSD.BCST  12(R10), Z13, Z12
+	VPERMI2B       Z10, Z9, Z17
+	VPDPBUSD.BCST  12(R10), Z17, Z16
 	ADDQ           $0x00000080, R9
 	ADDQ           $0x10, R10
 	SUBQ           $0x01, R11
 	JNZ            cell
-	VPADDD         Z10, Z9, Z9
-	VPADDD         Z12, Z11, Z11
-	VPADDD         Z11, Z9, Z9
-	VCVTDQ2PS      Z9, Z9
-	VMULPS         Z8, Z9, Z9
-	VADDPS         (AX), Z9, Z9
-	VMOVUPS        Z9, (AX)
+	VPADDD         Z14, Z13, Z13
+	VPADDD         Z16, Z15, Z15
+	VPADDD         Z15, Z13, Z13
+	VCVTDQ2PS      Z13, Z13
+	VMULPS         Z12, Z13, Z13
+	VADDPS         (AX), Z13, Z13
+	VMOVUPS        Z13, (AX)
 	ADDQ           $0x40, AX
 	ADDQ           DX, CX
 	SUBQ           $0x01, BX
@@ -1587,15 +1601,15 @@ cell:
 	VZEROUPPER
 	RET
 
-DATA spreadMember3<>+0(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+8(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+16(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+24(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+32(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+40(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+48(SB)/8, $0x2925211d0905013d
-DATA spreadMember3<>+56(SB)/8, $0x2925211d0905013d
-GLOBL spreadMember3<>(SB), RODATA|NOPTR, $64
+DATA spreadMember6<>+0(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+8(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+16(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+24(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+32(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+40(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+48(SB)/8, $0x26221e1a06023e3a
+DATA spreadMember6<>+56(SB)/8, $0x26221e1a06023e3a
+GLOBL spreadMember6<>(SB), RODATA|NOPTR, $64
 
 DATA bits3f<>+0(SB)/8, $0x3f3f3f3f3f3f3f3f
 DATA bits3f<>+8(SB)/8, $0x3f3f3f3f3f3f3f3f
@@ -1619,59 +1633,55 @@ TEXT ·unpack4AVX512(SB), NOSPLIT, $0-48
 	MOVQ        table+40(FP), SI
 	VMOVDQU64   spreadPath<>+0(SB), Z0
 	VMOVDQU64   bits0f<>+0(SB), Z2
-	VMOVDQU64   spreadMember3<>+0(SB), Z3
-	VMOVDQU64   bits3f<>+0(SB), Z4
-	VMOVDQU64   (SI), Z5
-	VMOVDQU64   64(SI), Z6
+	VMOVDQU64   bits3c<>+0(SB), Z3
+	VMOVDQU64   spreadMember6<>+0(SB), Z4
+	VMOVDQU64   spreadMember4<>+0(SB), Z5
+	VMOVDQU64   bits3f<>+0(SB), Z6
+	VMOVDQU64   (SI), Z7
+	VMOVDQU64   64(SI), Z8
+	VMOVDQU64   128(SI), Z9
+	VMOVDQU64   192(SI), Z10
 	VPMOVZXWD.Z (CX)(BX*1), K1, Z1
 
 cell:
-	VPMOVZXWD      (CX), Z7
-	VPSRLD         $0x0d, Z1, Z8
-	VMOVDQA64      Z7, Z1
-	VPSLLD         $0x03, Z7, Z7
-	VPORD          Z7, Z8, Z8
-	VPMULTISHIFTQB Z8, Z0, Z8
-	VMOVDQU64      32(CX), Z7
-	VPMOVZXWD      96(CX), Z9
-	VPMULTISHIFTQB Z9, Z3, Z9
-	VPSLLD         $0x04, Z7, Z10
-	VMOVDQA64      Z8, Z11
-	VPTERNLOGD     $0xe4, Z2, Z10, Z11
-	VPSLLD         $0x03, Z9, Z10
+	VPMOVZXWD      (CX), Z11
+	VPSRLD         $0x0d, Z1, Z12
+	VMOVDQA64      Z11, Z1
+	VPSLLD         $0x03, Z11, Z11
+	VPORD          Z11, Z12, Z12
+	VPMULTISHIFTQB Z12, Z0, Z12
+	VMOVDQU64      32(CX), Z11
+	VPMOVZXWD      96(CX), Z13
+	VPMULTISHIFTQB Z13, Z5, Z14
+	VPMULTISHIFTQB Z13, Z4, Z13
+	VPSRLD         $0x01, Z12, Z15
+	VPSRLD         $0x02, Z11, Z16
+	VMOVDQA64      Z12, Z17
+	VPTERNLOGD     $0xe4, Z2, Z11, Z17
+	VPTERNLOGD     $0xe4, Z6, Z13, Z17
+	VMOVDQA64      Z17, Z17
+	VPERMI2B       Z8, Z7, Z17
+	VMOVDQU64      Z17, (AX)
+	VMOVDQA64      Z15, Z17
+	VPTERNLOGD     $0xe4, Z2, Z16, Z17
+	VPSRLD         $0x01, Z13, Z13
+	VPTERNLOGD     $0xe4, Z6, Z13, Z17
+	VMOVDQA64      Z17, Z13
+	VPERMI2B       Z8, Z7, Z13
+	VMOVDQU64      Z13, 64(AX)
+	VMOVDQA64      Z12, Z12
+	VPTERNLOGD     $0xe4, Z3, Z11, Z12
+	VPTERNLOGD     $0xe4, Z6, Z14, Z12
+	VMOVDQA64      Z12, Z11
+	VPERMI2B       Z10, Z9, Z11
+	VMOVDQU64      Z11, 128(AX)
+	VMOVDQA64      Z15, Z11
+	VPTERNLOGD     $0xe4, Z3, Z16, Z11
+	VPSRLD         $0x01, Z14, Z12
+	VPTERNLOGD     $0xe4, Z6, Z12, Z11
 	VMOVDQA64      Z11, Z11
-	VPTERNLOGD     $0xe4, Z4, Z10, Z11
-	VMOVDQA64      Z11, Z10
-	VPERMI2B       Z6, Z5, Z10
-	VMOVDQU64      Z10, (AX)
-	VPSRLD         $0x01, Z8, Z10
-	VPSLLD         $0x02, Z7, Z11
-	VMOVDQA64      Z10, Z10
-	VPTERNLOGD     $0xe4, Z2, Z11, Z10
-	VPSLLD         $0x02, Z9, Z11
-	VMOVDQA64      Z10, Z10
-	VPTERNLOGD     $0xe4, Z4, Z11, Z10
-	VMOVDQA64      Z10, Z10
-	VPERMI2B       Z6, Z5, Z10
-	VMOVDQU64      Z10, 64(AX)
-	VPSRLD         $0x02, Z8, Z10
-	VMOVDQA64      Z10, Z10
-	VPTERNLOGD     $0xe4, Z2, Z7, Z10
-	VPSLLD         $0x01, Z9, Z11
-	VMOVDQA64      Z10, Z10
-	VPTERNLOGD     $0xe4, Z4, Z11, Z10
-	VMOVDQA64      Z10, Z10
-	VPERMI2B       Z6, Z5, Z10
-	VMOVDQU64      Z10, 128(AX)
-	VPSRLD         $0x03, Z8, Z8
-	VPSRLD         $0x02, Z7, Z7
-	VMOVDQA64      Z8, Z8
-	VPTERNLOGD     $0xe4, Z2, Z7, Z8
-	VMOVDQA64      Z8, Z7
-	VPTERNLOGD     $0xe4, Z4, Z9, Z7
-	VMOVDQA64      Z7, Z7
-	VPERMI2B       Z6, Z5, Z7
-	VMOVDQU64      Z7, 192(AX)
+	VPERMI2B       Z10, Z9, Z11
+	VMOVDQU64      Z11, 192(AX)
 	ADDQ           $0x00000080, CX
 	ADDQ           $0x00000100, AX
 	SUBQ           $0x01, DX
@@ -1733,7 +1743,7 @@ cellA:
 	VMOVDQA        Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y5
-	VPSLLD         $0x02, Y5, Y5
+	VPSRLD         $0x02, Y5, Y5
 	VPAND          and0c<>+0(SB), Y5, Y5
 	VPOR           Y5, Y3, Y3
 	VPSLLD         $0x07, Y2, Y5
@@ -1749,7 +1759,7 @@ cellA:
 	VPSRLD         $0x02, Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y5
-	VMOVDQA        Y5, Y5
+	VPSRLD         $0x04, Y5, Y5
 	VPAND          and0c<>+0(SB), Y5, Y5
 	VPOR           Y5, Y3, Y3
 	VPSLLD         $0x06, Y2, Y5
@@ -1765,7 +1775,7 @@ cellA:
 	VPSRLD         $0x04, Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y5
-	VPSRLD         $0x02, Y5, Y5
+	VPSLLD         $0x02, Y5, Y5
 	VPAND          and0c<>+0(SB), Y5, Y5
 	VPOR           Y5, Y3, Y3
 	VPSLLD         $0x05, Y2, Y5
@@ -1781,7 +1791,7 @@ cellA:
 	VPSRLD         $0x06, Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y4
-	VPSRLD         $0x04, Y4, Y4
+	VMOVDQA        Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y3, Y3
 	VPSLLD         $0x04, Y2, Y2
@@ -1847,7 +1857,7 @@ cellB:
 	VMOVDQA        Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y5
-	VPSLLD         $0x02, Y5, Y5
+	VPSRLD         $0x02, Y5, Y5
 	VPAND          and0c<>+0(SB), Y5, Y5
 	VPOR           Y5, Y3, Y3
 	VPSLLD         $0x07, Y2, Y5
@@ -1863,7 +1873,7 @@ cellB:
 	VPSRLD         $0x02, Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y5
-	VMOVDQA        Y5, Y5
+	VPSRLD         $0x04, Y5, Y5
 	VPAND          and0c<>+0(SB), Y5, Y5
 	VPOR           Y5, Y3, Y3
 	VPSLLD         $0x06, Y2, Y5
@@ -1879,7 +1889,7 @@ cellB:
 	VPSRLD         $0x04, Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y5
-	VPSRLD         $0x02, Y5, Y5
+	VPSLLD         $0x02, Y5, Y5
 	VPAND          and0c<>+0(SB), Y5, Y5
 	VPOR           Y5, Y3, Y3
 	VPSLLD         $0x05, Y2, Y5
@@ -1895,7 +1905,7 @@ cellB:
 	VPSRLD         $0x06, Y4, Y3
 	VPAND          and03<>+0(SB), Y3, Y3
 	VMOVDQU        32(R9), Y4
-	VPSRLD         $0x04, Y4, Y4
+	VMOVDQA        Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y3, Y3
 	VPSLLD         $0x04, Y2, Y2
@@ -1972,7 +1982,7 @@ cellA:
 	VMOVDQA        Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y4
-	VPSLLD         $0x02, Y4, Y4
+	VPSRLD         $0x02, Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y2, Y2
 	VPSLLD         $0x07, Y1, Y4
@@ -1985,7 +1995,7 @@ cellA:
 	VPSRLD         $0x02, Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y4
-	VMOVDQA        Y4, Y4
+	VPSRLD         $0x04, Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y2, Y2
 	VPSLLD         $0x06, Y1, Y4
@@ -1998,7 +2008,7 @@ cellA:
 	VPSRLD         $0x04, Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y4
-	VPSRLD         $0x02, Y4, Y4
+	VPSLLD         $0x02, Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y2, Y2
 	VPSLLD         $0x05, Y1, Y4
@@ -2011,7 +2021,7 @@ cellA:
 	VPSRLD         $0x06, Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y3
-	VPSRLD         $0x04, Y3, Y3
+	VMOVDQA        Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VPSLLD         $0x04, Y1, Y1
@@ -2069,7 +2079,7 @@ cellB:
 	VMOVDQA        Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y4
-	VPSLLD         $0x02, Y4, Y4
+	VPSRLD         $0x02, Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y2, Y2
 	VPSLLD         $0x07, Y1, Y4
@@ -2082,7 +2092,7 @@ cellB:
 	VPSRLD         $0x02, Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y4
-	VMOVDQA        Y4, Y4
+	VPSRLD         $0x04, Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y2, Y2
 	VPSLLD         $0x06, Y1, Y4
@@ -2095,7 +2105,7 @@ cellB:
 	VPSRLD         $0x04, Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y4
-	VPSRLD         $0x02, Y4, Y4
+	VPSLLD         $0x02, Y4, Y4
 	VPAND          and0c<>+0(SB), Y4, Y4
 	VPOR           Y4, Y2, Y2
 	VPSLLD         $0x05, Y1, Y4
@@ -2108,7 +2118,7 @@ cellB:
 	VPSRLD         $0x06, Y3, Y2
 	VPAND          and03<>+0(SB), Y2, Y2
 	VMOVDQU        32(DX), Y3
-	VPSRLD         $0x04, Y3, Y3
+	VMOVDQA        Y3, Y3
 	VPAND          and0c<>+0(SB), Y3, Y3
 	VPOR           Y3, Y2, Y2
 	VPSLLD         $0x04, Y1, Y1
@@ -2140,8 +2150,8 @@ TEXT ·scores5AVX512(SB), NOSPLIT, $0-80
 	KMOVW        R9, K1
 	MOVQ         table+72(FP), R9
 	VMOVDQU64    spreadPath<>+0(SB), Z0
-	VMOVDQU64    subsetMap<>+0(SB), Z2
-	VMOVDQU64    bits03<>+0(SB), Z3
+	VMOVDQU64    bits03<>+0(SB), Z2
+	VMOVDQU64    subsetMap<>+0(SB), Z3
 	VMOVDQU64    (R9), Z4
 	VBROADCASTSS start+64(FP), Z5
 	VBROADCASTSS scale+68(FP), Z6
@@ -2163,30 +2173,30 @@ cell:
 	VPSLLD         $0x03, Z11, Z11
 	VPORD          Z11, Z12, Z12
 	VPMULTISHIFTQB Z12, Z0, Z12
-	VGF2P8AFFINEQB $0x00, Z2, Z12, Z12
+	VGF2P8AFFINEQB $0x00, Z3, Z12, Z12
 	VMOVDQU64      32(R9), Z11
 	VMOVDQU64      96(R9), Z13
 	VPSLLD         $0x02, Z11, Z14
 	VMOVDQA64      Z12, Z15
-	VPTERNLOGD     $0xe4, Z3, Z14, Z15
+	VPTERNLOGD     $0xe4, Z2, Z14, Z15
 	VPERMB         Z4, Z15, Z14
 	VPDPBUSD.BCST  (R10), Z14, Z7
 	VPSRLD         $0x02, Z12, Z14
 	VPSRLD         $0x02, Z11, Z11
 	VMOVDQA64      Z14, Z14
-	VPTERNLOGD     $0xe4, Z3, Z11, Z14
+	VPTERNLOGD     $0xe4, Z2, Z11, Z14
 	VPERMB         Z4, Z14, Z11
 	VPDPBUSD.BCST  4(R10), Z11, Z8
 	VPSRLD         $0x04, Z12, Z11
 	VPSLLD         $0x02, Z13, Z14
 	VMOVDQA64      Z11, Z11
-	VPTERNLOGD     $0xe4, Z3, Z14, Z11
+	VPTERNLOGD     $0xe4, Z2, Z14, Z11
 	VPERMB         Z4, Z11, Z11
 	VPDPBUSD.BCST  8(R10), Z11, Z9
 	VPSRLD         $0x06, Z12, Z11
 	VPSRLD         $0x02, Z13, Z12
 	VMOVDQA64      Z11, Z11
-	VPTERNLOGD     $0xe4, Z3, Z12, Z11
+	VPTERNLOGD     $0xe4, Z2, Z12, Z11
 	VPERMB         Z4, Z11, Z11
 	VPDPBUSD.BCST  12(R10), Z11, Z10
 	ADDQ           $0x000000a0, R9
@@ -2207,16 +2217,6 @@ cell:
 	VZEROUPPER
 	RET
 
-DATA subsetMap<>+0(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+8(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+16(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+24(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+32(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+40(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+48(SB)/8, $0x020d041a08341068
-DATA subsetMap<>+56(SB)/8, $0x020d041a08341068
-GLOBL subsetMap<>(SB), RODATA|NOPTR, $64
-
 DATA bits03<>+0(SB)/8, $0x0303030303030303
 DATA bits03<>+8(SB)/8, $0x0303030303030303
 DATA bits03<>+16(SB)/8, $0x0303030303030303
@@ -2226,6 +2226,16 @@ DATA bits03<>+40(SB)/8, $0x0303030303030303
 DATA bits03<>+48(SB)/8, $0x0303030303030303
 DATA bits03<>+56(SB)/8, $0x0303030303030303
 GLOBL bits03<>(SB), RODATA|NOPTR, $64
+
+DATA subsetMap<>+0(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+8(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+16(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+24(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+32(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+40(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+48(SB)/8, $0x020d041a08341068
+DATA subsetMap<>+56(SB)/8, $0x020d041a08341068
+GLOBL subsetMap<>(SB), RODATA|NOPTR, $64
 
 // func unpack5AVX512(dst *byte, tile *byte, cells int, prev int, mask uint64, table *byte)
 // Requires: AVX, AVX512F, AVX512VBMI, GFNI
@@ -2238,8 +2248,8 @@ TEXT ·unpack5AVX512(SB), NOSPLIT, $0-48
 	KMOVW       SI, K1
 	MOVQ        table+40(FP), SI
 	VMOVDQU64   spreadPath<>+0(SB), Z0
-	VMOVDQU64   subsetMap<>+0(SB), Z2
-	VMOVDQU64   bits03<>+0(SB), Z3
+	VMOVDQU64   bits03<>+0(SB), Z2
+	VMOVDQU64   subsetMap<>+0(SB), Z3
 	VMOVDQU64   (SI), Z4
 	VPMOVZXWD.Z (CX)(BX*1), K1, Z1
 
@@ -2250,30 +2260,30 @@ cell:
 	VPSLLD         $0x03, Z5, Z5
 	VPORD          Z5, Z6, Z6
 	VPMULTISHIFTQB Z6, Z0, Z6
-	VGF2P8AFFINEQB $0x00, Z2, Z6, Z6
+	VGF2P8AFFINEQB $0x00, Z3, Z6, Z6
 	VMOVDQU64      32(CX), Z5
 	VMOVDQU64      96(CX), Z7
 	VPSLLD         $0x02, Z5, Z8
 	VMOVDQA64      Z6, Z9
-	VPTERNLOGD     $0xe4, Z3, Z8, Z9
+	VPTERNLOGD     $0xe4, Z2, Z8, Z9
 	VPERMB         Z4, Z9, Z8
 	VMOVDQU64      Z8, (AX)
 	VPSRLD         $0x02, Z6, Z8
 	VPSRLD         $0x02, Z5, Z5
 	VMOVDQA64      Z8, Z8
-	VPTERNLOGD     $0xe4, Z3, Z5, Z8
+	VPTERNLOGD     $0xe4, Z2, Z5, Z8
 	VPERMB         Z4, Z8, Z5
 	VMOVDQU64      Z5, 64(AX)
 	VPSRLD         $0x04, Z6, Z5
 	VPSLLD         $0x02, Z7, Z8
 	VMOVDQA64      Z5, Z5
-	VPTERNLOGD     $0xe4, Z3, Z8, Z5
+	VPTERNLOGD     $0xe4, Z2, Z8, Z5
 	VPERMB         Z4, Z5, Z5
 	VMOVDQU64      Z5, 128(AX)
 	VPSRLD         $0x06, Z6, Z5
 	VPSRLD         $0x02, Z7, Z6
 	VMOVDQA64      Z5, Z5
-	VPTERNLOGD     $0xe4, Z3, Z6, Z5
+	VPTERNLOGD     $0xe4, Z2, Z6, Z5
 	VPERMB         Z4, Z5, Z5
 	VMOVDQU64      Z5, 192(AX)
 	ADDQ           $0x000000a0, CX
@@ -2836,8 +2846,8 @@ TEXT ·scores6AVX512(SB), NOSPLIT, $0-80
 	KMOVW        R9, K1
 	MOVQ         table+72(FP), R9
 	VMOVDQU64    spreadPath<>+0(SB), Z0
-	VMOVDQU64    subsetMap<>+0(SB), Z2
-	VMOVDQU64    bits03<>+0(SB), Z3
+	VMOVDQU64    bits03<>+0(SB), Z2
+	VMOVDQU64    subsetMap<>+0(SB), Z3
 	VMOVDQU64    spreadMember3<>+0(SB), Z4
 	VMOVDQU64    bits3f<>+0(SB), Z5
 	VMOVDQU64    (R9), Z6
@@ -2862,16 +2872,15 @@ cell:
 	VPSLLD         $0x03, Z14, Z14
 	VPORD          Z14, Z15, Z15
 	VPMULTISHIFTQB Z15, Z0, Z15
-	VGF2P8AFFINEQB $0x00, Z2, Z15, Z15
+	VGF2P8AFFINEQB $0x00, Z3, Z15, Z15
 	VMOVDQU64      32(R9), Z14
 	VMOVDQU64      96(R9), Z16
 	VPMOVZXWD      160(R9), Z17
 	VPMULTISHIFTQB Z17, Z4, Z17
 	VPSLLD         $0x02, Z14, Z18
 	VMOVDQA64      Z15, Z19
-	VPTERNLOGD     $0xe4, Z3, Z18, Z19
+	VPTERNLOGD     $0xe4, Z2, Z18, Z19
 	VPSLLD         $0x03, Z17, Z18
-	VMOVDQA64      Z19, Z19
 	VPTERNLOGD     $0xe4, Z5, Z18, Z19
 	VMOVDQA64      Z19, Z18
 	VPERMI2B       Z7, Z6, Z18
@@ -2879,9 +2888,8 @@ cell:
 	VPSRLD         $0x02, Z15, Z18
 	VPSRLD         $0x02, Z14, Z14
 	VMOVDQA64      Z18, Z18
-	VPTERNLOGD     $0xe4, Z3, Z14, Z18
+	VPTERNLOGD     $0xe4, Z2, Z14, Z18
 	VPSLLD         $0x02, Z17, Z14
-	VMOVDQA64      Z18, Z18
 	VPTERNLOGD     $0xe4, Z5, Z14, Z18
 	VMOVDQA64      Z18, Z14
 	VPERMI2B       Z7, Z6, Z14
@@ -2889,9 +2897,8 @@ cell:
 	VPSRLD         $0x04, Z15, Z14
 	VPSLLD         $0x02, Z16, Z18
 	VMOVDQA64      Z14, Z14
-	VPTERNLOGD     $0xe4, Z3, Z18, Z14
+	VPTERNLOGD     $0xe4, Z2, Z18, Z14
 	VPSLLD         $0x01, Z17, Z18
-	VMOVDQA64      Z14, Z14
 	VPTERNLOGD     $0xe4, Z5, Z18, Z14
 	VMOVDQA64      Z14, Z14
 	VPERMI2B       Z7, Z6, Z14
@@ -2899,8 +2906,7 @@ cell:
 	VPSRLD         $0x06, Z15, Z14
 	VPSRLD         $0x02, Z16, Z15
 	VMOVDQA64      Z14, Z14
-	VPTERNLOGD     $0xe4, Z3, Z15, Z14
-	VMOVDQA64      Z14, Z14
+	VPTERNLOGD     $0xe4, Z2, Z15, Z14
 	VPTERNLOGD     $0xe4, Z5, Z17, Z14
 	VMOVDQA64      Z14, Z14
 	VPERMI2B       Z7, Z6, Z14
@@ -2923,6 +2929,16 @@ cell:
 	VZEROUPPER
 	RET
 
+DATA spreadMember3<>+0(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+8(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+16(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+24(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+32(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+40(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+48(SB)/8, $0x2925211d0905013d
+DATA spreadMember3<>+56(SB)/8, $0x2925211d0905013d
+GLOBL spreadMember3<>(SB), RODATA|NOPTR, $64
+
 // func unpack6AVX512(dst *byte, tile *byte, cells int, prev int, mask uint64, table *byte)
 // Requires: AVX, AVX512F, AVX512VBMI, GFNI
 TEXT ·unpack6AVX512(SB), NOSPLIT, $0-48
@@ -2934,8 +2950,8 @@ TEXT ·unpack6AVX512(SB), NOSPLIT, $0-48
 	KMOVW       SI, K1
 	MOVQ        table+40(FP), SI
 	VMOVDQU64   spreadPath<>+0(SB), Z0
-	VMOVDQU64   subsetMap<>+0(SB), Z2
-	VMOVDQU64   bits03<>+0(SB), Z3
+	VMOVDQU64   bits03<>+0(SB), Z2
+	VMOVDQU64   subsetMap<>+0(SB), Z3
 	VMOVDQU64   spreadMember3<>+0(SB), Z4
 	VMOVDQU64   bits3f<>+0(SB), Z5
 	VMOVDQU64   (SI), Z6
@@ -2949,16 +2965,15 @@ cell:
 	VPSLLD         $0x03, Z8, Z8
 	VPORD          Z8, Z9, Z9
 	VPMULTISHIFTQB Z9, Z0, Z9
-	VGF2P8AFFINEQB $0x00, Z2, Z9, Z9
+	VGF2P8AFFINEQB $0x00, Z3, Z9, Z9
 	VMOVDQU64      32(CX), Z8
 	VMOVDQU64      96(CX), Z10
 	VPMOVZXWD      160(CX), Z11
 	VPMULTISHIFTQB Z11, Z4, Z11
 	VPSLLD         $0x02, Z8, Z12
 	VMOVDQA64      Z9, Z13
-	VPTERNLOGD     $0xe4, Z3, Z12, Z13
+	VPTERNLOGD     $0xe4, Z2, Z12, Z13
 	VPSLLD         $0x03, Z11, Z12
-	VMOVDQA64      Z13, Z13
 	VPTERNLOGD     $0xe4, Z5, Z12, Z13
 	VMOVDQA64      Z13, Z12
 	VPERMI2B       Z7, Z6, Z12
@@ -2966,9 +2981,8 @@ cell:
 	VPSRLD         $0x02, Z9, Z12
 	VPSRLD         $0x02, Z8, Z8
 	VMOVDQA64      Z12, Z12
-	VPTERNLOGD     $0xe4, Z3, Z8, Z12
+	VPTERNLOGD     $0xe4, Z2, Z8, Z12
 	VPSLLD         $0x02, Z11, Z8
-	VMOVDQA64      Z12, Z12
 	VPTERNLOGD     $0xe4, Z5, Z8, Z12
 	VMOVDQA64      Z12, Z8
 	VPERMI2B       Z7, Z6, Z8
@@ -2976,9 +2990,8 @@ cell:
 	VPSRLD         $0x04, Z9, Z8
 	VPSLLD         $0x02, Z10, Z12
 	VMOVDQA64      Z8, Z8
-	VPTERNLOGD     $0xe4, Z3, Z12, Z8
+	VPTERNLOGD     $0xe4, Z2, Z12, Z8
 	VPSLLD         $0x01, Z11, Z12
-	VMOVDQA64      Z8, Z8
 	VPTERNLOGD     $0xe4, Z5, Z12, Z8
 	VMOVDQA64      Z8, Z8
 	VPERMI2B       Z7, Z6, Z8
@@ -2986,8 +2999,7 @@ cell:
 	VPSRLD         $0x06, Z9, Z8
 	VPSRLD         $0x02, Z10, Z9
 	VMOVDQA64      Z8, Z8
-	VPTERNLOGD     $0xe4, Z3, Z9, Z8
-	VMOVDQA64      Z8, Z8
+	VPTERNLOGD     $0xe4, Z2, Z9, Z8
 	VPTERNLOGD     $0xe4, Z5, Z11, Z8
 	VMOVDQA64      Z8, Z8
 	VPERMI2B       Z7, Z6, Z8

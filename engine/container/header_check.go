@@ -82,9 +82,9 @@ func checkKind(k, sides Kind) error {
 	switch {
 	case k != KindCache && k != KindRows && k != KindProfile && k != KindVectors:
 		return fmt.Errorf("file of kind %s: %w", k, quant.ErrUnsupported)
-	case k == KindVectors && sides != k:
+	case k == KindVectors && sides == kindInvalid:
 		return fmt.Errorf("the file is an index of vectors; kvist embed reads it: %w", quant.ErrUnsupported)
-	case k == KindProfile && sides != k:
+	case k == KindProfile && sides == kindInvalid:
 		return fmt.Errorf("the file is a profile of a model; it holds no cache and no rows: %w", quant.ErrUnsupported)
 	case k != sides && sides != kindInvalid:
 		return fmt.Errorf("the file is of kind %s, want %s: %w", k, wanted(sides), quant.ErrUnsupported)

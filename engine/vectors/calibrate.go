@@ -79,7 +79,7 @@ func (f *fitting) fit() (*coding, error) {
 		return nil, err
 	}
 	_, basis := eigen(all, f.dim)
-	variance, err := f.crossFit()
+	variance, axes, err := f.crossFit()
 	if err != nil {
 		return nil, err
 	}
@@ -88,12 +88,16 @@ func (f *fitting) fit() (*coding, error) {
 		return nil, err
 	}
 	p.Error = p.expected(variance)
-	stored, scales := packBasis(basis[:min(p.comps(), f.dim)*f.dim], f.dim)
-	c, err := p.finish(stored, scales, f.ISA)
-	if err != nil {
+	if p.Slope, err = f.crossSlope(p, basis, axes); err != nil {
 		return nil, err
 	}
-	return f.measure(c)
+	return f.finish(p, basis)
+}
+
+// finish returns the coding with the first axes of a basis.
+func (f *fitting) finish(p params, basis []float64) (*coding, error) {
+	stored, scales := packBasis(basis[:min(p.comps(), f.dim)*f.dim], f.dim)
+	return p.finish(stored, scales, f.ISA)
 }
 
 // center takes the mean off the rows and scales them to one length, as they will be coded.
@@ -183,18 +187,17 @@ func (f *fitting) covariance(in func(i int) bool) ([]float64, error) {
 
 // crossFit returns the variances along the principal axes as rows show that the axes were not fitted to: the
 // variances of one half of the sample along the axes of the other. In sample the first are too large and
-// the last too small.
-func (f *fitting) crossFit() ([]float64, error) {
+// the last too small. It also returns the axes that were fitted to the rows of even number.
+func (f *fitting) crossFit() (out, even []float64, err error) {
 	var half [2][]float64
 	var axes [2][]float64
-	var err error
 	for h := range half {
 		if half[h], err = f.covariance(func(i int) bool { return i%2 == h }); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		_, axes[h] = eigen(slices.Clone(half[h]), f.dim)
 	}
-	out := make([]float64, f.dim)
+	out = make([]float64, f.dim)
 	for h := range half {
 		for k := range out {
 			u := axes[h][k*f.dim : (k+1)*f.dim]
@@ -205,7 +208,7 @@ func (f *fitting) crossFit() ([]float64, error) {
 	for k := range out {
 		out[k] = max(out[k], floor)
 	}
-	return out, nil
+	return out, axes[0], nil
 }
 
 // quadratic returns u' m u.
@@ -323,58 +326,4 @@ func (f *fitting) factors(p *params) {
 	if high/low <= 64 {
 		p.Ratio = math.Pow(low/high, 1.0/254)
 	}
-}
-
-// measure codes the sample and sets the slope and the error.
-func (f *fitting) measure(c *coding) (*coding, error) {
-	n, comps := f.rows.Len(), c.comps()
-	along := make([]float64, comps) // second moments of queries
-	y := make([]float32, n*comps)
-	if err := c.components(y, f.rows.Data, n); err != nil {
-		return nil, err
-	}
-	var rest float64 // energy outside the coded components
-	for i := range n {
-		rest += f.length * f.length
-		for k, v := range y[i*comps : (i+1)*comps] {
-			along[k] += float64(v) * float64(v) / float64(n)
-			rest -= float64(v) * float64(v)
-		}
-	}
-	for k := range along {
-		m := dot64(f.mean, c.axis(k))
-		along[k] += m * m
-	}
-	w := &coder{coding: c}
-	var want, got float64
-	x := make([]float32, 0, trellis.TileRows*f.dim)
-	for lo := 0; lo < n; lo += trellis.TileRows {
-		hi := min(n, lo+trellis.TileRows)
-		x = x[:0]
-		for i := lo; i < hi; i++ { // the rows as they were
-			for j, v := range f.rows.Row(i) {
-				x = append(x, v*float32(f.lengths[i]/f.length)+f.mean[j])
-			}
-		}
-		out, err := w.tile(x)
-		if err != nil {
-			return nil, err
-		}
-		for r := range hi - lo {
-			size, factor := f.lengths[lo+r]/f.length, float64(c.factor(out.factors, r))
-			for k, sd := range c.SD {
-				v := float64(w.y[r*comps+k]) * size
-				want += along[k] * v * v
-				got += along[k] * v * factor * float64(sd) * float64(w.level(r, k))
-			}
-		}
-	}
-	// What is not coded: queries have it too, spread over the axes that are left.
-	if left := f.dim - min(comps, f.dim); left > 0 && rest > 0 {
-		want += rest * rest / float64(n) / float64(left)
-	}
-	if got > 0 {
-		c.Slope = float32(want / got)
-	}
-	return c, nil
 }

@@ -6,6 +6,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math/bits"
 	"slices"
 	"sync"
 
@@ -133,8 +134,9 @@ func (s *search) run(ctx context.Context, rows quant.Rows, out [][]Hit) error {
 			if err := s.complete(w, q, found); err != nil {
 				return err
 			}
-			slices.SortFunc(found, better)
-			found = found[:min(len(found), s.finalists())]
+			n := min(len(found), s.finalists())
+			selectBest(found, n)
+			found = found[:n]
 		}
 		hits, err := s.finish(w, q, found)
 		if err != nil {
@@ -158,6 +160,9 @@ func (s *search) candidates(finalists int) int {
 	n := s.Candidates
 	if n == 0 {
 		n = max(200, 20*s.k)
+		if s.Rescore.Source != nil {
+			n *= 3 // what the heads miss, originals cannot bring back
+		}
 	}
 	return min(max(n, finalists), s.state.rows)
 }
@@ -267,10 +272,10 @@ func (s *search) scan(w *batch, i int, first bool) error {
 
 // keep adds rows of a tile to the best.
 func (s *search) keep(top *top, scores []float32, mask uint16, t, rows, first int, v *segment) {
-	for r := range trellis.TileRows {
-		i := trellis.TileRows*t + r
-		if mask>>r&1 == 0 || i >= rows {
-			continue
+	for ; mask != 0; mask &= mask - 1 {
+		i := trellis.TileRows*t + bits.TrailingZeros16(mask)
+		if i >= rows {
+			return
 		}
 		if s.Filter != nil {
 			id := uint64(first + i)

@@ -4,7 +4,6 @@ package vectors
 
 import (
 	"math"
-	"slices"
 )
 
 // top keeps the best candidates. It collects twice as many as wanted, then drops the worse half, so that most
@@ -43,12 +42,14 @@ func (t *top) cut() {
 	t.threshold = worst
 }
 
-// take returns the best, in order.
+// take returns the best, in any order.
 func (t *top) take() []candidate {
 	t.cut()
-	slices.SortFunc(t.all, better)
 	return t.all
 }
+
+// above reports whether a is better than b; keys are numbers here.
+func above(a, b candidate) bool { return a.key > b.key || a.key == b.key && a.row < b.row }
 
 // selectBest moves the best n candidates to the front, in any order.
 func selectBest(c []candidate, n int) {
@@ -56,10 +57,10 @@ func selectBest(c []candidate, n int) {
 		pivot := middle(c[0], c[len(c)/2], c[len(c)-1])
 		lo, hi := 0, len(c)-1
 		for lo <= hi {
-			for better(c[lo], pivot) < 0 {
+			for above(c[lo], pivot) {
 				lo++
 			}
-			for better(pivot, c[hi]) < 0 {
+			for above(pivot, c[hi]) {
 				hi--
 			}
 			if lo <= hi {
@@ -80,13 +81,13 @@ func selectBest(c []candidate, n int) {
 }
 
 func middle(a, b, c candidate) candidate {
-	if better(a, b) > 0 {
+	if above(b, a) {
 		a, b = b, a
 	}
-	if better(b, c) > 0 {
+	if above(c, b) {
 		b = c
 	}
-	if better(a, b) > 0 {
+	if above(b, a) {
 		b = a
 	}
 	return b

@@ -23,9 +23,10 @@
 //
 //	path    32 bytes: for each row 16 bits, bit t the path bit of component t
 //	1 bit   32 bytes: the same, with a member bit
-//	2 bits  64 bytes: for each row 4 bytes; byte j, bits 2g and 2g+1
+//	2 bits  64 bytes: for each row 4 bytes; byte j, bits (2g+4)%8 and the next
 //	4 bits  128 bytes: two vectors of 16 x 4 bytes; g < 2 in the first; byte j, 4 bits at 4*(g%2)
 //
+// Pairs stand at 4, 6, 0 and 2, so that a kernel joins them with windows of the path by two shifts instead of six.
 // So 16 rows and components 4j+g for j = 0 to 3 fill a vector of 64 bytes as instructions for products of
 // bytes want them: 4 components of each row side by side.
 //

@@ -61,8 +61,8 @@ func (p part) place(row, t int) (at, shift int) {
 	switch p.bits {
 	case 1: // a word of 16 bits for each row, components in order
 		return p.offset + 2*row + t/8, t % 8
-	case 2: // a word of 32 bits for each row, byte j: components 4j..4j+3
-		return p.offset + 4*row + j, 2 * g
+	case 2: // a word of 32 bits for each row, byte j: components 4j+2, 4j+3, 4j, 4j+1
+		return p.offset + 4*row + j, (2*g + 4) % 8
 	default: // two vectors of 16 words of 32 bits: components 4j and 4j+1, then 4j+2 and 4j+3
 		return p.offset + 64*(g/2) + 4*row + j, 4 * (g % 2)
 	}

@@ -143,7 +143,7 @@ func (d *decoder256) cell(p16, p32 Register, emit func(g int, levels VecVirtual)
 		case 2:
 			member(shift256(last, g-2), 0x04)
 		case 3, 4:
-			member(shift256(wordAt(pairs), 2*g-2), 0x0c)
+			member(shift256(wordAt(pairs), (2*g+4)%8-2), 0x0c)
 			if d.width == 4 {
 				selectors = append(selectors, shift256(last, g-7))
 			}

@@ -12,10 +12,19 @@ import (
 
 // A cell becomes four vectors of levels, vector g with components 4j+g in byte j of the 32 bits of a row.
 //
-// The path of a row, 16 bits and 3 of the cell before, is spread so that byte j has the 7 bits from 4j on;
-// shifted by g, its lowest 4 bits are the window of component 4j+g. For wide codes an affine map over GF(2)
-// turns all four windows into subsets, two bits each. Member bits are spread or shifted to the bits above, and
-// VPTERNLOG joins both. VPERMB looks at the lowest 6 bits, VPERMI2B at 7; the tables repeat below that.
+// The path of a row, 16 bits and 3 of the cell before, is spread so that byte j has the 7 bits from 4j on: the
+// window of component 4j+g is the 4 bits from bit g on. VPERMB looks at the lowest 6 bits of an index and
+// VPERMI2B at 7, wherever window and member lie in them: every g has a table of its own, which repeats over the
+// bits that do not count. So few bits are shifted, which is what takes time. VPTERNLOG joins window and member.
+//
+//	width  g = 0            1                2                3
+//	1      y: 0..3          y: 1..4          y: 2..5          y>>1: 2..5
+//	2      y: 0..3, m: 4    y: 1..4, m: 5    y: 2..5, m>>6: 0 y>>1: 2..5, m>>6: 1
+//	3      y: 0..3, p: 4..  y>>1: 0..3, p>>2: 4..  y: 2..5, p: 0..  y>>1: 2..5, p>>2: 0..
+//	4      as 3, and m: 6
+//
+// y is the path, p pairs of member bits, m the last bits. For wider codes an affine map over GF(2) turns all
+// four windows into subsets, two bits each.
 
 // wide says that levels are found by subset and member, not by window and member.
 func wide(width int) bool { return width >= 5 }
@@ -23,11 +32,13 @@ func wide(width int) bool { return width >= 5 }
 // decoder512 has the constants of a width in registers.
 type decoder512 struct {
 	width                int
-	spread, spreadMember VecVirtual // controls of VPMULTISHIFTQB
-	subsets              VecVirtual // the affine map
-	mask, mask6          VecVirtual // the bits of the window or subset; and of the members below the last bit
-	table                []VecVirtual
-	before               VecVirtual // the path of the cell before
+	spread, spreadMember VecVirtual     // controls of VPMULTISHIFTQB
+	spreadUpper          VecVirtual     // width 4: for g = 2 and 3
+	subsets              VecVirtual     // the affine map
+	masks                []VecVirtual   // the bits of the windows or subsets
+	mask6                VecVirtual     // all bits below the last bit of the member
+	table                [][]VecVirtual // of each g, one or two vectors; one for all g from 5 bits on
+	before               VecVirtual     // the path of the cell before
 }
 
 // shifts returns a control for VPMULTISHIFTQB: byte j of a row gets 8 bits from 4j+first on.
@@ -59,26 +70,39 @@ func newDecoder512(width int, table Register) *decoder512 {
 		return z
 	}
 	d := &decoder512{width: width, spread: constant("spreadPath", shifts(0)), before: ZMM()}
+	masks := map[int][]byte{2: {0x0f, 0x1e, 0x3c}, 3: {0x0f, 0x3c}, 4: {0x0f, 0x3c}, 5: {0x03}, 6: {0x03}}[width]
+	for _, m := range masks {
+		d.masks = append(d.masks, constant(fmt.Sprintf("bits%02x", m), repeated(m, 64)))
+	}
 	if wide(width) {
 		d.subsets = constant("subsetMap", subsetMap())
-		d.mask = constant("bits03", repeated(0x03, 64))
-	} else if width > 1 {
-		d.mask = constant("bits0f", repeated(0x0f, 64))
 	}
 	switch width {
 	case 2:
 		d.spreadMember = constant("spreadMember4", shifts(-4))
-	case 4, 6:
+	case 4:
+		d.spreadMember = constant("spreadMember6", shifts(-6))
+		d.spreadUpper = constant("spreadMember4", shifts(-4))
+		d.mask6 = constant("bits3f", repeated(0x3f, 64))
+	case 6:
 		d.spreadMember = constant("spreadMember3", shifts(-3))
 		d.mask6 = constant("bits3f", repeated(0x3f, 64))
 	}
-	for i := range 1 + b2i(width == 4 || width == 6) {
-		t := ZMM()
-		VMOVDQU64(Mem{Base: table, Disp: 64 * i}, t)
+	vectors := 1 + b2i(width == 4 || width == 6)
+	for i := range tables512(width) {
+		var t []VecVirtual
+		for range vectors {
+			z := ZMM()
+			VMOVDQU64(Mem{Base: table, Disp: 64 * (vectors*i + len(t))}, z)
+			t = append(t, z)
+		}
 		d.table = append(d.table, t)
 	}
 	return d
 }
+
+// tables512 returns the number of tables.
+func tables512(width int) int { return []int{0, 3, 4, 2, 2, 1, 1}[width] }
 
 func b2i(b bool) int {
 	if b {
@@ -110,8 +134,13 @@ func shift512(x VecVirtual, n int) VecVirtual {
 func join(a, b, mask VecVirtual) VecVirtual {
 	z := ZMM()
 	VMOVDQA64(a, z)
-	VPTERNLOGD(Imm(0xe4), mask, b, z)
-	return z
+	return joinTo(z, b, mask)
+}
+
+// joinTo is join into a.
+func joinTo(a, b, mask VecVirtual) VecVirtual {
+	VPTERNLOGD(Imm(0xe4), mask, b, a)
+	return a
 }
 
 // cell decodes the cell at p and calls emit with each of its vectors.
@@ -128,7 +157,7 @@ func (d *decoder512) cell(p Register, emit func(g int, levels VecVirtual)) {
 	}
 	at := 32
 	var nibbles [2]VecVirtual
-	var pairs, last VecVirtual
+	var pairs, last, upper VecVirtual
 	w := d.width - 1
 	if w&4 != 0 {
 		for i := range nibbles {
@@ -145,32 +174,49 @@ func (d *decoder512) cell(p Register, emit func(g int, levels VecVirtual)) {
 	if w&1 != 0 {
 		last = ZMM()
 		VPMOVZXWD(Mem{Base: p, Disp: at}, last)
+		if d.width == 4 {
+			upper = ZMM()
+			VPMULTISHIFTQB(last, d.spreadUpper, upper) // bits 4 to 7
+		}
 		VPMULTISHIFTQB(last, d.spreadMember, last)
+	}
+	var y1, pairs2, members6 VecVirtual
+	if d.width <= 4 {
+		y1 = shift512(y, 1)
+	}
+	switch d.width {
+	case 2:
+		members6 = shift512(last, 6)
+	case 3, 4:
+		pairs2 = shift512(pairs, 2)
 	}
 	for g := range 4 {
 		var index VecVirtual
+		table := d.table[0]
 		switch d.width {
 		case 1:
-			index = shift512(y, g)
-		case 2: // the member at bit 4+g
-			index = join(shift512(y, g), shift512(last, g), d.mask)
-		case 3: // pairs at 2g, wanted at 4
-			index = join(shift512(y, g), shift512(pairs, 2*g-4), d.mask)
-		case 4: // the last bit at 3+g, wanted at 6
-			index = join(shift512(y, g), shift512(pairs, 2*g-4), d.mask)
-			index = join(index, shift512(last, g-3), d.mask6)
+			index, table = []VecVirtual{y, y, y, y1}[g], d.table[min(g, 2)]
+		case 2:
+			index = join([]VecVirtual{y, y, y, y1}[g], []VecVirtual{last, last, members6, members6}[g], d.masks[min(g, 2)])
+			table = d.table[g]
+		case 3, 4:
+			index = join([]VecVirtual{y, y1}[g%2], []VecVirtual{pairs, pairs2}[g%2], d.masks[g/2])
+			table = d.table[g/2]
+			if d.width == 4 { // the last bits of g = 0 and 1 at 6 and 7 of last, of 2 and 3 at 6 and 7 of upper
+				index = joinTo(index, shift512([]VecVirtual{last, upper}[g/2], g%2), d.mask6)
+			}
 		case 5, 6: // nibbles at 4(g%2), wanted at 2
-			index = join(shift512(y, 2*g), shift512(nibbles[g/2], 4*(g%2)-2), d.mask)
-			if d.width == 6 {
-				index = join(index, shift512(last, g-3), d.mask6)
+			index = join(shift512(y, 2*g), shift512(nibbles[g/2], 4*(g%2)-2), d.masks[0])
+			if d.width == 6 { // the last bit at 3+g, wanted at 6
+				index = joinTo(index, shift512(last, g-3), d.mask6)
 			}
 		}
 		z := ZMM()
-		if len(d.table) == 2 {
+		if len(table) == 2 {
 			VMOVDQA64(index, z)
-			VPERMI2B(d.table[1], d.table[0], z)
+			VPERMI2B(table[1], table[0], z)
 		} else {
-			VPERMB(d.table[0], index, z)
+			VPERMB(table[0], index, z)
 		}
 		emit(g, z)
 	}
