@@ -177,7 +177,7 @@ bench-vectors: ## the index of embeddings beside faiss and turbovec in one run (
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead \
-	  model:FuzzGGUF model:FuzzTokenizer model:FuzzSPM kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams .:FuzzParseSaved; do \
+	  model:FuzzGGUF model:FuzzTokenizer model:FuzzSPM kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams .:FuzzParseSaved vectors:FuzzRead; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done

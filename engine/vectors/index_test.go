@@ -149,7 +149,11 @@ func cmpDesc(a, b float64) int {
 // Rows come and go at random; the index always has those of a map, in file and memory.
 func TestIndex_AddRemove(t *testing.T) {
 	const dim = 40
-	for seed := range uint64(4) {
+	seeds := uint64(4)
+	if testing.Short() {
+		seeds = 2
+	}
+	for seed := range seeds {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		var x *vectors.Index
 		if seed%2 == 0 {
