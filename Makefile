@@ -32,7 +32,7 @@ SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check vectors-data bench-vectors clean
+        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check vectors-data bench-vectors clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -149,6 +149,9 @@ bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, mi
 
 bench-buffers: ## resident memory of the cpu backend's buffers after 1.5 million allocations and frees (minutes)
 	$(GO) test -run Buffers_Resident -v -timeout 60m ./cpu -churn 1500000 | grep -E 'live|^(---|ok)' > bench/results/buffers.txt
+
+bench-serving: ## speed of the serving cache beside f16, host overhead, steps while segments close (3 GB, minutes); writes bench/results/serving-speed.txt
+	$(GO) test -run '^$$' -bench Serving -benchtime 1x -timeout 60m ./engine > bench/results/serving-speed.txt
 
 bench-contract: ## what tables, masses, means, metrics and offsets cost, as ratios in one run (minutes); writes bench/results/contract.txt
 	$(GO) test -run '^$$' -bench Contract -benchtime 300x ./cpu > bench/results/contract.txt

@@ -163,8 +163,11 @@ func (w *closing) meanOf(blocks []block, side, dim int) {
 			continue
 		}
 		n += pageTokens
-		for j := range pageTokens * dim {
-			w.mean[j%dim] += float64(quant.F16ToF32(binary.LittleEndian.Uint16(w.from[2*(i*pageTokens*dim+j):])))
+		for r := range pageTokens {
+			row := w.from[2*(i*pageTokens+r)*dim:][:2*dim]
+			for j := range w.mean {
+				w.mean[j] += float64(quant.F16ToF32(binary.LittleEndian.Uint16(row[2*j:])))
+			}
 		}
 	}
 	for i := range w.mean {

@@ -24,14 +24,23 @@ type centering struct {
 	out  []byte    // [32, head_dim] float32
 	sums []float64 // [head_dim]
 	mean []byte    // [head_dim] binary16
+	wide []float32 // [head_dim]
+}
+
+// floats returns w.mean as float32.
+func (w *centering) floats() []float32 {
+	for i := range w.wide {
+		w.wide[i] = quant.F16ToF32(binary.LittleEndian.Uint16(w.mean[2*i:]))
+	}
+	return w.wide
 }
 
 // centeringBytes returns the bytes of newCentering.
-func (c *memory) centeringBytes() int64 { return int64(c.geo.HeadDim) * (6*pageTokens + 10) }
+func (c *memory) centeringBytes() int64 { return int64(c.geo.HeadDim) * (6*pageTokens + 14) }
 
 func (c *memory) newCentering() centering {
 	d := c.geo.HeadDim
-	return centering{make([]byte, 2*pageTokens*d), make([]byte, 4*pageTokens*d), make([]float64, d), make([]byte, 2*d)}
+	return centering{make([]byte, 2*pageTokens*d), make([]byte, 4*pageTokens*d), make([]float64, d), make([]byte, 2*d), make([]float32, d)}
 }
 
 // load fills w.mean with the mean of K of a segment, in head layer*kv_heads + kv_head. Where no row is
@@ -56,9 +65,12 @@ func (w *centering) load(c *memory, s *segment, head int, end int64) error {
 			return err
 		}
 		n += rows
-		for j := range rows * len(w.sums) {
-			if v := float64(quant.F16ToF32(binary.LittleEndian.Uint16(w.rows[2*j:]))); !math.IsInf(v, 0) && v == v {
-				w.sums[j%len(w.sums)] += v
+		for r := range rows {
+			row := w.rows[2*len(w.sums)*r:][:2*len(w.sums)]
+			for i := range w.sums {
+				if v := float64(quant.F16ToF32(binary.LittleEndian.Uint16(row[2*i:]))); !math.IsInf(v, 0) && v == v {
+					w.sums[i] += v
+				}
 			}
 		}
 	}
@@ -85,11 +97,14 @@ func (w *centering) center(c *memory, b *block, to backend.Span) (rows int, ener
 		return 0, 0, err
 	}
 	d, sum := len(w.sums), 0.0
-	for j := range rows * d {
-		m := quant.F16ToF32(binary.LittleEndian.Uint16(w.mean[j%d*2:]))
-		v := quant.F16ToF32(binary.LittleEndian.Uint16(w.rows[2*j:])) - m
-		sum += float64(v * v)
-		binary.LittleEndian.PutUint32(w.out[4*j:], math.Float32bits(v))
+	mean := w.floats()
+	for r := range rows {
+		row, out := w.rows[2*d*r:][:2*d], w.out[4*d*r:][:4*d]
+		for i, m := range mean {
+			v := quant.F16ToF32(binary.LittleEndian.Uint16(row[2*i:])) - m
+			sum += float64(v * v)
+			binary.LittleEndian.PutUint32(out[4*i:], math.Float32bits(v))
+		}
 	}
 	energy = float32(min(sum/float64(rows), math.MaxFloat32))
 	return rows, energy, to.Buf.Upload(to.Off, w.out[:4*rows*d])
@@ -101,10 +116,13 @@ func (w *centering) uncenter(rows int, at backend.Span) error {
 	if err := at.Buf.Download(at.Off, p); err != nil {
 		return err
 	}
-	for j := range rows * len(w.sums) {
-		m := quant.F16ToF32(binary.LittleEndian.Uint16(w.mean[j%len(w.sums)*2:]))
-		v := math.Float32frombits(binary.LittleEndian.Uint32(p[4*j:])) + m
-		binary.LittleEndian.PutUint32(p[4*j:], math.Float32bits(v))
+	mean := w.floats()
+	for r := range rows {
+		row := p[4*len(mean)*r:][:4*len(mean)]
+		for i, m := range mean {
+			v := math.Float32frombits(binary.LittleEndian.Uint32(row[4*i:])) + m
+			binary.LittleEndian.PutUint32(row[4*i:], math.Float32bits(v))
+		}
 	}
 	return at.Buf.Upload(at.Off, p)
 }
