@@ -84,7 +84,7 @@ func Open(o Options) (*Backend, error) {
 		kern: kern, codec: coding,
 		caps: backend.Caps{
 			Name: "cpu", Device: runtime.GOOS + "/" + runtime.GOARCH, ISA: kern.ISA(),
-			Workers: o.Workers, Memory: o.Memory, TableBytes: 48, Reason: o.Reason,
+			Workers: o.Workers, Memory: o.Memory, TableBytes: 40, Reason: o.Reason,
 		},
 		workers:   newWorkers(o.Workers),
 		scratch:   sync.Pool{New: func() any { return new(scratch) }},

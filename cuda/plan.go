@@ -133,7 +133,7 @@ func (t *batch) list(list []int32) (all []listed, means bool) {
 			seen = append(seen, last)
 		}
 		means = means || t.view.Group(e.Group).Key.MeanV.Slab != 0
-		all = append(all, listed{block: b, slot: int32(e.Slot), rows: f.Key.Rows, basis: basisOf(f.Key.V.Format),
+		all = append(all, listed{block: b, slot: int32(t.view.Slot(int(b))), rows: f.Key.Rows, basis: basisOf(f.Key.V.Format),
 			variant: last, entry: int32(i), appearance: int32(at)})
 	}
 	slices.SortStableFunc(all, func(a, b listed) int {

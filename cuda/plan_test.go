@@ -72,7 +72,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 					if s.Block < 0 {
 						continue // padding after the last row
 					}
-					require.Equal(t, kernels.SubTile{Block: int32(e.Slot), Row0: row, Variant: s.Variant}, s)
+					require.Equal(t, kernels.SubTile{Block: int32(v.Slot(int(k))), Row0: row, Variant: s.Variant}, s)
 					got[[2]int32{s.Block, s.Row0}]--
 					row += kernels.SubRows
 				}

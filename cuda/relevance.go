@@ -87,7 +87,7 @@ func (t *batch) relevanceItems() (items []relevanceItem, users []int32) {
 		variant = t.variantOf(f, variant)
 		for u := ptr[i]; u < ptr[i+1]; u += itemQueries {
 			for r := int32(0); r < f.Key.Rows; r += kernels.SubRows {
-				items = append(items, relevanceItem{kernels.RelevanceItem{Block: int32(e.Slot), Row0: r,
+				items = append(items, relevanceItem{kernels.RelevanceItem{Block: int32(t.view.Slot(i)), Row0: r,
 					User0: int32(u), Users: int32(min(itemQueries, ptr[i+1]-u)), Seed: f.Key.KSeed,
 					Variant: variant}, i})
 			}

@@ -39,7 +39,8 @@ type Caps struct {
 	ISA     string // "generic", "avx2", "avx512", "neon", "sm_90"
 	Workers int    // parallel workers, 0 if not applicable
 	Memory  int64  // bytes the backend may allocate, 0 if unknown
-	// TableBytes is the most that a Table keeps of a block: in this process, and on the device.
+	// TableBytes is what a Table keeps of a block, in this process and on the device, where four or
+	// more share layer, head, position and means.
 	TableBytes int
 	Reason     string // why no better backend was chosen; empty if this is the best
 }

@@ -19,7 +19,7 @@ type Table[O any] struct {
 	Owner, Keep any
 	// Describe makes what the backend keeps of a form; nil: nothing.
 	Describe func(k *FormKey) O
-	// Drop is called with the slot of every entry that leaves the table; nil: it is not.
+	// Drop is called with the slot of every block that leaves the table; nil: it is not.
 	Drop func(slot uint32)
 
 	shape  backend.Shape
@@ -27,12 +27,14 @@ type Table[O any] struct {
 
 	mu      sync.Mutex
 	entries list[Entry]
+	slots   list[uint32] // by index, if the backend has slots
 	n       int
 	forms   pool[FormKey, O]
 	groups  pool[GroupKey, struct{}]
 	sites   pool[SiteKey, struct{}]
 	slabs   slabs
 	staged  []Entry
+	given   []uint32 // slots of the staged entries
 	view    *View[O] // nil after a change
 }
 
@@ -40,6 +42,7 @@ type Table[O any] struct {
 type View[O any] struct {
 	Table   *Table[O]
 	entries []*[chunk]Entry
+	slots   []*[chunk]uint32
 	n       int
 	forms   []*[chunk]Form[O]
 	groups  []*[chunk]Group
@@ -87,14 +90,14 @@ func (t *Table[O]) Close() bool {
 	if t.closed.Swap(true) {
 		return false
 	}
-	t.entries, t.n, t.view, t.staged = list[Entry]{}, 0, nil, nil
+	t.entries, t.slots, t.n, t.view, t.staged, t.given = list[Entry]{}, list[uint32]{}, 0, nil, nil, nil
 	t.forms, t.groups = pool[FormKey, O]{}, pool[GroupKey, struct{}]{}
 	t.sites, t.slabs = pool[SiteKey, struct{}]{}, slabs{}
 	return true
 }
 
-// Set checks blocks with c and puts them at indices at, at+1, ... slot, if not nil, returns what Entry.Slot
-// holds of a checked block.
+// Set checks blocks with c and puts them at indices at, at+1, ... slot, if not nil, returns what View.Slot
+// holds of a checked block; it is given in every call for a table or in none.
 func Set[M, O any](t *Table[O], c Checker[M], at int, blocks []backend.Block,
 	slot func(w *BlockView[M]) uint32) error {
 	t.mu.Lock()
@@ -104,28 +107,37 @@ func Set[M, O any](t *Table[O], c Checker[M], at int, blocks []backend.Block,
 	}
 	var last Known
 	var w BlockView[M]
-	t.staged = t.staged[:0]
+	t.staged, t.given = t.staged[:0], t.given[:0]
 	for i := range blocks {
 		if err := c.Block(&w, &blocks[i], &t.shape, &last); err != nil {
 			for j := range t.staged {
 				t.drop(&t.staged[j])
 			}
+			for _, s := range t.given {
+				t.free(s)
+			}
 			return &backend.BlockError{Block: at + i, Err: err}
 		}
-		e := t.take(&blocks[i])
+		t.staged = append(t.staged, t.take(&blocks[i]))
 		if slot != nil {
-			e.Slot = slot(&w)
+			t.given = append(t.given, slot(&w))
 		}
-		t.staged = append(t.staged, e)
 	}
 	for i := range t.staged {
 		e := t.entries.change(uint32(at + i))
 		old := *e
 		*e = t.staged[i]
+		if slot != nil {
+			s := t.slots.change(uint32(at + i))
+			if old.Form != 0 {
+				t.free(*s)
+			}
+			*s = t.given[i]
+		}
 		t.drop(&old)
 	}
 	if cap(t.staged) > mostStaged {
-		t.staged = nil
+		t.staged, t.given = nil, nil
 	}
 	if len(blocks) > 0 {
 		t.n, t.view = max(t.n, at+len(blocks)), nil
@@ -150,13 +162,12 @@ func (t *Table[O]) fits(at, n int) error {
 // take describes a block that was checked.
 func (t *Table[O]) take(b *backend.Block) Entry {
 	k, v, pos := t.slabs.take(b.K.Data), t.slabs.take(b.V.Data), t.slabs.take(b.Pos)
-	const half = 1 << 32
-	return Entry{K: k.Off, V: v.Off, Pos: pos.Off, Base: uint32(b.Base),
+	return Entry{K: k.Off, V: v.Off, Pos: pos.Off,
 		Form: t.forms.take(FormKey{Metric: b.Metric, KSeed: b.K.Seed, VSeed: b.V.Seed, Rows: b.Rows,
 			Stride: b.Stride, Limit: b.Limit, Tokens: b.Tokens, Offset: b.Offset, Noise: b.Noise,
 			K: b.K.Coding, V: b.V.Coding, KeysOnly: KeysOnly(b), HasPos: b.Pos.Given(),
 			HasCount: b.Count.Given(), HasBias: b.Bias.Given()}, t.Describe),
-		Group: t.groups.take(GroupKey{Base: b.Base &^ (half - 1), Layer: b.Layer, KVHead: b.KVHead,
+		Group: t.groups.take(GroupKey{Base: b.Base, Layer: b.Layer, KVHead: b.KVHead,
 			MeanK: t.slabs.take(b.MeanK), MeanV: t.slabs.take(b.MeanV)}, nil),
 		Site: t.sites.take(SiteKey{K: k.Slab, V: v.Slab, Pos: pos.Slab, Count: t.slabs.take(b.Count),
 			Bias: t.slabs.take(b.Bias)}, nil)}
@@ -174,8 +185,12 @@ func (t *Table[O]) drop(e *Entry) {
 	t.forms.drop(e.Form)
 	t.groups.drop(e.Group)
 	t.sites.drop(e.Site)
+}
+
+// free tells the backend that the block of a slot left.
+func (t *Table[O]) free(slot uint32) {
 	if t.Drop != nil {
-		t.Drop(e.Slot)
+		t.Drop(slot)
 	}
 }
 
@@ -194,11 +209,17 @@ func (t *Table[O]) Remove(at, n int) error {
 		old := *e
 		*e = Entry{}
 		t.drop(&old)
+		if old.Form != 0 && len(t.slots.chunks) > 0 {
+			t.free(*t.slots.at(uint32(i)))
+		}
 	}
 	for t.n > 0 && t.entries.at(uint32(t.n-1)).Form == 0 {
 		t.n--
 	}
 	t.entries.cut(t.n)
+	if len(t.slots.chunks) > 0 {
+		t.slots.cut(t.n)
+	}
 	if n > 0 {
 		t.view = nil
 	}
@@ -213,7 +234,7 @@ func (t *Table[O]) View() (*View[O], error) {
 		return nil, err
 	}
 	if t.view == nil {
-		t.view = &View[O]{Table: t, n: t.n, entries: t.entries.freeze(), forms: t.forms.items.freeze(),
+		t.view = &View[O]{Table: t, n: t.n, entries: t.entries.freeze(), slots: t.slots.freeze(), forms: t.forms.items.freeze(),
 			groups: t.groups.items.freeze(), sites: t.sites.items.freeze(), slabs: t.slabs.all.freeze()}
 	}
 	return t.view, nil
@@ -235,6 +256,9 @@ func (v *View[O]) At(i int) *Entry {
 	}
 	return nil
 }
+
+// Slot returns what the backend's function gave for the block at an index.
+func (v *View[O]) Slot(i int) uint32 { return v.slots[i/chunk][i%chunk] }
 
 // Form, Group, Site and Slab return what an entry names. Read only.
 func (v *View[O]) Form(i uint32) *Form[O] { return &v.forms[i/chunk][i%chunk] }
@@ -264,7 +288,7 @@ func (v *View[O]) Block(i int) (backend.Block, bool) {
 	}
 	f, g, s := &v.Form(e.Form).Key, &v.Group(e.Group).Key, &v.Site(e.Site).Key
 	rows, shape := int(f.Rows), &v.Table.shape
-	return backend.Block{Layer: g.Layer, KVHead: g.KVHead, Rows: f.Rows, Base: g.Base + int64(e.Base),
+	return backend.Block{Layer: g.Layer, KVHead: g.KVHead, Rows: f.Rows, Base: g.Base,
 		Stride: f.Stride, Limit: f.Limit, Tokens: f.Tokens, Offset: f.Offset, Noise: f.Noise, Metric: f.Metric,
 		K:     backend.Side{Coding: f.K, Seed: f.KSeed, Data: v.packed(Place{s.K, e.K}, f.K, rows, shape.HeadDim)},
 		V:     backend.Side{Coding: f.V, Seed: f.VSeed, Data: v.packed(Place{s.V, e.V}, f.V, rows, shape.HeadDimV)},
