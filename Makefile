@@ -151,7 +151,8 @@ bench-buffers: ## resident memory of the cpu backend's buffers after 1.5 million
 	$(GO) test -run Buffers_Resident -v -timeout 60m ./cpu -churn 1500000 | grep -E 'live|^(---|ok)' > bench/results/buffers.txt
 
 bench-serving: ## speed of the serving cache beside f16, host overhead, steps while segments close (3 GB, minutes); writes bench/results/serving-speed.txt
-	$(GO) test -run '^$$' -bench Serving -benchtime 1x -timeout 60m ./engine > bench/results/serving-speed.txt
+	@sed -i '/^#/!d' bench/results/serving-speed.txt
+	$(GO) test -run '^$$' -bench Serving -benchtime 1x -timeout 60m ./engine >> bench/results/serving-speed.txt
 
 bench-contract: ## what tables, masses, means, metrics and offsets cost, as ratios in one run (minutes); writes bench/results/contract.txt
 	$(GO) test -run '^$$' -bench Contract -benchtime 300x ./cpu > bench/results/contract.txt

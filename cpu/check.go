@@ -30,7 +30,7 @@ type blockView struct {
 	view                   *view
 	form                   *form
 	base                   int64  // position of the block's segment
-	origin                 int64  // of the group's positions
+	origin                 int64  // of the positions of the group
 	k, v, pos, count, bias []byte // optional ones are nil if not given
 
 	site, group, kind uint32        // indices of site, group and form, 0 for none
@@ -48,6 +48,7 @@ func (w *blockView) again(e *entry, withV bool) error {
 		w.kind, w.form = e.Form, w.view.Form(e.Form)
 	}
 	f := w.form
+	w.base = w.origin + int64(e.Base)
 	w.k = w.kBuf[e.K:][:f.Own.k.bytes:f.Own.k.bytes]
 	if withV {
 		w.v = w.vBuf[e.V:][:f.Own.v.bytes:f.Own.v.bytes]
@@ -84,7 +85,7 @@ func (w *blockView) move(site uint32, withV bool) (ok bool) {
 // join looks up what blocks of a group share. It returns false if a mean was freed.
 func (w *blockView) join(group uint32) bool {
 	g := &w.view.Group(group).Key
-	w.group, w.base, w.means = group, g.Base, [2]args.Place{g.MeanK, g.MeanV}
+	w.group, w.origin, w.means = group, g.Base, [2]args.Place{g.MeanK, g.MeanV}
 	for _, m := range w.means {
 		if _, ok := memoryOf(w.view, m.Slab); !ok {
 			w.group = 0

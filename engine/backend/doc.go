@@ -21,9 +21,9 @@
 // its queries and not on what else the table holds. Attend over a view allocates nothing on the cpu
 // backend once it is warm. AttendBlocks makes a temporary table for lists that are used once.
 //
-// A table keeps 24 bytes of a block, and once what blocks share: codings, row count, seeds, metric,
-// limit and offset; position, layer, head and means; buffers. Blocks of segments of eight take 32 bytes
-// each in all. The cuda backend keeps 8 more, and 88 on the device (Caps.TableBytes). So a cache can
+// A table keeps 28 bytes of a block, and once what blocks share: codings, row count, seeds, metric,
+// limit and offset; layer, head and means; buffers. Blocks of segments of eight take 36 bytes each in
+// all. The cuda backend keeps 8 more, and 88 on the device (Caps.TableBytes). So a cache can
 // leave the blocks of thousands of tokens in its tables, and change what a step changes.
 //
 // A block owns no memory, so that a table may hold one span in many blocks. A sequence that shares

@@ -40,7 +40,7 @@ type Caps struct {
 	Workers int    // parallel workers, 0 if not applicable
 	Memory  int64  // bytes the backend may allocate, 0 if unknown
 	// TableBytes is what a Table keeps of a block, in this process and on the device, where four or
-	// more share layer, head, position and means.
+	// more share layer, head and means.
 	TableBytes int
 	Reason     string // why no better backend was chosen; empty if this is the best
 }

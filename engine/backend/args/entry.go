@@ -10,12 +10,13 @@ import (
 	"github.com/kvist-project/kvist/quant/frame"
 )
 
-// Entry is what a table keeps of one block: 24 bytes. What blocks have in common it names by an index
-// into a list of the table, so that it is kept once: the kind of block in a form, the layer, head, position
-// and means of a segment in a group, the buffers in a site. An entry without Form is empty.
+// Entry is what a table keeps of one block: 28 bytes. What blocks have in common it names by an index
+// into a list of the table, so that it is kept once: the kind of block in a form, the layer, head and means
+// of a segment in a group, the buffers in a site. An entry without Form is empty.
 type Entry struct {
 	K, V, Pos         uint32 // low halves of the offsets in their buffers
 	Form, Group, Site uint32
+	Base              uint32 // position of the block's segment relative to that of the group
 }
 
 // FormKey is what blocks of one kind have in common.
@@ -32,7 +33,8 @@ type FormKey struct {
 // offset in it.
 type Place struct{ Slab, Off uint32 }
 
-// GroupKey is what the blocks of a segment and head have in common.
+// GroupKey is what the blocks of a segment and head have in common. The position of the segment of a
+// block is Base + Entry.Base.
 type GroupKey struct {
 	Base          int64
 	Layer, KVHead int32

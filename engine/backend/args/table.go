@@ -162,12 +162,13 @@ func (t *Table[O]) fits(at, n int) error {
 // take describes a block that was checked.
 func (t *Table[O]) take(b *backend.Block) Entry {
 	k, v, pos := t.slabs.take(b.K.Data), t.slabs.take(b.V.Data), t.slabs.take(b.Pos)
-	return Entry{K: k.Off, V: v.Off, Pos: pos.Off,
+	const half = 1 << 32
+	return Entry{K: k.Off, V: v.Off, Pos: pos.Off, Base: uint32(b.Base),
 		Form: t.forms.take(FormKey{Metric: b.Metric, KSeed: b.K.Seed, VSeed: b.V.Seed, Rows: b.Rows,
 			Stride: b.Stride, Limit: b.Limit, Tokens: b.Tokens, Offset: b.Offset, Noise: b.Noise,
 			K: b.K.Coding, V: b.V.Coding, KeysOnly: KeysOnly(b), HasPos: b.Pos.Given(),
 			HasCount: b.Count.Given(), HasBias: b.Bias.Given()}, t.Describe),
-		Group: t.groups.take(GroupKey{Base: b.Base, Layer: b.Layer, KVHead: b.KVHead,
+		Group: t.groups.take(GroupKey{Base: b.Base &^ (half - 1), Layer: b.Layer, KVHead: b.KVHead,
 			MeanK: t.slabs.take(b.MeanK), MeanV: t.slabs.take(b.MeanV)}, nil),
 		Site: t.sites.take(SiteKey{K: k.Slab, V: v.Slab, Pos: pos.Slab, Count: t.slabs.take(b.Count),
 			Bias: t.slabs.take(b.Bias)}, nil)}
@@ -288,7 +289,7 @@ func (v *View[O]) Block(i int) (backend.Block, bool) {
 	}
 	f, g, s := &v.Form(e.Form).Key, &v.Group(e.Group).Key, &v.Site(e.Site).Key
 	rows, shape := int(f.Rows), &v.Table.shape
-	return backend.Block{Layer: g.Layer, KVHead: g.KVHead, Rows: f.Rows, Base: g.Base,
+	return backend.Block{Layer: g.Layer, KVHead: g.KVHead, Rows: f.Rows, Base: g.Base + int64(e.Base),
 		Stride: f.Stride, Limit: f.Limit, Tokens: f.Tokens, Offset: f.Offset, Noise: f.Noise, Metric: f.Metric,
 		K:     backend.Side{Coding: f.K, Seed: f.KSeed, Data: v.packed(Place{s.K, e.K}, f.K, rows, shape.HeadDim)},
 		V:     backend.Side{Coding: f.V, Seed: f.VSeed, Data: v.packed(Place{s.V, e.V}, f.V, rows, shape.HeadDimV)},
