@@ -31,7 +31,7 @@ type held struct {
 
 // hold fills a server with conversations that each state a fact, and then asks each for its fact: from memory, and
 // after the server was killed and started again.
-func hold(s settings, conversations int, budget string, extra []string) error {
+func hold(s settings, conversations int, budget, only string, extra []string) error {
 	fmt.Printf("%s, %s: %d conversations of about %d tokens, one after the other, each with a fact in its middle that is asked for when all were told\n\n",
 		time.Now().UTC().Format("2006-01-02"), s.model, conversations, s.context-64)
 	fmt.Println("| server | budget | facts found | conversations still there | first token by prefill p50, ms | gone on p50, ms | ratio | bytes of rows, MB | resident, MB |")
@@ -54,7 +54,10 @@ func hold(s settings, conversations int, budget string, extra []string) error {
 	for _, c := range []struct {
 		name, budget string
 		kill         bool
-	}{{"exact", exact, false}, {"compressed", budget, false}, {"compressed, killed and restarted", budget, true}} {
+	}{{"exact", exact, false}, {"compressed", budget, false}, {"killed and restarted", budget, true}} {
+		if only != "" && !strings.HasPrefix(c.name, only) {
+			continue
+		}
 		h, err := holdIn(t, s, conversations, c.budget, c.kill, extra)
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)

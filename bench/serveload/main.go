@@ -55,10 +55,11 @@ func run() error {
 	budgets := flag.String("budgets", "100%,12.5%", "budgets of the servers")
 	conversations := flag.Int("hold", 0, "in place of the load, fill a server with so many conversations and ask each for a fact")
 	holdBudget := flag.String("hold-budget", "64MiB", "budget of that server")
+	only := flag.String("hold-only", "", "only that of its servers: exact, compressed or killed")
 	window := flag.String("window", "64", "exact window of that server")
 	flag.Parse()
 	if *conversations > 0 {
-		return hold(s, *conversations, *holdBudget, []string{"--window", *window})
+		return hold(s, *conversations, *holdBudget, *only, []string{"--window", *window})
 	}
 	for _, c := range strings.Split(*clients, ",") {
 		n, err := strconv.Atoi(c)

@@ -58,7 +58,12 @@ func (r *Runner) rest(c *conversation, q Request) error {
 		return err
 	}
 	if q.Save {
-		return r.put(c)
+		err := r.shelf.park(c)
+		if err == nil {
+			return nil
+		}
+		r.idle = append(r.idle, c) // it is still there, but not saved
+		return err
 	}
 	r.idle = append(r.idle, c)
 	if len(r.idle) > r.o.Idle {

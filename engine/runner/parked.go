@@ -38,6 +38,12 @@ type note struct {
 // parkedFor is how long a conversation stays parked that nobody goes on with.
 const parkedFor = 30 * 24 * time.Hour
 
+// parkTries is how often a conversation gives up parkGives of its bytes, so that there is memory to move it in.
+const (
+	parkTries = 4
+	parkGives = 0.1
+)
+
 // mostNotes bounds the conversations in the folder, mostNoteBytes a note.
 const (
 	mostNotes     = 4096
@@ -116,6 +122,16 @@ func (s *shelf) park(c *conversation) error {
 	ctx := context.Background()
 	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Parked: time.Now()}
 	key, err := c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
+	for range parkTries {
+		if !errors.Is(err, quant.ErrFull) {
+			break
+		}
+		// Moving takes memory for a part of the rows, and a full cache may have none but what the rows give up.
+		if err := c.seq.Demote(parkGives); err != nil {
+			return err
+		}
+		key, err = c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
+	}
 	if err != nil {
 		return err
 	}

@@ -147,3 +147,21 @@ func TestSaveAndLoad_Files(t *testing.T) {
 	require.Equal(t, id, res.Conversation)
 	require.Equal(t, len(tokens), res.Cached)
 }
+
+// A conversation that fills the cache is saved all the same.
+func TestSave_FullCache(t *testing.T) {
+	m := tiny(t)
+	for _, budget := range []int64{330 << 10, 400 << 10, 480 << 10} {
+		o := parking(t.TempDir())
+		o.Cache.Budget = budget
+		r := run(t, m, o)
+		p := ask(t, m, text(1500, "fills all of it "))
+		_, res := answer(t, r, runner.Request{Tokens: p, MaxTokens: 20, IgnoreEnd: true, Save: true})
+		_, res = answer(t, r, runner.Request{Tokens: append(p, 5), MaxTokens: 20, IgnoreEnd: true, Save: true, Salt: []byte{1}})
+		require.Zero(t, res.Cached)
+		c, s, err := r.Stats(context.Background())
+		require.NoError(t, err)
+		require.Equal(t, 2, c.Parked)
+		require.LessOrEqual(t, s.PeakBytes, budget)
+	}
+}
