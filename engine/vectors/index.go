@@ -44,7 +44,7 @@ func (x *Index) Len() int { return x.state.Load().rows }
 //
 // Nothing is added if any of it fails: quant.ErrShape for lengths that do not fit or an id that occurs twice
 // or is there already (*IDError), quant.ErrRange for values that are not finite or beyond 1e15,
-// quant.ErrTooLarge beyond 2^31 rows, quant.ErrClosed, the error of ctx.
+// quant.ErrTooLarge beyond 2^31-16 rows, quant.ErrClosed, the error of ctx.
 func (x *Index) Add(ctx context.Context, ids []uint64, rows quant.Rows) error {
 	x.writing.Lock()
 	defer x.writing.Unlock()

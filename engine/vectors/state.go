@@ -11,7 +11,7 @@ import (
 const (
 	segmentTiles = 256
 	segmentRows  = segmentTiles * trellis.TileRows
-	maxRows      = 1 << 31
+	maxRows      = 1<<31 - trellis.TileRows
 )
 
 // segment holds up to segmentTiles tiles. Tiles that a published state has never change; those behind them
