@@ -32,7 +32,7 @@ SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check vectors-data bench-vectors clean
+        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check vectors-data bench-vectors check-chromem clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -177,6 +177,9 @@ bench-vectors: ## the index of embeddings beside faiss and turbovec in one run (
 	@mkdir -p build
 	$(GO) build -o build/embeddings ./bench/embeddings
 	env=$$(sh bench/embeddings/fetch.sh) && "$$env/bin/python" bench/embeddings/compare.py build/embeddings "$$env/wordnet"
+
+check-chromem: ## the tests of the module that searches collections of chromem-go by kvist's index
+	cd engine/vectors/chromem && $(GO) vet . && $(GO) test .
 
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
