@@ -78,7 +78,7 @@ func (s *step) settleSegments(r *stepRow, n int) error {
 	for _, seg := range r.seq.segs {
 		if n > 0 && !seg.closed && !seg.sinks {
 			seg.closed = true
-			r.seq.stale = true
+			r.seq.stale = max(r.seq.stale, 1)
 			n--
 		}
 	}

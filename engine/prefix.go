@@ -189,7 +189,7 @@ func (s *Sequence) resumeAt(p mark) error {
 	if p.node == nil {
 		return nil
 	}
-	s.n, s.left, s.stale, s.chain.node = p.node.seg.hi(), p.node.seg.hi(), true, p.node
+	s.n, s.left, s.stale, s.chain.node = p.node.seg.hi(), p.node.seg.hi(), 1, p.node
 	if p.tokens < s.n {
 		if err := s.truncate(p.tokens); err != nil {
 			return err

@@ -150,13 +150,17 @@ func (p *pressure) energies(k *kept, layer, head int) (q2, out2, n float64) {
 // massDecay is what is left of the mass of a block when it is measured again.
 const massDecay = 0.75
 
-// reprice measures again how much the kept queries read every closed block, in sequences of which
-// segments have closed since.
+// repriceParts is the number of calls over which a sequence is measured again: about as many as make room
+// until its next segment closes, so that no step pays for all layers.
+const repriceParts = 8
+
+// reprice measures again how much the kept queries read every closed block, some layers at a time, in
+// sequences of which segments have closed since.
 func (p *pressure) reprice() error {
 	c := p.c
 	var w *closing
 	for _, q := range c.seqs {
-		if !q.stale {
+		if q.stale == 0 {
 			continue
 		}
 		if w == nil {
@@ -165,8 +169,8 @@ func (p *pressure) reprice() error {
 				return nil // without memory to measure in, blocks keep the mass they have
 			}
 		}
-		q.stale = false
-		for l := range c.geo.Layers {
+		lo, hi := p.takePart(q)
+		for l := lo; l < hi; l++ {
 			n := c.keptBefore(w, l, q.n, &q.kept)
 			for _, s := range q.segs {
 				if n == 0 || s.sinks || !s.closed {
@@ -183,6 +187,17 @@ func (p *pressure) reprice() error {
 		c.closings = append(c.closings, w)
 	}
 	return nil
+}
+
+// takePart returns the layers of a sequence that are measured now, and makes those after them the next.
+func (p *pressure) takePart(q *Sequence) (lo, hi int) {
+	layers := p.c.geo.Layers
+	for lo == hi && q.stale > 0 {
+		part := int(q.stale - 1)
+		lo, hi = part*layers/repriceParts, (part+1)*layers/repriceParts
+		q.stale = (q.stale + 1) % (repriceParts + 1)
+	}
+	return lo, hi
 }
 
 // addMass folds the sums of w.weight into the masses of a segment's blocks in a layer. A shared segment is

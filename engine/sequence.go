@@ -27,7 +27,7 @@ type Sequence struct {
 	pinned bool
 	held   bool   // a call goes through segs: making room must not remove any
 	left   int64  // position of the first page that has not left the window
-	stale  bool   // segments closed since blocks were priced
+	stale  uint8  // segments closed since blocks were priced: 1 + the part that is measured next; see reprice
 	busy   string // what goes on without the cache's lock: "parked", "saved", "restored"
 	tenant *Tenant
 	most   int64  // bytes of rows that it may hold, 0 for no limit
@@ -266,7 +266,7 @@ func (s *Sequence) shorten(n int) error {
 
 // settle makes a sequence of whole segments up to position got one of n tokens.
 func (s *Sequence) settle(got, n int64) error {
-	s.n, s.left, s.high, s.stale = got, got, got, true
+	s.n, s.left, s.high, s.stale = got, got, got, 1
 	keys := int(got / prefixTokens)
 	if s.chain.keys = s.chain.keys[:min(len(s.chain.keys), keys)]; len(s.chain.keys) == keys {
 		s.enlist() // so that others need not ask the store

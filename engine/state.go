@@ -23,7 +23,7 @@ import (
 //	  blocks
 type state struct {
 	n, high, left int64
-	stale         bool
+	stale         uint8
 	follows       bool
 	keys          []key
 	rest          []int32
@@ -68,7 +68,7 @@ func appendState(dst []byte, s *Sequence, named []segmentState) []byte {
 	for _, v := range []int64{s.n, s.high, s.left} {
 		dst = le.AppendUint64(dst, uint64(v))
 	}
-	dst = append(dst, bit(s.stale), bit(x.follows))
+	dst = append(dst, s.stale, bit(x.follows))
 	dst = le.AppendUint32(dst, uint32(len(x.keys)))
 	for i := range x.keys {
 		dst = append(dst, x.keys[i][:]...)
@@ -153,7 +153,7 @@ func parseState(c *memory, p []byte) (*state, error) {
 	r, g := &stateReader{p: p}, c.geo
 	s := &state{n: r.i64(), high: r.i64(), left: r.i64()}
 	flags := r.take(2)
-	s.stale, s.follows = flags[0] != 0, flags[1] != 0
+	s.stale, s.follows = flags[0], flags[1] != 0
 	s.keys = make([]key, r.count(len(key{})))
 	for i := range s.keys {
 		copy(s.keys[i][:], r.take(len(key{})))
@@ -166,7 +166,7 @@ func parseState(c *memory, p []byte) (*state, error) {
 	switch {
 	case r.short:
 		return nil, bad("it ends early")
-	case flags[0] > 1 || flags[1] > 1 || s.n < 0 || s.n > quant.MaxTokens || s.high < s.n || s.high > quant.MaxTokens ||
+	case flags[0] > repriceParts || flags[1] > 1 || s.n < 0 || s.n > quant.MaxTokens || s.high < s.n || s.high > quant.MaxTokens ||
 		s.left < 0 || s.left > s.n+pageTokens:
 		return nil, bad("its length")
 	case s.follows && int64(len(s.keys))*prefixTokens+int64(len(s.rest)) != s.n || len(s.rest) >= prefixTokens ||
