@@ -32,7 +32,7 @@ SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
 .PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality gguf-fixtures tidy-check vectors-data bench-vectors check-chromem clean
+        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality quality-gemma gguf-fixtures tidy-check vectors-data bench-vectors check-chromem clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -249,6 +249,13 @@ quality: model ## quality in a real model: standard table, retrieval, ablation, 
 	  $(foreach b,4.25 3 2.75 2.25 2 1.5,kvist:$b) $(foreach b,2 1.5 1.05 0.5,kvist-archive:$b$(,)$(PROFILE))"
 	$(EVAL) build/long/prose.txt --name retrieval-4096 --context 4096 --needles 96 --methods \
 	  "tqmse4 tqmse3 snapkv:50% kvist:2.75 kvist:2.25 kvist:1.5 kvist-archive:1.05$(,)$(PROFILE)"
+	$(MAKE) --no-print-directory tables
+
+# The second model. Methods get the rows that a later query can see.
+quality-gemma: model-gemma ## the quality table in Gemma 3 270M; writes bench/results/gemma.* and the tables
+	$(GO) run ./cmd/kvist eval gemma --results bench/results $(TEXTS) --name gemma --methods "ggml-q8_0 ggml-q4_0 kivi4 kivi2 \
+	  tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 tqmse2 tqmse2:sinks=4 snapkv:50% snapkv:12.5% sinks-recent:25% \
+	  $(word 3,$(UNIFORM)) $(foreach b,5 4.25 3 2.25 1.5,kvist:$b)"
 	$(MAKE) --no-print-directory tables
 
 tables: ## redraw the tables and the picture of the READMEs from bench/results; measures nothing

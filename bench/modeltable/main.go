@@ -3,7 +3,7 @@
 // Command modeltable writes what was measured in the model to the pages that people read. It
 // measures nothing; it reads the JSON files in bench/results. It writes
 //
-//   - the table of bench/README.md and the short one of README.md, between their markers
+//   - the tables of bench/README.md and the short one of README.md, between their markers
 //   - bench/results/headline.svg, the picture of README.md
 //   - bench/results/signals.md: what each way to weigh tokens is worth at each rate
 //
@@ -31,7 +31,10 @@ const (
 	shortPage = "README.md"
 )
 
-var markers = readme.Markers{Name: "model table", Command: "make tables"}
+var (
+	markers      = readme.Markers{Name: "model table", Command: "make tables"}
+	gemmaMarkers = readme.Markers{Name: "gemma table", Command: "make tables"}
+)
 
 // row is a row of a table.
 type row struct{ name, method string }
@@ -77,6 +80,25 @@ var shortRows = []row{
 	{"**kvist archive, 1.05**", "kvist-archive:1.05" + archiveProfile},
 }
 
+// gemmaRows are the rows of the second model's table.
+var gemmaRows = []row{
+	{"ggml q8_0", "ggml-q8_0"},
+	{"KIVI 4-bit", "kivi4"},
+	{"ggml q4_0", "ggml-q4_0"},
+	{"TurboQuant-mse 4, 4 sinks kept", "tqmse4:sinks=4"},
+	{"TurboQuant-mse 3, 4 sinks kept", "tqmse3:sinks=4"},
+	{"KIVI 2-bit", "kivi2"},
+	{"TurboQuant-mse 2, 4 sinks kept", "tqmse2:sinks=4"},
+	{"SnapKV, half of the tokens", "snapkv:50%"},
+	{"sinks and recent, a quarter", "sinks-recent:25%"},
+	{"SnapKV, an eighth", "snapkv:12.5%"},
+	{"**kvist hot, 5**", "kvist:5"},
+	{"**kvist hot, 4.25**", "kvist:4.25"},
+	{"**kvist hot, 3**", "kvist:3"},
+	{"**kvist hot, 2.25**", "kvist:2.25"},
+	{"**kvist hot, 1.5**", "kvist:1.5"},
+}
+
 func main() {
 	if err := run(); err != nil {
 		fmt.Fprintln(os.Stderr, "modeltable:", err)
@@ -105,7 +127,35 @@ func run() error {
 	if err := markers.Update(shortPage, table(shortRows, r[0], r[1], r[3])); err != nil {
 		return err
 	}
-	return markers.Update(longPage, table(rows, r[0], r[1], r[3]))
+	if err := markers.Update(longPage, table(rows, r[0], r[1], r[3])); err != nil {
+		return err
+	}
+	g, err := open(results, "gemma")
+	if err != nil {
+		return err
+	}
+	return gemmaMarkers.Update(longPage, worstTable(gemmaRows, g))
+}
+
+// worstTable returns the rows as a table with the worst token of each method.
+func worstTable(rows []row, q *quality.Results) string {
+	var b strings.Builder
+	b.WriteString("| method | bits/value, all-in | x vs f16 | KL, nats | worst token | top-1 |\n|---|---|---|---|---|---|\n")
+	for _, r := range rows {
+		m := find(q, r.method)
+		if m == nil {
+			continue
+		}
+		worst, kl := 0.0, number(m.KL.Mean)
+		for _, t := range m.Texts {
+			worst = max(worst, t.KLMax)
+		}
+		if strings.HasPrefix(r.name, "**") {
+			kl = "**" + kl + "**"
+		}
+		fmt.Fprintf(&b, "| %s | %.2f | %.1f | %s | %s | %.3f |\n", r.name, m.BitsPerValue, m.Ratio, kl, number(worst), m.Top1)
+	}
+	return b.String()
 }
 
 // open reads the results of a name.

@@ -34,6 +34,17 @@ func TestPages_ShowResults(t *testing.T) {
 		}
 	}
 
+	g, err := open(dir, "gemma")
+	require.NoError(t, err)
+	text, err := os.ReadFile(root + longPage)
+	require.NoError(t, err)
+	want, err := gemmaMarkers.Splice(string(text), worstTable(gemmaRows, g))
+	require.NoError(t, err)
+	require.Equal(t, want, string(text), "run: make tables")
+	for _, r := range gemmaRows {
+		require.NotNil(t, find(g, r.method), r.name)
+	}
+
 	page, err := os.ReadFile(dir + "/signals.md")
 	require.NoError(t, err)
 	require.Equal(t, signals(kl, found), string(page), "run: make tables")

@@ -99,7 +99,7 @@ texts, decoding, retrieval), pairs (a, b, kl, ratio, found). Intervals are mean,
 	fl.StringVar(&f.results, "results", "", "`DIR` to write NAME.md, NAME.json and NAME.svg to")
 	fl.StringVar(&f.name, "name", "quality", "`NAME` of the files in --results")
 	fl.StringArrayVar(&f.from, "from", nil,
-		"`FILE` of --json to show again instead of measuring; more than one are put together")
+		"`FILE` of --json to show again instead of measuring; more than one are put together, by methods or by texts")
 	fl.StringVar(&f.plot, "plot", "", "`FILE` to plot KL against bits per value to (SVG)")
 	fl.StringVar(&f.html, "html", "", "`FILE` to write a page with tables and plot to")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -200,6 +200,12 @@ func (a *app) eval(ctx context.Context, args []string, f *evalFlags) error {
 			}
 			if err := res.Merge(more); err != nil {
 				return fmt.Errorf("--from %s: %w", name, err)
+			}
+		}
+		if len(f.from) > 1 && res.Exact.Retrieval == nil { // there are other rivals now
+			res.Pairs = res.Pairs[:0]
+			if err := res.ComparePairs("kvist"); err != nil {
+				return err
 			}
 		}
 		return a.evalOutput(ctx, res, f)
