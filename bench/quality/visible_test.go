@@ -105,8 +105,15 @@ func TestLayered_OneFile(t *testing.T) {
 			require.Less(t, s.KL, 0.01)
 		}
 	}
-	// While decoding, queries are further from the compressed rows.
+	// While decoding, queries are further from the compressed rows. Those that a method keeps are what they see.
 	m := tinyModel(t, "gemma3")
+	k, err := methods.NewKvist("k=f16 v=f16 sinks=0")
+	require.NoError(t, err)
+	r, err := NewRun(context.Background(), m, randomInput(m, 60), Options{Context: 48, Next: 12, Window: 5, Chunk: 3})
+	require.NoError(t, err)
+	s, err := r.decoded(context.Background(), k)
+	require.NoError(t, err)
+	require.Less(t, s.KL, 1e-5)
 	c := newCollector(m.Geometry(), 60).context(make([]int32, 60), 40)
 	x, err := newLayered(m, c, 45)
 	require.NoError(t, err)
