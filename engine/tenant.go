@@ -16,7 +16,7 @@ type Tenant struct {
 	held  int64 // bytes of rows when pressure last looked, less what it took since
 }
 
-// setLimits checks and sets whose a sequence is and how much it may hold.
+// setLimits sets the tenant of a sequence and the most bytes that it may hold, after checking both.
 func setLimits(s *Sequence, t *Tenant, most int64) error {
 	if t != nil && t.c != s.c {
 		return fmt.Errorf("the tenant is of another cache: %w", quant.ErrShape)

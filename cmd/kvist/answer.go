@@ -45,14 +45,14 @@ func (f *answerFlags) add(cmd *cobra.Command) {
 	f.backend.add(cmd)
 }
 
-// answering is a model that answers, and what it stands on.
+// answering is a model that answers, with the backend and the runner that it needs.
 type answering struct {
 	m      *model.Model
 	be     backend.Backend
 	r      *runner.Runner
-	model  string // what tells it from others
+	model  string // name that tells it from other models
 	budget int64
-	exact  int64 // bytes of the cache in f16 that a share is of
+	exact  int64 // bytes of the whole context in f16, which percentages of --kv-budget are of
 }
 
 // open loads the model and starts a runner for so many answers at once. o holds the other settings.

@@ -37,7 +37,7 @@ var evalColours = []color.RGBA{
 	{0x56, 0xb4, 0xe9, 0xff}, {0xe6, 0x9f, 0x00, 0xff}, {0x55, 0x55, 0x55, 0xff},
 }
 
-// evalShapes go with the rounds of colours.
+// evalShapes are the marks of points. When all colours are used, they begin again with the next shape.
 var evalShapes = []draw.GlyphDrawer{draw.CircleGlyph{}, draw.SquareGlyph{}, draw.PyramidGlyph{},
 	draw.RingGlyph{}}
 

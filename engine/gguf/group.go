@@ -184,7 +184,7 @@ var (
 	CodesMXFP4 = [16]int8{0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}
 )
 
-// table replaces n codes by what they stand for.
+// table replaces each of n codes by its value in t.
 func (g *Group) table(n int, t *[16]int8) {
 	for i := range g.Codes[:n] {
 		g.Codes[i] = t[g.Codes[i]]

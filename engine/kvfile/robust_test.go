@@ -210,7 +210,7 @@ func TestCompress_Nonfinite(t *testing.T) {
 	require.Less(t, cmp.KError, 0.05)
 }
 
-// withNaN is the capture with one value of a tensor replaced: of a head's token.
+// withNaN returns the capture with NaN in one value of a tensor, in the row of the given head and token.
 func withNaN(t *testing.T, tensor string, head, token int) *capture.Source {
 	t.Helper()
 	data, err := os.ReadFile(kvFile)

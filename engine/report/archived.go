@@ -9,7 +9,7 @@ import (
 )
 
 // archived accounts for a record in archive form and returns the bytes of its lanes. What a token
-// takes within a lane is not told apart: all get the lane's mean.
+// takes within a lane is unknown: all get the mean of the lane.
 func (b *reporter) archived(rec *container.Record, kDim, vDim int, lines []*mapLine,
 	packed *[2]int64) (held int64, err error) {
 	dims, sides := []int{kDim, vDim}, 1

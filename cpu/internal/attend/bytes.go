@@ -178,8 +178,8 @@ func largestGeneric(q []float32) (largest uint32) {
 	return largest
 }
 
-// cutGeneric splits the values of q times factor into digits, and sums each digit. The values are at
-// most queryMost then; of others only the sums and digits are meaningless.
+// cutGeneric multiplies the values of q by factor, splits each product into digits, and sums the digits of
+// each place. A product beyond queryMost gives meaningless digits and sums, but no error.
 func cutGeneric(dst []byte, q []float32, factor float64) (sums [Digits]int32) {
 	for ; len(q) >= 8; q = q[8:] {
 		var words [Digits]uint64

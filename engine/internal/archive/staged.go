@@ -47,7 +47,7 @@ func stages(coders []*coder, l *lane) []stage {
 	return s
 }
 
-// base returns the lane at the steps of its base.
+// base returns the lane with the coarse steps of the base: each refinement halves them once.
 func (l *lane) base(refinements int) *lane {
 	b := &lane{rows: l.rows, dim: l.dim, std8: l.std8, step8: make([]int16, l.rows)}
 	for t, s := range l.step8 {

@@ -107,7 +107,7 @@ func (b *budget) coarsest(ctx context.Context) error {
 	return nil
 }
 
-// start finds the step of the file; a file of one batch is encoded whole.
+// start finds the step of the file. Where the file is one batch, finding it encodes all of it.
 func (b *budget) start(ctx context.Context) error {
 	b.left = b.total
 	if len(b.all) == 0 { // no tokens

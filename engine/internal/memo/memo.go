@@ -9,7 +9,7 @@ package memo
 
 import "sync"
 
-// Memo holds results. Keys are values of types of their own: each use has one, and no two uses meet.
+// Memo holds results. Each caller has a type of keys of its own, so that keys of two callers are never equal.
 type Memo struct {
 	mu   sync.Mutex
 	held map[any]any

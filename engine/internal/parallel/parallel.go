@@ -34,7 +34,7 @@ func EachOf(ctx context.Context, workers, n int, f func(i int) error) error {
 					err = f(i)
 				}
 				if err != nil {
-					// Lower numbers have begun already, and will say so here.
+					// Calls with lower numbers have begun already; if one fails, it gets here and replaces this error.
 					mu.Lock()
 					if i < at {
 						at, first = i, err

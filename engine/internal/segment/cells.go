@@ -44,7 +44,7 @@ type Cell struct {
 	means [2][]float32
 }
 
-// rows returns the number of rows that the cell stores.
+// Rows returns the number of rows that the cell stores.
 func (b *Cell) Rows() int {
 	switch {
 	case b.Level == quant.Dropped:
