@@ -20,7 +20,7 @@ FLAGS    := -timeout 15m -vet=off
 NO_NOCGO := TestTensorCores|Suite/(encode|decode|demote|attend|attend-mixed|relevance|gather)$$
 # What people install and import. The tools of bench are vetted, not linked for each build.
 BUILT    := ./cmd/... ./cpu/... ./cuda/... ./engine/... ./importance ./kernels/... ./quant/...
-RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' | xargs -n1 dirname)))
+RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' ':!engine/vectors/chromem' | xargs -n1 dirname)))
 FUZZ     ?= 4000x
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
@@ -79,7 +79,7 @@ quick: ## gofmt, vet and the unit tests, without the model and the scripts of th
 	$(GO) vet ./...
 	KVIST_MODEL=none KVIST_REQUIRE= $(GO) test -short -vet=off -skip '^TestScripts' ./...
 
-test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke test-main ## all that follows, the whole suite last
+test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke check-chromem test-main ## all that follows, the whole suite last
 
 test-main: ## the whole suite, once
 	$(GO) test $(FLAGS) ./...
