@@ -210,40 +210,6 @@ func BenchmarkEncode(b *testing.B) {
 	}
 }
 
-// One query, and 64 queries, over a million rows of 384 values: the shape of an index of sentence
-// embeddings.
-func BenchmarkSearch(b *testing.B) {
-	limit := copyBandwidth(b, openBench(b, false))
-	const rows, block, dim = 1 << 20, 1 << 12, 384
-	for _, name := range []string{"f16", "u8+s8", "lm4+s8", "lm2+s8"} {
-		for _, queries := range []int{1, 64} {
-			b.Run(fmt.Sprintf("backend=cuda/format=%s/dim=%d/rows=%d/queries=%d", name, dim, rows, queries),
-				func(b *testing.B) {
-					be := openBench(b, false)
-					c, err := quant.ParseCoding(name)
-					require.NoError(b, err)
-					n := int64(c.PackedBytes(block, dim))
-					src := benchAlloc(b, be, 4*block*dim)
-					x := quanttest.Rows(quanttest.Gaussian, block, dim, 1).Data
-					require.NoError(b, src.Upload(0, unsafe.Slice((*byte)(unsafe.Pointer(&x[0])), 4*len(x))))
-					dst := benchAlloc(b, be, rows/block*((n+15)/16*16))
-					s := &backend.Search{Q: quanttest.Rows(quanttest.Gaussian, queries, dim, 2).Data, Dim: dim, TopK: 10}
-					var jobs []backend.EncodeJob
-					for i := range rows / block {
-						side := backend.Side{Coding: c, Data: backend.Span{Buf: dst, Off: int64(i) * ((n + 15) / 16 * 16), Len: n}}
-						jobs = append(jobs, backend.EncodeJob{Src: backend.Span{Buf: src, Len: 4 * block * dim},
-							DType: quant.Float32, Rows: block, Dim: dim, Dst: side})
-						s.Rows = append(s.Rows, backend.SearchRows{Side: side, Rows: block, First: int64(i) * block})
-					}
-					require.NoError(b, be.Encode(context.Background(), jobs))
-					out := make([]backend.Hit, queries*s.TopK)
-					b.SetBytes(2 * rows * dim)
-					runTimed(b, be, func() error { return be.Search(context.Background(), s, out) }, rows/block*n, limit)
-				})
-		}
-	}
-}
-
 // runTimed runs a step and reports the device's time in addition to the host's.
 func runTimed(b *testing.B, be *Backend, step func() error, bytes int64, limit float64) {
 	b.ReportAllocs()

@@ -32,10 +32,6 @@
 //
 // A call checks its context between launches. It cannot interrupt a running kernel.
 //
-// Search scores every row with every query and keeps the largest keys. A key is the product and the
-// row number in 64 bits. Keys are sorted 2,048 at a time until one list is left. Rows have at most
-// MaxSearchDim values.
-//
 // # Memory
 //
 // Caps.Memory bounds the buffers. In addition, each of the 4 lanes keeps scratch memory on the

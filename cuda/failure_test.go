@@ -24,7 +24,6 @@ type scenario struct {
 	bufs []backend.Buffer
 	out  []float32
 	rel  []float32
-	hits []backend.Hit
 	left [3]backend.Residual
 }
 
@@ -96,11 +95,6 @@ func (s *scenario) run() error {
 	s.rel = make([]float32, rows)
 	if err := backend.RelevanceBlocks(ctx, s.b, q, nil, lse, blocks, &backend.RelevanceOut{Power: 1,
 		RowPtr: []int32{0, rows}, Sum: s.rel}); err != nil {
-		return err
-	}
-	s.hits = make([]backend.Hit, 3*5)
-	if err := s.b.Search(ctx, &backend.Search{Q: q.Q, Dim: dim, TopK: 5,
-		Rows: []backend.SearchRows{{Side: kSide, Rows: rows}}}, s.hits); err != nil {
 		return err
 	}
 	if err := s.b.Residuals(ctx, &backend.Residuals{X: q.Q[:3*dim], Dim: dim}, s.left[:]); err != nil {

@@ -52,9 +52,8 @@
 // the sum of p * (v_r + MeanV), and the mass of an entry of the list is the sum of p over its rows
 // and over the query's heads.
 //
-// Optional interfaces extend Backend. Both backends implement Searcher, which finds the nearest rows
-// for an index of embeddings, and Predictor, which compares rows with a linear prediction. The cpu
-// backend implements Weigher, which computes Relevance in one pass.
+// Optional interfaces extend Backend. Both backends implement Predictor, which compares rows with a
+// linear prediction. The cpu backend implements Weigher, which computes Relevance in one pass.
 //
 // Relevance reads K only, so a block may omit V. RowPtr gives each index of the view exactly as
 // many elements as its block has rows. Outputs must not overlap the queries.

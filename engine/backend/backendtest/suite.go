@@ -85,8 +85,6 @@ var parts = []part{
 	{"attend-limit", testAttendLimit},
 	{"attend-invariance", testInvariance},
 	{"attend-arguments", testAttendArguments},
-	{"search", testSearch},
-	{"search-ties", testSearchTies},
 	{"residuals", testResiduals},
 	{"residuals-arguments", testResidualsArguments},
 	{"relevance", testRelevance},
