@@ -21,8 +21,6 @@
 //	attend.cu   kvist_attend_h1 _h2 _h4 _h8 kvist_combine                  AttendParams
 //	            kvist_relevance                                            RelevanceParams
 //	attend_mma.cu  kvist_attend_mma, with tensor cores                      AttendParams
-//	scan.cu     kvist_scan                                                 ScanParams
-//	            kvist_top                                                  TopParams
 //	surprise.cu kvist_residual                                             ResidualParams
 //
 // codec.cu and surprise.cu are compiled without fused multiply-add, and every sum has a fixed order:

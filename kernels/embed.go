@@ -89,8 +89,6 @@ func Entries() []Entry {
 		{"kvist_attend_mma", "attend_mma", AttendParams{}},
 		{"kvist_combine", "attend", AttendParams{}},
 		{"kvist_relevance", "attend", RelevanceParams{}},
-		{"kvist_scan", "scan", ScanParams{}},
-		{"kvist_top", "scan", TopParams{}},
 		{"kvist_residual", "surprise", ResidualParams{}},
 	}
 }

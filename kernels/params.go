@@ -12,9 +12,8 @@ const (
 	NoBlock     = -1  // SubTile.Block of an empty sub-tile
 	NoTurn      = -1  // Variant.Turn for offset 0
 	StatusClean = ^uint32(0)
-	CodedV      = 1    // Piece.RotatedV of integer codes
-	OtherV      = 2    // Piece.RotatedV of other rotated codings
-	TopKeys     = 2048 // TOP_KEYS
+	CodedV      = 1 // Piece.RotatedV of integer codes
+	OtherV      = 2 // Piece.RotatedV of other rotated codings
 )
 
 // CodecJob is one job of encode, decode or demote.
@@ -108,29 +107,6 @@ type RelevanceParams struct {
 	Window                                                           int64
 	Scale, Softcap                                                   float32
 	HeadDim, Group, Pairs, Interleaved, Power, Pad                   int32
-}
-
-// ScanSide is one side to search.
-type ScanSide struct {
-	Data         uint64
-	Rows, Basis  int32
-	Format, Form uint8
-	Pad          [6]uint8
-}
-
-// ScanItem is SubRows rows of a side and a range of queries.
-type ScanItem struct{ Side, Row0, At, Query0, Queries, Pad int32 }
-
-// ScanParams is the parameter of kvist_scan.
-type ScanParams struct {
-	Q, Sides, Items, Out       uint64
-	Dim, Stride, Queries, Wave int32
-}
-
-// TopParams is the parameter of kvist_top.
-type TopParams struct {
-	In, Out          uint64
-	N, K, Lists, Pad int32
 }
 
 // ResidualParams is the parameter of kvist_residual.

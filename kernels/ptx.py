@@ -26,7 +26,6 @@ MODULES = {  # least compute capability, flags
     "codec": (75, ["--fmad=false"]),
     "attend": (75, []),
     "attend_mma": (80, []),
-    "scan": (75, []),
     "surprise": (75, ["--fmad=false"]),
 }
 SHOWN = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
@@ -217,7 +216,7 @@ def report(path):
     lines = ["# The committed PTX, assembled", "",
              "Made by `make check-ptx`. Registers a thread; in brackets, bytes of registers that are",
              "spilled. `-`: this ptxas does not know the architecture, or the PTX asks for a later one.",
-             "Every entry has 128 threads a thread block, kvist_relevance, kvist_scan and kvist_residual 32, kvist_top 256.", ""]
+             "Every entry has 128 threads a thread block, kvist_relevance and kvist_residual 32.", ""]
     for release, tool in tools.items():
         table = {}
         for arch in SHOWN:

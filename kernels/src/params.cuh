@@ -216,47 +216,6 @@ static_assert(offsetof(RelevanceParams, window) == 80, "RelevanceParams.window")
 static_assert(offsetof(RelevanceParams, head_dim) == 96, "RelevanceParams.head_dim");
 static_assert(offsetof(RelevanceParams, power) == 112, "RelevanceParams.power");
 
-// Packed rows that are searched. basis: which version of the queries they meet.
-struct ScanSide {
-  uint64_t data;
-  int32_t rows;
-  int32_t basis;
-  uint8_t format, form;
-  uint8_t pad[6];
-};
-static_assert(sizeof(ScanSide) == 24, "ScanSide.size");
-static_assert(offsetof(ScanSide, format) == 16, "ScanSide.format");
-
-// Rows [row0, row0 + SUB_ROWS) of a side, which are rows at... of the wave, and some queries.
-struct ScanItem {
-  int32_t side, row0, at;
-  int32_t query0, queries;
-  int32_t pad;
-};
-static_assert(sizeof(ScanItem) == 24, "ScanItem.size");
-
-struct ScanParams {
-  uint64_t q;      // float32 [bases, queries, stride], zero beyond dim
-  uint64_t sides;  // ScanSide
-  uint64_t items;  // ScanItem
-  uint64_t out;    // uint64 [queries, wave]
-  int32_t dim, stride;
-  int32_t queries;
-  int32_t wave;    // rows, those of no side among them
-};
-static_assert(sizeof(ScanParams) == 48, "ScanParams.size");
-static_assert(offsetof(ScanParams, queries) == 40, "ScanParams.queries");
-
-#define TOP_KEYS 2048  // keys that a thread block of top sorts
-
-struct TopParams {
-  uint64_t in;   // uint64 [queries, n]
-  uint64_t out;  // uint64 [queries, lists, k]
-  int32_t n, k, lists;
-  int32_t pad;
-};
-static_assert(sizeof(TopParams) == 32, "TopParams.size");
-
 struct ResidualParams {
   uint64_t x;        // float32 [order + rows, dim], the rows before the first one at the front
   uint64_t weights;  // float64 [rows, order], of the newest row first
