@@ -183,7 +183,8 @@ func TestCompress_PlannerBeatsUniform(t *testing.T) {
 
 // Attention with coarse rows of K among fine ones, on the real cache: the row bias at least halves
 // the error of rows that are coded with their mean. Without the mean there is less noise to make up for:
-// the bias lowers the error of the plans that compress makes, and not that of these odd weights.
+// the bias lowers the error of the plans that compress makes, and not that of these odd weights. In a metric
+// there is less noise still, and no promise: .00058 with the bias and .00054 without, at 3 bits.
 func TestRowBias_MixedCodings(t *testing.T) {
 	long(t)
 	src, be := open(t, kvFile), openCPU(t)
@@ -211,7 +212,7 @@ func TestRowBias_MixedCodings(t *testing.T) {
 	t.Logf("future-attention error with row bias %.5f, without %.5f", errs[0], errs[1])
 	require.Less(t, errs[0], errs[1]/2)
 	for i, bias := range []bool{true, false} {
-		b, _ := compress(t, src, be, config(t, fmt.Sprintf("bits=3 row-bias=%v", bias)))
+		b, _ := compress(t, src, be, config(t, fmt.Sprintf("bits=3 metric=false row-bias=%v", bias)))
 		errs[i] = measure(t, src, be, b).FutureError
 	}
 	t.Logf("of a plan of 3 bits, K without its mean: with row bias %.5f, without %.5f", errs[0], errs[1])
