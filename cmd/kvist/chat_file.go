@@ -98,6 +98,7 @@ func (c *chat) load(ctx context.Context, name string) (err error) {
 	if saved.Model != c.model {
 		return fmt.Errorf("%s: it was said to %s, this is %s: %w", name, saved.Model, c.model, quant.ErrUnsupported)
 	}
+	before := c.messages
 	if c.id != "" { // its memory may be needed
 		if err := c.r.Forget(ctx, lone, c.id); err != nil {
 			return err
@@ -106,6 +107,7 @@ func (c *chat) load(ctx context.Context, name string) (err error) {
 	c.reset()
 	id, err := c.r.Load(ctx, lone, saved.Tokens, io.NewSectionReader(f, at, info.Size()-at), info.Size()-at)
 	if err != nil {
+		c.messages = before // what was said goes on; the rows are computed again
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	c.id, c.messages = id, saved.Messages

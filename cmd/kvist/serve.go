@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -164,6 +165,7 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 	if f.name == "" {
 		f.name = strings.TrimSuffix(filepath.Base(name), ".gguf")
 	}
+	f.name = strings.ToValidUTF8(f.name, "\ufffd") // what JSON and labels of metrics can hold
 	h := serve.New(serve.Config{Runner: w.r, Model: f.name, Keys: keys, Loopback: loopback(l.Addr()), MaxBody: f.maxBody,
 		Timeout: f.timeout, Version: buildVersion().Version, Log: log})
 	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second,
@@ -223,20 +225,17 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		<-l.slots
 		return nil, err
 	}
-	return &limitConn{Conn: c, free: func() { <-l.slots }}, nil
+	return &limitConn{Conn: c, free: sync.OnceFunc(func() { <-l.slots })}, nil
 }
 
 type limitConn struct {
 	net.Conn
-	free func()
+	free func() // once: a server that ends closes connections beside those who serve them
 }
 
 // Close implements net.Conn.
 func (c *limitConn) Close() error {
 	err := c.Conn.Close()
-	if c.free != nil {
-		c.free()
-		c.free = nil
-	}
+	c.free()
 	return err
 }

@@ -25,6 +25,7 @@ type conversation struct {
 	busy   bool    // an answer is under way
 	pinned bool
 	faded  bool // it has given up bytes since it was last used
+	lost   bool // seq was closed: parking has failed half-way
 	used   time.Time
 	seen   history
 }
@@ -49,20 +50,22 @@ func (r *Runner) rest(c *conversation, q Request) error {
 	}
 	if q.Fade > 0 {
 		if err := c.seq.Demote(q.Fade); err != nil {
-			return err
+			return errors.Join(err, c.seq.Close())
 		}
 		c.faded = true
 		r.counts.Faded++
 	}
 	if err := c.look(r.m); err != nil {
-		return err
+		return errors.Join(err, c.seq.Close())
 	}
 	if q.Save {
 		err := r.shelf.park(c)
 		if err == nil {
 			return nil
 		}
-		r.idle = append(r.idle, c) // it is still there, but not saved
+		if !c.lost {
+			r.idle = append(r.idle, c) // it is still there, but not saved
+		}
 		return err
 	}
 	r.idle = append(r.idle, c)
@@ -306,11 +309,11 @@ func (r *Runner) Park(ctx context.Context, salt []byte, id string) error {
 		return fmt.Errorf("kvist/runner: no folder to park conversations in: %w", quant.ErrUnsupported)
 	}
 	return r.change(ctx, salt, id, func(c *conversation) error {
-		if err := r.shelf.park(c); err != nil {
-			return err
+		err := r.shelf.park(c)
+		if err == nil || c.lost {
+			r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
 		}
-		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
-		return nil
+		return err
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -33,6 +34,14 @@ type note struct {
 	Key    store.Key `json:"key"`
 	Bytes  int64     `json:"bytes"` // that its rows took in memory
 	Parked time.Time `json:"parked"`
+	Check  uint32    `json:"crc32c"` // of the JSON of the note with 0 in its place: the store vouches for the rows alone
+}
+
+// sum returns what Check should be.
+func (n note) sum() (uint32, error) {
+	n.Check = 0
+	b, err := json.Marshal(n)
+	return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)), err
 }
 
 // parkedFor is how long a conversation stays parked that nobody goes on with.
@@ -114,16 +123,21 @@ func readNote(path string) (*note, error) {
 	if err := json.NewDecoder(io.LimitReader(f, mostNoteBytes)).Decode(n); err != nil {
 		return nil, err
 	}
-	return n, nil
+	sum, err := n.sum()
+	if err == nil && sum != n.Check {
+		err = fmt.Errorf("the checksum is wrong: %w", quant.ErrCorrupt)
+	}
+	return n, err
 }
 
 // park moves a conversation to the store. It is then no longer in memory.
 func (s *shelf) park(c *conversation) error {
 	ctx := context.Background()
-	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Parked: time.Now()}
+	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Parked: time.Now().UTC().Round(0)}
 	key, err := c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
 	for range parkTries {
-		if !errors.Is(err, quant.ErrFull) {
+		var disk *store.Error // full as well, but no row that goes makes room there
+		if !errors.Is(err, quant.ErrFull) || errors.As(err, &disk) {
 			break
 		}
 		// Moving takes memory for a part of the rows, and a full cache may have none but what the rows give up.
@@ -137,7 +151,9 @@ func (s *shelf) park(c *conversation) error {
 	}
 	n.Key = key
 	if err := s.write(n); err != nil {
-		return errors.Join(err, s.cache.Discard(ctx, n.Salt, n.Key))
+		err = errors.Join(err, s.unpark(c, n))
+		s.discard(n)
+		return err
 	}
 	if old := s.take(n.ID); old != nil { // what was parked before
 		s.discard(old)
@@ -151,9 +167,23 @@ func (s *shelf) park(c *conversation) error {
 	return nil
 }
 
+// unpark brings a conversation back of which nothing says that it was parked.
+func (s *shelf) unpark(c *conversation, n *note) error {
+	seq, err := s.cache.Resume(context.Background(), n.Salt, n.Key)
+	if err == nil {
+		c.seq = seq
+		err = seq.Pin(c.pinned)
+	}
+	c.lost = err != nil
+	return err
+}
+
 func (s *shelf) path(id string) string { return filepath.Join(s.dir, id+".json") }
 
 func (s *shelf) write(n *note) (err error) {
+	if n.Check, err = n.sum(); err != nil {
+		return err
+	}
 	f, err := atomicfile.Create(s.path(n.ID), true)
 	if err != nil {
 		return err
@@ -196,7 +226,7 @@ func (s *shelf) drop(id string) error {
 }
 
 // resume brings a conversation back. It stays parked as well, as it was, until it is parked again or dropped: a
-// process that ends without notice loses only what was said since.
+// process that ends without notice loses only what was said since. Its id is a new one.
 func (s *shelf) resume(n *note) (*conversation, error) {
 	seq, err := s.cache.Resume(context.Background(), n.Salt, n.Key)
 	if err != nil {
@@ -206,9 +236,7 @@ func (s *shelf) resume(n *note) (*conversation, error) {
 		return nil, errors.Join(fmt.Errorf("kvist/runner: the note of conversation %s has %d tokens, the store %d: %w", n.ID,
 			len(n.Tokens), seq.Len(), quant.ErrCorrupt), seq.Close())
 	}
-	c := newConversation(n.Salt, seq, n.Tokens)
-	c.id = n.ID
-	return c, nil
+	return newConversation(n.Salt, seq, n.Tokens), nil
 }
 
 // longest returns the parked conversation that shares most first tokens with others, and how many.

@@ -254,7 +254,15 @@ func (r *Runner) loop() {
 	}
 	for _, t := range append(r.queue, r.running...) {
 		t.box.finish(t.result(), errClosed)
-		if t.conv != nil { // what it has is worth keeping
+		if t.conv == nil {
+			continue
+		}
+		if t.q.Forget && r.shelf != nil {
+			if err := r.shelf.drop(t.conv.id); err != nil {
+				r.log.Warn("kvist: forget a conversation", "error", err)
+			}
+		}
+		if !t.q.Forget { // what it has is worth keeping
 			r.idle = append(r.idle, t.conv)
 		}
 	}

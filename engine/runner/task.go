@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"sync"
 	"time"
@@ -100,6 +101,9 @@ func (r *Runner) end(t *task, finish string, err error) {
 	if t.conv != nil {
 		if e := r.rest(t.conv, t.q); err == nil {
 			err = e
+		}
+		if r.o.Idle == 0 && !t.q.Save {
+			res.Conversation = "" // it was not kept
 		}
 		t.conv = nil
 	}
@@ -197,15 +201,25 @@ func (r *Runner) wake(t *task) error {
 	if r.shelf == nil {
 		return nil
 	}
-	n, same := r.shelf.longest(t.q.Salt, t.tokens)
-	if _, have := r.longest(t); n == nil || same < max(copyGain, have+1) {
-		return nil
+	for {
+		n, same := r.shelf.longest(t.q.Salt, t.tokens)
+		if _, have := r.longest(t); n == nil || same < max(copyGain, have+1) {
+			return nil
+		}
+		c, err := r.resume(n)
+		if errors.Is(err, quant.ErrFull) && len(r.running) == 0 { // nobody will make room: the prompt is computed
+			r.log.Info("kvist: no memory to bring a conversation back", "tokens", len(n.Tokens))
+			return nil
+		}
+		if c != nil || err != nil {
+			return err
+		} // it is not on the shelf any more: another one may be
 	}
-	_, err := r.resume(n)
-	return err
 }
 
-// resume brings a parked conversation back among the idle ones. One that cannot be read any more is dropped.
+// resume brings a parked conversation back among the idle ones, under its id unless that is here already: a
+// conversation stays parked as it was while it goes on. One that is damaged or gone is dropped. One that cannot
+// be read, as that of a cache of other settings, is left in the folder for who can.
 func (r *Runner) resume(n *note) (c *conversation, err error) {
 	for {
 		c, err = r.shelf.resume(n)
@@ -216,9 +230,20 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 	switch {
 	case errors.Is(err, quant.ErrFull):
 		return nil, err
+	case errors.Is(err, quant.ErrCorrupt), errors.Is(err, fs.ErrNotExist):
+		r.log.Warn("kvist: a parked conversation is damaged", "error", errors.Join(err, r.shelf.drop(n.ID)))
+		return nil, nil
 	case err != nil:
-		r.log.Warn("kvist: a parked conversation cannot be read", "error", err)
-		return nil, r.shelf.drop(n.ID)
+		r.log.Warn("kvist: a parked conversation cannot be read and stays in the folder", "error", err)
+		r.shelf.take(n.ID)
+		return nil, nil
+	}
+	here := false
+	for x := range r.all {
+		here = here || x.id == n.ID
+	}
+	if !here {
+		c.id = n.ID
 	}
 	r.counts.Resumed++
 	r.idle = append(r.idle, c)

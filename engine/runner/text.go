@@ -4,6 +4,7 @@ package runner
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"unicode/utf8"
@@ -88,6 +89,9 @@ func partial(b []byte) int {
 	return 0
 }
 
+// markText are the marks of Prompt, of characters for private use.
+var markText = regexp.MustCompile(`\x{e000}[0-9]+\x{e001}`)
+
 // Prompt writes a conversation in the form that the model was trained on, up to the start of the
 // assistant's turn. What a message says is text only: names of control tokens in it are spelt out.
 //
@@ -115,14 +119,11 @@ func Prompt(t *model.Tokenizer, messages []model.Message) ([]int32, error) {
 	// Marks stand for the contents while the format is written around them.
 	marked := make([]model.Message, len(messages))
 	for i, m := range messages {
-		mark := fmt.Sprintf("\ue000%d\ue001", i)
-		for _, other := range messages {
-			if strings.Contains(other.Content, mark) {
-				return nil, fmt.Errorf("kvist/runner: write prompt: message %d names control tokens, another one holds %q: %w",
-					i, mark, quant.ErrUnsupported)
-			}
+		if mark := markText.FindString(m.Content); mark != "" {
+			return nil, fmt.Errorf("kvist/runner: write prompt: a message names control tokens, message %d holds %q: %w",
+				i, mark, quant.ErrUnsupported)
 		}
-		marked[i] = model.Message{Role: m.Role, Content: mark}
+		marked[i] = model.Message{Role: m.Role, Content: fmt.Sprintf("\ue000%d\ue001", i)}
 	}
 	rest, err := t.Chat.Prompt(marked)
 	if err != nil {

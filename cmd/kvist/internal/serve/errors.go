@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"regexp"
+	"time"
 
 	"github.com/kvist-project/kvist/quant"
 )
@@ -88,5 +89,6 @@ func (s *Server) refuse(w http.ResponseWriter, r *http.Request, err error) {
 	if e.status == http.StatusTooManyRequests || e.status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "1")
 	}
+	_ = http.NewResponseController(w).SetWriteDeadline(time.Now().Add(s.cfg.WriteTimeout)) // it may have waited
 	writeJSON(w, e.status, e.body())
 }

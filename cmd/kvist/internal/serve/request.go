@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -242,17 +243,38 @@ type prompt struct {
 // UnmarshalJSON implements json.Unmarshaler.
 func (p *prompt) UnmarshalJSON(b []byte) error {
 	p.given = true
-	if json.Unmarshal(b, &p.text) == nil || json.Unmarshal(b, &p.tokens) == nil {
-		return nil
-	}
 	var list []json.RawMessage
-	if err := json.Unmarshal(b, &list); err != nil {
-		return badValue("prompt", "prompt: want a string or tokens")
+	if json.Unmarshal(b, &list) != nil || list == nil {
+		return p.one(b)
+	}
+	if len(list) == 0 || isNumber(list[0]) {
+		return p.one(b)
 	}
 	if len(list) != 1 {
 		return unsupported("prompt", "prompt: a list of %d; this server takes one prompt in a request", len(list))
 	}
-	return p.UnmarshalJSON(list[0])
+	return p.one(list[0])
+}
+
+// isNumber reports whether a JSON value is a number, by how it begins.
+func isNumber(b json.RawMessage) bool {
+	return len(b) > 0 && (b[0] == '-' || b[0] >= '0' && b[0] <= '9')
+}
+
+// one reads a text or the list of its tokens.
+func (p *prompt) one(b []byte) error {
+	if json.Unmarshal(b, &p.text) == nil {
+		return nil
+	}
+	var tokens []*int32 // a null would be taken for a zero
+	if json.Unmarshal(b, &tokens) != nil || slices.Contains(tokens, nil) {
+		return badValue("prompt", "prompt: want a string or tokens")
+	}
+	p.tokens = []int32{}
+	for _, t := range tokens {
+		p.tokens = append(p.tokens, *t)
+	}
+	return nil
 }
 
 // request returns what the runner is asked for.
