@@ -74,6 +74,10 @@ type fitting struct {
 
 func (f *fitting) fit() (*coding, error) {
 	f.center()
+	if f.length < leastLength {
+		return nil, fmt.Errorf("kvist/vectors: calibrate: rows of a length of %g without their mean, want %g: %w", f.length, leastLength,
+			quant.ErrRange)
+	}
 	all, err := f.covariance(func(int) bool { return true })
 	if err != nil {
 		return nil, err

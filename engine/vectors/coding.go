@@ -312,6 +312,9 @@ func checkFinite(what string, x quant.Rows) error {
 	return nil
 }
 
+// leastLength keeps one over the length of rows finite in float32, with room.
+const leastLength = 1e-30
+
 // maxValue keeps squares of rows finite in float32.
 const maxValue = 1e15
 

@@ -147,3 +147,25 @@ func TestFile_OtherKinds(t *testing.T) {
 	_, err = vectors.Load("../../testdata/smollm2.kvprofile", vectors.LoadOptions{})
 	require.ErrorIs(t, err, quant.ErrUnsupported)
 }
+
+// What is written can be read, however far the rows are from the calibration; rows too short to be are refused.
+func TestFile_FarRows(t *testing.T) {
+	const dim = 20
+	scaled := func(by float32) quant.Rows {
+		rows := clustered(100, dim, 1)
+		for i := range rows.Data {
+			rows.Data[i] *= by
+		}
+		return rows
+	}
+	for _, m := range []vectors.Metric{vectors.InnerProduct, vectors.L2} {
+		x, err := vectors.Calibrate(scaled(1e-8), vectors.Options{Bytes: 14, Metric: m})
+		require.NoError(t, err)
+		require.NoError(t, x.Add(context.Background(), nil, scaled(1e12)))
+		y, err := vectors.Read("far", file(t, x), vectors.LoadOptions{})
+		require.NoError(t, err)
+		require.Equal(t, x.Stats(), y.Stats())
+		_, err = vectors.Calibrate(scaled(1e-40), vectors.Options{Bytes: 14, Metric: m})
+		require.ErrorIs(t, err, quant.ErrRange)
+	}
+}

@@ -284,6 +284,14 @@ func TestIndex_Errors(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrShape)
 	_, err = x.Search(ctx, two, 3, vectors.SearchOptions{Rescore: vectors.Rescore{Source: memory{}}})
 	require.ErrorContains(t, err, "gone")
+	for _, v := range []float64{math.NaN(), math.Inf(1)} {
+		source := memory{}
+		for id := range uint64(20) {
+			source[id] = bad(v).Row(2)
+		}
+		_, err = x.Search(ctx, two, 3, vectors.SearchOptions{Rescore: vectors.Rescore{Source: source}})
+		require.ErrorIs(t, err, quant.ErrRange)
+	}
 	require.Equal(t, 20, x.Len())
 	require.Equal(t, before, find(t, x, rows.Row(3), 5, vectors.SearchOptions{}))
 

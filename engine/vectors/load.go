@@ -220,11 +220,11 @@ func (l *loading) coding(seed uint64, isa string) (*coding, *state, error) {
 	}
 	p := params{Dim: integer(numDim, 1, maxDim), Metric: Metric(integer(numMetric, 0, float64(metrics-1))), Seed: seed,
 		Rotated: integer(numRotated, 0, 1) == 1, Head: integer(numHead, 1, float64(max(1, cells))),
-		Length: float32(number(numLength, 1e-30, large)), Slope: float32(number(numSlope, 0, 1e3)),
+		Length: float32(number(numLength, leastLength, large)), Slope: float32(number(numSlope, 0, 1e3)),
 		Top: number(numTop, 0, large), Ratio: number(numRatio, 0, 1), Error: number(numError, 0, large)}
 	s := &state{ids: &idMap{}, rows: integer(numRows, 0, maxRows), dense: integer(numDense, 0, 1) == 1,
-		stats: added{integer(numAdded, 0, 1<<53), integer(numBounded, 0, 1<<53), number(numEnergy, 0, large),
-			number(numDamage, 0, large)}}
+		stats: added{integer(numAdded, 0, 1<<53), integer(numBounded, 0, 1<<53), number(numEnergy, 0, math.MaxFloat64),
+			number(numDamage, 0, math.MaxFloat64)}}
 	p.Cells = l.tensor("cells", "U8", cells)
 	for i, b := range p.Cells {
 		if b > trellis.MaxWidth {

@@ -359,7 +359,11 @@ func (s *search) rescore(q *query, found []candidate) error {
 	for i := range found {
 		c := &found[i]
 		id := s.state.id(c.row)
-		if err := s.Rescore.Source.Row(id, row); err != nil {
+		err := s.Rescore.Source.Row(id, row)
+		if err == nil {
+			err = checkFinite("original", quant.Rows{Dim: s.Dim(), Data: row})
+		}
+		if err != nil {
 			return fmt.Errorf("kvist/vectors: search: original of id %d: %w", id, err)
 		}
 		switch s.params.Metric {
