@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -95,5 +96,25 @@ func TestServe_WrongUse(t *testing.T) {
 		status := run(context.Background(), append([]string{"serve"}, c.args...), strings.NewReader(""), io.Discard, &errs)
 		require.Equal(t, c.status, status, "%v: %s", c.args, errs.String())
 		require.Contains(t, errs.String(), c.text, c.args)
+	}
+}
+
+// A connection gives its slot back once, whoever closes it.
+func TestLimitListener_ClosedTwice(t *testing.T) {
+	inner, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	l := limitTo(inner, 1)
+	defer l.Close() //nolint:errcheck // nothing was written
+	for range 20 {
+		c, err := net.Dial("tcp", inner.Addr().String())
+		require.NoError(t, err)
+		taken, err := l.Accept()
+		require.NoError(t, err)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() { _ = taken.Close() })
+		}
+		wg.Wait()
+		require.NoError(t, c.Close())
 	}
 }

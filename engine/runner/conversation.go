@@ -90,6 +90,11 @@ func (r *Runner) put(c *conversation) error {
 
 // tendIdle takes from the conversations that were idle for long, and parks those that were for longer.
 func (r *Runner) tendIdle(now time.Time) {
+	if r.shelf != nil {
+		if err := r.shelf.tidy(); err != nil {
+			r.log.Warn("kvist: forget a parked conversation", "error", err)
+		}
+	}
 	for r.shelf != nil && r.o.ParkAfter > 0 {
 		i := slices.IndexFunc(r.idle, func(c *conversation) bool { return !c.pinned && now.Sub(c.used) >= r.o.ParkAfter })
 		if i < 0 {

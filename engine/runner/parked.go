@@ -159,7 +159,12 @@ func (s *shelf) park(c *conversation) error {
 		s.discard(old)
 	}
 	s.notes = append(s.notes, n)
-	for len(s.notes) > mostNotes {
+	return s.tidy()
+}
+
+// tidy drops the notes that are too many, and those of what the store has no longer.
+func (s *shelf) tidy() error {
+	for len(s.notes) > mostNotes || len(s.notes) > 0 && time.Since(s.notes[0].Parked) > parkedFor {
 		if err := s.drop(s.notes[0].ID); err != nil {
 			return err
 		}

@@ -5,10 +5,15 @@ package runner_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -104,6 +109,28 @@ func TestNote_Damaged(t *testing.T) {
 	list, err := run(t, m, parking(folder)).Conversations(context.Background(), nil)
 	require.NoError(t, err)
 	require.Empty(t, list)
+}
+
+// What was said goes with its rows, after 30 days.
+func TestNote_Expires(t *testing.T) {
+	m := tiny(t)
+	folder := t.TempDir()
+	a := run(t, m, parking(folder))
+	_, res := answer(t, a, runner.Request{Tokens: ask(t, m, "of last month"), MaxTokens: 2, IgnoreEnd: true, Save: true})
+	require.NoError(t, a.Close())
+	path := filepath.Join(folder, "notes", res.Conversation+".json")
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	var n struct{ Parked time.Time }
+	require.NoError(t, json.Unmarshal(b, &n))
+	day := func(t time.Time) []byte { return []byte(`"parked":"` + t.Format(time.DateOnly)) }
+	b = bytes.Replace(b, day(n.Parked), day(n.Parked.AddDate(0, 0, -32)), 1)
+	b = regexp.MustCompile(`"crc32c":\d+`).ReplaceAll(bytes.TrimSpace(b), []byte(`"crc32c":0`))
+	sum := crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))
+	b = bytes.Replace(b, []byte(`"crc32c":0`), fmt.Appendf(nil, `"crc32c":%d`, sum), 1)
+	require.NoError(t, os.WriteFile(path, b, 0o600))
+	run(t, m, parking(folder))
+	require.NoFileExists(t, path)
 }
 
 // What is to be forgotten is not parked when the runner ends before the answer.

@@ -80,6 +80,9 @@ func New(m *model.Model, be backend.Backend, o Options) (*Runner, error) {
 	}
 	if s != nil {
 		s.cache = c
+		if err := s.tidy(); err != nil {
+			return nil, errors.Join(err, c.Close(), s.disk.Close())
+		}
 	}
 	r := &Runner{m: m, cache: c, o: o, log: log, shelf: s, calls: make(chan func()), done: make(chan struct{}),
 		limit: most, most: most}
