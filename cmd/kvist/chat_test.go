@@ -6,14 +6,18 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/spf13/cobra"
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/engine/gguf/gguftest"
+	"github.com/kvist-project/kvist/engine/runner"
 )
 
 // tinyModel writes a random model.
@@ -130,4 +134,39 @@ func TestChat_WrongUse(t *testing.T) {
 		require.Contains(t, errs, c.text, c.args)
 		require.Equal(t, 1, strings.Count(errs, "\n"), errs)
 	}
+}
+
+// A file that cannot be loaded takes nothing of what was said.
+func TestChat_LoadFails(t *testing.T) {
+	ctx := context.Background()
+	var errs bytes.Buffer
+	a := &app{stdin: strings.NewReader(""), stdout: io.Discard, stderr: &errs, binary: io.Discard}
+	var f chatFlags
+	cmd := &cobra.Command{}
+	f.add(cmd)
+	f.sampling.add(cmd, 0)
+	f.budget, f.sampling.most = "4MiB", 4
+	w, err := f.open(a, tinyModel(t), runner.Options{Running: 1, Idle: 1})
+	require.NoError(t, err)
+	defer func() { require.NoError(t, w.close()) }()
+	c := &chat{answering: w, a: a, f: &f, terminal: true}
+	file := filepath.Join(t.TempDir(), "said.chat")
+	for _, text := range []string{"hello", "/save " + file} {
+		_, err = c.message(ctx, text)
+		require.NoError(t, err)
+	}
+	said := slices.Clone(c.messages)
+	require.Len(t, said, 2)
+	b, err := os.ReadFile(file)
+	require.NoError(t, err)
+	b[len(b)/2] ^= 1
+	require.NoError(t, os.WriteFile(file, b, 0o600))
+	errs.Reset()
+	_, err = c.message(ctx, "/load "+file)
+	require.NoError(t, err)
+	require.Contains(t, errs.String(), file)
+	require.Equal(t, said, c.messages)
+	_, err = c.message(ctx, "and now?")
+	require.NoError(t, err)
+	require.Len(t, c.messages, 4)
 }

@@ -69,12 +69,13 @@ func (r *Runner) rest(c *conversation, q Request) error {
 		return err
 	}
 	r.idle = append(r.idle, c)
-	if len(r.idle) > r.o.Idle {
+	var err error
+	for len(r.idle) > r.o.Idle { // more than one: parked ones came back to be looked at
 		first := r.idle[0]
 		r.idle = slices.Delete(r.idle, 0, 1)
-		return r.put(first)
+		err = errors.Join(err, r.put(first))
 	}
-	return nil
+	return err
 }
 
 // put parks a conversation, or closes it where there is no folder. One that cannot be parked is closed too.
