@@ -4,6 +4,7 @@ package runner
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"slices"
 	"time"
@@ -125,6 +126,9 @@ func (r *Runner) run(st engine.Step, parts []part) {
 	err := r.m.ForwardBatch(batch, st, func(i int, logits []float32) error {
 		t := parts[i].t.sample.next(logits)
 		sampled[i] = &t
+		if math.IsNaN(t.LogProb) || math.IsInf(t.LogProb, 0) { // a token of such logits would mean nothing
+			return fmt.Errorf("kvist/runner: the model gives token %d a log probability of %v", t.ID, t.LogProb)
+		}
 		return nil
 	})
 	if err == nil {

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner_test
+
+import (
+	"context"
+	"encoding/binary"
+	"math"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/gguf/gguftest"
+	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/runner"
+)
+
+// A model whose logits are no numbers gives an error, not the first token of its vocabulary.
+func TestGenerate_NotANumber(t *testing.T) {
+	path := t.TempDir() + "/nan.gguf"
+	data := gguftest.Tiny(1).Bytes()
+	binary.LittleEndian.PutUint32(data[len(data)-4:], math.Float32bits(float32(math.NaN()))) // the last weight
+	require.NoError(t, writeFile(path, data))
+	m, err := model.Open(path, model.Options{})
+	require.NoError(t, err)
+	r := run(t, m, runner.Options{Cache: engine.Config{Budget: 1 << 20}})
+	for _, temperature := range []float64{0, 1} {
+		q := runner.Request{Tokens: ask(t, m, "a"), MaxTokens: 3, Sampling: runner.Sampling{Temperature: temperature}}
+		_, err = r.Generate(context.Background(), q, func(runner.Token) error { t.Error("a token"); return nil })
+		require.ErrorContains(t, err, "log probability of NaN")
+	}
+	require.NoError(t, r.Health(context.Background()))
+}
