@@ -136,6 +136,7 @@ func (r *Runner) tend(c *conversation, budget int64) error {
 			return err
 		}
 	}
+	c.seen.due = len(c.tokens) + max(lookEvery, len(c.tokens)/16)
 	return c.look(r.m)
 }
 
@@ -247,11 +248,25 @@ func (r *Runner) Describe(ctx context.Context, salt []byte, id string) (d Descri
 	return d, err
 }
 
-// Forget drops an idle conversation.
+// Forget drops an idle conversation, or a parked one, which takes no memory.
 //
 // Errors: quant.ErrClosed if there is none under the salt; quant.ErrFull while an answer is under way; that of
 // ctx; those of the backend.
 func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error) {
+	parked := false
+	e := r.do(ctx, func() {
+		for c := range r.all {
+			if c.id == id {
+				return
+			}
+		}
+		if parked = r.shelf != nil && r.shelf.find(salt, id) != nil; parked {
+			err = r.shelf.drop(id)
+		}
+	})
+	if e != nil || parked {
+		return errors.Join(e, err)
+	}
 	return r.change(ctx, salt, id, func(c *conversation) error {
 		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
 		err := c.seq.Close()

@@ -27,7 +27,7 @@ const mostMoments = 256
 
 // history is what was seen of a conversation over time.
 type history struct {
-	due     int // tokens from which it is looked at again
+	due     int // tokens from which it is tended again, whoever looks at it in between
 	info    []engine.TokenInfo
 	spare   []engine.TokenInfo
 	fading  []Fading
@@ -43,7 +43,6 @@ const lookEvery = 32
 func (c *conversation) look(m *model.Model) (err error) {
 	h := &c.seen
 	n := len(c.tokens)
-	h.due = n + max(lookEvery, n/16)
 	if h.spare, err = c.seq.Tokens(h.spare); err != nil {
 		return err
 	}

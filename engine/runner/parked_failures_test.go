@@ -86,11 +86,18 @@ func TestResume_TooLarge(t *testing.T) {
 	o.Cache.Budget = 4 << 20
 	p := ask(t, m, text(1800, "larger than the other cache "))
 	a := run(t, m, o)
-	answer(t, a, runner.Request{Tokens: p, MaxTokens: 2, IgnoreEnd: true})
+	_, large := answer(t, a, runner.Request{Tokens: p, MaxTokens: 2, IgnoreEnd: true})
 	require.NoError(t, a.Close())
 	o.Cache.Budget = 330 << 10
-	_, res := answer(t, run(t, m, o), runner.Request{Tokens: append(p[:100:100], 7), MaxTokens: 2, IgnoreEnd: true})
+	b := run(t, m, o)
+	_, res := answer(t, b, runner.Request{Tokens: append(p[:100:100], 7), MaxTokens: 2, IgnoreEnd: true})
 	require.Zero(t, res.Cached)
+	ctx := context.Background()
+	_, err := b.Describe(ctx, nil, large.Conversation)
+	require.ErrorIs(t, err, quant.ErrFull)
+	require.ErrorIs(t, b.Forget(ctx, []byte("another's"), large.Conversation), quant.ErrClosed)
+	require.NoError(t, b.Forget(ctx, nil, large.Conversation), "what is parked can be forgotten all the same")
+	require.ErrorIs(t, b.Forget(ctx, nil, large.Conversation), quant.ErrClosed)
 }
 
 // A damaged note is not believed: its tokens say what the rows stand for.

@@ -32,3 +32,23 @@ func TestGenerate_NotANumber(t *testing.T) {
 	}
 	require.NoError(t, r.Health(context.Background()))
 }
+
+// Who watches a conversation does not put off what keeps it within its budget.
+func TestDescribe_BudgetIsKept(t *testing.T) {
+	m := tiny(t)
+	r := run(t, m, runner.Options{Chunk: 16, Cache: engine.Config{Budget: 4 << 20, Window: 32, Segment: 64}})
+	ctx := context.Background()
+	q := runner.Request{Tokens: ask(t, m, text(500, "watched all the time ")), MaxTokens: 200, IgnoreEnd: true, Budget: 100 << 10}
+	most := int64(0)
+	_, err := r.Generate(ctx, q, func(runner.Token) error {
+		list, err := r.Conversations(ctx, nil)
+		if err != nil {
+			return err
+		}
+		most = max(most, list[0].Bytes)
+		_, err = r.Describe(ctx, nil, list[0].ID)
+		return err
+	})
+	require.NoError(t, err)
+	require.Less(t, most, q.Budget+q.Budget/4)
+}
