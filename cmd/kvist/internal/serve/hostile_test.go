@@ -71,3 +71,21 @@ func TestKeys_NothingOfOthers(t *testing.T) {
 		require.Equal(t, http.StatusNotFound, code, path)
 	}
 }
+
+// Text that no context holds is refused before it is taken apart; names of fields are those of the request.
+func TestRequests_LongTexts(t *testing.T) {
+	s := start(t, serve.Config{}, runner.Options{})
+	long := strings.Repeat(" ", 64*2048)
+	for path, body := range map[string]string{
+		"/v1/chat/completions": `{"messages":[{"role":"user","content":"` + long + `"}]}`,
+		"/v1/completions":      `{"prompt":["` + long + `"]}`,
+	} {
+		code, out := s.do("POST", path, body)
+		require.Equal(t, 400, code)
+		require.Equal(t, "context_length_exceeded", at(out, "error", "code"))
+		require.Contains(t, at(out, "error", "message"), "at least 2048 tokens")
+	}
+	code, out := s.do("POST", "/v1/completions", `{"prompt":"a","temperature":"hot"}`)
+	require.Equal(t, 400, code)
+	require.Equal(t, "temperature", at(out, "error", "param"))
+}

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -203,8 +204,11 @@ func (c *chatRequest) request(s *Server, salt []byte) (q runner.Request, err err
 		return q, err
 	}
 	q.Sampling.Alternatives = c.TopLogProbs
-	messages := make([]model.Message, len(c.Messages))
+	messages, size := make([]model.Message, len(c.Messages)), 0
 	for i, m := range c.Messages {
+		if size += len(m.Content); s.tooLong(size) {
+			return q, s.longPrompt("messages")
+		}
 		role := m.Role
 		if role == "developer" {
 			role = "system"
@@ -297,6 +301,9 @@ func (c *completionRequest) request(s *Server, salt []byte) (q runner.Request, e
 	if c.LogProbs != nil {
 		q.Sampling.Alternatives = *c.LogProbs
 	}
+	if s.tooLong(len(c.Prompt.text)) {
+		return q, s.longPrompt("prompt")
+	}
 	if q.Tokens = c.Prompt.tokens; q.Tokens == nil {
 		// Names of control tokens in a prompt are control tokens: who sends a raw prompt writes the form itself.
 		if q.Tokens, err = s.cfg.Runner.Model().Tokenizer().Start(c.Prompt.text, true); err != nil {
@@ -307,6 +314,15 @@ func (c *completionRequest) request(s *Server, salt []byte) (q runner.Request, e
 		return q, badValue("prompt", "prompt: no tokens")
 	}
 	return q, nil
+}
+
+// tooLong reports whether so many bytes are more than the context can hold, so that nobody need take them apart:
+// 4 MB of spaces take 16 s.
+func (s *Server) tooLong(bytes int) bool { return bytes/s.longest >= s.cfg.Runner.Context() }
+
+func (s *Server) longPrompt(param string) error {
+	return &apiError{http.StatusBadRequest, invalid, param, "context_length_exceeded",
+		fmt.Sprintf("a prompt of at least %d tokens, the context is %[1]d and the answer needs one", s.cfg.Runner.Context())}
 }
 
 // newID returns a number for an answer.

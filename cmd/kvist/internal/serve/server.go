@@ -48,6 +48,7 @@ type Server struct {
 	metrics  *metrics
 	draining atomic.Bool
 	started  time.Time
+	longest  int // bytes that a token stands for at most
 }
 
 // New returns a server. It starts nothing.
@@ -67,6 +68,10 @@ func New(cfg Config) *Server {
 	s := &Server{cfg: cfg, mux: http.NewServeMux(), metrics: newMetrics(cfg.Runner, cfg.Model), started: time.Now()}
 	for _, k := range cfg.Keys {
 		s.keys = append(s.keys, sha256.Sum256([]byte(k)))
+	}
+	s.longest = 64 // a control token has no text
+	for id := range int32(cfg.Runner.Model().Vocab) {
+		s.longest = max(s.longest, len(s.piece(id)))
 	}
 	open := func(pattern string, h http.Handler) { s.mux.Handle(pattern, h) }
 	keyed := func(pattern string, h func(http.ResponseWriter, *http.Request, []byte) error) {
@@ -239,8 +244,9 @@ func (s *Server) readJSON(w http.ResponseWriter, r *http.Request, into any) erro
 		return &apiError{http.StatusRequestEntityTooLarge, invalid, "", "too_large",
 			fmt.Sprintf("the request is longer than %d bytes", long.Limit)}
 	case errors.As(err, &typed):
-		return &apiError{http.StatusBadRequest, invalid, typed.Field, "invalid_type",
-			fmt.Sprintf("%s is a JSON %s, want %s", typed.Field, typed.Value, typed.Type)}
+		field := strings.TrimPrefix(typed.Field, "common.")
+		return &apiError{http.StatusBadRequest, invalid, field, "invalid_type",
+			fmt.Sprintf("%s is a JSON %s, want %s", field, typed.Value, typed.Type)}
 	}
 	return &apiError{http.StatusBadRequest, invalid, "", "invalid_json", "the body is not one JSON object: " + err.Error()}
 }
