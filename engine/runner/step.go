@@ -127,7 +127,8 @@ func (r *Runner) run(st engine.Step, parts []part) {
 		t := parts[i].t.sample.next(logits)
 		sampled[i] = &t
 		if math.IsNaN(t.LogProb) || math.IsInf(t.LogProb, 0) { // a token of such logits would mean nothing
-			return fmt.Errorf("kvist/runner: the model gives token %d a log probability of %v", t.ID, t.LogProb)
+			return fmt.Errorf("kvist/runner: the model gives token %d a log probability of %v: %w", t.ID, t.LogProb,
+				quant.ErrRange)
 		}
 		return nil
 	})

@@ -14,6 +14,7 @@ import (
 	"github.com/kvist-project/kvist/engine/gguf/gguftest"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/runner"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // A model whose logits are no numbers gives an error, not the first token of its vocabulary.
@@ -29,6 +30,7 @@ func TestGenerate_NotANumber(t *testing.T) {
 		q := runner.Request{Tokens: ask(t, m, "a"), MaxTokens: 3, Sampling: runner.Sampling{Temperature: temperature}}
 		_, err = r.Generate(context.Background(), q, func(runner.Token) error { t.Error("a token"); return nil })
 		require.ErrorContains(t, err, "log probability of NaN")
+		require.ErrorIs(t, err, quant.ErrRange)
 	}
 	require.NoError(t, r.Health(context.Background()))
 }

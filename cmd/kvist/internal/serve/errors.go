@@ -62,7 +62,7 @@ func apiErrorOf(err error) *apiError {
 		return &apiError{http.StatusBadRequest, invalid, "messages", "budget_exceeded", message}
 	case errors.Is(err, quant.ErrClosed):
 		return &apiError{http.StatusNotFound, invalid, "", "not_found", message}
-	case errors.Is(err, quant.ErrShape), errors.Is(err, quant.ErrRange), errors.Is(err, quant.ErrUnsupported):
+	case errors.Is(err, quant.ErrShape), errors.Is(err, quant.ErrUnsupported):
 		return &apiError{http.StatusBadRequest, invalid, "", "invalid_value", message}
 	}
 	return &apiError{http.StatusInternalServerError, "server_error", "", "internal", message}
