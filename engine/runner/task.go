@@ -26,6 +26,7 @@ type task struct {
 	conv    *conversation // nil while it waits
 	cached  int           // tokens of the prompt that were computed before it was first admitted
 	begun   bool
+	pinned  bool // it has pinned its conversation, which was not before
 	came    time.Time
 	started time.Time
 	first   time.Time
@@ -99,6 +100,10 @@ func (r *Runner) end(t *task, finish string, err error) {
 		r.counts.Finished["failed"]++
 	}
 	if t.conv != nil {
+		if t.pinned && errors.Is(err, quant.ErrFull) { // what did not fit must not keep others out
+			t.conv.pinned = false
+			err = errors.Join(err, t.conv.seq.Pin(false))
+		}
 		if e := r.rest(t.conv, t.q); err == nil {
 			err = e
 		}
@@ -303,7 +308,7 @@ func (r *Runner) prepare(c *conversation, t *task) error {
 		if err := c.seq.Pin(t.q.Pin); err != nil {
 			return err
 		}
-		c.pinned = t.q.Pin
+		c.pinned, t.pinned = t.q.Pin, t.q.Pin
 	}
 	return nil
 }

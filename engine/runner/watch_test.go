@@ -54,3 +54,20 @@ func TestDescribe_BudgetIsKept(t *testing.T) {
 	require.NoError(t, err)
 	require.Less(t, most, q.Budget+q.Budget/4)
 }
+
+// A pinned conversation that outgrows the cache gets an error, and then keeps nobody out.
+func TestGenerate_PinDoesNotFit(t *testing.T) {
+	m := tiny(t)
+	r := run(t, m, runner.Options{Cache: engine.Config{Budget: 450 << 10, Window: 32, Segment: 64}})
+	ctx := context.Background()
+	none := func(runner.Token) error { return nil }
+	q := runner.Request{Tokens: ask(t, m, text(1200, "pinned and long ")), MaxTokens: 20, IgnoreEnd: true, Pin: true}
+	_, err := r.Generate(ctx, q, none)
+	require.ErrorIs(t, err, quant.ErrFull)
+	list, err := r.Conversations(ctx, nil)
+	require.NoError(t, err)
+	for _, c := range list {
+		require.False(t, c.Pinned)
+	}
+	answer(t, r, runner.Request{Tokens: ask(t, m, text(300, "of another ")), MaxTokens: 20, IgnoreEnd: true, Salt: []byte("another")})
+}
