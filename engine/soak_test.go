@@ -113,6 +113,10 @@ func TestSoak(t *testing.T) {
 	cfg.Budget, cfg.Store, cfg.LayerWindow = 2400<<10, faulty, []int{0, 150}
 	s := &soak{rig: newRig(t, testGeometry(), cfg)}
 	end := time.Now().Add(length)
+	// On a slow machine a short run may be over before the first fault: then it goes on until there is one.
+	on := func() bool {
+		return time.Now().Before(end) || faulty.Faults() == 0 && time.Now().Before(end.Add(time.Minute))
+	}
 	before := runtime.NumGoroutine()
 	var wait sync.WaitGroup
 	for i := range 8 {
@@ -120,7 +124,7 @@ func TestSoak(t *testing.T) {
 		wait.Add(1)
 		go func() {
 			defer wait.Done()
-			for time.Now().Before(end) && !s.failed.Load() {
+			for on() && !s.failed.Load() {
 				if err := w.turn(); err != nil {
 					s.failed.Store(true)
 					t.Errorf("worker %d: %v", i, err)
@@ -143,7 +147,7 @@ func TestSoak(t *testing.T) {
 	}
 	t.Log(c.crashes, "crashes,", faulty.Faults(), "other faults,", st.Units, "units,", st.Dropped, "blocks dropped,", st.Skipped,
 		"records skipped, peak", st.PeakBytes, "of", st.BudgetBytes)
-	require.NotZero(t, c.crashes+faulty.Faults())
+	require.NotZero(t, faulty.Faults())
 	s.closeAll()
 	require.LessOrEqual(t, runtime.NumGoroutine(), before+2) // the backend's workers
 }
