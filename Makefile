@@ -225,7 +225,7 @@ UNIFORM  := lm4+len+s8:sinks=4 lm3+len+s8:sinks=4 uniform:k=lm3+len+s8$(,)v=lm2+
 # Archives that carry bases of their own.
 OWN      := kvist-archive:4 kvist-archive:2 kvist-archive:1.5 kvist-archive:1.05
 ASKED    := tqmse4 tqmse4:sinks=4 tqmse3 tqmse3:sinks=4 tqmse2 kivi4 kivi2 snapkv:50% \
-  kvist:3 kvist:2.75 kvist:2.75$(,)importance=none kvist:2.25 kvist:2.15 kvist:1.5
+  kvist:4.25 kvist:3 kvist:2.75 kvist:2.75$(,)importance=none kvist:2.25 kvist:2.15 kvist:1.5
 
 # Texts of 4,352 tokens and more, each of three that are there.
 LONG := prose:narrative+dialogue+essay work:manual+list+meeting code:gosource+python+encyclopedia

@@ -22,7 +22,9 @@ func TestPages_ShowResults(t *testing.T) {
 	require.NoError(t, err)
 	found, err := open(dir, "ablation-retrieval")
 	require.NoError(t, err)
-	require.Equal(t, asked.Exact.Retrieval, found.Exact.Retrieval, "other questions")
+	one, two := asked.Exact.Retrieval, found.Exact.Retrieval
+	require.InDelta(t, one.Nats, two.Nats, 1e-4, "other questions, or another model") // rounding goes with the build
+	require.Equal(t, one.Kinds, two.Kinds, "other questions")
 	for page, rows := range map[string][]row{shortPage: shortRows, longPage: rows} {
 		text, err := os.ReadFile(root + page)
 		require.NoError(t, err)
