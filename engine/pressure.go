@@ -81,10 +81,12 @@ func (p *pressure) relieve() error {
 // last, rows are demoted by what they are worth.
 var starts = [][sides]rung{{f16, f16}, {u8, u8}, {lm4, lm4}, {lm4, lm3}, {lm3, lm3}, {lm3, lm2}, {lm2, lm2}, {lm1, lm1}}
 
-// chooseStart picks the coding of pages that leave the window. Rows stay f16 up to Config.Exact of the
-// budget, and are again when half of that is free. Above it, a new row may take up to startShare times
-// what there is for a row on average: it is not weighed yet, and what is coded away does not come back. But the open
-// segments may take openShare of what old rows have: rows that are known to matter must not be crowded out.
+// chooseStart picks the coding of pages that leave the window: the finest that two limits allow.
+//
+// Up to Config.Exact of the budget it is f16. Once left, f16 returns when half of that is free.
+// Beyond that, a new row may take startShare times the average of all rows, because it is not weighed yet and
+// what a coding loses does not come back. All open segments together may take openShare of the memory for old
+// rows, so that new rows do not crowd out rows that are known to matter.
 func (p *pressure) chooseStart() {
 	c := p.c
 	if p.fixed {

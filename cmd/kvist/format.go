@@ -23,8 +23,8 @@ const (
 	maxJSON = 1 << 16 // in --json
 )
 
-// textTable is a table whose cells are of one line each, not too long, and show what a terminal
-// would act on before it sets widths.
+// textTable is a table of short cells. Before widths are set, each cell is cut to one line of at most maxCell
+// bytes, and control characters, which a terminal would act on, are replaced by visible ones.
 type textTable struct{ table.Writer }
 
 func (t textTable) AppendRow(row []any) { t.Writer.AppendRow(cells(row)) }

@@ -138,7 +138,8 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 	return p, nil
 }
 
-// stepRange returns the steps for components none of which is above 2^(most8/8).
+// stepRange returns the finest and the coarsest step that rows may have. No component of them is larger than
+// 2^(most8/8).
 func (c *Codec) stepRange(most8 int) stepRange {
 	finer, coarser := 0, 0 // that a class of tokens makes a step
 	for _, s := range c.Class8 {
