@@ -78,9 +78,9 @@ func (c *attacker) try(n int, seed string, b []byte) error {
 		args := placed(line, c.dir, c.work, path, seed)
 		fmt.Fprintf(os.Stdout, "at %s: %s\n", seed, strings.Join(line, " "))
 		res.Runs++
-		bad := c.once(args)
+		bad := c.once(args, path)
 		if strings.HasPrefix(bad, "slow") {
-			bad = c.once(args) // the machine may have been busy
+			bad = c.once(args, path) // the machine may have been busy
 		}
 		if bad != "" {
 			res.Bad = append(res.Bad, strings.Join(line, " ")+": "+bad)
@@ -96,8 +96,8 @@ func (c *attacker) try(n int, seed string, b []byte) error {
 	return c.out.Encode(res)
 }
 
-// once runs one command line and says what was wrong, or "".
-func (c *attacker) once(args []string) (bad string) {
+// once runs one command line that reads a file and says what was wrong, or "".
+func (c *attacker) once(args []string, file string) (bad string) {
 	defer func() {
 		if v := recover(); v != nil {
 			bad = fmt.Sprintf("panic: %v\n%s", v, debug.Stack())
@@ -112,7 +112,7 @@ func (c *attacker) once(args []string) (bad string) {
 	}()
 	var stdout, stderr limited
 	start := time.Now()
-	code := run(context.Background(), args, strings.NewReader(""), &stdout, &stderr)
+	code := run(context.Background(), args, strings.NewReader(typed(args, file)), &stdout, &stderr)
 	took := time.Since(start)
 	switch {
 	case took > attackTime:

@@ -169,7 +169,7 @@ func attackSeeds(dir string) (forged, all []string, err error) {
 		case strings.HasPrefix(filepath.Ext(name), ".kv"):
 			forged = append(forged, name)
 			all = append(all, name)
-		case slices.Contains([]string{".gguf", ".npy", ".safetensors", ".txt"}, filepath.Ext(name)):
+		case slices.Contains([]string{".fvecs", ".gguf", ".npy", ".safetensors", ".txt"}, filepath.Ext(name)):
 			all = append(all, name)
 		}
 	}

@@ -33,6 +33,10 @@ const (
 	seedCoded   = "profile.kvist" // an archive made with seedProfile
 	seedHot     = "hot.kvist"
 	seedWindows = "windows.safetensors" // of layers that differ
+	seedVectors = "vectors.npy"
+	seedFvecs   = "vectors.fvecs"
+	seedIndex   = "index.kvist" // of seedVectors
+	seedChat    = "said.kvchat" // of /save
 )
 
 // makeSeeds fills a folder with seeds, through the program itself, and adds the golden files.
@@ -68,6 +72,9 @@ func makeSeeds(t *testing.T, dir string) {
 	windows := "@" + seedWindows
 	do("compress", windows, "-o", "@windows-hot.kvist", "--form", "hot", "--bits", "6", "--segment", "32")
 	do("compress", windows, "-o", "@windows-archive.kvist", "--form", "archive", "--bits", "6", "--segment", "32")
+	do("embed", "compress", "@"+seedVectors, "-o", "@"+seedIndex, "--bytes", "30")
+	do("embed", "compress", "@"+seedFvecs, "-o", "@index-oblivious.kvist", "--bits", "2", "--metric", "l2", "--oblivious")
+	makeChat(t, filepath.Join(dir, seedModel), filepath.Join(dir, seedChat))
 	golden, err := filepath.Glob("../../testdata/golden/v1/*.kv*")
 	require.NoError(t, err)
 	require.NotEmpty(t, golden)
@@ -78,7 +85,24 @@ func makeSeeds(t *testing.T, dir string) {
 	}
 }
 
-// makeRows writes rows and weights.
+// makeChat saves a conversation with a model.
+func makeChat(t *testing.T, model, name string) {
+	var out bytes.Buffer
+	args := []string{"chat", model, "--format", "chatml", "--kv-budget", "1MiB", "--max-tokens", "8"}
+	said := strings.Repeat("The ship left the harbour. ", 12) + "\n/save " + name + "\n"
+	require.Zero(t, run(context.Background(), args, strings.NewReader(said), &out, &out), "%s", &out)
+	require.FileExists(t, name, "%s", &out)
+}
+
+// typed is what a command line of readings gets on its standard input.
+func typed(args []string, file string) string {
+	if args[0] == "chat" {
+		return "/load " + file + "\n/memory\nWhy?\n"
+	}
+	return ""
+}
+
+// makeRows writes rows, vectors and weights.
 func makeRows(t *testing.T, dir string) {
 	values := func(n int) (b []byte) {
 		for i := range n {
@@ -106,6 +130,12 @@ func makeRows(t *testing.T, dir string) {
 		return []capture.Decl{{Name: name, DTypeName: "F32", Shape: shape}}
 	}
 	fill(seedRows, one("", 96, 24), true)
+	fill(seedVectors, one("", 128, 20), true)
+	var fvecs []byte
+	for vectors := values(128 * 20); len(vectors) > 0; vectors = vectors[80:] {
+		fvecs = append(binary.LittleEndian.AppendUint32(fvecs, 20), vectors[:80]...)
+	}
+	require.NoError(t, os.WriteFile(filepath.Join(dir, seedFvecs), fvecs, 0o644))
 	fill(seedWeights, one("", 192), true)
 	fill(seedOwn, one("layers.0.weights", 1, 192), false)
 	fill(seedTensors, append(append(one("a", 40, 16), one("b", 3, 4, 8)...), one("side", 5)...), false)
@@ -120,6 +150,8 @@ func originalOf(seed string) string {
 		return seedTensors
 	case "windows-hot.kvist", "windows-archive.kvist":
 		return seedWindows
+	case seedIndex, "index-oblivious.kvist":
+		return seedVectors
 	}
 	return seedCapture
 }
@@ -158,7 +190,8 @@ func TestAttack_Readings(t *testing.T) {
 			require.NoError(t, err)
 			require.NoError(t, os.WriteFile(file, b, 0o644))
 			var out bytes.Buffer
-			code := run(context.Background(), placed(line, dir, work, file, e.Name()), strings.NewReader(""), &out, &out)
+			args := placed(line, dir, work, file, e.Name())
+			code := run(context.Background(), args, strings.NewReader(typed(args, file)), &out, &out)
 			require.NotEqual(t, exitUsage, code, "%v: %s", line, &out)
 			require.NoError(t, os.RemoveAll(filepath.Join(work, "out")))
 			require.NoError(t, os.RemoveAll(filepath.Join(work, "out.kvprofile")))
@@ -168,8 +201,8 @@ func TestAttack_Readings(t *testing.T) {
 		}
 	}
 	liftMemory()
-	// Nothing but capture takes a text, and rows are of no model.
-	never := regexp.MustCompile(`^\.txt (inspect|compress|verify)|^\.gguf inspect|^\.npy (calibrate|tune|verify|report)`)
+	// Nothing but capture takes a text, .fvecs is for embed alone, and rows are of no model.
+	never := regexp.MustCompile(`^\.txt (inspect|compress|verify)|^\.(gguf|fvecs|kvchat) inspect|^\.npy (calibrate|tune|verify|report)`)
 	for key, ok := range worked {
 		if !never.MatchString(key) {
 			require.True(t, ok, "%s: %s", key, said[key])
@@ -187,6 +220,22 @@ func readings(name string) [][]string {
 			}
 		}
 		return list
+	}
+	switch {
+	case strings.HasPrefix(name, "index"):
+		return lines(`embed inspect F
+embed inspect F --json
+embed search F --queries @
+embed search F --queries @ --exhaustive --rescore @ --json
+verify F
+inspect F`)
+	case strings.HasPrefix(name, "vectors"):
+		return lines(`embed compress F -o O --bits 3
+embed compress F -o O --bits 2 --oblivious --metric cosine
+embed search @index.kvist --queries F
+embed search @index.kvist --queries @vectors.npy --rescore F
+embed eval F --queries @vectors.npy --bytes 30 --calibrate-on F
+inspect F`)
 	}
 	switch filepath.Ext(name) {
 	case ".kvist":
@@ -216,6 +265,9 @@ calibrate -o F --also-named other`)
 	case ".gguf":
 		return lines(`capture F @text.txt -o O --context 32 --next 8
 eval F @text.txt --context 32 --next 8 --methods f16 --results O
+inspect F`)
+	case ".kvchat":
+		return lines(`chat @model.gguf --format chatml --kv-budget 1MiB --max-tokens 4
 inspect F`)
 	case ".txt":
 		return lines(`capture @model.gguf F -o O --context 32 --next 8

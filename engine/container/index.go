@@ -122,7 +122,8 @@ func parseIndex(p place, lim *Limits, h *Header, from, off int64, s []byte) ([]e
 					fmt.Sprintf("layer %d, segment %d", e.layer, e.segment))
 			}
 		case e.layer != 0 || e.segment != 0:
-			return nil, p.corrupt(at+8, "layer and segment of a section that is not a record", 0, nil)
+			return nil, p.corrupt(at+8, "a section that is not a record", "layer 0, segment 0",
+				fmt.Sprintf("layer %d, segment %d", e.layer, e.segment))
 		case e.kind == entrySide:
 			sides++
 		case e.kind&sectionFlagRequired != 0:

@@ -11,6 +11,7 @@ import (
 
 // What of engine/container/FORMAT.md a forger needs.
 const (
+	magic        = "\x93KVIST\r\n"
 	headerFixed  = 24
 	headerLength = 12 // where the length stands
 	headerCRC    = 16
@@ -129,10 +130,13 @@ func SetHeader(seed []byte, at int, v ...byte) []byte {
 	return b
 }
 
-// Forge returns forgery number n of a .kvist or .kvprofile, which is not changed. A file that is not
-// intact is taken as Damage takes it.
+// Forge returns forgery number n of a .kvist or .kvprofile, which is not changed, or of a file that ends with
+// one. A file that is not intact is taken as Damage takes it.
 func Forge(seed []byte, n uint64) []byte {
 	r := rand.New(rand.NewPCG(n, 0x6b76697374))
+	if at := bytes.Index(seed, []byte(magic)); at > 0 {
+		return append(bytes.Clone(seed[:at]), Forge(seed[at:], n)...)
+	}
 	c, ok := split(seed)
 	if !ok {
 		return damage(seed, r)
