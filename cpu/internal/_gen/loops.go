@@ -144,7 +144,9 @@ for i := range 16 * n {
 for h := range heads {
 	for r := range 32 {
 		s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-		tops[h] = max(tops[h], s[r])
+	}
+	if m := slices.Max(s); m > tops[h]+8 {
+		tops[h] = m
 	}
 	sums[h] = 0
 	for r := range 32 {

@@ -12,23 +12,17 @@ import (
 )
 
 // exp256 returns exp(x); keep is narrowed to the lanes where the result is a normal number or a
-// NaN. x is used up; if negative, it is never above 0. Constants are read from memory, for there are
+// NaN. x is used up; if small, it is at most topSlack. Constants are read from memory, for there are
 // 16 registers only.
-func exp256(x, keep VecVirtual, negative bool) VecVirtual {
-	c := func(v float32) Mem {
-		s := make([]float32, 8)
-		for i := range s {
-			s[i] = v
-		}
-		return floatsConstant(fmt.Sprintf("eight%x", floatBits(v)), s)
-	}
+func exp256(x, keep VecVirtual, small bool) VecVirtual {
+	c := eightFloats
 	k := YMM()
 	VCMPPS(Imm(5), c(-87.33654), x, k) // not less than: NaN stays
 	VANDPS(k, keep, keep)
 	floor := YMM()
 	VMOVUPS(c(-87.33654), floor)
 	VMAXPS(x, floor, x) // NaN stays
-	if !negative {
+	if !small {
 		ceiling := YMM()
 		VMOVUPS(c(89), ceiling)
 		VMINPS(x, ceiling, x)
@@ -48,7 +42,7 @@ func exp256(x, keep VecVirtual, negative bool) VecVirtual {
 	VFMADD231PS(r, p, x)
 	VCVTPS2DQ(n, n)
 	factors := []VecVirtual{n}
-	if !negative { // 2^n in two factors, for n = 128 is the exponent of infinity
+	if !small { // 2^n in two factors, for n = 128 is the exponent of infinity
 		half := YMM()
 		VPSRAD(Imm(1), n, half)
 		VPSUBD(half, n, n)
@@ -60,6 +54,15 @@ func exp256(x, keep VecVirtual, negative bool) VecVirtual {
 		VMULPS(e, x, x)
 	}
 	return x
+}
+
+// eightFloats addresses eight times a float.
+func eightFloats(v float32) Mem {
+	s := make([]float32, 8)
+	for i := range s {
+		s[i] = v
+	}
+	return floatsConstant(fmt.Sprintf("eight%x", floatBits(v)), s)
 }
 
 func reduce256(y VecVirtual, op func(a, b, dst Op)) VecVirtual {
@@ -128,10 +131,16 @@ func softmax256() {
 	}
 	t := YMM()
 	VBROADCASTSS(Mem{Base: tops}, t)
-	VMAXPS(t, m, m)
+	high, any := YMM(), GP32()
+	VADDPS(eightFloats(topSlack), t, high)
+	VCMPPS(Imm(14), high, m, high)
+	VMOVMSKPS(high, any)
+	TESTL(any, any)
+	JZ(LabelRef("same")) // in most tiles no row is that far above those before
 	top := reduce256(m, func(a, b, d Op) { VMAXPS(a, b, d) })
 	VMOVSS(top, Mem{Base: tops})
 	VBROADCASTSS(top, t)
+	Label("same")
 	sum := YMM()
 	VXORPS(sum, sum, sum)
 	live := GP32()

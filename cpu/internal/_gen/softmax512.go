@@ -182,7 +182,7 @@ func softmax512(heads int, cut bool) {
 	name, sig := "softmax", "func(w, sums, tops, dots, mul, add, noise, scale, "+
 		"energy *float32, masks *uint32"
 	doc := " makes weights of the inner products of a tile: per head " +
-		"s = dots*mul + add - energy*noise, tops = max(tops, s), p = exp(s - tops), " +
+		"s = dots*mul + add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), " +
 		"sums = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows " +
 		"whose p is 0 are cleared."
 	if cut {
@@ -249,33 +249,37 @@ func softmax512(heads int, cut bool) {
 	RET()
 }
 
-// newTops512 takes scores x into the largest ones, and returns these, by head, but no -Inf.
+// topSlack is TopSlack of package attend.
+const topSlack = 8
+
+// newTops512 makes the largest of scores x the new top of a head where it is more than topSlack above the
+// top. It returns the tops, by head, but no -Inf.
 func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual) []VecVirtual {
 	heads := len(x) / 2
-	m, t := zmms(heads), zmms(heads)
-	any := GP32()
+	m, t, high := zmms(heads), zmms(heads), zmms(heads)
+	higher, any := K(), GP32()
 	XORL(any, any)
 	for h := range heads {
 		VBROADCASTSS(Mem{Base: tops, Disp: 4 * h}, t[h])
 		VMOVAPS(inf, m[h])
 		VMAXPS(m[h], x[2*h], ok[2*h], m[h]) // NaN gives way
 		VMAXPS(m[h], x[2*h+1], ok[2*h+1], m[h])
+		VADDPS_BCST(floatPair(topSlack), t[h], high[h])
 	}
 	for h := range heads {
-		higher, r := K(), GP32()
-		VCMPPS(Imm(14), t[h], m[h], higher)
+		r := GP32()
+		VCMPPS(Imm(14), high[h], m[h], higher)
 		KMOVW(higher, r)
 		ORL(r, any)
 	}
 	TESTL(any, any)
-	JZ(LabelRef("same")) // in most tiles no row is above those before
-	for h := range heads {
-		VMAXPS(m[h], t[h], m[h])
-	}
+	JZ(LabelRef("same")) // in most tiles no row is that far above those before
 	top := reduceLanes512(m, func(a, b, d Op) { VMAXPS(a, b, d) })
-	storeLanes512(top, tops, heads)
 	for h := range heads {
-		VMOVAPS(spreadLane512(top, h), t[h])
+		most := spreadLane512(top, h)
+		VCMPPS(Imm(14), high[h], most, higher)
+		VMOVAPS(most, higher, t[h])
+		VMOVSS(t[h].AsX(), Mem{Base: tops, Disp: 4 * h})
 	}
 	Label("same")
 	for _, z := range t {

@@ -337,15 +337,22 @@ func (k *Kernels) Mix(dst *[TileRows]float32, w, rows []float32, power int) {
 type Heads struct {
 	Dots, Weights []float32 // [heads, TileRows]
 	Energy        []float32 // [heads]
-	Tops, Sums    []float32 // [heads]
+	// Tops are what exponentials are relative to: within TopSlack of the largest score so far.
+	Tops, Sums []float32 // [heads]
 	// Masks has bit r set if row r counts. Softmax clears the bits of rows whose weight is 0.
 	Masks []uint32
 }
 
+// TopSlack is how far a score may be above Tops. Where Tops follows the largest score, earlier sums have
+// to be multiplied each time, in a third of the tiles of a short list. Exponentials up to exp(8) keep
+// the relative precision of those up to 1.
+const TopSlack = 8
+
 // Softmax computes weights from the inner products of heads [a, b). For each head:
 //
 //	s = Dots*Mul + Add - Energy*Noise
-//	Tops = max(Tops, s);  p = exp(s - Tops);  Sums = sum of p;  Weights = p * scale
+//	if max(s) > Tops+TopSlack { Tops = max(s) }
+//	p = exp(s - Tops);  Sums = sum of p;  Weights = p * scale
 //
 // over the rows with a bit in Masks. p below the smallest normal float32 counts as 0. The weight of
 // a row is 0 if it has no bit, s = -Inf or p = 0.

@@ -4736,25 +4736,26 @@ TEXT ·softmax1AVX512(SB), NOSPLIT, $0-80
 	VMOVAPS      Z0, Z0
 	VMAXPS       Z0, Z3, K1, Z0
 	VMAXPS       Z0, Z1, K2, Z0
-	VCMPPS       $0x0e, Z2, Z0, K3
+	VADDPS.BCST  float41000000<>+0(SB), Z2, Z4
+	VCMPPS       $0x0e, Z4, Z0, K3
 	KMOVW        K3, SI
 	ORL          SI, BX
 	TESTL        BX, BX
 	JZ           same
-	VMAXPS       Z0, Z2, Z0
-	VSHUFF64X2   $0x44, Z0, Z0, Z2
+	VSHUFF64X2   $0x44, Z0, Z0, Z5
 	VSHUFF64X2   $0xee, Z0, Z0, Z0
-	VMAXPS       Z0, Z2, Z2
-	VSHUFF64X2   $0x88, Z2, Z2, Z0
-	VSHUFF64X2   $0xdd, Z2, Z2, Z2
-	VMAXPS       Z2, Z0, Z0
-	VPERMILPS    $0x4e, Z0, Z2
-	VMAXPS       Z2, Z0, Z0
-	VPERMILPS    $0xb1, Z0, Z2
-	VMAXPS       Z2, Z0, Z0
-	VMOVSS       X0, (DX)
+	VMAXPS       Z0, Z5, Z5
+	VSHUFF64X2   $0x88, Z5, Z5, Z0
+	VSHUFF64X2   $0xdd, Z5, Z5, Z5
+	VMAXPS       Z5, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z5
+	VMAXPS       Z5, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z5
+	VMAXPS       Z5, Z0, Z0
 	VSHUFF64X2   $0x00, Z0, Z0, Z0
-	VMOVAPS      Z0, Z2
+	VCMPPS       $0x0e, Z4, Z0, K3
+	VMOVAPS      Z0, K3, Z2
+	VMOVSS       X2, (DX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z2, Z2
@@ -4813,6 +4814,9 @@ same:
 
 DATA floatff800000<>+0(SB)/8, $0xff800000ff800000
 GLOBL floatff800000<>(SB), RODATA|NOPTR, $8
+
+DATA float41000000<>+0(SB)/8, $0x4100000041000000
+GLOBL float41000000<>(SB), RODATA|NOPTR, $8
 
 DATA floatff7fffff<>+0(SB)/8, $0xff7fffffff7fffff
 GLOBL floatff7fffff<>(SB), RODATA|NOPTR, $8
@@ -4878,25 +4882,26 @@ TEXT ·softmaxCut1AVX512(SB), NOSPLIT, $0-100
 	VMOVAPS      Z0, Z0
 	VMAXPS       Z0, Z3, K1, Z0
 	VMAXPS       Z0, Z1, K2, Z0
-	VCMPPS       $0x0e, Z2, Z0, K3
+	VADDPS.BCST  float41000000<>+0(SB), Z2, Z4
+	VCMPPS       $0x0e, Z4, Z0, K3
 	KMOVW        K3, SI
 	ORL          SI, BX
 	TESTL        BX, BX
 	JZ           same
-	VMAXPS       Z0, Z2, Z0
-	VSHUFF64X2   $0x44, Z0, Z0, Z2
+	VSHUFF64X2   $0x44, Z0, Z0, Z5
 	VSHUFF64X2   $0xee, Z0, Z0, Z0
-	VMAXPS       Z0, Z2, Z2
-	VSHUFF64X2   $0x88, Z2, Z2, Z0
-	VSHUFF64X2   $0xdd, Z2, Z2, Z2
-	VMAXPS       Z2, Z0, Z0
-	VPERMILPS    $0x4e, Z0, Z2
-	VMAXPS       Z2, Z0, Z0
-	VPERMILPS    $0xb1, Z0, Z2
-	VMAXPS       Z2, Z0, Z0
-	VMOVSS       X0, (DX)
+	VMAXPS       Z0, Z5, Z5
+	VSHUFF64X2   $0x88, Z5, Z5, Z0
+	VSHUFF64X2   $0xdd, Z5, Z5, Z5
+	VMAXPS       Z5, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z5
+	VMAXPS       Z5, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z5
+	VMAXPS       Z5, Z0, Z0
 	VSHUFF64X2   $0x00, Z0, Z0, Z0
-	VMOVAPS      Z0, Z2
+	VCMPPS       $0x0e, Z4, Z0, K3
+	VMOVAPS      Z0, K3, Z2
+	VMOVSS       X2, (DX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z2, Z2
@@ -5016,75 +5021,76 @@ GLOBL float7f800000<>(SB), RODATA|NOPTR, $8
 // func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 // Requires: AVX, AVX512F
 TEXT ·softmax2AVX512(SB), NOSPLIT, $0-80
-	MOVQ          w+0(FP), AX
-	MOVQ          sums+8(FP), CX
-	MOVQ          tops+16(FP), DX
-	MOVQ          dots+24(FP), BX
-	MOVQ          add+40(FP), SI
-	MOVQ          noise+48(FP), DI
-	MOVQ          scale+56(FP), R8
-	MOVQ          masks+72(FP), R9
-	MOVQ          mul+32(FP), R10
-	MOVQ          energy+64(FP), R11
-	VBROADCASTSS  floatff800000<>+0(SB), Z0
-	VMOVUPS       (R10), Z1
-	VMOVUPS       64(R10), Z2
-	KMOVW         (R9), K1
-	VMOVUPS       (BX), Z3
-	VFMADD213PS   (SI), Z1, Z3
-	KMOVW         2(R9), K2
-	VMOVUPS       64(BX), Z4
-	VFMADD213PS   64(SI), Z2, Z4
-	KMOVW         4(R9), K3
-	VMOVUPS       128(BX), Z5
-	VFMADD213PS   (SI), Z1, Z5
-	KMOVW         6(R9), K4
-	VMOVUPS       192(BX), Z1
-	VFMADD213PS   64(SI), Z2, Z1
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  (DI), Z2, Z3
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z4
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  (DI), Z2, Z5
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z1
-	XORL          BX, BX
-	VBROADCASTSS  (DX), Z6
-	VMOVAPS       Z0, Z2
-	VMAXPS        Z2, Z3, K1, Z2
-	VMAXPS        Z2, Z4, K2, Z2
-	VBROADCASTSS  4(DX), Z7
-	VMOVAPS       Z0, Z0
-	VMAXPS        Z0, Z5, K3, Z0
-	VMAXPS        Z0, Z1, K4, Z0
-	VCMPPS        $0x0e, Z6, Z2, K5
-	KMOVW         K5, SI
-	ORL           SI, BX
-	VCMPPS        $0x0e, Z7, Z0, K5
-	KMOVW         K5, SI
-	ORL           SI, BX
-	TESTL         BX, BX
-	JZ            same
-	VMAXPS        Z2, Z6, Z2
-	VMAXPS        Z0, Z7, Z0
-	VSHUFF64X2    $0x44, Z0, Z2, Z6
-	VSHUFF64X2    $0xee, Z0, Z2, Z0
-	VMAXPS        Z0, Z6, Z6
-	VSHUFF64X2    $0x88, Z6, Z6, Z0
-	VSHUFF64X2    $0xdd, Z6, Z6, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0x4e, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0xb1, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VMOVSS        X0, (DX)
-	VEXTRACTF32X4 $0x01, Z0, X2
-	VMOVSS        X2, 4(DX)
-	VSHUFF64X2    $0x00, Z0, Z0, Z2
-	VMOVAPS       Z2, Z6
-	VSHUFF64X2    $0x55, Z0, Z0, Z0
-	VMOVAPS       Z0, Z7
+	MOVQ         w+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         tops+16(FP), DX
+	MOVQ         dots+24(FP), BX
+	MOVQ         add+40(FP), SI
+	MOVQ         noise+48(FP), DI
+	MOVQ         scale+56(FP), R8
+	MOVQ         masks+72(FP), R9
+	MOVQ         mul+32(FP), R10
+	MOVQ         energy+64(FP), R11
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VMOVUPS      (R10), Z1
+	VMOVUPS      64(R10), Z2
+	KMOVW        (R9), K1
+	VMOVUPS      (BX), Z3
+	VFMADD213PS  (SI), Z1, Z3
+	KMOVW        2(R9), K2
+	VMOVUPS      64(BX), Z4
+	VFMADD213PS  64(SI), Z2, Z4
+	KMOVW        4(R9), K3
+	VMOVUPS      128(BX), Z5
+	VFMADD213PS  (SI), Z1, Z5
+	KMOVW        6(R9), K4
+	VMOVUPS      192(BX), Z1
+	VFMADD213PS  64(SI), Z2, Z1
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS (DI), Z2, Z3
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z4
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS (DI), Z2, Z5
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z1
+	XORL         BX, BX
+	VBROADCASTSS (DX), Z6
+	VMOVAPS      Z0, Z2
+	VMAXPS       Z2, Z3, K1, Z2
+	VMAXPS       Z2, Z4, K2, Z2
+	VADDPS.BCST  float41000000<>+0(SB), Z6, Z8
+	VBROADCASTSS 4(DX), Z7
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z5, K3, Z0
+	VMAXPS       Z0, Z1, K4, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z7, Z9
+	VCMPPS       $0x0e, Z8, Z2, K5
+	KMOVW        K5, SI
+	ORL          SI, BX
+	VCMPPS       $0x0e, Z9, Z0, K5
+	KMOVW        K5, SI
+	ORL          SI, BX
+	TESTL        BX, BX
+	JZ           same
+	VSHUFF64X2   $0x44, Z0, Z2, Z10
+	VSHUFF64X2   $0xee, Z0, Z2, Z0
+	VMAXPS       Z0, Z10, Z10
+	VSHUFF64X2   $0x88, Z10, Z10, Z0
+	VSHUFF64X2   $0xdd, Z10, Z10, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z2
+	VCMPPS       $0x0e, Z8, Z2, K5
+	VMOVAPS      Z2, K5, Z6
+	VMOVSS       X6, (DX)
+	VSHUFF64X2   $0x55, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z9, Z0, K5
+	VMOVAPS      Z0, K5, Z7
+	VMOVSS       X7, 4(DX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z6, Z6
@@ -5184,75 +5190,76 @@ same:
 // func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 // Requires: AVX, AVX512BW, AVX512F
 TEXT ·softmaxCut2AVX512(SB), NOSPLIT, $0-100
-	MOVQ          w+0(FP), AX
-	MOVQ          sums+8(FP), CX
-	MOVQ          tops+16(FP), DX
-	MOVQ          dots+24(FP), BX
-	MOVQ          add+40(FP), SI
-	MOVQ          noise+48(FP), DI
-	MOVQ          scale+56(FP), R8
-	MOVQ          masks+72(FP), R9
-	MOVQ          mul+32(FP), R10
-	MOVQ          energy+64(FP), R11
-	VBROADCASTSS  floatff800000<>+0(SB), Z0
-	VMOVUPS       (R10), Z1
-	VMOVUPS       64(R10), Z2
-	KMOVW         (R9), K1
-	VMOVUPS       (BX), Z3
-	VFMADD213PS   (SI), Z1, Z3
-	KMOVW         2(R9), K2
-	VMOVUPS       64(BX), Z4
-	VFMADD213PS   64(SI), Z2, Z4
-	KMOVW         4(R9), K3
-	VMOVUPS       128(BX), Z5
-	VFMADD213PS   (SI), Z1, Z5
-	KMOVW         6(R9), K4
-	VMOVUPS       192(BX), Z1
-	VFMADD213PS   64(SI), Z2, Z1
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  (DI), Z2, Z3
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z4
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  (DI), Z2, Z5
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z1
-	XORL          BX, BX
-	VBROADCASTSS  (DX), Z6
-	VMOVAPS       Z0, Z2
-	VMAXPS        Z2, Z3, K1, Z2
-	VMAXPS        Z2, Z4, K2, Z2
-	VBROADCASTSS  4(DX), Z7
-	VMOVAPS       Z0, Z0
-	VMAXPS        Z0, Z5, K3, Z0
-	VMAXPS        Z0, Z1, K4, Z0
-	VCMPPS        $0x0e, Z6, Z2, K5
-	KMOVW         K5, SI
-	ORL           SI, BX
-	VCMPPS        $0x0e, Z7, Z0, K5
-	KMOVW         K5, SI
-	ORL           SI, BX
-	TESTL         BX, BX
-	JZ            same
-	VMAXPS        Z2, Z6, Z2
-	VMAXPS        Z0, Z7, Z0
-	VSHUFF64X2    $0x44, Z0, Z2, Z6
-	VSHUFF64X2    $0xee, Z0, Z2, Z0
-	VMAXPS        Z0, Z6, Z6
-	VSHUFF64X2    $0x88, Z6, Z6, Z0
-	VSHUFF64X2    $0xdd, Z6, Z6, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0x4e, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0xb1, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VMOVSS        X0, (DX)
-	VEXTRACTF32X4 $0x01, Z0, X2
-	VMOVSS        X2, 4(DX)
-	VSHUFF64X2    $0x00, Z0, Z0, Z2
-	VMOVAPS       Z2, Z6
-	VSHUFF64X2    $0x55, Z0, Z0, Z0
-	VMOVAPS       Z0, Z7
+	MOVQ         w+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         tops+16(FP), DX
+	MOVQ         dots+24(FP), BX
+	MOVQ         add+40(FP), SI
+	MOVQ         noise+48(FP), DI
+	MOVQ         scale+56(FP), R8
+	MOVQ         masks+72(FP), R9
+	MOVQ         mul+32(FP), R10
+	MOVQ         energy+64(FP), R11
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VMOVUPS      (R10), Z1
+	VMOVUPS      64(R10), Z2
+	KMOVW        (R9), K1
+	VMOVUPS      (BX), Z3
+	VFMADD213PS  (SI), Z1, Z3
+	KMOVW        2(R9), K2
+	VMOVUPS      64(BX), Z4
+	VFMADD213PS  64(SI), Z2, Z4
+	KMOVW        4(R9), K3
+	VMOVUPS      128(BX), Z5
+	VFMADD213PS  (SI), Z1, Z5
+	KMOVW        6(R9), K4
+	VMOVUPS      192(BX), Z1
+	VFMADD213PS  64(SI), Z2, Z1
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS (DI), Z2, Z3
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z4
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS (DI), Z2, Z5
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z1
+	XORL         BX, BX
+	VBROADCASTSS (DX), Z6
+	VMOVAPS      Z0, Z2
+	VMAXPS       Z2, Z3, K1, Z2
+	VMAXPS       Z2, Z4, K2, Z2
+	VADDPS.BCST  float41000000<>+0(SB), Z6, Z8
+	VBROADCASTSS 4(DX), Z7
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z5, K3, Z0
+	VMAXPS       Z0, Z1, K4, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z7, Z9
+	VCMPPS       $0x0e, Z8, Z2, K5
+	KMOVW        K5, SI
+	ORL          SI, BX
+	VCMPPS       $0x0e, Z9, Z0, K5
+	KMOVW        K5, SI
+	ORL          SI, BX
+	TESTL        BX, BX
+	JZ           same
+	VSHUFF64X2   $0x44, Z0, Z2, Z10
+	VSHUFF64X2   $0xee, Z0, Z2, Z0
+	VMAXPS       Z0, Z10, Z10
+	VSHUFF64X2   $0x88, Z10, Z10, Z0
+	VSHUFF64X2   $0xdd, Z10, Z10, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z2
+	VCMPPS       $0x0e, Z8, Z2, K5
+	VMOVAPS      Z2, K5, Z6
+	VMOVSS       X6, (DX)
+	VSHUFF64X2   $0x55, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z9, Z0, K5
+	VMOVAPS      Z0, K5, Z7
+	VMOVSS       X7, 4(DX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z6, Z6
@@ -5402,100 +5409,101 @@ same:
 // func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 // Requires: AVX, AVX512F
 TEXT ·softmax3AVX512(SB), NOSPLIT, $0-80
-	MOVQ          w+0(FP), AX
-	MOVQ          sums+8(FP), CX
-	MOVQ          tops+16(FP), DX
-	MOVQ          dots+24(FP), BX
-	MOVQ          add+40(FP), SI
-	MOVQ          noise+48(FP), DI
-	MOVQ          scale+56(FP), R8
-	MOVQ          masks+72(FP), R9
-	MOVQ          mul+32(FP), R10
-	MOVQ          energy+64(FP), R11
-	VBROADCASTSS  floatff800000<>+0(SB), Z0
-	VMOVUPS       (R10), Z1
-	VMOVUPS       64(R10), Z2
-	KMOVW         (R9), K1
-	VMOVUPS       (BX), Z3
-	VFMADD213PS   (SI), Z1, Z3
-	KMOVW         2(R9), K2
-	VMOVUPS       64(BX), Z4
-	VFMADD213PS   64(SI), Z2, Z4
-	KMOVW         4(R9), K3
-	VMOVUPS       128(BX), Z5
-	VFMADD213PS   (SI), Z1, Z5
-	KMOVW         6(R9), K4
-	VMOVUPS       192(BX), Z6
-	VFMADD213PS   64(SI), Z2, Z6
-	KMOVW         8(R9), K5
-	VMOVUPS       256(BX), Z7
-	VFMADD213PS   (SI), Z1, Z7
-	KMOVW         10(R9), K6
-	VMOVUPS       320(BX), Z1
-	VFMADD213PS   64(SI), Z2, Z1
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  (DI), Z2, Z3
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z4
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  (DI), Z2, Z5
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z6
-	VBROADCASTSS  8(R11), Z2
-	VFNMADD231PS  (DI), Z2, Z7
-	VBROADCASTSS  8(R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z1
-	XORL          BX, BX
-	VBROADCASTSS  (DX), Z9
-	VMOVAPS       Z0, Z2
-	VMAXPS        Z2, Z3, K1, Z2
-	VMAXPS        Z2, Z4, K2, Z2
-	VBROADCASTSS  4(DX), Z10
-	VMOVAPS       Z0, Z8
-	VMAXPS        Z8, Z5, K3, Z8
-	VMAXPS        Z8, Z6, K4, Z8
-	VBROADCASTSS  8(DX), Z11
-	VMOVAPS       Z0, Z0
-	VMAXPS        Z0, Z7, K5, Z0
-	VMAXPS        Z0, Z1, K6, Z0
-	VCMPPS        $0x0e, Z9, Z2, K7
-	KMOVW         K7, SI
-	ORL           SI, BX
-	VCMPPS        $0x0e, Z10, Z8, K7
-	KMOVW         K7, SI
-	ORL           SI, BX
-	VCMPPS        $0x0e, Z11, Z0, K7
-	KMOVW         K7, SI
-	ORL           SI, BX
-	TESTL         BX, BX
-	JZ            same
-	VMAXPS        Z2, Z9, Z2
-	VMAXPS        Z8, Z10, Z8
-	VMAXPS        Z0, Z11, Z0
-	VSHUFF64X2    $0x44, Z8, Z2, Z9
-	VSHUFF64X2    $0xee, Z8, Z2, Z2
-	VMAXPS        Z2, Z9, Z9
-	VSHUFF64X2    $0x44, Z0, Z0, Z2
-	VSHUFF64X2    $0xee, Z0, Z0, Z0
-	VMAXPS        Z0, Z2, Z2
-	VSHUFF64X2    $0x88, Z2, Z9, Z0
-	VSHUFF64X2    $0xdd, Z2, Z9, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0x4e, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0xb1, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VMOVSS        X0, (DX)
-	VEXTRACTF32X4 $0x01, Z0, X2
-	VMOVSS        X2, 4(DX)
-	VEXTRACTF32X4 $0x02, Z0, X2
-	VMOVSS        X2, 8(DX)
-	VSHUFF64X2    $0x00, Z0, Z0, Z2
-	VMOVAPS       Z2, Z9
-	VSHUFF64X2    $0x55, Z0, Z0, Z2
-	VMOVAPS       Z2, Z10
-	VSHUFF64X2    $0xaa, Z0, Z0, Z0
-	VMOVAPS       Z0, Z11
+	MOVQ         w+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         tops+16(FP), DX
+	MOVQ         dots+24(FP), BX
+	MOVQ         add+40(FP), SI
+	MOVQ         noise+48(FP), DI
+	MOVQ         scale+56(FP), R8
+	MOVQ         masks+72(FP), R9
+	MOVQ         mul+32(FP), R10
+	MOVQ         energy+64(FP), R11
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VMOVUPS      (R10), Z1
+	VMOVUPS      64(R10), Z2
+	KMOVW        (R9), K1
+	VMOVUPS      (BX), Z3
+	VFMADD213PS  (SI), Z1, Z3
+	KMOVW        2(R9), K2
+	VMOVUPS      64(BX), Z4
+	VFMADD213PS  64(SI), Z2, Z4
+	KMOVW        4(R9), K3
+	VMOVUPS      128(BX), Z5
+	VFMADD213PS  (SI), Z1, Z5
+	KMOVW        6(R9), K4
+	VMOVUPS      192(BX), Z6
+	VFMADD213PS  64(SI), Z2, Z6
+	KMOVW        8(R9), K5
+	VMOVUPS      256(BX), Z7
+	VFMADD213PS  (SI), Z1, Z7
+	KMOVW        10(R9), K6
+	VMOVUPS      320(BX), Z1
+	VFMADD213PS  64(SI), Z2, Z1
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS (DI), Z2, Z3
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z4
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS (DI), Z2, Z5
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z6
+	VBROADCASTSS 8(R11), Z2
+	VFNMADD231PS (DI), Z2, Z7
+	VBROADCASTSS 8(R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z1
+	XORL         BX, BX
+	VBROADCASTSS (DX), Z9
+	VMOVAPS      Z0, Z2
+	VMAXPS       Z2, Z3, K1, Z2
+	VMAXPS       Z2, Z4, K2, Z2
+	VADDPS.BCST  float41000000<>+0(SB), Z9, Z12
+	VBROADCASTSS 4(DX), Z10
+	VMOVAPS      Z0, Z8
+	VMAXPS       Z8, Z5, K3, Z8
+	VMAXPS       Z8, Z6, K4, Z8
+	VADDPS.BCST  float41000000<>+0(SB), Z10, Z13
+	VBROADCASTSS 8(DX), Z11
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z7, K5, Z0
+	VMAXPS       Z0, Z1, K6, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z11, Z14
+	VCMPPS       $0x0e, Z12, Z2, K7
+	KMOVW        K7, SI
+	ORL          SI, BX
+	VCMPPS       $0x0e, Z13, Z8, K7
+	KMOVW        K7, SI
+	ORL          SI, BX
+	VCMPPS       $0x0e, Z14, Z0, K7
+	KMOVW        K7, SI
+	ORL          SI, BX
+	TESTL        BX, BX
+	JZ           same
+	VSHUFF64X2   $0x44, Z8, Z2, Z15
+	VSHUFF64X2   $0xee, Z8, Z2, Z2
+	VMAXPS       Z2, Z15, Z15
+	VSHUFF64X2   $0x44, Z0, Z0, Z2
+	VSHUFF64X2   $0xee, Z0, Z0, Z0
+	VMAXPS       Z0, Z2, Z2
+	VSHUFF64X2   $0x88, Z2, Z15, Z0
+	VSHUFF64X2   $0xdd, Z2, Z15, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z2
+	VCMPPS       $0x0e, Z12, Z2, K7
+	VMOVAPS      Z2, K7, Z9
+	VMOVSS       X9, (DX)
+	VSHUFF64X2   $0x55, Z0, Z0, Z2
+	VCMPPS       $0x0e, Z13, Z2, K7
+	VMOVAPS      Z2, K7, Z10
+	VMOVSS       X10, 4(DX)
+	VSHUFF64X2   $0xaa, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z14, Z0, K7
+	VMOVAPS      Z0, K7, Z11
+	VMOVSS       X11, 8(DX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z9, Z9
@@ -5638,100 +5646,101 @@ same:
 // func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 // Requires: AVX, AVX512BW, AVX512F
 TEXT ·softmaxCut3AVX512(SB), NOSPLIT, $0-100
-	MOVQ          w+0(FP), AX
-	MOVQ          sums+8(FP), CX
-	MOVQ          tops+16(FP), DX
-	MOVQ          dots+24(FP), BX
-	MOVQ          add+40(FP), SI
-	MOVQ          noise+48(FP), DI
-	MOVQ          scale+56(FP), R8
-	MOVQ          masks+72(FP), R9
-	MOVQ          mul+32(FP), R10
-	MOVQ          energy+64(FP), R11
-	VBROADCASTSS  floatff800000<>+0(SB), Z0
-	VMOVUPS       (R10), Z1
-	VMOVUPS       64(R10), Z2
-	KMOVW         (R9), K1
-	VMOVUPS       (BX), Z3
-	VFMADD213PS   (SI), Z1, Z3
-	KMOVW         2(R9), K2
-	VMOVUPS       64(BX), Z4
-	VFMADD213PS   64(SI), Z2, Z4
-	KMOVW         4(R9), K3
-	VMOVUPS       128(BX), Z5
-	VFMADD213PS   (SI), Z1, Z5
-	KMOVW         6(R9), K4
-	VMOVUPS       192(BX), Z6
-	VFMADD213PS   64(SI), Z2, Z6
-	KMOVW         8(R9), K5
-	VMOVUPS       256(BX), Z7
-	VFMADD213PS   (SI), Z1, Z7
-	KMOVW         10(R9), K6
-	VMOVUPS       320(BX), Z1
-	VFMADD213PS   64(SI), Z2, Z1
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  (DI), Z2, Z3
-	VBROADCASTSS  (R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z4
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  (DI), Z2, Z5
-	VBROADCASTSS  4(R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z6
-	VBROADCASTSS  8(R11), Z2
-	VFNMADD231PS  (DI), Z2, Z7
-	VBROADCASTSS  8(R11), Z2
-	VFNMADD231PS  64(DI), Z2, Z1
-	XORL          BX, BX
-	VBROADCASTSS  (DX), Z9
-	VMOVAPS       Z0, Z2
-	VMAXPS        Z2, Z3, K1, Z2
-	VMAXPS        Z2, Z4, K2, Z2
-	VBROADCASTSS  4(DX), Z10
-	VMOVAPS       Z0, Z8
-	VMAXPS        Z8, Z5, K3, Z8
-	VMAXPS        Z8, Z6, K4, Z8
-	VBROADCASTSS  8(DX), Z11
-	VMOVAPS       Z0, Z0
-	VMAXPS        Z0, Z7, K5, Z0
-	VMAXPS        Z0, Z1, K6, Z0
-	VCMPPS        $0x0e, Z9, Z2, K7
-	KMOVW         K7, SI
-	ORL           SI, BX
-	VCMPPS        $0x0e, Z10, Z8, K7
-	KMOVW         K7, SI
-	ORL           SI, BX
-	VCMPPS        $0x0e, Z11, Z0, K7
-	KMOVW         K7, SI
-	ORL           SI, BX
-	TESTL         BX, BX
-	JZ            same
-	VMAXPS        Z2, Z9, Z2
-	VMAXPS        Z8, Z10, Z8
-	VMAXPS        Z0, Z11, Z0
-	VSHUFF64X2    $0x44, Z8, Z2, Z9
-	VSHUFF64X2    $0xee, Z8, Z2, Z2
-	VMAXPS        Z2, Z9, Z9
-	VSHUFF64X2    $0x44, Z0, Z0, Z2
-	VSHUFF64X2    $0xee, Z0, Z0, Z0
-	VMAXPS        Z0, Z2, Z2
-	VSHUFF64X2    $0x88, Z2, Z9, Z0
-	VSHUFF64X2    $0xdd, Z2, Z9, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0x4e, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VPERMILPS     $0xb1, Z0, Z2
-	VMAXPS        Z2, Z0, Z0
-	VMOVSS        X0, (DX)
-	VEXTRACTF32X4 $0x01, Z0, X2
-	VMOVSS        X2, 4(DX)
-	VEXTRACTF32X4 $0x02, Z0, X2
-	VMOVSS        X2, 8(DX)
-	VSHUFF64X2    $0x00, Z0, Z0, Z2
-	VMOVAPS       Z2, Z9
-	VSHUFF64X2    $0x55, Z0, Z0, Z2
-	VMOVAPS       Z2, Z10
-	VSHUFF64X2    $0xaa, Z0, Z0, Z0
-	VMOVAPS       Z0, Z11
+	MOVQ         w+0(FP), AX
+	MOVQ         sums+8(FP), CX
+	MOVQ         tops+16(FP), DX
+	MOVQ         dots+24(FP), BX
+	MOVQ         add+40(FP), SI
+	MOVQ         noise+48(FP), DI
+	MOVQ         scale+56(FP), R8
+	MOVQ         masks+72(FP), R9
+	MOVQ         mul+32(FP), R10
+	MOVQ         energy+64(FP), R11
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VMOVUPS      (R10), Z1
+	VMOVUPS      64(R10), Z2
+	KMOVW        (R9), K1
+	VMOVUPS      (BX), Z3
+	VFMADD213PS  (SI), Z1, Z3
+	KMOVW        2(R9), K2
+	VMOVUPS      64(BX), Z4
+	VFMADD213PS  64(SI), Z2, Z4
+	KMOVW        4(R9), K3
+	VMOVUPS      128(BX), Z5
+	VFMADD213PS  (SI), Z1, Z5
+	KMOVW        6(R9), K4
+	VMOVUPS      192(BX), Z6
+	VFMADD213PS  64(SI), Z2, Z6
+	KMOVW        8(R9), K5
+	VMOVUPS      256(BX), Z7
+	VFMADD213PS  (SI), Z1, Z7
+	KMOVW        10(R9), K6
+	VMOVUPS      320(BX), Z1
+	VFMADD213PS  64(SI), Z2, Z1
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS (DI), Z2, Z3
+	VBROADCASTSS (R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z4
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS (DI), Z2, Z5
+	VBROADCASTSS 4(R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z6
+	VBROADCASTSS 8(R11), Z2
+	VFNMADD231PS (DI), Z2, Z7
+	VBROADCASTSS 8(R11), Z2
+	VFNMADD231PS 64(DI), Z2, Z1
+	XORL         BX, BX
+	VBROADCASTSS (DX), Z9
+	VMOVAPS      Z0, Z2
+	VMAXPS       Z2, Z3, K1, Z2
+	VMAXPS       Z2, Z4, K2, Z2
+	VADDPS.BCST  float41000000<>+0(SB), Z9, Z12
+	VBROADCASTSS 4(DX), Z10
+	VMOVAPS      Z0, Z8
+	VMAXPS       Z8, Z5, K3, Z8
+	VMAXPS       Z8, Z6, K4, Z8
+	VADDPS.BCST  float41000000<>+0(SB), Z10, Z13
+	VBROADCASTSS 8(DX), Z11
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z7, K5, Z0
+	VMAXPS       Z0, Z1, K6, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z11, Z14
+	VCMPPS       $0x0e, Z12, Z2, K7
+	KMOVW        K7, SI
+	ORL          SI, BX
+	VCMPPS       $0x0e, Z13, Z8, K7
+	KMOVW        K7, SI
+	ORL          SI, BX
+	VCMPPS       $0x0e, Z14, Z0, K7
+	KMOVW        K7, SI
+	ORL          SI, BX
+	TESTL        BX, BX
+	JZ           same
+	VSHUFF64X2   $0x44, Z8, Z2, Z15
+	VSHUFF64X2   $0xee, Z8, Z2, Z2
+	VMAXPS       Z2, Z15, Z15
+	VSHUFF64X2   $0x44, Z0, Z0, Z2
+	VSHUFF64X2   $0xee, Z0, Z0, Z0
+	VMAXPS       Z0, Z2, Z2
+	VSHUFF64X2   $0x88, Z2, Z15, Z0
+	VSHUFF64X2   $0xdd, Z2, Z15, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z2
+	VMAXPS       Z2, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z2
+	VCMPPS       $0x0e, Z12, Z2, K7
+	VMOVAPS      Z2, K7, Z9
+	VMOVSS       X9, (DX)
+	VSHUFF64X2   $0x55, Z0, Z0, Z2
+	VCMPPS       $0x0e, Z13, Z2, K7
+	VMOVAPS      Z2, K7, Z10
+	VMOVSS       X10, 4(DX)
+	VSHUFF64X2   $0xaa, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z14, Z0, K7
+	VMOVAPS      Z0, K7, Z11
+	VMOVSS       X11, 8(DX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z9, Z9
@@ -17912,7 +17921,11 @@ head:
 	VBLENDVPS    Y3, Y1, Y0, Y1
 	VMAXPS       Y2, Y1, Y2
 	VBROADCASTSS (DX), Y0
-	VMAXPS       Y0, Y2, Y2
+	VADDPS       eight41000000<>+0(SB), Y0, Y1
+	VCMPPS       $0x0e, Y1, Y2, Y1
+	VMOVMSKPS    Y1, R13
+	TESTL        R13, R13
+	JZ           same
 	VEXTRACTF128 $0x01, Y2, X0
 	VMAXPS       X0, X2, X0
 	VPERMILPS    $0x4e, X0, X1
@@ -17921,6 +17934,8 @@ head:
 	VMAXPS       X1, X0, X0
 	VMOVSS       X0, (DX)
 	VBROADCASTSS X0, Y0
+
+same:
 	VXORPS       Y1, Y1, Y1
 	XORL         R13, R13
 	VMOVUPS      96(R12), Y2
@@ -18095,6 +18110,12 @@ DATA rowBits<>+104(SB)/8, $0x0800000004000000
 DATA rowBits<>+112(SB)/8, $0x2000000010000000
 DATA rowBits<>+120(SB)/8, $0x8000000040000000
 GLOBL rowBits<>(SB), RODATA|NOPTR, $128
+
+DATA eight41000000<>+0(SB)/8, $0x4100000041000000
+DATA eight41000000<>+8(SB)/8, $0x4100000041000000
+DATA eight41000000<>+16(SB)/8, $0x4100000041000000
+DATA eight41000000<>+24(SB)/8, $0x4100000041000000
+GLOBL eight41000000<>(SB), RODATA|NOPTR, $32
 
 DATA eightc2aeac4f<>+0(SB)/8, $0xc2aeac4fc2aeac4f
 DATA eightc2aeac4f<>+8(SB)/8, $0xc2aeac4fc2aeac4f

@@ -182,14 +182,18 @@ func softmaxGeneric(h *Heads, a, b int, t *Terms, scale *[TileRows]float32) {
 	for i := a; i < b; i++ {
 		mask := h.Masks[i]
 		dots, w := h.Dots[i*TileRows:][:TileRows], h.Weights[i*TileRows:][:TileRows]
-		top, energy := h.Tops[i], h.Energy[i]
+		most, energy := h.Tops[i], h.Energy[i]
 		for m := mask; m != 0; m &= m - 1 {
 			r := bits.TrailingZeros32(m) & (TileRows - 1)
 			x := dots[r]*t.Mul[r] + t.Add[r] - energy*t.Noise[r]
 			s[r] = x
-			if x > top {
-				top = x
+			if x > most {
+				most = x
 			}
+		}
+		top := h.Tops[i]
+		if most > top+TopSlack {
+			top = most
 		}
 		clear(w)
 		live, sum := uint32(0), float32(0)

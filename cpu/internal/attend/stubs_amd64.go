@@ -429,13 +429,16 @@ func accumulate2AVX512(acc *float32, w *float32, tile *float32, stride int, bloc
 func accumulate3AVX512(acc *float32, w *float32, tile *float32, stride int, blocks int, rows int)
 
 // softmax1AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
-// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
-// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+// add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
+// sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is
+// 0 are cleared.
 //
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
@@ -452,16 +455,18 @@ func accumulate3AVX512(acc *float32, w *float32, tile *float32, stride int, bloc
 func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 
 // softmaxCut1AVX512 makes weights of the inner products of a tile: per head s = dots*mul
-// + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
-// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
-// It also writes weights as integers of 24 bits, of each four rows the lowest bytes
-// first, and what one is worth, and returns bits of scales that are not finite and
-// positive or +0.
+// + add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums
+// = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p
+// is 0 are cleared. It also writes weights as integers of 24 bits, of each four rows the
+// lowest bytes first, and what one is worth, and returns bits of scales that are not
+// finite and positive or +0.
 //
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
@@ -478,13 +483,16 @@ func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
 // softmax2AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
-// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
-// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+// add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
+// sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is
+// 0 are cleared.
 //
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
@@ -501,16 +509,18 @@ func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, 
 func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 
 // softmaxCut2AVX512 makes weights of the inner products of a tile: per head s = dots*mul
-// + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
-// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
-// It also writes weights as integers of 24 bits, of each four rows the lowest bytes
-// first, and what one is worth, and returns bits of scales that are not finite and
-// positive or +0.
+// + add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums
+// = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p
+// is 0 are cleared. It also writes weights as integers of 24 bits, of each four rows the
+// lowest bytes first, and what one is worth, and returns bits of scales that are not
+// finite and positive or +0.
 //
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
@@ -527,13 +537,16 @@ func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
 // softmax3AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
-// add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
-// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
+// add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
+// sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is
+// 0 are cleared.
 //
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
@@ -550,16 +563,18 @@ func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, 
 func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 
 // softmaxCut3AVX512 makes weights of the inner products of a tile: per head s = dots*mul
-// + add - energy*noise, tops = max(tops, s), p = exp(s - tops), sums = sum of p, w =
-// p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is 0 are cleared.
-// It also writes weights as integers of 24 bits, of each four rows the lowest bytes
-// first, and what one is worth, and returns bits of scales that are not finite and
-// positive or +0.
+// + add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums
+// = sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p
+// is 0 are cleared. It also writes weights as integers of 24 bits, of each four rows the
+// lowest bytes first, and what one is worth, and returns bits of scales that are not
+// finite and positive or +0.
 //
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
@@ -1625,7 +1640,9 @@ func accumulate3AVX2(acc *float32, w *float32, tile *float32, stride int, blocks
 //	for h := range heads {
 //		for r := range 32 {
 //			s[r] = dots[h][r]*mul[r] + add[r] - energy[h]*noise[r] // -Inf without bit r in masks[h]
-//			tops[h] = max(tops[h], s[r])
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
 //		}
 //		sums[h] = 0
 //		for r := range 32 {
