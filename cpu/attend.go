@@ -39,6 +39,9 @@ type scratch struct {
 	cuts   attend.Weights // weights of the heads, in digits
 	side   [sides]sums    // indexed by the form of unpacked V
 	tileV  tileV
+	tiles  int    // of the piece so far
+	group  uint32 // of the mean tally
+	runner runner
 	acc    []float64 // Relevance: one per row of the item
 	lse    []float32 // Relevance: one per current head
 	// lowered is lse without what a mean of K adds to scores.
@@ -186,53 +189,32 @@ func (c *call) combineOne(i int) error {
 func (b *Backend) release(s *scratch) {
 	s.p, s.unit, s.qs, s.vecs, s.blk, s.heads.Tops = nil, nil, nil, nil, blockView{}, nil
 	s.angles, s.metric, s.tally, s.rest = nil, nil, [tallies]tally{}, nil
+	s.runner.End()
 	b.scratch.Put(s)
 }
 
 // attend processes one piece of a unit's list.
 func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	s.begin(c, u, dst)
-	tiles, group := 0, uint32(0)
 	from, to := c.piece(u, piece)
-	for i := range entriesOf(from, to) {
-		e := from.entry + i
-		if i%cancelBlocks == 0 {
+	for at, look := from, from.entry; at.before(to); {
+		if at.entry >= look {
 			if err := cancelled(c.ctx, backend.OpAttend); err != nil {
 				return err
 			}
+			look = at.entry + cancelBlocks
 		}
-		blk := c.view.At(int(u.list[e]))
-		first, end := 0, int(c.view.Form(blk.Form).Key.Rows)
-		if e == from.entry {
-			first = from.row
+		next, err := at, error(nil)
+		if s.runner.able {
+			next, err = s.run(c, u, dst, from, at, to)
 		}
-		if e == to.entry {
-			end = to.row
+		if err == nil && next == at {
+			next, err = s.attendBlock(c, u, dst, from, at, to)
 		}
-		if c.to.Mass != nil {
-			s.keep(massTally, dst, i)
+		if err != nil {
+			return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[at.entry], err)
 		}
-		if u.means && blk.Group != group {
-			group = blk.Group
-			s.keep(meanTally, dst, i)
-		}
-		if first < end {
-			s.leave(blk, dst.top)
-			s.rest = u.list[e+1:]
-			if err := s.block(blk, true); err != nil {
-				return fmt.Errorf("kvist/cpu: attend: block %d: %w", u.list[e], err)
-			}
-			s.lower(dst.top)
-		}
-		for r := first; r < end; r += tileRows {
-			s.prefetchAfter(c, u, e, r)
-			if s.scorer.tile(r, min(tileRows, end-r)) {
-				s.addTile(dst)
-			}
-			if tiles++; tiles%foldTiles == 0 {
-				s.fold(dst)
-			}
-		}
+		at = next
 	}
 	for k := range s.tally {
 		s.settle(k, dst.top)
@@ -240,6 +222,61 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 	s.lift(dst.top)
 	s.fold(dst)
 	return nil
+}
+
+// attendBlock processes the rows of a block from at on, up to the end of a piece, and returns the position of
+// the next block.
+func (s *scratch) attendBlock(c *call, u *unit, dst *part, from, at, to cut) (cut, error) {
+	next, end := cut{at.entry + 1, 0}, int(c.formOf(u.list[at.entry]).Key.Rows)
+	if at.entry == to.entry {
+		end = to.row
+	}
+	if at.row >= end {
+		s.keepEntry(c, u, dst, from, at.entry)
+		return next, nil
+	}
+	if err := s.openBlock(c, u, dst, from, at.entry); err != nil {
+		return at, err
+	}
+	for r := at.row; r < end; r += tileRows {
+		s.prefetchAfter(c, u, at.entry, r)
+		if s.scorer.tile(r, min(tileRows, end-r)) {
+			s.addTile(dst)
+		}
+		s.countTile(dst)
+	}
+	return next, nil
+}
+
+// openBlock switches to the block of an entry, in a piece that begins at from.
+func (s *scratch) openBlock(c *call, u *unit, dst *part, from cut, e int) error {
+	s.keepEntry(c, u, dst, from, e)
+	blk := c.view.At(int(u.list[e]))
+	s.leave(blk, dst.top)
+	s.rest = u.list[e+1:]
+	if err := s.block(blk, true); err != nil {
+		return err
+	}
+	s.lower(dst.top)
+	return nil
+}
+
+// keepEntry begins the tallies that an entry has of its own.
+func (s *scratch) keepEntry(c *call, u *unit, dst *part, from cut, e int) {
+	if c.to.Mass != nil {
+		s.keep(massTally, dst, e-from.entry)
+	}
+	if g := c.view.At(int(u.list[e])).Group; u.means && g != s.group {
+		s.group = g
+		s.keep(meanTally, dst, e-from.entry)
+	}
+}
+
+// countTile folds sums after some tiles. Every tile of a piece counts, seen or not.
+func (s *scratch) countTile(dst *part) {
+	if s.tiles++; s.tiles%foldTiles == 0 {
+		s.fold(dst)
+	}
 }
 
 // begin starts a piece of a unit.
@@ -260,6 +297,8 @@ func (s *scratch) begin(c *call, u *unit, dst *part) {
 		s.cuts.Units = grow(s.cuts.Units, heads)
 	}
 	s.heads.Tops, s.tally, s.low = dst.top, [tallies]tally{}, false
+	s.tiles, s.group = 0, 0
+	s.beginRuns(heads)
 }
 
 // addTile folds the current tile into a part: one step of the online softmax.
@@ -279,26 +318,40 @@ func (s *scratch) addTile(dst *part) {
 		} else {
 			p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
 		}
+		s.raiseAll(dst, lo, hi)
+		s.addSums(dst, lo, hi)
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
-		sums, mass, mean := dst.sum, s.tally[massTally].sums, s.tally[meanTally].sums
-		for h := lo; h < hi; h++ {
-			if dst.top[h] != s.before[h] {
-				s.raise(dst, h)
-			}
-			sum := float64(s.heads.Sums[h])
-			sums[h] += sum
-			if mass != nil {
-				mass[h] += sum
-			}
-			if mean != nil {
-				mean[h] += sum
-			}
-			live &= s.heads.Masks[h]
-			any |= s.heads.Masks[h]
+		for _, m := range s.heads.Masks[lo:hi] {
+			live &= m
+			any |= m
 		}
 		if any != 0 {
 			s.addRun(lo, hi, live == all)
+		}
+	}
+}
+
+// raiseAll updates the sums of those heads in [lo, hi) whose tops rose.
+func (s *scratch) raiseAll(dst *part, lo, hi int) {
+	for h := lo; h < hi; h++ {
+		if dst.top[h] != s.before[h] {
+			s.raise(dst, h)
+		}
+	}
+}
+
+// addSums adds a tile's sums of weights of heads [lo, hi).
+func (s *scratch) addSums(dst *part, lo, hi int) {
+	mass, mean := s.tally[massTally].sums, s.tally[meanTally].sums
+	for h := lo; h < hi; h++ {
+		sum := float64(s.heads.Sums[h])
+		dst.sum[h] += sum
+		if mass != nil {
+			mass[h] += sum
+		}
+		if mean != nil {
+			mean[h] += sum
 		}
 	}
 }

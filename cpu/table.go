@@ -23,6 +23,7 @@ type described struct {
 	k, v   sideForm
 	noise  float32 // factor of the squares of the scales that scores use
 	adds   bool    // scores have addends
+	tiles  attend.TileForm
 }
 
 // sideForm is how the rows of a packed side are read.
@@ -94,6 +95,9 @@ func (t *table) describe(k *args.FormKey) described {
 	}
 	if k.K.Format == quant.U8 || k.K.Format.Nested() {
 		d.noise /= d.k.unit * d.k.unit // Noise is relative to the row scale of quant.RowScales
+	}
+	if !d.adds {
+		d.tiles = kern.TileForm(k.K, k.V, int(k.Rows), s.HeadDim, s.HeadDimV, d.noise)
 	}
 	return d
 }

@@ -140,6 +140,22 @@ for i := range 16 * n {
 		x = (x - int8(x)) >> 8
 	}
 }`},
+	{`^softmaxTile`, `
+for h := range heads {
+	for r := range 32 {
+		s[r] = dots[h][r]*mul[r] - energy[h]*noise*mul[r]*mul[r]
+	}
+	if m := slices.Max(s); m > tops[h]+8 {
+		tops[h] = m
+	}
+	sums[h] = 0
+	for r := range 32 {
+		p := exp(s[r] - tops[h])
+		sums[h] += p
+		w[h][r] = p * rowscale[r]
+	}
+	digits[h], units[h] = cut(w[h])
+}`},
 	{`^softmax`, `
 for h := range heads {
 	for r := range 32 {

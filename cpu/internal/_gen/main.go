@@ -59,6 +59,7 @@ func attend512() {
 	for heads := 1; heads <= 3; heads++ {
 		softmax512(heads, false)
 		softmax512(heads, true)
+		softmaxTile512(heads)
 	}
 	probs512()
 	bytes512()

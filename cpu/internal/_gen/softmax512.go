@@ -216,7 +216,7 @@ func softmax512(heads int, cut bool) {
 			VBROADCASTSS(Mem{Base: energy, Disp: 4 * (i / 2)}, e)
 			VFNMADD231PS(Mem{Base: noise, Disp: 64 * (i % 2)}, e, z)
 		}
-		t = newTops512(x, ok, tops, inf)
+		t = newTops512(x, ok, tops, inf, nil)
 	}
 	for i, z := range x {
 		VSUBPS(t[i/2], z, z)
@@ -249,12 +249,169 @@ func softmax512(heads int, cut bool) {
 	RET()
 }
 
+// Fields of tile and TileForm of package attend.
+const (
+	tileKBase, tileVBase    = 16, 32 // then the scales
+	tileForm                = 48
+	formKPlane, formVPlane  = 0, 8
+	formKBits, formVBits    = 16, 24
+	formKUnit, formVUnit    = 32, 36
+	formNoise, formOfScales = 40, 44
+)
+
+// rowScales512 returns the row scales of a side of a tile times f, and leaves them at to, if not nil: what scalesLog8AVX512 writes if bit
+// of the form is set, else what scalesF16AVX512 does.
+func rowScales512(side string, tile, form Register, place int, bit uint32, f VecVirtual,
+	to func(i int) Mem) []VecVirtual {
+	base, codes, forms := GP64(), GP64(), GP32()
+	MOVQ(Mem{Base: tile, Disp: place}, base)
+	MOVQ(Mem{Base: tile, Disp: place + 8}, codes)
+	MOVL(Mem{Base: form, Disp: formOfScales}, forms)
+	v := zmms(2)
+	TESTL(U32(bit), forms)
+	JZ(LabelRef(side + "F16"))
+	table, one, none := ZMM(), ZMM(), ZMM()
+	VMOVUPS(Mem{Base: load("frac")}, table)
+	VMULPS_BCST(Mem{Base: base}, table, table)
+	VPBROADCASTD(dwordsConstant("dwords127", []uint32{127, 127}), one)
+	VPBROADCASTD(dwordsConstant("dwords255", []uint32{255, 255}), none)
+	for i, z := range v {
+		x, e, some := ZMM(), ZMM(), K()
+		VPMOVZXBD(Mem{Base: codes, Disp: 16 * i}, x)
+		VPERMPS(table, x, z) // the low four bits count
+		VPSRLD(Imm(4), x, e)
+		VPSUBD(e, one, e)
+		VPSLLD(Imm(23), e, e)
+		VMULPS(e, z, z)
+		VPCMPUD(Imm(4), none, x, some)
+		VMULPS_Z(f, z, some, z)
+	}
+	JMP(LabelRef(side + "Scaled"))
+	Label(side + "F16")
+	for i, z := range v {
+		VCVTPH2PS(Mem{Base: codes, Disp: 32 * i}, z)
+		VMULPS(f, z, z)
+	}
+	Label(side + "Scaled")
+	if to != nil {
+		for i, z := range v {
+			VMOVUPS(z, to(i))
+		}
+	}
+	return v
+}
+
+// softmaxTile512 is softmaxCut of rows that all count, with the scales of the rows in one.
+func softmaxTile512(heads int) {
+	name := fmt.Sprintf("softmaxTile%dAVX512", heads)
+	function(name, "func(t, next *byte, sums, tops, dots, energy *float32, digits *byte, "+
+		"units, frac *float32, scale float32) (flags uint32)",
+		name+" makes weights of the inner products of a tile of 32 rows: per head s = dots*mul - "+
+			"energy*noise*mul^2, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums = sum of p. "+
+			"It writes p*rowscale as integers of 24 bits, of each four rows the lowest bytes first, and what one "+
+			"is worth. mul is the row scale of K times its unit and scale, rowscale that of V times its unit. "+
+			"Bit 0 of flags: those of V are not all finite and positive or +0. Bit 1: a top rose. It "+
+			"prefetches the rows of tile next, which may be nil.")
+	prefetchTile512()
+	sums, tops, dots := load("sums"), load("tops"), load("dots")
+	tile, form := load("t"), GP64()
+	MOVQ(Mem{Base: tile, Disp: tileForm}, form)
+	unit := ZMM()
+	VBROADCASTSS(Mem{Base: form, Disp: formVUnit}, unit)
+	local := AllocLocal(128)
+	flags := GP32()
+	XORL(flags, flags)
+	v := rowScales512("v", tile, form, tileVBase, 2, unit, func(i int) Mem { return at(local, 64*i) })
+	{
+		inf, k, r := broadcastFloat(float32(math.Inf(1))), K(), GP32()
+		for _, z := range v {
+			VPCMPUD(Imm(5), inf, z, k) // not below, as integers
+			KMOVW(k, r)
+			ORL(r, flags)
+		}
+		NEGL(flags)
+		SBBL(flags, flags)
+		ANDL(Imm(1), flags)
+	}
+	x, ok := zmms(2*heads), make([]Register, 2*heads)
+	var t []VecVirtual
+	{
+		unit := ZMM()
+		VBROADCASTSS(Mem{Base: form, Disp: formKUnit}, unit)
+		VMULPS_BCST(param("scale"), unit, unit)
+		ms := rowScales512("k", tile, form, tileKBase, 1, unit, nil)
+		energy := load("energy")
+		inf := broadcastFloat(float32(math.Inf(-1)))
+		n, zero := zmms(2), ZMM()
+		VPXORD(zero, zero, zero)
+		f, some := ZMM(), K()
+		VBROADCASTSS(Mem{Base: form, Disp: formNoise}, f)
+		VCMPPS(Imm(4), zero, f, some) // not equal
+		for i, z := range n {
+			VMULPS(ms[i], ms[i], z)
+			VMULPS_Z(f, z, some, z)
+		}
+		for i := range x {
+			ok[i] = K()
+			KXNORW(ok[i], ok[i], ok[i])
+			VMULPS(Mem{Base: dots, Disp: 64 * i}, ms[i%2], x[i])
+		}
+		for i, z := range x {
+			e := ZMM()
+			VBROADCASTSS(Mem{Base: energy, Disp: 4 * (i / 2)}, e)
+			VFNMADD231PS(n[i%2], e, z)
+		}
+		t = newTops512(x, ok, tops, inf, flags)
+	}
+	for i, z := range x {
+		VSUBPS(t[i/2], z, z)
+	}
+	expAll512(x, ok)
+	w := zmms(2 * heads)
+	for i, z := range x {
+		VMULPS_Z(at(local, 64*(i%2)), z, ok[i], w[i])
+	}
+	for h := range heads {
+		VADDPS(x[2*h+1], x[2*h], x[2*h])
+		x[h] = x[2*h]
+	}
+	storeLanes512(reduceLanes512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }), sums, heads)
+	cutWeights512(w, load("digits"), load("units"))
+	Store(flags, ReturnIndex(0))
+	VZEROUPPER()
+	RET()
+}
+
+// prefetchTile512 prefetches the rows of the parameter next, a tile, and the first of their scales.
+func prefetchTile512() {
+	tile := load("next")
+	TESTQ(tile, tile)
+	JZ(LabelRef("prefetched"))
+	form := GP64()
+	MOVQ(Mem{Base: tile, Disp: tileForm}, form)
+	for _, side := range []struct{ rows, scales, plane, bits int }{
+		{0, tileKBase + 8, formKPlane, formKBits}, {8, tileVBase + 8, formVPlane, formVBits}} {
+		p, n, scales := GP64(), GP64(), GP64()
+		MOVQ(Mem{Base: tile, Disp: side.rows}, p)
+		MOVQ(Mem{Base: form, Disp: side.bits}, n)
+		times(fmt.Sprintf("plane%d", side.bits), n, func() {
+			for i := range 4 {
+				PREFETCHT1(Mem{Base: p, Disp: 64 * i})
+			}
+			ADDQ(Mem{Base: form, Disp: side.plane}, p)
+		})
+		MOVQ(Mem{Base: tile, Disp: side.scales}, scales)
+		PREFETCHT1(Mem{Base: scales})
+	}
+	Label("prefetched")
+}
+
 // topSlack is TopSlack of package attend.
 const topSlack = 8
 
 // newTops512 makes the largest of scores x the new top of a head where it is more than topSlack above the
-// top. It returns the tops, by head, but no -Inf.
-func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual) []VecVirtual {
+// top, and sets bit 1 of flags, if there are any, where one rose. It returns the tops, by head, but no -Inf.
+func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual, flags Register) []VecVirtual {
 	heads := len(x) / 2
 	m, t, high := zmms(heads), zmms(heads), zmms(heads)
 	higher, any := K(), GP32()
@@ -274,6 +431,9 @@ func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual) []
 	}
 	TESTL(any, any)
 	JZ(LabelRef("same")) // in most tiles no row is that far above those before
+	if flags != nil {
+		ORL(Imm(2), flags)
+	}
 	top := reduceLanes512(m, func(a, b, d Op) { VMAXPS(a, b, d) })
 	for h := range heads {
 		most := spreadLane512(top, h)

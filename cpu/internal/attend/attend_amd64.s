@@ -5018,6 +5018,264 @@ GLOBL digitOrder<>(SB), RODATA|NOPTR, $64
 DATA float7f800000<>+0(SB)/8, $0x7f8000007f800000
 GLOBL float7f800000<>(SB), RODATA|NOPTR, $8
 
+// func softmaxTile1AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+// Requires: AVX, AVX512BW, AVX512F, MMX+
+TEXT ·softmaxTile1AVX512(SB), NOSPLIT, $128-84
+	MOVQ  next+8(FP), AX
+	TESTQ AX, AX
+	JZ    prefetched
+	MOVQ  48(AX), CX
+	MOVQ  (AX), DX
+	MOVQ  16(CX), BX
+
+plane16:
+	PREFETCHT1 (DX)
+	PREFETCHT1 64(DX)
+	PREFETCHT1 128(DX)
+	PREFETCHT1 192(DX)
+	ADDQ       (CX), DX
+	SUBQ       $0x01, BX
+	JNZ        plane16
+	MOVQ       24(AX), DX
+	PREFETCHT1 (DX)
+	MOVQ       8(AX), DX
+	MOVQ       24(CX), BX
+
+plane24:
+	PREFETCHT1 (DX)
+	PREFETCHT1 64(DX)
+	PREFETCHT1 128(DX)
+	PREFETCHT1 192(DX)
+	ADDQ       8(CX), DX
+	SUBQ       $0x01, BX
+	JNZ        plane24
+	MOVQ       40(AX), AX
+	PREFETCHT1 (AX)
+
+prefetched:
+	MOVQ         sums+16(FP), AX
+	MOVQ         tops+24(FP), CX
+	MOVQ         dots+32(FP), DX
+	MOVQ         t+0(FP), BX
+	MOVQ         48(BX), SI
+	VBROADCASTSS 36(SI), Z0
+	XORL         DI, DI
+	MOVQ         32(BX), R8
+	MOVQ         40(BX), R9
+	MOVL         44(SI), R10
+	TESTL        $0x00000002, R10
+	JZ           vF16
+	MOVQ         frac+64(FP), R10
+	VMOVUPS      (R10), Z2
+	VMULPS.BCST  (R8), Z2, Z2
+	VPBROADCASTD dwords127<>+0(SB), Z3
+	VPBROADCASTD dwords255<>+0(SB), Z4
+	VPMOVZXBD    (R9), Z5
+	VPERMPS      Z2, Z5, Z1
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z1, Z1
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z1, K1, Z1
+	VPMOVZXBD    16(R9), Z5
+	VPERMPS      Z2, Z5, Z2
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z2, Z2
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z2, K1, Z2
+	JMP          vScaled
+
+vF16:
+	VCVTPH2PS (R9), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(R9), Z2
+	VMULPS    Z0, Z2, Z2
+
+vScaled:
+	VMOVUPS      Z1, (SP)
+	VMOVUPS      Z2, 64(SP)
+	VBROADCASTSS float7f800000<>+0(SB), Z0
+	VPCMPUD      $0x05, Z0, Z1, K1
+	KMOVW        K1, R8
+	ORL          R8, DI
+	VPCMPUD      $0x05, Z0, Z2, K1
+	KMOVW        K1, R8
+	ORL          R8, DI
+	NEGL         DI
+	SBBL         DI, DI
+	ANDL         $0x01, DI
+	VBROADCASTSS 32(SI), Z0
+	VMULPS.BCST  scale+72(FP), Z0, Z0
+	MOVQ         16(BX), R8
+	MOVQ         24(BX), BX
+	MOVL         44(SI), R9
+	TESTL        $0x00000001, R9
+	JZ           kF16
+	MOVQ         frac+64(FP), R9
+	VMOVUPS      (R9), Z2
+	VMULPS.BCST  (R8), Z2, Z2
+	VPBROADCASTD dwords127<>+0(SB), Z3
+	VPBROADCASTD dwords255<>+0(SB), Z4
+	VPMOVZXBD    (BX), Z5
+	VPERMPS      Z2, Z5, Z1
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z1, Z1
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z1, K1, Z1
+	VPMOVZXBD    16(BX), Z5
+	VPERMPS      Z2, Z5, Z2
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z2, Z2
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z2, K1, Z2
+	JMP          kScaled
+
+kF16:
+	VCVTPH2PS (BX), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(BX), Z2
+	VMULPS    Z0, Z2, Z2
+
+kScaled:
+	MOVQ         energy+40(FP), BX
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VPXORD       Z7, Z7, Z7
+	VBROADCASTSS 40(SI), Z3
+	VCMPPS       $0x04, Z7, Z3, K1
+	VMULPS       Z1, Z1, Z4
+	VMULPS.Z     Z3, Z4, K1, Z4
+	VMULPS       Z2, Z2, Z5
+	VMULPS.Z     Z3, Z5, K1, Z5
+	KXNORW       K2, K2, K2
+	VMULPS       (DX), Z1, Z1
+	KXNORW       K3, K3, K3
+	VMULPS       64(DX), Z2, Z2
+	VBROADCASTSS (BX), Z3
+	VFNMADD231PS Z4, Z3, Z1
+	VBROADCASTSS (BX), Z3
+	VFNMADD231PS Z5, Z3, Z2
+	XORL         DX, DX
+	VBROADCASTSS (CX), Z3
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z1, K2, Z0
+	VMAXPS       Z0, Z2, K3, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z3, Z4
+	VCMPPS       $0x0e, Z4, Z0, K1
+	KMOVW        K1, BX
+	ORL          BX, DX
+	TESTL        DX, DX
+	JZ           same
+	ORL          $0x02, DI
+	VSHUFF64X2   $0x44, Z0, Z0, Z5
+	VSHUFF64X2   $0xee, Z0, Z0, Z0
+	VMAXPS       Z0, Z5, Z5
+	VSHUFF64X2   $0x88, Z5, Z5, Z0
+	VSHUFF64X2   $0xdd, Z5, Z5, Z5
+	VMAXPS       Z5, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z5
+	VMAXPS       Z5, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z5
+	VMAXPS       Z5, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z4, Z0, K1
+	VMOVAPS      Z0, K1, Z3
+	VMOVSS       X3, (CX)
+
+same:
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z3, Z3
+	VSUBPS           Z3, Z1, Z1
+	VSUBPS           Z3, Z2, Z2
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z3
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z4
+	VCMPPS           $0x05, Z3, Z1, K2, K2
+	VMULPS           Z4, Z1, Z0
+	VCMPPS           $0x05, Z3, Z2, K3, K3
+	VMULPS           Z4, Z2, Z3
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z3, Z3
+	VMOVAPS          Z1, Z5
+	VFMSUB213PS      Z0, Z4, Z5
+	VMOVAPS          Z2, Z6
+	VFMSUB213PS      Z3, Z4, Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z5
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z2, Z6
+	VBROADCASTSS     float39220992<>+0(SB), Z2
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z5, Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z6, Z2
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z5, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z6, Z2
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z5, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z6, Z2
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z5, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z6, Z2
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z5, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z6, Z2
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z5, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z6, Z2
+	VSCALEFPS.Z      Z0, Z1, K2, Z1
+	VSCALEFPS.Z      Z3, Z2, K3, Z2
+	VMULPS.Z         (SP), Z1, K2, Z0
+	VMULPS.Z         64(SP), Z2, K3, Z3
+	VADDPS           Z2, Z1, Z1
+	VSHUFF64X2       $0x44, Z1, Z1, Z2
+	VSHUFF64X2       $0xee, Z1, Z1, Z1
+	VADDPS           Z1, Z2, Z2
+	VSHUFF64X2       $0x88, Z2, Z2, Z1
+	VSHUFF64X2       $0xdd, Z2, Z2, Z2
+	VADDPS           Z2, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z2
+	VADDPS           Z2, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z2
+	VADDPS           Z2, Z1, Z1
+	VMOVSS           X1, (AX)
+	MOVQ             digits+48(FP), AX
+	MOVQ             units+56(FP), CX
+	VPMAXUD          Z3, Z0, Z1
+	VSHUFF64X2       $0x44, Z1, Z1, Z2
+	VSHUFF64X2       $0xee, Z1, Z1, Z1
+	VPMAXUD          Z1, Z2, Z2
+	VSHUFF64X2       $0x88, Z2, Z2, Z1
+	VSHUFF64X2       $0xdd, Z2, Z2, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VPMAXUD.BCST     float800000<>+0(SB), Z1, Z1
+	VGETEXPPS        Z1, Z1
+	VSUBPS.BCST      float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST      float80000000<>+0(SB), Z1, Z2
+	VSHUFF64X2       $0x00, Z2, Z2, Z2
+	VSCALEFPS        Z2, Z0, Z0
+	VSCALEFPS        Z2, Z3, Z3
+	VBROADCASTSS     float3f800000<>+0(SB), Z2
+	VSCALEFPS        Z1, Z2, Z1
+	VMOVSS           X1, (CX)
+	VCVTPS2DQ        Z0, Z0
+	VCVTPS2DQ        Z3, Z3
+	VMOVDQU64        digitOrder<>+0(SB), Z1
+	VPSHUFB          Z1, Z0, Z0
+	VMOVDQU64        Z0, (AX)
+	VPSHUFB          Z1, Z3, Z3
+	VMOVDQU64        Z3, 64(AX)
+	MOVL             DI, flags+80(FP)
+	VZEROUPPER
+	RET
+
+DATA dwords127<>+0(SB)/8, $0x0000007f0000007f
+GLOBL dwords127<>(SB), RODATA|NOPTR, $8
+
+DATA dwords255<>+0(SB)/8, $0x000000ff000000ff
+GLOBL dwords255<>(SB), RODATA|NOPTR, $8
+
 // func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32)
 // Requires: AVX, AVX512F
 TEXT ·softmax2AVX512(SB), NOSPLIT, $0-80
@@ -5403,6 +5661,326 @@ same:
 	KORW             K2, K1, K1
 	KMOVW            K1, AX
 	MOVL             AX, bad+96(FP)
+	VZEROUPPER
+	RET
+
+// func softmaxTile2AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+// Requires: AVX, AVX512BW, AVX512F, MMX+
+TEXT ·softmaxTile2AVX512(SB), NOSPLIT, $128-84
+	MOVQ  next+8(FP), AX
+	TESTQ AX, AX
+	JZ    prefetched
+	MOVQ  48(AX), CX
+	MOVQ  (AX), DX
+	MOVQ  16(CX), BX
+
+plane16:
+	PREFETCHT1 (DX)
+	PREFETCHT1 64(DX)
+	PREFETCHT1 128(DX)
+	PREFETCHT1 192(DX)
+	ADDQ       (CX), DX
+	SUBQ       $0x01, BX
+	JNZ        plane16
+	MOVQ       24(AX), DX
+	PREFETCHT1 (DX)
+	MOVQ       8(AX), DX
+	MOVQ       24(CX), BX
+
+plane24:
+	PREFETCHT1 (DX)
+	PREFETCHT1 64(DX)
+	PREFETCHT1 128(DX)
+	PREFETCHT1 192(DX)
+	ADDQ       8(CX), DX
+	SUBQ       $0x01, BX
+	JNZ        plane24
+	MOVQ       40(AX), AX
+	PREFETCHT1 (AX)
+
+prefetched:
+	MOVQ         sums+16(FP), AX
+	MOVQ         tops+24(FP), CX
+	MOVQ         dots+32(FP), DX
+	MOVQ         t+0(FP), BX
+	MOVQ         48(BX), SI
+	VBROADCASTSS 36(SI), Z0
+	XORL         DI, DI
+	MOVQ         32(BX), R8
+	MOVQ         40(BX), R9
+	MOVL         44(SI), R10
+	TESTL        $0x00000002, R10
+	JZ           vF16
+	MOVQ         frac+64(FP), R10
+	VMOVUPS      (R10), Z2
+	VMULPS.BCST  (R8), Z2, Z2
+	VPBROADCASTD dwords127<>+0(SB), Z3
+	VPBROADCASTD dwords255<>+0(SB), Z4
+	VPMOVZXBD    (R9), Z5
+	VPERMPS      Z2, Z5, Z1
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z1, Z1
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z1, K1, Z1
+	VPMOVZXBD    16(R9), Z5
+	VPERMPS      Z2, Z5, Z2
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z2, Z2
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z2, K1, Z2
+	JMP          vScaled
+
+vF16:
+	VCVTPH2PS (R9), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(R9), Z2
+	VMULPS    Z0, Z2, Z2
+
+vScaled:
+	VMOVUPS      Z1, (SP)
+	VMOVUPS      Z2, 64(SP)
+	VBROADCASTSS float7f800000<>+0(SB), Z0
+	VPCMPUD      $0x05, Z0, Z1, K1
+	KMOVW        K1, R8
+	ORL          R8, DI
+	VPCMPUD      $0x05, Z0, Z2, K1
+	KMOVW        K1, R8
+	ORL          R8, DI
+	NEGL         DI
+	SBBL         DI, DI
+	ANDL         $0x01, DI
+	VBROADCASTSS 32(SI), Z0
+	VMULPS.BCST  scale+72(FP), Z0, Z0
+	MOVQ         16(BX), R8
+	MOVQ         24(BX), BX
+	MOVL         44(SI), R9
+	TESTL        $0x00000001, R9
+	JZ           kF16
+	MOVQ         frac+64(FP), R9
+	VMOVUPS      (R9), Z2
+	VMULPS.BCST  (R8), Z2, Z2
+	VPBROADCASTD dwords127<>+0(SB), Z3
+	VPBROADCASTD dwords255<>+0(SB), Z4
+	VPMOVZXBD    (BX), Z5
+	VPERMPS      Z2, Z5, Z1
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z1, Z1
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z1, K1, Z1
+	VPMOVZXBD    16(BX), Z5
+	VPERMPS      Z2, Z5, Z2
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z2, Z2
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z2, K1, Z2
+	JMP          kScaled
+
+kF16:
+	VCVTPH2PS (BX), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(BX), Z2
+	VMULPS    Z0, Z2, Z2
+
+kScaled:
+	MOVQ         energy+40(FP), BX
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VPXORD       Z7, Z7, Z7
+	VBROADCASTSS 40(SI), Z3
+	VCMPPS       $0x04, Z7, Z3, K1
+	VMULPS       Z1, Z1, Z4
+	VMULPS.Z     Z3, Z4, K1, Z4
+	VMULPS       Z2, Z2, Z5
+	VMULPS.Z     Z3, Z5, K1, Z5
+	KXNORW       K2, K2, K2
+	VMULPS       (DX), Z1, Z3
+	KXNORW       K3, K3, K3
+	VMULPS       64(DX), Z2, Z6
+	KXNORW       K4, K4, K4
+	VMULPS       128(DX), Z1, Z1
+	KXNORW       K5, K5, K5
+	VMULPS       192(DX), Z2, Z2
+	VBROADCASTSS (BX), Z7
+	VFNMADD231PS Z4, Z7, Z3
+	VBROADCASTSS (BX), Z7
+	VFNMADD231PS Z5, Z7, Z6
+	VBROADCASTSS 4(BX), Z7
+	VFNMADD231PS Z4, Z7, Z1
+	VBROADCASTSS 4(BX), Z4
+	VFNMADD231PS Z5, Z4, Z2
+	XORL         DX, DX
+	VBROADCASTSS (CX), Z5
+	VMOVAPS      Z0, Z4
+	VMAXPS       Z4, Z3, K2, Z4
+	VMAXPS       Z4, Z6, K3, Z4
+	VADDPS.BCST  float41000000<>+0(SB), Z5, Z8
+	VBROADCASTSS 4(CX), Z7
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z1, K4, Z0
+	VMAXPS       Z0, Z2, K5, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z7, Z9
+	VCMPPS       $0x0e, Z8, Z4, K1
+	KMOVW        K1, BX
+	ORL          BX, DX
+	VCMPPS       $0x0e, Z9, Z0, K1
+	KMOVW        K1, BX
+	ORL          BX, DX
+	TESTL        DX, DX
+	JZ           same
+	ORL          $0x02, DI
+	VSHUFF64X2   $0x44, Z0, Z4, Z10
+	VSHUFF64X2   $0xee, Z0, Z4, Z0
+	VMAXPS       Z0, Z10, Z10
+	VSHUFF64X2   $0x88, Z10, Z10, Z0
+	VSHUFF64X2   $0xdd, Z10, Z10, Z4
+	VMAXPS       Z4, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z4
+	VMAXPS       Z4, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z4
+	VMAXPS       Z4, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z4
+	VCMPPS       $0x0e, Z8, Z4, K1
+	VMOVAPS      Z4, K1, Z5
+	VMOVSS       X5, (CX)
+	VSHUFF64X2   $0x55, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z9, Z0, K1
+	VMOVAPS      Z0, K1, Z7
+	VMOVSS       X7, 4(CX)
+
+same:
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z5, Z5
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z7, Z7
+	VSUBPS           Z5, Z3, Z3
+	VSUBPS           Z5, Z6, Z6
+	VSUBPS           Z7, Z1, Z1
+	VSUBPS           Z7, Z2, Z2
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z7
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z8
+	VCMPPS           $0x05, Z7, Z3, K2, K2
+	VMULPS           Z8, Z3, Z0
+	VCMPPS           $0x05, Z7, Z6, K3, K3
+	VMULPS           Z8, Z6, Z4
+	VCMPPS           $0x05, Z7, Z1, K4, K4
+	VMULPS           Z8, Z1, Z5
+	VCMPPS           $0x05, Z7, Z2, K5, K5
+	VMULPS           Z8, Z2, Z7
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z4, Z4
+	VRNDSCALEPS      $0x08, Z5, Z5
+	VRNDSCALEPS      $0x08, Z7, Z7
+	VMOVAPS          Z3, Z9
+	VFMSUB213PS      Z0, Z8, Z9
+	VMOVAPS          Z6, Z10
+	VFMSUB213PS      Z4, Z8, Z10
+	VMOVAPS          Z1, Z11
+	VFMSUB213PS      Z5, Z8, Z11
+	VMOVAPS          Z2, Z12
+	VFMSUB213PS      Z7, Z8, Z12
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z9
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z6, Z10
+	VBROADCASTSS     float39220992<>+0(SB), Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z11
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z2, Z12
+	VBROADCASTSS     float39220992<>+0(SB), Z2
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z10, Z6
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z12, Z2
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z10, Z6
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z12, Z2
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z10, Z6
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z12, Z2
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z10, Z6
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z12, Z2
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z10, Z6
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z12, Z2
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z9, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z10, Z6
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z11, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z12, Z2
+	VSCALEFPS.Z      Z0, Z3, K2, Z3
+	VSCALEFPS.Z      Z4, Z6, K3, Z6
+	VSCALEFPS.Z      Z5, Z1, K4, Z1
+	VSCALEFPS.Z      Z7, Z2, K5, Z2
+	VMULPS.Z         (SP), Z3, K2, Z0
+	VMULPS.Z         64(SP), Z6, K3, Z4
+	VMULPS.Z         (SP), Z1, K4, Z5
+	VMULPS.Z         64(SP), Z2, K5, Z7
+	VADDPS           Z6, Z3, Z3
+	VADDPS           Z2, Z1, Z1
+	VSHUFF64X2       $0x44, Z1, Z3, Z2
+	VSHUFF64X2       $0xee, Z1, Z3, Z1
+	VADDPS           Z1, Z2, Z2
+	VSHUFF64X2       $0x88, Z2, Z2, Z1
+	VSHUFF64X2       $0xdd, Z2, Z2, Z2
+	VADDPS           Z2, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z2
+	VADDPS           Z2, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z2
+	VADDPS           Z2, Z1, Z1
+	VMOVSS           X1, (AX)
+	VEXTRACTF32X4    $0x01, Z1, X1
+	VMOVSS           X1, 4(AX)
+	MOVQ             digits+48(FP), AX
+	MOVQ             units+56(FP), CX
+	VPMAXUD          Z4, Z0, Z1
+	VPMAXUD          Z7, Z5, Z2
+	VSHUFF64X2       $0x44, Z2, Z1, Z3
+	VSHUFF64X2       $0xee, Z2, Z1, Z1
+	VPMAXUD          Z1, Z3, Z3
+	VSHUFF64X2       $0x88, Z3, Z3, Z1
+	VSHUFF64X2       $0xdd, Z3, Z3, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VPMAXUD.BCST     float800000<>+0(SB), Z1, Z1
+	VGETEXPPS        Z1, Z1
+	VSUBPS.BCST      float41b80000<>+0(SB), Z1, Z1
+	VPXORD.BCST      float80000000<>+0(SB), Z1, Z2
+	VSHUFF64X2       $0x00, Z2, Z2, Z3
+	VSCALEFPS        Z3, Z0, Z0
+	VSCALEFPS        Z3, Z4, Z4
+	VSHUFF64X2       $0x55, Z2, Z2, Z2
+	VSCALEFPS        Z2, Z5, Z5
+	VSCALEFPS        Z2, Z7, Z7
+	VBROADCASTSS     float3f800000<>+0(SB), Z2
+	VSCALEFPS        Z1, Z2, Z1
+	VMOVSS           X1, (CX)
+	VEXTRACTF32X4    $0x01, Z1, X1
+	VMOVSS           X1, 4(CX)
+	VCVTPS2DQ        Z0, Z0
+	VCVTPS2DQ        Z4, Z4
+	VCVTPS2DQ        Z5, Z5
+	VCVTPS2DQ        Z7, Z7
+	VMOVDQU64        digitOrder<>+0(SB), Z1
+	VPSHUFB          Z1, Z0, Z0
+	VMOVDQU64        Z0, (AX)
+	VPSHUFB          Z1, Z4, Z4
+	VMOVDQU64        Z4, 64(AX)
+	VPSHUFB          Z1, Z5, Z5
+	VMOVDQU64        Z5, 128(AX)
+	VPSHUFB          Z1, Z7, Z7
+	VMOVDQU64        Z7, 192(AX)
+	MOVL             DI, flags+80(FP)
 	VZEROUPPER
 	RET
 
@@ -5942,6 +6520,403 @@ same:
 	KORW             K2, K1, K1
 	KMOVW            K1, AX
 	MOVL             AX, bad+96(FP)
+	VZEROUPPER
+	RET
+
+// func softmaxTile3AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+// Requires: AVX, AVX512BW, AVX512F, MMX+
+TEXT ·softmaxTile3AVX512(SB), NOSPLIT, $128-84
+	MOVQ  next+8(FP), AX
+	TESTQ AX, AX
+	JZ    prefetched
+	MOVQ  48(AX), CX
+	MOVQ  (AX), DX
+	MOVQ  16(CX), BX
+
+plane16:
+	PREFETCHT1 (DX)
+	PREFETCHT1 64(DX)
+	PREFETCHT1 128(DX)
+	PREFETCHT1 192(DX)
+	ADDQ       (CX), DX
+	SUBQ       $0x01, BX
+	JNZ        plane16
+	MOVQ       24(AX), DX
+	PREFETCHT1 (DX)
+	MOVQ       8(AX), DX
+	MOVQ       24(CX), BX
+
+plane24:
+	PREFETCHT1 (DX)
+	PREFETCHT1 64(DX)
+	PREFETCHT1 128(DX)
+	PREFETCHT1 192(DX)
+	ADDQ       8(CX), DX
+	SUBQ       $0x01, BX
+	JNZ        plane24
+	MOVQ       40(AX), AX
+	PREFETCHT1 (AX)
+
+prefetched:
+	MOVQ         sums+16(FP), AX
+	MOVQ         tops+24(FP), CX
+	MOVQ         dots+32(FP), DX
+	MOVQ         t+0(FP), BX
+	MOVQ         48(BX), SI
+	VBROADCASTSS 36(SI), Z0
+	XORL         DI, DI
+	MOVQ         32(BX), R8
+	MOVQ         40(BX), R9
+	MOVL         44(SI), R10
+	TESTL        $0x00000002, R10
+	JZ           vF16
+	MOVQ         frac+64(FP), R10
+	VMOVUPS      (R10), Z2
+	VMULPS.BCST  (R8), Z2, Z2
+	VPBROADCASTD dwords127<>+0(SB), Z3
+	VPBROADCASTD dwords255<>+0(SB), Z4
+	VPMOVZXBD    (R9), Z5
+	VPERMPS      Z2, Z5, Z1
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z1, Z1
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z1, K1, Z1
+	VPMOVZXBD    16(R9), Z5
+	VPERMPS      Z2, Z5, Z2
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z2, Z2
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z2, K1, Z2
+	JMP          vScaled
+
+vF16:
+	VCVTPH2PS (R9), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(R9), Z2
+	VMULPS    Z0, Z2, Z2
+
+vScaled:
+	VMOVUPS      Z1, (SP)
+	VMOVUPS      Z2, 64(SP)
+	VBROADCASTSS float7f800000<>+0(SB), Z0
+	VPCMPUD      $0x05, Z0, Z1, K1
+	KMOVW        K1, R8
+	ORL          R8, DI
+	VPCMPUD      $0x05, Z0, Z2, K1
+	KMOVW        K1, R8
+	ORL          R8, DI
+	NEGL         DI
+	SBBL         DI, DI
+	ANDL         $0x01, DI
+	VBROADCASTSS 32(SI), Z0
+	VMULPS.BCST  scale+72(FP), Z0, Z0
+	MOVQ         16(BX), R8
+	MOVQ         24(BX), BX
+	MOVL         44(SI), R9
+	TESTL        $0x00000001, R9
+	JZ           kF16
+	MOVQ         frac+64(FP), R9
+	VMOVUPS      (R9), Z2
+	VMULPS.BCST  (R8), Z2, Z2
+	VPBROADCASTD dwords127<>+0(SB), Z3
+	VPBROADCASTD dwords255<>+0(SB), Z4
+	VPMOVZXBD    (BX), Z5
+	VPERMPS      Z2, Z5, Z1
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z1, Z1
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z1, K1, Z1
+	VPMOVZXBD    16(BX), Z5
+	VPERMPS      Z2, Z5, Z2
+	VPSRLD       $0x04, Z5, Z6
+	VPSUBD       Z6, Z3, Z6
+	VPSLLD       $0x17, Z6, Z6
+	VMULPS       Z6, Z2, Z2
+	VPCMPUD      $0x04, Z4, Z5, K1
+	VMULPS.Z     Z0, Z2, K1, Z2
+	JMP          kScaled
+
+kF16:
+	VCVTPH2PS (BX), Z1
+	VMULPS    Z0, Z1, Z1
+	VCVTPH2PS 32(BX), Z2
+	VMULPS    Z0, Z2, Z2
+
+kScaled:
+	MOVQ         energy+40(FP), BX
+	VBROADCASTSS floatff800000<>+0(SB), Z0
+	VPXORD       Z7, Z7, Z7
+	VBROADCASTSS 40(SI), Z3
+	VCMPPS       $0x04, Z7, Z3, K1
+	VMULPS       Z1, Z1, Z4
+	VMULPS.Z     Z3, Z4, K1, Z4
+	VMULPS       Z2, Z2, Z5
+	VMULPS.Z     Z3, Z5, K1, Z5
+	KXNORW       K2, K2, K2
+	VMULPS       (DX), Z1, Z3
+	KXNORW       K3, K3, K3
+	VMULPS       64(DX), Z2, Z6
+	KXNORW       K4, K4, K4
+	VMULPS       128(DX), Z1, Z7
+	KXNORW       K5, K5, K5
+	VMULPS       192(DX), Z2, Z8
+	KXNORW       K6, K6, K6
+	VMULPS       256(DX), Z1, Z1
+	KXNORW       K7, K7, K7
+	VMULPS       320(DX), Z2, Z2
+	VBROADCASTSS (BX), Z9
+	VFNMADD231PS Z4, Z9, Z3
+	VBROADCASTSS (BX), Z9
+	VFNMADD231PS Z5, Z9, Z6
+	VBROADCASTSS 4(BX), Z9
+	VFNMADD231PS Z4, Z9, Z7
+	VBROADCASTSS 4(BX), Z9
+	VFNMADD231PS Z5, Z9, Z8
+	VBROADCASTSS 8(BX), Z9
+	VFNMADD231PS Z4, Z9, Z1
+	VBROADCASTSS 8(BX), Z4
+	VFNMADD231PS Z5, Z4, Z2
+	XORL         DX, DX
+	VBROADCASTSS (CX), Z9
+	VMOVAPS      Z0, Z4
+	VMAXPS       Z4, Z3, K2, Z4
+	VMAXPS       Z4, Z6, K3, Z4
+	VADDPS.BCST  float41000000<>+0(SB), Z9, Z12
+	VBROADCASTSS 4(CX), Z10
+	VMOVAPS      Z0, Z5
+	VMAXPS       Z5, Z7, K4, Z5
+	VMAXPS       Z5, Z8, K5, Z5
+	VADDPS.BCST  float41000000<>+0(SB), Z10, Z13
+	VBROADCASTSS 8(CX), Z11
+	VMOVAPS      Z0, Z0
+	VMAXPS       Z0, Z1, K6, Z0
+	VMAXPS       Z0, Z2, K7, Z0
+	VADDPS.BCST  float41000000<>+0(SB), Z11, Z14
+	VCMPPS       $0x0e, Z12, Z4, K1
+	KMOVW        K1, BX
+	ORL          BX, DX
+	VCMPPS       $0x0e, Z13, Z5, K1
+	KMOVW        K1, BX
+	ORL          BX, DX
+	VCMPPS       $0x0e, Z14, Z0, K1
+	KMOVW        K1, BX
+	ORL          BX, DX
+	TESTL        DX, DX
+	JZ           same
+	ORL          $0x02, DI
+	VSHUFF64X2   $0x44, Z5, Z4, Z15
+	VSHUFF64X2   $0xee, Z5, Z4, Z4
+	VMAXPS       Z4, Z15, Z15
+	VSHUFF64X2   $0x44, Z0, Z0, Z4
+	VSHUFF64X2   $0xee, Z0, Z0, Z0
+	VMAXPS       Z0, Z4, Z4
+	VSHUFF64X2   $0x88, Z4, Z15, Z0
+	VSHUFF64X2   $0xdd, Z4, Z15, Z4
+	VMAXPS       Z4, Z0, Z0
+	VPERMILPS    $0x4e, Z0, Z4
+	VMAXPS       Z4, Z0, Z0
+	VPERMILPS    $0xb1, Z0, Z4
+	VMAXPS       Z4, Z0, Z0
+	VSHUFF64X2   $0x00, Z0, Z0, Z4
+	VCMPPS       $0x0e, Z12, Z4, K1
+	VMOVAPS      Z4, K1, Z9
+	VMOVSS       X9, (CX)
+	VSHUFF64X2   $0x55, Z0, Z0, Z4
+	VCMPPS       $0x0e, Z13, Z4, K1
+	VMOVAPS      Z4, K1, Z10
+	VMOVSS       X10, 4(CX)
+	VSHUFF64X2   $0xaa, Z0, Z0, Z0
+	VCMPPS       $0x0e, Z14, Z0, K1
+	VMOVAPS      Z0, K1, Z11
+	VMOVSS       X11, 8(CX)
+
+same:
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z9, Z9
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z10, Z10
+	VMAXPS.BCST      floatff7fffff<>+0(SB), Z11, Z11
+	VSUBPS           Z9, Z3, Z3
+	VSUBPS           Z9, Z6, Z6
+	VSUBPS           Z10, Z7, Z7
+	VSUBPS           Z10, Z8, Z8
+	VSUBPS           Z11, Z1, Z1
+	VSUBPS           Z11, Z2, Z2
+	VBROADCASTSS     floatc2aeac4f<>+0(SB), Z11
+	VBROADCASTSS     float3fb8aa3b<>+0(SB), Z12
+	VCMPPS           $0x05, Z11, Z3, K2, K2
+	VMULPS           Z12, Z3, Z0
+	VCMPPS           $0x05, Z11, Z6, K3, K3
+	VMULPS           Z12, Z6, Z4
+	VCMPPS           $0x05, Z11, Z7, K4, K4
+	VMULPS           Z12, Z7, Z5
+	VCMPPS           $0x05, Z11, Z8, K5, K5
+	VMULPS           Z12, Z8, Z9
+	VCMPPS           $0x05, Z11, Z1, K6, K6
+	VMULPS           Z12, Z1, Z10
+	VCMPPS           $0x05, Z11, Z2, K7, K7
+	VMULPS           Z12, Z2, Z11
+	VRNDSCALEPS      $0x08, Z0, Z0
+	VRNDSCALEPS      $0x08, Z4, Z4
+	VRNDSCALEPS      $0x08, Z5, Z5
+	VRNDSCALEPS      $0x08, Z9, Z9
+	VRNDSCALEPS      $0x08, Z10, Z10
+	VRNDSCALEPS      $0x08, Z11, Z11
+	VMOVAPS          Z3, Z13
+	VFMSUB213PS      Z0, Z12, Z13
+	VMOVAPS          Z6, Z14
+	VFMSUB213PS      Z4, Z12, Z14
+	VMOVAPS          Z7, Z15
+	VFMSUB213PS      Z5, Z12, Z15
+	VMOVAPS          Z8, Z16
+	VFMSUB213PS      Z9, Z12, Z16
+	VMOVAPS          Z1, Z17
+	VFMSUB213PS      Z10, Z12, Z17
+	VMOVAPS          Z2, Z18
+	VFMSUB213PS      Z11, Z12, Z18
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z3, Z13
+	VBROADCASTSS     float39220992<>+0(SB), Z3
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z6, Z14
+	VBROADCASTSS     float39220992<>+0(SB), Z6
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z7, Z15
+	VBROADCASTSS     float39220992<>+0(SB), Z7
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z8, Z16
+	VBROADCASTSS     float39220992<>+0(SB), Z8
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z1, Z17
+	VBROADCASTSS     float39220992<>+0(SB), Z1
+	VFMADD231PS.BCST float32a57060<>+0(SB), Z2, Z18
+	VBROADCASTSS     float39220992<>+0(SB), Z2
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z14, Z6
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z15, Z7
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z16, Z8
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z17, Z1
+	VFMADD213PS.BCST float3aaf8448<>+0(SB), Z18, Z2
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z14, Z6
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z15, Z7
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z16, Z8
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z17, Z1
+	VFMADD213PS.BCST float3c1d952a<>+0(SB), Z18, Z2
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z14, Z6
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z15, Z7
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z16, Z8
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z17, Z1
+	VFMADD213PS.BCST float3d6357b6<>+0(SB), Z18, Z2
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z14, Z6
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z15, Z7
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z16, Z8
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z17, Z1
+	VFMADD213PS.BCST float3e75fdf0<>+0(SB), Z18, Z2
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z14, Z6
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z15, Z7
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z16, Z8
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z17, Z1
+	VFMADD213PS.BCST float3f317218<>+0(SB), Z18, Z2
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z13, Z3
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z14, Z6
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z15, Z7
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z16, Z8
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z17, Z1
+	VFMADD213PS.BCST float3f800000<>+0(SB), Z18, Z2
+	VSCALEFPS.Z      Z0, Z3, K2, Z3
+	VSCALEFPS.Z      Z4, Z6, K3, Z6
+	VSCALEFPS.Z      Z5, Z7, K4, Z7
+	VSCALEFPS.Z      Z9, Z8, K5, Z8
+	VSCALEFPS.Z      Z10, Z1, K6, Z1
+	VSCALEFPS.Z      Z11, Z2, K7, Z2
+	VMULPS.Z         (SP), Z3, K2, Z0
+	VMULPS.Z         64(SP), Z6, K3, Z4
+	VMULPS.Z         (SP), Z7, K4, Z5
+	VMULPS.Z         64(SP), Z8, K5, Z9
+	VMULPS.Z         (SP), Z1, K6, Z10
+	VMULPS.Z         64(SP), Z2, K7, Z11
+	VADDPS           Z6, Z3, Z3
+	VADDPS           Z8, Z7, Z7
+	VADDPS           Z2, Z1, Z1
+	VSHUFF64X2       $0x44, Z7, Z3, Z2
+	VSHUFF64X2       $0xee, Z7, Z3, Z3
+	VADDPS           Z3, Z2, Z2
+	VSHUFF64X2       $0x44, Z1, Z1, Z3
+	VSHUFF64X2       $0xee, Z1, Z1, Z1
+	VADDPS           Z1, Z3, Z3
+	VSHUFF64X2       $0x88, Z3, Z2, Z1
+	VSHUFF64X2       $0xdd, Z3, Z2, Z2
+	VADDPS           Z2, Z1, Z1
+	VPERMILPS        $0x4e, Z1, Z2
+	VADDPS           Z2, Z1, Z1
+	VPERMILPS        $0xb1, Z1, Z2
+	VADDPS           Z2, Z1, Z1
+	VMOVSS           X1, (AX)
+	VEXTRACTF32X4    $0x01, Z1, X2
+	VMOVSS           X2, 4(AX)
+	VEXTRACTF32X4    $0x02, Z1, X1
+	VMOVSS           X1, 8(AX)
+	MOVQ             digits+48(FP), AX
+	MOVQ             units+56(FP), CX
+	VPMAXUD          Z4, Z0, Z1
+	VPMAXUD          Z9, Z5, Z2
+	VPMAXUD          Z11, Z10, Z3
+	VSHUFF64X2       $0x44, Z2, Z1, Z6
+	VSHUFF64X2       $0xee, Z2, Z1, Z1
+	VPMAXUD          Z1, Z6, Z6
+	VSHUFF64X2       $0x44, Z3, Z3, Z1
+	VSHUFF64X2       $0xee, Z3, Z3, Z2
+	VPMAXUD          Z2, Z1, Z1
+	VSHUFF64X2       $0x88, Z1, Z6, Z2
+	VSHUFF64X2       $0xdd, Z1, Z6, Z1
+	VPMAXUD          Z1, Z2, Z2
+	VPERMILPS        $0x4e, Z2, Z1
+	VPMAXUD          Z1, Z2, Z2
+	VPERMILPS        $0xb1, Z2, Z1
+	VPMAXUD          Z1, Z2, Z2
+	VPMAXUD.BCST     float800000<>+0(SB), Z2, Z2
+	VGETEXPPS        Z2, Z2
+	VSUBPS.BCST      float41b80000<>+0(SB), Z2, Z2
+	VPXORD.BCST      float80000000<>+0(SB), Z2, Z1
+	VSHUFF64X2       $0x00, Z1, Z1, Z3
+	VSCALEFPS        Z3, Z0, Z0
+	VSCALEFPS        Z3, Z4, Z4
+	VSHUFF64X2       $0x55, Z1, Z1, Z3
+	VSCALEFPS        Z3, Z5, Z5
+	VSCALEFPS        Z3, Z9, Z9
+	VSHUFF64X2       $0xaa, Z1, Z1, Z1
+	VSCALEFPS        Z1, Z10, Z10
+	VSCALEFPS        Z1, Z11, Z11
+	VBROADCASTSS     float3f800000<>+0(SB), Z1
+	VSCALEFPS        Z2, Z1, Z2
+	VMOVSS           X2, (CX)
+	VEXTRACTF32X4    $0x01, Z2, X1
+	VMOVSS           X1, 4(CX)
+	VEXTRACTF32X4    $0x02, Z2, X1
+	VMOVSS           X1, 8(CX)
+	VCVTPS2DQ        Z0, Z0
+	VCVTPS2DQ        Z4, Z4
+	VCVTPS2DQ        Z5, Z5
+	VCVTPS2DQ        Z9, Z9
+	VCVTPS2DQ        Z10, Z10
+	VCVTPS2DQ        Z11, Z11
+	VMOVDQU64        digitOrder<>+0(SB), Z1
+	VPSHUFB          Z1, Z0, Z0
+	VMOVDQU64        Z0, (AX)
+	VPSHUFB          Z1, Z4, Z4
+	VMOVDQU64        Z4, 64(AX)
+	VPSHUFB          Z1, Z5, Z5
+	VMOVDQU64        Z5, 128(AX)
+	VPSHUFB          Z1, Z9, Z9
+	VMOVDQU64        Z9, 192(AX)
+	VPSHUFB          Z1, Z10, Z10
+	VMOVDQU64        Z10, 256(AX)
+	VPSHUFB          Z1, Z11, Z11
+	VMOVDQU64        Z11, 320(AX)
+	MOVL             DI, flags+80(FP)
 	VZEROUPPER
 	RET
 

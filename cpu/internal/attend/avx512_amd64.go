@@ -24,7 +24,8 @@ func AVX512() *Kernels {
 		bytes: &byteKernels{planes: bytePlanesAVX512, u8: byteU8AVX512, dots: dotBytesAVX512,
 			largest: largestSliceAVX512, cut: cutSliceAVX512,
 			softmax: softmaxCutHeadsAVX512, add: addBytesAVX512,
-			dotPlanes: dotPlanesAVX512, addPlanes: addPlanesAVX512},
+			dotPlanes: dotPlanesAVX512, addPlanes: addPlanesAVX512,
+			dotTile: &dotPlanes, softmaxTile: &softmaxTiles, addTile: &addPlanes},
 	}
 }
 
@@ -311,6 +312,12 @@ var addPlanes = [4][3]func(acc *float32, weights *byte, units *float32, src *byt
 	{addLM2Heads1AVX512, addLM2Heads2AVX512, addLM2Heads3AVX512},
 	{addLM3Heads1AVX512, addLM3Heads2AVX512, addLM3Heads3AVX512},
 	{addLM4Heads1AVX512, addLM4Heads2AVX512, addLM4Heads3AVX512},
+}
+
+// Indexed by heads.
+var softmaxTiles = [3]func(t, next *byte, sums, tops, dots, energy *float32, digits *byte,
+	units, frac *float32, scale float32) (flags uint32){
+	softmaxTile1AVX512, softmaxTile2AVX512, softmaxTile3AVX512,
 }
 
 func dotPlanesAVX512(dots []float32, q []byte, heads int, src []byte, bits, plane, n int,

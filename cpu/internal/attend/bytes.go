@@ -80,6 +80,12 @@ type byteKernels struct {
 		table *byteTable)
 	addPlanes func(acc []float32, w *Weights, heads int, src []byte, bits, plane, n int,
 		table *byteTable)
+	// The steps of a Run, by bits and heads; they check nothing. softmaxTile is nil if there are none.
+	dotTile     *[4][RunHeads]func(dots *float32, q, src *byte, plane int, table *byte, groups int)
+	softmaxTile *[RunHeads]func(t, next *byte, sums, tops, dots, energy *float32, digits *byte,
+		units, frac *float32, scale float32) (flags uint32)
+	addTile *[4][RunHeads]func(acc *float32, weights *byte, units *float32, src *byte, plane int,
+		table *byte, groups int)
 }
 
 // Bytes reports whether rows of a format can be unpacked to a tile of bytes.

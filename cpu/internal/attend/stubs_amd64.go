@@ -482,6 +482,33 @@ func softmax1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 //go:noescape
 func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
+// softmaxTile1AVX512 makes weights of the inner products of a tile of 32 rows: per head s
+// = dots*mul - energy*noise*mul^2, tops = max(s) if that is above tops + 8, p = exp(s -
+// tops), sums = sum of p. It writes p*rowscale as integers of 24 bits, of each four rows
+// the lowest bytes first, and what one is worth. mul is the row scale of K times its unit
+// and scale, rowscale that of V times its unit. Bit 0 of flags: those of V are not all
+// finite and positive or +0. Bit 1: a top rose. It prefetches the rows of tile next,
+// which may be nil.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] - energy[h]*noise*mul[r]*mul[r]
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * rowscale[r]
+//		}
+//		digits[h], units[h] = cut(w[h])
+//	}
+//
+//go:noescape
+func softmaxTile1AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+
 // softmax2AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
 // sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is
@@ -536,6 +563,33 @@ func softmax2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 //go:noescape
 func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
 
+// softmaxTile2AVX512 makes weights of the inner products of a tile of 32 rows: per head s
+// = dots*mul - energy*noise*mul^2, tops = max(s) if that is above tops + 8, p = exp(s -
+// tops), sums = sum of p. It writes p*rowscale as integers of 24 bits, of each four rows
+// the lowest bytes first, and what one is worth. mul is the row scale of K times its unit
+// and scale, rowscale that of V times its unit. Bit 0 of flags: those of V are not all
+// finite and positive or +0. Bit 1: a top rose. It prefetches the rows of tile next,
+// which may be nil.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] - energy[h]*noise*mul[r]*mul[r]
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * rowscale[r]
+//		}
+//		digits[h], units[h] = cut(w[h])
+//	}
+//
+//go:noescape
+func softmaxTile2AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+
 // softmax3AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
 // sum of p, w = p*scale. Rows without a bit in masks have w = 0; bits of rows whose p is
@@ -589,6 +643,33 @@ func softmax3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul
 //
 //go:noescape
 func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, mul *float32, add *float32, noise *float32, scale *float32, energy *float32, masks *uint32, digits *byte, units *float32) (bad uint32)
+
+// softmaxTile3AVX512 makes weights of the inner products of a tile of 32 rows: per head s
+// = dots*mul - energy*noise*mul^2, tops = max(s) if that is above tops + 8, p = exp(s -
+// tops), sums = sum of p. It writes p*rowscale as integers of 24 bits, of each four rows
+// the lowest bytes first, and what one is worth. mul is the row scale of K times its unit
+// and scale, rowscale that of V times its unit. Bit 0 of flags: those of V are not all
+// finite and positive or +0. Bit 1: a top rose. It prefetches the rows of tile next,
+// which may be nil.
+//
+//	for h := range heads {
+//		for r := range 32 {
+//			s[r] = dots[h][r]*mul[r] - energy[h]*noise*mul[r]*mul[r]
+//		}
+//		if m := slices.Max(s); m > tops[h]+8 {
+//			tops[h] = m
+//		}
+//		sums[h] = 0
+//		for r := range 32 {
+//			p := exp(s[r] - tops[h])
+//			sums[h] += p
+//			w[h][r] = p * rowscale[r]
+//		}
+//		digits[h], units[h] = cut(w[h])
+//	}
+//
+//go:noescape
+func softmaxTile3AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
 
 // probsAVX512 adds exp(s - lse)^power of every head to acc[32], with scores s as
 // softmaxAVX512 makes them.

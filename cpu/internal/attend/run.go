@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package attend
+
+import (
+	"unsafe"
+
+	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
+)
+
+// RunHeads is the largest number of heads of a Run.
+const RunHeads = 3
+
+// runTiles is the number of tiles that a Run holds: the current one, the next and the one to prefetch.
+const runTiles = 4
+
+// TileForm is how a Run reads the tiles of blocks of one form. The zero value stands for a form that it
+// cannot read. The assembly knows the place of the fields up to forms.
+type TileForm struct {
+	kPlane, vPlane      int // bytes of a plane
+	kBits, vBits        int
+	kUnit, vUnit, noise float32
+	forms               uint32 // bit 0: scales of K have 8 bits; bit 1: those of V
+
+	rows           int
+	kBytes, vBytes int // of a packed side
+	kTable, vTable *byteTable
+}
+
+// TileForm returns the form of blocks of rows rows of dim values; noise is as in Terms.
+func (k *Kernels) TileForm(kc, vc quant.Coding, rows, dim, dimV int, noise float32) (f TileForm) {
+	if k.bytes == nil || k.bytes.softmaxTile == nil || dim != byteBlock || dimV != byteBlock ||
+		rows == 0 || rows%TileRows != 0 || !kc.Format.Nested() || !vc.Format.Nested() {
+		return TileForm{}
+	}
+	f = TileForm{kBits: kc.Format.Bits(), vBits: vc.Format.Bits(), kUnit: Unit(kc.Format, dim),
+		vUnit: Unit(vc.Format, dimV), noise: noise, rows: rows, kBytes: kc.PackedBytes(rows, dim),
+		vBytes: vc.PackedBytes(rows, dimV), kTable: &byteTables[kc.Format][0], vTable: &byteTables[vc.Format][1]}
+	f.kPlane, f.vPlane = layout.PlaneBytes(rows, dim), layout.PlaneBytes(rows, dimV)
+	if kc.Scale == quant.ScaleLog8 {
+		f.forms |= 1
+	}
+	if vc.Scale == quant.ScaleLog8 {
+		f.forms |= 2
+	}
+	return f
+}
+
+// Rows returns the rows of a block, 0 for the zero value.
+func (f *TileForm) Rows() int { return f.rows }
+
+// tile is a tile of a Run. The assembly knows the place of its fields.
+type tile struct {
+	k, v           *byte // the first row in the first plane
+	kBase, kScales *byte // scales of the rows; kBase is the base of those of 8 bits
+	vBase, vScales *byte
+	form           *TileForm
+}
+
+func (t *tile) address() *byte { return (*byte)(unsafe.Pointer(t)) }
+
+// Run computes attention over tiles of 32 rows of 64 values in bit planes, one after the other, for up to
+// RunHeads heads that see every row. A tile is Put before it is the one that comes next to the current one.
+//
+//	for i := range tiles {
+//		Weigh(i)
+//		Dots(i + 1)
+//		Add(acc, i)
+//	}
+//
+// The softmax of a tile waits for itself most of the time. The inner products of the next one fill that
+// time. Every step has the bits of DotPlanes, Scales and SoftmaxCut, and AddPlanes.
+type Run struct {
+	b      *byteKernels
+	heads  int
+	q      []byte
+	h      *Heads
+	scale  float32
+	tiles  [runTiles]tile
+	dots   [2][RunHeads * TileRows]float32
+	digits [RunHeads * DigitBytes]byte
+	units  [RunHeads]float32
+}
+
+// Begin starts a run of heads queries in digits. h is as in SoftmaxCut, without masks, dots and weights; K's
+// scales are multiplied by scale.
+func (r *Run) Begin(k *Kernels, q []byte, h *Heads, heads int, scale float32) {
+	_, _, _ = h.Energy[heads-1], h.Tops[heads-1], h.Sums[heads-1]
+	r.b, r.heads, r.q, r.h, r.scale = k.bytes, heads, q[:heads*QueryBytes(byteBlock)], h, scale
+}
+
+// End drops all references.
+func (r *Run) End() {
+	r.b, r.q, r.h, r.tiles = nil, nil, nil, [runTiles]tile{}
+}
+
+// Put makes rows [r0, r0+TileRows) of a block tile i. k and v are its sides.
+func (r *Run) Put(i int, f *TileForm, k, v []byte, r0 int) {
+	k, v = k[:f.kBytes:f.kBytes], v[:f.vBytes:f.vBytes] // scales are last, so rows behind them panic
+	at := r0 * (byteBlock / 8)
+	t := &r.tiles[i%runTiles]
+	t.k, t.v, t.form = &k[at], &v[at], f
+	t.kBase, t.kScales = scalesAt(k, f.kBits*f.kPlane, r0, f.forms&1 != 0)
+	t.vBase, t.vScales = scalesAt(v, f.vBits*f.vPlane, r0, f.forms&2 != 0)
+}
+
+// scalesAt returns the base of the scales of a side, which begin at at, and those of the rows from r0 on.
+func scalesAt(side []byte, at, r0 int, log8 bool) (base, scales *byte) {
+	if log8 {
+		return &side[at], &side[at+4+r0 : at+4+r0+TileRows][0]
+	}
+	return &side[at], &side[at+2*r0 : at+2*(r0+TileRows)][0]
+}
+
+// Dots computes the inner products of tile i.
+func (r *Run) Dots(i int) {
+	t := &r.tiles[i%runTiles]
+	r.b.dotTile[t.form.kBits-1][r.heads-1](&r.dots[i%2][0], &r.q[0], t.k, t.form.kPlane, &t.form.kTable[0][0],
+		TileRows/16)
+}
+
+// Weigh computes the weights of tile i as SoftmaxCut does, and prefetches tile i+2 if it was Put. bad
+// reports that SoftmaxCut would report false; the weights are then undefined. rose reports that some top
+// did.
+func (r *Run) Weigh(i int, ahead bool) (bad, rose bool) {
+	var next *byte
+	if ahead {
+		next = r.tiles[(i+2)%runTiles].address()
+	}
+	flags := r.b.softmaxTile[r.heads-1](r.tiles[i%runTiles].address(), next, &r.h.Sums[0], &r.h.Tops[0], &r.dots[i%2][0],
+		&r.h.Energy[0], &r.digits[0], &r.units[0], &log8Frac[0], r.scale)
+	return flags&1 != 0, flags&2 != 0
+}
+
+// Add adds the rows of tile i times their weights to acc, [heads, 64].
+func (r *Run) Add(acc []float32, i int) {
+	t := &r.tiles[i%runTiles]
+	_ = acc[r.heads*byteBlock-1]
+	r.b.addTile[t.form.vBits-1][r.heads-1](&acc[0], &r.digits[0], &r.units[0], t.v, t.form.vPlane,
+		&t.form.vTable[0][0], TileRows/byteRows)
+}
+
+// The assembly has these numbers.
+var (
+	_ = [1]struct{}{}[unsafe.Offsetof(tile{}.form)-48]
+	_ = [1]struct{}{}[unsafe.Offsetof(TileForm{}.forms)-44]
+)
