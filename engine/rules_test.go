@@ -106,6 +106,7 @@ var allowed = map[string][]string{
 	"bench/methods":       {"quant", "cpu", "cpu/matmul", "engine/"},
 	"bench/quality":       {"quant", "engine", "engine/", "bench/methods"},
 	"bench/quality/texts": {},
+	"bench/perf":          {"quant", "cpu/matmul", "engine", "engine/"},
 	"bench/tuning":        {"quant", "cpu", "engine/", "bench/methods", "bench/quality"},
 }
 

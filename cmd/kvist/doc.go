@@ -12,6 +12,7 @@
 //	kvist report      one HTML page about a file
 //	kvist capture     K, V and queries of a model on a text, as a capture
 //	kvist eval        how compression methods change the predictions of a model
+//	kvist bench       what it costs and gains on this machine
 //	kvist chat        talk to a model whose cache keeps a budget
 //	kvist serve       the same over HTTP, as OpenAI's API
 //	kvist doctor      the backends of this machine, and a self-test

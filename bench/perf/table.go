@@ -1,0 +1,245 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package perf
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Table is a table of a record.
+type Table struct {
+	Title   string
+	Note    string // what a reader has to know; "" for nothing
+	Headers []string
+	Rows    [][]string
+}
+
+// Tables returns what a record says, the most asked for first. Tables without rows are left out.
+func (r *Record) Tables() (out []Table) {
+	add := func(t Table) {
+		if len(t.Rows) > 0 {
+			out = append(out, t)
+		}
+	}
+	add(r.memoryTable())
+	for _, s := range r.attendShapes() {
+		add(r.attendTable(s))
+	}
+	add(r.modelTable())
+	add(r.codecTable())
+	add(r.otherTable())
+	return out
+}
+
+// attendShapes are the shapes of which attention was measured, in the order of the results.
+func (r *Record) attendShapes() (out []Shape) {
+	for i := range r.Results {
+		x := &r.Results[i]
+		if x.Group() != "attend" {
+			continue
+		}
+		var s Shape
+		s.HeadDim, _ = strconv.Atoi(x.Key("head_dim")) // 0 for a name that is not of ours
+		s.GQA, _ = strconv.Atoi(x.Key("gqa"))
+		s.KVHeads, _ = strconv.Atoi(x.Key("kv_heads"))
+		if s.HeadDim > 0 && s.GQA > 0 && s.KVHeads > 0 && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (r *Record) memoryTable() Table {
+	t := Table{Title: "Memory", Headers: []string{"", "GB/s", "±"},
+		Note: "Bytes of a copy are read and written."}
+	for i := range r.Results {
+		if x := &r.Results[i]; x.Group() == "memory" {
+			t.Rows = append(t.Rows, []string{fmt.Sprintf("%s, %s", x.Key("op"), threadsText(x.Threads)), digits(x.GBps()), spreadText(x.NS)})
+		}
+	}
+	return t
+}
+
+func threadsText(n int) string {
+	if n == 1 {
+		return "1 thread"
+	}
+	return fmt.Sprintf("%d threads", n)
+}
+
+// attendTable has the codings of a shape, with a column for every context.
+func (r *Record) attendTable(s Shape) Table {
+	t := Table{Title: fmt.Sprintf("Attention, rows of %d, %d query heads for each of %d KV heads: %s", s.HeadDim, s.GQA, s.KVHeads,
+		strings.Join(modelsOf(s), ", ")), Headers: []string{"coding", "bits/value"},
+		Note: fmt.Sprintf("ns for a row of K and V, from memory, %s; ± is half the distance of the quartiles. ggml's codings are unpacked by "+
+			"plain code; llama.cpp has faster kernels for them.", threadsText(r.Threads))}
+	var all []int
+	for i := range r.Results {
+		x := &r.Results[i]
+		if n, err := strconv.Atoi(x.Key("context")); err == nil && x.Group() == "attend" && strings.Contains(x.Name, s.String()+"/") &&
+			!slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	slices.Sort(all)
+	for _, n := range all {
+		t.Headers = append(t.Headers, fmt.Sprintf("ns at %s", tokensText(int64(n))), "±")
+	}
+	t.Headers = append(t.Headers, "processor ns", "GB/s", "of read speed", "time of f16")
+	at := speedContext
+	if !slices.Contains(all, at) && len(all) > 0 {
+		at = all[len(all)-1]
+	}
+	plain := r.Find(AttendName(s, F16, at, r.Threads))
+	for _, c := range Codings() {
+		x := r.Find(AttendName(s, c, at, r.Threads))
+		if x == nil {
+			continue
+		}
+		row := []string{string(c), digits(x.BitsPerValue())}
+		for _, n := range all {
+			y := r.Find(AttendName(s, c, n, r.Threads))
+			if y == nil {
+				row = append(row, "-", "")
+				continue
+			}
+			row = append(row, digits(y.ns().Median), spreadText(y.ns()))
+		}
+		row = append(row, orDash(x.CPUNS.Median), digits(x.GBps()), percentText(r.Share(x)))
+		if plain != nil {
+			row = append(row, digits(x.ns().Median/plain.ns().Median))
+		} else {
+			row = append(row, "-")
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	return t
+}
+
+// modelsOf names the models of a shape.
+func modelsOf(s Shape) (names []string) {
+	for _, m := range Models() {
+		if m.Shape == s {
+			names = append(names, m.Name)
+		}
+	}
+	return names
+}
+
+// modelTable says what the figures mean for models.
+func (r *Record) modelTable() Table {
+	t := Table{Title: "Models", Headers: []string{"model", "coding", fmt.Sprintf("tokens/s at %s", tokensText(speedContext)),
+		fmt.Sprintf("GB for %s", tokensText(manyTokens)), fmt.Sprintf("conversations of %s", tokensText(conversation))},
+		Note: fmt.Sprintf("Tokens a second that attention alone would allow, and what the cache takes. Conversations: as many as fit in "+
+			"the %.0f GiB of the backend if it held nothing else.", float64(r.memory())/(1<<30))}
+	for _, m := range Models() {
+		for _, c := range Codings() {
+			x := r.Find(AttendName(m.Shape, c, speedContext, r.Threads))
+			if x == nil {
+				continue
+			}
+			t.Rows = append(t.Rows, []string{m.Name, string(c), digits(TokensPerSecond(m, x, speedContext)),
+				digits(CacheBytes(m, x, manyTokens) / 1e9), fmt.Sprint(Conversations(m, x, r.memory()))})
+		}
+	}
+	return t
+}
+
+// memory is what the caches of conversations may take.
+func (r *Record) memory() int64 {
+	if r.Backend.Memory > 0 {
+		return r.Backend.Memory
+	}
+	return r.Machine.Memory
+}
+
+func (r *Record) codecTable() Table {
+	t := Table{Title: "Coding", Headers: []string{"rows of", "coding", "encode", "decode", "demote"},
+		Note: fmt.Sprintf("G values/s from and to float32, in the processor's caches, %s.", threadsText(r.Threads))}
+	for i := range r.Results {
+		x := &r.Results[i]
+		if x.Group() != "encode" && (x.Group() != "decode" || r.Find("encode"+strings.TrimPrefix(x.Name, "decode")) != nil) {
+			continue
+		}
+		_, rest, _ := strings.Cut(x.Name, "/")
+		row := []string{x.Key("head_dim"), x.Key("coding")}
+		for _, g := range []string{"encode", "decode", "demote"} {
+			if y := r.Find(g + "/" + rest); y != nil {
+				row = append(row, digits(1/y.ns().Median))
+			} else {
+				row = append(row, "-")
+			}
+		}
+		t.Rows = append(t.Rows, row)
+	}
+	return t
+}
+
+// otherTable lists what no other table shows.
+func (r *Record) otherTable() Table {
+	t := Table{Title: "Everything else", Headers: []string{"measured", "for one", "time", "±", "processor time"}}
+	for i := range r.Results {
+		x := &r.Results[i]
+		switch x.Group() {
+		case "memory", "attend", "encode", "decode", "demote":
+			continue
+		}
+		t.Rows = append(t.Rows, []string{x.Name, x.Unit, timeText(x.ns().Median), spreadText(x.ns()), timeText(x.CPUNS.Median)})
+	}
+	return t
+}
+
+// digits shows three digits.
+func digits(x float64) string {
+	switch {
+	case x == 0:
+		return "0"
+	case x >= 100:
+		return strconv.FormatFloat(x, 'f', 0, 64)
+	case x >= 10:
+		return strconv.FormatFloat(x, 'f', 1, 64)
+	case x >= 0.1:
+		return strconv.FormatFloat(x, 'f', 2, 64)
+	}
+	return strconv.FormatFloat(x, 'g', 2, 64)
+}
+
+func orDash(x float64) string {
+	if x == 0 {
+		return "-"
+	}
+	return digits(x)
+}
+
+func spreadText(s Spread) string { return fmt.Sprintf("%.1f %%", 100*s.Half()) }
+
+func percentText(x float64) string {
+	if x == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.0f %%", 100*x)
+}
+
+// timeText shows nanoseconds in a unit that is easy to read.
+func timeText(ns float64) string {
+	switch {
+	case ns == 0:
+		return "-"
+	case ns >= 1e6:
+		return digits(ns/1e6) + " ms"
+	case ns >= 1e3:
+		return digits(ns/1e3) + " us"
+	}
+	return digits(ns) + " ns"
+}
+
+// tokensText shows powers of two as 8K.
+func tokensText(n int64) string {
+	if n%1024 == 0 {
+		return fmt.Sprintf("%dK", n/1024)
+	}
+	return fmt.Sprint(n)
+}
