@@ -4,7 +4,6 @@ package engine
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
@@ -318,41 +317,17 @@ func (s *step) spotsOf(r *stepRow, lo int64) []slot {
 }
 
 // close sorts the rows of a layer of a segment by the weights in w.weight, head by head: the heaviest
-// rows come first. Rows move between pages of the same codings only, so nothing is coded again and the
-// step can be rolled back.
+// rows come first. The step can be rolled back.
 func (s *step) close(layer int, r *stepRow, seg *segment) error {
 	c, g, w := s.c, s.c.geo, s.closing
 	spots := s.spotsOf(r, seg.lo)
 	for h := range g.KVHeads {
 		blocks := seg.of(layer, h, g.KVHeads)
-		rootMean(w.smooth, w.weight[h*c.cfg.Segment:(h+1)*c.cfg.Segment])
-		for i := range w.order {
-			w.order[i] = int32(i)
-		}
-		slices.SortFunc(w.order, func(a, b int32) int { // heaviest first, then oldest first
-			switch x, y := w.smooth[a], w.smooth[b]; {
-			case x > y:
-				return -1
-			case x < y:
-				return 1
-			}
-			return int(a - b)
-		})
-		w.within(blocks)
-		for i := range blocks { // what is in a block is in the order of its tokens, here and in files
-			slices.Sort(w.perm[i*pageTokens : (i+1)*pageTokens])
-		}
-		if err := w.permuteRows(&c.memory, blocks, w.perm); err != nil {
+		if err := w.sortRows(&c.memory, blocks, w.weight[h*c.cfg.Segment:(h+1)*c.cfg.Segment]); err != nil {
 			return err
 		}
 		for i := range blocks {
 			b := &blocks[i]
-			b.rows = pageTokens
-			b.mass = 0
-			for _, row := range w.perm[i*pageTokens : (i+1)*pageTokens] {
-				x := w.weight[h*c.cfg.Segment+int(row)]
-				b.mass += float32(x*x) / float32(max(w.queries, 1))
-			}
 			c.arena.swap(&b.pos, &spots[(layer*g.KVHeads+h)*seg.pages+i])
 			if err := c.putPositions(b, w.perm[i*pageTokens:(i+1)*pageTokens], w.to); err != nil {
 				return err

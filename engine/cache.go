@@ -197,7 +197,7 @@ func (c *Cache) newSequence() (*Sequence, error) {
 		return nil, errNoRoom
 	}
 	c.nextID++
-	s := &Sequence{c: c, id: c.nextID, kept: c.newKept(c.cfg.KeptQueries)}
+	s := &Sequence{c: c, id: c.nextID, used: c.stats.Steps, kept: c.newKept(c.cfg.KeptQueries)}
 	c.seqs = append(c.seqs, s)
 	return s, nil
 }

@@ -58,8 +58,48 @@ func (c *memory) newClosing() (*closing, error) {
 		to: make([]byte, side), mean: make([]float64, max(g.HeadDim, g.HeadDimV))}, nil
 }
 
-// within turns the order of the rows of a segment into one that keeps rows among blocks of the same
-// codings: perm[i] is the row that comes to place i.
+// rowsIn returns the rows of a page of a segment of so many.
+func rowsIn(page, rows int) int { return min(pageTokens, rows-page*pageTokens) }
+
+// sortRows brings the heaviest of the first rows of a head first, by their summed weights, and sets what
+// prices them. Rows move between pages of the same codings only, so nothing is coded again. w.perm then tells
+// which row is where. weight is overwritten.
+func (w *closing) sortRows(c *memory, blocks []block, weight []float32) error {
+	w.order = w.order[:len(weight)]
+	rootMean(w.smooth[:len(weight)], weight)
+	for i := range w.order {
+		w.order[i] = int32(i)
+	}
+	slices.SortFunc(w.order, func(a, b int32) int { // heaviest first, then oldest first
+		switch x, y := w.smooth[a], w.smooth[b]; {
+		case x > y:
+			return -1
+		case x < y:
+			return 1
+		}
+		return int(a - b)
+	})
+	w.within(blocks)
+	for i := range blocks { // what is in a block is in the order of its tokens, here and in files
+		slices.Sort(w.perm[i*pageTokens:][:rowsIn(i, len(weight))])
+	}
+	if err := w.permuteRows(c, blocks, w.perm[:len(weight)]); err != nil {
+		return err
+	}
+	for i := range blocks {
+		b := &blocks[i]
+		b.rows = uint8(rowsIn(i, len(weight)))
+		b.mass = 0
+		for _, row := range w.perm[i*pageTokens:][:b.rows] {
+			x := weight[row]
+			b.mass += float32(x*x) / float32(max(w.queries, 1))
+		}
+	}
+	return nil
+}
+
+// within turns w.order, the rows of a segment, into an order that keeps rows among blocks of the same
+// codings: perm[i] is the row that comes to place i. The last block may have fewer rows than others.
 func (w *closing) within(blocks []block) {
 	for i := range blocks {
 		if i > 0 && slices.ContainsFunc(blocks[:i], func(b block) bool { return b.rung == blocks[i].rung }) {
@@ -72,7 +112,7 @@ func (w *closing) within(blocks []block) {
 				continue
 			}
 			w.perm[at*pageTokens+n] = row
-			if n++; n == pageTokens {
+			if n++; n == rowsIn(at, len(w.order)) {
 				for n, at = 0, at+1; at < len(blocks) && blocks[at].rung != blocks[i].rung; at++ {
 				}
 			}
@@ -162,8 +202,9 @@ func (w *closing) meanOf(blocks []block, side, dim int) {
 		if side == sideV || blocks[i].rung[side] != f16 {
 			continue
 		}
-		n += pageTokens
-		for r := range pageTokens {
+		rows := rowsIn(i, len(w.order))
+		n += rows
+		for r := range rows {
 			row := w.from[2*(i*pageTokens+r)*dim:][:2*dim]
 			for j := range w.mean {
 				w.mean[j] += float64(quant.F16ToF32(binary.LittleEndian.Uint16(row[2*j:])))
@@ -190,11 +231,11 @@ func copyPacked(dst []byte, dstRows, i int, src []byte, srcRows, j int, cd quant
 	}
 }
 
-// energyOf returns the mean energy of 32 packed rows, of exact ones without their mean.
-func energyOf(p []byte, cd quant.Coding, dim int, mean []float64) float32 {
+// energyOf returns the mean energy of packed rows, of exact ones without their mean.
+func energyOf(p []byte, rows int, cd quant.Coding, dim int, mean []float64) float32 {
 	var sum float64
-	at := cd.PackedBytes(pageTokens, dim) - cd.ScaleBytes(pageTokens)
-	for r := range pageTokens {
+	at := cd.PackedBytes(rows, dim) - cd.ScaleBytes(rows)
+	for r := range rows {
 		var row float64
 		switch {
 		case cd.Format.Exact():
@@ -215,7 +256,7 @@ func energyOf(p []byte, cd quant.Coding, dim int, mean []float64) float32 {
 		}
 		sum += row
 	}
-	if sum /= pageTokens; !(sum < math.MaxFloat32) {
+	if sum /= float64(rows); !(sum < math.MaxFloat32) {
 		return math.MaxFloat32
 	}
 	return float32(sum)
@@ -223,23 +264,29 @@ func energyOf(p []byte, cd quant.Coding, dim int, mean []float64) float32 {
 
 // permuteRows moves rows between blocks: place i gets row perm[i]. Packed rows are moved as they are.
 func (w *closing) permuteRows(c *memory, blocks []block, perm []int32) error {
+	w.order = w.order[:len(perm)]
 	for side, dim := range c.sizes.dim {
+		from := func(i int) []byte {
+			at := c.side(&blocks[i], side, rowsIn(i, len(perm))).Data
+			return w.from[i*2*pageTokens*dim:][:at.Len]
+		}
 		for i := range blocks {
-			at := c.side(&blocks[i], side, pageTokens).Data
-			if err := at.Buf.Download(at.Off, w.from[i*2*pageTokens*dim:][:at.Len]); err != nil {
+			at := c.side(&blocks[i], side, rowsIn(i, len(perm))).Data
+			if err := at.Buf.Download(at.Off, from(i)); err != nil {
 				return err
 			}
 		}
 		w.meanOf(blocks, side, dim)
 		for i := range blocks {
-			at := c.side(&blocks[i], side, pageTokens).Data
+			rows := rowsIn(i, len(perm))
+			at := c.side(&blocks[i], side, rows).Data
 			cd := blocks[i].rung[side].coding()
-			for r := range pageTokens {
-				from := int(perm[i*pageTokens+r])
-				src := w.from[from/pageTokens*2*pageTokens*dim:]
-				copyPacked(w.to[:at.Len], pageTokens, r, src[:at.Len], pageTokens, from%pageTokens, cd, dim)
+			clear(w.to[:at.Len])
+			for r := range rows {
+				j := int(perm[i*pageTokens+r])
+				copyPacked(w.to[:at.Len], rows, r, from(j/pageTokens), rowsIn(j/pageTokens, len(perm)), j%pageTokens, cd, dim)
 			}
-			blocks[i].energy[side] = energyOf(w.to[:at.Len], cd, dim, w.mean)
+			blocks[i].energy[side] = energyOf(w.to[:at.Len], rows, cd, dim, w.mean)
 			if err := at.Buf.Upload(at.Off, w.to[:at.Len]); err != nil {
 				return err
 			}
@@ -270,7 +317,7 @@ func (w *closing) reopen(c *memory, seg *segment) error {
 			blocks[b].rows = 0
 			c.touch(&blocks[b])
 		}
-		if err := w.permuteRows(c, blocks, w.perm); err != nil {
+		if err := w.permuteRows(c, blocks, w.perm[:len(blocks)*pageTokens]); err != nil {
 			return err
 		}
 	}

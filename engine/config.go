@@ -40,6 +40,9 @@ type Config struct {
 	// KeptQueries is the number of recent queries of each layer that weigh tokens and blocks, spread
 	// over the window; 1 to 64, at most Window. Default 8.
 	KeptQueries int
+	// IdleSteps is after how many steps without it a sequence is taken to be idle, so that pressure may take
+	// from its window; see Sequence.Rest. Default 256; -1: only those that rest are idle.
+	IdleSteps int
 	// Exact is the share of the budget up to which rows stay f16, above 0 and up to 1. Default 0.9.
 	Exact float64
 	// Layout is that of K and V. Default NHD.
@@ -83,6 +86,7 @@ func (c Config) withDefaults(g quant.Geometry) Config {
 	set(&c.Sinks, 4)
 	set(&c.Segment, 256)
 	set(&c.KeptQueries, 8)
+	set(&c.IdleSteps, 256)
 	set(&c.partBytes, 1<<20)
 	if c.Exact == 0 {
 		c.Exact = 0.9
@@ -110,6 +114,7 @@ func (c *Config) validate(g quant.Geometry, be backend.Backend) error {
 		"segment %d, want a multiple of %d from 64 to 2048", c.Segment, pageTokens)
 	bad(c.KeptQueries >= 1 && c.KeptQueries <= 64 && c.KeptQueries <= c.Window, quant.ErrShape,
 		"kept queries %d, want 1 to 64 and at most the window %d", c.KeptQueries, c.Window)
+	bad(c.IdleSteps >= -1, quant.ErrShape, "idle after %d steps, want 1 or more, or -1 for never", c.IdleSteps)
 	bad(c.Exact > 0 && c.Exact <= 1, quant.ErrShape, "exact share %v, want above 0 and up to 1", c.Exact)
 	bad(c.Layout <= HND, quant.ErrShape, "layout %d, want NHD or HND", c.Layout)
 	bad(c.Scale > 0 && !math.IsInf(float64(c.Scale), 0), quant.ErrShape, "scale %v, want a positive number",

@@ -33,8 +33,13 @@ type Event struct {
 // emit tells Config.Events of a node of the index.
 func emit(cfg *Config, kind EventKind, n *prefix) {
 	var parent key
-	if n.parent != nil {
-		parent = n.parent.keys[len(n.parent.keys)-1]
+	for p := n.parent; p != nil && parent == (key{}); p = p.parent {
+		if k := len(p.keys); k > 0 {
+			parent = p.keys[k-1]
+		}
+	}
+	if len(n.keys) == 0 {
+		return
 	}
 	emitKeys(cfg, kind, InMemory, parent, n.keys, n.seg.hi())
 }

@@ -90,6 +90,26 @@ func (s *Sequence) explain(seg *segment, b *block, layer, kvHead, page int) Bloc
 	return x
 }
 
+// Rest says that nobody waits for the sequence: it is idle until its next step. Under pressure, the window of an
+// idle sequence is weighed and fades like what is older, and other sequences use its memory. Resting alone
+// changes nothing.
+//
+// Errors: quant.ErrShape while a step is under way; quant.ErrClosed.
+func (s *Sequence) Rest() error {
+	const call = "rest"
+	c := s.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return err
+	}
+	if err := s.ready(call); err != nil {
+		return err
+	}
+	s.resting = true
+	return nil
+}
+
 // Pin keeps the rows of the sequence as they are: pressure takes from others. Pinning what does not fit
 // beside other sequences makes their steps fail with quant.ErrFull.
 //

@@ -49,7 +49,7 @@ func (s *step) finishRow(r *stepRow, end int64) error {
 	}
 	q.left = q.exactFrom() + int64(keep)*pageTokens
 	q.extend(r.ids, int(end-r.from))
-	q.n, q.high = end, max(q.high, end)
+	q.n, q.high, q.used = end, max(q.high, end), c.stats.Steps
 	q.enlist()
 	return q.trim()
 }

@@ -57,9 +57,21 @@ func TestMachine(t *testing.T) {
 			"park":     m.park,
 			"resume":   m.resume,
 			"save":     m.save,
+			"rest":     m.rest,
 		})
 		r.closeAll()
 	})
+}
+
+// rest says that a sequence is idle, and may close what it has open: that loses nothing.
+func (m *machine) rest(rt *rapid.T) {
+	s := m.talks[m.pick(rt)].s
+	require.NoError(rt, s.Rest())
+	if rapid.Bool().Draw(rt, "fold") && !folded(s) {
+		units := maxUnits
+		_, err := fold(s, &units)
+		require.NoError(rt, err)
+	}
 }
 
 // parkedTalk is one that is in the store.

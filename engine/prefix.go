@@ -261,13 +261,11 @@ func (s *Sequence) enlist() {
 			return
 		}
 		keys := x.keys[g.lo/prefixTokens : g.hi()/prefixTokens]
-		if len(keys) == 0 { // a short one, that was cut
-			s.unfollow()
-			return
-		}
-		if p, ok := c.index.at[keys[len(keys)-1]]; ok { // another sequence was first
-			x.node = p.node
-			continue
+		if n := len(keys); n > 0 { // a short segment may have none: it is found by those after it
+			if p, ok := c.index.at[keys[n-1]]; ok { // another sequence was first
+				x.node = p.node
+				continue
+			}
 		}
 		if !c.led.take(forIndex, prefixBytes+int64(len(keys))*keyBytes) {
 			return

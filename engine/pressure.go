@@ -97,16 +97,20 @@ func (p *pressure) chooseStart() {
 		c.start = starts[0]
 		return
 	}
-	var exact, old int64
+	var exact, old, live int64
 	for _, q := range c.seqs {
+		if folded(q) {
+			old += q.n
+			continue
+		}
 		n := min(q.n, int64(c.cfg.Window+pageTokens))
-		exact, old = exact+n, old+q.n-n
+		exact, old, live = exact+n, old+q.n-n, live+1
 	}
 	g := c.geo
 	token := int64(2 * g.Layers * g.KVHeads * (g.HeadDim + g.HeadDimV))
 	room := c.cfg.Budget - (c.led.held - c.led.by[forRows]) - exact*token
 	blocks := max(1, old*int64(g.Layers*g.KVHeads)/pageTokens)
-	open := int64(len(c.seqs) * g.Layers * g.KVHeads * c.segPages())
+	open := live * int64(g.Layers*g.KVHeads*c.segPages())
 	most := min(int64(startShare*float64(room/blocks)), int64(openShare*float64(room))/max(1, open))
 	for _, r := range starts[1 : len(starts)-1] { // the last is for want of anything else
 		c.start = r
@@ -181,6 +185,9 @@ func (p *pressure) demoteUntil(missing func() int64, units int) (err error) {
 		if _, err := p.c.index.evict(p.c, missing); err != nil || missing() <= 0 {
 			return err
 		}
+	}
+	if _, err := foldIdle(p, &units); err != nil {
+		return err
 	}
 	if err := p.reprice(); err != nil {
 		return err

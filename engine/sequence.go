@@ -25,13 +25,16 @@ type Sequence struct {
 	step   *step // the step that is under way
 	closed bool
 	pinned bool
-	held   bool   // a call goes through segs: making room must not remove any
-	left   int64  // position of the first page that has not left the window
-	stale  uint8  // segments closed since blocks were priced: 1 + the part that is measured next; see reprice
-	busy   string // what goes on without the cache's lock: "parked", "saved", "restored"
-	tenant *Tenant
-	most   int64  // bytes of rows that it may hold, 0 for no limit
-	opaque []byte // state of the server's own; see SetState
+	// resting and used say how long nobody waits for the sequence; see isIdle.
+	resting bool
+	used    uint64 // steps of the cache at its last one
+	held    bool   // a call goes through segs: making room must not remove any
+	left    int64  // position of the first page that has not left the window
+	stale   uint8  // segments closed since blocks were priced: 1 + the part that is measured next; see reprice
+	busy    string // what goes on without the cache's lock: "parked", "saved", "restored"
+	tenant  *Tenant
+	most    int64  // bytes of rows that it may hold, 0 for no limit
+	opaque  []byte // state of the server's own; see SetState
 }
 
 const sequenceBytes = int64(unsafe.Sizeof(Sequence{})) + 64

@@ -29,6 +29,7 @@ type Stats struct {
 	Steps                          uint64 // committed
 	Units                          uint64 // of work that pressure did: sides of blocks recoded, blocks dropped
 	Dropped                        uint64 // blocks
+	Folded                         uint64 // times that the window of an idle sequence was closed
 	// PrefixQueries and PrefixHits count the tokens that MatchPrefix was asked for, and those it found.
 	PrefixQueries, PrefixHits uint64
 	Skipped                   uint64 // records of the store that could not be used

@@ -96,6 +96,9 @@ func (c *Cache) Begin(ctx context.Context, rows []Row) (Step, error) {
 	if err != nil {
 		return Step{}, err
 	}
+	for i := range rows { // their open segments must stay as the step plans them
+		rows[i].Seq.resting, rows[i].Seq.used = false, c.stats.Steps
+	}
 	s := c.takeStep(ctx, tokens)
 	if err = s.plan(rows); err == nil {
 		err = c.pressure.keepLimits(s)

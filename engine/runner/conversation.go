@@ -48,6 +48,9 @@ func (r *Runner) rest(c *conversation, q Request) error {
 	if q.Forget || r.o.Idle == 0 && !q.Save || len(c.tokens) == 0 || r.broken != nil {
 		return c.seq.Close()
 	}
+	if err := c.seq.Rest(); err != nil { // its window may fade as well
+		return errors.Join(err, c.seq.Close())
+	}
 	if q.Fade > 0 {
 		if err := c.seq.Demote(q.Fade); err != nil {
 			return errors.Join(err, c.seq.Close())

@@ -252,6 +252,9 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 	}
 	r.counts.Resumed++
 	r.idle = append(r.idle, c)
+	if err := c.seq.Rest(); err != nil {
+		return c, err
+	}
 	return c, c.look(r.m)
 }
 
