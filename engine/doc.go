@@ -18,6 +18,9 @@
 //	                                  sorted by the attention they get, in blocks of 32
 //	dropped    nothing
 //
+// A sequence is idle when it was said to Rest, or was in none of the last Config.IdleSteps steps. Under pressure
+// all of an idle sequence is sorted, its window too; its next step begins a new window.
+//
 // The first Config.Sinks tokens stay f16. The starting coding is f16 until Config.Exact of the budget is
 // used; then it is what the budget affords.
 //

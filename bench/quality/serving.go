@@ -110,7 +110,7 @@ func MeasureServing(ctx context.Context, be backend.Backend, m *model.Model, tok
 	res := make([]ServingResult, len(o.Shares))
 	stores := make([]*SequenceStore, len(o.Shares))
 	for i, share := range o.Shares {
-		cfg := o.Config
+		cfg := servingConfig(m, o.Config)
 		cfg.Budget = int64(share * float64(2*values(g, o.Tokens)))
 		c, err := engine.Open(be, g, cfg)
 		if err != nil {
@@ -164,6 +164,17 @@ func MeasureServing(ctx context.Context, be backend.Backend, m *model.Model, tok
 		}
 	}
 	return res, nil
+}
+
+// servingConfig adds how a model attends to the settings of a cache. The models that are measured have one scale
+// and soft cap for all layers.
+func servingConfig(m *model.Model, cfg engine.Config) engine.Config {
+	cfg.LayerWindow = nil
+	for _, a := range m.Attention() {
+		cfg.LayerWindow = append(cfg.LayerWindow, a.Window)
+		cfg.Scale, cfg.Softcap = float32(a.Scale), float32(a.Softcap)
+	}
+	return cfg
 }
 
 // values returns the number of values of K and V in a context of n tokens.

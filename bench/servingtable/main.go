@@ -42,6 +42,10 @@ func run() error {
 	prof := flag.String("profile", "", "profile with the sensitivity of heads")
 	park := flag.Bool("park", false, "measure parking and resuming instead")
 	archive := flag.String("archive", "", "with -park: measure what demoting these shares of the rows before parking costs, separated by commas")
+	hold := flag.String("hold", "", "hold conversations of -tokens at these ratios of f16 to bytes instead, separated by commas, and ask for facts")
+	conversations := flag.Int("conversations", 8, "with -hold: how many")
+	awake := flag.Bool("awake", false, "with -hold: windows of idle conversations stay exact")
+	role := flag.String("role", texts.RoleEval, "with -hold: of which texts")
 	flag.Parse()
 	path, err := model.Find()
 	if err != nil {
@@ -74,6 +78,13 @@ func run() error {
 	o := quality.ServingOptions{Tokens: *tokens, Chunk: *chunk, Config: cfg}
 	if o.Shares, err = numbers(*shares); err != nil {
 		return err
+	}
+	if *hold != "" {
+		ratios, err := numbers(*hold)
+		if err != nil {
+			return err
+		}
+		return measureHeld(be, m, *role, *conversations, *tokens, ratios, *awake, cfg)
 	}
 	if *park {
 		ids, err := encode(m, *names)

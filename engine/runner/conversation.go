@@ -24,6 +24,7 @@ type conversation struct {
 	tokens []int32 // that the cache holds
 	busy   bool    // an answer is under way
 	pinned bool
+	loose  bool // it is pinned, but pressure may take from it: nothing else was left; see loosen
 	faded  bool // it has given up bytes since it was last used
 	lost   bool // seq was closed: parking has failed half-way
 	used   time.Time
@@ -133,6 +134,11 @@ func (r *Runner) tendIdle(now time.Time) {
 func (r *Runner) tend(c *conversation, budget int64) error {
 	if len(c.tokens) < c.seen.due {
 		return nil
+	}
+	if c.pinned && !c.loose && r.pinnedBytes() > r.o.Cache.Budget/2 { // it grew since it was let in
+		if err := r.release(c); err != nil {
+			return err
+		}
 	}
 	if have := c.seq.Bytes(); budget > 0 && have > budget {
 		if err := c.seq.Demote(1 - float64(budget)/float64(have)); err != nil {
@@ -302,7 +308,7 @@ func (r *Runner) Pin(ctx context.Context, salt []byte, id string, on bool) error
 		if on && !c.pinned && r.pinnedBytes() > r.o.Cache.Budget/2 {
 			return errPins
 		}
-		c.pinned = on
+		c.pinned, c.loose = on, false
 		return c.seq.Pin(on)
 	})
 }

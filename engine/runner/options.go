@@ -128,7 +128,9 @@ type Request struct {
 	// Salt says whose conversation it is: only prompts with the same salt share tokens.
 	Salt []byte
 	// Pin keeps the rows of the conversation as they are: pressure takes from others. It is refused with
-	// quant.ErrFull while pinned conversations hold half of the budget.
+	// quant.ErrFull while pinned conversations hold half of the budget. Pinned conversations are the last to
+	// fade: when nothing else is left for an answer under way, the longest unused of them is parked as it is,
+	// or fades where there is no folder.
 	Pin bool
 	// Fade is the share of its bytes that the conversation gives up when the answer is complete, 0 to 1.
 	Fade float64

@@ -34,6 +34,7 @@ type note struct {
 	Key    store.Key `json:"key"`
 	Bytes  int64     `json:"bytes"` // that its rows took in memory
 	Parked time.Time `json:"parked"`
+	Pinned bool      `json:"pinned,omitempty"`
 	Check  uint32    `json:"crc32c"` // of the JSON of the note with 0 in its place: the store vouches for the rows alone
 }
 
@@ -133,7 +134,8 @@ func readNote(path string) (*note, error) {
 // park moves a conversation to the store. It is then no longer in memory.
 func (s *shelf) park(c *conversation) error {
 	ctx := context.Background()
-	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Parked: time.Now().UTC().Round(0)}
+	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Pinned: c.pinned,
+		Parked: time.Now().UTC().Round(0)}
 	key, err := c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
 	for range parkTries {
 		var disk *store.Error // full as well, but no row that goes makes room there

@@ -309,6 +309,7 @@ type Counts struct {
 	Resumed                uint64            // parked conversations brought back
 	Parked                 int               // conversations in the folder, now
 	Faded                  uint64            // idle conversations that gave up bytes
+	Loosened               uint64            // pinned conversations that pressure may take from, because nothing else was left
 	Refused                uint64            // requests that found the queue full
 }
 

@@ -87,6 +87,9 @@ func (r *Runner) lessen(parts []part, err error) []part {
 	if smaller {
 		return parts
 	}
+	if full && r.loosen() {
+		return parts
+	}
 	if len(r.running) > 1 {
 		newest := r.running[len(r.running)-1]
 		r.preempt(newest)

@@ -228,7 +228,7 @@ func (r *Runner) wake(t *task) error {
 func (r *Runner) resume(n *note) (c *conversation, err error) {
 	for {
 		c, err = r.shelf.resume(n)
-		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() {
+		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !r.loosen()) {
 			break
 		}
 	}
@@ -250,6 +250,12 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 	if !here {
 		c.id = n.ID
 	}
+	if n.Pinned && r.pinnedBytes()+c.seq.Bytes() <= r.o.Cache.Budget/2 {
+		c.pinned = true
+		if err := c.seq.Pin(true); err != nil {
+			return nil, errors.Join(err, c.seq.Close())
+		}
+	}
 	r.counts.Resumed++
 	r.idle = append(r.idle, c)
 	if err := c.seq.Rest(); err != nil {
@@ -262,7 +268,7 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 func (r *Runner) room(f func() (*engine.Sequence, error)) (*engine.Sequence, error) {
 	for {
 		s, err := f()
-		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() {
+		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !r.loosen()) {
 			return s, err
 		}
 	}
@@ -285,6 +291,42 @@ func (r *Runner) dropIdle() bool {
 	return false
 }
 
+// loosen makes room of the pinned conversation that was idle for longest: those under way do not wait for idle
+// ones, whatever these were promised. It is parked as it is where there is a folder. Else pressure may take from
+// it, as from the last one.
+func (r *Runner) loosen() bool {
+	for i, c := range r.idle {
+		if !c.pinned || c.loose {
+			continue
+		}
+		r.log.Info("kvist: a pinned conversation goes for want of memory", "tokens", len(c.tokens))
+		if r.shelf != nil {
+			err := r.shelf.park(c)
+			if err == nil || c.lost {
+				r.idle = slices.Delete(r.idle, i, i+1)
+				r.counts.Closed++
+				return true
+			}
+			r.log.Warn("kvist: park a pinned conversation", "error", err)
+		}
+		if err := r.release(c); err != nil {
+			r.log.Warn("kvist: release a pinned conversation", "error", err)
+			continue
+		}
+		return true
+	}
+	return false
+}
+
+// release lets pressure take from a pinned conversation.
+func (r *Runner) release(c *conversation) error {
+	err := c.seq.Pin(false)
+	if c.loose = err == nil; c.loose {
+		r.counts.Loosened++
+	}
+	return err
+}
+
 // errPins refuses a pin: pins must leave room for others.
 var errPins = fmt.Errorf("kvist/runner: pinned conversations hold half of the budget already: %w", quant.ErrFull)
 
@@ -294,10 +336,10 @@ func (r *Runner) goesOnPinned(t *task) bool {
 	return c != nil && c.pinned && same == len(c.tokens)
 }
 
-// pinnedBytes returns what the pinned conversations take.
+// pinnedBytes returns what the conversations take that pressure may not take from.
 func (r *Runner) pinnedBytes() (n int64) {
 	for c := range r.all {
-		if c.pinned {
+		if c.pinned && !c.loose {
 			n += c.seq.Bytes()
 		}
 	}
@@ -307,11 +349,11 @@ func (r *Runner) pinnedBytes() (n int64) {
 // prepare sets up a conversation for a task.
 func (r *Runner) prepare(c *conversation, t *task) error {
 	c.busy = true
-	if c.pinned != t.q.Pin {
+	if c.pinned != t.q.Pin || c.loose {
 		if err := c.seq.Pin(t.q.Pin); err != nil {
 			return err
 		}
-		c.pinned, t.pinned = t.q.Pin, t.q.Pin
+		c.pinned, c.loose, t.pinned = t.q.Pin, false, t.q.Pin
 	}
 	return nil
 }

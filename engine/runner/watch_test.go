@@ -55,6 +55,43 @@ func TestDescribe_BudgetIsKept(t *testing.T) {
 	require.Less(t, most, q.Budget+q.Budget/4)
 }
 
+// An idle pinned conversation is the last to give, but it gives: answers under way are not refused for it.
+func TestGenerate_PinsDoNotStarve(t *testing.T) {
+	m := tiny(t)
+	for _, folder := range []string{"", t.TempDir()} {
+		o := runner.Options{Cache: engine.Config{Budget: 450 << 10, Window: 32, Segment: 64}, Folder: folder, Context: 2048}
+		r := run(t, m, o)
+		ctx := context.Background()
+		prompt := ask(t, m, text(500, "pinned and quiet "))
+		q := runner.Request{Tokens: prompt, MaxTokens: 4, IgnoreEnd: true, Pin: true}
+		ids, res := answer(t, r, q)
+		exact, err := r.Describe(ctx, nil, res.Conversation)
+		require.NoError(t, err)
+		long := runner.Request{Tokens: ask(t, m, text(1800, "of another ")), MaxTokens: 20, IgnoreEnd: true, Salt: []byte("another")}
+		answer(t, r, long)
+		c, _, err := r.Stats(ctx)
+		require.NoError(t, err)
+		require.Equal(t, folder == "", c.Loosened > 0)
+		list, err := r.Conversations(ctx, nil)
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		require.Equal(t, folder != "", list[0].Parked)
+		if folder != "" { // what is pinned and parked comes back as it was, pinned
+			long.Forget = true
+			answer(t, r, long)
+			d, err := r.Describe(ctx, nil, list[0].ID)
+			require.NoError(t, err)
+			require.True(t, d.Pinned)
+			require.Equal(t, exact.Bytes, d.Bytes)
+			continue
+		}
+		require.Less(t, list[0].Bytes, exact.Bytes)
+		q.Tokens = append(append(prompt, ids...), 1, 2, 3)
+		_, res = answer(t, r, q)
+		require.Equal(t, len(prompt)+3, res.Cached)
+	}
+}
+
 // A pinned conversation that outgrows the cache gets an error, and then keeps nobody out.
 func TestGenerate_PinDoesNotFit(t *testing.T) {
 	m := tiny(t)

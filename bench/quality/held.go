@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package quality
+
+import (
+	"context"
+	"math"
+
+	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/backend"
+	"github.com/kvist-project/kvist/engine/model"
+)
+
+// HeldOptions configure MeasureHeld.
+type HeldOptions struct {
+	Budget int64 // of the cache
+	Chunk  int   // tokens a step. Default 32
+	Config engine.Config
+	Awake  bool // the cache is not told that conversations rest, and their windows stay exact
+	OnTold func(conversation int)
+}
+
+// Held is what a cache that holds many conversations still knows of them.
+type Held struct {
+	Found [][]bool // [contexts][questions]: every token of the answer was the arg max
+	Bytes int64    // of the rows of all conversations
+	Stats engine.Stats
+}
+
+// Count returns the number of questions found and asked.
+func (h *Held) Count() (found, asked int) {
+	for _, c := range h.Found {
+		for _, ok := range c {
+			asked++
+			if ok {
+				found++
+			}
+		}
+	}
+	return found, asked
+}
+
+// MeasureHeld tells a cache the contexts of a retrieval one after the other, as conversations that rest when
+// they are told. Then it asks each its questions, of forks, so that no question changes what others find.
+//
+// Errors: those of the model and of the cache.
+func MeasureHeld(ctx context.Context, be backend.Backend, m *model.Model, r *Retrieval, o HeldOptions) (*Held, error) {
+	if o.Chunk == 0 {
+		o.Chunk = 32
+	}
+	cfg, g := servingConfig(m, o.Config), m.Geometry()
+	if cfg.Budget = o.Budget; o.Awake {
+		cfg.IdleSteps = -1
+	}
+	c, err := engine.Open(be, g, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close() //nolint:errcheck // it holds memory alone
+	h := &Held{}
+	var told []*SequenceStore
+	for i, rc := range r.Contexts {
+		s, err := NewSequenceStore(ctx, c, g.Layers)
+		if err != nil {
+			return nil, err
+		}
+		for p := 0; p < len(rc.Tokens); p += o.Chunk {
+			part := rc.Tokens[p:min(p+o.Chunk, len(rc.Tokens))]
+			if _, err := m.Forward(part, s, p, model.ForwardOptions{Logits: model.LogitsNone}); err != nil {
+				return nil, err
+			}
+		}
+		if !o.Awake {
+			if err := s.Seq.Rest(); err != nil {
+				return nil, err
+			}
+		}
+		if told = append(told, s); o.OnTold != nil {
+			o.OnTold(i)
+		}
+	}
+	for i, rc := range r.Contexts {
+		found := make([]bool, len(rc.Questions))
+		for j, q := range rc.Questions {
+			if found[j], err = askFork(m, told[i], q); err != nil {
+				return nil, err
+			}
+		}
+		h.Found = append(h.Found, found)
+	}
+	for _, s := range told {
+		h.Bytes += s.Seq.Bytes()
+	}
+	h.Stats = c.Stats()
+	return h, nil
+}
+
+// askFork asks a copy of a conversation and reports whether it gives the answer.
+func askFork(m *model.Model, s *SequenceStore, q Question) (found bool, err error) {
+	fork, err := s.Seq.Fork()
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if e := fork.Close(); err == nil {
+			err = e
+		}
+	}()
+	x := &SequenceStore{Ctx: s.Ctx, Cache: s.Cache, Seq: fork, layers: s.layers}
+	tokens := append(append([]int32{}, q.PromptTokens...), q.AnswerTokens[:len(q.AnswerTokens)-1]...)
+	found = true
+	_, err = m.Forward(tokens, x, int(fork.Len()), model.ForwardOptions{Logits: model.LogitsAll, OnLogits: func(i int, logits []float32) error {
+		if at := i - (len(q.PromptTokens) - 1); at >= 0 {
+			found = found && model.Argmax(logits) == q.AnswerTokens[at] && !math.IsNaN(float64(logits[q.AnswerTokens[at]]))
+		}
+		return nil
+	}})
+	return found, err
+}
