@@ -226,7 +226,7 @@ func (c *Cache) Resume(ctx context.Context, salt []byte, id store.Key) (*Sequenc
 	return s, wrap("resume", 0, err)
 }
 
-// Discard deletes what was parked. Segments that others share stay in the store until they expire.
+// Discard deletes what was parked. Segments that others share stay in the store until they expire; see Erase.
 //
 // Errors: as Resume. If a call to the store fails, Discard can be called again.
 func (c *Cache) Discard(ctx context.Context, salt []byte, id store.Key) error {
@@ -235,6 +235,38 @@ func (c *Cache) Discard(ctx context.Context, salt []byte, id store.Key) error {
 		return err
 	}
 	return wrap("discard", 0, m.discard(id))
+}
+
+// Images returns the names of the images in the store that a parked sequence may share with others: what Erase
+// asks about.
+//
+// Errors: as Resume.
+func (c *Cache) Images(ctx context.Context, salt []byte, id store.Key) ([]store.Key, error) {
+	const call = "images"
+	m, err := newMover(ctx, c, call, 0, salt)
+	if err != nil {
+		return nil, err
+	}
+	names, err := m.images(id)
+	return names, wrap(call, 0, m.end(nil, nil, err))
+}
+
+// Erase is Discard for what must be gone: it also deletes the images that others could have shared, and the marks
+// that RecallPrefix finds them by, and has a store.Scrubber overwrite their bytes. Images that keep names stay:
+// other parked sequences need them. What memory holds is left as it is; see ForgetPrefix.
+//
+// Errors: as Resume. If a call to the store fails, Erase can be called again.
+func (c *Cache) Erase(ctx context.Context, salt []byte, id store.Key, keep func(image store.Key) bool) error {
+	const call = "erase"
+	m, err := newMover(ctx, c, call, 0, salt)
+	if err != nil {
+		return err
+	}
+	err = m.erase(id, keep)
+	if x, ok := c.cfg.Store.(store.Scrubber); ok && err == nil {
+		err = x.Scrub(ctx)
+	}
+	return wrap(call, 0, m.end(nil, nil, err))
 }
 
 // RecallPrefix is MatchPrefix that also asks the store for what memory does not have: first tokens of
@@ -312,4 +344,19 @@ func (c *Cache) NewTenant(floor int64) (*Tenant, error) {
 	}
 	c.floors += floor
 	return &Tenant{c: c, floor: floor}, nil
+}
+
+// ForgetPrefix frees the shared prefixes of a text that no sequence holds and that no other text begins with, and
+// returns how many segments these were. Without it they stay until their memory is wanted.
+//
+// Errors: quant.ErrClosed; those of the backend.
+func (c *Cache) ForgetPrefix(salt []byte, tokens []int32) (n int, err error) {
+	const call = "forget prefix"
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if err := c.usable(call); err != nil {
+		return 0, err
+	}
+	n, err = forgetPrefix(c, salt, tokens)
+	return n, wrap(call, 0, c.broken(err))
 }

@@ -3,6 +3,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -108,4 +109,62 @@ func (d *Disk) drop(old *logFile) error {
 	d.total -= old.size
 	d.stats.Compacted++
 	return nil
+}
+
+// Scrub is that of Scrubber. What writes that failed have left is not overwritten: compaction removes it. What a
+// medium keeps of bytes that are overwritten is the medium's affair.
+func (d *Disk) Scrub(ctx context.Context) error {
+	const call = "scrub"
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.usable(ctx); err != nil {
+		return wrap(call, Key{}, err)
+	}
+	for k := range d.at {
+		d.find(k)
+	}
+	if n := len(d.files); n > 0 && d.files[n-1].unsynced { // what is wiped must be deleted for good
+		last := d.files[n-1]
+		if err := last.f.Sync(); err != nil {
+			last.broken = true
+			return wrap(call, Key{}, at(last, 0, err))
+		}
+		last.unsynced = false
+	}
+	zeros := make([]byte, 64<<10)
+	for _, f := range d.files {
+		if len(f.dead) == 0 || f.removed {
+			continue
+		}
+		for len(f.dead) > 0 {
+			last := len(f.dead) - 1
+			if err := f.wipe(f.dead[last], zeros); err != nil {
+				return wrap(call, Key{}, at(f, f.dead[last].off, err))
+			}
+			f.dead = f.dead[:last]
+			if err := ctx.Err(); err != nil {
+				return wrap(call, Key{}, err)
+			}
+		}
+		if err := f.f.Sync(); err != nil {
+			return wrap(call, Key{}, at(f, 0, err))
+		}
+	}
+	return nil
+}
+
+// wipe overwrites the bytes of an entry, then its header: torn in between, it is a damaged entry that nobody
+// asks for.
+func (f *logFile) wipe(e entry, zeros []byte) error {
+	for at := int64(0); at < e.n; at += int64(len(zeros)) {
+		n := min(int64(len(zeros)), e.n-at)
+		if _, err := f.f.WriteAt(zeros[:n], e.off+entryHeader+at); err != nil {
+			return err
+		}
+	}
+	var h [entryHeader]byte
+	e.crc, e.expires = 0, 0
+	e.header(h[:], kindWiped, Key{})
+	_, err := f.f.WriteAt(h[:], e.off)
+	return err
 }

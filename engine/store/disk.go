@@ -305,6 +305,7 @@ func (d *Disk) remove(k Key) {
 	if e, ok := d.at[k]; ok {
 		e.file.live -= entrySize(e.n)
 		d.live -= entrySize(e.n)
+		e.file.dead = append(e.file.dead, e)
 		delete(d.at, k)
 	}
 }

@@ -3,6 +3,7 @@
 package store_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -91,6 +92,11 @@ func size(i int) int { return i * 37 % 900 }
 func (w *world) play(n int) error {
 	ctx := context.Background()
 	for range n {
+		if w.rng.IntN(12) == 0 {
+			if err := w.d.Scrub(ctx); err != nil {
+				return err
+			}
+		}
 		i := w.rng.IntN(30)
 		if w.rng.IntN(3) > 0 {
 			delete(w.gone, i)
@@ -203,6 +209,54 @@ func TestDisk_EveryOperationFails(t *testing.T) {
 			w.check()
 			require.NoError(t, w.d.Close())
 		}
+	}
+}
+
+// What was deleted or replaced is nowhere in the files after Scrub, also if the store was opened in between, and
+// what was not is all there.
+func TestDisk_Scrub(t *testing.T) {
+	ctx := context.Background()
+	for _, again := range []bool{false, true} {
+		dir := t.TempDir()
+		o := store.DiskOptions{FileBytes: 1 << 15}
+		d, err := store.OpenDisk(dir, o)
+		require.NoError(t, err)
+		for i := range 20 {
+			require.NoError(t, d.Put(ctx, storetest.KeyOf(i), storetest.Bytes(i, 2000), never))
+		}
+		for i := 0; i < 20; i += 3 {
+			require.NoError(t, d.Delete(ctx, storetest.KeyOf(i)))
+		}
+		if again {
+			require.NoError(t, d.Close())
+			d, err = store.OpenDisk(dir, o)
+			require.NoError(t, err)
+		}
+		holds := func(i int) bool {
+			names, err := filepath.Glob(filepath.Join(dir, "*.kvlog"))
+			require.NoError(t, err)
+			for _, name := range names {
+				p, err := os.ReadFile(name)
+				require.NoError(t, err)
+				if b := storetest.Bytes(i, 2000); bytes.Contains(p, b[:64]) || bytes.Contains(p, b[len(b)-64:]) {
+					return true
+				}
+			}
+			return false
+		}
+		require.True(t, holds(3), "deleting alone leaves bytes")
+		require.NoError(t, d.Scrub(ctx))
+		for i := range 20 {
+			require.Equal(t, i%3 != 0, holds(i), i)
+		}
+		require.NoError(t, d.Scrub(ctx))
+		require.NoError(t, d.Close())
+		d, err = store.OpenDisk(dir, o)
+		require.NoError(t, err)
+		require.Zero(t, d.Stats().LostBytes)
+		require.Equal(t, 13, d.Stats().Entries)
+		require.NoError(t, d.Close())
+		require.ErrorIs(t, d.Scrub(ctx), quant.ErrClosed)
 	}
 }
 

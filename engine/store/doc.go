@@ -37,7 +37,7 @@
 // bytes:
 //
 //	0   "KENT"
-//	4   u32 1: put, 2: delete, 3: a later expiry
+//	4   u32 1: put, 2: delete, 3: a later expiry, 4: wiped, its bytes are zeros and its key too
 //	8   key
 //	40  u64 bytes
 //	48  i64 expiry, nanoseconds since 1970; 0: never
@@ -50,7 +50,8 @@
 // Opening reads all headers, and the bytes of the last file: an entry that a crash has torn is not there,
 // those before it are. A damaged header loses its entry only: reading goes on at the next one. Get checks
 // the bytes of every entry that it returns. Compaction copies what is alive in the oldest file to the end and
-// removes the file; the copies are on disk before.
+// removes the file; the copies are on disk before. What is deleted stays in its file until then, or until Scrub
+// overwrites it.
 //
 // # Concurrency
 //

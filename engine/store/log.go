@@ -21,6 +21,7 @@ type logFile struct {
 	f        File
 	size     int64 // where the next entry begins
 	live     int64
+	dead     []entry // that were put and are not found any more, and are not wiped
 	unsynced bool
 	removed  bool // from the folder, or about to be
 	broken   bool // a write failed: nothing more is appended
@@ -40,6 +41,7 @@ const (
 	kindPut = 1 + iota
 	kindDelete
 	kindExpiry
+	kindWiped
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -163,7 +165,7 @@ func (f *logFile) parse(p []byte, off, size int64) (e entry, kind uint32, k Key,
 	}
 	kind = le.Uint32(p[4:])
 	e = entry{file: f, off: off, n: int64(n), expires: int64(le.Uint64(p[48:])), crc: le.Uint32(p[72:])}
-	return e, kind, Key(p[8:40]), kind >= kindPut && kind <= kindExpiry
+	return e, kind, Key(p[8:40]), kind >= kindPut && kind <= kindWiped
 }
 
 // read returns the bytes of an entry.

@@ -29,6 +29,12 @@ type Info struct {
 	Expires time.Time // zero: never
 }
 
+// Scrubber is a Store in which deleted bytes stay for a while, unless it is told to overwrite them.
+type Scrubber interface {
+	// Scrub overwrites the bytes of all that was deleted, replaced or found to have expired.
+	Scrub(ctx context.Context) error
+}
+
 // Store keeps immutable bytes under keys.
 type Store interface {
 	// Put stores the bytes, which may be reused when it returns. What expires is not found after that
