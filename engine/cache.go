@@ -252,8 +252,8 @@ func (c *Cache) Images(ctx context.Context, salt []byte, id store.Key) ([]store.
 }
 
 // Erase is Discard for what must be gone: it also deletes the images that others could have shared, and the marks
-// that RecallPrefix finds them by, and has a store.Scrubber overwrite their bytes. Images that keep names stay:
-// other parked sequences need them. What memory holds is left as it is; see ForgetPrefix.
+// that RecallPrefix finds them by. Images that keep names stay: other parked sequences need them. A
+// store.Scrubber overwrites the bytes when it is told to. What memory holds is left as it is; see ForgetPrefix.
 //
 // Errors: as Resume. If a call to the store fails, Erase can be called again.
 func (c *Cache) Erase(ctx context.Context, salt []byte, id store.Key, keep func(image store.Key) bool) error {
@@ -262,11 +262,7 @@ func (c *Cache) Erase(ctx context.Context, salt []byte, id store.Key, keep func(
 	if err != nil {
 		return err
 	}
-	err = m.erase(id, keep)
-	if x, ok := c.cfg.Store.(store.Scrubber); ok && err == nil {
-		err = x.Scrub(ctx)
-	}
-	return wrap(call, 0, m.end(nil, nil, err))
+	return wrap(call, 0, m.end(nil, nil, m.erase(id, keep)))
 }
 
 // RecallPrefix is MatchPrefix that also asks the store for what memory does not have: first tokens of

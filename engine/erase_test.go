@@ -71,6 +71,7 @@ func TestErase(t *testing.T) {
 		of[k] = true
 	}
 	require.NoError(t, r.c.Erase(ctx, salt, idA, func(k store.Key) bool { return of[k] }))
+	require.NoError(t, disk.Scrub(ctx))
 	_, err = r.c.Resume(ctx, salt, idA)
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.ErrorIs(t, r.c.Erase(ctx, salt, idA, nil), fs.ErrNotExist)

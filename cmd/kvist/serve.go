@@ -29,7 +29,7 @@ type serveFlags struct {
 	fadeAfter, timeout      time.Duration
 	drain                   time.Duration
 	parkAfter               time.Duration
-	fade, folder            string
+	fade, folder, folderMax string
 	maxBody                 int64
 }
 
@@ -47,7 +47,8 @@ MODEL is a GGUF file, or smollm2: the SmolLM2-135M-Instruct that make model down
 270M of make model-gemma.
 
 A prompt that begins with a conversation that the cache holds goes on from it. With --keys, every request under
-/v1 needs one of the keys, and conversations and prefixes are shared within a key only.
+/v1 needs one of the keys, and conversations and prefixes are shared within a key only. Half of the budget is divided
+among the keys: what a key holds within its part is not taken for others.
 
 With --conversations, conversations outlive the server: they are parked in the folder, with their rows as they
 are, when they are idle, when memory is short and when the server ends, and go on from there. A request with
@@ -77,6 +78,7 @@ second one ends it at once.`,
 	fs.DurationVar(&f.fadeAfter, "fade-after", 0, "how long a conversation is idle until it gives up --fade of its bytes; 0: it does not")
 	fs.StringVar(&f.fade, "fade", "50%", "`SHARE` that an idle conversation gives up")
 	fs.StringVar(&f.folder, "conversations", "", "`FOLDER` that idle conversations are parked in; a server finds them again when it starts")
+	fs.StringVar(&f.folderMax, "conversations-max", "", "most `BYTES` of rows in the folder; when it is full, what was parked for longest goes. Default: no limit")
 	fs.DurationVar(&f.parkAfter, "park-after", time.Minute, "how long a conversation is idle until it is parked; 0: until memory is short or the server ends")
 	fs.DurationVar(&f.timeout, "timeout", 10*time.Minute, "longest time of an answer")
 	fs.DurationVar(&f.drain, "drain", 20*time.Second, "time that answers have to end when the server is told to")
@@ -156,6 +158,14 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 		Fade: fade, Folder: f.folder, ParkAfter: f.parkAfter, Logger: a.logger()}
 	if f.idle == 0 {
 		o.Idle = -1
+	}
+	if f.folderMax != "" {
+		if o.FolderBytes, _, err = parseBudget(f.folderMax); err != nil || o.FolderBytes < 1<<20 {
+			return usagef("--conversations-max %q: want at least 1 MiB", f.folderMax)
+		}
+	}
+	if len(keys) > 1 {
+		o.Tenants, o.TenantOf = len(keys), serve.KeyOf
 	}
 	w, err := f.open(a, name, o)
 	if err != nil {

@@ -87,6 +87,8 @@ func TestServe_WrongUse(t *testing.T) {
 		{exitUsage, []string{m, "--fade", "2"}, "--fade"},
 		{exitUsage, []string{m, "--timeout", "-1s"}, "--timeout"},
 		{exitUsage, []string{m, "--keys", ""}, "--keys"},
+		{exitUsage, []string{m, "--addr", "127.0.0.1:0", "--conversations-max", "50%"}, "--conversations-max"},
+		{exitUsage, []string{m, "--addr", "127.0.0.1:0", "--conversations-max", "1k"}, "--conversations-max"},
 		{exitFailed, []string{m, "--keys", empty}, "no key"},
 		{exitFailed, []string{m, "--keys", empty + "x"}, "no such file"},
 		{exitFailed, []string{m, "--addr", "nowhere.invalid:0"}, "nowhere"},

@@ -41,12 +41,10 @@ func newConversation(salt []byte, seq *engine.Sequence, tokens []int32) *convers
 // rest makes a conversation idle, or drops it.
 func (r *Runner) rest(c *conversation, q Request) error {
 	c.busy, c.faded, c.used = false, false, time.Now()
-	if q.Forget && r.shelf != nil {
-		if err := r.shelf.drop(c.id); err != nil {
-			return errors.Join(err, c.seq.Close())
-		}
+	if q.Forget {
+		return r.erase(c)
 	}
-	if q.Forget || r.o.Idle == 0 && !q.Save || len(c.tokens) == 0 || r.broken != nil {
+	if r.o.Idle == 0 && !q.Save || len(c.tokens) == 0 || r.broken != nil {
 		return c.seq.Close()
 	}
 	if err := c.seq.Rest(); err != nil { // its window may fade as well
@@ -136,7 +134,7 @@ func (r *Runner) tend(c *conversation, budget int64) error {
 		return nil
 	}
 	if c.pinned && !c.loose && r.pinnedBytes() > r.o.Cache.Budget/2 { // it grew since it was let in
-		if err := r.release(c); err != nil {
+		if err := release(r, c); err != nil {
 			return err
 		}
 	}
@@ -257,7 +255,8 @@ func (r *Runner) Describe(ctx context.Context, salt []byte, id string) (d Descri
 	return d, err
 }
 
-// Forget drops an idle conversation, or a parked one, which takes no memory.
+// Forget drops an idle conversation, or a parked one. Nothing of it is left in memory, in the index of prefixes and
+// in the folder, where its bytes are overwritten, but for what other conversations share.
 //
 // Errors: quant.ErrClosed if there is none under the salt; quant.ErrFull while an answer is under way; that of
 // ctx; those of the backend.
@@ -269,8 +268,13 @@ func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error)
 				return
 			}
 		}
-		if parked = r.shelf != nil && r.shelf.find(salt, id) != nil; parked {
-			err = r.shelf.drop(id)
+		if r.shelf == nil {
+			return
+		}
+		if n := r.shelf.find(salt, id); n != nil {
+			parked = true
+			_, err = r.cache.ForgetPrefix(n.Salt, n.Tokens)
+			err = errors.Join(err, r.shelf.drop(id))
 		}
 	})
 	if e != nil || parked {
@@ -278,12 +282,22 @@ func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error)
 	}
 	return r.change(ctx, salt, id, func(c *conversation) error {
 		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
-		err := c.seq.Close()
-		if r.shelf != nil {
-			err = errors.Join(err, r.shelf.drop(id))
-		}
-		return err
+		return r.erase(c)
 	})
+}
+
+// erase closes a conversation and removes what is left of it: in the index of prefixes and in the folder, but for
+// what others share.
+func (r *Runner) erase(c *conversation) error {
+	err := c.seq.Close()
+	if r.broken == nil {
+		_, e := r.cache.ForgetPrefix(c.salt, c.tokens)
+		err = errors.Join(err, e)
+	}
+	if r.shelf != nil {
+		err = errors.Join(err, r.shelf.drop(c.id))
+	}
+	return err
 }
 
 // Fade makes an idle conversation give up a share of the bytes of its rows, those first that cost least.
@@ -374,7 +388,7 @@ func (r *Runner) Load(ctx context.Context, salt []byte, tokens []int32, file io.
 			return
 		}
 		c := newConversation(salt, seq, tokens)
-		id, err = c.id, r.rest(c, Request{})
+		id, err = c.id, errors.Join(own(r, c), r.rest(c, Request{}))
 	})
 	return id, errors.Join(e, err)
 }

@@ -39,6 +39,15 @@ type Options struct {
 	// settings finds them again, also after its process was killed. A folder belongs to one runner at a
 	// time. Default "": none is parked.
 	Folder string
+	// FolderBytes bounds the rows in the folder. Those parked for longest go when it is full. Default 0: no limit;
+	// less than 1 MiB is refused.
+	FolderBytes int64
+	// Tenants is how many users share the cache fairly: the first so many each keep an equal part of half of the
+	// budget, whatever others ask for, and memory is wanted first from the user that holds most. Default 0: it is
+	// wanted from whoever was idle for longest.
+	Tenants int
+	// TenantOf names the user of a salt. Default nil: every salt is one.
+	TenantOf func(salt []byte) string
 	// ParkAfter is how long a conversation is idle until it is parked. Default 0: it is not.
 	ParkAfter time.Duration
 	// Logger receives what the cache and the runner refuse. nil: nothing is logged.
@@ -72,6 +81,8 @@ func (o Options) validate(m *model.Model) error {
 	bad(o.Idle <= 1<<16, "%d idle conversations, want at most %d", o.Idle, 1<<16)
 	bad(o.FadeAfter >= 0, "fade after %v, want 0 or more", o.FadeAfter)
 	bad(o.ParkAfter >= 0, "park after %v, want 0 or more", o.ParkAfter)
+	bad(o.FolderBytes == 0 || o.FolderBytes >= 1<<20, "folder of %d bytes, want 0 or at least %d", o.FolderBytes, 1<<20)
+	bad(o.Tenants >= 0 && o.Tenants <= 1<<16, "%d tenants, want 0 to %d", o.Tenants, 1<<16)
 	bad(o.Fade >= 0 && o.Fade <= 1, "fade %v, want 0 to 1", o.Fade)
 	return errors.Join(errs...)
 }

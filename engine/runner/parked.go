@@ -35,7 +35,11 @@ type note struct {
 	Bytes  int64     `json:"bytes"` // that its rows took in memory
 	Parked time.Time `json:"parked"`
 	Pinned bool      `json:"pinned,omitempty"`
-	Check  uint32    `json:"crc32c"` // of the JSON of the note with 0 in its place: the store vouches for the rows alone
+	// Images are those in the store that other conversations may share; Erased says that the conversation was
+	// deleted, and what it left in the store goes next.
+	Images []store.Key `json:"images,omitempty"`
+	Erased bool        `json:"erased,omitempty"`
+	Check  uint32      `json:"crc32c"` // of the JSON of the note with 0 in its place: the store vouches for the rows alone
 }
 
 // sum returns what Check should be.
@@ -64,23 +68,26 @@ const (
 type shelf struct {
 	dir   string // of the notes
 	disk  *store.Disk
+	most  int64 // bytes of the disk, 0: no limit
 	cache *engine.Cache
 	model string
 	notes []*note // the longest parked first
-	log   *slog.Logger
+	// erased were deleted by a process that did not come to the end of it.
+	erased []*note
+	log    *slog.Logger
 }
 
 // openShelf opens a folder: "rows" in it is the store, "notes" the notes. What is no note is left alone.
-func openShelf(folder, model string, log *slog.Logger) (*shelf, error) {
+func openShelf(folder, model string, most int64, log *slog.Logger) (*shelf, error) {
 	s := &shelf{dir: filepath.Join(folder, "notes"), model: model, log: log}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, err
 	}
-	disk, err := store.OpenDisk(filepath.Join(folder, "rows"), store.DiskOptions{})
+	disk, err := store.OpenDisk(filepath.Join(folder, "rows"), store.DiskOptions{MaxBytes: most})
 	if err != nil {
 		return nil, err
 	}
-	s.disk = disk
+	s.disk, s.most = disk, most
 	if err := s.read(); err != nil {
 		return nil, errors.Join(err, disk.Close())
 	}
@@ -106,7 +113,11 @@ func (s *shelf) read() error {
 			s.log.Warn("kvist: a note of a parked conversation is not read", "file", e.Name(), "error", err)
 			continue
 		}
-		if n.Model == s.model {
+		switch {
+		case n.Model != s.model:
+		case n.Erased:
+			s.erased = append(s.erased, n)
+		default:
 			s.notes = append(s.notes, n)
 		}
 	}
@@ -137,14 +148,19 @@ func (s *shelf) park(c *conversation) error {
 	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Pinned: c.pinned,
 		Parked: time.Now().UTC().Round(0)}
 	key, err := c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
-	for range parkTries {
-		var disk *store.Error // full as well, but no row that goes makes room there
-		if !errors.Is(err, quant.ErrFull) || errors.As(err, &disk) {
-			break
-		}
-		// Moving takes memory for a part of the rows, and a full cache may have none but what the rows give up.
-		if err := c.seq.Demote(parkGives); err != nil {
+	for tries := parkTries; errors.Is(err, quant.ErrFull); {
+		var disk *store.Error // no row that goes in memory makes room there
+		if errors.As(err, &disk) {
+			if s.most == 0 { // the disk is full of something else
+				return err
+			}
+			if ok, e := s.shed(n.ID); !ok {
+				return errors.Join(err, e)
+			}
+		} else if tries--; tries < 0 {
 			return err
+		} else if e := c.seq.Demote(parkGives); e != nil { // a full cache may have no memory to move in but what rows give up
+			return e
 		}
 		key, err = c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
 	}
@@ -152,20 +168,42 @@ func (s *shelf) park(c *conversation) error {
 		return err
 	}
 	n.Key = key
-	if err := s.write(n); err != nil {
+	if n.Images, err = s.cache.Images(ctx, n.Salt, n.Key); err == nil {
+		err = s.write(n)
+	}
+	if err != nil {
 		err = errors.Join(err, s.unpark(c, n))
 		s.discard(n)
 		return err
 	}
 	if old := s.take(n.ID); old != nil { // what was parked before
+		s.notes = append(s.notes, n) // which keeps what both have
 		s.discard(old)
+		return s.tidy()
 	}
 	s.notes = append(s.notes, n)
 	return s.tidy()
 }
 
-// tidy drops the notes that are too many, and those of what the store has no longer.
+// shed drops the conversation that was parked for longest, but for one that is being parked again.
+func (s *shelf) shed(but string) (bool, error) {
+	for _, n := range s.notes {
+		if n.ID != but {
+			s.log.Info("kvist: a parked conversation goes for want of room in the folder", "tokens", len(n.Tokens))
+			return true, s.drop(n.ID)
+		}
+	}
+	return false, nil
+}
+
+// tidy ends what was begun, and drops the notes that are too many, and those of what the store has no longer.
 func (s *shelf) tidy() error {
+	for _, n := range s.erased {
+		if err := s.finish(n); err != nil {
+			s.log.Warn("kvist: a deleted conversation is not erased yet", "id", n.ID, "error", err)
+		}
+	}
+	s.erased = nil
 	for len(s.notes) > mostNotes || len(s.notes) > 0 && time.Since(s.notes[0].Parked) > parkedFor {
 		if err := s.drop(s.notes[0].ID); err != nil {
 			return err
@@ -212,23 +250,66 @@ func (s *shelf) take(id string) *note {
 	return nil
 }
 
-// discard removes what the store has of a note. What cannot be removed takes room, and nothing else.
+// discard removes what the store has of a note that is not in the list, but for what others in it share.
 func (s *shelf) discard(n *note) {
-	if err := s.cache.Discard(context.Background(), n.Salt, n.Key); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.erase(n); err != nil {
 		s.log.Warn("kvist: discard a parked conversation", "error", err)
 	}
 }
 
-// drop forgets a parked conversation.
+// erase is discard that tells whether it did so.
+func (s *shelf) erase(n *note) error {
+	ctx := context.Background()
+	keep, all := map[store.Key]bool{}, false
+	for _, x := range s.notes {
+		if x.Images == nil { // of an older version
+			names, err := s.cache.Images(ctx, x.Salt, x.Key)
+			if all = all || err != nil; err == nil {
+				x.Images = append([]store.Key{}, names...)
+			}
+		}
+		for _, k := range x.Images {
+			keep[k] = true
+		}
+	}
+	err := s.cache.Erase(ctx, n.Salt, n.Key, func(k store.Key) bool { return all || keep[k] })
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case errors.Is(err, quant.ErrCorrupt): // what it names cannot be known, and expires
+		return s.disk.Delete(ctx, n.Key)
+	}
+	return err
+}
+
+// drop deletes a parked conversation and all that the store has of it alone. The note says so first: a process
+// that ends on the way, or fails, goes on with it when it starts again.
 func (s *shelf) drop(id string) error {
 	n := s.take(id)
 	if n == nil {
 		return nil
 	}
+	n.Erased = true
+	return errors.Join(s.write(n), s.finish(n))
+}
+
+// finish removes what is left of a conversation that was deleted.
+func (s *shelf) finish(n *note) error {
+	err := s.erase(n)
+	if err == nil {
+		err = s.disk.Scrub(context.Background())
+	}
+	if err != nil {
+		return err
+	}
+	return s.remove(n.ID)
+}
+
+// remove removes the file of a note.
+func (s *shelf) remove(id string) error {
 	if err := os.Remove(s.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	s.discard(n)
 	return nil
 }
 

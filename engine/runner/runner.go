@@ -39,6 +39,7 @@ type Runner struct {
 	limit   int             // answers in a step that memory allows now
 	broken  error           // the cache can no longer be used
 	counts  Counts
+	tenants map[string]*engine.Tenant // by user
 }
 
 // New opens a cache for a model on a backend and starts to run. The backend must outlive the runner.
@@ -66,7 +67,7 @@ func New(m *model.Model, be backend.Backend, o Options) (*Runner, error) {
 	}
 	var s *shelf
 	if o.Folder != "" {
-		if s, err = openShelf(o.Folder, cfg.Model, log); err != nil {
+		if s, err = openShelf(o.Folder, cfg.Model, o.FolderBytes, log); err != nil {
 			return nil, err
 		}
 		cfg.Store = s.disk
@@ -86,7 +87,7 @@ func New(m *model.Model, be backend.Backend, o Options) (*Runner, error) {
 	}
 	r := &Runner{m: m, cache: c, o: o, log: log, shelf: s, calls: make(chan func()), done: make(chan struct{}),
 		limit: most, most: most}
-	r.counts.Finished = map[string]uint64{}
+	r.counts.Finished, r.tenants = map[string]uint64{}, map[string]*engine.Tenant{}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	go r.loop()
 	return r, nil

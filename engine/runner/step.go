@@ -87,7 +87,7 @@ func (r *Runner) lessen(parts []part, err error) []part {
 	if smaller {
 		return parts
 	}
-	if full && r.loosen() {
+	if full && loosen(r) {
 		return parts
 	}
 	if len(r.running) > 1 {

@@ -168,6 +168,9 @@ func (r *Runner) attach(t *task) (*conversation, error) {
 		}
 	}
 	conv := newConversation(t.q.Salt, seq, t.tokens[:seq.Len()])
+	if err := own(r, conv); err != nil {
+		return nil, errors.Join(err, seq.Close())
+	}
 	return conv, r.prepare(conv, t)
 }
 
@@ -228,7 +231,7 @@ func (r *Runner) wake(t *task) error {
 func (r *Runner) resume(n *note) (c *conversation, err error) {
 	for {
 		c, err = r.shelf.resume(n)
-		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !r.loosen()) {
+		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !loosen(r)) {
 			break
 		}
 	}
@@ -250,6 +253,9 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 	if !here {
 		c.id = n.ID
 	}
+	if err := own(r, c); err != nil {
+		return nil, errors.Join(err, c.seq.Close())
+	}
 	if n.Pinned && r.pinnedBytes()+c.seq.Bytes() <= r.o.Cache.Budget/2 {
 		c.pinned = true
 		if err := c.seq.Pin(true); err != nil {
@@ -268,63 +274,37 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 func (r *Runner) room(f func() (*engine.Sequence, error)) (*engine.Sequence, error) {
 	for {
 		s, err := f()
-		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !r.loosen()) {
+		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !loosen(r)) {
 			return s, err
 		}
 	}
 }
 
-// dropIdle parks or closes the conversation that was unused for longest; not one that is pinned.
+// dropIdle parks or closes the conversation that was unused for longest, of the user that holds most where users
+// share the cache; not one that is pinned.
 func (r *Runner) dropIdle() bool {
-	for i, c := range r.idle {
-		if c.pinned {
-			continue
-		}
-		r.idle = slices.Delete(r.idle, i, i+1)
-		r.counts.Closed++
-		r.log.Info("kvist: an idle conversation goes for want of memory", "tokens", len(c.tokens))
-		if err := r.put(c); err != nil {
-			r.log.Warn("kvist: close conversation", "error", err)
-		}
-		return true
-	}
-	return false
-}
-
-// loosen makes room of the pinned conversation that was idle for longest: those under way do not wait for idle
-// ones, whatever these were promised. It is parked as it is where there is a folder. Else pressure may take from
-// it, as from the last one.
-func (r *Runner) loosen() bool {
-	for i, c := range r.idle {
-		if !c.pinned || c.loose {
-			continue
-		}
-		r.log.Info("kvist: a pinned conversation goes for want of memory", "tokens", len(c.tokens))
-		if r.shelf != nil {
-			err := r.shelf.park(c)
-			if err == nil || c.lost {
-				r.idle = slices.Delete(r.idle, i, i+1)
-				r.counts.Closed++
-				return true
+	i := -1
+	if r.o.Tenants > 0 {
+		held, most := heldByUser(r), int64(-1)
+		for j, c := range r.idle {
+			if n := held[userOf(r, c)]; !c.pinned && n > most {
+				i, most = j, n
 			}
-			r.log.Warn("kvist: park a pinned conversation", "error", err)
 		}
-		if err := r.release(c); err != nil {
-			r.log.Warn("kvist: release a pinned conversation", "error", err)
-			continue
-		}
-		return true
+	} else {
+		i = slices.IndexFunc(r.idle, func(c *conversation) bool { return !c.pinned })
 	}
-	return false
-}
-
-// release lets pressure take from a pinned conversation.
-func (r *Runner) release(c *conversation) error {
-	err := c.seq.Pin(false)
-	if c.loose = err == nil; c.loose {
-		r.counts.Loosened++
+	if i < 0 {
+		return false
 	}
-	return err
+	c := r.idle[i]
+	r.idle = slices.Delete(r.idle, i, i+1)
+	r.counts.Closed++
+	r.log.Info("kvist: an idle conversation goes for want of memory", "tokens", len(c.tokens))
+	if err := r.put(c); err != nil {
+		r.log.Warn("kvist: close conversation", "error", err)
+	}
+	return true
 }
 
 // errPins refuses a pin: pins must leave room for others.

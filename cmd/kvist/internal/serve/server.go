@@ -187,8 +187,14 @@ func (s *Server) salt(r *http.Request) (salt []byte, ok bool) {
 	if fits != 1 || !bearer {
 		return nil, false
 	}
-	return append([]byte("kvist key "), sum[:]...), true
+	return append([]byte(keySalt), sum[:]...), true
 }
+
+// keySalt begins the salts of keys. A hash of the key follows, and what a request sets apart.
+const keySalt = "kvist key "
+
+// KeyOf names the key that a salt belongs to.
+func KeyOf(salt []byte) string { return string(salt[:min(len(salt), len(keySalt)+sha256.Size)]) }
 
 // health tells whether the server can answer.
 func (s *Server) health(w http.ResponseWriter, r *http.Request) {

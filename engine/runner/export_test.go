@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package runner
+
+import (
+	"encoding/json"
+	"os"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// MarkErased makes a note what it is when a process ends while it deletes the conversation.
+func MarkErased(t *testing.T, path string) {
+	n, err := readNote(path)
+	require.NoError(t, err)
+	n.Erased = true
+	n.Check, err = n.sum()
+	require.NoError(t, err)
+	b, err := json.Marshal(n)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(path, b, 0o600))
+}
