@@ -205,7 +205,7 @@ func (s *scratch) attend(c *call, u *unit, piece int, dst *part) error {
 			look = at.entry + cancelBlocks
 		}
 		next, err := at, error(nil)
-		if s.runner.able {
+		if s.runner.able && c.formOf(u.list[at.entry]).Own.tiles.Rows() > 0 {
 			next, err = s.run(c, u, dst, from, at, to)
 		}
 		if err == nil && next == at {
@@ -250,7 +250,9 @@ func (s *scratch) attendBlock(c *call, u *unit, dst *part, from, at, to cut) (cu
 
 // openBlock switches to the block of an entry, in a piece that begins at from.
 func (s *scratch) openBlock(c *call, u *unit, dst *part, from cut, e int) error {
-	s.keepEntry(c, u, dst, from, e)
+	if u.tallies > 0 {
+		s.keepEntry(c, u, dst, from, e)
+	}
 	blk := c.view.At(int(u.list[e]))
 	s.leave(blk, dst.top)
 	s.rest = u.list[e+1:]
@@ -318,41 +320,36 @@ func (s *scratch) addTile(dst *part) {
 		} else {
 			p.kern.Softmax(&s.heads, lo, hi, &s.terms, &s.vscale)
 		}
-		s.raiseAll(dst, lo, hi)
-		s.addSums(dst, lo, hi)
 		all := uint32(1<<uint(s.n) - 1)
 		live, any := all, uint32(0)
-		for _, m := range s.heads.Masks[lo:hi] {
-			live &= m
-			any |= m
+		for h := lo; h < hi; h++ {
+			if dst.top[h] != s.before[h] {
+				s.raise(dst, h)
+			}
+			live &= s.heads.Masks[h]
+			any |= s.heads.Masks[h]
 		}
+		s.addSums(dst, lo, s.heads.Sums[lo:hi])
 		if any != 0 {
 			s.addRun(lo, hi, live == all)
 		}
 	}
 }
 
-// raiseAll updates the sums of those heads in [lo, hi) whose tops rose.
-func (s *scratch) raiseAll(dst *part, lo, hi int) {
-	for h := lo; h < hi; h++ {
-		if dst.top[h] != s.before[h] {
-			s.raise(dst, h)
+// addSums adds a tile's sums of weights of the heads from lo on.
+func (s *scratch) addSums(dst *part, lo int, sums []float32) {
+	addTo(dst.sum[lo:], sums)
+	for k := range s.tally {
+		if t := s.tally[k].sums; t != nil {
+			addTo(t[lo:], sums)
 		}
 	}
 }
 
-// addSums adds a tile's sums of weights of heads [lo, hi).
-func (s *scratch) addSums(dst *part, lo, hi int) {
-	mass, mean := s.tally[massTally].sums, s.tally[meanTally].sums
-	for h := lo; h < hi; h++ {
-		sum := float64(s.heads.Sums[h])
-		dst.sum[h] += sum
-		if mass != nil {
-			mass[h] += sum
-		}
-		if mean != nil {
-			mean[h] += sum
-		}
+func addTo(sums []float64, x []float32) {
+	sums = sums[:len(x)]
+	for i, v := range x {
+		sums[i] += float64(v)
 	}
 }
 
@@ -368,7 +365,7 @@ func (s *scratch) addRun(lo, hi int, whole bool) {
 	b, p, t := &s.blk, s.p, &s.tileV
 	c, rows := b.form.Key.V, int(b.form.Key.Rows)
 	if t.cut && p.kern.Direct(c.Format, p.HeadDimV, s.n, len(s.heads.Masks)) {
-		p.kern.AddPlanes(s.sideFor(bytesSide)[lo*p.padV:], &s.cuts, hi-lo, c.Format, b.v, rows, s.r0, s.n)
+		p.kern.AddPlanes(s.sideFor(bytesSide)[lo*p.padV:], &s.cuts, hi-lo, c.Format, b.v, rows, s.r0)
 		return
 	}
 	if t.cut {

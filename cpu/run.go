@@ -32,10 +32,10 @@ func (s *scratch) beginRuns(heads int) {
 func (a cut) before(b cut) bool { return a.entry < b.entry || a.entry == b.entry && a.row < b.row }
 
 // run attends to the tiles from at on that make a run, and returns the position after them: at if there are
-// none.
+// none. The form of the block at at has tiles for runs.
 func (s *scratch) run(c *call, u *unit, dst *part, from, at, end cut) (cut, error) {
 	r := &s.runner
-	if e := c.view.At(int(u.list[at.entry])); r.wait || c.view.Form(e.Form).Own.tiles.Rows() == 0 {
+	if r.wait {
 		r.wait = false
 		return at, nil
 	}
@@ -46,8 +46,10 @@ func (s *scratch) run(c *call, u *unit, dst *part, from, at, end cut) (cut, erro
 	if !s.put(c, u, 0) {
 		return at, nil
 	}
-	r.Begin(c.kern, c.cut[s.first[0]*c.cutBytes():], &s.heads, len(dst.top), c.Scale)
-	copy(s.before, dst.top)
+	heads := len(dst.top)
+	state := r.Begin(c.kern, c.cut[s.first[0]*c.cutBytes():], heads, c.Scale)
+	copy(state.Energy[:heads], s.heads.Energy)
+	copy(state.Tops[:], dst.top)
 	r.Dots(0)
 	for i, n := 0, 1; i < n; i++ {
 		for n < i+3 && s.put(c, u, n) {
@@ -59,14 +61,19 @@ func (s *scratch) run(c *call, u *unit, dst *part, from, at, end cut) (cut, erro
 		}
 		bad, rose := r.Weigh(i, n == i+3)
 		if rose {
-			s.raiseAll(dst, 0, len(dst.top))
 			copy(s.before, dst.top)
+			copy(dst.top, state.Tops[:])
+			for h := range heads {
+				if dst.top[h] != s.before[h] {
+					s.raise(dst, h)
+				}
+			}
 		}
 		if bad {
 			r.wait, r.at = true, r.cuts[i%len(r.cuts)]
 			break
 		}
-		s.addSums(dst, 0, len(dst.top))
+		s.addSums(dst, 0, state.Sums[:heads])
 		if i+1 < n {
 			r.Dots(i + 1)
 		}

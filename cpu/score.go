@@ -345,7 +345,7 @@ func (s *scorer) nextRun(i int) (next, a, b int) {
 		s.dotTables(dots, a, b)
 	} else if s.direct {
 		p.kern.DotPlanes(dots, p.cut[from*p.cutBytes():], b-a, s.blk.form.Key.K.Format, s.blk.k,
-			int(s.blk.form.Key.Rows), s.r0, s.n)
+			int(s.blk.form.Key.Rows), s.r0)
 	} else if s.bytes {
 		p.kern.DotBytes(dots, p.cut[from*p.cutBytes():], b-a, s.kb, p.HeadDim, s.n)
 	} else {

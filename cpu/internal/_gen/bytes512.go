@@ -508,7 +508,7 @@ const digitBytes = 4 * tileRows
 
 // cutWeights512 cuts the weights of heads, two vectors each, into digits at dst, and stores what one
 // is worth. w is used up.
-func cutWeights512(w []VecVirtual, dst, units Register) {
+func cutWeights512(w []VecVirtual, dst, units Mem) {
 	heads := len(w) / 2
 	e := zmms(heads)
 	for h, z := range e {
@@ -539,7 +539,7 @@ func cutWeights512(w []VecVirtual, dst, units Register) {
 	VMOVDQU64(bytesConstant("digitOrder", order[:]), k)
 	for i, z := range w {
 		VPSHUFB(k, z, z)
-		VMOVDQU64(z, Mem{Base: dst, Disp: digitBytes*(i/2) + 64*(i%2)})
+		VMOVDQU64(z, at(dst, digitBytes*(i/2)+64*(i%2)))
 	}
 }
 

@@ -96,7 +96,7 @@ for h := range heads {
 }`},
 	{`^dotLM`, `
 for h := range heads {
-	for r := range 16 * groups {
+	for r := range 32 {
 		dots[h][r] = 0
 		for i := range 64 {
 			dots[h][r] += q[h][i] * table[code(r, i)]
@@ -121,7 +121,7 @@ for h := range heads {
 }`},
 	{`^addLM`, `
 for h := range heads {
-	for r := range 8 * groups {
+	for r := range 32 {
 		for i := range 64 {
 			acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 		}

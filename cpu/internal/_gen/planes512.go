@@ -10,7 +10,7 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// The kernels of this file expand planes of rows of 64 values in registers, beside the products, and
+// The kernels of this file expand planes of a tile of 32 rows of 64 values in registers, beside the products, and
 // store nothing between.
 //
 // A bit transposition of 8 x 8 (VGF2P8AFFINEQB) makes a byte of one bit of each of eight bytes. A
@@ -66,14 +66,13 @@ func (p packing) mask(plane int) (m uint64) {
 type planeReader struct {
 	packing
 	planes, masks []Register
-	at            Register // the bytes of a plane that have been read
 	table         []VecVirtual
 	bit           VecVirtual
 }
 
 // newPlaneReader loads the parameters src, plane and table.
 func newPlaneReader(p packing) planeReader {
-	r := planeReader{packing: p, planes: []Register{load("src")}, at: GP64(),
+	r := planeReader{packing: p, planes: []Register{load("src")},
 		table: zmms(p.tables()), bit: ZMM()}
 	plane, table := load("plane"), load("table")
 	for i := 1; i < p.bits; i++ {
@@ -91,22 +90,11 @@ func newPlaneReader(p packing) planeReader {
 	return r
 }
 
-// next goes on by bytes, but not where n is 1, in the last turn of a loop: what comes next is then
-// what was before.
-func (r planeReader) next(bytes int, n Register) {
-	step, zero := GP64(), GP64()
-	XORL(zero.As32(), zero.As32())
-	MOVQ(U32(uint32(bytes)), step)
-	CMPQ(n, Imm(1))
-	CMOVQEQ(zero, step)
-	ADDQ(step, r.at)
-}
-
 // codes returns the codes that a control picks of eight rows, those group groups on.
 func (r planeReader) codes(group int, control Op) VecVirtual {
 	n := ZMM()
 	row := func(p int) Mem {
-		return Mem{Base: r.planes[p], Index: r.at, Scale: 1, Disp: 64 * group}
+		return Mem{Base: r.planes[p], Disp: 64 * group}
 	}
 	VPERMB(row(0), control, n)
 	for i, k := range r.masks {
@@ -138,12 +126,11 @@ func dotRowOrder(lane int) int { return 8*(lane%4/2) + 2*(lane/4) + lane%2 }
 // of lanes remain.
 func dotPlanes512(bits, heads int) {
 	name := fmt.Sprintf("dotLM%dHeads%dAVX512", bits, heads)
-	function(name, "func(dots *float32, q, src *byte, plane int, table *byte, groups int)",
-		fmt.Sprintf("%s writes the inner products of %d queries in digits with groups times 16 "+
-			"rows of 64 codes.", name, heads))
+	function(name, "func(dots *float32, q, src *byte, plane int, table *byte)",
+		fmt.Sprintf("%s writes the inner products of %d queries in digits with %d rows of 64 codes.",
+			name, heads, tileRows))
 	dots, q := load("dots"), load("q")
 	r := newPlaneReader(packingOf(bits))
-	groups := load("groups")
 	var control []VecVirtual
 	for v := range 8 / r.fields {
 		z := ZMM()
@@ -154,35 +141,33 @@ func dotPlanes512(bits, heads int) {
 	query := func(h, disp int) Mem {
 		return Mem{Base: q, Disp: (recordHead+64*digits)*h + disp}
 	}
-	// The codes of what comes next are made beside the products of what is at hand. The last
-	// group has itself as the next.
-	XORQ(r.at, r.at)
-	halves := func(v int) (x [2]VecVirtual) { // the first and the last four of each eight values
-		n := [2]VecVirtual{r.codes(0, control[v]), r.codes(1, control[v])}
+	halves := func(group, v int) (x [2]VecVirtual) { // the first and the last four of each eight values
+		n := [2]VecVirtual{r.codes(2*group, control[v]), r.codes(2*group+1, control[v])}
 		x = [2]VecVirtual{ZMM(), n[0]}
 		VSHUFPS(Imm(0x88), n[1], n[0], x[0])
 		VSHUFPS(Imm(0xdd), n[1], n[0], x[1])
 		return x
 	}
-	first := halves(0)
 	sets := 1 // of sums: with few of them, each would wait for itself
 	if heads < 3 {
 		sets = 2
 	}
-	times("group", groups, func() {
+	// The codes of what comes next are made beside the products of what is at hand.
+	after := halves(0, 0)
+	for group := range tileRows / 16 {
 		acc := startPlaneDots(heads, sets, query)
-		x := first
 		for v := range control {
-			var after [2]VecVirtual
+			x := after
 			for f := range r.fields {
 				last := f == r.fields-1
 				k := [2]VecVirtual{r.field(x[0], f, last), r.field(x[1], f, last)}
 				at := recordHead + 8*digits*(r.fields*v+f)
 				if f == r.fields/2 {
-					if v == len(control)-1 {
-						r.next(128, groups)
+					if v+1 < len(control) {
+						after = halves(group, v+1)
+					} else if group+1 < tileRows/16 {
+						after = halves(group+1, 0)
 					}
-					after = halves((v + 1) % len(control))
 				}
 				for i := range k {
 					for h := range heads {
@@ -192,14 +177,9 @@ func dotPlanes512(bits, heads int) {
 					}
 				}
 			}
-			x = after
 		}
-		for i := range first {
-			VMOVDQA64(x[i], first[i])
-		}
-		storePlaneDots(acc, dots, query)
-		ADDQ(Imm(64), dots)
-	})
+		storePlaneDots(acc, query, func(h int) Mem { return Mem{Base: dots, Disp: 4*tileRows*h + 64*group} })
+	}
 	VZEROUPPER()
 	RET()
 }
@@ -225,7 +205,7 @@ func startPlaneDots(heads, sets int, query func(head, disp int) Mem) [][][digits
 }
 
 // storePlaneDots adds up the digits' sums and stores inner products.
-func storePlaneDots(acc [][][digits]VecVirtual, dots Register, query func(head, disp int) Mem) {
+func storePlaneDots(acc [][][digits]VecVirtual, query func(head, disp int) Mem, place func(head int) Mem) {
 	order := make([]uint32, 16)
 	for lane := range order {
 		order[dotRowOrder(lane)] = uint32(lane)
@@ -242,7 +222,7 @@ func storePlaneDots(acc [][][digits]VecVirtual, dots Register, query func(head, 
 		x := digitsToFloat(d[:], base)
 		VPERMPS(x, t, x)
 		VMULPS_BCST(query(h, 4*digits), x, x)
-		VMOVUPS(x, Mem{Base: dots, Disp: 4 * tileRows * h})
+		VMOVUPS(x, place(h))
 	}
 }
 
@@ -255,13 +235,12 @@ func addPlanes512(bits, heads int) {
 	}
 	name := fmt.Sprintf("addLM%dHeads%dAVX512", bits, heads)
 	function(name, "func(acc *float32, weights *byte, units *float32, src *byte, plane int, "+
-		"table *byte, groups int)", fmt.Sprintf("%s adds groups times eight rows of 64 codes, "+
-		"weighted by digits, to %d sums.", name, heads))
+		"table *byte)", fmt.Sprintf("%s adds %d rows of 64 codes, weighted by digits, to %d sums.",
+		name, tileRows, heads))
 	acc, weights, units := load("acc"), load("weights"), load("units")
 	p := packingOf(bits)
 	p.fields = min(p.fields, 4) // of two vectors, for rows 0-3 and rows 4-7
 	r := newPlaneReader(p)
-	groups := load("groups")
 	turn, base := ZMM(), ZMM()
 	VMOVDQU64(turnDims(), turn)
 	all, a := sums512(heads, vectors)
@@ -278,21 +257,18 @@ func addPlanes512(bits, heads int) {
 					return 8*(w%4+4*(f/each)) + 2*(m+f%each) + w/4
 				})), z)
 		}
-		w, n := GP64(), GP64()
-		MOVQ(weights, w)
-		MOVQ(groups, n)
-		XORQ(r.at, r.at)
-		read := func(i int) VecVirtual {
-			z := r.codes(0, control[i])
+		read := func(group, i int) VecVirtual {
+			z := r.codes(group, control[i])
 			VPERMB(z, turn, z)
 			return z
 		}
 		codes := make([]VecVirtual, len(control))
 		for i := range control {
-			codes[i] = read(i)
+			codes[i] = read(0, i)
 		}
-		times(fmt.Sprintf("group%d", part), n, func() {
+		for group := range tileRows / 8 {
 			var rows [2][]VecVirtual // the first four and the last four
+			var next []VecVirtual
 			for quad := range rows {
 				for i := range codes {
 					for f := range each {
@@ -300,16 +276,17 @@ func addPlanes512(bits, heads int) {
 					}
 				}
 				if quad == 0 {
-					weighBytes512(a, rows[0], w, 0)
+					weighBytes512(a, rows[0], weights, 32*group)
 				}
 			}
-			r.next(64, n)
-			for i := range control {
-				VMOVDQA64(read(i), codes[i])
+			if group < tileRows/8-1 {
+				for i := range control {
+					next = append(next, read(group+1, i))
+				}
 			}
-			weighBytes512(a, rows[1], w, 16)
-			ADDQ(Imm(32), w)
-		})
+			weighBytes512(a, rows[1], weights, 32*group+16)
+			codes = next
+		}
 		VBROADCASTSS(floatsConstant("float256", []float32{256, 256}), base)
 		storeSums512(a, units, base, func(h, i int) Mem {
 			return Mem{Base: acc, Disp: 256*h + 64*(vectors*part+i)}

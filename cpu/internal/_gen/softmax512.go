@@ -132,12 +132,12 @@ func spreadLane512(z VecVirtual, i int) VecVirtual {
 }
 
 // storeLanes512 stores the first float of the first n lanes.
-func storeLanes512(z VecVirtual, to Register, n int) {
-	VMOVSS(z.AsX(), Mem{Base: to})
+func storeLanes512(z VecVirtual, to Mem, n int) {
+	VMOVSS(z.AsX(), to)
 	for i := 1; i < n; i++ {
 		x := XMM()
 		VEXTRACTF32X4(Imm(uint64(i)), z, x)
-		VMOVSS(x, Mem{Base: to, Disp: 4 * i})
+		VMOVSS(x, at(to, 4*i))
 	}
 }
 
@@ -216,7 +216,7 @@ func softmax512(heads int, cut bool) {
 			VBROADCASTSS(Mem{Base: energy, Disp: 4 * (i / 2)}, e)
 			VFNMADD231PS(Mem{Base: noise, Disp: 64 * (i % 2)}, e, z)
 		}
-		t = newTops512(x, ok, tops, inf, nil)
+		t = newTops512(x, ok, Mem{Base: tops}, inf, nil)
 	}
 	for i, z := range x {
 		VSUBPS(t[i/2], z, z)
@@ -232,9 +232,9 @@ func softmax512(heads int, cut bool) {
 		VADDPS(x[2*h+1], x[2*h], x[2*h])
 		x[h] = x[2*h]
 	}
-	storeLanes512(reduceLanes512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }), sums, heads)
+	storeLanes512(reduceLanes512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }), Mem{Base: sums}, heads)
 	if cut {
-		cutWeights512(v, load("digits"), load("units"))
+		cutWeights512(v, Mem{Base: load("digits")}, Mem{Base: load("units")})
 		inf, z, r := broadcastFloat(float32(math.Inf(1))), zmms(2), GP32()
 		k := []Register{K(), K()}
 		for i := range z {
@@ -259,10 +259,21 @@ const (
 	formNoise, formOfScales = 40, 44
 )
 
-// rowScales512 returns the row scales of a side of a tile times f, and leaves them at to, if not nil: what scalesLog8AVX512 writes if bit
-// of the form is set, else what scalesF16AVX512 does.
-func rowScales512(side string, tile, form Register, place int, bit uint32, f VecVirtual,
-	to func(i int) Mem) []VecVirtual {
+// Fields of runMemory of package attend.
+const (
+	memoryDigits = 768
+	memoryScales = memoryDigits + 3*digitBytes
+	memoryFrac   = memoryScales + 4*tileRows
+	memoryUnits  = memoryFrac + 64
+	memorySums   = memoryUnits + 16
+	memoryTops   = memorySums + 16
+	memoryEnergy = memoryTops + 16
+	memoryScale  = memoryEnergy + 16
+)
+
+// rowScales512 returns the row scales of a side of a tile times f: what scalesLog8AVX512 writes if bit of
+// the form is set, else what scalesF16AVX512 does.
+func rowScales512(side string, memory, tile, form Register, place int, bit uint32, f VecVirtual) []VecVirtual {
 	base, codes, forms := GP64(), GP64(), GP32()
 	MOVQ(Mem{Base: tile, Disp: place}, base)
 	MOVQ(Mem{Base: tile, Disp: place + 8}, codes)
@@ -271,7 +282,7 @@ func rowScales512(side string, tile, form Register, place int, bit uint32, f Vec
 	TESTL(U32(bit), forms)
 	JZ(LabelRef(side + "F16"))
 	table, one, none := ZMM(), ZMM(), ZMM()
-	VMOVUPS(Mem{Base: load("frac")}, table)
+	VMOVUPS(Mem{Base: memory, Disp: memoryFrac}, table)
 	VMULPS_BCST(Mem{Base: base}, table, table)
 	VPBROADCASTD(dwordsConstant("dwords127", []uint32{127, 127}), one)
 	VPBROADCASTD(dwordsConstant("dwords255", []uint32{255, 255}), none)
@@ -293,19 +304,13 @@ func rowScales512(side string, tile, form Register, place int, bit uint32, f Vec
 		VMULPS(f, z, z)
 	}
 	Label(side + "Scaled")
-	if to != nil {
-		for i, z := range v {
-			VMOVUPS(z, to(i))
-		}
-	}
 	return v
 }
 
 // softmaxTile512 is softmaxCut of rows that all count, with the scales of the rows in one.
 func softmaxTile512(heads int) {
 	name := fmt.Sprintf("softmaxTile%dAVX512", heads)
-	function(name, "func(t, next *byte, sums, tops, dots, energy *float32, digits *byte, "+
-		"units, frac *float32, scale float32) (flags uint32)",
+	function(name, "func(memory, t, next *byte, dots *float32) (flags uint32)",
 		name+" makes weights of the inner products of a tile of 32 rows: per head s = dots*mul - "+
 			"energy*noise*mul^2, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums = sum of p. "+
 			"It writes p*rowscale as integers of 24 bits, of each four rows the lowest bytes first, and what one "+
@@ -313,18 +318,17 @@ func softmaxTile512(heads int) {
 			"Bit 0 of flags: those of V are not all finite and positive or +0. Bit 1: a top rose. It "+
 			"prefetches the rows of tile next, which may be nil.")
 	prefetchTile512()
-	sums, tops, dots := load("sums"), load("tops"), load("dots")
-	tile, form := load("t"), GP64()
+	memory, tile, form, dots := load("memory"), load("t"), GP64(), load("dots")
 	MOVQ(Mem{Base: tile, Disp: tileForm}, form)
 	unit := ZMM()
 	VBROADCASTSS(Mem{Base: form, Disp: formVUnit}, unit)
-	local := AllocLocal(128)
 	flags := GP32()
 	XORL(flags, flags)
-	v := rowScales512("v", tile, form, tileVBase, 2, unit, func(i int) Mem { return at(local, 64*i) })
+	v := rowScales512("v", memory, tile, form, tileVBase, 2, unit)
 	{
 		inf, k, r := broadcastFloat(float32(math.Inf(1))), K(), GP32()
-		for _, z := range v {
+		for i, z := range v {
+			VMOVUPS(z, Mem{Base: memory, Disp: memoryScales + 64*i})
 			VPCMPUD(Imm(5), inf, z, k) // not below, as integers
 			KMOVW(k, r)
 			ORL(r, flags)
@@ -338,9 +342,8 @@ func softmaxTile512(heads int) {
 	{
 		unit := ZMM()
 		VBROADCASTSS(Mem{Base: form, Disp: formKUnit}, unit)
-		VMULPS_BCST(param("scale"), unit, unit)
-		ms := rowScales512("k", tile, form, tileKBase, 1, unit, nil)
-		energy := load("energy")
+		VMULPS_BCST(Mem{Base: memory, Disp: memoryScale}, unit, unit)
+		ms := rowScales512("k", memory, tile, form, tileKBase, 1, unit)
 		inf := broadcastFloat(float32(math.Inf(-1)))
 		n, zero := zmms(2), ZMM()
 		VPXORD(zero, zero, zero)
@@ -358,10 +361,10 @@ func softmaxTile512(heads int) {
 		}
 		for i, z := range x {
 			e := ZMM()
-			VBROADCASTSS(Mem{Base: energy, Disp: 4 * (i / 2)}, e)
+			VBROADCASTSS(Mem{Base: memory, Disp: memoryEnergy + 4*(i/2)}, e)
 			VFNMADD231PS(n[i%2], e, z)
 		}
-		t = newTops512(x, ok, tops, inf, flags)
+		t = newTops512(x, ok, Mem{Base: memory, Disp: memoryTops}, inf, flags)
 	}
 	for i, z := range x {
 		VSUBPS(t[i/2], z, z)
@@ -369,14 +372,15 @@ func softmaxTile512(heads int) {
 	expAll512(x, ok)
 	w := zmms(2 * heads)
 	for i, z := range x {
-		VMULPS_Z(at(local, 64*(i%2)), z, ok[i], w[i])
+		VMULPS_Z(Mem{Base: memory, Disp: memoryScales + 64*(i%2)}, z, ok[i], w[i])
 	}
 	for h := range heads {
 		VADDPS(x[2*h+1], x[2*h], x[2*h])
 		x[h] = x[2*h]
 	}
-	storeLanes512(reduceLanes512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }), sums, heads)
-	cutWeights512(w, load("digits"), load("units"))
+	storeLanes512(reduceLanes512(x[:heads], func(a, b, d Op) { VADDPS(a, b, d) }),
+		Mem{Base: memory, Disp: memorySums}, heads)
+	cutWeights512(w, Mem{Base: memory, Disp: memoryDigits}, Mem{Base: memory, Disp: memoryUnits})
 	Store(flags, ReturnIndex(0))
 	VZEROUPPER()
 	RET()
@@ -411,13 +415,13 @@ const topSlack = 8
 
 // newTops512 makes the largest of scores x the new top of a head where it is more than topSlack above the
 // top, and sets bit 1 of flags, if there are any, where one rose. It returns the tops, by head, but no -Inf.
-func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual, flags Register) []VecVirtual {
+func newTops512(x []VecVirtual, ok []Register, tops Mem, inf VecVirtual, flags Register) []VecVirtual {
 	heads := len(x) / 2
 	m, t, high := zmms(heads), zmms(heads), zmms(heads)
 	higher, any := K(), GP32()
 	XORL(any, any)
 	for h := range heads {
-		VBROADCASTSS(Mem{Base: tops, Disp: 4 * h}, t[h])
+		VBROADCASTSS(at(tops, 4*h), t[h])
 		VMOVAPS(inf, m[h])
 		VMAXPS(m[h], x[2*h], ok[2*h], m[h]) // NaN gives way
 		VMAXPS(m[h], x[2*h+1], ok[2*h+1], m[h])
@@ -439,7 +443,7 @@ func newTops512(x []VecVirtual, ok []Register, tops Register, inf VecVirtual, fl
 		most := spreadLane512(top, h)
 		VCMPPS(Imm(14), high[h], most, higher)
 		VMOVAPS(most, higher, t[h])
-		VMOVSS(t[h].AsX(), Mem{Base: tops, Disp: 4 * h})
+		VMOVSS(t[h].AsX(), at(tops, 4*h))
 	}
 	Label("same")
 	for _, z := range t {

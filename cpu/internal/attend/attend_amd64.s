@@ -5018,10 +5018,10 @@ GLOBL digitOrder<>(SB), RODATA|NOPTR, $64
 DATA float7f800000<>+0(SB)/8, $0x7f8000007f800000
 GLOBL float7f800000<>(SB), RODATA|NOPTR, $8
 
-// func softmaxTile1AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+// func softmaxTile1AVX512(memory *byte, t *byte, next *byte, dots *float32) (flags uint32)
 // Requires: AVX, AVX512BW, AVX512F, MMX+
-TEXT ·softmaxTile1AVX512(SB), NOSPLIT, $128-84
-	MOVQ  next+8(FP), AX
+TEXT ·softmaxTile1AVX512(SB), NOSPLIT, $0-36
+	MOVQ  next+16(FP), AX
 	TESTQ AX, AX
 	JZ    prefetched
 	MOVQ  48(AX), CX
@@ -5053,24 +5053,22 @@ plane24:
 	PREFETCHT1 (AX)
 
 prefetched:
-	MOVQ         sums+16(FP), AX
-	MOVQ         tops+24(FP), CX
-	MOVQ         dots+32(FP), DX
-	MOVQ         t+0(FP), BX
-	MOVQ         48(BX), SI
-	VBROADCASTSS 36(SI), Z0
-	XORL         DI, DI
-	MOVQ         32(BX), R8
-	MOVQ         40(BX), R9
-	MOVL         44(SI), R10
-	TESTL        $0x00000002, R10
+	MOVQ         memory+0(FP), AX
+	MOVQ         t+8(FP), CX
+	MOVQ         dots+24(FP), BX
+	MOVQ         48(CX), DX
+	VBROADCASTSS 36(DX), Z0
+	XORL         SI, SI
+	MOVQ         32(CX), DI
+	MOVQ         40(CX), R8
+	MOVL         44(DX), R9
+	TESTL        $0x00000002, R9
 	JZ           vF16
-	MOVQ         frac+64(FP), R10
-	VMOVUPS      (R10), Z2
-	VMULPS.BCST  (R8), Z2, Z2
+	VMOVUPS      1280(AX), Z2
+	VMULPS.BCST  (DI), Z2, Z2
 	VPBROADCASTD dwords127<>+0(SB), Z3
 	VPBROADCASTD dwords255<>+0(SB), Z4
-	VPMOVZXBD    (R9), Z5
+	VPMOVZXBD    (R8), Z5
 	VPERMPS      Z2, Z5, Z1
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5078,7 +5076,7 @@ prefetched:
 	VMULPS       Z6, Z1, Z1
 	VPCMPUD      $0x04, Z4, Z5, K1
 	VMULPS.Z     Z0, Z1, K1, Z1
-	VPMOVZXBD    16(R9), Z5
+	VPMOVZXBD    16(R8), Z5
 	VPERMPS      Z2, Z5, Z2
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5089,37 +5087,36 @@ prefetched:
 	JMP          vScaled
 
 vF16:
-	VCVTPH2PS (R9), Z1
+	VCVTPH2PS (R8), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPH2PS 32(R9), Z2
+	VCVTPH2PS 32(R8), Z2
 	VMULPS    Z0, Z2, Z2
 
 vScaled:
-	VMOVUPS      Z1, (SP)
-	VMOVUPS      Z2, 64(SP)
 	VBROADCASTSS float7f800000<>+0(SB), Z0
+	VMOVUPS      Z1, 1152(AX)
 	VPCMPUD      $0x05, Z0, Z1, K1
-	KMOVW        K1, R8
-	ORL          R8, DI
+	KMOVW        K1, DI
+	ORL          DI, SI
+	VMOVUPS      Z2, 1216(AX)
 	VPCMPUD      $0x05, Z0, Z2, K1
-	KMOVW        K1, R8
-	ORL          R8, DI
-	NEGL         DI
-	SBBL         DI, DI
-	ANDL         $0x01, DI
-	VBROADCASTSS 32(SI), Z0
-	VMULPS.BCST  scale+72(FP), Z0, Z0
-	MOVQ         16(BX), R8
-	MOVQ         24(BX), BX
-	MOVL         44(SI), R9
-	TESTL        $0x00000001, R9
+	KMOVW        K1, DI
+	ORL          DI, SI
+	NEGL         SI
+	SBBL         SI, SI
+	ANDL         $0x01, SI
+	VBROADCASTSS 32(DX), Z0
+	VMULPS.BCST  1408(AX), Z0, Z0
+	MOVQ         16(CX), DI
+	MOVQ         24(CX), CX
+	MOVL         44(DX), R8
+	TESTL        $0x00000001, R8
 	JZ           kF16
-	MOVQ         frac+64(FP), R9
-	VMOVUPS      (R9), Z2
-	VMULPS.BCST  (R8), Z2, Z2
+	VMOVUPS      1280(AX), Z2
+	VMULPS.BCST  (DI), Z2, Z2
 	VPBROADCASTD dwords127<>+0(SB), Z3
 	VPBROADCASTD dwords255<>+0(SB), Z4
-	VPMOVZXBD    (BX), Z5
+	VPMOVZXBD    (CX), Z5
 	VPERMPS      Z2, Z5, Z1
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5127,7 +5124,7 @@ vScaled:
 	VMULPS       Z6, Z1, Z1
 	VPCMPUD      $0x04, Z4, Z5, K1
 	VMULPS.Z     Z0, Z1, K1, Z1
-	VPMOVZXBD    16(BX), Z5
+	VPMOVZXBD    16(CX), Z5
 	VPERMPS      Z2, Z5, Z2
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5138,41 +5135,40 @@ vScaled:
 	JMP          kScaled
 
 kF16:
-	VCVTPH2PS (BX), Z1
+	VCVTPH2PS (CX), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPH2PS 32(BX), Z2
+	VCVTPH2PS 32(CX), Z2
 	VMULPS    Z0, Z2, Z2
 
 kScaled:
-	MOVQ         energy+40(FP), BX
 	VBROADCASTSS floatff800000<>+0(SB), Z0
 	VPXORD       Z7, Z7, Z7
-	VBROADCASTSS 40(SI), Z3
+	VBROADCASTSS 40(DX), Z3
 	VCMPPS       $0x04, Z7, Z3, K1
 	VMULPS       Z1, Z1, Z4
 	VMULPS.Z     Z3, Z4, K1, Z4
 	VMULPS       Z2, Z2, Z5
 	VMULPS.Z     Z3, Z5, K1, Z5
 	KXNORW       K2, K2, K2
-	VMULPS       (DX), Z1, Z1
+	VMULPS       (BX), Z1, Z1
 	KXNORW       K3, K3, K3
-	VMULPS       64(DX), Z2, Z2
-	VBROADCASTSS (BX), Z3
+	VMULPS       64(BX), Z2, Z2
+	VBROADCASTSS 1392(AX), Z3
 	VFNMADD231PS Z4, Z3, Z1
-	VBROADCASTSS (BX), Z3
+	VBROADCASTSS 1392(AX), Z3
 	VFNMADD231PS Z5, Z3, Z2
-	XORL         DX, DX
-	VBROADCASTSS (CX), Z3
+	XORL         CX, CX
+	VBROADCASTSS 1376(AX), Z3
 	VMOVAPS      Z0, Z0
 	VMAXPS       Z0, Z1, K2, Z0
 	VMAXPS       Z0, Z2, K3, Z0
 	VADDPS.BCST  float41000000<>+0(SB), Z3, Z4
 	VCMPPS       $0x0e, Z4, Z0, K1
-	KMOVW        K1, BX
-	ORL          BX, DX
-	TESTL        DX, DX
+	KMOVW        K1, DX
+	ORL          DX, CX
+	TESTL        CX, CX
 	JZ           same
-	ORL          $0x02, DI
+	ORL          $0x02, SI
 	VSHUFF64X2   $0x44, Z0, Z0, Z5
 	VSHUFF64X2   $0xee, Z0, Z0, Z0
 	VMAXPS       Z0, Z5, Z5
@@ -5186,7 +5182,7 @@ kScaled:
 	VSHUFF64X2   $0x00, Z0, Z0, Z0
 	VCMPPS       $0x0e, Z4, Z0, K1
 	VMOVAPS      Z0, K1, Z3
-	VMOVSS       X3, (CX)
+	VMOVSS       X3, 1376(AX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z3, Z3
@@ -5222,8 +5218,8 @@ same:
 	VFMADD213PS.BCST float3f800000<>+0(SB), Z6, Z2
 	VSCALEFPS.Z      Z0, Z1, K2, Z1
 	VSCALEFPS.Z      Z3, Z2, K3, Z2
-	VMULPS.Z         (SP), Z1, K2, Z0
-	VMULPS.Z         64(SP), Z2, K3, Z3
+	VMULPS.Z         1152(AX), Z1, K2, Z0
+	VMULPS.Z         1216(AX), Z2, K3, Z3
 	VADDPS           Z2, Z1, Z1
 	VSHUFF64X2       $0x44, Z1, Z1, Z2
 	VSHUFF64X2       $0xee, Z1, Z1, Z1
@@ -5235,9 +5231,7 @@ same:
 	VADDPS           Z2, Z1, Z1
 	VPERMILPS        $0xb1, Z1, Z2
 	VADDPS           Z2, Z1, Z1
-	VMOVSS           X1, (AX)
-	MOVQ             digits+48(FP), AX
-	MOVQ             units+56(FP), CX
+	VMOVSS           X1, 1360(AX)
 	VPMAXUD          Z3, Z0, Z1
 	VSHUFF64X2       $0x44, Z1, Z1, Z2
 	VSHUFF64X2       $0xee, Z1, Z1, Z1
@@ -5258,15 +5252,15 @@ same:
 	VSCALEFPS        Z2, Z3, Z3
 	VBROADCASTSS     float3f800000<>+0(SB), Z2
 	VSCALEFPS        Z1, Z2, Z1
-	VMOVSS           X1, (CX)
+	VMOVSS           X1, 1344(AX)
 	VCVTPS2DQ        Z0, Z0
 	VCVTPS2DQ        Z3, Z3
 	VMOVDQU64        digitOrder<>+0(SB), Z1
 	VPSHUFB          Z1, Z0, Z0
-	VMOVDQU64        Z0, (AX)
+	VMOVDQU64        Z0, 768(AX)
 	VPSHUFB          Z1, Z3, Z3
-	VMOVDQU64        Z3, 64(AX)
-	MOVL             DI, flags+80(FP)
+	VMOVDQU64        Z3, 832(AX)
+	MOVL             SI, flags+32(FP)
 	VZEROUPPER
 	RET
 
@@ -5664,10 +5658,10 @@ same:
 	VZEROUPPER
 	RET
 
-// func softmaxTile2AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+// func softmaxTile2AVX512(memory *byte, t *byte, next *byte, dots *float32) (flags uint32)
 // Requires: AVX, AVX512BW, AVX512F, MMX+
-TEXT ·softmaxTile2AVX512(SB), NOSPLIT, $128-84
-	MOVQ  next+8(FP), AX
+TEXT ·softmaxTile2AVX512(SB), NOSPLIT, $0-36
+	MOVQ  next+16(FP), AX
 	TESTQ AX, AX
 	JZ    prefetched
 	MOVQ  48(AX), CX
@@ -5699,24 +5693,22 @@ plane24:
 	PREFETCHT1 (AX)
 
 prefetched:
-	MOVQ         sums+16(FP), AX
-	MOVQ         tops+24(FP), CX
-	MOVQ         dots+32(FP), DX
-	MOVQ         t+0(FP), BX
-	MOVQ         48(BX), SI
-	VBROADCASTSS 36(SI), Z0
-	XORL         DI, DI
-	MOVQ         32(BX), R8
-	MOVQ         40(BX), R9
-	MOVL         44(SI), R10
-	TESTL        $0x00000002, R10
+	MOVQ         memory+0(FP), AX
+	MOVQ         t+8(FP), CX
+	MOVQ         dots+24(FP), BX
+	MOVQ         48(CX), DX
+	VBROADCASTSS 36(DX), Z0
+	XORL         SI, SI
+	MOVQ         32(CX), DI
+	MOVQ         40(CX), R8
+	MOVL         44(DX), R9
+	TESTL        $0x00000002, R9
 	JZ           vF16
-	MOVQ         frac+64(FP), R10
-	VMOVUPS      (R10), Z2
-	VMULPS.BCST  (R8), Z2, Z2
+	VMOVUPS      1280(AX), Z2
+	VMULPS.BCST  (DI), Z2, Z2
 	VPBROADCASTD dwords127<>+0(SB), Z3
 	VPBROADCASTD dwords255<>+0(SB), Z4
-	VPMOVZXBD    (R9), Z5
+	VPMOVZXBD    (R8), Z5
 	VPERMPS      Z2, Z5, Z1
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5724,7 +5716,7 @@ prefetched:
 	VMULPS       Z6, Z1, Z1
 	VPCMPUD      $0x04, Z4, Z5, K1
 	VMULPS.Z     Z0, Z1, K1, Z1
-	VPMOVZXBD    16(R9), Z5
+	VPMOVZXBD    16(R8), Z5
 	VPERMPS      Z2, Z5, Z2
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5735,37 +5727,36 @@ prefetched:
 	JMP          vScaled
 
 vF16:
-	VCVTPH2PS (R9), Z1
+	VCVTPH2PS (R8), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPH2PS 32(R9), Z2
+	VCVTPH2PS 32(R8), Z2
 	VMULPS    Z0, Z2, Z2
 
 vScaled:
-	VMOVUPS      Z1, (SP)
-	VMOVUPS      Z2, 64(SP)
 	VBROADCASTSS float7f800000<>+0(SB), Z0
+	VMOVUPS      Z1, 1152(AX)
 	VPCMPUD      $0x05, Z0, Z1, K1
-	KMOVW        K1, R8
-	ORL          R8, DI
+	KMOVW        K1, DI
+	ORL          DI, SI
+	VMOVUPS      Z2, 1216(AX)
 	VPCMPUD      $0x05, Z0, Z2, K1
-	KMOVW        K1, R8
-	ORL          R8, DI
-	NEGL         DI
-	SBBL         DI, DI
-	ANDL         $0x01, DI
-	VBROADCASTSS 32(SI), Z0
-	VMULPS.BCST  scale+72(FP), Z0, Z0
-	MOVQ         16(BX), R8
-	MOVQ         24(BX), BX
-	MOVL         44(SI), R9
-	TESTL        $0x00000001, R9
+	KMOVW        K1, DI
+	ORL          DI, SI
+	NEGL         SI
+	SBBL         SI, SI
+	ANDL         $0x01, SI
+	VBROADCASTSS 32(DX), Z0
+	VMULPS.BCST  1408(AX), Z0, Z0
+	MOVQ         16(CX), DI
+	MOVQ         24(CX), CX
+	MOVL         44(DX), R8
+	TESTL        $0x00000001, R8
 	JZ           kF16
-	MOVQ         frac+64(FP), R9
-	VMOVUPS      (R9), Z2
-	VMULPS.BCST  (R8), Z2, Z2
+	VMOVUPS      1280(AX), Z2
+	VMULPS.BCST  (DI), Z2, Z2
 	VPBROADCASTD dwords127<>+0(SB), Z3
 	VPBROADCASTD dwords255<>+0(SB), Z4
-	VPMOVZXBD    (BX), Z5
+	VPMOVZXBD    (CX), Z5
 	VPERMPS      Z2, Z5, Z1
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5773,7 +5764,7 @@ vScaled:
 	VMULPS       Z6, Z1, Z1
 	VPCMPUD      $0x04, Z4, Z5, K1
 	VMULPS.Z     Z0, Z1, K1, Z1
-	VPMOVZXBD    16(BX), Z5
+	VPMOVZXBD    16(CX), Z5
 	VPERMPS      Z2, Z5, Z2
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -5784,57 +5775,56 @@ vScaled:
 	JMP          kScaled
 
 kF16:
-	VCVTPH2PS (BX), Z1
+	VCVTPH2PS (CX), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPH2PS 32(BX), Z2
+	VCVTPH2PS 32(CX), Z2
 	VMULPS    Z0, Z2, Z2
 
 kScaled:
-	MOVQ         energy+40(FP), BX
 	VBROADCASTSS floatff800000<>+0(SB), Z0
 	VPXORD       Z7, Z7, Z7
-	VBROADCASTSS 40(SI), Z3
+	VBROADCASTSS 40(DX), Z3
 	VCMPPS       $0x04, Z7, Z3, K1
 	VMULPS       Z1, Z1, Z4
 	VMULPS.Z     Z3, Z4, K1, Z4
 	VMULPS       Z2, Z2, Z5
 	VMULPS.Z     Z3, Z5, K1, Z5
 	KXNORW       K2, K2, K2
-	VMULPS       (DX), Z1, Z3
+	VMULPS       (BX), Z1, Z3
 	KXNORW       K3, K3, K3
-	VMULPS       64(DX), Z2, Z6
+	VMULPS       64(BX), Z2, Z6
 	KXNORW       K4, K4, K4
-	VMULPS       128(DX), Z1, Z1
+	VMULPS       128(BX), Z1, Z1
 	KXNORW       K5, K5, K5
-	VMULPS       192(DX), Z2, Z2
-	VBROADCASTSS (BX), Z7
+	VMULPS       192(BX), Z2, Z2
+	VBROADCASTSS 1392(AX), Z7
 	VFNMADD231PS Z4, Z7, Z3
-	VBROADCASTSS (BX), Z7
+	VBROADCASTSS 1392(AX), Z7
 	VFNMADD231PS Z5, Z7, Z6
-	VBROADCASTSS 4(BX), Z7
+	VBROADCASTSS 1396(AX), Z7
 	VFNMADD231PS Z4, Z7, Z1
-	VBROADCASTSS 4(BX), Z4
+	VBROADCASTSS 1396(AX), Z4
 	VFNMADD231PS Z5, Z4, Z2
-	XORL         DX, DX
-	VBROADCASTSS (CX), Z5
+	XORL         CX, CX
+	VBROADCASTSS 1376(AX), Z5
 	VMOVAPS      Z0, Z4
 	VMAXPS       Z4, Z3, K2, Z4
 	VMAXPS       Z4, Z6, K3, Z4
 	VADDPS.BCST  float41000000<>+0(SB), Z5, Z8
-	VBROADCASTSS 4(CX), Z7
+	VBROADCASTSS 1380(AX), Z7
 	VMOVAPS      Z0, Z0
 	VMAXPS       Z0, Z1, K4, Z0
 	VMAXPS       Z0, Z2, K5, Z0
 	VADDPS.BCST  float41000000<>+0(SB), Z7, Z9
 	VCMPPS       $0x0e, Z8, Z4, K1
-	KMOVW        K1, BX
-	ORL          BX, DX
+	KMOVW        K1, DX
+	ORL          DX, CX
 	VCMPPS       $0x0e, Z9, Z0, K1
-	KMOVW        K1, BX
-	ORL          BX, DX
-	TESTL        DX, DX
+	KMOVW        K1, DX
+	ORL          DX, CX
+	TESTL        CX, CX
 	JZ           same
-	ORL          $0x02, DI
+	ORL          $0x02, SI
 	VSHUFF64X2   $0x44, Z0, Z4, Z10
 	VSHUFF64X2   $0xee, Z0, Z4, Z0
 	VMAXPS       Z0, Z10, Z10
@@ -5848,11 +5838,11 @@ kScaled:
 	VSHUFF64X2   $0x00, Z0, Z0, Z4
 	VCMPPS       $0x0e, Z8, Z4, K1
 	VMOVAPS      Z4, K1, Z5
-	VMOVSS       X5, (CX)
+	VMOVSS       X5, 1376(AX)
 	VSHUFF64X2   $0x55, Z0, Z0, Z0
 	VCMPPS       $0x0e, Z9, Z0, K1
 	VMOVAPS      Z0, K1, Z7
-	VMOVSS       X7, 4(CX)
+	VMOVSS       X7, 1380(AX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z5, Z5
@@ -5919,10 +5909,10 @@ same:
 	VSCALEFPS.Z      Z4, Z6, K3, Z6
 	VSCALEFPS.Z      Z5, Z1, K4, Z1
 	VSCALEFPS.Z      Z7, Z2, K5, Z2
-	VMULPS.Z         (SP), Z3, K2, Z0
-	VMULPS.Z         64(SP), Z6, K3, Z4
-	VMULPS.Z         (SP), Z1, K4, Z5
-	VMULPS.Z         64(SP), Z2, K5, Z7
+	VMULPS.Z         1152(AX), Z3, K2, Z0
+	VMULPS.Z         1216(AX), Z6, K3, Z4
+	VMULPS.Z         1152(AX), Z1, K4, Z5
+	VMULPS.Z         1216(AX), Z2, K5, Z7
 	VADDPS           Z6, Z3, Z3
 	VADDPS           Z2, Z1, Z1
 	VSHUFF64X2       $0x44, Z1, Z3, Z2
@@ -5935,11 +5925,9 @@ same:
 	VADDPS           Z2, Z1, Z1
 	VPERMILPS        $0xb1, Z1, Z2
 	VADDPS           Z2, Z1, Z1
-	VMOVSS           X1, (AX)
+	VMOVSS           X1, 1360(AX)
 	VEXTRACTF32X4    $0x01, Z1, X1
-	VMOVSS           X1, 4(AX)
-	MOVQ             digits+48(FP), AX
-	MOVQ             units+56(FP), CX
+	VMOVSS           X1, 1364(AX)
 	VPMAXUD          Z4, Z0, Z1
 	VPMAXUD          Z7, Z5, Z2
 	VSHUFF64X2       $0x44, Z2, Z1, Z3
@@ -5964,23 +5952,23 @@ same:
 	VSCALEFPS        Z2, Z7, Z7
 	VBROADCASTSS     float3f800000<>+0(SB), Z2
 	VSCALEFPS        Z1, Z2, Z1
-	VMOVSS           X1, (CX)
+	VMOVSS           X1, 1344(AX)
 	VEXTRACTF32X4    $0x01, Z1, X1
-	VMOVSS           X1, 4(CX)
+	VMOVSS           X1, 1348(AX)
 	VCVTPS2DQ        Z0, Z0
 	VCVTPS2DQ        Z4, Z4
 	VCVTPS2DQ        Z5, Z5
 	VCVTPS2DQ        Z7, Z7
 	VMOVDQU64        digitOrder<>+0(SB), Z1
 	VPSHUFB          Z1, Z0, Z0
-	VMOVDQU64        Z0, (AX)
+	VMOVDQU64        Z0, 768(AX)
 	VPSHUFB          Z1, Z4, Z4
-	VMOVDQU64        Z4, 64(AX)
+	VMOVDQU64        Z4, 832(AX)
 	VPSHUFB          Z1, Z5, Z5
-	VMOVDQU64        Z5, 128(AX)
+	VMOVDQU64        Z5, 896(AX)
 	VPSHUFB          Z1, Z7, Z7
-	VMOVDQU64        Z7, 192(AX)
-	MOVL             DI, flags+80(FP)
+	VMOVDQU64        Z7, 960(AX)
+	MOVL             SI, flags+32(FP)
 	VZEROUPPER
 	RET
 
@@ -6523,10 +6511,10 @@ same:
 	VZEROUPPER
 	RET
 
-// func softmaxTile3AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+// func softmaxTile3AVX512(memory *byte, t *byte, next *byte, dots *float32) (flags uint32)
 // Requires: AVX, AVX512BW, AVX512F, MMX+
-TEXT ·softmaxTile3AVX512(SB), NOSPLIT, $128-84
-	MOVQ  next+8(FP), AX
+TEXT ·softmaxTile3AVX512(SB), NOSPLIT, $0-36
+	MOVQ  next+16(FP), AX
 	TESTQ AX, AX
 	JZ    prefetched
 	MOVQ  48(AX), CX
@@ -6558,24 +6546,22 @@ plane24:
 	PREFETCHT1 (AX)
 
 prefetched:
-	MOVQ         sums+16(FP), AX
-	MOVQ         tops+24(FP), CX
-	MOVQ         dots+32(FP), DX
-	MOVQ         t+0(FP), BX
-	MOVQ         48(BX), SI
-	VBROADCASTSS 36(SI), Z0
-	XORL         DI, DI
-	MOVQ         32(BX), R8
-	MOVQ         40(BX), R9
-	MOVL         44(SI), R10
-	TESTL        $0x00000002, R10
+	MOVQ         memory+0(FP), AX
+	MOVQ         t+8(FP), CX
+	MOVQ         dots+24(FP), BX
+	MOVQ         48(CX), DX
+	VBROADCASTSS 36(DX), Z0
+	XORL         SI, SI
+	MOVQ         32(CX), DI
+	MOVQ         40(CX), R8
+	MOVL         44(DX), R9
+	TESTL        $0x00000002, R9
 	JZ           vF16
-	MOVQ         frac+64(FP), R10
-	VMOVUPS      (R10), Z2
-	VMULPS.BCST  (R8), Z2, Z2
+	VMOVUPS      1280(AX), Z2
+	VMULPS.BCST  (DI), Z2, Z2
 	VPBROADCASTD dwords127<>+0(SB), Z3
 	VPBROADCASTD dwords255<>+0(SB), Z4
-	VPMOVZXBD    (R9), Z5
+	VPMOVZXBD    (R8), Z5
 	VPERMPS      Z2, Z5, Z1
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -6583,7 +6569,7 @@ prefetched:
 	VMULPS       Z6, Z1, Z1
 	VPCMPUD      $0x04, Z4, Z5, K1
 	VMULPS.Z     Z0, Z1, K1, Z1
-	VPMOVZXBD    16(R9), Z5
+	VPMOVZXBD    16(R8), Z5
 	VPERMPS      Z2, Z5, Z2
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -6594,37 +6580,36 @@ prefetched:
 	JMP          vScaled
 
 vF16:
-	VCVTPH2PS (R9), Z1
+	VCVTPH2PS (R8), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPH2PS 32(R9), Z2
+	VCVTPH2PS 32(R8), Z2
 	VMULPS    Z0, Z2, Z2
 
 vScaled:
-	VMOVUPS      Z1, (SP)
-	VMOVUPS      Z2, 64(SP)
 	VBROADCASTSS float7f800000<>+0(SB), Z0
+	VMOVUPS      Z1, 1152(AX)
 	VPCMPUD      $0x05, Z0, Z1, K1
-	KMOVW        K1, R8
-	ORL          R8, DI
+	KMOVW        K1, DI
+	ORL          DI, SI
+	VMOVUPS      Z2, 1216(AX)
 	VPCMPUD      $0x05, Z0, Z2, K1
-	KMOVW        K1, R8
-	ORL          R8, DI
-	NEGL         DI
-	SBBL         DI, DI
-	ANDL         $0x01, DI
-	VBROADCASTSS 32(SI), Z0
-	VMULPS.BCST  scale+72(FP), Z0, Z0
-	MOVQ         16(BX), R8
-	MOVQ         24(BX), BX
-	MOVL         44(SI), R9
-	TESTL        $0x00000001, R9
+	KMOVW        K1, DI
+	ORL          DI, SI
+	NEGL         SI
+	SBBL         SI, SI
+	ANDL         $0x01, SI
+	VBROADCASTSS 32(DX), Z0
+	VMULPS.BCST  1408(AX), Z0, Z0
+	MOVQ         16(CX), DI
+	MOVQ         24(CX), CX
+	MOVL         44(DX), R8
+	TESTL        $0x00000001, R8
 	JZ           kF16
-	MOVQ         frac+64(FP), R9
-	VMOVUPS      (R9), Z2
-	VMULPS.BCST  (R8), Z2, Z2
+	VMOVUPS      1280(AX), Z2
+	VMULPS.BCST  (DI), Z2, Z2
 	VPBROADCASTD dwords127<>+0(SB), Z3
 	VPBROADCASTD dwords255<>+0(SB), Z4
-	VPMOVZXBD    (BX), Z5
+	VPMOVZXBD    (CX), Z5
 	VPERMPS      Z2, Z5, Z1
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -6632,7 +6617,7 @@ vScaled:
 	VMULPS       Z6, Z1, Z1
 	VPCMPUD      $0x04, Z4, Z5, K1
 	VMULPS.Z     Z0, Z1, K1, Z1
-	VPMOVZXBD    16(BX), Z5
+	VPMOVZXBD    16(CX), Z5
 	VPERMPS      Z2, Z5, Z2
 	VPSRLD       $0x04, Z5, Z6
 	VPSUBD       Z6, Z3, Z6
@@ -6643,73 +6628,72 @@ vScaled:
 	JMP          kScaled
 
 kF16:
-	VCVTPH2PS (BX), Z1
+	VCVTPH2PS (CX), Z1
 	VMULPS    Z0, Z1, Z1
-	VCVTPH2PS 32(BX), Z2
+	VCVTPH2PS 32(CX), Z2
 	VMULPS    Z0, Z2, Z2
 
 kScaled:
-	MOVQ         energy+40(FP), BX
 	VBROADCASTSS floatff800000<>+0(SB), Z0
 	VPXORD       Z7, Z7, Z7
-	VBROADCASTSS 40(SI), Z3
+	VBROADCASTSS 40(DX), Z3
 	VCMPPS       $0x04, Z7, Z3, K1
 	VMULPS       Z1, Z1, Z4
 	VMULPS.Z     Z3, Z4, K1, Z4
 	VMULPS       Z2, Z2, Z5
 	VMULPS.Z     Z3, Z5, K1, Z5
 	KXNORW       K2, K2, K2
-	VMULPS       (DX), Z1, Z3
+	VMULPS       (BX), Z1, Z3
 	KXNORW       K3, K3, K3
-	VMULPS       64(DX), Z2, Z6
+	VMULPS       64(BX), Z2, Z6
 	KXNORW       K4, K4, K4
-	VMULPS       128(DX), Z1, Z7
+	VMULPS       128(BX), Z1, Z7
 	KXNORW       K5, K5, K5
-	VMULPS       192(DX), Z2, Z8
+	VMULPS       192(BX), Z2, Z8
 	KXNORW       K6, K6, K6
-	VMULPS       256(DX), Z1, Z1
+	VMULPS       256(BX), Z1, Z1
 	KXNORW       K7, K7, K7
-	VMULPS       320(DX), Z2, Z2
-	VBROADCASTSS (BX), Z9
+	VMULPS       320(BX), Z2, Z2
+	VBROADCASTSS 1392(AX), Z9
 	VFNMADD231PS Z4, Z9, Z3
-	VBROADCASTSS (BX), Z9
+	VBROADCASTSS 1392(AX), Z9
 	VFNMADD231PS Z5, Z9, Z6
-	VBROADCASTSS 4(BX), Z9
+	VBROADCASTSS 1396(AX), Z9
 	VFNMADD231PS Z4, Z9, Z7
-	VBROADCASTSS 4(BX), Z9
+	VBROADCASTSS 1396(AX), Z9
 	VFNMADD231PS Z5, Z9, Z8
-	VBROADCASTSS 8(BX), Z9
+	VBROADCASTSS 1400(AX), Z9
 	VFNMADD231PS Z4, Z9, Z1
-	VBROADCASTSS 8(BX), Z4
+	VBROADCASTSS 1400(AX), Z4
 	VFNMADD231PS Z5, Z4, Z2
-	XORL         DX, DX
-	VBROADCASTSS (CX), Z9
+	XORL         CX, CX
+	VBROADCASTSS 1376(AX), Z9
 	VMOVAPS      Z0, Z4
 	VMAXPS       Z4, Z3, K2, Z4
 	VMAXPS       Z4, Z6, K3, Z4
 	VADDPS.BCST  float41000000<>+0(SB), Z9, Z12
-	VBROADCASTSS 4(CX), Z10
+	VBROADCASTSS 1380(AX), Z10
 	VMOVAPS      Z0, Z5
 	VMAXPS       Z5, Z7, K4, Z5
 	VMAXPS       Z5, Z8, K5, Z5
 	VADDPS.BCST  float41000000<>+0(SB), Z10, Z13
-	VBROADCASTSS 8(CX), Z11
+	VBROADCASTSS 1384(AX), Z11
 	VMOVAPS      Z0, Z0
 	VMAXPS       Z0, Z1, K6, Z0
 	VMAXPS       Z0, Z2, K7, Z0
 	VADDPS.BCST  float41000000<>+0(SB), Z11, Z14
 	VCMPPS       $0x0e, Z12, Z4, K1
-	KMOVW        K1, BX
-	ORL          BX, DX
+	KMOVW        K1, DX
+	ORL          DX, CX
 	VCMPPS       $0x0e, Z13, Z5, K1
-	KMOVW        K1, BX
-	ORL          BX, DX
+	KMOVW        K1, DX
+	ORL          DX, CX
 	VCMPPS       $0x0e, Z14, Z0, K1
-	KMOVW        K1, BX
-	ORL          BX, DX
-	TESTL        DX, DX
+	KMOVW        K1, DX
+	ORL          DX, CX
+	TESTL        CX, CX
 	JZ           same
-	ORL          $0x02, DI
+	ORL          $0x02, SI
 	VSHUFF64X2   $0x44, Z5, Z4, Z15
 	VSHUFF64X2   $0xee, Z5, Z4, Z4
 	VMAXPS       Z4, Z15, Z15
@@ -6726,15 +6710,15 @@ kScaled:
 	VSHUFF64X2   $0x00, Z0, Z0, Z4
 	VCMPPS       $0x0e, Z12, Z4, K1
 	VMOVAPS      Z4, K1, Z9
-	VMOVSS       X9, (CX)
+	VMOVSS       X9, 1376(AX)
 	VSHUFF64X2   $0x55, Z0, Z0, Z4
 	VCMPPS       $0x0e, Z13, Z4, K1
 	VMOVAPS      Z4, K1, Z10
-	VMOVSS       X10, 4(CX)
+	VMOVSS       X10, 1380(AX)
 	VSHUFF64X2   $0xaa, Z0, Z0, Z0
 	VCMPPS       $0x0e, Z14, Z0, K1
 	VMOVAPS      Z0, K1, Z11
-	VMOVSS       X11, 8(CX)
+	VMOVSS       X11, 1384(AX)
 
 same:
 	VMAXPS.BCST      floatff7fffff<>+0(SB), Z9, Z9
@@ -6832,12 +6816,12 @@ same:
 	VSCALEFPS.Z      Z9, Z8, K5, Z8
 	VSCALEFPS.Z      Z10, Z1, K6, Z1
 	VSCALEFPS.Z      Z11, Z2, K7, Z2
-	VMULPS.Z         (SP), Z3, K2, Z0
-	VMULPS.Z         64(SP), Z6, K3, Z4
-	VMULPS.Z         (SP), Z7, K4, Z5
-	VMULPS.Z         64(SP), Z8, K5, Z9
-	VMULPS.Z         (SP), Z1, K6, Z10
-	VMULPS.Z         64(SP), Z2, K7, Z11
+	VMULPS.Z         1152(AX), Z3, K2, Z0
+	VMULPS.Z         1216(AX), Z6, K3, Z4
+	VMULPS.Z         1152(AX), Z7, K4, Z5
+	VMULPS.Z         1216(AX), Z8, K5, Z9
+	VMULPS.Z         1152(AX), Z1, K6, Z10
+	VMULPS.Z         1216(AX), Z2, K7, Z11
 	VADDPS           Z6, Z3, Z3
 	VADDPS           Z8, Z7, Z7
 	VADDPS           Z2, Z1, Z1
@@ -6854,13 +6838,11 @@ same:
 	VADDPS           Z2, Z1, Z1
 	VPERMILPS        $0xb1, Z1, Z2
 	VADDPS           Z2, Z1, Z1
-	VMOVSS           X1, (AX)
+	VMOVSS           X1, 1360(AX)
 	VEXTRACTF32X4    $0x01, Z1, X2
-	VMOVSS           X2, 4(AX)
+	VMOVSS           X2, 1364(AX)
 	VEXTRACTF32X4    $0x02, Z1, X1
-	VMOVSS           X1, 8(AX)
-	MOVQ             digits+48(FP), AX
-	MOVQ             units+56(FP), CX
+	VMOVSS           X1, 1368(AX)
 	VPMAXUD          Z4, Z0, Z1
 	VPMAXUD          Z9, Z5, Z2
 	VPMAXUD          Z11, Z10, Z3
@@ -6892,11 +6874,11 @@ same:
 	VSCALEFPS        Z1, Z11, Z11
 	VBROADCASTSS     float3f800000<>+0(SB), Z1
 	VSCALEFPS        Z2, Z1, Z2
-	VMOVSS           X2, (CX)
+	VMOVSS           X2, 1344(AX)
 	VEXTRACTF32X4    $0x01, Z2, X1
-	VMOVSS           X1, 4(CX)
+	VMOVSS           X1, 1348(AX)
 	VEXTRACTF32X4    $0x02, Z2, X1
-	VMOVSS           X1, 8(CX)
+	VMOVSS           X1, 1352(AX)
 	VCVTPS2DQ        Z0, Z0
 	VCVTPS2DQ        Z4, Z4
 	VCVTPS2DQ        Z5, Z5
@@ -6905,18 +6887,18 @@ same:
 	VCVTPS2DQ        Z11, Z11
 	VMOVDQU64        digitOrder<>+0(SB), Z1
 	VPSHUFB          Z1, Z0, Z0
-	VMOVDQU64        Z0, (AX)
+	VMOVDQU64        Z0, 768(AX)
 	VPSHUFB          Z1, Z4, Z4
-	VMOVDQU64        Z4, 64(AX)
+	VMOVDQU64        Z4, 832(AX)
 	VPSHUFB          Z1, Z5, Z5
-	VMOVDQU64        Z5, 128(AX)
+	VMOVDQU64        Z5, 896(AX)
 	VPSHUFB          Z1, Z9, Z9
-	VMOVDQU64        Z9, 192(AX)
+	VMOVDQU64        Z9, 960(AX)
 	VPSHUFB          Z1, Z10, Z10
-	VMOVDQU64        Z10, 256(AX)
+	VMOVDQU64        Z10, 1024(AX)
 	VPSHUFB          Z1, Z11, Z11
-	VMOVDQU64        Z11, 320(AX)
-	MOVL             DI, flags+80(FP)
+	VMOVDQU64        Z11, 1088(AX)
+	MOVL             SI, flags+32(FP)
 	VZEROUPPER
 	RET
 
@@ -9723,9 +9705,9 @@ block:
 	VZEROUPPER
 	RET
 
-// func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM1Heads1AVX512(SB), NOSPLIT, $0-48
+// func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM1Heads1AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
@@ -9736,118 +9718,189 @@ TEXT ·dotLM1Heads1AVX512(SB), NOSPLIT, $0-48
 	VMOVDQU64      128(BX), Z2
 	VMOVDQU64      192(BX), Z3
 	VPBROADCASTQ   unitBits<>+0(SB), Z4
-	MOVQ           groups+40(FP), SI
 	VMOVDQU64      dotBytes1_0<>+0(SB), Z5
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z5, Z6
+	VPERMB         (DX), Z5, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
-	VPERMB         64(DX)(BX*1), Z5, Z7
+	VPERMB         64(DX), Z5, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z4, Z7
 	VSHUFPS        $0x88, Z7, Z6, Z8
 	VSHUFPS        $0xdd, Z7, Z6, Z6
-
-group:
 	VPBROADCASTD   16(CX), Z7
-	VPBROADCASTD   20(CX), Z12
-	VPBROADCASTD   24(CX), Z13
+	VPBROADCASTD   20(CX), Z15
+	VPBROADCASTD   24(CX), Z16
 	VPXORD         Z9, Z9, Z9
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
-	VPERMB         Z0, Z8, Z14
-	VPERMB         Z0, Z6, Z15
-	VPDPBUSD.BCST  32(CX), Z14, Z7
-	VPDPBUSD.BCST  40(CX), Z14, Z12
-	VPDPBUSD.BCST  48(CX), Z14, Z13
-	VPDPBUSD.BCST  36(CX), Z15, Z9
-	VPDPBUSD.BCST  44(CX), Z15, Z10
-	VPDPBUSD.BCST  52(CX), Z15, Z11
-	VPERMB         Z1, Z8, Z14
-	VPERMB         Z1, Z6, Z15
-	VPDPBUSD.BCST  56(CX), Z14, Z7
-	VPDPBUSD.BCST  64(CX), Z14, Z12
-	VPDPBUSD.BCST  72(CX), Z14, Z13
-	VPDPBUSD.BCST  60(CX), Z15, Z9
-	VPDPBUSD.BCST  68(CX), Z15, Z10
-	VPDPBUSD.BCST  76(CX), Z15, Z11
-	VPERMB         Z2, Z8, Z14
-	VPERMB         Z2, Z6, Z15
-	VPDPBUSD.BCST  80(CX), Z14, Z7
-	VPDPBUSD.BCST  88(CX), Z14, Z12
-	VPDPBUSD.BCST  96(CX), Z14, Z13
-	VPDPBUSD.BCST  84(CX), Z15, Z9
-	VPDPBUSD.BCST  92(CX), Z15, Z10
-	VPDPBUSD.BCST  100(CX), Z15, Z11
-	VPERMB         Z3, Z8, Z14
-	VPERMB         Z3, Z6, Z15
-	VPDPBUSD.BCST  104(CX), Z14, Z7
-	VPDPBUSD.BCST  112(CX), Z14, Z12
-	VPDPBUSD.BCST  120(CX), Z14, Z13
-	VPDPBUSD.BCST  108(CX), Z15, Z9
-	VPDPBUSD.BCST  116(CX), Z15, Z10
-	VPDPBUSD.BCST  124(CX), Z15, Z11
+	VPERMB         Z0, Z8, Z17
+	VPERMB         Z0, Z6, Z18
+	VPDPBUSD.BCST  32(CX), Z17, Z7
+	VPDPBUSD.BCST  40(CX), Z17, Z15
+	VPDPBUSD.BCST  48(CX), Z17, Z16
+	VPDPBUSD.BCST  36(CX), Z18, Z9
+	VPDPBUSD.BCST  44(CX), Z18, Z10
+	VPDPBUSD.BCST  52(CX), Z18, Z11
+	VPERMB         Z1, Z8, Z17
+	VPERMB         Z1, Z6, Z18
+	VPDPBUSD.BCST  56(CX), Z17, Z7
+	VPDPBUSD.BCST  64(CX), Z17, Z15
+	VPDPBUSD.BCST  72(CX), Z17, Z16
+	VPDPBUSD.BCST  60(CX), Z18, Z9
+	VPDPBUSD.BCST  68(CX), Z18, Z10
+	VPDPBUSD.BCST  76(CX), Z18, Z11
+	VPERMB         Z2, Z8, Z17
+	VPERMB         Z2, Z6, Z18
+	VPDPBUSD.BCST  80(CX), Z17, Z7
+	VPDPBUSD.BCST  88(CX), Z17, Z15
+	VPDPBUSD.BCST  96(CX), Z17, Z16
+	VPDPBUSD.BCST  84(CX), Z18, Z9
+	VPDPBUSD.BCST  92(CX), Z18, Z10
+	VPDPBUSD.BCST  100(CX), Z18, Z11
+	VPERMB         Z3, Z8, Z17
+	VPERMB         Z3, Z6, Z18
+	VPDPBUSD.BCST  104(CX), Z17, Z7
+	VPDPBUSD.BCST  112(CX), Z17, Z15
+	VPDPBUSD.BCST  120(CX), Z17, Z16
+	VPDPBUSD.BCST  108(CX), Z18, Z9
+	VPDPBUSD.BCST  116(CX), Z18, Z10
+	VPDPBUSD.BCST  124(CX), Z18, Z11
 	VPSRLW         $0x04, Z8, Z8
-	VPERMB         Z0, Z8, Z14
+	VPERMB         Z0, Z8, Z17
 	VPSRLW         $0x04, Z6, Z6
-	VPERMB         Z0, Z6, Z15
-	XORL           R8, R8
-	MOVQ           $0x00000080, DI
-	CMPQ           SI, $0x01
-	CMOVQEQ        R8, DI
-	ADDQ           DI, BX
-	VPERMB         (DX)(BX*1), Z5, Z16
-	VGF2P8AFFINEQB $0x00, Z16, Z4, Z16
-	VPERMB         64(DX)(BX*1), Z5, Z17
-	VGF2P8AFFINEQB $0x00, Z17, Z4, Z17
-	VSHUFPS        $0x88, Z17, Z16, Z18
-	VSHUFPS        $0xdd, Z17, Z16, Z16
-	VPDPBUSD.BCST  128(CX), Z14, Z7
-	VPDPBUSD.BCST  136(CX), Z14, Z12
-	VPDPBUSD.BCST  144(CX), Z14, Z13
-	VPDPBUSD.BCST  132(CX), Z15, Z9
-	VPDPBUSD.BCST  140(CX), Z15, Z10
-	VPDPBUSD.BCST  148(CX), Z15, Z11
-	VPERMB         Z1, Z8, Z14
-	VPERMB         Z1, Z6, Z15
-	VPDPBUSD.BCST  152(CX), Z14, Z7
-	VPDPBUSD.BCST  160(CX), Z14, Z12
-	VPDPBUSD.BCST  168(CX), Z14, Z13
-	VPDPBUSD.BCST  156(CX), Z15, Z9
-	VPDPBUSD.BCST  164(CX), Z15, Z10
-	VPDPBUSD.BCST  172(CX), Z15, Z11
-	VPERMB         Z2, Z8, Z14
-	VPERMB         Z2, Z6, Z15
-	VPDPBUSD.BCST  176(CX), Z14, Z7
-	VPDPBUSD.BCST  184(CX), Z14, Z12
-	VPDPBUSD.BCST  192(CX), Z14, Z13
-	VPDPBUSD.BCST  180(CX), Z15, Z9
-	VPDPBUSD.BCST  188(CX), Z15, Z10
-	VPDPBUSD.BCST  196(CX), Z15, Z11
+	VPERMB         Z0, Z6, Z18
+	VPERMB         128(DX), Z5, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
+	VPERMB         192(DX), Z5, Z5
+	VGF2P8AFFINEQB $0x00, Z5, Z4, Z5
+	VSHUFPS        $0x88, Z5, Z19, Z4
+	VSHUFPS        $0xdd, Z5, Z19, Z19
+	VPDPBUSD.BCST  128(CX), Z17, Z7
+	VPDPBUSD.BCST  136(CX), Z17, Z15
+	VPDPBUSD.BCST  144(CX), Z17, Z16
+	VPDPBUSD.BCST  132(CX), Z18, Z9
+	VPDPBUSD.BCST  140(CX), Z18, Z10
+	VPDPBUSD.BCST  148(CX), Z18, Z11
+	VPERMB         Z1, Z8, Z5
+	VPERMB         Z1, Z6, Z17
+	VPDPBUSD.BCST  152(CX), Z5, Z7
+	VPDPBUSD.BCST  160(CX), Z5, Z15
+	VPDPBUSD.BCST  168(CX), Z5, Z16
+	VPDPBUSD.BCST  156(CX), Z17, Z9
+	VPDPBUSD.BCST  164(CX), Z17, Z10
+	VPDPBUSD.BCST  172(CX), Z17, Z11
+	VPERMB         Z2, Z8, Z5
+	VPERMB         Z2, Z6, Z17
+	VPDPBUSD.BCST  176(CX), Z5, Z7
+	VPDPBUSD.BCST  184(CX), Z5, Z15
+	VPDPBUSD.BCST  192(CX), Z5, Z16
+	VPDPBUSD.BCST  180(CX), Z17, Z9
+	VPDPBUSD.BCST  188(CX), Z17, Z10
+	VPDPBUSD.BCST  196(CX), Z17, Z11
 	VPERMB         Z3, Z8, Z8
 	VPERMB         Z3, Z6, Z6
 	VPDPBUSD.BCST  200(CX), Z8, Z7
-	VPDPBUSD.BCST  208(CX), Z8, Z12
-	VPDPBUSD.BCST  216(CX), Z8, Z13
+	VPDPBUSD.BCST  208(CX), Z8, Z15
+	VPDPBUSD.BCST  216(CX), Z8, Z16
 	VPDPBUSD.BCST  204(CX), Z6, Z9
 	VPDPBUSD.BCST  212(CX), Z6, Z10
 	VPDPBUSD.BCST  220(CX), Z6, Z11
-	VMOVDQA64      Z18, Z8
-	VMOVDQA64      Z16, Z6
-	VBROADCASTSS   float256<>+0(SB), Z14
-	VMOVDQU32      dotRows<>+0(SB), Z15
+	VBROADCASTSS   float256<>+0(SB), Z5
+	VMOVDQU32      dotRows<>+0(SB), Z6
 	VPADDD         Z9, Z7, Z7
-	VPADDD         Z10, Z12, Z12
-	VPADDD         Z11, Z13, Z13
+	VPADDD         Z10, Z15, Z15
+	VPADDD         Z11, Z16, Z16
 	VCVTDQ2PS      Z7, Z7
-	VCVTDQ2PS      Z12, Z12
-	VCVTDQ2PS      Z13, Z13
-	VFMADD213PS    Z12, Z14, Z13
-	VFMADD213PS    Z7, Z14, Z13
-	VPERMPS        Z13, Z15, Z13
-	VMULPS.BCST    12(CX), Z13, Z13
-	VMOVUPS        Z13, (AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, SI
-	JNZ            group
+	VCVTDQ2PS      Z15, Z15
+	VCVTDQ2PS      Z16, Z16
+	VFMADD213PS    Z15, Z5, Z16
+	VFMADD213PS    Z7, Z5, Z16
+	VPERMPS        Z16, Z6, Z16
+	VMULPS.BCST    12(CX), Z16, Z16
+	VMOVUPS        Z16, (AX)
+	VPBROADCASTD   16(CX), Z5
+	VPBROADCASTD   20(CX), Z6
+	VPBROADCASTD   24(CX), Z7
+	VPXORD         Z12, Z12, Z12
+	VPXORD         Z13, Z13, Z13
+	VPXORD         Z14, Z14, Z14
+	VPERMB         Z0, Z4, Z8
+	VPERMB         Z0, Z19, Z9
+	VPDPBUSD.BCST  32(CX), Z8, Z5
+	VPDPBUSD.BCST  40(CX), Z8, Z6
+	VPDPBUSD.BCST  48(CX), Z8, Z7
+	VPDPBUSD.BCST  36(CX), Z9, Z12
+	VPDPBUSD.BCST  44(CX), Z9, Z13
+	VPDPBUSD.BCST  52(CX), Z9, Z14
+	VPERMB         Z1, Z4, Z8
+	VPERMB         Z1, Z19, Z9
+	VPDPBUSD.BCST  56(CX), Z8, Z5
+	VPDPBUSD.BCST  64(CX), Z8, Z6
+	VPDPBUSD.BCST  72(CX), Z8, Z7
+	VPDPBUSD.BCST  60(CX), Z9, Z12
+	VPDPBUSD.BCST  68(CX), Z9, Z13
+	VPDPBUSD.BCST  76(CX), Z9, Z14
+	VPERMB         Z2, Z4, Z8
+	VPERMB         Z2, Z19, Z9
+	VPDPBUSD.BCST  80(CX), Z8, Z5
+	VPDPBUSD.BCST  88(CX), Z8, Z6
+	VPDPBUSD.BCST  96(CX), Z8, Z7
+	VPDPBUSD.BCST  84(CX), Z9, Z12
+	VPDPBUSD.BCST  92(CX), Z9, Z13
+	VPDPBUSD.BCST  100(CX), Z9, Z14
+	VPERMB         Z3, Z4, Z8
+	VPERMB         Z3, Z19, Z9
+	VPDPBUSD.BCST  104(CX), Z8, Z5
+	VPDPBUSD.BCST  112(CX), Z8, Z6
+	VPDPBUSD.BCST  120(CX), Z8, Z7
+	VPDPBUSD.BCST  108(CX), Z9, Z12
+	VPDPBUSD.BCST  116(CX), Z9, Z13
+	VPDPBUSD.BCST  124(CX), Z9, Z14
+	VPSRLW         $0x04, Z4, Z4
+	VPERMB         Z0, Z4, Z8
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z0
+	VPDPBUSD.BCST  128(CX), Z8, Z5
+	VPDPBUSD.BCST  136(CX), Z8, Z6
+	VPDPBUSD.BCST  144(CX), Z8, Z7
+	VPDPBUSD.BCST  132(CX), Z0, Z12
+	VPDPBUSD.BCST  140(CX), Z0, Z13
+	VPDPBUSD.BCST  148(CX), Z0, Z14
+	VPERMB         Z1, Z4, Z0
+	VPERMB         Z1, Z19, Z1
+	VPDPBUSD.BCST  152(CX), Z0, Z5
+	VPDPBUSD.BCST  160(CX), Z0, Z6
+	VPDPBUSD.BCST  168(CX), Z0, Z7
+	VPDPBUSD.BCST  156(CX), Z1, Z12
+	VPDPBUSD.BCST  164(CX), Z1, Z13
+	VPDPBUSD.BCST  172(CX), Z1, Z14
+	VPERMB         Z2, Z4, Z0
+	VPERMB         Z2, Z19, Z1
+	VPDPBUSD.BCST  176(CX), Z0, Z5
+	VPDPBUSD.BCST  184(CX), Z0, Z6
+	VPDPBUSD.BCST  192(CX), Z0, Z7
+	VPDPBUSD.BCST  180(CX), Z1, Z12
+	VPDPBUSD.BCST  188(CX), Z1, Z13
+	VPDPBUSD.BCST  196(CX), Z1, Z14
+	VPERMB         Z3, Z4, Z4
+	VPERMB         Z3, Z19, Z19
+	VPDPBUSD.BCST  200(CX), Z4, Z5
+	VPDPBUSD.BCST  208(CX), Z4, Z6
+	VPDPBUSD.BCST  216(CX), Z4, Z7
+	VPDPBUSD.BCST  204(CX), Z19, Z12
+	VPDPBUSD.BCST  212(CX), Z19, Z13
+	VPDPBUSD.BCST  220(CX), Z19, Z14
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z12, Z5, Z5
+	VPADDD         Z13, Z6, Z6
+	VPADDD         Z14, Z7, Z7
+	VCVTDQ2PS      Z5, Z5
+	VCVTDQ2PS      Z6, Z6
+	VCVTDQ2PS      Z7, Z7
+	VFMADD213PS    Z6, Z0, Z7
+	VFMADD213PS    Z5, Z0, Z7
+	VPERMPS        Z7, Z1, Z7
+	VMULPS.BCST    12(CX), Z7, Z7
+	VMOVUPS        Z7, 64(AX)
 	VZEROUPPER
 	RET
 
@@ -9874,9 +9927,9 @@ DATA dotRows<>+48(SB)/8, $0x0000000b0000000a
 DATA dotRows<>+56(SB)/8, $0x0000000f0000000e
 GLOBL dotRows<>(SB), RODATA|NOPTR, $64
 
-// func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM1Heads1AVX512(SB), NOSPLIT, $0-56
+// func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM1Heads1AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
@@ -9888,7 +9941,6 @@ TEXT ·addLM1Heads1AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      128(SI), Z2
 	VMOVDQU64      192(SI), Z3
 	VPBROADCASTQ   unitBits<>+0(SB), Z4
-	MOVQ           groups+48(FP), SI
 	VMOVDQU64      turnDims<>+0(SB), Z5
 	VPXORD         Z6, Z6, Z6
 	VPXORD         Z7, Z7, Z7
@@ -9904,16 +9956,12 @@ TEXT ·addLM1Heads1AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z17, Z17, Z17
 	VMOVDQU64      addBytes1_0<>+0(SB), Z18
 	VMOVDQU64      addBytes1_2<>+0(SB), Z19
-	MOVQ           SI, DI
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z18, Z20
+	VPERMB         (BX), Z18, Z20
 	VGF2P8AFFINEQB $0x00, Z20, Z4, Z20
 	VPERMB         Z20, Z5, Z20
-	VPERMB         (BX)(SI*1), Z19, Z21
+	VPERMB         (BX), Z19, Z21
 	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
 	VPERMB         Z21, Z5, Z21
-
-group0:
 	VPERMB         Z0, Z20, Z22
 	VPERMB         Z1, Z20, Z23
 	VPERMB         Z0, Z21, Z24
@@ -9934,40 +9982,156 @@ group0:
 	VPDPBUSD       Z24, Z26, Z16
 	VPDPBUSD       Z25, Z26, Z17
 	VPERMB         Z2, Z20, Z22
-	VPERMB         Z3, Z20, Z23
-	VPERMB         Z2, Z21, Z24
-	VPERMB         Z3, Z21, Z25
-	XORL           R9, R9
-	MOVQ           $0x00000040, R8
-	CMPQ           DI, $0x01
-	CMOVQEQ        R9, R8
-	ADDQ           R8, SI
-	VPERMB         (BX)(SI*1), Z18, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z4, Z20
-	VPERMB         Z20, Z5, Z20
-	VMOVDQA64      Z20, Z20
-	VPERMB         (BX)(SI*1), Z19, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
-	VPERMB         Z21, Z5, Z21
-	VMOVDQA64      Z21, Z21
+	VPERMB         Z3, Z20, Z20
+	VPERMB         Z2, Z21, Z23
+	VPERMB         Z3, Z21, Z21
+	VPERMB         64(BX), Z18, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z4, Z24
+	VPERMB         Z24, Z5, Z24
+	VPERMB         64(BX), Z19, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
+	VPERMB         Z25, Z5, Z25
 	VPBROADCASTD   16(CX), Z26
 	VPDPBUSD       Z22, Z26, Z6
-	VPDPBUSD       Z23, Z26, Z7
-	VPDPBUSD       Z24, Z26, Z8
-	VPDPBUSD       Z25, Z26, Z9
+	VPDPBUSD       Z20, Z26, Z7
+	VPDPBUSD       Z23, Z26, Z8
+	VPDPBUSD       Z21, Z26, Z9
 	VPBROADCASTD   20(CX), Z26
 	VPDPBUSD       Z22, Z26, Z10
-	VPDPBUSD       Z23, Z26, Z11
-	VPDPBUSD       Z24, Z26, Z12
-	VPDPBUSD       Z25, Z26, Z13
+	VPDPBUSD       Z20, Z26, Z11
+	VPDPBUSD       Z23, Z26, Z12
+	VPDPBUSD       Z21, Z26, Z13
 	VPBROADCASTD   24(CX), Z26
 	VPDPBUSD       Z22, Z26, Z14
-	VPDPBUSD       Z23, Z26, Z15
-	VPDPBUSD       Z24, Z26, Z16
-	VPDPBUSD       Z25, Z26, Z17
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, DI
-	JNZ            group0
+	VPDPBUSD       Z20, Z26, Z15
+	VPDPBUSD       Z23, Z26, Z16
+	VPDPBUSD       Z21, Z26, Z17
+	VPERMB         Z0, Z24, Z20
+	VPERMB         Z1, Z24, Z21
+	VPERMB         Z0, Z25, Z22
+	VPERMB         Z1, Z25, Z23
+	VPBROADCASTD   32(CX), Z26
+	VPDPBUSD       Z20, Z26, Z6
+	VPDPBUSD       Z21, Z26, Z7
+	VPDPBUSD       Z22, Z26, Z8
+	VPDPBUSD       Z23, Z26, Z9
+	VPBROADCASTD   36(CX), Z26
+	VPDPBUSD       Z20, Z26, Z10
+	VPDPBUSD       Z21, Z26, Z11
+	VPDPBUSD       Z22, Z26, Z12
+	VPDPBUSD       Z23, Z26, Z13
+	VPBROADCASTD   40(CX), Z26
+	VPDPBUSD       Z20, Z26, Z14
+	VPDPBUSD       Z21, Z26, Z15
+	VPDPBUSD       Z22, Z26, Z16
+	VPDPBUSD       Z23, Z26, Z17
+	VPERMB         Z2, Z24, Z20
+	VPERMB         Z3, Z24, Z21
+	VPERMB         Z2, Z25, Z22
+	VPERMB         Z3, Z25, Z23
+	VPERMB         128(BX), Z18, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z4, Z24
+	VPERMB         Z24, Z5, Z24
+	VPERMB         128(BX), Z19, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
+	VPERMB         Z25, Z5, Z25
+	VPBROADCASTD   48(CX), Z26
+	VPDPBUSD       Z20, Z26, Z6
+	VPDPBUSD       Z21, Z26, Z7
+	VPDPBUSD       Z22, Z26, Z8
+	VPDPBUSD       Z23, Z26, Z9
+	VPBROADCASTD   52(CX), Z26
+	VPDPBUSD       Z20, Z26, Z10
+	VPDPBUSD       Z21, Z26, Z11
+	VPDPBUSD       Z22, Z26, Z12
+	VPDPBUSD       Z23, Z26, Z13
+	VPBROADCASTD   56(CX), Z26
+	VPDPBUSD       Z20, Z26, Z14
+	VPDPBUSD       Z21, Z26, Z15
+	VPDPBUSD       Z22, Z26, Z16
+	VPDPBUSD       Z23, Z26, Z17
+	VPERMB         Z0, Z24, Z20
+	VPERMB         Z1, Z24, Z21
+	VPERMB         Z0, Z25, Z22
+	VPERMB         Z1, Z25, Z23
+	VPBROADCASTD   64(CX), Z26
+	VPDPBUSD       Z20, Z26, Z6
+	VPDPBUSD       Z21, Z26, Z7
+	VPDPBUSD       Z22, Z26, Z8
+	VPDPBUSD       Z23, Z26, Z9
+	VPBROADCASTD   68(CX), Z26
+	VPDPBUSD       Z20, Z26, Z10
+	VPDPBUSD       Z21, Z26, Z11
+	VPDPBUSD       Z22, Z26, Z12
+	VPDPBUSD       Z23, Z26, Z13
+	VPBROADCASTD   72(CX), Z26
+	VPDPBUSD       Z20, Z26, Z14
+	VPDPBUSD       Z21, Z26, Z15
+	VPDPBUSD       Z22, Z26, Z16
+	VPDPBUSD       Z23, Z26, Z17
+	VPERMB         Z2, Z24, Z20
+	VPERMB         Z3, Z24, Z21
+	VPERMB         Z2, Z25, Z22
+	VPERMB         Z3, Z25, Z23
+	VPERMB         192(BX), Z18, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z4, Z18
+	VPERMB         Z18, Z5, Z18
+	VPERMB         192(BX), Z19, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
+	VPERMB         Z19, Z5, Z19
+	VPBROADCASTD   80(CX), Z4
+	VPDPBUSD       Z20, Z4, Z6
+	VPDPBUSD       Z21, Z4, Z7
+	VPDPBUSD       Z22, Z4, Z8
+	VPDPBUSD       Z23, Z4, Z9
+	VPBROADCASTD   84(CX), Z4
+	VPDPBUSD       Z20, Z4, Z10
+	VPDPBUSD       Z21, Z4, Z11
+	VPDPBUSD       Z22, Z4, Z12
+	VPDPBUSD       Z23, Z4, Z13
+	VPBROADCASTD   88(CX), Z4
+	VPDPBUSD       Z20, Z4, Z14
+	VPDPBUSD       Z21, Z4, Z15
+	VPDPBUSD       Z22, Z4, Z16
+	VPDPBUSD       Z23, Z4, Z17
+	VPERMB         Z0, Z18, Z4
+	VPERMB         Z1, Z18, Z5
+	VPERMB         Z0, Z19, Z0
+	VPERMB         Z1, Z19, Z1
+	VPBROADCASTD   96(CX), Z20
+	VPDPBUSD       Z4, Z20, Z6
+	VPDPBUSD       Z5, Z20, Z7
+	VPDPBUSD       Z0, Z20, Z8
+	VPDPBUSD       Z1, Z20, Z9
+	VPBROADCASTD   100(CX), Z20
+	VPDPBUSD       Z4, Z20, Z10
+	VPDPBUSD       Z5, Z20, Z11
+	VPDPBUSD       Z0, Z20, Z12
+	VPDPBUSD       Z1, Z20, Z13
+	VPBROADCASTD   104(CX), Z20
+	VPDPBUSD       Z4, Z20, Z14
+	VPDPBUSD       Z5, Z20, Z15
+	VPDPBUSD       Z0, Z20, Z16
+	VPDPBUSD       Z1, Z20, Z17
+	VPERMB         Z2, Z18, Z0
+	VPERMB         Z3, Z18, Z1
+	VPERMB         Z2, Z19, Z2
+	VPERMB         Z3, Z19, Z3
+	VPBROADCASTD   112(CX), Z4
+	VPDPBUSD       Z0, Z4, Z6
+	VPDPBUSD       Z1, Z4, Z7
+	VPDPBUSD       Z2, Z4, Z8
+	VPDPBUSD       Z3, Z4, Z9
+	VPBROADCASTD   116(CX), Z4
+	VPDPBUSD       Z0, Z4, Z10
+	VPDPBUSD       Z1, Z4, Z11
+	VPDPBUSD       Z2, Z4, Z12
+	VPDPBUSD       Z3, Z4, Z13
+	VPBROADCASTD   120(CX), Z4
+	VPDPBUSD       Z0, Z4, Z14
+	VPDPBUSD       Z1, Z4, Z15
+	VPDPBUSD       Z2, Z4, Z16
+	VPDPBUSD       Z3, Z4, Z17
 	VBROADCASTSS   float256<>+0(SB), Z0
 	VBROADCASTSS   (DX), Z1
 	VCVTDQ2PS      Z6, Z6
@@ -10021,9 +10185,9 @@ DATA addBytes1_2<>+48(SB)/8, $0x1517353700000000
 DATA addBytes1_2<>+56(SB)/8, $0x1d1f3d3f00000000
 GLOBL addBytes1_2<>(SB), RODATA|NOPTR, $64
 
-// func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM1Heads2AVX512(SB), NOSPLIT, $0-48
+// func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM1Heads2AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
@@ -10034,189 +10198,325 @@ TEXT ·dotLM1Heads2AVX512(SB), NOSPLIT, $0-48
 	VMOVDQU64      128(BX), Z2
 	VMOVDQU64      192(BX), Z3
 	VPBROADCASTQ   unitBits<>+0(SB), Z4
-	MOVQ           groups+40(FP), SI
 	VMOVDQU64      dotBytes1_0<>+0(SB), Z5
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z5, Z6
+	VPERMB         (DX), Z5, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
-	VPERMB         64(DX)(BX*1), Z5, Z7
+	VPERMB         64(DX), Z5, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z4, Z7
 	VSHUFPS        $0x88, Z7, Z6, Z8
 	VSHUFPS        $0xdd, Z7, Z6, Z6
-
-group:
 	VPBROADCASTD   16(CX), Z7
-	VPBROADCASTD   20(CX), Z15
-	VPBROADCASTD   24(CX), Z16
-	VPBROADCASTD   240(CX), Z17
-	VPBROADCASTD   244(CX), Z18
-	VPBROADCASTD   248(CX), Z19
+	VPBROADCASTD   20(CX), Z21
+	VPBROADCASTD   24(CX), Z22
+	VPBROADCASTD   240(CX), Z23
+	VPBROADCASTD   244(CX), Z24
+	VPBROADCASTD   248(CX), Z25
 	VPXORD         Z9, Z9, Z9
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
 	VPXORD         Z12, Z12, Z12
 	VPXORD         Z13, Z13, Z13
 	VPXORD         Z14, Z14, Z14
-	VPERMB         Z0, Z8, Z20
-	VPERMB         Z0, Z6, Z21
-	VPDPBUSD.BCST  32(CX), Z20, Z7
-	VPDPBUSD.BCST  40(CX), Z20, Z15
-	VPDPBUSD.BCST  48(CX), Z20, Z16
-	VPDPBUSD.BCST  256(CX), Z20, Z17
-	VPDPBUSD.BCST  264(CX), Z20, Z18
-	VPDPBUSD.BCST  272(CX), Z20, Z19
-	VPDPBUSD.BCST  36(CX), Z21, Z9
-	VPDPBUSD.BCST  44(CX), Z21, Z10
-	VPDPBUSD.BCST  52(CX), Z21, Z11
-	VPDPBUSD.BCST  260(CX), Z21, Z12
-	VPDPBUSD.BCST  268(CX), Z21, Z13
-	VPDPBUSD.BCST  276(CX), Z21, Z14
-	VPERMB         Z1, Z8, Z20
-	VPERMB         Z1, Z6, Z21
-	VPDPBUSD.BCST  56(CX), Z20, Z7
-	VPDPBUSD.BCST  64(CX), Z20, Z15
-	VPDPBUSD.BCST  72(CX), Z20, Z16
-	VPDPBUSD.BCST  280(CX), Z20, Z17
-	VPDPBUSD.BCST  288(CX), Z20, Z18
-	VPDPBUSD.BCST  296(CX), Z20, Z19
-	VPDPBUSD.BCST  60(CX), Z21, Z9
-	VPDPBUSD.BCST  68(CX), Z21, Z10
-	VPDPBUSD.BCST  76(CX), Z21, Z11
-	VPDPBUSD.BCST  284(CX), Z21, Z12
-	VPDPBUSD.BCST  292(CX), Z21, Z13
-	VPDPBUSD.BCST  300(CX), Z21, Z14
-	VPERMB         Z2, Z8, Z20
-	VPERMB         Z2, Z6, Z21
-	VPDPBUSD.BCST  80(CX), Z20, Z7
-	VPDPBUSD.BCST  88(CX), Z20, Z15
-	VPDPBUSD.BCST  96(CX), Z20, Z16
-	VPDPBUSD.BCST  304(CX), Z20, Z17
-	VPDPBUSD.BCST  312(CX), Z20, Z18
-	VPDPBUSD.BCST  320(CX), Z20, Z19
-	VPDPBUSD.BCST  84(CX), Z21, Z9
-	VPDPBUSD.BCST  92(CX), Z21, Z10
-	VPDPBUSD.BCST  100(CX), Z21, Z11
-	VPDPBUSD.BCST  308(CX), Z21, Z12
-	VPDPBUSD.BCST  316(CX), Z21, Z13
-	VPDPBUSD.BCST  324(CX), Z21, Z14
-	VPERMB         Z3, Z8, Z20
-	VPERMB         Z3, Z6, Z21
-	VPDPBUSD.BCST  104(CX), Z20, Z7
-	VPDPBUSD.BCST  112(CX), Z20, Z15
-	VPDPBUSD.BCST  120(CX), Z20, Z16
-	VPDPBUSD.BCST  328(CX), Z20, Z17
-	VPDPBUSD.BCST  336(CX), Z20, Z18
-	VPDPBUSD.BCST  344(CX), Z20, Z19
-	VPDPBUSD.BCST  108(CX), Z21, Z9
-	VPDPBUSD.BCST  116(CX), Z21, Z10
-	VPDPBUSD.BCST  124(CX), Z21, Z11
-	VPDPBUSD.BCST  332(CX), Z21, Z12
-	VPDPBUSD.BCST  340(CX), Z21, Z13
-	VPDPBUSD.BCST  348(CX), Z21, Z14
+	VPERMB         Z0, Z8, Z26
+	VPERMB         Z0, Z6, Z27
+	VPDPBUSD.BCST  32(CX), Z26, Z7
+	VPDPBUSD.BCST  40(CX), Z26, Z21
+	VPDPBUSD.BCST  48(CX), Z26, Z22
+	VPDPBUSD.BCST  256(CX), Z26, Z23
+	VPDPBUSD.BCST  264(CX), Z26, Z24
+	VPDPBUSD.BCST  272(CX), Z26, Z25
+	VPDPBUSD.BCST  36(CX), Z27, Z9
+	VPDPBUSD.BCST  44(CX), Z27, Z10
+	VPDPBUSD.BCST  52(CX), Z27, Z11
+	VPDPBUSD.BCST  260(CX), Z27, Z12
+	VPDPBUSD.BCST  268(CX), Z27, Z13
+	VPDPBUSD.BCST  276(CX), Z27, Z14
+	VPERMB         Z1, Z8, Z26
+	VPERMB         Z1, Z6, Z27
+	VPDPBUSD.BCST  56(CX), Z26, Z7
+	VPDPBUSD.BCST  64(CX), Z26, Z21
+	VPDPBUSD.BCST  72(CX), Z26, Z22
+	VPDPBUSD.BCST  280(CX), Z26, Z23
+	VPDPBUSD.BCST  288(CX), Z26, Z24
+	VPDPBUSD.BCST  296(CX), Z26, Z25
+	VPDPBUSD.BCST  60(CX), Z27, Z9
+	VPDPBUSD.BCST  68(CX), Z27, Z10
+	VPDPBUSD.BCST  76(CX), Z27, Z11
+	VPDPBUSD.BCST  284(CX), Z27, Z12
+	VPDPBUSD.BCST  292(CX), Z27, Z13
+	VPDPBUSD.BCST  300(CX), Z27, Z14
+	VPERMB         Z2, Z8, Z26
+	VPERMB         Z2, Z6, Z27
+	VPDPBUSD.BCST  80(CX), Z26, Z7
+	VPDPBUSD.BCST  88(CX), Z26, Z21
+	VPDPBUSD.BCST  96(CX), Z26, Z22
+	VPDPBUSD.BCST  304(CX), Z26, Z23
+	VPDPBUSD.BCST  312(CX), Z26, Z24
+	VPDPBUSD.BCST  320(CX), Z26, Z25
+	VPDPBUSD.BCST  84(CX), Z27, Z9
+	VPDPBUSD.BCST  92(CX), Z27, Z10
+	VPDPBUSD.BCST  100(CX), Z27, Z11
+	VPDPBUSD.BCST  308(CX), Z27, Z12
+	VPDPBUSD.BCST  316(CX), Z27, Z13
+	VPDPBUSD.BCST  324(CX), Z27, Z14
+	VPERMB         Z3, Z8, Z26
+	VPERMB         Z3, Z6, Z27
+	VPDPBUSD.BCST  104(CX), Z26, Z7
+	VPDPBUSD.BCST  112(CX), Z26, Z21
+	VPDPBUSD.BCST  120(CX), Z26, Z22
+	VPDPBUSD.BCST  328(CX), Z26, Z23
+	VPDPBUSD.BCST  336(CX), Z26, Z24
+	VPDPBUSD.BCST  344(CX), Z26, Z25
+	VPDPBUSD.BCST  108(CX), Z27, Z9
+	VPDPBUSD.BCST  116(CX), Z27, Z10
+	VPDPBUSD.BCST  124(CX), Z27, Z11
+	VPDPBUSD.BCST  332(CX), Z27, Z12
+	VPDPBUSD.BCST  340(CX), Z27, Z13
+	VPDPBUSD.BCST  348(CX), Z27, Z14
 	VPSRLW         $0x04, Z8, Z8
-	VPERMB         Z0, Z8, Z20
+	VPERMB         Z0, Z8, Z26
 	VPSRLW         $0x04, Z6, Z6
-	VPERMB         Z0, Z6, Z21
-	XORL           R8, R8
-	MOVQ           $0x00000080, DI
-	CMPQ           SI, $0x01
-	CMOVQEQ        R8, DI
-	ADDQ           DI, BX
-	VPERMB         (DX)(BX*1), Z5, Z22
-	VGF2P8AFFINEQB $0x00, Z22, Z4, Z22
-	VPERMB         64(DX)(BX*1), Z5, Z23
-	VGF2P8AFFINEQB $0x00, Z23, Z4, Z23
-	VSHUFPS        $0x88, Z23, Z22, Z24
-	VSHUFPS        $0xdd, Z23, Z22, Z22
-	VPDPBUSD.BCST  128(CX), Z20, Z7
-	VPDPBUSD.BCST  136(CX), Z20, Z15
-	VPDPBUSD.BCST  144(CX), Z20, Z16
-	VPDPBUSD.BCST  352(CX), Z20, Z17
-	VPDPBUSD.BCST  360(CX), Z20, Z18
-	VPDPBUSD.BCST  368(CX), Z20, Z19
-	VPDPBUSD.BCST  132(CX), Z21, Z9
-	VPDPBUSD.BCST  140(CX), Z21, Z10
-	VPDPBUSD.BCST  148(CX), Z21, Z11
-	VPDPBUSD.BCST  356(CX), Z21, Z12
-	VPDPBUSD.BCST  364(CX), Z21, Z13
-	VPDPBUSD.BCST  372(CX), Z21, Z14
-	VPERMB         Z1, Z8, Z20
-	VPERMB         Z1, Z6, Z21
-	VPDPBUSD.BCST  152(CX), Z20, Z7
-	VPDPBUSD.BCST  160(CX), Z20, Z15
-	VPDPBUSD.BCST  168(CX), Z20, Z16
-	VPDPBUSD.BCST  376(CX), Z20, Z17
-	VPDPBUSD.BCST  384(CX), Z20, Z18
-	VPDPBUSD.BCST  392(CX), Z20, Z19
-	VPDPBUSD.BCST  156(CX), Z21, Z9
-	VPDPBUSD.BCST  164(CX), Z21, Z10
-	VPDPBUSD.BCST  172(CX), Z21, Z11
-	VPDPBUSD.BCST  380(CX), Z21, Z12
-	VPDPBUSD.BCST  388(CX), Z21, Z13
-	VPDPBUSD.BCST  396(CX), Z21, Z14
-	VPERMB         Z2, Z8, Z20
-	VPERMB         Z2, Z6, Z21
-	VPDPBUSD.BCST  176(CX), Z20, Z7
-	VPDPBUSD.BCST  184(CX), Z20, Z15
-	VPDPBUSD.BCST  192(CX), Z20, Z16
-	VPDPBUSD.BCST  400(CX), Z20, Z17
-	VPDPBUSD.BCST  408(CX), Z20, Z18
-	VPDPBUSD.BCST  416(CX), Z20, Z19
-	VPDPBUSD.BCST  180(CX), Z21, Z9
-	VPDPBUSD.BCST  188(CX), Z21, Z10
-	VPDPBUSD.BCST  196(CX), Z21, Z11
-	VPDPBUSD.BCST  404(CX), Z21, Z12
-	VPDPBUSD.BCST  412(CX), Z21, Z13
-	VPDPBUSD.BCST  420(CX), Z21, Z14
+	VPERMB         Z0, Z6, Z27
+	VPERMB         128(DX), Z5, Z28
+	VGF2P8AFFINEQB $0x00, Z28, Z4, Z28
+	VPERMB         192(DX), Z5, Z5
+	VGF2P8AFFINEQB $0x00, Z5, Z4, Z5
+	VSHUFPS        $0x88, Z5, Z28, Z4
+	VSHUFPS        $0xdd, Z5, Z28, Z28
+	VPDPBUSD.BCST  128(CX), Z26, Z7
+	VPDPBUSD.BCST  136(CX), Z26, Z21
+	VPDPBUSD.BCST  144(CX), Z26, Z22
+	VPDPBUSD.BCST  352(CX), Z26, Z23
+	VPDPBUSD.BCST  360(CX), Z26, Z24
+	VPDPBUSD.BCST  368(CX), Z26, Z25
+	VPDPBUSD.BCST  132(CX), Z27, Z9
+	VPDPBUSD.BCST  140(CX), Z27, Z10
+	VPDPBUSD.BCST  148(CX), Z27, Z11
+	VPDPBUSD.BCST  356(CX), Z27, Z12
+	VPDPBUSD.BCST  364(CX), Z27, Z13
+	VPDPBUSD.BCST  372(CX), Z27, Z14
+	VPERMB         Z1, Z8, Z5
+	VPERMB         Z1, Z6, Z26
+	VPDPBUSD.BCST  152(CX), Z5, Z7
+	VPDPBUSD.BCST  160(CX), Z5, Z21
+	VPDPBUSD.BCST  168(CX), Z5, Z22
+	VPDPBUSD.BCST  376(CX), Z5, Z23
+	VPDPBUSD.BCST  384(CX), Z5, Z24
+	VPDPBUSD.BCST  392(CX), Z5, Z25
+	VPDPBUSD.BCST  156(CX), Z26, Z9
+	VPDPBUSD.BCST  164(CX), Z26, Z10
+	VPDPBUSD.BCST  172(CX), Z26, Z11
+	VPDPBUSD.BCST  380(CX), Z26, Z12
+	VPDPBUSD.BCST  388(CX), Z26, Z13
+	VPDPBUSD.BCST  396(CX), Z26, Z14
+	VPERMB         Z2, Z8, Z5
+	VPERMB         Z2, Z6, Z26
+	VPDPBUSD.BCST  176(CX), Z5, Z7
+	VPDPBUSD.BCST  184(CX), Z5, Z21
+	VPDPBUSD.BCST  192(CX), Z5, Z22
+	VPDPBUSD.BCST  400(CX), Z5, Z23
+	VPDPBUSD.BCST  408(CX), Z5, Z24
+	VPDPBUSD.BCST  416(CX), Z5, Z25
+	VPDPBUSD.BCST  180(CX), Z26, Z9
+	VPDPBUSD.BCST  188(CX), Z26, Z10
+	VPDPBUSD.BCST  196(CX), Z26, Z11
+	VPDPBUSD.BCST  404(CX), Z26, Z12
+	VPDPBUSD.BCST  412(CX), Z26, Z13
+	VPDPBUSD.BCST  420(CX), Z26, Z14
 	VPERMB         Z3, Z8, Z8
 	VPERMB         Z3, Z6, Z6
 	VPDPBUSD.BCST  200(CX), Z8, Z7
-	VPDPBUSD.BCST  208(CX), Z8, Z15
-	VPDPBUSD.BCST  216(CX), Z8, Z16
-	VPDPBUSD.BCST  424(CX), Z8, Z17
-	VPDPBUSD.BCST  432(CX), Z8, Z18
-	VPDPBUSD.BCST  440(CX), Z8, Z19
+	VPDPBUSD.BCST  208(CX), Z8, Z21
+	VPDPBUSD.BCST  216(CX), Z8, Z22
+	VPDPBUSD.BCST  424(CX), Z8, Z23
+	VPDPBUSD.BCST  432(CX), Z8, Z24
+	VPDPBUSD.BCST  440(CX), Z8, Z25
 	VPDPBUSD.BCST  204(CX), Z6, Z9
 	VPDPBUSD.BCST  212(CX), Z6, Z10
 	VPDPBUSD.BCST  220(CX), Z6, Z11
 	VPDPBUSD.BCST  428(CX), Z6, Z12
 	VPDPBUSD.BCST  436(CX), Z6, Z13
 	VPDPBUSD.BCST  444(CX), Z6, Z14
-	VMOVDQA64      Z24, Z8
-	VMOVDQA64      Z22, Z6
-	VBROADCASTSS   float256<>+0(SB), Z20
-	VMOVDQU32      dotRows<>+0(SB), Z21
+	VBROADCASTSS   float256<>+0(SB), Z5
+	VMOVDQU32      dotRows<>+0(SB), Z6
 	VPADDD         Z9, Z7, Z7
-	VPADDD         Z10, Z15, Z15
-	VPADDD         Z11, Z16, Z16
+	VPADDD         Z10, Z21, Z21
+	VPADDD         Z11, Z22, Z22
 	VCVTDQ2PS      Z7, Z7
-	VCVTDQ2PS      Z15, Z15
-	VCVTDQ2PS      Z16, Z16
-	VFMADD213PS    Z15, Z20, Z16
-	VFMADD213PS    Z7, Z20, Z16
-	VPERMPS        Z16, Z21, Z16
-	VMULPS.BCST    12(CX), Z16, Z16
-	VMOVUPS        Z16, (AX)
-	VPADDD         Z12, Z17, Z17
-	VPADDD         Z13, Z18, Z18
-	VPADDD         Z14, Z19, Z19
-	VCVTDQ2PS      Z17, Z17
-	VCVTDQ2PS      Z18, Z18
-	VCVTDQ2PS      Z19, Z19
-	VFMADD213PS    Z18, Z20, Z19
-	VFMADD213PS    Z17, Z20, Z19
-	VPERMPS        Z19, Z21, Z19
-	VMULPS.BCST    236(CX), Z19, Z19
-	VMOVUPS        Z19, 128(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, SI
-	JNZ            group
+	VCVTDQ2PS      Z21, Z21
+	VCVTDQ2PS      Z22, Z22
+	VFMADD213PS    Z21, Z5, Z22
+	VFMADD213PS    Z7, Z5, Z22
+	VPERMPS        Z22, Z6, Z22
+	VMULPS.BCST    12(CX), Z22, Z22
+	VMOVUPS        Z22, (AX)
+	VPADDD         Z12, Z23, Z23
+	VPADDD         Z13, Z24, Z24
+	VPADDD         Z14, Z25, Z25
+	VCVTDQ2PS      Z23, Z23
+	VCVTDQ2PS      Z24, Z24
+	VCVTDQ2PS      Z25, Z25
+	VFMADD213PS    Z24, Z5, Z25
+	VFMADD213PS    Z23, Z5, Z25
+	VPERMPS        Z25, Z6, Z25
+	VMULPS.BCST    236(CX), Z25, Z25
+	VMOVUPS        Z25, 128(AX)
+	VPBROADCASTD   16(CX), Z5
+	VPBROADCASTD   20(CX), Z6
+	VPBROADCASTD   24(CX), Z7
+	VPBROADCASTD   240(CX), Z8
+	VPBROADCASTD   244(CX), Z9
+	VPBROADCASTD   248(CX), Z10
+	VPXORD         Z15, Z15, Z15
+	VPXORD         Z16, Z16, Z16
+	VPXORD         Z17, Z17, Z17
+	VPXORD         Z18, Z18, Z18
+	VPXORD         Z19, Z19, Z19
+	VPXORD         Z20, Z20, Z20
+	VPERMB         Z0, Z4, Z11
+	VPERMB         Z0, Z28, Z12
+	VPDPBUSD.BCST  32(CX), Z11, Z5
+	VPDPBUSD.BCST  40(CX), Z11, Z6
+	VPDPBUSD.BCST  48(CX), Z11, Z7
+	VPDPBUSD.BCST  256(CX), Z11, Z8
+	VPDPBUSD.BCST  264(CX), Z11, Z9
+	VPDPBUSD.BCST  272(CX), Z11, Z10
+	VPDPBUSD.BCST  36(CX), Z12, Z15
+	VPDPBUSD.BCST  44(CX), Z12, Z16
+	VPDPBUSD.BCST  52(CX), Z12, Z17
+	VPDPBUSD.BCST  260(CX), Z12, Z18
+	VPDPBUSD.BCST  268(CX), Z12, Z19
+	VPDPBUSD.BCST  276(CX), Z12, Z20
+	VPERMB         Z1, Z4, Z11
+	VPERMB         Z1, Z28, Z12
+	VPDPBUSD.BCST  56(CX), Z11, Z5
+	VPDPBUSD.BCST  64(CX), Z11, Z6
+	VPDPBUSD.BCST  72(CX), Z11, Z7
+	VPDPBUSD.BCST  280(CX), Z11, Z8
+	VPDPBUSD.BCST  288(CX), Z11, Z9
+	VPDPBUSD.BCST  296(CX), Z11, Z10
+	VPDPBUSD.BCST  60(CX), Z12, Z15
+	VPDPBUSD.BCST  68(CX), Z12, Z16
+	VPDPBUSD.BCST  76(CX), Z12, Z17
+	VPDPBUSD.BCST  284(CX), Z12, Z18
+	VPDPBUSD.BCST  292(CX), Z12, Z19
+	VPDPBUSD.BCST  300(CX), Z12, Z20
+	VPERMB         Z2, Z4, Z11
+	VPERMB         Z2, Z28, Z12
+	VPDPBUSD.BCST  80(CX), Z11, Z5
+	VPDPBUSD.BCST  88(CX), Z11, Z6
+	VPDPBUSD.BCST  96(CX), Z11, Z7
+	VPDPBUSD.BCST  304(CX), Z11, Z8
+	VPDPBUSD.BCST  312(CX), Z11, Z9
+	VPDPBUSD.BCST  320(CX), Z11, Z10
+	VPDPBUSD.BCST  84(CX), Z12, Z15
+	VPDPBUSD.BCST  92(CX), Z12, Z16
+	VPDPBUSD.BCST  100(CX), Z12, Z17
+	VPDPBUSD.BCST  308(CX), Z12, Z18
+	VPDPBUSD.BCST  316(CX), Z12, Z19
+	VPDPBUSD.BCST  324(CX), Z12, Z20
+	VPERMB         Z3, Z4, Z11
+	VPERMB         Z3, Z28, Z12
+	VPDPBUSD.BCST  104(CX), Z11, Z5
+	VPDPBUSD.BCST  112(CX), Z11, Z6
+	VPDPBUSD.BCST  120(CX), Z11, Z7
+	VPDPBUSD.BCST  328(CX), Z11, Z8
+	VPDPBUSD.BCST  336(CX), Z11, Z9
+	VPDPBUSD.BCST  344(CX), Z11, Z10
+	VPDPBUSD.BCST  108(CX), Z12, Z15
+	VPDPBUSD.BCST  116(CX), Z12, Z16
+	VPDPBUSD.BCST  124(CX), Z12, Z17
+	VPDPBUSD.BCST  332(CX), Z12, Z18
+	VPDPBUSD.BCST  340(CX), Z12, Z19
+	VPDPBUSD.BCST  348(CX), Z12, Z20
+	VPSRLW         $0x04, Z4, Z4
+	VPERMB         Z0, Z4, Z11
+	VPSRLW         $0x04, Z28, Z28
+	VPERMB         Z0, Z28, Z0
+	VPDPBUSD.BCST  128(CX), Z11, Z5
+	VPDPBUSD.BCST  136(CX), Z11, Z6
+	VPDPBUSD.BCST  144(CX), Z11, Z7
+	VPDPBUSD.BCST  352(CX), Z11, Z8
+	VPDPBUSD.BCST  360(CX), Z11, Z9
+	VPDPBUSD.BCST  368(CX), Z11, Z10
+	VPDPBUSD.BCST  132(CX), Z0, Z15
+	VPDPBUSD.BCST  140(CX), Z0, Z16
+	VPDPBUSD.BCST  148(CX), Z0, Z17
+	VPDPBUSD.BCST  356(CX), Z0, Z18
+	VPDPBUSD.BCST  364(CX), Z0, Z19
+	VPDPBUSD.BCST  372(CX), Z0, Z20
+	VPERMB         Z1, Z4, Z0
+	VPERMB         Z1, Z28, Z1
+	VPDPBUSD.BCST  152(CX), Z0, Z5
+	VPDPBUSD.BCST  160(CX), Z0, Z6
+	VPDPBUSD.BCST  168(CX), Z0, Z7
+	VPDPBUSD.BCST  376(CX), Z0, Z8
+	VPDPBUSD.BCST  384(CX), Z0, Z9
+	VPDPBUSD.BCST  392(CX), Z0, Z10
+	VPDPBUSD.BCST  156(CX), Z1, Z15
+	VPDPBUSD.BCST  164(CX), Z1, Z16
+	VPDPBUSD.BCST  172(CX), Z1, Z17
+	VPDPBUSD.BCST  380(CX), Z1, Z18
+	VPDPBUSD.BCST  388(CX), Z1, Z19
+	VPDPBUSD.BCST  396(CX), Z1, Z20
+	VPERMB         Z2, Z4, Z0
+	VPERMB         Z2, Z28, Z1
+	VPDPBUSD.BCST  176(CX), Z0, Z5
+	VPDPBUSD.BCST  184(CX), Z0, Z6
+	VPDPBUSD.BCST  192(CX), Z0, Z7
+	VPDPBUSD.BCST  400(CX), Z0, Z8
+	VPDPBUSD.BCST  408(CX), Z0, Z9
+	VPDPBUSD.BCST  416(CX), Z0, Z10
+	VPDPBUSD.BCST  180(CX), Z1, Z15
+	VPDPBUSD.BCST  188(CX), Z1, Z16
+	VPDPBUSD.BCST  196(CX), Z1, Z17
+	VPDPBUSD.BCST  404(CX), Z1, Z18
+	VPDPBUSD.BCST  412(CX), Z1, Z19
+	VPDPBUSD.BCST  420(CX), Z1, Z20
+	VPERMB         Z3, Z4, Z4
+	VPERMB         Z3, Z28, Z28
+	VPDPBUSD.BCST  200(CX), Z4, Z5
+	VPDPBUSD.BCST  208(CX), Z4, Z6
+	VPDPBUSD.BCST  216(CX), Z4, Z7
+	VPDPBUSD.BCST  424(CX), Z4, Z8
+	VPDPBUSD.BCST  432(CX), Z4, Z9
+	VPDPBUSD.BCST  440(CX), Z4, Z10
+	VPDPBUSD.BCST  204(CX), Z28, Z15
+	VPDPBUSD.BCST  212(CX), Z28, Z16
+	VPDPBUSD.BCST  220(CX), Z28, Z17
+	VPDPBUSD.BCST  428(CX), Z28, Z18
+	VPDPBUSD.BCST  436(CX), Z28, Z19
+	VPDPBUSD.BCST  444(CX), Z28, Z20
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z15, Z5, Z5
+	VPADDD         Z16, Z6, Z6
+	VPADDD         Z17, Z7, Z7
+	VCVTDQ2PS      Z5, Z5
+	VCVTDQ2PS      Z6, Z6
+	VCVTDQ2PS      Z7, Z7
+	VFMADD213PS    Z6, Z0, Z7
+	VFMADD213PS    Z5, Z0, Z7
+	VPERMPS        Z7, Z1, Z7
+	VMULPS.BCST    12(CX), Z7, Z7
+	VMOVUPS        Z7, 64(AX)
+	VPADDD         Z18, Z8, Z8
+	VPADDD         Z19, Z9, Z9
+	VPADDD         Z20, Z10, Z10
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    236(CX), Z10, Z10
+	VMOVUPS        Z10, 192(AX)
 	VZEROUPPER
 	RET
 
-// func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM1Heads2AVX512(SB), NOSPLIT, $0-56
+// func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM1Heads2AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
@@ -10228,7 +10528,6 @@ TEXT ·addLM1Heads2AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      128(SI), Z2
 	VMOVDQU64      192(SI), Z3
 	VPBROADCASTQ   unitBits<>+0(SB), Z4
-	MOVQ           groups+48(FP), DI
 	VMOVDQU64      turnDims<>+0(SB), Z5
 	VPXORD         Z7, Z7, Z7
 	VPXORD         Z8, Z8, Z8
@@ -10243,66 +10542,178 @@ TEXT ·addLM1Heads2AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z17, Z17, Z17
 	VPXORD         Z18, Z18, Z18
 	VMOVDQU64      addBytes1_0<>+0(SB), Z6
-	MOVQ           CX, R8
-	MOVQ           DI, R9
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z6, Z19
+	VPERMB         (BX), Z6, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
 	VPERMB         Z19, Z5, Z19
-
-group0:
 	VPERMB         Z0, Z19, Z20
 	VPERMB         Z1, Z19, Z21
-	VPBROADCASTD   (R8), Z22
+	VPBROADCASTD   (CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   4(R8), Z22
+	VPBROADCASTD   4(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   8(R8), Z22
+	VPBROADCASTD   8(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   128(R8), Z22
+	VPBROADCASTD   128(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   132(R8), Z22
+	VPBROADCASTD   132(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPBROADCASTD   136(R8), Z22
+	VPBROADCASTD   136(CX), Z22
 	VPDPBUSD       Z20, Z22, Z17
 	VPDPBUSD       Z21, Z22, Z18
 	VPERMB         Z2, Z19, Z20
-	VPERMB         Z3, Z19, Z21
-	XORL           R11, R11
-	MOVQ           $0x00000040, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, SI
-	VPERMB         (BX)(SI*1), Z6, Z19
-	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
-	VPERMB         Z19, Z5, Z19
-	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   16(R8), Z22
+	VPERMB         Z3, Z19, Z19
+	VPERMB         64(BX), Z6, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
+	VPERMB         Z21, Z5, Z21
+	VPBROADCASTD   16(CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
-	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   20(R8), Z22
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   20(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
-	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   24(R8), Z22
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   24(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
-	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   144(R8), Z22
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   144(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
-	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   148(R8), Z22
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   148(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
-	VPDPBUSD       Z21, Z22, Z16
-	VPBROADCASTD   152(R8), Z22
+	VPDPBUSD       Z19, Z22, Z16
+	VPBROADCASTD   152(CX), Z22
 	VPDPBUSD       Z20, Z22, Z17
-	VPDPBUSD       Z21, Z22, Z18
-	ADDQ           $0x20, R8
-	SUBQ           $0x01, R9
-	JNZ            group0
+	VPDPBUSD       Z19, Z22, Z18
+	VPERMB         Z0, Z21, Z19
+	VPERMB         Z1, Z21, Z20
+	VPBROADCASTD   32(CX), Z22
+	VPDPBUSD       Z19, Z22, Z7
+	VPDPBUSD       Z20, Z22, Z8
+	VPBROADCASTD   36(CX), Z22
+	VPDPBUSD       Z19, Z22, Z9
+	VPDPBUSD       Z20, Z22, Z10
+	VPBROADCASTD   40(CX), Z22
+	VPDPBUSD       Z19, Z22, Z11
+	VPDPBUSD       Z20, Z22, Z12
+	VPBROADCASTD   160(CX), Z22
+	VPDPBUSD       Z19, Z22, Z13
+	VPDPBUSD       Z20, Z22, Z14
+	VPBROADCASTD   164(CX), Z22
+	VPDPBUSD       Z19, Z22, Z15
+	VPDPBUSD       Z20, Z22, Z16
+	VPBROADCASTD   168(CX), Z22
+	VPDPBUSD       Z19, Z22, Z17
+	VPDPBUSD       Z20, Z22, Z18
+	VPERMB         Z2, Z21, Z19
+	VPERMB         Z3, Z21, Z20
+	VPERMB         128(BX), Z6, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
+	VPERMB         Z21, Z5, Z21
+	VPBROADCASTD   48(CX), Z22
+	VPDPBUSD       Z19, Z22, Z7
+	VPDPBUSD       Z20, Z22, Z8
+	VPBROADCASTD   52(CX), Z22
+	VPDPBUSD       Z19, Z22, Z9
+	VPDPBUSD       Z20, Z22, Z10
+	VPBROADCASTD   56(CX), Z22
+	VPDPBUSD       Z19, Z22, Z11
+	VPDPBUSD       Z20, Z22, Z12
+	VPBROADCASTD   176(CX), Z22
+	VPDPBUSD       Z19, Z22, Z13
+	VPDPBUSD       Z20, Z22, Z14
+	VPBROADCASTD   180(CX), Z22
+	VPDPBUSD       Z19, Z22, Z15
+	VPDPBUSD       Z20, Z22, Z16
+	VPBROADCASTD   184(CX), Z22
+	VPDPBUSD       Z19, Z22, Z17
+	VPDPBUSD       Z20, Z22, Z18
+	VPERMB         Z0, Z21, Z19
+	VPERMB         Z1, Z21, Z20
+	VPBROADCASTD   64(CX), Z22
+	VPDPBUSD       Z19, Z22, Z7
+	VPDPBUSD       Z20, Z22, Z8
+	VPBROADCASTD   68(CX), Z22
+	VPDPBUSD       Z19, Z22, Z9
+	VPDPBUSD       Z20, Z22, Z10
+	VPBROADCASTD   72(CX), Z22
+	VPDPBUSD       Z19, Z22, Z11
+	VPDPBUSD       Z20, Z22, Z12
+	VPBROADCASTD   192(CX), Z22
+	VPDPBUSD       Z19, Z22, Z13
+	VPDPBUSD       Z20, Z22, Z14
+	VPBROADCASTD   196(CX), Z22
+	VPDPBUSD       Z19, Z22, Z15
+	VPDPBUSD       Z20, Z22, Z16
+	VPBROADCASTD   200(CX), Z22
+	VPDPBUSD       Z19, Z22, Z17
+	VPDPBUSD       Z20, Z22, Z18
+	VPERMB         Z2, Z21, Z19
+	VPERMB         Z3, Z21, Z20
+	VPERMB         192(BX), Z6, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
+	VPERMB         Z6, Z5, Z6
+	VPBROADCASTD   80(CX), Z21
+	VPDPBUSD       Z19, Z21, Z7
+	VPDPBUSD       Z20, Z21, Z8
+	VPBROADCASTD   84(CX), Z21
+	VPDPBUSD       Z19, Z21, Z9
+	VPDPBUSD       Z20, Z21, Z10
+	VPBROADCASTD   88(CX), Z21
+	VPDPBUSD       Z19, Z21, Z11
+	VPDPBUSD       Z20, Z21, Z12
+	VPBROADCASTD   208(CX), Z21
+	VPDPBUSD       Z19, Z21, Z13
+	VPDPBUSD       Z20, Z21, Z14
+	VPBROADCASTD   212(CX), Z21
+	VPDPBUSD       Z19, Z21, Z15
+	VPDPBUSD       Z20, Z21, Z16
+	VPBROADCASTD   216(CX), Z21
+	VPDPBUSD       Z19, Z21, Z17
+	VPDPBUSD       Z20, Z21, Z18
+	VPERMB         Z0, Z6, Z19
+	VPERMB         Z1, Z6, Z20
+	VPBROADCASTD   96(CX), Z21
+	VPDPBUSD       Z19, Z21, Z7
+	VPDPBUSD       Z20, Z21, Z8
+	VPBROADCASTD   100(CX), Z21
+	VPDPBUSD       Z19, Z21, Z9
+	VPDPBUSD       Z20, Z21, Z10
+	VPBROADCASTD   104(CX), Z21
+	VPDPBUSD       Z19, Z21, Z11
+	VPDPBUSD       Z20, Z21, Z12
+	VPBROADCASTD   224(CX), Z21
+	VPDPBUSD       Z19, Z21, Z13
+	VPDPBUSD       Z20, Z21, Z14
+	VPBROADCASTD   228(CX), Z21
+	VPDPBUSD       Z19, Z21, Z15
+	VPDPBUSD       Z20, Z21, Z16
+	VPBROADCASTD   232(CX), Z21
+	VPDPBUSD       Z19, Z21, Z17
+	VPDPBUSD       Z20, Z21, Z18
+	VPERMB         Z2, Z6, Z19
+	VPERMB         Z3, Z6, Z6
+	VPBROADCASTD   112(CX), Z20
+	VPDPBUSD       Z19, Z20, Z7
+	VPDPBUSD       Z6, Z20, Z8
+	VPBROADCASTD   116(CX), Z20
+	VPDPBUSD       Z19, Z20, Z9
+	VPDPBUSD       Z6, Z20, Z10
+	VPBROADCASTD   120(CX), Z20
+	VPDPBUSD       Z19, Z20, Z11
+	VPDPBUSD       Z6, Z20, Z12
+	VPBROADCASTD   240(CX), Z20
+	VPDPBUSD       Z19, Z20, Z13
+	VPDPBUSD       Z6, Z20, Z14
+	VPBROADCASTD   244(CX), Z20
+	VPDPBUSD       Z19, Z20, Z15
+	VPDPBUSD       Z6, Z20, Z16
+	VPBROADCASTD   248(CX), Z20
+	VPDPBUSD       Z19, Z20, Z17
+	VPDPBUSD       Z6, Z20, Z18
 	VBROADCASTSS   float256<>+0(SB), Z6
 	VBROADCASTSS   (DX), Z19
 	VCVTDQ2PS      Z7, Z7
@@ -10347,13 +10758,9 @@ group0:
 	VPXORD         Z17, Z17, Z17
 	VPXORD         Z18, Z18, Z18
 	VMOVDQU64      addBytes1_2<>+0(SB), Z6
-	MOVQ           DI, DI
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z6, Z19
+	VPERMB         (BX), Z6, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
 	VPERMB         Z19, Z5, Z19
-
-group1:
 	VPERMB         Z0, Z19, Z20
 	VPERMB         Z1, Z19, Z21
 	VPBROADCASTD   (CX), Z22
@@ -10375,37 +10782,154 @@ group1:
 	VPDPBUSD       Z20, Z22, Z17
 	VPDPBUSD       Z21, Z22, Z18
 	VPERMB         Z2, Z19, Z20
-	VPERMB         Z3, Z19, Z21
-	XORL           R9, R9
-	MOVQ           $0x00000040, R8
-	CMPQ           DI, $0x01
-	CMOVQEQ        R9, R8
-	ADDQ           R8, SI
-	VPERMB         (BX)(SI*1), Z6, Z19
-	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
-	VPERMB         Z19, Z5, Z19
-	VMOVDQA64      Z19, Z19
+	VPERMB         Z3, Z19, Z19
+	VPERMB         64(BX), Z6, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
+	VPERMB         Z21, Z5, Z21
 	VPBROADCASTD   16(CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
-	VPDPBUSD       Z21, Z22, Z8
+	VPDPBUSD       Z19, Z22, Z8
 	VPBROADCASTD   20(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
-	VPDPBUSD       Z21, Z22, Z10
+	VPDPBUSD       Z19, Z22, Z10
 	VPBROADCASTD   24(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
-	VPDPBUSD       Z21, Z22, Z12
+	VPDPBUSD       Z19, Z22, Z12
 	VPBROADCASTD   144(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
-	VPDPBUSD       Z21, Z22, Z14
+	VPDPBUSD       Z19, Z22, Z14
 	VPBROADCASTD   148(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
-	VPDPBUSD       Z21, Z22, Z16
+	VPDPBUSD       Z19, Z22, Z16
 	VPBROADCASTD   152(CX), Z22
 	VPDPBUSD       Z20, Z22, Z17
-	VPDPBUSD       Z21, Z22, Z18
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, DI
-	JNZ            group1
+	VPDPBUSD       Z19, Z22, Z18
+	VPERMB         Z0, Z21, Z19
+	VPERMB         Z1, Z21, Z20
+	VPBROADCASTD   32(CX), Z22
+	VPDPBUSD       Z19, Z22, Z7
+	VPDPBUSD       Z20, Z22, Z8
+	VPBROADCASTD   36(CX), Z22
+	VPDPBUSD       Z19, Z22, Z9
+	VPDPBUSD       Z20, Z22, Z10
+	VPBROADCASTD   40(CX), Z22
+	VPDPBUSD       Z19, Z22, Z11
+	VPDPBUSD       Z20, Z22, Z12
+	VPBROADCASTD   160(CX), Z22
+	VPDPBUSD       Z19, Z22, Z13
+	VPDPBUSD       Z20, Z22, Z14
+	VPBROADCASTD   164(CX), Z22
+	VPDPBUSD       Z19, Z22, Z15
+	VPDPBUSD       Z20, Z22, Z16
+	VPBROADCASTD   168(CX), Z22
+	VPDPBUSD       Z19, Z22, Z17
+	VPDPBUSD       Z20, Z22, Z18
+	VPERMB         Z2, Z21, Z19
+	VPERMB         Z3, Z21, Z20
+	VPERMB         128(BX), Z6, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z4, Z21
+	VPERMB         Z21, Z5, Z21
+	VPBROADCASTD   48(CX), Z22
+	VPDPBUSD       Z19, Z22, Z7
+	VPDPBUSD       Z20, Z22, Z8
+	VPBROADCASTD   52(CX), Z22
+	VPDPBUSD       Z19, Z22, Z9
+	VPDPBUSD       Z20, Z22, Z10
+	VPBROADCASTD   56(CX), Z22
+	VPDPBUSD       Z19, Z22, Z11
+	VPDPBUSD       Z20, Z22, Z12
+	VPBROADCASTD   176(CX), Z22
+	VPDPBUSD       Z19, Z22, Z13
+	VPDPBUSD       Z20, Z22, Z14
+	VPBROADCASTD   180(CX), Z22
+	VPDPBUSD       Z19, Z22, Z15
+	VPDPBUSD       Z20, Z22, Z16
+	VPBROADCASTD   184(CX), Z22
+	VPDPBUSD       Z19, Z22, Z17
+	VPDPBUSD       Z20, Z22, Z18
+	VPERMB         Z0, Z21, Z19
+	VPERMB         Z1, Z21, Z20
+	VPBROADCASTD   64(CX), Z22
+	VPDPBUSD       Z19, Z22, Z7
+	VPDPBUSD       Z20, Z22, Z8
+	VPBROADCASTD   68(CX), Z22
+	VPDPBUSD       Z19, Z22, Z9
+	VPDPBUSD       Z20, Z22, Z10
+	VPBROADCASTD   72(CX), Z22
+	VPDPBUSD       Z19, Z22, Z11
+	VPDPBUSD       Z20, Z22, Z12
+	VPBROADCASTD   192(CX), Z22
+	VPDPBUSD       Z19, Z22, Z13
+	VPDPBUSD       Z20, Z22, Z14
+	VPBROADCASTD   196(CX), Z22
+	VPDPBUSD       Z19, Z22, Z15
+	VPDPBUSD       Z20, Z22, Z16
+	VPBROADCASTD   200(CX), Z22
+	VPDPBUSD       Z19, Z22, Z17
+	VPDPBUSD       Z20, Z22, Z18
+	VPERMB         Z2, Z21, Z19
+	VPERMB         Z3, Z21, Z20
+	VPERMB         192(BX), Z6, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
+	VPERMB         Z6, Z5, Z6
+	VPBROADCASTD   80(CX), Z4
+	VPDPBUSD       Z19, Z4, Z7
+	VPDPBUSD       Z20, Z4, Z8
+	VPBROADCASTD   84(CX), Z4
+	VPDPBUSD       Z19, Z4, Z9
+	VPDPBUSD       Z20, Z4, Z10
+	VPBROADCASTD   88(CX), Z4
+	VPDPBUSD       Z19, Z4, Z11
+	VPDPBUSD       Z20, Z4, Z12
+	VPBROADCASTD   208(CX), Z4
+	VPDPBUSD       Z19, Z4, Z13
+	VPDPBUSD       Z20, Z4, Z14
+	VPBROADCASTD   212(CX), Z4
+	VPDPBUSD       Z19, Z4, Z15
+	VPDPBUSD       Z20, Z4, Z16
+	VPBROADCASTD   216(CX), Z4
+	VPDPBUSD       Z19, Z4, Z17
+	VPDPBUSD       Z20, Z4, Z18
+	VPERMB         Z0, Z6, Z0
+	VPERMB         Z1, Z6, Z1
+	VPBROADCASTD   96(CX), Z4
+	VPDPBUSD       Z0, Z4, Z7
+	VPDPBUSD       Z1, Z4, Z8
+	VPBROADCASTD   100(CX), Z4
+	VPDPBUSD       Z0, Z4, Z9
+	VPDPBUSD       Z1, Z4, Z10
+	VPBROADCASTD   104(CX), Z4
+	VPDPBUSD       Z0, Z4, Z11
+	VPDPBUSD       Z1, Z4, Z12
+	VPBROADCASTD   224(CX), Z4
+	VPDPBUSD       Z0, Z4, Z13
+	VPDPBUSD       Z1, Z4, Z14
+	VPBROADCASTD   228(CX), Z4
+	VPDPBUSD       Z0, Z4, Z15
+	VPDPBUSD       Z1, Z4, Z16
+	VPBROADCASTD   232(CX), Z4
+	VPDPBUSD       Z0, Z4, Z17
+	VPDPBUSD       Z1, Z4, Z18
+	VPERMB         Z2, Z6, Z0
+	VPERMB         Z3, Z6, Z1
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z0, Z2, Z7
+	VPDPBUSD       Z1, Z2, Z8
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z0, Z2, Z9
+	VPDPBUSD       Z1, Z2, Z10
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z0, Z2, Z11
+	VPDPBUSD       Z1, Z2, Z12
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z0, Z2, Z13
+	VPDPBUSD       Z1, Z2, Z14
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z0, Z2, Z15
+	VPDPBUSD       Z1, Z2, Z16
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z0, Z2, Z17
+	VPDPBUSD       Z1, Z2, Z18
 	VBROADCASTSS   float256<>+0(SB), Z6
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z7, Z7
@@ -10440,9 +10964,9 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM1Heads3AVX512(SB), NOSPLIT, $0-48
+// func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM1Heads3AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
@@ -10453,17 +10977,13 @@ TEXT ·dotLM1Heads3AVX512(SB), NOSPLIT, $0-48
 	VMOVDQU64      128(BX), Z2
 	VMOVDQU64      192(BX), Z3
 	VPBROADCASTQ   unitBits<>+0(SB), Z4
-	MOVQ           groups+40(FP), SI
 	VMOVDQU64      dotBytes1_0<>+0(SB), Z5
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z5, Z6
+	VPERMB         (DX), Z5, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
-	VPERMB         64(DX)(BX*1), Z5, Z7
+	VPERMB         64(DX), Z5, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z4, Z7
 	VSHUFPS        $0x88, Z7, Z6, Z8
 	VSHUFPS        $0xdd, Z7, Z6, Z6
-
-group:
 	VPBROADCASTD   16(CX), Z7
 	VPBROADCASTD   20(CX), Z9
 	VPBROADCASTD   24(CX), Z10
@@ -10557,17 +11077,12 @@ group:
 	VPERMB         Z0, Z8, Z17
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z18
-	XORL           R8, R8
-	MOVQ           $0x00000080, DI
-	CMPQ           SI, $0x01
-	CMOVQEQ        R8, DI
-	ADDQ           DI, BX
-	VPERMB         (DX)(BX*1), Z5, Z19
+	VPERMB         128(DX), Z5, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z4, Z19
-	VPERMB         64(DX)(BX*1), Z5, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z4, Z20
-	VSHUFPS        $0x88, Z20, Z19, Z21
-	VSHUFPS        $0xdd, Z20, Z19, Z19
+	VPERMB         192(DX), Z5, Z5
+	VGF2P8AFFINEQB $0x00, Z5, Z4, Z5
+	VSHUFPS        $0x88, Z5, Z19, Z4
+	VSHUFPS        $0xdd, Z5, Z19, Z19
 	VPDPBUSD.BCST  128(CX), Z17, Z7
 	VPDPBUSD.BCST  136(CX), Z17, Z9
 	VPDPBUSD.BCST  144(CX), Z17, Z10
@@ -10586,46 +11101,46 @@ group:
 	VPDPBUSD.BCST  580(CX), Z18, Z14
 	VPDPBUSD.BCST  588(CX), Z18, Z15
 	VPDPBUSD.BCST  596(CX), Z18, Z16
-	VPERMB         Z1, Z8, Z17
-	VPERMB         Z1, Z6, Z18
-	VPDPBUSD.BCST  152(CX), Z17, Z7
-	VPDPBUSD.BCST  160(CX), Z17, Z9
-	VPDPBUSD.BCST  168(CX), Z17, Z10
-	VPDPBUSD.BCST  376(CX), Z17, Z11
-	VPDPBUSD.BCST  384(CX), Z17, Z12
-	VPDPBUSD.BCST  392(CX), Z17, Z13
-	VPDPBUSD.BCST  600(CX), Z17, Z14
-	VPDPBUSD.BCST  608(CX), Z17, Z15
-	VPDPBUSD.BCST  616(CX), Z17, Z16
-	VPDPBUSD.BCST  156(CX), Z18, Z7
-	VPDPBUSD.BCST  164(CX), Z18, Z9
-	VPDPBUSD.BCST  172(CX), Z18, Z10
-	VPDPBUSD.BCST  380(CX), Z18, Z11
-	VPDPBUSD.BCST  388(CX), Z18, Z12
-	VPDPBUSD.BCST  396(CX), Z18, Z13
-	VPDPBUSD.BCST  604(CX), Z18, Z14
-	VPDPBUSD.BCST  612(CX), Z18, Z15
-	VPDPBUSD.BCST  620(CX), Z18, Z16
-	VPERMB         Z2, Z8, Z17
-	VPERMB         Z2, Z6, Z18
-	VPDPBUSD.BCST  176(CX), Z17, Z7
-	VPDPBUSD.BCST  184(CX), Z17, Z9
-	VPDPBUSD.BCST  192(CX), Z17, Z10
-	VPDPBUSD.BCST  400(CX), Z17, Z11
-	VPDPBUSD.BCST  408(CX), Z17, Z12
-	VPDPBUSD.BCST  416(CX), Z17, Z13
-	VPDPBUSD.BCST  624(CX), Z17, Z14
-	VPDPBUSD.BCST  632(CX), Z17, Z15
-	VPDPBUSD.BCST  640(CX), Z17, Z16
-	VPDPBUSD.BCST  180(CX), Z18, Z7
-	VPDPBUSD.BCST  188(CX), Z18, Z9
-	VPDPBUSD.BCST  196(CX), Z18, Z10
-	VPDPBUSD.BCST  404(CX), Z18, Z11
-	VPDPBUSD.BCST  412(CX), Z18, Z12
-	VPDPBUSD.BCST  420(CX), Z18, Z13
-	VPDPBUSD.BCST  628(CX), Z18, Z14
-	VPDPBUSD.BCST  636(CX), Z18, Z15
-	VPDPBUSD.BCST  644(CX), Z18, Z16
+	VPERMB         Z1, Z8, Z5
+	VPERMB         Z1, Z6, Z17
+	VPDPBUSD.BCST  152(CX), Z5, Z7
+	VPDPBUSD.BCST  160(CX), Z5, Z9
+	VPDPBUSD.BCST  168(CX), Z5, Z10
+	VPDPBUSD.BCST  376(CX), Z5, Z11
+	VPDPBUSD.BCST  384(CX), Z5, Z12
+	VPDPBUSD.BCST  392(CX), Z5, Z13
+	VPDPBUSD.BCST  600(CX), Z5, Z14
+	VPDPBUSD.BCST  608(CX), Z5, Z15
+	VPDPBUSD.BCST  616(CX), Z5, Z16
+	VPDPBUSD.BCST  156(CX), Z17, Z7
+	VPDPBUSD.BCST  164(CX), Z17, Z9
+	VPDPBUSD.BCST  172(CX), Z17, Z10
+	VPDPBUSD.BCST  380(CX), Z17, Z11
+	VPDPBUSD.BCST  388(CX), Z17, Z12
+	VPDPBUSD.BCST  396(CX), Z17, Z13
+	VPDPBUSD.BCST  604(CX), Z17, Z14
+	VPDPBUSD.BCST  612(CX), Z17, Z15
+	VPDPBUSD.BCST  620(CX), Z17, Z16
+	VPERMB         Z2, Z8, Z5
+	VPERMB         Z2, Z6, Z17
+	VPDPBUSD.BCST  176(CX), Z5, Z7
+	VPDPBUSD.BCST  184(CX), Z5, Z9
+	VPDPBUSD.BCST  192(CX), Z5, Z10
+	VPDPBUSD.BCST  400(CX), Z5, Z11
+	VPDPBUSD.BCST  408(CX), Z5, Z12
+	VPDPBUSD.BCST  416(CX), Z5, Z13
+	VPDPBUSD.BCST  624(CX), Z5, Z14
+	VPDPBUSD.BCST  632(CX), Z5, Z15
+	VPDPBUSD.BCST  640(CX), Z5, Z16
+	VPDPBUSD.BCST  180(CX), Z17, Z7
+	VPDPBUSD.BCST  188(CX), Z17, Z9
+	VPDPBUSD.BCST  196(CX), Z17, Z10
+	VPDPBUSD.BCST  404(CX), Z17, Z11
+	VPDPBUSD.BCST  412(CX), Z17, Z12
+	VPDPBUSD.BCST  420(CX), Z17, Z13
+	VPDPBUSD.BCST  628(CX), Z17, Z14
+	VPDPBUSD.BCST  636(CX), Z17, Z15
+	VPDPBUSD.BCST  644(CX), Z17, Z16
 	VPERMB         Z3, Z8, Z8
 	VPERMB         Z3, Z6, Z6
 	VPDPBUSD.BCST  200(CX), Z8, Z7
@@ -10646,43 +11161,235 @@ group:
 	VPDPBUSD.BCST  652(CX), Z6, Z14
 	VPDPBUSD.BCST  660(CX), Z6, Z15
 	VPDPBUSD.BCST  668(CX), Z6, Z16
-	VMOVDQA64      Z21, Z8
-	VMOVDQA64      Z19, Z6
-	VBROADCASTSS   float256<>+0(SB), Z17
-	VMOVDQU32      dotRows<>+0(SB), Z18
+	VBROADCASTSS   float256<>+0(SB), Z5
+	VMOVDQU32      dotRows<>+0(SB), Z6
 	VCVTDQ2PS      Z7, Z7
 	VCVTDQ2PS      Z9, Z9
 	VCVTDQ2PS      Z10, Z10
-	VFMADD213PS    Z9, Z17, Z10
-	VFMADD213PS    Z7, Z17, Z10
-	VPERMPS        Z10, Z18, Z10
+	VFMADD213PS    Z9, Z5, Z10
+	VFMADD213PS    Z7, Z5, Z10
+	VPERMPS        Z10, Z6, Z10
 	VMULPS.BCST    12(CX), Z10, Z10
 	VMOVUPS        Z10, (AX)
 	VCVTDQ2PS      Z11, Z11
 	VCVTDQ2PS      Z12, Z12
 	VCVTDQ2PS      Z13, Z13
-	VFMADD213PS    Z12, Z17, Z13
-	VFMADD213PS    Z11, Z17, Z13
-	VPERMPS        Z13, Z18, Z13
+	VFMADD213PS    Z12, Z5, Z13
+	VFMADD213PS    Z11, Z5, Z13
+	VPERMPS        Z13, Z6, Z13
 	VMULPS.BCST    236(CX), Z13, Z13
 	VMOVUPS        Z13, 128(AX)
 	VCVTDQ2PS      Z14, Z14
 	VCVTDQ2PS      Z15, Z15
 	VCVTDQ2PS      Z16, Z16
-	VFMADD213PS    Z15, Z17, Z16
-	VFMADD213PS    Z14, Z17, Z16
-	VPERMPS        Z16, Z18, Z16
+	VFMADD213PS    Z15, Z5, Z16
+	VFMADD213PS    Z14, Z5, Z16
+	VPERMPS        Z16, Z6, Z16
 	VMULPS.BCST    460(CX), Z16, Z16
 	VMOVUPS        Z16, 256(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, SI
-	JNZ            group
+	VPBROADCASTD   16(CX), Z5
+	VPBROADCASTD   20(CX), Z6
+	VPBROADCASTD   24(CX), Z7
+	VPBROADCASTD   240(CX), Z8
+	VPBROADCASTD   244(CX), Z9
+	VPBROADCASTD   248(CX), Z10
+	VPBROADCASTD   464(CX), Z11
+	VPBROADCASTD   468(CX), Z12
+	VPBROADCASTD   472(CX), Z13
+	VPERMB         Z0, Z4, Z14
+	VPERMB         Z0, Z19, Z15
+	VPDPBUSD.BCST  32(CX), Z14, Z5
+	VPDPBUSD.BCST  40(CX), Z14, Z6
+	VPDPBUSD.BCST  48(CX), Z14, Z7
+	VPDPBUSD.BCST  256(CX), Z14, Z8
+	VPDPBUSD.BCST  264(CX), Z14, Z9
+	VPDPBUSD.BCST  272(CX), Z14, Z10
+	VPDPBUSD.BCST  480(CX), Z14, Z11
+	VPDPBUSD.BCST  488(CX), Z14, Z12
+	VPDPBUSD.BCST  496(CX), Z14, Z13
+	VPDPBUSD.BCST  36(CX), Z15, Z5
+	VPDPBUSD.BCST  44(CX), Z15, Z6
+	VPDPBUSD.BCST  52(CX), Z15, Z7
+	VPDPBUSD.BCST  260(CX), Z15, Z8
+	VPDPBUSD.BCST  268(CX), Z15, Z9
+	VPDPBUSD.BCST  276(CX), Z15, Z10
+	VPDPBUSD.BCST  484(CX), Z15, Z11
+	VPDPBUSD.BCST  492(CX), Z15, Z12
+	VPDPBUSD.BCST  500(CX), Z15, Z13
+	VPERMB         Z1, Z4, Z14
+	VPERMB         Z1, Z19, Z15
+	VPDPBUSD.BCST  56(CX), Z14, Z5
+	VPDPBUSD.BCST  64(CX), Z14, Z6
+	VPDPBUSD.BCST  72(CX), Z14, Z7
+	VPDPBUSD.BCST  280(CX), Z14, Z8
+	VPDPBUSD.BCST  288(CX), Z14, Z9
+	VPDPBUSD.BCST  296(CX), Z14, Z10
+	VPDPBUSD.BCST  504(CX), Z14, Z11
+	VPDPBUSD.BCST  512(CX), Z14, Z12
+	VPDPBUSD.BCST  520(CX), Z14, Z13
+	VPDPBUSD.BCST  60(CX), Z15, Z5
+	VPDPBUSD.BCST  68(CX), Z15, Z6
+	VPDPBUSD.BCST  76(CX), Z15, Z7
+	VPDPBUSD.BCST  284(CX), Z15, Z8
+	VPDPBUSD.BCST  292(CX), Z15, Z9
+	VPDPBUSD.BCST  300(CX), Z15, Z10
+	VPDPBUSD.BCST  508(CX), Z15, Z11
+	VPDPBUSD.BCST  516(CX), Z15, Z12
+	VPDPBUSD.BCST  524(CX), Z15, Z13
+	VPERMB         Z2, Z4, Z14
+	VPERMB         Z2, Z19, Z15
+	VPDPBUSD.BCST  80(CX), Z14, Z5
+	VPDPBUSD.BCST  88(CX), Z14, Z6
+	VPDPBUSD.BCST  96(CX), Z14, Z7
+	VPDPBUSD.BCST  304(CX), Z14, Z8
+	VPDPBUSD.BCST  312(CX), Z14, Z9
+	VPDPBUSD.BCST  320(CX), Z14, Z10
+	VPDPBUSD.BCST  528(CX), Z14, Z11
+	VPDPBUSD.BCST  536(CX), Z14, Z12
+	VPDPBUSD.BCST  544(CX), Z14, Z13
+	VPDPBUSD.BCST  84(CX), Z15, Z5
+	VPDPBUSD.BCST  92(CX), Z15, Z6
+	VPDPBUSD.BCST  100(CX), Z15, Z7
+	VPDPBUSD.BCST  308(CX), Z15, Z8
+	VPDPBUSD.BCST  316(CX), Z15, Z9
+	VPDPBUSD.BCST  324(CX), Z15, Z10
+	VPDPBUSD.BCST  532(CX), Z15, Z11
+	VPDPBUSD.BCST  540(CX), Z15, Z12
+	VPDPBUSD.BCST  548(CX), Z15, Z13
+	VPERMB         Z3, Z4, Z14
+	VPERMB         Z3, Z19, Z15
+	VPDPBUSD.BCST  104(CX), Z14, Z5
+	VPDPBUSD.BCST  112(CX), Z14, Z6
+	VPDPBUSD.BCST  120(CX), Z14, Z7
+	VPDPBUSD.BCST  328(CX), Z14, Z8
+	VPDPBUSD.BCST  336(CX), Z14, Z9
+	VPDPBUSD.BCST  344(CX), Z14, Z10
+	VPDPBUSD.BCST  552(CX), Z14, Z11
+	VPDPBUSD.BCST  560(CX), Z14, Z12
+	VPDPBUSD.BCST  568(CX), Z14, Z13
+	VPDPBUSD.BCST  108(CX), Z15, Z5
+	VPDPBUSD.BCST  116(CX), Z15, Z6
+	VPDPBUSD.BCST  124(CX), Z15, Z7
+	VPDPBUSD.BCST  332(CX), Z15, Z8
+	VPDPBUSD.BCST  340(CX), Z15, Z9
+	VPDPBUSD.BCST  348(CX), Z15, Z10
+	VPDPBUSD.BCST  556(CX), Z15, Z11
+	VPDPBUSD.BCST  564(CX), Z15, Z12
+	VPDPBUSD.BCST  572(CX), Z15, Z13
+	VPSRLW         $0x04, Z4, Z4
+	VPERMB         Z0, Z4, Z14
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z0
+	VPDPBUSD.BCST  128(CX), Z14, Z5
+	VPDPBUSD.BCST  136(CX), Z14, Z6
+	VPDPBUSD.BCST  144(CX), Z14, Z7
+	VPDPBUSD.BCST  352(CX), Z14, Z8
+	VPDPBUSD.BCST  360(CX), Z14, Z9
+	VPDPBUSD.BCST  368(CX), Z14, Z10
+	VPDPBUSD.BCST  576(CX), Z14, Z11
+	VPDPBUSD.BCST  584(CX), Z14, Z12
+	VPDPBUSD.BCST  592(CX), Z14, Z13
+	VPDPBUSD.BCST  132(CX), Z0, Z5
+	VPDPBUSD.BCST  140(CX), Z0, Z6
+	VPDPBUSD.BCST  148(CX), Z0, Z7
+	VPDPBUSD.BCST  356(CX), Z0, Z8
+	VPDPBUSD.BCST  364(CX), Z0, Z9
+	VPDPBUSD.BCST  372(CX), Z0, Z10
+	VPDPBUSD.BCST  580(CX), Z0, Z11
+	VPDPBUSD.BCST  588(CX), Z0, Z12
+	VPDPBUSD.BCST  596(CX), Z0, Z13
+	VPERMB         Z1, Z4, Z0
+	VPERMB         Z1, Z19, Z1
+	VPDPBUSD.BCST  152(CX), Z0, Z5
+	VPDPBUSD.BCST  160(CX), Z0, Z6
+	VPDPBUSD.BCST  168(CX), Z0, Z7
+	VPDPBUSD.BCST  376(CX), Z0, Z8
+	VPDPBUSD.BCST  384(CX), Z0, Z9
+	VPDPBUSD.BCST  392(CX), Z0, Z10
+	VPDPBUSD.BCST  600(CX), Z0, Z11
+	VPDPBUSD.BCST  608(CX), Z0, Z12
+	VPDPBUSD.BCST  616(CX), Z0, Z13
+	VPDPBUSD.BCST  156(CX), Z1, Z5
+	VPDPBUSD.BCST  164(CX), Z1, Z6
+	VPDPBUSD.BCST  172(CX), Z1, Z7
+	VPDPBUSD.BCST  380(CX), Z1, Z8
+	VPDPBUSD.BCST  388(CX), Z1, Z9
+	VPDPBUSD.BCST  396(CX), Z1, Z10
+	VPDPBUSD.BCST  604(CX), Z1, Z11
+	VPDPBUSD.BCST  612(CX), Z1, Z12
+	VPDPBUSD.BCST  620(CX), Z1, Z13
+	VPERMB         Z2, Z4, Z0
+	VPERMB         Z2, Z19, Z1
+	VPDPBUSD.BCST  176(CX), Z0, Z5
+	VPDPBUSD.BCST  184(CX), Z0, Z6
+	VPDPBUSD.BCST  192(CX), Z0, Z7
+	VPDPBUSD.BCST  400(CX), Z0, Z8
+	VPDPBUSD.BCST  408(CX), Z0, Z9
+	VPDPBUSD.BCST  416(CX), Z0, Z10
+	VPDPBUSD.BCST  624(CX), Z0, Z11
+	VPDPBUSD.BCST  632(CX), Z0, Z12
+	VPDPBUSD.BCST  640(CX), Z0, Z13
+	VPDPBUSD.BCST  180(CX), Z1, Z5
+	VPDPBUSD.BCST  188(CX), Z1, Z6
+	VPDPBUSD.BCST  196(CX), Z1, Z7
+	VPDPBUSD.BCST  404(CX), Z1, Z8
+	VPDPBUSD.BCST  412(CX), Z1, Z9
+	VPDPBUSD.BCST  420(CX), Z1, Z10
+	VPDPBUSD.BCST  628(CX), Z1, Z11
+	VPDPBUSD.BCST  636(CX), Z1, Z12
+	VPDPBUSD.BCST  644(CX), Z1, Z13
+	VPERMB         Z3, Z4, Z4
+	VPERMB         Z3, Z19, Z19
+	VPDPBUSD.BCST  200(CX), Z4, Z5
+	VPDPBUSD.BCST  208(CX), Z4, Z6
+	VPDPBUSD.BCST  216(CX), Z4, Z7
+	VPDPBUSD.BCST  424(CX), Z4, Z8
+	VPDPBUSD.BCST  432(CX), Z4, Z9
+	VPDPBUSD.BCST  440(CX), Z4, Z10
+	VPDPBUSD.BCST  648(CX), Z4, Z11
+	VPDPBUSD.BCST  656(CX), Z4, Z12
+	VPDPBUSD.BCST  664(CX), Z4, Z13
+	VPDPBUSD.BCST  204(CX), Z19, Z5
+	VPDPBUSD.BCST  212(CX), Z19, Z6
+	VPDPBUSD.BCST  220(CX), Z19, Z7
+	VPDPBUSD.BCST  428(CX), Z19, Z8
+	VPDPBUSD.BCST  436(CX), Z19, Z9
+	VPDPBUSD.BCST  444(CX), Z19, Z10
+	VPDPBUSD.BCST  652(CX), Z19, Z11
+	VPDPBUSD.BCST  660(CX), Z19, Z12
+	VPDPBUSD.BCST  668(CX), Z19, Z13
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VCVTDQ2PS      Z5, Z5
+	VCVTDQ2PS      Z6, Z6
+	VCVTDQ2PS      Z7, Z7
+	VFMADD213PS    Z6, Z0, Z7
+	VFMADD213PS    Z5, Z0, Z7
+	VPERMPS        Z7, Z1, Z7
+	VMULPS.BCST    12(CX), Z7, Z7
+	VMOVUPS        Z7, 64(AX)
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    236(CX), Z10, Z10
+	VMOVUPS        Z10, 192(AX)
+	VCVTDQ2PS      Z11, Z11
+	VCVTDQ2PS      Z12, Z12
+	VCVTDQ2PS      Z13, Z13
+	VFMADD213PS    Z12, Z0, Z13
+	VFMADD213PS    Z11, Z0, Z13
+	VPERMPS        Z13, Z1, Z13
+	VMULPS.BCST    460(CX), Z13, Z13
+	VMOVUPS        Z13, 320(AX)
 	VZEROUPPER
 	RET
 
-// func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM1Heads3AVX512(SB), NOSPLIT, $0-56
+// func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM1Heads3AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
@@ -10694,7 +11401,6 @@ TEXT ·addLM1Heads3AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      128(SI), Z2
 	VMOVDQU64      192(SI), Z3
 	VPBROADCASTQ   unitBits<>+0(SB), Z4
-	MOVQ           groups+48(FP), DI
 	VMOVDQU64      turnDims<>+0(SB), Z5
 	VPXORD         Z7, Z7, Z7
 	VPXORD         Z8, Z8, Z8
@@ -10715,84 +11421,250 @@ TEXT ·addLM1Heads3AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z23, Z23, Z23
 	VPXORD         Z24, Z24, Z24
 	VMOVDQU64      addBytes1_0<>+0(SB), Z6
-	MOVQ           CX, R8
-	MOVQ           DI, R9
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z6, Z25
+	VPERMB         (BX), Z6, Z25
 	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
 	VPERMB         Z25, Z5, Z25
-
-group0:
 	VPERMB         Z0, Z25, Z26
 	VPERMB         Z1, Z25, Z27
-	VPBROADCASTD   (R8), Z28
+	VPBROADCASTD   (CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   4(R8), Z28
+	VPBROADCASTD   4(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   8(R8), Z28
+	VPBROADCASTD   8(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   128(R8), Z28
+	VPBROADCASTD   128(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   132(R8), Z28
+	VPBROADCASTD   132(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   136(R8), Z28
+	VPBROADCASTD   136(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   256(R8), Z28
+	VPBROADCASTD   256(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   260(R8), Z28
+	VPBROADCASTD   260(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPBROADCASTD   264(R8), Z28
+	VPBROADCASTD   264(CX), Z28
 	VPDPBUSD       Z26, Z28, Z23
 	VPDPBUSD       Z27, Z28, Z24
 	VPERMB         Z2, Z25, Z26
-	VPERMB         Z3, Z25, Z27
-	XORL           R11, R11
-	MOVQ           $0x00000040, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, SI
-	VPERMB         (BX)(SI*1), Z6, Z25
-	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
-	VPERMB         Z25, Z5, Z25
-	VMOVDQA64      Z25, Z25
-	VPBROADCASTD   16(R8), Z28
+	VPERMB         Z3, Z25, Z25
+	VPERMB         64(BX), Z6, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z4, Z27
+	VPERMB         Z27, Z5, Z27
+	VPBROADCASTD   16(CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
-	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   20(R8), Z28
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   20(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
-	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   24(R8), Z28
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   24(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
-	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   144(R8), Z28
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   144(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
-	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   148(R8), Z28
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   148(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
-	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   152(R8), Z28
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   152(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
-	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   272(R8), Z28
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   272(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
-	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   276(R8), Z28
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   276(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
-	VPDPBUSD       Z27, Z28, Z22
-	VPBROADCASTD   280(R8), Z28
+	VPDPBUSD       Z25, Z28, Z22
+	VPBROADCASTD   280(CX), Z28
 	VPDPBUSD       Z26, Z28, Z23
-	VPDPBUSD       Z27, Z28, Z24
-	ADDQ           $0x20, R8
-	SUBQ           $0x01, R9
-	JNZ            group0
+	VPDPBUSD       Z25, Z28, Z24
+	VPERMB         Z0, Z27, Z25
+	VPERMB         Z1, Z27, Z26
+	VPBROADCASTD   32(CX), Z28
+	VPDPBUSD       Z25, Z28, Z7
+	VPDPBUSD       Z26, Z28, Z8
+	VPBROADCASTD   36(CX), Z28
+	VPDPBUSD       Z25, Z28, Z9
+	VPDPBUSD       Z26, Z28, Z10
+	VPBROADCASTD   40(CX), Z28
+	VPDPBUSD       Z25, Z28, Z11
+	VPDPBUSD       Z26, Z28, Z12
+	VPBROADCASTD   160(CX), Z28
+	VPDPBUSD       Z25, Z28, Z13
+	VPDPBUSD       Z26, Z28, Z14
+	VPBROADCASTD   164(CX), Z28
+	VPDPBUSD       Z25, Z28, Z15
+	VPDPBUSD       Z26, Z28, Z16
+	VPBROADCASTD   168(CX), Z28
+	VPDPBUSD       Z25, Z28, Z17
+	VPDPBUSD       Z26, Z28, Z18
+	VPBROADCASTD   288(CX), Z28
+	VPDPBUSD       Z25, Z28, Z19
+	VPDPBUSD       Z26, Z28, Z20
+	VPBROADCASTD   292(CX), Z28
+	VPDPBUSD       Z25, Z28, Z21
+	VPDPBUSD       Z26, Z28, Z22
+	VPBROADCASTD   296(CX), Z28
+	VPDPBUSD       Z25, Z28, Z23
+	VPDPBUSD       Z26, Z28, Z24
+	VPERMB         Z2, Z27, Z25
+	VPERMB         Z3, Z27, Z26
+	VPERMB         128(BX), Z6, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z4, Z27
+	VPERMB         Z27, Z5, Z27
+	VPBROADCASTD   48(CX), Z28
+	VPDPBUSD       Z25, Z28, Z7
+	VPDPBUSD       Z26, Z28, Z8
+	VPBROADCASTD   52(CX), Z28
+	VPDPBUSD       Z25, Z28, Z9
+	VPDPBUSD       Z26, Z28, Z10
+	VPBROADCASTD   56(CX), Z28
+	VPDPBUSD       Z25, Z28, Z11
+	VPDPBUSD       Z26, Z28, Z12
+	VPBROADCASTD   176(CX), Z28
+	VPDPBUSD       Z25, Z28, Z13
+	VPDPBUSD       Z26, Z28, Z14
+	VPBROADCASTD   180(CX), Z28
+	VPDPBUSD       Z25, Z28, Z15
+	VPDPBUSD       Z26, Z28, Z16
+	VPBROADCASTD   184(CX), Z28
+	VPDPBUSD       Z25, Z28, Z17
+	VPDPBUSD       Z26, Z28, Z18
+	VPBROADCASTD   304(CX), Z28
+	VPDPBUSD       Z25, Z28, Z19
+	VPDPBUSD       Z26, Z28, Z20
+	VPBROADCASTD   308(CX), Z28
+	VPDPBUSD       Z25, Z28, Z21
+	VPDPBUSD       Z26, Z28, Z22
+	VPBROADCASTD   312(CX), Z28
+	VPDPBUSD       Z25, Z28, Z23
+	VPDPBUSD       Z26, Z28, Z24
+	VPERMB         Z0, Z27, Z25
+	VPERMB         Z1, Z27, Z26
+	VPBROADCASTD   64(CX), Z28
+	VPDPBUSD       Z25, Z28, Z7
+	VPDPBUSD       Z26, Z28, Z8
+	VPBROADCASTD   68(CX), Z28
+	VPDPBUSD       Z25, Z28, Z9
+	VPDPBUSD       Z26, Z28, Z10
+	VPBROADCASTD   72(CX), Z28
+	VPDPBUSD       Z25, Z28, Z11
+	VPDPBUSD       Z26, Z28, Z12
+	VPBROADCASTD   192(CX), Z28
+	VPDPBUSD       Z25, Z28, Z13
+	VPDPBUSD       Z26, Z28, Z14
+	VPBROADCASTD   196(CX), Z28
+	VPDPBUSD       Z25, Z28, Z15
+	VPDPBUSD       Z26, Z28, Z16
+	VPBROADCASTD   200(CX), Z28
+	VPDPBUSD       Z25, Z28, Z17
+	VPDPBUSD       Z26, Z28, Z18
+	VPBROADCASTD   320(CX), Z28
+	VPDPBUSD       Z25, Z28, Z19
+	VPDPBUSD       Z26, Z28, Z20
+	VPBROADCASTD   324(CX), Z28
+	VPDPBUSD       Z25, Z28, Z21
+	VPDPBUSD       Z26, Z28, Z22
+	VPBROADCASTD   328(CX), Z28
+	VPDPBUSD       Z25, Z28, Z23
+	VPDPBUSD       Z26, Z28, Z24
+	VPERMB         Z2, Z27, Z25
+	VPERMB         Z3, Z27, Z26
+	VPERMB         192(BX), Z6, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
+	VPERMB         Z6, Z5, Z6
+	VPBROADCASTD   80(CX), Z27
+	VPDPBUSD       Z25, Z27, Z7
+	VPDPBUSD       Z26, Z27, Z8
+	VPBROADCASTD   84(CX), Z27
+	VPDPBUSD       Z25, Z27, Z9
+	VPDPBUSD       Z26, Z27, Z10
+	VPBROADCASTD   88(CX), Z27
+	VPDPBUSD       Z25, Z27, Z11
+	VPDPBUSD       Z26, Z27, Z12
+	VPBROADCASTD   208(CX), Z27
+	VPDPBUSD       Z25, Z27, Z13
+	VPDPBUSD       Z26, Z27, Z14
+	VPBROADCASTD   212(CX), Z27
+	VPDPBUSD       Z25, Z27, Z15
+	VPDPBUSD       Z26, Z27, Z16
+	VPBROADCASTD   216(CX), Z27
+	VPDPBUSD       Z25, Z27, Z17
+	VPDPBUSD       Z26, Z27, Z18
+	VPBROADCASTD   336(CX), Z27
+	VPDPBUSD       Z25, Z27, Z19
+	VPDPBUSD       Z26, Z27, Z20
+	VPBROADCASTD   340(CX), Z27
+	VPDPBUSD       Z25, Z27, Z21
+	VPDPBUSD       Z26, Z27, Z22
+	VPBROADCASTD   344(CX), Z27
+	VPDPBUSD       Z25, Z27, Z23
+	VPDPBUSD       Z26, Z27, Z24
+	VPERMB         Z0, Z6, Z25
+	VPERMB         Z1, Z6, Z26
+	VPBROADCASTD   96(CX), Z27
+	VPDPBUSD       Z25, Z27, Z7
+	VPDPBUSD       Z26, Z27, Z8
+	VPBROADCASTD   100(CX), Z27
+	VPDPBUSD       Z25, Z27, Z9
+	VPDPBUSD       Z26, Z27, Z10
+	VPBROADCASTD   104(CX), Z27
+	VPDPBUSD       Z25, Z27, Z11
+	VPDPBUSD       Z26, Z27, Z12
+	VPBROADCASTD   224(CX), Z27
+	VPDPBUSD       Z25, Z27, Z13
+	VPDPBUSD       Z26, Z27, Z14
+	VPBROADCASTD   228(CX), Z27
+	VPDPBUSD       Z25, Z27, Z15
+	VPDPBUSD       Z26, Z27, Z16
+	VPBROADCASTD   232(CX), Z27
+	VPDPBUSD       Z25, Z27, Z17
+	VPDPBUSD       Z26, Z27, Z18
+	VPBROADCASTD   352(CX), Z27
+	VPDPBUSD       Z25, Z27, Z19
+	VPDPBUSD       Z26, Z27, Z20
+	VPBROADCASTD   356(CX), Z27
+	VPDPBUSD       Z25, Z27, Z21
+	VPDPBUSD       Z26, Z27, Z22
+	VPBROADCASTD   360(CX), Z27
+	VPDPBUSD       Z25, Z27, Z23
+	VPDPBUSD       Z26, Z27, Z24
+	VPERMB         Z2, Z6, Z25
+	VPERMB         Z3, Z6, Z6
+	VPBROADCASTD   112(CX), Z26
+	VPDPBUSD       Z25, Z26, Z7
+	VPDPBUSD       Z6, Z26, Z8
+	VPBROADCASTD   116(CX), Z26
+	VPDPBUSD       Z25, Z26, Z9
+	VPDPBUSD       Z6, Z26, Z10
+	VPBROADCASTD   120(CX), Z26
+	VPDPBUSD       Z25, Z26, Z11
+	VPDPBUSD       Z6, Z26, Z12
+	VPBROADCASTD   240(CX), Z26
+	VPDPBUSD       Z25, Z26, Z13
+	VPDPBUSD       Z6, Z26, Z14
+	VPBROADCASTD   244(CX), Z26
+	VPDPBUSD       Z25, Z26, Z15
+	VPDPBUSD       Z6, Z26, Z16
+	VPBROADCASTD   248(CX), Z26
+	VPDPBUSD       Z25, Z26, Z17
+	VPDPBUSD       Z6, Z26, Z18
+	VPBROADCASTD   368(CX), Z26
+	VPDPBUSD       Z25, Z26, Z19
+	VPDPBUSD       Z6, Z26, Z20
+	VPBROADCASTD   372(CX), Z26
+	VPDPBUSD       Z25, Z26, Z21
+	VPDPBUSD       Z6, Z26, Z22
+	VPBROADCASTD   376(CX), Z26
+	VPDPBUSD       Z25, Z26, Z23
+	VPDPBUSD       Z6, Z26, Z24
 	VBROADCASTSS   float256<>+0(SB), Z6
 	VBROADCASTSS   (DX), Z25
 	VCVTDQ2PS      Z7, Z7
@@ -10858,13 +11730,9 @@ group0:
 	VPXORD         Z23, Z23, Z23
 	VPXORD         Z24, Z24, Z24
 	VMOVDQU64      addBytes1_2<>+0(SB), Z6
-	MOVQ           DI, DI
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z6, Z25
+	VPERMB         (BX), Z6, Z25
 	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
 	VPERMB         Z25, Z5, Z25
-
-group1:
 	VPERMB         Z0, Z25, Z26
 	VPERMB         Z1, Z25, Z27
 	VPBROADCASTD   (CX), Z28
@@ -10895,46 +11763,217 @@ group1:
 	VPDPBUSD       Z26, Z28, Z23
 	VPDPBUSD       Z27, Z28, Z24
 	VPERMB         Z2, Z25, Z26
-	VPERMB         Z3, Z25, Z27
-	XORL           R9, R9
-	MOVQ           $0x00000040, R8
-	CMPQ           DI, $0x01
-	CMOVQEQ        R9, R8
-	ADDQ           R8, SI
-	VPERMB         (BX)(SI*1), Z6, Z25
-	VGF2P8AFFINEQB $0x00, Z25, Z4, Z25
-	VPERMB         Z25, Z5, Z25
-	VMOVDQA64      Z25, Z25
+	VPERMB         Z3, Z25, Z25
+	VPERMB         64(BX), Z6, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z4, Z27
+	VPERMB         Z27, Z5, Z27
 	VPBROADCASTD   16(CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
-	VPDPBUSD       Z27, Z28, Z8
+	VPDPBUSD       Z25, Z28, Z8
 	VPBROADCASTD   20(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
-	VPDPBUSD       Z27, Z28, Z10
+	VPDPBUSD       Z25, Z28, Z10
 	VPBROADCASTD   24(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
-	VPDPBUSD       Z27, Z28, Z12
+	VPDPBUSD       Z25, Z28, Z12
 	VPBROADCASTD   144(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
-	VPDPBUSD       Z27, Z28, Z14
+	VPDPBUSD       Z25, Z28, Z14
 	VPBROADCASTD   148(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
-	VPDPBUSD       Z27, Z28, Z16
+	VPDPBUSD       Z25, Z28, Z16
 	VPBROADCASTD   152(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
-	VPDPBUSD       Z27, Z28, Z18
+	VPDPBUSD       Z25, Z28, Z18
 	VPBROADCASTD   272(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
-	VPDPBUSD       Z27, Z28, Z20
+	VPDPBUSD       Z25, Z28, Z20
 	VPBROADCASTD   276(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
-	VPDPBUSD       Z27, Z28, Z22
+	VPDPBUSD       Z25, Z28, Z22
 	VPBROADCASTD   280(CX), Z28
 	VPDPBUSD       Z26, Z28, Z23
-	VPDPBUSD       Z27, Z28, Z24
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, DI
-	JNZ            group1
+	VPDPBUSD       Z25, Z28, Z24
+	VPERMB         Z0, Z27, Z25
+	VPERMB         Z1, Z27, Z26
+	VPBROADCASTD   32(CX), Z28
+	VPDPBUSD       Z25, Z28, Z7
+	VPDPBUSD       Z26, Z28, Z8
+	VPBROADCASTD   36(CX), Z28
+	VPDPBUSD       Z25, Z28, Z9
+	VPDPBUSD       Z26, Z28, Z10
+	VPBROADCASTD   40(CX), Z28
+	VPDPBUSD       Z25, Z28, Z11
+	VPDPBUSD       Z26, Z28, Z12
+	VPBROADCASTD   160(CX), Z28
+	VPDPBUSD       Z25, Z28, Z13
+	VPDPBUSD       Z26, Z28, Z14
+	VPBROADCASTD   164(CX), Z28
+	VPDPBUSD       Z25, Z28, Z15
+	VPDPBUSD       Z26, Z28, Z16
+	VPBROADCASTD   168(CX), Z28
+	VPDPBUSD       Z25, Z28, Z17
+	VPDPBUSD       Z26, Z28, Z18
+	VPBROADCASTD   288(CX), Z28
+	VPDPBUSD       Z25, Z28, Z19
+	VPDPBUSD       Z26, Z28, Z20
+	VPBROADCASTD   292(CX), Z28
+	VPDPBUSD       Z25, Z28, Z21
+	VPDPBUSD       Z26, Z28, Z22
+	VPBROADCASTD   296(CX), Z28
+	VPDPBUSD       Z25, Z28, Z23
+	VPDPBUSD       Z26, Z28, Z24
+	VPERMB         Z2, Z27, Z25
+	VPERMB         Z3, Z27, Z26
+	VPERMB         128(BX), Z6, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z4, Z27
+	VPERMB         Z27, Z5, Z27
+	VPBROADCASTD   48(CX), Z28
+	VPDPBUSD       Z25, Z28, Z7
+	VPDPBUSD       Z26, Z28, Z8
+	VPBROADCASTD   52(CX), Z28
+	VPDPBUSD       Z25, Z28, Z9
+	VPDPBUSD       Z26, Z28, Z10
+	VPBROADCASTD   56(CX), Z28
+	VPDPBUSD       Z25, Z28, Z11
+	VPDPBUSD       Z26, Z28, Z12
+	VPBROADCASTD   176(CX), Z28
+	VPDPBUSD       Z25, Z28, Z13
+	VPDPBUSD       Z26, Z28, Z14
+	VPBROADCASTD   180(CX), Z28
+	VPDPBUSD       Z25, Z28, Z15
+	VPDPBUSD       Z26, Z28, Z16
+	VPBROADCASTD   184(CX), Z28
+	VPDPBUSD       Z25, Z28, Z17
+	VPDPBUSD       Z26, Z28, Z18
+	VPBROADCASTD   304(CX), Z28
+	VPDPBUSD       Z25, Z28, Z19
+	VPDPBUSD       Z26, Z28, Z20
+	VPBROADCASTD   308(CX), Z28
+	VPDPBUSD       Z25, Z28, Z21
+	VPDPBUSD       Z26, Z28, Z22
+	VPBROADCASTD   312(CX), Z28
+	VPDPBUSD       Z25, Z28, Z23
+	VPDPBUSD       Z26, Z28, Z24
+	VPERMB         Z0, Z27, Z25
+	VPERMB         Z1, Z27, Z26
+	VPBROADCASTD   64(CX), Z28
+	VPDPBUSD       Z25, Z28, Z7
+	VPDPBUSD       Z26, Z28, Z8
+	VPBROADCASTD   68(CX), Z28
+	VPDPBUSD       Z25, Z28, Z9
+	VPDPBUSD       Z26, Z28, Z10
+	VPBROADCASTD   72(CX), Z28
+	VPDPBUSD       Z25, Z28, Z11
+	VPDPBUSD       Z26, Z28, Z12
+	VPBROADCASTD   192(CX), Z28
+	VPDPBUSD       Z25, Z28, Z13
+	VPDPBUSD       Z26, Z28, Z14
+	VPBROADCASTD   196(CX), Z28
+	VPDPBUSD       Z25, Z28, Z15
+	VPDPBUSD       Z26, Z28, Z16
+	VPBROADCASTD   200(CX), Z28
+	VPDPBUSD       Z25, Z28, Z17
+	VPDPBUSD       Z26, Z28, Z18
+	VPBROADCASTD   320(CX), Z28
+	VPDPBUSD       Z25, Z28, Z19
+	VPDPBUSD       Z26, Z28, Z20
+	VPBROADCASTD   324(CX), Z28
+	VPDPBUSD       Z25, Z28, Z21
+	VPDPBUSD       Z26, Z28, Z22
+	VPBROADCASTD   328(CX), Z28
+	VPDPBUSD       Z25, Z28, Z23
+	VPDPBUSD       Z26, Z28, Z24
+	VPERMB         Z2, Z27, Z25
+	VPERMB         Z3, Z27, Z26
+	VPERMB         192(BX), Z6, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z4, Z6
+	VPERMB         Z6, Z5, Z6
+	VPBROADCASTD   80(CX), Z4
+	VPDPBUSD       Z25, Z4, Z7
+	VPDPBUSD       Z26, Z4, Z8
+	VPBROADCASTD   84(CX), Z4
+	VPDPBUSD       Z25, Z4, Z9
+	VPDPBUSD       Z26, Z4, Z10
+	VPBROADCASTD   88(CX), Z4
+	VPDPBUSD       Z25, Z4, Z11
+	VPDPBUSD       Z26, Z4, Z12
+	VPBROADCASTD   208(CX), Z4
+	VPDPBUSD       Z25, Z4, Z13
+	VPDPBUSD       Z26, Z4, Z14
+	VPBROADCASTD   212(CX), Z4
+	VPDPBUSD       Z25, Z4, Z15
+	VPDPBUSD       Z26, Z4, Z16
+	VPBROADCASTD   216(CX), Z4
+	VPDPBUSD       Z25, Z4, Z17
+	VPDPBUSD       Z26, Z4, Z18
+	VPBROADCASTD   336(CX), Z4
+	VPDPBUSD       Z25, Z4, Z19
+	VPDPBUSD       Z26, Z4, Z20
+	VPBROADCASTD   340(CX), Z4
+	VPDPBUSD       Z25, Z4, Z21
+	VPDPBUSD       Z26, Z4, Z22
+	VPBROADCASTD   344(CX), Z4
+	VPDPBUSD       Z25, Z4, Z23
+	VPDPBUSD       Z26, Z4, Z24
+	VPERMB         Z0, Z6, Z0
+	VPERMB         Z1, Z6, Z1
+	VPBROADCASTD   96(CX), Z4
+	VPDPBUSD       Z0, Z4, Z7
+	VPDPBUSD       Z1, Z4, Z8
+	VPBROADCASTD   100(CX), Z4
+	VPDPBUSD       Z0, Z4, Z9
+	VPDPBUSD       Z1, Z4, Z10
+	VPBROADCASTD   104(CX), Z4
+	VPDPBUSD       Z0, Z4, Z11
+	VPDPBUSD       Z1, Z4, Z12
+	VPBROADCASTD   224(CX), Z4
+	VPDPBUSD       Z0, Z4, Z13
+	VPDPBUSD       Z1, Z4, Z14
+	VPBROADCASTD   228(CX), Z4
+	VPDPBUSD       Z0, Z4, Z15
+	VPDPBUSD       Z1, Z4, Z16
+	VPBROADCASTD   232(CX), Z4
+	VPDPBUSD       Z0, Z4, Z17
+	VPDPBUSD       Z1, Z4, Z18
+	VPBROADCASTD   352(CX), Z4
+	VPDPBUSD       Z0, Z4, Z19
+	VPDPBUSD       Z1, Z4, Z20
+	VPBROADCASTD   356(CX), Z4
+	VPDPBUSD       Z0, Z4, Z21
+	VPDPBUSD       Z1, Z4, Z22
+	VPBROADCASTD   360(CX), Z4
+	VPDPBUSD       Z0, Z4, Z23
+	VPDPBUSD       Z1, Z4, Z24
+	VPERMB         Z2, Z6, Z0
+	VPERMB         Z3, Z6, Z1
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z0, Z2, Z7
+	VPDPBUSD       Z1, Z2, Z8
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z0, Z2, Z9
+	VPDPBUSD       Z1, Z2, Z10
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z0, Z2, Z11
+	VPDPBUSD       Z1, Z2, Z12
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z0, Z2, Z13
+	VPDPBUSD       Z1, Z2, Z14
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z0, Z2, Z15
+	VPDPBUSD       Z1, Z2, Z16
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z0, Z2, Z17
+	VPDPBUSD       Z1, Z2, Z18
+	VPBROADCASTD   368(CX), Z2
+	VPDPBUSD       Z0, Z2, Z19
+	VPDPBUSD       Z1, Z2, Z20
+	VPBROADCASTD   372(CX), Z2
+	VPDPBUSD       Z0, Z2, Z21
+	VPDPBUSD       Z1, Z2, Z22
+	VPBROADCASTD   376(CX), Z2
+	VPDPBUSD       Z0, Z2, Z23
+	VPDPBUSD       Z1, Z2, Z24
 	VBROADCASTSS   float256<>+0(SB), Z6
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z7, Z7
@@ -10984,148 +12023,229 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM2Heads1AVX512(SB), NOSPLIT, $0-48
+// func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM2Heads1AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), DI
-	MOVQ           DX, SI
-	ADDQ           BX, SI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
+	ADDQ           BX, DI
 	MOVQ           $0xaaaaaaaaaaaaaaaa, BX
 	KMOVQ          BX, K1
-	VMOVDQU64      (DI), Z0
-	VMOVDQU64      64(DI), Z1
+	VMOVDQU64      (SI), Z0
+	VMOVDQU64      64(SI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+40(FP), DI
 	VMOVDQU64      dotBytes2_0<>+0(SB), Z3
 	VMOVDQU64      dotBytes2_1<>+0(SB), Z4
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z3, Z5
-	VPERMB         (SI)(BX*1), Z3, K1, Z5
+	VPERMB         (DX), Z3, Z5
+	VPERMB         (DI), Z3, K1, Z5
 	VGF2P8AFFINEQB $0x00, Z5, Z2, Z5
-	VPERMB         64(DX)(BX*1), Z3, Z6
-	VPERMB         64(SI)(BX*1), Z3, K1, Z6
+	VPERMB         64(DX), Z3, Z6
+	VPERMB         64(DI), Z3, K1, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z2, Z6
 	VSHUFPS        $0x88, Z6, Z5, Z7
 	VSHUFPS        $0xdd, Z6, Z5, Z5
-
-group:
 	VPBROADCASTD   16(CX), Z6
-	VPBROADCASTD   20(CX), Z11
-	VPBROADCASTD   24(CX), Z12
+	VPBROADCASTD   20(CX), Z14
+	VPBROADCASTD   24(CX), Z15
 	VPXORD         Z8, Z8, Z8
 	VPXORD         Z9, Z9, Z9
 	VPXORD         Z10, Z10, Z10
-	VPERMB         Z0, Z7, Z13
-	VPERMB         Z0, Z5, Z14
-	VPDPBUSD.BCST  32(CX), Z13, Z6
-	VPDPBUSD.BCST  40(CX), Z13, Z11
-	VPDPBUSD.BCST  48(CX), Z13, Z12
-	VPDPBUSD.BCST  36(CX), Z14, Z8
-	VPDPBUSD.BCST  44(CX), Z14, Z9
-	VPDPBUSD.BCST  52(CX), Z14, Z10
-	VPERMB         Z1, Z7, Z13
-	VPERMB         Z1, Z5, Z14
-	VPDPBUSD.BCST  56(CX), Z13, Z6
-	VPDPBUSD.BCST  64(CX), Z13, Z11
-	VPDPBUSD.BCST  72(CX), Z13, Z12
-	VPDPBUSD.BCST  60(CX), Z14, Z8
-	VPDPBUSD.BCST  68(CX), Z14, Z9
-	VPDPBUSD.BCST  76(CX), Z14, Z10
+	VPERMB         Z0, Z7, Z16
+	VPERMB         Z0, Z5, Z17
+	VPDPBUSD.BCST  32(CX), Z16, Z6
+	VPDPBUSD.BCST  40(CX), Z16, Z14
+	VPDPBUSD.BCST  48(CX), Z16, Z15
+	VPDPBUSD.BCST  36(CX), Z17, Z8
+	VPDPBUSD.BCST  44(CX), Z17, Z9
+	VPDPBUSD.BCST  52(CX), Z17, Z10
+	VPERMB         Z1, Z7, Z16
+	VPERMB         Z1, Z5, Z17
+	VPDPBUSD.BCST  56(CX), Z16, Z6
+	VPDPBUSD.BCST  64(CX), Z16, Z14
+	VPDPBUSD.BCST  72(CX), Z16, Z15
+	VPDPBUSD.BCST  60(CX), Z17, Z8
+	VPDPBUSD.BCST  68(CX), Z17, Z9
+	VPDPBUSD.BCST  76(CX), Z17, Z10
 	VPSRLW         $0x04, Z7, Z7
-	VPERMB         Z0, Z7, Z13
+	VPERMB         Z0, Z7, Z16
 	VPSRLW         $0x04, Z5, Z5
-	VPERMB         Z0, Z5, Z14
-	VPERMB         (DX)(BX*1), Z4, Z15
-	VPERMB         (SI)(BX*1), Z4, K1, Z15
-	VGF2P8AFFINEQB $0x00, Z15, Z2, Z15
-	VPERMB         64(DX)(BX*1), Z4, Z16
-	VPERMB         64(SI)(BX*1), Z4, K1, Z16
-	VGF2P8AFFINEQB $0x00, Z16, Z2, Z16
-	VSHUFPS        $0x88, Z16, Z15, Z17
-	VSHUFPS        $0xdd, Z16, Z15, Z15
-	VPDPBUSD.BCST  80(CX), Z13, Z6
-	VPDPBUSD.BCST  88(CX), Z13, Z11
-	VPDPBUSD.BCST  96(CX), Z13, Z12
-	VPDPBUSD.BCST  84(CX), Z14, Z8
-	VPDPBUSD.BCST  92(CX), Z14, Z9
-	VPDPBUSD.BCST  100(CX), Z14, Z10
+	VPERMB         Z0, Z5, Z17
+	VPERMB         (DX), Z4, Z18
+	VPERMB         (DI), Z4, K1, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VPERMB         64(DX), Z4, Z19
+	VPERMB         64(DI), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VSHUFPS        $0x88, Z19, Z18, Z20
+	VSHUFPS        $0xdd, Z19, Z18, Z18
+	VPDPBUSD.BCST  80(CX), Z16, Z6
+	VPDPBUSD.BCST  88(CX), Z16, Z14
+	VPDPBUSD.BCST  96(CX), Z16, Z15
+	VPDPBUSD.BCST  84(CX), Z17, Z8
+	VPDPBUSD.BCST  92(CX), Z17, Z9
+	VPDPBUSD.BCST  100(CX), Z17, Z10
 	VPERMB         Z1, Z7, Z7
 	VPERMB         Z1, Z5, Z5
 	VPDPBUSD.BCST  104(CX), Z7, Z6
-	VPDPBUSD.BCST  112(CX), Z7, Z11
-	VPDPBUSD.BCST  120(CX), Z7, Z12
+	VPDPBUSD.BCST  112(CX), Z7, Z14
+	VPDPBUSD.BCST  120(CX), Z7, Z15
 	VPDPBUSD.BCST  108(CX), Z5, Z8
 	VPDPBUSD.BCST  116(CX), Z5, Z9
 	VPDPBUSD.BCST  124(CX), Z5, Z10
-	VPERMB         Z0, Z17, Z5
-	VPERMB         Z0, Z15, Z7
+	VPERMB         Z0, Z20, Z5
+	VPERMB         Z0, Z18, Z7
 	VPDPBUSD.BCST  128(CX), Z5, Z6
-	VPDPBUSD.BCST  136(CX), Z5, Z11
-	VPDPBUSD.BCST  144(CX), Z5, Z12
+	VPDPBUSD.BCST  136(CX), Z5, Z14
+	VPDPBUSD.BCST  144(CX), Z5, Z15
 	VPDPBUSD.BCST  132(CX), Z7, Z8
 	VPDPBUSD.BCST  140(CX), Z7, Z9
 	VPDPBUSD.BCST  148(CX), Z7, Z10
-	VPERMB         Z1, Z17, Z5
-	VPERMB         Z1, Z15, Z7
+	VPERMB         Z1, Z20, Z5
+	VPERMB         Z1, Z18, Z7
 	VPDPBUSD.BCST  152(CX), Z5, Z6
-	VPDPBUSD.BCST  160(CX), Z5, Z11
-	VPDPBUSD.BCST  168(CX), Z5, Z12
+	VPDPBUSD.BCST  160(CX), Z5, Z14
+	VPDPBUSD.BCST  168(CX), Z5, Z15
 	VPDPBUSD.BCST  156(CX), Z7, Z8
 	VPDPBUSD.BCST  164(CX), Z7, Z9
 	VPDPBUSD.BCST  172(CX), Z7, Z10
-	VPSRLW         $0x04, Z17, Z17
-	VPERMB         Z0, Z17, Z7
-	VPSRLW         $0x04, Z15, Z15
-	VPERMB         Z0, Z15, Z13
-	XORL           R9, R9
-	MOVQ           $0x00000080, R8
-	CMPQ           DI, $0x01
-	CMOVQEQ        R9, R8
-	ADDQ           R8, BX
-	VPERMB         (DX)(BX*1), Z3, Z5
-	VPERMB         (SI)(BX*1), Z3, K1, Z5
-	VGF2P8AFFINEQB $0x00, Z5, Z2, Z5
-	VPERMB         64(DX)(BX*1), Z3, Z14
-	VPERMB         64(SI)(BX*1), Z3, K1, Z14
-	VGF2P8AFFINEQB $0x00, Z14, Z2, Z14
-	VSHUFPS        $0x88, Z14, Z5, Z16
-	VSHUFPS        $0xdd, Z14, Z5, Z5
-	VPDPBUSD.BCST  176(CX), Z7, Z6
-	VPDPBUSD.BCST  184(CX), Z7, Z11
-	VPDPBUSD.BCST  192(CX), Z7, Z12
-	VPDPBUSD.BCST  180(CX), Z13, Z8
-	VPDPBUSD.BCST  188(CX), Z13, Z9
-	VPDPBUSD.BCST  196(CX), Z13, Z10
-	VPERMB         Z1, Z17, Z17
-	VPERMB         Z1, Z15, Z15
-	VPDPBUSD.BCST  200(CX), Z17, Z6
-	VPDPBUSD.BCST  208(CX), Z17, Z11
-	VPDPBUSD.BCST  216(CX), Z17, Z12
-	VPDPBUSD.BCST  204(CX), Z15, Z8
-	VPDPBUSD.BCST  212(CX), Z15, Z9
-	VPDPBUSD.BCST  220(CX), Z15, Z10
-	VMOVDQA64      Z16, Z7
-	VMOVDQA64      Z5, Z5
-	VBROADCASTSS   float256<>+0(SB), Z13
-	VMOVDQU32      dotRows<>+0(SB), Z14
+	VPSRLW         $0x04, Z20, Z20
+	VPERMB         Z0, Z20, Z5
+	VPSRLW         $0x04, Z18, Z18
+	VPERMB         Z0, Z18, Z7
+	VPERMB         128(DX), Z3, Z16
+	VPERMB         128(DI), Z3, K1, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z2, Z16
+	VPERMB         192(DX), Z3, Z17
+	VPERMB         192(DI), Z3, K1, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
+	VSHUFPS        $0x88, Z17, Z16, Z3
+	VSHUFPS        $0xdd, Z17, Z16, Z16
+	VPDPBUSD.BCST  176(CX), Z5, Z6
+	VPDPBUSD.BCST  184(CX), Z5, Z14
+	VPDPBUSD.BCST  192(CX), Z5, Z15
+	VPDPBUSD.BCST  180(CX), Z7, Z8
+	VPDPBUSD.BCST  188(CX), Z7, Z9
+	VPDPBUSD.BCST  196(CX), Z7, Z10
+	VPERMB         Z1, Z20, Z20
+	VPERMB         Z1, Z18, Z18
+	VPDPBUSD.BCST  200(CX), Z20, Z6
+	VPDPBUSD.BCST  208(CX), Z20, Z14
+	VPDPBUSD.BCST  216(CX), Z20, Z15
+	VPDPBUSD.BCST  204(CX), Z18, Z8
+	VPDPBUSD.BCST  212(CX), Z18, Z9
+	VPDPBUSD.BCST  220(CX), Z18, Z10
+	VBROADCASTSS   float256<>+0(SB), Z5
+	VMOVDQU32      dotRows<>+0(SB), Z7
 	VPADDD         Z8, Z6, Z6
-	VPADDD         Z9, Z11, Z11
-	VPADDD         Z10, Z12, Z12
+	VPADDD         Z9, Z14, Z14
+	VPADDD         Z10, Z15, Z15
 	VCVTDQ2PS      Z6, Z6
-	VCVTDQ2PS      Z11, Z11
-	VCVTDQ2PS      Z12, Z12
-	VFMADD213PS    Z11, Z13, Z12
-	VFMADD213PS    Z6, Z13, Z12
-	VPERMPS        Z12, Z14, Z12
-	VMULPS.BCST    12(CX), Z12, Z12
-	VMOVUPS        Z12, (AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, DI
-	JNZ            group
+	VCVTDQ2PS      Z14, Z14
+	VCVTDQ2PS      Z15, Z15
+	VFMADD213PS    Z14, Z5, Z15
+	VFMADD213PS    Z6, Z5, Z15
+	VPERMPS        Z15, Z7, Z15
+	VMULPS.BCST    12(CX), Z15, Z15
+	VMOVUPS        Z15, (AX)
+	VPBROADCASTD   16(CX), Z5
+	VPBROADCASTD   20(CX), Z6
+	VPBROADCASTD   24(CX), Z7
+	VPXORD         Z11, Z11, Z11
+	VPXORD         Z12, Z12, Z12
+	VPXORD         Z13, Z13, Z13
+	VPERMB         Z0, Z3, Z8
+	VPERMB         Z0, Z16, Z9
+	VPDPBUSD.BCST  32(CX), Z8, Z5
+	VPDPBUSD.BCST  40(CX), Z8, Z6
+	VPDPBUSD.BCST  48(CX), Z8, Z7
+	VPDPBUSD.BCST  36(CX), Z9, Z11
+	VPDPBUSD.BCST  44(CX), Z9, Z12
+	VPDPBUSD.BCST  52(CX), Z9, Z13
+	VPERMB         Z1, Z3, Z8
+	VPERMB         Z1, Z16, Z9
+	VPDPBUSD.BCST  56(CX), Z8, Z5
+	VPDPBUSD.BCST  64(CX), Z8, Z6
+	VPDPBUSD.BCST  72(CX), Z8, Z7
+	VPDPBUSD.BCST  60(CX), Z9, Z11
+	VPDPBUSD.BCST  68(CX), Z9, Z12
+	VPDPBUSD.BCST  76(CX), Z9, Z13
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z8
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z9
+	VPERMB         128(DX), Z4, Z10
+	VPERMB         128(DI), Z4, K1, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z2, Z10
+	VPERMB         192(DX), Z4, Z14
+	VPERMB         192(DI), Z4, K1, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z2, Z14
+	VSHUFPS        $0x88, Z14, Z10, Z2
+	VSHUFPS        $0xdd, Z14, Z10, Z10
+	VPDPBUSD.BCST  80(CX), Z8, Z5
+	VPDPBUSD.BCST  88(CX), Z8, Z6
+	VPDPBUSD.BCST  96(CX), Z8, Z7
+	VPDPBUSD.BCST  84(CX), Z9, Z11
+	VPDPBUSD.BCST  92(CX), Z9, Z12
+	VPDPBUSD.BCST  100(CX), Z9, Z13
+	VPERMB         Z1, Z3, Z3
+	VPERMB         Z1, Z16, Z16
+	VPDPBUSD.BCST  104(CX), Z3, Z5
+	VPDPBUSD.BCST  112(CX), Z3, Z6
+	VPDPBUSD.BCST  120(CX), Z3, Z7
+	VPDPBUSD.BCST  108(CX), Z16, Z11
+	VPDPBUSD.BCST  116(CX), Z16, Z12
+	VPDPBUSD.BCST  124(CX), Z16, Z13
+	VPERMB         Z0, Z2, Z3
+	VPERMB         Z0, Z10, Z4
+	VPDPBUSD.BCST  128(CX), Z3, Z5
+	VPDPBUSD.BCST  136(CX), Z3, Z6
+	VPDPBUSD.BCST  144(CX), Z3, Z7
+	VPDPBUSD.BCST  132(CX), Z4, Z11
+	VPDPBUSD.BCST  140(CX), Z4, Z12
+	VPDPBUSD.BCST  148(CX), Z4, Z13
+	VPERMB         Z1, Z2, Z3
+	VPERMB         Z1, Z10, Z4
+	VPDPBUSD.BCST  152(CX), Z3, Z5
+	VPDPBUSD.BCST  160(CX), Z3, Z6
+	VPDPBUSD.BCST  168(CX), Z3, Z7
+	VPDPBUSD.BCST  156(CX), Z4, Z11
+	VPDPBUSD.BCST  164(CX), Z4, Z12
+	VPDPBUSD.BCST  172(CX), Z4, Z13
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z3
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z0
+	VPDPBUSD.BCST  176(CX), Z3, Z5
+	VPDPBUSD.BCST  184(CX), Z3, Z6
+	VPDPBUSD.BCST  192(CX), Z3, Z7
+	VPDPBUSD.BCST  180(CX), Z0, Z11
+	VPDPBUSD.BCST  188(CX), Z0, Z12
+	VPDPBUSD.BCST  196(CX), Z0, Z13
+	VPERMB         Z1, Z2, Z2
+	VPERMB         Z1, Z10, Z10
+	VPDPBUSD.BCST  200(CX), Z2, Z5
+	VPDPBUSD.BCST  208(CX), Z2, Z6
+	VPDPBUSD.BCST  216(CX), Z2, Z7
+	VPDPBUSD.BCST  204(CX), Z10, Z11
+	VPDPBUSD.BCST  212(CX), Z10, Z12
+	VPDPBUSD.BCST  220(CX), Z10, Z13
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z11, Z5, Z5
+	VPADDD         Z12, Z6, Z6
+	VPADDD         Z13, Z7, Z7
+	VCVTDQ2PS      Z5, Z5
+	VCVTDQ2PS      Z6, Z6
+	VCVTDQ2PS      Z7, Z7
+	VFMADD213PS    Z6, Z0, Z7
+	VFMADD213PS    Z5, Z0, Z7
+	VPERMPS        Z7, Z1, Z7
+	VMULPS.BCST    12(CX), Z7, Z7
+	VMOVUPS        Z7, 64(AX)
 	VZEROUPPER
 	RET
 
@@ -11149,9 +12269,9 @@ DATA dotBytes2_1<>+48(SB)/8, $0x3434353536363737
 DATA dotBytes2_1<>+56(SB)/8, $0x3c3c3d3d3e3e3f3f
 GLOBL dotBytes2_1<>(SB), RODATA|NOPTR, $64
 
-// func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM2Heads1AVX512(SB), NOSPLIT, $0-56
+// func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM2Heads1AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
@@ -11165,7 +12285,6 @@ TEXT ·addLM2Heads1AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      (DI), Z0
 	VMOVDQU64      64(DI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+48(FP), SI
 	VMOVDQU64      turnDims<>+0(SB), Z3
 	VPXORD         Z4, Z4, Z4
 	VPXORD         Z5, Z5, Z5
@@ -11181,18 +12300,14 @@ TEXT ·addLM2Heads1AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z15, Z15, Z15
 	VMOVDQU64      addBytes2_0<>+0(SB), Z16
 	VMOVDQU64      addBytes2_2<>+0(SB), Z17
-	MOVQ           SI, DI
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z16, Z18
-	VPERMB         (R8)(SI*1), Z16, K1, Z18
+	VPERMB         (BX), Z16, Z18
+	VPERMB         (R8), Z16, K1, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
 	VPERMB         Z18, Z3, Z18
-	VPERMB         (BX)(SI*1), Z17, Z19
-	VPERMB         (R8)(SI*1), Z17, K1, Z19
+	VPERMB         (BX), Z17, Z19
+	VPERMB         (R8), Z17, K1, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VPERMB         Z19, Z3, Z19
-
-group0:
 	VPERMB         Z0, Z18, Z20
 	VPERMB         Z1, Z18, Z21
 	VPERMB         Z0, Z19, Z22
@@ -11214,43 +12329,169 @@ group0:
 	VPDPBUSD       Z23, Z24, Z15
 	VPSRLW         $0x04, Z18, Z18
 	VPERMB         Z0, Z18, Z20
-	VPERMB         Z1, Z18, Z21
+	VPERMB         Z1, Z18, Z18
 	VPSRLW         $0x04, Z19, Z19
-	VPERMB         Z0, Z19, Z22
-	VPERMB         Z1, Z19, Z23
-	XORL           R10, R10
-	MOVQ           $0x00000040, R9
-	CMPQ           DI, $0x01
-	CMOVQEQ        R10, R9
-	ADDQ           R9, SI
-	VPERMB         (BX)(SI*1), Z16, Z18
-	VPERMB         (R8)(SI*1), Z16, K1, Z18
-	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
-	VPERMB         Z18, Z3, Z18
-	VMOVDQA64      Z18, Z18
-	VPERMB         (BX)(SI*1), Z17, Z19
-	VPERMB         (R8)(SI*1), Z17, K1, Z19
-	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
-	VPERMB         Z19, Z3, Z19
-	VMOVDQA64      Z19, Z19
+	VPERMB         Z0, Z19, Z21
+	VPERMB         Z1, Z19, Z19
+	VPERMB         64(BX), Z16, Z22
+	VPERMB         64(R8), Z16, K1, Z22
+	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
+	VPERMB         Z22, Z3, Z22
+	VPERMB         64(BX), Z17, Z23
+	VPERMB         64(R8), Z17, K1, Z23
+	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
+	VPERMB         Z23, Z3, Z23
 	VPBROADCASTD   16(CX), Z24
 	VPDPBUSD       Z20, Z24, Z4
-	VPDPBUSD       Z21, Z24, Z5
-	VPDPBUSD       Z22, Z24, Z6
-	VPDPBUSD       Z23, Z24, Z7
+	VPDPBUSD       Z18, Z24, Z5
+	VPDPBUSD       Z21, Z24, Z6
+	VPDPBUSD       Z19, Z24, Z7
 	VPBROADCASTD   20(CX), Z24
 	VPDPBUSD       Z20, Z24, Z8
-	VPDPBUSD       Z21, Z24, Z9
-	VPDPBUSD       Z22, Z24, Z10
-	VPDPBUSD       Z23, Z24, Z11
+	VPDPBUSD       Z18, Z24, Z9
+	VPDPBUSD       Z21, Z24, Z10
+	VPDPBUSD       Z19, Z24, Z11
 	VPBROADCASTD   24(CX), Z24
 	VPDPBUSD       Z20, Z24, Z12
-	VPDPBUSD       Z21, Z24, Z13
-	VPDPBUSD       Z22, Z24, Z14
-	VPDPBUSD       Z23, Z24, Z15
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, DI
-	JNZ            group0
+	VPDPBUSD       Z18, Z24, Z13
+	VPDPBUSD       Z21, Z24, Z14
+	VPDPBUSD       Z19, Z24, Z15
+	VPERMB         Z0, Z22, Z18
+	VPERMB         Z1, Z22, Z19
+	VPERMB         Z0, Z23, Z20
+	VPERMB         Z1, Z23, Z21
+	VPBROADCASTD   32(CX), Z24
+	VPDPBUSD       Z18, Z24, Z4
+	VPDPBUSD       Z19, Z24, Z5
+	VPDPBUSD       Z20, Z24, Z6
+	VPDPBUSD       Z21, Z24, Z7
+	VPBROADCASTD   36(CX), Z24
+	VPDPBUSD       Z18, Z24, Z8
+	VPDPBUSD       Z19, Z24, Z9
+	VPDPBUSD       Z20, Z24, Z10
+	VPDPBUSD       Z21, Z24, Z11
+	VPBROADCASTD   40(CX), Z24
+	VPDPBUSD       Z18, Z24, Z12
+	VPDPBUSD       Z19, Z24, Z13
+	VPDPBUSD       Z20, Z24, Z14
+	VPDPBUSD       Z21, Z24, Z15
+	VPSRLW         $0x04, Z22, Z22
+	VPERMB         Z0, Z22, Z18
+	VPERMB         Z1, Z22, Z19
+	VPSRLW         $0x04, Z23, Z23
+	VPERMB         Z0, Z23, Z20
+	VPERMB         Z1, Z23, Z21
+	VPERMB         128(BX), Z16, Z22
+	VPERMB         128(R8), Z16, K1, Z22
+	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
+	VPERMB         Z22, Z3, Z22
+	VPERMB         128(BX), Z17, Z23
+	VPERMB         128(R8), Z17, K1, Z23
+	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
+	VPERMB         Z23, Z3, Z23
+	VPBROADCASTD   48(CX), Z24
+	VPDPBUSD       Z18, Z24, Z4
+	VPDPBUSD       Z19, Z24, Z5
+	VPDPBUSD       Z20, Z24, Z6
+	VPDPBUSD       Z21, Z24, Z7
+	VPBROADCASTD   52(CX), Z24
+	VPDPBUSD       Z18, Z24, Z8
+	VPDPBUSD       Z19, Z24, Z9
+	VPDPBUSD       Z20, Z24, Z10
+	VPDPBUSD       Z21, Z24, Z11
+	VPBROADCASTD   56(CX), Z24
+	VPDPBUSD       Z18, Z24, Z12
+	VPDPBUSD       Z19, Z24, Z13
+	VPDPBUSD       Z20, Z24, Z14
+	VPDPBUSD       Z21, Z24, Z15
+	VPERMB         Z0, Z22, Z18
+	VPERMB         Z1, Z22, Z19
+	VPERMB         Z0, Z23, Z20
+	VPERMB         Z1, Z23, Z21
+	VPBROADCASTD   64(CX), Z24
+	VPDPBUSD       Z18, Z24, Z4
+	VPDPBUSD       Z19, Z24, Z5
+	VPDPBUSD       Z20, Z24, Z6
+	VPDPBUSD       Z21, Z24, Z7
+	VPBROADCASTD   68(CX), Z24
+	VPDPBUSD       Z18, Z24, Z8
+	VPDPBUSD       Z19, Z24, Z9
+	VPDPBUSD       Z20, Z24, Z10
+	VPDPBUSD       Z21, Z24, Z11
+	VPBROADCASTD   72(CX), Z24
+	VPDPBUSD       Z18, Z24, Z12
+	VPDPBUSD       Z19, Z24, Z13
+	VPDPBUSD       Z20, Z24, Z14
+	VPDPBUSD       Z21, Z24, Z15
+	VPSRLW         $0x04, Z22, Z22
+	VPERMB         Z0, Z22, Z18
+	VPERMB         Z1, Z22, Z19
+	VPSRLW         $0x04, Z23, Z23
+	VPERMB         Z0, Z23, Z20
+	VPERMB         Z1, Z23, Z21
+	VPERMB         192(BX), Z16, Z22
+	VPERMB         192(R8), Z16, K1, Z22
+	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
+	VPERMB         Z22, Z3, Z22
+	VPERMB         192(BX), Z17, Z16
+	VPERMB         192(R8), Z17, K1, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z2, Z16
+	VPERMB         Z16, Z3, Z16
+	VPBROADCASTD   80(CX), Z2
+	VPDPBUSD       Z18, Z2, Z4
+	VPDPBUSD       Z19, Z2, Z5
+	VPDPBUSD       Z20, Z2, Z6
+	VPDPBUSD       Z21, Z2, Z7
+	VPBROADCASTD   84(CX), Z2
+	VPDPBUSD       Z18, Z2, Z8
+	VPDPBUSD       Z19, Z2, Z9
+	VPDPBUSD       Z20, Z2, Z10
+	VPDPBUSD       Z21, Z2, Z11
+	VPBROADCASTD   88(CX), Z2
+	VPDPBUSD       Z18, Z2, Z12
+	VPDPBUSD       Z19, Z2, Z13
+	VPDPBUSD       Z20, Z2, Z14
+	VPDPBUSD       Z21, Z2, Z15
+	VPERMB         Z0, Z22, Z2
+	VPERMB         Z1, Z22, Z3
+	VPERMB         Z0, Z16, Z17
+	VPERMB         Z1, Z16, Z18
+	VPBROADCASTD   96(CX), Z19
+	VPDPBUSD       Z2, Z19, Z4
+	VPDPBUSD       Z3, Z19, Z5
+	VPDPBUSD       Z17, Z19, Z6
+	VPDPBUSD       Z18, Z19, Z7
+	VPBROADCASTD   100(CX), Z19
+	VPDPBUSD       Z2, Z19, Z8
+	VPDPBUSD       Z3, Z19, Z9
+	VPDPBUSD       Z17, Z19, Z10
+	VPDPBUSD       Z18, Z19, Z11
+	VPBROADCASTD   104(CX), Z19
+	VPDPBUSD       Z2, Z19, Z12
+	VPDPBUSD       Z3, Z19, Z13
+	VPDPBUSD       Z17, Z19, Z14
+	VPDPBUSD       Z18, Z19, Z15
+	VPSRLW         $0x04, Z22, Z22
+	VPERMB         Z0, Z22, Z2
+	VPERMB         Z1, Z22, Z3
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z0
+	VPERMB         Z1, Z16, Z1
+	VPBROADCASTD   112(CX), Z16
+	VPDPBUSD       Z2, Z16, Z4
+	VPDPBUSD       Z3, Z16, Z5
+	VPDPBUSD       Z0, Z16, Z6
+	VPDPBUSD       Z1, Z16, Z7
+	VPBROADCASTD   116(CX), Z16
+	VPDPBUSD       Z2, Z16, Z8
+	VPDPBUSD       Z3, Z16, Z9
+	VPDPBUSD       Z0, Z16, Z10
+	VPDPBUSD       Z1, Z16, Z11
+	VPBROADCASTD   120(CX), Z16
+	VPDPBUSD       Z2, Z16, Z12
+	VPDPBUSD       Z3, Z16, Z13
+	VPDPBUSD       Z0, Z16, Z14
+	VPDPBUSD       Z1, Z16, Z15
 	VBROADCASTSS   float256<>+0(SB), Z0
 	VBROADCASTSS   (DX), Z1
 	VCVTDQ2PS      Z4, Z4
@@ -11304,233 +12545,378 @@ DATA addBytes2_2<>+48(SB)/8, $0x1515171735353737
 DATA addBytes2_2<>+56(SB)/8, $0x1d1d1f1f3d3d3f3f
 GLOBL addBytes2_2<>(SB), RODATA|NOPTR, $64
 
-// func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM2Heads2AVX512(SB), NOSPLIT, $0-48
+// func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM2Heads2AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), DI
-	MOVQ           DX, SI
-	ADDQ           BX, SI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
+	ADDQ           BX, DI
 	MOVQ           $0xaaaaaaaaaaaaaaaa, BX
 	KMOVQ          BX, K1
-	VMOVDQU64      (DI), Z0
-	VMOVDQU64      64(DI), Z1
+	VMOVDQU64      (SI), Z0
+	VMOVDQU64      64(SI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+40(FP), DI
 	VMOVDQU64      dotBytes2_0<>+0(SB), Z3
 	VMOVDQU64      dotBytes2_1<>+0(SB), Z4
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z3, Z5
-	VPERMB         (SI)(BX*1), Z3, K1, Z5
+	VPERMB         (DX), Z3, Z5
+	VPERMB         (DI), Z3, K1, Z5
 	VGF2P8AFFINEQB $0x00, Z5, Z2, Z5
-	VPERMB         64(DX)(BX*1), Z3, Z6
-	VPERMB         64(SI)(BX*1), Z3, K1, Z6
+	VPERMB         64(DX), Z3, Z6
+	VPERMB         64(DI), Z3, K1, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z2, Z6
 	VSHUFPS        $0x88, Z6, Z5, Z7
 	VSHUFPS        $0xdd, Z6, Z5, Z5
-
-group:
 	VPBROADCASTD   16(CX), Z6
-	VPBROADCASTD   20(CX), Z14
-	VPBROADCASTD   24(CX), Z15
-	VPBROADCASTD   240(CX), Z16
-	VPBROADCASTD   244(CX), Z17
-	VPBROADCASTD   248(CX), Z18
+	VPBROADCASTD   20(CX), Z20
+	VPBROADCASTD   24(CX), Z21
+	VPBROADCASTD   240(CX), Z22
+	VPBROADCASTD   244(CX), Z23
+	VPBROADCASTD   248(CX), Z24
 	VPXORD         Z8, Z8, Z8
 	VPXORD         Z9, Z9, Z9
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
 	VPXORD         Z12, Z12, Z12
 	VPXORD         Z13, Z13, Z13
-	VPERMB         Z0, Z7, Z19
-	VPERMB         Z0, Z5, Z20
-	VPDPBUSD.BCST  32(CX), Z19, Z6
-	VPDPBUSD.BCST  40(CX), Z19, Z14
-	VPDPBUSD.BCST  48(CX), Z19, Z15
-	VPDPBUSD.BCST  256(CX), Z19, Z16
-	VPDPBUSD.BCST  264(CX), Z19, Z17
-	VPDPBUSD.BCST  272(CX), Z19, Z18
-	VPDPBUSD.BCST  36(CX), Z20, Z8
-	VPDPBUSD.BCST  44(CX), Z20, Z9
-	VPDPBUSD.BCST  52(CX), Z20, Z10
-	VPDPBUSD.BCST  260(CX), Z20, Z11
-	VPDPBUSD.BCST  268(CX), Z20, Z12
-	VPDPBUSD.BCST  276(CX), Z20, Z13
-	VPERMB         Z1, Z7, Z19
-	VPERMB         Z1, Z5, Z20
-	VPDPBUSD.BCST  56(CX), Z19, Z6
-	VPDPBUSD.BCST  64(CX), Z19, Z14
-	VPDPBUSD.BCST  72(CX), Z19, Z15
-	VPDPBUSD.BCST  280(CX), Z19, Z16
-	VPDPBUSD.BCST  288(CX), Z19, Z17
-	VPDPBUSD.BCST  296(CX), Z19, Z18
-	VPDPBUSD.BCST  60(CX), Z20, Z8
-	VPDPBUSD.BCST  68(CX), Z20, Z9
-	VPDPBUSD.BCST  76(CX), Z20, Z10
-	VPDPBUSD.BCST  284(CX), Z20, Z11
-	VPDPBUSD.BCST  292(CX), Z20, Z12
-	VPDPBUSD.BCST  300(CX), Z20, Z13
+	VPERMB         Z0, Z7, Z25
+	VPERMB         Z0, Z5, Z26
+	VPDPBUSD.BCST  32(CX), Z25, Z6
+	VPDPBUSD.BCST  40(CX), Z25, Z20
+	VPDPBUSD.BCST  48(CX), Z25, Z21
+	VPDPBUSD.BCST  256(CX), Z25, Z22
+	VPDPBUSD.BCST  264(CX), Z25, Z23
+	VPDPBUSD.BCST  272(CX), Z25, Z24
+	VPDPBUSD.BCST  36(CX), Z26, Z8
+	VPDPBUSD.BCST  44(CX), Z26, Z9
+	VPDPBUSD.BCST  52(CX), Z26, Z10
+	VPDPBUSD.BCST  260(CX), Z26, Z11
+	VPDPBUSD.BCST  268(CX), Z26, Z12
+	VPDPBUSD.BCST  276(CX), Z26, Z13
+	VPERMB         Z1, Z7, Z25
+	VPERMB         Z1, Z5, Z26
+	VPDPBUSD.BCST  56(CX), Z25, Z6
+	VPDPBUSD.BCST  64(CX), Z25, Z20
+	VPDPBUSD.BCST  72(CX), Z25, Z21
+	VPDPBUSD.BCST  280(CX), Z25, Z22
+	VPDPBUSD.BCST  288(CX), Z25, Z23
+	VPDPBUSD.BCST  296(CX), Z25, Z24
+	VPDPBUSD.BCST  60(CX), Z26, Z8
+	VPDPBUSD.BCST  68(CX), Z26, Z9
+	VPDPBUSD.BCST  76(CX), Z26, Z10
+	VPDPBUSD.BCST  284(CX), Z26, Z11
+	VPDPBUSD.BCST  292(CX), Z26, Z12
+	VPDPBUSD.BCST  300(CX), Z26, Z13
 	VPSRLW         $0x04, Z7, Z7
-	VPERMB         Z0, Z7, Z19
+	VPERMB         Z0, Z7, Z25
 	VPSRLW         $0x04, Z5, Z5
-	VPERMB         Z0, Z5, Z20
-	VPERMB         (DX)(BX*1), Z4, Z21
-	VPERMB         (SI)(BX*1), Z4, K1, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
-	VPERMB         64(DX)(BX*1), Z4, Z22
-	VPERMB         64(SI)(BX*1), Z4, K1, Z22
-	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
-	VSHUFPS        $0x88, Z22, Z21, Z23
-	VSHUFPS        $0xdd, Z22, Z21, Z21
-	VPDPBUSD.BCST  80(CX), Z19, Z6
-	VPDPBUSD.BCST  88(CX), Z19, Z14
-	VPDPBUSD.BCST  96(CX), Z19, Z15
-	VPDPBUSD.BCST  304(CX), Z19, Z16
-	VPDPBUSD.BCST  312(CX), Z19, Z17
-	VPDPBUSD.BCST  320(CX), Z19, Z18
-	VPDPBUSD.BCST  84(CX), Z20, Z8
-	VPDPBUSD.BCST  92(CX), Z20, Z9
-	VPDPBUSD.BCST  100(CX), Z20, Z10
-	VPDPBUSD.BCST  308(CX), Z20, Z11
-	VPDPBUSD.BCST  316(CX), Z20, Z12
-	VPDPBUSD.BCST  324(CX), Z20, Z13
+	VPERMB         Z0, Z5, Z26
+	VPERMB         (DX), Z4, Z27
+	VPERMB         (DI), Z4, K1, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         64(DX), Z4, Z28
+	VPERMB         64(DI), Z4, K1, Z28
+	VGF2P8AFFINEQB $0x00, Z28, Z2, Z28
+	VSHUFPS        $0x88, Z28, Z27, Z29
+	VSHUFPS        $0xdd, Z28, Z27, Z27
+	VPDPBUSD.BCST  80(CX), Z25, Z6
+	VPDPBUSD.BCST  88(CX), Z25, Z20
+	VPDPBUSD.BCST  96(CX), Z25, Z21
+	VPDPBUSD.BCST  304(CX), Z25, Z22
+	VPDPBUSD.BCST  312(CX), Z25, Z23
+	VPDPBUSD.BCST  320(CX), Z25, Z24
+	VPDPBUSD.BCST  84(CX), Z26, Z8
+	VPDPBUSD.BCST  92(CX), Z26, Z9
+	VPDPBUSD.BCST  100(CX), Z26, Z10
+	VPDPBUSD.BCST  308(CX), Z26, Z11
+	VPDPBUSD.BCST  316(CX), Z26, Z12
+	VPDPBUSD.BCST  324(CX), Z26, Z13
 	VPERMB         Z1, Z7, Z7
 	VPERMB         Z1, Z5, Z5
 	VPDPBUSD.BCST  104(CX), Z7, Z6
-	VPDPBUSD.BCST  112(CX), Z7, Z14
-	VPDPBUSD.BCST  120(CX), Z7, Z15
-	VPDPBUSD.BCST  328(CX), Z7, Z16
-	VPDPBUSD.BCST  336(CX), Z7, Z17
-	VPDPBUSD.BCST  344(CX), Z7, Z18
+	VPDPBUSD.BCST  112(CX), Z7, Z20
+	VPDPBUSD.BCST  120(CX), Z7, Z21
+	VPDPBUSD.BCST  328(CX), Z7, Z22
+	VPDPBUSD.BCST  336(CX), Z7, Z23
+	VPDPBUSD.BCST  344(CX), Z7, Z24
 	VPDPBUSD.BCST  108(CX), Z5, Z8
 	VPDPBUSD.BCST  116(CX), Z5, Z9
 	VPDPBUSD.BCST  124(CX), Z5, Z10
 	VPDPBUSD.BCST  332(CX), Z5, Z11
 	VPDPBUSD.BCST  340(CX), Z5, Z12
 	VPDPBUSD.BCST  348(CX), Z5, Z13
-	VPERMB         Z0, Z23, Z5
-	VPERMB         Z0, Z21, Z7
+	VPERMB         Z0, Z29, Z5
+	VPERMB         Z0, Z27, Z7
 	VPDPBUSD.BCST  128(CX), Z5, Z6
-	VPDPBUSD.BCST  136(CX), Z5, Z14
-	VPDPBUSD.BCST  144(CX), Z5, Z15
-	VPDPBUSD.BCST  352(CX), Z5, Z16
-	VPDPBUSD.BCST  360(CX), Z5, Z17
-	VPDPBUSD.BCST  368(CX), Z5, Z18
+	VPDPBUSD.BCST  136(CX), Z5, Z20
+	VPDPBUSD.BCST  144(CX), Z5, Z21
+	VPDPBUSD.BCST  352(CX), Z5, Z22
+	VPDPBUSD.BCST  360(CX), Z5, Z23
+	VPDPBUSD.BCST  368(CX), Z5, Z24
 	VPDPBUSD.BCST  132(CX), Z7, Z8
 	VPDPBUSD.BCST  140(CX), Z7, Z9
 	VPDPBUSD.BCST  148(CX), Z7, Z10
 	VPDPBUSD.BCST  356(CX), Z7, Z11
 	VPDPBUSD.BCST  364(CX), Z7, Z12
 	VPDPBUSD.BCST  372(CX), Z7, Z13
-	VPERMB         Z1, Z23, Z5
-	VPERMB         Z1, Z21, Z7
+	VPERMB         Z1, Z29, Z5
+	VPERMB         Z1, Z27, Z7
 	VPDPBUSD.BCST  152(CX), Z5, Z6
-	VPDPBUSD.BCST  160(CX), Z5, Z14
-	VPDPBUSD.BCST  168(CX), Z5, Z15
-	VPDPBUSD.BCST  376(CX), Z5, Z16
-	VPDPBUSD.BCST  384(CX), Z5, Z17
-	VPDPBUSD.BCST  392(CX), Z5, Z18
+	VPDPBUSD.BCST  160(CX), Z5, Z20
+	VPDPBUSD.BCST  168(CX), Z5, Z21
+	VPDPBUSD.BCST  376(CX), Z5, Z22
+	VPDPBUSD.BCST  384(CX), Z5, Z23
+	VPDPBUSD.BCST  392(CX), Z5, Z24
 	VPDPBUSD.BCST  156(CX), Z7, Z8
 	VPDPBUSD.BCST  164(CX), Z7, Z9
 	VPDPBUSD.BCST  172(CX), Z7, Z10
 	VPDPBUSD.BCST  380(CX), Z7, Z11
 	VPDPBUSD.BCST  388(CX), Z7, Z12
 	VPDPBUSD.BCST  396(CX), Z7, Z13
-	VPSRLW         $0x04, Z23, Z23
-	VPERMB         Z0, Z23, Z7
-	VPSRLW         $0x04, Z21, Z21
-	VPERMB         Z0, Z21, Z19
-	XORL           R9, R9
-	MOVQ           $0x00000080, R8
-	CMPQ           DI, $0x01
-	CMOVQEQ        R9, R8
-	ADDQ           R8, BX
-	VPERMB         (DX)(BX*1), Z3, Z5
-	VPERMB         (SI)(BX*1), Z3, K1, Z5
-	VGF2P8AFFINEQB $0x00, Z5, Z2, Z5
-	VPERMB         64(DX)(BX*1), Z3, Z20
-	VPERMB         64(SI)(BX*1), Z3, K1, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
-	VSHUFPS        $0x88, Z20, Z5, Z22
-	VSHUFPS        $0xdd, Z20, Z5, Z5
-	VPDPBUSD.BCST  176(CX), Z7, Z6
-	VPDPBUSD.BCST  184(CX), Z7, Z14
-	VPDPBUSD.BCST  192(CX), Z7, Z15
-	VPDPBUSD.BCST  400(CX), Z7, Z16
-	VPDPBUSD.BCST  408(CX), Z7, Z17
-	VPDPBUSD.BCST  416(CX), Z7, Z18
-	VPDPBUSD.BCST  180(CX), Z19, Z8
-	VPDPBUSD.BCST  188(CX), Z19, Z9
-	VPDPBUSD.BCST  196(CX), Z19, Z10
-	VPDPBUSD.BCST  404(CX), Z19, Z11
-	VPDPBUSD.BCST  412(CX), Z19, Z12
-	VPDPBUSD.BCST  420(CX), Z19, Z13
-	VPERMB         Z1, Z23, Z23
-	VPERMB         Z1, Z21, Z21
-	VPDPBUSD.BCST  200(CX), Z23, Z6
-	VPDPBUSD.BCST  208(CX), Z23, Z14
-	VPDPBUSD.BCST  216(CX), Z23, Z15
-	VPDPBUSD.BCST  424(CX), Z23, Z16
-	VPDPBUSD.BCST  432(CX), Z23, Z17
-	VPDPBUSD.BCST  440(CX), Z23, Z18
-	VPDPBUSD.BCST  204(CX), Z21, Z8
-	VPDPBUSD.BCST  212(CX), Z21, Z9
-	VPDPBUSD.BCST  220(CX), Z21, Z10
-	VPDPBUSD.BCST  428(CX), Z21, Z11
-	VPDPBUSD.BCST  436(CX), Z21, Z12
-	VPDPBUSD.BCST  444(CX), Z21, Z13
-	VMOVDQA64      Z22, Z7
-	VMOVDQA64      Z5, Z5
-	VBROADCASTSS   float256<>+0(SB), Z19
-	VMOVDQU32      dotRows<>+0(SB), Z20
+	VPSRLW         $0x04, Z29, Z29
+	VPERMB         Z0, Z29, Z5
+	VPSRLW         $0x04, Z27, Z27
+	VPERMB         Z0, Z27, Z7
+	VPERMB         128(DX), Z3, Z25
+	VPERMB         128(DI), Z3, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         192(DX), Z3, Z26
+	VPERMB         192(DI), Z3, K1, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VSHUFPS        $0x88, Z26, Z25, Z3
+	VSHUFPS        $0xdd, Z26, Z25, Z25
+	VPDPBUSD.BCST  176(CX), Z5, Z6
+	VPDPBUSD.BCST  184(CX), Z5, Z20
+	VPDPBUSD.BCST  192(CX), Z5, Z21
+	VPDPBUSD.BCST  400(CX), Z5, Z22
+	VPDPBUSD.BCST  408(CX), Z5, Z23
+	VPDPBUSD.BCST  416(CX), Z5, Z24
+	VPDPBUSD.BCST  180(CX), Z7, Z8
+	VPDPBUSD.BCST  188(CX), Z7, Z9
+	VPDPBUSD.BCST  196(CX), Z7, Z10
+	VPDPBUSD.BCST  404(CX), Z7, Z11
+	VPDPBUSD.BCST  412(CX), Z7, Z12
+	VPDPBUSD.BCST  420(CX), Z7, Z13
+	VPERMB         Z1, Z29, Z29
+	VPERMB         Z1, Z27, Z27
+	VPDPBUSD.BCST  200(CX), Z29, Z6
+	VPDPBUSD.BCST  208(CX), Z29, Z20
+	VPDPBUSD.BCST  216(CX), Z29, Z21
+	VPDPBUSD.BCST  424(CX), Z29, Z22
+	VPDPBUSD.BCST  432(CX), Z29, Z23
+	VPDPBUSD.BCST  440(CX), Z29, Z24
+	VPDPBUSD.BCST  204(CX), Z27, Z8
+	VPDPBUSD.BCST  212(CX), Z27, Z9
+	VPDPBUSD.BCST  220(CX), Z27, Z10
+	VPDPBUSD.BCST  428(CX), Z27, Z11
+	VPDPBUSD.BCST  436(CX), Z27, Z12
+	VPDPBUSD.BCST  444(CX), Z27, Z13
+	VBROADCASTSS   float256<>+0(SB), Z5
+	VMOVDQU32      dotRows<>+0(SB), Z7
 	VPADDD         Z8, Z6, Z6
-	VPADDD         Z9, Z14, Z14
-	VPADDD         Z10, Z15, Z15
+	VPADDD         Z9, Z20, Z20
+	VPADDD         Z10, Z21, Z21
 	VCVTDQ2PS      Z6, Z6
-	VCVTDQ2PS      Z14, Z14
-	VCVTDQ2PS      Z15, Z15
-	VFMADD213PS    Z14, Z19, Z15
-	VFMADD213PS    Z6, Z19, Z15
-	VPERMPS        Z15, Z20, Z15
-	VMULPS.BCST    12(CX), Z15, Z15
-	VMOVUPS        Z15, (AX)
-	VPADDD         Z11, Z16, Z16
-	VPADDD         Z12, Z17, Z17
-	VPADDD         Z13, Z18, Z18
-	VCVTDQ2PS      Z16, Z16
-	VCVTDQ2PS      Z17, Z17
-	VCVTDQ2PS      Z18, Z18
-	VFMADD213PS    Z17, Z19, Z18
-	VFMADD213PS    Z16, Z19, Z18
-	VPERMPS        Z18, Z20, Z18
-	VMULPS.BCST    236(CX), Z18, Z18
-	VMOVUPS        Z18, 128(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, DI
-	JNZ            group
+	VCVTDQ2PS      Z20, Z20
+	VCVTDQ2PS      Z21, Z21
+	VFMADD213PS    Z20, Z5, Z21
+	VFMADD213PS    Z6, Z5, Z21
+	VPERMPS        Z21, Z7, Z21
+	VMULPS.BCST    12(CX), Z21, Z21
+	VMOVUPS        Z21, (AX)
+	VPADDD         Z11, Z22, Z22
+	VPADDD         Z12, Z23, Z23
+	VPADDD         Z13, Z24, Z24
+	VCVTDQ2PS      Z22, Z22
+	VCVTDQ2PS      Z23, Z23
+	VCVTDQ2PS      Z24, Z24
+	VFMADD213PS    Z23, Z5, Z24
+	VFMADD213PS    Z22, Z5, Z24
+	VPERMPS        Z24, Z7, Z24
+	VMULPS.BCST    236(CX), Z24, Z24
+	VMOVUPS        Z24, 128(AX)
+	VPBROADCASTD   16(CX), Z5
+	VPBROADCASTD   20(CX), Z6
+	VPBROADCASTD   24(CX), Z7
+	VPBROADCASTD   240(CX), Z8
+	VPBROADCASTD   244(CX), Z9
+	VPBROADCASTD   248(CX), Z10
+	VPXORD         Z14, Z14, Z14
+	VPXORD         Z15, Z15, Z15
+	VPXORD         Z16, Z16, Z16
+	VPXORD         Z17, Z17, Z17
+	VPXORD         Z18, Z18, Z18
+	VPXORD         Z19, Z19, Z19
+	VPERMB         Z0, Z3, Z11
+	VPERMB         Z0, Z25, Z12
+	VPDPBUSD.BCST  32(CX), Z11, Z5
+	VPDPBUSD.BCST  40(CX), Z11, Z6
+	VPDPBUSD.BCST  48(CX), Z11, Z7
+	VPDPBUSD.BCST  256(CX), Z11, Z8
+	VPDPBUSD.BCST  264(CX), Z11, Z9
+	VPDPBUSD.BCST  272(CX), Z11, Z10
+	VPDPBUSD.BCST  36(CX), Z12, Z14
+	VPDPBUSD.BCST  44(CX), Z12, Z15
+	VPDPBUSD.BCST  52(CX), Z12, Z16
+	VPDPBUSD.BCST  260(CX), Z12, Z17
+	VPDPBUSD.BCST  268(CX), Z12, Z18
+	VPDPBUSD.BCST  276(CX), Z12, Z19
+	VPERMB         Z1, Z3, Z11
+	VPERMB         Z1, Z25, Z12
+	VPDPBUSD.BCST  56(CX), Z11, Z5
+	VPDPBUSD.BCST  64(CX), Z11, Z6
+	VPDPBUSD.BCST  72(CX), Z11, Z7
+	VPDPBUSD.BCST  280(CX), Z11, Z8
+	VPDPBUSD.BCST  288(CX), Z11, Z9
+	VPDPBUSD.BCST  296(CX), Z11, Z10
+	VPDPBUSD.BCST  60(CX), Z12, Z14
+	VPDPBUSD.BCST  68(CX), Z12, Z15
+	VPDPBUSD.BCST  76(CX), Z12, Z16
+	VPDPBUSD.BCST  284(CX), Z12, Z17
+	VPDPBUSD.BCST  292(CX), Z12, Z18
+	VPDPBUSD.BCST  300(CX), Z12, Z19
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z11
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z12
+	VPERMB         128(DX), Z4, Z13
+	VPERMB         128(DI), Z4, K1, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z2, Z13
+	VPERMB         192(DX), Z4, Z20
+	VPERMB         192(DI), Z4, K1, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VSHUFPS        $0x88, Z20, Z13, Z2
+	VSHUFPS        $0xdd, Z20, Z13, Z13
+	VPDPBUSD.BCST  80(CX), Z11, Z5
+	VPDPBUSD.BCST  88(CX), Z11, Z6
+	VPDPBUSD.BCST  96(CX), Z11, Z7
+	VPDPBUSD.BCST  304(CX), Z11, Z8
+	VPDPBUSD.BCST  312(CX), Z11, Z9
+	VPDPBUSD.BCST  320(CX), Z11, Z10
+	VPDPBUSD.BCST  84(CX), Z12, Z14
+	VPDPBUSD.BCST  92(CX), Z12, Z15
+	VPDPBUSD.BCST  100(CX), Z12, Z16
+	VPDPBUSD.BCST  308(CX), Z12, Z17
+	VPDPBUSD.BCST  316(CX), Z12, Z18
+	VPDPBUSD.BCST  324(CX), Z12, Z19
+	VPERMB         Z1, Z3, Z3
+	VPERMB         Z1, Z25, Z25
+	VPDPBUSD.BCST  104(CX), Z3, Z5
+	VPDPBUSD.BCST  112(CX), Z3, Z6
+	VPDPBUSD.BCST  120(CX), Z3, Z7
+	VPDPBUSD.BCST  328(CX), Z3, Z8
+	VPDPBUSD.BCST  336(CX), Z3, Z9
+	VPDPBUSD.BCST  344(CX), Z3, Z10
+	VPDPBUSD.BCST  108(CX), Z25, Z14
+	VPDPBUSD.BCST  116(CX), Z25, Z15
+	VPDPBUSD.BCST  124(CX), Z25, Z16
+	VPDPBUSD.BCST  332(CX), Z25, Z17
+	VPDPBUSD.BCST  340(CX), Z25, Z18
+	VPDPBUSD.BCST  348(CX), Z25, Z19
+	VPERMB         Z0, Z2, Z3
+	VPERMB         Z0, Z13, Z4
+	VPDPBUSD.BCST  128(CX), Z3, Z5
+	VPDPBUSD.BCST  136(CX), Z3, Z6
+	VPDPBUSD.BCST  144(CX), Z3, Z7
+	VPDPBUSD.BCST  352(CX), Z3, Z8
+	VPDPBUSD.BCST  360(CX), Z3, Z9
+	VPDPBUSD.BCST  368(CX), Z3, Z10
+	VPDPBUSD.BCST  132(CX), Z4, Z14
+	VPDPBUSD.BCST  140(CX), Z4, Z15
+	VPDPBUSD.BCST  148(CX), Z4, Z16
+	VPDPBUSD.BCST  356(CX), Z4, Z17
+	VPDPBUSD.BCST  364(CX), Z4, Z18
+	VPDPBUSD.BCST  372(CX), Z4, Z19
+	VPERMB         Z1, Z2, Z3
+	VPERMB         Z1, Z13, Z4
+	VPDPBUSD.BCST  152(CX), Z3, Z5
+	VPDPBUSD.BCST  160(CX), Z3, Z6
+	VPDPBUSD.BCST  168(CX), Z3, Z7
+	VPDPBUSD.BCST  376(CX), Z3, Z8
+	VPDPBUSD.BCST  384(CX), Z3, Z9
+	VPDPBUSD.BCST  392(CX), Z3, Z10
+	VPDPBUSD.BCST  156(CX), Z4, Z14
+	VPDPBUSD.BCST  164(CX), Z4, Z15
+	VPDPBUSD.BCST  172(CX), Z4, Z16
+	VPDPBUSD.BCST  380(CX), Z4, Z17
+	VPDPBUSD.BCST  388(CX), Z4, Z18
+	VPDPBUSD.BCST  396(CX), Z4, Z19
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z3
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z0
+	VPDPBUSD.BCST  176(CX), Z3, Z5
+	VPDPBUSD.BCST  184(CX), Z3, Z6
+	VPDPBUSD.BCST  192(CX), Z3, Z7
+	VPDPBUSD.BCST  400(CX), Z3, Z8
+	VPDPBUSD.BCST  408(CX), Z3, Z9
+	VPDPBUSD.BCST  416(CX), Z3, Z10
+	VPDPBUSD.BCST  180(CX), Z0, Z14
+	VPDPBUSD.BCST  188(CX), Z0, Z15
+	VPDPBUSD.BCST  196(CX), Z0, Z16
+	VPDPBUSD.BCST  404(CX), Z0, Z17
+	VPDPBUSD.BCST  412(CX), Z0, Z18
+	VPDPBUSD.BCST  420(CX), Z0, Z19
+	VPERMB         Z1, Z2, Z2
+	VPERMB         Z1, Z13, Z13
+	VPDPBUSD.BCST  200(CX), Z2, Z5
+	VPDPBUSD.BCST  208(CX), Z2, Z6
+	VPDPBUSD.BCST  216(CX), Z2, Z7
+	VPDPBUSD.BCST  424(CX), Z2, Z8
+	VPDPBUSD.BCST  432(CX), Z2, Z9
+	VPDPBUSD.BCST  440(CX), Z2, Z10
+	VPDPBUSD.BCST  204(CX), Z13, Z14
+	VPDPBUSD.BCST  212(CX), Z13, Z15
+	VPDPBUSD.BCST  220(CX), Z13, Z16
+	VPDPBUSD.BCST  428(CX), Z13, Z17
+	VPDPBUSD.BCST  436(CX), Z13, Z18
+	VPDPBUSD.BCST  444(CX), Z13, Z19
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z14, Z5, Z5
+	VPADDD         Z15, Z6, Z6
+	VPADDD         Z16, Z7, Z7
+	VCVTDQ2PS      Z5, Z5
+	VCVTDQ2PS      Z6, Z6
+	VCVTDQ2PS      Z7, Z7
+	VFMADD213PS    Z6, Z0, Z7
+	VFMADD213PS    Z5, Z0, Z7
+	VPERMPS        Z7, Z1, Z7
+	VMULPS.BCST    12(CX), Z7, Z7
+	VMOVUPS        Z7, 64(AX)
+	VPADDD         Z17, Z8, Z8
+	VPADDD         Z18, Z9, Z9
+	VPADDD         Z19, Z10, Z10
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    236(CX), Z10, Z10
+	VMOVUPS        Z10, 192(AX)
 	VZEROUPPER
 	RET
 
-// func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM2Heads2AVX512(SB), NOSPLIT, $0-56
+// func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM2Heads2AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
 	MOVQ           src+24(FP), BX
 	MOVQ           plane+32(FP), SI
-	MOVQ           table+40(FP), R8
-	MOVQ           BX, DI
-	ADDQ           SI, DI
+	MOVQ           table+40(FP), DI
+	MOVQ           BX, R8
+	ADDQ           SI, R8
 	MOVQ           $0xaaaaaaaaaaaaaaaa, SI
 	KMOVQ          SI, K1
-	VMOVDQU64      (R8), Z0
-	VMOVDQU64      64(R8), Z1
+	VMOVDQU64      (DI), Z0
+	VMOVDQU64      64(DI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+48(FP), R8
 	VMOVDQU64      turnDims<>+0(SB), Z3
 	VPXORD         Z5, Z5, Z5
 	VPXORD         Z6, Z6, Z6
@@ -11545,69 +12931,186 @@ TEXT ·addLM2Heads2AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z15, Z15, Z15
 	VPXORD         Z16, Z16, Z16
 	VMOVDQU64      addBytes2_0<>+0(SB), Z4
-	MOVQ           CX, R9
-	MOVQ           R8, R10
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z17
-	VPERMB         (DI)(SI*1), Z4, K1, Z17
+	VPERMB         (BX), Z4, Z17
+	VPERMB         (R8), Z4, K1, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
 	VPERMB         Z17, Z3, Z17
-
-group0:
 	VPERMB         Z0, Z17, Z18
 	VPERMB         Z1, Z17, Z19
-	VPBROADCASTD   (R9), Z20
+	VPBROADCASTD   (CX), Z20
 	VPDPBUSD       Z18, Z20, Z5
 	VPDPBUSD       Z19, Z20, Z6
-	VPBROADCASTD   4(R9), Z20
+	VPBROADCASTD   4(CX), Z20
 	VPDPBUSD       Z18, Z20, Z7
 	VPDPBUSD       Z19, Z20, Z8
-	VPBROADCASTD   8(R9), Z20
+	VPBROADCASTD   8(CX), Z20
 	VPDPBUSD       Z18, Z20, Z9
 	VPDPBUSD       Z19, Z20, Z10
-	VPBROADCASTD   128(R9), Z20
+	VPBROADCASTD   128(CX), Z20
 	VPDPBUSD       Z18, Z20, Z11
 	VPDPBUSD       Z19, Z20, Z12
-	VPBROADCASTD   132(R9), Z20
+	VPBROADCASTD   132(CX), Z20
 	VPDPBUSD       Z18, Z20, Z13
 	VPDPBUSD       Z19, Z20, Z14
-	VPBROADCASTD   136(R9), Z20
+	VPBROADCASTD   136(CX), Z20
 	VPDPBUSD       Z18, Z20, Z15
 	VPDPBUSD       Z19, Z20, Z16
 	VPSRLW         $0x04, Z17, Z17
 	VPERMB         Z0, Z17, Z18
-	VPERMB         Z1, Z17, Z19
-	XORL           R12, R12
-	MOVQ           $0x00000040, R11
-	CMPQ           R10, $0x01
-	CMOVQEQ        R12, R11
-	ADDQ           R11, SI
-	VPERMB         (BX)(SI*1), Z4, Z17
-	VPERMB         (DI)(SI*1), Z4, K1, Z17
-	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
-	VPERMB         Z17, Z3, Z17
-	VMOVDQA64      Z17, Z17
-	VPBROADCASTD   16(R9), Z20
+	VPERMB         Z1, Z17, Z17
+	VPERMB         64(BX), Z4, Z19
+	VPERMB         64(R8), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VPERMB         Z19, Z3, Z19
+	VPBROADCASTD   16(CX), Z20
 	VPDPBUSD       Z18, Z20, Z5
-	VPDPBUSD       Z19, Z20, Z6
-	VPBROADCASTD   20(R9), Z20
+	VPDPBUSD       Z17, Z20, Z6
+	VPBROADCASTD   20(CX), Z20
 	VPDPBUSD       Z18, Z20, Z7
-	VPDPBUSD       Z19, Z20, Z8
-	VPBROADCASTD   24(R9), Z20
+	VPDPBUSD       Z17, Z20, Z8
+	VPBROADCASTD   24(CX), Z20
 	VPDPBUSD       Z18, Z20, Z9
-	VPDPBUSD       Z19, Z20, Z10
-	VPBROADCASTD   144(R9), Z20
+	VPDPBUSD       Z17, Z20, Z10
+	VPBROADCASTD   144(CX), Z20
 	VPDPBUSD       Z18, Z20, Z11
-	VPDPBUSD       Z19, Z20, Z12
-	VPBROADCASTD   148(R9), Z20
+	VPDPBUSD       Z17, Z20, Z12
+	VPBROADCASTD   148(CX), Z20
 	VPDPBUSD       Z18, Z20, Z13
-	VPDPBUSD       Z19, Z20, Z14
-	VPBROADCASTD   152(R9), Z20
+	VPDPBUSD       Z17, Z20, Z14
+	VPBROADCASTD   152(CX), Z20
 	VPDPBUSD       Z18, Z20, Z15
-	VPDPBUSD       Z19, Z20, Z16
-	ADDQ           $0x20, R9
-	SUBQ           $0x01, R10
-	JNZ            group0
+	VPDPBUSD       Z17, Z20, Z16
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPBROADCASTD   32(CX), Z20
+	VPDPBUSD       Z17, Z20, Z5
+	VPDPBUSD       Z18, Z20, Z6
+	VPBROADCASTD   36(CX), Z20
+	VPDPBUSD       Z17, Z20, Z7
+	VPDPBUSD       Z18, Z20, Z8
+	VPBROADCASTD   40(CX), Z20
+	VPDPBUSD       Z17, Z20, Z9
+	VPDPBUSD       Z18, Z20, Z10
+	VPBROADCASTD   160(CX), Z20
+	VPDPBUSD       Z17, Z20, Z11
+	VPDPBUSD       Z18, Z20, Z12
+	VPBROADCASTD   164(CX), Z20
+	VPDPBUSD       Z17, Z20, Z13
+	VPDPBUSD       Z18, Z20, Z14
+	VPBROADCASTD   168(CX), Z20
+	VPDPBUSD       Z17, Z20, Z15
+	VPDPBUSD       Z18, Z20, Z16
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPERMB         128(BX), Z4, Z19
+	VPERMB         128(R8), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VPERMB         Z19, Z3, Z19
+	VPBROADCASTD   48(CX), Z20
+	VPDPBUSD       Z17, Z20, Z5
+	VPDPBUSD       Z18, Z20, Z6
+	VPBROADCASTD   52(CX), Z20
+	VPDPBUSD       Z17, Z20, Z7
+	VPDPBUSD       Z18, Z20, Z8
+	VPBROADCASTD   56(CX), Z20
+	VPDPBUSD       Z17, Z20, Z9
+	VPDPBUSD       Z18, Z20, Z10
+	VPBROADCASTD   176(CX), Z20
+	VPDPBUSD       Z17, Z20, Z11
+	VPDPBUSD       Z18, Z20, Z12
+	VPBROADCASTD   180(CX), Z20
+	VPDPBUSD       Z17, Z20, Z13
+	VPDPBUSD       Z18, Z20, Z14
+	VPBROADCASTD   184(CX), Z20
+	VPDPBUSD       Z17, Z20, Z15
+	VPDPBUSD       Z18, Z20, Z16
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPBROADCASTD   64(CX), Z20
+	VPDPBUSD       Z17, Z20, Z5
+	VPDPBUSD       Z18, Z20, Z6
+	VPBROADCASTD   68(CX), Z20
+	VPDPBUSD       Z17, Z20, Z7
+	VPDPBUSD       Z18, Z20, Z8
+	VPBROADCASTD   72(CX), Z20
+	VPDPBUSD       Z17, Z20, Z9
+	VPDPBUSD       Z18, Z20, Z10
+	VPBROADCASTD   192(CX), Z20
+	VPDPBUSD       Z17, Z20, Z11
+	VPDPBUSD       Z18, Z20, Z12
+	VPBROADCASTD   196(CX), Z20
+	VPDPBUSD       Z17, Z20, Z13
+	VPDPBUSD       Z18, Z20, Z14
+	VPBROADCASTD   200(CX), Z20
+	VPDPBUSD       Z17, Z20, Z15
+	VPDPBUSD       Z18, Z20, Z16
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPERMB         192(BX), Z4, Z19
+	VPERMB         192(R8), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VPERMB         Z19, Z3, Z19
+	VPBROADCASTD   80(CX), Z4
+	VPDPBUSD       Z17, Z4, Z5
+	VPDPBUSD       Z18, Z4, Z6
+	VPBROADCASTD   84(CX), Z4
+	VPDPBUSD       Z17, Z4, Z7
+	VPDPBUSD       Z18, Z4, Z8
+	VPBROADCASTD   88(CX), Z4
+	VPDPBUSD       Z17, Z4, Z9
+	VPDPBUSD       Z18, Z4, Z10
+	VPBROADCASTD   208(CX), Z4
+	VPDPBUSD       Z17, Z4, Z11
+	VPDPBUSD       Z18, Z4, Z12
+	VPBROADCASTD   212(CX), Z4
+	VPDPBUSD       Z17, Z4, Z13
+	VPDPBUSD       Z18, Z4, Z14
+	VPBROADCASTD   216(CX), Z4
+	VPDPBUSD       Z17, Z4, Z15
+	VPDPBUSD       Z18, Z4, Z16
+	VPERMB         Z0, Z19, Z4
+	VPERMB         Z1, Z19, Z17
+	VPBROADCASTD   96(CX), Z18
+	VPDPBUSD       Z4, Z18, Z5
+	VPDPBUSD       Z17, Z18, Z6
+	VPBROADCASTD   100(CX), Z18
+	VPDPBUSD       Z4, Z18, Z7
+	VPDPBUSD       Z17, Z18, Z8
+	VPBROADCASTD   104(CX), Z18
+	VPDPBUSD       Z4, Z18, Z9
+	VPDPBUSD       Z17, Z18, Z10
+	VPBROADCASTD   224(CX), Z18
+	VPDPBUSD       Z4, Z18, Z11
+	VPDPBUSD       Z17, Z18, Z12
+	VPBROADCASTD   228(CX), Z18
+	VPDPBUSD       Z4, Z18, Z13
+	VPDPBUSD       Z17, Z18, Z14
+	VPBROADCASTD   232(CX), Z18
+	VPDPBUSD       Z4, Z18, Z15
+	VPDPBUSD       Z17, Z18, Z16
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z4
+	VPERMB         Z1, Z19, Z17
+	VPBROADCASTD   112(CX), Z18
+	VPDPBUSD       Z4, Z18, Z5
+	VPDPBUSD       Z17, Z18, Z6
+	VPBROADCASTD   116(CX), Z18
+	VPDPBUSD       Z4, Z18, Z7
+	VPDPBUSD       Z17, Z18, Z8
+	VPBROADCASTD   120(CX), Z18
+	VPDPBUSD       Z4, Z18, Z9
+	VPDPBUSD       Z17, Z18, Z10
+	VPBROADCASTD   240(CX), Z18
+	VPDPBUSD       Z4, Z18, Z11
+	VPDPBUSD       Z17, Z18, Z12
+	VPBROADCASTD   244(CX), Z18
+	VPDPBUSD       Z4, Z18, Z13
+	VPDPBUSD       Z17, Z18, Z14
+	VPBROADCASTD   248(CX), Z18
+	VPDPBUSD       Z4, Z18, Z15
+	VPDPBUSD       Z17, Z18, Z16
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z17
 	VCVTDQ2PS      Z5, Z5
@@ -11652,14 +13155,10 @@ group0:
 	VPXORD         Z15, Z15, Z15
 	VPXORD         Z16, Z16, Z16
 	VMOVDQU64      addBytes2_2<>+0(SB), Z4
-	MOVQ           R8, R8
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z17
-	VPERMB         (DI)(SI*1), Z4, K1, Z17
+	VPERMB         (BX), Z4, Z17
+	VPERMB         (R8), Z4, K1, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
 	VPERMB         Z17, Z3, Z17
-
-group1:
 	VPERMB         Z0, Z17, Z18
 	VPERMB         Z1, Z17, Z19
 	VPBROADCASTD   (CX), Z20
@@ -11682,38 +13181,160 @@ group1:
 	VPDPBUSD       Z19, Z20, Z16
 	VPSRLW         $0x04, Z17, Z17
 	VPERMB         Z0, Z17, Z18
-	VPERMB         Z1, Z17, Z19
-	XORL           R10, R10
-	MOVQ           $0x00000040, R9
-	CMPQ           R8, $0x01
-	CMOVQEQ        R10, R9
-	ADDQ           R9, SI
-	VPERMB         (BX)(SI*1), Z4, Z17
-	VPERMB         (DI)(SI*1), Z4, K1, Z17
-	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
-	VPERMB         Z17, Z3, Z17
-	VMOVDQA64      Z17, Z17
+	VPERMB         Z1, Z17, Z17
+	VPERMB         64(BX), Z4, Z19
+	VPERMB         64(R8), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VPERMB         Z19, Z3, Z19
 	VPBROADCASTD   16(CX), Z20
 	VPDPBUSD       Z18, Z20, Z5
-	VPDPBUSD       Z19, Z20, Z6
+	VPDPBUSD       Z17, Z20, Z6
 	VPBROADCASTD   20(CX), Z20
 	VPDPBUSD       Z18, Z20, Z7
-	VPDPBUSD       Z19, Z20, Z8
+	VPDPBUSD       Z17, Z20, Z8
 	VPBROADCASTD   24(CX), Z20
 	VPDPBUSD       Z18, Z20, Z9
-	VPDPBUSD       Z19, Z20, Z10
+	VPDPBUSD       Z17, Z20, Z10
 	VPBROADCASTD   144(CX), Z20
 	VPDPBUSD       Z18, Z20, Z11
-	VPDPBUSD       Z19, Z20, Z12
+	VPDPBUSD       Z17, Z20, Z12
 	VPBROADCASTD   148(CX), Z20
 	VPDPBUSD       Z18, Z20, Z13
-	VPDPBUSD       Z19, Z20, Z14
+	VPDPBUSD       Z17, Z20, Z14
 	VPBROADCASTD   152(CX), Z20
 	VPDPBUSD       Z18, Z20, Z15
-	VPDPBUSD       Z19, Z20, Z16
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, R8
-	JNZ            group1
+	VPDPBUSD       Z17, Z20, Z16
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPBROADCASTD   32(CX), Z20
+	VPDPBUSD       Z17, Z20, Z5
+	VPDPBUSD       Z18, Z20, Z6
+	VPBROADCASTD   36(CX), Z20
+	VPDPBUSD       Z17, Z20, Z7
+	VPDPBUSD       Z18, Z20, Z8
+	VPBROADCASTD   40(CX), Z20
+	VPDPBUSD       Z17, Z20, Z9
+	VPDPBUSD       Z18, Z20, Z10
+	VPBROADCASTD   160(CX), Z20
+	VPDPBUSD       Z17, Z20, Z11
+	VPDPBUSD       Z18, Z20, Z12
+	VPBROADCASTD   164(CX), Z20
+	VPDPBUSD       Z17, Z20, Z13
+	VPDPBUSD       Z18, Z20, Z14
+	VPBROADCASTD   168(CX), Z20
+	VPDPBUSD       Z17, Z20, Z15
+	VPDPBUSD       Z18, Z20, Z16
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPERMB         128(BX), Z4, Z19
+	VPERMB         128(R8), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VPERMB         Z19, Z3, Z19
+	VPBROADCASTD   48(CX), Z20
+	VPDPBUSD       Z17, Z20, Z5
+	VPDPBUSD       Z18, Z20, Z6
+	VPBROADCASTD   52(CX), Z20
+	VPDPBUSD       Z17, Z20, Z7
+	VPDPBUSD       Z18, Z20, Z8
+	VPBROADCASTD   56(CX), Z20
+	VPDPBUSD       Z17, Z20, Z9
+	VPDPBUSD       Z18, Z20, Z10
+	VPBROADCASTD   176(CX), Z20
+	VPDPBUSD       Z17, Z20, Z11
+	VPDPBUSD       Z18, Z20, Z12
+	VPBROADCASTD   180(CX), Z20
+	VPDPBUSD       Z17, Z20, Z13
+	VPDPBUSD       Z18, Z20, Z14
+	VPBROADCASTD   184(CX), Z20
+	VPDPBUSD       Z17, Z20, Z15
+	VPDPBUSD       Z18, Z20, Z16
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPBROADCASTD   64(CX), Z20
+	VPDPBUSD       Z17, Z20, Z5
+	VPDPBUSD       Z18, Z20, Z6
+	VPBROADCASTD   68(CX), Z20
+	VPDPBUSD       Z17, Z20, Z7
+	VPDPBUSD       Z18, Z20, Z8
+	VPBROADCASTD   72(CX), Z20
+	VPDPBUSD       Z17, Z20, Z9
+	VPDPBUSD       Z18, Z20, Z10
+	VPBROADCASTD   192(CX), Z20
+	VPDPBUSD       Z17, Z20, Z11
+	VPDPBUSD       Z18, Z20, Z12
+	VPBROADCASTD   196(CX), Z20
+	VPDPBUSD       Z17, Z20, Z13
+	VPDPBUSD       Z18, Z20, Z14
+	VPBROADCASTD   200(CX), Z20
+	VPDPBUSD       Z17, Z20, Z15
+	VPDPBUSD       Z18, Z20, Z16
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z1, Z19, Z18
+	VPERMB         192(BX), Z4, Z19
+	VPERMB         192(R8), Z4, K1, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VPERMB         Z19, Z3, Z19
+	VPBROADCASTD   80(CX), Z2
+	VPDPBUSD       Z17, Z2, Z5
+	VPDPBUSD       Z18, Z2, Z6
+	VPBROADCASTD   84(CX), Z2
+	VPDPBUSD       Z17, Z2, Z7
+	VPDPBUSD       Z18, Z2, Z8
+	VPBROADCASTD   88(CX), Z2
+	VPDPBUSD       Z17, Z2, Z9
+	VPDPBUSD       Z18, Z2, Z10
+	VPBROADCASTD   208(CX), Z2
+	VPDPBUSD       Z17, Z2, Z11
+	VPDPBUSD       Z18, Z2, Z12
+	VPBROADCASTD   212(CX), Z2
+	VPDPBUSD       Z17, Z2, Z13
+	VPDPBUSD       Z18, Z2, Z14
+	VPBROADCASTD   216(CX), Z2
+	VPDPBUSD       Z17, Z2, Z15
+	VPDPBUSD       Z18, Z2, Z16
+	VPERMB         Z0, Z19, Z2
+	VPERMB         Z1, Z19, Z3
+	VPBROADCASTD   96(CX), Z4
+	VPDPBUSD       Z2, Z4, Z5
+	VPDPBUSD       Z3, Z4, Z6
+	VPBROADCASTD   100(CX), Z4
+	VPDPBUSD       Z2, Z4, Z7
+	VPDPBUSD       Z3, Z4, Z8
+	VPBROADCASTD   104(CX), Z4
+	VPDPBUSD       Z2, Z4, Z9
+	VPDPBUSD       Z3, Z4, Z10
+	VPBROADCASTD   224(CX), Z4
+	VPDPBUSD       Z2, Z4, Z11
+	VPDPBUSD       Z3, Z4, Z12
+	VPBROADCASTD   228(CX), Z4
+	VPDPBUSD       Z2, Z4, Z13
+	VPDPBUSD       Z3, Z4, Z14
+	VPBROADCASTD   232(CX), Z4
+	VPDPBUSD       Z2, Z4, Z15
+	VPDPBUSD       Z3, Z4, Z16
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z0
+	VPERMB         Z1, Z19, Z1
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z0, Z2, Z5
+	VPDPBUSD       Z1, Z2, Z6
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z0, Z2, Z7
+	VPDPBUSD       Z1, Z2, Z8
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z0, Z2, Z9
+	VPDPBUSD       Z1, Z2, Z10
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z0, Z2, Z11
+	VPDPBUSD       Z1, Z2, Z12
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z0, Z2, Z13
+	VPDPBUSD       Z1, Z2, Z14
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z0, Z2, Z15
+	VPDPBUSD       Z1, Z2, Z16
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z5, Z5
@@ -11748,35 +13369,31 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM2Heads3AVX512(SB), NOSPLIT, $0-48
+// func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM2Heads3AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), DI
-	MOVQ           DX, SI
-	ADDQ           BX, SI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
+	ADDQ           BX, DI
 	MOVQ           $0xaaaaaaaaaaaaaaaa, BX
 	KMOVQ          BX, K1
-	VMOVDQU64      (DI), Z0
-	VMOVDQU64      64(DI), Z1
+	VMOVDQU64      (SI), Z0
+	VMOVDQU64      64(SI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+40(FP), DI
 	VMOVDQU64      dotBytes2_0<>+0(SB), Z3
 	VMOVDQU64      dotBytes2_1<>+0(SB), Z4
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z3, Z5
-	VPERMB         (SI)(BX*1), Z3, K1, Z5
+	VPERMB         (DX), Z3, Z5
+	VPERMB         (DI), Z3, K1, Z5
 	VGF2P8AFFINEQB $0x00, Z5, Z2, Z5
-	VPERMB         64(DX)(BX*1), Z3, Z6
-	VPERMB         64(SI)(BX*1), Z3, K1, Z6
+	VPERMB         64(DX), Z3, Z6
+	VPERMB         64(DI), Z3, K1, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z2, Z6
 	VSHUFPS        $0x88, Z6, Z5, Z7
 	VSHUFPS        $0xdd, Z6, Z5, Z5
-
-group:
 	VPBROADCASTD   16(CX), Z6
 	VPBROADCASTD   20(CX), Z8
 	VPBROADCASTD   24(CX), Z9
@@ -11830,11 +13447,11 @@ group:
 	VPERMB         Z0, Z7, Z16
 	VPSRLW         $0x04, Z5, Z5
 	VPERMB         Z0, Z5, Z17
-	VPERMB         (DX)(BX*1), Z4, Z18
-	VPERMB         (SI)(BX*1), Z4, K1, Z18
+	VPERMB         (DX), Z4, Z18
+	VPERMB         (DI), Z4, K1, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
-	VPERMB         64(DX)(BX*1), Z4, Z19
-	VPERMB         64(SI)(BX*1), Z4, K1, Z19
+	VPERMB         64(DX), Z4, Z19
+	VPERMB         64(DI), Z4, K1, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VSHUFPS        $0x88, Z19, Z18, Z20
 	VSHUFPS        $0xdd, Z19, Z18, Z18
@@ -11917,40 +13534,35 @@ group:
 	VPDPBUSD.BCST  612(CX), Z7, Z14
 	VPDPBUSD.BCST  620(CX), Z7, Z15
 	VPSRLW         $0x04, Z20, Z20
-	VPERMB         Z0, Z20, Z7
+	VPERMB         Z0, Z20, Z5
 	VPSRLW         $0x04, Z18, Z18
-	VPERMB         Z0, Z18, Z16
-	XORL           R9, R9
-	MOVQ           $0x00000080, R8
-	CMPQ           DI, $0x01
-	CMOVQEQ        R9, R8
-	ADDQ           R8, BX
-	VPERMB         (DX)(BX*1), Z3, Z5
-	VPERMB         (SI)(BX*1), Z3, K1, Z5
-	VGF2P8AFFINEQB $0x00, Z5, Z2, Z5
-	VPERMB         64(DX)(BX*1), Z3, Z17
-	VPERMB         64(SI)(BX*1), Z3, K1, Z17
+	VPERMB         Z0, Z18, Z7
+	VPERMB         128(DX), Z3, Z16
+	VPERMB         128(DI), Z3, K1, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z2, Z16
+	VPERMB         192(DX), Z3, Z17
+	VPERMB         192(DI), Z3, K1, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
-	VSHUFPS        $0x88, Z17, Z5, Z19
-	VSHUFPS        $0xdd, Z17, Z5, Z5
-	VPDPBUSD.BCST  176(CX), Z7, Z6
-	VPDPBUSD.BCST  184(CX), Z7, Z8
-	VPDPBUSD.BCST  192(CX), Z7, Z9
-	VPDPBUSD.BCST  400(CX), Z7, Z10
-	VPDPBUSD.BCST  408(CX), Z7, Z11
-	VPDPBUSD.BCST  416(CX), Z7, Z12
-	VPDPBUSD.BCST  624(CX), Z7, Z13
-	VPDPBUSD.BCST  632(CX), Z7, Z14
-	VPDPBUSD.BCST  640(CX), Z7, Z15
-	VPDPBUSD.BCST  180(CX), Z16, Z6
-	VPDPBUSD.BCST  188(CX), Z16, Z8
-	VPDPBUSD.BCST  196(CX), Z16, Z9
-	VPDPBUSD.BCST  404(CX), Z16, Z10
-	VPDPBUSD.BCST  412(CX), Z16, Z11
-	VPDPBUSD.BCST  420(CX), Z16, Z12
-	VPDPBUSD.BCST  628(CX), Z16, Z13
-	VPDPBUSD.BCST  636(CX), Z16, Z14
-	VPDPBUSD.BCST  644(CX), Z16, Z15
+	VSHUFPS        $0x88, Z17, Z16, Z3
+	VSHUFPS        $0xdd, Z17, Z16, Z16
+	VPDPBUSD.BCST  176(CX), Z5, Z6
+	VPDPBUSD.BCST  184(CX), Z5, Z8
+	VPDPBUSD.BCST  192(CX), Z5, Z9
+	VPDPBUSD.BCST  400(CX), Z5, Z10
+	VPDPBUSD.BCST  408(CX), Z5, Z11
+	VPDPBUSD.BCST  416(CX), Z5, Z12
+	VPDPBUSD.BCST  624(CX), Z5, Z13
+	VPDPBUSD.BCST  632(CX), Z5, Z14
+	VPDPBUSD.BCST  640(CX), Z5, Z15
+	VPDPBUSD.BCST  180(CX), Z7, Z6
+	VPDPBUSD.BCST  188(CX), Z7, Z8
+	VPDPBUSD.BCST  196(CX), Z7, Z9
+	VPDPBUSD.BCST  404(CX), Z7, Z10
+	VPDPBUSD.BCST  412(CX), Z7, Z11
+	VPDPBUSD.BCST  420(CX), Z7, Z12
+	VPDPBUSD.BCST  628(CX), Z7, Z13
+	VPDPBUSD.BCST  636(CX), Z7, Z14
+	VPDPBUSD.BCST  644(CX), Z7, Z15
 	VPERMB         Z1, Z20, Z20
 	VPERMB         Z1, Z18, Z18
 	VPDPBUSD.BCST  200(CX), Z20, Z6
@@ -11971,57 +13583,258 @@ group:
 	VPDPBUSD.BCST  652(CX), Z18, Z13
 	VPDPBUSD.BCST  660(CX), Z18, Z14
 	VPDPBUSD.BCST  668(CX), Z18, Z15
-	VMOVDQA64      Z19, Z7
-	VMOVDQA64      Z5, Z5
-	VBROADCASTSS   float256<>+0(SB), Z16
-	VMOVDQU32      dotRows<>+0(SB), Z17
+	VBROADCASTSS   float256<>+0(SB), Z5
+	VMOVDQU32      dotRows<>+0(SB), Z7
 	VCVTDQ2PS      Z6, Z6
 	VCVTDQ2PS      Z8, Z8
 	VCVTDQ2PS      Z9, Z9
-	VFMADD213PS    Z8, Z16, Z9
-	VFMADD213PS    Z6, Z16, Z9
-	VPERMPS        Z9, Z17, Z9
+	VFMADD213PS    Z8, Z5, Z9
+	VFMADD213PS    Z6, Z5, Z9
+	VPERMPS        Z9, Z7, Z9
 	VMULPS.BCST    12(CX), Z9, Z9
 	VMOVUPS        Z9, (AX)
 	VCVTDQ2PS      Z10, Z10
 	VCVTDQ2PS      Z11, Z11
 	VCVTDQ2PS      Z12, Z12
-	VFMADD213PS    Z11, Z16, Z12
-	VFMADD213PS    Z10, Z16, Z12
-	VPERMPS        Z12, Z17, Z12
+	VFMADD213PS    Z11, Z5, Z12
+	VFMADD213PS    Z10, Z5, Z12
+	VPERMPS        Z12, Z7, Z12
 	VMULPS.BCST    236(CX), Z12, Z12
 	VMOVUPS        Z12, 128(AX)
 	VCVTDQ2PS      Z13, Z13
 	VCVTDQ2PS      Z14, Z14
 	VCVTDQ2PS      Z15, Z15
-	VFMADD213PS    Z14, Z16, Z15
-	VFMADD213PS    Z13, Z16, Z15
-	VPERMPS        Z15, Z17, Z15
+	VFMADD213PS    Z14, Z5, Z15
+	VFMADD213PS    Z13, Z5, Z15
+	VPERMPS        Z15, Z7, Z15
 	VMULPS.BCST    460(CX), Z15, Z15
 	VMOVUPS        Z15, 256(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, DI
-	JNZ            group
+	VPBROADCASTD   16(CX), Z5
+	VPBROADCASTD   20(CX), Z6
+	VPBROADCASTD   24(CX), Z7
+	VPBROADCASTD   240(CX), Z8
+	VPBROADCASTD   244(CX), Z9
+	VPBROADCASTD   248(CX), Z10
+	VPBROADCASTD   464(CX), Z11
+	VPBROADCASTD   468(CX), Z12
+	VPBROADCASTD   472(CX), Z13
+	VPERMB         Z0, Z3, Z14
+	VPERMB         Z0, Z16, Z15
+	VPDPBUSD.BCST  32(CX), Z14, Z5
+	VPDPBUSD.BCST  40(CX), Z14, Z6
+	VPDPBUSD.BCST  48(CX), Z14, Z7
+	VPDPBUSD.BCST  256(CX), Z14, Z8
+	VPDPBUSD.BCST  264(CX), Z14, Z9
+	VPDPBUSD.BCST  272(CX), Z14, Z10
+	VPDPBUSD.BCST  480(CX), Z14, Z11
+	VPDPBUSD.BCST  488(CX), Z14, Z12
+	VPDPBUSD.BCST  496(CX), Z14, Z13
+	VPDPBUSD.BCST  36(CX), Z15, Z5
+	VPDPBUSD.BCST  44(CX), Z15, Z6
+	VPDPBUSD.BCST  52(CX), Z15, Z7
+	VPDPBUSD.BCST  260(CX), Z15, Z8
+	VPDPBUSD.BCST  268(CX), Z15, Z9
+	VPDPBUSD.BCST  276(CX), Z15, Z10
+	VPDPBUSD.BCST  484(CX), Z15, Z11
+	VPDPBUSD.BCST  492(CX), Z15, Z12
+	VPDPBUSD.BCST  500(CX), Z15, Z13
+	VPERMB         Z1, Z3, Z14
+	VPERMB         Z1, Z16, Z15
+	VPDPBUSD.BCST  56(CX), Z14, Z5
+	VPDPBUSD.BCST  64(CX), Z14, Z6
+	VPDPBUSD.BCST  72(CX), Z14, Z7
+	VPDPBUSD.BCST  280(CX), Z14, Z8
+	VPDPBUSD.BCST  288(CX), Z14, Z9
+	VPDPBUSD.BCST  296(CX), Z14, Z10
+	VPDPBUSD.BCST  504(CX), Z14, Z11
+	VPDPBUSD.BCST  512(CX), Z14, Z12
+	VPDPBUSD.BCST  520(CX), Z14, Z13
+	VPDPBUSD.BCST  60(CX), Z15, Z5
+	VPDPBUSD.BCST  68(CX), Z15, Z6
+	VPDPBUSD.BCST  76(CX), Z15, Z7
+	VPDPBUSD.BCST  284(CX), Z15, Z8
+	VPDPBUSD.BCST  292(CX), Z15, Z9
+	VPDPBUSD.BCST  300(CX), Z15, Z10
+	VPDPBUSD.BCST  508(CX), Z15, Z11
+	VPDPBUSD.BCST  516(CX), Z15, Z12
+	VPDPBUSD.BCST  524(CX), Z15, Z13
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z14
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z15
+	VPERMB         128(DX), Z4, Z17
+	VPERMB         128(DI), Z4, K1, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
+	VPERMB         192(DX), Z4, Z18
+	VPERMB         192(DI), Z4, K1, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VSHUFPS        $0x88, Z18, Z17, Z2
+	VSHUFPS        $0xdd, Z18, Z17, Z17
+	VPDPBUSD.BCST  80(CX), Z14, Z5
+	VPDPBUSD.BCST  88(CX), Z14, Z6
+	VPDPBUSD.BCST  96(CX), Z14, Z7
+	VPDPBUSD.BCST  304(CX), Z14, Z8
+	VPDPBUSD.BCST  312(CX), Z14, Z9
+	VPDPBUSD.BCST  320(CX), Z14, Z10
+	VPDPBUSD.BCST  528(CX), Z14, Z11
+	VPDPBUSD.BCST  536(CX), Z14, Z12
+	VPDPBUSD.BCST  544(CX), Z14, Z13
+	VPDPBUSD.BCST  84(CX), Z15, Z5
+	VPDPBUSD.BCST  92(CX), Z15, Z6
+	VPDPBUSD.BCST  100(CX), Z15, Z7
+	VPDPBUSD.BCST  308(CX), Z15, Z8
+	VPDPBUSD.BCST  316(CX), Z15, Z9
+	VPDPBUSD.BCST  324(CX), Z15, Z10
+	VPDPBUSD.BCST  532(CX), Z15, Z11
+	VPDPBUSD.BCST  540(CX), Z15, Z12
+	VPDPBUSD.BCST  548(CX), Z15, Z13
+	VPERMB         Z1, Z3, Z3
+	VPERMB         Z1, Z16, Z16
+	VPDPBUSD.BCST  104(CX), Z3, Z5
+	VPDPBUSD.BCST  112(CX), Z3, Z6
+	VPDPBUSD.BCST  120(CX), Z3, Z7
+	VPDPBUSD.BCST  328(CX), Z3, Z8
+	VPDPBUSD.BCST  336(CX), Z3, Z9
+	VPDPBUSD.BCST  344(CX), Z3, Z10
+	VPDPBUSD.BCST  552(CX), Z3, Z11
+	VPDPBUSD.BCST  560(CX), Z3, Z12
+	VPDPBUSD.BCST  568(CX), Z3, Z13
+	VPDPBUSD.BCST  108(CX), Z16, Z5
+	VPDPBUSD.BCST  116(CX), Z16, Z6
+	VPDPBUSD.BCST  124(CX), Z16, Z7
+	VPDPBUSD.BCST  332(CX), Z16, Z8
+	VPDPBUSD.BCST  340(CX), Z16, Z9
+	VPDPBUSD.BCST  348(CX), Z16, Z10
+	VPDPBUSD.BCST  556(CX), Z16, Z11
+	VPDPBUSD.BCST  564(CX), Z16, Z12
+	VPDPBUSD.BCST  572(CX), Z16, Z13
+	VPERMB         Z0, Z2, Z3
+	VPERMB         Z0, Z17, Z4
+	VPDPBUSD.BCST  128(CX), Z3, Z5
+	VPDPBUSD.BCST  136(CX), Z3, Z6
+	VPDPBUSD.BCST  144(CX), Z3, Z7
+	VPDPBUSD.BCST  352(CX), Z3, Z8
+	VPDPBUSD.BCST  360(CX), Z3, Z9
+	VPDPBUSD.BCST  368(CX), Z3, Z10
+	VPDPBUSD.BCST  576(CX), Z3, Z11
+	VPDPBUSD.BCST  584(CX), Z3, Z12
+	VPDPBUSD.BCST  592(CX), Z3, Z13
+	VPDPBUSD.BCST  132(CX), Z4, Z5
+	VPDPBUSD.BCST  140(CX), Z4, Z6
+	VPDPBUSD.BCST  148(CX), Z4, Z7
+	VPDPBUSD.BCST  356(CX), Z4, Z8
+	VPDPBUSD.BCST  364(CX), Z4, Z9
+	VPDPBUSD.BCST  372(CX), Z4, Z10
+	VPDPBUSD.BCST  580(CX), Z4, Z11
+	VPDPBUSD.BCST  588(CX), Z4, Z12
+	VPDPBUSD.BCST  596(CX), Z4, Z13
+	VPERMB         Z1, Z2, Z3
+	VPERMB         Z1, Z17, Z4
+	VPDPBUSD.BCST  152(CX), Z3, Z5
+	VPDPBUSD.BCST  160(CX), Z3, Z6
+	VPDPBUSD.BCST  168(CX), Z3, Z7
+	VPDPBUSD.BCST  376(CX), Z3, Z8
+	VPDPBUSD.BCST  384(CX), Z3, Z9
+	VPDPBUSD.BCST  392(CX), Z3, Z10
+	VPDPBUSD.BCST  600(CX), Z3, Z11
+	VPDPBUSD.BCST  608(CX), Z3, Z12
+	VPDPBUSD.BCST  616(CX), Z3, Z13
+	VPDPBUSD.BCST  156(CX), Z4, Z5
+	VPDPBUSD.BCST  164(CX), Z4, Z6
+	VPDPBUSD.BCST  172(CX), Z4, Z7
+	VPDPBUSD.BCST  380(CX), Z4, Z8
+	VPDPBUSD.BCST  388(CX), Z4, Z9
+	VPDPBUSD.BCST  396(CX), Z4, Z10
+	VPDPBUSD.BCST  604(CX), Z4, Z11
+	VPDPBUSD.BCST  612(CX), Z4, Z12
+	VPDPBUSD.BCST  620(CX), Z4, Z13
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z3
+	VPSRLW         $0x04, Z17, Z17
+	VPERMB         Z0, Z17, Z0
+	VPDPBUSD.BCST  176(CX), Z3, Z5
+	VPDPBUSD.BCST  184(CX), Z3, Z6
+	VPDPBUSD.BCST  192(CX), Z3, Z7
+	VPDPBUSD.BCST  400(CX), Z3, Z8
+	VPDPBUSD.BCST  408(CX), Z3, Z9
+	VPDPBUSD.BCST  416(CX), Z3, Z10
+	VPDPBUSD.BCST  624(CX), Z3, Z11
+	VPDPBUSD.BCST  632(CX), Z3, Z12
+	VPDPBUSD.BCST  640(CX), Z3, Z13
+	VPDPBUSD.BCST  180(CX), Z0, Z5
+	VPDPBUSD.BCST  188(CX), Z0, Z6
+	VPDPBUSD.BCST  196(CX), Z0, Z7
+	VPDPBUSD.BCST  404(CX), Z0, Z8
+	VPDPBUSD.BCST  412(CX), Z0, Z9
+	VPDPBUSD.BCST  420(CX), Z0, Z10
+	VPDPBUSD.BCST  628(CX), Z0, Z11
+	VPDPBUSD.BCST  636(CX), Z0, Z12
+	VPDPBUSD.BCST  644(CX), Z0, Z13
+	VPERMB         Z1, Z2, Z2
+	VPERMB         Z1, Z17, Z17
+	VPDPBUSD.BCST  200(CX), Z2, Z5
+	VPDPBUSD.BCST  208(CX), Z2, Z6
+	VPDPBUSD.BCST  216(CX), Z2, Z7
+	VPDPBUSD.BCST  424(CX), Z2, Z8
+	VPDPBUSD.BCST  432(CX), Z2, Z9
+	VPDPBUSD.BCST  440(CX), Z2, Z10
+	VPDPBUSD.BCST  648(CX), Z2, Z11
+	VPDPBUSD.BCST  656(CX), Z2, Z12
+	VPDPBUSD.BCST  664(CX), Z2, Z13
+	VPDPBUSD.BCST  204(CX), Z17, Z5
+	VPDPBUSD.BCST  212(CX), Z17, Z6
+	VPDPBUSD.BCST  220(CX), Z17, Z7
+	VPDPBUSD.BCST  428(CX), Z17, Z8
+	VPDPBUSD.BCST  436(CX), Z17, Z9
+	VPDPBUSD.BCST  444(CX), Z17, Z10
+	VPDPBUSD.BCST  652(CX), Z17, Z11
+	VPDPBUSD.BCST  660(CX), Z17, Z12
+	VPDPBUSD.BCST  668(CX), Z17, Z13
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VCVTDQ2PS      Z5, Z5
+	VCVTDQ2PS      Z6, Z6
+	VCVTDQ2PS      Z7, Z7
+	VFMADD213PS    Z6, Z0, Z7
+	VFMADD213PS    Z5, Z0, Z7
+	VPERMPS        Z7, Z1, Z7
+	VMULPS.BCST    12(CX), Z7, Z7
+	VMOVUPS        Z7, 64(AX)
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    236(CX), Z10, Z10
+	VMOVUPS        Z10, 192(AX)
+	VCVTDQ2PS      Z11, Z11
+	VCVTDQ2PS      Z12, Z12
+	VCVTDQ2PS      Z13, Z13
+	VFMADD213PS    Z12, Z0, Z13
+	VFMADD213PS    Z11, Z0, Z13
+	VPERMPS        Z13, Z1, Z13
+	VMULPS.BCST    460(CX), Z13, Z13
+	VMOVUPS        Z13, 320(AX)
 	VZEROUPPER
 	RET
 
-// func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM2Heads3AVX512(SB), NOSPLIT, $0-56
+// func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM2Heads3AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
 	MOVQ           src+24(FP), BX
 	MOVQ           plane+32(FP), SI
-	MOVQ           table+40(FP), R8
-	MOVQ           BX, DI
-	ADDQ           SI, DI
+	MOVQ           table+40(FP), DI
+	MOVQ           BX, R8
+	ADDQ           SI, R8
 	MOVQ           $0xaaaaaaaaaaaaaaaa, SI
 	KMOVQ          SI, K1
-	VMOVDQU64      (R8), Z0
-	VMOVDQU64      64(R8), Z1
+	VMOVDQU64      (DI), Z0
+	VMOVDQU64      64(DI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+48(FP), R8
 	VMOVDQU64      turnDims<>+0(SB), Z3
 	VPXORD         Z5, Z5, Z5
 	VPXORD         Z6, Z6, Z6
@@ -12042,87 +13855,258 @@ TEXT ·addLM2Heads3AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z21, Z21, Z21
 	VPXORD         Z22, Z22, Z22
 	VMOVDQU64      addBytes2_0<>+0(SB), Z4
-	MOVQ           CX, R9
-	MOVQ           R8, R10
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z23
-	VPERMB         (DI)(SI*1), Z4, K1, Z23
+	VPERMB         (BX), Z4, Z23
+	VPERMB         (R8), Z4, K1, Z23
 	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
 	VPERMB         Z23, Z3, Z23
-
-group0:
 	VPERMB         Z0, Z23, Z24
 	VPERMB         Z1, Z23, Z25
-	VPBROADCASTD   (R9), Z26
+	VPBROADCASTD   (CX), Z26
 	VPDPBUSD       Z24, Z26, Z5
 	VPDPBUSD       Z25, Z26, Z6
-	VPBROADCASTD   4(R9), Z26
+	VPBROADCASTD   4(CX), Z26
 	VPDPBUSD       Z24, Z26, Z7
 	VPDPBUSD       Z25, Z26, Z8
-	VPBROADCASTD   8(R9), Z26
+	VPBROADCASTD   8(CX), Z26
 	VPDPBUSD       Z24, Z26, Z9
 	VPDPBUSD       Z25, Z26, Z10
-	VPBROADCASTD   128(R9), Z26
+	VPBROADCASTD   128(CX), Z26
 	VPDPBUSD       Z24, Z26, Z11
 	VPDPBUSD       Z25, Z26, Z12
-	VPBROADCASTD   132(R9), Z26
+	VPBROADCASTD   132(CX), Z26
 	VPDPBUSD       Z24, Z26, Z13
 	VPDPBUSD       Z25, Z26, Z14
-	VPBROADCASTD   136(R9), Z26
+	VPBROADCASTD   136(CX), Z26
 	VPDPBUSD       Z24, Z26, Z15
 	VPDPBUSD       Z25, Z26, Z16
-	VPBROADCASTD   256(R9), Z26
+	VPBROADCASTD   256(CX), Z26
 	VPDPBUSD       Z24, Z26, Z17
 	VPDPBUSD       Z25, Z26, Z18
-	VPBROADCASTD   260(R9), Z26
+	VPBROADCASTD   260(CX), Z26
 	VPDPBUSD       Z24, Z26, Z19
 	VPDPBUSD       Z25, Z26, Z20
-	VPBROADCASTD   264(R9), Z26
+	VPBROADCASTD   264(CX), Z26
 	VPDPBUSD       Z24, Z26, Z21
 	VPDPBUSD       Z25, Z26, Z22
 	VPSRLW         $0x04, Z23, Z23
 	VPERMB         Z0, Z23, Z24
-	VPERMB         Z1, Z23, Z25
-	XORL           R12, R12
-	MOVQ           $0x00000040, R11
-	CMPQ           R10, $0x01
-	CMOVQEQ        R12, R11
-	ADDQ           R11, SI
-	VPERMB         (BX)(SI*1), Z4, Z23
-	VPERMB         (DI)(SI*1), Z4, K1, Z23
-	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
-	VPERMB         Z23, Z3, Z23
-	VMOVDQA64      Z23, Z23
-	VPBROADCASTD   16(R9), Z26
+	VPERMB         Z1, Z23, Z23
+	VPERMB         64(BX), Z4, Z25
+	VPERMB         64(R8), Z4, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPBROADCASTD   16(CX), Z26
 	VPDPBUSD       Z24, Z26, Z5
-	VPDPBUSD       Z25, Z26, Z6
-	VPBROADCASTD   20(R9), Z26
+	VPDPBUSD       Z23, Z26, Z6
+	VPBROADCASTD   20(CX), Z26
 	VPDPBUSD       Z24, Z26, Z7
-	VPDPBUSD       Z25, Z26, Z8
-	VPBROADCASTD   24(R9), Z26
+	VPDPBUSD       Z23, Z26, Z8
+	VPBROADCASTD   24(CX), Z26
 	VPDPBUSD       Z24, Z26, Z9
-	VPDPBUSD       Z25, Z26, Z10
-	VPBROADCASTD   144(R9), Z26
+	VPDPBUSD       Z23, Z26, Z10
+	VPBROADCASTD   144(CX), Z26
 	VPDPBUSD       Z24, Z26, Z11
-	VPDPBUSD       Z25, Z26, Z12
-	VPBROADCASTD   148(R9), Z26
+	VPDPBUSD       Z23, Z26, Z12
+	VPBROADCASTD   148(CX), Z26
 	VPDPBUSD       Z24, Z26, Z13
-	VPDPBUSD       Z25, Z26, Z14
-	VPBROADCASTD   152(R9), Z26
+	VPDPBUSD       Z23, Z26, Z14
+	VPBROADCASTD   152(CX), Z26
 	VPDPBUSD       Z24, Z26, Z15
-	VPDPBUSD       Z25, Z26, Z16
-	VPBROADCASTD   272(R9), Z26
+	VPDPBUSD       Z23, Z26, Z16
+	VPBROADCASTD   272(CX), Z26
 	VPDPBUSD       Z24, Z26, Z17
-	VPDPBUSD       Z25, Z26, Z18
-	VPBROADCASTD   276(R9), Z26
+	VPDPBUSD       Z23, Z26, Z18
+	VPBROADCASTD   276(CX), Z26
 	VPDPBUSD       Z24, Z26, Z19
-	VPDPBUSD       Z25, Z26, Z20
-	VPBROADCASTD   280(R9), Z26
+	VPDPBUSD       Z23, Z26, Z20
+	VPBROADCASTD   280(CX), Z26
 	VPDPBUSD       Z24, Z26, Z21
-	VPDPBUSD       Z25, Z26, Z22
-	ADDQ           $0x20, R9
-	SUBQ           $0x01, R10
-	JNZ            group0
+	VPDPBUSD       Z23, Z26, Z22
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPBROADCASTD   32(CX), Z26
+	VPDPBUSD       Z23, Z26, Z5
+	VPDPBUSD       Z24, Z26, Z6
+	VPBROADCASTD   36(CX), Z26
+	VPDPBUSD       Z23, Z26, Z7
+	VPDPBUSD       Z24, Z26, Z8
+	VPBROADCASTD   40(CX), Z26
+	VPDPBUSD       Z23, Z26, Z9
+	VPDPBUSD       Z24, Z26, Z10
+	VPBROADCASTD   160(CX), Z26
+	VPDPBUSD       Z23, Z26, Z11
+	VPDPBUSD       Z24, Z26, Z12
+	VPBROADCASTD   164(CX), Z26
+	VPDPBUSD       Z23, Z26, Z13
+	VPDPBUSD       Z24, Z26, Z14
+	VPBROADCASTD   168(CX), Z26
+	VPDPBUSD       Z23, Z26, Z15
+	VPDPBUSD       Z24, Z26, Z16
+	VPBROADCASTD   288(CX), Z26
+	VPDPBUSD       Z23, Z26, Z17
+	VPDPBUSD       Z24, Z26, Z18
+	VPBROADCASTD   292(CX), Z26
+	VPDPBUSD       Z23, Z26, Z19
+	VPDPBUSD       Z24, Z26, Z20
+	VPBROADCASTD   296(CX), Z26
+	VPDPBUSD       Z23, Z26, Z21
+	VPDPBUSD       Z24, Z26, Z22
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPERMB         128(BX), Z4, Z25
+	VPERMB         128(R8), Z4, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPBROADCASTD   48(CX), Z26
+	VPDPBUSD       Z23, Z26, Z5
+	VPDPBUSD       Z24, Z26, Z6
+	VPBROADCASTD   52(CX), Z26
+	VPDPBUSD       Z23, Z26, Z7
+	VPDPBUSD       Z24, Z26, Z8
+	VPBROADCASTD   56(CX), Z26
+	VPDPBUSD       Z23, Z26, Z9
+	VPDPBUSD       Z24, Z26, Z10
+	VPBROADCASTD   176(CX), Z26
+	VPDPBUSD       Z23, Z26, Z11
+	VPDPBUSD       Z24, Z26, Z12
+	VPBROADCASTD   180(CX), Z26
+	VPDPBUSD       Z23, Z26, Z13
+	VPDPBUSD       Z24, Z26, Z14
+	VPBROADCASTD   184(CX), Z26
+	VPDPBUSD       Z23, Z26, Z15
+	VPDPBUSD       Z24, Z26, Z16
+	VPBROADCASTD   304(CX), Z26
+	VPDPBUSD       Z23, Z26, Z17
+	VPDPBUSD       Z24, Z26, Z18
+	VPBROADCASTD   308(CX), Z26
+	VPDPBUSD       Z23, Z26, Z19
+	VPDPBUSD       Z24, Z26, Z20
+	VPBROADCASTD   312(CX), Z26
+	VPDPBUSD       Z23, Z26, Z21
+	VPDPBUSD       Z24, Z26, Z22
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPBROADCASTD   64(CX), Z26
+	VPDPBUSD       Z23, Z26, Z5
+	VPDPBUSD       Z24, Z26, Z6
+	VPBROADCASTD   68(CX), Z26
+	VPDPBUSD       Z23, Z26, Z7
+	VPDPBUSD       Z24, Z26, Z8
+	VPBROADCASTD   72(CX), Z26
+	VPDPBUSD       Z23, Z26, Z9
+	VPDPBUSD       Z24, Z26, Z10
+	VPBROADCASTD   192(CX), Z26
+	VPDPBUSD       Z23, Z26, Z11
+	VPDPBUSD       Z24, Z26, Z12
+	VPBROADCASTD   196(CX), Z26
+	VPDPBUSD       Z23, Z26, Z13
+	VPDPBUSD       Z24, Z26, Z14
+	VPBROADCASTD   200(CX), Z26
+	VPDPBUSD       Z23, Z26, Z15
+	VPDPBUSD       Z24, Z26, Z16
+	VPBROADCASTD   320(CX), Z26
+	VPDPBUSD       Z23, Z26, Z17
+	VPDPBUSD       Z24, Z26, Z18
+	VPBROADCASTD   324(CX), Z26
+	VPDPBUSD       Z23, Z26, Z19
+	VPDPBUSD       Z24, Z26, Z20
+	VPBROADCASTD   328(CX), Z26
+	VPDPBUSD       Z23, Z26, Z21
+	VPDPBUSD       Z24, Z26, Z22
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPERMB         192(BX), Z4, Z25
+	VPERMB         192(R8), Z4, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPBROADCASTD   80(CX), Z4
+	VPDPBUSD       Z23, Z4, Z5
+	VPDPBUSD       Z24, Z4, Z6
+	VPBROADCASTD   84(CX), Z4
+	VPDPBUSD       Z23, Z4, Z7
+	VPDPBUSD       Z24, Z4, Z8
+	VPBROADCASTD   88(CX), Z4
+	VPDPBUSD       Z23, Z4, Z9
+	VPDPBUSD       Z24, Z4, Z10
+	VPBROADCASTD   208(CX), Z4
+	VPDPBUSD       Z23, Z4, Z11
+	VPDPBUSD       Z24, Z4, Z12
+	VPBROADCASTD   212(CX), Z4
+	VPDPBUSD       Z23, Z4, Z13
+	VPDPBUSD       Z24, Z4, Z14
+	VPBROADCASTD   216(CX), Z4
+	VPDPBUSD       Z23, Z4, Z15
+	VPDPBUSD       Z24, Z4, Z16
+	VPBROADCASTD   336(CX), Z4
+	VPDPBUSD       Z23, Z4, Z17
+	VPDPBUSD       Z24, Z4, Z18
+	VPBROADCASTD   340(CX), Z4
+	VPDPBUSD       Z23, Z4, Z19
+	VPDPBUSD       Z24, Z4, Z20
+	VPBROADCASTD   344(CX), Z4
+	VPDPBUSD       Z23, Z4, Z21
+	VPDPBUSD       Z24, Z4, Z22
+	VPERMB         Z0, Z25, Z4
+	VPERMB         Z1, Z25, Z23
+	VPBROADCASTD   96(CX), Z24
+	VPDPBUSD       Z4, Z24, Z5
+	VPDPBUSD       Z23, Z24, Z6
+	VPBROADCASTD   100(CX), Z24
+	VPDPBUSD       Z4, Z24, Z7
+	VPDPBUSD       Z23, Z24, Z8
+	VPBROADCASTD   104(CX), Z24
+	VPDPBUSD       Z4, Z24, Z9
+	VPDPBUSD       Z23, Z24, Z10
+	VPBROADCASTD   224(CX), Z24
+	VPDPBUSD       Z4, Z24, Z11
+	VPDPBUSD       Z23, Z24, Z12
+	VPBROADCASTD   228(CX), Z24
+	VPDPBUSD       Z4, Z24, Z13
+	VPDPBUSD       Z23, Z24, Z14
+	VPBROADCASTD   232(CX), Z24
+	VPDPBUSD       Z4, Z24, Z15
+	VPDPBUSD       Z23, Z24, Z16
+	VPBROADCASTD   352(CX), Z24
+	VPDPBUSD       Z4, Z24, Z17
+	VPDPBUSD       Z23, Z24, Z18
+	VPBROADCASTD   356(CX), Z24
+	VPDPBUSD       Z4, Z24, Z19
+	VPDPBUSD       Z23, Z24, Z20
+	VPBROADCASTD   360(CX), Z24
+	VPDPBUSD       Z4, Z24, Z21
+	VPDPBUSD       Z23, Z24, Z22
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z4
+	VPERMB         Z1, Z25, Z23
+	VPBROADCASTD   112(CX), Z24
+	VPDPBUSD       Z4, Z24, Z5
+	VPDPBUSD       Z23, Z24, Z6
+	VPBROADCASTD   116(CX), Z24
+	VPDPBUSD       Z4, Z24, Z7
+	VPDPBUSD       Z23, Z24, Z8
+	VPBROADCASTD   120(CX), Z24
+	VPDPBUSD       Z4, Z24, Z9
+	VPDPBUSD       Z23, Z24, Z10
+	VPBROADCASTD   240(CX), Z24
+	VPDPBUSD       Z4, Z24, Z11
+	VPDPBUSD       Z23, Z24, Z12
+	VPBROADCASTD   244(CX), Z24
+	VPDPBUSD       Z4, Z24, Z13
+	VPDPBUSD       Z23, Z24, Z14
+	VPBROADCASTD   248(CX), Z24
+	VPDPBUSD       Z4, Z24, Z15
+	VPDPBUSD       Z23, Z24, Z16
+	VPBROADCASTD   368(CX), Z24
+	VPDPBUSD       Z4, Z24, Z17
+	VPDPBUSD       Z23, Z24, Z18
+	VPBROADCASTD   372(CX), Z24
+	VPDPBUSD       Z4, Z24, Z19
+	VPDPBUSD       Z23, Z24, Z20
+	VPBROADCASTD   376(CX), Z24
+	VPDPBUSD       Z4, Z24, Z21
+	VPDPBUSD       Z23, Z24, Z22
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z23
 	VCVTDQ2PS      Z5, Z5
@@ -12188,14 +14172,10 @@ group0:
 	VPXORD         Z21, Z21, Z21
 	VPXORD         Z22, Z22, Z22
 	VMOVDQU64      addBytes2_2<>+0(SB), Z4
-	MOVQ           R8, R8
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z23
-	VPERMB         (DI)(SI*1), Z4, K1, Z23
+	VPERMB         (BX), Z4, Z23
+	VPERMB         (R8), Z4, K1, Z23
 	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
 	VPERMB         Z23, Z3, Z23
-
-group1:
 	VPERMB         Z0, Z23, Z24
 	VPERMB         Z1, Z23, Z25
 	VPBROADCASTD   (CX), Z26
@@ -12227,47 +14207,223 @@ group1:
 	VPDPBUSD       Z25, Z26, Z22
 	VPSRLW         $0x04, Z23, Z23
 	VPERMB         Z0, Z23, Z24
-	VPERMB         Z1, Z23, Z25
-	XORL           R10, R10
-	MOVQ           $0x00000040, R9
-	CMPQ           R8, $0x01
-	CMOVQEQ        R10, R9
-	ADDQ           R9, SI
-	VPERMB         (BX)(SI*1), Z4, Z23
-	VPERMB         (DI)(SI*1), Z4, K1, Z23
-	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
-	VPERMB         Z23, Z3, Z23
-	VMOVDQA64      Z23, Z23
+	VPERMB         Z1, Z23, Z23
+	VPERMB         64(BX), Z4, Z25
+	VPERMB         64(R8), Z4, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
 	VPBROADCASTD   16(CX), Z26
 	VPDPBUSD       Z24, Z26, Z5
-	VPDPBUSD       Z25, Z26, Z6
+	VPDPBUSD       Z23, Z26, Z6
 	VPBROADCASTD   20(CX), Z26
 	VPDPBUSD       Z24, Z26, Z7
-	VPDPBUSD       Z25, Z26, Z8
+	VPDPBUSD       Z23, Z26, Z8
 	VPBROADCASTD   24(CX), Z26
 	VPDPBUSD       Z24, Z26, Z9
-	VPDPBUSD       Z25, Z26, Z10
+	VPDPBUSD       Z23, Z26, Z10
 	VPBROADCASTD   144(CX), Z26
 	VPDPBUSD       Z24, Z26, Z11
-	VPDPBUSD       Z25, Z26, Z12
+	VPDPBUSD       Z23, Z26, Z12
 	VPBROADCASTD   148(CX), Z26
 	VPDPBUSD       Z24, Z26, Z13
-	VPDPBUSD       Z25, Z26, Z14
+	VPDPBUSD       Z23, Z26, Z14
 	VPBROADCASTD   152(CX), Z26
 	VPDPBUSD       Z24, Z26, Z15
-	VPDPBUSD       Z25, Z26, Z16
+	VPDPBUSD       Z23, Z26, Z16
 	VPBROADCASTD   272(CX), Z26
 	VPDPBUSD       Z24, Z26, Z17
-	VPDPBUSD       Z25, Z26, Z18
+	VPDPBUSD       Z23, Z26, Z18
 	VPBROADCASTD   276(CX), Z26
 	VPDPBUSD       Z24, Z26, Z19
-	VPDPBUSD       Z25, Z26, Z20
+	VPDPBUSD       Z23, Z26, Z20
 	VPBROADCASTD   280(CX), Z26
 	VPDPBUSD       Z24, Z26, Z21
-	VPDPBUSD       Z25, Z26, Z22
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, R8
-	JNZ            group1
+	VPDPBUSD       Z23, Z26, Z22
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPBROADCASTD   32(CX), Z26
+	VPDPBUSD       Z23, Z26, Z5
+	VPDPBUSD       Z24, Z26, Z6
+	VPBROADCASTD   36(CX), Z26
+	VPDPBUSD       Z23, Z26, Z7
+	VPDPBUSD       Z24, Z26, Z8
+	VPBROADCASTD   40(CX), Z26
+	VPDPBUSD       Z23, Z26, Z9
+	VPDPBUSD       Z24, Z26, Z10
+	VPBROADCASTD   160(CX), Z26
+	VPDPBUSD       Z23, Z26, Z11
+	VPDPBUSD       Z24, Z26, Z12
+	VPBROADCASTD   164(CX), Z26
+	VPDPBUSD       Z23, Z26, Z13
+	VPDPBUSD       Z24, Z26, Z14
+	VPBROADCASTD   168(CX), Z26
+	VPDPBUSD       Z23, Z26, Z15
+	VPDPBUSD       Z24, Z26, Z16
+	VPBROADCASTD   288(CX), Z26
+	VPDPBUSD       Z23, Z26, Z17
+	VPDPBUSD       Z24, Z26, Z18
+	VPBROADCASTD   292(CX), Z26
+	VPDPBUSD       Z23, Z26, Z19
+	VPDPBUSD       Z24, Z26, Z20
+	VPBROADCASTD   296(CX), Z26
+	VPDPBUSD       Z23, Z26, Z21
+	VPDPBUSD       Z24, Z26, Z22
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPERMB         128(BX), Z4, Z25
+	VPERMB         128(R8), Z4, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPBROADCASTD   48(CX), Z26
+	VPDPBUSD       Z23, Z26, Z5
+	VPDPBUSD       Z24, Z26, Z6
+	VPBROADCASTD   52(CX), Z26
+	VPDPBUSD       Z23, Z26, Z7
+	VPDPBUSD       Z24, Z26, Z8
+	VPBROADCASTD   56(CX), Z26
+	VPDPBUSD       Z23, Z26, Z9
+	VPDPBUSD       Z24, Z26, Z10
+	VPBROADCASTD   176(CX), Z26
+	VPDPBUSD       Z23, Z26, Z11
+	VPDPBUSD       Z24, Z26, Z12
+	VPBROADCASTD   180(CX), Z26
+	VPDPBUSD       Z23, Z26, Z13
+	VPDPBUSD       Z24, Z26, Z14
+	VPBROADCASTD   184(CX), Z26
+	VPDPBUSD       Z23, Z26, Z15
+	VPDPBUSD       Z24, Z26, Z16
+	VPBROADCASTD   304(CX), Z26
+	VPDPBUSD       Z23, Z26, Z17
+	VPDPBUSD       Z24, Z26, Z18
+	VPBROADCASTD   308(CX), Z26
+	VPDPBUSD       Z23, Z26, Z19
+	VPDPBUSD       Z24, Z26, Z20
+	VPBROADCASTD   312(CX), Z26
+	VPDPBUSD       Z23, Z26, Z21
+	VPDPBUSD       Z24, Z26, Z22
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPBROADCASTD   64(CX), Z26
+	VPDPBUSD       Z23, Z26, Z5
+	VPDPBUSD       Z24, Z26, Z6
+	VPBROADCASTD   68(CX), Z26
+	VPDPBUSD       Z23, Z26, Z7
+	VPDPBUSD       Z24, Z26, Z8
+	VPBROADCASTD   72(CX), Z26
+	VPDPBUSD       Z23, Z26, Z9
+	VPDPBUSD       Z24, Z26, Z10
+	VPBROADCASTD   192(CX), Z26
+	VPDPBUSD       Z23, Z26, Z11
+	VPDPBUSD       Z24, Z26, Z12
+	VPBROADCASTD   196(CX), Z26
+	VPDPBUSD       Z23, Z26, Z13
+	VPDPBUSD       Z24, Z26, Z14
+	VPBROADCASTD   200(CX), Z26
+	VPDPBUSD       Z23, Z26, Z15
+	VPDPBUSD       Z24, Z26, Z16
+	VPBROADCASTD   320(CX), Z26
+	VPDPBUSD       Z23, Z26, Z17
+	VPDPBUSD       Z24, Z26, Z18
+	VPBROADCASTD   324(CX), Z26
+	VPDPBUSD       Z23, Z26, Z19
+	VPDPBUSD       Z24, Z26, Z20
+	VPBROADCASTD   328(CX), Z26
+	VPDPBUSD       Z23, Z26, Z21
+	VPDPBUSD       Z24, Z26, Z22
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z1, Z25, Z24
+	VPERMB         192(BX), Z4, Z25
+	VPERMB         192(R8), Z4, K1, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPBROADCASTD   80(CX), Z2
+	VPDPBUSD       Z23, Z2, Z5
+	VPDPBUSD       Z24, Z2, Z6
+	VPBROADCASTD   84(CX), Z2
+	VPDPBUSD       Z23, Z2, Z7
+	VPDPBUSD       Z24, Z2, Z8
+	VPBROADCASTD   88(CX), Z2
+	VPDPBUSD       Z23, Z2, Z9
+	VPDPBUSD       Z24, Z2, Z10
+	VPBROADCASTD   208(CX), Z2
+	VPDPBUSD       Z23, Z2, Z11
+	VPDPBUSD       Z24, Z2, Z12
+	VPBROADCASTD   212(CX), Z2
+	VPDPBUSD       Z23, Z2, Z13
+	VPDPBUSD       Z24, Z2, Z14
+	VPBROADCASTD   216(CX), Z2
+	VPDPBUSD       Z23, Z2, Z15
+	VPDPBUSD       Z24, Z2, Z16
+	VPBROADCASTD   336(CX), Z2
+	VPDPBUSD       Z23, Z2, Z17
+	VPDPBUSD       Z24, Z2, Z18
+	VPBROADCASTD   340(CX), Z2
+	VPDPBUSD       Z23, Z2, Z19
+	VPDPBUSD       Z24, Z2, Z20
+	VPBROADCASTD   344(CX), Z2
+	VPDPBUSD       Z23, Z2, Z21
+	VPDPBUSD       Z24, Z2, Z22
+	VPERMB         Z0, Z25, Z2
+	VPERMB         Z1, Z25, Z3
+	VPBROADCASTD   96(CX), Z4
+	VPDPBUSD       Z2, Z4, Z5
+	VPDPBUSD       Z3, Z4, Z6
+	VPBROADCASTD   100(CX), Z4
+	VPDPBUSD       Z2, Z4, Z7
+	VPDPBUSD       Z3, Z4, Z8
+	VPBROADCASTD   104(CX), Z4
+	VPDPBUSD       Z2, Z4, Z9
+	VPDPBUSD       Z3, Z4, Z10
+	VPBROADCASTD   224(CX), Z4
+	VPDPBUSD       Z2, Z4, Z11
+	VPDPBUSD       Z3, Z4, Z12
+	VPBROADCASTD   228(CX), Z4
+	VPDPBUSD       Z2, Z4, Z13
+	VPDPBUSD       Z3, Z4, Z14
+	VPBROADCASTD   232(CX), Z4
+	VPDPBUSD       Z2, Z4, Z15
+	VPDPBUSD       Z3, Z4, Z16
+	VPBROADCASTD   352(CX), Z4
+	VPDPBUSD       Z2, Z4, Z17
+	VPDPBUSD       Z3, Z4, Z18
+	VPBROADCASTD   356(CX), Z4
+	VPDPBUSD       Z2, Z4, Z19
+	VPDPBUSD       Z3, Z4, Z20
+	VPBROADCASTD   360(CX), Z4
+	VPDPBUSD       Z2, Z4, Z21
+	VPDPBUSD       Z3, Z4, Z22
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z0
+	VPERMB         Z1, Z25, Z1
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z0, Z2, Z5
+	VPDPBUSD       Z1, Z2, Z6
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z0, Z2, Z7
+	VPDPBUSD       Z1, Z2, Z8
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z0, Z2, Z9
+	VPDPBUSD       Z1, Z2, Z10
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z0, Z2, Z11
+	VPDPBUSD       Z1, Z2, Z12
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z0, Z2, Z13
+	VPDPBUSD       Z1, Z2, Z14
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z0, Z2, Z15
+	VPDPBUSD       Z1, Z2, Z16
+	VPBROADCASTD   368(CX), Z2
+	VPDPBUSD       Z0, Z2, Z17
+	VPDPBUSD       Z1, Z2, Z18
+	VPBROADCASTD   372(CX), Z2
+	VPDPBUSD       Z0, Z2, Z19
+	VPDPBUSD       Z1, Z2, Z20
+	VPBROADCASTD   376(CX), Z2
+	VPDPBUSD       Z0, Z2, Z21
+	VPDPBUSD       Z1, Z2, Z22
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z5, Z5
@@ -12317,176 +14473,275 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM3Heads1AVX512(SB), NOSPLIT, $0-48
+// func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM3Heads1AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), R8
-	MOVQ           DX, SI
-	ADDQ           BX, SI
-	MOVQ           $0x4848484848484848, DI
-	KMOVQ          DI, K1
-	MOVQ           SI, DI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
 	ADDQ           BX, DI
+	MOVQ           $0x4848484848484848, R8
+	KMOVQ          R8, K1
+	MOVQ           DI, R8
+	ADDQ           BX, R8
 	MOVQ           $0x9090909090909090, BX
 	KMOVQ          BX, K2
-	VMOVDQU64      (R8), Z0
-	VMOVDQU64      64(R8), Z1
+	VMOVDQU64      (SI), Z0
+	VMOVDQU64      64(SI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+40(FP), R8
 	VMOVDQU64      dotBytes3_0<>+0(SB), Z3
 	VMOVDQU64      dotBytes3_1<>+0(SB), Z4
 	VMOVDQU64      dotBytes3_2<>+0(SB), Z5
 	VMOVDQU64      dotBytes3_3<>+0(SB), Z6
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z3, Z7
-	VPERMB         (SI)(BX*1), Z3, K1, Z7
-	VPERMB         (DI)(BX*1), Z3, K2, Z7
+	VPERMB         (DX), Z3, Z7
+	VPERMB         (DI), Z3, K1, Z7
+	VPERMB         (R8), Z3, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z3, Z8
-	VPERMB         64(SI)(BX*1), Z3, K1, Z8
-	VPERMB         64(DI)(BX*1), Z3, K2, Z8
+	VPERMB         64(DX), Z3, Z8
+	VPERMB         64(DI), Z3, K1, Z8
+	VPERMB         64(R8), Z3, K2, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z2, Z8
 	VSHUFPS        $0x88, Z8, Z7, Z9
 	VSHUFPS        $0xdd, Z8, Z7, Z7
-
-group:
 	VPBROADCASTD   16(CX), Z8
-	VPBROADCASTD   20(CX), Z13
-	VPBROADCASTD   24(CX), Z14
+	VPBROADCASTD   20(CX), Z16
+	VPBROADCASTD   24(CX), Z17
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
 	VPXORD         Z12, Z12, Z12
-	VPERMB         Z0, Z9, Z15
-	VPERMB         Z0, Z7, Z16
-	VPDPBUSD.BCST  32(CX), Z15, Z8
-	VPDPBUSD.BCST  40(CX), Z15, Z13
-	VPDPBUSD.BCST  48(CX), Z15, Z14
-	VPDPBUSD.BCST  36(CX), Z16, Z10
-	VPDPBUSD.BCST  44(CX), Z16, Z11
-	VPDPBUSD.BCST  52(CX), Z16, Z12
+	VPERMB         Z0, Z9, Z18
+	VPERMB         Z0, Z7, Z19
+	VPDPBUSD.BCST  32(CX), Z18, Z8
+	VPDPBUSD.BCST  40(CX), Z18, Z16
+	VPDPBUSD.BCST  48(CX), Z18, Z17
+	VPDPBUSD.BCST  36(CX), Z19, Z10
+	VPDPBUSD.BCST  44(CX), Z19, Z11
+	VPDPBUSD.BCST  52(CX), Z19, Z12
 	VPERMB         Z1, Z9, Z9
 	VPERMB         Z1, Z7, Z7
-	VPERMB         (DX)(BX*1), Z4, Z15
-	VPERMB         (SI)(BX*1), Z4, K1, Z15
-	VPERMB         (DI)(BX*1), Z4, K2, Z15
-	VGF2P8AFFINEQB $0x00, Z15, Z2, Z15
-	VPERMB         64(DX)(BX*1), Z4, Z16
-	VPERMB         64(SI)(BX*1), Z4, K1, Z16
-	VPERMB         64(DI)(BX*1), Z4, K2, Z16
-	VGF2P8AFFINEQB $0x00, Z16, Z2, Z16
-	VSHUFPS        $0x88, Z16, Z15, Z17
-	VSHUFPS        $0xdd, Z16, Z15, Z15
+	VPERMB         (DX), Z4, Z18
+	VPERMB         (DI), Z4, K1, Z18
+	VPERMB         (R8), Z4, K2, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VPERMB         64(DX), Z4, Z19
+	VPERMB         64(DI), Z4, K1, Z19
+	VPERMB         64(R8), Z4, K2, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
+	VSHUFPS        $0x88, Z19, Z18, Z20
+	VSHUFPS        $0xdd, Z19, Z18, Z18
 	VPDPBUSD.BCST  56(CX), Z9, Z8
-	VPDPBUSD.BCST  64(CX), Z9, Z13
-	VPDPBUSD.BCST  72(CX), Z9, Z14
+	VPDPBUSD.BCST  64(CX), Z9, Z16
+	VPDPBUSD.BCST  72(CX), Z9, Z17
 	VPDPBUSD.BCST  60(CX), Z7, Z10
 	VPDPBUSD.BCST  68(CX), Z7, Z11
 	VPDPBUSD.BCST  76(CX), Z7, Z12
-	VPERMB         Z0, Z17, Z7
-	VPERMB         Z0, Z15, Z9
+	VPERMB         Z0, Z20, Z7
+	VPERMB         Z0, Z18, Z9
 	VPDPBUSD.BCST  80(CX), Z7, Z8
-	VPDPBUSD.BCST  88(CX), Z7, Z13
-	VPDPBUSD.BCST  96(CX), Z7, Z14
+	VPDPBUSD.BCST  88(CX), Z7, Z16
+	VPDPBUSD.BCST  96(CX), Z7, Z17
 	VPDPBUSD.BCST  84(CX), Z9, Z10
 	VPDPBUSD.BCST  92(CX), Z9, Z11
 	VPDPBUSD.BCST  100(CX), Z9, Z12
-	VPERMB         Z1, Z17, Z17
-	VPERMB         Z1, Z15, Z15
-	VPERMB         (DX)(BX*1), Z5, Z7
-	VPERMB         (SI)(BX*1), Z5, K1, Z7
-	VPERMB         (DI)(BX*1), Z5, K2, Z7
+	VPERMB         Z1, Z20, Z20
+	VPERMB         Z1, Z18, Z18
+	VPERMB         (DX), Z5, Z7
+	VPERMB         (DI), Z5, K1, Z7
+	VPERMB         (R8), Z5, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z5, Z9
-	VPERMB         64(SI)(BX*1), Z5, K1, Z9
-	VPERMB         64(DI)(BX*1), Z5, K2, Z9
+	VPERMB         64(DX), Z5, Z9
+	VPERMB         64(DI), Z5, K1, Z9
+	VPERMB         64(R8), Z5, K2, Z9
 	VGF2P8AFFINEQB $0x00, Z9, Z2, Z9
-	VSHUFPS        $0x88, Z9, Z7, Z16
+	VSHUFPS        $0x88, Z9, Z7, Z19
 	VSHUFPS        $0xdd, Z9, Z7, Z7
-	VPDPBUSD.BCST  104(CX), Z17, Z8
-	VPDPBUSD.BCST  112(CX), Z17, Z13
-	VPDPBUSD.BCST  120(CX), Z17, Z14
-	VPDPBUSD.BCST  108(CX), Z15, Z10
-	VPDPBUSD.BCST  116(CX), Z15, Z11
-	VPDPBUSD.BCST  124(CX), Z15, Z12
-	VPERMB         Z0, Z16, Z9
-	VPERMB         Z0, Z7, Z15
+	VPDPBUSD.BCST  104(CX), Z20, Z8
+	VPDPBUSD.BCST  112(CX), Z20, Z16
+	VPDPBUSD.BCST  120(CX), Z20, Z17
+	VPDPBUSD.BCST  108(CX), Z18, Z10
+	VPDPBUSD.BCST  116(CX), Z18, Z11
+	VPDPBUSD.BCST  124(CX), Z18, Z12
+	VPERMB         Z0, Z19, Z9
+	VPERMB         Z0, Z7, Z18
 	VPDPBUSD.BCST  128(CX), Z9, Z8
-	VPDPBUSD.BCST  136(CX), Z9, Z13
-	VPDPBUSD.BCST  144(CX), Z9, Z14
-	VPDPBUSD.BCST  132(CX), Z15, Z10
-	VPDPBUSD.BCST  140(CX), Z15, Z11
-	VPDPBUSD.BCST  148(CX), Z15, Z12
-	VPERMB         Z1, Z16, Z16
+	VPDPBUSD.BCST  136(CX), Z9, Z16
+	VPDPBUSD.BCST  144(CX), Z9, Z17
+	VPDPBUSD.BCST  132(CX), Z18, Z10
+	VPDPBUSD.BCST  140(CX), Z18, Z11
+	VPDPBUSD.BCST  148(CX), Z18, Z12
+	VPERMB         Z1, Z19, Z19
 	VPERMB         Z1, Z7, Z7
-	VPERMB         (DX)(BX*1), Z6, Z9
-	VPERMB         (SI)(BX*1), Z6, K1, Z9
-	VPERMB         (DI)(BX*1), Z6, K2, Z9
+	VPERMB         (DX), Z6, Z9
+	VPERMB         (DI), Z6, K1, Z9
+	VPERMB         (R8), Z6, K2, Z9
 	VGF2P8AFFINEQB $0x00, Z9, Z2, Z9
-	VPERMB         64(DX)(BX*1), Z6, Z15
-	VPERMB         64(SI)(BX*1), Z6, K1, Z15
-	VPERMB         64(DI)(BX*1), Z6, K2, Z15
-	VGF2P8AFFINEQB $0x00, Z15, Z2, Z15
-	VSHUFPS        $0x88, Z15, Z9, Z17
-	VSHUFPS        $0xdd, Z15, Z9, Z9
-	VPDPBUSD.BCST  152(CX), Z16, Z8
-	VPDPBUSD.BCST  160(CX), Z16, Z13
-	VPDPBUSD.BCST  168(CX), Z16, Z14
+	VPERMB         64(DX), Z6, Z18
+	VPERMB         64(DI), Z6, K1, Z18
+	VPERMB         64(R8), Z6, K2, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VSHUFPS        $0x88, Z18, Z9, Z20
+	VSHUFPS        $0xdd, Z18, Z9, Z9
+	VPDPBUSD.BCST  152(CX), Z19, Z8
+	VPDPBUSD.BCST  160(CX), Z19, Z16
+	VPDPBUSD.BCST  168(CX), Z19, Z17
 	VPDPBUSD.BCST  156(CX), Z7, Z10
 	VPDPBUSD.BCST  164(CX), Z7, Z11
 	VPDPBUSD.BCST  172(CX), Z7, Z12
-	VPERMB         Z0, Z17, Z7
-	VPERMB         Z0, Z9, Z15
+	VPERMB         Z0, Z20, Z7
+	VPERMB         Z0, Z9, Z18
 	VPDPBUSD.BCST  176(CX), Z7, Z8
-	VPDPBUSD.BCST  184(CX), Z7, Z13
-	VPDPBUSD.BCST  192(CX), Z7, Z14
-	VPDPBUSD.BCST  180(CX), Z15, Z10
-	VPDPBUSD.BCST  188(CX), Z15, Z11
-	VPDPBUSD.BCST  196(CX), Z15, Z12
-	VPERMB         Z1, Z17, Z17
+	VPDPBUSD.BCST  184(CX), Z7, Z16
+	VPDPBUSD.BCST  192(CX), Z7, Z17
+	VPDPBUSD.BCST  180(CX), Z18, Z10
+	VPDPBUSD.BCST  188(CX), Z18, Z11
+	VPDPBUSD.BCST  196(CX), Z18, Z12
+	VPERMB         Z1, Z20, Z20
 	VPERMB         Z1, Z9, Z9
-	XORL           R10, R10
-	MOVQ           $0x00000080, R9
-	CMPQ           R8, $0x01
-	CMOVQEQ        R10, R9
-	ADDQ           R9, BX
-	VPERMB         (DX)(BX*1), Z3, Z7
-	VPERMB         (SI)(BX*1), Z3, K1, Z7
-	VPERMB         (DI)(BX*1), Z3, K2, Z7
+	VPERMB         128(DX), Z3, Z7
+	VPERMB         128(DI), Z3, K1, Z7
+	VPERMB         128(R8), Z3, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z3, Z15
-	VPERMB         64(SI)(BX*1), Z3, K1, Z15
-	VPERMB         64(DI)(BX*1), Z3, K2, Z15
-	VGF2P8AFFINEQB $0x00, Z15, Z2, Z15
-	VSHUFPS        $0x88, Z15, Z7, Z16
-	VSHUFPS        $0xdd, Z15, Z7, Z7
-	VPDPBUSD.BCST  200(CX), Z17, Z8
-	VPDPBUSD.BCST  208(CX), Z17, Z13
-	VPDPBUSD.BCST  216(CX), Z17, Z14
+	VPERMB         192(DX), Z3, Z18
+	VPERMB         192(DI), Z3, K1, Z18
+	VPERMB         192(R8), Z3, K2, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VSHUFPS        $0x88, Z18, Z7, Z3
+	VSHUFPS        $0xdd, Z18, Z7, Z7
+	VPDPBUSD.BCST  200(CX), Z20, Z8
+	VPDPBUSD.BCST  208(CX), Z20, Z16
+	VPDPBUSD.BCST  216(CX), Z20, Z17
 	VPDPBUSD.BCST  204(CX), Z9, Z10
 	VPDPBUSD.BCST  212(CX), Z9, Z11
 	VPDPBUSD.BCST  220(CX), Z9, Z12
-	VMOVDQA64      Z16, Z9
-	VMOVDQA64      Z7, Z7
-	VBROADCASTSS   float256<>+0(SB), Z15
-	VMOVDQU32      dotRows<>+0(SB), Z16
+	VBROADCASTSS   float256<>+0(SB), Z9
+	VMOVDQU32      dotRows<>+0(SB), Z18
 	VPADDD         Z10, Z8, Z8
-	VPADDD         Z11, Z13, Z13
-	VPADDD         Z12, Z14, Z14
+	VPADDD         Z11, Z16, Z16
+	VPADDD         Z12, Z17, Z17
 	VCVTDQ2PS      Z8, Z8
-	VCVTDQ2PS      Z13, Z13
-	VCVTDQ2PS      Z14, Z14
-	VFMADD213PS    Z13, Z15, Z14
-	VFMADD213PS    Z8, Z15, Z14
-	VPERMPS        Z14, Z16, Z14
-	VMULPS.BCST    12(CX), Z14, Z14
-	VMOVUPS        Z14, (AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, R8
-	JNZ            group
+	VCVTDQ2PS      Z16, Z16
+	VCVTDQ2PS      Z17, Z17
+	VFMADD213PS    Z16, Z9, Z17
+	VFMADD213PS    Z8, Z9, Z17
+	VPERMPS        Z17, Z18, Z17
+	VMULPS.BCST    12(CX), Z17, Z17
+	VMOVUPS        Z17, (AX)
+	VPBROADCASTD   16(CX), Z8
+	VPBROADCASTD   20(CX), Z9
+	VPBROADCASTD   24(CX), Z10
+	VPXORD         Z13, Z13, Z13
+	VPXORD         Z14, Z14, Z14
+	VPXORD         Z15, Z15, Z15
+	VPERMB         Z0, Z3, Z11
+	VPERMB         Z0, Z7, Z12
+	VPDPBUSD.BCST  32(CX), Z11, Z8
+	VPDPBUSD.BCST  40(CX), Z11, Z9
+	VPDPBUSD.BCST  48(CX), Z11, Z10
+	VPDPBUSD.BCST  36(CX), Z12, Z13
+	VPDPBUSD.BCST  44(CX), Z12, Z14
+	VPDPBUSD.BCST  52(CX), Z12, Z15
+	VPERMB         Z1, Z3, Z3
+	VPERMB         Z1, Z7, Z7
+	VPERMB         128(DX), Z4, Z11
+	VPERMB         128(DI), Z4, K1, Z11
+	VPERMB         128(R8), Z4, K2, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z2, Z11
+	VPERMB         192(DX), Z4, Z12
+	VPERMB         192(DI), Z4, K1, Z12
+	VPERMB         192(R8), Z4, K2, Z12
+	VGF2P8AFFINEQB $0x00, Z12, Z2, Z12
+	VSHUFPS        $0x88, Z12, Z11, Z4
+	VSHUFPS        $0xdd, Z12, Z11, Z11
+	VPDPBUSD.BCST  56(CX), Z3, Z8
+	VPDPBUSD.BCST  64(CX), Z3, Z9
+	VPDPBUSD.BCST  72(CX), Z3, Z10
+	VPDPBUSD.BCST  60(CX), Z7, Z13
+	VPDPBUSD.BCST  68(CX), Z7, Z14
+	VPDPBUSD.BCST  76(CX), Z7, Z15
+	VPERMB         Z0, Z4, Z3
+	VPERMB         Z0, Z11, Z7
+	VPDPBUSD.BCST  80(CX), Z3, Z8
+	VPDPBUSD.BCST  88(CX), Z3, Z9
+	VPDPBUSD.BCST  96(CX), Z3, Z10
+	VPDPBUSD.BCST  84(CX), Z7, Z13
+	VPDPBUSD.BCST  92(CX), Z7, Z14
+	VPDPBUSD.BCST  100(CX), Z7, Z15
+	VPERMB         Z1, Z4, Z4
+	VPERMB         Z1, Z11, Z11
+	VPERMB         128(DX), Z5, Z3
+	VPERMB         128(DI), Z5, K1, Z3
+	VPERMB         128(R8), Z5, K2, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z2, Z3
+	VPERMB         192(DX), Z5, Z7
+	VPERMB         192(DI), Z5, K1, Z7
+	VPERMB         192(R8), Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
+	VSHUFPS        $0x88, Z7, Z3, Z5
+	VSHUFPS        $0xdd, Z7, Z3, Z3
+	VPDPBUSD.BCST  104(CX), Z4, Z8
+	VPDPBUSD.BCST  112(CX), Z4, Z9
+	VPDPBUSD.BCST  120(CX), Z4, Z10
+	VPDPBUSD.BCST  108(CX), Z11, Z13
+	VPDPBUSD.BCST  116(CX), Z11, Z14
+	VPDPBUSD.BCST  124(CX), Z11, Z15
+	VPERMB         Z0, Z5, Z4
+	VPERMB         Z0, Z3, Z7
+	VPDPBUSD.BCST  128(CX), Z4, Z8
+	VPDPBUSD.BCST  136(CX), Z4, Z9
+	VPDPBUSD.BCST  144(CX), Z4, Z10
+	VPDPBUSD.BCST  132(CX), Z7, Z13
+	VPDPBUSD.BCST  140(CX), Z7, Z14
+	VPDPBUSD.BCST  148(CX), Z7, Z15
+	VPERMB         Z1, Z5, Z5
+	VPERMB         Z1, Z3, Z3
+	VPERMB         128(DX), Z6, Z4
+	VPERMB         128(DI), Z6, K1, Z4
+	VPERMB         128(R8), Z6, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         192(DX), Z6, Z7
+	VPERMB         192(DI), Z6, K1, Z7
+	VPERMB         192(R8), Z6, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
+	VSHUFPS        $0x88, Z7, Z4, Z2
+	VSHUFPS        $0xdd, Z7, Z4, Z4
+	VPDPBUSD.BCST  152(CX), Z5, Z8
+	VPDPBUSD.BCST  160(CX), Z5, Z9
+	VPDPBUSD.BCST  168(CX), Z5, Z10
+	VPDPBUSD.BCST  156(CX), Z3, Z13
+	VPDPBUSD.BCST  164(CX), Z3, Z14
+	VPDPBUSD.BCST  172(CX), Z3, Z15
+	VPERMB         Z0, Z2, Z3
+	VPERMB         Z0, Z4, Z0
+	VPDPBUSD.BCST  176(CX), Z3, Z8
+	VPDPBUSD.BCST  184(CX), Z3, Z9
+	VPDPBUSD.BCST  192(CX), Z3, Z10
+	VPDPBUSD.BCST  180(CX), Z0, Z13
+	VPDPBUSD.BCST  188(CX), Z0, Z14
+	VPDPBUSD.BCST  196(CX), Z0, Z15
+	VPERMB         Z1, Z2, Z2
+	VPERMB         Z1, Z4, Z4
+	VPDPBUSD.BCST  200(CX), Z2, Z8
+	VPDPBUSD.BCST  208(CX), Z2, Z9
+	VPDPBUSD.BCST  216(CX), Z2, Z10
+	VPDPBUSD.BCST  204(CX), Z4, Z13
+	VPDPBUSD.BCST  212(CX), Z4, Z14
+	VPDPBUSD.BCST  220(CX), Z4, Z15
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z13, Z8, Z8
+	VPADDD         Z14, Z9, Z9
+	VPADDD         Z15, Z10, Z10
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    12(CX), Z10, Z10
+	VMOVUPS        Z10, 64(AX)
 	VZEROUPPER
 	RET
 
@@ -12530,9 +14785,9 @@ DATA dotBytes3_3<>+48(SB)/8, $0x3636363737370000
 DATA dotBytes3_3<>+56(SB)/8, $0x3e3e3e3f3f3f0000
 GLOBL dotBytes3_3<>(SB), RODATA|NOPTR, $64
 
-// func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM3Heads1AVX512(SB), NOSPLIT, $0-56
+// func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM3Heads1AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
@@ -12550,7 +14805,6 @@ TEXT ·addLM3Heads1AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      (DI), Z0
 	VMOVDQU64      64(DI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+48(FP), SI
 	VMOVDQU64      turnDims<>+0(SB), Z3
 	VPXORD         Z4, Z4, Z4
 	VPXORD         Z5, Z5, Z5
@@ -12568,30 +14822,26 @@ TEXT ·addLM3Heads1AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      addBytes3_1<>+0(SB), Z17
 	VMOVDQU64      addBytes3_2<>+0(SB), Z18
 	VMOVDQU64      addBytes3_3<>+0(SB), Z19
-	MOVQ           SI, DI
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z16, Z20
-	VPERMB         (R8)(SI*1), Z16, K1, Z20
-	VPERMB         (R9)(SI*1), Z16, K2, Z20
+	VPERMB         (BX), Z16, Z20
+	VPERMB         (R8), Z16, K1, Z20
+	VPERMB         (R9), Z16, K2, Z20
 	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
 	VPERMB         Z20, Z3, Z20
-	VPERMB         (BX)(SI*1), Z17, Z21
-	VPERMB         (R8)(SI*1), Z17, K1, Z21
-	VPERMB         (R9)(SI*1), Z17, K2, Z21
+	VPERMB         (BX), Z17, Z21
+	VPERMB         (R8), Z17, K1, Z21
+	VPERMB         (R9), Z17, K2, Z21
 	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
 	VPERMB         Z21, Z3, Z21
-	VPERMB         (BX)(SI*1), Z18, Z22
-	VPERMB         (R8)(SI*1), Z18, K1, Z22
-	VPERMB         (R9)(SI*1), Z18, K2, Z22
+	VPERMB         (BX), Z18, Z22
+	VPERMB         (R8), Z18, K1, Z22
+	VPERMB         (R9), Z18, K2, Z22
 	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
 	VPERMB         Z22, Z3, Z22
-	VPERMB         (BX)(SI*1), Z19, Z23
-	VPERMB         (R8)(SI*1), Z19, K1, Z23
-	VPERMB         (R9)(SI*1), Z19, K2, Z23
+	VPERMB         (BX), Z19, Z23
+	VPERMB         (R8), Z19, K1, Z23
+	VPERMB         (R9), Z19, K2, Z23
 	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
 	VPERMB         Z23, Z3, Z23
-
-group0:
 	VPERMB         Z0, Z20, Z24
 	VPERMB         Z0, Z21, Z25
 	VPERMB         Z0, Z22, Z26
@@ -12611,57 +14861,199 @@ group0:
 	VPDPBUSD       Z25, Z28, Z13
 	VPDPBUSD       Z26, Z28, Z14
 	VPDPBUSD       Z27, Z28, Z15
-	VPERMB         Z1, Z20, Z24
-	VPERMB         Z1, Z21, Z25
-	VPERMB         Z1, Z22, Z26
-	VPERMB         Z1, Z23, Z27
-	XORL           R11, R11
-	MOVQ           $0x00000040, R10
-	CMPQ           DI, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, SI
-	VPERMB         (BX)(SI*1), Z16, Z20
-	VPERMB         (R8)(SI*1), Z16, K1, Z20
-	VPERMB         (R9)(SI*1), Z16, K2, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
-	VPERMB         Z20, Z3, Z20
-	VMOVDQA64      Z20, Z20
-	VPERMB         (BX)(SI*1), Z17, Z21
-	VPERMB         (R8)(SI*1), Z17, K1, Z21
-	VPERMB         (R9)(SI*1), Z17, K2, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
-	VPERMB         Z21, Z3, Z21
-	VMOVDQA64      Z21, Z21
-	VPERMB         (BX)(SI*1), Z18, Z22
-	VPERMB         (R8)(SI*1), Z18, K1, Z22
-	VPERMB         (R9)(SI*1), Z18, K2, Z22
-	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
-	VPERMB         Z22, Z3, Z22
-	VMOVDQA64      Z22, Z22
-	VPERMB         (BX)(SI*1), Z19, Z23
-	VPERMB         (R8)(SI*1), Z19, K1, Z23
-	VPERMB         (R9)(SI*1), Z19, K2, Z23
-	VGF2P8AFFINEQB $0x00, Z23, Z2, Z23
-	VPERMB         Z23, Z3, Z23
-	VMOVDQA64      Z23, Z23
+	VPERMB         Z1, Z20, Z20
+	VPERMB         Z1, Z21, Z21
+	VPERMB         Z1, Z22, Z22
+	VPERMB         Z1, Z23, Z23
+	VPERMB         64(BX), Z16, Z24
+	VPERMB         64(R8), Z16, K1, Z24
+	VPERMB         64(R9), Z16, K2, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
+	VPERMB         Z24, Z3, Z24
+	VPERMB         64(BX), Z17, Z25
+	VPERMB         64(R8), Z17, K1, Z25
+	VPERMB         64(R9), Z17, K2, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPERMB         64(BX), Z18, Z26
+	VPERMB         64(R8), Z18, K1, Z26
+	VPERMB         64(R9), Z18, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         64(BX), Z19, Z27
+	VPERMB         64(R8), Z19, K1, Z27
+	VPERMB         64(R9), Z19, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         Z27, Z3, Z27
 	VPBROADCASTD   16(CX), Z28
-	VPDPBUSD       Z24, Z28, Z4
-	VPDPBUSD       Z25, Z28, Z5
-	VPDPBUSD       Z26, Z28, Z6
-	VPDPBUSD       Z27, Z28, Z7
+	VPDPBUSD       Z20, Z28, Z4
+	VPDPBUSD       Z21, Z28, Z5
+	VPDPBUSD       Z22, Z28, Z6
+	VPDPBUSD       Z23, Z28, Z7
 	VPBROADCASTD   20(CX), Z28
-	VPDPBUSD       Z24, Z28, Z8
-	VPDPBUSD       Z25, Z28, Z9
-	VPDPBUSD       Z26, Z28, Z10
-	VPDPBUSD       Z27, Z28, Z11
+	VPDPBUSD       Z20, Z28, Z8
+	VPDPBUSD       Z21, Z28, Z9
+	VPDPBUSD       Z22, Z28, Z10
+	VPDPBUSD       Z23, Z28, Z11
 	VPBROADCASTD   24(CX), Z28
-	VPDPBUSD       Z24, Z28, Z12
-	VPDPBUSD       Z25, Z28, Z13
-	VPDPBUSD       Z26, Z28, Z14
-	VPDPBUSD       Z27, Z28, Z15
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, DI
-	JNZ            group0
+	VPDPBUSD       Z20, Z28, Z12
+	VPDPBUSD       Z21, Z28, Z13
+	VPDPBUSD       Z22, Z28, Z14
+	VPDPBUSD       Z23, Z28, Z15
+	VPERMB         Z0, Z24, Z20
+	VPERMB         Z0, Z25, Z21
+	VPERMB         Z0, Z26, Z22
+	VPERMB         Z0, Z27, Z23
+	VPBROADCASTD   32(CX), Z28
+	VPDPBUSD       Z20, Z28, Z4
+	VPDPBUSD       Z21, Z28, Z5
+	VPDPBUSD       Z22, Z28, Z6
+	VPDPBUSD       Z23, Z28, Z7
+	VPBROADCASTD   36(CX), Z28
+	VPDPBUSD       Z20, Z28, Z8
+	VPDPBUSD       Z21, Z28, Z9
+	VPDPBUSD       Z22, Z28, Z10
+	VPDPBUSD       Z23, Z28, Z11
+	VPBROADCASTD   40(CX), Z28
+	VPDPBUSD       Z20, Z28, Z12
+	VPDPBUSD       Z21, Z28, Z13
+	VPDPBUSD       Z22, Z28, Z14
+	VPDPBUSD       Z23, Z28, Z15
+	VPERMB         Z1, Z24, Z20
+	VPERMB         Z1, Z25, Z21
+	VPERMB         Z1, Z26, Z22
+	VPERMB         Z1, Z27, Z23
+	VPERMB         128(BX), Z16, Z24
+	VPERMB         128(R8), Z16, K1, Z24
+	VPERMB         128(R9), Z16, K2, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
+	VPERMB         Z24, Z3, Z24
+	VPERMB         128(BX), Z17, Z25
+	VPERMB         128(R8), Z17, K1, Z25
+	VPERMB         128(R9), Z17, K2, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
+	VPERMB         Z25, Z3, Z25
+	VPERMB         128(BX), Z18, Z26
+	VPERMB         128(R8), Z18, K1, Z26
+	VPERMB         128(R9), Z18, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         128(BX), Z19, Z27
+	VPERMB         128(R8), Z19, K1, Z27
+	VPERMB         128(R9), Z19, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         Z27, Z3, Z27
+	VPBROADCASTD   48(CX), Z28
+	VPDPBUSD       Z20, Z28, Z4
+	VPDPBUSD       Z21, Z28, Z5
+	VPDPBUSD       Z22, Z28, Z6
+	VPDPBUSD       Z23, Z28, Z7
+	VPBROADCASTD   52(CX), Z28
+	VPDPBUSD       Z20, Z28, Z8
+	VPDPBUSD       Z21, Z28, Z9
+	VPDPBUSD       Z22, Z28, Z10
+	VPDPBUSD       Z23, Z28, Z11
+	VPBROADCASTD   56(CX), Z28
+	VPDPBUSD       Z20, Z28, Z12
+	VPDPBUSD       Z21, Z28, Z13
+	VPDPBUSD       Z22, Z28, Z14
+	VPDPBUSD       Z23, Z28, Z15
+	VPERMB         Z0, Z24, Z20
+	VPERMB         Z0, Z25, Z21
+	VPERMB         Z0, Z26, Z22
+	VPERMB         Z0, Z27, Z23
+	VPBROADCASTD   64(CX), Z28
+	VPDPBUSD       Z20, Z28, Z4
+	VPDPBUSD       Z21, Z28, Z5
+	VPDPBUSD       Z22, Z28, Z6
+	VPDPBUSD       Z23, Z28, Z7
+	VPBROADCASTD   68(CX), Z28
+	VPDPBUSD       Z20, Z28, Z8
+	VPDPBUSD       Z21, Z28, Z9
+	VPDPBUSD       Z22, Z28, Z10
+	VPDPBUSD       Z23, Z28, Z11
+	VPBROADCASTD   72(CX), Z28
+	VPDPBUSD       Z20, Z28, Z12
+	VPDPBUSD       Z21, Z28, Z13
+	VPDPBUSD       Z22, Z28, Z14
+	VPDPBUSD       Z23, Z28, Z15
+	VPERMB         Z1, Z24, Z20
+	VPERMB         Z1, Z25, Z21
+	VPERMB         Z1, Z26, Z22
+	VPERMB         Z1, Z27, Z23
+	VPERMB         192(BX), Z16, Z24
+	VPERMB         192(R8), Z16, K1, Z24
+	VPERMB         192(R9), Z16, K2, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
+	VPERMB         Z24, Z3, Z24
+	VPERMB         192(BX), Z17, Z16
+	VPERMB         192(R8), Z17, K1, Z16
+	VPERMB         192(R9), Z17, K2, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z2, Z16
+	VPERMB         Z16, Z3, Z16
+	VPERMB         192(BX), Z18, Z17
+	VPERMB         192(R8), Z18, K1, Z17
+	VPERMB         192(R9), Z18, K2, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
+	VPERMB         Z17, Z3, Z17
+	VPERMB         192(BX), Z19, Z18
+	VPERMB         192(R8), Z19, K1, Z18
+	VPERMB         192(R9), Z19, K2, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VPERMB         Z18, Z3, Z18
+	VPBROADCASTD   80(CX), Z2
+	VPDPBUSD       Z20, Z2, Z4
+	VPDPBUSD       Z21, Z2, Z5
+	VPDPBUSD       Z22, Z2, Z6
+	VPDPBUSD       Z23, Z2, Z7
+	VPBROADCASTD   84(CX), Z2
+	VPDPBUSD       Z20, Z2, Z8
+	VPDPBUSD       Z21, Z2, Z9
+	VPDPBUSD       Z22, Z2, Z10
+	VPDPBUSD       Z23, Z2, Z11
+	VPBROADCASTD   88(CX), Z2
+	VPDPBUSD       Z20, Z2, Z12
+	VPDPBUSD       Z21, Z2, Z13
+	VPDPBUSD       Z22, Z2, Z14
+	VPDPBUSD       Z23, Z2, Z15
+	VPERMB         Z0, Z24, Z2
+	VPERMB         Z0, Z16, Z3
+	VPERMB         Z0, Z17, Z19
+	VPERMB         Z0, Z18, Z0
+	VPBROADCASTD   96(CX), Z20
+	VPDPBUSD       Z2, Z20, Z4
+	VPDPBUSD       Z3, Z20, Z5
+	VPDPBUSD       Z19, Z20, Z6
+	VPDPBUSD       Z0, Z20, Z7
+	VPBROADCASTD   100(CX), Z20
+	VPDPBUSD       Z2, Z20, Z8
+	VPDPBUSD       Z3, Z20, Z9
+	VPDPBUSD       Z19, Z20, Z10
+	VPDPBUSD       Z0, Z20, Z11
+	VPBROADCASTD   104(CX), Z20
+	VPDPBUSD       Z2, Z20, Z12
+	VPDPBUSD       Z3, Z20, Z13
+	VPDPBUSD       Z19, Z20, Z14
+	VPDPBUSD       Z0, Z20, Z15
+	VPERMB         Z1, Z24, Z0
+	VPERMB         Z1, Z16, Z2
+	VPERMB         Z1, Z17, Z3
+	VPERMB         Z1, Z18, Z1
+	VPBROADCASTD   112(CX), Z16
+	VPDPBUSD       Z0, Z16, Z4
+	VPDPBUSD       Z2, Z16, Z5
+	VPDPBUSD       Z3, Z16, Z6
+	VPDPBUSD       Z1, Z16, Z7
+	VPBROADCASTD   116(CX), Z16
+	VPDPBUSD       Z0, Z16, Z8
+	VPDPBUSD       Z2, Z16, Z9
+	VPDPBUSD       Z3, Z16, Z10
+	VPDPBUSD       Z1, Z16, Z11
+	VPBROADCASTD   120(CX), Z16
+	VPDPBUSD       Z0, Z16, Z12
+	VPDPBUSD       Z2, Z16, Z13
+	VPDPBUSD       Z3, Z16, Z14
+	VPDPBUSD       Z1, Z16, Z15
 	VBROADCASTSS   float256<>+0(SB), Z0
 	VBROADCASTSS   (DX), Z1
 	VCVTDQ2PS      Z4, Z4
@@ -12735,265 +15127,428 @@ DATA addBytes3_3<>+48(SB)/8, $0x1717173737370000
 DATA addBytes3_3<>+56(SB)/8, $0x1f1f1f3f3f3f0000
 GLOBL addBytes3_3<>(SB), RODATA|NOPTR, $64
 
-// func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM3Heads2AVX512(SB), NOSPLIT, $0-48
+// func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM3Heads2AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), R8
-	MOVQ           DX, SI
-	ADDQ           BX, SI
-	MOVQ           $0x4848484848484848, DI
-	KMOVQ          DI, K1
-	MOVQ           SI, DI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
 	ADDQ           BX, DI
+	MOVQ           $0x4848484848484848, R8
+	KMOVQ          R8, K1
+	MOVQ           DI, R8
+	ADDQ           BX, R8
 	MOVQ           $0x9090909090909090, BX
 	KMOVQ          BX, K2
-	VMOVDQU64      (R8), Z0
-	VMOVDQU64      64(R8), Z1
+	VMOVDQU64      (SI), Z0
+	VMOVDQU64      64(SI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+40(FP), R8
 	VMOVDQU64      dotBytes3_0<>+0(SB), Z3
 	VMOVDQU64      dotBytes3_1<>+0(SB), Z4
 	VMOVDQU64      dotBytes3_2<>+0(SB), Z5
 	VMOVDQU64      dotBytes3_3<>+0(SB), Z6
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z3, Z7
-	VPERMB         (SI)(BX*1), Z3, K1, Z7
-	VPERMB         (DI)(BX*1), Z3, K2, Z7
+	VPERMB         (DX), Z3, Z7
+	VPERMB         (DI), Z3, K1, Z7
+	VPERMB         (R8), Z3, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z3, Z8
-	VPERMB         64(SI)(BX*1), Z3, K1, Z8
-	VPERMB         64(DI)(BX*1), Z3, K2, Z8
+	VPERMB         64(DX), Z3, Z8
+	VPERMB         64(DI), Z3, K1, Z8
+	VPERMB         64(R8), Z3, K2, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z2, Z8
 	VSHUFPS        $0x88, Z8, Z7, Z9
 	VSHUFPS        $0xdd, Z8, Z7, Z7
-
-group:
 	VPBROADCASTD   16(CX), Z8
-	VPBROADCASTD   20(CX), Z16
-	VPBROADCASTD   24(CX), Z17
-	VPBROADCASTD   240(CX), Z18
-	VPBROADCASTD   244(CX), Z19
-	VPBROADCASTD   248(CX), Z20
+	VPBROADCASTD   20(CX), Z22
+	VPBROADCASTD   24(CX), Z23
+	VPBROADCASTD   240(CX), Z24
+	VPBROADCASTD   244(CX), Z25
+	VPBROADCASTD   248(CX), Z26
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
 	VPXORD         Z12, Z12, Z12
 	VPXORD         Z13, Z13, Z13
 	VPXORD         Z14, Z14, Z14
 	VPXORD         Z15, Z15, Z15
-	VPERMB         Z0, Z9, Z21
-	VPERMB         Z0, Z7, Z22
-	VPDPBUSD.BCST  32(CX), Z21, Z8
-	VPDPBUSD.BCST  40(CX), Z21, Z16
-	VPDPBUSD.BCST  48(CX), Z21, Z17
-	VPDPBUSD.BCST  256(CX), Z21, Z18
-	VPDPBUSD.BCST  264(CX), Z21, Z19
-	VPDPBUSD.BCST  272(CX), Z21, Z20
-	VPDPBUSD.BCST  36(CX), Z22, Z10
-	VPDPBUSD.BCST  44(CX), Z22, Z11
-	VPDPBUSD.BCST  52(CX), Z22, Z12
-	VPDPBUSD.BCST  260(CX), Z22, Z13
-	VPDPBUSD.BCST  268(CX), Z22, Z14
-	VPDPBUSD.BCST  276(CX), Z22, Z15
+	VPERMB         Z0, Z9, Z27
+	VPERMB         Z0, Z7, Z28
+	VPDPBUSD.BCST  32(CX), Z27, Z8
+	VPDPBUSD.BCST  40(CX), Z27, Z22
+	VPDPBUSD.BCST  48(CX), Z27, Z23
+	VPDPBUSD.BCST  256(CX), Z27, Z24
+	VPDPBUSD.BCST  264(CX), Z27, Z25
+	VPDPBUSD.BCST  272(CX), Z27, Z26
+	VPDPBUSD.BCST  36(CX), Z28, Z10
+	VPDPBUSD.BCST  44(CX), Z28, Z11
+	VPDPBUSD.BCST  52(CX), Z28, Z12
+	VPDPBUSD.BCST  260(CX), Z28, Z13
+	VPDPBUSD.BCST  268(CX), Z28, Z14
+	VPDPBUSD.BCST  276(CX), Z28, Z15
 	VPERMB         Z1, Z9, Z9
 	VPERMB         Z1, Z7, Z7
-	VPERMB         (DX)(BX*1), Z4, Z21
-	VPERMB         (SI)(BX*1), Z4, K1, Z21
-	VPERMB         (DI)(BX*1), Z4, K2, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
-	VPERMB         64(DX)(BX*1), Z4, Z22
-	VPERMB         64(SI)(BX*1), Z4, K1, Z22
-	VPERMB         64(DI)(BX*1), Z4, K2, Z22
-	VGF2P8AFFINEQB $0x00, Z22, Z2, Z22
-	VSHUFPS        $0x88, Z22, Z21, Z23
-	VSHUFPS        $0xdd, Z22, Z21, Z21
+	VPERMB         (DX), Z4, Z27
+	VPERMB         (DI), Z4, K1, Z27
+	VPERMB         (R8), Z4, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         64(DX), Z4, Z28
+	VPERMB         64(DI), Z4, K1, Z28
+	VPERMB         64(R8), Z4, K2, Z28
+	VGF2P8AFFINEQB $0x00, Z28, Z2, Z28
+	VSHUFPS        $0x88, Z28, Z27, Z29
+	VSHUFPS        $0xdd, Z28, Z27, Z27
 	VPDPBUSD.BCST  56(CX), Z9, Z8
-	VPDPBUSD.BCST  64(CX), Z9, Z16
-	VPDPBUSD.BCST  72(CX), Z9, Z17
-	VPDPBUSD.BCST  280(CX), Z9, Z18
-	VPDPBUSD.BCST  288(CX), Z9, Z19
-	VPDPBUSD.BCST  296(CX), Z9, Z20
+	VPDPBUSD.BCST  64(CX), Z9, Z22
+	VPDPBUSD.BCST  72(CX), Z9, Z23
+	VPDPBUSD.BCST  280(CX), Z9, Z24
+	VPDPBUSD.BCST  288(CX), Z9, Z25
+	VPDPBUSD.BCST  296(CX), Z9, Z26
 	VPDPBUSD.BCST  60(CX), Z7, Z10
 	VPDPBUSD.BCST  68(CX), Z7, Z11
 	VPDPBUSD.BCST  76(CX), Z7, Z12
 	VPDPBUSD.BCST  284(CX), Z7, Z13
 	VPDPBUSD.BCST  292(CX), Z7, Z14
 	VPDPBUSD.BCST  300(CX), Z7, Z15
-	VPERMB         Z0, Z23, Z7
-	VPERMB         Z0, Z21, Z9
+	VPERMB         Z0, Z29, Z7
+	VPERMB         Z0, Z27, Z9
 	VPDPBUSD.BCST  80(CX), Z7, Z8
-	VPDPBUSD.BCST  88(CX), Z7, Z16
-	VPDPBUSD.BCST  96(CX), Z7, Z17
-	VPDPBUSD.BCST  304(CX), Z7, Z18
-	VPDPBUSD.BCST  312(CX), Z7, Z19
-	VPDPBUSD.BCST  320(CX), Z7, Z20
+	VPDPBUSD.BCST  88(CX), Z7, Z22
+	VPDPBUSD.BCST  96(CX), Z7, Z23
+	VPDPBUSD.BCST  304(CX), Z7, Z24
+	VPDPBUSD.BCST  312(CX), Z7, Z25
+	VPDPBUSD.BCST  320(CX), Z7, Z26
 	VPDPBUSD.BCST  84(CX), Z9, Z10
 	VPDPBUSD.BCST  92(CX), Z9, Z11
 	VPDPBUSD.BCST  100(CX), Z9, Z12
 	VPDPBUSD.BCST  308(CX), Z9, Z13
 	VPDPBUSD.BCST  316(CX), Z9, Z14
 	VPDPBUSD.BCST  324(CX), Z9, Z15
-	VPERMB         Z1, Z23, Z23
-	VPERMB         Z1, Z21, Z21
-	VPERMB         (DX)(BX*1), Z5, Z7
-	VPERMB         (SI)(BX*1), Z5, K1, Z7
-	VPERMB         (DI)(BX*1), Z5, K2, Z7
+	VPERMB         Z1, Z29, Z29
+	VPERMB         Z1, Z27, Z27
+	VPERMB         (DX), Z5, Z7
+	VPERMB         (DI), Z5, K1, Z7
+	VPERMB         (R8), Z5, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z5, Z9
-	VPERMB         64(SI)(BX*1), Z5, K1, Z9
-	VPERMB         64(DI)(BX*1), Z5, K2, Z9
+	VPERMB         64(DX), Z5, Z9
+	VPERMB         64(DI), Z5, K1, Z9
+	VPERMB         64(R8), Z5, K2, Z9
 	VGF2P8AFFINEQB $0x00, Z9, Z2, Z9
-	VSHUFPS        $0x88, Z9, Z7, Z22
+	VSHUFPS        $0x88, Z9, Z7, Z28
 	VSHUFPS        $0xdd, Z9, Z7, Z7
-	VPDPBUSD.BCST  104(CX), Z23, Z8
-	VPDPBUSD.BCST  112(CX), Z23, Z16
-	VPDPBUSD.BCST  120(CX), Z23, Z17
-	VPDPBUSD.BCST  328(CX), Z23, Z18
-	VPDPBUSD.BCST  336(CX), Z23, Z19
-	VPDPBUSD.BCST  344(CX), Z23, Z20
-	VPDPBUSD.BCST  108(CX), Z21, Z10
-	VPDPBUSD.BCST  116(CX), Z21, Z11
-	VPDPBUSD.BCST  124(CX), Z21, Z12
-	VPDPBUSD.BCST  332(CX), Z21, Z13
-	VPDPBUSD.BCST  340(CX), Z21, Z14
-	VPDPBUSD.BCST  348(CX), Z21, Z15
-	VPERMB         Z0, Z22, Z9
-	VPERMB         Z0, Z7, Z21
+	VPDPBUSD.BCST  104(CX), Z29, Z8
+	VPDPBUSD.BCST  112(CX), Z29, Z22
+	VPDPBUSD.BCST  120(CX), Z29, Z23
+	VPDPBUSD.BCST  328(CX), Z29, Z24
+	VPDPBUSD.BCST  336(CX), Z29, Z25
+	VPDPBUSD.BCST  344(CX), Z29, Z26
+	VPDPBUSD.BCST  108(CX), Z27, Z10
+	VPDPBUSD.BCST  116(CX), Z27, Z11
+	VPDPBUSD.BCST  124(CX), Z27, Z12
+	VPDPBUSD.BCST  332(CX), Z27, Z13
+	VPDPBUSD.BCST  340(CX), Z27, Z14
+	VPDPBUSD.BCST  348(CX), Z27, Z15
+	VPERMB         Z0, Z28, Z9
+	VPERMB         Z0, Z7, Z27
 	VPDPBUSD.BCST  128(CX), Z9, Z8
-	VPDPBUSD.BCST  136(CX), Z9, Z16
-	VPDPBUSD.BCST  144(CX), Z9, Z17
-	VPDPBUSD.BCST  352(CX), Z9, Z18
-	VPDPBUSD.BCST  360(CX), Z9, Z19
-	VPDPBUSD.BCST  368(CX), Z9, Z20
-	VPDPBUSD.BCST  132(CX), Z21, Z10
-	VPDPBUSD.BCST  140(CX), Z21, Z11
-	VPDPBUSD.BCST  148(CX), Z21, Z12
-	VPDPBUSD.BCST  356(CX), Z21, Z13
-	VPDPBUSD.BCST  364(CX), Z21, Z14
-	VPDPBUSD.BCST  372(CX), Z21, Z15
-	VPERMB         Z1, Z22, Z22
+	VPDPBUSD.BCST  136(CX), Z9, Z22
+	VPDPBUSD.BCST  144(CX), Z9, Z23
+	VPDPBUSD.BCST  352(CX), Z9, Z24
+	VPDPBUSD.BCST  360(CX), Z9, Z25
+	VPDPBUSD.BCST  368(CX), Z9, Z26
+	VPDPBUSD.BCST  132(CX), Z27, Z10
+	VPDPBUSD.BCST  140(CX), Z27, Z11
+	VPDPBUSD.BCST  148(CX), Z27, Z12
+	VPDPBUSD.BCST  356(CX), Z27, Z13
+	VPDPBUSD.BCST  364(CX), Z27, Z14
+	VPDPBUSD.BCST  372(CX), Z27, Z15
+	VPERMB         Z1, Z28, Z28
 	VPERMB         Z1, Z7, Z7
-	VPERMB         (DX)(BX*1), Z6, Z9
-	VPERMB         (SI)(BX*1), Z6, K1, Z9
-	VPERMB         (DI)(BX*1), Z6, K2, Z9
+	VPERMB         (DX), Z6, Z9
+	VPERMB         (DI), Z6, K1, Z9
+	VPERMB         (R8), Z6, K2, Z9
 	VGF2P8AFFINEQB $0x00, Z9, Z2, Z9
-	VPERMB         64(DX)(BX*1), Z6, Z21
-	VPERMB         64(SI)(BX*1), Z6, K1, Z21
-	VPERMB         64(DI)(BX*1), Z6, K2, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
-	VSHUFPS        $0x88, Z21, Z9, Z23
-	VSHUFPS        $0xdd, Z21, Z9, Z9
-	VPDPBUSD.BCST  152(CX), Z22, Z8
-	VPDPBUSD.BCST  160(CX), Z22, Z16
-	VPDPBUSD.BCST  168(CX), Z22, Z17
-	VPDPBUSD.BCST  376(CX), Z22, Z18
-	VPDPBUSD.BCST  384(CX), Z22, Z19
-	VPDPBUSD.BCST  392(CX), Z22, Z20
+	VPERMB         64(DX), Z6, Z27
+	VPERMB         64(DI), Z6, K1, Z27
+	VPERMB         64(R8), Z6, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VSHUFPS        $0x88, Z27, Z9, Z29
+	VSHUFPS        $0xdd, Z27, Z9, Z9
+	VPDPBUSD.BCST  152(CX), Z28, Z8
+	VPDPBUSD.BCST  160(CX), Z28, Z22
+	VPDPBUSD.BCST  168(CX), Z28, Z23
+	VPDPBUSD.BCST  376(CX), Z28, Z24
+	VPDPBUSD.BCST  384(CX), Z28, Z25
+	VPDPBUSD.BCST  392(CX), Z28, Z26
 	VPDPBUSD.BCST  156(CX), Z7, Z10
 	VPDPBUSD.BCST  164(CX), Z7, Z11
 	VPDPBUSD.BCST  172(CX), Z7, Z12
 	VPDPBUSD.BCST  380(CX), Z7, Z13
 	VPDPBUSD.BCST  388(CX), Z7, Z14
 	VPDPBUSD.BCST  396(CX), Z7, Z15
-	VPERMB         Z0, Z23, Z7
-	VPERMB         Z0, Z9, Z21
+	VPERMB         Z0, Z29, Z7
+	VPERMB         Z0, Z9, Z27
 	VPDPBUSD.BCST  176(CX), Z7, Z8
-	VPDPBUSD.BCST  184(CX), Z7, Z16
-	VPDPBUSD.BCST  192(CX), Z7, Z17
-	VPDPBUSD.BCST  400(CX), Z7, Z18
-	VPDPBUSD.BCST  408(CX), Z7, Z19
-	VPDPBUSD.BCST  416(CX), Z7, Z20
-	VPDPBUSD.BCST  180(CX), Z21, Z10
-	VPDPBUSD.BCST  188(CX), Z21, Z11
-	VPDPBUSD.BCST  196(CX), Z21, Z12
-	VPDPBUSD.BCST  404(CX), Z21, Z13
-	VPDPBUSD.BCST  412(CX), Z21, Z14
-	VPDPBUSD.BCST  420(CX), Z21, Z15
-	VPERMB         Z1, Z23, Z23
+	VPDPBUSD.BCST  184(CX), Z7, Z22
+	VPDPBUSD.BCST  192(CX), Z7, Z23
+	VPDPBUSD.BCST  400(CX), Z7, Z24
+	VPDPBUSD.BCST  408(CX), Z7, Z25
+	VPDPBUSD.BCST  416(CX), Z7, Z26
+	VPDPBUSD.BCST  180(CX), Z27, Z10
+	VPDPBUSD.BCST  188(CX), Z27, Z11
+	VPDPBUSD.BCST  196(CX), Z27, Z12
+	VPDPBUSD.BCST  404(CX), Z27, Z13
+	VPDPBUSD.BCST  412(CX), Z27, Z14
+	VPDPBUSD.BCST  420(CX), Z27, Z15
+	VPERMB         Z1, Z29, Z29
 	VPERMB         Z1, Z9, Z9
-	XORL           R10, R10
-	MOVQ           $0x00000080, R9
-	CMPQ           R8, $0x01
-	CMOVQEQ        R10, R9
-	ADDQ           R9, BX
-	VPERMB         (DX)(BX*1), Z3, Z7
-	VPERMB         (SI)(BX*1), Z3, K1, Z7
-	VPERMB         (DI)(BX*1), Z3, K2, Z7
+	VPERMB         128(DX), Z3, Z7
+	VPERMB         128(DI), Z3, K1, Z7
+	VPERMB         128(R8), Z3, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z3, Z21
-	VPERMB         64(SI)(BX*1), Z3, K1, Z21
-	VPERMB         64(DI)(BX*1), Z3, K2, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
-	VSHUFPS        $0x88, Z21, Z7, Z22
-	VSHUFPS        $0xdd, Z21, Z7, Z7
-	VPDPBUSD.BCST  200(CX), Z23, Z8
-	VPDPBUSD.BCST  208(CX), Z23, Z16
-	VPDPBUSD.BCST  216(CX), Z23, Z17
-	VPDPBUSD.BCST  424(CX), Z23, Z18
-	VPDPBUSD.BCST  432(CX), Z23, Z19
-	VPDPBUSD.BCST  440(CX), Z23, Z20
+	VPERMB         192(DX), Z3, Z27
+	VPERMB         192(DI), Z3, K1, Z27
+	VPERMB         192(R8), Z3, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VSHUFPS        $0x88, Z27, Z7, Z3
+	VSHUFPS        $0xdd, Z27, Z7, Z7
+	VPDPBUSD.BCST  200(CX), Z29, Z8
+	VPDPBUSD.BCST  208(CX), Z29, Z22
+	VPDPBUSD.BCST  216(CX), Z29, Z23
+	VPDPBUSD.BCST  424(CX), Z29, Z24
+	VPDPBUSD.BCST  432(CX), Z29, Z25
+	VPDPBUSD.BCST  440(CX), Z29, Z26
 	VPDPBUSD.BCST  204(CX), Z9, Z10
 	VPDPBUSD.BCST  212(CX), Z9, Z11
 	VPDPBUSD.BCST  220(CX), Z9, Z12
 	VPDPBUSD.BCST  428(CX), Z9, Z13
 	VPDPBUSD.BCST  436(CX), Z9, Z14
 	VPDPBUSD.BCST  444(CX), Z9, Z15
-	VMOVDQA64      Z22, Z9
-	VMOVDQA64      Z7, Z7
-	VBROADCASTSS   float256<>+0(SB), Z21
-	VMOVDQU32      dotRows<>+0(SB), Z22
+	VBROADCASTSS   float256<>+0(SB), Z9
+	VMOVDQU32      dotRows<>+0(SB), Z27
 	VPADDD         Z10, Z8, Z8
-	VPADDD         Z11, Z16, Z16
-	VPADDD         Z12, Z17, Z17
+	VPADDD         Z11, Z22, Z22
+	VPADDD         Z12, Z23, Z23
 	VCVTDQ2PS      Z8, Z8
-	VCVTDQ2PS      Z16, Z16
-	VCVTDQ2PS      Z17, Z17
-	VFMADD213PS    Z16, Z21, Z17
-	VFMADD213PS    Z8, Z21, Z17
-	VPERMPS        Z17, Z22, Z17
-	VMULPS.BCST    12(CX), Z17, Z17
-	VMOVUPS        Z17, (AX)
-	VPADDD         Z13, Z18, Z18
-	VPADDD         Z14, Z19, Z19
-	VPADDD         Z15, Z20, Z20
-	VCVTDQ2PS      Z18, Z18
-	VCVTDQ2PS      Z19, Z19
-	VCVTDQ2PS      Z20, Z20
-	VFMADD213PS    Z19, Z21, Z20
-	VFMADD213PS    Z18, Z21, Z20
-	VPERMPS        Z20, Z22, Z20
-	VMULPS.BCST    236(CX), Z20, Z20
-	VMOVUPS        Z20, 128(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, R8
-	JNZ            group
+	VCVTDQ2PS      Z22, Z22
+	VCVTDQ2PS      Z23, Z23
+	VFMADD213PS    Z22, Z9, Z23
+	VFMADD213PS    Z8, Z9, Z23
+	VPERMPS        Z23, Z27, Z23
+	VMULPS.BCST    12(CX), Z23, Z23
+	VMOVUPS        Z23, (AX)
+	VPADDD         Z13, Z24, Z24
+	VPADDD         Z14, Z25, Z25
+	VPADDD         Z15, Z26, Z26
+	VCVTDQ2PS      Z24, Z24
+	VCVTDQ2PS      Z25, Z25
+	VCVTDQ2PS      Z26, Z26
+	VFMADD213PS    Z25, Z9, Z26
+	VFMADD213PS    Z24, Z9, Z26
+	VPERMPS        Z26, Z27, Z26
+	VMULPS.BCST    236(CX), Z26, Z26
+	VMOVUPS        Z26, 128(AX)
+	VPBROADCASTD   16(CX), Z8
+	VPBROADCASTD   20(CX), Z9
+	VPBROADCASTD   24(CX), Z10
+	VPBROADCASTD   240(CX), Z11
+	VPBROADCASTD   244(CX), Z12
+	VPBROADCASTD   248(CX), Z13
+	VPXORD         Z16, Z16, Z16
+	VPXORD         Z17, Z17, Z17
+	VPXORD         Z18, Z18, Z18
+	VPXORD         Z19, Z19, Z19
+	VPXORD         Z20, Z20, Z20
+	VPXORD         Z21, Z21, Z21
+	VPERMB         Z0, Z3, Z14
+	VPERMB         Z0, Z7, Z15
+	VPDPBUSD.BCST  32(CX), Z14, Z8
+	VPDPBUSD.BCST  40(CX), Z14, Z9
+	VPDPBUSD.BCST  48(CX), Z14, Z10
+	VPDPBUSD.BCST  256(CX), Z14, Z11
+	VPDPBUSD.BCST  264(CX), Z14, Z12
+	VPDPBUSD.BCST  272(CX), Z14, Z13
+	VPDPBUSD.BCST  36(CX), Z15, Z16
+	VPDPBUSD.BCST  44(CX), Z15, Z17
+	VPDPBUSD.BCST  52(CX), Z15, Z18
+	VPDPBUSD.BCST  260(CX), Z15, Z19
+	VPDPBUSD.BCST  268(CX), Z15, Z20
+	VPDPBUSD.BCST  276(CX), Z15, Z21
+	VPERMB         Z1, Z3, Z3
+	VPERMB         Z1, Z7, Z7
+	VPERMB         128(DX), Z4, Z14
+	VPERMB         128(DI), Z4, K1, Z14
+	VPERMB         128(R8), Z4, K2, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z2, Z14
+	VPERMB         192(DX), Z4, Z15
+	VPERMB         192(DI), Z4, K1, Z15
+	VPERMB         192(R8), Z4, K2, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z2, Z15
+	VSHUFPS        $0x88, Z15, Z14, Z4
+	VSHUFPS        $0xdd, Z15, Z14, Z14
+	VPDPBUSD.BCST  56(CX), Z3, Z8
+	VPDPBUSD.BCST  64(CX), Z3, Z9
+	VPDPBUSD.BCST  72(CX), Z3, Z10
+	VPDPBUSD.BCST  280(CX), Z3, Z11
+	VPDPBUSD.BCST  288(CX), Z3, Z12
+	VPDPBUSD.BCST  296(CX), Z3, Z13
+	VPDPBUSD.BCST  60(CX), Z7, Z16
+	VPDPBUSD.BCST  68(CX), Z7, Z17
+	VPDPBUSD.BCST  76(CX), Z7, Z18
+	VPDPBUSD.BCST  284(CX), Z7, Z19
+	VPDPBUSD.BCST  292(CX), Z7, Z20
+	VPDPBUSD.BCST  300(CX), Z7, Z21
+	VPERMB         Z0, Z4, Z3
+	VPERMB         Z0, Z14, Z7
+	VPDPBUSD.BCST  80(CX), Z3, Z8
+	VPDPBUSD.BCST  88(CX), Z3, Z9
+	VPDPBUSD.BCST  96(CX), Z3, Z10
+	VPDPBUSD.BCST  304(CX), Z3, Z11
+	VPDPBUSD.BCST  312(CX), Z3, Z12
+	VPDPBUSD.BCST  320(CX), Z3, Z13
+	VPDPBUSD.BCST  84(CX), Z7, Z16
+	VPDPBUSD.BCST  92(CX), Z7, Z17
+	VPDPBUSD.BCST  100(CX), Z7, Z18
+	VPDPBUSD.BCST  308(CX), Z7, Z19
+	VPDPBUSD.BCST  316(CX), Z7, Z20
+	VPDPBUSD.BCST  324(CX), Z7, Z21
+	VPERMB         Z1, Z4, Z4
+	VPERMB         Z1, Z14, Z14
+	VPERMB         128(DX), Z5, Z3
+	VPERMB         128(DI), Z5, K1, Z3
+	VPERMB         128(R8), Z5, K2, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z2, Z3
+	VPERMB         192(DX), Z5, Z7
+	VPERMB         192(DI), Z5, K1, Z7
+	VPERMB         192(R8), Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
+	VSHUFPS        $0x88, Z7, Z3, Z5
+	VSHUFPS        $0xdd, Z7, Z3, Z3
+	VPDPBUSD.BCST  104(CX), Z4, Z8
+	VPDPBUSD.BCST  112(CX), Z4, Z9
+	VPDPBUSD.BCST  120(CX), Z4, Z10
+	VPDPBUSD.BCST  328(CX), Z4, Z11
+	VPDPBUSD.BCST  336(CX), Z4, Z12
+	VPDPBUSD.BCST  344(CX), Z4, Z13
+	VPDPBUSD.BCST  108(CX), Z14, Z16
+	VPDPBUSD.BCST  116(CX), Z14, Z17
+	VPDPBUSD.BCST  124(CX), Z14, Z18
+	VPDPBUSD.BCST  332(CX), Z14, Z19
+	VPDPBUSD.BCST  340(CX), Z14, Z20
+	VPDPBUSD.BCST  348(CX), Z14, Z21
+	VPERMB         Z0, Z5, Z4
+	VPERMB         Z0, Z3, Z7
+	VPDPBUSD.BCST  128(CX), Z4, Z8
+	VPDPBUSD.BCST  136(CX), Z4, Z9
+	VPDPBUSD.BCST  144(CX), Z4, Z10
+	VPDPBUSD.BCST  352(CX), Z4, Z11
+	VPDPBUSD.BCST  360(CX), Z4, Z12
+	VPDPBUSD.BCST  368(CX), Z4, Z13
+	VPDPBUSD.BCST  132(CX), Z7, Z16
+	VPDPBUSD.BCST  140(CX), Z7, Z17
+	VPDPBUSD.BCST  148(CX), Z7, Z18
+	VPDPBUSD.BCST  356(CX), Z7, Z19
+	VPDPBUSD.BCST  364(CX), Z7, Z20
+	VPDPBUSD.BCST  372(CX), Z7, Z21
+	VPERMB         Z1, Z5, Z5
+	VPERMB         Z1, Z3, Z3
+	VPERMB         128(DX), Z6, Z4
+	VPERMB         128(DI), Z6, K1, Z4
+	VPERMB         128(R8), Z6, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         192(DX), Z6, Z7
+	VPERMB         192(DI), Z6, K1, Z7
+	VPERMB         192(R8), Z6, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
+	VSHUFPS        $0x88, Z7, Z4, Z2
+	VSHUFPS        $0xdd, Z7, Z4, Z4
+	VPDPBUSD.BCST  152(CX), Z5, Z8
+	VPDPBUSD.BCST  160(CX), Z5, Z9
+	VPDPBUSD.BCST  168(CX), Z5, Z10
+	VPDPBUSD.BCST  376(CX), Z5, Z11
+	VPDPBUSD.BCST  384(CX), Z5, Z12
+	VPDPBUSD.BCST  392(CX), Z5, Z13
+	VPDPBUSD.BCST  156(CX), Z3, Z16
+	VPDPBUSD.BCST  164(CX), Z3, Z17
+	VPDPBUSD.BCST  172(CX), Z3, Z18
+	VPDPBUSD.BCST  380(CX), Z3, Z19
+	VPDPBUSD.BCST  388(CX), Z3, Z20
+	VPDPBUSD.BCST  396(CX), Z3, Z21
+	VPERMB         Z0, Z2, Z3
+	VPERMB         Z0, Z4, Z0
+	VPDPBUSD.BCST  176(CX), Z3, Z8
+	VPDPBUSD.BCST  184(CX), Z3, Z9
+	VPDPBUSD.BCST  192(CX), Z3, Z10
+	VPDPBUSD.BCST  400(CX), Z3, Z11
+	VPDPBUSD.BCST  408(CX), Z3, Z12
+	VPDPBUSD.BCST  416(CX), Z3, Z13
+	VPDPBUSD.BCST  180(CX), Z0, Z16
+	VPDPBUSD.BCST  188(CX), Z0, Z17
+	VPDPBUSD.BCST  196(CX), Z0, Z18
+	VPDPBUSD.BCST  404(CX), Z0, Z19
+	VPDPBUSD.BCST  412(CX), Z0, Z20
+	VPDPBUSD.BCST  420(CX), Z0, Z21
+	VPERMB         Z1, Z2, Z2
+	VPERMB         Z1, Z4, Z4
+	VPDPBUSD.BCST  200(CX), Z2, Z8
+	VPDPBUSD.BCST  208(CX), Z2, Z9
+	VPDPBUSD.BCST  216(CX), Z2, Z10
+	VPDPBUSD.BCST  424(CX), Z2, Z11
+	VPDPBUSD.BCST  432(CX), Z2, Z12
+	VPDPBUSD.BCST  440(CX), Z2, Z13
+	VPDPBUSD.BCST  204(CX), Z4, Z16
+	VPDPBUSD.BCST  212(CX), Z4, Z17
+	VPDPBUSD.BCST  220(CX), Z4, Z18
+	VPDPBUSD.BCST  428(CX), Z4, Z19
+	VPDPBUSD.BCST  436(CX), Z4, Z20
+	VPDPBUSD.BCST  444(CX), Z4, Z21
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z16, Z8, Z8
+	VPADDD         Z17, Z9, Z9
+	VPADDD         Z18, Z10, Z10
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    12(CX), Z10, Z10
+	VMOVUPS        Z10, 64(AX)
+	VPADDD         Z19, Z11, Z11
+	VPADDD         Z20, Z12, Z12
+	VPADDD         Z21, Z13, Z13
+	VCVTDQ2PS      Z11, Z11
+	VCVTDQ2PS      Z12, Z12
+	VCVTDQ2PS      Z13, Z13
+	VFMADD213PS    Z12, Z0, Z13
+	VFMADD213PS    Z11, Z0, Z13
+	VPERMPS        Z13, Z1, Z13
+	VMULPS.BCST    236(CX), Z13, Z13
+	VMOVUPS        Z13, 192(AX)
 	VZEROUPPER
 	RET
 
-// func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM3Heads2AVX512(SB), NOSPLIT, $0-56
+// func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM3Heads2AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
 	MOVQ           src+24(FP), BX
 	MOVQ           plane+32(FP), SI
-	MOVQ           table+40(FP), R9
-	MOVQ           BX, DI
-	ADDQ           SI, DI
-	MOVQ           $0x4848484848484848, R8
-	KMOVQ          R8, K1
-	MOVQ           DI, R8
+	MOVQ           table+40(FP), DI
+	MOVQ           BX, R8
 	ADDQ           SI, R8
+	MOVQ           $0x4848484848484848, R9
+	KMOVQ          R9, K1
+	MOVQ           R8, R9
+	ADDQ           SI, R9
 	MOVQ           $0x9090909090909090, SI
 	KMOVQ          SI, K2
-	VMOVDQU64      (R9), Z0
-	VMOVDQU64      64(R9), Z1
+	VMOVDQU64      (DI), Z0
+	VMOVDQU64      64(DI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+48(FP), R9
 	VMOVDQU64      turnDims<>+0(SB), Z3
 	VPXORD         Z5, Z5, Z5
 	VPXORD         Z6, Z6, Z6
@@ -13009,81 +15564,206 @@ TEXT ·addLM3Heads2AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z16, Z16, Z16
 	VMOVDQU64      addBytes3_0<>+0(SB), Z4
 	VMOVDQU64      addBytes3_1<>+0(SB), Z17
-	MOVQ           CX, R10
-	MOVQ           R9, R11
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z18
-	VPERMB         (DI)(SI*1), Z4, K1, Z18
-	VPERMB         (R8)(SI*1), Z4, K2, Z18
+	VPERMB         (BX), Z4, Z18
+	VPERMB         (R8), Z4, K1, Z18
+	VPERMB         (R9), Z4, K2, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
 	VPERMB         Z18, Z3, Z18
-	VPERMB         (BX)(SI*1), Z17, Z19
-	VPERMB         (DI)(SI*1), Z17, K1, Z19
-	VPERMB         (R8)(SI*1), Z17, K2, Z19
+	VPERMB         (BX), Z17, Z19
+	VPERMB         (R8), Z17, K1, Z19
+	VPERMB         (R9), Z17, K2, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VPERMB         Z19, Z3, Z19
-
-group0:
 	VPERMB         Z0, Z18, Z20
 	VPERMB         Z0, Z19, Z21
-	VPBROADCASTD   (R10), Z22
+	VPBROADCASTD   (CX), Z22
 	VPDPBUSD       Z20, Z22, Z5
 	VPDPBUSD       Z21, Z22, Z6
-	VPBROADCASTD   4(R10), Z22
+	VPBROADCASTD   4(CX), Z22
 	VPDPBUSD       Z20, Z22, Z7
 	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   8(R10), Z22
+	VPBROADCASTD   8(CX), Z22
 	VPDPBUSD       Z20, Z22, Z9
 	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   128(R10), Z22
+	VPBROADCASTD   128(CX), Z22
 	VPDPBUSD       Z20, Z22, Z11
 	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   132(R10), Z22
+	VPBROADCASTD   132(CX), Z22
 	VPDPBUSD       Z20, Z22, Z13
 	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   136(R10), Z22
+	VPBROADCASTD   136(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPERMB         Z1, Z18, Z20
-	VPERMB         Z1, Z19, Z21
-	XORL           R13, R13
-	MOVQ           $0x00000040, R12
-	CMPQ           R11, $0x01
-	CMOVQEQ        R13, R12
-	ADDQ           R12, SI
-	VPERMB         (BX)(SI*1), Z4, Z18
-	VPERMB         (DI)(SI*1), Z4, K1, Z18
-	VPERMB         (R8)(SI*1), Z4, K2, Z18
-	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
-	VPERMB         Z18, Z3, Z18
-	VMOVDQA64      Z18, Z18
-	VPERMB         (BX)(SI*1), Z17, Z19
-	VPERMB         (DI)(SI*1), Z17, K1, Z19
-	VPERMB         (R8)(SI*1), Z17, K2, Z19
-	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
-	VPERMB         Z19, Z3, Z19
-	VMOVDQA64      Z19, Z19
-	VPBROADCASTD   16(R10), Z22
-	VPDPBUSD       Z20, Z22, Z5
-	VPDPBUSD       Z21, Z22, Z6
-	VPBROADCASTD   20(R10), Z22
-	VPDPBUSD       Z20, Z22, Z7
-	VPDPBUSD       Z21, Z22, Z8
-	VPBROADCASTD   24(R10), Z22
-	VPDPBUSD       Z20, Z22, Z9
-	VPDPBUSD       Z21, Z22, Z10
-	VPBROADCASTD   144(R10), Z22
-	VPDPBUSD       Z20, Z22, Z11
-	VPDPBUSD       Z21, Z22, Z12
-	VPBROADCASTD   148(R10), Z22
-	VPDPBUSD       Z20, Z22, Z13
-	VPDPBUSD       Z21, Z22, Z14
-	VPBROADCASTD   152(R10), Z22
-	VPDPBUSD       Z20, Z22, Z15
-	VPDPBUSD       Z21, Z22, Z16
-	ADDQ           $0x20, R10
-	SUBQ           $0x01, R11
-	JNZ            group0
+	VPERMB         Z1, Z18, Z18
+	VPERMB         Z1, Z19, Z19
+	VPERMB         64(BX), Z4, Z20
+	VPERMB         64(R8), Z4, K1, Z20
+	VPERMB         64(R9), Z4, K2, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VPERMB         Z20, Z3, Z20
+	VPERMB         64(BX), Z17, Z21
+	VPERMB         64(R8), Z17, K1, Z21
+	VPERMB         64(R9), Z17, K2, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
+	VPERMB         Z21, Z3, Z21
+	VPBROADCASTD   16(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   20(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   24(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   144(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   148(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   152(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z0, Z20, Z18
+	VPERMB         Z0, Z21, Z19
+	VPBROADCASTD   32(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   36(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   40(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   160(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   164(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   168(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z1, Z20, Z18
+	VPERMB         Z1, Z21, Z19
+	VPERMB         128(BX), Z4, Z20
+	VPERMB         128(R8), Z4, K1, Z20
+	VPERMB         128(R9), Z4, K2, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VPERMB         Z20, Z3, Z20
+	VPERMB         128(BX), Z17, Z21
+	VPERMB         128(R8), Z17, K1, Z21
+	VPERMB         128(R9), Z17, K2, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
+	VPERMB         Z21, Z3, Z21
+	VPBROADCASTD   48(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   52(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   56(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   176(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   180(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   184(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z0, Z20, Z18
+	VPERMB         Z0, Z21, Z19
+	VPBROADCASTD   64(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   68(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   72(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   192(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   196(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   200(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z1, Z20, Z18
+	VPERMB         Z1, Z21, Z19
+	VPERMB         192(BX), Z4, Z20
+	VPERMB         192(R8), Z4, K1, Z20
+	VPERMB         192(R9), Z4, K2, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VPERMB         Z20, Z3, Z20
+	VPERMB         192(BX), Z17, Z4
+	VPERMB         192(R8), Z17, K1, Z4
+	VPERMB         192(R9), Z17, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z3, Z4
+	VPBROADCASTD   80(CX), Z17
+	VPDPBUSD       Z18, Z17, Z5
+	VPDPBUSD       Z19, Z17, Z6
+	VPBROADCASTD   84(CX), Z17
+	VPDPBUSD       Z18, Z17, Z7
+	VPDPBUSD       Z19, Z17, Z8
+	VPBROADCASTD   88(CX), Z17
+	VPDPBUSD       Z18, Z17, Z9
+	VPDPBUSD       Z19, Z17, Z10
+	VPBROADCASTD   208(CX), Z17
+	VPDPBUSD       Z18, Z17, Z11
+	VPDPBUSD       Z19, Z17, Z12
+	VPBROADCASTD   212(CX), Z17
+	VPDPBUSD       Z18, Z17, Z13
+	VPDPBUSD       Z19, Z17, Z14
+	VPBROADCASTD   216(CX), Z17
+	VPDPBUSD       Z18, Z17, Z15
+	VPDPBUSD       Z19, Z17, Z16
+	VPERMB         Z0, Z20, Z17
+	VPERMB         Z0, Z4, Z18
+	VPBROADCASTD   96(CX), Z19
+	VPDPBUSD       Z17, Z19, Z5
+	VPDPBUSD       Z18, Z19, Z6
+	VPBROADCASTD   100(CX), Z19
+	VPDPBUSD       Z17, Z19, Z7
+	VPDPBUSD       Z18, Z19, Z8
+	VPBROADCASTD   104(CX), Z19
+	VPDPBUSD       Z17, Z19, Z9
+	VPDPBUSD       Z18, Z19, Z10
+	VPBROADCASTD   224(CX), Z19
+	VPDPBUSD       Z17, Z19, Z11
+	VPDPBUSD       Z18, Z19, Z12
+	VPBROADCASTD   228(CX), Z19
+	VPDPBUSD       Z17, Z19, Z13
+	VPDPBUSD       Z18, Z19, Z14
+	VPBROADCASTD   232(CX), Z19
+	VPDPBUSD       Z17, Z19, Z15
+	VPDPBUSD       Z18, Z19, Z16
+	VPERMB         Z1, Z20, Z17
+	VPERMB         Z1, Z4, Z4
+	VPBROADCASTD   112(CX), Z18
+	VPDPBUSD       Z17, Z18, Z5
+	VPDPBUSD       Z4, Z18, Z6
+	VPBROADCASTD   116(CX), Z18
+	VPDPBUSD       Z17, Z18, Z7
+	VPDPBUSD       Z4, Z18, Z8
+	VPBROADCASTD   120(CX), Z18
+	VPDPBUSD       Z17, Z18, Z9
+	VPDPBUSD       Z4, Z18, Z10
+	VPBROADCASTD   240(CX), Z18
+	VPDPBUSD       Z17, Z18, Z11
+	VPDPBUSD       Z4, Z18, Z12
+	VPBROADCASTD   244(CX), Z18
+	VPDPBUSD       Z17, Z18, Z13
+	VPDPBUSD       Z4, Z18, Z14
+	VPBROADCASTD   248(CX), Z18
+	VPDPBUSD       Z17, Z18, Z15
+	VPDPBUSD       Z4, Z18, Z16
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z17
 	VCVTDQ2PS      Z5, Z5
@@ -13129,20 +15809,16 @@ group0:
 	VPXORD         Z16, Z16, Z16
 	VMOVDQU64      addBytes3_2<>+0(SB), Z4
 	VMOVDQU64      addBytes3_3<>+0(SB), Z17
-	MOVQ           R9, R9
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z18
-	VPERMB         (DI)(SI*1), Z4, K1, Z18
-	VPERMB         (R8)(SI*1), Z4, K2, Z18
+	VPERMB         (BX), Z4, Z18
+	VPERMB         (R8), Z4, K1, Z18
+	VPERMB         (R9), Z4, K2, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
 	VPERMB         Z18, Z3, Z18
-	VPERMB         (BX)(SI*1), Z17, Z19
-	VPERMB         (DI)(SI*1), Z17, K1, Z19
-	VPERMB         (R8)(SI*1), Z17, K2, Z19
+	VPERMB         (BX), Z17, Z19
+	VPERMB         (R8), Z17, K1, Z19
+	VPERMB         (R9), Z17, K2, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VPERMB         Z19, Z3, Z19
-
-group1:
 	VPERMB         Z0, Z18, Z20
 	VPERMB         Z0, Z19, Z21
 	VPBROADCASTD   (CX), Z22
@@ -13163,46 +15839,176 @@ group1:
 	VPBROADCASTD   136(CX), Z22
 	VPDPBUSD       Z20, Z22, Z15
 	VPDPBUSD       Z21, Z22, Z16
-	VPERMB         Z1, Z18, Z20
-	VPERMB         Z1, Z19, Z21
-	XORL           R11, R11
-	MOVQ           $0x00000040, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, SI
-	VPERMB         (BX)(SI*1), Z4, Z18
-	VPERMB         (DI)(SI*1), Z4, K1, Z18
-	VPERMB         (R8)(SI*1), Z4, K2, Z18
-	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
-	VPERMB         Z18, Z3, Z18
-	VMOVDQA64      Z18, Z18
-	VPERMB         (BX)(SI*1), Z17, Z19
-	VPERMB         (DI)(SI*1), Z17, K1, Z19
-	VPERMB         (R8)(SI*1), Z17, K2, Z19
-	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
-	VPERMB         Z19, Z3, Z19
-	VMOVDQA64      Z19, Z19
+	VPERMB         Z1, Z18, Z18
+	VPERMB         Z1, Z19, Z19
+	VPERMB         64(BX), Z4, Z20
+	VPERMB         64(R8), Z4, K1, Z20
+	VPERMB         64(R9), Z4, K2, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VPERMB         Z20, Z3, Z20
+	VPERMB         64(BX), Z17, Z21
+	VPERMB         64(R8), Z17, K1, Z21
+	VPERMB         64(R9), Z17, K2, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
+	VPERMB         Z21, Z3, Z21
 	VPBROADCASTD   16(CX), Z22
-	VPDPBUSD       Z20, Z22, Z5
-	VPDPBUSD       Z21, Z22, Z6
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
 	VPBROADCASTD   20(CX), Z22
-	VPDPBUSD       Z20, Z22, Z7
-	VPDPBUSD       Z21, Z22, Z8
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
 	VPBROADCASTD   24(CX), Z22
-	VPDPBUSD       Z20, Z22, Z9
-	VPDPBUSD       Z21, Z22, Z10
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
 	VPBROADCASTD   144(CX), Z22
-	VPDPBUSD       Z20, Z22, Z11
-	VPDPBUSD       Z21, Z22, Z12
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
 	VPBROADCASTD   148(CX), Z22
-	VPDPBUSD       Z20, Z22, Z13
-	VPDPBUSD       Z21, Z22, Z14
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
 	VPBROADCASTD   152(CX), Z22
-	VPDPBUSD       Z20, Z22, Z15
-	VPDPBUSD       Z21, Z22, Z16
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, R9
-	JNZ            group1
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z0, Z20, Z18
+	VPERMB         Z0, Z21, Z19
+	VPBROADCASTD   32(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   36(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   40(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   160(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   164(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   168(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z1, Z20, Z18
+	VPERMB         Z1, Z21, Z19
+	VPERMB         128(BX), Z4, Z20
+	VPERMB         128(R8), Z4, K1, Z20
+	VPERMB         128(R9), Z4, K2, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VPERMB         Z20, Z3, Z20
+	VPERMB         128(BX), Z17, Z21
+	VPERMB         128(R8), Z17, K1, Z21
+	VPERMB         128(R9), Z17, K2, Z21
+	VGF2P8AFFINEQB $0x00, Z21, Z2, Z21
+	VPERMB         Z21, Z3, Z21
+	VPBROADCASTD   48(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   52(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   56(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   176(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   180(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   184(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z0, Z20, Z18
+	VPERMB         Z0, Z21, Z19
+	VPBROADCASTD   64(CX), Z22
+	VPDPBUSD       Z18, Z22, Z5
+	VPDPBUSD       Z19, Z22, Z6
+	VPBROADCASTD   68(CX), Z22
+	VPDPBUSD       Z18, Z22, Z7
+	VPDPBUSD       Z19, Z22, Z8
+	VPBROADCASTD   72(CX), Z22
+	VPDPBUSD       Z18, Z22, Z9
+	VPDPBUSD       Z19, Z22, Z10
+	VPBROADCASTD   192(CX), Z22
+	VPDPBUSD       Z18, Z22, Z11
+	VPDPBUSD       Z19, Z22, Z12
+	VPBROADCASTD   196(CX), Z22
+	VPDPBUSD       Z18, Z22, Z13
+	VPDPBUSD       Z19, Z22, Z14
+	VPBROADCASTD   200(CX), Z22
+	VPDPBUSD       Z18, Z22, Z15
+	VPDPBUSD       Z19, Z22, Z16
+	VPERMB         Z1, Z20, Z18
+	VPERMB         Z1, Z21, Z19
+	VPERMB         192(BX), Z4, Z20
+	VPERMB         192(R8), Z4, K1, Z20
+	VPERMB         192(R9), Z4, K2, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z2, Z20
+	VPERMB         Z20, Z3, Z20
+	VPERMB         192(BX), Z17, Z4
+	VPERMB         192(R8), Z17, K1, Z4
+	VPERMB         192(R9), Z17, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z3, Z4
+	VPBROADCASTD   80(CX), Z2
+	VPDPBUSD       Z18, Z2, Z5
+	VPDPBUSD       Z19, Z2, Z6
+	VPBROADCASTD   84(CX), Z2
+	VPDPBUSD       Z18, Z2, Z7
+	VPDPBUSD       Z19, Z2, Z8
+	VPBROADCASTD   88(CX), Z2
+	VPDPBUSD       Z18, Z2, Z9
+	VPDPBUSD       Z19, Z2, Z10
+	VPBROADCASTD   208(CX), Z2
+	VPDPBUSD       Z18, Z2, Z11
+	VPDPBUSD       Z19, Z2, Z12
+	VPBROADCASTD   212(CX), Z2
+	VPDPBUSD       Z18, Z2, Z13
+	VPDPBUSD       Z19, Z2, Z14
+	VPBROADCASTD   216(CX), Z2
+	VPDPBUSD       Z18, Z2, Z15
+	VPDPBUSD       Z19, Z2, Z16
+	VPERMB         Z0, Z20, Z2
+	VPERMB         Z0, Z4, Z0
+	VPBROADCASTD   96(CX), Z3
+	VPDPBUSD       Z2, Z3, Z5
+	VPDPBUSD       Z0, Z3, Z6
+	VPBROADCASTD   100(CX), Z3
+	VPDPBUSD       Z2, Z3, Z7
+	VPDPBUSD       Z0, Z3, Z8
+	VPBROADCASTD   104(CX), Z3
+	VPDPBUSD       Z2, Z3, Z9
+	VPDPBUSD       Z0, Z3, Z10
+	VPBROADCASTD   224(CX), Z3
+	VPDPBUSD       Z2, Z3, Z11
+	VPDPBUSD       Z0, Z3, Z12
+	VPBROADCASTD   228(CX), Z3
+	VPDPBUSD       Z2, Z3, Z13
+	VPDPBUSD       Z0, Z3, Z14
+	VPBROADCASTD   232(CX), Z3
+	VPDPBUSD       Z2, Z3, Z15
+	VPDPBUSD       Z0, Z3, Z16
+	VPERMB         Z1, Z20, Z0
+	VPERMB         Z1, Z4, Z1
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z0, Z2, Z5
+	VPDPBUSD       Z1, Z2, Z6
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z0, Z2, Z7
+	VPDPBUSD       Z1, Z2, Z8
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z0, Z2, Z9
+	VPDPBUSD       Z1, Z2, Z10
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z0, Z2, Z11
+	VPDPBUSD       Z1, Z2, Z12
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z0, Z2, Z13
+	VPDPBUSD       Z1, Z2, Z14
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z0, Z2, Z15
+	VPDPBUSD       Z1, Z2, Z16
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z5, Z5
@@ -13237,43 +16043,39 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM3Heads3AVX512(SB), NOSPLIT, $0-48
+// func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM3Heads3AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), R8
-	MOVQ           DX, SI
-	ADDQ           BX, SI
-	MOVQ           $0x4848484848484848, DI
-	KMOVQ          DI, K1
-	MOVQ           SI, DI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
 	ADDQ           BX, DI
+	MOVQ           $0x4848484848484848, R8
+	KMOVQ          R8, K1
+	MOVQ           DI, R8
+	ADDQ           BX, R8
 	MOVQ           $0x9090909090909090, BX
 	KMOVQ          BX, K2
-	VMOVDQU64      (R8), Z0
-	VMOVDQU64      64(R8), Z1
+	VMOVDQU64      (SI), Z0
+	VMOVDQU64      64(SI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+40(FP), R8
 	VMOVDQU64      dotBytes3_0<>+0(SB), Z3
 	VMOVDQU64      dotBytes3_1<>+0(SB), Z4
 	VMOVDQU64      dotBytes3_2<>+0(SB), Z5
 	VMOVDQU64      dotBytes3_3<>+0(SB), Z6
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z3, Z7
-	VPERMB         (SI)(BX*1), Z3, K1, Z7
-	VPERMB         (DI)(BX*1), Z3, K2, Z7
+	VPERMB         (DX), Z3, Z7
+	VPERMB         (DI), Z3, K1, Z7
+	VPERMB         (R8), Z3, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z3, Z8
-	VPERMB         64(SI)(BX*1), Z3, K1, Z8
-	VPERMB         64(DI)(BX*1), Z3, K2, Z8
+	VPERMB         64(DX), Z3, Z8
+	VPERMB         64(DI), Z3, K1, Z8
+	VPERMB         64(R8), Z3, K2, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z2, Z8
 	VSHUFPS        $0x88, Z8, Z7, Z9
 	VSHUFPS        $0xdd, Z8, Z7, Z7
-
-group:
 	VPBROADCASTD   16(CX), Z8
 	VPBROADCASTD   20(CX), Z10
 	VPBROADCASTD   24(CX), Z11
@@ -13305,13 +16107,13 @@ group:
 	VPDPBUSD.BCST  500(CX), Z19, Z17
 	VPERMB         Z1, Z9, Z9
 	VPERMB         Z1, Z7, Z7
-	VPERMB         (DX)(BX*1), Z4, Z18
-	VPERMB         (SI)(BX*1), Z4, K1, Z18
-	VPERMB         (DI)(BX*1), Z4, K2, Z18
+	VPERMB         (DX), Z4, Z18
+	VPERMB         (DI), Z4, K1, Z18
+	VPERMB         (R8), Z4, K2, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
-	VPERMB         64(DX)(BX*1), Z4, Z19
-	VPERMB         64(SI)(BX*1), Z4, K1, Z19
-	VPERMB         64(DI)(BX*1), Z4, K2, Z19
+	VPERMB         64(DX), Z4, Z19
+	VPERMB         64(DI), Z4, K1, Z19
+	VPERMB         64(R8), Z4, K2, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z2, Z19
 	VSHUFPS        $0x88, Z19, Z18, Z20
 	VSHUFPS        $0xdd, Z19, Z18, Z18
@@ -13355,13 +16157,13 @@ group:
 	VPDPBUSD.BCST  548(CX), Z9, Z17
 	VPERMB         Z1, Z20, Z20
 	VPERMB         Z1, Z18, Z18
-	VPERMB         (DX)(BX*1), Z5, Z7
-	VPERMB         (SI)(BX*1), Z5, K1, Z7
-	VPERMB         (DI)(BX*1), Z5, K2, Z7
+	VPERMB         (DX), Z5, Z7
+	VPERMB         (DI), Z5, K1, Z7
+	VPERMB         (R8), Z5, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z5, Z9
-	VPERMB         64(SI)(BX*1), Z5, K1, Z9
-	VPERMB         64(DI)(BX*1), Z5, K2, Z9
+	VPERMB         64(DX), Z5, Z9
+	VPERMB         64(DI), Z5, K1, Z9
+	VPERMB         64(R8), Z5, K2, Z9
 	VGF2P8AFFINEQB $0x00, Z9, Z2, Z9
 	VSHUFPS        $0x88, Z9, Z7, Z19
 	VSHUFPS        $0xdd, Z9, Z7, Z7
@@ -13405,13 +16207,13 @@ group:
 	VPDPBUSD.BCST  596(CX), Z18, Z17
 	VPERMB         Z1, Z19, Z19
 	VPERMB         Z1, Z7, Z7
-	VPERMB         (DX)(BX*1), Z6, Z9
-	VPERMB         (SI)(BX*1), Z6, K1, Z9
-	VPERMB         (DI)(BX*1), Z6, K2, Z9
+	VPERMB         (DX), Z6, Z9
+	VPERMB         (DI), Z6, K1, Z9
+	VPERMB         (R8), Z6, K2, Z9
 	VGF2P8AFFINEQB $0x00, Z9, Z2, Z9
-	VPERMB         64(DX)(BX*1), Z6, Z18
-	VPERMB         64(SI)(BX*1), Z6, K1, Z18
-	VPERMB         64(DI)(BX*1), Z6, K2, Z18
+	VPERMB         64(DX), Z6, Z18
+	VPERMB         64(DI), Z6, K1, Z18
+	VPERMB         64(R8), Z6, K2, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
 	VSHUFPS        $0x88, Z18, Z9, Z20
 	VSHUFPS        $0xdd, Z18, Z9, Z9
@@ -13455,20 +16257,15 @@ group:
 	VPDPBUSD.BCST  644(CX), Z18, Z17
 	VPERMB         Z1, Z20, Z20
 	VPERMB         Z1, Z9, Z9
-	XORL           R10, R10
-	MOVQ           $0x00000080, R9
-	CMPQ           R8, $0x01
-	CMOVQEQ        R10, R9
-	ADDQ           R9, BX
-	VPERMB         (DX)(BX*1), Z3, Z7
-	VPERMB         (SI)(BX*1), Z3, K1, Z7
-	VPERMB         (DI)(BX*1), Z3, K2, Z7
+	VPERMB         128(DX), Z3, Z7
+	VPERMB         128(DI), Z3, K1, Z7
+	VPERMB         128(R8), Z3, K2, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
-	VPERMB         64(DX)(BX*1), Z3, Z18
-	VPERMB         64(SI)(BX*1), Z3, K1, Z18
-	VPERMB         64(DI)(BX*1), Z3, K2, Z18
+	VPERMB         192(DX), Z3, Z18
+	VPERMB         192(DI), Z3, K1, Z18
+	VPERMB         192(R8), Z3, K2, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
-	VSHUFPS        $0x88, Z18, Z7, Z19
+	VSHUFPS        $0x88, Z18, Z7, Z3
 	VSHUFPS        $0xdd, Z18, Z7, Z7
 	VPDPBUSD.BCST  200(CX), Z20, Z8
 	VPDPBUSD.BCST  208(CX), Z20, Z10
@@ -13488,61 +16285,280 @@ group:
 	VPDPBUSD.BCST  652(CX), Z9, Z15
 	VPDPBUSD.BCST  660(CX), Z9, Z16
 	VPDPBUSD.BCST  668(CX), Z9, Z17
-	VMOVDQA64      Z19, Z9
-	VMOVDQA64      Z7, Z7
-	VBROADCASTSS   float256<>+0(SB), Z18
-	VMOVDQU32      dotRows<>+0(SB), Z19
+	VBROADCASTSS   float256<>+0(SB), Z9
+	VMOVDQU32      dotRows<>+0(SB), Z18
 	VCVTDQ2PS      Z8, Z8
 	VCVTDQ2PS      Z10, Z10
 	VCVTDQ2PS      Z11, Z11
-	VFMADD213PS    Z10, Z18, Z11
-	VFMADD213PS    Z8, Z18, Z11
-	VPERMPS        Z11, Z19, Z11
+	VFMADD213PS    Z10, Z9, Z11
+	VFMADD213PS    Z8, Z9, Z11
+	VPERMPS        Z11, Z18, Z11
 	VMULPS.BCST    12(CX), Z11, Z11
 	VMOVUPS        Z11, (AX)
 	VCVTDQ2PS      Z12, Z12
 	VCVTDQ2PS      Z13, Z13
 	VCVTDQ2PS      Z14, Z14
-	VFMADD213PS    Z13, Z18, Z14
-	VFMADD213PS    Z12, Z18, Z14
-	VPERMPS        Z14, Z19, Z14
+	VFMADD213PS    Z13, Z9, Z14
+	VFMADD213PS    Z12, Z9, Z14
+	VPERMPS        Z14, Z18, Z14
 	VMULPS.BCST    236(CX), Z14, Z14
 	VMOVUPS        Z14, 128(AX)
 	VCVTDQ2PS      Z15, Z15
 	VCVTDQ2PS      Z16, Z16
 	VCVTDQ2PS      Z17, Z17
-	VFMADD213PS    Z16, Z18, Z17
-	VFMADD213PS    Z15, Z18, Z17
-	VPERMPS        Z17, Z19, Z17
+	VFMADD213PS    Z16, Z9, Z17
+	VFMADD213PS    Z15, Z9, Z17
+	VPERMPS        Z17, Z18, Z17
 	VMULPS.BCST    460(CX), Z17, Z17
 	VMOVUPS        Z17, 256(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, R8
-	JNZ            group
+	VPBROADCASTD   16(CX), Z8
+	VPBROADCASTD   20(CX), Z9
+	VPBROADCASTD   24(CX), Z10
+	VPBROADCASTD   240(CX), Z11
+	VPBROADCASTD   244(CX), Z12
+	VPBROADCASTD   248(CX), Z13
+	VPBROADCASTD   464(CX), Z14
+	VPBROADCASTD   468(CX), Z15
+	VPBROADCASTD   472(CX), Z16
+	VPERMB         Z0, Z3, Z17
+	VPERMB         Z0, Z7, Z18
+	VPDPBUSD.BCST  32(CX), Z17, Z8
+	VPDPBUSD.BCST  40(CX), Z17, Z9
+	VPDPBUSD.BCST  48(CX), Z17, Z10
+	VPDPBUSD.BCST  256(CX), Z17, Z11
+	VPDPBUSD.BCST  264(CX), Z17, Z12
+	VPDPBUSD.BCST  272(CX), Z17, Z13
+	VPDPBUSD.BCST  480(CX), Z17, Z14
+	VPDPBUSD.BCST  488(CX), Z17, Z15
+	VPDPBUSD.BCST  496(CX), Z17, Z16
+	VPDPBUSD.BCST  36(CX), Z18, Z8
+	VPDPBUSD.BCST  44(CX), Z18, Z9
+	VPDPBUSD.BCST  52(CX), Z18, Z10
+	VPDPBUSD.BCST  260(CX), Z18, Z11
+	VPDPBUSD.BCST  268(CX), Z18, Z12
+	VPDPBUSD.BCST  276(CX), Z18, Z13
+	VPDPBUSD.BCST  484(CX), Z18, Z14
+	VPDPBUSD.BCST  492(CX), Z18, Z15
+	VPDPBUSD.BCST  500(CX), Z18, Z16
+	VPERMB         Z1, Z3, Z3
+	VPERMB         Z1, Z7, Z7
+	VPERMB         128(DX), Z4, Z17
+	VPERMB         128(DI), Z4, K1, Z17
+	VPERMB         128(R8), Z4, K2, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z2, Z17
+	VPERMB         192(DX), Z4, Z18
+	VPERMB         192(DI), Z4, K1, Z18
+	VPERMB         192(R8), Z4, K2, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z2, Z18
+	VSHUFPS        $0x88, Z18, Z17, Z4
+	VSHUFPS        $0xdd, Z18, Z17, Z17
+	VPDPBUSD.BCST  56(CX), Z3, Z8
+	VPDPBUSD.BCST  64(CX), Z3, Z9
+	VPDPBUSD.BCST  72(CX), Z3, Z10
+	VPDPBUSD.BCST  280(CX), Z3, Z11
+	VPDPBUSD.BCST  288(CX), Z3, Z12
+	VPDPBUSD.BCST  296(CX), Z3, Z13
+	VPDPBUSD.BCST  504(CX), Z3, Z14
+	VPDPBUSD.BCST  512(CX), Z3, Z15
+	VPDPBUSD.BCST  520(CX), Z3, Z16
+	VPDPBUSD.BCST  60(CX), Z7, Z8
+	VPDPBUSD.BCST  68(CX), Z7, Z9
+	VPDPBUSD.BCST  76(CX), Z7, Z10
+	VPDPBUSD.BCST  284(CX), Z7, Z11
+	VPDPBUSD.BCST  292(CX), Z7, Z12
+	VPDPBUSD.BCST  300(CX), Z7, Z13
+	VPDPBUSD.BCST  508(CX), Z7, Z14
+	VPDPBUSD.BCST  516(CX), Z7, Z15
+	VPDPBUSD.BCST  524(CX), Z7, Z16
+	VPERMB         Z0, Z4, Z3
+	VPERMB         Z0, Z17, Z7
+	VPDPBUSD.BCST  80(CX), Z3, Z8
+	VPDPBUSD.BCST  88(CX), Z3, Z9
+	VPDPBUSD.BCST  96(CX), Z3, Z10
+	VPDPBUSD.BCST  304(CX), Z3, Z11
+	VPDPBUSD.BCST  312(CX), Z3, Z12
+	VPDPBUSD.BCST  320(CX), Z3, Z13
+	VPDPBUSD.BCST  528(CX), Z3, Z14
+	VPDPBUSD.BCST  536(CX), Z3, Z15
+	VPDPBUSD.BCST  544(CX), Z3, Z16
+	VPDPBUSD.BCST  84(CX), Z7, Z8
+	VPDPBUSD.BCST  92(CX), Z7, Z9
+	VPDPBUSD.BCST  100(CX), Z7, Z10
+	VPDPBUSD.BCST  308(CX), Z7, Z11
+	VPDPBUSD.BCST  316(CX), Z7, Z12
+	VPDPBUSD.BCST  324(CX), Z7, Z13
+	VPDPBUSD.BCST  532(CX), Z7, Z14
+	VPDPBUSD.BCST  540(CX), Z7, Z15
+	VPDPBUSD.BCST  548(CX), Z7, Z16
+	VPERMB         Z1, Z4, Z4
+	VPERMB         Z1, Z17, Z17
+	VPERMB         128(DX), Z5, Z3
+	VPERMB         128(DI), Z5, K1, Z3
+	VPERMB         128(R8), Z5, K2, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z2, Z3
+	VPERMB         192(DX), Z5, Z7
+	VPERMB         192(DI), Z5, K1, Z7
+	VPERMB         192(R8), Z5, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
+	VSHUFPS        $0x88, Z7, Z3, Z5
+	VSHUFPS        $0xdd, Z7, Z3, Z3
+	VPDPBUSD.BCST  104(CX), Z4, Z8
+	VPDPBUSD.BCST  112(CX), Z4, Z9
+	VPDPBUSD.BCST  120(CX), Z4, Z10
+	VPDPBUSD.BCST  328(CX), Z4, Z11
+	VPDPBUSD.BCST  336(CX), Z4, Z12
+	VPDPBUSD.BCST  344(CX), Z4, Z13
+	VPDPBUSD.BCST  552(CX), Z4, Z14
+	VPDPBUSD.BCST  560(CX), Z4, Z15
+	VPDPBUSD.BCST  568(CX), Z4, Z16
+	VPDPBUSD.BCST  108(CX), Z17, Z8
+	VPDPBUSD.BCST  116(CX), Z17, Z9
+	VPDPBUSD.BCST  124(CX), Z17, Z10
+	VPDPBUSD.BCST  332(CX), Z17, Z11
+	VPDPBUSD.BCST  340(CX), Z17, Z12
+	VPDPBUSD.BCST  348(CX), Z17, Z13
+	VPDPBUSD.BCST  556(CX), Z17, Z14
+	VPDPBUSD.BCST  564(CX), Z17, Z15
+	VPDPBUSD.BCST  572(CX), Z17, Z16
+	VPERMB         Z0, Z5, Z4
+	VPERMB         Z0, Z3, Z7
+	VPDPBUSD.BCST  128(CX), Z4, Z8
+	VPDPBUSD.BCST  136(CX), Z4, Z9
+	VPDPBUSD.BCST  144(CX), Z4, Z10
+	VPDPBUSD.BCST  352(CX), Z4, Z11
+	VPDPBUSD.BCST  360(CX), Z4, Z12
+	VPDPBUSD.BCST  368(CX), Z4, Z13
+	VPDPBUSD.BCST  576(CX), Z4, Z14
+	VPDPBUSD.BCST  584(CX), Z4, Z15
+	VPDPBUSD.BCST  592(CX), Z4, Z16
+	VPDPBUSD.BCST  132(CX), Z7, Z8
+	VPDPBUSD.BCST  140(CX), Z7, Z9
+	VPDPBUSD.BCST  148(CX), Z7, Z10
+	VPDPBUSD.BCST  356(CX), Z7, Z11
+	VPDPBUSD.BCST  364(CX), Z7, Z12
+	VPDPBUSD.BCST  372(CX), Z7, Z13
+	VPDPBUSD.BCST  580(CX), Z7, Z14
+	VPDPBUSD.BCST  588(CX), Z7, Z15
+	VPDPBUSD.BCST  596(CX), Z7, Z16
+	VPERMB         Z1, Z5, Z5
+	VPERMB         Z1, Z3, Z3
+	VPERMB         128(DX), Z6, Z4
+	VPERMB         128(DI), Z6, K1, Z4
+	VPERMB         128(R8), Z6, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         192(DX), Z6, Z7
+	VPERMB         192(DI), Z6, K1, Z7
+	VPERMB         192(R8), Z6, K2, Z7
+	VGF2P8AFFINEQB $0x00, Z7, Z2, Z7
+	VSHUFPS        $0x88, Z7, Z4, Z2
+	VSHUFPS        $0xdd, Z7, Z4, Z4
+	VPDPBUSD.BCST  152(CX), Z5, Z8
+	VPDPBUSD.BCST  160(CX), Z5, Z9
+	VPDPBUSD.BCST  168(CX), Z5, Z10
+	VPDPBUSD.BCST  376(CX), Z5, Z11
+	VPDPBUSD.BCST  384(CX), Z5, Z12
+	VPDPBUSD.BCST  392(CX), Z5, Z13
+	VPDPBUSD.BCST  600(CX), Z5, Z14
+	VPDPBUSD.BCST  608(CX), Z5, Z15
+	VPDPBUSD.BCST  616(CX), Z5, Z16
+	VPDPBUSD.BCST  156(CX), Z3, Z8
+	VPDPBUSD.BCST  164(CX), Z3, Z9
+	VPDPBUSD.BCST  172(CX), Z3, Z10
+	VPDPBUSD.BCST  380(CX), Z3, Z11
+	VPDPBUSD.BCST  388(CX), Z3, Z12
+	VPDPBUSD.BCST  396(CX), Z3, Z13
+	VPDPBUSD.BCST  604(CX), Z3, Z14
+	VPDPBUSD.BCST  612(CX), Z3, Z15
+	VPDPBUSD.BCST  620(CX), Z3, Z16
+	VPERMB         Z0, Z2, Z3
+	VPERMB         Z0, Z4, Z0
+	VPDPBUSD.BCST  176(CX), Z3, Z8
+	VPDPBUSD.BCST  184(CX), Z3, Z9
+	VPDPBUSD.BCST  192(CX), Z3, Z10
+	VPDPBUSD.BCST  400(CX), Z3, Z11
+	VPDPBUSD.BCST  408(CX), Z3, Z12
+	VPDPBUSD.BCST  416(CX), Z3, Z13
+	VPDPBUSD.BCST  624(CX), Z3, Z14
+	VPDPBUSD.BCST  632(CX), Z3, Z15
+	VPDPBUSD.BCST  640(CX), Z3, Z16
+	VPDPBUSD.BCST  180(CX), Z0, Z8
+	VPDPBUSD.BCST  188(CX), Z0, Z9
+	VPDPBUSD.BCST  196(CX), Z0, Z10
+	VPDPBUSD.BCST  404(CX), Z0, Z11
+	VPDPBUSD.BCST  412(CX), Z0, Z12
+	VPDPBUSD.BCST  420(CX), Z0, Z13
+	VPDPBUSD.BCST  628(CX), Z0, Z14
+	VPDPBUSD.BCST  636(CX), Z0, Z15
+	VPDPBUSD.BCST  644(CX), Z0, Z16
+	VPERMB         Z1, Z2, Z2
+	VPERMB         Z1, Z4, Z4
+	VPDPBUSD.BCST  200(CX), Z2, Z8
+	VPDPBUSD.BCST  208(CX), Z2, Z9
+	VPDPBUSD.BCST  216(CX), Z2, Z10
+	VPDPBUSD.BCST  424(CX), Z2, Z11
+	VPDPBUSD.BCST  432(CX), Z2, Z12
+	VPDPBUSD.BCST  440(CX), Z2, Z13
+	VPDPBUSD.BCST  648(CX), Z2, Z14
+	VPDPBUSD.BCST  656(CX), Z2, Z15
+	VPDPBUSD.BCST  664(CX), Z2, Z16
+	VPDPBUSD.BCST  204(CX), Z4, Z8
+	VPDPBUSD.BCST  212(CX), Z4, Z9
+	VPDPBUSD.BCST  220(CX), Z4, Z10
+	VPDPBUSD.BCST  428(CX), Z4, Z11
+	VPDPBUSD.BCST  436(CX), Z4, Z12
+	VPDPBUSD.BCST  444(CX), Z4, Z13
+	VPDPBUSD.BCST  652(CX), Z4, Z14
+	VPDPBUSD.BCST  660(CX), Z4, Z15
+	VPDPBUSD.BCST  668(CX), Z4, Z16
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VCVTDQ2PS      Z10, Z10
+	VFMADD213PS    Z9, Z0, Z10
+	VFMADD213PS    Z8, Z0, Z10
+	VPERMPS        Z10, Z1, Z10
+	VMULPS.BCST    12(CX), Z10, Z10
+	VMOVUPS        Z10, 64(AX)
+	VCVTDQ2PS      Z11, Z11
+	VCVTDQ2PS      Z12, Z12
+	VCVTDQ2PS      Z13, Z13
+	VFMADD213PS    Z12, Z0, Z13
+	VFMADD213PS    Z11, Z0, Z13
+	VPERMPS        Z13, Z1, Z13
+	VMULPS.BCST    236(CX), Z13, Z13
+	VMOVUPS        Z13, 192(AX)
+	VCVTDQ2PS      Z14, Z14
+	VCVTDQ2PS      Z15, Z15
+	VCVTDQ2PS      Z16, Z16
+	VFMADD213PS    Z15, Z0, Z16
+	VFMADD213PS    Z14, Z0, Z16
+	VPERMPS        Z16, Z1, Z16
+	VMULPS.BCST    460(CX), Z16, Z16
+	VMOVUPS        Z16, 320(AX)
 	VZEROUPPER
 	RET
 
-// func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM3Heads3AVX512(SB), NOSPLIT, $0-56
+// func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM3Heads3AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
 	MOVQ           src+24(FP), BX
 	MOVQ           plane+32(FP), SI
-	MOVQ           table+40(FP), R9
-	MOVQ           BX, DI
-	ADDQ           SI, DI
-	MOVQ           $0x4848484848484848, R8
-	KMOVQ          R8, K1
-	MOVQ           DI, R8
+	MOVQ           table+40(FP), DI
+	MOVQ           BX, R8
 	ADDQ           SI, R8
+	MOVQ           $0x4848484848484848, R9
+	KMOVQ          R9, K1
+	MOVQ           R8, R9
+	ADDQ           SI, R9
 	MOVQ           $0x9090909090909090, SI
 	KMOVQ          SI, K2
-	VMOVDQU64      (R9), Z0
-	VMOVDQU64      64(R9), Z1
+	VMOVDQU64      (DI), Z0
+	VMOVDQU64      64(DI), Z1
 	VPBROADCASTQ   unitBits<>+0(SB), Z2
-	MOVQ           groups+48(FP), R9
 	VMOVDQU64      turnDims<>+0(SB), Z3
 	VPXORD         Z5, Z5, Z5
 	VPXORD         Z6, Z6, Z6
@@ -13564,99 +16580,278 @@ TEXT ·addLM3Heads3AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z22, Z22, Z22
 	VMOVDQU64      addBytes3_0<>+0(SB), Z4
 	VMOVDQU64      addBytes3_1<>+0(SB), Z23
-	MOVQ           CX, R10
-	MOVQ           R9, R11
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z24
-	VPERMB         (DI)(SI*1), Z4, K1, Z24
-	VPERMB         (R8)(SI*1), Z4, K2, Z24
+	VPERMB         (BX), Z4, Z24
+	VPERMB         (R8), Z4, K1, Z24
+	VPERMB         (R9), Z4, K2, Z24
 	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
 	VPERMB         Z24, Z3, Z24
-	VPERMB         (BX)(SI*1), Z23, Z25
-	VPERMB         (DI)(SI*1), Z23, K1, Z25
-	VPERMB         (R8)(SI*1), Z23, K2, Z25
+	VPERMB         (BX), Z23, Z25
+	VPERMB         (R8), Z23, K1, Z25
+	VPERMB         (R9), Z23, K2, Z25
 	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
 	VPERMB         Z25, Z3, Z25
-
-group0:
 	VPERMB         Z0, Z24, Z26
 	VPERMB         Z0, Z25, Z27
-	VPBROADCASTD   (R10), Z28
+	VPBROADCASTD   (CX), Z28
 	VPDPBUSD       Z26, Z28, Z5
 	VPDPBUSD       Z27, Z28, Z6
-	VPBROADCASTD   4(R10), Z28
+	VPBROADCASTD   4(CX), Z28
 	VPDPBUSD       Z26, Z28, Z7
 	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   8(R10), Z28
+	VPBROADCASTD   8(CX), Z28
 	VPDPBUSD       Z26, Z28, Z9
 	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   128(R10), Z28
+	VPBROADCASTD   128(CX), Z28
 	VPDPBUSD       Z26, Z28, Z11
 	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   132(R10), Z28
+	VPBROADCASTD   132(CX), Z28
 	VPDPBUSD       Z26, Z28, Z13
 	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   136(R10), Z28
+	VPBROADCASTD   136(CX), Z28
 	VPDPBUSD       Z26, Z28, Z15
 	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   256(R10), Z28
+	VPBROADCASTD   256(CX), Z28
 	VPDPBUSD       Z26, Z28, Z17
 	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   260(R10), Z28
+	VPBROADCASTD   260(CX), Z28
 	VPDPBUSD       Z26, Z28, Z19
 	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   264(R10), Z28
+	VPBROADCASTD   264(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPERMB         Z1, Z24, Z26
-	VPERMB         Z1, Z25, Z27
-	XORL           R13, R13
-	MOVQ           $0x00000040, R12
-	CMPQ           R11, $0x01
-	CMOVQEQ        R13, R12
-	ADDQ           R12, SI
-	VPERMB         (BX)(SI*1), Z4, Z24
-	VPERMB         (DI)(SI*1), Z4, K1, Z24
-	VPERMB         (R8)(SI*1), Z4, K2, Z24
-	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
-	VPERMB         Z24, Z3, Z24
-	VMOVDQA64      Z24, Z24
-	VPERMB         (BX)(SI*1), Z23, Z25
-	VPERMB         (DI)(SI*1), Z23, K1, Z25
-	VPERMB         (R8)(SI*1), Z23, K2, Z25
-	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
-	VPERMB         Z25, Z3, Z25
-	VMOVDQA64      Z25, Z25
-	VPBROADCASTD   16(R10), Z28
-	VPDPBUSD       Z26, Z28, Z5
-	VPDPBUSD       Z27, Z28, Z6
-	VPBROADCASTD   20(R10), Z28
-	VPDPBUSD       Z26, Z28, Z7
-	VPDPBUSD       Z27, Z28, Z8
-	VPBROADCASTD   24(R10), Z28
-	VPDPBUSD       Z26, Z28, Z9
-	VPDPBUSD       Z27, Z28, Z10
-	VPBROADCASTD   144(R10), Z28
-	VPDPBUSD       Z26, Z28, Z11
-	VPDPBUSD       Z27, Z28, Z12
-	VPBROADCASTD   148(R10), Z28
-	VPDPBUSD       Z26, Z28, Z13
-	VPDPBUSD       Z27, Z28, Z14
-	VPBROADCASTD   152(R10), Z28
-	VPDPBUSD       Z26, Z28, Z15
-	VPDPBUSD       Z27, Z28, Z16
-	VPBROADCASTD   272(R10), Z28
-	VPDPBUSD       Z26, Z28, Z17
-	VPDPBUSD       Z27, Z28, Z18
-	VPBROADCASTD   276(R10), Z28
-	VPDPBUSD       Z26, Z28, Z19
-	VPDPBUSD       Z27, Z28, Z20
-	VPBROADCASTD   280(R10), Z28
-	VPDPBUSD       Z26, Z28, Z21
-	VPDPBUSD       Z27, Z28, Z22
-	ADDQ           $0x20, R10
-	SUBQ           $0x01, R11
-	JNZ            group0
+	VPERMB         Z1, Z24, Z24
+	VPERMB         Z1, Z25, Z25
+	VPERMB         64(BX), Z4, Z26
+	VPERMB         64(R8), Z4, K1, Z26
+	VPERMB         64(R9), Z4, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         64(BX), Z23, Z27
+	VPERMB         64(R8), Z23, K1, Z27
+	VPERMB         64(R9), Z23, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         Z27, Z3, Z27
+	VPBROADCASTD   16(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   20(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   24(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   144(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   148(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   152(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   272(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   276(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   280(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z0, Z26, Z24
+	VPERMB         Z0, Z27, Z25
+	VPBROADCASTD   32(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   36(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   40(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   160(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   164(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   168(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   288(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   292(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   296(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z1, Z26, Z24
+	VPERMB         Z1, Z27, Z25
+	VPERMB         128(BX), Z4, Z26
+	VPERMB         128(R8), Z4, K1, Z26
+	VPERMB         128(R9), Z4, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         128(BX), Z23, Z27
+	VPERMB         128(R8), Z23, K1, Z27
+	VPERMB         128(R9), Z23, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         Z27, Z3, Z27
+	VPBROADCASTD   48(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   52(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   56(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   176(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   180(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   184(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   304(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   308(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   312(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z0, Z26, Z24
+	VPERMB         Z0, Z27, Z25
+	VPBROADCASTD   64(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   68(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   72(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   192(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   196(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   200(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   320(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   324(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   328(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z1, Z26, Z24
+	VPERMB         Z1, Z27, Z25
+	VPERMB         192(BX), Z4, Z26
+	VPERMB         192(R8), Z4, K1, Z26
+	VPERMB         192(R9), Z4, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         192(BX), Z23, Z4
+	VPERMB         192(R8), Z23, K1, Z4
+	VPERMB         192(R9), Z23, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z3, Z4
+	VPBROADCASTD   80(CX), Z23
+	VPDPBUSD       Z24, Z23, Z5
+	VPDPBUSD       Z25, Z23, Z6
+	VPBROADCASTD   84(CX), Z23
+	VPDPBUSD       Z24, Z23, Z7
+	VPDPBUSD       Z25, Z23, Z8
+	VPBROADCASTD   88(CX), Z23
+	VPDPBUSD       Z24, Z23, Z9
+	VPDPBUSD       Z25, Z23, Z10
+	VPBROADCASTD   208(CX), Z23
+	VPDPBUSD       Z24, Z23, Z11
+	VPDPBUSD       Z25, Z23, Z12
+	VPBROADCASTD   212(CX), Z23
+	VPDPBUSD       Z24, Z23, Z13
+	VPDPBUSD       Z25, Z23, Z14
+	VPBROADCASTD   216(CX), Z23
+	VPDPBUSD       Z24, Z23, Z15
+	VPDPBUSD       Z25, Z23, Z16
+	VPBROADCASTD   336(CX), Z23
+	VPDPBUSD       Z24, Z23, Z17
+	VPDPBUSD       Z25, Z23, Z18
+	VPBROADCASTD   340(CX), Z23
+	VPDPBUSD       Z24, Z23, Z19
+	VPDPBUSD       Z25, Z23, Z20
+	VPBROADCASTD   344(CX), Z23
+	VPDPBUSD       Z24, Z23, Z21
+	VPDPBUSD       Z25, Z23, Z22
+	VPERMB         Z0, Z26, Z23
+	VPERMB         Z0, Z4, Z24
+	VPBROADCASTD   96(CX), Z25
+	VPDPBUSD       Z23, Z25, Z5
+	VPDPBUSD       Z24, Z25, Z6
+	VPBROADCASTD   100(CX), Z25
+	VPDPBUSD       Z23, Z25, Z7
+	VPDPBUSD       Z24, Z25, Z8
+	VPBROADCASTD   104(CX), Z25
+	VPDPBUSD       Z23, Z25, Z9
+	VPDPBUSD       Z24, Z25, Z10
+	VPBROADCASTD   224(CX), Z25
+	VPDPBUSD       Z23, Z25, Z11
+	VPDPBUSD       Z24, Z25, Z12
+	VPBROADCASTD   228(CX), Z25
+	VPDPBUSD       Z23, Z25, Z13
+	VPDPBUSD       Z24, Z25, Z14
+	VPBROADCASTD   232(CX), Z25
+	VPDPBUSD       Z23, Z25, Z15
+	VPDPBUSD       Z24, Z25, Z16
+	VPBROADCASTD   352(CX), Z25
+	VPDPBUSD       Z23, Z25, Z17
+	VPDPBUSD       Z24, Z25, Z18
+	VPBROADCASTD   356(CX), Z25
+	VPDPBUSD       Z23, Z25, Z19
+	VPDPBUSD       Z24, Z25, Z20
+	VPBROADCASTD   360(CX), Z25
+	VPDPBUSD       Z23, Z25, Z21
+	VPDPBUSD       Z24, Z25, Z22
+	VPERMB         Z1, Z26, Z23
+	VPERMB         Z1, Z4, Z4
+	VPBROADCASTD   112(CX), Z24
+	VPDPBUSD       Z23, Z24, Z5
+	VPDPBUSD       Z4, Z24, Z6
+	VPBROADCASTD   116(CX), Z24
+	VPDPBUSD       Z23, Z24, Z7
+	VPDPBUSD       Z4, Z24, Z8
+	VPBROADCASTD   120(CX), Z24
+	VPDPBUSD       Z23, Z24, Z9
+	VPDPBUSD       Z4, Z24, Z10
+	VPBROADCASTD   240(CX), Z24
+	VPDPBUSD       Z23, Z24, Z11
+	VPDPBUSD       Z4, Z24, Z12
+	VPBROADCASTD   244(CX), Z24
+	VPDPBUSD       Z23, Z24, Z13
+	VPDPBUSD       Z4, Z24, Z14
+	VPBROADCASTD   248(CX), Z24
+	VPDPBUSD       Z23, Z24, Z15
+	VPDPBUSD       Z4, Z24, Z16
+	VPBROADCASTD   368(CX), Z24
+	VPDPBUSD       Z23, Z24, Z17
+	VPDPBUSD       Z4, Z24, Z18
+	VPBROADCASTD   372(CX), Z24
+	VPDPBUSD       Z23, Z24, Z19
+	VPDPBUSD       Z4, Z24, Z20
+	VPBROADCASTD   376(CX), Z24
+	VPDPBUSD       Z23, Z24, Z21
+	VPDPBUSD       Z4, Z24, Z22
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z23
 	VCVTDQ2PS      Z5, Z5
@@ -13723,20 +16918,16 @@ group0:
 	VPXORD         Z22, Z22, Z22
 	VMOVDQU64      addBytes3_2<>+0(SB), Z4
 	VMOVDQU64      addBytes3_3<>+0(SB), Z23
-	MOVQ           R9, R9
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z4, Z24
-	VPERMB         (DI)(SI*1), Z4, K1, Z24
-	VPERMB         (R8)(SI*1), Z4, K2, Z24
+	VPERMB         (BX), Z4, Z24
+	VPERMB         (R8), Z4, K1, Z24
+	VPERMB         (R9), Z4, K2, Z24
 	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
 	VPERMB         Z24, Z3, Z24
-	VPERMB         (BX)(SI*1), Z23, Z25
-	VPERMB         (DI)(SI*1), Z23, K1, Z25
-	VPERMB         (R8)(SI*1), Z23, K2, Z25
+	VPERMB         (BX), Z23, Z25
+	VPERMB         (R8), Z23, K1, Z25
+	VPERMB         (R9), Z23, K2, Z25
 	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
 	VPERMB         Z25, Z3, Z25
-
-group1:
 	VPERMB         Z0, Z24, Z26
 	VPERMB         Z0, Z25, Z27
 	VPBROADCASTD   (CX), Z28
@@ -13766,55 +16957,239 @@ group1:
 	VPBROADCASTD   264(CX), Z28
 	VPDPBUSD       Z26, Z28, Z21
 	VPDPBUSD       Z27, Z28, Z22
-	VPERMB         Z1, Z24, Z26
-	VPERMB         Z1, Z25, Z27
-	XORL           R11, R11
-	MOVQ           $0x00000040, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, SI
-	VPERMB         (BX)(SI*1), Z4, Z24
-	VPERMB         (DI)(SI*1), Z4, K1, Z24
-	VPERMB         (R8)(SI*1), Z4, K2, Z24
-	VGF2P8AFFINEQB $0x00, Z24, Z2, Z24
-	VPERMB         Z24, Z3, Z24
-	VMOVDQA64      Z24, Z24
-	VPERMB         (BX)(SI*1), Z23, Z25
-	VPERMB         (DI)(SI*1), Z23, K1, Z25
-	VPERMB         (R8)(SI*1), Z23, K2, Z25
-	VGF2P8AFFINEQB $0x00, Z25, Z2, Z25
-	VPERMB         Z25, Z3, Z25
-	VMOVDQA64      Z25, Z25
+	VPERMB         Z1, Z24, Z24
+	VPERMB         Z1, Z25, Z25
+	VPERMB         64(BX), Z4, Z26
+	VPERMB         64(R8), Z4, K1, Z26
+	VPERMB         64(R9), Z4, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         64(BX), Z23, Z27
+	VPERMB         64(R8), Z23, K1, Z27
+	VPERMB         64(R9), Z23, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         Z27, Z3, Z27
 	VPBROADCASTD   16(CX), Z28
-	VPDPBUSD       Z26, Z28, Z5
-	VPDPBUSD       Z27, Z28, Z6
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
 	VPBROADCASTD   20(CX), Z28
-	VPDPBUSD       Z26, Z28, Z7
-	VPDPBUSD       Z27, Z28, Z8
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
 	VPBROADCASTD   24(CX), Z28
-	VPDPBUSD       Z26, Z28, Z9
-	VPDPBUSD       Z27, Z28, Z10
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
 	VPBROADCASTD   144(CX), Z28
-	VPDPBUSD       Z26, Z28, Z11
-	VPDPBUSD       Z27, Z28, Z12
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
 	VPBROADCASTD   148(CX), Z28
-	VPDPBUSD       Z26, Z28, Z13
-	VPDPBUSD       Z27, Z28, Z14
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
 	VPBROADCASTD   152(CX), Z28
-	VPDPBUSD       Z26, Z28, Z15
-	VPDPBUSD       Z27, Z28, Z16
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
 	VPBROADCASTD   272(CX), Z28
-	VPDPBUSD       Z26, Z28, Z17
-	VPDPBUSD       Z27, Z28, Z18
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
 	VPBROADCASTD   276(CX), Z28
-	VPDPBUSD       Z26, Z28, Z19
-	VPDPBUSD       Z27, Z28, Z20
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
 	VPBROADCASTD   280(CX), Z28
-	VPDPBUSD       Z26, Z28, Z21
-	VPDPBUSD       Z27, Z28, Z22
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, R9
-	JNZ            group1
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z0, Z26, Z24
+	VPERMB         Z0, Z27, Z25
+	VPBROADCASTD   32(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   36(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   40(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   160(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   164(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   168(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   288(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   292(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   296(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z1, Z26, Z24
+	VPERMB         Z1, Z27, Z25
+	VPERMB         128(BX), Z4, Z26
+	VPERMB         128(R8), Z4, K1, Z26
+	VPERMB         128(R9), Z4, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         128(BX), Z23, Z27
+	VPERMB         128(R8), Z23, K1, Z27
+	VPERMB         128(R9), Z23, K2, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z2, Z27
+	VPERMB         Z27, Z3, Z27
+	VPBROADCASTD   48(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   52(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   56(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   176(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   180(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   184(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   304(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   308(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   312(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z0, Z26, Z24
+	VPERMB         Z0, Z27, Z25
+	VPBROADCASTD   64(CX), Z28
+	VPDPBUSD       Z24, Z28, Z5
+	VPDPBUSD       Z25, Z28, Z6
+	VPBROADCASTD   68(CX), Z28
+	VPDPBUSD       Z24, Z28, Z7
+	VPDPBUSD       Z25, Z28, Z8
+	VPBROADCASTD   72(CX), Z28
+	VPDPBUSD       Z24, Z28, Z9
+	VPDPBUSD       Z25, Z28, Z10
+	VPBROADCASTD   192(CX), Z28
+	VPDPBUSD       Z24, Z28, Z11
+	VPDPBUSD       Z25, Z28, Z12
+	VPBROADCASTD   196(CX), Z28
+	VPDPBUSD       Z24, Z28, Z13
+	VPDPBUSD       Z25, Z28, Z14
+	VPBROADCASTD   200(CX), Z28
+	VPDPBUSD       Z24, Z28, Z15
+	VPDPBUSD       Z25, Z28, Z16
+	VPBROADCASTD   320(CX), Z28
+	VPDPBUSD       Z24, Z28, Z17
+	VPDPBUSD       Z25, Z28, Z18
+	VPBROADCASTD   324(CX), Z28
+	VPDPBUSD       Z24, Z28, Z19
+	VPDPBUSD       Z25, Z28, Z20
+	VPBROADCASTD   328(CX), Z28
+	VPDPBUSD       Z24, Z28, Z21
+	VPDPBUSD       Z25, Z28, Z22
+	VPERMB         Z1, Z26, Z24
+	VPERMB         Z1, Z27, Z25
+	VPERMB         192(BX), Z4, Z26
+	VPERMB         192(R8), Z4, K1, Z26
+	VPERMB         192(R9), Z4, K2, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z2, Z26
+	VPERMB         Z26, Z3, Z26
+	VPERMB         192(BX), Z23, Z4
+	VPERMB         192(R8), Z23, K1, Z4
+	VPERMB         192(R9), Z23, K2, Z4
+	VGF2P8AFFINEQB $0x00, Z4, Z2, Z4
+	VPERMB         Z4, Z3, Z4
+	VPBROADCASTD   80(CX), Z2
+	VPDPBUSD       Z24, Z2, Z5
+	VPDPBUSD       Z25, Z2, Z6
+	VPBROADCASTD   84(CX), Z2
+	VPDPBUSD       Z24, Z2, Z7
+	VPDPBUSD       Z25, Z2, Z8
+	VPBROADCASTD   88(CX), Z2
+	VPDPBUSD       Z24, Z2, Z9
+	VPDPBUSD       Z25, Z2, Z10
+	VPBROADCASTD   208(CX), Z2
+	VPDPBUSD       Z24, Z2, Z11
+	VPDPBUSD       Z25, Z2, Z12
+	VPBROADCASTD   212(CX), Z2
+	VPDPBUSD       Z24, Z2, Z13
+	VPDPBUSD       Z25, Z2, Z14
+	VPBROADCASTD   216(CX), Z2
+	VPDPBUSD       Z24, Z2, Z15
+	VPDPBUSD       Z25, Z2, Z16
+	VPBROADCASTD   336(CX), Z2
+	VPDPBUSD       Z24, Z2, Z17
+	VPDPBUSD       Z25, Z2, Z18
+	VPBROADCASTD   340(CX), Z2
+	VPDPBUSD       Z24, Z2, Z19
+	VPDPBUSD       Z25, Z2, Z20
+	VPBROADCASTD   344(CX), Z2
+	VPDPBUSD       Z24, Z2, Z21
+	VPDPBUSD       Z25, Z2, Z22
+	VPERMB         Z0, Z26, Z2
+	VPERMB         Z0, Z4, Z0
+	VPBROADCASTD   96(CX), Z3
+	VPDPBUSD       Z2, Z3, Z5
+	VPDPBUSD       Z0, Z3, Z6
+	VPBROADCASTD   100(CX), Z3
+	VPDPBUSD       Z2, Z3, Z7
+	VPDPBUSD       Z0, Z3, Z8
+	VPBROADCASTD   104(CX), Z3
+	VPDPBUSD       Z2, Z3, Z9
+	VPDPBUSD       Z0, Z3, Z10
+	VPBROADCASTD   224(CX), Z3
+	VPDPBUSD       Z2, Z3, Z11
+	VPDPBUSD       Z0, Z3, Z12
+	VPBROADCASTD   228(CX), Z3
+	VPDPBUSD       Z2, Z3, Z13
+	VPDPBUSD       Z0, Z3, Z14
+	VPBROADCASTD   232(CX), Z3
+	VPDPBUSD       Z2, Z3, Z15
+	VPDPBUSD       Z0, Z3, Z16
+	VPBROADCASTD   352(CX), Z3
+	VPDPBUSD       Z2, Z3, Z17
+	VPDPBUSD       Z0, Z3, Z18
+	VPBROADCASTD   356(CX), Z3
+	VPDPBUSD       Z2, Z3, Z19
+	VPDPBUSD       Z0, Z3, Z20
+	VPBROADCASTD   360(CX), Z3
+	VPDPBUSD       Z2, Z3, Z21
+	VPDPBUSD       Z0, Z3, Z22
+	VPERMB         Z1, Z26, Z0
+	VPERMB         Z1, Z4, Z1
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z0, Z2, Z5
+	VPDPBUSD       Z1, Z2, Z6
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z0, Z2, Z7
+	VPDPBUSD       Z1, Z2, Z8
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z0, Z2, Z9
+	VPDPBUSD       Z1, Z2, Z10
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z0, Z2, Z11
+	VPDPBUSD       Z1, Z2, Z12
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z0, Z2, Z13
+	VPDPBUSD       Z1, Z2, Z14
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z0, Z2, Z15
+	VPDPBUSD       Z1, Z2, Z16
+	VPBROADCASTD   368(CX), Z2
+	VPDPBUSD       Z0, Z2, Z17
+	VPDPBUSD       Z1, Z2, Z18
+	VPBROADCASTD   372(CX), Z2
+	VPDPBUSD       Z0, Z2, Z19
+	VPDPBUSD       Z1, Z2, Z20
+	VPBROADCASTD   376(CX), Z2
+	VPDPBUSD       Z0, Z2, Z21
+	VPDPBUSD       Z1, Z2, Z22
 	VBROADCASTSS   float256<>+0(SB), Z4
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z5, Z5
@@ -13864,197 +17239,310 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM4Heads1AVX512(SB), NOSPLIT, $0-48
+// func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM4Heads1AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), R9
-	MOVQ           DX, SI
-	ADDQ           BX, SI
-	MOVQ           $0x2222222222222222, DI
-	KMOVQ          DI, K1
-	MOVQ           SI, DI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
 	ADDQ           BX, DI
-	MOVQ           $0x4444444444444444, R8
-	KMOVQ          R8, K2
+	MOVQ           $0x2222222222222222, R8
+	KMOVQ          R8, K1
 	MOVQ           DI, R8
 	ADDQ           BX, R8
+	MOVQ           $0x4444444444444444, R9
+	KMOVQ          R9, K2
+	MOVQ           R8, R9
+	ADDQ           BX, R9
 	MOVQ           $0x8888888888888888, BX
 	KMOVQ          BX, K3
-	VMOVDQU64      (R9), Z0
+	VMOVDQU64      (SI), Z0
 	VPBROADCASTQ   unitBits<>+0(SB), Z1
-	MOVQ           groups+40(FP), R9
 	VMOVDQU64      dotBytes4_0<>+0(SB), Z2
 	VMOVDQU64      dotBytes4_1<>+0(SB), Z3
 	VMOVDQU64      dotBytes4_2<>+0(SB), Z4
 	VMOVDQU64      dotBytes4_3<>+0(SB), Z5
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z2, Z6
-	VPERMB         (SI)(BX*1), Z2, K1, Z6
-	VPERMB         (DI)(BX*1), Z2, K2, Z6
-	VPERMB         (R8)(BX*1), Z2, K3, Z6
+	VPERMB         (DX), Z2, Z6
+	VPERMB         (DI), Z2, K1, Z6
+	VPERMB         (R8), Z2, K2, Z6
+	VPERMB         (R9), Z2, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z2, Z7
-	VPERMB         64(SI)(BX*1), Z2, K1, Z7
-	VPERMB         64(DI)(BX*1), Z2, K2, Z7
-	VPERMB         64(R8)(BX*1), Z2, K3, Z7
+	VPERMB         64(DX), Z2, Z7
+	VPERMB         64(DI), Z2, K1, Z7
+	VPERMB         64(R8), Z2, K2, Z7
+	VPERMB         64(R9), Z2, K3, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
 	VSHUFPS        $0x88, Z7, Z6, Z8
 	VSHUFPS        $0xdd, Z7, Z6, Z6
-
-group:
 	VPBROADCASTD   16(CX), Z7
-	VPBROADCASTD   20(CX), Z12
-	VPBROADCASTD   24(CX), Z13
+	VPBROADCASTD   20(CX), Z15
+	VPBROADCASTD   24(CX), Z16
 	VPXORD         Z9, Z9, Z9
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
-	VPERMB         Z0, Z8, Z14
-	VPERMB         Z0, Z6, Z15
-	VPDPBUSD.BCST  32(CX), Z14, Z7
-	VPDPBUSD.BCST  40(CX), Z14, Z12
-	VPDPBUSD.BCST  48(CX), Z14, Z13
-	VPDPBUSD.BCST  36(CX), Z15, Z9
-	VPDPBUSD.BCST  44(CX), Z15, Z10
-	VPDPBUSD.BCST  52(CX), Z15, Z11
+	VPERMB         Z0, Z8, Z17
+	VPERMB         Z0, Z6, Z18
+	VPDPBUSD.BCST  32(CX), Z17, Z7
+	VPDPBUSD.BCST  40(CX), Z17, Z15
+	VPDPBUSD.BCST  48(CX), Z17, Z16
+	VPDPBUSD.BCST  36(CX), Z18, Z9
+	VPDPBUSD.BCST  44(CX), Z18, Z10
+	VPDPBUSD.BCST  52(CX), Z18, Z11
 	VPSRLW         $0x04, Z8, Z8
 	VPERMB         Z0, Z8, Z8
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z6
-	VPERMB         (DX)(BX*1), Z3, Z14
-	VPERMB         (SI)(BX*1), Z3, K1, Z14
-	VPERMB         (DI)(BX*1), Z3, K2, Z14
-	VPERMB         (R8)(BX*1), Z3, K3, Z14
-	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
-	VPERMB         64(DX)(BX*1), Z3, Z15
-	VPERMB         64(SI)(BX*1), Z3, K1, Z15
-	VPERMB         64(DI)(BX*1), Z3, K2, Z15
-	VPERMB         64(R8)(BX*1), Z3, K3, Z15
-	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
-	VSHUFPS        $0x88, Z15, Z14, Z16
-	VSHUFPS        $0xdd, Z15, Z14, Z14
+	VPERMB         (DX), Z3, Z17
+	VPERMB         (DI), Z3, K1, Z17
+	VPERMB         (R8), Z3, K2, Z17
+	VPERMB         (R9), Z3, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VPERMB         64(DX), Z3, Z18
+	VPERMB         64(DI), Z3, K1, Z18
+	VPERMB         64(R8), Z3, K2, Z18
+	VPERMB         64(R9), Z3, K3, Z18
+	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
+	VSHUFPS        $0x88, Z18, Z17, Z19
+	VSHUFPS        $0xdd, Z18, Z17, Z17
 	VPDPBUSD.BCST  56(CX), Z8, Z7
-	VPDPBUSD.BCST  64(CX), Z8, Z12
-	VPDPBUSD.BCST  72(CX), Z8, Z13
+	VPDPBUSD.BCST  64(CX), Z8, Z15
+	VPDPBUSD.BCST  72(CX), Z8, Z16
 	VPDPBUSD.BCST  60(CX), Z6, Z9
 	VPDPBUSD.BCST  68(CX), Z6, Z10
 	VPDPBUSD.BCST  76(CX), Z6, Z11
-	VPERMB         Z0, Z16, Z6
-	VPERMB         Z0, Z14, Z8
+	VPERMB         Z0, Z19, Z6
+	VPERMB         Z0, Z17, Z8
 	VPDPBUSD.BCST  80(CX), Z6, Z7
-	VPDPBUSD.BCST  88(CX), Z6, Z12
-	VPDPBUSD.BCST  96(CX), Z6, Z13
+	VPDPBUSD.BCST  88(CX), Z6, Z15
+	VPDPBUSD.BCST  96(CX), Z6, Z16
 	VPDPBUSD.BCST  84(CX), Z8, Z9
 	VPDPBUSD.BCST  92(CX), Z8, Z10
 	VPDPBUSD.BCST  100(CX), Z8, Z11
-	VPSRLW         $0x04, Z16, Z16
-	VPERMB         Z0, Z16, Z16
-	VPSRLW         $0x04, Z14, Z14
-	VPERMB         Z0, Z14, Z14
-	VPERMB         (DX)(BX*1), Z4, Z6
-	VPERMB         (SI)(BX*1), Z4, K1, Z6
-	VPERMB         (DI)(BX*1), Z4, K2, Z6
-	VPERMB         (R8)(BX*1), Z4, K3, Z6
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z19
+	VPSRLW         $0x04, Z17, Z17
+	VPERMB         Z0, Z17, Z17
+	VPERMB         (DX), Z4, Z6
+	VPERMB         (DI), Z4, K1, Z6
+	VPERMB         (R8), Z4, K2, Z6
+	VPERMB         (R9), Z4, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z4, Z8
-	VPERMB         64(SI)(BX*1), Z4, K1, Z8
-	VPERMB         64(DI)(BX*1), Z4, K2, Z8
-	VPERMB         64(R8)(BX*1), Z4, K3, Z8
+	VPERMB         64(DX), Z4, Z8
+	VPERMB         64(DI), Z4, K1, Z8
+	VPERMB         64(R8), Z4, K2, Z8
+	VPERMB         64(R9), Z4, K3, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
-	VSHUFPS        $0x88, Z8, Z6, Z15
+	VSHUFPS        $0x88, Z8, Z6, Z18
 	VSHUFPS        $0xdd, Z8, Z6, Z6
-	VPDPBUSD.BCST  104(CX), Z16, Z7
-	VPDPBUSD.BCST  112(CX), Z16, Z12
-	VPDPBUSD.BCST  120(CX), Z16, Z13
-	VPDPBUSD.BCST  108(CX), Z14, Z9
-	VPDPBUSD.BCST  116(CX), Z14, Z10
-	VPDPBUSD.BCST  124(CX), Z14, Z11
-	VPERMB         Z0, Z15, Z8
-	VPERMB         Z0, Z6, Z14
+	VPDPBUSD.BCST  104(CX), Z19, Z7
+	VPDPBUSD.BCST  112(CX), Z19, Z15
+	VPDPBUSD.BCST  120(CX), Z19, Z16
+	VPDPBUSD.BCST  108(CX), Z17, Z9
+	VPDPBUSD.BCST  116(CX), Z17, Z10
+	VPDPBUSD.BCST  124(CX), Z17, Z11
+	VPERMB         Z0, Z18, Z8
+	VPERMB         Z0, Z6, Z17
 	VPDPBUSD.BCST  128(CX), Z8, Z7
-	VPDPBUSD.BCST  136(CX), Z8, Z12
-	VPDPBUSD.BCST  144(CX), Z8, Z13
-	VPDPBUSD.BCST  132(CX), Z14, Z9
-	VPDPBUSD.BCST  140(CX), Z14, Z10
-	VPDPBUSD.BCST  148(CX), Z14, Z11
-	VPSRLW         $0x04, Z15, Z15
-	VPERMB         Z0, Z15, Z15
+	VPDPBUSD.BCST  136(CX), Z8, Z15
+	VPDPBUSD.BCST  144(CX), Z8, Z16
+	VPDPBUSD.BCST  132(CX), Z17, Z9
+	VPDPBUSD.BCST  140(CX), Z17, Z10
+	VPDPBUSD.BCST  148(CX), Z17, Z11
+	VPSRLW         $0x04, Z18, Z18
+	VPERMB         Z0, Z18, Z18
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z6
-	VPERMB         (DX)(BX*1), Z5, Z8
-	VPERMB         (SI)(BX*1), Z5, K1, Z8
-	VPERMB         (DI)(BX*1), Z5, K2, Z8
-	VPERMB         (R8)(BX*1), Z5, K3, Z8
+	VPERMB         (DX), Z5, Z8
+	VPERMB         (DI), Z5, K1, Z8
+	VPERMB         (R8), Z5, K2, Z8
+	VPERMB         (R9), Z5, K3, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
-	VPERMB         64(DX)(BX*1), Z5, Z14
-	VPERMB         64(SI)(BX*1), Z5, K1, Z14
-	VPERMB         64(DI)(BX*1), Z5, K2, Z14
-	VPERMB         64(R8)(BX*1), Z5, K3, Z14
-	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
-	VSHUFPS        $0x88, Z14, Z8, Z16
-	VSHUFPS        $0xdd, Z14, Z8, Z8
-	VPDPBUSD.BCST  152(CX), Z15, Z7
-	VPDPBUSD.BCST  160(CX), Z15, Z12
-	VPDPBUSD.BCST  168(CX), Z15, Z13
+	VPERMB         64(DX), Z5, Z17
+	VPERMB         64(DI), Z5, K1, Z17
+	VPERMB         64(R8), Z5, K2, Z17
+	VPERMB         64(R9), Z5, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VSHUFPS        $0x88, Z17, Z8, Z19
+	VSHUFPS        $0xdd, Z17, Z8, Z8
+	VPDPBUSD.BCST  152(CX), Z18, Z7
+	VPDPBUSD.BCST  160(CX), Z18, Z15
+	VPDPBUSD.BCST  168(CX), Z18, Z16
 	VPDPBUSD.BCST  156(CX), Z6, Z9
 	VPDPBUSD.BCST  164(CX), Z6, Z10
 	VPDPBUSD.BCST  172(CX), Z6, Z11
-	VPERMB         Z0, Z16, Z6
-	VPERMB         Z0, Z8, Z14
+	VPERMB         Z0, Z19, Z6
+	VPERMB         Z0, Z8, Z17
 	VPDPBUSD.BCST  176(CX), Z6, Z7
-	VPDPBUSD.BCST  184(CX), Z6, Z12
-	VPDPBUSD.BCST  192(CX), Z6, Z13
-	VPDPBUSD.BCST  180(CX), Z14, Z9
-	VPDPBUSD.BCST  188(CX), Z14, Z10
-	VPDPBUSD.BCST  196(CX), Z14, Z11
-	VPSRLW         $0x04, Z16, Z16
-	VPERMB         Z0, Z16, Z16
+	VPDPBUSD.BCST  184(CX), Z6, Z15
+	VPDPBUSD.BCST  192(CX), Z6, Z16
+	VPDPBUSD.BCST  180(CX), Z17, Z9
+	VPDPBUSD.BCST  188(CX), Z17, Z10
+	VPDPBUSD.BCST  196(CX), Z17, Z11
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z19
 	VPSRLW         $0x04, Z8, Z8
 	VPERMB         Z0, Z8, Z8
-	XORL           R11, R11
-	MOVQ           $0x00000080, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, BX
-	VPERMB         (DX)(BX*1), Z2, Z6
-	VPERMB         (SI)(BX*1), Z2, K1, Z6
-	VPERMB         (DI)(BX*1), Z2, K2, Z6
-	VPERMB         (R8)(BX*1), Z2, K3, Z6
+	VPERMB         128(DX), Z2, Z6
+	VPERMB         128(DI), Z2, K1, Z6
+	VPERMB         128(R8), Z2, K2, Z6
+	VPERMB         128(R9), Z2, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z2, Z14
-	VPERMB         64(SI)(BX*1), Z2, K1, Z14
-	VPERMB         64(DI)(BX*1), Z2, K2, Z14
-	VPERMB         64(R8)(BX*1), Z2, K3, Z14
-	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
-	VSHUFPS        $0x88, Z14, Z6, Z15
-	VSHUFPS        $0xdd, Z14, Z6, Z6
-	VPDPBUSD.BCST  200(CX), Z16, Z7
-	VPDPBUSD.BCST  208(CX), Z16, Z12
-	VPDPBUSD.BCST  216(CX), Z16, Z13
+	VPERMB         192(DX), Z2, Z17
+	VPERMB         192(DI), Z2, K1, Z17
+	VPERMB         192(R8), Z2, K2, Z17
+	VPERMB         192(R9), Z2, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VSHUFPS        $0x88, Z17, Z6, Z2
+	VSHUFPS        $0xdd, Z17, Z6, Z6
+	VPDPBUSD.BCST  200(CX), Z19, Z7
+	VPDPBUSD.BCST  208(CX), Z19, Z15
+	VPDPBUSD.BCST  216(CX), Z19, Z16
 	VPDPBUSD.BCST  204(CX), Z8, Z9
 	VPDPBUSD.BCST  212(CX), Z8, Z10
 	VPDPBUSD.BCST  220(CX), Z8, Z11
-	VMOVDQA64      Z15, Z8
-	VMOVDQA64      Z6, Z6
-	VBROADCASTSS   float256<>+0(SB), Z14
-	VMOVDQU32      dotRows<>+0(SB), Z15
+	VBROADCASTSS   float256<>+0(SB), Z8
+	VMOVDQU32      dotRows<>+0(SB), Z17
 	VPADDD         Z9, Z7, Z7
-	VPADDD         Z10, Z12, Z12
-	VPADDD         Z11, Z13, Z13
+	VPADDD         Z10, Z15, Z15
+	VPADDD         Z11, Z16, Z16
 	VCVTDQ2PS      Z7, Z7
-	VCVTDQ2PS      Z12, Z12
-	VCVTDQ2PS      Z13, Z13
-	VFMADD213PS    Z12, Z14, Z13
-	VFMADD213PS    Z7, Z14, Z13
-	VPERMPS        Z13, Z15, Z13
-	VMULPS.BCST    12(CX), Z13, Z13
-	VMOVUPS        Z13, (AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, R9
-	JNZ            group
+	VCVTDQ2PS      Z15, Z15
+	VCVTDQ2PS      Z16, Z16
+	VFMADD213PS    Z15, Z8, Z16
+	VFMADD213PS    Z7, Z8, Z16
+	VPERMPS        Z16, Z17, Z16
+	VMULPS.BCST    12(CX), Z16, Z16
+	VMOVUPS        Z16, (AX)
+	VPBROADCASTD   16(CX), Z7
+	VPBROADCASTD   20(CX), Z8
+	VPBROADCASTD   24(CX), Z9
+	VPXORD         Z12, Z12, Z12
+	VPXORD         Z13, Z13, Z13
+	VPXORD         Z14, Z14, Z14
+	VPERMB         Z0, Z2, Z10
+	VPERMB         Z0, Z6, Z11
+	VPDPBUSD.BCST  32(CX), Z10, Z7
+	VPDPBUSD.BCST  40(CX), Z10, Z8
+	VPDPBUSD.BCST  48(CX), Z10, Z9
+	VPDPBUSD.BCST  36(CX), Z11, Z12
+	VPDPBUSD.BCST  44(CX), Z11, Z13
+	VPDPBUSD.BCST  52(CX), Z11, Z14
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z2
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VPERMB         128(DX), Z3, Z10
+	VPERMB         128(DI), Z3, K1, Z10
+	VPERMB         128(R8), Z3, K2, Z10
+	VPERMB         128(R9), Z3, K3, Z10
+	VGF2P8AFFINEQB $0x00, Z10, Z1, Z10
+	VPERMB         192(DX), Z3, Z11
+	VPERMB         192(DI), Z3, K1, Z11
+	VPERMB         192(R8), Z3, K2, Z11
+	VPERMB         192(R9), Z3, K3, Z11
+	VGF2P8AFFINEQB $0x00, Z11, Z1, Z11
+	VSHUFPS        $0x88, Z11, Z10, Z3
+	VSHUFPS        $0xdd, Z11, Z10, Z10
+	VPDPBUSD.BCST  56(CX), Z2, Z7
+	VPDPBUSD.BCST  64(CX), Z2, Z8
+	VPDPBUSD.BCST  72(CX), Z2, Z9
+	VPDPBUSD.BCST  60(CX), Z6, Z12
+	VPDPBUSD.BCST  68(CX), Z6, Z13
+	VPDPBUSD.BCST  76(CX), Z6, Z14
+	VPERMB         Z0, Z3, Z2
+	VPERMB         Z0, Z10, Z6
+	VPDPBUSD.BCST  80(CX), Z2, Z7
+	VPDPBUSD.BCST  88(CX), Z2, Z8
+	VPDPBUSD.BCST  96(CX), Z2, Z9
+	VPDPBUSD.BCST  84(CX), Z6, Z12
+	VPDPBUSD.BCST  92(CX), Z6, Z13
+	VPDPBUSD.BCST  100(CX), Z6, Z14
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPSRLW         $0x04, Z10, Z10
+	VPERMB         Z0, Z10, Z10
+	VPERMB         128(DX), Z4, Z2
+	VPERMB         128(DI), Z4, K1, Z2
+	VPERMB         128(R8), Z4, K2, Z2
+	VPERMB         128(R9), Z4, K3, Z2
+	VGF2P8AFFINEQB $0x00, Z2, Z1, Z2
+	VPERMB         192(DX), Z4, Z6
+	VPERMB         192(DI), Z4, K1, Z6
+	VPERMB         192(R8), Z4, K2, Z6
+	VPERMB         192(R9), Z4, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VSHUFPS        $0x88, Z6, Z2, Z4
+	VSHUFPS        $0xdd, Z6, Z2, Z2
+	VPDPBUSD.BCST  104(CX), Z3, Z7
+	VPDPBUSD.BCST  112(CX), Z3, Z8
+	VPDPBUSD.BCST  120(CX), Z3, Z9
+	VPDPBUSD.BCST  108(CX), Z10, Z12
+	VPDPBUSD.BCST  116(CX), Z10, Z13
+	VPDPBUSD.BCST  124(CX), Z10, Z14
+	VPERMB         Z0, Z4, Z3
+	VPERMB         Z0, Z2, Z6
+	VPDPBUSD.BCST  128(CX), Z3, Z7
+	VPDPBUSD.BCST  136(CX), Z3, Z8
+	VPDPBUSD.BCST  144(CX), Z3, Z9
+	VPDPBUSD.BCST  132(CX), Z6, Z12
+	VPDPBUSD.BCST  140(CX), Z6, Z13
+	VPDPBUSD.BCST  148(CX), Z6, Z14
+	VPSRLW         $0x04, Z4, Z4
+	VPERMB         Z0, Z4, Z4
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z2
+	VPERMB         128(DX), Z5, Z3
+	VPERMB         128(DI), Z5, K1, Z3
+	VPERMB         128(R8), Z5, K2, Z3
+	VPERMB         128(R9), Z5, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         192(DX), Z5, Z6
+	VPERMB         192(DI), Z5, K1, Z6
+	VPERMB         192(R8), Z5, K2, Z6
+	VPERMB         192(R9), Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VSHUFPS        $0x88, Z6, Z3, Z1
+	VSHUFPS        $0xdd, Z6, Z3, Z3
+	VPDPBUSD.BCST  152(CX), Z4, Z7
+	VPDPBUSD.BCST  160(CX), Z4, Z8
+	VPDPBUSD.BCST  168(CX), Z4, Z9
+	VPDPBUSD.BCST  156(CX), Z2, Z12
+	VPDPBUSD.BCST  164(CX), Z2, Z13
+	VPDPBUSD.BCST  172(CX), Z2, Z14
+	VPERMB         Z0, Z1, Z2
+	VPERMB         Z0, Z3, Z4
+	VPDPBUSD.BCST  176(CX), Z2, Z7
+	VPDPBUSD.BCST  184(CX), Z2, Z8
+	VPDPBUSD.BCST  192(CX), Z2, Z9
+	VPDPBUSD.BCST  180(CX), Z4, Z12
+	VPDPBUSD.BCST  188(CX), Z4, Z13
+	VPDPBUSD.BCST  196(CX), Z4, Z14
+	VPSRLW         $0x04, Z1, Z1
+	VPERMB         Z0, Z1, Z1
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPDPBUSD.BCST  200(CX), Z1, Z7
+	VPDPBUSD.BCST  208(CX), Z1, Z8
+	VPDPBUSD.BCST  216(CX), Z1, Z9
+	VPDPBUSD.BCST  204(CX), Z3, Z12
+	VPDPBUSD.BCST  212(CX), Z3, Z13
+	VPDPBUSD.BCST  220(CX), Z3, Z14
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z12, Z7, Z7
+	VPADDD         Z13, Z8, Z8
+	VPADDD         Z14, Z9, Z9
+	VCVTDQ2PS      Z7, Z7
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VFMADD213PS    Z8, Z0, Z9
+	VFMADD213PS    Z7, Z0, Z9
+	VPERMPS        Z9, Z1, Z9
+	VMULPS.BCST    12(CX), Z9, Z9
+	VMOVUPS        Z9, 64(AX)
 	VZEROUPPER
 	RET
 
@@ -14098,9 +17586,9 @@ DATA dotBytes4_3<>+48(SB)/8, $0x3636363637373737
 DATA dotBytes4_3<>+56(SB)/8, $0x3e3e3e3e3f3f3f3f
 GLOBL dotBytes4_3<>(SB), RODATA|NOPTR, $64
 
-// func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM4Heads1AVX512(SB), NOSPLIT, $0-56
+// func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM4Heads1AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
@@ -14121,7 +17609,6 @@ TEXT ·addLM4Heads1AVX512(SB), NOSPLIT, $0-56
 	KMOVQ          SI, K3
 	VMOVDQU64      (DI), Z0
 	VPBROADCASTQ   unitBits<>+0(SB), Z1
-	MOVQ           groups+48(FP), SI
 	VMOVDQU64      turnDims<>+0(SB), Z2
 	VPXORD         Z3, Z3, Z3
 	VPXORD         Z4, Z4, Z4
@@ -14139,34 +17626,30 @@ TEXT ·addLM4Heads1AVX512(SB), NOSPLIT, $0-56
 	VMOVDQU64      addBytes4_1<>+0(SB), Z16
 	VMOVDQU64      addBytes4_2<>+0(SB), Z17
 	VMOVDQU64      addBytes4_3<>+0(SB), Z18
-	MOVQ           SI, DI
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z15, Z19
-	VPERMB         (R8)(SI*1), Z15, K1, Z19
-	VPERMB         (R9)(SI*1), Z15, K2, Z19
-	VPERMB         (R10)(SI*1), Z15, K3, Z19
+	VPERMB         (BX), Z15, Z19
+	VPERMB         (R8), Z15, K1, Z19
+	VPERMB         (R9), Z15, K2, Z19
+	VPERMB         (R10), Z15, K3, Z19
 	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
 	VPERMB         Z19, Z2, Z19
-	VPERMB         (BX)(SI*1), Z16, Z20
-	VPERMB         (R8)(SI*1), Z16, K1, Z20
-	VPERMB         (R9)(SI*1), Z16, K2, Z20
-	VPERMB         (R10)(SI*1), Z16, K3, Z20
+	VPERMB         (BX), Z16, Z20
+	VPERMB         (R8), Z16, K1, Z20
+	VPERMB         (R9), Z16, K2, Z20
+	VPERMB         (R10), Z16, K3, Z20
 	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
 	VPERMB         Z20, Z2, Z20
-	VPERMB         (BX)(SI*1), Z17, Z21
-	VPERMB         (R8)(SI*1), Z17, K1, Z21
-	VPERMB         (R9)(SI*1), Z17, K2, Z21
-	VPERMB         (R10)(SI*1), Z17, K3, Z21
+	VPERMB         (BX), Z17, Z21
+	VPERMB         (R8), Z17, K1, Z21
+	VPERMB         (R9), Z17, K2, Z21
+	VPERMB         (R10), Z17, K3, Z21
 	VGF2P8AFFINEQB $0x00, Z21, Z1, Z21
 	VPERMB         Z21, Z2, Z21
-	VPERMB         (BX)(SI*1), Z18, Z22
-	VPERMB         (R8)(SI*1), Z18, K1, Z22
-	VPERMB         (R9)(SI*1), Z18, K2, Z22
-	VPERMB         (R10)(SI*1), Z18, K3, Z22
+	VPERMB         (BX), Z18, Z22
+	VPERMB         (R8), Z18, K1, Z22
+	VPERMB         (R9), Z18, K2, Z22
+	VPERMB         (R10), Z18, K3, Z22
 	VGF2P8AFFINEQB $0x00, Z22, Z1, Z22
 	VPERMB         Z22, Z2, Z22
-
-group0:
 	VPERMB         Z0, Z19, Z23
 	VPERMB         Z0, Z20, Z24
 	VPERMB         Z0, Z21, Z25
@@ -14187,64 +17670,226 @@ group0:
 	VPDPBUSD       Z25, Z27, Z13
 	VPDPBUSD       Z26, Z27, Z14
 	VPSRLW         $0x04, Z19, Z19
-	VPERMB         Z0, Z19, Z23
+	VPERMB         Z0, Z19, Z19
 	VPSRLW         $0x04, Z20, Z20
-	VPERMB         Z0, Z20, Z24
+	VPERMB         Z0, Z20, Z20
 	VPSRLW         $0x04, Z21, Z21
-	VPERMB         Z0, Z21, Z25
+	VPERMB         Z0, Z21, Z21
 	VPSRLW         $0x04, Z22, Z22
-	VPERMB         Z0, Z22, Z26
-	XORL           R12, R12
-	MOVQ           $0x00000040, R11
-	CMPQ           DI, $0x01
-	CMOVQEQ        R12, R11
-	ADDQ           R11, SI
-	VPERMB         (BX)(SI*1), Z15, Z19
-	VPERMB         (R8)(SI*1), Z15, K1, Z19
-	VPERMB         (R9)(SI*1), Z15, K2, Z19
-	VPERMB         (R10)(SI*1), Z15, K3, Z19
-	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
-	VPERMB         Z19, Z2, Z19
-	VMOVDQA64      Z19, Z19
-	VPERMB         (BX)(SI*1), Z16, Z20
-	VPERMB         (R8)(SI*1), Z16, K1, Z20
-	VPERMB         (R9)(SI*1), Z16, K2, Z20
-	VPERMB         (R10)(SI*1), Z16, K3, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
-	VPERMB         Z20, Z2, Z20
-	VMOVDQA64      Z20, Z20
-	VPERMB         (BX)(SI*1), Z17, Z21
-	VPERMB         (R8)(SI*1), Z17, K1, Z21
-	VPERMB         (R9)(SI*1), Z17, K2, Z21
-	VPERMB         (R10)(SI*1), Z17, K3, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z1, Z21
-	VPERMB         Z21, Z2, Z21
-	VMOVDQA64      Z21, Z21
-	VPERMB         (BX)(SI*1), Z18, Z22
-	VPERMB         (R8)(SI*1), Z18, K1, Z22
-	VPERMB         (R9)(SI*1), Z18, K2, Z22
-	VPERMB         (R10)(SI*1), Z18, K3, Z22
-	VGF2P8AFFINEQB $0x00, Z22, Z1, Z22
-	VPERMB         Z22, Z2, Z22
-	VMOVDQA64      Z22, Z22
+	VPERMB         Z0, Z22, Z22
+	VPERMB         64(BX), Z15, Z23
+	VPERMB         64(R8), Z15, K1, Z23
+	VPERMB         64(R9), Z15, K2, Z23
+	VPERMB         64(R10), Z15, K3, Z23
+	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
+	VPERMB         Z23, Z2, Z23
+	VPERMB         64(BX), Z16, Z24
+	VPERMB         64(R8), Z16, K1, Z24
+	VPERMB         64(R9), Z16, K2, Z24
+	VPERMB         64(R10), Z16, K3, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
+	VPERMB         Z24, Z2, Z24
+	VPERMB         64(BX), Z17, Z25
+	VPERMB         64(R8), Z17, K1, Z25
+	VPERMB         64(R9), Z17, K2, Z25
+	VPERMB         64(R10), Z17, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         64(BX), Z18, Z26
+	VPERMB         64(R8), Z18, K1, Z26
+	VPERMB         64(R9), Z18, K2, Z26
+	VPERMB         64(R10), Z18, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         Z26, Z2, Z26
 	VPBROADCASTD   16(CX), Z27
-	VPDPBUSD       Z23, Z27, Z3
-	VPDPBUSD       Z24, Z27, Z4
-	VPDPBUSD       Z25, Z27, Z5
-	VPDPBUSD       Z26, Z27, Z6
+	VPDPBUSD       Z19, Z27, Z3
+	VPDPBUSD       Z20, Z27, Z4
+	VPDPBUSD       Z21, Z27, Z5
+	VPDPBUSD       Z22, Z27, Z6
 	VPBROADCASTD   20(CX), Z27
-	VPDPBUSD       Z23, Z27, Z7
-	VPDPBUSD       Z24, Z27, Z8
-	VPDPBUSD       Z25, Z27, Z9
-	VPDPBUSD       Z26, Z27, Z10
+	VPDPBUSD       Z19, Z27, Z7
+	VPDPBUSD       Z20, Z27, Z8
+	VPDPBUSD       Z21, Z27, Z9
+	VPDPBUSD       Z22, Z27, Z10
 	VPBROADCASTD   24(CX), Z27
-	VPDPBUSD       Z23, Z27, Z11
-	VPDPBUSD       Z24, Z27, Z12
-	VPDPBUSD       Z25, Z27, Z13
-	VPDPBUSD       Z26, Z27, Z14
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, DI
-	JNZ            group0
+	VPDPBUSD       Z19, Z27, Z11
+	VPDPBUSD       Z20, Z27, Z12
+	VPDPBUSD       Z21, Z27, Z13
+	VPDPBUSD       Z22, Z27, Z14
+	VPERMB         Z0, Z23, Z19
+	VPERMB         Z0, Z24, Z20
+	VPERMB         Z0, Z25, Z21
+	VPERMB         Z0, Z26, Z22
+	VPBROADCASTD   32(CX), Z27
+	VPDPBUSD       Z19, Z27, Z3
+	VPDPBUSD       Z20, Z27, Z4
+	VPDPBUSD       Z21, Z27, Z5
+	VPDPBUSD       Z22, Z27, Z6
+	VPBROADCASTD   36(CX), Z27
+	VPDPBUSD       Z19, Z27, Z7
+	VPDPBUSD       Z20, Z27, Z8
+	VPDPBUSD       Z21, Z27, Z9
+	VPDPBUSD       Z22, Z27, Z10
+	VPBROADCASTD   40(CX), Z27
+	VPDPBUSD       Z19, Z27, Z11
+	VPDPBUSD       Z20, Z27, Z12
+	VPDPBUSD       Z21, Z27, Z13
+	VPDPBUSD       Z22, Z27, Z14
+	VPSRLW         $0x04, Z23, Z23
+	VPERMB         Z0, Z23, Z19
+	VPSRLW         $0x04, Z24, Z24
+	VPERMB         Z0, Z24, Z20
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z21
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z22
+	VPERMB         128(BX), Z15, Z23
+	VPERMB         128(R8), Z15, K1, Z23
+	VPERMB         128(R9), Z15, K2, Z23
+	VPERMB         128(R10), Z15, K3, Z23
+	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
+	VPERMB         Z23, Z2, Z23
+	VPERMB         128(BX), Z16, Z24
+	VPERMB         128(R8), Z16, K1, Z24
+	VPERMB         128(R9), Z16, K2, Z24
+	VPERMB         128(R10), Z16, K3, Z24
+	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
+	VPERMB         Z24, Z2, Z24
+	VPERMB         128(BX), Z17, Z25
+	VPERMB         128(R8), Z17, K1, Z25
+	VPERMB         128(R9), Z17, K2, Z25
+	VPERMB         128(R10), Z17, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         128(BX), Z18, Z26
+	VPERMB         128(R8), Z18, K1, Z26
+	VPERMB         128(R9), Z18, K2, Z26
+	VPERMB         128(R10), Z18, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         Z26, Z2, Z26
+	VPBROADCASTD   48(CX), Z27
+	VPDPBUSD       Z19, Z27, Z3
+	VPDPBUSD       Z20, Z27, Z4
+	VPDPBUSD       Z21, Z27, Z5
+	VPDPBUSD       Z22, Z27, Z6
+	VPBROADCASTD   52(CX), Z27
+	VPDPBUSD       Z19, Z27, Z7
+	VPDPBUSD       Z20, Z27, Z8
+	VPDPBUSD       Z21, Z27, Z9
+	VPDPBUSD       Z22, Z27, Z10
+	VPBROADCASTD   56(CX), Z27
+	VPDPBUSD       Z19, Z27, Z11
+	VPDPBUSD       Z20, Z27, Z12
+	VPDPBUSD       Z21, Z27, Z13
+	VPDPBUSD       Z22, Z27, Z14
+	VPERMB         Z0, Z23, Z19
+	VPERMB         Z0, Z24, Z20
+	VPERMB         Z0, Z25, Z21
+	VPERMB         Z0, Z26, Z22
+	VPBROADCASTD   64(CX), Z27
+	VPDPBUSD       Z19, Z27, Z3
+	VPDPBUSD       Z20, Z27, Z4
+	VPDPBUSD       Z21, Z27, Z5
+	VPDPBUSD       Z22, Z27, Z6
+	VPBROADCASTD   68(CX), Z27
+	VPDPBUSD       Z19, Z27, Z7
+	VPDPBUSD       Z20, Z27, Z8
+	VPDPBUSD       Z21, Z27, Z9
+	VPDPBUSD       Z22, Z27, Z10
+	VPBROADCASTD   72(CX), Z27
+	VPDPBUSD       Z19, Z27, Z11
+	VPDPBUSD       Z20, Z27, Z12
+	VPDPBUSD       Z21, Z27, Z13
+	VPDPBUSD       Z22, Z27, Z14
+	VPSRLW         $0x04, Z23, Z23
+	VPERMB         Z0, Z23, Z19
+	VPSRLW         $0x04, Z24, Z24
+	VPERMB         Z0, Z24, Z20
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z21
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z22
+	VPERMB         192(BX), Z15, Z23
+	VPERMB         192(R8), Z15, K1, Z23
+	VPERMB         192(R9), Z15, K2, Z23
+	VPERMB         192(R10), Z15, K3, Z23
+	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
+	VPERMB         Z23, Z2, Z23
+	VPERMB         192(BX), Z16, Z15
+	VPERMB         192(R8), Z16, K1, Z15
+	VPERMB         192(R9), Z16, K2, Z15
+	VPERMB         192(R10), Z16, K3, Z15
+	VGF2P8AFFINEQB $0x00, Z15, Z1, Z15
+	VPERMB         Z15, Z2, Z15
+	VPERMB         192(BX), Z17, Z16
+	VPERMB         192(R8), Z17, K1, Z16
+	VPERMB         192(R9), Z17, K2, Z16
+	VPERMB         192(R10), Z17, K3, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z1, Z16
+	VPERMB         Z16, Z2, Z16
+	VPERMB         192(BX), Z18, Z17
+	VPERMB         192(R8), Z18, K1, Z17
+	VPERMB         192(R9), Z18, K2, Z17
+	VPERMB         192(R10), Z18, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VPERMB         Z17, Z2, Z17
+	VPBROADCASTD   80(CX), Z1
+	VPDPBUSD       Z19, Z1, Z3
+	VPDPBUSD       Z20, Z1, Z4
+	VPDPBUSD       Z21, Z1, Z5
+	VPDPBUSD       Z22, Z1, Z6
+	VPBROADCASTD   84(CX), Z1
+	VPDPBUSD       Z19, Z1, Z7
+	VPDPBUSD       Z20, Z1, Z8
+	VPDPBUSD       Z21, Z1, Z9
+	VPDPBUSD       Z22, Z1, Z10
+	VPBROADCASTD   88(CX), Z1
+	VPDPBUSD       Z19, Z1, Z11
+	VPDPBUSD       Z20, Z1, Z12
+	VPDPBUSD       Z21, Z1, Z13
+	VPDPBUSD       Z22, Z1, Z14
+	VPERMB         Z0, Z23, Z1
+	VPERMB         Z0, Z15, Z2
+	VPERMB         Z0, Z16, Z18
+	VPERMB         Z0, Z17, Z19
+	VPBROADCASTD   96(CX), Z20
+	VPDPBUSD       Z1, Z20, Z3
+	VPDPBUSD       Z2, Z20, Z4
+	VPDPBUSD       Z18, Z20, Z5
+	VPDPBUSD       Z19, Z20, Z6
+	VPBROADCASTD   100(CX), Z20
+	VPDPBUSD       Z1, Z20, Z7
+	VPDPBUSD       Z2, Z20, Z8
+	VPDPBUSD       Z18, Z20, Z9
+	VPDPBUSD       Z19, Z20, Z10
+	VPBROADCASTD   104(CX), Z20
+	VPDPBUSD       Z1, Z20, Z11
+	VPDPBUSD       Z2, Z20, Z12
+	VPDPBUSD       Z18, Z20, Z13
+	VPDPBUSD       Z19, Z20, Z14
+	VPSRLW         $0x04, Z23, Z23
+	VPERMB         Z0, Z23, Z1
+	VPSRLW         $0x04, Z15, Z15
+	VPERMB         Z0, Z15, Z2
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z15
+	VPSRLW         $0x04, Z17, Z17
+	VPERMB         Z0, Z17, Z0
+	VPBROADCASTD   112(CX), Z16
+	VPDPBUSD       Z1, Z16, Z3
+	VPDPBUSD       Z2, Z16, Z4
+	VPDPBUSD       Z15, Z16, Z5
+	VPDPBUSD       Z0, Z16, Z6
+	VPBROADCASTD   116(CX), Z16
+	VPDPBUSD       Z1, Z16, Z7
+	VPDPBUSD       Z2, Z16, Z8
+	VPDPBUSD       Z15, Z16, Z9
+	VPDPBUSD       Z0, Z16, Z10
+	VPBROADCASTD   120(CX), Z16
+	VPDPBUSD       Z1, Z16, Z11
+	VPDPBUSD       Z2, Z16, Z12
+	VPDPBUSD       Z15, Z16, Z13
+	VPDPBUSD       Z0, Z16, Z14
 	VBROADCASTSS   float256<>+0(SB), Z0
 	VBROADCASTSS   (DX), Z1
 	VCVTDQ2PS      Z3, Z3
@@ -14318,289 +17963,466 @@ DATA addBytes4_3<>+48(SB)/8, $0x1717171737373737
 DATA addBytes4_3<>+56(SB)/8, $0x1f1f1f1f3f3f3f3f
 GLOBL addBytes4_3<>(SB), RODATA|NOPTR, $64
 
-// func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM4Heads2AVX512(SB), NOSPLIT, $0-48
+// func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM4Heads2AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), R9
-	MOVQ           DX, SI
-	ADDQ           BX, SI
-	MOVQ           $0x2222222222222222, DI
-	KMOVQ          DI, K1
-	MOVQ           SI, DI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
 	ADDQ           BX, DI
-	MOVQ           $0x4444444444444444, R8
-	KMOVQ          R8, K2
+	MOVQ           $0x2222222222222222, R8
+	KMOVQ          R8, K1
 	MOVQ           DI, R8
 	ADDQ           BX, R8
+	MOVQ           $0x4444444444444444, R9
+	KMOVQ          R9, K2
+	MOVQ           R8, R9
+	ADDQ           BX, R9
 	MOVQ           $0x8888888888888888, BX
 	KMOVQ          BX, K3
-	VMOVDQU64      (R9), Z0
+	VMOVDQU64      (SI), Z0
 	VPBROADCASTQ   unitBits<>+0(SB), Z1
-	MOVQ           groups+40(FP), R9
 	VMOVDQU64      dotBytes4_0<>+0(SB), Z2
 	VMOVDQU64      dotBytes4_1<>+0(SB), Z3
 	VMOVDQU64      dotBytes4_2<>+0(SB), Z4
 	VMOVDQU64      dotBytes4_3<>+0(SB), Z5
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z2, Z6
-	VPERMB         (SI)(BX*1), Z2, K1, Z6
-	VPERMB         (DI)(BX*1), Z2, K2, Z6
-	VPERMB         (R8)(BX*1), Z2, K3, Z6
+	VPERMB         (DX), Z2, Z6
+	VPERMB         (DI), Z2, K1, Z6
+	VPERMB         (R8), Z2, K2, Z6
+	VPERMB         (R9), Z2, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z2, Z7
-	VPERMB         64(SI)(BX*1), Z2, K1, Z7
-	VPERMB         64(DI)(BX*1), Z2, K2, Z7
-	VPERMB         64(R8)(BX*1), Z2, K3, Z7
+	VPERMB         64(DX), Z2, Z7
+	VPERMB         64(DI), Z2, K1, Z7
+	VPERMB         64(R8), Z2, K2, Z7
+	VPERMB         64(R9), Z2, K3, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
 	VSHUFPS        $0x88, Z7, Z6, Z8
 	VSHUFPS        $0xdd, Z7, Z6, Z6
-
-group:
 	VPBROADCASTD   16(CX), Z7
-	VPBROADCASTD   20(CX), Z15
-	VPBROADCASTD   24(CX), Z16
-	VPBROADCASTD   240(CX), Z17
-	VPBROADCASTD   244(CX), Z18
-	VPBROADCASTD   248(CX), Z19
+	VPBROADCASTD   20(CX), Z21
+	VPBROADCASTD   24(CX), Z22
+	VPBROADCASTD   240(CX), Z23
+	VPBROADCASTD   244(CX), Z24
+	VPBROADCASTD   248(CX), Z25
 	VPXORD         Z9, Z9, Z9
 	VPXORD         Z10, Z10, Z10
 	VPXORD         Z11, Z11, Z11
 	VPXORD         Z12, Z12, Z12
 	VPXORD         Z13, Z13, Z13
 	VPXORD         Z14, Z14, Z14
-	VPERMB         Z0, Z8, Z20
-	VPERMB         Z0, Z6, Z21
-	VPDPBUSD.BCST  32(CX), Z20, Z7
-	VPDPBUSD.BCST  40(CX), Z20, Z15
-	VPDPBUSD.BCST  48(CX), Z20, Z16
-	VPDPBUSD.BCST  256(CX), Z20, Z17
-	VPDPBUSD.BCST  264(CX), Z20, Z18
-	VPDPBUSD.BCST  272(CX), Z20, Z19
-	VPDPBUSD.BCST  36(CX), Z21, Z9
-	VPDPBUSD.BCST  44(CX), Z21, Z10
-	VPDPBUSD.BCST  52(CX), Z21, Z11
-	VPDPBUSD.BCST  260(CX), Z21, Z12
-	VPDPBUSD.BCST  268(CX), Z21, Z13
-	VPDPBUSD.BCST  276(CX), Z21, Z14
+	VPERMB         Z0, Z8, Z26
+	VPERMB         Z0, Z6, Z27
+	VPDPBUSD.BCST  32(CX), Z26, Z7
+	VPDPBUSD.BCST  40(CX), Z26, Z21
+	VPDPBUSD.BCST  48(CX), Z26, Z22
+	VPDPBUSD.BCST  256(CX), Z26, Z23
+	VPDPBUSD.BCST  264(CX), Z26, Z24
+	VPDPBUSD.BCST  272(CX), Z26, Z25
+	VPDPBUSD.BCST  36(CX), Z27, Z9
+	VPDPBUSD.BCST  44(CX), Z27, Z10
+	VPDPBUSD.BCST  52(CX), Z27, Z11
+	VPDPBUSD.BCST  260(CX), Z27, Z12
+	VPDPBUSD.BCST  268(CX), Z27, Z13
+	VPDPBUSD.BCST  276(CX), Z27, Z14
 	VPSRLW         $0x04, Z8, Z8
 	VPERMB         Z0, Z8, Z8
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z6
-	VPERMB         (DX)(BX*1), Z3, Z20
-	VPERMB         (SI)(BX*1), Z3, K1, Z20
-	VPERMB         (DI)(BX*1), Z3, K2, Z20
-	VPERMB         (R8)(BX*1), Z3, K3, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
-	VPERMB         64(DX)(BX*1), Z3, Z21
-	VPERMB         64(SI)(BX*1), Z3, K1, Z21
-	VPERMB         64(DI)(BX*1), Z3, K2, Z21
-	VPERMB         64(R8)(BX*1), Z3, K3, Z21
-	VGF2P8AFFINEQB $0x00, Z21, Z1, Z21
-	VSHUFPS        $0x88, Z21, Z20, Z22
-	VSHUFPS        $0xdd, Z21, Z20, Z20
+	VPERMB         (DX), Z3, Z26
+	VPERMB         (DI), Z3, K1, Z26
+	VPERMB         (R8), Z3, K2, Z26
+	VPERMB         (R9), Z3, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         64(DX), Z3, Z27
+	VPERMB         64(DI), Z3, K1, Z27
+	VPERMB         64(R8), Z3, K2, Z27
+	VPERMB         64(R9), Z3, K3, Z27
+	VGF2P8AFFINEQB $0x00, Z27, Z1, Z27
+	VSHUFPS        $0x88, Z27, Z26, Z28
+	VSHUFPS        $0xdd, Z27, Z26, Z26
 	VPDPBUSD.BCST  56(CX), Z8, Z7
-	VPDPBUSD.BCST  64(CX), Z8, Z15
-	VPDPBUSD.BCST  72(CX), Z8, Z16
-	VPDPBUSD.BCST  280(CX), Z8, Z17
-	VPDPBUSD.BCST  288(CX), Z8, Z18
-	VPDPBUSD.BCST  296(CX), Z8, Z19
+	VPDPBUSD.BCST  64(CX), Z8, Z21
+	VPDPBUSD.BCST  72(CX), Z8, Z22
+	VPDPBUSD.BCST  280(CX), Z8, Z23
+	VPDPBUSD.BCST  288(CX), Z8, Z24
+	VPDPBUSD.BCST  296(CX), Z8, Z25
 	VPDPBUSD.BCST  60(CX), Z6, Z9
 	VPDPBUSD.BCST  68(CX), Z6, Z10
 	VPDPBUSD.BCST  76(CX), Z6, Z11
 	VPDPBUSD.BCST  284(CX), Z6, Z12
 	VPDPBUSD.BCST  292(CX), Z6, Z13
 	VPDPBUSD.BCST  300(CX), Z6, Z14
-	VPERMB         Z0, Z22, Z6
-	VPERMB         Z0, Z20, Z8
+	VPERMB         Z0, Z28, Z6
+	VPERMB         Z0, Z26, Z8
 	VPDPBUSD.BCST  80(CX), Z6, Z7
-	VPDPBUSD.BCST  88(CX), Z6, Z15
-	VPDPBUSD.BCST  96(CX), Z6, Z16
-	VPDPBUSD.BCST  304(CX), Z6, Z17
-	VPDPBUSD.BCST  312(CX), Z6, Z18
-	VPDPBUSD.BCST  320(CX), Z6, Z19
+	VPDPBUSD.BCST  88(CX), Z6, Z21
+	VPDPBUSD.BCST  96(CX), Z6, Z22
+	VPDPBUSD.BCST  304(CX), Z6, Z23
+	VPDPBUSD.BCST  312(CX), Z6, Z24
+	VPDPBUSD.BCST  320(CX), Z6, Z25
 	VPDPBUSD.BCST  84(CX), Z8, Z9
 	VPDPBUSD.BCST  92(CX), Z8, Z10
 	VPDPBUSD.BCST  100(CX), Z8, Z11
 	VPDPBUSD.BCST  308(CX), Z8, Z12
 	VPDPBUSD.BCST  316(CX), Z8, Z13
 	VPDPBUSD.BCST  324(CX), Z8, Z14
-	VPSRLW         $0x04, Z22, Z22
-	VPERMB         Z0, Z22, Z22
-	VPSRLW         $0x04, Z20, Z20
-	VPERMB         Z0, Z20, Z20
-	VPERMB         (DX)(BX*1), Z4, Z6
-	VPERMB         (SI)(BX*1), Z4, K1, Z6
-	VPERMB         (DI)(BX*1), Z4, K2, Z6
-	VPERMB         (R8)(BX*1), Z4, K3, Z6
+	VPSRLW         $0x04, Z28, Z28
+	VPERMB         Z0, Z28, Z28
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z26
+	VPERMB         (DX), Z4, Z6
+	VPERMB         (DI), Z4, K1, Z6
+	VPERMB         (R8), Z4, K2, Z6
+	VPERMB         (R9), Z4, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z4, Z8
-	VPERMB         64(SI)(BX*1), Z4, K1, Z8
-	VPERMB         64(DI)(BX*1), Z4, K2, Z8
-	VPERMB         64(R8)(BX*1), Z4, K3, Z8
+	VPERMB         64(DX), Z4, Z8
+	VPERMB         64(DI), Z4, K1, Z8
+	VPERMB         64(R8), Z4, K2, Z8
+	VPERMB         64(R9), Z4, K3, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
-	VSHUFPS        $0x88, Z8, Z6, Z21
+	VSHUFPS        $0x88, Z8, Z6, Z27
 	VSHUFPS        $0xdd, Z8, Z6, Z6
-	VPDPBUSD.BCST  104(CX), Z22, Z7
-	VPDPBUSD.BCST  112(CX), Z22, Z15
-	VPDPBUSD.BCST  120(CX), Z22, Z16
-	VPDPBUSD.BCST  328(CX), Z22, Z17
-	VPDPBUSD.BCST  336(CX), Z22, Z18
-	VPDPBUSD.BCST  344(CX), Z22, Z19
-	VPDPBUSD.BCST  108(CX), Z20, Z9
-	VPDPBUSD.BCST  116(CX), Z20, Z10
-	VPDPBUSD.BCST  124(CX), Z20, Z11
-	VPDPBUSD.BCST  332(CX), Z20, Z12
-	VPDPBUSD.BCST  340(CX), Z20, Z13
-	VPDPBUSD.BCST  348(CX), Z20, Z14
-	VPERMB         Z0, Z21, Z8
-	VPERMB         Z0, Z6, Z20
+	VPDPBUSD.BCST  104(CX), Z28, Z7
+	VPDPBUSD.BCST  112(CX), Z28, Z21
+	VPDPBUSD.BCST  120(CX), Z28, Z22
+	VPDPBUSD.BCST  328(CX), Z28, Z23
+	VPDPBUSD.BCST  336(CX), Z28, Z24
+	VPDPBUSD.BCST  344(CX), Z28, Z25
+	VPDPBUSD.BCST  108(CX), Z26, Z9
+	VPDPBUSD.BCST  116(CX), Z26, Z10
+	VPDPBUSD.BCST  124(CX), Z26, Z11
+	VPDPBUSD.BCST  332(CX), Z26, Z12
+	VPDPBUSD.BCST  340(CX), Z26, Z13
+	VPDPBUSD.BCST  348(CX), Z26, Z14
+	VPERMB         Z0, Z27, Z8
+	VPERMB         Z0, Z6, Z26
 	VPDPBUSD.BCST  128(CX), Z8, Z7
-	VPDPBUSD.BCST  136(CX), Z8, Z15
-	VPDPBUSD.BCST  144(CX), Z8, Z16
-	VPDPBUSD.BCST  352(CX), Z8, Z17
-	VPDPBUSD.BCST  360(CX), Z8, Z18
-	VPDPBUSD.BCST  368(CX), Z8, Z19
-	VPDPBUSD.BCST  132(CX), Z20, Z9
-	VPDPBUSD.BCST  140(CX), Z20, Z10
-	VPDPBUSD.BCST  148(CX), Z20, Z11
-	VPDPBUSD.BCST  356(CX), Z20, Z12
-	VPDPBUSD.BCST  364(CX), Z20, Z13
-	VPDPBUSD.BCST  372(CX), Z20, Z14
-	VPSRLW         $0x04, Z21, Z21
-	VPERMB         Z0, Z21, Z21
+	VPDPBUSD.BCST  136(CX), Z8, Z21
+	VPDPBUSD.BCST  144(CX), Z8, Z22
+	VPDPBUSD.BCST  352(CX), Z8, Z23
+	VPDPBUSD.BCST  360(CX), Z8, Z24
+	VPDPBUSD.BCST  368(CX), Z8, Z25
+	VPDPBUSD.BCST  132(CX), Z26, Z9
+	VPDPBUSD.BCST  140(CX), Z26, Z10
+	VPDPBUSD.BCST  148(CX), Z26, Z11
+	VPDPBUSD.BCST  356(CX), Z26, Z12
+	VPDPBUSD.BCST  364(CX), Z26, Z13
+	VPDPBUSD.BCST  372(CX), Z26, Z14
+	VPSRLW         $0x04, Z27, Z27
+	VPERMB         Z0, Z27, Z27
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z6
-	VPERMB         (DX)(BX*1), Z5, Z8
-	VPERMB         (SI)(BX*1), Z5, K1, Z8
-	VPERMB         (DI)(BX*1), Z5, K2, Z8
-	VPERMB         (R8)(BX*1), Z5, K3, Z8
+	VPERMB         (DX), Z5, Z8
+	VPERMB         (DI), Z5, K1, Z8
+	VPERMB         (R8), Z5, K2, Z8
+	VPERMB         (R9), Z5, K3, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
-	VPERMB         64(DX)(BX*1), Z5, Z20
-	VPERMB         64(SI)(BX*1), Z5, K1, Z20
-	VPERMB         64(DI)(BX*1), Z5, K2, Z20
-	VPERMB         64(R8)(BX*1), Z5, K3, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
-	VSHUFPS        $0x88, Z20, Z8, Z22
-	VSHUFPS        $0xdd, Z20, Z8, Z8
-	VPDPBUSD.BCST  152(CX), Z21, Z7
-	VPDPBUSD.BCST  160(CX), Z21, Z15
-	VPDPBUSD.BCST  168(CX), Z21, Z16
-	VPDPBUSD.BCST  376(CX), Z21, Z17
-	VPDPBUSD.BCST  384(CX), Z21, Z18
-	VPDPBUSD.BCST  392(CX), Z21, Z19
+	VPERMB         64(DX), Z5, Z26
+	VPERMB         64(DI), Z5, K1, Z26
+	VPERMB         64(R8), Z5, K2, Z26
+	VPERMB         64(R9), Z5, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VSHUFPS        $0x88, Z26, Z8, Z28
+	VSHUFPS        $0xdd, Z26, Z8, Z8
+	VPDPBUSD.BCST  152(CX), Z27, Z7
+	VPDPBUSD.BCST  160(CX), Z27, Z21
+	VPDPBUSD.BCST  168(CX), Z27, Z22
+	VPDPBUSD.BCST  376(CX), Z27, Z23
+	VPDPBUSD.BCST  384(CX), Z27, Z24
+	VPDPBUSD.BCST  392(CX), Z27, Z25
 	VPDPBUSD.BCST  156(CX), Z6, Z9
 	VPDPBUSD.BCST  164(CX), Z6, Z10
 	VPDPBUSD.BCST  172(CX), Z6, Z11
 	VPDPBUSD.BCST  380(CX), Z6, Z12
 	VPDPBUSD.BCST  388(CX), Z6, Z13
 	VPDPBUSD.BCST  396(CX), Z6, Z14
-	VPERMB         Z0, Z22, Z6
-	VPERMB         Z0, Z8, Z20
+	VPERMB         Z0, Z28, Z6
+	VPERMB         Z0, Z8, Z26
 	VPDPBUSD.BCST  176(CX), Z6, Z7
-	VPDPBUSD.BCST  184(CX), Z6, Z15
-	VPDPBUSD.BCST  192(CX), Z6, Z16
-	VPDPBUSD.BCST  400(CX), Z6, Z17
-	VPDPBUSD.BCST  408(CX), Z6, Z18
-	VPDPBUSD.BCST  416(CX), Z6, Z19
-	VPDPBUSD.BCST  180(CX), Z20, Z9
-	VPDPBUSD.BCST  188(CX), Z20, Z10
-	VPDPBUSD.BCST  196(CX), Z20, Z11
-	VPDPBUSD.BCST  404(CX), Z20, Z12
-	VPDPBUSD.BCST  412(CX), Z20, Z13
-	VPDPBUSD.BCST  420(CX), Z20, Z14
-	VPSRLW         $0x04, Z22, Z22
-	VPERMB         Z0, Z22, Z22
+	VPDPBUSD.BCST  184(CX), Z6, Z21
+	VPDPBUSD.BCST  192(CX), Z6, Z22
+	VPDPBUSD.BCST  400(CX), Z6, Z23
+	VPDPBUSD.BCST  408(CX), Z6, Z24
+	VPDPBUSD.BCST  416(CX), Z6, Z25
+	VPDPBUSD.BCST  180(CX), Z26, Z9
+	VPDPBUSD.BCST  188(CX), Z26, Z10
+	VPDPBUSD.BCST  196(CX), Z26, Z11
+	VPDPBUSD.BCST  404(CX), Z26, Z12
+	VPDPBUSD.BCST  412(CX), Z26, Z13
+	VPDPBUSD.BCST  420(CX), Z26, Z14
+	VPSRLW         $0x04, Z28, Z28
+	VPERMB         Z0, Z28, Z28
 	VPSRLW         $0x04, Z8, Z8
 	VPERMB         Z0, Z8, Z8
-	XORL           R11, R11
-	MOVQ           $0x00000080, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, BX
-	VPERMB         (DX)(BX*1), Z2, Z6
-	VPERMB         (SI)(BX*1), Z2, K1, Z6
-	VPERMB         (DI)(BX*1), Z2, K2, Z6
-	VPERMB         (R8)(BX*1), Z2, K3, Z6
+	VPERMB         128(DX), Z2, Z6
+	VPERMB         128(DI), Z2, K1, Z6
+	VPERMB         128(R8), Z2, K2, Z6
+	VPERMB         128(R9), Z2, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z2, Z20
-	VPERMB         64(SI)(BX*1), Z2, K1, Z20
-	VPERMB         64(DI)(BX*1), Z2, K2, Z20
-	VPERMB         64(R8)(BX*1), Z2, K3, Z20
-	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
-	VSHUFPS        $0x88, Z20, Z6, Z21
-	VSHUFPS        $0xdd, Z20, Z6, Z6
-	VPDPBUSD.BCST  200(CX), Z22, Z7
-	VPDPBUSD.BCST  208(CX), Z22, Z15
-	VPDPBUSD.BCST  216(CX), Z22, Z16
-	VPDPBUSD.BCST  424(CX), Z22, Z17
-	VPDPBUSD.BCST  432(CX), Z22, Z18
-	VPDPBUSD.BCST  440(CX), Z22, Z19
+	VPERMB         192(DX), Z2, Z26
+	VPERMB         192(DI), Z2, K1, Z26
+	VPERMB         192(R8), Z2, K2, Z26
+	VPERMB         192(R9), Z2, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VSHUFPS        $0x88, Z26, Z6, Z2
+	VSHUFPS        $0xdd, Z26, Z6, Z6
+	VPDPBUSD.BCST  200(CX), Z28, Z7
+	VPDPBUSD.BCST  208(CX), Z28, Z21
+	VPDPBUSD.BCST  216(CX), Z28, Z22
+	VPDPBUSD.BCST  424(CX), Z28, Z23
+	VPDPBUSD.BCST  432(CX), Z28, Z24
+	VPDPBUSD.BCST  440(CX), Z28, Z25
 	VPDPBUSD.BCST  204(CX), Z8, Z9
 	VPDPBUSD.BCST  212(CX), Z8, Z10
 	VPDPBUSD.BCST  220(CX), Z8, Z11
 	VPDPBUSD.BCST  428(CX), Z8, Z12
 	VPDPBUSD.BCST  436(CX), Z8, Z13
 	VPDPBUSD.BCST  444(CX), Z8, Z14
-	VMOVDQA64      Z21, Z8
-	VMOVDQA64      Z6, Z6
-	VBROADCASTSS   float256<>+0(SB), Z20
-	VMOVDQU32      dotRows<>+0(SB), Z21
+	VBROADCASTSS   float256<>+0(SB), Z8
+	VMOVDQU32      dotRows<>+0(SB), Z26
 	VPADDD         Z9, Z7, Z7
-	VPADDD         Z10, Z15, Z15
-	VPADDD         Z11, Z16, Z16
+	VPADDD         Z10, Z21, Z21
+	VPADDD         Z11, Z22, Z22
 	VCVTDQ2PS      Z7, Z7
-	VCVTDQ2PS      Z15, Z15
-	VCVTDQ2PS      Z16, Z16
-	VFMADD213PS    Z15, Z20, Z16
-	VFMADD213PS    Z7, Z20, Z16
-	VPERMPS        Z16, Z21, Z16
-	VMULPS.BCST    12(CX), Z16, Z16
-	VMOVUPS        Z16, (AX)
-	VPADDD         Z12, Z17, Z17
-	VPADDD         Z13, Z18, Z18
-	VPADDD         Z14, Z19, Z19
-	VCVTDQ2PS      Z17, Z17
-	VCVTDQ2PS      Z18, Z18
-	VCVTDQ2PS      Z19, Z19
-	VFMADD213PS    Z18, Z20, Z19
-	VFMADD213PS    Z17, Z20, Z19
-	VPERMPS        Z19, Z21, Z19
-	VMULPS.BCST    236(CX), Z19, Z19
-	VMOVUPS        Z19, 128(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, R9
-	JNZ            group
+	VCVTDQ2PS      Z21, Z21
+	VCVTDQ2PS      Z22, Z22
+	VFMADD213PS    Z21, Z8, Z22
+	VFMADD213PS    Z7, Z8, Z22
+	VPERMPS        Z22, Z26, Z22
+	VMULPS.BCST    12(CX), Z22, Z22
+	VMOVUPS        Z22, (AX)
+	VPADDD         Z12, Z23, Z23
+	VPADDD         Z13, Z24, Z24
+	VPADDD         Z14, Z25, Z25
+	VCVTDQ2PS      Z23, Z23
+	VCVTDQ2PS      Z24, Z24
+	VCVTDQ2PS      Z25, Z25
+	VFMADD213PS    Z24, Z8, Z25
+	VFMADD213PS    Z23, Z8, Z25
+	VPERMPS        Z25, Z26, Z25
+	VMULPS.BCST    236(CX), Z25, Z25
+	VMOVUPS        Z25, 128(AX)
+	VPBROADCASTD   16(CX), Z7
+	VPBROADCASTD   20(CX), Z8
+	VPBROADCASTD   24(CX), Z9
+	VPBROADCASTD   240(CX), Z10
+	VPBROADCASTD   244(CX), Z11
+	VPBROADCASTD   248(CX), Z12
+	VPXORD         Z15, Z15, Z15
+	VPXORD         Z16, Z16, Z16
+	VPXORD         Z17, Z17, Z17
+	VPXORD         Z18, Z18, Z18
+	VPXORD         Z19, Z19, Z19
+	VPXORD         Z20, Z20, Z20
+	VPERMB         Z0, Z2, Z13
+	VPERMB         Z0, Z6, Z14
+	VPDPBUSD.BCST  32(CX), Z13, Z7
+	VPDPBUSD.BCST  40(CX), Z13, Z8
+	VPDPBUSD.BCST  48(CX), Z13, Z9
+	VPDPBUSD.BCST  256(CX), Z13, Z10
+	VPDPBUSD.BCST  264(CX), Z13, Z11
+	VPDPBUSD.BCST  272(CX), Z13, Z12
+	VPDPBUSD.BCST  36(CX), Z14, Z15
+	VPDPBUSD.BCST  44(CX), Z14, Z16
+	VPDPBUSD.BCST  52(CX), Z14, Z17
+	VPDPBUSD.BCST  260(CX), Z14, Z18
+	VPDPBUSD.BCST  268(CX), Z14, Z19
+	VPDPBUSD.BCST  276(CX), Z14, Z20
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z2
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VPERMB         128(DX), Z3, Z13
+	VPERMB         128(DI), Z3, K1, Z13
+	VPERMB         128(R8), Z3, K2, Z13
+	VPERMB         128(R9), Z3, K3, Z13
+	VGF2P8AFFINEQB $0x00, Z13, Z1, Z13
+	VPERMB         192(DX), Z3, Z14
+	VPERMB         192(DI), Z3, K1, Z14
+	VPERMB         192(R8), Z3, K2, Z14
+	VPERMB         192(R9), Z3, K3, Z14
+	VGF2P8AFFINEQB $0x00, Z14, Z1, Z14
+	VSHUFPS        $0x88, Z14, Z13, Z3
+	VSHUFPS        $0xdd, Z14, Z13, Z13
+	VPDPBUSD.BCST  56(CX), Z2, Z7
+	VPDPBUSD.BCST  64(CX), Z2, Z8
+	VPDPBUSD.BCST  72(CX), Z2, Z9
+	VPDPBUSD.BCST  280(CX), Z2, Z10
+	VPDPBUSD.BCST  288(CX), Z2, Z11
+	VPDPBUSD.BCST  296(CX), Z2, Z12
+	VPDPBUSD.BCST  60(CX), Z6, Z15
+	VPDPBUSD.BCST  68(CX), Z6, Z16
+	VPDPBUSD.BCST  76(CX), Z6, Z17
+	VPDPBUSD.BCST  284(CX), Z6, Z18
+	VPDPBUSD.BCST  292(CX), Z6, Z19
+	VPDPBUSD.BCST  300(CX), Z6, Z20
+	VPERMB         Z0, Z3, Z2
+	VPERMB         Z0, Z13, Z6
+	VPDPBUSD.BCST  80(CX), Z2, Z7
+	VPDPBUSD.BCST  88(CX), Z2, Z8
+	VPDPBUSD.BCST  96(CX), Z2, Z9
+	VPDPBUSD.BCST  304(CX), Z2, Z10
+	VPDPBUSD.BCST  312(CX), Z2, Z11
+	VPDPBUSD.BCST  320(CX), Z2, Z12
+	VPDPBUSD.BCST  84(CX), Z6, Z15
+	VPDPBUSD.BCST  92(CX), Z6, Z16
+	VPDPBUSD.BCST  100(CX), Z6, Z17
+	VPDPBUSD.BCST  308(CX), Z6, Z18
+	VPDPBUSD.BCST  316(CX), Z6, Z19
+	VPDPBUSD.BCST  324(CX), Z6, Z20
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPSRLW         $0x04, Z13, Z13
+	VPERMB         Z0, Z13, Z13
+	VPERMB         128(DX), Z4, Z2
+	VPERMB         128(DI), Z4, K1, Z2
+	VPERMB         128(R8), Z4, K2, Z2
+	VPERMB         128(R9), Z4, K3, Z2
+	VGF2P8AFFINEQB $0x00, Z2, Z1, Z2
+	VPERMB         192(DX), Z4, Z6
+	VPERMB         192(DI), Z4, K1, Z6
+	VPERMB         192(R8), Z4, K2, Z6
+	VPERMB         192(R9), Z4, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VSHUFPS        $0x88, Z6, Z2, Z4
+	VSHUFPS        $0xdd, Z6, Z2, Z2
+	VPDPBUSD.BCST  104(CX), Z3, Z7
+	VPDPBUSD.BCST  112(CX), Z3, Z8
+	VPDPBUSD.BCST  120(CX), Z3, Z9
+	VPDPBUSD.BCST  328(CX), Z3, Z10
+	VPDPBUSD.BCST  336(CX), Z3, Z11
+	VPDPBUSD.BCST  344(CX), Z3, Z12
+	VPDPBUSD.BCST  108(CX), Z13, Z15
+	VPDPBUSD.BCST  116(CX), Z13, Z16
+	VPDPBUSD.BCST  124(CX), Z13, Z17
+	VPDPBUSD.BCST  332(CX), Z13, Z18
+	VPDPBUSD.BCST  340(CX), Z13, Z19
+	VPDPBUSD.BCST  348(CX), Z13, Z20
+	VPERMB         Z0, Z4, Z3
+	VPERMB         Z0, Z2, Z6
+	VPDPBUSD.BCST  128(CX), Z3, Z7
+	VPDPBUSD.BCST  136(CX), Z3, Z8
+	VPDPBUSD.BCST  144(CX), Z3, Z9
+	VPDPBUSD.BCST  352(CX), Z3, Z10
+	VPDPBUSD.BCST  360(CX), Z3, Z11
+	VPDPBUSD.BCST  368(CX), Z3, Z12
+	VPDPBUSD.BCST  132(CX), Z6, Z15
+	VPDPBUSD.BCST  140(CX), Z6, Z16
+	VPDPBUSD.BCST  148(CX), Z6, Z17
+	VPDPBUSD.BCST  356(CX), Z6, Z18
+	VPDPBUSD.BCST  364(CX), Z6, Z19
+	VPDPBUSD.BCST  372(CX), Z6, Z20
+	VPSRLW         $0x04, Z4, Z4
+	VPERMB         Z0, Z4, Z4
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z2
+	VPERMB         128(DX), Z5, Z3
+	VPERMB         128(DI), Z5, K1, Z3
+	VPERMB         128(R8), Z5, K2, Z3
+	VPERMB         128(R9), Z5, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         192(DX), Z5, Z6
+	VPERMB         192(DI), Z5, K1, Z6
+	VPERMB         192(R8), Z5, K2, Z6
+	VPERMB         192(R9), Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VSHUFPS        $0x88, Z6, Z3, Z1
+	VSHUFPS        $0xdd, Z6, Z3, Z3
+	VPDPBUSD.BCST  152(CX), Z4, Z7
+	VPDPBUSD.BCST  160(CX), Z4, Z8
+	VPDPBUSD.BCST  168(CX), Z4, Z9
+	VPDPBUSD.BCST  376(CX), Z4, Z10
+	VPDPBUSD.BCST  384(CX), Z4, Z11
+	VPDPBUSD.BCST  392(CX), Z4, Z12
+	VPDPBUSD.BCST  156(CX), Z2, Z15
+	VPDPBUSD.BCST  164(CX), Z2, Z16
+	VPDPBUSD.BCST  172(CX), Z2, Z17
+	VPDPBUSD.BCST  380(CX), Z2, Z18
+	VPDPBUSD.BCST  388(CX), Z2, Z19
+	VPDPBUSD.BCST  396(CX), Z2, Z20
+	VPERMB         Z0, Z1, Z2
+	VPERMB         Z0, Z3, Z4
+	VPDPBUSD.BCST  176(CX), Z2, Z7
+	VPDPBUSD.BCST  184(CX), Z2, Z8
+	VPDPBUSD.BCST  192(CX), Z2, Z9
+	VPDPBUSD.BCST  400(CX), Z2, Z10
+	VPDPBUSD.BCST  408(CX), Z2, Z11
+	VPDPBUSD.BCST  416(CX), Z2, Z12
+	VPDPBUSD.BCST  180(CX), Z4, Z15
+	VPDPBUSD.BCST  188(CX), Z4, Z16
+	VPDPBUSD.BCST  196(CX), Z4, Z17
+	VPDPBUSD.BCST  404(CX), Z4, Z18
+	VPDPBUSD.BCST  412(CX), Z4, Z19
+	VPDPBUSD.BCST  420(CX), Z4, Z20
+	VPSRLW         $0x04, Z1, Z1
+	VPERMB         Z0, Z1, Z1
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPDPBUSD.BCST  200(CX), Z1, Z7
+	VPDPBUSD.BCST  208(CX), Z1, Z8
+	VPDPBUSD.BCST  216(CX), Z1, Z9
+	VPDPBUSD.BCST  424(CX), Z1, Z10
+	VPDPBUSD.BCST  432(CX), Z1, Z11
+	VPDPBUSD.BCST  440(CX), Z1, Z12
+	VPDPBUSD.BCST  204(CX), Z3, Z15
+	VPDPBUSD.BCST  212(CX), Z3, Z16
+	VPDPBUSD.BCST  220(CX), Z3, Z17
+	VPDPBUSD.BCST  428(CX), Z3, Z18
+	VPDPBUSD.BCST  436(CX), Z3, Z19
+	VPDPBUSD.BCST  444(CX), Z3, Z20
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VPADDD         Z15, Z7, Z7
+	VPADDD         Z16, Z8, Z8
+	VPADDD         Z17, Z9, Z9
+	VCVTDQ2PS      Z7, Z7
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VFMADD213PS    Z8, Z0, Z9
+	VFMADD213PS    Z7, Z0, Z9
+	VPERMPS        Z9, Z1, Z9
+	VMULPS.BCST    12(CX), Z9, Z9
+	VMOVUPS        Z9, 64(AX)
+	VPADDD         Z18, Z10, Z10
+	VPADDD         Z19, Z11, Z11
+	VPADDD         Z20, Z12, Z12
+	VCVTDQ2PS      Z10, Z10
+	VCVTDQ2PS      Z11, Z11
+	VCVTDQ2PS      Z12, Z12
+	VFMADD213PS    Z11, Z0, Z12
+	VFMADD213PS    Z10, Z0, Z12
+	VPERMPS        Z12, Z1, Z12
+	VMULPS.BCST    236(CX), Z12, Z12
+	VMOVUPS        Z12, 192(AX)
 	VZEROUPPER
 	RET
 
-// func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM4Heads2AVX512(SB), NOSPLIT, $0-56
+// func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM4Heads2AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
 	MOVQ           src+24(FP), BX
 	MOVQ           plane+32(FP), SI
-	MOVQ           table+40(FP), R10
-	MOVQ           BX, DI
-	ADDQ           SI, DI
-	MOVQ           $0x2222222222222222, R8
-	KMOVQ          R8, K1
-	MOVQ           DI, R8
+	MOVQ           table+40(FP), DI
+	MOVQ           BX, R8
 	ADDQ           SI, R8
-	MOVQ           $0x4444444444444444, R9
-	KMOVQ          R9, K2
+	MOVQ           $0x2222222222222222, R9
+	KMOVQ          R9, K1
 	MOVQ           R8, R9
 	ADDQ           SI, R9
+	MOVQ           $0x4444444444444444, R10
+	KMOVQ          R10, K2
+	MOVQ           R9, R10
+	ADDQ           SI, R10
 	MOVQ           $0x8888888888888888, SI
 	KMOVQ          SI, K3
-	VMOVDQU64      (R10), Z0
+	VMOVDQU64      (DI), Z0
 	VPBROADCASTQ   unitBits<>+0(SB), Z1
-	MOVQ           groups+48(FP), R10
 	VMOVDQU64      turnDims<>+0(SB), Z2
 	VPXORD         Z4, Z4, Z4
 	VPXORD         Z5, Z5, Z5
@@ -14616,87 +18438,222 @@ TEXT ·addLM4Heads2AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z15, Z15, Z15
 	VMOVDQU64      addBytes4_0<>+0(SB), Z3
 	VMOVDQU64      addBytes4_1<>+0(SB), Z16
-	MOVQ           CX, R11
-	MOVQ           R10, R12
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z3, Z17
-	VPERMB         (DI)(SI*1), Z3, K1, Z17
-	VPERMB         (R8)(SI*1), Z3, K2, Z17
-	VPERMB         (R9)(SI*1), Z3, K3, Z17
+	VPERMB         (BX), Z3, Z17
+	VPERMB         (R8), Z3, K1, Z17
+	VPERMB         (R9), Z3, K2, Z17
+	VPERMB         (R10), Z3, K3, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
 	VPERMB         Z17, Z2, Z17
-	VPERMB         (BX)(SI*1), Z16, Z18
-	VPERMB         (DI)(SI*1), Z16, K1, Z18
-	VPERMB         (R8)(SI*1), Z16, K2, Z18
-	VPERMB         (R9)(SI*1), Z16, K3, Z18
+	VPERMB         (BX), Z16, Z18
+	VPERMB         (R8), Z16, K1, Z18
+	VPERMB         (R9), Z16, K2, Z18
+	VPERMB         (R10), Z16, K3, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
 	VPERMB         Z18, Z2, Z18
-
-group0:
 	VPERMB         Z0, Z17, Z19
 	VPERMB         Z0, Z18, Z20
-	VPBROADCASTD   (R11), Z21
+	VPBROADCASTD   (CX), Z21
 	VPDPBUSD       Z19, Z21, Z4
 	VPDPBUSD       Z20, Z21, Z5
-	VPBROADCASTD   4(R11), Z21
+	VPBROADCASTD   4(CX), Z21
 	VPDPBUSD       Z19, Z21, Z6
 	VPDPBUSD       Z20, Z21, Z7
-	VPBROADCASTD   8(R11), Z21
+	VPBROADCASTD   8(CX), Z21
 	VPDPBUSD       Z19, Z21, Z8
 	VPDPBUSD       Z20, Z21, Z9
-	VPBROADCASTD   128(R11), Z21
+	VPBROADCASTD   128(CX), Z21
 	VPDPBUSD       Z19, Z21, Z10
 	VPDPBUSD       Z20, Z21, Z11
-	VPBROADCASTD   132(R11), Z21
+	VPBROADCASTD   132(CX), Z21
 	VPDPBUSD       Z19, Z21, Z12
 	VPDPBUSD       Z20, Z21, Z13
-	VPBROADCASTD   136(R11), Z21
+	VPBROADCASTD   136(CX), Z21
 	VPDPBUSD       Z19, Z21, Z14
 	VPDPBUSD       Z20, Z21, Z15
 	VPSRLW         $0x04, Z17, Z17
-	VPERMB         Z0, Z17, Z19
+	VPERMB         Z0, Z17, Z17
 	VPSRLW         $0x04, Z18, Z18
-	VPERMB         Z0, Z18, Z20
-	XORL           R14, R14
-	MOVQ           $0x00000040, R13
-	CMPQ           R12, $0x01
-	CMOVQEQ        R14, R13
-	ADDQ           R13, SI
-	VPERMB         (BX)(SI*1), Z3, Z17
-	VPERMB         (DI)(SI*1), Z3, K1, Z17
-	VPERMB         (R8)(SI*1), Z3, K2, Z17
-	VPERMB         (R9)(SI*1), Z3, K3, Z17
-	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
-	VPERMB         Z17, Z2, Z17
-	VMOVDQA64      Z17, Z17
-	VPERMB         (BX)(SI*1), Z16, Z18
-	VPERMB         (DI)(SI*1), Z16, K1, Z18
-	VPERMB         (R8)(SI*1), Z16, K2, Z18
-	VPERMB         (R9)(SI*1), Z16, K3, Z18
-	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
-	VPERMB         Z18, Z2, Z18
-	VMOVDQA64      Z18, Z18
-	VPBROADCASTD   16(R11), Z21
-	VPDPBUSD       Z19, Z21, Z4
-	VPDPBUSD       Z20, Z21, Z5
-	VPBROADCASTD   20(R11), Z21
-	VPDPBUSD       Z19, Z21, Z6
-	VPDPBUSD       Z20, Z21, Z7
-	VPBROADCASTD   24(R11), Z21
-	VPDPBUSD       Z19, Z21, Z8
-	VPDPBUSD       Z20, Z21, Z9
-	VPBROADCASTD   144(R11), Z21
-	VPDPBUSD       Z19, Z21, Z10
-	VPDPBUSD       Z20, Z21, Z11
-	VPBROADCASTD   148(R11), Z21
-	VPDPBUSD       Z19, Z21, Z12
-	VPDPBUSD       Z20, Z21, Z13
-	VPBROADCASTD   152(R11), Z21
-	VPDPBUSD       Z19, Z21, Z14
-	VPDPBUSD       Z20, Z21, Z15
-	ADDQ           $0x20, R11
-	SUBQ           $0x01, R12
-	JNZ            group0
+	VPERMB         Z0, Z18, Z18
+	VPERMB         64(BX), Z3, Z19
+	VPERMB         64(R8), Z3, K1, Z19
+	VPERMB         64(R9), Z3, K2, Z19
+	VPERMB         64(R10), Z3, K3, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
+	VPERMB         Z19, Z2, Z19
+	VPERMB         64(BX), Z16, Z20
+	VPERMB         64(R8), Z16, K1, Z20
+	VPERMB         64(R9), Z16, K2, Z20
+	VPERMB         64(R10), Z16, K3, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
+	VPERMB         Z20, Z2, Z20
+	VPBROADCASTD   16(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   20(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   24(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   144(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   148(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   152(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z0, Z20, Z18
+	VPBROADCASTD   32(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   36(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   40(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   160(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   164(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   168(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPSRLW         $0x04, Z20, Z20
+	VPERMB         Z0, Z20, Z18
+	VPERMB         128(BX), Z3, Z19
+	VPERMB         128(R8), Z3, K1, Z19
+	VPERMB         128(R9), Z3, K2, Z19
+	VPERMB         128(R10), Z3, K3, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
+	VPERMB         Z19, Z2, Z19
+	VPERMB         128(BX), Z16, Z20
+	VPERMB         128(R8), Z16, K1, Z20
+	VPERMB         128(R9), Z16, K2, Z20
+	VPERMB         128(R10), Z16, K3, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
+	VPERMB         Z20, Z2, Z20
+	VPBROADCASTD   48(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   52(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   56(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   176(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   180(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   184(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z0, Z20, Z18
+	VPBROADCASTD   64(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   68(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   72(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   192(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   196(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   200(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPSRLW         $0x04, Z20, Z20
+	VPERMB         Z0, Z20, Z18
+	VPERMB         192(BX), Z3, Z19
+	VPERMB         192(R8), Z3, K1, Z19
+	VPERMB         192(R9), Z3, K2, Z19
+	VPERMB         192(R10), Z3, K3, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
+	VPERMB         Z19, Z2, Z19
+	VPERMB         192(BX), Z16, Z3
+	VPERMB         192(R8), Z16, K1, Z3
+	VPERMB         192(R9), Z16, K2, Z3
+	VPERMB         192(R10), Z16, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         Z3, Z2, Z3
+	VPBROADCASTD   80(CX), Z16
+	VPDPBUSD       Z17, Z16, Z4
+	VPDPBUSD       Z18, Z16, Z5
+	VPBROADCASTD   84(CX), Z16
+	VPDPBUSD       Z17, Z16, Z6
+	VPDPBUSD       Z18, Z16, Z7
+	VPBROADCASTD   88(CX), Z16
+	VPDPBUSD       Z17, Z16, Z8
+	VPDPBUSD       Z18, Z16, Z9
+	VPBROADCASTD   208(CX), Z16
+	VPDPBUSD       Z17, Z16, Z10
+	VPDPBUSD       Z18, Z16, Z11
+	VPBROADCASTD   212(CX), Z16
+	VPDPBUSD       Z17, Z16, Z12
+	VPDPBUSD       Z18, Z16, Z13
+	VPBROADCASTD   216(CX), Z16
+	VPDPBUSD       Z17, Z16, Z14
+	VPDPBUSD       Z18, Z16, Z15
+	VPERMB         Z0, Z19, Z16
+	VPERMB         Z0, Z3, Z17
+	VPBROADCASTD   96(CX), Z18
+	VPDPBUSD       Z16, Z18, Z4
+	VPDPBUSD       Z17, Z18, Z5
+	VPBROADCASTD   100(CX), Z18
+	VPDPBUSD       Z16, Z18, Z6
+	VPDPBUSD       Z17, Z18, Z7
+	VPBROADCASTD   104(CX), Z18
+	VPDPBUSD       Z16, Z18, Z8
+	VPDPBUSD       Z17, Z18, Z9
+	VPBROADCASTD   224(CX), Z18
+	VPDPBUSD       Z16, Z18, Z10
+	VPDPBUSD       Z17, Z18, Z11
+	VPBROADCASTD   228(CX), Z18
+	VPDPBUSD       Z16, Z18, Z12
+	VPDPBUSD       Z17, Z18, Z13
+	VPBROADCASTD   232(CX), Z18
+	VPDPBUSD       Z16, Z18, Z14
+	VPDPBUSD       Z17, Z18, Z15
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z16
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPBROADCASTD   112(CX), Z17
+	VPDPBUSD       Z16, Z17, Z4
+	VPDPBUSD       Z3, Z17, Z5
+	VPBROADCASTD   116(CX), Z17
+	VPDPBUSD       Z16, Z17, Z6
+	VPDPBUSD       Z3, Z17, Z7
+	VPBROADCASTD   120(CX), Z17
+	VPDPBUSD       Z16, Z17, Z8
+	VPDPBUSD       Z3, Z17, Z9
+	VPBROADCASTD   240(CX), Z17
+	VPDPBUSD       Z16, Z17, Z10
+	VPDPBUSD       Z3, Z17, Z11
+	VPBROADCASTD   244(CX), Z17
+	VPDPBUSD       Z16, Z17, Z12
+	VPDPBUSD       Z3, Z17, Z13
+	VPBROADCASTD   248(CX), Z17
+	VPDPBUSD       Z16, Z17, Z14
+	VPDPBUSD       Z3, Z17, Z15
 	VBROADCASTSS   float256<>+0(SB), Z3
 	VBROADCASTSS   (DX), Z16
 	VCVTDQ2PS      Z4, Z4
@@ -14742,22 +18699,18 @@ group0:
 	VPXORD         Z15, Z15, Z15
 	VMOVDQU64      addBytes4_2<>+0(SB), Z3
 	VMOVDQU64      addBytes4_3<>+0(SB), Z16
-	MOVQ           R10, R10
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z3, Z17
-	VPERMB         (DI)(SI*1), Z3, K1, Z17
-	VPERMB         (R8)(SI*1), Z3, K2, Z17
-	VPERMB         (R9)(SI*1), Z3, K3, Z17
+	VPERMB         (BX), Z3, Z17
+	VPERMB         (R8), Z3, K1, Z17
+	VPERMB         (R9), Z3, K2, Z17
+	VPERMB         (R10), Z3, K3, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
 	VPERMB         Z17, Z2, Z17
-	VPERMB         (BX)(SI*1), Z16, Z18
-	VPERMB         (DI)(SI*1), Z16, K1, Z18
-	VPERMB         (R8)(SI*1), Z16, K2, Z18
-	VPERMB         (R9)(SI*1), Z16, K3, Z18
+	VPERMB         (BX), Z16, Z18
+	VPERMB         (R8), Z16, K1, Z18
+	VPERMB         (R9), Z16, K2, Z18
+	VPERMB         (R10), Z16, K3, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
 	VPERMB         Z18, Z2, Z18
-
-group1:
 	VPERMB         Z0, Z17, Z19
 	VPERMB         Z0, Z18, Z20
 	VPBROADCASTD   (CX), Z21
@@ -14779,49 +18732,189 @@ group1:
 	VPDPBUSD       Z19, Z21, Z14
 	VPDPBUSD       Z20, Z21, Z15
 	VPSRLW         $0x04, Z17, Z17
-	VPERMB         Z0, Z17, Z19
+	VPERMB         Z0, Z17, Z17
 	VPSRLW         $0x04, Z18, Z18
-	VPERMB         Z0, Z18, Z20
-	XORL           R12, R12
-	MOVQ           $0x00000040, R11
-	CMPQ           R10, $0x01
-	CMOVQEQ        R12, R11
-	ADDQ           R11, SI
-	VPERMB         (BX)(SI*1), Z3, Z17
-	VPERMB         (DI)(SI*1), Z3, K1, Z17
-	VPERMB         (R8)(SI*1), Z3, K2, Z17
-	VPERMB         (R9)(SI*1), Z3, K3, Z17
-	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
-	VPERMB         Z17, Z2, Z17
-	VMOVDQA64      Z17, Z17
-	VPERMB         (BX)(SI*1), Z16, Z18
-	VPERMB         (DI)(SI*1), Z16, K1, Z18
-	VPERMB         (R8)(SI*1), Z16, K2, Z18
-	VPERMB         (R9)(SI*1), Z16, K3, Z18
-	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
-	VPERMB         Z18, Z2, Z18
-	VMOVDQA64      Z18, Z18
+	VPERMB         Z0, Z18, Z18
+	VPERMB         64(BX), Z3, Z19
+	VPERMB         64(R8), Z3, K1, Z19
+	VPERMB         64(R9), Z3, K2, Z19
+	VPERMB         64(R10), Z3, K3, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
+	VPERMB         Z19, Z2, Z19
+	VPERMB         64(BX), Z16, Z20
+	VPERMB         64(R8), Z16, K1, Z20
+	VPERMB         64(R9), Z16, K2, Z20
+	VPERMB         64(R10), Z16, K3, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
+	VPERMB         Z20, Z2, Z20
 	VPBROADCASTD   16(CX), Z21
-	VPDPBUSD       Z19, Z21, Z4
-	VPDPBUSD       Z20, Z21, Z5
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
 	VPBROADCASTD   20(CX), Z21
-	VPDPBUSD       Z19, Z21, Z6
-	VPDPBUSD       Z20, Z21, Z7
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
 	VPBROADCASTD   24(CX), Z21
-	VPDPBUSD       Z19, Z21, Z8
-	VPDPBUSD       Z20, Z21, Z9
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
 	VPBROADCASTD   144(CX), Z21
-	VPDPBUSD       Z19, Z21, Z10
-	VPDPBUSD       Z20, Z21, Z11
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
 	VPBROADCASTD   148(CX), Z21
-	VPDPBUSD       Z19, Z21, Z12
-	VPDPBUSD       Z20, Z21, Z13
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
 	VPBROADCASTD   152(CX), Z21
-	VPDPBUSD       Z19, Z21, Z14
-	VPDPBUSD       Z20, Z21, Z15
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, R10
-	JNZ            group1
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z0, Z20, Z18
+	VPBROADCASTD   32(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   36(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   40(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   160(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   164(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   168(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPSRLW         $0x04, Z20, Z20
+	VPERMB         Z0, Z20, Z18
+	VPERMB         128(BX), Z3, Z19
+	VPERMB         128(R8), Z3, K1, Z19
+	VPERMB         128(R9), Z3, K2, Z19
+	VPERMB         128(R10), Z3, K3, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
+	VPERMB         Z19, Z2, Z19
+	VPERMB         128(BX), Z16, Z20
+	VPERMB         128(R8), Z16, K1, Z20
+	VPERMB         128(R9), Z16, K2, Z20
+	VPERMB         128(R10), Z16, K3, Z20
+	VGF2P8AFFINEQB $0x00, Z20, Z1, Z20
+	VPERMB         Z20, Z2, Z20
+	VPBROADCASTD   48(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   52(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   56(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   176(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   180(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   184(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPERMB         Z0, Z19, Z17
+	VPERMB         Z0, Z20, Z18
+	VPBROADCASTD   64(CX), Z21
+	VPDPBUSD       Z17, Z21, Z4
+	VPDPBUSD       Z18, Z21, Z5
+	VPBROADCASTD   68(CX), Z21
+	VPDPBUSD       Z17, Z21, Z6
+	VPDPBUSD       Z18, Z21, Z7
+	VPBROADCASTD   72(CX), Z21
+	VPDPBUSD       Z17, Z21, Z8
+	VPDPBUSD       Z18, Z21, Z9
+	VPBROADCASTD   192(CX), Z21
+	VPDPBUSD       Z17, Z21, Z10
+	VPDPBUSD       Z18, Z21, Z11
+	VPBROADCASTD   196(CX), Z21
+	VPDPBUSD       Z17, Z21, Z12
+	VPDPBUSD       Z18, Z21, Z13
+	VPBROADCASTD   200(CX), Z21
+	VPDPBUSD       Z17, Z21, Z14
+	VPDPBUSD       Z18, Z21, Z15
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z17
+	VPSRLW         $0x04, Z20, Z20
+	VPERMB         Z0, Z20, Z18
+	VPERMB         192(BX), Z3, Z19
+	VPERMB         192(R8), Z3, K1, Z19
+	VPERMB         192(R9), Z3, K2, Z19
+	VPERMB         192(R10), Z3, K3, Z19
+	VGF2P8AFFINEQB $0x00, Z19, Z1, Z19
+	VPERMB         Z19, Z2, Z19
+	VPERMB         192(BX), Z16, Z3
+	VPERMB         192(R8), Z16, K1, Z3
+	VPERMB         192(R9), Z16, K2, Z3
+	VPERMB         192(R10), Z16, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         Z3, Z2, Z3
+	VPBROADCASTD   80(CX), Z1
+	VPDPBUSD       Z17, Z1, Z4
+	VPDPBUSD       Z18, Z1, Z5
+	VPBROADCASTD   84(CX), Z1
+	VPDPBUSD       Z17, Z1, Z6
+	VPDPBUSD       Z18, Z1, Z7
+	VPBROADCASTD   88(CX), Z1
+	VPDPBUSD       Z17, Z1, Z8
+	VPDPBUSD       Z18, Z1, Z9
+	VPBROADCASTD   208(CX), Z1
+	VPDPBUSD       Z17, Z1, Z10
+	VPDPBUSD       Z18, Z1, Z11
+	VPBROADCASTD   212(CX), Z1
+	VPDPBUSD       Z17, Z1, Z12
+	VPDPBUSD       Z18, Z1, Z13
+	VPBROADCASTD   216(CX), Z1
+	VPDPBUSD       Z17, Z1, Z14
+	VPDPBUSD       Z18, Z1, Z15
+	VPERMB         Z0, Z19, Z1
+	VPERMB         Z0, Z3, Z2
+	VPBROADCASTD   96(CX), Z16
+	VPDPBUSD       Z1, Z16, Z4
+	VPDPBUSD       Z2, Z16, Z5
+	VPBROADCASTD   100(CX), Z16
+	VPDPBUSD       Z1, Z16, Z6
+	VPDPBUSD       Z2, Z16, Z7
+	VPBROADCASTD   104(CX), Z16
+	VPDPBUSD       Z1, Z16, Z8
+	VPDPBUSD       Z2, Z16, Z9
+	VPBROADCASTD   224(CX), Z16
+	VPDPBUSD       Z1, Z16, Z10
+	VPDPBUSD       Z2, Z16, Z11
+	VPBROADCASTD   228(CX), Z16
+	VPDPBUSD       Z1, Z16, Z12
+	VPDPBUSD       Z2, Z16, Z13
+	VPBROADCASTD   232(CX), Z16
+	VPDPBUSD       Z1, Z16, Z14
+	VPDPBUSD       Z2, Z16, Z15
+	VPSRLW         $0x04, Z19, Z19
+	VPERMB         Z0, Z19, Z1
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z0
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z1, Z2, Z4
+	VPDPBUSD       Z0, Z2, Z5
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z1, Z2, Z6
+	VPDPBUSD       Z0, Z2, Z7
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z1, Z2, Z8
+	VPDPBUSD       Z0, Z2, Z9
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z1, Z2, Z10
+	VPDPBUSD       Z0, Z2, Z11
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z1, Z2, Z12
+	VPDPBUSD       Z0, Z2, Z13
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z1, Z2, Z14
+	VPDPBUSD       Z0, Z2, Z15
 	VBROADCASTSS   float256<>+0(SB), Z3
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z4, Z4
@@ -14856,48 +18949,44 @@ group1:
 	VZEROUPPER
 	RET
 
-// func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·dotLM4Heads3AVX512(SB), NOSPLIT, $0-48
+// func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·dotLM4Heads3AVX512(SB), NOSPLIT, $0-40
 	MOVQ           dots+0(FP), AX
 	MOVQ           q+8(FP), CX
 	MOVQ           src+16(FP), DX
 	MOVQ           plane+24(FP), BX
-	MOVQ           table+32(FP), R9
-	MOVQ           DX, SI
-	ADDQ           BX, SI
-	MOVQ           $0x2222222222222222, DI
-	KMOVQ          DI, K1
-	MOVQ           SI, DI
+	MOVQ           table+32(FP), SI
+	MOVQ           DX, DI
 	ADDQ           BX, DI
-	MOVQ           $0x4444444444444444, R8
-	KMOVQ          R8, K2
+	MOVQ           $0x2222222222222222, R8
+	KMOVQ          R8, K1
 	MOVQ           DI, R8
 	ADDQ           BX, R8
+	MOVQ           $0x4444444444444444, R9
+	KMOVQ          R9, K2
+	MOVQ           R8, R9
+	ADDQ           BX, R9
 	MOVQ           $0x8888888888888888, BX
 	KMOVQ          BX, K3
-	VMOVDQU64      (R9), Z0
+	VMOVDQU64      (SI), Z0
 	VPBROADCASTQ   unitBits<>+0(SB), Z1
-	MOVQ           groups+40(FP), R9
 	VMOVDQU64      dotBytes4_0<>+0(SB), Z2
 	VMOVDQU64      dotBytes4_1<>+0(SB), Z3
 	VMOVDQU64      dotBytes4_2<>+0(SB), Z4
 	VMOVDQU64      dotBytes4_3<>+0(SB), Z5
-	XORQ           BX, BX
-	VPERMB         (DX)(BX*1), Z2, Z6
-	VPERMB         (SI)(BX*1), Z2, K1, Z6
-	VPERMB         (DI)(BX*1), Z2, K2, Z6
-	VPERMB         (R8)(BX*1), Z2, K3, Z6
+	VPERMB         (DX), Z2, Z6
+	VPERMB         (DI), Z2, K1, Z6
+	VPERMB         (R8), Z2, K2, Z6
+	VPERMB         (R9), Z2, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z2, Z7
-	VPERMB         64(SI)(BX*1), Z2, K1, Z7
-	VPERMB         64(DI)(BX*1), Z2, K2, Z7
-	VPERMB         64(R8)(BX*1), Z2, K3, Z7
+	VPERMB         64(DX), Z2, Z7
+	VPERMB         64(DI), Z2, K1, Z7
+	VPERMB         64(R8), Z2, K2, Z7
+	VPERMB         64(R9), Z2, K3, Z7
 	VGF2P8AFFINEQB $0x00, Z7, Z1, Z7
 	VSHUFPS        $0x88, Z7, Z6, Z8
 	VSHUFPS        $0xdd, Z7, Z6, Z6
-
-group:
 	VPBROADCASTD   16(CX), Z7
 	VPBROADCASTD   20(CX), Z9
 	VPBROADCASTD   24(CX), Z10
@@ -14931,15 +19020,15 @@ group:
 	VPERMB         Z0, Z8, Z8
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z6
-	VPERMB         (DX)(BX*1), Z3, Z17
-	VPERMB         (SI)(BX*1), Z3, K1, Z17
-	VPERMB         (DI)(BX*1), Z3, K2, Z17
-	VPERMB         (R8)(BX*1), Z3, K3, Z17
+	VPERMB         (DX), Z3, Z17
+	VPERMB         (DI), Z3, K1, Z17
+	VPERMB         (R8), Z3, K2, Z17
+	VPERMB         (R9), Z3, K3, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
-	VPERMB         64(DX)(BX*1), Z3, Z18
-	VPERMB         64(SI)(BX*1), Z3, K1, Z18
-	VPERMB         64(DI)(BX*1), Z3, K2, Z18
-	VPERMB         64(R8)(BX*1), Z3, K3, Z18
+	VPERMB         64(DX), Z3, Z18
+	VPERMB         64(DI), Z3, K1, Z18
+	VPERMB         64(R8), Z3, K2, Z18
+	VPERMB         64(R9), Z3, K3, Z18
 	VGF2P8AFFINEQB $0x00, Z18, Z1, Z18
 	VSHUFPS        $0x88, Z18, Z17, Z19
 	VSHUFPS        $0xdd, Z18, Z17, Z17
@@ -14985,15 +19074,15 @@ group:
 	VPERMB         Z0, Z19, Z19
 	VPSRLW         $0x04, Z17, Z17
 	VPERMB         Z0, Z17, Z17
-	VPERMB         (DX)(BX*1), Z4, Z6
-	VPERMB         (SI)(BX*1), Z4, K1, Z6
-	VPERMB         (DI)(BX*1), Z4, K2, Z6
-	VPERMB         (R8)(BX*1), Z4, K3, Z6
+	VPERMB         (DX), Z4, Z6
+	VPERMB         (DI), Z4, K1, Z6
+	VPERMB         (R8), Z4, K2, Z6
+	VPERMB         (R9), Z4, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z4, Z8
-	VPERMB         64(SI)(BX*1), Z4, K1, Z8
-	VPERMB         64(DI)(BX*1), Z4, K2, Z8
-	VPERMB         64(R8)(BX*1), Z4, K3, Z8
+	VPERMB         64(DX), Z4, Z8
+	VPERMB         64(DI), Z4, K1, Z8
+	VPERMB         64(R8), Z4, K2, Z8
+	VPERMB         64(R9), Z4, K3, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
 	VSHUFPS        $0x88, Z8, Z6, Z18
 	VSHUFPS        $0xdd, Z8, Z6, Z6
@@ -15039,15 +19128,15 @@ group:
 	VPERMB         Z0, Z18, Z18
 	VPSRLW         $0x04, Z6, Z6
 	VPERMB         Z0, Z6, Z6
-	VPERMB         (DX)(BX*1), Z5, Z8
-	VPERMB         (SI)(BX*1), Z5, K1, Z8
-	VPERMB         (DI)(BX*1), Z5, K2, Z8
-	VPERMB         (R8)(BX*1), Z5, K3, Z8
+	VPERMB         (DX), Z5, Z8
+	VPERMB         (DI), Z5, K1, Z8
+	VPERMB         (R8), Z5, K2, Z8
+	VPERMB         (R9), Z5, K3, Z8
 	VGF2P8AFFINEQB $0x00, Z8, Z1, Z8
-	VPERMB         64(DX)(BX*1), Z5, Z17
-	VPERMB         64(SI)(BX*1), Z5, K1, Z17
-	VPERMB         64(DI)(BX*1), Z5, K2, Z17
-	VPERMB         64(R8)(BX*1), Z5, K3, Z17
+	VPERMB         64(DX), Z5, Z17
+	VPERMB         64(DI), Z5, K1, Z17
+	VPERMB         64(R8), Z5, K2, Z17
+	VPERMB         64(R9), Z5, K3, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
 	VSHUFPS        $0x88, Z17, Z8, Z19
 	VSHUFPS        $0xdd, Z17, Z8, Z8
@@ -15093,22 +19182,17 @@ group:
 	VPERMB         Z0, Z19, Z19
 	VPSRLW         $0x04, Z8, Z8
 	VPERMB         Z0, Z8, Z8
-	XORL           R11, R11
-	MOVQ           $0x00000080, R10
-	CMPQ           R9, $0x01
-	CMOVQEQ        R11, R10
-	ADDQ           R10, BX
-	VPERMB         (DX)(BX*1), Z2, Z6
-	VPERMB         (SI)(BX*1), Z2, K1, Z6
-	VPERMB         (DI)(BX*1), Z2, K2, Z6
-	VPERMB         (R8)(BX*1), Z2, K3, Z6
+	VPERMB         128(DX), Z2, Z6
+	VPERMB         128(DI), Z2, K1, Z6
+	VPERMB         128(R8), Z2, K2, Z6
+	VPERMB         128(R9), Z2, K3, Z6
 	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
-	VPERMB         64(DX)(BX*1), Z2, Z17
-	VPERMB         64(SI)(BX*1), Z2, K1, Z17
-	VPERMB         64(DI)(BX*1), Z2, K2, Z17
-	VPERMB         64(R8)(BX*1), Z2, K3, Z17
+	VPERMB         192(DX), Z2, Z17
+	VPERMB         192(DI), Z2, K1, Z17
+	VPERMB         192(R8), Z2, K2, Z17
+	VPERMB         192(R9), Z2, K3, Z17
 	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
-	VSHUFPS        $0x88, Z17, Z6, Z18
+	VSHUFPS        $0x88, Z17, Z6, Z2
 	VSHUFPS        $0xdd, Z17, Z6, Z6
 	VPDPBUSD.BCST  200(CX), Z19, Z7
 	VPDPBUSD.BCST  208(CX), Z19, Z9
@@ -15128,64 +19212,297 @@ group:
 	VPDPBUSD.BCST  652(CX), Z8, Z14
 	VPDPBUSD.BCST  660(CX), Z8, Z15
 	VPDPBUSD.BCST  668(CX), Z8, Z16
-	VMOVDQA64      Z18, Z8
-	VMOVDQA64      Z6, Z6
-	VBROADCASTSS   float256<>+0(SB), Z17
-	VMOVDQU32      dotRows<>+0(SB), Z18
+	VBROADCASTSS   float256<>+0(SB), Z8
+	VMOVDQU32      dotRows<>+0(SB), Z17
 	VCVTDQ2PS      Z7, Z7
 	VCVTDQ2PS      Z9, Z9
 	VCVTDQ2PS      Z10, Z10
-	VFMADD213PS    Z9, Z17, Z10
-	VFMADD213PS    Z7, Z17, Z10
-	VPERMPS        Z10, Z18, Z10
+	VFMADD213PS    Z9, Z8, Z10
+	VFMADD213PS    Z7, Z8, Z10
+	VPERMPS        Z10, Z17, Z10
 	VMULPS.BCST    12(CX), Z10, Z10
 	VMOVUPS        Z10, (AX)
 	VCVTDQ2PS      Z11, Z11
 	VCVTDQ2PS      Z12, Z12
 	VCVTDQ2PS      Z13, Z13
-	VFMADD213PS    Z12, Z17, Z13
-	VFMADD213PS    Z11, Z17, Z13
-	VPERMPS        Z13, Z18, Z13
+	VFMADD213PS    Z12, Z8, Z13
+	VFMADD213PS    Z11, Z8, Z13
+	VPERMPS        Z13, Z17, Z13
 	VMULPS.BCST    236(CX), Z13, Z13
 	VMOVUPS        Z13, 128(AX)
 	VCVTDQ2PS      Z14, Z14
 	VCVTDQ2PS      Z15, Z15
 	VCVTDQ2PS      Z16, Z16
-	VFMADD213PS    Z15, Z17, Z16
-	VFMADD213PS    Z14, Z17, Z16
-	VPERMPS        Z16, Z18, Z16
+	VFMADD213PS    Z15, Z8, Z16
+	VFMADD213PS    Z14, Z8, Z16
+	VPERMPS        Z16, Z17, Z16
 	VMULPS.BCST    460(CX), Z16, Z16
 	VMOVUPS        Z16, 256(AX)
-	ADDQ           $0x40, AX
-	SUBQ           $0x01, R9
-	JNZ            group
+	VPBROADCASTD   16(CX), Z7
+	VPBROADCASTD   20(CX), Z8
+	VPBROADCASTD   24(CX), Z9
+	VPBROADCASTD   240(CX), Z10
+	VPBROADCASTD   244(CX), Z11
+	VPBROADCASTD   248(CX), Z12
+	VPBROADCASTD   464(CX), Z13
+	VPBROADCASTD   468(CX), Z14
+	VPBROADCASTD   472(CX), Z15
+	VPERMB         Z0, Z2, Z16
+	VPERMB         Z0, Z6, Z17
+	VPDPBUSD.BCST  32(CX), Z16, Z7
+	VPDPBUSD.BCST  40(CX), Z16, Z8
+	VPDPBUSD.BCST  48(CX), Z16, Z9
+	VPDPBUSD.BCST  256(CX), Z16, Z10
+	VPDPBUSD.BCST  264(CX), Z16, Z11
+	VPDPBUSD.BCST  272(CX), Z16, Z12
+	VPDPBUSD.BCST  480(CX), Z16, Z13
+	VPDPBUSD.BCST  488(CX), Z16, Z14
+	VPDPBUSD.BCST  496(CX), Z16, Z15
+	VPDPBUSD.BCST  36(CX), Z17, Z7
+	VPDPBUSD.BCST  44(CX), Z17, Z8
+	VPDPBUSD.BCST  52(CX), Z17, Z9
+	VPDPBUSD.BCST  260(CX), Z17, Z10
+	VPDPBUSD.BCST  268(CX), Z17, Z11
+	VPDPBUSD.BCST  276(CX), Z17, Z12
+	VPDPBUSD.BCST  484(CX), Z17, Z13
+	VPDPBUSD.BCST  492(CX), Z17, Z14
+	VPDPBUSD.BCST  500(CX), Z17, Z15
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z2
+	VPSRLW         $0x04, Z6, Z6
+	VPERMB         Z0, Z6, Z6
+	VPERMB         128(DX), Z3, Z16
+	VPERMB         128(DI), Z3, K1, Z16
+	VPERMB         128(R8), Z3, K2, Z16
+	VPERMB         128(R9), Z3, K3, Z16
+	VGF2P8AFFINEQB $0x00, Z16, Z1, Z16
+	VPERMB         192(DX), Z3, Z17
+	VPERMB         192(DI), Z3, K1, Z17
+	VPERMB         192(R8), Z3, K2, Z17
+	VPERMB         192(R9), Z3, K3, Z17
+	VGF2P8AFFINEQB $0x00, Z17, Z1, Z17
+	VSHUFPS        $0x88, Z17, Z16, Z3
+	VSHUFPS        $0xdd, Z17, Z16, Z16
+	VPDPBUSD.BCST  56(CX), Z2, Z7
+	VPDPBUSD.BCST  64(CX), Z2, Z8
+	VPDPBUSD.BCST  72(CX), Z2, Z9
+	VPDPBUSD.BCST  280(CX), Z2, Z10
+	VPDPBUSD.BCST  288(CX), Z2, Z11
+	VPDPBUSD.BCST  296(CX), Z2, Z12
+	VPDPBUSD.BCST  504(CX), Z2, Z13
+	VPDPBUSD.BCST  512(CX), Z2, Z14
+	VPDPBUSD.BCST  520(CX), Z2, Z15
+	VPDPBUSD.BCST  60(CX), Z6, Z7
+	VPDPBUSD.BCST  68(CX), Z6, Z8
+	VPDPBUSD.BCST  76(CX), Z6, Z9
+	VPDPBUSD.BCST  284(CX), Z6, Z10
+	VPDPBUSD.BCST  292(CX), Z6, Z11
+	VPDPBUSD.BCST  300(CX), Z6, Z12
+	VPDPBUSD.BCST  508(CX), Z6, Z13
+	VPDPBUSD.BCST  516(CX), Z6, Z14
+	VPDPBUSD.BCST  524(CX), Z6, Z15
+	VPERMB         Z0, Z3, Z2
+	VPERMB         Z0, Z16, Z6
+	VPDPBUSD.BCST  80(CX), Z2, Z7
+	VPDPBUSD.BCST  88(CX), Z2, Z8
+	VPDPBUSD.BCST  96(CX), Z2, Z9
+	VPDPBUSD.BCST  304(CX), Z2, Z10
+	VPDPBUSD.BCST  312(CX), Z2, Z11
+	VPDPBUSD.BCST  320(CX), Z2, Z12
+	VPDPBUSD.BCST  528(CX), Z2, Z13
+	VPDPBUSD.BCST  536(CX), Z2, Z14
+	VPDPBUSD.BCST  544(CX), Z2, Z15
+	VPDPBUSD.BCST  84(CX), Z6, Z7
+	VPDPBUSD.BCST  92(CX), Z6, Z8
+	VPDPBUSD.BCST  100(CX), Z6, Z9
+	VPDPBUSD.BCST  308(CX), Z6, Z10
+	VPDPBUSD.BCST  316(CX), Z6, Z11
+	VPDPBUSD.BCST  324(CX), Z6, Z12
+	VPDPBUSD.BCST  532(CX), Z6, Z13
+	VPDPBUSD.BCST  540(CX), Z6, Z14
+	VPDPBUSD.BCST  548(CX), Z6, Z15
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPSRLW         $0x04, Z16, Z16
+	VPERMB         Z0, Z16, Z16
+	VPERMB         128(DX), Z4, Z2
+	VPERMB         128(DI), Z4, K1, Z2
+	VPERMB         128(R8), Z4, K2, Z2
+	VPERMB         128(R9), Z4, K3, Z2
+	VGF2P8AFFINEQB $0x00, Z2, Z1, Z2
+	VPERMB         192(DX), Z4, Z6
+	VPERMB         192(DI), Z4, K1, Z6
+	VPERMB         192(R8), Z4, K2, Z6
+	VPERMB         192(R9), Z4, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VSHUFPS        $0x88, Z6, Z2, Z4
+	VSHUFPS        $0xdd, Z6, Z2, Z2
+	VPDPBUSD.BCST  104(CX), Z3, Z7
+	VPDPBUSD.BCST  112(CX), Z3, Z8
+	VPDPBUSD.BCST  120(CX), Z3, Z9
+	VPDPBUSD.BCST  328(CX), Z3, Z10
+	VPDPBUSD.BCST  336(CX), Z3, Z11
+	VPDPBUSD.BCST  344(CX), Z3, Z12
+	VPDPBUSD.BCST  552(CX), Z3, Z13
+	VPDPBUSD.BCST  560(CX), Z3, Z14
+	VPDPBUSD.BCST  568(CX), Z3, Z15
+	VPDPBUSD.BCST  108(CX), Z16, Z7
+	VPDPBUSD.BCST  116(CX), Z16, Z8
+	VPDPBUSD.BCST  124(CX), Z16, Z9
+	VPDPBUSD.BCST  332(CX), Z16, Z10
+	VPDPBUSD.BCST  340(CX), Z16, Z11
+	VPDPBUSD.BCST  348(CX), Z16, Z12
+	VPDPBUSD.BCST  556(CX), Z16, Z13
+	VPDPBUSD.BCST  564(CX), Z16, Z14
+	VPDPBUSD.BCST  572(CX), Z16, Z15
+	VPERMB         Z0, Z4, Z3
+	VPERMB         Z0, Z2, Z6
+	VPDPBUSD.BCST  128(CX), Z3, Z7
+	VPDPBUSD.BCST  136(CX), Z3, Z8
+	VPDPBUSD.BCST  144(CX), Z3, Z9
+	VPDPBUSD.BCST  352(CX), Z3, Z10
+	VPDPBUSD.BCST  360(CX), Z3, Z11
+	VPDPBUSD.BCST  368(CX), Z3, Z12
+	VPDPBUSD.BCST  576(CX), Z3, Z13
+	VPDPBUSD.BCST  584(CX), Z3, Z14
+	VPDPBUSD.BCST  592(CX), Z3, Z15
+	VPDPBUSD.BCST  132(CX), Z6, Z7
+	VPDPBUSD.BCST  140(CX), Z6, Z8
+	VPDPBUSD.BCST  148(CX), Z6, Z9
+	VPDPBUSD.BCST  356(CX), Z6, Z10
+	VPDPBUSD.BCST  364(CX), Z6, Z11
+	VPDPBUSD.BCST  372(CX), Z6, Z12
+	VPDPBUSD.BCST  580(CX), Z6, Z13
+	VPDPBUSD.BCST  588(CX), Z6, Z14
+	VPDPBUSD.BCST  596(CX), Z6, Z15
+	VPSRLW         $0x04, Z4, Z4
+	VPERMB         Z0, Z4, Z4
+	VPSRLW         $0x04, Z2, Z2
+	VPERMB         Z0, Z2, Z2
+	VPERMB         128(DX), Z5, Z3
+	VPERMB         128(DI), Z5, K1, Z3
+	VPERMB         128(R8), Z5, K2, Z3
+	VPERMB         128(R9), Z5, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         192(DX), Z5, Z6
+	VPERMB         192(DI), Z5, K1, Z6
+	VPERMB         192(R8), Z5, K2, Z6
+	VPERMB         192(R9), Z5, K3, Z6
+	VGF2P8AFFINEQB $0x00, Z6, Z1, Z6
+	VSHUFPS        $0x88, Z6, Z3, Z1
+	VSHUFPS        $0xdd, Z6, Z3, Z3
+	VPDPBUSD.BCST  152(CX), Z4, Z7
+	VPDPBUSD.BCST  160(CX), Z4, Z8
+	VPDPBUSD.BCST  168(CX), Z4, Z9
+	VPDPBUSD.BCST  376(CX), Z4, Z10
+	VPDPBUSD.BCST  384(CX), Z4, Z11
+	VPDPBUSD.BCST  392(CX), Z4, Z12
+	VPDPBUSD.BCST  600(CX), Z4, Z13
+	VPDPBUSD.BCST  608(CX), Z4, Z14
+	VPDPBUSD.BCST  616(CX), Z4, Z15
+	VPDPBUSD.BCST  156(CX), Z2, Z7
+	VPDPBUSD.BCST  164(CX), Z2, Z8
+	VPDPBUSD.BCST  172(CX), Z2, Z9
+	VPDPBUSD.BCST  380(CX), Z2, Z10
+	VPDPBUSD.BCST  388(CX), Z2, Z11
+	VPDPBUSD.BCST  396(CX), Z2, Z12
+	VPDPBUSD.BCST  604(CX), Z2, Z13
+	VPDPBUSD.BCST  612(CX), Z2, Z14
+	VPDPBUSD.BCST  620(CX), Z2, Z15
+	VPERMB         Z0, Z1, Z2
+	VPERMB         Z0, Z3, Z4
+	VPDPBUSD.BCST  176(CX), Z2, Z7
+	VPDPBUSD.BCST  184(CX), Z2, Z8
+	VPDPBUSD.BCST  192(CX), Z2, Z9
+	VPDPBUSD.BCST  400(CX), Z2, Z10
+	VPDPBUSD.BCST  408(CX), Z2, Z11
+	VPDPBUSD.BCST  416(CX), Z2, Z12
+	VPDPBUSD.BCST  624(CX), Z2, Z13
+	VPDPBUSD.BCST  632(CX), Z2, Z14
+	VPDPBUSD.BCST  640(CX), Z2, Z15
+	VPDPBUSD.BCST  180(CX), Z4, Z7
+	VPDPBUSD.BCST  188(CX), Z4, Z8
+	VPDPBUSD.BCST  196(CX), Z4, Z9
+	VPDPBUSD.BCST  404(CX), Z4, Z10
+	VPDPBUSD.BCST  412(CX), Z4, Z11
+	VPDPBUSD.BCST  420(CX), Z4, Z12
+	VPDPBUSD.BCST  628(CX), Z4, Z13
+	VPDPBUSD.BCST  636(CX), Z4, Z14
+	VPDPBUSD.BCST  644(CX), Z4, Z15
+	VPSRLW         $0x04, Z1, Z1
+	VPERMB         Z0, Z1, Z1
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPDPBUSD.BCST  200(CX), Z1, Z7
+	VPDPBUSD.BCST  208(CX), Z1, Z8
+	VPDPBUSD.BCST  216(CX), Z1, Z9
+	VPDPBUSD.BCST  424(CX), Z1, Z10
+	VPDPBUSD.BCST  432(CX), Z1, Z11
+	VPDPBUSD.BCST  440(CX), Z1, Z12
+	VPDPBUSD.BCST  648(CX), Z1, Z13
+	VPDPBUSD.BCST  656(CX), Z1, Z14
+	VPDPBUSD.BCST  664(CX), Z1, Z15
+	VPDPBUSD.BCST  204(CX), Z3, Z7
+	VPDPBUSD.BCST  212(CX), Z3, Z8
+	VPDPBUSD.BCST  220(CX), Z3, Z9
+	VPDPBUSD.BCST  428(CX), Z3, Z10
+	VPDPBUSD.BCST  436(CX), Z3, Z11
+	VPDPBUSD.BCST  444(CX), Z3, Z12
+	VPDPBUSD.BCST  652(CX), Z3, Z13
+	VPDPBUSD.BCST  660(CX), Z3, Z14
+	VPDPBUSD.BCST  668(CX), Z3, Z15
+	VBROADCASTSS   float256<>+0(SB), Z0
+	VMOVDQU32      dotRows<>+0(SB), Z1
+	VCVTDQ2PS      Z7, Z7
+	VCVTDQ2PS      Z8, Z8
+	VCVTDQ2PS      Z9, Z9
+	VFMADD213PS    Z8, Z0, Z9
+	VFMADD213PS    Z7, Z0, Z9
+	VPERMPS        Z9, Z1, Z9
+	VMULPS.BCST    12(CX), Z9, Z9
+	VMOVUPS        Z9, 64(AX)
+	VCVTDQ2PS      Z10, Z10
+	VCVTDQ2PS      Z11, Z11
+	VCVTDQ2PS      Z12, Z12
+	VFMADD213PS    Z11, Z0, Z12
+	VFMADD213PS    Z10, Z0, Z12
+	VPERMPS        Z12, Z1, Z12
+	VMULPS.BCST    236(CX), Z12, Z12
+	VMOVUPS        Z12, 192(AX)
+	VCVTDQ2PS      Z13, Z13
+	VCVTDQ2PS      Z14, Z14
+	VCVTDQ2PS      Z15, Z15
+	VFMADD213PS    Z14, Z0, Z15
+	VFMADD213PS    Z13, Z0, Z15
+	VPERMPS        Z15, Z1, Z15
+	VMULPS.BCST    460(CX), Z15, Z15
+	VMOVUPS        Z15, 320(AX)
 	VZEROUPPER
 	RET
 
-// func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
-// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, CMOV, GFNI
-TEXT ·addLM4Heads3AVX512(SB), NOSPLIT, $0-56
+// func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
+// Requires: AVX, AVX512BW, AVX512F, AVX512VBMI, AVX512VNNI, GFNI
+TEXT ·addLM4Heads3AVX512(SB), NOSPLIT, $0-48
 	MOVQ           acc+0(FP), AX
 	MOVQ           weights+8(FP), CX
 	MOVQ           units+16(FP), DX
 	MOVQ           src+24(FP), BX
 	MOVQ           plane+32(FP), SI
-	MOVQ           table+40(FP), R10
-	MOVQ           BX, DI
-	ADDQ           SI, DI
-	MOVQ           $0x2222222222222222, R8
-	KMOVQ          R8, K1
-	MOVQ           DI, R8
+	MOVQ           table+40(FP), DI
+	MOVQ           BX, R8
 	ADDQ           SI, R8
-	MOVQ           $0x4444444444444444, R9
-	KMOVQ          R9, K2
+	MOVQ           $0x2222222222222222, R9
+	KMOVQ          R9, K1
 	MOVQ           R8, R9
 	ADDQ           SI, R9
+	MOVQ           $0x4444444444444444, R10
+	KMOVQ          R10, K2
+	MOVQ           R9, R10
+	ADDQ           SI, R10
 	MOVQ           $0x8888888888888888, SI
 	KMOVQ          SI, K3
-	VMOVDQU64      (R10), Z0
+	VMOVDQU64      (DI), Z0
 	VPBROADCASTQ   unitBits<>+0(SB), Z1
-	MOVQ           groups+48(FP), R10
 	VMOVDQU64      turnDims<>+0(SB), Z2
 	VPXORD         Z4, Z4, Z4
 	VPXORD         Z5, Z5, Z5
@@ -15207,105 +19524,294 @@ TEXT ·addLM4Heads3AVX512(SB), NOSPLIT, $0-56
 	VPXORD         Z21, Z21, Z21
 	VMOVDQU64      addBytes4_0<>+0(SB), Z3
 	VMOVDQU64      addBytes4_1<>+0(SB), Z22
-	MOVQ           CX, R11
-	MOVQ           R10, R12
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z3, Z23
-	VPERMB         (DI)(SI*1), Z3, K1, Z23
-	VPERMB         (R8)(SI*1), Z3, K2, Z23
-	VPERMB         (R9)(SI*1), Z3, K3, Z23
+	VPERMB         (BX), Z3, Z23
+	VPERMB         (R8), Z3, K1, Z23
+	VPERMB         (R9), Z3, K2, Z23
+	VPERMB         (R10), Z3, K3, Z23
 	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
 	VPERMB         Z23, Z2, Z23
-	VPERMB         (BX)(SI*1), Z22, Z24
-	VPERMB         (DI)(SI*1), Z22, K1, Z24
-	VPERMB         (R8)(SI*1), Z22, K2, Z24
-	VPERMB         (R9)(SI*1), Z22, K3, Z24
+	VPERMB         (BX), Z22, Z24
+	VPERMB         (R8), Z22, K1, Z24
+	VPERMB         (R9), Z22, K2, Z24
+	VPERMB         (R10), Z22, K3, Z24
 	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
 	VPERMB         Z24, Z2, Z24
-
-group0:
 	VPERMB         Z0, Z23, Z25
 	VPERMB         Z0, Z24, Z26
-	VPBROADCASTD   (R11), Z27
+	VPBROADCASTD   (CX), Z27
 	VPDPBUSD       Z25, Z27, Z4
 	VPDPBUSD       Z26, Z27, Z5
-	VPBROADCASTD   4(R11), Z27
+	VPBROADCASTD   4(CX), Z27
 	VPDPBUSD       Z25, Z27, Z6
 	VPDPBUSD       Z26, Z27, Z7
-	VPBROADCASTD   8(R11), Z27
+	VPBROADCASTD   8(CX), Z27
 	VPDPBUSD       Z25, Z27, Z8
 	VPDPBUSD       Z26, Z27, Z9
-	VPBROADCASTD   128(R11), Z27
+	VPBROADCASTD   128(CX), Z27
 	VPDPBUSD       Z25, Z27, Z10
 	VPDPBUSD       Z26, Z27, Z11
-	VPBROADCASTD   132(R11), Z27
+	VPBROADCASTD   132(CX), Z27
 	VPDPBUSD       Z25, Z27, Z12
 	VPDPBUSD       Z26, Z27, Z13
-	VPBROADCASTD   136(R11), Z27
+	VPBROADCASTD   136(CX), Z27
 	VPDPBUSD       Z25, Z27, Z14
 	VPDPBUSD       Z26, Z27, Z15
-	VPBROADCASTD   256(R11), Z27
+	VPBROADCASTD   256(CX), Z27
 	VPDPBUSD       Z25, Z27, Z16
 	VPDPBUSD       Z26, Z27, Z17
-	VPBROADCASTD   260(R11), Z27
+	VPBROADCASTD   260(CX), Z27
 	VPDPBUSD       Z25, Z27, Z18
 	VPDPBUSD       Z26, Z27, Z19
-	VPBROADCASTD   264(R11), Z27
+	VPBROADCASTD   264(CX), Z27
 	VPDPBUSD       Z25, Z27, Z20
 	VPDPBUSD       Z26, Z27, Z21
 	VPSRLW         $0x04, Z23, Z23
-	VPERMB         Z0, Z23, Z25
+	VPERMB         Z0, Z23, Z23
 	VPSRLW         $0x04, Z24, Z24
-	VPERMB         Z0, Z24, Z26
-	XORL           R14, R14
-	MOVQ           $0x00000040, R13
-	CMPQ           R12, $0x01
-	CMOVQEQ        R14, R13
-	ADDQ           R13, SI
-	VPERMB         (BX)(SI*1), Z3, Z23
-	VPERMB         (DI)(SI*1), Z3, K1, Z23
-	VPERMB         (R8)(SI*1), Z3, K2, Z23
-	VPERMB         (R9)(SI*1), Z3, K3, Z23
-	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
-	VPERMB         Z23, Z2, Z23
-	VMOVDQA64      Z23, Z23
-	VPERMB         (BX)(SI*1), Z22, Z24
-	VPERMB         (DI)(SI*1), Z22, K1, Z24
-	VPERMB         (R8)(SI*1), Z22, K2, Z24
-	VPERMB         (R9)(SI*1), Z22, K3, Z24
-	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
-	VPERMB         Z24, Z2, Z24
-	VMOVDQA64      Z24, Z24
-	VPBROADCASTD   16(R11), Z27
-	VPDPBUSD       Z25, Z27, Z4
-	VPDPBUSD       Z26, Z27, Z5
-	VPBROADCASTD   20(R11), Z27
-	VPDPBUSD       Z25, Z27, Z6
-	VPDPBUSD       Z26, Z27, Z7
-	VPBROADCASTD   24(R11), Z27
-	VPDPBUSD       Z25, Z27, Z8
-	VPDPBUSD       Z26, Z27, Z9
-	VPBROADCASTD   144(R11), Z27
-	VPDPBUSD       Z25, Z27, Z10
-	VPDPBUSD       Z26, Z27, Z11
-	VPBROADCASTD   148(R11), Z27
-	VPDPBUSD       Z25, Z27, Z12
-	VPDPBUSD       Z26, Z27, Z13
-	VPBROADCASTD   152(R11), Z27
-	VPDPBUSD       Z25, Z27, Z14
-	VPDPBUSD       Z26, Z27, Z15
-	VPBROADCASTD   272(R11), Z27
-	VPDPBUSD       Z25, Z27, Z16
-	VPDPBUSD       Z26, Z27, Z17
-	VPBROADCASTD   276(R11), Z27
-	VPDPBUSD       Z25, Z27, Z18
-	VPDPBUSD       Z26, Z27, Z19
-	VPBROADCASTD   280(R11), Z27
-	VPDPBUSD       Z25, Z27, Z20
-	VPDPBUSD       Z26, Z27, Z21
-	ADDQ           $0x20, R11
-	SUBQ           $0x01, R12
-	JNZ            group0
+	VPERMB         Z0, Z24, Z24
+	VPERMB         64(BX), Z3, Z25
+	VPERMB         64(R8), Z3, K1, Z25
+	VPERMB         64(R9), Z3, K2, Z25
+	VPERMB         64(R10), Z3, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         64(BX), Z22, Z26
+	VPERMB         64(R8), Z22, K1, Z26
+	VPERMB         64(R9), Z22, K2, Z26
+	VPERMB         64(R10), Z22, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         Z26, Z2, Z26
+	VPBROADCASTD   16(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   20(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   24(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   144(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   148(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   152(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   272(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   276(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   280(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z0, Z26, Z24
+	VPBROADCASTD   32(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   36(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   40(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   160(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   164(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   168(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   288(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   292(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   296(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z24
+	VPERMB         128(BX), Z3, Z25
+	VPERMB         128(R8), Z3, K1, Z25
+	VPERMB         128(R9), Z3, K2, Z25
+	VPERMB         128(R10), Z3, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         128(BX), Z22, Z26
+	VPERMB         128(R8), Z22, K1, Z26
+	VPERMB         128(R9), Z22, K2, Z26
+	VPERMB         128(R10), Z22, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         Z26, Z2, Z26
+	VPBROADCASTD   48(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   52(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   56(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   176(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   180(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   184(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   304(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   308(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   312(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z0, Z26, Z24
+	VPBROADCASTD   64(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   68(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   72(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   192(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   196(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   200(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   320(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   324(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   328(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z24
+	VPERMB         192(BX), Z3, Z25
+	VPERMB         192(R8), Z3, K1, Z25
+	VPERMB         192(R9), Z3, K2, Z25
+	VPERMB         192(R10), Z3, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         192(BX), Z22, Z3
+	VPERMB         192(R8), Z22, K1, Z3
+	VPERMB         192(R9), Z22, K2, Z3
+	VPERMB         192(R10), Z22, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         Z3, Z2, Z3
+	VPBROADCASTD   80(CX), Z22
+	VPDPBUSD       Z23, Z22, Z4
+	VPDPBUSD       Z24, Z22, Z5
+	VPBROADCASTD   84(CX), Z22
+	VPDPBUSD       Z23, Z22, Z6
+	VPDPBUSD       Z24, Z22, Z7
+	VPBROADCASTD   88(CX), Z22
+	VPDPBUSD       Z23, Z22, Z8
+	VPDPBUSD       Z24, Z22, Z9
+	VPBROADCASTD   208(CX), Z22
+	VPDPBUSD       Z23, Z22, Z10
+	VPDPBUSD       Z24, Z22, Z11
+	VPBROADCASTD   212(CX), Z22
+	VPDPBUSD       Z23, Z22, Z12
+	VPDPBUSD       Z24, Z22, Z13
+	VPBROADCASTD   216(CX), Z22
+	VPDPBUSD       Z23, Z22, Z14
+	VPDPBUSD       Z24, Z22, Z15
+	VPBROADCASTD   336(CX), Z22
+	VPDPBUSD       Z23, Z22, Z16
+	VPDPBUSD       Z24, Z22, Z17
+	VPBROADCASTD   340(CX), Z22
+	VPDPBUSD       Z23, Z22, Z18
+	VPDPBUSD       Z24, Z22, Z19
+	VPBROADCASTD   344(CX), Z22
+	VPDPBUSD       Z23, Z22, Z20
+	VPDPBUSD       Z24, Z22, Z21
+	VPERMB         Z0, Z25, Z22
+	VPERMB         Z0, Z3, Z23
+	VPBROADCASTD   96(CX), Z24
+	VPDPBUSD       Z22, Z24, Z4
+	VPDPBUSD       Z23, Z24, Z5
+	VPBROADCASTD   100(CX), Z24
+	VPDPBUSD       Z22, Z24, Z6
+	VPDPBUSD       Z23, Z24, Z7
+	VPBROADCASTD   104(CX), Z24
+	VPDPBUSD       Z22, Z24, Z8
+	VPDPBUSD       Z23, Z24, Z9
+	VPBROADCASTD   224(CX), Z24
+	VPDPBUSD       Z22, Z24, Z10
+	VPDPBUSD       Z23, Z24, Z11
+	VPBROADCASTD   228(CX), Z24
+	VPDPBUSD       Z22, Z24, Z12
+	VPDPBUSD       Z23, Z24, Z13
+	VPBROADCASTD   232(CX), Z24
+	VPDPBUSD       Z22, Z24, Z14
+	VPDPBUSD       Z23, Z24, Z15
+	VPBROADCASTD   352(CX), Z24
+	VPDPBUSD       Z22, Z24, Z16
+	VPDPBUSD       Z23, Z24, Z17
+	VPBROADCASTD   356(CX), Z24
+	VPDPBUSD       Z22, Z24, Z18
+	VPDPBUSD       Z23, Z24, Z19
+	VPBROADCASTD   360(CX), Z24
+	VPDPBUSD       Z22, Z24, Z20
+	VPDPBUSD       Z23, Z24, Z21
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z22
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z3
+	VPBROADCASTD   112(CX), Z23
+	VPDPBUSD       Z22, Z23, Z4
+	VPDPBUSD       Z3, Z23, Z5
+	VPBROADCASTD   116(CX), Z23
+	VPDPBUSD       Z22, Z23, Z6
+	VPDPBUSD       Z3, Z23, Z7
+	VPBROADCASTD   120(CX), Z23
+	VPDPBUSD       Z22, Z23, Z8
+	VPDPBUSD       Z3, Z23, Z9
+	VPBROADCASTD   240(CX), Z23
+	VPDPBUSD       Z22, Z23, Z10
+	VPDPBUSD       Z3, Z23, Z11
+	VPBROADCASTD   244(CX), Z23
+	VPDPBUSD       Z22, Z23, Z12
+	VPDPBUSD       Z3, Z23, Z13
+	VPBROADCASTD   248(CX), Z23
+	VPDPBUSD       Z22, Z23, Z14
+	VPDPBUSD       Z3, Z23, Z15
+	VPBROADCASTD   368(CX), Z23
+	VPDPBUSD       Z22, Z23, Z16
+	VPDPBUSD       Z3, Z23, Z17
+	VPBROADCASTD   372(CX), Z23
+	VPDPBUSD       Z22, Z23, Z18
+	VPDPBUSD       Z3, Z23, Z19
+	VPBROADCASTD   376(CX), Z23
+	VPDPBUSD       Z22, Z23, Z20
+	VPDPBUSD       Z3, Z23, Z21
 	VBROADCASTSS   float256<>+0(SB), Z3
 	VBROADCASTSS   (DX), Z22
 	VCVTDQ2PS      Z4, Z4
@@ -15372,22 +19878,18 @@ group0:
 	VPXORD         Z21, Z21, Z21
 	VMOVDQU64      addBytes4_2<>+0(SB), Z3
 	VMOVDQU64      addBytes4_3<>+0(SB), Z22
-	MOVQ           R10, R10
-	XORQ           SI, SI
-	VPERMB         (BX)(SI*1), Z3, Z23
-	VPERMB         (DI)(SI*1), Z3, K1, Z23
-	VPERMB         (R8)(SI*1), Z3, K2, Z23
-	VPERMB         (R9)(SI*1), Z3, K3, Z23
+	VPERMB         (BX), Z3, Z23
+	VPERMB         (R8), Z3, K1, Z23
+	VPERMB         (R9), Z3, K2, Z23
+	VPERMB         (R10), Z3, K3, Z23
 	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
 	VPERMB         Z23, Z2, Z23
-	VPERMB         (BX)(SI*1), Z22, Z24
-	VPERMB         (DI)(SI*1), Z22, K1, Z24
-	VPERMB         (R8)(SI*1), Z22, K2, Z24
-	VPERMB         (R9)(SI*1), Z22, K3, Z24
+	VPERMB         (BX), Z22, Z24
+	VPERMB         (R8), Z22, K1, Z24
+	VPERMB         (R9), Z22, K2, Z24
+	VPERMB         (R10), Z22, K3, Z24
 	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
 	VPERMB         Z24, Z2, Z24
-
-group1:
 	VPERMB         Z0, Z23, Z25
 	VPERMB         Z0, Z24, Z26
 	VPBROADCASTD   (CX), Z27
@@ -15418,58 +19920,252 @@ group1:
 	VPDPBUSD       Z25, Z27, Z20
 	VPDPBUSD       Z26, Z27, Z21
 	VPSRLW         $0x04, Z23, Z23
-	VPERMB         Z0, Z23, Z25
+	VPERMB         Z0, Z23, Z23
 	VPSRLW         $0x04, Z24, Z24
-	VPERMB         Z0, Z24, Z26
-	XORL           R12, R12
-	MOVQ           $0x00000040, R11
-	CMPQ           R10, $0x01
-	CMOVQEQ        R12, R11
-	ADDQ           R11, SI
-	VPERMB         (BX)(SI*1), Z3, Z23
-	VPERMB         (DI)(SI*1), Z3, K1, Z23
-	VPERMB         (R8)(SI*1), Z3, K2, Z23
-	VPERMB         (R9)(SI*1), Z3, K3, Z23
-	VGF2P8AFFINEQB $0x00, Z23, Z1, Z23
-	VPERMB         Z23, Z2, Z23
-	VMOVDQA64      Z23, Z23
-	VPERMB         (BX)(SI*1), Z22, Z24
-	VPERMB         (DI)(SI*1), Z22, K1, Z24
-	VPERMB         (R8)(SI*1), Z22, K2, Z24
-	VPERMB         (R9)(SI*1), Z22, K3, Z24
-	VGF2P8AFFINEQB $0x00, Z24, Z1, Z24
-	VPERMB         Z24, Z2, Z24
-	VMOVDQA64      Z24, Z24
+	VPERMB         Z0, Z24, Z24
+	VPERMB         64(BX), Z3, Z25
+	VPERMB         64(R8), Z3, K1, Z25
+	VPERMB         64(R9), Z3, K2, Z25
+	VPERMB         64(R10), Z3, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         64(BX), Z22, Z26
+	VPERMB         64(R8), Z22, K1, Z26
+	VPERMB         64(R9), Z22, K2, Z26
+	VPERMB         64(R10), Z22, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         Z26, Z2, Z26
 	VPBROADCASTD   16(CX), Z27
-	VPDPBUSD       Z25, Z27, Z4
-	VPDPBUSD       Z26, Z27, Z5
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
 	VPBROADCASTD   20(CX), Z27
-	VPDPBUSD       Z25, Z27, Z6
-	VPDPBUSD       Z26, Z27, Z7
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
 	VPBROADCASTD   24(CX), Z27
-	VPDPBUSD       Z25, Z27, Z8
-	VPDPBUSD       Z26, Z27, Z9
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
 	VPBROADCASTD   144(CX), Z27
-	VPDPBUSD       Z25, Z27, Z10
-	VPDPBUSD       Z26, Z27, Z11
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
 	VPBROADCASTD   148(CX), Z27
-	VPDPBUSD       Z25, Z27, Z12
-	VPDPBUSD       Z26, Z27, Z13
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
 	VPBROADCASTD   152(CX), Z27
-	VPDPBUSD       Z25, Z27, Z14
-	VPDPBUSD       Z26, Z27, Z15
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
 	VPBROADCASTD   272(CX), Z27
-	VPDPBUSD       Z25, Z27, Z16
-	VPDPBUSD       Z26, Z27, Z17
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
 	VPBROADCASTD   276(CX), Z27
-	VPDPBUSD       Z25, Z27, Z18
-	VPDPBUSD       Z26, Z27, Z19
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
 	VPBROADCASTD   280(CX), Z27
-	VPDPBUSD       Z25, Z27, Z20
-	VPDPBUSD       Z26, Z27, Z21
-	ADDQ           $0x20, CX
-	SUBQ           $0x01, R10
-	JNZ            group1
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z0, Z26, Z24
+	VPBROADCASTD   32(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   36(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   40(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   160(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   164(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   168(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   288(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   292(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   296(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z24
+	VPERMB         128(BX), Z3, Z25
+	VPERMB         128(R8), Z3, K1, Z25
+	VPERMB         128(R9), Z3, K2, Z25
+	VPERMB         128(R10), Z3, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         128(BX), Z22, Z26
+	VPERMB         128(R8), Z22, K1, Z26
+	VPERMB         128(R9), Z22, K2, Z26
+	VPERMB         128(R10), Z22, K3, Z26
+	VGF2P8AFFINEQB $0x00, Z26, Z1, Z26
+	VPERMB         Z26, Z2, Z26
+	VPBROADCASTD   48(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   52(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   56(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   176(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   180(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   184(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   304(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   308(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   312(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPERMB         Z0, Z25, Z23
+	VPERMB         Z0, Z26, Z24
+	VPBROADCASTD   64(CX), Z27
+	VPDPBUSD       Z23, Z27, Z4
+	VPDPBUSD       Z24, Z27, Z5
+	VPBROADCASTD   68(CX), Z27
+	VPDPBUSD       Z23, Z27, Z6
+	VPDPBUSD       Z24, Z27, Z7
+	VPBROADCASTD   72(CX), Z27
+	VPDPBUSD       Z23, Z27, Z8
+	VPDPBUSD       Z24, Z27, Z9
+	VPBROADCASTD   192(CX), Z27
+	VPDPBUSD       Z23, Z27, Z10
+	VPDPBUSD       Z24, Z27, Z11
+	VPBROADCASTD   196(CX), Z27
+	VPDPBUSD       Z23, Z27, Z12
+	VPDPBUSD       Z24, Z27, Z13
+	VPBROADCASTD   200(CX), Z27
+	VPDPBUSD       Z23, Z27, Z14
+	VPDPBUSD       Z24, Z27, Z15
+	VPBROADCASTD   320(CX), Z27
+	VPDPBUSD       Z23, Z27, Z16
+	VPDPBUSD       Z24, Z27, Z17
+	VPBROADCASTD   324(CX), Z27
+	VPDPBUSD       Z23, Z27, Z18
+	VPDPBUSD       Z24, Z27, Z19
+	VPBROADCASTD   328(CX), Z27
+	VPDPBUSD       Z23, Z27, Z20
+	VPDPBUSD       Z24, Z27, Z21
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z23
+	VPSRLW         $0x04, Z26, Z26
+	VPERMB         Z0, Z26, Z24
+	VPERMB         192(BX), Z3, Z25
+	VPERMB         192(R8), Z3, K1, Z25
+	VPERMB         192(R9), Z3, K2, Z25
+	VPERMB         192(R10), Z3, K3, Z25
+	VGF2P8AFFINEQB $0x00, Z25, Z1, Z25
+	VPERMB         Z25, Z2, Z25
+	VPERMB         192(BX), Z22, Z3
+	VPERMB         192(R8), Z22, K1, Z3
+	VPERMB         192(R9), Z22, K2, Z3
+	VPERMB         192(R10), Z22, K3, Z3
+	VGF2P8AFFINEQB $0x00, Z3, Z1, Z3
+	VPERMB         Z3, Z2, Z3
+	VPBROADCASTD   80(CX), Z1
+	VPDPBUSD       Z23, Z1, Z4
+	VPDPBUSD       Z24, Z1, Z5
+	VPBROADCASTD   84(CX), Z1
+	VPDPBUSD       Z23, Z1, Z6
+	VPDPBUSD       Z24, Z1, Z7
+	VPBROADCASTD   88(CX), Z1
+	VPDPBUSD       Z23, Z1, Z8
+	VPDPBUSD       Z24, Z1, Z9
+	VPBROADCASTD   208(CX), Z1
+	VPDPBUSD       Z23, Z1, Z10
+	VPDPBUSD       Z24, Z1, Z11
+	VPBROADCASTD   212(CX), Z1
+	VPDPBUSD       Z23, Z1, Z12
+	VPDPBUSD       Z24, Z1, Z13
+	VPBROADCASTD   216(CX), Z1
+	VPDPBUSD       Z23, Z1, Z14
+	VPDPBUSD       Z24, Z1, Z15
+	VPBROADCASTD   336(CX), Z1
+	VPDPBUSD       Z23, Z1, Z16
+	VPDPBUSD       Z24, Z1, Z17
+	VPBROADCASTD   340(CX), Z1
+	VPDPBUSD       Z23, Z1, Z18
+	VPDPBUSD       Z24, Z1, Z19
+	VPBROADCASTD   344(CX), Z1
+	VPDPBUSD       Z23, Z1, Z20
+	VPDPBUSD       Z24, Z1, Z21
+	VPERMB         Z0, Z25, Z1
+	VPERMB         Z0, Z3, Z2
+	VPBROADCASTD   96(CX), Z22
+	VPDPBUSD       Z1, Z22, Z4
+	VPDPBUSD       Z2, Z22, Z5
+	VPBROADCASTD   100(CX), Z22
+	VPDPBUSD       Z1, Z22, Z6
+	VPDPBUSD       Z2, Z22, Z7
+	VPBROADCASTD   104(CX), Z22
+	VPDPBUSD       Z1, Z22, Z8
+	VPDPBUSD       Z2, Z22, Z9
+	VPBROADCASTD   224(CX), Z22
+	VPDPBUSD       Z1, Z22, Z10
+	VPDPBUSD       Z2, Z22, Z11
+	VPBROADCASTD   228(CX), Z22
+	VPDPBUSD       Z1, Z22, Z12
+	VPDPBUSD       Z2, Z22, Z13
+	VPBROADCASTD   232(CX), Z22
+	VPDPBUSD       Z1, Z22, Z14
+	VPDPBUSD       Z2, Z22, Z15
+	VPBROADCASTD   352(CX), Z22
+	VPDPBUSD       Z1, Z22, Z16
+	VPDPBUSD       Z2, Z22, Z17
+	VPBROADCASTD   356(CX), Z22
+	VPDPBUSD       Z1, Z22, Z18
+	VPDPBUSD       Z2, Z22, Z19
+	VPBROADCASTD   360(CX), Z22
+	VPDPBUSD       Z1, Z22, Z20
+	VPDPBUSD       Z2, Z22, Z21
+	VPSRLW         $0x04, Z25, Z25
+	VPERMB         Z0, Z25, Z1
+	VPSRLW         $0x04, Z3, Z3
+	VPERMB         Z0, Z3, Z0
+	VPBROADCASTD   112(CX), Z2
+	VPDPBUSD       Z1, Z2, Z4
+	VPDPBUSD       Z0, Z2, Z5
+	VPBROADCASTD   116(CX), Z2
+	VPDPBUSD       Z1, Z2, Z6
+	VPDPBUSD       Z0, Z2, Z7
+	VPBROADCASTD   120(CX), Z2
+	VPDPBUSD       Z1, Z2, Z8
+	VPDPBUSD       Z0, Z2, Z9
+	VPBROADCASTD   240(CX), Z2
+	VPDPBUSD       Z1, Z2, Z10
+	VPDPBUSD       Z0, Z2, Z11
+	VPBROADCASTD   244(CX), Z2
+	VPDPBUSD       Z1, Z2, Z12
+	VPDPBUSD       Z0, Z2, Z13
+	VPBROADCASTD   248(CX), Z2
+	VPDPBUSD       Z1, Z2, Z14
+	VPDPBUSD       Z0, Z2, Z15
+	VPBROADCASTD   368(CX), Z2
+	VPDPBUSD       Z1, Z2, Z16
+	VPDPBUSD       Z0, Z2, Z17
+	VPBROADCASTD   372(CX), Z2
+	VPDPBUSD       Z1, Z2, Z18
+	VPDPBUSD       Z0, Z2, Z19
+	VPBROADCASTD   376(CX), Z2
+	VPDPBUSD       Z1, Z2, Z20
+	VPDPBUSD       Z0, Z2, Z21
 	VBROADCASTSS   float256<>+0(SB), Z3
 	VBROADCASTSS   (DX), Z0
 	VCVTDQ2PS      Z4, Z4

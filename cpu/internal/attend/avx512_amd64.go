@@ -299,7 +299,7 @@ func addBytesAVX512(acc []float32, weights []byte, units []float32, heads int, t
 }
 
 // Indexed by bits and heads.
-var dotPlanes = [4][3]func(dots *float32, q, src *byte, plane int, table *byte, groups int){
+var dotPlanes = [4][3]func(dots *float32, q, src *byte, plane int, table *byte){
 	{dotLM1Heads1AVX512, dotLM1Heads2AVX512, dotLM1Heads3AVX512},
 	{dotLM2Heads1AVX512, dotLM2Heads2AVX512, dotLM2Heads3AVX512},
 	{dotLM3Heads1AVX512, dotLM3Heads2AVX512, dotLM3Heads3AVX512},
@@ -307,7 +307,7 @@ var dotPlanes = [4][3]func(dots *float32, q, src *byte, plane int, table *byte, 
 }
 
 var addPlanes = [4][3]func(acc *float32, weights *byte, units *float32, src *byte, plane int,
-	table *byte, groups int){
+	table *byte){
 	{addLM1Heads1AVX512, addLM1Heads2AVX512, addLM1Heads3AVX512},
 	{addLM2Heads1AVX512, addLM2Heads2AVX512, addLM2Heads3AVX512},
 	{addLM3Heads1AVX512, addLM3Heads2AVX512, addLM3Heads3AVX512},
@@ -315,24 +315,21 @@ var addPlanes = [4][3]func(acc *float32, weights *byte, units *float32, src *byt
 }
 
 // Indexed by heads.
-var softmaxTiles = [3]func(t, next *byte, sums, tops, dots, energy *float32, digits *byte,
-	units, frac *float32, scale float32) (flags uint32){
+var softmaxTiles = [3]func(memory, t, next *byte, dots *float32) (flags uint32){
 	softmaxTile1AVX512, softmaxTile2AVX512, softmaxTile3AVX512,
 }
 
-func dotPlanesAVX512(dots []float32, q []byte, heads int, src []byte, bits, plane, n int,
-	table *byteTable) {
+func dotPlanesAVX512(dots []float32, q []byte, heads int, src []byte, bits, plane int, table *byteTable) {
 	_, _ = dots[heads*TileRows-1], q[heads*QueryBytes(byteBlock)-1]
-	_ = src[(bits-1)*plane+n*byteBlock/8-1]
-	dotPlanes[bits-1][heads-1](&dots[0], &q[0], &src[0], plane, &table[0][0], n/16)
+	_ = src[(bits-1)*plane+TileRows*byteBlock/8-1]
+	dotPlanes[bits-1][heads-1](&dots[0], &q[0], &src[0], plane, &table[0][0])
 }
 
-func addPlanesAVX512(acc []float32, w *Weights, heads int, src []byte, bits, plane, n int,
+func addPlanesAVX512(acc []float32, w *Weights, heads int, src []byte, bits, plane int,
 	table *byteTable) {
 	_, _, _ = acc[heads*byteBlock-1], w.Digits[heads*DigitBytes-1], w.Units[heads-1]
-	_ = src[(bits-1)*plane+n*byteBlock/8-1]
-	addPlanes[bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &src[0], plane, &table[0][0],
-		n/byteRows)
+	_ = src[(bits-1)*plane+TileRows*byteBlock/8-1]
+	addPlanes[bits-1][heads-1](&acc[0], &w.Digits[0], &w.Units[0], &src[0], plane, &table[0][0])
 }
 
 func mixRowsAVX512(dst *[TileRows]float32, w, rows []float32, power int) {

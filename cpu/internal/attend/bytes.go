@@ -74,18 +74,15 @@ type byteKernels struct {
 	// true.
 	softmax func(w *Weights, h *Heads, a, b int, t *Terms, scale *[TileRows]float32) uint32
 	add     func(acc []float32, weights []byte, units []float32, heads int, tile []byte, dim, rows int)
-	// dotPlanes and addPlanes combine planes with dots or add, for rows that Direct accepts.
-	// src begins with n rows in the first of bits planes, which start plane bytes apart.
-	dotPlanes func(dots []float32, q []byte, heads int, src []byte, bits, plane, n int,
-		table *byteTable)
-	addPlanes func(acc []float32, w *Weights, heads int, src []byte, bits, plane, n int,
-		table *byteTable)
+	// dotPlanes and addPlanes combine planes with dots or add, for tiles that Direct accepts.
+	// src begins with a tile's rows in the first of bits planes, which start plane bytes apart.
+	dotPlanes func(dots []float32, q []byte, heads int, src []byte, bits, plane int, table *byteTable)
+	addPlanes func(acc []float32, w *Weights, heads int, src []byte, bits, plane int, table *byteTable)
 	// The steps of a Run, by bits and heads; they check nothing. softmaxTile is nil if there are none.
-	dotTile     *[4][RunHeads]func(dots *float32, q, src *byte, plane int, table *byte, groups int)
-	softmaxTile *[RunHeads]func(t, next *byte, sums, tops, dots, energy *float32, digits *byte,
-		units, frac *float32, scale float32) (flags uint32)
-	addTile *[4][RunHeads]func(acc *float32, weights *byte, units *float32, src *byte, plane int,
-		table *byte, groups int)
+	dotTile     *[4][RunHeads]func(dots *float32, q, src *byte, plane int, table *byte)
+	softmaxTile *[RunHeads]func(memory, t, next *byte, dots *float32) (flags uint32)
+	addTile     *[4][RunHeads]func(acc *float32, weights *byte, units *float32, src *byte, plane int,
+		table *byte)
 }
 
 // Bytes reports whether rows of a format can be unpacked to a tile of bytes.
@@ -250,23 +247,23 @@ func (k *Kernels) AddBytes(acc []float32, w *Weights, heads int, tile []byte, di
 // Direct reports whether DotPlanes and AddPlanes accept n rows of dim values, of a format with
 // tiles of bytes, and heads query heads. With so few heads, storing a tile would not pay.
 func (k *Kernels) Direct(f quant.Format, dim, n, heads int) bool {
-	return f != quant.U8 && dim == byteBlock && n%16 == 0 && heads <= 3
+	return f != quant.U8 && dim == byteBlock && n == TileRows && heads <= 3
 }
 
-// DotPlanes combines UnpackBytes and DotBytes, for rows that Direct accepts, with the same bits.
+// DotPlanes combines UnpackBytes and DotBytes, for a tile that Direct accepts, with the same bits.
 func (k *Kernels) DotPlanes(dots []float32, q []byte, heads int, f quant.Format, src []byte, rows,
-	r0, n int) {
+	r0 int) {
 	if heads > 0 {
 		k.bytes.dotPlanes(dots[:heads*TileRows], q[:heads*QueryBytes(byteBlock)], heads,
-			src[r0*byteBlock/8:], f.Bits(), layout.PlaneBytes(rows, byteBlock), n, &byteTables[f][0])
+			src[r0*byteBlock/8:], f.Bits(), layout.PlaneBytes(rows, byteBlock), &byteTables[f][0])
 	}
 }
 
-// AddPlanes combines UnpackBytes and AddBytes, for rows that Direct accepts, with the same bits.
+// AddPlanes combines UnpackBytes and AddBytes, for a tile that Direct accepts, with the same bits.
 func (k *Kernels) AddPlanes(acc []float32, w *Weights, heads int, f quant.Format, src []byte, rows,
-	r0, n int) {
+	r0 int) {
 	if heads > 0 {
 		k.bytes.addPlanes(acc[:heads*byteBlock], w, heads, src[r0*byteBlock/8:], f.Bits(),
-			layout.PlaneBytes(rows, byteBlock), n, &byteTables[f][1])
+			layout.PlaneBytes(rows, byteBlock), &byteTables[f][1])
 	}
 }

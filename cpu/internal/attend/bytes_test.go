@@ -330,22 +330,20 @@ func TestDirect(t *testing.T) {
 		rng := rand.New(rand.NewPCG(29, 30))
 		for _, f := range byteFormats[:4] {
 			for heads := 1; heads <= 3; heads++ {
-				for _, n := range []int{16, 32} {
-					require.True(t, k.Direct(f, 64, n, heads))
-					checkDirect(t, k, rng, f, heads, n)
-				}
+				require.True(t, k.Direct(f, 64, TileRows, heads))
+				checkDirect(t, k, rng, f, heads)
 			}
 		}
 		require.False(t, k.Direct(quant.U8, 64, 32, 1))
 		require.False(t, k.Direct(quant.LM3, 128, 32, 1))
-		require.False(t, k.Direct(quant.LM3, 64, 31, 1))
+		require.False(t, k.Direct(quant.LM3, 64, 16, 1))
 		require.False(t, k.Direct(quant.LM3, 64, 32, 4))
 	})
 }
 
-func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads, n int) {
+func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads int) {
 	t.Helper()
-	const dim = 64
+	const dim, n = 64, TileRows
 	c := quant.Coding{Format: f}
 	rows := n + rng.IntN(40)
 	r0 := rng.IntN(rows - n + 1)
@@ -364,7 +362,7 @@ func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads
 	k.UnpackBytes(tile, false, c, src, rows, dim, r0, n, &tmp)
 	k.DotBytes(want, cut, heads, tile, dim, n)
 	got, check := fenced(t, heads*TileRows)
-	k.DotPlanes(got, cut, heads, f, src, rows, r0, n)
+	k.DotPlanes(got, cut, heads, f, src, rows, r0)
 	check()
 	for h := range heads {
 		sameBits(t, want[h*TileRows:][:n], got[h*TileRows:][:n])
@@ -383,7 +381,7 @@ func checkDirect(t *testing.T, k *Kernels, rng *rand.Rand, f quant.Format, heads
 	k.AddBytes(sum, w, heads, tile, dim, n)
 	acc, checkAcc := fenced(t, heads*dim)
 	clear(acc)
-	k.AddPlanes(acc, w, heads, f, src, rows, r0, n)
+	k.AddPlanes(acc, w, heads, f, src, rows, r0)
 	checkAcc()
 	sameBits(t, sum, acc)
 }

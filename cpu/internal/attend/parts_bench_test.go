@@ -3,53 +3,57 @@
 package attend
 
 import (
+	"encoding/binary"
+	"math"
 	"math/rand/v2"
 	"testing"
 	"time"
 
 	"github.com/kvist-project/kvist/quant"
+	"github.com/kvist-project/kvist/quant/layout"
 )
 
-// BenchmarkDirect measures what a tile of 32 rows of 64 values and three heads takes, step by step.
+// BenchmarkRun measures what a tile of 32 rows of 64 values and three heads takes in a run, step by step.
 // ns/row is that of the fastest twenty calls in a row: other work of the machine changes it least.
-func BenchmarkDirect(b *testing.B) {
-	const rows, dim, heads = TileRows, byteBlock, 3
+func BenchmarkRun(b *testing.B) {
+	const heads = RunHeads
 	for _, k := range Native() {
 		if k.bytes == nil {
 			continue
 		}
 		rng := rand.New(rand.NewPCG(1, 2))
 		for _, f := range byteFormats[:4] {
-			packed := randomBytes(rng, quant.Coding{Format: f}.PackedBytes(rows, dim))
-			q := make([]byte, heads*QueryBytes(dim))
-			x := make([]float32, dim)
+			c := quant.Coding{Format: f, Scale: quant.ScaleLog8}
+			form := k.TileForm(c, c, TileRows, byteBlock, byteBlock, 0)
+			side := randomBytes(rng, c.PackedBytes(TileRows, byteBlock))
+			base := c.Format.Bits() * layout.PlaneBytes(TileRows, byteBlock)
+			binary.LittleEndian.PutUint32(side[base:], math.Float32bits(1))
+			q := make([]byte, heads*QueryBytes(byteBlock))
+			x := make([]float32, byteBlock)
 			for h := range heads {
 				for i := range x {
 					x[i] = float32(rng.NormFloat64())
 				}
-				k.CutQuery(q[h*QueryBytes(dim):], x)
+				k.CutQuery(q[h*QueryBytes(byteBlock):], x)
 			}
-			h := Heads{Dots: make([]float32, heads*TileRows), Weights: make([]float32, heads*TileRows),
-				Energy: make([]float32, heads), Tops: make([]float32, heads), Sums: make([]float32, heads),
-				Masks: make([]uint32, heads)}
-			w := Weights{Digits: make([]byte, heads*DigitBytes), Units: make([]float32, heads)}
-			acc := make([]float32, heads*dim)
-			var t Terms
-			var scale [TileRows]float32
-			for i := range scale {
-				t.Mul[i], scale[i] = 0.001, 1
+			acc := make([]float32, heads*byteBlock)
+			var r Run
+			r.Begin(k, q, heads, 0.125)
+			for i := range runTiles {
+				r.Put(i, &form, side, side, 0)
 			}
-			dots := func() { k.DotPlanes(h.Dots, q, heads, f, packed, rows, 0, rows) }
-			softmax := func() {
-				h.Masks[0], h.Masks[1], h.Masks[2] = ^uint32(0), ^uint32(0), ^uint32(0)
-				k.SoftmaxCut(&w, &h, 0, heads, &t, &scale)
-			}
-			add := func() { k.AddPlanes(acc, &w, heads, f, packed, rows, 0, rows) }
 			name := k.ISA() + "/" + f.String()
-			best(b, name+"/dots", dots)
-			best(b, name+"/softmax", softmax)
-			best(b, name+"/add", add)
-			best(b, name+"/all", func() { dots(); softmax(); add() })
+			best(b, name+"/dots", func() { r.Dots(0) })
+			best(b, name+"/softmax", func() { r.Weigh(0, true) })
+			best(b, name+"/add", func() { r.Add(acc, 0) })
+			best(b, name+"/all", func() {
+				r.Weigh(0, true)
+				r.Dots(1)
+				r.Add(acc, 0)
+				r.Weigh(1, true)
+				r.Dots(0)
+				r.Add(acc, 1)
+			})
 		}
 	}
 }

@@ -72,27 +72,46 @@ func (t *tile) address() *byte { return (*byte)(unsafe.Pointer(t)) }
 // The softmax of a tile waits for itself most of the time. The inner products of the next one fill that
 // time. Every step has the bits of DotPlanes, Scales and SoftmaxCut, and AddPlanes.
 type Run struct {
-	b      *byteKernels
-	heads  int
-	q      []byte
-	h      *Heads
-	scale  float32
-	tiles  [runTiles]tile
-	dots   [2][RunHeads * TileRows]float32
-	digits [RunHeads * DigitBytes]byte
-	units  [RunHeads]float32
+	b     *byteKernels
+	heads int
+	q     []byte
+	tiles [runTiles]tile
+	m     *runMemory
 }
 
-// Begin starts a run of heads queries in digits. h is as in SoftmaxCut, without masks, dots and weights; K's
-// scales are multiplied by scale.
-func (r *Run) Begin(k *Kernels, q []byte, h *Heads, heads int, scale float32) {
-	_, _, _ = h.Energy[heads-1], h.Tops[heads-1], h.Sums[heads-1]
-	r.b, r.heads, r.q, r.h, r.scale = k.bytes, heads, q[:heads*QueryBytes(byteBlock)], h, scale
+// runMemory is the memory of a Run. Go puts an object of this size and without pointers at a multiple of 64
+// bytes, where vectors lie best. The assembly knows the place of its fields.
+type runMemory struct {
+	dots   [2][RunHeads * TileRows]float32
+	digits [RunHeads * DigitBytes]byte
+	scales [TileRows]float32 // of V
+	frac   [16]float32       // log8Frac
+	units  [4]float32
+	heads  RunState
+	scale  float32
+	_      [31]float32
+}
+
+// RunState are the values of a Run's heads.
+type RunState struct {
+	Sums   [4]float32 // of the exponentials of the tile that was weighed last
+	Tops   [4]float32 // see Heads
+	Energy [4]float32
+}
+
+// Begin starts a run of heads queries in digits and returns their state, which has the Energy and the Tops to
+// be set. K's scales are multiplied by scale.
+func (r *Run) Begin(k *Kernels, q []byte, heads int, scale float32) *RunState {
+	if r.m == nil {
+		r.m = &runMemory{frac: log8Frac}
+	}
+	r.b, r.heads, r.q, r.m.scale = k.bytes, heads, q[:heads*QueryBytes(byteBlock)], scale
+	return &r.m.heads
 }
 
 // End drops all references.
 func (r *Run) End() {
-	r.b, r.q, r.h, r.tiles = nil, nil, nil, [runTiles]tile{}
+	r.b, r.q, r.tiles = nil, nil, [runTiles]tile{}
 }
 
 // Put makes rows [r0, r0+TileRows) of a block tile i. k and v are its sides.
@@ -116,8 +135,7 @@ func scalesAt(side []byte, at, r0 int, log8 bool) (base, scales *byte) {
 // Dots computes the inner products of tile i.
 func (r *Run) Dots(i int) {
 	t := &r.tiles[i%runTiles]
-	r.b.dotTile[t.form.kBits-1][r.heads-1](&r.dots[i%2][0], &r.q[0], t.k, t.form.kPlane, &t.form.kTable[0][0],
-		TileRows/16)
+	r.b.dotTile[t.form.kBits-1][r.heads-1](&r.m.dots[i%2][0], &r.q[0], t.k, t.form.kPlane, &t.form.kTable[0][0])
 }
 
 // Weigh computes the weights of tile i as SoftmaxCut does, and prefetches tile i+2 if it was Put. bad
@@ -128,8 +146,8 @@ func (r *Run) Weigh(i int, ahead bool) (bad, rose bool) {
 	if ahead {
 		next = r.tiles[(i+2)%runTiles].address()
 	}
-	flags := r.b.softmaxTile[r.heads-1](r.tiles[i%runTiles].address(), next, &r.h.Sums[0], &r.h.Tops[0], &r.dots[i%2][0],
-		&r.h.Energy[0], &r.digits[0], &r.units[0], &log8Frac[0], r.scale)
+	flags := r.b.softmaxTile[r.heads-1]((*byte)(unsafe.Pointer(r.m)), r.tiles[i%runTiles].address(), next,
+		&r.m.dots[i%2][0])
 	return flags&1 != 0, flags&2 != 0
 }
 
@@ -137,12 +155,15 @@ func (r *Run) Weigh(i int, ahead bool) (bad, rose bool) {
 func (r *Run) Add(acc []float32, i int) {
 	t := &r.tiles[i%runTiles]
 	_ = acc[r.heads*byteBlock-1]
-	r.b.addTile[t.form.vBits-1][r.heads-1](&acc[0], &r.digits[0], &r.units[0], t.v, t.form.vPlane,
-		&t.form.vTable[0][0], TileRows/byteRows)
+	r.b.addTile[t.form.vBits-1][r.heads-1](&acc[0], &r.m.digits[0], &r.m.units[0], t.v, t.form.vPlane,
+		&t.form.vTable[0][0])
 }
 
 // The assembly has these numbers.
 var (
 	_ = [1]struct{}{}[unsafe.Offsetof(tile{}.form)-48]
 	_ = [1]struct{}{}[unsafe.Offsetof(TileForm{}.forms)-44]
+	_ = [1]struct{}{}[unsafe.Offsetof(runMemory{}.digits)-768]
+	_ = [1]struct{}{}[unsafe.Offsetof(runMemory{}.scale)-(768+384+128+64+64)]
+	_ = [1]struct{}{}[unsafe.Sizeof(runMemory{})-1536]
 )

@@ -507,7 +507,7 @@ func softmaxCut1AVX512(w *float32, sums *float32, tops *float32, dots *float32, 
 //	}
 //
 //go:noescape
-func softmaxTile1AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+func softmaxTile1AVX512(memory *byte, t *byte, next *byte, dots *float32) (flags uint32)
 
 // softmax2AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
@@ -588,7 +588,7 @@ func softmaxCut2AVX512(w *float32, sums *float32, tops *float32, dots *float32, 
 //	}
 //
 //go:noescape
-func softmaxTile2AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+func softmaxTile2AVX512(memory *byte, t *byte, next *byte, dots *float32) (flags uint32)
 
 // softmax3AVX512 makes weights of the inner products of a tile: per head s = dots*mul +
 // add - energy*noise, tops = max(s) if that is above tops + 8, p = exp(s - tops), sums =
@@ -669,7 +669,7 @@ func softmaxCut3AVX512(w *float32, sums *float32, tops *float32, dots *float32, 
 //	}
 //
 //go:noescape
-func softmaxTile3AVX512(t *byte, next *byte, sums *float32, tops *float32, dots *float32, energy *float32, digits *byte, units *float32, frac *float32, scale float32) (flags uint32)
+func softmaxTile3AVX512(memory *byte, t *byte, next *byte, dots *float32) (flags uint32)
 
 // probsAVX512 adds exp(s - lse)^power of every head to acc[32], with scores s as
 // softmaxAVX512 makes them.
@@ -998,11 +998,11 @@ func unpackLM4Values128AVX512(dst *byte, src *byte, plane int, table *byte, grou
 //go:noescape
 func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups int, blocks int)
 
-// dotLM1Heads1AVX512 writes the inner products of 1 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM1Heads1AVX512 writes the inner products of 1 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1011,13 +1011,12 @@ func unpackLM4ValuesAVX512(dst *byte, src *byte, plane int, table *byte, groups 
 //	}
 //
 //go:noescape
-func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM1Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
-// sums.
+// addLM1Heads1AVX512 adds 32 rows of 64 codes, weighted by digits, to 1 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1025,13 +1024,13 @@ func dotLM1Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM1Heads2AVX512 writes the inner products of 2 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM1Heads2AVX512 writes the inner products of 2 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1040,13 +1039,12 @@ func addLM1Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM1Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
-// sums.
+// addLM1Heads2AVX512 adds 32 rows of 64 codes, weighted by digits, to 2 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1054,13 +1052,13 @@ func dotLM1Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM1Heads3AVX512 writes the inner products of 3 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM1Heads3AVX512 writes the inner products of 3 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1069,13 +1067,12 @@ func addLM1Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM1Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
-// sums.
+// addLM1Heads3AVX512 adds 32 rows of 64 codes, weighted by digits, to 3 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1083,13 +1080,13 @@ func dotLM1Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM2Heads1AVX512 writes the inner products of 1 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM2Heads1AVX512 writes the inner products of 1 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1098,13 +1095,12 @@ func addLM1Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM2Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
-// sums.
+// addLM2Heads1AVX512 adds 32 rows of 64 codes, weighted by digits, to 1 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1112,13 +1108,13 @@ func dotLM2Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM2Heads2AVX512 writes the inner products of 2 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM2Heads2AVX512 writes the inner products of 2 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1127,13 +1123,12 @@ func addLM2Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM2Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
-// sums.
+// addLM2Heads2AVX512 adds 32 rows of 64 codes, weighted by digits, to 2 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1141,13 +1136,13 @@ func dotLM2Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM2Heads3AVX512 writes the inner products of 3 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM2Heads3AVX512 writes the inner products of 3 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1156,13 +1151,12 @@ func addLM2Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM2Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
-// sums.
+// addLM2Heads3AVX512 adds 32 rows of 64 codes, weighted by digits, to 3 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1170,13 +1164,13 @@ func dotLM2Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM3Heads1AVX512 writes the inner products of 1 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM3Heads1AVX512 writes the inner products of 1 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1185,13 +1179,12 @@ func addLM2Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM3Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
-// sums.
+// addLM3Heads1AVX512 adds 32 rows of 64 codes, weighted by digits, to 1 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1199,13 +1192,13 @@ func dotLM3Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM3Heads2AVX512 writes the inner products of 2 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM3Heads2AVX512 writes the inner products of 2 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1214,13 +1207,12 @@ func addLM3Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM3Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
-// sums.
+// addLM3Heads2AVX512 adds 32 rows of 64 codes, weighted by digits, to 2 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1228,13 +1220,13 @@ func dotLM3Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM3Heads3AVX512 writes the inner products of 3 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM3Heads3AVX512 writes the inner products of 3 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1243,13 +1235,12 @@ func addLM3Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM3Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
-// sums.
+// addLM3Heads3AVX512 adds 32 rows of 64 codes, weighted by digits, to 3 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1257,13 +1248,13 @@ func dotLM3Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM4Heads1AVX512 writes the inner products of 1 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM4Heads1AVX512 writes the inner products of 1 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1272,13 +1263,12 @@ func addLM3Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM4Heads1AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 1
-// sums.
+// addLM4Heads1AVX512 adds 32 rows of 64 codes, weighted by digits, to 1 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1286,13 +1276,13 @@ func dotLM4Heads1AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM4Heads2AVX512 writes the inner products of 2 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM4Heads2AVX512 writes the inner products of 2 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1301,13 +1291,12 @@ func addLM4Heads1AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM4Heads2AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 2
-// sums.
+// addLM4Heads2AVX512 adds 32 rows of 64 codes, weighted by digits, to 2 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1315,13 +1304,13 @@ func dotLM4Heads2AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
-// dotLM4Heads3AVX512 writes the inner products of 3 queries in digits with groups times
-// 16 rows of 64 codes.
+// dotLM4Heads3AVX512 writes the inner products of 3 queries in digits with 32 rows of 64
+// codes.
 //
 //	for h := range heads {
-//		for r := range 16 * groups {
+//		for r := range 32 {
 //			dots[h][r] = 0
 //			for i := range 64 {
 //				dots[h][r] += q[h][i] * table[code(r, i)]
@@ -1330,13 +1319,12 @@ func addLM4Heads2AVX512(acc *float32, weights *byte, units *float32, src *byte, 
 //	}
 //
 //go:noescape
-func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte, groups int)
+func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byte)
 
-// addLM4Heads3AVX512 adds groups times eight rows of 64 codes, weighted by digits, to 3
-// sums.
+// addLM4Heads3AVX512 adds 32 rows of 64 codes, weighted by digits, to 3 sums.
 //
 //	for h := range heads {
-//		for r := range 8 * groups {
+//		for r := range 32 {
 //			for i := range 64 {
 //				acc[h][i] += units[h] * weights[h][r] * table[code(r, i)]
 //			}
@@ -1344,7 +1332,7 @@ func dotLM4Heads3AVX512(dots *float32, q *byte, src *byte, plane int, table *byt
 //	}
 //
 //go:noescape
-func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte, groups int)
+func addLM4Heads3AVX512(acc *float32, weights *byte, units *float32, src *byte, plane int, table *byte)
 
 // unpackU8KeysAVX512 arranges groups of eight rows of blocks times 64 codes for inner
 // products.
