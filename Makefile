@@ -22,6 +22,8 @@ NO_NOCGO := TestTensorCores|Suite/(encode|decode|demote|attend|attend-mixed|rele
 BUILT    := ./cmd/... ./cpu/... ./cuda/... ./engine/... ./importance ./kernels/... ./quant/...
 RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' ':!engine/vectors/chromem' | xargs -n1 dirname)))
 FUZZ     ?= 4000x
+# llama.cpp, as bench/modelspeed/llamacpp.py builds it.
+LLAMACPP := build/llamacpp
 # Names what must not be skipped: model, avx2, avx512, emu (comma-separated).
 export KVIST_REQUIRE
 # Properties are checked on the same random inputs every time; make explore draws others. Under qemu and the
@@ -31,7 +33,7 @@ CHECKS   ?= 2000
 SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
+.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama llama-states check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
         test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality quality-gemma gguf-fixtures tidy-check vectors-data bench-vectors check-chromem clean
 
 help: ## list the targets
@@ -57,6 +59,11 @@ model-fixtures: model-gemma ## make testdata of engine/model anew with transform
 check-llama: ## hold the tiny models of engine/model against llama.cpp, built by pip (15 minutes)
 	python=$$(sh engine/model/python.sh) && "$$python" -m pip install --quiet llama-cpp-python==0.3.36 && \
 	  "$$python" engine/model/testdata/check_llama.py
+
+llama-states: model ## make testdata of engine/llamastate anew with llama.cpp (built first: 15 minutes)
+	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
+	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check gguf==0.17.1
+	$(LLAMACPP)/bin/python engine/llamastate/testdata/make_states.py
 
 check-openai: model ## hold kvist serve against the official OpenAI clients for Go and Python (fetched); 8 clients of 20 turns
 	sh cmd/kvist/internal/serve/testdata/clients/check.sh
@@ -132,7 +139,6 @@ lint: fmt-check ## gofmt, vet, staticcheck
 bench: ## Go benchmarks of every package
 	$(GO) test -run '^$$' -bench . -benchtime 200ms ./...
 
-LLAMACPP := build/llamacpp
 model-speed: model model-gemma ## speed of the model runner beside llama.cpp, which is built first (15 minutes); writes bench/results/model-speed.md
 	@mkdir -p build
 	$(GO) build -o build/modelspeed ./bench/modelspeed
@@ -183,7 +189,7 @@ check-chromem: ## the tests of the module that searches collections of chromem-g
 
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
-	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead \
+	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead llamastate:FuzzOpen llamastate:FuzzRestore \
 	  model:FuzzGGUF model:FuzzTokenizer model:FuzzSPM kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams .:FuzzParseSaved vectors:FuzzRead; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \

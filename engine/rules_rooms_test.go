@@ -17,7 +17,7 @@ var rooms = [][]string{
 		"internal/progress", "container", "store", "tensorio"},
 	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile", "vectors"},
 	{"gguf/gguftest", "capture", "internal/blocks", "internal/weigh"},
-	{"internal/captured", "internal/damage", "model"},
+	{"internal/captured", "internal/damage", "llamastate", "model"},
 	{"model/modeltest", "internal/ahead", "internal/cold", "internal/segment", "runner"},
 	{"report"},
 	{"kvfile"},

@@ -61,6 +61,7 @@ var allowed = map[string][]string{
 	"engine/gguf":                {"quant", "engine/atomicfile"},
 	"engine/gguf/gguftest":       {"quant", "engine/gguf"},
 	"engine/capture":             {"quant", "engine/atomicfile", "engine/internal/half", "engine/gguf"},
+	"engine/llamastate":          {"quant", "engine/capture"},
 	"engine/profile":             {"quant", "engine/container", "engine/atomicfile"},
 	"engine/internal/archive":    {"quant"},
 	// Rooms, from what stands on nothing to what users call. From segment down nothing knows captures or

@@ -39,6 +39,7 @@ type compressFlags struct {
 	nonfinite, mean, metric, lossless, json, force                           bool
 	streams                                                                  int
 	backend                                                                  backendFlags
+	state                                                                    stateFlags
 }
 
 func newCompress(a *app) *cobra.Command {
@@ -72,6 +73,12 @@ the bases of a profile needs the profile for decompression. Without a profile, c
 bases to the capture and stores them in the file. --lossless keeps every bit of every row as read; it
 refuses F64, unless every value is a float32. A file made with --streams 4 can be made coarser by
 kvist truncate.
+
+IN may also be a state of llama.cpp: what llama-server saves of a slot, or a program with
+llama_state_seq_save_file, llama_state_save_file or llama_state_seq_get_data. decompress writes the state
+again. --model names the GGUF file of its model, which says what a state does not; the model is also run
+over the tokens of the state for its queries, unless --run-model=false. Without --model, a --profile
+and --rope-pairs say it. --lossless needs neither. Caches of f16, bf16, f32, q8_0 and q4_0.
 
 IN may also be a .kvist file. An archive can become hot blocks, with the weights of the archive, and
 either form can become a smaller file.
@@ -156,6 +163,7 @@ in place of queries, reason), profile (its hash in the file, or ""), config (tha
 		"keep rows with NaN or Inf exactly instead of failing; in an archive, all rows of their segment and layer")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "replace the output if it exists")
+	f.state.add(cmd)
 	f.backend.add(cmd)
 	_ = cmd.MarkFlagRequired("output") // the flag is there
 	return cmd
@@ -390,15 +398,16 @@ func (a *app) compress(ctx context.Context, name string, f *compressFlags,
 	if name == stdStream && f.weights == stdStream {
 		return usagef("the capture and --weights cannot both be standard input")
 	}
-	inputs := []string{name, f.weights, f.profile}
+	inputs := []string{name, f.weights, f.profile, modelInput(f.state.model)}
 	if err := a.checkOutputs(inputs, destination{"-o", f.out, f.force}); err != nil {
 		return err
 	}
-	src, in, weights, err := a.openSource(ctx, name, cfg.Profile)
+	src, in, weights, err := a.openSource(ctx, name, f, cfg.Profile)
 	if err != nil {
 		return err
 	}
 	defer closing(in, &err)
+	forState(src, &cfg)
 	if err := f.checkSides(src.Info().KV); err != nil {
 		return err
 	}

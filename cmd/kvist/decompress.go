@@ -30,6 +30,8 @@ activations, or an .npy if the original was one. Originals in .npz and GGUF come
 rows of F64 as F32, rows of FP8 and I8 as F16. Side tensors come back exactly. layers.N.bias holds the
 row bias of coarse rows. layers.N.kept marks tokens that were dropped or lost.
 
+A file made from a state of llama.cpp comes back as that state, unless OUT ends in .safetensors.
+
 --salvage reads the intact parts of a damaged file and lists the lost parts on standard error. Lost
 tokens are zeros. The exit status is then 3, although the output was written.
 
@@ -76,7 +78,8 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 	if err != nil {
 		return err
 	}
-	if err := checkExtension(f.out, r.Header()); err != nil {
+	state := madeOfState(r, f.out)
+	if err := checkExtension(f.out, r.Header()); err != nil && !state {
 		return err
 	}
 	profiles, err := a.openProfiles(ctx, f.profiles)
@@ -88,7 +91,13 @@ func (a *app) decompress(ctx context.Context, name string, f *decompressFlags) (
 		return err
 	}
 	say, clear := a.progress()
-	res, err := kvfile.Decompress(ctx, r, out, kvfile.Options{Salvage: f.salvage, Progress: say, Profiles: profiles})
+	o := kvfile.Options{Salvage: f.salvage, Progress: say, Profiles: profiles}
+	var res *kvfile.Restored
+	if state {
+		res, err = restoreState(ctx, in.name, r, out, o)
+	} else {
+		res, err = kvfile.Decompress(ctx, r, out, o)
+	}
 	clear()
 	out.finish(&err)
 	if err != nil {

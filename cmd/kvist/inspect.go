@@ -31,7 +31,7 @@ func newInspect(a *app) *cobra.Command {
 		Short: "Show what is in a .kvist file or a capture",
 		Long: `inspect describes a profile (model, identity, settings, sensitivities and how they were
 made; see kvist tune), a .kvist file (header, config, layers, codings, bytes by section) or a capture
-(geometry, tensors, metadata). It also shows the effective rank of K and V, the number of directions
+(geometry, tensors, metadata), or a state of llama.cpp (caches, tokens, types). It also shows the effective rank of K and V, the number of directions
 that the rows use: the exponential of the entropy of the eigenvalues of their covariance. It takes at
 most 4096 rows per head; --spectrum takes all rows and prints a table for every head.
 
@@ -154,6 +154,9 @@ func (a *app) inspect(ctx context.Context, name string, f *inspectFlags) (err er
 	res := &inspectJSON{File: in.name, Bytes: in.size, Spectra: []headSpectrum{}}
 	if isProfile(in) {
 		return a.inspectProfile(in, f)
+	}
+	if isState(in) {
+		return a.printState(in, f)
 	}
 	if string(magic) == containerMagic || strings.EqualFold(filepath.Ext(name), ".kvist") {
 		err = a.inspectContainer(ctx, in, f, res)

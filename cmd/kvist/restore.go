@@ -17,8 +17,8 @@ import (
 const kvistMagic = "\x93KVIST"
 
 // openSource opens what compress reads: a capture, or a .kvist file, which it restores to a
-// temporary one first. weights is what an archive says of its tokens, or nil.
-func (a *app) openSource(ctx context.Context, name string, p *profile.Profile) (src *capture.Source,
+// temporary one first, or a state of llama.cpp. weights is what an archive says of its tokens, or nil.
+func (a *app) openSource(ctx context.Context, name string, f *compressFlags, p *profile.Profile) (src *capture.Source,
 	in *input, weights kvfile.Weights, err error) {
 	in, err = a.openInput(ctx, name)
 	if err != nil {
@@ -31,6 +31,14 @@ func (a *app) openSource(ctx context.Context, name string, p *profile.Profile) (
 			return nil, nil, nil, err
 		}
 		in, weights = restored, w
+	} else if isState(in) {
+		made, err := a.openState(ctx, in, f, p)
+		if err = errors.Join(err, in.Close()); err != nil {
+			return nil, nil, nil, err
+		}
+		in = made
+	} else if f.state.model != "" {
+		return nil, nil, nil, errors.Join(usagef("--model is for states of llama.cpp, %s is none", in.name), in.Close())
 	}
 	src, err = capture.New(in.name, in, in.size, capture.Limits{})
 	if err != nil {

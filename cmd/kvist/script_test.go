@@ -65,6 +65,8 @@ func runScripts(t *testing.T, dir string, environment map[string]string) {
 			for name, path := range map[string]string{"KV": kvCapture, "NPY": npyCapture,
 				"CORRUPT": corruptDir, "GOLDEN": "../../testdata/golden/v1",
 				"NUMPY":   "../../engine/capture/testdata/numpy",
+				"STATES":  "../../engine/llamastate/testdata",
+				"MODELS":  "../../engine/model/testdata/models",
 				"SHIPPED": "../../testdata/smollm2.kvprofile"} {
 				abs, err := filepath.Abs(path)
 				if err != nil {

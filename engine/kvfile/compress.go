@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"strings"
 	"sync"
 
 	"github.com/kvist-project/kvist/engine/backend"
@@ -303,9 +304,10 @@ func (c *compressor) prepareHeader() error {
 }
 
 // keptSide reports whether a file keeps the side tensor of a KV capture. q, the _next tensors and
-// o_weight are not kept; rope_inv_freq is part of the header.
+// o_weight are not kept; rope_inv_freq is part of the header. Names that start with llama. are those of
+// engine/llamastate.
 func keptSide(name string) bool {
-	return name == "tokens" || name == "surprisal" || name == "positions"
+	return name == "tokens" || name == "surprisal" || name == "positions" || strings.HasPrefix(name, "llama.")
 }
 
 // eachLayer is parallel.EachOf over the layers, and tells the caller of progress.

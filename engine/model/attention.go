@@ -92,6 +92,10 @@ func (c Config) CacheGeometry() (quant.Geometry, error) {
 	return g, nil
 }
 
+// Interleaved reports whether the file's K and q come in pairs of neighbours that RoPE turns together, as programs
+// keep K that run the file as it is. This package puts them into halves when it loads a model.
+func (c Config) Interleaved() bool { return c.arch.interleaved }
+
 // differs names the first property in which a is not want. RopeScale is left out: q and K include it.
 func (a LayerAttention) differs(want LayerAttention) string {
 	switch {

@@ -83,6 +83,18 @@ func Open(path string, opts Options) (*Model, error) {
 	return m, nil
 }
 
+// ReadConfig reads the shape of the model at path, without its weights. positions is Options.Context.
+//
+// Errors: those of Open, except those of weights and tokenizer.
+func ReadConfig(path string, positions int) (Config, error) {
+	f, err := gguf.Open(path)
+	if err != nil {
+		return Config{}, err
+	}
+	defer f.Close()
+	return readConfig(f, positions)
+}
+
 // Load loads the weights of an open file, without its tokenizer. The file may be closed after.
 // Quantized matrices stay quantized in memory, at about the bytes of the file; F16 and BF16 ones are
 // widened to float32.
