@@ -25,7 +25,7 @@ func embedCases(quick bool, threads int) []Case {
 		rows = 10_000
 	}
 	key := fmt.Sprintf("dim=%d/bytes=%d/rows=%d/threads=%d", embedDim, embedBytes, rows, threads)
-	return []Case{{Names: []string{"embed/op=add/" + key, "embed/op=search/" + key},
+	return []Case{{Names: []string{"embed/op=add/" + key, "embed/op=search/" + key}, Keep: true,
 		Setup: func(ctx context.Context, e *Env) (*Ready, error) { return embedReady(ctx, e, rows) }}}
 }
 

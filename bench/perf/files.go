@@ -24,7 +24,7 @@ func fileCases(quick bool, threads int) []Case {
 		tokens = 512
 	}
 	key := fmt.Sprintf("head_dim=64/gqa=3/bits=%d/context=%d/threads=%d", fileBits, tokens, threads)
-	return []Case{{Names: []string{"plan/" + key}, Setup: func(_ context.Context, e *Env) (*Ready, error) {
+	return []Case{{Names: []string{"plan/" + key}, Keep: true, Setup: func(_ context.Context, e *Env) (*Ready, error) {
 		m := syntheticCache(2, 64, 3, 3, tokens)
 		run := func(ctx context.Context) error {
 			p, err := kvfile.Pack(ctx, m, kvfile.Options{Bits: fileBits, Backend: e.Backend})
@@ -34,7 +34,7 @@ func fileCases(quick bool, threads int) []Case {
 			return p.Close()
 		}
 		return &Ready{Work: []*Work{fileWork(e, m, fileBits, run)}}, nil
-	}}, {Names: []string{"archive/op=write/" + key, "archive/op=read/" + key}, Setup: archiveReady(tokens)}}
+	}}, {Names: []string{"archive/op=write/" + key, "archive/op=read/" + key}, Keep: true, Setup: archiveReady(tokens)}}
 }
 
 func fileWork(e *Env, m *kvfile.Memory, bits float64, run func(ctx context.Context) error) *Work {

@@ -22,6 +22,8 @@ type Case struct {
 	Names []string
 	// Setup returns the work of the names in their order; nil for what this machine has no room for.
 	Setup func(ctx context.Context, e *Env) (*Ready, error)
+	// Keep says that all rounds share one setup: it takes long, or the work allocates what it uses itself.
+	Keep bool
 }
 
 // Ready is work that was prepared.
@@ -49,6 +51,7 @@ type Options struct {
 	Backend backend.Backend
 	Threads int            // that the backend uses; 0: its workers
 	Quick   bool           // fewer shapes and shorter samples: under 20 seconds
+	Rounds  int            // 0: three, or two with Quick
 	Filter  *regexp.Regexp // of names; nil: all
 	// WorkingSet is how many bytes are attended to in turns. 0: four times the last-level cache, or one and
 	// a half times with Quick, as far as a quarter of the memory allows.
@@ -82,7 +85,7 @@ type effort struct {
 
 var (
 	fullEffort  = effort{rounds: 3, sample: 8 * time.Millisecond, work: 250 * time.Millisecond, samples: 7}
-	quickEffort = effort{rounds: 1, sample: 3 * time.Millisecond, work: 60 * time.Millisecond, samples: 5}
+	quickEffort = effort{rounds: 2, sample: 3 * time.Millisecond, work: 40 * time.Millisecond, samples: 4}
 )
 
 // chosen returns the cases whose names match a filter.
@@ -160,12 +163,20 @@ func Measure(ctx context.Context, o Options) (_ *Record, err error) {
 	if o.effort != nil {
 		f = *o.effort
 	}
-	m := &meter{env: e, effort: f, options: o, series: map[string]*series{}, total: int64(f.rounds * len(names))}
-	for range f.rounds {
-		for _, c := range list {
-			if err := m.runCase(ctx, c); err != nil {
+	if o.Rounds > 0 {
+		f.rounds = o.Rounds
+	}
+	m := &meter{env: e, effort: f, options: o, series: map[string]*series{}, total: int64(f.rounds * len(names)),
+		kept: map[int]*Ready{}}
+	defer func() { err = errors.Join(err, m.close()) }()
+	for m.round = range f.rounds {
+		for i, c := range list {
+			if err := m.runCase(ctx, i, c); err != nil {
 				return nil, err
 			}
+		}
+		if err := e.close(); err != nil { // the next round gets other memory
+			return nil, err
 		}
 	}
 	r := newRecord(e, o)
@@ -195,7 +206,9 @@ func (e *Env) close() error {
 	if e.arena == nil {
 		return nil
 	}
-	return e.arena.Free()
+	a := e.arena
+	e.arena = nil
+	return a.Free()
 }
 
 // meter takes samples.
@@ -204,8 +217,41 @@ type meter struct {
 	effort  effort
 	options Options
 	series  map[string]*series
+	kept    map[int]*Ready // of cases that all rounds share
+	round   int
 	done    int64
 	total   int64
+}
+
+// close closes what was kept.
+func (m *meter) close() (err error) {
+	for _, r := range m.kept {
+		err = errors.Join(err, r.close())
+	}
+	return err
+}
+
+func (r *Ready) close() error {
+	if r.Close == nil {
+		return nil
+	}
+	return r.Close()
+}
+
+// setup prepares a case, or finds what an earlier round prepared.
+func (m *meter) setup(ctx context.Context, i int, c Case) (_ *Ready, done func() error, err error) {
+	if r := m.kept[i]; r != nil {
+		return r, func() error { return nil }, nil
+	}
+	r, err := c.Setup(ctx, m.env)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", c.Names[0], err)
+	}
+	if c.Keep {
+		m.kept[i] = r
+		return r, func() error { return nil }, nil
+	}
+	return r, r.close, nil
 }
 
 // series are the samples of a name.
@@ -214,18 +260,16 @@ type series struct {
 	wall     []float64 // ns a unit
 	cpu      []float64
 	device   []float64
-	relative []float64
+	relative [][]float64 // of each round
 	runs     int
 }
 
-func (m *meter) runCase(ctx context.Context, c Case) (err error) {
-	ready, err := c.Setup(ctx, m.env)
+func (m *meter) runCase(ctx context.Context, i int, c Case) (err error) {
+	ready, done, err := m.setup(ctx, i, c)
 	if err != nil {
-		return fmt.Errorf("%s: %w", c.Names[0], err)
+		return err
 	}
-	if ready.Close != nil {
-		defer func() { err = errors.Join(err, ready.Close()) }()
-	}
+	defer func() { err = errors.Join(err, done()) }()
 	runtime.GC() // what the setup left behind is not the work's
 	for i, name := range c.Names {
 		if m.options.Filter != nil && !m.options.Filter.MatchString(name) {
@@ -260,6 +304,7 @@ func (m *meter) take(ctx context.Context, name string, w *Work) error {
 	if w.Memory {
 		kind = baseRead
 	}
+	var relative []float64
 	before := m.env.base.take(kind, w.Threads)
 	begin := time.Now()
 	for n := 0; n < m.effort.samples || time.Since(begin) < m.effort.work; n++ {
@@ -274,10 +319,11 @@ func (m *meter) take(ctx context.Context, name string, w *Work) error {
 		if device > 0 {
 			s.device = append(s.device, float64(device)/units)
 		}
-		s.relative = append(s.relative, digits4(float64(t.busy())/units/(float64(before.busy()+after.busy())/2)*1e6))
+		relative = append(relative, digits4(float64(t.busy())/units/(float64(before.busy()+after.busy())/2)*1e6))
 		s.runs += runs
 		before = after
 	}
+	s.relative = append(s.relative, relative)
 	return nil
 }
 

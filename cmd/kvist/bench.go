@@ -20,8 +20,8 @@ import (
 
 type benchFlags struct {
 	backend                           backendFlags
-	filter, output, from              string
-	workingSet                        int
+	filter, output, from, compare     string
+	workingSet, rounds                int
 	quick, list, json, gobench, force bool
 }
 
@@ -35,12 +35,18 @@ func newBench(a *app) *cobra.Command {
 coding, relevance, planning, archives, the serving cache and the index of embeddings. It needs no model.
 
 Attention reads memory, not the processor's caches: it goes through --working-set bytes in turns. Figures are
-medians over samples of three rounds (--quick: one), with half the distance of the quartiles. Rows are random;
+medians over samples of three rounds (--quick: two; --rounds), with half the distance of the quartiles. Rows are random;
 speed does not depend on their values. Processor time is that of all threads.
 
 --filter takes a regular expression over the names that --list prints, as go test -bench does. -o keeps the
 record of a run; --from shows a record again and measures nothing. --go-bench prints the format of Go's
 benchmarks for benchstat.
+
+--compare holds the run, or the record of --from, against an older record of the same machine and settings.
+Beside every sample a baseline is timed, a loop of arithmetic or a read of memory, and what is compared is
+processor time over that of the baseline. A change counts when it is larger than the noise that both records
+show, and 4 % at least; the table says which change would have been told. More --rounds tell smaller ones.
+The exit status is 1 if anything is slower.
 
 Fields of --json and of records: format, version, command, date, machine (processor, cores, cache_bytes,
 memory_bytes, os, arch), backend, others (backends not measured, and why), quick, threads, working_set_bytes,
@@ -49,6 +55,7 @@ bytes, plain_bytes, threads, baseline, relative, runs, note), skipped.`,
 		Example: `  kvist bench --quick
   kvist bench -o machine.json
   kvist bench --filter 'attend/head_dim=128' --threads 1
+  kvist bench --compare machine.json
   kvist bench --from machine.json --go-bench`,
 		Args: cobra.NoArgs,
 		RunE: a.verb(func(cmd *cobra.Command, _ []string) error { return a.bench(cmd.Context(), &f) }),
@@ -60,6 +67,8 @@ bytes, plain_bytes, threads, baseline, relative, runs, note), skipped.`,
 	fl.BoolVar(&f.list, "list", false, "print the names and exit")
 	fl.IntVar(&f.workingSet, "working-set", 0, "`MiB` that attention goes through; 0: four times the last-level cache")
 	fl.StringVarP(&f.output, "output", "o", "", "`FILE` to write the record to (JSON)")
+	fl.IntVar(&f.rounds, "rounds", 0, "`times` that everything is set up and measured; 0: three, or two with --quick")
+	fl.StringVar(&f.compare, "compare", "", "`FILE` with an older record to compare with")
 	fl.StringVar(&f.from, "from", "", "`FILE` with a record to show instead of measuring")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.gobench, "go-bench", false, "print in the format of Go's benchmarks")
@@ -67,15 +76,21 @@ bytes, plain_bytes, threads, baseline, relative, runs, note), skipped.`,
 	return cmd
 }
 
-// maxWorkingSet bounds --working-set.
-const maxWorkingSet = 1 << 20 // MiB
+// What --working-set, in MiB, and --rounds may be.
+const (
+	maxWorkingSet = 1 << 20
+	maxRounds     = 1000
+)
 
 func (f *benchFlags) check() (*regexp.Regexp, error) {
 	if f.workingSet < 0 || f.workingSet > maxWorkingSet {
 		return nil, usagef("--working-set %d: want 0 to %d", f.workingSet, maxWorkingSet)
 	}
-	if f.from != "" && (f.quick || f.list || f.filter != "" || f.workingSet != 0 || f.output != "") {
-		return nil, usagef("--from measures nothing: it goes without --quick, --list, --filter, --working-set and -o")
+	if f.rounds < 0 || f.rounds > maxRounds {
+		return nil, usagef("--rounds %d: want 0 to %d", f.rounds, maxRounds)
+	}
+	if f.from != "" && (f.quick || f.rounds != 0 || f.list || f.filter != "" || f.workingSet != 0 || f.output != "") {
+		return nil, usagef("--from measures nothing: it goes without --quick, --rounds, --list, --filter, --working-set and -o")
 	}
 	if f.json && f.gobench {
 		return nil, usagef("--json and --go-bench: want one of them")
@@ -103,22 +118,29 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := a.checkOutputs([]string{f.from}, f.destinations()...); err != nil {
+	if err := a.checkOutputs([]string{f.from, f.compare}, f.destinations()...); err != nil {
 		return err
+	}
+	var old *perf.Record
+	if f.compare != "" {
+		if old, err = a.readRecord(ctx, f.compare); err != nil {
+			return err
+		}
 	}
 	if f.from != "" {
 		r, err := a.readRecord(ctx, f.from)
 		if err != nil {
 			return err
 		}
-		return a.showRecord(ctx, r, f)
+		return a.showRecord(r, old, f)
 	}
 	be, err := a.openBackend(f.backend)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, be.Close()) }()
-	o := perf.Options{Backend: be, Quick: f.quick, Filter: filter, WorkingSet: int64(f.workingSet) << 20}
+	o := perf.Options{Backend: be, Quick: f.quick, Filter: filter, Rounds: f.rounds,
+		WorkingSet: int64(f.workingSet) << 20}
 	if f.list {
 		names, err := perf.Names(o)
 		p := &printer{w: a.stdout}
@@ -136,7 +158,11 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 		if out, err = a.create(ctx, f.output, f.force); err != nil {
 			return err
 		}
-		defer out.finish(&err)
+		defer func() {
+			if out != nil {
+				out.finish(&err)
+			}
+		}()
 	}
 	say, clear := a.progress()
 	defer clear()
@@ -149,11 +175,16 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 	r.Version, r.Command, r.Date = versionText(), f.command(), time.Now().UTC().Format(time.DateOnly)
 	r.Others = otherBackends(be.Caps().Name)
 	if out != nil {
+		// What the comparison finds is no reason to lose the record.
 		if err := printJSON(out, r); err != nil {
 			return err
 		}
+		err, done := out.commit(), out
+		if out = nil; err != nil {
+			return errors.Join(err, done.abort())
+		}
 	}
-	return a.showRecord(ctx, r, f)
+	return a.showRecord(r, old, f)
 }
 
 // benchUsage makes a filter that matches nothing wrong usage.
@@ -178,6 +209,9 @@ func (f *benchFlags) command() string {
 	}
 	if f.backend.threads > 0 {
 		s += fmt.Sprintf(" --threads %d", f.backend.threads)
+	}
+	if f.rounds > 0 {
+		s += fmt.Sprintf(" --rounds %d", f.rounds)
 	}
 	if f.workingSet > 0 {
 		s += fmt.Sprintf(" --working-set %d", f.workingSet)
@@ -215,13 +249,41 @@ func (a *app) readRecord(ctx context.Context, name string) (r *perf.Record, err 
 	return r, nil
 }
 
-// showRecord prints a record.
-func (a *app) showRecord(_ context.Context, r *perf.Record, f *benchFlags) error {
-	w := a.summaryTo(f.output)
+// showRecord prints a record, and what changed since an older one.
+func (a *app) showRecord(r, old *perf.Record, f *benchFlags) error {
+	var c *perf.Comparison
+	if old != nil {
+		var err error
+		if c, err = perf.Compare(old, r); err != nil {
+			return err
+		}
+	}
 	if s := r.Noise.Warning(); s != "" {
 		a.complain("%s", s)
 	}
+	if err := a.printRecord(r, c, f); err != nil {
+		return err
+	}
+	if c == nil {
+		return nil
+	}
+	if n := len(c.Slower()); n > 0 {
+		return fmt.Errorf("slower than %s: %d measurements", f.compare, n)
+	}
+	return nil
+}
+
+// benchJSON is what --json prints.
+type benchJSON struct {
+	*perf.Record
+	Changes []perf.Change `json:"changes,omitempty"`
+}
+
+func (a *app) printRecord(r *perf.Record, c *perf.Comparison, f *benchFlags) error {
+	w := a.summaryTo(f.output)
 	switch {
+	case f.json && c != nil:
+		return printJSON(w, benchJSON{r, c.Changes})
 	case f.json:
 		return printJSON(w, r)
 	case f.gobench:
@@ -235,7 +297,11 @@ func (a *app) showRecord(_ context.Context, r *perf.Record, f *benchFlags) error
 	for _, s := range r.Others {
 		p.printf("not measured: %s\n", s)
 	}
-	for _, t := range r.Tables() {
+	tables := r.Tables()
+	if c != nil {
+		tables = append(tables, c.Table())
+	}
+	for _, t := range tables {
 		p.printf("\n%s\n", t.Title)
 		if t.Note != "" {
 			p.printf("%s\n", t.Note)
@@ -245,6 +311,11 @@ func (a *app) showRecord(_ context.Context, r *perf.Record, f *benchFlags) error
 	}
 	for _, s := range r.Skipped {
 		p.printf("\nno room for %s\n", s)
+	}
+	if c != nil {
+		for _, s := range c.Missing {
+			p.printf("\nin one of the records only: %s\n", s)
+		}
 	}
 	return p.err
 }

@@ -28,7 +28,7 @@ var (
 // extensions are those of files that flags take.
 var extensions = map[string][]string{
 	"profile": {"kvprofile"}, "against": {"safetensors", "npy"}, "weights": {"npy", "safetensors"},
-	"model": {"gguf"}, "from": {"json"}, "plot": {"svg"}, "html": {"html"}, "state": {"json"},
+	"model": {"gguf"}, "from": {"json"}, "plot": {"svg"}, "html": {"html"}, "state": {"json"}, "compare": {"json"},
 }
 
 // words returns what a flag may be given, or nil where that is no choice of words.

@@ -19,7 +19,7 @@ import (
 // fileFlags are the flags that name a file or a folder. An empty name is what a script gives whose
 // variable is not set: it does not stand for no flag.
 var fileFlags = []string{"output", "keys", "conversations", "plot", "html", "results", "state", "against", "profile",
-	"weights", "model"}
+	"weights", "model", "compare", "from"}
 
 // checkFileFlags refuses flags that name a file and are given without a name.
 func checkFileFlags(cmd *cobra.Command) error {
