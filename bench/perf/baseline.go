@@ -99,10 +99,11 @@ func (b *baselines) sum(x []float32) {
 
 // take times a baseline by name.
 func (b *baselines) take(name string, threads int) took {
+	loop := b.loop() // always: what the noise of the machine is told from
 	if name == baseRead {
 		return b.read(threads)
 	}
-	return b.loop()
+	return loop
 }
 
 // Noise says how steady the machine was while it measured, from a fixed loop that ran beside every sample.

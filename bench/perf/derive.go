@@ -4,9 +4,9 @@ package perf
 
 // What derived figures are about.
 const (
-	manyTokens   = 128 << 10 // a long context
-	conversation = 8 << 10   // tokens of a conversation
-	speedContext = 8 << 10   // tokens behind which speeds are compared
+	ManyTokens   = 128 << 10 // a long context
+	Conversation = 8 << 10   // tokens of a conversation
+	SpeedContext = 8 << 10   // tokens behind which speeds are compared
 )
 
 // BitsPerValue is the stored bits of a value, all bytes counted; 0 where the result is not about values.
@@ -17,8 +17,8 @@ func (r *Result) BitsPerValue() float64 {
 	return 16 * r.Bytes / r.Plain
 }
 
-// ns is what a unit takes: by the device's clock where there is one, else by the wall's.
-func (r *Result) ns() Spread {
+// Time is what a unit takes: by the device's clock where there is one, else by the wall's.
+func (r *Result) Time() Spread {
 	if r.DeviceNS != nil {
 		return *r.DeviceNS
 	}
@@ -27,7 +27,7 @@ func (r *Result) ns() Spread {
 
 // TokensPerSecond is how many tokens a second a model decodes behind a context, if it did nothing but attend.
 func TokensPerSecond(m Model, r *Result, tokens int64) float64 {
-	t := r.ns().Median * float64(m.Pairs(tokens))
+	t := r.Time().Median * float64(m.Pairs(tokens))
 	if t == 0 {
 		return 0
 	}
@@ -39,7 +39,7 @@ func CacheBytes(m Model, r *Result, tokens int64) float64 { return r.Bytes * flo
 
 // Conversations is how many conversations fit in some memory, if nothing else did.
 func Conversations(m Model, r *Result, memory int64) int64 {
-	b := CacheBytes(m, r, conversation)
+	b := CacheBytes(m, r, Conversation)
 	if b == 0 {
 		return 0
 	}

@@ -167,7 +167,7 @@ func TestCases_NamesAreUnique(t *testing.T) {
 			}
 		}
 		for _, m := range Models() {
-			require.True(t, quick || seen[AttendName(m.Shape, K3, speedContext, 2)], m.Name)
+			require.True(t, quick || seen[AttendName(m.Shape, K3, SpeedContext, 2)], m.Name)
 		}
 		require.True(t, seen[ReadName(1)] && seen[ReadName(2)])
 	}
@@ -210,7 +210,7 @@ func TestDerived(t *testing.T) {
 	require.Equal(t, "Llama-3.1-8B", llama.Name)
 	x := &Result{NS: Spread{Median: 10}, Bytes: 512, Plain: 512}
 	require.Equal(t, 16.0, x.BitsPerValue())
-	require.Equal(t, 512.0*32*8*131072, CacheBytes(llama, x, manyTokens), "16 GiB: what model cards say")
+	require.Equal(t, 512.0*32*8*131072, CacheBytes(llama, x, ManyTokens), "16 GiB: what model cards say")
 	require.Equal(t, int64(24), Conversations(llama, x, 24<<30), "a conversation of 8K takes 1 GiB")
 	require.InDelta(t, 1e9/(10*32*8*8192), TokensPerSecond(llama, x, 8192), 1e-9)
 	gemma := Models()[1]

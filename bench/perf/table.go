@@ -25,7 +25,7 @@ func (r *Record) Tables() (out []Table) {
 		}
 	}
 	add(r.memoryTable())
-	for _, s := range r.attendShapes() {
+	for _, s := range r.AttendShapes() {
 		add(r.attendTable(s))
 	}
 	add(r.modelTable())
@@ -34,8 +34,8 @@ func (r *Record) Tables() (out []Table) {
 	return out
 }
 
-// attendShapes are the shapes of which attention was measured, in the order of the results.
-func (r *Record) attendShapes() (out []Shape) {
+// AttendShapes are the shapes of which attention was measured, in the order of the results.
+func (r *Record) AttendShapes() (out []Shape) {
 	for i := range r.Results {
 		x := &r.Results[i]
 		if x.Group() != "attend" {
@@ -57,7 +57,7 @@ func (r *Record) memoryTable() Table {
 		Note: "Bytes of a copy are read and written."}
 	for i := range r.Results {
 		if x := &r.Results[i]; x.Group() == "memory" {
-			t.Rows = append(t.Rows, []string{fmt.Sprintf("%s, %s", x.Key("op"), threadsText(x.Threads)), digits(x.GBps()), spreadText(x.NS)})
+			t.Rows = append(t.Rows, []string{fmt.Sprintf("%s, %s", x.Key("op"), threadsText(x.Threads)), Digits(x.GBps()), SpreadText(x.NS)})
 		}
 	}
 	return t
@@ -73,7 +73,7 @@ func threadsText(n int) string {
 // attendTable has the codings of a shape, with a column for every context.
 func (r *Record) attendTable(s Shape) Table {
 	t := Table{Title: fmt.Sprintf("Attention, rows of %d, %d query heads for each of %d KV heads: %s", s.HeadDim, s.GQA, s.KVHeads,
-		strings.Join(modelsOf(s), ", ")), Headers: []string{"coding", "bits/value"},
+		strings.Join(ModelsOf(s), ", ")), Headers: []string{"coding", "bits/value"},
 		Note: fmt.Sprintf("ns for a row of K and V, from memory, %s; ± is half the distance of the quartiles. ggml's codings are unpacked by "+
 			"plain code; llama.cpp has faster kernels for them.", threadsText(r.Threads))}
 	var all []int
@@ -86,10 +86,10 @@ func (r *Record) attendTable(s Shape) Table {
 	}
 	slices.Sort(all)
 	for _, n := range all {
-		t.Headers = append(t.Headers, fmt.Sprintf("ns at %s", tokensText(int64(n))), "±")
+		t.Headers = append(t.Headers, fmt.Sprintf("ns at %s", TokensText(int64(n))), "±")
 	}
 	t.Headers = append(t.Headers, "processor ns", "GB/s", "of read speed", "time of f16")
-	at := speedContext
+	at := SpeedContext
 	if !slices.Contains(all, at) && len(all) > 0 {
 		at = all[len(all)-1]
 	}
@@ -99,18 +99,18 @@ func (r *Record) attendTable(s Shape) Table {
 		if x == nil {
 			continue
 		}
-		row := []string{string(c), digits(x.BitsPerValue())}
+		row := []string{string(c), Digits(x.BitsPerValue())}
 		for _, n := range all {
 			y := r.Find(AttendName(s, c, n, r.Threads))
 			if y == nil {
 				row = append(row, "-", "")
 				continue
 			}
-			row = append(row, digits(y.ns().Median), spreadText(y.ns()))
+			row = append(row, Digits(y.Time().Median), SpreadText(y.Time()))
 		}
-		row = append(row, orDash(x.CPUNS.Median), digits(x.GBps()), percentText(r.Share(x)))
+		row = append(row, orDash(x.CPUNS.Median), Digits(x.GBps()), percentText(r.Share(x)))
 		if plain != nil {
-			row = append(row, digits(x.ns().Median/plain.ns().Median))
+			row = append(row, Digits(x.Time().Median/plain.Time().Median))
 		} else {
 			row = append(row, "-")
 		}
@@ -119,8 +119,8 @@ func (r *Record) attendTable(s Shape) Table {
 	return t
 }
 
-// modelsOf names the models of a shape.
-func modelsOf(s Shape) (names []string) {
+// ModelsOf names the models of a shape.
+func ModelsOf(s Shape) (names []string) {
 	for _, m := range Models() {
 		if m.Shape == s {
 			names = append(names, m.Name)
@@ -131,33 +131,36 @@ func modelsOf(s Shape) (names []string) {
 
 // modelTable says what the figures mean for models.
 func (r *Record) modelTable() Table {
-	t := Table{Title: "Models", Headers: []string{"model", "coding", fmt.Sprintf("tokens/s at %s", tokensText(speedContext)),
-		fmt.Sprintf("GB for %s", tokensText(manyTokens)), fmt.Sprintf("conversations of %s", tokensText(conversation))},
+	t := Table{Title: "Models", Headers: []string{"model", "coding", fmt.Sprintf("tokens/s at %s", TokensText(SpeedContext)),
+		fmt.Sprintf("GB for %s", TokensText(ManyTokens)), fmt.Sprintf("conversations of %s", TokensText(Conversation))},
 		Note: fmt.Sprintf("Tokens a second that attention alone would allow, and what the cache takes. Conversations: as many as fit in "+
-			"the %.0f GiB of the backend if it held nothing else.", float64(r.memory())/(1<<30))}
+			"the %.0f GiB of the backend if it held nothing else.", float64(r.Memory())/(1<<30))}
 	for _, m := range Models() {
 		for _, c := range Codings() {
-			x := r.Find(AttendName(m.Shape, c, speedContext, r.Threads))
+			x := r.Find(AttendName(m.Shape, c, SpeedContext, r.Threads))
 			if x == nil {
 				continue
 			}
-			t.Rows = append(t.Rows, []string{m.Name, string(c), digits(TokensPerSecond(m, x, speedContext)),
-				digits(CacheBytes(m, x, manyTokens) / 1e9), fmt.Sprint(Conversations(m, x, r.memory()))})
+			t.Rows = append(t.Rows, []string{m.Name, string(c), Digits(TokensPerSecond(m, x, SpeedContext)),
+				Digits(CacheBytes(m, x, ManyTokens) / 1e9), fmt.Sprint(Conversations(m, x, r.Memory()))})
 		}
 	}
 	return t
 }
 
-// memory is what the caches of conversations may take.
-func (r *Record) memory() int64 {
+// Memory is what the caches of conversations may take.
+func (r *Record) Memory() int64 {
 	if r.Backend.Memory > 0 {
 		return r.Backend.Memory
 	}
 	return r.Machine.Memory
 }
 
+// CodingTitle is the title of the table of coding.
+const CodingTitle = "Coding"
+
 func (r *Record) codecTable() Table {
-	t := Table{Title: "Coding", Headers: []string{"rows of", "coding", "encode", "decode", "demote"},
+	t := Table{Title: CodingTitle, Headers: []string{"rows of", "coding", "encode", "decode", "demote"},
 		Note: fmt.Sprintf("G values/s from and to float32, in the processor's caches, %s.", threadsText(r.Threads))}
 	for i := range r.Results {
 		x := &r.Results[i]
@@ -168,7 +171,7 @@ func (r *Record) codecTable() Table {
 		row := []string{x.Key("head_dim"), x.Key("coding")}
 		for _, g := range []string{"encode", "decode", "demote"} {
 			if y := r.Find(g + "/" + rest); y != nil {
-				row = append(row, digits(1/y.ns().Median))
+				row = append(row, Digits(1/y.Time().Median))
 			} else {
 				row = append(row, "-")
 			}
@@ -187,13 +190,13 @@ func (r *Record) otherTable() Table {
 		case "memory", "attend", "encode", "decode", "demote":
 			continue
 		}
-		t.Rows = append(t.Rows, []string{x.Name, x.Unit, timeText(x.ns().Median), spreadText(x.ns()), timeText(x.CPUNS.Median)})
+		t.Rows = append(t.Rows, []string{x.Name, x.Unit, TimeText(x.Time().Median), SpreadText(x.Time()), TimeText(x.CPUNS.Median)})
 	}
 	return t
 }
 
-// digits shows three digits.
-func digits(x float64) string {
+// Digits shows three digits.
+func Digits(x float64) string {
 	switch {
 	case x == 0:
 		return "0"
@@ -211,10 +214,11 @@ func orDash(x float64) string {
 	if x == 0 {
 		return "-"
 	}
-	return digits(x)
+	return Digits(x)
 }
 
-func spreadText(s Spread) string { return fmt.Sprintf("%.1f %%", 100*s.Half()) }
+// SpreadText shows half the distance of the quartiles.
+func SpreadText(s Spread) string { return fmt.Sprintf("%.1f %%", 100*s.Half()) }
 
 func percentText(x float64) string {
 	if x == 0 {
@@ -223,23 +227,26 @@ func percentText(x float64) string {
 	return fmt.Sprintf("%.0f %%", 100*x)
 }
 
-// timeText shows nanoseconds in a unit that is easy to read.
-func timeText(ns float64) string {
+// TimeText shows nanoseconds in a unit that is easy to read.
+func TimeText(ns float64) string {
 	switch {
 	case ns == 0:
 		return "-"
 	case ns >= 1e6:
-		return digits(ns/1e6) + " ms"
+		return Digits(ns/1e6) + " ms"
 	case ns >= 1e3:
-		return digits(ns/1e3) + " us"
+		return Digits(ns/1e3) + " us"
 	}
-	return digits(ns) + " ns"
+	return Digits(ns) + " ns"
 }
 
-// tokensText shows powers of two as 8K.
-func tokensText(n int64) string {
+// TokensText shows powers of two as 8K.
+func TokensText(n int64) string {
 	if n%1024 == 0 {
 		return fmt.Sprintf("%dK", n/1024)
 	}
 	return fmt.Sprint(n)
 }
+
+// Digits0 shows a power of ten, or a few of them.
+func Digits0(x float64) string { return strconv.FormatFloat(x, 'g', 3, 64) }

@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/bench/perf"
+	"github.com/kvist-project/kvist/cmd/kvist/internal/benchpage"
+	"github.com/kvist-project/kvist/cmd/kvist/internal/visible"
 	"github.com/kvist-project/kvist/engine/auto"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -21,6 +23,7 @@ import (
 type benchFlags struct {
 	backend                           backendFlags
 	filter, output, from, compare     string
+	html                              string
 	workingSet, rounds                int
 	quick, list, json, gobench, force bool
 }
@@ -39,7 +42,7 @@ medians over samples of three rounds (--quick: two; --rounds), with half the dis
 speed does not depend on their values. Processor time is that of all threads.
 
 --filter takes a regular expression over the names that --list prints, as go test -bench does. -o keeps the
-record of a run; --from shows a record again and measures nothing. --go-bench prints the format of Go's
+record of a run; --from shows a record again and measures nothing. --html draws a page that explains itself. --go-bench prints the format of Go's
 benchmarks for benchstat.
 
 --compare holds the run, or the record of --from, against an older record of the same machine and settings.
@@ -53,7 +56,7 @@ memory_bytes, os, arch), backend, others (backends not measured, and why), quick
 table_bytes, noise (spread, waiting), results (name, unit, ns, cpu_ns, device_ns: median, low, high for one unit;
 bytes, plain_bytes, threads, baseline, relative, runs, note), skipped.`,
 		Example: `  kvist bench --quick
-  kvist bench -o machine.json
+  kvist bench -o machine.json --html machine.html
   kvist bench --filter 'attend/head_dim=128' --threads 1
   kvist bench --compare machine.json
   kvist bench --from machine.json --go-bench`,
@@ -68,6 +71,7 @@ bytes, plain_bytes, threads, baseline, relative, runs, note), skipped.`,
 	fl.IntVar(&f.workingSet, "working-set", 0, "`MiB` that attention goes through; 0: four times the last-level cache")
 	fl.StringVarP(&f.output, "output", "o", "", "`FILE` to write the record to (JSON)")
 	fl.IntVar(&f.rounds, "rounds", 0, "`times` that everything is set up and measured; 0: three, or two with --quick")
+	fl.StringVar(&f.html, "html", "", "`FILE` to write a page with plots to")
 	fl.StringVar(&f.compare, "compare", "", "`FILE` with an older record to compare with")
 	fl.StringVar(&f.from, "from", "", "`FILE` with a record to show instead of measuring")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
@@ -110,7 +114,7 @@ func (f *benchFlags) check() (*regexp.Regexp, error) {
 
 // destinations are the files that are written.
 func (f *benchFlags) destinations() []destination {
-	return []destination{{"-o", f.output, f.force}}
+	return []destination{{"-o", f.output, f.force}, {"--html", f.html, f.force}}
 }
 
 func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
@@ -132,7 +136,11 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 		if err != nil {
 			return err
 		}
-		return a.showRecord(r, old, f)
+		out, err := a.beginBench(ctx, f)
+		if err != nil {
+			return err
+		}
+		return errors.Join(a.showRecord(r, old, out, f), out.abort())
 	}
 	be, err := a.openBackend(f.backend)
 	if err != nil {
@@ -152,18 +160,11 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 	if _, err := perf.Names(o); err != nil {
 		return benchUsage(err)
 	}
-	// The output is begun first: a folder that cannot be written to should not cost minutes.
-	var out *output
-	if f.output != "" {
-		if out, err = a.create(ctx, f.output, f.force); err != nil {
-			return err
-		}
-		defer func() {
-			if out != nil {
-				out.finish(&err)
-			}
-		}()
+	out, err := a.beginBench(ctx, f)
+	if err != nil {
+		return err
 	}
+	defer func() { err = errors.Join(err, out.abort()) }()
 	say, clear := a.progress()
 	defer clear()
 	o.Progress = say
@@ -174,17 +175,50 @@ func (a *app) bench(ctx context.Context, f *benchFlags) (err error) {
 	clear()
 	r.Version, r.Command, r.Date = versionText(), f.command(), time.Now().UTC().Format(time.DateOnly)
 	r.Others = otherBackends(be.Caps().Name)
-	if out != nil {
-		// What the comparison finds is no reason to lose the record.
-		if err := printJSON(out, r); err != nil {
-			return err
-		}
-		err, done := out.commit(), out
-		if out = nil; err != nil {
-			return errors.Join(err, done.abort())
+	return a.showRecord(r, old, out, f)
+}
+
+// benchOutputs are the files in the making; nil where none is asked for, or it is complete.
+type benchOutputs struct{ record, page *output }
+
+// beginBench begins the outputs: a folder that cannot be written to should not cost minutes.
+func (a *app) beginBench(ctx context.Context, f *benchFlags) (o *benchOutputs, err error) {
+	o = &benchOutputs{}
+	if f.output != "" {
+		if o.record, err = a.create(ctx, f.output, f.force); err != nil {
+			return nil, err
 		}
 	}
-	return a.showRecord(r, old, f)
+	if f.html != "" {
+		if o.page, err = a.create(ctx, f.html, f.force); err != nil {
+			return nil, errors.Join(err, o.abort())
+		}
+	}
+	return o, nil
+}
+
+// abort throws away what is not complete.
+func (o *benchOutputs) abort() (err error) {
+	for _, x := range []*output{o.record, o.page} {
+		if x != nil {
+			err = errors.Join(err, x.abort())
+		}
+	}
+	return err
+}
+
+// write completes one of the outputs, if it was asked for.
+func (o *benchOutputs) write(which **output, write func(w io.Writer) error) error {
+	x := *which
+	if x == nil {
+		return nil
+	}
+	w := visible.NewWriter(x)
+	if err := errors.Join(write(w), w.Flush()); err != nil {
+		return err
+	}
+	*which = nil
+	return x.commit()
 }
 
 // benchUsage makes a filter that matches nothing wrong usage.
@@ -249,14 +283,22 @@ func (a *app) readRecord(ctx context.Context, name string) (r *perf.Record, err 
 	return r, nil
 }
 
-// showRecord prints a record, and what changed since an older one.
-func (a *app) showRecord(r, old *perf.Record, f *benchFlags) error {
+// showRecord writes and prints a record, and what changed since an older one. That something is slower is no reason to
+// lose the record.
+func (a *app) showRecord(r, old *perf.Record, out *benchOutputs, f *benchFlags) error {
 	var c *perf.Comparison
+	var refused error
 	if old != nil {
-		var err error
-		if c, err = perf.Compare(old, r); err != nil {
-			return err
-		}
+		c, refused = perf.Compare(old, r)
+	}
+	if err := out.write(&out.record, func(w io.Writer) error { return printJSON(w, r) }); err != nil {
+		return err
+	}
+	if refused != nil {
+		return refused
+	}
+	if err := out.write(&out.page, func(w io.Writer) error { return benchpage.Write(w, r, c) }); err != nil {
+		return err
 	}
 	if s := r.Noise.Warning(); s != "" {
 		a.complain("%s", s)
@@ -281,6 +323,9 @@ type benchJSON struct {
 
 func (a *app) printRecord(r *perf.Record, c *perf.Comparison, f *benchFlags) error {
 	w := a.summaryTo(f.output)
+	if f.html == stdStream {
+		w = a.stderr
+	}
 	switch {
 	case f.json && c != nil:
 		return printJSON(w, benchJSON{r, c.Changes})
