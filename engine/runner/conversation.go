@@ -133,7 +133,7 @@ func (r *Runner) tend(c *conversation, budget int64) error {
 	if len(c.tokens) < c.seen.due {
 		return nil
 	}
-	if c.pinned && !c.loose && r.pinnedBytes() > r.o.Cache.Budget/2 { // it grew since it was let in
+	if c.pinned && !c.loose && r.pinnedBytes(false) > r.o.Cache.Budget/2 { // it grew since it was let in
 		if err := release(r, c); err != nil {
 			return err
 		}
@@ -319,7 +319,7 @@ func (r *Runner) Fade(ctx context.Context, salt []byte, id string, share float64
 // Errors: as Forget.
 func (r *Runner) Pin(ctx context.Context, salt []byte, id string, on bool) error {
 	return r.change(ctx, salt, id, func(c *conversation) error {
-		if on && !c.pinned && r.pinnedBytes() > r.o.Cache.Budget/2 {
+		if on && !c.pinned && r.pinnedBytes(true) > r.o.Cache.Budget/2 {
 			return errPins
 		}
 		c.pinned, c.loose = on, false

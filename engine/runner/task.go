@@ -120,7 +120,7 @@ func (r *Runner) end(t *task, finish string, err error) {
 func (r *Runner) admit() {
 	for len(r.queue) > 0 && len(r.running) < r.limit && r.broken == nil {
 		t := r.queue[0]
-		if t.q.Pin && !r.goesOnPinned(t) && r.pinnedBytes() > r.o.Cache.Budget/2 {
+		if t.q.Pin && !r.goesOnPinned(t) && r.pinnedBytes(true) > r.o.Cache.Budget/2 {
 			r.end(t, "", errPins)
 			continue
 		}
@@ -256,7 +256,7 @@ func (r *Runner) resume(n *note) (c *conversation, err error) {
 	if err := own(r, c); err != nil {
 		return nil, errors.Join(err, c.seq.Close())
 	}
-	if n.Pinned && r.pinnedBytes()+c.seq.Bytes() <= r.o.Cache.Budget/2 {
+	if n.Pinned && r.pinnedBytes(true)+c.seq.Bytes() <= r.o.Cache.Budget/2 {
 		c.pinned = true
 		if err := c.seq.Pin(true); err != nil {
 			return nil, errors.Join(err, c.seq.Close())
@@ -316,10 +316,10 @@ func (r *Runner) goesOnPinned(t *task) bool {
 	return c != nil && c.pinned && same == len(c.tokens)
 }
 
-// pinnedBytes returns what the conversations take that pressure may not take from.
-func (r *Runner) pinnedBytes() (n int64) {
+// pinnedBytes returns what the pinned conversations take, with or without those that pressure may take from.
+func (r *Runner) pinnedBytes(loose bool) (n int64) {
 	for c := range r.all {
-		if c.pinned && !c.loose {
+		if c.pinned && (loose || !c.loose) {
 			n += c.seq.Bytes()
 		}
 	}
