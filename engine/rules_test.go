@@ -51,6 +51,7 @@ var allowed = map[string][]string{
 	},
 	"engine/store":               {"quant"},
 	"engine/store/storetest":     {"quant", "engine/store"},
+	"engine/store/remote":        {"quant", "engine/store"},
 	"engine/atomicfile":          {},
 	"engine/backend":             {"quant", "quant/frame"},
 	"engine/backend/args":        {"quant", "quant/frame", "engine/backend"},
