@@ -33,8 +33,7 @@ CHECKS   ?= 2000
 SOAK     ?= 30m
 
 .DEFAULT_GOAL := help
-.PHONY: help quick tables fmt-check setup model model-gemma model-fixtures check-llama llama-states check-openai serve-load test-models demo ptx check-ptx check-gorgonia gpu-bundle test test-main test-nocgo test-noasm test-v3 test-arm64 \
-        test-race slow-tests lint bench model-speed bench-cpu bench-buffers bench-contract bench-serving bench-archive fuzz-smoke attack soak explore golden quality quality-gemma gguf-fixtures tidy-check vectors-data bench-vectors check-chromem clean
+.PHONY: $(shell sed -n 's/^\([a-z0-9-]*\):.*/\1/p' $(MAKEFILE_LIST))
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 16
@@ -86,7 +85,7 @@ quick: ## gofmt, vet and the unit tests, without the model and the scripts of th
 	$(GO) vet ./...
 	KVIST_MODEL=none KVIST_REQUIRE= $(GO) test -short -vet=off -skip '^TestScripts' ./...
 
-test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke check-chromem test-main ## all that follows, the whole suite last
+test: setup lint test-nocgo test-noasm test-v3 test-arm64 test-race fuzz-smoke check-chromem check-stores test-main ## all that follows, the whole suite last
 
 test-main: ## the whole suite, once
 	$(GO) test $(FLAGS) ./...
@@ -186,6 +185,12 @@ bench-vectors: ## the index of embeddings beside faiss and turbovec in one run (
 
 check-chromem: ## the tests of the module that searches collections of chromem-go by kvist's index
 	cd engine/vectors/chromem && $(GO) vet . && $(GO) test .
+
+check-stores: ## stores beyond the machine against their servers, with faults between (S3, Redis or Valkey where it is installed, NATS)
+	cd cmd/kvist/stores/check && $(GO) vet . && $(GO) test -parallel 32 .
+
+bench-stores: ## MB/s and p99 of every store on loopback (a minute); writes bench/results/stores.md
+	cd cmd/kvist/stores/check && KVIST_BENCH=../../../../bench/results/stores.md $(GO) test -count 1 -run TestBench .
 
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package store holds segments of caches outside of the memory that serves: in memory of its own, on
-// disk, or, through the same interface, beyond the machine.
+// disk, or, by package remote, beyond the machine.
 //
 // # Concepts
 //

@@ -67,6 +67,9 @@ func (s *Store) room(ctx context.Context, k store.Key, n int64) error {
 	return nil
 }
 
+// Sweep removes what has expired, where the service does not. It reads the frame of every object.
+func (s *Store) Sweep(ctx context.Context) error { return failed("sweep", store.Key{}, s.recount(ctx)) }
+
 // recount counts what is there, and removes what has expired.
 func (s *Store) recount(ctx context.Context) error {
 	at, total := map[store.Key]int64{}, int64(0)
@@ -85,7 +88,9 @@ func (s *Store) recount(ctx context.Context) error {
 	}
 	s.ledger.mu.Lock()
 	defer s.ledger.mu.Unlock()
-	s.ledger.at, s.ledger.total = at, total
+	if s.o.MaxBytes > 0 {
+		s.ledger.at, s.ledger.total = at, total
+	}
 	return nil
 }
 

@@ -10,15 +10,21 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
+// Defaults of Options.
+const (
+	DefaultPrefix      = "kvist/1/"
+	DefaultObjectBytes = 64 << 20
+)
+
 // Options are those of Open. The zero value is usable.
 type Options struct {
-	// Prefix begins every name. Stores of different prefixes share a service. Default "kvist/1/".
+	// Prefix begins every name. Stores of different prefixes share a service. Default DefaultPrefix.
 	Prefix string
 	// MaxBytes bounds the bytes of all objects of the prefix; 0: no limit. The store counts what was there when it
 	// opened and what it put and deleted itself, and counts again before it says quant.ErrFull: what others put
 	// meanwhile may exceed the limit.
 	MaxBytes int64
-	// ObjectBytes bounds the bytes under one key. Default 64 MiB.
+	// ObjectBytes bounds the bytes under one key. Default DefaultObjectBytes.
 	ObjectBytes int64
 	// InTransit is the most objects that are sent or received at once; other calls wait. Memory in use is up to
 	// twice InTransit times ObjectBytes. Default 16.
@@ -42,12 +48,12 @@ const mostPause = 2 * time.Second
 
 func (o Options) withDefaults() (Options, error) {
 	if o.Prefix == "" {
-		o.Prefix = "kvist/1/"
+		o.Prefix = DefaultPrefix
 	}
 	for _, d := range []struct {
 		x   *int64
 		def int64
-	}{{&o.ObjectBytes, 64 << 20}, {(*int64)(&o.Timeout), int64(10 * time.Second)},
+	}{{&o.ObjectBytes, DefaultObjectBytes}, {(*int64)(&o.Timeout), int64(10 * time.Second)},
 		{(*int64)(&o.Pause), int64(50 * time.Millisecond)}, {(*int64)(&o.Rest), int64(5 * time.Second)}} {
 		if *d.x == 0 {
 			*d.x = d.def

@@ -55,10 +55,24 @@ func (s *Store) try(ctx context.Context, f func(context.Context) error) (err err
 	if errors.Is(err, quant.ErrCorrupt) {
 		return err // the service is there, and what it holds is damaged
 	}
-	err = fmt.Errorf("%d tries: %w: %w", s.o.Tries, quant.ErrUnavailable, err)
+	err = &awayError{s.o.Tries, err}
 	s.rest(err)
 	return err
 }
+
+// awayError is quant.ErrUnavailable of a service.
+type awayError struct {
+	tries int
+	cause error
+}
+
+// Error names the last cause.
+func (e *awayError) Error() string {
+	return fmt.Sprintf("the service has failed %d times: %v", e.tries, e.cause)
+}
+
+// Unwrap returns the category and the cause.
+func (e *awayError) Unwrap() []error { return []error{quant.ErrUnavailable, e.cause} }
 
 func (s *Store) once(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, s.o.Timeout)

@@ -5,6 +5,7 @@ package storetest
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -59,7 +60,7 @@ func Run(t *testing.T, open Open) {
 		run  func(t *testing.T, open Open)
 	}{
 		{"RoundTrip", roundTrip}, {"Immutable", immutable}, {"Expiry", expiry}, {"Limit", limit}, {"Closed", closed},
-		{"Concurrent", concurrent},
+		{"Concurrent", concurrent}, {"Race", race},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, open) })
 	}
@@ -250,5 +251,44 @@ func concurrent(t *testing.T, open Open) {
 	wait.Wait()
 	close(fail)
 	require.NoError(t, <-fail)
+	require.NoError(t, s.Close())
+}
+
+// race has many goroutines put different bytes under the same keys: one of them wins, the others are told.
+func race(t *testing.T, open Open) {
+	s, ctx := open(t, time.Now, 0), context.Background()
+	const writers, keys = 6, 8
+	var won [keys][writers]bool
+	var wait sync.WaitGroup
+	fail := make(chan error, writers)
+	for g := range writers {
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			for i := range keys {
+				err := s.Put(ctx, KeyOf(i), Bytes(100*i+g, 90000*(i%2)+500), never)
+				won[i][g] = err == nil
+				if err != nil && !errors.Is(err, fs.ErrExist) {
+					fail <- err
+				}
+			}
+		}()
+	}
+	wait.Wait()
+	close(fail)
+	require.NoError(t, <-fail)
+	for i := range keys {
+		winner := -1
+		for g, w := range won[i] {
+			if w {
+				require.Equal(t, -1, winner, "two won key %d", i)
+				winner = g
+			}
+		}
+		require.GreaterOrEqual(t, winner, 0, "nobody won key %d", i)
+		got, err := s.Get(ctx, KeyOf(i))
+		require.NoError(t, err)
+		require.Equal(t, Bytes(100*i+winner, 90000*(i%2)+500), got)
+	}
 	require.NoError(t, s.Close())
 }
