@@ -84,9 +84,9 @@ func open(k store.Key, p []byte) (frame, []byte, error) {
 	data := p[FrameBytes:]
 	switch {
 	case f.key != k:
-		return f, nil, fmt.Errorf("the object of key %s: %w", f.key.String()[:16], quant.ErrCorrupt)
+		return frame{}, nil, fmt.Errorf("the object of key %s: %w", f.key.String()[:16], quant.ErrCorrupt)
 	case f.bytes != int64(len(data)):
-		return f, nil, fmt.Errorf("%d bytes of %d: %w", len(data), f.bytes, quant.ErrCorrupt)
+		return frame{}, nil, fmt.Errorf("%d bytes of %d: %w", len(data), f.bytes, quant.ErrCorrupt)
 	case sha256.Sum256(data) != f.sum:
 		return f, nil, fmt.Errorf("checksum: %w", quant.ErrCorrupt)
 	}
