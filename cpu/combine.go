@@ -26,6 +26,7 @@ type combineScratch struct {
 	last     []float32
 	factor   []float64
 	hasMeans bool
+	used     [sides]bool // by some part of the query
 }
 
 // combine combines the parts of a unit in the order of the list and writes the results.
@@ -36,7 +37,12 @@ func (s *scratch) combine(c *call, u *unit, parts []part) error {
 	x.rot, x.back = grow(x.rot, p.HeadDimV), grow(x.back, p.HeadDimV)
 	for i, q := range u.qs {
 		clear(x.acc)
-		x.hasMeans = false
+		x.hasMeans, x.used = false, [sides]bool{}
+		for k := range parts {
+			for side, used := range parts[k].used {
+				x.used[side] = x.used[side] || used
+			}
+		}
 		for h := range p.Group {
 			x.head(parts, i*p.Group+h, h, c.padV)
 		}
@@ -81,7 +87,8 @@ func (x *combineScratch) head(parts []part, head, h, padV int) {
 			if !used {
 				continue
 			}
-			to, from := x.side(h, k, padV), parts[i].acc[k][head*padV:][:padV]
+			to := x.side(h, k, padV)
+			from := parts[i].acc[k][head*padV:][:len(to)]
 			for d := range to {
 				to[d] += f * from[d]
 			}
@@ -222,21 +229,35 @@ func (x *combineScratch) finish(p *prepared, h int, rot *codec.Rotation, out []f
 		clear(out)
 		return
 	}
-	attend.Restore(x.rot, x.side(h, rotatedSide, p.padV), p.kern.LayoutV(quant.LM1))
-	bytes, exact := x.side(h, bytesSide, p.padV), x.side(h, exactSide, p.padV)
-	for d := range x.back {
-		x.back[d] = float32((x.rot[d] + bytes[d]) / sum)
-	}
+	factor := 1 / sum
+	x.scaleBack(p, h, factor)
 	if rot != nil {
 		p.codec.Inverse(rot, x.back, 1, p.HeadDimV)
 	}
+	copy(out, x.back)
+	if x.used[exactSide] {
+		for d, e := range x.side(h, exactSide, p.padV)[:len(out)] {
+			out[d] = float32(e*factor + float64(out[d]))
+		}
+	}
 	if x.hasMeans {
 		for d, m := range x.means[h*p.padV:][:len(out)] {
-			out[d] = float32(exact[d]/sum + float64(x.back[d]) + m)
+			out[d] = float32(float64(out[d]) + m)
+		}
+	}
+}
+
+// scaleBack writes the sums of the rotated basis of head h times factor.
+func (x *combineScratch) scaleBack(p *prepared, h int, factor float64) {
+	bytes := x.side(h, bytesSide, p.padV)[:len(x.back)]
+	if !x.used[rotatedSide] {
+		for d, b := range bytes {
+			x.back[d] = float32(b * factor)
 		}
 		return
 	}
-	for d := range out {
-		out[d] = float32(exact[d]/sum + float64(x.back[d]))
+	attend.Restore(x.rot, x.side(h, rotatedSide, p.padV), p.kern.LayoutV(quant.LM1))
+	for d, b := range bytes {
+		x.back[d] = float32((x.rot[d] + b) * factor)
 	}
 }

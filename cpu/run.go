@@ -74,10 +74,7 @@ func (s *scratch) run(c *call, u *unit, dst *part, from, at, end cut) (cut, erro
 			break
 		}
 		s.addSums(dst, 0, state.Sums[:heads])
-		if i+1 < n {
-			r.Dots(i + 1)
-		}
-		r.Add(s.sideFor(bytesSide), i)
+		r.Add(s.sideFor(bytesSide), i, i+1 < n)
 		s.countTile(dst)
 	}
 	return r.at, nil
@@ -106,14 +103,19 @@ func (s *scratch) put(c *call, u *unit, i int) bool {
 		return false
 	}
 	if s.p.Pos != nil {
-		least, most := s.bounds(r.at.row, tileRows)
+		least := b.base + int64(r.at.row)
+		most := least + tileRows - 1
+		if b.pos != nil || f.Key.Stride > 1 {
+			least, most = s.bounds(r.at.row, tileRows)
+		}
 		if r.least < most || s.p.Window > 0 && r.most-least >= s.p.Window {
 			return false
 		}
 	}
-	r.Put(i, &f.Own.tiles, b.k, b.v, r.at.row)
+	tiles := &f.Own.tiles
+	r.Put(i, tiles, b.k, b.v, r.at.row)
 	r.cuts[i%len(r.cuts)] = r.at
-	if r.at.row += tileRows; r.at.row == f.Own.tiles.Rows() {
+	if r.at.row += tileRows; r.at.row == tiles.Rows() {
 		r.at = cut{r.at.entry + 1, 0}
 	}
 	return true

@@ -76,8 +76,9 @@ func (c *call) formOf(i int32) *form { return c.view.Form(c.view.At(int(i)).Form
 // cutList divides a list into pieces of at least chunkRows rows, at multiples of tileRows in a
 // block, and appends the cuts. It also returns the number of rows in the list.
 func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
+	var r rowCounter
 	for _, i := range list {
-		rows += int(v.Rows(int(i)))
+		rows += r.of(v, i)
 	}
 	if rows == 0 {
 		return cuts, 0
@@ -89,7 +90,11 @@ func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
 	}
 	left := size
 	for e, i := range list {
-		n := int(v.Rows(int(i)))
+		n := r.of(v, i)
+		if n <= left {
+			left -= n
+			continue
+		}
 		at := 0
 		for n-at > left {
 			at += (left + tileRows - 1) / tileRows * tileRows
@@ -109,6 +114,19 @@ func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
 		cuts = append(cuts, cut{len(list), 0})
 	}
 	return cuts, rows
+}
+
+// rowCounter returns the rows of blocks. Most have the form of the one before.
+type rowCounter struct {
+	form uint32
+	rows int
+}
+
+func (r *rowCounter) of(v *view, i int32) int {
+	if e := v.At(int(i)); e.Form != r.form {
+		r.form, r.rows = e.Form, int(v.Form(e.Form).Key.Rows)
+	}
+	return r.rows
 }
 
 // pieces returns the number of pieces in a unit's list.

@@ -45,14 +45,12 @@ func BenchmarkRun(b *testing.B) {
 			name := k.ISA() + "/" + f.String()
 			best(b, name+"/dots", func() { r.Dots(0) })
 			best(b, name+"/softmax", func() { r.Weigh(0, true) })
-			best(b, name+"/add", func() { r.Add(acc, 0) })
-			best(b, name+"/all", func() {
-				r.Weigh(0, true)
-				r.Dots(1)
-				r.Add(acc, 0)
-				r.Weigh(1, true)
-				r.Dots(0)
-				r.Add(acc, 1)
+			best(b, name+"/add", func() { r.Add(acc, 0, false) })
+			best(b, name+"/two", func() {
+				for i := range 2 {
+					r.Weigh(i, true)
+					r.Add(acc, i, true)
+				}
 			})
 		}
 	}

@@ -23,10 +23,15 @@ type TileForm struct {
 	kUnit, vUnit, noise float32
 	forms               uint32 // bit 0: scales of K have 8 bits; bit 1: those of V
 
-	rows           int
-	kBytes, vBytes int // of a packed side
-	kTable, vTable *byteTable
+	rows             int
+	kScales, vScales scalePlace
+	kBytes, vBytes   int // of a packed side
+	kTable, vTable   *byteTable
 }
+
+// scalePlace is where the scales of a side are: the base of those of 8 bits, those of rows, and the bytes of
+// one.
+type scalePlace struct{ base, rows, width int }
 
 // TileForm returns the form of blocks of rows rows of dim values; noise is as in Terms.
 func (k *Kernels) TileForm(kc, vc quant.Coding, rows, dim, dimV int, noise float32) (f TileForm) {
@@ -38,6 +43,7 @@ func (k *Kernels) TileForm(kc, vc quant.Coding, rows, dim, dimV int, noise float
 		vUnit: Unit(vc.Format, dimV), noise: noise, rows: rows, kBytes: kc.PackedBytes(rows, dim),
 		vBytes: vc.PackedBytes(rows, dimV), kTable: &byteTables[kc.Format][0], vTable: &byteTables[vc.Format][1]}
 	f.kPlane, f.vPlane = layout.PlaneBytes(rows, dim), layout.PlaneBytes(rows, dimV)
+	f.kScales, f.vScales = scalesOf(kc, f.kBytes, rows), scalesOf(vc, f.vBytes, rows)
 	if kc.Scale == quant.ScaleLog8 {
 		f.forms |= 1
 	}
@@ -45,6 +51,15 @@ func (k *Kernels) TileForm(kc, vc quant.Coding, rows, dim, dimV int, noise float
 		f.forms |= 2
 	}
 	return f
+}
+
+// scalesOf returns where the scales of a side are, which end it.
+func scalesOf(c quant.Coding, bytes, rows int) scalePlace {
+	at := bytes - c.ScaleBytes(rows)
+	if c.Scale == quant.ScaleLog8 {
+		return scalePlace{at, at + 4, 1}
+	}
+	return scalePlace{at, at, 2}
 }
 
 // Rows returns the rows of a block, 0 for the zero value.
@@ -63,9 +78,9 @@ func (t *tile) address() *byte { return (*byte)(unsafe.Pointer(t)) }
 // Run computes attention over tiles of 32 rows of 64 values in bit planes, one after the other, for up to
 // RunHeads heads that see every row. A tile is Put before it is the one that comes next to the current one.
 //
+//	Dots(0)
 //	for i := range tiles {
 //		Weigh(i)
-//		Dots(i + 1)
 //		Add(acc, i)
 //	}
 //
@@ -120,16 +135,14 @@ func (r *Run) Put(i int, f *TileForm, k, v []byte, r0 int) {
 	at := r0 * (byteBlock / 8)
 	t := &r.tiles[i%runTiles]
 	t.k, t.v, t.form = &k[at], &v[at], f
-	t.kBase, t.kScales = scalesAt(k, f.kBits*f.kPlane, r0, f.forms&1 != 0)
-	t.vBase, t.vScales = scalesAt(v, f.vBits*f.vPlane, r0, f.forms&2 != 0)
+	t.kBase, t.kScales = f.kScales.at(k, r0)
+	t.vBase, t.vScales = f.vScales.at(v, r0)
 }
 
-// scalesAt returns the base of the scales of a side, which begin at at, and those of the rows from r0 on.
-func scalesAt(side []byte, at, r0 int, log8 bool) (base, scales *byte) {
-	if log8 {
-		return &side[at], &side[at+4+r0 : at+4+r0+TileRows][0]
-	}
-	return &side[at], &side[at+2*r0 : at+2*(r0+TileRows)][0]
+// at returns the base of the scales of a side, and those of the rows from r0 on.
+func (p *scalePlace) at(side []byte, r0 int) (base, scales *byte) {
+	_ = side[p.rows+(r0+TileRows)*p.width-1]
+	return &side[p.base], &side[p.rows+r0*p.width]
 }
 
 // Dots computes the inner products of tile i.
@@ -151,8 +164,12 @@ func (r *Run) Weigh(i int, ahead bool) (bad, rose bool) {
 	return flags&1 != 0, flags&2 != 0
 }
 
-// Add adds the rows of tile i times their weights to acc, [heads, 64].
-func (r *Run) Add(acc []float32, i int) {
+// Add adds the rows of tile i times their weights to acc, [heads, 64]. With more, it first computes the inner
+// products of tile i+1.
+func (r *Run) Add(acc []float32, i int, more bool) {
+	if more {
+		r.Dots(i + 1)
+	}
 	t := &r.tiles[i%runTiles]
 	_ = acc[r.heads*byteBlock-1]
 	r.b.addTile[t.form.vBits-1][r.heads-1](&acc[0], &r.m.digits[0], &r.m.units[0], t.v, t.form.vPlane,

@@ -115,10 +115,7 @@ func checkRun(t *testing.T, k *Kernels, rng *rand.Rand, kc, vc quant.Coding, hea
 		bad, rose := r.Weigh(i, i+2 < rows/TileRows)
 		require.False(t, bad)
 		require.Equal(t, tops != got.Tops, rose)
-		if i+1 < rows/TileRows {
-			r.Dots(i + 1)
-		}
-		r.Add(acc, i)
+		r.Add(acc, i, i+1 < rows/TileRows)
 
 		var tm Terms
 		var vScale [TileRows]float32
