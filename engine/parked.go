@@ -80,12 +80,10 @@ func (m *mover) locked(f func() error) error {
 	return f()
 }
 
-// park writes a sequence to the store and returns what it is found by.
-func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
+// hold keeps a sequence as it is while it is put, and lends memory for the image of a part of it. free is nil if it
+// does not.
+func (m *mover) hold(s *Sequence, what string) (free func(), buf []byte, named []segmentState, err error) {
 	c := m.c
-	var free func()
-	var buf []byte
-	var named []segmentState
 	err = m.locked(func() error {
 		if err := s.ready(m.call); err != nil {
 			return err
@@ -93,7 +91,7 @@ func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
 		if s.chain.follows && s.chain.root != c.cfg.rootKey(m.under.Salt) {
 			return fail(m.call, s.id, "the salt is not that of its tokens: %w", quant.ErrShape)
 		}
-		free = s.occupy("parked")
+		free = s.occupy(what)
 		n := max(stateSize(s), mostImage(s, func(g *segment) []part { return parts(&c.memory, g.sinks) }))
 		if err := m.lend(n + store.SealBytes); err != nil {
 			return err
@@ -102,6 +100,13 @@ func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
 		named = make([]segmentState, len(s.segs))
 		return nil
 	})
+	return free, buf, named, err
+}
+
+// park writes a sequence to the store and returns what it is found by.
+func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
+	c := m.c
+	free, buf, named, err := m.hold(s, "parked")
 	if err == nil {
 		_, _ = rand.Read(id[:]) // never fails
 		err = m.putAll(s, id, buf, named, expires)

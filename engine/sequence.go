@@ -351,6 +351,20 @@ func (s *Sequence) Park(ctx context.Context, salt []byte, expires time.Time) (st
 	return id, nil
 }
 
+// Publish puts the first tokens of the sequence into the store, as they are, where RecallPrefix finds them in any cache
+// of the same settings. The sequence stays. What it has published, and what it recalled, is not put again. Tokens that
+// are not in a segment that is closed and whole yet are left out, and all of a sequence that MatchPrefix and
+// RecallPrefix did not begin.
+//
+// Errors: as Park.
+func (s *Sequence) Publish(ctx context.Context, salt []byte, expires time.Time) error {
+	m, err := newMover(ctx, s.c, "publish", s.id, salt)
+	if err != nil {
+		return err
+	}
+	return wrap("publish", s.id, m.publish(s, expires))
+}
+
 // Save writes the sequence to w as a .kvist file, exactly as it is; it stays in the cache. The keys of its
 // tokens are not written: once loaded, it is not found by MatchPrefix. Whoever needs a file that appears
 // whole or not at all writes to an atomicfile.File.

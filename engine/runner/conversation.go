@@ -47,6 +47,7 @@ func (r *Runner) rest(c *conversation, q Request) error {
 	if r.o.Idle == 0 && !q.Save || len(c.tokens) == 0 || r.broken != nil {
 		return c.seq.Close()
 	}
+	r.publish(c)
 	if err := c.seq.Rest(); err != nil { // its window may fade as well
 		return errors.Join(err, c.seq.Close())
 	}

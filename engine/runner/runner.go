@@ -66,6 +66,9 @@ func New(m *model.Model, be backend.Backend, o Options) (*Runner, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	var s *shelf
+	if o.Store != nil {
+		cfg.Store = o.Store
+	}
 	if o.Folder != "" {
 		if s, err = openShelf(o.Folder, cfg.Model, o.FolderBytes, log); err != nil {
 			return nil, err

@@ -155,7 +155,7 @@ func (r *Runner) attach(t *task) (*conversation, error) {
 		r.idle = slices.DeleteFunc(r.idle, func(c *conversation) bool { return c == best })
 		return best, r.prepare(best, t)
 	}
-	seq, err := r.room(func() (*engine.Sequence, error) { return r.cache.MatchPrefix(t.q.Salt, t.tokens) })
+	seq, err := r.room(func() (*engine.Sequence, error) { return r.match(t) })
 	if err != nil {
 		return nil, err
 	}
@@ -172,6 +172,14 @@ func (r *Runner) attach(t *task) (*conversation, error) {
 		return nil, errors.Join(err, seq.Close())
 	}
 	return conv, r.prepare(conv, t)
+}
+
+// match returns a sequence with the first tokens of a task that the index of prefixes has, or the store.
+func (r *Runner) match(t *task) (*engine.Sequence, error) {
+	if r.o.Store == nil {
+		return r.cache.MatchPrefix(t.q.Salt, t.tokens)
+	}
+	return r.cache.RecallPrefix(t.ctx, t.q.Salt, t.tokens)
 }
 
 // copyGain is the number of tokens that make the copy of a conversation worth its memory.
