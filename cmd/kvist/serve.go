@@ -30,6 +30,7 @@ type serveFlags struct {
 	drain                   time.Duration
 	parkAfter               time.Duration
 	fade, folder, folderMax string
+	store                   string
 	maxBody                 int64
 }
 
@@ -53,6 +54,11 @@ among the keys: what a key holds within its part is not taken for others.
 With --conversations, conversations outlive the server: they are parked in the folder, with their rows as they
 are, when they are idle, when memory is short and when the server ends, and go on from there. A request with
 "kvist": {"save": true} is parked at once, and survives even if the server is killed.
+
+With --store, servers of the same model and settings share what they have computed: the first tokens of a prompt are
+computed by one of them, whatever machine it is on, and found by the others under the same key. URL is
+s3://BUCKET/PREFIX?endpoint=http://HOST:PORT, redis://HOST:PORT/DB, nats://HOST:PORT/BUCKET or file:///FOLDER. Rows are
+verified, not encrypted: who reads the store reads them. They stay for a day.
 
 An interrupt or SIGTERM ends the server: it refuses new requests and gives the answers under way --drain to end. A
 second one ends it at once.`,
@@ -79,6 +85,7 @@ second one ends it at once.`,
 	fs.StringVar(&f.fade, "fade", "50%", "`SHARE` that an idle conversation gives up")
 	fs.StringVar(&f.folder, "conversations", "", "`FOLDER` that idle conversations are parked in; a server finds them again when it starts")
 	fs.StringVar(&f.folderMax, "conversations-max", "", "most `BYTES` of rows in the folder; when it is full, what was parked for longest goes. Default: no limit")
+	fs.StringVar(&f.store, "store", "", "`URL` of a store that servers share: what one computed of a prompt, the others find there")
 	fs.DurationVar(&f.parkAfter, "park-after", time.Minute, "how long a conversation is idle until it is parked; 0: until memory is short or the server ends")
 	fs.DurationVar(&f.timeout, "timeout", 10*time.Minute, "longest time of an answer")
 	fs.DurationVar(&f.drain, "drain", 20*time.Second, "time that answers have to end when the server is told to")
@@ -166,6 +173,15 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 	}
 	if len(keys) > 1 {
 		o.Tenants, o.TenantOf = len(keys), serve.KeyOf
+	}
+	if f.store != "" {
+		if f.folder != "" {
+			return usagef("--store, --conversations: want one of them")
+		}
+		if o.Store, err = openShared(ctx, f.store, a.logger()); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, o.Store.Close()) }()
 	}
 	w, err := f.open(a, name, o)
 	if err != nil {

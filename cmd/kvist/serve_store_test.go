@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+)
+
+// served starts the verb and returns its URL and what ends it.
+func served(t *testing.T, args ...string) (url string, stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var errs lockedBuffer
+	ended := make(chan int, 1)
+	go func() {
+		ended <- run(ctx, append([]string{"serve"}, args...), strings.NewReader(""), io.Discard, &errs)
+	}()
+	require.Eventually(t, func() bool { return listening.MatchString(errs.String()) }, 20*time.Second, time.Millisecond, errs.String())
+	return listening.FindStringSubmatch(errs.String())[1], func() {
+		cancel()
+		<-ended
+	}
+}
+
+// A server finds in the store what another one has computed.
+func TestServe_Store(t *testing.T) {
+	m, shared := tinyModel(t), "file://"+t.TempDir()
+	ask := func(url string) (cached int) {
+		body := `{"messages":[{"role":"user","content":"` + strings.Repeat("a long beginning ", 60) + `"}],"max_tokens":4,"temperature":0}`
+		r, err := http.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
+		require.NoError(t, err)
+		defer r.Body.Close()
+		var a struct {
+			Usage struct {
+				Details struct {
+					Cached int `json:"cached_tokens"`
+				} `json:"prompt_tokens_details"`
+			}
+		}
+		require.NoError(t, json.NewDecoder(r.Body).Decode(&a))
+		return a.Usage.Details.Cached
+	}
+	args := []string{m, "--addr", "127.0.0.1:0", "--kv-budget", "16MiB", "--store", shared}
+	url, stop := served(t, args...)
+	require.Zero(t, ask(url))
+	stop()
+	url, stop = served(t, args...)
+	require.GreaterOrEqual(t, ask(url), 512)
+	stop()
+}
+
+func TestServe_StoreRefused(t *testing.T) {
+	m := tinyModel(t)
+	for _, c := range []struct{ url, want string }{{"http://x", "is no store"}, {"redis://127.0.0.1:1", "refused"}, {"file:///dev/null/x", "--store"}} {
+		var errs lockedBuffer
+		require.NotZero(t, run(context.Background(), []string{"serve", m, "--addr", "127.0.0.1:0", "--store", c.url}, strings.NewReader(""),
+			io.Discard, &errs))
+		require.Contains(t, errs.String(), c.want)
+	}
+	var errs lockedBuffer
+	require.Equal(t, 2, run(context.Background(), []string{"serve", m, "--store", "file:///x", "--conversations", "x"}, strings.NewReader(""),
+		io.Discard, &errs))
+}
