@@ -54,10 +54,9 @@ func pair(format string) []loop {
 	}
 	name := strings.ToUpper(format)
 	return []loop{
-		{partK, "dot" + name + "Heads3AVX512", "group", 16, 1},
+		{partK, "dot" + name + "Heads3AVX512", "", 32, 1},
 		{partSoftmax, "softmaxCut3AVX512", "", 32, 1},
-		{partV, "add" + name + "Heads3AVX512", "group0", 8, 1},
-		{partV, "add" + name + "Heads3AVX512", "group1", 8, 1},
+		{partV, "add" + name + "Heads3AVX512", "", 32, 1},
 	}
 }
 
