@@ -19,7 +19,7 @@ import (
 func (r *Run) decoded(ctx context.Context, method methods.Method) (Score, error) {
 	g, n := r.m.Geometry(), len(r.tokens)
 	c := newCollector(g, n)
-	s := scorer{ref: r.ref}
+	s := scorer{ref: r.ref, each: r.o.OnDecoding}
 	var kv *model.ExactKV
 	var dropped [][]bool
 	var bytes int64

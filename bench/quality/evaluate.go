@@ -26,6 +26,8 @@ type Options struct {
 	Chunk int
 	// Surprisal computes the surprisal of the context's tokens. Only settings that use it need it.
 	Surprisal bool
+	// OnDecoding, if set, is called with the divergence of each position after the context while decoding.
+	OnDecoding func(i int, kl float64)
 	// Progress, if set, is called after each continuation.
 	Progress func(stage string, done, total int64)
 }

@@ -280,3 +280,8 @@ func TestEvaluate_KnownFormats(t *testing.T) {
 	_, err = json.Marshal(res)
 	require.NoError(t, err, "no number is NaN")
 }
+
+// values returns the number of values of K and V in a context of n tokens.
+func values(g quant.Geometry, n int) int64 {
+	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
+}

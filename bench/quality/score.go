@@ -108,6 +108,7 @@ type scorer struct {
 	kl, klMax float64
 	nll       float64
 	nllCount  int
+	each      func(i int, kl float64) // nil, or called for every position
 }
 
 func (s *scorer) add(i int, logits []float32) error {
@@ -123,6 +124,9 @@ func (s *scorer) add(i int, logits []float32) error {
 	// Rounding gives down to -1e-7 if nothing differs.
 	kl = max(kl, 0)
 	s.n++
+	if s.each != nil {
+		s.each(i, kl)
+	}
 	s.kl += kl
 	s.klMax = max(s.klMax, kl)
 	if model.Argmax(logits) == s.ref.top[i] {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/engine"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
@@ -111,7 +112,7 @@ func MeasureServing(ctx context.Context, be backend.Backend, m *model.Model, tok
 	stores := make([]*SequenceStore, len(o.Shares))
 	for i, share := range o.Shares {
 		cfg := servingConfig(m, o.Config)
-		cfg.Budget = int64(share * float64(2*values(g, o.Tokens)))
+		cfg.Budget = int64(share * float64(2*seen(m, 0, o.Tokens, o.Tokens)))
 		c, err := engine.Open(be, g, cfg)
 		if err != nil {
 			return nil, err
@@ -166,6 +167,38 @@ func MeasureServing(ctx context.Context, be backend.Backend, m *model.Model, tok
 	return res, nil
 }
 
+// MeasureDecoding runs a text over what reference methods leave of it: rows older than window are compressed anew
+// every window tokens; see Options.Decode. KL is the mean of each o.Window tokens, 0 for the first ones, which are
+// exact. Budget and Peak are the bytes that are held at the end.
+//
+// Errors: those of NewRun and of the methods.
+func MeasureDecoding(ctx context.Context, m *model.Model, tokens []int32, list []methods.Method, window int,
+	o ServingOptions) ([]ServingResult, error) {
+	if o.Window == 0 {
+		o.Window = 256
+	}
+	var kl []float64
+	opts := Options{Context: o.Window, Next: o.Tokens - o.Window, Decode: true, Window: window, Chunk: window,
+		OnDecoding: func(i int, x float64) { kl[i/o.Window+1] += x / float64(o.Window) }}
+	r, err := NewRun(ctx, m, Input{Name: "text", Tokens: tokens}, opts)
+	if err != nil {
+		return nil, err
+	}
+	var res []ServingResult
+	for _, method := range list {
+		kl = make([]float64, (o.Tokens+o.Window-1)/o.Window)
+		s, err := r.decoded(ctx, method)
+		if err != nil {
+			return nil, methodErr("decoding", method, err)
+		}
+		res = append(res, ServingResult{Share: s.BitsPerValue / 16, Budget: s.Bytes, Peak: s.Bytes, KL: kl, Top1: s.Top1})
+		if o.OnChunk != nil {
+			o.OnChunk(len(res))
+		}
+	}
+	return res, nil
+}
+
 // servingConfig adds how a model attends to the settings of a cache. The models that are measured have one scale
 // and soft cap for all layers.
 func servingConfig(m *model.Model, cfg engine.Config) engine.Config {
@@ -175,9 +208,4 @@ func servingConfig(m *model.Model, cfg engine.Config) engine.Config {
 		cfg.Scale, cfg.Softcap = float32(a.Scale), float32(a.Softcap)
 	}
 	return cfg
-}
-
-// values returns the number of values of K and V in a context of n tokens.
-func values(g quant.Geometry, n int) int64 {
-	return int64(g.Layers) * int64(g.KVHeads) * int64(n) * int64(g.HeadDim+g.HeadDimV)
 }

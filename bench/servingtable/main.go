@@ -16,6 +16,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/kvist-project/kvist/bench/methods"
 	"github.com/kvist-project/kvist/bench/quality"
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/cpu"
@@ -42,12 +43,18 @@ func run() error {
 	prof := flag.String("profile", "", "profile with the sensitivity of heads")
 	park := flag.Bool("park", false, "measure parking and resuming instead")
 	archive := flag.String("archive", "", "with -park: measure what demoting these shares of the rows before parking costs, separated by commas")
+	against := flag.String("against", "", "names of reference methods, separated by spaces, that run the texts beside the cache")
+	name := flag.String("model", "smollm2", "smollm2 or gemma")
 	hold := flag.String("hold", "", "hold conversations of -tokens at these ratios of f16 to bytes instead, separated by commas, and ask for facts")
 	conversations := flag.Int("conversations", 8, "with -hold: how many")
 	awake := flag.Bool("awake", false, "with -hold: windows of idle conversations stay exact")
 	role := flag.String("role", texts.RoleEval, "with -hold: of which texts")
 	flag.Parse()
-	path, err := model.Find()
+	find := model.Find
+	if *name == "gemma" {
+		find = model.FindGemma
+	}
+	path, err := find()
 	if err != nil {
 		return err
 	}
@@ -74,6 +81,10 @@ func run() error {
 			return fmt.Errorf("servingtable: %s holds no sensitivity: %w", *prof, quant.ErrShape)
 		}
 		cfg.SensitivityK, cfg.SensitivityV = s.K, s.V
+	}
+	list, err := methodsOf(*against)
+	if err != nil {
+		return err
 	}
 	o := quality.ServingOptions{Tokens: *tokens, Chunk: *chunk, Config: cfg}
 	if o.Shares, err = numbers(*shares); err != nil {
@@ -111,7 +122,7 @@ func run() error {
 		}
 		return nil
 	}
-	fmt.Println("| text | budget | bytes held | top-1 | KL by window |\n|---|---:|---:|---:|---|")
+	fmt.Println("| text | cache | share of f16 | bytes held | top-1 | last window over second | KL by window |\n|---|---|---:|---:|---:|---:|---|")
 	for _, name := range strings.Split(*names, ",") {
 		ids, err := encode(m, name)
 		if err != nil {
@@ -122,15 +133,40 @@ func run() error {
 			return err
 		}
 		for _, r := range res {
-			fmt.Printf("| %s | %g | %d of %d | %.4f |", name, r.Share, r.Peak, r.Budget, r.Top1)
-			for _, kl := range r.KL {
-				fmt.Printf(" %.2g", kl)
-			}
-			fmt.Println(" |")
+			printServing(name, "kvist", r)
 			fmt.Fprintln(os.Stderr, r.Stats)
+		}
+		for _, method := range list {
+			res, err := quality.MeasureDecoding(context.Background(), m, ids, []methods.Method{method}, *window, o)
+			if err != nil {
+				return err
+			}
+			printServing(name, method.Name(), res[0])
 		}
 	}
 	return nil
+}
+
+// printServing prints a row of the table of divergences.
+func printServing(text, cache string, r quality.ServingResult) {
+	n := len(r.KL)
+	fmt.Printf("| %s | %s | %.3f | %d | %.4f | %.2f |", text, cache, r.Share, r.Peak, r.Top1, r.KL[n-1]/r.KL[1])
+	for _, kl := range r.KL {
+		fmt.Printf(" %.2g", kl)
+	}
+	fmt.Println(" |")
+}
+
+// methodsOf returns the reference methods of a list of names.
+func methodsOf(names string) (list []methods.Method, err error) {
+	for _, name := range strings.Fields(names) {
+		m, err := methods.ByName(name)
+		if err != nil {
+			return nil, err
+		}
+		list = append(list, m)
+	}
+	return list, nil
 }
 
 // numbers reads numbers that are separated by commas.
