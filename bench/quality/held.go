@@ -27,19 +27,6 @@ type Held struct {
 	Stats engine.Stats
 }
 
-// Count returns the number of questions found and asked.
-func (h *Held) Count() (found, asked int) {
-	for _, c := range h.Found {
-		for _, ok := range c {
-			asked++
-			if ok {
-				found++
-			}
-		}
-	}
-	return found, asked
-}
-
 // MeasureHeld tells a cache the contexts of a retrieval one after the other, as conversations that rest when
 // they are told. Then it asks each its questions, of forks, so that no question changes what others find.
 //

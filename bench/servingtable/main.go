@@ -47,6 +47,8 @@ func run() error {
 	name := flag.String("model", "smollm2", "smollm2 or gemma")
 	hold := flag.String("hold", "", "hold conversations of -tokens at these ratios of f16 to bytes instead, separated by commas, and ask for facts")
 	conversations := flag.Int("conversations", 8, "with -hold: how many")
+	after := flag.Int("after", 0, "with -hold: so many tokens of another text follow the facts, and each conversation has a cache of its own")
+	chain := flag.Int("chain", 0, "have the model write so many tokens on its own behind 256 tokens of each text instead")
 	awake := flag.Bool("awake", false, "with -hold: windows of idle conversations stay exact")
 	role := flag.String("role", texts.RoleEval, "with -hold: of which texts")
 	flag.Parse()
@@ -95,7 +97,10 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		return measureHeld(be, m, *role, *conversations, *tokens, ratios, *awake, cfg)
+		return measureHeld(be, m, *role, *conversations, *tokens, *after, ratios, *awake, cfg)
+	}
+	if *chain > 0 {
+		return measureChains(be, m, strings.Split(*names, ","), *chain, o)
 	}
 	if *park {
 		ids, err := encode(m, *names)
