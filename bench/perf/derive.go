@@ -25,6 +25,14 @@ func (r *Result) Time() Spread {
 	return r.NS
 }
 
+// cost is the time that other work of the machine disturbs least: the device's, or else the processor's.
+func (r *Result) cost() float64 {
+	if r.DeviceNS == nil && r.CPUNS.Median > 0 {
+		return r.CPUNS.Median
+	}
+	return r.Time().Median
+}
+
 // TokensPerSecond is how many tokens a second a model decodes behind a context, if it did nothing but attend.
 func TokensPerSecond(m Model, r *Result, tokens int64) float64 {
 	t := r.Time().Median * float64(m.Pairs(tokens))

@@ -74,8 +74,8 @@ func threadsText(n int) string {
 func (r *Record) attendTable(s Shape) Table {
 	t := Table{Title: fmt.Sprintf("Attention, rows of %d, %d query heads for each of %d KV heads: %s", s.HeadDim, s.GQA, s.KVHeads,
 		strings.Join(ModelsOf(s), ", ")), Headers: []string{"coding", "bits/value"},
-		Note: fmt.Sprintf("ns for a row of K and V, from memory, %s; ± is half the distance of the quartiles. ggml's codings are unpacked by "+
-			"plain code; llama.cpp has faster kernels for them.", threadsText(r.Threads))}
+		Note: fmt.Sprintf("ns for a row of K and V, from memory, %s; ± is half the distance of the quartiles. The last two columns "+
+			"compare processor time. ggml's codings are unpacked by plain code; llama.cpp has faster kernels for them.", threadsText(r.Threads))}
 	var all []int
 	for i := range r.Results {
 		x := &r.Results[i]
@@ -88,7 +88,7 @@ func (r *Record) attendTable(s Shape) Table {
 	for _, n := range all {
 		t.Headers = append(t.Headers, fmt.Sprintf("ns at %s", TokensText(int64(n))), "±")
 	}
-	t.Headers = append(t.Headers, "processor ns", "GB/s", "of read speed", "time of f16")
+	t.Headers = append(t.Headers, "processor ns", "GB/s", "of read speed", "of f16")
 	at := SpeedContext
 	if !slices.Contains(all, at) && len(all) > 0 {
 		at = all[len(all)-1]
@@ -110,7 +110,7 @@ func (r *Record) attendTable(s Shape) Table {
 		}
 		row = append(row, orDash(x.CPUNS.Median), Digits(x.GBps()), percentText(r.Share(x)))
 		if plain != nil {
-			row = append(row, Digits(x.Time().Median/plain.Time().Median))
+			row = append(row, percentText(x.cost()/plain.cost()))
 		} else {
 			row = append(row, "-")
 		}
@@ -247,6 +247,3 @@ func TokensText(n int64) string {
 	}
 	return fmt.Sprint(n)
 }
-
-// Digits0 shows a power of ten, or a few of them.
-func Digits0(x float64) string { return strconv.FormatFloat(x, 'g', 3, 64) }

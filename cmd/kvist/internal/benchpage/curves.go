@@ -63,10 +63,8 @@ func drawCurves(r *perf.Record, s perf.Shape) []curves {
 	if len(contexts) < 2 {
 		return nil
 	}
-	low, high = math.Pow(10, math.Floor(math.Log10(low))), math.Pow(10, math.Ceil(math.Log10(high)))
-	if high <= low {
-		high = 10 * low
-	}
+	ticks := ticksOf(low, high)
+	low, high = ticks[0], ticks[len(ticks)-1]
 	x := func(n int) float64 {
 		first, last := math.Log(float64(contexts[0])), math.Log(float64(contexts[len(contexts)-1]))
 		return left + (width-left-right)*(math.Log(float64(n))-first)/(last-first)
@@ -76,14 +74,10 @@ func drawCurves(r *perf.Record, s perf.Shape) []curves {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, `<svg viewBox="0 0 %g %g" role="img" aria-label="time against context">`, width, height)
-	for t := low; t <= high*1.01; t *= 10 {
-		for _, m := range []float64{1, 2, 5} {
-			if v := t * m; v <= high*1.01 {
-				fmt.Fprintf(&b, `<path class="axis" d="M%g %.1fH%g"/>`, left, y(v), width-right)
-				if m == 1 || high/low <= 10 {
-					fmt.Fprintf(&b, `<text x="%g" y="%.1f" text-anchor="end">%s ns</text>`, left-5, y(v)+4, perf.Digits0(v))
-				}
-			}
+	for i, v := range ticks {
+		fmt.Fprintf(&b, `<path class="axis" d="M%g %.1fH%g"/>`, left, y(v), width-right)
+		if len(ticks) < 8 || i%2 == 0 {
+			fmt.Fprintf(&b, `<text x="%g" y="%.1f" text-anchor="end">%s</text>`, left-6, y(v)+4, tickText(v))
 		}
 	}
 	for i, n := range contexts {
@@ -110,4 +104,28 @@ func drawCurves(r *perf.Record, s perf.Shape) []curves {
 	}
 	b.WriteString("</svg>")
 	return []curves{{shapeTitle(s), template.HTML(b.String())}} //nolint:gosec // numbers and our own names
+}
+
+// ticksOf are the numbers 1, 2 and 5 times a power of ten around a range, two at least.
+func ticksOf(low, high float64) (out []float64) {
+	for e := math.Floor(math.Log10(low)); len(out) < 2 || out[len(out)-1] < high; e++ {
+		for _, m := range []float64{1, 2, 5} {
+			v := m * math.Pow(10, e)
+			switch {
+			case len(out) == 1 && v <= low:
+				out[0] = v
+			case len(out) < 2 || out[len(out)-1] < high:
+				out = append(out, v)
+			}
+		}
+	}
+	return out
+}
+
+// tickText shows nanoseconds without digits behind those that are there.
+func tickText(ns float64) string {
+	if ns >= 1000 {
+		return fmt.Sprintf("%g us", math.Round(ns)/1000)
+	}
+	return fmt.Sprintf("%g ns", float64(float32(ns)))
 }

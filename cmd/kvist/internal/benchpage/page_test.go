@@ -125,3 +125,12 @@ func TestWrite_FitsTheScreen(t *testing.T) {
 	require.NotNil(t, m, "%s", out)
 	require.Equal(t, "drawn 6 1\ndrawn 6 1", string(m[1]))
 }
+
+func TestTicks(t *testing.T) {
+	require.Equal(t, []float64{10, 20, 50, 100}, ticksOf(15, 80))
+	require.Equal(t, []float64{20, 50}, ticksOf(20, 50))
+	require.Equal(t, []float64{5, 10}, ticksOf(5, 5))
+	require.InDeltaSlice(t, []float64{0.5, 1, 2}, ticksOf(0.6, 1.1), 1e-9)
+	require.Equal(t, "2 us", tickText(2000))
+	require.Equal(t, "0.5 ns", tickText(0.5))
+}
