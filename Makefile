@@ -145,11 +145,23 @@ model-speed: model model-gemma ## speed of the model runner beside llama.cpp, wh
 	python3 bench/modelspeed/llamacpp.py run --ours build/modelspeed --venv $(LLAMACPP) --page bench/results/model-speed.md \
 	  "$$(sh engine/model/fetch-model.sh)" "$$(sh engine/model/fetch-gemma.sh)"
 
-bench-cpu: ## the speed of the cpu backend, from cache and from memory (2 GB, minutes); writes bench/results/cpu*
+MACHINE ?= xeon-avx512-2-cores
+bench-machine: ## what kvist bench measures here, in three rounds (some minutes on a quiet machine); writes bench/results/machines/$(MACHINE).json and the tables
+	@mkdir -p build bench/results/machines
+	$(GO) build -o build/kvist ./cmd/kvist
+	build/kvist bench -o bench/results/machines/$(MACHINE).json --force
+	$(MAKE) --no-print-directory tables
+
+COMPARED ?= 10
+bench-compare-check: ## kvist bench --compare on real runs: quiet between equal ones, finds a slow-down of 10 % (COMPARED=10 pairs each, minutes on a quiet machine)
+	$(GO) test -run '^TestCompare_RealRuns' -v -timeout 120m ./bench/perf -repetitions $(COMPARED) | \
+	  grep -E 'pair|quiet between|^(---|ok|FAIL)' | sed 's/^ *compare_test.go:[0-9]*: //' > bench/results/bench-compare.txt
+	@grep -q '^ok' bench/results/bench-compare.txt
+
+bench-cpu: ## the speed of the cpu backend, in cache, for each instruction set (minutes); writes bench/results/cpu*
 	$(GO) test -run '^$$' -bench 'Hadamard|Codec' -benchtime 50ms -count 5 ./cpu > bench/results/cpu-codec.txt
 	$(GO) test -run '^$$' -bench 'Attend$$' -benchtime 20ms -count 5 ./cpu > bench/results/cpu-attend.txt
 	$(GO) test -run '^$$' -bench 'AttendRatio' -benchtime 700ms -count 3 ./cpu > bench/results/cpu-ratio.txt
-	$(GO) test -run '^$$' -bench 'Read|AttendMemory' -benchtime 1x -count 3 -timeout 60m ./cpu -working-set 1920 > bench/results/cpu-memory.txt
 	$(GO) run ./bench/cputable -asm cpu/internal/attend/attend_amd64.s -page bench/README.md bench/results/cpu-*.txt > bench/results/cpu.md
 
 bench-buffers: ## resident memory of the cpu backend's buffers after 1.5 million allocations and frees (minutes)

@@ -4,25 +4,17 @@ package cpu
 
 import (
 	"context"
-	"flag"
 	"fmt"
 	"math"
-	"runtime"
-	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/kvist-project/kvist/cpu/internal/codec"
-	"github.com/kvist-project/kvist/cpu/matmul"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
 )
-
-// workingSet enables the benchmarks of memory: at least four times the size of the last-level
-// cache.
-var workingSet = flag.Int("working-set", 0, "MiB that benchmarks of memory read; 0 skips them")
 
 // benchCodings are the codings of the attention benchmarks. "mixed" is like a plan of a cache: half
 // lm2, the rest finer.
@@ -110,31 +102,6 @@ func BenchmarkAttend(b *testing.B) {
 	}
 }
 
-// BenchmarkAttendMemory measures one query over a context larger than any cache, in blocks of 256
-// tokens, with one worker and with all.
-func BenchmarkAttendMemory(b *testing.B) {
-	if *workingSet == 0 {
-		b.Skip("takes gigabytes: -working-set says how many MiB")
-	}
-	isa := ISAs()[len(ISAs())-1]
-	for _, format := range benchFormats {
-		for _, dim := range []int{64, 128} {
-			name := fmt.Sprintf("backend=cpu-%s/format=%s/head_dim=%d", isa, format, dim)
-			b.Run(name, func(b *testing.B) {
-				be := openBench(b, isa, runtime.NumCPU())
-				r := newBenchRig(b, be, format, dim, 256, int64(*workingSet)<<20)
-				for _, workers := range []int{1, runtime.NumCPU()} {
-					r.b.workers = newWorkers(workers)
-					for _, group := range []int{1, 3, 4, 8} {
-						b.Run(fmt.Sprintf("gqa=%d/set=memory/workers=%d", group, workers),
-							func(b *testing.B) { benchAttend(b, r, group, dim) })
-					}
-				}
-			})
-		}
-	}
-}
-
 func benchAttend(b *testing.B, r benchRig, group, dim int) {
 	q := &backend.Queries{Q: quanttest.Rows(quanttest.Gaussian, group, dim, 9).Data, Group: group,
 		HeadDim: dim, HeadDimV: dim, Scale: float32(1 / math.Sqrt(float64(dim))),
@@ -169,58 +136,6 @@ func report(b *testing.B, cpuNS, pairs, bytes int64) {
 	b.ReportMetric(ns/n, "ns/pair")
 	b.ReportMetric(float64(cpuNS)/n, "cpu-ns/pair")
 	b.ReportMetric(float64(bytes)*float64(b.N)/ns, "packed-GB/s")
-}
-
-// BenchmarkRead measures how fast this machine reads memory in order, beyond any cache or a set of
-// 400 KB, with the fastest inner product. Attention is compared with it.
-func BenchmarkRead(b *testing.B) {
-	for _, set := range []string{"cache", "memory"} {
-		for _, workers := range []int{1, runtime.NumCPU()} {
-			b.Run(fmt.Sprintf("set=%s/workers=%d", set, workers), func(b *testing.B) {
-				size := 400 << 10
-				if set == "memory" {
-					if *workingSet == 0 {
-						b.Skip("takes gigabytes: -working-set says how many MiB")
-					}
-					size = *workingSet << 20
-				}
-				benchRead(b, size, workers)
-			})
-		}
-	}
-}
-
-func benchRead(b *testing.B, size, workers int) {
-	e, err := matmul.Open(matmul.Options{Workers: 1})
-	require.NoError(b, err)
-	x := make([]float32, size/4)
-	for i := range x {
-		x[i] = 1
-	}
-	const chunk = 64 << 10 / 4
-	read := func(x []float32) {
-		for len(x) >= 2*chunk {
-			_ = e.Dot(x[:chunk], x[chunk:2*chunk])
-			x = x[2*chunk:]
-		}
-	}
-	b.SetBytes(int64(size))
-	b.ResetTimer()
-	start := cpuTime()
-	for b.Loop() {
-		var wg sync.WaitGroup
-		for w := range workers {
-			wg.Add(1)
-			go func() {
-				defer wg.Done()
-				read(x[w*len(x)/workers : (w+1)*len(x)/workers])
-			}()
-		}
-		wg.Wait()
-	}
-	used := cpuTime() - start
-	b.ReportMetric(float64(size)*float64(b.N)/float64(b.Elapsed().Nanoseconds()), "GB/s")
-	b.ReportMetric(float64(size)*float64(b.N)/float64(max(1, used.Nanoseconds())), "cpu-GB/s")
 }
 
 // BenchmarkCodec measures encoding (from float32, from f16), decoding to float32 and demotion of

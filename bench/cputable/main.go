@@ -161,7 +161,6 @@ func (r *results) write(w *strings.Builder) {
 	for _, isa := range isas {
 		r.writeRatio(w, isa)
 	}
-	r.writeMemory(w)
 	r.writeCodec(w)
 }
 
@@ -219,51 +218,6 @@ func (r *results) writeRatio(w *strings.Builder, isa string) {
 		}
 		fmt.Fprintln(w)
 	}
-}
-
-func (r *results) memoryName(format, dim, group string, workers int) string {
-	for _, isa := range isas {
-		name := fmt.Sprintf("BenchmarkAttendMemory/backend=cpu-%s/format=%s/head_dim=%s/gqa=%s"+
-			"/set=memory/workers=%d", isa, format, dim, group, workers)
-		if _, ok := r.values[name]; ok {
-			return name
-		}
-	}
-	return ""
-}
-
-func (r *results) writeMemory(w *strings.Builder) {
-	for workers := 1; workers <= 1024; workers++ {
-		if r.memoryName("lm3", "64", "3", workers) == "" {
-			continue
-		}
-		read, _ := r.median(fmt.Sprintf("BenchmarkRead/set=memory/workers=%d", workers), "cpu-GB/s")
-		fmt.Fprintf(w, "\n## Attention from memory, %d worker(s)\n\nns of processor time per row of K "+
-			"and V together / packed GB/s a core / share of the read bandwidth of a core in the same "+
-			"run,\n%s GB/s, for head_dim/GQA ratio. Blocks of 256 tokens; the working set is in the raw "+
-			"file.\n", workers, digits(read))
-		header(w, "coding")
-		for _, f := range formats {
-			fmt.Fprintf(w, "| %s |", f)
-			for _, d := range dims {
-				for _, g := range groups {
-					fmt.Fprintf(w, " %s |", r.memoryCell(r.memoryName(f, d, g, workers), read))
-				}
-			}
-			fmt.Fprintln(w)
-		}
-	}
-}
-
-func (r *results) memoryCell(name string, read float64) string {
-	ns, ok := r.median(name, "cpu-ns/pair")
-	if !ok {
-		return "-"
-	}
-	clock, _ := r.median(name, "ns/pair")
-	rate, _ := r.median(name, "packed-GB/s")
-	perCore := rate * clock / ns // bytes a pair do not depend on the clock
-	return fmt.Sprintf("%s / %s / %.0f %%", digits(ns), digits(perCore), 100*perCore/read)
 }
 
 func (r *results) writeCodec(w *strings.Builder) {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/kvist-project/kvist/bench/readme"
@@ -15,21 +14,15 @@ var markers = readme.Markers{Name: "cpu table", Command: "make bench-cpu"}
 // short returns the tables of the page.
 func (r *results) short() string {
 	var b strings.Builder
-	read, _ := r.median("BenchmarkRead/set=memory/workers=1", "cpu-GB/s")
 	fmt.Fprintf(&b, "%s, one core. Attention: ns of processor time per row of K and V, head_dim 64,\nfor 1 and for 3 query "+
-		"heads. From memory: beside it the share of the %s GB/s that a core reads in\nthe same run.\n\n", r.machine, digits(read))
-	b.WriteString("| coding | AVX-512, in cache | AVX2 | plain Go | AVX-512, from memory, 1 head | 3 heads |\n|---|---|---|---|---|---|\n")
+		"heads.\n\n", r.machine)
+	b.WriteString("| coding | AVX-512 | AVX2 | plain Go |\n|---|---|---|---|\n")
 	pair := func(isa, f string) string {
 		return r.cell(attendName(isa, f, "64", "1"), "cpu-ns/pair") + ", " +
 			r.cell(attendName(isa, f, "64", "3"), "cpu-ns/pair")
 	}
-	memory := func(f, group string) string {
-		part := strings.Split(r.memoryCell(r.memoryName(f, "64", group, 1), read), " / ")
-		return strings.Join(slices.Compact([]string{part[0], part[len(part)-1]}), ", ")
-	}
 	for _, f := range formats {
-		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s |\n", f, pair("avx512", f), pair("avx2", f), pair("generic", f),
-			memory(f, "1"), memory(f, "3"))
+		fmt.Fprintf(&b, "| %s | %s | %s | %s |\n", f, pair("avx512", f), pair("avx2", f), pair("generic", f))
 	}
 	b.WriteString("\n| G values/s, rows of 64 | AVX-512 | AVX2 | plain Go |\n|---|---|---|---|\n")
 	line := func(what string, name func(isa string) string) {

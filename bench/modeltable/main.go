@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command modeltable writes what was measured in the model to the pages that people read. It
-// measures nothing; it reads the JSON files in bench/results. It writes
+// Command modeltable writes what was measured in the model, and by kvist bench, to the pages that people
+// read. It measures nothing; it reads the JSON files in bench/results. It writes
 //
 //   - the tables of bench/README.md and the short one of README.md, between their markers
+//   - the tables of machines in both pages, from the records in bench/results/machines
 //   - bench/results/headline.svg, the picture of README.md
 //   - bench/results/signals.md: what each way to weigh tokens is worth at each rate
 //
@@ -134,7 +135,10 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	return gemmaMarkers.Update(longPage, worstTable(gemmaRows, g))
+	if err := gemmaMarkers.Update(longPage, worstTable(gemmaRows, g)); err != nil {
+		return err
+	}
+	return updateMachines()
 }
 
 // worstTable returns the rows as a table with the worst token of each method.

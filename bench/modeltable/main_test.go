@@ -56,6 +56,23 @@ func TestPages_ShowResults(t *testing.T) {
 	}
 }
 
+func TestPages_ShowMachines(t *testing.T) {
+	const root = "../../"
+	names, all, err := openMachines(root + results)
+	require.NoError(t, err)
+	require.Contains(t, names, headlineMachine)
+	short := machineHeadline(names, all)
+	require.Contains(t, short, "| f16 |")
+	require.Contains(t, short, "| kvist, 1.5 bits |")
+	for page, table := range map[string]string{shortPage: short, longPage: machineTables(names, all)} {
+		text, err := os.ReadFile(root + page)
+		require.NoError(t, err)
+		want, err := machineMarkers.Splice(string(text), table)
+		require.NoError(t, err)
+		require.Equal(t, want, string(text), "%s: run: make tables", page)
+	}
+}
+
 func TestPicture_ShowsResults(t *testing.T) {
 	q, err := open("../../"+results, "quality")
 	require.NoError(t, err)

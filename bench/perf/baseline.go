@@ -14,6 +14,7 @@ import (
 const (
 	baseLoop = "loop" // arithmetic on one core
 	baseRead = "read" // memory in order, with as many threads as the work
+	baseNone = "none" // a device's own clock
 )
 
 const (

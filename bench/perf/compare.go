@@ -128,7 +128,7 @@ type pair struct {
 // rounds are the logarithms of the medians of the rounds of a result.
 func rounds(r *Result) (out []float64) {
 	for _, x := range r.Relative {
-		out = append(out, math.Log(spreadOf(slices.Clone(x)).Median))
+		out = append(out, math.Log(x.Median))
 	}
 	return out
 }
@@ -168,7 +168,7 @@ func usualNoise(records ...*Record) float64 {
 			if d := deviation(rounds(x)); d > 0 {
 				all = append(all, d)
 			} else if len(x.Relative) == 1 {
-				all = append(all, 2*spreadOf(slices.Clone(x.Relative[0])).Half())
+				all = append(all, 2*x.Relative[0].Half())
 			}
 		}
 	}

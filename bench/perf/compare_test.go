@@ -34,7 +34,7 @@ func simulated(seed uint64, sample, drift, slow float64) *Record {
 				for range 9 {
 					round = append(round, at*math.Exp(sample*r.NormFloat64()))
 				}
-				x.Relative = append(x.Relative, round)
+				x.Relative = append(x.Relative, spreadOf(round))
 			}
 			out.Results = append(out.Results, x)
 		}

@@ -25,8 +25,8 @@ func (r *Result) Time() Spread {
 	return r.NS
 }
 
-// cost is the time that other work of the machine disturbs least: the device's, or else the processor's.
-func (r *Result) cost() float64 {
+// Cost is the time that other work of the machine disturbs least: the device's, or else the processor's.
+func (r *Result) Cost() float64 {
 	if r.DeviceNS == nil && r.CPUNS.Median > 0 {
 		return r.CPUNS.Median
 	}

@@ -120,7 +120,7 @@ func groups(all []Case) (out []string) {
 //
 // Errors: quant.ErrShape if nothing would be.
 func Names(o Options) ([]string, error) {
-	list, err := chosen(Cases(o.Quick, o.threads()), o.Filter)
+	list, err := chosen(Cases(o.Quick, o.threads(), o.device()), o.Filter)
 	var out []string
 	for _, c := range list {
 		for _, n := range c.Names {
@@ -139,6 +139,9 @@ func (o Options) threads() int {
 	return max(1, o.Backend.Caps().Workers)
 }
 
+// device reports whether the memory of the backend is not the host's.
+func (o Options) device() bool { return o.Backend.Caps().Name != "cpu" }
+
 // Measure runs the cases that the filter names.
 //
 // Errors: quant.ErrShape for a filter that matches nothing, the error of ctx, those of the backend.
@@ -147,7 +150,7 @@ func Measure(ctx context.Context, o Options) (_ *Record, err error) {
 	if err != nil {
 		return nil, err
 	}
-	list, err := chosen(Cases(o.Quick, o.threads()), o.Filter)
+	list, err := chosen(Cases(o.Quick, o.threads(), o.device()), o.Filter)
 	if err != nil {
 		return nil, err
 	}
@@ -260,7 +263,7 @@ type series struct {
 	wall     []float64 // ns a unit
 	cpu      []float64
 	device   []float64
-	relative [][]float64 // of each round
+	relative []Spread // of each round
 	runs     int
 }
 
@@ -316,14 +319,17 @@ func (m *meter) take(ctx context.Context, name string, w *Work) error {
 		units := w.Units * float64(runs)
 		s.wall = append(s.wall, float64(t.wall)/units)
 		s.cpu = append(s.cpu, float64(t.cpu)/units)
-		if device > 0 {
+		if device > 0 { // what the host does beside it is not what is compared
 			s.device = append(s.device, float64(device)/units)
+			relative, before = append(relative, float64(device)/units), after
+			s.runs += runs
+			continue
 		}
-		relative = append(relative, digits4(float64(t.busy())/units/(float64(before.busy()+after.busy())/2)*1e6))
+		relative = append(relative, float64(t.busy())/units/(float64(before.busy()+after.busy())/2)*1e6)
 		s.runs += runs
 		before = after
 	}
-	s.relative = append(s.relative, relative)
+	s.relative = append(s.relative, spreadOf(relative))
 	return nil
 }
 
@@ -386,7 +392,7 @@ func (s *series) result(name string) Result {
 	}
 	if len(s.device) > 0 {
 		d := spreadOf(s.device)
-		r.DeviceNS = &d
+		r.DeviceNS, r.Baseline = &d, baseNone
 	}
 	return r
 }

@@ -23,6 +23,25 @@ func memoryCases(threads int) (all []Case) {
 	return all
 }
 
+// transferCases measure the way to a device's memory and back.
+func transferCases() []Case {
+	return []Case{{Names: []string{"memory/op=upload/threads=1", "memory/op=download/threads=1"},
+		Setup: func(_ context.Context, e *Env) (*Ready, error) {
+			b := &buffers{be: e.Backend}
+			span, err := b.alloc(passBytes)
+			if err != nil {
+				return nil, err
+			}
+			host := make([]byte, passBytes)
+			work := func(run func() error) *Work {
+				return &Work{Unit: "byte", Units: passBytes, Bytes: passBytes, Threads: 1,
+					Run: func(context.Context) error { return run() }}
+			}
+			return &Ready{Close: b.free, Work: []*Work{work(func() error { return span.Buf.Upload(0, host) }),
+				work(func() error { return span.Buf.Download(0, host) })}}, nil
+		}}}
+}
+
 // passBytes is how much of the area a run reads or copies.
 const passBytes = 32 << 20
 

@@ -122,7 +122,7 @@ func TestMeasure_Everything(t *testing.T) {
 		if x != nil {
 			require.Positive(t, x.NS.Median, n)
 			require.Len(t, x.Relative, 1, n)
-			require.Len(t, x.Relative[0], 2, n)
+			require.Positive(t, x.Relative[0].Low, n)
 			require.False(t, math.IsNaN(x.GBps()), n)
 		}
 	}
@@ -142,7 +142,8 @@ func TestMeasure_FilterAndCancel(t *testing.T) {
 	require.Equal(t, "encode", r.Results[0].Group())
 	require.Equal(t, "f16", r.Results[0].Key("coding"))
 	require.Len(t, r.Results[0].Relative, 2)
-	require.Len(t, r.Results[0].Relative[1], 3)
+	require.Positive(t, r.Results[0].Relative[1].Median)
+	require.GreaterOrEqual(t, r.Results[0].Runs, 6, "three samples in each of two rounds")
 	require.Equal(t, 16.0, r.Results[0].BitsPerValue())
 
 	o.Filter = regexp.MustCompile("nosuch")
@@ -160,7 +161,7 @@ func TestMeasure_FilterAndCancel(t *testing.T) {
 func TestCases_NamesAreUnique(t *testing.T) {
 	for _, quick := range []bool{false, true} {
 		seen := map[string]bool{}
-		for _, c := range Cases(quick, 2) {
+		for _, c := range Cases(quick, 2, false) {
 			for _, n := range c.Names {
 				require.False(t, seen[n], n)
 				seen[n] = true

@@ -44,18 +44,18 @@ type BackendInfo struct {
 
 // Result is what was measured under a name. Times are for a unit.
 type Result struct {
-	Name     string      `json:"name"`
-	Unit     string      `json:"unit"`
-	NS       Spread      `json:"ns"`     // wall time
-	CPUNS    Spread      `json:"cpu_ns"` // processor time of the process; 0 where the system does not tell
-	DeviceNS *Spread     `json:"device_ns,omitempty"`
-	Bytes    float64     `json:"bytes"`       // stored
-	Plain    float64     `json:"plain_bytes"` // of the same values as f16
-	Threads  int         `json:"threads"`
-	Baseline string      `json:"baseline"`
-	Relative [][]float64 `json:"relative"` // of every sample of each round, in millionths of the baseline
-	Runs     int         `json:"runs"`
-	Note     string      `json:"note,omitempty"`
+	Name     string   `json:"name"`
+	Unit     string   `json:"unit"`
+	NS       Spread   `json:"ns"`     // wall time
+	CPUNS    Spread   `json:"cpu_ns"` // processor time of the process; 0 where the system does not tell
+	DeviceNS *Spread  `json:"device_ns,omitempty"`
+	Bytes    float64  `json:"bytes"`       // stored
+	Plain    float64  `json:"plain_bytes"` // of the same values as f16
+	Threads  int      `json:"threads"`
+	Baseline string   `json:"baseline"`
+	Relative []Spread `json:"relative"` // of the samples of each round, in millionths of the baseline
+	Runs     int      `json:"runs"`
+	Note     string   `json:"note,omitempty"`
 }
 
 // Group is the first part of the name.
@@ -94,6 +94,7 @@ func (r *Record) Find(name string) *Result {
 
 func newRecord(e *Env, o Options) *Record {
 	c := e.Caps
+	c.Reason, _, _ = strings.Cut(c.Reason, " (") // where libraries were looked for is for kvist doctor to tell
 	return &Record{Format: recordFormat, Machine: e.Machine, Backend: BackendInfo{c.Name, c.Device, c.ISA, c.Memory, c.Reason},
 		Quick: o.Quick, Threads: e.Threads, WorkingSet: e.WorkingSet, TableBytes: c.TableBytes}
 }
@@ -139,11 +140,8 @@ func (r *Record) check() error {
 		x := &r.Results[i]
 		ok := x.Name != "" && !seen[x.Name] && x.NS.Median > 0 && x.NS.Low > 0 && x.NS.High >= x.NS.Low && x.Bytes >= 0 &&
 			x.Plain >= 0 && x.CPUNS.Median >= 0
-		for _, round := range x.Relative {
-			ok = ok && len(round) > 0
-			for _, v := range round {
-				ok = ok && v > 0 && !math.IsInf(v, 0)
-			}
+		for _, v := range x.Relative {
+			ok = ok && v.Low > 0 && v.Low <= v.Median && v.Median <= v.High && !math.IsInf(v.High, 0)
 		}
 		if !ok {
 			return fmt.Errorf("kvist/perf: record: result %d (%q) has no name of its own, or times that cannot be: %w", i,

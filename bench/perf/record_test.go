@@ -21,7 +21,7 @@ func sample() *Record {
 		Backend: BackendInfo{Name: "cpu", ISA: "avx2", Memory: 24 << 30}, Threads: 2}
 	add := func(name, unit string, ns, cpu, bytes, plain float64) {
 		r.Results = append(r.Results, Result{Name: name, Unit: unit, NS: Spread{ns, 0.9 * ns, 1.1 * ns}, CPUNS: Spread{cpu, cpu, cpu},
-			Bytes: bytes, Plain: plain, Threads: 2, Baseline: baseRead, Relative: [][]float64{{1, 2, 3}}, Runs: 12})
+			Bytes: bytes, Plain: plain, Threads: 2, Baseline: baseRead, Relative: []Spread{{2, 1, 3}}, Runs: 12})
 	}
 	add(ReadName(2), "byte", 0.05, 0.1, 1, 0)
 	add(AttendName(s, F16, 8192, 2), "row pair", 50, 100, 512, 512)
@@ -89,7 +89,7 @@ func TestReadRecord_Refuses(t *testing.T) {
 		"no name":    {write(func(r *Record) { r.Results[0].Name = "" }), quant.ErrCorrupt},
 		"name twice": {write(func(r *Record) { r.Results[0].Name = r.Results[1].Name }), quant.ErrCorrupt},
 		"no time":    {write(func(r *Record) { r.Results[0].NS = Spread{} }), quant.ErrCorrupt},
-		"relative":   {write(func(r *Record) { r.Results[0].Relative[0][1] = -1 }), quant.ErrCorrupt},
+		"relative":   {write(func(r *Record) { r.Results[0].Relative[0].Low = -1 }), quant.ErrCorrupt},
 		"too long":   {`{"format": "kvist-bench/1", "command": "` + strings.Repeat("x", maxRecord) + `"}`, quant.ErrTooLarge},
 		"too many":   {write(func(r *Record) { r.Results = make([]Result, maxResults+1) }), quant.ErrTooLarge},
 	} {

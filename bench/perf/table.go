@@ -110,7 +110,7 @@ func (r *Record) attendTable(s Shape) Table {
 		}
 		row = append(row, orDash(x.CPUNS.Median), Digits(x.GBps()), percentText(r.Share(x)))
 		if plain != nil {
-			row = append(row, percentText(x.cost()/plain.cost()))
+			row = append(row, percentText(x.Cost()/plain.Cost()))
 		} else {
 			row = append(row, "-")
 		}

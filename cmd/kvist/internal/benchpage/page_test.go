@@ -26,7 +26,7 @@ func sample() *perf.Record {
 		Noise: perf.Noise{Spread: 0.2}, Command: "kvist bench --filter <x>"}
 	add := func(name string, ns, bytes float64) {
 		r.Results = append(r.Results, perf.Result{Name: name, Unit: "row pair", NS: perf.Spread{Median: ns, Low: 0.9 * ns, High: 1.1 * ns},
-			Bytes: bytes, Plain: 512, Threads: 2, Relative: [][]float64{{1}}})
+			Bytes: bytes, Plain: 512, Threads: 2, Relative: []perf.Spread{{Median: 1, Low: 1, High: 1}}})
 	}
 	s := perf.Shape{HeadDim: 128, GQA: 4, KVHeads: 8}
 	for _, n := range []int{1024, 8192} {
@@ -44,7 +44,7 @@ func TestWrite(t *testing.T) {
 	var w bytes.Buffer
 	old := sample()
 	now := sample()
-	now.Results[0].Relative = [][]float64{{1.5}}
+	now.Results[0].Relative = []perf.Spread{{Median: 1.5, Low: 1.5, High: 1.5}}
 	c, err := perf.Compare(old, now)
 	require.NoError(t, err)
 	require.NoError(t, Write(&w, now, c))
