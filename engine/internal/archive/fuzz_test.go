@@ -57,6 +57,9 @@ func FuzzDecode(f *testing.F) {
 	several := clone(seg)
 	several.Chunks, several.Parts = 4, 2
 	f.Add(encode(f, c, several))
+	withOne, far := cache(f, fewestRows, 1)
+	withConstant(far, 1e4)
+	f.Add(encode(f, withOne, far))
 	l := EncodeLossless(nil, []LosslessLane{{16, make([]byte, 64)}, {16, make([]byte, 64)},
 		{16, make([]byte, 64)}, {16, make([]byte, 64)}}, 2)
 	f.Add(l)

@@ -39,6 +39,8 @@ type Prepared struct {
 	delta [][]uint8    // [lanes][dim], symbols of the side stream
 	shift []int        // [lanes], what all deviations of a lane add, in quarter octaves
 	steps []stepRange  // [lanes]
+
+	constants [][]byte // [lanes], of K, as they are stored; nil for a lane that has none
 }
 
 // stepRange bounds the steps of a lane, in eighths of an octave. Within it, whatever the classes of
@@ -110,7 +112,7 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Prepared{seg: seg, ts: ts}
+	p := &Prepared{seg: seg, ts: ts, constants: make([][]byte, len(seg.Rows))}
 	seg.up, seg.bare = nil, make([]bool, len(seg.Rows))
 	turns := c.turns.Of(seg.Layer)
 	sin, cos := turns.angles(seg.Pos)
@@ -122,7 +124,9 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		}
 		seg.bare[i] = t.foreign(size)
 		if sides == 2 && i%2 == 0 {
-			turns.rope.apply(rows, t.Dim, sin, cos, -1)
+			if p.constants[i] = turns.rope.undo(rows, t.mean(seg.bare[i]), sin, cos); p.constants[i] != nil {
+				seg.bare[i] = t.foreign(rowSizes(rows, t.Dim))
+			}
 		}
 		t.project(rows, t.mean(seg.bare[i]))
 		size = rowSizes(rows, t.Dim)

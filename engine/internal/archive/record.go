@@ -55,6 +55,7 @@ func (f *Fit) Tables(old *Tables) *Tables { return f.f.tables(old) }
 const (
 	modeTransform = 0
 	modeLossless  = 1
+	modeConstants = 2 // and transform mode behind them
 )
 
 // MaxChunks is the most stages of a record.
@@ -72,7 +73,7 @@ func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 		return c.encodeStaged(dst, p, step8, e, quick)
 	}
 	q := c.c.quantizer(e.Lambda)
-	parts := &streams{chunks: 1, parts: 1, side: c.encodeSide(nil, p, step8)}
+	parts := &streams{constants: p.constants, chunks: 1, parts: 1, side: c.encodeSide(nil, p, step8)}
 	var energy, left float64
 	var room []byte
 	for i := range p.y {
@@ -137,6 +138,9 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err != nil {
 		return err
 	}
+	if err := parts.checkConstants(seg.Dims); err != nil {
+		return err
+	}
 	seg.Chunks, seg.Parts = parts.chunks, parts.parts
 	std8, err := c.decodeSide(seg, ts, parts.side)
 	if err != nil {
@@ -172,6 +176,9 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 		t.restore(seg.Rows[i], y[:n*t.Dim], t.mean(seg.bare[i]))
 		if sides == 2 && i%2 == 0 {
 			turns.rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
+			if parts.constants != nil && parts.constants[i] != nil {
+				addConstant(seg.Rows[i], parts.constants[i])
+			}
 		}
 		if noise != nil && noise[i] != nil {
 			c.noise(noise[i], l, steps, t.Gain, func(t int) int {

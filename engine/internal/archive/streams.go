@@ -6,10 +6,11 @@ import "encoding/binary"
 
 // streams are the parts of a payload in transform mode.
 type streams struct {
-	chunks int
-	side   []byte
-	parts  int      // of the tokens; a refinement has NumGroups streams for each
-	lanes  []stream // the base of each
+	constants [][]byte // [lanes], those of K; nil where no lane has one
+	chunks    int
+	side      []byte
+	parts     int      // of the tokens; a refinement has NumGroups streams for each
+	lanes     []stream // the base of each
 	// energy is that of all rows. err is the error of the complete payload.
 	energy, err worth
 	refined     [][]stream // [chunks-1][parts*NumGroups]
@@ -52,18 +53,22 @@ func headBytes(lanes, chunks, parts int) int64 {
 
 // parse takes a payload apart.
 func parse(b []byte, lanes int) (*streams, error) {
-	if len(b) < 3 || b[0] != modeTransform {
-		return nil, corrupt("payload", -1, -1, 0, "not in transform mode")
+	constants, off, err := parseConstants(b, lanes)
+	if err != nil {
+		return nil, err
 	}
-	s := &streams{chunks: int(b[1]), parts: int(b[2])}
-	head := headBytes(lanes, s.chunks, s.parts)
+	if len(b)-off < 3 || b[off] != modeTransform {
+		return nil, corrupt("payload", -1, -1, off, "not in transform mode")
+	}
+	s := &streams{constants: constants, chunks: int(b[off+1]), parts: int(b[off+2])}
+	head := int64(off) + headBytes(lanes, s.chunks, s.parts)
 	if s.chunks < 1 || s.chunks > MaxChunks || s.parts < 1 || s.parts > MaxParts || int64(len(b)) < head {
-		return nil, corrupt("payload", -1, -1, 1, "%d stages of %d parts in %d bytes", s.chunks, s.parts, len(b))
+		return nil, corrupt("payload", -1, -1, off+1, "%d stages of %d parts in %d bytes", s.chunks, s.parts, len(b))
 	}
-	p := &parser{b: b, head: 3, at: head}
+	p := &parser{b: b, head: off + 3, at: head}
 	var ok bool
 	if s.side, ok = p.part(p.u32()); !ok {
-		return nil, corrupt("side stream", -1, -1, 3, "longer than the payload")
+		return nil, corrupt("side stream", -1, -1, off+3, "longer than the payload")
 	}
 	s.energy, s.err = worth(p.u16()), worth(p.u16())
 	valid, whole := s.energy.valid() && s.err.valid(), true
@@ -89,7 +94,7 @@ func parse(b []byte, lanes int) (*streams, error) {
 		s.refined = append(s.refined, refined)
 	}
 	if !valid {
-		return nil, corrupt("payload", -1, -1, 7, "a stream is worth no number")
+		return nil, corrupt("payload", -1, -1, off+7, "a stream is worth no number")
 	}
 	if p.at != int64(len(b)) {
 		return nil, corrupt("payload", -1, -1, int(p.at), "%d bytes behind the last stream", int64(len(b))-p.at)
@@ -108,7 +113,7 @@ func (p *parser) stream() (s stream, ok bool) {
 // append puts the parts together again.
 func (s *streams) append(dst []byte) []byte {
 	le := binary.LittleEndian
-	dst = append(dst, modeTransform, byte(s.chunks), byte(s.parts))
+	dst = append(appendConstants(dst, s.constants), modeTransform, byte(s.chunks), byte(s.parts))
 	dst = le.AppendUint32(dst, uint32(len(s.side)))
 	dst = le.AppendUint16(le.AppendUint16(dst, uint16(s.energy)), uint16(s.err))
 	for _, r := range append([][]stream{s.lanes}, s.refined...) {

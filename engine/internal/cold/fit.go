@@ -60,7 +60,7 @@ func (f *fitter) eachRows(l *input.Layer, t input.Tensor, head int, unrope bool,
 			if err := f.in.Positions(first, pos); err != nil {
 				return err
 			}
-			f.turns.Of(l.Number).Undo(x, t.Dim(), pos)
+			f.turns.Of(l.Number).UndoWithout(x, t.Dim(), pos)
 		}
 		do(input.FiniteOf(x, t.Dim()))
 	}
