@@ -152,8 +152,8 @@ func (s *BlockStore) record(h *container.Header, rec *container.Record, rowBias 
 			if b.Counts != nil {
 				blk.Count = put(uint16s(b.Counts))
 			}
-			if b.Centered {
-				blk.MeanK, blk.Metric = mean, h.Metric(rec.Layer, head)
+			if blk.Metric = h.MetricOf(rec.Layer, head, b); b.Centered {
+				blk.MeanK = mean
 			}
 			if rowBias && b.K.Format.Nested() {
 				blk.Noise = float32(b.K.NoisePerScale2())

@@ -236,8 +236,12 @@ func addSide(acc *spectrum.Accumulator, h *container.Header, rec *container.Reco
 	if err := quant.Decode(x, c, data, h.Seed); err != nil {
 		return err
 	}
-	if side == 0 && b.Centered {
-		if err := frame.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
+	if metric := h.MetricOf(rec.Layer, head, b); side == 0 && (b.Centered || metric != nil) {
+		var mean []byte
+		if b.Centered {
+			mean = rec.Heads[head].MeanK
+		}
+		if err := frame.Uncenter(x, x, mean, metric); err != nil {
 			return err
 		}
 	}

@@ -111,10 +111,18 @@ type Header struct {
 	// QueryEnergy is the mean of |q|^2, [stored layers, kv_heads], for the row bias. nil if
 	// unknown.
 	QueryEnergy []float32
-	// Metrics are those of K of Centered blocks, [stored layers, kv_heads], nil for a head without. Each is a
+	// Metrics are those of K of blocks that are not exact, [stored layers, kv_heads], nil for a head without. Each is a
 	// diagonal of binary16 numbers that are equal on both components of a rotary pair. nil if no head has one.
 	// KindCache only.
 	Metrics []*frame.Metric
+}
+
+// MetricOf returns the metric that K of a block of a stored layer's head is coded in, or nil. Exact rows are in none.
+func (h *Header) MetricOf(layer, head int, b *Block) *frame.Metric {
+	if b.K.Format.Exact() {
+		return nil
+	}
+	return h.Metric(layer, head)
 }
 
 // Metric returns the metric of K of a stored layer's head, or nil.

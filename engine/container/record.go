@@ -72,8 +72,7 @@ type Block struct {
 	Counts []uint16     // [rows] for CHUNKS and SUMMARY, each at least 1, sum len(Tokens); else nil
 	KData  []byte       // K.PackedBytes(rows, head_dim) bytes
 	VData  []byte       // V.PackedBytes(rows, head_dim_v) bytes; empty for KindRows
-	// Centered says that K was coded without the head's MeanK, and in the head's metric where the
-	// header has one (Header.Metric). Never for DROPPED and KindRows.
+	// Centered says that K was coded without the head's MeanK. Never for DROPPED and KindRows.
 	Centered bool
 }
 

@@ -294,11 +294,10 @@ func (d *decompressor) block(rec *container.Record, head int, b *container.Block
 	}
 	size := dim * dt.Size()
 	packed := data // rows that kept their type are copied bit by bit
-	centered := side == 0 && b.Centered
-	if coding.Format != dt.Format() || centered {
+	if coding.Format != dt.Format() || side == 0 && b.Centered {
 		var x quant.Rows
 		var err error
-		if centered {
+		if side == 0 {
 			x, err = blocks.DecodeK(d.h, rec, head, b)
 		} else {
 			x, err = blocks.Decode(coding, data, b.Rows(), dim, d.h.Seed)
@@ -349,8 +348,8 @@ func (d *decompressor) biases(rec *container.Record, head, dim, layer int, bias 
 	for bi := range rec.Heads[head].Blocks {
 		b := &rec.Heads[head].Blocks[bi]
 		noise := blocks.Noise(b.K, true)
-		if b.Level == quant.Dropped || noise == 0 || !b.Centered && d.h.Metric(layer, head) != nil {
-			continue // the energy is that in the metric
+		if b.Level == quant.Dropped || noise == 0 {
+			continue
 		}
 		scales := make([]float32, b.Rows())
 		if err := quant.RowScales(scales, b.K, b.KData, b.Rows(), dim); err != nil {

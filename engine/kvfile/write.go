@@ -133,7 +133,8 @@ func (e *recordEncoder) head(h int) error {
 		if b.Level == quant.Dropped {
 			continue
 		}
-		if (b.Counts != nil || b.Centered) && rows == nil {
+		moved := b.Centered || e.c.header.MetricOf(e.rec.Layer, h, b) != nil
+		if (b.Counts != nil || moved) && rows == nil {
 			var err error
 			if rows, err = e.c.seg.Read(e.l, h, e.rec.Segment, e.l.Tokens); err != nil {
 				return err
@@ -153,7 +154,7 @@ func (e *recordEncoder) head(h int) error {
 			return err
 		}
 		for i, t := range sides {
-			if i == 0 && b.Centered {
+			if i == 0 && moved {
 				if err := e.made(h, b, rows, 0); err != nil {
 					return err
 				}
@@ -169,16 +170,16 @@ func (e *recordEncoder) head(h int) error {
 }
 
 // made adds sides of a block whose rows are not those of the capture: merged rows, and rows of K without their
-// mean. They go to the backend as float32.
+// mean or in a metric. They go to the backend as float32.
 func (e *recordEncoder) made(h int, b *container.Block, r *segment.Rows, sides ...int) error {
 	view := e.c.seg.Head(e.l, h, e.c.seg.Weights[e.l.Index].Now[h], e.l.Tokens)
 	of := segment.Cell{Level: b.Level, Tokens: b.Tokens, Counts: b.Counts}
 	for _, i := range sides {
 		x := [2]quant.Rows{r.K, r.V}[i]
 		x.Data = view.RowsOf(r, &of, x, i)
-		if i == 0 && b.Centered {
+		if i == 0 && !b.K.Format.Exact() {
 			var err error
-			if x, err = r.Center(x); err != nil {
+			if x, err = r.Center(x, b.Centered); err != nil {
 				return err
 			}
 		}

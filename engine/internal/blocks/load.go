@@ -65,8 +65,8 @@ func Load(up *input.Uploader, h *container.Header, rec *container.Record, number
 				K:      backend.Side{Coding: b.K, Data: put(b.KData), Seed: h.Seed},
 				V:      backend.Side{Coding: b.V, Data: put(b.VData), Seed: h.Seed},
 			}
-			if b.Centered {
-				blk.MeanK, blk.Metric = mean, h.Metric(rec.Layer, hi)
+			if blk.Metric = h.MetricOf(rec.Layer, hi, b); b.Centered {
+				blk.MeanK = mean
 			}
 			blk.Noise = Noise(b.K, rowBias)
 			blk.Pos = put(Shorts(FirstTokens(b.Tokens, b.Counts)))
@@ -113,10 +113,15 @@ func Decode(c quant.Coding, data []byte, rows, dim int, seed uint64) (quant.Rows
 func DecodeK(h *container.Header, rec *container.Record, head int, b *container.Block) (quant.Rows, error) {
 	dim, _ := h.Dims(rec.Layer)
 	x, err := Decode(b.K, b.KData, b.Rows(), dim, h.Seed)
-	if err != nil || !b.Centered {
+	metric := h.MetricOf(rec.Layer, head, b)
+	if err != nil || !b.Centered && metric == nil {
 		return x, err
 	}
-	if err := frame.Uncenter(x, x, rec.Heads[head].MeanK, h.Metric(rec.Layer, head)); err != nil {
+	var mean []byte
+	if b.Centered {
+		mean = rec.Heads[head].MeanK
+	}
+	if err := frame.Uncenter(x, x, mean, metric); err != nil {
 		return x, fmt.Errorf("kvist/blocks: K with its mean: %w (%w)", err, quant.ErrCorrupt)
 	}
 	return x, nil

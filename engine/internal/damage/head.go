@@ -31,11 +31,10 @@ type Head struct {
 	Ratios                     []float64 // of the levels, as compressor.specs; nil: FULL only
 	// kShare is the share of its energy that a row of K is priced at; 0: all of it.
 	KShare float64
-	// Metric is that of centered rows of K, or nil, and MetricEnergy the mean |q|^2 in it. K's prices are per unit
-	// of squared error in the metric; an error spread evenly over the components of a row outside of it counts
-	// MetricGain times.
-	Metric                   *frame.Metric
-	MetricEnergy, MetricGain float64
+	// Metric is that of coded rows of K, or nil, and MetricEnergy the mean |q|^2 in it. K's prices are per unit of
+	// squared error in the metric.
+	Metric       *frame.Metric
+	MetricEnergy float64
 }
 
 // Pricer measures what errors cost in the heads of layers, through a backend.
@@ -201,29 +200,24 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 		return nil
 	}
 	st.QueryEnergy, st.OutEnergy = input.Energy(q.Q)/outputs, input.Energy(out)/outputs
-	means, err := c.means(blocks, keys, sinks, past)
-	if err != nil {
-		return err
-	}
-	probe := func(metric *frame.Metric, side, bits int) (float64, error) {
+	probe := func(means []*input.Mean, metric *frame.Metric, side, bits int) (float64, error) {
 		return c.probedAt(ctx, l, q, blocks, keys, means, metric, sinks, past, side, probeCoding(bits), out)
 	}
-	if c.Metric && means != nil {
-		if err := c.chooseMetric(l, head, q, means, keys, rows.First, past, st, probe); err != nil {
-			return err
-		}
+	means, err := c.chooseMetric(l, head, blocks, keys, sinks, past, rows.First, st, q, probe)
+	if err != nil {
+		return err
 	}
 	for side, energies := range [][]float64{rows.KEnergy, rows.VEnergy} {
 		var energy float64
 		for _, e := range energies[sinks-rows.First : past-rows.First] {
 			energy += e
 		}
-		if side == 0 && means != nil {
+		if side == 0 && (st.Metric != nil || hasMean(means)) {
 			energy = leftOf(st, means, blocks, keys, w, rows.First)
 		}
 		var cost [4]float64 // damage per unit of squared error at each width
 		for bits := 3; bits >= c.leastProbe(); bits-- {
-			e, err := probe(st.Metric, side, bits)
+			e, err := probe(means, st.Metric, side, bits)
 			if err != nil {
 				return err
 			}
@@ -260,6 +254,9 @@ func (c *Pricer) probe(ctx context.Context, l *input.Layer, head int, q *backend
 	return then(ctx, p, st)
 }
 
+// prober returns the squared error of the outputs with one side coded at a width, K without its means and in a metric.
+type prober func(means []*input.Mean, metric *frame.Metric, side, bits int) (float64, error)
+
 // listing returns queries that attend to n blocks each.
 func listing(q *backend.Queries, n int) *backend.Queries {
 	all := *q
@@ -286,7 +283,7 @@ func (c *Pricer) probeAt(ctx context.Context, l *input.Layer, q *backend.Queries
 		if b.Base < int64(sinks) || b.Base >= int64(past) {
 			continue
 		}
-		if side == 0 && means != nil && means[i].Stored != nil {
+		if side == 0 && (metric != nil || means != nil && means[i].Stored != nil) {
 			late, more, err := c.centered(up, l, b, keys[i], means[i], metric, coding)
 			if err != nil {
 				return 0, err

@@ -12,30 +12,42 @@ import (
 	"github.com/kvist-project/kvist/quant/frame"
 )
 
-// means returns the mean of K of each block that a probe codes; nil where K is coded as it is.
-func (c *Pricer) means(of []backend.Block, keys []quant.Rows, sinks, past int) ([]*input.Mean, error) {
+// means returns the mean of K of each block that a probe codes, in a metric or none, nil for the others; nil where K
+// may not be coded without its means.
+func (c *Pricer) means(blocks []backend.Block, keys []quant.Rows, sinks, past int, metric *frame.Metric) ([]*input.Mean, error) {
 	if !c.Mean {
 		return nil, nil
 	}
-	means, some := make([]*input.Mean, len(of)), false
-	for i := range of {
-		if of[i].Base < int64(sinks) || of[i].Base >= int64(past) {
+	means := make([]*input.Mean, len(blocks))
+	for i := range blocks {
+		if blocks[i].Base < int64(sinks) || blocks[i].Base >= int64(past) {
 			continue
 		}
-		part := make([]bool, keys[i].Len())
-		for r := range part {
-			part[r] = input.Energy(keys[i].Row(r)) > 0 // rows that are not finite are zeros
-		}
 		var err error
-		if means[i], err = input.MeanOf(keys[i], part); err != nil {
+		if means[i], err = input.MeanOf(keys[i], alive(keys[i]), metric); err != nil {
 			return nil, err
 		}
-		some = some || means[i].Stored != nil
-	}
-	if !some {
-		return nil, nil
 	}
 	return means, nil
+}
+
+// alive tells which rows are not zeros, as rows that are not finite are.
+func alive(x quant.Rows) []bool {
+	part := make([]bool, x.Len())
+	for r := range part {
+		part[r] = input.Energy(x.Row(r)) > 0
+	}
+	return part
+}
+
+// hasMean reports whether some block has a mean.
+func hasMean(means []*input.Mean) bool {
+	for _, m := range means {
+		if m != nil && m.Stored != nil {
+			return true
+		}
+	}
+	return false
 }
 
 // leftOf returns the energy of the rows of K that a probe codes: of what is left without their mean. It is
@@ -62,7 +74,7 @@ func leftOf(st *Head, means []*input.Mean, of []backend.Block, keys []quant.Rows
 	return sum
 }
 
-// centered turns a block of exact rows into one of K coded without its mean. late is a block of the late rows,
+// centered turns a block of exact rows into one of K coded without its mean, in a metric or both. late is a block of the late rows,
 // as they were; a plan keeps them finely.
 func (c *Pricer) centered(up *input.Uploader, l *input.Layer, b *backend.Block, keys quant.Rows, m *input.Mean,
 	metric *frame.Metric, coding quant.Coding) (late []backend.Block, jobs []backend.EncodeJob, err error) {
@@ -86,8 +98,10 @@ func (c *Pricer) centered(up *input.Uploader, l *input.Layer, b *backend.Block, 
 		return nil, nil, err
 	}
 	exact := *b
-	b.Metric = metric
-	b.MeanK, b.Noise = put(m.Stored), blocks.Noise(coding, c.RowBias)
+	b.Metric, b.Noise = metric, blocks.Noise(coding, c.RowBias)
+	if m.Stored != nil {
+		b.MeanK = put(m.Stored)
+	}
 	b.K = backend.Side{Coding: coding, Seed: c.Seed, Data: put(make([]byte, coding.PackedBytes(len(rows[0]), keys.Dim)))}
 	b.Rows, b.Pos = int32(len(rows[0])), put(blocks.Shorts(rows[0]))
 	jobs = append(jobs, backend.EncodeJob{Src: put(input.AppendFloats(nil, left.Data)), DType: quant.Float32,

@@ -11,11 +11,15 @@ import (
 	"github.com/kvist-project/kvist/quant/frame"
 )
 
-// deadChannel is the share of the largest E[q^2] or Var[k] of a head that a rotary pair counts for at least.
-const deadChannel = 1.0 / (1 << 24)
+// deadChannel is the share of the largest E[q^2] or Var[k] of a head that a rotary pair counts for at least. Pairs of K
+// that are scaled by 2^10 and 2^-10, and of q inversely, are 2^40 apart and alive.
+const deadChannel = 1.0 / (1 << 48)
 
 // deadPair is the share of the mean of E[q^2] Var[k] over the rotary pairs of a head that a pair has at least: one that
-// is dead in the sample, in queries or rows, may live later, and then its errors must not be boundless.
+// queries of the sample do not ask for may be asked for later, and then its errors must not be boundless. The product
+// does not depend on how a pair of K is scaled. Where the smaller of both was raised, pairs that are dead in both had
+// a small scale and large errors: on a capture of Gemma 3 270M the error of attention at 2.25 bits was 0.075 % and not
+// 0.065 %.
 const deadPair = 1.0 / (1 << 8)
 
 // mostScale bounds the logarithms to base 2 of a metric, whose mean is 0.
@@ -59,11 +63,12 @@ func (c *Pricer) asked(l *input.Layer, head, from, past int) ([]float64, error) 
 	return energy, nil
 }
 
-// left returns the energy of the rows of K that are coded without their means, by rotary pair.
+// left returns the energy of the rows of K that are coded without their means, or as they are where they have none, by
+// rotary pair.
 func left(rope quant.Rope, dim int, means []*input.Mean, keys []quant.Rows) []float64 {
 	energy := make([]float64, dim-rope.RotaryDim/2)
 	for i, m := range means {
-		if m == nil || m.Stored == nil {
+		if m == nil {
 			continue
 		}
 		for r := range keys[i].Len() {
@@ -71,7 +76,10 @@ func left(rope quant.Rope, dim int, means []*input.Mean, keys []quant.Rows) []fl
 				continue
 			}
 			for d, x := range keys[i].Row(r) {
-				e := float64(x) - float64(m.Value[d])
+				e := float64(x)
+				if m.Stored != nil {
+					e -= float64(m.Value[d])
+				}
 				energy[rope.Pair(d)] += float64(e * e)
 			}
 		}
@@ -97,11 +105,7 @@ func metricOf(rope quant.Rope, dim int, asked, left []float64) (*frame.Metric, e
 	}
 	for p := range scales {
 		q, k := max(asked[p]/mostAsked, deadChannel), max(left[p]/mostLeft, deadChannel)
-		if q < k {
-			q = max(q, least/k)
-		} else {
-			k = max(k, least/q)
-		}
+		q = max(q, least/k)
 		scales[p] = math.Pow(q/k, 0.25)
 		logs += math.Log(scales[p]) / float64(pairs)
 	}
@@ -116,39 +120,67 @@ func metricOf(rope quant.Rope, dim int, asked, left []float64) (*frame.Metric, e
 }
 
 // chooseMetric gives the head a metric where the queries of the probe, which it is not fitted to, see less of the
-// errors of K with it.
-func (c *Pricer) chooseMetric(l *input.Layer, head int, q *backend.Queries, means []*input.Mean, keys []quant.Rows,
-	first, past int, st *Head, probe func(*frame.Metric, int, int) (float64, error)) error {
-	rope := c.Geo.RopeOf(l.Number)
+// errors of K with it, and returns the means of the rows that the probe codes. Which rows are late is told in the
+// metric, which is fitted without them: so it is fitted twice, at first to all rows.
+func (c *Pricer) chooseMetric(l *input.Layer, head int, blocks []backend.Block, keys []quant.Rows, sinks, past int,
+	first int, st *Head, q *backend.Queries, probe prober) ([]*input.Mean, error) {
+	plain, err := c.means(blocks, keys, sinks, past, nil)
+	if !c.Metric || plain == nil || err != nil {
+		return plain, err
+	}
 	asked, err := c.asked(l, head, first, past)
 	if asked == nil || err != nil {
-		return err
+		return plain, err
 	}
-	m, err := metricOf(rope, q.HeadDim, asked, left(rope, q.HeadDim, means, keys))
-	if m == nil || err != nil {
-		return err
-	}
-	without, err := probe(nil, 0, metricBits)
+	rope := c.Geo.RopeOf(l.Number)
+	energy, err := c.spread(blocks, keys, sinks, past, rope)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	with, err := probe(m, 0, metricBits)
+	var m *frame.Metric
+	means := plain
+	for range 2 {
+		if m, err = metricOf(rope, q.HeadDim, asked, energy); m == nil || err != nil {
+			return plain, err
+		}
+		if means, err = c.means(blocks, keys, sinks, past, m); err != nil {
+			return nil, err
+		}
+		energy = left(rope, q.HeadDim, means, keys)
+	}
+	without, err := probe(plain, nil, 0, metricBits)
+	if err != nil {
+		return nil, err
+	}
+	with, err := probe(means, m, 0, metricBits)
 	if err != nil || !(with <= metricPays*without) {
-		return err
+		return plain, err
 	}
 	st.setMetric(m, q)
-	return nil
+	return means, nil
+}
+
+// spread returns the energy of all rows of K that a probe codes about the means of their blocks, by rotary pair.
+func (c *Pricer) spread(blocks []backend.Block, keys []quant.Rows, sinks, past int, rope quant.Rope) ([]float64, error) {
+	means := make([]*input.Mean, len(blocks))
+	for i := range blocks {
+		if blocks[i].Base < int64(sinks) || blocks[i].Base >= int64(past) {
+			continue
+		}
+		var err error
+		if means[i], err = input.MeanOfAll(keys[i], alive(keys[i])); err != nil {
+			return nil, err
+		}
+	}
+	return left(rope, keys[0].Dim, means, keys), nil
 }
 
 // setMetric makes m, or nil, the metric of the head, whose queries are those of a probe.
 func (s *Head) setMetric(m *frame.Metric, q *backend.Queries) {
-	if s.Metric, s.MetricEnergy, s.MetricGain = m, 0, 0; m == nil {
+	if s.Metric, s.MetricEnergy = m, 0; m == nil {
 		return
 	}
 	dim := q.HeadDim
-	for _, a := range m.Diagonal() {
-		s.MetricGain += float64(a) * float64(a) / float64(dim)
-	}
 	turned := make([]float32, len(q.Q))
 	for at := 0; at < len(q.Q); at += dim {
 		m.Query(turned[at:at+dim], q.Q[at:at+dim])
@@ -156,21 +188,20 @@ func (s *Head) setMetric(m *frame.Metric, q *backend.Queries) {
 	s.MetricEnergy = input.Energy(turned) / float64(len(q.Q)/dim)
 }
 
-// KEnergy returns the energy of a row of K as it is coded: without the mean m and in the metric, or as it is where m
-// is nil, in the unit of the head's prices.
+// KEnergy returns the energy of a row of K as it is coded: without the mean m, unless that is nil, and in the metric
+// if there is one.
 func (s *Head) KEnergy(row []float32, m *input.Mean) float64 {
-	switch {
-	case m == nil && s.Metric != nil:
-		return s.MetricGain * input.Energy(row)
-	case m == nil:
-		return input.Energy(row)
-	case s.Metric == nil:
-		return input.Distance(row, m.Value)
+	if m == nil {
+		return input.EnergyIn(s.Metric, row, nil)
 	}
-	var sum float64
-	for d, a := range s.Metric.Diagonal() {
-		e := (float64(row[d]) - float64(m.Value[d])) * float64(a)
-		sum += float64(e * e)
+	return input.EnergyIn(s.Metric, row, m.Value)
+}
+
+// ScoreEnergy returns what the scores of queries differ by between two rows of K, squared, but for the divisor of the
+// scores: |q|^2 |x - y|^2, in the coordinates of the metric where there is one.
+func (s *Head) ScoreEnergy(x, y []float32) float64 {
+	if s.Metric == nil {
+		return s.QueryEnergy * input.Distance(x, y)
 	}
-	return sum
+	return s.MetricEnergy * input.EnergyIn(s.Metric, x, y)
 }

@@ -264,7 +264,7 @@ func (c *Builder) levelTerms(h *Head, r *Rows, v *variant) (past, alone float64)
 // V is another, and its score, off by q.dk times the layer's scale, takes its V away as far as that goes. dev is the
 // squared distance of its V from the mean output.
 func (h *Head) mergeCost(k, kMean, v, vMean []float32, dev float64) float64 {
-	return input.Distance(v, vMean) + min(1, h.st.QueryEnergy*input.Distance(k, kMean)/h.divisor)*dev
+	return input.Distance(v, vMean) + min(1, h.st.ScoreEnergy(k, kMean)/h.divisor)*dev
 }
 
 // deviations returns the squared distances of the rows of V from the mean output.

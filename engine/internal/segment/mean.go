@@ -19,11 +19,11 @@ func center(c *Builder, l *input.Layer, head int, r *Rows, limit int) (err error
 	for t := range part {
 		part[t] = c.kindOf(l, r, t, outside) == Free
 	}
-	if r.Mean, err = input.MeanOf(r.K, part); err != nil {
-		return err
-	}
 	st := stats(c, l, head)
 	r.metric = st.Metric
+	if r.Mean, err = input.MeanOf(r.K, part, r.metric); err != nil {
+		return err
+	}
 	for t, ok := range part {
 		if ok && !r.Mean.Late[t] && r.Mean.Stored != nil {
 			r.kEnergy[t] = st.KEnergy(r.K.Row(t), r.Mean)
@@ -42,9 +42,17 @@ func stats(c *Builder, l *input.Layer, head int) *damage.Head {
 	return &damage.Head{}
 }
 
-// Center returns rows of K as a centered block holds them.
-func (r *Rows) Center(x quant.Rows) (quant.Rows, error) {
+// Center returns rows of K as a block of coded rows holds them: in the metric of the head, and without their mean if
+// the block is centered.
+func (r *Rows) Center(x quant.Rows, centered bool) (quant.Rows, error) {
+	if !centered && r.metric == nil {
+		return x, nil
+	}
+	var mean []byte
+	if centered {
+		mean = r.Mean.Stored
+	}
 	out := quant.Rows{Dim: x.Dim, Data: make([]float32, len(x.Data))}
-	err := frame.Center(out, x, r.Mean.Stored, r.metric)
+	err := frame.Center(out, x, mean, r.metric)
 	return out, err
 }

@@ -158,10 +158,12 @@ func (c *Builder) codeCells(ctx context.Context, up *input.Uploader, h *Head, r 
 				coding, to = vc, &blk.V
 			}
 			rows := quant.Rows{Dim: x.Dim, Data: h.RowsOf(r, b, x, side)}
-			if side == 0 && b.Centered && !kc.Format.Exact() {
-				blk.MeanK, blk.Metric = mean, r.metric
+			if side == 0 && !kc.Format.Exact() {
+				if blk.Metric = r.metric; b.Centered {
+					blk.MeanK = mean
+				}
 				var err error
-				if rows, err = r.Center(rows); err != nil {
+				if rows, err = r.Center(rows, b.Centered); err != nil {
 					return nil, err
 				}
 			}
