@@ -79,7 +79,7 @@ var allowed = map[string][]string{
 		"engine/internal/memo"},
 	"engine/internal/segment": {"quant", "quant/frame", "engine/backend", "engine/internal/plan", "engine/internal/blocks", "engine/internal/damage", "engine/internal/weigh",
 		"engine/internal/input", "engine/internal/memo"},
-	"engine/internal/cold": {"quant", "engine/internal/blocks", "engine/container", "engine/internal/damage", "engine/profile", "engine/internal/weigh",
+	"engine/internal/cold": {"quant", "engine/backend", "engine/internal/blocks", "engine/container", "engine/internal/damage", "engine/profile", "engine/internal/weigh",
 		"engine/internal/archive", "engine/internal/input", "engine/internal/parallel", "engine/internal/progress"},
 	"engine/report": {"quant", "cpu", "engine/internal/archive", "engine/backend", "engine/internal/blocks", "engine/capture", "engine/container", "engine/internal/damage",
 		"engine/internal/cold", "engine/internal/progress", "engine/profile", "engine/internal/ahead", "engine/internal/captured", "engine/internal/half",

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"math"
 	"runtime"
 
 	"github.com/kvist-project/kvist/engine/internal/cold"
@@ -134,7 +133,7 @@ func (ar *archiver) result(made *cold.Made) *Result {
 	res.OriginalBytes = 2 * res.Values
 	res.Ratio = float64(res.OriginalBytes) / float64(max(1, res.Bytes))
 	res.made(ar.c.header)
-	res.Predicted, res.Importance = math.NaN(), ar.c.use
+	res.Predicted, res.Importance = made.Predicted, ar.c.use
 	res.Prices = ar.c.prices()
 	return res
 }

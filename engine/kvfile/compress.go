@@ -51,7 +51,8 @@ type Result struct {
 	Lossless    bool
 	// Predicted is the expected mean relative squared error of attention outputs, or of rows for
 	// activations. It is rehearsed on the last queries of the capture. Without queries it is the
-	// planner's sum, which a profile's sensitivities scale. It is NaN with a memo. MeasuredError is
+	// planner's sum, which a profile's sensitivities scale. It is NaN with a memo. Archives rehearse some of the
+	// layers, and it is NaN without queries and beyond 16,384 tokens. MeasuredError is
 	// the mean future-attention error, if MaxError asked for it.
 	Predicted     float64
 	MeasuredError float64

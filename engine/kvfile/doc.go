@@ -58,7 +58,9 @@
 // same price of a byte, coded, and attended to by the queries of the last quarter. On the capture
 // in testdata it lies within a factor of 1.4 of what is measured, from 0.5 to 6 bits a value; for
 // one coding everywhere it is too cautious, up to 1.7 times (TestPredicted_AgainstMeasured holds 1.5 from 3 bits on). Explain
-// tells of every block what its alternatives would have cost.
+// tells of every block what its alternatives would have cost. Of an archive the last 16 tokens of some layers attend
+// to those before as they are stored: on captures of two models 1.0 to 1.7 times what is measured, from 0.5 to 2.25
+// bits.
 //
 // # Targets
 //

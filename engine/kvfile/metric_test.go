@@ -206,14 +206,16 @@ func TestArchive_ConstantInK(t *testing.T) {
 		var plain float64
 		for _, rms := range constants {
 			src := constantInK(t, src, rms)
-			b, _ := compress(t, src, be, cfg)
+			b, res := compress(t, src, be, cfg)
 			r := reader(t, b)
 			records(t, b, func(rec *container.Record) {
 				require.Equal(t, rms > 0, rec.Archive[0] == 2, "own %v, %g RMS", own, rms)
 			})
 			cmp, err := report.Compare(context.Background(), r, src, report.Options{Backend: be, Profiles: profiles})
 			require.NoError(t, err)
-			t.Logf("own %v, %g RMS: error %.5f", own, rms, cmp.FutureError)
+			t.Logf("own %v, %g RMS: error %.5f, predicted %.5f", own, rms, cmp.FutureError, res.Predicted)
+			require.Less(t, cmp.FutureError, 2*res.Predicted)
+			require.Less(t, res.Predicted, 3*cmp.FutureError)
 			switch {
 			case rms == 0:
 				plain = cmp.FutureError

@@ -55,6 +55,9 @@ type Writer struct {
 type Made struct {
 	Bytes    int64
 	Sections Sections
+	// Predicted is the mean relative squared error of attention over the layers, which the last queries of the
+	// input have rehearsed; NaN where they could not.
+	Predicted float64
 }
 
 // Sections says where the bytes of a file went.
@@ -170,7 +173,20 @@ func (w *Writer) Write(ctx context.Context, out io.Writer, total int64) (*Made, 
 			}
 		}
 	}
-	return f.write(out, fix, func(emit func(*container.Record) error) error { return b.run(ctx, emit) })
+	last := &rehearsal{w: w, enc: e}
+	made, err := f.write(out, fix, func(emit func(*container.Record) error) error {
+		return b.run(ctx, func(rec *container.Record) error {
+			if err := emit(rec); err != nil {
+				return err
+			}
+			return last.add(ctx, rec)
+		})
+	})
+	if err != nil {
+		return nil, err
+	}
+	made.Predicted, err = last.predicted(ctx)
+	return made, err
 }
 
 // encoder takes transforms and tables from the profile, or fits them to the rows.
@@ -238,7 +254,11 @@ func (w *Writer) WriteLossless(ctx context.Context, out io.Writer) (*Made, error
 		return nil, err
 	}
 	e := &encoder{in: w.Input, set: w.Settings, header: w.Header}
-	return f.write(out, fix, func(emit func(*container.Record) error) error {
+	made, err := f.write(out, fix, func(emit func(*container.Record) error) error {
 		return e.losslessRecords(ctx, emit)
 	})
+	if made != nil {
+		made.Predicted = math.NaN() // there is no error
+	}
+	return made, err
 }

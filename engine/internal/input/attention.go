@@ -17,6 +17,24 @@ func Attend(q *backend.Queries, g *quant.Geometry, layer int) *backend.Queries {
 	return q
 }
 
+// Fewer returns about n of the queries, evenly spread, without their blocks, and which they are: nil for all.
+func Fewer(q *backend.Queries, n int) (some *backend.Queries, at []int) {
+	if q.Len() <= n {
+		return q, nil
+	}
+	all := *q
+	some = &all
+	some.Q, some.Pos, some.BlockPtr, some.BlockIdx = nil, nil, []int32{0}, nil
+	in := q.Group * q.HeadDim
+	for i := range n {
+		k := i * q.Len() / n
+		at = append(at, k)
+		some.Q = append(some.Q, q.Q[k*in:(k+1)*in]...)
+		some.Pos, some.BlockPtr = append(some.Pos, q.Pos[k]), append(some.BlockPtr, 0)
+	}
+	return some, at
+}
+
 // Outside returns how many of the first n tokens of a layer no query behind them can see.
 func (in *Data) Outside(l *Layer, n int) int { return int(in.Geo.Outside(l.Number, int64(n))) }
 

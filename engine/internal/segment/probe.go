@@ -88,20 +88,14 @@ const levelQueries = 16
 
 // fewer returns about n of the queries, evenly spread, and their outputs.
 func fewer(q *backend.Queries, want []float32, n int) (*backend.Queries, []float32) {
-	if q.Len() <= n {
+	some, at := input.Fewer(q, n)
+	if at == nil {
 		return q, want
 	}
-	all := *q
-	some := &all
-	some.Q, some.Pos, some.BlockPtr, some.BlockIdx = nil, nil, []int32{0}, nil
 	var out []float32
-	in, per := q.Group*q.HeadDim, q.Group*q.HeadDimV
-	for i := range n {
-		at := i * q.Len() / n
-		some.Q = append(some.Q, q.Q[at*in:(at+1)*in]...)
-		some.Pos = append(some.Pos, q.Pos[at])
-		some.BlockPtr = append(some.BlockPtr, 0)
-		out = append(out, want[at*per:(at+1)*per]...)
+	per := q.Group * q.HeadDimV
+	for _, i := range at {
+		out = append(out, want[i*per:(i+1)*per]...)
 	}
 	return some, out
 }
