@@ -195,6 +195,13 @@ bench-vectors: ## the index of embeddings beside faiss and turbovec in one run (
 	$(GO) build -o build/embeddings ./bench/embeddings
 	env=$$(sh bench/embeddings/fetch.sh) && "$$env/bin/python" bench/embeddings/compare.py build/embeddings "$$env/wordnet"
 
+bench-tokens: model-gemma ## the index on 100,000 token vectors, calibrated on one kind of text and asked with another (minutes); prints the tables of bench/results/vectors.md
+	@rm -rf build/tokens && mkdir -p build/tokens
+	$(GO) build -o build/kvist ./cmd/kvist
+	$(GO) run ./bench/embeddings/tokens "$$(sh engine/model/fetch-gemma.sh)" build/tokens
+	@cd build/tokens && for q in latin other; do for c in base latin; do echo "calibrated on $$c, queries $$q"; \
+	  ../kvist embed eval base.npy --queries $$q-queries.npy --calibrate-on $$c.npy --metric cosine --bytes 83,163,243,323 --sample 2000; done; done
+
 check-chromem: ## the tests of the module that searches collections of chromem-go by kvist's index
 	cd engine/vectors/chromem && $(GO) vet . && $(GO) test .
 

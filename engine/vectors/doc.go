@@ -12,8 +12,9 @@
 //
 // [Index.Search] compares a query with codes in integers (package cpu/scan), then the best candidates in
 // float32 with what their codes stand for, and, where there is a [Source], with the originals. A calibrated
-// row of 192 components or more has a head: its first third, which holds most of the variance. A search
-// compares the heads of all rows first and completes the best 200; [SearchOptions.Exhaustive] compares all.
+// row of 192 components or more has a head where a part of them, at most 60 %, says nearly all about scores. A
+// search compares the heads of all rows first and completes the best 200; [SearchOptions.Exhaustive] compares
+// all. Vectors whose variance is spread too evenly have no head, and every search compares all of them.
 //
 //	row - mean --> principal axes --> / deviations --> trellis codes    head | tail | factor
 //	query      --> principal axes --> * deviations --> int8             1: heads of all rows

@@ -116,8 +116,8 @@ type SearchOptions struct {
 	Filter  func(id uint64) bool
 	Rescore Rescore
 	// Exhaustive compares whole rows. Otherwise, where rows have a head, the heads of all rows are compared
-	// first, and then the whole of the best Candidates. Of the ten rows that an exhaustive search finds some
-	// 0.2 % are then missed; bench/results/vectors.md has the rate.
+	// first, and then the whole of the best Candidates. Of the ten rows that an exhaustive search finds 0 to 2 %
+	// are then missed; bench/results/vectors.md has the rate.
 	Exhaustive bool
 	Candidates int // 0 means the larger of 200 and 20 k, three times as many if rows are rescored
 	// Workers is the number of goroutines, 0 for GOMAXPROCS. Queries are divided among them.

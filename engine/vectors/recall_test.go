@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"os"
 	"testing"
 	"time"
@@ -128,3 +129,40 @@ func TestMeasure(t *testing.T) {
 }
 
 func sscan(s string, rows, dim *int) (int, error) { return fmt.Sscanf(s, "(%d, %d)", rows, dim) }
+
+// spectrum returns rows of 256 values whose standard deviations fall by a factor of e^-fall.
+func spectrum(n int, fall float64, seed uint64) quant.Rows {
+	const dim = 256
+	rng := rand.New(rand.NewPCG(seed, 1))
+	x := quant.Rows{Dim: dim, Data: make([]float32, n*dim)}
+	for i := range x.Data {
+		x.Data[i] = float32(rng.NormFloat64() * math.Exp(-fall*float64(i%dim)/dim))
+	}
+	return x
+}
+
+// TestCalibrate_Head holds that what is compared first finds nearly all that whole rows find, or that there is
+// no such part: rows of even variance would lose a fifth of the ten best.
+func TestCalibrate_Head(t *testing.T) {
+	for _, c := range []struct {
+		fall float64
+		head bool
+	}{{3, true}, {0.3, false}, {0, false}} {
+		x, err := vectors.Calibrate(spectrum(1000, c.fall, 1), vectors.Options{Bytes: 64, Metric: vectors.Cosine})
+		require.NoError(t, err)
+		require.NoError(t, x.Add(context.Background(), nil, spectrum(6000, c.fall, 2)))
+		require.Equal(t, c.head, x.Stats().Head < 256, "fall %g, head %d", c.fall, x.Stats().Head)
+		queries := spectrum(64, c.fall, 3)
+		all, err := x.Search(context.Background(), queries, 10, vectors.SearchOptions{Exhaustive: true})
+		require.NoError(t, err)
+		first, err := x.Search(context.Background(), queries, 10, vectors.SearchOptions{})
+		require.NoError(t, err)
+		want := make([][]int, len(all))
+		for i, hits := range all {
+			for _, h := range hits {
+				want[i] = append(want[i], int(h.ID))
+			}
+		}
+		require.GreaterOrEqual(t, recall(want, first, 10), 0.98, "fall %g", c.fall)
+	}
+}
