@@ -21,8 +21,9 @@ const (
 	// accumulators stay in the second-level cache.
 	unitHeads = 32
 	// chunkRows is the smallest number of rows in a piece, maxChunks the largest number of pieces
-	// in a list: enough for many workers, and a bound on scratch memory.
-	chunkRows = 1024
+	// in a list: enough for many workers, and a bound on scratch memory. A piece costs half a
+	// microsecond beside its rows.
+	chunkRows = 2048
 	maxChunks = 64
 	// waveFloats bounds the memory for partial results at any time, in float64 values: 16 MiB.
 	waveFloats = 2 << 20
@@ -55,7 +56,7 @@ type scratch struct {
 type part struct {
 	top  []float32   // [heads]: largest score
 	sum  []float64   // [heads]: sum of exp(score - top)
-	used [sides]bool // whether acc has values for the side; otherwise it is zero
+	used [sides]bool // whether acc has values for the side
 	// acc is [heads, padV] for each form of unpacked V: sum of exp(score - top) * v, in the layout
 	// of such tiles.
 	acc   [sides][]float64
@@ -135,7 +136,6 @@ func (c *call) attendWave(doubles, floats int) error {
 	c.owner, c.parts = grow(c.owner, n), grow(c.parts, n)
 	c.doubles, c.floats = grow(c.doubles, doubles), grow(c.floats, floats)
 	d, f := c.doubles, c.floats
-	clear(d)
 	for i := range c.wave {
 		u := &c.wave[i]
 		for j := range u.pieces() {
@@ -152,7 +152,7 @@ func (c *call) attendWave(doubles, floats int) error {
 	return c.b.workers.run(c.ctx, backend.OpAttend, len(c.wave), c.doCombine)
 }
 
-// newPart makes an empty part from memory of partFloats and topFloats elements; sums are zero.
+// newPart makes an empty part from memory of partFloats and topFloats elements.
 func newPart(heads int, tops []float32, sums []float64, padV int) part {
 	p := part{top: tops[:heads], sum: sums[:heads]}
 	p.tally[0].tops = tops[heads:]
@@ -161,10 +161,21 @@ func newPart(heads int, tops []float32, sums []float64, padV int) part {
 		p.acc[i], sums = sums[:heads*padV], sums[heads*padV:]
 	}
 	p.tally[0].sums = sums
+	clear(p.sum)
+	clear(sums)
 	for i := range p.top {
 		p.top[i] = float32(negInf)
 	}
 	return p
+}
+
+// use returns the sums of a side, zero at first.
+func (p *part) use(side int) []float64 {
+	if !p.used[side] {
+		p.used[side] = true
+		clear(p.acc[side])
+	}
+	return p.acc[side]
 }
 
 // attendOne processes part i of the wave.
@@ -432,8 +443,8 @@ func finiteAll(x []float32) bool {
 func (s *scratch) fold(dst *part) {
 	for i := range s.side {
 		if side := &s.side[i]; side.open {
-			s.p.kern.Fold(dst.acc[i], side.acc)
-			side.open, dst.used[i] = false, true
+			s.p.kern.Fold(dst.use(i), side.acc)
+			side.open = false
 		}
 	}
 }
@@ -453,13 +464,12 @@ func (s *scratch) raise(dst *part, head int) {
 	}
 	at, end := head*s.p.padV, (head+1)*s.p.padV
 	for i := range dst.acc {
-		acc := dst.acc[i][at:end]
 		if side := &s.side[i]; side.open {
-			s.p.kern.Fold(acc, side.acc[at:end])
-			dst.used[i] = true
+			s.p.kern.Fold(dst.use(i)[at:end], side.acc[at:end])
 		} else if !dst.used[i] {
 			continue
 		}
+		acc := dst.acc[i][at:end]
 		for d := range acc {
 			acc[d] *= f
 		}

@@ -64,6 +64,18 @@ func (w *blockView) again(e *entry, withV bool) error {
 	return nil
 }
 
+// next is again for a block whose form, group and site are those of the last one, without anything per row.
+// It returns false for others.
+func (w *blockView) next(e *entry) bool {
+	if e.Form != w.kind || e.Site != w.site || w.pos != nil || w.count != nil || w.bias != nil {
+		return false
+	}
+	w.base = w.origin + int64(e.Base)
+	k, v := len(w.k), len(w.v)
+	w.k, w.v = w.kBuf[e.K:][:k:k], w.vBuf[e.V:][:v:v]
+	return true
+}
+
 // move looks up the buffers of a site. It returns false if one was freed.
 func (w *blockView) move(site uint32, withV bool) (ok bool) {
 	s := &w.view.Site(site).Key

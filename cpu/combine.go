@@ -81,7 +81,10 @@ func (x *combineScratch) head(parts []part, head, h, padV int) {
 		if parts[i].sum[head] == 0 {
 			continue
 		}
-		f := math.Exp(float64(parts[i].top[head]) - top)
+		f := 1.0
+		if t := float64(parts[i].top[head]); t != top {
+			f = math.Exp(t - top)
+		}
 		sum += f * parts[i].sum[head]
 		for k, used := range parts[i].used {
 			if !used {

@@ -227,11 +227,16 @@ func (p *prepared) arrange(v *variant, h int, src []float32, rot *codec.Rotation
 
 // energyOf returns |q|^2.
 func energyOf(q []float32) float32 {
-	var e float64
-	for _, x := range q {
-		e += float64(x) * float64(x)
+	var e [4]float64 // one sum would wait for itself
+	for ; len(q) >= 4; q = q[4:] {
+		for i, x := range q[:4] {
+			e[i] += float64(float64(x) * float64(x))
+		}
 	}
-	return float32(e)
+	for _, x := range q {
+		e[0] += float64(float64(x) * float64(x))
+	}
+	return float32((e[0] + e[1]) + (e[2] + e[3]))
 }
 
 func (p *prepared) addRotations(b *Backend, s seeds) error {

@@ -47,6 +47,11 @@ func (s *scratch) run(c *call, u *unit, dst *part, from, at, end cut) (cut, erro
 		return at, nil
 	}
 	heads := len(dst.top)
+	for _, e := range s.heads.Energy[:heads] {
+		if e-e != 0 { // zero times it is NaN, which runs leave out
+			return at, nil
+		}
+	}
 	state := r.Begin(c.kern, c.cut[s.first[0]*c.cutBytes():], heads, c.Scale)
 	copy(state.Energy[:heads], s.heads.Energy)
 	copy(state.Tops[:], dst.top)
@@ -94,7 +99,7 @@ func (s *scratch) put(c *call, u *unit, i int) bool {
 				return false
 			}
 		}
-		if e.Group != b.group || b.again(e, true) != nil {
+		if e.Group != b.group || !b.next(e) && b.again(e, true) != nil {
 			return false
 		}
 	}

@@ -76,9 +76,12 @@ func (c *call) formOf(i int32) *form { return c.view.Form(c.view.At(int(i)).Form
 // cutList divides a list into pieces of at least chunkRows rows, at multiples of tileRows in a
 // block, and appends the cuts. It also returns the number of rows in the list.
 func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
-	var r rowCounter
-	for _, i := range list {
-		rows += r.of(v, i)
+	form, n, same := uint32(0), 0, true
+	for j, i := range list {
+		if e := v.At(int(i)); e.Form != form {
+			form, n, same = e.Form, int(v.Form(e.Form).Key.Rows), j == 0
+		}
+		rows += n
 	}
 	if rows == 0 {
 		return cuts, 0
@@ -90,7 +93,9 @@ func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
 	}
 	left := size
 	for e, i := range list {
-		n := r.of(v, i)
+		if !same {
+			n = int(v.Rows(int(i)))
+		}
 		if n <= left {
 			left -= n
 			continue
@@ -114,19 +119,6 @@ func cutList(cuts []cut, list []int32, v *view) (all []cut, rows int) {
 		cuts = append(cuts, cut{len(list), 0})
 	}
 	return cuts, rows
-}
-
-// rowCounter returns the rows of blocks. Most have the form of the one before.
-type rowCounter struct {
-	form uint32
-	rows int
-}
-
-func (r *rowCounter) of(v *view, i int32) int {
-	if e := v.At(int(i)); e.Form != r.form {
-		r.form, r.rows = e.Form, int(v.Form(e.Form).Key.Rows)
-	}
-	return r.rows
 }
 
 // pieces returns the number of pieces in a unit's list.

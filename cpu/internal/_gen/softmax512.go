@@ -148,11 +148,15 @@ var exp2Poly = []float32{1.5453089145e-4, 1.3390863314e-3, 9.6180830151e-3, 5.55
 // expAll512 makes exp(x) of several vectors, step by step together: one would wait for itself most of
 // the time. It narrows keep to the lanes where the result is a normal number or a NaN, and leaves
 // zero elsewhere. Constants come from memory.
-func expAll512(x []VecVirtual, keep []Register) {
+func expAll512(x []VecVirtual, keep []Register, all bool) {
 	n, p := zmms(len(x)), zmms(len(x))
 	low, log2e := broadcastFloat(-87.33654), broadcastFloat(1.44269504)
 	for i, z := range x {
-		VCMPPS(Imm(5), low, z, keep[i], keep[i]) // not less than: NaN stays
+		if all {
+			VCMPPS(Imm(5), low, z, keep[i]) // not less than: NaN stays
+		} else {
+			VCMPPS(Imm(5), low, z, keep[i], keep[i])
+		}
 		VMULPS(log2e, z, n[i])
 	}
 	for _, z := range n {
@@ -221,7 +225,7 @@ func softmax512(heads int, cut bool) {
 	for i, z := range x {
 		VSUBPS(t[i/2], z, z)
 	}
-	expAll512(x, ok)
+	expAll512(x, ok, false)
 	v := zmms(2 * heads)
 	for i, z := range x {
 		VMULPS_Z(Mem{Base: scale, Disp: 64 * (i % 2)}, z, ok[i], v[i])
@@ -345,31 +349,31 @@ func softmaxTile512(heads int) {
 		VMULPS_BCST(Mem{Base: memory, Disp: memoryScale}, unit, unit)
 		ms := rowScales512("k", memory, tile, form, tileKBase, 1, unit)
 		inf := broadcastFloat(float32(math.Inf(-1)))
-		n, zero := zmms(2), ZMM()
-		VPXORD(zero, zero, zero)
-		f, some := ZMM(), K()
-		VBROADCASTSS(Mem{Base: form, Disp: formNoise}, f)
-		VCMPPS(Imm(4), zero, f, some) // not equal
-		for i, z := range n {
-			VMULPS(ms[i], ms[i], z)
-			VMULPS_Z(f, z, some, z)
-		}
 		for i := range x {
 			ok[i] = K()
-			KXNORW(ok[i], ok[i], ok[i])
 			VMULPS(Mem{Base: dots, Disp: 64 * i}, ms[i%2], x[i])
 		}
-		for i, z := range x {
-			e := ZMM()
-			VBROADCASTSS(Mem{Base: memory, Disp: memoryEnergy + 4*(i/2)}, e)
-			VFNMADD231PS(n[i%2], e, z)
+		noise := GP32()
+		MOVL(Mem{Base: form, Disp: formNoise}, noise)
+		ADDL(noise, noise) // without its sign
+		JZ(LabelRef("quiet"))
+		f, e := ZMM(), ZMM()
+		VBROADCASTSS(Mem{Base: form, Disp: formNoise}, f)
+		for _, z := range ms {
+			VMULPS(z, z, z)
+			VMULPS(f, z, z)
 		}
-		t = newTops512(x, ok, Mem{Base: memory, Disp: memoryTops}, inf, flags)
+		for i, z := range x {
+			VBROADCASTSS(Mem{Base: memory, Disp: memoryEnergy + 4*(i/2)}, e)
+			VFNMADD231PS(ms[i%2], e, z)
+		}
+		Label("quiet")
+		t = newTops512(x, nil, Mem{Base: memory, Disp: memoryTops}, inf, flags)
 	}
 	for i, z := range x {
 		VSUBPS(t[i/2], z, z)
 	}
-	expAll512(x, ok)
+	expAll512(x, ok, true)
 	w := zmms(2 * heads)
 	for i, z := range x {
 		VMULPS_Z(Mem{Base: memory, Disp: memoryScales + 64*(i%2)}, z, ok[i], w[i])
@@ -413,8 +417,9 @@ func prefetchTile512() {
 // topSlack is TopSlack of package attend.
 const topSlack = 8
 
-// newTops512 makes the largest of scores x the new top of a head where it is more than topSlack above the
-// top, and sets bit 1 of flags, if there are any, where one rose. It returns the tops, by head, but no -Inf.
+// newTops512 makes the largest of scores x, of those in ok unless that is nil, the new top of a head where it
+// is more than topSlack above the top, and sets bit 1 of flags, if there are any, where one rose. It returns
+// the tops, by head, but no -Inf.
 func newTops512(x []VecVirtual, ok []Register, tops Mem, inf VecVirtual, flags Register) []VecVirtual {
 	heads := len(x) / 2
 	m, t, high := zmms(heads), zmms(heads), zmms(heads)
@@ -422,9 +427,14 @@ func newTops512(x []VecVirtual, ok []Register, tops Mem, inf VecVirtual, flags R
 	XORL(any, any)
 	for h := range heads {
 		VBROADCASTSS(at(tops, 4*h), t[h])
-		VMOVAPS(inf, m[h])
-		VMAXPS(m[h], x[2*h], ok[2*h], m[h]) // NaN gives way
-		VMAXPS(m[h], x[2*h+1], ok[2*h+1], m[h])
+		if ok == nil {
+			VMAXPS(inf, x[2*h], m[h]) // NaN gives way
+			VMAXPS(m[h], x[2*h+1], m[h])
+		} else {
+			VMOVAPS(inf, m[h])
+			VMAXPS(m[h], x[2*h], ok[2*h], m[h])
+			VMAXPS(m[h], x[2*h+1], ok[2*h+1], m[h])
+		}
 		VADDPS_BCST(floatPair(topSlack), t[h], high[h])
 	}
 	for h := range heads {
