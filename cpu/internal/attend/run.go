@@ -84,8 +84,8 @@ func (t *tile) address() *byte { return (*byte)(unsafe.Pointer(t)) }
 //		Add(acc, i)
 //	}
 //
-// The softmax of a tile waits for itself most of the time. The inner products of the next one fill that
-// time. Every step has the bits of DotPlanes, Scales and SoftmaxCut, and AddPlanes.
+// Add begins with the inner products of the next tile: sums of V would wait for the softmax. Every step has
+// the bits of DotPlanes, Scales and SoftmaxCut, and AddPlanes.
 type Run struct {
 	b     *byteKernels
 	heads int
