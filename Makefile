@@ -219,6 +219,7 @@ fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000
 	@for f in FuzzDecode FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done
 	$(GO) test -run '^$$' -fuzz '^FuzzDecode$$' -fuzztime $(FUZZ) ./quant
+	$(GO) test -run '^$$' -fuzz '^FuzzReadRecord$$' -fuzztime $(FUZZ) -fuzzminimizetime 1x ./bench/perf
 	$(GO) test -run '^$$' -fuzz '^FuzzEncode$$' -fuzztime $(FUZZ) ./cpu/internal/codec
 	$(GO) test -run '^$$' -fuzz '^FuzzMatrix$$' -fuzztime $(FUZZ:4000x=1000x) ./cpu/matmul
 

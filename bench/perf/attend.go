@@ -228,8 +228,8 @@ func (r *rig) attend(tokens int, mass bool) *Work {
 		to.Mass = make([]float32, heads*per)
 	}
 	next, rows := 0, float64(heads*per*r.rows)
-	return &Work{Unit: "row pair", Units: rows, Bytes: float64(heads*per) * r.bytes, Plain: rows * float64(4*dim), Memory: true,
-		Threads: r.env.Threads, Note: r.note,
+	return &Work{Unit: "row pair", Units: rows, Bytes: float64(heads*per) * r.bytes, Plain: rows * float64(4*dim),
+		Memory: r.env.WorkingSet > r.env.Machine.Cache, Threads: r.env.Threads, Note: r.note,
 		Run: func(ctx context.Context) error {
 			l := &layers[next%len(layers)]
 			next++

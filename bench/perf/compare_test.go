@@ -130,6 +130,8 @@ func (s *slowed) Attend(ctx context.Context, q *backend.Queries, v backend.View,
 
 var repetitions = flag.Int("repetitions", 0, "pairs of real runs that are compared, equal ones and with a slow-down of 10 %")
 
+var compareSet = flag.Int("compare-set", 0, "MiB that -repetitions attends to; 0: more than the caches hold")
+
 // TestCompare_RealRuns compares real runs in turns: equal ones, and ones on a backend that is a tenth slower.
 func TestCompare_RealRuns(t *testing.T) {
 	if *repetitions == 0 {
@@ -137,7 +139,8 @@ func TestCompare_RealRuns(t *testing.T) {
 	}
 	be := open(t)
 	run := func(b backend.Backend) *Record {
-		r, err := Measure(t.Context(), Options{Backend: b, Quick: true, Rounds: 4, Filter: regexp.MustCompile("^attend")})
+		r, err := Measure(t.Context(), Options{Backend: b, Quick: true, Rounds: 4, Filter: regexp.MustCompile("^attend"),
+			WorkingSet: int64(*compareSet) << 20})
 		require.NoError(t, err)
 		return r
 	}

@@ -102,7 +102,7 @@ func newRecord(e *Env, o Options) *Record {
 // What a record may hold.
 const (
 	maxRecord  = 16 << 20 // bytes
-	maxResults = 1 << 14
+	maxResults = 1 << 12
 )
 
 // ReadRecord reads a record.

@@ -5,6 +5,7 @@ package perf
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"regexp"
 	"strings"
 	"testing"
@@ -96,4 +97,29 @@ func TestReadRecord_Refuses(t *testing.T) {
 		_, err := ReadRecord(strings.NewReader(c.text))
 		require.ErrorIs(t, err, c.want, name)
 	}
+}
+
+// FuzzReadRecord: what is read can be shown and compared.
+func FuzzReadRecord(f *testing.F) {
+	text, err := json.Marshal(sample())
+	require.NoError(f, err)
+	f.Add(text)
+	f.Add([]byte(`{"format": "kvist-bench/1", "results": [{"name": "a", "ns": {"median": 1e300, "low": 1e-300, "high": 1e308}}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r, err := ReadRecord(bytes.NewReader(text))
+		if err != nil {
+			return
+		}
+		for _, table := range r.Tables() {
+			for _, row := range table.Rows {
+				require.Len(t, row, len(table.Headers))
+			}
+		}
+		require.NoError(t, r.WriteGo(io.Discard))
+		c, err := Compare(r, r)
+		if err != nil {
+			return
+		}
+		require.Empty(t, c.Slower(), "a record is not slower than itself")
+	})
 }

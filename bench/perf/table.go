@@ -34,19 +34,24 @@ func (r *Record) Tables() (out []Table) {
 	return out
 }
 
-// AttendShapes are the shapes of which attention was measured, in the order of the results.
+// AttendShapes are the shapes of models of which attention was measured.
 func (r *Record) AttendShapes() (out []Shape) {
-	for i := range r.Results {
-		x := &r.Results[i]
-		if x.Group() != "attend" {
-			continue
-		}
-		var s Shape
-		s.HeadDim, _ = strconv.Atoi(x.Key("head_dim")) // 0 for a name that is not of ours
-		s.GQA, _ = strconv.Atoi(x.Key("gqa"))
-		s.KVHeads, _ = strconv.Atoi(x.Key("kv_heads"))
-		if s.HeadDim > 0 && s.GQA > 0 && s.KVHeads > 0 && !slices.Contains(out, s) {
+	for _, s := range shapes(false) {
+		if len(r.Contexts(s)) > 0 {
 			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// Contexts are the contexts at which attention of a shape was measured.
+func (r *Record) Contexts(s Shape) (out []int) {
+	for _, n := range contexts(false) {
+		for _, c := range Codings() {
+			if r.Find(AttendName(s, c, n, r.Threads)) != nil {
+				out = append(out, n)
+				break
+			}
 		}
 	}
 	return out
@@ -76,15 +81,7 @@ func (r *Record) attendTable(s Shape) Table {
 		strings.Join(ModelsOf(s), ", ")), Headers: []string{"coding", "bits/value"},
 		Note: fmt.Sprintf("ns for a row of K and V, from memory, %s; ± is half the distance of the quartiles. The last two columns "+
 			"compare processor time. ggml's codings are unpacked by plain code; llama.cpp has faster kernels for them.", threadsText(r.Threads))}
-	var all []int
-	for i := range r.Results {
-		x := &r.Results[i]
-		if n, err := strconv.Atoi(x.Key("context")); err == nil && x.Group() == "attend" && strings.Contains(x.Name, s.String()+"/") &&
-			!slices.Contains(all, n) {
-			all = append(all, n)
-		}
-	}
-	slices.Sort(all)
+	all := r.Contexts(s)
 	for _, n := range all {
 		t.Headers = append(t.Headers, fmt.Sprintf("ns at %s", TokensText(int64(n))), "±")
 	}

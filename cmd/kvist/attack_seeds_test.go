@@ -37,6 +37,7 @@ const (
 	seedFvecs   = "vectors.fvecs"
 	seedIndex   = "index.kvist" // of seedVectors
 	seedChat    = "said.kvchat" // of /save
+	seedRecord  = "record.json" // of bench
 )
 
 // makeSeeds fills a folder with seeds, through the program itself, and adds the golden files.
@@ -136,10 +137,25 @@ func makeRows(t *testing.T, dir string) {
 		fvecs = append(binary.LittleEndian.AppendUint32(fvecs, 20), vectors[:80]...)
 	}
 	require.NoError(t, os.WriteFile(filepath.Join(dir, seedFvecs), fvecs, 0o644))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, seedRecord), []byte(recordSeed), 0o644))
 	fill(seedWeights, one("", 192), true)
 	fill(seedOwn, one("layers.0.weights", 1, 192), false)
 	fill(seedTensors, append(append(one("a", 40, 16), one("b", 3, 4, 8)...), one("side", 5)...), false)
 }
+
+// recordSeed is a record of kvist bench.
+const recordSeed = `{"format": "kvist-bench/1", "version": "v", "command": "kvist bench", "date": "2026-12-01",
+"machine": {"processor": "P", "cores": 2, "memory_bytes": 9000000000, "os": "linux", "arch": "amd64"},
+"backend": {"name": "cpu", "isa": "avx2", "memory_bytes": 9000000000}, "threads": 2, "working_set_bytes": 1000000,
+"noise": {"spread": 0.01, "waiting": 0.02}, "results": [
+{"name": "attend/head_dim=64/gqa=3/kv_heads=3/coding=f16/context=8192/threads=2", "unit": "row pair",
+"ns": {"median": 30, "low": 29, "high": 31}, "cpu_ns": {"median": 60, "low": 59, "high": 61}, "bytes": 256, "plain_bytes": 256,
+"threads": 2, "baseline": "read", "relative": [{"median": 5, "low": 4, "high": 6}, {"median": 5.1, "low": 4, "high": 6}], "runs": 9},
+{"name": "attend/head_dim=64/gqa=3/kv_heads=3/coding=f16/context=1024/threads=2", "unit": "row pair",
+"ns": {"median": 20, "low": 19, "high": 21}, "cpu_ns": {"median": 40, "low": 39, "high": 41}, "bytes": 48, "plain_bytes": 256,
+"threads": 2, "baseline": "read", "relative": [{"median": 3, "low": 2, "high": 4}, {"median": 3.1, "low": 2, "high": 4}], "runs": 9},
+{"name": "serve/op=step/seqs=8/threads=2", "unit": "token", "ns": {"median": 300, "low": 290, "high": 310}, "device_ns":
+{"median": 100, "low": 90, "high": 110}, "threads": 2, "baseline": "none", "relative": [{"median": 3, "low": 2, "high": 4}], "runs": 9}]}`
 
 // originalOf is what a seed was made from.
 func originalOf(seed string) string {
@@ -222,6 +238,11 @@ func readings(name string) [][]string {
 		return list
 	}
 	switch {
+	case name == seedRecord:
+		return lines(`bench --from F
+bench --from F --html O
+bench --from F --compare @record.json --json
+bench --from @record.json --compare F --go-bench`)
 	case strings.HasPrefix(name, "index"):
 		return lines(`embed inspect F
 embed inspect F --json

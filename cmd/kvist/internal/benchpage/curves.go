@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"html/template"
 	"math"
-	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/kvist-project/kvist/bench/perf"
@@ -40,28 +38,21 @@ type line struct {
 // drawCurves draws a shape, if it was measured at two contexts or more. Both axes are logarithmic.
 func drawCurves(r *perf.Record, s perf.Shape) []curves {
 	var lines []line
-	var contexts []int
+	contexts := r.Contexts(s)
+	if len(contexts) < 2 {
+		return nil
+	}
 	low, high := math.Inf(1), 0.0
 	for _, c := range perf.Codings() {
 		l := line{coding: c}
-		for i := range r.Results {
-			x := &r.Results[i]
-			n, err := strconv.Atoi(x.Key("context"))
-			if err != nil || n < 1 || x.Name != perf.AttendName(s, c, n, r.Threads) {
-				continue
-			}
-			t := x.Time().Median
-			l.at, l.ns = append(l.at, n), append(l.ns, t)
-			low, high = min(low, t), max(high, t)
-			if !slices.Contains(contexts, n) {
-				contexts = append(contexts, n)
+		for _, n := range contexts {
+			if x := r.Find(perf.AttendName(s, c, n, r.Threads)); x != nil {
+				t := x.Time().Median
+				l.at, l.ns = append(l.at, n), append(l.ns, t)
+				low, high = min(low, t), max(high, t)
 			}
 		}
 		lines = append(lines, l)
-	}
-	slices.Sort(contexts)
-	if len(contexts) < 2 {
-		return nil
 	}
 	ticks := ticksOf(low, high)
 	low, high = ticks[0], ticks[len(ticks)-1]
