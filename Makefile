@@ -153,8 +153,9 @@ bench-machine: ## what kvist bench measures here, in three rounds (some minutes 
 	$(MAKE) --no-print-directory tables
 
 COMPARED ?= 10
-bench-compare-check: ## kvist bench --compare on real runs: quiet between equal ones, finds a slow-down of 10 % (COMPARED=10 pairs each, minutes on a quiet machine)
-	$(GO) test -run '^TestCompare_RealRuns' -v -timeout 120m ./bench/perf -repetitions $(COMPARED) | \
+COMPARE_SET ?= 0
+bench-compare-check: ## kvist bench --compare on real runs: quiet between equal ones, finds a slow-down of 10 % (COMPARED=10 pairs each, minutes on a quiet machine; COMPARE_SET=4: MiB, in cache)
+	$(GO) test -run '^TestCompare_RealRuns' -v -timeout 120m ./bench/perf -repetitions $(COMPARED) -compare-set $(COMPARE_SET) | \
 	  grep -E 'pair|quiet between|^(---|ok|FAIL)' | sed 's/^ *compare_test.go:[0-9]*: //' > bench/results/bench-compare.txt
 	@grep -q '^ok' bench/results/bench-compare.txt
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -137,7 +138,10 @@ func TestCompare_RealRuns(t *testing.T) {
 	if *repetitions == 0 {
 		t.Skip("takes minutes on a quiet machine: -repetitions 10")
 	}
-	be := open(t)
+	// One thread: others that wait for it would be measured where cores are few.
+	be, err := cpu.Open(cpu.Options{Workers: 1})
+	require.NoError(t, err)
+	defer be.Close()
 	run := func(b backend.Backend) *Record {
 		r, err := Measure(t.Context(), Options{Backend: b, Quick: true, Rounds: 4, Filter: regexp.MustCompile("^attend"),
 			WorkingSet: int64(*compareSet) << 20})
