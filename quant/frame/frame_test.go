@@ -30,6 +30,7 @@ func TestPutMean_ByHand(t *testing.T) {
 	require.Equal(t, 1, re.Row)
 	require.Equal(t, make([]byte, 6), stored, "nothing is written")
 	require.ErrorIs(t, frame.PutMean(stored[1:], quant.Rows{Dim: 3}), quant.ErrShape)
+	require.ErrorIs(t, frame.PutMeanOfSums(stored[1:], make([]float64, 3), 1), quant.ErrShape)
 	require.ErrorIs(t, frame.Mean(got, stored[:4]), quant.ErrShape)
 }
 

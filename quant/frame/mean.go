@@ -29,10 +29,6 @@ func PutMean(dst []byte, x quant.Rows) error {
 	if err := x.Validate(); err != nil {
 		return err
 	}
-	if len(dst) != MeanBytes(x.Dim) {
-		return fmt.Errorf("kvist/frame: mean of rows of %d values: room for %d bytes, want %d: %w",
-			x.Dim, len(dst), MeanBytes(x.Dim), quant.ErrShape)
-	}
 	sums := make([]float64, x.Dim)
 	for r := range x.Len() {
 		for i, v := range x.Row(r) {
@@ -43,9 +39,19 @@ func PutMean(dst []byte, x quant.Rows) error {
 			sums[i] += float64(v)
 		}
 	}
-	n := float64(max(1, x.Len()))
+	return PutMeanOfSums(dst, sums, x.Len())
+}
+
+// PutMeanOfSums is PutMean of n rows of which the sums by component are known, [dim].
+//
+// Errors: ErrShape unless dst has MeanBytes(len(sums)) bytes.
+func PutMeanOfSums(dst []byte, sums []float64, n int) error {
+	if len(dst) != MeanBytes(len(sums)) {
+		return fmt.Errorf("kvist/frame: mean of rows of %d values: room for %d bytes, want %d: %w",
+			len(sums), len(dst), MeanBytes(len(sums)), quant.ErrShape)
+	}
 	for i, s := range sums {
-		m := min(max(float32(s/n), -maxMean), maxMean)
+		m := min(max(float32(s/float64(max(1, n))), -maxMean), maxMean)
 		binary.LittleEndian.PutUint16(dst[2*i:], quant.F32ToF16(m))
 	}
 	return nil
