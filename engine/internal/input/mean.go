@@ -81,13 +81,18 @@ func (m *Mean) fit(x quant.Rows, part []bool) error {
 	return frame.Mean(m.Value, m.Stored)
 }
 
-// addLate adds the rows that the mean makes no shorter to those that are late.
+// addLate adds the rows that the mean makes far longer to those that are late.
 func (m *Mean) addLate(x quant.Rows, part []bool, metric *frame.Metric) {
 	for t, ok := range part {
 		if row := x.Row(t); ok && EnergyIn(metric, row, m.Value) >= lateLonger*EnergyIn(metric, row, nil) {
 			m.Late[t] = true
 		}
 	}
+}
+
+// Without reports whether a late row is shorter with the mean than without it, in a metric: it is coded as it is.
+func (m *Mean) Without(metric *frame.Metric, row []float32) bool {
+	return m.Stored == nil || EnergyIn(metric, row, nil) <= EnergyIn(metric, row, m.Value)
 }
 
 // EnergyIn returns the energy of a row less another, or of the row where that is nil, in a metric, a diagonal, or

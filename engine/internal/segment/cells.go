@@ -235,17 +235,13 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	if len(outside) > 0 {
 		whole.Cells = append(whole.Cells, Cell{Level: quant.Dropped, Kind: Outside, Tokens: outside})
 	}
-	if len(sinks) > 0 {
-		whole.Cells = append(whole.Cells, c.fullCell(h, r, Sink, sinks))
-	}
+	whole.Cells = append(whole.Cells, c.splitCells(h, r, Sink, sinks)...)
 	if len(apart) <= max(1, r.n/fewApart) {
 		fixed = append(fixed, apart...)
 	} else {
 		whole.Cells = append(whole.Cells, c.apartCells(h, r, apart)...)
 	}
-	if len(by[Late]) > 0 {
-		whole.Cells = append(whole.Cells, c.fullCell(h, r, Late, by[Late]))
-	}
+	whole.Cells = append(whole.Cells, c.splitCells(h, r, Late, by[Late])...)
 	kept := len(whole.Cells)
 	if h.w == nil {
 		whole.Cells = append(whole.Cells, c.timeCells(h, r, free)...)
@@ -279,6 +275,27 @@ func (c *Builder) buildPart(h *Head, seg int) (Part, error) {
 	}
 	err = c.usefulOnly(&p)
 	return p, err
+}
+
+// splitCells returns a cell of the tokens whose K is shorter as it is, and one of those whose K is shorter without the
+// mean.
+func (c *Builder) splitCells(h *Head, r *Rows, kind Kind, tokens []uint16) (cells []Cell) {
+	var of [2][]uint16
+	for _, t := range tokens {
+		i := 0
+		if !r.Mean.Without(r.metric, r.K.Row(int(t))) {
+			i = 1
+		}
+		of[i] = append(of[i], t)
+	}
+	for i, tokens := range of {
+		if len(tokens) > 0 {
+			b := c.fullCell(h, r, kind, tokens)
+			b.Centered = i == 1
+			cells = append(cells, b)
+		}
+	}
+	return cells
 }
 
 // fewApart is one over the share of rows that may stand apart and are kept exactly: more of them would take

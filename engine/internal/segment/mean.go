@@ -25,7 +25,7 @@ func center(c *Builder, l *input.Layer, head int, r *Rows, limit int) (err error
 		return err
 	}
 	for t, ok := range part {
-		if ok && !r.Mean.Late[t] && r.Mean.Stored != nil {
+		if r.Mean.Stored != nil && (ok && !r.Mean.Late[t] || !r.Mean.Without(r.metric, r.K.Row(t))) {
 			r.kEnergy[t] = st.KEnergy(r.K.Row(t), r.Mean)
 		} else {
 			r.kEnergy[t] = st.KEnergy(r.K.Row(t), nil)
