@@ -64,6 +64,13 @@ llama-states: model ## make testdata of engine/llamastate anew with llama.cpp (b
 	$(LLAMACPP)/bin/python -m pip install --quiet --disable-pip-version-check gguf==0.17.1
 	$(LLAMACPP)/bin/python engine/llamastate/testdata/make_states.py
 
+check-llama-state: model model-gemma ## states of llama.cpp through kvist and back beside its q8_0 and q4_0 caches; llama.cpp is built first (15 minutes); writes bench/results/llama-state.md
+	@mkdir -p build
+	$(GO) build -o build/kvist ./cmd/kvist
+	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
+	@if [ -f $(LLAMACPP)/flags.txt ]; then $(LLAMACPP)/bin/python bench/llamastate/check.py --kvist build/kvist --page bench/results/llama-state.md \
+	  "$$(sh engine/model/fetch-model.sh)" "$$(sh engine/model/fetch-gemma.sh)"; else echo "skipped: llama.cpp could not be built here"; fi
+
 check-openai: model ## hold kvist serve against the official OpenAI clients for Go and Python (fetched); 8 clients of 20 turns
 	sh cmd/kvist/internal/serve/testdata/clients/check.sh
 

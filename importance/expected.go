@@ -102,6 +102,35 @@ func (s *queryStats) Add(q quant.Rows, pos []int64) error {
 	return nil
 }
 
+// QueryMoments are what expected attention knows of the queries of a query head: mean and variance of each
+// component, with RoPE taken out. They change little from text to text, so a profile can hold them.
+type QueryMoments struct{ Mean, Variance []float64 } // [head_dim]
+
+// QueryCounter adds queries up to QueryMoments. It belongs to one goroutine.
+type QueryCounter struct{ s *queryStats }
+
+// NewQueryCounter returns a counter of no queries of dim components.
+//
+// Errors: quant.ErrShape.
+func NewQueryCounter(dim int, rope quant.Rope) (*QueryCounter, error) {
+	s, err := newQueryStats(dim, rope, false)
+	return &QueryCounter{s}, err
+}
+
+// Add takes queries: [queries, dim], RoPE applied at positions pos [queries].
+//
+// Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN and infinities. Nothing is added then.
+func (c *QueryCounter) Add(q quant.Rows, pos []int64) error { return c.s.Add(q, pos) }
+
+// Moments returns what was added, zeros of no queries.
+func (c *QueryCounter) Moments() QueryMoments {
+	m := QueryMoments{slices.Clone(c.s.mean), slices.Clone(c.s.square)}
+	for i := range m.Variance {
+		m.Variance[i] /= float64(max(1, c.s.n))
+	}
+	return m
+}
+
 // future is the Gaussian that queries at positions to come are expected to follow, in the basis
 // that K is stored in.
 type future struct {

@@ -5,6 +5,7 @@ package importance
 import (
 	"math"
 	"math/rand/v2"
+	"slices"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -199,4 +200,55 @@ func TestExpected_EdgesAndRefusals(t *testing.T) {
 	require.ErrorIs(t, err, quant.ErrShape)
 	_, err = newQueryStats(8, quant.Rope{Layout: quant.RopeHalf, RotaryDim: 9}, true)
 	require.ErrorIs(t, err, quant.ErrShape)
+}
+
+// Moments that a profile holds give the weights that their queries give.
+func TestTracker_Expect(t *testing.T) {
+	const dim, tokens = 16, 60
+	rng := rand.New(rand.NewPCG(5, 5))
+	draw := func(rows int) quant.Rows {
+		x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
+		for i := range x.Data {
+			x.Data[i] = float32(rng.NormFloat64() + float64(i%3))
+		}
+		return x
+	}
+	rope := quant.Rope{Layout: quant.RopeHalf, RotaryDim: dim, Theta: 1e4}
+	p, err := ParseWeighting("expected=1")
+	require.NoError(t, err)
+	k, v := draw(tokens), draw(tokens)
+	q := []quant.Rows{draw(40), draw(40)}
+	weights := func(see func(tr *Tracker) error) []float32 {
+		tr, err := NewTracker(p, dim, dim, rope)
+		require.NoError(t, err)
+		require.NoError(t, tr.Append(k, v, nil))
+		require.NoError(t, see(tr))
+		require.True(t, tr.Observed())
+		w := make([]float32, tokens)
+		_, err = tr.Weights(w, k)
+		require.NoError(t, err)
+		return w
+	}
+	pos := make([]int64, 40)
+	for i := range pos {
+		pos[i] = int64(i)
+	}
+	var moments []QueryMoments
+	for _, x := range q {
+		c, err := NewQueryCounter(dim, rope)
+		require.NoError(t, err)
+		require.NoError(t, c.Add(x, pos))
+		moments = append(moments, c.Moments())
+	}
+	want := weights(func(tr *Tracker) error { return tr.ObserveQueries(0, q...) })
+	got := weights(func(tr *Tracker) error { return tr.Expect(moments...) })
+	require.InDeltaSlice(t, want, got, 1e-6)
+	require.Greater(t, slices.Max(want), 2*slices.Min(want))
+
+	tr, err := NewTracker(p, dim, dim, rope)
+	require.NoError(t, err)
+	require.ErrorIs(t, tr.Expect(), quant.ErrShape)
+	require.ErrorIs(t, tr.Expect(QueryMoments{}), quant.ErrShape)
+	moments[1].Variance[3] = -1
+	require.ErrorIs(t, tr.Expect(moments...), quant.ErrRange)
 }

@@ -313,6 +313,40 @@ func (t *Tracker) ObserveQueries(first int64, q ...quant.Rows) error {
 	return nil
 }
 
+// Expect takes moments of queries in place of those that ObserveQueries would have made of queries themselves: one for
+// each query head. Only a weighting with expected attention needs them; otherwise it does nothing.
+//
+// Errors: quant.ErrShape; *ValueError wrapping quant.ErrRange for NaN, infinities and negative variances.
+func (t *Tracker) Expect(heads ...QueryMoments) error {
+	if !t.weighting.uses(signalExpected) {
+		return nil
+	}
+	var all []*queryStats
+	for h, m := range heads {
+		if len(m.Mean) != t.dim || len(m.Variance) != t.dim {
+			return shapeErr("tracker: moments of head %d of %d and %d components, want %d", h, len(m.Mean), len(m.Variance), t.dim)
+		}
+		for i := range m.Mean {
+			if !finite(m.Mean[i]) || !finite(m.Variance[i]) || m.Variance[i] < 0 {
+				return &ValueError{"moments of queries", i, m.Variance[i], "finite, variances from 0 up", quant.ErrRange}
+			}
+		}
+		s, err := newQueryStats(t.dim, t.ropeOf, false)
+		if err != nil {
+			return err
+		}
+		s.n = 1 // of which the sum of squares is the variance
+		copy(s.mean, m.Mean)
+		copy(s.square, m.Variance)
+		all = append(all, s)
+	}
+	if len(all) == 0 || len(all) > quant.MaxHeads {
+		return shapeErr("tracker: moments of %d heads", len(all))
+	}
+	t.queries = all
+	return nil
+}
+
 // Observed reports whether queries were taken, by Observe or ObserveQueries, or the weighting asks for none.
 func (t *Tracker) Observed() bool {
 	switch {

@@ -29,6 +29,7 @@ type calibrateFlags struct {
 	bits        float64
 	next        int
 	json, force bool
+	onlyQueries bool
 	backend     backendFlags
 }
 
@@ -39,7 +40,9 @@ func newCalibrate(a *app) *cobra.Command {
 		Short: "Learn a model's bases for archives from captures",
 		Long: `calibrate reads captures of one model, with queries, and writes what compress --form archive
 --profile needs: for every head a basis for K in the metric of the queries and one for V in the metric
-of the output projection, the means and deviations of the components, and the tables of the coder.
+of the output projection, the means and deviations of the components, and the tables of the coder. It
+also writes mean and variance of the queries, by which compress weighs the tokens of caches that come
+without queries; --only-queries adds these to a profile and leaves the rest of it.
 kvist capture makes the captures; --o-weight adds the metric of V. Use at least four texts, and not
 those that will be compressed.
 
@@ -69,6 +72,8 @@ Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 	fl.StringArrayVar(&f.names, "also-named", nil, "other `NAME` of the same model, may be given again")
 	fl.Float64Var(&f.bits, "bits", 1.4, "`bits` per value at which to measure steps")
 	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
+	fl.BoolVar(&f.onlyQueries, "only-queries", false,
+		"add what the captures say of queries, which weighs caches without queries, and leave the rest of the profile")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "start a new profile if the output exists")
 	f.backend.add(cmd)
@@ -122,6 +127,9 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 			return &usageError{err: err}
 		}
 	}
+	if f.onlyQueries && (old == nil || len(names) == 0) {
+		return usagef("--only-queries adds to a profile that is there what captures say of queries: %s", f.out)
+	}
 	sum := &calibratedJSON{Output: f.out, Captures: len(names)}
 	var captures []*capture.Source
 	for _, name := range names {
@@ -142,7 +150,12 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 			return err
 		}
 		defer closing(be, &err)
-		if p, err = tune.Calibrate(ctx, captures, be, old, say); err != nil {
+		if f.onlyQueries {
+			p, err = tune.WithQueries(ctx, captures, old)
+		} else {
+			p, err = tune.Calibrate(ctx, captures, be, old, say)
+		}
+		if err != nil {
 			return err
 		}
 	}

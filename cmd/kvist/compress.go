@@ -77,8 +77,8 @@ kvist truncate.
 IN may also be a state of llama.cpp: what llama-server saves of a slot, or a program with
 llama_state_seq_save_file, llama_state_save_file or llama_state_seq_get_data. decompress writes the state
 again. --model names the GGUF file of its model, which says what a state does not; the model is also run
-over the tokens of the state for its queries, unless --run-model=false. Without --model, a --profile
-and --rope-pairs say it. --lossless needs neither. Caches of f16, bf16, f32, q8_0 and q4_0.
+over the tokens of the state for its queries, unless the profile knows queries or --run-model=false says
+so. Without --model, a --profile and --rope-pairs say it. --lossless needs neither. Caches of f16, bf16, f32, q8_0 and q4_0.
 
 IN may also be a .kvist file. An archive can become hot blocks, with the weights of the archive, and
 either form can become a smaller file.
@@ -106,7 +106,8 @@ original_bytes (as f16), source_bytes (as in the input), ratio (original_bytes o
 predicted_error, measured_error (null unless --max-error), sections (header,
 payload, tables, side, index: bytes), codings (coding, values, share), backend (name, device, isa,
 workers, memory, reason), importance (profile, heads, collapsed, skipped: heads with some
-queries left out because they are NaN or Inf, unweighed: heads without queries, reason: why no head was
+queries left out because they are NaN or Inf, unweighed: heads without queries, expected: heads weighed by the
+queries that the profile knows, because the input holds none, reason: why no head was
 weighed), prices (how errors of heads were priced: heads, queries, profile, stand_in: heads that use K
 in place of queries, reason), profile (its hash in the file, or ""), config (that of the file).`,
 		Example: `  kvist compress cache.safetensors -o cache.kvist
@@ -123,6 +124,7 @@ in place of queries, reason), profile (its hash in the file, or ""), config (tha
 			if err != nil {
 				return err
 			}
+			f.state.runSet = cmd.Flags().Changed("run-model")
 			cfg, err := f.config(cmd, prof)
 			if err != nil {
 				return err
@@ -333,6 +335,7 @@ type importanceJSON struct {
 	Collapsed int    `json:"collapsed"`
 	Skipped   int    `json:"skipped"`
 	Unweighed int    `json:"unweighed"`
+	Expected  int    `json:"expected"`
 	Reason    string `json:"reason"`
 }
 
@@ -349,6 +352,9 @@ func (i importanceJSON) String() string {
 	}
 	if i.Skipped > 0 {
 		s += fmt.Sprintf("; queries with NaN or Inf, and those beside them, left out in %d of %d heads", i.Skipped, i.Heads)
+	}
+	if i.Expected > 0 {
+		s += fmt.Sprintf("; attention expected from the profile's queries in %d of %d heads", i.Expected, i.Heads)
 	}
 	if i.Unweighed > 0 {
 		s += fmt.Sprintf("; all tokens weigh the same in %d of %d heads, for want of queries", i.Unweighed, i.Heads)

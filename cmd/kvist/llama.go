@@ -26,13 +26,14 @@ import (
 type stateFlags struct {
 	model, pairs string
 	run, plain   bool
+	runSet       bool // run was asked for, or not wanted
 }
 
 func (f *stateFlags) add(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVar(&f.model, "model", "", "llama.cpp state: the `MODEL` that it is of, a GGUF file, smollm2 or gemma")
 	fl.BoolVar(&f.run, "run-model", true,
-		"llama.cpp state: run --model over its tokens for the queries that the state lacks")
+		"llama.cpp state: run --model over its tokens for the queries that the state lacks (default: unless a profile knows them)")
 	fl.StringVar(&f.pairs, "rope-pairs", "",
 		"llama.cpp state without --model: `which` components RoPE turns together there: neighbours or halves")
 	fl.BoolVar(&f.plain, "no-rotation", false,
@@ -59,9 +60,19 @@ func (a *app) openState(ctx context.Context, in *input, f *compressFlags, p *pro
 	if err != nil {
 		return nil, err
 	}
-	queries, err := a.stateQueries(ctx, st, &f.state)
-	if err != nil {
-		return nil, err
+	run := f.state.run
+	if p != nil && !f.state.runSet {
+		known, err := p.Queries()
+		if err != nil {
+			return nil, err
+		}
+		run = known == nil
+	}
+	var queries *input
+	if run {
+		if queries, err = a.stateQueries(ctx, st, &f.state); err != nil {
+			return nil, err
+		}
 	}
 	if queries == nil {
 		return scratchInput(in.name, func(w io.WriterAt) error { return st.Capture(ctx, w, facts, nil) })
@@ -124,10 +135,9 @@ func (f *stateFlags) facts(st *llamastate.State, p *profile.Profile) (llamastate
 	return facts, nil
 }
 
-// stateQueries runs the model over the tokens of a state and returns a capture of it; nil where that is not possible
-// or not wanted. What llama.cpp computed and what this run computes differ by rounding only.
+// stateQueries runs the model over the tokens of a state and returns a capture of it; nil where that is not possible. What llama.cpp computed and what this run computes differ by rounding only.
 func (a *app) stateQueries(ctx context.Context, st *llamastate.State, f *stateFlags) (*input, error) {
-	if f.model == "" || !f.run {
+	if f.model == "" {
 		return nil, nil
 	}
 	if why := notFromStart(st); why != "" {

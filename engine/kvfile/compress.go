@@ -21,6 +21,7 @@ import (
 	"github.com/kvist-project/kvist/engine/internal/progress"
 	"github.com/kvist-project/kvist/engine/internal/segment"
 	"github.com/kvist-project/kvist/engine/internal/weigh"
+	"github.com/kvist-project/kvist/importance"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/frame"
 )
@@ -197,7 +198,25 @@ func newCompressor(from origin, be backend.Backend, cfg Config,
 // weigher returns what weighs the tokens of layers.
 func (c *compressor) weigher() *weigh.Weigher {
 	return &weigh.Weigher{Backend: c.be, Geo: c.in.Geo, Sinks: c.cfg.Sinks, Recipe: c.cfg.Importance, Memo: c.cfg.Memo,
-		Surprisal: c.in.Surprisal}
+		Surprisal: c.in.Surprisal, Queries: c.queries()}
+}
+
+// queries returns what the profile knows of queries, nil where it does not.
+func (c *compressor) queries() func(layer, head int) importance.QueryMoments {
+	if c.cfg.Profile == nil {
+		return nil
+	}
+	q, err := c.cfg.Profile.Queries() // it was checked when the profile was read
+	if q == nil || err != nil {
+		return nil
+	}
+	return func(layer, head int) (m importance.QueryMoments) {
+		mean, variance := q.At(layer, head, c.in.Geo.Heads, c.in.Geo.HeadDim)
+		for i := range mean {
+			m.Mean, m.Variance = append(m.Mean, float64(mean[i])), append(m.Variance, float64(variance[i]))
+		}
+		return m
+	}
 }
 
 // prices returns how the errors of all heads were priced.

@@ -13,9 +13,10 @@
 //	sensitivity  multipliers of the damage of K and V per head      kvist tune       planner
 //	basis        what rows are projected on, means, variances       kvist calibrate  archive
 //	tables       static tables of the archive's coder               kvist calibrate  archive
+//	queries      mean and variance of the queries of query heads    kvist calibrate  weights without queries
 //
-// A section is a list of Tensors: named arrays of a type and a shape, kept exactly. Params and
-// Sensitivity are sections that this package understands, a list of key=value and two matrices. The
+// A section is a list of Tensors: named arrays of a type and a shape, kept exactly. Params,
+// Sensitivity and Queries are sections that this package understands, a list of key=value and arrays. The
 // reader of any other section knows what its tensors mean; this package keeps them as they are.
 // Meta tells people how a section was made (texts, seed, objective before and after). It has no
 // effect on results.
@@ -43,6 +44,8 @@
 //	          | KAUX "sensitivity/k"       F32 [layers, kv_heads]
 //	          | KAUX "sensitivity/v"       F32 [layers, kv_heads]
 //	          | KAUX "basis/NAME"          any type and shape
+//	          | KAUX "queries/mean"        F32 [layers, heads, head_dim]
+//	          | KAUX "queries/variance"    F32 [layers, heads, head_dim]
 //	          | KAUX "tables/NAME"         any type and shape
 //	          +---------------------------------------------+
 //	          | index, trailer                              |

@@ -24,6 +24,7 @@ const (
 	SectionSensitivity Section = "sensitivity"
 	SectionBasis       Section = "basis"
 	SectionTables      Section = "tables"
+	SectionQueries     Section = "queries"
 )
 
 // Profile is a set of sections about one model. It never changes. The zero Profile is not valid;
@@ -149,7 +150,7 @@ func (p *Profile) Meta(s Section) Meta { return p.meta[s] }
 // the section is removed. Names are unique within the section. The data is not copied.
 //
 // Errors: quant.ErrShape, quant.ErrUnsupported for an element type that is not known; for the
-// sections params and sensitivity also those of their own rules (WithParams, WithSensitivity).
+// sections params, sensitivity and queries also those of their own rules (WithParams, WithSensitivity, WithQueries).
 func (p *Profile) With(s Section, meta Meta, tensors ...Tensor) (*Profile, error) {
 	if !validName(string(s), maxSectionName, "-") {
 		return nil, shapef("section name %q, want 1 to %d of a-z, 0-9 and -", short(string(s)),
@@ -194,6 +195,8 @@ func (p *Profile) check(s Section) error {
 		_, err = p.Params()
 	case s == SectionSensitivity:
 		_, err = p.Sensitivity()
+	case s == SectionQueries:
+		_, err = p.Queries()
 	}
 	return err
 }

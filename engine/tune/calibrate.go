@@ -61,7 +61,10 @@ func Calibrate(ctx context.Context, captures []*capture.Source, be backend.Backe
 	if err != nil {
 		return nil, err
 	}
-	return WithArchiveSteps(p, steps, meta)
+	if p, err = WithArchiveSteps(p, steps, meta); err != nil || len(set.Layers) < geo.Layers {
+		return p, err // weights without queries want all layers
+	}
+	return WithQueries(ctx, captures, p)
 }
 
 type calibrator struct {

@@ -3,6 +3,7 @@
 package weigh
 
 import (
+	"cmp"
 	"context"
 	"math"
 	"slices"
@@ -26,6 +27,9 @@ type Use struct {
 	// Unweighed counts heads whose tokens Weigh the same although a profile was given: the profile asks
 	// for queries, and there are none or none that counts.
 	Unweighed int
+	// Expected counts heads whose tokens were weighed by the attention that is expected of queries as the
+	// profile knows them, because the capture holds none.
+	Expected int
 	// Reason is why that is so of all heads; empty otherwise.
 	Reason string
 }
@@ -40,6 +44,7 @@ const (
 func (u *Use) Add(o Use) {
 	u.Heads, u.Collapsed = u.Heads+o.Heads, u.Collapsed+o.Collapsed
 	u.Skipped, u.Unweighed = u.Skipped+o.Skipped, u.Unweighed+o.Unweighed
+	u.Expected += o.Expected
 }
 
 // Conclude says why no head was weighed, where that is so.
@@ -66,6 +71,9 @@ type Weigher struct {
 	Memo    *memo.Memo
 	// surprisal reads -log p of tokens; nil where it is not known.
 	Surprisal func(first int, dst []float32) error
+	// Queries returns what is known of the queries of a layer's query head, for captures that hold none; nil
+	// where nothing is known.
+	Queries func(layer, head int) importance.QueryMoments
 }
 
 // weighKey is all that weights depend on, beside capture and backend.
@@ -124,7 +132,7 @@ func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now
 	switch {
 	case !l.HasV || p.String() == "none":
 		return nil, nil, use, nil
-	case (p.Relevance != 0 || p.Expected != 0) && !l.HasQ:
+	case (p.Relevance != 0 || p.Expected != 0) && !l.HasQ && c.Queries == nil:
 		use.Heads, use.Unweighed = l.Heads, l.Heads
 		return nil, nil, use, nil
 	}
@@ -144,6 +152,10 @@ func (c *Weigher) Weigh(ctx context.Context, l *input.Layer, withPast bool) (now
 func (c *Weigher) weighLayer(ctx context.Context, l *input.Layer, p importance.Weighting) (w [][]float32,
 	use Use, err error) {
 	p = c.ofLayer(l, p)
+	if !l.HasQ && (p.Relevance != 0 || p.Expected != 0) {
+		// What attention is expected takes the place of what attention was.
+		p.Expected, p.Relevance = cmp.Or(p.Expected, p.Relevance), 0
+	}
 	if l.HasQ && relevanceAlone(p) {
 		return c.attended(ctx, l, p)
 	}
@@ -168,6 +180,9 @@ func (c *Weigher) weighHeads(ctx context.Context, l *input.Layer, p importance.W
 		}
 		if x.w == nil {
 			use.Unweighed++
+		}
+		if !l.HasQ && p.Expected != 0 {
+			use.Expected++
 		}
 		if err := ctx.Err(); err != nil {
 			return nil, use, err
@@ -237,6 +252,9 @@ func (c *Weigher) observeAll(ctx context.Context, l *input.Layer, head int, bloc
 		if skipped, err = c.observe(ctx, l, head, blocks, track, p, tokens); err != nil {
 			return skipped, err
 		}
+	}
+	if p.Expected != 0 && !l.HasQ {
+		return false, c.expect(l, head, track)
 	}
 	if p.Expected != 0 {
 		more, err := c.observeQueries(l, head, track, tokens)
@@ -324,36 +342,6 @@ func (c *Weigher) windowOf(l *input.Layer, head, at, n, nb int) (*backend.Querie
 		q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 	}
 	return q, nil
-}
-
-// expectedWindow is the queries that are left out of expected attention together.
-const expectedWindow = 64
-
-// observeQueries feeds the tracker with all queries of the capture, for expected attention, but for
-// windows that hold one that is not finite.
-func (c *Weigher) observeQueries(l *input.Layer, head int, track *importance.Tracker,
-	tokens int) (skipped bool, err error) {
-	group, dim := c.Geo.GQARatio(), l.K.Dim()
-	for first := 0; first < tokens; first += expectedWindow {
-		n := min(expectedWindow, tokens-first)
-		heads := make([]quant.Rows, group)
-		finite := true
-		for g := range heads {
-			heads[g] = quant.Rows{Dim: dim, Data: make([]float32, n*dim)}
-			if err := l.Q.ReadF32(head*group+g, first, n, heads[g].Data); err != nil {
-				return skipped, err
-			}
-			finite = finite && input.Finite(heads[g].Data)
-		}
-		if !finite {
-			skipped = true
-			continue // queries that are not finite Weigh nothing
-		}
-		if err := track.ObserveQueries(int64(first), heads...); err != nil {
-			return skipped, err
-		}
-	}
-	return skipped, nil
 }
 
 // observeBatch hands the attention of a batch of queries to the tracker; false where it is no number:
