@@ -46,6 +46,7 @@ func (s *Sequence) Explain(layer, kvHead int) ([]BlockInfo, error) {
 			quant.ErrShape)
 	}
 	c.pressure.weighHeads()
+	c.pressure.owner = s
 	var all []BlockInfo
 	for _, seg := range s.segs {
 		blocks := seg.of(layer, kvHead, g.KVHeads)
@@ -81,10 +82,10 @@ func (s *Sequence) explain(seg *segment, b *block, layer, kvHead, page int) Bloc
 	default:
 		head := layer*c.geo.KVHeads + kvHead
 		if b.at[sideK] != 0 && p.frees(b, sideK) > 0 {
-			x.PriceK = p.priceOf(b, sideK, head)
+			x.PriceK = p.priceOf(b, sideK, head, b.rung[sideK])
 		}
 		if b.at[sideK] != 0 && p.frees(b, sideV) > 0 {
-			x.PriceV = p.priceOf(b, sideV, head)
+			x.PriceV = p.priceOf(b, sideV, head, b.rung[sideV])
 		}
 	}
 	return x

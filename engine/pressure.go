@@ -52,6 +52,7 @@ type pressure struct {
 	rung    [batch]rung
 	n       int
 	factor  []float64 // [sides, layers * kv_heads]: damage of an error of the whole row energy at mass 1
+	out     []float64 // [layers * kv_heads]: energy of the head's output over the mean of its layer
 	count   []float64
 	floor   []float64 // [layers * kv_heads]: attention that every row is taken to get at least
 	visited uint64
@@ -306,18 +307,22 @@ func (p *pressure) packLate(missing func() int64, units *int) (did bool, err err
 	return did, p.flush()
 }
 
-// demoteCheapest does the items of the least price that free what is missing.
+// demoteCheapest takes the steps of the least price that free what is missing. A side goes to its last such step
+// at once: it is coded once, and a large demand takes no more from what matters than many small ones do.
 func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, err error) {
-	w := p
 	p.countTenants()
-	w.bytes = [buckets]int64{}
-	p.eachItem(func(s *segment, i, side int) bool {
-		b, head := &s.blocks[i], i/s.pages
-		w.bytes[bucket(p.priceOf(b, side, head))] += p.frees(b, side)
+	p.bytes = [buckets]int64{}
+	p.eachBlock(func(s *segment, i int) bool {
+		p.eachStep(&s.blocks[i], i/s.pages, func(_ int, _ rung, price float64, n int64) bool {
+			if p.mayTake(p.owner, n) {
+				p.bytes[bucket(price)] += n
+			}
+			return true
+		})
 		return true
 	})
 	most, sum := -1, int64(0)
-	for i, n := range w.bytes {
+	for i, n := range p.bytes {
 		if n > 0 {
 			most = i
 		}
@@ -328,57 +333,34 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 	if most < 0 {
 		return false, nil
 	}
-	p.eachItem(func(s *segment, i, side int) bool {
-		b, head := &s.blocks[i], i/s.pages
-		if bucket(p.priceOf(b, side, head)) > most {
+	p.eachBlock(func(s *segment, i int) bool {
+		b := &s.blocks[i]
+		to, sum := b.rung, int64(0)
+		p.eachStep(b, i/s.pages, func(side int, r rung, price float64, n int64) bool {
+			if bucket(price) > most || !p.mayTake(p.owner, sum+n) {
+				return false
+			}
+			to[side], sum = r, sum+n
+			p.c.stats.Damage += price * float64(n)
+			return true
+		})
+		if to == b.rung {
 			return true
 		}
 		did = true
-		n := p.frees(b, side)
-		p.took(p.owner, n)
-		p.c.stats.Damage += p.priceOf(b, side, head) * float64(n)
-		if err = p.change(s, i, side, p.next(b, side), units); err != nil {
-			return false
+		p.took(p.owner, sum)
+		if to[sideK] == gone {
+			err = p.change(s, i, sideK, gone, units)
 		}
-		return *units > 0 && (w.n > 0 || missing() > 0)
+		for side := range sides {
+			if err == nil && to[sideK] != gone && to[side] != b.rung[side] {
+				err = p.change(s, i, side, to[side], units)
+			}
+		}
+		return err == nil && *units > 0 && (p.n > 0 || missing() > 0)
 	})
 	if e := p.flush(); err == nil {
 		err = e
 	}
 	return did, err
-}
-
-// eachItem calls f for every side of a closed block that can go down, until f returns false. The order
-// depends on the order of sequences and segments only.
-func (p *pressure) eachItem(f func(s *segment, i, side int) bool) {
-	stop := false
-	p.eachSegment(func(s *segment) {
-		for i := 0; i < len(s.blocks) && !stop; i++ {
-			b := &s.blocks[i]
-			for side := range sides {
-				if stop || b.at[sideK] == 0 {
-					continue
-				}
-				if n := p.frees(b, side); n > 0 && p.mayTake(p.owner, n) {
-					stop = !f(s, i, side)
-				}
-			}
-		}
-	})
-}
-
-// next returns the rung that a side goes down to. Rows are dropped as a whole: K goes last.
-func (p *pressure) next(b *block, side int) rung { return b.rung[side] - 1 }
-
-// frees returns the bytes that the next demotion of a side frees, 0 if there is none.
-func (p *pressure) frees(b *block, side int) int64 {
-	c := p.c
-	r := b.rung[side]
-	if r == lm1 {
-		if side == sideV || b.rung[sideV] != lm1 {
-			return 0
-		}
-		return c.sizes.bytes(sideK, lm1) + c.sizes.bytes(sideV, lm1) + c.sizes.classes[c.sizes.pos]
-	}
-	return c.sizes.bytes(side, r) - c.sizes.bytes(side, r-1)
 }

@@ -77,3 +77,31 @@ func TestPressure_ManySequences(t *testing.T) {
 	require.NotEqual(t, starts[0], r.c.start)
 	r.closeAll()
 }
+
+// A large demand takes from what is worth least, as many small ones do, and not from all alike.
+func TestDemote_SpreadsByWorth(t *testing.T) {
+	g := quant.Geometry{Layers: 2, Heads: 4, KVHeads: 2, HeadDim: 64, HeadDimV: 64}
+	r := newRig(t, g, testConfig())
+	defer r.closeAll()
+	s, err := r.c.NewSequence()
+	require.NoError(t, err)
+	for s.Len() < 1000 {
+		r.step(s, 1, 50, 50)
+	}
+	units := maxUnits
+	_, err = fold(s, &units)
+	require.NoError(t, err)
+	for i := range s.segs[1].blocks { // some are read a hundred times as much as others
+		s.segs[1].blocks[i].mass *= []float32{0.01, 1, 100, 10000}[i%4]
+	}
+	s.stale = 0
+	require.NoError(t, s.Demote(0.8))
+	used, all := 0, levels(s)
+	for _, n := range all[lm1:] {
+		if n > 4 {
+			used++
+		}
+	}
+	require.Greater(t, used, 3, "%v", all)
+	r.audit()
+}

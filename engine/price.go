@@ -7,28 +7,38 @@ import (
 	"math"
 )
 
-// priceOf returns the damage of the next demotion of a side for each byte that it frees. Errors of V cost
-// a^2 |dv|^2 and errors of K a^2 |v - out|^2 (q.dk)^2 / head_dim, both over |out|^2, with a the attention
-// of the row. Dropped rows are missed together, so their errors add up and not their squares.
-func (p *pressure) priceOf(b *block, side, head int) float64 {
+// priceOf returns the damage of a side's step down from a rung for each byte that it frees. Errors of V cost
+// a^2 |dv|^2 and errors of K a^2 |v - out|^2 (q.dk)^2 / head_dim, with a the attention of the row, both over the
+// mean output of the heads of the layer: a head that reads a sink only, and puts out next to nothing, cannot
+// claim bytes for it. Dropped rows are missed together, so their errors add up and not their squares.
+//
+// That is for queries like those seen. Others are taken to put all their attention on one row, whichever: see
+// unseen.
+func (p *pressure) priceOf(b *block, side, head int, r rung) float64 {
 	c := p.c
 	f := p.factor
 	heads := c.geo.Layers * c.geo.KVHeads
-	r := b.rung[side]
 	m := math.Sqrt(float64(b.mass)) + p.floor[head]*math.Sqrt(float64(b.rows))
 	m *= m
-	ek, ev := f[head]*float64(b.energy[sideK]), f[heads+head]*float64(b.energy[sideV])
+	ek, ev, out := f[head]*float64(b.energy[sideK]), f[heads+head]*float64(b.energy[sideV]), p.out[head]
+	asked := 0.0
+	if p.owner != nil {
+		asked = unseen * float64(b.rows) / float64(max(p.owner.n, 1))
+	}
 	var d float64
 	switch {
 	case r == lm1:
-		d = m * (1 + ev) * float64(b.rows) * coherence
-	case side == sideK:
-		d = m * (1 + ev) * ek * steps[sideK][r]
+		d = m*(out+ev)*float64(b.rows)*coherence + asked*ev
+	case side == sideK: // an error of K takes no more from such a query than the row's V
+		d = (m*(out+ev)*ek + asked*ev*min(ek, 1/noises[lm1])) * steps[sideK][r]
 	default:
-		d = m * ev * steps[sideV][r]
+		d = (m + asked) * ev * steps[sideV][r]
 	}
-	return d * c.cfg.sensitivity(side, head) / float64(p.frees(b, side))
+	return d * c.cfg.sensitivity(side, head) / float64(p.freesFrom(side, r))
 }
+
+// unseen is the share of later queries that are unlike those seen.
+const unseen = 0.003
 
 // coherence is the part of the rows of a block whose errors add up when it is dropped.
 const coherence = 0.5
@@ -53,12 +63,13 @@ func bucket(price float64) int {
 }
 
 // weighHeads sets the factors of the heads from the kept queries of every sequence: what an error in the
-// whole energy of a row costs at mass 1, for a row of energy 1.
+// whole energy of a row costs at mass 1, for a row of energy 1, and what the head puts out beside others.
 func (p *pressure) weighHeads() {
 	c := p.c
-	g, w := c.geo, &c.pressure
+	g := c.geo
 	heads := g.Layers * g.KVHeads
 	for l := range g.Layers {
+		mean := 0.0
 		for h := range g.KVHeads {
 			var q2, out2, n float64
 			for _, q := range c.seqs {
@@ -66,13 +77,18 @@ func (p *pressure) weighHeads() {
 				q2, out2, n = q2+x, out2+o, n+k
 			}
 			i := l*g.KVHeads + h
-			w.factor[i], w.factor[heads+i] = 1, 1
+			p.factor[i], p.out[i] = 1, 1
 			if n > 0 {
 				s := float64(c.cfg.Scale)
-				w.factor[i] = q2 / n * s * s / float64(g.HeadDim)
+				p.factor[i], p.out[i] = q2/n*s*s/float64(g.HeadDim), out2/n
 			}
-			if out2 > 0 {
-				w.factor[heads+i] = n / out2
+			mean += p.out[i] / float64(g.KVHeads)
+		}
+		for i := l * g.KVHeads; i < (l+1)*g.KVHeads; i++ {
+			p.factor[heads+i] = 1
+			if mean > 0 {
+				p.factor[heads+i] = 1 / mean
+				p.out[i] /= mean
 			}
 		}
 	}
@@ -226,4 +242,56 @@ func (p *pressure) addMass(w *closing, layer int, s *segment) {
 			i++
 		}
 	}
+}
+
+// eachBlock calls f for every closed block that pressure may change, until f returns false. The order depends on
+// the order of sequences and segments only.
+func (p *pressure) eachBlock(f func(s *segment, i int) bool) {
+	stop := false
+	p.eachSegment(func(s *segment) {
+		for i := 0; i < len(s.blocks) && !stop; i++ {
+			if s.blocks[i].at[sideK] != 0 {
+				stop = !f(s, i)
+			}
+		}
+	})
+}
+
+// eachStep calls f for the steps that the sides of a block can go down, each after those before it, with the rung
+// that it leads to, its price and the bytes that it frees. No step is cheaper than one before it. When f returns
+// false, the side goes no further. The last one, of both sides together, drops the rows.
+func (p *pressure) eachStep(b *block, head int, f func(side int, to rung, price float64, n int64) bool) {
+	top, all := 0.0, true
+	for side := range sides {
+		price := 0.0
+		for r := b.rung[side]; r > lm1; r-- {
+			price = max(price, p.priceOf(b, side, head, r))
+			if !f(side, r-1, price, p.freesFrom(side, r)) {
+				all = false
+				break
+			}
+		}
+		top = max(top, price)
+	}
+	if all {
+		f(sideK, gone, max(top, p.priceOf(b, sideK, head, lm1)), p.freesFrom(sideK, lm1))
+	}
+}
+
+// frees returns the bytes that the next demotion of a side frees, 0 if there is none. Rows are dropped as a
+// whole: K goes last.
+func (p *pressure) frees(b *block, side int) int64 {
+	if r := b.rung[side]; r > lm1 || side == sideK && b.rung[sideV] == lm1 {
+		return p.freesFrom(side, r)
+	}
+	return 0
+}
+
+// freesFrom returns the bytes that the step down from a rung frees; from the last one, those of both sides.
+func (p *pressure) freesFrom(side int, r rung) int64 {
+	z := p.c.sizes
+	if r == lm1 {
+		return z.bytes(sideK, lm1) + z.bytes(sideV, lm1) + z.classes[z.pos]
+	}
+	return z.bytes(side, r) - z.bytes(side, r-1)
 }
