@@ -75,7 +75,7 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 		return nil, wrap(call, 0, errors.Join(err, c.tables.close()))
 	}
 	floats := int64(8 * 4 * pageTokens * max(g.HeadDim, g.HeadDimV))
-	if need := c.least(); !c.led.take(forScratch, int64(5*8*heads)+floats+c.centeringBytes()+c.blankBytes()) || cfg.Budget < need {
+	if need := c.least(); !c.led.take(forScratch, int64(3*8*heads)+floats+c.centeringBytes()+c.blankBytes()) || cfg.Budget < need {
 		err := fail(call, 0, "budget %d, one sequence of a window of %d tokens takes up to %d: %w",
 			cfg.Budget, cfg.Window, need, quant.ErrBudget)
 		return nil, errors.Join(err, c.tables.close())
@@ -86,7 +86,6 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 		return nil, wrap(call, 0, errors.Join(err, c.tables.close()))
 	}
 	w.factor, w.out = make([]float64, sides*heads), make([]float64, heads)
-	w.floor, w.count = make([]float64, heads), make([]float64, heads)
 	return c, nil
 }
 

@@ -29,7 +29,9 @@
 // A side (K or V) of a sorted block goes down a ladder: f16, u8, lm4, lm3, lm2, lm1, and at last the block
 // is dropped. The cache does first what costs least damage for each byte that it frees. The damage is the
 // attention that the block gets from recent queries, times the error that the next coding adds, relative
-// to the head's output. For that, a few recent queries of every layer are kept.
+// to the output of the layer. For that, a few recent queries of every layer are kept. Past queries do not know what
+// later ones ask for: some of those are taken to look for one row, whichever, and to miss it the sooner the coarser
+// its K is. So K keeps more bits than V, and rows that nobody has read yet keep some.
 //
 // Pressure works between steps, in Commit and Begin, in batches that are bounded in Commit. Begin takes all
 // the memory that its step needs, so a step that has begun does not run out of it.

@@ -53,8 +53,6 @@ type pressure struct {
 	n       int
 	factor  []float64 // [sides, layers * kv_heads]: damage of an error of the whole row energy at mass 1
 	out     []float64 // [layers * kv_heads]: energy of the head's output over the mean of its layer
-	count   []float64
-	floor   []float64 // [layers * kv_heads]: attention that every row is taken to get at least
 	visited uint64
 	owner   *Sequence // that eachSegment came to a segment by
 	only    *Sequence // a hint concerns this one alone; nil: all

@@ -18,8 +18,7 @@ func (p *pressure) priceOf(b *block, side, head int, r rung) float64 {
 	c := p.c
 	f := p.factor
 	heads := c.geo.Layers * c.geo.KVHeads
-	m := math.Sqrt(float64(b.mass)) + p.floor[head]*math.Sqrt(float64(b.rows))
-	m *= m
+	m := float64(b.mass)
 	ek, ev, out := f[head]*float64(b.energy[sideK]), f[heads+head]*float64(b.energy[sideV]), p.out[head]
 	asked := 0.0
 	if p.owner != nil {
@@ -28,9 +27,9 @@ func (p *pressure) priceOf(b *block, side, head int, r rung) float64 {
 	var d float64
 	switch {
 	case r == lm1:
-		d = m*(out+ev)*float64(b.rows)*coherence + asked*ev
-	case side == sideK: // an error of K takes no more from such a query than the row's V
-		d = (m*(out+ev)*ek + asked*ev*min(ek, 1/noises[lm1])) * steps[sideK][r]
+		d = m*(out+ev)*float64(b.rows)*coherence + asked*ev*(goneAsked-missed(ek, lm1)-noises[lm1])
+	case side == sideK:
+		d = m*(out+ev)*ek*steps[sideK][r] + asked*ev*(missed(ek, r-1)-missed(ek, r))
 	default:
 		d = (m + asked) * ev * steps[sideV][r]
 	}
@@ -38,7 +37,21 @@ func (p *pressure) priceOf(b *block, side, head int, r rung) float64 {
 }
 
 // unseen is the share of later queries that are unlike those seen.
-const unseen = 0.003
+const unseen = 0.03
+
+// missed returns the part of the queries that look for a row of K in a rung and read another one, because the
+// noise of the scores is larger than what the row stands out by. ek is the variance of a score of K alone.
+func missed(ek float64, r rung) float64 {
+	x := ek * noises[r]
+	return x / (x + standsOut)
+}
+
+// standsOut is the square of what a row that is looked for stands out by, in nats.
+const standsOut = 2
+
+// goneAsked is what a query loses that looks for a row which is gone, where 1 is all that the row would have
+// given: something else takes its place.
+const goneAsked = 2
 
 // coherence is the part of the rows of a block whose errors add up when it is dropped.
 const coherence = 0.5
@@ -90,31 +103,6 @@ func (p *pressure) weighHeads() {
 				p.factor[heads+i] = 1 / mean
 				p.out[i] /= mean
 			}
-		}
-	}
-	p.setFloors()
-}
-
-// floorShare is the attention that every row is taken to get, as a share of the mean of its head. Past
-// queries do not know what later ones will ask for.
-const floorShare = 0.1
-
-// setFloors sets the floors to a share of the mean root mean square attention of a row.
-func (p *pressure) setFloors() {
-	w := p
-	clear(w.floor)
-	clear(w.count)
-	p.eachSegment(func(s *segment) {
-		for i := range s.blocks {
-			if b := &s.blocks[i]; b.rows > 0 {
-				w.floor[i/s.pages] += math.Sqrt(float64(b.mass) * float64(b.rows))
-				w.count[i/s.pages] += float64(b.rows)
-			}
-		}
-	})
-	for i, n := range w.count {
-		if n > 0 {
-			w.floor[i] *= floorShare / n
 		}
 	}
 }
