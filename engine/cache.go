@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -85,7 +86,7 @@ func Open(be backend.Backend, g quant.Geometry, cfg Config) (*Cache, error) {
 	if w.floats, err = be.Alloc(floats); err != nil {
 		return nil, wrap(call, 0, errors.Join(err, c.tables.close()))
 	}
-	w.factor, w.out = make([]float64, sides*heads), make([]float64, heads)
+	w.factor, w.out = slices.Repeat([]float64{1}, sides*heads), slices.Repeat([]float64{1}, heads)
 	return c, nil
 }
 

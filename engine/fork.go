@@ -33,7 +33,7 @@ func (s *Sequence) Fork() (*Sequence, error) {
 	if err != nil {
 		return nil, wrap(call, s.id, err)
 	}
-	for i, n := 0, f.kept.n*c.geo.Layers; i < n; i++ {
+	for i := range s.kept.entry {
 		if j := s.kept.entry[i]; j >= 0 {
 			c.copyEntry(&f.kept, &s.kept, i/f.kept.n, j)
 		}

@@ -286,6 +286,9 @@ func (s *step) growth() int64 {
 	for i := range s.rows {
 		r := &s.rows[i]
 		n += more(r.past, g.Layers)
+		if r.seq.kept.n == 0 {
+			n += s.c.keptBytes(s.c.cfg.KeptQueries)
+		}
 		if k := s.keptNeed(r); k > r.kept.n {
 			n += s.c.keptBytes(k)
 		}
@@ -327,6 +330,12 @@ func (s *step) grow() (err error) {
 			return err
 		}
 		clear(r.past)
+		if n := c.cfg.KeptQueries; r.seq.kept.n == 0 { // it was idle
+			if !led.take(forQueries, c.keptBytes(n)) {
+				return errNoRoom
+			}
+			r.seq.kept = c.newKept(n)
+		}
 		if k := s.keptNeed(r); k > r.kept.n {
 			led.give(forQueries, c.keptBytes(r.kept.n))
 			r.kept = kept{}

@@ -83,26 +83,22 @@ func (p *pressure) weighHeads() {
 	heads := g.Layers * g.KVHeads
 	for l := range g.Layers {
 		mean := 0.0
-		for h := range g.KVHeads {
+		for i := l * g.KVHeads; i < (l+1)*g.KVHeads; i++ {
 			var q2, out2, n float64
 			for _, q := range c.seqs {
-				x, o, k := p.energies(&q.kept, l, h)
+				x, o, k := p.energies(&q.kept, l, i%g.KVHeads)
 				q2, out2, n = q2+x, out2+o, n+k
 			}
-			i := l*g.KVHeads + h
-			p.factor[i], p.out[i] = 1, 1
-			if n > 0 {
-				s := float64(c.cfg.Scale)
-				p.factor[i], p.out[i] = q2/n*s*s/float64(g.HeadDim), out2/n
+			if n == 0 { // all sequences are idle: what the last ones told holds on
+				continue
 			}
+			s := float64(c.cfg.Scale)
+			p.factor[i], p.out[i] = q2/n*s*s/float64(g.HeadDim), out2/n
 			mean += p.out[i] / float64(g.KVHeads)
 		}
-		for i := l * g.KVHeads; i < (l+1)*g.KVHeads; i++ {
-			p.factor[heads+i] = 1
-			if mean > 0 {
-				p.factor[heads+i] = 1 / mean
-				p.out[i] /= mean
-			}
+		for i := l * g.KVHeads; i < (l+1)*g.KVHeads && mean > 0; i++ {
+			p.factor[heads+i] = 1 / mean
+			p.out[i] /= mean
 		}
 	}
 }
@@ -175,20 +171,28 @@ func (p *pressure) reprice() error {
 		}
 		lo, hi := p.takePart(q)
 		for l := lo; l < hi; l++ {
-			n := c.keptBefore(w, l, q.n, &q.kept)
-			for _, s := range q.segs {
-				if n == 0 || s.sinks || !s.closed {
-					continue
-				}
-				if err := c.relevance(context.Background(), w, l, s, n); err != nil {
-					return err
-				}
-				p.addMass(w, l, s)
+			if err := p.remeasure(w, q, l); err != nil {
+				return err
 			}
 		}
 	}
 	if w != nil {
 		c.closings = append(c.closings, w)
+	}
+	return nil
+}
+
+// remeasure measures again how much the kept queries of a sequence read its closed blocks of a layer.
+func (p *pressure) remeasure(w *closing, q *Sequence, layer int) error {
+	n := p.c.keptBefore(w, layer, q.n, &q.kept)
+	for _, s := range q.segs {
+		if n == 0 || s.sinks || !s.closed {
+			continue
+		}
+		if err := p.c.relevance(context.Background(), w, layer, s, n); err != nil {
+			return err
+		}
+		p.addMass(w, layer, s)
 	}
 	return nil
 }

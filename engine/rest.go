@@ -68,6 +68,11 @@ func fold(q *Sequence, units *int) (ok bool, err error) {
 	if err := c.arena.prepare(n); err != nil {
 		return false, err
 	}
+	for l := range c.geo.Layers {
+		if err := c.pressure.remeasure(w, q, l); err != nil {
+			return false, err
+		}
+	}
 	for _, s := range q.segs {
 		if s.closed || s.sinks {
 			continue
@@ -77,7 +82,9 @@ func fold(q *Sequence, units *int) (ok bool, err error) {
 			return false, err
 		}
 	}
-	q.left, q.stale = q.n, max(q.stale, 1)
+	// All that its queries had to tell is in the masses now.
+	c.led.give(forQueries, c.keptBytes(q.kept.n))
+	q.left, q.stale, q.kept = q.n, 0, kept{}
 	c.stats.Folded++
 	q.enlist()
 	return true, unshow(q)

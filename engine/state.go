@@ -44,7 +44,7 @@ type segmentState struct {
 func stateSize(s *Sequence) int64 {
 	c := s.c
 	n := int64(8*3+2+4+4+4+4) + int64(len(s.chain.keys)*len(key{})) + 4*prefixTokens + int64(len(s.opaque)) +
-		c.keptBytes(s.kept.n)
+		c.keptBytes(c.cfg.KeptQueries)
 	for _, g := range s.segs {
 		n += 32 + 1 + 16 + 4*int64(len(g.blocks))
 	}
@@ -83,6 +83,11 @@ func appendState(dst []byte, s *Sequence, named []segmentState) []byte {
 	floats := func(x []float32) {
 		for _, v := range x {
 			dst = le.AppendUint32(dst, math.Float32bits(v))
+		}
+	}
+	if k.n == 0 { // it is idle and has none
+		for range g.Layers * s.c.cfg.KeptQueries {
+			dst = le.AppendUint64(dst, math.MaxUint64)
 		}
 	}
 	for i, e := range k.entry {
