@@ -138,6 +138,8 @@ func newCollector(r *runner.Runner) *collector {
 	f(n, "kvist_blocks_dropped_total", "Blocks dropped under pressure.", func(_ *rc, s *es) float64 { return float64(s.Dropped) })
 	f(n, "kvist_conversations_closed_total", "Idle conversations closed for want of memory.", func(r *rc, _ *es) float64 { return float64(r.Closed) })
 	f(n, "kvist_conversations_faded_total", "Idle conversations that gave up bytes.", func(r *rc, _ *es) float64 { return float64(r.Faded) })
+	f(n, "kvist_windows_folded_total", "Times that the window of an idle conversation was closed under pressure.", func(_ *rc, s *es) float64 { return float64(s.Folded) })
+	f(n, "kvist_pins_loosened_total", "Pinned conversations that pressure may take from, because nothing else was left.", func(r *rc, _ *es) float64 { return float64(r.Loosened) })
 	f(n, "kvist_requests_refused_total", "Requests that found the queue full.", func(r *rc, _ *es) float64 { return float64(r.Refused) })
 	return c
 }
