@@ -190,15 +190,14 @@ func (s *Sequence) windowsHold(n int64) (layer int, ok bool) {
 }
 
 func (s *Sequence) truncate(n int64) error {
-	c, open, begun := s.c, int64(0), false
+	c, open, begun, first := s.c, int64(0), false, reopens(s, n)
 	s.held = true
 	defer func() { s.held = false }()
 	for i, g := range s.segs {
 		if g.lo >= n {
 			break
 		}
-		// A segment that closed behind token n opens again, if that loses nothing.
-		late := g.closed && g.hi()+int64(c.cfg.Window) >= n && g.exact()
+		late := i >= first && g.closed
 		if inside := g.hi() > n; inside || late || !g.whole(n) {
 			if err := s.own(i); err != nil {
 				return err
@@ -284,6 +283,7 @@ func (g *segment) exact() bool {
 // exact: it is decoded.
 func (s *Sequence) rewind(n, open int64) error {
 	c, g := s.c, s.c.geo
+	s.left -= max(0, s.left-open) % pageTokens // an idle sequence ends inside a page
 	if open >= n {
 		s.left = open
 	}

@@ -179,3 +179,21 @@ func unshow(q *Sequence) error {
 	}
 	return nil
 }
+
+// reopens returns the first of the segments that are open in a sequence of n tokens: those that closed behind token
+// n open again, if that loses nothing. No closed one stays behind an open one, so what an idle sequence has closed
+// keeps those before it closed.
+func reopens(s *Sequence, n int64) int {
+	first := len(s.segs)
+	for i := len(s.segs) - 1; i >= 0; i-- {
+		g := s.segs[i]
+		if g.lo >= n {
+			continue
+		}
+		if g.sinks || g.closed && (g.hi()+int64(s.c.cfg.Window) < n || !g.exact()) {
+			break
+		}
+		first = i
+	}
+	return first
+}

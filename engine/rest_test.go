@@ -211,3 +211,35 @@ func TestLevel(t *testing.T) {
 	w.level(weight, 100, 0, 2)
 	require.Equal(t, []float32{4, 4, 4, 4, 4, 4, 4, 4, 4, 4}, weight)
 }
+
+// An idle sequence that is cut goes on as if the tokens behind the cut had never been, wherever it was folded.
+func TestRest_FoldedIsTruncated(t *testing.T) {
+	for _, sinks := range []int{-1, 4} {
+		for _, n := range []int64{1, 31, 49, 63, 64, 65, 69, 96, 130} {
+			cfg := testConfig()
+			cfg.Sinks = sinks
+			r := newRig(t, testGeometry(), cfg)
+			s, err := r.c.NewSequence()
+			require.NoError(t, err)
+			units := maxUnits
+			for _, more := range []int{69, 45, 50} {
+				r.step(s, 1, more, more)
+				_, err = fold(s, &units)
+				require.NoError(t, err)
+			}
+			require.NoError(t, s.Truncate(n))
+			r.audit()
+			for range 3 {
+				at := s.n
+				out := r.step(s, 1, 31, 31)
+				for l := range out {
+					w := r.geo.Heads * r.geo.HeadDimV
+					require.Less(t, distance(out[l][30*w:], r.want(1, at+30, l)), 1e-9, "cut to %d, then at %d", n, at)
+				}
+				require.NoError(t, s.Truncate(s.n-7))
+				r.audit()
+			}
+			r.closeAll()
+		}
+	}
+}
