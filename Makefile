@@ -214,7 +214,10 @@ check-chromem: ## the tests of the module that searches collections of chromem-g
 	cd engine/vectors/chromem && $(GO) vet . && $(GO) test .
 
 check-stores: ## stores beyond the machine against their servers, with faults between (S3, Redis or Valkey where it is installed, NATS)
-	cd cmd/kvist/stores/check && $(GO) vet . && $(GO) test -parallel 32 .
+	cd cmd/kvist/stores/check && $(GO) vet . && $(GO) test -short -parallel 32 .
+
+check-stores-model: model ## 1,024 tokens of SmolLM2 computed by one process and attended by another, over Redis and S3 (minutes)
+	cd cmd/kvist/stores/check && KVIST_REQUIRE=model $(GO) test -count 1 -v -run Prefix_Model .
 
 bench-stores: ## MB/s and p99 of every store on loopback (a minute); writes bench/results/stores.md
 	cd cmd/kvist/stores/check && KVIST_BENCH=../../../../bench/results/stores.md $(GO) test -count 1 -run TestBench .
@@ -222,7 +225,7 @@ bench-stores: ## MB/s and p99 of every store on loopback (a minute); writes benc
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead llamastate:FuzzOpen llamastate:FuzzRestore \
-	  model:FuzzGGUF model:FuzzTokenizer model:FuzzSPM kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams .:FuzzParseSaved vectors:FuzzRead; do \
+	  model:FuzzGGUF model:FuzzTokenizer model:FuzzSPM kvfile:FuzzParseConfig profile:FuzzProfile profile:FuzzParams .:FuzzParseSaved vectors:FuzzRead store/packed:FuzzUnpack; do \
 	  $(GO) test -run '^$$' -fuzz "^$${f#*:}$$" -fuzztime $(FUZZ) ./engine/$${f%:*} || exit 1; done
 	@for f in FuzzDecode FuzzParams; do \
 	  $(GO) test -run '^$$' -fuzz "^$$f$$" -fuzztime $(FUZZ) ./engine/internal/archive || exit 1; done

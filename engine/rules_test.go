@@ -52,6 +52,7 @@ var allowed = map[string][]string{
 	"engine/store":               {"quant"},
 	"engine/store/storetest":     {"quant", "engine/store"},
 	"engine/store/remote":        {"quant", "engine/store"},
+	"engine/store/packed":        {"quant"},
 	"engine/atomicfile":          {},
 	"engine/backend":             {"quant", "quant/frame"},
 	"engine/backend/args":        {"quant", "quant/frame", "engine/backend"},

@@ -355,7 +355,11 @@ func (r *Runner) publish(c *conversation) {
 	if r.o.Store == nil {
 		return
 	}
-	if err := c.seq.Publish(r.ctx, c.salt, time.Now().Add(publishedFor)); err != nil {
+	err := c.seq.Publish(r.ctx, c.salt, time.Now().Add(publishedFor))
+	switch {
+	case errors.Is(err, quant.ErrFull): // no memory to move it in, or no room in the store: the next answer may find some
+		r.log.Info("kvist: no room to publish the first tokens of a conversation", "tokens", len(c.tokens), "error", err)
+	case err != nil:
 		r.log.Warn("kvist: publish the first tokens of a conversation", "tokens", len(c.tokens), "error", err)
 	}
 }

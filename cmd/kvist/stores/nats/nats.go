@@ -21,7 +21,7 @@ import (
 	client "github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 
-	"github.com/kvist-project/kvist/cmd/kvist/stores/internal/guard"
+	"github.com/kvist-project/kvist/cmd/kvist/internal/guard"
 	"github.com/kvist-project/kvist/engine/store/remote"
 	"github.com/kvist-project/kvist/quant"
 )

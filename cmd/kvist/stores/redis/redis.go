@@ -19,7 +19,7 @@ import (
 
 	client "github.com/redis/go-redis/v9"
 
-	"github.com/kvist-project/kvist/cmd/kvist/stores/internal/guard"
+	"github.com/kvist-project/kvist/cmd/kvist/internal/guard"
 	"github.com/kvist-project/kvist/engine/store/remote"
 	"github.com/kvist-project/kvist/quant"
 )
@@ -50,7 +50,7 @@ func Open(url string, mostBytes int64) (*Objects, error) {
 			if err != nil {
 				return nil, err
 			}
-			return guard.New(c, guard.Redis(mostBytes+headBytes)), nil
+			return guard.New(c, guard.Redis(mostBytes+headBytes, 1<<20)), nil
 		}
 	}
 	return &Objects{client.NewClient(o)}, nil

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package guard bounds what a server can make a client allocate. Clients of line protocols take the length that a line
-// announces and allocate it. A damaged digit is enough for gigabytes. A guarded connection reads along and fails at
-// such a line before the client sees it.
+// Package guard bounds what one side of a connection can make the other allocate. Readers of line protocols take the
+// length that a line announces and allocate it. A damaged digit is enough for gigabytes. A guarded connection reads along
+// and fails at such a line before the reader sees it.
 package guard
 
 import (
@@ -67,7 +67,7 @@ func (c *Conn) Read(p []byte) (int, error) {
 
 // refuse ends the connection. The category is left out: the next try has a new connection.
 func (c *Conn) refuse(err error) error {
-	c.err = errors.Join(errors.New("kvist/stores: the server sends "+err.Error()), c.Close())
+	c.err = errors.Join(errors.New("kvist: the other side sends "+err.Error()), c.Close())
 	return c.err
 }
 
@@ -80,8 +80,8 @@ func number(what string, digits []byte, most int64) (int64, error) {
 	return n, nil
 }
 
-// Redis checks the replies of RESP 2 and 3: strings of up to most bytes.
-func Redis(most int64) Line {
+// Redis checks RESP 2 and 3: strings of up to most bytes, arrays of up to so many items.
+func Redis(most, items int64) Line {
 	return func(line []byte) (int64, error) {
 		if len(line) == 0 {
 			return 0, nil
@@ -94,7 +94,7 @@ func Redis(most int64) Line {
 			}
 			return n + 2, nil
 		case '*', '%', '~', '>', '|':
-			_, err := number("an array of", line[1:], 1<<20)
+			_, err := number("an array of", line[1:], items)
 			return 0, err
 		}
 		return 0, nil
