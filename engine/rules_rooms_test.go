@@ -16,7 +16,7 @@ var rooms = [][]string{
 	{"atomicfile", "backend", "internal/archive", "internal/half", "internal/memo", "internal/parallel", "internal/plan",
 		"internal/progress", "container", "store", "tensorio"},
 	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile",
-		"store/remote", "vectors"},
+		"store/packed", "store/remote", "vectors"},
 	{"gguf/gguftest", "capture", "internal/blocks", "internal/weigh"},
 	{"internal/captured", "internal/damage", "llamastate", "model"},
 	{"model/modeltest", "internal/ahead", "internal/cold", "internal/segment", "runner"},

@@ -55,7 +55,7 @@ func TestInstructions_OfTheCommittedAssembly(t *testing.T) {
 func TestPage_ShowsResults(t *testing.T) {
 	files, err := filepath.Glob("../../bench/results/cpu-*.txt")
 	require.NoError(t, err)
-	require.Len(t, files, 3)
+	require.Len(t, files, 4)
 	r, err := open(files)
 	require.NoError(t, err)
 	page, err := os.ReadFile("../../bench/README.md")
