@@ -67,6 +67,7 @@ type planeReader struct {
 	packing
 	planes, masks []Register
 	table         []VecVirtual
+	shifted       Mem // the table of fields of three bits at bit 1
 	bit           VecVirtual
 }
 
@@ -75,6 +76,7 @@ func newPlaneReader(p packing) planeReader {
 	r := planeReader{packing: p, planes: []Register{load("src")},
 		table: zmms(p.tables()), bit: ZMM()}
 	plane, table := load("plane"), load("table")
+	r.shifted = Mem{Base: table, Disp: 128}
 	for i := 1; i < p.bits; i++ {
 		s, k, m := GP64(), K(), GP64()
 		MOVQ(r.planes[i-1], s)
@@ -104,6 +106,40 @@ func (r planeReader) codes(group int, control Op) VecVirtual {
 	return n
 }
 
+// line prepares lined.
+func (r *planeReader) line() {
+	r.masks = nil
+	for p := 1; p < r.bits; p++ {
+		k, m, mask := K(), GP64(), uint64(0)
+		for lane := p; lane < 64; lane += 8 / r.fields {
+			mask |= 1 << lane
+		}
+		MOVQ(U64(mask), m)
+		KMOVQ(m, k)
+		r.masks = append(r.masks, k)
+	}
+	if r.bits == 3 {
+		VMOVDQU64(r.shifted, r.table[0])
+		r.table = r.table[:1]
+	}
+}
+
+// lined returns the codes of eight rows at every eighth position of a row from v on, 8/fields apart: planes
+// are loaded so that the bytes of a position lie side by side, which the bit transposition turns into fields.
+// The fields of three bits are at bits 1 and 5.
+func (r planeReader) lined(group, v int) VecVirtual {
+	n := ZMM()
+	VMOVDQU64(Mem{Base: r.planes[0], Disp: 64*group + v}, n)
+	for i, k := range r.masks {
+		VMOVDQU8(Mem{Base: r.planes[i+1], Disp: 64*group + v - (i + 1)}, k, n)
+	}
+	VGF2P8AFFINEQB(Imm(0), n, r.bit, n)
+	return n
+}
+
+// position is the byte of a row that a field of lined comes from.
+func (r planeReader) position(v, field int) int { return v + 8/r.fields*(r.fields-1-field) }
+
 // field returns the bytes of a field. Fields are asked for in ascending order, and codes change. last
 // says that codes are not needed any more.
 func (r planeReader) field(codes VecVirtual, f int, last bool) VecVirtual {
@@ -131,18 +167,13 @@ func dotPlanes512(bits, heads int) {
 			name, heads, tileRows))
 	dots, q := load("dots"), load("q")
 	r := newPlaneReader(packingOf(bits))
-	var control []VecVirtual
-	for v := range 8 / r.fields {
-		z := ZMM()
-		VMOVDQU64(bytesConstant(fmt.Sprintf("dotBytes%d_%d", bits, v),
-			r.control(func(w, f int) int { return 8*w + r.fields*v + f })), z)
-		control = append(control, z)
-	}
+	r.line()
+	controls := 8 / r.fields
 	query := func(h, disp int) Mem {
 		return Mem{Base: q, Disp: (recordHead+64*digits)*h + disp}
 	}
 	halves := func(group, v int) (x [2]VecVirtual) { // the first and the last four of each eight values
-		n := [2]VecVirtual{r.codes(2*group, control[v]), r.codes(2*group+1, control[v])}
+		n := [2]VecVirtual{r.lined(2*group, v), r.lined(2*group+1, v)}
 		x = [2]VecVirtual{ZMM(), n[0]}
 		VSHUFPS(Imm(0x88), n[1], n[0], x[0])
 		VSHUFPS(Imm(0xdd), n[1], n[0], x[1])
@@ -156,14 +187,14 @@ func dotPlanes512(bits, heads int) {
 	after := halves(0, 0)
 	for group := range tileRows / 16 {
 		acc := startPlaneDots(heads, sets, query)
-		for v := range control {
+		for v := range controls {
 			x := after
 			for f := range r.fields {
 				last := f == r.fields-1
 				k := [2]VecVirtual{r.field(x[0], f, last), r.field(x[1], f, last)}
-				at := recordHead + 8*digits*(r.fields*v+f)
+				at := recordHead + 8*digits*r.position(v, f)
 				if f == r.fields/2 {
-					if v+1 < len(control) {
+					if v+1 < controls {
 						after = halves(group, v+1)
 					} else if group+1 < tileRows/16 {
 						after = halves(group+1, 0)

@@ -44,7 +44,8 @@ const (
 var rowOrder = [byteRows]uint8{0, 4, 1, 5, 2, 6, 3, 7}
 
 // byteTable holds the entries of a format for bytes of six bits that hold a code at their bit 0;
-// then those for bytes with the code above it, and so on, as long as codes fit.
+// then those for bytes with the code above it, and so on, as long as codes fit. That of lm3 has a third
+// one, of keys with the code at bit 1.
 type byteTable [4][64]byte
 
 // byteTables are those of lm1..lm4 in tiles of keys and of values.
@@ -55,6 +56,11 @@ var byteTables = func() (t [quant.LM4 + 1][2]byteTable) {
 			for i := range 64 {
 				c := book[i>>(at*f.Bits())%len(book)]
 				t[f][0][at][i], t[f][1][at][i] = byte(int(c)+keyBias), byte(c)
+			}
+		}
+		if f == quant.LM3 {
+			for i := range 64 {
+				t[f][0][2][i] = byte(int(book[(i>>1)%8]) + keyBias)
 			}
 		}
 	}
