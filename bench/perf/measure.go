@@ -80,7 +80,7 @@ type effort struct {
 	rounds  int
 	sample  time.Duration // the least of a sample
 	work    time.Duration // of all samples of a name in a round
-	samples int           // the least of a name in a round
+	samples int           // of a name in a round, unless they take long
 }
 
 var (
@@ -310,7 +310,7 @@ func (m *meter) take(ctx context.Context, name string, w *Work) error {
 	var relative []float64
 	before := m.env.base.take(kind, w.Threads)
 	begin := time.Now()
-	for n := 0; n < m.effort.samples || time.Since(begin) < m.effort.work; n++ {
+	for n := 0; m.goesOn(n, time.Since(begin)); n++ {
 		t, device, err := m.sample(ctx, w, runs)
 		if err != nil {
 			return err
@@ -331,6 +331,12 @@ func (m *meter) take(ctx context.Context, name string, w *Work) error {
 	}
 	s.relative = append(s.relative, spreadOf(relative))
 	return nil
+}
+
+// goesOn reports whether a round takes another sample: until its time is up and it has enough of them. Work that is
+// slow gets five times as long for that, and two samples at least.
+func (m *meter) goesOn(n int, past time.Duration) bool {
+	return n < 2 || past < m.effort.work || n < m.effort.samples && past < 5*m.effort.work
 }
 
 // warmUp runs the work until a sample's worth of time has gone by, and returns how many runs make a sample.

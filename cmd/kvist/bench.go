@@ -65,7 +65,7 @@ bytes, plain_bytes, threads, baseline, relative, runs, note), skipped.`,
 	}
 	fl := cmd.Flags()
 	f.backend.add(cmd)
-	fl.BoolVar(&f.quick, "quick", false, "fewer shapes and shorter samples: under 20 seconds")
+	fl.BoolVar(&f.quick, "quick", false, "fewer shapes and shorter samples: under 20 seconds, longer in plain Go")
 	fl.StringVar(&f.filter, "filter", "", "`REGEXP` of the names to measure")
 	fl.BoolVar(&f.list, "list", false, "print the names and exit")
 	fl.IntVar(&f.workingSet, "working-set", 0, "`MiB` that attention goes through; 0: four times the last-level cache")
