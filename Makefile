@@ -213,6 +213,11 @@ bench-tokens: model-gemma ## the index on 100,000 token vectors, calibrated on o
 check-chromem: ## the tests of the module that searches collections of chromem-go by kvist's index
 	cd engine/vectors/chromem && $(GO) vet . && $(GO) test .
 
+check-yzma: model ## a conversation of llama.cpp, run by yzma, is parked at 2 bits and goes on; llama.cpp is built first (15 minutes)
+	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
+	cd engine/llamastate/yzma && $(GO) vet . && \
+	  KVIST_LLAMA=$$(ls -d $(CURDIR)/$(LLAMACPP)/lib/python3*/site-packages/llama_cpp/lib 2>/dev/null) $(GO) test -count 1 -v .
+
 check-stores: ## stores beyond the machine against their servers, with faults between (S3, Redis or Valkey where it is installed, NATS)
 	cd cmd/kvist/stores/check && $(GO) vet . && $(GO) test -short -parallel 32 .
 

@@ -130,9 +130,9 @@ def variants(args, name):
     for bits in (4, 2):
         yield f"kvist {bits} bits, no queries", ["--bits", str(bits), "--run-model=false"]
     for recipe in args.recipe:
-        yield f"kvist 2 bits, no queries, {recipe}", ["--bits=2", "--run-model=false", "--importance", recipe]
+        yield f"kvist 2 bits, no queries, {recipe}", ["--bits", "2", "--run-model=false", "--importance", recipe]
     if "smollm2" in name.lower():
-        yield "kvist 2 bits, queries of a run, profile", ["--bits=2", "--profile", profile, "--run-model"]
+        yield "kvist 2 bits, queries of a run, profile", ["--bits", "2", "--profile", profile, "--run-model"]
         for bits in (4, 2, 1):
             yield f"kvist {bits} bits, profile's queries", ["--bits", str(bits), "--profile", profile]
 
@@ -157,6 +157,9 @@ def one(args, path, model, text, folder):
         small, back = os.path.join(folder, "slot.kvist"), os.path.join(folder, "back.bin")
         model_flags = [] if "--lossless" in flags else ["--model", path]
         profile = flags[flags.index("--profile"):][:2] if "--profile" in flags else []
+        if "--bits" in flags:  # of what the state holds: of layers with windows it lacks most tokens
+            at = flags.index("--bits")
+            flags = flags[:at] + ["--budget", str(int(float(flags[at + 1]) * values / 8))] + flags[at + 2:]
         made = json.loads(kvist(args, "compress", state, "-o", small, "--force", "--json", *flags, *model_flags))
         kvist(args, "decompress", small, "-o", back, "--force", *profile)
         row = dict(label=label, bytes=made["bytes"])
