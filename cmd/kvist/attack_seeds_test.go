@@ -38,6 +38,7 @@ const (
 	seedIndex   = "index.kvist" // of seedVectors
 	seedChat    = "said.kvchat" // of /save
 	seedRecord  = "record.json" // of bench
+	seedStates  = "llama.gguf"  // the model of states of llama.cpp, state-*.bin
 )
 
 // makeSeeds fills a folder with seeds, through the program itself, and adds the golden files.
@@ -75,6 +76,15 @@ func makeSeeds(t *testing.T, dir string) {
 	do("compress", windows, "-o", "@windows-archive.kvist", "--form", "archive", "--bits", "6", "--segment", "32")
 	do("embed", "compress", "@"+seedVectors, "-o", "@"+seedIndex, "--bytes", "30")
 	do("embed", "compress", "@"+seedFvecs, "-o", "@index-oblivious.kvist", "--bits", "2", "--metric", "l2", "--oblivious")
+	for from, to := range map[string]string{"llamastate/testdata/llama-f16-transposed.bin": "state-f16.bin",
+		"llamastate/testdata/turned-q4_0.bin": "state-q4_0.bin", "llamastate/testdata/gemma3-f16.bin": "state-windows.bin",
+		"llamastate/testdata/llama-f16-session.bin": "state-session.bin", "model/testdata/models/llama.gguf": seedStates} {
+		b, err := os.ReadFile("../../engine/" + from)
+		require.NoError(t, err)
+		write(to, b)
+	}
+	do("compress", "@state-f16.bin", "-o", "@state-archive.kvist", "--model", "@"+seedStates, "--bits", "20")
+	do("compress", "@state-q4_0.bin", "-o", "@state-lossless.kvist", "--lossless")
 	makeChat(t, filepath.Join(dir, seedModel), filepath.Join(dir, seedChat))
 	golden, err := filepath.Glob("../../testdata/golden/v1/*.kv*")
 	require.NoError(t, err)
@@ -259,6 +269,12 @@ embed eval F --queries @vectors.npy --bytes 30 --calibrate-on F
 inspect F`)
 	}
 	switch filepath.Ext(name) {
+	case ".bin":
+		return lines(`inspect F
+inspect F --json
+compress F -o O --lossless
+compress F -o O --model @llama.gguf --bits 20
+compress F -o O --model @llama.gguf --form hot --bits 20 --run-model=false`)
 	case ".kvist":
 		return lines(`verify F
 verify F --profile @own.kvprofile --json
