@@ -224,9 +224,6 @@ check-stores: ## stores beyond the machine against their servers, with faults be
 check-stores-model: model ## 1,024 tokens of SmolLM2 computed by one process and attended by another, over Redis and S3 (minutes)
 	cd cmd/kvist/stores/check && KVIST_REQUIRE=model $(GO) test -count 1 -v -run Prefix_Model .
 
-bench-stores: ## MB/s and p99 of every store on loopback (a minute); writes bench/results/stores.md
-	cd cmd/kvist/stores/check && KVIST_BENCH=../../../../bench/results/stores.md $(GO) test -count 1 -run TestBench .
-
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
 	  capture:FuzzNpz capture:FuzzGGUF gguf:FuzzRead llamastate:FuzzOpen llamastate:FuzzRestore \

@@ -178,7 +178,7 @@ func shares(t *testing.T, url func(prefix string) string, j job, found int, shar
 	require.Zero(t, c.Found)
 	d := process(t, j)
 	require.GreaterOrEqual(t, d.Found, found)
-	t.Logf("%d of %d tokens found. KL, nats, of %d predictions with %.0f %% of the bytes of f16: where they were computed %.5f, where they were found %.5f",
+	t.Logf("%d of %d tokens found. KL, nats, of %d predictions with %.0f %% of the bytes of f16: where they were computed %.2g, where they were found %.2g",
 		d.Found, j.Prefix, len(a.Logits), 100*share, divergence(a.Logits, c.Logits), divergence(a.Logits, d.Logits))
 	require.Less(t, divergence(a.Logits, d.Logits), max(2*divergence(a.Logits, c.Logits), 1e-3))
 }
