@@ -67,8 +67,8 @@ const (
 	tagQueryEnergy = 10
 	tagTensors     = 11
 	tagAttention   = 12
-	tagMetric      = 13
 	tagSegments    = 14
+	tagMetric      = 15
 )
 
 // field is one row of a layout table.
@@ -237,11 +237,11 @@ func tagInfos() []tagInfo {
 		{tagAttention, "attention", true, "u32 layers of the model, u32 n, then n times the struct " +
 			"below and f32[inv_freq], then u16[layers]: the kind of each layer; kinds cache and " +
 			"profile, where layers differ, or have a window, a scale or a soft cap"},
-		{tagMetric, "metric", true, "u32 stored layers, u32 kv_heads, then for each head u8: 0, or 1 and " +
-			"f16[head_dim - rotary_dim/2], positive: the scale of each rotary pair and of each component " +
-			"behind rotary_dim; kind cache, where a head has one"},
 		{tagSegments, "segments", true, "u32[segments]: tokens of each segment, 1 to segment_tokens, together " +
 			"those of the file; kind cache, where the segments are not all of segment_tokens"},
+		{tagMetric, "metric", true, "u32 stored layers, u32 kv_heads, then for each head u8: 0, or 1 and " +
+			"f16[head_dim - rotary_dim/2], positive: the scale of each rotary pair and of each component " +
+			"behind rotary_dim; kind cache, where a head has one. 13 was a metric of other rows"},
 	}
 }
 
