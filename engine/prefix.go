@@ -114,6 +114,7 @@ func (c *Cache) MatchPrefix(salt []byte, tokens []int32) (*Sequence, error) {
 	x, found := c.lookup(salt, tokens)
 	x.keys = x.keys[:found.tokens/prefixTokens]
 	c.index.use(found.node)
+	defer found.node.keep()() // what follows may make room
 	s, err := c.newSequence()
 	if err != nil {
 		return nil, wrap(call, 0, err)
@@ -165,9 +166,8 @@ func (s *Sequence) adoptPath(end *prefix) error {
 	var path []*prefix
 	for n := end; n != nil; n = n.parent {
 		path = append(path, n)
-		n.seg.pinned++ // adopting may make room
-		defer func() { n.seg.pinned-- }()
 	}
+	defer end.keep()() // adopting may make room
 	for i := len(path) - 1; i >= 0; i-- {
 		if g := path[i].sinks; g != nil {
 			if err := s.adopt(g, false); err != nil {
@@ -179,6 +179,18 @@ func (s *Sequence) adoptPath(end *prefix) error {
 		}
 	}
 	return nil
+}
+
+// keep pins the segments of a node and those before it, until let: making room would free what nobody but the index
+// holds. A nil node has none.
+func (n *prefix) keep() (let func()) {
+	by := func(x int) {
+		for p := n; p != nil; p = p.parent {
+			p.seg.pinned += x
+		}
+	}
+	by(1)
+	return func() { by(-1) }
 }
 
 // resumeAt makes an empty sequence one that holds the tokens of a place in the index.

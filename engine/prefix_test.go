@@ -4,9 +4,12 @@ package engine
 
 import (
 	"context"
+	"math"
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/quant"
 )
 
 // ids are the ids of positions [lo, hi) of a text.
@@ -128,6 +131,35 @@ func TestMatchPrefix_Evicts(t *testing.T) {
 }
 
 // A segment that has lost a block is found no more, nor is what comes after it. What comes before still is.
+// What is found is not freed by making room for the sequence that gets it: with no other memory to give, the
+// sequence is refused, or finds all.
+func TestMatchPrefix_KeepsWhatItFinds(t *testing.T) {
+	for left := int64(0); left < 80000; left += 1000 {
+		r := newRig(t, testGeometry(), testConfig())
+		a, err := r.c.MatchPrefix(nil, ids(1, 0, 400))
+		require.NoError(t, err)
+		r.with(a, 1, 400)
+		require.NoError(t, a.Close())
+		_, err = r.c.pressure.shed()
+		require.NoError(t, err)
+		require.NoError(t, r.c.arena.shrink(math.MaxInt64))
+		taken := r.c.led.left() - left
+		require.True(t, r.c.led.take(forState, taken))
+		b, err := r.c.MatchPrefix(nil, ids(1, 0, 400))
+		r.c.led.give(forState, taken)
+		if err != nil {
+			require.ErrorIs(t, err, quant.ErrFull)
+		} else {
+			require.EqualValues(t, 320, b.Len())
+			for _, g := range b.segs {
+				require.False(t, g.empty(), "%d bytes left", left)
+			}
+		}
+		r.audit()
+		r.closeAll()
+	}
+}
+
 func TestMatchPrefix_FindsNoLostRows(t *testing.T) {
 	r := newRig(t, testGeometry(), testConfig())
 	a, err := r.c.MatchPrefix(nil, nil)

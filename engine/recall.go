@@ -128,7 +128,11 @@ func (m *mover) recall(tokens []int32) (*Sequence, error) {
 		if found.node != nil && (!ok || again.node.seg.hi() != found.node.seg.hi()) {
 			return fmt.Errorf("a shared prefix was freed meanwhile: %w", quant.ErrFull)
 		}
-		if err := s.follow(x); err != nil || found.node == nil {
+		if found.node == nil {
+			return s.follow(x)
+		}
+		defer again.node.keep()() // following may make room
+		if err := s.follow(x); err != nil {
 			return err
 		}
 		return s.adoptPath(again.node)
