@@ -181,18 +181,6 @@ func (s *Sequence) adoptPath(end *prefix) error {
 	return nil
 }
 
-// keep pins the segments of a node and those before it, until let: making room would free what nobody but the index
-// holds. A nil node has none.
-func (n *prefix) keep() (let func()) {
-	by := func(x int) {
-		for p := n; p != nil; p = p.parent {
-			p.seg.pinned += x
-		}
-	}
-	by(1)
-	return func() { by(-1) }
-}
-
 // resumeAt makes an empty sequence one that holds the tokens of a place in the index.
 func (s *Sequence) resumeAt(p mark) error {
 	if err := s.adoptPath(p.node); err != nil {

@@ -97,6 +97,18 @@ func (m *mover) getMark(k key) (x parkedMark, err error) {
 	return x, nil
 }
 
+// keep pins the segments of a node and those before it, until let: making room would free what nobody but the index
+// holds. A nil node has none.
+func (n *prefix) keep() (let func()) {
+	by := func(x int) {
+		for p := n; p != nil; p = p.parent {
+			p.seg.pinned += x
+		}
+	}
+	by(1)
+	return func() { by(-1) }
+}
+
 // recall makes a sequence of the first tokens that memory and the store know.
 func (m *mover) recall(tokens []int32) (*Sequence, error) {
 	c := m.c

@@ -545,8 +545,11 @@ func (s *compressJSON) print(p *printer) {
 	if s.rows {
 		what = "relative squared error of rows"
 	}
-	if s.PredictedError != nil {
+	switch {
+	case s.PredictedError != nil:
 		p.printf("predicted  %s %s\n", percent(*s.PredictedError), what)
+	case !s.rows && !s.Lossless:
+		p.printf("predicted  nothing: no later query is known, or the archive is long; verify --against measures its error\n")
 	}
 	if s.MeasuredError != nil {
 		p.printf("measured   %s future-attention error\n", percent(*s.MeasuredError))
