@@ -78,10 +78,13 @@ func machineTables(names []string, all []*perf.Record) string {
 	return b.String()
 }
 
-// busy warns of figures from a machine that had other work.
+// busy warns of figures from a machine that had other work, or whose speed varied.
 func busy(r *perf.Record) string {
-	if r.Noise.Warning() == "" {
+	switch {
+	case r.Noise.Warning() == "":
 		return ""
+	case r.Noise.Waiting < 0.05:
+		return fmt.Sprintf(" Its speed varied by %.0f %%:\nsmall differences mean little.", 100*r.Noise.Spread)
 	}
 	return " So the machine was busy:\nload slows f16, which reads most, and flatters the others."
 }
@@ -116,7 +119,8 @@ func machineHeadline(names []string, all []*perf.Record) string {
 			}
 		}
 		if s := busy(r); s != "" {
-			fmt.Fprintf(&b, "\n%s\n", strings.ReplaceAll(strings.TrimSpace(s), "So the machine was busy:", "Measured while the machine was busy:"))
+			fmt.Fprintf(&b, "\n%s\n", strings.NewReplacer("So the machine was busy:", "Measured while the machine was busy:",
+				"Its speed", "The speed of the machine").Replace(strings.TrimSpace(s)))
 		}
 	}
 	return b.String()
