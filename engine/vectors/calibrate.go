@@ -316,24 +316,27 @@ const (
 
 // head returns the number of cells of the head: the fewest whose tail adds little to scores, or all where
 // those would be most of the cells. Queries are taken to be like rows, so that a component adds the square of
-// its variance to that of scores, less what its coding loses.
+// its variance to that of scores, less what its coding loses. The first cell does not count: where rows are of
+// several kinds, it tells the kinds apart, and neighbours are of one kind.
 func (p *params) head(variance []float64) int {
 	adds := make([]float64, len(p.Cells))
 	var rest float64
 	for k, v := range variance[:min(len(variance), p.comps())] {
 		c := k / trellis.CellDim
 		a := v * v * (1 - trellis.Distortion(int(p.Cells[c])))
-		adds[c] += a
-		rest += a
+		if c > 0 {
+			adds[c] += a
+			rest += a
+		}
 	}
-	n, all := 0, rest
+	n, all := 1, rest
 	for ; n < len(adds) && rest > mostTail*mostTail*all; n++ {
 		rest -= adds[n]
 	}
 	if float64(n) > mostHead*float64(len(adds)) {
 		return len(adds)
 	}
-	return max(n, 1)
+	return n
 }
 
 // bytes returns the bytes of each of so many rows.

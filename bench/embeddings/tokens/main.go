@@ -6,7 +6,7 @@
 //
 //	go run ./bench/embeddings/tokens MODEL.gguf FOLDER
 //
-// FOLDER gets base.npy (50,000 tokens of each kind, or as many as there are, by turns), latin.npy (those of
+// FOLDER gets base.npy (50,000 tokens of each kind, or as many as there are, mixed), latin.npy (those of
 // Latin letters alone), latin-queries.npy and other-queries.npy (1,000 each, which are not in the base).
 package main
 
@@ -70,6 +70,8 @@ func write(model, folder string) error {
 			}
 		}
 	}
+	// Samples are evenly spread over a file: turns would put one kind into all of them.
+	rand.New(rand.NewPCG(3, 4)).Shuffle(len(base), func(i, j int) { base[i], base[j] = base[j], base[i] })
 	for _, s := range []struct {
 		name string
 		list []int
