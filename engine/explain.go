@@ -34,9 +34,6 @@ func (s *Sequence) Explain(layer, kvHead int) ([]BlockInfo, error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return nil, err
-	}
 	if err := s.ready(call); err != nil {
 		return nil, err
 	}
@@ -101,9 +98,6 @@ func (s *Sequence) Rest() error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return err
-	}
 	if err := s.ready(call); err != nil {
 		return err
 	}
@@ -158,9 +152,6 @@ func (s *Sequence) Demote(share float64) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return err
-	}
 	if err := s.ready(call); err != nil {
 		return err
 	}
@@ -199,9 +190,6 @@ func (s *Sequence) Tokens(dst []TokenInfo) ([]TokenInfo, error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return nil, err
-	}
 	if err := s.ready(call); err != nil {
 		return nil, err
 	}

@@ -21,9 +21,6 @@ func (s *Sequence) Fork() (*Sequence, error) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return nil, err
-	}
 	if err := s.ready(call); err != nil {
 		return nil, err
 	}
@@ -156,9 +153,6 @@ func (s *Sequence) Truncate(n int64) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return err
-	}
 	if err := s.ready(call); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 // rooms are the packages of engine in their order: a package imports only packages of lines above its own.
 // Those of one line know nothing of each other.
 var rooms = [][]string{
+	{"store/internal/expiry"},
 	{"atomicfile", "backend", "internal/archive", "internal/half", "internal/memo", "internal/parallel", "internal/plan",
 		"internal/progress", "container", "store", "tensorio"},
 	{"backend/args", "store/storetest", "backend/backendtest", "backend/selftest", "auto", "gguf", "internal/input", "profile",

@@ -106,8 +106,11 @@ func (s *Sequence) undo(call string, id uint64, err error) error {
 	return wrap(call, id, err)
 }
 
-// ready reports why a sequence cannot be used by a call that needs it idle.
+// ready reports why a sequence cannot be used by a call that needs it idle, or its cache by any.
 func (s *Sequence) ready(call string) error {
+	if err := s.c.usable(call); err != nil {
+		return err
+	}
 	switch {
 	case s.closed:
 		return closed(call, s.id, "sequence")
@@ -293,9 +296,6 @@ func (s *Sequence) SetState(p []byte) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return err
-	}
 	if err := s.ready(call); err != nil {
 		return err
 	}
@@ -386,9 +386,6 @@ func (s *Sequence) Limit(t *Tenant, most int64) error {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err := c.usable(call); err != nil {
-		return err
-	}
 	if err := s.ready(call); err != nil {
 		return err
 	}

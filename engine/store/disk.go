@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kvist-project/kvist/engine/store/internal/expiry"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -119,7 +120,7 @@ func (d *Disk) Put(ctx context.Context, k Key, data []byte, expires time.Time) e
 	if err := d.usable(ctx); err != nil {
 		return wrap(call, k, err)
 	}
-	end := nanos(expires)
+	end := expiry.Nanos(expires)
 	if e, ok := d.find(k); ok {
 		have, err := d.read(e)
 		switch {
@@ -128,8 +129,8 @@ func (d *Disk) Put(ctx context.Context, k Key, data []byte, expires time.Time) e
 		case err == nil && !bytes.Equal(have, data):
 			return wrap(call, k, errOther)
 		case err == nil && d.doubt[k]:
-			end = later(e.expires, end) // once more, behind what is in doubt
-		case err == nil && later(e.expires, end) == e.expires:
+			end = expiry.Later(e.expires, end) // once more, behind what is in doubt
+		case err == nil && expiry.Later(e.expires, end) == e.expires:
 			return nil
 		case err == nil:
 			return wrap(call, k, d.extend(k, e, end))
@@ -157,11 +158,11 @@ func (d *Disk) extend(k Key, e entry, end int64) error {
 	if err := d.makeRoom(entryHeader); err != nil {
 		return err
 	}
-	if _, err := d.append(kindExpiry, k, nil, later(e.expires, end), d.o.Sync == SyncPut); err != nil {
+	if _, err := d.append(kindExpiry, k, nil, expiry.Later(e.expires, end), d.o.Sync == SyncPut); err != nil {
 		return err
 	}
 	e = d.at[k] // making room may have moved it
-	e.expires = later(e.expires, end)
+	e.expires = expiry.Later(e.expires, end)
 	d.at[k] = e
 	return nil
 }
@@ -233,7 +234,7 @@ func (d *Disk) infos(ctx context.Context) ([]Info, error) {
 	infos := make([]Info, 0, len(d.at))
 	for k, e := range d.at {
 		if !d.expired(e) {
-			infos = append(infos, Info{k, e.n, timeOf(e.expires)})
+			infos = append(infos, Info{k, e.n, expiry.Time(e.expires)})
 		}
 	}
 	return infos, nil

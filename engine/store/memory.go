@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kvist-project/kvist/engine/store/internal/expiry"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -61,12 +62,12 @@ func (m *Memory) Put(ctx context.Context, k Key, data []byte, expires time.Time)
 	if err := m.enter(ctx); err != nil {
 		return wrap("put", k, err)
 	}
-	end := nanos(expires)
+	end := expiry.Nanos(expires)
 	if e, ok := m.find(k); ok {
 		if !bytes.Equal(e.data, data) {
 			return wrap("put", k, errOther)
 		}
-		e.expires = later(e.expires, end)
+		e.expires = expiry.Later(e.expires, end)
 		m.at[k] = e
 		return nil
 	}
@@ -149,7 +150,7 @@ func (m *Memory) infos(ctx context.Context) (infos []Info, err error) {
 	}
 	for k := range m.at {
 		if e, ok := m.find(k); ok {
-			infos = append(infos, Info{k, int64(len(e.data)), timeOf(e.expires)})
+			infos = append(infos, Info{k, int64(len(e.data)), expiry.Time(e.expires)})
 		}
 	}
 	return infos, nil

@@ -97,27 +97,3 @@ var (
 	errOther  = fmt.Errorf("other bytes are there: %w", fs.ErrExist)
 	errClosed = fmt.Errorf("the store is closed: %w", quant.ErrClosed)
 )
-
-// nanos returns a time as it is stored.
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return max(t.UnixNano(), 1)
-}
-
-// timeOf is the inverse of nanos.
-func timeOf(n int64) time.Time {
-	if n == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, n)
-}
-
-// later returns the later of two expiries.
-func later(a, b int64) int64 {
-	if a == 0 || b == 0 {
-		return 0
-	}
-	return max(a, b)
-}

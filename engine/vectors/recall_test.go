@@ -141,18 +141,30 @@ func spectrum(n int, fall float64, seed uint64) quant.Rows {
 	return x
 }
 
+// kinds returns rows of spectrum around two centers, which most of their variance tells apart.
+func kinds(n int, fall float64, seed uint64) quant.Rows {
+	x := spectrum(n, fall, seed)
+	for r := range n {
+		for i := range 8 {
+			x.Row(r)[i] += float32(12 * (r % 2))
+		}
+	}
+	return x
+}
+
 // TestCalibrate_Head holds that what is compared first finds nearly all that whole rows find, or that there is
 // no such part: rows of even variance would lose a fifth of the ten best.
 func TestCalibrate_Head(t *testing.T) {
 	for _, c := range []struct {
 		fall float64
 		head bool
-	}{{3, true}, {0.3, false}, {0, false}} {
-		x, err := vectors.Calibrate(spectrum(1000, c.fall, 1), vectors.Options{Bytes: 64, Metric: vectors.Cosine})
+		rows func(n int, fall float64, seed uint64) quant.Rows
+	}{{3, true, spectrum}, {0.3, false, spectrum}, {0, false, spectrum}, {0.3, false, kinds}} {
+		x, err := vectors.Calibrate(c.rows(1000, c.fall, 1), vectors.Options{Bytes: 64, Metric: vectors.Cosine})
 		require.NoError(t, err)
-		require.NoError(t, x.Add(context.Background(), nil, spectrum(6000, c.fall, 2)))
+		require.NoError(t, x.Add(context.Background(), nil, c.rows(6000, c.fall, 2)))
 		require.Equal(t, c.head, x.Stats().Head < 256, "fall %g, head %d", c.fall, x.Stats().Head)
-		queries := spectrum(64, c.fall, 3)
+		queries := c.rows(64, c.fall, 3)
 		all, err := x.Search(context.Background(), queries, 10, vectors.SearchOptions{Exhaustive: true})
 		require.NoError(t, err)
 		first, err := x.Search(context.Background(), queries, 10, vectors.SearchOptions{})

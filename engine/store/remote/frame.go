@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"time"
 
 	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
@@ -91,27 +90,4 @@ func open(k store.Key, p []byte) (frame, []byte, error) {
 		return f, nil, fmt.Errorf("checksum: %w", quant.ErrCorrupt)
 	}
 	return f, data, nil
-}
-
-// nanos returns a time as it is stored, timeOf its inverse.
-func nanos(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
-	}
-	return max(t.UnixNano(), 1)
-}
-
-func timeOf(n int64) time.Time {
-	if n == 0 {
-		return time.Time{}
-	}
-	return time.Unix(0, n)
-}
-
-// later returns the later of two expiries.
-func later(a, b int64) int64 {
-	if a == 0 || b == 0 {
-		return 0
-	}
-	return max(a, b)
 }

@@ -13,6 +13,7 @@ import (
 	"sync"
 
 	"github.com/kvist-project/kvist/engine/store"
+	"github.com/kvist-project/kvist/engine/store/internal/expiry"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -163,7 +164,7 @@ func (s *Store) peek(ctx context.Context, k store.Key) (x store.Info, err error)
 		if err == nil && f.key != k {
 			err = fmt.Errorf("the object of key %s: %w", f.key.String()[:16], quant.ErrCorrupt)
 		}
-		x = store.Info{Key: k, Bytes: f.bytes, Expires: timeOf(f.expires)}
+		x = store.Info{Key: k, Bytes: f.bytes, Expires: expiry.Time(f.expires)}
 		return err
 	})
 	return x, err

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/kvist-project/kvist/engine/store"
+	"github.com/kvist-project/kvist/engine/store/internal/expiry"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -97,7 +98,7 @@ func (s *Store) Put(ctx context.Context, k store.Key, data []byte, expires time.
 		return failed("put", k, err)
 	}
 	defer s.leave()
-	return failed("put", k, s.put(ctx, k, data, nanos(expires)))
+	return failed("put", k, s.put(ctx, k, data, expiry.Nanos(expires)))
 }
 
 // mostRaces is how often an object may change between being read and being replaced until a Put gives up.
@@ -127,11 +128,11 @@ func (s *Store) put(ctx context.Context, k store.Key, data []byte, end int64) er
 			return err
 		case !bytes.Equal(was.data, data):
 			return errOther
-		case later(was.expires, end) == was.expires:
+		case expiry.Later(was.expires, end) == was.expires:
 			s.ledger.put(k, int64(len(object))) // a try that seemed to fail may have put it
 			return nil
 		default:
-			restamp(object, later(was.expires, end))
+			restamp(object, expiry.Later(was.expires, end))
 		}
 	}
 	return fmt.Errorf("the object changes all the time: %w", quant.ErrUnavailable)
