@@ -13,7 +13,7 @@ import (
 // the collector does not count.
 const (
 	readingBytes = 64 << 20
-	outsideHeap  = 20 << 20
+	outsideHeap  = 36 << 20
 )
 
 // openKvist opens a .kvist file for reading from end to end.
