@@ -65,8 +65,10 @@ func (s *standIn) failed() string { return s.text(1) }
 // why returns the reason for which the last kernel failed.
 func (s *standIn) why() string { return s.text(0) }
 
-func (s *standIn) text(what int) string {
-	at := driver.Call(s.texts, uintptr(what))
+func (s *standIn) text(what int) string { return cString(driver.Call(s.texts, uintptr(what))) }
+
+// cString copies a text of the library.
+func cString(at uintptr) string {
 	p := *(**byte)(unsafe.Pointer(&at)) // memory of the library
 	n := 0
 	for *(*byte)(unsafe.Add(unsafe.Pointer(p), n)) != 0 {

@@ -9,7 +9,8 @@
 // src/fiber.cc runs a kernel: one fiber per CUDA thread, one thread block after another.
 // src/driver.cc is the driver: it runs streams lazily, guards device memory, compares parameter
 // sizes with the PTX, fails on demand, and counts leaks. src/emu.h is the part of CUDA C++ that the
-// kernels use.
+// kernels use; src/tensor.cc has exact twins of the tensor cores' integer products, and of copies that
+// land late or early. src/twins.cc compares the twins with the definitions of the PTX ISA.
 //
 // The stand-in shows that results are right and errors are handled. It does not show races that
 // need true concurrency, the order of memory accesses, alignment that only a GPU requires, or

@@ -33,13 +33,13 @@ __device__ __forceinline__ void mma(float c[4], const uint32_t a[4], const uint3
     mine[8 + 2 * i] = f16_to_f32(static_cast<uint16_t>(b[i]));
     mine[9 + 2 * i] = f16_to_f32(static_cast<uint16_t>(b[i] >> 16));
   }
-  const float* const* lanes = emu::show(mine);
+  const void* const* lanes = emu::show(mine);
   const int g = emu::current->lane / 4, t = emu::current->lane % 4;
   float sum[4] = {0, 0, 0, 0};
   for (int at = 0; at < 4; at++) {  // of the lanes that hold row g, and columns 2t and 2t + 1
-    const float* x = lanes[4 * g + at];
-    const float* y = lanes[8 * t + at] + 8;
-    const float* z = lanes[8 * t + 4 + at] + 8;
+    const float* x = static_cast<const float*>(lanes[4 * g + at]);
+    const float* y = static_cast<const float*>(lanes[8 * t + at]) + 8;
+    const float* z = static_cast<const float*>(lanes[8 * t + 4 + at]) + 8;
     for (int i = 0; i < 4; i++) {  // 2 at, 2 at + 1, 2 at + 8, 2 at + 9 of the 16
       const int k = i / 2 * 4 + i % 2;
       sum[0] += x[k] * y[i];

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "tensor.h"
+
 #define __global__
 #define __device__
 #define __host__
@@ -54,8 +56,9 @@ extern unsigned char shared[];  // dynamic shared memory of the thread block
 uint64_t warp_collective(Op op, uint32_t mask, uint64_t value, int arg);
 void block_barrier(int line);
 
-// Shows 12 floats of this thread to its warp, and returns those of all its lanes when they are there.
-const float* const* show(const float* mine);
+// Shows something of this thread to its warp, and returns that of all its lanes when it is there. It
+// must stay until the warp has met again.
+const void* const* show(const void* mine);
 
 template <class T>
 inline uint64_t to_bits(T v) {

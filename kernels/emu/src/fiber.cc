@@ -30,6 +30,7 @@ unsigned count;             // of threads in the block
 unsigned finished, waiting; // at their end, at a barrier
 uint32_t arrived[32];       // lanes in a collective, by warp
 unsigned shuffle_seed;
+size_t shared_bytes_now;      // of the launch
 const KernelEntry* kernel;
 const void* kernel_params;
 std::string cause;
@@ -78,10 +79,17 @@ kvist_emu_switch:
 #error "no fiber switch for this processor"
 #endif
 
+}  // namespace
+
 [[noreturn]] void trap(const char* why) {
   cause = why;
   siglongjmp(fault_jump, TRAP);
 }
+
+unsigned schedule_seed() { return shuffle_seed; }
+size_t shared_size() { return shared_bytes_now; }
+
+namespace {
 
 // Gives way to the next thread that can run, or to the scheduler.
 void give_way() {
@@ -146,6 +154,8 @@ void run_block(size_t shared_bytes) {
   finished = waiting = 0;
   memset(arrived, 0, sizeof arrived);
   memset(shared, 0xff, shared_bytes);  // NaNs
+  shared_bytes_now = shared_bytes;
+  reset_copies(count);
   for (unsigned i = 0; i < count; i++) prepare(i);
   unsigned r = shuffle_seed;
   while (finished < count) {
@@ -255,8 +265,8 @@ uint64_t warp_collective(Op op, uint32_t mask, uint64_t value, int arg) {
   return f->result;
 }
 
-const float* const* show(const float* mine) {
-  static const float* shown[32][32];  // by warp and lane; fibers' stacks are plain memory
+const void* const* show(const void* mine) {
+  static const void* shown[32][32];  // by warp and lane; fibers' stacks are plain memory
   Fiber* f = current;
   shown[f->warp][f->lane] = mine;
   warp_collective(SYNCWARP, 0xffffffffu, 0, 0);

@@ -22,6 +22,13 @@ enum Fault { NO_FAULT = 0, ILLEGAL_ADDRESS = 1, TRAP = 2, MISALIGNED = 3 };
 Fault run(const KernelEntry& k, dim3 grid, dim3 threads, const void* params, size_t shared_bytes,
           unsigned seed, std::string* why);
 
+// Ends the running kernel with a cause.
+[[noreturn]] void trap(const char* why);
+
+// Of the running launch.
+unsigned schedule_seed();
+size_t shared_size();
+
 constexpr size_t max_shared = 227 << 10;
 
 }  // namespace emu
