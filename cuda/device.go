@@ -18,6 +18,9 @@ const (
 	MinCapability = 75
 )
 
+// Built reports whether this build can open a driver: on Linux, on amd64 and arm64, without the tag nocuda.
+const Built = driver.Built
+
 // DeviceInfo describes a device.
 type DeviceInfo struct {
 	Index      int

@@ -53,7 +53,8 @@ var path = regexp.MustCompile("`((?:bench|cmd|cpu|cuda|engine|importance|kernels
 
 // Links and paths of the pages lead to files that exist.
 func TestPages_LinksExist(t *testing.T) {
-	for _, name := range []string{"README.md", "CONTRIBUTING.md", "bench/README.md", "engine/README.md", "cmd/kvist/README.md"} {
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "bench/README.md", "engine/README.md", "cmd/kvist/README.md",
+		"cmd/kvist/deploy/README.md"} {
 		text, found := page(t, name), 0
 		for _, m := range link.FindAllStringSubmatch(text, -1) {
 			to := m[1] + m[2]

@@ -90,7 +90,7 @@ After a signal kvist removes outputs that are not complete. A second signal ends
 	}
 	root.AddCommand(newCompress(a), newDecompress(a), newTruncate(a), newVerify(a), newInspect(a),
 		newReport(a), newDoctor(a), newVersion(a), newCapture(a), newCalibrate(a), newTune(a),
-		newEval(a), newBench(a), newChat(a), newServe(a), newStore(a), newEmbed(a))
+		newEval(a), newBench(a), newChat(a), newServe(a), newStore(a), newHealth(a), newEmbed(a))
 	a.helpful(root)
 	completeFlags(root)
 	return root

@@ -66,17 +66,24 @@ func (f *storeFlags) options() (o resp.Options, err error) {
 	if f.connections < 1 || f.idle <= 0 {
 		return o, usagef("--connections %d, --idle %v: want more than 0", f.connections, f.idle)
 	}
-	if f.password == "" {
-		return o, nil
+	o.Password, err = readPassword(f.password)
+	return o, err
+}
+
+// readPassword reads the password of a file. No file, no password.
+func readPassword(path string) (string, error) {
+	if path == "" {
+		return "", nil
 	}
-	p, err := os.ReadFile(f.password)
+	p, err := os.ReadFile(path)
 	if err != nil {
-		return o, err
+		return "", err
 	}
-	if o.Password = strings.TrimSpace(string(p)); o.Password == "" {
-		return o, usagef("--password-file %s: it is empty", f.password)
+	password := strings.TrimSpace(string(p))
+	if password == "" {
+		return "", usagef("--password-file %s: it is empty", path)
 	}
-	return o, nil
+	return password, nil
 }
 
 func (a *app) store(ctx context.Context, f *storeFlags) (err error) {

@@ -158,9 +158,12 @@ func (m machine) probeCUDA() Candidate {
 // openCUDA opens the backend with the library that the loader finds, or else with a library in a
 // folder that the loader does not search.
 func (m machine) openCUDA(f cudaFindings) (*cuda.Backend, cuda.Info, error) {
-	if m.goos != "linux" {
+	switch {
+	case m.goos != "linux":
 		return nil, cuda.Info{}, fmt.Errorf("kvist/auto: this build has no CUDA backend for %s: %w",
 			m.goos, quant.ErrUnavailable)
+	case !cuda.Built:
+		return nil, cuda.Info{}, fmt.Errorf("kvist/auto: this build has no CUDA backend (tag nocuda): %w", quant.ErrUnavailable)
 	}
 	library := m.library
 	info, err := cuda.Probe(library)
@@ -182,7 +185,7 @@ func (m machine) whyNot(f cudaFindings, info cuda.Info, err error) string {
 	text = strings.TrimSuffix(text, ": "+quant.ErrUnavailable.Error())
 	looked := "/" + strings.Join(libraryFolders, ", /") + ", /" + loaderCache
 	switch {
-	case m.goos != "linux":
+	case m.goos != "linux", !cuda.Built:
 		return text
 	case info.Loaded:
 		return "opened " + info.Library + ", but: " + text

@@ -11,7 +11,7 @@
 // hold the library) help to explain why.
 //
 // A binary that imports this package is linked dynamically, because it may open libcuda.so.1. A
-// server that must stay static imports package cpu instead.
+// server that must stay static imports package cpu instead, or is built with the tag nocuda.
 //
 // Open returns an error for a named backend that is not usable; it does not fall back. Only "auto"
 // falls back. It then puts the reason into Caps.Reason of the backend and logs it once.

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build linux && (amd64 || arm64)
+//go:build linux && (amd64 || arm64) && !nocuda
 
 package driver
 
@@ -15,6 +15,9 @@ import (
 // Library is the library name that the loader resolves. libcuda.so without a version belongs to
 // toolkits and may be a stub.
 const Library = "libcuda.so.1"
+
+// Built reports whether this build can open a driver at all.
+const Built = true
 
 // Load opens a driver library: path, or Library if path is empty. It calls no function of it.
 //

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-//go:build !linux || (!amd64 && !arm64)
+//go:build !linux || (!amd64 && !arm64) || nocuda
 
 package driver
 
@@ -14,7 +14,11 @@ import (
 // Library is the driver's library.
 const Library = "libcuda.so.1"
 
-// Load returns an error: this build has no CUDA backend for its platform.
+// Built reports whether this build can open a driver at all.
+const Built = false
+
+// Load returns an error: this build has no CUDA backend, as its platform has none or as it was built with the tag
+// nocuda, which makes a binary that is linked statically.
 func Load(string) (*API, error) {
 	return nil, fmt.Errorf("kvist/cuda: this build has no CUDA backend for %s/%s: %w", runtime.GOOS,
 		runtime.GOARCH, quant.ErrUnavailable)
