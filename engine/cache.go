@@ -212,11 +212,11 @@ func (c *Cache) refuse(call string, seq uint64, err error) {
 	}
 }
 
-// Resume returns a sequence that was parked, as it was: it goes on as if it had never been away. What is
-// parked stays so, until Discard or its expiry. Nothing appears unless all of it is read and verified.
+// Resume returns a sequence that was parked, as it was: it goes on as if it had never been away, but for what
+// Config.Archiver has lost of its rows. What is parked stays so, until Discard or its expiry. Nothing appears unless all of it is read and verified.
 //
 // Errors: fs.ErrNotExist if nothing is parked there; *store.ForeignError for another salt, model, profile,
-// geometry or version; quant.ErrCorrupt for damage; quant.ErrFull if the budget does not hold it;
+// geometry, version or archiver; quant.ErrCorrupt for damage; quant.ErrFull if the budget does not hold it;
 // quant.ErrUnsupported without a Config.Store; quant.ErrClosed; those of the store and the backend.
 func (c *Cache) Resume(ctx context.Context, salt []byte, id store.Key) (*Sequence, error) {
 	m, err := newMover(ctx, c, "resume", 0, salt)

@@ -64,6 +64,13 @@ type Config struct {
 	Model, Profile string
 	// Store is where sequences are parked. The cache does not close it. nil: none.
 	Store store.Store
+	// Archiver makes parked sequences smaller: rows that are exact, or in 8 bits, are coded by it on their way to the store
+	// and come back with an error. Rows that pressure has made coarser are parked as they are, and so are those that it
+	// refuses. Published prefixes and files of Save are not made smaller. nil: all rows are parked as they are.
+	Archiver Archiver
+	// ArchiveBits is what parked rows take, in bits a value; those of segments that are still open take 1 more, because
+	// they are coded again whenever the sequence is parked. 0.25 to 8, default 2.
+	ArchiveBits float64
 	// Events is told which prefixes can be found, while the cache is locked: it must return soon and not call
 	// the cache. nil: nobody is.
 	Events func(Event)
@@ -88,6 +95,9 @@ func (c Config) withDefaults(g quant.Geometry) Config {
 	set(&c.KeptQueries, 8)
 	set(&c.IdleSteps, 256)
 	set(&c.partBytes, 1<<20)
+	if c.ArchiveBits == 0 {
+		c.ArchiveBits = 2
+	}
 	if c.Exact == 0 {
 		c.Exact = 0.9
 	}
@@ -116,6 +126,7 @@ func (c *Config) validate(g quant.Geometry, be backend.Backend) error {
 		"kept queries %d, want 1 to 64 and at most the window %d", c.KeptQueries, c.Window)
 	bad(c.IdleSteps >= -1, quant.ErrShape, "idle after %d steps, want 1 or more, or -1 for never", c.IdleSteps)
 	bad(c.Exact > 0 && c.Exact <= 1, quant.ErrShape, "exact share %v, want above 0 and up to 1", c.Exact)
+	bad(c.ArchiveBits >= 0.25 && c.ArchiveBits <= 8, quant.ErrShape, "archive bits %v, want 0.25 to 8", c.ArchiveBits)
 	bad(c.Layout <= HND, quant.ErrShape, "layout %d, want NHD or HND", c.Layout)
 	bad(c.Scale > 0 && !math.IsInf(float64(c.Scale), 0), quant.ErrShape, "scale %v, want a positive number",
 		c.Scale)

@@ -25,12 +25,14 @@ import (
 //	  for every page: u8 rung of K, u8 of V, u8 rows, u8 1 if positions follow; unless rows is 0:
 //	    f32 energy of K, of V; u16 positions; rows of K; rows of V, as their codings pack them
 //
-// A skeleton is the same without what records of a .kvist file hold: means, positions and rows.
+// A skeleton is the same without what records of a .kvist file hold: means, positions and rows. An outline has the
+// means.
 type image struct {
 	lo, end          int64
 	pages, per, have int
 	sinks, closed    bool
 	lost             bool
+	archived         bool         // its rows came in archive form
 	from, to         int          // heads: layer * kv_heads + kv_head
 	blocks           []imageBlock // [to - from, pages]
 	mean             [][]byte     // nil: no memory for one; empty: memory, but no row is coded without it
@@ -45,10 +47,20 @@ type imageBlock struct {
 }
 
 const (
-	imageHeader = 32
-	imageSinks  = 1
-	imageClosed = 2
-	imageLost   = 4
+	imageHeader   = 32
+	imageSinks    = 1
+	imageClosed   = 2
+	imageLost     = 4
+	imageArchived = 8 // an outline, and rows in archive form behind it; see shrinker
+)
+
+// imageKind says what of an image is there.
+type imageKind uint8
+
+const (
+	whole imageKind = iota
+	skeleton
+	outline
 )
 
 func (s *image) hi() int64 {
@@ -124,9 +136,8 @@ func imageSize(c *memory, s *segment, n int64, h part) int64 {
 	return size
 }
 
-// appendImage appends the image of a part of a segment of a sequence of n tokens to dst, which has room for it,
-// or only its skeleton.
-func appendImage(c *memory, dst []byte, s *segment, n int64, h part, skeleton bool) ([]byte, error) {
+// appendImage appends the image of a part of a segment of a sequence of n tokens to dst, which has room for it.
+func appendImage(c *memory, dst []byte, s *segment, n int64, h part, kind imageKind) ([]byte, error) {
 	le := binary.LittleEndian
 	var flags byte
 	for bit, on := range map[byte]bool{imageSinks: s.sinks, imageClosed: s.closed, imageLost: s.lost} {
@@ -141,7 +152,7 @@ func appendImage(c *memory, dst []byte, s *segment, n int64, h part, skeleton bo
 	dst = le.AppendUint64(le.AppendUint64(dst, uint64(s.lo)), uint64(s.end))
 	dst = le.AppendUint32(le.AppendUint32(dst, uint32(h.from)), uint32(h.to))
 	get := func(at backend.Span) error {
-		if skeleton {
+		if kind == skeleton {
 			return nil
 		}
 		dst = dst[:len(dst)+int(at.Len)]
@@ -179,12 +190,15 @@ func appendImage(c *memory, dst []byte, s *segment, n int64, h part, skeleton bo
 			for _, e := range b.energy {
 				dst = le.AppendUint32(dst, math.Float32bits(e))
 			}
-			if b.pos != 0 {
+			if b.pos != 0 && kind != outline {
 				if err := get(c.arena.at(b.pos, int64(2*rows))); err != nil {
 					return nil, err
 				}
 			}
 			for side := range sides {
+				if kind == outline {
+					continue
+				}
 				if err := get(c.side(b, side, rows).Data); err != nil {
 					return nil, err
 				}
@@ -194,14 +208,34 @@ func appendImage(c *memory, dst []byte, s *segment, n int64, h part, skeleton bo
 	return dst, nil
 }
 
-// parseImage reads an image; its rows alias p. Those of a skeleton are not there yet, so that the caller calls
-// check.
+// parseImage reads a whole image; its rows alias p.
 //
 // Errors: quant.ErrCorrupt.
-func parseImage(c *memory, p []byte, skeleton bool) (*image, error) {
-	le, whole := binary.LittleEndian, len(p)
-	bad := func(what string) error {
-		return fmt.Errorf("image of a segment: %s at byte %d: %w", what, whole-len(p), quant.ErrCorrupt)
+func parseImage(c *memory, p []byte) (*image, error) {
+	s, rest, err := parseKind(c, p, whole)
+	if err != nil {
+		return nil, err
+	}
+	if len(rest) != 0 {
+		return nil, fmt.Errorf("image of a segment: bytes behind the last block: %w", quant.ErrCorrupt)
+	}
+	return s, s.check(c)
+}
+
+// parseSkeleton reads a skeleton. The caller fills in what it lacks and calls check.
+func parseSkeleton(c *memory, p []byte) (*image, error) {
+	s, rest, err := parseKind(c, p, skeleton)
+	if err == nil && len(rest) != 0 {
+		return nil, fmt.Errorf("image of a segment: bytes behind the last block: %w", quant.ErrCorrupt)
+	}
+	return s, err
+}
+
+// parseKind reads an image and returns what stands behind it.
+func parseKind(c *memory, p []byte, kind imageKind) (s *image, rest []byte, err error) {
+	le, all := binary.LittleEndian, len(p)
+	bad := func(what string) (*image, []byte, error) {
+		return nil, nil, fmt.Errorf("image of a segment: %s at byte %d: %w", what, all-len(p), quant.ErrCorrupt)
 	}
 	short := false
 	take := func(n int) []byte {
@@ -212,43 +246,51 @@ func parseImage(c *memory, p []byte, skeleton bool) (*image, error) {
 		p = p[n:]
 		return x
 	}
-	rows := take
-	if skeleton {
-		rows = func(int) []byte { return []byte{} }
+	none := func(int) []byte { return []byte{} }
+	means, rows := take, take // and positions
+	switch kind {
+	case skeleton:
+		means, rows = none, none
+	case outline:
+		rows = none
 	}
 	h := take(imageHeader)
 	if short {
-		return nil, bad("header")
+		return bad("header")
 	}
-	s := &image{pages: int(le.Uint16(h[2:])), per: int(le.Uint16(h[4:])), have: int(le.Uint16(h[6:])),
+	s = &image{pages: int(le.Uint16(h[2:])), per: int(le.Uint16(h[4:])), have: int(le.Uint16(h[6:])),
 		lo: int64(le.Uint64(h[8:])), end: int64(le.Uint64(h[16:])), sinks: h[0]&imageSinks != 0,
-		closed: h[0]&imageClosed != 0, lost: h[0]&imageLost != 0, from: int(le.Uint32(h[24:])), to: int(le.Uint32(h[28:]))}
+		closed: h[0]&imageClosed != 0, lost: h[0]&imageLost != 0, archived: h[0]&imageArchived != 0, from: int(le.Uint32(h[24:])), to: int(le.Uint32(h[28:]))}
 	heads := s.to - s.from
-	if h[0] > imageSinks|imageClosed|imageLost || h[1] != 0 || s.pages > 2048/pageTokens || s.from < 0 || s.from >= s.to ||
+	known := byte(imageSinks | imageClosed | imageLost)
+	if kind == outline {
+		known |= imageArchived
+	}
+	if h[0]&^known != 0 || h[1] != 0 || s.pages > 2048/pageTokens || s.from < 0 || s.from >= s.to ||
 		s.to > c.geo.Layers*c.geo.KVHeads {
-		return nil, bad("header")
+		return bad("header")
 	}
 	s.blocks, s.mean = make([]imageBlock, heads*s.pages), make([][]byte, heads)
 	for i := range heads {
 		switch k := take(1); {
 		case short || k[0] > 2:
-			return nil, bad("mean")
+			return bad("mean")
 		case k[0] == 2:
-			s.mean[i] = rows(frame.MeanBytes(c.geo.HeadDim))
+			s.mean[i] = means(frame.MeanBytes(c.geo.HeadDim))
 		case k[0] == 1:
 			s.mean[i] = []byte{}
 		}
 		for j := range s.pages {
 			b, k := &s.blocks[i*s.pages+j], take(4)
 			if short || k[0] >= byte(rungs) || k[1] >= byte(rungs) || k[3] > 1 {
-				return nil, bad("block")
+				return bad("block")
 			}
 			if k[2] == 0 {
 				continue
 			}
 			b.rung, b.rows = [sides]rung{rung(k[0]), rung(k[1])}, int(k[2])
 			if b.rung[sideK] == gone || b.rung[sideV] == gone || b.rows > pageTokens {
-				return nil, bad("block")
+				return bad("block")
 			}
 			e := take(8)
 			if k[3] == 1 {
@@ -258,20 +300,14 @@ func parseImage(c *memory, p []byte, skeleton bool) (*image, error) {
 				b.data[side] = rows(b.rung[side].coding().PackedBytes(b.rows, dim))
 			}
 			if short {
-				return nil, bad("rows")
+				return bad("rows")
 			}
 			for side := range sides {
 				b.energy[side] = math.Float32frombits(le.Uint32(e[4*side:]))
 			}
 		}
 	}
-	if len(p) != 0 {
-		return nil, bad("bytes behind the last block")
-	}
-	if skeleton {
-		return s, nil
-	}
-	return s, s.check(c)
+	return s, p, nil
 }
 
 // check reports what makes an image none of a segment of this cache.

@@ -93,7 +93,12 @@ func (m *mover) hold(s *Sequence, what string) (free func(), buf []byte, named [
 		}
 		free = s.occupy(what)
 		n := max(stateSize(s), mostImage(s, func(g *segment) []part { return parts(&c.memory, g.sinks) }))
-		if err := m.lend(n + store.SealBytes); err != nil {
+		if m.call == "park" {
+			err = m.lend(n + shrinkBytes(&c.memory, n) + store.SealBytes)
+		} else {
+			err = m.lend(n + store.SealBytes)
+		}
+		if err != nil {
 			return err
 		}
 		buf = make([]byte, store.SealBytes, n+store.SealBytes)
@@ -119,7 +124,7 @@ func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
 		if err == nil {
 			for i, g := range s.segs {
 				if named[i].shared {
-					g.name = named[i].name
+					g.name, g.coarse = named[i].name, named[i].coarse
 				}
 			}
 			c.stats.Parked++
@@ -143,11 +148,21 @@ func (m *mover) putAll(s *Sequence, id store.Key, buf []byte, named []segmentSta
 			}
 		}
 	}()
+	smaller, err := newShrinker(m, s, cap(buf))
+	if err != nil {
+		return err
+	}
 	for i, g := range s.segs {
 		if err := m.name(s, g, &named[i], id, i, buf); err != nil {
 			return err
 		}
 		put = i + 1
+		if done, err := smaller.put(s, g, &named[i], expires); done || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		err := m.eachPart(s, g, buf, func(j int, image []byte) error {
 			k := m.partKey(named[i].name, j)
 			m.under.Seal(k, image)
@@ -194,7 +209,7 @@ func (m *mover) eachPart(s *Sequence, g *segment, buf []byte, f func(j int, imag
 	for j, h := range parts(&c.memory, g.sinks) {
 		var image []byte
 		err := m.locked(func() (err error) {
-			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n, h, false)
+			image, err = appendImage(&c.memory, buf[:store.SealBytes], g, s.n, h, whole)
 			return err
 		})
 		if err == nil {
@@ -302,7 +317,7 @@ func (m *mover) addSegment(s *Sequence, x *segmentState) error {
 			g.blocks[i].mass = v
 		}
 		if x.shared {
-			g.name = x.name
+			g.name, g.coarse = x.name, x.coarse
 		}
 		return m.lend(0)
 	})
@@ -320,57 +335,21 @@ func (m *mover) addPart(s *Sequence, x *segmentState, k store.Key, h part) error
 	if err != nil {
 		return err
 	}
-	im, err := parseImage(&m.c.memory, p, false)
+	if n := openBytes(&m.c.memory, p); n > 0 {
+		if err := m.locked(func() error { return m.lend(m.loan - m.base + n) }); err != nil {
+			return err
+		}
+	}
+	im, err := openPart(&m.c.memory, p)
 	if err != nil {
 		return err
 	}
+	x.coarse = x.coarse || im.archived
 	if im.lo != x.lo || im.hi() != x.hi || im.from != h.from || im.to != h.to {
 		return fmt.Errorf("a part of tokens %d to %d, heads %d to %d, where %d to %d, %d to %d are: %w", im.lo, im.hi(), im.from,
 			im.to, x.lo, x.hi, h.from, h.to, quant.ErrCorrupt)
 	}
 	return m.locked(func() error { return im.place(m.ctx, s) })
-}
-
-// named returns the segment in memory that has the image of a name, nil if none has.
-func named(c *Cache, name store.Key) *segment {
-	if name == (store.Key{}) {
-		return nil
-	}
-	for _, n := range c.index.nodes {
-		if n.seg.name == name {
-			return n.seg
-		}
-		if n.sinks != nil && n.sinks.name == name {
-			return n.sinks
-		}
-	}
-	for _, s := range c.seqs {
-		for _, g := range s.segs {
-			if g.name == name {
-				return g
-			}
-		}
-	}
-	return nil
-}
-
-// restore gives a sequence that has its segments the rest of its state.
-func (x *state) restore(s *Sequence, salt []byte) error {
-	c := s.c
-	if err := s.setState(x.opaque); err != nil {
-		return err
-	}
-	s.n, s.high, s.left, s.stale, s.kept = x.n, x.high, x.left, x.stale, x.kept
-	if !x.follows {
-		return nil
-	}
-	y := chain{follows: true, root: c.cfg.rootKey(salt), keys: x.keys, n: len(x.rest)}
-	copy(y.rest[:], x.rest)
-	if err := s.follow(y); err != nil {
-		return err
-	}
-	s.enlist()
-	return nil
 }
 
 // discard deletes what was parked.

@@ -276,7 +276,7 @@ func (m *mover) publish(s *Sequence, expires time.Time) error {
 		free()
 		for i, g := range s.segs {
 			if err == nil && named[i].shared {
-				g.name = named[i].name
+				g.name, g.coarse = named[i].name, false
 			}
 		}
 	}
@@ -291,7 +291,7 @@ func (m *mover) putShared(s *Sequence, buf []byte, named []segmentState, expires
 		whole := false
 		_ = m.locked(func() error {
 			whole = g.refs > 1 && g.whole(s.n)
-			x.name, x.shared = g.name, whole && g.name != (store.Key{})
+			x.name, x.shared = g.name, whole && g.name != (store.Key{}) && !g.coarse
 			return nil
 		})
 		if !whole || x.shared {

@@ -21,7 +21,7 @@ var rooms = [][]string{
 	{"gguf/gguftest", "capture", "internal/blocks", "internal/weigh"},
 	{"internal/captured", "internal/damage", "llamastate", "model"},
 	{"model/modeltest", "internal/ahead", "internal/cold", "internal/segment", "runner"},
-	{"report"},
+	{"report", "archiver"},
 	{"kvfile"},
 	{"tune"},
 }

@@ -46,6 +46,7 @@ var allowed = map[string][]string{
 		"importance",
 		"engine/backend",
 		"engine/internal/plan",
+		"engine/internal/parallel",
 		"engine/container",
 		"engine/store",
 	},
@@ -104,8 +105,10 @@ var allowed = map[string][]string{
 	"engine/model/modeltest": {"engine/model"},
 	// Answers of a model on the serving cache. Policy is here; cmd/kvist/internal/serve knows only HTTP.
 	"engine/runner": {"quant", "engine", "engine/atomicfile", "engine/backend", "engine/model", "engine/store"},
-	"engine/auto":   {"quant", "engine/backend", "cpu", "cuda"},
-	"bench":         {},
+	// The cache knows archive form by an interface alone.
+	"engine/archiver": {"quant", "engine", "engine/profile", "engine/internal/archive", "engine/internal/cold"},
+	"engine/auto":     {"quant", "engine/backend", "cpu", "cuda"},
+	"bench":           {},
 	// A method knows nothing of the model that it is measured in, nor of a search for settings.
 	"bench/methods":       {"quant", "cpu", "cpu/matmul", "engine/"},
 	"bench/quality":       {"quant", "engine", "engine/", "bench/methods"},

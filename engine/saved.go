@@ -123,12 +123,12 @@ func (m *mover) write(s *Sequence, w io.Writer, h *container.Header, all []span,
 			var im *image
 			err := m.locked(func() (err error) {
 				if x.seg != nil {
-					buf, err = appendImage(&c.memory, buf[:0], x.seg, s.n, part, false)
+					buf, err = appendImage(&c.memory, buf[:0], x.seg, s.n, part, whole)
 				}
 				return err
 			})
 			if err == nil && x.seg != nil {
-				im, err = parseImage(&c.memory, buf, false)
+				im, err = parseImage(&c.memory, buf)
 			}
 			if err == nil {
 				err = f.WriteRecord(im.record(c.geo.KVHeads, l, i, x.n))
@@ -164,7 +164,7 @@ func appendSaved(s *Sequence) ([]byte, error) {
 		at := len(p)
 		p = le.AppendUint32(p, 0)
 		var err error
-		if p, err = appendImage(&c.memory, p, g, s.n, part{0, len(g.mean)}, true); err != nil {
+		if p, err = appendImage(&c.memory, p, g, s.n, part{0, len(g.mean)}, skeleton); err != nil {
 			return nil, err
 		}
 		le.PutUint32(p[at:], uint32(len(p)-at-4))
@@ -276,7 +276,7 @@ func (m *mover) parseSaved(h *container.Header, p []byte) (images []*image, x *s
 	}
 	images = make([]*image, r.count(4))
 	for i := range images {
-		if images[i], err = parseImage(&c.memory, r.take(r.count(1)), true); err != nil {
+		if images[i], err = parseSkeleton(&c.memory, r.take(r.count(1))); err != nil {
 			return nil, nil, err
 		}
 	}

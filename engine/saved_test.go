@@ -168,14 +168,14 @@ func FuzzParseSaved(f *testing.F) {
 	a, err := file.ReadAux(container.SequenceName)
 	require.NoError(f, err)
 	f.Add(a.Data)
-	image, err := appendImage(&r.c.memory, make([]byte, 0, 1<<20), s.segs[1], s.n, part{1, 3}, false)
+	image, err := appendImage(&r.c.memory, make([]byte, 0, 1<<20), s.segs[1], s.n, part{1, 3}, whole)
 	require.NoError(f, err)
 	f.Add(image)
 	m := newLoader(context.Background(), r.c, "load", 0)
 	f.Fuzz(func(t *testing.T, p []byte) {
 		for _, err := range []error{
 			func() error { _, _, err := m.parseSaved(file.Header(), p); return err }(),
-			func() error { _, err := parseImage(&r.c.memory, p, false); return err }(),
+			func() error { _, err := parseImage(&r.c.memory, p); return err }(),
 			func() error { _, err := parseState(&r.c.memory, p); return err }(),
 		} {
 			if err != nil && !errors.Is(err, quant.ErrCorrupt) && !errors.Is(err, quant.ErrVersion) &&

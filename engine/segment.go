@@ -69,6 +69,7 @@ type segment struct {
 	closed  bool
 	lost    bool      // pressure has dropped rows
 	name    store.Key // of its image in the store, zero if it has none or has changed since
+	coarse  bool      // that image has rows in archive form
 	pinned  int       // by how many sequences
 	visited uint64    // by pressure
 	room    int       // index of the first entry in the tables, plus 1; 0: none

@@ -328,8 +328,9 @@ func (s *Sequence) State() []byte {
 
 // Park moves the sequence to the store, exactly as it is, and closes it. What it returns resumes it, in this
 // process or another one with a cache of the same settings. What expires is gone after that time; the zero
-// time is never. Segments that other sequences share, or may share later, are put once. A call to Demote
-// before makes what is parked smaller; bench/results/parking.md says at what cost.
+// time is never. Segments that other sequences share, or may share later, are put once. With a
+// Config.Archiver exact rows are put in archive form; a call to Demote before makes what is parked smaller too.
+// bench/results/parking.md says at what cost.
 //
 // The salt is that of those who may resume it: MatchPrefix's, where the sequence has one. It does not
 // encrypt: who reads the store reads the rows.

@@ -36,6 +36,7 @@ type state struct {
 type segmentState struct {
 	name   store.Key // of its image
 	shared bool      // others may share the image
+	coarse bool      // it has rows in archive form; not written
 	lo, hi int64
 	mass   []float32 // [layers, kv_heads, pages]
 }
@@ -235,5 +236,47 @@ func (s *state) parseSegments(c *memory, r *stateReader) error {
 	case len(r.p) != 0:
 		return bad("bytes behind its segments")
 	}
+	return nil
+}
+
+// named returns the segment in memory that has the image of a name, nil if none has.
+func named(c *Cache, name store.Key) *segment {
+	if name == (store.Key{}) {
+		return nil
+	}
+	for _, n := range c.index.nodes {
+		if n.seg.name == name {
+			return n.seg
+		}
+		if n.sinks != nil && n.sinks.name == name {
+			return n.sinks
+		}
+	}
+	for _, s := range c.seqs {
+		for _, g := range s.segs {
+			if g.name == name {
+				return g
+			}
+		}
+	}
+	return nil
+}
+
+// restore gives a sequence that has its segments the rest of its state.
+func (x *state) restore(s *Sequence, salt []byte) error {
+	c := s.c
+	if err := s.setState(x.opaque); err != nil {
+		return err
+	}
+	s.n, s.high, s.left, s.stale, s.kept = x.n, x.high, x.left, x.stale, x.kept
+	if !x.follows {
+		return nil
+	}
+	y := chain{follows: true, root: c.cfg.rootKey(salt), keys: x.keys, n: len(x.rest)}
+	copy(y.rest[:], x.rest)
+	if err := s.follow(y); err != nil {
+		return err
+	}
+	s.enlist()
 	return nil
 }

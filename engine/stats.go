@@ -36,6 +36,29 @@ type Stats struct {
 	Refusals                  uint64 // steps and sequences that were refused for want of memory
 }
 
+// Spare returns the bytes that new rows can take before pressure takes detail from what is there: what is free of
+// Config.Exact of the budget, and shared prefixes that no sequence holds; less what parking a sequence takes, where
+// there is a store.
+func (c *Cache) Spare() int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return 0
+	}
+	n := c.arena.free() - int64((1-c.cfg.Exact)*float64(c.cfg.Budget))
+	if c.cfg.Store != nil {
+		part := parts(&c.memory, false)[0]
+		exact := int64(2*(part.to-part.from)*c.cfg.Segment) * int64(c.geo.HeadDim+c.geo.HeadDimV)
+		n -= exact + shrinkBytes(&c.memory, exact) + c.keptBytes(c.cfg.KeptQueries) + reserveRuns*c.arena.runBytes
+	}
+	for _, x := range c.index.nodes {
+		if x.seg.refs == x.seg.listed {
+			n += c.segmentBytes(x.seg)
+		}
+	}
+	return n
+}
+
 // Stats returns the state of the cache. It looks at every block, while no step can go on: call it a few
 // times a second at most.
 func (c *Cache) Stats() Stats {

@@ -5,10 +5,12 @@ package quality
 import (
 	"context"
 	"math"
+	"time"
 
 	"github.com/kvist-project/kvist/engine"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
+	"github.com/kvist-project/kvist/engine/store"
 )
 
 // HeldOptions configure MeasureHeld.
@@ -18,12 +20,16 @@ type HeldOptions struct {
 	Config engine.Config
 	Awake  bool // the cache is not told that conversations rest, and their windows stay exact
 	OnTold func(conversation int)
+	// Park parks each conversation in Config.Store when it is told, and resumes it when it is asked.
+	Park bool
 }
 
 // Held is what a cache that holds many conversations still knows of them.
 type Held struct {
 	Found [][]bool // [contexts][questions]: every token of the answer was the arg max
-	Bytes int64    // of the rows of all conversations
+	Bytes int64    // of the rows of all conversations that are not parked
+	// Resume is the longest time that a parked conversation took to come back.
+	Resume time.Duration
 	Stats engine.Stats
 }
 
@@ -46,6 +52,7 @@ func MeasureHeld(ctx context.Context, be backend.Backend, m *model.Model, r *Ret
 	defer c.Close() //nolint:errcheck // it holds memory alone
 	h := &Held{}
 	var told []*SequenceStore
+	var parked []store.Key
 	for i, rc := range r.Contexts {
 		s, err := NewSequenceStore(ctx, c, g.Layers)
 		if err != nil {
@@ -57,10 +64,17 @@ func MeasureHeld(ctx context.Context, be backend.Backend, m *model.Model, r *Ret
 				return nil, err
 			}
 		}
-		if !o.Awake {
+		if !o.Awake && !o.Park {
 			if err := s.Seq.Rest(); err != nil {
 				return nil, err
 			}
+		}
+		if o.Park {
+			id, err := s.Seq.Park(ctx, nil, time.Time{})
+			if err != nil {
+				return nil, err
+			}
+			parked = append(parked, id)
 		}
 		if told = append(told, s); o.OnTold != nil {
 			o.OnTold(i)
@@ -68,15 +82,29 @@ func MeasureHeld(ctx context.Context, be backend.Backend, m *model.Model, r *Ret
 	}
 	for i, rc := range r.Contexts {
 		found := make([]bool, len(rc.Questions))
+		if o.Park {
+			begin := time.Now()
+			if told[i].Seq, err = c.Resume(ctx, nil, parked[i]); err != nil {
+				return nil, err
+			}
+			h.Resume = max(h.Resume, time.Since(begin))
+		}
 		for j, q := range rc.Questions {
 			if found[j], err = askFork(m, told[i], q); err != nil {
 				return nil, err
 			}
 		}
 		h.Found = append(h.Found, found)
+		if o.Park {
+			if err := told[i].Seq.Close(); err != nil {
+				return nil, err
+			}
+		}
 	}
 	for _, s := range told {
-		h.Bytes += s.Seq.Bytes()
+		if !o.Park {
+			h.Bytes += s.Seq.Bytes()
+		}
 	}
 	h.Stats = c.Stats()
 	return h, nil

@@ -21,6 +21,7 @@ import (
 	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/cpu"
 	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/archiver"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/quant"
@@ -50,6 +51,7 @@ func run() error {
 	after := flag.Int("after", 0, "with -hold: so many tokens of another text follow the facts, and each conversation has a cache of its own")
 	chain := flag.Int("chain", 0, "have the model write so many tokens on its own behind 256 tokens of each text instead")
 	awake := flag.Bool("awake", false, "with -hold: windows of idle conversations stay exact")
+	archived := flag.String("archived", "", "with -hold: conversations are parked at these bits a value, separated by commas, by the basis of -profile, and resumed when they are asked")
 	role := flag.String("role", texts.RoleEval, "with -hold: of which texts")
 	flag.Parse()
 	find := model.Find
@@ -79,10 +81,17 @@ func run() error {
 		if err != nil {
 			return err
 		}
-		if s == nil {
+		if s == nil && *archived == "" {
 			return fmt.Errorf("servingtable: %s holds no sensitivity: %w", *prof, quant.ErrShape)
 		}
-		cfg.SensitivityK, cfg.SensitivityV = s.K, s.V
+		if s != nil {
+			cfg.SensitivityK, cfg.SensitivityV = s.K, s.V
+		}
+		if *archived != "" {
+			if cfg.Archiver, err = archiver.New(p, m.Geometry()); err != nil {
+				return err
+			}
+		}
 	}
 	list, err := methodsOf(*against)
 	if err != nil {
@@ -96,6 +105,13 @@ func run() error {
 		ratios, err := numbers(*hold)
 		if err != nil {
 			return err
+		}
+		if *archived != "" {
+			bits, err := numbers(*archived)
+			if err != nil {
+				return err
+			}
+			return measureParked(be, m, *role, *conversations, *tokens, bits, cfg)
 		}
 		return measureHeld(be, m, *role, *conversations, *tokens, *after, ratios, *awake, cfg)
 	}

@@ -13,16 +13,19 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/engine"
+	"github.com/kvist-project/kvist/engine/archiver"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
 	"github.com/kvist-project/kvist/engine/profile"
 	"github.com/kvist-project/kvist/engine/runner"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // answerFlags are those of the verbs that answer with a model: chat and serve.
 type answerFlags struct {
 	budget, format, profile  string
 	context, window, segment int
+	parkBits                 float64 // 0: rows are parked as they are
 	fast                     bool
 	backend                  backendFlags
 }
@@ -105,7 +108,7 @@ func (f *answerFlags) start(a *app, w *answering, name string, o runner.Options)
 	}
 	w.model = fmt.Sprintf("%s of %d bytes", w.m.Name, size)
 	o.Cache = engine.Config{Budget: w.budget, Window: f.window, Segment: f.segment, Model: w.model}
-	if err := f.sensitivity(&o.Cache); err != nil {
+	if err := f.fromProfile(&o.Cache, w.m.Geometry()); err != nil {
 		return err
 	}
 	w.r, err = runner.New(w.m, w.be, o)
@@ -126,8 +129,8 @@ func modelSize(name string) (int64, error) {
 	return info.Size(), nil
 }
 
-// sensitivity reads what errors in each head matter from a profile.
-func (f *answerFlags) sensitivity(c *engine.Config) error {
+// fromProfile reads what errors in each head matter from a profile, and how rows are parked.
+func (f *answerFlags) fromProfile(c *engine.Config, g quant.Geometry) error {
 	if f.profile == "" {
 		return nil
 	}
@@ -139,11 +142,18 @@ func (f *answerFlags) sensitivity(c *engine.Config) error {
 	if err != nil {
 		return err
 	}
-	if s == nil {
+	switch {
+	case s != nil:
+		c.SensitivityK, c.SensitivityV, c.Profile = s.K, s.V, f.profile
+	case f.parkBits == 0:
 		return fmt.Errorf("profile %s says nothing of the sensitivity of heads", f.profile)
 	}
-	c.SensitivityK, c.SensitivityV, c.Profile = s.K, s.V, f.profile
-	return nil
+	if f.parkBits == 0 {
+		return nil
+	}
+	c.ArchiveBits = f.parkBits
+	c.Archiver, err = archiver.New(p, g)
+	return err
 }
 
 func (w *answering) close() (err error) {

@@ -53,7 +53,9 @@ among the keys: what a key holds within its part is not taken for others.
 
 With --conversations, conversations outlive the server: they are parked in the folder, with their rows as they
 are, when they are idle, when memory is short and when the server ends, and go on from there. A request with
-"kvist": {"save": true} is parked at once, and survives even if the server is killed.
+"kvist": {"save": true} is parked at once, and survives even if the server is killed. With --park-bits, rows that are still
+exact are parked in archive form, in a fraction of the bytes and with an error, and idle conversations are parked before
+the detail of any fades.
 
 With --store, servers of the same model and settings share what they have computed: the first tokens of a prompt are
 computed by one of them, whatever machine it is on, and found by the others under the same key. URL is
@@ -86,6 +88,7 @@ second one ends it at once.`,
 	fs.StringVar(&f.folder, "conversations", "", "`FOLDER` that idle conversations are parked in; a server finds them again when it starts")
 	fs.StringVar(&f.folderMax, "conversations-max", "", "most `BYTES` of rows in the folder; when it is full, what was parked for longest goes. Default: no limit")
 	fs.StringVar(&f.store, "store", "", "`URL` of a store that servers share: what one computed of a prompt, the others find there")
+	fs.Float64Var(&f.parkBits, "park-bits", 0, "`BITS` a value that parked conversations take, by the basis of --profile, 0.25 to 8; 0: as they are in memory")
 	fs.DurationVar(&f.parkAfter, "park-after", time.Minute, "how long a conversation is idle until it is parked; 0: until memory is short or the server ends")
 	fs.DurationVar(&f.timeout, "timeout", 10*time.Minute, "longest time of an answer")
 	fs.DurationVar(&f.drain, "drain", 20*time.Second, "time that answers have to end when the server is told to")
@@ -106,6 +109,7 @@ func (f *serveFlags) check() (fade float64, err error) {
 		{"connections", f.connections >= 1 && f.connections <= 1<<16, "1 to 65536"},
 		{"fade-after", f.fadeAfter >= 0, "0 or more"},
 		{"park-after", f.parkAfter >= 0, "0 or more"},
+		{"park-bits", f.parkBits == 0 || f.parkBits >= 0.25 && f.parkBits <= 8, "0, or 0.25 to 8"},
 		{"timeout", f.timeout > 0, "more than 0"},
 		{"drain", f.drain >= 0, "0 or more"},
 		{"max-body", f.maxBody >= 1, "1 or more"},
@@ -173,6 +177,9 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 	}
 	if len(keys) > 1 {
 		o.Tenants, o.TenantOf = len(keys), serve.KeyOf
+	}
+	if f.parkBits != 0 && (f.folder == "" || f.profile == "") {
+		return usagef("--park-bits: want --conversations, and --profile with a basis (kvist calibrate makes one)")
 	}
 	if f.store != "" {
 		if f.folder != "" {

@@ -187,7 +187,7 @@ type Summary struct {
 	Exact  int64 // what they would take in binary16
 	Busy   bool  // an answer is under way
 	Pinned bool
-	Parked bool // it is in the folder, not in memory: Bytes are what it took there
+	Parked bool // it is in the folder, not in memory: Bytes are what it took in memory
 	Used   time.Time
 	First  []int32 // its first tokens, up to 64
 }

@@ -165,3 +165,59 @@ func TestSave_FullCache(t *testing.T) {
 		require.LessOrEqual(t, s.PeakBytes, budget)
 	}
 }
+
+// halving is an archiver that keeps a byte of each value.
+type halving struct{ engine.Archiver }
+
+func (halving) Name() string                                            { return "halving" }
+func (halving) Step(_ []engine.ArchiveRows, _ float64) (float64, error) { return 0, nil }
+func (halving) Encode(dst []byte, r *engine.ArchiveRows, _ float64) ([]byte, error) {
+	for h := range r.K {
+		for _, x := range [][]float32{r.K[h], r.V[h]} {
+			for _, v := range x {
+				dst = append(dst, byte(quant.F32ToF16(v)>>8))
+			}
+		}
+	}
+	return dst, nil
+}
+
+func (halving) Decode(r *engine.ArchiveRows, p []byte) error {
+	if len(p) != r.Values() {
+		return quant.ErrCorrupt
+	}
+	for h := range r.K {
+		for _, x := range [][]float32{r.K[h], r.V[h]} {
+			for i := range x {
+				x[i], p = quant.F16ToF32(uint16(p[0])<<8|0x80), p[1:]
+			}
+		}
+	}
+	return nil
+}
+
+// With an archiver idle conversations are parked before pressure takes from any, and all of them come back.
+func TestPark_BeforeDetailFades(t *testing.T) {
+	m := tiny(t)
+	for _, with := range []bool{false, true} {
+		o := parking(t.TempDir())
+		o.Cache.Budget = 2 << 20
+		if with {
+			o.Cache.Archiver = halving{}
+		}
+		r := run(t, m, o)
+		for i := range 8 {
+			_, res := answer(t, r, runner.Request{Tokens: ask(t, m, text(700, string(rune('a'+i))+" words ")), MaxTokens: 8, IgnoreEnd: true})
+			require.Zero(t, res.Cached)
+		}
+		for i := range 8 {
+			p := append(ask(t, m, text(700, string(rune('a'+i))+" words ")), 5, 6, 7)
+			_, res := answer(t, r, runner.Request{Tokens: p, MaxTokens: 2, IgnoreEnd: true})
+			require.GreaterOrEqual(t, res.Cached, len(p)-3-64, i)
+		}
+		c, s, err := r.Stats(context.Background())
+		require.NoError(t, err)
+		require.Equal(t, with, c.Resumed >= 7, "%+v", c)
+		require.Equal(t, with, s.Units == 0, "%d units", s.Units)
+	}
+}

@@ -47,6 +47,11 @@ func (r *Runner) plan() []part {
 // step runs the next tokens of the tasks under way.
 func (r *Runner) step() {
 	parts := r.plan()
+	n := 0
+	for _, p := range parts {
+		n += len(p.tokens) + pageTokens // a page may begin
+	}
+	r.parkFor(n)
 	for len(parts) > 0 {
 		st, err := r.begin(parts)
 		if err == nil {
@@ -54,6 +59,19 @@ func (r *Runner) step() {
 			return
 		}
 		parts = r.lessen(parts, err)
+	}
+}
+
+// pageTokens is how many tokens memory is taken for at once.
+const pageTokens = 32
+
+// parkFor parks idle conversations until so many tokens fit without taking detail from others, where parked ones keep
+// more than those from which detail was taken.
+func (r *Runner) parkFor(tokens int) {
+	if r.shelf == nil || r.o.Cache.Archiver == nil {
+		return
+	}
+	for len(r.idle) > 0 && r.cache.Spare() < ExactBytes(r.m, tokens) && r.dropIdle() {
 	}
 }
 

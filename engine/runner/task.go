@@ -237,6 +237,7 @@ func (r *Runner) wake(t *task) error {
 // conversation stays parked as it was while it goes on. One that is damaged or gone is dropped. One that cannot
 // be read, as that of a cache of other settings, is left in the folder for who can.
 func (r *Runner) resume(n *note) (c *conversation, err error) {
+	r.parkFor(len(n.Tokens) + pageTokens)
 	for {
 		c, err = r.shelf.resume(n)
 		if err == nil || !errors.Is(err, quant.ErrFull) || !r.dropIdle() && (len(r.running) > 0 || !loosen(r)) {

@@ -64,12 +64,7 @@ func classOf(l *input.Layer, w []float32, sinks, outside int) []uint8 {
 		if w == nil {
 			continue
 		}
-		v := (w[t] + weightFloor) / (1 + weightFloor)
-		k := 0
-		for k < len(classBounds) && v >= classBounds[k] {
-			k++
-		}
-		class[t] = uint8(k)
+		class[t] = ClassOf(w[t])
 	}
 	return class
 }
