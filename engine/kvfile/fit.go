@@ -44,7 +44,8 @@ func (hf *hotFile) fit(total int64) (*plan.Plan, float64, error) {
 	low, high := leastPlan.Bytes, total
 	// The first guess takes the tables of the least plan.
 	budget := min(high, max(low, total-(least-low)))
-	for range 24 {
+	over := 0 // tries in a row that took too much
+	for try := 0; try < 24 || best == nil && try < 80; try++ {
 		p, err := hf.main.Solver.Solve(budget)
 		if err != nil {
 			return nil, 0, err
@@ -54,7 +55,7 @@ func (hf *hotFile) fit(total int64) (*plan.Plan, float64, error) {
 			return nil, 0, err
 		}
 		if n <= total {
-			if n > bestBytes {
+			if over = 0; n > bestBytes {
 				best, bestBytes = p, n
 			}
 			if p.Slope == 0 || total-n <= total/4096 {
@@ -63,8 +64,10 @@ func (hf *hotFile) fit(total int64) (*plan.Plan, float64, error) {
 			low = budget
 			budget = min(budget+(total-n), high)
 		} else {
+			// Plans come in steps: less by a few bytes may be the same plan.
 			high = budget
-			budget -= n - total
+			budget -= (n - total) << min(over, 40)
+			over++
 		}
 		if budget <= low || budget >= high { // the guess left the bracket: halve it
 			budget = (low + high) / 2

@@ -125,3 +125,21 @@ func TestCompress_StopsWhereBytesBuyNothing(t *testing.T) {
 		}
 	}
 }
+
+// TestCompress_EveryBudgetIsUsed: files in hot form take what they may, but for what plans cannot divide, at every
+// budget. A search that gave up would fall to the smallest file.
+func TestCompress_EveryBudgetIsUsed(t *testing.T) {
+	src := synthetic(t, shape{2, 2, 700, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
+	budgets := 60
+	if testing.Short() {
+		budgets = 25
+	}
+	for i := range budgets {
+		cfg := config(t, "bits=1 form=hot")
+		cfg.Bits, cfg.Bytes = 0, int64(60000+13*i)
+		b, _, err := tryCompress(t, src, cfg)
+		require.NoError(t, err)
+		require.LessOrEqual(t, int64(len(b)), cfg.Bytes)
+		require.Greater(t, int64(len(b)), cfg.Bytes-cfg.Bytes/50, "%d bytes", cfg.Bytes)
+	}
+}
