@@ -30,6 +30,7 @@ type calibrateFlags struct {
 	next        int
 	json, force bool
 	onlyQueries bool
+	predictors  string
 	backend     backendFlags
 }
 
@@ -43,6 +44,11 @@ func newCalibrate(a *app) *cobra.Command {
 of the output projection, the means and deviations of the components, and the tables of the coder. It
 also writes mean and variance of the queries, by which compress weighs the tokens of caches that come
 without queries; --only-queries adds these to a profile and leaves the rest of it.
+
+--predictors says what is learnt of how heads tell K and V of each other, which makes archives a fifth
+smaller and the profile larger: with (the rest of the profile, the default), only (added to a profile
+made from the same captures) or without.
+
 kvist capture makes the captures; --o-weight adds the metric of V. Use at least four texts, and not
 those that will be compressed.
 
@@ -74,6 +80,7 @@ Fields of --json: output, bytes, captures, tokens, id, archive_id.`,
 	fl.IntVar(&f.next, "next", 128, "`tokens` after the context to measure on")
 	fl.BoolVar(&f.onlyQueries, "only-queries", false,
 		"add what the captures say of queries, which weighs caches without queries, and leave the rest of the profile")
+	fl.StringVar(&f.predictors, "predictors", "with", "how heads tell of each other: `with` the rest, only, or without")
 	fl.BoolVar(&f.json, "json", false, "print one JSON object")
 	fl.BoolVar(&f.force, "force", false, "start a new profile if the output exists")
 	f.backend.add(cmd)
@@ -103,6 +110,9 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if err := f.backend.check(); err != nil {
 		return err
 	}
+	if f.predictors != "with" && f.predictors != "only" && f.predictors != "without" {
+		return usagef("--predictors %s: want with, only or without", f.predictors)
+	}
 	if f.out == stdStream {
 		return usagef("-o -: a profile is a file")
 	}
@@ -130,6 +140,9 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if f.onlyQueries && (old == nil || len(names) == 0) {
 		return usagef("--only-queries adds to a profile that is there what captures say of queries: %s", f.out)
 	}
+	if f.predictors == "only" && (f.onlyQueries || old == nil || len(names) == 0) {
+		return usagef("--predictors only adds to a profile that is there what captures say: %s", f.out)
+	}
 	sum := &calibratedJSON{Output: f.out, Captures: len(names)}
 	var captures []*capture.Source
 	for _, name := range names {
@@ -150,10 +163,16 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 			return err
 		}
 		defer closing(be, &err)
-		if f.onlyQueries {
+		switch {
+		case f.onlyQueries:
 			p, err = tune.WithQueries(ctx, captures, old)
-		} else {
+		case f.predictors == "only":
+			p, err = tune.WithPredictors(ctx, captures, old, say)
+		default:
 			p, err = tune.Calibrate(ctx, captures, be, old, say)
+			if err == nil && f.predictors == "with" {
+				p, err = tune.WithPredictors(ctx, captures, p, say)
+			}
 		}
 		if err != nil {
 			return err
@@ -178,14 +197,14 @@ func (a *app) calibrate(ctx context.Context, names []string, f *calibrateFlags) 
 	if err != nil {
 		return err
 	}
-	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), p.Digest(profile.SectionBasis, profile.SectionTables).Full()
+	sum.Bytes, sum.ID, sum.ArchiveID = st.Size(), p.ID().Full(), p.ArchiveID().Full()
 	if f.json {
 		return printJSON(a.stdout, sum)
 	}
 	pr := &printer{w: a.stdout}
 	pr.printf("%s: %s bytes, from %d captures of %s tokens\n", f.out, count(sum.Bytes), sum.Captures,
 		count(int64(sum.Tokens)))
-	pr.printf("basis and tables %s\n", p.Digest(profile.SectionBasis, profile.SectionTables))
+	pr.printf("archives name it %s\n", p.ArchiveID())
 	return pr.err
 }
 

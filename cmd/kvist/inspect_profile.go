@@ -81,7 +81,7 @@ func (a *app) inspectProfile(in *input, f *inspectFlags) error {
 		Attention: report.AttentionOf(g),
 		Geometry:  geometryJSON{g.Layers, g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV}}
 	if len(p.Tensors(profile.SectionBasis)) > 0 {
-		res.ArchiveID = p.Digest(profile.SectionBasis, profile.SectionTables).Full()
+		res.ArchiveID = p.ArchiveID().Full()
 	}
 	for _, s := range p.Sections() {
 		x := profileSectJSON{Name: string(s), Meta: p.Meta(s), Tensors: []tensorJSON{}}
@@ -109,7 +109,11 @@ func (r *profileJSON) print(p *printer, id profile.ID, sens *profile.Sensitivity
 	p.printf("%s: profile %s, %s bytes\n", r.File, id, count(r.Bytes))
 	p.printf("model     %s\n", r.Model)
 	if r.ArchiveID != "" {
-		p.printf("archive   archives name it %.16s: its basis and tables\n", r.ArchiveID)
+		parts := "basis and tables"
+		if slices.ContainsFunc(r.Sections, func(s profileSectJSON) bool { return s.Name == string(profile.SectionPredictors) }) {
+			parts = "basis, tables and predictors"
+		}
+		p.printf("archive   archives name it %.16s: its %s\n", r.ArchiveID, parts)
 	}
 	p.printf("shape     %d layers, %d heads, %d kv_heads, head_dim %d, head_dim_v %d\n", g.Layers,
 		g.Heads, g.KVHeads, g.HeadDim, g.HeadDimV)

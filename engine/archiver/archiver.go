@@ -51,7 +51,7 @@ func New(p *profile.Profile, g quant.Geometry) (*Archiver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kvist/archiver: %w", err)
 	}
-	id := cold.ProfileID(p)
+	id := cold.ProfileID(p, &cold.Settings{})
 	return &Archiver{geo: g, codec: codec, steps: steps, name: "archive 1 " + id.Full()}, nil
 }
 

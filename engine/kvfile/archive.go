@@ -99,7 +99,7 @@ func (ar *archiver) header(a *cold.Writer) error {
 	}
 	ar.c.header.QueryEnergy = nil // the row bias of an archive follows from its steps
 	if a.Profile != nil {
-		ar.c.header.Profile = cold.ProfileID(a.Profile)
+		ar.c.header.Profile = cold.ProfileID(a.Profile, &a.Settings)
 	}
 	a.Header, a.Aux = ar.c.header, ar.c.aux
 	return nil

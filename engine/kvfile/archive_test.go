@@ -299,7 +299,7 @@ func TestArchive_Profiles(t *testing.T) {
 	cfg := config(t, "bits=2 form=archive")
 	cfg.Profile = p
 	b, _ := compress(t, src, be, cfg)
-	require.Equal(t, cold.ProfileID(p), profile.ID(reader(t, b).Header().Profile))
+	require.Equal(t, cold.ProfileID(p, &cold.Settings{}), profile.ID(reader(t, b).Header().Profile))
 
 	var missing *profile.MissingError
 	for _, given := range [][]*profile.Profile{nil, {calibrated(t, synthetic(t,
@@ -307,7 +307,7 @@ func TestArchive_Profiles(t *testing.T) {
 		_, err := kvfile.Decompress(context.Background(), reader(t, b), &memory{}, kvfile.Options{Profiles: given})
 		require.ErrorAs(t, err, &missing)
 		require.ErrorIs(t, err, quant.ErrUnavailable)
-		require.Equal(t, cold.ProfileID(p), missing.ID)
+		require.Equal(t, cold.ProfileID(p, &cold.Settings{}), missing.ID)
 	}
 	// A profile that learnt something else since still decodes.
 	tuned, err := p.WithParams(profile.Params{"sinks": "4"}, nil)
@@ -318,7 +318,7 @@ func TestArchive_Profiles(t *testing.T) {
 	// So does one that has another name of its model since.
 	named, err := p.Named("other name")
 	require.NoError(t, err)
-	require.NotEqual(t, cold.ProfileID(p), cold.ProfileID(named))
+	require.NotEqual(t, cold.ProfileID(p, &cold.Settings{}), cold.ProfileID(named, &cold.Settings{}))
 	require.Equal(t, raw(t, restored(t, b, p), "layers.2.k"), raw(t, restored(t, b, named), "layers.2.k"))
 
 	other := synthetic(t, shape{4, 2, 100, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)

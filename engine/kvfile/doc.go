@@ -79,7 +79,8 @@
 // head's by what errors in it cost; one step for the file is searched for that meets the target. A
 // profile holds the model's bases and the coder's tables (tune.Calibrate) and, where they were measured in the model,
 // the steps of heads (tune.WithArchiveSteps); the file
-// names basis and tables by their digest (profile.Profile.Digest) and cannot be decompressed without them.
+// names basis and tables by their digest (profile.Profile.Digest) and cannot be decompressed without them. The same goes
+// for its predictors (tune.WithPredictors), which are used where an archive is not of stages.
 // Without a profile, scales, steps and, where its rows are many enough to pay for them, bases are
 // fitted to the file and stored in it. Truncate drops streams of such a file; ArchiveWeights lets
 // hot blocks be made of it; Config.Lossless keeps every bit.

@@ -13,6 +13,7 @@
 //	sensitivity  multipliers of the damage of K and V per head      kvist tune       planner
 //	basis        what rows are projected on, means, variances       kvist calibrate  archive
 //	tables       static tables of the archive's coder               kvist calibrate  archive
+//	predictors   what heads of a layer tell of each other           kvist calibrate  archive
 //	queries      mean and variance of the queries of query heads    kvist calibrate  weights without queries
 //
 // A section is a list of Tensors: named arrays of a type and a shape, kept exactly. Params,
@@ -44,6 +45,7 @@
 //	          | KAUX "sensitivity/k"       F32 [layers, kv_heads]
 //	          | KAUX "sensitivity/v"       F32 [layers, kv_heads]
 //	          | KAUX "basis/NAME"          any type and shape
+//	          | KAUX "predictors/lanes"    U8  [bytes]      |
 //	          | KAUX "queries/mean"        F32 [layers, heads, head_dim]
 //	          | KAUX "queries/variance"    F32 [layers, heads, head_dim]
 //	          | KAUX "tables/NAME"         any type and shape

@@ -38,6 +38,21 @@ func (id ID) Full() string { return hex.EncodeToString(id[:]) }
 // ID returns the identity of the profile: of model, geometry and every section, without meta.
 func (p *Profile) ID() ID { return p.Digest(p.Sections()...) }
 
+// ArchiveSections are the sections whose digest names a profile in an archive: those that decoding takes, which are
+// one more where it predicts.
+func ArchiveSections(predicts bool) []Section {
+	if predicts {
+		return []Section{SectionBasis, SectionTables, SectionPredictors}
+	}
+	return []Section{SectionBasis, SectionTables}
+}
+
+// ArchiveID returns what an archive that is made with the profile names it by. It names one with predictors without
+// them where it has stages, which are not predicted.
+func (p *Profile) ArchiveID() ID {
+	return p.Digest(ArchiveSections(len(p.sections[SectionPredictors]) > 0)...)
+}
+
 // Digest returns the identity of model, geometry and these sections only, in any order; a section
 // that the profile lacks counts as absent. A file that cannot be decoded without a profile names
 // the digest of the sections that decoding takes.

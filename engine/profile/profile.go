@@ -25,6 +25,7 @@ const (
 	SectionBasis       Section = "basis"
 	SectionTables      Section = "tables"
 	SectionQueries     Section = "queries"
+	SectionPredictors  Section = "predictors"
 )
 
 // Profile is a set of sections about one model. It never changes. The zero Profile is not valid;
@@ -317,7 +318,7 @@ func (e *MismatchError) Unwrap() error { return quant.ErrShape }
 // MissingError says that a file needs a profile that was not given. It matches
 // quant.ErrUnavailable.
 type MissingError struct {
-	ID    ID  // digest of the sections basis and tables
+	ID    ID  // digest of the sections that decoding takes (ArchiveSections)
 	Given int // profiles that were given, all others
 }
 
@@ -327,7 +328,7 @@ func (e *MissingError) Error() string {
 	if e.Given > 0 {
 		what = "another was given"
 	}
-	return fmt.Sprintf("kvist/profile: the file needs the profile whose basis and tables are %s, and %s", e.ID, what)
+	return fmt.Sprintf("kvist/profile: the file needs the profile that archives name %s, and %s", e.ID, what)
 }
 
 // Unwrap returns quant.ErrUnavailable.

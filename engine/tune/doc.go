@@ -20,7 +20,8 @@
 // The Price of a setting is the cost of leaving its start value, in units of the objective. A
 // signal that does not earn its price stays off. This rejects gains that are luck on a few texts.
 //
-// Calibrate makes what archives of a model share, the basis and tables of its profile, from captures.
+// Calibrate makes what archives of a model share, the basis and tables of its profile, from captures. WithPredictors
+// adds what heads tell of each other.
 // ArchiveSteps are what heads add to the step of an archive. Predict says what an error in each head is
 // taken for, to hold against what a model shows.
 //

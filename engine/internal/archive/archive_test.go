@@ -241,7 +241,7 @@ func TestRecord_ComesBackWithinItsSteps(t *testing.T) {
 				Dims: out.Dims, Class: out.Class, Step8: out.Step8}))
 			require.NoError(t, err)
 			for i := range p.y {
-				_, steps := c.lane(p.seg, i, p.std8[i], seg.Step8[i])
+				_, steps := c.lane(p.seg, i, &p.told, seg.Step8[i])
 				for j := range p.y[i] {
 					// A component that is not coded lies within what made it so.
 					require.InDelta(t, p.y[i][j], q.y[i][j], 1.01*float64(steps[j/16])+1e-2*math.Abs(float64(p.y[i][j])),
@@ -380,10 +380,10 @@ func TestDecodeOne_AsDefined(t *testing.T) {
 		require.NoError(t, err)
 		out := emptyLike(seg)
 		require.NoError(t, c.Decode(out, b, nil))
-		std, err := c.decodeSide(out, c.Set.Transforms[0], p.side)
+		std, err := c.decodeSide(out, c.Set.Transforms[0], nil, p.side)
 		require.NoError(t, err)
 		for i := range 4 {
-			l, _ := c.lane(out, i, std[i], out.Step8[i])
+			l, _ := c.lane(out, i, std, out.Step8[i])
 			fast, slow := make([]float32, tokens*16), make([]float32, tokens*16)
 			require.True(t, c.c.decodeOne(l, p.lanes[i].b, fast))
 			d := newRansDecoder(p.lanes[i].b)
@@ -411,7 +411,7 @@ func TestLevels_AsDefined(t *testing.T) {
 				q := c.c.quantizer(lambda)
 				var quick levels
 				for i := range p.y {
-					l, steps := c.lane(seg, i, p.std8[i], seg.Step8[i]+step8)
+					l, steps := c.lane(seg, i, &p.told, seg.Step8[i]+step8)
 					var sink laneSink
 					want := q.encode(l, p.y[i], steps, &sink)
 					quick.quantize(q, l, p.y[i], steps)

@@ -145,3 +145,79 @@ func BenchmarkLossless(b *testing.B) {
 		}
 	})
 }
+
+// benchPredicted is a segment of three heads that have much in common, and their codec with predictors.
+func benchPredicted(b *testing.B) (*Codec, *Segment) {
+	c, one := benchSegment(b)
+	rng := rand.New(rand.NewPCG(2, 9))
+	set := &Set{Tables: c.Set.Tables, Heads: 3, Sides: 2, Layers: []int{0}, Transforms: [][]*Transform{nil}}
+	seg := &Segment{Pos: one.Pos, Dims: one.Dims}
+	for lane := range 6 {
+		x := slices.Clone(one.Rows[0])
+		for i := range x {
+			x[i] += 0.5 * float32(rng.NormFloat64()*math.Pow(10, -float64(i%64)/16))
+		}
+		seg.Rows, seg.Step8 = append(seg.Rows, x), append(seg.Step8, 0)
+		if lane%2 == 0 {
+			rope := c.Ropes.Of(0)
+			rope.Redo(x, 64, seg.Pos)
+			seg.Class = append(seg.Class, one.Class[0])
+		}
+		set.Transforms[0] = append(set.Transforms[0], c.Set.Transforms[0][lane%2])
+	}
+	p := *c.Params
+	p.Set, p.Own = set, false
+	plain, err := NewCodec(&p, true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	made, err := plain.Prepare(clone(seg))
+	if err != nil {
+		b.Fatal(err)
+	}
+	pairing := NewPairing(set.Transforms[0], 2)
+	pairing.Add(plain, made, -16, Effort{Lambda: 0.12}, 0)
+	p.Set, p.Predict = set.WithThese([][]*Predictor{pairing.Predictors(0.1)}), true
+	with, err := NewCodec(&p, true)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return with, seg
+}
+
+// Bytes are those of the rows as f16.
+func BenchmarkPredicted(b *testing.B) {
+	for _, op := range []string{"encode", "decode"} {
+		for _, step := range []int{-12, -20} {
+			c, seg := benchPredicted(b)
+			p, err := c.Prepare(clone(seg))
+			if err != nil {
+				b.Fatal(err)
+			}
+			payload := c.Encode(nil, p, step, Effort{Lambda: 0.12})
+			b.Run(fmt.Sprintf("op=%s/heads=3/head_dim=64/tokens=512/step8=%d", op, step), func(b *testing.B) {
+				b.SetBytes(3 * 2 * 2 * 512 * 64)
+				out, work := emptyLike(seg), clone(seg)
+				start := cpuTime()
+				for b.Loop() {
+					if op == "decode" {
+						err = c.Decode(out, payload, nil)
+					} else {
+						for i := range work.Rows {
+							copy(work.Rows[i], seg.Rows[i])
+						}
+						p, err = c.Prepare(work)
+						payload = c.Encode(payload[:0], p, step, Effort{Lambda: 0.12})
+					}
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+				if d := cpuTime() - start; d > 0 {
+					b.ReportMetric(float64(b.N)*3*2*2*512*64/1e6/d.Seconds(), "cpu-MB/s")
+				}
+				b.ReportMetric(8*float64(len(payload))/(3*2*512*64), "bits/value")
+			})
+		}
+	}
+}

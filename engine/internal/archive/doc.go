@@ -18,6 +18,11 @@
 // so far against what was expected of it. All of that is done in integers, so that every machine
 // decodes the same. The coder is rANS with two states, one for each of two rows.
 //
+// With a profile's predictors (Predictor) the components of a lane are told from those of the lanes before it in the
+// record, as they are decoded, and what is coded is the difference: V of a head follows from K, heads of a layer from
+// each other. It is done where it takes fewer bits, lane by lane, and changes nothing else: steps, classes
+// and context models are those of the lane, its deviations those of what is left.
+//
 // A payload is decoded with its Params: Set, either of the file or of a profile, step and classes.
 // Lossless payloads need nothing.
 //
@@ -33,6 +38,9 @@
 // Lanes are K and V of head 0, of head 1 and so on; each has a stream, its base. A record of several
 // stages has bases at coarser steps and refinements behind them, each of which halves the step and has a stream for each
 // group of tokens. A length of 0 is a stream that was dropped (Truncate); what it was worth stays.
+// Where lanes are predicted, 3, 0 and a bit for each lane stand before all that (predict.go); constants of K stand
+// between (constant.go).
+//
 // The side stream holds what is told of rows and components: gaps between positions, the steps of
 // lanes, the deviations of components where they are not those of the transform, the classes of
 // tokens. engine/container/FORMAT.md has it symbol by symbol; lossless.go the lossless mode.
@@ -58,5 +66,7 @@
 // Duda, Asymmetric numeral systems (2013, arXiv 1311.2540): the coder. Gish and Pierce,
 // Asymptotically efficient quantizing (1968): why uniform steps. Staniszewski and Lancucki, KV cache
 // transform coding (2025, arXiv 2511.01815): PCA of rows without position embedding; the metric,
-// the steps by attention and the context models are ours.
+// the steps by attention and the context models are ours. Shutova et al., Cache me if you must (AQUA-KV, 2025, arXiv
+// 2501.19392): linear predictors between K, V and layers, there ahead of quantizing; ours work within a record, in the
+// metrics of the components and in the closed loop of the coder.
 package archive

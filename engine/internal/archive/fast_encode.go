@@ -199,6 +199,38 @@ func (x *slowLevel) level(q *rowQuantizer) int32 {
 	}
 }
 
+// values returns what a decoder makes of the lane, in steps, in the memory of out.
+func (s *levels) values(q *rowQuantizer, out []float32, l *lane) []float32 {
+	out = slices.Grow(out[:0], len(s.codes))[:len(s.codes)]
+	var at [2]int
+	for i, c := range s.codes {
+		switch c {
+		case codeNone:
+			out[i] = 0
+		case codeSlow:
+			parity := i / l.dim & 1
+			out[i] = s.slow[parity][at[parity]].value(q)
+			at[parity]++
+		default:
+			out[i] = q.signed[c/numSymbols][c%numSymbols]
+		}
+	}
+	return out
+}
+
+// value returns what a decoder makes of a coefficient that is no plain symbol.
+func (x *slowLevel) value(q *rowQuantizer) float32 {
+	k, shift := classOf(int(x.scale))
+	n := min(max(x.level(q), -maxMagnitude), maxMagnitude)
+	if m := max(n, -n); shift > 0 || m > maxLevel {
+		return float32(n)
+	} else if n < 0 {
+		return -q.recon[k][m]
+	} else {
+		return q.recon[k][m]
+	}
+}
+
 // bits returns the bits that the model expects of the lane.
 func (s *levels) bits(q *rowQuantizer) float64 {
 	var sum float64

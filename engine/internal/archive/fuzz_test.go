@@ -60,12 +60,16 @@ func FuzzDecode(f *testing.F) {
 	withOne, far := cache(f, fewestRows, 1)
 	withConstant(far, 1e4)
 	f.Add(encode(f, withOne, far))
+	told, near := alike(f, 9)
+	f.Add(encode(f, told, near))
 	l := EncodeLossless(nil, []LosslessLane{{16, make([]byte, 64)}, {16, make([]byte, 64)},
 		{16, make([]byte, 64)}, {16, make([]byte, 64)}}, 2)
 	f.Add(l)
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if err := c.Decode(emptyLike(seg), b, nil); err != nil && !isTyped(err) {
-			t.Fatalf("%v", err)
+		for _, c := range []*Codec{c, told} {
+			if err := c.Decode(emptyLike(seg), b, nil); err != nil && !isTyped(err) {
+				t.Fatalf("%v", err)
+			}
 		}
 		lanes := make([]LosslessLane, 4)
 		for i := range lanes {

@@ -22,25 +22,36 @@ type Params struct {
 	// of the profile that the file names.
 	Set *Set
 	Own bool
+	// Predict has the encoder predict lanes where the set has predictors and that takes fewer bits. Those that
+	// decode need them.
+	Predict bool
 }
 
 // paramsVersion is the version of the parameters and of payloads in transform mode. Version 1 had
 // neither shifts of lanes nor rows of coarser steps. Version 3 is version 2 with a rope for each layer,
-// and written only where they differ.
+// and written only where they differ. Version 4 is for files of a profile's predictors, and says itself whether
+// ropes differ.
 const (
-	paramsVersion = 2
-	paramsRopes   = 3
+	paramsVersion   = 2
+	paramsRopes     = 3
+	paramsPredicted = 4
 )
 
-// Append appends the parameters, little-endian: u8 version, u8 own, u8 rope layout (0 in version 3), u8 0,
-// f32 fine, i8[16] classes, the ropes, and tables and transforms where they are the file's own.
+// Append appends the parameters, little-endian: u8 version, u8 own, u8 rope layout (0 where ropes differ), u8 0 (in
+// version 4: 1 where ropes differ), f32 fine, i8[16] classes, the ropes, and tables and transforms where they are
+// the file's own.
 func (p *Params) Append(dst []byte) []byte {
 	le := binary.LittleEndian
+	version, layout, differ := byte(paramsVersion), byte(0), byte(0)
 	if p.Ropes.of == nil {
-		dst = append(dst, paramsVersion, byte(b2u(p.Own)), byte(p.Ropes.Of(0).Layout), 0)
+		layout = byte(p.Ropes.Of(0).Layout)
 	} else {
-		dst = append(dst, paramsRopes, byte(b2u(p.Own)), 0, 0)
+		version = paramsRopes
 	}
+	if p.Predict {
+		version, differ = paramsPredicted, byte(b2u(p.Ropes.of != nil))
+	}
+	dst = append(dst, version, byte(b2u(p.Own)), layout, differ)
 	dst = le.AppendUint32(dst, math.Float32bits(p.Fine))
 	for _, c := range p.Class8 {
 		dst = append(dst, byte(c))
@@ -58,20 +69,28 @@ func (p *Params) Append(dst []byte) []byte {
 func ParseParams(b []byte) (*Params, error) {
 	r := &setReader{b: b}
 	v := r.uint(1)
-	if r.err == nil && v != paramsVersion && v != paramsRopes {
-		return nil, versionf("parameters", v, paramsRopes)
+	if r.err == nil && (v < paramsVersion || v > paramsPredicted) {
+		return nil, versionf("parameters", v, paramsPredicted)
 	}
-	p := &Params{}
-	own, layout, zero := r.uint(1), r.uint(1), r.uint(1)
+	p := &Params{Predict: v == paramsPredicted}
+	own, layout, differ := r.uint(1), r.uint(1), r.uint(1)
 	p.Own = own == 1
+	most := uint64(0) // of differ
+	switch v {
+	case paramsRopes:
+		most, differ = 1, differ+1 // it stands as 0
+	case paramsPredicted:
+		most = 1
+	}
 	p.Fine = r.float()
 	for i, c := range r.take(NumTokenClasses) {
 		p.Class8[i] = int8(c)
 	}
-	if r.err == nil && (own > 1 || layout > 2 || layout > 0 && v == paramsRopes || zero != 0 || !(p.Fine >= 1 && p.Fine < 2)) {
+	if r.err == nil && (own > 1 || p.Own && p.Predict || layout > 2 || layout > 0 && differ == 1 || differ > most ||
+		!(p.Fine >= 1 && p.Fine < 2)) {
 		r.fail("own %d, layout %d, fine %v", own, layout, p.Fine)
 	}
-	if v == paramsRopes {
+	if differ == 1 {
 		p.Ropes.parse(r)
 	} else {
 		p.Ropes.kinds = []Rope{{Layout: ropeLayout(layout), Freqs: parseFreqs(r)}}
@@ -102,6 +121,7 @@ type Codec struct {
 
 	work  sync.Pool // *[]float32: the components of a lane
 	quick sync.Pool // *levels
+	loops sync.Pool // *loop
 	turns *LayerTurns
 
 	encode bool

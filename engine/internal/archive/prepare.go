@@ -26,8 +26,7 @@ type Segment struct {
 	// Step8 is [heads*sides], what is added to the steps of each lane.
 	Step8 []int
 
-	up   [][]uint8 // [heads*sides], nil or [tokens]: octaves by which the steps of rows are coarser
-	bare []bool    // [heads*sides]: nothing is taken off the rows
+	bare []bool // [heads*sides]: nothing is taken off the rows
 }
 
 // Prepared is a segment as components, ready to be quantized at any step.
@@ -35,9 +34,7 @@ type Prepared struct {
 	seg   *Segment
 	ts    []*Transform // [lanes]
 	y     [][]float32  // [lanes][tokens*dim]
-	std8  [][]int16    // [lanes][dim], as the record will say
-	delta [][]uint8    // [lanes][dim], symbols of the side stream
-	shift []int        // [lanes], what all deviations of a lane add, in quarter octaves
+	told               // where nothing is predicted
 	steps []stepRange  // [lanes]
 
 	constants [][]byte // [lanes], of K, as they are stored; nil for a lane that has none
@@ -113,7 +110,7 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 		return nil, err
 	}
 	p := &Prepared{seg: seg, ts: ts, constants: make([][]byte, len(seg.Rows))}
-	seg.up, seg.bare = nil, make([]bool, len(seg.Rows))
+	p.predicted, seg.bare = make([]bool, len(seg.Rows)), make([]bool, len(seg.Rows))
 	turns := c.turns.Of(seg.Layer)
 	sin, cos := turns.angles(seg.Pos)
 	for i, rows := range seg.Rows {
@@ -134,7 +131,7 @@ func (c *Codec) Prepare(seg *Segment) (*Prepared, error) {
 			return nil, err
 		}
 		up := raise(size)
-		p.y, seg.up = append(p.y, rows), append(seg.up, up)
+		p.y, p.up = append(p.y, rows), append(p.up, up)
 		a := adapt(t, rows, size, up)
 		p.std8, p.delta, p.shift = append(p.std8, a.std8), append(p.delta, a.delta), append(p.shift, a.shift)
 		p.steps = append(p.steps, c.stepRange(a.most8))
@@ -272,9 +269,9 @@ func (p *Params) SetStep(s float64) int {
 //
 // Coefficients of a row of coarser steps are still 2^outlierKeep times those of other rows: their classes
 // are those of a finer step.
-func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []float32) {
+func (c *Codec) lane(seg *Segment, i int, of *told, step8 int) (*lane, []float32) {
 	n, sides := len(seg.Pos), len(seg.Dims)
-	l := &lane{rows: n, dim: seg.Dims[i%sides], std8: std8, step8: make([]int16, n)}
+	l := &lane{rows: n, dim: seg.Dims[i%sides], std8: of.std8[i], step8: make([]int16, n)}
 	steps := make([]float32, n)
 	var class [NumTokenClasses]float32
 	for k, o := range c.Class8 {
@@ -284,10 +281,7 @@ func (c *Codec) lane(seg *Segment, i int, std8 []int16, step8 int) (*lane, []flo
 		l.step8[t] = int16(step8 + int(c.Class8[k]))
 		steps[t] = class[k]
 	}
-	if seg.up == nil {
-		return l, steps
-	}
-	for t, u := range seg.up[i] {
+	for t, u := range of.up[i] {
 		if u > 0 {
 			steps[t] = step(c.Fine, min(int(l.step8[t])+8*int(u), mostRowStep8))
 			l.step8[t] -= 8 * outlierKeep // in its steps the row is so much longer than others

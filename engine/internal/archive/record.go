@@ -25,10 +25,13 @@ func (c *Codec) Cost(p *Prepared, step8 int, e Effort) float64 {
 	var sum float64
 	quick := c.quick.Get().(*levels)
 	defer c.quick.Put(quick)
-	for i := range p.y {
-		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
-		quick.quantize(q, l, p.y[i], steps)
+	x := newCloser(c, p, step8)
+	defer c.loops.Put(x.loop)
+	for place, i := range x.order {
+		l, y, steps := x.lane(i)
+		quick.quantize(q, l, y, steps)
 		sum += quick.bits(q)
+		x.decoded(place, quick, q, l, steps)
 	}
 	return sum
 }
@@ -39,7 +42,7 @@ func (c *Codec) Fit(f *Fit, p *Prepared, step8 int, e Effort) float64 {
 	q.fit = &f.f
 	var sum float64
 	for i := range p.y {
-		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
+		l, steps := c.lane(p.seg, i, &p.told, p.step(i, step8))
 		sum += q.encode(l, p.y[i], steps, nil)
 	}
 	return sum
@@ -56,6 +59,7 @@ const (
 	modeTransform = 0
 	modeLossless  = 1
 	modeConstants = 2 // and transform mode behind them
+	modePredicted = 3 // which lanes are predicted, and one of the others behind it
 )
 
 // MaxChunks is the most stages of a record.
@@ -73,25 +77,29 @@ func (c *Codec) Encode(dst []byte, p *Prepared, step8 int, e Effort) []byte {
 		return c.encodeStaged(dst, p, step8, e, quick)
 	}
 	q := c.c.quantizer(e.Lambda)
-	parts := &streams{constants: p.constants, chunks: 1, parts: 1, side: c.encodeSide(nil, p, step8)}
+	parts := &streams{constants: p.constants, chunks: 1, parts: 1, lanes: make([]stream, len(p.y))}
 	var energy, left float64
 	var room []byte
-	for i := range p.y {
-		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
-		quick.quantize(q, l, p.y[i], steps)
+	ends := make([]int, len(p.y))
+	x := newCloser(c, p, step8)
+	defer c.loops.Put(x.loop)
+	for place, i := range x.order {
+		l, y, steps := x.lane(i)
+		quick.quantize(q, l, y, steps)
+		x.decoded(place, quick, q, l, steps) // encode uses the levels up
 		at := len(room)
 		room = quick.encode(room, q, l)
-		all, lost := c.energy(l, p.y[i], steps)
+		all, lost := c.energy(l, y, steps)
+		parts.lanes[i], ends[i] = stream{at: at, worth: newWorth(all - lost)}, len(room)
+		if x.guess != nil {
+			all, _ = c.energy(l, p.y[i], steps) // errors count against the rows, not against what is left of them
+		}
 		energy, left = energy+all, left+lost
-		parts.lanes = append(parts.lanes, stream{at: at, worth: newWorth(all - lost)})
 	}
 	for i := range parts.lanes {
-		end := len(room)
-		if i+1 < len(parts.lanes) {
-			end = parts.lanes[i+1].at
-		}
-		parts.lanes[i].b = room[parts.lanes[i].at:end]
+		parts.lanes[i].b = room[parts.lanes[i].at:ends[i]]
 	}
+	parts.predicted, parts.side = x.told.predicted, c.encodeSide(nil, p, x.told, step8)
 	parts.energy, parts.err = newWorth(energy), newWorth(left)
 	return parts.append(dst)
 }
@@ -141,58 +149,35 @@ func (c *Codec) Decode(seg *Segment, b []byte, noise [][]float32) error {
 	if err := parts.checkConstants(seg.Dims); err != nil {
 		return err
 	}
+	var predictors []*Predictor
+	if parts.predicted != nil {
+		if predictors, err = c.Set.told(seg.Layer, parts.predicted); err != nil {
+			return err
+		}
+	}
 	seg.Chunks, seg.Parts = parts.chunks, parts.parts
-	std8, err := c.decodeSide(seg, ts, parts.side)
+	of, err := c.decodeSide(seg, ts, predictors, parts.side)
 	if err != nil {
 		return err
 	}
-	turns := c.turns.Of(seg.Layer)
-	sin, cos := turns.angles(seg.Pos)
+	d := &recordDecoder{Codec: c, seg: seg, ts: ts, parts: parts, told: of, loop: newLoop(&c.loops, seg, predictors),
+		staged: c.newStagedDecoder(parts), missing: parts.missing()}
+	defer c.loops.Put(d.loop)
+	d.turns = c.turns.Of(seg.Layer)
+	d.sin, d.cos = d.turns.angles(seg.Pos)
 	work := c.work.Get().(*[]float32)
 	defer c.work.Put(work)
-	staged, missing := c.newStagedDecoder(parts), parts.missing()
-	for i := range lanes {
-		t := ts[i]
-		l, steps := c.lane(seg, i, std8[i], seg.Step8[i])
-		*work = slices.Grow((*work)[:0], n*t.Dim)
-		y := (*work)[:n*t.Dim]
-		var of []uint8
-		if parts.chunks > 1 {
-			of = c.streamsOf(seg.Class[i/sides], parts.parts)
+	for place, i := range d.order {
+		*work = slices.Grow((*work)[:0], n*ts[i].Dim)
+		var out []float32
+		if noise != nil {
+			out = noise[i]
 		}
-		if parts.chunks > 1 {
-			err = staged.lane(i, l, y, of)
-		} else if !c.c.decodeLane(l, parts.lanes[i].b, y) {
-			err = corrupt("lane", i/sides, i%sides, parts.lanes[i].at, "the stream does not end where it should")
-		}
-		if err != nil {
+		if err := d.lane(place, i, (*work)[:n*ts[i].Dim], out); err != nil {
 			return err
 		}
-		for r, f := range steps {
-			for j := range y[r*t.Dim : (r+1)*t.Dim] {
-				y[r*t.Dim+j] *= f
-			}
-		}
-		t.restore(seg.Rows[i], y[:n*t.Dim], t.mean(seg.bare[i]))
-		if sides == 2 && i%2 == 0 {
-			turns.rope.apply(seg.Rows[i], t.Dim, sin, cos, 1)
-			if parts.constants != nil && parts.constants[i] != nil {
-				addConstant(seg.Rows[i], parts.constants[i])
-			}
-		}
-		if noise != nil && noise[i] != nil {
-			c.noise(noise[i], l, steps, t.Gain, func(t int) int {
-				switch {
-				case len(parts.lanes[i].b) == 0:
-					return nothingLeft
-				case of == nil:
-					return 0
-				}
-				return missing[of[t]]
-			})
-		}
 	}
-	return staged.done()
+	return d.staged.done()
 }
 
 // With nothingLeft refinements missing, no component is coded.

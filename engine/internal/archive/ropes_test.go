@@ -107,7 +107,7 @@ func TestRopes_RefusedWhereTheyCannotBe(t *testing.T) {
 		_, err := ParseParams(good[:at])
 		require.True(t, isTyped(err), "%v", err)
 	}
-	good[0] = 4
+	good[0] = 5
 	_, err := ParseParams(good)
 	require.ErrorIs(t, err, quant.ErrVersion)
 }

@@ -22,12 +22,18 @@ type Set struct {
 	// Layers are the model's numbers, ascending; Transforms is [layers][heads*sides].
 	Layers     []int
 	Transforms [][]*Transform
+	// Predictors is [layers][heads*sides], nil where a lane has none; nil for a set without any.
+	Predictors [][]*Predictor
 
-	mu sync.Mutex // a set may be used by many codecs
+	plain *Set       // without predictors, whose transforms it shares; nil: the set itself
+	mu    sync.Mutex // a set may be used by many codecs
 }
 
 // prepare prepares the transforms once, on all cores.
 func (s *Set) prepare(encode bool) error {
+	if s.plain != nil {
+		return s.plain.prepare(encode)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	errs := make([]error, len(s.Transforms)) // of layers
@@ -268,6 +274,38 @@ func (s *Set) Find(layer int) []*Transform {
 		return s.Transforms[i]
 	}
 	return nil
+}
+
+// predictors returns the predictors of the layer of a number, ready for use; nil where it has none.
+func (s *Set) predictors(layer int) []*Predictor {
+	i, ok := slices.BinarySearch(s.Layers, layer)
+	if !ok || i >= len(s.Predictors) || !slices.ContainsFunc(s.Predictors[i], func(p *Predictor) bool { return p != nil }) {
+		return nil
+	}
+	for _, p := range s.Predictors[i] {
+		if p != nil {
+			p.prepare()
+		}
+	}
+	return s.Predictors[i]
+}
+
+// told returns the predictors of lanes that are predicted, and nil for the others.
+//
+// Errors: *CorruptError where such a lane has none.
+func (s *Set) told(layer int, predicted []bool) ([]*Predictor, error) {
+	all := s.predictors(layer)
+	some := make([]*Predictor, len(predicted))
+	for i, told := range predicted {
+		if !told {
+			continue
+		}
+		if i >= len(all) || all[i] == nil {
+			return nil, corrupt("payload", -1, -1, 2, "lane %d is predicted, and the profile tells nothing of it", i)
+		}
+		some[i] = all[i]
+	}
+	return some, nil
 }
 
 // limits of a set that is read.

@@ -104,7 +104,7 @@ func (d *sideDecoder) raised(m *sideModels, rows int) (up []uint8, ok bool) {
 // encodeSide appends the side stream: whether positions count up by one, and if not, each gap; for
 // every lane its step, the deviations of its components and the rows of coarser steps; for every head
 // the class of every token.
-func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
+func (c *Codec) encodeSide(dst []byte, p *Prepared, of *told, step8 int) []byte {
 	var e sideEncoder
 	m := newSideModels()
 	seg := p.seg
@@ -124,15 +124,15 @@ func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 	for i := range p.y {
 		e.raw(uint32(p.step(i, step8)+stepZero), 12)
 		e.raw(b2u(seg.bare[i]), 1)
-		if e.raw(b2u(p.shift[i] != 0), 1); p.shift[i] != 0 {
-			e.raw(uint32(p.shift[i]+1<<(shiftBits-1)), shiftBits)
+		if e.raw(b2u(of.shift[i] != 0), 1); of.shift[i] != 0 {
+			e.raw(uint32(of.shift[i]+1<<(shiftBits-1)), shiftBits)
 		}
-		for j, d := range p.delta[i] {
+		for j, d := range of.delta[i] {
 			if e.put(&m.delta[i%len(seg.Dims)], int(d)); d == deltaEscape {
-				e.raw(uint32(int(p.std8[i][j])/2+1<<(deltaBits-1)), deltaBits)
+				e.raw(uint32(int(of.std8[i][j])/2+1<<(deltaBits-1)), deltaBits)
 			}
 		}
-		e.raised(m, seg.up[i])
+		e.raised(m, of.up[i])
 	}
 	for _, class := range seg.Class {
 		last := uint8(0)
@@ -144,8 +144,8 @@ func (c *Codec) encodeSide(dst []byte, p *Prepared, step8 int) []byte {
 	return e.finish(dst)
 }
 
-// decodeSide reads the side stream into seg.
-func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, error) {
+// decodeSide reads the side stream into seg. predictors are those of the lanes that are predicted, nil for none.
+func (c *Codec) decodeSide(seg *Segment, ts []*Transform, predictors []*Predictor, b []byte) (*told, error) {
 	d := sideDecoder{ransDecoder: newRansDecoder(b)}
 	m := newSideModels()
 	gaps := d.raw(1) == 1
@@ -165,9 +165,9 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 		}
 		seg.Pos[t] = last
 	}
-	std8 := make([][]int16, len(seg.Rows))
-	seg.Step8, seg.up = make([]int, len(seg.Rows)), make([][]uint8, len(seg.Rows))
-	seg.bare = make([]bool, len(seg.Rows))
+	lanes := len(seg.Rows)
+	of := &told{std8: make([][]int16, lanes), up: make([][]uint8, lanes), predicted: make([]bool, lanes)}
+	seg.Step8, seg.bare = make([]int, lanes), make([]bool, lanes)
 	for i := range seg.Rows {
 		if seg.Step8[i] = int(d.raw(12)) - stepZero; max(seg.Step8[i], -seg.Step8[i]) > MostStep8 {
 			return nil, corrupt("side stream", i/len(seg.Dims), i%len(seg.Dims), d.pos, "a step of 2^(%d/8)", seg.Step8[i])
@@ -177,17 +177,22 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 		if d.raw(1) == 1 {
 			shift = int(d.raw(shiftBits)) - 1<<(shiftBits-1)
 		}
-		std8[i] = make([]int16, ts[i].Dim)
-		for j := range std8[i] {
+		expected := ts[i].Std8
+		if predictors != nil && predictors[i] != nil {
+			expected, of.predicted[i] = predictors[i].Std8, true
+		}
+		std8 := make([]int16, ts[i].Dim)
+		of.std8[i] = std8
+		for j := range std8 {
 			sym := d.get(&m.delta[i%len(seg.Dims)])
 			if sym == deltaEscape {
-				std8[i][j] = int16(2 * (int(d.raw(deltaBits)) - 1<<(deltaBits-1)))
+				std8[j] = int16(2 * (int(d.raw(deltaBits)) - 1<<(deltaBits-1)))
 				continue
 			}
-			std8[i][j] = ts[i].Std8[j] + int16(2*(sym-deltaZero+shift))
+			std8[j] = expected[j] + int16(2*(sym-deltaZero+shift))
 		}
 		var ok bool
-		if seg.up[i], ok = d.raised(m, len(seg.Pos)); !ok {
+		if of.up[i], ok = d.raised(m, len(seg.Pos)); !ok {
 			return nil, corrupt("side stream", i/len(seg.Dims), i%len(seg.Dims), d.pos, "rows of coarser steps")
 		}
 	}
@@ -203,7 +208,7 @@ func (c *Codec) decodeSide(seg *Segment, ts []*Transform, b []byte) ([][]int16, 
 	if !d.done() {
 		return nil, corrupt("side stream", -1, -1, d.pos, "the stream does not end where it should")
 	}
-	return std8, nil
+	return of, nil
 }
 
 // Side reads the classes and steps of a payload into seg, of which Layer, First, Dims and the
@@ -219,6 +224,12 @@ func (c *Codec) Side(seg *Segment, b []byte) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.decodeSide(seg, ts, p.side)
+	var predictors []*Predictor
+	if p.predicted != nil {
+		if predictors, err = c.Set.told(seg.Layer, p.predicted); err != nil {
+			return err
+		}
+	}
+	_, err = c.decodeSide(seg, ts, predictors, p.side)
 	return err
 }

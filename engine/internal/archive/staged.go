@@ -201,9 +201,9 @@ func (s *stagedEncoder) measure(st *stage, y, steps []float32, of []uint8) (sum 
 func (c *Codec) encodeStaged(dst []byte, p *Prepared, step8 int, e Effort, quick *levels) []byte {
 	n := max(1, p.seg.Parts)
 	s := c.newStagedEncoder(p.seg.Chunks-1, n*NumGroups, e, quick)
-	parts := &streams{constants: p.constants, chunks: p.seg.Chunks, parts: n, side: c.encodeSide(nil, p, step8)}
+	parts := &streams{constants: p.constants, chunks: p.seg.Chunks, parts: n, side: c.encodeSide(nil, p, &p.told, step8)}
 	for i := range p.y {
-		l, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
+		l, steps := c.lane(p.seg, i, &p.told, p.step(i, step8))
 		parts.lanes = append(parts.lanes, stream{b: s.lane(nil, l, p.y[i], steps, c.streamsOf(p.seg.Class[i/len(p.seg.Dims)], n))})
 		parts.lanes[i].worth = s.base[i]
 	}

@@ -6,6 +6,7 @@ import "encoding/binary"
 
 // streams are the parts of a payload in transform mode.
 type streams struct {
+	predicted []bool   // [lanes]; nil where no lane is
 	constants [][]byte // [lanes], those of K; nil where no lane has one
 	chunks    int
 	side      []byte
@@ -53,17 +54,25 @@ func headBytes(lanes, chunks, parts int) int64 {
 
 // parse takes a payload apart.
 func parse(b []byte, lanes int) (*streams, error) {
-	constants, off, err := parseConstants(b, lanes)
+	predicted, off, err := parsePredicted(b, lanes)
 	if err != nil {
 		return nil, err
 	}
+	constants, n, err := parseConstants(b[off:], lanes)
+	if err != nil {
+		return nil, err
+	}
+	off += n
 	if len(b)-off < 3 || b[off] != modeTransform {
 		return nil, corrupt("payload", -1, -1, off, "not in transform mode")
 	}
-	s := &streams{constants: constants, chunks: int(b[off+1]), parts: int(b[off+2])}
+	s := &streams{predicted: predicted, constants: constants, chunks: int(b[off+1]), parts: int(b[off+2])}
 	head := int64(off) + headBytes(lanes, s.chunks, s.parts)
 	if s.chunks < 1 || s.chunks > MaxChunks || s.parts < 1 || s.parts > MaxParts || int64(len(b)) < head {
 		return nil, corrupt("payload", -1, -1, off+1, "%d stages of %d parts in %d bytes", s.chunks, s.parts, len(b))
+	}
+	if predicted != nil && s.chunks > 1 {
+		return nil, corrupt("payload", -1, -1, off+1, "%d stages of lanes that are predicted, want 1", s.chunks)
 	}
 	p := &parser{b: b, head: off + 3, at: head}
 	var ok bool
@@ -113,7 +122,8 @@ func (p *parser) stream() (s stream, ok bool) {
 // append puts the parts together again.
 func (s *streams) append(dst []byte) []byte {
 	le := binary.LittleEndian
-	dst = append(appendConstants(dst, s.constants), modeTransform, byte(s.chunks), byte(s.parts))
+	dst = appendConstants(appendPredicted(dst, s.predicted), s.constants)
+	dst = append(dst, modeTransform, byte(s.chunks), byte(s.parts))
 	dst = le.AppendUint32(dst, uint32(len(s.side)))
 	dst = le.AppendUint16(le.AppendUint16(dst, uint16(s.energy)), uint16(s.err))
 	for _, r := range append([][]stream{s.lanes}, s.refined...) {

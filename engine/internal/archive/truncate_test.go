@@ -32,7 +32,7 @@ func squaredSteps(t *testing.T, c *Codec, seg *Segment, rows [][]float32) (sum f
 	have, err := c.Prepare(got)
 	require.NoError(t, err)
 	for i := range want.y {
-		_, steps := c.lane(want.seg, i, want.std8[i], want.step(i, 0))
+		_, steps := c.lane(want.seg, i, &want.told, want.step(i, 0))
 		dim := seg.Dims[i%2]
 		for j := range want.y[i] {
 			d := float64(want.y[i][j]-have.y[i][j]) / float64(steps[j/dim])
@@ -126,7 +126,7 @@ func TestStaged_AnyStepAndShape(t *testing.T) {
 				require.NoError(t, err)
 				want := decode(t, c, seg, c.Encode(nil, p, step8, Effort{Lambda: 0.12}))
 				for i, rows := range decode(t, c, seg, b) {
-					_, steps := c.lane(p.seg, i, p.std8[i], p.step(i, step8))
+					_, steps := c.lane(p.seg, i, &p.told, p.step(i, step8))
 					// A value is a float32 sum over components of a row. Compilers fuse products and sums of
 					// the two decoders differently, so sums differ by roundings of the largest term.
 					rounding := 0x1p-22 * float64(largest(want[i]))

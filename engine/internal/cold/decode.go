@@ -46,8 +46,8 @@ func OpenCodec(r *container.Reader, profiles []*profile.Profile) (*archive.Codec
 	if !p.Own {
 		id := profile.ID(r.Header().Profile)
 		for _, x := range profiles {
-			if slices.Contains(x.Digests(profile.SectionBasis, profile.SectionTables), id) {
-				if p.Set, err = setOf(x); err != nil {
+			if slices.Contains(x.Digests(profile.ArchiveSections(p.Predict)...), id) {
+				if p.Set, err = setOf(x, p.Predict); err != nil {
 					return nil, err
 				}
 			}

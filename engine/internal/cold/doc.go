@@ -5,9 +5,10 @@
 // # Concepts
 //
 // A Writer prices the errors of heads and puts tokens in classes (Measure), takes basis and tables from a
-// profile or fits them to the rows, and searches for the steps whose file is of so many bytes (Write). A
-// sample of the rows tells how bytes go with the step; records are then encoded in batches, and the steps of
-// the rest follow what is left. WriteLossless keeps every row as it is stored.
+// profile, with its predictors if there are any and the file is not of stages, or fits them to the rows, and
+// searches for the steps whose file is of so many bytes (Write). A sample of the rows tells how bytes go with the
+// step; records are then encoded in batches, and the steps of the rest follow what is left. WriteLossless keeps every
+// row as it is stored.
 //
 // Of a layer with a window, a record holds the tokens of its segment that a query behind the cache can see; where
 // there are none it is in hot form, dropped. Rows returns zeros in the place of the others.

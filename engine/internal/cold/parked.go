@@ -10,8 +10,8 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// CodecOf returns a codec for rows of a cache that stand in no file, with basis and tables of a profile, and
-// its steps, nil where it has none.
+// CodecOf returns a codec for rows of a cache that stand in no file, with basis, tables and predictors of a profile,
+// and its steps, nil where it has none.
 //
 // Errors: quant.ErrShape where the profile was not calibrated or is of another model; *archive.CorruptError.
 func CodecOf(p *profile.Profile, g quant.Geometry) (*archive.Codec, *Steps, error) {
@@ -19,7 +19,8 @@ func CodecOf(p *profile.Profile, g quant.Geometry) (*archive.Codec, *Steps, erro
 		have.HeadDimV != g.HeadDimV {
 		return nil, nil, fmt.Errorf("kvist/cold: profile %s is of a model of another shape: %w", p.ID(), quant.ErrShape)
 	}
-	set, err := setOf(p)
+	predict := predicts(p, &Settings{})
+	set, err := setOf(p, predict)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -27,7 +28,8 @@ func CodecOf(p *profile.Profile, g quant.Geometry) (*archive.Codec, *Steps, erro
 	if err != nil {
 		return nil, nil, err
 	}
-	params := &archive.Params{Fine: 1, Class8: classSteps(), Ropes: archive.NewRopes(g), Set: set}
+	params := &archive.Params{Fine: 1, Class8: classSteps(), Ropes: archive.NewRopes(g), Set: set,
+		Predict: predict}
 	codec, err := archive.NewCodec(params, true)
 	return codec, steps, err
 }

@@ -11,12 +11,13 @@ import (
 	"github.com/kvist-project/kvist/quant"
 )
 
-// What the archive keeps in a profile: the sections basis and tables, which decoding takes and
+// What the archive keeps in a profile: the sections basis, tables and predictors, which decoding takes and
 // whose digest names the profile in a file, and the section archive, which only compressing
 // looks at.
 const (
 	tensorTransforms = "transforms"
 	tensorCoder      = "coder"
+	tensorPredictors = "lanes"
 	tensorStepsK     = "steps-k"
 	tensorStepsV     = "steps-v"
 
@@ -25,23 +26,56 @@ const (
 
 // ProfileID returns what a file in archive form names the profile by: the digest of the sections
 // that decoding takes.
-func ProfileID(p *profile.Profile) profile.ID {
-	return p.Digest(profile.SectionBasis, profile.SectionTables)
+func ProfileID(p *profile.Profile, set *Settings) profile.ID {
+	return p.Digest(profile.ArchiveSections(predicts(p, set))...)
 }
 
-// setOf returns transforms and tables of a profile, which nobody changes.
+// predicts reports whether lanes are predicted: files of stages are not, because what was dropped of a lane would
+// be missing from those that it tells.
+func predicts(p *profile.Profile, set *Settings) bool {
+	return p != nil && set.Chunks <= 1 && !set.Lossless && len(p.Tensors(profile.SectionPredictors)) > 0
+}
+
+// setOf returns transforms and tables of a profile, and predictors if asked for, which nobody changes.
 //
 // Errors: quant.ErrShape where the profile was not calibrated; *archive.CorruptError.
-func setOf(p *profile.Profile) (*archive.Set, error) {
-	s, err := p.Derived(setKey{}, func() (any, error) { return parseSet(p) })
+func setOf(p *profile.Profile, predict bool) (*archive.Set, error) {
+	s, err := p.Derived(setKey{false}, func() (any, error) { return parseSet(p) })
+	if err == nil && predict {
+		plain := s.(*archive.Set)
+		s, err = p.Derived(setKey{true}, func() (any, error) { return parsePredictors(p, plain) })
+	}
 	if err != nil {
 		return nil, err
 	}
 	return s.(*archive.Set), nil
 }
 
+func parsePredictors(p *profile.Profile, plain *archive.Set) (*archive.Set, error) {
+	t, ok := p.Tensor(profile.SectionPredictors, tensorPredictors)
+	if !ok || t.DType != "U8" || len(t.Shape) != 1 {
+		return nil, fmt.Errorf("kvist/cold: profile %s: section %s lacks a tensor %q of U8 [-1]: %w", p.ID(),
+			profile.SectionPredictors, tensorPredictors, quant.ErrShape)
+	}
+	return plain.WithPredictors(t.Data)
+}
+
+// SetOf returns the set of a profile without predictors, and WithPredictors puts predictors in.
+//
+// Errors: quant.ErrShape where the profile was not calibrated; *archive.CorruptError.
+func SetOf(p *profile.Profile) (*archive.Set, error) { return setOf(p, false) }
+
+// WithPredictors returns a profile with the predictors of a set; none removes them.
+func WithPredictors(p *profile.Profile, s *archive.Set, meta profile.Meta) (*profile.Profile, error) {
+	if s.Predictors == nil {
+		return p.With(profile.SectionPredictors, nil)
+	}
+	b := s.AppendPredictors(nil)
+	return p.With(profile.SectionPredictors, meta, bytesTensor(tensorPredictors, b, int64(len(b))))
+}
+
 // setKey is the key of a profile's set among what is derived from it.
-type setKey struct{}
+type setKey struct{ predict bool }
 
 func parseSet(p *profile.Profile) (*archive.Set, error) {
 	basis, ok := p.Tensor(profile.SectionBasis, tensorTransforms)
@@ -60,11 +94,14 @@ func parseSet(p *profile.Profile) (*archive.Set, error) {
 	return archive.ParseSet(tables.Data, basis.Data)
 }
 
-// WithSet returns a profile with these transforms and tables.
+// WithSet returns a profile with these transforms and tables, and without predictors: those were of others.
 func WithSet(p *profile.Profile, s *archive.Set, meta profile.Meta) (*profile.Profile, error) {
 	b := s.Append(nil)
 	p, err := p.With(profile.SectionBasis, meta, bytesTensor(tensorTransforms, b, int64(len(b))))
 	if err != nil {
+		return nil, err
+	}
+	if p, err = p.With(profile.SectionPredictors, nil); err != nil {
 		return nil, err
 	}
 	t := s.AppendTables(nil)

@@ -16,6 +16,12 @@ func ReadSegment(in *input.Data, l *input.Layer, s int) (*archive.Segment, error
 	return readRows(in, l, first, n, 1, nil)
 }
 
+// ReadWhole reads all rows of a segment.
+func ReadWhole(in *input.Data, l *input.Layer, s int) (*archive.Segment, error) {
+	first, n := l.Span(s)
+	return readRows(in, l, first, n, 1, nil)
+}
+
 // readRows reads rows of the tokens [first, first+n) of a layer: two of every 2*every. All of them
 // go to room where it is large enough.
 func readRows(in *input.Data, l *input.Layer, first, n, every int, room []float32) (*archive.Segment, error) {

@@ -191,14 +191,15 @@ func (w *Writer) Write(ctx context.Context, out io.Writer, total int64) (*Made, 
 
 // encoder takes transforms and tables from the profile, or fits them to the rows.
 func (w *Writer) encoder(ctx context.Context) (e *encoder, err error) {
-	params := &archive.Params{Fine: 1, Class8: classSteps(), Own: w.Profile == nil}
+	params := &archive.Params{Fine: 1, Class8: classSteps(), Own: w.Profile == nil,
+		Predict: predicts(w.Profile, &w.Settings)}
 	if w.Input.KV {
 		params.Ropes = archive.NewRopes(w.Input.Geo)
 	}
 	if params.Own {
 		params.Set, err = fitSet(ctx, w.Input, &params.Ropes)
 	} else {
-		params.Set, err = setOf(w.Profile)
+		params.Set, err = setOf(w.Profile, params.Predict)
 	}
 	if err != nil {
 		return nil, err

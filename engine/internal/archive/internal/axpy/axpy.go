@@ -20,6 +20,22 @@ func Accumulate(y, m, c []float32) {
 	accumulate(y, m, c)
 }
 
+// AccumulatePair is Accumulate of two rows with factors of their own. No value of y0 and y1 is -0, and those of m are
+// finite: so terms with a factor of 0 change nothing, whether they are added or not.
+//
+// m: [len(c0), len(y0)], row-major; c1 is as long as c0, y1 as y0; no y overlaps another array.
+func AccumulatePair(y0, y1, m, c0, c1 []float32) {
+	m, c1, y1 = m[:len(c0)*len(y0)], c1[:len(c0)], y1[:len(y0)]
+	at := accumulatePair(y0, y1, m, c0, c1)
+	if at == 0 {
+		accumulate(y0, m, c0)
+		accumulate(y1, m, c1)
+	} else if at < len(y0) {
+		accumulateGeneric(y0, m, c0, at)
+		accumulateGeneric(y1, m, c1, at)
+	}
+}
+
 // accumulateGeneric is Accumulate in plain Go, from column from on.
 func accumulateGeneric(y, m, c []float32, from int) {
 	d := len(y)

@@ -6,7 +6,23 @@ package axpy
 
 import "golang.org/x/sys/cpu"
 
-var useAVX2 = cpu.X86.HasAVX2
+var useAVX2, useAVX512 = cpu.X86.HasAVX2, cpu.X86.HasAVX512F
+
+// accumulatePairAVX512 is AccumulatePair for 64 columns of n rows that are stride bytes apart.
+//
+//go:noescape
+func accumulatePairAVX512(y0, y1, m *float32, stride int, c0, c1 *float32, n int)
+
+// accumulatePair does the first columns and returns how many.
+func accumulatePair(y0, y1, m, c0, c1 []float32) (at int) {
+	if !useAVX512 || len(c0) == 0 {
+		return 0
+	}
+	for ; at+64 <= len(y0); at += 64 {
+		accumulatePairAVX512(&y0[at], &y1[at], &m[at], 4*len(y0), &c0[0], &c1[0], len(c0))
+	}
+	return at
+}
 
 // accumulate64AVX2 is Accumulate for 64 columns of n rows that are stride bytes apart, with factors that are
 // step bytes apart.

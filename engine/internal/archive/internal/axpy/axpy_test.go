@@ -43,6 +43,38 @@ func TestAccumulate_BitsOfPlainGo(t *testing.T) {
 	}
 }
 
+func TestAccumulatePair_BitsOfPlainGo(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 2))
+	random := func(n int) []float32 {
+		x := make([]float32, n)
+		for i := range x {
+			if rng.IntN(4) > 0 {
+				x[i] = float32(rng.NormFloat64())
+			}
+		}
+		return x
+	}
+	for _, cols := range []int{1, 4, 63, 64, 65, 128, 130, 192} {
+		for _, rows := range []int{0, 1, 2, 7, 64, 129} {
+			var got, want [2][]float32
+			m, c := random(rows*cols), [2][]float32{random(rows), random(rows)}
+			for k := range got {
+				got[k] = random(cols + 32)
+				want[k] = append([]float32{}, got[k]...)
+				accumulateGeneric(want[k][16:16+cols], m, c[k], 0)
+			}
+			AccumulatePair(got[0][16:16+cols:16+cols], got[1][16:16+cols:16+cols], m, c[0], c[1])
+			for k := range got {
+				for i := range got[k] {
+					if math.Float32bits(got[k][i]) != math.Float32bits(want[k][i]) {
+						t.Fatalf("cols=%d rows=%d: row %d value %d is %v, want %v", cols, rows, k, i-16, got[k][i], want[k][i])
+					}
+				}
+			}
+		}
+	}
+}
+
 func TestProducts_BitsOfPlainGo(t *testing.T) {
 	rng := rand.New(rand.NewPCG(1, 3))
 	for _, cols := range []int{1, 3, 63, 64, 65, 128, 130} {
