@@ -230,7 +230,7 @@ func TestPark_ArchivedOrNot(t *testing.T) {
 	require.NotZero(t, coarse)
 	id, err = s.Park(ctx, nil, never)
 	require.NoError(t, err)
-	s, err = r.c.Resume(ctx, nil, id)
+	_, err = r.c.Resume(ctx, nil, id)
 	require.NoError(t, err)
 	_ = state
 	r.audit()

@@ -30,7 +30,7 @@ type Held struct {
 	Bytes int64    // of the rows of all conversations that are not parked
 	// Resume is the longest time that a parked conversation took to come back.
 	Resume time.Duration
-	Stats engine.Stats
+	Stats  engine.Stats
 }
 
 // MeasureHeld tells a cache the contexts of a retrieval one after the other, as conversations that rest when
