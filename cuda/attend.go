@@ -6,7 +6,6 @@ import (
 	"context"
 	"fmt"
 	"runtime"
-	"slices"
 
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
@@ -40,7 +39,7 @@ func (b *Backend) Attend(ctx context.Context, q *backend.Queries, v backend.View
 	if err := t.check(); err != nil {
 		return fmt.Errorf("kvist/cuda: attend: %w", err)
 	}
-	t.mma = t.mma && mmaWorks(q.HeadDim, q.HeadDimV)
+	t.useKernels(b.attend.Kernel)
 	plan := t.planAttend(seeds, to.Mass != nil)
 	defer runtime.KeepAlive(w) // its slots must not be taken again before the kernels end
 	t.table.use.RLock()
@@ -147,45 +146,4 @@ func (t *batch) addMasses(units []kernels.Unit, got []float32) {
 			}
 		}
 	}
-}
-
-// mmaKernel is the variant of kvist_attend_h8 for tensor cores, with mmaHeads heads.
-const (
-	mmaKernel = "kvist_attend_mma"
-	mmaHeads  = 8
-	mmaShared = 64 << 10 // enough for the largest shape
-)
-
-// mmaWorks reports whether tensor cores support a shape: whole groups of columns for four warps,
-// and 8 heads in shared memory.
-func mmaWorks(dim, dimV int) bool {
-	return mostHeads(dim) >= mmaHeads && (dimV == 64 || dimV == 128 || dimV == 256)
-}
-
-// launchAttend launches attend for every piece, on tensor cores or not, and combine for every unit.
-func launchAttend(l *lane, p kernels.AttendParams, pieces []kernels.Piece, units int,
-	mma bool) error {
-	h := int(p.UnitHeads)
-	stride := (int(p.HeadDim) + 7) / 8 * 8
-	// As Layout in attend.cuh.
-	floats := 3*h*stride + h*kernels.TileRows + 9*kernels.TileRows + kernels.BookFloats + 3*h
-	grid := [2]int{len(pieces), 1}
-	coded := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV == kernels.CodedV })
-	other := slices.ContainsFunc(pieces, func(c kernels.Piece) bool { return c.RotatedV != kernels.CodedV })
-	if mma = mma && coded; mma {
-		p.SkipCoded = 1
-		// As MmaLayout in attend_mma.cu: queries and weights as two binary16, a table, the sums.
-		more := h*stride + h*kernels.TileRows + 4*256 + 2*h + 2048
-		if err := start(l, mmaKernel, grid, kernels.TileRows, 4*(floats+more), p); err != nil {
-			return err
-		}
-	}
-	if other || coded && !mma {
-		name := map[int]string{1: "kvist_attend_h1", 2: "kvist_attend_h2", 4: "kvist_attend_h4",
-			8: "kvist_attend_h8"}[h]
-		if err := start(l, name, grid, kernels.TileRows, 4*floats, p); err != nil {
-			return err
-		}
-	}
-	return start(l, "kvist_combine", [2]int{units, h}, kernels.TileRows, 4*(int(p.HeadDimV)+16), p)
 }

@@ -27,10 +27,10 @@ type Options struct {
 	// Memory limits the total size of live buffers. 0 means the memory that is free when the device
 	// is opened.
 	Memory int64
-	// TensorCores lets attention use tensor cores, from compute capability 8.0 on, for head_dim_v
-	// 64, 128 and 256. It is off by default: only the stand-in driver has run that kernel, no GPU
-	// yet.
-	TensorCores bool
+	// Attend names the kernel of attention: AttendPlain, AttendF16 or AttendInt8. If it is empty,
+	// ChooseAttend says which. A kernel that was not asked for gives way to AttendPlain when it fails the
+	// self-test.
+	Attend string
 	// NoSelfTest skips the comparison of a tiny example with package quant, which takes some
 	// milliseconds.
 	NoSelfTest bool
@@ -47,11 +47,11 @@ const lanes = 4
 
 // Backend is the CUDA backend. It implements backend.Backend.
 type Backend struct {
-	dev   *device
-	mma   bool // Options.TensorCores, if the device has tensor cores
-	all   []*lane
-	lanes chan *lane // free lanes
-	clock atomic.Pointer[deviceClock]
+	dev    *device
+	attend Choice
+	all    []*lane
+	lanes  chan *lane // free lanes
+	clock  atomic.Pointer[deviceClock]
 
 	closed atomic.Bool // set under mu
 
@@ -82,13 +82,16 @@ func Open(o Options) (*Backend, error) {
 	if err != nil {
 		return nil, err
 	}
+	attend, err := ChooseAttend(chosen.Capability, o.Attend)
+	if err != nil {
+		return nil, err
+	}
 	dev, err := openDevice(api, chosen)
 	if err != nil {
 		return nil, unavailable(err)
 	}
-	_, mma := dev.functions[mmaKernel]
-	b := &Backend{dev: dev, mma: mma && o.TensorCores, lanes: make(chan *lane, lanes), bufs: map[*buffer]struct{}{},
-		caps: backend.Caps{Name: "cuda", Device: chosen.Name, ISA: chosen.ISA(), Memory: o.Memory,
+	b := &Backend{dev: dev, attend: attend, lanes: make(chan *lane, lanes), bufs: map[*buffer]struct{}{},
+		caps: backend.Caps{Name: "cuda", Device: chosen.Name, ISA: chosen.ISA() + " " + attend.Kernel, Memory: o.Memory,
 			TableBytes: 48 + int(descBytes)}}
 	if err := b.start(o); err != nil {
 		return nil, errors.Join(unavailable(err), b.Close())
@@ -126,6 +129,17 @@ func (b *Backend) start(o Options) error {
 	if err != nil || o.NoSelfTest {
 		return err
 	}
+	err = b.selfTest()
+	if err != nil && !b.attend.forced && b.attend.Kernel != AttendPlain && b.Lost() == nil {
+		why := fmt.Sprintf("%s fails the self-test: %v", b.attend.Kernel, err)
+		b.attend = Choice{Kernel: AttendPlain, Why: why}
+		b.caps.ISA = b.dev.info.ISA() + " " + AttendPlain
+		err = b.selfTest()
+	}
+	return err
+}
+
+func (b *Backend) selfTest() error {
 	for _, c := range selftest.Run(context.Background(), b) {
 		if !c.OK {
 			return fmt.Errorf("kvist/cuda: self-test: %s: %s: %w", c.Name, c.Detail,
@@ -134,6 +148,9 @@ func (b *Backend) start(o Options) error {
 	}
 	return nil
 }
+
+// Attention returns the kernel of attention, and why it is this one.
+func (b *Backend) Attention() Choice { return b.attend }
 
 // Caps describes the backend. Reason is empty, or says why the backend turned itself off.
 func (b *Backend) Caps() backend.Caps {

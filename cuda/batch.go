@@ -16,7 +16,8 @@ type batch struct {
 	*backend.Queries
 	view  *view
 	table *table
-	mma   bool
+	// mma and int8: the kernels for tensor cores that the call may use.
+	mma, int8 bool
 	// variants are the distinct pairs of offset and metric of the listed blocks. turns and metrics
 	// hold their values.
 	keys     []variantKey
@@ -32,7 +33,7 @@ type variantKey struct {
 }
 
 func (b *Backend) newBatch(q *backend.Queries, v *view) *batch {
-	return &batch{Queries: q, view: v, table: tableOf(v), mma: b.mma}
+	return &batch{Queries: q, view: v, table: tableOf(v)}
 }
 
 // variantOf returns the variant of a form; last is a guess.

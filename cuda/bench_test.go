@@ -25,9 +25,9 @@ import (
 const benchBlock = 32
 
 // openBench opens the device of a benchmark.
-func openBench(b *testing.B, tensorCores bool) *Backend {
+func openBench(b *testing.B, kernel string) *Backend {
 	requireDevice(b)
-	be, err := Open(Options{Device: AnyDevice, NoSelfTest: true, TensorCores: tensorCores})
+	be, err := Open(Options{Device: AnyDevice, NoSelfTest: true, Attend: kernel})
 	require.NoError(b, err)
 	b.Cleanup(func() { require.NoError(b, be.Close()) })
 	return be
@@ -76,16 +76,12 @@ func copyBandwidth(b *testing.B, be *Backend) float64 {
 type shape struct {
 	batch, kvHeads, group, dim, tokens int
 	coding                             string // of K and V: "lm3+s8", or "mixed"
-	tensorCores                        bool
+	kernel                             string // Options.Attend
 }
 
 func (s shape) name() string {
-	kernel := "plain"
-	if s.tensorCores {
-		kernel = "mma"
-	}
 	return fmt.Sprintf("backend=cuda/kernel=%s/format=%s/head_dim=%d/gqa=%d/kv_heads=%d/batch=%d/tokens=%d",
-		kernel, s.coding, s.dim, s.group, s.kvHeads, s.batch, s.tokens)
+		s.kernel, s.coding, s.dim, s.group, s.kvHeads, s.batch, s.tokens)
 }
 
 func (s shape) codingOf(block int) quant.Coding {
@@ -103,13 +99,15 @@ func benchShapes() []shape {
 	for _, c := range []string{"lm4+s8", "lm3+s8", "lm2+s8", "mixed"} {
 		for _, tokens := range []int{8 << 10, 32 << 10, 128 << 10, 512 << 10} {
 			for _, group := range []int{1, 4, 8} {
-				all = append(all, shape{1, 8, group, 128, tokens, c, false}, shape{1, 8, group, 128, tokens, c, true})
+				for _, kernel := range AttendKernels() {
+					all = append(all, shape{1, 8, group, 128, tokens, c, kernel})
+				}
 			}
 		}
 		for _, batch := range []int{8, 64} {
-			all = append(all, shape{batch, 8, 4, 128, 8 << 10, c, true})
+			all = append(all, shape{batch, 8, 4, 128, 8 << 10, c, AttendInt8})
 		}
-		all = append(all, shape{1, 8, 4, 64, 128 << 10, c, true})
+		all = append(all, shape{1, 8, 4, 64, 128 << 10, c, AttendInt8})
 	}
 	return all
 }
@@ -156,12 +154,12 @@ func (s shape) fill(b *testing.B, be *Backend) (*backend.Queries, []backend.Bloc
 }
 
 func BenchmarkAttend(b *testing.B) {
-	be := openBench(b, false)
+	be := openBench(b, AttendPlain)
 	limit := copyBandwidth(b, be)
 	b.Logf("%s, %s, copy on the device %.0f GB/s", be.caps.Device, be.caps.ISA, limit/1e9)
 	for _, s := range benchShapes() {
 		b.Run(s.name(), func(b *testing.B) {
-			be := openBench(b, s.tensorCores)
+			be := openBench(b, s.kernel)
 			q, blocks, bytes := s.fill(b, be)
 			out := make([]float32, q.Len()*q.Group*q.HeadDimV)
 			table, err := be.NewTable(backend.Shape{HeadDim: q.HeadDim, HeadDimV: q.HeadDimV})
@@ -180,13 +178,13 @@ func BenchmarkAttend(b *testing.B) {
 }
 
 func BenchmarkEncode(b *testing.B) {
-	be := openBench(b, false)
+	be := openBench(b, AttendPlain)
 	limit := copyBandwidth(b, be)
 	for _, name := range []string{"lm4+s8", "lm3+s8", "lm2+s8", "u8+s8", "f16"} {
 		for _, dim := range []int{64, 128} {
 			b.Run(fmt.Sprintf("backend=cuda/format=%s/head_dim=%d/rows=%d", name, dim, 1<<18),
 				func(b *testing.B) {
-					be := openBench(b, false)
+					be := openBench(b, AttendPlain)
 					c, err := quant.ParseCoding(name)
 					require.NoError(b, err)
 					const rows, block = 1 << 18, 1 << 10

@@ -221,8 +221,13 @@ func (d *device) load() error {
 		}
 		d.functions[e.Name] = f
 	}
-	if f, ok := d.functions[mmaKernel]; ok {
-		return d.api.AllowShared(f, mmaKernel, mmaShared)
+	for name, shared := range map[string]int{mmaKernel: mmaShared,
+		int8Kernel + "64": kernels.Int8Shared(64), int8Kernel + "128": kernels.Int8Shared(128)} {
+		if f, ok := d.functions[name]; ok {
+			if err := d.api.AllowShared(f, name, shared); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

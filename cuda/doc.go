@@ -20,10 +20,14 @@
 // results do not depend on the rest of the batch. Blocks with V in the original basis and blocks
 // with rotated V go to different pieces, which are combined last.
 //
-// Options.TensorCores selects a variant of attention for compute capability 8.0 and later, within
-// the same tolerance. It splits queries and weights into two binary16 numbers each, which use rows
-// of the product that would otherwise be idle. It is off until a GPU has shown that it is right and
-// faster.
+// There are three kernels of attention; ChooseAttend says which a device gets, Options.Attend and the
+// variable KVIST_CUDA_ATTEND (plain, f16, int8) force one, and each leaves what it cannot do to those
+// before it. plain is float32 arithmetic. f16 multiplies V of lm1..lm4 and u8 in tensor cores, with
+// queries and weights as two binary16 numbers each, within the tolerance of float32. int8 takes blocks
+// whose K and V both are lm1..lm4, at head_dim 64 and 128: products of bytes, with queries and weights as
+// two digits of 8 bits each. A query's values are multiples of 1/32512 of its largest one, weights of
+// 1/65535 of the largest: typically a score is off by 2e-6 of the lengths of query and row. Its tests
+// have the bound. A kernel that was not asked for and fails the self-test gives way to plain.
 //
 // A table keeps the descriptors of its blocks in one array on the device. A descriptor is written
 // once, before a view shows its block, and its place is taken again only when no view holds the block

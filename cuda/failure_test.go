@@ -215,7 +215,7 @@ func TestOpen_SelfTestPassesAndProbeDescribes(t *testing.T) {
 	s := newStandIn(t, "sm=90,devices=2")
 	b, err := s.open(Options{})
 	require.NoError(t, err)
-	require.Equal(t, "sm_90", b.Caps().ISA)
+	require.Equal(t, "sm_90 int8", b.Caps().ISA)
 	require.Empty(t, b.Caps().Reason)
 	require.Zero(t, b.LiveBytes(), "the self-test left buffers")
 	require.NoError(t, b.Close())

@@ -9,7 +9,6 @@ import (
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/backend/args"
 	"github.com/kvist-project/kvist/kernels"
-	"github.com/kvist-project/kvist/quant"
 )
 
 const (
@@ -66,7 +65,7 @@ func runsOf(q *backend.Queries) []run {
 func (t *batch) planAttend(seeds []args.Seeds, masses bool) attendPlan {
 	runs := runsOf(t.Queries)
 	p := attendPlan{unitHeads: 1, masses: masses, gains: masses}
-	if t.mma {
+	if t.mma || t.int8 {
 		p.unitHeads = mmaHeads // unused rows of a product cost nothing
 	}
 	for _, r := range runs {
@@ -74,12 +73,11 @@ func (t *batch) planAttend(seeds []args.Seeds, masses bool) attendPlan {
 			p.unitHeads *= 2
 		}
 	}
-	most := mostTiles(t.HeadDimV)
 	for _, r := range runs {
 		s := seeds[r.first]
 		list := t.BlockIdx[t.BlockPtr[r.first]:t.BlockPtr[r.first+1]]
 		entry0 := len(p.entries)
-		cut, means := p.cut(t, list, most)
+		cut, means := p.cut(t, list)
 		p.gains = p.gains || means
 		heads := r.n * t.Group
 		for h := 0; h < heads; h += p.unitHeads {
@@ -102,9 +100,12 @@ func (t *batch) planAttend(seeds []args.Seeds, masses bool) attendPlan {
 	return p
 }
 
-// mostTiles returns the largest number of tiles in a piece. A thread adds every groups-th row of 8
-// columns.
-func mostTiles(dimV int) int {
+// mostTiles returns the largest number of tiles in a piece of a kind. A thread adds every groups-th row of
+// 8 columns; the sums of Planes are integers.
+func mostTiles(dimV int, kind int32) int {
+	if kind == kernels.Planes {
+		return kernels.PieceTiles
+	}
 	groups := kernels.TileRows / ((dimV + 7) / 8)
 	perTile := subTiles * ((kernels.SubRows + groups - 1) / groups)
 	return max(1, chainRows/perTile)
@@ -113,7 +114,7 @@ func mostTiles(dimV int) int {
 // listed is an entry of a list while it is sorted.
 type listed struct {
 	block, slot, rows int32
-	basis, variant    int32
+	basis, variant    int32 // basis: Piece.RotatedV
 	entry, appearance int32 // place in the list; order of the variant in it
 }
 
@@ -133,7 +134,7 @@ func (t *batch) list(list []int32) (all []listed, means bool) {
 			seen = append(seen, last)
 		}
 		means = means || t.view.Group(e.Group).Key.MeanV.Slab != 0
-		all = append(all, listed{block: b, slot: int32(t.view.Slot(int(b))), rows: f.Key.Rows, basis: basisOf(f.Key.V.Format),
+		all = append(all, listed{block: b, slot: int32(t.view.Slot(int(b))), rows: f.Key.Rows, basis: t.kindOf(f),
 			variant: last, entry: int32(i), appearance: int32(at)})
 	}
 	slices.SortStableFunc(all, func(a, b listed) int {
@@ -143,13 +144,18 @@ func (t *batch) list(list []int32) (all []listed, means bool) {
 }
 
 // cut appends the tiles and the entries of a list, and returns its pieces. The rows of a tile share
-// a variant, because its queries are prepared once. The V rows of a piece share a basis.
-func (p *attendPlan) cut(t *batch, list []int32, most int) (pieces []kernels.Piece, means bool) {
+// a variant, because its queries are prepared once; those of a piece of Planes do too. The V rows of a
+// piece share a basis.
+func (p *attendPlan) cut(t *batch, list []int32) (pieces []kernels.Piece, means bool) {
 	order, means := t.list(list)
 	first, entry0 := len(p.tiles)/subTiles, len(p.entries)
 	p.entries = append(p.entries, make([]kernels.EntryRange, len(list))...)
-	var basis []int32 // basis of each tile
-	fill := subTiles  // sub-tiles in the current tile
+	var basis []int32              // basis of each tile
+	alike := func(a, b int) bool { // tiles that may be of one piece
+		return basis[a] == basis[b] && (basis[a] != kernels.Planes ||
+			p.tiles[(first+a)*subTiles].Variant == p.tiles[(first+b)*subTiles].Variant)
+	}
+	fill := subTiles // sub-tiles in the current tile
 	var last *listed
 	for i := range order {
 		b := &order[i]
@@ -169,10 +175,11 @@ func (p *attendPlan) cut(t *batch, list []int32, most int) (pieces []kernels.Pie
 		e.Sub1 = int32(len(p.tiles))
 	}
 	p.pad(fill)
-	size := min(most, max(1, (len(basis)+listPieces-1)/listPieces))
+	size := max(1, (len(basis)+listPieces-1)/listPieces)
 	for at := 0; at < len(basis); {
 		end := at + 1
-		for end < len(basis) && end-at < size && basis[end] == basis[at] {
+		most := min(size, mostTiles(t.HeadDimV, basis[at]))
+		for end < len(basis) && end-at < most && alike(at, end) {
 			end++
 		}
 		pieces = append(pieces, kernels.Piece{Tile0: int32(first + at), Tile1: int32(first + end),
@@ -180,17 +187,6 @@ func (p *attendPlan) cut(t *batch, list []int32, most int) (pieces []kernels.Pie
 		at = end
 	}
 	return pieces, means
-}
-
-// basisOf returns Piece.RotatedV for a format of V.
-func basisOf(f quant.Format) int32 {
-	switch {
-	case !f.Rotated():
-		return 0
-	case f.Nested() || f == quant.U8:
-		return kernels.CodedV
-	}
-	return kernels.OtherV
 }
 
 // pad completes the current tile.

@@ -35,7 +35,8 @@ func TestPlan_CoversEveryList(t *testing.T) {
 				"list")...)
 			q.BlockPtr = append(q.BlockPtr, int32(len(q.BlockIdx)))
 		}
-		b := &batch{Queries: q, view: v, mma: rapid.Bool().Draw(t, "mma")}
+		b := &batch{Queries: q, view: v}
+		b.useKernels(rapid.SampledFrom(AttendKernels()).Draw(t, "kernel"))
 		p := b.planAttend(make([]args.Seeds, q.Len()), rapid.Bool().Draw(t, "masses"))
 		head := int32(0)
 		for _, u := range p.units {
@@ -45,7 +46,7 @@ func TestPlan_CoversEveryList(t *testing.T) {
 			got := map[[2]int32]int{}
 			next := int32(-1) // the pieces of a unit follow one another
 			for _, c := range p.pieces[u.Part0 : u.Part0+u.Parts] {
-				require.LessOrEqual(t, int(c.Tile1-c.Tile0), mostTiles(dimV))
+				require.LessOrEqual(t, int(c.Tile1-c.Tile0), mostTiles(dimV, c.RotatedV))
 				require.Less(t, c.Tile0, c.Tile1)
 				if next >= 0 {
 					require.Equal(t, next, c.Tile0)
@@ -60,7 +61,10 @@ func TestPlan_CoversEveryList(t *testing.T) {
 					e := v.At(int(slots[s.Block]))
 					require.Equal(t, p.tiles[int(c.Tile0)*subTiles+k/subTiles*subTiles].Variant, s.Variant)
 					require.Equal(t, variantKey{v.Form(e.Form).Own.angles, v.Form(e.Form).Key.Metric}, b.keys[s.Variant])
-					require.Equal(t, c.RotatedV, basisOf(v.Form(e.Form).Key.V.Format))
+					require.Equal(t, c.RotatedV, b.kindOf(v.Form(e.Form)))
+					if c.RotatedV == kernels.Planes {
+						require.Equal(t, p.tiles[c.Tile0*subTiles].Variant, s.Variant)
+					}
 				}
 			}
 			require.Equal(t, len(list), int(u.Entries))
@@ -102,7 +106,7 @@ func planView(t *rapid.T, n, dimV int) (v *view, slots map[int32]int32) {
 		for dim, side := range map[int]*backend.Side{128: &blk.K, -dimV: &blk.V} {
 			c := quant.Coding{Format: f}
 			if dim == 128 {
-				c.Format = quant.F16
+				c.Format = rapid.SampledFrom([]quant.Format{quant.F16, quant.LM2}).Draw(t, "k")
 			}
 			*side = backend.Side{Coding: c, Data: backend.Span{Buf: &buffer{},
 				Len: int64(c.PackedBytes(int(blk.Rows), max(dim, -dim)))}}
@@ -126,8 +130,14 @@ func planView(t *rapid.T, n, dimV int) (v *view, slots map[int32]int32) {
 
 // The results are the same bits for any order of threads: no barrier is missing.
 func TestKernels_ShuffledSchedules(t *testing.T) {
-	s := newStandIn(t, "")
-	b, err := s.open(Options{NoSelfTest: true})
+	for _, kernel := range AttendKernels() {
+		t.Run(kernel, func(t *testing.T) { shuffledSchedules(t, kernel) })
+	}
+}
+
+func shuffledSchedules(t *testing.T, kernel string) {
+	s := newStandIn(t, "sm=80")
+	b, err := s.open(Options{NoSelfTest: true, Attend: kernel})
 	require.NoError(t, err)
 	defer func() { require.NoError(t, b.Close()) }()
 	var out, rel []float32

@@ -9,7 +9,7 @@
 // The sources are in src. `make ptx` compiles each .cu file to one PTX file in ptx, with a pinned
 // compiler that it downloads, and writes manifest.json: hashes of sources and PTX, flags and
 // versions. Nothing else writes these files. The PTX is committed and embedded, so a build needs no
-// CUDA. It requires compute capability 7.5 (8.0 for attend_mma.cu) and PTX ISA 8.0. Drivers from 525
+// CUDA. It requires compute capability 7.5 (8.0 for attend_mma.cu and attend_int8.cu) and PTX ISA 8.0. Drivers from 525
 // (CUDA 12.0) load it and compile it for their device.
 //
 // Kernels distinguish formats at run time, not by entry: one launch holds jobs, or blocks, of mixed
@@ -21,6 +21,7 @@
 //	attend.cu   kvist_attend_h1 _h2 _h4 _h8 kvist_combine                  AttendParams
 //	            kvist_relevance                                            RelevanceParams
 //	attend_mma.cu  kvist_attend_mma, with tensor cores                      AttendParams
+//	attend_int8.cu kvist_attend_int8_d64 _d128, integers in tensor cores    AttendParams
 //	surprise.cu kvist_residual                                             ResidualParams
 //
 // codec.cu and surprise.cu are compiled without fused multiply-add, and every sum has a fixed order:

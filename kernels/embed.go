@@ -87,6 +87,8 @@ func Entries() []Entry {
 		{"kvist_attend_h4", "attend", AttendParams{}},
 		{"kvist_attend_h8", "attend", AttendParams{}},
 		{"kvist_attend_mma", "attend_mma", AttendParams{}},
+		{"kvist_attend_int8_d64", "attend_int8", AttendParams{}},
+		{"kvist_attend_int8_d128", "attend_int8", AttendParams{}},
 		{"kvist_combine", "attend", AttendParams{}},
 		{"kvist_relevance", "attend", RelevanceParams{}},
 		{"kvist_residual", "surprise", ResidualParams{}},

@@ -100,7 +100,7 @@ var (
 	fieldLine   = regexp.MustCompile(`^\s+(uint64_t|int64_t|int32_t|float|uint8_t)\s+([\w\[\], ]+);`)
 	structOneLn = regexp.MustCompile(`^struct (\w+) \{$`)
 	assertLine  = regexp.MustCompile(`static_assert\((?:sizeof\((\w+)\)|offsetof\((\w+), (\w+)\)) == (\d+)`)
-	defineLine  = regexp.MustCompile(`(?m)^#define (TILE_ROWS|SUB_ROWS|CODED_V) (\d+)`)
+	defineLine  = regexp.MustCompile(`(?m)^#define (TILE_ROWS|SUB_ROWS|CODED_V|PLANES) (\d+)`)
 	elements    = regexp.MustCompile(`^(\w+)\[(\d+)\]$`)
 	sizes       = map[string]int{"uint64_t": 8, "int64_t": 8, "int32_t": 4, "float": 4, "uint8_t": 1}
 )
@@ -177,7 +177,7 @@ func TestABI_StructsMatchTheSources(t *testing.T) {
 	}
 	require.Len(t, found, len(types), "Go has structs that the sources have not")
 	for _, m := range defineLine.FindAllStringSubmatch(string(text), -1) {
-		want := map[string]int{"TILE_ROWS": TileRows, "SUB_ROWS": SubRows, "CODED_V": CodedV}[m[1]]
+		want := map[string]int{"TILE_ROWS": TileRows, "SUB_ROWS": SubRows, "CODED_V": CodedV, "PLANES": Planes}[m[1]]
 		require.Equal(t, strconv.Itoa(want), m[2], m[1])
 	}
 }

@@ -12,9 +12,15 @@ const (
 	NoBlock     = -1  // SubTile.Block of an empty sub-tile
 	NoTurn      = -1  // Variant.Turn for offset 0
 	StatusClean = ^uint32(0)
-	CodedV      = 1 // Piece.RotatedV of integer codes
-	OtherV      = 2 // Piece.RotatedV of other rotated codings
+	CodedV      = 1  // Piece.RotatedV of integer codes
+	OtherV      = 2  // Piece.RotatedV of other rotated codings
+	Planes      = 3  // PLANES: Piece.RotatedV of K and V for the integer kernels
+	PieceTiles  = 16 // PIECE_TILES: tiles of such a piece, at most
 )
+
+// Int8Shared returns the shared memory of the integer kernels for rows of dim values: Int8Area of
+// attend_int8.cuh.
+func Int8Shared(dim int) int { return 32*dim + 2432 + 4*(64*dim+6144) }
 
 // CodecJob is one job of encode, decode or demote.
 type CodecJob struct {
@@ -91,7 +97,7 @@ type AttendParams struct {
 	Window                                                  int64
 	Scale, Softcap                                          float32
 	HeadDim, HeadDimV, Group, Pairs, Interleaved, UnitHeads int32
-	SkipCoded, Pad                                          int32
+	Skip, Pad                                               int32
 }
 
 // RelevanceItem is a range of a block's users and SubRows of its rows.

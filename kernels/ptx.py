@@ -26,6 +26,7 @@ MODULES = {  # least compute capability, flags
     "codec": (75, ["--fmad=false"]),
     "attend": (75, []),
     "attend_mma": (80, []),
+    "attend_int8": (80, []),
     "surprise": (75, ["--fmad=false"]),
 }
 SHOWN = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]

@@ -33,6 +33,8 @@ step roundtrip 60 bash -c './kvist compress capture.safetensors --form hot -o cu
 if command -v compute-sanitizer >/dev/null; then
   step memcheck 200 compute-sanitizer --tool memcheck --error-exitcode 9 ./cuda.test -test.short \
     -test.run 'OnDevice/(encode|decode|demote|attend-mixed|attend-pieces|residuals|relevance|repeat)'
+  step memcheck-int8 200 compute-sanitizer --tool memcheck --error-exitcode 9 ./cuda.test -test.short \
+    -test.run 'TensorCores_OnDevice/int8/(attend-planes|attend-mixed|repeat)'
   step racecheck 150 compute-sanitizer --tool racecheck --error-exitcode 9 ./cuda.test -test.short \
     -test.run 'SelfTest_OnDevice'
 else

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/kvist-project/kvist/cpu"
+	"github.com/kvist-project/kvist/cuda"
 	"github.com/kvist-project/kvist/engine/auto"
 	"github.com/kvist-project/kvist/engine/backend/selftest"
 	"github.com/kvist-project/kvist/engine/model"
@@ -83,6 +84,8 @@ func (a *app) doctor(ctx context.Context, asJSON bool) error {
 		Environment: []envJSON{
 			{cpu.EnvISA, os.Getenv(cpu.EnvISA),
 				"instruction set of the cpu backend: " + strings.Join(cpu.ISAs(), ", ")},
+			{cuda.EnvAttend, os.Getenv(cuda.EnvAttend),
+				"attention kernel of the cuda backend: " + strings.Join(cuda.AttendKernels(), ", ")},
 			{model.EnvFile, os.Getenv(model.EnvFile), "file that the model smollm2 is read from"},
 			{model.EnvGemma, os.Getenv(model.EnvGemma), "file that the model gemma is read from"},
 			{model.EnvCache, os.Getenv(model.EnvCache), "folder of those files, where they are not named"}},

@@ -127,7 +127,7 @@ func TestOpen_CUDA(t *testing.T) {
 			named, err := m.open(nameCUDA, Options{})
 			if c.reason == "" {
 				require.Equal(t, "cuda", caps.Name)
-				require.Equal(t, "sm_90", caps.ISA)
+				require.Equal(t, "sm_90 int8", caps.ISA)
 				require.Empty(t, caps.Reason)
 				require.NoError(t, err)
 				require.NoError(t, named.Close())

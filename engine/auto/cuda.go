@@ -146,6 +146,7 @@ func (m machine) probeCUDA() Candidate {
 		return c
 	}
 	caps := b.Caps()
+	c.Details = append(c.Details, Detail{"attention", b.Attention().String()})
 	if err := b.Close(); err != nil {
 		c.Reason = m.whyNot(f, info, err)
 		return c

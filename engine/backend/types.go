@@ -36,7 +36,7 @@ var opNames = [...]string{"encode", "decode", "demote", "attend", "relevance", "
 type Caps struct {
 	Name    string // "cpu" or "cuda"
 	Device  string // the name that the hardware reports
-	ISA     string // "generic", "avx2", "avx512", "neon", "sm_90"
+	ISA     string // "generic", "avx2", "avx512", "neon", "sm_90 int8": with the attention kernel
 	Workers int    // parallel workers, 0 if not applicable
 	Memory  int64  // bytes the backend may allocate, 0 if unknown
 	// TableBytes is what a Table keeps of a block, in this process and on the device, where four or

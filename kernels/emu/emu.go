@@ -17,7 +17,7 @@ import (
 const Library = "libcuda.so.1"
 
 // units are the compiled files; they include the others.
-var units = []string{"codec.cc", "attend.cc", "attend_mma.cc", "surprise.cc", "fiber.cc", "tensor.cc",
+var units = []string{"codec.cc", "attend.cc", "attend_mma.cc", "attend_int8.cc", "surprise.cc", "fiber.cc", "tensor.cc",
 	"twins.cc", "driver.cc"}
 
 // flags: no contraction, because the codec rounds every operation; and a trap on an address that is

@@ -176,7 +176,7 @@ template <int H>
 __device__ __forceinline__ void attend(const AttendParams& p) {
   KVIST_SHARED(float, shared);
   const Piece piece = ptr<const Piece>(p.pieces)[blockIdx.x];
-  if (p.skip_coded && piece.rotated_v == CODED_V) return;
+  if (p.skip >> piece.rotated_v & 1) return;
   const Unit u = ptr<const Unit>(p.units)[piece.unit];
   const int stride = (p.head_dim + 7) / 8 * 8, t = threadIdx.x, warp = t / 32, lane = t & 31;
   const Layout l = layout<H>(shared, stride);

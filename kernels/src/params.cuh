@@ -138,7 +138,9 @@ static_assert(offsetof(Unit, k_seed) == 16, "Unit.k_seed");
 static_assert(offsetof(Unit, mass0) == 32, "Unit.mass0");
 static_assert(offsetof(Unit, k_rotated) == 48, "Unit.k_rotated");
 
-#define CODED_V 1  // Piece.rotated_v of pieces whose V is of lm1..lm4 and u8: small integers
+// Piece.rotated_v of pieces for kernels of their own.
+#define CODED_V 1  // V is of lm1..lm4 or u8: small integers
+#define PLANES 3   // K and V both are of lm1..lm4, in the shape of a kernel of attend_int8.cu
 
 // A range of tiles of a unit's list: the work of one thread block. All its V sides are of one
 // basis: rotated_v is 0 for the original one.
@@ -175,7 +177,7 @@ struct AttendParams {
   int32_t pairs;        // RoPE pairs
   int32_t interleaved;  // 1: pair (2i, 2i+1); 0: (i, i + pairs)
   int32_t unit_heads;   // heads that a unit has room for
-  int32_t skip_coded;   // 1: attend leaves pieces of CODED_V to another kernel
+  int32_t skip;         // bit i: attend leaves pieces whose rotated_v is i to another kernel
   int32_t pad;
 };
 static_assert(sizeof(AttendParams) == 168, "AttendParams.size");

@@ -46,6 +46,7 @@ type known struct {
 	kRows  quant.Rows // as quant.Decode gives them: without mean, in the metric
 	vRows  quant.Rows // without mean
 	scales []float32  // row scales of K
+	vUnits []float32  // row scales of V
 }
 
 // place centres and packs a block with package quant and puts it into the arena.
@@ -66,16 +67,17 @@ func place(a *arena, s spec, dimK, dimV int) known {
 		return backend.Side{Coding: c, Data: a.put(p), Seed: seed},
 			unpack(a.t, c, p, s.rows, dim, seed), p
 	}
-	k := known{scales: make([]float32, s.rows)}
+	k := known{scales: make([]float32, s.rows), vUnits: make([]float32, s.rows)}
 	h := backend.Block{Rows: int32(s.rows), Base: s.base, Noise: s.noise, Offset: s.offset,
 		Stride: s.stride, Limit: s.limit, Tokens: s.tokens, Metric: s.metric}
 	var meanK, meanV []byte
 	meanK, s.meanK, h.MeanK = placeMean(a, s.meanK)
 	meanV, s.meanV, h.MeanV = placeMean(a, s.meanV)
-	var packed []byte
+	var packed, packedV []byte
 	h.K, k.kRows, packed = side(s.k, s.kData, s.kFam, dimK, s.seedK, 2*s.draw, meanK, s.metric)
 	if !s.keysOnly {
-		h.V, k.vRows, _ = side(s.v, s.vData, s.vFam, dimV, s.seedV, 2*s.draw+1, meanV, nil)
+		h.V, k.vRows, packedV = side(s.v, s.vData, s.vFam, dimV, s.seedV, 2*s.draw+1, meanV, nil)
+		require.NoError(a.t, quant.RowScales(k.vUnits, s.v, packedV, s.rows, dimV))
 	}
 	require.NoError(a.t, quant.RowScales(k.scales, s.k, packed, s.rows, dimK))
 	if s.pos != nil {
@@ -162,7 +164,9 @@ type scored struct {
 	score             float64 // with all biases
 	slack             float64 // how far a backend's score may be off
 	v                 []float64
-	vLen              float64 // at least the length of v: of the coded row plus that of the mean
+	vLen              float64   // at least the length of v: of the coded row plus that of the mean
+	unit              float64   // of a row whose weight is rounded to digits, without them 0
+	codes             []float64 // its v without mean, in units
 }
 
 // met is a query head as the rows of a block meet it.
@@ -171,6 +175,7 @@ type met struct {
 	norm        float64   // |vec|
 	off         float64   // how far a backend's vec may be off, in eps, beside rounding each value
 	mean, plain float64   // <turned, mean>, and |turned| |mean|
+	step        float64   // how far a value of vec may be off where queries are rounded to digits
 }
 
 // meet turns a query by the block's offset and brings it into the block's metric.
@@ -193,6 +198,9 @@ func (b *known) meet(q []float32) met {
 		}
 	}
 	m.norm = math.Sqrt(dot64(m.vec, m.vec))
+	if digits.take(b, len(q)) {
+		m.step = digits.Query * peakOf(m.vec, b.seedK)
+	}
 	if b.meanK != nil {
 		mean := floats64(b.meanK)
 		m.mean = dot64(m.turned, mean)
@@ -255,6 +263,7 @@ func (b *known) score(q *backend.Queries, m *met, r int) scored {
 	s *= scale
 	lengths := m.norm * math.Sqrt(kk)
 	slack := productSlack(q, b, lengths, s) + eps*math.Abs(scale)*m.off*math.Sqrt(kk)
+	slack += math.Abs(scale) * m.step * math.Sqrt(float64(q.HeadDim)*kk)
 	if b.meanK != nil {
 		slack += productSlack(q, b, m.plain, 4*scale*m.mean)
 		s += scale * m.mean
@@ -281,6 +290,13 @@ func (b *known) score(q *backend.Queries, m *met, r int) scored {
 	if !b.keysOnly {
 		row.v = floats64(b.vRows.Row(r))
 		row.vLen = math.Sqrt(dot64(row.v, row.v))
+		if m.step > 0 && b.vUnits[r] > 0 {
+			u := float64(b.vUnits[r])
+			row.unit = u
+			for _, x := range row.v {
+				row.codes = append(row.codes, math.Abs(x)/u)
+			}
+		}
 		if b.meanV != nil {
 			mean := floats64(b.meanV)
 			row.vLen += math.Sqrt(dot64(mean, mean))
@@ -340,6 +356,7 @@ func oracleAttend(t testing.TB, q *backend.Queries, blocks []known, i, h int) an
 	for d := range ans.tol {
 		ans.tol[d] = tol.out
 	}
+	digits.weights(ans.tol, rows, p)
 	ans.lseTol = tol.lse
 	for j, r := range rows {
 		ans.mass[r.entry] += p[j]

@@ -27,7 +27,11 @@ func RunBackend(t *testing.T, open func(t *testing.T) backend.Backend) {
 
 // RunAttention runs only the tests of Attend and Relevance, for a backend that computes them in
 // more than one way.
-func RunAttention(t *testing.T, open func(t *testing.T) backend.Backend) {
+//
+// d says how coarse its numbers are, beyond those of a correct float32 backend: the zero Digits for none.
+func RunAttention(t *testing.T, d Digits, open func(t *testing.T) backend.Backend) {
+	digits = d
+	defer func() { digits = Digits{} }()
 	var some []part
 	for _, p := range parts {
 		if strings.HasPrefix(p.name, "attend") || strings.HasPrefix(p.name, "relevance") ||
@@ -74,6 +78,7 @@ var parts = []part{
 	{"table-concurrent", testTableConcurrent},
 	{"attend", testAttendMatrix},
 	{"attend-mixed", testAttendMixed},
+	{"attend-planes", testAttendPlanes},
 	{"attend-count", testAttendCount},
 	{"attend-unseen", testAttendUnseen},
 	{"attend-nothing", testAttendNothing},

@@ -30,7 +30,6 @@ type Check struct {
 // The example is small. Its lengths are not multiples of a vector register.
 const (
 	rows  = 37
-	dim   = 64
 	group = 3
 	seed  = 7
 )
@@ -39,6 +38,13 @@ const (
 // a few units. A float32 inner product of 64 terms is off by less than 64 * 2^-24 of the sum of
 // magnitudes, about 2e-4 here; softmax passes this error on once.
 const attendBound = 5e-4
+
+// Every coding is tested at one dim; attention to bit planes also at another, since a backend may have a
+// kernel for each.
+const (
+	dimOfAll    = 64
+	dimOfPlanes = 128
+)
 
 // Codings are the codings that the test covers.
 func Codings() []quant.Coding {
@@ -56,17 +62,27 @@ func Run(ctx context.Context, be backend.Backend) []Check {
 	var list []Check
 	for _, c := range Codings() {
 		for _, op := range []backend.Op{backend.OpEncode, backend.OpDecode, backend.OpAttend} {
-			if !be.Supports(op, c, dim) {
-				continue
-			}
-			check := Check{Name: op.String() + " " + c.String(), OK: true}
-			if err := one(ctx, be, op, c); err != nil {
-				check.OK, check.Detail = false, err.Error()
-			}
-			list = append(list, check)
+			list = append(list, checks(ctx, be, op, c, dimOfAll, "")...)
+		}
+		if c.Format.Nested() {
+			list = append(list, checks(ctx, be, backend.OpAttend, c, dimOfPlanes,
+				fmt.Sprint(" at ", dimOfPlanes))...)
 		}
 	}
 	return list
+}
+
+// checks runs a check if the backend supports it.
+func checks(ctx context.Context, be backend.Backend, op backend.Op, c quant.Coding, dim int,
+	suffix string) []Check {
+	if !be.Supports(op, c, dim) {
+		return nil
+	}
+	check := Check{Name: op.String() + " " + c.String() + suffix, OK: true}
+	if err := one(ctx, be, op, c, dim); err != nil {
+		check.OK, check.Detail = false, err.Error()
+	}
+	return []Check{check}
 }
 
 // example returns rows of a fixed sequence in [-2, 2).
@@ -79,8 +95,8 @@ func example(n int, start uint64) []float32 {
 	return x
 }
 
-func one(ctx context.Context, be backend.Backend, op backend.Op, c quant.Coding) (err error) {
-	m := &machine{be: be}
+func one(ctx context.Context, be backend.Backend, op backend.Op, c quant.Coding, dim int) (err error) {
+	m := &machine{be: be, dim: dim}
 	defer func() { err = errors.Join(err, m.free()) }()
 	x := quant.Rows{Dim: dim, Data: example(rows*dim, 1)}
 	want := make([]byte, c.PackedBytes(rows, dim))
@@ -99,6 +115,7 @@ func one(ctx context.Context, be backend.Backend, op backend.Op, c quant.Coding)
 // machine allocates on a backend and frees everything at the end.
 type machine struct {
 	be   backend.Backend
+	dim  int
 	bufs []backend.Buffer
 }
 
@@ -141,6 +158,7 @@ func differs(what string, want, got []byte) error {
 }
 
 func (m *machine) encode(ctx context.Context, c quant.Coding, x quant.Rows, want []byte) error {
+	dim := m.dim
 	src, err := m.span(floatBytes(x.Data))
 	if err != nil {
 		return err
@@ -162,6 +180,7 @@ func (m *machine) encode(ctx context.Context, c quant.Coding, x quant.Rows, want
 }
 
 func (m *machine) decode(ctx context.Context, c quant.Coding, packed []byte) error {
+	dim := m.dim
 	want := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
 	if err := quant.Decode(want, c, packed, seed); err != nil {
 		return err
@@ -189,6 +208,7 @@ func (m *machine) decode(ctx context.Context, c quant.Coding, packed []byte) err
 // attend compares with softmax(q K' scale) V' in float64 over the decoded rows, which serve as both
 // K and V.
 func (m *machine) attend(ctx context.Context, c quant.Coding, packed []byte) error {
+	dim := m.dim
 	x := quant.Rows{Dim: dim, Data: make([]float32, rows*dim)}
 	if err := quant.Decode(x, c, packed, seed); err != nil {
 		return err

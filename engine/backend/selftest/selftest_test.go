@@ -25,7 +25,7 @@ func open(t *testing.T) *cpu.Backend {
 func TestRun_CPUPasses(t *testing.T) {
 	be := open(t)
 	checks := selftest.Run(context.Background(), be)
-	require.Len(t, checks, 3*len(selftest.Codings()))
+	require.Len(t, checks, 3*len(selftest.Codings())+8)
 	for _, c := range checks {
 		require.True(t, c.OK, "%s: %s", c.Name, c.Detail)
 	}
