@@ -221,6 +221,9 @@ check-yzma: model ## a conversation of llama.cpp, run by yzma, is parked at 2 bi
 check-stores: ## stores beyond the machine against their servers, with faults between (S3, Redis or Valkey where it is installed, NATS)
 	cd cmd/kvist/stores/check && $(GO) vet . && $(GO) test -short -parallel 32 .
 
+bench-stores: ## megabytes a second and the times of calls of every store on loopback (minutes); writes bench/results/stores.md
+	cd cmd/kvist/stores/check && $(GO) test -count 1 -timeout 30m -run '^TestBench' . -page $(CURDIR)/bench/results/stores.md
+
 check-stores-model: model ## 1,024 tokens of SmolLM2 computed by one process and attended by another, over Redis and S3 (minutes)
 	cd cmd/kvist/stores/check && KVIST_REQUIRE=model $(GO) test -count 1 -v -run Prefix_Model .
 

@@ -76,12 +76,7 @@ func natsServer(t *testing.T) service {
 
 // systemServer starts a redis-server or valkey-server of the system. start starts it again with what it had on disk.
 func systemServer(t *testing.T, args ...string) (addr string, start func() (kill func())) {
-	path := ""
-	for _, name := range []string{"valkey-server", "redis-server"} {
-		if p, err := exec.LookPath(name); err == nil && path == "" {
-			path = p
-		}
-	}
+	path, _ := systemPath()
 	if path == "" {
 		t.Skip("neither valkey-server nor redis-server is installed")
 	}
@@ -111,11 +106,17 @@ func systemServer(t *testing.T, args ...string) (addr string, start func() (kill
 
 var prefixes atomic.Int64
 
-// open opens an empty store.
-func open(t *testing.T, url string, o remote.Options) store.Store {
+// openAt opens an empty store, which the caller closes.
+func openAt(t *testing.T, url string, o remote.Options) store.Store {
 	o.Prefix = fmt.Sprintf("test/%d/", prefixes.Add(1))
 	s, err := stores.Open(ctx, url, o)
 	require.NoError(t, err)
+	return s
+}
+
+// open opens an empty store.
+func open(t *testing.T, url string, o remote.Options) store.Store {
+	s := openAt(t, url, o)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
 }
