@@ -272,12 +272,28 @@ func (c *Cache) Erase(ctx context.Context, salt []byte, id store.Key, keep func(
 //
 // Errors: those of MatchPrefix; quant.ErrUnsupported without a Config.Store.
 func (c *Cache) RecallPrefix(ctx context.Context, salt []byte, tokens []int32) (*Sequence, error) {
-	m, err := newMover(ctx, c, "recall prefix", 0, salt)
+	m, err := newSharer(ctx, c, "recall prefix", 0, salt)
 	if err != nil {
 		return nil, err
 	}
 	s, err := m.recall(tokens)
 	return s, wrap("recall prefix", 0, err)
+}
+
+// Unpublish deletes from the store that prefixes are shared in what the salt has published of a text behind its first
+// kept tokens, whichever cache has put it: the images of segments that end behind them, and what RecallPrefix finds
+// them by. Others under the salt that hold these tokens keep them, and find them no more until they are published
+// again. What memory holds is left as it is; see ForgetPrefix.
+//
+// Errors: quant.ErrUnsupported without a store; quant.ErrClosed; those of the store. Unpublish can be called again
+// then, as marks go last.
+func (c *Cache) Unpublish(ctx context.Context, salt []byte, tokens []int32, kept int) error {
+	const call = "unpublish"
+	m, err := newSharer(ctx, c, call, 0, salt)
+	if err != nil {
+		return err
+	}
+	return wrap(call, 0, m.end(nil, nil, m.unpublish(tokens, int64(kept))))
 }
 
 // Load returns the sequence of a file that Save wrote, in any process with a cache of the same settings. It

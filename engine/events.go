@@ -32,16 +32,9 @@ type Event struct {
 
 // emit tells Config.Events of a node of the index.
 func emit(cfg *Config, kind EventKind, n *prefix) {
-	var parent key
-	for p := n.parent; p != nil && parent == (key{}); p = p.parent {
-		if k := len(p.keys); k > 0 {
-			parent = p.keys[k-1]
-		}
+	if len(n.keys) > 0 {
+		emitKeys(cfg, kind, InMemory, n.before, n.keys, n.seg.hi())
 	}
-	if len(n.keys) == 0 {
-		return
-	}
-	emitKeys(cfg, kind, InMemory, parent, n.keys, n.seg.hi())
 }
 
 // emitKeys tells Config.Events of the keys of tokens that end before position end.

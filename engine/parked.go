@@ -33,14 +33,15 @@ func (c *Config) layout(g quant.Geometry) string {
 
 // mover moves a sequence between the slabs and a store. It holds the cache's lock only while it copies.
 type mover struct {
-	c     *Cache
-	ctx   context.Context
-	call  string
-	seq   uint64
-	st    store.Store
-	under store.Context
-	base  int64 // scratch memory that is counted until the end
-	loan  int64 // and all that is
+	c      *Cache
+	ctx    context.Context
+	call   string
+	seq    uint64
+	st     store.Store
+	shared bool // st is where prefixes are shared
+	under  store.Context
+	base   int64 // scratch memory that is counted until the end
+	loan   int64 // and all that is
 }
 
 // newMover returns one for a call.
@@ -48,8 +49,13 @@ func newMover(ctx context.Context, c *Cache, call string, seq uint64, salt []byt
 	if c.cfg.Store == nil {
 		return nil, fail(call, seq, "the cache has no store (Config.Store): %w", quant.ErrUnsupported)
 	}
-	return &mover{c: c, ctx: ctx, call: call, seq: seq, st: c.cfg.Store, under: store.Context{Salt: salt,
-		Model: c.cfg.Model, Profile: c.cfg.Profile, Layout: c.cfg.layout(c.geo), Version: stateVersion}}, nil
+	return moverTo(ctx, c, c.cfg.Store, call, seq, salt), nil
+}
+
+// moverTo returns one for a call and a store.
+func moverTo(ctx context.Context, c *Cache, st store.Store, call string, seq uint64, salt []byte) *mover {
+	return &mover{c: c, ctx: ctx, call: call, seq: seq, st: st, shared: c.cfg.Shared == nil, under: store.Context{Salt: salt,
+		Model: c.cfg.Model, Profile: c.cfg.Profile, Layout: c.cfg.layout(c.geo), Version: stateVersion}}
 }
 
 // lend counts n bytes of scratch memory in the place of those that were lent before.
@@ -124,7 +130,7 @@ func (m *mover) park(s *Sequence, expires time.Time) (id store.Key, err error) {
 		if err == nil {
 			for i, g := range s.segs {
 				if named[i].shared {
-					g.name, g.coarse = named[i].name, named[i].coarse
+					m.told(g, named[i].name, named[i].coarse)
 				}
 			}
 			c.stats.Parked++
@@ -299,6 +305,7 @@ func (m *mover) addSegment(s *Sequence, x *segmentState) error {
 	err := m.locked(func() error {
 		if g := named(c, x.name); g != nil && x.shared {
 			found = true
+			m.told(g, x.name, g.coarse)
 			return s.adopt(g, false)
 		}
 		return nil
@@ -317,7 +324,7 @@ func (m *mover) addSegment(s *Sequence, x *segmentState) error {
 			g.blocks[i].mass = v
 		}
 		if x.shared {
-			g.name, g.coarse = x.name, x.coarse
+			m.told(g, x.name, x.coarse)
 		}
 		return m.lend(0)
 	})
@@ -350,25 +357,4 @@ func (m *mover) addPart(s *Sequence, x *segmentState, k store.Key, h part) error
 			im.to, x.lo, x.hi, h.from, h.to, quant.ErrCorrupt)
 	}
 	return m.locked(func() error { return im.place(m.ctx, s) })
-}
-
-// discard deletes what was parked.
-func (m *mover) discard(id store.Key) error {
-	p, err := m.get(id)
-	if err == nil {
-		var x *state
-		if x, err = parseState(&m.c.memory, p); err == nil {
-			for i := range x.segs {
-				for j := range parts(&m.c.memory, x.segs[i].sinks(m.c)) {
-					if !x.segs[i].shared {
-						err = errors.Join(err, m.st.Delete(m.ctx, m.partKey(x.segs[i].name, j)))
-					}
-				}
-			}
-		}
-	}
-	if err == nil {
-		err = m.st.Delete(m.ctx, id)
-	}
-	return m.end(nil, nil, err)
 }

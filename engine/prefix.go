@@ -8,7 +8,6 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
-	"slices"
 	"time"
 	"unsafe"
 )
@@ -27,23 +26,13 @@ type prefix struct {
 	parent   *prefix
 	sinks    *segment // before the first segment; nil for others
 	seg      *segment
-	keys     []key
+	keys     []key // those of its tokens that no other node has
+	before   key   // the one before them
+	last     key   // of its tokens, whoever has it
+	after    key   // the one after, of the sequence that made it; zero if that was not known
 	children int
 	used     uint64 // clock of its last use
 	at       time.Time
-}
-
-// index finds a segment by its tokens together with all tokens before it.
-type index struct {
-	at    map[key]mark
-	nodes []*prefix
-	clock uint64
-}
-
-// mark is where the tokens of a key end.
-type mark struct {
-	node   *prefix
-	tokens int64
 }
 
 // keyBytes is what a key takes in a node and in the map.
@@ -132,11 +121,9 @@ func (c *Cache) MatchPrefix(salt []byte, tokens []int32) (*Sequence, error) {
 // lookup returns the keys of all tokens but the last few, and where the index ends that has the first ones.
 func (c *Cache) lookup(salt []byte, tokens []int32) (x chain, found mark) {
 	x = chain{follows: true, root: c.cfg.rootKey(salt)}
-	ended := false
 	for last, n := x.root, 0; n+prefixTokens < len(tokens); n += prefixTokens {
 		last = x.root.next(last, tokens[n:n+prefixTokens])
-		p, ok := c.index.at[last]
-		if ended = ended || !ok; !ended {
+		if p, ok := c.index.at[last]; ok { // and those before it, which are of the same sequence
 			found = p
 		}
 		x.keys = append(x.keys, last)
@@ -260,17 +247,27 @@ func (s *Sequence) enlist() {
 			s.unfollow()
 			return
 		}
-		keys := x.keys[g.lo/prefixTokens : g.hi()/prefixTokens]
-		if n := len(keys); n > 0 { // a short segment may have none: it is found by those after it
-			if p, ok := c.index.at[keys[n-1]]; ok { // another sequence was first
-				x.node = p.node
-				continue
+		n := &prefix{parent: x.node, seg: g, last: x.upTo(g.hi())}
+		if next := int(g.hi() / prefixTokens); next < len(x.keys) {
+			n.after = x.keys[next]
+		}
+		if p, ok := c.index.at[n.last]; ok && p.node.same(n) { // another sequence was first
+			x.node = p.node
+			continue
+		}
+		first, end := int(g.lo/prefixTokens), int(g.hi()/prefixTokens)
+		for i := end; i > first; i-- { // a text that parts from another one within the segment finds it by the others
+			if _, ok := c.index.at[x.keys[i-1]]; ok {
+				first = i
 			}
 		}
-		if !c.led.take(forIndex, prefixBytes+int64(len(keys))*keyBytes) {
+		if first > 0 {
+			n.before = x.keys[first-1]
+		}
+		n.keys = append([]key(nil), x.keys[first:end]...) // a short segment may have none: it is found by those after it
+		if !c.led.take(forIndex, prefixBytes+int64(len(n.keys))*keyBytes) {
 			return
 		}
-		n := &prefix{parent: x.node, seg: g, keys: append([]key(nil), keys...)}
 		if i == 1 && s.segs[0].sinks {
 			n.sinks = s.segs[0]
 			n.sinks.refs++
@@ -278,10 +275,18 @@ func (s *Sequence) enlist() {
 		}
 		g.refs++
 		g.listed++
-		c.index.add(n, g.lo/prefixTokens)
+		c.index.add(n, int64(first))
 		emit(&c.cfg, Stored, n)
 		x.node = n
 	}
+}
+
+// upTo returns the last key of the first tokens: zero if there are less than 64.
+func (x *chain) upTo(tokens int64) (k key) {
+	if n := int(tokens / prefixTokens); n > 0 && n <= len(x.keys) {
+		k = x.keys[n-1]
+	}
+	return k
 }
 
 // listedTo returns the position behind the tokens of the sequence that are in the index.
@@ -290,109 +295,4 @@ func (s *Sequence) listedTo() int64 {
 		return int64(s.c.cfg.Sinks)
 	}
 	return s.chain.node.seg.hi()
-}
-
-// add puts a node into the index. Its first key is number first.
-func (x *index) add(n *prefix, first int64) {
-	if x.at == nil {
-		x.at = map[key]mark{}
-	}
-	for i, k := range n.keys {
-		x.at[k] = mark{n, (first + int64(i) + 1) * prefixTokens}
-	}
-	if n.parent != nil {
-		n.parent.children++
-	}
-	x.nodes = append(x.nodes, n)
-	x.use(n)
-}
-
-// use marks a node and those before it as used now.
-func (x *index) use(n *prefix) {
-	x.clock++
-	for now := time.Now(); n != nil; n = n.parent {
-		n.used, n.at = x.clock, now
-	}
-}
-
-// evict frees segments that only the index holds, the longest unused first, until missing reports
-// nothing. It reports whether it freed any.
-func (x *index) evict(c *Cache, missing func() int64) (did bool, err error) {
-	for missing() > 0 {
-		at := -1
-		for i, n := range x.nodes {
-			if n.children == 0 && n.seg.refs == 1 && n.seg.pinned == 0 &&
-				(at < 0 || n.used < x.nodes[at].used) {
-				at = i
-			}
-		}
-		if at < 0 {
-			return did, nil
-		}
-		did = true
-		if err := x.unlist(c, at); err != nil {
-			return did, err
-		}
-	}
-	return did, nil
-}
-
-// prune removes nodes whose segments have lost rows, and those after them: who found them would not know that
-// tokens are missing.
-func (x *index) prune(c *Cache) error {
-	for _, q := range c.seqs {
-		if q.chain.follows && slices.ContainsFunc(q.segs, func(g *segment) bool { return g.lost }) {
-			q.unfollow()
-		}
-	}
-	for done := false; !done; { // from the ends of the chains
-		done = true
-		for at := len(x.nodes) - 1; at >= 0; at-- {
-			if n := x.nodes[at]; n.children == 0 && n.lost() {
-				if err := x.unlist(c, at); err != nil {
-					return err
-				}
-				done = false
-			}
-		}
-	}
-	return nil
-}
-
-// lost reports whether a node, or one before it, has lost rows.
-func (n *prefix) lost() bool {
-	for ; n != nil; n = n.parent {
-		if n.seg.lost {
-			return true
-		}
-	}
-	return false
-}
-
-// unlist removes a node from the index.
-func (x *index) unlist(c *Cache, at int) error {
-	n, last := x.nodes[at], len(x.nodes)-1
-	emit(&c.cfg, Removed, n)
-	x.nodes[at], x.nodes[last] = x.nodes[last], nil
-	x.nodes = x.nodes[:last]
-	for _, k := range n.keys {
-		delete(x.at, k)
-	}
-	if n.parent != nil {
-		n.parent.children--
-	}
-	c.led.give(forIndex, prefixBytes+int64(len(n.keys))*keyBytes)
-	for _, q := range c.seqs { // it may go on from here
-		if q.chain.node == n {
-			q.chain.node = n.parent
-		}
-	}
-	n.seg.listed--
-	if n.sinks != nil {
-		n.sinks.listed--
-		if err := c.unref(n.sinks); err != nil {
-			return err
-		}
-	}
-	return c.unref(n.seg)
 }

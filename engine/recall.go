@@ -3,24 +3,63 @@
 package engine
 
 import (
+	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 
 	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 )
 
-// parkedMark says where in the store the segment is that holds the last token of a key: 32 bytes name, 32
-// bytes name of the sinks before it or zeros, i64 lo, i64 hi.
+// newSharer returns a mover to where prefixes are shared.
+func newSharer(ctx context.Context, c *Cache, call string, seq uint64, salt []byte) (*mover, error) {
+	if c.cfg.Shared == nil {
+		return newMover(ctx, c, call, seq, salt)
+	}
+	m := moverTo(ctx, c, c.cfg.Shared, call, seq, salt)
+	m.shared = true
+	return m, nil
+}
+
+// told notes that the store has the image of a segment, under a name.
+func (m *mover) told(g *segment, name store.Key, coarse bool) {
+	if g.name, g.coarse = name, coarse; m.shared {
+		g.published = name
+	}
+}
+
+// parkedMark says where in the store a segment is, and which one comes before it: 32 bytes name, 32 bytes name of the
+// sinks before it or zeros, i64 lo, i64 hi, 32 bytes last key of its tokens, 32 bytes name and 32 bytes last key of the
+// segment before it, or zeros. It is found by every key of its tokens that no other sequence was first with, and by its
+// name and last key: whoever comes from a later segment finds those of the same sequence, and of no other that has only
+// keys in common with it.
 type parkedMark struct {
 	name, sinks store.Key
 	lo, hi      int64
+	last        key
+	prev        store.Key
+	prevLast    key
 }
 
-const markBytes = 80
+const markBytes = 5*32 + 16
+
+func (x *parkedMark) append(b []byte) []byte {
+	b = append(append(b, x.name[:]...), x.sinks[:]...)
+	b = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, uint64(x.lo)), uint64(x.hi))
+	return append(append(append(b, x.last[:]...), x.prev[:]...), x.prevLast[:]...)
+}
+
+// markKey is where the mark of a key is.
+func (m *mover) markKey(k key) store.Key { return m.under.Key("mark", k[:]) }
+
+// linkKey is where the mark of a segment is.
+func (m *mover) linkKey(name store.Key, last key) store.Key {
+	return m.under.Key("link", append(name[:len(name):len(name)], last[:]...))
+}
 
 // putMarks puts where the prefixes of a sequence are found, under the keys of its tokens: those of its first
 // segments that are whole.
@@ -35,7 +74,7 @@ func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) e
 		if !s.chain.follows {
 			return nil
 		}
-		var sinks store.Key
+		var sinks, prev store.Key
 		next := int64(m.c.cfg.Sinks)
 		for i, g := range s.segs {
 			switch {
@@ -45,31 +84,31 @@ func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) e
 			case !g.closed || !g.complete() || !named[i].shared || g.lo != next || m.c.cfg.Sinks > 0 && sinks == (store.Key{}):
 				return nil
 			}
-			x := parkedMark{name: named[i].name, lo: g.lo, hi: g.hi()}
+			x := parkedMark{name: named[i].name, lo: g.lo, hi: g.hi(), last: s.chain.upTo(g.hi()), prev: prev}
 			if g.lo == int64(m.c.cfg.Sinks) {
 				x.sinks = sinks
+			} else {
+				x.prevLast = s.chain.upTo(g.lo)
 			}
 			first := g.lo / prefixTokens
-			puts = append(puts, put{s.chain.keys[first : g.hi()/prefixTokens], x, key{}})
-			if first > 0 {
-				puts[len(puts)-1].parent = s.chain.keys[first-1]
-			}
-			next = g.hi()
+			puts = append(puts, put{s.chain.keys[first : g.hi()/prefixTokens], x, s.chain.upTo(g.lo)})
+			next, prev = g.hi(), x.name
 		}
 		return nil
 	})
 	for _, p := range puts {
+		at := []store.Key{m.linkKey(p.mark.name, p.mark.last)}
 		for _, k := range p.keys {
+			at = append(at, m.markKey(k))
+		}
+		for _, name := range at {
 			if err != nil {
 				return err
 			}
-			name := m.under.Key("prefix", k[:])
-			b := make([]byte, store.SealBytes, store.SealBytes+markBytes)
-			b = append(append(b, p.mark.name[:]...), p.mark.sinks[:]...)
-			b = binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(b, uint64(p.mark.lo)), uint64(p.mark.hi))
+			b := p.mark.append(make([]byte, store.SealBytes, store.SealBytes+markBytes))
 			m.under.Seal(name, b)
 			err = m.st.Put(m.ctx, name, b, expires)
-			if errors.Is(err, fs.ErrExist) { // rows that were coded at another time are as good
+			if errors.Is(err, fs.ErrExist) { // rows that were coded at another time, or go another way later, are as good
 				err = nil
 			}
 		}
@@ -83,17 +122,21 @@ func (m *mover) putMarks(s *Sequence, named []segmentState, expires time.Time) e
 	return err
 }
 
-// getMark returns the mark of a key.
-func (m *mover) getMark(k key) (x parkedMark, err error) {
-	p, err := m.get(m.under.Key("prefix", k[:]))
+// getMark returns a mark.
+func (m *mover) getMark(at store.Key) (x parkedMark, err error) {
+	p, err := m.get(at)
 	if err != nil {
 		return x, err
 	}
 	if len(p) != markBytes {
 		return x, fmt.Errorf("a mark of %d bytes: %w", len(p), quant.ErrCorrupt)
 	}
-	x = parkedMark{store.Key(p), store.Key(p[32:]), int64(binary.LittleEndian.Uint64(p[64:])),
-		int64(binary.LittleEndian.Uint64(p[72:]))}
+	le := binary.LittleEndian
+	x = parkedMark{name: store.Key(p), sinks: store.Key(p[32:]), lo: int64(le.Uint64(p[64:])), hi: int64(le.Uint64(p[72:])),
+		last: key(p[80:]), prev: store.Key(p[112:]), prevLast: key(p[144:])}
+	if x.hi <= x.lo || x.lo < int64(m.c.cfg.Sinks) {
+		return x, fmt.Errorf("a mark of tokens %d to %d: %w", x.lo, x.hi, quant.ErrCorrupt)
+	}
 	return x, nil
 }
 
@@ -121,7 +164,7 @@ func (m *mover) recall(tokens []int32) (*Sequence, error) {
 	if err != nil {
 		return nil, m.end(nil, nil, err)
 	}
-	marks, upTo := m.findMarks(x.keys, found)
+	marks, base, upTo := m.findMarks(x.keys, found)
 	if len(marks) == 0 {
 		if err := m.end(nil, nil, nil); err != nil {
 			return nil, err
@@ -136,22 +179,21 @@ func (m *mover) recall(tokens []int32) (*Sequence, error) {
 			return err
 		}
 		free = s.occupy("restored")
-		again, ok := c.index.at[x.at(found.tokens)]
-		if found.node != nil && (!ok || again.node.seg.hi() != found.node.seg.hi()) {
-			return fmt.Errorf("a shared prefix was freed meanwhile: %w", quant.ErrFull)
-		}
-		if found.node == nil {
+		if base == nil {
 			return s.follow(x)
 		}
-		defer again.node.keep()() // following may make room
+		if !slices.Contains(c.index.nodes, base) {
+			return fmt.Errorf("a shared prefix was freed meanwhile: %w", quant.ErrFull)
+		}
+		defer base.keep()() // following may make room
 		if err := s.follow(x); err != nil {
 			return err
 		}
-		return s.adoptPath(again.node)
+		return s.adoptPath(base)
 	})
 	got := int64(0)
-	if found.node != nil {
-		got = found.node.seg.hi()
+	if base != nil {
+		got = base.seg.hi()
 	}
 	for i := 0; i < len(marks) && err == nil; i++ {
 		whole := len(s.segs)
@@ -159,7 +201,7 @@ func (m *mover) recall(tokens []int32) (*Sequence, error) {
 			if err = m.locked(func() error { return s.shorten(whole) }); err != nil {
 				break
 			}
-			if len(s.segs) == 0 || i == 0 || errors.Is(e, quant.ErrClosed) {
+			if len(s.segs) == 0 || i == 0 || got < found.tokens || errors.Is(e, quant.ErrClosed) {
 				err = e
 			}
 			m.skipped(e)
@@ -187,39 +229,60 @@ func (m *mover) recall(tokens []int32) (*Sequence, error) {
 	})
 }
 
-// at returns the key of the first tokens, a multiple of prefixTokens.
-func (x *chain) at(tokens int64) key {
-	if tokens == 0 {
-		return x.root
-	}
-	return x.keys[tokens/prefixTokens-1]
-}
-
-// findMarks returns the marks of the segments that follow what memory has, and how many tokens are known
-// then.
-func (m *mover) findMarks(keys []key, found mark) (marks []parkedMark, upTo int64) {
-	next := int64(m.c.cfg.Sinks)
-	if found.node != nil {
-		next = found.node.seg.hi()
-	}
-	upTo = found.tokens
+// findMarks returns the marks of the segments that lead to most of the tokens behind those that memory has: from the
+// first segment on, or behind a node of the index; and how many tokens are known then.
+func (m *mover) findMarks(keys []key, found mark) (marks []parkedMark, base *prefix, upTo int64) {
+	var ends []parkedMark // of every segment that a key leads to
+	var known []int64     // tokens up to the last such key
 	for i := int(found.tokens / prefixTokens); i < len(keys); i++ {
-		x, err := m.getMark(keys[i])
-		last := len(marks) - 1
+		x, err := m.getMark(m.markKey(keys[i]))
 		if err != nil {
 			m.skipped(err)
 			break
 		}
-		if last < 0 || marks[last].name != x.name {
-			if x.lo != next || x.hi <= x.lo {
-				break
-			}
-			marks = append(marks, x)
-			next = x.hi
+		if n := len(ends); n == 0 || ends[n-1].name != x.name {
+			ends, known = append(ends, x), append(known, 0)
 		}
-		upTo = int64(i+1) * prefixTokens
+		known[len(known)-1] = int64(i+1) * prefixTokens
 	}
-	return marks, upTo
+	for i := len(ends) - 1; i >= 0; i-- {
+		if marks, base, ok := m.path(ends[i], found.node); ok {
+			return marks, base, known[i]
+		}
+	}
+	return nil, nil, 0
+}
+
+// path returns the marks of a segment and those before it in its sequence, up to one that a node of the index has.
+func (m *mover) path(x parkedMark, found *prefix) (marks []parkedMark, base *prefix, ok bool) {
+	for {
+		marks = append(marks, x)
+		if x.lo == int64(m.c.cfg.Sinks) {
+			break
+		}
+		_ = m.locked(func() error {
+			for n := found; n != nil && base == nil; n = n.parent {
+				if n.seg.name == x.prev && n.last == x.prevLast && n.seg.hi() == x.lo {
+					base = n
+				}
+			}
+			return nil
+		})
+		if base != nil {
+			break
+		}
+		before, err := m.getMark(m.linkKey(x.prev, x.prevLast))
+		if err == nil && (before.name != x.prev || before.hi != x.lo) {
+			err = fmt.Errorf("the segment before token %d ends at %d: %w", x.lo, before.hi, quant.ErrCorrupt)
+		}
+		if err != nil {
+			m.skipped(err)
+			return nil, nil, false
+		}
+		x = before
+	}
+	slices.Reverse(marks)
+	return marks, base, true
 }
 
 // skipped counts and logs a record that cannot be used. One that is not there is nothing to tell.
@@ -276,7 +339,7 @@ func (m *mover) publish(s *Sequence, expires time.Time) error {
 		free()
 		for i, g := range s.segs {
 			if err == nil && named[i].shared {
-				g.name, g.coarse = named[i].name, false
+				m.told(g, named[i].name, false)
 			}
 		}
 	}
@@ -291,7 +354,7 @@ func (m *mover) putShared(s *Sequence, buf []byte, named []segmentState, expires
 		whole := false
 		_ = m.locked(func() error {
 			whole = g.refs > 1 && g.whole(s.n)
-			x.name, x.shared = g.name, whole && g.name != (store.Key{}) && !g.coarse
+			x.name, x.shared = g.name, whole && g.name != (store.Key{}) && g.name == g.published && !g.coarse
 			return nil
 		})
 		if !whole || x.shared {

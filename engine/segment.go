@@ -58,24 +58,26 @@ const blockBytes = int64(unsafe.Sizeof(block{}))
 // window; then it closes: the rows of each head are sorted by weight over its pages. From then on
 // sequences may share it, and only pressure changes it.
 type segment struct {
-	lo      int64 // position of the first token
-	end     int64 // where a closed segment was cut, 0 if it was not
-	pages   int
-	per     int // rows of a page: 32, or the number of sinks
-	have    int // pages with memory, while it is open
-	refs    int // sequences and index entries that hold it
-	listed  int // of refs: index entries
-	sinks   bool
-	closed  bool
-	lost    bool      // pressure has dropped rows
-	name    store.Key // of its image in the store, zero if it has none or has changed since
-	coarse  bool      // that image has rows in archive form
-	pinned  int       // by how many sequences
-	visited uint64    // by pressure
-	room    int       // index of the first entry in the tables, plus 1; 0: none
-	shown   uint64    // arena.changes when its entries were right
-	blocks  []block   // [layers, kv_heads, pages]
-	mean    []slot    // [layers, kv_heads]: means of K; none for sinks
+	lo     int64 // position of the first token
+	end    int64 // where a closed segment was cut, 0 if it was not
+	pages  int
+	per    int // rows of a page: 32, or the number of sinks
+	have   int // pages with memory, while it is open
+	refs   int // sequences and index entries that hold it
+	listed int // of refs: index entries
+	sinks  bool
+	closed bool
+	lost   bool      // pressure has dropped rows
+	name   store.Key // of its image in the store, zero if it has none or has changed since
+	coarse bool      // that image has rows in archive form
+	// published is the name when its image was put into Config.Shared: it is there if both are the same.
+	published store.Key
+	pinned    int     // by how many sequences
+	visited   uint64  // by pressure
+	room      int     // index of the first entry in the tables, plus 1; 0: none
+	shown     uint64  // arena.changes when its entries were right
+	blocks    []block // [layers, kv_heads, pages]
+	mean      []slot  // [layers, kv_heads]: means of K; none for sinks
 }
 
 const segmentBytes = int64(unsafe.Sizeof(segment{}))

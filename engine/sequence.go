@@ -359,7 +359,7 @@ func (s *Sequence) Park(ctx context.Context, salt []byte, expires time.Time) (st
 //
 // Errors: as Park.
 func (s *Sequence) Publish(ctx context.Context, salt []byte, expires time.Time) error {
-	m, err := newMover(ctx, s.c, "publish", s.id, salt)
+	m, err := newSharer(ctx, s.c, "publish", s.id, salt)
 	if err != nil {
 		return err
 	}

@@ -60,7 +60,8 @@ the detail of any fades.
 With --store, servers of the same model and settings share what they have computed: the first tokens of a prompt are
 computed by one of them, whatever machine it is on, and found by the others under the same key. URL is
 s3://BUCKET/PREFIX?endpoint=http://HOST:PORT, redis://HOST:PORT/DB, nats://HOST:PORT/BUCKET or file:///FOLDER. Rows are
-verified, not encrypted: who reads the store reads them. They stay for a day.
+verified, not encrypted: who reads the store reads them. They stay for a day, or until the conversation is deleted.
+Beside --conversations, conversations are parked in the folder and shared in the store.
 
 An interrupt or SIGTERM ends the server: it refuses new requests and gives the answers under way --drain to end. A
 second one ends it at once.`,
@@ -182,9 +183,6 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 		return usagef("--park-bits: want --conversations, and --profile with a basis (kvist calibrate makes one)")
 	}
 	if f.store != "" {
-		if f.folder != "" {
-			return usagef("--store, --conversations: want one of them")
-		}
 		if o.Store, err = openShared(ctx, f.store, a.logger()); err != nil {
 			return err
 		}

@@ -29,15 +29,17 @@ func served(t *testing.T, args ...string) (url string, stop func()) {
 	}
 }
 
-// A server finds in the store what another one has computed.
+// A server finds in the store what another one has computed, until the conversation is deleted there; each has a folder
+// of its own.
 func TestServe_Store(t *testing.T) {
 	m, shared := tinyModel(t), "file://"+t.TempDir()
-	ask := func(url string) (cached int) {
+	ask := func(url string) (cached int, id string) {
 		body := `{"messages":[{"role":"user","content":"` + strings.Repeat("a long beginning ", 60) + `"}],"max_tokens":4,"temperature":0}`
 		r, err := http.Post(url+"/v1/chat/completions", "application/json", strings.NewReader(body))
 		require.NoError(t, err)
 		defer r.Body.Close()
 		var a struct {
+			Kvist struct{ Conversation string }
 			Usage struct {
 				Details struct {
 					Cached int `json:"cached_tokens"`
@@ -45,14 +47,29 @@ func TestServe_Store(t *testing.T) {
 			}
 		}
 		require.NoError(t, json.NewDecoder(r.Body).Decode(&a))
-		return a.Usage.Details.Cached
+		return a.Usage.Details.Cached, a.Kvist.Conversation
 	}
 	args := []string{m, "--addr", "127.0.0.1:0", "--kv-budget", "16MiB", "--store", shared}
-	url, stop := served(t, args...)
-	require.Zero(t, ask(url))
+	serve := func() (url string, stop func()) {
+		return served(t, append(args, "--conversations", t.TempDir())...)
+	}
+	url, stop := serve()
+	n, _ := ask(url)
+	require.Zero(t, n)
 	stop()
-	url, stop = served(t, args...)
-	require.GreaterOrEqual(t, ask(url), 512)
+	url, stop = serve()
+	n, id := ask(url)
+	require.GreaterOrEqual(t, n, 512)
+	req, err := http.NewRequest("DELETE", url+"/v1/kvist/conversations/"+id, nil)
+	require.NoError(t, err)
+	r, err := http.DefaultClient.Do(req)
+	require.NoError(t, err)
+	require.NoError(t, r.Body.Close())
+	require.Less(t, r.StatusCode, 300)
+	stop()
+	url, stop = serve()
+	n, _ = ask(url)
+	require.Zero(t, n)
 	stop()
 }
 
@@ -64,7 +81,4 @@ func TestServe_StoreRefused(t *testing.T) {
 			io.Discard, &errs))
 		require.Contains(t, errs.String(), c.want)
 	}
-	var errs lockedBuffer
-	require.Equal(t, 2, run(context.Background(), []string{"serve", m, "--store", "file:///x", "--conversations", "x"}, strings.NewReader(""),
-		io.Discard, &errs))
 }

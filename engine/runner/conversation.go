@@ -27,8 +27,10 @@ type conversation struct {
 	loose  bool // it is pinned, but pressure may take from it: nothing else was left; see loosen
 	faded  bool // it has given up bytes since it was last used
 	lost   bool // seq was closed: parking has failed half-way
-	used   time.Time
-	seen   history
+	// published are how many first tokens the store may have been given of it.
+	published int
+	used      time.Time
+	seen      history
 }
 
 func newConversation(salt []byte, seq *engine.Sequence, tokens []int32) *conversation {
@@ -42,12 +44,17 @@ func newConversation(salt []byte, seq *engine.Sequence, tokens []int32) *convers
 func (r *Runner) rest(c *conversation, q Request) error {
 	c.busy, c.faded, c.used = false, false, time.Now()
 	if q.Forget {
-		return r.erase(c)
+		err := erase(r, c)
+		if e := (*StillSharedError)(nil); errors.As(err, &e) { // the answer is as good, and the store is asked again
+			r.log.Warn("kvist: forget a conversation", "error", e)
+			return nil
+		}
+		return err
 	}
 	if r.o.Idle == 0 && !q.Save || len(c.tokens) == 0 || r.broken != nil {
 		return c.seq.Close()
 	}
-	r.publish(c)
+	publish(r, c)
 	if err := c.seq.Rest(); err != nil { // its window may fade as well
 		return errors.Join(err, c.seq.Close())
 	}
@@ -94,6 +101,7 @@ func (r *Runner) put(c *conversation) error {
 
 // tendIdle takes from the conversations that were idle for long, and parks those that were for longer.
 func (r *Runner) tendIdle(now time.Time) {
+	retryUnpublish(r, now)
 	if r.shelf != nil {
 		if err := r.shelf.tidy(); err != nil {
 			r.log.Warn("kvist: forget a parked conversation", "error", err)
@@ -257,10 +265,11 @@ func (r *Runner) Describe(ctx context.Context, salt []byte, id string) (d Descri
 }
 
 // Forget drops an idle conversation, or a parked one. Nothing of it is left in memory, in the index of prefixes and
-// in the folder, where its bytes are overwritten, but for what other conversations share.
+// in the folder, where its bytes are overwritten, but for what other conversations share. Of what it has published the
+// store keeps first tokens that other conversations of this runner have under the salt.
 //
-// Errors: quant.ErrClosed if there is none under the salt; quant.ErrFull while an answer is under way; that of
-// ctx; those of the backend.
+// Errors: *StillSharedError if it is gone but for the store; quant.ErrClosed if there is none under the salt;
+// quant.ErrFull while an answer is under way; that of ctx; those of the backend.
 func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error) {
 	parked := false
 	e := r.do(ctx, func() {
@@ -275,7 +284,7 @@ func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error)
 		if n := r.shelf.find(salt, id); n != nil {
 			parked = true
 			_, err = r.cache.ForgetPrefix(n.Salt, n.Tokens)
-			err = errors.Join(err, r.shelf.drop(id))
+			err = errors.Join(err, r.shelf.drop(id), unpublish(r, n.Salt, n.Tokens, n.Published))
 		}
 	})
 	if e != nil || parked {
@@ -283,22 +292,8 @@ func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error)
 	}
 	return r.change(ctx, salt, id, func(c *conversation) error {
 		r.idle = slices.DeleteFunc(r.idle, func(x *conversation) bool { return x == c })
-		return r.erase(c)
+		return erase(r, c)
 	})
-}
-
-// erase closes a conversation and removes what is left of it: in the index of prefixes and in the folder, but for
-// what others share.
-func (r *Runner) erase(c *conversation) error {
-	err := c.seq.Close()
-	if r.broken == nil {
-		_, e := r.cache.ForgetPrefix(c.salt, c.tokens)
-		err = errors.Join(err, e)
-	}
-	if r.shelf != nil {
-		err = errors.Join(err, r.shelf.drop(c.id))
-	}
-	return err
 }
 
 // Fade makes an idle conversation give up a share of the bytes of its rows, those first that cost least.

@@ -58,7 +58,7 @@ func TestForget_LeavesNothing(t *testing.T) {
 	require.Equal(t, id, res.Conversation)
 
 	require.NoError(t, r.Forget(ctx, nil, id))
-	require.Less(t, written(t, o.Folder), alone*101/100)
+	require.Less(t, written(t, o.Folder), alone*103/100, "headers of what was deleted")
 	q.Save = false
 	_, res = answer(t, r, q)
 	require.Less(t, res.Cached, 256, "what both were told is found, and no more")
@@ -72,7 +72,7 @@ func TestForget_LeavesNothing(t *testing.T) {
 	require.Len(t, before.Kept, before.Tokens)
 	require.NoError(t, r.Forget(ctx, nil, kept))
 	require.NoError(t, r.Forget(ctx, nil, res.Conversation))
-	require.Less(t, written(t, o.Folder), alone/50, "headers alone")
+	require.Less(t, written(t, o.Folder), alone/25, "headers alone")
 	_, res = answer(t, r, q)
 	require.Zero(t, res.Cached)
 }

@@ -3,12 +3,19 @@
 package runner
 
 import (
+	"context"
 	"encoding/json"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
+
+// RetryUnpublish asks the store again for what it did not give up, as if it were time to.
+func RetryUnpublish(r *Runner) error {
+	return r.do(context.Background(), func() { retryUnpublish(r, time.Now()) })
+}
 
 // MarkErased makes a note what it is when a process ends while it deletes the conversation.
 func MarkErased(t *testing.T, path string) {

@@ -51,9 +51,9 @@ type Options struct {
 	TenantOf func(salt []byte) string
 	// Store is where first tokens of conversations are published after an answer, and looked for before one, so that
 	// runners of the same model and settings on one store compute them once, whatever machine they are on. What is
-	// published stays for a day, also when the conversation is forgotten: requests with Forget publish nothing. The
-	// runner does not close the store. Steps wait for its calls: give one that ends them soon. It is refused beside a
-	// Folder. nil: nothing is published.
+	// published stays for a day, or until the conversation is forgotten; requests with Forget publish nothing. The
+	// runner does not close the store. Steps wait for its calls: give one that ends them soon. nil: nothing is
+	// published.
 	Store store.Store
 	// ParkAfter is how long a conversation is idle until it is parked. Default 0: it is not.
 	ParkAfter time.Duration
@@ -90,7 +90,6 @@ func (o Options) validate(m *model.Model) error {
 	bad(o.ParkAfter >= 0, "park after %v, want 0 or more", o.ParkAfter)
 	bad(o.FolderBytes == 0 || o.FolderBytes >= 1<<20, "folder of %d bytes, want 0 or at least %d", o.FolderBytes, 1<<20)
 	bad(o.Tenants >= 0 && o.Tenants <= 1<<16, "%d tenants, want 0 to %d", o.Tenants, 1<<16)
-	bad(o.Store == nil || o.Folder == "", "a folder and a store, want one of them")
 	bad(o.Fade >= 0 && o.Fade <= 1, "fade %v, want 0 to 1", o.Fade)
 	return errors.Join(errs...)
 }

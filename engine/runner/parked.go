@@ -35,6 +35,8 @@ type note struct {
 	Bytes  int64     `json:"bytes"` // that its rows took in memory
 	Parked time.Time `json:"parked"`
 	Pinned bool      `json:"pinned,omitempty"`
+	// Published are how many first tokens Options.Store may have been given of it.
+	Published int `json:"published,omitempty"`
 	// Images are those in the store that other conversations may share; Erased says that the conversation was
 	// deleted, and what it left in the store goes next.
 	Images []store.Key `json:"images,omitempty"`
@@ -145,7 +147,7 @@ func readNote(path string) (*note, error) {
 // park moves a conversation to the store. It is then no longer in memory.
 func (s *shelf) park(c *conversation) error {
 	ctx := context.Background()
-	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Pinned: c.pinned,
+	n := &note{ID: c.id, Salt: c.salt, Model: s.model, Tokens: c.tokens, Bytes: c.seq.Bytes(), Pinned: c.pinned, Published: c.published,
 		Parked: time.Now().UTC().Round(0)}
 	key, err := c.seq.Park(ctx, c.salt, n.Parked.Add(parkedFor))
 	for tries := parkTries; errors.Is(err, quant.ErrFull); {
@@ -324,7 +326,9 @@ func (s *shelf) resume(n *note) (*conversation, error) {
 		return nil, errors.Join(fmt.Errorf("kvist/runner: the note of conversation %s has %d tokens, the store %d: %w", n.ID,
 			len(n.Tokens), seq.Len(), quant.ErrCorrupt), seq.Close())
 	}
-	return newConversation(n.Salt, seq, n.Tokens), nil
+	c := newConversation(n.Salt, seq, n.Tokens)
+	c.published = min(max(n.Published, 0), len(n.Tokens))
+	return c, nil
 }
 
 // longest returns the parked conversation that shares most first tokens with others, and how many.

@@ -40,6 +40,9 @@ type Runner struct {
 	broken  error           // the cache can no longer be used
 	counts  Counts
 	tenants map[string]*engine.Tenant // by user
+	// unshared is what the store did not give up; unpublishAt is when it is asked again.
+	unshared    []sharedText
+	unpublishAt time.Time
 }
 
 // New opens a cache for a model on a backend and starts to run. The backend must outlive the runner.
@@ -66,9 +69,7 @@ func New(m *model.Model, be backend.Backend, o Options) (*Runner, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	var s *shelf
-	if o.Store != nil {
-		cfg.Store = o.Store
-	}
+	cfg.Shared = o.Store
 	if o.Folder != "" {
 		if s, err = openShelf(o.Folder, cfg.Model, o.FolderBytes, log); err != nil {
 			return nil, err

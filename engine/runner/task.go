@@ -346,21 +346,3 @@ func (r *Runner) prepare(c *conversation, t *task) error {
 	}
 	return nil
 }
-
-// publishedFor is how long what is published is found.
-const publishedFor = 24 * time.Hour
-
-// publish puts the first tokens of a conversation into the store. Who asks for an answer has it already: what fails is
-// told to the log.
-func (r *Runner) publish(c *conversation) {
-	if r.o.Store == nil {
-		return
-	}
-	err := c.seq.Publish(r.ctx, c.salt, time.Now().Add(publishedFor))
-	switch {
-	case errors.Is(err, quant.ErrFull): // no memory to move it in, or no room in the store: the next answer may find some
-		r.log.Info("kvist: no room to publish the first tokens of a conversation", "tokens", len(c.tokens), "error", err)
-	case err != nil:
-		r.log.Warn("kvist: publish the first tokens of a conversation", "tokens", len(c.tokens), "error", err)
-	}
-}

@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"time"
 
+	"github.com/kvist-project/kvist/engine/runner"
 	"github.com/kvist-project/kvist/quant"
 )
 
@@ -47,9 +48,12 @@ var packagePrefix = regexp.MustCompile(`kvist/[a-z/]+: `)
 func apiErrorOf(err error) *apiError {
 	var api *apiError
 	message := packagePrefix.ReplaceAllString(err.Error(), "")
+	var still *runner.StillSharedError
 	switch {
 	case errors.As(err, &api):
 		return api
+	case errors.As(err, &still):
+		return &apiError{http.StatusBadGateway, "server_error", "", "store_unavailable", message}
 	case errors.Is(err, context.DeadlineExceeded):
 		return &apiError{http.StatusGatewayTimeout, "server_error", "", "timeout", "the answer took too long"}
 	case errors.Is(err, context.Canceled):
