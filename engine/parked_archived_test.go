@@ -220,7 +220,6 @@ func TestPark_ArchivedOrNot(t *testing.T) {
 		}
 	}
 	require.NoError(t, s.Demote(0.9))
-	state := r.state(s)
 	coarse := 0
 	for _, x := range r.codingsOf(s) {
 		if x < u8 {
@@ -232,7 +231,6 @@ func TestPark_ArchivedOrNot(t *testing.T) {
 	require.NoError(t, err)
 	_, err = r.c.Resume(ctx, nil, id)
 	require.NoError(t, err)
-	_ = state
 	r.audit()
 	r.closeAll()
 }
