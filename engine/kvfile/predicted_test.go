@@ -74,6 +74,12 @@ func TestPredicted_BetterAtTheSameSize(t *testing.T) {
 	require.Empty(t, fresh.Tensors(profile.SectionPredictors))
 	_, err = tune.WithPredictors(ctx, []*capture.Source{src}, empty(t, src), nil)
 	require.ErrorIs(t, err, quant.ErrShape)
+	_, err = tune.WithPredictors(ctx, nil, plain, nil)
+	require.ErrorIs(t, err, quant.ErrShape)
+	all, err := profile.Open("../../testdata/smollm2.kvprofile", profile.Limits{})
+	require.NoError(t, err)
+	_, err = tune.WithPredictors(ctx, []*capture.Source{src}, all, nil)
+	require.ErrorIs(t, err, quant.ErrShape, "a capture of some layers")
 }
 
 func empty(t *testing.T, src *capture.Source) *profile.Profile {

@@ -47,10 +47,18 @@ func WithPredictors(ctx context.Context, captures []*capture.Source, p *profile.
 	if err != nil {
 		return nil, err
 	}
+	if len(captures) == 0 {
+		return nil, fmt.Errorf("kvist/tune: calibrate: no captures: %w", quant.ErrShape)
+	}
 	tokens := 0
 	for _, src := range captures {
 		if err := p.Check(src.Info().Model, src.Info().Geometry); err != nil {
 			return nil, fmt.Errorf("kvist/tune: calibrate: %s: %w", src.Info().Name, err)
+		}
+		for _, l := range set.Layers {
+			if _, ok := src.KV(l, capture.V); !ok {
+				return nil, fmt.Errorf("kvist/tune: calibrate: %s lacks layer %d: %w", src.Info().Name, l, quant.ErrShape)
+			}
 		}
 		tokens += src.Info().Tokens
 	}

@@ -197,7 +197,9 @@ func (x *closer) lane(i int) (l *lane, y, steps []float32) {
 		size := rowSizes(x.left, t.Dim)
 		up := raise(size)
 		a := adapt(t, x.left, size, up)
-		if x.c.stepRange(a.most8).finest <= step8 && savedBits(p.told.std8[i], a.std8, step8) > 0 {
+		// To tell other deviations takes about a bit for each component.
+		saved := savedBits(p.told.std8[i], a.std8, step8) * float64(p.Rows())
+		if x.c.stepRange(a.most8).finest <= step8 && saved > float64(t.Dim) {
 			y, x.guess = x.left, guess
 			x.told.std8[i], x.told.delta[i], x.told.shift[i], x.told.up[i] = a.std8, a.delta, a.shift, up
 			x.told.predicted[i] = true
