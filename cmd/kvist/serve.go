@@ -187,6 +187,7 @@ func (a *app) serve(ctx context.Context, name string, f *serveFlags) (err error)
 			return err
 		}
 		defer func() { err = errors.Join(err, o.Store.Close()) }()
+		defer sweepShared(ctx, o.Store, sweepEvery, log)()
 	}
 	w, err := f.open(a, name, o)
 	if err != nil {

@@ -6,12 +6,18 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/kvist-project/kvist/engine/store"
+	"github.com/kvist-project/kvist/engine/store/storetest"
+	"github.com/kvist-project/kvist/quant"
 )
 
 // served starts the verb and returns its URL and what ends it.
@@ -81,4 +87,37 @@ func TestServe_StoreRefused(t *testing.T) {
 			io.Discard, &errs))
 		require.Contains(t, errs.String(), c.want)
 	}
+}
+
+// failsOnce is a store whose first sweep fails.
+type failsOnce struct {
+	*store.Memory
+	sweeps atomic.Int64
+}
+
+func (f *failsOnce) Sweep(ctx context.Context) error {
+	if f.sweeps.Add(1) == 1 {
+		return quant.ErrUnavailable
+	}
+	return f.Memory.Sweep(ctx)
+}
+
+// A server removes what has expired in the store, goes on after a failure, and ends when it is told to.
+func TestServe_Sweeps(t *testing.T) {
+	clock, ctx := storetest.NewClock(), context.Background()
+	st := &failsOnce{Memory: store.NewMemory(store.MemoryOptions{Now: clock.Now})}
+	require.NoError(t, st.Put(ctx, storetest.KeyOf(1), []byte("a day old"), clock.Now().Add(time.Hour)))
+	require.NoError(t, st.Put(ctx, storetest.KeyOf(2), []byte("new"), clock.Now().Add(48*time.Hour)))
+	clock.Advance(24 * time.Hour)
+	both := st.Held()
+	var errs lockedBuffer
+	stop := sweepShared(ctx, st, time.Millisecond, slog.New(slog.NewTextHandler(&errs, nil)))
+	require.Eventually(t, func() bool { return st.Held() < both }, 10*time.Second, time.Millisecond)
+	require.Contains(t, errs.String(), "is not removed")
+	stop()
+	n := st.sweeps.Load()
+	time.Sleep(5 * time.Millisecond)
+	require.Equal(t, n, st.sweeps.Load())
+	_, err := st.Get(ctx, storetest.KeyOf(2))
+	require.NoError(t, err)
 }

@@ -44,6 +44,33 @@ func (d *Disk) tidy() error {
 	return nil
 }
 
+// Sweep is that of Sweeper: it forgets what has expired, and compacts one file after the other where more bytes are dead
+// than alive. Other calls wait for one file at most.
+func (d *Disk) Sweep(ctx context.Context) error {
+	for first := true; ; first = false {
+		more, err := d.sweepOnce(ctx, first)
+		if err != nil || !more {
+			return wrap("sweep", Key{}, err)
+		}
+	}
+}
+
+func (d *Disk) sweepOnce(ctx context.Context, forget bool) (more bool, err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err := d.usable(ctx); err != nil {
+		return false, err
+	}
+	if forget {
+		for k := range d.at {
+			d.find(k)
+		}
+	}
+	before := d.stats.Compacted
+	err = d.tidy()
+	return d.stats.Compacted > before, err
+}
+
 // compact moves what is alive in the oldest file to the end and removes the file. Deletions in the
 // oldest file have nothing left to delete.
 func (d *Disk) compact() error {

@@ -212,6 +212,34 @@ func TestDisk_EveryOperationFails(t *testing.T) {
 	}
 }
 
+// What has expired is removed, and its files go; what has not stays.
+func TestDisk_Sweep(t *testing.T) {
+	clock, ctx := storetest.NewClock(), context.Background()
+	d, err := store.OpenDisk("", store.DiskOptions{FileBytes: 8192, Now: clock.Now, FS: storetest.NewFolder()})
+	require.NoError(t, err)
+	for i := range 100 {
+		expires := clock.Now().Add(time.Hour)
+		if i%10 == 0 {
+			expires = never
+		}
+		require.NoError(t, d.Put(ctx, storetest.KeyOf(i), storetest.Bytes(i, 2000), expires))
+	}
+	full := d.Stats().TotalBytes
+	require.NoError(t, d.Sweep(ctx))
+	require.Equal(t, full, d.Stats().TotalBytes)
+	clock.Advance(2 * time.Hour)
+	require.NoError(t, d.Sweep(ctx))
+	require.Equal(t, 10, d.Stats().Entries)
+	require.Less(t, d.Stats().TotalBytes, full/3)
+	for i := 0; i < 100; i += 10 {
+		got, err := d.Get(ctx, storetest.KeyOf(i))
+		require.NoError(t, err)
+		require.Equal(t, storetest.Bytes(i, 2000), got)
+	}
+	require.NoError(t, d.Close())
+	require.ErrorIs(t, d.Sweep(ctx), quant.ErrClosed)
+}
+
 // What was deleted or replaced is nowhere in the files after Scrub, also if the store was opened in between, and
 // what was not is all there.
 func TestDisk_Scrub(t *testing.T) {

@@ -156,6 +156,12 @@ func (m *Memory) infos(ctx context.Context) (infos []Info, err error) {
 	return infos, nil
 }
 
+// Sweep is that of Sweeper.
+func (m *Memory) Sweep(ctx context.Context) error {
+	_, err := m.infos(ctx) // which looks for all of it
+	return wrap("sweep", Key{}, err)
+}
+
 // Held returns the bytes that the store holds.
 func (m *Memory) Held() int64 {
 	m.mu.Lock()

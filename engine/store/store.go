@@ -35,6 +35,12 @@ type Scrubber interface {
 	Scrub(ctx context.Context) error
 }
 
+// Sweeper is a Store in which what has expired takes room until something else is put, unless it is told to remove it.
+type Sweeper interface {
+	// Sweep removes what has expired. Others may use the store meanwhile.
+	Sweep(ctx context.Context) error
+}
+
 // Store keeps immutable bytes under keys.
 type Store interface {
 	// Put stores the bytes, which may be reused when it returns. What expires is not found after that

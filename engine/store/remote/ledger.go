@@ -68,8 +68,25 @@ func (s *Store) room(ctx context.Context, k store.Key, n int64) error {
 	return nil
 }
 
-// Sweep removes what has expired, where the service does not. It reads the frame of every object.
-func (s *Store) Sweep(ctx context.Context) error { return failed("sweep", store.Key{}, s.recount(ctx)) }
+// Sweep is that of store.Sweeper, where the service does not remove what has expired by itself. It reads the frame of
+// every object, one each Options.SweepPause. What another process puts again in the moment it is removed may go too.
+func (s *Store) Sweep(ctx context.Context) error {
+	if e, ok := s.objects.(Expirer); ok && e.Expires() {
+		return failed("sweep", store.Key{}, s.usable(ctx))
+	}
+	for x, err := range s.list(ctx) {
+		if err == nil && s.o.SweepPause > 0 {
+			err = s.wait(ctx, s.o.SweepPause)
+		}
+		if err == nil && !x.Expires.IsZero() && !x.Expires.After(s.o.Now()) {
+			err = s.remove(ctx, x.Key)
+		}
+		if err != nil {
+			return failed("sweep", store.Key{}, err)
+		}
+	}
+	return nil
+}
 
 // recount counts what is there, and removes what has expired.
 func (s *Store) recount(ctx context.Context) error {

@@ -33,5 +33,8 @@ type Objects interface {
 	Close() error
 }
 
+// Expirer is Objects of which the service removes what has expired: there is nothing to sweep.
+type Expirer interface{ Expires() bool }
+
 // Version tells an object from others that were under its name, in the terms of the service.
 type Version string

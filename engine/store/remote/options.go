@@ -38,6 +38,8 @@ type Options struct {
 	Pause time.Duration
 	// Rest is how long calls fail at once after one has used up its tries. Default 5 seconds; below 0: not at all.
 	Rest time.Duration
+	// SweepPause is how long Sweep waits between objects. Default 0.
+	SweepPause time.Duration
 	// ReadBack makes Put read what it has put.
 	ReadBack bool
 	Logger   *slog.Logger     // hears of objects that are skipped. nil: nobody does
@@ -72,7 +74,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
 	if o.MaxBytes < 0 || o.ObjectBytes < 1 || o.ObjectBytes > 1<<40 || o.InTransit < 1 || o.Tries < 1 || o.Tries > 100 ||
-		o.Timeout < 0 || o.Pause < 0 {
+		o.Timeout < 0 || o.Pause < 0 || o.SweepPause < 0 {
 		return o, fmt.Errorf("limit %d, objects of %d bytes, %d in transit, %d tries, timeout %v, pause %v: %w", o.MaxBytes,
 			o.ObjectBytes, o.InTransit, o.Tries, o.Timeout, o.Pause, quant.ErrShape)
 	}

@@ -160,6 +160,16 @@ func expiry(t *testing.T, open Open) {
 	require.NoError(t, s.Put(ctx, KeyOf(1), Bytes(9, 10), in(time.Hour)), "other bytes after expiry")
 	clock.Advance(2 * time.Hour)
 	require.Len(t, list(t, s), 1)
+	if sweeper, ok := s.(store.Sweeper); ok {
+		require.NoError(t, sweeper.Sweep(ctx))
+		require.Len(t, list(t, s), 1)
+		got, err := s.Get(ctx, KeyOf(3))
+		require.NoError(t, err)
+		require.Equal(t, Bytes(3, 10), got)
+		ended, cancel := context.WithCancel(ctx)
+		cancel()
+		require.ErrorIs(t, sweeper.Sweep(ended), context.Canceled)
+	}
 	require.NoError(t, s.Close())
 }
 

@@ -80,6 +80,9 @@ func category(err error) error {
 	return err
 }
 
+// Expires is that of remote.Expirer.
+func (o *Objects) Expires() bool { return true }
+
 // Create is that of remote.Objects.
 func (o *Objects) Create(ctx context.Context, name string, object []byte, ttl time.Duration) error {
 	ok, err := o.c.SetNX(ctx, name, object, ttl).Result()
