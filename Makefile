@@ -55,9 +55,9 @@ model-fixtures: model-gemma ## make testdata of engine/model anew with transform
 	cd engine/model/testdata && python=$$(sh ../python.sh) && "$$python" make_models.py && "$$python" make_tokens.py && \
 	  "$$python" make_gemma.py "$$(sh ../fetch-gemma.sh)"
 
-check-llama: ## hold the tiny models of engine/model against llama.cpp, built by pip (15 minutes)
-	python=$$(sh engine/model/python.sh) && "$$python" -m pip install --quiet llama-cpp-python==0.3.36 && \
-	  "$$python" engine/model/testdata/check_llama.py
+check-llama: model ## hold the tiny models of engine/model against llama.cpp, which is built first (15 minutes)
+	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
+	@if [ -f $(LLAMACPP)/flags.txt ]; then $(LLAMACPP)/bin/python engine/model/testdata/check_llama.py; else echo "skipped: llama.cpp could not be built here"; fi
 
 llama-states: model ## make testdata of engine/llamastate anew with llama.cpp (built first: 15 minutes)
 	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
