@@ -20,7 +20,7 @@ const (
 
 // Int8Shared returns the shared memory of the integer kernels for rows of dim values: Int8Area of
 // attend_int8.cuh.
-func Int8Shared(dim int) int { return 32*dim + 2432 + 4*(64*dim+6144) }
+func Int8Shared(dim int) int { return 32*dim + 2496 + 4*(64*dim+7216) }
 
 // CodecJob is one job of encode, decode or demote.
 type CodecJob struct {

@@ -4,7 +4,8 @@
 
 ptx.py build            compile src/*.cu to ptx/*.ptx and write manifest.json
 ptx.py check            compile again and compare with what is committed
-ptx.py report FILE      assemble the committed PTX with an old and a new ptxas; write a table
+ptx.py report FILE      assemble the committed PTX with an old and a new ptxas; write registers and counted
+                        instructions, and fail if some are spilled
 ptx.py roofline FILE    what bytes and counted instructions allow, on paper
 
 The wheels are fetched by pip into a cache folder (KVIST_CACHE, else ../.cache/cuda), checked by
@@ -18,6 +19,9 @@ import re
 import subprocess
 import sys
 import zipfile
+
+import roofline
+import sass
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 CACHE = os.environ.get("KVIST_CACHE") or os.path.join(HERE, "..", ".cache", "cuda")
@@ -33,6 +37,7 @@ SHOWN = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120"]
 WHEELS = {  # role: requirement, sha256
     "nvrtc": ("nvidia-cuda-nvrtc-cu12==12.0.140", "8e94e991d85c422de4da87bdc7472fdc1364367bd4aace7000b559cd33122071"),
     "ptxas12": ("nvidia-cuda-nvcc-cu12==12.0.140", "958d54df87d0c0b7207e7fed403d6eeda0890a01cc44cfeaccf87c7f90e9b165"),
+    "nvdisasm": ("nvidia-cuda-nvdisasm==13.5.37", "d3fdbdd49fa53e2e4aacd3db8259d052bd2b049ececdcb69e92e083c6728e7ca"),
     "ptxas13": ("nvidia-cuda-nvcc==13.0.88", "56fe502eb77625a12f25172caa3cdddb4e4c8ba2c8c17dba44b164761b380f03"),
 }
 
@@ -214,6 +219,7 @@ def report(path):
         os.chmod(tool, 0o755)
         version = subprocess.run([tool, "--version"], capture_output=True, text=True).stdout
         tools[re.search(r"release ([\d.]+)", version).group(1)] = tool
+    spilled = set()
     lines = ["# The committed PTX, assembled", "",
              "Made by `make check-ptx`. Registers a thread; in brackets, bytes of registers that are",
              "spilled. `-`: this ptxas does not know the architecture, or the PTX asks for a later one.",
@@ -230,6 +236,8 @@ def report(path):
                         sys.exit(f"ptxas {release} {arch} {module}: {got}")
                     continue
                 for entry, (regs, spill) in got.items():
+                    if spill:
+                        spilled.add(entry)
                     table.setdefault(entry, {})[arch] = f"{regs}" + (f" ({spill})" if spill else "")
         lines += [f"## ptxas {release}", "", "| entry | " + " | ".join(SHOWN) + " |",
                   "|---" * (len(SHOWN) + 1) + "|"]
@@ -248,75 +256,30 @@ def report(path):
     for name in sorted(counts[-1]):
         lines.append(f"| {name} | " + " | ".join(
             f"{c[name]:.1f}" if name in c else "-" for c in counts) + " |")
+    lines += [""] + roofline.lines_of_report(machine_counts())
     with open(path, "w") as f:
         f.write("\n".join(lines).rstrip() + "\n")
     print(path)
+    if spilled:
+        sys.exit("registers are spilled: " + ", ".join(sorted(spilled)))
 
 
-DEVICES = {  # vendor's figures: bytes/s of memory, multiprocessors, clock in Hz
-    "L4": (300e9, 58, 2.04e9),
-    "A100 80GB": (2.039e12, 108, 1.41e9),
-    "H100 SXM": (3.35e12, 132, 1.755e9),
-    "H200": (4.8e12, 132, 1.755e9),
-}
-HEAD_DIM, BLOCK_ROWS = 128, 32
+def machine_counts():
+    """Returns {arch: sass.counts} of the integer kernel, by the newest ptxas."""
+    tools = [find(wheel("ptxas13"), "ptxas"), find(wheel("nvdisasm"), "nvdisasm")]
+    for tool in tools:
+        os.chmod(tool, 0o755)
+    path = os.path.join(HERE, "ptx", "attend_int8.ptx")
+    return {arch: sass.counts(*tools, arch, path) for arch in ("sm_80", "sm_89", "sm_90", "sm_100", "sm_120")}
 
 
-def roofline(path):
-    """Writes what bounds attention on paper: bytes against instructions. No measurement."""
-    def stored(bits):  # bytes a value of lm<bits>+s8: codes, 8-bit scale a row, float32 a block
-        return (bits + 8 / HEAD_DIM + 32 / (HEAD_DIM * BLOCK_ROWS)) / 8
+def write_roofline(path):
+    def mean(c):
+        return {b: (c[f"K {b} bits"] + c[f"V {b} bits"]) / 2 for b in roofline.BITS}
 
-    mma, plain = per_value_mma(), {h: per_value(h) for h in (1, 4, 8)}
-    lines = ["# Attention on paper", "",
-             "Arithmetic from vendors' figures and from the instructions counted in the committed PTX",
-             "(cuda-ptx.md); written by `make check-ptx`. No GPU has run these kernels: nothing here is a",
-             "measurement, and no speed is claimed.", "",
-             "Decode attention reads every packed byte of K and V once, whatever the number of query heads",
-             f"that share them. At head_dim {HEAD_DIM} in blocks of {BLOCK_ROWS} rows, lm<b>+s8 takes "
-             + ", ".join(f"{8 * stored(b):.2f}" for b in (4, 3, 2)) + " bits a value",
-             "(4, 3, 2 bits), BF16 16. A multiprocessor starts 4 instructions of 32 lanes a clock, so that a",
-             "device has multiprocessors * 128 * clock of them. Time of a value, picoseconds, if either were",
-             "the only limit and met fully:", "",
-             "| device | BF16, bytes | " + " | ".join(f"{b} bits, bytes" for b in (4, 3, 2)) + " | "
-             + " | ".join(f"{b} bits, instructions: 1 / 4 / 8 heads, tensor cores" for b in (4, 3, 2))
-             + " |", "|---" * 8 + "|"]
-
-    def mean(c, b):
-        return (c[f"K {b} bits"] + c[f"V {b} bits"]) / 2
-
-    for name, (memory, units, clock) in DEVICES.items():
-        rate = units * 128 * clock
-        cells = [f"{2 / memory * 1e12:.2f}"]
-        cells += [f"{stored(b) / memory * 1e12:.3f}" for b in (4, 3, 2)]
-        for b in (4, 3, 2):
-            counts = [mean(plain[h], b) for h in (1, 4, 8)] + [mean(mma, b)]
-            cells.append(" / ".join(f"{c / rate * 1e12:.2f}" for c in counts))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    lines += ["", "The larger of the two bounds the speed. So on paper:", "",
-              "* The plain kernels are bound by bytes on L4, or nearly, and by instructions on the others.",
-              "  There they save memory against BF16; at 4 and 8 heads a KV head they cannot be expected to",
-              "  save much time.",
-              "* With tensor cores, a value takes "
-              + ", ".join(f"{mean(mma, b):.1f}" for b in (4, 3, 2))
-              + " instructions at 4, 3 and 2 bits for up to 8 heads.",
-              "  Best case over BF16 at full memory speed: "
-              + "; ".join(f"{name} " + ", ".join(
-                  f"{2 / m / max(stored(b) / m, mean(mma, b) / (u * 128 * c)):.1f}x" for b in (4, 3, 2))
-                  for name, (m, u, c) in DEVICES.items()) + ".",
-              "  What is met of it, a GPU must show: loads that wait and shared memory come on top.",
-              "* To reach the bytes' own limit at 2 bits on H200 a value may take "
-              + f"{stored(2) / 4.8e12 * 132 * 128 * 1.755e9:.1f} instructions.", "",
-              "Encoding reads 2 bytes a value (f16) and writes under one. Its transform takes log2(head_dim)",
-              "additions a value and as many passes through shared memory, which takes 32 lanes a clock: at",
-              f"head_dim {HEAD_DIM}, 14 loads and stores for the butterflies and 12 for the sums, scaling and",
-              "codes: on an H100 some "
-              + f"{132 * 32 * 1.755e9 / 26 / 1e9:.0f} billion values/s, {132 * 32 * 1.755e9 / 26 * 2 / 3.35e12:.0%}"
-              + " of memory speed at best. A transform in registers would",
-              "more than halve that; it is not built.", ""]
-    with open(path, "w") as f:
-        f.write("\n".join(lines).rstrip() + "\n")
-    print(path)
+    older = {f"plain, {h} heads": mean(per_value(h)) for h in (1, 4, 8)}
+    older["f16, up to 8 heads"] = mean(per_value_mma())
+    roofline.write(path, machine_counts(), older)
 
 
 if __name__ == "__main__":
@@ -327,6 +290,6 @@ if __name__ == "__main__":
     elif len(sys.argv) == 3 and sys.argv[1] == "report":
         report(sys.argv[2])
     elif len(sys.argv) == 3 and sys.argv[1] == "roofline":
-        roofline(sys.argv[2])
+        write_roofline(sys.argv[2])
     else:
         sys.exit(__doc__)

@@ -7,7 +7,7 @@
 // shared: kvist::Layout. Reads the packed rows once, and 1/32 as many descriptors; writes
 // heads * (2 + head_dim_v) floats a piece.
 #define KVIST_ATTEND(H)                                                                          \
-  extern "C" __global__ void __launch_bounds__(128) kvist_attend_h##H(const AttendParams p) { \
+  extern "C" __global__ void __launch_bounds__(128, 1) kvist_attend_h##H(const AttendParams p) { \
     kvist::attend<H>(p);                                                                         \
   }
 KVIST_ATTEND(1)
@@ -46,7 +46,7 @@ __device__ __forceinline__ double sum_of_means(const AttendParams& p, const Piec
 // Combines the parts of one head, brings the sum in the rotated basis back, and adds the means of V.
 // With masses, it writes those of the head.
 // grid: units, heads of a unit; block: 128. shared: head_dim_v + 16 floats.
-extern "C" __global__ void __launch_bounds__(128) kvist_combine(const AttendParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_combine(const AttendParams p) {
   KVIST_SHARED(float, shared);
   const Unit u = ptr<const Unit>(p.units)[blockIdx.x];
   const int h = blockIdx.y, t = threadIdx.x, lane = t & 31;
@@ -111,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(128) kvist_combine(const AttendPara
 // Attention that rows of blocks get. A warp takes 32 rows of one block and a range of the queries
 // that list it. grid: items; block: 32; shared: 16 heads * (head_dim rounded up to 8) + 64 floats.
 // Reads the packed rows of K once for 8 heads; writes 32 float64 an item.
-extern "C" __global__ void __launch_bounds__(32) kvist_relevance(const RelevanceParams p) {
+extern "C" __global__ void __launch_bounds__(32, 1) kvist_relevance(const RelevanceParams p) {
   KVIST_SHARED(float, shared);
   const int H = 8, lane = threadIdx.x, stride = (p.head_dim + 7) / 8 * 8;
   float* const book = shared;

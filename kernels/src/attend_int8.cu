@@ -6,54 +6,49 @@
 
 namespace kvist {
 
-// The head of a lane: g of (g, t).
-struct Head {
-  float unit;    // of a product, with the scale of scores
-  float energy;
-  float shift;   // what the mean of K adds to a score, with the scale
-  int64_t pos;
-  uint64_t mean; // of K that shift is for
-};
+// Over the 4 lanes of a head.
+__device__ __forceinline__ float head_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, 1));
+  return fmaxf(x, __shfl_xor_sync(FULL_MASK, x, 2));
+}
 
-// What a unit's queries see of positions, if there are any: those that all see need no test.
-struct Sight {
-  int64_t first, last;  // of its queries
-};
+__device__ __forceinline__ float head_sum(float x) {
+  x += __shfl_xor_sync(FULL_MASK, x, 1);
+  return x + __shfl_xor_sync(FULL_MASK, x, 2);
+}
 
-// The terms of this lane's row of a sub-tile. Returns whether some head may not see some row.
+// The terms of this lane's row of a sub-tile.
 template <int DIM>
-__device__ __forceinline__ bool row_terms_int8(const AttendParams& p, WarpArea<DIM>& w, int at, int slot,
-                                               const Sight& sight) {
+__device__ __forceinline__ void row_terms_int8(const AttendParams& p, WarpArea<DIM>& w, const Source& s,
+                                               const float* log8, int slot) {
   const int lane = threadIdx.x & 31;
-  const Source& s = w.source[at];
   RowTerm term = {0, NEG_INF, 0, NEG_INF};
-  bool seen = true;
   if (lane < s.rows) {
-    const BlockDesc& b = ptr<const BlockDesc>(p.blocks)[s.block];
-    const int r = s.row0 + lane;
-    const RowTerms t = row_terms(p, b, r);
-    term.unit = t.unit;
-    term.add = t.hidden ? NEG_INF : t.add * LOG2E;
-    term.noise = t.noise * LOG2E;
-    term.length = log2f(row_unit(ptr<const uint8_t>(b.v), b.v_format, b.v_form, b.rows, DIM, r));
-    if (p.pos) {
+    const float k = scale_of(s.k_scale, log8), v = scale_of(s.v_scale, log8);
+    term = {k * (1.0f / 64), s.add, s.noise != 0 ? s.noise * (k * k) : 0,
+            // Of v / 64, also where that is subnormal.
+            v < 1 ? fast_log2(v * 0x1p24f) - 30 : fast_log2(v) - 6};
+    if (s.odd) {
+      const RowTerms t = row_terms(p, ptr<const BlockDesc>(p.blocks)[s.block], s.row0 + lane);
+      term.add = t.hidden ? NEG_INF : t.add * LOG2E;
       w.pos[lane] = t.pos;
-      seen = sight.first >= t.pos && (p.window <= 0 || sight.last - t.pos < p.window);
     }
   }
   w.terms[lane] = term;
   w.length[slot][lane] = term.length;
-  return __any_sync(FULL_MASK, !seen);
 }
 
-// <q, mean> of the lane's head, which 4 lanes share.
+// Brings w.shift to another mean of K. 4 lanes share a head.
 template <int DIM>
-__device__ __forceinline__ float shift_of(const float* q, uint64_t mean, int t) {
+__device__ __forceinline__ void shift_by(const AttendParams& p, WarpArea<DIM>& w, const float* plain,
+                                         uint64_t mean) {
+  const int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
   const uint16_t* const m = ptr<const uint16_t>(mean);
   float s = 0;
-  for (int d = t; d < DIM; d += 4) s += q[d] * half_to_float(__ldg(m + d));
-  s += __shfl_xor_sync(FULL_MASK, s, 1);
-  return s + __shfl_xor_sync(FULL_MASK, s, 2);
+  for (int d = t; mean && d < DIM; d += 4) s += plain[g * DIM + d] * half_to_float(__ldg(m + d));
+  s = head_sum(s) * p.scale * LOG2E;
+  if (t == 0) w.shift[g] = s;
+  if (lane == 0) w.mean = mean;
 }
 
 // Products of the queries' digits with the 32 rows of K whose planes are at ring. c[i] holds two rows:
@@ -104,27 +99,37 @@ __device__ __forceinline__ void dots_int8(const uint32_t digits[FRAGMENTS], cons
 // The scores of a sub-tile for the lane's head, in units of log 2, to w.score. top and peak are raised
 // to the largest score, and to the largest of score plus length.
 template <int DIM>
-__device__ __forceinline__ void scores_int8(const AttendParams& p, WarpArea<DIM>& w, const int c[4][4],
-                                            const Head& head, bool hidden, int slot, float* top,
-                                            float* peak) {
-  const int lane = threadIdx.x & 31, t = lane % 4;
+__device__ __forceinline__ void scores_int8(const AttendParams& p, const Unit& u, WarpArea<DIM>& w,
+                                            const int c[4][4], float unit, float energy, bool odd,
+                                            int slot, float* top, float* peak) {
+  const int lane = threadIdx.x & 31, g = lane / 4, t = lane % 4;
+  const float shift = w.shift[g];
   float s[8];
 #pragma unroll
   for (int i = 0; i < 8; i++) {
     const int m = DIM == 64 ? i / 4 * 2 + i % 2 : i / 2, j = DIM == 64 ? i / 2 % 2 : i % 2;
-    const int row = row_of<DIM>(t, i);
-    const RowTerm term = w.terms[row];
-    float x = static_cast<float>(c[m][j] * 256 + c[m][2 + j]) * term.unit;
-    x = x * head.unit + head.shift;
-    if (p.softcap > 0) x = p.softcap * tanhf(x / p.softcap);
-    x = x * LOG2E + (term.add - head.energy * term.noise);
-    if (hidden) {
-      const int64_t d = head.pos - w.pos[row];
-      if (d < 0 || (p.window > 0 && d >= p.window)) x = NEG_INF;
+    s[i] = static_cast<float>(c[m][j] * 256 + c[m][2 + j]) * w.terms[row_of<DIM>(t, i)].unit;
+    s[i] = s[i] * unit + shift;
+  }
+  if (p.softcap > 0) {
+    const float cap = p.softcap * LOG2E;
+#pragma unroll
+    for (int i = 0; i < 8; i++) s[i] = cap * tanhf(s[i] / cap);
+  }
+  if (p.pos && odd) {
+    const int64_t pos = ptr<const int64_t>(p.pos)[(u.head0 + min(g, u.heads - 1)) / p.group];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+      const int64_t d = pos - w.pos[row_of<DIM>(t, i)];
+      if (d < 0 || (p.window > 0 && d >= p.window)) s[i] = NEG_INF;
     }
-    s[i] = x;
-    *top = fmaxf(*top, x);
-    *peak = fmaxf(*peak, x + term.length);
+  }
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    const RowTerm term = w.terms[row_of<DIM>(t, i)];
+    s[i] += term.add - energy * term.noise;
+    *top = fmaxf(*top, s[i]);
+    *peak = fmaxf(*peak, s[i] + term.length);
   }
   float4* const to = reinterpret_cast<float4*>(w.score[slot][lane]);
   to[0] = {s[0], s[1], s[2], s[3]};
@@ -187,20 +192,9 @@ __device__ __forceinline__ void weigh_int8(const uint32_t a[4], const uint32_t t
   }
 }
 
-__device__ __forceinline__ void load_table(const uint32_t (*tables)[4], int format, uint32_t table[4]) {
-  const uint4 x = *reinterpret_cast<const uint4*>(tables[format - LM1]);
+__device__ __forceinline__ void load_table(const uint32_t (*tables)[4], int bits, uint32_t table[4]) {
+  const uint4 x = *reinterpret_cast<const uint4*>(tables[bits - 1]);
   table[0] = x.x, table[1] = x.y, table[2] = x.z, table[3] = x.w;
-}
-
-// Over the 4 lanes of a head.
-__device__ __forceinline__ float head_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(FULL_MASK, x, 1));
-  return fmaxf(x, __shfl_xor_sync(FULL_MASK, x, 2));
-}
-
-__device__ __forceinline__ float head_sum(float x) {
-  x += __shfl_xor_sync(FULL_MASK, x, 1);
-  return x + __shfl_xor_sync(FULL_MASK, x, 2);
 }
 
 // Brings the unit's queries into the variant of the piece, and makes digits of them.
@@ -208,6 +202,7 @@ template <int DIM>
 __device__ __forceinline__ void ready_int8(const AttendParams& p, const Unit& u, Int8Area<DIM>& a,
                                            int variant) {
   if (threadIdx.x < 16) {
+    a.log8[threadIdx.x] = kvist_log8_frac[threadIdx.x];
     a.table[threadIdx.x / 4][threadIdx.x % 4] =
         table_word(LM1 + threadIdx.x / 4, threadIdx.x % 4, kvist_book);
   }
@@ -218,7 +213,7 @@ __device__ __forceinline__ void ready_int8(const AttendParams& p, const Unit& u,
   l.plain = a.plain;
   l.energy = a.energy;
   ready_queries<INT8_HEADS>(p, u, l, DIM, variant);
-  split_queries_int8(a, l.rotated, u.heads);
+  split_queries_int8(a, l.rotated, u.heads, p.scale);
   __syncthreads();
 }
 
@@ -232,14 +227,8 @@ __device__ __forceinline__ void attend_int8(const AttendParams& p) {
   const SubTile* const subs = ptr<const SubTile>(p.tiles) + static_cast<int64_t>(piece.tile0) * 4;
   ready_int8<DIM>(p, u, *area, subs[0].variant);
   WarpArea<DIM>& w = area->warp[warp];
-  if (lane < tiles) find_source<DIM>(p, subs[lane * 4 + warp], &w.source[lane]);
 
-  Head head = {0, 0, 0, 0, 0};
   Sight sight = {0, 0};
-  if (g < u.heads) {
-    head.unit = area->unit[g] * p.scale;
-    head.energy = area->energy[g];
-  }
   if (p.pos) {
     const int64_t* const pos = ptr<const int64_t>(p.pos);
     sight.first = sight.last = pos[u.head0 / p.group];
@@ -248,13 +237,15 @@ __device__ __forceinline__ void attend_int8(const AttendParams& p) {
       sight.first = min(sight.first, x);
       sight.last = max(sight.last, x);
     }
-    head.pos = pos[(u.head0 + min(g, u.heads - 1)) / p.group];
   }
+  if (lane < tiles) find_source<DIM>(p, subs[lane * 4 + warp], sight, &w.source[lane]);
+  if (lane < INT8_HEADS) w.shift[lane] = 0;
+  if (lane == 0) w.mean = 0;
   __syncwarp();
 
   const Shared ring = shared_address(w.ring);
-  Walk walk = {0, 0, tiles, false};
-  for (int i = 0; i < STAGES - 1; i++) fetch_planes(w, ring, i, walk);
+#pragma unroll 1
+  for (int i = 0; i < STAGES - 1; i++) fetch_planes(w, ring, i, tiles);
   float acc[DIM / 8][2], sum = 0, top = NEG_INF;
 #pragma unroll
   for (int i = 0; i < DIM / 8; i++) acc[i][0] = acc[i][1] = 0;
@@ -265,32 +256,30 @@ __device__ __forceinline__ void attend_int8(const AttendParams& p) {
     uint32_t digits[FRAGMENTS], table[4];
 #pragma unroll
     for (int i = 0; i < FRAGMENTS; i++) digits[i] = area->digits[i * 32 + lane];
+    const float unit = area->unit[g], energy = g < u.heads ? area->energy[g] : 0;
     float most = NEG_INF, peak = NEG_INF;
 #pragma unroll 1
     for (int i = 0; i < n; i++, step++) {
       const Source& s = w.source[first + i];
-      const bool hidden = row_terms_int8(p, w, first + i, i, sight);
-      if (s.rows > 0) {
-        const uint64_t mean = ptr<const BlockDesc>(p.blocks)[s.block].mean_k;
-        if (mean != head.mean) {
-          head.mean = mean;
-          head.shift = mean ? shift_of<DIM>(area->plain + g * DIM, mean, t) * p.scale : 0;
-        }
+      row_terms_int8(p, w, s, area->log8, i);
+      if (s.rows > 0 && s.mean_k != w.mean) {
+        __syncwarp();  // all have read it
+        shift_by(p, w, area->plain, s.mean_k);
       }
       copy_wait<STAGES - 2>();
       __syncwarp();
-      const Shared at = ring + step % STAGES * sizeof(w.ring[0]);
+      const Shared at = ring + step % STAGES * static_cast<Shared>(sizeof(w.ring[0]));
       int c[4][4];
-      load_table(area->table, s.rows > 0 ? s.k_format : LM2, table);
-      switch (s.rows > 0 ? s.k_format : LM2) {
-        case LM1: dots_int8<DIM, 1>(digits, table, at, c); break;
-        case LM2: dots_int8<DIM, 2>(digits, table, at, c); break;
-        case LM3: dots_int8<DIM, 3>(digits, table, at, c); break;
+      load_table(area->table, s.bits[0], table);
+      switch (s.bits[0]) {
+        case 1: dots_int8<DIM, 1>(digits, table, at, c); break;
+        case 2: dots_int8<DIM, 2>(digits, table, at, c); break;
+        case 3: dots_int8<DIM, 3>(digits, table, at, c); break;
         default: dots_int8<DIM, 4>(digits, table, at, c);
       }
       __syncwarp();  // the warp has read the planes
-      fetch_planes(w, ring, (step + STAGES - 1) % STAGES, walk);
-      scores_int8(p, w, c, head, hidden, i, &most, &peak);
+      fetch_planes(w, ring, step + STAGES - 1, tiles);
+      scores_int8(p, u, w, c, unit, energy, s.odd != 0, i, &most, &peak);
       __syncwarp();  // and the terms
     }
     // References of the round.
@@ -307,7 +296,7 @@ __device__ __forceinline__ void attend_int8(const AttendParams& p) {
       const Source& s = w.source[first + i];
       copy_wait<STAGES - 2>();
       __syncwarp();
-      const Shared at = ring + step % STAGES * sizeof(w.ring[0]);
+      const Shared at = ring + step % STAGES * static_cast<Shared>(sizeof(w.ring[0]));
       uint32_t a[4];
       const float part = weights_int8<DIM>(w, i, less, least, a);
       weights += part;
@@ -319,26 +308,26 @@ __device__ __forceinline__ void attend_int8(const AttendParams& p) {
           to[1] = now;
         }
       }
-      load_table(area->table, s.rows > 0 ? s.v_format : LM2, table);
-      switch (s.rows > 0 ? s.v_format : LM2) {
-        case LM1: weigh_int8<DIM, 1>(a, table, at, total); break;
-        case LM2: weigh_int8<DIM, 2>(a, table, at, total); break;
-        case LM3: weigh_int8<DIM, 3>(a, table, at, total); break;
+      load_table(area->table, s.bits[1], table);
+      switch (s.bits[1]) {
+        case 1: weigh_int8<DIM, 1>(a, table, at, total); break;
+        case 2: weigh_int8<DIM, 2>(a, table, at, total); break;
+        case 3: weigh_int8<DIM, 3>(a, table, at, total); break;
         default: weigh_int8<DIM, 4>(a, table, at, total);
       }
       __syncwarp();
-      fetch_planes(w, ring, (step + STAGES - 1) % STAGES, walk);
+      fetch_planes(w, ring, step + STAGES - 1, tiles);
     }
     // Sums of integers below 2^24 are exact in float32.
     const float higher = fmaxf(top, now);
     const float old = pow2_difference(top, higher), fresh = pow2_difference(now, higher);
-    const float unit = fresh * exp2f(least - less) / WEIGHT_TOP;
+    const float back = fresh * exp2f(least - less) / WEIGHT_TOP;
 #pragma unroll
     for (int i = 0; i < DIM / 8; i++) {
 #pragma unroll
       for (int j = 0; j < 2; j++) {
         const float x = static_cast<float>(total[i][j]) * 256 + static_cast<float>(total[i][2 + j]);
-        acc[i][j] = acc[i][j] * old + x * unit;
+        acc[i][j] = acc[i][j] * old + x * back;
       }
     }
     sum = sum * old + weights * fresh;

@@ -380,6 +380,6 @@ __device__ __forceinline__ void attend_mma(const AttendParams& p) {
 
 // Attention of 8 heads over one piece whose V is coded in integers; pieces of other kinds are left
 // to kvist_attend_h8. head_dim_v is 64, 128 or 256. grid: pieces; block: 128; shared: MmaLayout.
-extern "C" __global__ void __launch_bounds__(128) kvist_attend_mma(const AttendParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_attend_mma(const AttendParams p) {
   if (ptr<const Piece>(p.pieces)[blockIdx.x].rotated_v == CODED_V) kvist::attend_mma(p);
 }

@@ -292,7 +292,7 @@ __device__ __forceinline__ uint8_t log8_code(float base, float s, bool up) {
 // Packs rows of any job. A warp a row.
 // grid: rows / warps of a block; shared: CodecParams.shared floats a warp (2 dim).
 // Reads dim source values, writes bits/8 * dim bytes and a float32 scale a row.
-extern "C" __global__ void __launch_bounds__(128) kvist_encode(const CodecParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_encode(const CodecParams p) {
   KVIST_SHARED(float, shared);
   Row w;
   if (!find_row(p, shared, &w)) return;
@@ -312,7 +312,7 @@ extern "C" __global__ void __launch_bounds__(128) kvist_encode(const CodecParams
 
 // Stores the row scales of scratch in the form of each job. A thread block a job.
 // grid: jobs; shared: 4 floats.
-extern "C" __global__ void __launch_bounds__(128) kvist_scales(const CodecParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_scales(const CodecParams p) {
   KVIST_SHARED(float, shared);
   const CodecJob j = ptr<const CodecJob>(p.jobs)[blockIdx.x];
   if (!is_rotated(j.format) || j.rows == 0 || j.scales == 0) return;
@@ -346,7 +346,7 @@ extern "C" __global__ void __launch_bounds__(128) kvist_scales(const CodecParams
 
 // Unpacks rows to float32 in the original basis. A warp a row.
 // grid, shared: as kvist_encode. Reads bits/8 * dim bytes, writes 4 * dim.
-extern "C" __global__ void __launch_bounds__(128) kvist_decode(const CodecParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_decode(const CodecParams p) {
   KVIST_SHARED(float, shared);
   Row w;
   if (!find_row(p, shared, &w)) return;
@@ -371,7 +371,7 @@ extern "C" __global__ void __launch_bounds__(128) kvist_decode(const CodecParams
 // Re-codes lm rows to fewer bits: copies the planes that stay where dst is not src, and writes the
 // new scales to scratch; kvist_scales stores them, which may overwrite planes that go. A warp a row.
 // grid, shared: as kvist_encode. Reads bits/8 * dim bytes, writes as many of them as stay.
-extern "C" __global__ void __launch_bounds__(128) kvist_demote(const CodecParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_demote(const CodecParams p) {
   KVIST_SHARED(float, shared);
   Row w;
   if (!find_row(p, shared, &w)) return;
@@ -420,7 +420,7 @@ extern "C" __global__ void __launch_bounds__(128) kvist_demote(const CodecParams
 // Copies packed rows to a new side, as quant.Gather. A warp a row; the warp of a job's last row clears
 // padding, that of its first row stores the base of 8-bit logarithms.
 // grid: rows / 4; block: 128; no shared memory. Reads and writes bits/8 * dim bytes.
-extern "C" __global__ void __launch_bounds__(128) kvist_gather(const GatherParams p) {
+extern "C" __global__ void __launch_bounds__(128, 1) kvist_gather(const GatherParams p) {
   const int lane = threadIdx.x & 31;
   const int64_t item = static_cast<int64_t>(blockIdx.x) * (blockDim.x / 32) + threadIdx.x / 32;
   if (item >= p.rows) return;

@@ -61,6 +61,17 @@ __device__ __forceinline__ float fast_exp2(float x) {
 #endif
 }
 
+// log2(x) of a normal x, or of 0, off by at most 2^-22.
+__device__ __forceinline__ float fast_log2(float x) {
+#ifdef KVIST_EMU
+  return log2f(x);
+#else
+  float y;
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#endif
+}
+
 // c += a b, by one warp: a is 16x32 of signed bytes (of unsigned ones in mma_u8), b 32x8 of signed
 // bytes, c 16x8 of int32. With g = lane / 4 and t = lane % 4 a lane holds, in ascending bytes,
 //   a[0] (g, 4t..4t+3)  a[1] (g+8, 4t..4t+3)  a[2] (g, 4t+16..4t+19)  a[3] (g+8, 4t+16..4t+19)

@@ -5,7 +5,7 @@
 #include "params.cuh"
 
 // Energies of one row and its residual. grid: rows; block: 32; shared: 64 doubles.
-extern "C" __global__ void __launch_bounds__(32) kvist_residual(const ResidualParams p) {
+extern "C" __global__ void __launch_bounds__(32, 1) kvist_residual(const ResidualParams p) {
   KVIST_SHARED(double, sums);
   const int lane = threadIdx.x;
   const int64_t row = blockIdx.x;
