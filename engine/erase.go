@@ -102,14 +102,17 @@ func (m *mover) discard(id store.Key) error {
 
 // unpublish deletes the images of a text's segments that end behind its first kept tokens, and the marks that lead to
 // them. Segments that only begin like those of the text, as of a conversation that has parted from it, stay. So does
-// one that no key leads to because another text was first with all of them, if it is the last of this one. A mark that
-// is damaged, or of another version, goes: what it leads to expires.
+// one that no key leads to because another text was first with all of them, if it is the last of this one and memory
+// has it no longer. A mark that is damaged, or of another version, goes: what it leads to expires.
 func (m *mover) unpublish(tokens []int32, kept int64) error {
 	var x chain
 	err := m.locked(func() error {
 		x, _ = m.c.lookup(m.under.Salt, append(slices.Clip(tokens), 0)) // which leaves the last token out
 		return nil
 	})
+	if err != nil {
+		return err
+	}
 	at := make([]*parkedMark, len(x.keys)) // of each key
 	bad := map[int]bool{}
 	keyed := map[store.Key]bool{}
@@ -121,8 +124,21 @@ func (m *mover) unpublish(tokens []int32, kept int64) error {
 		case damaged(e):
 			bad[i] = true
 		case !errors.Is(e, fs.ErrNotExist):
-			return errors.Join(err, e) // the store does not answer
+			return e // the store does not answer
 		}
+	}
+	var own []parkedMark // what memory knows of them: the last one may have no key of its own
+	err = m.locked(func() error {
+		for _, n := range m.c.index.nodes {
+			y := parkedMark{name: n.seg.name, hi: n.seg.hi(), last: n.last}
+			if n.seg.published == n.seg.name && n.seg.name != (store.Key{}) && n.last != (key{}) && n.last == x.upTo(y.hi) {
+				own = append(own, y)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	gone := map[store.Key]bool{}
 	var links, marks []store.Key
@@ -160,6 +176,9 @@ func (m *mover) unpublish(tokens []int32, kept int64) error {
 			}
 			see(&y, true)
 		}
+	}
+	for _, y := range own {
+		see(&y, y.hi/prefixTokens*prefixTokens > kept || !keyed[y.name])
 	}
 	slices.Reverse(links) // what is left of them after a failure is still led to
 	for i, k := range append(links, marks...) {

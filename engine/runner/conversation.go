@@ -283,8 +283,9 @@ func (r *Runner) Forget(ctx context.Context, salt []byte, id string) (err error)
 		}
 		if n := r.shelf.find(salt, id); n != nil {
 			parked = true
-			_, err = r.cache.ForgetPrefix(n.Salt, n.Tokens)
-			err = errors.Join(err, r.shelf.drop(id), unpublish(r, n.Salt, n.Tokens, n.Published))
+			err = errors.Join(r.shelf.drop(id), unpublish(r, n.Salt, n.Tokens, n.Published))
+			_, e := r.cache.ForgetPrefix(n.Salt, n.Tokens)
+			err = errors.Join(err, e)
 		}
 	})
 	if e != nil || parked {

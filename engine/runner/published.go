@@ -66,14 +66,15 @@ func publish(r *Runner, c *conversation) {
 // the store, but for what others share.
 func erase(r *Runner, c *conversation) error {
 	err := c.seq.Close()
+	if r.shelf != nil {
+		err = errors.Join(err, r.shelf.drop(c.id))
+	}
+	err = errors.Join(err, unpublish(r, c.salt, c.tokens, c.published)) // while the index knows it
 	if r.broken == nil {
 		_, e := r.cache.ForgetPrefix(c.salt, c.tokens)
 		err = errors.Join(err, e)
 	}
-	if r.shelf != nil {
-		err = errors.Join(err, r.shelf.drop(c.id))
-	}
-	return errors.Join(err, unpublish(r, c.salt, c.tokens, c.published))
+	return err
 }
 
 // unpublish removes from the store what a conversation that is gone has published, but for first tokens of others that
