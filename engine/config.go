@@ -72,7 +72,8 @@ type Config struct {
 	// they are coded again whenever the sequence is parked. 0.25 to 8, default 2.
 	ArchiveBits float64
 	// Shared is where Publish puts first tokens and RecallPrefix looks for them. It may be one that several caches use,
-	// where Store is the cache's own. The cache does not close it. nil: Store.
+	// where Store is the cache's own. Rows of segments that were published there are dropped when no other rows are left to
+	// give: a sequence that has lost one publishes no more. The cache does not close it. nil: Store.
 	Shared store.Store
 	// Events is told which prefixes can be found, while the cache is locked: it must return soon and not call
 	// the cache. nil: nobody is.

@@ -311,9 +311,9 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 	p.countTenants()
 	p.bytes = [buckets]int64{}
 	p.eachBlock(func(s *segment, i int) bool {
-		p.eachStep(&s.blocks[i], i/s.pages, func(_ int, _ rung, price float64, n int64) bool {
+		p.eachStep(&s.blocks[i], i/s.pages, func(_ int, to rung, price float64, n int64) bool {
 			if p.mayTake(p.owner, n) {
-				p.bytes[bucket(price)] += n
+				p.bytes[p.rank(s, to, price)] += n
 			}
 			return true
 		})
@@ -331,11 +331,16 @@ func (p *pressure) demoteCheapest(missing func() int64, units *int) (did bool, e
 	if most < 0 {
 		return false, nil
 	}
+	for i := most - 1; p.c.cfg.Shared != nil && most == buckets-1 && i >= 0; i-- { // all else before what is published
+		if p.bytes[i] > 0 {
+			most = i
+		}
+	}
 	p.eachBlock(func(s *segment, i int) bool {
 		b := &s.blocks[i]
 		to, sum := b.rung, int64(0)
 		p.eachStep(b, i/s.pages, func(side int, r rung, price float64, n int64) bool {
-			if bucket(price) > most || !p.mayTake(p.owner, sum+n) {
+			if p.rank(s, r, price) > most || !p.mayTake(p.owner, sum+n) {
 				return false
 			}
 			to[side], sum = r, sum+n

@@ -5,6 +5,8 @@ package engine
 import (
 	"context"
 	"math"
+
+	"github.com/kvist-project/kvist/engine/store"
 )
 
 // priceOf returns the damage of a side's step down from a rung for each byte that it frees. Errors of V cost
@@ -73,6 +75,15 @@ func bucket(price float64) int {
 		return 0
 	}
 	return min(max(int((math.Log2(price)-lowestPrice)*bucketsOctave), 0), buckets-1)
+}
+
+// rank is the bucket of a step of a segment. Rows of what is published are dropped when nothing else is left to give: a
+// sequence that has lost one is found no more, and publishes no more.
+func (p *pressure) rank(s *segment, to rung, price float64) int {
+	if to == gone && p.c.cfg.Shared != nil && s.published != (store.Key{}) {
+		return buckets - 1
+	}
+	return bucket(price)
 }
 
 // weighHeads sets the factors of the heads from the kept queries of every sequence: what an error in the

@@ -158,3 +158,49 @@ func TestShared_BesideAStore(t *testing.T) {
 	r.closeAll()
 	other.closeAll()
 }
+
+// Where rows are dropped, those of segments that are published go last: they are found as long as anything else is left
+// to give.
+func TestPublished_DropsLast(t *testing.T) {
+	ctx := context.Background()
+	for _, shared := range []bool{false, true} {
+		cfg := testConfig()
+		if shared {
+			cfg.Shared = store.NewMemory(store.MemoryOptions{})
+		}
+		r := newRig(t, testGeometry(), cfg)
+		s, err := r.c.MatchPrefix(nil, nil)
+		require.NoError(t, err)
+		r.with(s, 1, 400)
+		if shared {
+			require.NoError(t, s.Publish(ctx, nil, never))
+		}
+		r.with(s, 1, 1000)
+		lost := func() bool { // of the first 320 tokens
+			n := 0
+			for _, g := range s.segs {
+				if !g.sinks && g.closed && g.hi() <= 324 && g.complete() {
+					n++
+				}
+			}
+			return n < 5
+		}
+		require.False(t, lost())
+		for range 400 {
+			if lost() {
+				break
+			}
+			require.NoError(t, s.Demote(0.02))
+		}
+		require.True(t, lost())
+		others := 0
+		for _, g := range s.segs {
+			if g.closed && g.lo >= 324 && !g.empty() {
+				others++
+			}
+		}
+		require.Equal(t, shared, others == 0, "%d other segments have rows", others)
+		r.audit()
+		r.closeAll()
+	}
+}
