@@ -225,7 +225,7 @@ bench-stores: ## megabytes a second and the times of calls of every store on loo
 	cd cmd/kvist/stores/check && $(GO) test -count 1 -timeout 30m -run '^TestBench' . -page $(CURDIR)/bench/results/stores.md
 
 check-stores-model: model ## 1,024 tokens of SmolLM2 computed by one process and attended by another, over Redis and S3 (minutes)
-	cd cmd/kvist/stores/check && KVIST_REQUIRE=model $(GO) test -count 1 -v -run Prefix_Model .
+	cd cmd/kvist/stores/check && KVIST_REQUIRE=model $(GO) test -count 1 -timeout 40m -v -run Prefix_Model .
 
 fuzz-smoke: ## every fuzzer of a reader for a fixed number of inputs (FUZZ=20000x, or a time)
 	@for f in container:FuzzReader container:FuzzReaderRepaired capture:FuzzSafetensors capture:FuzzNpy \
