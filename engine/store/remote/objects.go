@@ -21,7 +21,7 @@ type Objects interface {
 	// Replace stores an object in the place of the one of a version. fs.ErrExist: another one is there now, or none.
 	Replace(ctx context.Context, name string, object []byte, ttl time.Duration, of Version) error
 	// Get returns an object of up to most bytes and its version. The bytes belong to the caller.
-	// fs.ErrNotExist: there is none.
+	// fs.ErrNotExist: there is none. quant.ErrCorrupt: a part of it is missing; with its version it can be replaced.
 	Get(ctx context.Context, name string, most int64) ([]byte, Version, error)
 	// Peek returns the first n bytes of an object, or all if it has fewer.
 	Peek(ctx context.Context, name string, n int) ([]byte, error)

@@ -177,10 +177,10 @@ type found struct {
 func (s *Store) get(ctx context.Context, k store.Key) (x found, version Version, err error) {
 	err = s.try(ctx, func(ctx context.Context) error {
 		p, v, err := s.objects.Get(ctx, s.name(k), s.o.ObjectBytes+FrameBytes)
+		version = v // a service that finds damage itself says of which version
 		if err != nil {
 			return err
 		}
-		version = v
 		f, data, err := open(k, p)
 		if err != nil {
 			return err

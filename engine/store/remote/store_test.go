@@ -271,6 +271,32 @@ func TestDamage_Heals(t *testing.T) {
 	require.Equal(t, "right", string(got))
 }
 
+// lacking is a service that finds itself that a part of an object is missing.
+type lacking struct {
+	*service
+	name string
+}
+
+func (l *lacking) Get(ctx context.Context, name string, most int64) ([]byte, remote.Version, error) {
+	p, v, err := l.service.Get(ctx, name, most)
+	if name == l.name && string(p) == "stump" {
+		return nil, v, quant.ErrCorrupt
+	}
+	return p, v, err
+}
+
+// What a service cannot put together is put again.
+func TestDamage_OfWhichTheServiceTells(t *testing.T) {
+	s := newService()
+	name := "kvist/1/" + storetest.KeyOf(1).String()
+	r := opened(t, &lacking{s, name}, remote.Options{Tries: 3})
+	s.put(name, []byte("stump"))
+	require.NoError(t, r.Put(ctx, storetest.KeyOf(1), []byte("right"), never))
+	got, err := r.Get(ctx, storetest.KeyOf(1))
+	require.NoError(t, err)
+	require.Equal(t, "right", string(got))
+}
+
 func TestReadBack_FindsDamageInPut(t *testing.T) {
 	s := newService()
 	s.change = func(p []byte) []byte { p[0]++; return p }
