@@ -45,7 +45,7 @@ of the output projection, the means and deviations of the components, and the ta
 also writes mean and variance of the queries, by which compress weighs the tokens of caches that come
 without queries; --only-queries adds these to a profile and leaves the rest of it.
 
---predictors says what is learnt of how heads tell K and V of each other, which makes archives a fifth
+--predictors says what is learnt of how heads tell K and V of each other, which makes archives a sixth
 smaller and the profile larger: with (the rest of the profile, the default), only (added to a profile
 made from the same captures) or without.
 
