@@ -60,17 +60,13 @@ func (r *ArchiveRows) clone() ArchiveRows {
 	return x
 }
 
-// fit gives r room for n rows of a layer in floats, and returns floats.
-func (r *ArchiveRows) fit(floats []float32, layer, heads, n int, first int64, dim [sides]int) []float32 {
+// fit gives r room for n rows of a layer.
+func (r *ArchiveRows) fit(layer, heads, n int, first int64, dim [sides]int) {
 	r.Layer, r.Tokens, r.First = layer, n, first
-	if need := heads * n * (dim[sideK] + dim[sideV]); need > len(floats) {
-		floats = make([]float32, need)
-	}
-	left := floats
 	r.K, r.V, r.Weights = make([][]float32, heads), make([][]float32, heads), nil
+	left := make([]float32, heads*n*(dim[sideK]+dim[sideV]))
 	for h := range heads {
 		r.K[h], left = left[:n*dim[sideK]:n*dim[sideK]], left[n*dim[sideK]:]
 		r.V[h], left = left[:n*dim[sideV]:n*dim[sideV]], left[n*dim[sideV]:]
 	}
-	return floats
 }

@@ -200,7 +200,7 @@ func openPart(c *memory, p []byte) (*image, error) {
 	}
 	err = parallel.EachOf(context.Background(), openWorkers, len(payloads), func(l int) error {
 		var rows ArchiveRows
-		rows.fit(nil, im.from/c.geo.KVHeads+l, c.geo.KVHeads, n, im.lo, c.sizes.dim)
+		rows.fit(im.from/c.geo.KVHeads+l, c.geo.KVHeads, n, im.lo, c.sizes.dim)
 		if err := c.cfg.Archiver.Decode(&rows, payloads[l]); err != nil {
 			return err
 		}
@@ -210,7 +210,7 @@ func openPart(c *memory, p []byte) (*image, error) {
 	return im, err
 }
 
-// openWorkers is how many layers of a part are decoded at once.
+// openWorkers is how many layers of a part are coded or decoded at once.
 const openWorkers = 4
 
 // inOrder reports whether the rows of every head are those of the first n tokens.

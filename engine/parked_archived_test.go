@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -21,6 +22,7 @@ import (
 type rounding struct {
 	name   string
 	refuse int // a layer it cannot code, -1 for none
+	mu     sync.Mutex
 	seen   []ArchiveRows
 }
 
@@ -37,7 +39,9 @@ func (a *rounding) Encode(dst []byte, r *ArchiveRows, step float64) ([]byte, err
 	if r.Layer == a.refuse {
 		return nil, fmt.Errorf("layer %d: %w", r.Layer, quant.ErrRange)
 	}
+	a.mu.Lock()
 	a.seen = append(a.seen, *r)
+	a.mu.Unlock()
 	dst = binary.LittleEndian.AppendUint64(dst, math.Float64bits(step))
 	for h := range r.K {
 		for _, rows := range [][]float32{r.K[h], r.V[h]} {
@@ -77,7 +81,7 @@ func (r *rig) rowsOfSequence(s *Sequence) map[[4]int64][]float32 {
 			require.NoError(r.t, err)
 			n := tokensOf(s, g)
 			var rows ArchiveRows
-			require.NoError(r.t, x.unpack(&rows, nil, im, masses, l, n))
+			require.NoError(r.t, x.unpack(&rows, im, masses, l, n))
 			for head := range rows.K {
 				for t := range n {
 					at := g.lo + int64(t)

@@ -10,6 +10,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/kvist-project/kvist/engine/internal/parallel"
 	"github.com/kvist-project/kvist/engine/store"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/frame"
@@ -31,10 +32,8 @@ type shrinker struct {
 	m      *mover
 	step   [2]float64 // of closed segments, of open ones
 	factor []float32  // [layers * kv_heads]: makes the weights of a head those of ArchiveRows
-	// Scratch memory: the image of a part as it is, the part as it is put, rows and their values.
+	// Scratch memory: the image of a part as it is, and the part as it is put.
 	image, part []byte
-	rows        ArchiveRows
-	floats      []float32
 }
 
 // shrinkBytes returns the scratch memory that coding a part of exact bytes of rows takes, and finding the step.
@@ -77,7 +76,7 @@ func newShrinker(m *mover, s *Sequence, room int) (*shrinker, error) {
 			continue
 		}
 		r := ArchiveRows{}
-		if err := x.unpack(&r, nil, im, masses, l, tokensOf(s, g)); err != nil {
+		if err := x.unpack(&r, im, masses, l, tokensOf(s, g)); err != nil {
 			return nil, err
 		}
 		sample = append(sample, *r.middle(rows, c.sizes.dim))
@@ -171,9 +170,9 @@ func (x *shrinker) read(s *Sequence, g *segment, h part) (im *image, masses []fl
 }
 
 // unpack decodes a layer of an image, the tokens in order, and weighs them.
-func (x *shrinker) unpack(r *ArchiveRows, floats []float32, im *image, masses []float32, layer, n int) error {
+func (x *shrinker) unpack(r *ArchiveRows, im *image, masses []float32, layer, n int) error {
 	c := x.m.c
-	x.floats = r.fit(floats, layer, c.geo.KVHeads, n, im.lo, c.sizes.dim)
+	r.fit(layer, c.geo.KVHeads, n, im.lo, c.sizes.dim)
 	if im.closed {
 		r.Weights = make([][]float32, c.geo.KVHeads)
 	}
@@ -326,21 +325,27 @@ func (x *shrinker) shrink(dst []byte, s *Sequence, g *segment, h part) ([]byte, 
 	if !ok {
 		return append(dst[:start], x.image...), nil
 	}
-	for l := h.from / c.geo.KVHeads; l < h.to/c.geo.KVHeads; l++ {
-		of := part{l * c.geo.KVHeads, (l + 1) * c.geo.KVHeads}
-		if err := x.unpack(&x.rows, x.floats, im.slice(of), masses[(of.from-h.from)*im.pages:], l, n); err != nil {
-			return nil, err
+	layers := make([][]byte, (h.to-h.from)/c.geo.KVHeads)
+	err = parallel.EachOf(x.m.ctx, openWorkers, len(layers), func(l int) (err error) {
+		var r ArchiveRows
+		of := part{h.from + l*c.geo.KVHeads, h.from + (l+1)*c.geo.KVHeads}
+		if err := x.unpack(&r, im.slice(of), masses[(of.from-h.from)*im.pages:], of.from/c.geo.KVHeads, n); err != nil {
+			return err
 		}
-		at := len(dst)
-		more, err := c.cfg.Archiver.Encode(le.AppendUint32(dst, 0), &x.rows, x.step[bit(!im.closed)])
-		if errors.Is(err, quant.ErrRange) || err == nil && len(more)-start >= len(x.image) {
-			return append(dst[:start], x.image...), nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		dst = more
-		le.PutUint32(dst[at:], uint32(len(dst)-at-4))
+		layers[l], err = c.cfg.Archiver.Encode(nil, &r, x.step[bit(!im.closed)])
+		return err
+	})
+	if errors.Is(err, quant.ErrRange) {
+		return append(dst[:start], x.image...), nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range layers {
+		dst = append(le.AppendUint32(dst, uint32(len(p))), p...)
+	}
+	if len(dst)-start >= len(x.image) {
+		return append(dst[:start], x.image...), nil
 	}
 	return dst, nil
 }
