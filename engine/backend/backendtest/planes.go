@@ -8,8 +8,6 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/stretchr/testify/require"
-
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/quant"
 	"github.com/kvist-project/kvist/quant/quanttest"
@@ -134,9 +132,11 @@ func planeLists(t *testing.T, b backend.Backend, dim int) {
 	list := span32(len(rows))
 	down := slices.Clone(list)
 	slices.Reverse(down)
-	times := slices.Repeat(list, 16) // a part of it takes several rounds of tiles
-	q := queriesFor(3, 3, dim, dim, 8, [][]int32{list, down, times})
+	lists := [][]int32{list, down}
+	if dim == 64 || dim == 128 { // a part of it takes several rounds of tiles, in kernels that have rounds
+		lists = append(lists, slices.Repeat(list, 16))
+	}
+	q := queriesFor(len(lists), 1, dim, dim, 8, lists)
 	out, lse := attend(t, b, q, blocks)
 	checkAttend(t, q, blocks, out, lse, "long")
-	require.Len(t, out, 9*dim)
 }
