@@ -17,7 +17,7 @@ NO_RACE  := EveryLength|RecallOf|OddScales
 # lint vets everything once.
 FLAGS    := -timeout 15m -vet=off
 # What kernels compute, which is the same with and without cgo: the other tests call the library in every way.
-NO_NOCGO := TestTensorCores|Suite/(encode|decode|demote|attend|attend-mixed|relevance|gather)$$
+NO_NOCGO := TestTensorCores|Suite/(encode|decode|demote|attend|attend-mixed|attend-planes|relevance|gather)$$
 # What people install and import. The tools of bench are vetted, not linked for each build.
 BUILT    := ./cmd/... ./cpu/... ./cuda/... ./engine/... ./importance ./kernels/... ./quant/...
 RACE_ALL  = $(addprefix ./,$(sort $(shell git grep -lE 'go func|wg\.Go|\bsync\.|\batomic\.|unsafe\.' -- 'engine/*.go' 'cpu/*.go' ':!engine/vectors/chromem' | xargs -n1 dirname)))
@@ -217,6 +217,9 @@ check-yzma: model ## a conversation of llama.cpp, run by yzma, is parked at 2 bi
 	python3 bench/modelspeed/llamacpp.py build $(LLAMACPP) "$$(sh engine/model/fetch-model.sh)"
 	cd engine/llamastate/yzma && $(GO) vet . && \
 	  KVIST_LLAMA=$$(ls -d $(CURDIR)/$(LLAMACPP)/lib/python3*/site-packages/llama_cpp/lib 2>/dev/null) $(GO) test -count 1 -v .
+
+check-deploy: ## the binary of the Dockerfile, built as it is there: static, of the size that the page says, in an empty root folder
+	KVIST_REQUIRE=deploy $(GO) test -count 1 -v ./cmd/kvist -run Deploy
 
 check-stores: ## stores beyond the machine against their servers, with faults between (S3, Redis or Valkey where it is installed, NATS)
 	cd cmd/kvist/stores/check && $(GO) vet . && $(GO) test -short -parallel 32 .

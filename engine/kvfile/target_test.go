@@ -130,9 +130,9 @@ func TestCompress_StopsWhereBytesBuyNothing(t *testing.T) {
 // budget. A search that gave up would fall to the smallest file.
 func TestCompress_EveryBudgetIsUsed(t *testing.T) {
 	src := synthetic(t, shape{2, 2, 700, 32, 32, quant.Float16, true}, quanttest.Gaussian, nil)
-	budgets := 60
+	budgets := 30
 	if testing.Short() {
-		budgets = 25
+		budgets = 12
 	}
 	for i := range budgets {
 		cfg := config(t, "bits=1 form=hot")
