@@ -64,8 +64,10 @@ func (s *image) takePages(r *stateReader, n int) (ok bool) {
 			return false
 		}
 		for t := range n {
-			p := int(of[min(t, len(of)-1)])
-			if s.pages <= 16 {
+			var p int
+			if s.pages > 16 {
+				p = int(of[t])
+			} else {
 				p = int(of[t/2] >> (4 * (t % 2)) & 15)
 			}
 			if p >= len(blocks) {
@@ -228,6 +230,13 @@ func (s *image) inOrder(n int) bool {
 	return true
 }
 
+// clampF16 bounds values to what binary16 holds. What was stored within it may come out of the archiver beyond it.
+func clampF16(x []float32) {
+	for i, v := range x {
+		x[i] = min(max(v, -65504), 65504)
+	}
+}
+
 // pack codes the rows of a layer as its blocks have them.
 func (s *image) pack(c *memory, r *ArchiveRows) error {
 	tmp := make([]float32, pageTokens*max(c.geo.HeadDim, c.geo.HeadDimV))
@@ -240,11 +249,13 @@ func (s *image) pack(c *memory, r *ArchiveRows) error {
 				for i := range b.rows {
 					copy(rows.Data[i*dim:][:dim], from[s.at(b, p, i)*dim:])
 				}
+				clampF16(rows.Data)
 				if side == sideK && b.rows > 0 && b.rung[sideK] != f16 {
 					if len(s.mean[h]) != frame.MeanBytes(dim) {
 						return fmt.Errorf("rows without their mean: %w", quant.ErrCorrupt)
 					}
 					addMean(rows, s.mean[h], -1)
+					clampF16(rows.Data)
 				}
 				cd := b.rung[side].coding()
 				if b.rows == 0 {

@@ -288,3 +288,41 @@ func TestPark_ArchivedForeignAndDamaged(t *testing.T) {
 	}
 	r.closeAll()
 }
+
+// swelling is an archiver whose rows come back far larger.
+type swelling struct{ *rounding }
+
+func (a swelling) Decode(r *ArchiveRows, p []byte) error {
+	err := a.rounding.Decode(r, p)
+	for h := range r.K {
+		for _, rows := range [][]float32{r.K[h], r.V[h]} {
+			for i := range rows {
+				rows[i] *= 20000
+			}
+		}
+	}
+	return err
+}
+
+// Rows that come out of the archiver beyond binary16 are the largest that it holds: the conversation is not lost.
+func TestPark_ArchivedStaysFinite(t *testing.T) {
+	ctx := context.Background()
+	cfg := testConfig()
+	cfg.Archiver = swelling{&rounding{name: "swelling", refuse: -1}}
+	r, _ := withStore(t, cfg)
+	s, err := r.c.NewSequence()
+	require.NoError(t, err)
+	r.step(s, 1, 200, 200)
+	id, err := s.Park(ctx, nil, never)
+	require.NoError(t, err)
+	s, err = r.c.Resume(ctx, nil, id)
+	require.NoError(t, err)
+	most := float32(0)
+	for _, x := range r.rowsOfSequence(s) {
+		for _, v := range x {
+			most = max(most, v)
+		}
+	}
+	require.Equal(t, float32(65504), most)
+	r.closeAll()
+}

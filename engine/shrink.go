@@ -16,8 +16,8 @@ import (
 	"github.com/kvist-project/kvist/quant/frame"
 )
 
-// openBits is what rows of a segment that is not closed take more than others, in bits a value: they are coded again
-// whenever the sequence is parked.
+// openBits is what rows of an open segment take more than those of a closed one, in bits a value: they are coded again
+// at every Park.
 const openBits = 1
 
 // sampleRows bounds the tokens of a layer that tell the step of a sequence, and sampleValues the values of all
@@ -36,7 +36,7 @@ type shrinker struct {
 	image, part []byte
 }
 
-// shrinkBytes returns the scratch memory that coding a part of exact bytes of rows takes, and finding the step.
+// shrinkBytes returns the scratch memory for coding a part whose exact rows take so many bytes, and for finding the step.
 func shrinkBytes(c *memory, part int64) int64 {
 	if c.cfg.Archiver == nil {
 		return 0
@@ -129,8 +129,8 @@ func sampled(s *Sequence, layer int) *segment {
 // tokensOf returns how many tokens of a segment a sequence has.
 func tokensOf(s *Sequence, g *segment) int { return int(min(g.hi(), s.n) - g.lo) }
 
-// weightFactors returns for each head what makes the square root of a mass of a row a weight of mean square 1;
-// 0 where nothing is known.
+// weightFactors returns a factor for each head. Times the square root of the mass of a row it is the row's weight, and
+// the weights of a head have a mean square of 1. It is 0 where no query has read the head.
 func weightFactors(s *Sequence) []float32 {
 	g := s.c.geo
 	f := make([]float32, g.Layers*g.KVHeads)

@@ -21,12 +21,7 @@ const questionsEach = 8
 // measureHeld tells a cache conversations with facts in them and asks for the facts when all are told: once in a
 // cache that holds all of them exactly, and once at each ratio.
 func measureHeld(be backend.Backend, m *model.Model, role string, conversations, tokens, after int, ratios []float64, awake bool, cfg engine.Config) error {
-	var bodies []string
-	for _, t := range texts.All() {
-		if t.Role == role {
-			bodies = append(bodies, t.Body)
-		}
-	}
+	bodies := bodiesOf(role)
 	r, err := quality.NewRetrieval(m.Tokenizer(), bodies, questionsEach*conversations, tokens, 1)
 	if err != nil {
 		return err
@@ -82,6 +77,16 @@ func measureHeld(be backend.Backend, m *model.Model, role string, conversations,
 		fmt.Printf("| %.2f | %d | %d of %d | %d of %d | %d | %d | %v |\n", ratio, budget, found, len(all), both, could, bytes, folded, sides)
 	}
 	return nil
+}
+
+// bodiesOf returns the texts of a role.
+func bodiesOf(role string) (bodies []string) {
+	for _, t := range texts.All() {
+		if t.Role == role {
+			bodies = append(bodies, t.Body)
+		}
+	}
+	return bodies
 }
 
 // followed returns each context of a retrieval alone, with tokens of another text behind it.

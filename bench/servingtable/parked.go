@@ -7,7 +7,6 @@ import (
 	"fmt"
 
 	"github.com/kvist-project/kvist/bench/quality"
-	"github.com/kvist-project/kvist/bench/quality/texts"
 	"github.com/kvist-project/kvist/engine"
 	"github.com/kvist-project/kvist/engine/backend"
 	"github.com/kvist-project/kvist/engine/model"
@@ -19,12 +18,7 @@ import (
 // the facts when they have come back. The first row parks them as they are. The budget holds one conversation and a
 // half: the others are in the store.
 func measureParked(be backend.Backend, m *model.Model, role string, conversations, tokens int, bits []float64, cfg engine.Config) error {
-	var bodies []string
-	for _, t := range texts.All() {
-		if t.Role == role {
-			bodies = append(bodies, t.Body)
-		}
-	}
+	bodies := bodiesOf(role)
 	r, err := quality.NewRetrieval(m.Tokenizer(), bodies, questionsEach*conversations, tokens, 1)
 	if err != nil {
 		return err
